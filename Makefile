@@ -1,0 +1,89 @@
+# make setup builds .venv once; every other target does so first when needed.
+# Needs git, make and some python3 (or uv). Python >= 3.12 is found, or fetched by uv.
+
+VENV := .venv
+TOOLS := .venv-tools
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.lapilli-setup
+PYTHON_RANGE := >=3.12,<3.15
+WORKERS ?= 2
+PYTEST ?=
+
+.PHONY: help setup demo test test-slow lint format bench lock clean
+
+help:
+	@echo "make setup      build .venv with the locked dependencies and an editable install"
+	@echo "make demo       run examples/demo.py"
+	@echo "make test       tests and doctests, without the slow ones   (WORKERS=2 PYTEST='-k name')"
+	@echo "make test-slow  the slow tests only"
+	@echo "make lint       ruff check, ruff format --check, pyright"
+	@echo "make format     ruff: sort imports, mend what is safe to mend, format"
+	@echo "make bench      all benchmarks, one by one"
+	@echo "make lock       resolve requirements.lock anew"
+	@echo "make clean      remove caches and environments"
+
+setup: $(STAMP)
+
+# First choice uv (from the path, or installed into $(TOOLS)); second choice pip in a plain venv.
+$(STAMP): requirements.lock pyproject.toml
+	@set -u; \
+	uv=$$(command -v uv || true); \
+	if [ -z "$$uv" ]; then \
+	  [ -x $(TOOLS)/bin/uv ] \
+	    || { rm -rf $(TOOLS); python3 -m venv $(TOOLS) 2>/dev/null \
+	         && $(TOOLS)/bin/python -m pip install --quiet uv; } \
+	    || { rm -rf $(TOOLS); python3 -m pip install --quiet --target $(TOOLS) uv; } \
+	    || echo "setup: no uv, going on with pip"; \
+	  [ -x $(TOOLS)/bin/uv ] && uv=$(TOOLS)/bin/uv; \
+	fi; \
+	with_uv() { \
+	  [ -n "$$uv" ] && echo "setup: $$($$uv --version)" \
+	    && $$uv venv --quiet --clear --python '$(PYTHON_RANGE)' $(VENV) \
+	    && $$uv pip install --quiet --python $(BIN)/python -r requirements.lock \
+	    && $$uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	}; \
+	with_pip() { \
+	  for python in python3.14 python3.13 python3.12 python3; do \
+	    $$python -c 'import sys; sys.exit(not (3, 12) <= sys.version_info < (3, 15))' 2>/dev/null \
+	      && rm -rf $(VENV) && $$python -m venv $(VENV) \
+	      && echo "setup: pip with $$python" \
+	      && $(BIN)/python -m pip install --quiet -r requirements.lock \
+	      && $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . \
+	      && return 0; \
+	  done; \
+	  echo "setup: needs Python $(PYTHON_RANGE), and found none that works" >&2; return 1; \
+	}; \
+	with_uv || { [ -z "$$uv" ] || echo "setup: uv failed, going on with pip"; with_pip; }
+	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/lapilli # for pyright: see pyproject.toml
+	@$(BIN)/python -c 'import sys, lapilli.ppl; print("setup: lapilli", lapilli.__version__, "on Python", sys.version.split()[0])'
+	@touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: setup
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST)
+
+test-slow: setup
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow --durations 10 $(PYTEST)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+lock: setup
+	uv=$$(command -v uv || echo $(TOOLS)/bin/uv); \
+	$$uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --universal --upgrade \
+	  --python-version 3.12 --extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) $(TOOLS) .cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

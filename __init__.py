@@ -1,0 +1,30 @@
+"""Lapilli: probabilistic programs on NumPyro whose objectives and gradient estimators are data.
+
+The three packages are imported on first use, so that `import lapilli` costs next to nothing:
+
+- `lapilli.ppl`: the language (programs, traces, strategies, expectation, marginal, normalize);
+- `lapilli.inference`: objectives, fitting, particles, diagnostics, export to ArviZ;
+- `lapilli.models`: model families written in the language.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import inference as inference, models as models, ppl as ppl
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "inference", "models", "ppl"]
+
+_PACKAGES = ("inference", "models", "ppl")
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562; the import machinery binds the package here, so this runs once per package.
+    if name in _PACKAGES:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PACKAGES})

@@ -1,0 +1,66 @@
+"""Settings and fixtures that all tests share."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _configure_jax() -> None:
+    """CPU, one persistent compilation cache for all workers, one share of the cores per worker.
+
+    Environment variables, so that subprocesses started by tests inherit the settings; a variable
+    that is already set wins.
+    """
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if num_workers > 1:
+        num_threads = str(max(1, (os.cpu_count() or 1) // num_workers))
+        # NPROC is what XLA's CPU client sizes its thread pool by.
+        for name in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            settings[name] = num_threads
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    if "jax" in sys.modules:  # a plugin came first: JAX reads the environment at import only
+        import jax
+
+        jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+_configure_jax()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed-shift",
+        type=int,
+        default=0,
+        help="added to every seed of the `seed` and `key` fixtures, to try fresh seeds",
+    )
+
+
+@pytest.fixture
+def key(request):
+    """The random key of seed 0 (plus --seed-shift), for tests in which one draw is enough."""
+    import jax
+
+    return jax.random.key(request.config.getoption("--seed-shift"))
+
+
+@pytest.fixture(params=(0, 1, 2), ids="seed{}".format)
+def seed(request):
+    """The random key of seed 0, 1 and 2 (plus --seed-shift) in turn, for statistical tests."""
+    import jax
+
+    return jax.random.key(request.param + request.config.getoption("--seed-shift"))

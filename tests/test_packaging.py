@@ -1,0 +1,134 @@
+"""What is installed: the wheel, the editable install, the version, what an import loads."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import lapilli
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("ppl", "inference", "models")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+HEAVY = ("arviz", "funsor", "matplotlib", "optax", "orbax")
+
+
+def run(*args, cwd, **env):
+    """Runs a command with Python's own path variables removed; returns what it prints."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    result = subprocess.run(
+        [str(a) for a in args], cwd=cwd, env=clean | env, capture_output=True, text=True
+    )
+    assert result.returncode == 0, f"{args} failed\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def source_packages():
+    """The packages on disk, by their import names."""
+    inits = [init for name in PACKAGES for init in (ROOT / name).rglob("__init__.py")]
+    return {"lapilli"} | {
+        ".".join(("lapilli", *init.parent.relative_to(ROOT).parts)) for init in inits
+    }
+
+
+def test_every_package_on_disk_is_declared():
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == source_packages()
+
+
+def test_the_tests_run_the_code_of_this_checkout():
+    assert Path(lapilli.__file__).resolve() == ROOT / "__init__.py"
+    assert Path(lapilli.ppl.__file__).resolve() == ROOT / "ppl" / "__init__.py"
+
+
+def test_version_of_the_metadata_is_the_version_of_the_module():
+    assert metadata.version("lapilli") == lapilli.__version__
+
+
+def test_attributes_are_the_packages_and_no_others():
+    assert {"ppl", "inference", "models", "__version__"} <= set(dir(lapilli))
+    with pytest.raises(AttributeError, match="'lapilli' has no attribute 'nothing'"):
+        lapilli.nothing  # noqa: B018
+
+
+def test_no_module_imports_the_package_by_its_absolute_name():
+    # House rule: imports inside the package are relative, so that tools that do not know the
+    # package's name (an editor, a type checker) can follow them.
+    offenders = []
+    for file in (f for name in PACKAGES for f in (ROOT / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            if any(name.partition(".")[0] == "lapilli" for name in names):
+                offenders.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert not offenders
+
+
+@pytest.mark.parametrize("name", ["lapilli", *(f"lapilli.{p}" for p in PACKAGES)])
+def test_import_does_not_load_what_is_needed_on_use_only(name, tmp_path):
+    code = f"import sys, json, {name}; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
+    assert json.loads(run(sys.executable, "-c", code, cwd=tmp_path)) == []
+
+
+def test_import_of_the_root_loads_no_jax(tmp_path):
+    code = "import sys, lapilli; assert not {'jax', 'numpy'} & set(sys.modules)"
+    run(sys.executable, "-c", code, cwd=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of the sources: building in place would leave build/ behind."""
+    source = tmp_path_factory.mktemp("source")
+    for file in ("pyproject.toml", "LICENSE", "README.md", "__init__.py", "py.typed"):
+        if (ROOT / file).exists():
+            shutil.copy(ROOT / file, source)
+    for folder in (*PACKAGES, "tests", "examples"):
+        if (ROOT / folder).exists():
+            shutil.copytree(
+                ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
+            )
+    out = tmp_path_factory.mktemp("wheel")
+    # The build backend is called as PEP 517 says, so neither pip nor a network is needed.
+    code = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
+    run(sys.executable, "-c", code, cwd=source)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_the_packages_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        files = {f for f in archive.namelist() if ".dist-info/" not in f}
+    sources = {f"lapilli/{f.relative_to(ROOT)}" for p in PACKAGES for f in (ROOT / p).rglob("*.py")}
+    assert files == sources | {"lapilli/__init__.py", "lapilli/py.typed"}
+
+
+def test_wheel_metadata_names_version_license_and_python(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (f for f in archive.namelist() if f.endswith("METADATA"))
+        text = archive.read(name).decode()
+        assert any(f.endswith("licenses/LICENSE") for f in archive.namelist())
+    for line in (f"Version: {lapilli.__version__}", "Requires-Python: >=3.12"):
+        assert line in text.splitlines()
+
+
+def test_installed_wheel_imports_from_another_folder(wheel, tmp_path):
+    target, cwd = tmp_path / "site", tmp_path / "elsewhere"
+    cwd.mkdir()
+    with zipfile.ZipFile(wheel) as archive:  # a pure-Python wheel is installed by unpacking it
+        archive.extractall(target)
+    code = (
+        f"import sys; sys.path.insert(0, {str(target)!r})\n"
+        "import lapilli\n"
+        "from lapilli import ppl, inference, models\n"
+        "print(lapilli.__file__, ppl.__file__, inference.__file__, models.__file__, sep='\\n')"
+    )
+    for line in run(sys.executable, "-c", code, cwd=cwd).splitlines():
+        assert Path(line).is_relative_to(target)
