@@ -38,7 +38,7 @@ $(STAMP): requirements.lock pyproject.toml
 	fi; \
 	with_uv() { \
 	  [ -n "$$uv" ] && echo "setup: $$($$uv --version)" \
-	    && $$uv venv --quiet --clear --python '$(PYTHON_RANGE)' $(VENV) \
+	    && rm -rf $(VENV) && $$uv venv --quiet --python '$(PYTHON_RANGE)' $(VENV) \
 	    && $$uv pip install --quiet --python $(BIN)/python -r requirements.lock \
 	    && $$uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
 	}; \
@@ -55,7 +55,7 @@ $(STAMP): requirements.lock pyproject.toml
 	}; \
 	with_uv || { [ -z "$$uv" ] || echo "setup: uv failed, going on with pip"; with_pip; }
 	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/lapilli # for pyright: see pyproject.toml
-	@$(BIN)/python -c 'import sys, lapilli.ppl; print("setup: lapilli", lapilli.__version__, "on Python", sys.version.split()[0])'
+	@$(BIN)/python -c 'import sys, lapilli as l; print("setup: lapilli", l.__version__, sys.version)'
 	@touch $@
 
 demo: setup

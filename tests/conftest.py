@@ -9,13 +9,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _configure_jax() -> None:
-    """CPU, one persistent compilation cache for all workers, one share of the cores per worker.
+def _configure() -> None:
+    """CPU, one compilation cache for all workers, a share of the cores per worker, no windows.
 
     Environment variables, so that subprocesses started by tests inherit the settings; a variable
     that is already set wins.
     """
     settings = {
+        "MPLBACKEND": "agg",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -38,7 +39,7 @@ def _configure_jax() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-_configure_jax()
+_configure()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def key(request):
     """The random key of seed 0 (plus --seed-shift), for tests in which one draw is enough."""
     import jax

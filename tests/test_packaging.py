@@ -48,6 +48,13 @@ def test_the_tests_run_the_code_of_this_checkout():
     assert Path(lapilli.ppl.__file__).resolve() == ROOT / "ppl" / "__init__.py"
 
 
+def test_compiled_programs_are_kept_between_runs():
+    import jax
+
+    jax.jit(lambda x: x + 1)(1.0)
+    assert list(Path(jax.config.jax_compilation_cache_dir).iterdir())
+
+
 def test_version_of_the_metadata_is_the_version_of_the_module():
     assert metadata.version("lapilli") == lapilli.__version__
 
