@@ -1,0 +1,73 @@
+"""Split the arguments of a program into arrays, which are traced, and the rest, which stays Python.
+
+`plate("rows", n)` needs a Python number, and a callable cannot be traced: only leaves that are arrays become inputs of the
+compiled training loop. The split is taken once from an example; later tuples of arguments must have the same structure and
+the same static leaves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is numeric data (NumPy, JAX, or anything that converts by `__array__`)."""
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return True
+    if not hasattr(leaf, "__array__"):
+        return False
+    return np.asarray(leaf).dtype.kind not in "OUS"
+
+
+class Arguments:
+    """The split of one tuple of arguments.
+
+    Args:
+        args: an example, with arrays or anything else as leaves.
+    """
+
+    def __init__(self, args: tuple):
+        leaves, self.treedef = jax.tree.flatten(args)
+        self.is_array = [is_array(leaf) for leaf in leaves]
+        self.static = [
+            None if array else leaf for leaf, array in zip(leaves, self.is_array, strict=True)
+        ]
+
+    def arrays(self, args: tuple) -> list[Any]:
+        """The array leaves of `args`.
+
+        Raises:
+            ValueError: if `args` has another structure or other static leaves than the example.
+        """
+        leaves, treedef = jax.tree.flatten(args)
+        if treedef != self.treedef:
+            raise ValueError(
+                f"Arguments have the structure {treedef}, but {self.treedef} came before."
+            )
+        static = [
+            None if array else leaf for leaf, array in zip(leaves, self.is_array, strict=True)
+        ]
+        if static != self.static:
+            raise ValueError(f"Non-array arguments are {static}, but {self.static} came before.")
+        return [
+            leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else np.asarray(leaf)
+            for leaf, array in zip(leaves, self.is_array, strict=True)
+            if array
+        ]
+
+    def join(self, arrays: list[Any]) -> tuple:
+        """The tuple of arguments with `arrays` as its array leaves; the inverse of `arrays`."""
+        rest = iter(arrays)
+        leaves = [
+            next(rest) if array else leaf
+            for leaf, array in zip(self.static, self.is_array, strict=True)
+        ]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+def shapes(arrays: list[Any]) -> list[str]:
+    """Shape and dtype of each array, e.g. `float32[3, 2]`, for messages and comparisons."""
+    return [f"{array.dtype}{list(array.shape)}" for array in arrays]

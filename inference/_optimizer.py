@@ -1,0 +1,138 @@
+"""Optimisers for fit: one for all parameters, or one per group of parameters, some groups frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+FROZEN = "frozen"
+_ALL = "*"
+
+
+class Optimizer(NamedTuple):
+    """A gradient transformation and, for each leaf of the parameters, its name and whether it is trained."""
+
+    transform: Any
+    names: list[str]
+    is_trained: list[bool]
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether `value` follows optax's interface."""
+    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+
+
+def make_optimizer(optimizer: Any, params: Any) -> Optimizer:
+    """Match the groups of `optimizer` with the names in `params`.
+
+    Args:
+        optimizer: an optax transformation, or a dict from fnmatch pattern to a transformation or "frozen".
+        params: mapping from name to a pytree of arrays (or their shapes).
+
+    Raises:
+        ValueError: if a parameter matches no pattern or several, a pattern matches nothing, or nothing is left to train.
+    """
+    names = leaf_names(params)
+    if not names:
+        raise ValueError("The objective has no parameters, so there is nothing to fit.")
+    groups = optimizer if isinstance(optimizer, Mapping) else {_ALL: optimizer}
+    group_of = _match(groups, list(params))
+    labels = [group_of[name] for name in names]
+    is_trained = [not isinstance(groups[label], str) for label in labels]
+    if not any(is_trained):
+        raise ValueError(f"Argument 'optimizer': every parameter is frozen: {list(params)}.")
+    if isinstance(optimizer, Mapping):
+        transforms = {
+            pattern: optax.set_to_zero() if isinstance(group, str) else group
+            for pattern, group in groups.items()
+        }
+        tree = jax.tree.unflatten(jax.tree.structure(params), labels)
+        optimizer = optax.partition(transforms, tree)
+    return Optimizer(optax.with_extra_args_support(optimizer), names, is_trained)
+
+
+def leaf_names(params: Mapping[str, Any]) -> list[str]:
+    """The parameter name of each leaf, in the order of `jax.tree.leaves(params)`."""
+    # By number, not by path: a dict subclass may be registered as a pytree with paths of its own.
+    leaves, treedef = jax.tree.flatten(params)
+    numbers = jax.tree.unflatten(treedef, list(range(len(leaves))))
+    names = [""] * len(leaves)
+    for name in params:
+        for number in jax.tree.leaves(numbers[name]):
+            names[number] = name
+    return names
+
+
+def _match(groups: Mapping[str, Any], names: list[str]) -> dict[str, str]:
+    found = {name: [p for p in groups if fnmatchcase(name, p)] for name in names}
+    matched = {pattern for patterns in found.values() for pattern in patterns}
+    problems = [f"pattern '{p}' matches no parameter" for p in groups if p not in matched]
+    problems += [
+        f"parameter '{n}' matches no pattern" for n, patterns in found.items() if not patterns
+    ]
+    problems += [
+        f"parameter '{name}' matches several patterns: {patterns}"
+        for name, patterns in found.items()
+        if len(patterns) > 1
+    ]
+    if problems:
+        raise ValueError(
+            f"Argument 'optimizer': {'; '.join(problems)}. Parameters: {names}; patterns: {list(groups)}. Each parameter must "
+            "match exactly one pattern; give the ones to leave alone to a pattern with the value 'frozen'."
+        )
+    return {name: patterns[0] for name, patterns in found.items()}
+
+
+def apply(optimizer: Optimizer, params: Any, opt_state: Any, grads: Any, value: Any, sign: float):
+    """One update.
+
+    Args:
+        optimizer: the result of `make_optimizer`.
+        params: parameters.
+        opt_state: the transformation's state.
+        grads: gradient of `value`.
+        value: the objective in nats.
+        sign: +1 to minimise `value`, -1 to maximise it.
+
+    Returns:
+        New parameters, frozen leaves untouched to the bit, and the new state.
+    """
+    descent = jax.tree.map(lambda g: sign * g, grads)
+    # `value` reaches transformations that ask for it, such as reduce_on_plateau.
+    updates, opt_state = optimizer.transform.update(descent, opt_state, params, value=sign * value)
+    moved = optax.apply_updates(params, updates)
+    return keep_frozen(optimizer, params, moved), opt_state
+
+
+def keep_frozen(optimizer: Optimizer, old: Any, new: Any) -> Any:
+    """`new` with the frozen leaves of `old`."""
+    treedef = jax.tree.structure(old)
+    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), optimizer.is_trained, strict=True)
+    return jax.tree.unflatten(treedef, [n if trained else o for o, n, trained in pairs])
+
+
+def trained_leaves(optimizer: Optimizer, tree: Any) -> list[Any]:
+    """The leaves of `tree` (parameters or gradients) that are trained."""
+    return [leaf for leaf, t in zip(jax.tree.leaves(tree), optimizer.is_trained, strict=True) if t]
+
+
+def average_step(optimizer: Optimizer, average: Any, params: Any, count: Any, decay: float | str):
+    """Add the iterate number `count` (from 1) to the running average.
+
+    "polyak" is the uniform mean of all iterates; a number d is the exponential mean with weights d^(count - s), normalised to
+    one, so that the starting point leaves no trace.
+    """
+    count = jnp.asarray(count, jnp.result_type(float))
+    if isinstance(decay, str):
+        weight = 1 / count
+    else:
+        # (1 - d) / (1 - d^count), without the cancellation of d near one.
+        weight = (1 - decay) / -jnp.expm1(count * math.log(decay))
+    new = jax.tree.map(lambda a, p: a + weight.astype(a.dtype) * (p - a), average, params)
+    return keep_frozen(optimizer, average, new)

@@ -1,0 +1,245 @@
+"""The host's part of fit: call the compiled loop until the run is over, and do in between what needs Python.
+
+Order at the end of a device call: history, progress, errors, callbacks, checkpoint. Callbacks run at multiples of
+`callback_every` and at the last step, checkpoints are written at multiples of `checkpoint_every` and at the end; in between,
+the length of the device calls follows the clock, so that Ctrl-C and the progress bar stay prompt. Numbers do not depend on
+that length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from ._callbacks import FitInfo, wants_stop
+from ._checkpoint import Checkpoint, save
+from ._loop import MAX_CONSECUTIVE_SKIPS, Carry, Config, compile_steps, step_args, step_key
+from ._nonfinite import NonFiniteError, diagnose
+
+_SECONDS_PER_CALL = 0.3
+
+
+class Plan(NamedTuple):
+    """What the host does and when."""
+
+    num_steps: int | None
+    callbacks: Sequence[Callable[[FitInfo], Any]]
+    callback_every: int
+    checkpoint: Any
+    checkpoint_every: int
+    run: dict[str, Any]  # description for the checkpoint
+    progress: bool
+
+
+class History:
+    """Values of all steps so far, in a buffer that grows."""
+
+    def __init__(self, values: np.ndarray):
+        self._buffer, self._size = values, len(values)
+
+    def append(self, values: np.ndarray) -> None:
+        size = self._size + len(values)
+        if size > len(self._buffer):
+            grown = np.empty((2 * size, *values.shape[1:]), values.dtype)
+            grown[: self._size] = self.values()
+            self._buffer = grown
+        self._buffer[self._size : size] = values
+        self._size = size
+
+    def values(self) -> np.ndarray:
+        """Read-only view of shape [steps] or [steps, seeds]."""
+        view = self._buffer[: self._size]
+        view.flags.writeable = False
+        return view
+
+
+class Training:
+    """One run (or several seeds at once) on its way.
+
+    Args:
+        config: static choices.
+        plan: when to do what.
+        keys: the run's key, or one per seed.
+        carry: state before step number `step`.
+        step: number of steps already completed.
+        values: their values.
+        make_fit: `(carry, values, step, stop_reason) -> Fit`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        keys: jax.Array,
+        carry: Carry,
+        step: int,
+        values: np.ndarray,
+        make_fit: Callable,
+    ):
+        self._config, self._plan, self._keys, self._make_fit = config, plan, keys, make_fit
+        self._carry, self._step, self._history = carry, step, History(values)
+        self._called, self._saved = step, step
+        self._length = 1  # the first call compiles and measures
+        # A callback may keep the parameters it sees, so their memory is reused only without callbacks.
+        self._run = compile_steps(config, donate=not plan.callbacks)
+
+    def finish(self) -> Any:
+        """Train to the end and return the fit."""
+        self._start = time.monotonic()
+        plan = self._plan
+        with _deferred_interrupt() as pressed, _bar(plan, self._step) as bar:
+            try:
+                reason = self._loop(pressed, bar)
+            except KeyboardInterrupt:
+                # From a callback or from the data; a second Ctrl-C is meant to end everything at once.
+                if pressed.is_set():
+                    raise
+                reason = "interrupt"
+            self._save(stopped=reason == "callback")
+        return self._fit(reason)
+
+    def _loop(self, pressed: threading.Event, bar: tqdm) -> str:
+        num_steps = self._plan.num_steps
+        while num_steps is None or self._step < num_steps:
+            if not self._advance(bar):
+                return self._data_ended()
+            is_last = self._step == num_steps
+            if (is_last or self._step % self._plan.callback_every == 0) and self._call_back():
+                return "callback"
+            if self._step % self._plan.checkpoint_every == 0:
+                self._save()
+            if pressed.is_set():
+                return "interrupt"
+        return "num_steps"
+
+    def _advance(self, bar: tqdm) -> bool:
+        """One device call; False if the data has ended."""
+        began = time.monotonic()
+        data, num_steps = self._config.source.load(self._next_length())
+        if num_steps == 0:
+            return False
+        result = self._run(self._carry, self._keys, self._step, num_steps, data)
+        self._carry, values, num_taken, is_bad = result
+        num_taken, is_bad = int(num_taken), np.asarray(is_bad)
+        values = np.asarray(values)[:num_taken]
+        if self._config.on_nonfinite == "raise" and is_bad.any():
+            self._history.append(values[:-1])
+            self._step += num_taken - 1
+            self._raise_nonfinite(data, num_taken - 1, int(np.argmax(is_bad)))
+        self._history.append(values)
+        self._step += num_taken
+        if np.all(np.asarray(self._carry.num_skipped_in_row) >= MAX_CONSECUTIVE_SKIPS):
+            self._raise_nonfinite(data, num_taken - 1, 0, self._step - 1)
+        self._set_length(num_steps, time.monotonic() - began)
+        self._show(bar, values)
+        return True
+
+    def _next_length(self) -> int:
+        plan = self._plan
+        periods = [plan.checkpoint_every] if plan.checkpoint is not None else []
+        periods += [plan.callback_every] if plan.callbacks else []
+        ends = [self._step - self._step % period + period for period in periods]
+        if plan.num_steps is not None:
+            ends.append(plan.num_steps)
+        return min(self._length, self._config.max_steps, *(end - self._step for end in ends))
+
+    def _set_length(self, num_steps: int, seconds: float) -> None:
+        wanted = int(num_steps * _SECONDS_PER_CALL / max(seconds, 1e-6))
+        self._length = min(max(1, wanted), 8 * num_steps)
+
+    def _show(self, bar: tqdm, values: np.ndarray) -> None:
+        gains = self._config.sign * values.mean(0)
+        text = f"value={self._config.sign * np.min(gains):.6g}"
+        num_skipped = int(np.sum(np.asarray(self._carry.num_skipped)))
+        bar.set_postfix_str(
+            text + (f" skipped={num_skipped}" if num_skipped else ""), refresh=False
+        )
+        bar.update(len(values))
+
+    def _call_back(self) -> bool:
+        if not self._plan.callbacks or self._called == self._step:
+            return False
+        info = FitInfo(
+            step=self._step,
+            num_new=self._step - self._called,
+            params=self._carry.params,
+            state=self._carry.state,
+            values=self._history.values(),
+            num_skipped=np.asarray(self._carry.num_skipped),
+            direction=self._config.objective.direction,
+            seconds=time.monotonic() - self._start,
+        )
+        self._called = self._step
+        return wants_stop(self._plan.callbacks, info)
+
+    def _save(self, stopped: bool = False) -> None:
+        if self._plan.checkpoint is None or (self._saved == self._step and not stopped):
+            return
+        values = self._history.values()
+        contents = Checkpoint(self._step, self._carry, values, self._plan.run, stopped)
+        save(self._plan.checkpoint, contents)
+        self._saved = self._step
+
+    def _data_ended(self) -> str:
+        num_steps = self._plan.num_steps
+        if num_steps is None:
+            return "data"
+        self._save()
+        raise ValueError(
+            f"Argument 'args': the iterator ended after {self._step} of {num_steps} steps. Pass an iterable that can be read "
+            "again (a list or a data loader, not a generator), or num_steps=None to train until the data ends."
+        )
+
+    def _raise_nonfinite(self, data: Any, index: int, lane: int, step: int | None = None) -> None:
+        self._save()
+        step = self._step if step is None else step
+        take = self._lane(lane)
+        key = take(self._keys)
+        args = step_args(self._config, key, data, index, step)
+        params, state = take(self._carry.params), take(self._carry.state)
+        diagnosis = diagnose(self._config, params, state, step_key(key, step), args)
+        seed = None if self._config.num_seeds is None else lane
+        raise NonFiniteError(diagnosis, step, seed, self._fit("error"))
+
+    def _lane(self, lane: int) -> Callable[[Any], Any]:
+        if self._config.num_seeds is None:
+            return lambda tree: tree
+        return lambda tree: jax.tree.map(lambda leaf: leaf[lane], tree)
+
+    def _fit(self, reason: str) -> Any:
+        return self._make_fit(self._carry, self._history.values(), self._step, reason)
+
+
+def _bar(plan: Plan, step: int) -> tqdm:
+    is_shown = plan.progress and jax.process_index() == 0
+    return tqdm(total=plan.num_steps, initial=step, disable=not is_shown, desc="fit", unit="step")
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Inside, the first Ctrl-C sets the event; the second one raises KeyboardInterrupt."""
+    pressed = threading.Event()
+
+    def handler(signum, frame):
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    # A program's own handler stays in charge, and only the main thread may set one.
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield pressed
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
