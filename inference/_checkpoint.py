@@ -130,5 +130,5 @@ def _to_raw(leaf: jax.Array) -> np.ndarray:
 
 def _from_raw(raw: np.ndarray, like: jax.Array) -> jax.Array:
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(raw, impl=jax.random.key_impl(like))
+        return jax.random.wrap_key_data(jnp.asarray(raw), impl=jax.random.key_impl(like))
     return jnp.asarray(raw if raw.dtype == like.dtype else raw.view(like.dtype))

@@ -156,8 +156,18 @@ def _step(config: Config, carry: Carry, key: jax.Array, step: Any, args: tuple):
         value,
         *(leaf for t in (grads, moved) for leaf in trained_leaves(config.optimizer, t)),
     ]
-    is_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in checked]))
-    return _like(carry, new), value, ~is_finite
+    return _like(carry, new), value, ~_all_finite(checked)
+
+
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    """Whether every element is finite.
+
+    A sum that is finite proves it, and costs a third of a test of every element (measured on a CPU, where the latter took a
+    fifth of the step of a small network); the elements are looked at only when a sum is not, since it may have overflowed.
+    """
+    sums = jnp.stack([jnp.isfinite(jnp.sum(leaf)) for leaf in leaves])
+    exact = lambda: jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    return jax.lax.cond(jnp.all(sums), lambda: jnp.array(True), exact)
 
 
 def _select(hold: jax.Array, old: Carry, new: Carry) -> Carry:

@@ -48,7 +48,7 @@ def make_optimizer(optimizer: Any, params: Any) -> Optimizer:
     if not any(is_trained):
         raise ValueError(f"Argument 'optimizer': every parameter is frozen: {list(params)}.")
     if isinstance(optimizer, Mapping):
-        transforms = {
+        transforms: dict[Any, Any] = {
             pattern: optax.set_to_zero() if isinstance(group, str) else group
             for pattern, group in groups.items()
         }

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -105,6 +106,20 @@ def test_ctrl_c_returns_what_there_is():
     assert result.interrupted and result.stop_reason == "interrupt"
     assert result.steps == 20 and len(result.history["value"]) == 20
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_between_device_calls_is_prompt():
+    press = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    press.start()
+    result = fit(
+        Objective(),
+        optax.sgd(1e-6),
+        (X,),
+        num_steps=3_000_000,
+        key=jax.random.key(0),
+        progress=False,
+    )
+    assert result.interrupted and 0 < result.steps < 3_000_000
 
 
 def test_a_second_ctrl_c_ends_the_program():

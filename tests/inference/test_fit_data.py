@@ -85,6 +85,17 @@ def test_mean_of_the_scaled_values_over_an_epoch_is_the_full_value():
     np.testing.assert_allclose(batched.history["value"].mean(), full.history["value"][0], rtol=1e-6)
 
 
+def test_the_comparison_above_sees_a_missing_scale():
+    class Unscaled(Objective):
+        def with_plate_sizes(self, sizes):
+            return self
+
+    still = optax.sgd(0.0)
+    batched = run(Unscaled(noisy=False), optimizer=still, num_steps=3, subsample={"rows": 4})
+    full = run(Unscaled(noisy=False), optimizer=still, num_steps=1)
+    assert abs(batched.history["value"].mean() / full.history["value"][0] - 1) > 0.5
+
+
 def test_a_batch_of_all_rows_equals_the_full_data():
     full, batched = run(num_steps=3), run(num_steps=3, subsample={"rows": 12})
     np.testing.assert_allclose(batched.history["value"], full.history["value"], rtol=1e-5)

@@ -42,7 +42,8 @@ for name, (args, extra) in cases.items():
 
 class Look(Objective):
     def step(self, params, state, key, x):
-        jax.debug.inspect_array_sharding(x, callback=lambda s: print("rows", s.shard_shape(x.shape)))
+        shape = x.shape
+        jax.debug.inspect_array_sharding(x, callback=lambda s: print("rows", s.shard_shape(shape)))
         return super().step(params, state, key, x)
 
     def with_plate_sizes(self, sizes):

@@ -39,6 +39,18 @@ def test_an_infinite_gradient_names_the_parameter():
     assert error.parameters == ("loc",)
 
 
+def test_numbers_that_are_huge_but_finite_are_no_alarm():
+    class Huge(Objective):
+        def init(self, key, x):
+            return super().init(key, x) | {"huge": jnp.full(4, 3e38)}
+
+        def step(self, params, state, key, x):
+            value, grads, new = super().step(params, state, key, x)
+            return value, type(params)(grads, huge=jnp.zeros(4)), new
+
+    assert run(Huge()).steps == 8
+
+
 def test_a_bad_objective_over_good_sites_is_told_apart():
     with pytest.raises(NonFiniteError, match="objective is nan though the log_prob of every site"):
         run(Objective(break_at=("value", (3,))))
