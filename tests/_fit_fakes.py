@@ -77,7 +77,7 @@ class Objective:
         return params
 
     def init_state(self, params, key, x, *rest):
-        return {"count": 0, "total": jnp.float32(0)}
+        return {"count": 0, "total": jnp.zeros(())}
 
     def terms(self, params, key, x):
         loc, scale = params["loc"], jnp.exp(params["log_scale"])

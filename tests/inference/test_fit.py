@@ -94,7 +94,7 @@ def test_given_parameters_are_the_start_and_stay_usable():
     start = {"loc": jnp.float32(1.5), "log_scale": -1}
     result = run(params=start, num_steps=0)
     assert isinstance(result.params, Params)
-    assert result.params["loc"] == 1.5 and result.params["log_scale"].dtype == jnp.float32
+    assert result.params["loc"] == 1.5 and result.params["log_scale"].dtype == jnp.zeros(()).dtype
     run(params=result.params, num_steps=3)
     assert result.params["loc"] == 1.5  # not given away to the compiled loop
 
@@ -168,9 +168,9 @@ def test_average_keeps_frozen_parameters():
     result = run(
         optimizer={"loc": SGD, "log_scale": "frozen"},
         average=0.9,
-        params={"loc": 1.0, "log_scale": 0.3},
+        params={"loc": 1.0, "log_scale": 0.25},
     )
-    assert result.params["log_scale"] == np.float32(0.3)
+    assert result.params["log_scale"] == 0.25
 
 
 # Seeds
@@ -241,7 +241,7 @@ def test_a_fit_with_seeds_has_no_single_guide():
         (
             {"params": {"loc": np.ones(2), "log_scale": 0.0}},
             ValueError,
-            r"'loc' has \['float32\[2\]'\], but the objective needs \['float32\[\]'\]",
+            r"'loc' has \['float..\[2\]'\], but the objective needs \['float..\[\]'\]",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
