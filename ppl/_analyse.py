@@ -1,0 +1,267 @@
+"""From a program and a choice of strategies to everything the estimator needs to know.
+
+Steps: trace once under the engine (`_engine.py`); analyse the jaxpr (`_dependence.py`); split the result into additive terms (`_additive.py`);
+close the relations over sites, so that each term knows every site it depends on, directly or through other sites; lay out
+enumeration. All of this happens at trace time and costs nothing in the compiled program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
+
+from ._additive import Term, split
+from ._compat import fresh_caches
+from ._dependence import Analysis
+from ._engine import Engine, StrategySite, Unsuitable
+from ._recorder import SiteInfo
+from ._relation import PARAMS, Relation, Relations, compose, join_links, mixed
+
+MAX_LANES = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Where a site's numbers stand in the traced program: atoms of its jaxpr."""
+
+    value: Any
+    log_prob: Any
+    active: Any
+    fixed: tuple[Any, ...]
+    local: tuple[Any, ...]
+    local_tree: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the elements of an enumerated site are laid out in lanes.
+
+    Attributes:
+        joint: element axes enumerated jointly (all combinations); the other axes share the lanes.
+        num_lanes: num_values ** (number of joint elements).
+    """
+
+    joint: tuple[int, ...]
+    num_lanes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysed:
+    """A traced program with all that the estimator needs.
+
+    Attributes:
+        closed: the traced program; its inputs are the leaves of the parameters and the key.
+        result: atom of the scalar result.
+        terms: additive terms of the result.
+        relations: per term, its closed relations to the sites that are not pathwise.
+        site_relations: per site index, its closed relations to sites upstream.
+        sites: by index.
+        numbers: by index.
+        layouts: by index, for enumerated sites with something downstream.
+        num_replicates: independent runs of the program.
+        infos: site descriptions by address, in program order.
+        plates: plate sizes.
+    """
+
+    closed: ClosedJaxpr
+    result: Any
+    terms: list[Term]
+    relations: list[Relations]
+    site_relations: dict[int, Relations]
+    sites: dict[int, StrategySite]
+    numbers: dict[int, Numbers]
+    layouts: dict[int, Layout]
+    num_replicates: int
+    infos: dict[str, SiteInfo]
+    plates: dict[str, int]
+    facts: Analysis
+    out_dtype: Any
+
+    @property
+    def is_pathwise(self) -> bool:
+        """Whether every site is pathwise: the program is then differentiated as it stands."""
+        return all(site.strategy.is_pathwise for site in self.sites.values())
+
+
+def analyse(
+    fn: Callable[..., Any],
+    params: Any,
+    key: jax.Array,
+    args: tuple[Any, ...],
+    *,
+    strategies: Mapping[str, Any] | str | None,
+    num_replicates: int = 1,
+    demoted: Mapping[str, set[str]] | None = None,
+) -> Analysed:
+    """Trace and analyse `fn(params, *args)`.
+
+    Raises:
+        ValueError: any of the refusals listed in `ppl.expectation`.
+    """
+    record: dict[str, Any] = {}
+
+    def run(params: Any, key: jax.Array) -> Any:
+        engine = Engine(key, strategies, demoted)
+        with fresh_caches(), engine:
+            result = fn(params, *args)
+        engine.check_patterns()
+        record.update(sites=engine.frame.sites, infos=engine.frame.infos, plates=engine.plates)
+        return _as_scalar(result), engine.frame.numbers
+
+    closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
+    outvars = closed.jaxpr.outvars
+    tree = jax.tree.structure(shapes)
+    _, numbers = jax.tree.unflatten(tree, outvars)
+    sites = {s.index: s for s in record["sites"].values()}
+    table = {s.index: _numbers(numbers[s.address]) for s in sites.values()}
+    num_params = len(jax.tree.leaves(params))
+    facts = Analysis(closed, [i < num_params for i in range(len(closed.jaxpr.invars))])
+    result = outvars[0]
+    _check_supports(sites, facts)
+    _check_fixed(sites, table, facts)
+    if all(site.strategy.is_pathwise for site in sites.values()):
+        terms, relations, upstream, layouts = [], [], {}, {}
+    else:
+        terms = split(closed.jaxpr, result, facts)
+        upstream = _close(sites, table, facts)
+        relations = [_through_sites(_of(facts, t.variable, sites), upstream) for t in terms]
+        layouts = _layouts(sites, relations)
+    replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
+    return Analysed(
+        closed, result, terms, relations, upstream, sites, table, layouts, replicates, record["infos"],
+        record["plates"], facts, shapes[0].dtype,
+    )  # fmt: skip
+
+
+def _as_scalar(result: Any) -> jax.Array:
+    if not hasattr(result, "shape") and not isinstance(result, int | float):
+        raise TypeError(
+            f"The function of an expectation must return one real number, got {type(result).__name__}. Return a scalar, "
+            "e.g. model.log_density(choices, x) - trace.log_density."
+        )
+    result = jnp.asarray(result)
+    if result.shape != () or not jnp.issubdtype(result.dtype, jnp.floating):
+        raise TypeError(
+            f"The function of an expectation must return one real number, got an array of shape {result.shape} and dtype "
+            f"{result.dtype}. Sum it (for a sum of costs) or take its mean."
+        )
+    return result
+
+
+def _numbers(numbers: dict[str, Any]) -> Numbers:
+    local, local_tree = jax.tree.flatten(numbers["local"])
+    return Numbers(numbers["value"], numbers["log_prob"], numbers["active"], tuple(numbers["fixed"]), tuple(local), local_tree)
+
+
+def _of(facts: Analysis, atom: Any, sites: dict[int, StrategySite]) -> Relations:
+    """Relations of a variable to the elements of sites (axes of single events dropped, region axes in the outside order)."""
+    out: Relations = {}
+    for source, relation in facts[atom].relations.items():
+        if source != PARAMS:
+            assert isinstance(source, int)
+            order = axis_order(sites[source])
+            out[source] = tuple(relation[i] for i in order)
+    return out
+
+
+def axis_order(site: StrategySite) -> list[int]:
+    """Position in the marker's layout (times, lanes, elements) of each outside axis of a site (regions, elements)."""
+    regions = [r for r in site.regions if r.axis is not None]
+    inner = [i for i, r in enumerate(regions) if r.kind == "scan"] + [i for i, r in enumerate(regions) if r.kind != "scan"]
+    return [inner.index(i) for i in range(len(regions))] + [len(regions) + i for i in range(len(site.shape))]
+
+
+def _close(sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis) -> dict[int, Relations]:
+    """Relations of each site's distribution to all sites upstream, directly or through others."""
+    direct: dict[int, Relations] = {}
+    for index, site in sites.items():
+        relations = _of(facts, table[index].log_prob, sites)
+        parameters = facts.parameters[index].relations
+        own = relations.pop(index, None)
+        # The log-prob sees the site's own value. What else it sees of the site itself reaches it through a scan carry.
+        if index in parameters and own is not None:
+            relations[index] = own
+        for source in parameters:
+            if source != PARAMS and source not in relations:
+                relations[source] = tuple(mixed(f"parameters of '{site.address}'") for _ in sites[source].sizes)  # type: ignore[index]
+        direct[index] = relations
+    closed = {i: dict(r) for i, r in direct.items()}
+    changed = True
+    while changed:
+        changed = False
+        for index in closed:
+            new = _through_sites(direct[index], closed)
+            if new != closed[index]:
+                closed[index], changed = new, True
+    return closed
+
+
+def _through_sites(relations: Relations, upstream: dict[int, Relations]) -> Relations:
+    """Add what the sites in `relations` depend on themselves."""
+    out = dict(relations)
+    for middle, outer in relations.items():
+        for source, inner in upstream.get(middle, {}).items():  # type: ignore[call-overload]
+            through = compose(outer, inner)
+            old = out.get(source)
+            out[source] = (
+                through if old is None else tuple(join_links(a, b) for a, b in zip(old, through, strict=True))
+            )
+    return out
+
+
+def _layouts(sites: dict[int, StrategySite], relations: list[Relations]) -> dict[int, Layout]:
+    layouts = {}
+    for index, site in sites.items():
+        uses = [r[index] for r in relations if index in r]
+        if not site.strategy.is_enumerated or not uses:
+            continue
+        joint = tuple(i for i in range(len(site.sizes)) if any(u[i].kind != "aligned" for u in uses))
+        elements = math.prod(site.sizes[i] for i in joint)
+        assert site.num_values is not None
+        if elements * math.log(site.num_values) > math.log(MAX_LANES):
+            raise Unsuitable(
+                site.name,
+                f"Site '{site.address}': strategy 'enum' would need {site.num_values}^{elements} lanes, because "
+                f"{elements} elements (of shape {site.sizes}) meet in one cost: {mixing(uses, joint)}. Let the costs separate "
+                f"by row, or use 'mvd' or 'reinforce', e.g. strategies={{'{site.name}': 'mvd'}}.",
+            )
+        layouts[index] = Layout(joint, site.num_values**elements)
+    return layouts
+
+
+def mixing(uses: list[Relation], axes: tuple[int, ...]) -> str:
+    """Why the elements of a site do not separate along `axes`, in words."""
+    reasons = {u[i].why or "a scan carry (later steps depend on earlier ones)" for u in uses for i in axes if u[i].kind != "aligned"}
+    return ", ".join(sorted(reasons)) or "unknown"
+
+
+def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
+    for index, site in sites.items():
+        moved = set(facts.supports[index].relations)
+        pathwise = {i for i in moved if i != PARAMS and sites[i].strategy.is_pathwise}  # type: ignore[index]
+        if not site.strategy.is_pathwise and (PARAMS in moved or pathwise):
+            what = "a parameter" if PARAMS in moved else f"the reparameterised site '{sites[min(pathwise)].address}'"  # type: ignore[type-var]
+            raise Unsuitable(
+                site.name,
+                f"Site '{site.address}': the support of {site.distribution} depends on {what}, so strategy "
+                f"'{site.strategy.name}' would miss the boundary's part of the gradient. Use 'reparam', or a fixed support "
+                "that is transformed afterwards.",
+            )
+
+
+def _check_fixed(sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis) -> None:
+    for index, site in sites.items():
+        for name, atom in zip(site.fixed, table[index].fixed, strict=True):
+            moved = {s for s in facts[atom].relations if s == PARAMS or sites[s].strategy.is_pathwise}  # type: ignore[index]
+            if moved:
+                raise Unsuitable(
+                    site.name,
+                    f"Site '{site.address}': strategy '{site.strategy.name}' gives no derivative in '{name}' of {site.distribution}, "
+                    f"which depends on parameters. Use 'implicit' or 'reinforce', or keep '{name}' constant.",
+                )

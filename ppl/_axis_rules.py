@@ -1,0 +1,230 @@
+"""How JAX's primitives carry axes: one rule per primitive, for `_dependence.py`.
+
+A rule maps (equation, relations of its operands) to the relations of its outputs. What has no rule mixes all axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ._relation import Relations, causal, join, move
+
+Rule = Callable[[Any, list[Relations]], list[Relations]]
+
+ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp
+    clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1
+    floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg
+    nextafter not optimization_barrier or polygamma population_count pow random_gamma_grad real reduce_precision
+    regularized_incomplete_beta rem round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic
+    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
+    """.split()
+)
+BATCHED_MATRIX = frozenset("cholesky eigh eig lu qr householder_product schur svd triangular_solve tridiagonal_solve".split())
+
+
+def shape_of(atom: Any) -> tuple[int, ...]:
+    """Shape of a variable or literal."""
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
+def mix(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    """Every output depends on everything."""
+    everything = move(join(operands), lambda _: None, eqn.primitive.name)
+    return [everything] * len(eqn.outvars)
+
+
+def elementwise(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    if len(eqn.outvars) > 1:
+        return list(operands[: len(eqn.outvars)])
+    return [join(operands)]
+
+
+def _batched_matrix(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    moved = []
+    for relations, atom in zip(operands, eqn.invars, strict=True):
+        batch = len(shape_of(atom)) - 2
+        moved.append(move(relations, lambda a, n=batch: a if a < n else None, eqn.primitive.name))
+    return [join(moved)] * len(eqn.outvars)
+
+
+def _broadcast(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    dims, source, target = eqn.params["broadcast_dimensions"], shape_of(eqn.invars[0]), eqn.params["shape"]
+    return [move(operands[0], lambda a: dims[a] if source[a] == target[dims[a]] else None, "broadcast")]
+
+
+def _reshape(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    source, target = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+
+    def axis_of(a: int) -> int | None:
+        before = math.prod(source[:a])
+        for b, size in enumerate(target):
+            if size == source[a] and math.prod(target[:b]) == before:
+                return b
+        return None
+
+    return [move(operands[0], axis_of, "reshape")]
+
+
+def _squeeze(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    return _without(eqn, operands, eqn.params["dimensions"])
+
+
+def _reduce(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    return _without(eqn, operands, eqn.params["axes"])
+
+
+def _without(eqn: Any, operands: list[Relations], gone: Any) -> list[Relations]:
+    gone = {d % len(shape_of(eqn.invars[0])) for d in gone}
+    relations = move(
+        join(operands), lambda a: None if a in gone else a - sum(g < a for g in gone), eqn.primitive.name
+    )
+    return [relations] * len(eqn.outvars)
+
+
+def _transpose(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    return [move(operands[0], list(eqn.params["permutation"]).index, "transpose")]
+
+
+def _along(eqn: Any, operands: list[Relations], *axes: int) -> list[Relations]:
+    everything = move(join(operands), lambda a: None if a in axes else a, eqn.primitive.name)
+    return [everything] * len(eqn.outvars)
+
+
+def _concatenate(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    return _along(eqn, operands, eqn.params["dimension"])
+
+
+def _stack(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    new = eqn.params["axis"]
+    return [join(move(r, lambda a: a + (a >= new), "stack") for r in operands)]
+
+
+def _sort(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    return _along(eqn, operands, eqn.params["dimension"])
+
+
+def _split(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    return _along(eqn, operands, eqn.params["axis"])
+
+
+def _rev(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    return _along(eqn, operands, *eqn.params["dimensions"])
+
+
+def _top_k(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    return _along(eqn, operands, len(shape_of(eqn.invars[0])) - 1)
+
+
+def _cumulative(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    axis = eqn.params["axis"]
+    if eqn.params.get("reverse"):
+        return _along(eqn, operands, axis)
+    return [
+        {
+            source: tuple(causal(axis) if link.axis == axis else link for link in relation)
+            for source, relation in operands[0].items()
+        }
+    ]
+
+
+def _same_size(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    """Slices, pads and updates: an axis that keeps its full size keeps its elements in place."""
+    out = shape_of(eqn.outvars[0])
+    moved = []
+    for relations, atom in zip(operands, eqn.invars, strict=True):
+        shape = shape_of(atom)
+        whole = {a for a, n in enumerate(shape) if len(shape) == len(out) and out[a] == n}
+        moved.append(move(relations, lambda a, whole=whole: a if a in whole else None, eqn.primitive.name))
+    return [join(moved)]
+
+
+def _slice(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    strides = eqn.params["strides"]
+    if strides is not None and any(s != 1 for s in strides):
+        return mix(eqn, operands)
+    return _same_size(eqn, operands)
+
+
+def _pad(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    padded = {a for a, config in enumerate(eqn.params["padding_config"]) if tuple(config) != (0, 0, 0)}
+    return _along(eqn, operands, *padded)
+
+
+def _dot_general(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    contract, batch = eqn.params["dimension_numbers"]
+    num_batch = len(batch[0])
+    free = [
+        [a for a in range(len(shape_of(v))) if a not in contract[i] and a not in batch[i]]
+        for i, v in enumerate(eqn.invars[:2])
+    ]
+
+    def axis_of(i: int) -> Callable[[int], int | None]:
+        start = num_batch + (len(free[0]) if i else 0)
+
+        def f(a: int) -> int | None:
+            if a in batch[i]:
+                return list(batch[i]).index(a)
+            return start + free[i].index(a) if a in free[i] else None
+
+        return f
+
+    return [join(move(operands[i], axis_of(i), "matrix product") for i in range(2))]
+
+
+def _gather(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    source, ndim = shape_of(eqn.invars[0]), len(shape_of(eqn.outvars[0]))
+    batch_out = [a for a in range(ndim) if a not in numbers.offset_dims]
+    collapsed = set(numbers.collapsed_slice_dims) | set(numbers.operand_batching_dims)
+    kept = [a for a in range(len(source)) if a not in collapsed]
+
+    def operand_axis(a: int) -> int | None:
+        if a in numbers.operand_batching_dims:
+            i = list(numbers.operand_batching_dims).index(a)
+            return batch_out[numbers.start_indices_batching_dims[i]]
+        if a in kept and sizes[a] == source[a]:
+            return numbers.offset_dims[kept.index(a)]
+        return None
+
+    def index_axis(a: int) -> int | None:
+        return batch_out[a] if a < len(batch_out) else None
+
+    return [join([move(operands[0], operand_axis, "gather"), move(operands[1], index_axis, "gather")])]
+
+
+def _convolution(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    numbers = eqn.params["dimension_numbers"]
+    lhs, out = numbers.lhs_spec[0], numbers.out_spec[0]
+    images = move(operands[0], lambda a: out if a == lhs else None, "convolution")
+    kernel = move(operands[1], lambda _: None, "convolution")
+    if eqn.params["batch_group_count"] != 1:
+        return mix(eqn, operands)
+    return [join([images, kernel])]
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(ELEMENTWISE, elementwise),
+    **dict.fromkeys(BATCHED_MATRIX, _batched_matrix),
+    **dict.fromkeys("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split(), _reduce),
+    **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), _cumulative),
+    **dict.fromkeys("dynamic_slice dynamic_update_slice".split(), _same_size),
+    "broadcast_in_dim": _broadcast,
+    "concatenate": _concatenate,
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot_general,
+    "gather": _gather,
+    "pad": _pad,
+    "reshape": _reshape,
+    "rev": _rev,
+    "slice": _slice,
+    "sort": _sort,
+    "split": _split,
+    "squeeze": _squeeze,
+    "stack": _stack,
+    "top_k": _top_k,
+    "transpose": _transpose,
+}

@@ -1,0 +1,68 @@
+"""Everything that depends on a jax or numpyro version, in one place."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.primitives
+from jax.extend.core import get_opaque_trace_state
+
+_fresh = itertools.count()
+_user_context = jax.make_user_context(None)
+
+
+def handler_stack() -> list[Any]:
+    """NumPyro's live stack of effect handlers, outermost first."""
+    return numpyro.primitives._PYRO_STACK
+
+
+def trace_state() -> Any:
+    """A value that changes whenever JAX enters or leaves a transformation."""
+    return get_opaque_trace_state(convention="nnx")
+
+
+def fresh_caches() -> contextlib.AbstractContextManager:
+    """A context in which JAX traces inner jit, scan and while bodies anew.
+
+    Without it a body traced earlier is served from JAX's cache, its Python code does not run, and its sample
+    statements would go unseen.
+    """
+    return _user_context(("lapilli", next(_fresh)))
+
+
+def typed_key(key: Any) -> jax.Array:
+    """Accept both kinds of PRNG key and return a typed one.
+
+    Raises:
+        TypeError: if `key` is neither `jax.random.key(...)` nor a raw uint32 key of shape (2,).
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if key.shape == ():
+            return key
+    elif dtype == jnp.uint32 and key.shape == (2,):
+        return jax.random.wrap_key_data(key)
+    raise TypeError(
+        f"Argument 'key' must be one PRNG key, jax.random.key(seed) or jax.random.PRNGKey(seed); "
+        f"got {type(key).__name__} with dtype {dtype} and shape {getattr(key, 'shape', None)}."
+    )
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """(number of constants, number of carries) of a scan equation, for every supported jax."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def bind(eqn: Any, args: list[Any]) -> list[Any]:
+    """Run one jaxpr equation on `args`."""
+    bound = eqn.primitive.get_bind_params(eqn.params)
+    subfuns, params = bound if isinstance(bound, tuple) else ((), bound)
+    outs = eqn.primitive.bind(*subfuns, *args, **params)
+    return outs if eqn.primitive.multiple_results else [outs]

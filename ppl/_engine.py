@@ -1,0 +1,261 @@
+"""The recorder that runs a program under gradient strategies and leaves markers for the analysis."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from ._mvd import MVD
+from ._primitive import mark
+from ._recorder import Recorder, Region, check_shape, describe, fold_name
+from ._reinforce import Reinforce
+from ._strategy import Draw, Enum, GumbelSoftmax, Implicit, Reparam, Strategy, StraightThrough, element
+
+Array = jax.Array
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "reparam": Reparam,
+    "implicit": Implicit,
+    "reinforce": Reinforce,
+    "reinforce_loo": lambda: Reinforce("leave-one-out"),
+    "enum": Enum,
+    "mvd": MVD,
+    "gumbel_softmax": GumbelSoftmax,
+    "straight_through": StraightThrough,
+}
+AUTO_SUPPORT = 32
+
+
+class Unsuitable(ValueError):
+    """A strategy cannot serve a site soundly."""
+
+    def __init__(self, site: str, message: str) -> None:
+        super().__init__(message)
+        self.site = site
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategySite:
+    """A latent site under the engine.
+
+    Attributes:
+        index: number in the markers.
+        address: name, with a suffix when one program is drawn several times.
+        name: name in the program.
+        strategy: the strategy in use.
+        why: why this one.
+        distribution: class name of one element.
+        shape: shape of the elements at the statement (without region axes).
+        num_values: size of the support when finite, else None.
+        support: the support's values, shape (num_values, *event), or None.
+        fixed: parameters without a derivative under this strategy.
+        regions: control flow around the site, outermost first.
+    """
+
+    index: int
+    address: str
+    name: str
+    strategy: Strategy
+    why: str
+    distribution: str
+    shape: tuple[int, ...]
+    num_values: int | None
+    support: Any
+    fixed: tuple[str, ...]
+    regions: tuple[Region, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Shape of the elements outside, region axes first."""
+        return tuple(r.size for r in self.regions if r.axis is not None) + self.shape
+
+
+class Engine(Recorder):
+    """Run programs, draw every latent site by its strategy.
+
+    Args:
+        key: random key.
+        strategies: pattern -> strategy or name, from outside.
+        demoted: site -> names of strategies that `auto` must not use again.
+    """
+
+    is_engine = True
+
+    def __init__(
+        self, key: Array, strategies: Mapping[str, Any] | str | None, demoted: Mapping[str, set[str]] | None = None
+    ) -> None:
+        super().__init__(key)
+        self.strategies = {"*": strategies} if isinstance(strategies, str | Strategy) else dict(strategies or {})
+        self.demoted = demoted or {}
+        self.matched: set[str] = set()
+        self.count = 0
+        self.sites: dict[str, StrategySite] = {}
+
+    def visit(self, msg: dict[str, Any]) -> None:
+        msg["stop"] = True
+        if msg["is_observed"]:
+            check_shape(msg)
+            return
+        if msg["value"] is not None:
+            raise ValueError(
+                f"Site '{msg['name']}' got its value from a handler inside the program (substitute or replay), so its draw "
+                "has no strategy. Use ppl.condition or ppl.intervene."
+            )
+        address = self._address(msg)
+        strategy, why = self._choose(msg, address)
+        key = fold_name(self.frame.key, address)
+        fn = msg["fn"]
+        base, shape = element(fn)
+        try:
+            if isinstance(strategy, Reparam | Implicit):
+                draw, intermediates = fn.sample_with_intermediates(key)
+            else:
+                draw, intermediates = strategy.draw(fn, key), []
+        except (ValueError, TypeError, NotImplementedError) as err:
+            raise type(err)(f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}") from err
+        index, self.count = self.count, self.count + 1
+        value = mark(jnp.asarray(draw), base, base.support, index=index)
+        msg["value"], msg["intermediates"] = value, intermediates
+        if strategy.is_pathwise:
+            shape = tuple(fn.batch_shape)
+            log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+        else:
+            log_prob = jnp.broadcast_to(base.log_prob(value), shape)
+        support = _support(base) if strategy.is_enumerated else None
+        fixed = strategy.fixed_parameters(base)
+        self.frame.infos[address] = describe(msg)
+        self.frame.sites[address] = StrategySite(
+            index, address, msg["name"], strategy, why, type(base).__name__, shape,
+            None if support is None else support.shape[0],
+            None if support is None else np.reshape(support, (support.shape[0], *base.event_shape)), fixed,
+        )  # fmt: skip
+        self.frame.numbers[address] = {
+            "log_prob": log_prob,
+            "active": jnp.ones(()),
+            "value": value,
+            "fixed": [jnp.asarray(getattr(base, name), float) for name in fixed],
+            "local": strategy.local(Draw(base, shape, value, log_prob, key)),
+        }
+
+    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+        raise AssertionError("the engine records its sites when it visits them")
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate":
+            super().postprocess_message(msg)
+
+    def merge(self, frame: Any, numbers: dict[str, dict[str, Any]], region: Region) -> None:
+        self.frame.sites.update(
+            {a: dataclasses.replace(s, regions=(region, *s.regions)) for a, s in frame.sites.items()}
+        )
+        for address, info in frame.infos.items():
+            self.frame.infos[address] = info
+            self.frame.numbers[address] = numbers[address]
+        self.frame.used |= frame.used
+
+    def check_patterns(self) -> None:
+        """Refuse a pattern of `strategies` that matched no latent site."""
+        unmatched = sorted(set(self.strategies) - self.matched - {"*"})
+        if unmatched:
+            names = sorted({s.name for s in self.frame.sites.values()})
+            raise ValueError(
+                f"strategies: {unmatched} match no latent site. The sites are {names}; patterns are names or "
+                "shell-style wildcards such as 'z*'."
+            )
+
+    def _address(self, msg: dict[str, Any]) -> str:
+        name = msg["name"]
+        if not self.seen(name):
+            return name
+        if not msg.get("_collected"):
+            raise ValueError(
+                f"Site '{name}' appears twice in one run of the program; each sample statement needs a name of its own. "
+                f"Rename one of them, e.g. '{name}_2'."
+            )
+        number = 2
+        while self.seen(f"{name}#{number}"):
+            number += 1
+        return f"{name}#{number}"
+
+    def _choose(self, msg: dict[str, Any], address: str) -> tuple[Strategy, str]:
+        name, fn = msg["name"], msg["fn"]
+        base, _ = element(fn)
+        chosen, why = self._asked(name)
+        if chosen is None and msg["infer"].get("strategy") is not None:
+            chosen, why = msg["infer"]["strategy"], "at the site"
+        if chosen == "auto":
+            return self._automatic(name, base)
+        if chosen is None:
+            if Reparam().refuse(base) is None:
+                return Reparam(), "default: differentiable sampler"
+            if msg["infer"].get("imputed"):
+                return Reinforce(), "default for a missing cell"
+            able = [key for key, make in STRATEGIES.items() if make().refuse(base) is None and not make().is_biased]
+            raise Unsuitable(
+                name,
+                f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy was chosen, so its gradient would be "
+                f"wrong. Choose one of {able}, e.g. strategies={{'{name}': '{(able or ['reinforce'])[0]}'}}.",
+            )
+        strategy = as_strategy(chosen, name)
+        reason = strategy.refuse(base)
+        if reason is not None:
+            able = [key for key, make in STRATEGIES.items() if make().refuse(base) is None and not make().is_biased]
+            raise Unsuitable(
+                name,
+                f"Site '{name}': strategy '{strategy.name}' {reason}. Sound here: {able}, e.g. "
+                f"strategies={{'{name}': '{(able or ['reinforce'])[0]}'}}.",
+            )
+        return strategy, why
+
+    def _asked(self, name: str) -> tuple[Any, str]:
+        for pattern in (name, *self.strategies):
+            if pattern in self.strategies and fnmatch.fnmatchcase(name, pattern):
+                self.matched.add(pattern)
+                return self.strategies[pattern], f"strategies['{pattern}']"
+        return None, ""
+
+    def _automatic(self, name: str, base: dist.Distribution) -> tuple[Strategy, str]:
+        """The rule of `strategies="auto"`; see `ppl.expectation`."""
+        refused = self.demoted.get(name, set())
+        for make, why in (
+            (Reparam, "auto: differentiable sampler"),
+            (Enum, f"auto: at most {AUTO_SUPPORT} values"),
+            (MVD, "auto: weak derivative known"),
+            (lambda: Reinforce("leave-one-out"), "auto: general"),
+        ):
+            strategy = make()
+            if strategy.name in refused or strategy.refuse(base) is not None:
+                continue
+            if strategy.is_enumerated and _support(base).shape[0] > AUTO_SUPPORT:
+                continue
+            return strategy, why + (f" ({', '.join(sorted(refused))} refused)" if refused else "")
+        raise Unsuitable(name, f"Site '{name}': no strategy can serve {type(base).__name__} soundly.")
+
+
+def _support(base: dist.Distribution) -> np.ndarray:
+    """The values of a finite support, as constants of the program being traced."""
+    with jax.ensure_compile_time_eval():
+        return np.array(base.enumerate_support(expand=False))
+
+
+def as_strategy(chosen: Any, site: str = "*") -> Strategy:
+    """A strategy from itself or its name.
+
+    Raises:
+        ValueError: unknown name.
+        TypeError: neither a Strategy nor a string.
+    """
+    if isinstance(chosen, Strategy):
+        return chosen
+    if isinstance(chosen, str):
+        if chosen not in STRATEGIES:
+            raise ValueError(f"Site '{site}': no strategy named '{chosen}'; choose from {[*STRATEGIES, 'auto']}.")
+        return STRATEGIES[chosen]()
+    raise TypeError(f"Site '{site}': a strategy is a ppl.Strategy or a name, got {type(chosen).__name__}.")

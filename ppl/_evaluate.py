@@ -1,0 +1,126 @@
+"""Evaluate a traced program with the values of chosen sites replaced.
+
+Input: a jaxpr that contains site markers (`_primitive.py`), its inputs, and for some sites a forced value.
+Output: values of any of its top-level variables. Sites that are not forced keep their own draw; since keys are inputs of the
+jaxpr, two evaluations with the same key share all remaining noise (common random numbers).
+
+Layout of a forced value: time axes of the enclosing scans (outermost first), then lane axes of the enclosing
+`particles` (outermost first), then the site's own shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+
+from ._compat import bind, scan_counts
+from ._primitive import site_p
+
+
+class Forced(NamedTuple):
+    """A replacement for a site's value: everywhere, or only where `mask` is true (mask broadcasts from the left axes)."""
+
+    value: jax.Array
+    mask: jax.Array | None = None
+
+
+def inner_jaxpr(value: Any) -> Jaxpr | None:
+    """The open jaxpr behind an equation parameter, or None."""
+    if isinstance(value, ClosedJaxpr):
+        return value.jaxpr
+    return value if isinstance(value, Jaxpr) else None
+
+
+def has_site(jaxpr: Jaxpr) -> bool:
+    """Whether a marker occurs in `jaxpr` or in any jaxpr nested in it."""
+    return any(eqn.primitive is site_p or _holds_site(eqn) for eqn in jaxpr.eqns)
+
+
+def _holds_site(eqn: Any) -> bool:
+    for param in eqn.params.values():
+        for item in param if isinstance(param, tuple | list) else (param,):
+            jaxpr = inner_jaxpr(item)
+            if jaxpr is not None and has_site(jaxpr):
+                return True
+    return False
+
+
+def evaluate(
+    closed: ClosedJaxpr, inputs: Sequence[Any], forced: dict[int, Forced], read: Sequence[Any] | None = None
+) -> list[Any]:
+    """Run `closed` on `inputs`; return the values of the variables `read` (default: its outputs)."""
+    return _run(closed.jaxpr, closed.consts, inputs, forced, closed.jaxpr.outvars if read is None else read)
+
+
+def _run(jaxpr: Jaxpr, consts: Any, inputs: Any, forced: dict[int, Forced], read: Any) -> list[Any]:
+    env: dict[Var, Any] = {}
+
+    def value(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else env[atom]
+
+    env.update(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+    for eqn in jaxpr.eqns:
+        args = [value(v) for v in eqn.invars]
+        if eqn.primitive is site_p:
+            outs = [_replace(args[0], forced.get(eqn.params["index"]))]
+        elif _holds_site(eqn):
+            outs = _CONTROL[eqn.primitive.name](eqn, args, forced)
+        else:
+            outs = bind(eqn, args)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [jnp.asarray(value(v)) if isinstance(v, Literal) else value(v) for v in read]
+
+
+def _replace(draw: jax.Array, forced: Forced | None) -> jax.Array:
+    if forced is None:
+        return draw
+    value = jnp.asarray(forced.value, draw.dtype).reshape(draw.shape)
+    if forced.mask is None:
+        return value
+    mask = forced.mask.reshape(forced.mask.shape + (1,) * (draw.ndim - forced.mask.ndim))
+    return jnp.where(mask, value, draw)
+
+
+def _scan(eqn: Any, args: list[Any], forced: dict[int, Forced]) -> list[Any]:
+    num_consts, num_carry = scan_counts(eqn.params)
+    consts, init, xs = args[:num_consts], args[num_consts : num_consts + num_carry], args[num_consts + num_carry :]
+    body = eqn.params["jaxpr"]
+    inside = {i: f for i, f in forced.items() if i in _sites(body.jaxpr)}
+
+    def step(carry: Any, x: Any) -> tuple[Any, Any]:
+        here, x = x
+        outs = _run(body.jaxpr, body.consts, [*consts, *carry, *x], here, body.jaxpr.outvars)
+        return outs[:num_carry], outs[num_carry:]
+
+    carry, ys = jax.lax.scan(
+        step, init, (inside, xs), eqn.params["length"], reverse=eqn.params["reverse"], unroll=eqn.params["unroll"]
+    )
+    return [*carry, *ys]
+
+
+def _cond(eqn: Any, args: list[Any], forced: dict[int, Forced]) -> list[Any]:
+    branches = [_branch(b, forced) for b in eqn.params["branches"]]
+    return jax.lax.switch(args[0], branches, *args[1:])
+
+
+def _branch(branch: ClosedJaxpr, forced: dict[int, Forced]) -> Callable[..., list[Any]]:
+    return lambda *args: _run(branch.jaxpr, branch.consts, args, forced, branch.jaxpr.outvars)
+
+
+def _sites(jaxpr: Jaxpr) -> set[int]:
+    found = {eqn.params["index"] for eqn in jaxpr.eqns if eqn.primitive is site_p}
+    for eqn in jaxpr.eqns:
+        for param in eqn.params.values():
+            for item in param if isinstance(param, tuple | list) else (param,):
+                inner = inner_jaxpr(item)
+                if inner is not None:
+                    found |= _sites(inner)
+    return found
+
+
+_CONTROL: dict[str, Callable[[Any, list[Any], dict[int, Forced]], list[Any]]] = {"scan": _scan, "cond": _cond}

@@ -1,0 +1,199 @@
+"""`ppl.expectation`: the value and gradient of an expected value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ._analyse import Analysed, analyse
+from ._compat import typed_key
+from ._engine import Unsuitable
+from ._estimate import Estimator
+from ._jumps import check_jumps, concrete
+from ._plan import Plan, plan_of
+
+Array = jax.Array
+
+
+class Expectation:
+    """L(params) = E[fn(params, *args)] over the draws that `fn` makes. Made by `ppl.expectation`."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        strategies: Mapping[str, Any] | str | None = None,
+        *,
+        num_replicates: int = 1,
+        check_jumps: bool = True,
+    ) -> None:
+        self.fn = fn
+        self.strategies = strategies
+        self.num_replicates = num_replicates
+        self.check_jumps = check_jumps
+        self._demoted: dict[Any, dict[str, set[str]]] = {}
+        self._compiled = eqx.filter_jit(self._estimate)
+
+    def value(self, params: Any, key: Any, *args: Any) -> Array:
+        """One estimate of L (scalar, the unit of `fn`)."""
+        return self.step(params, None, key, *args)[0]
+
+    def grad(self, params: Any, key: Any, *args: Any) -> Any:
+        """One estimate of dL/dparams, a pytree like `params`."""
+        return self.step(params, None, key, *args)[1]
+
+    def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
+        """One estimate of L and of its gradient, from the same draws."""
+        return self.step(params, None, key, *args)[:2]
+
+    def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
+        """Value, gradient and the next state of baselines; `state` None starts afresh."""
+        params = as_arrays(params)
+        demoted = self._ready(params, args)
+        return self._compiled(params, state, typed_key(key), args, demoted)
+
+    def init_state(self, params: Any, *args: Any) -> dict[str, Any]:
+        """The initial state of baselines and control variates: site -> state."""
+        params = as_arrays(params)
+        return _fresh_state(self._analyse(params, args, self._ready(params, args)))
+
+    def plan(self, params: Any, *args: Any) -> Plan:
+        """What each site will get, why, and what it costs; printing it shows a table. Runs every check."""
+        params = as_arrays(params)
+        return plan_of(self._analyse(params, args, self._ready(params, args)))
+
+    def _estimate(self, params: Any, state: Any, key: Array, args: Any, demoted: Any) -> tuple[Array, Any, Any]:
+        program = self._analyse(params, args, demoted)
+        leaves, tree = jax.tree.flatten(params)
+        state = _fresh_state(program) if state is None else state
+
+        def surrogate(leaves: list[Array]) -> Any:
+            return Estimator(program, leaves, key, state).surrogate()
+
+        (_, (value, state)), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
+        return value, jax.tree.unflatten(tree, grads), state
+
+    def _analyse(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
+        return analyse(
+            self.fn, params, jax.random.key(0), args,
+            strategies=self.strategies, num_replicates=self.num_replicates, demoted=demoted,
+        )  # fmt: skip
+
+    def _ready(self, params: Any, args: Any) -> dict[str, set[str]]:
+        """Run the checks once per shape; returns what `auto` has to avoid."""
+        signature = _signature((params, args))
+        if signature not in self._demoted:
+            demoted: dict[str, set[str]] = {}
+            while True:
+                try:
+                    self._check(params, args, demoted)
+                    break
+                except Unsuitable as error:
+                    if not self._is_automatic(error.site, demoted):
+                        raise
+                    demoted = self._demote(params, args, demoted, error.site)
+            self._demoted[signature] = demoted
+        return self._demoted[signature]
+
+    def _check(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> None:
+        program = self._analyse(params, args, demoted)
+        if not self.check_jumps:
+            return
+
+        def in_double() -> tuple[Analysed, list[Any], list[Any]]:
+            wide_params, wide_args = jax.tree.map(_wide, (params, args))
+            wide = self._analyse(wide_params, wide_args, demoted)
+            return wide, [*jax.tree.leaves(wide_params), jax.random.key(0)], [_wide(c) for c in wide.closed.consts]
+
+        check_jumps(program, in_double, [*map(concrete, jax.tree.leaves(params)), jax.random.key(0)])
+
+    def _is_automatic(self, site: str, demoted: Mapping[str, set[str]]) -> bool:
+        from ._engine import Engine
+
+        asked, _ = Engine(jax.random.key(0), self.strategies)._asked(site)
+        return asked == "auto" and len(demoted.get(site, ())) < 4
+
+    def _demote(self, params: Any, args: Any, demoted: dict[str, set[str]], site: str) -> dict[str, set[str]]:
+        for name in ("reparam", "enum", "mvd", "reinforce"):
+            if name not in demoted.get(site, set()):
+                return demoted | {site: demoted.get(site, set()) | {name}}
+        return demoted
+
+
+def expectation(
+    fn: Callable[..., Any],
+    *,
+    strategies: Mapping[str, Any] | str | None = None,
+    num_replicates: int = 1,
+    check_jumps: bool = True,
+) -> Expectation:
+    """The expected value L(params) = E[fn(params, *args)] with unbiased estimates of its value and gradient.
+
+    `fn` draws with `ppl.sample` or `ppl.draw(program, ...)` and returns one real number.
+
+    Args:
+        fn: `(params, *args) -> scalar`.
+        strategies: pattern -> strategy for latent sites: a `Strategy`, or "reparam", "implicit", "reinforce", "reinforce_loo", "enum",
+            "mvd", "auto", or the biased "gumbel_softmax" and "straight_through". Patterns are names or shell-style
+            wildcards; the exact name first, then the first pattern that matches. Sites not named follow their own `strategy=`,
+            else Reparam where the sampler is differentiable, else they are refused. "auto" takes the first sound one of Reparam,
+            Enum (at most 32 values, bounded lanes), MVD, Reinforce with leave-one-out.
+        num_replicates: independent runs averaged in one estimate.
+        check_jumps: look for jumps in reparameterised values, once per shape of the arguments.
+
+    Raises:
+        ValueError: at the first call, before any device work, naming site and remedy: sample statement inside raw JAX control
+            flow; reparameterised value that makes the result jump; support that depends on a parameter under a score or weak-derivative
+            strategy; strategy that the distribution cannot have; pattern that matches no site; duplicate site; discrete site without a strategy;
+            joint enumeration or replay beyond 65,536 lanes.
+
+    Validity: with the unbiased strategies E[grad] = dL/dparams, provided differentiation and expectation commute (integrable
+    envelope) and `fn` is piecewise smooth in reparameterised values.
+
+    Example:
+        >>> from lapilli import ppl
+        >>> import jax, numpyro.distributions as dist
+        >>> def cost(p):
+        ...     b = ppl.sample("b", dist.Bernoulli(p), strategy="enum")
+        ...     return jax.numpy.where(b == 1, 0.0, -p / 2)
+        >>> float(ppl.expectation(cost).grad(0.3, jax.random.key(0)))  # d/dp of -(1 - p) p / 2 is p - 1/2
+        -0.2
+
+    Reference: Lew et al. 2023, arXiv:2212.06386; Becker et al. 2024, arXiv:2406.15742.
+    """
+    return Expectation(fn, strategies, num_replicates=num_replicates, check_jumps=check_jumps)
+
+
+def _fresh_state(program: Analysed) -> dict[str, Any]:
+    return {s.address: s.strategy.init_state() for s in program.sites.values()}
+
+
+def as_arrays(params: Any) -> Any:
+    """Parameters as arrays of floating-point type.
+
+    Raises:
+        TypeError: a leaf is not a floating-point number or array.
+    """
+
+    def leaf(path: Any, x: Any) -> Array:
+        array = jnp.asarray(x)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"Parameter '{jax.tree_util.keystr(path)}' has dtype {array.dtype}; parameters are real floating-point arrays.")
+        return array
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _wide(x: Any) -> Any:
+    x = concrete(x)
+    return jnp.asarray(x, jnp.float64) if getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16, jnp.float16) else x
+
+
+def _signature(tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(x), str(x.dtype)) if hasattr(x, "dtype") else repr(x) for x in leaves)
+
+

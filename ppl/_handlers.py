@@ -1,0 +1,93 @@
+"""Program transformations: condition, intervene, block, mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.handlers
+from numpyro.primitives import Messenger
+
+from ._program import Program, as_program
+from ._recorder import Recorder
+
+
+class _Given(Recorder):
+    """Fix sites by name; inside a region the values are sliced along its axis."""
+
+    def __init__(self, values: Mapping[str, Any], observed: bool) -> None:
+        super().__init__(None, {name: jnp.asarray(value) for name, value in values.items()})
+        self.observed = observed
+
+    def visit(self, msg: dict[str, Any]) -> None:
+        value = self.frame.forced.get(msg["name"])
+        if value is None or msg["is_observed"]:
+            return
+        if self.observed:
+            msg["value"], msg["is_observed"] = value, True
+        else:
+            msg["value"] = value
+            msg["is_observed"] = True
+            msg["fn"] = msg["fn"].mask(False)
+
+    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+def condition(program: Program | Callable[..., Any], values: Mapping[str, Any]) -> Program:
+    """The program with latent sites observed: they count in the density and are no longer choices.
+
+    Args:
+        program: a program or NumPyro model.
+        values: site -> value; a site in `ppl.scan` takes its stacked values.
+    """
+    return _transformed(program, lambda: _Given(values, observed=True), set(values), "condition")
+
+
+def intervene(program: Program | Callable[..., Any], values: Mapping[str, Any]) -> Program:
+    """The program under the intervention do(site = value): the value is used downstream and the site has no density."""
+    return _transformed(program, lambda: _Given(values, observed=False), set(values), "intervene")
+
+
+def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Program:
+    """The program with observed sites, factors or deterministic sites hidden: they no longer count.
+
+    A latent site cannot be hidden, since its draw would then have no density; use `ppl.marginal` for that.
+    """
+    hidden = frozenset(sites)
+
+    class _Hide(Messenger):
+        def process_message(self, msg: dict[str, Any]) -> None:
+            if msg.get("name") in hidden:
+                if msg["type"] == "sample" and not msg["is_observed"]:
+                    raise ValueError(
+                        f"Site '{msg['name']}': ppl.block cannot hide a latent site, its draw would have no density. "
+                        "Condition or intervene on it instead."
+                    )
+                msg["stop"] = True
+
+    return _transformed(program, _Hide, set(), "block")
+
+
+def mask(program: Program | Callable[..., Any], mask: Any) -> Program:
+    """The program with every log-density multiplied by the boolean `mask` (broadcast against each site's batch shape)."""
+    return _transformed(program, lambda: numpyro.handlers.mask(mask=mask), set(), "mask")
+
+
+def _transformed(program: Any, handler: Callable[[], Any], names: set[str], statement: str) -> Program:
+    program = as_program(program)
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        active = handler()
+        with active:
+            out = program.fn(*args, **kwargs)
+        missing = names - set(getattr(active, "frame", active).infos) if isinstance(active, _Given) else set()
+        if missing:
+            raise ValueError(
+                f"ppl.{statement}: no site named {sorted(missing)}; the program's sites are {sorted(active.frame.infos)}."
+            )
+        return out
+
+    transformed.__name__ = getattr(program.fn, "__name__", "program")
+    return Program(transformed, program.params)

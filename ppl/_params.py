@@ -1,0 +1,120 @@
+"""Parameters live outside programs: a dict of unconstrained arrays that knows its constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+from numpyro.primitives import Messenger
+
+
+class _Constraints(dict[str, Any]):
+    """The constraints of a `Params`: static data of a pytree, hence hashable."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple((name, type(c).__name__) for name, c in sorted(self.items())))
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Params(dict[str, Any]):
+    """Parameter name -> pytree of unconstrained arrays. A dict and a pytree; `ppl.constrain` maps it to its constraints.
+
+    Args:
+        values: unconstrained values by name.
+        constraints: NumPyro constraint by name; a name left out is real.
+    """
+
+    def __init__(self, values: Mapping[str, Any] = (), constraints: Mapping[str, Any] | None = None) -> None:  # type: ignore[assignment]
+        super().__init__(values)
+        self.constraints = _Constraints(constraints or {})
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        names = tuple(sorted(self))
+        children = tuple((jax.tree_util.DictKey(name), self[name]) for name in names)
+        return children, (names, self.constraints)
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        names = tuple(sorted(self))
+        return tuple(self[name] for name in names), (names, self.constraints)
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Any) -> Params:
+        names, constraints_ = aux
+        return cls(zip(names, children, strict=True), constraints_)  # type: ignore[arg-type]
+
+
+def constrain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Map unconstrained parameters to their constraints: `biject_to(constraint)(value)` leaf by leaf.
+
+    Args:
+        params: as returned by `objective.init`, or `Fit.params`.
+
+    Returns:
+        A plain dict of constrained values with the same leaves.
+    """
+    known = getattr(params, "constraints", {})
+    return {name: to_constrained(value, known.get(name, constraints.real)) for name, value in params.items()}
+
+
+def unconstrain(values: Mapping[str, Any], known: Mapping[str, Any]) -> Params:
+    """The inverse of `constrain`: `Params` that `constrain` maps to `values`."""
+    params = {}
+    for name, value in values.items():
+        transform = dist.transforms.biject_to(known.get(name, constraints.real))
+        params[name] = jax.tree.map(lambda x, t=transform: t._inverse(x) if _is_array(x) else x, value)
+    return Params(params, known)
+
+
+def to_constrained(value: Any, constraint: Any) -> Any:
+    """`value` under `biject_to(constraint)`, leaf by leaf."""
+    if constraint is constraints.real:
+        return value
+    transform = dist.transforms.biject_to(constraint)
+    return jax.tree.map(lambda x: transform(x) if _is_array(x) else x, value)
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "dtype") and hasattr(x, "shape")
+
+
+class Bound(Messenger):
+    """Give param statements their values from unconstrained parameters; the statement's own constraint applies."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.params = params
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "param" and msg["value"] is None and msg["name"] in self.params:
+            constraint = msg["kwargs"].get("constraint", constraints.real)
+            msg["value"] = to_constrained(self.params[msg["name"]], constraint)
+
+
+class ParamCollector(Messenger):
+    """Remember the value and constraint of every param statement; a name met again gets the value it had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Any] = {}
+        self.constraints: dict[str, Any] = {}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "param" and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "param" and msg["name"] not in self.values:
+            if msg["value"] is None:
+                raise ValueError(
+                    f"Parameter '{msg['name']}' has no initial value. Give one: ppl.param('{msg['name']}', init)."
+                )
+            self.values[msg["name"]] = jax.tree.map(jnp.asarray, msg["value"])
+            self.constraints[msg["name"]] = msg["kwargs"].get("constraint", constraints.real)
+
+    def unconstrained(self) -> Params:
+        """What was found, as `Params`."""
+        return unconstrain(self.values, self.constraints)

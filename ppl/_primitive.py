@@ -1,0 +1,38 @@
+"""The marker that a latent draw leaves in a jaxpr.
+
+`mark(draw, parameters, support, index)` is the identity on `draw`. The equation it leaves behind shows where the value of
+site `index` enters the program and on what the site's distribution depends, so that one traced program can be
+analysed and then evaluated with any site's value replaced. Markers live only between tracing and evaluation
+(`_evaluate.py` removes them), hence no differentiation or lowering rule.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching
+
+site_p = Primitive("lapilli_site")
+site_p.def_impl(lambda draw, *_, **__: draw)
+site_p.def_abstract_eval(lambda draw, *_, **__: draw)
+
+
+def mark(draw: jax.Array, parameters: Any, support: Any, *, index: int) -> jax.Array:
+    """Return `draw`, leaving a marker equation for site `index` with the leaves of its parameters and of its support."""
+    parameters = [jnp.asarray(x) for x in jax.tree.leaves(parameters)]
+    support = [jnp.asarray(x) for x in jax.tree.leaves(support)]
+    return site_p.bind(draw, *parameters, *support, index=index, num_parameters=len(parameters))
+
+
+def _batch(args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
+    # The lane axis always comes first: forced values rely on this layout.
+    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+    draw, dim = args[0], dims[0]
+    draw = jnp.broadcast_to(draw, (size, *draw.shape)) if dim is None else jnp.moveaxis(draw, dim, 0)
+    return site_p.bind(draw, *args[1:], **params), 0
+
+
+batching.primitive_batchers[site_p] = _batch

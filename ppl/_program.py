@@ -1,0 +1,200 @@
+"""Programs: decorated Python functions with densities."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+
+from ._compat import fresh_caches, handler_stack, typed_key
+from ._params import Bound, ParamCollector, Params
+from ._recorder import Recorder
+from ._runner import Collector, Runner
+from ._trace import Trace, trace_of
+
+Array = jax.Array
+
+
+class Program:
+    """A generative program. Calling it runs the function, so NumPyro treats it as any model.
+
+    Args:
+        fn: a Python function of sample, plate, param, ... statements.
+        params: unconstrained parameters bound to it; parameters without a bound value take their initial one.
+    """
+
+    def __init__(self, fn: Callable[..., Any], params: Mapping[str, Any] | None = None) -> None:
+        self.fn = fn
+        self.params = params
+        functools.update_wrapper(self, fn, updated=[])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.params:
+            return self.fn(*args, **kwargs)
+        with Bound(self.params):
+            return self.fn(*args, **kwargs)
+
+    def bind(self, params: Mapping[str, Any]) -> Program:
+        """The program with unconstrained parameters fixed to `params` (others in the dict are ignored)."""
+        return Program(self.fn, params)
+
+    def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
+        """Run the program with draws from the prior.
+
+        Args:
+            key: PRNG key of either kind.
+            args: the program's arguments.
+
+        Raises:
+            RuntimeError: called inside `ppl.expectation` or an objective, where its draws would carry no gradient.
+        """
+        _refuse_inside_engine("simulate")
+        return self._run(Runner(typed_key(key)), args, kwargs)
+
+    def generate(
+        self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Trace, Array]:
+        """Run the program with some latent sites fixed and the others drawn from the prior.
+
+        Returns:
+            The trace, and log_weight = log p(choices, data) - log q(drawn choices): the log-probs of the fixed sites,
+            observations and factors (scalar, nats). E[exp(log_weight)] = p(constraints, data).
+        """
+        _refuse_inside_engine("generate")
+        runner = Runner(typed_key(key), _arrays(constraints))
+        trace = self._run(runner, args, kwargs)
+        _check_used(runner, constraints, self)
+        drawn = set(trace.choices) - set(constraints)
+        weight = sum((jnp.sum(lp) for name, lp in trace.log_probs.items() if name not in drawn), jnp.zeros(()))
+        return trace, weight
+
+    def trace(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+        """The trace of the run in which every latent site takes its value from `choices`.
+
+        Raises:
+            ValueError: `choices` misses a latent site or names one that the program does not have.
+        """
+        engine = _engine()
+        runner = Runner(None, _arrays(choices), defer_imputed=engine is not None)
+        trace = self._run(runner, args, kwargs)
+        _check_used(runner, choices, self)
+        return trace
+
+    def log_density(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Array:
+        """Log-density of `choices` together with the program's observations and factors (scalar, nats).
+
+        A value outside its site's support gives -inf.
+
+        Raises:
+            ValueError: `choices` misses a latent site or names one that the program does not have.
+        """
+        return self.trace(choices, *args, **kwargs).log_density
+
+    def predict(self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Draw the observed sites given latent `choices`; returns observed and deterministic sites by name."""
+        runner = Runner(typed_key(key), _arrays(choices), redraw_observed=True)
+        trace = self._run(runner, args, kwargs)
+        return {**trace.observed, **trace.deterministic}
+
+    def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
+        """Initial unconstrained parameters of every param and module statement the program meets."""
+        collector = ParamCollector()
+        with collector:
+            self._run(Runner(typed_key(key), exploring=True), args, kwargs)
+        return collector.unconstrained()
+
+    def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
+        with fresh_caches(), recorder:
+            retval = self(*args, **kwargs)
+        return trace_of(recorder, retval)
+
+    def __repr__(self) -> str:
+        bound = "" if not self.params else f", bound: {', '.join(sorted(self.params))}"
+        return f"<Program {getattr(self.fn, '__name__', self.fn)}{bound}>"
+
+
+def model(fn: Callable[..., Any]) -> Program:
+    """Turn a Python function of sample statements into a `Program`.
+
+    Example:
+        >>> from lapilli import ppl
+        >>> import jax, numpyro.distributions as dist
+        >>> @ppl.model
+        ... def coin(x):
+        ...     p = ppl.sample("p", dist.Beta(2.0, 2.0))
+        ...     with ppl.plate("tosses", x.shape[0]):
+        ...         ppl.sample("x", dist.Bernoulli(p), obs=x)
+        >>> round(float(coin.log_density({"p": 0.5}, jax.numpy.array([1, 0, 1]))), 4)
+        -1.674
+    """
+    return as_program(fn)
+
+
+def as_program(fn: Any) -> Program:
+    """`fn` itself if it is a Program, else the NumPyro model wrapped in one.
+
+    Raises:
+        TypeError: `fn` is not callable.
+    """
+    if isinstance(fn, Program):
+        return fn
+    if not callable(fn):
+        raise TypeError(f"A program must be a function of sample statements, got {type(fn).__name__}.")
+    return Program(fn)
+
+
+def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
+    """Run `program` inside `ppl.expectation`; each draw gets its gradient strategy.
+
+    Returns:
+        The trace: choices, log_probs, log_density, retval.
+
+    Raises:
+        RuntimeError: called outside an expectation or objective.
+    """
+    if _engine() is None:
+        raise RuntimeError(
+            "ppl.draw has no randomness of its own: call it inside ppl.expectation or an objective. "
+            "Elsewhere use program.simulate(key, *args)."
+        )
+    collector = Collector()
+    with collector:
+        retval = as_program(program)(*args, **kwargs)
+    return trace_of(collector, retval)
+
+
+def _engine() -> Any:
+    """The gradient engine on the stack, if any."""
+    return next((h for h in handler_stack() if getattr(h, "is_engine", False)), None)
+
+
+def _refuse_inside_engine(method: str) -> None:
+    if _engine() is not None:
+        raise RuntimeError(
+            f"Program.{method}(key, ...) inside ppl.expectation or an objective would make draws without a gradient strategy, and so a "
+            "biased gradient. Use ppl.draw(program, *args), which needs no key."
+        )
+
+
+def _arrays(choices: Mapping[str, Any]) -> dict[str, Array]:
+    return {name: jnp.asarray(value) for name, value in choices.items()}
+
+
+def _check_used(runner: Runner, choices: Mapping[str, Any], program: Program) -> None:
+    latent = [name for name, info in runner.frame.infos.items() if info.kind == "latent"]
+    extra = sorted(set(choices) - runner.frame.used)
+    missing = sorted(set(runner.missing))
+    if extra or missing:
+        raise ValueError(
+            f"{program!r}: the choices do not match the program's latent sites {latent}: missing {missing}, "
+            f"extra {extra}. Give a value for every latent site (time and particle axes first) and no other."
+        )
+
+
+def numpyro_trace(program: Program, key: Any, *args: Any, **kwargs: Any) -> Any:
+    """NumPyro's own trace of one run (used to print a program)."""
+    return numpyro.handlers.trace(numpyro.handlers.seed(program, rng_seed=key)).get_trace(*args, **kwargs)

@@ -1,0 +1,249 @@
+"""Handlers that run a program and remember its sites.
+
+A `Recorder` sits on NumPyro's stack, gives each sample statement a value and keeps what the statement contributed. Recorders know
+about *regions*: the bodies of `ppl.scan`, `ppl.cond` and `ppl.particles` (`_regions.py`). Inside a region a recorder fills a frame of
+its own; when the region closes, the frame's arrays leave it stacked, so that no tracer leaks and a site keeps its name.
+
+Keys are derived from addresses: a site's key is fold_in(region key, crc32(name)), a region's key for step t or lane k is
+fold_in(region key, t or k). Two runs that share a key therefore share the noise of every site that they share.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.primitives import Messenger
+
+from ._compat import trace_state
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """The body of a control-flow statement: its kind, the name of the axis it adds (None for cond), and its size."""
+
+    kind: str
+    axis: str | None
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteInfo:
+    """What is known of a site without running it.
+
+    Attributes:
+        name: the site's name.
+        kind: "latent", "observed", "factor" or "deterministic".
+        dims: one name per batch axis of the site, outermost first (None where no plate names it).
+        event_shape: shape of one event.
+        distribution: the distribution's class name.
+        is_auxiliary: a guide site that the model does not have (NumPyro's `infer={"is_auxiliary": True}`).
+        regions: the regions around the site, outermost first.
+    """
+
+    name: str
+    kind: str
+    dims: tuple[str | None, ...]
+    event_shape: tuple[int, ...]
+    distribution: str
+    is_auxiliary: bool = False
+    regions: tuple[Region, ...] = ()
+
+
+@dataclasses.dataclass
+class Frame:
+    """What a recorder knows of the region that is being run."""
+
+    key: Array | None
+    state: Any
+    kind: str = "program"
+    forced: dict[str, Array] = dataclasses.field(default_factory=dict)
+    numbers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    infos: dict[str, SiteInfo] = dataclasses.field(default_factory=dict)
+    used: set[str] = dataclasses.field(default_factory=set)
+    sites: dict[str, Any] = dataclasses.field(default_factory=dict)
+    num_regions: int = 0
+
+
+def fold_name(key: Array, name: str) -> Array:
+    """The key of the address `name` under `key`."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+class Recorder(Messenger, abc.ABC):
+    """Abstract: run a program, give every site a value, keep every site's numbers."""
+
+    def __init__(self, key: Array | None = None, forced: dict[str, Array] | None = None) -> None:
+        super().__init__()
+        self.root_key = key
+        self.frames = [Frame(key, None, forced=dict(forced or {}))]
+        self.plates: dict[str, int] = {}
+
+    @property
+    def frame(self) -> Frame:
+        """The frame of the innermost open region."""
+        return self.frames[-1]
+
+    def __enter__(self) -> Recorder:
+        super().__enter__()
+        self.frames[0].state = trace_state()
+        return self
+
+    # What a final class decides.
+
+    @abc.abstractmethod
+    def visit(self, msg: dict[str, Any]) -> None:
+        """Give the sample statement `msg` its value (or leave it to handlers further out)."""
+
+    @abc.abstractmethod
+    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+        """The arrays to keep of a sample statement that has its value."""
+
+    # NumPyro's protocol.
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        kind = msg["type"]
+        if kind == "sample":
+            self._check_level(msg["name"])
+            self.visit(msg)
+        elif kind == "prng_key" and msg["value"] is None and self.frame.key is not None:
+            name = msg.get("name") or f"prng_key_{len(self.frame.used)}"
+            self.frame.used.add(name)
+            msg["value"] = fold_name(self.frame.key, name)
+        elif kind == "plate" and msg["value"] is None and self.root_key is not None:
+            # The subsample is drawn once per run, whatever the region or lane: model and guide must see the same rows.
+            msg["value"] = msg["fn"](*msg["args"], rng_key=fold_name(self.root_key, msg["name"]))
+        elif kind == "mutable":
+            raise TypeError(
+                f"Site '{msg['name']}': numpyro.mutable keeps state inside a program, which cannot be replayed. "
+                "Pass the state through the program's arguments and return value."
+            )
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate":
+            self.plates[msg["name"]] = msg["args"][0]
+        elif msg["type"] == "sample":
+            name = self.address(msg)
+            self.frame.infos[name] = describe(msg)
+            self.frame.numbers[name] = self.numbers_of(msg)
+        elif msg["type"] == "deterministic":
+            self.frame.infos[msg["name"]] = SiteInfo(msg["name"], "deterministic", (), jnp.shape(msg["value"]), "")
+            self.frame.numbers[msg["name"]] = {"value": jnp.asarray(msg["value"])}
+
+    def address(self, msg: dict[str, Any]) -> str:
+        """The name under which a site is kept; a name met twice is an error."""
+        name = msg["name"]
+        if self.seen(name):
+            raise ValueError(
+                f"Site '{name}' appears twice in one run of the program; each sample statement needs a name of its "
+                f"own. Rename one of them, e.g. '{name}_2'."
+            )
+        return name
+
+    def seen(self, name: str) -> bool:
+        """Whether an open frame already holds `name`."""
+        return any(name in frame.numbers for frame in self.frames)
+
+    def _check_level(self, name: str) -> None:
+        if trace_state() != self.frame.state:
+            raise ValueError(
+                f"Site '{name}' is a sample statement inside a raw JAX transformation (lax.scan, lax.while_loop, "
+                "lax.cond, lax.map, jit, vmap, grad or checkpoint), where its value and density would be lost. Use "
+                "ppl.scan for a loop, ppl.cond for a branch, ppl.plate for a vectorised site or ppl.particles(K) for "
+                "lanes, or move the statement out."
+            )
+
+    # Regions.
+
+    def open_region(self, kind: str) -> tuple[Array | None, dict[str, Array]]:
+        """The region's key and the forced values that may belong to it."""
+        frame = self.frame
+        frame.num_regions += 1
+        key = None if frame.key is None else fold_name(frame.key, f"{kind}_{frame.num_regions}")
+        return key, frame.forced
+
+    def push(self, kind: str, key: Array | None, forced: dict[str, Array]) -> None:
+        """Enter the body of a region."""
+        self.frames.append(Frame(key, trace_state(), kind, forced))
+
+    def depth(self, kind: str) -> int:
+        """How many regions of this kind are open."""
+        return sum(frame.kind == kind for frame in self.frames)
+
+    def explore(self, body: Callable[[], Any]) -> None:
+        """Called before a region is traced; only a recorder that looks for parameters runs `body` (once, untransformed)."""
+
+    @staticmethod
+    def absent(numbers: Any) -> Any:
+        """The numbers of a site in a branch that is not taken: zeros."""
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), numbers)
+
+    def pop(self) -> Frame:
+        """Leave the body of a region; its frame's `numbers` must leave the region as arrays."""
+        return self.frames.pop()
+
+    def merge(self, frame: Frame, numbers: dict[str, dict[str, Any]], region: Region) -> None:
+        """Take in the numbers of a closed region, stacked along the region's axis."""
+        for name, info in frame.infos.items():
+            self.address({"name": name})
+            dims = info.dims if region.axis is None else (region.axis, *info.dims)
+            self.frame.infos[name] = dataclasses.replace(info, dims=dims, regions=(region, *info.regions))
+            self.frame.numbers[name] = numbers[name]
+        self.frame.used |= frame.used
+
+
+def describe(msg: dict[str, Any]) -> SiteInfo:
+    """The static description of a sample statement; checks an observation's shape against the site's."""
+    fn, name = msg["fn"], msg["name"]
+    if isinstance(_base(fn), dist.Unit):
+        kind = "factor"
+    else:
+        kind = "observed" if msg["is_observed"] else "latent"
+    check_shape(msg)
+    dims: list[str | None] = [None] * len(fn.batch_shape)
+    for frame in msg["cond_indep_stack"]:
+        if -frame.dim <= len(dims):
+            dims[frame.dim] = frame.name
+    auxiliary = bool(msg["infer"].get("is_auxiliary")) and kind == "latent"
+    return SiteInfo(name, kind, tuple(dims), tuple(fn.event_shape), type(_base(fn)).__name__, auxiliary)
+
+
+def check_shape(msg: dict[str, Any]) -> None:
+    """Refuse a value whose shape is not the site's own: it would broadcast and count rows several times."""
+    fn, value = msg["fn"], msg["value"]
+    if isinstance(_base(fn), dist.Unit):
+        return
+    expected, got = tuple(fn.batch_shape) + tuple(fn.event_shape), jnp.shape(value)
+    if got != expected:
+        plates = {f.name: f.size for f in msg["cond_indep_stack"]}
+        what = "observation" if msg["is_observed"] else "value"
+        raise ValueError(
+            f"Site '{msg['name']}': the {what} has shape {got} but the site has batch shape {tuple(fn.batch_shape)} and "
+            f"event shape {tuple(fn.event_shape)} (plates {plates}). Nothing is broadcast silently: give it shape "
+            f"{expected}, declare the missing plate, or mark event axes with .to_event(n)."
+        )
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def log_prob_of(msg: dict[str, Any]) -> Array:
+    """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
+    intermediates = msg.get("intermediates")
+    fn, value = msg["fn"], msg["value"]
+    try:
+        log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    except (ValueError, TypeError) as err:
+        raise type(err)(f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}") from err
+    return log_prob if msg["scale"] is None else msg["scale"] * log_prob

@@ -1,0 +1,109 @@
+"""Running one program: simulate it, score given values, or watch it run under a gradient engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions import constraints
+
+from ._recorder import Recorder, fold_name, log_prob_of
+
+Array = jax.Array
+
+
+class Runner(Recorder):
+    """Run a program by itself: forced values where given, draws from the prior elsewhere.
+
+    Args:
+        key: random key; None when every latent site is forced.
+        forced: site values (stacked along time and particle axes for sites in regions).
+        redraw_observed: draw observed sites too (posterior prediction).
+        defer_imputed: leave imputed sites (missing cells) to the handler outside, which draws them from their prior.
+        exploring: run region bodies once untransformed, so that parameters inside them are met as plain arrays.
+    """
+
+    def __init__(
+        self,
+        key: Array | None,
+        forced: dict[str, Array] | None = None,
+        *,
+        redraw_observed: bool = False,
+        defer_imputed: bool = False,
+        exploring: bool = False,
+    ) -> None:
+        super().__init__(key, forced)
+        self.redraw_observed = redraw_observed
+        self.defer_imputed = defer_imputed
+        self.exploring = exploring
+        self.missing: list[str] = []
+
+    def visit(self, msg: dict[str, Any]) -> None:
+        msg["stop"] = True
+        name, forced = msg["name"], self.frame.forced
+        if name in forced and not msg["is_observed"]:
+            msg["value"] = jnp.asarray(forced[name])
+            msg["_forced"] = True
+            self.frame.used.add(name)
+        elif msg["is_observed"] and not (self.redraw_observed and msg["fn"].event_shape is not None):
+            return
+        elif msg["value"] is not None and not msg["is_observed"]:
+            return
+        elif self.defer_imputed and msg["infer"].get("imputed"):
+            msg["stop"] = False
+            msg["_imputed"] = True
+        elif self.frame.key is not None:
+            if not (msg["is_observed"] and _is_unit(msg["fn"])):
+                msg["value"] = msg["fn"].sample(fold_name(self.frame.key, name))
+                msg["intermediates"] = []
+        else:
+            self.missing.append(name)
+            msg["value"] = jnp.zeros(msg["fn"].shape())
+
+    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+        if msg.get("_imputed"):
+            return {"log_prob": jnp.zeros(msg["fn"].batch_shape), "value": msg["value"]}
+        log_prob = log_prob_of(msg)
+        numbers = {"value": msg["value"]}
+        if msg.get("_forced"):
+            log_prob = _zero_outside_support(msg["fn"], msg["value"], log_prob)
+            numbers["forced_log_prob"] = log_prob
+        return numbers | {"log_prob": log_prob}
+
+    def explore(self, body: Callable[[], Any]) -> None:
+        if self.exploring:
+            self.push("explore", self.frame.key, {})
+            body()
+            self.pop()
+
+
+class Collector(Recorder):
+    """Keep values and log-probs of a program whose draws are made by the engine outside."""
+
+    def visit(self, msg: dict[str, Any]) -> None:
+        # The engine may see a second run of the same program: it then gives the site a second address.
+        msg["_collected"] = True
+
+    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+        return {"value": msg["value"], "log_prob": log_prob_of(msg)}
+
+
+def _zero_outside_support(fn: Any, value: Array, log_prob: Array) -> Array:
+    """-inf where a given value lies outside the support; NumPyro's densities do not check."""
+    support = fn.support
+    base = support
+    while type(base) is type(constraints.independent(constraints.real, 1)):
+        base = base.base_constraint
+    if any(base is c for c in (constraints.real, constraints.real_vector, constraints.real_matrix)):
+        return log_prob
+    try:
+        inside = support(value)
+    except NotImplementedError:
+        return log_prob
+    return jnp.where(inside, log_prob, -jnp.inf)
+
+
+def _is_unit(fn: Any) -> bool:
+    return 0 in fn.event_shape

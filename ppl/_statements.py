@@ -1,0 +1,135 @@
+"""The statements of a program. Each is NumPyro's statement with our options, so that a program stays a NumPyro model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+from numpyro.primitives import apply_stack
+
+from ._compat import handler_stack
+
+Array = jax.Array
+
+
+def sample(
+    name: str,
+    distribution: dist.Distribution,
+    *,
+    obs: Any = None,
+    obs_mask: Any = None,
+    strategy: Any = None,
+    infer: dict[str, Any] | None = None,
+) -> Array:
+    """Draw, or observe, a random variable.
+
+    Args:
+        name: address of the site, unique in the program.
+        distribution: a NumPyro distribution.
+        obs: observed value of shape `batch_shape + event_shape` (after plates); nothing is broadcast.
+        obs_mask: boolean array of shape `batch_shape`, true where `obs` is observed. The observed cells are scored; the others
+            become the latent site `<name>_unobserved`, drawn from its prior where no guide proposes it. Values of `obs` in
+            missing cells are never read (NaN is fine).
+        strategy: gradient estimator of this site, a `Strategy` or its name; see `ppl.expectation`. A choice made
+            from outside by `strategies={...}` wins.
+        infer: NumPyro's per-site options.
+
+    Returns:
+        The value of the site; with `obs_mask`, observed and drawn cells together.
+    """
+    infer = dict(infer or {})
+    if strategy is not None:
+        infer["strategy"] = strategy
+    if obs is None or obs_mask is None:
+        return numpyro.sample(name, distribution, obs=obs, infer=infer)
+    mask = jnp.asarray(obs_mask, bool)
+    cell = mask.reshape(mask.shape + (1,) * distribution.event_dim)
+    filled = jnp.where(cell, obs, distribution.support.feasible_like(obs))
+    with numpyro.handlers.mask(mask=mask):
+        seen = numpyro.sample(f"{name}_observed", distribution, obs=filled, infer=infer)
+    with numpyro.handlers.mask(mask=~mask):
+        drawn = numpyro.sample(f"{name}_unobserved", distribution, infer=infer | {"imputed": True})
+    return numpyro.deterministic(name, jnp.where(cell, seen, drawn))
+
+
+def plate(name: str, size: int, *, subsample_size: int | None = None, dim: int | None = None) -> numpyro.plate:
+    """Declare conditionally independent rows, as `numpyro.plate`; entering it yields the row indices.
+
+    With `subsample_size` a fresh uniform subsample is used and log-probs inside are scaled by size / subsample_size.
+
+    Args:
+        name: name of the plate; it becomes a named dimension in ArviZ.
+        size: number of rows.
+        subsample_size: rows used in one run.
+        dim: negative batch axis; the rightmost free one when None.
+    """
+    return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
+
+
+def subsample(data: Any, event_dim: int) -> Array:
+    """The rows of `data` that the enclosing subsampled plates use, as `numpyro.subsample`."""
+    return numpyro.subsample(data, event_dim)
+
+
+def param(name: str, init: Any, *, constraint: Any = constraints.real, event_dim: int | None = None) -> Any:
+    """Declare a learnable parameter.
+
+    Args:
+        name: name of the parameter, shared by model and guide.
+        init: initial constrained value, or `key -> value`.
+        constraint: NumPyro constraint; the optimiser sees the unconstrained value.
+        event_dim: number of rightmost axes that do not belong to plates (for parameters with a row per plate element).
+
+    Returns:
+        The constrained value: bound, else initial.
+    """
+    options = {} if event_dim is None else {"event_dim": event_dim}
+    return numpyro.param(name, init, constraint=constraint, **options)
+
+
+def module(name: str, equinox_module: Any) -> Any:
+    """Declare the floating-point arrays of an equinox module as the parameter `name`; returns the module to call.
+
+    Args:
+        name: name of the parameter (a pytree).
+        equinox_module: any `equinox.Module`, already initialised.
+    """
+    import equinox as eqx
+
+    arrays, static = eqx.partition(equinox_module, eqx.is_inexact_array)
+    if not handler_stack():
+        return equinox_module
+    return eqx.combine(numpyro.param(name, lambda _: arrays), static)
+
+
+def factor(name: str, log_weight: Any) -> None:
+    """Add `log_weight` (nats, any batch shape) to the program's log-density."""
+    numpyro.factor(name, jnp.asarray(log_weight))
+
+
+def deterministic(name: str, value: Any) -> Any:
+    """Record `value` under `name`; it adds nothing to the density."""
+    return numpyro.deterministic(name, value)
+
+
+def rng_key(name: str) -> Array:
+    """A random key of its own address, for noise that is not a site (dropout). Replays of the program see the same key.
+
+    Its noise must not depend on parameters through a distribution: such a draw has to be a site.
+    """
+    message: dict[str, Any] = {
+        "type": "prng_key",
+        "name": f"rng:{name}",
+        "fn": lambda rng_key: rng_key,
+        "args": (),
+        "kwargs": {"rng_key": None},
+        "value": None,
+    }
+    key = apply_stack(message)["value"] if handler_stack() else None
+    if key is None:
+        raise RuntimeError(f"ppl.rng_key('{name}') needs a running program; call simulate(key), an objective, or seed it.")
+    return key

@@ -1,0 +1,252 @@
+"""Gradient strategies: how the derivative of an expectation passes through one site.
+
+A strategy is three small functions. `draw` makes the site's value. `local` computes, at the site, the numbers that the estimator needs from the
+distribution; they leave plates, scans, branches and particle lanes as arrays. `surrogate` turns these numbers and what lies downstream into an
+array that is zero in value and whose gradient is this site's part of the estimator.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+Array = jax.Array
+stop = jax.lax.stop_gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """A site at the moment of its draw.
+
+    Attributes:
+        distribution: the distribution of one element, without `to_event`, `expand` and `mask` wrappers.
+        shape: shape of the elements: batch axes (particles, time and plates are added outside), then axes declared by `to_event`.
+        value: the drawn value, shape `shape + distribution.event_shape`.
+        log_prob: log-density of each element, shape `shape`, differentiable in the distribution's parameters.
+        key: the key that made the draw.
+    """
+
+    distribution: dist.Distribution
+    shape: tuple[int, ...]
+    value: Array
+    log_prob: Array
+    key: Array
+
+    def parameter(self, name: str) -> Array:
+        """A scalar-per-element parameter of the distribution, broadcast to `shape`."""
+        return jnp.broadcast_to(getattr(self.distribution, name), self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Downstream:
+    """What lies downstream of a site, seen element by element. Arrays broadcast against lanes + the site's elements.
+
+    Attributes:
+        cost: sum of the objective's terms that the element can influence, at the drawn values (no gradient).
+        weight: probability of the enumeration lane that the element sits in (1 without enumeration upstream).
+        replay: `value -> cost` with the site's value replaced and all other noise kept (no gradient).
+        num_replicates: size of the leading axis of independent replicates, or 1 when there is no such axis.
+        state: the state that the strategy keeps for this site.
+    """
+
+    cost: Array
+    weight: Array
+    replay: Callable[[Array], Array]
+    num_replicates: int
+    state: Any
+
+
+class Strategy(abc.ABC):
+    """Abstract: a gradient estimator for one site. A subclass defines `refuse`, and `draw`, `local`, `surrogate` as needed.
+
+    Attributes:
+        name: the string that selects it.
+        is_pathwise: the value itself carries the gradient; there is no surrogate.
+        is_biased: the estimator is biased; it is used only where it is named explicitly.
+        is_enumerated: the site is summed over its support.
+        num_replicates: independent runs of the whole program that the estimator needs.
+    """
+
+    name = ""
+    is_pathwise = False
+    is_biased = False
+    is_enumerated = False
+    num_replicates = 1
+
+    @abc.abstractmethod
+    def refuse(self, distribution: dist.Distribution) -> str | None:
+        """Why this strategy cannot serve an element of this distribution, or None."""
+
+    def draw(self, fn: dist.Distribution, key: Array) -> Array:
+        """Draw the site's value."""
+        return stop(fn.sample(key))
+
+    def local(self, draw: Draw) -> Any:
+        """Numbers needed later, a pytree of arrays with leading axes `draw.shape`."""
+        return ()
+
+    def surrogate(self, local: Any, downstream: Downstream) -> Array:
+        """Array of value zero whose gradient is the estimator's part."""
+        return jnp.zeros(())
+
+    def fixed_parameters(self, distribution: dist.Distribution) -> tuple[str, ...]:
+        """Parameters of the distribution whose derivative this strategy does not deliver."""
+        return ()
+
+    def init_state(self) -> Any:
+        """Initial state for one site."""
+        return ()
+
+    def update(self, local: Any, downstream: Downstream) -> Any:
+        """The next state."""
+        return downstream.state
+
+    def cost(self, num_values: int | None, num_elements: int) -> str:
+        """Evaluations of what lies downstream, in words (shown by `plan`)."""
+        return "1"
+
+
+def element(fn: dist.Distribution) -> tuple[dist.Distribution, tuple[int, ...]]:
+    """The distribution of one element and the shape of the elements of a site's distribution."""
+    base = fn
+    while isinstance(base, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        base = base.base_dist
+    shape = tuple(fn.batch_shape) + tuple(fn.event_shape)
+    return base, shape[: len(shape) - base.event_dim]
+
+
+GAMMA_FAMILY = frozenset("Gamma Beta Dirichlet Chi2 InverseGamma StudentT BetaProportion LogGamma".split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Reparam(Strategy):
+    """Pathwise gradient: x = g(noise, parameters), differentiate through g.
+
+    Validity: unbiased if g and everything downstream are continuous and piecewise smooth in x. Jumps are searched for at
+    trace time and refused; `allow_jumps=True` waives this check for the site.
+    Reference: Kingma and Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082.
+    """
+
+    allow_jumps: bool = False
+    name = "reparam"
+    is_pathwise = True
+
+    def refuse(self, distribution: dist.Distribution) -> str | None:
+        if _has_rsample(distribution):
+            return None
+        fixed = sorted(set(distribution.arg_constraints) - set(distribution.reparametrized_params))
+        return f"needs a sampler differentiable in every parameter, but {type(distribution).__name__} has none for {fixed}"
+
+    def draw(self, fn: dist.Distribution, key: Array) -> Array:
+        return fn.sample(key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Implicit(Strategy):
+    """Implicit reparameterisation: dx/dtheta = -(dF/dtheta) / p(x) with F the distribution function.
+
+    For the Gamma family (Gamma, Beta, Dirichlet, Chi2, InverseGamma, StudentT): the derivative that JAX's gamma sampler carries. Validity: as `Reparam`.
+    Reference: Figurnov et al. 2018, arXiv:1805.08498.
+    """
+
+    allow_jumps: bool = False
+    name = "implicit"
+    is_pathwise = True
+
+    def refuse(self, distribution: dist.Distribution) -> str | None:
+        base = type(distribution).__name__
+        if base in GAMMA_FAMILY and _has_rsample(distribution):
+            return None
+        return f"is implemented for {sorted(GAMMA_FAMILY)}, not for {base}"
+
+    def draw(self, fn: dist.Distribution, key: Array) -> Array:
+        return fn.sample(key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Enum(Strategy):
+    """Exact sum over a finite support: sum_v p(v) E[cost | v], all values in one vectorised run.
+
+    Rows of a plate whose costs separate share the lanes (k lanes for N rows). Elements that meet in one cost are enumerated jointly (k^n
+    lanes), up to a limit. Validity: always exact in this site.
+    """
+
+    name = "enum"
+    is_enumerated = True
+
+    def refuse(self, distribution: dist.Distribution) -> str | None:
+        if distribution.has_enumerate_support:
+            return None
+        return f"needs a finite support, but {type(distribution).__name__} cannot be enumerated"
+
+
+@dataclasses.dataclass(frozen=True)
+class GumbelSoftmax(Strategy):
+    """Relaxed sample softmax((logits + Gumbel noise) / temperature). **Biased**: the gradient is that of the relaxed program.
+
+    For OneHotCategorical and Bernoulli sites. Reference: Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017, arXiv:1611.00712.
+    """
+
+    temperature: float = 0.5
+    name = "gumbel_softmax"
+    is_pathwise = True
+    is_biased = True
+
+    def refuse(self, distribution: dist.Distribution) -> str | None:
+        return _refuse_relaxed(distribution)
+
+    def draw(self, fn: dist.Distribution, key: Array) -> Array:
+        return _relaxed(fn, key, self.temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class StraightThrough(Strategy):
+    """Hard sample forward, gradient of the relaxed sample backward. **Biased**.
+
+    For OneHotCategorical and Bernoulli sites. Reference: Bengio et al. 2013, arXiv:1308.3432; Jang et al. 2017, arXiv:1611.01144.
+    """
+
+    temperature: float = 0.5
+    name = "straight_through"
+    is_pathwise = True
+    is_biased = True
+
+    def refuse(self, distribution: dist.Distribution) -> str | None:
+        return _refuse_relaxed(distribution)
+
+    def draw(self, fn: dist.Distribution, key: Array) -> Array:
+        soft = _relaxed(fn, key, self.temperature)
+        if element(fn)[0].event_dim:
+            hard = jax.nn.one_hot(jnp.argmax(soft, -1), soft.shape[-1], dtype=soft.dtype)
+        else:
+            hard = (soft > 0.5).astype(soft.dtype)
+        return stop(hard - soft) + soft
+
+
+def _refuse_relaxed(distribution: dist.Distribution) -> str | None:
+    name = type(distribution).__name__
+    if "OneHotCategorical" in name or name.startswith("Bernoulli"):
+        return None
+    hint = " (write the site as OneHotCategorical)" if name.startswith("Categorical") else ""
+    return f"relaxes OneHotCategorical and Bernoulli sites, not {name}{hint}"
+
+
+def _relaxed(fn: dist.Distribution, key: Array, temperature: float) -> Array:
+    base, shape = element(fn)
+    if base.event_dim:
+        logits = jnp.broadcast_to(jnp.log(base.probs), shape + base.event_shape)
+        return jax.nn.softmax((logits + jax.random.gumbel(key, logits.shape)) / temperature)
+    logits = jnp.broadcast_to(jax.scipy.special.logit(base.probs), shape)
+    return jax.nn.sigmoid((logits + jax.random.logistic(key, shape)) / temperature)
+
+
+def _has_rsample(distribution: dist.Distribution) -> bool:
+    if isinstance(distribution, dist.TransformedDistribution):
+        return _has_rsample(element(distribution.base_dist)[0])
+    return bool(distribution.has_rsample)

@@ -1,0 +1,64 @@
+"""The record of one run of a program."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._recorder import Recorder, SiteInfo
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One run of a program; a pytree.
+
+    Attributes:
+        choices: latent site -> value. Sites in `ppl.scan` carry a leading time axis, sites in `ppl.particles` a leading particle axis.
+        log_probs: site -> log-density in nats per batch element, scaled by subsampling and masked; every site counts,
+            observations and factors too.
+        retval: what the program returned.
+        observed: observed site -> value.
+        deterministic: deterministic site -> value.
+        sites: site -> `SiteInfo` in program order (static): kind, names of the batch axes, shapes.
+    """
+
+    choices: dict[str, Array]
+    log_probs: dict[str, Array]
+    retval: Any
+    observed: dict[str, Array]
+    deterministic: dict[str, Array]
+    sites: _Sites = dataclasses.field(metadata={"static": True})
+
+    @property
+    def log_density(self) -> Array:
+        """Sum of all log-probs (scalar, nats): the log-density of choices, observations and factors together."""
+        return sum((jnp.sum(x) for x in self.log_probs.values()), jnp.zeros(()))
+
+    @property
+    def auxiliary(self) -> frozenset[str]:
+        """Names of auxiliary choices: sites of a guide that its model does not have."""
+        return frozenset(name for name, info in self.sites.items() if info.is_auxiliary)
+
+
+class _Sites(dict[str, SiteInfo]):
+    """Site descriptions as static data of a pytree."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
+
+
+def trace_of(recorder: Recorder, retval: Any) -> Trace:
+    """The trace that a finished recorder holds."""
+    numbers, infos = recorder.frame.numbers, recorder.frame.infos
+
+    def values(kind: str) -> dict[str, Array]:
+        return {name: numbers[name]["value"] for name, info in infos.items() if info.kind == kind}
+
+    log_probs = {name: n["log_prob"] for name, n in numbers.items() if "log_prob" in n}
+    return Trace(values("latent"), log_probs, retval, values("observed"), values("deterministic"), _Sites(infos))
