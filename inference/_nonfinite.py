@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from ._arguments import Arguments
 from ._loop import Config
 from ._optimizer import leaf_names
 
@@ -49,7 +50,12 @@ class NonFiniteError(FloatingPointError):
 
 def diagnose(config: Config, params: Any, state: Any, key: jax.Array, args: tuple) -> Diagnosis:
     """Repeat one step and name the first thing in it that is not finite."""
-    value, grads, _ = config.objective.step(params, state, key, *args)
+    split = Arguments(args)  # non-array arguments stay outside of jit
+    arrays = split.arrays(args)
+    step = lambda params, state, key, arrays: config.objective.step(
+        params, state, key, *split.join(arrays)
+    )
+    value, grads, _ = jax.jit(step)(params, state, key, arrays)
     bad_grads = _bad_names(config, params, grads)
     found = _first_bad_site(config.objective, params, key, args)
     if isinstance(found, tuple):
@@ -80,10 +86,10 @@ def _bad_names(config: Config, params: Any, grads: Any) -> tuple[str, ...]:
 def _first_bad_site(objective: Any, params: Any, key: jax.Array, args: tuple):
     """(site, description) of the first bad site, None if all are finite, or a string saying why that is not known."""
     try:
-        report = objective.site_report(params, key, *args)
+        report = _site_report(objective, params, key, args)
     except Exception as err:  # the user needs the step's error, not the report's
         return f"the sites could not be reported: {type(err).__name__}: {err}"
-    for name, record in report.items():
+    for name, record in report:
         log_prob, value = _host(record["log_prob"]), _host(record["value"])
         is_bad_value = value.dtype.kind in "fc" and not np.all(np.isfinite(value))
         if is_bad_value or not np.all(np.isfinite(log_prob)):
@@ -92,6 +98,23 @@ def _first_bad_site(objective: Any, params: Any, key: jax.Array, args: tuple):
                 f"site '{name}' broke first: log_prob {_range(log_prob)}, value {_range(value)}.",
             )
     return None
+
+
+def _site_report(
+    objective: Any, params: Any, key: jax.Array, args: tuple
+) -> list[tuple[str, dict]]:
+    # Compiled like the step itself; eagerly, NumPyro would warn about every value outside its support. A list, since jit
+    # sorts a dict and the first bad site is a matter of program order.
+    names: list[str] = []
+    split = Arguments(args)
+
+    def report(params, key, arrays):
+        sites = objective.site_report(params, key, *split.join(arrays))
+        names[:] = sites
+        return list(sites.values())
+
+    records = jax.jit(report)(params, key, split.arrays(args))
+    return list(zip(names, records, strict=True))
 
 
 def _host(leaf: Any) -> np.ndarray:

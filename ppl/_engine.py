@@ -84,14 +84,21 @@ class Engine(Recorder):
         key: random key.
         strategies: pattern -> strategy or name, from outside.
         demoted: site -> names of strategies that `auto` must not use again.
+        exploring: meet the parameters inside regions as plain arrays.
     """
 
     is_engine = True
 
     def __init__(
-        self, key: Array, strategies: Mapping[str, Any] | str | None, demoted: Mapping[str, set[str]] | None = None
+        self,
+        key: Array,
+        strategies: Mapping[str, Any] | str | None,
+        demoted: Mapping[str, set[str]] | None = None,
+        *,
+        exploring: bool = False,
     ) -> None:
         super().__init__(key)
+        self.is_exploring = exploring
         self.strategies = {"*": strategies} if isinstance(strategies, str | Strategy) else dict(strategies or {})
         self.demoted = demoted or {}
         self.matched: set[str] = set()

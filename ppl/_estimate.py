@@ -46,16 +46,12 @@ class Estimator:
         self.replicates: Lanes = (REPLICATE,) if program.num_replicates > 1 else ()
         self.key = jax.random.split(key, program.num_replicates) if self.replicates else key
 
-    def surrogate(self) -> tuple[Array, tuple[Array, dict[str, Any]]]:
-        """(surrogate, (value, new state)), scalars in the objective's unit."""
+    def surrogate(self) -> tuple[Array, dict[str, Any]]:
+        """(surrogate, new state)."""
         if self.program.is_pathwise:
             value = self._sweep(self.replicates, {}, [self.program.result])[0]
             value = value.mean() if self.replicates else value
-            return value, (value, self.state)
-        total, state = self._terms_and_sites()
-        return total, (stop(total), state)
-
-    def _terms_and_sites(self) -> tuple[Array, dict[str, Any]]:
+            return value, self.state
         program = self.program
         wanted = [i for i, s in program.sites.items() if not s.strategy.is_pathwise and not s.strategy.is_enumerated]
         wanted = [i for i in wanted if any(i in r for r in program.relations)]

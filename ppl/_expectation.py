@@ -14,6 +14,7 @@ from ._compat import typed_key
 from ._engine import Unsuitable
 from ._estimate import Estimator
 from ._jumps import check_jumps, concrete
+from ._params import strong
 from ._plan import Plan, plan_of
 
 Array = jax.Array
@@ -36,10 +37,12 @@ class Expectation:
         self.check_jumps = check_jumps
         self._demoted: dict[Any, dict[str, set[str]]] = {}
         self._compiled = eqx.filter_jit(self._estimate)
+        self._compiled_value = eqx.filter_jit(self._surrogate)
 
     def value(self, params: Any, key: Any, *args: Any) -> Array:
-        """One estimate of L (scalar, the unit of `fn`)."""
-        return self.step(params, None, key, *args)[0]
+        """One estimate of L (scalar, the unit of `fn`). Its derivative under `jax.grad` is the estimator of `grad`."""
+        params = as_arrays(params)
+        return self._compiled_value(params, typed_key(key), args, self._ready(params, args))
 
     def grad(self, params: Any, key: Any, *args: Any) -> Any:
         """One estimate of dL/dparams, a pytree like `params`."""
@@ -65,6 +68,10 @@ class Expectation:
         params = as_arrays(params)
         return plan_of(self._analyse(params, args, self._ready(params, args)))
 
+    def _surrogate(self, params: Any, key: Array, args: Any, demoted: Any) -> Array:
+        program = self._analyse(params, args, demoted)
+        return Estimator(program, jax.tree.leaves(params), key, _fresh_state(program)).surrogate()[0]
+
     def _estimate(self, params: Any, state: Any, key: Array, args: Any, demoted: Any) -> tuple[Array, Any, Any]:
         program = self._analyse(params, args, demoted)
         leaves, tree = jax.tree.flatten(params)
@@ -73,7 +80,9 @@ class Expectation:
         def surrogate(leaves: list[Array]) -> Any:
             return Estimator(program, leaves, key, state).surrogate()
 
-        (_, (value, state)), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
+        (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
+        if not program.is_pathwise:
+            grads = _first_order_only(grads)
         return value, jax.tree.unflatten(tree, grads), state
 
     def _analyse(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
@@ -167,6 +176,19 @@ def expectation(
     return Expectation(fn, strategies, num_replicates=num_replicates, check_jumps=check_jumps)
 
 
+@jax.custom_jvp
+def _first_order_only(grads: Any) -> Any:
+    return grads
+
+
+@_first_order_only.defjvp
+def _(*_: Any) -> Any:
+    raise TypeError(
+        "A gradient estimate was differentiated again, but only Reparam and Implicit sites have an unbiased second derivative here. "
+        "Make every site pathwise, or differentiate ppl.expectation(...).value once only."
+    )
+
+
 def _fresh_state(program: Analysed) -> dict[str, Any]:
     return {s.address: s.strategy.init_state() for s in program.sites.values()}
 
@@ -179,7 +201,7 @@ def as_arrays(params: Any) -> Any:
     """
 
     def leaf(path: Any, x: Any) -> Array:
-        array = jnp.asarray(x)
+        array = strong(x)
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"Parameter '{jax.tree_util.keystr(path)}' has dtype {array.dtype}; parameters are real floating-point arrays.")
         return array

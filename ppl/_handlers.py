@@ -75,6 +75,32 @@ def mask(program: Program | Callable[..., Any], mask: Any) -> Program:
     return _transformed(program, lambda: numpyro.handlers.mask(mask=mask), set(), "mask")
 
 
+def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, int]) -> Program:
+    """The program run on a minibatch: a plate named in `sizes` stands for that many rows, whatever number of rows it is run on.
+
+    Log-probs inside plate `name` run on n rows are scaled by sizes[name] / n.
+
+    Raises:
+        ValueError: the plate subsamples by itself, or has more rows than its full size.
+    """
+
+    class _Rescale(Messenger):
+        def process_message(self, msg: dict[str, Any]) -> None:
+            if msg["type"] == "plate" and msg["name"] in sizes:
+                size, own = msg["args"]
+                if own not in (None, size):
+                    raise ValueError(f"Plate '{msg['name']}' already subsamples {own} of {size} rows; subsample it in one place only.")
+                if size > sizes[msg["name"]]:
+                    raise ValueError(f"Plate '{msg['name']}' has {size} rows, more than its full size {sizes[msg['name']]}.")
+            if msg["type"] == "sample":
+                for frame in msg["cond_indep_stack"]:
+                    if frame.name in sizes:
+                        scale = 1.0 if msg["scale"] is None else msg["scale"]
+                        msg["scale"] = scale * sizes[frame.name] / frame.size
+
+    return _transformed(program, _Rescale, set(), "rescale_plates")
+
+
 def _transformed(program: Any, handler: Callable[[], Any], names: set[str], statement: str) -> Program:
     program = as_program(program)
 

@@ -77,6 +77,12 @@ def to_constrained(value: Any, constraint: Any) -> Any:
     return jax.tree.map(lambda x: transform(x) if _is_array(x) else x, value)
 
 
+def strong(x: Any) -> jax.Array:
+    """`x` as an array whose type does not bend to its partner's (a weak type would compile a first step twice)."""
+    array = jnp.asarray(x)
+    return jax.lax.convert_element_type(array, array.dtype)
+
+
 def _is_array(x: Any) -> bool:
     return hasattr(x, "dtype") and hasattr(x, "shape")
 
@@ -108,11 +114,9 @@ class ParamCollector(Messenger):
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "param" and msg["name"] not in self.values:
-            if msg["value"] is None:
-                raise ValueError(
-                    f"Parameter '{msg['name']}' has no initial value. Give one: ppl.param('{msg['name']}', init)."
-                )
-            self.values[msg["name"]] = jax.tree.map(jnp.asarray, msg["value"])
+            if msg["value"] is None:  # numpyro.module asks first whether the parameter exists
+                return
+            self.values[msg["name"]] = jax.tree.map(strong, msg["value"])
             self.constraints[msg["name"]] = msg["kwargs"].get("constraint", constraints.real)
 
     def unconstrained(self) -> Params:

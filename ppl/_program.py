@@ -147,6 +147,29 @@ def as_program(fn: Any) -> Program:
     return Program(fn)
 
 
+def score(program: Program | Callable[..., Any], trace: Trace, *args: Any, **kwargs: Any) -> Trace:
+    """The trace of `program` at the choices of another program's trace (a guide's), without its auxiliary sites.
+
+    Raises:
+        ValueError: the guide misses a latent site of the program, or proposes one that the program does not have.
+    """
+    choices = {name: value for name, value in trace.choices.items() if name not in trace.auxiliary}
+    try:
+        return as_program(program).trace(choices, *args, **kwargs)
+    except ChoiceMismatch as err:
+        parts = []
+        if err.missing:
+            parts.append(
+                f"it misses the latent site(s) {err.missing}; propose them in the guide, or condition the model on them"
+            )
+        if err.extra:
+            parts.append(
+                f"it proposes {err.extra}, which are not latent in the model; remove them, or mark them as auxiliary with "
+                "infer={'is_auxiliary': True}"
+            )
+        raise ValueError(f"The guide does not match {program!r}: {'; '.join(parts)}.") from err
+
+
 def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
     """Run `program` inside `ppl.expectation`; each draw gets its gradient strategy.
 
@@ -184,14 +207,29 @@ def _arrays(choices: Mapping[str, Any]) -> dict[str, Array]:
     return {name: jnp.asarray(value) for name, value in choices.items()}
 
 
+class ChoiceMismatch(ValueError):
+    """Choices that do not name exactly the latent sites of a program.
+
+    Attributes:
+        missing: latent sites without a value.
+        extra: values without a latent site.
+    """
+
+    def __init__(self, message: str, missing: list[str], extra: list[str]) -> None:
+        super().__init__(message)
+        self.missing, self.extra = missing, extra
+
+
 def _check_used(runner: Runner, choices: Mapping[str, Any], program: Program) -> None:
     latent = [name for name, info in runner.frame.infos.items() if info.kind == "latent"]
     extra = sorted(set(choices) - runner.frame.used)
     missing = sorted(set(runner.missing))
     if extra or missing:
-        raise ValueError(
+        raise ChoiceMismatch(
             f"{program!r}: the choices do not match the program's latent sites {latent}: missing {missing}, "
-            f"extra {extra}. Give a value for every latent site (time and particle axes first) and no other."
+            f"extra {extra}. Give a value for every latent site (time and particle axes first) and no other.",
+            missing,
+            extra,
         )
 
 

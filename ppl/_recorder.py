@@ -13,7 +13,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,6 +45,7 @@ class SiteInfo:
         event_shape: shape of one event.
         distribution: the distribution's class name.
         is_auxiliary: a guide site that the model does not have (NumPyro's `infer={"is_auxiliary": True}`).
+        scale: factor on its log-probs (subsampling); None when it is not one number.
         regions: the regions around the site, outermost first.
     """
 
@@ -55,6 +55,7 @@ class SiteInfo:
     event_shape: tuple[int, ...]
     distribution: str
     is_auxiliary: bool = False
+    scale: float | None = 1.0
     regions: tuple[Region, ...] = ()
 
 
@@ -85,6 +86,8 @@ class Recorder(Messenger, abc.ABC):
         super().__init__()
         self.root_key = key
         self.frames = [Frame(key, None, forced=dict(forced or {}))]
+        # Run region bodies once untransformed first, so that parameters inside them are met as plain arrays.
+        self.is_exploring = False
         self.plates: dict[str, int] = {}
 
     @property
@@ -178,9 +181,6 @@ class Recorder(Messenger, abc.ABC):
         """How many regions of this kind are open."""
         return sum(frame.kind == kind for frame in self.frames)
 
-    def explore(self, body: Callable[[], Any]) -> None:
-        """Called before a region is traced; only a recorder that looks for parameters runs `body` (once, untransformed)."""
-
     @staticmethod
     def absent(numbers: Any) -> Any:
         """The numbers of a site in a branch that is not taken: zeros."""
@@ -212,8 +212,10 @@ def describe(msg: dict[str, Any]) -> SiteInfo:
     for frame in msg["cond_indep_stack"]:
         if -frame.dim <= len(dims):
             dims[frame.dim] = frame.name
+    scale = 1.0 if msg["scale"] is None else msg["scale"]
+    scale = float(scale) if isinstance(scale, int | float) else None
     auxiliary = bool(msg["infer"].get("is_auxiliary")) and kind == "latent"
-    return SiteInfo(name, kind, tuple(dims), tuple(fn.event_shape), type(_base(fn)).__name__, auxiliary)
+    return SiteInfo(name, kind, tuple(dims), tuple(fn.event_shape), type(_base(fn)).__name__, auxiliary, scale)
 
 
 def check_shape(msg: dict[str, Any]) -> None:

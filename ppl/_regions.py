@@ -44,11 +44,10 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length
     recorders = _recorders()
     if not recorders:
         return _numpyro_scan(step, init, xs, length)
-    for recorder in recorders:
-        recorder.explore(lambda: step(init, jax.tree.map(lambda x: x[0], xs)))
     threads = [r.open_region("scan") for r in recorders]
     keys = [key for key, _ in threads]
     slices = [_leading(forced, length) for _, forced in threads]
+    _explore(recorders, keys, _first(slices), lambda: step(init, _first(xs)))
     frames: list[Frame] = []
 
     def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
@@ -85,10 +84,10 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], *
     recorders = _recorders()
     if not recorders:
         return _numpyro_cond(pred, true_fn, false_fn, operands)
-    for recorder in recorders:
-        recorder.explore(lambda: (true_fn(*operands), false_fn(*operands)))
     threads = [r.open_region("cond") for r in recorders]
     keys, forced = [key for key, _ in threads], [values for _, values in threads]
+    _explore(recorders, keys, forced, lambda: true_fn(*operands))
+    _explore(recorders, keys, forced, lambda: false_fn(*operands))
     frames: dict[int, list[Frame]] = {}
 
     def run(index: int, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,11 +160,10 @@ class particles:
                     "ppl.particles(K) runs inside ppl.expectation, an objective or a program's own methods (simulate, "
                     "log_density, ...), which hold the random key; here there is none."
                 )
-            for recorder in recorders:
-                recorder.explore(lambda: fn(*args, **kwargs))
             threads = [r.open_region("particles") for r in recorders]
             keys = [None if key is None else jax.random.split(key, size) for key, _ in threads]
             slices = [_leading(forced, size) for _, forced in threads]
+            _explore(recorders, _first(keys), _first(slices), lambda: fn(*args, **kwargs))
             frames: list[Frame] = []
 
             def lane(key: Any, forced: Any) -> tuple[Any, Any]:
@@ -188,6 +186,18 @@ def _recorders() -> list[Recorder]:
 def _push(recorders: list[Recorder], kind: str, keys: list[Any], forced: list[dict[str, Any]]) -> None:
     for recorder, key, values in zip(recorders, keys, forced, strict=True):
         recorder.push(kind, key, values)
+
+
+def _explore(recorders: list[Recorder], keys: list[Any], forced: list[Any], body: Callable[[], Any]) -> None:
+    if any(r.is_exploring for r in recorders):
+        _push(recorders, "explore", keys, forced)
+        body()
+        for recorder in recorders:
+            recorder.pop()
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], tree)
 
 
 def _merge(recorders: list[Recorder], frames: list[Frame], numbers: list[Any], region: Region) -> None:

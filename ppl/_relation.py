@@ -79,7 +79,9 @@ def move(relations: Relations, axis_of: Callable[[int], int | Time | None], why:
         if not isinstance(old.axis, int):
             return old
         new = axis_of(old.axis)
-        return mixed(why) if new is None else old._replace(axis=new)
+        if new is None:
+            return mixed(why)
+        return old._replace(axis=new if isinstance(new, Time) else int(new))  # rules may count in NumPy integers
 
     return {source: tuple(map(link, relation)) for source, relation in relations.items()}
 

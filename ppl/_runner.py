@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ class Runner(Recorder):
         forced: site values (stacked along time and particle axes for sites in regions).
         redraw_observed: draw observed sites too (posterior prediction).
         defer_imputed: leave imputed sites (missing cells) to the handler outside, which draws them from their prior.
-        exploring: run region bodies once untransformed, so that parameters inside them are met as plain arrays.
+        exploring: meet the parameters inside regions as plain arrays.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class Runner(Recorder):
         super().__init__(key, forced)
         self.redraw_observed = redraw_observed
         self.defer_imputed = defer_imputed
-        self.exploring = exploring
+        self.is_exploring = exploring
         self.missing: list[str] = []
 
     def visit(self, msg: dict[str, Any]) -> None:
@@ -71,12 +70,6 @@ class Runner(Recorder):
             log_prob = _zero_outside_support(msg["fn"], msg["value"], log_prob)
             numbers["forced_log_prob"] = log_prob
         return numbers | {"log_prob": log_prob}
-
-    def explore(self, body: Callable[[], Any]) -> None:
-        if self.exploring:
-            self.push("explore", self.frame.key, {})
-            body()
-            self.pop()
 
 
 class Collector(Recorder):

@@ -1,0 +1,201 @@
+"""Objectives: small programs over a model and a guide, with an unbiased gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpyro.handlers
+from numpyro.infer.autoguide import AutoGuide
+
+from .. import ppl
+
+Array = jax.Array
+Direction = Literal["max", "min"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objective:
+    """L(params) = E[fn(model, guide, *args)], to be maximised or minimised. Made by `elbo`, `iwelbo` or `@objective`.
+
+    Attributes:
+        fn: `(model, guide, *args) -> scalar`, drawing with `ppl.draw`.
+        model: the generative program.
+        guide: the proposal program, or None.
+        strategies: pattern -> gradient strategy, see `ppl.expectation`.
+        num_particles: independent runs whose mean is the estimate.
+        direction: "max" or "min".
+        name: shown in reports.
+        check_jumps: see `ppl.expectation`.
+        full_sizes: full sizes of minibatched plates.
+    """
+
+    fn: Callable[..., Any]
+    model: ppl.Program
+    guide: ppl.Program | None
+    strategies: Mapping[str, Any] | str | None = None
+    num_particles: int = 1
+    direction: Direction = "max"
+    name: str = "objective"
+    check_jumps: bool = True
+    full_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_particles, int) or self.num_particles < 1:
+            raise ValueError(f"{self.name}: num_particles must be an integer >= 1, got {self.num_particles!r}.")
+        if self.direction not in ("max", "min"):
+            raise ValueError(f"{self.name}: direction must be 'max' or 'min', got {self.direction!r}.")
+
+    @functools.cached_property
+    def expectation(self) -> ppl.Expectation:
+        """The objective as an expectation over parameters."""
+        return ppl.expectation(
+            self._run, strategies=self.strategies, num_replicates=self.num_particles, check_jumps=self.check_jumps
+        )
+
+    def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
+        return self.fn(*(_ready(p, params, self.full_sizes) for p in (self.model, self.guide)), *args)
+
+    def init(self, key: Any, *args: Any) -> ppl.Params:
+        """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
+        key = jax.random.key(key) if isinstance(key, int) else key
+        if self.guide is not None:
+            _set_up_autoguide(self.guide, key, args)
+        return ppl.init_params(lambda: self._run({}, *args), key, self.strategies)
+
+    def value(self, params: Any, key: Any, *args: Any) -> Array:
+        """One estimate of L (scalar, nats)."""
+        return self.expectation.value(params, key, *args)
+
+    def grad(self, params: Any, key: Any, *args: Any) -> Any:
+        """One unbiased estimate of dL/dparams."""
+        return self.expectation.grad(params, key, *args)
+
+    def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
+        """One estimate of L and of its gradient, with fresh baselines."""
+        return self.expectation.value_and_grad(params, key, *args)
+
+    def init_state(self, params: Any, key: Any, *args: Any) -> dict[str, Any]:
+        """Initial state of baselines; `key` is there for objectives whose state is random."""
+        return self.expectation.init_state(params, *args)
+
+    def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
+        """Value, gradient and next state: pure and traceable."""
+        return self.expectation.step(params, state, key, *args)
+
+    def plan(self, params: Any, *args: Any) -> ppl.Plan:
+        """What each site gets, why, and what it costs; runs every check ahead of the first step."""
+        return self.expectation.plan(params, *args)
+
+    def with_plate_sizes(self, sizes: Mapping[str, int]) -> Objective:
+        """The same objective for minibatches: plate `name` stands for `sizes[name]` rows, whatever number it is run on."""
+        return dataclasses.replace(self, full_sizes={**self.full_sizes, **sizes})
+
+    def plate_sizes(self, *args: Any) -> dict[str, int]:
+        """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation)."""
+        return ppl.plate_sizes(lambda params: self._run(params, *args), self.init(jax.random.key(0), *args), self.strategies)
+
+    def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
+        """Value and log-prob of every site of one run, in program order: "guide.<site>", then "model.<site>"."""
+        report: dict[str, dict[str, Array]] = {}
+
+        def run(params: Any) -> Any:
+            model, guide = (_ready(p, params, self.full_sizes) for p in (self.model, self.guide))
+            if guide is None:
+                return {"model": ppl.draw(model, *args)}
+            trace = ppl.draw(guide, *args)
+            return {"guide": trace, "model": ppl.score(model, trace, *args)}
+
+        for program, trace in ppl.run_once(run, params, key, self.strategies).items():
+            values = {**trace.choices, **trace.observed}
+            for name, log_prob in trace.log_probs.items():
+                report[f"{program}.{name}"] = {"log_prob": log_prob, "value": values.get(name, log_prob)}
+        return report
+
+    # NumPyro's SVI accepts the objective as its loss.
+
+    can_infer_discrete = True
+    multi_sample_guide = False
+
+    def loss(self, rng_key: Any, param_map: Mapping[str, Any], model: Any, guide: Any, *args: Any, **kwargs: Any) -> Array:
+        """The loss that `numpyro.infer.SVI(model, guide, optim, loss=objective)` minimises; its gradient is this estimator."""
+
+        def run(params: Any, *args: Any) -> Any:
+            programs = [ppl.Program(numpyro.handlers.substitute(_function(p), data=params)) for p in (model, guide)]
+            return self.fn(*(_ready(p, {}, self.full_sizes) for p in programs), *args)
+
+        expectation = ppl.expectation(
+            run, strategies=self.strategies, num_replicates=self.num_particles, check_jumps=self.check_jumps
+        )
+        if kwargs:
+            raise TypeError(f"{self.name}: pass the arguments of model and guide by position, got keywords {sorted(kwargs)}.")
+        value = expectation.value(dict(param_map), rng_key, *args)
+        return -value if self.direction == "max" else value
+
+
+def objective(
+    fn: Callable[..., Any] | None = None, *, direction: Direction = "max"
+) -> Callable[..., Any]:
+    """Turn `fn(model, guide, *args) -> scalar` into a factory of objectives.
+
+    Args:
+        fn: draws with `ppl.draw(guide, *args)` and scores with `ppl.score(model, trace, *args)` or `model.log_density`; what it
+            returns is estimated without bias, and so is its gradient.
+        direction: whether L is maximised or minimised.
+
+    Returns:
+        `make(model, guide, *, strategies=None, num_particles=1) -> Objective`.
+
+    Example:
+        >>> from lapilli import inference, ppl
+        >>> import jax, numpyro.distributions as dist
+        >>> @inference.objective
+        ... def bound(model, guide):
+        ...     q = ppl.draw(guide)
+        ...     return ppl.score(model, q).log_density - q.log_density
+        >>> def model():
+        ...     ppl.sample("z", dist.Normal(0.0, 1.0))
+        >>> def guide():
+        ...     ppl.sample("z", dist.Normal(ppl.param("m", 0.0), 1.0))
+        >>> L = bound(model, guide)
+        >>> float(L.value(L.init(jax.random.key(0)), jax.random.key(1)))
+        0.0
+    """
+    if fn is None:
+        return functools.partial(objective, direction=direction)
+
+    @functools.wraps(fn)
+    def make(
+        model: Any,
+        guide: Any = None,
+        *,
+        strategies: Mapping[str, Any] | str | None = None,
+        num_particles: int = 1,
+        check_jumps: bool = True,
+    ) -> Objective:
+        model = ppl.as_program(model)
+        guide = None if guide is None else ppl.as_program(guide)
+        return Objective(fn, model, guide, strategies, num_particles, direction, fn.__name__, check_jumps)
+
+    return make
+
+
+def _ready(program: ppl.Program | None, params: Mapping[str, Any], sizes: Mapping[str, int]) -> ppl.Program | None:
+    if program is None:
+        return None
+    bound = program.bind(params) if params else program
+    return ppl.rescale_plates(bound, sizes) if sizes else bound
+
+
+def _function(program: Any) -> Any:
+    return program
+
+
+def _set_up_autoguide(guide: ppl.Program, key: Any, args: Any) -> None:
+    """NumPyro's autoguides learn the model's shapes at their first call: let it happen outside of any transformation."""
+    if isinstance(guide.fn, AutoGuide) and guide.fn.prototype_trace is None:
+        with numpyro.handlers.block():
+            numpyro.handlers.seed(guide.fn, rng_seed=key)(*args)

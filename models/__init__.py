@@ -1,0 +1,1 @@
+"""Model families written in the language."""
