@@ -13,12 +13,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..ppl._compat import typed_key
-from ._arguments import shapes
 from ._callbacks import FitInfo
 from ._checkpoint import load
 from ._data import is_iterable_of_batches
 from ._fit_result import Fit
-from ._loop import Carry, Config, initial_carry, run_keys, strong
+from ._initial import initial_params
+from ._loop import Carry, Config, initial_carry, strong
 from ._optimizer import FROZEN, is_optimizer, make_optimizer
 from ._subsample import make_source
 from ._train import Plan, Training
@@ -122,7 +122,7 @@ def fit(
     keys = key if num_seeds is None else jax.random.split(key, num_seeds)
     scaled, source = make_source(objective, args, subsample, plate_sizes, mesh)
     init_args = source.first()
-    params = _initial_params(scaled, params, keys, num_seeds, init_args)
+    params = initial_params(scaled, params, keys, num_seeds, init_args)
     lane = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     config = Config(
         objective=scaled,
@@ -237,46 +237,6 @@ def _check_values(
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _initial_params(
-    objective: Any, given: Any, keys: jax.Array, num_seeds: int | None, args: tuple
-):
-    init = lambda key: objective.init(run_keys(key)[0], *args)
-    if num_seeds is not None:
-        init = jax.vmap(init)
-    if given is None:
-        return strong(init(keys))
-    shape = jax.eval_shape(init, keys)
-    missing, extra = set(shape) - set(given), set(given) - set(shape)
-    if missing or extra:
-        raise ValueError(
-            f"Argument 'params': missing {sorted(missing)}, unknown {sorted(extra)}; the objective has {list(shape)}. To start "
-            "some parameters afresh, update the result of objective.init(key, *args)."
-        )
-    leaves: list[Any] = [None] * len(jax.tree.leaves(shape))
-    numbers = jax.tree.unflatten(jax.tree.structure(shape), list(range(len(leaves))))
-    for name in shape:
-        was, now = jax.tree.leaves(shape[name]), jax.tree.leaves(given[name])
-        now = (
-            [_spread(leaf, like, num_seeds) for leaf, like in zip(now, was, strict=True)]
-            if len(was) == len(now)
-            else now
-        )
-        if shapes(was) != shapes([jnp.asarray(leaf) for leaf in now]):
-            raise ValueError(
-                f"Argument 'params': '{name}' has {shapes([jnp.asarray(x) for x in now])}, but the objective needs {shapes(was)}."
-            )
-        for number, leaf in zip(jax.tree.leaves(numbers[name]), now, strict=True):
-            leaves[number] = leaf
-    return strong(jax.tree.unflatten(jax.tree.structure(shape), leaves))
-
-
-def _spread(leaf: Any, like: Any, num_seeds: int | None) -> jax.Array:
-    leaf = jnp.asarray(leaf, like.dtype)
-    if num_seeds is not None and leaf.shape == like.shape[1:]:
-        leaf = jnp.broadcast_to(leaf, like.shape)
-    return leaf
 
 
 def _describe(key, num_seeds, subsample, plate_sizes, average, source, params) -> dict[str, Any]:
