@@ -31,6 +31,7 @@ class Objective:
         name: shown in reports.
         check_jumps: see `ppl.expectation`.
         full_sizes: full sizes of minibatched plates.
+        examples: see `ppl.expectation`.
     """
 
     fn: Callable[..., Any]
@@ -42,6 +43,7 @@ class Objective:
     name: str = "objective"
     check_jumps: bool = True
     full_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    examples: list[Any] = dataclasses.field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
@@ -53,7 +55,11 @@ class Objective:
     def expectation(self) -> ppl.Expectation:
         """The objective as an expectation over parameters."""
         return ppl.expectation(
-            self._run, strategies=self.strategies, num_replicates=self.num_particles, check_jumps=self.check_jumps
+            self._run,
+            strategies=self.strategies,
+            num_replicates=self.num_particles,
+            check_jumps=self.check_jumps,
+            examples=self.examples,
         )
 
     def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
@@ -64,7 +70,10 @@ class Objective:
         key = jax.random.key(key) if isinstance(key, int) else key
         if self.guide is not None:
             _set_up_autoguide(self.guide, key, args)
-        return ppl.init_params(lambda: self._run({}, *args), key, self.strategies)
+        params = ppl.init_params(lambda: self._run({}, *args), key, self.strategies)
+        if not self.examples and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, args))):
+            self.examples.append((params, args))
+        return params
 
     def value(self, params: Any, key: Any, *args: Any) -> Array:
         """One estimate of L (scalar, nats)."""

@@ -103,7 +103,7 @@ class Analysis:
             return self._while(eqn, facts)
         relations = RULES.get(name, mix)(eqn, [f.relations for f in facts])
         jumps = _jumps(eqn, facts)
-        is_loud = name in ("broadcast_in_dim", "convert_element_type", "reshape") and facts[0].is_loud
+        is_loud = _is_loud(name, facts)
         return [Fact(r, jumps if i == 0 else jumps | _unkeyed(eqn, facts), is_loud) for i, r in enumerate(relations)]
 
     def _site(self, eqn: Any, facts: list[Fact]) -> Fact:
@@ -184,10 +184,18 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, float) or jnp.issubdtype(getattr(value, "dtype", np.int32), jnp.floating)
 
 
+def _is_loud(name: str, facts: list[Fact]) -> bool:
+    if name in ("broadcast_in_dim", "convert_element_type", "reshape", "neg"):
+        return facts[0].is_loud
+    return name == "mul" and any(f.is_loud for f in facts)  # infinity times anything is infinite or NaN
+
+
 def _jumps(eqn: Any, facts: list[Fact]) -> Jumps:
     name = eqn.primitive.name
-    if name == "is_finite" or (name == "ne" and eqn.invars[0] is eqn.invars[1]):
+    if name == "is_finite" or _is_loud(name, facts):
         return {}
+    if name in COMPARISONS and (eqn.invars[0] is eqn.invars[1] or any(f.is_loud for f in facts)):
+        return {}  # tests for NaN and infinity
     if name == "select_n" and any(f.is_loud for f in facts[1:]):
         facts = facts[1:]
     jumps: Jumps = {}

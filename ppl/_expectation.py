@@ -13,7 +13,7 @@ from ._analyse import Analysed, analyse
 from ._compat import typed_key
 from ._engine import Unsuitable
 from ._estimate import Estimator
-from ._jumps import check_jumps, concrete
+from ._jumps import check_jumps, concrete, concrete_tree
 from ._params import strong
 from ._plan import Plan, plan_of
 
@@ -30,11 +30,14 @@ class Expectation:
         *,
         num_replicates: int = 1,
         check_jumps: bool = True,
+        examples: list[Any] | None = None,
     ) -> None:
         self.fn = fn
         self.strategies = strategies
         self.num_replicates = num_replicates
         self.check_jumps = check_jumps
+        # Concrete (params, args) seen so far, at most one: under an outer jit the checks need some values to try.
+        self._examples = [] if examples is None else examples
         self._demoted: dict[Any, dict[str, set[str]]] = {}
         self._compiled = eqx.filter_jit(self._estimate)
         self._compiled_value = eqx.filter_jit(self._surrogate)
@@ -95,6 +98,8 @@ class Expectation:
         """Run the checks once per shape; returns what `auto` has to avoid."""
         signature = _signature((params, args))
         if signature not in self._demoted:
+            if not self._examples and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, args))):
+                self._examples.append((params, args))
             demoted: dict[str, set[str]] = {}
             while True:
                 try:
@@ -112,12 +117,15 @@ class Expectation:
         if not self.check_jumps:
             return
 
-        def in_double() -> tuple[Analysed, list[Any], list[Any]]:
-            wide_params, wide_args = jax.tree.map(_wide, (params, args))
-            wide = self._analyse(wide_params, wide_args, demoted)
-            return wide, [*jax.tree.leaves(wide_params), jax.random.key(0)], [_wide(c) for c in wide.closed.consts]
+        example = self._examples[0] if self._examples else (None, None)
+        known_params, known_args = (concrete_tree(t, e) for t, e in zip((params, args), example, strict=True))
 
-        check_jumps(program, in_double, [*map(concrete, jax.tree.leaves(params)), jax.random.key(0)])
+        def in_double() -> tuple[Analysed, list[Any], list[Any]]:
+            wide_params, wide_args = jax.tree.map(_wide, (known_params, known_args))
+            wide = self._analyse(wide_params, wide_args, demoted)
+            return wide, [*jax.tree.leaves(wide_params), jax.random.key(0)], [_wide(concrete(c)) for c in wide.closed.consts]
+
+        check_jumps(program, in_double, [*jax.tree.leaves(known_params), jax.random.key(0)])
 
     def _is_automatic(self, site: str, demoted: Mapping[str, set[str]]) -> bool:
         from ._engine import Engine
@@ -138,6 +146,7 @@ def expectation(
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
     check_jumps: bool = True,
+    examples: list[Any] | None = None,
 ) -> Expectation:
     """The expected value L(params) = E[fn(params, *args)] with unbiased estimates of its value and gradient.
 
@@ -152,6 +161,8 @@ def expectation(
             Enum (at most 32 values, bounded lanes), MVD, Reinforce with leave-one-out.
         num_replicates: independent runs averaged in one estimate.
         check_jumps: look for jumps in reparameterised values, once per shape of the arguments.
+        examples: a list shared by expectations of one family, in which the first concrete (params, args) are kept. Where
+            the expectation is first met under an outer jit, the search for jumps tries these values.
 
     Raises:
         ValueError: at the first call, before any device work, naming site and remedy: sample statement inside raw JAX control
@@ -173,7 +184,7 @@ def expectation(
 
     Reference: Lew et al. 2023, arXiv:2212.06386; Becker et al. 2024, arXiv:2406.15742.
     """
-    return Expectation(fn, strategies, num_replicates=num_replicates, check_jumps=check_jumps)
+    return Expectation(fn, strategies, num_replicates=num_replicates, check_jumps=check_jumps, examples=examples)
 
 
 @jax.custom_jvp
@@ -210,7 +221,6 @@ def as_arrays(params: Any) -> Any:
 
 
 def _wide(x: Any) -> Any:
-    x = concrete(x)
     return jnp.asarray(x, jnp.float64) if getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16, jnp.float16) else x
 
 

@@ -108,7 +108,7 @@ def _transformed(program: Any, handler: Callable[[], Any], names: set[str], stat
         active = handler()
         with active:
             out = program.fn(*args, **kwargs)
-        missing = names - set(getattr(active, "frame", active).infos) if isinstance(active, _Given) else set()
+        missing = names - set(active.frame.infos) if isinstance(active, _Given) else set()
         if missing:
             raise ValueError(
                 f"ppl.{statement}: no site named {sorted(missing)}; the program's sites are {sorted(active.frame.infos)}."

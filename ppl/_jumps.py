@@ -8,6 +8,7 @@ numbers. A continuous program then changes by rounding only; a jump stays. Chang
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,8 @@ def check_jumps(program: Analysed, in_double: Callable[[], tuple[Analysed, list[
     suspects = suspicious_sites(program)
     if not suspects:
         return
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPyro warns of values outside the support, which probing may meet
         consts = [concrete(c) for c in program.closed.consts]
         try:
             with jax.enable_x64(True):
@@ -118,13 +120,24 @@ def _marker_layout(value: jax.Array, order: list[int]) -> jax.Array:
     return jnp.transpose(value, [int(i) for i in order] + list(range(len(order), value.ndim)))
 
 
-def concrete(x: Any) -> Any:
-    """`x` itself, or a random array of its shape and type where only its type is known."""
+def concrete(x: Any, example: Any = None) -> Any:
+    """`x` itself where its value is known; else the example's first rows; else small random numbers."""
     if not isinstance(x, jax.core.Tracer):
         return x
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0), x.shape) if x.shape else jax.random.key(0)
+    if example is not None and example.ndim == x.ndim and all(n <= m for n, m in zip(x.shape, example.shape, strict=True)):
+        return jnp.asarray(example[tuple(slice(n) for n in x.shape)], x.dtype)
     rng = np.random.default_rng(0)
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return jnp.asarray(rng.normal(size=x.shape), x.dtype)
+        return jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
     return jnp.asarray(rng.integers(0, 2, size=x.shape), x.dtype)
+
+
+def concrete_tree(tree: Any, example: Any = None) -> Any:
+    """`concrete` leaf by leaf; `example` is a tree of the same structure, or None."""
+    leaves, structure = jax.tree.flatten(tree)
+    examples, other = jax.tree.flatten(example)
+    if other != structure:
+        examples = [None] * len(leaves)
+    return jax.tree.unflatten(structure, [concrete(x, e) if hasattr(x, "dtype") else x for x, e in zip(leaves, examples, strict=True)])

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from ._analyse import Analysed, mixing
+from ._table import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +59,6 @@ class Plan:
             rows.append((p.site, p.distribution, str(p.shape), strategy, p.evaluations, p.why))
         footer = f"{self.num_replicates} run(s) per estimate, {self.num_terms} additive terms"
         return table(rows) + "\n" + footer
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text as aligned columns, the first row a header."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
 def plan_of(program: Analysed) -> Plan:

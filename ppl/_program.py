@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro
 
 from ._compat import fresh_caches, handler_stack, typed_key
 from ._params import Bound, ParamCollector, Params
 from ._recorder import Recorder
 from ._runner import Collector, Runner
+from ._table import table
 from ._trace import Trace, trace_of
 
 Array = jax.Array
@@ -30,6 +30,8 @@ class Program:
     def __init__(self, fn: Callable[..., Any], params: Mapping[str, Any] | None = None) -> None:
         self.fn = fn
         self.params = params
+        # What the last run met (static descriptions, no arrays), for printing.
+        self._seen: dict[str, Any] = {}
         functools.update_wrapper(self, fn, updated=[])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +42,9 @@ class Program:
 
     def bind(self, params: Mapping[str, Any]) -> Program:
         """The program with unconstrained parameters fixed to `params` (others in the dict are ignored)."""
-        return Program(self.fn, params)
+        bound = Program(self.fn, params)
+        bound._seen = self._seen
+        return bound
 
     def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
         """Run the program with draws from the prior.
@@ -95,9 +99,16 @@ class Program:
         return self.trace(choices, *args, **kwargs).log_density
 
     def predict(self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Array]:
-        """Draw the observed sites given latent `choices`; returns observed and deterministic sites by name."""
+        """Draw the observed sites given latent `choices`; returns observed and deterministic sites by name.
+
+        Latent sites without a value are drawn from their prior.
+
+        Raises:
+            ChoiceMismatch: `choices` names a site that the program does not have.
+        """
         runner = Runner(typed_key(key), _arrays(choices), redraw_observed=True)
         trace = self._run(runner, args, kwargs)
+        _check_used(runner, choices, self)
         return {**trace.observed, **trace.deterministic}
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
@@ -110,7 +121,24 @@ class Program:
     def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
         with fresh_caches(), recorder:
             retval = self(*args, **kwargs)
-        return trace_of(recorder, retval)
+        return self._remember(recorder, trace_of(recorder, retval))
+
+    def _remember(self, recorder: Recorder, trace: Trace) -> Trace:
+        self._seen.update(sites=trace.sites, params=recorder.params)
+        return trace
+
+    def __str__(self) -> str:
+        """A table of sites and parameters as the last run met them."""
+        if not self._seen:
+            return f"{self!r} (sites are known after its first run, e.g. program.simulate(key, *args))"
+        rows = [("site", "kind", "distribution", "batch", "event", "strategy")]
+        for info in self._seen["sites"].values():
+            batch = ", ".join(f"{d or '_'}={n}" for d, n in zip(info.dims, info.batch_shape, strict=True))
+            rows.append((info.name, info.kind, info.distribution, batch, str(info.event_shape), info.strategy))
+        text = f"{self!r}\n{table(rows)}"
+        if self._seen["params"]:
+            text += "\n" + table([("parameter", "shapes and constraint"), *self._seen["params"].items()])
+        return text
 
     def __repr__(self) -> str:
         bound = "" if not self.params else f", bound: {', '.join(sorted(self.params))}"
@@ -185,9 +213,10 @@ def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Tr
             "Elsewhere use program.simulate(key, *args)."
         )
     collector = Collector()
+    program = as_program(program)
     with collector:
-        retval = as_program(program)(*args, **kwargs)
-    return trace_of(collector, retval)
+        retval = program(*args, **kwargs)
+    return program._remember(collector, trace_of(collector, retval))
 
 
 def _engine() -> Any:
@@ -231,8 +260,3 @@ def _check_used(runner: Runner, choices: Mapping[str, Any], program: Program) ->
             missing,
             extra,
         )
-
-
-def numpyro_trace(program: Program, key: Any, *args: Any, **kwargs: Any) -> Any:
-    """NumPyro's own trace of one run (used to print a program)."""
-    return numpyro.handlers.trace(numpyro.handlers.seed(program, rng_seed=key)).get_trace(*args, **kwargs)

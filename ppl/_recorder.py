@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
 from ._compat import trace_state
@@ -42,8 +43,10 @@ class SiteInfo:
         name: the site's name.
         kind: "latent", "observed", "factor" or "deterministic".
         dims: one name per batch axis of the site, outermost first (None where no plate names it).
+        batch_shape: size of each batch axis.
         event_shape: shape of one event.
         distribution: the distribution's class name.
+        strategy: the strategy asked for at the site, if any.
         is_auxiliary: a guide site that the model does not have (NumPyro's `infer={"is_auxiliary": True}`).
         scale: factor on its log-probs (subsampling); None when it is not one number.
         regions: the regions around the site, outermost first.
@@ -52,8 +55,10 @@ class SiteInfo:
     name: str
     kind: str
     dims: tuple[str | None, ...]
+    batch_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
     distribution: str
+    strategy: str = ""
     is_auxiliary: bool = False
     scale: float | None = 1.0
     regions: tuple[Region, ...] = ()
@@ -89,6 +94,7 @@ class Recorder(Messenger, abc.ABC):
         # Run region bodies once untransformed first, so that parameters inside them are met as plain arrays.
         self.is_exploring = False
         self.plates: dict[str, int] = {}
+        self.params: dict[str, str] = {}
 
     @property
     def frame(self) -> Frame:
@@ -133,12 +139,15 @@ class Recorder(Messenger, abc.ABC):
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "plate":
             self.plates[msg["name"]] = msg["args"][0]
+        elif msg["type"] == "param":
+            shapes = [jnp.shape(x) for x in jax.tree.leaves(msg["value"])]
+            self.params[msg["name"]] = f"{' '.join(map(str, shapes))} {msg['kwargs'].get('constraint', constraints.real)}"
         elif msg["type"] == "sample":
             name = self.address(msg)
             self.frame.infos[name] = describe(msg)
             self.frame.numbers[name] = self.numbers_of(msg)
         elif msg["type"] == "deterministic":
-            self.frame.infos[msg["name"]] = SiteInfo(msg["name"], "deterministic", (), jnp.shape(msg["value"]), "")
+            self.frame.infos[msg["name"]] = SiteInfo(msg["name"], "deterministic", (), (), jnp.shape(msg["value"]), "")
             self.frame.numbers[msg["name"]] = {"value": jnp.asarray(msg["value"])}
 
     def address(self, msg: dict[str, Any]) -> str:
@@ -194,8 +203,10 @@ class Recorder(Messenger, abc.ABC):
         """Take in the numbers of a closed region, stacked along the region's axis."""
         for name, info in frame.infos.items():
             self.address({"name": name})
-            dims = info.dims if region.axis is None else (region.axis, *info.dims)
-            self.frame.infos[name] = dataclasses.replace(info, dims=dims, regions=(region, *info.regions))
+            if region.axis is not None:
+                shape = (region.size, *info.batch_shape)
+                info = dataclasses.replace(info, dims=(region.axis, *info.dims), batch_shape=shape)
+            self.frame.infos[name] = dataclasses.replace(info, regions=(region, *info.regions))
             self.frame.numbers[name] = numbers[name]
         self.frame.used |= frame.used
 
@@ -215,7 +226,12 @@ def describe(msg: dict[str, Any]) -> SiteInfo:
     scale = 1.0 if msg["scale"] is None else msg["scale"]
     scale = float(scale) if isinstance(scale, int | float) else None
     auxiliary = bool(msg["infer"].get("is_auxiliary")) and kind == "latent"
-    return SiteInfo(name, kind, tuple(dims), tuple(fn.event_shape), type(_base(fn)).__name__, auxiliary, scale)
+    strategy = msg["infer"].get("strategy") or ""
+    strategy = strategy if isinstance(strategy, str) else strategy.name
+    return SiteInfo(
+        name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(_base(fn)).__name__,
+        strategy, auxiliary, scale,
+    )  # fmt: skip
 
 
 def check_shape(msg: dict[str, Any]) -> None:

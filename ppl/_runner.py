@@ -64,12 +64,8 @@ class Runner(Recorder):
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         if msg.get("_imputed"):
             return {"log_prob": jnp.zeros(msg["fn"].batch_shape), "value": msg["value"]}
-        log_prob = log_prob_of(msg)
-        numbers = {"value": msg["value"]}
-        if msg.get("_forced"):
-            log_prob = _zero_outside_support(msg["fn"], msg["value"], log_prob)
-            numbers["forced_log_prob"] = log_prob
-        return numbers | {"log_prob": log_prob}
+        log_prob = _guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
+        return {"value": msg["value"], "log_prob": log_prob}
 
 
 class Collector(Recorder):
@@ -83,18 +79,23 @@ class Collector(Recorder):
         return {"value": msg["value"], "log_prob": log_prob_of(msg)}
 
 
-def _zero_outside_support(fn: Any, value: Array, log_prob: Array) -> Array:
-    """-inf where a given value lies outside the support; NumPyro's densities do not check."""
+def _guarded_log_prob(msg: dict[str, Any]) -> Array:
+    """The log-prob of a given value, -inf outside the support, where NumPyro's densities may return anything."""
+    fn, value = msg["fn"], msg["value"]
     support = fn.support
     base = support
     while type(base) is type(constraints.independent(constraints.real, 1)):
         base = base.base_constraint
     if any(base is c for c in (constraints.real, constraints.real_vector, constraints.real_matrix)):
-        return log_prob
+        return log_prob_of(msg)
     try:
-        inside = support(value)
-    except NotImplementedError:
-        return log_prob
+        inside = jnp.broadcast_to(support(value), fn.batch_shape)
+        feasible = support.feasible_like(value)
+    except NotImplementedError:  # a support that cannot be tested
+        return log_prob_of(msg)
+    cell = inside.reshape(inside.shape + (1,) * fn.event_dim)
+    # The density is evaluated inside the support only, so that its gradient stays finite elsewhere.
+    log_prob = log_prob_of({**msg, "value": jnp.where(cell, value, feasible)})
     return jnp.where(inside, log_prob, -jnp.inf)
 
 

@@ -67,6 +67,11 @@ def plate(name: str, size: int, *, subsample_size: int | None = None, dim: int |
         subsample_size: rows used in one run.
         dim: negative batch axis; the rightmost free one when None.
     """
+    if size < 1 or (subsample_size is not None and not 1 <= subsample_size <= size):
+        raise ValueError(
+            f"Plate '{name}': size {size} and subsample_size {subsample_size} do not fit; a plate has at least one row, and a "
+            "subsample at most as many rows as the plate."
+        )
     return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
 
 
@@ -80,7 +85,7 @@ def param(name: str, init: Any, *, constraint: Any = constraints.real, event_dim
 
     Args:
         name: name of the parameter, shared by model and guide.
-        init: initial constrained value, or `key -> value`.
+        init: initial constrained value, `key -> value`, or a distribution to draw it from (a start per key).
         constraint: NumPyro constraint; the optimiser sees the unconstrained value.
         event_dim: number of rightmost axes that do not belong to plates (for parameters with a row per plate element).
 
@@ -88,6 +93,9 @@ def param(name: str, init: Any, *, constraint: Any = constraints.real, event_dim
         The constrained value: bound, else initial.
     """
     options = {} if event_dim is None else {"event_dim": event_dim}
+    if isinstance(init, dist.Distribution):
+        prior = init
+        init = lambda key: prior.sample(key)  # noqa: E731
     return numpyro.param(name, init, constraint=constraint, **options)
 
 
