@@ -174,3 +174,16 @@ def test_an_autoguide_is_a_guide(num_seeds):
     result = run(inference.elbo(model, AutoNormal(model)), num_seeds=num_seeds, num_steps=5)
     draws = result.best().posterior(jax.random.key(1), 3)
     assert draws.choices["mu"].shape == (3,)
+
+
+@pytest.mark.xfail(reason="Objective.site_report sorts the sites of each program by name")
+@pytest.mark.filterwarnings("ignore:Out-of-support")
+def test_the_first_of_two_bad_sites_is_named():
+    @ppl.model
+    def broken(x):
+        bad = jnp.log(ppl.param("s", jnp.zeros(())) - 1)
+        mu = ppl.sample("mu", dist.Normal(0, bad))
+        ppl.sample("also_bad", dist.Normal(mu + bad, 1), obs=x)
+
+    with pytest.raises(NonFiniteError, match="site 'model.mu' broke first"):
+        run(inference.elbo(broken, guide), (np.float32(1),))
