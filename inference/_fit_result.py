@@ -137,8 +137,11 @@ class Fit:
         args = self._args_or_stored(args, "posterior")
 
         def draw(key, *args):
-            trace = guide.simulate(key, *args)
-            return trace.choices, model.log_density(trace.choices, *args) - trace.log_density
+            guide_key, model_key = jax.random.split(key)
+            trace = guide.simulate(guide_key, *args)
+            # Sites that the guide leaves to the prior (missing cells) cancel from the weight.
+            _, log_weight = model.generate(model_key, trace.shared_choices, *args)
+            return trace.choices, log_weight - trace.log_density
 
         return Posterior(*_map_keys(draw, key, num_samples, batch_size, args))
 
@@ -165,8 +168,7 @@ class Fit:
 
         def draw(key, *args):
             guide_key, model_key = jax.random.split(key)
-            choices = guide.simulate(guide_key, *args).choices
-            return model.predict(model_key, choices, *args)
+            return model.predict(model_key, guide.simulate(guide_key, *args).shared_choices, *args)
 
         return _map_keys(draw, key, num_samples, batch_size, args)
 

@@ -67,7 +67,6 @@ class Objective:
 
     def init(self, key: Any, *args: Any) -> ppl.Params:
         """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
-        key = jax.random.key(key) if isinstance(key, int) else key
         if self.guide is not None:
             _set_up_autoguide(self.guide, key, args)
         params = ppl.init_params(lambda: self._run({}, *args), key, self.strategies)
@@ -105,22 +104,31 @@ class Objective:
 
     def plate_sizes(self, *args: Any) -> dict[str, int]:
         """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation)."""
-        return ppl.plate_sizes(lambda params: self._run(params, *args), self.init(jax.random.key(0), *args), self.strategies)
+        if self.guide is not None:
+            _set_up_autoguide(self.guide, jax.random.key(0), args)
+        return ppl.plate_sizes(lambda: self._run({}, *args), self.strategies)
 
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
         """Value and log-prob of every site of one run, in program order: "guide.<site>", then "model.<site>"."""
         report: dict[str, dict[str, Array]] = {}
+        order: dict[str, list[str]] = {}
 
         def run(params: Any) -> Any:
             model, guide = (_ready(p, params, self.full_sizes) for p in (self.model, self.guide))
             if guide is None:
-                return {"model": ppl.draw(model, *args)}
-            trace = ppl.draw(guide, *args)
-            return {"guide": trace, "model": ppl.score(model, trace, *args)}
+                traces = {"model": ppl.draw(model, *args)}
+            else:
+                trace = ppl.draw(guide, *args)
+                traces = {"guide": trace, "model": ppl.score(model, trace, *args)}
+            order.update({program: list(trace.log_probs) for program, trace in traces.items()})  # jax sorts dictionaries
+            return traces
 
-        for program, trace in ppl.run_once(run, params, key, self.strategies).items():
+        traces = ppl.run_once(run, params, key, self.strategies)
+        for program, names in order.items():
+            trace = traces[program]
             values = {**trace.choices, **trace.observed}
-            for name, log_prob in trace.log_probs.items():
+            for name in names:
+                log_prob = trace.log_probs[name]
                 report[f"{program}.{name}"] = {"log_prob": log_prob, "value": values.get(name, log_prob)}
         return report
 

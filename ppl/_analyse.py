@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
 from ._additive import Term, split
-from ._compat import fresh_caches
+from ._compat import own_caches
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite, Unsuitable
 from ._recorder import SiteInfo
@@ -108,7 +108,7 @@ def analyse(
 
     def run(params: Any, key: jax.Array) -> Any:
         engine = Engine(key, strategies, demoted)
-        with fresh_caches(), engine:
+        with own_caches(), engine:
             result = fn(params, *args)
         engine.check_patterns()
         record.update(sites=engine.frame.sites, infos=engine.frame.infos, plates=engine.plates)

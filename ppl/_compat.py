@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from typing import Any
 
 import jax
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpyro.primitives
 from jax.extend.core import get_opaque_trace_state
 
-_fresh = itertools.count()
 _user_context = jax.make_user_context(None)
 
 
@@ -25,13 +23,13 @@ def trace_state() -> Any:
     return get_opaque_trace_state(convention="nnx")
 
 
-def fresh_caches() -> contextlib.AbstractContextManager:
-    """A context in which JAX traces inner jit, scan and while bodies anew.
+def own_caches() -> contextlib.AbstractContextManager:
+    """A context in which JAX shares no traced inner functions (jit, scan, while bodies) with code outside of it.
 
-    Without it a body traced earlier is served from JAX's cache, its Python code does not run, and its sample
-    statements would go unseen.
+    A body that was traced earlier is served from JAX's cache: its Python code does not run and its statements go unseen. Inside this context a
+    body with a statement is never cached, because meeting the statement there is an error.
     """
-    return _user_context(("lapilli", next(_fresh)))
+    return _user_context("lapilli")
 
 
 def typed_key(key: Any) -> jax.Array:

@@ -76,7 +76,7 @@ class Estimator:
 
     def _lanes_of(self, sites: Any) -> Lanes:
         """Replicates and the lanes of the enumerated sites among `sites`, in canonical order."""
-        return self.replicates + tuple(sorted(i for i in sites if i in self.program.layouts))
+        return self.replicates + tuple(sorted({i for i in sites if i in self.program.layouts}))
 
     def _sweep(
         self, lanes: Lanes, forced: dict[int, tuple[Forced, Forced]], read: list[Any]

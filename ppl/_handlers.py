@@ -16,13 +16,15 @@ from ._recorder import Recorder
 class _Given(Recorder):
     """Fix sites by name; inside a region the values are sliced along its axis."""
 
+    is_final = False
+
     def __init__(self, values: Mapping[str, Any], observed: bool) -> None:
         super().__init__(None, {name: jnp.asarray(value) for name, value in values.items()})
         self.observed = observed
 
     def visit(self, msg: dict[str, Any]) -> None:
-        value = self.frame.forced.get(msg["name"])
-        if value is None or msg["is_observed"]:
+        value = None if msg["is_observed"] else self.given(msg["name"])
+        if value is None:
             return
         if self.observed:
             msg["value"], msg["is_observed"] = value, True
@@ -58,6 +60,10 @@ def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Prog
     hidden = frozenset(sites)
 
     class _Hide(Messenger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.met: set[str] = set()
+
         def process_message(self, msg: dict[str, Any]) -> None:
             if msg.get("name") in hidden:
                 if msg["type"] == "sample" and not msg["is_observed"]:
@@ -66,8 +72,10 @@ def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Prog
                         "Condition or intervene on it instead."
                     )
                 msg["stop"] = True
+            if msg["type"] in ("sample", "deterministic"):
+                self.met.add(msg["name"])
 
-    return _transformed(program, _Hide, set(), "block")
+    return _transformed(program, _Hide, set(hidden), "block")
 
 
 def mask(program: Program | Callable[..., Any], mask: Any) -> Program:
@@ -108,11 +116,10 @@ def _transformed(program: Any, handler: Callable[[], Any], names: set[str], stat
         active = handler()
         with active:
             out = program.fn(*args, **kwargs)
-        missing = names - set(active.frame.infos) if isinstance(active, _Given) else set()
-        if missing:
-            raise ValueError(
-                f"ppl.{statement}: no site named {sorted(missing)}; the program's sites are {sorted(active.frame.infos)}."
-            )
+        if names:
+            met = set(active.frame.infos) if isinstance(active, _Given) else active.met
+            if names - met:
+                raise ValueError(f"ppl.{statement}: no site named {sorted(names - met)}; the program's sites are {sorted(met)}.")
         return out
 
     transformed.__name__ = getattr(program.fn, "__name__", "program")

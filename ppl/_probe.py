@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ._compat import fresh_caches, typed_key
+from ._compat import own_caches, typed_key
 from ._engine import Engine
 from ._evaluate import evaluate
 from ._params import ParamCollector, Params
@@ -16,9 +16,13 @@ from ._params import ParamCollector, Params
 def init_params(run: Callable[[], Any], key: Any, strategies: Mapping[str, Any] | str | None = None) -> Params:
     """Initial unconstrained parameters of every param and module statement met in `run`."""
     collector = ParamCollector()
-    with fresh_caches(), collector, Engine(typed_key(key), strategies, exploring=True):
-        run()
-    return collector.unconstrained()
+
+    def initial(key: jax.Array) -> Any:
+        with own_caches(), collector, Engine(key, strategies, exploring=True):
+            run()
+        return collector.unconstrained()
+
+    return _compiled(initial, typed_key(key))
 
 
 def run_once(
@@ -27,27 +31,28 @@ def run_once(
     """`fn(params)` with its draws made once, without gradients; compiled."""
 
     def run(params: Any, key: jax.Array) -> Any:
-        with fresh_caches(), Engine(key, strategies):
+        with own_caches(), Engine(key, strategies):
             return fn(params)
 
-    closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, typed_key(key))
-    inputs = [*jax.tree.leaves(params), typed_key(key)]
-    outs = jax.jit(lambda inputs: evaluate(closed, inputs, {}))(inputs)
+    return _compiled(run, params, typed_key(key))
+
+
+def _compiled(fn: Callable[..., Any], *args: Any) -> Any:
+    """`fn(*args)` compiled as one program, site markers removed; what the result does not need is not run."""
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    outs = jax.jit(lambda inputs: evaluate(closed, inputs, {}))(jax.tree.leaves(args))
     return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
 
-def plate_sizes(
-    fn: Callable[[Any], Any], params: Any, strategies: Mapping[str, Any] | str | None = None
-) -> dict[str, int]:
-    """The plates met in `fn(params)` with their numbers of rows, by abstract evaluation."""
+def plate_sizes(run: Callable[[], Any], strategies: Mapping[str, Any] | str | None = None) -> dict[str, int]:
+    """The plates met in `run()` with their numbers of rows, by abstract evaluation at initial parameters."""
     found: dict[str, int] = {}
 
-    def run(params: Any) -> Any:
-        engine = Engine(jax.random.key(0), strategies)
-        with fresh_caches(), engine:
-            out = fn(params)
+    def abstract(key: jax.Array) -> None:
+        engine = Engine(key, strategies)
+        with own_caches(), engine:
+            run()
         found.update(engine.plates)
-        return out
 
-    jax.eval_shape(run, params)
+    jax.eval_shape(abstract, jax.random.key(0))
     return found

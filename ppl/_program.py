@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._compat import fresh_caches, handler_stack, typed_key
+from ._compat import own_caches, handler_stack, typed_key
 from ._params import Bound, ParamCollector, Params
 from ._recorder import Recorder
 from ._runner import Collector, Runner
@@ -106,10 +106,16 @@ class Program:
         Raises:
             ChoiceMismatch: `choices` names a site that the program does not have.
         """
+        trace = self.predict_trace(key, choices, *args, **kwargs)
+        return {**trace.observed, **trace.deterministic}
+
+    def predict_trace(self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+        """The whole trace behind `predict`: given and drawn latent sites, redrawn observations."""
+        _refuse_inside_engine("predict")
         runner = Runner(typed_key(key), _arrays(choices), redraw_observed=True)
         trace = self._run(runner, args, kwargs)
         _check_used(runner, choices, self)
-        return {**trace.observed, **trace.deterministic}
+        return trace
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
         """Initial unconstrained parameters of every param and module statement the program meets."""
@@ -119,7 +125,7 @@ class Program:
         return collector.unconstrained()
 
     def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
-        with fresh_caches(), recorder:
+        with own_caches(), recorder:
             retval = self(*args, **kwargs)
         return self._remember(recorder, trace_of(recorder, retval))
 
@@ -179,9 +185,17 @@ def score(program: Program | Callable[..., Any], trace: Trace, *args: Any, **kwa
     """The trace of `program` at the choices of another program's trace (a guide's), without its auxiliary sites.
 
     Raises:
-        ValueError: the guide misses a latent site of the program, or proposes one that the program does not have.
+        ValueError: the guide misses a latent site of the program, proposes one that the program does not have, or has
+            auxiliary sites whose marginal is not known.
     """
-    choices = {name: value for name, value in trace.choices.items() if name not in trace.auxiliary}
+    choices = trace.shared_choices
+    random = [name for name in choices if trace.sites[name].distribution != "Delta"]
+    if trace.auxiliary and random:
+        raise ValueError(
+            f"The guide has auxiliary sites {sorted(trace.auxiliary)} beside random sites {random}, so its density of the model's sites is a marginal "
+            "that log q(z, u) does not give, and the bound would not be one. Make the model's sites deterministic (Delta) given the auxiliary "
+            "ones, or drop the auxiliary sites."
+        )
     try:
         return as_program(program).trace(choices, *args, **kwargs)
     except ChoiceMismatch as err:

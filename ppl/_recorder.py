@@ -18,10 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+import numpyro.handlers
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
-from ._compat import trace_state
+from ._compat import handler_stack, trace_state
 
 Array = jax.Array
 
@@ -96,6 +97,9 @@ class Recorder(Messenger, abc.ABC):
         self.plates: dict[str, int] = {}
         self.params: dict[str, str] = {}
 
+    # Whether messages end here (a runner, an engine) or go on to a recorder outside.
+    is_final = True
+
     @property
     def frame(self) -> Frame:
         """The frame of the innermost open region."""
@@ -120,14 +124,26 @@ class Recorder(Messenger, abc.ABC):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         kind = msg["type"]
+        if kind == "control_flow":
+            from ._regions import adopt
+
+            msg["value"], msg["stop"] = adopt(msg), True
+            return
+        self._check_level(msg)
         if kind == "sample":
-            self._check_level(msg["name"])
             self.visit(msg)
         elif kind == "prng_key" and msg["value"] is None and self.frame.key is not None:
-            name = msg.get("name") or f"prng_key_{len(self.frame.used)}"
+            name = msg.get("name") or self._unnamed_key()
             self.frame.used.add(name)
             msg["value"] = fold_name(self.frame.key, name)
-        elif kind == "plate" and msg["value"] is None and self.root_key is not None:
+        elif kind == "plate" and msg["value"] is None:
+            if self.root_key is None:
+                if self.is_final:
+                    raise ValueError(
+                        f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows, but scoring given choices has no random key "
+                        "to choose them. Use simulate or generate, an objective, or all rows."
+                    )
+                return
             # The subsample is drawn once per run, whatever the region or lane: model and guide must see the same rows.
             msg["value"] = msg["fn"](*msg["args"], rng_key=fold_name(self.root_key, msg["name"]))
         elif kind == "mutable":
@@ -147,8 +163,9 @@ class Recorder(Messenger, abc.ABC):
             self.frame.infos[name] = describe(msg)
             self.frame.numbers[name] = self.numbers_of(msg)
         elif msg["type"] == "deterministic":
-            self.frame.infos[msg["name"]] = SiteInfo(msg["name"], "deterministic", (), (), jnp.shape(msg["value"]), "")
-            self.frame.numbers[msg["name"]] = {"value": jnp.asarray(msg["value"])}
+            name = self.address(msg)
+            self.frame.infos[name] = _describe_deterministic(msg)
+            self.frame.numbers[name] = {"value": jnp.asarray(msg["value"])}
 
     def address(self, msg: dict[str, Any]) -> str:
         """The name under which a site is kept; a name met twice is an error."""
@@ -160,18 +177,50 @@ class Recorder(Messenger, abc.ABC):
             )
         return name
 
+    def _unnamed_key(self) -> str:
+        stack = handler_stack()
+        if any(isinstance(h, numpyro.handlers.block) for h in stack[stack.index(self) :]):
+            raise ValueError(
+                "numpyro.handlers.block hides a random statement of this program, so its draw would have no density and no gradient. Use "
+                "ppl.condition, ppl.intervene or ppl.block."
+            )
+        return f"prng_key_{len(self.frame.used)}"
+
+    def given(self, name: str) -> Array | None:
+        """The forced value of a site, sliced to the open regions; None when there is none.
+
+        Raises:
+            ValueError: the value lacks the axis of a region around the site.
+        """
+        if name in self.frame.forced:
+            return self.frame.forced[name]
+        for frame in self.frames[:-1]:
+            if name in frame.forced:
+                raise ValueError(
+                    f"Site '{name}' stands in {', '.join(f.kind for f in self.frames[1:])}, but the value given for it has shape "
+                    f"{jnp.shape(frame.forced[name])}, without the leading axis (or with another size) of that region. Stack one value per step "
+                    "or particle."
+                )
+        return None
+
     def seen(self, name: str) -> bool:
         """Whether an open frame already holds `name`."""
         return any(name in frame.numbers for frame in self.frames)
 
-    def _check_level(self, name: str) -> None:
-        if trace_state() != self.frame.state:
+    def _check_level(self, msg: dict[str, Any]) -> None:
+        if trace_state() == self.frame.state:
+            return
+        if msg["type"] == "sample":
             raise ValueError(
-                f"Site '{name}' is a sample statement inside a raw JAX transformation (lax.scan, lax.while_loop, "
+                f"Site '{msg['name']}' is a sample statement inside a raw JAX transformation (lax.scan, lax.while_loop, "
                 "lax.cond, lax.map, jit, vmap, grad or checkpoint), where its value and density would be lost. Use "
                 "ppl.scan for a loop, ppl.cond for a branch, ppl.plate for a vectorised site or ppl.particles(K) for "
                 "lanes, or move the statement out."
             )
+        raise ValueError(
+            f"Statement '{msg.get('name', msg['type'])}' ({msg['type']}) stands inside a raw JAX transformation, which would keep its value of "
+            "the first run. Move the statement out and pass its value in, or use ppl.scan, ppl.cond or ppl.particles."
+        )
 
     # Regions.
 
@@ -232,6 +281,19 @@ def describe(msg: dict[str, Any]) -> SiteInfo:
         name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(_base(fn)).__name__,
         strategy, auxiliary, scale,
     )  # fmt: skip
+
+
+def _describe_deterministic(msg: dict[str, Any]) -> SiteInfo:
+    """A deterministic value has batch axes where its leading axes have the sizes of the plates around it."""
+    shape, frames = jnp.shape(msg["value"]), msg["cond_indep_stack"]
+    depth = max((-f.dim for f in frames), default=0)
+    batch: list[str | None] = [None] * depth
+    for frame in frames:
+        batch[frame.dim] = frame.name
+    sizes = {frame.name: frame.size for frame in frames}
+    fits = depth <= len(shape) and all(name is None or sizes[name] == n for name, n in zip(batch, shape, strict=False))
+    batch, depth = (batch, depth) if fits else ([], 0)
+    return SiteInfo(msg["name"], "deterministic", tuple(batch), shape[:depth], shape[depth:], "")
 
 
 def check_shape(msg: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.contrib.control_flow
 from jax import lax
+from numpyro.ops.pytree import PytreeTrace
 
 from ._compat import handler_stack
 from ._recorder import Frame, Recorder, Region
@@ -177,6 +178,26 @@ class particles:
             return out
 
         return lanes
+
+
+def adopt(msg: dict[str, Any]) -> Any:
+    """Run a control-flow statement of numpyro.contrib under our recorders; returns the value that NumPyro expects.
+
+    Raises:
+        ValueError: a reversed scan, or one with enumeration history.
+    """
+    nothing = PytreeTrace({})  # the sites are recorded already
+    if msg["fn"].__name__ == "scan_wrapper":
+        step, init, xs, length, reverse = msg["args"]
+        if reverse or msg["kwargs"].get("history", 1) != 1:
+            raise ValueError(
+                "numpyro.contrib.control_flow.scan with reverse=True or a history is not supported here. Use ppl.scan (reverse xs "
+                "for a backward pass, carry what a longer history needs)."
+            )
+        carry, ys = scan(step, init, xs, length)
+        return (length, None, carry), (nothing, ys)
+    pred, true_fn, false_fn, operand = msg["args"]
+    return cond(pred, true_fn, false_fn, operand), nothing
 
 
 def _recorders() -> list[Recorder]:

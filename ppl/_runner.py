@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from ._recorder import Recorder, fold_name, log_prob_of
@@ -41,9 +42,10 @@ class Runner(Recorder):
 
     def visit(self, msg: dict[str, Any]) -> None:
         msg["stop"] = True
-        name, forced = msg["name"], self.frame.forced
-        if name in forced and not msg["is_observed"]:
-            msg["value"] = jnp.asarray(forced[name])
+        name = msg["name"]
+        given = None if msg["is_observed"] else self.given(name)
+        if given is not None:
+            msg["value"] = given
             msg["_forced"] = True
             self.frame.used.add(name)
         elif msg["is_observed"] and not (self.redraw_observed and msg["fn"].event_shape is not None):
@@ -71,6 +73,8 @@ class Runner(Recorder):
 class Collector(Recorder):
     """Keep values and log-probs of a program whose draws are made by the engine outside."""
 
+    is_final = False
+
     def visit(self, msg: dict[str, Any]) -> None:
         # The engine may see a second run of the same program: it then gives the site a second address.
         msg["_collected"] = True
@@ -96,7 +100,17 @@ def _guarded_log_prob(msg: dict[str, Any]) -> Array:
     cell = inside.reshape(inside.shape + (1,) * fn.event_dim)
     # The density is evaluated inside the support only, so that its gradient stays finite elsewhere.
     log_prob = log_prob_of({**msg, "value": jnp.where(cell, value, feasible)})
-    return jnp.where(inside, log_prob, -jnp.inf)
+    return jnp.where(inside | ~_mask_of(fn), log_prob, -jnp.inf)
+
+
+def _mask_of(fn: Any) -> Array:
+    """Where the log-prob of `fn` counts, shape `fn.batch_shape`."""
+    mask = jnp.ones(fn.batch_shape, bool)
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            mask = mask & jnp.broadcast_to(jnp.asarray(fn._mask, bool), mask.shape)
+        fn = fn.base_dist
+    return mask
 
 
 def _is_unit(fn: Any) -> bool:

@@ -47,6 +47,12 @@ def sample(
     if obs is None or obs_mask is None:
         return numpyro.sample(name, distribution, obs=obs, infer=infer)
     mask = jnp.asarray(obs_mask, bool)
+    event = jnp.ndim(obs) - distribution.event_dim
+    if event < 0 or mask.shape != jnp.shape(obs)[:event]:
+        raise ValueError(
+            f"Site '{name}': obs_mask has shape {mask.shape}, but obs of shape {jnp.shape(obs)} has batch shape {jnp.shape(obs)[: max(event, 0)]} (event shape "
+            f"{distribution.event_shape}). Nothing is broadcast silently: give one mask entry per observed cell."
+        )
     cell = mask.reshape(mask.shape + (1,) * distribution.event_dim)
     filled = jnp.where(cell, obs, distribution.support.feasible_like(obs))
     with numpyro.handlers.mask(mask=mask):

@@ -45,6 +45,11 @@ class Trace:
         """Names of auxiliary choices: sites of a guide that its model does not have."""
         return frozenset(name for name, info in self.sites.items() if info.is_auxiliary)
 
+    @property
+    def shared_choices(self) -> dict[str, Array]:
+        """The choices without auxiliary ones: what a guide proposes for its model."""
+        return {name: value for name, value in self.choices.items() if not self.sites[name].is_auxiliary}
+
 
 class _Sites(dict[str, SiteInfo]):
     """Site descriptions as static data of a pytree."""

@@ -34,6 +34,10 @@ class Trace:
     choices: dict
     log_density: jax.Array
 
+    @property
+    def shared_choices(self):
+        return self.choices
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -45,6 +49,9 @@ class Model:
     def log_density(self, choices, x):
         mu = choices["mu"]
         return log_normal(mu, 0.0, 1.0) + log_normal(x, mu, 1.0).sum()
+
+    def generate(self, key, choices, x):
+        return None, self.log_density(choices, x)
 
     def predict(self, key, choices, x):
         mu = choices["mu"]

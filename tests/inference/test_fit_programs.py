@@ -176,7 +176,6 @@ def test_an_autoguide_is_a_guide(num_seeds):
     assert draws.choices["mu"].shape == (3,)
 
 
-@pytest.mark.xfail(reason="Objective.site_report sorts the sites of each program by name")
 @pytest.mark.filterwarnings("ignore:Out-of-support")
 def test_the_first_of_two_bad_sites_is_named():
     @ppl.model
