@@ -1,7 +1,9 @@
 """Question: what does one ELBO gradient of a VAE cost beside the same gradient written by hand in JAX?
 
-The model is a 784-400-20 VAE with tanh layers; hand-written JAX and lapilli compute -ELBO with a reparameterised Normal. Both run in one
-process, interleaved; the answer is the median of paired ratios. First calls (tracing, compilation, checks) are measured in
+The model is a 784-400-20 VAE with tanh layers; hand-written JAX and lapilli compute -ELBO with a
+reparameterised Normal. Both run in one
+process, interleaved; the answer is the median of paired ratios. First calls (tracing, compilation, checks)
+are measured in
 fresh processes, since the first program a process compiles pays for what later ones share.
 
 usage: python benchmarks/vae.py [--batches 64 256 1024] [--repeats 60] [--first-calls 5]
@@ -112,7 +114,9 @@ def first_calls(names: list[str], batch: int, repeats: int) -> dict[str, float]:
     for _ in range(repeats):
         for name in names:
             command = [sys.executable, __file__, "--first-call", name, "--batches", str(batch)]
-            out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            out = subprocess.run(
+                command, env=environment, check=True, capture_output=True, text=True
+            )
             times[name].append(float(out.stdout))
     return {name: statistics.median(t) for name, t in times.items()}
 
@@ -134,7 +138,11 @@ def steady(batch: int, repeats: int) -> tuple[float, float, float]:
             jax.block_until_ready(functions[j](arguments[j], key, x))
             times[j].append(time.perf_counter() - start)
     ratios = [b / a for a, b in zip(*times, strict=True)]
-    return 1e3 * statistics.median(times[0]), 1e3 * statistics.median(times[1]), statistics.median(ratios)
+    return (
+        1e3 * statistics.median(times[0]),
+        1e3 * statistics.median(times[1]),
+        statistics.median(ratios),
+    )
 
 
 def check_agreement() -> None:
@@ -143,7 +151,11 @@ def check_agreement() -> None:
     keys = jax.random.split(jax.random.key(3), 512)
     hand = jax.vmap(make("hand"), (None, 0, None))(dict(params), keys, x)
     ours = jax.vmap(make("lapilli"), (None, 0, None))(params, keys, x)
-    for a, b in zip(jax.tree.leaves((hand[0], dict(hand[1]))), jax.tree.leaves((ours[0], dict(ours[1]))), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((hand[0], dict(hand[1]))),
+        jax.tree.leaves((ours[0], dict(ours[1]))),
+        strict=True,
+    ):
         z = jnp.abs(a.mean(0) - b.mean(0)) / (jnp.sqrt((a.var(0) + b.var(0)) / len(keys)) + 1e-4)
         assert z.max() < 6, f"the two gradients disagree: {z.max()} standard errors"
 
@@ -162,12 +174,16 @@ def main() -> None:
     check_agreement()
     for batch in args.batches:
         hand, ours, ratio = steady(batch, args.repeats)
-        print(f"batch {batch:5d}: hand {hand:8.3f} ms, lapilli {ours:8.3f} ms, median paired ratio {ratio:.3f}", flush=True)
+        print(
+            f"batch {batch:5d}: hand {hand:8.3f} ms, lapilli {ours:8.3f} ms, median paired ratio {ratio:.3f}",
+            flush=True,
+        )
     if args.first_calls:
         names = ["hand", "lapilli_unchecked", "lapilli"]
         first = first_calls(names, args.batches[0], args.first_calls)
         print(
-            f"first call: hand {first['hand']:.2f} s, lapilli without jump checks {first['lapilli_unchecked']:.2f} s "
+            f"first call: hand {first['hand']:.2f} s, lapilli without jump checks "
+            f"{first['lapilli_unchecked']:.2f} s "
             f"(x{first['lapilli_unchecked'] / first['hand']:.2f}), with them {first['lapilli']:.2f} s"
         )
 

@@ -34,11 +34,14 @@ def elbo(
     Raises:
         ValueError: the guide misses or adds a latent site; any refusal of `ppl.expectation`.
 
-    Validity: value and gradient are unbiased for the bound, for model and guide parameters, under every strategy that is not marked
+    Validity: value and gradient are unbiased for the bound, for model and guide parameters, under every
+    strategy that is not marked
     biased, and under subsampled plates.
     Reference: Jordan et al. 1999; Ranganath et al. 2014, arXiv:1401.0118.
     """
-    return _elbo(model, guide, strategies=strategies, num_particles=num_particles, check_jumps=check_jumps)
+    return _elbo(
+        model, guide, strategies=strategies, num_particles=num_particles, check_jumps=check_jumps
+    )
 
 
 @objective
@@ -68,10 +71,12 @@ def iwelbo(
         check_jumps: see `ppl.expectation`.
 
     Raises:
-        ValueError: `per="plate"` with a site outside the plate; `per="joint"` with scaled (subsampled) log-probs, whose
+        ValueError: `per="plate"` with a site outside the plate; `per="joint"` with scaled (subsampled)
+            log-probs, whose
             log-mean-exp would be biased.
 
-    Validity: unbiased for the bound at every K. The rows of the plate must be independent given what is outside, as `plate` declares.
+    Validity: unbiased for the bound at every K. The rows of the plate must be independent given what is
+    outside, as `plate` declares.
     Reference: Burda et al. 2016, arXiv:1509.00519.
     """
     if not isinstance(num_particles, int) or num_particles < 1:
@@ -96,7 +101,8 @@ def _joint_weight(p: ppl.Trace, q: ppl.Trace) -> tuple[Array, Array]:
         for name, info in trace.sites.items():
             if info.kind != "deterministic" and info.scale != 1.0:
                 raise ValueError(
-                    f"Site '{name}': iwelbo(per='joint') takes the log of a mean of whole-program weights, and a log-prob scaled by "
+                    f"Site '{name}': iwelbo(per='joint') takes the log of a mean of whole-program "
+                    "weights, and a log-prob scaled by "
                     f"{info.scale} (subsampling) would make it biased. Use per='plate', or all rows."
                 )
     return p.log_density - q.log_density, jnp.ones(())
@@ -112,17 +118,22 @@ def _row_weights(p: ppl.Trace, q: ppl.Trace, per: str) -> tuple[Array, Array]:
             info = trace.sites[name]
             if plate not in info.dims:
                 raise ValueError(
-                    f"Site '{name}' lies outside plate '{plate}' (its axes are {info.dims}), so the evidence does not factorise over the "
+                    f"Site '{name}' lies outside plate '{plate}' (its axes are {info.dims}), so the "
+                    "evidence does not factorise over the "
                     f"plate's rows. Use iwelbo(per='joint'), or move the site into the plate."
                 )
             if info.scale is None:
-                raise ValueError(f"Site '{name}': its scale is not one number; iwelbo(per='{per}') cannot undo it.")
+                raise ValueError(
+                    f"Site '{name}': its scale is not one number; iwelbo(per='{per}') cannot undo it."
+                )
             scales.add(info.scale)
             axis = info.dims.index(plate)
             rows = log_prob.sum([a for a in range(log_prob.ndim) if a != axis])
             total = total + sign * rows / info.scale
     if len(scales) != 1:
-        raise ValueError(f"iwelbo(per='{per}'): the sites of plate '{plate}' are scaled differently ({sorted(scales)}).")
+        raise ValueError(
+            f"iwelbo(per='{per}'): the sites of plate '{plate}' are scaled differently ({sorted(scales)})."
+        )
     return total, jnp.asarray(scales.pop())
 
 
@@ -133,6 +144,7 @@ def _common_plate(p: ppl.Trace, q: ppl.Trace) -> str:
     if not plates:
         outside = {name: t.sites[name].dims for t in (p, q) for name in t.log_probs}
         raise ValueError(
-            f"iwelbo(per='plate'): no plate contains every site (axes by site: {outside}). Use per='joint', or name the plate."
+            f"iwelbo(per='plate'): no plate contains every site (axes by site: {outside}). Use "
+            "per='joint', or name the plate."
         )
     return str(plates[0])

@@ -47,9 +47,13 @@ class Objective:
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
-            raise ValueError(f"{self.name}: num_particles must be an integer >= 1, got {self.num_particles!r}.")
+            raise ValueError(
+                f"{self.name}: num_particles must be an integer >= 1, got {self.num_particles!r}."
+            )
         if self.direction not in ("max", "min"):
-            raise ValueError(f"{self.name}: direction must be 'max' or 'min', got {self.direction!r}.")
+            raise ValueError(
+                f"{self.name}: direction must be 'max' or 'min', got {self.direction!r}."
+            )
 
     @functools.cached_property
     def expectation(self) -> ppl.Expectation:
@@ -63,14 +67,18 @@ class Objective:
         )
 
     def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
-        return self.fn(*(_ready(p, params, self.full_sizes) for p in (self.model, self.guide)), *args)
+        return self.fn(
+            *(_ready(p, params, self.full_sizes) for p in (self.model, self.guide)), *args
+        )
 
     def init(self, key: Any, *args: Any) -> ppl.Params:
         """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
         if self.guide is not None:
             _set_up_autoguide(self.guide, key, args)
         params = ppl.init_params(lambda: self._run({}, *args), key, self.strategies)
-        if not self.examples and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, args))):
+        if not self.examples and not any(
+            isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, args))
+        ):
             self.examples.append((params, args))
         return params
 
@@ -120,7 +128,9 @@ class Objective:
             else:
                 trace = ppl.draw(guide, *args)
                 traces = {"guide": trace, "model": ppl.score(model, trace, *args)}
-            order.update({program: list(trace.log_probs) for program, trace in traces.items()})  # jax sorts dictionaries
+            order.update(
+                {program: list(trace.log_probs) for program, trace in traces.items()}
+            )  # jax sorts dictionaries
             return traces
 
         traces = ppl.run_once(run, params, key, self.strategies)
@@ -129,7 +139,10 @@ class Objective:
             values = {**trace.choices, **trace.observed}
             for name in names:
                 log_prob = trace.log_probs[name]
-                report[f"{program}.{name}"] = {"log_prob": log_prob, "value": values.get(name, log_prob)}
+                report[f"{program}.{name}"] = {
+                    "log_prob": log_prob,
+                    "value": values.get(name, log_prob),
+                }
         return report
 
     # NumPyro's SVI accepts the objective as its loss.
@@ -137,18 +150,35 @@ class Objective:
     can_infer_discrete = True
     multi_sample_guide = False
 
-    def loss(self, rng_key: Any, param_map: Mapping[str, Any], model: Any, guide: Any, *args: Any, **kwargs: Any) -> Array:
+    def loss(
+        self,
+        rng_key: Any,
+        param_map: Mapping[str, Any],
+        model: Any,
+        guide: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Array:
         """The loss that `numpyro.infer.SVI(model, guide, optim, loss=objective)` minimises; its gradient is this estimator."""
 
         def run(params: Any, *args: Any) -> Any:
-            programs = [ppl.Program(numpyro.handlers.substitute(_function(p), data=params)) for p in (model, guide)]
+            programs = [
+                ppl.Program(numpyro.handlers.substitute(_function(p), data=params))
+                for p in (model, guide)
+            ]
             return self.fn(*(_ready(p, {}, self.full_sizes) for p in programs), *args)
 
         expectation = ppl.expectation(
-            run, strategies=self.strategies, num_replicates=self.num_particles, check_jumps=self.check_jumps
+            run,
+            strategies=self.strategies,
+            num_replicates=self.num_particles,
+            check_jumps=self.check_jumps,
         )
         if kwargs:
-            raise TypeError(f"{self.name}: pass the arguments of model and guide by position, got keywords {sorted(kwargs)}.")
+            raise TypeError(
+                f"{self.name}: pass the arguments of model and guide by position, got keywords "
+                f"{sorted(kwargs)}."
+            )
         value = expectation.value(dict(param_map), rng_key, *args)
         return -value if self.direction == "max" else value
 
@@ -159,7 +189,8 @@ def objective(
     """Turn `fn(model, guide, *args) -> scalar` into a factory of objectives.
 
     Args:
-        fn: draws with `ppl.draw(guide, *args)` and scores with `ppl.score(model, trace, *args)` or `model.log_density`; what it
+        fn: draws with `ppl.draw(guide, *args)` and scores with `ppl.score(model, trace, *args)` or
+            `model.log_density`; what it
             returns is estimated without bias, and so is its gradient.
         direction: whether L is maximised or minimised.
 
@@ -195,12 +226,16 @@ def objective(
     ) -> Objective:
         model = ppl.as_program(model)
         guide = None if guide is None else ppl.as_program(guide)
-        return Objective(fn, model, guide, strategies, num_particles, direction, fn.__name__, check_jumps)
+        return Objective(
+            fn, model, guide, strategies, num_particles, direction, fn.__name__, check_jumps
+        )
 
     return make
 
 
-def _ready(program: ppl.Program | None, params: Mapping[str, Any], sizes: Mapping[str, int]) -> ppl.Program | None:
+def _ready(
+    program: ppl.Program | None, params: Mapping[str, Any], sizes: Mapping[str, int]
+) -> ppl.Program | None:
     if program is None:
         return None
     bound = program.bind(params) if params else program

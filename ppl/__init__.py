@@ -1,49 +1,53 @@
 """The language: programs, statements, traces, strategies, expectations."""
 
 from ._engine import Unsuitable as Unsuitable
-from ._expectation import Expectation as Expectation
-from ._expectation import expectation as expectation
-from ._handlers import block as block
-from ._handlers import condition as condition
-from ._handlers import intervene as intervene
-from ._handlers import mask as mask
-from ._handlers import rescale_plates as rescale_plates
-from ._params import Params as Params
-from ._params import constrain as constrain
+from ._expectation import Expectation as Expectation, expectation as expectation
+from ._handlers import (
+    block as block,
+    condition as condition,
+    intervene as intervene,
+    mask as mask,
+    rescale_plates as rescale_plates,
+)
 from ._mvd import MVD as MVD
+from ._params import Params as Params, constrain as constrain
 from ._plan import Plan as Plan
-from ._probe import init_params as init_params
-from ._probe import plate_sizes as plate_sizes
-from ._probe import run_once as run_once
-from ._program import ChoiceMismatch as ChoiceMismatch
-from ._program import Program as Program
-from ._program import as_program as as_program
-from ._program import draw as draw
-from ._program import model as model
-from ._program import score as score
+from ._probe import init_params as init_params, plate_sizes as plate_sizes, run_once as run_once
+from ._program import (
+    ChoiceMismatch as ChoiceMismatch,
+    Program as Program,
+    as_program as as_program,
+    draw as draw,
+    model as model,
+    score as score,
+)
 from ._recorder import SiteInfo as SiteInfo
-from ._regions import cond as cond
-from ._regions import particles as particles
-from ._regions import scan as scan
-from ._reinforce import Baseline as Baseline
-from ._reinforce import LeaveOneOut as LeaveOneOut
-from ._reinforce import MovingAverage as MovingAverage
-from ._reinforce import Regression as Regression
-from ._reinforce import Reinforce as Reinforce
-from ._statements import deterministic as deterministic
-from ._statements import factor as factor
-from ._statements import module as module
-from ._statements import param as param
-from ._statements import plate as plate
-from ._statements import rng_key as rng_key
-from ._statements import sample as sample
-from ._statements import subsample as subsample
-from ._strategy import Downstream as Downstream
-from ._strategy import Draw as Draw
-from ._strategy import Enum as Enum
-from ._strategy import GumbelSoftmax as GumbelSoftmax
-from ._strategy import Implicit as Implicit
-from ._strategy import Reparam as Reparam
-from ._strategy import StraightThrough as StraightThrough
-from ._strategy import Strategy as Strategy
+from ._regions import cond as cond, particles as particles, scan as scan
+from ._reinforce import (
+    Baseline as Baseline,
+    LeaveOneOut as LeaveOneOut,
+    MovingAverage as MovingAverage,
+    Regression as Regression,
+    Reinforce as Reinforce,
+)
+from ._statements import (
+    deterministic as deterministic,
+    factor as factor,
+    module as module,
+    param as param,
+    plate as plate,
+    rng_key as rng_key,
+    sample as sample,
+    subsample as subsample,
+)
+from ._strategy import (
+    Downstream as Downstream,
+    Draw as Draw,
+    Enum as Enum,
+    GumbelSoftmax as GumbelSoftmax,
+    Implicit as Implicit,
+    Reparam as Reparam,
+    StraightThrough as StraightThrough,
+    Strategy as Strategy,
+)
 from ._trace import Trace as Trace

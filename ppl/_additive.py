@@ -4,8 +4,10 @@ Input: a jaxpr and one scalar variable. Output: terms `(variable, paths)` such t
 
     scalar = sum over terms of (sum over paths of coefficient(path)) * sum(variable),
 
-where a coefficient is a product of site-independent scalars. The walk goes backwards through sums, differences, reductions,
-reshapes and multiplications by scalars, and stops at every non-linear operation. Each term keeps its own shape, so that a score factor can meet it
+where a coefficient is a product of site-independent scalars. The walk goes backwards through sums,
+differences, reductions,
+reshapes and multiplications by scalars, and stops at every non-linear operation. Each term keeps its own
+shape, so that a score factor can meet it
 row by row.
 """
 
@@ -24,7 +26,9 @@ from ._relation import PARAMS
 
 MAX_PATHS = 8
 # Linear maps under which the sum over all elements is unchanged, whatever the shape.
-SUM_PRESERVING = frozenset("reduce_sum reshape squeeze transpose copy concatenate stack rev".split())
+SUM_PRESERVING = frozenset(
+    "reduce_sum reshape squeeze transpose copy concatenate stack rev".split()
+)
 
 
 class Factor(NamedTuple):
@@ -89,7 +93,10 @@ def _open(
 ) -> list[tuple[Any, float, tuple[Factor, ...]]] | None:
     """The operands of a linear equation with their signs and factors, or None."""
     name, operands = eqn.primitive.name, eqn.invars
-    if not (jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating) or jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.signedinteger)):
+    if not (
+        jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
+        or jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.signedinteger)
+    ):
         return None  # sums of unsigned or boolean numbers are not linear over the reals
     if name in ("add", "add_any", "sub"):
         out = math.prod(shape_of(eqn.outvars[0]))
@@ -100,7 +107,9 @@ def _open(
         return [(operands[0], -1.0, ())]
     if name in SUM_PRESERVING:
         return [(v, 1.0, ()) for v in operands]
-    if name == "broadcast_in_dim" and math.prod(shape_of(operands[0])) == math.prod(shape_of(eqn.outvars[0])):
+    if name == "broadcast_in_dim" and math.prod(shape_of(operands[0])) == math.prod(
+        shape_of(eqn.outvars[0])
+    ):
         return [(operands[0], 1.0, ())]
     if name == "convert_element_type" and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
         return [(operands[0], 1.0, ())]

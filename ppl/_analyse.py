@@ -1,7 +1,9 @@
 """From a program and a choice of strategies to everything the estimator needs to know.
 
-Steps: trace once under the engine (`_engine.py`); analyse the jaxpr (`_dependence.py`); split the result into additive terms (`_additive.py`);
-close the relations over sites, so that each term knows every site it depends on, directly or through other sites; lay out
+Steps: trace once under the engine (`_engine.py`); analyse the jaxpr (`_dependence.py`); split the result into
+additive terms (`_additive.py`);
+close the relations over sites, so that each term knows every site it depends on, directly or through other
+sites; lay out
 enumeration. All of this happens at trace time and costs nothing in the compiled program.
 """
 
@@ -142,13 +144,15 @@ def analyse(
 def _as_scalar(result: Any) -> jax.Array:
     if not hasattr(result, "shape") and not isinstance(result, int | float):
         raise TypeError(
-            f"The function of an expectation must return one real number, got {type(result).__name__}. Return a scalar, "
+            f"The function of an expectation must return one real number, got {type(result).__name__}. "
+            "Return a scalar, "
             "e.g. model.log_density(choices, x) - trace.log_density."
         )
     result = jnp.asarray(result)
     if result.shape != () or not jnp.issubdtype(result.dtype, jnp.floating):
         raise TypeError(
-            f"The function of an expectation must return one real number, got an array of shape {result.shape} and dtype "
+            "The function of an expectation must return one real number, got an array of shape "
+            f"{result.shape} and dtype "
             f"{result.dtype}. Sum it (for a sum of costs) or take its mean."
         )
     return result
@@ -156,7 +160,14 @@ def _as_scalar(result: Any) -> jax.Array:
 
 def _numbers(numbers: dict[str, Any]) -> Numbers:
     local, local_tree = jax.tree.flatten(numbers["local"])
-    return Numbers(numbers["value"], numbers["log_prob"], numbers["active"], tuple(numbers["fixed"]), tuple(local), local_tree)
+    return Numbers(
+        numbers["value"],
+        numbers["log_prob"],
+        numbers["active"],
+        tuple(numbers["fixed"]),
+        tuple(local),
+        local_tree,
+    )
 
 
 def _of(facts: Analysis, atom: Any, sites: dict[int, StrategySite]) -> Relations:
@@ -173,23 +184,32 @@ def _of(facts: Analysis, atom: Any, sites: dict[int, StrategySite]) -> Relations
 def axis_order(site: StrategySite) -> list[int]:
     """Position in the marker's layout (times, lanes, elements) of each outside axis of a site (regions, elements)."""
     regions = [r for r in site.regions if r.axis is not None]
-    inner = [i for i, r in enumerate(regions) if r.kind == "scan"] + [i for i, r in enumerate(regions) if r.kind != "scan"]
-    return [inner.index(i) for i in range(len(regions))] + [len(regions) + i for i in range(len(site.shape))]
+    inner = [i for i, r in enumerate(regions) if r.kind == "scan"] + [
+        i for i, r in enumerate(regions) if r.kind != "scan"
+    ]
+    return [inner.index(i) for i in range(len(regions))] + [
+        len(regions) + i for i in range(len(site.shape))
+    ]
 
 
-def _close(sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis) -> dict[int, Relations]:
+def _close(
+    sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis
+) -> dict[int, Relations]:
     """Relations of each site's distribution to all sites upstream, directly or through others."""
     direct: dict[int, Relations] = {}
     for index, site in sites.items():
         relations = _of(facts, table[index].log_prob, sites)
         parameters = facts.parameters[index].relations
         own = relations.pop(index, None)
-        # The log-prob sees the site's own value. What else it sees of the site itself reaches it through a scan carry.
+        # The log-prob sees the site's own value. What else it sees of the site itself reaches it through a
+        # scan carry.
         if index in parameters and own is not None:
             relations[index] = own
         for source in parameters:
             if source != PARAMS and source not in relations:
-                relations[source] = tuple(mixed(f"parameters of '{site.address}'") for _ in sites[source].sizes)  # type: ignore[index]
+                relations[source] = tuple(
+                    mixed(f"parameters of '{site.address}'") for _ in sites[source].sizes
+                )  # type: ignore[index]
         direct[index] = relations
     closed = {i: dict(r) for i, r in direct.items()}
     changed = True
@@ -210,7 +230,9 @@ def _through_sites(relations: Relations, upstream: dict[int, Relations]) -> Rela
             through = compose(outer, inner)
             old = out.get(source)
             out[source] = (
-                through if old is None else tuple(join_links(a, b) for a, b in zip(old, through, strict=True))
+                through
+                if old is None
+                else tuple(join_links(a, b) for a, b in zip(old, through, strict=True))
             )
     return out
 
@@ -221,14 +243,18 @@ def _layouts(sites: dict[int, StrategySite], relations: list[Relations]) -> dict
         uses = [r[index] for r in relations if index in r]
         if not site.strategy.is_enumerated or not uses:
             continue
-        joint = tuple(i for i in range(len(site.sizes)) if any(u[i].kind != "aligned" for u in uses))
+        joint = tuple(
+            i for i in range(len(site.sizes)) if any(u[i].kind != "aligned" for u in uses)
+        )
         elements = math.prod(site.sizes[i] for i in joint)
         assert site.num_values is not None
         if elements * math.log(site.num_values) > math.log(MAX_LANES):
             raise Unsuitable(
                 site.name,
-                f"Site '{site.address}': strategy 'enum' would need {site.num_values}^{elements} lanes, because "
-                f"{elements} elements (of shape {site.sizes}) meet in one cost: {mixing(uses, joint)}. Let the costs separate "
+                f"Site '{site.address}': strategy 'enum' would need {site.num_values}^{elements} lanes, "
+                "because "
+                f"{elements} elements (of shape {site.sizes}) meet in one cost: {mixing(uses, joint)}. "
+                "Let the costs separate "
                 f"by row, or use 'mvd' or 'reinforce', e.g. strategies={{'{site.name}': 'mvd'}}.",
             )
         layouts[index] = Layout(joint, site.num_values**elements)
@@ -237,7 +263,12 @@ def _layouts(sites: dict[int, StrategySite], relations: list[Relations]) -> dict
 
 def mixing(uses: list[Relation], axes: tuple[int, ...]) -> str:
     """Why the elements of a site do not separate along `axes`, in words."""
-    reasons = {u[i].why or "a scan carry (later steps depend on earlier ones)" for u in uses for i in axes if u[i].kind != "aligned"}
+    reasons = {
+        u[i].why or "a scan carry (later steps depend on earlier ones)"
+        for u in uses
+        for i in axes
+        if u[i].kind != "aligned"
+    }
     return ", ".join(sorted(reasons)) or "unknown"
 
 
@@ -246,22 +277,32 @@ def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
         moved = set(facts.supports[index].relations)
         pathwise = {i for i in moved if i != PARAMS and sites[i].strategy.is_pathwise}  # type: ignore[index]
         if not site.strategy.is_pathwise and (PARAMS in moved or pathwise):
-            what = "a parameter" if PARAMS in moved else f"the reparameterised site '{sites[min(pathwise)].address}'"  # type: ignore[type-var]
+            what = (
+                "a parameter"
+                if PARAMS in moved
+                else f"the reparameterised site '{sites[min(pathwise)].address}'"
+            )  # type: ignore[type-var]
             raise Unsuitable(
                 site.name,
                 f"Site '{site.address}': the support of {site.distribution} depends on {what}, so strategy "
-                f"'{site.strategy.name}' would miss the boundary's part of the gradient. Use 'reparam', or a fixed support "
+                f"'{site.strategy.name}' would miss the boundary's part of the gradient. Use 'reparam', "
+                "or a fixed support "
                 "that is transformed afterwards.",
             )
 
 
-def _check_fixed(sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis) -> None:
+def _check_fixed(
+    sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis
+) -> None:
     for index, site in sites.items():
         for name, atom in zip(site.fixed, table[index].fixed, strict=True):
-            moved = {s for s in facts[atom].relations if s == PARAMS or sites[s].strategy.is_pathwise}  # type: ignore[index]
+            moved = {
+                s for s in facts[atom].relations if s == PARAMS or sites[s].strategy.is_pathwise
+            }  # type: ignore[index]
             if moved:
                 raise Unsuitable(
                     site.name,
-                    f"Site '{site.address}': strategy '{site.strategy.name}' gives no derivative in '{name}' of {site.distribution}, "
+                    f"Site '{site.address}': strategy '{site.strategy.name}' gives no derivative in "
+                    f"'{name}' of {site.distribution}, "
                     f"which depends on parameters. Use 'implicit' or 'reinforce', or keep '{name}' constant.",
                 )

@@ -1,6 +1,7 @@
 """How JAX's primitives carry axes: one rule per primitive, for `_dependence.py`.
 
-A rule maps (equation, relations of its operands) to the relations of its outputs. What has no rule mixes all axes.
+A rule maps (equation, relations of its operands) to the relations of its outputs. What has no rule mixes all
+axes.
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ Rule = Callable[[Any, list[Relations]], list[Relations]]
 
 ELEMENTWISE = frozenset(
     """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp
-    clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1
-    floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg
-    nextafter not optimization_barrier or polygamma population_count pow random_gamma_grad real reduce_precision
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt
+    ceil clamp
+    clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv erfc exp
+    exp2 expm1
+    floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p logistic lt max
+    min mul ne neg
+    nextafter not optimization_barrier or polygamma population_count pow random_gamma_grad real
+    reduce_precision
     regularized_incomplete_beta rem round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic
     shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
     """.split()
 )
-BATCHED_MATRIX = frozenset("cholesky eigh eig lu qr householder_product schur svd triangular_solve tridiagonal_solve".split())
+BATCHED_MATRIX = frozenset(
+    "cholesky eigh eig lu qr householder_product schur svd triangular_solve tridiagonal_solve".split()
+)
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:
@@ -52,8 +59,14 @@ def _batched_matrix(eqn: Any, operands: list[Relations]) -> list[Relations]:
 
 
 def _broadcast(eqn: Any, operands: list[Relations]) -> list[Relations]:
-    dims, source, target = eqn.params["broadcast_dimensions"], shape_of(eqn.invars[0]), eqn.params["shape"]
-    return [move(operands[0], lambda a: dims[a] if source[a] == target[dims[a]] else None, "broadcast")]
+    dims, source, target = (
+        eqn.params["broadcast_dimensions"],
+        shape_of(eqn.invars[0]),
+        eqn.params["shape"],
+    )
+    return [
+        move(operands[0], lambda a: dims[a] if source[a] == target[dims[a]] else None, "broadcast")
+    ]
 
 
 def _reshape(eqn: Any, operands: list[Relations]) -> list[Relations]:
@@ -80,7 +93,9 @@ def _reduce(eqn: Any, operands: list[Relations]) -> list[Relations]:
 def _without(eqn: Any, operands: list[Relations], gone: Any) -> list[Relations]:
     gone = {d % len(shape_of(eqn.invars[0])) for d in gone}
     relations = move(
-        join(operands), lambda a: None if a in gone else a - sum(g < a for g in gone), eqn.primitive.name
+        join(operands),
+        lambda a: None if a in gone else a - sum(g < a for g in gone),
+        eqn.primitive.name,
     )
     return [relations] * len(eqn.outvars)
 
@@ -138,7 +153,9 @@ def _same_size(eqn: Any, operands: list[Relations]) -> list[Relations]:
     for relations, atom in zip(operands, eqn.invars, strict=True):
         shape = shape_of(atom)
         whole = {a for a, n in enumerate(shape) if len(shape) == len(out) and out[a] == n}
-        moved.append(move(relations, lambda a, whole=whole: a if a in whole else None, eqn.primitive.name))
+        moved.append(
+            move(relations, lambda a, whole=whole: a if a in whole else None, eqn.primitive.name)
+        )
     return [join(moved)]
 
 
@@ -150,7 +167,9 @@ def _slice(eqn: Any, operands: list[Relations]) -> list[Relations]:
 
 
 def _pad(eqn: Any, operands: list[Relations]) -> list[Relations]:
-    padded = {a for a, config in enumerate(eqn.params["padding_config"]) if tuple(config) != (0, 0, 0)}
+    padded = {
+        a for a, config in enumerate(eqn.params["padding_config"]) if tuple(config) != (0, 0, 0)
+    }
     return _along(eqn, operands, *padded)
 
 
@@ -193,7 +212,9 @@ def _gather(eqn: Any, operands: list[Relations]) -> list[Relations]:
     def index_axis(a: int) -> int | None:
         return batch_out[a] if a < len(batch_out) else None
 
-    return [join([move(operands[0], operand_axis, "gather"), move(operands[1], index_axis, "gather")])]
+    return [
+        join([move(operands[0], operand_axis, "gather"), move(operands[1], index_axis, "gather")])
+    ]
 
 
 def _convolution(eqn: Any, operands: list[Relations]) -> list[Relations]:
@@ -209,7 +230,10 @@ def _convolution(eqn: Any, operands: list[Relations]) -> list[Relations]:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(BATCHED_MATRIX, _batched_matrix),
-    **dict.fromkeys("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split(), _reduce),
+    **dict.fromkeys(
+        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split(),
+        _reduce,
+    ),
     **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), _cumulative),
     **dict.fromkeys("dynamic_slice dynamic_update_slice".split(), _same_size),
     "broadcast_in_dim": _broadcast,

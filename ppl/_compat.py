@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpyro.primitives
 from jax.extend.core import get_opaque_trace_state
 
+_runs = itertools.count()
 _user_context = jax.make_user_context(None)
 
 
@@ -26,10 +28,16 @@ def trace_state() -> Any:
 def own_caches() -> contextlib.AbstractContextManager:
     """A context in which JAX shares no traced inner functions (jit, scan, while bodies) with code outside of it.
 
-    A body that was traced earlier is served from JAX's cache: its Python code does not run and its statements go unseen. Inside this context a
+    A body that was traced earlier is served from JAX's cache: its Python code does not run and its statements
+    go unseen. Inside this context a
     body with a statement is never cached, because meeting the statement there is an error.
     """
     return _user_context("lapilli")
+
+
+def fresh_caches() -> contextlib.AbstractContextManager:
+    """A context of its own for one run: needed where a handler hides statements, which would then be cached unseen."""
+    return _user_context(("lapilli", next(_runs)))
 
 
 def typed_key(key: Any) -> jax.Array:

@@ -1,19 +1,22 @@
 """Static analysis of a traced program: what depends on which site, element by element, and where a value may jump.
 
 Input: a jaxpr with site markers. Output, for every top-level variable, two facts:
-- its relations to the sites (`_relation.py`). A marker cuts: behind it the value counts as the site's own, not as a function of what its
-  distribution depends on. Those dependences are kept per site (`parameters`), so that closures can be taken site by site.
-- its jumps: the sites of which it may be a discontinuous function (a comparison, cast, floor, argmax, ... stands in between), with the
+- its relations to the sites (`_relation.py`). A marker cuts: behind it the value counts as the site's own,
+not as a function of what its
+  distribution depends on. Those dependences are kept per site (`parameters`), so that closures can be taken
+  site by site.
+- its jumps: the sites of which it may be a discontinuous function (a comparison, cast, floor, argmax, ...
+stands in between), with the
   operation's name. A choice between values one of which is infinite or NaN is exempt: such a jump is loud.
 
-Invariant: what is reported absent is absent. A jump that is reported may turn out continuous (`where(z > 0, z, 0)`); `_jumps.py` decides that
+Invariant: what is reported absent is absent. A jump that is reported may turn out continuous (`where(z > 0,
+z, 0)`); `_jumps.py` decides that
 numerically.
 """
 
 from __future__ import annotations
 
 import itertools
-
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,8 +32,10 @@ from ._relation import PARAMS, Relations, Time, aligned, close_time, join, move
 Jumps = dict[int | str, str]
 COMPARISONS = frozenset("eq ne lt le gt ge".split())
 STEPS = frozenset("floor ceil round sign rem argmax argmin nextafter".split())
-CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr", "remat2": "jaxpr",
-         "checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}  # fmt: skip
+CALLS = {
+    **dict.fromkeys("jit pjit remat remat2 checkpoint".split(), "jaxpr"),
+    **dict.fromkeys("closed_call core_call custom_jvp_call custom_vjp_call".split(), "call_jaxpr"),
+}
 
 
 class Fact(NamedTuple):
@@ -75,7 +80,9 @@ class Analysis:
         env.update(zip(jaxpr.invars, inputs, strict=True))
         for eqn in jaxpr.eqns:
             facts = [_constant(v.val) if isinstance(v, Literal) else env[v] for v in eqn.invars]
-            if not any(f.relations or f.jumps or f.is_loud for f in facts) and not _interesting(eqn):
+            if not any(f.relations or f.jumps or f.is_loud for f in facts) and not _interesting(
+                eqn
+            ):
                 outs = [NOTHING] * len(eqn.outvars)
             else:
                 outs = self._outputs(eqn, facts)
@@ -104,26 +111,44 @@ class Analysis:
         relations = RULES.get(name, mix)(eqn, [f.relations for f in facts])
         jumps = _jumps(eqn, facts)
         is_loud = _is_loud(name, facts)
-        return [Fact(r, jumps if i == 0 else jumps | _unkeyed(eqn, facts), is_loud) for i, r in enumerate(relations)]
+        return [
+            Fact(r, jumps if i == 0 else jumps | _unkeyed(eqn, facts), is_loud)
+            for i, r in enumerate(relations)
+        ]
 
     def _site(self, eqn: Any, facts: list[Fact]) -> Fact:
         index, count = eqn.params["index"], eqn.params["num_parameters"]
-        for table, part in ((self.parameters, facts[1 : 1 + count]), (self.supports, facts[1 + count :])):
+        for table, part in (
+            (self.parameters, facts[1 : 1 + count]),
+            (self.supports, facts[1 + count :]),
+        ):
             table[index] = _join_sources([table.get(index, NOTHING), *part])
         time = tuple(aligned(Time(s)) for s in self._scans)
-        return Fact({index: time + tuple(aligned(a) for a in range(len(shape_of(eqn.outvars[0]))))}, {})
+        return Fact(
+            {index: time + tuple(aligned(a) for a in range(len(shape_of(eqn.outvars[0]))))}, {}
+        )
 
     def _scan(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
         num_consts, num_carry = scan_counts(eqn.params)
-        consts, carry, xs = facts[:num_consts], facts[num_consts : num_consts + num_carry], facts[num_consts + num_carry :]
+        consts, carry, xs = (
+            facts[:num_consts],
+            facts[num_consts : num_consts + num_carry],
+            facts[num_consts + num_carry :],
+        )
         scan = next(self._scan_ids)
-        xs = [Fact(move(f.relations, lambda a: a - 1 if a else Time(scan), "scan"), f.jumps) for f in xs]
+        xs = [
+            Fact(move(f.relations, lambda a: a - 1 if a else Time(scan), "scan"), f.jumps)
+            for f in xs
+        ]
         if eqn.params["reverse"]:  # "causal" would run backwards: mix time instead
             xs = [Fact(close_time(f.relations, scan, None), f.jumps) for f in xs]
         self._scans.append(scan)
         while True:
             outs = self._call(eqn.params["jaxpr"], [*consts, *carry, *xs])
-            later = [Fact(close_time(f.relations, scan, None, later=True), f.jumps) for f in outs[:num_carry]]
+            later = [
+                Fact(close_time(f.relations, scan, None, later=True), f.jumps)
+                for f in outs[:num_carry]
+            ]
             joined = [_join_facts([a, b]) for a, b in zip(carry, later, strict=True)]
             if joined == carry:
                 break
@@ -135,17 +160,25 @@ class Analysis:
         ys = []
         for fact in outs[num_carry:]:
             shifted = move(fact.relations, lambda a: a + 1, "scan")
-            ys.append(Fact(close_time(shifted, scan, None if eqn.params["reverse"] else 0), fact.jumps))
+            ys.append(
+                Fact(close_time(shifted, scan, None if eqn.params["reverse"] else 0), fact.jumps)
+            )
         return [_join_facts([a, b]) for a, b in zip(carry, last, strict=True)] + ys
 
     def _cond(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
         branches = [self._call(b, facts[1:]) for b in eqn.params["branches"]]
-        choice = Fact(facts[0].relations, {s: "cond predicate" for s in facts[0].relations} | facts[0].jumps)
+        choice = Fact(
+            facts[0].relations, dict.fromkeys(facts[0].relations, "cond predicate") | facts[0].jumps
+        )
         return [_join_facts([choice, *outs]) for outs in zip(*branches, strict=True)]
 
     def _while(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
         num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        cond, body, carry = facts[:num_cond], facts[num_cond : num_cond + num_body], facts[num_cond + num_body :]
+        cond, body, carry = (
+            facts[:num_cond],
+            facts[num_cond : num_cond + num_body],
+            facts[num_cond + num_body :],
+        )
         while True:
             outs = self._call(eqn.params["body_jaxpr"], [*body, *carry])
             joined = [_join_facts([a, b]) for a, b in zip(carry, outs, strict=True)]
@@ -153,8 +186,11 @@ class Analysis:
                 break
             carry = joined
         stop = self._call(eqn.params["cond_jaxpr"], [*cond, *carry])[0]
-        stop = Fact(stop.relations, {s: "while predicate" for s in stop.relations} | stop.jumps)
-        return [_join_facts([stop, Fact(move(f.relations, lambda _: None, "while"), f.jumps)]) for f in carry]
+        stop = Fact(stop.relations, dict.fromkeys(stop.relations, "while predicate") | stop.jumps)
+        return [
+            _join_facts([stop, Fact(move(f.relations, lambda _: None, "while"), f.jumps)])
+            for f in carry
+        ]
 
 
 def _interesting(eqn: Any) -> bool:
@@ -181,13 +217,17 @@ def _constant(value: Any) -> Fact:
 
 
 def _is_float(value: Any) -> bool:
-    return isinstance(value, float) or jnp.issubdtype(getattr(value, "dtype", np.int32), jnp.floating)
+    return isinstance(value, float) or jnp.issubdtype(
+        getattr(value, "dtype", np.int32), jnp.floating
+    )
 
 
 def _is_loud(name: str, facts: list[Fact]) -> bool:
     if name in ("broadcast_in_dim", "convert_element_type", "reshape", "neg"):
         return facts[0].is_loud
-    return name == "mul" and any(f.is_loud for f in facts)  # infinity times anything is infinite or NaN
+    return name == "mul" and any(
+        f.is_loud for f in facts
+    )  # infinity times anything is infinite or NaN
 
 
 def _jumps(eqn: Any, facts: list[Fact]) -> Jumps:
@@ -201,7 +241,11 @@ def _jumps(eqn: Any, facts: list[Fact]) -> Jumps:
     jumps: Jumps = {}
     for fact in facts:
         jumps.update(fact.jumps)
-        if name in COMPARISONS or name in STEPS or (name == "convert_element_type" and _to_integer(eqn)):
+        if (
+            name in COMPARISONS
+            or name in STEPS
+            or (name == "convert_element_type" and _to_integer(eqn))
+        ):
             jumps.update(dict.fromkeys((s for s in fact.relations if s != PARAMS), name))
     return jumps
 
@@ -216,5 +260,3 @@ def _unkeyed(eqn: Any, facts: list[Fact]) -> Jumps:
     if eqn.primitive.name not in ("sort", "top_k"):
         return {}
     return {s: eqn.primitive.name for fact in facts for s in fact.relations if s != PARAMS}
-
-

@@ -16,7 +16,16 @@ from ._mvd import MVD
 from ._primitive import mark
 from ._recorder import Recorder, Region, check_shape, describe, fold_name
 from ._reinforce import Reinforce
-from ._strategy import Draw, Enum, GumbelSoftmax, Implicit, Reparam, Strategy, StraightThrough, element
+from ._strategy import (
+    Draw,
+    Enum,
+    GumbelSoftmax,
+    Implicit,
+    Reparam,
+    StraightThrough,
+    Strategy,
+    element,
+)
 
 Array = jax.Array
 
@@ -99,7 +108,9 @@ class Engine(Recorder):
     ) -> None:
         super().__init__(key)
         self.is_exploring = exploring
-        self.strategies = {"*": strategies} if isinstance(strategies, str | Strategy) else dict(strategies or {})
+        self.strategies = (
+            {"*": strategies} if isinstance(strategies, str | Strategy) else dict(strategies or {})
+        )
         self.demoted = demoted or {}
         self.matched: set[str] = set()
         self.count = 0
@@ -112,7 +123,8 @@ class Engine(Recorder):
             return
         if msg["value"] is not None:
             raise ValueError(
-                f"Site '{msg['name']}' got its value from a handler inside the program (substitute or replay), so its draw "
+                f"Site '{msg['name']}' got its value from a handler inside the program (substitute or "
+                "replay), so its draw "
                 "has no strategy. Use ppl.condition or ppl.intervene."
             )
         address = self._address(msg)
@@ -126,7 +138,9 @@ class Engine(Recorder):
             else:
                 draw, intermediates = strategy.draw(fn, key), []
         except (ValueError, TypeError, NotImplementedError) as err:
-            raise type(err)(f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}") from err
+            raise type(err)(
+                f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}"
+            ) from err
         index, self.count = self.count, self.count + 1
         value = mark(jnp.asarray(draw), base, base.support, index=index)
         msg["value"], msg["intermediates"] = value, intermediates
@@ -160,7 +174,10 @@ class Engine(Recorder):
 
     def merge(self, frame: Any, numbers: dict[str, dict[str, Any]], region: Region) -> None:
         self.frame.sites.update(
-            {a: dataclasses.replace(s, regions=(region, *s.regions)) for a, s in frame.sites.items()}
+            {
+                a: dataclasses.replace(s, regions=(region, *s.regions))
+                for a, s in frame.sites.items()
+            }
         )
         for address, info in frame.infos.items():
             self.frame.infos[address] = info
@@ -183,7 +200,8 @@ class Engine(Recorder):
             return name
         if not msg.get("_collected"):
             raise ValueError(
-                f"Site '{name}' appears twice in one run of the program; each sample statement needs a name of its own. "
+                f"Site '{name}' appears twice in one run of the program; each sample statement needs a "
+                "name of its own. "
                 f"Rename one of them, e.g. '{name}_2'."
             )
         number = 2
@@ -204,16 +222,25 @@ class Engine(Recorder):
                 return Reparam(), "default: differentiable sampler"
             if msg["infer"].get("imputed"):
                 return Reinforce(), "default for a missing cell"
-            able = [key for key, make in STRATEGIES.items() if make().refuse(base) is None and not make().is_biased]
+            able = [
+                key
+                for key, make in STRATEGIES.items()
+                if make().refuse(base) is None and not make().is_biased
+            ]
             raise Unsuitable(
                 name,
-                f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy was chosen, so its gradient would be "
+                f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy was "
+                "chosen, so its gradient would be "
                 f"wrong. Choose one of {able}, e.g. strategies={{'{name}': '{(able or ['reinforce'])[0]}'}}.",
             )
         strategy = as_strategy(chosen, name)
         reason = strategy.refuse(base)
         if reason is not None:
-            able = [key for key, make in STRATEGIES.items() if make().refuse(base) is None and not make().is_biased]
+            able = [
+                key
+                for key, make in STRATEGIES.items()
+                if make().refuse(base) is None and not make().is_biased
+            ]
             raise Unsuitable(
                 name,
                 f"Site '{name}': strategy '{strategy.name}' {reason}. Sound here: {able}, e.g. "
@@ -243,7 +270,9 @@ class Engine(Recorder):
             if strategy.is_enumerated and _support(base).shape[0] > AUTO_SUPPORT:
                 continue
             return strategy, why + (f" ({', '.join(sorted(refused))} refused)" if refused else "")
-        raise Unsuitable(name, f"Site '{name}': no strategy can serve {type(base).__name__} soundly.")
+        raise Unsuitable(
+            name, f"Site '{name}': no strategy can serve {type(base).__name__} soundly."
+        )
 
 
 def _support(base: dist.Distribution) -> np.ndarray:
@@ -263,6 +292,10 @@ def as_strategy(chosen: Any, site: str = "*") -> Strategy:
         return chosen
     if isinstance(chosen, str):
         if chosen not in STRATEGIES:
-            raise ValueError(f"Site '{site}': no strategy named '{chosen}'; choose from {[*STRATEGIES, 'auto']}.")
+            raise ValueError(
+                f"Site '{site}': no strategy named '{chosen}'; choose from {[*STRATEGIES, 'auto']}."
+            )
         return STRATEGIES[chosen]()
-    raise TypeError(f"Site '{site}': a strategy is a ppl.Strategy or a name, got {type(chosen).__name__}.")
+    raise TypeError(
+        f"Site '{site}': a strategy is a ppl.Strategy or a name, got {type(chosen).__name__}."
+    )

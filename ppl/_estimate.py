@@ -4,10 +4,12 @@ For terms c_j of the objective, sites s with strategies and enumeration lanes v:
 
     surrogate = sum_j sum_v w_v c_j(v)  +  sum_s surrogate_s(numbers of s, stop(costs downstream of s))
 
-w_v is the product of the enumerated sites' probabilities in lane v, differentiable; each surrogate_s is zero in value. Sites that never meet in
+w_v is the product of the enumerated sites' probabilities in lane v, differentiable; each surrogate_s is zero
+in value. Sites that never meet in
 one term are not enumerated jointly: terms are grouped by the enumerated sites they depend on.
 
-Axis order of every array here: replicates, enumeration lanes (by site index), then the axes of the term or of the site's elements.
+Axis order of every array here: replicates, enumeration lanes (by site index), then the axes of the term or of
+the site's elements.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Estimator:
         state: site address -> state of its strategy.
     """
 
-    def __init__(self, program: Analysed, inputs: Sequence[Any], key: Array, state: dict[str, Any]) -> None:
+    def __init__(
+        self, program: Analysed, inputs: Sequence[Any], key: Array, state: dict[str, Any]
+    ) -> None:
         self.program, self.inputs, self.state = program, list(inputs), state
         self.replicates: Lanes = (REPLICATE,) if program.num_replicates > 1 else ()
         self.key = jax.random.split(key, program.num_replicates) if self.replicates else key
@@ -53,7 +57,11 @@ class Estimator:
             value = value.mean() if self.replicates else value
             return value, self.state
         program = self.program
-        wanted = [i for i, s in program.sites.items() if not s.strategy.is_pathwise and not s.strategy.is_enumerated]
+        wanted = [
+            i
+            for i, s in program.sites.items()
+            if not s.strategy.is_pathwise and not s.strategy.is_enumerated
+        ]
         wanted = [i for i in wanted if any(i in r for r in program.relations)]
         terms, local = self._weighted_terms({}, range(len(program.terms)), wanted)
         total = sum((jnp.sum(t) for t in terms.values()), jnp.zeros(()))
@@ -69,7 +77,9 @@ class Estimator:
                 state=self.state[site.address],
             )
             total = total + jnp.sum(site.strategy.surrogate(numbers, downstream))
-            state[site.address] = jax.tree.map(stop, site.strategy.update(jax.tree.map(stop, numbers), downstream))
+            state[site.address] = jax.tree.map(
+                stop, site.strategy.update(jax.tree.map(stop, numbers), downstream)
+            )
         return total / program.num_replicates, state
 
     # Lanes.
@@ -92,14 +102,19 @@ class Estimator:
         order = {i: list(np.argsort(axis_order(program.sites[i]))) for i in forced}
 
         def base(key: Array, forced_values: dict[int, Forced]) -> list[Array]:
-            inside = {i: Forced(*(_reorder(x, order[i]) for x in f)) for i, f in forced_values.items()}
+            inside = {
+                i: Forced(*(_reorder(x, order[i]) for x in f)) for i, f in forced_values.items()
+            }
             return evaluate(program.closed, [*self.inputs, key], inside, read)
 
         def level(depth: int, key: Array, values: dict[int, Forced]) -> list[Array]:
             if depth == len(lanes):
                 return base(key, values)
             lane = lanes[depth]
-            axes = {i: Forced(*(0 if l is not None and lane in l else None for l in forced[i][1])) for i in values}  # type: ignore[operator]
+            axes = {
+                i: Forced(*(0 if l is not None and lane in l else None for l in forced[i][1]))
+                for i in values
+            }  # type: ignore[operator]
             return jax.vmap(
                 lambda k, v: level(depth + 1, k, v),
                 in_axes=(0 if lane == REPLICATE else None, axes),
@@ -138,15 +153,24 @@ class Estimator:
         """Terms times coefficients times lane weights, and the numbers of the `wanted` sites.
 
         Returns:
-            term -> array [replicates, its lanes, extra lanes, its axes]; site -> (numbers, weight), [replicates, its lanes, elements].
+            term -> array [replicates, its lanes, extra lanes, its axes]; site -> (numbers, weight),
+            [replicates, its lanes, elements].
         """
         program = self.program
         lanes_of_term = {j: self._lanes_of(program.relations[j]) for j in which}
         terms: dict[int, Array] = {}
         local: dict[int, tuple[Any, Array]] = {}
         for group in _maximal(lanes_of_term.values()):
-            members = [j for j, lanes in lanes_of_term.items() if j not in terms and set(lanes) <= set(group)]
-            sites = [i for i in wanted if i not in local and set(self._lanes_of(program.site_relations[i])) <= set(group)]
+            members = [
+                j
+                for j, lanes in lanes_of_term.items()
+                if j not in terms and set(lanes) <= set(group)
+            ]
+            sites = [
+                i
+                for i in wanted
+                if i not in local and set(self._lanes_of(program.site_relations[i])) <= set(group)
+            ]
             atoms = _Atoms()
             for j in members:
                 atoms.add(program.terms[j].variable)
@@ -162,32 +186,47 @@ class Estimator:
             together = {i: (self._enumerate(i), Forced((i,), None)) for i in enumerated} | forced  # type: ignore[arg-type]
             values = dict(zip(atoms.ids, self._sweep(all_lanes, together, atoms.list), strict=True))
 
-            def read(atom: Any, lanes: Lanes, values: dict[int, Array] = values, all_lanes: Lanes = all_lanes) -> Array:
-                return _keep_lanes(values[atoms.id(atom)], all_lanes, lanes)
+            def read(
+                atom: Any,
+                lanes: Lanes,
+                values: dict[int, Array] = values,
+                all_lanes: Lanes = all_lanes,
+            ) -> Array:
+                return _keep_lanes(values[id(atom)], all_lanes, lanes)
 
             weights = {i: self._log_weight(i, read, extra) for i in enumerated}
             for j in members:
                 lanes = lanes_of_term[j] + extra
                 array = read(program.terms[j].variable, lanes)
-                coefficient = program.terms[j].coefficient(lambda a, lanes=lanes, read=read: read(a, lanes))
-                coefficient = jnp.reshape(coefficient, jnp.shape(coefficient) + (1,) * (array.ndim - jnp.ndim(coefficient)))
+                coefficient = program.terms[j].coefficient(
+                    lambda a, lanes=lanes, read=read: read(a, lanes)
+                )
+                coefficient = jnp.reshape(
+                    coefficient,
+                    jnp.shape(coefficient) + (1,) * (array.ndim - jnp.ndim(coefficient)),
+                )
                 array = array * coefficient
                 for i in lanes_of_term[j]:
                     if i >= 0:
-                        weight = jnp.exp(self._place(weights[i], i, program.relations[j][i], lanes, array.ndim))
+                        weight = jnp.exp(
+                            self._place(weights[i], i, program.relations[j][i], lanes, array.ndim)
+                        )
                         # A lane of probability zero counts nothing, whatever its cost (0 log 0 = 0).
                         array = jnp.where(weight > 0, array, 0.0) * weight
                 terms[j] = array
             for i in sites:
                 lanes = self._lanes_of(program.site_relations[i])
                 numbers = jax.tree.unflatten(
-                    program.numbers[i].local_tree, [read(a, lanes) for a in program.numbers[i].local]
+                    program.numbers[i].local_tree,
+                    [read(a, lanes) for a in program.numbers[i].local],
                 )
                 ndim = len(lanes) + len(program.sites[i].sizes)
                 weight = jnp.ones((1,) * ndim)
                 for e in lanes:
                     if e >= 0:
-                        weight = weight * jnp.exp(self._place(weights[e], e, program.site_relations[i][e], lanes, ndim))
+                        weight = weight * jnp.exp(
+                            self._place(weights[e], e, program.site_relations[i][e], lanes, ndim)
+                        )
                 local[i] = (numbers, weight)
         return terms, local
 
@@ -199,7 +238,8 @@ class Estimator:
         log_prob = read(program.numbers[index].log_prob, lanes)
         active = read(program.numbers[index].active, lanes)
         active = active.reshape(active.shape + (1,) * (log_prob.ndim - active.ndim))
-        # A site of a branch that is not taken has no probability: spread its lanes evenly, they all hold the same cost.
+        # A site of a branch that is not taken has no probability: spread its lanes evenly, they all hold the
+        # same cost.
         assert site.num_values is not None
         log_prob = jnp.where(active > 0, log_prob, -math.log(site.num_values))
         axes = tuple(len(lanes) + i for i in layout.joint)
@@ -229,13 +269,16 @@ class Estimator:
 
     # Downstream costs.
 
-    def _gather(self, index: int, terms: dict[int, Array], joint: tuple[int, ...] | None = None) -> Array:
+    def _gather(
+        self, index: int, terms: dict[int, Array], joint: tuple[int, ...] | None = None
+    ) -> Array:
         """Sum of the terms that each element of a site can influence: [replicates, the site's lanes, elements (or 1)].
 
         Args:
             index: the site.
             terms: weighted terms; those that do not depend on the site are skipped.
-            joint: element axes that were replayed one element at a time; the terms then have an ELEMENT lane axis.
+            joint: element axes that were replayed one element at a time; the terms then have an ELEMENT lane
+                axis.
         """
         site = self.program.sites[index]
         own = self._lanes_of(self.program.site_relations[index])
@@ -245,7 +288,9 @@ class Estimator:
                 lanes = self._lanes_of(self.program.relations[j])
                 gone = tuple(a for a, lane in enumerate(lanes) if lane not in own)
                 array = array.sum(gone)
-                total = total + _to_elements(array, len(own), self.program.relations[j][index], site, joint)
+                total = total + _to_elements(
+                    array, len(own), self.program.relations[j][index], site, joint
+                )
         return total
 
     def _replay(self, index: int, value: Array) -> Array:
@@ -258,7 +303,11 @@ class Estimator:
         by_joint: dict[tuple[int, ...], list[int]] = {}
         for j, relations in enumerate(program.relations):
             if index in relations:
-                joint = tuple(i for i, link in enumerate(relations[index]) if link.kind != "aligned" and site.sizes[i] > 1)
+                joint = tuple(
+                    i
+                    for i, link in enumerate(relations[index])
+                    if link.kind != "aligned" and site.sizes[i] > 1
+                )
                 by_joint.setdefault(joint, []).append(j)
         total = jnp.zeros(())
         for joint, members in by_joint.items():
@@ -266,18 +315,26 @@ class Estimator:
             if math.prod(sizes) > MAX_LANES:
                 raise Unsuitable(
                     site.name,
-                    f"Site '{site.address}': strategy '{site.strategy.name}' would replay {math.prod(sizes)} elements one by one, because "
-                    f"they meet in one cost: {mixing([program.relations[j][index] for j in members], joint)}. Let the costs "
+                    f"Site '{site.address}': strategy '{site.strategy.name}' would replay "
+                    f"{math.prod(sizes)} elements one by one, because "
+                    "they meet in one cost: "
+                    f"{mixing([program.relations[j][index] for j in members], joint)}. Let the costs "
                     f"separate by row, or use 'reinforce'.",
                 )
             mask = None
             if joint:
-                mask = jnp.eye(math.prod(sizes), dtype=bool).reshape(-1, *[n if i in joint else 1 for i, n in enumerate(site.sizes)])
+                mask = jnp.eye(math.prod(sizes), dtype=bool).reshape(
+                    -1, *[n if i in joint else 1 for i, n in enumerate(site.sizes)]
+                )
                 mask = jnp.broadcast_to(mask, (mask.shape[0], *site.sizes))
             where = Forced(own, (ELEMENT,) if joint else None)  # type: ignore[arg-type]
             extra = (ELEMENT,) if joint else ()
-            terms, _ = self._weighted_terms({index: (Forced(value, mask), where)}, members, (), extra)
-            total = total + self._gather(index, {j: stop(t) for j, t in terms.items()}, joint or None)
+            terms, _ = self._weighted_terms(
+                {index: (Forced(value, mask), where)}, members, (), extra
+            )
+            total = total + self._gather(
+                index, {j: stop(t) for j, t in terms.items()}, joint or None
+            )
         return total
 
 
@@ -293,9 +350,6 @@ class _Atoms:
             if id(atom) not in self.ids:
                 self.list.append(atom)
                 self.ids.append(id(atom))
-
-    def id(self, atom: Any) -> int:
-        return id(atom)
 
 
 def _maximal(sets: Any) -> list[Lanes]:
@@ -318,7 +372,11 @@ def _reorder(x: Array | None, order: list[int]) -> Array | None:
 
 
 def _to_elements(
-    array: Array, num_lanes: int, relation: Relation, site: StrategySite, joint: tuple[int, ...] | None
+    array: Array,
+    num_lanes: int,
+    relation: Relation,
+    site: StrategySite,
+    joint: tuple[int, ...] | None,
 ) -> Array:
     """Sum a weighted term onto the elements of a site along their links (later costs only, along causal axes)."""
     if joint:
@@ -337,7 +395,8 @@ def _to_elements(
         if link.kind == "causal":
             array = jax.lax.cumsum(array, letters[link.axis], reverse=True)
         used[i] = link.axis
-    # einsum: repeated labels take the diagonal between a replayed element and the step whose later costs it meets.
+    # einsum: repeated labels take the diagonal between a replayed element and the step whose later costs it
+    # meets.
     labels = list(range(array.ndim))
     out = list(range(num_lanes))
     shape = list(array.shape[:num_lanes])

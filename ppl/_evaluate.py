@@ -1,7 +1,8 @@
 """Evaluate a traced program with the values of chosen sites replaced.
 
 Input: a jaxpr that contains site markers (`_primitive.py`), its inputs, and for some sites a forced value.
-Output: values of any of its top-level variables. Sites that are not forced keep their own draw; since keys are inputs of the
+Output: values of any of its top-level variables. Sites that are not forced keep their own draw; since keys
+are inputs of the
 jaxpr, two evaluations with the same key share all remaining noise (common random numbers).
 
 Layout of a forced value: time axes of the enclosing scans (outermost first), then lane axes of the enclosing
@@ -50,10 +51,15 @@ def _holds_site(eqn: Any) -> bool:
 
 
 def evaluate(
-    closed: ClosedJaxpr, inputs: Sequence[Any], forced: dict[int, Forced], read: Sequence[Any] | None = None
+    closed: ClosedJaxpr,
+    inputs: Sequence[Any],
+    forced: dict[int, Forced],
+    read: Sequence[Any] | None = None,
 ) -> list[Any]:
     """Run `closed` on `inputs`; return the values of the variables `read` (default: its outputs)."""
-    return _run(closed.jaxpr, closed.consts, inputs, forced, closed.jaxpr.outvars if read is None else read)
+    return _run(
+        closed.jaxpr, closed.consts, inputs, forced, closed.jaxpr.outvars if read is None else read
+    )
 
 
 def _run(jaxpr: Jaxpr, consts: Any, inputs: Any, forced: dict[int, Forced], read: Any) -> list[Any]:
@@ -88,7 +94,11 @@ def _replace(draw: jax.Array, forced: Forced | None) -> jax.Array:
 
 def _scan(eqn: Any, args: list[Any], forced: dict[int, Forced]) -> list[Any]:
     num_consts, num_carry = scan_counts(eqn.params)
-    consts, init, xs = args[:num_consts], args[num_consts : num_consts + num_carry], args[num_consts + num_carry :]
+    consts, init, xs = (
+        args[:num_consts],
+        args[num_consts : num_consts + num_carry],
+        args[num_consts + num_carry :],
+    )
     body = eqn.params["jaxpr"]
     inside = {i: f for i, f in forced.items() if i in _sites(body.jaxpr)}
 
@@ -98,7 +108,12 @@ def _scan(eqn: Any, args: list[Any], forced: dict[int, Forced]) -> list[Any]:
         return outs[:num_carry], outs[num_carry:]
 
     carry, ys = jax.lax.scan(
-        step, init, (inside, xs), eqn.params["length"], reverse=eqn.params["reverse"], unroll=eqn.params["unroll"]
+        step,
+        init,
+        (inside, xs),
+        eqn.params["length"],
+        reverse=eqn.params["reverse"],
+        unroll=eqn.params["unroll"],
     )
     return [*carry, *ys]
 
@@ -123,4 +138,7 @@ def _sites(jaxpr: Jaxpr) -> set[int]:
     return found
 
 
-_CONTROL: dict[str, Callable[[Any, list[Any], dict[int, Forced]], list[Any]]] = {"scan": _scan, "cond": _cond}
+_CONTROL: dict[str, Callable[[Any, list[Any], dict[int, Forced]], list[Any]]] = {
+    "scan": _scan,
+    "cond": _cond,
+}

@@ -36,7 +36,8 @@ class Expectation:
         self.strategies = strategies
         self.num_replicates = num_replicates
         self.check_jumps = check_jumps
-        # Concrete (params, args) seen so far, at most one: under an outer jit the checks need some values to try.
+        # Concrete (params, args) seen so far, at most one: under an outer jit the checks need some values to
+        # try.
         self._examples = [] if examples is None else examples
         self._demoted: dict[Any, dict[str, set[str]]] = {}
         self._compiled = eqx.filter_jit(self._estimate)
@@ -73,9 +74,13 @@ class Expectation:
 
     def _surrogate(self, params: Any, key: Array, args: Any, demoted: Any) -> Array:
         program = self._analyse(params, args, demoted)
-        return Estimator(program, jax.tree.leaves(params), key, _fresh_state(program)).surrogate()[0]
+        return Estimator(program, jax.tree.leaves(params), key, _fresh_state(program)).surrogate()[
+            0
+        ]
 
-    def _estimate(self, params: Any, state: Any, key: Array, args: Any, demoted: Any) -> tuple[Array, Any, Any]:
+    def _estimate(
+        self, params: Any, state: Any, key: Array, args: Any, demoted: Any
+    ) -> tuple[Array, Any, Any]:
         program = self._analyse(params, args, demoted)
         leaves, tree = jax.tree.flatten(params)
         state = _fresh_state(program) if state is None else state
@@ -98,7 +103,9 @@ class Expectation:
         """Run the checks once per shape; returns what `auto` has to avoid."""
         signature = _signature((params, args))
         if signature not in self._demoted:
-            if not self._examples and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, args))):
+            if not self._examples and not any(
+                isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, args))
+            ):
                 self._examples.append((params, args))
             demoted: dict[str, set[str]] = {}
             while True:
@@ -118,12 +125,18 @@ class Expectation:
             return
 
         example = self._examples[0] if self._examples else (None, None)
-        known_params, known_args = (concrete_tree(t, e) for t, e in zip((params, args), example, strict=True))
+        known_params, known_args = (
+            concrete_tree(t, e) for t, e in zip((params, args), example, strict=True)
+        )
 
         def in_double() -> tuple[Analysed, list[Any], list[Any]]:
             wide_params, wide_args = jax.tree.map(_wide, (known_params, known_args))
             wide = self._analyse(wide_params, wide_args, demoted)
-            return wide, [*jax.tree.leaves(wide_params), jax.random.key(0)], [_wide(concrete(c)) for c in wide.closed.consts]
+            return (
+                wide,
+                [*jax.tree.leaves(wide_params), jax.random.key(0)],
+                [_wide(concrete(c)) for c in wide.closed.consts],
+            )
 
         check_jumps(program, in_double, [*jax.tree.leaves(known_params), jax.random.key(0)])
 
@@ -133,7 +146,9 @@ class Expectation:
         asked, _ = Engine(jax.random.key(0), self.strategies)._asked(site)
         return asked == "auto" and len(demoted.get(site, ())) < 4
 
-    def _demote(self, params: Any, args: Any, demoted: dict[str, set[str]], site: str) -> dict[str, set[str]]:
+    def _demote(
+        self, params: Any, args: Any, demoted: dict[str, set[str]], site: str
+    ) -> dict[str, set[str]]:
         for name in ("reparam", "enum", "mvd", "reinforce"):
             if name not in demoted.get(site, set()):
                 return demoted | {site: demoted.get(site, set()) | {name}}
@@ -154,23 +169,32 @@ def expectation(
 
     Args:
         fn: `(params, *args) -> scalar`.
-        strategies: pattern -> strategy for latent sites: a `Strategy`, or "reparam", "implicit", "reinforce", "reinforce_loo", "enum",
-            "mvd", "auto", or the biased "gumbel_softmax" and "straight_through". Patterns are names or shell-style
-            wildcards; the exact name first, then the first pattern that matches. Sites not named follow their own `strategy=`,
-            else Reparam where the sampler is differentiable, else they are refused. "auto" takes the first sound one of Reparam,
+        strategies: pattern -> strategy for latent sites: a `Strategy`, or "reparam", "implicit", "reinforce",
+            "reinforce_loo", "enum",
+            "mvd", "auto", or the biased "gumbel_softmax" and "straight_through". Patterns are names or
+            shell-style
+            wildcards; the exact name first, then the first pattern that matches. Sites not named follow their
+            own `strategy=`,
+            else Reparam where the sampler is differentiable, else they are refused. "auto" takes the first
+            sound one of Reparam,
             Enum (at most 32 values, bounded lanes), MVD, Reinforce with leave-one-out.
         num_replicates: independent runs averaged in one estimate.
         check_jumps: look for jumps in reparameterised values, once per shape of the arguments.
-        examples: a list shared by expectations of one family, in which the first concrete (params, args) are kept. Where
+        examples: a list shared by expectations of one family, in which the first concrete (params, args) are
+            kept. Where
             the expectation is first met under an outer jit, the search for jumps tries these values.
 
     Raises:
-        ValueError: at the first call, before any device work, naming site and remedy: sample statement inside raw JAX control
-            flow; reparameterised value that makes the result jump; support that depends on a parameter under a score or weak-derivative
-            strategy; strategy that the distribution cannot have; pattern that matches no site; duplicate site; discrete site without a strategy;
+        ValueError: at the first call, before any device work, naming site and remedy: sample statement inside
+            raw JAX control
+            flow; reparameterised value that makes the result jump; support that depends on a parameter under
+            a score or weak-derivative
+            strategy; strategy that the distribution cannot have; pattern that matches no site; duplicate
+            site; discrete site without a strategy;
             joint enumeration or replay beyond 65,536 lanes.
 
-    Validity: with the unbiased strategies E[grad] = dL/dparams, provided differentiation and expectation commute (integrable
+    Validity: with the unbiased strategies E[grad] = dL/dparams, provided differentiation and expectation
+    commute (integrable
     envelope) and `fn` is piecewise smooth in reparameterised values.
 
     Example:
@@ -184,7 +208,9 @@ def expectation(
 
     Reference: Lew et al. 2023, arXiv:2212.06386; Becker et al. 2024, arXiv:2406.15742.
     """
-    return Expectation(fn, strategies, num_replicates=num_replicates, check_jumps=check_jumps, examples=examples)
+    return Expectation(
+        fn, strategies, num_replicates=num_replicates, check_jumps=check_jumps, examples=examples
+    )
 
 
 @jax.custom_jvp
@@ -195,7 +221,8 @@ def _first_order_only(grads: Any) -> Any:
 @_first_order_only.defjvp
 def _(*_: Any) -> Any:
     raise TypeError(
-        "A gradient estimate was differentiated again, but only Reparam and Implicit sites have an unbiased second derivative here. "
+        "A gradient estimate was differentiated again, but only Reparam and Implicit sites have an "
+        "unbiased second derivative here. "
         "Make every site pathwise, or differentiate ppl.expectation(...).value once only."
     )
 
@@ -214,18 +241,25 @@ def as_arrays(params: Any) -> Any:
     def leaf(path: Any, x: Any) -> Array:
         array = strong(x)
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"Parameter '{jax.tree_util.keystr(path)}' has dtype {array.dtype}; parameters are real floating-point arrays.")
+            raise TypeError(
+                f"Parameter '{jax.tree_util.keystr(path)}' has dtype {array.dtype}; parameters are real "
+                "floating-point arrays."
+            )
         return array
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def _wide(x: Any) -> Any:
-    return jnp.asarray(x, jnp.float64) if getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16, jnp.float16) else x
+    return (
+        jnp.asarray(x, jnp.float64)
+        if getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16, jnp.float16)
+        else x
+    )
 
 
 def _signature(tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((jnp.shape(x), str(x.dtype)) if hasattr(x, "dtype") else repr(x) for x in leaves)
-
-
+    return structure, tuple(
+        (jnp.shape(x), str(x.dtype)) if hasattr(x, "dtype") else repr(x) for x in leaves
+    )

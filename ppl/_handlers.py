@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpyro.handlers
 from numpyro.primitives import Messenger
 
+from ._compat import fresh_caches
 from ._program import Program, as_program
 from ._recorder import Recorder
 
@@ -68,7 +70,8 @@ def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Prog
             if msg.get("name") in hidden:
                 if msg["type"] == "sample" and not msg["is_observed"]:
                     raise ValueError(
-                        f"Site '{msg['name']}': ppl.block cannot hide a latent site, its draw would have no density. "
+                        f"Site '{msg['name']}': ppl.block cannot hide a latent site, its draw would have "
+                        "no density. "
                         "Condition or intervene on it instead."
                     )
                 msg["stop"] = True
@@ -97,9 +100,15 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, in
             if msg["type"] == "plate" and msg["name"] in sizes:
                 size, own = msg["args"]
                 if own not in (None, size):
-                    raise ValueError(f"Plate '{msg['name']}' already subsamples {own} of {size} rows; subsample it in one place only.")
+                    raise ValueError(
+                        f"Plate '{msg['name']}' already subsamples {own} of {size} rows; subsample it in "
+                        "one place only."
+                    )
                 if size > sizes[msg["name"]]:
-                    raise ValueError(f"Plate '{msg['name']}' has {size} rows, more than its full size {sizes[msg['name']]}.")
+                    raise ValueError(
+                        f"Plate '{msg['name']}' has {size} rows, more than its full size "
+                        f"{sizes[msg['name']]}."
+                    )
             if msg["type"] == "sample":
                 for frame in msg["cond_indep_stack"]:
                     if frame.name in sizes:
@@ -109,17 +118,22 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, in
     return _transformed(program, _Rescale, set(), "rescale_plates")
 
 
-def _transformed(program: Any, handler: Callable[[], Any], names: set[str], statement: str) -> Program:
+def _transformed(
+    program: Any, handler: Callable[[], Any], names: set[str], statement: str
+) -> Program:
     program = as_program(program)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         active = handler()
-        with active:
+        with active, contextlib.nullcontext() if isinstance(active, _Given) else fresh_caches():
             out = program.fn(*args, **kwargs)
         if names:
             met = set(active.frame.infos) if isinstance(active, _Given) else active.met
             if names - met:
-                raise ValueError(f"ppl.{statement}: no site named {sorted(names - met)}; the program's sites are {sorted(met)}.")
+                raise ValueError(
+                    f"ppl.{statement}: no site named {sorted(names - met)}; the program's sites are "
+                    f"{sorted(met)}."
+                )
         return out
 
     transformed.__name__ = getattr(program.fn, "__name__", "program")

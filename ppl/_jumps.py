@@ -1,9 +1,13 @@
 """Refuse reparameterised values that make the result jump.
 
-The pathwise gradient misses what a jump contributes. The static analysis finds the places where a value *may* jump (comparison, cast, floor,
-argmax, branch); most of them are continuous in fact (leaky_relu, clip, interpolation, support guards). On suspicion the traced program is
-evaluated: random segments in the site's value space are bisected toward the larger change until their ends are neighbouring floating-point
-numbers. A continuous program then changes by rounding only; a jump stays. Changes to an infinite or NaN value are loud and pass.
+The pathwise gradient misses what a jump contributes. The static analysis finds the places where a value *may*
+jump (comparison, cast, floor,
+argmax, branch); most of them are continuous in fact (leaky_relu, clip, interpolation, support guards). On
+suspicion the traced program is
+evaluated: random segments in the site's value space are bisected toward the larger change until their ends
+are neighbouring floating-point
+numbers. A continuous program then changes by rounding only; a jump stays. Changes to an infinite or NaN value
+are loud and pass.
 """
 
 from __future__ import annotations
@@ -35,16 +39,22 @@ def suspicious_sites(program: Analysed) -> dict[int, str]:
     return {
         i: why
         for i, why in found.items()
-        if isinstance(program.sites[i].strategy, Reparam | Implicit) and not program.sites[i].strategy.allow_jumps  # type: ignore[attr-defined]
+        if isinstance(program.sites[i].strategy, Reparam | Implicit)
+        and not program.sites[i].strategy.allow_jumps  # type: ignore[attr-defined]
     }
 
 
-def check_jumps(program: Analysed, in_double: Callable[[], tuple[Analysed, list[Any], list[Any]]], inputs: list[Any]) -> None:
+def check_jumps(
+    program: Analysed,
+    in_double: Callable[[], tuple[Analysed, list[Any], list[Any]]],
+    inputs: list[Any],
+) -> None:
     """Raise if the result jumps in a pathwise site.
 
     Args:
         program: the analysed program.
-        in_double: analyses the program again in float64, on concrete inputs; returns it with its inputs and constants.
+        in_double: analyses the program again in float64, on concrete inputs; returns it with its inputs and
+            constants.
         inputs: leaves of the parameters, then the key (concrete).
 
     Raises:
@@ -54,7 +64,9 @@ def check_jumps(program: Analysed, in_double: Callable[[], tuple[Analysed, list[
     if not suspects:
         return
     with jax.ensure_compile_time_eval(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPyro warns of values outside the support, which probing may meet
+        warnings.simplefilter(
+            "ignore"
+        )  # NumPyro warns of values outside the support, which probing may meet
         consts = [concrete(c) for c in program.closed.consts]
         try:
             with jax.enable_x64(True):
@@ -67,12 +79,18 @@ def check_jumps(program: Analysed, in_double: Callable[[], tuple[Analysed, list[
     for index, size in sizes.items():
         site = program.sites[index]
         if not np.isfinite(size) or size > threshold:
-            found = f"jumps by {size:.3g}" if np.isfinite(size) else "was not finite anywhere it was tried"
+            found = (
+                f"jumps by {size:.3g}"
+                if np.isfinite(size)
+                else "was not finite anywhere it was tried"
+            )
             raise Unsuitable(
                 site.name,
-                f"Site '{site.address}': the result {found} as a function of its reparameterised value (operation: "
+                f"Site '{site.address}': the result {found} as a function of its reparameterised value "
+                "(operation: "
                 f"{suspects[index]}), and a pathwise gradient misses jumps. Use 'reinforce' or 'mvd', e.g. "
-                f"strategies={{'{site.name}': 'reinforce'}}, or smooth the jump; ppl.Reparam(allow_jumps=True) accepts the bias.",
+                f"strategies={{'{site.name}': 'reinforce'}}, or smooth the jump; "
+                "ppl.Reparam(allow_jumps=True) accepts the bias.",
             )
 
 
@@ -89,7 +107,9 @@ def _jump_size(program: Analysed, index: int, inputs: list[Any], consts: list[An
         return jnp.concatenate([jnp.ravel(x).astype(float) for x in outs])
 
     def draws(key: jax.Array) -> dict[int, jax.Array]:
-        values = evaluate(closed, [*inputs[:-1], key], {}, [numbers[i].value for i in program.sites])
+        values = evaluate(
+            closed, [*inputs[:-1], key], {}, [numbers[i].value for i in program.sites]
+        )
         return dict(zip(program.sites, values, strict=True))
 
     def change(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -126,7 +146,11 @@ def concrete(x: Any, example: Any = None) -> Any:
         return x
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0), x.shape) if x.shape else jax.random.key(0)
-    if example is not None and example.ndim == x.ndim and all(n <= m for n, m in zip(x.shape, example.shape, strict=True)):
+    if (
+        example is not None
+        and example.ndim == x.ndim
+        and all(n <= m for n, m in zip(x.shape, example.shape, strict=True))
+    ):
         return jnp.asarray(example[tuple(slice(n) for n in x.shape)], x.dtype)
     rng = np.random.default_rng(0)
     if jnp.issubdtype(x.dtype, jnp.floating):
@@ -140,4 +164,10 @@ def concrete_tree(tree: Any, example: Any = None) -> Any:
     examples, other = jax.tree.flatten(example)
     if other != structure:
         examples = [None] * len(leaves)
-    return jax.tree.unflatten(structure, [concrete(x, e) if hasattr(x, "dtype") else x for x, e in zip(leaves, examples, strict=True)])
+    return jax.tree.unflatten(
+        structure,
+        [
+            concrete(x, e) if hasattr(x, "dtype") else x
+            for x, e in zip(leaves, examples, strict=True)
+        ],
+    )

@@ -1,8 +1,10 @@
 """Measure-valued (weak) derivatives.
 
-For each parameter theta of a distribution there are a constant c and two laws p+, p- with  d p / d theta = c (p+ - p-), hence
+For each parameter theta of a distribution there are a constant c and two laws p+, p- with  d p / d theta = c
+(p+ - p-), hence
     d E[f(x)] / d theta = c (E_{p+}[f] - E_{p-}[f]).
-The table below gives c, x+ and x-, coupled where a coupling lowers the variance. Reference: Heidergott and Vazquez-Abad 2000; Mohamed et al. 2020,
+The table below gives c, x+ and x-, coupled where a coupling lowers the variance. Reference: Heidergott and
+Vazquez-Abad 2000; Mohamed et al. 2020,
 arXiv:1906.10652, table 1.
 """
 
@@ -44,7 +46,9 @@ def _normal(draw: Draw, key: Array) -> list[Triple]:
     maxwell = maxwell * jax.random.rademacher(k3, draw.shape, maxwell.dtype)
     uniform = jax.random.uniform(k4, draw.shape)
     return [
-        Triple(loc, 1 / (scale * jnp.sqrt(2 * jnp.pi)), loc + scale * rayleigh, loc - scale * rayleigh),
+        Triple(
+            loc, 1 / (scale * jnp.sqrt(2 * jnp.pi)), loc + scale * rayleigh, loc - scale * rayleigh
+        ),
         Triple(scale, 1 / scale, loc + scale * maxwell, loc + scale * maxwell * uniform),
     ]
 
@@ -68,13 +72,17 @@ def _geometric(draw: Draw, key: Array) -> list[Triple]:
 
 def _exponential(draw: Draw, key: Array) -> list[Triple]:
     rate = draw.parameter("rate")
-    return [Triple(rate, 1 / rate, None, draw.value + jax.random.exponential(key, draw.shape) / rate)]
+    return [
+        Triple(rate, 1 / rate, None, draw.value + jax.random.exponential(key, draw.shape) / rate)
+    ]
 
 
 def _gamma(draw: Draw, key: Array) -> list[Triple]:
     a, rate = draw.parameter("concentration"), draw.parameter("rate")
     # Gamma(a + 1, rate) = Gamma(a, rate) + Exponential(rate): coupled to the draw.
-    return [Triple(rate, a / rate, None, draw.value + jax.random.exponential(key, draw.shape) / rate)]
+    return [
+        Triple(rate, a / rate, None, draw.value + jax.random.exponential(key, draw.shape) / rate)
+    ]
 
 
 TABLE: dict[str, Callable[[Draw, Array], list[Triple]]] = {
@@ -90,15 +98,21 @@ TABLE: dict[str, Callable[[Draw, Array], list[Triple]]] = {
     "Gamma": _gamma,
 }
 CATEGORICAL = frozenset({"CategoricalProbs", "CategoricalLogits"})
-FIXED = {"Gamma": ("concentration",), "BinomialProbs": ("total_count",), "BinomialLogits": ("total_count",)}
+FIXED = {
+    "Gamma": ("concentration",),
+    "BinomialProbs": ("total_count",),
+    "BinomialLogits": ("total_count",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class MVD(Strategy):
     """Measure-valued derivative: c (cost at x+ - cost at x-), the site's value replaced and all other noise kept.
 
-    Distributions: Bernoulli, Categorical (every category is replayed: sum_k dp_k cost(k)), Normal (mean and scale), Poisson, Binomial, Geometric,
-    Exponential, Gamma (rate). Rows of a plate whose costs separate share one pair of replays; otherwise each element has its own.
+    Distributions: Bernoulli, Categorical (every category is replayed: sum_k dp_k cost(k)), Normal (mean and
+    scale), Poisson, Binomial, Geometric,
+    Exponential, Gamma (rate). Rows of a plate whose costs separate share one pair of replays; otherwise each
+    element has its own.
     Validity: unbiased, also where the cost jumps. Reference: module text.
     """
 
@@ -108,7 +122,9 @@ class MVD(Strategy):
         name = type(distribution).__name__
         if name in TABLE or name in CATEGORICAL:
             return None
-        return f"has no weak-derivative triple for {name}; it covers {sorted({*TABLE, *CATEGORICAL})}"
+        return (
+            f"has no weak-derivative triple for {name}; it covers {sorted({*TABLE, *CATEGORICAL})}"
+        )
 
     def fixed_parameters(self, distribution: dist.Distribution) -> tuple[str, ...]:
         return FIXED.get(type(distribution).__name__, ())
@@ -122,7 +138,11 @@ class MVD(Strategy):
         return [Triple(t.theta, *jax.tree.map(stop, t[1:])) for t in triples]
 
     def cost(self, num_values: int | None, num_elements: int) -> str:
-        return f"1 + replays of {num_elements} element(s)" if num_elements > 1 else "1 + one replay per alternative"
+        return (
+            f"1 + replays of {num_elements} element(s)"
+            if num_elements > 1
+            else "1 + one replay per alternative"
+        )
 
     def surrogate(self, local: Any, downstream: Downstream) -> Array:
         if isinstance(local, dict):

@@ -28,7 +28,9 @@ class Params(dict[str, Any]):
         constraints: NumPyro constraint by name; a name left out is real.
     """
 
-    def __init__(self, values: Mapping[str, Any] = (), constraints: Mapping[str, Any] | None = None) -> None:  # type: ignore[assignment]
+    def __init__(
+        self, values: Mapping[str, Any] = (), constraints: Mapping[str, Any] | None = None
+    ) -> None:  # type: ignore[assignment]
         super().__init__(values)
         self.constraints = _Constraints(constraints or {})
 
@@ -57,7 +59,10 @@ def constrain(params: Mapping[str, Any]) -> dict[str, Any]:
         A plain dict of constrained values with the same leaves.
     """
     known = getattr(params, "constraints", {})
-    return {name: to_constrained(value, known.get(name, constraints.real)) for name, value in params.items()}
+    return {
+        name: to_constrained(value, known.get(name, constraints.real))
+        for name, value in params.items()
+    }
 
 
 def unconstrain(values: Mapping[str, Any], known: Mapping[str, Any]) -> Params:
@@ -65,7 +70,9 @@ def unconstrain(values: Mapping[str, Any], known: Mapping[str, Any]) -> Params:
     params = {}
     for name, value in values.items():
         transform = dist.transforms.biject_to(known.get(name, constraints.real))
-        params[name] = jax.tree.map(lambda x, t=transform: t._inverse(x) if _is_array(x) else x, value)
+        params[name] = jax.tree.map(
+            lambda x, t=transform: t._inverse(x) if _is_array(x) else x, value
+        )
     return Params(params, known)
 
 

@@ -39,7 +39,8 @@ class Plan:
     Attributes:
         sites: in program order.
         num_replicates: independent runs of the program in one estimate.
-        num_terms: additive terms into which the result was split (0 when every site is pathwise: nothing to split).
+        num_terms: additive terms into which the result was split (0 when every site is pathwise: nothing to
+            split).
     """
 
     sites: tuple[SitePlan, ...]
@@ -77,12 +78,24 @@ def plan_of(program: Analysed) -> Plan:
             if layout.joint:
                 cost += f" (elements meet: {mixing(uses, layout.joint)})"
         else:
-            axes = tuple(i for i in range(len(site.sizes)) if any(u[i].kind != "aligned" for u in uses) and site.sizes[i] > 1)
+            axes = tuple(
+                i
+                for i in range(len(site.sizes))
+                if any(u[i].kind != "aligned" for u in uses) and site.sizes[i] > 1
+            )
             elements = math.prod(site.sizes[i] for i in axes)
             cost = strategy.cost(site.num_values, elements)
             if axes and elements > 1 and cost != "1":
                 cost += f" (elements meet: {mixing(uses, axes)})"
         rows.append(
-            SitePlan(site.address, site.distribution, site.sizes, strategy.name, site.why, cost, strategy.is_biased)
+            SitePlan(
+                site.address,
+                site.distribution,
+                site.sizes,
+                strategy.name,
+                site.why,
+                cost,
+                strategy.is_biased,
+            )
         )
     return Plan(tuple(rows), program.num_replicates, len(program.terms))

@@ -1,6 +1,7 @@
 """The marker that a latent draw leaves in a jaxpr.
 
-`mark(draw, parameters, support, index)` is the identity on `draw`. The equation it leaves behind shows where the value of
+`mark(draw, parameters, support, index)` is the identity on `draw`. The equation it leaves behind shows where
+the value of
 site `index` enters the program and on what the site's distribution depends, so that one traced program can be
 analysed and then evaluated with any site's value replaced. Markers live only between tracing and evaluation
 (`_evaluate.py` removes them), hence no differentiation or lowering rule.
@@ -31,7 +32,9 @@ def _batch(args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
     # The lane axis always comes first: forced values rely on this layout.
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     draw, dim = args[0], dims[0]
-    draw = jnp.broadcast_to(draw, (size, *draw.shape)) if dim is None else jnp.moveaxis(draw, dim, 0)
+    draw = (
+        jnp.broadcast_to(draw, (size, *draw.shape)) if dim is None else jnp.moveaxis(draw, dim, 0)
+    )
     return site_p.bind(draw, *args[1:], **params), 0
 
 

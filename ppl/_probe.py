@@ -13,7 +13,9 @@ from ._evaluate import evaluate
 from ._params import ParamCollector, Params
 
 
-def init_params(run: Callable[[], Any], key: Any, strategies: Mapping[str, Any] | str | None = None) -> Params:
+def init_params(
+    run: Callable[[], Any], key: Any, strategies: Mapping[str, Any] | str | None = None
+) -> Params:
     """Initial unconstrained parameters of every param and module statement met in `run`."""
     collector = ParamCollector()
 
@@ -26,7 +28,10 @@ def init_params(run: Callable[[], Any], key: Any, strategies: Mapping[str, Any] 
 
 
 def run_once(
-    fn: Callable[[Any], Any], params: Any, key: Any, strategies: Mapping[str, Any] | str | None = None
+    fn: Callable[[Any], Any],
+    params: Any,
+    key: Any,
+    strategies: Mapping[str, Any] | str | None = None,
 ) -> Any:
     """`fn(params)` with its draws made once, without gradients; compiled."""
 
@@ -44,7 +49,9 @@ def _compiled(fn: Callable[..., Any], *args: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
 
-def plate_sizes(run: Callable[[], Any], strategies: Mapping[str, Any] | str | None = None) -> dict[str, int]:
+def plate_sizes(
+    run: Callable[[], Any], strategies: Mapping[str, Any] | str | None = None
+) -> dict[str, int]:
     """The plates met in `run()` with their numbers of rows, by abstract evaluation at initial parameters."""
     found: dict[str, int] = {}
 

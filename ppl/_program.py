@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._compat import own_caches, handler_stack, typed_key
+from ._compat import handler_stack, own_caches, typed_key
 from ._params import Bound, ParamCollector, Params
 from ._recorder import Recorder
 from ._runner import Collector, Runner
@@ -52,9 +52,11 @@ class Program:
         Args:
             key: PRNG key of either kind.
             args: the program's arguments.
+            kwargs: its keyword arguments.
 
         Raises:
-            RuntimeError: called inside `ppl.expectation` or an objective, where its draws would carry no gradient.
+            RuntimeError: called inside `ppl.expectation` or an objective, where its draws would carry no
+                gradient.
         """
         _refuse_inside_engine("simulate")
         return self._run(Runner(typed_key(key)), args, kwargs)
@@ -65,7 +67,8 @@ class Program:
         """Run the program with some latent sites fixed and the others drawn from the prior.
 
         Returns:
-            The trace, and log_weight = log p(choices, data) - log q(drawn choices): the log-probs of the fixed sites,
+            The trace, and log_weight = log p(choices, data) - log q(drawn choices): the log-probs of the
+            fixed sites,
             observations and factors (scalar, nats). E[exp(log_weight)] = p(constraints, data).
         """
         _refuse_inside_engine("generate")
@@ -73,7 +76,10 @@ class Program:
         trace = self._run(runner, args, kwargs)
         _check_used(runner, constraints, self)
         drawn = set(trace.choices) - set(constraints)
-        weight = sum((jnp.sum(lp) for name, lp in trace.log_probs.items() if name not in drawn), jnp.zeros(()))
+        weight = sum(
+            (jnp.sum(lp) for name, lp in trace.log_probs.items() if name not in drawn),
+            jnp.zeros(()),
+        )
         return trace, weight
 
     def trace(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
@@ -98,7 +104,9 @@ class Program:
         """
         return self.trace(choices, *args, **kwargs).log_density
 
-    def predict(self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Array]:
+    def predict(
+        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Array]:
         """Draw the observed sites given latent `choices`; returns observed and deterministic sites by name.
 
         Latent sites without a value are drawn from their prior.
@@ -109,7 +117,9 @@ class Program:
         trace = self.predict_trace(key, choices, *args, **kwargs)
         return {**trace.observed, **trace.deterministic}
 
-    def predict_trace(self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def predict_trace(
+        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> Trace:
         """The whole trace behind `predict`: given and drawn latent sites, redrawn observations."""
         _refuse_inside_engine("predict")
         runner = Runner(typed_key(key), _arrays(choices), redraw_observed=True)
@@ -136,14 +146,29 @@ class Program:
     def __str__(self) -> str:
         """A table of sites and parameters as the last run met them."""
         if not self._seen:
-            return f"{self!r} (sites are known after its first run, e.g. program.simulate(key, *args))"
+            return (
+                f"{self!r} (sites are known after its first run, e.g. program.simulate(key, *args))"
+            )
         rows = [("site", "kind", "distribution", "batch", "event", "strategy")]
         for info in self._seen["sites"].values():
-            batch = ", ".join(f"{d or '_'}={n}" for d, n in zip(info.dims, info.batch_shape, strict=True))
-            rows.append((info.name, info.kind, info.distribution, batch, str(info.event_shape), info.strategy))
+            batch = ", ".join(
+                f"{d or '_'}={n}" for d, n in zip(info.dims, info.batch_shape, strict=True)
+            )
+            rows.append(
+                (
+                    info.name,
+                    info.kind,
+                    info.distribution,
+                    batch,
+                    str(info.event_shape),
+                    info.strategy,
+                )
+            )
         text = f"{self!r}\n{table(rows)}"
         if self._seen["params"]:
-            text += "\n" + table([("parameter", "shapes and constraint"), *self._seen["params"].items()])
+            text += "\n" + table(
+                [("parameter", "shapes and constraint"), *self._seen["params"].items()]
+            )
         return text
 
     def __repr__(self) -> str:
@@ -177,7 +202,9 @@ def as_program(fn: Any) -> Program:
     if isinstance(fn, Program):
         return fn
     if not callable(fn):
-        raise TypeError(f"A program must be a function of sample statements, got {type(fn).__name__}.")
+        raise TypeError(
+            f"A program must be a function of sample statements, got {type(fn).__name__}."
+        )
     return Program(fn)
 
 
@@ -185,15 +212,18 @@ def score(program: Program | Callable[..., Any], trace: Trace, *args: Any, **kwa
     """The trace of `program` at the choices of another program's trace (a guide's), without its auxiliary sites.
 
     Raises:
-        ValueError: the guide misses a latent site of the program, proposes one that the program does not have, or has
+        ValueError: the guide misses a latent site of the program, proposes one that the program does not
+            have, or has
             auxiliary sites whose marginal is not known.
     """
     choices = trace.shared_choices
     random = [name for name in choices if trace.sites[name].distribution != "Delta"]
     if trace.auxiliary and random:
         raise ValueError(
-            f"The guide has auxiliary sites {sorted(trace.auxiliary)} beside random sites {random}, so its density of the model's sites is a marginal "
-            "that log q(z, u) does not give, and the bound would not be one. Make the model's sites deterministic (Delta) given the auxiliary "
+            f"The guide has auxiliary sites {sorted(trace.auxiliary)} beside random sites {random}, so "
+            "its density of the model's sites is a marginal "
+            "that log q(z, u) does not give, and the bound would not be one. Make the model's sites "
+            "deterministic (Delta) given the auxiliary "
             "ones, or drop the auxiliary sites."
         )
     try:
@@ -202,11 +232,13 @@ def score(program: Program | Callable[..., Any], trace: Trace, *args: Any, **kwa
         parts = []
         if err.missing:
             parts.append(
-                f"it misses the latent site(s) {err.missing}; propose them in the guide, or condition the model on them"
+                f"it misses the latent site(s) {err.missing}; propose them in the guide, or condition the "
+                "model on them"
             )
         if err.extra:
             parts.append(
-                f"it proposes {err.extra}, which are not latent in the model; remove them, or mark them as auxiliary with "
+                f"it proposes {err.extra}, which are not latent in the model; remove them, or mark them "
+                "as auxiliary with "
                 "infer={'is_auxiliary': True}"
             )
         raise ValueError(f"The guide does not match {program!r}: {'; '.join(parts)}.") from err
@@ -241,7 +273,8 @@ def _engine() -> Any:
 def _refuse_inside_engine(method: str) -> None:
     if _engine() is not None:
         raise RuntimeError(
-            f"Program.{method}(key, ...) inside ppl.expectation or an objective would make draws without a gradient strategy, and so a "
+            f"Program.{method}(key, ...) inside ppl.expectation or an objective would make draws without "
+            "a gradient strategy, and so a "
             "biased gradient. Use ppl.draw(program, *args), which needs no key."
         )
 

@@ -1,11 +1,16 @@
 """Handlers that run a program and remember its sites.
 
-A `Recorder` sits on NumPyro's stack, gives each sample statement a value and keeps what the statement contributed. Recorders know
-about *regions*: the bodies of `ppl.scan`, `ppl.cond` and `ppl.particles` (`_regions.py`). Inside a region a recorder fills a frame of
-its own; when the region closes, the frame's arrays leave it stacked, so that no tracer leaks and a site keeps its name.
+A `Recorder` sits on NumPyro's stack, gives each sample statement a value and keeps what the statement
+contributed. Recorders know
+about *regions*: the bodies of `ppl.scan`, `ppl.cond` and `ppl.particles` (`_regions.py`). Inside a region a
+recorder fills a frame of
+its own; when the region closes, the frame's arrays leave it stacked, so that no tracer leaks and a site keeps
+its name.
 
-Keys are derived from addresses: a site's key is fold_in(region key, crc32(name)), a region's key for step t or lane k is
-fold_in(region key, t or k). Two runs that share a key therefore share the noise of every site that they share.
+Keys are derived from addresses: a site's key is fold_in(region key, crc32(name)), a region's key for step t
+or lane k is
+fold_in(region key, t or k). Two runs that share a key therefore share the noise of every site that they
+share.
 """
 
 from __future__ import annotations
@@ -138,17 +143,20 @@ class Recorder(Messenger, abc.ABC):
             msg["value"] = fold_name(self.frame.key, name)
         elif kind == "plate" and msg["value"] is None:
             if self.root_key is None:
-                if self.is_final:
+                if self.is_final and not self._is_answered_outside():
                     raise ValueError(
-                        f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows, but scoring given choices has no random key "
+                        f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows, but "
+                        "scoring given choices has no random key "
                         "to choose them. Use simulate or generate, an objective, or all rows."
                     )
                 return
-            # The subsample is drawn once per run, whatever the region or lane: model and guide must see the same rows.
+            # The subsample is drawn once per run, whatever the region or lane: model and guide must see the
+            # same rows.
             msg["value"] = msg["fn"](*msg["args"], rng_key=fold_name(self.root_key, msg["name"]))
         elif kind == "mutable":
             raise TypeError(
-                f"Site '{msg['name']}': numpyro.mutable keeps state inside a program, which cannot be replayed. "
+                f"Site '{msg['name']}': numpyro.mutable keeps state inside a program, which cannot be "
+                "replayed. "
                 "Pass the state through the program's arguments and return value."
             )
 
@@ -157,7 +165,9 @@ class Recorder(Messenger, abc.ABC):
             self.plates[msg["name"]] = msg["args"][0]
         elif msg["type"] == "param":
             shapes = [jnp.shape(x) for x in jax.tree.leaves(msg["value"])]
-            self.params[msg["name"]] = f"{' '.join(map(str, shapes))} {msg['kwargs'].get('constraint', constraints.real)}"
+            self.params[msg["name"]] = (
+                f"{' '.join(map(str, shapes))} {msg['kwargs'].get('constraint', constraints.real)}"
+            )
         elif msg["type"] == "sample":
             name = self.address(msg)
             self.frame.infos[name] = describe(msg)
@@ -172,16 +182,23 @@ class Recorder(Messenger, abc.ABC):
         name = msg["name"]
         if self.seen(name):
             raise ValueError(
-                f"Site '{name}' appears twice in one run of the program; each sample statement needs a name of its "
+                f"Site '{name}' appears twice in one run of the program; each sample statement needs a "
+                "name of its "
                 f"own. Rename one of them, e.g. '{name}_2'."
             )
         return name
+
+    def _is_answered_outside(self) -> bool:
+        stack = handler_stack()
+        outside = stack[: stack.index(self)]
+        return any(isinstance(h, Recorder) and h.root_key is not None for h in outside)
 
     def _unnamed_key(self) -> str:
         stack = handler_stack()
         if any(isinstance(h, numpyro.handlers.block) for h in stack[stack.index(self) :]):
             raise ValueError(
-                "numpyro.handlers.block hides a random statement of this program, so its draw would have no density and no gradient. Use "
+                "numpyro.handlers.block hides a random statement of this program, so its draw would have "
+                "no density and no gradient. Use "
                 "ppl.condition, ppl.intervene or ppl.block."
             )
         return f"prng_key_{len(self.frame.used)}"
@@ -197,8 +214,10 @@ class Recorder(Messenger, abc.ABC):
         for frame in self.frames[:-1]:
             if name in frame.forced:
                 raise ValueError(
-                    f"Site '{name}' stands in {', '.join(f.kind for f in self.frames[1:])}, but the value given for it has shape "
-                    f"{jnp.shape(frame.forced[name])}, without the leading axis (or with another size) of that region. Stack one value per step "
+                    f"Site '{name}' stands in {', '.join(f.kind for f in self.frames[1:])}, but the value "
+                    "given for it has shape "
+                    f"{jnp.shape(frame.forced[name])}, without the leading axis (or with another size) of "
+                    "that region. Stack one value per step "
                     "or particle."
                 )
         return None
@@ -212,14 +231,19 @@ class Recorder(Messenger, abc.ABC):
             return
         if msg["type"] == "sample":
             raise ValueError(
-                f"Site '{msg['name']}' is a sample statement inside a raw JAX transformation (lax.scan, lax.while_loop, "
-                "lax.cond, lax.map, jit, vmap, grad or checkpoint), where its value and density would be lost. Use "
-                "ppl.scan for a loop, ppl.cond for a branch, ppl.plate for a vectorised site or ppl.particles(K) for "
+                f"Site '{msg['name']}' is a sample statement inside a raw JAX transformation (lax.scan, "
+                "lax.while_loop, "
+                "lax.cond, lax.map, jit, vmap, grad or checkpoint), where its value and density would be "
+                "lost. Use "
+                "ppl.scan for a loop, ppl.cond for a branch, ppl.plate for a vectorised site or "
+                "ppl.particles(K) for "
                 "lanes, or move the statement out."
             )
         raise ValueError(
-            f"Statement '{msg.get('name', msg['type'])}' ({msg['type']}) stands inside a raw JAX transformation, which would keep its value of "
-            "the first run. Move the statement out and pass its value in, or use ppl.scan, ppl.cond or ppl.particles."
+            f"Statement '{msg.get('name', msg['type'])}' ({msg['type']}) stands inside a raw JAX "
+            "transformation, which would keep its value of "
+            "the first run. Move the statement out and pass its value in, or use ppl.scan, ppl.cond or "
+            "ppl.particles."
         )
 
     # Regions.
@@ -227,6 +251,12 @@ class Recorder(Messenger, abc.ABC):
     def open_region(self, kind: str) -> tuple[Array | None, dict[str, Array]]:
         """The region's key and the forced values that may belong to it."""
         frame = self.frame
+        if trace_state() != frame.state:
+            raise ValueError(
+                f"A ppl.{kind} statement stands inside a raw JAX transformation (lax.scan, jit, vmap, "
+                "grad, ...), where its sites would be lost. "
+                "Nest ppl.scan, ppl.cond and ppl.particles in each other, or move the statement out."
+            )
         frame.num_regions += 1
         key = None if frame.key is None else fold_name(frame.key, f"{kind}_{frame.num_regions}")
         return key, frame.forced
@@ -291,7 +321,9 @@ def _describe_deterministic(msg: dict[str, Any]) -> SiteInfo:
     for frame in frames:
         batch[frame.dim] = frame.name
     sizes = {frame.name: frame.size for frame in frames}
-    fits = depth <= len(shape) and all(name is None or sizes[name] == n for name, n in zip(batch, shape, strict=False))
+    fits = depth <= len(shape) and all(
+        name is None or sizes[name] == n for name, n in zip(batch, shape, strict=False)
+    )
     batch, depth = (batch, depth) if fits else ([], 0)
     return SiteInfo(msg["name"], "deterministic", tuple(batch), shape[:depth], shape[depth:], "")
 
@@ -306,8 +338,10 @@ def check_shape(msg: dict[str, Any]) -> None:
         plates = {f.name: f.size for f in msg["cond_indep_stack"]}
         what = "observation" if msg["is_observed"] else "value"
         raise ValueError(
-            f"Site '{msg['name']}': the {what} has shape {got} but the site has batch shape {tuple(fn.batch_shape)} and "
-            f"event shape {tuple(fn.event_shape)} (plates {plates}). Nothing is broadcast silently: give it shape "
+            f"Site '{msg['name']}': the {what} has shape {got} but the site has batch shape "
+            f"{tuple(fn.batch_shape)} and "
+            f"event shape {tuple(fn.event_shape)} (plates {plates}). Nothing is broadcast silently: give "
+            "it shape "
             f"{expected}, declare the missing plate, or mark event axes with .to_event(n)."
         )
 
@@ -325,5 +359,7 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
     try:
         log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
     except (ValueError, TypeError) as err:
-        raise type(err)(f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}") from err
+        raise type(err)(
+            f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
+        ) from err
     return log_prob if msg["scale"] is None else msg["scale"] * log_prob

@@ -1,10 +1,13 @@
 """Control flow inside programs: scan, cond, particles.
 
-Each statement runs its body under one JAX transformation (lax.scan, lax.cond, vmap) with the whole handler stack still active, so that plates,
-conditions, masks and scales around the statement act inside the body. Recorders on the stack (`_recorder.py`) are told when the body
+Each statement runs its body under one JAX transformation (lax.scan, lax.cond, vmap) with the whole handler
+stack still active, so that plates,
+conditions, masks and scales around the statement act inside the body. Recorders on the stack (`_recorder.py`)
+are told when the body
 begins and ends: their keys and forced values go in sliced, what they recorded comes out stacked.
 
-Without a recorder on the stack (NumPyro's own inference) `scan` and `cond` become NumPyro's control-flow primitives.
+Without a recorder on the stack (NumPyro's own inference) `scan` and `cond` become NumPyro's control-flow
+primitives.
 """
 
 from __future__ import annotations
@@ -23,10 +26,13 @@ from ._compat import handler_stack
 from ._recorder import Frame, Recorder, Region
 
 
-def scan(step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length: int | None = None) -> tuple[Any, Any]:
+def scan(
+    step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length: int | None = None
+) -> tuple[Any, Any]:
     """Run `step` over the leading axis of `xs`, as `jax.lax.scan`, with sample statements allowed in the step.
 
-    A site in the step keeps its name; its values are stacked along a leading time axis. Plates around the scan act
+    A site in the step keeps its name; its values are stacked along a leading time axis. Plates around the
+    scan act
     inside the step; scans nest.
 
     Args:
@@ -53,7 +59,12 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length
 
     def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
         t, forced, x = inputs
-        _push(recorders, "scan", [None if k is None else jax.random.fold_in(k, t) for k in keys], forced)
+        _push(
+            recorders,
+            "scan",
+            [None if k is None else jax.random.fold_in(k, t) for k in keys],
+            forced,
+        )
         carry, y = step(carry, x)
         frames[:] = [r.pop() for r in recorders]
         return carry, (y, [f.numbers for f in frames])
@@ -63,10 +74,13 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length
     return carry, ys
 
 
-def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], *operands: Any) -> Any:
+def cond(
+    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], *operands: Any
+) -> Any:
     """Choose a branch by a scalar predicate, as `jax.lax.cond`, with sample statements allowed in both branches.
 
-    The branches may have different sites; a site of the branch not taken counts for nothing and holds zeros in the trace.
+    The branches may have different sites; a site of the branch not taken counts for nothing and holds zeros
+    in the trace.
 
     Args:
         pred: boolean scalar.
@@ -79,7 +93,8 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], *
     """
     if jnp.shape(pred) != ():
         raise ValueError(
-            f"ppl.cond: the predicate has shape {jnp.shape(pred)}, but one branch is chosen for the whole program. Use a "
+            f"ppl.cond: the predicate has shape {jnp.shape(pred)}, but one branch is chosen for the whole "
+            "program. Use a "
             "scalar predicate, or sample both alternatives in the plate and combine them with jnp.where."
         )
     recorders = _recorders()
@@ -107,7 +122,9 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], *
         def branch(*args: Any) -> tuple[Any, list[dict[str, Any]]]:
             out, numbers = branches[index](*args)
             for r, own, other in zip(recorders, numbers, shapes[1 - index], strict=True):
-                own.update({name: r.absent(tree) for name, tree in other.items() if name not in own})
+                own.update(
+                    {name: r.absent(tree) for name, tree in other.items() if name not in own}
+                )
             return out, numbers
 
         return branch
@@ -139,12 +156,15 @@ class particles:
 
     def __init__(self, num_particles: int) -> None:
         if not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(f"ppl.particles: the number of particles must be an integer >= 1, got {num_particles!r}.")
+            raise ValueError(
+                f"ppl.particles: the number of particles must be an integer >= 1, got {num_particles!r}."
+            )
         self.num_particles = num_particles
 
     def __enter__(self) -> None:
         raise TypeError(
-            "ppl.particles(K) is not a context: a lane is a function. Write ppl.particles(K)(fn)(*args); use ppl.plate "
+            "ppl.particles(K) is not a context: a lane is a function. Write ppl.particles(K)(fn)(*args); "
+            "use ppl.plate "
             "for independent rows of one run."
         )
 
@@ -158,7 +178,8 @@ class particles:
             size, recorders = self.num_particles, _recorders()
             if not recorders:
                 raise RuntimeError(
-                    "ppl.particles(K) runs inside ppl.expectation, an objective or a program's own methods (simulate, "
+                    "ppl.particles(K) runs inside ppl.expectation, an objective or a program's own "
+                    "methods (simulate, "
                     "log_density, ...), which hold the random key; here there is none."
                 )
             threads = [r.open_region("particles") for r in recorders]
@@ -174,7 +195,12 @@ class particles:
                 return out, [f.numbers for f in frames]
 
             out, numbers = jax.vmap(lane, axis_size=size)(keys, slices)
-            _merge(recorders, frames, numbers, Region("particles", _axis_name(recorders, "particles"), size))
+            _merge(
+                recorders,
+                frames,
+                numbers,
+                Region("particles", _axis_name(recorders, "particles"), size),
+            )
             return out
 
         return lanes
@@ -191,7 +217,8 @@ def adopt(msg: dict[str, Any]) -> Any:
         step, init, xs, length, reverse = msg["args"]
         if reverse or msg["kwargs"].get("history", 1) != 1:
             raise ValueError(
-                "numpyro.contrib.control_flow.scan with reverse=True or a history is not supported here. Use ppl.scan (reverse xs "
+                "numpyro.contrib.control_flow.scan with reverse=True or a history is not supported here. "
+                "Use ppl.scan (reverse xs "
                 "for a backward pass, carry what a longer history needs)."
             )
         carry, ys = scan(step, init, xs, length)
@@ -204,12 +231,16 @@ def _recorders() -> list[Recorder]:
     return [h for h in handler_stack() if isinstance(h, Recorder)]
 
 
-def _push(recorders: list[Recorder], kind: str, keys: list[Any], forced: list[dict[str, Any]]) -> None:
+def _push(
+    recorders: list[Recorder], kind: str, keys: list[Any], forced: list[dict[str, Any]]
+) -> None:
     for recorder, key, values in zip(recorders, keys, forced, strict=True):
         recorder.push(kind, key, values)
 
 
-def _explore(recorders: list[Recorder], keys: list[Any], forced: list[Any], body: Callable[[], Any]) -> None:
+def _explore(
+    recorders: list[Recorder], keys: list[Any], forced: list[Any], body: Callable[[], Any]
+) -> None:
     if any(r.is_exploring for r in recorders):
         _push(recorders, "explore", keys, forced)
         body()
@@ -221,14 +252,20 @@ def _first(tree: Any) -> Any:
     return jax.tree.map(lambda x: x[0], tree)
 
 
-def _merge(recorders: list[Recorder], frames: list[Frame], numbers: list[Any], region: Region) -> None:
+def _merge(
+    recorders: list[Recorder], frames: list[Frame], numbers: list[Any], region: Region
+) -> None:
     for recorder, frame, values in zip(recorders, frames, numbers, strict=True):
         recorder.merge(frame, values, region)
 
 
 def _leading(forced: dict[str, Any], size: int) -> dict[str, Any]:
     """The forced values that can have an axis of this region: the names inside are not known before the body runs."""
-    return {name: value for name, value in forced.items() if jnp.ndim(value) and jnp.shape(value)[0] == size}
+    return {
+        name: value
+        for name, value in forced.items()
+        if jnp.ndim(value) and jnp.shape(value)[0] == size
+    }
 
 
 def _axis_name(recorders: list[Recorder], kind: str) -> str:
@@ -243,7 +280,8 @@ def _scan_length(xs: Any, length: int | None) -> int:
         sizes.add(length)
     if len(sizes) != 1 or None in sizes:
         raise ValueError(
-            f"ppl.scan: the leading axes of xs and `length` must give one number of steps, got {sorted(map(str, sizes))}. "
+            "ppl.scan: the leading axes of xs and `length` must give one number of steps, got "
+            f"{sorted(map(str, sizes))}. "
             "Pass xs with a common leading axis, or xs=None with length=T."
         )
     return next(iter(sizes))
@@ -254,10 +292,18 @@ def _numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> 
         return lax.scan(step, init, xs, length)
     # NumPyro does not see parameters inside the step: declare them outside and hand them in.
     first = jax.tree.map(lambda x: x[0], xs)
-    with numpyro.handlers.block(), numpyro.handlers.trace() as sites, numpyro.handlers.seed(rng_seed=0):
+    with (
+        numpyro.handlers.block(),
+        numpyro.handlers.trace() as sites,
+        numpyro.handlers.seed(rng_seed=0),
+    ):
         step(init, first)
     params = {
-        name: numpyro.param(name, site["args"][0] if site["args"] else (lambda _, v=site["value"]: v), **site["kwargs"])
+        name: numpyro.param(
+            name,
+            site["args"][0] if site["args"] else (lambda _, v=site["value"]: v),
+            **site["kwargs"],
+        )
         for name, site in sites.items()
         if site["type"] == "param"
     }
@@ -265,7 +311,11 @@ def _numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> 
     return numpyro.contrib.control_flow.scan(step, init, xs, length=length)
 
 
-def _numpyro_cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any) -> Any:
+def _numpyro_cond(
+    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any
+) -> Any:
     if not handler_stack():
         return lax.cond(pred, true_fn, false_fn, *operands)
-    return numpyro.contrib.control_flow.cond(pred, lambda x: true_fn(*x), lambda x: false_fn(*x), operands)
+    return numpyro.contrib.control_flow.cond(
+        pred, lambda x: true_fn(*x), lambda x: false_fn(*x), operands
+    )

@@ -43,7 +43,8 @@ class LeaveOneOut(Baseline):
     """b = mean downstream cost of the other replicates of the program.
 
     Args:
-        num_samples: replicates, at least 2; with `elbo(..., num_particles=K)` the K particles serve when K is larger.
+        num_samples: replicates, at least 2; with `elbo(..., num_particles=K)` the K particles serve when K is
+            larger.
 
     Reference: Kool et al. 2019 (Buy 4 REINFORCE samples, get a baseline for free).
     """
@@ -52,7 +53,9 @@ class LeaveOneOut(Baseline):
 
     def __post_init__(self) -> None:
         if self.num_samples < 2:
-            raise ValueError(f"LeaveOneOut: num_samples must be at least 2, got {self.num_samples}.")
+            raise ValueError(
+                f"LeaveOneOut: num_samples must be at least 2, got {self.num_samples}."
+            )
 
     @property
     def num_replicates(self) -> int:  # type: ignore[override]
@@ -68,7 +71,8 @@ class MovingAverage(Baseline):
     """b = exponential moving average of the site's mean downstream cost over earlier steps.
 
     Args:
-        decay: weight of the past, in [0, 1). The average is corrected for its start; before the first step b = 0.
+        decay: weight of the past, in [0, 1). The average is corrected for its start; before the first step b
+            = 0.
     """
 
     decay: float = 0.9
@@ -82,7 +86,9 @@ class MovingAverage(Baseline):
 
     def value(self, downstream: Downstream) -> Array:
         state = downstream.state
-        return downstream.weight * jnp.where(state["weight"] > 0, state["mean"] / jnp.maximum(state["weight"], 1e-12), 0.0)
+        return downstream.weight * jnp.where(
+            state["weight"] > 0, state["mean"] / jnp.maximum(state["weight"], 1e-12), 0.0
+        )
 
     def update(self, downstream: Downstream) -> Any:
         cost, weight = jnp.broadcast_arrays(downstream.cost, downstream.weight)
@@ -101,7 +107,8 @@ class Regression(Baseline):
     Weights and optimiser are state, not parameters: their gradient never enters the objective's.
 
     Args:
-        predict: `(weights, inputs) -> b`, broadcastable to the site's elements (e.g. a network over a plate's rows).
+        predict: `(weights, inputs) -> b`, broadcastable to the site's elements (e.g. a network over a plate's
+            rows).
         weights: initial weights, a pytree of arrays.
         inputs: array known before the draw, e.g. the data; it must not depend on the site's own draw.
         optimizer: an optax transformation.
@@ -122,7 +129,9 @@ class Regression(Baseline):
 
     def update(self, downstream: Downstream) -> Any:
         def loss(weights: Any) -> Array:
-            return jnp.mean((downstream.cost - downstream.weight * self.predict(weights, self.inputs)) ** 2)
+            return jnp.mean(
+                (downstream.cost - downstream.weight * self.predict(weights, self.inputs)) ** 2
+            )
 
         state = downstream.state
         grads = jax.grad(loss)(state["weights"])
@@ -149,9 +158,11 @@ class Reinforce(Strategy):
     """Score-function gradient: (cost downstream of the element - baseline) * d log p(element).
 
     Args:
-        baseline: None, "leave-one-out", "moving-average", a `Baseline`, or (at the site) a number or array computed before the draw.
+        baseline: None, "leave-one-out", "moving-average", a `Baseline`, or (at the site) a number or array
+            computed before the draw.
 
-    Validity: unbiased if the support does not depend on parameters (checked) and the baseline not on the site's own draw. Costs that an element
+    Validity: unbiased if the support does not depend on parameters (checked) and the baseline not on the
+    site's own draw. Costs that an element
     cannot influence are left out, element by element (Rao-Blackwellisation).
     Reference: Williams 1992; Ranganath et al. 2014, arXiv:1401.0118; Schulman et al. 2015, arXiv:1506.05254.
     """
@@ -163,7 +174,10 @@ class Reinforce(Strategy):
         baseline = self.baseline
         if isinstance(baseline, str):
             if baseline not in NAMED:
-                raise ValueError(f"Reinforce: no baseline named '{baseline}'; choose from {sorted(NAMED)} or pass a Baseline.")
+                raise ValueError(
+                    f"Reinforce: no baseline named '{baseline}'; choose from {sorted(NAMED)} or pass a "
+                    "Baseline."
+                )
             baseline = NAMED[baseline]()
         elif baseline is not None and not isinstance(baseline, Baseline):
             baseline = Given(baseline)
@@ -180,7 +194,11 @@ class Reinforce(Strategy):
 
     def local(self, draw: Draw) -> Any:
         # An array baseline is a number of the site like any other: it leaves regions with it.
-        given = jnp.broadcast_to(self.baseline.b, draw.shape) if isinstance(self.baseline, Given) else None
+        given = (
+            jnp.broadcast_to(self.baseline.b, draw.shape)
+            if isinstance(self.baseline, Given)
+            else None
+        )
         return {"log_prob": draw.log_prob, "baseline": given}
 
     def surrogate(self, local: Any, downstream: Downstream) -> Array:

@@ -2,12 +2,16 @@
 
 Terms
 - A *source* is a latent site (by index) or `PARAMS`.
-- A *relation* of an array to a source has one `Link` per axis of the source's value. `aligned(a)`: element i of the array
-  along its axis a depends only on element i of the source along this axis. `causal(a)`: only on elements <= i. `mixed`: possibly on all.
-  The links of a relation hold together (conjunction). An array with no relation to a source does not depend on it.
+- A *relation* of an array to a source has one `Link` per axis of the source's value. `aligned(a)`: element i
+of the array
+  along its axis a depends only on element i of the source along this axis. `causal(a)`: only on elements <=
+  i. `mixed`: possibly on all.
+  The links of a relation hold together (conjunction). An array with no relation to a source does not depend
+  on it.
 - An axis is an integer, or `Time(scan)` inside the body of a scan: the current step.
 
-Invariant: every operation only weakens what is not certain, so "aligned" is a proof and "mixed" is not an accusation.
+Invariant: every operation only weakens what is not certain, so "aligned" is a proof and "mixed" is not an
+accusation.
 """
 
 from __future__ import annotations
@@ -68,7 +72,11 @@ def join(many: Iterable[Relations]) -> Relations:
     for relations in many:
         for source, relation in relations.items():
             old = out.get(source)
-            out[source] = relation if old is None else tuple(join_links(a, b) for a, b in zip(old, relation, strict=True))
+            out[source] = (
+                relation
+                if old is None
+                else tuple(join_links(a, b) for a, b in zip(old, relation, strict=True))
+            )
     return out
 
 
@@ -81,12 +89,16 @@ def move(relations: Relations, axis_of: Callable[[int], int | Time | None], why:
         new = axis_of(old.axis)
         if new is None:
             return mixed(why)
-        return old._replace(axis=new if isinstance(new, Time) else int(new))  # rules may count in NumPy integers
+        return old._replace(
+            axis=new if isinstance(new, Time) else int(new)
+        )  # rules may count in NumPy integers
 
     return {source: tuple(map(link, relation)) for source, relation in relations.items()}
 
 
-def close_time(relations: Relations, scan: int, axis: int | None, *, later: bool = False) -> Relations:
+def close_time(
+    relations: Relations, scan: int, axis: int | None, *, later: bool = False
+) -> Relations:
     """Leave the body of a scan: its Time becomes `axis` (None: mixed); `later`: the value reaches the next step."""
 
     def link(old: Link) -> Link:

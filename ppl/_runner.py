@@ -21,7 +21,8 @@ class Runner(Recorder):
         key: random key; None when every latent site is forced.
         forced: site values (stacked along time and particle axes for sites in regions).
         redraw_observed: draw observed sites too (posterior prediction).
-        defer_imputed: leave imputed sites (missing cells) to the handler outside, which draws them from their prior.
+        defer_imputed: leave imputed sites (missing cells) to the handler outside, which draws them from their
+            prior.
         exploring: meet the parameters inside regions as plain arrays.
     """
 
@@ -48,7 +49,9 @@ class Runner(Recorder):
             msg["value"] = given
             msg["_forced"] = True
             self.frame.used.add(name)
-        elif msg["is_observed"] and not (self.redraw_observed and msg["fn"].event_shape is not None):
+        elif msg["is_observed"] and not (
+            self.redraw_observed and msg["fn"].event_shape is not None
+        ):
             return
         elif msg["value"] is not None and not msg["is_observed"]:
             return

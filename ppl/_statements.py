@@ -31,10 +31,13 @@ def sample(
         name: address of the site, unique in the program.
         distribution: a NumPyro distribution.
         obs: observed value of shape `batch_shape + event_shape` (after plates); nothing is broadcast.
-        obs_mask: boolean array of shape `batch_shape`, true where `obs` is observed. The observed cells are scored; the others
-            become the latent site `<name>_unobserved`, drawn from its prior where no guide proposes it. Values of `obs` in
+        obs_mask: boolean array of shape `batch_shape`, true where `obs` is observed. The observed cells are
+            scored; the others
+            become the latent site `<name>_unobserved`, drawn from its prior where no guide proposes it.
+            Values of `obs` in
             missing cells are never read (NaN is fine).
-        strategy: gradient estimator of this site, a `Strategy` or its name; see `ppl.expectation`. A choice made
+        strategy: gradient estimator of this site, a `Strategy` or its name; see `ppl.expectation`. A choice
+            made
             from outside by `strategies={...}` wins.
         infer: NumPyro's per-site options.
 
@@ -50,8 +53,10 @@ def sample(
     event = jnp.ndim(obs) - distribution.event_dim
     if event < 0 or mask.shape != jnp.shape(obs)[:event]:
         raise ValueError(
-            f"Site '{name}': obs_mask has shape {mask.shape}, but obs of shape {jnp.shape(obs)} has batch shape {jnp.shape(obs)[: max(event, 0)]} (event shape "
-            f"{distribution.event_shape}). Nothing is broadcast silently: give one mask entry per observed cell."
+            f"Site '{name}': obs_mask has shape {mask.shape}, but obs of shape {jnp.shape(obs)} has batch "
+            f"shape {jnp.shape(obs)[: max(event, 0)]} (event shape "
+            f"{distribution.event_shape}). Nothing is broadcast silently: give one mask entry per "
+            "observed cell."
         )
     cell = mask.reshape(mask.shape + (1,) * distribution.event_dim)
     filled = jnp.where(cell, obs, distribution.support.feasible_like(obs))
@@ -62,10 +67,13 @@ def sample(
     return numpyro.deterministic(name, jnp.where(cell, seen, drawn))
 
 
-def plate(name: str, size: int, *, subsample_size: int | None = None, dim: int | None = None) -> numpyro.plate:
+def plate(
+    name: str, size: int, *, subsample_size: int | None = None, dim: int | None = None
+) -> numpyro.plate:
     """Declare conditionally independent rows, as `numpyro.plate`; entering it yields the row indices.
 
-    With `subsample_size` a fresh uniform subsample is used and log-probs inside are scaled by size / subsample_size.
+    With `subsample_size` a fresh uniform subsample is used and log-probs inside are scaled by size /
+    subsample_size.
 
     Args:
         name: name of the plate; it becomes a named dimension in ArviZ.
@@ -75,7 +83,8 @@ def plate(name: str, size: int, *, subsample_size: int | None = None, dim: int |
     """
     if size < 1 or (subsample_size is not None and not 1 <= subsample_size <= size):
         raise ValueError(
-            f"Plate '{name}': size {size} and subsample_size {subsample_size} do not fit; a plate has at least one row, and a "
+            f"Plate '{name}': size {size} and subsample_size {subsample_size} do not fit; a plate has at "
+            "least one row, and a "
             "subsample at most as many rows as the plate."
         )
     return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
@@ -86,14 +95,17 @@ def subsample(data: Any, event_dim: int) -> Array:
     return numpyro.subsample(data, event_dim)
 
 
-def param(name: str, init: Any, *, constraint: Any = constraints.real, event_dim: int | None = None) -> Any:
+def param(
+    name: str, init: Any, *, constraint: Any = constraints.real, event_dim: int | None = None
+) -> Any:
     """Declare a learnable parameter.
 
     Args:
         name: name of the parameter, shared by model and guide.
         init: initial constrained value, `key -> value`, or a distribution to draw it from (a start per key).
         constraint: NumPyro constraint; the optimiser sees the unconstrained value.
-        event_dim: number of rightmost axes that do not belong to plates (for parameters with a row per plate element).
+        event_dim: number of rightmost axes that do not belong to plates (for parameters with a row per plate
+            element).
 
     Returns:
         The constrained value: bound, else initial.
@@ -145,5 +157,7 @@ def rng_key(name: str) -> Array:
     }
     key = apply_stack(message)["value"] if handler_stack() else None
     if key is None:
-        raise RuntimeError(f"ppl.rng_key('{name}') needs a running program; call simulate(key), an objective, or seed it.")
+        raise RuntimeError(
+            f"ppl.rng_key('{name}') needs a running program; call simulate(key), an objective, or seed it."
+        )
     return key

@@ -1,7 +1,9 @@
 """Gradient strategies: how the derivative of an expectation passes through one site.
 
-A strategy is three small functions. `draw` makes the site's value. `local` computes, at the site, the numbers that the estimator needs from the
-distribution; they leave plates, scans, branches and particle lanes as arrays. `surrogate` turns these numbers and what lies downstream into an
+A strategy is three small functions. `draw` makes the site's value. `local` computes, at the site, the numbers
+that the estimator needs from the
+distribution; they leave plates, scans, branches and particle lanes as arrays. `surrogate` turns these numbers
+and what lies downstream into an
 array that is zero in value and whose gradient is this site's part of the estimator.
 """
 
@@ -26,7 +28,8 @@ class Draw:
 
     Attributes:
         distribution: the distribution of one element, without `to_event`, `expand` and `mask` wrappers.
-        shape: shape of the elements: batch axes (particles, time and plates are added outside), then axes declared by `to_event`.
+        shape: shape of the elements: batch axes (particles, time and plates are added outside), then axes
+            declared by `to_event`.
         value: the drawn value, shape `shape + distribution.event_shape`.
         log_prob: log-density of each element, shape `shape`, differentiable in the distribution's parameters.
         key: the key that made the draw.
@@ -121,14 +124,17 @@ def element(fn: dist.Distribution) -> tuple[dist.Distribution, tuple[int, ...]]:
     return base, shape[: len(shape) - base.event_dim]
 
 
-GAMMA_FAMILY = frozenset("Gamma Beta Dirichlet Chi2 InverseGamma StudentT BetaProportion LogGamma".split())
+GAMMA_FAMILY = frozenset(
+    "Gamma Beta Dirichlet Chi2 InverseGamma StudentT BetaProportion LogGamma".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reparam(Strategy):
     """Pathwise gradient: x = g(noise, parameters), differentiate through g.
 
-    Validity: unbiased if g and everything downstream are continuous and piecewise smooth in x. Jumps are searched for at
+    Validity: unbiased if g and everything downstream are continuous and piecewise smooth in x. Jumps are
+    searched for at
     trace time and refused; `allow_jumps=True` waives this check for the site.
     Reference: Kingma and Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082.
     """
@@ -151,7 +157,8 @@ class Reparam(Strategy):
 class Implicit(Strategy):
     """Implicit reparameterisation: dx/dtheta = -(dF/dtheta) / p(x) with F the distribution function.
 
-    For the Gamma family (Gamma, Beta, Dirichlet, Chi2, InverseGamma, StudentT): the derivative that JAX's gamma sampler carries. Validity: as `Reparam`.
+    For the Gamma family (Gamma, Beta, Dirichlet, Chi2, InverseGamma, StudentT): the derivative that JAX's
+    gamma sampler carries. Validity: as `Reparam`.
     Reference: Figurnov et al. 2018, arXiv:1805.08498.
     """
 
@@ -173,7 +180,8 @@ class Implicit(Strategy):
 class Enum(Strategy):
     """Exact sum over a finite support: sum_v p(v) E[cost | v], all values in one vectorised run.
 
-    Rows of a plate whose costs separate share the lanes (k lanes for N rows). Elements that meet in one cost are enumerated jointly (k^n
+    Rows of a plate whose costs separate share the lanes (k lanes for N rows). Elements that meet in one cost
+    are enumerated jointly (k^n
     lanes), up to a limit. Validity: always exact in this site.
     """
 
@@ -190,7 +198,8 @@ class Enum(Strategy):
 class GumbelSoftmax(Strategy):
     """Relaxed sample softmax((logits + Gumbel noise) / temperature). **Biased**: the gradient is that of the relaxed program.
 
-    For OneHotCategorical and Bernoulli sites. Reference: Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017, arXiv:1611.00712.
+    For OneHotCategorical and Bernoulli sites. Reference: Jang et al. 2017, arXiv:1611.01144; Maddison et al.
+    2017, arXiv:1611.00712.
     """
 
     temperature: float = 0.5
@@ -209,7 +218,8 @@ class GumbelSoftmax(Strategy):
 class StraightThrough(Strategy):
     """Hard sample forward, gradient of the relaxed sample backward. **Biased**.
 
-    For OneHotCategorical and Bernoulli sites. Reference: Bengio et al. 2013, arXiv:1308.3432; Jang et al. 2017, arXiv:1611.01144.
+    For OneHotCategorical and Bernoulli sites. Reference: Bengio et al. 2013, arXiv:1308.3432; Jang et al.
+    2017, arXiv:1611.01144.
     """
 
     temperature: float = 0.5

@@ -19,8 +19,10 @@ class Trace:
     """One run of a program; a pytree.
 
     Attributes:
-        choices: latent site -> value. Sites in `ppl.scan` carry a leading time axis, sites in `ppl.particles` a leading particle axis.
-        log_probs: site -> log-density in nats per batch element, scaled by subsampling and masked; every site counts,
+        choices: latent site -> value. Sites in `ppl.scan` carry a leading time axis, sites in `ppl.particles`
+            a leading particle axis.
+        log_probs: site -> log-density in nats per batch element, scaled by subsampling and masked; every site
+            counts,
             observations and factors too.
         retval: what the program returned.
         observed: observed site -> value.
@@ -48,7 +50,9 @@ class Trace:
     @property
     def shared_choices(self) -> dict[str, Array]:
         """The choices without auxiliary ones: what a guide proposes for its model."""
-        return {name: value for name, value in self.choices.items() if not self.sites[name].is_auxiliary}
+        return {
+            name: value for name, value in self.choices.items() if not self.sites[name].is_auxiliary
+        }
 
 
 class _Sites(dict[str, SiteInfo]):
@@ -66,4 +70,11 @@ def trace_of(recorder: Recorder, retval: Any) -> Trace:
         return {name: numbers[name]["value"] for name, info in infos.items() if info.kind == kind}
 
     log_probs = {name: n["log_prob"] for name, n in numbers.items() if "log_prob" in n}
-    return Trace(values("latent"), log_probs, retval, values("observed"), values("deterministic"), _Sites(infos))
+    return Trace(
+        values("latent"),
+        log_probs,
+        retval,
+        values("observed"),
+        values("deterministic"),
+        _Sites(infos),
+    )
