@@ -10,8 +10,12 @@ The three packages are imported on first use, so that `import lapilli` costs nex
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._compiler import switch_off_wrong_fusions
+
 if TYPE_CHECKING:
     from . import inference as inference, models as models, ppl as ppl
+
+switch_off_wrong_fusions()
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "inference", "models", "ppl"]

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from .._compiler import warn_of_wrong_fusions
 from ._analyse import Analysed, analyse
 from ._compat import typed_key
 from ._engine import Unsuitable
@@ -101,6 +102,7 @@ class Expectation:
 
     def _ready(self, params: Any, args: Any) -> dict[str, set[str]]:
         """Run the checks once per shape; returns what `auto` has to avoid."""
+        warn_of_wrong_fusions()
         signature = _signature((params, args))
         if signature not in self._demoted:
             if not self._examples and not any(

@@ -30,6 +30,8 @@ def _configure() -> None:
             settings[name] = num_threads
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    import lapilli  # noqa: F401  (sets XLA_FLAGS, which JAX reads when its backend starts)
+
     if "jax" in sys.modules:  # a plugin came first: JAX reads the environment at import only
         import jax
 

@@ -1,0 +1,56 @@
+"""XLA's CPU compiler has two wrong rewrites; importing lapilli first keeps them out."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SUMS = """
+import jax, jax.numpy as jnp
+f = jax.jit(lambda x: (jnp.arange(x.shape[1], dtype=x.dtype) * x).sum(1))
+keep = [f(jnp.ones((20_000, k))) for k in (2, 3, 8, 15)]
+g = jax.jit(lambda x: (x @ jnp.ones((x.shape[1], 4))).sum(1))
+print([float(y[0]) for y in keep], float(g(jnp.ones((20_000, 2)))[0]))
+"""
+ESTIMATE = """
+import jax
+from lapilli import ppl
+print(ppl.expectation(lambda p: p * 1.0).value(1.0, jax.random.key(0)))
+"""
+
+
+def run(code, root, flags=None):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    if flags is not None:
+        environment["XLA_FLAGS"] = flags
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
+    )
+
+
+def test_sums_are_right_after_import(tmp_path):
+    out = run("import lapilli" + SUMS, tmp_path).stdout
+    assert out.split("]")[0] == "[1.0, 3.0, 28.0, 105.0" and out.split()[-1] == "8.0"
+
+
+def test_flags_of_the_user_are_kept(tmp_path):
+    code = "import lapilli, os; print(os.environ['XLA_FLAGS'])"
+    out = run(code, tmp_path, "--xla_force_host_platform_device_count=2").stdout
+    assert out.startswith("--xla_force_host_platform_device_count=2 --xla_cpu")
+    mine = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+    assert run(code, tmp_path, mine).stdout.strip() == mine
+
+
+@pytest.mark.parametrize(("first", "warned"), [("", False), ("import jax; jax.devices()\n", True)])
+def test_a_backend_that_started_first_is_warned_of(first, warned, tmp_path):
+    probe = "import jax; print('ynn' in jax.jit(lambda x: x.sum(1)).lower(jax.numpy.ones((20_000, 3))).compile().as_text())"
+    has_fusions = "True" in run(probe, tmp_path).stdout
+    result = run(first + ESTIMATE, tmp_path)
+    assert ("Import lapilli first" in result.stderr) == (warned and has_fusions)
