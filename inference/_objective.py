@@ -75,7 +75,11 @@ class Objective:
         """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
         if self.guide is not None:
             _set_up_autoguide(self.guide, key, args)
-        params = ppl.init_params(lambda: self._run({}, *args), key, self.strategies)
+        params = ppl.init_params(
+            lambda: self._run({}, *args),
+            key,
+            lambda key: ppl.Engine(key, self.strategies, exploring=True),
+        )
         if not self.examples and not any(
             isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, args))
         ):

@@ -1,6 +1,6 @@
 """The language: programs, statements, traces, strategies, expectations."""
 
-from ._engine import Unsuitable as Unsuitable
+from ._engine import Engine as Engine, Unsuitable as Unsuitable
 from ._expectation import Expectation as Expectation, expectation as expectation
 from ._handlers import (
     block as block,

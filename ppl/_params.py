@@ -90,6 +90,21 @@ def strong(x: Any) -> jax.Array:
     return jax.lax.convert_element_type(array, array.dtype)
 
 
+def check_initial(params: Params) -> Params:
+    """Refuse initial values outside their constraint: the inverse transform is not finite there.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    for name, value in params.items():
+        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(value)):
+            raise ValueError(
+                f"Parameter '{name}': its initial value is not finite or does not satisfy the constraint "
+                f"{params.constraints[name]}. Give an initial value inside the constraint."
+            )
+    return params
+
+
 def _is_array(x: Any) -> bool:
     return hasattr(x, "dtype") and hasattr(x, "shape")
 
@@ -116,8 +131,18 @@ class ParamCollector(Messenger):
         self.constraints: dict[str, Any] = {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "param" and msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
+        name = msg["name"] if msg["type"] == "param" else None
+        if name not in self.values:
+            return
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(msg["args"])]
+        old = [jnp.shape(x) for x in jax.tree.leaves(self.values[name])]
+        constraint = msg["kwargs"].get("constraint", self.constraints[name])
+        if (shapes and shapes != old) or str(constraint) != str(self.constraints[name]):
+            raise ValueError(
+                f"Parameter '{name}' is declared twice, with shapes {old} and {shapes}, constraints {self.constraints[name]} and "
+                f"{constraint}. One name is one parameter: declare it alike, or use two names."
+            )
+        msg["value"] = self.values[name]
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "param" and msg["name"] not in self.values:

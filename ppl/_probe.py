@@ -10,21 +10,28 @@ import jax
 from ._compat import own_caches, typed_key
 from ._engine import Engine
 from ._evaluate import evaluate
-from ._params import ParamCollector, Params
+from ._params import ParamCollector, Params, check_initial
+from ._recorder import Recorder
 
 
 def init_params(
-    run: Callable[[], Any], key: Any, strategies: Mapping[str, Any] | str | None = None
+    run: Callable[[], Any], key: Any, recorder: Callable[[jax.Array], Recorder]
 ) -> Params:
-    """Initial unconstrained parameters of every param and module statement met in `run`."""
+    """Initial unconstrained parameters of every param and module statement met in `run` under an exploring recorder.
+
+    Raises:
+        ValueError: an initial value outside its constraint.
+    """
     collector = ParamCollector()
 
     def initial(key: jax.Array) -> Any:
-        with own_caches(), collector, Engine(key, strategies, exploring=True):
+        with own_caches(), collector, recorder(key):
             run()
         return collector.unconstrained()
 
-    return _compiled(initial, typed_key(key))
+    params = compiled(initial, typed_key(key))
+    is_concrete = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params))
+    return check_initial(params) if is_concrete else params
 
 
 def run_once(
@@ -39,10 +46,10 @@ def run_once(
         with own_caches(), Engine(key, strategies):
             return fn(params)
 
-    return _compiled(run, params, typed_key(key))
+    return compiled(run, params, typed_key(key))
 
 
-def _compiled(fn: Callable[..., Any], *args: Any) -> Any:
+def compiled(fn: Callable[..., Any], *args: Any) -> Any:
     """`fn(*args)` compiled as one program, site markers removed; what the result does not need is not run."""
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     outs = jax.jit(lambda inputs: evaluate(closed, inputs, {}))(jax.tree.leaves(args))

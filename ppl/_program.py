@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from ._compat import handler_stack, own_caches, typed_key
-from ._params import Bound, ParamCollector, Params
+from ._params import Bound, Params
+from ._probe import init_params
 from ._recorder import Recorder
 from ._runner import Collector, Runner
 from ._table import table
@@ -129,10 +130,9 @@ class Program:
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
         """Initial unconstrained parameters of every param and module statement the program meets."""
-        collector = ParamCollector()
-        with collector:
-            self._run(Runner(typed_key(key), exploring=True), args, kwargs)
-        return collector.unconstrained()
+        return init_params(
+            lambda: self(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
+        )
 
     def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
         with own_caches(), recorder:

@@ -90,6 +90,10 @@ def fold_name(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+class HiddenDraw(ValueError):
+    """A foreign handler hides a random statement from the recorder."""
+
+
 class Recorder(Messenger, abc.ABC):
     """Abstract: run a program, give every site a value, keep every site's numbers."""
 
@@ -196,7 +200,7 @@ class Recorder(Messenger, abc.ABC):
     def _unnamed_key(self) -> str:
         stack = handler_stack()
         if any(isinstance(h, numpyro.handlers.block) for h in stack[stack.index(self) :]):
-            raise ValueError(
+            raise HiddenDraw(
                 "numpyro.handlers.block hides a random statement of this program, so its draw would have "
                 "no density and no gradient. Use "
                 "ppl.condition, ppl.intervene or ppl.block."

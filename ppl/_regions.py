@@ -54,7 +54,7 @@ def scan(
     threads = [r.open_region("scan") for r in recorders]
     keys = [key for key, _ in threads]
     slices = [_leading(forced, length) for _, forced in threads]
-    _explore(recorders, keys, _first(slices), lambda: step(init, _first(xs)))
+    _explore(recorders, lambda: (keys, _first(slices)), lambda: step(init, _first(xs)))
     frames: list[Frame] = []
 
     def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
@@ -102,8 +102,8 @@ def cond(
         return _numpyro_cond(pred, true_fn, false_fn, operands)
     threads = [r.open_region("cond") for r in recorders]
     keys, forced = [key for key, _ in threads], [values for _, values in threads]
-    _explore(recorders, keys, forced, lambda: true_fn(*operands))
-    _explore(recorders, keys, forced, lambda: false_fn(*operands))
+    _explore(recorders, lambda: (keys, forced), lambda: true_fn(*operands))
+    _explore(recorders, lambda: (keys, forced), lambda: false_fn(*operands))
     frames: dict[int, list[Frame]] = {}
 
     def run(index: int, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,7 +185,7 @@ class particles:
             threads = [r.open_region("particles") for r in recorders]
             keys = [None if key is None else jax.random.split(key, size) for key, _ in threads]
             slices = [_leading(forced, size) for _, forced in threads]
-            _explore(recorders, _first(keys), _first(slices), lambda: fn(*args, **kwargs))
+            _explore(recorders, lambda: _first((keys, slices)), lambda: fn(*args, **kwargs))
             frames: list[Frame] = []
 
             def lane(key: Any, forced: Any) -> tuple[Any, Any]:
@@ -239,10 +239,10 @@ def _push(
 
 
 def _explore(
-    recorders: list[Recorder], keys: list[Any], forced: list[Any], body: Callable[[], Any]
+    recorders: list[Recorder], inputs: Callable[[], tuple[Any, Any]], body: Callable[[], Any]
 ) -> None:
     if any(r.is_exploring for r in recorders):
-        _push(recorders, "explore", keys, forced)
+        _push(recorders, "explore", *inputs())
         body()
         for recorder in recorders:
             recorder.pop()

@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.primitives import apply_stack
 
 from ._compat import handler_stack
+from ._recorder import HiddenDraw
 
 Array = jax.Array
 
@@ -48,7 +49,10 @@ def sample(
     if strategy is not None:
         infer["strategy"] = strategy
     if obs is None or obs_mask is None:
-        return numpyro.sample(name, distribution, obs=obs, infer=infer)
+        try:
+            return numpyro.sample(name, distribution, obs=obs, infer=infer)
+        except HiddenDraw as err:
+            raise ValueError(f"Site '{name}': {err}") from err
     mask = jnp.asarray(obs_mask, bool)
     event = jnp.ndim(obs) - distribution.event_dim
     if event < 0 or mask.shape != jnp.shape(obs)[:event]:
