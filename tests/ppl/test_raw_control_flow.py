@@ -255,8 +255,10 @@ def test_raw_control_flow_around_a_region_is_refused():
         body = lambda x: ppl.scan(lambda c, _: (c + S(), None), x, None, length=2)[0]
         return jax.vmap(body)(jnp.ones(3))
 
-    with pytest.raises(ValueError, match=REFUSED):
+    with pytest.raises(ValueError, match="ppl.scan statement stands inside a raw JAX transf"):
         program.simulate(KEY)
+    with pytest.raises(ValueError, match="ppl.scan statement stands inside a raw JAX transf"):
+        ppl.expectation(lambda m: m * ppl.draw(program).log_density).value(1.0, KEY)
 
 
 def test_raw_control_flow_inside_a_region_is_refused():
@@ -280,12 +282,42 @@ def test_raw_control_flow_inside_a_region_is_refused():
                 ppl.expectation(lambda m, p=program: m * ppl.draw(p).log_density).value(1.0, KEY)
 
 
-def test_the_warm_cache_hole_is_real_without_fresh_caches(monkeypatch):
-    """Negative control: without `fresh_caches` a warm inner jit is accepted and its site vanishes."""
+def test_the_warm_cache_hole_is_real_without_caches_of_our_own(monkeypatch):
+    """Negative control: sharing JAX's caches, a warm inner jit is accepted and its site vanishes."""
     inner = MAKERS["jit"]()
     warm(inner)
-    monkeypatch.setattr("lapilli.ppl._program.fresh_caches", contextlib.nullcontext)
+    monkeypatch.setattr("lapilli.ppl._program.own_caches", contextlib.nullcontext)
     assert set(program_of(inner).simulate(KEY).choices) == {"z"}
+
+
+@pytest.mark.parametrize("hide", [ppl.block, lambda p, names: numpyro.handlers.block(p.fn, hide=names)],
+                         ids=["ppl", "numpyro"])  # fmt: skip
+def test_a_body_warmed_under_block_is_still_refused_without_it(hide):
+    """block keeps the statement from us, so its body may be cached: later runs must not be served from there."""
+    inner = jax.jit(lambda x: ppl.sample("inner", dist.Normal(0.0, 1.0), obs=x))
+    program = ppl.model(lambda: inner(1.0))
+    try:
+        ppl.as_program(hide(program, ["inner"])).simulate(KEY)
+    except ValueError:
+        pass  # refusing it there is fine, too
+    with pytest.raises(ValueError, match=REFUSED):
+        program.simulate(KEY)
+
+
+def test_compiled_functions_without_statements_keep_their_cache():
+    """Refusing stale bodies must not make every run compile its decoder again."""
+    count = 0
+
+    @jax.jit
+    def decoder(z):
+        nonlocal count
+        count += 1
+        return jnp.tanh(z)
+
+    program = ppl.model(lambda: decoder(ppl.sample("z", dist.Normal(0.0, 1.0))))
+    for i in range(3):
+        program.simulate(jax.random.key(i))
+    assert count == 1
 
 
 def test_custom_derivatives_are_refused_by_the_engine_and_harmless_elsewhere():
