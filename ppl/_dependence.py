@@ -31,7 +31,8 @@ from ._relation import PARAMS, Relations, Time, aligned, close_time, join, move
 
 Jumps = dict[int | str, str]
 COMPARISONS = frozenset("eq ne lt le gt ge".split())
-STEPS = frozenset("floor ceil round sign rem argmax argmin nextafter".split())
+STEPS = frozenset("floor ceil round sign rem nextafter".split())
+OPAQUE = frozenset("pure_callback io_callback ffi_call custom_call".split())
 CALLS = {
     **dict.fromkeys("jit pjit remat remat2 checkpoint".split(), "jaxpr"),
     **dict.fromkeys("closed_call core_call custom_jvp_call custom_vjp_call".split(), "call_jaxpr"),
@@ -109,11 +110,10 @@ class Analysis:
         if name == "while":
             return self._while(eqn, facts)
         relations = RULES.get(name, mix)(eqn, [f.relations for f in facts])
-        jumps = _jumps(eqn, facts)
         is_loud = _is_loud(name, facts)
         return [
-            Fact(r, jumps if i == 0 else jumps | _unkeyed(eqn, facts), is_loud)
-            for i, r in enumerate(relations)
+            Fact(r, _jumps(eqn, out, facts), is_loud)
+            for r, out in zip(relations, eqn.outvars, strict=True)
         ]
 
     def _site(self, eqn: Any, facts: list[Fact]) -> Fact:
@@ -168,7 +168,7 @@ class Analysis:
     def _cond(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
         branches = [self._call(b, facts[1:]) for b in eqn.params["branches"]]
         choice = Fact(
-            facts[0].relations, dict.fromkeys(facts[0].relations, "cond predicate") | facts[0].jumps
+            facts[0].relations, facts[0].jumps | dict.fromkeys(facts[0].relations, "cond predicate")
         )
         return [_join_facts([choice, *outs]) for outs in zip(*branches, strict=True)]
 
@@ -186,7 +186,7 @@ class Analysis:
                 break
             carry = joined
         stop = self._call(eqn.params["cond_jaxpr"], [*cond, *carry])[0]
-        stop = Fact(stop.relations, dict.fromkeys(stop.relations, "while predicate") | stop.jumps)
+        stop = Fact(stop.relations, stop.jumps | dict.fromkeys(stop.relations, "while predicate"))
         return [
             _join_facts([stop, Fact(move(f.relations, lambda _: None, "while"), f.jumps)])
             for f in carry
@@ -230,7 +230,8 @@ def _is_loud(name: str, facts: list[Fact]) -> bool:
     )  # infinity times anything is infinite or NaN
 
 
-def _jumps(eqn: Any, facts: list[Fact]) -> Jumps:
+def _jumps(eqn: Any, out: Any, facts: list[Fact]) -> Jumps:
+    """Jumps of one output: those of the operands, and new ones where a real number turns into a discrete or opaque one."""
     name = eqn.primitive.name
     if name == "is_finite" or _is_loud(name, facts):
         return {}
@@ -239,24 +240,13 @@ def _jumps(eqn: Any, facts: list[Fact]) -> Jumps:
     if name == "select_n" and any(f.is_loud for f in facts[1:]):
         facts = facts[1:]
     jumps: Jumps = {}
-    for fact in facts:
+    is_step = name in STEPS or name in OPAQUE or not _is_real(out)
+    for atom, fact in zip(eqn.invars[-len(facts) :], facts, strict=True):
         jumps.update(fact.jumps)
-        if (
-            name in COMPARISONS
-            or name in STEPS
-            or (name == "convert_element_type" and _to_integer(eqn))
-        ):
+        if is_step and _is_real(atom):
             jumps.update(dict.fromkeys((s for s in fact.relations if s != PARAMS), name))
     return jumps
 
 
-def _to_integer(eqn: Any) -> bool:
-    old, new = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
-    return jnp.issubdtype(old, jnp.inexact) and not jnp.issubdtype(new, jnp.inexact)
-
-
-def _unkeyed(eqn: Any, facts: list[Fact]) -> Jumps:
-    """Second outputs of sort and top_k are permutations: they jump with the keys."""
-    if eqn.primitive.name not in ("sort", "top_k"):
-        return {}
-    return {s: eqn.primitive.name for fact in facts for s in fact.relations if s != PARAMS}
+def _is_real(atom: Any) -> bool:
+    return jnp.issubdtype(getattr(atom.aval, "dtype", np.int32), jnp.inexact)

@@ -113,7 +113,7 @@ class Engine(Recorder):
         )
         self.demoted = demoted or {}
         self.matched: set[str] = set()
-        self.count = 0
+        self.indices: dict[str, int] = {}
         self.sites: dict[str, StrategySite] = {}
 
     def visit(self, msg: dict[str, Any]) -> None:
@@ -141,7 +141,8 @@ class Engine(Recorder):
             raise type(err)(
                 f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}"
             ) from err
-        index, self.count = self.count, self.count + 1
+        # One index per address: a site that stands in both branches of a cond is one site.
+        index = self.indices.setdefault(address, len(self.indices))
         value = mark(jnp.asarray(draw), base, base.support, index=index)
         msg["value"], msg["intermediates"] = value, intermediates
         if strategy.is_pathwise:

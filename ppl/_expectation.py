@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -127,20 +128,17 @@ class Expectation:
             return
 
         example = self._examples[0] if self._examples else (None, None)
-        known_params, known_args = (
-            concrete_tree(t, e) for t, e in zip((params, args), example, strict=True)
-        )
 
-        def in_double() -> tuple[Analysed, list[Any], list[Any]]:
-            wide_params, wide_args = jax.tree.map(_wide, (known_params, known_args))
-            wide = self._analyse(wide_params, wide_args, demoted)
-            return (
-                wide,
-                [*jax.tree.leaves(wide_params), jax.random.key(0)],
-                [_wide(concrete(c)) for c in wide.closed.consts],
-            )
+        def again(in_double: bool) -> tuple[Analysed, list[Any]]:
+            known = [concrete_tree(t, e) for t, e in zip((params, args), example, strict=True)]
+            known_params, known_args = jax.tree.map(_wide, known) if in_double else known
+            known_params = jax.tree.map(jnp.asarray, known_params)
+            copy = self._analyse(known_params, known_args, demoted)
+            consts = [_wide(concrete(c)) if in_double else concrete(c) for c in copy.closed.consts]
+            copy = dataclasses.replace(copy, closed=copy.closed.replace(consts=consts))
+            return copy, [*jax.tree.leaves(known_params), jax.random.key(0)]
 
-        check_jumps(program, in_double, [*jax.tree.leaves(known_params), jax.random.key(0)])
+        check_jumps(program, again)
 
     def _is_automatic(self, site: str, demoted: Mapping[str, set[str]]) -> bool:
         from ._engine import Engine

@@ -12,6 +12,7 @@ are loud and pass.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,7 @@ from ._strategy import Implicit, Reparam
 
 NUM_SEGMENTS = 64
 NUM_BISECTIONS = 64
+MAX_GROUPS = 8
 THRESHOLD = 1e-5
 
 
@@ -44,18 +46,14 @@ def suspicious_sites(program: Analysed) -> dict[int, str]:
     }
 
 
-def check_jumps(
-    program: Analysed,
-    in_double: Callable[[], tuple[Analysed, list[Any], list[Any]]],
-    inputs: list[Any],
-) -> None:
+def check_jumps(program: Analysed, again: Callable[[bool], tuple[Analysed, list[Any]]]) -> None:
     """Raise if the result jumps in a pathwise site.
 
     Args:
         program: the analysed program.
-        in_double: analyses the program again in float64, on concrete inputs; returns it with its inputs and
-            constants.
-        inputs: leaves of the parameters, then the key (concrete).
+        again: analyses the program on concrete inputs, in float64 if told so; returns it with its inputs.
+            Called only
+            on suspicion.
 
     Raises:
         Unsuitable: naming site, operation and remedy.
@@ -67,15 +65,11 @@ def check_jumps(
         warnings.simplefilter(
             "ignore"
         )  # NumPyro warns of values outside the support, which probing may meet
-        consts = [concrete(c) for c in program.closed.consts]
         try:
             with jax.enable_x64(True):
-                doubled, inputs64, consts64 = in_double()
-                sizes = {i: _jump_size(doubled, i, inputs64, consts64) for i in suspects}
-            threshold = THRESHOLD
+                sizes, threshold = _jump_sizes(suspects, *again(True)), THRESHOLD
         except (TypeError, ValueError):  # the program insists on float32: look for coarser jumps
-            sizes = {i: _jump_size(program, i, inputs, consts) for i in suspects}
-            threshold = 1e-3
+            sizes, threshold = _jump_sizes(suspects, *again(False)), 1e-3
     for index, size in sizes.items():
         site = program.sites[index]
         if not np.isfinite(size) or size > threshold:
@@ -94,46 +88,88 @@ def check_jumps(
             )
 
 
-def _jump_size(program: Analysed, index: int, inputs: list[Any], consts: list[Any]) -> float:
-    """Largest change, relative to 1 + |value|, that bisection could not remove; infinite if nothing was finite."""
-    closed, numbers = program.closed.replace(consts=consts), program.numbers
-    terms = split(closed.jaxpr, program.result, program.facts)
-    read = [t.variable for t in terms] + [numbers[i].log_prob for i in program.sites if i != index]
+def _jump_sizes(suspects: dict[int, str], program: Analysed, inputs: list[Any]) -> dict[int, float]:
+    return {i: _jump_size(program, i, inputs) for i in suspects}
+
+
+def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
+    """Largest change of an output, relative to 1 + |value|, that bisection could not remove.
+
+    Outputs are the additive terms of the result that may jump, and log-probs of sites whose parameters may. A
+    jump of a term counts only
+    if the result jumps with it: pieces of a spline jump at a knot, their sum does not. Infinite if no output
+    was finite.
+    """
+    closed, numbers, facts = program.closed, program.numbers, program.facts
+    terms = [t.variable for t in split(closed.jaxpr, program.result, facts)]
+    terms = [v for v in terms if index in facts[v].jumps]
+    densities = [numbers[i].log_prob for i in program.sites if index in facts.parameters[i].jumps]
+    read = [*terms, *densities, program.result]
+    groups = np.arange(len(read) - 1) % MAX_GROUPS
     order = {i: list(np.argsort(axis_order(s))) for i, s in program.sites.items()}
 
-    def outputs(values: dict[int, jax.Array]) -> jax.Array:
-        forced = {i: Forced(_marker_layout(v, order[i])) for i, v in values.items()}
-        outs = evaluate(closed, inputs, forced, read)
-        return jnp.concatenate([jnp.ravel(x).astype(float) for x in outs])
-
     def draws(key: jax.Array) -> dict[int, jax.Array]:
-        values = evaluate(
-            closed, [*inputs[:-1], key], {}, [numbers[i].value for i in program.sites]
+        atoms = [numbers[i].value for i in program.sites]
+        return dict(
+            zip(program.sites, evaluate(closed, [*inputs[:-1], key], {}, atoms), strict=True)
         )
-        return dict(zip(program.sites, values, strict=True))
 
-    def change(x: jax.Array, y: jax.Array) -> jax.Array:
-        size = jnp.abs(y - x) / (1 + jnp.abs(x))
-        return jnp.where(jnp.isfinite(x) & jnp.isfinite(y), size, 0.0).max()
-
-    def segment(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def segment(key: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
         k1, k2, k3 = jax.random.split(key, 3)
         others, a, b = draws(k3), draws(k1)[index], draws(k2)[index]
-        at = lambda v: outputs(others | {index: v})  # noqa: E731
 
-        def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            a, b = ends
+        def at(value: jax.Array) -> list[jax.Array]:
+            values = others | {index: value}
+            forced = {i: Forced(_marker_layout(v, order[i])) for i, v in values.items()}
+            return [x.astype(float) for x in evaluate(closed, inputs, forced, read)]
+
+        start = at(a)
+
+        def change(x: list[jax.Array], y: list[jax.Array]) -> jax.Array:
+            """Largest change in the outputs of this group, on the scale that they have at the segment's start."""
+            return jnp.max(jnp.where(groups == group, jnp.stack(_changes(x, y, start)[:-1]), 0.0))
+
+        def halve(_: Any, state: Any) -> Any:
+            a, b, fa, fb = state
             m = (a + b) / 2
-            fa, fm, fb = at(a), at(m), at(b)
+            fm = at(m)
             left = change(fa, fm) >= change(fm, fb)
-            return jnp.where(left, a, m), jnp.where(left, m, b)
+            choose = lambda x, y: jax.tree.map(lambda u, v: jnp.where(left, u, v), x, y)  # noqa: E731
+            return (*choose((a, m), (m, b)), *choose((fa, fm), (fm, fb)))
 
-        a, b = jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (a, b))
-        fa = at(a)
-        return change(fa, at(b)), jnp.isfinite(fa).any()
+        _, _, fa, fb = jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (a, b, start, at(b)))
+        changes = jnp.stack(_changes(fa, fb, fa))
+        # Terms may jump against each other: compare the result's own jump with theirs.
+        in_result = jnp.abs(fb[-1] - fa[-1])
+        absolute = jnp.stack([_largest(jnp.abs(y - x), x, y) for x, y in zip(fa, fb, strict=True)])
+        is_term = np.arange(len(read) - 1) < len(terms)
+        cancels = in_result <= 1e-6 * absolute[:-1] + 1e-12 * jnp.abs(fa[-1])
+        sizes = jnp.where((groups == group) & ~(is_term & cancels), changes[:-1], 0.0)
+        return sizes.max(), jnp.stack([jnp.isfinite(x).any() for x in fa[:-1]]).any()
 
-    sizes, finite = jax.jit(jax.vmap(segment))(jax.random.split(jax.random.key(0), NUM_SEGMENTS))
+    num_elements = math.prod(program.sites[index].sizes)
+    num_segments = int(np.clip(4096 // max(num_elements, 1), 8, NUM_SEGMENTS))
+    keys = jax.random.split(jax.random.key(0), num_segments)
+    every = jax.vmap(segment, (None, 0))
+    run = jax.jit(
+        lambda keys: jax.lax.map(lambda k: every(k, np.unique(groups)), keys, batch_size=8)
+    )
+    sizes, finite = run(keys)
     return float(sizes.max()) if bool(finite.any()) else float("inf")
+
+
+def _largest(size: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Largest size among elements that are finite at both ends: a change to infinity is loud."""
+    return jnp.max(jnp.where(jnp.isfinite(x) & jnp.isfinite(y), size, 0.0), initial=0.0)
+
+
+def _changes(x: list[jax.Array], y: list[jax.Array], scale: list[jax.Array]) -> list[jax.Array]:
+    """Largest change of each output relative to 1 + |scale|."""
+    parts = zip(x, y, scale, strict=True)
+    return [
+        _largest(jnp.abs(b - a) / (1 + jnp.nan_to_num(jnp.abs(s), posinf=0.0)), a, b)
+        for a, b, s in parts
+    ]
 
 
 def _marker_layout(value: jax.Array, order: list[int]) -> jax.Array:
@@ -151,11 +187,11 @@ def concrete(x: Any, example: Any = None) -> Any:
         and example.ndim == x.ndim
         and all(n <= m for n, m in zip(x.shape, example.shape, strict=True))
     ):
-        return jnp.asarray(example[tuple(slice(n) for n in x.shape)], x.dtype)
+        return np.asarray(example)[tuple(slice(n) for n in x.shape)]
     rng = np.random.default_rng(0)
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
-    return jnp.asarray(rng.integers(0, 2, size=x.shape), x.dtype)
+        return np.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
+    return np.asarray(rng.integers(0, 2, size=x.shape), x.dtype)
 
 
 def concrete_tree(tree: Any, example: Any = None) -> Any:

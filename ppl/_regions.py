@@ -133,6 +133,8 @@ def cond(
     for i, recorder in enumerate(recorders):
         frame = frames[0][i]
         frame.infos = {**frame.infos, **frames[1][i].infos}
+        for name in frame.sites.keys() & frames[1][i].sites.keys():
+            _check_same(frame.sites[name], frames[1][i].sites[name])
         frame.sites = {**frame.sites, **frames[1][i].sites}
         frame.used |= frames[1][i].used
         recorder.merge(frame, numbers[i], Region("cond", None, 1))
@@ -257,6 +259,22 @@ def _merge(
 ) -> None:
     for recorder, frame, values in zip(recorders, frames, numbers, strict=True):
         recorder.merge(frame, values, region)
+
+
+def _check_same(a: Any, b: Any) -> None:
+    if (a.distribution, a.shape, a.strategy.name, a.num_values) != (
+        b.distribution,
+        b.shape,
+        b.strategy.name,
+        b.num_values,
+    ):
+        raise ValueError(
+            f"Site '{a.address}' stands in both branches of a ppl.cond as {a.distribution}{a.shape} under "
+            f"'{a.strategy.name}' and as "
+            f"{b.distribution}{b.shape} under '{b.strategy.name}'. One name is one site: give both the "
+            "same distribution class, shape and "
+            "strategy, or use two names."
+        )
 
 
 def _leading(forced: dict[str, Any], size: int) -> dict[str, Any]:
