@@ -1,11 +1,11 @@
 """The contexts of the unbiasedness matrix: tiny programs that run with any kind of site, under any objective.
 
-A context is a body `body(lang, noise)`: it asks `lang` for parameters (`theta`), latent sites (`site`) and costs (`observe`), and returns
-a cost. Three languages run it:
+A context is a body `body(lang, noise)`: it asks `lang` for parameters (`theta`), latent sites (`site`) and costs
+(`observe`), and returns a cost. Three languages run it:
 
 - raw: parameters are a dict, a cost is a number, the result is what the body returns (`ppl.expectation`);
 - guide: parameters are `ppl.param`s, costs are nothing;
-- model: other parameters, each cost is an observation Normal(value, 1) at its place in plate or scan (`inference.elbo`, `iwelbo`).
+- model: other parameters, each cost is an observation Normal(value, 1) in its plate or scan (`elbo`, `iwelbo`).
 
 Kinds of sites: "bernoulli", "categorical" (3 values), "normal" (location from upstream, scale a parameter), "gamma" (rate a
 parameter, shifted by what is upstream).
@@ -44,6 +44,17 @@ ROWS = np.array([0.4, -0.3, 0.8], np.float32)
 TIMES = np.array([0.9, -0.2, 0.4, 0.1, 0.6], np.float32)
 
 
+def kind_of(kind, name):
+    """The kind of a site: `kind` is one for all, or "kind of x/kind of all others"."""
+    first, _, rest = kind.partition("/")
+    return first if name == "x" or not rest else rest
+
+
+def branch_kind(kind):
+    """The kind of the site that chooses a branch: discrete."""
+    return kind_of(kind, "x") if kind_of(kind, "x") in ("bernoulli", "categorical") else "bernoulli"
+
+
 class Language:
     """Raw: costs are numbers."""
 
@@ -55,7 +66,7 @@ class Language:
 
     def site(self, name, eta, noise, shape=(), kind=None, event=0):
         """Draw a site of this language's kind whose distribution depends on `eta`, shape `shape`."""
-        kind = kind or self.kind
+        kind = kind or kind_of(self.kind, name)
         eta = jnp.broadcast_to(eta, shape)
         if kind == "bernoulli":
             fn = bernoulli(jax.nn.sigmoid(eta), noise)
@@ -117,6 +128,26 @@ def plate(lang, noise):
     return jnp.sum(cost) * (1 + lang.theta("a")) + lang.theta("w") * a.sum()
 
 
+def rows(lang, noise):
+    """One site in a plate: everything lies in the plate."""
+    with ppl.plate("rows", 2):
+        a = lang.site("x", lang.theta("r")[:2], of(noise, "x"), (2,))
+        cost = lang.observe("o", a, ROWS[:2])
+    return jnp.sum(cost * (1 + lang.theta("w")))
+
+
+def short_scan(lang, noise):
+    a, w = lang.theta("a"), lang.theta("w")
+
+    def step(carry, x):
+        y, x = x
+        z = lang.site("x", a + w * carry, None if x is None else x["x"])
+        return z, lang.observe("o", z, y)
+
+    _, costs = ppl.scan(step, jnp.array(0.2), (TIMES[:2], steps(noise, "x")))
+    return costs.sum()
+
+
 def plate_mixed(lang, noise):
     """The rows meet: in a global site downstream, and in a cost."""
     with ppl.plate("rows", 3):
@@ -175,8 +206,7 @@ def nested_scan(lang, noise):
 
 def cond(lang, noise):
     """Branches with different sites, then a tail that is not linear."""
-    kind = lang.kind if lang.kind in ("bernoulli", "categorical") else "bernoulli"
-    first = lang.site("x", lang.theta("a"), of(noise, "x"), kind=kind)
+    first = lang.site("x", lang.theta("a"), of(noise, "x"), kind=branch_kind(lang.kind))
     y, z = of(noise, "y"), of(noise, "z")
     b, r, w = lang.theta("b"), lang.theta("r"), lang.theta("w")
 
@@ -240,11 +270,16 @@ class Context:
     body: object
     shapes: dict
 
-    def spec(self, kind, num_nodes=4):
-        out = {name: KINDS[kind](num_nodes, *shape) for name, shape in self.shapes.items()}
-        if self.name == "cond" and kind not in ("bernoulli", "categorical"):
-            out["x"] = bits()
-        return out
+    def spec(self, kind, num_nodes=4, num_lanes=None):
+        """Noise of the sites; with `num_lanes` a leading axis for `ppl.particles`."""
+        kinds = {name: kind_of(kind, name) for name in self.shapes}
+        if self.name == "cond":
+            kinds["x"] = branch_kind(kind)
+        lanes = () if num_lanes is None else (num_lanes,)
+        return {
+            name: KINDS[kinds[name]](num_nodes, *lanes, *shape)
+            for name, shape in self.shapes.items()
+        }
 
     def raw(self, kind):
         """`fn(params, noise)` of a raw expectation; its parameters are PARAMS."""
@@ -275,5 +310,7 @@ CONTEXTS = {
         Context("plate-around-scan", plate_around_scan, {"x": (3, 2)}),
         Context("plate-inside-scan", plate_inside_scan, {"y": (2,), "x": (2, 2)}),
         Context("event", event, {"x": (3,), "y": (2,)}),
+        Context("rows", rows, {"x": (2,)}),
+        Context("short-scan", short_scan, {"x": (2,)}),
     )
 }

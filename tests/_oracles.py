@@ -31,9 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import scipy.special
-from _stats import assert_unbiased
 from numpyro.primitives import Messenger
 
+from _stats import assert_unbiased
 from lapilli import ppl
 
 # Sites whose draws are data.
@@ -270,7 +270,7 @@ def _score(program, trace, *args):
 
 
 def reference_elbo(model, guide):
-    """log p - log q, as a function of params and noise."""
+    """The ELBO log p - log q, as a function of params and noise."""
 
     def fn(params, noise):
         q = _draw(guide.bind(params), noise)
@@ -280,7 +280,7 @@ def reference_elbo(model, guide):
 
 
 def reference_iwelbo(model, guide, num_particles, plate=None):
-    """log 1/K sum_k w_k, of the whole program or summed over the rows of `plate`."""
+    """The bound log 1/K sum_k w_k, of the whole program or summed over the rows of `plate`."""
 
     def log_weight(params, noise):
         q = _draw(guide.bind(params), noise)
@@ -347,7 +347,13 @@ def _particles(size):
 
 @contextlib.contextmanager
 def _reference():
-    replaced = dict(scan=_scan, cond=_cond, particles=_particles, draw=_draw, score=_score)
+    replaced = {
+        "scan": _scan,
+        "cond": _cond,
+        "particles": _particles,
+        "draw": _draw,
+        "score": _score,
+    }
     handler = _Reference()
     with mock.patch.multiple(ppl, **replaced), _at(mode="value"), handler:
         yield handler
@@ -437,6 +443,33 @@ def moments(expectation, params, spec, truth, *, enumerated=(), args=(), state=N
         state: state of baselines; None for a fresh one.
     """
 
+    rows, weights = _table(spec, _cells(spec, truth, enumerated))
+
+    rows = jax.tree.map(lambda x: jnp.asarray(x, float), rows)
+    value, grads = _on_rows(expectation)(params, state, rows, *args)
+
+    def mean(x):
+        return np.tensordot(weights, np.asarray(x, float), 1)
+
+    means = jax.tree.map(mean, grads)
+    second = jax.tree.map(lambda g: mean(np.square(np.asarray(g, float))), grads)
+    variances = jax.tree.map(lambda s, m: s - m**2, second, means)
+    return Moments(
+        float(mean(value)), means, variances, jax.tree.map(lambda g: mean(np.abs(g)), grads)
+    )
+
+
+def num_outcomes(spec, truth, enumerated=()):
+    """Rows that `moments` would evaluate."""
+    cells = _cells(spec, truth, enumerated)
+    return math.prod(
+        len(cells(name, i)[0]) for name, site in spec.items() for i in range(site.size)
+    )
+
+
+def _cells(spec, truth, enumerated):
+    """The values that the noise of one element takes, and their probabilities."""
+
     def cells(name, i):
         site = spec[name]
         if not site.num_values:
@@ -447,23 +480,16 @@ def moments(expectation, params, spec, truth, *, enumerated=(), args=(), state=N
         edges = np.unique(np.concatenate([[0.0], edges, [1.0]]).clip(0, 1))
         return (edges[1:] + edges[:-1]) / 2, np.diff(edges)
 
-    rows, weights = _table(spec, cells)
+    return cells
 
-    def one(noise):
-        value, grads, _ = expectation.step(params, state, jax.random.key(0), *args, noise)
-        return value, grads
 
-    rows = jax.tree.map(lambda x: jnp.asarray(x, float), rows)
-    value, grads = jax.jit(jax.vmap(one))(rows)
+@functools.lru_cache(maxsize=8)
+def _on_rows(expectation):
+    def one(params, state, noise, *args):
+        return expectation.step(params, state, jax.random.key(0), *args, noise)[:2]
 
-    def mean(x):
-        return np.tensordot(weights, np.asarray(x, float), 1)
-
-    means = jax.tree.map(mean, grads)
-    second = jax.tree.map(lambda g: mean(np.square(np.asarray(g, float))), grads)
-    variances = jax.tree.map(lambda s, m: s - m**2, second, means)
-    return Moments(
-        float(mean(value)), means, variances, jax.tree.map(lambda g: mean(np.abs(g)), grads)
+    return jax.jit(
+        lambda params, state, rows, *args: jax.vmap(lambda n: one(params, state, n, *args))(rows)
     )
 
 
@@ -479,7 +505,7 @@ def assert_exact(got, truth, *, rtol=2e-5):
 
 
 def estimates(expectation, params, key, n, *args, steps=0):
-    """n independent estimates (values, grads), each leaf with a leading axis; `steps` updates of the state come first."""
+    """Independent estimates (values, grads), each leaf with a leading axis; `steps` updates of the state come first."""
     return _batch(expectation, steps)(params, jax.random.split(key, n), *args)
 
 
@@ -508,7 +534,7 @@ def flat(values, grads):
 
 
 def assert_mean(expectation, params, truth, key, *args, n=20_000, catches=0.2, steps=0):
-    """z test of value and gradient over seeds 0, 1, 2 (shifted by --seed-shift through `key`).
+    """Test z scores of value and gradient over seeds 0, 1, 2 (shifted by --seed-shift through `key`).
 
     False-alarm rate 6.8e-6 per coordinate and seed. A bias of `catches` times the largest coordinate of the exact
     gradient (or of 1, when that is larger) is found with a power over 99%: it is at least 7 standard errors, which is asserted.

@@ -1,7 +1,7 @@
 """Random tiny programs with random strategies: plates, scans, branches, shared and mixed costs.
 
-`make(seed)` returns a `RandomProgram` for the exact tests of `_oracles.py`. Everything is drawn from one NumPy generator: shape of the
-program, sites, parents, costs, strategies. The text of a program is in `.text`, for reports.
+`make(seed)` returns a `RandomProgram` for the exact tests of `_oracles.py`. Everything is drawn from one NumPy
+generator: shape of the program, sites, parents, costs, strategies. Its text is in `.text`, for reports.
 """
 
 from __future__ import annotations
