@@ -1,0 +1,174 @@
+"""What to_arviz can read: fits, draws, traces, MCMC runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import ppl
+from ._arviz_tree import Content
+from ._draws import draw_guide
+from ._fit_result import Fit, Posterior
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Draws, and what is known of them without running the model.
+
+    Attributes:
+        choices: latent sites [S, ...].
+        origin: where the draws are from.
+        model: program that can be run on them, or None; `args` are its arguments.
+        stats: per-draw numbers [S].
+        given: group -> site -> [S, ...].
+        content: what a trace knows of its own sites.
+        no_weight: why a fit's draws have no weights.
+        num_chains: chains that the axis S is made of, outermost.
+        mcmc: the MCMC whose statistics ArviZ shall read.
+    """
+
+    choices: dict[str, np.ndarray]
+    origin: str
+    model: ppl.Program | None = None
+    args: tuple = ()
+    stats: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    given: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    content: Content = dataclasses.field(default_factory=Content)
+    no_weight: str | None = None
+    num_chains: int = 1
+    mcmc: Any = None
+
+    @property
+    def log_weights(self) -> np.ndarray | None:
+        return self.stats.get("log_weight")
+
+
+def make_source(result, keys, num_samples, args, model, log_weights, batch_size) -> Source:
+    """What `result` holds; the arguments are those of `to_arviz`, with one key for each use."""
+    if isinstance(result, Fit):
+        return _from_fit(result, keys, num_samples, args, batch_size)
+    if is_mcmc(result):
+        return _from_mcmc(result, args)
+    if isinstance(result, Posterior):
+        result, log_weights = result
+    program = None if model is None else ppl.as_program(model)
+    stats = {} if log_weights is None else {"log_weight": np.asarray(log_weights)}
+    if isinstance(result, ppl.Trace) and program is None:
+        source = _from_trace(result, stats)
+    else:
+        choices, auxiliary = result, frozenset()
+        if isinstance(result, ppl.Trace):
+            choices, auxiliary = result.choices, result.auxiliary
+        choices = {n: np.asarray(value) for n, value in choices.items() if n not in auxiliary}
+        source = Source(choices, "as given", program, args or (), stats)
+    _check_lengths(source)
+    return source
+
+
+def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_size: int) -> Source:
+    if keys is None:
+        raise ValueError(
+            "to_arviz: argument 'key' is missing: a fit has no draws yet. Pass key=jax.random.key(0)."
+        )
+    model, guide = fit.model, fit.guide
+    if model is None or guide is None:
+        raise ValueError(
+            f"to_arviz: the fit's objective has no {'model' if model is None else 'guide'}, so there is "
+            "nothing to draw its posterior from. Fit an objective of model and guide, or pass draws as a mapping with "
+            "model=fit.model."
+        )
+    args = fit.args if args is None else args
+    if args is None:
+        raise ValueError(
+            "to_arviz: argument 'args' is missing: the fit's data came from an iterable and was not kept. Pass "
+            "args=(...) with all of it."
+        )
+    draws = draw_guide(model, guide, keys["guide"], num_samples, args, batch_size)
+    stats = {"lp": draws.log_p, "log_q": draws.log_q}
+    if draws.no_weight is None:
+        stats["log_weight"] = draws.log_p - draws.log_q
+    return Source(draws.choices, "from the guide", model, args, stats, no_weight=draws.no_weight)
+
+
+def is_mcmc(result: Any) -> bool:
+    from numpyro.infer import MCMC
+
+    return isinstance(result, MCMC)
+
+
+def _from_mcmc(mcmc: Any, args: tuple | None) -> Source:
+    try:
+        samples = mcmc.get_samples(group_by_chain=True)
+    except (AttributeError, TypeError) as err:
+        raise ValueError(
+            "to_arviz: the MCMC holds no draws. Call mcmc.run(key, *args) first."
+        ) from err
+    if not isinstance(samples, Mapping):  # a potential without a model: ArviZ names its parts
+        return Source({}, "by MCMC", mcmc=mcmc)
+    choices = {name: np.asarray(v).reshape(-1, *v.shape[2:]) for name, v in samples.items()}
+    model, kwargs = mcmc.sampler.model, mcmc._kwargs
+    if model is not None:
+        model = ppl.as_program(functools.partial(model, **kwargs) if kwargs else model)
+    args = mcmc._args if args is None else args
+    return Source(choices, "by MCMC", model, args, num_chains=mcmc.num_chains, mcmc=mcmc)
+
+
+def _from_trace(trace: ppl.Trace, stats: dict[str, np.ndarray]) -> Source:
+    """A batch of traces speaks for itself: axes, log-probs and data are in it."""
+    trace = jax.tree.map(np.asarray, dataclasses.replace(trace, retval=None))
+    sites = dict(trace.sites)
+    values = {**trace.choices, **trace.observed, **trace.deterministic}
+    for name, value in values.items():
+        rank = len(sites[name].dims) + len(sites[name].event_shape)
+        if value.ndim != rank + 1:
+            raise ValueError(
+                f"Site '{name}': the trace holds an array of shape {value.shape}, but one run of the program has "
+                f"{rank} axes there, and one leading axis of draws is needed. Make many runs: "
+                "jax.vmap(lambda k: program.simulate(k, *args))(keys)."
+            )
+    for name, value in trace.observed.items():
+        if not ((value == value[:1]) | (value != value)).all():
+            raise ValueError(
+                f"Site '{name}': its observed value differs between the draws, so that there is no one data set. "
+                "Give every run the same data, or pass trace.choices with model=program, args=(...)."
+            )
+    of_kind = lambda kind: {n: lp for n, lp in trace.log_probs.items() if sites[n].kind == kind}
+    given = {
+        "deterministic": trace.deterministic,
+        "log_likelihood": of_kind("observed"),
+        "log_prior": of_kind("latent"),
+    }
+    observed = {name: value[0] for name, value in trace.observed.items()}
+    content = Content(sites=sites, data={"observed_data": observed}, cells=_cells_of(trace))
+    return Source(trace.choices, "as given", stats=stats, given=given, content=content)
+
+
+def _cells_of(trace: ppl.Trace) -> dict[str, np.ndarray]:
+    """Cells of sites with `obs_mask`: missing where the whole follows the imputed site (ties are told by its log-prob)."""
+    cells = {}
+    for name, whole in trace.deterministic.items():
+        drawn = trace.choices.get(f"{name}_unobserved")
+        seen = trace.observed.get(f"{name}_observed")
+        if drawn is not None and seen is not None:
+            log_prob = trace.log_probs[f"{name}_unobserved"]
+            axes = (0, *range(log_prob.ndim, whole.ndim))
+            follows, fixed = (whole == drawn).all(axes), (whole == seen).all(axes)
+            missing = follows & (~fixed | (log_prob != 0).any(0))
+            cells |= {f"{name}_unobserved": missing, f"{name}_observed": ~missing}
+    return cells
+
+
+def _check_lengths(source: Source) -> None:
+    shapes = {name: np.shape(v) for name, v in {**source.choices, **source.stats}.items()}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if not source.choices or len(lengths) != 1 or () in lengths:
+        raise ValueError(
+            "to_arviz: the draws need one leading axis of equal length at every site and in log_weights; got "
+            f"the shapes {shapes}. "
+            "Stack the draws along axis 0."
+        )
