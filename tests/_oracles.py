@@ -442,7 +442,6 @@ def moments(expectation, params, spec, truth, *, enumerated=(), args=(), state=N
         args: arguments before the noise.
         state: state of baselines; None for a fresh one.
     """
-
     rows, weights = _table(spec, _cells(spec, truth, enumerated))
 
     rows = jax.tree.map(lambda x: jnp.asarray(x, float), rows)
