@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _stats import assert_same_mean, assert_unbiased
 from jax.scipy.stats import multivariate_normal, norm
 
+from _stats import assert_same_mean, assert_unbiased
 from lapilli import inference, ppl
 
 KEY = jax.random.key(0)
@@ -74,7 +74,9 @@ def test_the_bound_and_its_gradient_are_unbiased_at_two_particles(strategy):
     exact = lambda loc, scale: two_particle_bound(loc, scale, X)
     value, grads = jax.value_and_grad(exact, (0, 1))(PARAMS["loc"], PARAMS["scale"])
     assert_unbiased(
-        run(jax.random.split(KEY, 20_000)), np.array([value, *grads]), names=["value", "loc", "scale"]
+        run(jax.random.split(KEY, 20_000)),
+        np.array([value, *grads]),
+        names=["value", "loc", "scale"],
     )
 
 
@@ -92,9 +94,7 @@ def test_one_particle_is_the_elbo(per):
 def kl_to_posterior(x):
     """KL(N(LOC, SCALE) || N(x / 2, 1/2)) per row."""
     variance = 0.5
-    return (
-        jnp.log(variance**0.5 / SCALE) + (SCALE**2 + (LOC - x / 2) ** 2) / (2 * variance) - 0.5
-    )
+    return jnp.log(variance**0.5 / SCALE) + (SCALE**2 + (LOC - x / 2) ** 2) / (2 * variance) - 0.5
 
 
 @pytest.mark.parametrize("per", ["joint", "plate"])
@@ -296,7 +296,9 @@ def test_discrete_rows_are_exact_under_enumeration():
         with ppl.plate("rows", x.shape[0]):
             ppl.sample("b", dist.Bernoulli(logits=ppl.param("l", 0.2)))
 
-    objective = inference.iwelbo(coins, coins_guide, num_particles=2, per="plate", strategies="enum")
+    objective = inference.iwelbo(
+        coins, coins_guide, num_particles=2, per="plate", strategies="enum"
+    )
 
     def exact(l):
         q = jnp.stack([1 - jax.nn.sigmoid(l), jax.nn.sigmoid(l)])

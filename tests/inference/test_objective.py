@@ -6,10 +6,10 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from _stats import assert_unbiased
 from jax.scipy.stats import multivariate_normal, norm
 from numpyro.infer.autoguide import AutoNormal
 
+from _stats import assert_unbiased
 from lapilli import inference, ppl
 
 KEY = jax.random.key(0)
@@ -63,7 +63,9 @@ def test_the_elbo_and_its_gradient_are_unbiased(seed):
     # sd about 1: with 10,000 keys a bias of 0.07 in any coordinate is 7 errors.
     value, grads = jax.value_and_grad(closed_form)(PARAMS)
     exact = np.stack([value, *(grads[name] for name in sorted(grads))])
-    assert_unbiased(estimates(jax.random.split(seed, 10_000)), exact, names=["value", *sorted(grads)])
+    assert_unbiased(
+        estimates(jax.random.split(seed, 10_000)), exact, names=["value", *sorted(grads)]
+    )
 
 
 def test_the_elbo_at_the_exact_posterior_is_the_evidence_with_every_key():
@@ -144,7 +146,9 @@ def test_init_meets_the_parameters_of_model_and_guide():
 def test_init_works_under_eval_shape():
     objective = inference.elbo(model, guide)
     shapes = jax.eval_shape(objective.init, KEY, X)
-    assert {name: x.shape for name, x in shapes.items()} == dict.fromkeys(("loc", "scale", "noise"), ())
+    assert {name: x.shape for name, x in shapes.items()} == dict.fromkeys(
+        ("loc", "scale", "noise"), ()
+    )
 
 
 def test_bound_programs_need_no_parameters():
@@ -220,7 +224,9 @@ def test_direction_min_states_what_it_estimates_and_does_not_flip_signs():
     down, up = free_energy(model, guide), users_elbo(model, guide)
     assert down.direction == "min"
     value, grads = up.value_and_grad(PARAMS, KEY, X)
-    jax.tree.map(close, down.value_and_grad(PARAMS, KEY, X), (-value, jax.tree.map(jnp.negative, grads)))
+    jax.tree.map(
+        close, down.value_and_grad(PARAMS, KEY, X), (-value, jax.tree.map(jnp.negative, grads))
+    )
 
 
 def test_direction_min_is_the_loss_of_svi_as_it_stands():
@@ -357,7 +363,8 @@ def test_the_report_is_of_the_run_that_value_makes():
     objective = inference.elbo(model, guide)
     report = objective.site_report(PARAMS, KEY, X)
     total = sum(
-        (1 if name.startswith("model") else -1) * site["log_prob"].sum() for name, site in report.items()
+        (1 if name.startswith("model") else -1) * site["log_prob"].sum()
+        for name, site in report.items()
     )
     close(objective.value(PARAMS, KEY, X), total)
 
@@ -398,7 +405,9 @@ def test_weak_types_and_params_kinds_do_not_compile_twice():
     objective.value({"loc": 0.2, "scale": -0.7, "noise": 1.0}, KEY, X)
     first = len(counts)
     objective.value(jax.tree.map(jnp.asarray, PARAMS), KEY, X)
-    objective.value({"loc": np.float32(0.2), "scale": np.float32(-0.7), "noise": np.float32(1)}, KEY, X)
+    objective.value(
+        {"loc": np.float32(0.2), "scale": np.float32(-0.7), "noise": np.float32(1)}, KEY, X
+    )
     assert len(counts) == first
 
 

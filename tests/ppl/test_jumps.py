@@ -1,8 +1,9 @@
 """Reparameterised values that make the result jump are refused; continuous uses pass.
 
-The programs are those of a decoder, a likelihood, an image model, and the classical discontinuities. A check with false alarms is worthless,
-and so is one that lets `where(z > 0, 1., 0.)` through. Known limit, by design: a jump that no draw comes near (`far`, at 9 standard
-deviations) is not found; its part of the gradient is of the order of the density there, 1e-18.
+The programs are those of a decoder, a likelihood, an image model, and the classical discontinuities.
+A check with false alarms is worthless, and so is one that lets `where(z > 0, 1., 0.)` through. Known
+limit, by design: a jump that no draw comes near (`far`, at 9 standard deviations) is not found; its
+part of the gradient is of the order of the density there, 1e-18.
 """
 
 import equinox as eqx
@@ -377,7 +378,7 @@ def test_a_jump_in_a_raw_scan_over_a_value():
     ids=lambda make: type(make(0.1)).__name__,
 )
 def test_no_false_alarm_in_an_elbo_with_this_guide(make):
-    """log p - log q of a reparameterised site of its own family, support guards included."""
+    """The density of a reparameterised site under its own family, support guards included."""
 
     def cost(m):
         q = ppl.draw(ppl.model(lambda: ppl.sample("z", make(m))))
@@ -408,7 +409,9 @@ def test_a_density_evaluated_outside_its_support_is_a_jump():
 
     def cost(m):
         q = ppl.draw(ppl.model(lambda: ppl.sample("z", dist.Normal(m, 1.0))))
-        return jnp.exp(ppl.score(ppl.model(lambda: ppl.sample("z", dist.HalfNormal(1.0))), q).log_density)
+        return jnp.exp(
+            ppl.score(ppl.model(lambda: ppl.sample("z", dist.HalfNormal(1.0))), q).log_density
+        )
 
     with pytest.raises(ValueError, match=JUMPS):
         ppl.expectation(cost).plan(0.3)
@@ -457,7 +460,9 @@ def test_allow_jumps_accepts_the_bias_of_the_named_site_only():
         ppl.expectation(cost, strategies={"z": allow}).plan(0.3)
     plan = ppl.expectation(cost, strategies={"z": allow, "w": "reinforce"}).plan(0.3)
     assert plan["z"].strategy == "reparam"
-    grad = ppl.expectation(cost_of(JUMPING["step_between_functions"], strategy=allow)).grad(CENTRE, KEY)
+    grad = ppl.expectation(cost_of(JUMPING["step_between_functions"], strategy=allow)).grad(
+        CENTRE, KEY
+    )
     np.testing.assert_allclose(grad, np.ones(3))
 
 
@@ -490,7 +495,7 @@ def test_auto_avoids_reparam_where_it_jumps():
 
 
 def test_a_jump_in_a_value_without_a_parameter_upstream_is_harmless_or_refused_never_wrong():
-    """z ~ N(0, 1) has no parameter: its pathwise derivative is zero, and so is the exact one."""
+    """A draw from N(0, 1) has no parameter: its pathwise derivative is zero, and so is the exact one."""
 
     def cost(m):
         z = ppl.sample("z", dist.Normal(0.0, 1.0))

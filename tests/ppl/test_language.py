@@ -6,15 +6,15 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from _stats import assert_unbiased
 from jax.scipy.stats import norm
 
+from _stats import assert_unbiased
 from lapilli import ppl
 
 
 @ppl.model
 def conjugate(x):
-    """z ~ N(0, 1), x_n ~ N(z, 2)."""
+    """A latent z ~ N(0, 1) and rows x_n ~ N(z, 2)."""
     z = ppl.sample("z", dist.Normal(0.0, 1.0))
     with ppl.plate("rows", x.shape[0]):
         ppl.sample("x", dist.Normal(z, 2.0), obs=x)
@@ -283,7 +283,7 @@ def test_vmap_equals_the_loop():
     assert traces.choices["z"].shape == (3,) and traces.log_probs["x"].shape == (3, 3)
     for i in range(3):
         one = conjugate.simulate(keys[i], X)
-        jax.tree.map(lambda many, x: close(many[i], x), traces, one)
+        jax.tree.map(lambda many, x, i=i: close(many[i], x), traces, one)
     densities = jax.vmap(lambda z: conjugate.log_density({"z": z}, X))(jnp.arange(3.0))
     close(densities, [conjugate_density(z) for z in (0.0, 1.0, 2.0)])
 
@@ -393,7 +393,7 @@ def test_a_plain_numpyro_model_is_a_program():
 
 
 def test_a_program_keeps_the_functions_name_and_documentation():
-    assert conjugate.__name__ == "conjugate" and conjugate.__doc__.startswith("z ~ N(0, 1)")
+    assert conjugate.__name__ == "conjugate" and conjugate.__doc__.startswith("A latent")
     assert "conjugate" in repr(conjugate)
 
 

@@ -20,7 +20,7 @@ def close(a, b, rtol=1e-5, atol=1e-5):
 
 @ppl.model
 def chain(x):
-    """a -> b -> x."""
+    """A chain a -> b -> x."""
     a = ppl.sample("a", dist.Normal(0.0, 1.0))
     b = ppl.sample("b", dist.Normal(a, 2.0))
     ppl.sample("x", dist.Normal(b, 1.0), obs=x)
@@ -274,7 +274,7 @@ def test_a_substituted_site_inside_the_engine_is_refused_by_name():
 
 
 def test_numpyros_seed_inside_the_engine_does_not_hide_a_site():
-    """seed gives sites a key, not a value: the engine still draws them."""
+    """The handler gives sites a key, not a value: the engine still draws them."""
     program = numpyro.handlers.seed(chain.fn, rng_seed=0)
     plan = ppl.expectation(lambda m: ppl.draw(program, m).log_density).plan(1.0)
     assert {p.site for p in plan.sites} == {"a", "b"}

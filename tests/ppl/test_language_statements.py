@@ -6,9 +6,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from _stats import assert_unbiased
 from jax.scipy.stats import norm
 
+from _stats import assert_unbiased
 from lapilli import inference, ppl
 
 KEY = jax.random.key(0)

@@ -7,12 +7,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from _stats import assert_same_mean, assert_unbiased
 from jax.scipy.stats import multivariate_normal, norm
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from numpyro.infer.util import log_density
 
+from _stats import assert_same_mean, assert_unbiased
 from lapilli import inference, ppl
 
 KEY = jax.random.key(0)
@@ -26,7 +26,7 @@ def close(a, b, rtol=1e-4, atol=1e-4):
 
 @ppl.model
 def everything(ys):
-    """scan with a module and a param inside the step, cond with equal sites, a plate, a factor."""
+    """A scan with a module and a param inside the step, cond with equal sites, a plate, a factor."""
     start = ppl.sample("start", dist.Normal(0.0, 1.0))
 
     def step(z, y):
@@ -240,7 +240,7 @@ def test_the_gradient_of_the_loss_is_our_gradient_in_expectation(name):
 
 
 def test_svi_accepts_a_discrete_guide_with_a_strategy():
-    """numpyro's own Trace_ELBO warns and then does a random walk here; the exact answer is a number."""
+    """NumPyro's own Trace_ELBO warns and then does a random walk here; the exact answer is a number."""
 
     @ppl.model
     def coin():
@@ -263,7 +263,9 @@ def test_svi_trains_a_module_and_a_scan():
         for name, shape in (("start", ()), ("w", ())):
             ppl.sample(name, dist.Normal(ppl.param(f"{name}_loc", jnp.zeros(shape)), 0.1))
         ppl.scan(
-            lambda c, m: (c, ppl.sample("z", dist.Normal(m, 0.1))), 0.0, ppl.param("m", jnp.zeros(3))
+            lambda c, m: (c, ppl.sample("z", dist.Normal(m, 0.1))),
+            0.0,
+            ppl.param("m", jnp.zeros(3)),
         )
 
     objective = inference.elbo(everything, guide)

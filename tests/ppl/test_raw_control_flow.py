@@ -118,9 +118,9 @@ def methods(program):
         "generate": lambda x: program.generate(KEY, {"z": x})[1],
         "predict": lambda x: program.predict(KEY, {"z": x})["x"],
         "init": lambda x: (program.init(KEY), x)[1],
-        "expectation": lambda x: ppl.expectation(
-            lambda m: ppl.draw(program).log_density * m
-        ).value(x, KEY),
+        "expectation": lambda x: ppl.expectation(lambda m: ppl.draw(program).log_density * m).value(
+            x, KEY
+        ),
         "expectation_reinforce": lambda x: ppl.expectation(
             lambda m: ppl.draw(program).log_density * m, strategies="reinforce"
         ).value(x, KEY),
@@ -224,7 +224,7 @@ def test_no_false_alarm_without_raw_control_flow(context):
 
 @pytest.mark.parametrize("kind", ["observed", "factor", "deterministic", "param", "plate", "key"])
 def test_other_statements_in_raw_control_flow_are_refused_too(kind):
-    """An observation or factor would be counted as a leaked tracer or not at all; a subsample or key would be that of the first run."""
+    """They would be leaked tracers, or count not at all; a subsample or key would be the first run's."""
 
     def statement(x):
         if kind == "observed":
@@ -293,7 +293,7 @@ def test_the_warm_cache_hole_is_real_without_caches_of_our_own(monkeypatch):
 @pytest.mark.parametrize("hide", [ppl.block, lambda p, names: numpyro.handlers.block(p.fn, hide=names)],
                          ids=["ppl", "numpyro"])  # fmt: skip
 def test_a_body_warmed_under_block_is_still_refused_without_it(hide):
-    """block keeps the statement from us, so its body may be cached: later runs must not be served from there."""
+    """The statement is kept from us, so its body may be cached: later runs must not be served from there."""
     inner = jax.jit(lambda x: ppl.sample("inner", dist.Normal(0.0, 1.0), obs=x))
     program = ppl.model(lambda: inner(1.0))
     try:

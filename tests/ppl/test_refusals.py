@@ -84,7 +84,9 @@ def test_auxiliary_sites_are_allowed_where_the_others_are_functions_of_them():
     objective = inference.elbo(model, auxiliary_guide)
     report = objective.site_report({}, KEY, 1.0, False)
     log_prob = {name: site["log_prob"] for name, site in report.items()}
-    assert jnp.allclose(log_prob["guide.u"], dist.Normal(0, 1).log_prob(report["guide.u"]["value"]).sum())
+    assert jnp.allclose(
+        log_prob["guide.u"], dist.Normal(0, 1).log_prob(report["guide.u"]["value"]).sum()
+    )
     bound = sum(log_prob[f"model.{name}"] for name in "abx") - log_prob["guide.u"]
     assert jnp.allclose(objective.value({}, KEY, 1.0, False), bound)
 
@@ -92,7 +94,9 @@ def test_auxiliary_sites_are_allowed_where_the_others_are_functions_of_them():
 def test_auxiliary_sites_beside_random_ones_are_refused():
     """E[log p(a, b) - log q(u, a, b)] is no bound: q(a, b) is a marginal."""
     model = ppl.model(lambda x, _: two_latents(x))
-    with pytest.raises(ValueError, match=r"auxiliary sites \['u'\] beside random sites.*a marginal"):
+    with pytest.raises(
+        ValueError, match=r"auxiliary sites \['u'\] beside random sites.*a marginal"
+    ):
         inference.elbo(model, auxiliary_guide).value({}, KEY, 1.0, True)
 
 
@@ -127,7 +131,9 @@ RUNS = {
     "log_density": lambda model: ppl.model(model).log_density({}),
     "generate": lambda model: ppl.model(model).generate(KEY, {}),
     "elbo": lambda model: inference.elbo(model, lambda: None).value({}, KEY),
-    "draw": lambda model: ppl.expectation(lambda m: m * ppl.draw(model).log_density).value(1.0, KEY),
+    "draw": lambda model: ppl.expectation(lambda m: m * ppl.draw(model).log_density).value(
+        1.0, KEY
+    ),
 }
 
 
@@ -212,7 +218,7 @@ def test_model_and_guide_with_one_plate_name_and_two_sizes_are_refused():
         (lambda z: {"loss": z}, "got dict"),
         (lambda z: None, "got NoneType"),
         (lambda z: (z, z), "got tuple"),
-        (lambda z: (z > 0), "bool"),
+        (lambda z: z > 0, "bool"),
         (lambda z: jnp.asarray(1), "int32|int64"),
         (lambda z: z + 1j, "complex"),
     ],
@@ -350,11 +356,16 @@ def test_iwelbo_per_plate_is_refused_with_a_global_site():
         ppl.sample("g", dist.Normal(0.0, 1.0))
         rows_guide(x)
 
-    for per, message in (("plate", "no plate contains every site"), ("rows", "Site 'g' lies outside")):
+    for per, message in (
+        ("plate", "no plate contains every site"),
+        ("rows", "Site 'g' lies outside"),
+    ):
         with pytest.raises(ValueError, match=message):
             inference.iwelbo(model, guide, num_particles=2, per=per).value({"m": 0.0}, KEY, X)
     with pytest.raises(ValueError, match="columns"):
-        inference.iwelbo(rows_model, rows_guide, num_particles=2, per="columns").value({"m": 0.0}, KEY, X)
+        inference.iwelbo(rows_model, rows_guide, num_particles=2, per="columns").value(
+            {"m": 0.0}, KEY, X
+        )
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.0, None, "3"])

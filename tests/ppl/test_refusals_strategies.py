@@ -151,7 +151,9 @@ def test_the_remedy_does_not_name_a_strategy_that_would_be_refused_for_its_suppo
 
 
 def test_an_unknown_name_is_refused_with_the_list():
-    with pytest.raises(ValueError, match="no strategy named 'reprm'; choose from .*'reparam'.*'auto'"):
+    with pytest.raises(
+        ValueError, match="no strategy named 'reprm'; choose from .*'reparam'.*'auto'"
+    ):
         plan(lambda t: dist.Normal(t, 1.0), {"z": "reprm"})
 
 
@@ -189,7 +191,9 @@ def two_sites(t):
 
 @pytest.mark.parametrize("pattern", ["w", "w*", "z", "Z1", "x", "z[3-9]"])
 def test_a_pattern_that_matches_nothing_is_refused_with_the_sites(pattern):
-    with pytest.raises(ValueError, match=r"match no latent site. The sites are \['z1', 'z2'\]") as caught:
+    with pytest.raises(
+        ValueError, match=r"match no latent site. The sites are \['z1', 'z2'\]"
+    ) as caught:
         ppl.expectation(two_sites, strategies={pattern: "reinforce"}).plan(0.3)
     assert repr(pattern) in str(caught.value)
     guide = ppl.model(lambda: two_sites(ppl.param("t", 0.0)))
@@ -245,15 +249,21 @@ def test_the_outside_wins_over_the_site_and_the_site_over_the_default():
     ids=lambda make: type(make(0.1)).__name__,
 )
 def test_a_discrete_latent_without_a_strategy_is_refused_with_sound_choices(make):
-    with pytest.raises(ValueError, match="has no differentiable sampler, and no strategy was chosen") as caught:
+    with pytest.raises(
+        ValueError, match="has no differentiable sampler, and no strategy was chosen"
+    ) as caught:
         plan(make)
     message = str(caught.value)
-    assert message.startswith("Site 'z'") and "'reinforce'" in message and "strategies={'z':" in message
+    assert (
+        message.startswith("Site 'z'")
+        and "'reinforce'" in message
+        and "strategies={'z':" in message
+    )
     assert "gumbel" not in message and "straight" not in message  # biased ones are opt-in
 
 
 def test_a_discrete_latent_in_a_guide_is_refused_by_the_objective():
-    """numpyro 0.22 only warns here, and returns the bare score (peers 4.3)."""
+    """NumPyro 0.22 only warns here, and returns the bare score (peers 4.3)."""
 
     def model():
         b = ppl.sample("b", dist.Bernoulli(0.3))
@@ -268,7 +278,7 @@ def test_a_discrete_latent_in_a_guide_is_refused_by_the_objective():
 
 
 def test_a_continuous_site_without_a_differentiable_sampler_is_refused():
-    """peers 4.1: RenyiELBO with has_rsample False returns a wrong-signed gradient without a warning."""
+    """NumPyro's RenyiELBO with has_rsample False returns a wrong-signed gradient without a warning (peers 4.1)."""
 
     class NoSampler(dist.Normal):
         reparametrized_params = []
@@ -287,7 +297,9 @@ def test_a_joint_enumeration_that_is_too_large_is_refused():
             b = ppl.sample("b", dist.Bernoulli(jax.nn.sigmoid(t)), strategy="enum")
         return jnp.tanh(b.sum() - 3.0)
 
-    with pytest.raises(ValueError, match=r"Site 'b'.*2\^20 lanes.*shape \(20,\).*'mvd' or 'reinforce'"):
+    with pytest.raises(
+        ValueError, match=r"Site 'b'.*2\^20 lanes.*shape \(20,\).*'mvd' or 'reinforce'"
+    ):
         ppl.expectation(cost).plan(0.3)
 
 
@@ -320,7 +332,9 @@ def test_replays_one_by_one_beyond_the_limit_are_refused():
             z = ppl.sample("z", dist.Normal(t, 1.0), strategy="mvd")
         return jnp.tanh(z.sum())
 
-    with pytest.raises(ValueError, match="Site 'z': strategy 'mvd' would replay 70000 elements.*'reinforce'"):
+    with pytest.raises(
+        ValueError, match="Site 'z': strategy 'mvd' would replay 70000 elements.*'reinforce'"
+    ):
         ppl.expectation(cost).plan(0.3)
 
 
@@ -378,7 +392,9 @@ class OnlyNormal(ppl.Strategy):
 
 def test_a_users_strategy_is_asked_and_refuses_in_its_own_words():
     assert plan(lambda t: dist.Normal(t, 1.0), OnlyNormal())["z"].strategy == "only_normal"
-    with pytest.raises(ValueError, match="Site 'z': strategy 'only_normal' serves Normal sites only"):
+    with pytest.raises(
+        ValueError, match="Site 'z': strategy 'only_normal' serves Normal sites only"
+    ):
         plan(lambda t: dist.Gamma(t, 1.0), OnlyNormal())
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _stats import assert_unbiased
 from jax.scipy.stats import norm
 
+from _stats import assert_unbiased
 from lapilli import ppl
 
 KEY = jax.random.key(0)
@@ -77,9 +77,7 @@ def test_sites_of_a_scan_keep_their_names_and_get_a_time_axis():
 
 def test_steps_draw_with_keys_of_their_own():
     trace = ppl.model(
-        lambda: ppl.scan(
-            lambda c, _: (c, ppl.sample("z", dist.Normal(0, 1))), 0.0, None, length=4
-        )
+        lambda: ppl.scan(lambda c, _: (c, ppl.sample("z", dist.Normal(0, 1))), 0.0, None, length=4)
     ).simulate(KEY)
     assert len(set(trace.choices["z"].tolist())) == 4
     close(trace.retval[1], trace.choices["z"])
@@ -89,7 +87,8 @@ def test_two_scans_draw_with_keys_of_their_own():
     @ppl.model
     def program():
         for name in ("a", "b"):
-            ppl.scan(lambda c, _: (c, ppl.sample(name, dist.Normal(0, 1))), 0.0, None, length=2)
+            body = lambda c, _, name=name: (c, ppl.sample(name, dist.Normal(0, 1)))
+            ppl.scan(body, 0.0, None, length=2)
 
     choices = program.simulate(KEY).choices
     assert not np.allclose(choices["a"], choices["b"])
@@ -136,7 +135,7 @@ def test_an_unclear_number_of_steps_is_refused(xs, length):
 
 @ppl.model
 def nested(xs):
-    """xs of shape (2, 3): a scan over rows of a scan over columns."""
+    """Data of shape (2, 3): a scan over rows of a scan over columns."""
 
     def outer(total, row):
         w = ppl.sample("w", dist.Normal(total, 1.0))
@@ -211,7 +210,7 @@ def hmm(readings):
 
 
 def forward(readings):
-    """log p(readings), and the same with the first state fixed to 1."""
+    """Evidence p(readings), and the same with the first state fixed to 1."""
     out = []
     for initial in (INITIAL, INITIAL * jnp.array([0.0, 1.0])):
         alpha = initial
