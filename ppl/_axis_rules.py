@@ -45,9 +45,16 @@ def mix(eqn: Any, operands: list[Relations]) -> list[Relations]:
 
 
 def elementwise(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    """Axes stay in place, but for operands of size 1 that are broadcast."""
     if len(eqn.outvars) > 1:
         return list(operands[: len(eqn.outvars)])
-    return [join(operands)]
+    out = shape_of(eqn.outvars[0])
+    moved = []
+    for relations, atom in zip(operands, eqn.invars, strict=True):
+        shape = shape_of(atom)
+        same = {a for a, n in enumerate(shape) if len(shape) == len(out) and out[a] == n}
+        moved.append(move(relations, lambda a, same=same: a if a in same else None, "broadcast"))
+    return [join(moved)]
 
 
 def _batched_matrix(eqn: Any, operands: list[Relations]) -> list[Relations]:

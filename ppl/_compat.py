@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.primitives
+import numpyro
 from jax.extend.core import get_opaque_trace_state
+
+# ArviZ registers numpyro as a lazy module; importing one of its submodules first loads that submodule twice
+# and leaves it off its
+# parent. Touching the package loads it whole; what was torn apart before is put together again.
+numpyro.__version__  # noqa: B018
+for _name, _module in list(sys.modules.items()):
+    _parent, _, _child = _name.rpartition(".")
+    if _parent.split(".")[0] == "numpyro" and not hasattr(sys.modules[_parent], _child):
+        setattr(sys.modules[_parent], _child, _module)
 
 _runs = itertools.count()
 _user_context = jax.make_user_context(None)

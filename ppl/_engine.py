@@ -276,6 +276,17 @@ class Engine(Recorder):
         )
 
 
+def _as_mapping(strategies: Any) -> dict[str, Any]:
+    if isinstance(strategies, str | Strategy):
+        return {"*": strategies}
+    if strategies is None or isinstance(strategies, Mapping):
+        return dict(strategies or {})
+    raise TypeError(
+        "strategies: give a mapping from patterns to strategies, one ppl.Strategy or a name, not "
+        f"{type(strategies).__name__}."
+    )
+
+
 def _support(base: dist.Distribution) -> np.ndarray:
     """The values of a finite support, as constants of the program being traced."""
     with jax.ensure_compile_time_eval():

@@ -325,7 +325,10 @@ def _numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> 
         for name, site in sites.items()
         if site["type"] == "param"
     }
-    step = numpyro.handlers.substitute(step, data=params) if params else step
+    if params:  # substituted, and hidden from the step's trace, which would declare them again
+        step = numpyro.handlers.block(
+            numpyro.handlers.substitute(step, data=params), hide=list(params)
+        )
     return numpyro.contrib.control_flow.scan(step, init, xs, length=length)
 
 
