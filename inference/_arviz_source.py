@@ -102,12 +102,9 @@ def is_mcmc(result: Any) -> bool:
 
 
 def _from_mcmc(mcmc: Any, args: tuple | None) -> Source:
-    try:
-        samples = mcmc.get_samples(group_by_chain=True)
-    except (AttributeError, TypeError) as err:
-        raise ValueError(
-            "to_arviz: the MCMC holds no draws. Call mcmc.run(key, *args) first."
-        ) from err
+    if mcmc.last_state is None:
+        raise ValueError("to_arviz: the MCMC holds no draws. Call mcmc.run(key, *args) first.")
+    samples = mcmc.get_samples(group_by_chain=True)
     if not isinstance(samples, Mapping):  # a potential without a model: ArviZ names its parts
         return Source({}, "by MCMC", mcmc=mcmc)
     choices = {name: np.asarray(v).reshape(-1, *v.shape[2:]) for name, v in samples.items()}
