@@ -197,6 +197,28 @@ def test_a_jump_far_outside_of_all_draws_is_not_found():
         ppl.expectation(cost_of(near)).plan(CENTRE)
 
 
+@pytest.mark.parametrize("threshold", [-4.0, 2.5, 3.0, 4.0, 5.0])
+def test_a_jump_at_moderate_distance_is_found(threshold):
+    """At 2.5 standard deviations a jump of one biases the derivative by 0.018, though few draws cross it."""
+    cost = cost_of(lambda z: jnp.where(z[0] > threshold, 1.0, 0.0) + z.sum())
+    with pytest.raises(ValueError, match=JUMPS):
+        ppl.expectation(cost).plan(jnp.zeros(3))
+
+
+@pytest.mark.parametrize("kind", ["equal_values", "zero_weight"])
+def test_a_jump_that_vanishes_at_the_initial_parameters_is_found(kind):
+    """The check is made once, where training starts; a jump that opens later would bias every step."""
+
+    def cost(p):
+        z = ppl.sample("z", dist.Normal(p["m"], 1.0))
+        if kind == "equal_values":
+            return jnp.where(z > 0, p["a"], p["b"])
+        return p["a"] * jnp.where(z > 0, 1.0, 0.0) + p["b"] * z
+
+    with pytest.raises(ValueError, match=JUMPS):
+        ppl.expectation(cost).plan({"m": 0.1, "a": 0.0, "b": 0.0})
+
+
 def test_every_entry_runs_the_check():
     expectation = ppl.expectation(cost_of(JUMPING["step"]))
     for run in (
