@@ -196,7 +196,7 @@ def _content(
         given = replay(source.model, key, values, source.args, _replayed(wanted, group), batch_size)
         if group == "prior":
             given["prior_predictive"] = given.pop("posterior_predictive", {})
-        elif wanted & {"prior", "prior_predictive"}:
+        elif keys is not None and wanted & {"prior", "prior_predictive"}:
             given |= draw_prior(source.model, keys["prior"], num_samples, source.args, batch_size)
         found = Content(
             data={"observed_data": sites.observed}, sites=sites.sites, cells=sites.cells

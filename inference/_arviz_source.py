@@ -32,12 +32,12 @@ class Source:
         mcmc: the MCMC whose statistics ArviZ shall read.
     """
 
-    choices: dict[str, np.ndarray]
+    choices: dict[str, Any]
     origin: str
     model: ppl.Program | None = None
     args: tuple = ()
     stats: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    given: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    given: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     content: Content = dataclasses.field(default_factory=Content)
     no_weight: str | None = None
     num_chains: int = 1
@@ -61,10 +61,8 @@ def make_source(result, keys, num_samples, args, model, log_weights, batch_size)
     if isinstance(result, ppl.Trace) and program is None:
         source = _from_trace(result, stats)
     else:
-        choices, auxiliary = result, frozenset()
-        if isinstance(result, ppl.Trace):
-            choices, auxiliary = result.choices, result.auxiliary
-        choices = {n: np.asarray(value) for n, value in choices.items() if n not in auxiliary}
+        choices = result.shared_choices if isinstance(result, ppl.Trace) else result
+        choices = {name: np.asarray(value) for name, value in choices.items()}
         source = Source(choices, "as given", program, args or (), stats)
     _check_lengths(source)
     return source
@@ -89,6 +87,11 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
             "args=(...) with all of it."
         )
     draws = draw_guide(model, guide, keys["guide"], num_samples, args, batch_size)
+    if not draws.choices:
+        raise ValueError(
+            f"to_arviz: {model!r} has no latent site under these arguments, and so no posterior. Use fit.predict(key, "
+            "num_samples=...) for draws of its observations."
+        )
     stats = {"lp": draws.log_p, "log_q": draws.log_q}
     if draws.no_weight is None:
         stats["log_weight"] = draws.log_p - draws.log_q
@@ -112,7 +115,7 @@ def _from_mcmc(mcmc: Any, args: tuple | None) -> Source:
     if model is not None:
         model = ppl.as_program(functools.partial(model, **kwargs) if kwargs else model)
     args = mcmc._args if args is None else args
-    return Source(choices, "by MCMC", model, args, num_chains=mcmc.num_chains, mcmc=mcmc)
+    return Source(choices, "by MCMC", model, args or (), num_chains=mcmc.num_chains, mcmc=mcmc)
 
 
 def _from_trace(trace: ppl.Trace, stats: dict[str, np.ndarray]) -> Source:

@@ -24,7 +24,7 @@ _ORDER = [
     "observed_data",
     "constant_data",
 ]
-Arrays = dict[str, dict[str, np.ndarray]]
+Arrays = dict[str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _known_names(name: str, shape: tuple[int, ...], content: Content) -> list[st
 def _given(name: str, axes: list[str | None], given: Sequence[str]) -> list[str | None]:
     given = [_legal(axis) for axis in given]
     if len(given) == len(axes):
-        return given
+        return [*given]
     if len(given) != axes.count(None):
         raise ValueError(
             f"Site '{name}': argument 'dims' gives {len(given)} names, but the site has the axes {axes}. Name "
@@ -240,7 +240,9 @@ def _labels(
         for name, axes in names.items()
         for axis, size in zip(axes, shapes[name], strict=False)
     }
-    labels = {f"{name}_cell": np.flatnonzero(cells) for name, cells in content.cells.items()}
+    labels: dict[str, Any] = {
+        f"{name}_cell": np.flatnonzero(cells) for name, cells in content.cells.items()
+    }
     for axis, values in coords.items():
         axis, values = _legal(axis), list(values)
         if axis not in sizes:

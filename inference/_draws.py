@@ -17,7 +17,6 @@ from numpyro.primitives import Messenger
 
 from .. import ppl
 from ..ppl._compat import typed_key
-from ..ppl._runner import Runner
 from ._arguments import Arguments
 
 Choices = Mapping[str, Any]
@@ -93,8 +92,7 @@ def draw_guide(
     def draw(key: jax.Array, *args: Any) -> Any:
         guide_key, model_key = jax.random.split(key)
         q = guide.simulate(guide_key, *args)
-        choices = {name: value for name, value in q.choices.items() if name not in q.auxiliary}
-        p, log_p = model.generate(model_key, choices, *args)
+        p, log_p = model.generate(model_key, q.shared_choices, *args)
         traces.update(p=p, q=q)
         return p.choices, log_p, q.log_density
 
@@ -181,7 +179,7 @@ def replay(
                     n: lp for n, lp in trace.log_probs.items() if trace.sites[n].kind == kind
                 }
         if "posterior_predictive" in groups:
-            out["posterior_predictive"] = _redraw(model, predict_key, choices, args).observed
+            out["posterior_predictive"] = model.predict_trace(predict_key, choices, *args).observed
         return out
 
     keys = jax.random.split(typed_key(key), len(next(iter(choices.values()))))
@@ -195,7 +193,7 @@ def draw_prior(
     model = whole(model)
 
     def draw(key: jax.Array, *args: Any) -> Any:
-        trace = _redraw(model, key, {}, args)
+        trace = model.predict_trace(key, {}, *args)
         return {
             "prior": {**trace.choices, **trace.deterministic},
             "prior_predictive": trace.observed,
@@ -229,11 +227,6 @@ def whole(program: ppl.Program) -> ppl.Program:
 
     run.__name__ = getattr(program.fn, "__name__", "program")
     return ppl.Program(run)
-
-
-def _redraw(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple) -> ppl.Trace:
-    """The trace of a run that draws the observations too, and the latent sites that `choices` leaves out."""
-    return model._run(Runner(key, dict(choices), redraw_observed=True), args, {})
 
 
 def _is_imputed(name: str, sites: Mapping[str, ppl.SiteInfo]) -> bool:

@@ -30,7 +30,8 @@ def traces(fn, num_draws=3):
 def test_axes_are_named_by_plates_regions_and_numbers():
     def program():
         with ppl.plate("columns", 2, dim=-1), ppl.plate("rows", 3, dim=-2):
-            ppl.sample("grid", dist.Normal(0, 1))
+            grid = ppl.sample("grid", dist.Normal(0, 1))
+            ppl.deterministic("double", 2 * grid)
         ppl.sample("vector", dist.Normal(jnp.zeros((4, 5)), 1).to_event(1))
         ppl.particles(2)(lambda: ppl.sample("lane", dist.Normal(jnp.zeros(3), 1).to_event(1)))()
         with ppl.plate("rows", 3):
@@ -44,6 +45,7 @@ def test_axes_are_named_by_plates_regions_and_numbers():
         "vector": ("vector_dim_0", "vector_dim_1"),
         "lane": ("particles", "lane_dim_0"),
         "walk": ("time", "rows"),
+        "double": ("rows", "columns"),
     }
     assert axes(found, "log_prior")["vector"] == ("vector_dim_0",)
 
@@ -200,8 +202,9 @@ def fitted(objective, args):
         ),
         ((model, lambda x: None, (np.zeros(4),)), {}, r"misses the latent site\(s\) \['mu'\]"),
         ((model, guide, (np.zeros(4),)), {"log_weights": np.zeros(3)}, "a Fit has its own"),
+        ((lambda: None, lambda: None, ()), {}, "has no latent site.*Use fit.predict"),
     ],
-    ids=["key", "guide", "args", "subsample", "missing", "weights"],
+    ids=["key", "guide", "args", "subsample", "missing", "weights", "latents"],
 )
 def test_impossible_fits_are_refused(key, result, options, message):
     model, guide, args = result

@@ -71,6 +71,19 @@ def test_a_mapping_with_a_model_has_the_groups_of_its_trace(key):
     assert 0.35 < error < 0.65  # 200 draws of deviation 0.5: six standard errors
 
 
+def test_auxiliary_choices_of_a_guide_are_left_out(key):
+    def guide():
+        u = ppl.sample("u", dist.Normal(0, 1), infer={"is_auxiliary": True})
+        ppl.sample("mu", dist.Normal(u, 1))
+
+    def model():
+        ppl.sample("mu", dist.Normal(0, 1))
+
+    trace = traces(ppl.model(guide), key, 5)
+    assert set(to_arviz(trace, model=model)["posterior"].data_vars) == {"mu"}
+    assert set(to_arviz(trace)["posterior"].data_vars) == {"u", "mu"}
+
+
 def test_deterministic_sites_among_the_draws_are_computed_anew(key):
     def model():
         ppl.deterministic("double", 2 * ppl.sample("mu", dist.Normal(0, 1)))
