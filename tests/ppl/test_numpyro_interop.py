@@ -58,6 +58,97 @@ def test_numpyros_density_of_a_program_is_ours(sign):
     jax.tree.map(close, one, two)
 
 
+def walk(n=3):
+    def step(z, _):
+        z = ppl.sample("z", dist.Normal(z, 1.0))
+        ppl.factor("f", -(z**2))
+        return z, z
+
+    return ppl.scan(step, 0.0, None, length=n)[0]
+
+
+def start_and_walk():
+    ppl.sample("start", dist.Normal(0.0, 1.0))
+    walk()
+
+
+def cond_in_scan():
+    def step(c, x):
+        yes, no = (lambda s=s: ppl.sample("z", dist.Normal(0.0, s)) for s in (1.0, 2.0))
+        return ppl.cond(x > 0, yes, no), None
+
+    ppl.scan(step, 0.0, jnp.array([1.0, -1.0, 1.0]))
+
+
+def parameter_in_a_branch():
+    scale = ppl.cond(True, lambda: ppl.param("scale", 2.0), lambda: 1.0)
+    ppl.sample("z", dist.Normal(jnp.zeros(3), scale).to_event(1))
+
+
+def plated_observations():
+    with ppl.plate("rows", 3):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("x", dist.Normal(z, 1.0), obs=jnp.ones(3))
+
+
+def holes():
+    with ppl.plate("rows", 3):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        x, seen = jnp.array([1.0, jnp.nan, 2.0]), jnp.array([True, False, True])
+        ppl.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=seen)
+
+
+ZS = jnp.array([0.1, 0.2, 0.3])
+FORMS = {
+    "scan": (ppl.model(walk), {"z": ZS}),
+    "cond_in_scan": (ppl.model(cond_in_scan), {"z": ZS}),
+    "parameter_in_a_branch": (ppl.model(parameter_in_a_branch), {"z": ZS}),
+    "condition": (ppl.condition(walk, {"z": ZS}), {}),
+    "intervene": (ppl.intervene(walk, {"z": ZS}), {}),
+    "condition_beside_a_scan": (ppl.condition(start_and_walk, {"start": 0.5}), {"z": ZS}),
+    "mask": (ppl.mask(walk, False), {"z": ZS}),
+    "block": (ppl.block(walk, ["f"]), {"z": ZS}),
+    "rescale_plates": (ppl.rescale_plates(plated_observations, {"rows": 6}), {"z": ZS}),
+    "bind": (ppl.model(parameter_in_a_branch).bind({"scale": 3.0}), {"z": ZS}),
+    "obs_mask": (ppl.model(holes), {"z": ZS, "x_unobserved": jnp.array([9.0, 0.5, 9.0])}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_program_has_one_density_in_both_worlds(form):
+    program, choices = FORMS[form]
+    seeded = numpyro.handlers.seed(program, rng_seed=0)
+    close(log_density(seeded, (), {}, choices)[0], program.log_density(choices))
+
+
+def test_what_numpyros_primitives_cannot_do_is_said_loudly():
+    """A plate around a scan and scans in scans work in our methods only."""
+
+    def plate_around_scan():
+        with ppl.plate("rows", 2):
+            ppl.scan(
+                lambda c, _: (ppl.sample("z", dist.Normal(c, 1.0)), None), jnp.zeros(2), None, 3
+            )
+
+    def nested():
+        ppl.scan(lambda c, _: (walk(), None), 0.0, None, 2)
+
+    def different_sites():
+        a, b = (lambda n=n: ppl.sample(n, dist.Normal(0.0, 1.0)) for n in ("a", "b"))
+        ppl.cond(True, a, b)
+
+    for fn, choices, message in (
+        (plate_around_scan, {"z": jnp.ones((3, 2))}, "control flow.*plate"),
+        (nested, {"z": jnp.ones((2, 3))}, "nested"),
+        (different_sites, {"a": 0.1, "b": 0.2}, "cond"),
+    ):
+        assert jnp.isfinite(ppl.model(fn).log_density(choices))
+        with pytest.raises(
+            (NotImplementedError, RuntimeError, TypeError, ValueError), match=message
+        ):
+            log_density(numpyro.handlers.seed(fn, rng_seed=0), (), {}, choices)
+
+
 def test_nuts_runs_a_program_with_control_flow():
     mcmc = MCMC(NUTS(everything, max_tree_depth=3), num_warmup=4, num_samples=4, progress_bar=False)
     mcmc.run(KEY, YS)
