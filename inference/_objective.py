@@ -67,9 +67,17 @@ class Objective:
         )
 
     def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
-        return self.fn(
+        result = self.fn(
             *(_ready(p, params, self.full_sizes) for p in (self.model, self.guide)), *args
         )
+        plates = ppl.plates_met()
+        unknown = sorted(set(self.full_sizes) - set(plates))
+        if unknown:
+            raise ValueError(
+                f"{self.name}: plate sizes are given for {unknown}, but the plates are {plates}; nothing would be "
+                "scaled. Use the name of a plate."
+            )
+        return result
 
     def init(self, key: Any, *args: Any) -> ppl.Params:
         """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""

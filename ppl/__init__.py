@@ -11,6 +11,7 @@ from ._handlers import (
     rescale_plates as rescale_plates,
 )
 from ._mvd import MVD as MVD
+from ._one_hot import OneHotCategorical as OneHotCategorical
 from ._params import Params as Params, constrain as constrain
 from ._plan import Plan as Plan
 from ._probe import init_params as init_params, plate_sizes as plate_sizes, run_once as run_once
@@ -20,6 +21,7 @@ from ._program import (
     as_program as as_program,
     draw as draw,
     model as model,
+    plates_met as plates_met,
     score as score,
 )
 from ._recorder import SiteInfo as SiteInfo

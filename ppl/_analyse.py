@@ -90,6 +90,11 @@ class Analysed:
         """Whether every site is pathwise: the program is then differentiated as it stands."""
         return all(site.strategy.is_pathwise for site in self.sites.values())
 
+    @property
+    def is_twice_differentiable(self) -> bool:
+        """Whether the second derivative of the surrogate is an estimator too: sites pathwise or enumerated."""
+        return all(s.strategy.is_pathwise or s.strategy.is_enumerated for s in self.sites.values())
+
 
 def analyse(
     fn: Callable[..., Any],
@@ -134,6 +139,10 @@ def analyse(
         upstream = _close(sites, table, facts)
         relations = [_through_sites(_of(facts, t.variable, sites), upstream) for t in terms]
         layouts = _layouts(sites, relations)
+        for index, site in sites.items():
+            if site.strategy.is_replayed:
+                for joint, members in replay_groups(site, index, relations).items():
+                    check_replay(site, joint, [relations[j][index] for j in members])
     replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
     return Analysed(
         closed, result, terms, relations, upstream, sites, table, layouts, replicates, record["infos"],
@@ -258,7 +267,43 @@ def _layouts(sites: dict[int, StrategySite], relations: list[Relations]) -> dict
                 f"by row, or use 'mvd' or 'reinforce', e.g. strategies={{'{site.name}': 'mvd'}}.",
             )
         layouts[index] = Layout(joint, site.num_values**elements)
+    for term in relations:
+        met = [i for i in term if i in layouts]
+        lanes = math.prod(layouts[i].num_lanes for i in met)  # type: ignore[index]
+        if lanes > MAX_LANES:
+            names = [sites[i].address for i in met]  # type: ignore[index]
+            raise Unsuitable(
+                sites[met[-1]].name,  # type: ignore[index]
+                f"Site '{names[-1]}': strategy 'enum' would need {lanes} lanes, because the enumerated sites "
+                f"{names} meet in one cost. Use 'mvd' or 'reinforce' for some of them, e.g. "
+                f"strategies={{'{names[-1]}': 'mvd'}}.",
+            )
     return layouts
+
+
+def replay_groups(
+    site: StrategySite, index: int, relations: list[Relations]
+) -> dict[tuple[int, ...], list[int]]:
+    """Terms that depend on a site, by the element axes along which elements meet and are replayed one by one."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for j, term in enumerate(relations):
+        if index in term:
+            links = enumerate(term[index])
+            joint = tuple(i for i, link in links if link.kind != "aligned" and site.sizes[i] > 1)
+            groups.setdefault(joint, []).append(j)
+    return groups
+
+
+def check_replay(site: StrategySite, joint: tuple[int, ...], uses: list[Relation]) -> None:
+    """Refuse to replay too many elements one by one."""
+    elements = math.prod(site.sizes[i] for i in joint)
+    if elements > MAX_LANES:
+        raise Unsuitable(
+            site.name,
+            f"Site '{site.address}': strategy '{site.strategy.name}' would replay {elements} elements one by "
+            f"one, because they meet in one cost: {mixing(uses, joint)}. Let the costs separate by row, or use "
+            "'reinforce'.",
+        )
 
 
 def mixing(uses: list[Relation], axes: tuple[int, ...]) -> str:

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 
 from ._mvd import MVD
 from ._primitive import mark
-from ._recorder import Recorder, Region, check_shape, describe, fold_name
+from ._recorder import Recorder, Region, check_shape, describe, fold_name, is_unbounded
 from ._reinforce import Reinforce
 from ._strategy import (
     Draw,
@@ -65,6 +65,7 @@ class StrategySite:
         num_values: size of the support when finite, else None.
         support: the support's values, shape (num_values, *event), or None.
         fixed: parameters without a derivative under this strategy.
+        is_unbounded: every real value is possible.
         regions: control flow around the site, outermost first.
     """
 
@@ -78,6 +79,7 @@ class StrategySite:
     num_values: int | None
     support: Any
     fixed: tuple[str, ...]
+    is_unbounded: bool
     regions: tuple[Region, ...] = ()
 
     @property
@@ -157,6 +159,7 @@ class Engine(Recorder):
             index, address, msg["name"], strategy, why, type(base).__name__, shape,
             None if support is None else support.shape[0],
             None if support is None else np.reshape(support, (support.shape[0], *base.event_shape)), fixed,
+            is_unbounded(base.support),
         )  # fmt: skip
         self.frame.numbers[address] = {
             "log_prob": log_prob,

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._analyse import MAX_LANES, Analysed, axis_order, mixing
-from ._engine import StrategySite, Unsuitable
+from ._analyse import Analysed, axis_order, check_replay, replay_groups
+from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
 from ._relation import Relation
 from ._strategy import Downstream, stop
@@ -300,27 +300,11 @@ class Estimator:
         event = value.ndim - len(own) - len(site.sizes)
         shape = tuple(self._size(lane, {}) for lane in own) + site.sizes
         value = jnp.broadcast_to(value, shape + value.shape[value.ndim - event :])
-        by_joint: dict[tuple[int, ...], list[int]] = {}
-        for j, relations in enumerate(program.relations):
-            if index in relations:
-                joint = tuple(
-                    i
-                    for i, link in enumerate(relations[index])
-                    if link.kind != "aligned" and site.sizes[i] > 1
-                )
-                by_joint.setdefault(joint, []).append(j)
+        by_joint = replay_groups(site, index, program.relations)
         total = jnp.zeros(())
         for joint, members in by_joint.items():
             sizes = [site.sizes[i] for i in joint]
-            if math.prod(sizes) > MAX_LANES:
-                raise Unsuitable(
-                    site.name,
-                    f"Site '{site.address}': strategy '{site.strategy.name}' would replay "
-                    f"{math.prod(sizes)} elements one by one, because "
-                    "they meet in one cost: "
-                    f"{mixing([program.relations[j][index] for j in members], joint)}. Let the costs "
-                    f"separate by row, or use 'reinforce'.",
-                )
+            check_replay(site, joint, [program.relations[j][index] for j in members])
             mask = None
             if joint:
                 mask = jnp.eye(math.prod(sizes), dtype=bool).reshape(

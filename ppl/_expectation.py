@@ -76,9 +76,15 @@ class Expectation:
 
     def _surrogate(self, params: Any, key: Array, args: Any, demoted: Any) -> Array:
         program = self._analyse(params, args, demoted)
-        return Estimator(program, jax.tree.leaves(params), key, _fresh_state(program)).surrogate()[
-            0
-        ]
+        state = _fresh_state(program)
+
+        def estimate(leaves: list[Array]) -> Array:
+            return Estimator(program, leaves, key, state).surrogate()[0]
+
+        leaves = jax.tree.leaves(params)
+        if program.is_twice_differentiable:
+            return estimate(leaves)
+        return _once_differentiable(estimate, leaves)
 
     def _estimate(
         self, params: Any, state: Any, key: Array, args: Any, demoted: Any
@@ -91,7 +97,7 @@ class Expectation:
             return Estimator(program, leaves, key, state).surrogate()
 
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
-        if not program.is_pathwise:
+        if not program.is_twice_differentiable:
             grads = _first_order_only(grads)
         return value, jax.tree.unflatten(tree, grads), state
 
@@ -213,6 +219,21 @@ def expectation(
     )
 
 
+def _once_differentiable(estimate: Callable[[list[Array]], Array], leaves: list[Array]) -> Array:
+    """`estimate(leaves)` with its gradient, whose own derivative is refused."""
+
+    @jax.custom_vjp
+    def value(leaves: list[Array]) -> Array:
+        return estimate(leaves)
+
+    def forward(leaves: list[Array]) -> tuple[Array, Any]:
+        value, grads = jax.value_and_grad(estimate)(leaves)
+        return value, _first_order_only(grads)
+
+    value.defvjp(forward, lambda grads, scale: ([scale * g for g in grads],))
+    return value(leaves)
+
+
 @jax.custom_jvp
 def _first_order_only(grads: Any) -> Any:
     return grads
@@ -221,7 +242,7 @@ def _first_order_only(grads: Any) -> Any:
 @_first_order_only.defjvp
 def _(*_: Any) -> Any:
     raise TypeError(
-        "A gradient estimate was differentiated again, but only Reparam and Implicit sites have an "
+        "A gradient estimate was differentiated again, but only Reparam, Implicit and Enum sites have an "
         "unbiased second derivative here. "
         "Make every site pathwise, or differentiate ppl.expectation(...).value once only."
     )
@@ -239,7 +260,12 @@ def as_arrays(params: Any) -> Any:
     """
 
     def leaf(path: Any, x: Any) -> Array:
-        array = strong(x)
+        try:
+            array = strong(x)
+        except TypeError as err:
+            raise TypeError(
+                f"Parameter '{jax.tree_util.keystr(path)}' is a {type(x).__name__}; parameters are real arrays."
+            ) from err
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(
                 f"Parameter '{jax.tree_util.keystr(path)}' has dtype {array.dtype}; parameters are real "

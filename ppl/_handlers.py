@@ -91,6 +91,8 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, in
 
     Log-probs inside plate `name` run on n rows are scaled by sizes[name] / n.
 
+    A name that the program does not have is passed over: a plate may belong to the model only.
+
     Raises:
         ValueError: the plate subsamples by itself, or has more rows than its full size.
     """

@@ -108,20 +108,29 @@ def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
     groups = np.arange(len(read) - 1) % MAX_GROUPS
     order = {i: list(np.argsort(axis_order(s))) for i, s in program.sites.items()}
 
-    def draws(key: jax.Array) -> dict[int, jax.Array]:
+    def draws(leaves: list[Any], key: jax.Array) -> dict[int, jax.Array]:
         atoms = [numbers[i].value for i in program.sites]
-        return dict(
-            zip(program.sites, evaluate(closed, [*inputs[:-1], key], {}, atoms), strict=True)
-        )
+        return dict(zip(program.sites, evaluate(closed, [*leaves, key], {}, atoms), strict=True))
 
-    def segment(key: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
-        k1, k2, k3 = jax.random.split(key, 3)
-        others, a, b = draws(k3), draws(k1)[index], draws(k2)[index]
+    def segment(key: jax.Array, number: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
+        k1, k2, k3, k4 = jax.random.split(key, 4)
+        # Every other segment leaves the given parameters (a jump may vanish there, as at zero-initialised
+        # weights), and where the support is unbounded every third reaches far beyond two draws.
+        noise = jnp.where(number % 2 == 1, 0.1, 0.0)
+        keys = jax.random.split(k4, len(inputs))
+        leaves = [
+            x + (noise * jax.random.normal(k, x.shape)).astype(x.dtype)
+            for x, k in zip(inputs[:-1], keys[1:], strict=True)
+        ]
+        others, a, b = draws(leaves, k3), draws(leaves, k1)[index], draws(leaves, k2)[index]
+        if program.sites[index].is_unbounded:
+            reach = jnp.where(number % 3 == 2, 3.0, 0.0)
+            a, b = a - reach * (b - a), b + reach * (b - a)
 
         def at(value: jax.Array) -> list[jax.Array]:
             values = others | {index: value}
             forced = {i: Forced(_marker_layout(v, order[i])) for i, v in values.items()}
-            return [x.astype(float) for x in evaluate(closed, inputs, forced, read)]
+            return [x.astype(float) for x in evaluate(closed, [*leaves, inputs[-1]], forced, read)]
 
         start = at(a)
 
@@ -150,10 +159,9 @@ def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
     num_elements = math.prod(program.sites[index].sizes)
     num_segments = int(np.clip(4096 // max(num_elements, 1), 8, NUM_SEGMENTS))
     keys = jax.random.split(jax.random.key(0), num_segments)
-    every = jax.vmap(segment, (None, 0))
-    run = jax.jit(
-        lambda keys: jax.lax.map(lambda k: every(k, np.unique(groups)), keys, batch_size=8)
-    )
+    every = jax.vmap(segment, (None, None, 0))
+    each = lambda x: every(*x, np.unique(groups))
+    run = jax.jit(lambda keys: jax.lax.map(each, (keys, np.arange(num_segments)), batch_size=8))
     sizes, finite = run(keys)
     return float(sizes.max()) if bool(finite.any()) else float("inf")
 

@@ -117,6 +117,7 @@ class MVD(Strategy):
     """
 
     name = "mvd"
+    is_replayed = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         name = type(distribution).__name__

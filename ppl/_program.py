@@ -265,6 +265,12 @@ def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Tr
     return program._remember(collector, trace_of(collector, retval))
 
 
+def plates_met() -> dict[str, int]:
+    """The plates that the running engine has met so far, with their sizes."""
+    engine = _engine()
+    return {} if engine is None else dict(engine.plates)
+
+
 def _engine() -> Any:
     """The gradient engine on the stack, if any."""
     return next((h for h in handler_stack() if getattr(h, "is_engine", False)), None)

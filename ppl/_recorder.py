@@ -166,7 +166,12 @@ class Recorder(Messenger, abc.ABC):
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "plate":
-            self.plates[msg["name"]] = msg["args"][0]
+            name, size = msg["name"], msg["args"][0]
+            if self.plates.setdefault(name, size) != size:
+                raise ValueError(
+                    f"Plate '{name}' has {self.plates[name]} rows in one place and {size} in another; log-probs "
+                    "are scaled by a plate's size. Use two names, or one size."
+                )
         elif msg["type"] == "param":
             shapes = [jnp.shape(x) for x in jax.tree.leaves(msg["value"])]
             self.params[msg["name"]] = (
@@ -367,3 +372,12 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
             f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
         ) from err
     return log_prob if msg["scale"] is None else msg["scale"] * log_prob
+
+
+def is_unbounded(support: Any) -> bool:
+    """Whether a support holds every real number (vector, matrix)."""
+    while type(support) is type(constraints.independent(constraints.real, 1)):
+        support = support.base_constraint
+    return any(
+        support is c for c in (constraints.real, constraints.real_vector, constraints.real_matrix)
+    )

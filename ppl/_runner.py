@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.distributions import constraints
 
-from ._recorder import Recorder, fold_name, log_prob_of
+from ._recorder import Recorder, fold_name, is_unbounded, log_prob_of
 
 Array = jax.Array
 
@@ -60,7 +59,11 @@ class Runner(Recorder):
             msg["_imputed"] = True
         elif self.frame.key is not None:
             if not (msg["is_observed"] and _is_unit(msg["fn"])):
-                msg["value"] = msg["fn"].sample(fold_name(self.frame.key, name))
+                try:
+                    msg["value"] = msg["fn"].sample(fold_name(self.frame.key, name))
+                except (ValueError, TypeError, NotImplementedError) as err:
+                    law = type(msg["fn"]).__name__
+                    raise type(err)(f"Site '{name}': drawing from {law} failed: {err}") from err
                 msg["intermediates"] = []
         else:
             self.missing.append(name)
@@ -90,10 +93,7 @@ def _guarded_log_prob(msg: dict[str, Any]) -> Array:
     """The log-prob of a given value, -inf outside the support, where NumPyro's densities may return anything."""
     fn, value = msg["fn"], msg["value"]
     support = fn.support
-    base = support
-    while type(base) is type(constraints.independent(constraints.real, 1)):
-        base = base.base_constraint
-    if any(base is c for c in (constraints.real, constraints.real_vector, constraints.real_matrix)):
+    if is_unbounded(support):
         return log_prob_of(msg)
     try:
         inside = jnp.broadcast_to(support(value), fn.batch_shape)

@@ -53,6 +53,17 @@ def sample(
             return numpyro.sample(name, distribution, obs=obs, infer=infer)
         except HiddenDraw as err:
             raise ValueError(f"Site '{name}': {err}") from err
+        except ValueError as err:
+            if not str(err).startswith("Incompatible shapes for broadcasting"):
+                raise
+            plates = {
+                h.name: h.subsample_size for h in handler_stack() if isinstance(h, numpyro.plate)
+            }
+            raise ValueError(
+                f"Site '{name}': {type(distribution).__name__} with batch shape {distribution.batch_shape} does "
+                f"not fit into its plates {plates}. Give one row per plate element, or mark event axes with "
+                ".to_event(n)."
+            ) from err
     mask = jnp.asarray(obs_mask, bool)
     event = jnp.ndim(obs) - distribution.event_dim
     if event < 0 or mask.shape != jnp.shape(obs)[:event]:

@@ -73,6 +73,7 @@ class Strategy(abc.ABC):
         is_pathwise: the value itself carries the gradient; there is no surrogate.
         is_biased: the estimator is biased; it is used only where it is named explicitly.
         is_enumerated: the site is summed over its support.
+        is_replayed: the estimator calls `downstream.replay` (its size is then checked ahead).
         num_replicates: independent runs of the whole program that the estimator needs.
     """
 
@@ -80,6 +81,7 @@ class Strategy(abc.ABC):
     is_pathwise = False
     is_biased = False
     is_enumerated = False
+    is_replayed = False
     num_replicates = 1
 
     @abc.abstractmethod
@@ -243,7 +245,7 @@ def _refuse_relaxed(distribution: dist.Distribution) -> str | None:
     name = type(distribution).__name__
     if "OneHotCategorical" in name or name.startswith("Bernoulli"):
         return None
-    hint = " (write the site as OneHotCategorical)" if name.startswith("Categorical") else ""
+    hint = " (write the site as ppl.OneHotCategorical)" if name.startswith("Categorical") else ""
     return f"relaxes OneHotCategorical and Bernoulli sites, not {name}{hint}"
 
 
