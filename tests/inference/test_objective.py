@@ -405,9 +405,8 @@ def test_weak_types_and_params_kinds_do_not_compile_twice():
     objective.value({"loc": 0.2, "scale": -0.7, "noise": 1.0}, KEY, X)
     first = len(counts)
     objective.value(jax.tree.map(jnp.asarray, PARAMS), KEY, X)
-    objective.value(
-        {"loc": np.float32(0.2), "scale": np.float32(-0.7), "noise": np.float32(1)}, KEY, X
-    )
+    exact = np.dtype(jnp.result_type(float)).type  # NumPy's own scalar of JAX's default precision
+    objective.value({"loc": exact(0.2), "scale": exact(-0.7), "noise": exact(1)}, KEY, X)
     assert len(counts) == first
 
 

@@ -42,9 +42,9 @@ CONSTRAINTS = {
     "interval": (constraints.interval(-1.0, 2.0), 0.3),
     "greater_than": (constraints.greater_than(1.0), 1.3),
     "less_than": (constraints.less_than(1.0), -0.3),
-    "simplex": (constraints.simplex, np.array([0.2, 0.3, 0.5], np.float32)),
-    "ordered_vector": (constraints.ordered_vector, np.array([-1.0, 0.5, 2.0], np.float32)),
-    "lower_cholesky": (constraints.lower_cholesky, np.array([[1, 0], [0.5, 2]], np.float32)),
+    "simplex": (constraints.simplex, np.array([0.2, 0.3, 0.5])),
+    "ordered_vector": (constraints.ordered_vector, np.array([-1.0, 0.5, 2.0])),
+    "lower_cholesky": (constraints.lower_cholesky, np.array([[1, 0], [0.5, 2]])),
     "softplus_positive": (constraints.softplus_positive, 0.3),
 }
 
