@@ -482,6 +482,17 @@ def _cells(spec, truth, enumerated):
     return cells
 
 
+def outcomes(spec, truth, enumerated=()):
+    """All outcomes of the noise: (arrays with a leading row axis by site, probabilities of the rows)."""
+    rows, weights = _table(spec, _cells(spec, truth, enumerated))
+    return jax.tree.map(lambda x: jnp.asarray(x, float), rows), weights
+
+
+def on_rows(expectation, params, rows, *args, state=None):
+    """The engine's estimates (values, grads) on each row of noise; all other random numbers are the same everywhere."""
+    return _on_rows(expectation)(params, state, rows, *args)
+
+
 @functools.lru_cache(maxsize=8)
 def _on_rows(expectation):
     def one(params, state, noise, *args):
