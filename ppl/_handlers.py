@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpyro.handlers
 from numpyro.primitives import Messenger
 
-from ._compat import fresh_caches
+from ._compat import fresh_caches, handler_stack
 from ._program import Program, as_program
 from ._recorder import Recorder
 
@@ -37,6 +37,28 @@ class _Given(Recorder):
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         return {}
+
+    def control_flow(self, msg: dict[str, Any]) -> None:
+        # Reached under NumPyro's own inference only: its scan and cond take conditions along.
+        if any(isinstance(h, Recorder) and h.is_final for h in handler_stack()):
+            super().control_flow(msg)
+        else:
+            given = dict(self.frame.forced)
+            msg["kwargs"]["substitute_stack"].append(
+                ("condition", given if self.observed else _do(given))
+            )
+
+
+def _do(given: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """A condition for NumPyro under which a site has its value and no density."""
+
+    def value_of(site: dict[str, Any]) -> Any:
+        value = given.get(site["name"])
+        if value is not None:
+            site["fn"] = site["fn"].mask(False)
+        return value
+
+    return value_of
 
 
 def condition(program: Program | Callable[..., Any], values: Mapping[str, Any]) -> Program:

@@ -134,9 +134,7 @@ class Recorder(Messenger, abc.ABC):
     def process_message(self, msg: dict[str, Any]) -> None:
         kind = msg["type"]
         if kind == "control_flow":
-            from ._regions import adopt
-
-            msg["value"], msg["stop"] = adopt(msg), True
+            self.control_flow(msg)
             return
         self._check_level(msg)
         if kind == "sample":
@@ -163,6 +161,12 @@ class Recorder(Messenger, abc.ABC):
                 "replayed. "
                 "Pass the state through the program's arguments and return value."
             )
+
+    def control_flow(self, msg: dict[str, Any]) -> None:
+        """Take over a control-flow statement of numpyro.contrib."""
+        from ._regions import adopt
+
+        msg["value"], msg["stop"] = adopt(msg), True
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "plate":

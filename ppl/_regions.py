@@ -230,7 +230,9 @@ def adopt(msg: dict[str, Any]) -> Any:
 
 
 def _recorders() -> list[Recorder]:
-    return [h for h in handler_stack() if isinstance(h, Recorder)]
+    """The recorders on the stack; none if no run of ours is at the end of it."""
+    recorders = [h for h in handler_stack() if isinstance(h, Recorder)]
+    return recorders if any(r.is_final for r in recorders) else []
 
 
 def _push(
@@ -308,14 +310,35 @@ def _scan_length(xs: Any, length: int | None) -> int:
 def _numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> tuple[Any, Any]:
     if not handler_stack():
         return lax.scan(step, init, xs, length)
-    # NumPyro does not see parameters inside the step: declare them outside and hand them in.
-    first = jax.tree.map(lambda x: x[0], xs)
+    step = _with_params_outside(step, init, jax.tree.map(lambda x: x[0], xs))
+    return numpyro.contrib.control_flow.scan(step, init, xs, length=length)
+
+
+def _numpyro_cond(
+    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any
+) -> Any:
+    if not handler_stack():
+        return lax.cond(pred, true_fn, false_fn, *operands)
+    true_fn, false_fn = (_with_params_outside(fn, *operands) for fn in (true_fn, false_fn))
+    try:
+        return numpyro.contrib.control_flow.cond(
+            pred, lambda x: true_fn(*x), lambda x: false_fn(*x), operands
+        )
+    except TypeError as err:
+        raise ValueError(
+            "ppl.cond under NumPyro's own inference needs the same sites, of the same distributions, in both "
+            "branches. Sample them in both, or use our inference, which takes different ones."
+        ) from err
+
+
+def _with_params_outside(body: Callable[..., Any], *example: Any) -> Callable[..., Any]:
+    """`body` with its parameters declared around it: NumPyro does not see them inside its control flow."""
     with (
         numpyro.handlers.block(),
         numpyro.handlers.trace() as sites,
         numpyro.handlers.seed(rng_seed=0),
     ):
-        step(init, first)
+        body(*example)
     params = {
         name: numpyro.param(
             name,
@@ -325,18 +348,8 @@ def _numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> 
         for name, site in sites.items()
         if site["type"] == "param"
     }
-    if params:  # substituted, and hidden from the step's trace, which would declare them again
-        step = numpyro.handlers.block(
-            numpyro.handlers.substitute(step, data=params), hide=list(params)
-        )
-    return numpyro.contrib.control_flow.scan(step, init, xs, length=length)
-
-
-def _numpyro_cond(
-    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any
-) -> Any:
-    if not handler_stack():
-        return lax.cond(pred, true_fn, false_fn, *operands)
-    return numpyro.contrib.control_flow.cond(
-        pred, lambda x: true_fn(*x), lambda x: false_fn(*x), operands
-    )
+    if not params:
+        return body
+    # Substituted, and hidden from NumPyro's trace of the body, which would declare them again.
+    substituted = numpyro.handlers.substitute(body, data=params)
+    return numpyro.handlers.block(substituted, hide=list(params))

@@ -67,7 +67,8 @@ class Runner(Recorder):
                 msg["intermediates"] = []
         else:
             self.missing.append(name)
-            msg["value"] = jnp.zeros(msg["fn"].shape())
+            dtype = int if msg["fn"].support.is_discrete else float
+            msg["value"] = jnp.zeros(msg["fn"].shape(), dtype)
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         if msg.get("_imputed"):
