@@ -52,5 +52,6 @@ from ._strategy import (
     Reparam as Reparam,
     StraightThrough as StraightThrough,
     Strategy as Strategy,
+    element as element,
 )
 from ._trace import Trace as Trace
