@@ -2,8 +2,8 @@
 
 The programs are those of a decoder, a likelihood, an image model, and the classical discontinuities.
 A check with false alarms is worthless, and so is one that lets `where(z > 0, 1., 0.)` through. Known
-limit, by design: a jump that no draw comes near (`far`, at 9 standard deviations) is not found; its
-part of the gradient is of the order of the density there, 1e-18.
+limit, by design: a jump that no draw comes near (at 20 standard deviations) is not found; its part
+of the gradient is of the order of the density there, 1e-88.
 """
 
 import equinox as eqx
@@ -189,15 +189,12 @@ def test_a_jump_is_refused_by_name(name):
 
 
 def test_a_jump_far_outside_of_all_draws_is_not_found():
-    """The stated limit: nothing is drawn near 9 standard deviations."""
-    far = lambda z: jnp.where(z[0] > 9.0, 1.0, 0.0) + z.sum()
+    """The stated limit: nothing is probed near 20 standard deviations."""
+    far = lambda z: jnp.where(z[0] > 20.0, 1.0, 0.0) + z.sum()
     ppl.expectation(cost_of(far)).plan(CENTRE)
-    near = lambda z: jnp.where(z[0] > 2.0, 1.0, 0.0) + z.sum()
-    with pytest.raises(ValueError, match=JUMPS):
-        ppl.expectation(cost_of(near)).plan(CENTRE)
 
 
-@pytest.mark.parametrize("threshold", [-4.0, 2.5, 3.0, 4.0, 5.0])
+@pytest.mark.parametrize("threshold", [-4.0, 2.5, 5.0, 9.0])
 def test_a_jump_at_moderate_distance_is_found(threshold):
     """At 2.5 standard deviations a jump of one biases the derivative by 0.018, though few draws cross it."""
     cost = cost_of(lambda z: jnp.where(z[0] > threshold, 1.0, 0.0) + z.sum())
@@ -410,20 +407,26 @@ def test_no_false_alarm_in_an_elbo_with_this_guide(make):
     ppl.expectation(cost).plan(0.3)
 
 
-@pytest.mark.parametrize("family", ["TruncatedNormal", "Uniform", "Gamma", "LogNormal"])
-def test_steps_are_found_under_other_laws_too(family):
-    makers = {
-        "TruncatedNormal": lambda m: dist.TruncatedNormal(m, 1.0, low=0.0),
-        "Uniform": lambda m: dist.Uniform(0.0, 2 * jnp.exp(m)),
-        "Gamma": lambda m: dist.Gamma(jnp.exp(m), 1.0),
-        "LogNormal": lambda m: dist.LogNormal(m, 1.0),
-    }
+BOUNDED = {
+    "TruncatedNormal": (lambda m: dist.TruncatedNormal(m, 1.0, low=0.0), (1.0, 2.6)),
+    "Uniform": (lambda m: dist.Uniform(0.0, 2 * jnp.exp(m)), (1.0, 1.98)),
+    "Gamma": (lambda m: dist.Gamma(jnp.exp(m), 1.0), (1.0, 4.6)),
+    "LogNormal": (lambda m: dist.LogNormal(m, 1.0), (1.0, 10.2)),
+    "Beta": (lambda m: dist.Beta(jnp.exp(m), 1.0), (0.5, 0.99)),
+}
+
+
+@pytest.mark.parametrize("where", ["median", "99th percentile"])
+@pytest.mark.parametrize("family", BOUNDED)
+def test_steps_are_found_under_other_laws_too(family, where):
+    make, thresholds = BOUNDED[family]
+    threshold = thresholds[where == "99th percentile"]
 
     def cost(m):
-        return jnp.where(ppl.sample("z", makers[family](m)) > 1.0, 1.0, 0.0)
+        return jnp.where(ppl.sample("z", make(m)) > threshold, 1.0, 0.0)
 
     with pytest.raises(ValueError, match=JUMPS):
-        ppl.expectation(cost).plan(0.1)
+        ppl.expectation(cost).plan(0.0)
 
 
 def test_a_density_evaluated_outside_its_support_is_a_jump():
