@@ -172,26 +172,16 @@ class Objective:
         **kwargs: Any,
     ) -> Array:
         """The loss that `numpyro.infer.SVI(model, guide, optim, loss=objective)` minimises; its gradient is this estimator."""
-
-        def run(params: Any, *args: Any) -> Any:
-            programs = [
-                ppl.Program(numpyro.handlers.substitute(_function(p), data=params))
-                for p in (model, guide)
-            ]
-            return self.fn(*(_ready(p, {}, self.full_sizes) for p in programs), *args)
-
-        expectation = ppl.expectation(
-            run,
-            strategies=self.strategies,
-            num_replicates=self.num_particles,
-            check_jumps=self.check_jumps,
-        )
         if kwargs:
             raise TypeError(
-                f"{self.name}: pass the arguments of model and guide by position, got keywords "
-                f"{sorted(kwargs)}."
+                f"{self.name}: pass the arguments of model and guide by position, got keywords {sorted(kwargs)}."
             )
-        value = expectation.value(dict(param_map), rng_key, *args)
+        own = dataclasses.replace(self, model=ppl.as_program(model), guide=ppl.as_program(guide))
+        # SVI hands over constrained values; constraints, and values to try the checks on, come from an initialisation.
+        with jax.ensure_compile_time_eval():
+            known = own.init(jax.random.key(0), *ppl.concrete_tree(args))
+        params = ppl.unconstrain(param_map, known.constraints)
+        value = own.value(params, rng_key, *args)
         return -value if self.direction == "max" else value
 
 
@@ -252,10 +242,6 @@ def _ready(
         return None
     bound = program.bind(params) if params else program
     return ppl.rescale_plates(bound, sizes) if sizes else bound
-
-
-def _function(program: Any) -> Any:
-    return program
 
 
 def _set_up_autoguide(guide: ppl.Program, key: Any, args: Any) -> None:

@@ -10,9 +10,10 @@ from ._handlers import (
     mask as mask,
     rescale_plates as rescale_plates,
 )
+from ._jumps import concrete_tree as concrete_tree
 from ._mvd import MVD as MVD
 from ._one_hot import OneHotCategorical as OneHotCategorical
-from ._params import Params as Params, constrain as constrain
+from ._params import Params as Params, constrain as constrain, unconstrain as unconstrain
 from ._plan import Plan as Plan
 from ._probe import init_params as init_params, plate_sizes as plate_sizes, run_once as run_once
 from ._program import (

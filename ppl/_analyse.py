@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ._additive import Term, split
 from ._compat import own_caches
@@ -65,6 +65,7 @@ class Analysed:
         site_relations: per site index, its closed relations to sites upstream.
         sites: by index.
         numbers: by index.
+        scores: terms that are the log-prob of a sampled site at its own draw. Their derivative has mean zero, so it is left out.
         layouts: by index, for enumerated sites with something downstream.
         num_replicates: independent runs of the program.
         infos: site descriptions by address, in program order.
@@ -78,6 +79,7 @@ class Analysed:
     site_relations: dict[int, Relations]
     sites: dict[int, StrategySite]
     numbers: dict[int, Numbers]
+    scores: frozenset[int]
     layouts: dict[int, Layout]
     num_replicates: int
     infos: dict[str, SiteInfo]
@@ -134,18 +136,20 @@ def analyse(
     _check_fixed(sites, table, facts)
     if all(site.strategy.is_pathwise for site in sites.values()):
         terms, relations, upstream, layouts = [], [], {}, {}
+        scores: frozenset[int] = frozenset()
     else:
         terms = split(closed.jaxpr, result, facts)
         upstream = _close(sites, table, facts)
         relations = [_through_sites(_of(facts, t.variable, sites), upstream) for t in terms]
         layouts = _layouts(sites, relations)
+        scores = _own_scores(closed.jaxpr, terms, sites, table)
         for index, site in sites.items():
             if site.strategy.is_replayed:
                 for joint, members in replay_groups(site, index, relations).items():
                     check_replay(site, joint, [relations[j][index] for j in members])
     replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
     return Analysed(
-        closed, result, terms, relations, upstream, sites, table, layouts, replicates, record["infos"],
+        closed, result, terms, relations, upstream, sites, table, scores, layouts, replicates, record["infos"],
         record["plates"], facts, shapes[0].dtype,
     )  # fmt: skip
 
@@ -244,6 +248,26 @@ def _through_sites(relations: Relations, upstream: dict[int, Relations]) -> Rela
                 else tuple(join_links(a, b) for a, b in zip(old, through, strict=True))
             )
     return out
+
+
+def _own_scores(
+    jaxpr: Jaxpr, terms: list[Term], sites: dict[int, StrategySite], table: dict[int, Numbers]
+) -> frozenset[int]:
+    """Terms that are a sampled site's log-prob at its own draw: E[d log q] = 0, given all that is upstream."""
+    origin = {v: (eqn, i) for eqn in jaxpr.eqns for i, v in enumerate(eqn.outvars)}
+
+    def source(atom: Any) -> Any:
+        """The variable inside a scan's body that a stacked output shows, so that two outputs of one value agree."""
+        if isinstance(atom, Literal) or atom not in origin:
+            return atom
+        eqn, i = origin[atom]
+        return eqn.params["jaxpr"].jaxpr.outvars[i] if eqn.primitive.name == "scan" else atom
+
+    sampled = [
+        i for i, s in sites.items() if not s.strategy.is_pathwise and not s.strategy.is_enumerated
+    ]
+    own = {id(source(table[i].log_prob)) for i in sampled}
+    return frozenset(j for j, term in enumerate(terms) if id(source(term.variable)) in own)
 
 
 def _layouts(sites: dict[int, StrategySite], relations: list[Relations]) -> dict[int, Layout]:

@@ -152,6 +152,7 @@ class Engine(Recorder):
             log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
         else:
             log_prob = jnp.broadcast_to(base.log_prob(value), shape)
+            msg["_log_prob"] = log_prob
         support = _support(base) if strategy.is_enumerated else None
         fixed = strategy.fixed_parameters(base)
         self.frame.infos[address] = describe(msg)

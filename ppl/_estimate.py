@@ -198,6 +198,8 @@ class Estimator:
             for j in members:
                 lanes = lanes_of_term[j] + extra
                 array = read(program.terms[j].variable, lanes)
+                if j in program.scores:
+                    array = stop(array)
                 coefficient = program.terms[j].coefficient(
                     lambda a, lanes=lanes, read=read: read(a, lanes)
                 )

@@ -116,10 +116,11 @@ def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
         k1, k2, k3, k4 = jax.random.split(key, 4)
         # Every other segment leaves the given parameters (a jump may vanish there, as at zero-initialised
         # weights), and where the support is unbounded every third reaches far beyond two draws.
+        # Relative noise keeps the sign of parameters that must be positive.
         noise = jnp.where(number % 2 == 1, 0.1, 0.0)
         keys = jax.random.split(k4, len(inputs))
         leaves = [
-            x + (noise * jax.random.normal(k, x.shape)).astype(x.dtype)
+            x + (noise * jnp.where(x == 0, 1.0, x) * jax.random.normal(k, x.shape)).astype(x.dtype)
             for x, k in zip(inputs[:-1], keys[1:], strict=True)
         ]
         others, a, b = draws(leaves, k3), draws(leaves, k1)[index], draws(leaves, k2)[index]
@@ -197,6 +198,8 @@ def concrete(x: Any, example: Any = None) -> Any:
     ):
         return np.asarray(example)[tuple(slice(n) for n in x.shape)]
     rng = np.random.default_rng(0)
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.ndim < 2:  # legal for most constraints
+        return np.asarray(rng.uniform(0.2, 0.8, size=x.shape), x.dtype)
     if jnp.issubdtype(x.dtype, jnp.floating):
         return np.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
     return np.asarray(rng.integers(0, 2, size=x.shape), x.dtype)

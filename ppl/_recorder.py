@@ -365,10 +365,23 @@ def _base(fn: Any) -> Any:
     return fn
 
 
+def _is_masked(fn: Any) -> bool:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return False
+
+
 def log_prob_of(msg: dict[str, Any]) -> Array:
     """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
     intermediates = msg.get("intermediates")
     fn, value = msg["fn"], msg["value"]
+    if "_log_prob" in msg and not _is_masked(fn):
+        # The engine's own number, so that the analysis can tell a site's density at its own draw.
+        elements = msg["_log_prob"]
+        log_prob = elements.sum(tuple(range(len(fn.batch_shape), elements.ndim)))
+        return log_prob if msg["scale"] is None else msg["scale"] * log_prob
     try:
         log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
     except (ValueError, TypeError) as err:
