@@ -7,4 +7,7 @@ from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
 from ._nonfinite import NonFiniteError as NonFiniteError
 from ._objective import Objective as Objective, objective as objective
-from ._weights import importance_diagnostics as importance_diagnostics
+from ._weights import (
+    ImportanceDiagnostics as ImportanceDiagnostics,
+    importance_diagnostics as importance_diagnostics,
+)

@@ -92,11 +92,6 @@ class Analysed:
         """Whether every site is pathwise: the program is then differentiated as it stands."""
         return all(site.strategy.is_pathwise for site in self.sites.values())
 
-    @property
-    def is_twice_differentiable(self) -> bool:
-        """Whether the second derivative of the surrogate is an estimator too: sites pathwise or enumerated."""
-        return all(s.strategy.is_pathwise or s.strategy.is_enumerated for s in self.sites.values())
-
 
 def analyse(
     fn: Callable[..., Any],

@@ -76,7 +76,7 @@ class Estimator:
                 num_replicates=program.num_replicates,
                 state=self.state[site.address],
             )
-            total = total + jnp.sum(site.strategy.surrogate(numbers, downstream))
+            total = total + _once(jnp.sum(site.strategy.surrogate(numbers, downstream)))
             state[site.address] = jax.tree.map(
                 stop, site.strategy.update(jax.tree.map(stop, numbers), downstream)
             )
@@ -322,6 +322,31 @@ class Estimator:
                 index, {j: stop(t) for j, t in terms.items()}, joint or None
             )
         return total
+
+
+@jax.custom_jvp
+def _one(x: Array) -> Array:
+    """1, whose derivative is refused."""
+    return jnp.ones_like(x)
+
+
+@_one.defjvp
+def _(*_: Any) -> Any:
+    raise TypeError(
+        "A gradient estimate was differentiated again, but only Reparam, Implicit and Enum sites have an unbiased second "
+        "derivative here. Make every site one of these, or differentiate once only."
+    )
+
+
+@jax.custom_jvp
+def _once(x: Array) -> Array:
+    """`x`, to be differentiated once: the derivative of a surrogate is an estimator, its second derivative is none."""
+    return x
+
+
+@_once.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return primals[0], tangents[0] * _one(primals[0])
 
 
 class _Atoms:

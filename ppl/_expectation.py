@@ -76,15 +76,8 @@ class Expectation:
 
     def _surrogate(self, params: Any, key: Array, args: Any, demoted: Any) -> Array:
         program = self._analyse(params, args, demoted)
-        state = _fresh_state(program)
-
-        def estimate(leaves: list[Array]) -> Array:
-            return Estimator(program, leaves, key, state).surrogate()[0]
-
         leaves = jax.tree.leaves(params)
-        if program.is_twice_differentiable:
-            return estimate(leaves)
-        return _once_differentiable(estimate, leaves)
+        return Estimator(program, leaves, key, _fresh_state(program)).surrogate()[0]
 
     def _estimate(
         self, params: Any, state: Any, key: Array, args: Any, demoted: Any
@@ -97,8 +90,6 @@ class Expectation:
             return Estimator(program, leaves, key, state).surrogate()
 
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
-        if not program.is_twice_differentiable:
-            grads = _first_order_only(grads)
         return value, jax.tree.unflatten(tree, grads), state
 
     def _analyse(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
@@ -216,35 +207,6 @@ def expectation(
     """
     return Expectation(
         fn, strategies, num_replicates=num_replicates, check_jumps=check_jumps, examples=examples
-    )
-
-
-def _once_differentiable(estimate: Callable[[list[Array]], Array], leaves: list[Array]) -> Array:
-    """`estimate(leaves)` with its gradient, whose own derivative is refused."""
-
-    @jax.custom_vjp
-    def value(leaves: list[Array]) -> Array:
-        return estimate(leaves)
-
-    def forward(leaves: list[Array]) -> tuple[Array, Any]:
-        value, grads = jax.value_and_grad(estimate)(leaves)
-        return value, _first_order_only(grads)
-
-    value.defvjp(forward, lambda grads, scale: ([scale * g for g in grads],))
-    return value(leaves)
-
-
-@jax.custom_jvp
-def _first_order_only(grads: Any) -> Any:
-    return grads
-
-
-@_first_order_only.defjvp
-def _(*_: Any) -> Any:
-    raise TypeError(
-        "A gradient estimate was differentiated again, but only Reparam, Implicit and Enum sites have an "
-        "unbiased second derivative here. "
-        "Make every site pathwise, or differentiate ppl.expectation(...).value once only."
     )
 
 
