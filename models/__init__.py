@@ -1,1 +1,3 @@
-"""Model families written in the language."""
+"""Model families written in the language, one module each."""
+
+from . import deep_latent as deep_latent

@@ -110,9 +110,7 @@ class Engine(Recorder):
     ) -> None:
         super().__init__(key)
         self.is_exploring = exploring
-        self.strategies = (
-            {"*": strategies} if isinstance(strategies, str | Strategy) else dict(strategies or {})
-        )
+        self.strategies = _as_mapping(strategies)
         self.demoted = demoted or {}
         self.matched: set[str] = set()
         self.indices: dict[str, int] = {}

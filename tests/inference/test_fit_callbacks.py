@@ -16,6 +16,14 @@ from lapilli.inference._fit import fit
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """A run started in the background by a shell ignores SIGINT; these tests press Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def run(**options):
     options = {"num_steps": 30, "key": jax.random.key(0), "progress": False} | options
     return fit(Objective(), optax.sgd(1e-3), (X,), callback_every=10, **options)

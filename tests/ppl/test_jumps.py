@@ -221,8 +221,6 @@ def test_every_entry_runs_the_check():
     for run in (
         lambda: expectation.value(CENTRE, KEY),
         lambda: expectation.grad(CENTRE, KEY),
-        lambda: expectation.value_and_grad(CENTRE, KEY),
-        lambda: expectation.step(CENTRE, None, KEY),
         lambda: expectation.init_state(CENTRE),
     ):
         with pytest.raises(ValueError, match=JUMPS):

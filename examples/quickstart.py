@@ -1,0 +1,73 @@
+"""The whole workflow in thirty lines: model, guide, bound, fit, ArviZ.
+
+What it shows: petal lengths of irises come from two groups. Which group a flower belongs to is a discrete site, the means of
+the groups are continuous ones, and both are learned together; "enum" could be "mvd" or "reinforce_loo" without touching
+the program.
+
+Data: scikit-learn's iris (Fisher 1936), 150 flowers. The species are not used; the groups should be setosa, 50 flowers with a
+mean petal length of 1.46 cm, and the other two species, 100 flowers with a mean of 4.91 cm.
+
+Expected: posterior means within 0.1 cm of these. Run time: under half a minute on 2 CPU cores.
+
+    python examples/quickstart.py [--smoke] [--out quickstart_output]
+"""
+
+import argparse
+from pathlib import Path
+
+import arviz
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import optax
+from sklearn.datasets import load_iris
+
+from lapilli import inference, ppl
+
+
+@ppl.model
+def model(x):
+    means = ppl.sample("means", dist.Normal(jnp.array([2.0, 5.0]), 1.0).to_event(1))
+    with ppl.plate("flowers", x.shape[0]):
+        k = ppl.sample("k", dist.Bernoulli(0.5))
+        ppl.sample("x", dist.Normal(means[k], 0.6), obs=x)
+
+
+@ppl.model
+def guide(x):
+    loc = ppl.param("loc", jnp.array([1.0, 6.0]))
+    scale = ppl.param("scale", jnp.full(2, 0.1), constraint=dist.constraints.positive)
+    ppl.sample("means", dist.Normal(loc, scale).to_event(1))
+    with ppl.plate("flowers", x.shape[0]):
+        ppl.sample("k", dist.Bernoulli(logits=ppl.param("logits", jnp.zeros(x.shape[0]))))
+
+
+def run(x, key, num_steps):
+    bound = inference.elbo(model, guide, strategies={"k": "enum", "means": "reparam"})
+    fit = inference.fit(bound, optax.adam(0.05), (x,), num_steps=num_steps, key=key)
+    print(bound.plan(fit.params, x))
+    return fit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Two groups of irises.")
+    parser.add_argument("--smoke", action="store_true", help="fewer steps")
+    parser.add_argument("--out", type=Path, default=Path("quickstart_output"))
+    config = parser.parse_args(arguments)
+    config.out.mkdir(parents=True, exist_ok=True)
+
+    x = jnp.asarray(load_iris().data[:, 2])
+    fit = run(x, jax.random.key(0), num_steps=300 if config.smoke else 1000)
+    values = fit.history["value"]
+    print(f"bound: {values[:10].mean():.1f} nats at first, {values[-10:].mean():.1f} at last")
+    tree = inference.to_arviz(
+        fit, key=jax.random.key(1), num_samples=500, path=config.out / "posterior.nc"
+    )
+    print(arviz.summary(tree, var_names=["means"]))
+    arviz.plot_dist(tree, var_names=["means"]).savefig(
+        config.out / "means.png", bbox_inches="tight"
+    )
+
+
+if __name__ == "__main__":
+    main()
