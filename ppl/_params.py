@@ -106,7 +106,7 @@ def check_initial(params: Params) -> Params:
 
 
 def _is_array(x: Any) -> bool:
-    return hasattr(x, "dtype") and hasattr(x, "shape")
+    return isinstance(x, int | float) or (hasattr(x, "dtype") and hasattr(x, "shape"))
 
 
 class Bound(Messenger):
