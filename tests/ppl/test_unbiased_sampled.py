@@ -479,7 +479,7 @@ def test_sampler_density_and_derivative_belong_together(strategy, key):
     )
     strategies = dict.fromkeys("bckh", strategy)
     assert_mean(
-        ppl.expectation(fn, strategies=strategies), PARAMS, truth, key, n=40_000, catches=0.15
+        ppl.expectation(fn, strategies=strategies), PARAMS, truth, key, n=100_000, catches=0.15
     )
 
 
