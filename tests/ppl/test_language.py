@@ -249,6 +249,28 @@ def test_something_that_is_no_key_is_refused(key):
         conjugate.simulate(key, X)
 
 
+def test_keys_of_either_kind_may_be_batched_by_vmap():
+    many = [
+        jax.vmap(lambda k: conjugate.simulate(k, X).choices["z"])(jax.random.split(key, 2))
+        for key in (jax.random.key(3), jax.random.PRNGKey(3))
+    ]
+    np.testing.assert_array_equal(*many)
+
+
+def test_keys_of_another_implementation_work_or_are_refused_clearly():
+    program = ppl.model(lambda: ppl.sample("z", dist.Normal(0.0, 1.0)))
+    key = jax.random.key(0, impl="rbg")
+    runs = (
+        lambda: program.simulate(key).choices["z"],
+        lambda: ppl.expectation(lambda m: m * ppl.draw(program).retval).value(1.0, key),
+    )
+    for run in runs:
+        try:
+            assert jnp.isfinite(run())
+        except TypeError as error:
+            assert "key" in str(error)
+
+
 def test_runs_that_share_a_key_share_the_noise_of_a_site_whatever_the_rest():
     """Keys belong to addresses: adding or removing another site does not move a draw."""
 
@@ -390,6 +412,21 @@ def test_a_plain_numpyro_model_is_a_program():
     key = jax.random.key(2)
     jax.tree.map(close, program.simulate(key, X), conjugate.simulate(key, X))
     close(program.log_density({"z": 0.7}, X), conjugate_density(0.7))
+
+
+def test_sample_shape_of_a_numpyro_model_is_honoured_or_refused():
+    model = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0), sample_shape=(3,))
+    runs = (
+        lambda: ppl.as_program(model).simulate(jax.random.key(0)).choices["z"].shape,
+        lambda: ppl.expectation(lambda m: m * ppl.draw(model).retval.size).value(
+            1.0, jax.random.key(0)
+        ),
+    )
+    for run, wanted in zip(runs, ((3,), 3.0), strict=True):
+        try:
+            assert run() == wanted
+        except (ValueError, TypeError) as error:
+            assert "Site 'z'" in str(error) and "sample_shape" in str(error)
 
 
 def test_a_program_keeps_the_functions_name_and_documentation():

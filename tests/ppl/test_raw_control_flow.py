@@ -293,7 +293,9 @@ def test_the_warm_cache_hole_is_real_without_caches_of_our_own(monkeypatch):
 FOREIGN_BLOCK = pytest.param(
     lambda p, names: numpyro.handlers.block(p.fn, hide=names),
     id="numpyro",
-    marks=pytest.mark.xfail(strict=True, reason="numpyro's block hides the statement from us, and JAX caches the body"),
+    marks=pytest.mark.xfail(
+        strict=True, reason="numpyro's block hides the statement from us, and JAX caches the body"
+    ),
 )
 
 
