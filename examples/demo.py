@@ -289,7 +289,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     config = parser.parse_args(arguments)
     config.data = config.data or ("digits" if config.smoke else "mnist")
-    config.steps = config.steps or (200 if config.smoke else 1500)
+    config.steps = config.steps or (400 if config.smoke else 1500)
     config.hidden = 64 if config.smoke else 256
     config.held_out = 100 if config.smoke else 500
     config.estimates = 20 if config.smoke else 100

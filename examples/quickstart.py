@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
 
     x = jnp.asarray(load_iris().data[:, 2])
-    fit = run(x, jax.random.key(0), num_steps=300 if config.smoke else 1000)
+    fit = run(x, jax.random.key(0), num_steps=500 if config.smoke else 1000)
     values = fit.history["value"]
     print(f"bound: {values[:10].mean():.1f} nats at first, {values[-10:].mean():.1f} at last")
     tree = inference.to_arviz(

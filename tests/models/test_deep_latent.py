@@ -126,8 +126,10 @@ def bound_by_hand(params):
 
 @pytest.mark.parametrize("strategy", ["enum", "mvd", "reinforce_loo"])
 def test_bound_and_gradient_equal_explicit_enumeration(strategy, key):
-    """Exact under enumeration; under sampling the mean of 4000 estimates, |z| < 4.5 per coordinate (6.8e-6 each, about
-    150 coordinates). A lost or doubled score term moves some coordinates by tens of standard errors.
+    """Exact under enumeration; under sampling, the mean of 4000 estimates.
+
+    |z| < 4.5 per coordinate: 6.8e-6 false alarms each, about
+    150 coordinates. A lost or doubled score term moves some coordinates by tens of standard errors.
     """
     model, guide, params = make()
     bound = inference.elbo(model, guide, strategies={"k": strategy, "z": AtMean()})

@@ -1,0 +1,96 @@
+"""The examples run at smoke size, do what they say, and leave files that can be read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = ("samples", "reconstructions", "latents", "bounds", "gradient_variance")
+
+
+def run(script, *arguments):
+    """Run an example as a user does; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", ROOT / "examples" / script, *arguments],
+        env=os.environ | {"MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def assert_is_picture(path):
+    from matplotlib.image import imread
+
+    picture = imread(path)
+    assert min(picture.shape[:2]) > 150 and picture[..., :3].std() > 0.01
+
+
+def read_tree(path):
+    import xarray
+
+    with xarray.open_datatree(path) as tree:
+        return tree.load()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    text = run("demo.py", "--smoke", "--out", str(out))
+    return text, out, json.loads((out / "metrics.json").read_text())
+
+
+@pytest.mark.slow  # compiles the training step of three estimators
+class TestDemo:
+    def test_the_bound_rises_under_every_estimator(self, demo):
+        for name, run in demo[2]["runs"].items():
+            assert run["elbo"] > run["first_bound"] + 0.5, name
+            assert run["iwelbo"] > run["elbo"], name
+
+    def test_enumeration_beats_the_score_function_at_equal_steps(self, demo):
+        runs = demo[2]["runs"]
+        assert runs["enum"]["elbo"] > runs["reinforce"]["elbo"]
+
+    def test_classes_agree_with_digits_beyond_chance(self, demo):
+        assert demo[2]["runs"]["enum"]["accuracy"] > 0.25
+
+    def test_estimators_differ_in_variance_and_agree_in_mean(self, demo):
+        for table in demo[2]["gradients"].values():
+            assert table["reinforce"]["variance"] > 2 * table["enum"]["variance"]
+            # The squared distance of means over its expectation; its spread is below 1 here.
+            assert all(entry["distance"] < 6 for entry in table.values())
+
+    def test_the_tree_holds_the_draws(self, demo):
+        tree = read_tree(demo[1] / "posterior.nc")
+        assert {"posterior", "posterior_predictive", "sample_stats", "observed_data"} <= set(
+            tree.children
+        )
+        assert tree.posterior["z"].sizes["rows"] == tree.observed_data["x"].sizes["rows"] == 100
+        assert np.isfinite(tree.sample_stats["log_weight"]).all()
+
+    def test_the_figures_are_pictures(self, demo):
+        for name in FIGURES:
+            assert_is_picture(demo[1] / f"{name}.png")
+
+    def test_the_report_says_what_was_measured(self, demo):
+        text, out, metrics = demo
+        assert (out / "report.txt").read_text().strip() in text
+        assert f"{metrics['runs']['enum']['elbo']:.2f}" in text
+        assert "strategies['k']" in text and "not comparable" in text
+
+
+@pytest.mark.slow  # most of it is the start of a second Python
+def test_quickstart(tmp_path):
+    text = run("quickstart.py", "--smoke", "--out", str(tmp_path))
+    first, last = (float(word) for word in text.split("bound: ")[1].split() if word[0] == "-")
+    assert last > first + 100
+    means = read_tree(tmp_path / "posterior.nc").posterior["means"].mean(("chain", "draw"))
+    assert np.all(np.abs(means - [1.46, 4.91]) < 0.2)
+    assert_is_picture(tmp_path / "means.png")
