@@ -488,6 +488,29 @@ def test_regions_without_a_program_are_jaxs_own():
     close(ppl.cond(True, lambda x: x, lambda x: -x, 2.0), 2.0)
 
 
+@pytest.mark.parametrize("region", ["scan", "cond", "particles"])
+@pytest.mark.parametrize("run", ["simulate", "expectation"])
+def test_no_tracer_leaks(region, run):
+    """What a region recorded leaves it as arrays only (numpyro issues 1998 and 1981)."""
+
+    @ppl.model
+    def program():
+        site = lambda: ppl.param("m", 0.5) * ppl.sample("z", dist.Normal(0.0, 1.0))
+        if region == "scan":
+            return ppl.scan(lambda c, _: (c + site(), None), 0.0, None, length=2)[0]
+        if region == "cond":
+            return ppl.cond(True, site, lambda: 1.0)
+        return ppl.particles(2)(site)().sum()
+
+    expectation = ppl.expectation(lambda p: ppl.draw(program.bind(p)).retval)
+    runs = {
+        "simulate": lambda: program.simulate(KEY),
+        "expectation": lambda: expectation.value_and_grad({"m": 0.5}, KEY),
+    }
+    with jax.checking_leaks():
+        runs[run]()
+
+
 def test_regions_compile_once_for_one_shape():
     count = 0
 
