@@ -216,7 +216,7 @@ class _Adder(Messenger):
 
     def __init__(self, values=None):
         super().__init__()
-        self.given, self.values, self.log_probs, self.dims = values, {}, {}, {}
+        self.given, self.values, self.by_address, self.dims = values, {}, {}, {}
 
     def process_message(self, msg):
         if self.given is not None and msg["type"] == "sample" and not msg["is_observed"]:
@@ -237,22 +237,30 @@ class _Adder(Messenger):
         dims = [None] * jnp.ndim(log_prob)
         for frame in msg["cond_indep_stack"]:
             dims[frame.dim] = frame.name
-        self.log_probs[address] = _if_active(log_prob)
+        self.by_address[address] = _if_active(log_prob)
         self.dims[address] = tuple(dims)
         if not msg["is_observed"]:
             self.values[address] = msg["value"]
 
     @property
     def log_density(self):
-        return sum((jnp.sum(x) for x in self.log_probs.values()), jnp.zeros(()))
+        return sum((jnp.sum(x) for x in self.by_address.values()), jnp.zeros(()))
 
     @property
     def choices(self):
-        """Values by name, stacked along scans."""
-        by_name = {}
-        for (_, name), value in self.values.items():
-            by_name.setdefault(name, []).append(value)
-        return {k: v[0] if len(v) == 1 else jnp.stack(v) for k, v in by_name.items()}
+        return _stacked(self.values)
+
+    @property
+    def log_probs(self):
+        return _stacked(self.by_address)
+
+
+def _stacked(by_address):
+    """Arrays by name, stacked along scans."""
+    by_name = {}
+    for (_, name), value in by_address.items():
+        by_name.setdefault(name, []).append(value)
+    return {k: v[0] if len(v) == 1 else jnp.stack(v) for k, v in by_name.items()}
 
 
 def _draw(program, *args):
@@ -287,7 +295,7 @@ def reference_iwelbo(model, guide, num_particles, plate=None):
         p = _score(model.bind(params), q, noise)
         total = 0.0
         for sign, trace in ((1, p), (-1, q)):
-            for address, log_prob in trace.log_probs.items():
+            for address, log_prob in trace.by_address.items():
                 keep = -1 if plate is None else trace.dims[address].index(plate)
                 others = tuple(a for a in range(log_prob.ndim) if plate is None or a != keep)
                 total = total + sign * log_prob.sum(others)

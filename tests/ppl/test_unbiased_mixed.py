@@ -501,3 +501,78 @@ def test_a_baseline_array_computed_before_the_draw(baseline):
         check(walk, {"a": params["a"]}, {"z": bits(3)}, {})
     else:
         check(rows, params, {"a": bits(3), "z": bits(3)}, {"a": "reinforce"})
+
+
+OWN_SCORES = {
+    "times a parameter": lambda q, other, z, w: w * q + z.sum(),
+    "times the draw": lambda q, other, z, w: q * z.sum(),
+    "squared": lambda q, other, z, w: q**2 + 0.5 * q,
+    "twice": lambda q, other, z, w: 2 * q - q / w,
+    "of another program": lambda q, other, z, w: other * w - q,
+    "another program's alone": lambda q, other, z, w: 3 * other,
+    "difference": lambda q, other, z, w: jnp.exp(other - q),
+}
+
+
+@pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
+@pytest.mark.parametrize("name", OWN_SCORES)
+def test_log_densities_in_the_cost(name, strategy):
+    """A site's own log-prob has a derivative of mean zero only where it stands alone; another program's keeps its own."""
+
+    @inference.objective
+    def cost(model, guide, noise):
+        q = ppl.draw(guide, noise)
+        return OWN_SCORES[name](
+            q.log_density,
+            ppl.score(model, q, noise).log_density,
+            q.choices["z"],
+            ppl.draw(guide, {}).retval,
+        )
+
+    def guide(noise):
+        w = ppl.param("w", 1.3)
+        if not noise:
+            return w
+        g = ppl.sample("g", bernoulli(sigmoid(ppl.param("g", 0.4)), of(noise, "g")))
+        with ppl.plate("rows", 2):
+            ppl.sample("z", bernoulli(sigmoid(ppl.param("r", PARAMS["r"][:2]) + g), of(noise, "z")))
+        return w
+
+    def model(noise):
+        # It shares the guide's parameters.
+        g = ppl.sample("g", bernoulli(sigmoid(-ppl.param("g", 0.4)), of(noise, "g")))
+        with ppl.plate("rows", 2):
+            ppl.sample(
+                "z", bernoulli(sigmoid(ppl.param("r", PARAMS["r"][:2]) * (1 - g)), of(noise, "z"))
+            )
+
+    def reference(model, guide):
+        return lambda params, noise: cost(model, guide).fn(
+            model.bind(params), guide.bind(params), noise
+        )
+
+    for g in ("reinforce", strategy):
+        check_elbo(
+            model, guide, {"g": bits(), "z": bits(2)}, {"g": g, "z": strategy}, cost, reference
+        )
+
+
+@pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
+def test_own_log_densities_in_a_scan(strategy):
+    """Log q of a chain, weighted step by step and alone."""
+
+    def fn(params, noise):
+        def chain():
+            def step(carry, x):
+                z = ppl.sample(
+                    "z", bernoulli(sigmoid(params["a"] + carry), None if x is None else x["z"])
+                )
+                return 0.5 * carry + z, None
+
+            ppl.scan(step, params["b"], steps(noise, "z"), 3)
+
+        log_q = ppl.draw(ppl.model(chain)).log_probs["z"]
+        return jnp.sum(log_q) * params["w"] + jnp.sum(log_q * ROWS) + log_q[1] - log_q.sum()
+
+    params = {name: PARAMS[name] for name in "abw"}
+    check(fn, params, {"z": bits(3)}, {"z": strategy})
