@@ -1,7 +1,10 @@
 """The figures of demo.py."""
 
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -24,6 +27,36 @@ STYLE = {
     "legend.frameon": False,
 }
 plt.rcParams.update(STYLE)
+
+
+def draw(
+    model: Any, guide: Any, data: Any, runs: dict, found: dict, noise: dict, biased: set, out: Path
+) -> None:
+    """All figures. Except for the comparisons they show the run under enumeration."""
+    params, probs = runs["enum"].fit.params, found["enum"].class_probs
+    num_classes, num_columns = probs.shape[1], 12
+    classes = jnp.repeat(jnp.arange(num_classes), num_columns)
+
+    @jax.jit
+    def run(params: Any, key: Any) -> Any:
+        blank = jnp.zeros((len(classes), data.train.shape[1]))
+        generated, _ = model.bind(params).generate(key, {"k": classes}, blank)
+        inferred = guide.bind(params).simulate(key, data.test)
+        rebuilt = model.bind(params).trace(inferred.choices, data.test)
+        return [t.deterministic["pixels"] for t in (generated, rebuilt)], inferred.choices["z"]
+
+    pixels, codes = jax.tree.map(np.asarray, run(params, jax.random.key(5)))
+    generated, rebuilt = (p.reshape(-1, *data.shape) for p in pixels)
+    by_class = generated.reshape(num_classes, num_columns, *data.shape)
+    samples(by_class, probs.mean(0), out / "samples.png")
+    reconstructions(
+        data.test[:16].reshape(-1, *data.shape), rebuilt[:16], out / "reconstructions.png"
+    )
+    latents(codes, probs.argmax(-1), data.labels, out / "latents.png")
+    bound = lambda run: run.fit.history["value"] / len(data.train)
+    curves = {name: (run.steps, run.seconds, bound(run)) for name, run in runs.items()}
+    bounds(curves, biased, out / "bounds.png")
+    gradient_variance(noise, biased, out / "gradient_variance.png")
 
 
 def tile(images: np.ndarray, gap: int = 2) -> np.ndarray:
@@ -114,14 +147,15 @@ def latents(codes: np.ndarray, classes: np.ndarray, labels: np.ndarray, path: Pa
     plt.close(figure)
 
 
-def bounds(curves: dict, path: Path) -> None:
+def bounds(curves: dict, biased: set, path: Path) -> None:
     """Training bound against steps and against the clock: name -> (steps, seconds, value at every step)."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
     for name, (steps, seconds, values) in curves.items():
         edges = np.concatenate([[0], steps])
         means = [values[a:b].mean() for a, b in zip(edges, steps, strict=False)]
         for axis, x in zip(axes, (steps, seconds), strict=True):
-            axis.plot(x, means, color=COLORS[name], label=name, lw=2, marker="o", ms=3)
+            label = f"{name} (biased)" if name in biased else name
+            axis.plot(x, means, color=COLORS[name], label=label, lw=2, marker="o", ms=3)
     low = np.concatenate([values[len(values) // 20 :] for _, _, values in curves.values()])
     axes[0].set_ylim(np.quantile(low, 0.005), None)
     axes[0].set(xlabel="step", ylabel="training ELBO, nats per image", title="Per step")

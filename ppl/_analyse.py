@@ -112,7 +112,8 @@ def analyse(
 
     def run(params: Any, key: jax.Array) -> Any:
         engine = Engine(key, strategies, demoted)
-        with own_caches(), engine:
+        # Loops are analysed as loops, also while `jax.disable_jit` unrolls them.
+        with jax.disable_jit(False), own_caches(), engine:
             result = fn(params, *args)
         engine.check_patterns()
         record.update(sites=engine.frame.sites, infos=engine.frame.infos, plates=engine.plates)

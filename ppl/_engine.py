@@ -21,6 +21,7 @@ from ._strategy import (
     Enum,
     GumbelSoftmax,
     Implicit,
+    Pathwise,
     Reparam,
     StraightThrough,
     Strategy,
@@ -133,7 +134,7 @@ class Engine(Recorder):
         fn = msg["fn"]
         base, shape = element(fn)
         try:
-            if isinstance(strategy, Reparam | Implicit):
+            if type(strategy).draw is Pathwise.draw:
                 draw, intermediates = fn.sample_with_intermediates(key)
             else:
                 draw, intermediates = strategy.draw(fn, key), []
@@ -253,7 +254,9 @@ class Engine(Recorder):
 
     def _asked(self, name: str) -> tuple[Any, str]:
         for pattern in (name, *self.strategies):
-            if pattern in self.strategies and fnmatch.fnmatchcase(name, pattern):
+            if pattern in self.strategies and (
+                pattern == name or fnmatch.fnmatchcase(name, pattern)
+            ):
                 self.matched.add(pattern)
                 return self.strategies[pattern], f"strategies['{pattern}']"
         return None, ""

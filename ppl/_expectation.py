@@ -75,14 +75,14 @@ class Expectation:
         return plan_of(self._analyse(params, args, self._ready(params, args)))
 
     def _surrogate(self, params: Any, key: Array, args: Any, demoted: Any) -> Array:
-        program = self._analyse(params, args, demoted)
+        program = self._analyse(params, args, demoted, jax.random.key_impl(key))
         leaves = jax.tree.leaves(params)
         return Estimator(program, leaves, key, _fresh_state(program)).surrogate()[0]
 
     def _estimate(
         self, params: Any, state: Any, key: Array, args: Any, demoted: Any
     ) -> tuple[Array, Any, Any]:
-        program = self._analyse(params, args, demoted)
+        program = self._analyse(params, args, demoted, jax.random.key_impl(key))
         leaves, tree = jax.tree.flatten(params)
         state = _fresh_state(program) if state is None else state
 
@@ -92,9 +92,11 @@ class Expectation:
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
         return value, jax.tree.unflatten(tree, grads), state
 
-    def _analyse(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
+    def _analyse(
+        self, params: Any, args: Any, demoted: Mapping[str, set[str]], key_impl: Any = None
+    ) -> Analysed:
         return analyse(
-            self.fn, params, jax.random.key(0), args,
+            self.fn, params, jax.random.key(0, impl=key_impl), args,
             strategies=self.strategies, num_replicates=self.num_replicates, demoted=demoted,
         )  # fmt: skip
 

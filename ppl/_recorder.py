@@ -138,6 +138,7 @@ class Recorder(Messenger, abc.ABC):
             return
         self._check_level(msg)
         if kind == "sample":
+            _refuse_sample_shape(msg)
             self.visit(msg)
         elif kind == "prng_key" and msg["value"] is None and self.frame.key is not None:
             name = msg.get("name") or self._unnamed_key()
@@ -287,9 +288,12 @@ class Recorder(Messenger, abc.ABC):
         """The numbers of a site in a branch that is not taken: zeros."""
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), numbers)
 
-    def pop(self) -> Frame:
-        """Leave the body of a region; its frame's `numbers` must leave the region as arrays."""
-        return self.frames.pop()
+    def pop(self) -> tuple[Frame, dict[str, dict[str, Any]]]:
+        """Leave the body of a region: its frame, emptied of the body's arrays, and the numbers, to be returned by the body."""
+        frame = self.frames.pop()
+        numbers = frame.numbers
+        frame.key, frame.state, frame.forced, frame.numbers = None, None, {}, {}
+        return frame, numbers
 
     def merge(self, frame: Frame, numbers: dict[str, dict[str, Any]], region: Region) -> None:
         """Take in the numbers of a closed region, stacked along the region's axis."""
@@ -301,6 +305,15 @@ class Recorder(Messenger, abc.ABC):
             self.frame.infos[name] = dataclasses.replace(info, regions=(region, *info.regions))
             self.frame.numbers[name] = numbers[name]
         self.frame.used |= frame.used
+
+
+def _refuse_sample_shape(msg: dict[str, Any]) -> None:
+    shape = msg["kwargs"].get("sample_shape")
+    if shape:
+        raise ValueError(
+            f"Site '{msg['name']}': sample_shape={tuple(shape)} would draw a value larger than the site's own shape. "
+            f"Use a plate, or {type(msg['fn']).__name__}(...).expand({[*shape, *msg['fn'].batch_shape]})."
+        )
 
 
 def describe(msg: dict[str, Any]) -> SiteInfo:

@@ -66,8 +66,8 @@ def scan(
             forced,
         )
         carry, y = step(carry, x)
-        frames[:] = [r.pop() for r in recorders]
-        return carry, (y, [f.numbers for f in frames])
+        frames[:], numbers = _pop(recorders)
+        return carry, (y, numbers)
 
     carry, (ys, numbers) = lax.scan(body, init, (jnp.arange(length), slices, xs), length)
     _merge(recorders, frames, numbers, Region("scan", _axis_name(recorders, "scan"), length))
@@ -110,8 +110,8 @@ def cond(
         def branch(*args: Any) -> tuple[Any, list[dict[str, Any]]]:
             _push(recorders, "cond", keys, forced)
             out = fn(*args)
-            frames[index] = [r.pop() for r in recorders]
-            return out, [f.numbers for f in frames[index]]
+            frames[index], numbers = _pop(recorders)
+            return out, numbers
 
         return branch
 
@@ -193,8 +193,8 @@ class particles:
             def lane(key: Any, forced: Any) -> tuple[Any, Any]:
                 _push(recorders, "particles", key, forced)
                 out = fn(*args, **kwargs)
-                frames[:] = [r.pop() for r in recorders]
-                return out, [f.numbers for f in frames]
+                frames[:], numbers = _pop(recorders)
+                return out, numbers
 
             out, numbers = jax.vmap(lane, axis_size=size)(keys, slices)
             _merge(
@@ -240,6 +240,11 @@ def _push(
 ) -> None:
     for recorder, key, values in zip(recorders, keys, forced, strict=True):
         recorder.push(kind, key, values)
+
+
+def _pop(recorders: list[Recorder]) -> tuple[list[Frame], list[dict[str, dict[str, Any]]]]:
+    popped = [r.pop() for r in recorders]
+    return [frame for frame, _ in popped], [numbers for _, numbers in popped]
 
 
 def _explore(

@@ -132,7 +132,18 @@ GAMMA_FAMILY = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class Reparam(Strategy):
+class Pathwise(Strategy):
+    """Abstract: the distribution's own differentiable sampler."""
+
+    allow_jumps: bool = False
+    is_pathwise = True
+
+    def draw(self, fn: dist.Distribution, key: Array) -> Array:
+        return fn.sample(key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reparam(Pathwise):
     """Pathwise gradient: x = g(noise, parameters), differentiate through g.
 
     Validity: unbiased if g and everything downstream are continuous and piecewise smooth in x. Jumps are
@@ -141,9 +152,7 @@ class Reparam(Strategy):
     Reference: Kingma and Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082.
     """
 
-    allow_jumps: bool = False
     name = "reparam"
-    is_pathwise = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         if _has_rsample(distribution):
@@ -151,12 +160,9 @@ class Reparam(Strategy):
         fixed = sorted(set(distribution.arg_constraints) - set(distribution.reparametrized_params))
         return f"needs a sampler differentiable in every parameter, but {type(distribution).__name__} has none for {fixed}"
 
-    def draw(self, fn: dist.Distribution, key: Array) -> Array:
-        return fn.sample(key)
-
 
 @dataclasses.dataclass(frozen=True)
-class Implicit(Strategy):
+class Implicit(Pathwise):
     """Implicit reparameterisation: dx/dtheta = -(dF/dtheta) / p(x) with F the distribution function.
 
     For the Gamma family (Gamma, Beta, Dirichlet, Chi2, InverseGamma, StudentT): the derivative that JAX's
@@ -164,18 +170,13 @@ class Implicit(Strategy):
     Reference: Figurnov et al. 2018, arXiv:1805.08498.
     """
 
-    allow_jumps: bool = False
     name = "implicit"
-    is_pathwise = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         base = type(distribution).__name__
         if base in GAMMA_FAMILY and _has_rsample(distribution):
             return None
         return f"is implemented for {sorted(GAMMA_FAMILY)}, not for {base}"
-
-    def draw(self, fn: dist.Distribution, key: Array) -> Array:
-        return fn.sample(key)
 
 
 @dataclasses.dataclass(frozen=True)

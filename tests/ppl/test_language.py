@@ -257,7 +257,6 @@ def test_keys_of_either_kind_may_be_batched_by_vmap():
     np.testing.assert_array_equal(*many)
 
 
-@pytest.mark.xfail(reason="found, not mended yet")
 def test_keys_of_another_implementation_work_or_are_refused_clearly():
     program = ppl.model(lambda: ppl.sample("z", dist.Normal(0.0, 1.0)))
     key = jax.random.key(0, impl="rbg")
@@ -415,7 +414,6 @@ def test_a_plain_numpyro_model_is_a_program():
     close(program.log_density({"z": 0.7}, X), conjugate_density(0.7))
 
 
-@pytest.mark.xfail(reason="found, not mended yet")
 def test_sample_shape_of_a_numpyro_model_is_honoured_or_refused():
     model = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0), sample_shape=(3,))
     runs = (

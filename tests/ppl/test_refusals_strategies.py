@@ -226,7 +226,6 @@ def test_exact_names_win_over_patterns_and_the_first_pattern_wins(strategies, ex
     assert (got["z1"].strategy, got["z2"].strategy) == expected
 
 
-@pytest.mark.xfail(reason="found, not mended yet")
 def test_an_exact_name_with_wildcard_characters_is_itself():
     cost = lambda t: ppl.sample("z[0]", dist.Normal(t, 1.0)) + ppl.sample("z*", dist.Normal(t, 1.0))
     plan = ppl.expectation(cost, strategies={"z[0]": "mvd", "z*": "reinforce"}).plan(0.3)
