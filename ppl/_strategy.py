@@ -253,9 +253,9 @@ def _refuse_relaxed(distribution: dist.Distribution) -> str | None:
 def _relaxed(fn: dist.Distribution, key: Array, temperature: float) -> Array:
     base, shape = element(fn)
     if base.event_dim:
-        logits = jnp.broadcast_to(jnp.log(base.probs), shape + base.event_shape)
+        logits = jnp.broadcast_to(base.logits, shape + base.event_shape)
         return jax.nn.softmax((logits + jax.random.gumbel(key, logits.shape)) / temperature)
-    logits = jnp.broadcast_to(jax.scipy.special.logit(base.probs), shape)
+    logits = jnp.broadcast_to(base.logits, shape)
     return jax.nn.sigmoid((logits + jax.random.logistic(key, shape)) / temperature)
 
 

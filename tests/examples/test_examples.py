@@ -54,16 +54,13 @@ class TestDemo:
             assert run["elbo"] > run["first_bound"] + 0.5, name
             assert run["iwelbo"] > run["elbo"], name
 
-    def test_enumeration_beats_the_score_function_at_equal_steps(self, demo):
-        runs = demo[2]["runs"]
-        assert runs["enum"]["elbo"] > runs["reinforce"]["elbo"]
-
     def test_classes_agree_with_digits_beyond_chance(self, demo):
         assert demo[2]["runs"]["enum"]["accuracy"] > 0.25
 
     def test_estimators_differ_in_variance_and_agree_in_mean(self, demo):
         for table in demo[2]["gradients"].values():
             assert table["reinforce"]["variance"] > 2 * table["enum"]["variance"]
+            assert all(np.isfinite(entry["variance"]) for entry in table.values())
             # The squared distance of means over its expectation; its spread is below 1 here.
             assert all(entry["distance"] < 6 for entry in table.values())
 
