@@ -168,7 +168,6 @@ def _check_lengths(source: Source) -> None:
     lengths = {shape[:1] for shape in shapes.values()}
     if not source.choices or len(lengths) != 1 or () in lengths:
         raise ValueError(
-            "to_arviz: the draws need one leading axis of equal length at every site and in log_weights; got "
-            f"the shapes {shapes}. "
-            "Stack the draws along axis 0."
+            "to_arviz: the draws need one leading axis of equal length at every site and in "
+            f"log_weights; got the shapes {shapes}. Stack the draws along axis 0."
         )

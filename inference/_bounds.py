@@ -35,8 +35,7 @@ def elbo(
         ValueError: the guide misses or adds a latent site; any refusal of `ppl.expectation`.
 
     Validity: value and gradient are unbiased for the bound, for model and guide parameters, under every
-    strategy that is not marked
-    biased, and under subsampled plates.
+    strategy that is not marked biased, and under subsampled plates.
     Reference: Jordan et al. 1999; Ranganath et al. 2014, arXiv:1401.0118.
     """
     return _elbo(
@@ -72,8 +71,7 @@ def iwelbo(
 
     Raises:
         ValueError: `per="plate"` with a site outside the plate; `per="joint"` with scaled (subsampled)
-            log-probs, whose
-            log-mean-exp would be biased.
+            log-probs, whose log-mean-exp would be biased.
 
     Validity: unbiased for the bound at every K. The rows of the plate must be independent given what is
     outside, as `plate` declares.
@@ -102,8 +100,8 @@ def _joint_weight(p: ppl.Trace, q: ppl.Trace) -> tuple[Array, Array]:
             if info.kind != "deterministic" and info.scale != 1.0:
                 raise ValueError(
                     f"Site '{name}': iwelbo(per='joint') takes the log of a mean of whole-program "
-                    "weights, and a log-prob scaled by "
-                    f"{info.scale} (subsampling) would make it biased. Use per='plate', or all rows."
+                    f"weights, and a log-prob scaled by {info.scale} (subsampling) would make it biased. "
+                    "Use per='plate', or all rows."
                 )
     return p.log_density - q.log_density, jnp.ones(())
 
@@ -119,8 +117,8 @@ def _row_weights(p: ppl.Trace, q: ppl.Trace, per: str) -> tuple[Array, Array]:
             if plate not in info.dims:
                 raise ValueError(
                     f"Site '{name}' lies outside plate '{plate}' (its axes are {info.dims}), so the "
-                    "evidence does not factorise over the "
-                    f"plate's rows. Use iwelbo(per='joint'), or move the site into the plate."
+                    "evidence does not factorise over the plate's rows. Use iwelbo(per='joint'), or "
+                    "move the site into the plate."
                 )
             if info.scale is None:
                 raise ValueError(

@@ -104,9 +104,9 @@ def draw_guide(
     ]
     if missing:
         raise ValueError(
-            f"to_arviz: the guide misses the latent site(s) {missing} of {model!r}, so it is no approximation "
-            "of their posterior. "
-            "Propose them in the guide, or condition the model on them."
+            f"to_arviz: the guide misses the latent site(s) {missing} of {model!r}, so it is no "
+            "approximation of their posterior. Propose them in the guide, or condition the model on "
+            "them."
         )
     return GuideDraws(choices, log_p, log_q, _why_no_weight(q, choices))
 

@@ -192,8 +192,7 @@ def objective(
 
     Args:
         fn: draws with `ppl.draw(guide, *args)` and scores with `ppl.score(model, trace, *args)` or
-            `model.log_density`; what it
-            returns is estimated without bias, and so is its gradient.
+            `model.log_density`; what it returns is estimated without bias, and so is its gradient.
         direction: whether L is maximised or minimised.
 
     Returns:

@@ -115,16 +115,14 @@ def _checked(log_weights: Any) -> np.ndarray:
     bad = np.isnan(lw) | (lw == np.inf)
     if bad.any():
         raise ValueError(
-            f"importance_diagnostics: argument 'log_weights' holds {bad.sum()} NaN or +inf among {len(lw)} "
-            "draws, the first at draw "
-            f"{bad.argmax()}. Find the site whose log-prob breaks there, e.g. with "
-            "objective.site_report(params, key, *args)."
+            f"importance_diagnostics: argument 'log_weights' holds {bad.sum()} NaN or +inf among "
+            f"{len(lw)} draws, the first at draw {bad.argmax()}. Find the site whose log-prob breaks "
+            "there, e.g. with objective.site_report(params, key, *args)."
         )
     if (lw == -np.inf).all():
         raise ValueError(
-            f"importance_diagnostics: argument 'log_weights' is -inf at all {len(lw)} draws: none lies in the "
-            "target's support. Use a "
-            "proposal that covers it."
+            f"importance_diagnostics: argument 'log_weights' is -inf at all {len(lw)} draws: none lies "
+            "in the target's support. Use a proposal that covers it."
         )
     return lw
 

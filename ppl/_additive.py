@@ -5,10 +5,8 @@ Input: a jaxpr and one scalar variable. Output: terms `(variable, paths)` such t
     scalar = sum over terms of (sum over paths of coefficient(path)) * sum(variable),
 
 where a coefficient is a product of site-independent scalars. The walk goes backwards through sums,
-differences, reductions,
-reshapes and multiplications by scalars, and stops at every non-linear operation. Each term keeps its own
-shape, so that a score factor can meet it
-row by row.
+differences, reductions, reshapes and multiplications by scalars, and stops at every non-linear operation.
+Each term keeps its own shape, so that a score factor can meet it row by row.
 """
 
 from __future__ import annotations

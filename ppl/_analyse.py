@@ -1,10 +1,9 @@
 """From a program and a choice of strategies to everything the estimator needs to know.
 
 Steps: trace once under the engine (`_engine.py`); analyse the jaxpr (`_dependence.py`); split the result into
-additive terms (`_additive.py`);
-close the relations over sites, so that each term knows every site it depends on, directly or through other
-sites; lay out
-enumeration. All of this happens at trace time and costs nothing in the compiled program.
+additive terms (`_additive.py`); close the relations over sites, so that each term knows every site it depends
+on, directly or through other sites; lay out enumeration. All of this happens at trace time and costs nothing
+in the compiled program.
 """
 
 from __future__ import annotations
@@ -154,15 +153,13 @@ def _as_scalar(result: Any) -> jax.Array:
     if not hasattr(result, "shape") and not isinstance(result, int | float):
         raise TypeError(
             f"The function of an expectation must return one real number, got {type(result).__name__}. "
-            "Return a scalar, "
-            "e.g. model.log_density(choices, x) - trace.log_density."
+            "Return a scalar, e.g. model.log_density(choices, x) - trace.log_density."
         )
     result = jnp.asarray(result)
     if result.shape != () or not jnp.issubdtype(result.dtype, jnp.floating):
         raise TypeError(
             "The function of an expectation must return one real number, got an array of shape "
-            f"{result.shape} and dtype "
-            f"{result.dtype}. Sum it (for a sum of costs) or take its mean."
+            f"{result.shape} and dtype {result.dtype}. Sum it (for a sum of costs) or take its mean."
         )
     return result
 
@@ -281,10 +278,9 @@ def _layouts(sites: dict[int, StrategySite], relations: list[Relations]) -> dict
             raise Unsuitable(
                 site.name,
                 f"Site '{site.address}': strategy 'enum' would need {site.num_values}^{elements} lanes, "
-                "because "
-                f"{elements} elements (of shape {site.sizes}) meet in one cost: {mixing(uses, joint)}. "
-                "Let the costs separate "
-                f"by row, or use 'mvd' or 'reinforce', e.g. strategies={{'{site.name}': 'mvd'}}.",
+                f"because {elements} elements (of shape {site.sizes}) meet in one cost: "
+                f"{mixing(uses, joint)}. Let the costs separate by row, or use 'mvd' or 'reinforce', "
+                f"e.g. strategies={{'{site.name}': 'mvd'}}.",
             )
         layouts[index] = Layout(joint, site.num_values**elements)
     for term in relations:
@@ -349,10 +345,9 @@ def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
             )  # type: ignore[type-var]
             raise Unsuitable(
                 site.name,
-                f"Site '{site.address}': the support of {site.distribution} depends on {what}, so strategy "
-                f"'{site.strategy.name}' would miss the boundary's part of the gradient. Use 'reparam', "
-                "or a fixed support "
-                "that is transformed afterwards.",
+                f"Site '{site.address}': the support of {site.distribution} depends on {what}, so "
+                f"strategy '{site.strategy.name}' would miss the boundary's part of the gradient. Use "
+                "'reparam', or a fixed support that is transformed afterwards.",
             )
 
 
@@ -368,6 +363,6 @@ def _check_fixed(
                 raise Unsuitable(
                     site.name,
                     f"Site '{site.address}': strategy '{site.strategy.name}' gives no derivative in "
-                    f"'{name}' of {site.distribution}, "
-                    f"which depends on parameters. Use 'implicit' or 'reinforce', or keep '{name}' constant.",
+                    f"'{name}' of {site.distribution}, which depends on parameters. Use 'implicit' or "
+                    f"'reinforce', or keep '{name}' constant.",
                 )

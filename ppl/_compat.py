@@ -13,8 +13,8 @@ import numpyro
 from jax.extend.core import get_opaque_trace_state
 
 # ArviZ registers numpyro as a lazy module; importing one of its submodules first loads that submodule twice
-# and leaves it off its
-# parent. Touching the package loads it whole; what was torn apart before is put together again.
+# and leaves it off its parent. Touching the package loads it whole; what was torn apart before is put
+# together again.
 numpyro.__version__  # noqa: B018
 for _name, _module in list(sys.modules.items()):
     _parent, _, _child = _name.rpartition(".")
@@ -39,8 +39,8 @@ def own_caches() -> contextlib.AbstractContextManager:
     """A context in which JAX shares no traced inner functions (jit, scan, while bodies) with code outside of it.
 
     A body that was traced earlier is served from JAX's cache: its Python code does not run and its statements
-    go unseen. Inside this context a
-    body with a statement is never cached, because meeting the statement there is an error.
+    go unseen. Inside this context a body with a statement is never cached, because meeting the statement
+    there is an error.
     """
     return _user_context("lapilli")
 

@@ -10,8 +10,7 @@ stands in between), with the
   operation's name. A choice between values one of which is infinite or NaN is exempt: such a jump is loud.
 
 Invariant: what is reported absent is absent. A jump that is reported may turn out continuous (`where(z > 0,
-z, 0)`); `_jumps.py` decides that
-numerically.
+z, 0)`); `_jumps.py` decides that numerically.
 """
 
 from __future__ import annotations

@@ -125,8 +125,7 @@ class Engine(Recorder):
         if msg["value"] is not None:
             raise ValueError(
                 f"Site '{msg['name']}' got its value from a handler inside the program (substitute or "
-                "replay), so its draw "
-                "has no strategy. Use ppl.condition or ppl.intervene."
+                "replay), so its draw has no strategy. Use ppl.condition or ppl.intervene."
             )
         address = self._address(msg)
         strategy, why = self._choose(msg, address)
@@ -205,8 +204,7 @@ class Engine(Recorder):
         if not msg.get("_collected"):
             raise ValueError(
                 f"Site '{name}' appears twice in one run of the program; each sample statement needs a "
-                "name of its own. "
-                f"Rename one of them, e.g. '{name}_2'."
+                f"name of its own. Rename one of them, e.g. '{name}_2'."
             )
         number = 2
         while self.seen(f"{name}#{number}"):
@@ -233,9 +231,9 @@ class Engine(Recorder):
             ]
             raise Unsuitable(
                 name,
-                f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy was "
-                "chosen, so its gradient would be "
-                f"wrong. Choose one of {able}, e.g. strategies={{'{name}': '{(able or ['reinforce'])[0]}'}}.",
+                f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy "
+                f"was chosen, so its gradient would be wrong. Choose one of {able}, e.g. "
+                f"strategies={{'{name}': '{(able or ['reinforce'])[0]}'}}.",
             )
         strategy = as_strategy(chosen, name)
         reason = strategy.refuse(base)

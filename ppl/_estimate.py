@@ -5,8 +5,8 @@ For terms c_j of the objective, sites s with strategies and enumeration lanes v:
     surrogate = sum_j sum_v w_v c_j(v)  +  sum_s surrogate_s(numbers of s, stop(costs downstream of s))
 
 w_v is the product of the enumerated sites' probabilities in lane v, differentiable; each surrogate_s is zero
-in value. Sites that never meet in
-one term are not enumerated jointly: terms are grouped by the enumerated sites they depend on.
+in value. Sites that never meet in one term are not enumerated jointly: terms are grouped by the enumerated
+sites they depend on.
 
 Axis order of every array here: replicates, enumeration lanes (by site index), then the axes of the term or of
 the site's elements.

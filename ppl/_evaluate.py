@@ -2,8 +2,7 @@
 
 Input: a jaxpr that contains site markers (`_primitive.py`), its inputs, and for some sites a forced value.
 Output: values of any of its top-level variables. Sites that are not forced keep their own draw; since keys
-are inputs of the
-jaxpr, two evaluations with the same key share all remaining noise (common random numbers).
+are inputs of the jaxpr, two evaluations with the same key share all remaining noise (common random numbers).
 
 Layout of a forced value: time axes of the enclosing scans (outermost first), then lane axes of the enclosing
 `particles` (outermost first), then the site's own shape.

@@ -169,32 +169,26 @@ def expectation(
     Args:
         fn: `(params, *args) -> scalar`.
         strategies: pattern -> strategy for latent sites: a `Strategy`, or "reparam", "implicit", "reinforce",
-            "reinforce_loo", "enum",
-            "mvd", "auto", or the biased "gumbel_softmax" and "straight_through". Patterns are names or
-            shell-style
-            wildcards; the exact name first, then the first pattern that matches. Sites not named follow their
-            own `strategy=`,
-            else Reparam where the sampler is differentiable, else they are refused. "auto" takes the first
-            sound one of Reparam,
-            Enum (at most 32 values, bounded lanes), MVD, Reinforce with leave-one-out.
+            "reinforce_loo", "enum", "mvd", "auto", or the biased "gumbel_softmax" and "straight_through".
+            Patterns are names or shell-style wildcards; the exact name first, then the first pattern that
+            matches. Sites not named follow their own `strategy=`, else Reparam where the sampler is
+            differentiable, else they are refused. "auto" takes the first sound one of Reparam, Enum (at most
+            32 values, bounded lanes), MVD, Reinforce with leave-one-out.
         num_replicates: independent runs averaged in one estimate.
         check_jumps: look for jumps in reparameterised values, once per shape of the arguments.
         examples: a list shared by expectations of one family, in which the first concrete (params, args) are
-            kept. Where
-            the expectation is first met under an outer jit, the search for jumps tries these values.
+            kept. Where the expectation is first met under an outer jit, the search for jumps tries these
+            values.
 
     Raises:
         ValueError: at the first call, before any device work, naming site and remedy: sample statement inside
-            raw JAX control
-            flow; reparameterised value that makes the result jump; support that depends on a parameter under
-            a score or weak-derivative
-            strategy; strategy that the distribution cannot have; pattern that matches no site; duplicate
-            site; discrete site without a strategy;
-            joint enumeration or replay beyond 65,536 lanes.
+            raw JAX control flow; reparameterised value that makes the result jump; support that depends on a
+            parameter under a score or weak-derivative strategy; strategy that the distribution cannot have;
+            pattern that matches no site; duplicate site; discrete site without a strategy; joint enumeration
+            or replay beyond 65,536 lanes.
 
     Validity: with the unbiased strategies E[grad] = dL/dparams, provided differentiation and expectation
-    commute (integrable
-    envelope) and `fn` is piecewise smooth in reparameterised values.
+    commute (integrable envelope) and `fn` is piecewise smooth in reparameterised values.
 
     Example:
         >>> from lapilli import ppl

@@ -93,8 +93,7 @@ def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Prog
                 if msg["type"] == "sample" and not msg["is_observed"]:
                     raise ValueError(
                         f"Site '{msg['name']}': ppl.block cannot hide a latent site, its draw would have "
-                        "no density. "
-                        "Condition or intervene on it instead."
+                        "no density. Condition or intervene on it instead."
                     )
                 msg["stop"] = True
             if msg["type"] in ("sample", "deterministic"):

@@ -1,13 +1,11 @@
 """Refuse reparameterised values that make the result jump.
 
 The pathwise gradient misses what a jump contributes. The static analysis finds the places where a value *may*
-jump (comparison, cast, floor,
-argmax, branch); most of them are continuous in fact (leaky_relu, clip, interpolation, support guards). On
-suspicion the traced program is
-evaluated: random segments in the site's value space are bisected toward the larger change until their ends
-are neighbouring floating-point
-numbers. A continuous program then changes by rounding only; a jump stays. Changes to an infinite or NaN value
-are loud and pass.
+jump (comparison, cast, floor, argmax, branch); most of them are continuous in fact (leaky_relu, clip,
+interpolation, support guards). On suspicion the traced program is evaluated: random segments in the site's
+value space are bisected toward the larger change until their ends are neighbouring floating-point numbers. A
+continuous program then changes by rounding only; a jump stays. Changes to an infinite or NaN value are loud
+and pass.
 """
 
 from __future__ import annotations
@@ -52,8 +50,7 @@ def check_jumps(program: Analysed, again: Callable[[bool], tuple[Analysed, list[
     Args:
         program: the analysed program.
         again: analyses the program on concrete inputs, in float64 if told so; returns it with its inputs.
-            Called only
-            on suspicion.
+            Called only on suspicion.
 
     Raises:
         Unsuitable: naming site, operation and remedy.
@@ -81,9 +78,8 @@ def check_jumps(program: Analysed, again: Callable[[bool], tuple[Analysed, list[
             raise Unsuitable(
                 site.name,
                 f"Site '{site.address}': the result {found} as a function of its reparameterised value "
-                "(operation: "
-                f"{suspects[index]}), and a pathwise gradient misses jumps. Use 'reinforce' or 'mvd', e.g. "
-                f"strategies={{'{site.name}': 'reinforce'}}, or smooth the jump; "
+                f"(operation: {suspects[index]}), and a pathwise gradient misses jumps. Use 'reinforce' "
+                f"or 'mvd', e.g. strategies={{'{site.name}': 'reinforce'}}, or smooth the jump; "
                 "ppl.Reparam(allow_jumps=True) accepts the bias.",
             )
 
@@ -96,9 +92,8 @@ def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
     """Largest change of an output, relative to 1 + |value|, that bisection could not remove.
 
     Outputs are the additive terms of the result that may jump, and log-probs of sites whose parameters may. A
-    jump of a term counts only
-    if the result jumps with it: pieces of a spline jump at a knot, their sum does not. Infinite if no output
-    was finite.
+    jump of a term counts only if the result jumps with it: pieces of a spline jump at a knot, their sum does
+    not. Infinite if no output was finite.
     """
     closed, numbers, facts = program.closed, program.numbers, program.facts
     terms = [t.variable for t in split(closed.jaxpr, program.result, facts)]

@@ -4,8 +4,7 @@ For each parameter theta of a distribution there are a constant c and two laws p
 (p+ - p-), hence
     d E[f(x)] / d theta = c (E_{p+}[f] - E_{p-}[f]).
 The table below gives c, x+ and x-, coupled where a coupling lowers the variance. Reference: Heidergott and
-Vazquez-Abad 2000; Mohamed et al. 2020,
-arXiv:1906.10652, table 1.
+Vazquez-Abad 2000; Mohamed et al. 2020, arXiv:1906.10652, table 1.
 """
 
 from __future__ import annotations
@@ -110,9 +109,8 @@ class MVD(Strategy):
     """Measure-valued derivative: c (cost at x+ - cost at x-), the site's value replaced and all other noise kept.
 
     Distributions: Bernoulli, Categorical (every category is replayed: sum_k dp_k cost(k)), Normal (mean and
-    scale), Poisson, Binomial, Geometric,
-    Exponential, Gamma (rate). Rows of a plate whose costs separate share one pair of replays; otherwise each
-    element has its own.
+    scale), Poisson, Binomial, Geometric, Exponential, Gamma (rate). Rows of a plate whose costs separate
+    share one pair of replays; otherwise each element has its own.
     Validity: unbiased, also where the cost jumps. Reference: module text.
     """
 

@@ -1,10 +1,9 @@
 """The marker that a latent draw leaves in a jaxpr.
 
 `mark(draw, parameters, support, index)` is the identity on `draw`. The equation it leaves behind shows where
-the value of
-site `index` enters the program and on what the site's distribution depends, so that one traced program can be
-analysed and then evaluated with any site's value replaced. Markers live only between tracing and evaluation
-(`_evaluate.py` removes them), hence no differentiation or lowering rule.
+the value of site `index` enters the program and on what the site's distribution depends, so that one traced
+program can be analysed and then evaluated with any site's value replaced. Markers live only between tracing
+and evaluation (`_evaluate.py` removes them), hence no differentiation or lowering rule.
 """
 
 from __future__ import annotations

@@ -213,17 +213,15 @@ def score(program: Program | Callable[..., Any], trace: Trace, *args: Any, **kwa
 
     Raises:
         ValueError: the guide misses a latent site of the program, proposes one that the program does not
-            have, or has
-            auxiliary sites whose marginal is not known.
+            have, or has auxiliary sites whose marginal is not known.
     """
     choices = trace.shared_choices
     random = [name for name in choices if trace.sites[name].distribution != "Delta"]
     if trace.auxiliary and random:
         raise ValueError(
             f"The guide has auxiliary sites {sorted(trace.auxiliary)} beside random sites {random}, so "
-            "its density of the model's sites is a marginal "
-            "that log q(z, u) does not give, and the bound would not be one. Make the model's sites "
-            "deterministic (Delta) given the auxiliary "
+            "its density of the model's sites is a marginal that log q(z, u) does not give, and the "
+            "bound would not be one. Make the model's sites deterministic (Delta) given the auxiliary "
             "ones, or drop the auxiliary sites."
         )
     try:
@@ -280,8 +278,8 @@ def _refuse_inside_engine(method: str) -> None:
     if _engine() is not None:
         raise RuntimeError(
             f"Program.{method}(key, ...) inside ppl.expectation or an objective would make draws without "
-            "a gradient strategy, and so a "
-            "biased gradient. Use ppl.draw(program, *args), which needs no key."
+            "a gradient strategy, and so a biased gradient. Use ppl.draw(program, *args), which needs "
+            "no key."
         )
 
 

@@ -1,16 +1,13 @@
 """Handlers that run a program and remember its sites.
 
 A `Recorder` sits on NumPyro's stack, gives each sample statement a value and keeps what the statement
-contributed. Recorders know
-about *regions*: the bodies of `ppl.scan`, `ppl.cond` and `ppl.particles` (`_regions.py`). Inside a region a
-recorder fills a frame of
-its own; when the region closes, the frame's arrays leave it stacked, so that no tracer leaks and a site keeps
-its name.
+contributed. Recorders know about *regions*: the bodies of `ppl.scan`, `ppl.cond` and `ppl.particles`
+(`_regions.py`). Inside a region a recorder fills a frame of its own; when the region closes, the frame's
+arrays leave it stacked, so that no tracer leaks and a site keeps its name.
 
 Keys are derived from addresses: a site's key is fold_in(region key, crc32(name)), a region's key for step t
-or lane k is
-fold_in(region key, t or k). Two runs that share a key therefore share the noise of every site that they
-share.
+or lane k is fold_in(region key, t or k). Two runs that share a key therefore share the noise of every site
+that they share.
 """
 
 from __future__ import annotations
@@ -148,9 +145,9 @@ class Recorder(Messenger, abc.ABC):
             if self.root_key is None:
                 if self.is_final and not self._is_answered_outside():
                     raise ValueError(
-                        f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows, but "
-                        "scoring given choices has no random key "
-                        "to choose them. Use simulate or generate, an objective, or all rows."
+                        f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows, "
+                        "but scoring given choices has no random key to choose them. Use simulate or "
+                        "generate, an objective, or all rows."
                     )
                 return
             # The subsample is drawn once per run, whatever the region or lane: model and guide must see the
@@ -159,8 +156,7 @@ class Recorder(Messenger, abc.ABC):
         elif kind == "mutable":
             raise TypeError(
                 f"Site '{msg['name']}': numpyro.mutable keeps state inside a program, which cannot be "
-                "replayed. "
-                "Pass the state through the program's arguments and return value."
+                "replayed. Pass the state through the program's arguments and return value."
             )
 
     def control_flow(self, msg: dict[str, Any]) -> None:
@@ -197,8 +193,7 @@ class Recorder(Messenger, abc.ABC):
         if self.seen(name):
             raise ValueError(
                 f"Site '{name}' appears twice in one run of the program; each sample statement needs a "
-                "name of its "
-                f"own. Rename one of them, e.g. '{name}_2'."
+                f"name of its own. Rename one of them, e.g. '{name}_2'."
             )
         return name
 
@@ -211,9 +206,8 @@ class Recorder(Messenger, abc.ABC):
         stack = handler_stack()
         if any(isinstance(h, numpyro.handlers.block) for h in stack[stack.index(self) :]):
             raise HiddenDraw(
-                "numpyro.handlers.block hides a random statement of this program, so its draw would have "
-                "no density and no gradient. Use "
-                "ppl.condition, ppl.intervene or ppl.block."
+                "numpyro.handlers.block hides a random statement of this program, so its draw would "
+                "have no density and no gradient. Use ppl.condition, ppl.intervene or ppl.block."
             )
         return f"prng_key_{len(self.frame.used)}"
 
@@ -228,11 +222,9 @@ class Recorder(Messenger, abc.ABC):
         for frame in self.frames[:-1]:
             if name in frame.forced:
                 raise ValueError(
-                    f"Site '{name}' stands in {', '.join(f.kind for f in self.frames[1:])}, but the value "
-                    "given for it has shape "
-                    f"{jnp.shape(frame.forced[name])}, without the leading axis (or with another size) of "
-                    "that region. Stack one value per step "
-                    "or particle."
+                    f"Site '{name}' stands in {', '.join(f.kind for f in self.frames[1:])}, but the "
+                    f"value given for it has shape {jnp.shape(frame.forced[name])}, without the leading "
+                    "axis (or with another size) of that region. Stack one value per step or particle."
                 )
         return None
 
@@ -246,18 +238,14 @@ class Recorder(Messenger, abc.ABC):
         if msg["type"] == "sample":
             raise ValueError(
                 f"Site '{msg['name']}' is a sample statement inside a raw JAX transformation (lax.scan, "
-                "lax.while_loop, "
-                "lax.cond, lax.map, jit, vmap, grad or checkpoint), where its value and density would be "
-                "lost. Use "
-                "ppl.scan for a loop, ppl.cond for a branch, ppl.plate for a vectorised site or "
-                "ppl.particles(K) for "
-                "lanes, or move the statement out."
+                "lax.while_loop, lax.cond, lax.map, jit, vmap, grad or checkpoint), where its value and "
+                "density would be lost. Use ppl.scan for a loop, ppl.cond for a branch, ppl.plate for a "
+                "vectorised site or ppl.particles(K) for lanes, or move the statement out."
             )
         raise ValueError(
             f"Statement '{msg.get('name', msg['type'])}' ({msg['type']}) stands inside a raw JAX "
-            "transformation, which would keep its value of "
-            "the first run. Move the statement out and pass its value in, or use ppl.scan, ppl.cond or "
-            "ppl.particles."
+            "transformation, which would keep its value of the first run. Move the statement out and "
+            "pass its value in, or use ppl.scan, ppl.cond or ppl.particles."
         )
 
     # Regions.
@@ -268,8 +256,8 @@ class Recorder(Messenger, abc.ABC):
         if trace_state() != frame.state:
             raise ValueError(
                 f"A ppl.{kind} statement stands inside a raw JAX transformation (lax.scan, jit, vmap, "
-                "grad, ...), where its sites would be lost. "
-                "Nest ppl.scan, ppl.cond and ppl.particles in each other, or move the statement out."
+                "grad, ...), where its sites would be lost. Nest ppl.scan, ppl.cond and ppl.particles "
+                "in each other, or move the statement out."
             )
         frame.num_regions += 1
         key = None if frame.key is None else fold_name(frame.key, f"{kind}_{frame.num_regions}")
@@ -365,10 +353,9 @@ def check_shape(msg: dict[str, Any]) -> None:
         what = "observation" if msg["is_observed"] else "value"
         raise ValueError(
             f"Site '{msg['name']}': the {what} has shape {got} but the site has batch shape "
-            f"{tuple(fn.batch_shape)} and "
-            f"event shape {tuple(fn.event_shape)} (plates {plates}). Nothing is broadcast silently: give "
-            "it shape "
-            f"{expected}, declare the missing plate, or mark event axes with .to_event(n)."
+            f"{tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)} (plates {plates}). Nothing "
+            f"is broadcast silently: give it shape {expected}, declare the missing plate, or mark event "
+            "axes with .to_event(n)."
         )
 
 

@@ -1,10 +1,9 @@
 """Control flow inside programs: scan, cond, particles.
 
 Each statement runs its body under one JAX transformation (lax.scan, lax.cond, vmap) with the whole handler
-stack still active, so that plates,
-conditions, masks and scales around the statement act inside the body. Recorders on the stack (`_recorder.py`)
-are told when the body
-begins and ends: their keys and forced values go in sliced, what they recorded comes out stacked.
+stack still active, so that plates, conditions, masks and scales around the statement act inside the body.
+Recorders on the stack (`_recorder.py`) are told when the body begins and ends: their keys and forced values
+go in sliced, what they recorded comes out stacked.
 
 Without a recorder on the stack (NumPyro's own inference) `scan` and `cond` become NumPyro's control-flow
 primitives.
@@ -32,8 +31,7 @@ def scan(
     """Run `step` over the leading axis of `xs`, as `jax.lax.scan`, with sample statements allowed in the step.
 
     A site in the step keeps its name; its values are stacked along a leading time axis. Plates around the
-    scan act
-    inside the step; scans nest.
+    scan act inside the step; scans nest.
 
     Args:
         step: `(carry, x) -> (carry, y)`.
@@ -93,9 +91,9 @@ def cond(
     """
     if jnp.shape(pred) != ():
         raise ValueError(
-            f"ppl.cond: the predicate has shape {jnp.shape(pred)}, but one branch is chosen for the whole "
-            "program. Use a "
-            "scalar predicate, or sample both alternatives in the plate and combine them with jnp.where."
+            f"ppl.cond: the predicate has shape {jnp.shape(pred)}, but one branch is chosen for the "
+            "whole program. Use a scalar predicate, or sample both alternatives in the plate and "
+            "combine them with jnp.where."
         )
     recorders = _recorders()
     if not recorders:
@@ -165,9 +163,8 @@ class particles:
 
     def __enter__(self) -> None:
         raise TypeError(
-            "ppl.particles(K) is not a context: a lane is a function. Write ppl.particles(K)(fn)(*args); "
-            "use ppl.plate "
-            "for independent rows of one run."
+            "ppl.particles(K) is not a context: a lane is a function. Write "
+            "ppl.particles(K)(fn)(*args); use ppl.plate for independent rows of one run."
         )
 
     def __exit__(self, *_: object) -> None:
@@ -181,8 +178,8 @@ class particles:
             if not recorders:
                 raise RuntimeError(
                     "ppl.particles(K) runs inside ppl.expectation, an objective or a program's own "
-                    "methods (simulate, "
-                    "log_density, ...), which hold the random key; here there is none."
+                    "methods (simulate, log_density, ...), which hold the random key; here there is "
+                    "none."
                 )
             threads = [r.open_region("particles") for r in recorders]
             keys = [None if key is None else jax.random.split(key, size) for key, _ in threads]
@@ -219,9 +216,9 @@ def adopt(msg: dict[str, Any]) -> Any:
         step, init, xs, length, reverse = msg["args"]
         if reverse or msg["kwargs"].get("history", 1) != 1:
             raise ValueError(
-                "numpyro.contrib.control_flow.scan with reverse=True or a history is not supported here. "
-                "Use ppl.scan (reverse xs "
-                "for a backward pass, carry what a longer history needs)."
+                "numpyro.contrib.control_flow.scan with reverse=True or a history is not supported "
+                "here. Use ppl.scan (reverse xs for a backward pass, carry what a longer history "
+                "needs)."
             )
         carry, ys = scan(step, init, xs, length)
         return (length, None, carry), (nothing, ys)
@@ -276,11 +273,10 @@ def _check_same(a: Any, b: Any) -> None:
         b.num_values,
     ):
         raise ValueError(
-            f"Site '{a.address}' stands in both branches of a ppl.cond as {a.distribution}{a.shape} under "
-            f"'{a.strategy.name}' and as "
-            f"{b.distribution}{b.shape} under '{b.strategy.name}'. One name is one site: give both the "
-            "same distribution class, shape and "
-            "strategy, or use two names."
+            f"Site '{a.address}' stands in both branches of a ppl.cond as {a.distribution}{a.shape} "
+            f"under '{a.strategy.name}' and as {b.distribution}{b.shape} under '{b.strategy.name}'. One "
+            "name is one site: give both the same distribution class, shape and strategy, or use two "
+            "names."
         )
 
 
@@ -306,8 +302,7 @@ def _scan_length(xs: Any, length: int | None) -> int:
     if len(sizes) != 1 or None in sizes:
         raise ValueError(
             "ppl.scan: the leading axes of xs and `length` must give one number of steps, got "
-            f"{sorted(map(str, sizes))}. "
-            "Pass xs with a common leading axis, or xs=None with length=T."
+            f"{sorted(map(str, sizes))}. Pass xs with a common leading axis, or xs=None with length=T."
         )
     return next(iter(sizes))
 

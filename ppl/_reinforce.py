@@ -162,8 +162,8 @@ class Reinforce(Strategy):
             computed before the draw.
 
     Validity: unbiased if the support does not depend on parameters (checked) and the baseline not on the
-    site's own draw. Costs that an element
-    cannot influence are left out, element by element (Rao-Blackwellisation).
+    site's own draw. Costs that an element cannot influence are left out, element by element
+    (Rao-Blackwellisation).
     Reference: Williams 1992; Ranganath et al. 2014, arXiv:1401.0118; Schulman et al. 2015, arXiv:1506.05254.
     """
 

@@ -33,13 +33,10 @@ def sample(
         distribution: a NumPyro distribution.
         obs: observed value of shape `batch_shape + event_shape` (after plates); nothing is broadcast.
         obs_mask: boolean array of shape `batch_shape`, true where `obs` is observed. The observed cells are
-            scored; the others
-            become the latent site `<name>_unobserved`, drawn from its prior where no guide proposes it.
-            Values of `obs` in
-            missing cells are never read (NaN is fine).
+            scored; the others become the latent site `<name>_unobserved`, drawn from its prior where no guide
+            proposes it. Values of `obs` in missing cells are never read (NaN is fine).
         strategy: gradient estimator of this site, a `Strategy` or its name; see `ppl.expectation`. A choice
-            made
-            from outside by `strategies={...}` wins.
+            made from outside by `strategies={...}` wins.
         infer: NumPyro's per-site options.
 
     Returns:
@@ -68,10 +65,9 @@ def sample(
     event = jnp.ndim(obs) - distribution.event_dim
     if event < 0 or mask.shape != jnp.shape(obs)[:event]:
         raise ValueError(
-            f"Site '{name}': obs_mask has shape {mask.shape}, but obs of shape {jnp.shape(obs)} has batch "
-            f"shape {jnp.shape(obs)[: max(event, 0)]} (event shape "
-            f"{distribution.event_shape}). Nothing is broadcast silently: give one mask entry per "
-            "observed cell."
+            f"Site '{name}': obs_mask has shape {mask.shape}, but obs of shape {jnp.shape(obs)} has "
+            f"batch shape {jnp.shape(obs)[: max(event, 0)]} (event shape {distribution.event_shape}). "
+            "Nothing is broadcast silently: give one mask entry per observed cell."
         )
     cell = mask.reshape(mask.shape + (1,) * distribution.event_dim)
     filled = jnp.where(cell, obs, distribution.support.feasible_like(obs))
@@ -99,8 +95,7 @@ def plate(
     if size < 1 or (subsample_size is not None and not 1 <= subsample_size <= size):
         raise ValueError(
             f"Plate '{name}': size {size} and subsample_size {subsample_size} do not fit; a plate has at "
-            "least one row, and a "
-            "subsample at most as many rows as the plate."
+            "least one row, and a subsample at most as many rows as the plate."
         )
     return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
 

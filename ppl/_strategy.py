@@ -1,10 +1,9 @@
 """Gradient strategies: how the derivative of an expectation passes through one site.
 
 A strategy is three small functions. `draw` makes the site's value. `local` computes, at the site, the numbers
-that the estimator needs from the
-distribution; they leave plates, scans, branches and particle lanes as arrays. `surrogate` turns these numbers
-and what lies downstream into an
-array that is zero in value and whose gradient is this site's part of the estimator.
+that the estimator needs from the distribution; they leave plates, scans, branches and particle lanes as
+arrays. `surrogate` turns these numbers and what lies downstream into an array that is zero in value and whose
+gradient is this site's part of the estimator.
 """
 
 from __future__ import annotations
@@ -147,8 +146,7 @@ class Reparam(Pathwise):
     """Pathwise gradient: x = g(noise, parameters), differentiate through g.
 
     Validity: unbiased if g and everything downstream are continuous and piecewise smooth in x. Jumps are
-    searched for at
-    trace time and refused; `allow_jumps=True` waives this check for the site.
+    searched for at trace time and refused; `allow_jumps=True` waives this check for the site.
     Reference: Kingma and Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082.
     """
 
@@ -184,8 +182,7 @@ class Enum(Strategy):
     """Exact sum over a finite support: sum_v p(v) E[cost | v], all values in one vectorised run.
 
     Rows of a plate whose costs separate share the lanes (k lanes for N rows). Elements that meet in one cost
-    are enumerated jointly (k^n
-    lanes), up to a limit. Validity: always exact in this site.
+    are enumerated jointly (k^n lanes), up to a limit. Validity: always exact in this site.
     """
 
     name = "enum"

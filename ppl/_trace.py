@@ -22,8 +22,7 @@ class Trace:
         choices: latent site -> value. Sites in `ppl.scan` carry a leading time axis, sites in `ppl.particles`
             a leading particle axis.
         log_probs: site -> log-density in nats per batch element, scaled by subsampling and masked; every site
-            counts,
-            observations and factors too.
+            counts, observations and factors too.
         retval: what the program returned.
         observed: observed site -> value.
         deterministic: deterministic site -> value.
