@@ -20,7 +20,6 @@ from jax.extend.core import Jaxpr, Literal, Var
 
 from ._axis_rules import shape_of
 from ._dependence import Analysis
-from ._relation import PARAMS
 
 MAX_PATHS = 8
 # Linear maps under which the sum over all elements is unchanged, whatever the shape.
@@ -83,7 +82,7 @@ def split(jaxpr: Jaxpr, output: Any, analysis: Analysis) -> list[Term]:
 
 
 def _depends_on_site(analysis: Analysis, atom: Any) -> bool:
-    return any(source != PARAMS for source in analysis[atom].relations)
+    return any(isinstance(source, int) for source in analysis[atom].relations)
 
 
 def _open(

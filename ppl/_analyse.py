@@ -180,8 +180,7 @@ def _of(facts: Analysis, atom: Any, sites: dict[int, StrategySite]) -> Relations
     """Relations of a variable to the elements of sites (axes of single events dropped, region axes in the outside order)."""
     out: Relations = {}
     for source, relation in facts[atom].relations.items():
-        if source != PARAMS:
-            assert isinstance(source, int)
+        if isinstance(source, int):
             order = axis_order(sites[source])
             out[source] = tuple(relation[i] for i in order)
     return out
@@ -212,7 +211,7 @@ def _close(
         if index in parameters and own is not None:
             relations[index] = own
         for source in parameters:
-            if source != PARAMS and source not in relations:
+            if isinstance(source, int) and source not in relations:
                 relations[source] = tuple(
                     mixed(f"parameters of '{site.address}'") for _ in sites[source].sizes
                 )  # type: ignore[index]
@@ -336,13 +335,13 @@ def mixing(uses: list[Relation], axes: tuple[int, ...]) -> str:
 def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
     for index, site in sites.items():
         moved = set(facts.supports[index].relations)
-        pathwise = {i for i in moved if i != PARAMS and sites[i].strategy.is_pathwise}  # type: ignore[index]
+        pathwise = {i for i in moved if isinstance(i, int) and sites[i].strategy.is_pathwise}
         if not site.strategy.is_pathwise and (PARAMS in moved or pathwise):
             what = (
                 "a parameter"
                 if PARAMS in moved
                 else f"the reparameterised site '{sites[min(pathwise)].address}'"
-            )  # type: ignore[type-var]
+            )
             raise Unsuitable(
                 site.name,
                 f"Site '{site.address}': the support of {site.distribution} depends on {what}, so "
@@ -356,10 +355,10 @@ def _check_fixed(
 ) -> None:
     for index, site in sites.items():
         for name, atom in zip(site.fixed, table[index].fixed, strict=True):
-            moved = {
-                s for s in facts[atom].relations if s == PARAMS or sites[s].strategy.is_pathwise
-            }  # type: ignore[index]
-            if moved:
+            if any(
+                s == PARAMS or (isinstance(s, int) and sites[s].strategy.is_pathwise)
+                for s in facts[atom].relations
+            ):
                 raise Unsuitable(
                     site.name,
                     f"Site '{site.address}': strategy '{site.strategy.name}' gives no derivative in "

@@ -1,13 +1,12 @@
 """Static analysis of a traced program: what depends on which site, element by element, and where a value may jump.
 
 Input: a jaxpr with site markers. Output, for every top-level variable, two facts:
-- its relations to the sites (`_relation.py`). A marker cuts: behind it the value counts as the site's own,
-not as a function of what its
-  distribution depends on. Those dependences are kept per site (`parameters`), so that closures can be taken
-  site by site.
-- its jumps: the sites of which it may be a discontinuous function (a comparison, cast, floor, argmax, ...
-stands in between), with the
-  operation's name. A choice between values one of which is infinite or NaN is exempt: such a jump is loud.
+- its relations to the sites (`_relation.py`). A marker cuts: behind it the value counts as the site's own, not
+  as a function of what its distribution depends on. Those dependences are kept per site (`parameters`), so
+  that closures can be taken site by site.
+- its jumps: the sites of which it may be a discontinuous function (a comparison, cast, floor, argmax, ... stands
+  in between), with the operation's name; and the random keys with whose noise parameters decide a jump. A choice
+  between values one of which is infinite or NaN is exempt: such a jump is loud.
 
 Invariant: what is reported absent is absent. A jump that is reported may turn out continuous (`where(z > 0,
 z, 0)`); `_jumps.py` decides that numerically.
@@ -16,6 +15,7 @@ z, 0)`); `_jumps.py` decides that numerically.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from ._axis_rules import RULES, mix, shape_of
 from ._compat import scan_counts
 from ._evaluate import inner_jaxpr
-from ._primitive import site_p
+from ._primitive import MARKERS, key_p, site_p
 from ._relation import PARAMS, Relations, Time, aligned, close_time, join, move
 
 Jumps = dict[int | str, str]
@@ -100,6 +100,8 @@ class Analysis:
         name = eqn.primitive.name
         if eqn.primitive is site_p:
             return [self._site(eqn, facts)]
+        if eqn.primitive is key_p:
+            return [Fact({eqn.params["address"]: ()}, {})]
         if name in CALLS:
             return self._call(eqn.params[CALLS[name]], facts)
         if name == "scan":
@@ -167,7 +169,8 @@ class Analysis:
     def _cond(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
         branches = [self._call(b, facts[1:]) for b in eqn.params["branches"]]
         choice = Fact(
-            facts[0].relations, facts[0].jumps | dict.fromkeys(facts[0].relations, "cond predicate")
+            facts[0].relations,
+            facts[0].jumps | dict.fromkeys(_movers(facts[0].relations), "cond predicate"),
         )
         return [_join_facts([choice, *outs]) for outs in zip(*branches, strict=True)]
 
@@ -185,7 +188,10 @@ class Analysis:
                 break
             carry = joined
         stop = self._call(eqn.params["cond_jaxpr"], [*cond, *carry])[0]
-        stop = Fact(stop.relations, stop.jumps | dict.fromkeys(stop.relations, "while predicate"))
+        stop = Fact(
+            stop.relations,
+            stop.jumps | dict.fromkeys(_movers(stop.relations), "while predicate"),
+        )
         return [
             _join_facts([stop, Fact(move(f.relations, lambda _: None, "while"), f.jumps)])
             for f in carry
@@ -194,7 +200,7 @@ class Analysis:
 
 def _interesting(eqn: Any) -> bool:
     """Whether an equation without tainted operands can still produce facts: it holds sites or a loud constant."""
-    return eqn.primitive is site_p or any(
+    return eqn.primitive in MARKERS or any(
         inner_jaxpr(item) is not None
         for param in eqn.params.values()
         for item in (param if isinstance(param, tuple | list) else (param,))
@@ -240,11 +246,21 @@ def _jumps(eqn: Any, out: Any, facts: list[Fact]) -> Jumps:
         facts = facts[1:]
     jumps: Jumps = {}
     is_step = name in STEPS or name in OPAQUE or not _is_real(out)
+    stepped: set[int | str] = set()
     for atom, fact in zip(eqn.invars[-len(facts) :], facts, strict=True):
         jumps.update(fact.jumps)
         if is_step and _is_real(atom):
-            jumps.update(dict.fromkeys((s for s in fact.relations if s != PARAMS), name))
-    return jumps
+            stepped.update(fact.relations)
+    return jumps | dict.fromkeys(_movers(stepped), name)
+
+
+def _movers(sources: Iterable[int | str]) -> list[int | str]:
+    """Sources that move a jump where one operation meets all of `sources`: sites; and noise of a key, if parameters steer it.
+
+    A jump that parameters alone decide lies at a fixed place, where there is no derivative to miss.
+    """
+    sources = list(sources)
+    return [s for s in sources if isinstance(s, int) or (s != PARAMS and PARAMS in sources)]
 
 
 def _is_real(atom: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from ._mvd import MVD
-from ._primitive import mark
+from ._primitive import mark, mark_key
 from ._recorder import Recorder, Region, check_shape, describe, fold_name, is_unbounded
 from ._reinforce import Reinforce
 from ._strategy import (
@@ -167,6 +167,9 @@ class Engine(Recorder):
             "fixed": [jnp.asarray(getattr(base, name), float) for name in fixed],
             "local": strategy.local(Draw(base, shape, value, log_prob, key)),
         }
+
+    def hand_out(self, key: Array, name: str) -> Array:
+        return mark_key(key, name)
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         raise AssertionError("the engine records its sites when it visits them")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ._compat import bind, scan_counts
-from ._primitive import site_p
+from ._primitive import MARKERS, key_p, site_p
 
 
 class Forced(NamedTuple):
@@ -35,16 +35,16 @@ def inner_jaxpr(value: Any) -> Jaxpr | None:
     return value if isinstance(value, Jaxpr) else None
 
 
-def has_site(jaxpr: Jaxpr) -> bool:
+def has_marker(jaxpr: Jaxpr) -> bool:
     """Whether a marker occurs in `jaxpr` or in any jaxpr nested in it."""
-    return any(eqn.primitive is site_p or _holds_site(eqn) for eqn in jaxpr.eqns)
+    return any(eqn.primitive in MARKERS or _holds_marker(eqn) for eqn in jaxpr.eqns)
 
 
-def _holds_site(eqn: Any) -> bool:
+def _holds_marker(eqn: Any) -> bool:
     for param in eqn.params.values():
         for item in param if isinstance(param, tuple | list) else (param,):
             jaxpr = inner_jaxpr(item)
-            if jaxpr is not None and has_site(jaxpr):
+            if jaxpr is not None and has_marker(jaxpr):
                 return True
     return False
 
@@ -73,7 +73,9 @@ def _run(jaxpr: Jaxpr, consts: Any, inputs: Any, forced: dict[int, Forced], read
         args = [value(v) for v in eqn.invars]
         if eqn.primitive is site_p:
             outs = [_replace(args[0], forced.get(eqn.params["index"]))]
-        elif _holds_site(eqn):
+        elif eqn.primitive is key_p:
+            outs = args
+        elif _holds_marker(eqn):
             outs = _CONTROL[eqn.primitive.name](eqn, args, forced)
         else:
             outs = bind(eqn, args)

@@ -182,10 +182,10 @@ def expectation(
 
     Raises:
         ValueError: at the first call, before any device work, naming site and remedy: sample statement inside
-            raw JAX control flow; reparameterised value that makes the result jump; support that depends on a
-            parameter under a score or weak-derivative strategy; strategy that the distribution cannot have;
-            pattern that matches no site; duplicate site; discrete site without a strategy; joint enumeration
-            or replay beyond 65,536 lanes.
+            raw JAX control flow; reparameterised value, or noise of `rng_key`, that makes the result jump;
+            support that depends on a parameter under a score or weak-derivative strategy; strategy that the
+            distribution cannot have; pattern that matches no site; duplicate site; discrete site without a
+            strategy; joint enumeration or replay beyond 65,536 lanes.
 
     Validity: with the unbiased strategies E[grad] = dL/dparams, provided differentiation and expectation
     commute (integrable envelope) and `fn` is piecewise smooth in reparameterised values.

@@ -6,6 +6,9 @@ interpolation, support guards). On suspicion the traced program is evaluated: ra
 value space are bisected toward the larger change until their ends are neighbouring floating-point numbers. A
 continuous program then changes by rounding only; a jump stays. Changes to an infinite or NaN value are loud
 and pass.
+
+Noise of `ppl.rng_key` is treated alike: where it meets parameters in such an operation, segments in the space of
+the parameters are bisected, with all noise and all sites kept.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from ._additive import split
 from ._analyse import Analysed, axis_order
 from ._engine import Unsuitable
 from ._evaluate import Forced, evaluate
-from ._strategy import Implicit, Reparam
+from ._strategy import Pathwise
 
 NUM_SEGMENTS = 64
 NUM_BISECTIONS = 64
@@ -31,21 +34,26 @@ MAX_GROUPS = 8
 THRESHOLD = 1e-5
 
 
-def suspicious_sites(program: Analysed) -> dict[int, str]:
-    """Pathwise sites whose value may make the result, or the parameters of another site, jump; with the operation's name."""
-    found: dict[Any, str] = dict(program.facts[program.result].jumps)
+def suspects_of(program: Analysed) -> dict[int | str, str]:
+    """What may make the result, or the parameters of another site, jump; with the operation's name.
+
+    Pathwise sites by index, and addresses of random keys whose noise jumps as parameters move.
+    """
+    found = dict(program.facts[program.result].jumps)
     for index in program.sites:
         found.update(program.facts.parameters[index].jumps)
-    return {
-        i: why
-        for i, why in found.items()
-        if isinstance(program.sites[i].strategy, Reparam | Implicit)
-        and not program.sites[i].strategy.allow_jumps  # type: ignore[attr-defined]
-    }
+    return {source: why for source, why in found.items() if _is_checked(program, source)}
+
+
+def _is_checked(program: Analysed, source: int | str) -> bool:
+    if isinstance(source, str):
+        return True
+    strategy = program.sites[source].strategy
+    return isinstance(strategy, Pathwise) and not strategy.allow_jumps
 
 
 def check_jumps(program: Analysed, again: Callable[[bool], tuple[Analysed, list[Any]]]) -> None:
-    """Raise if the result jumps in a pathwise site.
+    """Raise if the result jumps in a pathwise site, or in the parameters at fixed noise.
 
     Args:
         program: the analysed program.
@@ -54,8 +62,9 @@ def check_jumps(program: Analysed, again: Callable[[bool], tuple[Analysed, list[
 
     Raises:
         Unsuitable: naming site, operation and remedy.
+        ValueError: naming the random key, operation and remedy.
     """
-    suspects = suspicious_sites(program)
+    suspects = suspects_of(program)
     if not suspects:
         return
     with jax.ensure_compile_time_eval(), warnings.catch_warnings():
@@ -67,28 +76,40 @@ def check_jumps(program: Analysed, again: Callable[[bool], tuple[Analysed, list[
                 sizes, threshold = _jump_sizes(suspects, *again(True)), THRESHOLD
         except (TypeError, ValueError):  # the program insists on float32: look for coarser jumps
             sizes, threshold = _jump_sizes(suspects, *again(False)), 1e-3
-    for index, size in sizes.items():
-        site = program.sites[index]
+    for source, size in sizes.items():
         if not np.isfinite(size) or size > threshold:
             found = (
                 f"jumps by {size:.3g}"
                 if np.isfinite(size)
                 else "was not finite anywhere it was tried"
             )
-            raise Unsuitable(
-                site.name,
-                f"Site '{site.address}': the result {found} as a function of its reparameterised value "
-                f"(operation: {suspects[index]}), and a pathwise gradient misses jumps. Use 'reinforce' "
-                f"or 'mvd', e.g. strategies={{'{site.name}': 'reinforce'}}, or smooth the jump; "
-                "ppl.Reparam(allow_jumps=True) accepts the bias.",
-            )
+            raise _refusal(program, source, found, suspects[source])
 
 
-def _jump_sizes(suspects: dict[int, str], program: Analysed, inputs: list[Any]) -> dict[int, float]:
-    return {i: _jump_size(program, i, inputs) for i in suspects}
+def _refusal(program: Analysed, source: int | str, found: str, operation: str) -> ValueError:
+    if isinstance(source, str):
+        return ValueError(
+            f"ppl.rng_key('{source.removeprefix('rng:')}'): at fixed noise the result {found} as a function of the "
+            f"parameters (operation: {operation}), and the gradient misses jumps. Noise of a key must not be thresholded "
+            "by a parameter: make the draw a site, ppl.sample(name, distribution), with a strategy."
+        )
+    site = program.sites[source]
+    return Unsuitable(
+        site.name,
+        f"Site '{site.address}': the result {found} as a function of its reparameterised value "
+        f"(operation: {operation}), and a pathwise gradient misses jumps. Use 'reinforce' "
+        f"or 'mvd', e.g. strategies={{'{site.name}': 'reinforce'}}, or smooth the jump; "
+        "ppl.Reparam(allow_jumps=True) accepts the bias.",
+    )
 
 
-def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
+def _jump_sizes(
+    suspects: dict[int | str, str], program: Analysed, inputs: list[Any]
+) -> dict[int | str, float]:
+    return {source: _jump_size(program, source, inputs) for source in suspects}
+
+
+def _jump_size(program: Analysed, source: int | str, inputs: list[Any]) -> float:
     """Largest change of an output, relative to 1 + |value|, that bisection could not remove.
 
     Outputs are the additive terms of the result that may jump, and log-probs of sites whose parameters may. A
@@ -97,8 +118,8 @@ def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
     """
     closed, numbers, facts = program.closed, program.numbers, program.facts
     terms = [t.variable for t in split(closed.jaxpr, program.result, facts)]
-    terms = [v for v in terms if index in facts[v].jumps]
-    densities = [numbers[i].log_prob for i in program.sites if index in facts.parameters[i].jumps]
+    terms = [v for v in terms if source in facts[v].jumps]
+    densities = [numbers[i].log_prob for i in program.sites if source in facts.parameters[i].jumps]
     read = [*terms, *densities, program.result]
     groups = np.arange(len(read) - 1) % MAX_GROUPS
     order = {i: list(np.argsort(axis_order(s))) for i, s in program.sites.items()}
@@ -111,22 +132,22 @@ def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
         k1, k2, k3, k4 = jax.random.split(key, 4)
         # Every other segment leaves the given parameters (a jump may vanish there, as at zero-initialised
         # weights), and where the support is unbounded every third reaches far beyond two draws.
-        # Relative noise keeps the sign of parameters that must be positive.
-        noise = jnp.where(number % 2 == 1, 0.1, 0.0)
-        keys = jax.random.split(k4, len(inputs))
-        leaves = [
-            x + (noise * jnp.where(x == 0, 1.0, x) * jax.random.normal(k, x.shape)).astype(x.dtype)
-            for x, k in zip(inputs[:-1], keys[1:], strict=True)
-        ]
-        others, a, b = draws(leaves, k3), draws(leaves, k1)[index], draws(leaves, k2)[index]
-        if program.sites[index].is_unbounded:
-            reach = jnp.where(number % 3 == 2, 3.0, 0.0)
-            a, b = a - reach * (b - a), b + reach * (b - a)
+        leaves = _moved(inputs[:-1], k4, jnp.where(number % 2 == 1, 0.1, 0.0))
+        others = draws(leaves, k3)
+        if isinstance(source, str):
+            noise_key, a, b = k1, leaves, _moved(leaves, k2, jnp.where(number % 4 < 2, 0.1, 1.0))
+        else:
+            noise_key, a, b = inputs[-1], draws(leaves, k1)[source], draws(leaves, k2)[source]
+            if program.sites[source].is_unbounded:
+                reach = jnp.where(number % 3 == 2, 3.0, 0.0)
+                a, b = a - reach * (b - a), b + reach * (b - a)
 
-        def at(value: jax.Array) -> list[jax.Array]:
-            values = others | {index: value}
+        def at(point: Any) -> list[jax.Array]:
+            params, values = (
+                (point, others) if isinstance(source, str) else (leaves, others | {source: point})
+            )
             forced = {i: Forced(_marker_layout(v, order[i])) for i, v in values.items()}
-            return [x.astype(float) for x in evaluate(closed, [*leaves, inputs[-1]], forced, read)]
+            return [x.astype(float) for x in evaluate(closed, [*params, noise_key], forced, read)]
 
         start = at(a)
 
@@ -136,7 +157,7 @@ def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
 
         def halve(_: Any, state: Any) -> Any:
             a, b, fa, fb = state
-            m = (a + b) / 2
+            m = jax.tree.map(lambda x, y: (x + y) / 2, a, b)
             fm = at(m)
             left = change(fa, fm) >= change(fm, fb)
             choose = lambda x, y: jax.tree.map(lambda u, v: jnp.where(left, u, v), x, y)  # noqa: E731
@@ -152,7 +173,11 @@ def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
         sizes = jnp.where((groups == group) & ~(is_term & cancels), changes[:-1], 0.0)
         return sizes.max(), jnp.stack([jnp.isfinite(x).any() for x in fa[:-1]]).any()
 
-    num_elements = math.prod(program.sites[index].sizes)
+    num_elements = sum(
+        [math.prod(program.sites[source].sizes)]
+        if isinstance(source, int)
+        else [x.size for x in inputs[:-1]]
+    )
     num_segments = int(np.clip(4096 // max(num_elements, 1), 8, NUM_SEGMENTS))
     keys = jax.random.split(jax.random.key(0), num_segments)
     every = jax.vmap(segment, (None, None, 0))
@@ -160,6 +185,15 @@ def _jump_size(program: Analysed, index: int, inputs: list[Any]) -> float:
     run = jax.jit(lambda keys: jax.lax.map(each, (keys, np.arange(num_segments)), batch_size=8))
     sizes, finite = run(keys)
     return float(sizes.max()) if bool(finite.any()) else float("inf")
+
+
+def _moved(leaves: list[Any], key: jax.Array, scale: jax.Array) -> list[Any]:
+    """Parameters with relative noise, which keeps the sign of those that must be positive (mostly); zeros get absolute noise."""
+    keys = jax.random.split(key, len(leaves) + 1)[1:]
+    return [
+        x + (scale * jnp.where(x == 0, 1.0, x) * jax.random.normal(k, x.shape)).astype(x.dtype)
+        for x, k in zip(leaves, keys, strict=True)
+    ]
 
 
 def _largest(size: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
-"""The marker that a latent draw leaves in a jaxpr.
+"""The markers that a latent draw, and a random key handed to the program, leave in a jaxpr.
 
 `mark(draw, parameters, support, index)` is the identity on `draw`. The equation it leaves behind shows where
 the value of site `index` enters the program and on what the site's distribution depends, so that one traced
-program can be analysed and then evaluated with any site's value replaced. Markers live only between tracing
+program can be analysed and then evaluated with any site's value replaced. `mark_key` is the identity on a key: it shows where
+noise enters that belongs to no site. Markers live only between tracing
 and evaluation (`_evaluate.py` removes them), hence no differentiation or lowering rule.
 """
 
@@ -27,6 +28,17 @@ def mark(draw: jax.Array, parameters: Any, support: Any, *, index: int) -> jax.A
     return site_p.bind(draw, *parameters, *support, index=index, num_parameters=len(parameters))
 
 
+key_p = Primitive("lapilli_key")
+key_p.def_impl(lambda key, **_: key)
+key_p.def_abstract_eval(lambda key, **_: key)
+MARKERS = (site_p, key_p)
+
+
+def mark_key(key: jax.Array, address: str) -> jax.Array:
+    """Return `key`, leaving a marker equation with its address."""
+    return key_p.bind(key, address=address)
+
+
 def _batch(args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
     # The lane axis always comes first: forced values rely on this layout.
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
@@ -38,3 +50,6 @@ def _batch(args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
 
 
 batching.primitive_batchers[site_p] = _batch
+batching.primitive_batchers[key_p] = lambda args, dims, **params: (
+    key_p.bind(*args, **params), dims[0]
+)  # fmt: skip

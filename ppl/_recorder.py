@@ -126,6 +126,10 @@ class Recorder(Messenger, abc.ABC):
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         """The arrays to keep of a sample statement that has its value."""
 
+    def hand_out(self, key: Array, name: str) -> Array:
+        """The key that a `rng_key` statement gets."""
+        return key
+
     # NumPyro's protocol.
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -140,7 +144,7 @@ class Recorder(Messenger, abc.ABC):
         elif kind == "prng_key" and msg["value"] is None and self.frame.key is not None:
             name = msg.get("name") or self._unnamed_key()
             self.frame.used.add(name)
-            msg["value"] = fold_name(self.frame.key, name)
+            msg["value"] = self.hand_out(fold_name(self.frame.key, name), name)
         elif kind == "plate" and msg["value"] is None:
             if self.root_key is None:
                 if self.is_final and not self._is_answered_outside():

@@ -1,7 +1,7 @@
 """Relations: which elements of an array depend on which elements of a site.
 
 Terms
-- A *source* is a latent site (by index) or `PARAMS`.
+- A *source* is a latent site (by index), `PARAMS`, or the address of a random key (`_primitive.mark_key`).
 - A *relation* of an array to a source has one `Link` per axis of the source's value. `aligned(a)`: element i
 of the array
   along its axis a depends only on element i of the source along this axis. `causal(a)`: only on elements <=

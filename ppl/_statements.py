@@ -155,7 +155,8 @@ def deterministic(name: str, value: Any) -> Any:
 def rng_key(name: str) -> Array:
     """A random key of its own address, for noise that is not a site (dropout). Replays of the program see the same key.
 
-    Its noise must not depend on parameters through a distribution: such a draw has to be a site.
+    The noise may be moved and scaled by parameters. A draw whose value jumps as they move (`bernoulli(key, p)`) is refused
+    by `ppl.expectation`: it has to be a site.
     """
     message: dict[str, Any] = {
         "type": "prng_key",
