@@ -6,8 +6,8 @@ an earlier `arange(2)`;
 - a product with a broadcast constant followed by a sum over the broadcast axis counts the wrong axis
   (`(x @ ones((2, 4))).sum(1)` gives 4 instead of 8 on ones).
 Any program may meet them. Switching the fusions off is the only remedy that reaches every compiled program,
-and it must happen before JAX starts
-its backend. tests/test_compiler.py holds both programs; drop this module when they pass without it.
+and it must happen before JAX starts its backend. tests/test_compiler.py holds both programs; drop this module
+when they pass without it.
 """
 
 import os
@@ -47,8 +47,8 @@ def warn_of_wrong_fusions() -> None:
     if "ynn_fusion" in compiled:
         warnings.warn(
             "JAX had started its CPU backend before lapilli was imported, and this jaxlib computes some "
-            "sums wrongly "
-            f"(see lapilli/_compiler.py). Import lapilli first, or set XLA_FLAGS={FLAG} in the environment.",
+            f"sums wrongly (see lapilli/_compiler.py). Import lapilli first, or set XLA_FLAGS={FLAG} in "
+            "the environment.",
             RuntimeWarning,
             stacklevel=2,
         )

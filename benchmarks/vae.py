@@ -1,10 +1,9 @@
 """Question: what does one ELBO gradient of a VAE cost beside the same gradient written by hand in JAX?
 
 The model is a 784-400-20 VAE with tanh layers; hand-written JAX and lapilli compute -ELBO with a
-reparameterised Normal. Both run in one
-process, interleaved; the answer is the median of paired ratios. First calls (tracing, compilation, checks)
-are measured in
-fresh processes, since the first program a process compiles pays for what later ones share.
+reparameterised Normal. Both run in one process, interleaved; the answer is the median of paired ratios. First
+calls (tracing, compilation, checks) are measured in fresh processes, since the first program a process
+compiles pays for what later ones share.
 
 usage: python benchmarks/vae.py [--batches 64 256 1024] [--repeats 60] [--first-calls 5]
 """
@@ -183,8 +182,8 @@ def main() -> None:
         first = first_calls(names, args.batches[0], args.first_calls)
         print(
             f"first call: hand {first['hand']:.2f} s, lapilli without jump checks "
-            f"{first['lapilli_unchecked']:.2f} s "
-            f"(x{first['lapilli_unchecked'] / first['hand']:.2f}), with them {first['lapilli']:.2f} s"
+            f"{first['lapilli_unchecked']:.2f} s (x{first['lapilli_unchecked'] / first['hand']:.2f}), "
+            f"with them {first['lapilli']:.2f} s"
         )
 
 
