@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20)
     times = measure(parser.parse_args().repeats)
 
-    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("jax", "numpyro", "lapilli"))
+    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("jax", "numpyro"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"{versions}\n\n{'import':<20}{'median s':>10}{'quartiles s':>18}{'over numpyro s':>16}")
     base = statistics.median(times[BASE])

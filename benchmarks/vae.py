@@ -1,9 +1,9 @@
 """Question: what does one ELBO gradient of a VAE cost beside the same gradient written by hand in JAX?
 
-The model is a 784-400-20 VAE with tanh layers; hand-written JAX and lapilli compute -ELBO with a
-reparameterised Normal. Both run in one process, interleaved; the answer is the median of paired ratios. First
-calls (tracing, compilation, checks) are measured in fresh processes, since the first program a process
-compiles pays for what later ones share.
+The model is a 784-400-20 VAE with tanh layers; hand-written JAX, NumPyro's Trace_ELBO (on the same programs)
+and lapilli compute the ELBO with a reparameterised Normal. All run in one process, interleaved; the answer is
+the median of paired ratios. First calls (tracing, compilation, checks) are measured in fresh processes, since
+the first program a process compiles pays for what later ones share.
 
 usage: python benchmarks/vae.py [--batches 64 256 1024] [--repeats 60] [--first-calls 5]
 """
@@ -21,10 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpyro.infer import Trace_ELBO
 
 from lapilli import inference, ppl
 
 HIDDEN, LATENT, PIXELS = 400, 20, 784
+NAMES = ("hand", "numpyro", "lapilli")
 
 
 def init(key: jax.Array) -> dict[str, Any]:
@@ -87,7 +89,10 @@ def make(name: str) -> Any:
     """A compiled (params, key, x) -> (value, gradient)."""
     if name == "hand":
         return jax.jit(jax.value_and_grad(by_hand))
-    bound = inference.elbo(model, guide, check_jumps=name != "lapilli_unchecked")
+    if name == "numpyro":
+        loss = Trace_ELBO().loss
+        return jax.jit(jax.value_and_grad(lambda p, key, x: -loss(key, p, model, guide, x)))
+    bound = inference.elbo(model, guide, check_jumps=name != "lapilli, no jump checks")
     return jax.jit(bound.value_and_grad)
 
 
@@ -99,7 +104,7 @@ def data(batch: int) -> tuple[Any, jax.Array]:
 def first_call(name: str, batch: int) -> float:
     """Seconds of the first call in this process, after JAX has started."""
     params, x = data(batch)
-    params = dict(params) if name == "hand" else params
+    params = params if name.startswith("lapilli") else dict(params)
     key = jax.block_until_ready(jax.random.key(2))
     start = time.perf_counter()
     jax.block_until_ready(make(name)(params, key, x))
@@ -120,43 +125,36 @@ def first_calls(names: list[str], batch: int, repeats: int) -> dict[str, float]:
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def steady(batch: int, repeats: int) -> tuple[float, float, float]:
-    """(median ms by hand, median ms by lapilli, median paired ratio)."""
+def steady(batch: int, repeats: int) -> dict[str, tuple[float, float]]:
+    """Name -> (median ms, median ratio to the hand-written call beside it)."""
     params, x = data(batch)
-    functions = [make("hand"), make("lapilli")]
-    arguments = [dict(params), params]
-    for f, p in zip(functions, arguments, strict=True):
-        for _ in range(2):
-            jax.block_until_ready(f(p, jax.random.key(2), x))
-    times: list[list[float]] = [[], []]
-    for i in range(repeats):
-        order = (0, 1) if i % 2 else (1, 0)
+    functions = {name: make(name) for name in NAMES}
+    arguments = {n: params if n == "lapilli" else dict(params) for n in NAMES}
+    times: dict[str, list[float]] = {name: [] for name in NAMES}
+    for i in range(repeats + 2):
         key = jax.random.key(i)
-        for j in order:
+        for name in NAMES if i % 2 else NAMES[::-1]:
             start = time.perf_counter()
-            jax.block_until_ready(functions[j](arguments[j], key, x))
-            times[j].append(time.perf_counter() - start)
-    ratios = [b / a for a, b in zip(*times, strict=True)]
-    return (
-        1e3 * statistics.median(times[0]),
-        1e3 * statistics.median(times[1]),
-        statistics.median(ratios),
-    )
+            jax.block_until_ready(functions[name](arguments[name], key, x))
+            times[name].append(time.perf_counter() - start)
+    times = {name: t[2:] for name, t in times.items()}  # two calls to warm up
+    ratio = lambda t: statistics.median(a / b for a, b in zip(t, times["hand"], strict=True))
+    return {name: (1e3 * statistics.median(t), ratio(t)) for name, t in times.items()}
 
 
 def check_agreement() -> None:
-    """Both compute the same expected bound and gradient (different noise: compare means over draws)."""
+    """All compute the same expected bound and gradient (different noise: compare means over draws)."""
     params, x = data(8)
     keys = jax.random.split(jax.random.key(3), 512)
-    hand = jax.vmap(make("hand"), (None, 0, None))(dict(params), keys, x)
-    ours = jax.vmap(make("lapilli"), (None, 0, None))(params, keys, x)
-    for a, b in zip(
-        jax.tree.leaves((hand[0], dict(hand[1]))),
-        jax.tree.leaves((ours[0], dict(ours[1]))),
-        strict=True,
-    ):
-        z = jnp.abs(a.mean(0) - b.mean(0)) / (jnp.sqrt((a.var(0) + b.var(0)) / len(keys)) + 1e-4)
-        assert z.max() < 6, f"the two gradients disagree: {z.max()} standard errors"
+    estimates = lambda name, p: jax.tree.leaves(
+        [(v, dict(g)) for v, g in [jax.vmap(make(name), (None, 0, None))(p, keys, x)]]
+    )
+    hand = estimates("hand", dict(params))
+    for name, p in (("numpyro", dict(params)), ("lapilli", params)):
+        for a, b in zip(hand, estimates(name, p), strict=True):
+            error = jnp.sqrt((a.var(0) + b.var(0)) / len(keys)) + 1e-4
+            z = jnp.max(jnp.abs(a.mean(0) - b.mean(0)) / error)
+            assert z < 6, f"{name} disagrees with the hand-written gradient: {z} standard errors"
 
 
 def main() -> None:
@@ -171,20 +169,14 @@ def main() -> None:
         return
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
     check_agreement()
+    print("median ms per call (median of paired ratios to hand-written)")
     for batch in args.batches:
-        hand, ours, ratio = steady(batch, args.repeats)
-        print(
-            f"batch {batch:5d}: hand {hand:8.3f} ms, lapilli {ours:8.3f} ms, median paired ratio {ratio:.3f}",
-            flush=True,
-        )
+        cells = [f"{n} {ms:.2f} (x{r:.3f})" for n, (ms, r) in steady(batch, args.repeats).items()]
+        print(f"batch {batch:5d}: {', '.join(cells)}", flush=True)
     if args.first_calls:
-        names = ["hand", "lapilli_unchecked", "lapilli"]
-        first = first_calls(names, args.batches[0], args.first_calls)
-        print(
-            f"first call: hand {first['hand']:.2f} s, lapilli without jump checks "
-            f"{first['lapilli_unchecked']:.2f} s (x{first['lapilli_unchecked'] / first['hand']:.2f}), "
-            f"with them {first['lapilli']:.2f} s"
-        )
+        first = first_calls([*NAMES, "lapilli, no jump checks"], args.batches[0], args.first_calls)
+        cells = [f"{name} {t:.2f} s (x{t / first['hand']:.2f})" for name, t in first.items()]
+        print(f"first call: {', '.join(cells)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 FROZEN = "frozen"
 _ALL = "*"
@@ -38,6 +37,8 @@ def make_optimizer(optimizer: Any, params: Any) -> Optimizer:
     Raises:
         ValueError: if a parameter matches no pattern or several, a pattern matches nothing, or nothing is left to train.
     """
+    import optax  # on use: a tenth of a second
+
     names = leaf_names(params)
     if not names:
         raise ValueError("The objective has no parameters, so there is nothing to fit.")
@@ -103,6 +104,8 @@ def apply(optimizer: Optimizer, params: Any, opt_state: Any, grads: Any, value: 
     Returns:
         New parameters, frozen leaves untouched to the bit, and the new state.
     """
+    import optax
+
     descent = jax.tree.map(lambda g: sign * g, grads)
     # `value` reaches transformations that ask for it, such as reduce_on_plateau.
     updates, opt_state = optimizer.transform.update(descent, opt_state, params, value=sign * value)

@@ -69,7 +69,7 @@ def _run(jaxpr: Jaxpr, consts: Any, inputs: Any, forced: dict[int, Forced], read
 
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))
-    for eqn in jaxpr.eqns:
+    for eqn in _needed(jaxpr, read):
         args = [value(v) for v in eqn.invars]
         if eqn.primitive is site_p:
             outs = [_replace(args[0], forced.get(eqn.params["index"]))]
@@ -81,6 +81,17 @@ def _run(jaxpr: Jaxpr, consts: Any, inputs: Any, forced: dict[int, Forced], read
             outs = bind(eqn, args)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [jnp.asarray(value(v)) if isinstance(v, Literal) else value(v) for v in read]
+
+
+def _needed(jaxpr: Jaxpr, read: Any) -> list[Any]:
+    """The equations that the variables `read` depend on, in order, and those with effects."""
+    live = {v for v in read if not isinstance(v, Literal)}
+    needed = []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or not live.isdisjoint(eqn.outvars):
+            needed.append(eqn)
+            live.update(v for v in eqn.invars if not isinstance(v, Literal))
+    return needed[::-1]
 
 
 def _replace(draw: jax.Array, forced: Forced | None) -> jax.Array:

@@ -122,6 +122,8 @@ class Expectation:
         return self._demoted[signature]
 
     def _check(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> None:
+        if not self.check_jumps and not self._has_automatic():
+            return  # the estimate's own analysis refuses the rest
         program = self._analyse(params, args, demoted)
         if not self.check_jumps:
             return
@@ -138,6 +140,10 @@ class Expectation:
             return copy, [*jax.tree.leaves(known_params), jax.random.key(0)]
 
         check_jumps(program, again)
+
+    def _has_automatic(self) -> bool:
+        strategies = self.strategies
+        return "auto" in (strategies.values() if isinstance(strategies, Mapping) else [strategies])
 
     def _is_automatic(self, site: str, demoted: Mapping[str, set[str]]) -> bool:
         from ._engine import Engine
