@@ -12,6 +12,7 @@ import numpyro.handlers
 from numpyro.infer.autoguide import AutoGuide
 
 from .. import ppl
+from ..ppl._compat import is_concrete
 
 Array = jax.Array
 Direction = Literal["max", "min"]
@@ -88,9 +89,7 @@ class Objective:
             key,
             lambda key: ppl.Engine(key, self.strategies, exploring=True),
         )
-        if not self.examples and not any(
-            isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, args))
-        ):
+        if not self.examples and is_concrete((params, args)):
             self.examples.append((params, args))
         return params
 
@@ -234,9 +233,8 @@ def objective(
     return make
 
 
-def _ready(
-    program: ppl.Program | None, params: Mapping[str, Any], sizes: Mapping[str, int]
-) -> ppl.Program | None:
+def _ready(program: Any, params: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
+    """The program with parameters and plate sizes bound; None for None."""
     if program is None:
         return None
     bound = program.bind(params) if params else program

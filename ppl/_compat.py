@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
+from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 # ArviZ registers numpyro as a lazy module; importing one of its submodules first loads that submodule twice
@@ -27,7 +28,7 @@ _user_context = jax.make_user_context(None)
 
 def handler_stack() -> list[Any]:
     """NumPyro's live stack of effect handlers, outermost first."""
-    return numpyro.primitives._PYRO_STACK
+    return numpyro.primitives._PYRO_STACK  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def trace_state() -> Any:
@@ -48,6 +49,11 @@ def own_caches() -> contextlib.AbstractContextManager:
 def fresh_caches() -> contextlib.AbstractContextManager:
     """A context of its own for one run: needed where a handler hides statements, which would then be cached unseen."""
     return _user_context(("lapilli", next(_runs)))
+
+
+def is_concrete(tree: Any) -> bool:
+    """Whether the values of all leaves are known."""
+    return not any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
 def typed_key(key: Any) -> jax.Array:

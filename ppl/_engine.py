@@ -129,6 +129,7 @@ class Engine(Recorder):
             )
         address = self._address(msg)
         strategy, why = self._choose(msg, address)
+        assert self.frame.key is not None
         key = fold_name(self.frame.key, address)
         fn = msg["fn"]
         base, shape = element(fn)

@@ -103,7 +103,8 @@ class Estimator:
 
         def base(key: Array, forced_values: dict[int, Forced]) -> list[Array]:
             inside = {
-                i: Forced(*(_reorder(x, order[i]) for x in f)) for i, f in forced_values.items()
+                i: Forced(_reorder(f.value, order[i]), _reorder(f.mask, order[i]))  # type: ignore[arg-type]
+                for i, f in forced_values.items()
             }
             return evaluate(program.closed, [*self.inputs, key], inside, read)
 
@@ -111,10 +112,7 @@ class Estimator:
             if depth == len(lanes):
                 return base(key, values)
             lane = lanes[depth]
-            axes = {
-                i: Forced(*(0 if l is not None and lane in l else None for l in forced[i][1]))
-                for i in values
-            }  # type: ignore[operator]
+            axes = {i: Forced(*(_axis(lane, l) for l in forced[i][1])) for i in values}
             return jax.vmap(
                 lambda k, v: level(depth + 1, k, v),
                 in_axes=(0 if lane == REPLICATE else None, axes),
@@ -267,7 +265,7 @@ class Estimator:
         order = np.argsort(target)
         for position in target:
             shape[position] = array.shape[source[target.index(position)]]
-        return jnp.transpose(kept, order).reshape(shape)
+        return jnp.transpose(kept, [int(i) for i in order]).reshape(shape)
 
     # Downstream costs.
 
@@ -373,6 +371,11 @@ def _keep_lanes(array: Array, lanes: Lanes, keep: Lanes) -> Array:
     """Drop lanes on which the array does not depend (any one serves)."""
     index = tuple(slice(None) if lane in keep else 0 for lane in lanes)
     return array[index]
+
+
+def _axis(lane: int, lanes: Any) -> Any:
+    """Where an array with the leading axes `lanes` is mapped by `lane`."""
+    return 0 if lanes is not None and lane in lanes else None
 
 
 def _reorder(x: Array | None, order: list[int]) -> Array | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from .._compiler import warn_of_wrong_fusions
 from ._analyse import Analysed, analyse
-from ._compat import typed_key
+from ._compat import is_concrete, typed_key
 from ._engine import Unsuitable
 from ._estimate import Estimator
 from ._jumps import check_jumps, concrete, concrete_tree
@@ -105,9 +105,7 @@ class Expectation:
         warn_of_wrong_fusions()
         signature = _signature((params, args))
         if signature not in self._demoted:
-            if not self._examples and not any(
-                isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, args))
-            ):
+            if not self._examples and is_concrete((params, args)):
                 self._examples.append((params, args))
             demoted: dict[str, set[str]] = {}
             while True:

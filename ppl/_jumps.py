@@ -24,6 +24,7 @@ import numpy as np
 
 from ._additive import split
 from ._analyse import Analysed, axis_order
+from ._compat import is_concrete
 from ._engine import Unsuitable
 from ._evaluate import Forced, evaluate
 from ._strategy import Pathwise
@@ -181,7 +182,7 @@ def _jump_size(program: Analysed, source: int | str, inputs: list[Any]) -> float
     num_segments = int(np.clip(4096 // max(num_elements, 1), 8, NUM_SEGMENTS))
     keys = jax.random.split(jax.random.key(0), num_segments)
     every = jax.vmap(segment, (None, None, 0))
-    each = lambda x: every(*x, np.unique(groups))
+    each = lambda x: every(x[0], x[1], jnp.asarray(np.unique(groups)))
     run = jax.jit(lambda keys: jax.lax.map(each, (keys, np.arange(num_segments)), batch_size=8))
     sizes, finite = run(keys)
     return float(sizes.max()) if bool(finite.any()) else float("inf")
@@ -216,7 +217,7 @@ def _marker_layout(value: jax.Array, order: list[int]) -> jax.Array:
 
 def concrete(x: Any, example: Any = None) -> Any:
     """`x` itself where its value is known; else the example's first rows; else small random numbers."""
-    if not isinstance(x, jax.core.Tracer):
+    if is_concrete(x):
         return x
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0), x.shape) if x.shape else jax.random.key(0)

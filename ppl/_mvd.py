@@ -131,7 +131,7 @@ class MVD(Strategy):
     def local(self, draw: Draw) -> Any:
         name = type(draw.distribution).__name__
         if name in CATEGORICAL:
-            probs = draw.distribution.probs
+            probs = jnp.asarray(getattr(draw.distribution, "probs"))  # noqa: B009
             return {"probs": jnp.broadcast_to(probs, draw.shape + probs.shape[-1:])}
         triples = TABLE[name](draw, jax.random.fold_in(draw.key, 1))
         return [Triple(t.theta, *jax.tree.map(stop, t[1:])) for t in triples]

@@ -22,7 +22,7 @@ class OneHotCategorical(dist.Distribution):
     """
 
     arg_constraints = {"logits": constraints.real_vector}
-    support = constraints.simplex
+    support = constraints.simplex  # pyright: ignore[reportAssignmentType]
     has_enumerate_support = True
 
     def __init__(

@@ -29,9 +29,9 @@ class Params(dict[str, Any]):
     """
 
     def __init__(
-        self, values: Mapping[str, Any] = (), constraints: Mapping[str, Any] | None = None
-    ) -> None:  # type: ignore[assignment]
-        super().__init__(values)
+        self, values: Mapping[str, Any] | None = None, constraints: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(values or {})
         self.constraints = _Constraints(constraints or {})
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:

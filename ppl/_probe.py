@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ._compat import own_caches, typed_key
+from ._compat import is_concrete, own_caches, typed_key
 from ._engine import Engine
 from ._evaluate import evaluate
 from ._params import ParamCollector, Params, check_initial
@@ -30,8 +30,7 @@ def init_params(
         return collector.unconstrained()
 
     params = compiled(initial, typed_key(key))
-    is_concrete = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params))
-    return check_initial(params) if is_concrete else params
+    return check_initial(params) if is_concrete(params) else params
 
 
 def run_once(

@@ -296,13 +296,14 @@ def _axis_name(recorders: list[Recorder], kind: str) -> str:
 
 
 def _scan_length(xs: Any, length: int | None) -> int:
-    sizes = {jnp.shape(x)[0] if jnp.ndim(x) else None for x in jax.tree.leaves(xs)}
+    sizes = {jnp.shape(x)[0] if jnp.ndim(x) else -1 for x in jax.tree.leaves(xs)}
     if length is not None:
         sizes.add(length)
-    if len(sizes) != 1 or None in sizes:
+    if len(sizes) != 1 or -1 in sizes:
         raise ValueError(
             "ppl.scan: the leading axes of xs and `length` must give one number of steps, got "
-            f"{sorted(map(str, sizes))}. Pass xs with a common leading axis, or xs=None with length=T."
+            f"{sorted('a scalar' if n < 0 else str(n) for n in sizes)}. Pass xs with a common leading "
+            "axis, or xs=None with length=T."
         )
     return next(iter(sizes))
 
@@ -339,7 +340,7 @@ def _with_params_outside(body: Callable[..., Any], *example: Any) -> Callable[..
         numpyro.handlers.seed(rng_seed=0),
     ):
         body(*example)
-    params = {
+    params: Any = {
         name: numpyro.param(
             name,
             site["args"][0] if site["args"] else (lambda _, v=site["value"]: v),

@@ -47,7 +47,7 @@ def sample(
         infer["strategy"] = strategy
     if obs is None or obs_mask is None:
         try:
-            return numpyro.sample(name, distribution, obs=obs, infer=infer)
+            return jnp.asarray(numpyro.sample(name, distribution, obs=obs, infer=infer))
         except HiddenDraw as err:
             raise ValueError(f"Site '{name}': {err}") from err
         except ValueError as err:
@@ -70,12 +70,13 @@ def sample(
             "Nothing is broadcast silently: give one mask entry per observed cell."
         )
     cell = mask.reshape(mask.shape + (1,) * distribution.event_dim)
-    filled = jnp.where(cell, obs, distribution.support.feasible_like(obs))
+    support: Any = distribution.support
+    filled = jnp.where(cell, obs, support.feasible_like(obs))
     with numpyro.handlers.mask(mask=mask):
         seen = numpyro.sample(f"{name}_observed", distribution, obs=filled, infer=infer)
     with numpyro.handlers.mask(mask=~mask):
         drawn = numpyro.sample(f"{name}_unobserved", distribution, infer=infer | {"imputed": True})
-    return numpyro.deterministic(name, jnp.where(cell, seen, drawn))
+    return jnp.asarray(numpyro.deterministic(name, jnp.where(cell, seen, drawn)))
 
 
 def plate(
@@ -102,7 +103,7 @@ def plate(
 
 def subsample(data: Any, event_dim: int) -> Array:
     """The rows of `data` that the enclosing subsampled plates use, as `numpyro.subsample`."""
-    return numpyro.subsample(data, event_dim)
+    return jnp.asarray(numpyro.subsample(data, event_dim))
 
 
 def param(

@@ -89,7 +89,7 @@ class Strategy(abc.ABC):
 
     def draw(self, fn: dist.Distribution, key: Array) -> Array:
         """Draw the site's value."""
-        return stop(fn.sample(key))
+        return stop(jnp.asarray(fn.sample(key)))
 
     def local(self, draw: Draw) -> Any:
         """Numbers needed later, a pytree of arrays with leading axes `draw.shape`."""
@@ -138,7 +138,7 @@ class Pathwise(Strategy):
     is_pathwise = True
 
     def draw(self, fn: dist.Distribution, key: Array) -> Array:
-        return fn.sample(key)
+        return jnp.asarray(fn.sample(key))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,10 +249,11 @@ def _refuse_relaxed(distribution: dist.Distribution) -> str | None:
 
 def _relaxed(fn: dist.Distribution, key: Array, temperature: float) -> Array:
     base, shape = element(fn)
+    logits = getattr(base, "logits")  # noqa: B009, not every distribution has them
     if base.event_dim:
-        logits = jnp.broadcast_to(base.logits, shape + base.event_shape)
+        logits = jnp.broadcast_to(logits, shape + base.event_shape)
         return jax.nn.softmax((logits + jax.random.gumbel(key, logits.shape)) / temperature)
-    logits = jnp.broadcast_to(base.logits, shape)
+    logits = jnp.broadcast_to(logits, shape)
     return jax.nn.sigmoid((logits + jax.random.logistic(key, shape)) / temperature)
 
 
