@@ -1,0 +1,107 @@
+"""Conditional resampling: ancestors given that slot 0 descends from particle 0.
+
+Specification. Let a scheme give ancestors A of weights W. Relabel: shift the particles by r and the slots by s, both uniform
+cyclic shifts (or permutations), resample, shift back. Each slot then descends from particle k with probability
+E[N_k] / num = W_k, and no label is special. The conditional version draws A from that law given A_0 = 0; so the law of
+the counts is the relabelled scheme's, weighted by N_0:
+
+    P(N = n | A_0 = 0) = P(N = n) n_0 / (num W_0).
+
+Drawing A and overwriting slot 0 gives another law (it does not reweight by n_0), under which conditional SMC leaves its target
+for all schemes whose slots depend on each other. Relabelling the particles matters only where a scheme treats them unlike each
+other: systematic resampling is invariant under cyclic shifts, multinomial and residual resampling under all permutations, and
+stratified resampling under none.
+
+Every function takes `(key, log_weights, num=None)` and returns int32 ancestors of shape [num] with ancestors[0] = 0, also
+where particle 0 has no weight, which has probability zero in conditional SMC.
+
+Reference: Andrieu, Doucet and Holenstein 2010; Chopin and Singh 2015, arXiv:1304.1887, section 5; Karppinen, Singh and Vihola
+2022, arXiv:2205.13898.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from . import _offspring as offspring
+
+
+def multinomial(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Independent slots: all but slot 0 as in multinomial resampling."""
+    num = offspring.checked(log_weights, num)
+    cumulative = jnp.cumsum(offspring.masses(log_weights, num))
+    points = offspring.uniform_below(key, cumulative[-1], (num,))
+    return offspring.search(cumulative, points).at[0].set(0)
+
+
+def residual(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Slot 0 is one of particle 0's n_0 certain offspring, or one of the R drawn ones, in the proportion n_0 : f_0.
+
+    Here num W_0 = n_0 + f_0. In the first case all R slots are drawn as ever, in the second all but one.
+    """
+    num = offspring.checked(log_weights, num)
+    key_slot, key_points = jax.random.split(key)
+    mass = offspring.masses(log_weights, num)
+    certain, cumulative = offspring.residual_parts(mass, num)
+    points = offspring.uniform_below(key_points, cumulative[-1], (num,))
+    until = jnp.cumsum(certain)
+    ancestors = jnp.where(
+        jnp.arange(num) < until[-1],
+        offspring.spread(until, num),
+        offspring.search(cumulative, points),
+    )
+    # A uniform point of [0, num W_0) lies below n_0 or above. Certain offspring ascend, so one of particle 0 is in slot 0.
+    point, _ = _point_of_zero(key_slot, jnp.cumsum(mass), 0, num)
+    slot = jnp.where(point < certain[0], 0, jnp.minimum(until[-1], num - 1))
+    return ancestors.at[slot].set(ancestors[0]).at[0].set(0)
+
+
+def systematic(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """The point of slot 0 is uniform on particle 0's stretch [0, W_0); the others follow at distances 1 / num, cyclically.
+
+    A uniform slot's point is uniform on [0, 1), so given that it lies in the stretch it is uniform there.
+    """
+    num = offspring.checked(log_weights, num)
+    cumulative = jnp.cumsum(offspring.masses(log_weights, num))
+    slot, place = _point_of_zero(key, cumulative, 0, num)
+    ancestors = offspring.spread(offspring.before(cumulative, place, num), num)
+    return jnp.roll(ancestors, -slot).at[0].set(0)
+
+
+def stratified(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Particles are shifted at random; then slot 0's point is uniform on the stretch of particle 0, the others as ever."""
+    num = offspring.checked(log_weights, num)
+    mass = offspring.masses(log_weights, num)
+    size = len(mass)
+    key_shift, key_point, key_places = jax.random.split(key, 3)
+    shift = jax.random.randint(key_shift, (), 0, size)
+    cumulative = jnp.cumsum(jnp.roll(mass, shift))
+    slot, place = _point_of_zero(key_point, cumulative, shift, num)
+    places = offspring.uniform_below(key_places, cumulative[-1], (num,)).at[slot].set(place)
+    ancestors = offspring.spread(offspring.before(cumulative, places, num), num)
+    return jnp.roll((ancestors - shift) % size, -slot).at[0].set(0)
+
+
+def _point_of_zero(
+    key: Array, cumulative: Int[Array, " particles"], position: Int[Array, ""] | int, num: int
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The stratum of a uniform point on the stretch of the particle at `position`, and its place there in [0, Q)."""
+    key_mass, key_part = jax.random.split(key)
+    total = cumulative[-1]
+    start = jnp.where(position > 0, cumulative[position - 1], 0)
+    point = start + offspring.uniform_below(key_mass, cumulative[position] - start, ())
+    slot, place = offspring.shares(point, total, num)
+    # The point is a whole number and then a fraction of a unit of mass, which is num Q^-1 of the length of a stratum.
+    place = place + jax.random.randint(key_part, (), 0, num, total.dtype)
+    carry = (place >= total).astype(total.dtype)
+    return jnp.minimum(slot + carry, num - 1), place - carry * total

@@ -1,0 +1,169 @@
+"""Resampling: which particle each offspring descends from.
+
+A resampler is a function `(key, log_weights, num=None) -> ancestors`: K log-weights in nats, not necessarily normalised, to
+`num` (default K) int32 indices into [0, K). A particle of log-weight -inf is never chosen. Where no log-weight is finite,
+or one is NaN or +inf, all particles count as equal: an engine has to notice that by itself. All resamplers work under jit
+and vmap; K and num are static.
+
+With W_k = w_k / sum w and N_k the number of offspring of particle k, a scheme is *unbiased* if E[N_k] = num W_k, which is
+what keeps the evidence of a particle filter unbiased. Every scheme comes with its *conditional* version, which conditional
+SMC needs: the law of the ancestors given that slot 0 descends from particle 0, once particles and slots have been relabelled
+at random. `RESAMPLERS` lists the schemes by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from . import _conditional_resampling as conditional, _offspring as offspring
+
+Resampler = Callable[..., Int[Array, " num"]]  # (key, log_weights [K], num=None) -> ancestors [num]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A way to resample, with what conditional SMC needs of it.
+
+    Args:
+        name: how errors and tables call it.
+        ancestors: `(key, log_weights, num=None) -> ancestors`, see `systematic` for shapes and units.
+        conditional: the same given that slot 0 descends from particle 0; returns ancestors with ancestors[0] = 0.
+        is_unbiased: whether E[N_k] = num W_k for all k.
+    """
+
+    name: str
+    ancestors: Resampler
+    conditional: Resampler
+    is_unbiased: bool
+
+
+def systematic(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Systematic resampling: one uniform shift U of a regular grid.
+
+        A_j = min{k: C_k > (U + j) / num},   C_k = W_0 + ... + W_k.
+
+    Args:
+        key: random key.
+        log_weights: log w_k in nats, shape [K]; not necessarily normalised; -inf is never chosen.
+        num: number of offspring; K if not given.
+
+    Returns:
+        Ancestors in ascending order, int32, shape [num].
+
+    Validity:
+        Unbiased: E[N_k] = num W_k, up to the rounding of W_k to multiples of about 2^-29 (2^-61 for float64). N_k is
+        floor(num W_k) or ceil(num W_k). The variance of an average depends on the order of the particles, and in rare orders
+        exceeds multinomial resampling's. Slots are not exchangeable.
+
+    Cost: O(K + num): one uniform draw, a cumulative sum, a histogram.
+
+    Reference: Carpenter, Clifford and Fearnhead 1999; Douc, Cappe and Moulines 2005, arXiv:cs/0507025.
+    """
+    return _by_grid(key, log_weights, num, ())
+
+
+def stratified(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Stratified resampling: one uniform draw U_j in each of `num` strata of equal length.
+
+        A_j = min{k: C_k > (U_j + j) / num},   C_k = W_0 + ... + W_k.
+
+    Arguments, result and rounding as for `systematic`; ancestors ascend.
+
+    Validity:
+        Unbiased: E[N_k] = num W_k. |N_k - num W_k| < 2. The variance of any average is at most multinomial resampling's.
+
+    Cost: O(K + num): `num` uniform draws, a cumulative sum, a gather, a histogram.
+
+    Reference: Kitagawa 1996; Douc, Cappe and Moulines 2005, arXiv:cs/0507025, section 3.2.
+    """
+    return _by_grid(key, log_weights, num, None)
+
+
+def multinomial(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Multinomial resampling: independent ancestors, P(A_j = k) = W_k.
+
+    Arguments, result and rounding as for `systematic`; ancestors come in no order, and slots are exchangeable.
+
+    Validity: unbiased, E[N_k] = num W_k; the largest variance of the schemes here: var N_k = num W_k (1 - W_k).
+
+    Cost: O(K + num log K): `num` uniform draws, a cumulative sum, a binary search for each slot.
+
+    Reference: Gordon, Salmond and Smith 1993.
+    """
+    num = offspring.checked(log_weights, num)
+    cumulative = jnp.cumsum(offspring.masses(log_weights, num))
+    return offspring.search(cumulative, offspring.uniform_below(key, cumulative[-1], (num,)))
+
+
+def residual(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Residual resampling: floor(num W_k) offspring for certain, multinomial resampling for the R slots left over.
+
+        N_k = floor(num W_k) + Multinomial(R; (num W_k - floor(num W_k)) / R)_k.
+
+    Arguments, result and rounding as for `systematic`; the certain offspring come first, in ascending order, the drawn ones
+    after them in no order.
+
+    Validity: unbiased, E[N_k] = num W_k; the variance of any average is at most multinomial resampling's.
+
+    Cost: O(K + num log K): `num` uniform draws, two cumulative sums, a histogram, a binary search for each slot.
+
+    Reference: Liu and Chen 1998; Douc, Cappe and Moulines 2005, arXiv:cs/0507025, section 3.1.
+    """
+    num = offspring.checked(log_weights, num)
+    certain, cumulative = offspring.residual_parts(offspring.masses(log_weights, num), num)
+    drawn = offspring.search(cumulative, offspring.uniform_below(key, cumulative[-1], (num,)))
+    until = jnp.cumsum(certain)
+    return jnp.where(jnp.arange(num) < until[-1], offspring.spread(until, num), drawn)
+
+
+def _by_grid(
+    key: Array, log_weights: Array, num: int | None, shape: tuple[int, ...] | None
+) -> Int[Array, " num"]:
+    """One point per stratum, at a common place (shape ()) or one drawn for each (shape None)."""
+    num = offspring.checked(log_weights, num)
+    cumulative = jnp.cumsum(offspring.masses(log_weights, num))
+    place = offspring.uniform_below(key, cumulative[-1], (num,) if shape is None else shape)
+    return offspring.spread(offspring.before(cumulative, place, num), num)
+
+
+RESAMPLERS: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("systematic", systematic, conditional.systematic, is_unbiased=True),
+        Scheme("stratified", stratified, conditional.stratified, is_unbiased=True),
+        Scheme("multinomial", multinomial, conditional.multinomial, is_unbiased=True),
+        Scheme("residual", residual, conditional.residual, is_unbiased=True),
+    )
+}
+
+
+def as_scheme(scheme: str | Scheme) -> Scheme:
+    """The scheme of a name in `RESAMPLERS`; a `Scheme` is returned as it is.
+
+    Raises:
+        ValueError: no scheme has this name; the message lists the names.
+        TypeError: neither a name nor a `Scheme`.
+    """
+    if isinstance(scheme, Scheme):
+        return scheme
+    names = ", ".join(repr(name) for name in RESAMPLERS)
+    if not isinstance(scheme, str):
+        raise TypeError(
+            f"A resampling scheme is a name or a Scheme, not {type(scheme).__name__}. Use one of {names}, or "
+            "Scheme(name, ancestors, conditional, is_unbiased) for a resampler of your own."
+        )
+    if scheme not in RESAMPLERS:
+        raise ValueError(f"No resampling scheme is called {scheme!r}. Use one of {names}.")
+    return RESAMPLERS[scheme]
