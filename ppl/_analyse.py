@@ -139,9 +139,15 @@ def analyse(
         layouts = _layouts(sites, relations)
         scores = _own_scores(closed.jaxpr, terms, sites, table)
         for index, site in sites.items():
-            if site.strategy.is_replayed:
-                for joint, members in replay_groups(site, index, relations).items():
-                    check_replay(site, joint, [relations[j][index] for j in members])
+            for is_used, together in (
+                (site.strategy.is_replayed, False),
+                (site.strategy.is_replayed_together, True),
+            ):
+                axes = replay_axes(site, index, upstream, together=together)
+                for joint, members in replay_groups(site, index, relations, axes).items():
+                    if is_used:
+                        check_replay(site, joint, [relations[j][index] for j in members])
+        _check_relaxed(sites, relations, upstream)
     replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
     return Analysed(
         closed, result, terms, relations, upstream, sites, table, scores, layouts, replicates, record["infos"],
@@ -296,15 +302,33 @@ def _layouts(sites: dict[int, StrategySite], relations: list[Relations]) -> dict
     return layouts
 
 
+def replay_axes(
+    site: StrategySite, index: int, upstream: dict[int, Relations], *, together: bool
+) -> tuple[int, ...]:
+    """Element axes along which elements that meet are replayed one by one.
+
+    `together`: only those along which one element can depend on another. These are times of scans, and none where
+    the site does not depend on itself: elements of one statement are independent given all that is upstream.
+    """
+    if not together:
+        return tuple(range(len(site.sizes)))
+    if index not in upstream[index]:
+        return ()
+    regions = [r for r in site.regions if r.axis is not None]
+    return tuple(i for i, r in enumerate(regions) if r.kind == "scan")
+
+
 def replay_groups(
-    site: StrategySite, index: int, relations: list[Relations]
+    site: StrategySite, index: int, relations: list[Relations], axes: tuple[int, ...]
 ) -> dict[tuple[int, ...], list[int]]:
-    """Terms that depend on a site, by the element axes along which elements meet and are replayed one by one."""
+    """Terms that depend on a site, by those of `axes` along which elements meet and are replayed one by one."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for j, term in enumerate(relations):
         if index in term:
             links = enumerate(term[index])
-            joint = tuple(i for i, link in links if link.kind != "aligned" and site.sizes[i] > 1)
+            joint = tuple(
+                i for i, link in links if i in axes and link.kind != "aligned" and site.sizes[i] > 1
+            )
             groups.setdefault(joint, []).append(j)
     return groups
 
@@ -319,6 +343,31 @@ def check_replay(site: StrategySite, joint: tuple[int, ...], uses: list[Relation
             f"one, because they meet in one cost: {mixing(uses, joint)}. Let the costs separate by row, or use "
             "'reinforce'.",
         )
+
+
+def _check_relaxed(
+    sites: dict[int, StrategySite], relations: list[Relations], upstream: dict[int, Relations]
+) -> None:
+    """Refuse relaxed values where a sampled site lies downstream: its draw jumps as they move."""
+    for index, site in sites.items():
+        if not site.strategy.is_relaxed:
+            continue
+        jumping = [
+            other.address
+            for i, other in sites.items()
+            if index in upstream[i]
+            and not other.strategy.is_pathwise
+            and not other.strategy.is_enumerated
+            and any(i in r for r in relations)
+        ]
+        if jumping:
+            raise Unsuitable(
+                site.name,
+                f"Site '{site.address}': strategy '{site.strategy.name}' differentiates the cost at relaxed values, "
+                f"but the sampled site '{jumping[0]}' depends on this one, and its draw would jump. Enumerate "
+                f"'{jumping[0]}', or use 'disarm', 'reinforce' or ppl.Relax for '{site.address}', e.g. "
+                f"strategies={{'{site.name}': 'reinforce'}}.",
+            )
 
 
 def mixing(uses: list[Relation], axes: tuple[int, ...]) -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from ._disarm import ARM, DisARM
 from ._mvd import MVD
 from ._primitive import mark, mark_key
 from ._recorder import Recorder, Region, check_shape, describe, fold_name, is_unbounded
@@ -37,6 +38,8 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "reinforce_loo": lambda: Reinforce("leave-one-out"),
     "enum": Enum,
     "mvd": MVD,
+    "disarm": DisARM,
+    "arm": ARM,
     "gumbel_softmax": GumbelSoftmax,
     "straight_through": StraightThrough,
 }

@@ -14,6 +14,8 @@ the site's elements.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._analyse import Analysed, axis_order, check_replay, replay_groups
+from ._analyse import Analysed, axis_order, check_replay, replay_axes, replay_groups
 from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
 from ._relation import Relation
@@ -66,13 +68,21 @@ class Estimator:
         terms, local = self._weighted_terms({}, range(len(program.terms)), wanted)
         total = sum((jnp.sum(t) for t in terms.values()), jnp.zeros(()))
         state = dict(self.state)
+        # Replays have no derivative in the parameters, but in the value a site's own log-prob has one.
+        fixed = copy.copy(self)
+        fixed.inputs = [stop(x) for x in self.inputs]
+        fixed.program = dataclasses.replace(program, scores=frozenset())
         for index in wanted:
             site = program.sites[index]
             numbers, weight = local[index]
             downstream = Downstream(
                 cost=self._gather(index, {j: stop(t) for j, t in terms.items()}),
                 weight=stop(weight),
-                replay=lambda value, index=index: self._replay(index, value),
+                replay=lambda value, index=index: fixed._replay(index, value),
+                replay_together=lambda value, index=index: fixed._replay(
+                    index, value, together=True
+                ),
+                slope=lambda value, index=index: fixed._slope(index, value),
                 num_replicates=program.num_replicates,
                 state=self.state[site.address],
             )
@@ -293,14 +303,12 @@ class Estimator:
                 )
         return total
 
-    def _replay(self, index: int, value: Array) -> Array:
-        """Downstream cost with the value of a site replaced, element by element."""
+    def _replay(self, index: int, value: Array, *, together: bool = False) -> Array:
+        """Downstream cost of each element with the value of a site replaced: element by element, or all at once."""
         program, site = self.program, self.program.sites[index]
-        own = self._lanes_of(program.site_relations[index])
-        event = value.ndim - len(own) - len(site.sizes)
-        shape = tuple(self._size(lane, {}) for lane in own) + site.sizes
-        value = jnp.broadcast_to(value, shape + value.shape[value.ndim - event :])
-        by_joint = replay_groups(site, index, program.relations)
+        own, value = self._full(index, value)
+        axes = replay_axes(site, index, program.site_relations, together=together)
+        by_joint = replay_groups(site, index, program.relations, axes)
         total = jnp.zeros(())
         for joint, members in by_joint.items():
             sizes = [site.sizes[i] for i in joint]
@@ -320,6 +328,29 @@ class Estimator:
                 index, {j: stop(t) for j, t in terms.items()}, joint or None
             )
         return total
+
+    def _slope(self, index: int, value: Array) -> tuple[Array, Array]:
+        """Downstream cost of each element, all values replaced, and its derivative in the element's value."""
+        own, value = self._full(index, value)
+        members = [j for j, r in enumerate(self.program.relations) if index in r]
+
+        def total(value: Array) -> tuple[Array, Any]:
+            forced = {index: (Forced(value), Forced(own, None))}  # type: ignore[arg-type]
+            terms, _ = self._weighted_terms(forced, members)
+            return sum((jnp.sum(t) for t in terms.values()), jnp.zeros(())), terms
+
+        slope, terms = jax.grad(total, has_aux=True)(value)
+        return self._gather(index, terms), slope
+
+    def _full(self, index: int, value: Array) -> tuple[Lanes, Array]:
+        """The lanes that a site sits in, and a replacement of its value with all axes at full size."""
+        site, own = (
+            self.program.sites[index],
+            self._lanes_of(self.program.site_relations[index]),
+        )
+        event = value.ndim - len(own) - len(site.sizes)
+        shape = tuple(self._size(lane, {}) for lane in own) + site.sizes
+        return own, jnp.broadcast_to(value, shape + value.shape[value.ndim - event :])
 
 
 @jax.custom_jvp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from ._analyse import Analysed, mixing
+from ._analyse import Analysed, mixing, replay_axes
 from ._table import table
 
 
@@ -78,9 +78,10 @@ def plan_of(program: Analysed) -> Plan:
             if layout.joint:
                 cost += f" (elements meet: {mixing(uses, layout.joint)})"
         else:
+            together = strategy.is_replayed_together and not strategy.is_replayed
             axes = tuple(
                 i
-                for i in range(len(site.sizes))
+                for i in replay_axes(site, index, program.site_relations, together=together)
                 if any(u[i].kind != "aligned" for u in uses) and site.sizes[i] > 1
             )
             elements = math.prod(site.sizes[i] for i in axes)

@@ -52,7 +52,12 @@ class Downstream:
     Attributes:
         cost: sum of the objective's terms that the element can influence, at the drawn values (no gradient).
         weight: probability of the enumeration lane that the element sits in (1 without enumeration upstream).
-        replay: `value -> cost` with the site's value replaced and all other noise kept (no gradient).
+        replay: `value -> cost` with the site's value replaced and all other noise kept (no gradient). Each element
+            is replaced alone.
+        replay_together: the same with all elements replaced at once. Elements of which one depends on another
+            (steps of a scan whose carry hands the site's value on) are still replaced one step at a time.
+        slope: `value -> (cost, derivative of each element's cost in the element's value)`, all elements replaced
+            at once by floating-point values.
         num_replicates: size of the leading axis of independent replicates, or 1 when there is no such axis.
         state: the state that the strategy keeps for this site.
     """
@@ -60,6 +65,8 @@ class Downstream:
     cost: Array
     weight: Array
     replay: Callable[[Array], Array]
+    replay_together: Callable[[Array], Array]
+    slope: Callable[[Array], tuple[Array, Array]]
     num_replicates: int
     state: Any
 
@@ -73,6 +80,9 @@ class Strategy(abc.ABC):
         is_biased: the estimator is biased; it is used only where it is named explicitly.
         is_enumerated: the site is summed over its support.
         is_replayed: the estimator calls `downstream.replay` (its size is then checked ahead).
+        is_replayed_together: it calls `downstream.replay_together` (likewise).
+        is_relaxed: it calls `downstream.slope`. Then no other sampled site may lie downstream, whose draw would
+            jump, and jumps of the result in the site's value are searched for as for a pathwise site.
         num_replicates: independent runs of the whole program that the estimator needs.
     """
 
@@ -81,6 +91,8 @@ class Strategy(abc.ABC):
     is_biased = False
     is_enumerated = False
     is_replayed = False
+    is_replayed_together = False
+    is_relaxed = False
     num_replicates = 1
 
     @abc.abstractmethod
