@@ -12,7 +12,9 @@ from ._handlers import (
     rescale_plates as rescale_plates,
 )
 from ._jumps import concrete_tree as concrete_tree
+from ._marginal import Marginal as Marginal, marginal as marginal
 from ._mvd import MVD as MVD
+from ._normalize import Normalized as Normalized, normalize as normalize
 from ._one_hot import OneHotCategorical as OneHotCategorical
 from ._params import Params as Params, constrain as constrain, unconstrain as unconstrain
 from ._plan import Plan as Plan
@@ -45,6 +47,7 @@ from ._statements import (
     sample as sample,
     subsample as subsample,
 )
+from ._stochastic import StochasticProgram as StochasticProgram
 from ._strategy import (
     Downstream as Downstream,
     Draw as Draw,

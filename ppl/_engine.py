@@ -103,6 +103,7 @@ class Engine(Recorder):
     """
 
     is_engine = True
+    has_gradients = True
 
     def __init__(
         self,

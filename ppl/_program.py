@@ -105,6 +105,12 @@ class Program:
         """
         return self.trace(choices, *args, **kwargs).log_density
 
+    def estimate_log_density(
+        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> Array:
+        """`log_density`, which is exact here; programs whose density is only estimated use `key` (`ppl.marginal`)."""
+        return self.log_density(choices, *args, **kwargs)
+
     def predict(
         self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
@@ -133,6 +139,17 @@ class Program:
         return init_params(
             lambda: self(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
         )
+
+    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+        """What `ppl.draw` does with this program."""
+        collector = Collector()
+        with collector:
+            retval = self(*args, **kwargs)
+        return self._remember(collector, trace_of(collector, retval))
+
+    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+        """What `ppl.score` does with this program."""
+        return self.trace(choices, *args, **kwargs)
 
     def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
         with own_caches(), recorder:
@@ -208,24 +225,33 @@ def as_program(fn: Any) -> Program:
     return Program(fn)
 
 
-def score(program: Program | Callable[..., Any], trace: Trace, *args: Any, **kwargs: Any) -> Trace:
+def score(
+    program: Program | Callable[..., Any],
+    trace: Trace | Mapping[str, Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Trace:
     """The trace of `program` at the choices of another program's trace (a guide's), without its auxiliary sites.
+
+    `trace` may also be a dict of choices.
 
     Raises:
         ValueError: the guide misses a latent site of the program, proposes one that the program does not
             have, or has auxiliary sites whose marginal is not known.
     """
+    if not isinstance(trace, Trace):
+        return as_program(program)._score(_arrays(trace), *args, **kwargs)
     choices = trace.shared_choices
     random = [name for name in choices if trace.sites[name].distribution != "Delta"]
     if trace.auxiliary and random:
         raise ValueError(
             f"The guide has auxiliary sites {sorted(trace.auxiliary)} beside random sites {random}, so "
             "its density of the model's sites is a marginal that log q(z, u) does not give, and the "
-            "bound would not be one. Make the model's sites deterministic (Delta) given the auxiliary "
-            "ones, or drop the auxiliary sites."
+            "bound would not be one. Estimate the marginal with ppl.marginal(guide, keep=[...]), make the "
+            "model's sites deterministic (Delta) given the auxiliary ones, or drop the auxiliary sites."
         )
     try:
-        return as_program(program).trace(choices, *args, **kwargs)
+        return as_program(program)._score(choices, *args, **kwargs)
     except ChoiceMismatch as err:
         parts = []
         if err.missing:
@@ -256,11 +282,7 @@ def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Tr
             "ppl.draw has no randomness of its own: call it inside ppl.expectation or an objective. "
             "Elsewhere use program.simulate(key, *args)."
         )
-    collector = Collector()
-    program = as_program(program)
-    with collector:
-        retval = program(*args, **kwargs)
-    return program._remember(collector, trace_of(collector, retval))
+    return as_program(program)._draw(*args, **kwargs)
 
 
 def plates_met() -> dict[str, int]:
@@ -275,7 +297,7 @@ def _engine() -> Any:
 
 
 def _refuse_inside_engine(method: str) -> None:
-    if _engine() is not None:
+    if getattr(_engine(), "has_gradients", False):
         raise RuntimeError(
             f"Program.{method}(key, ...) inside ppl.expectation or an objective would make draws without "
             "a gradient strategy, and so a biased gradient. Use ppl.draw(program, *args), which needs "
