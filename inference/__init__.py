@@ -3,10 +3,15 @@
 from ._arviz import to_arviz as to_arviz
 from ._bounds import elbo as elbo, iwelbo as iwelbo
 from ._callbacks import EarlyStopping as EarlyStopping, FitInfo as FitInfo, LogEvery as LogEvery
+from ._feynman_kac import FeynmanKac as FeynmanKac
 from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
 from ._nonfinite import NonFiniteError as NonFiniteError
 from ._objective import Objective as Objective, objective as objective
+from ._particle_gibbs import conditional_smc as conditional_smc, particle_gibbs as particle_gibbs
+from ._policies import ess_below as ess_below, every as every, never as never, window as window
+from ._resampling import Scheme as Scheme
+from ._smc import SMCResult as SMCResult, smc as smc
 from ._weights import (
     ImportanceDiagnostics as ImportanceDiagnostics,
     importance_diagnostics as importance_diagnostics,

@@ -134,6 +134,19 @@ class Program:
         _check_used(runner, choices, self)
         return trace
 
+    def propose(
+        self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, **kwargs: Any
+    ) -> Trace:
+        """Run the program with draws from the prior, except that `choices` are kept where `keep` (a boolean scalar) is true.
+
+        With `keep` None the choices always hold; sites that `choices` does not name are drawn.
+        """
+        _refuse_inside_engine("propose")
+        runner = Runner(typed_key(key), _arrays(choices), keep=keep)
+        trace = self._run(runner, args, kwargs)
+        _check_used(runner, choices, self)
+        return trace
+
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
         """Initial unconstrained parameters of every param and module statement the program meets."""
         return init_params(
@@ -289,6 +302,12 @@ def plates_met() -> dict[str, int]:
     """The plates that the running engine has met so far, with their sizes."""
     engine = _engine()
     return {} if engine is None else dict(engine.plates)
+
+
+def strategies_met() -> dict[str, Any]:
+    """The strategies of the latent sites that the running engine has met so far in the open region, by address."""
+    engine = _engine()
+    return {} if engine is None else {a: s.strategy for a, s in engine.frame.sites.items()}
 
 
 def _engine() -> Any:

@@ -7,8 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
 
-from ._recorder import Recorder, fold_name, is_unbounded, log_prob_of
+from ._compat import handler_stack
+from ._lane_keys import plain_key
+from ._recorder import Recorder, fold_name, is_boolean, is_unbounded, log_prob_of
 
 Array = jax.Array
 
@@ -23,6 +26,7 @@ class Runner(Recorder):
         defer_imputed: leave imputed sites (missing cells) to the handler outside, which draws them from their
             prior.
         exploring: meet the parameters inside regions as plain arrays.
+        keep: boolean scalar; where it is false, forced values give way to draws. None: they always hold.
     """
 
     def __init__(
@@ -30,11 +34,13 @@ class Runner(Recorder):
         key: Array | None,
         forced: dict[str, Array] | None = None,
         *,
+        keep: Array | None = None,
         redraw_observed: bool = False,
         defer_imputed: bool = False,
         exploring: bool = False,
     ) -> None:
         super().__init__(key, forced)
+        self.keep = keep
         self.redraw_observed = redraw_observed
         self.defer_imputed = defer_imputed
         self.is_exploring = exploring
@@ -46,6 +52,8 @@ class Runner(Recorder):
         given = None if msg["is_observed"] else self.given(name)
         if given is not None:
             msg["value"] = given
+            if self.keep is not None:
+                msg["value"] = jnp.where(self.keep, given, self._draw(msg))
             msg["_forced"] = True
             self.frame.used.add(name)
         elif msg["is_observed"] and not (
@@ -59,16 +67,30 @@ class Runner(Recorder):
             msg["_imputed"] = True
         elif self.frame.key is not None:
             if not (msg["is_observed"] and _is_unit(msg["fn"])):
-                try:
-                    msg["value"] = msg["fn"].sample(fold_name(self.frame.key, name))
-                except (ValueError, TypeError, NotImplementedError) as err:
-                    law = type(msg["fn"]).__name__
-                    raise type(err)(f"Site '{name}': drawing from {law} failed: {err}") from err
+                msg["value"] = self._draw(msg)
                 msg["intermediates"] = []
         else:
             self.missing.append(name)
             dtype = int if msg["fn"].support.is_discrete else float
             msg["value"] = jnp.zeros(msg["fn"].shape(), dtype)
+
+    def _draw(self, msg: dict[str, Any]) -> Array:
+        assert self.frame.key is not None
+        key = fold_name(self.frame.key, msg["name"])
+        try:
+            try:
+                return msg["fn"].sample(key)
+            except NotImplementedError:
+                if plain_key(key) is key:
+                    raise
+                return msg["fn"].sample(plain_key(key))
+        except (ValueError, TypeError, NotImplementedError) as err:
+            raise type(err)(
+                f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed: {err}"
+            ) from err
+
+    def hand_out(self, key: Array, name: str) -> Array:
+        return plain_key(key)
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         if msg.get("_imputed"):
@@ -93,7 +115,7 @@ class Collector(Recorder):
 def _guarded_log_prob(msg: dict[str, Any]) -> Array:
     """The log-prob of a given value, -inf outside the support, where NumPyro's densities may return anything."""
     fn, value = msg["fn"], msg["value"]
-    support = fn.support
+    support = _relaxed_support(fn.support, value)
     if is_unbounded(support):
         return log_prob_of(msg)
     try:
@@ -105,6 +127,20 @@ def _guarded_log_prob(msg: dict[str, Any]) -> Array:
     # The density is evaluated inside the support only, so that its gradient stays finite elsewhere.
     log_prob = log_prob_of({**msg, "value": jnp.where(cell, value, feasible)})
     return jnp.where(inside | ~_mask_of(fn), log_prob, -jnp.inf)
+
+
+def _relaxed_support(support: Any, value: Array) -> Any:
+    """The support; [0, 1] for floating-point values of Bernoulli sites under an engine, whose draws may be relaxed."""
+    if (
+        is_boolean(support)
+        and jnp.issubdtype(jnp.result_type(value), jnp.floating)
+        and any(getattr(h, "is_engine", False) for h in handler_stack())
+    ):
+        unit = constraints.unit_interval
+        if support is constraints.boolean:
+            return unit
+        return constraints.independent(unit, support.reinterpreted_batch_ndims)
+    return support
 
 
 def _mask_of(fn: Any) -> Array:

@@ -1,0 +1,133 @@
+"""Weighted particles: normalise, resample, follow ancestors. The arithmetic shared by every particle method.
+
+Axis order: particles first. Log-weights are in nats and normalised (logsumexp = 0) between steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class Weights(NamedTuple):
+    """Weights after one step.
+
+    Attributes:
+        log_weights: normalised, [particles].
+        increment: log of the factor by which the evidence estimate grew, log sum_k W_k G_k.
+        ess: effective sample size 1 / sum_k W_k^2, between 1 and the number of particles; 0 when all weights vanished.
+    """
+
+    log_weights: Array
+    increment: Array
+    ess: Array
+
+
+def uniform(num_particles: int) -> Array:
+    """Normalised log-weights of equally weighted particles."""
+    return jnp.full(num_particles, -math.log(num_particles))
+
+
+def reweight(log_weights: Array, log_potentials: Array) -> Weights:
+    """Multiply weights by potentials G_k.
+
+    NaN potentials count as -inf. If every weight vanishes the increment is -inf, the weights become uniform (the
+    numbers after it mean nothing) and ess is 0.
+    """
+    potentials = jnp.where(jnp.isnan(log_potentials), -jnp.inf, log_potentials)
+    unnormalised = log_weights + potentials
+    largest = unnormalised.max()
+    is_lost = ~(largest > -jnp.inf)
+    scaled = jnp.exp(unnormalised - jnp.where(is_lost, 0.0, largest))
+    total = scaled.sum()
+    increment = largest + jnp.log(total)
+    normalised = jnp.where(is_lost, uniform(len(log_weights)), unnormalised - increment)
+    ess = jnp.where(is_lost, 0.0, total**2 / jnp.vdot(scaled, scaled))
+    return Weights(normalised, jnp.where(is_lost, -jnp.inf, increment), ess)
+
+
+class Resampled(NamedTuple):
+    """Particles after a resampling decision: ancestors is the identity where none took place."""
+
+    particles: Any
+    log_weights: Array
+    ancestors: Array
+    is_resampled: Array
+
+
+def resample(
+    key: Array,
+    particles: Any,
+    log_weights: Array,
+    scheme: Callable[[Array, Array], Array],
+    decision: Any,
+) -> Resampled:
+    """Replace particles by offspring where `decision` (a Python or traced boolean) says so.
+
+    Everything in `particles` moves with its particle, random keys excepted: offspring of one parent must not share
+    their noise.
+    """
+    num_particles = len(log_weights)
+    identity = jnp.arange(num_particles, dtype=jnp.int32)
+
+    def offspring() -> Resampled:
+        ancestors = scheme(key, log_weights).astype(jnp.int32)
+        move = lambda x: x if is_key(x) else x[ancestors]
+        moved = jax.tree.map(move, particles)
+        return Resampled(moved, uniform(num_particles), ancestors, jnp.asarray(True))
+
+    def unchanged() -> Resampled:
+        return Resampled(particles, log_weights, identity, jnp.asarray(False))
+
+    if isinstance(decision, bool):
+        return offspring() if decision else unchanged()
+    return jax.lax.cond(decision, offspring, unchanged)
+
+
+def is_key(x: Any) -> bool:
+    """Whether `x` is an array of random keys."""
+    return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+
+
+def lineages(ancestors: Array) -> Array:
+    """Index at each step of the ancestor of every final particle.
+
+    Args:
+        ancestors: [steps, particles]; ancestors[t, k] is the parent, among the particles after step t - 1, of particle k
+            at step t.
+
+    Returns:
+        [steps, particles]: row t holds, for each final particle, the index among the particles after step t.
+    """
+
+    def back(index: Array, parents: Array) -> tuple[Array, Array]:
+        return parents[index], index
+
+    final = jnp.arange(ancestors.shape[1], dtype=jnp.int32)
+    return jax.lax.scan(back, final, ancestors, reverse=True)[1]
+
+
+def over_lanes(
+    fn: Callable[..., Any], batch_size: int | None, *, axes: tuple[Any, ...]
+) -> Callable[..., Any]:
+    """`jax.vmap(fn, axes)`, in chunks of `batch_size` particles one after the other when given (memory)."""
+    mapped = jax.vmap(fn, axes)
+    if batch_size is None:
+        return mapped
+
+    def chunked(*args: Any) -> Any:
+        moving = [a for a, axis in zip(args, axes, strict=True) if axis == 0]
+
+        def one(moving: list[Any]) -> Any:
+            rest = iter(moving)
+            return fn(*(next(rest) if axis == 0 else a for a, axis in zip(args, axes, strict=True)))
+
+        return jax.lax.map(one, moving, batch_size=batch_size)
+
+    return chunked

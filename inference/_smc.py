@@ -1,0 +1,159 @@
+"""Sequential Monte Carlo: one call for Feynman-Kac models and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from .. import ppl
+from ..ppl._compat import typed_key
+from . import _feynman_kac, _filter
+from ._feynman_kac import FeynmanKac
+from ._policies import Policy, ess_below
+from ._resampling import Scheme, as_scheme
+
+Array = jax.Array
+History = Literal["none", "ancestors", "full"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SMCResult:
+    """Weighted particles and the record of their run; a pytree.
+
+    Attributes:
+        particles: for a program site -> values [particles, ...] of its latent sites (sites in `ppl.scan`: [particles, time,
+            ...], the particle's own path; absent without `history="full"`); for a `FeynmanKac` the last state.
+        log_weights: normalised, [particles], nats.
+        log_evidence: log of the estimate of the normalising constant, nats; its exponential is unbiased if policy and
+            proposals do not adapt to the run (deciding by `ess_below` is allowed).
+        increments: log-evidence increments, one per weighing (a straight part of the program, or one step of a scan).
+        ess: effective sample size after each weighing.
+        is_resampled: whether particles were resampled before each weighing.
+        ancestors: [weighings, particles] parents, None with `history="none"`.
+        paths: for a `FeynmanKac` with `history="full"`, the particles' paths [particles, steps + 1, ...].
+        failed_at: number of the first weighing after which no particle had positive weight, -1 if there is none.
+    """
+
+    particles: Any
+    log_weights: Array
+    log_evidence: Array
+    increments: Array
+    ess: Array
+    is_resampled: Array
+    ancestors: Array | None
+    paths: Any
+    failed_at: Array
+
+    def mean(self, fn: Callable[[Any], Any]) -> Any:
+        """sum_k W_k fn(particle_k)."""
+        values = jax.vmap(fn)(self.particles)
+        return jax.tree.map(lambda x: jnp.tensordot(jnp.exp(self.log_weights), x, 1), values)
+
+    def sample(self, key: Array, num_samples: int) -> Any:
+        """Equally weighted particles, drawn by systematic resampling."""
+        index = as_scheme("systematic").ancestors(typed_key(key), self.log_weights, num_samples)
+        return jax.tree.map(lambda x: x[index], self.particles)
+
+
+def smc(
+    target: FeynmanKac | ppl.Program | Callable[..., Any],
+    key: Any,
+    *args: Any,
+    num_particles: int,
+    proposal: ppl.Program | Callable[..., Any] | None = None,
+    resampling: str | Scheme = "systematic",
+    policy: Policy | None = None,
+    history: History = "full",
+    batch_size: int | None = None,
+    retained: Mapping[str, Any] | None = None,
+) -> SMCResult:
+    """Run particles through a Feynman-Kac model or a program.
+
+    Between weighings the particles are resampled when `policy` says so, and log Z grows by log sum_k W_k G_k.
+
+    A program becomes a filter without rewriting: its latent sites are drawn from the prior, or from `proposal`, and
+    weighted by observations, factors and log p - log q; particles are resampled before and between the steps of each
+    top-level `ppl.scan`. Straight code is weighed once. Missing observations (`obs_mask`) contribute nothing.
+
+    Args:
+        target: a `FeynmanKac` or a program.
+        key: PRNG key of either kind.
+        args: the program's arguments.
+        num_particles: number of particles K, fixed.
+        proposal: program of the same arguments for some or all latent sites; a scan in it is advanced together with the
+            model's scan over the same sites. Sites it does not draw come from the prior.
+        resampling: "systematic", "stratified", "residual", "multinomial", ..., or a `Scheme`.
+        policy: when to resample, `ess_below(0.5)` by default; see `every`, `never`, `window`.
+        history: "full" keeps the particles' paths, "ancestors" only the genealogy, "none" neither (memory).
+        batch_size: particles evaluated at once; None for all.
+        retained: latent site -> value of a path that particle 0 keeps (conditional SMC).
+
+    Returns:
+        An `SMCResult`.
+
+    Raises:
+        ValueError: a proposal that does not fit, an unknown scheme, a scan that cannot be stepped.
+
+    Validity: E[exp(log_evidence)] = Z for every policy that looks at weights only, with an unbiased scheme. Weighted
+    averages are consistent in K. With `retained` the run is the conditional SMC kernel, which leaves the posterior
+    invariant; its evidence is not unbiased.
+
+    Example:
+        >>> from lapilli import inference, ppl
+        >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
+        >>> @ppl.model
+        ... def walk(ys):
+        ...     def step(x, y):
+        ...         x = ppl.sample("x", dist.Normal(0.9 * x, 1.0))
+        ...         return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+        ...     ppl.scan(step, 0.0, ys)
+        >>> ys = jnp.array([0.5, -1.0, 0.25])
+        >>> inference.smc(walk, jax.random.key(0), ys, num_particles=100).particles["x"].shape
+        (100, 3)
+
+    Reference: Chopin and Papaspiliopoulos 2020, An Introduction to Sequential Monte Carlo; Andrieu, Doucet and
+    Holenstein 2010 (conditional SMC).
+    """
+    key = typed_key(key)
+    _check(num_particles, history, batch_size)
+    scheme = as_scheme(resampling)
+    choose = scheme.ancestors if retained is None else scheme.conditional
+    options: dict[str, Any] = {
+        "num_particles": num_particles,
+        "scheme": choose,
+        "policy": policy or ess_below(0.5),
+        "batch_size": batch_size,
+        "history": history,
+    }
+    if isinstance(target, FeynmanKac):
+        if args or proposal is not None or retained is not None:
+            raise ValueError(
+                "smc: a FeynmanKac takes no program arguments, no proposal and no retained choices; they are part of its "
+                "kernel. Pass a program for these."
+            )
+        fields = _feynman_kac.run(target, key, **options)
+    else:
+        guide = None if proposal is None else ppl.as_program(proposal)
+        kept = None if retained is None else {n: jnp.asarray(x) for n, x in retained.items()}
+        fields = _filter.run(ppl.as_program(target), guide, key, args, retained=kept, **options)
+    is_lost = fields["increments"] == -jnp.inf
+    failed_at = jnp.where(is_lost.any(), jnp.argmax(is_lost), -1)
+    return SMCResult(
+        **fields,
+        log_evidence=jnp.where(failed_at >= 0, -jnp.inf, fields["increments"].sum()),
+        failed_at=failed_at,
+    )
+
+
+def _check(num_particles: Any, history: Any, batch_size: Any) -> None:
+    if not isinstance(num_particles, int) or num_particles < 1:
+        raise ValueError(f"smc: num_particles must be an integer >= 1, got {num_particles!r}.")
+    if history not in ("none", "ancestors", "full"):
+        raise ValueError(f"smc: history must be 'none', 'ancestors' or 'full', got {history!r}.")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"smc: batch_size must be None or an integer >= 1, got {batch_size!r}.")
