@@ -21,11 +21,14 @@ Reference: Andrieu, Doucet and Holenstein 2010; Chopin and Singh 2015, arXiv:130
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from . import _offspring as offspring
+from . import _local_resampling as local, _offspring as offspring, _pivotal as pivotal
 
 
 def multinomial(
@@ -33,7 +36,7 @@ def multinomial(
 ) -> Int[Array, " num"]:
     """Independent slots: all but slot 0 as in multinomial resampling."""
     num = offspring.checked(log_weights, num)
-    cumulative = jnp.cumsum(offspring.masses(log_weights, num))
+    cumulative = offspring.running_sum(offspring.masses(log_weights, num))
     points = offspring.uniform_below(key, cumulative[-1], (num,))
     return offspring.search(cumulative, points).at[0].set(0)
 
@@ -50,14 +53,14 @@ def residual(
     mass = offspring.masses(log_weights, num)
     certain, cumulative = offspring.residual_parts(mass, num)
     points = offspring.uniform_below(key_points, cumulative[-1], (num,))
-    until = jnp.cumsum(certain)
+    until = offspring.running_sum(certain)
     ancestors = jnp.where(
         jnp.arange(num) < until[-1],
         offspring.spread(until, num),
         offspring.search(cumulative, points),
     )
     # A uniform point of [0, num W_0) lies below n_0 or above. Certain offspring ascend, so one of particle 0 is in slot 0.
-    point, _ = _point_of_zero(key_slot, jnp.cumsum(mass), 0, num)
+    point, _ = _point_of_zero(key_slot, offspring.running_sum(mass), 0, num)
     slot = jnp.where(point < certain[0], 0, jnp.minimum(until[-1], num - 1))
     return ancestors.at[slot].set(ancestors[0]).at[0].set(0)
 
@@ -70,7 +73,7 @@ def systematic(
     A uniform slot's point is uniform on [0, 1), so given that it lies in the stretch it is uniform there.
     """
     num = offspring.checked(log_weights, num)
-    cumulative = jnp.cumsum(offspring.masses(log_weights, num))
+    cumulative = offspring.running_sum(offspring.masses(log_weights, num))
     slot, place = _point_of_zero(key, cumulative, 0, num)
     ancestors = offspring.spread(offspring.before(cumulative, place, num), num)
     return jnp.roll(ancestors, -slot).at[0].set(0)
@@ -85,11 +88,69 @@ def stratified(
     size = len(mass)
     key_shift, key_point, key_places = jax.random.split(key, 3)
     shift = jax.random.randint(key_shift, (), 0, size)
-    cumulative = jnp.cumsum(jnp.roll(mass, shift))
+    cumulative = offspring.running_sum(jnp.roll(mass, shift))
     slot, place = _point_of_zero(key_point, cumulative, shift, num)
     places = offspring.uniform_below(key_places, cumulative[-1], (num,)).at[slot].set(place)
     ancestors = offspring.spread(offspring.before(cumulative, places, num), num)
     return jnp.roll((ancestors - shift) % size, -slot).at[0].set(0)
+
+
+def ssp(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Particles are shifted at random; particle 0's bit is drawn first, then the tournament given that bit.
+
+    With num W_0 = n_0 + f_0, weighting by N_0 makes P(B_0 = 1) = f_0 (n_0 + 1) / (n_0 + f_0). Slot 0 is a uniform one of
+    particle 0's.
+    """
+    num = offspring.checked(log_weights, num)
+    mass = offspring.masses(log_weights, num)
+    size, total = len(mass), mass.sum(dtype=mass.dtype)
+    key_shift, key_bit, key_bits, key_slot = jax.random.split(key, 4)
+    shift = jax.random.randint(key_shift, (), 0, size)
+    whole, rest = offspring.shares(jnp.roll(mass, shift), total, num)
+    own, part = whole[shift], rest[shift] / total
+    bit = jax.random.uniform(key_bit) * (own + part) < part * (own + 1)
+    bits = pivotal.rounded(key_bits, rest, total, pivotal.Given(shift, bit))
+    counts = whole.astype(jnp.int32) + bits
+    until = offspring.running_sum(counts)
+    slot = until[shift] - 1 - jax.random.randint(key_slot, (), 0, jnp.maximum(counts[shift], 1))
+    return jnp.roll((offspring.spread(until, num) - shift) % size, -slot).at[0].set(0)
+
+
+def killing(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Slot 0 is the survivor of particle 0, with probability 1 / (K max W), or a killed particle's slot that drew particle 0.
+
+    That slot is i with probability proportional to 1 - w_i / max w. All other slots are as in killing; since they depend
+    on nothing else, the slot only changes places with slot 0.
+    """
+    num = local.square("killing", log_weights, num)
+    mass = offspring.masses(log_weights, num)
+    key_stay, key_points, key_case, key_slot = jax.random.split(key, 4)
+    cumulative, top = offspring.running_sum(mass), mass.max()
+    points = offspring.uniform_below(key_points, cumulative[-1], (num,))
+    ancestors = jnp.where(
+        local.survives(key_stay, mass), jnp.arange(num), offspring.search(cumulative, points)
+    ).astype(jnp.int32)
+    is_survivor = jax.random.uniform(key_case) * num < cumulative[-1] / top
+    deaths = offspring.running_sum(offspring.rounded_masses((top - mass) / top, num))
+    point = offspring.uniform_below(key_slot, deaths[-1], ())
+    slot = jnp.where(is_survivor, 0, jnp.minimum(offspring.search(deaths, point), num - 1))
+    return ancestors.at[slot].set(ancestors[0]).at[0].set(0)
+
+
+def refused(scheme: str) -> Callable[..., Int[Array, " num"]]:
+    """The conditional version of a biased scheme, which raises when called."""
+
+    def conditional(*args: Any, **kwargs: Any) -> Int[Array, " num"]:
+        raise ValueError(
+            f"Resampling scheme '{scheme}' is biased, so conditional SMC with it would not keep its target. Use an unbiased "
+            "scheme, e.g. 'systematic' or 'killing'."
+        )
+
+    return conditional
 
 
 def _point_of_zero(

@@ -16,10 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from . import _conditional_resampling as conditional, _offspring as offspring
+from . import (
+    _conditional_resampling as conditional,
+    _local_resampling as local,
+    _offspring as offspring,
+    _pivotal as pivotal,
+)
 
 Resampler = Callable[..., Int[Array, " num"]]  # (key, log_weights [K], num=None) -> ancestors [num]
 
@@ -101,7 +107,7 @@ def multinomial(
     Reference: Gordon, Salmond and Smith 1993.
     """
     num = offspring.checked(log_weights, num)
-    cumulative = jnp.cumsum(offspring.masses(log_weights, num))
+    cumulative = offspring.running_sum(offspring.masses(log_weights, num))
     return offspring.search(cumulative, offspring.uniform_below(key, cumulative[-1], (num,)))
 
 
@@ -124,8 +130,119 @@ def residual(
     num = offspring.checked(log_weights, num)
     certain, cumulative = offspring.residual_parts(offspring.masses(log_weights, num), num)
     drawn = offspring.search(cumulative, offspring.uniform_below(key, cumulative[-1], (num,)))
-    until = jnp.cumsum(certain)
+    until = offspring.running_sum(certain)
     return jnp.where(jnp.arange(num) < until[-1], offspring.spread(until, num), drawn)
+
+
+def ssp(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Srinivasan sampling process (pivotal sampling): num W_k rounded down or up, by matches of two fractions at a time.
+
+        N_k = floor(num W_k) + B_k,   P(B_k = 1) = num W_k - floor(num W_k),   sum_k N_k = num.
+
+    Arguments, result and rounding as for `systematic`; ancestors ascend. Matches form a binary tree over the particles in their
+    order, see `_pivotal`.
+
+    Validity:
+        Unbiased: E[N_k] = num W_k. N_k is floor(num W_k) or ceil(num W_k). The N_k are negatively associated, so the variance
+        of any average is at most that of rounding each num W_k by itself, and of multinomial resampling.
+
+    Cost: O(K + num), in log2 K parallel steps: K uniform draws, two cumulative sums, a histogram.
+
+    Reference: Gerber, Chopin and Whiteley 2019, arXiv:1708.02230.
+    """
+    num = offspring.checked(log_weights, num)
+    mass = offspring.masses(log_weights, num)
+    total = mass.sum(dtype=mass.dtype)
+    whole, rest = offspring.shares(mass, total, num)
+    counts = whole.astype(jnp.int32) + pivotal.rounded(key, rest, total)
+    return offspring.spread(offspring.running_sum(counts), num)
+
+
+def killing(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Killing: particle k stays in its slot with probability w_k / max w; a killed one's slot is drawn from W.
+
+        P(A_j = k) = [j = k] w_j / max w + (1 - w_j / max w) W_k,   independently for each slot j.
+
+    Arguments, result and rounding as for `systematic`, but `num` must be K. Ancestors keep to their slots where they can.
+
+    Validity:
+        Unbiased: E[N_k] = K W_k. A single slot does not follow W: slots are not exchangeable. Nothing is resampled
+        where weights are equal, and little where they nearly are, which suits small increments; with uneven weights the variance
+        approaches multinomial resampling's.
+
+    Cost: O(K log K): 2 K uniform draws, a cumulative sum, a binary search for each slot.
+
+    Raises:
+        ValueError: `num` is not K.
+
+    Reference: Del Moral 2004, section 2.5.2; Karppinen, Singh and Vihola 2022, arXiv:2205.13898.
+    """
+    num = local.square("killing", log_weights, num)
+    mass = offspring.masses(log_weights, num)
+    key_stay, key_points = jax.random.split(key)
+    cumulative = offspring.running_sum(mass)
+    drawn = offspring.search(
+        cumulative, offspring.uniform_below(key_points, cumulative[-1], (num,))
+    )
+    return jnp.where(local.survives(key_stay, mass), jnp.arange(num, dtype=jnp.int32), drawn)
+
+
+def rejection(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Multinomial resampling without sums over particles: each slot tries uniform particles until one is accepted.
+
+    Particle k is accepted with probability w_k / max w, so that A_j has the law W. After 64 rounds the slots still open are
+    drawn from W by searching, which leaves the law as it is and bounds the cost.
+
+    Arguments, result and rounding as for `systematic`; ancestors come in no order, and slots are exchangeable.
+
+    Validity: that of `multinomial`, whose law it has.
+
+    Cost: about log(num) / -log(1 - 1 / (K max W)) rounds of O(num): pays off with even weights on parallel hardware.
+
+    Reference: Murray, Lee and Jacob 2016, arXiv:1301.4019, section 3.2 (there the first proposal is the slot's own particle,
+    which is `killing`).
+    """
+    return local.rejection(key, log_weights, offspring.checked(log_weights, num))
+
+
+def metropolis(num_steps: int = 32) -> Scheme:
+    """A scheme without sums over particles: for each slot a Metropolis chain over indices, with uniform proposals.
+
+    Slot j starts at particle j mod K (at the largest weight if that particle has none), and moves from k to a uniform
+    k' with probability min(1, w_k' / w_k), `num_steps` times.
+
+    Args:
+        num_steps: B, the steps of each chain.
+
+    Returns:
+        A `Scheme`; the arguments and the result of its `ancestors` are those of `systematic`. Its `conditional` raises.
+
+    Validity:
+        Biased for finite B, and so is the evidence of a filter that uses it: each slot's law is within (1 - 1 / (K max W))^B
+        of W in total variation. Hence no conditional version: conditional SMC would not keep its target.
+
+    Cost: O(num B): 2 num B uniform draws; no sum, so that weights may stay on the devices that hold them.
+
+    Raises:
+        ValueError: `num_steps` is below 1.
+
+    Reference: Murray, Lee and Jacob 2016, arXiv:1301.4019, section 3.1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"metropolis: argument 'num_steps' is {num_steps}; use at least 1.")
+
+    def ancestors(
+        key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+    ) -> Int[Array, " num"]:
+        return local.metropolis(key, log_weights, offspring.checked(log_weights, num), num_steps)
+
+    return Scheme("metropolis", ancestors, conditional.refused("metropolis"), is_unbiased=False)
 
 
 def _by_grid(
@@ -133,7 +250,7 @@ def _by_grid(
 ) -> Int[Array, " num"]:
     """One point per stratum, at a common place (shape ()) or one drawn for each (shape None)."""
     num = offspring.checked(log_weights, num)
-    cumulative = jnp.cumsum(offspring.masses(log_weights, num))
+    cumulative = offspring.running_sum(offspring.masses(log_weights, num))
     place = offspring.uniform_below(key, cumulative[-1], (num,) if shape is None else shape)
     return offspring.spread(offspring.before(cumulative, place, num), num)
 
@@ -145,6 +262,10 @@ RESAMPLERS: dict[str, Scheme] = {
         Scheme("stratified", stratified, conditional.stratified, is_unbiased=True),
         Scheme("multinomial", multinomial, conditional.multinomial, is_unbiased=True),
         Scheme("residual", residual, conditional.residual, is_unbiased=True),
+        Scheme("ssp", ssp, conditional.ssp, is_unbiased=True),
+        Scheme("killing", killing, conditional.killing, is_unbiased=True),
+        Scheme("rejection", rejection, conditional.multinomial, is_unbiased=True),
+        metropolis(),
     )
 }
 
