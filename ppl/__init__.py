@@ -37,6 +37,7 @@ from ._reinforce import (
     Regression as Regression,
     Reinforce as Reinforce,
 )
+from ._relax import Rebar as Rebar, Relax as Relax
 from ._statements import (
     deterministic as deterministic,
     factor as factor,

@@ -15,8 +15,17 @@ import numpyro.distributions as dist
 from ._disarm import ARM, DisARM
 from ._mvd import MVD
 from ._primitive import mark, mark_key
-from ._recorder import Recorder, Region, check_shape, describe, fold_name, is_unbounded
+from ._recorder import (
+    Recorder,
+    Region,
+    check_shape,
+    describe,
+    fold_name,
+    is_unbounded,
+    without_support_check,
+)
 from ._reinforce import Reinforce
+from ._relax import Rebar
 from ._strategy import (
     Draw,
     Enum,
@@ -40,6 +49,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "mvd": MVD,
     "disarm": DisARM,
     "arm": ARM,
+    "rebar": Rebar,
     "gumbel_softmax": GumbelSoftmax,
     "straight_through": StraightThrough,
 }
@@ -150,6 +160,7 @@ class Engine(Recorder):
         index = self.indices.setdefault(address, len(self.indices))
         value = mark(jnp.asarray(draw), base, base.support, index=index)
         msg["value"], msg["intermediates"] = value, intermediates
+        fn, base = without_support_check(fn, value), without_support_check(base, value)
         if strategy.is_pathwise:
             shape = tuple(fn.batch_shape)
             log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)

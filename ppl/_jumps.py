@@ -38,7 +38,7 @@ THRESHOLD = 1e-5
 def suspects_of(program: Analysed) -> dict[int | str, str]:
     """What may make the result, or the parameters of another site, jump; with the operation's name.
 
-    Pathwise sites by index, and addresses of random keys whose noise jumps as parameters move.
+    Pathwise and relaxed sites by index, and addresses of random keys whose noise jumps as parameters move.
     """
     found = dict(program.facts[program.result].jumps)
     for index in program.sites:
@@ -50,7 +50,7 @@ def _is_checked(program: Analysed, source: int | str) -> bool:
     if isinstance(source, str):
         return True
     strategy = program.sites[source].strategy
-    return isinstance(strategy, Pathwise) and not strategy.allow_jumps
+    return strategy.is_relaxed or isinstance(strategy, Pathwise) and not strategy.allow_jumps
 
 
 def check_jumps(program: Analysed, again: Callable[[bool], tuple[Analysed, list[Any]]]) -> None:
@@ -95,6 +95,13 @@ def _refusal(program: Analysed, source: int | str, found: str, operation: str) -
             "by a parameter: make the draw a site, ppl.sample(name, distribution), with a strategy."
         )
     site = program.sites[source]
+    if site.strategy.is_relaxed:
+        return Unsuitable(
+            site.name,
+            f"Site '{site.address}': the result {found} as a function of its relaxed value (operation: {operation}), and "
+            f"the derivative that strategy '{site.strategy.name}' takes there misses jumps. Use 'disarm', 'reinforce' or "
+            f"ppl.Relax, e.g. strategies={{'{site.name}': 'reinforce'}}, or write the cost without the jump.",
+        )
     return Unsuitable(
         site.name,
         f"Site '{site.address}': the result {found} as a function of its reparameterised value "
@@ -139,6 +146,11 @@ def _jump_size(program: Analysed, source: int | str, inputs: list[Any]) -> float
             noise_key, a, b = k1, leaves, _moved(leaves, k2, jnp.where(number % 4 < 2, 0.1, 1.0))
         else:
             noise_key, a, b = inputs[-1], draws(leaves, k1)[source], draws(leaves, k2)[source]
+            if program.sites[source].strategy.is_relaxed:
+                # Between hard values: start anywhere between two of them.
+                k5, k6 = jax.random.split(jax.random.fold_in(key, 1))
+                share, third = jax.random.uniform(k5), draws(leaves, k6)[source]
+                a = a + jnp.where(number % 2 == 0, share, 0.0) * (third - a)
             if program.sites[source].is_unbounded:
                 reach = jnp.where(number % 3 == 2, 3.0, 0.0)
                 a, b = a - reach * (b - a), b + reach * (b - a)

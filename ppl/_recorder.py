@@ -13,6 +13,7 @@ that they share.
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import zlib
 from typing import Any
@@ -381,6 +382,8 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
     """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
     intermediates = msg.get("intermediates")
     fn, value = msg["fn"], msg["value"]
+    if not msg["is_observed"]:
+        fn = without_support_check(fn, value)
     if "_log_prob" in msg and not _is_masked(fn):
         # The engine's own number, so that the analysis can tell a site's density at its own draw.
         elements = msg["_log_prob"]
@@ -393,6 +396,25 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
             f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
         ) from err
     return log_prob if msg["scale"] is None else msg["scale"] * log_prob
+
+
+def is_boolean(support: Any) -> bool:
+    """Whether a support is {0, 1}, element by element."""
+    return getattr(support, "base_constraint", support) is constraints.boolean
+
+
+def without_support_check(fn: Any, value: Any) -> Any:
+    """`fn`, whose density takes relaxed values too where it is Bernoulli's and `value` a floating-point number.
+
+    Its log-density is linear in the value. NumPyro would return -inf between 0 and 1.
+    """
+    if not is_boolean(fn.support) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        return fn
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    if hasattr(fn, "base_dist"):
+        fn.base_dist = without_support_check(fn.base_dist, value)
+    return fn
 
 
 def is_unbounded(support: Any) -> bool:
