@@ -6,12 +6,24 @@ from ._callbacks import EarlyStopping as EarlyStopping, FitInfo as FitInfo, LogE
 from ._feynman_kac import FeynmanKac as FeynmanKac
 from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
+from ._hierarchical import diwhvi as diwhvi, hvi as hvi, iwhvi as iwhvi
+from ._log_variance import log_variance as log_variance
 from ._nonfinite import NonFiniteError as NonFiniteError
 from ._objective import Objective as Objective, objective as objective
 from ._particle_gibbs import conditional_smc as conditional_smc, particle_gibbs as particle_gibbs
 from ._policies import ess_below as ess_below, every as every, never as never, window as window
+from ._renyi import chi as chi, cubo as cubo, renyi as renyi
 from ._resampling import Scheme as Scheme
 from ._smc import SMCResult as SMCResult, smc as smc
+from ._thermodynamic import tvo as tvo
+from ._vimco import vimco as vimco
+from ._wake_sleep import (
+    forward_kl as forward_kl,
+    rws as rws,
+    sleep as sleep,
+    wake_phi as wake_phi,
+    wake_theta as wake_theta,
+)
 from ._weights import (
     ImportanceDiagnostics as ImportanceDiagnostics,
     importance_diagnostics as importance_diagnostics,

@@ -27,6 +27,7 @@ from ._program import (
     model as model,
     plates_met as plates_met,
     score as score,
+    strategies_met as strategies_met,
 )
 from ._recorder import SiteInfo as SiteInfo
 from ._regions import cond as cond, particles as particles, scan as scan

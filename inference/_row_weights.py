@@ -1,0 +1,98 @@
+"""Importance weights of a guide's draws: of the whole program, or row by row of a plate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import ppl
+
+Array = jax.Array
+
+
+def lane_weights(
+    model: ppl.Program, guide: ppl.Program, args: Any, num_particles: int, per: str
+) -> tuple[Array, Array]:
+    """Log-weights log p(x, z_k) - log q(z_k) of K draws, shape (K,) or (K, rows), and the rows' scale."""
+
+    def log_weight() -> tuple[Array, Array]:
+        q = ppl.draw(guide, *args)
+        return weight_of(ppl.score(model, q, *args), q, per)
+
+    log_weights, scale = ppl.particles(num_particles)(log_weight)()
+    return log_weights, scale[0]
+
+
+def weight_of(p: ppl.Trace, q: ppl.Trace, per: str) -> tuple[Array, Array]:
+    """Log-weight of one draw, scalar or by rows, and the rows' scale."""
+    return joint_weight(p, q) if per == "joint" else row_weights(p, q, per)
+
+
+def log_mean_exp(x: Array) -> Array:
+    """Log 1/K sum_k exp(x[k]) over the leading axis."""
+    return jax.nn.logsumexp(x, axis=0) - jnp.log(x.shape[0])
+
+
+def check_particles(name: str, num_particles: Any, least: int = 1) -> None:
+    """Refuse a number of particles that is none, or too small."""
+    if not isinstance(num_particles, int) or num_particles < least:
+        raise ValueError(
+            f"{name}: num_particles must be an integer >= {least}, got {num_particles!r}."
+        )
+
+
+def joint_weight(p: ppl.Trace, q: ppl.Trace) -> tuple[Array, Array]:
+    """Log-weight of the whole program; refuses scaled log-probs."""
+    for trace in (p, q):
+        for name, info in trace.sites.items():
+            if info.kind != "deterministic" and info.scale != 1.0:
+                raise ValueError(
+                    f"Site '{name}': per='joint' takes the log of a mean of whole-program "
+                    f"weights, and a log-prob scaled by {info.scale} (subsampling) would make it biased. "
+                    "Use per='plate', or all rows."
+                )
+    return p.log_density - q.log_density, jnp.ones(())
+
+
+def row_weights(p: ppl.Trace, q: ppl.Trace, per: str) -> tuple[Array, Array]:
+    """Unscaled log-weight of each row of the plate, and the rows' scale."""
+    plate = _common_plate(p, q) if per == "plate" else per
+    total: Array = jnp.zeros(())
+    scales = set()
+    for sign, trace in ((1.0, p), (-1.0, q)):
+        for name, log_prob in trace.log_probs.items():
+            info = trace.sites[name]
+            if plate not in info.dims:
+                raise ValueError(
+                    f"Site '{name}' lies outside plate '{plate}' (its axes are {info.dims}), so the "
+                    "evidence does not factorise over the plate's rows. Use per='joint', or "
+                    "move the site into the plate."
+                )
+            if info.scale is None:
+                raise ValueError(
+                    f"Site '{name}': its scale is not one number; per='{per}') cannot undo it."
+                )
+            scales.add(info.scale)
+            axis = info.dims.index(plate)
+            rows = log_prob.sum([a for a in range(log_prob.ndim) if a != axis])
+            total = total + sign * rows / info.scale
+    if len(scales) != 1:
+        raise ValueError(
+            f"per='{per}'): the sites of plate '{plate}' are scaled differently ({sorted(scales)})."
+        )
+    return total, jnp.asarray(scales.pop())
+
+
+def _common_plate(p: ppl.Trace, q: ppl.Trace) -> str:
+    dims = [set(t.sites[name].dims) - {None} for t in (p, q) for name in t.log_probs]
+    common = set.intersection(*dims) if dims else set()
+    plates = [d for d in next(iter(p.sites.values())).dims if d in common] if common else []
+    if not plates:
+        outside = {name: t.sites[name].dims for t in (p, q) for name in t.log_probs}
+        raise ValueError(
+            f"per='plate'): no plate contains every site (axes by site: {outside}). Use "
+            "per='joint', or name the plate."
+        )
+    return str(plates[0])
