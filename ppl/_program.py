@@ -310,12 +310,6 @@ def strategies_met() -> dict[str, Any]:
     return {} if engine is None else {a: s.strategy for a, s in engine.frame.sites.items()}
 
 
-def strategies_met() -> dict[str, Any]:
-    """The strategies of the latent sites that the running engine has met so far in the open region, by address."""
-    engine = _engine()
-    return {} if engine is None else {a: s.strategy for a, s in engine.frame.sites.items()}
-
-
 def _engine() -> Any:
     """The gradient engine on the stack, if any."""
     return next((h for h in handler_stack() if getattr(h, "is_engine", False)), None)
