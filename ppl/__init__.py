@@ -11,6 +11,7 @@ from ._handlers import (
     mask as mask,
     rescale_plates as rescale_plates,
 )
+from ._importance import Importance as Importance
 from ._jumps import concrete_tree as concrete_tree
 from ._marginal import Marginal as Marginal, marginal as marginal
 from ._mvd import MVD as MVD

@@ -357,7 +357,7 @@ def _check_relaxed(
             for i, other in sites.items()
             if index in upstream[i]
             and not other.strategy.is_pathwise
-            and not other.strategy.is_enumerated
+            and (not other.strategy.is_enumerated or other.strategy.is_weighted)
             and any(i in r for r in relations)
         ]
         if jumping:

@@ -76,7 +76,7 @@ class StrategySite:
         why: why this one.
         distribution: class name of one element.
         shape: shape of the elements at the statement (without region axes).
-        num_values: size of the support when finite, else None.
+        num_values: size of the support when it is enumerated, 1 where the draw is its only lane, else None.
         support: the support's values, shape (num_values, *event), or None.
         fixed: parameters without a derivative under this strategy.
         is_unbounded: every real value is possible.
@@ -167,21 +167,23 @@ class Engine(Recorder):
         else:
             log_prob = jnp.broadcast_to(base.log_prob(value), shape)
             msg["_log_prob"] = log_prob
-        support = _support(base) if strategy.is_enumerated else None
+        is_listed = strategy.is_enumerated and not strategy.is_weighted
+        support = _support(base) if is_listed else None
         fixed = strategy.fixed_parameters(base)
         self.frame.infos[address] = describe(msg)
         self.frame.sites[address] = StrategySite(
             index, address, msg["name"], strategy, why, type(base).__name__, shape,
-            None if support is None else support.shape[0],
+            1 if strategy.is_weighted else None if support is None else support.shape[0],
             None if support is None else np.reshape(support, (support.shape[0], *base.event_shape)), fixed,
             is_unbounded(base.support),
         )  # fmt: skip
+        drawn = Draw(base, shape, value, log_prob, key)
         self.frame.numbers[address] = {
-            "log_prob": log_prob,
+            "log_prob": strategy.log_weight(drawn) if strategy.is_weighted else log_prob,
             "active": jnp.ones(()),
             "value": value,
             "fixed": [jnp.asarray(getattr(base, name), float) for name in fixed],
-            "local": strategy.local(Draw(base, shape, value, log_prob, key)),
+            "local": strategy.local(drawn),
         }
 
     def hand_out(self, key: Array, name: str) -> Array:

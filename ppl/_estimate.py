@@ -191,7 +191,8 @@ class Estimator:
             for i in sites:
                 atoms.add(*program.numbers[i].local)
             all_lanes = group + extra
-            together = {i: (self._enumerate(i), Forced((i,), None)) for i in enumerated} | forced  # type: ignore[arg-type]
+            listed = [i for i in enumerated if not program.sites[i].strategy.is_weighted]
+            together = {i: (self._enumerate(i), Forced((i,), None)) for i in listed} | forced  # type: ignore[arg-type]
             values = dict(zip(atoms.ids, self._sweep(all_lanes, together, atoms.list), strict=True))
 
             def read(

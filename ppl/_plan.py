@@ -76,7 +76,8 @@ def plan_of(program: Analysed) -> Plan:
             layout = program.layouts[index]
             cost = f"{layout.num_lanes}"
             if layout.joint:
-                cost += f" (elements meet: {mixing(uses, layout.joint)})"
+                what = "weights multiply" if strategy.is_weighted else "elements meet"
+                cost += f" ({what}: {mixing(uses, layout.joint)})"
         else:
             together = strategy.is_replayed_together and not strategy.is_replayed
             axes = tuple(

@@ -79,6 +79,7 @@ class Strategy(abc.ABC):
         is_pathwise: the value itself carries the gradient; there is no surrogate.
         is_biased: the estimator is biased; it is used only where it is named explicitly.
         is_enumerated: the site is summed over its support.
+        is_weighted: an enumerated site with one lane, its own draw, whose `log_weight` need not be its log-prob.
         is_replayed: the estimator calls `downstream.replay` (its size is then checked ahead).
         is_replayed_together: it calls `downstream.replay_together` (likewise).
         is_relaxed: it calls `downstream.slope`. Then no other sampled site may lie downstream, whose draw would
@@ -90,6 +91,7 @@ class Strategy(abc.ABC):
     is_pathwise = False
     is_biased = False
     is_enumerated = False
+    is_weighted = False
     is_replayed = False
     is_replayed_together = False
     is_relaxed = False
@@ -106,6 +108,10 @@ class Strategy(abc.ABC):
     def local(self, draw: Draw) -> Any:
         """Numbers needed later, a pytree of arrays with leading axes `draw.shape`."""
         return ()
+
+    def log_weight(self, draw: Draw) -> Array:
+        """Log-weight of each element's value in its lane, where the site is enumerated; shape `draw.shape`."""
+        return draw.log_prob
 
     def surrogate(self, local: Any, downstream: Downstream) -> Array:
         """Array of value zero whose gradient is the estimator's part."""
