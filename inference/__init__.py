@@ -8,6 +8,7 @@ from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
 from ._hierarchical import diwhvi as diwhvi, hvi as hvi, iwhvi as iwhvi
 from ._log_variance import log_variance as log_variance
+from ._moves import HMC as HMC, MALA as MALA, Kernel as Kernel, RandomWalk as RandomWalk
 from ._nonfinite import NonFiniteError as NonFiniteError
 from ._objective import Objective as Objective, objective as objective
 from ._particle_gibbs import conditional_smc as conditional_smc, particle_gibbs as particle_gibbs
@@ -15,6 +16,7 @@ from ._policies import ess_below as ess_below, every as every, never as never, w
 from ._renyi import chi as chi, cubo as cubo, renyi as renyi
 from ._resampling import Scheme as Scheme
 from ._smc import SMCResult as SMCResult, smc as smc
+from ._tempering import TemperedResult as TemperedResult, tempered_smc as tempered_smc
 from ._thermodynamic import tvo as tvo
 from ._vimco import vimco as vimco
 from ._wake_sleep import (

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..ppl._lane_keys import lane_keys
-from ._population import lineages, over_lanes, resample, reweight, uniform
+from ._lane_map import map_lanes
+from ._population import lineages, resample, reweight, uniform
 
 Array = jax.Array
 
@@ -56,28 +56,25 @@ def run(
 ) -> dict[str, Any]:
     """Run the particle approximation; returns the fields of an `SMCResult`."""
     init_key, loop_key = jax.random.split(key)
-    lanes = lambda key: lane_keys(key, num_particles)
-    check_potential = lambda lp: _scalar(lp)
+    in_lanes = lambda fn: map_lanes(fn, num_particles, batch_size)
 
-    particles = over_lanes(model.init, batch_size, axes=(0,))(lanes(init_key))
-    start = over_lanes(
-        lambda x: check_potential(model.log_potential(x, x, jnp.zeros((), jnp.int32))),
-        batch_size,
-        axes=(0,),
-    )
-    first = reweight(uniform(num_particles), start(particles))
+    def begin(key: Array) -> tuple[Any, Array]:
+        x = model.init(key)
+        return x, _scalar(model.log_potential(x, x, jnp.zeros((), jnp.int32)))
 
-    def one(key: Array, previous: Any, t: Array) -> tuple[Any, Array]:
-        new = model.kernel(key, previous, t)
-        return new, check_potential(model.log_potential(previous, new, t))
-
-    move = over_lanes(one, batch_size, axes=(0, 0, None))
+    particles, potentials = in_lanes(begin)(init_key)
+    first = reweight(uniform(num_particles), potentials)
 
     def step(carry: Any, t: Array) -> tuple[Any, Any]:
         particles, log_weights = carry
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, t))
         chosen = resample(resample_key, particles, log_weights, scheme, policy(t, log_weights))
-        particles, potentials = move(lanes(move_key), chosen.particles, t)
+
+        def move(key: Array, previous: Any) -> tuple[Any, Array]:
+            x = model.kernel(key, previous, t)
+            return x, _scalar(model.log_potential(previous, x, t))
+
+        particles, potentials = in_lanes(move)(move_key, chosen.particles)
         weights = reweight(chosen.log_weights, potentials)
         record = {
             "increments": weights.increment,

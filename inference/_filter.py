@@ -16,40 +16,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import Literal
 
 from .. import ppl
-from ..ppl._lane_keys import lane_keys
 from ._feynman_kac import follow
+from ._lane_map import LANE, SHARED, STREAM
 from ._lanes import Loop, Machine
-from ._population import lineages, over_lanes, resample, reweight, uniform
+from ._population import in_batches, lineages, resample, reweight, uniform
+from ._traced import (
+    TracedProgram,
+    check_known,
+    check_proposal,
+    hand_over,
+    pair_loops,
+    signed_outputs,
+    wanted_outputs,
+)
 
 Array = jax.Array
-
-
-class _Run:
-    """One program traced: its jaxpr, the atoms of its trace, and the signs with which log-probs enter the weight."""
-
-    def __init__(self, fn: Callable[..., ppl.Trace], inputs: tuple[Any, ...]) -> None:
-        self.closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*inputs)
-        leaves, self.tree = jax.tree.flatten(shapes)
-        self.trace: ppl.Trace = jax.tree.unflatten(self.tree, self.closed.jaxpr.outvars)
-        self.shapes: ppl.Trace = shapes
-        self.signs: dict[str, float] = {}
-
-    def weighted(self) -> list[tuple[Any, float]]:
-        """Log-prob atoms with their signs."""
-        return [(self.trace.log_probs[name], sign) for name, sign in self.signs.items()]
-
-    def loops(self, names: set[str]) -> list[int]:
-        """Numbers of the top-level scans that make log-probs of the weight, or values of the sites `names`."""
-        wanted = {id(atom) for atom, _ in self.weighted()}
-        wanted |= {id(self.trace.choices[name]) for name in names}
-        return [
-            i
-            for i, eqn in enumerate(self.closed.jaxpr.eqns)
-            if eqn.primitive.name == "scan" and any(id(v) in wanted for v in eqn.outvars)
-        ]
 
 
 def run(
@@ -66,41 +50,33 @@ def run(
     retained: dict[str, Array] | None = None,
 ) -> dict[str, Any]:
     """Run the particle method; returns the fields of an `SMCResult`. `retained` choices are those of particle 0."""
-    run_key, resample_key = jax.random.split(key)
-    keys = [lane_keys(k, num_particles) for k in jax.random.split(run_key)]
-    is_retained = jnp.arange(num_particles) == 0
     kept = dict(retained or {})
 
-    def simulate(program: ppl.Program, forced: set[str]) -> Callable[..., ppl.Trace]:
-        """Sites in `forced` take the proposal's values; others are drawn, or kept in lane 0."""
+    def simulate(program: ppl.Program) -> Callable[..., ppl.Trace]:
+        """Sites take the proposal's values where it gives any; others are drawn, or kept in lane 0."""
 
-        def fn(
-            key: Array, keep: Array, kept: dict[str, Array], given: dict[str, Array]
-        ) -> ppl.Trace:
-            if given:
-                return program.propose(key, given, None, *args)
-            return program.propose(key, kept, keep if kept else None, *args)
+        def fn(key: Array, keep: Array, kept: Any, given: Any) -> ppl.Trace:
+            choices, keep = (given, None) if given else (kept, keep if kept else None)
+            return program.propose(key, choices, keep, *args)
 
         return fn
 
-    single = (keys[0][0], is_retained[0], kept)
-    guide = None
-    given: dict[str, Any] = {}
+    guide, given = None, {}
+    single = (key, jnp.asarray(True), kept)
     if proposal is not None:
-        guide = _Run(simulate(proposal, set()), (*single, {}))
-        _check_proposal(guide.shapes, proposal)
+        guide = TracedProgram(simulate(proposal), (*single, {}))
+        check_proposal(guide.shapes, proposal)
         guide.signs = dict.fromkeys(guide.shapes.choices, -1.0)
         given = dict(guide.shapes.choices)
-    model = _Run(simulate(program, set(given)), (*single, given))
+    model = TracedProgram(simulate(program), (*single, given))
     model.signs = {
         name: 1.0
         for name, info in model.shapes.sites.items()
         if name in model.shapes.log_probs and (info.kind != "latent" or name in given)
     }
-
-    engine = _Engine(num_particles, resample_key, scheme, policy, batch_size, history)
-    engine.run(model, guide, keys, is_retained, kept)
-    return engine.result(model)
+    engine = _Engine(model, guide, key, kept, num_particles, scheme, policy, batch_size, history)
+    engine.run()
+    return engine.result()
 
 
 class _Engine:
@@ -108,100 +84,74 @@ class _Engine:
 
     def __init__(
         self,
-        num_particles: int,
+        model: TracedProgram,
+        guide: TracedProgram | None,
         key: Array,
+        kept: dict[str, Array],
+        num_particles: int,
         scheme: Callable[[Array, Array], Array],
         policy: Callable[[Array, Array], Any],
         batch_size: int | None,
         history: str,
     ) -> None:
-        self.num_particles, self.key = num_particles, key
+        self.num_particles, self.batch_size = num_particles, batch_size
         self.scheme, self.policy, self.history = scheme, policy, history
-        self.over_lanes = lambda fn, axes: over_lanes(fn, batch_size, axes=axes)
         self.log_weights = uniform(num_particles)
         self.pending: Array | None = None
         self.num_events = 0
         self.records: list[dict[str, Array]] = []
+        model_key, guide_key, self.key = jax.random.split(key, 3)
+        self.model, self.guide = model, guide
+        self.machine = self._start(model, model_key, kept)
+        self.proposer = None if guide is None else self._start(guide, guide_key, kept)
 
-    def run(
-        self,
-        model: _Run,
-        guide: _Run | None,
-        keys: list[Array],
-        is_retained: Array,
-        kept: dict[str, Array],
-    ) -> None:
-        start = lambda run, key: self._start(run, key, is_retained, kept)
-        self.machine = start(model, keys[0])
-        proposer = None if guide is None else start(guide, keys[1])
-        pairs = _pair(model, guide)
-        for model_loop, guide_loop, fixed in pairs:
-            segments = []
-            if proposer is not None and guide is not None:
-                stop = guide_loop if guide_loop is not None else len(guide.closed.jaxpr.eqns)
-                segments.append((proposer, guide, stop))
-                self._advance(segments)
-                _hand_over(guide, proposer, model, self.machine)
-                segments = []
-            segments.append((self.machine, model, model_loop))
-            self._advance(segments)
-            self._weigh()
-            self._loop(model, model_loop, guide, guide_loop, fixed, proposer)
-        rest = []
-        if proposer is not None and guide is not None:
-            self._advance([(proposer, guide, len(guide.closed.jaxpr.eqns))])
-            _hand_over(guide, proposer, model, self.machine)
-        rest.append((self.machine, model, len(model.closed.jaxpr.eqns)))
-        self._advance(rest)
-        self._weigh()
-
-    def _start(self, run: _Run, key: Array, is_retained: Array, kept: dict[str, Array]) -> Machine:
-        jaxpr = run.closed.jaxpr
-        inputs = [key, is_retained, *jax.tree.leaves(kept)]
-        is_lane = [True, True, *[False] * len(jax.tree.leaves(kept))]
-        known = len(inputs)
-        # The proposal's values are handed over when they are known.
+    def _start(self, program: TracedProgram, key: Array, kept: dict[str, Array]) -> Machine:
+        jaxpr = program.closed.jaxpr
+        leaves = jax.tree.leaves(kept)
+        is_retained = jnp.arange(self.num_particles) == 0
         machine = Machine.start(
-            ClosedJaxpr(jaxpr, run.closed.consts),
-            [*inputs, *[None] * (len(jaxpr.invars) - known)],
-            [*is_lane, *[True] * (len(jaxpr.invars) - known)],
-            set(),
-        )
-        for v in jaxpr.invars[known:]:
-            machine.env.pop(v)
-        loops = run.loops(set()) if self.history != "full" else []
+            program.closed, [key, is_retained, *leaves], [STREAM, LANE, *[SHARED] * len(leaves)],
+            self.num_particles,
+        )  # fmt: skip
+        loops = program.loops() if self.history != "full" else []
         in_loops = {v for i in loops for v in jaxpr.eqns[i].outvars}
-        machine.keep = {
-            v for v in jaxpr.outvars if not isinstance(v, Literal) and v not in in_loops
-        }
-        constants = [
-            sign * jnp.sum(atom.val if isinstance(atom, Literal) else machine.env[atom])
-            for atom, sign in run.weighted()
-            if isinstance(atom, Literal) or atom in jaxpr.constvars
-        ]
-        if constants:
-            self._add(sum(constants, jnp.zeros(())))
+        outputs = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+        machine.keep = outputs - in_loops
+        for atom, sign in program.weighted():
+            if isinstance(atom, Literal) or atom in jaxpr.constvars:
+                self._add(sign * jnp.sum(jnp.asarray(machine.values.value(atom))))
         return machine
+
+    def run(self) -> None:
+        """All segments: straight code, loop, straight code, ..."""
+        for model_loop, guide_loop, made in pair_loops(self.model, self.guide):
+            self._advance(model_loop, guide_loop)
+            self._weigh()
+            self._loop(model_loop, guide_loop, made)
+        self._advance(len(self.model.closed.jaxpr.eqns), None)
+        self._weigh()
 
     def _add(self, log_potential: Array) -> None:
         self.pending = log_potential if self.pending is None else self.pending + log_potential
 
-    def _advance(self, segments: list[tuple[Machine, _Run, int]]) -> None:
-        """Run straight code and collect its weights."""
-        for machine, run, stop in segments:
-            _check_known(machine, run, stop)
-            before = set(machine.env)
-            weighted = {id(a): s for a, s in run.weighted()}
-            keep = machine.keep
-            machine.keep = keep | {a for a, _ in run.weighted() if not isinstance(a, Literal)}
-            defined = machine.run_to(stop, self.over_lanes)
-            for v in defined:
-                if id(v) in weighted and v not in before:
-                    x = machine.env[v]
-                    axes = tuple(range(1 if machine.is_lane(v) else 0, jnp.ndim(x)))
-                    self._add(weighted[id(v)] * jnp.sum(x, axes))
-            machine.keep = keep
-            machine._forget()
+    def _advance(self, stop: int, guide_stop: int | None) -> None:
+        """Run straight code up to the given equations (all of the proposal's for None) and collect its weights."""
+        if self.guide is not None and self.proposer is not None:
+            end = len(self.guide.closed.jaxpr.eqns) if guide_stop is None else guide_stop
+            self._run_to(self.proposer, self.guide, end)
+            hand_over(self.guide, self.proposer, self.model, self.machine)
+            self.proposer.forget()
+        check_known(self.machine, self.model, stop)
+        self._run_to(self.machine, self.model, stop)
+        self.machine.forget()
+
+    def _run_to(self, machine: Machine, program: TracedProgram, stop: int) -> None:
+        signs = {id(atom): sign for atom, sign in program.weighted()}
+        for v in machine.run_to(stop):
+            if id(v) in signs:
+                x, kind = machine.values.of[v], machine.values.kinds[v]
+                axes = tuple(range(1 if kind == LANE else 0, jnp.ndim(x)))
+                self._add(signs[id(v)] * jnp.sum(x, axes))
 
     def _weigh(self) -> None:
         """Use the weights collected since the last time, if there are any."""
@@ -211,64 +161,54 @@ class _Engine:
         self.pending = None
         weights = reweight(self.log_weights, potentials)
         self.log_weights = weights.log_weights
-        identity = jnp.arange(self.num_particles, dtype=jnp.int32)
         self.records.append(
             {
                 "increments": weights.increment[None],
                 "ess": weights.ess[None],
                 "is_resampled": jnp.zeros(1, bool),
-                "ancestors": identity[None],
+                "ancestors": jnp.arange(self.num_particles, dtype=jnp.int32)[None],
             }
         )
 
-    def _loop(
-        self,
-        model: _Run,
-        model_loop: int,
-        guide: _Run | None,
-        guide_loop: int | None,
-        fixed: dict[Any, str],
-        proposer: Machine | None,
-    ) -> None:
-        target = Loop(self.machine, model.closed.jaxpr.eqns[model_loop], fixed)
-        loops = {"model": target}
-        outputs_of = {"model": _signed(model, target)}
-        made: dict[str, int] = {}
-        if guide is not None and guide_loop is not None and proposer is not None:
-            loops["guide"] = Loop(proposer, guide.closed.jaxpr.eqns[guide_loop], {})
-            outputs_of["guide"] = _signed(guide, loops["guide"])
-            made = {
-                name: loops["guide"].ys_out.index(guide.trace.choices[name])
-                for name in fixed.values()
-            }
-        wanted = {name: _wanted(loop, self.history) for name, loop in loops.items()}
-        first, base_key = self.num_events, self.key
+    def _loop(self, model_loop: int, guide_loop: int | None, made: dict[Any, str]) -> None:
+        target = Loop(self.machine, self.model.closed.jaxpr.eqns[model_loop], made)
+        loops, signed = {"model": target}, {"model": signed_outputs(self.model, target)}
+        sources: dict[str, int] = {}
+        if self.guide is not None and self.proposer is not None and guide_loop is not None:
+            maker = Loop(self.proposer, self.guide.closed.jaxpr.eqns[guide_loop], {})
+            loops["guide"], signed["guide"] = maker, signed_outputs(self.guide, maker)
+            choices = self.guide.trace.choices
+            sources = {name: maker.ys_out.index(choices[name]) for name in made.values()}
+        wanted = {name: wanted_outputs(loop, self.history) for name, loop in loops.items()}
 
-        def lane(state: Any, shared: Any, t: Array) -> Any:
+        def move(state: Any, batch: Any, shared: Any, t: Array) -> Any:
             state, outs, given = dict(state), {}, {}
             if "guide" in loops:
-                state["guide"], out = loops["guide"].step(state["guide"], shared["guide"], t, {})
-                outs["guide"] = out
-                given = {name: out[i] for name, i in made.items()}
-            state["model"], outs["model"] = target.step(state["model"], shared["model"], t, given)
-            total = sum(
-                (
-                    sign * jnp.sum(outs[name][i])
-                    for name, signed in outputs_of.items()
-                    for i, sign in signed.items()
-                ),
-                jnp.zeros(()),
+                state["guide"], outs["guide"] = loops["guide"].step(
+                    state["guide"], shared["guide"], t, {}, batch
+                )
+                given = {name: outs["guide"][i] for name, i in sources.items()}
+            state["model"], outs["model"] = target.step(
+                state["model"], shared["model"], t, given, batch
             )
-            return state, total, {n: {i: outs[n][i] for i in w} for n, w in wanted.items()}
+            terms = [
+                sign * outs[name][i].reshape(len(outs[name][i]), -1).sum(1)
+                for name, signs in signed.items()
+                for i, sign in signs.items()
+            ]
+            kept = {n: {i: outs[n][i] for i in w} for n, w in wanted.items()}
+            return state, sum(terms, jnp.zeros(())), kept
 
-        move = self.over_lanes(lane, (0, None, None))
+        move = in_batches(move, self.num_particles, self.batch_size)
+        first = self.num_events
 
         def step(carry: Any, inputs: Any) -> Any:
             state, log_weights = carry
             t, shared = inputs
-            key = jax.random.fold_in(base_key, first + t)
-            decision = self.policy(first + t, log_weights)
-            chosen = resample(key, state, log_weights, self.scheme, decision)
+            chosen = resample(
+                jax.random.fold_in(self.key, first + t), state, log_weights, self.scheme,
+                self.policy(first + t, log_weights),
+            )  # fmt: skip
             state, potentials, kept = move(chosen.particles, shared, t)
             weights = reweight(chosen.log_weights, potentials)
             record = {
@@ -280,7 +220,7 @@ class _Engine:
                 record["ancestors"] = chosen.ancestors
             return (state, weights.log_weights), (record, kept)
 
-        state = {name: loop.initial(self.num_particles) for name, loop in loops.items()}
+        state = {name: loop.initial() for name, loop in loops.items()}
         shared = {name: loop.shared_xs() for name, loop in loops.items()}
         steps = jnp.arange(target.length, dtype=jnp.int32)
         (state, self.log_weights), (record, kept) = jax.lax.scan(
@@ -293,23 +233,15 @@ class _Engine:
         for name, loop in loops.items():
             loop.finish(state[name], kept[name])
 
-    def result(self, model: _Run) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """The fields of an `SMCResult`."""
-        broadcast = lambda x: jnp.broadcast_to(x, (self.num_particles, *jnp.shape(x)))
-        env = self.machine.env
-
-        def value(atom: Any) -> Any:
-            if isinstance(atom, Literal):
-                return broadcast(atom.val)
-            if atom not in env:
-                return None
-            return env[atom] if self.machine.is_lane(atom) else broadcast(env[atom])
-
-        join = lambda name: jnp.concatenate([r[name] for r in self.records if name in r])
-        trace = jax.tree.map(
-            value, model.trace, is_leaf=lambda x: not isinstance(x, ppl.Trace | dict)
-        )
-        choices = {name: x for name, x in trace.choices.items() if x is not None}
+        values = self.machine.values
+        join = lambda name: jnp.concatenate([r[name] for r in self.records])
+        choices = {
+            name: values.as_lanes(atom)
+            for name, atom in self.model.trace.choices.items()
+            if isinstance(atom, Literal) or atom in values.of
+        }
         has_ancestors = all("ancestors" in r for r in self.records)
         return {
             "particles": choices,
@@ -320,94 +252,3 @@ class _Engine:
             "ancestors": join("ancestors") if has_ancestors else None,
             "paths": None,
         }
-
-
-def _signed(run: _Run, loop: Loop) -> dict[int, float]:
-    """Outputs of a loop's step that are log-probs of the weight, with their signs."""
-    signs = {id(atom): sign for atom, sign in run.weighted()}
-    return {i: signs[id(v)] for i, v in enumerate(loop.ys_out) if id(v) in signs}
-
-
-def _wanted(loop: Loop, history: str) -> list[int]:
-    """Stacked outputs of a loop that are needed after it."""
-    live = set(loop.machine.keep)
-    for eqn in loop.machine.closed.jaxpr.eqns[loop.machine.position + 1 :]:
-        live.update(v for v in eqn.invars if not isinstance(v, Literal))
-    wanted = [i for i, v in enumerate(loop.ys_out) if v in live]
-    if wanted and history == "none":
-        raise ValueError(
-            "smc: the program uses the stacked values of a scan after it, which needs the particles' paths. Use "
-            "history='full'."
-        )
-    return wanted
-
-
-def _pair(model: _Run, guide: _Run | None) -> list[tuple[int, int | None, dict[Any, str]]]:
-    """Loops of the model, each with the loop of the proposal that makes its sites step by step."""
-    inputs = _inputs(model) if guide is not None else {}
-    pairs = []
-    for number in model.loops(set()):
-        loop = model.closed.jaxpr.eqns[number]
-        fixed, partner = {}, None
-        if guide is not None:
-            makers = {name: _maker(guide, name) for name, v in inputs.items() if v in loop.invars}
-            makers = {name: i for name, i in makers.items() if i is not None}
-            if len(set(makers.values())) == 1:
-                partner = next(iter(makers.values()))
-                length = guide.closed.jaxpr.eqns[partner].params["length"]
-                if length != loop.params["length"]:
-                    raise ValueError(
-                        f"smc: the proposal's scan over {sorted(makers)} has {length} steps, the model's "
-                        f"{loop.params['length']}. Give both the same number of steps."
-                    )
-                fixed = {inputs[name]: name for name in makers}
-        pairs.append((number, partner, fixed))
-    return pairs
-
-
-def _maker(guide: _Run, name: str) -> int | None:
-    """The top-level scan of the proposal that makes site `name`."""
-    atom = guide.trace.choices[name]
-    for i, eqn in enumerate(guide.closed.jaxpr.eqns):
-        if eqn.primitive.name == "scan" and any(v is atom for v in eqn.outvars):
-            return i
-    return None
-
-
-def _inputs(model: _Run) -> dict[str, Any]:
-    """The input variables of the model that take the proposal's values, by site."""
-    names = sorted(name for name in model.shapes.choices if name in model.signs)
-    return dict(zip(names, model.closed.jaxpr.invars[-len(names) :], strict=True)) if names else {}
-
-
-def _hand_over(guide: _Run, proposer: Machine, model: _Run, machine: Machine) -> None:
-    """Give the model the proposal's values that are known by now."""
-    for name, v in _inputs(model).items():
-        atom = guide.trace.choices[name]
-        if v not in machine.env and not isinstance(atom, Literal) and atom in proposer.env:
-            machine.env[v] = proposer.env[atom]
-
-
-def _check_known(machine: Machine, run: _Run, stop: int) -> None:
-    names = {v: name for name, v in _inputs(run).items()} if run.signs else {}
-    for eqn in run.closed.jaxpr.eqns[machine.position : stop]:
-        for v in eqn.invars:
-            if not isinstance(v, Literal) and v in names and v not in machine.env:
-                raise ValueError(
-                    f"smc: the model needs site '{names[v]}' before the proposal draws it. Draw the proposal's sites in the "
-                    "model's order."
-                )
-
-
-def _check_proposal(trace: ppl.Trace, proposal: ppl.Program) -> None:
-    extra = [n for n, info in trace.sites.items() if info.kind in ("observed", "factor")]
-    if extra:
-        raise ValueError(
-            f"smc: the proposal {proposal!r} has the observed sites {extra}, so its density is not the one it draws from. "
-            "Leave observations to the model."
-        )
-    if trace.auxiliary:
-        raise ValueError(
-            f"smc: the proposal {proposal!r} has the auxiliary sites {sorted(trace.auxiliary)}; its density of the model's "
-            "sites is then not known. Use ppl.marginal, or drop them."
-        )

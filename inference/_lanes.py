@@ -1,26 +1,26 @@
-"""Run a traced program in many lanes at once, stopping at its loops: the program side of the particle engine.
+"""Run a traced program in many lanes, stopping at its loops: the program side of the particle engine.
 
-Input: a program traced to a jaxpr whose first input is a random key. Every value that depends on the key differs between
-lanes (particles); all others are shared and computed once. The jaxpr is cut at top-level scans that hold sites, so that
-particles can be weighed and resampled between their steps. Nothing of the user's code is run again.
+Input: a program traced to a jaxpr whose first input is a random key. What depends on the key differs between lanes
+(particles); all else is shared and computed once. The jaxpr is cut at top-level scans that hold sites, so that particles can
+be weighed and resampled between their steps. Nothing of the user's code is run again.
 
-Invariants: a lane's values move together when lanes are resampled; random keys never move.
+Invariants: a lane's values move together when lanes are resampled; random keys are streams of all lanes and never move.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
-from ..ppl._compat import bind, scan_counts
+from ..ppl._compat import scan_counts
+from ._lane_map import LANE, SHARED, STREAM, Values, run
+from ._population import Batch, is_key
 
 Array = jax.Array
-OverLanes = Callable[..., Callable[..., Any]]
 
 
 @dataclasses.dataclass
@@ -29,82 +29,50 @@ class Machine:
 
     Attributes:
         closed: the traced program.
-        env: values of the variables met so far that are still needed.
-        lanes: variables whose value has a leading particle axis.
+        values: what is known so far and still needed.
         keep: variables that must survive to the end.
+        position: number of the next equation.
     """
 
     closed: ClosedJaxpr
-    env: dict[Any, Any]
-    lanes: set[Any]
+    values: Values
     keep: set[Any]
     position: int = 0
 
     @classmethod
     def start(
-        cls, closed: ClosedJaxpr, inputs: Sequence[Any], is_lane: Sequence[bool], keep: set[Any]
+        cls, closed: ClosedJaxpr, inputs: Sequence[Any], kinds: Sequence[str], num_lanes: int
     ) -> Machine:
-        """A machine before its first equation; inputs marked in `is_lane` have a leading particle axis."""
-        jaxpr = closed.jaxpr
-        env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-        env.update(zip(jaxpr.invars, inputs, strict=True))
-        lanes = {v for v, flag in zip(jaxpr.invars, is_lane, strict=True) if flag}
-        return cls(closed, env, lanes, keep)
-
-    def value(self, atom: Any) -> Any:
-        """The current value of a variable or literal."""
-        return atom.val if isinstance(atom, Literal) else self.env[atom]
-
-    def is_lane(self, atom: Any) -> bool:
-        """Whether the value of `atom` has a particle axis."""
-        return not isinstance(atom, Literal) and atom in self.lanes
+        """A machine before its first equation; inputs beyond `inputs` are not known yet."""
+        values = Values(num_lanes)
+        values.set(closed.jaxpr.constvars, closed.consts, [SHARED] * len(closed.consts))
+        values.set(closed.jaxpr.invars[: len(inputs)], inputs, kinds)
+        return cls(closed, values, set())
 
     def live(self, position: int) -> set[Any]:
-        """Variables known by now that equations from `position` on, or the results, need."""
+        """Variables that equations from `position` on, or the results, need."""
         needed = set(self.keep)
         for eqn in self.closed.jaxpr.eqns[position:]:
             needed.update(v for v in eqn.invars if not isinstance(v, Literal))
-        return needed & self.env.keys()
+        return needed
 
-    def run_to(self, stop: int, over_lanes: OverLanes) -> list[Any]:
+    def run_to(self, stop: int) -> list[Any]:
         """Run the equations up to number `stop`; returns the variables that they defined."""
         eqns = self.closed.jaxpr.eqns[self.position : stop]
+        run(eqns, self.values)
         self.position = stop
-        ours = []
-        for eqn in eqns:
-            if any(self.is_lane(v) for v in eqn.invars):
-                ours.append(eqn)
-                self.lanes.update(eqn.outvars)
-            else:
-                outs = bind(eqn, [self.value(v) for v in eqn.invars])
-                self.env.update(zip(eqn.outvars, outs, strict=True))
-        defined = [v for eqn in ours for v in eqn.outvars]
-        inner = set(defined)
-        inputs = list(
-            dict.fromkeys(v for e in ours for v in e.invars if self.is_lane(v) and v not in inner)
-        )
-
-        def lane(values: list[Any]) -> list[Any]:
-            env = dict(zip(inputs, values, strict=True))
-            read = lambda v: env[v] if v in env else self.value(v)  # noqa: B023
-            for eqn in ours:
-                args = [v.val if isinstance(v, Literal) else read(v) for v in eqn.invars]
-                env.update(zip(eqn.outvars, bind(eqn, args), strict=True))
-            return [env[v] for v in defined]
-
-        if ours:
-            outs = over_lanes(lane, axes=(0,))([self.env[v] for v in inputs])
-            self.env.update(zip(defined, outs, strict=True))
-        self._forget()
         return [v for eqn in eqns for v in eqn.outvars]
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop what is not needed any more."""
         live = self.live(self.position)
-        self.env = {v: x for v, x in self.env.items() if v in live}
+        for v in [v for v in self.values.of if v not in live]:
+            del self.values.of[v], self.values.kinds[v]
 
-    def moving(self) -> list[Any]:
-        """Variables that have to move when lanes are resampled, in a fixed order."""
-        return [v for v in self.env if v in self.lanes]
+    def moving(self, position: int) -> list[Any]:
+        """Lane variables that are needed from `position` on, in a fixed order; keys excepted."""
+        live, values = self.live(position), self.values
+        return [v for v in values.of if v in live and values.kinds[v] == LANE]
 
 
 @dataclasses.dataclass
@@ -114,12 +82,12 @@ class Loop:
     Attributes:
         machine: the machine.
         eqn: the scan equation.
-        fixed: substitutes for stacked inputs that are made step by step elsewhere, variable -> key in `given`.
+        made: stacked inputs that are made step by step elsewhere: variable -> site.
     """
 
     machine: Machine
     eqn: Any
-    fixed: dict[Any, str]
+    made: dict[Any, str]
 
     def __post_init__(self) -> None:
         num_consts, num_carry = scan_counts(self.eqn.params)
@@ -127,66 +95,85 @@ class Loop:
         self.consts = self.eqn.invars[:num_consts]
         self.init = self.eqn.invars[num_consts : num_consts + num_carry]
         self.xs = self.eqn.invars[num_consts + num_carry :]
-        self.carry_out = self.eqn.outvars[:num_carry]
         self.ys_out = self.eqn.outvars[num_carry:]
-        self.body = self.eqn.params["jaxpr"]
+        self.body: ClosedJaxpr = self.eqn.params["jaxpr"]
         self.length = self.eqn.params["length"]
+        self.waiting = self.machine.moving(self.machine.position + 1)
         if self.eqn.params["reverse"]:
-            raise ValueError("A scan with sites that runs backwards cannot be filtered.")
+            raise ValueError(
+                "smc: a scan with sites runs backwards (reverse=True), and particles move forwards. Reverse its inputs instead."
+            )
 
-    def initial(self, num_particles: int) -> dict[str, Any]:
-        """What moves with the particles: lane constants, stacked lane inputs, the carry, and what later equations need."""
-        m = self.machine
-        broadcast = lambda x: jnp.broadcast_to(x, (num_particles, *jnp.shape(x)))
-        consts = {i: m.value(v) for i, v in enumerate(self.consts) if m.is_lane(v)}
-        xs = {i: m.value(v) for i, v in enumerate(self.xs) if m.is_lane(v) and v not in self.fixed}
-        carry = [m.value(v) if m.is_lane(v) else broadcast(m.value(v)) for v in self.init]
-        after = {i: m.env[v] for i, v in enumerate(self._waiting())}
-        return {"consts": consts, "xs": xs, "carry": carry, "after": after}
-
-    def _waiting(self) -> list[Any]:
-        live = self.machine.live(self.machine.position + 1)
-        return [v for v in self.machine.moving() if v in live]
+    def initial(self) -> dict[str, Any]:
+        """What moves with the particles: lane constants, stacked lane inputs, the carry, and what is needed after the loop."""
+        values = self.machine.values
+        kind = values.kind
+        return {
+            "consts": {i: values.of[v] for i, v in enumerate(self.consts) if kind(v) == LANE},
+            "xs": {
+                i: values.of[v]
+                for i, v in enumerate(self.xs)
+                if v not in self.made and kind(v) == LANE
+            },
+            "carry": [values.as_lanes(v) for v in self.init],
+            "after": [values.of[v] for v in self.waiting],
+        }
 
     def shared_xs(self) -> dict[int, Any]:
-        """Stacked inputs without a particle axis, to be scanned over."""
-        m = self.machine
+        """Stacked inputs without a lane axis (streams of keys too), to be scanned over."""
+        values = self.machine.values
         return {
-            i: m.value(v) for i, v in enumerate(self.xs) if not m.is_lane(v) and v not in self.fixed
+            i: values.value(v)
+            for i, v in enumerate(self.xs)
+            if v not in self.made and values.kind(v) != LANE
         }
 
     def step(
-        self, state: dict[str, Any], shared: dict[int, Any], t: Array, given: dict[str, Any]
+        self,
+        state: dict[str, Any],
+        shared: dict[int, Any],
+        t: Array,
+        given: dict[str, Any],
+        batch: Batch,
     ) -> tuple[dict[str, Any], list[Any]]:
-        """One step of one lane: `state` without its particle axis; returns the new state and the step's outputs."""
-        m = self.machine
-        consts = [
-            state["consts"].get(i, None if m.is_lane(v) else m.value(v))
-            for i, v in enumerate(self.consts)
-        ]
-        xs = []
+        """One step of a batch of lanes; returns the new state and the step's outputs, each with a lane axis."""
+        outer = self.machine.values
+        inputs: list[Any] = []
+        kinds: list[str] = []
+
+        def add(value: Any, kind: str) -> None:
+            inputs.append(batch.stream(value) if kind == STREAM else value)
+            kinds.append(kind)
+
+        for i, v in enumerate(self.consts):
+            in_lanes = i in state["consts"]
+            add(
+                state["consts"][i] if in_lanes else outer.value(v),
+                LANE if in_lanes else outer.kind(v),
+            )
+        for x in state["carry"]:
+            add(x, LANE)
         for i, v in enumerate(self.xs):
-            if v in self.fixed:
-                xs.append(given[self.fixed[v]])
+            if v in self.made:
+                add(given[self.made[v]], LANE)
             elif i in shared:
-                xs.append(shared[i])
+                add(shared[i], STREAM if is_key(shared[i]) else SHARED)
             else:
-                xs.append(jax.lax.dynamic_index_in_dim(state["xs"][i], t, keepdims=False))
-        outs = run_jaxpr(self.body, [*consts, *state["carry"], *xs])
+                add(jax.lax.dynamic_index_in_dim(state["xs"][i], t, axis=1, keepdims=False), LANE)
+        values = Values(batch.size)
+        jaxpr = self.body.jaxpr
+        values.set(jaxpr.constvars, self.body.consts, [SHARED] * len(self.body.consts))
+        values.set(jaxpr.invars, inputs, kinds)
+        run(jaxpr.eqns, values)
+        outs = [values.as_lanes(v) for v in jaxpr.outvars]
         return {**state, "carry": outs[: self.num_carry]}, outs[self.num_carry :]
 
     def finish(self, state: dict[str, Any], outputs: dict[int, Any]) -> None:
-        """Put the loop's results into the machine: `outputs` are stacked outputs with the particle axis first."""
-        m = self.machine
-        for v, x in zip(self._waiting(), state["after"].values(), strict=True):
-            m.env[v] = x
-        m.env.update(zip(self.carry_out, state["carry"], strict=True))
-        m.env.update({self.ys_out[i]: x for i, x in outputs.items()})
-        m.lanes.update(self.eqn.outvars)
-        m.position += 1
-        m._forget()
-
-
-def run_jaxpr(closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
-    """Evaluate a closed jaxpr."""
-    return jax.extend.core.jaxpr_as_fun(closed)(*inputs)
+        """Put the loop's results into the machine; `outputs` are stacked outputs, lane axis first."""
+        machine, values = self.machine, self.machine.values
+        values.of.update(zip(self.waiting, state["after"], strict=True))
+        lanes = dict(zip(self.eqn.outvars[: self.num_carry], state["carry"], strict=True))
+        lanes.update({self.ys_out[i]: x for i, x in outputs.items()})
+        values.set(list(lanes), list(lanes.values()), [LANE] * len(lanes))
+        machine.position += 1
+        machine.forget()

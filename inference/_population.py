@@ -113,21 +113,45 @@ def lineages(ancestors: Array) -> Array:
     return jax.lax.scan(back, final, ancestors, reverse=True)[1]
 
 
-def over_lanes(
-    fn: Callable[..., Any], batch_size: int | None, *, axes: tuple[Any, ...]
+class Batch(NamedTuple):
+    """Lanes that run together.
+
+    Attributes:
+        size: how many.
+        number: number of the batch, None where all lanes run at once.
+    """
+
+    size: int
+    number: Array | None
+
+    def stream(self, key: Array) -> Array:
+        """The batch's own key, or keys, from those of all lanes."""
+        if self.number is None:
+            return key
+        fold = lambda k: jax.random.fold_in(k, self.number)
+        for _ in range(key.ndim):
+            fold = jax.vmap(fold)
+        return fold(key)
+
+
+def in_batches(
+    fn: Callable[..., Any], num_lanes: int, batch_size: int | None
 ) -> Callable[..., Any]:
-    """`jax.vmap(fn, axes)`, in chunks of `batch_size` particles one after the other when given (memory)."""
-    mapped = jax.vmap(fn, axes)
-    if batch_size is None:
-        return mapped
+    """`fn(lanes, batch, *shared)` for all lanes; `lanes` and the results have a leading lane axis.
 
-    def chunked(*args: Any) -> Any:
-        moving = [a for a, axis in zip(args, axes, strict=True) if axis == 0]
+    Args:
+        fn: function of the lanes of one batch.
+        num_lanes: number of lanes.
+        batch_size: lanes run at once, the batches one after the other (memory); None for all.
+    """
+    if batch_size is None or batch_size == num_lanes:
+        return lambda lanes, *shared: fn(lanes, Batch(num_lanes, None), *shared)
+    num_batches = num_lanes // batch_size
 
-        def one(moving: list[Any]) -> Any:
-            rest = iter(moving)
-            return fn(*(next(rest) if axis == 0 else a for a, axis in zip(args, axes, strict=True)))
+    def run(lanes: Any, *shared: Any) -> Any:
+        cut = lambda x: x.reshape(num_batches, batch_size, *x.shape[1:])
+        one = lambda inputs: fn(inputs[1], Batch(batch_size, inputs[0]), *shared)
+        outs = jax.lax.map(one, (jnp.arange(num_batches), jax.tree.map(cut, lanes)))
+        return jax.tree.map(lambda x: x.reshape(num_lanes, *x.shape[2:]), outs)
 
-        return jax.lax.map(one, moving, batch_size=batch_size)
-
-    return chunked
+    return run

@@ -90,7 +90,7 @@ def smc(
         resampling: "systematic", "stratified", "residual", "multinomial", ..., or a `Scheme`.
         policy: when to resample, `ess_below(0.5)` by default; see `every`, `never`, `window`.
         history: "full" keeps the particles' paths, "ancestors" only the genealogy, "none" neither (memory).
-        batch_size: particles evaluated at once; None for all.
+        batch_size: particles that take a step at once, a divisor of K; None for all.
         retained: latent site -> value of a path that particle 0 keeps (conditional SMC).
 
     Returns:
@@ -157,3 +157,7 @@ def _check(num_particles: Any, history: Any, batch_size: Any) -> None:
         raise ValueError(f"smc: history must be 'none', 'ancestors' or 'full', got {history!r}.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"smc: batch_size must be None or an integer >= 1, got {batch_size!r}.")
+    if batch_size is not None and num_particles % batch_size:
+        raise ValueError(
+            f"smc: batch_size {batch_size} does not divide num_particles {num_particles}; all batches have one size."
+        )

@@ -10,7 +10,6 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from ._compat import handler_stack
-from ._lane_keys import plain_key
 from ._recorder import Recorder, fold_name, is_boolean, is_unbounded, log_prob_of
 
 Array = jax.Array
@@ -76,21 +75,12 @@ class Runner(Recorder):
 
     def _draw(self, msg: dict[str, Any]) -> Array:
         assert self.frame.key is not None
-        key = fold_name(self.frame.key, msg["name"])
         try:
-            try:
-                return msg["fn"].sample(key)
-            except NotImplementedError:
-                if plain_key(key) is key:
-                    raise
-                return msg["fn"].sample(plain_key(key))
+            return msg["fn"].sample(fold_name(self.frame.key, msg["name"]))
         except (ValueError, TypeError, NotImplementedError) as err:
             raise type(err)(
                 f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed: {err}"
             ) from err
-
-    def hand_out(self, key: Array, name: str) -> Array:
-        return plain_key(key)
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         if msg.get("_imputed"):

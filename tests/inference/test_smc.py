@@ -368,7 +368,7 @@ def test_nan_weights_count_as_zero(key):
 
 
 def test_batches_of_particles_give_a_result_of_the_same_law(key):
-    assert_evidence(walk, KALMAN, key, Y, batch_size=16, n=1000)
+    assert_evidence(walk, KALMAN, key, Y, batch_size=20, n=1000)
 
 
 def test_same_key_same_result_under_jit_and_both_kinds_of_key(key):
@@ -381,6 +381,7 @@ ERRORS = {
     "num_particles": (lambda k: inference.smc(walk, k, Y, num_particles=0), "num_particles must be"),
     "history": (lambda k: inference.smc(walk, k, Y, num_particles=2, history="all"), "history must be"),
     "batch_size": (lambda k: inference.smc(walk, k, Y, num_particles=2, batch_size=0), "batch_size must be"),
+    "uneven batches": (lambda k: inference.smc(walk, k, Y, num_particles=5, batch_size=2), "does not divide"),
     "scheme": (lambda k: inference.smc(walk, k, Y, num_particles=2, resampling="magic"), "magic"),
     "kernel arguments": (lambda k: inference.smc(WALK, k, Y, num_particles=2), "no program arguments"),
     "potential": (

@@ -1,0 +1,258 @@
+"""Sequential Monte Carlo from prior to posterior through tempered likelihoods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import ppl
+from ..ppl._compat import typed_key
+from ._lane_map import map_lanes
+from ._moves import HMC, Kernel
+from ._population import resample, reweight, uniform
+from ._resampling import Scheme, as_scheme
+from ._static import Static, as_static
+
+Array = jax.Array
+NUM_BISECTIONS = 40
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TemperedResult:
+    """Particles of the posterior and the path that led to them; a pytree.
+
+    Attributes:
+        particles: latent site -> values [particles, ...], equally weighted after the last moves.
+        log_weights: normalised, [particles], nats.
+        log_evidence: estimate of log p(data), nats; see `tempered_smc` for when its exponential is unbiased.
+        temperatures: exponents of the likelihood, [max_steps], increasing to 1 and filled up with 1.
+        increments: log-evidence increments, [max_steps], nats.
+        ess: effective sample size before each resampling, [max_steps].
+        acceptance: mean acceptance probability of the moves at each temperature, [max_steps].
+        num_steps: number of temperatures used.
+        tuning: scale and spread of the kernel at each temperature.
+    """
+
+    particles: dict[str, Array]
+    log_weights: Array
+    log_evidence: Array
+    temperatures: Array
+    increments: Array
+    ess: Array
+    acceptance: Array
+    num_steps: Array
+    tuning: Any
+
+
+def tempered_smc(
+    program: ppl.Program | Callable[..., Any],
+    key: Any,
+    *args: Any,
+    num_particles: int,
+    kernel: Kernel | None = None,
+    num_moves: int = 5,
+    target_ess: float = 0.5,
+    temperatures: Sequence[float] | None = None,
+    frozen: TemperedResult | None = None,
+    resampling: str | Scheme = "systematic",
+    max_steps: int = 100,
+    batch_size: int | None = None,
+) -> TemperedResult:
+    """Move particles from prior to posterior through p(z) p(data | z)^beta, beta rising from 0 to 1.
+
+    At each temperature: reweigh by exp((beta' - beta) log p(data | z)), resample, move every particle `num_moves` times by a
+    kernel that leaves the tempered posterior invariant. Unless given, beta' is the largest step whose effective sample size
+    is `target_ess` K (bisection), and the kernel's scale and spread are tuned from the particles.
+
+    Args:
+        program: a program of continuous latent sites; observations and factors are its likelihood.
+        key: PRNG key of either kind.
+        args: the program's arguments.
+        num_particles: K.
+        kernel: `HMC()` by default; `RandomWalk()`, `MALA()`.
+        num_moves: moves at each temperature.
+        target_ess: fraction of K, in (0, 1).
+        temperatures: increasing exponents that end with 1, instead of adapting them.
+        frozen: an earlier result whose temperatures and tuning are used as they are.
+        resampling: scheme by name, or a `Scheme`.
+        max_steps: temperatures at most.
+        batch_size: particles moved at once; None for all.
+
+    Returns:
+        A `TemperedResult`.
+
+    Raises:
+        ValueError: a discrete latent site; temperatures that do not increase to 1; wrong sizes.
+        RuntimeError: `max_steps` were not enough (outside of jit).
+
+    Validity: E[exp(log_evidence)] = p(data) with `frozen`, whose numbers must come from an independent key. Adapted runs
+    are consistent in K, with a bias of order 1 / K.
+
+    Reference: Del Moral, Doucet and Jasra 2006; Jasra et al. 2011 and Zhou, Johansen and Aston 2016 (adaptation).
+    """
+    key, kernel = typed_key(key), kernel or HMC()
+    _check(num_particles, target_ess, temperatures, max_steps, num_moves)
+    if frozen is not None and temperatures is not None:
+        raise ValueError("tempered_smc: give temperatures or a frozen result, not both.")
+    target = as_static(ppl.as_program(program), args)
+    if temperatures is not None:
+        max_steps = len(temperatures)
+    schedule = None if temperatures is None else jnp.asarray(temperatures, float)
+    if frozen is not None:
+        max_steps, schedule = len(frozen.temperatures), frozen.temperatures
+    run = _Run(
+        target, kernel, num_particles, num_moves, target_ess, schedule, frozen,
+        as_scheme(resampling).ancestors, max_steps, batch_size,
+    )  # fmt: skip
+    result = run(key)
+    is_short = result.temperatures[-1] < 1
+    if not isinstance(is_short, jax.core.Tracer) and bool(is_short):
+        raise RuntimeError(
+            f"tempered_smc: {max_steps} temperatures ended at {float(result.temperatures[-1]):.3g} of 1. Raise max_steps, lower "
+            "target_ess, or use more particles."
+        )
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    target: Static
+    kernel: Kernel
+    num_particles: int
+    num_moves: int
+    target_ess: float
+    schedule: Array | None
+    frozen: TemperedResult | None
+    scheme: Callable[[Array, Array], Array]
+    max_steps: int
+    batch_size: int | None
+
+    def __call__(self, key: Array) -> TemperedResult:
+        init_key, loop_key = jax.random.split(key)
+        size, count = self.max_steps, self.num_particles
+        points = map_lanes(self.target.draw, count, self.batch_size)(init_key)
+        likelihoods = self._likelihoods(points)
+        spread = jnp.zeros((size, *jax.eval_shape(self.kernel.spread, points).shape))
+        buffers = {
+            "temperatures": jnp.ones(size), "increments": jnp.zeros(size), "ess": jnp.full(size, float(count)),
+            "acceptance": jnp.ones(size), "scale": jnp.zeros(size), "spread": spread,
+        }  # fmt: skip
+        scale = jnp.asarray(self.kernel.init_scale(self.target.dimension), float)
+        start = (jnp.int32(0), jnp.zeros(()), points, likelihoods, scale, buffers)
+
+        def go_on(state: Any) -> Array:
+            return (state[1] < 1) & (state[0] < size)
+
+        def step(state: Any) -> Any:
+            return self._step(jax.random.fold_in(loop_key, state[0]), *state)
+
+        n, beta, points, _, _, record = jax.lax.while_loop(go_on, step, start)
+        record["temperatures"] = jnp.where(jnp.arange(size) < n, record["temperatures"], beta)
+        return TemperedResult(
+            particles=jax.vmap(self.target.choices)(points),
+            log_weights=uniform(count),
+            log_evidence=record["increments"].sum(),
+            temperatures=record["temperatures"],
+            increments=record["increments"],
+            ess=record["ess"],
+            acceptance=record["acceptance"],
+            num_steps=n,
+            tuning={"scale": record["scale"], "spread": record["spread"]},
+        )
+
+    def _likelihoods(self, points: Array) -> Array:
+        of_lane = lambda _, u: self.target.log_densities(u)[1]
+        return map_lanes(of_lane, self.num_particles, self.batch_size)(jax.random.key(0), points)
+
+    def _step(
+        self,
+        key: Array,
+        n: Array,
+        beta: Array,
+        points: Array,
+        likelihoods: Array,
+        scale: Array,
+        record: dict[str, Array],
+    ) -> Any:
+        resample_key, move_key = jax.random.split(key)
+        new_beta = self._next(beta, likelihoods) if self.schedule is None else self.schedule[n]
+        weights = reweight(uniform(self.num_particles), (new_beta - beta) * likelihoods)
+        chosen = resample(resample_key, points, weights.log_weights, self.scheme, True)
+        if self.frozen is None:
+            spread = self.kernel.spread(chosen.particles)
+        else:
+            scale, spread = (self.frozen.tuning[name][n] for name in ("scale", "spread"))
+
+        def density(u: Array) -> Array:
+            log_prior, log_likelihood = self.target.log_densities(u)
+            return log_prior + new_beta * log_likelihood
+
+        def move(key: Array, point: Array) -> tuple[Array, Array]:
+            one = lambda u, k: self.kernel.step(k, u, density, scale, spread)
+            point, rates = jax.lax.scan(one, point, jax.random.split(key, self.num_moves))
+            return point, rates.mean()
+
+        points, rates = map_lanes(move, self.num_particles, self.batch_size)(
+            move_key, chosen.particles
+        )
+        new = {
+            "temperatures": new_beta, "increments": weights.increment, "ess": weights.ess,
+            "acceptance": rates.mean(), "scale": scale, "spread": spread,
+        }  # fmt: skip
+        record = {name: buffer.at[n].set(new[name]) for name, buffer in record.items()}
+        scale = scale * jnp.exp(rates.mean() - self.kernel.target_accept)
+        return (
+            n + 1,
+            new_beta,
+            points,
+            self._likelihoods(points),
+            scale,
+            record,
+        )
+
+    def _next(self, beta: Array, likelihoods: Array) -> Array:
+        """The largest exponent up to 1 whose reweighing keeps the effective sample size."""
+
+        def ess(new_beta: Array) -> Array:
+            return reweight(uniform(self.num_particles), (new_beta - beta) * likelihoods).ess
+
+        goal = self.target_ess * self.num_particles
+
+        def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bounds
+            middle = (low + high) / 2
+            is_enough = ess(middle) >= goal
+            return jnp.where(is_enough, middle, low), jnp.where(is_enough, high, middle)
+
+        one = jnp.ones_like(beta)
+        low, high = jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (beta, one))
+        return jnp.where(ess(one) >= goal, one, high)
+
+
+def _check(
+    num_particles: Any, target_ess: float, temperatures: Any, max_steps: int, num_moves: int
+) -> None:
+    for name, value in (
+        ("num_particles", num_particles),
+        ("max_steps", max_steps),
+        ("num_moves", num_moves),
+    ):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"tempered_smc: {name} must be an integer >= 1, got {value!r}.")
+    if not 0 < target_ess < 1:
+        raise ValueError(f"tempered_smc: target_ess must lie in (0, 1), got {target_ess}.")
+    if temperatures is not None:
+        rising = list(temperatures)
+        if (
+            not rising
+            or rising[-1] != 1
+            or any(b <= a for a, b in zip([0.0, *rising], rising, strict=False))
+        ):
+            raise ValueError(
+                f"tempered_smc: temperatures must increase from above 0 to 1, got {rising}."
+            )

@@ -1,0 +1,183 @@
+"""Tempered SMC on closed forms, one of them asymmetric; kernels leave their target invariant."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy.special import gammaln
+from scipy.stats import multivariate_normal
+
+from _stats import assert_unbiased
+from lapilli import inference, ppl
+
+COUNTS = np.array([1.0, 3.0, 5.0, 2.0], np.float32)
+KERNELS = {"hmc": inference.HMC(4), "mala": inference.MALA(), "random walk": inference.RandomWalk()}
+
+
+@ppl.model
+def rate(y):
+    """Gamma prior, Poisson counts: an asymmetric likelihood on the positive axis."""
+    lam = ppl.sample("rate", dist.Gamma(2.0, 1.0))
+    with ppl.plate("n", len(COUNTS)):
+        ppl.sample("y", dist.Poisson(lam), obs=y)
+
+
+def rate_evidence():
+    n, s = len(COUNTS), float(COUNTS.sum())
+    return gammaln(2 + s) - (2 + s) * np.log(1 + n) - gammaln(COUNTS.astype(float) + 1).sum()
+
+
+DESIGN = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+RESPONSE = (DESIGN @ [2.0, -1.0, 3.0]).astype(np.float32)
+
+
+@ppl.model
+def regression(x, y):
+    w = ppl.sample("w", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
+    ppl.factor("half", -0.5 * w[0])
+    with ppl.plate("rows", len(RESPONSE)):
+        ppl.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+
+def regression_truth():
+    """Evidence and posterior mean; the factor tilts the prior's first coordinate by exp(-w / 2)."""
+    shift = np.array([-0.5 * 4.0, 0.0, 0.0])
+    x = DESIGN.astype(float)
+    cov = 4 * x @ x.T + 0.25 * np.eye(len(x))
+    log_z = multivariate_normal(x @ shift, cov).logpdf(RESPONSE) + 0.5 * 0.25 * 4.0
+    precision = x.T @ x / 0.25 + np.eye(3) / 4
+    mean = np.linalg.solve(precision, x.T @ RESPONSE / 0.25 + shift / 4)
+    return log_z, mean, np.linalg.inv(precision)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "random walk",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("hmc", "mala")),  # compilation
+    ],
+)
+def test_evidence_of_a_frozen_run_is_unbiased(kernel, key):
+    """Z < 4.5 over 4,000 runs of 50 particles (relative sd about 0.15, so 2% of bias would be 8 standard errors)."""
+    options = {"kernel": KERNELS[kernel], "num_moves": 2}
+    pilot = inference.tempered_smc(rate, key, COUNTS, num_particles=500, target_ess=0.9, **options)
+    assert pilot.num_steps > 2  # several temperatures
+
+    def run(key):
+        return inference.tempered_smc(
+            rate, key, COUNTS, num_particles=50, frozen=pilot, **options
+        ).log_evidence
+
+    log_z = jax.jit(jax.vmap(run))(jax.random.split(jax.random.fold_in(key, 1), 2000))
+    assert_unbiased(np.exp(np.asarray(log_z, float) - rate_evidence()), 1.0)
+
+
+@pytest.mark.parametrize("kernel", ["hmc", "random walk"])
+def test_adapted_runs_find_posterior_and_evidence(kernel, key):
+    """64 runs of 1,000 particles from a prior far away: their mean within 4.5 standard errors + 0.01 (bias of order 1/K)."""
+    log_z, mean, cov = regression_truth()
+
+    def run(key):
+        result = inference.tempered_smc(
+            regression, key, DESIGN, RESPONSE, num_particles=1000, kernel=KERNELS[kernel]
+        )
+        w = result.particles["w"]
+        return result.log_evidence, w.mean(0), w.var(0), result.num_steps
+
+    runs = jax.jit(jax.vmap(run))(jax.random.split(key, 64))
+    for got, exact in zip(runs, (log_z, mean, np.diag(cov)), strict=False):
+        got = np.asarray(got, float)
+        error = got.std(0) / 8
+        tolerance = 4.5 * error + 0.01 * np.maximum(1, np.abs(exact))
+        assert (np.abs(got.mean(0) - exact) < tolerance).all(), (got.mean(0), exact, error)
+    assert (runs[3] > 3).all()
+
+
+def test_given_temperatures_are_used(key):
+    schedule, kernel = [0.1, 0.5, 1.0], KERNELS["random walk"]
+    result = inference.tempered_smc(
+        rate, key, COUNTS, num_particles=200, temperatures=schedule, kernel=kernel
+    )
+    np.testing.assert_allclose(result.temperatures, schedule)
+    assert result.num_steps == 3
+
+
+def test_each_step_keeps_the_effective_sample_size(key):
+    """The bisection's own promise, on cumulative weights."""
+    result = inference.tempered_smc(
+        regression, key, DESIGN, RESPONSE, num_particles=1000, kernel=KERNELS["random walk"]
+    )
+    steps = int(result.num_steps)
+    np.testing.assert_allclose(result.ess[: steps - 1], 500, rtol=1e-2)
+    assert result.ess[steps - 1] >= 499
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_leaves_its_target_invariant(kernel, key):
+    """Start in the target (a skewed density on R^2 with known moments), move three times, compare moments."""
+    k = KERNELS[kernel]
+    log_density = lambda u: (
+        u[0] - jnp.exp(u[0]) - 0.5 * (u[1] - 0.5 * u[0]) ** 2
+    )  # log of a Gamma(1, 1); u1 | u0 Normal
+    k0, k1, k2 = jax.random.split(key, 3)
+    u0 = jnp.log(jax.random.exponential(k0, (40_000,)))
+    points = jnp.stack([u0, 0.5 * u0 + jax.random.normal(k1, u0.shape)], -1)
+    spread = k.spread(points[:500])
+    step = lambda key, u: k.step(key, u, log_density, jnp.float32(k.init_scale(2)), spread)
+
+    def three(key, u):
+        return jax.lax.scan(lambda u, key: step(key, u), u, jax.random.split(key, 3))
+
+    moved, rates = jax.jit(jax.vmap(three))(jax.random.split(k2, len(points)), points)
+    assert 0.2 < rates.mean() < 1 and np.mean(np.asarray(moved != points)) > 0.5
+    euler = 0.5772156649
+    assert_unbiased(jnp.exp(moved[:, 0]), 1.0)
+    assert_unbiased(moved, np.array([-euler, -0.5 * euler]))
+    assert_unbiased((moved[:, 1] - 0.5 * moved[:, 0]) ** 2, 1.0)
+
+
+def test_a_kernel_without_its_rejection_fails_the_test(key):
+    class Careless(inference.HMC):
+        def step(self, key, point, log_density, scale, spread):
+            new, rate = super().step(key, point, log_density, scale, spread)
+            return jnp.where(rate < 1, point + 0.3, new), rate
+
+    KERNELS["careless"] = Careless(4)
+    try:
+        with pytest.raises(AssertionError, match="limit 4.5"):
+            test_a_kernel_leaves_its_target_invariant("careless", key)
+    finally:
+        del KERNELS["careless"]
+
+
+ERRORS = {
+    "discrete": (
+        lambda k: inference.tempered_smc(
+            lambda: ppl.sample("b", dist.Bernoulli(0.5)), k, num_particles=5
+        ),
+        "Site 'b'.*discrete",
+    ),
+    "no site": (lambda k: inference.tempered_smc(lambda: None, k, num_particles=5), "no latent site"),
+    "falling": (
+        lambda k: inference.tempered_smc(rate, k, COUNTS, num_particles=5, temperatures=[0.5, 0.4, 1.0]),
+        "increase",
+    ),
+    "short of one": (
+        lambda k: inference.tempered_smc(rate, k, COUNTS, num_particles=5, temperatures=[0.5]), "increase",
+    ),
+    "ess": (lambda k: inference.tempered_smc(rate, k, COUNTS, num_particles=5, target_ess=1.5), "target_ess"),
+    "particles": (lambda k: inference.tempered_smc(rate, k, COUNTS, num_particles=0), "num_particles"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_bad_input_is_refused_by_name(name, key):
+    run, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        run(key)
+
+
+def test_too_few_temperatures_are_reported(key):
+    with pytest.raises(RuntimeError, match="2 temperatures ended at .* of 1. Raise max_steps"):
+        inference.tempered_smc(regression, key, DESIGN, RESPONSE, num_particles=100, max_steps=2)
