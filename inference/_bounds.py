@@ -68,6 +68,7 @@ def iwelbo(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     gradient: Literal["full", "dreg"] = "full",
+    num_replicates: int = 1,
     check_jumps: bool = True,
 ) -> Objective:
     """Importance-weighted bound: E[log 1/K sum_k w_k] <= log p(x), w_k = p(x, z_k) / q(z_k), z_k iid from q (nats, maximised).
@@ -81,6 +82,7 @@ def iwelbo(
         strategies: pattern -> gradient strategy; see `ppl.expectation`.
         gradient: "full", or "dreg": the doubly reparameterised gradient of the guide's parameters, whose signal does not
             drown in noise as K grows. For guides whose sites are all pathwise; costs a second run of the model.
+        num_replicates: independent estimates averaged.
         check_jumps: see `ppl.expectation`.
 
     Raises:
@@ -111,4 +113,6 @@ def iwelbo(
         log_weights, scale = lane_weights(model, guide, args, num_particles, per)
         return jnp.sum(scale * log_mean_exp(log_weights))
 
-    return iwelbo(model, guide, strategies=strategies, check_jumps=check_jumps)
+    return iwelbo(
+        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+    )

@@ -92,6 +92,7 @@ def diwhvi(
     reverse: Any = None,
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
+    num_replicates: int = 1,
     check_jumps: bool = True,
 ) -> Objective:
     """Doubly importance-weighted bound: `iwelbo` of K = `num_particles` weights, each with M auxiliary draws as in `iwhvi`.
@@ -107,6 +108,7 @@ def diwhvi(
         reverse: see `hvi`.
         per: see `iwelbo`; rows of a plate need M = 1.
         strategies: see `hvi`.
+        num_replicates: independent estimates averaged.
         check_jumps: see `ppl.expectation`.
 
     Validity: as `hvi`.
@@ -119,6 +121,7 @@ def diwhvi(
         num_particles=num_particles,
         per=per,
         strategies=strategies,
+        num_replicates=num_replicates,
         check_jumps=check_jumps,
     )
     return _named(bound, "diwhvi")

@@ -24,6 +24,7 @@ def renyi(
     num_particles: int,
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
+    num_replicates: int = 1,
     check_jumps: bool = True,
 ) -> Objective:
     """K-sample variational Renyi bound: E[1/(1 - alpha) log 1/K sum_k w_k^(1 - alpha)] (nats, maximised).
@@ -39,6 +40,7 @@ def renyi(
         num_particles: K.
         per: "joint", "plate" or a plate's name; see `iwelbo`.
         strategies: pattern -> gradient strategy; see `ppl.expectation`.
+        num_replicates: independent estimates averaged.
         check_jumps: see `ppl.expectation`.
 
     Raises:
@@ -59,7 +61,9 @@ def renyi(
         log_weights, scale = lane_weights(model, guide, args, num_particles, per)
         return jnp.sum(scale * _power_mean(log_weights, 1 - alpha))
 
-    return renyi(model, guide, strategies=strategies, check_jumps=check_jumps)
+    return renyi(
+        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+    )
 
 
 def cubo(
@@ -69,6 +73,7 @@ def cubo(
     order: float = 2.0,
     num_particles: int,
     strategies: Mapping[str, Any] | str | None = None,
+    num_replicates: int = 1,
     check_jumps: bool = True,
 ) -> Objective:
     """K-sample chi upper bound: E[1/n log 1/K sum_k w_k^n] (nats, minimised), n = `order` > 1.
@@ -82,6 +87,7 @@ def cubo(
         order: n.
         num_particles: K.
         strategies: pattern -> gradient strategy; see `ppl.expectation`.
+        num_replicates: independent estimates averaged.
         check_jumps: see `ppl.expectation`.
 
     Raises:
@@ -99,7 +105,9 @@ def cubo(
         log_weights, _ = lane_weights(model, guide, args, num_particles, "joint")
         return _power_mean(log_weights, order)
 
-    return cubo(model, guide, strategies=strategies, check_jumps=check_jumps)
+    return cubo(
+        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+    )
 
 
 def chi(

@@ -24,6 +24,7 @@ def tvo(
     betas: Sequence[float] = (0.0, 0.1, 0.3, 1.0),
     side: Literal["lower", "upper"] = "lower",
     strategies: Mapping[str, Any] | str | None = None,
+    num_replicates: int = 1,
     check_jumps: bool = True,
 ) -> Objective:
     """Thermodynamic variational objective (nats, maximised): a Riemann sum of log p(x) = integral over beta of E_beta[log w].
@@ -38,6 +39,7 @@ def tvo(
         betas: the grid, increasing from 0 to 1. (0, 1) with side "lower" is the `elbo`.
         side: left or right end of each interval.
         strategies: pattern -> gradient strategy; see `ppl.expectation`.
+        num_replicates: independent estimates averaged.
         check_jumps: see `ppl.expectation`.
 
     Raises:
@@ -68,4 +70,6 @@ def tvo(
         shares = jax.nn.softmax(ends[:, None] * log_weights, axis=1)
         return jnp.sum(jnp.asarray(np.diff(grid), log_weights.dtype) * (shares @ log_weights))
 
-    return tvo(model, guide, strategies=strategies, check_jumps=check_jumps)
+    return tvo(
+        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+    )

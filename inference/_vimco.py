@@ -24,6 +24,7 @@ def vimco(
     num_particles: int,
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = "reinforce",
+    num_replicates: int = 1,
     check_jumps: bool = True,
 ) -> Objective:
     """`iwelbo` with a baseline per particle for sites under Reinforce: the bound without that particle.
@@ -37,6 +38,7 @@ def vimco(
         num_particles: K >= 2.
         per: "joint", "plate" or a plate's name; see `iwelbo`. By plate each row has its own baselines.
         strategies: pattern -> gradient strategy. Sites under other strategies than Reinforce keep their own estimators.
+        num_replicates: independent estimates averaged.
         check_jumps: see `ppl.expectation`.
 
     Raises:
@@ -65,7 +67,9 @@ def vimco(
         bound = jax.nn.logsumexp(log_weights - jnp.log(num_particles), axis=0)
         return jnp.sum(scale[0] * (bound + control))
 
-    return vimco(model, guide, strategies=strategies, check_jumps=check_jumps)
+    return vimco(
+        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+    )
 
 
 def leave_one_out(log_weights: Array) -> Array:
