@@ -15,6 +15,8 @@ from ._arviz_source import Source, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import describe, draw_prior, replay
 from ._fit_result import Fit, Posterior
+from ._smc import SMCResult
+from ._tempering import TemperedResult
 from ._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 
 if TYPE_CHECKING:
@@ -66,9 +68,10 @@ def to_arviz(
 
     Args:
         result: a `Fit` (draws from its guide); a mapping from site to draws [S, ...]; a `Trace` with a leading axis S, as
-            `jax.vmap(program.simulate, ...)` gives; a `Posterior`; or a NumPyro MCMC after its run, read by ArviZ itself.
+            `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult` or `TemperedResult`, resampled to equal
+            weights, with attributes log_evidence and min_ess; or a NumPyro MCMC after its run, read by ArviZ itself.
         key: PRNG key; needed to draw from a guide, for predictions and for the prior.
-        num_samples: draws from the guide, and from the prior.
+        num_samples: draws from the guide, the prior, or the particles.
         args: arguments of the model; default those of the fit or of the MCMC run, else ().
         model: the program of draws given as a mapping or Trace: it names their axes and computes the other groups.
         log_weights: log-weights of draws given as a mapping or Trace, nats [S].
@@ -184,7 +187,7 @@ def _content(
 ) -> Content:
     """Everything that goes into the tree; runs the model where there is one."""
     origin = source.origin + (", not weighted" if source.log_weights is not None else "")
-    attrs = {group: {"draws": origin}}
+    attrs: dict[str, dict[str, Any]] = {group: {"draws": origin, **source.attrs}}
     if source.no_weight:
         attrs[group]["log_weight"] = f"undefined: {source.no_weight}"
     values, given, found = source.choices, source.given, source.content
@@ -231,10 +234,11 @@ def _check_options(
 ) -> None:
     problems = []
     own = isinstance(result, Fit) or is_mcmc(result)
-    if not (own or isinstance(result, Mapping | ppl.Trace | Posterior)):
+    particles = SMCResult | TemperedResult
+    if not (own or isinstance(result, Mapping | ppl.Trace | Posterior | particles)):
         raise TypeError(
             f"to_arviz: argument 'result' is a {type(result).__name__}. Pass a Fit, a mapping from site to draws, "
-            "a batch of traces, a Posterior, or a NumPyro MCMC."
+            "a batch of traces, a Posterior, an SMC result, or a NumPyro MCMC."
         )
     weighted = log_weights is not None or isinstance(result, Posterior)
     if own and (weighted or model is not None or group != "posterior"):

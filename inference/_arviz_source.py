@@ -14,6 +14,8 @@ from .. import ppl
 from ._arviz_tree import Content
 from ._draws import draw_guide
 from ._fit_result import Fit, Posterior
+from ._smc import SMCResult
+from ._tempering import TemperedResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Source:
         no_weight: why a fit's draws have no weights.
         num_chains: chains that the axis S is made of, outermost.
         mcmc: the MCMC whose statistics ArviZ shall read.
+        attrs: further attributes of the draws' group.
     """
 
     choices: dict[str, Any]
@@ -42,6 +45,7 @@ class Source:
     no_weight: str | None = None
     num_chains: int = 1
     mcmc: Any = None
+    attrs: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def log_weights(self) -> np.ndarray | None:
@@ -54,6 +58,8 @@ def make_source(result, keys, num_samples, args, model, log_weights, batch_size)
         return _from_fit(result, keys, num_samples, args, batch_size)
     if is_mcmc(result):
         return _from_mcmc(result, args)
+    if isinstance(result, SMCResult | TemperedResult):
+        return _from_particles(result, keys, num_samples, args, model)
     if isinstance(result, Posterior):
         result, log_weights = result
     program = None if model is None else ppl.as_program(model)
@@ -96,6 +102,29 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
     if draws.no_weight is None:
         stats["log_weight"] = draws.log_p - draws.log_q
     return Source(draws.choices, "from the guide", model, args, stats, no_weight=draws.no_weight)
+
+
+def _from_particles(
+    result: SMCResult | TemperedResult, keys: Any, num_samples: int, args: tuple | None, model: Any
+) -> Source:
+    """Equally weighted particles: their weights are those of a whole history, not ratios of two densities."""
+    if keys is None:
+        raise ValueError(
+            "to_arviz: argument 'key' is missing: weighted particles are resampled. Pass key=jax.random.key(0)."
+        )
+    drawn = result.sample(keys["guide"], num_samples)
+    choices = {"x": drawn} if isinstance(drawn, jax.Array) else drawn
+    if not isinstance(choices, Mapping):
+        raise ValueError(
+            "to_arviz: the particles of this FeynmanKac have no names. Pass result.sample(key, num_samples) as a mapping "
+            "from names to arrays."
+        )
+    attrs = {"log_evidence": float(result.log_evidence), "min_ess": float(result.ess.min())}
+    program = None if model is None else ppl.as_program(model)
+    return Source(
+        {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program,
+        args or (), attrs=attrs,
+    )  # fmt: skip
 
 
 def is_mcmc(result: Any) -> bool:

@@ -48,6 +48,11 @@ class TemperedResult:
     num_steps: Array
     tuning: Any
 
+    def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
+        """Equally weighted particles, drawn by systematic resampling."""
+        index = as_scheme("systematic").ancestors(typed_key(key), self.log_weights, num_samples)
+        return jax.tree.map(lambda x: x[index], self.particles)
+
 
 def tempered_smc(
     program: ppl.Program | Callable[..., Any],

@@ -339,6 +339,22 @@ def test_particle_gibbs_samples_the_posterior(key):
     assert_unbiased(((paths - mean) ** 2).mean(1), np.diag(cov))
 
 
+def test_arviz_gets_equally_weighted_paths_with_named_axes(key):
+    result = inference.smc(walk, key, Y, num_particles=4000)
+    tree = inference.to_arviz(
+        result, key=key, num_samples=4000, model=walk, args=(Y,), groups=["observed_data"]
+    )
+    assert tree.posterior["x"].dims == ("chain", "draw", "time")
+    assert "log_weight" not in tree.get("sample_stats", {})
+    assert tree.posterior.attrs["log_evidence"] == pytest.approx(float(result.log_evidence))
+    mean = result.mean(lambda c: c["x"])
+    np.testing.assert_allclose(tree.posterior["x"].mean(("chain", "draw")), mean, atol=0.02)
+    last = inference.smc(WALK, key, num_particles=50)
+    assert inference.to_arviz(last, key=key, num_samples=10).posterior["x"].shape == (1, 10)
+    with pytest.raises(ValueError, match="'key' is missing: weighted particles"):
+        inference.to_arviz(result)
+
+
 # Failures and bad input.
 
 
