@@ -34,6 +34,7 @@ from ._recorder import SiteInfo as SiteInfo
 from ._regions import cond as cond, particles as particles, scan as scan
 from ._reinforce import (
     Baseline as Baseline,
+    Combined as Combined,
     LeaveOneOut as LeaveOneOut,
     MovingAverage as MovingAverage,
     Regression as Regression,
