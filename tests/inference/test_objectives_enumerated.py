@@ -141,7 +141,10 @@ def sampled(objective, want, want_grads, n=20_000, seed=0):
     return grads
 
 
-@pytest.mark.parametrize("name", ["renyi 0.5", "cubo", "tvo lower"])
+# slow: the engine treats the three alike
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) for n in ("renyi 0.5", "cubo")] + ["tvo lower"]
+)
 def test_value_and_gradient_are_unbiased_under_score_functions(name):
     make, f, size = WITH_STRATEGIES[name]
     sampled(make("reinforce"), *reference(f, size))  # sd below 1.5: finds a bias of 0.08
@@ -168,7 +171,8 @@ def test_the_sides_of_the_bounds():
 # VIMCO.
 
 
-@pytest.mark.parametrize("size", [2, 3])
+# slow: the same with one particle more
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_vimco_is_the_gradient_of_the_importance_weighted_bound(size):
     objective = inference.vimco(model, guide, num_particles=size)
     sampled(objective, *reference(power_mean(1), size))
@@ -202,6 +206,7 @@ def test_a_baseline_with_the_particle_itself_is_found(monkeypatch):
         sampled(inference.vimco(model, guide, num_particles=2), *reference(power_mean(1), 2))
 
 
+@pytest.mark.slow  # two objectives with lanes and rows compile
 def test_vimco_by_rows_is_unbiased_with_a_reparameterised_site_beside():
     """Rows with a discrete and a continuous latent each; the reference is the same bound without baselines."""
     x = jnp.array([-0.5, 1.2])

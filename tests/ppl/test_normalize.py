@@ -3,6 +3,7 @@
 With every site under "enum" an expectation is a finite sum: no random numbers in the tests of the identities.
 """
 
+import dataclasses
 import itertools
 
 import jax
@@ -47,23 +48,31 @@ def close(a, b, rtol=1e-5, atol=1e-6):
     np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
-def mean(fn, params=(), **options):
-    """E[fn] by enumeration of every site."""
-    expectation = ppl.expectation(lambda p: fn(*p), strategies="enum", **options)
-    return expectation.value(params, jax.random.key(0))
+def means(*fns):
+    """E[fn] of several functions by enumeration of every site: derivatives of a weighted sum in its weights."""
+    weights = jnp.ones(len(fns))
+    total = ppl.expectation(
+        lambda w: sum(w[i] * fn() for i, fn in enumerate(fns)), strategies="enum"
+    )
+    return np.asarray(total.grad(weights, jax.random.key(0)))
+
+
+def density(program, values=range(3), name="z"):
+    """E[exp w] at given choices."""
+    return means(*[lambda z=z: jnp.exp(ppl.score(program, {name: z}).log_density) for z in values])
 
 
 def both_identities(program, law, name="z"):
-    for z, p in enumerate(law):
-        close(mean(lambda z=z: jnp.exp(ppl.score(program, {name: z}).log_density)), p)
+    """E[exp w | x] = p(x), P(draw = x) = p(x) and E[exp(-w); x] = 1 for every x."""
 
-        def hit(reciprocal, z=z):
-            q = ppl.draw(program)
-            w = jnp.exp(-q.log_density) if reciprocal else 1.0
-            return jnp.where(q.choices[name] == z, w, 0.0)
+    def hit(z, reciprocal):
+        q = ppl.draw(program)
+        return jnp.where(q.choices[name] == z, jnp.exp(-q.log_density) if reciprocal else 1.0, 0.0)
 
-        close(mean(lambda: hit(True)), 1.0)
-        close(mean(lambda: hit(False)), p)
+    values = range(len(law))
+    close(density(program, values, name), law)
+    got = means(*[lambda z=z, r=r: hit(z, r) for r in (False, True) for z in values])
+    close(got, [*law, *[1.0] * len(law)])
 
 
 @pytest.mark.parametrize("num_particles", [1, 2, 3])
@@ -83,18 +92,16 @@ class Selfish(ppl.Normalized):
         return estimated("broken", choices, p.sites, p.log_density - log_mean_exp(others))
 
 
-class Plain(ppl.Normalized):
-    """Broken: the density of the target normalised by the chosen particle's draw only."""
+class Unweighted(ppl.Normalized):
+    """Broken: the density of the proposal's draw, as if nothing had been resampled."""
 
     def _draw(self, *args):
-        return (
-            super()
-            ._draw(*args)
-            .__class__(**vars(super()._draw(*args)) | {"log_probs": {self.label: jnp.zeros(())}})
-        )
+        trace = super()._draw(*args)
+        log_density = self.proposal._score(trace.choices, *args).log_density
+        return dataclasses.replace(trace, log_probs={self.label: log_density})
 
 
-@pytest.mark.parametrize("broken", [Selfish, Plain])
+@pytest.mark.parametrize("broken", [Selfish, Unweighted])
 def test_the_identities_find_a_broken_normalize(broken):
     program = broken(target, proposal, 2, "index", None)
     with pytest.raises(AssertionError):
@@ -123,6 +130,7 @@ def uniform_a(kept):
     ppl.sample("a", dist.Categorical(jnp.array([0.5, 0.5])))
 
 
+@pytest.mark.slow  # two levels of lanes compile
 def test_a_marginal_is_a_target():
     """The law with estimated weights, by hand: each particle carries an auxiliary a from its proposal."""
     m = ppl.marginal(mixture_target, keep=["z"], proposal=uniform_a)
@@ -142,14 +150,13 @@ def test_a_marginal_is_a_proposal():
     both_identities(program, sir_law(weights, q, 2).reshape(3, 2).sum(1))
 
 
+@pytest.mark.slow  # two levels of lanes compile
 def test_normalize_nests():
     inner = ppl.normalize(target, proposal=proposal, num_particles=2, index="i")
     outer = ppl.normalize(target, proposal=inner, num_particles=1, index="j")
     both_identities(outer, sir_law(TARGET / Q_Z, Q_Z, 2))
     twice = ppl.normalize(target, proposal=inner, num_particles=2, index="j")
-    law = np.array(
-        [float(mean(lambda z=z: jnp.exp(ppl.score(twice, {"z": z}).log_density))) for z in range(3)]
-    )
+    law = density(twice)
     close(law.sum(), 1.0)
     both_identities(twice, law)
     distance = lambda p: np.abs(p - TARGET / TARGET.sum()).sum()
