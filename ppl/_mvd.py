@@ -97,6 +97,7 @@ TABLE: dict[str, Callable[[Draw, Array], list[Triple]]] = {
     "Gamma": _gamma,
 }
 CATEGORICAL = frozenset({"CategoricalProbs", "CategoricalLogits"})
+ONE_HOT = "OneHotCategorical"
 FIXED = {
     "Gamma": ("concentration",),
     "BinomialProbs": ("total_count",),
@@ -108,7 +109,8 @@ FIXED = {
 class MVD(Strategy):
     """Measure-valued derivative: c (cost at x+ - cost at x-), the site's value replaced and all other noise kept.
 
-    Distributions: Bernoulli, Categorical (every category is replayed: sum_k dp_k cost(k)), Normal (mean and
+    Distributions: Bernoulli, Categorical and OneHotCategorical (every category is replayed: sum_k dp_k cost(k), the local
+    expectation of Titsias and Lazaro-Gredilla 2015), Normal (mean and
     scale), Poisson, Binomial, Geometric, Exponential, Gamma (rate). Rows of a plate whose costs separate
     share one pair of replays; otherwise each element has its own.
     Validity: unbiased, also where the cost jumps. Reference: module text.
@@ -119,20 +121,20 @@ class MVD(Strategy):
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         name = type(distribution).__name__
-        if name in TABLE or name in CATEGORICAL:
+        served = {*TABLE, *CATEGORICAL, ONE_HOT}
+        if name in served:
             return None
-        return (
-            f"has no weak-derivative triple for {name}; it covers {sorted({*TABLE, *CATEGORICAL})}"
-        )
+        return f"has no weak-derivative triple for {name}; it covers {sorted(served)}"
 
     def fixed_parameters(self, distribution: dist.Distribution) -> tuple[str, ...]:
         return FIXED.get(type(distribution).__name__, ())
 
     def local(self, draw: Draw) -> Any:
         name = type(draw.distribution).__name__
-        if name in CATEGORICAL:
+        if name in CATEGORICAL or name == ONE_HOT:
             probs = jnp.asarray(getattr(draw.distribution, "probs"))  # noqa: B009
-            return {"probs": jnp.broadcast_to(probs, draw.shape + probs.shape[-1:])}
+            probs = jnp.broadcast_to(probs, draw.shape + probs.shape[-1:])
+            return {"of rows" if name == ONE_HOT else "of numbers": probs}
         triples = TABLE[name](draw, jax.random.fold_in(draw.key, 1))
         return [Triple(t.theta, *jax.tree.map(stop, t[1:])) for t in triples]
 
@@ -145,9 +147,13 @@ class MVD(Strategy):
 
     def surrogate(self, local: Any, downstream: Downstream) -> Array:
         if isinstance(local, dict):
-            probs = local["probs"]
-            values = jnp.broadcast_to(jnp.arange(probs.shape[-1]), probs.shape)
-            costs = jax.vmap(downstream.replay, in_axes=-1, out_axes=-1)(values)
+            [(kind, probs)] = local.items()
+            size = probs.shape[-1]
+            if kind == "of rows":
+                values = jnp.broadcast_to(jnp.eye(size), (*probs.shape, size))
+            else:
+                values = jnp.broadcast_to(jnp.arange(size), probs.shape)
+            costs = jax.vmap(downstream.replay, in_axes=probs.ndim - 1, out_axes=-1)(values)
             return ((probs - stop(probs)) * (costs - downstream.cost[..., None])).sum(-1)
         total = jnp.zeros(())
         for theta, c, plus, minus in local:

@@ -21,7 +21,11 @@ def fixed_state(expectation, params, noise):
     return {site: STATE | {"parts": [moving, ()]} if s else s for site, s in state.items()}
 
 
-@pytest.mark.parametrize("context", ["plate-mixed", "nested-plate", "scan", "cond"])
+@pytest.mark.parametrize(
+    "context",
+    ["plate-mixed", "scan"]
+    + [pytest.param(c, marks=pytest.mark.slow) for c in ("nested-plate", "cond")],
+)  # slow: more contexts
 def test_the_mean_is_exact_whatever_the_coefficients(context):
     program = CONTEXTS[context]
     fn, spec = program.raw("bernoulli"), program.spec("bernoulli")

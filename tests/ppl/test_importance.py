@@ -58,8 +58,8 @@ def cases(quick):
     return [pytest.param(*c, marks=marks(c)) for c in every]  # slow: the rest of the matrix
 
 
-QUICK = [(c, "fixed") for c in ("plate-mixed", "nested-plate", "scan", "nested-scan")]
-QUICK += [(c, "tempered") for c in ("straight", "cond", "plate-around-scan", "event")]
+QUICK = [(c, "fixed") for c in ("plate-mixed", "scan", "cond")]
+QUICK += [(c, "tempered") for c in ("straight", "plate-around-scan")]
 
 
 @pytest.mark.parametrize(("context", "proposal"), cases(QUICK))
@@ -69,7 +69,7 @@ def test_expectation_has_the_exact_mean(context, proposal):
     assert_exact(moments(expectation, PARAMS, program.spec("bernoulli"), truth), truth)
 
 
-@pytest.mark.parametrize(("context", "proposal"), cases([("plate", "tempered"), ("cond", "fixed")]))
+@pytest.mark.parametrize(("context", "proposal"), cases([("plate", "tempered")]))
 def test_elbo_has_the_exact_mean(context, proposal):
     program = CONTEXTS[context]
     spec, (model, guide) = program.spec("bernoulli"), program.programs("bernoulli")
@@ -217,7 +217,7 @@ class WithProposal(ppl.Importance):
         return draw.log_prob - self._of(draw.distribution).log_prob(draw.value)
 
 
-@pytest.mark.parametrize("context", ["straight", "plate-mixed", "cond"])
+@pytest.mark.parametrize("context", ["straight", "plate-mixed"])
 @pytest.mark.parametrize("broken", [Unweighted, WithProposal])
 def test_exact_tests_find_a_broken_estimator(broken, context):
     program, truth = CONTEXTS[context], proposed(truth_of(context), "tempered")

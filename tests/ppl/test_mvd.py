@@ -141,6 +141,33 @@ def test_finite_triples_are_exact_in_each_draw(name, spec):
     np.testing.assert_allclose(got.variances, 0, atol=1e-10)
 
 
+@pytest.mark.parametrize("context", ["line", "plate", "scan", "particles"])
+def test_one_hot_rows_have_the_derivative_of_numbers(context, key):
+    """Whatever was drawn, where rows separate: that of the enumerated numbers."""
+    logits = jnp.array([[0.3, -0.5, 0.2], [0.1, 0.4, -0.7]])
+    values = jnp.array([1.0, -2.0, 0.5])
+
+    def fn(t, one_hot):
+        def draw(t):
+            k = ppl.sample("k", (ppl.OneHotCategorical if one_hot else dist.Categorical)(logits=t))
+            return (k @ values if one_hot else values[k]) ** 2 + t.sum() * 0.1
+
+        if context == "line":
+            return draw(t[0])
+        if context == "plate":
+            with ppl.plate("rows", 2):
+                return draw(t).sum()
+        if context == "particles":
+            return ppl.particles(2)(lambda: draw(t[1]))().mean()
+        return ppl.scan(lambda c, row: (c, draw(row)), 0.0, t)[1].sum()
+
+    got, want = (
+        ppl.expectation(lambda p, o=o: fn(p, o), strategies={"k": s}).grad(logits, key)
+        for o, s in ((True, "mvd"), (False, "enum"))
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
 # The laws of x+ and x-.
 
 POSITIVE = {

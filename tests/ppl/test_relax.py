@@ -27,6 +27,7 @@ from _oracles import (
     of,
     reference_elbo,
     reference_iwelbo,
+    steps,
 )
 
 from lapilli import inference, ppl
@@ -111,6 +112,33 @@ def assert_quadrature(got, truth, tol=1e-4):
         np.testing.assert_allclose(got[1][name], want, atol=tol * scale, err_msg=name)
 
 
+def meeting_steps(p, noise):
+    """A scan whose draws do not depend on each other, and whose costs meet in the carry."""
+
+    def step(carry, x):
+        b = ppl.sample("b", bernoulli(sigmoid(p["a"] + x["r"]), x.get("b")))
+        return 0.5 * carry + b, (b - carry) ** 2
+
+    carry, costs = ppl.scan(step, jnp.array(0.2), {"r": p["r"]} | steps(noise, "b"))
+    return costs.sum() * (1 + p["w"]) + carry**3
+
+
+@pytest.mark.parametrize("strategy", [SOFT, RELAX], ids=["rebar", "relax"])
+def test_steps_that_meet_in_a_carry_have_the_exact_mean(strategy):
+    spec = {"b": bits(3)}
+    truth = exact(meeting_steps, PARAMS, spec)
+    expectation = ppl.expectation(meeting_steps, strategies={"b": strategy})
+    assert_quadrature(moments(expectation, PARAMS, spec, truth), truth)
+
+
+def test_rebar_inside_branches_has_the_exact_mean():
+    program, truth = CONTEXTS["cond"], truth_of("cond")
+    strategies = {"x": "enum", "*": SOFT}
+    expectation = ppl.expectation(program.raw("bernoulli"), strategies=strategies)
+    got = moments(expectation, PARAMS, program.spec("bernoulli"), truth, 6, enumerated=["x"])
+    assert_quadrature(got, truth)
+
+
 @functools.cache
 def truth_of(context):
     program = CONTEXTS[context]
@@ -144,9 +172,15 @@ def test_expectation_has_the_exact_mean(context, strategy, m):
 
 @pytest.mark.parametrize(
     ("context", "strategy"),
-    [("rows", SOFT), ("rows", SHARP), ("rows", ROW), ("short-scan", RELAX), ("cond", RELAX)],
+    [
+        ("rows", SOFT),
+        ("rows", SHARP),
+        ("rows", ROW),
+        ("short-scan", RELAX),
+        pytest.param("cond", RELAX, marks=pytest.mark.slow),
+    ],
     ids=["rows-rebar", "rows-sharp", "rows-joint", "short-scan-relax", "cond-relax"],
-)
+)  # slow: the largest table of outcomes
 def test_elbo_has_the_exact_mean(context, strategy):
     """The site's own log-density lies in the cost: at relaxed values its derivative counts."""
     program = CONTEXTS[context]
@@ -322,7 +356,7 @@ def meeting(logits, noise):
 
 
 @functools.cache
-def variances(strategy, trained=None, steps=600):
+def variances(strategy, trained=None, num_steps=600):
     """Exact variances of the estimate; `trained` is the strategy with its own noise, whose state is learned first."""
     spec = {"b": bits(3)}
     truth = exact(meeting, LOGITS, spec)
@@ -334,7 +368,7 @@ def variances(strategy, trained=None, steps=600):
             return expectation.step(LOGITS, state, key)[2], None
 
         expectation.plan(LOGITS)
-        keys = jax.random.split(jax.random.key(0), steps)
+        keys = jax.random.split(jax.random.key(0), num_steps)
         state = jax.jit(lambda s, k: jax.lax.scan(step, s, k)[0])(
             expectation.init_state(LOGITS), keys
         )
@@ -495,12 +529,12 @@ def test_a_sampled_site_downstream_is_refused():
         ):
             ppl.expectation(lambda p, s=strategy: fn(p, s)).plan(0.3)
 
-    def steps(p):
+    def chain(p):
         step = lambda c, _: (c + ppl.sample("b", dist.Bernoulli(sigmoid(p + c))), None)  # noqa: E731
         return ppl.scan(step, 0.0, None, 3)[0]
 
     with pytest.raises(ValueError, match="Site 'b'.*the sampled site 'b' depends"):
-        ppl.expectation(steps, strategies="rebar").plan(0.3)
+        ppl.expectation(chain, strategies="rebar").plan(0.3)
 
 
 def test_other_distributions_are_refused():
@@ -530,6 +564,22 @@ def test_arguments_are_checked():
     ):
         bit(0.3, ppl.Relax(jump, jnp.array(1.0)), jnp.asarray)
     bit(0.3, ppl.Relax(lambda w, z: jax.nn.leaky_relu(w * z), jnp.array(1.0)), jnp.asarray)
+
+
+def test_relaxed_bernoulli_draws_have_a_density_inside_an_expectation(key):
+    """Also those of the biased estimators, in either parametrisation; it is linear between 0 and 1."""
+
+    def model():
+        b = ppl.sample("b", dist.Bernoulli(probs=jnp.array([0.3, 0.6])).to_event(1))
+        ppl.sample("x", dist.Normal(b.sum(), 1.0), obs=jnp.array(0.4))
+
+    def guide():
+        ppl.sample("b", dist.Bernoulli(logits=ppl.param("t", jnp.array([0.2, -0.3]))).to_event(1))
+
+    for strategy in ("gumbel_softmax", "rebar"):
+        objective = inference.elbo(model, guide, strategies={"b": strategy})
+        value, grads = objective.value_and_grad(objective.init(key), key)
+        assert np.isfinite(value) and np.isfinite(grads["t"]).all()
 
 
 def test_values_given_between_zero_and_one_stay_impossible_outside_an_expectation():
