@@ -55,7 +55,7 @@ def run(
     def simulate(program: ppl.Program) -> Callable[..., ppl.Trace]:
         """Sites take the proposal's values where it gives any; others are drawn, or kept in lane 0."""
 
-        def fn(key: Array, keep: Array, kept: Any, given: Any) -> ppl.Trace:
+        def fn(key: Array, keep: Array | None, kept: Any, given: Any) -> ppl.Trace:
             choices, keep = (given, None) if given else (kept, keep if kept else None)
             return program.propose(key, choices, keep, *args)
 
@@ -199,7 +199,7 @@ class _Engine:
             kept = {n: {i: outs[n][i] for i in w} for n, w in wanted.items()}
             return state, sum(terms, jnp.zeros(())), kept
 
-        move = in_batches(move, self.num_particles, self.batch_size)
+        move_all = in_batches(move, self.num_particles, self.batch_size)
         first = self.num_events
 
         def step(carry: Any, inputs: Any) -> Any:
@@ -209,7 +209,7 @@ class _Engine:
                 jax.random.fold_in(self.key, first + t), state, log_weights, self.scheme,
                 self.policy(first + t, log_weights),
             )  # fmt: skip
-            state, potentials, kept = move(chosen.particles, shared, t)
+            state, potentials, kept = move_all(chosen.particles, shared, t)
             weights = reweight(chosen.log_weights, potentials)
             record = {
                 "increments": weights.increment,

@@ -126,9 +126,10 @@ class Batch(NamedTuple):
 
     def stream(self, key: Array) -> Array:
         """The batch's own key, or keys, from those of all lanes."""
-        if self.number is None:
+        number = self.number
+        if number is None:
             return key
-        fold = lambda k: jax.random.fold_in(k, self.number)
+        fold = lambda k: jax.random.fold_in(k, number)
         for _ in range(key.ndim):
             fold = jax.vmap(fold)
         return fold(key)

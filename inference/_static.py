@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.flatten_util
 import jax.numpy as jnp
 import numpyro.handlers

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
-from ..ppl._compat import typed_key
+from ..ppl._compat import is_concrete, typed_key
 from ._lane_map import map_lanes
 from ._moves import HMC, Kernel
 from ._population import resample, reweight, uniform
@@ -116,7 +116,7 @@ def tempered_smc(
     )  # fmt: skip
     result = run(key)
     is_short = result.temperatures[-1] < 1
-    if not isinstance(is_short, jax.core.Tracer) and bool(is_short):
+    if is_concrete(is_short) and bool(is_short):
         raise RuntimeError(
             f"tempered_smc: {max_steps} temperatures ended at {float(result.temperatures[-1]):.3g} of 1. Raise max_steps, lower "
             "target_ess, or use more particles."

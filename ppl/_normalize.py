@@ -152,5 +152,5 @@ def normalize(
 
 def _index(name: str, strategy: Any) -> Program:
     return Program(
-        lambda log_weights: sample(name, dist.Categorical(logits=log_weights), strategy=strategy)
+        lambda log_weights: sample(name, dist.CategoricalLogits(log_weights), strategy=strategy)
     )
