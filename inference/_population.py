@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ._guard import underived
+
 Array = jax.Array
+NO_GRADIENT = (
+    "smc resamples, and a derivative along fixed ancestors would miss how the weights move them. Choose gradient= "
+    "('stop_gradient', 'score', or a biased one: 'drop', 'soft', 'ot') in smc, or policy=never()."
+)
 
 
 class Weights(NamedTuple):
@@ -53,12 +59,16 @@ def reweight(log_weights: Array, log_potentials: Array) -> Weights:
 
 
 class Resampled(NamedTuple):
-    """Particles after a resampling decision: ancestors is the identity where none took place."""
+    """Particles after a resampling decision: ancestors is the identity where none took place.
+
+    `score` is the log-prob of the ancestors where a gradient strategy asks for it, else 0.
+    """
 
     particles: Any
     log_weights: Array
     ancestors: Array
     is_resampled: Array
+    score: Any = 0.0
 
 
 def resample(
@@ -67,27 +77,36 @@ def resample(
     log_weights: Array,
     scheme: Callable[[Array, Array], Array],
     decision: Any,
+    offspring: Callable[[Array, Any, Array], Resampled] | None = None,
 ) -> Resampled:
     """Replace particles by offspring where `decision` (a Python or traced boolean) says so.
 
-    Everything in `particles` moves with its particle, random keys excepted: offspring of one parent must not share
-    their noise.
+    `offspring(key, particles, log_weights)` makes them where derivatives are wanted; without it, by `scheme`, a derivative
+    with respect to the weights is refused.
     """
     num_particles = len(log_weights)
     identity = jnp.arange(num_particles, dtype=jnp.int32)
 
-    def offspring() -> Resampled:
-        ancestors = scheme(key, log_weights).astype(jnp.int32)
-        move = lambda x: x if is_key(x) else x[ancestors]
-        moved = jax.tree.map(move, particles)
+    def by_scheme(key: Array, particles: Any, log_weights: Array) -> Resampled:
+        known = log_weights if num_particles == 1 else underived(NO_GRADIENT, log_weights)
+        ancestors = scheme(key, known).astype(jnp.int32)
+        moved = take(particles, ancestors)
         return Resampled(moved, uniform(num_particles), ancestors, jnp.asarray(True))
+
+    make = offspring or by_scheme
+    chosen = lambda: make(key, particles, log_weights)
 
     def unchanged() -> Resampled:
         return Resampled(particles, log_weights, identity, jnp.asarray(False))
 
     if isinstance(decision, bool):
-        return offspring() if decision else unchanged()
-    return jax.lax.cond(decision, offspring, unchanged)
+        return chosen() if decision else unchanged()
+    return jax.lax.cond(decision, chosen, unchanged)
+
+
+def take(particles: Any, ancestors: Array) -> Any:
+    """Everything moves with its particle, random keys excepted: offspring of one parent must not share their noise."""
+    return jax.tree.map(lambda x: x if is_key(x) else x[ancestors], particles)
 
 
 def is_key(x: Any) -> bool:

@@ -135,15 +135,15 @@ class Program:
         return trace
 
     def propose(
-        self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, **kwargs: Any
+        self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, draw: Any = None
     ) -> Trace:
         """Run the program with draws from the prior, except that `choices` are kept where `keep` (a boolean scalar) is true.
 
-        With `keep` None the choices always hold; sites that `choices` does not name are drawn.
+        With `keep` None the choices always hold; sites that `choices` does not name are drawn, by `draw(message, key)` if given.
         """
         _refuse_inside_engine("propose")
-        runner = Runner(typed_key(key), _arrays(choices), keep=keep)
-        trace = self._run(runner, args, kwargs)
+        runner = Runner(typed_key(key), _arrays(choices), keep=keep, draw=draw)
+        trace = self._run(runner, args, {})
         _check_used(runner, choices, self)
         return trace
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ class Runner(Recorder):
             prior.
         exploring: meet the parameters inside regions as plain arrays.
         keep: boolean scalar; where it is false, forced values give way to draws. None: they always hold.
+        draw: `(message, key) -> value`, draws a site; None: the distribution's sampler.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Runner(Recorder):
         redraw_observed: bool = False,
         defer_imputed: bool = False,
         exploring: bool = False,
+        draw: Callable[[dict[str, Any], Array], Array] | None = None,
     ) -> None:
         super().__init__(key, forced)
-        self.keep = keep
+        self.keep, self.draw = keep, draw
         self.redraw_observed = redraw_observed
         self.defer_imputed = defer_imputed
         self.is_exploring = exploring
@@ -75,8 +78,9 @@ class Runner(Recorder):
 
     def _draw(self, msg: dict[str, Any]) -> Array:
         assert self.frame.key is not None
+        key = fold_name(self.frame.key, msg["name"])
         try:
-            return msg["fn"].sample(fold_name(self.frame.key, msg["name"]))
+            return msg["fn"].sample(key) if self.draw is None else self.draw(msg, key)
         except (ValueError, TypeError, NotImplementedError) as err:
             raise type(err)(
                 f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed: {err}"
