@@ -83,6 +83,7 @@ def run(
         }
         if history != "none":
             record["ancestors"] = chosen.ancestors
+            record["step_log_weights"] = weights.log_weights
         if history == "full":
             record["paths"] = particles
         return (particles, weights.log_weights), record
@@ -95,13 +96,16 @@ def run(
         "increments": jnp.concatenate([first.increment[None], record["increments"]]),
         "ess": jnp.concatenate([first.ess[None], record["ess"]]),
         "is_resampled": jnp.concatenate([jnp.zeros(1, bool), record["is_resampled"]]),
-        "ancestors": record.get("ancestors"),
+        "ancestors": None,
+        "step_log_weights": None,
         "paths": None,
     }
+    if history != "none":
+        identity = jnp.arange(num_particles, dtype=jnp.int32)
+        for name, row in (("ancestors", identity), ("step_log_weights", first.log_weights)):
+            result[name] = jnp.concatenate([row[None], record[name]])
     if history == "full":
-        # Parents of the first move are among the initial particles.
-        identity = jnp.arange(num_particles, dtype=jnp.int32)[None]
-        index = lineages(jnp.concatenate([identity, record["ancestors"]]))
+        index = lineages(result["ancestors"])
         stacked = jax.tree.map(
             lambda a, b: jnp.concatenate([a[None], b]), particles, record["paths"]
         )

@@ -167,6 +167,7 @@ class _Engine:
                 "ess": weights.ess[None],
                 "is_resampled": jnp.zeros(1, bool),
                 "ancestors": jnp.arange(self.num_particles, dtype=jnp.int32)[None],
+                "step_log_weights": weights.log_weights[None],
             }
         )
 
@@ -218,6 +219,7 @@ class _Engine:
             }
             if self.history != "none":
                 record["ancestors"] = chosen.ancestors
+                record["step_log_weights"] = weights.log_weights
             return (state, weights.log_weights), (record, kept)
 
         state = {name: loop.initial() for name, loop in loops.items()}
@@ -242,13 +244,14 @@ class _Engine:
             for name, atom in self.model.trace.choices.items()
             if isinstance(atom, Literal) or atom in values.of
         }
-        has_ancestors = all("ancestors" in r for r in self.records)
+        recorded = lambda name: join(name) if self.history != "none" else None
         return {
             "particles": choices,
             "log_weights": self.log_weights,
             "increments": join("increments"),
             "ess": join("ess"),
             "is_resampled": join("is_resampled"),
-            "ancestors": join("ancestors") if has_ancestors else None,
+            "ancestors": recorded("ancestors"),
+            "step_log_weights": recorded("step_log_weights"),
             "paths": None,
         }

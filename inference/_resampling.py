@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +40,15 @@ class Scheme:
         ancestors: `(key, log_weights, num=None) -> ancestors`, see `systematic` for shapes and units.
         conditional: the same given that slot 0 descends from particle 0; returns ancestors with ancestors[0] = 0.
         is_unbiased: whether E[N_k] = num W_k for all k.
+        offspring: what is known of the joint law of the counts, which `evidence_variance` asks: "multinomial"; "negative" if
+            E[N_j N_k] <= num^2 W_j W_k for all j != k; "unknown".
     """
 
     name: str
     ancestors: Resampler
     conditional: Resampler
     is_unbiased: bool
+    offspring: Literal["multinomial", "negative", "unknown"] = "unknown"
 
 
 def systematic(
@@ -258,13 +262,13 @@ def _by_grid(
 RESAMPLERS: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        Scheme("systematic", systematic, conditional.systematic, is_unbiased=True),
-        Scheme("stratified", stratified, conditional.stratified, is_unbiased=True),
-        Scheme("multinomial", multinomial, conditional.multinomial, is_unbiased=True),
-        Scheme("residual", residual, conditional.residual, is_unbiased=True),
-        Scheme("ssp", ssp, conditional.ssp, is_unbiased=True),
-        Scheme("killing", killing, conditional.killing, is_unbiased=True),
-        Scheme("rejection", rejection, conditional.multinomial, is_unbiased=True),
+        Scheme("systematic", systematic, conditional.systematic, True),
+        Scheme("stratified", stratified, conditional.stratified, True, "negative"),
+        Scheme("multinomial", multinomial, conditional.multinomial, True, "multinomial"),
+        Scheme("residual", residual, conditional.residual, True, "negative"),
+        Scheme("ssp", ssp, conditional.ssp, True, "negative"),
+        Scheme("killing", killing, conditional.killing, True, "negative"),
+        Scheme("rejection", rejection, conditional.multinomial, True, "multinomial"),
         metropolis(),
     )
 }

@@ -34,9 +34,11 @@ class SMCResult:
         increments: log-evidence increments, one per weighing (a straight part of the program, or one step of a scan).
         ess: effective sample size after each weighing.
         is_resampled: whether particles were resampled before each weighing.
-        ancestors: [weighings, particles] parents, None with `history="none"`.
+        ancestors: [weighings, particles] parents (a particle itself where none was resampled), None with `history="none"`.
+        step_log_weights: normalised, after each weighing, [weighings, particles]; None with `history="none"`.
         paths: for a `FeynmanKac` with `history="full"`, the particles' paths [particles, steps + 1, ...].
         failed_at: number of the first weighing after which no particle had positive weight, -1 if there is none.
+        offspring: the law of the offspring counts, that of the `Scheme`; "conditional" for a run with `retained`.
     """
 
     particles: Any
@@ -46,8 +48,10 @@ class SMCResult:
     ess: Array
     is_resampled: Array
     ancestors: Array | None
+    step_log_weights: Array | None
     paths: Any
     failed_at: Array
+    offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
 
     def mean(self, fn: Callable[[Any], Any]) -> Any:
         """sum_k W_k fn(particle_k)."""
@@ -147,6 +151,7 @@ def smc(
         **fields,
         log_evidence=jnp.where(failed_at >= 0, -jnp.inf, fields["increments"].sum()),
         failed_at=failed_at,
+        offspring=scheme.offspring if retained is None else "conditional",
     )
 
 
