@@ -3,6 +3,10 @@
 from ._arviz import to_arviz as to_arviz
 from ._bounds import elbo as elbo, iwelbo as iwelbo
 from ._callbacks import EarlyStopping as EarlyStopping, FitInfo as FitInfo, LogEvery as LogEvery
+from ._evidence import (
+    evidence_variance as evidence_variance,
+    unique_ancestors as unique_ancestors,
+)
 from ._feynman_kac import FeynmanKac as FeynmanKac
 from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
@@ -15,6 +19,7 @@ from ._particle_gibbs import conditional_smc as conditional_smc, particle_gibbs 
 from ._plot_smc import plot_fan as plot_fan, plot_smc as plot_smc
 from ._policies import ess_below as ess_below, every as every, never as never, window as window
 from ._renyi import chi as chi, cubo as cubo, renyi as renyi
+from ._replicate import Replicates as Replicates, replicate as replicate
 from ._resampling import Scheme as Scheme
 from ._smc import SMCResult as SMCResult, smc as smc
 from ._tempering import TemperedResult as TemperedResult, tempered_smc as tempered_smc
