@@ -21,10 +21,19 @@ from ._additive import Term, split
 from ._compat import own_caches
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite, Unsuitable
+from ._layout import (
+    MAX_LANES,
+    Dependences,
+    Lanes,
+    Layout,
+    is_sampled,
+    lanes_of_terms,
+    layouts_of,
+    mixing,
+    open_relations,
+)
 from ._recorder import SiteInfo
 from ._relation import PARAMS, Relation, Relations, compose, join_links, mixed
-
-MAX_LANES = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +47,10 @@ class Numbers:
     local: tuple[Any, ...]
     local_tree: Any
 
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the elements of an enumerated site are laid out in lanes.
-
-    Attributes:
-        joint: element axes enumerated jointly (all combinations); the other axes share the lanes.
-        num_lanes: num_values ** (number of joint elements).
-    """
-
-    joint: tuple[int, ...]
-    num_lanes: int
+    @property
+    def read(self) -> tuple[Any, ...]:
+        """The atoms that an estimate may read in lanes."""
+        return (self.log_prob, self.active, *self.local)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Analysed:
         numbers: by index.
         scores: terms that are the log-prob of a sampled site at its own draw. Their derivative has mean zero, so it is left out.
         layouts: by index, for enumerated sites with something downstream.
+        lanes: in the lanes of which enumerated sites terms and numbers of sites are evaluated.
         num_replicates: independent runs of the program.
         infos: site descriptions by address, in program order.
         plates: plate sizes.
@@ -80,6 +82,7 @@ class Analysed:
     numbers: dict[int, Numbers]
     scores: frozenset[int]
     layouts: dict[int, Layout]
+    lanes: Lanes
     num_replicates: int
     infos: dict[str, SiteInfo]
     plates: dict[str, int]
@@ -132,11 +135,29 @@ def analyse(
     if all(site.strategy.is_pathwise for site in sites.values()):
         terms, relations, upstream, layouts = [], [], {}, {}
         scores: frozenset[int] = frozenset()
+        lanes = Lanes([], [], {})
     else:
         terms = split(closed.jaxpr, result, facts)
-        upstream = _close(sites, table, facts)
-        relations = [_through_sites(_of(facts, t.variable, sites), upstream) for t in terms]
-        layouts = _layouts(sites, relations)
+        direct = _direct(sites, table, facts)
+        upstream = _close(direct)
+        opened = open_relations(sites, direct, _through_sites)
+        own = [_of(facts, t.variable, sites) for t in terms]
+        relations = [_through_sites(r, upstream) for r in own]
+        known = Dependences(
+            relations,
+            upstream,
+            [_through_sites(r, opened) for r in own],
+            {
+                i: [
+                    *([opened[i]] if is_sampled(s) else []),
+                    *(_through_sites(_of(facts, a, sites), opened) for a in table[i].read),
+                ]
+                for i, s in sites.items()
+                if not s.strategy.is_pathwise
+            },
+        )
+        layouts = layouts_of(sites, known)
+        lanes = lanes_of_terms(sites, known, layouts)
         scores = _own_scores(closed.jaxpr, terms, sites, table)
         for index, site in sites.items():
             for is_used, together in (
@@ -150,8 +171,8 @@ def analyse(
         _check_relaxed(sites, relations, upstream)
     replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
     return Analysed(
-        closed, result, terms, relations, upstream, sites, table, scores, layouts, replicates, record["infos"],
-        record["plates"], facts, shapes[0].dtype,
+        closed, result, terms, relations, upstream, sites, table, scores, layouts, lanes, replicates,
+        record["infos"], record["plates"], facts, shapes[0].dtype,
     )  # fmt: skip
 
 
@@ -203,10 +224,10 @@ def axis_order(site: StrategySite) -> list[int]:
     ]
 
 
-def _close(
+def _direct(
     sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis
 ) -> dict[int, Relations]:
-    """Relations of each site's distribution to all sites upstream, directly or through others."""
+    """Relations of each site's distribution to the sites that it depends on directly."""
     direct: dict[int, Relations] = {}
     for index, site in sites.items():
         relations = _of(facts, table[index].log_prob, sites)
@@ -222,6 +243,11 @@ def _close(
                     mixed(f"parameters of '{site.address}'") for _ in sites[source].sizes
                 )  # type: ignore[index]
         direct[index] = relations
+    return direct
+
+
+def _close(direct: dict[int, Relations]) -> dict[int, Relations]:
+    """Relations of each site's distribution to all sites upstream, directly or through others."""
     closed = {i: dict(r) for i, r in direct.items()}
     changed = True
     while changed:
@@ -266,40 +292,6 @@ def _own_scores(
     ]
     own = {id(source(table[i].log_prob)) for i in sampled}
     return frozenset(j for j, term in enumerate(terms) if id(source(term.variable)) in own)
-
-
-def _layouts(sites: dict[int, StrategySite], relations: list[Relations]) -> dict[int, Layout]:
-    layouts = {}
-    for index, site in sites.items():
-        uses = [r[index] for r in relations if index in r]
-        if not site.strategy.is_enumerated or not uses:
-            continue
-        joint = tuple(
-            i for i in range(len(site.sizes)) if any(u[i].kind != "aligned" for u in uses)
-        )
-        elements = math.prod(site.sizes[i] for i in joint)
-        assert site.num_values is not None
-        if elements * math.log(site.num_values) > math.log(MAX_LANES):
-            raise Unsuitable(
-                site.name,
-                f"Site '{site.address}': strategy 'enum' would need {site.num_values}^{elements} lanes, "
-                f"because {elements} elements (of shape {site.sizes}) meet in one cost: "
-                f"{mixing(uses, joint)}. Let the costs separate by row, or use 'mvd' or 'reinforce', "
-                f"e.g. strategies={{'{site.name}': 'mvd'}}.",
-            )
-        layouts[index] = Layout(joint, site.num_values**elements)
-    for term in relations:
-        met = [i for i in term if i in layouts]
-        lanes = math.prod(layouts[i].num_lanes for i in met)  # type: ignore[index]
-        if lanes > MAX_LANES:
-            names = [sites[i].address for i in met]  # type: ignore[index]
-            raise Unsuitable(
-                sites[met[-1]].name,  # type: ignore[index]
-                f"Site '{names[-1]}': strategy 'enum' would need {lanes} lanes, because the enumerated sites "
-                f"{names} meet in one cost. Use 'mvd' or 'reinforce' for some of them, e.g. "
-                f"strategies={{'{names[-1]}': 'mvd'}}.",
-            )
-    return layouts
 
 
 def replay_axes(
@@ -368,17 +360,6 @@ def _check_relaxed(
                 f"'{jumping[0]}', or use 'disarm', 'reinforce' or ppl.Relax for '{site.address}', e.g. "
                 f"strategies={{'{site.name}': 'reinforce'}}.",
             )
-
-
-def mixing(uses: list[Relation], axes: tuple[int, ...]) -> str:
-    """Why the elements of a site do not separate along `axes`, in words."""
-    reasons = {
-        u[i].why or "a scan carry (later steps depend on earlier ones)"
-        for u in uses
-        for i in axes
-        if u[i].kind != "aligned"
-    }
-    return ", ".join(sorted(reasons)) or "unknown"
 
 
 def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:

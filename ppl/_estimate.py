@@ -4,9 +4,9 @@ For terms c_j of the objective, sites s with strategies and enumeration lanes v:
 
     surrogate = sum_j sum_v w_v c_j(v)  +  sum_s surrogate_s(numbers of s, stop(costs downstream of s))
 
-w_v is the product of the enumerated sites' probabilities in lane v, differentiable; each surrogate_s is zero
-in value. Sites that never meet in one term are not enumerated jointly: terms are grouped by the enumerated
-sites they depend on.
+w_v is the probability of lane v, differentiable: the product of the enumerated sites' probabilities, summed over those
+that the term does not see itself (`_layout.py`). Each surrogate_s is zero in value. Terms are grouped by the
+enumerated sites they see.
 
 Axis order of every array here: replicates, enumeration lanes (by site index), then the axes of the term or of
 the site's elements.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
 from ._relation import Relation
 from ._strategy import Downstream, stop
+from ._weights import LaneWeights, digits, spread
 
 Array = jax.Array
 REPLICATE, ELEMENT = -1, -2
@@ -94,9 +95,9 @@ class Estimator:
 
     # Lanes.
 
-    def _lanes_of(self, sites: Any) -> Lanes:
-        """Replicates and the lanes of the enumerated sites among `sites`, in canonical order."""
-        return self.replicates + tuple(sorted({i for i in sites if i in self.program.layouts}))
+    def _lanes(self, enumerated: Collection[int]) -> Lanes:
+        """Replicates and the lanes of enumerated sites, in canonical order."""
+        return self.replicates + tuple(sorted(enumerated))
 
     def _sweep(
         self, lanes: Lanes, forced: dict[int, tuple[Forced, Forced]], read: list[Any]
@@ -105,11 +106,13 @@ class Estimator:
 
         Args:
             lanes: the lanes, outermost first.
-            forced: site -> (replacement, the same tree holding each part's lanes as a tuple).
+            forced: site -> (replacement, the same tree holding each part's lanes as a tuple). A site with a lane that
+                is not among `lanes` is left alone: nothing that is read depends on it.
             read: atoms to return.
         """
         program = self.program
-        order = {i: list(np.argsort(axis_order(program.sites[i]))) for i in forced}
+        used = {i: f for i, f in forced.items() if set(f[1].value) <= set(lanes)}  # type: ignore[arg-type]
+        order = {i: list(np.argsort(axis_order(program.sites[i]))) for i in used}
 
         def base(key: Array, forced_values: dict[int, Forced]) -> list[Array]:
             inside = {
@@ -122,14 +125,14 @@ class Estimator:
             if depth == len(lanes):
                 return base(key, values)
             lane = lanes[depth]
-            axes = {i: Forced(*(_axis(lane, l) for l in forced[i][1])) for i in values}
+            axes = {i: Forced(*(_axis(lane, l) for l in used[i][1])) for i in values}
             return jax.vmap(
                 lambda k, v: level(depth + 1, k, v),
                 in_axes=(0 if lane == REPLICATE else None, axes),
                 axis_size=self._size(lane, forced),
             )(key, values)
 
-        return level(0, self.key, {i: f[0] for i, f in forced.items()})
+        return level(0, self.key, {i: f[0] for i, f in used.items()})
 
     def _size(self, lane: int, forced: dict[int, tuple[Forced, Forced]]) -> int:
         if lane == REPLICATE:
@@ -139,7 +142,7 @@ class Estimator:
         return self.program.layouts[lane].num_lanes
 
     def _enumerate(self, index: int) -> Forced:
-        """All values of an enumerated site, one lane each."""
+        """All values of an enumerated site, one lane each; of a chain, all windows."""
         site, layout = self.program.sites[index], self.program.layouts[index]
         sizes = [site.sizes[i] if i in layout.joint else 1 for i in range(len(site.sizes))]
         elements = math.prod(sizes)
@@ -147,6 +150,11 @@ class Estimator:
         grid = np.indices((site.num_values,) * elements).reshape(elements, -1).T.reshape(-1, *sizes)
         values = site.support[grid]
         event = values.shape[1 + len(sizes) :]
+        if layout.axis is not None:
+            shown = digits(layout, site.sizes[layout.axis])
+            values = jnp.asarray(values)[shown]  # lanes, steps, elements
+            values = jnp.moveaxis(values, 1, 1 + layout.axis)
+            values = jnp.squeeze(values, 2 + layout.axis)
         return Forced(jnp.broadcast_to(values, (layout.num_lanes, *site.sizes, *event)))
 
     # Terms.
@@ -161,122 +169,99 @@ class Estimator:
         """Terms times coefficients times lane weights, and the numbers of the `wanted` sites.
 
         Returns:
-            term -> array [replicates, its lanes, extra lanes, its axes]; site -> (numbers, weight),
+            term -> array [replicates, the lanes it is kept in, extra lanes, its axes]; site -> (numbers, weight),
             [replicates, its lanes, elements].
         """
         program = self.program
-        lanes_of_term = {j: self._lanes_of(program.relations[j]) for j in which}
+        targets = [program.relations[j] for j in which] + [
+            program.site_relations[i] for i in wanted
+        ]
+        enumerated = sorted({i for t in targets for i in t if i in program.layouts})  # type: ignore[misc]
+        items: dict[tuple[str, int], tuple[Lanes, list[Any]]] = {}
+        for j in which:
+            factors = [f.atom for _, path in program.terms[j].paths for f in path]
+            items["term", j] = (
+                self._lanes(program.lanes.read[j]),
+                [program.terms[j].variable, *factors],
+            )
+        for i in enumerated:
+            atoms = [program.numbers[i].log_prob, program.numbers[i].active]
+            items["weight", i] = self._lanes(program.lanes.sites[i]), atoms
+        for i in wanted:
+            items["site", i] = self._lanes(program.lanes.sites[i]), list(program.numbers[i].local)
+        values = self._read(items, forced, extra)
+        probabilities = {i: self._probabilities(i, *values["weight", i]) for i in enumerated}
+        weights = LaneWeights(program, self.replicates, extra, probabilities)
         terms: dict[int, Array] = {}
+        for j in which:
+            kept = program.lanes.kept[j]
+            array = self._term(j, *values["term", j])
+            array = spread(
+                array, self._lanes(program.lanes.read[j]) + extra, self._lanes(kept) + extra
+            )
+            axes = array.ndim - len(self._lanes(kept) + extra)
+            weight = weights.of(program.relations[j], kept, axes)
+            if weight is not None:
+                # A lane of probability zero counts nothing, whatever its cost (0 log 0 = 0).
+                array = jnp.where(weight > 0, array, 0.0) * weight
+            terms[j] = array
         local: dict[int, tuple[Any, Array]] = {}
-        for group in _maximal(lanes_of_term.values()):
-            members = [
-                j
-                for j, lanes in lanes_of_term.items()
-                if j not in terms and set(lanes) <= set(group)
-            ]
-            sites = [
-                i
-                for i in wanted
-                if i not in local and set(self._lanes_of(program.site_relations[i])) <= set(group)
-            ]
-            atoms = _Atoms()
-            for j in members:
-                atoms.add(program.terms[j].variable)
-                for _, factors in program.terms[j].paths:
-                    for factor in factors:
-                        atoms.add(factor.atom)
-            enumerated = [i for i in group if i >= 0]
-            for i in enumerated:
-                atoms.add(program.numbers[i].log_prob, program.numbers[i].active)
-            for i in sites:
-                atoms.add(*program.numbers[i].local)
-            all_lanes = group + extra
-            listed = [i for i in enumerated if not program.sites[i].strategy.is_weighted]
-            together = {i: (self._enumerate(i), Forced((i,), None)) for i in listed} | forced  # type: ignore[arg-type]
-            values = dict(zip(atoms.ids, self._sweep(all_lanes, together, atoms.list), strict=True))
-
-            def read(
-                atom: Any,
-                lanes: Lanes,
-                values: dict[int, Array] = values,
-                all_lanes: Lanes = all_lanes,
-            ) -> Array:
-                return _keep_lanes(values[id(atom)], all_lanes, lanes)
-
-            weights = {i: self._log_weight(i, read, extra) for i in enumerated}
-            for j in members:
-                lanes = lanes_of_term[j] + extra
-                array = read(program.terms[j].variable, lanes)
-                if j in program.scores:
-                    array = stop(array)
-                coefficient = program.terms[j].coefficient(
-                    lambda a, lanes=lanes, read=read: read(a, lanes)
-                )
-                coefficient = jnp.reshape(
-                    coefficient,
-                    jnp.shape(coefficient) + (1,) * (array.ndim - jnp.ndim(coefficient)),
-                )
-                array = array * coefficient
-                for i in lanes_of_term[j]:
-                    if i >= 0:
-                        weight = jnp.exp(
-                            self._place(weights[i], i, program.relations[j][i], lanes, array.ndim)
-                        )
-                        # A lane of probability zero counts nothing, whatever its cost (0 log 0 = 0).
-                        array = jnp.where(weight > 0, array, 0.0) * weight
-                terms[j] = array
-            for i in sites:
-                lanes = self._lanes_of(program.site_relations[i])
-                numbers = jax.tree.unflatten(
-                    program.numbers[i].local_tree,
-                    [read(a, lanes) for a in program.numbers[i].local],
-                )
-                ndim = len(lanes) + len(program.sites[i].sizes)
-                weight = jnp.ones((1,) * ndim)
-                for e in lanes:
-                    if e >= 0:
-                        weight = weight * jnp.exp(
-                            self._place(weights[e], e, program.site_relations[i][e], lanes, ndim)
-                        )
-                local[i] = (numbers, weight)
+        for i in wanted:
+            numbers = jax.tree.unflatten(program.numbers[i].local_tree, values["site", i])
+            own, axes = program.lanes.sites[i], len(program.sites[i].sizes)
+            weight = weights.of(program.site_relations[i], own, axes)
+            ndim = len(self._lanes(own) + extra) + axes
+            local[i] = (numbers, jnp.ones((1,) * ndim) if weight is None else weight)
         return terms, local
 
-    def _log_weight(self, index: int, read: Any, extra: Lanes) -> tuple[Array, Lanes]:
-        """Log-probability of an enumerated site in each lane: [lanes, element axes with size 1 where joint], and its lanes."""
+    def _read(
+        self,
+        items: dict[tuple[str, int], tuple[Lanes, list[Any]]],
+        forced: dict[int, tuple[Forced, Forced]],
+        extra: Lanes,
+    ) -> dict[tuple[str, int], list[Array]]:
+        """The values of each item's atoms in the item's lanes (and the extra ones); items share sweeps."""
         program = self.program
-        site, layout = program.sites[index], program.layouts[index]
-        lanes = self._lanes_of([*program.site_relations[index], index]) + extra
-        log_prob = read(program.numbers[index].log_prob, lanes)
-        active = read(program.numbers[index].active, lanes)
+        values: dict[tuple[str, int], list[Array]] = {}
+        for group in _maximal(lanes for lanes, _ in items.values()):
+            members = {
+                name: item
+                for name, item in items.items()
+                if name not in values and set(item[0]) <= set(group)
+            }
+            atoms = _Atoms()
+            for _, wanted in members.values():
+                atoms.add(*wanted)
+            listed = [i for i in group if i >= 0 and not program.sites[i].strategy.is_weighted]
+            together = {i: (self._enumerate(i), Forced((i,), None)) for i in listed} | forced  # type: ignore[arg-type]
+            swept = self._sweep(group + extra, together, atoms.list)
+            found = dict(zip(atoms.ids, swept, strict=True))
+            for name, (lanes, wanted) in members.items():
+                values[name] = [
+                    _keep_lanes(found[id(a)], group + extra, lanes + extra) for a in wanted
+                ]
+        return values
+
+    def _term(self, j: int, variable: Array, *factors: Array) -> Array:
+        """A term times its coefficient, from the values of both."""
+        program = self.program
+        array = stop(variable) if j in program.scores else variable
+        atoms = [f.atom for _, path in program.terms[j].paths for f in path]
+        values = {id(a): value for a, value in zip(atoms, factors, strict=True)}
+        coefficient = program.terms[j].coefficient(lambda a: values[id(a)])
+        shape = jnp.shape(coefficient)
+        return array * jnp.reshape(coefficient, shape + (1,) * (array.ndim - len(shape)))
+
+    def _probabilities(self, index: int, log_prob: Array, active: Array) -> Array:
+        """Probability of an enumerated site in each lane: [its lanes, element axes with size 1 where joint]."""
+        site, layout = self.program.sites[index], self.program.layouts[index]
         active = active.reshape(active.shape + (1,) * (log_prob.ndim - active.ndim))
         # A site of a branch that is not taken has no probability: spread its lanes evenly, they all hold the
         # same cost.
         assert site.num_values is not None
         log_prob = jnp.where(active > 0, log_prob, -math.log(site.num_values))
-        axes = tuple(len(lanes) + i for i in layout.joint)
-        return log_prob.sum(axes, keepdims=True), lanes
-
-    def _place(
-        self, weight: tuple[Array, Lanes], index: int, relation: Relation, lanes: Lanes, ndim: int
-    ) -> Array:
-        """Bring a site's log-weights to the axes (lanes, then axes) of an array that relates to it by `relation`."""
-        array, own = weight
-        shape = [1] * ndim
-        source: list[int] = []
-        target: list[int] = []
-        for position, lane in enumerate(own):
-            source.append(position)
-            target.append(lanes.index(lane))
-        for i, link in enumerate(relation):
-            if i not in self.program.layouts[index].joint:
-                assert isinstance(link.axis, int)
-                source.append(len(own) + i)
-                target.append(len(lanes) + link.axis)
-        kept = array.reshape([n for a, n in enumerate(array.shape) if a in source])
-        order = np.argsort(target)
-        for position in target:
-            shape[position] = array.shape[source[target.index(position)]]
-        return jnp.transpose(kept, [int(i) for i in order]).reshape(shape)
+        first = log_prob.ndim - len(site.sizes)
+        return jnp.exp(log_prob.sum(tuple(first + i for i in layout.joint), keepdims=True))
 
     # Downstream costs.
 
@@ -292,11 +277,11 @@ class Estimator:
                 axis.
         """
         site = self.program.sites[index]
-        own = self._lanes_of(self.program.site_relations[index])
+        own = self._lanes(self.program.lanes.sites[index])
         total = jnp.zeros((1,) * (len(own) + len(site.sizes)))
         for j, array in terms.items():
             if index in self.program.relations[j]:
-                lanes = self._lanes_of(self.program.relations[j])
+                lanes = self._lanes(self.program.lanes.kept[j])
                 gone = tuple(a for a, lane in enumerate(lanes) if lane not in own)
                 array = array.sum(gone)
                 total = total + _to_elements(
@@ -347,7 +332,7 @@ class Estimator:
         """The lanes that a site sits in, and a replacement of its value with all axes at full size."""
         site, own = (
             self.program.sites[index],
-            self._lanes_of(self.program.site_relations[index]),
+            self._lanes(self.program.lanes.sites[index]),
         )
         event = value.ndim - len(own) - len(site.sizes)
         shape = tuple(self._size(lane, {}) for lane in own) + site.sizes

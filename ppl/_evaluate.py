@@ -69,7 +69,12 @@ def _run(jaxpr: Jaxpr, consts: Any, inputs: Any, forced: dict[int, Forced], read
 
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))
-    for eqn in _needed(jaxpr, read):
+    for eqn in _needed(jaxpr, read, forced):
+        if _is_cut(eqn, forced):
+            draw = eqn.outvars[0].aval
+            given = jnp.asarray(forced[eqn.params["index"]].value, draw.dtype)
+            env[eqn.outvars[0]] = given.reshape(draw.shape)
+            continue
         args = [value(v) for v in eqn.invars]
         if eqn.primitive is site_p:
             outs = [_replace(args[0], forced.get(eqn.params["index"]))]
@@ -83,23 +88,29 @@ def _run(jaxpr: Jaxpr, consts: Any, inputs: Any, forced: dict[int, Forced], read
     return [jnp.asarray(value(v)) if isinstance(v, Literal) else value(v) for v in read]
 
 
-def _needed(jaxpr: Jaxpr, read: Any) -> list[Any]:
+def _is_cut(eqn: Any, forced: dict[int, Forced]) -> bool:
+    """Whether the equation is a marker whose value is given everywhere, so that nothing before it counts."""
+    given = forced.get(eqn.params["index"]) if eqn.primitive is site_p else None
+    return given is not None and given.mask is None
+
+
+def _needed(jaxpr: Jaxpr, read: Any, forced: dict[int, Forced]) -> list[Any]:
     """The equations that the variables `read` depend on, in order, and those with effects."""
     live = {v for v in read if not isinstance(v, Literal)}
     needed = []
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or not live.isdisjoint(eqn.outvars):
             needed.append(eqn)
-            live.update(v for v in eqn.invars if not isinstance(v, Literal))
+            if not _is_cut(eqn, forced):
+                live.update(v for v in eqn.invars if not isinstance(v, Literal))
     return needed[::-1]
 
 
 def _replace(draw: jax.Array, forced: Forced | None) -> jax.Array:
     if forced is None:
         return draw
+    assert forced.mask is not None  # else the marker is cut
     value = jnp.asarray(forced.value, draw.dtype).reshape(draw.shape)
-    if forced.mask is None:
-        return value
     mask = forced.mask.reshape(forced.mask.shape + (1,) * (draw.ndim - forced.mask.ndim))
     return jnp.where(mask, value, draw)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from ._analyse import Analysed, mixing, replay_axes
+from ._analyse import Analysed, replay_axes
+from ._layout import mixing
 from ._table import table
 
 
@@ -75,9 +76,15 @@ def plan_of(program: Analysed) -> Plan:
         elif strategy.is_enumerated:
             layout = program.layouts[index]
             cost = f"{layout.num_lanes}"
+            if layout.axis is not None:
+                cost = (
+                    f"forward recursion, {layout.num_lanes} lanes x {site.sizes[layout.axis]} steps"
+                )
+                if layout.lag != 1:
+                    cost += f" (memory of {layout.lag} steps)"
             if layout.joint:
                 what = "weights multiply" if strategy.is_weighted else "elements meet"
-                cost += f" ({what}: {mixing(uses, layout.joint)})"
+                cost += f" ({what}: {layout.why_joint})"
         else:
             together = strategy.is_replayed_together and not strategy.is_replayed
             axes = tuple(

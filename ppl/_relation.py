@@ -5,7 +5,7 @@ Terms
 - A *relation* of an array to a source has one `Link` per axis of the source's value. `aligned(a)`: element i
 of the array
   along its axis a depends only on element i of the source along this axis. `causal(a)`: only on elements <=
-  i. `mixed`: possibly on all.
+  i; `causal(a, lag)`: only on elements i - lag, ..., i. `mixed`: possibly on all.
   The links of a relation hold together (conjunction). An array with no relation to a source does not depend
   on it.
 - An axis is an integer, or `Time(scan)` inside the body of a scan: the current step.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 PARAMS = "params"
+MAX_LAG = 3  # a longer memory counts as unlimited
 
 
 class Time(NamedTuple):
@@ -34,6 +35,7 @@ class Link(NamedTuple):
     kind: str
     axis: int | Time | None = None
     why: str = ""
+    lag: int | None = 0  # how many elements back it reaches; None: to the first
 
 
 Relation = tuple[Link, ...]
@@ -45,14 +47,18 @@ def aligned(axis: int | Time) -> Link:
     return Link("aligned", axis)
 
 
-def causal(axis: int | Time) -> Link:
-    """On elements up to its own."""
-    return Link("causal", axis)
+def causal(axis: int | Time, lag: int | None = None) -> Link:
+    """On elements up to its own, at most `lag` back."""
+    return Link("causal", axis, lag=lag if lag is not None and lag <= MAX_LAG else None)
 
 
 def mixed(why: str) -> Link:
     """Possibly on all elements; `why` names the operation that mixed them."""
-    return Link("mixed", None, why)
+    return Link("mixed", None, why, None)
+
+
+def _longest(a: Link, b: Link) -> int | None:
+    return None if a.lag is None or b.lag is None else max(a.lag, b.lag)
 
 
 def join_links(a: Link, b: Link) -> Link:
@@ -62,7 +68,7 @@ def join_links(a: Link, b: Link) -> Link:
     if b.kind == "mixed":
         return b
     if a.axis == b.axis:
-        return causal(a.axis)  # type: ignore[arg-type]
+        return causal(a.axis, _longest(a, b))  # type: ignore[arg-type]
     return mixed("two different axes")
 
 
@@ -105,7 +111,7 @@ def close_time(
         if old.axis != Time(scan):
             return old
         if later:
-            return causal(Time(scan))
+            return causal(Time(scan), None if old.lag is None else old.lag + 1)
         return mixed("scan carry") if axis is None else old._replace(axis=axis)
 
     return {source: tuple(map(link, relation)) for source, relation in relations.items()}
@@ -120,8 +126,9 @@ def compose(outer: Relation, inner: Relation) -> Relation:
         if not isinstance(via.axis, int):
             return mixed("an open scan")
         end = outer[via.axis]
-        if via.kind == "causal" and end.kind == "aligned":
-            return causal(end.axis)  # type: ignore[arg-type]
-        return end
+        if end.kind == "mixed" or via.kind == "aligned":
+            return end
+        lag = None if via.lag is None or end.lag is None else via.lag + end.lag
+        return causal(end.axis, lag)  # type: ignore[arg-type]
 
     return tuple(map(link, inner))

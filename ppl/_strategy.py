@@ -199,8 +199,13 @@ class Implicit(Pathwise):
 class Enum(Strategy):
     """Exact sum over a finite support: sum_v p(v) E[cost | v], all values in one vectorised run.
 
-    Rows of a plate whose costs separate share the lanes (k lanes for N rows). Elements that meet in one cost
-    are enumerated jointly (k^n lanes), up to a limit. Validity: always exact in this site.
+    Rows of a plate whose costs separate share the lanes (k lanes for N rows). A chain, a site in `ppl.scan` that nothing
+    depends on for longer than L <= 3 steps, is summed by a forward recursion, linear in the number of steps
+    (k^(L + 1) lanes), where the cost is a sum over the steps. Other elements that meet in one cost are enumerated jointly
+    (k^n lanes), up to a limit. Sites that a cost sees only through other enumerated sites are summed out one
+    after the other. Validity: always exact in this site.
+
+    Reference: Baum and Petrie 1966 (the recursion); Obermeyer et al. 2019, arXiv:1902.03210 (plates).
     """
 
     name = "enum"

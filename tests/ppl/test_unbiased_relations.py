@@ -71,6 +71,9 @@ def assert_claims_hold(fn, site_shape, value_shape=None, about=""):
                         assert at >= element[position], (
                             f"{text}: {relation}, element {element} moves {tuple(where)}"
                         )
+                        assert link.lag is None or at <= element[position] + link.lag, (
+                            f"{text}: {relation}, element {element} moves {tuple(where)}"
+                        )
 
 
 SHAPES = [(3,), (2, 3), (3, 1), (1, 3), (3, 3), (2, 1, 3)]
