@@ -9,8 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._backward import Filter, Segment, new_ancestor, turned
+from ._depends import is_used
 from ._lane_map import map_lanes
 from ._population import lineages, resample, reweight, uniform
+from ._transition import Future
 
 Array = jax.Array
 
@@ -30,6 +33,8 @@ class FeynmanKac:
         kernel: `(key, x_{t-1}, t) -> x_t`, a draw from M_t; `t` counts from 1.
         log_potential: `(x_{t-1}, x_t, t) -> log G_t` in nats; at t = 0 both arguments are x_0.
         num_steps: T, number of moves.
+        log_transition: `(x_{t-1}, x_t, t) -> log M_t(x_{t-1}, x_t)`, the kernel's density in nats; only methods that give a
+            path other ancestors need it.
 
     Reference: Del Moral 2004, Feynman-Kac Formulae; Chopin and Papaspiliopoulos 2020, chapter 5.
     """
@@ -38,6 +43,7 @@ class FeynmanKac:
     kernel: Callable[[Array, Any, Array], Any]
     log_potential: Callable[[Any, Any, Array], Array]
     num_steps: int
+    log_transition: Callable[[Any, Any, Array], Array] | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 0:
@@ -53,28 +59,49 @@ def run(
     policy: Callable[[Array, Array], Any],
     batch_size: int | None,
     history: str,
+    retained: Any = None,
+    path: str = "genealogy",
 ) -> dict[str, Any]:
-    """Run the particle approximation; returns the fields of an `SMCResult`."""
+    """Run the particle approximation; returns the fields of an `SMCResult`.
+
+    `retained` is the path of particle 0, [steps + 1, ...]; `path` as for a program (`_filter.run`).
+    """
     init_key, loop_key = jax.random.split(key)
     in_lanes = lambda fn: map_lanes(fn, num_particles, batch_size)
 
-    def begin(key: Array) -> tuple[Any, Array]:
-        x = model.init(key)
-        return x, _scalar(model.log_potential(x, x, jnp.zeros((), jnp.int32)))
+    is_retained = jnp.arange(num_particles) == 0
 
-    particles, potentials = in_lanes(begin)(init_key)
+    def keep(x: Any, is_retained: Array, t: Any) -> Any:
+        if retained is None:
+            return x
+        return jax.tree.map(lambda new, old: jnp.where(is_retained, old[t], new), x, retained)
+
+    def begin(key: Array, is_retained: Array) -> tuple[Any, Array]:
+        x = keep(model.init(key), is_retained, 0)
+        return x, _scalar(model.log_potential(x, x, jnp.zeros((), jnp.int32)), "log_potential")
+
+    start, potentials = in_lanes(begin)(init_key, is_retained)
     first = reweight(uniform(num_particles), potentials)
+    future = None if path == "genealogy" else _future(model, start)
 
     def step(carry: Any, t: Array) -> tuple[Any, Any]:
-        particles, log_weights = carry
+        before = particles, log_weights = carry
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, t))
+        turn = 0
+        if future is not None and path == "ancestor":
+            moves = jax.tree.map(lambda x: x[1:], retained)
+            turn = new_ancestor(
+                resample_key, future, particles, log_weights, moves, t - 1, batch_size
+            )
+            particles, log_weights = turned(before, turn)
         chosen = resample(resample_key, particles, log_weights, scheme, policy(t, log_weights))
+        ancestors = (chosen.ancestors + turn) % num_particles
 
-        def move(key: Array, previous: Any) -> tuple[Any, Array]:
-            x = model.kernel(key, previous, t)
-            return x, _scalar(model.log_potential(previous, x, t))
+        def move(key: Array, previous: Any, is_retained: Array) -> tuple[Any, Array]:
+            x = keep(model.kernel(key, previous, t), is_retained, t)
+            return x, _scalar(model.log_potential(previous, x, t), "log_potential")
 
-        particles, potentials = in_lanes(move)(move_key, chosen.particles)
+        particles, potentials = in_lanes(move)(move_key, chosen.particles, is_retained)
         weights = reweight(chosen.log_weights, potentials)
         record = {
             "increments": weights.increment,
@@ -82,14 +109,15 @@ def run(
             "is_resampled": chosen.is_resampled,
         }
         if history != "none":
-            record["ancestors"] = chosen.ancestors
+            record["ancestors"] = ancestors
             record["step_log_weights"] = weights.log_weights
         if history == "full":
             record["paths"] = particles
-        return (particles, weights.log_weights), record
+        filtered = (*before, ancestors, particles) if path == "filter" else ()
+        return (particles, weights.log_weights), (record, filtered)
 
     steps = jnp.arange(1, model.num_steps + 1, dtype=jnp.int32)
-    (last, log_weights), record = jax.lax.scan(step, (particles, first.log_weights), steps)
+    (last, log_weights), (record, filtered) = jax.lax.scan(step, (start, first.log_weights), steps)
     result = {
         "particles": last,
         "log_weights": log_weights,
@@ -106,10 +134,10 @@ def run(
             result[name] = jnp.concatenate([row[None], record[name]])
     if history == "full":
         index = lineages(result["ancestors"])
-        stacked = jax.tree.map(
-            lambda a, b: jnp.concatenate([a[None], b]), particles, record["paths"]
-        )
+        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, record["paths"])
         result["paths"] = follow(stacked, index)
+    if future is not None and filtered:
+        result["segments"] = [Segment(start, Filter(future, *filtered))]
     return result
 
 
@@ -119,11 +147,33 @@ def follow(stacked: Any, index: Array) -> Any:
     return jax.tree.map(lambda x: jnp.moveaxis(pick(x, index), 0, 1), stacked)
 
 
-def _scalar(log_potential: Any) -> Array:
-    value = jnp.asarray(log_potential)
+def _future(model: FeynmanKac, particles: Any) -> Future:
+    """The density of a move as a function of where it starts: log M_t, and log G_t where it looks at the state before."""
+    log_transition = model.log_transition
+    if log_transition is None:
+        raise ValueError(
+            "FeynmanKac: log_transition is missing, the density log M_t(x_{t-1}, x_t) of the kernel by which other ancestors of "
+            "a path are weighted. Give it, or use the paths of the genealogy (path='genealogy', method='genealogy')."
+        )
+    x = jax.tree.map(lambda x: x[0], particles)
+    closed = jax.make_jaxpr(model.log_potential)(x, x, jnp.ones((), jnp.int32))
+    is_felt = any(is_used(closed.jaxpr, i) for i in range(len(jax.tree.leaves(x))))
+
+    def one(previous: Any, x: Any, t: Array) -> Array:
+        value = _scalar(log_transition(previous, x, t), "log_transition")
+        return value + model.log_potential(previous, x, t) if is_felt else value
+
+    def log_density(previous: Any, x: Any, t: Array) -> tuple[Any, Array]:
+        return x, jax.vmap(one, (0, 0, None))(previous, x, t + 1)  # the loop's step 0 is move 1
+
+    return Future(1, model.num_steps, log_density)
+
+
+def _scalar(log_value: Any, name: str) -> Array:
+    value = jnp.asarray(log_value)
     if value.shape != ():
         raise ValueError(
-            f"FeynmanKac.log_potential must return one number per particle, got shape {value.shape}. Sum over the "
+            f"FeynmanKac.{name} must return one number per particle, got shape {value.shape}. Sum over the "
             "coordinates of one particle."
         )
     return value

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from .. import ppl
+from ._backward import Filter, Segment, new_ancestor, turned
 from ._feynman_kac import follow
 from ._lane_map import LANE, SHARED, STREAM
 from ._lanes import Loop, Machine
@@ -29,9 +30,11 @@ from ._traced import (
     check_proposal,
     hand_over,
     pair_loops,
+    proposal_inputs,
     signed_outputs,
     wanted_outputs,
 )
+from ._transition import check_densities, of_loop
 
 Array = jax.Array
 
@@ -48,8 +51,13 @@ def run(
     batch_size: int | None,
     history: str,
     retained: dict[str, Array] | None = None,
+    path: str = "genealogy",
 ) -> dict[str, Any]:
-    """Run the particle method; returns the fields of an `SMCResult`. `retained` choices are those of particle 0."""
+    """Run the particle method; returns the fields of an `SMCResult`. `retained` choices are those of particle 0.
+
+    With path "ancestor" that particle draws a new ancestor before each step of a scan; with "filter" the result also has
+    "segments" for backward sampling. Both give the model all its latent sites: without a proposal it proposes to itself.
+    """
     kept = dict(retained or {})
 
     def simulate(program: ppl.Program) -> Callable[..., ppl.Trace]:
@@ -63,9 +71,10 @@ def run(
 
     guide, given = None, {}
     single = (key, jnp.asarray(True), kept)
-    if proposal is not None:
-        guide = TracedProgram(simulate(proposal), (*single, {}))
-        check_proposal(guide.shapes, proposal)
+    if proposal is not None or path != "genealogy":
+        guide = TracedProgram(simulate(proposal or program), (*single, {}))
+        if proposal is not None:
+            check_proposal(guide.shapes, proposal)
         guide.signs = dict.fromkeys(guide.shapes.choices, -1.0)
         given = dict(guide.shapes.choices)
     model = TracedProgram(simulate(program), (*single, given))
@@ -74,7 +83,11 @@ def run(
         for name, info in model.shapes.sites.items()
         if name in model.shapes.log_probs and (info.kind != "latent" or name in given)
     }
-    engine = _Engine(model, guide, key, kept, num_particles, scheme, policy, batch_size, history)
+    if path != "genealogy":
+        check_densities(model, list(given))
+    engine = _Engine(
+        model, guide, key, kept, num_particles, scheme, policy, batch_size, history, path
+    )
     engine.run()
     return engine.result()
 
@@ -93,7 +106,10 @@ class _Engine:
         policy: Callable[[Array, Array], Any],
         batch_size: int | None,
         history: str,
+        path: str,
     ) -> None:
+        self.path, self.kept = path, kept
+        self.segments: list[Segment] = []
         self.num_particles, self.batch_size = num_particles, batch_size
         self.scheme, self.policy, self.history = scheme, policy, history
         self.log_weights = uniform(num_particles)
@@ -113,6 +129,7 @@ class _Engine:
             program.closed, [key, is_retained, *leaves], [STREAM, LANE, *[SHARED] * len(leaves)],
             self.num_particles,
         )  # fmt: skip
+        machine.slots = (jaxpr.invars[1],)  # offspring of the retained particle are not retained
         loops = program.loops() if self.history != "full" else []
         in_loops = {v for i in loops for v in jaxpr.eqns[i].outvars}
         outputs = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
@@ -130,6 +147,8 @@ class _Engine:
             self._loop(model_loop, guide_loop, made)
         self._advance(len(self.model.closed.jaxpr.eqns), None)
         self._weigh()
+        if self.path == "filter":
+            self.segments.append(Segment(self._new_values(), None))
 
     def _add(self, log_potential: Array) -> None:
         self.pending = log_potential if self.pending is None else self.pending + log_potential
@@ -198,19 +217,29 @@ class _Engine:
                 for i, sign in signs.items()
             ]
             kept = {n: {i: outs[n][i] for i in w} for n, w in wanted.items()}
-            return state, sum(terms, jnp.zeros(())), kept
+            return state, sum(terms, jnp.zeros(())), kept, given
 
         move_all = in_batches(move, self.num_particles, self.batch_size)
         first = self.num_events
+        future = None if self.path == "genealogy" else of_loop(self.model, target)
+        retained = {name: self.kept[name] for name in made.values() if name in self.kept}
 
         def step(carry: Any, inputs: Any) -> Any:
             state, log_weights = carry
             t, shared = inputs
+            event_key = jax.random.fold_in(self.key, first + t)
+            before, turn = ({**state["model"], "after": []}, log_weights), 0
+            if future is not None and self.path == "ancestor":
+                turn = new_ancestor(
+                    event_key, future, state["model"], log_weights, retained, t, self.batch_size
+                )
+                state, log_weights = turned((state, log_weights), turn)
             chosen = resample(
-                jax.random.fold_in(self.key, first + t), state, log_weights, self.scheme,
-                self.policy(first + t, log_weights),
-            )  # fmt: skip
-            state, potentials, kept = move_all(chosen.particles, shared, t)
+                event_key, state, log_weights, self.scheme, self.policy(first + t, log_weights)
+            )
+            ancestors = (chosen.ancestors + turn) % self.num_particles
+            state = {name: loop.in_slots(chosen.particles[name]) for name, loop in loops.items()}
+            state, potentials, kept, given = move_all(state, shared, t)
             weights = reweight(chosen.log_weights, potentials)
             record = {
                 "increments": weights.increment,
@@ -218,22 +247,35 @@ class _Engine:
                 "is_resampled": chosen.is_resampled,
             }
             if self.history != "none":
-                record["ancestors"] = chosen.ancestors
+                record["ancestors"] = ancestors
                 record["step_log_weights"] = weights.log_weights
-            return (state, weights.log_weights), (record, kept)
+            filtered = (*before, ancestors, given) if self.path == "filter" else ()
+            return (state, weights.log_weights), (record, kept, filtered)
 
         state = {name: loop.initial() for name, loop in loops.items()}
         shared = {name: loop.shared_xs() for name, loop in loops.items()}
         steps = jnp.arange(target.length, dtype=jnp.int32)
-        (state, self.log_weights), (record, kept) = jax.lax.scan(
+        values = self._new_values()
+        (state, self.log_weights), (record, kept, filtered) = jax.lax.scan(
             step, (state, self.log_weights), (steps, shared)
         )
+        if future is not None and filtered:
+            self.segments.append(Segment(values, Filter(future, *filtered)))
         self.num_events += target.length
         self.records.append(record)
         if any(wanted.values()):
             kept = follow(kept, lineages(record["ancestors"]))
         for name, loop in loops.items():
             loop.finish(state[name], kept[name])
+
+    def _new_values(self) -> dict[str, Array]:
+        """Given sites that became known since the last loop."""
+        values = self.machine.values
+        return {
+            name: values.as_lanes(v)
+            for name, v in proposal_inputs(self.model).items()
+            if v in values.of and not any(name in segment.sites() for segment in self.segments)
+        }
 
     def result(self) -> dict[str, Any]:
         """The fields of an `SMCResult`."""
@@ -254,4 +296,5 @@ class _Engine:
             "ancestors": recorded("ancestors"),
             "step_log_weights": recorded("step_log_weights"),
             "paths": None,
+            **({"segments": self.segments} if self.path == "filter" else {}),
         }

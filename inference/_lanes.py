@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
 from ..ppl._compat import scan_counts
@@ -32,12 +33,14 @@ class Machine:
         values: what is known so far and still needed.
         keep: variables that must survive to the end.
         position: number of the next equation.
+        slots: lane variables that belong to the lane's number and stay where they are when lanes move.
     """
 
     closed: ClosedJaxpr
     values: Values
     keep: set[Any]
     position: int = 0
+    slots: tuple[Any, ...] = ()
 
     @classmethod
     def start(
@@ -72,7 +75,9 @@ class Machine:
     def moving(self, position: int) -> list[Any]:
         """Lane variables that are needed from `position` on, in a fixed order; keys excepted."""
         live, values = self.live(position), self.values
-        return [v for v in values.of if v in live and values.kinds[v] == LANE]
+        return [
+            v for v in values.of if v in live and values.kinds[v] == LANE and v not in self.slots
+        ]
 
 
 @dataclasses.dataclass
@@ -99,6 +104,13 @@ class Loop:
         self.body: ClosedJaxpr = self.eqn.params["jaxpr"]
         self.length = self.eqn.params["length"]
         self.waiting = self.machine.moving(self.machine.position + 1)
+        # Every loop is handed the values of all sites that have its length. Those not known yet belong to later loops.
+        known = self.machine.values.of
+        self.unknown = [
+            i
+            for i, v in enumerate(self.xs)
+            if not isinstance(v, Literal) and v not in self.made and v not in known
+        ]
         if self.eqn.params["reverse"]:
             raise ValueError(
                 "smc: a scan with sites runs backwards (reverse=True), and particles move forwards. Reverse its inputs instead."
@@ -113,11 +125,17 @@ class Loop:
             "xs": {
                 i: values.of[v]
                 for i, v in enumerate(self.xs)
-                if v not in self.made and kind(v) == LANE
+                if v not in self.made and i not in self.unknown and kind(v) == LANE
             },
             "carry": [values.as_lanes(v) for v in self.init],
             "after": [values.of[v] for v in self.waiting],
         }
+
+    def in_slots(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of lanes that have moved, with what stays in its slot put back."""
+        values = self.machine.values
+        bound = {i: values.of[v] for i, v in enumerate(self.consts) if v in self.machine.slots}
+        return {**state, "consts": {**state["consts"], **bound}}
 
     def shared_xs(self) -> dict[int, Any]:
         """Stacked inputs without a lane axis (streams of keys too), to be scanned over."""
@@ -125,7 +143,7 @@ class Loop:
         return {
             i: values.value(v)
             for i, v in enumerate(self.xs)
-            if v not in self.made and values.kind(v) != LANE
+            if v not in self.made and i not in self.unknown and values.kind(v) != LANE
         }
 
     def step(
@@ -137,7 +155,7 @@ class Loop:
         batch: Batch,
     ) -> tuple[dict[str, Any], list[Any]]:
         """One step of a batch of lanes; returns the new state and the step's outputs, each with a lane axis."""
-        outer = self.machine.values
+        outer, num_outer = self.machine.values, len(self.consts) + self.num_carry
         inputs: list[Any] = []
         kinds: list[str] = []
 
@@ -154,7 +172,10 @@ class Loop:
         for x in state["carry"]:
             add(x, LANE)
         for i, v in enumerate(self.xs):
-            if v in self.made:
+            if i in self.unknown:
+                aval: Any = self.body.in_avals[num_outer + i]
+                add(jnp.zeros(aval.shape, aval.dtype), SHARED)
+            elif v in self.made:
                 add(given[self.made[v]], LANE)
             elif i in shared:
                 add(shared[i], STREAM if is_key(shared[i]) else SHARED)

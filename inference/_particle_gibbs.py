@@ -2,106 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from .. import ppl
 from ..ppl._compat import typed_key
+from ._backward import draw_paths, exact, joined
+from ._feynman_kac import FeynmanKac
 from ._policies import Policy, every
 from ._resampling import Scheme
-from ._smc import smc
+from ._smc import SMCResult, run, smc
 
 Array = jax.Array
+Path = Literal["genealogy", "ancestor", "backward"]
+Target = FeynmanKac | ppl.Program | Callable[..., Any]
 
 
 def conditional_smc(
-    program: ppl.Program | Callable[..., Any],
+    target: Target,
     key: Any,
-    choices: Mapping[str, Any],
+    choices: Any,
     *args: Any,
     num_particles: int,
+    path: Path = "genealogy",
     proposal: ppl.Program | Callable[..., Any] | None = None,
     resampling: str | Scheme = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
-) -> dict[str, Array]:
-    """One move of a Markov chain on all latent sites that leaves the posterior invariant.
+) -> Any:
+    """One move of a Markov chain on all latent sites, or on the path of a `FeynmanKac`, that leaves its law invariant.
 
-    Particle 0 keeps `choices`; one of the K weighted paths, drawn by its weight, is the next state.
+    Particle 0 keeps `choices`; one of the K weighted paths, drawn by its weight, is the next state. How a path is made:
+
+    - "genealogy": a particle and its ancestors. All particles soon descend from the retained one, so that early choices
+      hardly ever change when K is small beside the number of steps.
+    - "ancestor": before each step of a scan the retained path draws a new ancestor k, in proportion to W_k times the
+      density of its own next choices and data given particle k (PGAS). Memory O(K).
+    - "backward": the run is stored, and a path is drawn from its end, each particle in proportion to W_k times the density of
+      the choices after it (particle Gibbs with backward simulation). Memory O(K steps).
+
+    The last two cost, in each step, K densities of the following L steps. L is proved from the program: 1 where a step sees
+    only the last step's choices, up to the whole length where the particle carries more (a site drawn before the scan, a
+    running sum that densities use). They evaluate the program a second time where no `proposal` is given.
 
     Args:
-        program: the model.
+        target: the model; a `FeynmanKac` needs `log_transition` unless path is "genealogy".
         key: PRNG key of either kind.
-        choices: the current state, latent site -> value (sites in `ppl.scan` stacked along time).
+        choices: the current state, latent site -> value (sites in `ppl.scan` stacked along time); for a `FeynmanKac` its path
+            x_0, ..., x_T, leaves [steps + 1, ...].
         args: the program's arguments.
         num_particles: K, at least 2.
+        path: see above.
         proposal: as for `smc`; it must draw every latent site.
         resampling: as for `smc`, with a conditional version.
-        policy: when to resample; every step by default.
+        policy: when to resample; every step by default. It must treat all particles alike.
         batch_size: as for `smc`.
 
     Returns:
         The next state.
 
-    Validity: the posterior is invariant for every K >= 2; the chain mixes over a path of T steps when K grows in
-    proportion to T.
+    Raises:
+        ValueError: a path other than "genealogy" where densities are not known (a proposal for some sites only,
+            `ppl.rng_key`, no `log_transition`), or statements after a scan that depend on more than its last step's choices.
 
-    Reference: Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods, section 2.4.3.
+    Validity: the posterior is invariant for every K >= 2 and each path; the chain mixes over a path of T steps when K grows
+    in proportion to T with "genealogy", and with K fixed otherwise, given enough mixing of the model.
+
+    Reference: Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods, section 2.4.3; Lindsten, Jordan
+    and Schön 2014, arXiv:1401.0604 (ancestor sampling); Whiteley 2010 and Lindsten and Schön 2012 (backward sampling).
     """
     if num_particles < 2:
         raise ValueError(
             f"conditional_smc: num_particles must be at least 2, got {num_particles}: one particle keeps its path for ever."
         )
+    if path not in ("genealogy", "ancestor", "backward"):
+        raise ValueError(
+            f"conditional_smc: path must be 'genealogy', 'ancestor' or 'backward', got {path!r}."
+        )
     run_key, choice_key = jax.random.split(typed_key(key))
-    result = smc(
-        program, run_key, *args, num_particles=num_particles, proposal=proposal, resampling=resampling,
+    is_backward = path == "backward"
+    result, segments = run(
+        target, run_key, args, num_particles=num_particles, proposal=proposal, resampling=resampling,
         policy=policy or every(), batch_size=batch_size, retained=choices,
+        path="filter" if is_backward else path, history="ancestors" if is_backward else "full",
     )  # fmt: skip
-    index = jax.random.categorical(choice_key, result.log_weights)
-    return {name: x[index] for name, x in result.particles.items()}
+    if not is_backward:
+        return _pick(choice_key, target, result)
+    parts, _, _ = draw_paths(choice_key, segments, result.log_weights, 1, exact)
+    return jax.tree.map(lambda x: x[0], joined(parts, isinstance(target, FeynmanKac)))
+
+
+def _pick(key: Array, target: Target, result: SMCResult) -> Any:
+    """The path of one particle, drawn by its weight."""
+    index = jax.random.categorical(key, result.log_weights)
+    paths = result.paths if isinstance(target, FeynmanKac) else result.particles
+    return jax.tree.map(lambda x: x[index], paths)
 
 
 def particle_gibbs(
-    program: ppl.Program | Callable[..., Any],
+    target: Target,
     key: Any,
     *args: Any,
     num_samples: int,
     num_particles: int,
     num_warmup: int = 0,
-    init: Mapping[str, Any] | None = None,
+    init: Any = None,
     **options: Any,
-) -> dict[str, Array]:
+) -> Any:
     """A chain of `conditional_smc` moves.
 
     Args:
-        program: the model.
+        target: the model.
         key: PRNG key of either kind.
         args: the program's arguments.
         num_samples: states to return.
         num_particles: K of each move.
         num_warmup: moves before the first returned state.
         init: the first state; by default a path drawn by an unconditional run.
-        options: further options of `conditional_smc`.
+        options: further options of `conditional_smc`, e.g. path="ancestor".
 
     Returns:
-        Latent site -> values, [samples, ...].
+        Latent site -> values, [samples, ...]; for a `FeynmanKac` paths, [samples, steps + 1, ...].
     """
     init_key, chain_key = jax.random.split(typed_key(key))
     if init is None:
         start_key, choice_key = jax.random.split(init_key)
-        keep = {name: x for name, x in options.items() if name != "policy"}
-        start = smc(program, start_key, *args, num_particles=num_particles, **keep)
-        index = jax.random.categorical(choice_key, start.log_weights)
-        init = {name: x[index] for name, x in start.particles.items()}
+        keep = {name: x for name, x in options.items() if name not in ("policy", "path")}
+        start = smc(target, start_key, *args, num_particles=num_particles, **keep)
+        init = _pick(choice_key, target, start)
 
-    def move(state: dict[str, Array], key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        new = conditional_smc(program, key, state, *args, num_particles=num_particles, **options)
+    def move(state: Any, key: Array) -> tuple[Any, Any]:
+        new = conditional_smc(target, key, state, *args, num_particles=num_particles, **options)
         return new, new
 
-    state = {name: jnp.asarray(x) for name, x in init.items()}
     keys = jax.random.split(chain_key, num_warmup + num_samples)
-    _, states = jax.lax.scan(move, state, keys)
-    return {name: x[num_warmup:] for name, x in states.items()}
+    _, states = jax.lax.scan(move, jax.tree.map(jnp.asarray, init), keys)
+    return jax.tree.map(lambda x: x[num_warmup:], states)

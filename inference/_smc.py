@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from .. import ppl
 from ..ppl._compat import typed_key
 from . import _feynman_kac, _filter
+from ._backward import Segment
 from ._feynman_kac import FeynmanKac
 from ._policies import Policy, ess_below
 from ._resampling import Scheme, as_scheme
@@ -74,7 +75,7 @@ def smc(
     policy: Policy | None = None,
     history: History = "full",
     batch_size: int | None = None,
-    retained: Mapping[str, Any] | None = None,
+    retained: Any = None,
 ) -> SMCResult:
     """Run particles through a Feynman-Kac model or a program.
 
@@ -95,7 +96,8 @@ def smc(
         policy: when to resample, `ess_below(0.5)` by default; see `every`, `never`, `window`.
         history: "full" keeps the particles' paths, "ancestors" only the genealogy, "none" neither (memory).
         batch_size: particles that take a step at once, a divisor of K; None for all.
-        retained: latent site -> value of a path that particle 0 keeps (conditional SMC).
+        retained: a path that particle 0 keeps (conditional SMC): latent site -> value, for a `FeynmanKac` x_0, ..., x_T
+            stacked.
 
     Returns:
         An `SMCResult`.
@@ -123,6 +125,27 @@ def smc(
     Reference: Chopin and Papaspiliopoulos 2020, An Introduction to Sequential Monte Carlo; Andrieu, Doucet and
     Holenstein 2010 (conditional SMC).
     """
+    return run(
+        target, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
+        history=history, batch_size=batch_size, retained=retained,
+    )[0]  # fmt: skip
+
+
+def run(
+    target: FeynmanKac | ppl.Program | Callable[..., Any],
+    key: Any,
+    args: tuple[Any, ...],
+    *,
+    num_particles: int,
+    proposal: ppl.Program | Callable[..., Any] | None = None,
+    resampling: str | Scheme = "systematic",
+    policy: Policy | None = None,
+    history: History = "full",
+    batch_size: int | None = None,
+    retained: Any = None,
+    path: str = "genealogy",
+) -> tuple[SMCResult, list[Segment]]:
+    """What `smc` does; with path "filter" also the record for backward sampling, see `_filter.run`."""
     key = typed_key(key)
     _check(num_particles, history, batch_size)
     scheme = as_scheme(resampling)
@@ -133,26 +156,29 @@ def smc(
         "policy": policy or ess_below(0.5),
         "batch_size": batch_size,
         "history": history,
+        "retained": jax.tree.map(jnp.asarray, retained),
+        "path": path,
     }
     if isinstance(target, FeynmanKac):
-        if args or proposal is not None or retained is not None:
+        if args or proposal is not None:
             raise ValueError(
-                "smc: a FeynmanKac takes no program arguments, no proposal and no retained choices; they are part of its "
-                "kernel. Pass a program for these."
+                "smc: a FeynmanKac takes no program arguments and no proposal; they are part of its kernel. Pass a program "
+                "for these."
             )
         fields = _feynman_kac.run(target, key, **options)
     else:
         guide = None if proposal is None else ppl.as_program(proposal)
-        kept = None if retained is None else {n: jnp.asarray(x) for n, x in retained.items()}
-        fields = _filter.run(ppl.as_program(target), guide, key, args, retained=kept, **options)
+        fields = _filter.run(ppl.as_program(target), guide, key, args, **options)
+    segments = fields.pop("segments", [])
     is_lost = fields["increments"] == -jnp.inf
     failed_at = jnp.where(is_lost.any(), jnp.argmax(is_lost), -1)
-    return SMCResult(
+    result = SMCResult(
         **fields,
         log_evidence=jnp.where(failed_at >= 0, -jnp.inf, fields["increments"].sum()),
         failed_at=failed_at,
         offspring=scheme.offspring if retained is None else "conditional",
     )
+    return result, segments
 
 
 def _check(num_particles: Any, history: Any, batch_size: Any) -> None:

@@ -9,6 +9,7 @@ import jax
 from jax.extend.core import Literal
 
 from .. import ppl
+from ._depends import is_used
 from ._lane_map import LANE
 from ._lanes import Loop, Machine
 
@@ -65,7 +66,10 @@ def pair_loops(
         loop = model.closed.jaxpr.eqns[number]
         fixed, partner = {}, None
         if guide is not None:
-            makers = {name: _maker(guide, name) for name, v in inputs.items() if v in loop.invars}
+            body = loop.params["jaxpr"].jaxpr
+            # Every loop is handed all sites' values that have its length; those that it uses tell its partner.
+            used = {id(v) for i, v in enumerate(loop.invars) if is_used(body, i)}
+            makers = {name: _maker(guide, name) for name, v in inputs.items() if id(v) in used}
             makers = {name: i for name, i in makers.items() if i is not None}
             if len(set(makers.values())) == 1:
                 partner = next(iter(makers.values()))
@@ -75,7 +79,11 @@ def pair_loops(
                         f"smc: the proposal's scan over {sorted(makers)} has {length} steps, the model's "
                         f"{loop.params['length']}. Give both the same number of steps."
                     )
-                fixed = {inputs[name]: name for name in makers}
+                fixed = {
+                    v: name
+                    for name, v in inputs.items()
+                    if v in loop.invars and _maker(guide, name) == partner
+                }
         pairs.append((number, partner, fixed))
     return pairs
 
