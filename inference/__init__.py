@@ -17,6 +17,7 @@ from ._nonfinite import NonFiniteError as NonFiniteError
 from ._objective import Objective as Objective, objective as objective
 from ._particle_gibbs import conditional_smc as conditional_smc, particle_gibbs as particle_gibbs
 from ._plot_smc import plot_fan as plot_fan, plot_smc as plot_smc
+from ._pmmh import PMMHResult as PMMHResult, pmmh as pmmh
 from ._policies import ess_below as ess_below, every as every, never as never, window as window
 from ._renyi import chi as chi, cubo as cubo, renyi as renyi
 from ._replicate import Replicates as Replicates, replicate as replicate
