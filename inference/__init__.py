@@ -23,6 +23,7 @@ from ._renyi import chi as chi, cubo as cubo, renyi as renyi
 from ._replicate import Replicates as Replicates, replicate as replicate
 from ._resampling import Scheme as Scheme
 from ._smc import SMCResult as SMCResult, smc as smc
+from ._smc2 import SMC2Result as SMC2Result, smc2 as smc2
 from ._tempering import TemperedResult as TemperedResult, tempered_smc as tempered_smc
 from ._thermodynamic import tvo as tvo
 from ._vimco import vimco as vimco
