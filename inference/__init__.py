@@ -3,6 +3,14 @@
 from ._arviz import to_arviz as to_arviz
 from ._bounds import elbo as elbo, iwelbo as iwelbo
 from ._callbacks import EarlyStopping as EarlyStopping, FitInfo as FitInfo, LogEvery as LogEvery
+from ._differentiable import (
+    Drop as Drop,
+    ResamplingGradient as ResamplingGradient,
+    Score as Score,
+    Soft as Soft,
+    StopGradient as StopGradient,
+    Transport as Transport,
+)
 from ._evidence import (
     evidence_variance as evidence_variance,
     unique_ancestors as unique_ancestors,
@@ -10,12 +18,20 @@ from ._evidence import (
 from ._feynman_kac import FeynmanKac as FeynmanKac
 from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
+from ._fivo import fivo as fivo, vsmc as vsmc
+from ._gradient_report import (
+    GradientReport as GradientReport,
+    ParameterGradient as ParameterGradient,
+    SiteGradient as SiteGradient,
+    gradient_report as gradient_report,
+)
 from ._hierarchical import diwhvi as diwhvi, hvi as hvi, iwhvi as iwhvi
 from ._log_variance import log_variance as log_variance
 from ._moves import HMC as HMC, MALA as MALA, Kernel as Kernel, RandomWalk as RandomWalk
 from ._nonfinite import NonFiniteError as NonFiniteError
 from ._objective import Objective as Objective, objective as objective
 from ._particle_gibbs import conditional_smc as conditional_smc, particle_gibbs as particle_gibbs
+from ._pilot import Pilot as Pilot, Trial as Trial, pilot as pilot
 from ._plot_smc import plot_fan as plot_fan, plot_smc as plot_smc
 from ._pmmh import PMMHResult as PMMHResult, pmmh as pmmh
 from ._policies import ess_below as ess_below, every as every, never as never, window as window
@@ -24,6 +40,8 @@ from ._replicate import Replicates as Replicates, replicate as replicate
 from ._resampling import Scheme as Scheme
 from ._smc import SMCResult as SMCResult, smc as smc
 from ._smc2 import SMC2Result as SMC2Result, smc2 as smc2
+from ._smc_sampler import smc_sampler as smc_sampler
+from ._smoothing import Smoothing as Smoothing, smooth as smooth
 from ._tempering import TemperedResult as TemperedResult, tempered_smc as tempered_smc
 from ._thermodynamic import tvo as tvo
 from ._vimco import vimco as vimco

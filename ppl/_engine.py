@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 
 from ._disarm import ARM, DisARM
 from ._mvd import MVD
+from ._noise import SALT
 from ._primitive import mark, mark_key
 from ._recorder import (
     Recorder,
@@ -145,6 +146,8 @@ class Engine(Recorder):
         strategy, why = self._choose(msg, address)
         assert self.frame.key is not None
         key = fold_name(self.frame.key, address)
+        if SALT in msg["infer"]:
+            key = jax.random.fold_in(key, msg["infer"][SALT])
         fn = msg["fn"]
         base, shape = element(fn)
         try:

@@ -1,0 +1,26 @@
+"""Other noise for chosen sites, all else equal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpyro.primitives import Messenger
+
+SALT = "lapilli_salt"
+
+
+class Salted(Messenger):
+    """Draw the sites named in `salts` (name -> integer) under an expectation from keys of their own.
+
+    Two runs with equal keys and salts draw equal values; a site whose salt differs gets independent noise, in all its
+    steps, rows and lanes, while every other site keeps its own.
+    """
+
+    def __init__(self, salts: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.salts = salts
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] in self.salts:
+            msg["infer"] = {**(msg["infer"] or {}), SALT: self.salts[msg["name"]]}

@@ -1,0 +1,71 @@
+"""Estimators chosen by trial."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import pytest
+
+from lapilli import inference, ppl
+
+X = jnp.linspace(-1.0, 3.0, 4)
+
+
+@ppl.model
+def model(x):
+    n = ppl.sample("n", dist.Poisson(2.0))
+    with ppl.plate("rows", len(x)):
+        k = ppl.sample("k", dist.Bernoulli(0.5))
+        ppl.sample("x", dist.Normal(2 * k + n / 4, 1.0), obs=x)
+
+
+@ppl.model
+def guide(x):
+    ppl.sample("n", dist.Poisson(jnp.exp(ppl.param("r", 0.3))))
+    with ppl.plate("rows", len(x)):
+        ppl.sample("k", dist.Bernoulli(logits=ppl.param("t", jnp.zeros(len(x)))))
+
+
+CANDIDATES = ("reparam", "enum", "mvd", "reinforce")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    objective = inference.elbo(model, guide, strategies="auto")
+    return objective, objective.init(jax.random.key(0), X)
+
+
+def test_each_site_gets_the_smallest_product_of_those_that_are_sound(trained):
+    objective, params = trained
+    options = {"candidates": CANDIDATES, "num_draws": 400}
+    pilot = inference.pilot(objective, params, jax.random.key(1), X, **options)
+    by_site = {name: [t for t in pilot.trials if t.site == name] for name in ("n", "k")}
+    for name, trials in by_site.items():
+        assert [t.strategy for t in trials] == list(CANDIDATES)
+        best = min((t for t in trials if t.refusal is None), key=lambda t: t.score)
+        assert pilot.strategies[name] == best.strategy
+    refused = {(t.site, t.strategy) for t in pilot.trials if t.refusal}
+    assert refused == {("n", "reparam"), ("n", "enum"), ("k", "reparam")}
+    # Rows separate, so that enumeration costs two evaluations and leaves no noise of k.
+    assert pilot.strategies == {"n": "mvd", "k": "enum"}
+    assert [p.strategy for p in pilot.objective.plan(params, X).sites] == ["mvd", "enum"]
+    lines = str(pilot).splitlines()
+    assert sum("chosen" in line for line in lines) == 2 and any(
+        "finite support" in x for x in lines
+    )
+
+
+def test_a_site_without_a_candidate_is_refused(trained):
+    objective, params = trained
+    with pytest.raises(ValueError, match="no candidate serves site 'n'. reparam: .* enum: "):
+        inference.pilot(objective, params, jax.random.key(1), X, candidates=("reparam", "enum"))
+
+
+@pytest.mark.slow  # two more compilations
+def test_own_strategies_are_set_aside(trained):
+    objective, params = trained
+    own = dataclasses.replace(objective, strategies={"*": "reinforce"})
+    options = {"candidates": ("mvd",), "num_draws": 2}
+    pilot = inference.pilot(own, params, jax.random.key(1), X, **options)
+    assert pilot.strategies == {"n": "mvd", "k": "mvd"}
