@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ def tempered_smc(
     temperatures: Sequence[float] | None = None,
     frozen: TemperedResult | None = None,
     resampling: str | Scheme = "systematic",
+    keep: Literal["last", "all"] = "last",
     max_steps: int = 100,
     batch_size: int | None = None,
 ) -> TemperedResult:
@@ -85,6 +86,8 @@ def tempered_smc(
         temperatures: increasing exponents that end with 1, instead of adapting them.
         frozen: an earlier result whose temperatures and tuning are used as they are.
         resampling: scheme by name, or a `Scheme`.
+        keep: "last" moves K particles and keeps the end of each chain. "all" (waste-free) draws K / (`num_moves` + 1) ancestors
+            only and keeps every state of their chains, which pays off with many moves.
         max_steps: temperatures at most.
         batch_size: particles moved at once; None for all.
 
@@ -92,16 +95,18 @@ def tempered_smc(
         A `TemperedResult`.
 
     Raises:
-        ValueError: a discrete latent site; temperatures that do not increase to 1; wrong sizes.
+        ValueError: a discrete latent site; temperatures that do not increase to 1; wrong sizes; with `keep="all"` a K that
+            `num_moves` + 1 does not divide, or a scheme that cannot draw fewer ancestors ("killing").
         RuntimeError: `max_steps` were not enough (outside of jit).
 
     Validity: E[exp(log_evidence)] = p(data) with `frozen`, whose numbers must come from an independent key. Adapted runs
     are consistent in K, with a bias of order 1 / K.
 
-    Reference: Del Moral, Doucet and Jasra 2006; Jasra et al. 2011 and Zhou, Johansen and Aston 2016 (adaptation).
+    Reference: Del Moral, Doucet and Jasra 2006; Jasra et al. 2011 and Zhou, Johansen and Aston 2016 (adaptation); Dau and Chopin
+    2022, arXiv:2011.02328 (waste-free).
     """
     key, kernel = typed_key(key), kernel or HMC()
-    _check(num_particles, target_ess, temperatures, max_steps, num_moves)
+    _check(num_particles, target_ess, temperatures, max_steps, num_moves, keep, batch_size)
     if frozen is not None and temperatures is not None:
         raise ValueError("tempered_smc: give temperatures or a frozen result, not both.")
     target = as_static(ppl.as_program(program), args)
@@ -112,7 +117,7 @@ def tempered_smc(
         max_steps, schedule = len(frozen.temperatures), frozen.temperatures
     run = _Run(
         target, kernel, num_particles, num_moves, target_ess, schedule, frozen,
-        as_scheme(resampling).ancestors, max_steps, batch_size,
+        as_scheme(resampling).ancestors, keep, max_steps, batch_size,
     )  # fmt: skip
     result = run(key)
     is_short = result.temperatures[-1] < 1
@@ -133,7 +138,8 @@ class _Run:
     target_ess: float
     schedule: Array | None
     frozen: TemperedResult | None
-    scheme: Callable[[Array, Array], Array]
+    scheme: Callable[..., Array]
+    keep: str
     max_steps: int
     batch_size: int | None
 
@@ -187,7 +193,9 @@ class _Run:
         resample_key, move_key = jax.random.split(key)
         new_beta = self._next(beta, likelihoods) if self.schedule is None else self.schedule[n]
         weights = reweight(uniform(self.num_particles), (new_beta - beta) * likelihoods)
-        chosen = resample(resample_key, points, weights.log_weights, self.scheme, True)
+        chains = self.num_particles // (1 if self.keep == "last" else self.num_moves + 1)
+        scheme = lambda key, log_weights: self.scheme(key, log_weights, chains)
+        chosen = resample(resample_key, points, weights.log_weights, scheme, True)
         if self.frozen is None:
             spread = self.kernel.spread(chosen.particles)
         else:
@@ -198,13 +206,17 @@ class _Run:
             return log_prior + new_beta * log_likelihood
 
         def move(key: Array, point: Array) -> tuple[Array, Array]:
-            one = lambda u, k: self.kernel.step(k, u, density, scale, spread)
-            point, rates = jax.lax.scan(one, point, jax.random.split(key, self.num_moves))
-            return point, rates.mean()
+            def one(u: Array, key: Array) -> tuple[Array, tuple[Array, Array | None]]:
+                new, rate = self.kernel.step(key, u, density, scale, spread)
+                return new, (rate, None if self.keep == "last" else new)
 
-        points, rates = map_lanes(move, self.num_particles, self.batch_size)(
-            move_key, chosen.particles
-        )
+            keys = jax.random.split(key, self.num_moves)
+            last, (rates, passed) = jax.lax.scan(one, point, keys)
+            kept = last if passed is None else jnp.concatenate([point[None], passed])
+            return kept, rates.mean()
+
+        points, rates = map_lanes(move, chains, self.batch_size)(move_key, chosen.particles)
+        points = points.reshape(self.num_particles, -1)
         new = {
             "temperatures": new_beta, "increments": weights.increment, "ess": weights.ess,
             "acceptance": rates.mean(), "scale": scale, "spread": spread,
@@ -240,7 +252,13 @@ class _Run:
 
 
 def _check(
-    num_particles: Any, target_ess: float, temperatures: Any, max_steps: int, num_moves: int
+    num_particles: Any,
+    target_ess: float,
+    temperatures: Any,
+    max_steps: int,
+    num_moves: int,
+    keep: str,
+    batch_size: int | None,
 ) -> None:
     for name, value in (
         ("num_particles", num_particles),
@@ -249,6 +267,18 @@ def _check(
     ):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"tempered_smc: {name} must be an integer >= 1, got {value!r}.")
+    if keep not in ("last", "all"):
+        raise ValueError(f"tempered_smc: keep must be 'last' or 'all', got {keep!r}.")
+    if keep == "all" and num_particles % (num_moves + 1):
+        raise ValueError(
+            f"tempered_smc: keep='all' keeps num_moves + 1 = {num_moves + 1} states of each chain, which does not divide "
+            f"num_particles {num_particles}. Change one of them."
+        )
+    num_chains = num_particles // (num_moves + 1) if keep == "all" else num_particles
+    if batch_size is not None and (batch_size < 1 or num_chains % batch_size):
+        raise ValueError(
+            f"tempered_smc: batch_size {batch_size} does not divide the {num_chains} chains; all batches have one size."
+        )
     if not 0 < target_ess < 1:
         raise ValueError(f"tempered_smc: target_ess must lie in (0, 1), got {target_ess}.")
     if temperatures is not None:
