@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -82,13 +83,14 @@ def run(
 
     start, potentials = in_lanes(begin)(init_key, is_retained)
     first = reweight(uniform(num_particles), potentials)
-    future = None if path == "genealogy" else _future(model, start)
+    ahead = functools.partial(_future, model, start)
+    future = ahead() if path == "ancestor" else None
 
     def step(carry: Any, t: Array) -> tuple[Any, Any]:
         before = particles, log_weights = carry
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, t))
         turn = 0
-        if future is not None and path == "ancestor":
+        if future is not None:
             moves = jax.tree.map(lambda x: x[1:], retained)
             turn = new_ancestor(
                 resample_key, future, particles, log_weights, moves, t - 1, batch_size
@@ -136,8 +138,8 @@ def run(
         index = lineages(result["ancestors"])
         stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, record["paths"])
         result["paths"] = follow(stacked, index)
-    if future is not None and filtered:
-        result["segments"] = [Segment(start, Filter(future, *filtered))]
+    if filtered:
+        result["segments"] = [Segment(start, Filter(ahead, *filtered))]
     return result
 
 

@@ -34,7 +34,7 @@ from ._traced import (
     signed_outputs,
     wanted_outputs,
 )
-from ._transition import check_densities, of_loop
+from ._transition import check_given, of_loop
 
 Array = jax.Array
 
@@ -84,7 +84,7 @@ def run(
         if name in model.shapes.log_probs and (info.kind != "latent" or name in given)
     }
     if path != "genealogy":
-        check_densities(model, list(given))
+        check_given(model, list(given))
     engine = _Engine(
         model, guide, key, kept, num_particles, scheme, policy, batch_size, history, path
     )
@@ -221,7 +221,8 @@ class _Engine:
 
         move_all = in_batches(move, self.num_particles, self.batch_size)
         first = self.num_events
-        future = None if self.path == "genealogy" else of_loop(self.model, target)
+        ahead = of_loop(self.model, target)
+        future = ahead() if self.path == "ancestor" else None
         retained = {name: self.kept[name] for name in made.values() if name in self.kept}
 
         def step(carry: Any, inputs: Any) -> Any:
@@ -229,7 +230,7 @@ class _Engine:
             t, shared = inputs
             event_key = jax.random.fold_in(self.key, first + t)
             before, turn = ({**state["model"], "after": []}, log_weights), 0
-            if future is not None and self.path == "ancestor":
+            if future is not None:
                 turn = new_ancestor(
                     event_key, future, state["model"], log_weights, retained, t, self.batch_size
                 )
@@ -259,8 +260,8 @@ class _Engine:
         (state, self.log_weights), (record, kept, filtered) = jax.lax.scan(
             step, (state, self.log_weights), (steps, shared)
         )
-        if future is not None and filtered:
-            self.segments.append(Segment(values, Filter(future, *filtered)))
+        if filtered:
+            self.segments.append(Segment(values, Filter(ahead, *filtered)))
         self.num_events += target.length
         self.records.append(record)
         if any(wanted.values()):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from .. import ppl
 from ..ppl._compat import typed_key
-from ._backward import draw_paths, exact, joined
+from ._backward import draw_slots, taken
+from ._backward_kernels import exact
 from ._feynman_kac import FeynmanKac
 from ._policies import Policy, every
 from ._resampling import Scheme
@@ -91,8 +92,9 @@ def conditional_smc(
     )  # fmt: skip
     if not is_backward:
         return _pick(choice_key, target, result)
-    parts, _, _ = draw_paths(choice_key, segments, result.log_weights, 1, exact)
-    return jax.tree.map(lambda x: x[0], joined(parts, isinstance(target, FeynmanKac)))
+    slots, _ = draw_slots(choice_key, segments, result.log_weights, 1, exact)
+    paths = taken(segments, slots, isinstance(target, FeynmanKac))
+    return jax.tree.map(lambda x: x[0], paths)
 
 
 def _pick(key: Array, target: Target, result: SMCResult) -> Any:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,20 +69,25 @@ class Future:
         return jax.lax.fori_loop(0, jnp.minimum(self.memory, self.length - t), step, start)[1]
 
 
-def of_loop(model: TracedProgram, loop: Loop) -> Future:
-    """The future of particles in a loop of a program.
+def of_loop(model: TracedProgram, loop: Loop) -> Callable[[], Future]:
+    """How to make the future of particles in a loop of a program, now or after the run.
 
-    Raises:
-        ValueError: what follows the loop depends on more than its last step's choices.
+    Making it raises a ValueError where what follows the loop depends on more than its last step's choices, and where densities
+    depend on random numbers that are no sites.
     """
+    # The machine goes on, and forgets.
+    values = copy.copy(loop.machine.values)
+    values.of, values.kinds = dict(values.of), dict(values.kinds)
+    frozen = dataclasses.replace(loop, machine=dataclasses.replace(loop.machine, values=values))
+    return functools.partial(_of_loop, model, frozen)
+
+
+def _of_loop(model: TracedProgram, loop: Loop) -> Future:
+    _check_noise(model)
     terms = list(signed_outputs(model, loop))
     memory, felt, after = _memory(loop, terms)
     _check_rest(model, loop, after)
     shared_xs = loop.shared_xs()
-    # The machine goes on, and forgets; the densities are asked for later, too.
-    values = copy.copy(loop.machine.values)
-    values.of, values.kinds = dict(values.of), dict(values.kinds)
-    loop = dataclasses.replace(loop, machine=dataclasses.replace(loop.machine, values=values))
 
     def log_density(state: Any, chosen: dict[str, Array], t: Array) -> tuple[Any, Array]:
         shared = {
@@ -145,8 +151,8 @@ def _check_rest(model: TracedProgram, loop: Loop, after: list[bool]) -> None:
         )
 
 
-def check_densities(model: TracedProgram, given: Sequence[str]) -> None:
-    """All latent sites are given, and no density depends on a random key."""
+def check_given(model: TracedProgram, given: Sequence[str]) -> None:
+    """The proposal draws all latent sites."""
     latent = [n for n, info in model.shapes.sites.items() if info.kind == "latent"]
     missing = sorted(set(latent) - set(given))
     if missing:
@@ -154,6 +160,10 @@ def check_densities(model: TracedProgram, given: Sequence[str]) -> None:
             f"Sites {missing}: the proposal does not draw them. The density of a path with another ancestor needs every "
             "latent site; draw them in the proposal too, or leave the proposal out."
         )
+
+
+def _check_noise(model: TracedProgram) -> None:
+    """No density depends on a random key."""
     jaxpr = model.closed.jaxpr
     marks = depends(jaxpr, [i == 0 for i in range(len(jaxpr.invars))])
     of_sites = jax.tree.unflatten(model.tree, marks).log_probs

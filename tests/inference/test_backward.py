@@ -250,11 +250,11 @@ def test_densities_of_the_steps_ahead(name, key):
     _, segments = run(
         program, key, (LINE,), num_particles=4, policy=inference.never(), history="ancestors", path="filter"
     )  # fmt: skip
-    assert [s.filter.future.memory for s in segments if s.filter] == memories
+    assert [s.filter.future().memory for s in segments if s.filter] == memories
     known = {}
     for number, (values, record) in enumerate(segments[:-1]):
         known |= values
-        future = record.future
+        future = record.future()
         for t in range(future.length):
             splice = lambda own, new, t=t: jnp.concatenate([own[:t], new[t:]])
             at = np.minimum(t + np.arange(max(future.memory, 1)), future.length - 1)
