@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ._backward import Filter, Segment, new_ancestor, turned
 from ._depends import is_used
+from ._differentiable import Differentiation
 from ._lane_map import map_lanes
 from ._population import lineages, resample, reweight, uniform
 from ._transition import Future
@@ -62,6 +63,7 @@ def run(
     history: str,
     retained: Any = None,
     path: str = "genealogy",
+    gradient: Differentiation | None = None,
 ) -> dict[str, Any]:
     """Run the particle approximation; returns the fields of an `SMCResult`.
 
@@ -87,7 +89,8 @@ def run(
     future = ahead() if path == "ancestor" else None
 
     def step(carry: Any, t: Array) -> tuple[Any, Any]:
-        before = particles, log_weights = carry
+        before, score = carry
+        particles, log_weights = before
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, t))
         turn = 0
         if future is not None:
@@ -96,7 +99,11 @@ def run(
                 resample_key, future, particles, log_weights, moves, t - 1, batch_size
             )
             particles, log_weights = turned(before, turn)
-        chosen = resample(resample_key, particles, log_weights, scheme, policy(t, log_weights))
+        chosen = resample(
+            resample_key, particles, log_weights, scheme, policy(t, log_weights),
+            gradient and gradient.offspring,
+        )  # fmt: skip
+        score = score + chosen.score
         ancestors = (chosen.ancestors + turn) % num_particles
 
         def move(key: Array, previous: Any, is_retained: Array) -> tuple[Any, Array]:
@@ -109,6 +116,7 @@ def run(
             "increments": weights.increment,
             "ess": weights.ess,
             "is_resampled": chosen.is_resampled,
+            "scores": score,
         }
         if history != "none":
             record["ancestors"] = ancestors
@@ -116,16 +124,21 @@ def run(
         if history == "full":
             record["paths"] = particles
         filtered = (*before, ancestors, particles) if path == "filter" else ()
-        return (particles, weights.log_weights), (record, filtered)
+        return ((particles, weights.log_weights), score), (record, filtered)
 
     steps = jnp.arange(1, model.num_steps + 1, dtype=jnp.int32)
-    (last, log_weights), (record, filtered) = jax.lax.scan(step, (start, first.log_weights), steps)
+    zero = jnp.zeros(())
+    ((last, log_weights), _), (record, filtered) = jax.lax.scan(
+        step, ((start, first.log_weights), zero), steps
+    )
     result = {
         "particles": last,
         "log_weights": log_weights,
         "increments": jnp.concatenate([first.increment[None], record["increments"]]),
         "ess": jnp.concatenate([first.ess[None], record["ess"]]),
         "is_resampled": jnp.concatenate([jnp.zeros(1, bool), record["is_resampled"]]),
+        "scores": jnp.concatenate([zero[None], record["scores"]]),
+        "is_scored": False,
         "ancestors": None,
         "step_log_weights": None,
         "paths": None,

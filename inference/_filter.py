@@ -20,10 +20,12 @@ from jax.extend.core import Literal
 
 from .. import ppl
 from ._backward import Filter, Segment, new_ancestor, turned
+from ._differentiable import Differentiation, box
 from ._feynman_kac import follow
 from ._lane_map import LANE, SHARED, STREAM
 from ._lanes import Loop, Machine
 from ._population import in_batches, lineages, resample, reweight, uniform
+from ._site_draws import SiteDraws, check_sites
 from ._traced import (
     TracedProgram,
     check_known,
@@ -31,6 +33,7 @@ from ._traced import (
     hand_over,
     pair_loops,
     proposal_inputs,
+    scored_outputs,
     signed_outputs,
     wanted_outputs,
 )
@@ -52,6 +55,7 @@ def run(
     history: str,
     retained: dict[str, Array] | None = None,
     path: str = "genealogy",
+    gradient: Differentiation | None = None,
 ) -> dict[str, Any]:
     """Run the particle method; returns the fields of an `SMCResult`. `retained` choices are those of particle 0.
 
@@ -60,19 +64,21 @@ def run(
     """
     kept = dict(retained or {})
 
-    def simulate(program: ppl.Program) -> Callable[..., ppl.Trace]:
+    draws = {role: SiteDraws(gradient) for role in ("model", "guide")}
+
+    def simulate(program: ppl.Program, role: str = "model") -> Callable[..., ppl.Trace]:
         """Sites take the proposal's values where it gives any; others are drawn, or kept in lane 0."""
 
         def fn(key: Array, keep: Array | None, kept: Any, given: Any) -> ppl.Trace:
             choices, keep = (given, None) if given else (kept, keep if kept else None)
-            return program.propose(key, choices, keep, *args)
+            return program.propose(key, choices, keep, *args, draw=draws[role])
 
         return fn
 
     guide, given = None, {}
     single = (key, jnp.asarray(True), kept)
     if proposal is not None or path != "genealogy":
-        guide = TracedProgram(simulate(proposal or program), (*single, {}))
+        guide = TracedProgram(simulate(proposal or program, "guide"), (*single, {}))
         if proposal is not None:
             check_proposal(guide.shapes, proposal)
         guide.signs = dict.fromkeys(guide.shapes.choices, -1.0)
@@ -85,9 +91,11 @@ def run(
     }
     if path != "genealogy":
         check_given(model, list(given))
+    check_sites(gradient, draws, {"model": model, "guide": guide})
     engine = _Engine(
         model, guide, key, kept, num_particles, scheme, policy, batch_size, history, path
     )
+    engine.gradient = gradient
     engine.run()
     return engine.result()
 
@@ -113,6 +121,8 @@ class _Engine:
         self.num_particles, self.batch_size = num_particles, batch_size
         self.scheme, self.policy, self.history = scheme, policy, history
         self.log_weights = uniform(num_particles)
+        self.gradient: Differentiation | None = None
+        self.score = jnp.zeros(())  # log-prob of the discrete choices so far
         self.pending: Array | None = None
         self.num_events = 0
         self.records: list[dict[str, Array]] = []
@@ -165,12 +175,22 @@ class _Engine:
         self.machine.forget()
 
     def _run_to(self, machine: Machine, program: TracedProgram, stop: int) -> None:
-        signs = {id(atom): sign for atom, sign in program.weighted()}
+        signs, scores = {id(atom): sign for atom, sign in program.weighted()}, program.scores()
         for v in machine.run_to(stop):
-            if id(v) in signs:
+            if id(v) in signs or id(v) in scores:
                 x, kind = machine.values.of[v], machine.values.kinds[v]
-                axes = tuple(range(1 if kind == LANE else 0, jnp.ndim(x)))
-                self._add(signs[id(v)] * jnp.sum(x, axes))
+                total = jnp.sum(x, tuple(range(1 if kind == LANE else 0, jnp.ndim(x))))
+                if id(v) in signs:
+                    self._add(signs[id(v)] * total)
+                if id(v) in scores and self.in_weights:
+                    self.log_weights = self.log_weights + box(total)
+                elif id(v) in scores:
+                    self.score = self.score + total.sum()
+
+    @property
+    def in_weights(self) -> bool:
+        """Whether scored draws act on their particle's weight."""
+        return self.gradient is not None and self.gradient.strategy.in_weights
 
     def _weigh(self) -> None:
         """Use the weights collected since the last time, if there are any."""
@@ -187,6 +207,7 @@ class _Engine:
                 "is_resampled": jnp.zeros(1, bool),
                 "ancestors": jnp.arange(self.num_particles, dtype=jnp.int32)[None],
                 "step_log_weights": weights.log_weights[None],
+                "scores": self.score[None],
             }
         )
 
@@ -200,6 +221,8 @@ class _Engine:
             choices = self.guide.trace.choices
             sources = {name: maker.ys_out.index(choices[name]) for name in made.values()}
         wanted = {name: wanted_outputs(loop, self.history) for name, loop in loops.items()}
+        programs = {"model": self.model, "guide": self.guide}
+        scored = {name: scored_outputs(programs[name], loop) for name, loop in loops.items()}
 
         def move(state: Any, batch: Any, shared: Any, t: Array) -> Any:
             state, outs, given = dict(state), {}, {}
@@ -216,8 +239,16 @@ class _Engine:
                 for name, signs in signed.items()
                 for i, sign in signs.items()
             ]
+            score = sum(
+                (
+                    outs[name][i].reshape(batch.size, -1).sum(1)
+                    for name, which in scored.items()
+                    for i in which
+                ),
+                jnp.zeros(batch.size),
+            )
             kept = {n: {i: outs[n][i] for i in w} for n, w in wanted.items()}
-            return state, sum(terms, jnp.zeros(())), kept, given
+            return state, sum(terms, jnp.zeros(())), score, kept, given
 
         move_all = in_batches(move, self.num_particles, self.batch_size)
         first = self.num_events
@@ -226,7 +257,7 @@ class _Engine:
         retained = {name: self.kept[name] for name in made.values() if name in self.kept}
 
         def step(carry: Any, inputs: Any) -> Any:
-            state, log_weights = carry
+            state, log_weights, score = carry
             t, shared = inputs
             event_key = jax.random.fold_in(self.key, first + t)
             before, turn = ({**state["model"], "after": []}, log_weights), 0
@@ -236,29 +267,36 @@ class _Engine:
                 )
                 state, log_weights = turned((state, log_weights), turn)
             chosen = resample(
-                event_key, state, log_weights, self.scheme, self.policy(first + t, log_weights)
-            )
+                event_key, state, log_weights, self.scheme, self.policy(first + t, log_weights),
+                self.gradient and self.gradient.offspring,
+            )  # fmt: skip
             ancestors = (chosen.ancestors + turn) % self.num_particles
             state = {name: loop.in_slots(chosen.particles[name]) for name, loop in loops.items()}
-            state, potentials, kept, given = move_all(state, shared, t)
+            state, potentials, scores, kept, given = move_all(state, shared, t)
+            score = score + chosen.score
+            if self.in_weights:
+                potentials = potentials + box(scores)
+            else:
+                score = score + scores.sum()
             weights = reweight(chosen.log_weights, potentials)
             record = {
                 "increments": weights.increment,
                 "ess": weights.ess,
                 "is_resampled": chosen.is_resampled,
+                "scores": score,
             }
             if self.history != "none":
                 record["ancestors"] = ancestors
                 record["step_log_weights"] = weights.log_weights
             filtered = (*before, ancestors, given) if self.path == "filter" else ()
-            return (state, weights.log_weights), (record, kept, filtered)
+            return (state, weights.log_weights, score), (record, kept, filtered)
 
         state = {name: loop.initial() for name, loop in loops.items()}
         shared = {name: loop.shared_xs() for name, loop in loops.items()}
         steps = jnp.arange(target.length, dtype=jnp.int32)
         values = self._new_values()
-        (state, self.log_weights), (record, kept, filtered) = jax.lax.scan(
-            step, (state, self.log_weights), (steps, shared)
+        (state, self.log_weights, self.score), (record, kept, filtered) = jax.lax.scan(
+            step, (state, self.log_weights, self.score), (steps, shared)
         )
         if filtered:
             self.segments.append(Segment(values, Filter(ahead, *filtered)))
@@ -294,6 +332,8 @@ class _Engine:
             "increments": join("increments"),
             "ess": join("ess"),
             "is_resampled": join("is_resampled"),
+            "scores": join("scores"),
+            "is_scored": any(p.scored for p in (self.model, self.guide) if p is not None),
             "ancestors": recorded("ancestors"),
             "step_log_weights": recorded("step_log_weights"),
             "paths": None,

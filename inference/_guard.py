@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import linear_call
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -29,6 +30,20 @@ def drawn(message: str, value: jax.Array, parameters: list[jax.Array]) -> jax.Ar
 @drawn.defjvp
 def _(message: str, *_: Any) -> Any:
     raise TypeError(message)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def unused(message: str, x: jax.Array) -> jax.Array:
+    """`x`; its derivative may be formed but not used: reverse mode raises a TypeError with `message`, forward mode gives NaN."""
+    return x
+
+
+@unused.defjvp
+def _(message: str, primals: Any, tangents: Any) -> Any:
+    def refuse(*_: Any) -> Any:
+        raise TypeError(message)
+
+    return primals[0], linear_call(lambda _, t: t * jnp.nan, refuse, (), tangents[0])
 
 
 def floats(tree: Any) -> list[jax.Array]:

@@ -69,7 +69,7 @@ class Objective:
 
     def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
         result = self.fn(
-            *(_ready(p, params, self.full_sizes) for p in (self.model, self.guide)), *args
+            *(ready(p, params, self.full_sizes) for p in (self.model, self.guide)), *args
         )
         plates = ppl.plates_met()
         unknown = sorted(set(self.full_sizes) - set(plates))
@@ -127,18 +127,23 @@ class Objective:
             _set_up_autoguide(self.guide, jax.random.key(0), args)
         return ppl.plate_sizes(lambda: self._run({}, *args), self.strategies)
 
+    def traces(
+        self, model: ppl.Program, guide: ppl.Program | None, *args: Any
+    ) -> dict[str, ppl.Trace]:
+        """One run inside `ppl.expectation`: the guide's trace, and the model's at its choices."""
+        if guide is None:
+            return {"model": ppl.draw(model, *args)}
+        trace = ppl.draw(guide, *args)
+        return {"guide": trace, "model": ppl.score(model, trace, *args)}
+
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
         """Value and log-prob of every site of one run, in program order: "guide.<site>", then "model.<site>"."""
         report: dict[str, dict[str, Array]] = {}
         order: dict[str, list[str]] = {}
 
         def run(params: Any) -> Any:
-            model, guide = (_ready(p, params, self.full_sizes) for p in (self.model, self.guide))
-            if guide is None:
-                traces = {"model": ppl.draw(model, *args)}
-            else:
-                trace = ppl.draw(guide, *args)
-                traces = {"guide": trace, "model": ppl.score(model, trace, *args)}
+            model, guide = (ready(p, params, self.full_sizes) for p in (self.model, self.guide))
+            traces = self.traces(model, guide, *args)
             order.update(
                 {program: list(trace.log_probs) for program, trace in traces.items()}
             )  # jax sorts dictionaries
@@ -233,7 +238,7 @@ def objective(
     return make
 
 
-def _ready(program: Any, params: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
+def ready(program: Any, params: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
     """The program with parameters and plate sizes bound; None for None."""
     if program is None:
         return None

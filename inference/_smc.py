@@ -13,6 +13,14 @@ from .. import ppl
 from ..ppl._compat import typed_key
 from . import _feynman_kac, _filter
 from ._backward import Segment
+from ._differentiable import (
+    Differentiation,
+    ResamplingGradient,
+    Score,
+    as_gradient,
+    evidence_only,
+    scored,
+)
 from ._feynman_kac import FeynmanKac
 from ._policies import Policy, ess_below
 from ._resampling import Scheme, as_scheme
@@ -76,6 +84,7 @@ def smc(
     history: History = "full",
     batch_size: int | None = None,
     retained: Any = None,
+    gradient: str | ResamplingGradient | None = None,
 ) -> SMCResult:
     """Run particles through a Feynman-Kac model or a program.
 
@@ -98,16 +107,24 @@ def smc(
         batch_size: particles that take a step at once, a divisor of K; None for all.
         retained: a path that particle 0 keeps (conditional SMC): latent site -> value, for a `FeynmanKac` x_0, ..., x_T
             stacked.
+        gradient: how derivatives (of `log_evidence`, by `jax.grad` around this call) pass through resampling and through
+            sites without a differentiable sampler; without it they are refused where these depend on parameters.
+            "stop_gradient": unbiased for dZ, consistent for d log Z. "score": unbiased for d E[log_evidence]. Biased: "drop",
+            "soft", "ot". Or a `ResamplingGradient`; see `StopGradient`, `Score`, `Drop`, `Soft`, `Transport`.
 
     Returns:
         An `SMCResult`.
 
     Raises:
-        ValueError: a proposal that does not fit, an unknown scheme, a scan that cannot be stepped.
+        ValueError: a proposal that does not fit, an unknown scheme, a scan that cannot be stepped; a gradient that the
+            scheme, the policy or the history does not allow.
+        TypeError: a derivative is taken and `gradient` is not chosen, or does not serve the result that is differentiated.
 
     Validity: E[exp(log_evidence)] = Z for every policy that looks at weights only, with an unbiased scheme. Weighted
     averages are consistent in K. With `retained` the run is the conditional SMC kernel, which leaves the posterior
-    invariant; its evidence is not unbiased.
+    invariant; its evidence is not unbiased. Gradients: sites with a differentiable sampler are taken pathwise (ask for
+    strategy="reinforce" at a site whose value meets a jump), all others by their score; draws of a `FeynmanKac` are the
+    user's own and taken pathwise. Jumps are not searched for here; `fivo` and `vsmc` do.
 
     Example:
         >>> from lapilli import inference, ppl
@@ -127,7 +144,7 @@ def smc(
     """
     return run(
         target, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
-        history=history, batch_size=batch_size, retained=retained,
+        history=history, batch_size=batch_size, retained=retained, gradient=gradient,
     )[0]  # fmt: skip
 
 
@@ -144,21 +161,31 @@ def run(
     batch_size: int | None = None,
     retained: Any = None,
     path: str = "genealogy",
+    gradient: str | ResamplingGradient | None = None,
 ) -> tuple[SMCResult, list[Segment]]:
     """What `smc` does; with path "filter" also the record for backward sampling, see `_filter.run`."""
     key = typed_key(key)
     _check(num_particles, history, batch_size)
     scheme = as_scheme(resampling)
     choose = scheme.ancestors if retained is None else scheme.conditional
+    strategy = None if gradient is None else as_gradient(gradient)
+    policy = policy or (ess_below(0.5) if strategy is None else strategy.default_policy())
     options: dict[str, Any] = {
         "num_particles": num_particles,
         "scheme": choose,
-        "policy": policy or ess_below(0.5),
+        "policy": policy,
         "batch_size": batch_size,
         "history": history,
         "retained": jax.tree.map(jnp.asarray, retained),
         "path": path,
     }
+    if strategy is not None:
+        if retained is not None:
+            raise ValueError(
+                "smc: a run with retained choices has no gradient strategy (its evidence is not unbiased). Leave out gradient=."
+            )
+        strategy.check(scheme, policy, num_particles, history)
+        options["gradient"] = Differentiation(strategy, scheme)
     if isinstance(target, FeynmanKac):
         if args or proposal is not None:
             raise ValueError(
@@ -170,6 +197,12 @@ def run(
         guide = None if proposal is None else ppl.as_program(proposal)
         fields = _filter.run(ppl.as_program(target), guide, key, args, **options)
     segments = fields.pop("segments", [])
+    scores, is_scored = fields.pop("scores"), fields.pop("is_scored")
+    if strategy is not None and not strategy.in_weights:
+        fields["increments"] = scored(fields["increments"], scores)
+        if is_scored or isinstance(strategy, Score):
+            rest = {name: x for name, x in fields.items() if name != "increments"}
+            fields |= evidence_only(strategy, rest)
     is_lost = fields["increments"] == -jnp.inf
     failed_at = jnp.where(is_lost.any(), jnp.argmax(is_lost), -1)
     result = SMCResult(

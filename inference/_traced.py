@@ -23,10 +23,16 @@ class TracedProgram:
         self.trace: ppl.Trace = jax.tree.unflatten(self.tree, self.closed.jaxpr.outvars)
         self.shapes: ppl.Trace = shapes
         self.signs: dict[str, float] = {}
+        # Sites whose draws carry no derivative: their log-probs make the score factor (`_differentiable`).
+        self.scored: set[str] = set()
 
     def weighted(self) -> list[tuple[Any, float]]:
         """Log-prob atoms with their signs."""
         return [(self.trace.log_probs[name], sign) for name, sign in self.signs.items()]
+
+    def scores(self) -> set[int]:
+        """Identities of the log-prob atoms of the scored sites."""
+        return {id(self.trace.log_probs[name]) for name in self.scored}
 
     def loops(self) -> list[int]:
         """Numbers of the top-level scans that make log-probs of the weight."""
@@ -42,6 +48,12 @@ def signed_outputs(run: TracedProgram, loop: Loop) -> dict[int, float]:
     """Outputs of a loop's step that are log-probs of the weight, with their signs."""
     signs = {id(atom): sign for atom, sign in run.weighted()}
     return {i: signs[id(v)] for i, v in enumerate(loop.ys_out) if id(v) in signs}
+
+
+def scored_outputs(run: TracedProgram | None, loop: Loop) -> list[int]:
+    """Outputs of a loop's step that are log-probs of scored sites."""
+    atoms = set() if run is None else run.scores()
+    return [i for i, v in enumerate(loop.ys_out) if id(v) in atoms]
 
 
 def wanted_outputs(loop: Loop, history: str) -> list[int]:

@@ -31,6 +31,18 @@ def handler_stack() -> list[Any]:
     return numpyro.primitives._PYRO_STACK  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@contextlib.contextmanager
+def no_handlers() -> Any:
+    """A context in which no effect handler is active: code inside runs as if called at top level."""
+    stack = handler_stack()
+    saved = stack[:]
+    stack.clear()
+    try:
+        yield
+    finally:
+        stack[:] = saved
+
+
 def trace_state() -> Any:
     """A value that changes whenever JAX enters or leaves a transformation."""
     return get_opaque_trace_state(convention="nnx")

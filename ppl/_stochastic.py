@@ -134,6 +134,13 @@ class StochasticProgram(Program, abc.ABC):
             lambda: self._draw(*args, **kwargs), key, lambda key: Ambient(key, exploring=True)
         )
 
+    def own_key(self) -> Array:
+        """Randomness from the handlers around, another at each call in one run."""
+        used, number = _engine().frame.used, 1
+        while f"rng:{self.label}_{number}" in used:
+            number += 1
+        return rng_key(f"{self.label}_{number}")
+
     def _exact_mean(self, run: Callable[[], Trace], key: Any) -> Trace:
         with own_caches(), Ambient(typed_key(key)):
             trace = run()
@@ -178,21 +185,15 @@ class Foreign(StochasticProgram):
         return bound
 
     def _draw(self, *args: Any, **kwargs: Any) -> Trace:
-        made = self.sampler.simulate(self._key(), *args, **kwargs)
+        made = self.sampler.simulate(self.own_key(), *args, **kwargs)
         return self._trace(as_arrays(made.choices), made.log_density)
 
     def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
         choices = as_arrays(choices)
         return self._trace(
             choices,
-            self.sampler.estimate_log_density(self._key(), choices, *args, **kwargs),
+            self.sampler.estimate_log_density(self.own_key(), choices, *args, **kwargs),
         )
-
-    def _key(self) -> Array:
-        used, number = _engine().frame.used, 1
-        while f"rng:{self.label}_{number}" in used:
-            number += 1
-        return rng_key(f"{self.label}_{number}")
 
     def _trace(self, choices: dict[str, Array], log_density: Any) -> Trace:
         return estimated(self.label, choices, _unnamed(choices, self.label), log_density)

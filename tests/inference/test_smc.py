@@ -441,7 +441,7 @@ def test_a_broken_engine_is_found(key, monkeypatch):
     """Weights that are reset though nobody was resampled: the evidence test fails."""
     from lapilli.inference import _filter, _population
 
-    def forgetful(key, particles, log_weights, scheme, decision):
+    def forgetful(key, particles, log_weights, scheme, decision, *_):
         chosen = _population.resample(key, particles, log_weights, scheme, False)
         return chosen._replace(log_weights=_population.uniform(len(log_weights)))
 
