@@ -41,9 +41,9 @@ def conditional_smc(
     - "genealogy": a particle and its ancestors. All particles soon descend from the retained one, so that early choices
       hardly ever change when K is small beside the number of steps.
     - "ancestor": before each step of a scan the retained path draws a new ancestor k, in proportion to W_k times the
-      density of its own next choices and data given particle k (PGAS). Memory O(K).
-    - "backward": the run is stored, and a path is drawn from its end, each particle in proportion to W_k times the density of
-      the choices after it (particle Gibbs with backward simulation). Memory O(K steps).
+      density of its own next choices and data given particle k (PGAS).
+    - "backward": a path is drawn from its end, each particle in proportion to W_k times the density of the choices after it
+      (particle Gibbs with backward simulation). The particles' states at all steps are stored.
 
     The last two cost, in each step, K densities of the following L steps. L is proved from the program: 1 where a step sees
     only the last step's choices, up to the whole length where the particle carries more (a site drawn before the scan, a

@@ -228,55 +228,74 @@ def gaussian_posterior(program, ys):
         return np.asarray(cov @ jax.grad(density)(zero)), np.asarray(cov)
 
 
+def rich(ys):
+    """Vectors in a plate, missing data, a branch with a site of its own, a plate before the scan that its steps take apart."""
+    with ppl.plate("inputs", 4):
+        u = ppl.sample("u", dist.Normal(0.0, 1.0))
+
+    def step(x, inputs):
+        y, u = inputs
+        b = ppl.sample("b", dist.Bernoulli(0.4))
+        far = lambda: ppl.sample("far", dist.Normal(u, 2.0))
+        push = ppl.cond(b == 1, far, lambda: jnp.tanh(x).sum())
+        with ppl.plate("rows", 2):
+            x = ppl.sample("x", dist.MultivariateNormal(x + push, jnp.eye(2)))
+            mask = jnp.array([True, False])
+            ppl.sample("y", dist.Normal(x[:, 0], 1.0), obs=jnp.stack([y, y]), obs_mask=mask)
+        return x, None
+
+    ppl.scan(step, jnp.zeros((2, 2)), (ys, u))
+
+
+# Program, memory of each scan, sites of each scan.
 MODELS = {
-    "walk": (walk, [1]),
-    "second order": (second_order, [2]),
-    "moving average": (moving_average, [4]),
-    "random slope": (random_slope, [4]),
-    "two scans": (two_scans, [1, 1]),
-    "independent": (independent, [0]),
+    "walk": (walk, [1], ["x y"]),
+    "second order": (second_order, [2], ["x y"]),
+    "moving average": (moving_average, [4], ["x y"]),
+    "random slope": (random_slope, [4], ["x y"]),
+    "two scans": (two_scans, [1, 1], ["x y", "z w"]),
+    "independent": (independent, [0], ["x y"]),
+    "rich": (rich, [4], ["b far x y_observed y_unobserved"]),
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "rich")) for n in MODELS]
+)
 def test_densities_of_the_steps_ahead(name, key):
     """The densities differ between particles as the program's density does, their later choices put equal.
 
     Nobody is resampled, so that a slot holds one path.
     """
-    program, memories = MODELS[name]
+    program, memories, loops = MODELS[name]
     program = ppl.as_program(program)
     other = program.simulate(jax.random.fold_in(key, 1), LINE).choices
     _, segments = run(
         program, key, (LINE,), num_particles=4, policy=inference.never(), history="ancestors", path="filter"
     )  # fmt: skip
     assert [s.filter.future().memory for s in segments if s.filter] == memories
-    known = {}
-    for number, (values, record) in enumerate(segments[:-1]):
-        known |= values
-        future = record.future()
+    past, known = [], {}  # sites whose log-probs are behind, and the particles' values
+    for (values, record), names in zip(segments[:-1], loops, strict=True):
+        sites = names.split()
+        past, known = [*past, *values], known | values
+        future, made = record.future(), {n: jnp.moveaxis(x, 0, 1) for n, x in record.made.items()}
+
+        def ahead(t, own, made, sites=sites, past=past):
+            splice = lambda n, x: jnp.concatenate([x[:t], other[n][t:]])
+            choices = other | own | {n: splice(n, x) for n, x in made.items()}
+            terms = program.trace(choices, LINE).log_probs
+            behind = sum(terms[n][:t].sum() for n in sites) + sum(terms[n].sum() for n in past)
+            return sum(x.sum() for x in terms.values()) - behind
+
         for t in range(future.length):
-            splice = lambda own, new, t=t: jnp.concatenate([own[:t], new[t:]])
             at = np.minimum(t + np.arange(max(future.memory, 1)), future.length - 1)
-            sites = list(record.made)
-            window = {n: jnp.broadcast_to(other[n][at], (4, len(at))) for n in sites}
+            window = {n: jnp.broadcast_to(other[n][at], (4, *other[n][at].shape)) for n in made}
             got = future(jax.tree.map(lambda x, t=t: x[t], record.states), window, jnp.asarray(t))
-
-            def ahead(own, made, t=t, splice=splice, sites=sites, number=number):
-                choices = other | own | {n: splice(made[n], other[n]) for n in sites}
-                terms = program.trace(choices, LINE).log_probs
-                past = set(own) | {n for s in segments[:number] for n in s.filter.made}
-                loop = {"x": "y", "z": "w"}[sites[0]]
-                done = sum(terms[n][:t].sum() for n in (sites[0], loop))
-                before = sum(
-                    terms[n].sum() for n in terms if n in past or (n == "y" and loop == "w")
-                )
-                return sum(x.sum() for x in terms.values()) - done - before
-
-            want = jax.vmap(ahead)(known, {n: jnp.moveaxis(record.made[n], 0, 1) for n in sites})
-            got = jnp.broadcast_to(got, want.shape)
-            np.testing.assert_allclose(got - got[0], want - want[0], atol=1e-4)
-        known |= {n: jnp.moveaxis(x, 0, 1) for n, x in record.made.items()}
+            want = jax.vmap(lambda own, made, t=t: ahead(t, own, made))(known, made)
+            np.testing.assert_allclose(
+                jnp.broadcast_to(got, (4,)) - jnp.ravel(got)[0], want - want[0], atol=1e-4
+            )
+        past, known = [*past, *sites], known | made
 
 
 CHAINS = {

@@ -90,12 +90,17 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+def methods(*slow):
+    """All methods, some slow (compilation)."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in METHODS]
+
+
+@pytest.mark.parametrize("name", methods("genealogy"))
 def test_moments_of_a_chain(name, key):
     assert_kalman(CHAIN, key, **METHODS[name])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", methods("mcmc", "rejection", "genealogy"))
 def test_moments_of_a_program(name, key):
     assert_kalman(walk, key, Y, **METHODS[name])
 
@@ -177,6 +182,7 @@ START, MOVE = np.array([0.6, 0.4]), np.array([[0.8, 0.2], [0.3, 0.7]])
 DATA = np.array([0, 2, 2, 1])
 
 
+@pytest.mark.slow  # compilation
 def test_a_hidden_markov_chain(key):
     """Pairs of neighbouring states against the forward-backward algorithm."""
     table = lambda x: jnp.asarray(x, jnp.float32)
@@ -207,6 +213,34 @@ def test_a_hidden_markov_chain(key):
         return jnp.einsum("nti,ntj->tij", hot[:, :-1], hot[:, 1:]) / len(k)
 
     assert_unbiased(jax.jit(jax.vmap(of_run))(jax.random.split(key, 200)), exact)
+
+
+def test_the_mean_gradient_along_paths_is_the_score(key):
+    """Fisher's identity for the coefficient of the walk, against the derivative of the exact log-evidence."""
+
+    def program(ys, a):
+        def step(x, y):
+            x = ppl.sample("x", dist.Normal(a * x, 1.0))
+            ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+            return x, None
+
+        ppl.scan(step, 1.0, ys)
+
+    def log_evidence(a):
+        powers = a ** np.arange(1, 6)
+        noise = np.array([[a ** (t - s) if s <= t else 0.0 for s in range(5)] for t in range(5)])
+        cov = noise @ noise.T + np.eye(5)
+        left = Y - powers
+        return -0.5 * (left @ np.linalg.solve(cov, left) + np.linalg.slogdet(cov)[1])
+
+    exact = (log_evidence(0.9 + 1e-4) - log_evidence(0.9 - 1e-4)) / 2e-4
+    density = lambda a, c: ppl.as_program(program).log_density(c, Y, a)
+
+    def score(key):
+        result = inference.smooth(program, key, Y, 0.9, num_particles=500, num_samples=100)
+        return result.mean(lambda c: jax.grad(density)(0.9, c))
+
+    assert_unbiased(jax.jit(jax.vmap(score))(jax.random.split(key, 200)), exact)
 
 
 def test_backward_draws_keep_more_particles_than_the_genealogy(key):
