@@ -14,7 +14,7 @@ from ._backward import Filter, Segment, new_ancestor, turned
 from ._depends import is_used
 from ._differentiable import Differentiation
 from ._lane_map import map_lanes
-from ._population import lineages, resample, reweight, uniform
+from ._population import is_key, lineages, resample, reweight, uniform
 from ._transition import Future
 
 Array = jax.Array
@@ -70,8 +70,9 @@ def run(
     `retained` is the path of particle 0, [steps + 1, ...]; `path` as for a program (`_filter.run`).
     """
     init_key, loop_key = jax.random.split(key)
+    if retained is not None:
+        _check_retained(model, key, retained)
     in_lanes = lambda fn: map_lanes(fn, num_particles, batch_size)
-
     is_retained = jnp.arange(num_particles) == 0
 
     def keep(x: Any, is_retained: Array, t: Any) -> Any:
@@ -84,6 +85,8 @@ def run(
         return x, _scalar(model.log_potential(x, x, jnp.zeros((), jnp.int32)), "log_potential")
 
     start, potentials = in_lanes(begin)(init_key, is_retained)
+    if gradient is not None:
+        _check_pathwise(start)
     first = reweight(uniform(num_particles), potentials)
     ahead = functools.partial(_future, model, start)
     future = ahead() if path == "ancestor" else None
@@ -182,6 +185,28 @@ def _future(model: FeynmanKac, particles: Any) -> Future:
         return x, jax.vmap(one, (0, 0, None))(previous, x, t + 1)  # the loop's step 0 is move 1
 
     return Future(1, model.num_steps, log_density)
+
+
+def _check_pathwise(state: Any) -> None:
+    """Refuse discrete values: their law is not known, so that a gradient would miss how parameters move them."""
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+        if not (is_key(x) or jnp.issubdtype(x.dtype, jnp.inexact)):
+            raise ValueError(
+                f"FeynmanKac: the state{jax.tree_util.keystr(path)} has dtype {x.dtype}, and draws of a kernel have a pathwise "
+                "derivative only. Write the model as a program, whose discrete sites are scored, or leave out gradient=."
+            )
+
+
+def _check_retained(model: FeynmanKac, key: Array, retained: Any) -> None:
+    """JAX clips indices: a path of another length would be another path."""
+    state = jax.eval_shape(model.init, key)
+    want = jax.tree.map(lambda x: (model.num_steps + 1, *x.shape), state)
+    have = jax.tree.map(jnp.shape, retained)
+    if want != have:
+        raise ValueError(
+            f"FeynmanKac: the retained path has shapes {have}, and the model's paths x_0, ..., x_T have {want}. Stack one state "
+            "for each of the steps and the start."
+        )
 
 
 def _scalar(log_value: Any, name: str) -> Array:

@@ -30,6 +30,7 @@ from ._traced import (
     TracedProgram,
     check_known,
     check_proposal,
+    check_retained,
     hand_over,
     pair_loops,
     proposal_inputs,
@@ -89,6 +90,8 @@ def run(
         for name, info in model.shapes.sites.items()
         if name in model.shapes.log_probs and (info.kind != "latent" or name in given)
     }
+    if retained is not None:
+        check_retained(model, kept)
     if path != "genealogy":
         check_given(model, list(given))
     check_sites(gradient, draws, {"model": model, "guide": guide})

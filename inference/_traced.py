@@ -136,6 +136,16 @@ def check_known(machine: Machine, run: TracedProgram, stop: int) -> None:
                 )
 
 
+def check_retained(model: TracedProgram, retained: dict[str, Any]) -> None:
+    latent = [n for n, info in model.shapes.sites.items() if info.kind == "latent"]
+    missing = sorted(set(latent) - set(retained))
+    if missing:
+        raise ValueError(
+            f"smc: the retained path has no values for the latent sites {missing}; drawn anew, they would change its law. Give "
+            "every latent site a value."
+        )
+
+
 def check_proposal(trace: ppl.Trace, proposal: ppl.Program) -> None:
     extra = [n for n, info in trace.sites.items() if info.kind in ("observed", "factor")]
     if extra:

@@ -382,12 +382,20 @@ def move(program, path, key, choices=None, **options):
 
 ERRORS = {
     "path": (lambda k: move(walk, "forward", k), "path must be"),
+    "missing": (
+        lambda k: inference.conditional_smc(random_slope, k, {"x": jnp.zeros(4)}, LINE, num_particles=3),
+        r"no values for the latent sites \['slope'\]",
+    ),
+    "length": (
+        lambda k: inference.conditional_smc(CHAIN, k, jnp.zeros(3, int), num_particles=3),
+        r"shapes \(3,\).*have \(4,\)",
+    ),
     "sum": (lambda k: move(last_seen, "ancestor", k), r"\['sum'\].*after a scan"),
     "slope": (lambda k: move(slope_seen, "backward", k, {"slope": 0.0}), r"\['end'\].*after a scan"),
     "noise": (lambda k: move(noisy, "ancestor", k), r"\['x'\].*no sites"),
     "partial": (
-        lambda k: inference.conditional_smc(
-            random_slope, k, {"slope": 0.0}, LINE, num_particles=3, path="ancestor",
+        lambda k: inference.smooth(
+            random_slope, k, LINE, num_particles=3,
             proposal=lambda ys: ppl.sample("slope", dist.Normal(0.0, 1.0)),
         ),
         r"\['x'\]: the proposal does not draw",
