@@ -115,8 +115,16 @@ def filtered(
     **options: Any,
 ) -> SMCResult:
     """`smc` with the parameters fixed, in the proposal too; its evidence is an estimate of p(values, data)."""
+    model, guide = given(program, proposal, values)
+    return smc(model, key, *args, proposal=guide, **options)
+
+
+def given(
+    program: ppl.Program, proposal: ppl.Program | None, values: Mapping[str, Array]
+) -> tuple[ppl.Program, ppl.Program | None]:
+    """The program with the parameters observed, and the proposal for the other sites."""
     guide = None if proposal is None else _fixed(proposal, values)
-    return smc(ppl.condition(program, values), key, *args, proposal=guide, **options)
+    return ppl.condition(program, values), guide
 
 
 def _fixed(proposal: ppl.Program, values: Mapping[str, Array]) -> ppl.Program:

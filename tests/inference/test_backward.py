@@ -323,6 +323,64 @@ def test_particle_gibbs_samples_the_posterior(name, key):
     assert_unbiased(((flat - mean) ** 2).mean(1), np.diag(cov))
 
 
+def walk_posterior(ys):
+    """Posterior mean and mean square of the coefficient of `unknown_walk`, by quadrature over the exact evidence."""
+    grid = (np.arange(4000) + 0.5) / 2000 - 1
+    steps = np.arange(len(ys))
+    gaps = steps[:, None] - steps
+    log_z = []
+    for a in grid:
+        noise = np.where(gaps >= 0, a ** np.maximum(gaps, 0), 0.0)
+        cov = noise @ noise.T + np.eye(len(ys))
+        left = ys - 2.0 * a ** (steps + 1)
+        log_z.append(-0.5 * (left @ np.linalg.solve(cov, left) + np.linalg.slogdet(cov)[1]))
+    weights = np.exp(np.array(log_z) - max(log_z))
+    return weights @ np.stack([grid, grid**2], 1) / weights.sum()
+
+
+@ppl.model
+def unknown_walk(ys):
+    a = ppl.sample("a", dist.Uniform(-1.0, 1.0))
+
+    def step(x, y):
+        x = ppl.sample("x", dist.Normal(a * x, 1.0))
+        ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+        return x, None
+
+    ppl.scan(step, 2.0, ys)
+
+
+@ppl.model
+def walk_guide(ys):
+    """Draws the parameter, too; the chain's values take its place."""
+    a = ppl.sample("a", dist.Uniform(-1.0, 1.0))
+    step = lambda x, y: (ppl.sample("x", dist.Normal(0.5 * (a * x + y), 0.8)), None)
+    ppl.scan(step, 2.0, ys)
+
+
+PARAMETER_CHAINS = {
+    "ancestor": {"path": "ancestor"},
+    "backward, proposal": {"path": "backward", "proposal": walk_guide},
+    "random walk": {"kernel": inference.RandomWalk(), "num_moves": 3},
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["ancestor", *(pytest.param(n, marks=pytest.mark.slow) for n in list(PARAMETER_CHAINS)[1:])]
+)  # fmt: skip
+def test_parameters_and_states_alternate(name, key):
+    """200 chains; the coefficient against quadrature. A bias of 0.15 sd of the posterior is 7 standard errors."""
+    ys = np.array([1.5, 1.0, 0.2, 0.8], np.float32)
+    sample = lambda key: inference.particle_gibbs(
+        unknown_walk, key, ys, parameters=["a"], num_samples=100, num_warmup=100, num_particles=5,
+        **PARAMETER_CHAINS[name],
+    )  # fmt: skip
+    draws = jax.jit(jax.vmap(sample))(jax.random.split(key, 200))
+    assert draws["x"].shape == (200, 100, 4)
+    a = draws["a"]
+    assert_unbiased(jnp.stack([a.mean(1), (a**2).mean(1)], 1), walk_posterior(ys))
+
+
 def test_early_states_move_with_few_particles(key):
     """5 particles, 50 steps: the genealogy holds x_0 fast, other ancestors move it in most moves."""
     long = inference.FeynmanKac(
@@ -380,6 +438,12 @@ def move(program, path, key, choices=None, **options):
     )
 
 
+def gibbs(key, **options):
+    return inference.particle_gibbs(
+        random_slope, key, LINE, num_samples=1, num_particles=2, **options
+    )
+
+
 ERRORS = {
     "path": (lambda k: move(walk, "forward", k), "path must be"),
     "missing": (
@@ -389,6 +453,13 @@ ERRORS = {
     "length": (
         lambda k: inference.conditional_smc(CHAIN, k, jnp.zeros(3, int), num_particles=3),
         r"shapes \(3,\).*have \(4,\)",
+    ),
+    "kernel": (lambda k: gibbs(k, kernel=inference.HMC()), "none are named"),
+    "moves": (lambda k: gibbs(k, parameters=["slope"], num_moves=0), "num_moves must be"),
+    "parameter": (lambda k: gibbs(k, parameters=["x"]), "'x' stands in a scan"),
+    "chain": (
+        lambda k: inference.particle_gibbs(CHAIN, k, parameters=["x"], num_samples=1, num_particles=2),
+        "no sites, so no parameters",
     ),
     "sum": (lambda k: move(last_seen, "ancestor", k), r"\['sum'\].*after a scan"),
     "slope": (lambda k: move(slope_seen, "backward", k, {"slope": 0.0}), r"\['end'\].*after a scan"),
