@@ -22,7 +22,7 @@ from .. import ppl
 from ..ppl._compat import no_handlers
 from ..ppl._program import _engine
 from ..ppl._stochastic import Ambient, StochasticProgram, as_arrays, check_count, estimated
-from ._guard import floats, underived
+from ._guard import underived
 from ._policies import Policy, every
 from ._resampling import Scheme, as_scheme
 from ._smc import SMCResult, smc
@@ -62,7 +62,7 @@ class SMCSampler(StochasticProgram):
 
     def _run(self, key: Array, args: tuple[Any, ...], retained: Any = None) -> SMCResult:
         """The particle run; a derivative of what enters it is refused."""
-        guard = lambda x: underived(_NO_GRADIENT, x) if floats(x) else x
+        guard = lambda x: underived(_NO_GRADIENT, x) if _has_derivative(x) else x
         params, args = jax.tree.map(guard, (self.params or {}, args))
         bind = lambda p: p.bind(params) if params else p
         program = bind(self.program)
@@ -178,6 +178,10 @@ def smc_sampler(
         "num_particles": num_particles, "resampling": scheme, "policy": policy or every(), "batch_size": batch_size,
     }  # fmt: skip
     return SMCSampler(target, guide, options)
+
+
+def _has_derivative(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _shifted(scheme: Scheme) -> Scheme:

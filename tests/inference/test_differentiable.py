@@ -1,5 +1,6 @@
 """Gradients through resampling: enumeration of all draws and ancestors, quadrature, Kalman's recursion."""
 
+import functools
 import itertools
 
 import jax
@@ -16,7 +17,7 @@ from lapilli.inference._transport import log_plan
 
 BITS = np.array([1, 0, 1])
 HMM = {"emit": np.array([-0.5, 1.1]), "move": np.array([-0.4, 0.8])}
-FIRST_OF_THREE = {"every": inference.every(), "ess": inference.ess_below(0.97)}
+POLICIES = {"every": inference.every(), "ess": inference.ess_below(0.97)}
 
 
 def move_rows(params):
@@ -64,11 +65,13 @@ def enumerated(params, law):
     return (prob * log_z).sum(), (prob * jnp.exp(log_z)).sum()
 
 
+@functools.cache
 def exact_gradients(law):
+    """(d E[log Z-hat], E[Z-hat], d E[Z-hat])."""
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, HMM)
-        _, bound = jax.value_and_grad(lambda p: enumerated(p, law)[0])(params)
-        z, of_z = jax.value_and_grad(lambda p: enumerated(p, law)[1])(params)
+        both = jax.jit(lambda p: (enumerated(p, law), jax.jacrev(lambda p: enumerated(p, law))(p)))
+        (_, z), (bound, of_z) = both(params)
         return flat(bound), float(z), flat(of_z)
 
 
@@ -90,17 +93,20 @@ def estimates(key, n=20_000, params=HMM, target=hmm, args=(BITS,), **options):
     return np.asarray(log_z, float), flat(grads)
 
 
-@pytest.mark.parametrize("law", [multinomial, killing])
+SLOW = pytest.mark.slow  # one more program to compile
+
+
+@pytest.mark.parametrize("law", [multinomial, pytest.param(killing, marks=SLOW)])
 def test_score_is_unbiased_for_the_bound(law, key):
     """Dropping the ancestors' score is a bias of 9 standard errors here."""
     _, grads = estimates(key, gradient="score", resampling=law.__name__)
     assert_unbiased(grads, exact_gradients(law)[0])
 
 
-@pytest.mark.parametrize("policy", FIRST_OF_THREE)
+@pytest.mark.parametrize("policy", ["every", pytest.param("ess", marks=SLOW)])
 def test_stop_gradient_is_unbiased_for_the_evidence(policy, key):
     """E[Z-hat d log Z-hat] = dZ under every policy. Constant weights are a bias of 12 standard errors here."""
-    log_z, grads = estimates(key, gradient="stop_gradient", policy=FIRST_OF_THREE[policy])
+    log_z, grads = estimates(key, gradient="stop_gradient", policy=POLICIES[policy])
     assert_unbiased(np.exp(log_z)[:, None] * grads, exact_gradients(multinomial)[2])
 
 
@@ -113,6 +119,7 @@ def test_drop_is_biased_for_both_and_the_tests_see_it(key):
         assert_unbiased(np.exp(log_z)[:, None] * grads, of_z)
 
 
+@pytest.mark.slow  # three programs compile
 def test_soft_keeps_the_evidence_unbiased_and_is_drop_at_one(key):
     log_z, _ = estimates(key, gradient=inference.Soft(0.5))
     assert_unbiased(np.exp(log_z), exact_gradients(multinomial)[1])
@@ -154,11 +161,11 @@ def kalman(params, ys=YS):
 
 def in_double(fn, params, *args):
     with jax.enable_x64(True):
-        value, grads = jax.value_and_grad(fn)(jax.tree.map(jnp.asarray, params), *args)
+        value, grads = jax.jit(jax.value_and_grad(fn))(jax.tree.map(jnp.asarray, params), *args)
         return float(value), flat(grads)
 
 
-def bound_by_quadrature(params, num_nodes=20):
+def bound_by_quadrature(params, num_nodes=14):
     """E[log Z-hat] of two particles over two steps: four normals, four pairs of ancestors."""
     e, w = np.polynomial.hermite_e.hermegauss(num_nodes)
     noise = np.stack(np.meshgrid(*[e] * 4, indexing="ij"), -1).reshape(-1, 4)
@@ -178,24 +185,37 @@ def bound_by_quadrature(params, num_nodes=20):
 
 def test_score_of_ancestors_joins_pathwise_states(key):
     _, exact = in_double(bound_by_quadrature, WALK)
-    _, finer = in_double(lambda p: bound_by_quadrature(p, 24), WALK)
-    np.testing.assert_allclose(exact, finer, rtol=1e-5)
+    _, finer = in_double(lambda p: bound_by_quadrature(p, 18), WALK)
+    np.testing.assert_allclose(exact, finer, rtol=1e-4)  # the noise: 1e-2
     _, grads = estimates(
         key, params=WALK, target=walk, args=(YS[:2],), gradient="score", resampling="multinomial"
     )
     assert_unbiased(grads, exact)
 
 
-def test_stop_gradient_estimates_the_exact_score(key):
-    """Unbiased after weighting by Z-hat / Z; and without, as K grows: the error of 500 particles is that of their noise."""
+OF_WALK = {"params": WALK, "target": walk, "args": (YS,), "gradient": "stop_gradient"}
+
+
+def test_stop_gradient_weighted_by_the_evidence_is_the_exact_score(key):
     log_z, score = in_double(kalman, WALK)
-    options = {"params": WALK, "target": walk, "args": (YS,), "gradient": "stop_gradient"}
-    found, grads = estimates(key, 10_000, num_particles=20, **options)
+    found, grads = estimates(key, 10_000, num_particles=20, **OF_WALK)
     assert_unbiased(np.exp(found - log_z)[:, None] * grads, score)
-    _, grads = estimates(key, 100, num_particles=500, policy=inference.ess_below(), **options)
-    np.testing.assert_allclose(grads.mean(0), score, atol=0.02)
 
 
+@pytest.mark.slow  # four sizes compile
+def test_stop_gradient_is_consistent_for_the_score(key):
+    """The root mean square error falls like K^(-1/2): slope -0.5 within 0.1 over K = 16 ... 1024."""
+    _, score = in_double(kalman, WALK)
+    sizes = [16, 64, 256, 1024]
+    errors = [
+        np.sqrt(((estimates(key, 400, num_particles=k, **OF_WALK)[1] - score) ** 2).mean())
+        for k in sizes
+    ]
+    slope = np.polyfit(np.log(sizes), np.log(errors), 1)[0]
+    assert abs(slope + 0.5) < 0.1, errors
+
+
+@pytest.mark.slow  # two programs compile
 def test_a_feynman_kac_model_and_sites_asked_to_be_scored(key):
     """The same chain by its own kernel; and with its states under the score function instead of pathwise."""
     log_z, score = in_double(kalman, WALK)
@@ -327,6 +347,9 @@ def subsampled(params, ys):
         ppl.sample("y", dist.Normal(params["rho"][0], 1.0), obs=jnp.ones(2))
 
 
+COUNTS = inference.FeynmanKac(
+    lambda key: jax.random.poisson(key, 2.0), lambda key, x, t: x, lambda previous, x, t: 1.0 * x, 1
+)
 SCORED = {"gradient": "score", "resampling": "multinomial"}
 REFUSALS = {
     "ancestors": (lambda: run(), TypeError, "smc resamples.*Choose gradient="),
@@ -351,6 +374,9 @@ REFUSALS = {
     "epsilon": (lambda: inference.Transport(0.0), ValueError, "epsilon > 0"),
     "history": (lambda: run(gradient="ot", history="full"), ValueError, "leaves no ancestors"),
     "integers": (lambda: run(hmm, HMM, (BITS,), gradient="ot"), TypeError, "averages particles.*int32"),
+    "kernel": (
+        lambda: inference.smc(COUNTS, jax.random.key(0), num_particles=2, gradient="drop"), ValueError, "dtype int32.*program",
+    ),
     "scaled": (lambda: run(subsampled, gradient="score", resampling="multinomial"), ValueError, "scaled by 5.0"),
 }  # fmt: skip
 
@@ -363,9 +389,8 @@ def test_what_would_be_biased_is_refused(name):
 
 
 def test_derivatives_that_resampling_does_not_touch_are_allowed():
-    """One particle, no resampling, or weights that do not depend on the parameter."""
+    """No resampling, or weights that do not depend on the parameter."""
     params = jax.tree.map(jnp.asarray, WALK)
-    assert np.isfinite(flat(run(num_particles=1))).all()
     assert np.isfinite(flat(run(policy=inference.never()))).all()
     fixed = lambda p: (
         inference.smc(walk, jax.random.key(0), params, YS, num_particles=3).log_evidence

@@ -64,8 +64,8 @@ def test_one_particle_is_the_elbo(key):
 
 
 def test_more_particles_tighten_the_bound_from_below(key):
-    """ELBO < 4 particles < 16 particles < log p, each step by 4.5 standard errors or more."""
-    sizes = {k: inference.fivo(walk, guide, num_particles=k) for k in (1, 4, 16)}
+    """ELBO < bound of 16 particles < log p, each step by 4.5 standard errors or more."""
+    sizes = {k: inference.fivo(walk, guide, num_particles=k) for k in (1, 16)}
     params = sizes[1].init(key, YS)
     run = lambda bound: jax.jit(jax.vmap(lambda key: bound.value(params, key, YS)))
     values = [np.asarray(run(b)(jax.random.split(key, 4000)), float) for b in sizes.values()]
@@ -109,6 +109,7 @@ def chain_bound(params):
     return total
 
 
+@pytest.mark.slow  # two programs compile
 def test_discrete_states_are_scored_and_replicates_serve_as_baseline(key):
     """The exact gradient of the bound with one run and with four, whose baselines lower the variance beyond averaging."""
     params = {"emit": jnp.array([-0.5, 1.1]), "move": jnp.array([-0.4, 0.8])}
@@ -125,7 +126,7 @@ def test_discrete_states_are_scored_and_replicates_serve_as_baseline(key):
     assert spread[1] < 0.6 * spread[0] / 4
 
 
-@pytest.mark.parametrize("gradient", ["score", "drop"])
+@pytest.mark.parametrize("gradient", ["score", pytest.param("drop", marks=pytest.mark.slow)])
 def test_training_closes_the_gap_and_learns_the_model(gradient, key):
     """Towards max over rho of log p: a start more than a nat below it, an end within 0.1."""
     start = {"a": -0.5, "b": -0.3, "scale": 0.5, "rho": 0.9}

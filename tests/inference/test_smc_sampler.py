@@ -107,6 +107,7 @@ class Forgetful(SMCSampler):
         return super()._run(key, args)
 
 
+@pytest.mark.slow  # one more program to compile
 def test_the_identities_find_a_run_without_its_path(key):
     sampler = inference.smc_sampler(chain, num_particles=2)
     broken = Forgetful(sampler.program, None, sampler.options)
@@ -168,6 +169,7 @@ def learned(ys):
     ppl.scan(step, 0, ys)
 
 
+@pytest.mark.slow  # the analysis of an objective around a particle run
 def test_a_fixed_sampler_as_guide(key):
     """d/d up of E_q[log p(path, ys)], q the enumerated law: sum over steps from state 1 of (k' - sigmoid(up))."""
     sampler = inference.smc_sampler(chain, num_particles=2, resampling="multinomial")
@@ -195,14 +197,14 @@ def test_parameters_are_met_and_bound(key):
 
 
 def gradient(model, sampler):
-    bound = inference.elbo(model, sampler)
+    bound = inference.elbo(model, sampler, check_jumps=False)
     return bound.grad(bound.init(jax.random.key(0), YS), jax.random.key(0), YS)
 
 
 REFUSALS = {
     "learned": (
         lambda: gradient(learned, inference.smc_sampler(learned, num_particles=2)),
-        (TypeError, ValueError), "derivative with respect to what enters the particle run|at fixed noise the result jumps",
+        TypeError, "derivative with respect to what enters the particle run",
     ),
     "scheme": (
         lambda: inference.smc_sampler(chain, num_particles=2, resampling="metropolis"), ValueError, "'metropolis' is biased",
