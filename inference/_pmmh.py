@@ -83,8 +83,8 @@ def pmmh(
         min(1, p(theta') p^(data | theta') q(theta | theta') / (p(theta) p^(data | theta) q(theta' | theta)));
 
     the estimate and one path of an accepted run are kept until the next acceptance. Proposals are Gaussian steps in
-    unconstrained coordinates (the ratio has the Jacobians); during warmup their covariance follows the chain's and their scale
-    the acceptance rate, then both are fixed.
+    unconstrained coordinates (the ratio has the Jacobians). During warmup their covariance follows the chain's and their scale
+    the acceptance rate, and the current estimate is renewed before each move; then all three are fixed.
 
     Args:
         program: the model.
@@ -94,7 +94,7 @@ def pmmh(
             parameters, not on other latent sites.
         num_samples: samples after warmup.
         num_particles: K of each filter; well chosen if log_joint at one good theta has a variance of about 1 to 2 over runs.
-        num_warmup: moves before the first sample.
+        num_warmup: moves before the first sample, two filters each.
         init: parameter -> first value; by default one draw by `smc` of the whole program, which weights draws from the prior.
         target_accept: acceptance rate that warmup aims at.
         proposal: as for `smc`, of the other latent sites. Parameters that it draws take the chain's values, so that it may
@@ -162,7 +162,10 @@ def _chain(
     )  # fmt: skip
 
     def warm(state: _State, inputs: Any) -> tuple[_State, None]:
-        n, key = inputs
+        n, (renew_key, key) = inputs[0], jax.random.split(inputs[1])
+        # A chain that one high estimate holds for long would take its covariance to zero.
+        log_density, log_joint, states = run(renew_key, state.point)
+        state = state._replace(log_density=log_density, log_joint=log_joint, states=states)
         new, rate, _ = _move(run, key, state, _cholesky(state.covariance))
         return _adapt(new, n, rate, target_accept, space.dimension), None
 
