@@ -377,6 +377,9 @@ REFUSALS = {
     "kernel": (
         lambda: inference.smc(COUNTS, jax.random.key(0), num_particles=2, gradient="drop"), ValueError, "dtype int32.*program",
     ),
+    "masked": (
+        lambda: run(ppl.mask(hmm, mask=False), HMM, (BITS,), gradient="drop"), ValueError, "Site 'k'.*log-prob is masked",
+    ),
     "scaled": (lambda: run(subsampled, gradient="score", resampling="multinomial"), ValueError, "scaled by 5.0"),
 }  # fmt: skip
 
@@ -397,6 +400,20 @@ def test_derivatives_that_resampling_does_not_touch_are_allowed():
     )
     scaled = lambda p: p["rho"][0] * fixed(p)
     np.testing.assert_allclose(jax.grad(scaled)(params)["rho"][0], fixed(params), rtol=1e-5)
+
+
+def test_forward_mode_is_reverse_mode(key):
+    """Under a traced decision that does not look at the weights, too."""
+
+    def log_z(emit):
+        return inference.smc(
+            hmm, key, {"emit": emit, "move": jnp.asarray(HMM["move"])}, BITS, num_particles=4,
+            policy=inference.window(1, 3), **SCORED,
+        ).log_evidence  # fmt: skip
+
+    emit, ones = jnp.asarray(HMM["emit"]), jnp.ones(2)
+    forward = jax.jit(lambda x: jax.jvp(log_z, (x,), (ones,))[1])(emit)
+    np.testing.assert_allclose(jax.jit(jax.grad(log_z))(emit).sum(), forward, rtol=1e-5)
 
 
 def test_every_policy_is_known_to_read_the_weights_or_not():
