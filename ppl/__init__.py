@@ -2,6 +2,7 @@
 
 from . import _compat as _compat  # first: it mends a lazily loaded numpyro
 from ._disarm import ARM as ARM, DisARM as DisARM
+from ._eliminate import Eliminated as Eliminated, eliminate as eliminate
 from ._engine import Engine as Engine, Unsuitable as Unsuitable
 from ._expectation import Expectation as Expectation, expectation as expectation
 from ._handlers import (

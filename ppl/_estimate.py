@@ -29,7 +29,7 @@ from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
 from ._relation import Relation
 from ._strategy import Downstream, stop
-from ._weights import LaneWeights, digits, spread
+from ._weights import LaneWeights, lane_values, spread
 
 Array = jax.Array
 REPLICATE, ELEMENT = -1, -2
@@ -141,22 +141,6 @@ class Estimator:
             return next(f.mask.shape[0] for f, where in forced.values() if where.mask == (ELEMENT,))  # type: ignore[union-attr]
         return self.program.layouts[lane].num_lanes
 
-    def _enumerate(self, index: int) -> Forced:
-        """All values of an enumerated site, one lane each; of a chain, all windows."""
-        site, layout = self.program.sites[index], self.program.layouts[index]
-        sizes = [site.sizes[i] if i in layout.joint else 1 for i in range(len(site.sizes))]
-        elements = math.prod(sizes)
-        assert site.num_values is not None
-        grid = np.indices((site.num_values,) * elements).reshape(elements, -1).T.reshape(-1, *sizes)
-        values = site.support[grid]
-        event = values.shape[1 + len(sizes) :]
-        if layout.axis is not None:
-            shown = digits(layout, site.sizes[layout.axis])
-            values = jnp.asarray(values)[shown]  # lanes, steps, elements
-            values = jnp.moveaxis(values, 1, 1 + layout.axis)
-            values = jnp.squeeze(values, 2 + layout.axis)
-        return Forced(jnp.broadcast_to(values, (layout.num_lanes, *site.sizes, *event)))
-
     # Terms.
 
     def _weighted_terms(
@@ -233,7 +217,10 @@ class Estimator:
             for _, wanted in members.values():
                 atoms.add(*wanted)
             listed = [i for i in group if i >= 0 and not program.sites[i].strategy.is_weighted]
-            together = {i: (self._enumerate(i), Forced((i,), None)) for i in listed} | forced  # type: ignore[arg-type]
+            where = lambda i: Forced((i,), None)  # type: ignore[arg-type]
+            together = {
+                i: (lane_values(program.sites[i], program.layouts[i]), where(i)) for i in listed
+            } | forced
             swept = self._sweep(group + extra, together, atoms.list)
             found = dict(zip(atoms.ids, swept, strict=True))
             for name, (lanes, wanted) in members.items():

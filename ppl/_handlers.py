@@ -145,6 +145,8 @@ def _transformed(
     program: Any, handler: Callable[[], Any], names: set[str], statement: str
 ) -> Program:
     program = as_program(program)
+    if hasattr(program, "rebuilt"):  # made of another program, on which the handler is to act
+        return program.rebuilt(lambda inner: _transformed(inner, handler, names, statement))
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         active = handler()

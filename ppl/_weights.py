@@ -13,14 +13,18 @@ overwrites, so that it runs over blocks of lag + 1 steps and moves no axes.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._analyse import Analysed
+from ._engine import StrategySite
+from ._evaluate import Forced
 from ._layout import Layout, elimination
 from ._relation import Relation, Relations
 
@@ -32,6 +36,25 @@ def digits(layout: Layout, length: int) -> Array:
     lane = jnp.arange(layout.num_lanes)[:, None]
     place = jnp.arange(length) % (layout.lag + 1)
     return lane // layout.num_states ** (layout.lag - place) % layout.num_states
+
+
+def states(site: StrategySite, layout: Layout) -> np.ndarray:
+    """The support's value of each joint element in each state, shape (states, elements)."""
+    elements = math.prod(site.sizes[i] for i in layout.joint)
+    assert site.num_values is not None
+    return np.indices((site.num_values,) * elements).reshape(elements, -1).T
+
+
+def lane_values(site: StrategySite, layout: Layout) -> Forced:
+    """All values of an enumerated site, one lane each; of a chain, all windows."""
+    sizes = [site.sizes[i] if i in layout.joint else 1 for i in range(len(site.sizes))]
+    values = site.support[states(site, layout).reshape(-1, *sizes)]
+    event = values.shape[1 + len(sizes) :]
+    if layout.axis is not None:
+        shown = digits(layout, site.sizes[layout.axis])
+        values = jnp.moveaxis(jnp.asarray(values)[shown], 1, 1 + layout.axis)
+        values = jnp.squeeze(values, 2 + layout.axis)
+    return Forced(jnp.broadcast_to(values, (layout.num_lanes, *site.sizes, *event)))
 
 
 def windows(

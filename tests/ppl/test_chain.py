@@ -51,7 +51,10 @@ def cost_of_chain(p, z, before, x):
     return jnp.sin(1.3 * z + 0.7 * before * p["b"] + x) + 0.2 * z * before
 
 
-def chain(p, noise, z0=jnp.array(0), x=X, after=lambda costs: costs.sum()):
+Z0 = jnp.array(0)
+
+
+def chain(p, noise, z0=Z0, x=X, after=lambda costs: costs.sum()):
     def step(z, inputs):
         x, noise = inputs
         law = categorical(jnp.arange(3.0) * p["a"] * (1 + z) + x, of(noise, "z"))

@@ -1,0 +1,229 @@
+"""Sums of products over named discrete sites: variable elimination with plates and chains.
+
+Input: factors, each an array of log-weights in the lanes of some sites, with one named axis for each batch axis (plate or
+time). Output: log of the sum, over all values of all sites, of the product of all factors' elements. A site whose
+elements separate along an axis is summed row by row, a chain by a forward recursion over its windows (`_layout.py`), and
+
+    log sum_z prod_n f(z, n) = reduce_z sum_n log f(z, n)
+
+folds an axis that no remaining site has. The reduction is the only operation that knows what is asked: log-sum-exp (with its
+own derivative, the posterior), or a reduction whose derivative marks one value, the largest (max-product) or one drawn in
+proportion. Differentiating the whole in a bias on the sites' values therefore gives marginals, the most probable
+assignment, or, by the recursion run backwards, an exact joint draw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ._layout import Layout
+
+Array = jax.Array
+Kind = Literal["sum", "max", "sample"]
+
+
+class Factor(NamedTuple):
+    """Log-weights [lanes of `sites`, sorted; axes], with the scale that they count with."""
+
+    sites: frozenset[int]
+    axes: tuple[str, ...]
+    array: Array
+    scales: frozenset[float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Sites that are summed at once: one site, or all chains along one axis.
+
+    Attributes:
+        sites: their indices.
+        axes: named axes along which they separate (time included).
+        time: the chains' time axis, else None.
+    """
+
+    sites: frozenset[int]
+    axes: frozenset[str]
+    time: str | None
+
+
+class Intractable(Exception):
+    """No unit can be summed out: `site` and others have axes of their own in one factor."""
+
+    def __init__(self, site: int, axes: frozenset[str]) -> None:
+        super().__init__()
+        self.site, self.axes = site, axes
+
+
+def order_of(
+    factors: Sequence[tuple[frozenset[int], frozenset[str]]],
+    units: Sequence[Unit],
+    layouts: dict[int, Layout],
+) -> tuple[list[Unit], frozenset[int]]:
+    """The order in which to sum units out, fewest lanes first; and the largest set of lanes on the way.
+
+    A unit is ready when no other site in its factors separates along an axis that it does not have itself.
+
+    Raises:
+        Intractable: none is ready.
+    """
+    axes_of = {i: unit.axes for unit in units for i in unit.sites}
+    left, order = list(units), []
+    largest: frozenset[int] = frozenset()
+    live = list(factors)
+
+    def size(sites: Collection[int]) -> int:
+        return math.prod(layouts[i].num_lanes for i in sites)
+
+    while left:
+        ready = []
+        for unit in left:
+            met = [f for f in live if f[0] & unit.sites]
+            sites = unit.sites.union(*(s for s, _ in met))
+            axes = frozenset().union(*(a for _, a in met)) - unit.axes
+            if not any(axes & axes_of[i] for i in sites - unit.sites):
+                ready.append((size(sites), len(order), unit, sites))
+        if not ready:
+            worst = max(left, key=lambda u: len(u.axes))
+            raise Intractable(min(worst.sites), worst.axes)
+        _, _, unit, sites = min(ready, key=lambda r: (r[0], min(r[2].sites)))
+        largest = max(largest, sites, key=size)
+        live = [f for f in live if not f[0] & unit.sites] + [
+            (sites - unit.sites, unit.axes - {unit.time})
+        ]  # type: ignore[arg-type]
+        left.remove(unit)
+        order.append(unit)
+    return order, largest
+
+
+def sum_product(
+    factors: Sequence[Factor],
+    order: Sequence[Unit],
+    layouts: dict[int, Layout],
+    kind: Kind = "sum",
+    key: Array | None = None,
+) -> list[Factor]:
+    """Sum all units out; returns factors without sites, whose arrays add up to the log of the total."""
+    live = list(factors)
+    for number, unit in enumerate(order):
+        reduce = _reduction(kind, None if key is None else jax.random.fold_in(key, number))
+        met = [f for f in live if f.sites & unit.sites]
+        if not met:
+            continue  # nothing depends on these sites, not even a density
+        joined = _join(met, unit)
+        live = [f for f in live if not f.sites & unit.sites] + [
+            _sum_out(joined, unit, layouts, reduce)
+        ]
+    return live
+
+
+def _join(factors: Sequence[Factor], unit: Unit) -> Factor:
+    """The product of factors, and along axes that the unit does not have."""
+    sites = frozenset().union(*(f.sites for f in factors))
+    axes = tuple(dict.fromkeys(a for f in factors for a in f.axes if a in unit.axes))
+    total: Any = 0.0
+    for f in factors:
+        lanes = sorted(f.sites)
+        gone = [len(lanes) + n for n, a in enumerate(f.axes) if a not in unit.axes]
+        array = f.array.sum(gone)
+        kept = [a for a in f.axes if a in unit.axes]
+        array = jnp.transpose(
+            array, [*range(len(lanes)), *(len(lanes) + kept.index(a) for a in axes if a in kept)]
+        )
+        missing = [n for n, i in enumerate(sorted(sites)) if i not in f.sites]
+        missing += [len(sites) + n for n, a in enumerate(axes) if a not in kept]
+        total = total + jnp.expand_dims(array, missing)
+    return Factor(sites, axes, total, frozenset().union(*(f.scales for f in factors)))
+
+
+def _sum_out(
+    joined: Factor, unit: Unit, layouts: dict[int, Layout], reduce: Callable[..., Array]
+) -> Factor:
+    lanes = sorted(joined.sites)
+    where = [lanes.index(i) for i in sorted(unit.sites)]
+    shape = list(joined.array.shape)
+    for n, i in zip(where, sorted(unit.sites), strict=True):
+        shape[n] = layouts[i].num_lanes
+    array = jnp.broadcast_to(joined.array, shape)
+    axes = joined.axes
+    if unit.time is None:
+        array = reduce(array, where, 0)
+    else:
+        own = [layouts[i] for i in sorted(unit.sites)]
+        array = _forward(array, where, own, len(lanes) + axes.index(unit.time), reduce)
+        axes = tuple(a for a in axes if a != unit.time)
+    return Factor(joined.sites - unit.sites, axes, array, joined.scales)
+
+
+def _forward(
+    array: Array, lanes: list[int], layouts: list[Layout], axis: int, reduce: Callable[..., Array]
+) -> Array:
+    """Sum chains out: the recursion of `_weights.windows` in logs, without an output per step."""
+    lag = layouts[0].lag
+    steps = jnp.moveaxis(array, axis, 0)
+    shape: list[int] = []
+    first: list[int] = []
+    by_axis = dict(zip(lanes, layouts, strict=True))  # the time axis lay behind all lanes
+    for a, n in enumerate(steps.shape[1:]):
+        if a in by_axis:
+            first.append(len(shape))
+            shape += [by_axis[a].num_states] * (lag + 1)
+        else:
+            shape.append(n)
+    length = steps.shape[0]
+    blocks, rest = divmod(length, lag + 1)
+    steps = steps.reshape(length, *shape)
+
+    def move(window: Array, step: Array, place: int, number: Any) -> Array:
+        gone = [a + place for a in first]
+        return step + jnp.expand_dims(reduce(window, gone, number), gone)
+
+    def block(window: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
+        step, number = inputs
+        for place in range(lag + 1):
+            window = move(window, step[place], place, number * (lag + 1) + place)
+        return window, None
+
+    # Before the first step no digit means anything: all count alike, and together as one.
+    window = reduce.start * sum(math.log(n.num_states) for n in layouts) * (lag + 1)  # type: ignore[attr-defined]
+    window = jnp.full(shape, window, steps.dtype)
+    head = steps[: blocks * (lag + 1)].reshape(blocks, lag + 1, *shape)
+    if blocks:
+        window, _ = jax.lax.scan(block, window, (head, jnp.arange(blocks)))
+    for place in range(rest):
+        number = blocks * (lag + 1) + place
+        window = move(window, steps[number], place, number)
+    return reduce(window, [a + place for a in first for place in range(lag + 1)], length)
+
+
+class _reduction:
+    """Reduce axes of log-weights. `start` times log n makes n equal weights one."""
+
+    def __init__(self, kind: Kind, key: Array | None) -> None:
+        self.kind, self.key = kind, key
+        self.start = 0.0 if kind == "max" else -1.0
+
+    def __call__(self, x: Array, axes: Sequence[int], number: Any) -> Array:
+        if self.kind == "sum":
+            return jax.nn.logsumexp(x, axis=tuple(axes))
+        kept = [a for a in range(x.ndim) if a not in axes]
+        x = jnp.transpose(x, [*kept, *axes]).reshape(*(x.shape[a] for a in kept), -1)
+        if self.kind == "max":
+            return _marked(x, x, True)
+        assert self.key is not None
+        noise = jax.random.gumbel(jax.random.fold_in(self.key, number), x.shape, x.dtype)
+        return _marked(x, x + noise, False)
+
+
+def _marked(x: Array, race: Array, is_max: bool) -> Array:
+    """Max or log-sum-exp over the last axis, whose derivative is one at the winner of the race and zero elsewhere."""
+    value = x.max(-1) if is_max else jax.nn.logsumexp(x, axis=-1)
+    hot = jax.nn.one_hot(race.argmax(-1), x.shape[-1], dtype=x.dtype)
+    stop = jax.lax.stop_gradient
+    chosen = jnp.where(hot > 0, x, 0.0).sum(-1)
+    return stop(value) + jnp.where(jnp.isfinite(chosen), chosen - stop(chosen), 0.0)
