@@ -15,7 +15,9 @@ from ._arviz_source import Source, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import describe, draw_prior, replay
 from ._fit_result import Fit, Posterior
+from ._pmmh import PMMHResult
 from ._smc import SMCResult
+from ._smc2 import SMC2Result
 from ._tempering import TemperedResult
 from ._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 
@@ -68,8 +70,9 @@ def to_arviz(
 
     Args:
         result: a `Fit` (draws from its guide); a mapping from site to draws [S, ...]; a `Trace` with a leading axis S, as
-            `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult` or `TemperedResult`, resampled to equal
-            weights, with attributes log_evidence and min_ess; or a NumPyro MCMC after its run, read by ArviZ itself.
+            `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult`, `SMC2Result` or `TemperedResult`,
+            resampled to equal weights, with attributes log_evidence and min_ess; a `PMMHResult`, of chains if it has two leading
+            axes, with sample_stats log_joint and is_accepted; or a NumPyro MCMC after its run, read by ArviZ itself.
         key: PRNG key; needed to draw from a guide, for predictions and for the prior.
         num_samples: draws from the guide, the prior, or the particles.
         args: arguments of the model; default those of the fit or of the MCMC run, else ().
@@ -234,11 +237,11 @@ def _check_options(
 ) -> None:
     problems = []
     own = isinstance(result, Fit) or is_mcmc(result)
-    particles = SMCResult | TemperedResult
+    particles = PMMHResult | SMCResult | SMC2Result | TemperedResult
     if not (own or isinstance(result, Mapping | ppl.Trace | Posterior | particles)):
         raise TypeError(
             f"to_arviz: argument 'result' is a {type(result).__name__}. Pass a Fit, a mapping from site to draws, "
-            "a batch of traces, a Posterior, an SMC result, or a NumPyro MCMC."
+            "a batch of traces, a Posterior, an SMC or PMMH result, or a NumPyro MCMC."
         )
     weighted = log_weights is not None or isinstance(result, Posterior)
     if own and (weighted or model is not None or group != "posterior"):

@@ -14,7 +14,9 @@ from .. import ppl
 from ._arviz_tree import Content
 from ._draws import draw_guide
 from ._fit_result import Fit, Posterior
+from ._pmmh import PMMHResult
 from ._smc import SMCResult
+from ._smc2 import SMC2Result
 from ._tempering import TemperedResult
 
 
@@ -58,7 +60,9 @@ def make_source(result, keys, num_samples, args, model, log_weights, batch_size)
         return _from_fit(result, keys, num_samples, args, batch_size)
     if is_mcmc(result):
         return _from_mcmc(result, args)
-    if isinstance(result, SMCResult | TemperedResult):
+    if isinstance(result, PMMHResult):
+        return _from_chains(result, args, model)
+    if isinstance(result, SMCResult | SMC2Result | TemperedResult):
         return _from_particles(result, keys, num_samples, args, model)
     if isinstance(result, Posterior):
         result, log_weights = result
@@ -105,7 +109,11 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
 
 
 def _from_particles(
-    result: SMCResult | TemperedResult, keys: Any, num_samples: int, args: tuple | None, model: Any
+    result: SMCResult | SMC2Result | TemperedResult,
+    keys: Any,
+    num_samples: int,
+    args: tuple | None,
+    model: Any,
 ) -> Source:
     """Equally weighted particles: their weights are those of a whole history, not ratios of two densities."""
     if keys is None:
@@ -124,6 +132,17 @@ def _from_particles(
     return Source(
         {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program,
         args or (), attrs=attrs,
+    )  # fmt: skip
+
+
+def _from_chains(result: PMMHResult, args: tuple | None, model: Any) -> Source:
+    """One chain, or several of one length, [chains, samples, ...]."""
+    num_chains = result.log_joint.shape[0] if result.log_joint.ndim == 2 else 1
+    in_a_row = lambda x: np.asarray(x).reshape(-1, *x.shape[result.log_joint.ndim :])
+    stats = {"log_joint": in_a_row(result.log_joint), "is_accepted": in_a_row(result.is_accepted)}
+    return Source(
+        {name: in_a_row(x) for name, x in result.choices.items()}, "by PMMH",
+        None if model is None else ppl.as_program(model), args or (), stats, num_chains=num_chains,
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class PMMHResult:
 
     @property
     def choices(self) -> dict[str, Array]:
-        """All latent sites, [samples, ...]; `to_arviz` takes them."""
+        """All latent sites, [samples, ...]."""
         return {**self.parameters, **self.states}
 
 
@@ -104,7 +104,7 @@ def pmmh(
         batch_size: as for `smc`.
 
     Returns:
-        A `PMMHResult`. Chains: `jax.vmap` over keys.
+        A `PMMHResult`. For several chains `jax.vmap` over keys; `to_arviz` takes one or several.
 
     Raises:
         ValueError: a parameter that is missing, discrete, in or after a scan; a prior or support that depends on what is no

@@ -53,7 +53,7 @@ class SMC2Result:
         return {**self.parameters, **self.states}
 
     def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
-        """Equally weighted particles, drawn by systematic resampling; `to_arviz` takes them."""
+        """Equally weighted particles, drawn by systematic resampling."""
         index = as_scheme("systematic").ancestors(typed_key(key), self.log_weights, num_samples)
         return jax.tree.map(lambda x: x[index], self.particles)
 

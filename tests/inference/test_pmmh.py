@@ -151,6 +151,17 @@ def test_a_chain_starts_at_init(key):
     assert is_start.any() and not is_start.all()
 
 
+def test_arviz_gets_chains(key):
+    run = lambda key: run_die(key, num_warmup=5, num_samples=7)
+    chains = jax.jit(jax.vmap(run))(jax.random.split(key, 3))
+    tree = inference.to_arviz(chains, model=die, args=(ROLLS,), groups=["observed_data"])
+    assert dict(tree.posterior["p"].sizes) == {"chain": 3, "draw": 7, "p_dim_0": 3}
+    np.testing.assert_array_equal(tree.posterior["p"], chains.parameters["p"])
+    np.testing.assert_array_equal(tree.sample_stats["log_joint"], chains.log_joint)
+    one = inference.to_arviz(jax.tree.map(lambda x: x[0], chains))
+    assert one.sample_stats["is_accepted"].shape == (1, 7)
+
+
 # What is refused.
 
 

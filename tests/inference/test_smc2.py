@@ -87,6 +87,27 @@ def test_parameters_states_and_evidence_are_exact(key):
     assert np.asarray(is_resampled).any(0)[:-1].any()
 
 
+@ppl.model
+def guided(ys):
+    """The locally optimal proposal given the parameters, which it takes as they come."""
+    a = ppl.sample("a", dist.Normal(0.0, 1.0))
+    s = ppl.sample("s", dist.Normal(0.0, 1.0))
+    x = ppl.sample("x0", dist.Normal(0.5 * ys[0], jnp.sqrt(0.5)))
+
+    def step(x, y):
+        gain = s**2 / (1 + s**2)
+        return ppl.sample("x", dist.Normal(a * x + gain * (y - a * x), jnp.sqrt(gain))), None
+
+    ppl.scan(step, x, ys[1:])
+
+
+@pytest.mark.slow  # compiles model and proposal
+def test_filters_with_a_proposal_are_exact(key):
+    increments, moments, _ = run_walk(key, target_ess=0.8, proposal=guided)
+    assert_near(increments, exact()[0])
+    assert_near(moments, exact()[1])
+
+
 @pytest.mark.slow  # compiles the same once more
 def test_moves_that_look_ahead_are_found(key, monkeypatch):
     from lapilli.inference import _smc2
@@ -130,6 +151,9 @@ def test_shapes_samples_and_lost_particles(key):
     )
     assert result.particles.keys() == {"p"} and result.sample(key, 7)["p"].shape == (7, 3)
     np.testing.assert_allclose(result.log_evidence, result.increments.sum(), rtol=1e-6)
+    tree = inference.to_arviz(result, key=key, num_samples=6)
+    assert tree.posterior["p"].shape == (1, 6, 3)
+    assert tree.posterior.attrs["log_evidence"] == pytest.approx(float(result.log_evidence))
 
     @ppl.model
     def impossible(ys):
