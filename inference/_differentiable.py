@@ -109,7 +109,7 @@ class Score(ResamplingGradient):
     """The score function of the ancestors: S gains sum_j log r(A_j | W). Unbiased for d E[log Z-hat].
 
     For schemes whose ancestors have a known law ("multinomial", "rejection", "killing"), and policies that do not look at the
-    weights. Its variance grows with K and T: the price of the unbiased gradient of the bound.
+    weights. Without a baseline its variance is out of all proportion for more than a few steps: `fivo` gives it one.
     Reference: Maddison et al. 2017, arXiv:1705.09279, equation 8; Le et al. 2018, arXiv:1705.10306, section 4.1.
     """
 

@@ -21,6 +21,7 @@ from . import _filter
 from ._differentiable import (
     Differentiation,
     ResamplingGradient,
+    Score,
     StopGradient,
     Transport,
     as_gradient,
@@ -43,7 +44,7 @@ def fivo(
     resampling: str | Scheme = "multinomial",
     policy: Policy | None = None,
     strategies: Mapping[str, Any] | None = None,
-    num_replicates: int = 1,
+    num_replicates: int | None = None,
     check_jumps: bool = True,
 ) -> Objective:
     """Filtering variational objective: E[log Z-hat] <= log p(x), Z-hat the evidence estimate of a particle run (nats, maximised).
@@ -63,8 +64,8 @@ def fivo(
         policy: when to resample, every step by default.
         strategies: pattern -> "reparam" or "reinforce". By default sites with a differentiable sampler are pathwise, and all
             others are scored; so are sites that ask for another strategy themselves.
-        num_replicates: independent runs averaged in one estimate; with two or more, each one's score factors have the mean of
-            the others as baseline.
+        num_replicates: independent runs averaged in one estimate. With two or more, the mean of the others is the baseline of
+            each one's score factors; hence two by default under "score", else one.
         check_jumps: see `ppl.expectation`.
 
     Raises:
@@ -100,7 +101,7 @@ def fivo(
         ppl.as_program(model),
         None if guide is None else ppl.as_program(guide),
         {**(strategies or {}), "*": "auto"},
-        num_replicates,
+        num_replicates or (2 if isinstance(strategy, Score) else 1),
         name="fivo",
         check_jumps=check_jumps,
         options={

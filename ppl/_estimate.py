@@ -22,14 +22,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ._analyse import Analysed, axis_order, check_replay, replay_axes, replay_groups
+from ._analyse import Analysed, check_replay, replay_axes, replay_groups
 from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
 from ._relation import Relation
 from ._strategy import Downstream, stop
-from ._weights import LaneWeights, lane_values, spread
+from ._sweep import Sweep
+from ._weights import LaneWeights, spread
 
 Array = jax.Array
 REPLICATE, ELEMENT = -1, -2
@@ -105,34 +105,25 @@ class Estimator:
         """Evaluate the program in every lane; outputs get the lane axes in front.
 
         Args:
-            lanes: the lanes, outermost first.
+            lanes: the lanes, outermost first; enumerated sites among them take all their values.
             forced: site -> (replacement, the same tree holding each part's lanes as a tuple). A site with a lane that
                 is not among `lanes` is left alone: nothing that is read depends on it.
             read: atoms to return.
         """
         program = self.program
-        used = {i: f for i, f in forced.items() if set(f[1].value) <= set(lanes)}  # type: ignore[arg-type]
-        order = {i: list(np.argsort(axis_order(program.sites[i]))) for i in used}
+        sizes = {lane: self._size(lane, forced) for lane in lanes if lane < 0}
+        sweep = Sweep(program.sites, program.layouts, lanes, sizes)
+        for i in lanes:
+            if i >= 0 and not program.sites[i].strategy.is_weighted:
+                sweep.enumerate(i)
+        for i, (given, where) in forced.items():
+            if set(where.value) <= set(lanes):  # type: ignore[arg-type]
+                sweep.force(i, given, where.value, where.mask or ())  # type: ignore[arg-type]
 
-        def base(key: Array, forced_values: dict[int, Forced]) -> list[Array]:
-            inside = {
-                i: Forced(_reorder(f.value, order[i]), _reorder(f.mask, order[i]))  # type: ignore[arg-type]
-                for i, f in forced_values.items()
-            }
-            return evaluate(program.closed, [*self.inputs, key], inside, read)
+        def base(key: Array, values: Any) -> list[Array]:
+            return evaluate(program.closed, [*self.inputs, key], values, read)
 
-        def level(depth: int, key: Array, values: dict[int, Forced]) -> list[Array]:
-            if depth == len(lanes):
-                return base(key, values)
-            lane = lanes[depth]
-            axes = {i: Forced(*(_axis(lane, l) for l in used[i][1])) for i in values}
-            return jax.vmap(
-                lambda k, v: level(depth + 1, k, v),
-                in_axes=(0 if lane == REPLICATE else None, axes),
-                axis_size=self._size(lane, forced),
-            )(key, values)
-
-        return level(0, self.key, {i: f[0] for i, f in used.items()})
+        return sweep.run(base, self.key, self.replicates)
 
     def _size(self, lane: int, forced: dict[int, tuple[Forced, Forced]]) -> int:
         if lane == REPLICATE:
@@ -205,7 +196,6 @@ class Estimator:
         extra: Lanes,
     ) -> dict[tuple[str, int], list[Array]]:
         """The values of each item's atoms in the item's lanes (and the extra ones); items share sweeps."""
-        program = self.program
         values: dict[tuple[str, int], list[Array]] = {}
         for group in _maximal(lanes for lanes, _ in items.values()):
             members = {
@@ -216,12 +206,7 @@ class Estimator:
             atoms = _Atoms()
             for _, wanted in members.values():
                 atoms.add(*wanted)
-            listed = [i for i in group if i >= 0 and not program.sites[i].strategy.is_weighted]
-            where = lambda i: Forced((i,), None)  # type: ignore[arg-type]
-            together = {
-                i: (lane_values(program.sites[i], program.layouts[i]), where(i)) for i in listed
-            } | forced
-            swept = self._sweep(group + extra, together, atoms.list)
+            swept = self._sweep(group + extra, forced, atoms.list)
             found = dict(zip(atoms.ids, swept, strict=True))
             for name, (lanes, wanted) in members.items():
                 values[name] = [
@@ -375,18 +360,6 @@ def _keep_lanes(array: Array, lanes: Lanes, keep: Lanes) -> Array:
     """Drop lanes on which the array does not depend (any one serves)."""
     index = tuple(slice(None) if lane in keep else 0 for lane in lanes)
     return array[index]
-
-
-def _axis(lane: int, lanes: Any) -> Any:
-    """Where an array with the leading axes `lanes` is mapped by `lane`."""
-    return 0 if lanes is not None and lane in lanes else None
-
-
-def _reorder(x: Array | None, order: list[int]) -> Array | None:
-    """From the outside axis order of a site to the marker's layout."""
-    if x is None:
-        return None
-    return jnp.transpose(x, [int(i) for i in order] + list(range(len(order), x.ndim)))
 
 
 def _to_elements(

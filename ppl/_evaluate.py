@@ -10,8 +10,8 @@ Layout of a forced value: time axes of the enclosing scans (outermost first), th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ._compat import bind, scan_counts
 from ._primitive import MARKERS, key_p, site_p
+from ._unrolled import Forced as Forced, Split, Windows, elementwise, unrolled_scan, whole
 
-
-class Forced(NamedTuple):
-    """A replacement for a site's value: everywhere, or only where `mask` is true (mask broadcasts from the left axes)."""
-
-    value: jax.Array
-    mask: jax.Array | None = None
+Given = Forced | Windows
 
 
 def inner_jaxpr(value: Any) -> Jaxpr | None:
@@ -52,7 +48,7 @@ def _holds_marker(eqn: Any) -> bool:
 def evaluate(
     closed: ClosedJaxpr,
     inputs: Sequence[Any],
-    forced: dict[int, Forced],
+    forced: Mapping[int, Given],
     read: Sequence[Any] | None = None,
 ) -> list[Any]:
     """Run `closed` on `inputs`; return the values of the variables `read` (default: its outputs)."""
@@ -61,7 +57,9 @@ def evaluate(
     )
 
 
-def _run(jaxpr: Jaxpr, consts: Any, inputs: Any, forced: dict[int, Forced], read: Any) -> list[Any]:
+def _run(
+    jaxpr: Jaxpr, consts: Any, inputs: Any, forced: Mapping[int, Given], read: Any
+) -> list[Any]:
     env: dict[Var, Any] = {}
 
     def value(atom: Any) -> Any:
@@ -72,10 +70,15 @@ def _run(jaxpr: Jaxpr, consts: Any, inputs: Any, forced: dict[int, Forced], read
     for eqn in _needed(jaxpr, read, forced):
         if _is_cut(eqn, forced):
             draw = eqn.outvars[0].aval
-            given = jnp.asarray(forced[eqn.params["index"]].value, draw.dtype)
+            given = jnp.asarray(forced[eqn.params["index"]].value, draw.dtype)  # type: ignore[union-attr]
             env[eqn.outvars[0]] = given.reshape(draw.shape)
             continue
         args = [value(v) for v in eqn.invars]
+        outs = _in_parts(eqn, args, forced)
+        if outs is not None:
+            env.update(zip(eqn.outvars, outs, strict=True))
+            continue
+        args = [whole(a) for a in args]
         if eqn.primitive is site_p:
             outs = [_replace(args[0], forced.get(eqn.params["index"]))]
         elif eqn.primitive is key_p:
@@ -85,16 +88,35 @@ def _run(jaxpr: Jaxpr, consts: Any, inputs: Any, forced: dict[int, Forced], read
         else:
             outs = bind(eqn, args)
         env.update(zip(eqn.outvars, outs, strict=True))
-    return [jnp.asarray(value(v)) if isinstance(v, Literal) else value(v) for v in read]
+    return [jnp.asarray(value(v)) if isinstance(v, Literal) else whole(value(v)) for v in read]
 
 
-def _is_cut(eqn: Any, forced: dict[int, Forced]) -> bool:
+def _in_parts(eqn: Any, args: list[Any], forced: Mapping[int, Given]) -> list[Any] | None:
+    """The equation evaluated place by place (`_unrolled.py`), where that is possible."""
+    is_split = any(isinstance(a, Split) for a in args)
+    if eqn.primitive.name == "scan":
+        inside = _inside(eqn, forced)
+        if is_split or any(isinstance(f, Windows) for f in inside.values()):
+            return unrolled_scan(eqn, args, inside, _run)
+        return None
+    return elementwise(eqn, args) if is_split else None
+
+
+def _inside(eqn: Any, forced: Mapping[int, Given]) -> dict[int, Given]:
+    """The replacements of sites in the body of a scan."""
+    if not forced:
+        return {}
+    sites = _sites(eqn.params["jaxpr"].jaxpr)
+    return {i: f for i, f in forced.items() if i in sites}
+
+
+def _is_cut(eqn: Any, forced: Mapping[int, Given]) -> bool:
     """Whether the equation is a marker whose value is given everywhere, so that nothing before it counts."""
     given = forced.get(eqn.params["index"]) if eqn.primitive is site_p else None
-    return given is not None and given.mask is None
+    return isinstance(given, Forced) and given.mask is None
 
 
-def _needed(jaxpr: Jaxpr, read: Any, forced: dict[int, Forced]) -> list[Any]:
+def _needed(jaxpr: Jaxpr, read: Any, forced: Mapping[int, Given]) -> list[Any]:
     """The equations that the variables `read` depend on, in order, and those with effects."""
     live = {v for v in read if not isinstance(v, Literal)}
     needed = []
@@ -106,24 +128,27 @@ def _needed(jaxpr: Jaxpr, read: Any, forced: dict[int, Forced]) -> list[Any]:
     return needed[::-1]
 
 
-def _replace(draw: jax.Array, forced: Forced | None) -> jax.Array:
+def _replace(draw: jax.Array, forced: Given | None) -> jax.Array:
     if forced is None:
         return draw
-    assert forced.mask is not None  # else the marker is cut
+    assert isinstance(forced, Forced) and forced.mask is not None  # else the marker is cut
     value = jnp.asarray(forced.value, draw.dtype).reshape(draw.shape)
     mask = forced.mask.reshape(forced.mask.shape + (1,) * (draw.ndim - forced.mask.ndim))
     return jnp.where(mask, value, draw)
 
 
-def _scan(eqn: Any, args: list[Any], forced: dict[int, Forced]) -> list[Any]:
+def _scan(eqn: Any, args: list[Any], forced: Mapping[int, Given]) -> list[Any]:
     num_consts, num_carry = scan_counts(eqn.params)
     consts, init, xs = (
         args[:num_consts],
         args[num_consts : num_consts + num_carry],
         args[num_consts + num_carry :],
     )
-    body = eqn.params["jaxpr"]
-    inside = {i: f for i, f in forced.items() if i in _sites(body.jaxpr)}
+    body, length = eqn.params["jaxpr"], eqn.params["length"]
+    inside = {
+        i: f.stacked(length) if isinstance(f, Windows) else f
+        for i, f in _inside(eqn, forced).items()
+    }
 
     def step(carry: Any, x: Any) -> tuple[Any, Any]:
         here, x = x
@@ -134,19 +159,19 @@ def _scan(eqn: Any, args: list[Any], forced: dict[int, Forced]) -> list[Any]:
         step,
         init,
         (inside, xs),
-        eqn.params["length"],
+        length,
         reverse=eqn.params["reverse"],
         unroll=eqn.params["unroll"],
     )
     return [*carry, *ys]
 
 
-def _cond(eqn: Any, args: list[Any], forced: dict[int, Forced]) -> list[Any]:
+def _cond(eqn: Any, args: list[Any], forced: Mapping[int, Given]) -> list[Any]:
     branches = [_branch(b, forced) for b in eqn.params["branches"]]
     return jax.lax.switch(args[0], branches, *args[1:])
 
 
-def _branch(branch: ClosedJaxpr, forced: dict[int, Forced]) -> Callable[..., list[Any]]:
+def _branch(branch: ClosedJaxpr, forced: Mapping[int, Given]) -> Callable[..., list[Any]]:
     return lambda *args: _run(branch.jaxpr, branch.consts, args, forced, branch.jaxpr.outvars)
 
 
@@ -161,7 +186,7 @@ def _sites(jaxpr: Jaxpr) -> set[int]:
     return found
 
 
-_CONTROL: dict[str, Callable[[Any, list[Any], dict[int, Forced]], list[Any]]] = {
+_CONTROL: dict[str, Callable[[Any, list[Any], Mapping[int, Given]], list[Any]]] = {
     "scan": _scan,
     "cond": _cond,
 }

@@ -18,11 +18,11 @@ import numpy as np
 import numpyro.handlers
 from jax.extend.core import ClosedJaxpr
 
-from ._analyse import _of, axis_order
+from ._analyse import _of
 from ._compat import handler_stack, own_caches
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite
-from ._evaluate import Forced, evaluate
+from ._evaluate import evaluate
 from ._layout import Layout
 from ._program import ChoiceMismatch, Program, _engine
 from ._recorder import SiteInfo
@@ -31,8 +31,9 @@ from ._stochastic import Constrained
 from ._strategy import Enum, Reparam, Strategy, element
 from ._structure import Structure, structure_of
 from ._sum_product import Factor, Kind, sum_product
+from ._sweep import Sweep
 from ._trace import Trace, _Sites
-from ._weights import digits, lane_values, states
+from ._weights import digits, states
 
 Array = jax.Array
 
@@ -172,20 +173,10 @@ class Listing:
 
     def _sweep(self, group: list[int], read: list[Any]) -> list[Array]:
         """Evaluate atoms in the lanes of the sites in `group`, outermost first."""
-        values = {i: lane_values(self.sites[i], self.layouts[i]).value for i in group}
-
-        def level(depth: int, given: dict[int, Array]) -> list[Array]:
-            if depth == len(group):
-                forced = {}
-                for i, value in given.items():
-                    order = [int(a) for a in np.argsort(axis_order(self.sites[i]))]
-                    event = range(len(order), value.ndim)
-                    forced[i] = Forced(jnp.transpose(value, [*order, *event]))
-                return evaluate(self.closed, [], forced, read)
-            lane = lambda value: level(depth + 1, {**given, group[depth]: value})
-            return jax.vmap(lane)(values[group[depth]])
-
-        return level(0, {})
+        sweep = Sweep(self.sites, self.layouts, group, {})
+        for i in group:
+            sweep.enumerate(i)
+        return sweep.run(lambda _, forced: evaluate(self.closed, [], forced, read))
 
 
 def list_factors(

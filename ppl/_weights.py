@@ -24,7 +24,6 @@ import numpy as np
 
 from ._analyse import Analysed
 from ._engine import StrategySite
-from ._evaluate import Forced
 from ._layout import Layout, elimination
 from ._relation import Relation, Relations
 
@@ -45,16 +44,24 @@ def states(site: StrategySite, layout: Layout) -> np.ndarray:
     return np.indices((site.num_values,) * elements).reshape(elements, -1).T
 
 
-def lane_values(site: StrategySite, layout: Layout) -> Forced:
-    """All values of an enumerated site, one lane each; of a chain, all windows."""
-    sizes = [site.sizes[i] if i in layout.joint else 1 for i in range(len(site.sizes))]
-    values = site.support[states(site, layout).reshape(-1, *sizes)]
-    event = values.shape[1 + len(sizes) :]
-    if layout.axis is not None:
+def lane_values(site: StrategySite, layout: Layout, *, step: bool = False) -> Array:
+    """All values of an enumerated site, one lane each: (lanes, *elements, *event).
+
+    Of a chain, all windows at all steps; with `step` all states of one step, without the time axis.
+    """
+    shape = [site.sizes[i] if i in layout.joint else 1 for i in range(len(site.sizes))]
+    values = site.support[states(site, layout).reshape(-1, *shape)]
+    event = values.shape[1 + len(shape) :]
+    sizes = list(site.sizes)
+    if step:
+        assert layout.axis is not None
+        values = np.squeeze(values, 1 + layout.axis)
+        del sizes[layout.axis]
+    elif layout.axis is not None:
         shown = digits(layout, site.sizes[layout.axis])
         values = jnp.moveaxis(jnp.asarray(values)[shown], 1, 1 + layout.axis)
         values = jnp.squeeze(values, 2 + layout.axis)
-    return Forced(jnp.broadcast_to(values, (layout.num_lanes, *site.sizes, *event)))
+    return jnp.broadcast_to(values, (values.shape[0], *sizes, *event))
 
 
 def windows(

@@ -425,21 +425,30 @@ def test_a_chain_of_200_steps_agrees_with_a_forward_recursion():
         np.testing.assert_allclose(grads[name][index], want, rtol=2e-4, atol=2e-4)
 
 
+def inner_jaxprs(eqn):
+    return [
+        getattr(item, "jaxpr", item)
+        for param in eqn.params.values()
+        for item in (param if isinstance(param, tuple | list) else (param,))
+        if hasattr(getattr(item, "jaxpr", item), "eqns")
+    ]
+
+
 def work(jaxpr):
     """Numbers computed: sizes of all results, those of loops counted once a step."""
     total = 0
     for eqn in jaxpr.eqns:
-        inner = [
-            getattr(item, "jaxpr", item)
-            for param in eqn.params.values()
-            for item in (param if isinstance(param, tuple | list) else (param,))
-            if hasattr(getattr(item, "jaxpr", item), "eqns")
-        ]
+        inner = inner_jaxprs(eqn)
         if inner:
             total += eqn.params.get("length", 1) * sum(work(j) for j in inner)
         else:
             total += sum(int(np.prod(v.aval.shape)) for v in eqn.outvars)
     return total
+
+
+def num_equations(jaxpr):
+    """Equations, those of inner programs included."""
+    return sum(1 + sum(num_equations(j) for j in inner_jaxprs(eqn)) for eqn in jaxpr.eqns)
 
 
 def traced(expectation, params, *args):
@@ -455,7 +464,7 @@ def test_the_work_grows_linearly_with_the_number_of_steps():
         params = jax.tree.map(jnp.float32, p)
         jaxpr = traced(ppl.expectation(fn, strategies="enum"), params, jnp.asarray(x, jnp.float32))
         works.append(work(jaxpr))
-        sizes.append(len(str(jaxpr)))
+        sizes.append(num_equations(jaxpr))
     assert max(sizes) < 1.02 * min(sizes)
     assert works[1] < 2.01 * works[0] and works[2] < 10.1 * works[0]
     # 64 lanes, each of which normalises rows of 8 logits; some 70 results of this size a step, gradient included.
@@ -488,17 +497,6 @@ def by_marginals(num_sites, t):
         total += (pair * np.sin(np.arange(2) + 2 * z * t + i)).sum()
         marginal = pair.sum(0)
     return total
-
-
-def num_equations(jaxpr):
-    inner = [
-        getattr(item, "jaxpr", item)
-        for eqn in jaxpr.eqns
-        for param in eqn.params.values()
-        for item in (param if isinstance(param, tuple | list) else (param,))
-        if hasattr(getattr(item, "jaxpr", item), "eqns")
-    ]
-    return len(jaxpr.eqns) + sum(num_equations(j) for j in inner)
 
 
 def test_twenty_chained_sites_are_summed_one_by_one():

@@ -1,0 +1,121 @@
+"""Evaluate a traced program in every lane of some enumerated sites.
+
+A lane of a chain is split into its digits, one vmap each, so that what sees few steps is computed for these alone
+(`_unrolled.py`); outside, the digits are one axis again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._analyse import axis_order
+from ._engine import StrategySite
+from ._evaluate import Forced, Given, Windows
+from ._layout import Layout
+from ._weights import lane_values
+
+Array = jax.Array
+Level = tuple[int, int]
+Base = Callable[[Any, dict[int, Given]], list[Array]]
+
+
+class Sweep:
+    """The lanes of one sweep.
+
+    Args:
+        sites: by index.
+        layouts: of the enumerated sites.
+        lanes: outermost first; negative ones belong to no site.
+        sizes: of the negative lanes.
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[int, StrategySite],
+        layouts: Mapping[int, Layout],
+        lanes: Sequence[int],
+        sizes: Mapping[int, int],
+    ) -> None:
+        self.sites, self.layouts, self.lanes = sites, layouts, tuple(lanes)
+        self.sizes = {
+            lane: layouts[lane].num_lanes if lane >= 0 else sizes[lane] for lane in self.lanes
+        }
+        self.values: dict[int, Given] = {}
+        self.levels: dict[int, Any] = {}
+
+    def enumerate(self, index: int) -> None:
+        """Force a site to all its values, in its own lane."""
+        site, layout = self.sites[index], self.layouts[index]
+        if self._is_split(index):
+            one = lane_values(site, layout, step=True)
+            self.values[index] = Windows((one,) * (layout.lag + 1))
+            self.levels[index] = Windows(tuple(frozenset({l}) for l in self._opened((index,))))  # type: ignore[arg-type]
+        else:
+            self.force(index, Forced(lane_values(site, layout)), (index,), ())
+
+    def force(
+        self, index: int, given: Forced, lanes: Sequence[int], mask_lanes: Sequence[int]
+    ) -> None:
+        """Force a site to values with the leading axes `lanes`; those of the mask are `mask_lanes`."""
+        value = given.value.reshape(*self._shape(lanes), *given.value.shape[len(lanes) :])
+        self.values[index] = Forced(value, given.mask)
+        mask = None if given.mask is None else frozenset(self._opened(mask_lanes))
+        self.levels[index] = Forced(frozenset(self._opened(lanes)), mask)  # type: ignore[arg-type]
+
+    def run(self, base: Base, key: Any = None, key_lanes: Sequence[int] = ()) -> list[Array]:
+        """`base(key, forced)` in every lane; outputs get the lane axes in front."""
+        levels = self._opened(self.lanes)
+        sizes = self._shape(self.lanes)
+        by_key = self._opened(key_lanes)
+
+        def go(depth: int, key: Any, values: dict[int, Given]) -> list[Array]:
+            if depth == len(levels):
+                return base(key, {i: self._in_marker(i, v) for i, v in values.items()})
+            level = levels[depth]
+            axes = jax.tree.map(lambda mapped: 0 if level in mapped else None, self.levels)
+            return jax.vmap(
+                lambda k, v: go(depth + 1, k, v),
+                in_axes=(0 if level in by_key else None, axes),
+                axis_size=sizes[depth],
+            )(key, values)
+
+        lanes = tuple(self.sizes[lane] for lane in self.lanes)
+        return [x.reshape(lanes + x.shape[len(levels) :]) for x in go(0, key, self.values)]
+
+    def _is_split(self, lane: int) -> bool:
+        """Whether the lane is a chain whose time is the outermost axis of its marker."""
+        if lane < 0 or self.layouts[lane].axis is None:
+            return False
+        return axis_order(self.sites[lane])[self.layouts[lane].axis] == 0  # type: ignore[index]
+
+    def _opened(self, lanes: Collection[int]) -> list[Level]:
+        return [
+            (lane, digit)
+            for lane in lanes
+            for digit in range(self.layouts[lane].lag + 1 if self._is_split(lane) else 1)
+        ]
+
+    def _shape(self, lanes: Collection[int]) -> list[int]:
+        return [
+            self.layouts[lane].num_states if self._is_split(lane) else self.sizes[lane]
+            for lane, _ in self._opened(lanes)
+        ]
+
+    def _in_marker(self, index: int, given: Given) -> Given:
+        """From the outside order of a site's axes to the marker's."""
+        order = [int(a) for a in np.argsort(axis_order(self.sites[index]))]
+        if isinstance(given, Windows):
+            time = order[0]
+            order = [a - (a > time) for a in order[1:]]
+            return Windows(tuple(_transposed(v, order) for v in given.values))
+        mask = None if given.mask is None else _transposed(given.mask, order)
+        return Forced(_transposed(given.value, order), mask)
+
+
+def _transposed(x: Array, order: list[int]) -> Array:
+    return jnp.transpose(x, [*order, *range(len(order), x.ndim)])
