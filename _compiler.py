@@ -11,6 +11,7 @@ when they pass without it.
 """
 
 import os
+import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
@@ -29,10 +30,23 @@ def switch_off_wrong_fusions() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if FIRST <= release < END and FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
+        if not _may_have_started():
+            _checked.append(True)
+
+
+def _may_have_started() -> bool:
+    """Whether JAX may have started its backend; no public function tells without starting it."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    if bridge is None:
+        return "jax" in sys.modules
+    return getattr(bridge, "backends_are_initialized", lambda: True)()
 
 
 def warn_of_wrong_fusions() -> None:
-    """Warn, once per process, if the fusions are on after all: JAX had started before `import lapilli`."""
+    """Warn, once per process, if the fusions are on after all: JAX had started before `import lapilli`.
+
+    Where this is not known from the import, it compiles a sum and looks: 0.1 s.
+    """
     if _checked:
         return
     _checked.append(True)

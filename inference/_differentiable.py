@@ -127,7 +127,7 @@ class Score(ResamplingGradient):
         if RESAMPLERS.get(scheme.name) is not scheme or scheme.name not in LAWS:
             raise ValueError(
                 f"smc: gradient='score' needs the log-prob of the ancestors, which is not known for resampling='{scheme.name}'. "
-                "Use one of {list(LAWS)}, e.g. resampling='multinomial', or gradient='stop_gradient'."
+                f"Use one of {sorted(LAWS)}, e.g. resampling='multinomial', or gradient='stop_gradient'."
             )
         if _reads_weights(policy, num_particles):
             raise ValueError(
