@@ -16,6 +16,7 @@ from ._evidence import (
     evidence_variance as evidence_variance,
     unique_ancestors as unique_ancestors,
 )
+from ._f_divergence import f_divergence as f_divergence
 from ._feynman_kac import FeynmanKac as FeynmanKac
 from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior

@@ -72,6 +72,7 @@ def cubo(
     *,
     order: float = 2.0,
     num_particles: int,
+    per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
     check_jumps: bool = True,
@@ -86,12 +87,13 @@ def cubo(
         guide: program over the model's latent sites, q.
         order: n.
         num_particles: K.
+        per: "joint", "plate" or a plate's name, the sum of the rows' bounds; see `iwelbo`.
         strategies: pattern -> gradient strategy; see `ppl.expectation`.
         num_replicates: independent estimates averaged.
         check_jumps: see `ppl.expectation`.
 
     Raises:
-        ValueError: order <= 1; a log-prob is scaled by subsampling.
+        ValueError: order <= 1; the refusals of `iwelbo`.
 
     Validity: value and gradient are unbiased for the K-sample expectation; biased for CUBO_n, by O(1/K) where E[w^2n] is
     finite. Without tails of q as heavy as p's the variance is infinite.
@@ -102,8 +104,8 @@ def cubo(
 
     @objective(direction="min")
     def cubo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, _ = lane_weights(model, guide, args, num_particles, "joint")
-        return _power_mean(log_weights, order)
+        log_weights, scale = lane_weights(model, guide, args, num_particles, per)
+        return jnp.sum(scale * _power_mean(log_weights, order))
 
     return cubo(
         model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps

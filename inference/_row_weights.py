@@ -58,31 +58,49 @@ def joint_weight(p: ppl.Trace, q: ppl.Trace) -> tuple[Array, Array]:
 
 def row_weights(p: ppl.Trace, q: ppl.Trace, per: str) -> tuple[Array, Array]:
     """Unscaled log-weight of each row of the plate, and the rows' scale."""
-    plate = _common_plate(p, q) if per == "plate" else per
+    plate = plate_of(p, q, per)
+    scales: set[float] = set()
+    total = _rows(p, plate, scales) - _rows(q, plate, scales)
+    return total, jnp.asarray(_one(scales, plate))
+
+
+def log_density_of(trace: ppl.Trace, plate: str) -> Array:
+    """Log-density of one draw: of the whole program (scaled) for "joint", else the unscaled one of each row of the plate."""
+    return trace.log_density if plate == "joint" else _rows(trace, plate, set())
+
+
+def plate_of(p: ppl.Trace, q: ppl.Trace, per: str) -> str:
+    """The plate that `per` means, or "joint"."""
+    return _common_plate(p, q) if per == "plate" else per
+
+
+def _rows(trace: ppl.Trace, plate: str, scales: set[float]) -> Array:
+    """Unscaled log-density of each row of the plate; adds the scales met to `scales`."""
     total: Array = jnp.zeros(())
-    scales = set()
-    for sign, trace in ((1.0, p), (-1.0, q)):
-        for name, log_prob in trace.log_probs.items():
-            info = trace.sites[name]
-            if plate not in info.dims:
-                raise ValueError(
-                    f"Site '{name}' lies outside plate '{plate}' (its axes are {info.dims}), so the "
-                    "evidence does not factorise over the plate's rows. Use per='joint', or "
-                    "move the site into the plate."
-                )
-            if info.scale is None:
-                raise ValueError(
-                    f"Site '{name}': its scale is not one number; per='{per}') cannot undo it."
-                )
-            scales.add(info.scale)
-            axis = info.dims.index(plate)
-            rows = log_prob.sum([a for a in range(log_prob.ndim) if a != axis])
-            total = total + sign * rows / info.scale
+    for name, log_prob in trace.log_probs.items():
+        info = trace.sites[name]
+        if plate not in info.dims:
+            raise ValueError(
+                f"Site '{name}' lies outside plate '{plate}' (its axes are {info.dims}), so the "
+                "evidence does not factorise over the plate's rows. Use per='joint', or "
+                "move the site into the plate."
+            )
+        if info.scale is None:
+            raise ValueError(
+                f"Site '{name}': its scale is not one number; per='{plate}') cannot undo it."
+            )
+        scales.add(info.scale)
+        axis = info.dims.index(plate)
+        total = total + log_prob.sum([a for a in range(log_prob.ndim) if a != axis]) / info.scale
+    return total
+
+
+def _one(scales: set[float], plate: str) -> float:
     if len(scales) != 1:
         raise ValueError(
-            f"per='{per}'): the sites of plate '{plate}' are scaled differently ({sorted(scales)})."
+            f"per='{plate}'): the sites of plate '{plate}' are scaled differently ({sorted(scales)})."
         )
-    return total, jnp.asarray(scales.pop())
+    return scales.pop()
 
 
 def _common_plate(p: ppl.Trace, q: ppl.Trace) -> str:

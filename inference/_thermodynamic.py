@@ -21,6 +21,7 @@ def tvo(
     guide: Any,
     *,
     num_particles: int,
+    per: str = "joint",
     betas: Sequence[float] = (0.0, 0.1, 0.3, 1.0),
     side: Literal["lower", "upper"] = "lower",
     strategies: Mapping[str, Any] | str | None = None,
@@ -36,6 +37,7 @@ def tvo(
         model: program with observations, p.
         guide: program over the model's latent sites, q.
         num_particles: K.
+        per: "joint", "plate" or a plate's name, the sum of the rows' bounds; see `iwelbo`.
         betas: the grid, increasing from 0 to 1. (0, 1) with side "lower" is the `elbo`.
         side: left or right end of each interval.
         strategies: pattern -> gradient strategy; see `ppl.expectation`.
@@ -43,7 +45,7 @@ def tvo(
         check_jumps: see `ppl.expectation`.
 
     Raises:
-        ValueError: the grid does not increase from 0 to 1; a log-prob is scaled by subsampling.
+        ValueError: the grid does not increase from 0 to 1; the refusals of `iwelbo`.
 
     Validity: value and gradient are unbiased for the K-sample expectation L. "lower": L <= E[log 1/K sum_k w_k] <= log p(x)
     at every K, since the integrand rises in beta for the K weights too and its integral is the log of their mean. "upper":
@@ -65,10 +67,14 @@ def tvo(
 
     @objective
     def tvo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, _ = lane_weights(model, guide, args, num_particles, "joint")
-        ends = jnp.asarray(grid[:-1] if side == "lower" else grid[1:], log_weights.dtype)
-        shares = jax.nn.softmax(ends[:, None] * log_weights, axis=1)
-        return jnp.sum(jnp.asarray(np.diff(grid), log_weights.dtype) * (shares @ log_weights))
+        log_weights, scale = lane_weights(model, guide, args, num_particles, per)
+        total = jnp.zeros(())
+        for end, width in zip(
+            grid[:-1] if side == "lower" else grid[1:], np.diff(grid), strict=True
+        ):
+            shares = jax.nn.softmax(float(end) * log_weights, axis=0)
+            total = total + float(width) * (shares * log_weights).sum(0)
+        return jnp.sum(scale * total)
 
     return tvo(
         model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
