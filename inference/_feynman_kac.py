@@ -14,8 +14,9 @@ from ._backward import Filter, Segment, new_ancestor, turned
 from ._depends import is_used
 from ._differentiable import Differentiation
 from ._lane_map import map_lanes
-from ._population import is_key, lineages, resample, reweight, uniform
+from ._population import is_key, lineages, reweight, uniform
 from ._transition import Future
+from ._twist import Twist, log_psi_of, poisoned, resample_ahead
 
 Array = jax.Array
 
@@ -64,6 +65,7 @@ def run(
     retained: Any = None,
     path: str = "genealogy",
     gradient: Differentiation | None = None,
+    twist: Twist | None = None,
 ) -> dict[str, Any]:
     """Run the particle approximation; returns the fields of an `SMCResult`.
 
@@ -80,11 +82,14 @@ def run(
             return x
         return jax.tree.map(lambda new, old: jnp.where(is_retained, old[t], new), x, retained)
 
-    def begin(key: Array, is_retained: Array) -> tuple[Any, Array]:
-        x = keep(model.init(key), is_retained, 0)
-        return x, _scalar(model.log_potential(x, x, jnp.zeros((), jnp.int32)), "log_potential")
+    def ahead_of(x: Any, t: Array) -> Array | None:
+        return None if twist is None else log_psi_of(twist, x, t)
 
-    start, potentials = in_lanes(begin)(init_key, is_retained)
+    def begin(key: Array, is_retained: Array) -> tuple[Any, Array, Array | None]:
+        x, t = keep(model.init(key), is_retained, 0), jnp.zeros((), jnp.int32)
+        return x, _scalar(model.log_potential(x, x, t), "log_potential"), ahead_of(x, t)
+
+    start, potentials, log_psi = in_lanes(begin)(init_key, is_retained)
     if gradient is not None:
         _check_pathwise(start)
     first = reweight(uniform(num_particles), potentials)
@@ -92,7 +97,7 @@ def run(
     future = ahead() if path == "ancestor" else None
 
     def step(carry: Any, t: Array) -> tuple[Any, Any]:
-        before, score = carry
+        before, log_psi, score = carry
         particles, log_weights = before
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, t))
         turn = 0
@@ -101,22 +106,22 @@ def run(
             turn = new_ancestor(
                 resample_key, future, particles, log_weights, moves, t - 1, batch_size
             )
-            particles, log_weights = turned(before, turn)
-        chosen = resample(
-            resample_key, particles, log_weights, scheme, policy(t, log_weights),
-            gradient and gradient.offspring,
+            (particles, log_weights), log_psi = turned((before, log_psi), turn)
+        chosen = resample_ahead(
+            resample_key, particles, log_weights, log_psi, scheme,
+            lambda log_weights: policy(t, log_weights), gradient and gradient.offspring,
         )  # fmt: skip
         score = score + chosen.score
         ancestors = (chosen.ancestors + turn) % num_particles
 
-        def move(key: Array, previous: Any, is_retained: Array) -> tuple[Any, Array]:
+        def move(key: Array, previous: Any, is_retained: Array) -> tuple[Any, Array, Array | None]:
             x = keep(model.kernel(key, previous, t), is_retained, t)
-            return x, _scalar(model.log_potential(previous, x, t), "log_potential")
+            return x, _scalar(model.log_potential(previous, x, t), "log_potential"), ahead_of(x, t)
 
-        particles, potentials = in_lanes(move)(move_key, chosen.particles, is_retained)
+        particles, potentials, log_psi = in_lanes(move)(move_key, chosen.particles, is_retained)
         weights = reweight(chosen.log_weights, potentials)
         record = {
-            "increments": weights.increment,
+            "increments": poisoned(weights.increment, chosen.log_weights),
             "ess": weights.ess,
             "is_resampled": chosen.is_resampled,
             "scores": score,
@@ -127,12 +132,12 @@ def run(
         if history == "full":
             record["paths"] = particles
         filtered = (*before, ancestors, particles) if path == "filter" else ()
-        return ((particles, weights.log_weights), score), (record, filtered)
+        return ((particles, weights.log_weights), log_psi, score), (record, filtered)
 
     steps = jnp.arange(1, model.num_steps + 1, dtype=jnp.int32)
     zero = jnp.zeros(())
-    ((last, log_weights), _), (record, filtered) = jax.lax.scan(
-        step, ((start, first.log_weights), zero), steps
+    ((last, log_weights), *_), (record, filtered) = jax.lax.scan(
+        step, ((start, first.log_weights), log_psi, zero), steps
     )
     result = {
         "particles": last,

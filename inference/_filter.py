@@ -24,7 +24,7 @@ from ._differentiable import Differentiation, box
 from ._feynman_kac import follow
 from ._lane_map import LANE, SHARED, STREAM
 from ._lanes import Loop, Machine
-from ._population import in_batches, lineages, resample, reweight, uniform
+from ._population import in_batches, lineages, reweight, uniform
 from ._site_draws import SiteDraws, check_sites
 from ._traced import (
     TracedProgram,
@@ -39,6 +39,7 @@ from ._traced import (
     wanted_outputs,
 )
 from ._transition import check_given, of_loop
+from ._twist import Ahead, Twist, find_ahead, poisoned, resample_ahead, watching
 
 Array = jax.Array
 
@@ -57,6 +58,7 @@ def run(
     retained: dict[str, Array] | None = None,
     path: str = "genealogy",
     gradient: Differentiation | None = None,
+    twist: Twist | None = None,
 ) -> dict[str, Any]:
     """Run the particle method; returns the fields of an `SMCResult`. `retained` choices are those of particle 0.
 
@@ -72,7 +74,8 @@ def run(
 
         def fn(key: Array, keep: Array | None, kept: Any, given: Any) -> ppl.Trace:
             choices, keep = (given, None) if given else (kept, keep if kept else None)
-            return program.propose(key, choices, keep, *args, draw=draws[role])
+            runner = watching(twist if role == "model" else None, args)
+            return program.propose(key, choices, keep, *args, draw=draws[role], runner=runner)
 
         return fn
 
@@ -84,7 +87,9 @@ def run(
             check_proposal(guide.shapes, proposal)
         guide.signs = dict.fromkeys(guide.shapes.choices, -1.0)
         given = dict(guide.shapes.choices)
-    model = TracedProgram(simulate(program), (*single, given))
+    # A watched run has sites that do not belong to the program's listing: it runs as a copy.
+    copied = program if twist is None else ppl.Program(program.fn, program.params)
+    model = TracedProgram(simulate(copied), (*single, given))
     model.signs = {
         name: 1.0
         for name, info in model.shapes.sites.items()
@@ -99,6 +104,8 @@ def run(
         model, guide, key, kept, num_particles, scheme, policy, batch_size, history, path
     )
     engine.gradient = gradient
+    if twist is not None:
+        engine.look_ahead(find_ahead(model))
     engine.run()
     return engine.result()
 
@@ -125,6 +132,7 @@ class _Engine:
         self.scheme, self.policy, self.history = scheme, policy, history
         self.log_weights = uniform(num_particles)
         self.gradient: Differentiation | None = None
+        self.ahead: Ahead | None = None
         self.score = jnp.zeros(())  # log-prob of the discrete choices so far
         self.pending: Array | None = None
         self.num_events = 0
@@ -151,6 +159,11 @@ class _Engine:
             if isinstance(atom, Literal) or atom in jaxpr.constvars:
                 self._add(sign * jnp.sum(jnp.asarray(machine.values.value(atom))))
         return machine
+
+    def look_ahead(self, ahead: Ahead) -> None:
+        """Resample by weights times psi."""
+        self.ahead = ahead
+        self.machine.keep.discard(ahead.steps)  # of each step, not of the path
 
     def run(self) -> None:
         """All segments: straight code, loop, straight code, ..."""
@@ -227,6 +240,8 @@ class _Engine:
         programs = {"model": self.model, "guide": self.guide}
         scored = {name: scored_outputs(programs[name], loop) for name, loop in loops.items()}
 
+        ahead = None if self.ahead is None else target.ys_out.index(self.ahead.steps)
+
         def move(state: Any, batch: Any, shared: Any, t: Array) -> Any:
             state, outs, given = dict(state), {}, {}
             if "guide" in loops:
@@ -251,12 +266,14 @@ class _Engine:
                 jnp.zeros(batch.size),
             )
             kept = {n: {i: outs[n][i] for i in w} for n, w in wanted.items()}
+            if ahead is not None:
+                state["log_psi"] = outs["model"][ahead]
             return state, sum(terms, jnp.zeros(())), score, kept, given
 
         move_all = in_batches(move, self.num_particles, self.batch_size)
         first = self.num_events
-        ahead = of_loop(self.model, target)
-        future = ahead() if self.path == "ancestor" else None
+        make_future = of_loop(self.model, target)
+        future = make_future() if self.path == "ancestor" else None
         retained = {name: self.kept[name] for name in made.values() if name in self.kept}
 
         def step(carry: Any, inputs: Any) -> Any:
@@ -269,9 +286,9 @@ class _Engine:
                     event_key, future, state["model"], log_weights, retained, t, self.batch_size
                 )
                 state, log_weights = turned((state, log_weights), turn)
-            chosen = resample(
-                event_key, state, log_weights, self.scheme, self.policy(first + t, log_weights),
-                self.gradient and self.gradient.offspring,
+            chosen = resample_ahead(
+                event_key, state, log_weights, state.get("log_psi"), self.scheme,
+                lambda log_weights: self.policy(first + t, log_weights), self.gradient and self.gradient.offspring,
             )  # fmt: skip
             ancestors = (chosen.ancestors + turn) % self.num_particles
             state = {name: loop.in_slots(chosen.particles[name]) for name, loop in loops.items()}
@@ -283,7 +300,7 @@ class _Engine:
                 score = score + scores.sum()
             weights = reweight(chosen.log_weights, potentials)
             record = {
-                "increments": weights.increment,
+                "increments": poisoned(weights.increment, chosen.log_weights),
                 "ess": weights.ess,
                 "is_resampled": chosen.is_resampled,
                 "scores": score,
@@ -295,6 +312,8 @@ class _Engine:
             return (state, weights.log_weights, score), (record, kept, filtered)
 
         state = {name: loop.initial() for name, loop in loops.items()}
+        if self.ahead is not None:
+            state["log_psi"] = self.machine.values.as_lanes(self.ahead.start)
         shared = {name: loop.shared_xs() for name, loop in loops.items()}
         steps = jnp.arange(target.length, dtype=jnp.int32)
         values = self._new_values()
@@ -302,7 +321,7 @@ class _Engine:
             step, (state, self.log_weights, self.score), (steps, shared)
         )
         if filtered:
-            self.segments.append(Segment(values, Filter(ahead, *filtered)))
+            self.segments.append(Segment(values, Filter(make_future, *filtered)))
         self.num_events += target.length
         self.records.append(record)
         if any(wanted.values()):

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
-from ..ppl._compat import typed_key
+from ..ppl._compat import is_concrete, typed_key
 from . import _feynman_kac, _filter
 from ._backward import Segment
 from ._differentiable import (
     Differentiation,
     ResamplingGradient,
     Score,
+    Transport,
     as_gradient,
     evidence_only,
     scored,
@@ -24,6 +25,7 @@ from ._differentiable import (
 from ._feynman_kac import FeynmanKac
 from ._policies import Policy, ess_below
 from ._resampling import Scheme, as_scheme
+from ._twist import Twist
 
 Array = jax.Array
 History = Literal["none", "ancestors", "full"]
@@ -84,6 +86,7 @@ def smc(
     history: History = "full",
     batch_size: int | None = None,
     retained: Any = None,
+    twist: Twist | None = None,
     gradient: str | ResamplingGradient | None = None,
 ) -> SMCResult:
     """Run particles through a Feynman-Kac model or a program.
@@ -107,6 +110,12 @@ def smc(
         batch_size: particles that take a step at once, a divisor of K; None for all.
         retained: a path that particle 0 keeps (conditional SMC): latent site -> value, for a `FeynmanKac` x_0, ..., x_T
             stacked.
+        twist: look-ahead (auxiliary and twisted particle filters): `(state, t, *args) -> log psi_t(state)` in nats, for one
+            particle. Ancestors are then drawn, and the policy asked, by W psi instead of W; an offspring of particle A has
+            a weight in proportion to 1 / psi_A. The best psi_t is the density of all data to come given the state, up
+            to a factor; any positive one will do, and one that is too narrow costs variance. For a program `state` is
+            the carry of its only top-level scan with sites after t steps (t = 0: before the first), for a `FeynmanKac`
+            x_t. Together with a `proposal` that sees the data to come the variance can vanish.
         gradient: how derivatives (of `log_evidence`, by `jax.grad` around this call) pass through resampling and through
             sites without a differentiable sampler; without it they are refused where these depend on parameters.
             "stop_gradient": unbiased for dZ, consistent for d log Z. "score": unbiased for d E[log_evidence]. Biased: "drop",
@@ -117,11 +126,14 @@ def smc(
 
     Raises:
         ValueError: a proposal that does not fit, an unknown scheme, a scan that cannot be stepped; a gradient that the
-            scheme, the policy or the history does not allow.
+            scheme, the policy or the history does not allow; a twist of a program without or with several scans, or one whose
+            value is NaN or infinite (under jit the evidence is then NaN).
         TypeError: a derivative is taken and `gradient` is not chosen, or does not serve the result that is differentiated.
 
     Validity: E[exp(log_evidence)] = Z for every policy that looks at weights only, with an unbiased scheme. Weighted
-    averages are consistent in K. With `retained` the run is the conditional SMC kernel, which leaves the posterior
+    averages are consistent in K. Both hold with a twist, at every K, if psi is positive wherever later data are possible
+    (log psi = -inf loses the particle); weights, increments and ess are those of the model, not of the twisted one. With
+    `retained` the run is the conditional SMC kernel, which leaves the posterior
     invariant; its evidence is not unbiased. Gradients: sites with a differentiable sampler are taken pathwise (ask for
     strategy="reinforce" at a site whose value meets a jump), all others by their score; draws of a `FeynmanKac` are the
     user's own and taken pathwise. Jumps are not searched for here; `fivo` and `vsmc` do.
@@ -140,11 +152,12 @@ def smc(
         (100, 3)
 
     Reference: Chopin and Papaspiliopoulos 2020, An Introduction to Sequential Monte Carlo; Andrieu, Doucet and
-    Holenstein 2010 (conditional SMC).
+    Holenstein 2010 (conditional SMC); Pitt and Shephard 1999 and Johansen and Doucet 2008 (auxiliary particle filter);
+    Whiteley and Lee 2014, arXiv:1210.0220, and Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted).
     """
     return run(
         target, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
-        history=history, batch_size=batch_size, retained=retained, gradient=gradient,
+        history=history, batch_size=batch_size, retained=retained, twist=twist, gradient=gradient,
     )[0]  # fmt: skip
 
 
@@ -161,6 +174,7 @@ def run(
     batch_size: int | None = None,
     retained: Any = None,
     path: str = "genealogy",
+    twist: Twist | None = None,
     gradient: str | ResamplingGradient | None = None,
 ) -> tuple[SMCResult, list[Segment]]:
     """What `smc` does; with path "filter" also the record for backward sampling, see `_filter.run`."""
@@ -178,11 +192,17 @@ def run(
         "history": history,
         "retained": jax.tree.map(jnp.asarray, retained),
         "path": path,
+        "twist": twist,
     }
     if strategy is not None:
         if retained is not None:
             raise ValueError(
                 "smc: a run with retained choices has no gradient strategy (its evidence is not unbiased). Leave out gradient=."
+            )
+        if twist is not None and isinstance(strategy, Transport):
+            raise ValueError(
+                "smc: gradient='ot' puts other particles in the place of those whose psi is known. Leave out twist=, or use "
+                "gradient='stop_gradient'."
             )
         strategy.check(scheme, policy, num_particles, history)
         options["gradient"] = Differentiation(strategy, scheme)
@@ -205,6 +225,8 @@ def run(
             fields |= evidence_only(strategy, rest)
     is_lost = fields["increments"] == -jnp.inf
     failed_at = jnp.where(is_lost.any(), jnp.argmax(is_lost), -1)
+    if twist is not None:
+        _check_twist(fields["increments"])
     result = SMCResult(
         **fields,
         log_evidence=jnp.where(failed_at >= 0, -jnp.inf, fields["increments"].sum()),
@@ -212,6 +234,15 @@ def run(
         offspring=scheme.offspring if retained is None else "conditional",
     )
     return result, segments
+
+
+def _check_twist(increments: Array) -> None:
+    is_bad = jnp.isnan(increments)
+    if is_concrete(is_bad) and bool(is_bad.any()):
+        raise ValueError(
+            f"smc: twist is NaN or +inf for a particle of positive weight before weighing {int(jnp.argmax(is_bad))}, so its "
+            "offspring would have no weight. Return finite logs of psi, e.g. of a density with heavier tails."
+        )
 
 
 def _check(num_particles: Any, history: Any, batch_size: Any) -> None:

@@ -135,16 +135,18 @@ class Program:
         return trace
 
     def propose(
-        self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, draw: Any = None
-    ) -> Trace:
+        self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, draw: Any = None,
+        runner: Callable[..., Runner] = Runner,
+    ) -> Trace:  # fmt: skip
         """Run the program with draws from the prior, except that `choices` are kept where `keep` (a boolean scalar) is true.
 
         With `keep` None the choices always hold; sites that `choices` does not name are drawn, by `draw(message, key)` if given.
+        `runner` makes the recorder, a `Runner` with the same arguments.
         """
         _refuse_inside_engine("propose")
-        runner = Runner(typed_key(key), _arrays(choices), keep=keep, draw=draw)
-        trace = self._run(runner, args, {})
-        _check_used(runner, choices, self)
+        recorder = runner(typed_key(key), _arrays(choices), keep=keep, draw=draw)
+        trace = self._run(recorder, args, {})
+        _check_used(recorder, choices, self)
         return trace
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:

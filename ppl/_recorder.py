@@ -131,6 +131,12 @@ class Recorder(Messenger, abc.ABC):
         """The key that a `rng_key` statement gets."""
         return key
 
+    def begin_steps(self, init: Any) -> None:
+        """A scan begins in the open frame, in state `init`."""
+
+    def end_step(self, state: Any, t: Array) -> None:
+        """Step t of the innermost scan ends in `state`."""
+
     # NumPyro's protocol.
 
     def process_message(self, msg: dict[str, Any]) -> None:

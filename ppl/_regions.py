@@ -49,6 +49,8 @@ def scan(
     recorders = _recorders()
     if not recorders:
         return _numpyro_scan(step, init, xs, length)
+    for recorder in recorders:
+        recorder.begin_steps(init)
     threads = [r.open_region("scan") for r in recorders]
     keys = [key for key, _ in threads]
     slices = [_leading(forced, length) for _, forced in threads]
@@ -64,6 +66,8 @@ def scan(
             forced,
         )
         carry, y = step(carry, x)
+        for recorder in recorders:
+            recorder.end_step(carry, t)
         frames[:], numbers = _pop(recorders)
         return carry, (y, numbers)
 

@@ -439,12 +439,12 @@ def test_bad_input_is_refused_by_name(name, key):
 
 def test_a_broken_engine_is_found(key, monkeypatch):
     """Weights that are reset though nobody was resampled: the evidence test fails."""
-    from lapilli.inference import _filter, _population
+    from lapilli.inference import _population, _twist
 
     def forgetful(key, particles, log_weights, scheme, decision, *_):
         chosen = _population.resample(key, particles, log_weights, scheme, False)
         return chosen._replace(log_weights=_population.uniform(len(log_weights)))
 
-    monkeypatch.setattr(_filter, "resample", forgetful)
+    monkeypatch.setattr(_twist, "resample", forgetful)
     with pytest.raises(AssertionError, match="limit 4.5"):
         assert_evidence(walk, KALMAN, key, Y, policy=inference.every())
