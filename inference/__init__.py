@@ -28,6 +28,7 @@ from ._gradient_report import (
     gradient_report as gradient_report,
 )
 from ._hierarchical import diwhvi as diwhvi, hvi as hvi, iwhvi as iwhvi
+from ._islands import IslandsResult as IslandsResult, islands as islands
 from ._log_variance import log_variance as log_variance
 from ._moves import HMC as HMC, MALA as MALA, Kernel as Kernel, RandomWalk as RandomWalk
 from ._nonfinite import NonFiniteError as NonFiniteError

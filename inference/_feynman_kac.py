@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from ._backward import Filter, Segment, new_ancestor, turned
 from ._depends import is_used
 from ._differentiable import Differentiation
+from ._exchange import ALONE, Alone, Exchange
 from ._lane_map import map_lanes
+from ._mesh import ONE_DEVICE, Placement
 from ._population import is_key, lineages, reweight, uniform
 from ._transition import Future
 from ._twist import Twist, log_psi_of, poisoned, resample_ahead
@@ -66,6 +68,8 @@ def run(
     path: str = "genealogy",
     gradient: Differentiation | None = None,
     twist: Twist | None = None,
+    place: Placement = ONE_DEVICE,
+    islands: Alone | Exchange = ALONE,
 ) -> dict[str, Any]:
     """Run the particle approximation; returns the fields of an `SMCResult`.
 
@@ -90,14 +94,17 @@ def run(
         return x, _scalar(model.log_potential(x, x, t), "log_potential"), ahead_of(x, t)
 
     start, potentials, log_psi = in_lanes(begin)(init_key, is_retained)
+    start, log_psi = place.split(start), place.copy(log_psi)
     if gradient is not None:
         _check_pathwise(start)
-    first = reweight(uniform(num_particles), potentials)
+    first = place.copy(reweight(uniform(num_particles), place.copy(potentials)))
+    pooled = islands.weigh(islands.start(), first.increment)
     ahead = functools.partial(_future, model, start)
     future = ahead() if path == "ancestor" else None
 
     def step(carry: Any, t: Array) -> tuple[Any, Any]:
-        before, log_psi, score = carry
+        (before, log_psi), score, shares = carry
+        (before, log_psi), shares, moved = islands.exchange(t, (before, log_psi), shares)
         particles, log_weights = before
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, t))
         turn = 0
@@ -113,40 +120,50 @@ def run(
         )  # fmt: skip
         score = score + chosen.score
         ancestors = (chosen.ancestors + turn) % num_particles
+        offspring = place.split(chosen.particles)
 
         def move(key: Array, previous: Any, is_retained: Array) -> tuple[Any, Array, Array | None]:
             x = keep(model.kernel(key, previous, t), is_retained, t)
             return x, _scalar(model.log_potential(previous, x, t), "log_potential"), ahead_of(x, t)
 
-        particles, potentials, log_psi = in_lanes(move)(move_key, chosen.particles, is_retained)
-        weights = reweight(chosen.log_weights, potentials)
+        particles, potentials, log_psi = in_lanes(move)(move_key, offspring, is_retained)
+        particles, log_psi = place.split(particles), place.copy(log_psi)
+        weights = place.copy(reweight(chosen.log_weights, place.copy(potentials)))
+        pooled = islands.weigh(shares, poisoned(weights.increment, chosen.log_weights))
         record = {
-            "increments": poisoned(weights.increment, chosen.log_weights),
+            "increments": pooled.increment,
             "ess": weights.ess,
             "is_resampled": chosen.is_resampled,
             "scores": score,
+            "islands": islands.record(pooled, moved),
         }
         if history != "none":
-            record["ancestors"] = ancestors
-            record["step_log_weights"] = weights.log_weights
+            record["ancestors"] = place.split(ancestors)
+            record["step_log_weights"] = place.split(weights.log_weights)
         if history == "full":
             record["paths"] = particles
         filtered = (*before, ancestors, particles) if path == "filter" else ()
-        return ((particles, weights.log_weights), log_psi, score), (record, filtered)
+        carry = (((particles, weights.log_weights), log_psi), score, pooled.log_weights)
+        return carry, (record, filtered)
 
     steps = jnp.arange(1, model.num_steps + 1, dtype=jnp.int32)
     zero = jnp.zeros(())
-    ((last, log_weights), *_), (record, filtered) = jax.lax.scan(
-        step, ((start, first.log_weights), log_psi, zero), steps
+    (((last, log_weights), _), *_), (record, filtered) = jax.lax.scan(
+        step, (((start, first.log_weights), log_psi), zero, pooled.log_weights), steps
+    )
+    behind = islands.record(pooled)
+    record["islands"] = jax.tree.map(
+        lambda a, b: jnp.concatenate([a[None], b]), behind, record["islands"]
     )
     result = {
         "particles": last,
         "log_weights": log_weights,
-        "increments": jnp.concatenate([first.increment[None], record["increments"]]),
+        "increments": jnp.concatenate([pooled.increment[None], record["increments"]]),
         "ess": jnp.concatenate([first.ess[None], record["ess"]]),
         "is_resampled": jnp.concatenate([jnp.zeros(1, bool), record["is_resampled"]]),
         "scores": jnp.concatenate([zero[None], record["scores"]]),
         "is_scored": False,
+        "islands": record["islands"],
         "ancestors": None,
         "step_log_weights": None,
         "paths": None,
@@ -156,17 +173,21 @@ def run(
         for name, row in (("ancestors", identity), ("step_log_weights", first.log_weights)):
             result[name] = jnp.concatenate([row[None], record[name]])
     if history == "full":
-        index = lineages(result["ancestors"])
         stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, record["paths"])
-        result["paths"] = follow(stacked, index)
+        stacked, parents = islands.lineage((stacked, result["ancestors"]), record["islands"])
+        result["paths"] = follow(stacked, lineages(parents), place)
     if filtered:
         result["segments"] = [Segment(start, Filter(ahead, *filtered))]
     return result
 
 
-def follow(stacked: Any, index: Array) -> Any:
+def follow(stacked: Any, index: Array, place: Placement = ONE_DEVICE) -> Any:
     """Paths of the final particles, [particles, steps, ...], from values [steps, particles, ...] and `lineages`."""
     pick = jax.vmap(lambda x, i: x[i])
+    if place.mesh is not None:
+        # One step at a time, since each device gathers all particles of what it picks from.
+        in_turn = lambda x, i: jax.lax.map(lambda both: place.split(both[0][both[1]]), (x, i))
+        return jax.tree.map(lambda x: place.split(jnp.moveaxis(in_turn(x, index), 0, 1)), stacked)
     return jax.tree.map(lambda x: jnp.moveaxis(pick(x, index), 0, 1), stacked)
 
 

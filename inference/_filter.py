@@ -21,10 +21,12 @@ from jax.extend.core import Literal
 from .. import ppl
 from ._backward import Filter, Segment, new_ancestor, turned
 from ._differentiable import Differentiation, box
+from ._exchange import ALONE, Alone, Exchange
 from ._feynman_kac import follow
 from ._lane_map import LANE, SHARED, STREAM
 from ._lanes import Loop, Machine
-from ._population import in_batches, lineages, reweight, uniform
+from ._mesh import ONE_DEVICE, Placement
+from ._population import Weights, in_batches, lineages, reweight, uniform
 from ._site_draws import SiteDraws, check_sites
 from ._traced import (
     TracedProgram,
@@ -59,6 +61,8 @@ def run(
     path: str = "genealogy",
     gradient: Differentiation | None = None,
     twist: Twist | None = None,
+    place: Placement = ONE_DEVICE,
+    islands: Alone | Exchange = ALONE,
 ) -> dict[str, Any]:
     """Run the particle method; returns the fields of an `SMCResult`. `retained` choices are those of particle 0.
 
@@ -101,8 +105,8 @@ def run(
         check_given(model, list(given))
     check_sites(gradient, draws, {"model": model, "guide": guide})
     engine = _Engine(
-        model, guide, key, kept, num_particles, scheme, policy, batch_size, history, path
-    )
+        model, guide, key, kept, num_particles, scheme, policy, batch_size, history, path, place, islands
+    )  # fmt: skip
     engine.gradient = gradient
     if twist is not None:
         engine.look_ahead(find_ahead(model))
@@ -125,8 +129,12 @@ class _Engine:
         batch_size: int | None,
         history: str,
         path: str,
+        place: Placement,
+        islands: Alone | Exchange,
     ) -> None:
         self.path, self.kept = path, kept
+        self.place, self.islands = place, islands
+        self.shares = islands.start()
         self.segments: list[Segment] = []
         self.num_particles, self.batch_size = num_particles, batch_size
         self.scheme, self.policy, self.history = scheme, policy, history
@@ -214,18 +222,22 @@ class _Engine:
             return
         potentials = jnp.broadcast_to(self.pending, (self.num_particles,))
         self.pending = None
-        weights = reweight(self.log_weights, potentials)
-        self.log_weights = weights.log_weights
-        self.records.append(
-            {
-                "increments": weights.increment[None],
-                "ess": weights.ess[None],
-                "is_resampled": jnp.zeros(1, bool),
-                "ancestors": jnp.arange(self.num_particles, dtype=jnp.int32)[None],
-                "step_log_weights": weights.log_weights[None],
-                "scores": self.score[None],
-            }
-        )
+        weights = self._reweight(self.log_weights, potentials)
+        pooled = self.islands.weigh(self.shares, weights.increment)
+        self.log_weights, self.shares = weights.log_weights, pooled.log_weights
+        record = {
+            "increments": pooled.increment,
+            "ess": weights.ess,
+            "is_resampled": jnp.zeros((), bool),
+            "ancestors": jnp.arange(self.num_particles, dtype=jnp.int32),
+            "step_log_weights": weights.log_weights,
+            "scores": self.score,
+            "islands": self.islands.record(pooled),
+        }
+        self.records.append(jax.tree.map(lambda x: x[None], record))
+
+    def _reweight(self, log_weights: Array, potentials: Array) -> Weights:
+        return self.place.copy(reweight(self.place.copy(log_weights), self.place.copy(potentials)))
 
     def _loop(self, model_loop: int, guide_loop: int | None, made: dict[Any, str]) -> None:
         target = Loop(self.machine, self.model.closed.jaxpr.eqns[model_loop], made)
@@ -277,9 +289,12 @@ class _Engine:
         retained = {name: self.kept[name] for name in made.values() if name in self.kept}
 
         def step(carry: Any, inputs: Any) -> Any:
-            state, log_weights, score = carry
+            state, log_weights, score, shares = carry
             t, shared = inputs
             event_key = jax.random.fold_in(self.key, first + t)
+            (state, log_weights), shares, moved = self.islands.exchange(
+                first + t, (state, log_weights), shares
+            )
             before, turn = ({**state["model"], "after": []}, log_weights), 0
             if future is not None:
                 turn = new_ancestor(
@@ -287,45 +302,57 @@ class _Engine:
                 )
                 state, log_weights = turned((state, log_weights), turn)
             chosen = resample_ahead(
-                event_key, state, log_weights, state.get("log_psi"), self.scheme,
+                event_key, state, log_weights, self.place.copy(state.get("log_psi")), self.scheme,
                 lambda log_weights: self.policy(first + t, log_weights), self.gradient and self.gradient.offspring,
             )  # fmt: skip
             ancestors = (chosen.ancestors + turn) % self.num_particles
-            state = {name: loop.in_slots(chosen.particles[name]) for name, loop in loops.items()}
+            offspring = self.place.split(chosen.particles)
+            state = {name: loop.in_slots(offspring[name]) for name, loop in loops.items()}
             state, potentials, scores, kept, given = move_all(state, shared, t)
+            state, kept = self.place.split((state, kept))
             score = score + chosen.score
             if self.in_weights:
                 potentials = potentials + box(scores)
             else:
                 score = score + scores.sum()
-            weights = reweight(chosen.log_weights, potentials)
+            weights = self._reweight(chosen.log_weights, potentials)
+            increment = poisoned(weights.increment, chosen.log_weights)
+            pooled = self.islands.weigh(shares, increment)
             record = {
-                "increments": poisoned(weights.increment, chosen.log_weights),
+                "increments": pooled.increment,
                 "ess": weights.ess,
                 "is_resampled": chosen.is_resampled,
                 "scores": score,
+                "islands": self.islands.record(pooled, moved),
             }
             if self.history != "none":
-                record["ancestors"] = ancestors
-                record["step_log_weights"] = weights.log_weights
+                record["ancestors"] = self.place.split(ancestors)
+                record["step_log_weights"] = self.place.split(weights.log_weights)
             filtered = (*before, ancestors, given) if self.path == "filter" else ()
-            return (state, weights.log_weights, score), (record, kept, filtered)
+            return (state, weights.log_weights, score, pooled.log_weights), (
+                record,
+                kept,
+                filtered,
+            )
 
         state = {name: loop.initial() for name, loop in loops.items()}
         if self.ahead is not None:
             state["log_psi"] = self.machine.values.as_lanes(self.ahead.start)
+        state = self.place.split(state)
         shared = {name: loop.shared_xs() for name, loop in loops.items()}
         steps = jnp.arange(target.length, dtype=jnp.int32)
         values = self._new_values()
-        (state, self.log_weights, self.score), (record, kept, filtered) = jax.lax.scan(
-            step, (state, self.log_weights, self.score), (steps, shared)
+        carry = (state, self.log_weights, self.score, self.shares)
+        (state, self.log_weights, self.score, self.shares), (record, kept, filtered) = jax.lax.scan(
+            step, carry, (steps, shared)
         )
         if filtered:
             self.segments.append(Segment(values, Filter(make_future, *filtered)))
         self.num_events += target.length
         self.records.append(record)
         if any(wanted.values()):
-            kept = follow(kept, lineages(record["ancestors"]))
+            kept, parents = self.islands.lineage((kept, record["ancestors"]), record["islands"])
+            kept = follow(kept, lineages(parents), self.place)
         for name, loop in loops.items():
             loop.finish(state[name], kept[name])
 
@@ -341,7 +368,9 @@ class _Engine:
     def result(self) -> dict[str, Any]:
         """The fields of an `SMCResult`."""
         values = self.machine.values
-        join = lambda name: jnp.concatenate([r[name] for r in self.records])
+        join = lambda name: jax.tree.map(
+            lambda *x: jnp.concatenate(x), *[r[name] for r in self.records]
+        )
         choices = {
             name: values.as_lanes(atom)
             for name, atom in self.model.trace.choices.items()
@@ -349,12 +378,13 @@ class _Engine:
         }
         recorded = lambda name: join(name) if self.history != "none" else None
         return {
-            "particles": choices,
+            "particles": self.place.split(choices),
             "log_weights": self.log_weights,
             "increments": join("increments"),
             "ess": join("ess"),
             "is_resampled": join("is_resampled"),
             "scores": join("scores"),
+            "islands": join("islands"),
             "is_scored": any(p.scored for p in (self.model, self.guide) if p is not None),
             "ancestors": recorded("ancestors"),
             "step_log_weights": recorded("step_log_weights"),

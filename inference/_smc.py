@@ -23,6 +23,7 @@ from ._differentiable import (
     scored,
 )
 from ._feynman_kac import FeynmanKac
+from ._mesh import ONE_DEVICE, Axes, Placement, as_placement
 from ._policies import Policy, ess_below
 from ._resampling import Scheme, as_scheme
 from ._twist import Twist
@@ -88,6 +89,8 @@ def smc(
     retained: Any = None,
     twist: Twist | None = None,
     gradient: str | ResamplingGradient | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    mesh_axes: Axes = None,
 ) -> SMCResult:
     """Run particles through a Feynman-Kac model or a program.
 
@@ -120,6 +123,10 @@ def smc(
             sites without a differentiable sampler; without it they are refused where these depend on parameters.
             "stop_gradient": unbiased for dZ, consistent for d log Z. "score": unbiased for d E[log_evidence]. Biased: "drop",
             "soft", "ot". Or a `ResamplingGradient`; see `StopGradient`, `Score`, `Drop`, `Soft`, `Transport`.
+        mesh: devices to split the particles over. The method stays that of one device, resampling among all particles
+            included: for one key the numbers are those of a compiled run on one device (float32 rounding may differ inside the
+            model's own functions). Weights are held by every device; states, paths and genealogy are split.
+        mesh_axes: axes of the mesh that split the particles, all of them by default; over others everything is copied.
 
     Returns:
         An `SMCResult`.
@@ -127,7 +134,8 @@ def smc(
     Raises:
         ValueError: a proposal that does not fit, an unknown scheme, a scan that cannot be stepped; a gradient that the
             scheme, the policy or the history does not allow; a twist of a program without or with several scans, or one whose
-            value is NaN or infinite (under jit the evidence is then NaN).
+            value is NaN or infinite (under jit the evidence is then NaN); a mesh that lacks an axis or whose devices do not
+            divide the particles, together with `batch_size`, or with a key that is not of the threefry generator.
         TypeError: a derivative is taken and `gradient` is not chosen, or does not serve the result that is differentiated.
 
     Validity: E[exp(log_evidence)] = Z for every policy that looks at weights only, with an unbiased scheme. Weighted
@@ -155,10 +163,21 @@ def smc(
     Holenstein 2010 (conditional SMC); Pitt and Shephard 1999 and Johansen and Doucet 2008 (auxiliary particle filter);
     Whiteley and Lee 2014, arXiv:1210.0220, and Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted).
     """
-    return run(
-        target, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
-        history=history, batch_size=batch_size, retained=retained, twist=twist, gradient=gradient,
-    )[0]  # fmt: skip
+    key = typed_key(key)
+    check_sizes("smc", num_particles, history, batch_size, mesh)
+    place = as_placement("smc", "particles", num_particles, mesh, mesh_axes, key)
+
+    def run_all(key: Array, retained: Any, *args: Any) -> SMCResult:
+        return run(
+            target, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
+            history=history, batch_size=batch_size, retained=retained, twist=twist, gradient=gradient,
+            place=place,
+        )[0]  # fmt: skip
+
+    result = place.compiled(run_all)(key, retained, *args)
+    if twist is not None:
+        check_twist(result.increments)
+    return result
 
 
 def run(
@@ -176,10 +195,11 @@ def run(
     path: str = "genealogy",
     twist: Twist | None = None,
     gradient: str | ResamplingGradient | None = None,
+    place: Placement = ONE_DEVICE,
 ) -> tuple[SMCResult, list[Segment]]:
     """What `smc` does; with path "filter" also the record for backward sampling, see `_filter.run`."""
     key = typed_key(key)
-    _check(num_particles, history, batch_size)
+    check_sizes("smc", num_particles, history, batch_size, None)
     scheme = as_scheme(resampling)
     choose = scheme.ancestors if retained is None else scheme.conditional
     strategy = None if gradient is None else as_gradient(gradient)
@@ -192,6 +212,7 @@ def run(
         "history": history,
         "retained": jax.tree.map(jnp.asarray, retained),
         "path": path,
+        "place": place,
         "twist": twist,
     }
     if strategy is not None:
@@ -206,17 +227,8 @@ def run(
             )
         strategy.check(scheme, policy, num_particles, history)
         options["gradient"] = Differentiation(strategy, scheme)
-    if isinstance(target, FeynmanKac):
-        if args or proposal is not None:
-            raise ValueError(
-                "smc: a FeynmanKac takes no program arguments and no proposal; they are part of its kernel. Pass a program "
-                "for these."
-            )
-        fields = _feynman_kac.run(target, key, **options)
-    else:
-        guide = None if proposal is None else ppl.as_program(proposal)
-        fields = _filter.run(ppl.as_program(target), guide, key, args, **options)
-    segments = fields.pop("segments", [])
+    fields = run_engine("smc", target, proposal, key, args, options)
+    segments, _ = fields.pop("segments", []), fields.pop("islands")
     scores, is_scored = fields.pop("scores"), fields.pop("is_scored")
     if strategy is not None and not strategy.in_weights:
         fields["increments"] = scored(fields["increments"], scores)
@@ -226,7 +238,7 @@ def run(
     is_lost = fields["increments"] == -jnp.inf
     failed_at = jnp.where(is_lost.any(), jnp.argmax(is_lost), -1)
     if twist is not None:
-        _check_twist(fields["increments"])
+        check_twist(fields["increments"])
     result = SMCResult(
         **fields,
         log_evidence=jnp.where(failed_at >= 0, -jnp.inf, fields["increments"].sum()),
@@ -236,7 +248,8 @@ def run(
     return result, segments
 
 
-def _check_twist(increments: Array) -> None:
+def check_twist(increments: Array) -> None:
+    """Refuse what `poisoned` marks."""
     is_bad = jnp.isnan(increments)
     if is_concrete(is_bad) and bool(is_bad.any()):
         raise ValueError(
@@ -245,14 +258,40 @@ def _check_twist(increments: Array) -> None:
         )
 
 
-def _check(num_particles: Any, history: Any, batch_size: Any) -> None:
+def run_engine(
+    name: str,
+    target: Any,
+    proposal: Any,
+    key: Array,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The fields of a result, by the engine for this kind of target."""
+    if not isinstance(target, FeynmanKac):
+        guide = None if proposal is None else ppl.as_program(proposal)
+        return _filter.run(ppl.as_program(target), guide, key, args, **options)
+    if args or proposal is not None:
+        raise ValueError(
+            f"{name}: a FeynmanKac takes no program arguments and no proposal; they are part of its kernel. Pass a program "
+            "for these."
+        )
+    return _feynman_kac.run(target, key, **options)
+
+
+def check_sizes(name: str, num_particles: Any, history: Any, batch_size: Any, mesh: Any) -> None:
+    """Refuse impossible sizes, and batches on a mesh."""
     if not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"smc: num_particles must be an integer >= 1, got {num_particles!r}.")
+        raise ValueError(f"{name}: num_particles must be an integer >= 1, got {num_particles!r}.")
     if history not in ("none", "ancestors", "full"):
-        raise ValueError(f"smc: history must be 'none', 'ancestors' or 'full', got {history!r}.")
+        raise ValueError(f"{name}: history must be 'none', 'ancestors' or 'full', got {history!r}.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"smc: batch_size must be None or an integer >= 1, got {batch_size!r}.")
+        raise ValueError(f"{name}: batch_size must be None or an integer >= 1, got {batch_size!r}.")
     if batch_size is not None and num_particles % batch_size:
         raise ValueError(
-            f"smc: batch_size {batch_size} does not divide num_particles {num_particles}; all batches have one size."
+            f"{name}: batch_size {batch_size} does not divide num_particles {num_particles}; all batches have one size."
+        )
+    if batch_size is not None and mesh is not None:
+        raise ValueError(
+            f"{name}: batch_size={batch_size} runs particles one batch after the other, and mesh= all at once. Leave out one "
+            "of them."
         )
