@@ -13,6 +13,7 @@ from .. import ppl
 from ..ppl._compat import is_concrete, typed_key
 from ._lane_map import map_lanes
 from ._moves import HMC, Kernel
+from ._persistent import run_persistent
 from ._population import resample, reweight, uniform
 from ._resampling import Scheme, as_scheme
 from ._static import Static, as_static
@@ -27,7 +28,8 @@ class TemperedResult:
     """Particles of the posterior and the path that led to them; a pytree.
 
     Attributes:
-        particles: latent site -> values [particles, ...], equally weighted after the last moves.
+        particles: latent site -> values [particles, ...], equally weighted after the last moves; with `keep="persistent"`
+            those of all temperatures, the prior's first, by weight (-inf for temperatures that were not needed, under jit).
         log_weights: normalised, [particles], nats.
         log_evidence: estimate of log p(data), nats; see `tempered_smc` for when its exponential is unbiased.
         temperatures: exponents of the likelihood, [max_steps], increasing to 1 and filled up with 1.
@@ -36,6 +38,7 @@ class TemperedResult:
         acceptance: mean acceptance probability of the moves at each temperature, [max_steps].
         num_steps: number of temperatures used.
         tuning: scale and spread of the kernel at each temperature.
+        evidence: "unbiased" if exp(log_evidence) is, else "consistent" in the number of particles.
     """
 
     particles: dict[str, Array]
@@ -47,6 +50,12 @@ class TemperedResult:
     acceptance: Array
     num_steps: Array
     tuning: Any
+    evidence: str = dataclasses.field(default="consistent", metadata={"static": True})
+
+    def mean(self, fn: Callable[[Any], Any]) -> Any:
+        """sum_k W_k fn(particle_k)."""
+        values = jax.vmap(fn)(self.particles)
+        return jax.tree.map(lambda x: jnp.tensordot(jnp.exp(self.log_weights), x, 1), values)
 
     def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
         """Equally weighted particles, drawn by systematic resampling."""
@@ -64,8 +73,9 @@ def tempered_smc(
     target_ess: float = 0.5,
     temperatures: Sequence[float] | None = None,
     frozen: TemperedResult | None = None,
+    data_axis: str | None = None,
     resampling: str | Scheme = "systematic",
-    keep: Literal["last", "all"] = "last",
+    keep: Literal["last", "all", "persistent"] = "last",
     max_steps: int = 100,
     batch_size: int | None = None,
 ) -> TemperedResult:
@@ -82,12 +92,18 @@ def tempered_smc(
         num_particles: K.
         kernel: `HMC()` by default; `RandomWalk()`, `MALA()`.
         num_moves: moves at each temperature.
-        target_ess: fraction of K, in (0, 1).
+        target_ess: fraction of K, in (0, 1). With "persistent" all particles count, which makes steps longer.
         temperatures: increasing exponents that end with 1, instead of adapting them.
         frozen: an earlier result whose temperatures and tuning are used as they are.
+        data_axis: a plate, or "time" for a scan, whose N rows of observations then enter one after another instead of
+            all being tempered alike: at temperature beta row i has the exponent min(max(N beta - i, 0), 1), and what is observed
+            outside of it beta. With `temperatures=[n / N, ...]` whole rows enter, and increments are log predictive
+            densities of the new rows given the old (if nothing is observed outside).
         resampling: scheme by name, or a `Scheme`.
         keep: "last" moves K particles and keeps the end of each chain. "all" (waste-free) draws K / (`num_moves` + 1) ancestors
-            only and keeps every state of their chains, which pays off with many moves.
+            only and keeps every state of their chains, which pays off with many moves. "persistent" keeps the particles of all
+            temperatures, weighted as draws from the mixture of their targets: K (steps + 1) weighted particles, more for the
+            same moves; memory in proportion, of `max_steps` under jit.
         max_steps: temperatures at most.
         batch_size: particles moved at once; None for all.
 
@@ -100,16 +116,18 @@ def tempered_smc(
         RuntimeError: `max_steps` were not enough (outside of jit).
 
     Validity: E[exp(log_evidence)] = p(data) with `frozen`, whose numbers must come from an independent key. Adapted runs
-    are consistent in K, with a bias of order 1 / K.
+    are consistent in K, with a bias of order 1 / K; so is "persistent" even with `frozen`, since the evidence estimates of
+    earlier temperatures enter its weights. `result.evidence` says which holds ("consistent" also for a biased scheme).
 
     Reference: Del Moral, Doucet and Jasra 2006; Jasra et al. 2011 and Zhou, Johansen and Aston 2016 (adaptation); Dau and Chopin
-    2022, arXiv:2011.02328 (waste-free).
+    2022, arXiv:2011.02328 (waste-free); Chopin 2002, A sequential particle filter method for static models (data);
+    Karamanis and Seljak 2024, arXiv:2407.20722 (persistent).
     """
     key, kernel = typed_key(key), kernel or HMC()
     _check(num_particles, target_ess, temperatures, max_steps, num_moves, keep, batch_size)
     if frozen is not None and temperatures is not None:
         raise ValueError("tempered_smc: give temperatures or a frozen result, not both.")
-    target = as_static(ppl.as_program(program), args)
+    target = as_static(ppl.as_program(program), args, data_axis)
     if temperatures is not None:
         max_steps = len(temperatures)
     schedule = None if temperatures is None else jnp.asarray(temperatures, float)
@@ -119,7 +137,12 @@ def tempered_smc(
         target, kernel, num_particles, num_moves, target_ess, schedule, frozen,
         as_scheme(resampling).ancestors, keep, max_steps, batch_size,
     )  # fmt: skip
-    result = run(key)
+    if keep == "persistent":
+        result = _trimmed(TemperedResult(**run_persistent(run, key)), num_particles)
+    else:
+        result = run(key)
+        is_unbiased = frozen is not None and as_scheme(resampling).is_unbiased
+        result = dataclasses.replace(result, evidence="unbiased" if is_unbiased else "consistent")
     is_short = result.temperatures[-1] < 1
     if is_concrete(is_short) and bool(is_short):
         raise RuntimeError(
@@ -146,8 +169,7 @@ class _Run:
     def __call__(self, key: Array) -> TemperedResult:
         init_key, loop_key = jax.random.split(key)
         size, count = self.max_steps, self.num_particles
-        points = map_lanes(self.target.draw, count, self.batch_size)(init_key)
-        likelihoods = self._likelihoods(points)
+        points, likelihoods = self.start(init_key)
         spread = jnp.zeros((size, *jax.eval_shape(self.kernel.spread, points).shape))
         buffers = {
             "temperatures": jnp.ones(size), "increments": jnp.zeros(size), "ess": jnp.full(size, float(count)),
@@ -176,7 +198,13 @@ class _Run:
             tuning={"scale": record["scale"], "spread": record["spread"]},
         )
 
-    def _likelihoods(self, points: Array) -> Array:
+    def start(self, key: Array) -> tuple[Array, Array]:
+        """Draws from the prior and the terms of their log-likelihoods."""
+        points = map_lanes(self.target.draw, self.num_particles, self.batch_size)(key)
+        return points, self.likelihoods(points)
+
+    def likelihoods(self, points: Array) -> Array:
+        """Terms of the log-likelihoods, [particles, terms]."""
         of_lane = lambda _, u: self.target.log_densities(u)[1]
         return map_lanes(of_lane, self.num_particles, self.batch_size)(jax.random.key(0), points)
 
@@ -192,52 +220,60 @@ class _Run:
     ) -> Any:
         resample_key, move_key = jax.random.split(key)
         new_beta = self._next(beta, likelihoods) if self.schedule is None else self.schedule[n]
-        weights = reweight(uniform(self.num_particles), (new_beta - beta) * likelihoods)
-        chains = self.num_particles // (1 if self.keep == "last" else self.num_moves + 1)
+        ratios = self.target.log_likelihood(likelihoods, new_beta, beta)
+        weights = reweight(uniform(self.num_particles), ratios)
+        chains = self.num_particles // (self.num_moves + 1 if self.keep == "all" else 1)
         scheme = lambda key, log_weights: self.scheme(key, log_weights, chains)
         chosen = resample(resample_key, points, weights.log_weights, scheme, True)
+        scale, spread = self.tuned(n, chosen.particles, scale)
+        points, rate = self.moved(move_key, chosen.particles, new_beta, scale, spread)
+        new = {
+            "temperatures": new_beta, "increments": weights.increment, "ess": weights.ess,
+            "acceptance": rate, "scale": scale, "spread": spread,
+        }  # fmt: skip
+        record = {name: buffer.at[n].set(new[name]) for name, buffer in record.items()}
+        scale = scale * jnp.exp(rate - self.kernel.target_accept)
+        return n + 1, new_beta, points, self.likelihoods(points), scale, record
+
+    def tuned(self, n: Array, points: Array, scale: Array) -> tuple[Array, Array]:
+        """Scale and spread of the kernel at temperature n, for points that have been resampled."""
         if self.frozen is None:
-            spread = self.kernel.spread(chosen.particles)
-        else:
-            scale, spread = (self.frozen.tuning[name][n] for name in ("scale", "spread"))
+            return scale, self.kernel.spread(points)
+        return self.frozen.tuning["scale"][n], self.frozen.tuning["spread"][n]
+
+    def moved(
+        self, key: Array, points: Array, beta: Array, scale: Array, spread: Array
+    ) -> tuple[Array, Array]:
+        """Particles after the moves of a chain from each point, and the mean acceptance probability."""
 
         def density(u: Array) -> Array:
-            log_prior, log_likelihood = self.target.log_densities(u)
-            return log_prior + new_beta * log_likelihood
+            log_prior, terms = self.target.log_densities(u)
+            return log_prior + self.target.log_likelihood(terms, beta)
 
         def move(key: Array, point: Array) -> tuple[Array, Array]:
             def one(u: Array, key: Array) -> tuple[Array, tuple[Array, Array | None]]:
                 new, rate = self.kernel.step(key, u, density, scale, spread)
-                return new, (rate, None if self.keep == "last" else new)
+                return new, (rate, new if self.keep == "all" else None)
 
             keys = jax.random.split(key, self.num_moves)
             last, (rates, passed) = jax.lax.scan(one, point, keys)
             kept = last if passed is None else jnp.concatenate([point[None], passed])
             return kept, rates.mean()
 
-        points, rates = map_lanes(move, chains, self.batch_size)(move_key, chosen.particles)
-        points = points.reshape(self.num_particles, -1)
-        new = {
-            "temperatures": new_beta, "increments": weights.increment, "ess": weights.ess,
-            "acceptance": rates.mean(), "scale": scale, "spread": spread,
-        }  # fmt: skip
-        record = {name: buffer.at[n].set(new[name]) for name, buffer in record.items()}
-        scale = scale * jnp.exp(rates.mean() - self.kernel.target_accept)
-        return (
-            n + 1,
-            new_beta,
-            points,
-            self._likelihoods(points),
-            scale,
-            record,
-        )
+        points, rates = map_lanes(move, len(points), self.batch_size)(key, points)
+        return points.reshape(self.num_particles, -1), rates.mean()
 
     def _next(self, beta: Array, likelihoods: Array) -> Array:
         """The largest exponent up to 1 whose reweighing keeps the effective sample size."""
 
         def ess(new_beta: Array) -> Array:
-            return reweight(uniform(self.num_particles), (new_beta - beta) * likelihoods).ess
+            ratios = self.target.log_likelihood(likelihoods, new_beta, beta)
+            return reweight(uniform(self.num_particles), ratios).ess
 
+        return self.largest(beta, ess)
+
+    def largest(self, beta: Array, ess: Callable[[Array], Array]) -> Array:
+        """The largest exponent above `beta`, up to 1, at which `ess` has reached its goal."""
         goal = self.target_ess * self.num_particles
 
         def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -249,6 +285,17 @@ class _Run:
         one = jnp.ones_like(beta)
         low, high = jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (beta, one))
         return jnp.where(ess(one) >= goal, one, high)
+
+
+def _trimmed(result: TemperedResult, num_particles: int) -> TemperedResult:
+    """Without the particles of temperatures that were not needed, where their number is known."""
+    if not is_concrete(result.num_steps):
+        return result
+    count = num_particles * (int(result.num_steps) + 1)
+    cut = lambda tree: jax.tree.map(lambda x: x[:count], tree)
+    return dataclasses.replace(
+        result, particles=cut(result.particles), log_weights=cut(result.log_weights)
+    )
 
 
 def _check(
@@ -267,8 +314,8 @@ def _check(
     ):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"tempered_smc: {name} must be an integer >= 1, got {value!r}.")
-    if keep not in ("last", "all"):
-        raise ValueError(f"tempered_smc: keep must be 'last' or 'all', got {keep!r}.")
+    if keep not in ("last", "all", "persistent"):
+        raise ValueError(f"tempered_smc: keep must be 'last', 'all' or 'persistent', got {keep!r}.")
     if keep == "all" and num_particles % (num_moves + 1):
         raise ValueError(
             f"tempered_smc: keep='all' keeps num_moves + 1 = {num_moves + 1} states of each chain, which does not divide "
