@@ -108,7 +108,10 @@ class Exchange:
     def weigh(self, shares: Array, increment: Array) -> Pooled:
         """sum_m V_m exp(increment_m)."""
         increments = self.place.copy(self._gathered(increment))
-        return Pooled(*self.place.copy(reweight(shares, increments)))
+        pooled = self.place.copy(reweight(shares, increments))
+        # `reweight` takes NaN for zero weight, and here it marks a failed look-ahead.
+        is_bad = jnp.isnan(increments).any()
+        return Pooled(pooled.log_weights, jnp.where(is_bad, jnp.nan, pooled.increment), pooled.ess)
 
     def record(self, pooled: Pooled, moved: Any = None) -> dict[str, Array]:
         """Of islands: ancestors [M], whether they were resampled, log-weights [M], ess."""

@@ -16,7 +16,8 @@ from ._feynman_kac import FeynmanKac
 from ._mesh import ONE_DEVICE, Axes, Placement, as_placement, check_even
 from ._policies import Policy, ess_below
 from ._resampling import Scheme, as_scheme
-from ._smc import History, check_sizes, run_engine
+from ._smc import History, check_sizes, check_twist, run_engine
+from ._twist import Twist
 
 Array = jax.Array
 AXIS = "lapilli_islands"
@@ -96,6 +97,7 @@ def islands(
     island_policy: Policy | None = None,
     history: History = "full",
     batch_size: int | None = None,
+    twist: Twist | None = None,
     mesh: jax.sharding.Mesh | None = None,
     mesh_axes: Axes = None,
 ) -> IslandsResult:
@@ -122,6 +124,7 @@ def islands(
             not meet.
         history: as in `smc`.
         batch_size: particles of an island that take a step at once.
+        twist: look-ahead of resampling inside islands, as in `smc`; islands are resampled without.
         mesh: devices to split the run over, with the numbers of one device, see `smc`.
         mesh_axes: axes of the mesh that split the islands, all of them by default; others split the particles of each island.
 
@@ -160,6 +163,7 @@ def islands(
         "batch_size": batch_size,
         "history": history,
         "place": place,
+        "twist": twist,
     }
 
     def run_all(key: Array, *args: Any) -> IslandsResult:
@@ -178,7 +182,10 @@ def islands(
         mapped = jax.vmap(one, out_axes=AXES, axis_name=AXIS, spmd_axis_name=spmd)
         return _result(mapped(keys), num_particles)
 
-    return place.compiled(run_all)(key, *args)
+    result = place.compiled(run_all)(key, *args)
+    if twist is not None:
+        check_twist(result.increments)
+    return result
 
 
 def _inner_placement(

@@ -61,13 +61,17 @@ class Placement:
         if self.mesh is None:
             return fn
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        devices = everywhere.device_set
 
         def put(x: Any) -> Any:
-            is_there = isinstance(x, Tracer) or (
-                isinstance(x, jax.Array) and x.sharding.device_set == devices
-            )
-            return x if is_there else jax.device_put(x, everywhere)
+            if isinstance(x, Tracer):
+                return x
+            if isinstance(x, jax.Array) and x.sharding.device_set == everywhere.device_set:
+                return x
+            if is_key(x):
+                data, generator = put(jax.random.key_data(x)), jax.random.key_impl(x)
+                return jax.random.wrap_key_data(data, impl=generator)
+            # From the host: JAX then makes sure that all processes have the same value.
+            return jax.device_put(np.asarray(x), everywhere)
 
         def run(*args: Any) -> Any:
             parts = Arguments(args)
