@@ -47,6 +47,7 @@ from ._smc_sampler import smc_sampler as smc_sampler
 from ._smoothing import Smoothing as Smoothing, smooth as smooth
 from ._tempering import TemperedResult as TemperedResult, tempered_smc as tempered_smc
 from ._thermodynamic import tvo as tvo
+from ._two_filter import InformationFilter as InformationFilter
 from ._vimco import vimco as vimco
 from ._wake_sleep import (
     forward_kl as forward_kl,

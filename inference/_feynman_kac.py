@@ -204,13 +204,17 @@ def _future(model: FeynmanKac, particles: Any) -> Future:
     is_felt = any(is_used(closed.jaxpr, i) for i in range(len(jax.tree.leaves(x))))
 
     def one(previous: Any, x: Any, t: Array) -> Array:
-        value = _scalar(log_transition(previous, x, t), "log_transition")
-        return value + model.log_potential(previous, x, t) if is_felt else value
+        return _scalar(log_transition(previous, x, t), "log_transition")
 
-    def log_density(previous: Any, x: Any, t: Array) -> tuple[Any, Array]:
-        return x, jax.vmap(one, (0, 0, None))(previous, x, t + 1)  # the loop's step 0 is move 1
+    def joint(previous: Any, x: Any, t: Array) -> Array:
+        return one(previous, x, t) + model.log_potential(previous, x, t)
 
-    return Future(1, model.num_steps, log_density)
+    def of_pairs(fn: Callable[..., Array], previous: Any, x: Any, t: Array) -> tuple[Any, Array]:
+        return x, jax.vmap(fn, (0, 0, None))(previous, x, t + 1)  # the loop's step 0 is move 1
+
+    log_joint = functools.partial(of_pairs, joint)
+    log_density = log_joint if is_felt else functools.partial(of_pairs, one)
+    return Future(1, model.num_steps, log_density, log_joint)
 
 
 def _check_pathwise(state: Any) -> None:

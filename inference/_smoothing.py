@@ -19,11 +19,14 @@ from ._guard import underived
 from ._policies import Policy
 from ._resampling import Scheme, systematic
 from ._smc import run
+from ._two_filter import InformationFilter, marginals
 
 Array = jax.Array
-Method = Literal["ffbs", "mcmc", "rejection", "genealogy", "fixed_lag"]
+Method = Literal["ffbs", "mcmc", "rejection", "genealogy", "fixed_lag", "two_filter"]
 # Which option belongs to which method.
-OPTIONS = {"num_moves": "mcmc", "log_bound": "rejection", "num_proposals": "rejection", "lag": "fixed_lag"}  # fmt: skip
+OPTIONS = {
+    "num_moves": "mcmc", "log_bound": "rejection", "num_proposals": "rejection", "lag": "fixed_lag", "backward": "two_filter",
+}  # fmt: skip
 ROUNDING = 1e-4  # nats by which a density may exceed its bound in float32
 
 
@@ -34,8 +37,8 @@ class Smoothing:
 
     Attributes:
         paths: for a program site -> values [samples, ...] (in scans [samples, time, ...]), which `to_arviz` takes as they are;
-            for a `FeynmanKac` x_0, ..., x_T [samples, steps + 1, ...]. With method "fixed_lag" a row is no path: only averages
-            of one time mean something.
+            for a `FeynmanKac` x_0, ..., x_T [samples, steps + 1, ...]. With methods "fixed_lag" and "two_filter" a row is
+            no path: only averages of one time mean something.
         log_evidence: of the forward run, nats.
         ess: of the forward run, after each weighing.
         num_distinct: number of different particles among the draws, before each step and at the end, [steps + 1]. Small numbers
@@ -72,6 +75,7 @@ def smooth(
     log_bound: float | Callable[[Array], Any] | None = None,
     num_proposals: int | None = None,
     lag: int | None = None,
+    backward: InformationFilter | None = None,
 ) -> Smoothing:
     """Draw N paths given all data: a run of K particles forward, then each path from its end.
 
@@ -88,9 +92,12 @@ def smooth(
       `num_proposals` times is drawn as in "ffbs".
     - "genealogy": the particles' own ancestors, none.
     - "fixed_lag": at each time the ancestors of the particles `lag` steps later, none; later data are not used.
+    - "two_filter": at each time particles of a second run, backwards from the end, weighted by the first, K^2; needs `backward`.
+      They are where the later data are, when the forward particles are not.
 
     Args:
-        target: a `FeynmanKac` or a program. The first three methods need the `FeynmanKac`'s `log_transition`.
+        target: a `FeynmanKac` or a program. The first three methods, and "two_filter", need the `FeynmanKac`'s
+            `log_transition`.
         key: PRNG key of either kind.
         args: the program's arguments.
         num_particles: K.
@@ -106,20 +113,23 @@ def smooth(
             steps that depend on the particle. t counts as in `log_transition`; for a program steps of a scan, from 0.
         num_proposals: proposals before a path is drawn exactly; K by default.
         lag: steps of later data.
+        backward: artificial priors and the kernel of the second run, see `InformationFilter`.
 
     Returns:
         A `Smoothing`.
 
     Raises:
         ValueError: an unknown method, an option of another method or a missing one; densities that are not known, as for
-            `conditional_smc`; a bound that is exceeded.
+            `conditional_smc`; a bound that is exceeded; for "two_filter" a scan whose steps see more of the past than the
+            last one's choices, data after the scan, or an artificial prior that leaves no particle any weight.
 
     Validity: averages over paths are consistent in K and N, with a bias of order 1 / K; all but "fixed_lag", whose bias does
     not vanish with K: it goes down with `lag`, by forgetting. "ffbs" and "rejection" have the same law. "mcmc" is consistent for
     any number of moves, since a parent has law B_t already; moves make the paths differ more. (benchmarks/smoothing.py: for
     a linear-Gaussian model of 200 steps and K = N = 1000 one move has the error of "ffbs" in a ninetieth of its time.)
     "genealogy" is consistent, but its variance grows in proportion to the number of steps; where kernels have no density it
-    is the only one.
+    is the only one. "two_filter" is consistent for averages of one time, if the artificial priors have heavier tails than what is
+    smoothed and `backward` tells its kernel's density.
 
     Example:
         >>> from lapilli import inference, ppl
@@ -136,9 +146,11 @@ def smooth(
 
     Reference: Godsill, Doucet and West 2004, Monte Carlo smoothing for nonlinear time series; Douc, Garivier, Moulines and
     Olsson 2011 (rejection); Bunch and Godsill 2013, Dau and Chopin 2023, arXiv:2207.00976 (Metropolis); Kitagawa and Sato 2001
-    (fixed lag).
+    (fixed lag); Briers, Doucet and Maskell 2010, Smoothing algorithms for state-space models (two filters).
     """
-    options = {"num_moves": num_moves, "log_bound": log_bound, "num_proposals": num_proposals, "lag": lag}  # fmt: skip
+    options = {
+        "num_moves": num_moves, "log_bound": log_bound, "num_proposals": num_proposals, "lag": lag, "backward": backward,
+    }  # fmt: skip
     num_samples = num_particles if num_samples is None else num_samples
     draw = _draw(method, options, num_samples)
     run_key, path_key = jax.random.split(typed_key(key))
@@ -151,6 +163,20 @@ def smooth(
         raise ValueError(
             "smooth: the program has no top-level scan with sites, so there is no path to smooth. Use smc, whose particles "
             "already see all data."
+        )
+    if backward is not None:
+        second = {
+            "num_particles": num_particles,
+            "resampling": resampling,
+            "policy": policy,
+            "batch_size": batch_size,
+        }
+        paths, num_distinct = marginals(
+            path_key, segments, backward, num_samples, isinstance(target, FeynmanKac), second
+        )
+        nothing = jnp.full(len(num_distinct) - 1, jnp.nan)
+        return Smoothing(
+            paths, result.log_evidence, result.ess, num_distinct, nothing, jnp.asarray(-jnp.inf)
         )
     num_steps = sum(len(f.log_weights) for f in loops)
     acceptance, excess = jnp.full(num_steps, jnp.nan), jnp.asarray(-jnp.inf)
@@ -175,7 +201,7 @@ def smooth(
 
 def _draw(method: str, options: dict[str, Any], num_samples: Any) -> kernels.Draw | None:
     """How particles before a step are drawn, None for ancestors; checks the options."""
-    methods = ("ffbs", "mcmc", "rejection", "genealogy", "fixed_lag")
+    methods = ("ffbs", "mcmc", "rejection", "genealogy", "fixed_lag", "two_filter")
     if method not in methods:
         raise ValueError(f"smooth: method must be one of {methods}, got {method!r}.")
     for name, owner in OPTIONS.items():
@@ -189,7 +215,7 @@ def _draw(method: str, options: dict[str, Any], num_samples: Any) -> kernels.Dra
             raise ValueError(f"smooth: {name} must be an integer >= {smallest}, got {value!r}.")
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"smooth: num_samples must be an integer >= 1, got {num_samples!r}.")
-    for name in ("log_bound", "lag"):
+    for name in ("log_bound", "lag", "backward"):
         if OPTIONS[name] == method and options[name] is None:
             raise ValueError(f"smooth: method {method!r} needs {name}.")
     bound = options["log_bound"]

@@ -40,13 +40,17 @@ class Future:
     Attributes:
         memory: L, the number of steps ahead that are evaluated; at most `length`.
         length: number of steps of the loop.
-        log_density: `(states, choices, t, u) -> (states, log-densities)` of step t + u, for n pairs of a state and the
-            choices of a step, [n, ...] each.
+        log_density: `(states, choices, t) -> (states, log-densities)` of step t, for n pairs of a state and the choices of
+            a step, [n, ...] each.
+        log_joint: the same with all log-probs of the step, also those that never depend on the state.
+        is_last: whether nothing with a density comes after the loop.
     """
 
     memory: int
     length: int
     log_density: Callable[[Any, Any, Array], tuple[Any, Array]]
+    log_joint: Callable[[Any, Any, Array], tuple[Any, Array]]
+    is_last: bool = True
 
     def __call__(self, states: Any, window: Any, t: Array) -> Array:
         """Logs of F_t for n pairs of states [n, ...] and choices of the next steps [n, max(L, 1), ...], in nats, [n].
@@ -89,15 +93,24 @@ def _of_loop(model: TracedProgram, loop: Loop) -> Future:
     _check_rest(model, loop, after)
     shared_xs = loop.shared_xs()
 
-    def log_density(state: Any, chosen: dict[str, Array], t: Array) -> tuple[Any, Array]:
+    def density(
+        which: list[int], state: Any, chosen: dict[str, Array], t: Array
+    ) -> tuple[Any, Array]:
         shared = {
             i: jax.lax.dynamic_index_in_dim(x, t, keepdims=False) for i, x in shared_xs.items()
         }
         lanes = len(jax.tree.leaves((state, chosen))[0])
         state, outs = loop.step(state, shared, t, chosen, Batch(lanes, None))
-        return state, sum((outs[i].reshape(lanes, -1).sum(1) for i in felt), jnp.zeros(()))
+        return state, sum((outs[i].reshape(lanes, -1).sum(1) for i in which), jnp.zeros(()))
 
-    return Future(memory, loop.length, log_density)
+    felt_by, all_of = functools.partial(density, felt), functools.partial(density, terms)
+    return Future(memory, loop.length, felt_by, all_of, not _weighs_after(model, loop))
+
+
+def _weighs_after(model: TracedProgram, loop: Loop) -> bool:
+    """Whether a log-prob of the weight is made after the loop."""
+    later = {v for eqn in model.closed.jaxpr.eqns[loop.machine.position + 1 :] for v in eqn.outvars}
+    return any(not isinstance(v, Literal) and v in later for v, _ in model.weighted())
 
 
 def _memory(loop: Loop, terms: list[int]) -> tuple[int, list[int], list[bool]]:
