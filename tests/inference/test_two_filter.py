@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-
 from _state_space import LINE, moving_average, random_slope, second_order
+
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference import _two_filter
