@@ -13,6 +13,7 @@ the parameters are bisected, with all noise and all sites kept.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from ._additive import split
 from ._analyse import Analysed, axis_order
@@ -132,11 +134,14 @@ def _jump_size(program: Analysed, source: int | str, inputs: list[Any]) -> float
     groups = np.arange(len(read) - 1) % MAX_GROUPS
     order = {i: list(np.argsort(axis_order(s))) for i, s in program.sites.items()}
 
-    def draws(leaves: list[Any], key: jax.Array) -> dict[int, jax.Array]:
-        atoms = [numbers[i].value for i in program.sites]
-        return dict(zip(program.sites, evaluate(closed, [*leaves, key], {}, atoms), strict=True))
+    def segment(
+        closed: ClosedJaxpr, inputs: list[Any], key: jax.Array, number: jax.Array, group: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        def draws(leaves: list[Any], key: jax.Array) -> dict[int, jax.Array]:
+            atoms = [numbers[i].value for i in program.sites]
+            values = evaluate(closed, [*leaves, key], {}, atoms)
+            return dict(zip(program.sites, values, strict=True))
 
-    def segment(key: jax.Array, number: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
         k1, k2, k3, k4 = jax.random.split(key, 4)
         # Every other segment leaves the given parameters (a jump may vanish there, as at zero-initialised
         # weights), and where the support is unbounded every third reaches far beyond two draws.
@@ -193,10 +198,16 @@ def _jump_size(program: Analysed, source: int | str, inputs: list[Any]) -> float
     )
     num_segments = int(np.clip(4096 // max(num_elements, 1), 8, NUM_SEGMENTS))
     keys = jax.random.split(jax.random.key(0), num_segments)
-    every = jax.vmap(segment, (None, None, 0))
-    each = lambda x: every(x[0], x[1], jnp.asarray(np.unique(groups)))
-    run = jax.jit(lambda keys: jax.lax.map(each, (keys, np.arange(num_segments)), batch_size=8))
-    sizes, finite = run(keys)
+
+    @jax.jit
+    def run(consts: list[Any], inputs: list[Any]) -> tuple[jax.Array, jax.Array]:
+        """Data are operands: XLA would fold what it can compute from constants, slowly."""
+        one = functools.partial(segment, ClosedJaxpr(closed.jaxpr, consts), inputs)
+        every = jax.vmap(one, (None, None, 0))
+        each = lambda x: every(x[0], x[1], jnp.asarray(np.unique(groups)))
+        return jax.lax.map(each, (keys, np.arange(num_segments)), batch_size=8)
+
+    sizes, finite = run(closed.consts, inputs)
     return float(sizes.max()) if bool(finite.any()) else float("inf")
 
 

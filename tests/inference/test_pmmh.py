@@ -118,6 +118,7 @@ def run_die(key, **options):
     return inference.pmmh(die, key, ROLLS, parameters=["p"], **options)
 
 
+@pytest.mark.slow
 def test_parameters_on_a_simplex_without_states(key):
     """The posterior is Dirichlet(4, 3, 4); one standard error of a mean is 0.002."""
     runs = jax.jit(jax.vmap(run_die))(jax.random.split(key, 400))

@@ -309,7 +309,16 @@ def test_branches_inside_the_scan(key):
     assert_evidence(branching, exact, key, Y[:3])
 
 
-@pytest.mark.parametrize("scheme", ["systematic", "stratified", "residual", "multinomial"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "systematic",
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in ("stratified", "residual", "multinomial")
+        ),
+    ],
+)  # slow: compilation
 def test_conditional_smc_leaves_the_posterior_invariant(scheme, key):
     """Start in the exact posterior of the 16 paths, move once with 3 particles: the law of the path is the same."""
     paths, joint = joint_of_paths()

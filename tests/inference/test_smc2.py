@@ -124,6 +124,7 @@ def die(rolls):
     ppl.scan(lambda _, y: (None, ppl.sample("y", dist.CategoricalProbs(p), obs=y)), None, rolls)
 
 
+@pytest.mark.slow
 def test_without_states_it_is_ibis(key):
     """Dirichlet and multinomial: predictive probabilities are ratios of counts."""
     rolls = np.array([0, 0, 1, 2, 0, 0, 0, 0, 2, 0])

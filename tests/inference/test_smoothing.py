@@ -95,7 +95,7 @@ def methods(*slow):
     return [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in METHODS]
 
 
-@pytest.mark.parametrize("name", methods("genealogy"))
+@pytest.mark.parametrize("name", methods("genealogy", "rejection"))
 def test_moments_of_a_chain(name, key):
     assert_kalman(CHAIN, key, **METHODS[name])
 
@@ -215,6 +215,7 @@ def test_a_hidden_markov_chain(key):
     assert_unbiased(jax.jit(jax.vmap(of_run))(jax.random.split(key, 200)), exact)
 
 
+@pytest.mark.slow
 def test_the_mean_gradient_along_paths_is_the_score(key):
     """Fisher's identity for the coefficient of the walk, against the derivative of the exact log-evidence."""
 
@@ -243,6 +244,7 @@ def test_the_mean_gradient_along_paths_is_the_score(key):
     assert_unbiased(jax.jit(jax.vmap(score))(jax.random.split(key, 200)), exact)
 
 
+@pytest.mark.slow
 def test_backward_draws_keep_more_particles_than_the_genealogy(key):
     """50 particles have 1 to 3 ancestors 200 steps back; 22 or more are drawn backward (300 runs of each)."""
     long = dataclasses.replace(

@@ -235,8 +235,14 @@ BROADCASTS = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
-@pytest.mark.parametrize("name", BROADCASTS)
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        pytest.param(n, s, marks=[] if i % 3 == j else pytest.mark.slow)
+        for i, n in enumerate(BROADCASTS)
+        for j, s in enumerate(["enum", "reinforce", "mvd"])
+    ],
+)  # slow: the other pairs
 def test_sites_of_different_plates_meet_by_broadcasting(name, strategy):
     """An axis of size one that broadcasts against a plate is not that plate."""
     shape, combine = BROADCASTS[name]
@@ -514,8 +520,14 @@ OWN_SCORES = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
-@pytest.mark.parametrize("name", OWN_SCORES)
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        pytest.param(n, s, marks=[] if i % 3 == j else pytest.mark.slow)
+        for i, n in enumerate(OWN_SCORES)
+        for j, s in enumerate(["enum", "reinforce", "mvd"])
+    ],
+)  # slow: the other pairs
 def test_log_densities_in_the_cost(name, strategy):
     """A site's own log-prob has a derivative of mean zero only where it stands alone; another program's keeps its own."""
 

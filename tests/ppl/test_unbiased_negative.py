@@ -75,8 +75,14 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("context", ["plate-mixed", "scan", "cond"])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [
+        pytest.param(n, c, marks=[] if i % 3 == j else pytest.mark.slow)
+        for i, n in enumerate(EXACT)
+        for j, c in enumerate(["plate-mixed", "scan", "cond"])
+    ],
+)  # slow: the other pairs
 def test_exact_tests_find_a_broken_estimator(name, context):
     program = CONTEXTS[context]
     fn, spec = program.raw("bernoulli"), program.spec("bernoulli")

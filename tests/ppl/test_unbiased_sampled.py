@@ -155,7 +155,6 @@ IWELBO = [
 QUICK_IWELBO = [
     ("joint", "short-scan", "bernoulli", "mvd"),
     ("joint", "rows", "bernoulli", "reinforce"),
-    ("plate", "plate", "bernoulli", "mvd"),
     ("plate", "rows", "bernoulli", "loo"),
     ("plate", "rows", "normal", "reinforce"),
 ]
@@ -270,7 +269,7 @@ SUBSAMPLED = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "strategy"), marked(SUBSAMPLED, SUBSAMPLED[:6:2] + SUBSAMPLED[-1:])
+    ("kind", "strategy"), marked(SUBSAMPLED, [("bernoulli", "loo"), ("normal", "mvd")])
 )
 def test_subsampled_plates_have_the_full_gradient(kind, strategy, key):
     model, guide = subsampled(kind, None)
@@ -302,6 +301,7 @@ def test_subsampled_rows_under_a_raw_expectation(strategy, key):
     assert_mean(expectation, {"a": PARAMS["a"]}, truth, key, n=40_000, catches=0.15)
 
 
+@pytest.mark.slow
 def test_iwelbo_per_plate_on_subsampled_rows(key):
     """The sum of the rows' bounds, scaled by 4 / 2, on two of four rows."""
 
@@ -339,7 +339,7 @@ GAMMA = [
 
 
 @pytest.mark.parametrize(
-    ("regions", "strategy"), marked(GAMMA, GAMMA[::4] + [("line", "reinforce")])
+    ("regions", "strategy"), marked(GAMMA, [("line", "implicit"), ("line", "reinforce")])
 )
 def test_gamma_concentration(regions, strategy, key):
     """x_t ~ Gamma(a + c x_{t-1}, r): first and second moments by their own recursion."""
