@@ -144,7 +144,7 @@ def rejection(log_bound: Callable[[Array], Any], num_proposals: int | None) -> D
             above = step.ahead(other) - bound
             accepted = jnp.log(jax.random.uniform(key_accept, (num,))) < above
             index = jnp.where(accepted & ~is_done, other, index)
-            tried = tried + (~is_done).sum()
+            tried = tried + (~is_done).sum(dtype=jnp.int32)
             return number + 1, index, is_done | accepted, tried, jnp.maximum(excess, above.max())
 
         start = (

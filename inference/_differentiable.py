@@ -45,7 +45,7 @@ def killing_law(log_weights: Array, ancestors: Array) -> Array:
     stay = jnp.exp(log_weights - log_weights.max())
     is_own = ancestors == jnp.arange(len(log_weights))
     killed = 1 - jnp.where(is_own, 0.0, stay)  # the particle of largest weight is never killed
-    own = jnp.log(stay + (1 - stay) * jnp.exp(log_weights))
+    own = jnp.log(jnp.where(is_own, stay + (1 - stay) * jnp.exp(log_weights), 1.0))
     return jnp.where(is_own, own, jnp.log(killed) + log_weights[ancestors]).sum()
 
 

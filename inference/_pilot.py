@@ -129,4 +129,8 @@ def _try(
         report = gradient_report(objective, params, key, *args, num_draws=num_draws)
     except (ValueError, TypeError, NotImplementedError) as err:  # a relaxed draw as an index, say
         return Trial(name, strategy, math.nan, math.nan, " ".join(str(err).split()))
+    if not math.isfinite(report.variance):
+        return Trial(
+            name, strategy, math.nan, math.nan, "its gradient is not finite at these parameters"
+        )
     return Trial(name, strategy, report.variance, report.flops, None)

@@ -87,12 +87,12 @@ def check_sites(
     Raises:
         ValueError: a log-prob is scaled by subsampling; a pattern of strategies matches no site.
     """
+    present = {role: program for role, program in programs.items() if program is not None}
+    refuse_scaled("smc", *(program.shapes.sites for program in present.values()))
     if gradient is None:
         return
-    for role, program in programs.items():
-        if program is not None:
-            program.scored = set(draws[role].scored)
-            refuse_scaled("smc", program.shapes.sites)
+    for role, program in present.items():
+        program.scored = set(draws[role].scored)
     unmatched = sorted(set(gradient.sites) - {"*"} - {p for d in draws.values() for p in d.matched})
     if unmatched:
         raise ValueError(

@@ -210,7 +210,7 @@ class _reduction:
 
     def __call__(self, x: Array, axes: Sequence[int], number: Any) -> Array:
         if self.kind == "sum":
-            return jax.nn.logsumexp(x, axis=tuple(axes))
+            return log_sum_exp(x, tuple(axes))
         kept = [a for a in range(x.ndim) if a not in axes]
         x = jnp.transpose(x, [*kept, *axes]).reshape(*(x.shape[a] for a in kept), -1)
         if self.kind == "max":
@@ -218,6 +218,13 @@ class _reduction:
         assert self.key is not None
         noise = jax.random.gumbel(jax.random.fold_in(self.key, number), x.shape, x.dtype)
         return _marked(x, x + noise, False)
+
+
+def log_sum_exp(x: Array, axes: tuple[int, ...]) -> Array:
+    """`logsumexp` whose derivative is zero, not NaN, where all terms are -inf (a state that is never reached)."""
+    is_dead = (x == -jnp.inf).all(axes)
+    alive = jnp.where(jnp.expand_dims(is_dead, axes), 0.0, x)
+    return jnp.where(is_dead, -jnp.inf, jax.nn.logsumexp(alive, axis=axes))
 
 
 def _marked(x: Array, race: Array, is_max: bool) -> Array:

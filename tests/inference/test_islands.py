@@ -204,7 +204,7 @@ def options_of(**change):
         ({"island_resampling": "best"}, "No resampling scheme is called 'best'"),
         ({"proposal": walk}, "islands: a FeynmanKac takes no program arguments"),
     ],
-    ids=str,
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else None,  # an address is no name
 )
 def test_refusals(change, message, key):
     with pytest.raises(ValueError, match=message):
