@@ -129,7 +129,7 @@ def rejection(log_bound: Callable[[Array], Any], num_proposals: int | None) -> D
     """
 
     def draw(step: Step) -> Drawn:
-        num, bound = len(step.parents), log_bound(step.t)
+        num, bound = len(step.parents), log_bound(step.t + step.future.first)
         limit = len(step.log_weights) if num_proposals is None else num_proposals
         key_loop, key_rest = jax.random.split(step.key)
 

@@ -21,6 +21,7 @@ from ._transition import Future
 from ._twist import Twist, log_psi_of, poisoned, resample_ahead
 
 Array = jax.Array
+FIRST_MOVE = 1  # the number of the move that step 0 of the loop makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,11 +211,11 @@ def _future(model: FeynmanKac, particles: Any) -> Future:
         return one(previous, x, t) + model.log_potential(previous, x, t)
 
     def of_pairs(fn: Callable[..., Array], previous: Any, x: Any, t: Array) -> tuple[Any, Array]:
-        return x, jax.vmap(fn, (0, 0, None))(previous, x, t + 1)  # the loop's step 0 is move 1
+        return x, jax.vmap(fn, (0, 0, None))(previous, x, t + FIRST_MOVE)
 
     log_joint = functools.partial(of_pairs, joint)
     log_density = log_joint if is_felt else functools.partial(of_pairs, one)
-    return Future(1, model.num_steps, log_density, log_joint)
+    return Future(1, model.num_steps, log_density, log_joint, first=FIRST_MOVE)
 
 
 def _check_pathwise(state: Any) -> None:

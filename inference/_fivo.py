@@ -13,9 +13,11 @@ import jax.numpy as jnp
 
 from .. import ppl
 from ..ppl._compat import typed_key
-from ..ppl._expectation import as_arrays
+from ..ppl._engine import as_strategy
+from ..ppl._expectation import as_arrays, signature_of
 from ..ppl._plan import SitePlan
 from ..ppl._stochastic import Constrained, check_count
+from ..ppl._strategy import Pathwise
 from ..ppl._trace import Trace, trace_of
 from . import _filter
 from ._differentiable import (
@@ -70,7 +72,7 @@ def fivo(
 
     Raises:
         ValueError: what `smc` refuses; a pathwise value that makes a log-prob jump; a log-prob that is scaled by subsampling;
-            "stop_gradient" with parameters of the guide.
+            "stop_gradient" with parameters of the guide; `strategies` other than pathwise ones and plain "reinforce".
 
     Validity: the value is unbiased for the bound under every gradient but "ot". The gradient is unbiased for the bound under
     "score", for model and guide parameters; the others are as their classes say.
@@ -94,6 +96,7 @@ def fivo(
     check_count("fivo", num_particles)
     scheme, strategy = as_scheme(resampling), as_gradient(gradient)
     policy = policy or every()
+    _check_strategies(strategies or {})
     history = "none" if isinstance(strategy, Transport) else "ancestors"
     strategy.check(scheme, policy, num_particles, history)
     return ParticleObjective(
@@ -113,6 +116,18 @@ def fivo(
             "gradient": Differentiation(strategy, scheme, strategies or {}),
         },
     )
+
+
+def _check_strategies(strategies: Mapping[str, Any]) -> None:
+    """A site is pathwise or scored, nothing else."""
+    for pattern, strategy in strategies.items():
+        chosen = None if strategy == "auto" else as_strategy(strategy, pattern)
+        is_plain = isinstance(chosen, ppl.Reinforce) and chosen.baseline is None
+        if chosen is not None and not isinstance(chosen, Pathwise) and not is_plain:
+            raise ValueError(
+                f"fivo: strategies={{'{pattern}': {strategy!r}}}: a particle run has sites that are pathwise or scored. "
+                "Use 'reparam' or 'reinforce'; num_replicates >= 2 gives the score function its baseline."
+            )
 
 
 def vsmc(model: Any, guide: Any = None, *, num_particles: int, **options: Any) -> Objective:
@@ -172,7 +187,7 @@ class _ParticleExpectation:
     def __init__(self, objective: ParticleObjective) -> None:
         self.objective = objective
         self.differentiation: Differentiation = objective.options["gradient"]
-        self._one: ppl.Expectation | None = None
+        self._ones: dict[Any, ppl.Expectation] = {}
         self._compiled = eqx.filter_jit(jax.value_and_grad(self._value))
         self._compiled_value = eqx.filter_jit(self._value)
 
@@ -234,11 +249,12 @@ class _ParticleExpectation:
         self._one_particle(params, args)._ready(params, args)
 
     def _one_particle(self, params: Any, args: tuple[Any, ...]) -> ppl.Expectation:
-        if self._one is None:
+        signature = signature_of((params, args))
+        if signature not in self._ones:
             o = self.objective
             if isinstance(self.differentiation.strategy, StopGradient):
                 self._refuse_guide_parameters(params, args)
-            self._one = ppl.expectation(
+            self._ones[signature] = ppl.expectation(
                 o._run,
                 strategies={
                     **dict.fromkeys(self._scored(params, args), "reinforce"),
@@ -248,7 +264,7 @@ class _ParticleExpectation:
                 check_jumps=o.check_jumps,
                 examples=o.examples,
             )
-        return self._one
+        return self._ones[signature]
 
     def _scored(self, params: Any, args: tuple[Any, ...]) -> set[str]:
         """Sites that are not pathwise."""

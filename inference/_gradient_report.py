@@ -115,6 +115,7 @@ def gradient_report(
 
     Raises:
         ValueError: fewer than 2 draws, and all refusals of the objective.
+        TypeError: an objective estimated by particle runs (`fivo`, `vsmc`).
 
     Validity: the variances are unbiased for any number of draws (where they are finite); norms of means and ratios are not.
     All draws of one name are one site. Noise of `ppl.rng_key` belongs to no site.
@@ -123,6 +124,7 @@ def gradient_report(
     """
     if not isinstance(num_draws, int) or num_draws < 2:
         raise ValueError(f"gradient_report: num_draws must be an integer >= 2, got {num_draws!r}.")
+    refuse_particle_runs("gradient_report", objective)
     plan = objective.plan(params, *args)
     names = list(dict.fromkeys(_name(p.site) for p in plan.sites))
 
@@ -171,6 +173,15 @@ def gradient_report(
         seconds=seconds,
         flops=flops,
     )
+
+
+def refuse_particle_runs(label: str, objective: Objective) -> None:
+    """Refuse objectives whose estimate is no traced expectation: sites share noise there."""
+    if not isinstance(objective.expectation, ppl.Expectation):
+        raise TypeError(
+            f"{label}: '{objective.name}' is estimated by particle runs, and the report would be that of a single particle. "
+            "Take moments of jax.vmap(objective.grad, (None, 0)) over keys instead."
+        )
 
 
 def _half_squares(grads: Any) -> Array:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..ppl._table import table
-from ._gradient_report import gradient_report
+from ._gradient_report import gradient_report, refuse_particle_runs
 from ._objective import Objective
 
 CANDIDATES = ("reparam", "enum", "mvd", "disarm", "reinforce_loo", "rebar", "reinforce")
@@ -95,9 +95,11 @@ def pilot(
 
     Raises:
         ValueError: no candidate serves a site, with the reason of each.
+        TypeError: an objective estimated by particle runs (`fivo`, `vsmc`).
 
     Validity: the choice is made before training and from its own key, so that it biases nothing.
     """
+    refuse_particle_runs("pilot", objective)
     by_rule = dataclasses.replace(objective, strategies="auto")
     sites = by_rule.plan(params, *args).sites
     names = list(dict.fromkeys(p.site.split("#")[0] for p in sites))

@@ -58,7 +58,8 @@ class SMCSampler(StochasticProgram):
         if _engine().is_exploring:
             self._explore(args)
             return self.program._score(choices, *args)
-        return self._trace(choices, self._run(self.own_key(), args, choices), args)
+        result = self._run(self.own_key(), args, choices)
+        return self._trace(choices, result, args, is_given=True)
 
     def _run(self, key: Array, args: tuple[Any, ...], retained: Any = None) -> SMCResult:
         """The particle run; a derivative of what enters it is refused."""
@@ -75,10 +76,15 @@ class SMCSampler(StochasticProgram):
                 **{**self.options, "resampling": scheme},
             )  # fmt: skip
 
-    def _trace(self, choices: dict[str, Array], result: SMCResult, args: Any) -> ppl.Trace:
+    def _trace(
+        self, choices: dict[str, Array], result: SMCResult, args: Any, *, is_given: bool = False
+    ) -> ppl.Trace:
         p = self.program._score(choices, *args)
-        # A run that lost all particles weighs nothing: 1 / q-hat = 0.
-        log_density = jnp.where(result.failed_at >= 0, jnp.inf, p.log_density - result.log_evidence)
+        # A run that lost all particles weighs nothing: 1 / q-hat = 0. A given path without density has q-hat = 0.
+        is_lost = result.failed_at >= 0
+        log_density = jnp.where(is_lost, jnp.inf, p.log_density - result.log_evidence)
+        if is_given:
+            log_density = jnp.where(p.log_density == -jnp.inf, -jnp.inf, log_density)
         return estimated(self.label, choices, p.sites, log_density)
 
     def _explore(self, args: tuple[Any, ...]) -> ppl.Trace:
@@ -136,7 +142,8 @@ def smc_sampler(
         TypeError: the program's or proposal's own density is estimated; a derivative with respect to what enters the run.
 
     Validity: both identities hold at every K, for every unbiased scheme and every policy that looks at weights only, with a
-    proposal that covers the target's support.
+    proposal that covers the target's support, at x of positive density p~(x). Where it is zero w is -inf, given x, and +inf in
+    a draw (a run that lost all particles): such x weigh nothing in `marginal`, `normalize` and bounds.
 
     Example:
         >>> from lapilli import inference, ppl

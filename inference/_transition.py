@@ -44,6 +44,7 @@ class Future:
             a step, [n, ...] each.
         log_joint: the same with all log-probs of the step, also those that never depend on the state.
         is_last: whether nothing with a density comes after the loop.
+        first: what the user calls the loop's step 0.
     """
 
     memory: int
@@ -51,6 +52,7 @@ class Future:
     log_density: Callable[[Any, Any, Array], tuple[Any, Array]]
     log_joint: Callable[[Any, Any, Array], tuple[Any, Array]]
     is_last: bool = True
+    first: int = 0
 
     def __call__(self, states: Any, window: Any, t: Array) -> Array:
         """Logs of F_t for n pairs of states [n, ...] and choices of the next steps [n, max(L, 1), ...], in nats, [n].

@@ -103,7 +103,7 @@ class Expectation:
     def _ready(self, params: Any, args: Any) -> dict[str, set[str]]:
         """Run the checks once per shape; returns what `auto` has to avoid."""
         warn_of_wrong_fusions()
-        signature = _signature((params, args))
+        signature = signature_of((params, args))
         if signature not in self._demoted:
             if not self._examples and is_concrete((params, args)):
                 self._examples.append((params, args))
@@ -247,7 +247,8 @@ def _wide(x: Any) -> Any:
     )
 
 
-def _signature(tree: Any) -> Any:
+def signature_of(tree: Any) -> Any:
+    """Structure, shapes and dtypes of a tree: what a traced program depends on."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(
         (jnp.shape(x), str(x.dtype)) if hasattr(x, "dtype") else repr(x) for x in leaves

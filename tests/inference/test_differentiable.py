@@ -11,6 +11,7 @@ import pytest
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference._differentiable import killing_law
 from lapilli.inference._transport import log_plan
 
 # A hidden Markov chain of two states: every run of two particles is one of 16^3.
@@ -423,3 +424,13 @@ def test_every_policy_is_known_to_read_the_weights_or_not():
     blind = [inference.every(), inference.every(2), inference.never(), inference.window(1, 3)]
     assert all(_reads_weights(p, 4) for p in reads)
     assert not any(_reads_weights(p, 4) for p in blind)
+
+
+def test_killing_with_a_particle_of_weight_zero_keeps_derivatives_finite():
+    def law(x):
+        log_weights = jax.nn.log_softmax(
+            jnp.array([0.0, 1.0, -jnp.inf]) + x * jnp.array([1.0, 0.0, 0.0])
+        )
+        return killing_law(log_weights, jnp.array([0, 1, 1]))
+
+    assert jnp.isfinite(jax.grad(law)(0.3))

@@ -209,3 +209,30 @@ def test_what_would_be_biased_is_refused(name):
 
 def test_the_remedy_for_a_jump(key):
     assert np.isfinite(evaluate(jumping, strategies={"x": "reinforce"}))
+
+
+@pytest.mark.parametrize("strategy", ["enum", "mvd", "gumbel_softmax", "reinforce_loo"])
+def test_other_strategies_than_paths_and_scores_are_refused(strategy):
+    with pytest.raises(ValueError, match=f"'x': '{strategy}'.*Use 'reparam' or 'reinforce'"):
+        inference.fivo(walk, num_particles=2, strategies={"x": strategy})
+
+
+def test_a_report_of_particle_runs_is_refused(key):
+    bound = inference.fivo(walk, num_particles=2)
+    params = bound.init(key, YS)
+    for call in (inference.gradient_report, inference.pilot):
+        with pytest.raises(TypeError, match=r"'fivo' is estimated by particle runs.*jax.vmap"):
+            call(bound, params, key, YS)
+
+
+def test_parameters_of_a_guide_are_refused_at_every_call(key):
+    bound = inference.fivo(walk, guide, num_particles=2, gradient="stop_gradient")
+    params = bound.init(key, YS)
+    own = {
+        name: x
+        for name, x in params.items()
+        if name in inference.fivo(walk, num_particles=2).init(key, YS)
+    }
+    bound.value(own, key, YS)
+    with pytest.raises(ValueError, match="does not depend on the guide's parameters"):
+        bound.value_and_grad(params, key, YS)

@@ -69,3 +69,19 @@ def test_own_strategies_are_set_aside(trained):
     options = {"candidates": ("mvd",), "num_draws": 2}
     pilot = inference.pilot(own, params, jax.random.key(1), X, **options)
     assert pilot.strategies == {"n": "mvd", "k": "mvd"}
+
+
+def test_a_gradient_that_is_not_finite_does_not_win():
+    def cost(z):
+        return jnp.where(z > 0, jnp.sqrt(z), 0.0)  # its derivative below zero is NaN
+
+    def target():
+        ppl.factor("cost", cost(ppl.sample("z", dist.Normal(0.0, 1.0))))
+
+    def start():
+        ppl.sample("z", dist.Normal(ppl.param("m", 0.1), 1.0))
+
+    objective = inference.elbo(target, start)
+    params = objective.init(jax.random.key(0))
+    pilot = inference.pilot(objective, params, jax.random.key(1), candidates=("reparam", "mvd"))
+    assert pilot.strategies == {"z": "mvd"} and "not finite" in pilot.trials[0].refusal

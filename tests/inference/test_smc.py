@@ -402,6 +402,12 @@ def test_same_key_same_result_under_jit_and_both_kinds_of_key(key):
     np.testing.assert_allclose(run(key), run(jax.random.key_data(key)), rtol=1e-6)
 
 
+def some_rows():
+    a = ppl.sample("a", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", 4, subsample_size=1) as i:
+        ppl.sample("y", dist.Normal(a, 1.0), obs=jnp.array([0.0, 1.0, 2.0, 5.0])[i])
+
+
 ERRORS = {
     "num_particles": (lambda k: inference.smc(walk, k, Y, num_particles=0), "num_particles must be"),
     "history": (lambda k: inference.smc(walk, k, Y, num_particles=2, history="all"), "history must be"),
@@ -432,6 +438,7 @@ ERRORS = {
         ),
         "extra \\['q'\\]",
     ),
+    "scaled rows": (lambda k: inference.smc(some_rows, k, num_particles=2), "Site 'y': smc averages densities.*Use all rows"),
     "one particle": (lambda k: inference.conditional_smc(walk, k, {}, Y, num_particles=1), "at least 2"),
     "ess": (lambda k: inference.ess_below(0.0), "fraction"),
     "period": (lambda k: inference.every(0), "period"),

@@ -201,6 +201,17 @@ def gradient(model, sampler):
     return bound.grad(bound.init(jax.random.key(0), YS), jax.random.key(0), YS)
 
 
+def test_a_path_without_density_weighs_nothing():
+    def target():
+        z = ppl.sample("z", dist.Bernoulli(0.5))
+        ppl.factor("one", jnp.where(z == 1, 0.0, -jnp.inf))
+
+    sampler = inference.smc_sampler(target, num_particles=2)
+    keys = jax.random.split(jax.random.key(0), 50)
+    of = lambda z: jax.vmap(lambda k: sampler.estimate_log_density(k, {"z": z}))(keys)
+    assert (of(jnp.array(0)) == -jnp.inf).all() and jnp.isfinite(of(jnp.array(1))).all()
+
+
 REFUSALS = {
     "learned": (
         lambda: gradient(learned, inference.smc_sampler(learned, num_particles=2)),

@@ -342,3 +342,19 @@ def test_broken_backward_weights_are_found(key, monkeypatch):
     monkeypatch.setattr(kernels.Future, "__call__", lambda future, states, window, t: jnp.zeros(()))
     with pytest.raises(AssertionError, match="limit 4.5"):
         assert_kalman(CHAIN, key)
+
+
+def test_a_bound_by_step_counts_steps_as_the_densities_do(key):
+    """Moves of growing width: a bound that is tight at every move; one move late it would be exceeded."""
+    widths = jnp.array([jnp.nan, 1.0, 2.0, 4.0, 8.0])
+    log_move = lambda old, x, t: dist.Normal(old, widths[t]).log_prob(x)
+    chain = inference.FeynmanKac(
+        init=jax.random.normal,
+        kernel=lambda key, x, t: x + widths[t] * jax.random.normal(key),
+        log_potential=lambda old, x, t: log_normal(x, jnp.asarray(Y)[t]),
+        num_steps=4,
+        log_transition=log_move,
+    )
+    bound = lambda t: log_move(0.0, 0.0, t)
+    result = inference.smooth(chain, key, num_particles=50, method="rejection", log_bound=bound)
+    assert -1.0 < float(result.excess) <= 1e-5

@@ -5,6 +5,7 @@ log of the sum, its gradient in the other choices, the posterior's marginals and
 recursion in NumPy and with funsor's sum-product as well.
 """
 
+import itertools
 from typing import Any
 
 import funsor
@@ -615,3 +616,37 @@ def moved_by_a_site(x):
 def test_a_support_that_moves_is_refused_under_numpyro(program):
     with pytest.raises(ValueError, match="Site 'v': its support .* may depend on"):
         Predictive(ppl.eliminate(program, "b"), num_samples=1)(jax.random.key(0), X)
+
+
+def test_states_that_are_never_reached_keep_derivatives_finite():
+    steps = jnp.array([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]])
+
+    def left_to_right(y):
+        means = ppl.sample("means", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+
+        def step(z, y):
+            z = ppl.sample("z", dist.Categorical(steps[z]))
+            ppl.sample("y", dist.Normal(means[z], 1.0), obs=y)
+            return z, None
+
+        ppl.scan(step, 0, y)
+
+    y = jnp.array([0.1, 0.4, 1.5])
+    model = ppl.eliminate(left_to_right, "z")
+    means = jnp.array([0.0, 1.0, 2.0])
+
+    def brute(means):
+        total = 0.0
+        for path in itertools.product(range(3), repeat=3):
+            pairs = zip((0, *path), path, strict=False)
+            weight = np.prod([float(steps[a, b]) for a, b in pairs])
+            total += weight * jnp.exp(dist.Normal(means[jnp.array(path)], 1.0).log_prob(y).sum())
+        return jnp.log(total) + dist.Normal(0.0, 1.0).log_prob(means).sum()
+
+    value, grad = jax.value_and_grad(lambda m: model.log_density({"means": m}, y))(means)
+    want, slope = jax.value_and_grad(brute)(means)
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    np.testing.assert_allclose(grad, slope, rtol=1e-4, atol=1e-5)
+    probs = model.posterior_probs({"means": means}, y)["z"]
+    np.testing.assert_allclose(probs.sum(-1), 1.0, rtol=1e-5)
+    assert float(probs[0, 2]) == 0.0
