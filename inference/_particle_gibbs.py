@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
-from ..ppl._compat import typed_key
+from ..ppl._compat import is_concrete, typed_key
 from ._backward import draw_slots, taken
 from ._backward_kernels import exact
 from ._feynman_kac import FeynmanKac
@@ -170,6 +170,8 @@ def particle_gibbs(
     moves = _moves_of(target, args, parameters, kernel, num_moves)
     state = _first(target, init_key, args, options) if init is None else init
     state = jax.tree.map(jnp.asarray, state)
+    if init is not None and not isinstance(target, FeynmanKac):
+        _check_start(target, state, args)
 
     def of_states(state: Any, inputs: tuple[Array, Array]) -> Any:
         new = conditional_smc(target, inputs[1], state, *args, **options)
@@ -184,6 +186,18 @@ def particle_gibbs(
     inputs = jnp.arange(total), jax.random.split(chain_key, total)
     _, draws = jax.lax.scan(move, start, inputs)
     return jax.tree.map(lambda x: x[num_warmup:], draws)
+
+
+def _check_start(target: Any, state: Any, args: tuple[Any, ...]) -> None:
+    """A chain that starts where the density is zero might never leave: the prior of a retained site is not weighed."""
+    if not is_concrete((state, args)):
+        return
+    log_density = ppl.as_program(target).log_density(state, *args)
+    if not bool(jnp.isfinite(log_density)):
+        raise ValueError(
+            f"particle_gibbs: init has log-density {float(log_density)} under the program, and the chain might stay there. "
+            "Start at values of positive density, or leave init out."
+        )
 
 
 def _alternate(

@@ -73,7 +73,7 @@ class Listing:
         """Layouts of the eliminated sites."""
         return self.structure.layouts
 
-    def factors(self) -> tuple[list[Factor], dict[str, Array]]:
+    def factors(self, kind: Kind = "sum") -> tuple[list[Factor], dict[str, Array]]:
         """The factors that depend on the eliminated sites, and the log-probs of the sites that do not."""
         own = {n: frozenset(self.relations[n]) for n in self.atoms}
         arrays: dict[str, Array] = {}
@@ -85,7 +85,7 @@ class Listing:
             active = dict(zip(densities, swept[len(wanted) :], strict=True))
             for n, array in zip(wanted, swept, strict=False):
                 if n in self.index:
-                    array = self._density(self.index[n], array, active[self.index[n]])
+                    array = self._density(self.index[n], array, active[self.index[n]], kind)
                 arrays[n] = array[tuple(slice(None) if i in own[n] else 0 for i in sorted(group))]
         factors, rest = [], {}
         for n, array in arrays.items():
@@ -118,7 +118,7 @@ class Listing:
 
     def gradient(self, kind: Kind, key: Array | None) -> dict[int, Array]:
         """Derivative of the total in a bias on each site's states: site -> (states, *free axes)."""
-        factors, _ = self.factors()
+        factors, _ = self.factors(kind)
         factors = [f._replace(scales=frozenset({1.0})) for f in factors]
 
         def total(bias: dict[int, Array]) -> Array:
@@ -163,11 +163,15 @@ class Listing:
             bias = jnp.moveaxis(bias, 1, 1 + at)
         return Factor(frozenset({index}), self.structure.free[index], bias, frozenset({1.0}))
 
-    def _density(self, index: int, log_prob: Array, active: Array) -> Array:
-        """Log-probs of the site's elements, those that are joint added up; none where its branch is not taken."""
+    def _density(self, index: int, log_prob: Array, active: Array, kind: Kind) -> Array:
+        """Log-probs of the site's elements, those that are joint added up.
+
+        Where its branch is not taken all values count as one: alike in a sum, each fully in a maximum.
+        """
         site, layout = self.sites[index], self.layouts[index]
         active = active.reshape(active.shape + (1,) * (log_prob.ndim - active.ndim))
-        log_prob = jnp.where(active > 0, log_prob, -math.log(site.num_values or 1))
+        absent = 0.0 if kind == "max" else -math.log(site.num_values or 1)
+        log_prob = jnp.where(active > 0, log_prob, absent)
         first = log_prob.ndim - len(site.sizes)
         return log_prob.sum(tuple(first + i for i in layout.joint))
 

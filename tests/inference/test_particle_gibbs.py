@@ -148,3 +148,13 @@ def test_bad_input_is_refused_by_name(name, key):
     run, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         run(key)
+
+
+def test_a_start_without_density_is_refused(key):
+    def model(y):
+        a = ppl.sample("a", dist.Uniform(0.0, 1.0))
+        ppl.sample("y", dist.Normal(a, 0.3), obs=y)
+
+    options = {"num_particles": 2, "num_samples": 2}
+    with pytest.raises(ValueError, match="init has log-density -inf.*positive density"):
+        inference.particle_gibbs(model, key, 2.0, init={"a": 2.0}, **options)

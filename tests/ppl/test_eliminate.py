@@ -650,3 +650,14 @@ def test_states_that_are_never_reached_keep_derivatives_finite():
     probs = model.posterior_probs({"means": means}, y)["z"]
     np.testing.assert_allclose(probs.sum(-1), 1.0, rtol=1e-5)
     assert float(probs[0, 2]) == 0.0
+
+
+def test_the_mode_weighs_a_branch_that_is_not_taken_once():
+    def branching():
+        c = ppl.sample("c", dist.Bernoulli(0.45))
+        ten = lambda: ppl.sample("k", dist.Categorical(jnp.full(10, 0.1)))
+        ppl.cond(c == 1, ten, lambda: 0)
+
+    best, log_density = ppl.eliminate(branching, ["c", "k"]).mode({})
+    assert int(best["c"]) == 0
+    np.testing.assert_allclose(log_density, np.log(0.55), rtol=1e-5)
