@@ -139,6 +139,7 @@ def test_paths_follow_particles_through_exchanges(key):
     assert len(np.unique(index[0] // 7)) < 6  # islands did die out
 
 
+@pytest.mark.slow
 def test_weights_are_normalised_over_all_islands(key):
     result = inference.islands(walk, key, Y, num_islands=6, num_particles=7, island_policy=ESS)
     np.testing.assert_allclose(jnp.exp(result.log_weights).sum(), 1, rtol=1e-5)
@@ -153,6 +154,7 @@ def test_weights_are_normalised_over_all_islands(key):
     assert result.island_ess.shape == (5,) and result.ess.shape == (5, 6)
 
 
+@pytest.mark.slow
 def test_history_none_keeps_no_genealogy(key):
     options = {"num_islands": 3, "num_particles": 4, "island_policy": EVERY}
     full = inference.islands(WALK, key, **options)

@@ -113,6 +113,7 @@ LONG = inference.FeynmanKac(
 )
 
 
+@pytest.mark.slow
 def test_early_states_move_with_few_particles(key):
     """5 particles, 50 steps: the genealogy holds x_0 fast, other ancestors move it in most moves."""
 

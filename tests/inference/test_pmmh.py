@@ -131,6 +131,7 @@ def test_parameters_on_a_simplex_without_states(key):
     np.testing.assert_allclose(runs.log_joint[0], exact, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_rejected_proposal_leaves_everything_in_place(key):
     chain = inference.pmmh(
         walk, key, Y, parameters=["a", "s"], num_particles=5, num_warmup=5, num_samples=100

@@ -119,6 +119,7 @@ def check_moments(key):
     return runs[2:]
 
 
+@pytest.mark.slow
 def test_persistent_particles_find_posterior_and_evidence(key):
     steps, num_weighted = check_moments(key)
     assert (steps > 1).all()

@@ -355,6 +355,7 @@ def guide(x, scale=1.0):
     ppl.sample("p", dist.Beta(a, 3.0))
 
 
+@pytest.mark.slow
 def test_an_eliminated_model_serves_in_a_bound_and_its_gradient():
     """With the same draws, the bound of the eliminated model is log p(x, p) - log q(p), by hand."""
     objective = inference.elbo(ppl.eliminate(mixture, "b"), guide)

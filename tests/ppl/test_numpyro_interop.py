@@ -235,7 +235,10 @@ AUTOGUIDES = {
 }
 
 
-@pytest.mark.parametrize("name", AUTOGUIDES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != "AutoNormal")) for n in AUTOGUIDES],
+)  # slow: compilation
 def test_an_autoguide_gives_the_value_and_gradient_of_numpyros_elbo(name):
     """3000 keys: value sd about 1 nat, so a missing Jacobian (of order 1 nat) is 30 errors."""
     guide = AUTOGUIDES[name](positive)

@@ -30,11 +30,12 @@ FIXED = {"moving-average": {"mean": jnp.array(0.7), "weight": jnp.array(0.9)}}
 CONTEXTS = {name: c for name, c in EVERY.items() if name not in ("rows", "short-scan")}
 SMALL = ("straight", "plate", "plate-mixed", "cond", "event")
 QUICK = [
-    *((c, "bernoulli", s) for c in CONTEXTS for s in ("enum", "reinforce", "mvd")),
-    *((c, "bernoulli", "regression") for c in ("plate", "scan", "cond")),
+    *((c, "bernoulli", s) for c in CONTEXTS for s in ("enum", "reinforce")),
+    *((c, "bernoulli", "mvd") for c in ("nested-plate", "scan", "cond", "plate-around-scan")),
+    *((c, "bernoulli", "regression") for c in ("plate", "scan")),
     *((c, "bernoulli", "number") for c in ("plate-mixed", "nested-scan")),
     *((c, "bernoulli", "moving-average") for c in ("nested-plate", "plate-around-scan")),
-    *((c, "categorical", s) for c in ("plate", "cond") for s in ("enum", "reinforce", "mvd")),
+    *((c, "categorical", s) for c in ("plate",) for s in ("enum", "reinforce", "mvd")),
     *((c, "normal", "reparam") for c in ("nested-scan", "cond")),
     *((c, "normal", "reinforce") for c in ("plate-mixed", "scan")),
 ]
