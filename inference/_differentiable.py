@@ -23,8 +23,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 
+from ._depends import is_used
 from ._guard import unused
 from ._policies import Policy, ess_below, every
 from ._population import Resampled, is_key, take, uniform
@@ -315,8 +315,4 @@ def _resampled(
 def _reads_weights(policy: Policy, num_particles: int) -> bool:
     """Whether the decision depends on the weights."""
     jaxpr = jax.make_jaxpr(policy)(jnp.zeros((), jnp.int32), uniform(num_particles)).jaxpr
-    live = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-    for eqn in reversed(jaxpr.eqns):
-        if live & set(eqn.outvars):
-            live |= {v for v in eqn.invars if not isinstance(v, Literal)}
-    return jaxpr.invars[1] in live
+    return is_used(jaxpr, 1)

@@ -54,8 +54,7 @@ class RandomWalk(Kernel):
     def spread(self, points: Array) -> Array:
         centred = points - points.mean(0)
         covariance = centred.T @ centred / len(points)
-        jitter = 1e-6 * (jnp.trace(covariance) / len(covariance) + 1e-6)
-        return jnp.linalg.cholesky(covariance + jitter * jnp.eye(len(covariance)))
+        return cholesky(covariance)
 
     def init_scale(self, dimension: int) -> float:
         return 2.38 / dimension**0.5
@@ -116,7 +115,18 @@ def MALA(target_accept: float = 0.57) -> HMC:
     return HMC(1, target_accept)
 
 
+def cholesky(covariance: Array) -> Array:
+    """Lower factor of a covariance estimate, which may be singular."""
+    jitter = 1e-6 * (jnp.trace(covariance) / len(covariance) + 1e-6)
+    return jnp.linalg.cholesky(covariance + jitter * jnp.eye(len(covariance)))
+
+
+def acceptance(log_ratio: Array) -> Array:
+    """Metropolis' probability min(1, ratio); a NaN ratio rejects."""
+    return jnp.exp(jnp.minimum(jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio), 0.0))
+
+
 def accept(key: Array, old: Array, new: Array, log_ratio: Array) -> tuple[Array, Array]:
     """Metropolis' choice between two points; a NaN ratio rejects."""
-    probability = jnp.exp(jnp.minimum(jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio), 0.0))
+    probability = acceptance(log_ratio)
     return jnp.where(jax.random.uniform(key) < probability, new, old), probability

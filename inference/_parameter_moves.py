@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
-from ._moves import Kernel
+from ._moves import Kernel, cholesky
 from ._parameters import Parameters
 
 Array = jax.Array
-NUM_PRIOR_DRAWS = 256
 
 
 class Tuned(NamedTuple):
@@ -58,12 +57,10 @@ class ParameterMoves:
     num_moves: int
 
     def start(self, key: Array, choices: dict[str, Array]) -> Tuned:
-        """At the values of `choices`, the spread from the prior's quartiles, which a heavy tail leaves finite."""
+        """At the values of `choices`, the spread from the prior."""
         point, dimension = self.space.coordinates(choices), self.space.dimension
-        draws = jax.vmap(self.space.draw)(jax.random.split(key, NUM_PRIOR_DRAWS))
-        low, high = jnp.quantile(draws, jnp.array([0.25, 0.75]), axis=0)
         log_scale = jnp.log(jnp.asarray(self.kernel.init_scale(dimension)))
-        return Tuned(point, log_scale, point, jnp.diag(((high - low) / 1.35) ** 2))
+        return Tuned(point, log_scale, point, self.space.prior_covariance(key))
 
     def __call__(self, key: Array, tuned: Tuned, states: dict[str, Array], gain: Array) -> Tuned:
         """New parameters; `gain` is the size of adaptation's step, 0 after warmup."""
@@ -90,6 +87,5 @@ class ParameterMoves:
 def _points(tuned: Tuned) -> Array:
     """2 d points with the chain's mean and covariance, from which kernels take their spread."""
     size = len(tuned.mean)
-    jitter = 1e-6 * (jnp.trace(tuned.covariance) / size + 1e-6)
-    root = jnp.linalg.cholesky(tuned.covariance + jitter * jnp.eye(size)).T * size**0.5
+    root = cholesky(tuned.covariance).T * size**0.5
     return tuned.mean + jnp.concatenate([root, -root])

@@ -27,6 +27,7 @@ from ._depends import depends
 from ._smc import SMCResult, smc
 
 Array = jax.Array
+NUM_PRIOR_DRAWS = 256  # for the scales that a chain starts with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Parameters:
     coordinates: Callable[[Mapping[str, Array]], Array]
     log_prior: Callable[[Array], Array]
     log_jacobian: Callable[[Array], Array]
+
+    def prior_covariance(self, key: Array) -> Array:
+        """A diagonal covariance from the quartiles of the prior, which a heavy tail leaves finite."""
+        draws = jax.vmap(self.draw)(jax.random.split(key, NUM_PRIOR_DRAWS))
+        low, high = jnp.quantile(draws, jnp.array([0.25, 0.75]), axis=0)
+        return jnp.diag(((high - low) / 1.35) ** 2)
 
 
 def make_parameters(
@@ -74,8 +81,8 @@ def make_parameters(
         log_probs = ppl.as_program(watched).generate(key, values, *args)[0].log_probs
         return sum((jnp.sum(log_probs[n]) for n in names), jnp.zeros(())), met.supports
 
-    closed, (_, supports) = jax.make_jaxpr(meet, return_shape=True)(jax.random.key(0), template)
-    _check_dependence(method, closed, names, supports)
+    closed = jax.make_jaxpr(meet)(jax.random.key(0), template)
+    _check_dependence(method, closed, names)
     supports = compiled(lambda *inputs: meet(*inputs)[1], jax.random.key(0), template)
     transforms = {n: biject_to(support) for n, support in supports.items()}
     base = {n: jax.eval_shape(transforms[n]._inverse, template[n]) for n in names}
@@ -184,7 +191,7 @@ def _check_sites(method: str, trace: ppl.Trace, names: list[str]) -> None:
             )
 
 
-def _check_dependence(method: str, closed: Any, names: list[str], supports: Any) -> None:
+def _check_dependence(method: str, closed: Any, names: list[str]) -> None:
     """The prior must not depend on other draws (the key), nor supports on any draw."""
     num_values = len(closed.jaxpr.invars) - 1
     on_key = depends(closed.jaxpr, [True] + [False] * num_values)

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from .. import ppl
 from ..ppl._compat import typed_key
+from ._moves import acceptance, cholesky
 from ._parameters import Parameters, filtered, make_parameters
 from ._policies import Policy
 from ._resampling import Scheme, as_scheme
 from ._smc import smc
 
 Array = jax.Array
-NUM_PRIOR_DRAWS = 256  # for the scales that a chain starts with
 WIDEST = 10.0  # the scale stays within this factor of its start: noise, too, rejects
 
 
@@ -157,7 +157,7 @@ def _chain(
     space = run.space
     point = space.coordinates(run.first(init_key) if init is None else init)
     state = _State(
-        point, *run(start_key, point), point, _prior_spread(space, prior_key),
+        point, *run(start_key, point), point, space.prior_covariance(prior_key),
         jnp.log(2.38 / space.dimension**0.5),
     )  # fmt: skip
 
@@ -166,12 +166,12 @@ def _chain(
         # A chain that one high estimate holds for long would take its covariance to zero.
         log_density, log_joint, states = run(renew_key, state.point)
         state = state._replace(log_density=log_density, log_joint=log_joint, states=states)
-        new, rate, _ = _move(run, key, state, _cholesky(state.covariance))
+        new, rate, _ = _move(run, key, state, cholesky(state.covariance))
         return _adapt(new, n, rate, target_accept, space.dimension), None
 
     keys = jax.random.split(warm_key, num_warmup)
     state, _ = jax.lax.scan(warm, state, (jnp.arange(num_warmup), keys))
-    spread = _cholesky(state.covariance)
+    spread = cholesky(state.covariance)
 
     def sample(state: _State, key: Array) -> tuple[_State, Any]:
         new, _, is_accepted = _move(run, key, state, spread)
@@ -215,7 +215,7 @@ def _move(run: _Run, key: Array, state: _State, spread: Array) -> tuple[_State, 
     point = state.point + jnp.exp(state.log_scale) * spread @ noise
     log_density, log_joint, states = run(run_key, point)
     log_ratio = log_density - state.log_density
-    rate = jnp.exp(jnp.minimum(jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio), 0.0))
+    rate = acceptance(log_ratio)
     is_accepted = jax.random.uniform(accept_key) < rate
     new = state._replace(point=point, log_density=log_density, log_joint=log_joint, states=states)
     state = jax.tree.map(lambda a, b: jnp.where(is_accepted, a, b), new, state)
@@ -233,18 +233,6 @@ def _adapt(state: _State, n: Array, rate: Array, target_accept: float, dimension
         covariance=state.covariance + gain * (jnp.outer(centred, centred) - state.covariance),
         log_scale=jnp.clip(log_scale, middle - room, middle + room),
     )
-
-
-def _prior_spread(space: Parameters, key: Array) -> Array:
-    """A diagonal covariance from the quartiles of the prior, which a heavy tail leaves finite."""
-    draws = jax.vmap(space.draw)(jax.random.split(key, NUM_PRIOR_DRAWS))
-    low, high = jnp.quantile(draws, jnp.array([0.25, 0.75]), axis=0)
-    return jnp.diag(((high - low) / 1.35) ** 2)
-
-
-def _cholesky(covariance: Array) -> Array:
-    jitter = 1e-6 * (jnp.trace(covariance) / len(covariance) + 1e-6)
-    return jnp.linalg.cholesky(covariance + jitter * jnp.eye(len(covariance)))
 
 
 def check_unbiased(method: str, resampling: str | Scheme) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -292,3 +292,9 @@ def as_scheme(scheme: str | Scheme) -> Scheme:
     if scheme not in RESAMPLERS:
         raise ValueError(f"No resampling scheme is called {scheme!r}. Use one of {names}.")
     return RESAMPLERS[scheme]
+
+
+def equally_weighted(key: Array, particles: Any, log_weights: Array, num: int) -> Any:
+    """`num` of the weighted particles, drawn by systematic resampling."""
+    index = as_scheme("systematic").ancestors(key, log_weights, num)
+    return jax.tree.map(lambda x: x[index], particles)

@@ -25,7 +25,7 @@ from ._differentiable import (
 from ._feynman_kac import FeynmanKac
 from ._mesh import ONE_DEVICE, Axes, Placement, as_placement
 from ._policies import Policy, ess_below
-from ._resampling import Scheme, as_scheme
+from ._resampling import Scheme, as_scheme, equally_weighted
 from ._twist import Twist
 
 Array = jax.Array
@@ -72,8 +72,7 @@ class SMCResult:
 
     def sample(self, key: Array, num_samples: int) -> Any:
         """Equally weighted particles, drawn by systematic resampling."""
-        index = as_scheme("systematic").ancestors(typed_key(key), self.log_weights, num_samples)
-        return jax.tree.map(lambda x: x[index], self.particles)
+        return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
 
 
 def smc(

@@ -16,7 +16,7 @@ from ._parameters import Parameters, filtered, make_parameters
 from ._pmmh import check_unbiased
 from ._policies import Policy, ess_below
 from ._population import resample, reweight, uniform
-from ._resampling import Scheme, as_scheme
+from ._resampling import Scheme, as_scheme, equally_weighted
 
 Array = jax.Array
 
@@ -54,8 +54,7 @@ class SMC2Result:
 
     def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
         """Equally weighted particles, drawn by systematic resampling."""
-        index = as_scheme("systematic").ancestors(typed_key(key), self.log_weights, num_samples)
-        return jax.tree.map(lambda x: x[index], self.particles)
+        return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
 
 
 def smc2(

@@ -15,7 +15,7 @@ from ._lane_map import map_lanes
 from ._moves import HMC, Kernel
 from ._persistent import run_persistent
 from ._population import resample, reweight, uniform
-from ._resampling import Scheme, as_scheme
+from ._resampling import Scheme, as_scheme, equally_weighted
 from ._static import Static, as_static
 
 Array = jax.Array
@@ -59,8 +59,7 @@ class TemperedResult:
 
     def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
         """Equally weighted particles, drawn by systematic resampling."""
-        index = as_scheme("systematic").ancestors(typed_key(key), self.log_weights, num_samples)
-        return jax.tree.map(lambda x: x[index], self.particles)
+        return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
 
 
 def tempered_smc(
