@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ._objective import Objective, objective
 from ._path_gradients import (
     doubly_reparameterized,
@@ -105,9 +106,7 @@ def iwelbo(
     Reference: Burda et al. 2016, arXiv:1509.00519; Tucker et al. 2019, arXiv:1810.04152 (DReG); Bauer and Mnih 2021,
     arXiv:2101.11046 (GDReG), here for all priors of the hierarchy jointly.
     """
-    if not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"iwelbo: num_particles must be an integer >= 1, got {num_particles!r}.")
-
+    check_counts("iwelbo", num_particles=num_particles)
     if gradient == "stl":
         raise ValueError(
             "iwelbo: gradient='stl' is biased for more than one particle (the score left out does not have mean zero "

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.stats
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import typed_key
 from ..ppl._table import table
 
@@ -78,7 +79,7 @@ def calibrate(
         A `Calibration`.
 
     Raises:
-        ValueError: draws of unknown sites, of other shapes, or without a leading axis in common.
+        ValueError: draws of unknown sites, of other shapes, without a leading axis in common, none, or NaN.
 
     Validity: the test is exact for independent draws; draws of a Markov chain must be thinned until they are nearly independent.
     Ties (discrete sites) are broken at random. Uniform ranks do not prove a posterior right: one that ignores the data, the
@@ -88,28 +89,33 @@ def calibrate(
     bins (fewer where S < 100).
     """
     program = ppl.as_program(model)
-    if not isinstance(num_simulations, int) or num_simulations < 20:
-        raise ValueError(
-            f"calibrate: num_simulations must be an integer >= 20, got {num_simulations!r}."
-        )
+    check_counts("calibrate", 20, num_simulations=num_simulations)
+    check_counts("calibrate", batch_size=1 if batch_size is None else batch_size)
 
-    def simulate(key: Array) -> dict[str, Array]:
+    def simulate(key: Array) -> tuple[dict[str, Array], dict[str, Array], Array]:
         model_key, posterior_key, tie_key = jax.random.split(key, 3)
         trace = program.predict_trace(model_key, {}, *args)
         draws = dict(posterior_fn(posterior_key, trace.observed))
         _check(draws, trace.choices)
-        return {
+        ranks = {
             name: _rank(
                 jax.random.fold_in(tie_key, i), trace.choices[name], jnp.asarray(draws[name])
             )
             for i, name in enumerate(sorted(draws))
-        } | {"": jnp.asarray(len(next(iter(draws.values()))))}
+        }
+        is_nan = {name: jnp.isnan(x).any() for name, x in draws.items()}
+        return ranks, is_nan, jnp.asarray(len(next(iter(draws.values()))))
 
     keys = jax.random.split(typed_key(key), num_simulations)
-    ranks = jax.jit(lambda keys: jax.lax.map(simulate, keys, batch_size=batch_size or len(keys)))(
-        keys
-    )
-    num_draws = int(ranks.pop("")[0])
+    run = jax.jit(lambda keys: jax.lax.map(simulate, keys, batch_size=batch_size or len(keys)))
+    ranks, is_nan, lengths = run(keys)
+    for name, bad in is_nan.items():
+        if bad.any():
+            raise ValueError(
+                f"calibrate: draws of site '{name}' are NaN in {int(bad.sum())} of {num_simulations} simulations, so they have "
+                "no rank. Mend posterior_fn where it fails."
+            )
+    num_draws = int(lengths[0])
     found = {name: np.asarray(r) for name, r in ranks.items()}
     return Calibration(
         found, num_draws, {name: _p_values(r, num_draws) for name, r in found.items()}
@@ -134,6 +140,10 @@ def _check(draws: Mapping[str, Any], choices: Mapping[str, Array]) -> None:
     if len(set(lengths.values())) > 1 or () in lengths.values():
         raise ValueError(
             f"calibrate: draws need one leading axis in common, got {lengths}. Return [draws, ...] for every site."
+        )
+    if (0,) in lengths.values():
+        raise ValueError(
+            "calibrate: posterior_fn returned no draw, and every rank would be 0. Return at least one, [draws, ...]."
         )
     for name, x in draws.items():
         if jnp.shape(x)[1:] != jnp.shape(choices[name]):

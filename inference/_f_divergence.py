@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ._objective import Objective, objective
-from ._row_weights import check_particles, lane_weights, log_mean_exp
+from ._row_weights import lane_weights, log_mean_exp
 
 Array = jax.Array
 
@@ -93,7 +94,7 @@ def f_divergence(
 
     Reference: Wan, Li and Hovakimyan 2020, arXiv:2009.13093 (bounds by f); Csiszar 1967.
     """
-    check_particles("f_divergence", num_particles)
+    check_counts("f_divergence", num_particles=num_particles)
     generator = _generator(f)
 
     @objective(direction="min")

@@ -101,7 +101,7 @@ def run(
     first = place.copy(reweight(uniform(num_particles), place.copy(potentials)))
     pooled = islands.weigh(islands.start(), first.increment)
     ahead = functools.partial(_future, model, start)
-    future = ahead() if path == "ancestor" else None
+    future = ahead() if path == "ancestor" and model.num_steps else None
 
     def step(carry: Any, t: Array) -> tuple[Any, Any]:
         (before, log_psi), score, shares = carry

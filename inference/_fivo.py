@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import typed_key
 from ..ppl._engine import as_strategy
 from ..ppl._expectation import as_arrays, signature_of
 from ..ppl._plan import SitePlan
-from ..ppl._stochastic import Constrained, check_count
+from ..ppl._stochastic import Constrained
 from ..ppl._strategy import Pathwise
 from ..ppl._trace import Trace, trace_of
 from . import _filter
@@ -93,8 +94,10 @@ def fivo(
     Reference: Maddison et al. 2017, arXiv:1705.09279 (FIVO); Le et al. 2018, arXiv:1705.10306 (AESMC); Naesseth et al. 2018,
     arXiv:1705.11140 (VSMC).
     """
-    check_count("fivo", num_particles)
     scheme, strategy = as_scheme(resampling), as_gradient(gradient)
+    if num_replicates is None:
+        num_replicates = 2 if isinstance(strategy, Score) else 1
+    check_counts("fivo", num_particles=num_particles, num_replicates=num_replicates)
     policy = policy or every()
     _check_strategies(strategies or {})
     history = "none" if isinstance(strategy, Transport) else "ancestors"
@@ -104,7 +107,7 @@ def fivo(
         ppl.as_program(model),
         None if guide is None else ppl.as_program(guide),
         {**(strategies or {}), "*": "auto"},
-        num_replicates or (2 if isinstance(strategy, Score) else 1),
+        num_replicates,
         name="fivo",
         check_jumps=check_jumps,
         options={

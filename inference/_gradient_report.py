@@ -6,15 +6,18 @@ import dataclasses
 import time
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import typed_key
 from ..ppl._noise import Salted
 from ..ppl._table import table
 from ._objective import Objective
+from ._operations import num_operations
 
 Array = jax.Array
 
@@ -63,7 +66,7 @@ class GradientReport:
         sites: name -> `SiteGradient`.
         num_draws: estimates behind these numbers.
         seconds: time of one estimate, compiled.
-        flops: operations of one estimate as XLA counts them; the same in every run.
+        num_operations: arithmetic of one estimate, loops by their number of turns; the same in every run.
     """
 
     value: float
@@ -73,7 +76,7 @@ class GradientReport:
     sites: dict[str, SiteGradient]
     num_draws: int
     seconds: float
-    flops: float
+    num_operations: float
 
     def __str__(self) -> str:
         rows = [("parameter", "size", "|mean|", "sd", "mean / sd")]
@@ -88,7 +91,7 @@ class GradientReport:
         ]
         head = (
             f"value {self.value:.4g} nats, sd {self.value_sd:.3g}; {self.num_draws} estimates of "
-            f"{1e3 * self.seconds:.3g} ms and {self.flops:.3g} operations"
+            f"{1e3 * self.seconds:.3g} ms and {self.num_operations:.3g} operations"
         )
         return "\n\n".join([head, table(rows), table(of_sites)])
 
@@ -114,7 +117,7 @@ def gradient_report(
         A `GradientReport`.
 
     Raises:
-        ValueError: fewer than 2 draws, and all refusals of the objective.
+        ValueError: fewer than 2 draws, no parameters, and all refusals of the objective.
         TypeError: an objective estimated by particle runs (`fivo`, `vsmc`).
 
     Validity: the variances are unbiased for any number of draws (where they are finite); norms of means and ratios are not.
@@ -122,9 +125,13 @@ def gradient_report(
 
     Reference: Sobol 2001; Jansen 1999 (total effects); Rainforth et al. 2018, arXiv:1802.04537 (signal to noise).
     """
-    if not isinstance(num_draws, int) or num_draws < 2:
-        raise ValueError(f"gradient_report: num_draws must be an integer >= 2, got {num_draws!r}.")
+    check_counts("gradient_report", 2, num_draws=num_draws)
     refuse_particle_runs("gradient_report", objective)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"gradient_report: '{objective.name}' has no parameters, so there is no gradient. Declare some with ppl.param or "
+            "ppl.module, or pass those that objective.init returns."
+        )
     plan = objective.plan(params, *args)
     names = list(dict.fromkeys(_name(p.site) for p in plan.sites))
 
@@ -152,7 +159,7 @@ def gradient_report(
     values, grads, squares = jax.jit(lambda keys: jax.lax.map(draw, keys))(keys)
     variances = jax.tree.map(lambda g: np.asarray(g, float).var(0, ddof=1).sum(), grads)
     total = float(sum(jax.tree.leaves(variances)))
-    seconds, flops = _cost(objective, params, keys[0], args)
+    seconds, operations = _cost(objective, params, keys[0], args)
     squares = np.asarray(squares, float)
     strategies = {_name(p.site): p.strategy for p in plan.sites}
     return GradientReport(
@@ -171,7 +178,7 @@ def gradient_report(
         },
         num_draws=num_draws,
         seconds=seconds,
-        flops=flops,
+        num_operations=operations,
     )
 
 
@@ -203,14 +210,19 @@ def _of_parameter(leaves: list[Array]) -> ParameterGradient:
 
 def _cost(objective: Objective, params: Any, key: Array, args: Any) -> tuple[float, float]:
     """Seconds (median of 20 calls) and operations of one estimate."""
-    compiled = jax.jit(objective.value_and_grad).lower(params, key, *args).compile()
+    arrays, static = eqx.partition(args, eqx.is_array)
+
+    def estimate(params: Any, key: Array, arrays: Any) -> Any:
+        return objective.value_and_grad(params, key, *eqx.combine(arrays, static))
+
+    traced = jax.jit(estimate).trace(params, key, arrays)
+    compiled = traced.lower().compile()
     times = []
     for _ in range(22):
         start = time.perf_counter()
-        jax.block_until_ready(compiled(params, key, *args))
+        jax.block_until_ready(compiled(params, key, arrays))
         times.append(time.perf_counter() - start)
-    counted = compiled.cost_analysis() or {}
-    return float(np.median(times[2:])), float(counted.get("flops", float("nan")))
+    return float(np.median(times[2:])), num_operations(traced.jaxpr)
 
 
 def _name(address: str) -> str:

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import typed_key
 from ._exchange import Exchange
 from ._feynman_kac import FeynmanKac
 from ._mesh import ONE_DEVICE, Axes, Placement, as_placement, check_even
 from ._policies import Policy, ess_below
+from ._population import evidence
 from ._resampling import Scheme, as_scheme
 from ._smc import History, check_sizes, check_twist, run_engine
 from ._twist import Twist
@@ -150,8 +152,7 @@ def islands(
 
     Reference: Vergé, Dubarry, Del Moral and Moulines 2015, arXiv:1306.3911.
     """
-    if not isinstance(num_islands, int) or num_islands < 1:
-        raise ValueError(f"islands: num_islands must be an integer >= 1, got {num_islands!r}.")
+    check_counts("islands", num_islands=num_islands)
     check_sizes("islands", num_particles, history, batch_size, mesh)
     key = typed_key(key)
     place, spmd = _inner_placement(num_islands, num_particles, mesh, mesh_axes, key)
@@ -208,11 +209,10 @@ def _result(fields: dict[str, Any], num_particles: int) -> IslandsResult:
         mothers = of_islands["ancestors"][..., None]
         fields["ancestors"] = mothers * num_particles + fields["ancestors"]
         fields["step_log_weights"] = shares[..., None] + fields["step_log_weights"]
-    is_lost = fields["increments"] == -jnp.inf
-    failed_at = jnp.where(is_lost.any(), jnp.argmax(is_lost), -1)
+    log_evidence, failed_at = evidence(fields["increments"])
     return IslandsResult(
         **fields,
-        log_evidence=jnp.where(failed_at >= 0, -jnp.inf, fields["increments"].sum()),
+        log_evidence=log_evidence,
         island_log_weights=shares,
         island_ess=of_islands["ess"],
         is_exchanged=of_islands["is_resampled"],

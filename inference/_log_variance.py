@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
-from ._row_weights import check_particles, joint_weight
+from ._row_weights import joint_weight
 
 Array = jax.Array
 
@@ -36,7 +37,7 @@ def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = 
     baseline costs nothing. The gradient in theta is that of the variance, not of any bound. No strategies are needed.
     Reference: Richter et al. 2020, arXiv:2010.10436 (VarGrad); Nuesken and Richter 2021, arXiv:2005.05409.
     """
-    check_particles("log_variance", num_particles, 2)
+    check_counts("log_variance", 2, num_particles=num_particles)
 
     @objective(direction="min")
     def log_variance(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:

@@ -12,6 +12,7 @@ import numpyro.handlers
 from numpyro.infer.autoguide import AutoGuide
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import is_concrete
 
 Array = jax.Array
@@ -47,10 +48,7 @@ class Objective:
     examples: list[Any] = dataclasses.field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_particles, int) or self.num_particles < 1:
-            raise ValueError(
-                f"{self.name}: num_particles must be an integer >= 1, got {self.num_particles!r}."
-            )
+        check_counts(self.name, num_particles=self.num_particles)
         if self.direction not in ("max", "min"):
             raise ValueError(
                 f"{self.name}: direction must be 'max' or 'min', got {self.direction!r}."

@@ -17,14 +17,12 @@ import jax.extend.core
 import jax.flatten_util
 import jax.numpy as jnp
 import numpyro.handlers
-from numpyro.distributions.transforms import biject_to
-from numpyro.primitives import Messenger
 
 from .. import ppl
-from ..ppl._compat import fresh_caches
-from ..ppl._probe import compiled
+from ..ppl._compat import fresh_caches, is_concrete
 from ._depends import depends
 from ._smc import SMCResult, smc
+from ._supports import transforms_of
 
 Array = jax.Array
 NUM_PRIOR_DRAWS = 256  # for the scales that a chain starts with
@@ -36,6 +34,7 @@ class Parameters:
 
     Attributes:
         dimension: d.
+        shapes: site -> shape of its value.
         draw: `key -> u`, from the prior.
         values: u -> site -> value.
         coordinates: site -> value (other sites are ignored) -> u.
@@ -44,11 +43,25 @@ class Parameters:
     """
 
     dimension: int
+    shapes: dict[str, tuple[int, ...]]
     draw: Callable[[Array], Array]
     values: Callable[[Array], dict[str, Array]]
     coordinates: Callable[[Mapping[str, Array]], Array]
     log_prior: Callable[[Array], Array]
     log_jacobian: Callable[[Array], Array]
+
+    def check_start(self, method: str, init: Mapping[str, Array]) -> None:
+        """Refuse first values of a wrong shape or without prior density: a chain might never leave them."""
+        for name, shape in self.shapes.items():
+            if jnp.shape(init[name]) != shape:
+                raise ValueError(
+                    f"{method}: init of '{name}' has shape {jnp.shape(init[name])}, and the site has {shape}. Give one value."
+                )
+        if is_concrete(init) and not bool(jnp.isfinite(self.log_prior(self.coordinates(init)))):
+            raise ValueError(
+                f"{method}: init lies where the prior of {list(self.shapes)} has no density, and the chain might stay there. "
+                "Start inside the support, or leave init out."
+            )
 
     def prior_covariance(self, key: Array) -> Array:
         """A diagonal covariance from the quartiles of the prior, which a heavy tail leaves finite."""
@@ -71,20 +84,17 @@ def make_parameters(
     _check_sites(method, shapes, names)
     template = {n: jnp.zeros(shapes.choices[n].shape, shapes.choices[n].dtype) for n in names}
 
-    def meet(key: Array, values: Mapping[str, Array]) -> tuple[Array, dict[str, Any]]:
-        met = _Supports(names)
+    def log_prior_of(key: Array, values: Mapping[str, Array]) -> Array:
+        log_probs = program.generate(key, values, *args)[0].log_probs
+        return sum((jnp.sum(log_probs[n]) for n in names), jnp.zeros(()))
 
-        def watched(*args: Any) -> Any:
-            with met, fresh_caches():
-                return program(*args)
-
-        log_probs = ppl.as_program(watched).generate(key, values, *args)[0].log_probs
-        return sum((jnp.sum(log_probs[n]) for n in names), jnp.zeros(())), met.supports
-
-    closed = jax.make_jaxpr(meet)(jax.random.key(0), template)
-    _check_dependence(method, closed, names)
-    supports = compiled(lambda *inputs: meet(*inputs)[1], jax.random.key(0), template)
-    transforms = {n: biject_to(support) for n, support in supports.items()}
+    closed = jax.make_jaxpr(log_prior_of)(jax.random.key(0), template)
+    if any(depends(closed.jaxpr, [True] + [False] * len(names))):
+        raise ValueError(
+            f"{method}: the prior of the parameters {names} depends on a latent site that is none of them. Name that site in "
+            "'parameters', too."
+        )
+    transforms = transforms_of(method, program, args, template)
     base = {n: jax.eval_shape(transforms[n]._inverse, template[n]) for n in names}
     flat, unflatten = jax.flatten_util.ravel_pytree(
         jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), base)
@@ -110,7 +120,8 @@ def make_parameters(
     def draw(key: Array) -> Array:
         return coordinates(program.simulate(key, *args).choices)
 
-    return Parameters(flat.size, draw, values, coordinates, log_prior, log_jacobian)
+    value_shapes = {n: x.shape for n, x in template.items()}
+    return Parameters(flat.size, value_shapes, draw, values, coordinates, log_prior, log_jacobian)
 
 
 def filtered(
@@ -148,18 +159,6 @@ def _fixed(proposal: ppl.Program, values: Mapping[str, Array]) -> ppl.Program:
     return ppl.as_program(fixed)
 
 
-class _Supports(Messenger):
-    """Collects the supports of sites."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
-        self.names, self.supports = names, {}
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["name"] in self.names:
-            self.supports[msg["name"]] = msg["fn"].support
-
-
 def _check_sites(method: str, trace: ppl.Trace, names: list[str]) -> None:
     if not names:
         raise ValueError(f"{method}: 'parameters' is empty; name the latent sites to infer.")
@@ -189,19 +188,3 @@ def _check_sites(method: str, trace: ppl.Trace, names: list[str]) -> None:
                 f"{method}: parameter '{name}' is discrete ({info.distribution}), and parameters move in continuous "
                 "coordinates. Leave it to the particles, or sum it out."
             )
-
-
-def _check_dependence(method: str, closed: Any, names: list[str]) -> None:
-    """The prior must not depend on other draws (the key), nor supports on any draw."""
-    num_values = len(closed.jaxpr.invars) - 1
-    on_key = depends(closed.jaxpr, [True] + [False] * num_values)
-    if any(on_key):
-        raise ValueError(
-            f"{method}: the prior of the parameters {names} depends on a latent site that is none of them. Name that site in "
-            "'parameters', too."
-        )
-    if any(depends(closed.jaxpr, [False] + [True] * num_values)[1:]):
-        raise ValueError(
-            f"{method}: the support of one of the parameters {names} depends on another. Draw it on a fixed support, and scale "
-            "or shift it."
-        )

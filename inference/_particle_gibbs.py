@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import is_concrete, typed_key
 from ._backward import draw_slots, taken
 from ._backward_kernels import exact
@@ -143,7 +144,8 @@ def particle_gibbs(
         Latent site -> values, [samples, ...]; for a `FeynmanKac` paths, [samples, steps + 1, ...].
 
     Raises:
-        ValueError: as for `conditional_smc`; a parameter that is missing, discrete, in or after a scan.
+        ValueError: as for `conditional_smc`; a number of samples or moves below 1; a parameter that is missing, discrete, in or
+            after a scan.
 
     Validity: the chain after warmup leaves the posterior of all latent sites invariant for every K >= 2.
 
@@ -165,6 +167,8 @@ def particle_gibbs(
 
     Reference: Andrieu, Doucet and Holenstein 2010, section 2.4.3; Lindsten, Jordan and Schön 2014, arXiv:1401.0604.
     """
+    check_counts("particle_gibbs", num_samples=num_samples, num_moves=num_moves)
+    check_counts("particle_gibbs", 0, num_warmup=num_warmup)
     init_key, tune_key, chain_key = jax.random.split(typed_key(key), 3)
     options = {**options, "num_particles": num_particles}
     moves = _moves_of(target, args, parameters, kernel, num_moves)
@@ -229,8 +233,6 @@ def _moves_of(
     num_moves: int,
 ) -> ParameterMoves | None:
     """How the parameters move, None without any."""
-    if not isinstance(num_moves, int) or num_moves < 1:
-        raise ValueError(f"particle_gibbs: num_moves must be an integer >= 1, got {num_moves!r}.")
     if not parameters:
         if kernel is not None:
             raise ValueError(

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ._moves import Kernel
-from ._population import Weights, resample, reweight
+from ._population import Weights, evidence, resample, reweight
 from ._static import Static
 
 Array = jax.Array
@@ -144,14 +144,16 @@ def run_persistent(run: Sampler, key: Array) -> dict[str, Any]:
     last = pool.temperatures[n]
     weights = weigh(run, pool, jnp.ones(()))  # the last level's particles tell about Z, too
     increments = record["increments"].at[n - 1].add(weights.increment - pool.log_z[n])
+    failed_at = evidence(increments)[1]
     return {
         "particles": jax.vmap(run.target.choices)(pool.points.reshape(-1, pool.points.shape[-1])),
         "log_weights": weights.log_weights,
-        "log_evidence": weights.increment,
+        "log_evidence": jnp.where(failed_at >= 0, -jnp.inf, weights.increment),
         "temperatures": jnp.where(jnp.arange(size) < n, pool.temperatures[1:], last),
         "increments": increments,
         "ess": record["ess"],
         "acceptance": record["acceptance"],
         "num_steps": n,
         "tuning": {"scale": record["scale"], "spread": record["spread"]},
+        "failed_at": failed_at,
     }

@@ -24,20 +24,20 @@ class Trial(NamedTuple):
         site: name.
         strategy: name.
         variance: of the whole gradient, summed over coordinates; NaN where refused.
-        flops: operations of one estimate as XLA counts them.
+        num_operations: arithmetic of one estimate, see `GradientReport`.
         refusal: why it cannot be used, or None.
     """
 
     site: str
     strategy: str
     variance: float
-    flops: float
+    num_operations: float
     refusal: str | None
 
     @property
     def score(self) -> float:
         """Variance times cost: the variance that one operation leaves."""
-        return self.variance * self.flops
+        return self.variance * self.num_operations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Pilot:
                 rows.append((t.site, t.strategy, "-", "-", "-", note))
                 continue
             note = "chosen" if self.strategies[t.site] == t.strategy else ""
-            numbers = f"{t.variance:.3g}", f"{t.flops:.3g}", f"{t.score:.3g}"
+            numbers = f"{t.variance:.3g}", f"{t.num_operations:.3g}", f"{t.score:.3g}"
             rows.append((t.site, t.strategy, *numbers, note))
         return table(rows)
 
@@ -78,7 +78,7 @@ def pilot(
     """Try strategies site by site and keep, for each, the one with the smallest variance times cost.
 
     Sites are taken in program order; those already decided keep their choice, the others follow the rule of "auto". The
-    variance is that of the whole gradient at `params`, the cost the number of operations of the compiled estimate, so that
+    variance is that of the whole gradient at `params`, the cost its number of operations, so that
     the choice depends on the key alone. Each trial compiles the gradient once.
 
     Args:
@@ -119,7 +119,8 @@ def pilot(
             reasons = "; ".join(f"{t.strategy}: {t.refusal}" for t in here)
             raise ValueError(f"pilot: no candidate serves site '{name}'. {reasons}")
         floor = _ROUNDING * max(t.variance for t in sound)
-        chosen[name] = min(sound, key=lambda t, f=floor: max(t.variance, f) * t.flops).strategy
+        cost = lambda t, floor=floor: max(t.variance, floor) * t.num_operations
+        chosen[name] = min(sound, key=cost).strategy
         trials += here
     return Pilot(chosen, tuple(trials), dataclasses.replace(objective, strategies=chosen))
 
@@ -135,4 +136,4 @@ def _try(
         return Trial(
             name, strategy, math.nan, math.nan, "its gradient is not finite at these parameters"
         )
-    return Trial(name, strategy, report.variance, report.flops, None)
+    return Trial(name, strategy, report.variance, report.num_operations, None)

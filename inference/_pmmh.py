@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
-from ..ppl._compat import typed_key
+from ..ppl._checks import check_counts
+from ..ppl._compat import is_concrete, typed_key
 from ._moves import acceptance, cholesky
 from ._parameters import Parameters, filtered, make_parameters
 from ._policies import Policy
@@ -108,7 +109,9 @@ def pmmh(
 
     Raises:
         ValueError: a parameter that is missing, discrete, in or after a scan; a prior or support that depends on what is no
-            parameter; a biased scheme; sizes below 1.
+            parameter; a biased scheme; sizes below 1; an `init` of a wrong shape or without prior density.
+        RuntimeError: the chain has not reached parameters under which the data are possible (outside of jit; under jit
+            log_joint is -inf there).
 
     Validity: the chain after warmup leaves p(parameters, states | data) invariant for every K, because the evidence estimates
     are unbiased; K only governs how often it moves.
@@ -141,8 +144,18 @@ def pmmh(
     space = make_parameters("pmmh", ppl.as_program(program), args, parameters)
     run = _Run(space, ppl.as_program(program), guide, args, options)
     chain = functools.partial(_chain, run, num_warmup, num_samples, target_accept)
-    start = None if init is None else {name: jnp.asarray(init[name]) for name in parameters}
-    return jax.jit(chain)(typed_key(key), start)
+    start = None if init is None else {name: jnp.asarray(init[name], float) for name in parameters}
+    if start is not None:
+        space.check_start("pmmh", start)
+    result = jax.jit(chain)(typed_key(key), start)
+    is_lost = result.log_joint == -jnp.inf
+    if is_concrete(is_lost) and bool(is_lost.any()):
+        raise RuntimeError(
+            f"pmmh: {int(is_lost.sum())} of {num_samples} samples have parameters under which a filter lost all its particles "
+            "(log_joint -inf), so the chain has not reached the posterior. Start elsewhere by init=, or raise num_particles "
+            "or num_warmup."
+        )
+    return result
 
 
 def _chain(
@@ -253,13 +266,8 @@ def _check(
     parameters: Sequence[str],
     init: Mapping[str, Any] | None,
 ) -> None:
-    for name, size, least in (
-        ("num_samples", num_samples, 1),
-        ("num_particles", num_particles, 1),
-        ("num_warmup", num_warmup, 0),
-    ):
-        if not isinstance(size, int) or size < least:
-            raise ValueError(f"pmmh: {name} must be an integer >= {least}, got {size!r}.")
+    check_counts("pmmh", num_samples=num_samples, num_particles=num_particles)
+    check_counts("pmmh", 0, num_warmup=num_warmup)
     if not 0 < target_accept < 1:
         raise ValueError(f"pmmh: target_accept must lie in (0, 1), got {target_accept}.")
     if init is not None and set(init) != set(parameters):

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..ppl._checks import check_counts
+
 Array = jax.Array
 Policy = Callable[[Array, Array], Any]
 
@@ -36,8 +38,7 @@ def every(period: int = 1) -> Policy:
     Args:
         period: number of steps, at least 1.
     """
-    if not isinstance(period, int) or period < 1:
-        raise ValueError(f"every: period must be an integer >= 1, got {period!r}.")
+    check_counts("every", period=period)
     if period == 1:
         return lambda *_: True
     return lambda step, _: step % period == 0

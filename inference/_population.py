@@ -59,6 +59,16 @@ def reweight(log_weights: Array, log_potentials: Array) -> Weights:
     return Weights(normalised, jnp.where(is_lost, -jnp.inf, increment), ess)
 
 
+def evidence(increments: Array) -> tuple[Array, Array]:
+    """(log evidence, number of the first weighing after which no particle had positive weight, -1 if there is none).
+
+    After such a weighing increments mean nothing, so the sum would.
+    """
+    is_lost = increments == -jnp.inf
+    failed_at = jnp.where(is_lost.any(), jnp.argmax(is_lost), -1)
+    return jnp.where(failed_at >= 0, -jnp.inf, increments.sum()), failed_at
+
+
 class Resampled(NamedTuple):
     """Particles after a resampling decision: ancestors is the identity where none took place.
 

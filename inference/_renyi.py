@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ._objective import Objective, objective
-from ._row_weights import check_particles, lane_weights, log_mean_exp
+from ._row_weights import lane_weights, log_mean_exp
 
 Array = jax.Array
 
@@ -50,7 +51,7 @@ def renyi(
     K, 1/(1 - alpha) log E[w^(1 - alpha)].
     Reference: Li and Turner 2016, arXiv:1602.02311.
     """
-    check_particles("renyi", num_particles)
+    check_counts("renyi", num_particles=num_particles)
     if not math.isfinite(alpha):
         raise ValueError(
             f"renyi: alpha must be a finite number, got {alpha}. Large negative values approach the largest weight."
@@ -99,7 +100,7 @@ def cubo(
     finite. Without tails of q as heavy as p's the variance is infinite.
     Reference: Dieng et al. 2017, arXiv:1611.00328.
     """
-    check_particles("cubo", num_particles)
+    check_counts("cubo", num_particles=num_particles)
     _check_order("cubo", order)
 
     @objective(direction="min")

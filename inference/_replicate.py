@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..ppl._checks import check_counts
 from ..ppl._compat import typed_key
 
 
@@ -74,8 +75,7 @@ def replicate(
         >>> round(float(jax.numpy.exp(runs.log_evidence) * 3**0.5), 1)
         1.0
     """
-    if not isinstance(num_runs, int) or num_runs < 2:
-        raise ValueError(f"replicate: num_runs must be an integer >= 2, got {num_runs!r}.")
+    check_counts("replicate", 2, num_runs=num_runs)
     keys = jax.random.split(typed_key(key), num_runs)
     results = jax.vmap(run)(keys) if batch_size is None else jax.lax.map(run, keys, batch_size=batch_size)  # fmt: skip
     log_z: Float[Array, " runs"] | None = getattr(results, "log_evidence", None)

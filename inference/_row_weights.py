@@ -35,14 +35,6 @@ def log_mean_exp(x: Array) -> Array:
     return jax.nn.logsumexp(x, axis=0) - jnp.log(x.shape[0])
 
 
-def check_particles(name: str, num_particles: Any, least: int = 1) -> None:
-    """Refuse a number of particles that is none, or too small."""
-    if not isinstance(num_particles, int) or num_particles < least:
-        raise ValueError(
-            f"{name}: num_particles must be an integer >= {least}, got {num_particles!r}."
-        )
-
-
 def joint_weight(p: ppl.Trace, q: ppl.Trace) -> tuple[Array, Array]:
     """Log-weight of the whole program; refuses scaled log-probs."""
     for trace in (p, q):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import is_concrete, typed_key
 from . import _feynman_kac, _filter
 from ._backward import Segment
@@ -25,6 +26,7 @@ from ._differentiable import (
 from ._feynman_kac import FeynmanKac
 from ._mesh import ONE_DEVICE, Axes, Placement, as_placement
 from ._policies import Policy, ess_below
+from ._population import evidence
 from ._resampling import Scheme, as_scheme, equally_weighted
 from ._twist import Twist
 
@@ -234,13 +236,12 @@ def run(
         if is_scored or isinstance(strategy, Score):
             rest = {name: x for name, x in fields.items() if name != "increments"}
             fields |= evidence_only(strategy, rest)
-    is_lost = fields["increments"] == -jnp.inf
-    failed_at = jnp.where(is_lost.any(), jnp.argmax(is_lost), -1)
     if twist is not None:
         check_twist(fields["increments"])
+    log_evidence, failed_at = evidence(fields["increments"])
     result = SMCResult(
         **fields,
-        log_evidence=jnp.where(failed_at >= 0, -jnp.inf, fields["increments"].sum()),
+        log_evidence=log_evidence,
         failed_at=failed_at,
         offspring=scheme.offspring if retained is None else "conditional",
     )
@@ -279,8 +280,7 @@ def run_engine(
 
 def check_sizes(name: str, num_particles: Any, history: Any, batch_size: Any, mesh: Any) -> None:
     """Refuse impossible sizes, and batches on a mesh."""
-    if not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"{name}: num_particles must be an integer >= 1, got {num_particles!r}.")
+    check_counts(name, num_particles=num_particles)
     if history not in ("none", "ancestors", "full"):
         raise ValueError(f"{name}: history must be 'none', 'ancestors' or 'full', got {history!r}.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import typed_key
 from ._moves import RandomWalk
 from ._parameters import Parameters, filtered, make_parameters
 from ._pmmh import check_unbiased
 from ._policies import Policy, ess_below
-from ._population import resample, reweight, uniform
+from ._population import evidence, resample, reweight, uniform
 from ._resampling import Scheme, as_scheme, equally_weighted
 
 Array = jax.Array
@@ -36,6 +37,7 @@ class SMC2Result:
         ess: effective number of parameter particles after each weighing.
         is_resampled: whether they were then resampled and moved.
         acceptance: mean acceptance probability of these moves, 0 where there were none.
+        failed_at: number of the first weighing after which no parameter had positive weight, -1 if there is none.
     """
 
     parameters: dict[str, Array]
@@ -46,6 +48,7 @@ class SMC2Result:
     ess: Array
     is_resampled: Array
     acceptance: Array
+    failed_at: Array
 
     @property
     def particles(self) -> dict[str, Array]:
@@ -121,13 +124,8 @@ def smc2(
 
     Reference: Chopin, Jacob and Papaspiliopoulos 2013, SMC^2, arXiv:1101.1528.
     """
-    for name, size, least in (
-        ("num_parameter_particles", num_parameter_particles, 2),
-        ("num_particles", num_particles, 1),
-        ("num_moves", num_moves, 1),
-    ):
-        if not isinstance(size, int) or size < least:
-            raise ValueError(f"smc2: {name} must be an integer >= {least}, got {size!r}.")
+    check_counts("smc2", 2, num_parameter_particles=num_parameter_particles)
+    check_counts("smc2", num_particles=num_particles, num_moves=num_moves)
     if not 0 < target_ess < 1:
         raise ValueError(f"smc2: target_ess must lie in (0, 1), got {target_ess}.")
     check_unbiased("smc2", resampling)
@@ -187,10 +185,11 @@ class _Run:
         (cloud, log_weights, _), record = jax.lax.scan(
             step, (cloud, uniform(self.size), scale), steps
         )
-        is_lost = (record["increments"] == -jnp.inf).any()
-        log_evidence = jnp.where(is_lost, -jnp.inf, record["increments"].sum())
+        log_evidence, failed_at = evidence(record["increments"])
         values = jax.vmap(self.space.values)(cloud.points)
-        return SMC2Result(values, cloud.states, log_weights, log_evidence, **record)
+        return SMC2Result(
+            values, cloud.states, log_weights, log_evidence, failed_at=failed_at, **record
+        )
 
     def cloud(self, key: Array, points: Array) -> _Cloud:
         """A filter for every point."""

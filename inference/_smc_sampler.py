@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import no_handlers
 from ..ppl._program import _engine
-from ..ppl._stochastic import Ambient, StochasticProgram, as_arrays, check_count, estimated
+from ..ppl._stochastic import Ambient, StochasticProgram, as_arrays, estimated
 from ._guard import underived
 from ._policies import Policy, every
 from ._resampling import Scheme, as_scheme
@@ -165,7 +166,7 @@ def smc_sampler(
 
     Reference: Andrieu, Doucet and Holenstein 2010 (particle MCMC); Lew et al. 2023, doi:10.1145/3591290.
     """
-    check_count("smc_sampler", num_particles)
+    check_counts("smc_sampler", num_particles=num_particles)
     scheme = as_scheme(resampling)
     if not scheme.is_unbiased:
         raise ValueError(

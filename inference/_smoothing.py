@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import typed_key
 from . import _backward_kernels as kernels
 from ._backward import Filter, draw_slots, taken
@@ -44,8 +45,10 @@ class Smoothing:
         num_distinct: number of different particles among the draws, before each step and at the end, [steps + 1]. Small numbers
             at early times are the genealogy's poverty.
         acceptance: share of proposals accepted in each step, [steps]; NaN for methods without proposals.
+        failed_at: number of the first weighing of the forward run after which no particle had positive weight, -1 if there is
+            none.
         excess: largest log-density above `log_bound`, nats; -inf without a bound. Above zero the bound was none: then
-            floating-point paths are NaN, and outside jit `smooth` raises.
+            paths are NaN (integers their dtype's lowest value), and outside jit `smooth` raises.
     """
 
     paths: Any
@@ -54,6 +57,7 @@ class Smoothing:
     num_distinct: Array
     acceptance: Array
     excess: Array
+    failed_at: Array
 
     def mean(self, fn: Callable[[Any], Any]) -> Any:
         """Average of fn(path)."""
@@ -159,9 +163,10 @@ def smooth(
         policy=policy, batch_size=batch_size, history="ancestors", path="filter",
     )  # fmt: skip
     loops = [s.filter for s in segments if s.filter is not None]
-    if not loops:
+    num_steps = sum(len(f.log_weights) for f in loops)
+    if not num_steps:
         raise ValueError(
-            "smooth: the program has no top-level scan with sites, so there is no path to smooth. Use smc, whose particles "
+            "smooth: there is no step of a top-level scan with sites, so no path to smooth. Use smc, whose particles "
             "already see all data."
         )
     if backward is not None:
@@ -176,9 +181,14 @@ def smooth(
         )
         nothing = jnp.full(len(num_distinct) - 1, jnp.nan)
         return Smoothing(
-            paths, result.log_evidence, result.ess, num_distinct, nothing, jnp.asarray(-jnp.inf)
+            paths,
+            result.log_evidence,
+            result.ess,
+            num_distinct,
+            nothing,
+            jnp.asarray(-jnp.inf),
+            result.failed_at,
         )
-    num_steps = sum(len(f.log_weights) for f in loops)
     acceptance, excess = jnp.full(num_steps, jnp.nan), jnp.asarray(-jnp.inf)
     if draw is None:
         lag = num_steps if lag is None else lag
@@ -196,6 +206,7 @@ def smooth(
         num_distinct=jax.vmap(count)(slots),
         acceptance=acceptance,
         excess=excess,
+        failed_at=result.failed_at,
     )
 
 
@@ -209,12 +220,10 @@ def _draw(method: str, options: dict[str, Any], num_samples: Any) -> kernels.Dra
             raise ValueError(
                 f"smooth: {name} belongs to method {owner!r}, and method is {method!r}. Leave it out, or change the method."
             )
-    for name, smallest in (("num_moves", 1), ("num_proposals", 0), ("lag", 0)):
-        value = options[name]
-        if value is not None and (not isinstance(value, int) or value < smallest):
-            raise ValueError(f"smooth: {name} must be an integer >= {smallest}, got {value!r}.")
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"smooth: num_samples must be an integer >= 1, got {num_samples!r}.")
+    check_counts("smooth", num_samples=num_samples)
+    for name, least in (("num_moves", 1), ("num_proposals", 0), ("lag", 0)):
+        if options[name] is not None:
+            check_counts("smooth", least, **{name: options[name]})
     for name in ("log_bound", "lag", "backward"):
         if OPTIONS[name] == method and options[name] is None:
             raise ValueError(f"smooth: method {method!r} needs {name}.")
@@ -264,5 +273,10 @@ def _checked(paths: Any, excess: Array) -> Any:
                 "wrong law. Give a bound of the largest value, or use method='mcmc' or 'ffbs'."
             )
         return paths
-    poison = lambda x: jnp.where(is_wrong, jnp.nan, x)
-    return jax.tree.map(lambda x: poison(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, paths)
+
+    def poison(x: Array) -> Array:
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return jnp.where(is_wrong, jnp.iinfo(x.dtype).min, x)
+        return jnp.where(is_wrong, jnp.nan, x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(poison, paths)

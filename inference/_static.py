@@ -10,10 +10,9 @@ import jax
 import jax.extend.core
 import jax.flatten_util
 import jax.numpy as jnp
-import numpyro.handlers
-from numpyro.distributions.transforms import biject_to
 
 from .. import ppl
+from ._supports import transforms_of
 
 Array = jax.Array
 
@@ -56,29 +55,18 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
     """
     trace = jax.eval_shape(lambda key: program.simulate(key, *args), jax.random.key(0))
 
-    def meet_sites() -> Array:
-        program(*args)
-        return jnp.zeros(())
-
-    with (
-        numpyro.handlers.block(),
-        numpyro.handlers.trace() as sites,
-        numpyro.handlers.seed(rng_seed=0),
-    ):
-        jax.eval_shape(meet_sites)
     latent = list(trace.choices)
-    transforms = {}
+    if not latent:
+        raise ValueError("tempered_smc: the program has no latent site.")
     for name in latent:
-        support = sites[name]["fn"].support if name in sites else None
-        if support is None or support.is_discrete:
+        if trace.sites[name].regions or not jnp.issubdtype(trace.choices[name].dtype, jnp.floating):
             raise ValueError(
                 f"Site '{name}': tempering moves particles in continuous coordinates, and this site is discrete or stands in "
                 "a scan. Sum a discrete site out, or use smc on the program."
             )
-        transforms[name] = biject_to(support)
-    if not latent:
-        raise ValueError("tempered_smc: the program has no latent site.")
-    base = {n: jax.eval_shape(transforms[n]._inverse, trace.choices[n]) for n in latent}
+    template = {n: jnp.zeros(trace.choices[n].shape, trace.choices[n].dtype) for n in latent}
+    transforms = transforms_of("tempered_smc", program, args, template)
+    base = {n: jax.eval_shape(transforms[n]._inverse, template[n]) for n in latent}
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), base)
     flat, unflatten = jax.flatten_util.ravel_pytree(zeros)
 

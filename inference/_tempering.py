@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ..ppl._compat import is_concrete, typed_key
 from ._lane_map import map_lanes
 from ._moves import HMC, Kernel
 from ._persistent import run_persistent
-from ._population import resample, reweight, uniform
+from ._population import evidence, resample, reweight, uniform
 from ._resampling import Scheme, as_scheme, equally_weighted
 from ._static import Static, as_static
 
@@ -38,6 +39,7 @@ class TemperedResult:
         acceptance: mean acceptance probability of the moves at each temperature, [max_steps].
         num_steps: number of temperatures used.
         tuning: scale and spread of the kernel at each temperature.
+        failed_at: number of the first temperature at which no particle had positive weight, -1 if there is none.
         evidence: "unbiased" if exp(log_evidence) is, else "consistent" in the number of particles.
     """
 
@@ -50,6 +52,7 @@ class TemperedResult:
     acceptance: Array
     num_steps: Array
     tuning: Any
+    failed_at: Array
     evidence: str = dataclasses.field(default="consistent", metadata={"static": True})
 
     def mean(self, fn: Callable[[Any], Any]) -> Any:
@@ -185,16 +188,18 @@ class _Run:
 
         n, beta, points, _, _, record = jax.lax.while_loop(go_on, step, start)
         record["temperatures"] = jnp.where(jnp.arange(size) < n, record["temperatures"], beta)
+        log_evidence, failed_at = evidence(record["increments"])
         return TemperedResult(
             particles=jax.vmap(self.target.choices)(points),
             log_weights=uniform(count),
-            log_evidence=record["increments"].sum(),
+            log_evidence=log_evidence,
             temperatures=record["temperatures"],
             increments=record["increments"],
             ess=record["ess"],
             acceptance=record["acceptance"],
             num_steps=n,
             tuning={"scale": record["scale"], "spread": record["spread"]},
+            failed_at=failed_at,
         )
 
     def start(self, key: Array) -> tuple[Array, Array]:
@@ -306,13 +311,9 @@ def _check(
     keep: str,
     batch_size: int | None,
 ) -> None:
-    for name, value in (
-        ("num_particles", num_particles),
-        ("max_steps", max_steps),
-        ("num_moves", num_moves),
-    ):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"tempered_smc: {name} must be an integer >= 1, got {value!r}.")
+    check_counts(
+        "tempered_smc", num_particles=num_particles, max_steps=max_steps, num_moves=num_moves
+    )
     if keep not in ("last", "all", "persistent"):
         raise ValueError(f"tempered_smc: keep must be 'last', 'all' or 'persistent', got {keep!r}.")
     if keep == "all" and num_particles % (num_moves + 1):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ._objective import Objective, objective
-from ._row_weights import check_particles, lane_weights
+from ._row_weights import lane_weights
 
 Array = jax.Array
 
@@ -52,7 +53,7 @@ def tvo(
     above the same quantity at every K, above log p(x) only as K grows.
     Reference: Masrani et al. 2019, arXiv:1907.00031 (equations 9 and 10).
     """
-    check_particles("tvo", num_particles)
+    check_counts("tvo", num_particles=num_particles)
     grid = np.asarray(betas, float)
     if (
         grid.ndim != 1

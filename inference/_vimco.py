@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ._detached import refuse_estimated
 from ._objective import Objective, objective
-from ._row_weights import check_particles, row_weights, weight_of
+from ._row_weights import row_weights, weight_of
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
@@ -49,7 +50,7 @@ def vimco(
     the score of its sites has mean zero given the other particles.
     Reference: Mnih and Rezende 2016, arXiv:1602.06725 (equations 5 to 8).
     """
-    check_particles("vimco", num_particles, 2)
+    check_counts("vimco", 2, num_particles=num_particles)
 
     @objective
     def vimco(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:

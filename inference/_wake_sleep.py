@@ -19,9 +19,10 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from .. import ppl
+from ..ppl._checks import check_counts
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
-from ._row_weights import check_particles, log_density_of, log_mean_exp, plate_of, weight_of
+from ._row_weights import log_density_of, log_mean_exp, plate_of, weight_of
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
@@ -48,7 +49,7 @@ def wake_phi(
     gets no gradient. Discrete and continuous sites need no strategies.
     Reference: Bornschein and Bengio 2015, arXiv:1406.2751; Le et al. 2019, arXiv:1805.10469.
     """
-    check_particles("wake_phi", num_particles)
+    check_counts("wake_phi", num_particles=num_particles)
 
     @objective(direction="min")
     def wake_phi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
@@ -76,7 +77,7 @@ def forward_kl(
     unbiased.
     Reference: Bornschein and Bengio 2015, arXiv:1406.2751; Naesseth et al. 2020, arXiv:2003.10374.
     """
-    check_particles("forward_kl", num_particles)
+    check_counts("forward_kl", num_particles=num_particles)
 
     @objective(direction="min")
     def forward_kl(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
@@ -100,7 +101,7 @@ def wake_theta(model: Any, guide: Any, *, num_particles: int, per: str = "joint"
     p_theta(x, z_k), unbiased for the bound's derivative in theta, and biased by O(1/K) for that of log p(x).
     Reference: Bornschein and Bengio 2015, arXiv:1406.2751.
     """
-    check_particles("wake_theta", num_particles)
+    check_counts("wake_theta", num_particles=num_particles)
 
     @objective
     def wake_theta(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
@@ -152,7 +153,7 @@ def rws(
     Reference: Bornschein and Bengio 2015, arXiv:1406.2751 (both phases for q); Le et al. 2019, arXiv:1805.10469; Pyro's
     ReweightedWakeSleep (insomnia).
     """
-    check_particles("rws", num_particles)
+    check_counts("rws", num_particles=num_particles)
     if not 0 <= insomnia <= 1:
         raise ValueError(f"rws: insomnia must lie in [0, 1], got {insomnia}.")
     if insomnia < 1 and data_args is None:

@@ -28,7 +28,7 @@ from ._compat import handler_stack, own_caches, typed_key
 from ._handlers import _Given
 from ._listing import Listing, alone, list_factors
 from ._params import Bound, ParamCollector, Params
-from ._program import Program, _refuse_inside_engine, as_program
+from ._program import ChoiceMismatch, Program, _refuse_inside_engine, as_program
 from ._recorder import Recorder
 from ._runner import Runner
 from ._stochastic import as_arrays
@@ -73,6 +73,7 @@ class Eliminated(Program):
     ) -> tuple[Trace, Array]:
         """With every choice given: its trace and log-density; else the weight of a draw of the whole program, unbiased too."""
         _refuse_inside_engine("generate")
+        self._check_left(constraints)
         joint, log_weight = self.program.generate(key, constraints, *args, **kwargs)
         kept = self._without(joint.choices)
         trace = self._score(kept, *args, **kwargs)
@@ -163,8 +164,20 @@ class Eliminated(Program):
         self._seen.update(sites=trace.sites, params=listing.params)
         return trace
 
+    def _check_left(self, choices: Mapping[str, Any]) -> None:
+        """Refuse values of sites that are summed out."""
+        given = sorted(set(choices) & set(self.sites))
+        if given:
+            raise ChoiceMismatch(
+                f"{self.label}: {given} are summed out and take no value. Give the sites that are left only, or use the program "
+                "it was made of, which has them all.",
+                [],
+                given,
+            )
+
     def _listing(self, kept: dict[str, Array], args: Any, kwargs: Any) -> Listing:
         _check_stack(self.label)
+        self._check_left(kept)
         params = self._declared(args, kwargs)[0] if handler_stack() else {}
         return list_factors(self.label, self.program, self.sites, kept, params, args, kwargs)
 

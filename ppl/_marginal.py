@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._checks import check_counts
 from ._program import ChoiceMismatch, Program
 from ._recorder import SiteInfo
 from ._regions import particles
@@ -26,7 +27,6 @@ from ._stochastic import (
     StochasticProgram,
     as_arrays,
     as_sampler,
-    check_count,
     estimated,
     log_mean_exp,
     refuse_scaled,
@@ -186,7 +186,7 @@ def marginal(
     label = f"marginal[{', '.join(keep)}]"
     if not keep or len(set(keep)) != len(keep):
         raise ValueError(f"ppl.marginal: keep must name distinct sites, got {list(keep)}.")
-    check_count(label, num_particles)
+    check_counts(label, num_particles=num_particles)
     program = as_sampler(program, f"{label}: the program")
     if proposal is None and isinstance(program, StochasticProgram):
         raise TypeError(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from ._checks import check_counts
 from ._program import ChoiceMismatch, Program
 from ._regions import particles
 from ._statements import sample
@@ -24,7 +25,6 @@ from ._stochastic import (
     StochasticProgram,
     as_arrays,
     as_sampler,
-    check_count,
     estimated,
     log_mean_exp,
     refuse_scaled,
@@ -144,7 +144,7 @@ def normalize(
     Reference: Rubin 1987 (SIR); Cremer et al. 2017, arXiv:1704.02916; Lew et al. 2023, doi:10.1145/3591290.
     """
     label = f"normalize[{index}]"
-    check_count(label, num_particles)
+    check_counts(label, num_particles=num_particles)
     target = as_sampler(program, f"{label}: the target")
     made = as_sampler(proposal, f"{label}: the proposal")
     return Normalized(target, made, num_particles, index, strategy)

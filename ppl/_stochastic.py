@@ -263,13 +263,6 @@ def as_sampler(sampler: Any, role: str) -> Program:
     )
 
 
-def check_count(label: str, num_particles: Any) -> int:
-    """The number of particles, if it is one."""
-    if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
-        raise ValueError(f"{label}: num_particles must be an integer >= 1, got {num_particles!r}.")
-    return num_particles
-
-
 def refuse_scaled(label: str, *sites: Mapping[str, SiteInfo]) -> None:
     """Refuse log-probs scaled by subsampling where their exponential is averaged."""
     for infos in sites:

@@ -81,9 +81,13 @@ def test_bad_draws_are_refused(key):
         (lambda k, o: {"m": jnp.zeros((3, 1))}, r"site 'm' has shape \(2,\).*\(3, 1\)"),
         (lambda k, o: {"m": jnp.zeros((3, 2)), "k": jnp.zeros(4)}, "one leading axis in common"),
         (lambda k, o: {}, "returned no site"),
+        (lambda k, o: {"m": jnp.zeros((0, 2))}, "returned no draw"),
+        (lambda k, o: {"m": jnp.full((3, 2), jnp.nan)}, "'m' are NaN in 200 of 200 simulations"),
     ]
     for posterior_fn, message in cases:
         with pytest.raises(ValueError, match=message):
             inference.calibrate(model, posterior_fn, key, zeros)
     with pytest.raises(ValueError, match="num_simulations must be an integer >= 20, got 5"):
         inference.calibrate(model, posterior, key, zeros, num_simulations=5)
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
+        inference.calibrate(model, posterior, key, zeros, batch_size=0)

@@ -196,6 +196,7 @@ REFUSALS = {
     "policy": (lambda: evaluate(walk, policy=inference.ess_below()), "policy that looks at the weights"),
     "scaled": (lambda: evaluate(rows), "scaled by 10.0"),
     "particles": (lambda: evaluate(walk, num_particles=0), "num_particles must be an integer"),
+    "replicates": (lambda: evaluate(walk, num_replicates=0), "num_replicates must be an integer"),
     "sites": (lambda: evaluate(walk, lambda ys: ppl.sample("q", dist.Normal(0.0, 1.0))), "extra \\['q'\\]"),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
+from lapilli.inference._operations import num_operations
 
 
 @inference.objective
@@ -83,13 +84,45 @@ def test_an_enumerated_site_has_no_noise_and_a_score_site_has():
     # The only site: redrawing it is redrawing everything.
     np.testing.assert_allclose(reinforce.sites["k"].share, 1.0, atol=0.35)
     assert reinforce.sites["k"].strategy == "reinforce"
-    assert reinforce.seconds > 0 and reinforce.flops > 0
+    assert reinforce.seconds > 0 and reinforce.num_operations > 0
 
 
 def test_it_prints_both_tables(report):
     text = str(report)
     assert "4000 estimates" in text and "|mean|" in text
     assert any(line.split()[:2] == ["w", "reparam"] for line in text.splitlines())
+
+
+def test_an_objective_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="'cost' has no parameters, so there is no gradient"):
+        inference.gradient_report(cost(empty, empty), {}, jax.random.key(0))
+
+
+def test_arguments_that_are_no_arrays_pass():
+    @ppl.model
+    def model(kind):
+        ppl.sample("z", {"normal": dist.Normal}[kind](0.0, 1.0))
+
+    @ppl.model
+    def guide(kind):
+        ppl.sample("z", dist.Normal(ppl.param("m", 0.5), 1.0))
+
+    objective = inference.elbo(model, guide)
+    params = objective.init(jax.random.key(0), "normal")
+    report = inference.gradient_report(objective, params, jax.random.key(1), "normal", num_draws=4)
+    assert report.num_operations > 0
+
+
+def test_operations_of_loops_count_by_their_length():
+    matrix, vector = jnp.ones((3, 4)), jnp.ones(4)
+    count = lambda fn, *args: num_operations(jax.make_jaxpr(fn)(*args))
+    assert count(lambda x: matrix @ x, vector) == 2 * 3 * 4
+    assert count(lambda x: jnp.exp(x).sum(), vector) == 4 + 4
+    step = lambda x, _: (jnp.exp(x), None)
+    assert count(lambda x: jax.lax.scan(step, x, None, length=10)[0], vector) == 10 * 4
+    image, kernel = jnp.ones((1, 1, 5, 5)), jnp.ones((2, 1, 3, 3))
+    convolve = lambda x: jax.lax.conv(x, kernel, (1, 1), "VALID")
+    assert count(convolve, image) == 2 * (2 * 3 * 3) * 9
 
 
 def test_one_draw_is_refused():

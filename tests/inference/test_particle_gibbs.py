@@ -126,12 +126,13 @@ def test_early_states_move_with_few_particles(key):
 
 
 def gibbs(key, **options):
-    return inference.particle_gibbs(
-        random_slope, key, LINE, num_samples=1, num_particles=2, **options
-    )
+    options = {"num_samples": 1, "num_particles": 2} | options
+    return inference.particle_gibbs(random_slope, key, LINE, **options)
 
 
 ERRORS = {
+    "samples": (lambda k: gibbs(k, num_samples=0), "num_samples must be an integer >= 1"),
+    "warmup": (lambda k: gibbs(k, num_warmup=-1), "num_warmup must be an integer >= 0"),
     "kernel": (lambda k: gibbs(k, kernel=inference.HMC()), "none are named"),
     "moves": (lambda k: gibbs(k, parameters=["slope"], num_moves=0), "num_moves must be"),
     "parameter": (lambda k: gibbs(k, parameters=["x"]), "'x' stands in a scan"),

@@ -195,13 +195,15 @@ ERRORS = {
     "after a scan": (refuse(["late"]), "'late' stands after a scan"),
     "discrete": (refuse(["kind"]), "'kind' is discrete .Bernoulli"),
     "prior": (refuse(["top", "free"]), "prior of the parameters .* depends on a latent site"),
-    "support": (refuse(["top", "below"]), "support of one of the parameters .* depends on another"),
+    "support": (refuse(["top", "below"]), "support of one of the sites .* depends on another draw"),
     "support of a state": (refuse(["below"]), "depends on a latent site"),
     "scheme": (refuse(["top"], resampling="metropolis"), "'metropolis' makes the evidence estimates biased"),
     "samples": (refuse(["top"], num_samples=0), "num_samples must be"),
     "particles": (refuse(["top"], num_particles=0), "num_particles must be"),
     "warmup": (refuse(["top"], num_warmup=-1), "num_warmup must be"),
     "target": (refuse(["top"], target_accept=1.0), "target_accept must"),
+    "shape of init": (refuse(["top"], init={"top": [1.0, 2.0]}), "init of 'top' has shape .2,., and the site has .."),
+    "init outside": (refuse(["top"], init={"top": -1.0}), "init lies where the prior of .'top'. has no density"),
     "init": (refuse(["top"], init={"tip": 1.0}), "init names \\['tip'\\], the parameters are \\['top'\\]"),
 }  # fmt: skip
 
@@ -211,3 +213,23 @@ def test_bad_input_is_refused_by_name(name, key):
     run, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         run(key)
+
+
+def test_a_chain_that_never_met_possible_data_is_no_result(key):
+    @ppl.model
+    def impossible(ys):
+        ppl.sample("a", dist.Normal(0.0, 1.0))
+
+        def step(x, y):
+            x = ppl.sample("x", dist.Normal(x, 1.0))
+            ppl.factor("wall", jnp.where(jnp.isfinite(y), -jnp.inf, 0.0))
+            return x, None
+
+        ppl.scan(step, 0.0, ys)
+
+    run = lambda key: inference.pmmh(
+        impossible, key, Y, parameters=["a"], num_samples=4, num_particles=2, num_warmup=1
+    )
+    with pytest.raises(RuntimeError, match="4 of 4 samples .*lost all its particles"):
+        run(key)
+    assert (jax.jit(run)(key).log_joint == -jnp.inf).all()

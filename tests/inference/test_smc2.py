@@ -165,6 +165,7 @@ def test_shapes_samples_and_lost_particles(key):
         impossible, key, jnp.array([0.0, 1.0]), parameters=["a"], num_parameter_particles=5, num_particles=1
     )  # fmt: skip
     assert lost.log_evidence == -jnp.inf and lost.ess[-1] == 0
+    assert lost.failed_at == 2 and result.failed_at == -1
 
 
 def refuse(**options):

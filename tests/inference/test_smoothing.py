@@ -295,6 +295,19 @@ def test_a_bound_that_is_none_is_found(key):
     assert result.excess > 0 and jnp.isnan(result.paths).all()
 
 
+def test_discrete_paths_under_no_bound_are_marked(key):
+    def chain(ys):
+        def step(k, y):
+            k = ppl.sample("k", dist.Bernoulli(0.2 + 0.6 * k))
+            return k, ppl.sample("y", dist.Normal(k, 1.0), obs=y)
+
+        ppl.scan(step, 0, ys)
+
+    options = {"num_particles": 5, "method": "rejection", "log_bound": -2.0}
+    run = jax.jit(lambda key: inference.smooth(chain, key, jnp.zeros(2), **options))
+    assert (run(key).paths["k"] == jnp.iinfo(jnp.int32).min).all()
+
+
 def test_a_derivative_through_the_draws_is_refused(key):
     def mean(shift):
         chain = dataclasses.replace(
@@ -318,8 +331,9 @@ ERRORS = {
     "moves": (lambda k: smooth(k, method="mcmc", num_moves=0), "num_moves must be an integer >= 1"),
     "samples": (lambda k: smooth(k, num_samples=0), "num_samples must be"),
     "density": (lambda k: smooth(k, dataclasses.replace(CHAIN, log_transition=None)), "log_transition is missing"),
+    "no step": (lambda k: smooth(k, dataclasses.replace(CHAIN, num_steps=0)), "no step of a top-level scan"),
     "straight": (
-        lambda k: smooth(k, lambda: ppl.sample("x", dist.Normal(0.0, 1.0))), "no top-level scan"
+        lambda k: smooth(k, lambda: ppl.sample("x", dist.Normal(0.0, 1.0))), "no step of a top-level scan"
     ),
 }  # fmt: skip
 
@@ -335,6 +349,11 @@ def test_genealogy_needs_no_density(key):
     chain = dataclasses.replace(CHAIN, log_transition=None)
     assert smooth(key, chain, method="genealogy").paths.shape == (4, 5)
     assert smooth(key, chain, method="fixed_lag", lag=1).paths.shape == (4, 5)
+
+
+def test_lost_particles_are_reported(key):
+    lost = dataclasses.replace(CHAIN, log_potential=lambda *_: jnp.asarray(-jnp.inf))
+    assert smooth(key, lost).failed_at == 0 and smooth(key).failed_at == -1
 
 
 def test_broken_backward_weights_are_found(key, monkeypatch):

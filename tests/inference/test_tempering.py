@@ -198,6 +198,11 @@ def test_a_kernel_without_its_rejection_fails_the_test(key):
         del KERNELS["careless"]
 
 
+def moving_support():
+    top = ppl.sample("top", dist.Gamma(2.0, 1.0))
+    ppl.sample("below", dist.Uniform(0.0, top))
+
+
 ERRORS = {
     "discrete": (
         lambda k: inference.tempered_smc(
@@ -223,6 +228,14 @@ ERRORS = {
         lambda k: inference.tempered_smc(rate, k, COUNTS, num_particles=8, num_moves=3, keep="all", batch_size=4),
         "batch_size 4 does not divide the 2 chains",
     ),
+    "support": (
+        lambda k: inference.tempered_smc(moving_support, k, num_particles=5),
+        "support of one of the sites .'below', 'top'. depends on another draw",
+    ),
+    "two schedules": (
+        lambda k: inference.tempered_smc(rate, k, COUNTS, num_particles=5, temperatures=[1.0], frozen="a result"),
+        "temperatures or a frozen result",
+    ),
     "slots": (
         lambda k: inference.tempered_smc(rate, k, COUNTS, num_particles=8, num_moves=3, keep="all", resampling="killing"),
         "'killing' keeps particles in their slots",
@@ -240,3 +253,15 @@ def test_bad_input_is_refused_by_name(name, key):
 def test_too_few_temperatures_are_reported(key):
     with pytest.raises(RuntimeError, match="2 temperatures ended at .* of 1. Raise max_steps"):
         inference.tempered_smc(regression, key, DESIGN, RESPONSE, num_particles=100, max_steps=2)
+
+
+@pytest.mark.parametrize("keep", ["last", "persistent"])
+def test_lost_particles_are_reported(keep, key):
+    def impossible():
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+        ppl.factor("f", jnp.where(a < jnp.inf, -jnp.inf, a))
+
+    lost = inference.tempered_smc(
+        impossible, key, num_particles=4, temperatures=[0.5, 1.0], keep=keep
+    )
+    assert lost.failed_at == 0 and lost.log_evidence == -jnp.inf

@@ -588,6 +588,16 @@ def test_an_eliminated_guide_is_refused():
         ppl.eliminate(mixture, "b").propose(KEY, {}, None, X)
 
 
+def test_values_of_what_is_summed_out_are_refused():
+    eliminated, values = ppl.eliminate(mixture, "b"), {"p": 0.3, "b": jnp.array([0, 1, 1])}
+    for run in (
+        lambda: eliminated.log_density(values, X),
+        lambda: eliminated.generate(KEY, values, X),
+    ):
+        with pytest.raises(ppl.ChoiceMismatch, match=r"\['b'\] are summed out and take no value"):
+            run()
+
+
 def test_foreign_handlers_around_it_are_refused():
     eliminated = ppl.eliminate(mixture, "b")
     with numpyro.handlers.scale(scale=2.0), pytest.raises(TypeError, match="scale around it"):
