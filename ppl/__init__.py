@@ -16,6 +16,11 @@ from ._importance import Importance as Importance
 from ._jumps import concrete_tree as concrete_tree
 from ._marginal import Marginal as Marginal, marginal as marginal
 from ._mvd import MVD as MVD
+from ._normal_inverse_gamma import (
+    ExpectedNormal as ExpectedNormal,
+    NormalInverseGamma as NormalInverseGamma,
+)
+from ._normal_inverse_wishart import NormalInverseWishart as NormalInverseWishart
 from ._normalize import Normalized as Normalized, normalize as normalize
 from ._one_hot import OneHotCategorical as OneHotCategorical
 from ._params import Params as Params, constrain as constrain, unconstrain as unconstrain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -107,16 +108,25 @@ def mask(program: Program | Callable[..., Any], mask: Any) -> Program:
     return _transformed(program, lambda: numpyro.handlers.mask(mask=mask), set(), "mask")
 
 
-def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, int]) -> Program:
+def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, float]) -> Program:
     """The program run on a minibatch: a plate named in `sizes` stands for that many rows, whatever number of rows it is run on.
 
     Log-probs inside plate `name` run on n rows are scaled by sizes[name] / n.
 
+    An infinite size, `math.inf`, takes the limit of the log-density divided by the number of rows: what lies inside the plate is
+    scaled by 1 / n, the mean over rows, and what lies outside counts zero.
+
     A name that the program does not have is passed over: a plate may belong to the model only.
 
     Raises:
-        ValueError: the plate subsamples by itself, or has more rows than its full size.
+        ValueError: the plate subsamples by itself, or has more rows than its full size; more than one size is infinite.
     """
+    infinite = [name for name, size in sizes.items() if math.isinf(size)]
+    if len(infinite) > 1:
+        raise ValueError(
+            f"Plates {infinite} are all given an infinite size, but log-densities can be counted per row of one plate only. "
+            "Give the others the number of rows that there are."
+        )
 
     class _Rescale(Messenger):
         def process_message(self, msg: dict[str, Any]) -> None:
@@ -133,10 +143,12 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, in
                         f"{sizes[msg['name']]}."
                     )
             if msg["type"] == "sample":
-                for frame in msg["cond_indep_stack"]:
-                    if frame.name in sizes:
-                        scale = 1.0 if msg["scale"] is None else msg["scale"]
-                        msg["scale"] = scale * sizes[frame.name] / frame.size
+                scale = 1.0 if msg["scale"] is None else msg["scale"]
+                plates = {f.name: f.size for f in msg["cond_indep_stack"] if f.name in sizes}
+                for name, size in plates.items():
+                    scale = scale * (1 if name in infinite else sizes[name]) / size
+                if plates or infinite:
+                    msg["scale"] = scale if set(infinite) <= plates.keys() else 0.0
 
     return _transformed(program, _Rescale, set(), "rescale_plates")
 

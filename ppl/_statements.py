@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -92,7 +93,16 @@ def plate(
         size: number of rows.
         subsample_size: rows used in one run.
         dim: negative batch axis; the rightmost free one when None.
+
+    Raises:
+        ValueError: the sizes do not fit, or `size` is infinite.
     """
+    if math.isinf(size):
+        raise ValueError(
+            f"Plate '{name}': with infinitely many rows the program has no density, only a density per row. Give the plate the "
+            f"rows of one batch and declare the population where rows are averaged: fit(..., plate_sizes={{'{name}': "
+            f"math.inf}}) or objective.with_plate_sizes({{'{name}': math.inf}})."
+        )
     if size < 1 or (subsample_size is not None and not 1 <= subsample_size <= size):
         raise ValueError(
             f"Plate '{name}': size {size} and subsample_size {subsample_size} do not fit; a plate has at "

@@ -144,7 +144,8 @@ def element(fn: dist.Distribution) -> tuple[dist.Distribution, tuple[int, ...]]:
 
 
 GAMMA_FAMILY = frozenset(
-    "Gamma Beta Dirichlet Chi2 InverseGamma StudentT BetaProportion LogGamma".split()
+    "Gamma Beta Dirichlet Chi2 InverseGamma StudentT BetaProportion LogGamma "
+    "NormalInverseGamma NormalInverseWishart".split()
 )
 
 
@@ -181,8 +182,8 @@ class Reparam(Pathwise):
 class Implicit(Pathwise):
     """Implicit reparameterisation: dx/dtheta = -(dF/dtheta) / p(x) with F the distribution function.
 
-    For the Gamma family (Gamma, Beta, Dirichlet, Chi2, InverseGamma, StudentT): the derivative that JAX's
-    gamma sampler carries. Validity: as `Reparam`.
+    For the Gamma family (Gamma, Beta, Dirichlet, Chi2, InverseGamma, StudentT, NormalInverseGamma, NormalInverseWishart): the
+    derivative that JAX's gamma sampler carries. Validity: as `Reparam`.
     Reference: Figurnov et al. 2018, arXiv:1805.08498.
     """
 
