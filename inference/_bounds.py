@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from .. import ppl
 from ..ppl._checks import check_counts
+from ._analytic_kl import analytic_elbo
 from ._objective import Objective, objective
 from ._path_gradients import (
     doubly_reparameterized,
@@ -28,6 +29,7 @@ def elbo(
     strategies: Mapping[str, Any] | str | None = None,
     num_particles: int = 1,
     gradient: Literal["full", "stl"] = "full",
+    kl: Literal["sampled", "analytic"] = "sampled",
     check_jumps: bool = True,
 ) -> Objective:
     """Evidence lower bound: E_{z ~ q}[log p(x, z) - log q(z)] <= log p(x), in nats, to be maximised.
@@ -39,24 +41,36 @@ def elbo(
         num_particles: independent draws averaged in one estimate.
         gradient: "full", or "stl": sticking the landing, which leaves out the derivative of log q at a fixed draw. Its
             mean is zero; without it the gradient's variance vanishes as q becomes the posterior.
+        kl: "sampled", the log-ratio log p - log q of each latent site at its draw; or "analytic", minus its expectation
+            KL(q || p) given the sites drawn before it, wherever NumPyro's `kl_divergence` knows it, the site lies outside of
+            control flow and masks, and the sites before it in the model come before it in the guide too. It takes the noise of
+            the site's own draw out of the divergence; the bound as a whole may still vary more.
         check_jumps: see `ppl.expectation`.
 
     Raises:
         ValueError: the guide misses or adds a latent site; any refusal of `ppl.expectation`; "stl" with a guide whose
-            support may move.
-        TypeError: "stl" with a guide whose density is estimated (`ppl.marginal`).
+            support may move; "stl" together with kl="analytic".
+        TypeError: "stl" or "analytic" with a guide whose density is estimated (`ppl.marginal`).
 
     Validity: value and gradient are unbiased for the bound, for model and guide parameters, under every
-    strategy that is not marked biased, and under subsampled plates; "stl" too.
+    strategy that is not marked biased, and under subsampled plates; "stl" and "analytic" too.
     Reference: Jordan et al. 1999; Ranganath et al. 2014, arXiv:1401.0118; Roeder et al. 2017, arXiv:1703.09194 (STL).
     """
     if gradient not in ("full", "stl"):
         raise ValueError(f"elbo: gradient must be 'full' or 'stl', got {gradient!r}.")
+    if kl not in ("sampled", "analytic"):
+        raise ValueError(f"elbo: kl must be 'sampled' or 'analytic', got {kl!r}.")
+    if (gradient, kl) == ("stl", "analytic"):
+        raise ValueError(
+            "elbo: gradient='stl' leaves a score out of sampled log-ratios, and kl='analytic' has none. Use one of them."
+        )
 
     @objective
     def elbo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         if gradient == "stl":
             return sticking_the_landing(model, guide, *args)
+        if kl == "analytic":
+            return analytic_elbo(model, guide, *args)
         q = ppl.draw(guide, *args)
         return ppl.score(model, q, *args).log_density - q.log_density
 

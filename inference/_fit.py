@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def fit(
     num_steps: int | None,
     key: jax.Array,
     subsample: Mapping[str, int] | None = None,
-    plate_sizes: Mapping[str, int] | None = None,
+    plate_sizes: Mapping[str, float] | None = None,
     params: Mapping[str, Any] | None = None,
     num_seeds: int | None = None,
     average: float | Literal["polyak"] | None = None,
@@ -68,7 +69,7 @@ def fit(
             rows by random reshuffling (each epoch a fresh permutation, its last N mod n rows left out), and the plate's terms
             are scaled by N / n. The program must take the plate's size from the sliced argument.
         plate_sizes: for an iterable of batches, plate name -> full size N, for each plate that a batch holds only in part; {}
-            if every batch is all the data.
+            if every batch is all the data. N may be `math.inf`: see `Objective.with_plate_sizes`.
         params: parameters to start from, same names and shapes as `objective.init` gives (for several seeds, optionally with a
             leading seed axis); default, `objective.init`.
         num_seeds: number S of independent runs, vectorised. Run s equals a single run with key `jax.random.split(key, S)[s]`
@@ -241,7 +242,8 @@ def _is_int(value: Any) -> bool:
 
 def _describe(key, num_seeds, subsample, plate_sizes, average, source, params) -> dict[str, Any]:
     """What must be equal for a checkpoint to be resumed, besides the structure of the carry."""
-    plain = lambda sizes: None if sizes is None else {k: int(v) for k, v in sorted(sizes.items())}
+    number = lambda size: size if math.isinf(size) else int(size)
+    plain = lambda sizes: sizes if sizes is None else {k: number(sizes[k]) for k in sorted(sizes)}
     return {
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         "args": source.shapes,

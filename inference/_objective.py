@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ class Objective:
     direction: Direction = "max"
     name: str = "objective"
     check_jumps: bool = True
-    full_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    full_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     examples: list[Any] = dataclasses.field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
@@ -115,9 +116,15 @@ class Objective:
         """What each site gets, why, and what it costs; runs every check ahead of the first step."""
         return self.expectation.plan(params, *args)
 
-    def with_plate_sizes(self, sizes: Mapping[str, int]) -> Objective:
-        """The same objective for minibatches: plate `name` stands for `sizes[name]` rows, whatever number it is run on."""
-        return dataclasses.replace(self, full_sizes={**self.full_sizes, **sizes})
+    def with_plate_sizes(self, sizes: Mapping[str, float]) -> Objective:
+        """The same objective for minibatches: plate `name` stands for `sizes[name]` rows, whatever number it is run on.
+
+        With `math.inf` rows the objective is that of one row, in nats per row: the limit of L / N for a growing number of rows N,
+        in which terms inside the plate are averaged and terms outside of it count zero. An infinite size stays: the rows at
+        hand, all or a minibatch, are then a pool drawn from the population.
+        """
+        endless = {name: size for name, size in self.full_sizes.items() if math.isinf(size)}
+        return dataclasses.replace(self, full_sizes={**self.full_sizes, **sizes, **endless})
 
     def plate_sizes(self, *args: Any) -> dict[str, int]:
         """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation)."""
@@ -236,7 +243,7 @@ def objective(
     return make
 
 
-def ready(program: Any, params: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
+def ready(program: Any, params: Mapping[str, Any], sizes: Mapping[str, float]) -> Any:
     """The program with parameters and plate sizes bound; None for None."""
     if program is None:
         return None

@@ -20,7 +20,7 @@ def make_source(
     objective: Any,
     args: Any,
     subsample: Mapping[str, int] | None,
-    plate_sizes: Mapping[str, int] | None,
+    plate_sizes: Mapping[str, float] | None,
     mesh: jax.sharding.Mesh | None,
 ) -> tuple[Any, Source]:
     """The objective with its plates' full sizes declared, and the source of its arguments."""
