@@ -61,7 +61,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# Compilation is most of the suite's time; the slow tests run what XLA makes at its usual level.
 test: setup
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST)
 
 test-slow: setup

@@ -22,16 +22,21 @@ Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
 NUM = 256
 
 
-def start(*args, devices=8):
-    """The script in a process of its own, with forced host devices."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+def environment(devices):
+    """This process's environment, with forced host devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return os.environ | {
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
+
+
+def start(*args, devices=8):
+    """The script in a process of its own, with forced host devices."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", __file__, *map(str, args)],
-        env=environment,
+        env=environment(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

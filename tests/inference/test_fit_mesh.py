@@ -1,15 +1,14 @@
 """fit over a mesh of two forced host devices gives the numbers of one device."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
 from _fit_fakes import Objective
+from _on_mesh import environment
 
 from lapilli.inference._fit import fit
 
@@ -57,14 +56,9 @@ assert draws.log_weights.shape == (4,)
 
 
 def test_two_devices_give_the_numbers_of_one():
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
-    }
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM],
-        env=environment,
+        env=environment(2),
         capture_output=True,
         text=True,
     )

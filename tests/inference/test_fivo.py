@@ -127,7 +127,8 @@ def test_discrete_states_are_scored_and_replicates_serve_as_baseline(key):
     assert spread[1] < 0.6 * spread[0] / 4
 
 
-@pytest.mark.parametrize("gradient", ["score", pytest.param("drop", marks=pytest.mark.slow)])
+@pytest.mark.slow  # training
+@pytest.mark.parametrize("gradient", ["score", "drop"])
 def test_training_closes_the_gap_and_learns_the_model(gradient, key):
     """Towards max over rho of log p: a start more than a nat below it, an end within 0.1."""
     start = {"a": -0.5, "b": -0.3, "scale": 0.5, "rho": 0.9}

@@ -133,8 +133,9 @@ def chain_guide(x):
 
 
 # slow: a scan compiles longer
+@pytest.mark.slow  # 20,000 keys a side
 @pytest.mark.parametrize(
-    "programs", [(deep, deep_guide), pytest.param((chain, chain_guide), marks=pytest.mark.slow)],
+    "programs", [(deep, deep_guide), (chain, chain_guide)],
     ids=["deep", "chain"],
 )  # fmt: skip
 def test_it_has_the_mean_of_the_plain_gradient_in_a_hierarchy(programs):

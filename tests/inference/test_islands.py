@@ -110,6 +110,7 @@ def test_an_exchange_that_keeps_the_shares_is_caught(key, monkeypatch):
         assert_unbiased(run(jax.random.split(key, 4000)), np.append(1.0, smoothed()))
 
 
+@pytest.mark.slow  # two long compilations
 def test_islands_that_never_meet_are_replicates(key):
     alone = inference.islands(
         walk, key, Y, num_islands=5, num_particles=20, island_policy=inference.never()

@@ -36,6 +36,7 @@ def trained():
     return objective, objective.init(jax.random.key(0), X)
 
 
+@pytest.mark.slow  # compiles a gradient for every candidate
 def test_each_site_gets_the_smallest_product_of_those_that_are_sound(trained):
     objective, params = trained
     options = {"candidates": CANDIDATES, "num_draws": 400}

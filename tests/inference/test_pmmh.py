@@ -153,6 +153,7 @@ def test_a_chain_starts_at_init(key):
     assert is_start.any() and not is_start.all()
 
 
+@pytest.mark.slow  # a long compilation
 def test_arviz_gets_chains(key):
     run = lambda key: run_die(key, num_warmup=5, num_samples=7)
     chains = jax.jit(jax.vmap(run))(jax.random.split(key, 3))

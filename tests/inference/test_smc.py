@@ -337,6 +337,7 @@ def test_conditional_smc_leaves_the_posterior_invariant(scheme, key):
     assert np.mean(code(new["k0"], new["k"]) != code(state["k0"], state["k"])) > 0.03
 
 
+@pytest.mark.slow  # a chain; see test_particle_gibbs.py
 def test_particle_gibbs_samples_the_posterior(key):
     mean, cov = smoother()
     run = lambda key: inference.particle_gibbs(

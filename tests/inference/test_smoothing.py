@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from _slow import some_slow
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
@@ -90,17 +91,12 @@ METHODS = {
 }
 
 
-def methods(*slow):
-    """All methods, some slow (compilation)."""
-    return [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in METHODS]
-
-
-@pytest.mark.parametrize("name", methods("genealogy", "rejection"))
+@pytest.mark.parametrize("name", some_slow(METHODS, "genealogy", "rejection"))
 def test_moments_of_a_chain(name, key):
     assert_kalman(CHAIN, key, **METHODS[name])
 
 
-@pytest.mark.parametrize("name", methods("mcmc", "rejection", "genealogy"))
+@pytest.mark.parametrize("name", some_slow(METHODS, "mcmc", "rejection", "genealogy"))
 def test_moments_of_a_program(name, key):
     assert_kalman(walk, key, Y, **METHODS[name])
 

@@ -94,7 +94,8 @@ def test_adapted_runs_find_posterior_and_evidence(kernel, key):
     assert (runs[3] > 3).all()
 
 
-@pytest.mark.parametrize("scheme", ["systematic", pytest.param("residual", marks=pytest.mark.slow)])
+@pytest.mark.slow  # 4,000 runs
+@pytest.mark.parametrize("scheme", ["systematic", "residual"])
 def test_waste_free_evidence_of_a_frozen_run_is_unbiased(scheme, key):
     """60 particles are 10 chains of 6 states; over 4,000 runs a bias of 2.5% is 7 standard errors."""
     options = {

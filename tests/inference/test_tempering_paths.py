@@ -127,6 +127,7 @@ def test_persistent_particles_find_posterior_and_evidence(key):
     np.testing.assert_array_equal(num_weighted, 500 * (steps + 1))
 
 
+@pytest.mark.slow  # a long compilation
 def test_a_mixture_with_wrong_constants_is_found(key, monkeypatch):
     extend = _persistent.extend
     wrong = lambda run, pool, points, beta, log_z: extend(run, pool, points, beta, log_z - 1.0)

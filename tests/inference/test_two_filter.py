@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from _slow import some_slow
 from _state_space import LINE, moving_average, random_slope, second_order
 
 from _stats import assert_unbiased
@@ -99,7 +100,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some_slow(CASES, "chain, odd", "program, odd"))
 def test_moments_are_those_of_the_smoother(case, key):
     target, args, backward = CASES[case]
     assert_kalman(target, key, *args, backward=backward)

@@ -99,6 +99,7 @@ def variance(baseline, state=None):
     return np.asarray(got.variances)
 
 
+@pytest.mark.slow  # compiles four estimators
 def test_fitted_coefficients_beat_every_part():
     """Total variance over the rows: a part alone leaves squares of what it misses of their costs."""
     parts = part(OFFSETS), part(jnp.ones(3))

@@ -289,6 +289,7 @@ def test_jit_is_no_jit(expectation, key):
     assert_close(jax.jit(lambda p, k: expectation.value_and_grad(p, k))(MIXED, key), plain)
 
 
+@pytest.mark.slow  # runs operation by operation
 def test_disable_jit_is_jit(key):
     """The debugging switch of JAX: a scan, a branch, a plate run op by op, same numbers."""
 

@@ -566,6 +566,7 @@ def test_arguments_are_checked():
     bit(0.3, ppl.Relax(lambda w, z: jax.nn.leaky_relu(w * z), jnp.array(1.0)), jnp.asarray)
 
 
+@pytest.mark.slow  # a long compilation
 def test_relaxed_bernoulli_draws_have_a_density_inside_an_expectation(key):
     """Also those of the biased estimators, in either parametrisation; it is linear between 0 and 1."""
 

@@ -200,6 +200,7 @@ def test_particles_under_a_cost_that_is_not_linear(context, kind, strategy, key)
     )
 
 
+@pytest.mark.slow  # a long compilation
 def test_a_scan_and_a_plate_inside_particles(key):
     """Three strategies in the lanes, a scan and a plate inside, squares of lane means outside."""
 
