@@ -2,6 +2,7 @@
 
 from ._arviz import to_arviz as to_arviz
 from ._bounds import elbo as elbo, iwelbo as iwelbo
+from ._by_row import by_row as by_row
 from ._calibration import Calibration as Calibration, calibrate as calibrate
 from ._callbacks import EarlyStopping as EarlyStopping, FitInfo as FitInfo, LogEvery as LogEvery
 from ._differentiable import (

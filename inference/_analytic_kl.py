@@ -9,6 +9,8 @@ before it in its own program; so it suffices that every latent site before it in
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,27 +53,61 @@ class Laws(Messenger):
                 return program.fn(*args)
 
         watched.__name__ = getattr(program.fn, "__name__", "program")
-        return ppl.Program(watched, program.params)
+        return ppl.Program(watched, program.params, program.site_weights)
 
 
-def analytic_elbo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-    """E_q[log p(x, z) - log q(z)], in expectation."""
+def analytic_elbo(
+    model: ppl.Program, guide: ppl.Program, patterns: Sequence[str], *args: Any
+) -> Array:
+    """E_q[log p(x, z) - log q(z)], in expectation at the sites that match `patterns`."""
     for program in (model, guide):
         refuse_estimated("elbo(kl='analytic')", program, "so its sites have no law to compare")
+    if isinstance(guide, ppl.InlineGuide) and guide.model is model:
+        q, p, kl = guide.joint(*args, kl=patterns)
+    else:
+        q, p, kl = _of_two(model, guide, patterns, args)
+    _check_named(patterns, q, kl)
+    total = -sum((jnp.sum(x) for x in kl.values()), jnp.zeros(()))
+    for trace, sign in ((p, 1.0), (q, -1.0)):
+        for name, log_prob in trace.log_probs.items():
+            if name not in kl:
+                total = total + sign * jnp.sum(log_prob)
+    return total
+
+
+def _of_two(
+    model: ppl.Program, guide: ppl.Program, patterns: Sequence[str], args: tuple
+) -> ppl.JointRun:
+    """The traces of two programs run one after the other, and the divergences between the laws seen outside of control flow."""
     p_laws, q_laws = Laws(), Laws()
     q = ppl.draw(q_laws.watch(guide), *args)
     p = ppl.score(p_laws.watch(model), q, *args)
-    total, done = jnp.zeros(()), set()
+    kl = {}
     for name in _ordered(p, q):
-        if name in p_laws.found and name in q_laws.found:
-            kl = divergence(q_laws.found[name], p_laws.found[name])
-            if kl is not None:
-                total, done = total - jnp.sum(kl), done | {name}
-    for trace, sign in ((p, 1.0), (q, -1.0)):
-        for name, log_prob in trace.log_probs.items():
-            if name not in done:
-                total = total + sign * jnp.sum(log_prob)
-    return total
+        is_seen = name in p_laws.found and name in q_laws.found
+        if is_seen and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            found = divergence(q_laws.found[name], p_laws.found[name])
+            if found is not None:
+                kl[name] = found
+    if model.site_weights is not None:
+        kl = model.site_weights.apply(kl, p.sites)
+    return ppl.JointRun(q, p, kl)
+
+
+def _check_named(patterns: Sequence[str], q: ppl.Trace, kl: Mapping[str, Any]) -> None:
+    """A site asked for by name has its divergence, a pattern matches a site."""
+    for pattern in patterns:
+        matching = [name for name in q.choices if fnmatch.fnmatchcase(name, pattern)]
+        if pattern != "*" and not matching:
+            raise ValueError(
+                f"elbo: kl={{'{pattern}': 'analytic'}} matches no latent site; they are {list(q.choices)}."
+            )
+        if pattern in matching and pattern not in kl:
+            raise ValueError(
+                f"Site '{pattern}': its KL(q || p) is not known here. Its laws must be a pair that NumPyro's kl_divergence "
+                "knows, seen together: write ppl.sample(name, prior, proposal=q) with guide=ppl.guide_of(model), or stay outside "
+                f"of control flow and masks. Or take the sampled log-ratio, kl={{'{pattern}': 'sampled'}}."
+            )
 
 
 def divergence(q: tuple[Any, Any], p: tuple[Any, Any]) -> Array | None:

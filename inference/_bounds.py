@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -20,6 +20,7 @@ from ._path_gradients import (
 from ._row_weights import lane_weights, log_mean_exp
 
 Array = jax.Array
+Kl = Literal["sampled", "analytic"]
 
 
 def elbo(
@@ -29,7 +30,8 @@ def elbo(
     strategies: Mapping[str, Any] | str | None = None,
     num_particles: int = 1,
     gradient: Literal["full", "stl"] = "full",
-    kl: Literal["sampled", "analytic"] = "sampled",
+    kl: Kl | Mapping[str, Kl] = "sampled",
+    site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
     check_jumps: bool = True,
 ) -> Objective:
     """Evidence lower bound: E_{z ~ q}[log p(x, z) - log q(z)] <= log p(x), in nats, to be maximised.
@@ -42,15 +44,19 @@ def elbo(
         gradient: "full", or "stl": sticking the landing, which leaves out the derivative of log q at a fixed draw. Its
             mean is zero; without it the gradient's variance vanishes as q becomes the posterior.
         kl: "sampled", the log-ratio log p - log q of each latent site at its draw; or "analytic", minus its expectation
-            KL(q || p) given the sites drawn before it, wherever NumPyro's `kl_divergence` knows it, the site lies outside of
-            control flow and masks, and the sites before it in the model come before it in the guide too. It takes the noise of
-            the site's own draw out of the divergence; the bound as a whole may still vary more.
+            KL(q || p) given the sites drawn before it, wherever NumPyro's `kl_divergence` knows it and the two laws are seen
+            together: where the guide is `ppl.guide_of(model)`, at every site with a proposal; for two programs, at sites outside
+            of control flow and masks, if the sites before it in the model come before it in the guide too. Sites left over are
+            sampled. Or a mapping from patterns to these two, "sampled" elsewhere; a site asked for by name must have a formula.
+            It takes the noise of the site's own draw out of the divergence; the bound as a whole may still vary more.
+        site_weights: see `Objective.with_site_weights`; unless all are equal the value is no bound.
         check_jumps: see `ppl.expectation`.
 
     Raises:
         ValueError: the guide misses or adds a latent site; any refusal of `ppl.expectation`; "stl" with a guide whose
-            support may move; "stl" together with kl="analytic".
-        TypeError: "stl" or "analytic" with a guide whose density is estimated (`ppl.marginal`).
+            support may move; "stl" together with kl="analytic"; a named divergence without a formula.
+        TypeError: "stl" or "analytic" with a guide whose density is estimated (`ppl.marginal`); site weights and an estimated
+            density.
 
     Validity: value and gradient are unbiased for the bound, for model and guide parameters, under every
     strategy that is not marked biased, and under subsampled plates; "stl" and "analytic" too.
@@ -58,25 +64,41 @@ def elbo(
     """
     if gradient not in ("full", "stl"):
         raise ValueError(f"elbo: gradient must be 'full' or 'stl', got {gradient!r}.")
-    if kl not in ("sampled", "analytic"):
-        raise ValueError(f"elbo: kl must be 'sampled' or 'analytic', got {kl!r}.")
-    if (gradient, kl) == ("stl", "analytic"):
-        raise ValueError(
-            "elbo: gradient='stl' leaves a score out of sampled log-ratios, and kl='analytic' has none. Use one of them."
-        )
 
-    @objective
+    patterns = _analytic(kl, gradient)
+
+    @objective(weighing="scaled")
     def elbo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+        if patterns:
+            return analytic_elbo(model, guide, patterns, *args)
         if gradient == "stl":
             return sticking_the_landing(model, guide, *args)
-        if kl == "analytic":
-            return analytic_elbo(model, guide, *args)
         q = ppl.draw(guide, *args)
         return ppl.score(model, q, *args).log_density - q.log_density
 
     return elbo(
-        model, guide, strategies=strategies, num_particles=num_particles, check_jumps=check_jumps
+        model,
+        guide,
+        strategies=strategies,
+        num_particles=num_particles,
+        check_jumps=check_jumps,
+        site_weights=site_weights,
     )
+
+
+def _analytic(kl: Any, gradient: str) -> list[str]:
+    """The patterns of sites whose divergence is to be taken in closed form."""
+    choice = dict(kl) if isinstance(kl, Mapping) else {"*": kl}
+    if not set(choice.values()) <= {"sampled", "analytic"}:
+        raise ValueError(
+            f"elbo: kl must be 'sampled' or 'analytic', got {kl!r}; or a mapping from patterns to these."
+        )
+    analytic = [pattern for pattern, how in choice.items() if how == "analytic"]
+    if analytic and gradient == "stl":
+        raise ValueError(
+            "elbo: gradient='stl' leaves a score out of sampled log-ratios, and kl='analytic' has none. Use one of them."
+        )
+    return analytic
 
 
 def iwelbo(
@@ -129,7 +151,7 @@ def iwelbo(
     if gradient not in ("full", "dreg", "gdreg"):
         raise ValueError(f"iwelbo: gradient must be 'full' or 'dreg' or 'gdreg', got {gradient!r}.")
 
-    @objective
+    @objective(weighing="functional" if gradient == "full" else "refused")
     def iwelbo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         if gradient == "dreg":
             return doubly_reparameterized(model, guide, args, num_particles, per)

@@ -97,7 +97,7 @@ def f_divergence(
     check_counts("f_divergence", num_particles=num_particles)
     generator = _generator(f)
 
-    @objective(direction="min")
+    @objective(direction="min", weighing="refused")
     def f_divergence(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         log_weights, scale = lane_weights(model, guide, args, num_particles, per)
         return jnp.sum(scale * generator(log_mean_exp(log_weights) - log_scale))

@@ -110,6 +110,7 @@ def fivo(
         num_replicates,
         name="fivo",
         check_jumps=check_jumps,
+        weighing="refused",
         options={
             "num_particles": num_particles,
             "scheme": scheme.ancestors,

@@ -39,7 +39,7 @@ def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = 
     """
     check_counts("log_variance", 2, num_particles=num_particles)
 
-    @objective(direction="min")
+    @objective(direction="min", weighing="refused")
     def log_variance(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         if isinstance(guide, ppl.StochasticProgram) or isinstance(model, ppl.StochasticProgram):
             raise TypeError(

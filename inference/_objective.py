@@ -18,6 +18,7 @@ from ..ppl._compat import is_concrete
 
 Array = jax.Array
 Direction = Literal["max", "min"]
+Weighing = Literal["scaled", "functional", "refused"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +36,10 @@ class Objective:
         check_jumps: see `ppl.expectation`.
         full_sizes: full sizes of minibatched plates.
         examples: see `ppl.expectation`.
+        site_weights: pattern on site names -> weight of the site's log-probs, or a function of the arguments that returns such a
+            mapping; see `with_site_weights`.
+        weighing: what weights make of the objective: "scaled" (one weight c for all sites gives c times the objective),
+            "functional" (another number, estimated without bias), or "refused".
     """
 
     fn: Callable[..., Any]
@@ -47,12 +52,20 @@ class Objective:
     check_jumps: bool = True
     full_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     examples: list[Any] = dataclasses.field(default_factory=list, repr=False)
+    site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None
+    weighing: Weighing = "functional"
 
     def __post_init__(self) -> None:
         check_counts(self.name, num_particles=self.num_particles)
         if self.direction not in ("max", "min"):
             raise ValueError(
                 f"{self.name}: direction must be 'max' or 'min', got {self.direction!r}."
+            )
+        if self.site_weights is not None and self.weighing == "refused":
+            raise ValueError(
+                f"{self.name}: site_weights would make its gradient that of another number, since it uses the normalised "
+                "densities of model and guide. Use elbo, iwelbo(gradient='full') or another objective that is a function of "
+                "log-weights."
             )
 
     @functools.cached_property
@@ -67,9 +80,10 @@ class Objective:
         )
 
     def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
-        result = self.fn(
-            *(ready(p, params, self.full_sizes) for p in (self.model, self.guide)), *args
-        )
+        model, guide = self._programs(params, args)
+        result = self.fn(model, guide, *args)
+        if self.site_weights is not None:
+            self._check_weights(model, guide)
         plates = ppl.plates_met()
         unknown = sorted(set(self.full_sizes) - set(plates))
         if unknown:
@@ -78,6 +92,80 @@ class Objective:
                 "scaled. Use the name of a plate."
             )
         return result
+
+    def _programs(self, params: Mapping[str, Any], args: tuple) -> tuple[Any, Any]:
+        """Model and guide with parameters, plate sizes and site weights."""
+        weights = self.site_weights(*args) if callable(self.site_weights) else self.site_weights
+
+        def made(program: Any) -> Any:
+            program = ready(program, params, self.full_sizes)
+            return program if weights is None or program is None else ppl.reweight(program, weights)
+
+        model = made(self.model)
+        if isinstance(self.guide, ppl.InlineGuide) and self.guide.model is self.model:
+            # The guide of the very program that is scored: one run serves both.
+            guide = ppl.guide_of(model)
+            guide._seen = self.guide._seen
+            return model, guide
+        return model, made(self.guide)
+
+    def _check_weights(self, *programs: Any) -> None:
+        sites = [s for p in programs if p is not None for s in p.sites_seen()]
+        unmatched = programs[0].site_weights.unmatched(sites)
+        if unmatched:
+            raise ValueError(
+                f"{self.name}: site_weights {unmatched} match no site. The sites are {list(dict.fromkeys(sites))}; patterns are "
+                "names or shell-style wildcards such as 'z*'."
+            )
+
+    def with_site_weights(
+        self, site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]]
+    ) -> Objective:
+        """The same objective of weighted log-probs: w_s log p(s) and w_s log q(s) in place of log p(s) and log q(s).
+
+        For the `elbo` this is sum over observed sites of w_x E[log p(x)] - sum over latent sites of w_z KL(z), the weights of
+        beta-VAEs, of free bits by schedule, and the meta-prior of predictive-coding networks. Draws and their gradient
+        strategies are the same; value and gradient are unbiased for the weighted number.
+
+        Args:
+            site_weights: fnmatch pattern on site names (of model and guide) -> number >= 0, or an array with the shape of the
+                site's first batch axes: a schedule over the steps of a scan has shape [steps]. Sites without a pattern have
+                weight 1. Or a function of the program's arguments that returns this mapping.
+
+        Raises:
+            ValueError: the objective uses normalised densities; a pattern matches no site; a weight has another shape; (when
+                it runs) a site is matched by two patterns.
+            TypeError: the density of model or guide is estimated.
+
+        Validity: unless all weights are equal the value bounds nothing; `label` says so.
+        """
+        return dataclasses.replace(self, site_weights=site_weights)
+
+    def label(self, *args: Any) -> str:
+        """The objective's name, and what site weights make of it (abstract evaluation).
+
+        "elbo"; "elbo x 0.5" where all sites have one weight and the objective is linear in log-densities; else "elbo with site
+        weights (not a bound)". Weights that are computed from arguments, or not known, count as unequal.
+        """
+        if self.site_weights is None:
+            return self.name
+        common = None
+        if not callable(self.site_weights) and is_concrete(self.site_weights):
+            sites: list[str] = []
+
+            def visit() -> Any:
+                result = self._run({}, *args)
+                for program in (self.model, self.guide):
+                    sites.extend(() if program is None else program.sites_seen())
+                return result
+
+            ppl.plate_sizes(visit, self.strategies)
+            common = ppl.SiteWeights(self.site_weights).common(sites)
+        if common == 1:
+            return self.name
+        if common is not None and self.weighing == "scaled":
+            return f"{self.name} x {common:g}"
+        return f"{self.name} with site weights (not a bound)"
 
     def init(self, key: Any, *args: Any) -> ppl.Params:
         """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
@@ -114,7 +202,8 @@ class Objective:
 
     def plan(self, params: Any, *args: Any) -> ppl.Plan:
         """What each site gets, why, and what it costs; runs every check ahead of the first step."""
-        return self.expectation.plan(params, *args)
+        plan = self.expectation.plan(params, *args)
+        return dataclasses.replace(plan, label=self.label(*args))
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> Objective:
         """The same objective for minibatches: plate `name` stands for `sizes[name]` rows, whatever number it is run on.
@@ -147,7 +236,7 @@ class Objective:
         order: dict[str, list[str]] = {}
 
         def run(params: Any) -> Any:
-            model, guide = (ready(p, params, self.full_sizes) for p in (self.model, self.guide))
+            model, guide = self._programs(params, args)
             traces = self.traces(model, guide, *args)
             order.update(
                 {program: list(trace.log_probs) for program, trace in traces.items()}
@@ -195,7 +284,10 @@ class Objective:
 
 
 def objective(
-    fn: Callable[..., Any] | None = None, *, direction: Direction = "max"
+    fn: Callable[..., Any] | None = None,
+    *,
+    direction: Direction = "max",
+    weighing: Weighing = "functional",
 ) -> Callable[..., Any]:
     """Turn `fn(model, guide, *args) -> scalar` into a factory of objectives.
 
@@ -203,9 +295,11 @@ def objective(
         fn: draws with `ppl.draw(guide, *args)` and scores with `ppl.score(model, trace, *args)` or
             `model.log_density`; what it returns is estimated without bias, and so is its gradient.
         direction: whether L is maximised or minimised.
+        weighing: what site weights do, see `Objective`. Say "refused" where `fn` holds a score of its own making or relies on
+            normalised densities: the log-probs that it sees are then no log-densities.
 
     Returns:
-        `make(model, guide, *, strategies=None, num_particles=1) -> Objective`.
+        `make(model, guide, *, strategies=None, num_particles=1, site_weights=None) -> Objective`.
 
     Example:
         >>> from lapilli import inference, ppl
@@ -223,7 +317,7 @@ def objective(
         0.0
     """
     if fn is None:
-        return functools.partial(objective, direction=direction)
+        return functools.partial(objective, direction=direction, weighing=weighing)
 
     @functools.wraps(fn)
     def make(
@@ -233,12 +327,14 @@ def objective(
         strategies: Mapping[str, Any] | str | None = None,
         num_particles: int = 1,
         check_jumps: bool = True,
+        site_weights: Any = None,
     ) -> Objective:
         model = ppl.as_program(model)
         guide = None if guide is None else ppl.as_program(guide)
         return Objective(
-            fn, model, guide, strategies, num_particles, direction, fn.__name__, check_jumps
-        )
+            fn, model, guide, strategies, num_particles, direction, fn.__name__, check_jumps,
+            site_weights=site_weights, weighing=weighing,
+        )  # fmt: skip
 
     return make
 

@@ -66,7 +66,7 @@ def tvo(
     if side not in ("lower", "upper"):
         raise ValueError(f"tvo: side must be 'lower' or 'upper', got {side!r}.")
 
-    @objective
+    @objective(weighing="refused")
     def tvo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         log_weights, scale = lane_weights(model, guide, args, num_particles, per)
         total = jnp.zeros(())

@@ -51,7 +51,7 @@ def wake_phi(
     """
     check_counts("wake_phi", num_particles=num_particles)
 
-    @objective(direction="min")
+    @objective(direction="min", weighing="refused")
     def wake_phi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         weights, log_q, _, scale = _lanes(model, guide, proposal, args, num_particles, per)
         return -jnp.sum(scale * stop(jax.nn.softmax(weights, axis=0)) * log_q)
@@ -79,7 +79,7 @@ def forward_kl(
     """
     check_counts("forward_kl", num_particles=num_particles)
 
-    @objective(direction="min")
+    @objective(direction="min", weighing="refused")
     def forward_kl(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         weights, log_q, log_p, scale = _lanes(model, guide, proposal, args, num_particles, per)
         shares = stop(jax.nn.softmax(weights, axis=0))
@@ -103,7 +103,7 @@ def wake_theta(model: Any, guide: Any, *, num_particles: int, per: str = "joint"
     """
     check_counts("wake_theta", num_particles=num_particles)
 
-    @objective
+    @objective(weighing="refused")
     def wake_theta(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         def lane() -> tuple[Array, Array]:
             r = ppl.draw(detached(guide), *args)
@@ -162,7 +162,7 @@ def rws(
             "data_args=lambda observed, x: (observed['x'],), or insomnia=1."
         )
 
-    @objective
+    @objective(weighing="refused")
     def rws(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         def lane() -> tuple[Array, Array, Array]:
             r = ppl.draw(detached(guide), *args)
@@ -209,7 +209,7 @@ def sleep(
     Reference: Hinton et al. 1995 (wake-sleep); Le et al. 2019, arXiv:1805.10469.
     """
 
-    @objective(direction="min")
+    @objective(direction="min", weighing="refused")
     def sleep(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         return -_dream("sleep", model, guide, data_args, args)
 

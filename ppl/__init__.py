@@ -13,6 +13,7 @@ from ._handlers import (
     rescale_plates as rescale_plates,
 )
 from ._importance import Importance as Importance
+from ._inline_guide import InlineGuide as InlineGuide, JointRun as JointRun, guide_of as guide_of
 from ._jumps import concrete_tree as concrete_tree
 from ._marginal import Marginal as Marginal, marginal as marginal
 from ._mvd import MVD as MVD
@@ -47,6 +48,7 @@ from ._reinforce import (
     Reinforce as Reinforce,
 )
 from ._relax import Rebar as Rebar, Relax as Relax
+from ._reweight import SiteWeights as SiteWeights, reweight as reweight
 from ._statements import (
     deterministic as deterministic,
     factor as factor,

@@ -42,11 +42,13 @@ class Plan:
         num_replicates: independent runs of the program in one estimate.
         num_terms: additive terms into which the result was split (0 when every site is pathwise: nothing to
             split).
+        label: what is estimated, if it has a name.
     """
 
     sites: tuple[SitePlan, ...]
     num_replicates: int
     num_terms: int
+    label: str = ""
 
     def __getitem__(self, site: str) -> SitePlan:
         for plan in self.sites:
@@ -60,7 +62,8 @@ class Plan:
             strategy = p.strategy + (" (biased)" if p.is_biased else "")
             rows.append((p.site, p.distribution, str(p.shape), strategy, p.evaluations, p.why))
         footer = f"{self.num_replicates} run(s) per estimate, {self.num_terms} additive terms"
-        return table(rows) + "\n" + footer
+        title = f"{self.label}\n" if self.label else ""
+        return title + table(rows) + "\n" + footer
 
 
 def plan_of(program: Analysed) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,11 +27,18 @@ class Program:
     Args:
         fn: a Python function of sample, plate, param, ... statements.
         params: unconstrained parameters bound to it; parameters without a bound value take their initial one.
+        site_weights: factors on the log-probs of its traces, see `ppl.reweight`.
     """
 
-    def __init__(self, fn: Callable[..., Any], params: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: Mapping[str, Any] | None = None,
+        site_weights: Any = None,
+    ) -> None:
         self.fn = fn
         self.params = params
+        self.site_weights = site_weights
         # What the last run met (static descriptions, no arrays), for printing.
         self._seen: dict[str, Any] = {}
         functools.update_wrapper(self, fn, updated=[])
@@ -43,9 +51,25 @@ class Program:
 
     def bind(self, params: Mapping[str, Any]) -> Program:
         """The program with unconstrained parameters fixed to `params` (others in the dict are ignored)."""
-        bound = Program(self.fn, params)
+        bound = Program(self.fn, params, self.site_weights)
         bound._seen = self._seen
         return bound
+
+    def sites_seen(self) -> list[str]:
+        """Names of the sites that the last run met and that have a density."""
+        sites = self._seen.get("sites", {})
+        return [name for name, info in sites.items() if info.kind != "deterministic"]
+
+    def reweighted(self, weights: Any) -> Program:
+        """What `ppl.reweight` does with this program."""
+        if type(self) is not Program:
+            raise TypeError(
+                f"{self!r}: site weights need one log-prob for each site, but its density is estimated or summed out. "
+                "Reweight the program that it was made from."
+            )
+        weighted = Program(self.fn, self.params, weights)
+        weighted._seen = self._seen
+        return weighted
 
     def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
         """Run the program with draws from the prior.
@@ -173,7 +197,10 @@ class Program:
 
     def _remember(self, recorder: Recorder, trace: Trace) -> Trace:
         self._seen.update(sites=trace.sites, params=recorder.params)
-        return trace
+        if self.site_weights is None:
+            return trace
+        log_probs = self.site_weights.apply(trace.log_probs, trace.sites)
+        return dataclasses.replace(trace, log_probs=log_probs)
 
     def __str__(self) -> str:
         """A table of sites and parameters as the last run met them."""
@@ -256,6 +283,8 @@ def score(
     """
     if not isinstance(trace, Trace):
         return as_program(program)._score(_arrays(trace), *args, **kwargs)
+    if trace.scored is not None and trace.scored.is_run_of(program, args, kwargs):
+        return trace.scored.trace
     choices = trace.shared_choices
     random = [name for name in choices if trace.sites[name].distribution != "Delta"]
     if trace.auxiliary and random:

@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 from numpyro.primitives import apply_stack
 
 from ._compat import handler_stack
+from ._inline_guide import propose
 from ._recorder import HiddenDraw
 
 Array = jax.Array
@@ -24,6 +25,7 @@ def sample(
     *,
     obs: Any = None,
     obs_mask: Any = None,
+    proposal: dist.Distribution | None = None,
     strategy: Any = None,
     infer: dict[str, Any] | None = None,
 ) -> Array:
@@ -36,6 +38,8 @@ def sample(
         obs_mask: boolean array of shape `batch_shape`, true where `obs` is observed. The observed cells are
             scored; the others become the latent site `<name>_unobserved`, drawn from its prior where no guide
             proposes it. Values of `obs` in missing cells are never read (NaN is fine).
+        proposal: the law from which `ppl.guide_of(model)` draws this latent site; it may use all that the model computed
+            before. Every other run of the program draws from `distribution`.
         strategy: gradient estimator of this site, a `Strategy` or its name; see `ppl.expectation`. A choice
             made from outside by `strategies={...}` wins.
         infer: NumPyro's per-site options.
@@ -46,6 +50,11 @@ def sample(
     infer = dict(infer or {})
     if strategy is not None:
         infer["strategy"] = strategy
+    if proposal is not None:
+        _check_proposal(name, distribution, proposal, obs)
+        value = propose(name, distribution, proposal, infer)
+        if value is not None:
+            return jnp.asarray(value)
     if obs is None or obs_mask is None:
         try:
             return jnp.asarray(numpyro.sample(name, distribution, obs=obs, infer=infer))
@@ -78,6 +87,19 @@ def sample(
     with numpyro.handlers.mask(mask=~mask):
         drawn = numpyro.sample(f"{name}_unobserved", distribution, infer=infer | {"imputed": True})
     return jnp.asarray(numpyro.deterministic(name, jnp.where(cell, seen, drawn)))
+
+
+def _check_proposal(name: str, prior: Any, proposal: Any, obs: Any) -> None:
+    if obs is not None:
+        raise ValueError(
+            f"Site '{name}' is observed and has a proposal. Propose latent sites only; missing cells (obs_mask) are drawn from "
+            "their prior."
+        )
+    if prior.event_shape != proposal.event_shape:
+        raise ValueError(
+            f"Site '{name}': its proposal has event shape {proposal.event_shape}, its prior {prior.event_shape}. Give both the "
+            "same, e.g. by .to_event(n)."
+        )
 
 
 def plate(

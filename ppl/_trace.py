@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ class Trace:
     observed: dict[str, Array]
     deterministic: dict[str, Array]
     sites: _Sites = dataclasses.field(metadata={"static": True})
+
+    # The model's side of a joint run (`_inline_guide`), set on the one object that it belongs to.
+    scored: ClassVar[Any] = None
 
     @property
     def log_density(self) -> Array:
