@@ -1,3 +1,3 @@
 """Model families written in the language, one module each."""
 
-from . import deep_latent as deep_latent
+from . import deep_latent as deep_latent, ising as ising, mam as mam

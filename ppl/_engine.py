@@ -164,12 +164,19 @@ class Engine(Recorder):
         value = mark(jnp.asarray(draw), base, base.support, index=index)
         msg["value"], msg["intermediates"] = value, intermediates
         fn, base = without_support_check(fn, value), without_support_check(base, value)
-        if strategy.is_pathwise:
-            shape = tuple(fn.batch_shape)
-            log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
-        else:
-            log_prob = jnp.broadcast_to(base.log_prob(value), shape)
-            msg["_log_prob"] = log_prob
+        try:
+            if strategy.is_pathwise:
+                shape = tuple(fn.batch_shape)
+                log_prob = (
+                    fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+                )
+            else:
+                log_prob = jnp.broadcast_to(base.log_prob(value), shape)
+                msg["_log_prob"] = log_prob
+        except (ValueError, TypeError) as err:
+            raise type(err)(
+                f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
+            ) from err
         is_listed = strategy.is_enumerated and not strategy.is_weighted
         support = _support(base) if is_listed else None
         fixed = strategy.fixed_parameters(base)

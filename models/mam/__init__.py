@@ -1,0 +1,15 @@
+"""Marginalization models: any marginal of a discrete law in one pass of a network, and draws in any order (arXiv:2310.12920)."""
+
+from ._distribution import Draw as Draw, MaM as MaM, Marginal as Marginal
+from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
+from ._networks import (
+    Networks as Networks,
+    Pair as Pair,
+    ResidualMLP as ResidualMLP,
+    residual_mlps as residual_mlps,
+)
+from ._objectives import any_order as any_order, distil as distil, energy as energy
+from ._orders import UniformOrder as UniformOrder
+from ._particles import Particle as Particle, feynman_kac as feynman_kac
+from ._persistent import ChainState as ChainState, PersistentObjective as PersistentObjective
+from ._tables import Tables as Tables, sampler_law as sampler_law

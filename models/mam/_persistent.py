@@ -1,0 +1,164 @@
+"""Objectives that learn from persistent chains of the model they train.
+
+State between steps: tokens of all chains and the number of moves. Each step first moves the chains by one block Gibbs move of
+the present conditional network, then estimates value and gradient with the chains as a constant: no derivative passes through
+how they came about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from ... import ppl
+from ...inference import Objective
+from . import _chain, _gibbs
+from ._networks import Networks
+from ._orders import random_orders
+
+
+class ChainState(NamedTuple):
+    """Tokens of the chains, [chains, D], the number of moves they have made, and the state of the objective's baselines."""
+
+    tokens: Int[Array, "chains variables"]
+    num_moves: Int[Array, ""]
+    baselines: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Chains:
+    """How the chains are run.
+
+    Args:
+        networks: from parameters to the networks that drive the chains.
+        count: from the objective's arguments to the number of chains.
+        block_size: variables redrawn by one move.
+        refresh_every: moves after which all chains are drawn anew along whole orders; None for never.
+    """
+
+    networks: Callable[[Any], Networks]
+    count: Callable[..., int]
+    block_size: int
+    refresh_every: int | None
+
+    def __post_init__(self) -> None:
+        for name, value in (("block_size", self.block_size), ("refresh_every", self.refresh_every)):
+            if name == "refresh_every" and value is None:
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Chains: {name} must be an integer >= 1, got {value!r}.")
+
+    def start(self, params: Any, key: Array, *args: Any) -> Array:
+        """Independent draws along random orders."""
+        return self._draw(self.networks(params), key, self.count(*args))
+
+    def advance(self, params: Any, key: Array, tokens: Array, num_moves: Array) -> Array:
+        """One move of every chain, or fresh draws when their time has come."""
+        networks = self.networks(params)
+        evidence = jnp.zeros(tokens.shape[1], tokens.dtype)
+
+        def move(_: None) -> Array:
+            keys = jax.random.split(key, len(tokens))
+            one = lambda key, row: _gibbs.move(networks, key, row, evidence, self.block_size)[0]
+            return jax.vmap(one)(keys, tokens)
+
+        if self.refresh_every is None:
+            return move(None)
+        is_due = (num_moves + 1) % self.refresh_every == 0
+        fresh = lambda _: self._draw(networks, key, len(tokens))
+        return jax.lax.cond(is_due, fresh, move, None)
+
+    @staticmethod
+    def _draw(networks: Networks, key: Array, count: int) -> Array:
+        order_key, draw_key = jax.random.split(key)
+        empty = jnp.zeros((count, networks.num_variables), int)
+        orders = random_orders(order_key, empty > 0)
+        one = lambda *row: _chain.generate(networks, *row)[0]
+        return jax.vmap(one)(jax.random.split(draw_key, count), empty, orders)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PersistentObjective:
+    """An objective with persistent chains; `inference.fit` runs it like any other. Made by `distil` and `energy`.
+
+    Attributes:
+        inner: the objective of `(chains, *args)`.
+        chains: how chains are run.
+    """
+
+    inner: Objective
+    chains: Chains
+
+    @property
+    def direction(self) -> Any:
+        """That of the inner objective."""
+        return self.inner.direction
+
+    @property
+    def name(self) -> str:
+        """That of the inner objective."""
+        return self.inner.name
+
+    @property
+    def model(self) -> ppl.Program:
+        """The program of `(chains, *args)`."""
+        return self.inner.model
+
+    guide = None
+    strategies = None
+
+    def init(self, key: Any, *args: Any) -> ppl.Params:
+        """Initial parameters."""
+        return self.inner.init(key, self._blank(*args), *args)
+
+    def init_state(self, params: Any, key: Any, *args: Any) -> ChainState:
+        """Chains drawn along whole orders."""
+        tokens = self.chains.start(params, key, *args)
+        return ChainState(tokens, jnp.int32(0), self.inner.init_state(params, key, tokens, *args))
+
+    def step(
+        self, params: Any, state: ChainState, key: Any, *args: Any
+    ) -> tuple[Array, Any, ChainState]:
+        """Move the chains, then value, gradient and next state."""
+        move_key, key = jax.random.split(key)
+        tokens = self.chains.advance(params, move_key, state.tokens, state.num_moves)
+        value, grads, baselines = self.inner.step(params, state.baselines, key, tokens, *args)
+        return value, grads, ChainState(tokens, state.num_moves + 1, baselines)
+
+    def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
+        """The same with fresh chains."""
+        chain_key, key = jax.random.split(key)
+        return self.inner.value_and_grad(
+            params, key, self.chains.start(params, chain_key, *args), *args
+        )
+
+    def value(self, params: Any, key: Any, *args: Any) -> Array:
+        """One estimate of the value with fresh chains."""
+        return self.value_and_grad(params, key, *args)[0]
+
+    def plan(self, params: Any, *args: Any) -> ppl.Plan:
+        """That of the inner objective."""
+        return self.inner.plan(params, self._blank(*args), *args)
+
+    def plate_sizes(self, *args: Any) -> dict[str, int]:
+        """Plates and their numbers of rows under these arguments."""
+        return self.inner.plate_sizes(self._blank(*args), *args)
+
+    def with_plate_sizes(self, sizes: Mapping[str, int]) -> PersistentObjective:
+        """The same objective for minibatches."""
+        return dataclasses.replace(self, inner=self.inner.with_plate_sizes(sizes))
+
+    def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
+        """Value and log-prob of every site of one run with fresh chains."""
+        chain_key, key = jax.random.split(key)
+        tokens = self.chains.start(params, chain_key, *args)
+        return self.inner.site_report(params, key, tokens, *args)
+
+    def _blank(self, *args: Any) -> Array:
+        networks = self.chains.networks({})
+        return jnp.ones((self.chains.count(*args), networks.num_variables), int)

@@ -1,0 +1,297 @@
+"""Objectives of marginalization models: unbiased for what they say, and what the formulas of the literature are."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from _mam import joint, odd_networks, orders, rows
+from scipy.special import comb
+
+from _stats import assert_unbiased
+from lapilli import inference
+from lapilli.models import mam
+from lapilli.models.ising import Ising
+from lapilli.models.mam import _chain
+
+D, K = 3, 2
+X = rows(D, K)
+NETWORKS = odd_networks(D, K, 1, scale=0.7)
+LOG_F = jnp.asarray(joint(D, K, 2)) + 0.8
+
+
+def log_f(x):
+    return LOG_F[tuple(x)]
+
+
+def assert_tree_unbiased(estimates, exact):
+    for got, want in zip(jax.tree.leaves(estimates), jax.tree.leaves(exact), strict=True):
+        assert_unbiased(got, want)
+
+
+def mean_square(networks, tokens):
+    """D E[rho^2] per row over all orders and steps."""
+    empty = jnp.zeros_like(tokens)
+    each = jax.vmap(
+        lambda t, e: jax.vmap(lambda o: _chain.residuals(networks, t, e, o))(orders(D))
+    )(tokens, empty)
+    return D * (each**2).mean((1, 2))
+
+
+class TestAnyOrder:
+    def test_value_and_gradient_are_those_of_the_sum_over_orders(self, key):
+        """About 60 coordinates, |z| < 4.5; the bound of one row is off by nats where a step is left out."""
+        bound, x = mam.any_order(NETWORKS), jnp.asarray(X[[1, 6]])
+        params = bound.init(key, x)
+        assert list(params) == ["conditional"]
+
+        def exact(params):
+            networks = NETWORKS.with_params(params)
+            score = lambda row, order: _chain.score(networks, row + 1, jnp.zeros(D, int), order)
+            return jax.vmap(lambda row: jax.vmap(lambda o: score(row, o))(orders(D)).mean())(
+                x
+            ).sum()
+
+        value, grads = jax.value_and_grad(exact)(params)
+        estimate = jax.jit(jax.vmap(lambda key: bound.value_and_grad(params, key, x)))
+        values, estimates = estimate(jax.random.split(key, 10_000))
+        assert_unbiased(values, value)
+        assert_tree_unbiased(estimates, grads)
+
+    def test_another_number_of_columns_is_refused(self, key):
+        with pytest.raises(ValueError, match=r"any_order: x has shape \(8, 3\).*\[rows, 5\]"):
+            mam.any_order(odd_networks(5, 2)).init(key, X)
+
+
+class TestDistil:
+    def test_without_samples_value_and_gradient_are_the_mean_square(self, key):
+        objective, x = mam.distil(NETWORKS, share=0.0), jnp.asarray(X[[1, 6, 7]])
+        params = objective.init(key, x)
+        assert list(params) == ["marginal"]
+        exact = lambda params: mean_square(NETWORKS.with_params(params), x + 1).sum()
+        value, grads = jax.value_and_grad(exact)(params)
+        estimate = jax.jit(jax.vmap(lambda key: objective.value_and_grad(params, key, x)))
+        values, estimates = estimate(jax.random.split(key, 10_000))
+        assert_unbiased(values, value)
+        assert_tree_unbiased(estimates, grads)
+
+    def test_chains_follow_the_sampler_and_minibatches_are_scaled(self, key):
+        """With fresh chains the second half is the mean square under the sampler's law, times the number of rows."""
+        x = jnp.asarray(X[[1, 6, 7, 2]])
+        objective = mam.distil(NETWORKS).with_plate_sizes({"rows": 12})
+        params = objective.init(key, x)
+        square = mean_square(NETWORKS, jnp.asarray(X) + 1)
+        law = np.exp(mam.sampler_law(NETWORKS)[1:, 1:, 1:].ravel())
+        exact = 0.5 * 12 * (square[jnp.array([1, 6, 7, 2])].mean() + law @ square)
+        estimate = jax.jit(jax.vmap(lambda key: objective.value(params, key, x)))
+        assert_unbiased(estimate(jax.random.split(key, 10_000)), exact)
+
+    def test_an_impossible_share_is_refused(self):
+        with pytest.raises(ValueError, match=r"share must lie in \[0, 1\], got 1.5"):
+            mam.distil(NETWORKS, share=1.5)
+
+
+class TestEnergy:
+    tokens = jnp.asarray(X[[0, 3, 3, 5, 6, 7]] + 1)
+
+    def value_and_grad(self, key, **options):
+        objective = mam.energy(NETWORKS, log_f, num_chains=6, **options)
+        params = objective.init(key)
+        assert sorted(params) == ["conditional", "marginal"]
+        return params, objective.inner.value_and_grad(params, key, self.tokens)
+
+    def gaps(self, params):
+        level = jax.vmap(NETWORKS.with_params(params).log_marginal)(self.tokens)
+        return level, level - jax.vmap(log_f)(self.tokens - 1)
+
+    def weighted(self, params, weights):
+        """mean_b weights_b grad l(x_b): the score-function estimators of the literature."""
+        return jax.grad(lambda p: (weights * self.gaps(p)[0]).mean())(params)
+
+    def assert_close(self, got, want):
+        for one, two in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+    def test_variance_is_the_covariance_with_a_leave_one_out_mean(self, key):
+        params, (value, grads) = self.value_and_grad(key, spread="variance", penalty=0.0)
+        gap = np.asarray(self.gaps(params)[1], float)
+        np.testing.assert_allclose(value, gap.var(ddof=1) / 2, rtol=1e-5)
+        others = (gap.sum() - gap) / 5
+        self.assert_close(grads, self.weighted(params, gap - others))
+
+    def test_std_is_the_normalised_step_of_the_released_code(self, key):
+        params, (value, grads) = self.value_and_grad(key, spread="std", penalty=0.0, floor=0.0)
+        gap = np.asarray(self.gaps(params)[1], float)
+        np.testing.assert_allclose(value, gap.std(ddof=1), rtol=1e-5)
+        released = self.weighted(params, (gap - gap.mean()) / gap.std(ddof=1))
+        self.assert_close(jax.tree.map(lambda g: 5 / 6 * g, grads), released)
+
+    def test_plain_is_the_formula_of_the_paper(self, key):
+        options = {"spread": "plain", "penalty": 0.0, "log_z": 0.5}
+        params, (value, grads) = self.value_and_grad(key, **options)
+        gap = np.asarray(self.gaps(params)[1], float)
+        np.testing.assert_allclose(value, gap.mean() + 0.5, rtol=1e-5)
+        self.assert_close(grads, self.weighted(params, gap + 0.5))
+
+    def test_the_penalty_is_unbiased_for_both_networks(self, key):
+        options = {"spread": "variance", "penalty": 2.0, "num_chains": 6}
+        objective = mam.energy(NETWORKS, log_f, **options)
+        params = objective.init(key)
+
+        def exact(params):
+            gap = self.gaps(params)[1]
+            square = mean_square(NETWORKS.with_params(params), self.tokens).mean()
+            return jnp.var(gap, ddof=1) / 2 + 2.0 * square
+
+        value, grads = jax.value_and_grad(exact)(params)
+        one = lambda key: objective.inner.value_and_grad(params, key, self.tokens)
+        values, estimates = jax.jit(jax.vmap(one))(jax.random.split(key, 10_000))
+        assert_unbiased(values, value)
+        assert_tree_unbiased(estimates, grads)
+
+    def test_exact_tables_are_the_optimum(self, key):
+        """At the truth every term vanishes; the marginal network alone is off by no constant."""
+        tables = mam.Tables(LOG_F)
+        pair = mam.Pair(
+            marginal=Lookup(tables, "log_marginal"),
+            conditional=Lookup(tables, "log_conditionals"),
+            num_variables=D,
+            num_values=K,
+        )
+        objective = mam.energy(pair, log_f, num_chains=16, spread="variance")
+        value, grads = objective.value_and_grad(objective.init(key), key)
+        np.testing.assert_allclose(value, 0, atol=1e-9)
+        assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) < 1e-4
+
+    def test_uniform_rows_replace_chains(self, key):
+        objective = mam.energy(
+            NETWORKS, log_f, num_chains=400, spread="variance", penalty=0.0, explore=1.0
+        )
+        params = objective.init(key)
+        gap = np.array([NETWORKS.log_marginal(x + 1) - log_f(x) for x in X])
+        one = jax.jit(jax.vmap(lambda key: objective.value(params, key)))
+        assert_unbiased(one(jax.random.split(key, 300)), gap.var() / 2)
+
+    def test_impossible_options_are_refused(self):
+        for options, text in [
+            ({"spread": "kl"}, "spread must be one of.*'kl'"),
+            ({"num_chains": 1}, "num_chains must be an integer >= 2, got 1"),
+            ({"explore": 2.0}, "explore must lie"),
+            ({"log_z": 1.0}, "log_z=1.0 is for spread='plain'"),
+            ({"block_size": 0}, "block_size must be an integer >= 1"),
+            ({"refresh_every": 0}, "refresh_every must be an integer >= 1"),
+        ]:
+            with pytest.raises(ValueError, match=text):
+                mam.energy(NETWORKS, log_f, **options)
+
+
+class Lookup(eqx.Module):
+    """One half of exact tables as a network of a `Pair`."""
+
+    tables: mam.Tables
+    method: str = eqx.field(static=True)
+
+    def __call__(self, tokens):
+        out = getattr(self.tables, self.method)(tokens)
+        # `Pair` adds the uniform law's part.
+        return out + (tokens > 0).sum() * jnp.log(K) if self.method == "log_marginal" else out
+
+
+def test_residuals_are_detailed_balance_of_a_flow_network(key):
+    """Flow Z exp(l) / binomial(D, |S|), policies exp(c) / (D - |S|) and 1 / (|S| + 1): minus the residual, at any networks."""
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        row, order, size = rng.integers(0, K, D), rng.permutation(D), rng.integers(D)
+        empty = jnp.zeros(D, int)
+        before = _chain.prefix(row + 1, empty, order, size)
+        after = _chain.prefix(row + 1, empty, order, size + 1)
+        log_flow = lambda tokens, n: NETWORKS.log_marginal(tokens) - np.log(comb(D, n))
+        forward = NETWORKS.log_conditionals(before)[order[size], row[order[size]]]
+        balance = log_flow(before, size) + forward - np.log(D - size)
+        balance -= log_flow(after, size + 1) - np.log(size + 1)
+        rho = _chain.residual(NETWORKS, size, row + 1, empty, order)
+        np.testing.assert_allclose(balance, -rho, atol=1e-5)
+
+
+# Learned.
+
+LATTICE = Ising(3, 3, coupling=0.2, field=0.2)
+
+
+def quality(networks, lattice):
+    """KL(law of sampling || p), rms error of log-marginals over states as sampling meets them (nats); log sum exp(l)."""
+    n = lattice.num_sites
+    log_p = np.asarray(lattice.log_density(rows(n, 2)), float).reshape((2,) * n)
+    exact = np.asarray(mam.Tables(log_p).table, float)
+    law = mam.sampler_law(networks)
+    whole = (slice(1, None),) * n
+    kl = (np.exp(law[whole]) * (law[whole] - exact[whole])).sum()
+    tokens = np.stack(np.indices(law.shape), -1).reshape(-1, n)
+    level = np.asarray(jax.jit(jax.vmap(networks.log_marginal))(tokens), float).reshape(law.shape)
+    rms = np.sqrt((np.exp(law) * (level - exact) ** 2).sum() / (n + 1))
+    return kl, rms, np.log(np.exp(level[whole]).sum())
+
+
+def train(objective, key, num_steps, *args, **options):
+    optimizer = optax.adam(options.pop("rate", 1e-3))
+    options = {"key": key, "num_steps": num_steps, "progress": False, **options}
+    return inference.fit(objective, optimizer, args, **options)
+
+
+def test_fit_runs_both_stages_and_the_energy_on_three_bits(key):
+    """A law of 3 bits from 4,000 draws, and from its energy; thresholds are a third of what an independent law misses."""
+    log_p = joint(D, K, 3)
+    x = X[np.random.default_rng(0).choice(8, 4000, p=np.exp(log_p.ravel()))]
+    table = np.asarray(mam.Tables(log_p).table)[1:, 1:, 1:]
+    start = mam.residual_mlps(D, K, width=16, depth=2, key=key)
+    options = {"rate": 0.01, "subsample": {"rows": 200}}
+    one = train(mam.any_order(start), key, 300, x, **options)
+    networks = start.with_params(one.params)
+    two = train(mam.distil(networks), key, 300, x, **options)
+    assert two.state.tokens.shape == (200, D) and two.state.num_moves == 300
+    learned = networks.with_params(two.params)
+    objective = mam.energy(start, lambda x: jnp.asarray(log_p)[tuple(x)] + 3.0, num_chains=64)
+    eager = start.with_params(train(objective, key, 600, rate=0.01).params)
+    ones = np.ones(D, bool)
+    for networks in (learned, eager):
+        law = mam.sampler_law(networks)[1:, 1:, 1:]
+        assert (np.exp(law) * (law - table)).sum() < 0.02
+        level = mam.MaM(networks).log_marginal(X, ones)
+        assert np.sqrt((np.exp(log_p.ravel()) * (level - log_p.ravel()) ** 2).sum()) < 0.2
+
+
+@pytest.mark.slow  # 2,000 to 7,000 training steps each
+class TestThresholds:
+    def test_maximum_likelihood(self, key):
+        x = LATTICE.sample(np.random.default_rng(0), 20_000)
+        start = mam.residual_mlps(9, 2, width=128, key=key)
+        options = {"subsample": {"rows": 512}}
+        rate = lambda n: optax.cosine_decay_schedule(1e-3, n)
+        one = train(mam.any_order(start), key, 3000, x, rate=rate(3000), **options)
+        networks = start.with_params(one.params)
+        two = train(mam.distil(networks), key, 4000, x, rate=rate(4000), **options)
+        kl, rms, _ = quality(networks.with_params(two.params), LATTICE)
+        assert kl < 0.006 and rms < 0.15, (kl, rms)
+
+    def test_energy(self, key):
+        networks = mam.residual_mlps(9, 2, width=64, key=key)
+        fit = train(mam.energy(networks, LATTICE.log_density), key, 2000)
+        kl, rms, log_mass = quality(networks.with_params(fit.params), LATTICE)
+        assert kl < 0.03 and rms < 0.2 and abs(log_mass) < 0.15, (kl, rms, log_mass)
+
+    def test_energy_on_four_by_four(self, key):
+        """65,536 states: the law of the marginal network by enumeration, that of the sampler by its draws."""
+        lattice = Ising(4, 4, coupling=0.2, field=0.2)
+        start = mam.residual_mlps(16, 2, width=128, key=key)
+        fit = train(mam.energy(start, lattice.log_density), key, 4000)
+        networks = start.with_params(fit.params)
+        model, every = mam.MaM(networks), rows(16, 2)
+        log_p = np.asarray(lattice.log_density(every), float) - lattice.log_partition()
+        level = np.asarray(model.log_marginal(every, np.ones(16, bool)), float)
+        mass = np.log(np.exp(level).sum())
+        rms = np.sqrt((np.exp(log_p) * (level - log_p) ** 2).sum())
+        value, _, log_prob = model.draw(key, (20_000,))
+        gap = np.asarray(log_prob - lattice.log_density(value), float) + lattice.log_partition()
+        kl, error = gap.mean(), gap.std() / np.sqrt(len(gap))
+        assert kl - 4.5 * error < 0.1 and rms < 0.4 and abs(mass) < 0.2, (kl, error, rms, mass)
