@@ -29,7 +29,9 @@ from ._gradient_report import (
     gradient_report as gradient_report,
 )
 from ._hierarchical import diwhvi as diwhvi, hvi as hvi, iwhvi as iwhvi
+from ._inner import SGLD as SGLD, Descent as Descent, Inner as Inner, Newton as Newton
 from ._islands import IslandsResult as IslandsResult, islands as islands
+from ._local_laplace import local_laplace as local_laplace
 from ._log_variance import log_variance as log_variance
 from ._moves import HMC as HMC, MALA as MALA, Kernel as Kernel, RandomWalk as RandomWalk
 from ._nonfinite import NonFiniteError as NonFiniteError
