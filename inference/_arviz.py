@@ -92,7 +92,8 @@ def to_arviz(
 
     Returns:
         The tree. Booleans become integers, whose quantiles ArviZ can take; "/" in a name becomes ".". A site with
-        `obs_mask` keeps its own cells only, on one axis "<site>_cell". An axis name that has several lengths becomes
+        `obs_mask` keeps its own cells only, on one axis "<site>_cell"; where events are seen in part, it keeps its axes, with NaN
+        in the other cells. An axis name that has several lengths becomes
         "<site>_<name>".
 
     Raises:

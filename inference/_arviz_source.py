@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import ppl
 from ._arviz_tree import Content
-from ._draws import draw_guide
+from ._draws import draw_guide, whole_events
 from ._fit_result import Fit, Posterior
 from ._pmmh import PMMHResult
 from ._smc import SMCResult
@@ -204,9 +204,12 @@ def _cells_of(trace: ppl.Trace) -> dict[str, np.ndarray]:
         seen = trace.observed.get(f"{name}_observed")
         if drawn is not None and seen is not None:
             log_prob = trace.log_probs[f"{name}_unobserved"]
-            axes = (0, *range(log_prob.ndim, whole.ndim))
-            follows, fixed = (whole == drawn).all(axes), (whole == seen).all(axes)
-            missing = follows & (~fixed | (log_prob != 0).any(0))
+            follows, fixed = (whole == drawn).all(0), (whole == seen).all(0)
+            missing = whole_events(np.asarray(follows & ~fixed), log_prob.ndim - 1)
+            if missing.ndim < log_prob.ndim:
+                axes = tuple(range(log_prob.ndim - 1, follows.ndim))
+                follows, fixed = follows.all(axes), fixed.all(axes)
+                missing = follows & (~fixed | (log_prob != 0).any(0))
             cells |= {f"{name}_unobserved": missing, f"{name}_observed": ~missing}
     return cells
 

@@ -35,7 +35,8 @@ class Content:
         draws: group -> site -> array [S, *batch, *event] (log-probs without event axes).
         data: group -> site -> array.
         sites: site -> `SiteInfo`, where known.
-        cells: site -> boolean array over its batch axes: the cells to keep, on one axis.
+        cells: site -> boolean array of the cells to keep. Over its batch axes: they end on one axis. Over event axes too: the
+            others become NaN.
         attrs: group -> attributes.
         num_chains: the axis S is chains times draws.
         mcmc: a NumPyro MCMC whose statistics ArviZ reads.
@@ -115,11 +116,7 @@ def _plain(content: Content) -> Content:
         for name, array in arrays.items():
             array = np.asarray(array)
             if name in content.cells:
-                cells = content.cells[name]
-                array = array.reshape(
-                    *array.shape[:leading], -1, *array.shape[leading + cells.ndim :]
-                )
-                array = array.compress(cells.ravel(), axis=leading)
+                array = _own_cells(array, content.cells[name], leading, content.sites[name])
             if array.dtype == bool:
                 array = array.astype(int)
             elif array.dtype.itemsize == 2 and array.dtype.kind not in "iu":  # float16, bfloat16
@@ -137,8 +134,24 @@ def _plain(content: Content) -> Content:
         draws={group: convert(arrays, 1) for group, arrays in content.draws.items()},
         data={group: convert(arrays, 0) for group, arrays in content.data.items()},
         sites={_legal(name): info for name, info in content.sites.items()},
-        cells={_legal(name): cells for name, cells in content.cells.items()},
+        cells={
+            _legal(name): cells
+            for name, cells in content.cells.items()
+            if cells.ndim == len(content.sites[name].dims)
+        },
     )
+
+
+def _own_cells(
+    array: np.ndarray, cells: np.ndarray, leading: int, info: ppl.SiteInfo
+) -> np.ndarray:
+    """The cells that count: on one axis where whole events do, else with NaN in the others (log-probs stay as they are)."""
+    if cells.ndim == len(info.dims):
+        array = array.reshape(*array.shape[:leading], -1, *array.shape[leading + cells.ndim :])
+        return array.compress(cells.ravel(), axis=leading)
+    if array.ndim == leading + cells.ndim and array.dtype.kind == "f":
+        return np.where(cells, array, np.nan)
+    return array
 
 
 def _legal(name: str) -> str:

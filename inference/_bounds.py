@@ -109,6 +109,7 @@ def iwelbo(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     gradient: Literal["full", "dreg", "gdreg"] = "full",
+    num_imputations: int = 1,
     num_replicates: int = 1,
     check_jumps: bool = True,
 ) -> Objective:
@@ -124,14 +125,17 @@ def iwelbo(
         gradient: "full", or "dreg": the doubly reparameterised gradient of the guide's parameters, whose signal does not
             drown in noise as K grows. For guides whose sites are all pathwise; costs a second run of the model. "gdreg": the same
             for the parameters of the model's priors too, wherever in the hierarchy: a path in place of their score.
-        num_replicates: independent estimates averaged.
+        num_imputations: J, draws of the missing cells (`obs_mask`) that the model makes at each z_k. They are averaged inside the
+            logarithm, w_k = 1/J sum_j p(x, m_kj, z_k) / q(z_k) p(m_kj | z_k), a tighter bound for J more runs of what lies
+            downstream of the cells.
+        num_replicates: independent estimates averaged, outside the logarithm.
         check_jumps: see `ppl.expectation`.
 
     Raises:
         ValueError: `per="plate"` with a site outside the plate; `per="joint"` with scaled (subsampled)
             log-probs, whose log-mean-exp would be biased; "dreg" with a site that is not pathwise, or whose support may
             move; "gdreg" with a point mass in the guide (an autoguide), or with no prior that it can serve;
-            gradient="stl", which is biased for K > 1.
+            gradient="stl", which is biased for K > 1; num_imputations > 1 with a model that draws nothing, or with "gdreg".
         TypeError: "dreg" with a guide whose density is estimated (`ppl.marginal`), "gdreg" with such a guide or model.
 
     Validity: unbiased for the bound at every K. The rows of the plate must be independent given what is
@@ -142,7 +146,7 @@ def iwelbo(
     Reference: Burda et al. 2016, arXiv:1509.00519; Tucker et al. 2019, arXiv:1810.04152 (DReG); Bauer and Mnih 2021,
     arXiv:2101.11046 (GDReG), here for all priors of the hierarchy jointly.
     """
-    check_counts("iwelbo", num_particles=num_particles)
+    check_counts("iwelbo", num_particles=num_particles, num_imputations=num_imputations)
     if gradient == "stl":
         raise ValueError(
             "iwelbo: gradient='stl' is biased for more than one particle (the score left out does not have mean zero "
@@ -151,13 +155,18 @@ def iwelbo(
     if gradient not in ("full", "dreg", "gdreg"):
         raise ValueError(f"iwelbo: gradient must be 'full' or 'dreg' or 'gdreg', got {gradient!r}.")
 
+    if num_imputations > 1 and gradient == "gdreg":
+        raise ValueError(
+            "iwelbo: gradient='gdreg' takes no draws of missing cells. Use gradient='dreg'."
+        )
+
     @objective(weighing="functional" if gradient == "full" else "refused")
     def iwelbo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         if gradient == "dreg":
-            return doubly_reparameterized(model, guide, args, num_particles, per)
+            return doubly_reparameterized(model, guide, args, num_particles, per, num_imputations)
         if gradient == "gdreg":
             return generalized_doubly_reparameterized(model, guide, args, num_particles, per)
-        log_weights, scale = lane_weights(model, guide, args, num_particles, per)
+        log_weights, scale = lane_weights(model, guide, args, num_particles, per, num_imputations)
         return jnp.sum(scale * log_mean_exp(log_weights))
 
     return iwelbo(

@@ -47,7 +47,8 @@ class Description:
         sites: site -> `SiteInfo`.
         latents: names of the latent sites.
         observed: observed site -> value.
-        cells: site made by `obs_mask` -> boolean array over its batch axes, the cells that belong to it.
+        cells: site made by `obs_mask` -> boolean array, the cells that belong to it: over its batch axes, or, where events are
+            seen in part, over its event axes too.
     """
 
     sites: dict[str, ppl.SiteInfo]
@@ -99,15 +100,14 @@ def draw_guide(
     keys = jax.random.split(typed_key(key), num_samples)
     choices, log_p, log_q = in_parts(draw, keys, args, batch_size)
     p, q = traces["p"], traces["q"]
-    missing = [
-        name for name in p.choices if name not in q.choices and not _is_imputed(name, p.sites)
-    ]
+    missing = [name for name in p.choices if name not in q.choices and not p.sites[name].is_imputed]
     if missing:
         raise ValueError(
             f"to_arviz: the guide misses the latent site(s) {missing} of {model!r}, so it is no "
             "approximation of their posterior. Propose them in the guide, or condition the model on "
             "them."
         )
+    ppl.check_proposed_cells(p.sites, q.sites)
     return GuideDraws(choices, log_p, log_q, _why_no_weight(q, choices))
 
 
@@ -148,11 +148,10 @@ def _describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple)
     observed, computed = in_parts(lambda c, *a: run({n: c[n] for n in choices}, *a), both, args, 2)
     latents = tuple(n for n, info in sites.items() if info.kind == "latent")
     cells = {}
-    for name in (n.removesuffix("_unobserved") for n in latents if _is_imputed(n, sites)):
-        batch = len(sites[f"{name}_observed"].dims)
+    for name in (n.removesuffix("_unobserved") for n in latents if sites[n].is_imputed):
         first, second = computed[name]
         differs = ~((first == second) | ((first != first) & (second != second)))
-        missing = differs.any(tuple(range(batch, differs.ndim)))
+        missing = whole_events(differs, len(sites[f"{name}_observed"].dims))
         cells |= {f"{name}_unobserved": missing, f"{name}_observed": ~missing}
     return Description(sites, latents, {n: v[0] for n, v in observed.items()}, cells)
 
@@ -229,10 +228,11 @@ def whole(program: ppl.Program) -> ppl.Program:
     return ppl.Program(run)
 
 
-def _is_imputed(name: str, sites: Mapping[str, ppl.SiteInfo]) -> bool:
-    """Whether a latent site holds the missing cells of a statement with `obs_mask`."""
-    base = name.removesuffix("_unobserved")
-    return base != name and base in sites and f"{base}_observed" in sites
+def whole_events(missing: np.ndarray, num_batch_axes: int) -> np.ndarray:
+    """A mask over the batch axes if every event is missing, or seen, as a whole; else the mask of cells as it is."""
+    axes = tuple(range(num_batch_axes, missing.ndim))
+    some, every = np.asarray(missing.any(axes)), np.asarray(missing.all(axes))
+    return some if (some == every).all() else missing
 
 
 def _changed(value: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from .. import ppl
 from ..ppl._compat import typed_key
 from ._arguments import Arguments
 
@@ -140,7 +141,8 @@ class Fit:
             guide_key, model_key = jax.random.split(key)
             trace = guide.simulate(guide_key, *args)
             # Sites that the guide leaves to the prior (missing cells) cancel from the weight.
-            _, log_weight = model.generate(model_key, trace.shared_choices, *args)
+            scored, log_weight = model.generate(model_key, trace.shared_choices, *args)
+            ppl.check_proposed_cells(scored.sites, trace.sites)
             return trace.choices, log_weight - trace.log_density
 
         return Posterior(*_map_keys(draw, key, num_samples, batch_size, args))

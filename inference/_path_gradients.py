@@ -19,8 +19,8 @@ from numpyro.primitives import Messenger
 
 from .. import ppl
 from ..ppl._strategy import element
-from ._detached import detached, refuse_estimated, refuse_new_draws, sites_met
-from ._row_weights import log_density_of, log_mean_exp, plate_of, weight_of
+from ._detached import CommonNoise, detached, refuse_estimated, refuse_new_draws, sites_met
+from ._row_weights import log_density_of, log_mean_exp, over_imputations, plate_of, weight_of
 from ._transported import transported
 
 Array = jax.Array
@@ -37,12 +37,18 @@ def sticking_the_landing(model: ppl.Program, guide: ppl.Program, *args: Any) -> 
 
 
 def doubly_reparameterized(
-    model: ppl.Program, guide: ppl.Program, args: Any, num_particles: int, per: str
+    model: ppl.Program,
+    guide: ppl.Program,
+    args: Any,
+    num_particles: int,
+    per: str,
+    num_imputations: int = 1,
 ) -> Array:
     """The importance-weighted bound whose gradient is DReG.
 
     In phi: sum_k wn_k^2 (d log w_k / d z_k)(d z_k / d phi); in theta: sum_k wn_k d/dtheta log p_theta(x, z_k); wn the
-    normalised weights.
+    normalised weights. Missing cells that the model draws are functions of z, theta and noise that moves with neither, so that
+    log w_k, with them, is a function of z and theta as before.
     """
     name = "iwelbo(gradient='dreg')"
     refuse_estimated(name, guide, "so no density at a fixed draw can be detached")
@@ -51,13 +57,21 @@ def doubly_reparameterized(
         with _FixedSupport(name):
             q = ppl.draw(guide, *args)
         _refuse_sampled(name)
-        before = sites_met()
+        drawn = sites_met()
         log_q = ppl.score(detached(guide), q.choices, *args)
-        path, scale = weight_of(ppl.score(detached(model), q, *args), log_q, per)
-        fixed = ppl.score(model, jax.tree.map(stop, q), *args)
-        theta, _ = weight_of(fixed, jax.tree.map(stop, log_q), per)
-        refuse_new_draws(name, before)
-        return path, theta, scale
+        refuse_new_draws(name, drawn)
+
+        def log_weight() -> tuple[Array, Array, Array]:
+            before, noise = sites_met(), CommonNoise(name, q.choices)
+            with noise:
+                path, scale = weight_of(ppl.score(detached(model), q, *args), log_q, per)
+                fixed = ppl.score(model, jax.tree.map(stop, q), *args)
+            theta, _ = weight_of(fixed, jax.tree.map(stop, log_q), per)
+            refuse_new_draws(name, before, noise.names)
+            _refuse_sampled(name)
+            return path, theta, scale
+
+        return over_imputations(log_weight, num_imputations)
 
     path, theta, scale = ppl.particles(num_particles)(lane)()
     weights = stop(jax.nn.softmax(path, axis=0))

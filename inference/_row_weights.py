@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,16 +14,39 @@ Array = jax.Array
 
 
 def lane_weights(
-    model: ppl.Program, guide: ppl.Program, args: Any, num_particles: int, per: str
+    model: ppl.Program,
+    guide: ppl.Program,
+    args: Any,
+    num_particles: int,
+    per: str,
+    num_imputations: int = 1,
 ) -> tuple[Array, Array]:
     """Log-weights log p(x, z_k) - log q(z_k) of K draws, shape (K,) or (K, rows), and the rows' scale."""
 
-    def log_weight() -> tuple[Array, Array]:
+    def lane() -> tuple[Array, Array]:
         q = ppl.draw(guide, *args)
-        return weight_of(ppl.score(model, q, *args), q, per)
+        log_weight = lambda: weight_of(ppl.score(model, q, *args), q, per)
+        return over_imputations(log_weight, num_imputations)
 
-    log_weights, scale = ppl.particles(num_particles)(log_weight)()
+    log_weights, scale = ppl.particles(num_particles)(lane)()
     return log_weights, scale[0]
+
+
+def over_imputations(log_weight: Callable[[], Any], num_imputations: int) -> Any:
+    """`log_weight()`, at the mean weight of J draws of what the model draws itself.
+
+    It scores a model and returns log-weights and, last, their scale.
+    """
+    if num_imputations == 1:
+        return log_weight()
+    before = set(ppl.strategies_met())
+    *log_weights, scale = ppl.particles(num_imputations)(log_weight)()
+    if set(ppl.strategies_met()) == before:
+        raise ValueError(
+            f"iwelbo: num_imputations={num_imputations}, but the model draws nothing when it is scored: it has no missing cells "
+            "(obs_mask) that the guide leaves to it. Leave num_imputations out."
+        )
+    return (*(log_mean_exp(x) for x in log_weights), scale[0])
 
 
 def weight_of(p: ppl.Trace, q: ppl.Trace, per: str) -> tuple[Array, Array]:

@@ -31,6 +31,7 @@ from ._program import (
     ChoiceMismatch as ChoiceMismatch,
     Program as Program,
     as_program as as_program,
+    check_proposed_cells as check_proposed_cells,
     draw as draw,
     model as model,
     plates_met as plates_met,

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 
 from ._disarm import ARM, DisARM
 from ._mvd import MVD
-from ._noise import SALT
+from ._noise import COMMON, SALT
 from ._primitive import mark, mark_key
 from ._recorder import (
     Recorder,
@@ -145,7 +145,7 @@ class Engine(Recorder):
         address = self._address(msg)
         strategy, why = self._choose(msg, address)
         assert self.frame.key is not None
-        key = fold_name(self.frame.key, address)
+        key = fold_name(self.frame.key, msg["name"] if COMMON in msg["infer"] else address)
         if SALT in msg["infer"]:
             key = jax.random.fold_in(key, msg["infer"][SALT])
         fn = msg["fn"]
@@ -232,7 +232,8 @@ class Engine(Recorder):
         name = msg["name"]
         if not self.seen(name):
             return name
-        if not msg.get("_collected"):
+        # A Runner that scores a program a second time checks names itself and leaves missing cells to the engine.
+        if not (msg.get("_collected") or msg.get("_imputed")):
             raise ValueError(
                 f"Site '{name}' appears twice in one run of the program; each sample statement needs a "
                 f"name of its own. Rename one of them, e.g. '{name}_2'."

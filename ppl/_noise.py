@@ -8,6 +8,8 @@ from typing import Any
 from numpyro.primitives import Messenger
 
 SALT = "lapilli_salt"
+# A site that is met again in the same region draws from the key of its name, not of its address: the same noise again.
+COMMON = "lapilli_common_noise"
 
 
 class Salted(Messenger):

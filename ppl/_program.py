@@ -279,7 +279,8 @@ def score(
 
     Raises:
         ValueError: the guide misses a latent site of the program, proposes one that the program does not
-            have, or has auxiliary sites whose marginal is not known.
+            have, proposes missing cells with a density in the seen ones too, or has auxiliary sites whose marginal is not
+            known.
     """
     if not isinstance(trace, Trace):
         return as_program(program)._score(_arrays(trace), *args, **kwargs)
@@ -295,7 +296,9 @@ def score(
             "model's sites deterministic (Delta) given the auxiliary ones, or drop the auxiliary sites."
         )
     try:
-        return as_program(program)._score(choices, *args, **kwargs)
+        scored = as_program(program)._score(choices, *args, **kwargs)
+        check_proposed_cells(scored.sites, trace.sites)
+        return scored
     except ChoiceMismatch as err:
         parts = []
         if err.missing:
@@ -310,6 +313,22 @@ def score(
                 "infer={'is_auxiliary': True}"
             )
         raise ValueError(f"The guide does not match {program!r}: {'; '.join(parts)}.") from err
+
+
+def check_proposed_cells(model: Mapping[str, Any], guide: Mapping[str, Any]) -> None:
+    """Refuse a guide's proposal of missing cells whose density counts the seen cells as well: p / q would not be a weight.
+
+    Args:
+        model: site -> `SiteInfo` of the model.
+        guide: the same of the guide.
+    """
+    for name, info in model.items():
+        if info.is_imputed and name in guide and not guide[name].is_masked:
+            raise ValueError(
+                f"Site '{name}': the guide proposes missing cells, but its density counts the seen cells too, which the model's "
+                f"does not, so that log p - log q would be no log-weight. Tell the guide the mask: ppl.sample('{name}', q, "
+                "obs_mask=mask)."
+            )
 
 
 def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:

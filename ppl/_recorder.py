@@ -26,6 +26,7 @@ from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
 from ._compat import handler_stack, trace_state
+from ._missing import NormalCells
 
 Array = jax.Array
 
@@ -54,6 +55,8 @@ class SiteInfo:
         is_auxiliary: a guide site that the model does not have (NumPyro's `infer={"is_auxiliary": True}`).
         scale: factor on its log-probs (subsampling); None when it is not one number.
         regions: the regions around the site, outermost first.
+        is_imputed: the missing cells of a statement with `obs_mask`.
+        is_masked: its density leaves cells out.
     """
 
     name: str
@@ -66,6 +69,8 @@ class SiteInfo:
     is_auxiliary: bool = False
     scale: float | None = 1.0
     regions: tuple[Region, ...] = ()
+    is_imputed: bool = False
+    is_masked: bool = False
 
 
 @dataclasses.dataclass
@@ -334,7 +339,7 @@ def describe(msg: dict[str, Any]) -> SiteInfo:
     strategy = strategy if isinstance(strategy, str) else strategy.name
     return SiteInfo(
         name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(_base(fn)).__name__,
-        strategy, auxiliary, scale,
+        strategy, auxiliary, scale, is_imputed=bool(msg["infer"].get("imputed")), is_masked=_is_masked(fn),
     )  # fmt: skip
 
 
@@ -381,7 +386,7 @@ def _is_masked(fn: Any) -> bool:
         if isinstance(fn, dist.MaskedDistribution):
             return True
         fn = fn.base_dist
-    return False
+    return isinstance(fn, NormalCells)
 
 
 def log_prob_of(msg: dict[str, Any]) -> Array:

@@ -14,6 +14,7 @@ from numpyro.primitives import apply_stack
 
 from ._compat import handler_stack
 from ._inline_guide import propose
+from ._missing import law_of_cells
 from ._recorder import HiddenDraw
 
 Array = jax.Array
@@ -35,9 +36,13 @@ def sample(
         name: address of the site, unique in the program.
         distribution: a NumPyro distribution.
         obs: observed value of shape `batch_shape + event_shape` (after plates); nothing is broadcast.
-        obs_mask: boolean array of shape `batch_shape`, true where `obs` is observed. The observed cells are
-            scored; the others become the latent site `<name>_unobserved`, drawn from its prior where no guide
-            proposes it. Values of `obs` in missing cells are never read (NaN is fine).
+        obs_mask: boolean array, true where `obs` is observed: one entry per event (shape `batch_shape`), or per cell of the
+            event (shape of `obs`, or of its leading axes). The observed cells are scored, log p(x_seen); the others become
+            the latent site `<name>_unobserved`, whose law is p(x_missing | x_seen), drawn from it where no guide proposes
+            them. Cells within an event need a distribution whose cells are independent (`.to_event`), or
+            MultivariateNormal (conditioned exactly). Values of `obs` in missing cells are never read (NaN is fine).
+            Without `obs`, in a guide: `sample("<name>_unobserved", q, obs_mask=mask)` proposes the missing cells, with the
+            marginal density of q in them; the cells where the mask is true do not count.
         proposal: the law from which `ppl.guide_of(model)` draws this latent site; it may use all that the model computed
             before. Every other run of the program draws from `distribution`.
         strategy: gradient estimator of this site, a `Strategy` or its name; see `ppl.expectation`. A choice
@@ -51,46 +56,29 @@ def sample(
     if strategy is not None:
         infer["strategy"] = strategy
     if proposal is not None:
-        _check_proposal(name, distribution, proposal, obs)
+        _check_proposal(name, distribution, proposal, obs, obs_mask)
         value = propose(name, distribution, proposal, infer)
         if value is not None:
             return jnp.asarray(value)
-    if obs is None or obs_mask is None:
-        try:
-            return jnp.asarray(numpyro.sample(name, distribution, obs=obs, infer=infer))
-        except HiddenDraw as err:
-            raise ValueError(f"Site '{name}': {err}") from err
-        except ValueError as err:
-            if not str(err).startswith("Incompatible shapes for broadcasting"):
-                raise
-            plates = {
-                h.name: h.subsample_size for h in handler_stack() if isinstance(h, numpyro.plate)
-            }
-            raise ValueError(
-                f"Site '{name}': {type(distribution).__name__} with batch shape {distribution.batch_shape} does "
-                f"not fit into its plates {plates}. Give one row per plate element, or mark event axes with "
-                ".to_event(n)."
-            ) from err
+    if obs_mask is None:
+        return _plain(name, distribution, obs, infer)
+    if obs is None:
+        cells = ~jnp.asarray(obs_mask, bool)
+        distribution = _in_plates(name, distribution, cells, None)
+        return _plain(name, _law(name, distribution, cells), None, infer)
     mask = jnp.asarray(obs_mask, bool)
-    event = jnp.ndim(obs) - distribution.event_dim
-    if event < 0 or mask.shape != jnp.shape(obs)[:event]:
-        raise ValueError(
-            f"Site '{name}': obs_mask has shape {mask.shape}, but obs of shape {jnp.shape(obs)} has "
-            f"batch shape {jnp.shape(obs)[: max(event, 0)]} (event shape {distribution.event_shape}). "
-            "Nothing is broadcast silently: give one mask entry per observed cell."
-        )
-    cell = mask.reshape(mask.shape + (1,) * distribution.event_dim)
+    distribution = _in_plates(name, distribution, mask, jnp.shape(obs))
+    cell = mask.reshape(mask.shape + (1,) * (jnp.ndim(obs) - mask.ndim))
     support: Any = distribution.support
     filled = jnp.where(cell, obs, support.feasible_like(obs))
-    with numpyro.handlers.mask(mask=mask):
-        seen = numpyro.sample(f"{name}_observed", distribution, obs=filled, infer=infer)
-    with numpyro.handlers.mask(mask=~mask):
-        drawn = numpyro.sample(f"{name}_unobserved", distribution, infer=infer | {"imputed": True})
+    seen = _plain(f"{name}_observed", _law(name, distribution, mask), filled, infer)
+    missing = _law(name, distribution, ~mask, filled)
+    drawn = _plain(f"{name}_unobserved", missing, None, infer | {"imputed": True})
     return jnp.asarray(numpyro.deterministic(name, jnp.where(cell, seen, drawn)))
 
 
-def _check_proposal(name: str, prior: Any, proposal: Any, obs: Any) -> None:
-    if obs is not None:
+def _check_proposal(name: str, prior: Any, proposal: Any, obs: Any, obs_mask: Any) -> None:
+    if obs is not None or obs_mask is not None:
         raise ValueError(
             f"Site '{name}' is observed and has a proposal. Propose latent sites only; missing cells (obs_mask) are drawn from "
             "their prior."
@@ -100,6 +88,68 @@ def _check_proposal(name: str, prior: Any, proposal: Any, obs: Any) -> None:
             f"Site '{name}': its proposal has event shape {proposal.event_shape}, its prior {prior.event_shape}. Give both the "
             "same, e.g. by .to_event(n)."
         )
+
+
+def _plain(name: str, distribution: dist.Distribution, obs: Any, infer: dict[str, Any]) -> Array:
+    """NumPyro's statement, with errors that say where."""
+    try:
+        return jnp.asarray(numpyro.sample(name, distribution, obs=obs, infer=infer))
+    except HiddenDraw as err:
+        raise ValueError(f"Site '{name}': {err}") from err
+    except ValueError as err:
+        if not str(err).startswith("Incompatible shapes for broadcasting"):
+            raise
+        raise _does_not_fit(name, distribution) from err
+
+
+def _law(
+    name: str, distribution: dist.Distribution, cells: Array, given: Any = None
+) -> dist.Distribution:
+    try:
+        return law_of_cells(distribution, cells, given)
+    except TypeError as err:
+        raise TypeError(f"Site '{name}': {err}") from err
+
+
+def _in_plates(
+    name: str, distribution: dist.Distribution, mask: Array, obs: tuple[int, ...] | None
+) -> dist.Distribution:
+    """The distribution with the batch axes of the plates around it.
+
+    Refuses a mask, or the shape of an observation, that is not the site's own: it would broadcast.
+    """
+    plates = [h for h in handler_stack() if isinstance(h, numpyro.plate)]
+    rows = {h.dim: h.subsample_size for h in plates}
+    depth = max((-dim for dim in rows), default=0)
+    in_plates = tuple(rows.get(dim, 1) for dim in range(-depth, 0))
+    try:
+        batch = jnp.broadcast_shapes(in_plates, tuple(distribution.batch_shape))
+    except ValueError as err:
+        raise _does_not_fit(name, distribution) from err
+    shape, num_axes = batch + tuple(distribution.event_shape), mask.ndim
+    if obs in (None, shape) and num_axes >= len(batch) and mask.shape == shape[:num_axes]:
+        return distribution if distribution.batch_shape == batch else distribution.expand(batch)
+    what = f"obs_mask has shape {mask.shape}" + (
+        f" and obs has shape {obs}" if obs is not None else ""
+    )
+    raise ValueError(
+        f"Site '{name}': {what}, but the site has batch shape {batch} and event shape {tuple(distribution.event_shape)} "
+        f"(plates {_plates()}). Nothing is broadcast silently: give one mask entry per event, shape {batch}, or per cell, "
+        f"shape {shape}, and an observation of shape {shape}."
+    )
+
+
+def _does_not_fit(name: str, distribution: dist.Distribution) -> ValueError:
+    return ValueError(
+        f"Site '{name}': {type(distribution).__name__} with batch shape {distribution.batch_shape} does "
+        f"not fit into its plates {_plates()}. Give one row per plate element, or mark event axes with "
+        ".to_event(n)."
+    )
+
+
+def _plates() -> dict[str, int]:
+    """The plates around the statement, with the rows that they run on."""
+    return {h.name: h.subsample_size for h in handler_stack() if isinstance(h, numpyro.plate)}
 
 
 def plate(

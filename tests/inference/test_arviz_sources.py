@@ -211,3 +211,29 @@ def test_mcmc_on_a_potential_is_read_by_arviz(key):
     found = to_arviz(mcmc)
     assert list(found.children) == ["posterior", "sample_stats"]
     assert found["posterior"]["Param:0"].shape == (1, 6, 2)
+
+
+@pytest.mark.parametrize("with_model", [False, True], ids=["trace", "model"])
+def test_events_seen_in_part_keep_their_axes(key, with_model):
+    """NaN stands in the cells that are not a site's own; log-probs are those of whole rows."""
+
+    @ppl.model
+    def series(x, mask):
+        with ppl.plate("rows", 2):
+            ppl.sample("x", dist.Normal(0, 1).expand([2, 3]).to_event(1), obs=x, obs_mask=mask)
+
+    mask = np.array([[True, False, True], [False, False, True]])
+    x = np.where(mask, np.arange(6.0).reshape(2, 3) + 1, np.nan)
+    trace = traces(series, key, 20, x, mask)
+    found = to_arviz(trace, **({"model": series, "args": (x, mask)} if with_model else {}))
+    np.testing.assert_array_equal(found["observed_data"]["x_observed"], x)
+    drawn = found["posterior"]["x_unobserved"]
+    assert drawn.dims[2] == "rows" and drawn.shape == (1, 20, 2, 3)
+    np.testing.assert_array_equal(np.isnan(drawn.values[0, 0]), mask)
+    np.testing.assert_array_equal(
+        drawn.values[0][:, ~mask], trace.choices["x_unobserved"][:, ~mask]
+    )
+    expected = (stats.norm.logpdf(np.where(mask, x, 0)) * mask).sum(1)
+    np.testing.assert_allclose(
+        found["log_likelihood"]["x_observed"].values[0, 0], expected, rtol=1e-5
+    )
