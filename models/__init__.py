@@ -1,3 +1,8 @@
 """Model families written in the language, one module each."""
 
-from . import deep_latent as deep_latent, ising as ising, mam as mam
+from . import (
+    deep_latent as deep_latent,
+    gflownet as gflownet,
+    ising as ising,
+    mam as mam,
+)

@@ -1,0 +1,42 @@
+"""Generative flow networks: sampling objects in proportion to a reward, action by action.
+
+A trajectory s_0 -> ... -> s_n = x builds an object. The forward policy P_F is a guide program over a `ppl.scan`; R(x) P_B(path |
+x), with the backward policy P_B, is a model, whose evidence is Z = sum_x R(x). The log-weight of the one against the other,
+step by step, with a learned flow as look-ahead, is one process u_0, ..., u_n (`Process`), and every balance loss is a function of
+its differences. The same programs go to `inference.smc`, `elbo` and `iwelbo`.
+
+    env = gflownet.Hypergrid(4, 8)
+    net = gflownet.programs(env, flow="total", backward="learned", key=key)
+    loss = gflownet.balance(net, gflownet.trajectory_balance())
+    fit = inference.fit(loss, {"policy": optax.adam(1e-3), "log_z": optax.adam(0.1)}, (), num_steps=2000, key=key)
+    table = gflownet.tabulate(env)
+    gflownet.total_variation(table.law(net, fit.params), table.target)
+
+A new environment is a subclass of `Environment` with eight short methods.
+
+Reference: Bengio et al. 2021, arXiv:2106.04399, and 2023, arXiv:2111.09266; the view taken here: Malkin et al. 2023,
+arXiv:2210.00580.
+"""
+
+from ._balance import Balance as Balance, Replay as Replay, balance as balance
+from ._bits import Bits as Bits
+from ._environment import Environment as Environment, Position as Position, check as check
+from ._gflownet import GFlowNet as GFlowNet, programs as programs
+from ._hypergrid import Hypergrid as Hypergrid
+from ._losses import (
+    Loss as Loss,
+    detailed_balance as detailed_balance,
+    log_variance as log_variance,
+    subtrajectory_balance as subtrajectory_balance,
+    trajectory_balance as trajectory_balance,
+)
+from ._process import Batch as Batch, Process as Process
+from ._rollout import rollout as rollout
+from ._sets import Sets as Sets
+from ._structure import Structures as Structures, bge_scores as bge_scores
+from ._table import (
+    Table as Table,
+    jensen_shannon as jensen_shannon,
+    tabulate as tabulate,
+    total_variation as total_variation,
+)
