@@ -52,13 +52,13 @@ def grid(flow="network", backward="learned", forward_looking=False):
 
 
 @functools.cache
-def _env(name):
+def _env(name, dtype):
     return Digits(2, 3, (0.1, 0.5, 2.0)) if name == "grid" else gflownet.Sets(ENERGIES, SIZE)
 
 
 @functools.cache
 def _net(name, flow, backward, forward_looking, dtype):
-    env = _env(name)
+    env = _env(name, dtype)
     num_states, base = (9, 3) if name == "grid" else (32, 2)
     num_outputs = env.num_choices + (flow == "shared") + env.num_actions * (backward == "learned")
     return gflownet.GFlowNet(

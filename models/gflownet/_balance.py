@@ -118,7 +118,7 @@ class Balance:
             return self.loss(process._replace(log_pf=log_pf, log_pb=log_pb, log_flow=log_flow))
 
         value, cotangents = jax.value_and_grad(loss)(batch.numbers)
-        return value, self._pull_back(params, batch, cotangents)
+        return value, self._pull_back(params, batch, process, cotangents)
 
     def value(self, params: Any, key: Array, *args: Any) -> Array:
         """Loss at fresh trajectories."""
@@ -193,17 +193,18 @@ class Balance:
         last = jnp.minimum(first + self.num_consecutive, process.length)
         return process._replace(first=first, last=last)
 
-    def _pull_back(self, params: Any, batch: Batch, cotangents: Numbers) -> Any:
+    def _pull_back(self, params: Any, batch: Batch, process: Process, cotangents: Numbers) -> Any:
         """Sum over rows of cotangent times derivative."""
         net, num_positions = self.net, self.net.env.length + 1
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         times = jnp.broadcast_to(jnp.arange(num_positions), batch.positions.is_done.shape)
         rows = jax.tree.map(flat, (batch.positions, times, *neighbours(batch.actions)))
         cotangents = jax.tree.map(flat, cotangents)
-        felt = jnp.stack([c != 0 for c in cotangents]).any(0)
-        is_row = felt & ~rows[0].is_done
-        if not net.env.stops and net.backward_policy == "uniform" and net.flow != "edges":
-            is_row &= rows[1] < net.env.length  # nothing is learned at the end
+        # What a loss may read, and what is learned of it: at the end at most P_B.
+        is_row = (process.first[:, None] <= times) & (times <= process.last[:, None])
+        is_row = flat(is_row) & ~rows[0].is_done
+        if net.backward_policy == "uniform" and net.flow != "edges":
+            is_row &= rows[1] < net.env.length
 
         def pull(chosen: Any, cotangents: Numbers) -> Any:
             numbers = lambda p: jax.vmap(lambda *x: net.row(net.modules(p), *x))(*chosen)

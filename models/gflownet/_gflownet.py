@@ -30,7 +30,7 @@ class Modules(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """At one position: log P_F of each action, log P_B of each last action, and the learned part of log F."""
+    """At one position: log P_F of each action, log P_B of each last action, and the learned part of log F, 0 at the end."""
 
     log_pf: Float[Array, " choices"]
     log_pb: Float[Array, " choices"]
@@ -84,7 +84,10 @@ class GFlowNet:
         env, outputs = self.env, modules.policy(self.env.observe(position.state))
         log_pf = _log_softmax(self._forward_logits(outputs, position), walks.legal(env, position))
         log_pb = self._log_backward(modules, outputs, position)
-        return Heads(log_pf, log_pb, self._log_flow(modules, outputs, position, log_pf, t))
+        # Pinned where the object is complete: otherwise any policy has a flow without residuals.
+        is_end = position.is_done | (t >= env.length)
+        log_flow = self._log_flow(modules, outputs, position, log_pf, t)
+        return Heads(log_pf, log_pb, jnp.where(is_end, 0.0, log_flow))
 
     def _forward_logits(self, outputs: Array, position: Position) -> Array:
         logits = outputs[: self.env.num_choices]
@@ -173,8 +176,7 @@ class GFlowNet:
 
             def step(position: Position, t: Array) -> tuple[Position, None]:
                 heads = self.heads(modules, position, t)
-                log_flow = jnp.where(position.is_done, 0.0, heads.log_flow)
-                ppl.deterministic("log_flow", log_flow)
+                ppl.deterministic("log_flow", heads.log_flow)
                 action = ppl.sample(
                     "action", dist.CategoricalLogits(heads.log_pf), strategy="reinforce"
                 )
@@ -251,6 +253,27 @@ class GFlowNet:
         num_pads = jnp.minimum(num_pads, self.env.length - 1)
         return jax.vmap(lambda a, n: jnp.roll(a, -n))(actions, num_pads)
 
+    def estimate_log_prob(
+        self, params: Mapping[str, Any], key: Array, states: Any, *, num_trajectories: int
+    ) -> Float[Array, " batch"]:
+        """Log of 1/M sum_m P_F(path_m) / P_B(path_m | x), path_m ~ P_B(. | x): its exponential has mean p_T(x).
+
+        The log itself is too small on average, less so with M. p_T is the law of the objects that P_F builds.
+
+        Args:
+            params: unconstrained parameters.
+            key: PRNG key.
+            states: objects, stacked, [batch, ...].
+            num_trajectories: M.
+        """
+
+        def one(key: Array) -> Array:
+            process = self.log_weight_process(params, self.draw_backward(params, key, states))
+            return (process.log_pf - process.log_pb).sum(1)
+
+        ratios = jax.lax.map(one, jax.random.split(key, num_trajectories))
+        return jax.nn.logsumexp(ratios, axis=0) - jnp.log(num_trajectories)
+
     def log_z(self, params: Mapping[str, Any]) -> Float[Array, ""]:
         """The model's log Z, log F(s_0)."""
         first = walks.start(self.env)
@@ -262,9 +285,7 @@ class GFlowNet:
         modules = self.modules(params)
 
         def log_psi(carry: tuple[Position, Array], t: Array) -> Array:
-            position, _ = carry
-            is_end = position.is_done | (t >= self.env.length)
-            return jnp.where(is_end, 0.0, self.heads(modules, position, t).log_flow)
+            return self.heads(modules, carry[0], t).log_flow
 
         return log_psi
 

@@ -26,12 +26,12 @@ class Process(NamedTuple):
     is the log-weight of a particle of sequential Monte Carlo whose targets are F(s_t) prod P_B and whose proposal is P_F; each
     sub-trajectory i..j balances if u_i = u_j. F is split into a part that is known and one that is learned, log F = log_reward +
     log_flow: nothing is known before the end (log_reward 0), or forward-looking flows know log R(s_t) of the incomplete object.
-    Beyond n all three parts stand still. The flow at the end is not learned: `u` pins it at 0.
+    From n on nothing changes any more, and there is nothing to learn of F.
 
     Attributes:
         log_pf: log P_F of the action taken at position t, 0 from n on. [batch, T + 1]
         log_pb: log P_B of the action that led to position t, 0 at the start and beyond n. [batch, T + 1]
-        log_flow: learned part of log F. [batch, T + 1]
+        log_flow: learned part of log F, 0 from n on. [batch, T + 1]
         log_reward: known part of log F; log R(x) from n on. [batch, T + 1]
         length: n. [batch]
         first: first position that a loss may use. [batch]
@@ -47,14 +47,9 @@ class Process(NamedTuple):
     last: Int[Array, " batch"]
 
     @property
-    def is_open(self) -> Bool[Array, "batch positions"]:
-        """Positions before the end."""
-        return jnp.arange(self.log_pf.shape[1]) < self.length[:, None]
-
-    @property
     def log_f(self) -> Float[Array, "batch positions"]:
         """Log F(s_t), both parts; log R(x) at the end."""
-        return self.log_reward + jnp.where(self.is_open, self.log_flow, 0.0)
+        return self.log_reward + self.log_flow
 
     @property
     def increments(self) -> Float[Array, "batch steps"]:

@@ -1,0 +1,43 @@
+"""The GFlowNet scripts at smoke size."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run(script, out, *options):
+    command = [
+        sys.executable,
+        "-W",
+        "error::UserWarning",
+        EXAMPLES / script,
+        "--smoke",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow  # compiles four losses on two problems
+def test_sets_prints_every_loss_and_draws(tmp_path):
+    text = run("sets.py", tmp_path, "--sizes", "small")
+    for name in ("FL-DB", "DB", "SubTB", "TB", "FL-DB, 2 steps of each"):
+        assert f"  {name} " in text
+    assert (tmp_path / "sets.png").stat().st_size > 1_000
+
+
+@pytest.mark.slow  # compiles a fit, a particle run and the export
+def test_structure_has_an_unbiased_evidence(tmp_path):
+    text = run("structure.py", tmp_path)
+    assert "25 graphs" in text
+    words = text.split("Z-hat / Z = ")[1].split()
+    # Five runs of 200 particles: within 8 of their own standard errors (Student t, 4 degrees of freedom, 1e-3).
+    assert abs(float(words[0]) - 1) < 8 * float(words[2]) + 1e-3
+    for name in ("report.txt", "structure.png", "posterior.nc"):
+        assert (tmp_path / name).stat().st_size > 100
