@@ -118,7 +118,7 @@ class Bits(Environment):
 
     def log_reward(self, state: Array) -> Array:
         """-beta times the distance of what is written to the nearest mode."""
-        distances = jnp.asarray(self.distances)
+        distances = jnp.asarray(self.distances, jnp.int32)
         word = jnp.maximum(state, 0)[None, :, None]
         of_place = jnp.take_along_axis(distances, word, 2)[..., 0]
         return -self.beta * jnp.where(state == _EMPTY, 0, of_place).sum(1).min().astype(float)

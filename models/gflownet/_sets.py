@@ -91,7 +91,7 @@ class Sets(Environment):
 
     def log_reward(self, state: Array) -> Array:
         """Minus the energy of the items present."""
-        return -jnp.sum(jnp.where(state, jnp.asarray(self.energies), 0.0))
+        return -jnp.sum(jnp.where(state, jnp.asarray(self.energies, float), 0.0))
 
     def log_z(self) -> float:
         """Log of e_k(all items)."""

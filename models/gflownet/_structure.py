@@ -71,7 +71,7 @@ class Structures(Environment):
     def log_reward(self, state: Array) -> Array:
         """Sum of local scores."""
         parents = jnp.sum(state * 2 ** jnp.arange(self.num_variables)[:, None], 0)
-        scores = jnp.asarray(self.local_scores)
+        scores = jnp.asarray(self.local_scores, float)
         return scores[jnp.arange(self.num_variables), parents].sum()
 
 
