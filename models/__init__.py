@@ -5,4 +5,5 @@ from . import (
     gflownet as gflownet,
     ising as ising,
     mam as mam,
+    pv_rnn as pv_rnn,
 )

@@ -1,0 +1,35 @@
+"""PV-RNN: a variational recurrent network whose posterior is inferred, not encoded, and its online inference."""
+
+from ._analysis import (
+    NGramDivergence as NGramDivergence,
+    Skeleton as Skeleton,
+    diverging_step as diverging_step,
+    generate as generate,
+    largest_lyapunov as largest_lyapunov,
+    ngram_counts as ngram_counts,
+    ngram_divergence as ngram_divergence,
+    rollout as rollout,
+    skeleton as skeleton,
+)
+from ._network import (
+    Categorical as Categorical,
+    Gaussian as Gaussian,
+    Layer as Layer,
+    Network as Network,
+    latent_law as latent_law,
+)
+from ._predictive import interval as interval, log_score as log_score, mean as mean
+from ._programs import (
+    PVRNN as PVRNN,
+    Encoder as Encoder,
+    adaptive_vectors as adaptive_vectors,
+    frozen as frozen,
+    programs as programs,
+    site_weights as site_weights,
+    unroll as unroll,
+)
+from ._regression import (
+    ErrorRegression as ErrorRegression,
+    Prediction as Prediction,
+    Stream as Stream,
+)

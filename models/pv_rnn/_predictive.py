@@ -1,0 +1,43 @@
+"""Predictive laws as equally weighted mixtures of what particles emit.
+
+`emitted` holds, for K particles, what `Network.emit` gives: [..., K, out]. The law of an observation is 1/K sum_k law(emitted_k).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._network import Categorical, Network
+
+
+def log_score(
+    network: Network, emitted: Float[Array, "*batch particles out"], x: Float[Array, "*batch size"]
+) -> Float[Array, "*batch"]:
+    """Log 1/K sum_k p(x | emitted_k): the log-score of the mixture (nats)."""
+    log_probs = network.law(emitted).log_prob(jnp.asarray(x)[..., None, :])
+    return jax.nn.logsumexp(log_probs, axis=-1) - jnp.log(emitted.shape[-2])
+
+
+def mean(network: Network, emitted: Float[Array, "*batch particles out"]) -> Array:
+    """Mean of the mixture, [*batch, size]; for symbols the probabilities [*batch, size, num_classes]."""
+    output = network.output
+    if not isinstance(output, Categorical):
+        return emitted.mean(-2)
+    logits = emitted.reshape(*emitted.shape[:-1], output.size, output.num_classes)
+    return jax.nn.softmax(logits, axis=-1).mean(-3)
+
+
+def interval(
+    network: Network, emitted: Float[Array, "*batch particles out"], level: float, key: Array
+) -> tuple[Array, Array]:
+    """Central interval of each dimension, by one draw of every particle: (lower, upper), [*batch, size]."""
+    if isinstance(network.output, Categorical):
+        raise ValueError(
+            "pv_rnn.interval: symbols have no order; use the probabilities of pv_rnn.mean."
+        )
+    draws = network.law(emitted).sample(key)
+    tail = (1 - level) / 2
+    lower, upper = jnp.quantile(draws, jnp.array([tail, 1 - tail]), axis=-2)
+    return lower, upper

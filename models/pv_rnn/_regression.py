@@ -1,0 +1,315 @@
+"""Error regression: online inference of the adaptive vectors of the last steps, weights fixed.
+
+At each observation x_t, with W the window's length:
+
+    drop the oldest vector, append a new one; the edge state becomes the one after the window's former first step;
+    n times: unroll the window from the edge with z ~ q(. | a), fresh noise; one optimiser step on the vectors a for the weighted
+        elbo;
+    unroll K particles through the window by q and `horizon` steps further by the prior: the prediction of x_{t+1}, ...
+
+The objective is the one of training, on the window: `inference.elbo` of the same statements (`unroll`). All arrays have the size
+of the full window at once; steps before the first observation are masked, so that one compilation serves all times, and a window
+that grows is one whose masked part shrinks.
+
+Reference: Ahmadi and Tani 2019, arXiv:1811.01339; Matsumoto et al. 2022 (growing windows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from ... import inference, ppl
+from ...ppl._compat import typed_key
+from ._network import Network, State
+from ._programs import Table, unroll
+
+
+class Stream(eqx.Module):
+    """What error regression knows after some observations: arrays only, to be saved and resumed.
+
+    Attributes:
+        key: data of the PRNG key of the whole stream, of which step t uses its own part.
+        num_seen: number of observations so far.
+        adaptive: vectors of the window's steps, [W, 2 Z] by layer, the latest last.
+        x: observations of the window, [W, size].
+        edge: state before the window, [D] by layer.
+        after_first: state after the window's first step.
+        last: state after its last step.
+    """
+
+    key: Array
+    num_seen: Int[Array, ""]
+    adaptive: Table
+    x: Array
+    edge: State
+    after_first: State
+    last: State
+
+
+class Prediction(eqx.Module):
+    """Laws of the next observations and of those in the window; see `log_score`, `mean`, `interval`.
+
+    Attributes:
+        emitted: [horizon, K, out]: row n - 1 for x_{t+n}, given x up to t.
+        window: [W, K, out], for the window's own observations, by q ("postdiction").
+        value: the objective at the window's vectors before the last optimiser step (nats); -inf without any.
+        is_ready: whether the window has been inferred; false only while a window that does not grow is not yet full.
+    """
+
+    emitted: Float[Array, "horizon particles out"]
+    window: Float[Array, "window particles out"]
+    value: Float[Array, ""]
+    is_ready: Bool[Array, ""]
+
+
+class ErrorRegression(eqx.Module):
+    """Online inference with fixed weights: `init`, then `observe` one observation at a time, or `run` over many.
+
+    Args:
+        network: trained weights (`pv_rnn.frozen`); they are never changed.
+        window: W >= 1.
+        num_iterations: optimiser steps per observation; 0 leaves new vectors as they were made.
+        optimizer: of the vectors, started anew at each observation; default Adam of rate 0.09.
+        w: meta-prior of the window, one number or one for each layer; see `site_weights`.
+        w1: that of the sequence's first step, default w.
+        new_row: the vector of a new step: "prior", that of the prior there (no divergence at the start); "copy" of the one
+            before; "zero".
+        keep: the vectors after the "last" step, or those with the "best" value met (of one noisy draw each).
+        grow: infer windows of 1, 2, ..., W - 1 observations too, or wait for W of them.
+        horizon: number of steps predicted.
+        num_particles: K.
+
+    Validity: an approximation of the filter, whose error no number here measures: q is local, the past before the edge is one
+    draw, and the optimiser stops early. Predictions use observations up to t only. Scores of the K-particle mixture
+    are those of that mixture.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lapilli.models import pv_rnn
+        >>> net = pv_rnn.Network([(10, 1)], pv_rnn.Gaussian(2), key=jax.random.key(0))
+        >>> er = pv_rnn.ErrorRegression(net, window=4, num_iterations=3, num_particles=8)
+        >>> stream, prediction = er.observe(er.init(jax.random.key(1)), jnp.array([0.1, -0.3]))
+        >>> pv_rnn.mean(net, prediction.emitted).shape
+        (1, 2)
+    """
+
+    network: Network
+    w: Array
+    w1: Array
+    window: int = eqx.field(static=True)
+    num_iterations: int = eqx.field(static=True)
+    optimizer: Any = eqx.field(static=True)
+    new_row: str = eqx.field(static=True)
+    keep: str = eqx.field(static=True)
+    grow: bool = eqx.field(static=True)
+    horizon: int = eqx.field(static=True)
+    num_particles: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        window: int,
+        num_iterations: int = 20,
+        optimizer: optax.GradientTransformation | None = None,
+        w: float | Sequence[float] | Array = 1.0,
+        w1: float | Sequence[float] | Array | None = None,
+        new_row: Literal["prior", "copy", "zero"] = "prior",
+        keep: Literal["last", "best"] = "last",
+        grow: bool = True,
+        horizon: int = 1,
+        num_particles: int = 32,
+    ) -> None:
+        counts = {"window": window, "horizon": horizon, "num_particles": num_particles}
+        problems = [f"{name} must be >= 1, got {n}" for name, n in counts.items() if n < 1]
+        if num_iterations < 0:
+            problems.append(f"num_iterations must be >= 0, got {num_iterations}")
+        if new_row not in ("prior", "copy", "zero"):
+            problems.append(f"new_row is {new_row!r}; choose 'prior', 'copy' or 'zero'")
+        if keep not in ("last", "best"):
+            problems.append(f"keep is {keep!r}; choose 'last' or 'best'")
+        if problems:
+            raise ValueError(f"ErrorRegression: {'; '.join(problems)}.")
+        layers = (len(network.layers),)
+        self.network = network
+        self.w = jnp.broadcast_to(jnp.asarray(w, float), layers)
+        self.w1 = self.w if w1 is None else jnp.broadcast_to(jnp.asarray(w1, float), layers)
+        self.window, self.num_iterations = window, num_iterations
+        self.optimizer = optax.adam(0.09) if optimizer is None else optimizer
+        self.new_row, self.keep, self.grow = new_row, keep, grow
+        self.horizon, self.num_particles = horizon, num_particles
+
+    def init(self, key: Array) -> Stream:
+        """The stream before its first observation."""
+        net, window = self.network, self.window
+        kind = float if hasattr(net.output, "scale") else int
+        zero = net.initial_state()
+        vectors = tuple(jnp.zeros((window, 2 * layer.num_latents)) for layer in net.layers)
+        return Stream(
+            jax.random.key_data(typed_key(key)), jnp.int32(0), vectors,
+            jnp.zeros((window, net.output.size), kind), zero, zero, zero,
+        )  # fmt: skip
+
+    def observe(self, stream: Stream, x: Array) -> tuple[Stream, Prediction]:
+        """Take in one observation [size]; compiled once. Returns the stream and the prediction of what follows."""
+        self._check(x, 1)
+        return _observe(self, stream, jnp.asarray(x))
+
+    def run(self, stream: Stream, xs: Array) -> tuple[Stream, Prediction]:
+        """`observe` for each row of `xs` [steps, size], in one compiled scan; predictions are stacked along the first axis."""
+        self._check(xs, 2)
+        return _run(self, stream, jnp.asarray(xs))
+
+    def save(self, path: Any, stream: Stream) -> None:
+        """Write a stream to a file."""
+        eqx.tree_serialise_leaves(path, stream)
+
+    def load(self, path: Any) -> Stream:
+        """Read a stream that `save` wrote, of a regression with the same sizes."""
+        return eqx.tree_deserialise_leaves(path, self.init(jax.random.key(0)))
+
+    def _check(self, x: Any, ndim: int) -> None:
+        size = self.network.output.size
+        if jnp.ndim(x) != ndim or jnp.shape(x)[-1] != size:
+            axes = "[size]" if ndim == 1 else "[steps, size]"
+            raise ValueError(
+                f"ErrorRegression: observations have shape {jnp.shape(x)}; {axes} with size {size} is needed."
+            )
+
+
+@eqx.filter_jit
+def _run(er: ErrorRegression, stream: Stream, xs: Array) -> tuple[Stream, Prediction]:
+    return jax.lax.scan(lambda s, x: _step(er, s, x), stream, xs)
+
+
+@eqx.filter_jit
+def _observe(er: ErrorRegression, stream: Stream, x: Array) -> tuple[Stream, Prediction]:
+    return _step(er, stream, x)
+
+
+def _step(er: ErrorRegression, stream: Stream, x: Array) -> tuple[Stream, Prediction]:
+    key = jax.random.fold_in(jax.random.wrap_key_data(stream.key), stream.num_seen)
+    fit_key, window_key, ahead_key = jax.random.split(key, 3)
+    moved = shift(er, stream, x)
+    slots = jnp.arange(er.window)
+    is_valid = slots >= er.window - moved.num_seen
+    is_first = slots == er.window - moved.num_seen
+    is_ready = jnp.asarray(er.grow) | (moved.num_seen >= er.window)
+    adaptive, value = _regress(er, fit_key, moved, is_first, is_valid, is_ready)
+    moved = eqx.tree_at(lambda s: s.adaptive, moved, adaptive)
+    states = _posterior_particles(er, window_key, moved, is_first, is_valid)
+    last = tuple(h[-1] for h in states)
+    ahead = ppl.Program(_ahead).simulate(
+        ahead_key, er.network, last, jnp.zeros(er.horizon, bool), er.num_particles, er.horizon
+    ).retval  # fmt: skip
+    # The past that later windows build on is one draw, that of the first particle.
+    moved = eqx.tree_at(
+        lambda s: (s.after_first, s.last), moved,
+        (tuple(h[0, 0] for h in states), tuple(h[0] for h in last)),
+    )  # fmt: skip
+    prediction = Prediction(er.network.emit(ahead), er.network.emit(states), value, is_ready)
+    return moved, prediction
+
+
+def shift(er: ErrorRegression, stream: Stream, x: Array) -> Stream:
+    """The stream with one observation more, before its vectors are inferred."""
+    net, is_full = er.network, stream.num_seen >= er.window
+    edge = tuple(
+        jnp.where(is_full, a, b) for a, b in zip(stream.after_first, stream.edge, strict=True)
+    )
+    rows = []
+    for l, old in enumerate(stream.adaptive):
+        if er.new_row == "prior":
+            own = net.prior(l, stream.last, stream.num_seen == 0)
+            row = own - net.from_state(l, stream.last)
+        else:
+            row = old[-1] if er.new_row == "copy" else jnp.zeros_like(old[-1])
+        rows.append(jnp.concatenate([old[1:], row[None]]))
+    seen = jnp.concatenate([stream.x[1:], x[None].astype(stream.x.dtype)])
+    return Stream(
+        stream.key, stream.num_seen + 1, tuple(rows), seen, edge, stream.after_first, stream.last
+    )
+
+
+def _regress(
+    er: ErrorRegression, key: Array, stream: Stream, is_first: Array, is_valid: Array, is_ready: Any
+) -> tuple[Table, Array]:
+    """The vectors after the optimiser's steps, and the last value met."""
+    objective = window_objective(er)
+    args = (er.network, stream.x, stream.edge, is_first, is_valid, er.w, er.w1)
+
+    def body(i: Array, carry: Any) -> Any:
+        params, opt_state, _, best, best_value = carry
+        value, grads = objective.value_and_grad(params, jax.random.fold_in(key, i), *args)
+        is_better = value > best_value
+        best = jax.tree.map(lambda a, b: jnp.where(is_better, a, b), params, best)
+        descent = jax.tree.map(jnp.negative, grads)
+        updates, opt_state = er.optimizer.update(descent, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return params, opt_state, value, best, jnp.maximum(value, best_value)
+
+    params = {"adaptive": stream.adaptive}
+    nothing = jnp.asarray(-jnp.inf)
+    start = (params, er.optimizer.init(params), nothing, params, nothing)
+    num_steps = jnp.where(is_ready, er.num_iterations, 0)
+    params, _, value, best, _ = jax.lax.fori_loop(0, num_steps, body, start)
+    return (best if er.keep == "best" else params)["adaptive"], value
+
+
+def window_objective(er: ErrorRegression) -> inference.Objective:
+    """The elbo of a window under the meta-prior, in its vectors: args (network, x, edge, is_first, is_valid, w, w1)."""
+    network = er.network
+
+    @ppl.model
+    def window(net: Any, x: Any, edge: Any, is_first: Any, is_valid: Any, w: Any, w1: Any) -> Any:
+        vectors = ppl.param(
+            "adaptive",
+            tuple(jnp.zeros((er.window, 2 * layer.num_latents)) for layer in network.layers),
+        )
+        return _window(net, x, vectors, edge, is_first, is_valid, 1)
+
+    def weights(net: Any, x: Any, edge: Any, is_first: Any, is_valid: Any, w: Any, w1: Any) -> Any:
+        by_step = jnp.where(is_first[:, None], w1, w)  # [W, layers]
+        latent = {
+            f"z{l + 1}": by_step[:, l] / layer.num_latents for l, layer in enumerate(net.layers)
+        }
+        return {"x": 1 / net.output.size, **latent}
+
+    # The statements are those of training, whose jumps have been searched for there.
+    return inference.elbo(
+        window, ppl.guide_of(window), kl="analytic", site_weights=weights, check_jumps=False
+    )
+
+
+def _window(
+    net: Network, x: Any, vectors: Table, edge: State, is_first: Any, is_valid: Any, num_rows: int
+) -> State:
+    """The statements of a window, for rows that share everything but their noise."""
+    rows = lambda a: jnp.broadcast_to(a, (num_rows, *a.shape))
+    return unroll(
+        net, rows(x), lambda l, h, a: rows(a[l]), vectors, num_rows=num_rows, num_steps=len(x),
+        state=tuple(rows(h) for h in edge), is_first=is_first, valid=is_valid,
+    )  # fmt: skip
+
+
+def _posterior_particles(
+    er: ErrorRegression, key: Array, stream: Stream, is_first: Array, is_valid: Array
+) -> State:
+    """States of K particles through the window by q, [W, K, D] by layer."""
+    args = (er.network, stream.x, stream.adaptive, stream.edge, is_first, is_valid)
+    guide = ppl.guide_of(_window)
+    return guide.simulate(key, *args, er.num_particles).retval
+
+
+def _ahead(net: Network, state: State, is_first: Any, num_rows: int, num_steps: int) -> State:
+    """The statements of the steps to come, from the prior."""
+    return unroll(
+        net, None, None, num_rows=num_rows, num_steps=num_steps, state=state, is_first=is_first
+    )

@@ -1,0 +1,77 @@
+"""Strings, diverging steps and Lyapunov exponents against what is known."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from _stats import assert_same_mean
+from lapilli.models import pv_rnn
+from lapilli.models.pv_rnn import Gaussian, Layer, Network
+
+
+def test_exponent_of_the_logistic_map_is_log_two(key):
+    """Error of the mean of 20,000 log-slopes, which are correlated over few steps: below 0.02."""
+    starts = jax.random.uniform(key, (3,), minval=0.1, maxval=0.9)
+    got = pv_rnn.largest_lyapunov(lambda x: 4.0 * x * (1 - x), starts, key, num_steps=20_000)
+    np.testing.assert_allclose(got, np.log(2), atol=0.02)
+
+
+def test_exponent_of_a_linear_map_is_the_log_of_its_spectral_radius(key):
+    a = jnp.array([[0.9, 0.5, 0.0], [0.0, 0.7, 0.2], [0.0, 0.0, -0.3]])
+    got = pv_rnn.largest_lyapunov(lambda x: a @ x, jnp.ones((2, 3)), key, num_steps=2000)
+    np.testing.assert_allclose(got, np.log(0.9), rtol=1e-3)
+
+
+def test_exponent_of_a_network_without_weights_is_that_of_its_leak(key):
+    network = Network([Layer(4, 1, 2.0), Layer(3, 1, 8.0)], Gaussian(1), key=key)
+    network = jax.tree.map(jnp.zeros_like, network)
+    got = pv_rnn.skeleton(network, key, num_starts=2, num_steps=500)
+    np.testing.assert_allclose(got.exponents, np.log(1 - 1 / 8), rtol=1e-3)
+    np.testing.assert_allclose(got.spread, 0, atol=1e-6)
+
+
+def test_ngrams_are_counted_by_hand():
+    symbols = np.array([[0, 1, 1, 0], [1, 1, 1, 1]])
+    np.testing.assert_array_equal(pv_rnn.ngram_counts(symbols, 2), [0, 1, 1, 4])
+    with pytest.raises(ValueError, match="at least n = 5 steps"):
+        pv_rnn.ngram_counts(symbols, 5)
+
+
+def test_divergence_of_strings():
+    """P = (1/2, 1/2, 0, 0); generated (3/4, 0, 1/4, 0): the missing string counts with the floor."""
+    symbols = np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0]])
+    counts = pv_rnn.ngram_counts(symbols, 2) / 12
+    got = pv_rnn.ngram_divergence(np.array([0.5, 0.5, 0, 0]), symbols, 2, floor=0.01)
+    want = 0.5 * np.log(0.5 / counts[0]) + 0.5 * np.log(0.5 / max(counts[1], 0.01))
+    np.testing.assert_allclose(got.divergence, want)
+    np.testing.assert_allclose(got.illegal, counts[2] + counts[3])
+
+
+def test_diverging_step():
+    target = jnp.zeros((3, 4, 1))
+    generated = target.at[0, 2].set(1).at[1, 0].set(1)
+    np.testing.assert_array_equal(pv_rnn.diverging_step(generated, target), [3, 1, 5])
+    np.testing.assert_array_equal(
+        pv_rnn.diverging_step(generated, target, threshold=2.0), [5, 5, 5]
+    )
+
+
+def test_free_generation_has_the_law_of_the_program(key):
+    """`rollout` is the model's own prior run: same mean of x at every step, 20,000 rows each."""
+    network = Network([Layer(4, 1, 2.0), Layer(3, 1, 4.0)], Gaussian(1, 0.3), key=key)
+    model, _ = pv_rnn.programs(network, guide="prior", num_steps=4)
+    x = model.simulate(key, None, jnp.arange(20_000)).choices["x"]
+    own = pv_rnn.generate(network, jax.random.key(9), 4, num_rows=20_000)
+    assert_same_mean(jnp.swapaxes(x, 0, 1), own)
+    assert_same_mean(jnp.swapaxes(x, 0, 1) ** 2, own**2)
+
+
+def test_noise_free_rollouts_are_deterministic(key):
+    network = Network([Layer(4, 1, 2.0)], Gaussian(1, 0.3), key=key)
+    paths = [
+        pv_rnn.rollout(network, None, network.initial_state(), 5)[1] for _ in itertools.repeat(0, 2)
+    ]
+    np.testing.assert_array_equal(*paths)

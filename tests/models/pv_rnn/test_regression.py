@@ -1,0 +1,243 @@
+"""Error regression against rollouts, training and closed forms; nothing of the future leaks into a prediction."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from _stats import assert_same_mean
+from lapilli import inference
+from lapilli.models import pv_rnn
+from lapilli.models.pv_rnn import ErrorRegression, Gaussian, Layer, Network
+from lapilli.models.pv_rnn._regression import shift, window_objective
+
+LAYERS = (Layer(5, 2, 2.0), Layer(3, 1, 4.0))
+XS = 0.5 * jax.random.normal(jax.random.key(7), (7, 2))
+
+
+def make_network(**options):
+    return Network(LAYERS, Gaussian(2, 0.3), key=jax.random.key(1), **options)
+
+
+def deterministic():
+    """A network whose prior, and so each vector made of it, has a scale of exp(-30)."""
+
+    def silent(weights):
+        z = weights.from_latent.shape[0]
+        prior = (weights.prior.at[:, z:].set(0.0), weights.prior_bias.at[z:].set(-30.0))
+        return eqx.tree_at(lambda w: (w.prior, w.prior_bias), weights, prior)
+
+    network = make_network(first_prior="learned", posterior_from_state=False)
+    return eqx.tree_at(lambda n: n.weights, network, tuple(map(silent, network.weights)))
+
+
+def test_without_iterations_new_prior_rows_roll_the_prior_out(key):
+    """n_it = 0: no observation has any influence, and predictions are the prior's (here without noise)."""
+    network = deterministic()
+    er = ErrorRegression(network, window=3, num_iterations=0, horizon=2, num_particles=2)
+    _, predictions = er.run(er.init(key), XS)
+    _, emitted = pv_rnn.rollout(network, None, network.initial_state(), len(XS) + 2, is_start=True)
+    for n in (1, 2):
+        want = emitted[n : n + len(XS)]
+        np.testing.assert_allclose(predictions.emitted[:, n - 1, 0], want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predictions.window[-1, :, 0], emitted[4:7], rtol=1e-4, atol=1e-5)
+
+
+def test_the_window_moves_on(key):
+    """Row k + 1 becomes row k; the edge is the state of a long unroll over all vectors that have left the window."""
+    network = deterministic()
+    er = ErrorRegression(network, window=3, num_iterations=2, w=0.0, num_particles=1)
+    stream, h = er.init(key), network.initial_state()
+    for t, x in enumerate(XS):
+        moved = shift(er, stream, x)
+        for old, new in zip(stream.adaptive, moved.adaptive, strict=True):
+            np.testing.assert_array_equal(old[1:], new[:-1])
+        np.testing.assert_array_equal(moved.x[:-1], stream.x[1:])
+        if t >= 3:
+            h = network.advance(h, [jnp.tanh(a[0, : a.shape[1] // 2]) for a in stream.adaptive])
+        for a, b in zip(moved.edge, h, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        stream, _ = er.observe(stream, x)
+    assert any(np.any(np.abs(a) > 0.01) for a in h)
+
+
+def test_window_of_the_whole_sequence_has_the_objective_of_training(key):
+    """W = t: value and gradient are those of `pv_rnn.programs` with the same vectors and weights, in the mean over noise."""
+    network = make_network()
+    er = ErrorRegression(network, window=4, w=[0.3, 0.1], w1=0.5)
+    vectors = pv_rnn.adaptive_vectors(network, 1, 4, scale=0.5, key=key)
+    model, guide = pv_rnn.programs(network, num_sequences=1, num_steps=4)
+    weights = pv_rnn.site_weights(network, [0.3, 0.1], w1=0.5, num_steps=4)
+    offline = inference.elbo(model, guide, kl="analytic", site_weights=weights)
+    params = offline.init(key, XS[None, :4], jnp.arange(1))
+    params["adaptive"] = vectors
+    args = (
+        network,
+        XS[:4],
+        network.initial_state(),
+        jnp.arange(4) == 0,
+        jnp.ones(4, bool),
+        er.w,
+        er.w1,
+    )
+    online, rows = window_objective(er), {"adaptive": tuple(a[0] for a in vectors)}
+    one = jax.jit(
+        jax.vmap(lambda k: offline.value_and_grad(params, k, XS[None, :4], jnp.arange(1)))
+    )
+    two = jax.jit(jax.vmap(lambda k: online.value_and_grad(rows, k, *args)))
+    v1, g1 = one(jax.random.split(key, 10_000))
+    v2, g2 = two(jax.random.split(jax.random.fold_in(key, 1), 10_000))
+    assert_same_mean(v1, v2)
+    for a, b in zip(g1["adaptive"], g2["adaptive"], strict=True):
+        assert_same_mean(a[:, 0], b)
+
+
+def test_masked_steps_count_for_nothing(key):
+    """A window of 6 with 2 observations has value and gradient of a window of 2."""
+    network = make_network()
+    rows = pv_rnn.adaptive_vectors(network, 1, 6, scale=0.5, key=key)
+    results = []
+    for size in (6, 2):
+        er = ErrorRegression(network, window=size)
+        slots = jnp.arange(size)
+        x = jnp.zeros((size, 2)).at[-2:].set(XS[:2])
+        bound = window_objective(er)
+        params = {"adaptive": tuple(a[0, -size:] for a in rows)}
+        args = (
+            network,
+            x,
+            network.initial_state(),
+            slots == size - 2,
+            slots >= size - 2,
+            er.w,
+            er.w1,
+        )
+        run = jax.jit(jax.vmap(lambda k, b=bound, p=params, a=args: b.value_and_grad(p, k, *a)))
+        results.append(run(jax.random.split(jax.random.fold_in(key, size), 10_000)))
+    (v6, g6), (v2, g2) = results
+    assert_same_mean(v6, v2)
+    for a, b in zip(g6["adaptive"], g2["adaptive"], strict=True):
+        assert np.all(a[:, :4] == 0)
+        assert_same_mean(a[:, 4:], b)
+
+
+@pytest.fixture(scope="module")
+def by_weight():
+    """Streams of one sequence under a heavy and a vanishing meta-prior."""
+    network, runs = make_network(), {}
+    # q can be the prior for every state only where it uses the state as the prior does.
+    tied = tuple(
+        eqx.tree_at(lambda w: w.posterior, weights, weights.prior) for weights in network.weights
+    )
+    network = eqx.tree_at(lambda n: n.weights, network, tied)
+    # A sequence that the network can produce exactly.
+    xs = pv_rnn.rollout(network, jax.random.key(5), network.initial_state(), 7, is_start=True)[1]
+    rate = optax.exponential_decay(0.1, 100, 0.3)
+    for w in (1e4, 0.0):
+        er = ErrorRegression(
+            network,
+            window=7,
+            num_iterations=400,
+            w=w,
+            num_particles=200,
+            optimizer=optax.adam(rate),
+        )
+        runs[w] = (er, *er.run(er.init(jax.random.key(3)), xs))
+    return network, xs, runs
+
+
+def test_heavy_meta_prior_returns_the_prior(by_weight):
+    """The window's law is then that of the prior: same mean of what is emitted, by 200 particles each, at every step."""
+    network, _, runs = by_weight
+    window = runs[1e4][2].window[-1]
+    start = network.initial_state(4000)
+    _, emitted = pv_rnn.rollout(network, jax.random.key(0), start, 7, is_start=True)
+    assert_same_mean(jnp.swapaxes(window, 0, 1), jnp.swapaxes(emitted, 0, 1))
+
+
+def test_without_meta_prior_the_window_is_explained(by_weight):
+    _, xs, runs = by_weight
+    error = {w: float(jnp.mean((runs[w][2].window[-1] - xs[:, None]) ** 2)) for w in runs}
+    assert error[0.0] < 0.05 * error[1e4]
+
+
+def test_weights_are_not_touched(by_weight):
+    network, _, runs = by_weight
+    for er, *_ in runs.values():
+        for a, b in zip(*map(jax.tree.leaves, (network, er.network)), strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_predictions_do_not_see_what_they_predict(key):
+    """The prediction made at t is the same whatever comes after t."""
+    er = ErrorRegression(make_network(), window=3, num_iterations=3, horizon=2, num_particles=4)
+    _, one = er.run(er.init(key), XS)
+    _, other = er.run(er.init(key), XS.at[4:].add(10.0))
+    np.testing.assert_array_equal(one.emitted[:4], other.emitted[:4])
+    assert not np.array_equal(one.emitted[4:], other.emitted[4:])
+
+
+def test_a_stream_is_fed_one_by_one_saved_and_resumed(key, tmp_path):
+    er = ErrorRegression(make_network(), window=3, num_iterations=3, num_particles=4)
+    _, together = er.run(er.init(key), XS)
+    stream, singly = er.init(key), []
+    for t, x in enumerate(XS):
+        if t == 4:
+            er.save(tmp_path / "stream.eqx", stream)
+            stream = er.load(tmp_path / "stream.eqx")
+        stream, prediction = er.observe(stream, x)
+        singly.append(prediction.emitted)
+    np.testing.assert_allclose(together.emitted, jnp.stack(singly), rtol=1e-4, atol=1e-5)
+
+
+def test_fixed_windows_wait(key):
+    er = ErrorRegression(make_network(), window=4, num_iterations=2, grow=False, num_particles=2)
+    _, predictions = er.run(er.init(key), XS)
+    np.testing.assert_array_equal(predictions.is_ready, np.arange(7) >= 3)
+    assert np.all(np.isneginf(predictions.value[:3])) and np.all(np.isfinite(predictions.value[3:]))
+
+
+@pytest.mark.parametrize("new_row", ["copy", "zero"])
+def test_new_rows(new_row, key):
+    er = ErrorRegression(make_network(), window=3, num_iterations=2, new_row=new_row, keep="best")
+    stream, _ = er.observe(er.init(key), XS[0])
+    moved = shift(er, stream, XS[1])
+    for old, new in zip(stream.adaptive, moved.adaptive, strict=True):
+        np.testing.assert_array_equal(new[-1], old[-1] if new_row == "copy" else 0.0)
+
+
+def test_symbols(key):
+    network = Network([(5, 1)], pv_rnn.Categorical(3, 2), key=key)
+    er = ErrorRegression(network, window=3, num_iterations=2, num_particles=5)
+    xs = jax.random.randint(key, (5, 2), 0, 3)
+    _, predictions = er.run(er.init(key), xs)
+    probs = pv_rnn.mean(network, predictions.emitted)
+    assert probs.shape == (5, 1, 2, 3)
+    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
+    score = pv_rnn.log_score(network, predictions.emitted[:-1, 0], xs[1:])
+    # Two dimensions within one particle are independent, across particles not: the mixture is of joint laws.
+    logits = predictions.emitted[0, 0].reshape(5, 2, 3)
+    joint = jax.nn.log_softmax(logits)[:, jnp.arange(2), xs[1]].sum(1)
+    np.testing.assert_allclose(score[0], jax.nn.logsumexp(joint) - np.log(5), rtol=1e-5)
+    with pytest.raises(ValueError, match="symbols have no order"):
+        pv_rnn.interval(network, predictions.emitted, 0.9, key)
+
+
+def test_intervals_hold_their_level(key):
+    network = Network([(5, 1)], Gaussian(1, 2.0), key=key)
+    lower, upper = pv_rnn.interval(network, jnp.zeros((1, 20_000, 1)), 0.9, key)
+    # Standard error of a 5% quantile of N(0, 2) over 20,000 draws: 2 sqrt(.05 .95 / 2e4) / 0.103 = 0.03.
+    np.testing.assert_allclose([lower[0, 0], upper[0, 0]], [-3.2897, 3.2897], atol=4.5 * 0.03)
+
+
+def test_errors(key):
+    network = make_network()
+    with pytest.raises(
+        ValueError, match="window must be >= 1, got 0; .*num_iterations.*new_row.*keep"
+    ):
+        ErrorRegression(network, window=0, num_iterations=-1, new_row="x", keep="y")  # pyright: ignore
+    er = ErrorRegression(network, window=2)
+    with pytest.raises(ValueError, match=r"shape \(3,\); \[size\] with size 2"):
+        er.observe(er.init(key), jnp.zeros(3))
