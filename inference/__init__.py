@@ -13,6 +13,7 @@ from ._differentiable import (
     StopGradient as StopGradient,
     Transport as Transport,
 )
+from ._diffusion import Diffusion as Diffusion, Noising as Noising
 from ._evidence import (
     evidence_variance as evidence_variance,
     unique_ancestors as unique_ancestors,
@@ -22,6 +23,7 @@ from ._feynman_kac import FeynmanKac as FeynmanKac
 from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
 from ._fivo import fivo as fivo, vsmc as vsmc
+from ._fkc import CorrectedDiffusion as CorrectedDiffusion, fkc as fkc
 from ._gradient_report import (
     GradientReport as GradientReport,
     ParameterGradient as ParameterGradient,

@@ -2,6 +2,7 @@
 
 from . import (
     deep_latent as deep_latent,
+    diffusion as diffusion,
     gflownet as gflownet,
     ising as ising,
     mam as mam,

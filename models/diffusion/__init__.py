@@ -1,0 +1,15 @@
+"""Diffusion models: noise schedules, parametrisations, exact mixtures.
+
+Correctors for powers, products and tilts of these models are `inference.fkc`.
+"""
+
+from ._flow import flow_log_likelihood as flow_log_likelihood, flow_sample as flow_sample
+from ._mixtures import gaussian_mixture as gaussian_mixture
+from ._parametrisations import Parametrisation as Parametrisation, convert as convert
+from ._samplers import (
+    ancestral as ancestral,
+    ddim as ddim,
+    euler_maruyama as euler_maruyama,
+    heun as heun,
+)
+from ._schedules import EDM as EDM, VE as VE, VP as VP, Cosine as Cosine

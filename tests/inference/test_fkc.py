@@ -1,0 +1,386 @@
+"""Feynman-Kac correctors against quadrature, closed forms and each other."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from _stats import assert_unbiased
+from lapilli import inference
+from lapilli.models import diffusion
+
+NOISING = diffusion.VP(0.1, 8.0)
+MIXTURES = (
+    ([0.3, 0.7], [-1.5, 1.0], [0.2, 0.3]),
+    ([0.5, 0.5], [-0.5, 1.5], [0.4, 0.25]),
+)
+Q1, Q2 = (diffusion.gaussian_mixture(NOISING, *mixture) for mixture in MIXTURES)
+
+# Exponents and tilt -> log Z at data minus log Z at noise, mean, variance and P(x < 0) of the target at data.
+GOLDEN = {
+    (2.0, 0.0, 0.0): (0.098112, 0.539356, 1.077987, 0.188742),
+    (3.0, 0.0, 0.0): (0.256208, 0.735428, 0.687337, 0.106622),
+    (0.5, 0.0, 0.0): (-0.048067, 0.088256, 2.032401, 0.415585),
+    (1.0, 1.0, 0.0): (-0.257948, 0.754198, 0.922238, 0.184732),
+    (-0.5, 1.5, 0.0): (0.364864, 0.394248, 1.312189, 0.526842),
+    (0.6, 0.9, 0.0): (-0.189997, 0.626976, 1.125647, 0.261366),
+    (1.0, 0.0, 1.0): (-0.868502, 1.222259, 0.248717, 0.009096),
+    (1.0, 0.7, 1.0): (-0.835499, 1.271762, 0.196503, 0.008251),
+}
+
+
+def tilt(scale):
+    return lambda x, t: -scale * (1 - t) * 0.5 * (x - 2) ** 2
+
+
+@functools.cache
+def quadrature(row, t):
+    """Log Z, mean, variance, P(x < 0) of the target at time t on a grid, in double precision and NumPy alone."""
+    x = np.linspace(-15, 15, 60_001)
+    alpha = np.exp(-0.05 * t - 1.975 * t**2)
+    log_p = -row[2] * (1 - t) * 0.5 * (x - 2) ** 2
+    for w, mixture in zip(row[:2], MIXTURES, strict=True):
+        q = 0
+        for share, mean, variance in zip(*mixture, strict=True):
+            v = alpha**2 * variance + 1 - alpha**2
+            q = q + share * np.exp(-((x - alpha * mean) ** 2) / (2 * v)) / np.sqrt(2 * np.pi * v)
+        log_p = log_p + w * np.log(q)
+    p = np.exp(log_p)
+    mass = p.sum()
+    mean = (p * x).sum() / mass
+    variance = (p * x**2).sum() / mass - mean**2
+    return (
+        np.log(mass * (x[1] - x[0])),
+        mean,
+        variance,
+        (p[x < 0].sum() + 0.5 * p[x == 0].sum()) / mass,
+    )
+
+
+@pytest.mark.parametrize("row", GOLDEN)
+def test_the_oracle_gives_the_golden_numbers(row):
+    log_z, *moments = quadrature(row, 0.0)
+    np.testing.assert_allclose(
+        [log_z - quadrature(row, 1.0)[0], *moments], GOLDEN[row], atol=1.5e-6
+    )
+
+
+def corrected(row, num_steps, zeta, weights, **options):
+    return inference.fkc(
+        [Q1, Q2],
+        np.linspace(1.0, options.pop("last", 0.0), num_steps + 1),
+        exponents=list(row[:2]),
+        reward=tilt(row[2]),
+        zeta=zeta,
+        weights=weights,
+        **options,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def summary(key, row, num_steps, num_particles, zeta, weights):
+    """Log Z, mean, variance, P(x < 0) from particles."""
+    result = inference.smc(
+        corrected(row, num_steps, zeta, weights), key, num_particles=num_particles, history="none"
+    )
+    mean, square, is_negative = result.mean(lambda p: (p.x, p.x**2, p.x < 0))
+    return jnp.stack([result.log_evidence, mean, square - mean**2, is_negative])
+
+
+@pytest.mark.parametrize(
+    "shift", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_golden_rows(shift, key):
+    """All rows with exact weights, zeta = 2, 4000 particles, 400 steps, within the thresholds of acceptance."""
+    keys = jax.random.split(jax.random.fold_in(key, shift), len(GOLDEN))
+    for row, row_key in zip(GOLDEN, keys, strict=True):
+        log_z, _, _, is_negative = summary(row_key, jnp.array(row), 400, 4000, 2.0, "exact")
+        exact = quadrature(row, 0.0)
+        assert abs(log_z - exact[0]) < (0.10 if row[0] == 3 else 0.06), row
+        assert abs(is_negative - exact[3]) < 0.03, row
+
+
+# With exact weights the evidence has no bias at any step: 20 steps are plenty for a test.
+
+
+def assert_evidence(log_zs, exact):
+    """Mean of Z-hat / Z = 1 at z < 4.5; a relative sd below 0.09 over 1000 runs makes a bias of 2% 7 standard errors."""
+    assert_unbiased(np.exp(np.asarray(log_zs, float) - exact), 1.0)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def evidences(key, row, zeta, max_score_norm=None):
+    model = corrected(row, 20, zeta, "exact", max_score_norm=max_score_norm)
+    run = lambda key: inference.smc(model, key, num_particles=64, history="none").log_evidence
+    return jax.vmap(run)(jax.random.split(key, 1000))
+
+
+def test_evidence_is_exact_at_every_noise_scale_however_coarse_the_steps(key):
+    for row, zeta in [((1.0, 0.0, 1.0), 0.5), ((1.0, 0.7, 1.0), 1.0), ((1.0, 0.7, 1.0), 2.0)]:
+        assert_evidence(evidences(key, jnp.array(row), zeta), quadrature(row, 0.0)[0])
+
+
+@pytest.mark.slow  # one more compilation of many runs
+def test_evidence_is_exact_with_cut_scores(key):
+    row = (1.0, 0.7, 0.0)
+    assert_evidence(evidences(key, jnp.array(row), 1.5, 1.0), quadrature(row, 0.0)[0])
+
+
+def test_evidence_is_exact_while_exponents_move(key):
+    """From 1/2 at noise to 1 at data."""
+    model = inference.fkc(
+        [Q1, Q2], np.linspace(1.0, 0.0, 21), exponents=lambda t: 1 - 0.5 * t, zeta=1.5, weights="exact"
+    )  # fmt: skip
+    run = lambda key: inference.smc(model, key, num_particles=64, history="none").log_evidence
+    log_zs = jax.jit(jax.vmap(run))(jax.random.split(key, 1000))
+    assert_evidence(log_zs, quadrature((1.0, 1.0, 0.0), 0.0)[0])
+
+
+def blind(model):
+    """The same model without its log-density."""
+    return inference.Diffusion(model.noising, model.score, model.shape)
+
+
+WIDE = diffusion.VP()  # noise at its end is Normal(0, 1) to 5 digits
+W1, W2 = (diffusion.gaussian_mixture(WIDE, *mixture) for mixture in MIXTURES)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 3, 4))
+def mean_log_evidence(key, weights, zeta, num_steps, kind):
+    """Of a tilt ("tilt") or of exponents that rise to 1 and 1/2 ("moving"), over 8 runs of 2000 particles."""
+    times = jnp.linspace(1.0, 1e-3, num_steps + 1)
+    if kind == "tilt":
+        model = inference.fkc(blind(W1), times, reward=tilt(1.0), zeta=zeta, weights=weights)
+    else:
+        moving = [lambda t: 1 - 0.5 * t, 0.5]
+        model = inference.fkc(
+            [blind(W1), blind(W2)], times, exponents=moving, zeta=zeta, weights=weights
+        )
+    run = lambda key: inference.smc(model, key, num_particles=2000, history="none").log_evidence
+    return jax.lax.map(run, jax.random.split(key, 8)).mean()
+
+
+@pytest.mark.parametrize(("weights", "zetas"), [("rne", (0.5, 1.5)), ("euler", (0.0, 1.0))])
+def test_weights_from_scores_alone_are_consistent(weights, zetas, key):
+    """Log Z of the tilted mixture; with path ratios whose noise is not the simulation's it is off by 0.2 at zeta = 1/2."""
+    exact = quadrature((1.0, 0.0, 1.0), 0.0)[0]
+    for zeta in zetas:
+        assert abs(mean_log_evidence(key, weights, zeta, 400, "tilt") - exact) < 0.03, zeta
+
+
+@pytest.mark.parametrize(
+    ("weights", "zetas"),
+    [("rne", (1.0, 1.5)), pytest.param("euler", (1.0,), marks=pytest.mark.slow)],
+)
+def test_log_densities_followed_along_the_path_weigh_moving_exponents(weights, zetas, key):
+    exact = quadrature((1.0, 0.5, 0.0), 0.0)[0]
+    for zeta in zetas:
+        assert abs(mean_log_evidence(key, weights, zeta, 400, "moving") - exact) < 0.03, zeta
+
+
+# Identities.
+
+
+def states(model, key, step=5):
+    """A state before step `step` of a model, and one after."""
+    state = model.init(key)
+    for n in range(1, step + 1):
+        previous, state = state, model.kernel(jax.random.fold_in(key, n), state, n)
+    return previous, state, step
+
+
+def euler_weight(models, exponents, key, reward=None):
+    """The log-weight of a step, where it started and when, and the integrals of drift and noise over it."""
+    times = np.linspace(1.0, 0.9, 11)
+    model = inference.fkc(
+        models, times, exponents=exponents, reward=reward, zeta=1.2, weights="euler"
+    )
+    previous, state, n = states(model, key)
+    noise = 0.1 * 0.01 + 3.95 * (times[n - 1] ** 2 - times[n] ** 2)
+    return model.log_potential(previous, state, n), previous.x, times[n - 1], -noise / 2, noise
+
+
+@pytest.mark.parametrize("weights", ["euler", "rne"])
+def test_a_model_alone_needs_no_weights(weights, key):
+    model = inference.fkc(blind(W1), WIDE.times(20), zeta=1.3, weights=weights)
+    result = inference.smc(model, key, num_particles=50)
+    np.testing.assert_allclose(result.increments, 0.0, atol=2e-5)
+    np.testing.assert_allclose(result.log_weights, -np.log(50), atol=1e-5)
+
+
+def test_guidance_weights(key):
+    """(V / 2) b (b - 1) |s1 - s2|^2: zero at b = 0 and 1, positive beyond, negative between (proposition 3.1)."""
+    for b in (0.0, 1.0, 3.0, -0.5, 0.5):
+        got, x, t, _, noise = euler_weight([Q1, Q2], [1 - b, b], key)
+        want = 0.5 * noise * b * (b - 1) * (Q1.score(x, t) - Q2.score(x, t)) ** 2
+        np.testing.assert_allclose(got, want, rtol=5e-4, atol=1e-7)
+        assert abs(got) < 1e-7 if b in (0, 1) else np.sign(got) == np.sign(b * (b - 1))
+
+
+def test_annealing_and_product_weights(key):
+    """Propositions 3.2 and 3.3; the product of two models at exponent 1 leaves g2 s1 s2 + div f."""
+    got, x, t, drift, noise = euler_weight([Q1], [1.8], key)
+    want = 0.8 * drift + 0.5 * noise * 1.8 * 0.8 * Q1.score(x, t) ** 2
+    np.testing.assert_allclose(got, want, rtol=5e-4)
+    for b in (0.9, 1.0):
+        got, x, t, drift, noise = euler_weight([Q1, Q2], [b, b], key)
+        s1, s2 = Q1.score(x, t), Q2.score(x, t)
+        want = (
+            (2 * b - 1) * drift + 0.5 * noise * b * (b - 1) * (s1 + s2) ** 2 + b * noise * s1 * s2
+        )
+        np.testing.assert_allclose(got, want, rtol=5e-4, atol=2e-6)
+
+
+def test_reward_weights(key):
+    """Proposition 3.4, with h = (1 - t) r: dh/dt = r towards the data."""
+    r = lambda x: -0.5 * (x - 2) ** 2
+    got, x, t, drift, noise = euler_weight([Q1], [1.0], key, tilt(1.0))
+    b, slope = 1 - t, jax.grad(r)(x)
+    want = 0.01 * r(x) - b * slope * drift * x + 0.5 * b * noise * slope * Q1.score(x, t)
+    np.testing.assert_allclose(got, want, rtol=5e-4)
+
+
+def test_a_corrector_of_a_corrector_is_one_corrector(key):
+    """Powers multiply, shared models and rewards are added: the same numbers, with each model evaluated once."""
+    times = np.linspace(1.0, 0.0, 21)
+    inner = inference.fkc([Q1, Q2], times, exponents=[0.6, 1.0], reward=tilt(0.5))
+    nested = inference.fkc([inner, Q1], times, exponents=[1.5, 0.2], reward=tilt(0.25))
+    flat = inference.fkc([Q1, Q2], times, exponents=[1.1, 1.5], reward=tilt(1.0))
+    assert nested.composition.models == (Q1, Q2)
+    one, two = (inference.smc(m, key, num_particles=40, history="none") for m in (nested, flat))
+    np.testing.assert_allclose(one.log_weights, two.log_weights, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(one.particles.x, two.particles.x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(one.increments, two.increments, atol=2e-4)
+
+
+def test_the_order_of_models_does_not_matter(key):
+    times = np.linspace(1.0, 0.0, 21)
+    one = inference.fkc([Q1, Q2], times, exponents=[0.6, 0.9])
+    two = inference.fkc([Q2, Q1], times, exponents=[0.9, 0.6])
+    a, b = (inference.smc(m, key, num_particles=40, history="none") for m in (one, two))
+    np.testing.assert_allclose(a.particles.x, b.particles.x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(a.log_weights, b.log_weights, atol=2e-4)
+
+
+def test_particles_are_exchangeable(key):
+    """Permuted states have permuted weights: nothing of a particle stays behind when it moves to another slot."""
+    model = corrected((0.6, 0.9, 1.0), 10, 1.5, "rne")
+    start = jax.vmap(model.init)(jax.random.split(key, 6))
+    keys = jax.random.split(jax.random.fold_in(key, 1), 6)
+    moved = jax.vmap(lambda k, s: model.kernel(k, s, 1))(keys, start)
+    weigh = jax.vmap(lambda a, b: model.log_potential(a, b, 1))
+    order = np.array([3, 1, 5, 0, 2, 4])
+    pick = lambda tree: jax.tree.map(lambda x: x[order], tree)
+    np.testing.assert_allclose(
+        weigh(pick(start), pick(moved)), weigh(start, moved)[order], rtol=1e-6
+    )
+
+
+def test_one_particle_is_the_simulation_without_weights(key):
+    """K = 1: each step has the mean and the scale of the module's text, recomputed by hand."""
+    times = np.linspace(1.0, 0.9, 6)
+    model = inference.fkc([Q1, Q2], times, exponents=[0.6, 0.9], reward=tilt(1.0), zeta=1.5)
+    path = inference.smc(model, key, num_particles=1).paths
+    at = lambda n: jax.tree.map(lambda v: v[0, n], path)
+    for n, t in enumerate(times[:-1]):
+        x, noise = at(n).x, 0.1 * 0.02 + 3.95 * (t**2 - times[n + 1] ** 2)
+        score = 0.6 * Q1.score(x, t) + 0.9 * Q2.score(x, t)
+        mean = x + 0.5 * noise * ((1 + 1.5**2) * score + x + 1.5**2 * (1 - t) * (2 - x))
+        want = dist.Normal(mean, 1.5 * np.sqrt(noise)).log_prob(at(n + 1).x)
+        np.testing.assert_allclose(model.log_transition(at(n), at(n + 1), n + 1), want, atol=2e-3)
+
+
+OTHERS = {
+    "EDM": (diffusion.EDM(sigma_max=20.0), jnp.append(diffusion.EDM(0.01, 20.0).times(60), 0.0)),
+    "VE": (diffusion.VE(sigma_max=20.0), np.linspace(1.0, 0.0, 81)),
+    "Cosine": (diffusion.Cosine(), np.linspace(0.8, 0.0, 61)),  # begins inside of the process
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["EDM", *(pytest.param(n, marks=pytest.mark.slow) for n in ("VE", "Cosine"))]
+)
+def test_product_of_gaussians_in_two_dimensions(name, key):
+    """Normal(m1, 0.3) Normal(m2, 0.6), coordinate by coordinate: known integral, mean and variance."""
+    noising, times = OTHERS[name]
+    m1, m2, v1, v2 = np.array([0.5, -1.0]), np.array([-0.3, 0.2]), 0.3, 0.6
+    models = [
+        diffusion.gaussian_mixture(noising, [1.0], m[None], v) for m, v in ((m1, v1), (m2, v2))
+    ]
+    model = inference.fkc(models, times)
+    log_z = dist.Normal(m1, np.sqrt(v1 + v2)).log_prob(m2).sum()
+
+    def run(key):
+        result = inference.smc(model, key, num_particles=500, history="none")
+        return result.log_evidence, result.mean(lambda p: p.x)
+
+    log_zs, means = jax.jit(jax.vmap(run))(jax.random.split(key, 50))
+    assert_evidence(log_zs, log_z)
+    assert_unbiased(means, (m1 / v1 + m2 / v2) / (1 / v1 + 1 / v2))
+
+
+# The noise scale.
+
+
+def test_automatic_noise_scale():
+    times = np.linspace(1.0, 0.0, 401)
+    zeta = lambda w: inference.fkc(Q1, times, exponents=w).zeta
+    np.testing.assert_allclose(zeta(1.0), 1.0)
+    np.testing.assert_allclose(zeta(0.5), 1.0)
+    np.testing.assert_allclose(zeta(3.0)[:350], np.sqrt(2.5 * 2 / 3), rtol=1e-6)
+    np.testing.assert_allclose(zeta(3.0)[-1], np.sqrt(2.1 * 2 / 3), rtol=1e-6)
+
+
+def test_infinite_variance_is_warned_of_with_the_remedy():
+    times = np.linspace(1.0, 0.0, 101)
+    with pytest.warns(UserWarning, match=r"100 of 100 steps.*W = 3.*infinite variance.*above 1.15"):
+        inference.fkc(Q1, times, exponents=3.0, zeta=1.0)
+    with pytest.warns(UserWarning, match="infinite variance"):
+        inference.fkc(Q1, times, exponents=1.6, zeta=1.6**-0.5)  # tempered noise
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inference.fkc(Q1, times, exponents=1.9, zeta=1.0)
+        inference.fkc(Q1, times, exponents=3.0)
+        inference.fkc(Q1, times, exponents=3.0, zeta=lambda t: 1 + t)
+
+
+# Refusals.
+
+OTHER = diffusion.gaussian_mixture(diffusion.VE(), [1.0], [0.0], 1.0)
+PLANE = diffusion.gaussian_mixture(NOISING, [1.0], [[0.0, 0.0]], 1.0)
+TIMES = np.linspace(1.0, 0.0, 11)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (ValueError, "one noising process", lambda: inference.fkc([Q1, OTHER], TIMES)),
+        (ValueError, "points of one shape", lambda: inference.fkc([Q1, PLANE], TIMES)),
+        (TypeError, "Diffusion or results of fkc", lambda: inference.fkc([Q1, Q1.score], TIMES)),
+        (ValueError, "1 exponents for 2 models", lambda: inference.fkc([Q1, Q2], TIMES, exponents=[1.0])),
+        (ValueError, "descend", lambda: inference.fkc(Q1, TIMES[::-1])),
+        (ValueError, r"lie in \[0, 1\]", lambda: inference.fkc(Q1, TIMES * 2)),
+        (ValueError, "vector of two or more", lambda: inference.fkc(Q1, TIMES[:1])),
+        (ValueError, "weights must be", lambda: inference.fkc(Q1, TIMES, weights="best")),
+        (ValueError, "zeta must be", lambda: inference.fkc(Q1, TIMES, zeta="big")),
+        (ValueError, "zeta is a scale", lambda: inference.fkc(Q1, TIMES, zeta=-1.0)),
+        (ValueError, "zeta is 0", lambda: inference.fkc(Q1, TIMES, zeta=0.0, weights="rne")),
+        (ValueError, "log_density of every model", lambda: inference.fkc(blind(Q1), TIMES, weights="exact")),
+        (ValueError, "no noise is left", lambda: inference.fkc(blind(Q1), TIMES)),
+        (ValueError, "short of the end", lambda: inference.fkc(blind(Q1), TIMES[1:-1])),
+        (ValueError, "followed along the path", lambda: inference.fkc(blind(Q1), TIMES[:-1], exponents=lambda t: t, zeta=0.0)),
+        (ValueError, "not integrable", lambda: inference.fkc([Q1, Q2], TIMES, exponents=[1.0, -1.0])),
+        (ValueError, "draw one point of shape", lambda: inference.fkc(Q1, TIMES, start=dist.Normal(jnp.zeros(3), 1.0))),
+        (ValueError, "one number for one time", lambda: inference.fkc(Q1, TIMES, exponents=lambda t: jnp.ones(2))),
+        (ValueError, "one number for one time", lambda: inference.fkc(Q1, TIMES, zeta=lambda t: jnp.ones(2))),
+    ],
+)  # fmt: skip
+def test_refusals(error, message, call):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(error, match=message):
+            call()
