@@ -116,7 +116,16 @@ def analyse(
         engine = Engine(key, strategies, demoted)
         # Loops are analysed as loops, also while `jax.disable_jit` unrolls them.
         with jax.disable_jit(False), own_caches(), engine:
-            result = fn(params, *args)
+            try:
+                result = fn(params, *args)
+            except TypeError as err:
+                if not engine.relaxed:
+                    raise
+                raise TypeError(
+                    f"{err} Sites and strategies {engine.relaxed} hand the program real numbers in place of integers, which "
+                    "cannot be indices. Use their values in arithmetic only (products with a ppl.OneHotCategorical), or choose "
+                    "'enum', 'mvd' or 'reinforce_loo' for them."
+                ) from err
         engine.check_patterns()
         record.update(sites=engine.frame.sites, infos=engine.frame.infos, plates=engine.plates)
         return _as_scalar(result), engine.frame.numbers

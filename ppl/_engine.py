@@ -131,6 +131,8 @@ class Engine(Recorder):
         self.matched: set[str] = set()
         self.indices: dict[str, int] = {}
         self.sites: dict[str, StrategySite] = {}
+        # Discrete sites whose strategy hands out real numbers: site -> strategy's name.
+        self.relaxed: dict[str, str] = {}
 
     def visit(self, msg: dict[str, Any]) -> None:
         msg["stop"] = True
@@ -163,6 +165,10 @@ class Engine(Recorder):
         index = self.indices.setdefault(address, len(self.indices))
         value = mark(jnp.asarray(draw), base, base.support, index=index)
         msg["value"], msg["intermediates"] = value, intermediates
+        if getattr(base.support, "is_discrete", False) and jnp.issubdtype(
+            value.dtype, jnp.floating
+        ):
+            self.relaxed[msg["name"]] = strategy.name
         fn, base = without_support_check(fn, value), without_support_check(base, value)
         try:
             if strategy.is_pathwise:

@@ -416,3 +416,13 @@ def test_auto_says_when_nothing_is_sound():
     """The result jumps in the value and the support moves: neither pathwise nor score."""
     with pytest.raises(ValueError, match="Site 'z'"):
         plan(lambda h: dist.Uniform(0.0, h), "auto", cost=lambda z: jnp.where(z > 0.2, 1.0, 0.0))
+
+
+@pytest.mark.parametrize("strategy", ["gumbel_softmax", "straight_through", "rebar"])
+def test_a_relaxed_value_as_an_index_is_refused_by_name(strategy):
+    def cost(p):
+        return p * jnp.arange(2.0)[ppl.sample("b", dist.Bernoulli(p))]
+
+    message = f"Sites and strategies .'b': '{strategy}'. hand the program real numbers"
+    with pytest.raises(TypeError, match=message):
+        ppl.expectation(cost, strategies=strategy).grad(0.3, jax.random.key(0))
