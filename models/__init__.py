@@ -4,6 +4,7 @@ from . import (
     deep_latent as deep_latent,
     diffusion as diffusion,
     gflownet as gflownet,
+    imputation as imputation,
     ising as ising,
     mam as mam,
     pv_rnn as pv_rnn,

@@ -1,0 +1,61 @@
+"""Probabilistic imputation of time series, and classification of series with missing cells.
+
+One program, `programs`, whose switches make the members of a family. For a series x with observed cells x_o, missing cells x_m,
+mask s and class y:
+
+    z ~ p(z),   x | z ~ p(x | z), cell by cell,   s | x ~ prod Bernoulli(p(x)),   y | x ~ Categorical(f(x)),
+
+and the bound, from K draws of the guide q(z | x_o, s) and J draws of x_m at each,
+
+    L = E log 1/(K J) sum_kj p(y | x_kj) p(s | x_kj) p(x_o | z_k) p(z_k) / q(z_k | x_o, s)  <=  log p(y, x_o, s),
+
+which is `inference.iwelbo(model, guide, num_particles=K, num_imputations=J, per="rows")`; an average over J outside the
+logarithm is `num_replicates=J` instead.
+
+| member | classes y | mask s | prior of z | K | reference |
+|---|---|---|---|---|---|
+| HI-VAE | | | N(0, I) | 1 | Nazabal et al. 2020, arXiv:1807.03653, for real-valued cells |
+| GP-VAE | | | Gaussian process | 1 | Fortuin et al. 2020, arXiv:1907.04155 |
+| MIWAE | | | N(0, I) | > 1 | Mattei and Frellsen 2019, arXiv:1812.02633 |
+| not-MIWAE | | yes | N(0, I) | > 1 | Ipsen et al. 2021, arXiv:2006.12871 |
+| supMIWAE | yes | | N(0, I) | > 1 | Ipsen et al. 2022 |
+| supnotMIWAE | yes | yes | Gaussian process | > 1 | Kim et al. 2023, arXiv:2308.06738 |
+
+`obs_dropout` is the training transformation of the last; `impute` draws from a trained member.
+"""
+
+from . import scores as scores
+from ._dropout import obs_dropout as obs_dropout
+from ._gp import (
+    cauchy_kernel as cauchy_kernel,
+    own_cholesky as own_cholesky,
+    smoothed as smoothed,
+    step_log_prob as step_log_prob,
+)
+from ._impute import Imputation as Imputation, impute as impute
+from ._masks import (
+    MECHANISMS as MECHANISMS,
+    blocks as blocks,
+    mar as mar,
+    mcar as mcar,
+    mnar as mnar,
+)
+from ._networks import (
+    Classifier as Classifier,
+    Decay as Decay,
+    GaussianHead as GaussianHead,
+    backbone as backbone,
+    missingness as missingness,
+)
+from ._programs import (
+    FAMILY as FAMILY,
+    Imputer as Imputer,
+    Switches as Switches,
+    programs as programs,
+)
+from ._series import (
+    Series as Series,
+    Standard as Standard,
+    series as series,
+    standardise as standardise,
+)

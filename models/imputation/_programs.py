@@ -1,0 +1,210 @@
+"""The family as one program with switches; see the package's text."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array
+
+from ... import ppl
+from ._gp import cauchy_kernel, own_cholesky, smoothed
+from ._networks import Classifier, GaussianHead, Kind, Mechanism, missingness as mechanism_of
+from ._series import Series
+
+MIN_LOOK_SCALE = 1e-2
+
+
+class Imputer(NamedTuple):
+    """A model and its guide, both functions of one `Series`.
+
+    Attributes:
+        model: sites "z" [series, latents, time], white noise that a GP prior mixes over time; "x", partially observed, [series,
+            time, channels]; and, as switched on, "s" and "y". Deterministic "x_loc" and, with a classifier, "kept", "seen"
+            and "logits".
+        guide: site "z".
+    """
+
+    model: ppl.Program
+    guide: ppl.Program
+
+
+class Switches(NamedTuple):
+    """What tells a member of the family from the others; see `family`.
+
+    Attributes:
+        has_labels: p(y | x) is part of the model.
+        has_missingness: p(s | x) is part of the model.
+        prior: of the latent path.
+        is_weighted: trained with K > 1 importance weights; else K = 1.
+    """
+
+    has_labels: bool
+    has_missingness: bool
+    prior: Literal["normal", "gp"]
+    is_weighted: bool
+
+
+FAMILY = {
+    "hi_vae": Switches(False, False, "normal", False),
+    "gp_vae": Switches(False, False, "gp", False),
+    "miwae": Switches(False, False, "normal", True),
+    "not_miwae": Switches(False, True, "normal", True),
+    "supmiwae": Switches(True, False, "normal", True),
+    "supnotmiwae": Switches(True, True, "gp", True),
+}
+
+
+def programs(
+    num_channels: int,
+    *,
+    num_classes: int | None = None,
+    missingness: Mechanism | None = None,
+    prior: Literal["normal", "gp"] = "gp",
+    length_scale: float = 7.0,
+    observation: Literal["normal", "student_t"] = "normal",
+    num_latents: int = 8,
+    num_hidden: int = 32,
+    encoder: Kind = "gru",
+    decoder: Kind = "conv",
+    classifier: Kind = "gru",
+    has_decay: bool = False,
+    sees_mask: bool = False,
+    is_causal: bool = False,
+    min_scale: float = 1e-2,
+    key: Array,
+) -> Imputer:
+    """Model and guide of one member of the family, with freshly initialised networks.
+
+    Parameters: equinox modules "encoder", "decoder", and, as switched on, "missingness", "classifier"; "df" [channels] with
+    Student-t observations.
+
+    Args:
+        num_channels: D.
+        num_classes: C, switches p(y | x) on; None for models without labels.
+        missingness: the mechanism of p(s | x), see `imputation.missingness`; None for models of data missing at random.
+        prior: "normal", N(0, I) at each step, or "gp", a path from `cauchy_kernel` on each series' own steps.
+        length_scale: of the kernel, in steps (not in the unit of the times).
+        observation: p(x | z) of a cell, Normal or Student-t (degrees of freedom learned per channel, above 3).
+        num_latents: d.
+        num_hidden: H of every backbone.
+        encoder: backbone of q(z | x_o, s); it sees the observed values, zero elsewhere, and the mask, and gives one noisy look
+            at the latent path for each step, whose product with the prior is the guide (`smoothed`).
+        decoder: backbone of p(x | z).
+        classifier: backbone of p(y | x).
+        has_decay: the classifier sees missing cells through `Decay`.
+        sees_mask: the classifier sees the mask, p(y | x, s).
+        is_causal: encoder and decoder see no later step, so that the first steps of a series do not depend on the rest.
+        min_scale: least standard deviation of a cell in p(x | z), in the unit of the values.
+        key: PRNG key of the initial values.
+
+    Returns:
+        `Imputer`. Train it with `inference.iwelbo(*imputer, num_particles=K, num_imputations=J, per="rows")`.
+
+    Raises:
+        ValueError: an unknown switch; a classifier's option without a classifier.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from lapilli import inference
+        >>> from lapilli.models import imputation
+        >>> data = imputation.series(np.array([[[0.1], [np.nan], [0.4]]]), labels=[1])
+        >>> imputer = imputation.programs(1, num_classes=2, missingness="self_masking", key=jax.random.key(0))
+        >>> bound = inference.iwelbo(*imputer, num_particles=5, per="rows")
+        >>> sorted(bound.init(jax.random.key(1), data))
+        ['classifier', 'decoder', 'encoder', 'missingness']
+
+    Reference: Kim et al. 2023, arXiv:2308.06738 (supnotMIWAE); its relatives are in the package's text.
+    """
+    _check_switches(num_classes, prior, observation, has_decay or sees_mask)
+    keys = jax.random.split(key, 4)
+    encoder_0 = GaussianHead(
+        encoder, 2 * num_channels, num_latents, num_hidden,
+        min_scale=MIN_LOOK_SCALE, is_causal=is_causal, key=keys[0],
+    )  # fmt: skip
+    decoder_0 = GaussianHead(
+        decoder, num_latents, num_channels, num_hidden,
+        min_scale=min_scale, is_causal=is_causal, key=keys[1],
+    )  # fmt: skip
+    missingness_0 = missingness and mechanism_of(missingness, num_channels, num_hidden, key=keys[2])
+    classifier_0 = num_classes and Classifier(
+        classifier, num_channels, num_classes, num_hidden,
+        has_decay=has_decay, sees_mask=sees_mask, key=keys[3],
+    )  # fmt: skip
+
+    def mixing(valid: Array) -> Array:
+        """L of each series: [series, time, time]."""
+        if prior == "normal":
+            return jnp.broadcast_to(jnp.eye(valid.shape[1]), (*valid.shape, valid.shape[1]))
+        steps = jnp.arange(valid.shape[1], dtype=float)
+        return own_cholesky(cauchy_kernel(steps, length_scale=length_scale), valid)
+
+    @ppl.model
+    def model(data: Series) -> None:
+        valid, cells = jnp.asarray(data.valid), jnp.asarray(data.observed)
+        times = jnp.asarray(data.times)
+        network = ppl.module("decoder", decoder_0)
+        mechanism = ppl.module("missingness", missingness_0) if missingness_0 else None
+        classify = ppl.module("classifier", classifier_0) if classifier_0 else None
+        with ppl.plate("rows", len(valid)):
+            white = dist.Normal(0, 1).expand([len(valid), num_latents, valid.shape[1]])
+            z = ppl.sample("z", white.to_event(2))
+            path = jnp.einsum("nts,nds->ntd", mixing(valid), z) if prior == "gp" else z.mT
+            loc, scale = jax.vmap(network)(path, times, valid)
+            ppl.deterministic("x_loc", loc)
+            if observation == "normal":
+                law = dist.Normal(loc, scale)
+            else:
+                above = dist.constraints.greater_than(3.0)
+                df = ppl.param("df", jnp.full(num_channels, 8.0), constraint=above)
+                law = dist.StudentT(df, loc, scale)
+            x = ppl.sample("x", law.to_event(2), obs=data.values, obs_mask=cells)
+            if mechanism is not None:
+                seen_law = dist.BernoulliLogits(jax.vmap(jax.vmap(mechanism))(x))
+                seen_law = seen_law.mask(jnp.broadcast_to(valid[..., None], cells.shape))
+                ppl.sample("s", seen_law.to_event(2), obs=cells.astype(x.dtype))
+            if classify is not None:
+                # What the classifier sees of the series: the two places at which `obs_dropout` acts.
+                kept = ppl.deterministic("kept", cells)
+                seen = ppl.deterministic("seen", x)
+                logits = jax.vmap(classify)(seen, kept, times, valid)
+                ppl.deterministic("logits", logits)
+                if data.labels is not None:
+                    ppl.sample("y", dist.CategoricalLogits(logits), obs=data.labels)
+
+    @ppl.model
+    def guide(data: Series) -> None:
+        valid, cells = jnp.asarray(data.valid), jnp.asarray(data.observed)
+        network = ppl.module("encoder", encoder_0)
+        with ppl.plate("rows", len(valid)):
+            values = jnp.where(cells, data.values, 0)
+            features = jnp.concatenate([values, cells.astype(values.dtype)], -1)
+            pseudo, scale = jax.vmap(network)(features, jnp.asarray(data.times), valid)
+            # Steps that do not exist keep the prior.
+            precision = jnp.where(valid[:, None], scale.mT**-2, 0)
+            if prior == "gp":
+                law = dist.Independent(smoothed(mixing(valid), pseudo.mT, precision), 1)
+            else:
+                loc, scale = pseudo.mT * precision / (1 + precision), (1 + precision) ** -0.5
+                law = dist.Independent(dist.Normal(loc, scale), 2)
+            ppl.sample("z", law)
+
+    return Imputer(model, guide)
+
+
+def _check_switches(
+    num_classes: int | None, prior: str, observation: str, asks_classifier: bool
+) -> None:
+    problems = []
+    if prior not in ("normal", "gp"):
+        problems.append(f"prior must be 'normal' or 'gp', got {prior!r}")
+    if observation not in ("normal", "student_t"):
+        problems.append(f"observation must be 'normal' or 'student_t', got {observation!r}")
+    if num_classes is not None and num_classes < 2:
+        problems.append(f"num_classes must be at least 2 or None, got {num_classes}")
+    if num_classes is None and asks_classifier:
+        problems.append("has_decay and sees_mask are options of a classifier: give num_classes")
+    if problems:
+        raise ValueError(f"imputation.programs: {'; '.join(problems)}.")

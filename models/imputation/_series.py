@@ -1,0 +1,134 @@
+"""Series with missing cells, as one pytree that programs take as their argument."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Series(NamedTuple):
+    """N series of at most T steps and D channels; made by `series`.
+
+    Attributes:
+        values: cells, [N, T, D]; NaN-free. What stands in a cell that is not observed is never read.
+        observed: which cells are observed, boolean [N, T, D]; false at steps that do not exist.
+        times: time of each step, [N, T]; ascending.
+        valid: which steps exist, boolean [N, T]: the first ones of each series.
+        labels: class of each series, integers [N], or None.
+    """
+
+    values: Float[Array, "series time channels"] | np.ndarray
+    observed: Bool[Array, "series time channels"] | np.ndarray
+    times: Float[Array, "series time"] | np.ndarray
+    valid: Bool[Array, "series time"] | np.ndarray
+    labels: Int[Array, " series"] | np.ndarray | None = None
+
+    def rows(self, index: Any) -> Series:
+        """The series that `index` chooses."""
+        labels = None if self.labels is None else self.labels[index]
+        return Series(
+            self.values[index], self.observed[index], self.times[index], self.valid[index], labels
+        )
+
+    def hidden(self, seen: Any) -> Series:
+        """The same series with only those observed cells left that are true in `seen` [N, T, D]; the others become zero."""
+        observed = np.asarray(self.observed) & np.asarray(seen, bool)
+        return self._replace(observed=observed, values=np.where(observed, self.values, 0))
+
+
+def series(
+    values: Any, *, observed: Any = None, times: Any = None, lengths: Any = None, labels: Any = None
+) -> Series:
+    """Check and complete series of cells.
+
+    Args:
+        values: real, [N, T, D]; NaN is a missing cell.
+        observed: boolean [N, T, D], cells observed beside those that are NaN; all by default.
+        times: ascending times of the steps, [T] or [N, T]; 0, 1, ... by default.
+        lengths: number of steps of each series, integers [N] in 1 to T; T by default.
+        labels: classes 0, 1, ..., integers [N].
+
+    Returns:
+        `Series` of NumPy arrays.
+
+    Raises:
+        ValueError: a shape does not fit, a label is negative, times do not ascend, or an observed value is infinite; all
+            problems at once.
+    """
+    values = np.asarray(values, np.float32)
+    if values.ndim != 3:
+        raise ValueError(
+            f"series: argument 'values' has shape {values.shape}; give [series, time, channels]."
+        )
+    num_series, num_steps, _ = values.shape
+    seen = np.ones(values.shape, bool) if observed is None else np.asarray(observed, bool)
+    times = np.arange(num_steps) if times is None else times
+    times = np.asarray(times, np.float32)
+    times = np.broadcast_to(times, (num_series, num_steps)) if times.ndim == 1 else times
+    lengths = np.full(num_series, num_steps) if lengths is None else np.asarray(lengths)
+    labels = None if labels is None else np.asarray(labels)
+    problems = [
+        f"argument '{name}' has shape {array.shape}, not {shape}"
+        for name, array, shape in (
+            ("observed", seen, values.shape),
+            ("times", times, (num_series, num_steps)),
+            ("lengths", lengths, (num_series,)),
+            ("labels", labels, (num_series,)),
+        )
+        if array is not None and array.shape != shape
+    ]
+    if not problems:
+        valid = np.arange(num_steps) < lengths[:, None]
+        seen = seen & valid[..., None] & ~np.isnan(values)
+        problems += _wrong_values(values[seen], times, lengths, labels, valid)
+    if problems:
+        raise ValueError(f"series: {'; '.join(problems)}.")
+    values = np.where(seen, values, 0).astype(np.float32)
+    return Series(values, seen, times, valid, None if labels is None else labels.astype(np.int32))
+
+
+def _wrong_values(seen: Any, times: Any, lengths: Any, labels: Any, valid: Any) -> list[str]:
+    problems = []
+    if np.isinf(seen).any():
+        problems.append("argument 'values' holds an infinite observed cell; mark it as missing")
+    if lengths.min() < 1 or lengths.max() > valid.shape[1]:
+        problems.append(
+            f"argument 'lengths' lies in {lengths.min()} to {lengths.max()}, not in 1 to {valid.shape[1]}"
+        )
+    elif (np.diff(times, axis=1)[valid[:, 1:]] <= 0).any():
+        problems.append("argument 'times' does not ascend within a series")
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.min() < 0):
+        problems.append("argument 'labels' must be integers from 0")
+    return problems
+
+
+class Standard(NamedTuple):
+    """Mean and standard deviation of each channel's observed cells, [D] each; made by `standardise`."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def apply(self, data: Series) -> Series:
+        """The series in standard units; missing cells become zero."""
+        values = (np.asarray(data.values) - self.mean) / self.scale
+        return data._replace(values=np.where(data.observed, values, 0).astype(np.float32))
+
+    def undo(self, values: Any) -> np.ndarray:
+        """Values in standard units, [..., D], in their own units."""
+        return np.asarray(values) * self.scale + self.mean
+
+
+def standardise(train: Series) -> Standard:
+    """Statistics of the observed cells of `train`, for `Standard.apply` on it and on test series.
+
+    A channel with fewer than two observed cells, or without spread, keeps its scale.
+    """
+    seen = np.asarray(train.observed)
+    cells = np.where(seen, np.asarray(train.values, float), np.nan)
+    count = seen.sum((0, 1))
+    mean = np.where(count > 0, np.where(seen, cells, 0).sum((0, 1)) / np.maximum(count, 1), 0.0)
+    spread = np.where(seen, (cells - mean) ** 2, 0).sum((0, 1)) / np.maximum(count, 1)
+    scale = np.where(spread > 0, np.sqrt(spread), 1.0)
+    return Standard(mean.astype(np.float32), scale.astype(np.float32))

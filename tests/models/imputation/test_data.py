@@ -1,0 +1,137 @@
+"""Series, masks and scores, against sums by hand and scikit-learn."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn import metrics as peers
+
+from lapilli.models import imputation
+from lapilli.models.imputation import MECHANISMS, scores
+
+RNG = np.random.default_rng(0)
+
+
+# Series.
+
+
+def test_missing_cells_become_zero_and_steps_beyond_the_end_are_missing():
+    values = np.array([[[1.0], [np.nan], [3.0]], [[4.0], [5.0], [6.0]]])
+    data = imputation.series(values, lengths=[3, 2], labels=[0, 1])
+    np.testing.assert_array_equal(data.observed[..., 0], [[True, False, True], [True, True, False]])
+    np.testing.assert_array_equal(data.values[..., 0], [[1, 0, 3], [4, 5, 0]])
+    np.testing.assert_array_equal(data.valid, [[True] * 3, [True, True, False]])
+    np.testing.assert_array_equal(data.rows([1]).labels, [1])
+    hidden = data.hidden(np.zeros_like(data.observed))
+    assert not hidden.observed.any() and not hidden.values.any()
+
+
+def test_standard_units_use_observed_cells_only_and_can_be_undone():
+    values = RNG.normal(3.0, 2.0, (50, 7, 2))
+    values[RNG.random(values.shape) < 0.4] = np.nan
+    values[..., 1] = np.where(np.isnan(values[..., 1]), np.nan, 5.0)  # a channel without spread
+    data = imputation.series(values)
+    units = imputation.standardise(data)
+    np.testing.assert_allclose(units.mean, np.nanmean(values, (0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(units.scale, [np.nanstd(values[..., 0]), 1.0], rtol=1e-5)
+    standard = units.apply(data)
+    np.testing.assert_allclose(
+        units.undo(standard.values)[data.observed], data.values[data.observed], rtol=1e-5
+    )
+    assert not standard.values[~data.observed].any()
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"values": np.zeros((2, 3))}, r"'values' has shape \(2, 3\)"),
+        ({"observed": np.ones((2, 3, 2))}, r"'observed' has shape"),
+        ({"labels": [0, 1, 2]}, r"'labels' has shape \(3,\), not \(2,\)"),
+        ({"labels": [0, -1]}, "'labels' must be integers from 0"),
+        ({"lengths": [0, 3]}, "'lengths' lies in 0 to 3"),
+        ({"times": [0.0, 2.0, 1.0]}, "'times' does not ascend"),
+        ({"values": np.full((2, 3, 1), np.inf)}, "infinite observed cell"),
+    ],
+)  # fmt: skip
+def test_impossible_series_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        imputation.series(**{"values": np.zeros((2, 3, 1)), **options})
+
+
+# Masks.
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_masks_hide_the_share_of_cells_that_was_asked_for(name, rate):
+    """60,000 cells or more: within 0.01, over 4.5 standard errors."""
+    values = RNG.normal(size=(400, 50, 3))
+    seen = MECHANISMS[name](values, rate, np.random.default_rng(1))
+    if name == "mar":
+        assert seen[..., 0].all()
+        seen = seen[..., 1:]
+    assert abs((~seen).mean() - rate) < 0.01
+    assert np.array_equal(
+        MECHANISMS[name](values, rate, np.random.default_rng(1))[..., 1:], seen[..., -2:]
+    )
+
+
+def test_hidden_cells_follow_their_mechanism():
+    values = RNG.normal(size=(400, 50, 2))
+    seen = imputation.mnar(values, 0.5, np.random.default_rng(1))
+    for low in (-1.0, 0.5):
+        cells = (values > low) & (values < low + 0.2)
+        assert abs((~seen)[cells].mean() - expit(2 * (low + 0.1))) < 0.04
+    driven = imputation.mar(values, 0.5, np.random.default_rng(1))
+    assert (~driven)[..., 1][values[..., 0] > 1].mean() > 0.8
+    runs = imputation.blocks(np.zeros((20, 60, 1)), 0.5, np.random.default_rng(2))[..., 0]
+    assert np.all((~runs).sum(1) == 30)
+    assert np.abs(np.diff(runs.astype(int), axis=1)).sum(1).mean() < 12  # cells at random: 30
+
+
+def test_one_channel_cannot_be_hidden_at_random_by_another():
+    with pytest.raises(ValueError, match="mar: one channel is always seen"):
+        imputation.mar(np.zeros((2, 3, 1)), 0.5, RNG)
+
+
+# Scores.
+
+LABELS = RNG.integers(0, 4, 200)
+PROBS = np.exp(RNG.normal(size=(200, 4)) + 1.5 * np.eye(4)[LABELS])
+PROBS = np.round(PROBS / PROBS.sum(1, keepdims=True), 2)
+PROBS /= PROBS.sum(1, keepdims=True)
+
+
+def test_scores_of_classes_equal_scikit_learn():
+    found = scores.classification(PROBS, LABELS)
+    one_hot = np.eye(4)[LABELS]
+    expected = {
+        "accuracy": peers.accuracy_score(LABELS, PROBS.argmax(1)),
+        "macro_auroc": peers.roc_auc_score(LABELS, PROBS, multi_class="ovr"),
+        "macro_auprc": peers.average_precision_score(one_hot, PROBS),
+        "nll": peers.log_loss(LABELS, np.maximum(PROBS, 1e-12)),
+        "brier": ((PROBS - one_hot) ** 2).sum(1).mean(),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_calibration_error():
+    perfect = np.eye(4)[LABELS]
+    assert scores.ece(perfect, LABELS) == 0.0
+    # Four predictions at confidence 0.75, three right; two at 0.55, none right: 4/6 * 0 + 2/6 * 0.55.
+    probs = np.array([[0.75, 0.25]] * 4 + [[0.55, 0.45]] * 2)
+    assert scores.ece(probs, np.array([0, 0, 0, 1, 1, 1])) == pytest.approx(0.55 / 3)
+
+
+def test_ranking_of_constants_is_chance():
+    assert scores.macro_auroc(np.full((6, 2), 0.5), np.array([0, 1, 0, 1, 1, 1])) == 0.5
+
+
+def test_scores_of_cells_count_hidden_cells_only():
+    truth, point = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.5, 2.0, 1.0, 99.0])
+    hidden = np.array([True, True, True, False])
+    found = scores.cells(truth, hidden, point, crps=point, low=point - 1, high=point + 1)
+    assert found["mae"] == pytest.approx(2.5 / 3)
+    assert found["rmse"] == pytest.approx(np.sqrt((0.25 + 4) / 3))
+    assert found["crps"] == pytest.approx(1.5)
+    assert found["coverage"] == pytest.approx(2 / 3) and found["width"] == pytest.approx(2.0)
