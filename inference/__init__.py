@@ -18,6 +18,10 @@ from ._evidence import (
     evidence_variance as evidence_variance,
     unique_ancestors as unique_ancestors,
 )
+from ._evidence_bracket import (
+    EvidenceBracket as EvidenceBracket,
+    evidence_bracket as evidence_bracket,
+)
 from ._f_divergence import f_divergence as f_divergence
 from ._feynman_kac import FeynmanKac as FeynmanKac
 from ._fit import fit as fit
