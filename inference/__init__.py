@@ -34,6 +34,7 @@ from ._gradient_report import (
     SiteGradient as SiteGradient,
     gradient_report as gradient_report,
 )
+from ._gradient_views import gradient_tree as gradient_tree, plot_gradients as plot_gradients
 from ._hierarchical import diwhvi as diwhvi, hvi as hvi, iwhvi as iwhvi
 from ._inner import SGLD as SGLD, Descent as Descent, Inner as Inner, Newton as Newton
 from ._islands import IslandsResult as IslandsResult, islands as islands
