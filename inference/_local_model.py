@@ -188,16 +188,15 @@ def normal_prior(law: Any, site: str) -> NormalPrior:
         ValueError: the law is not normal.
     """
     base: Any = element(law)[0]
+    kind = type(base)
     d = law.event_shape[0] if law.event_shape else 1
     flat: Any = (*law.batch_shape, d)
-    if isinstance(base, dist.Normal):
-        parameters: Any = base.loc, base.scale
+    if issubclass(kind, dist.Normal):
         shape = law.batch_shape + law.event_shape
-        loc, scale = (jnp.broadcast_to(x, shape).reshape(flat) for x in parameters)
+        loc, scale = (jnp.broadcast_to(x, shape).reshape(flat) for x in (base.loc, base.scale))
         return NormalPrior(loc, scale, None)
-    if isinstance(base, dist.MultivariateNormal) and law.event_dim == 1:
-        center: Any = base.loc
-        loc = jnp.broadcast_to(center, flat)
+    if issubclass(kind, dist.MultivariateNormal) and law.event_dim == 1:
+        loc = jnp.broadcast_to(base.loc, flat)
         return NormalPrior(loc, None, jnp.broadcast_to(base.scale_tril, (*flat, d)))
     raise ValueError(
         f"Site '{site}': local_laplace needs a normal prior (Normal, with to_event(1) for vectors, or MultivariateNormal), but "

@@ -7,5 +7,6 @@ from . import (
     imputation as imputation,
     ising as ising,
     mam as mam,
+    niw_meta as niw_meta,
     pv_rnn as pv_rnn,
 )

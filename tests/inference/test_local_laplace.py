@@ -229,6 +229,45 @@ def test_linear_episodes_have_the_exact_evidence_and_its_gradient_in_every_draw(
     np.testing.assert_allclose(dense, dense_expected, rtol=1e-9)
 
 
+def test_closed_form_site_minimises_the_expected_loss_plus_divergence():
+    """Gradient zero in mean and Cholesky factor; the value there; the gap of a parent's law closes as O(1 / df)."""
+    rng = np.random.default_rng(6)
+    root, tril = rng.normal(size=(3, 3)), np.tril_indices(3)
+    A, b, P = root @ root.T, rng.normal(size=3), np.diag([1.0, 2.0, 0.5])
+    prior = NormalPrior(rng.normal(size=3), np.diag(P) ** -0.5, None)
+
+    def objective(mean, entries):
+        L = jnp.zeros((3, 3)).at[tril].set(entries)
+        loss = -b @ mean + 0.5 * mean @ A @ mean + 0.5 * jnp.trace(A @ L @ L.T)
+        normal = dist.MultivariateNormal(prior.loc, scale_tril=jnp.diag(prior.scale))
+        return loss + kl_divergence(dist.MultivariateNormal(mean, scale_tril=L), normal)
+
+    @jax.jit
+    def numbers():
+        q = posterior(prior, Potential(b, matrix=A))
+        value, slope = jax.value_and_grad(objective, (0, 1))(q.mean, q.scale_tril[tril])
+        mbar = jnp.linalg.solve(A, b)
+        between = dist.MultivariateNormal(prior.loc, jnp.linalg.inv(A) + jnp.linalg.inv(P))
+        # c + log-normaliser terms of N(prior.loc, A^-1 + P^-1) at mbar.
+        expected = (
+            -0.5 * b @ mbar
+            - between.log_prob(mbar)
+            - 1.5 * np.log(2 * np.pi)
+            + 0.5 * jnp.linalg.slogdet(A)[1]
+        )
+        n = jnp.array([1e2, 1e4, 1e6])
+        law = ppl.NormalInverseWishart(
+            jnp.zeros((3, 3)), n, jnp.broadcast_to(jnp.eye(3), (3, 3, 3)), n
+        )
+        return value, expected, slope, 0.5 * law.expected_conditional()[1]
+
+    value, expected, slope, gap = numbers()
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    for part in slope:
+        np.testing.assert_allclose(part, 0, atol=1e-12)
+    np.testing.assert_allclose(gap, [4.5e-2, 4.5e-4, 4.5e-6], rtol=0.03)
+
+
 def test_padding_has_no_influence_on_site_value_and_gradient():
     x, y, mask = linear_data()
     pad = lambda a, fill: np.concatenate([a, np.full((4, 3, *a.shape[2:]), fill, a.dtype)], 1)

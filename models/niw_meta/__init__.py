@@ -1,0 +1,22 @@
+"""Few-shot meta-learning by a hierarchical Bayesian model (Kim and Hospedales 2024, arXiv:2306.09702), and two baselines.
+
+`programs` gives model and guide, for `inference.elbo` and `inference.fit`; `adapt` and `predict` take fitted programs to new
+episodes.
+"""
+
+from ._baselines import likelihood as likelihood, maml as maml, protonet as protonet
+from ._episodes import Episodes as Episodes, Points as Points, pad_points as pad_points
+from ._evaluate import (
+    Prediction as Prediction,
+    adapt as adapt,
+    classification_ece as classification_ece,
+    predict as predict,
+    regression_ece as regression_ece,
+)
+from ._heads import (
+    Gaussian as Gaussian,
+    Head as Head,
+    NearestCentroid as NearestCentroid,
+    Softmax as Softmax,
+)
+from ._programs import NIWMeta as NIWMeta, programs as programs

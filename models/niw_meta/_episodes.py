@@ -1,0 +1,71 @@
+"""Episodes: small data sets of one population, each split into support and query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any
+
+
+class Points(NamedTuple):
+    """Labelled points of a batch of episodes, padded to one number of points n.
+
+    Attributes:
+        x: inputs, [episodes, n, *input].
+        y: labels, [episodes, n], floating point or integer.
+        mask: true where a point is no padding, [episodes, n].
+    """
+
+    x: Array
+    y: Array
+    mask: Array
+
+
+class Episodes(NamedTuple):
+    """A batch of episodes. All arrays have the episodes as leading axis, so `fit(subsample={"episodes": n})` slices them.
+
+    Attributes:
+        support: the points that an episode is adapted on.
+        query: the points that it is to predict.
+    """
+
+    support: Points
+    query: Points
+
+
+def pad_points(parts: Sequence[tuple[Any, Any]], num_points: int | None = None) -> Points:
+    """Episodes of unequal size in one array each.
+
+    Args:
+        parts: (x [n_i, *input], y [n_i]) of each episode.
+        num_points: size to pad to; default, that of the largest episode.
+
+    Returns:
+        `Points`; padding is zero and masked, and moves no number of a masked likelihood.
+
+    Raises:
+        ValueError: x and y of an episode differ in length, or an episode is larger than `num_points`.
+    """
+    sizes = [len(x) for x, _ in parts]
+    labels = [len(y) for _, y in parts]
+    if not parts or sizes != labels:
+        raise ValueError(
+            f"pad_points: {len(parts)} episodes of {sizes} points with {labels} labels. Give at least one episode, and one label "
+            "per point."
+        )
+    length = max(sizes) if num_points is None else num_points
+    if max(sizes) > length:
+        raise ValueError(
+            f"pad_points: an episode has {max(sizes)} points, more than num_points={length}. Raise num_points, or leave points "
+            "out."
+        )
+
+    def padded(array: Any) -> np.ndarray:
+        array = np.asarray(array)
+        return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+    xs, ys = ([padded(part[i]) for part in parts] for i in (0, 1))
+    return Points(np.stack(xs), np.stack(ys), np.arange(length) < np.asarray(sizes)[:, None])

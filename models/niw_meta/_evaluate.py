@@ -1,0 +1,106 @@
+"""Predictions on new episodes, and how good they are."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr
+
+from ... import ppl
+from ._episodes import Episodes, Points
+
+Array = jax.Array
+
+
+class Prediction(NamedTuple):
+    """Draws of the predictions at the queries, S draws.
+
+    Attributes:
+        scores: outputs of the head, [S, episodes, n, c].
+        log_prob: log-probability of the queries' labels under each draw, nats [S, episodes, n]; 0 where masked.
+    """
+
+    scores: Array
+    log_prob: Array
+
+    def log_density(self) -> Array:
+        """Log of the mean probability over draws, nats [episodes, n]."""
+        return jax.nn.logsumexp(self.log_prob, axis=0) - jnp.log(self.log_prob.shape[0])
+
+    def class_probs(self) -> Array:
+        """Mean over draws of softmax(scores) (probabilities are averaged, not logits), [episodes, n, classes]."""
+        return jax.nn.softmax(self.scores, -1).mean(0)
+
+
+def adapt(guide: ppl.Program, key: Array, episodes: Episodes, num_draws: int) -> dict[str, Array]:
+    """Draws of weights given the supports of new episodes; labels of the queries are not read.
+
+    Args:
+        guide: guide with fitted parameters (`Fit.guide`).
+        key: PRNG key.
+        episodes: new episodes.
+        num_draws: S.
+
+    Returns:
+        Draws by site, "theta" [S, episodes, 1, d].
+    """
+    draw = lambda key: guide.simulate(key, episodes).choices
+    return jax.vmap(draw)(jax.random.split(key, num_draws))
+
+
+def predict(model: ppl.Program, draws: dict[str, Array], episodes: Episodes) -> Prediction:
+    """Predictions at the queries under draws of `adapt`; {} for a program without latent sites (`maml`, `protonet`).
+
+    Args:
+        model: model with fitted parameters (`Fit.model`).
+        draws: by site, each with a leading axis of draws.
+        episodes: the episodes that were adapted to.
+
+    Returns:
+        `Prediction`, with one draw for {}.
+    """
+
+    def one(choices: dict[str, Array]) -> Prediction:
+        trace = model.trace(choices, episodes)
+        return Prediction(trace.deterministic["query_scores"], trace.log_probs["query"])
+
+    return jax.vmap(one)(draws) if draws else jax.tree.map(lambda leaf: leaf[None], one({}))
+
+
+def regression_ece(scores: Any, noise: float, points: Points) -> float:
+    """Calibration error of regression: mean over p = 0.1 ... 0.9 of |p - share of labels whose predictive CDF is at most p|.
+
+    The predictive is the mixture over draws of Normal(score, noise).
+
+    Args:
+        scores: draws of the head's scores, [S, episodes, n, 1].
+        noise: standard deviation of the labels.
+        points: the queries.
+
+    Reference: Kuleshov et al. 2018, arXiv:1807.00263.
+    """
+    cdf = np.asarray(ndtr((points.y - scores[..., 0]) / noise).mean(0))[np.asarray(points.mask)]
+    levels = np.linspace(0.1, 0.9, 9)
+    return float(np.mean([abs(p - np.mean(cdf <= p)) for p in levels]))
+
+
+def classification_ece(probs: Any, labels: Any, *, num_bins: int = 15) -> float:
+    """Expected calibration error of the most probable class: sum over bins of their share times |accuracy - confidence|.
+
+    Args:
+        probs: [rows, classes], of all episodes pooled.
+        labels: [rows].
+        num_bins: equal bins on [0, 1].
+
+    Reference: Guo et al. 2017, arXiv:1706.04599.
+    """
+    probs, labels = np.asarray(probs), np.asarray(labels)
+    confidence, is_right = probs.max(-1), probs.argmax(-1) == labels
+    which = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    gaps = [
+        abs(np.sum(is_right[which == b]) - np.sum(confidence[which == b])) for b in range(num_bins)
+    ]
+    return float(sum(gaps) / len(labels))

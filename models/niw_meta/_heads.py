@@ -1,0 +1,80 @@
+"""Heads: how the outputs of a network become the law of an episode's labels."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from ._episodes import Points
+
+Array = jax.Array
+
+
+class Head(abc.ABC):
+    """Abstract: turns network outputs into a likelihood."""
+
+    def scores(self, outputs: Array, support: Array, points: Points) -> Array:
+        """What decides the law of a label, [episodes, n, c]; here the outputs themselves.
+
+        Args:
+            outputs: network outputs at the points whose labels are asked for, [episodes, n, k].
+            support: network outputs at the support, [episodes, m, k].
+            points: the support.
+        """
+        return outputs
+
+    @abc.abstractmethod
+    def law(self, scores: Array) -> dist.Distribution:
+        """The law of labels, of batch shape [episodes, n]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Head):
+    """Regression with one output: y ~ Normal(output, noise).
+
+    Args:
+        noise: standard deviation of the labels.
+    """
+
+    noise: float
+
+    def law(self, scores: Array) -> dist.Distribution:
+        return dist.Normal(scores[..., 0], self.noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax(Head):
+    """Classification with one score per class: y ~ Categorical(softmax(scores))."""
+
+    def law(self, scores: Array) -> dist.Distribution:
+        return dist.CategoricalLogits(scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class NearestCentroid(Softmax):
+    """Classification without a readout: scores_k = scale cos(c_k, z), c_k the mean output of the support's points of class k.
+
+    Args:
+        num_classes: classes 0 ... num_classes - 1. A class without a point in the support has the centroid 0, hence score 0.
+        scale: inverse temperature.
+
+    Reference: Snell et al. 2017, arXiv:1703.05175; the cosine of Hu et al. 2022, arXiv:2204.07305.
+    """
+
+    num_classes: int
+    scale: float = 10.0
+
+    def scores(self, outputs: Array, support: Array, points: Points) -> Array:
+        members = jax.nn.one_hot(points.y, self.num_classes) * points.mask[..., None]
+        sums = jnp.einsum("emc,emk->eck", members, support)
+        centroids = sums / jnp.maximum(members.sum(1), 1.0)[..., None]
+        return self.scale * jnp.einsum("enk,eck->enc", _unit(outputs), _unit(centroids))
+
+
+def _unit(z: Array) -> Array:
+    """Vectors of length one; zero stays zero, with a finite derivative."""
+    return z * jax.lax.rsqrt((z**2).sum(-1, keepdims=True) + 1e-12)

@@ -1,0 +1,171 @@
+"""The hierarchical model of episodes and its guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+from numpyro.distributions import constraints
+
+from ... import inference, ppl
+from ._episodes import Episodes, Points
+from ._heads import Head
+from ._weights import Weights, readout
+
+POSITIVE = constraints.positive
+
+
+class NIWMeta(NamedTuple):
+    """A model of episodes and its guide, both functions of one `Episodes`.
+
+    Attributes:
+        model: sites "theta" [episodes, 1, d] (local weights), "support" and "query" (observed labels), with a finite population
+            also "phi" [d, 2]; deterministic "support_scores" and "query_scores" [episodes, n, c], see `Head.scores`.
+        guide: sites "phi" and "theta".
+    """
+
+    model: ppl.Program
+    guide: ppl.Program
+
+
+def programs(
+    network: Any,
+    head: Head,
+    *,
+    local: Literal["network", "readout"] = "network",
+    num_outputs: int = 1,
+    prior_scale: float | Float[Array, " d"] = 0.1,
+    population: Literal["infinite", "finite"] = "infinite",
+    inner: inference.Inner = inference.Newton(3, damping=0.5),  # noqa: B008, frozen
+    curvature: Any = "low_rank_gauss_newton",
+    gradient: Literal["unrolled", "closed_form", "partial"] = "closed_form",
+    parent_at: Literal["expected", "mode"] = "expected",
+) -> NIWMeta:
+    """NIW-Meta: an episode's weights are drawn from a population, which is learned from many episodes.
+
+        phi = (mean, scale) of every weight,   theta_i | phi ~ Normal(mean, scale),   y_in ~ head(network(theta_i, x_in)),
+
+    and q(theta_i) is the Laplace approximation on the support alone (`inference.local_laplace`). The bound counts support and
+    query: it trains the population to be adapted by it.
+
+    Args:
+        network: an equinox module that maps one input to a vector of outputs.
+        head: `Gaussian`, `Softmax`, `NearestCentroid`.
+        local: what theta_i is. "network": all weights, which start around the network's own. "readout": a linear readout (with a
+            bias) of the network's outputs, while the network is the shared parameter "features"; with a `Gaussian` head the site
+            is then exact, and its mean is ridge regression.
+        num_outputs: outputs of the readout, for local="readout" only.
+        prior_scale: initial standard deviation of the weights in the population, one number or [d].
+        population: "finite": phi is a site with the prior NormalInverseGamma(start, 1, 1, prior_scale^2), and its law in the
+            guide is learned (parameters "loc", "mean_precision", "concentration", "rate", [d]). "infinite": the optimal q(phi) is
+            a point then; mean and scale are the parameters "loc" and "scale", [d].
+        inner: inner program, see `local_laplace`.
+        curvature: see `local_laplace`.
+        gradient: see `local_laplace`; the paper's is "closed_form".
+        parent_at: "expected" or "mode" of q(phi), for a finite population; the paper trains with the first and tests with
+            the second.
+
+    Returns:
+        `NIWMeta`, for `elbo(model, guide, kl="analytic")`; with an infinite population for
+        `elbo(...).with_plate_sizes({"episodes": math.inf})`.
+
+    Raises:
+        ValueError: `parent_at="mode"` with an infinite population; any refusal of `local_laplace`.
+
+    Validity: `local_laplace` says when the gradient is that of the bound. With an infinite population there is no posterior of
+    phi, and none is reported.
+    Reference: Kim and Hospedales 2024, ICLR, arXiv:2306.09702.
+
+    Example:
+        >>> import equinox as eqx, jax
+        >>> from lapilli.models import niw_meta
+        >>> network = eqx.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+        >>> model, guide = niw_meta.programs(network, niw_meta.Gaussian(0.3))
+        >>> points = niw_meta.pad_points([([[0.0], [1.0]], [0.1, 0.9])])
+        >>> guide.simulate(jax.random.key(1), niw_meta.Episodes(points, points)).choices["theta"].shape
+        (1, 1, 25)
+    """
+    weights = Weights(network)
+    is_finite = population == "finite"
+    if parent_at != "expected" and not is_finite:
+        raise ValueError(
+            "niw_meta.programs: parent_at='mode' needs population='finite'; with an infinite one q(phi) is a point."
+        )
+
+    def start(episodes: Episodes, features: Any) -> tuple[Array, Array]:
+        """Initial mean and scale of the population, [d]."""
+        loc = weights.start
+        if local == "readout":
+            x = jax.ShapeDtypeStruct(jnp.shape(episodes.support.x)[2:], float)
+            loc = jnp.zeros((jax.eval_shape(features, x).shape[0] + 1) * num_outputs)
+        return loc, jnp.broadcast_to(jnp.asarray(prior_scale, float), loc.shape)
+
+    def shared() -> Any:
+        return network if local == "network" else ppl.module("features", network)
+
+    def outputs(features: Any) -> Callable[[Array, Array], Array]:
+        """(weights, inputs) of one episode -> outputs."""
+        if local == "network":
+            return weights
+        return lambda theta, x: readout(theta, jax.vmap(features)(x))
+
+    @ppl.model
+    def model(episodes: Episodes) -> None:
+        support, query = episodes
+        features = shared()
+        loc, scale = start(episodes, features)
+        if is_finite:
+            prior = ppl.NormalInverseGamma(loc, 1.0, 1.0, scale**2).to_event(1)
+            law = ppl.NormalInverseGamma.conditional(ppl.sample("phi", prior))
+        else:
+            law = dist.Normal(ppl.param("loc", loc), ppl.param("scale", scale, constraint=POSITIVE))
+        run = jax.vmap(outputs(features))
+        with ppl.plate("episodes", support.x.shape[0], dim=-2):
+            theta = ppl.sample("theta", law.to_event(1))[:, 0]
+            at_support, at_query = run(theta, support.x), run(theta, query.x)
+            observe("support", head, at_support, at_support, episodes)
+            observe("query", head, at_query, at_support, episodes)
+
+    @ppl.model
+    def guide(episodes: Episodes) -> None:
+        loc, scale = start(episodes, shared())
+        # Ten pseudo-observations to start from.
+        law = ppl.NormalInverseGamma(
+            ppl.param("loc", loc),
+            ppl.param("mean_precision", jnp.full_like(loc, 10.0), constraint=POSITIVE),
+            ppl.param("concentration", jnp.full_like(loc, 5.0), constraint=POSITIVE),
+            ppl.param("rate", 5.0 * scale**2, constraint=POSITIVE),
+        )
+        ppl.sample("phi", law.to_event(1))
+
+    local_guide = inference.local_laplace(
+        model,
+        guide if is_finite else None,
+        site="theta",
+        parent="phi" if is_finite else None,
+        parent_at=parent_at,
+        inner=inner,
+        curvature=curvature,
+        gradient=gradient,
+        observations=["support"],
+    )
+    return NIWMeta(model, local_guide)
+
+
+def observe(
+    name: Literal["support", "query"],
+    head: Head,
+    outputs: Array,
+    support: Array,
+    episodes: Episodes,
+) -> None:
+    """The labels of the support or of the query, padding masked, in a plate of its own."""
+    points: Points = getattr(episodes, name)
+    scores = head.scores(outputs, support, episodes.support)
+    with ppl.plate(f"{name}_points", points.x.shape[1], dim=-1):
+        ppl.sample(name, head.law(scores).mask(points.mask), obs=points.y)
+        ppl.deterministic(f"{name}_scores", scores)

@@ -1,0 +1,38 @@
+"""Networks with one vector of weights per episode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+Array = jax.Array
+
+
+class Weights:
+    """A network as a function of its floating-point arrays, as one vector.
+
+    Args:
+        network: any `equinox.Module` that maps one input to a vector of outputs.
+
+    Attributes:
+        start: the network's own weights, [d].
+    """
+
+    def __init__(self, network: Any) -> None:
+        arrays, self._static = eqx.partition(network, eqx.is_inexact_array)
+        self.start, self._unravel = ravel_pytree(arrays)
+
+    def __call__(self, theta: Array, x: Array) -> Array:
+        """Outputs [n, k] with weights `theta` [d] at inputs `x` [n, *input]."""
+        return jax.vmap(eqx.combine(self._unravel(theta), self._static))(x)
+
+
+def readout(theta: Array, features: Array) -> Array:
+    """Outputs [n, k] of a linear readout with bias, `theta` [(h + 1) k], on `features` [n, h]."""
+    ones = jnp.ones_like(features[..., :1])
+    matrix = theta.reshape(features.shape[-1] + 1, -1)
+    return jnp.concatenate([features, ones], -1) @ matrix

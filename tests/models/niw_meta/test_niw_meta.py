@@ -1,0 +1,231 @@
+"""NIW-Meta: its density, exact sites, padding, gradient modes, baselines, measures."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import pytest
+from scipy import stats
+
+from lapilli import inference
+from lapilli.models import niw_meta
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def mlp(num_outputs=1, width=4):
+    return eqx.nn.MLP(2, num_outputs, width, 1, activation=jax.nn.tanh, key=jax.random.key(0))
+
+
+def regression(sizes=((3, 2), (3, 2))):
+    rng = np.random.default_rng(0)
+    part = lambda n: (rng.normal(size=(n, 2)), rng.normal(size=n))
+    return niw_meta.Episodes(*(niw_meta.pad_points([part(n) for n in column]) for column in sizes))
+
+
+def classification():
+    rng = np.random.default_rng(1)
+    x = lambda n: rng.normal(size=(n, 2))
+    support = [(x(4), [0, 1, 2, 2]), (x(3), [0, 1, 2])]
+    query = [(x(2), [1, 2]), (x(3), [0, 0, 1])]
+    return niw_meta.Episodes(niw_meta.pad_points(support), niw_meta.pad_points(query))
+
+
+def unpadded(points, i):
+    return jax.tree.map(lambda leaf: leaf[i][: points.mask[i].sum()], points)
+
+
+def weights_of(network):
+    return jax.flatten_util.ravel_pytree(eqx.filter(network, eqx.is_inexact_array))[0]
+
+
+def test_density_is_the_product_of_population_and_likelihoods():
+    network, episodes = mlp(), regression(((3, 3), (2, 2)))
+    model, _ = niw_meta.programs(network, niw_meta.Gaussian(0.3), prior_scale=0.2)
+    start = weights_of(network)
+    theta = start + 0.1 * np.random.default_rng(2).normal(size=(2, 1, start.size))
+    expected = stats.norm.logpdf(theta, start, 0.2).sum()
+    unravel = jax.flatten_util.ravel_pytree(eqx.filter(network, eqx.is_inexact_array))[1]
+    for i in range(2):
+        net = eqx.combine(unravel(theta[i, 0]), network)
+        for points in episodes:
+            expected += stats.norm.logpdf(points.y[i], jax.vmap(net)(points.x[i])[:, 0], 0.3).sum()
+    found = jax.jit(model.log_density)({"theta": theta}, episodes)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_readout_with_a_gaussian_head_is_ridge_regression():
+    """The mean of the site is (Z'Z + rho)^-1 Z'y with rho = noise^2 / prior_scale^2, Z the features with a one."""
+    network, episodes = mlp(num_outputs=5), regression(((4, 4), (2, 2)))
+    model, guide = niw_meta.programs(
+        network,
+        niw_meta.Gaussian(0.3),
+        local="readout",
+        prior_scale=0.7,
+        inner=inference.Newton(1),
+        curvature="gauss_newton",
+    )
+    draws = jax.jit(lambda key: niw_meta.adapt(guide, key, episodes, 2000))(jax.random.key(0))[
+        "theta"
+    ]
+    for i in range(2):
+        Z = np.column_stack([jax.vmap(network)(episodes.support.x[i]), np.ones(4)])
+        A = Z.T @ Z + (0.3 / 0.7) ** 2 * np.eye(6)
+        ridge = np.linalg.solve(A, Z.T @ episodes.support.y[i])
+        error = np.sqrt(0.09 * np.diag(np.linalg.inv(A)) / 2000)
+        assert np.all(np.abs(draws[:, i, 0].mean(0) - ridge) < 4.5 * error)
+
+
+def test_unequal_episodes_are_those_without_padding():
+    network = mlp()
+    model, guide = niw_meta.programs(network, niw_meta.Gaussian(0.3))
+    episodes = regression(((3, 2), (4, 1)))
+    wide = niw_meta.Episodes(*(
+        niw_meta.Points(np.pad(p.x, [(0, 0), (0, 2), (0, 0)]), np.pad(p.y, [(0, 0), (0, 2)]), np.pad(p.mask, [(0, 0), (0, 2)]))
+        for p in episodes
+    ))  # fmt: skip
+    theta = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, weights_of(network).size)))
+    # Draws take one number per row of U, padding too: the laws are compared at the same weights.
+    one, two = (
+        jax.jit(lambda theta: [p.log_density({"theta": theta}, e) for p in (model, guide)])(theta)  # noqa: B023
+        for e in (episodes, wide)
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-10)
+
+
+def test_finite_population_learns_a_law_of_phi_and_offers_its_mode():
+    network, episodes = mlp(), regression()
+    choices = {}
+    for at in ("expected", "mode"):
+        model, guide = niw_meta.programs(
+            network, niw_meta.Gaussian(0.3), population="finite", parent_at=at
+        )
+        trace = jax.jit(guide.simulate)(jax.random.key(0), episodes)
+        assert np.isfinite(jax.jit(model.log_density)(trace.choices, episodes))
+        choices[at] = trace.choices["theta"][:, 0] - weights_of(network)
+    # concentration 5, rate 5 s^2: expected variance s^2, mode s^2 5 / 6.5.
+    assert np.abs(choices["mode"]).mean() < np.abs(choices["expected"]).mean()
+
+
+def test_nearest_centroid_scores_by_hand():
+    episodes, network = classification(), mlp(num_outputs=3)
+    head = niw_meta.NearestCentroid(3)
+    program = niw_meta.protonet(network, head)
+    scores = niw_meta.predict(program, {}, episodes).scores[0]
+    embed = lambda x: np.asarray(jax.vmap(network)(x))
+    unit = lambda z: z / np.linalg.norm(z, axis=-1, keepdims=True)
+    for i in range(2):
+        mask, labels = episodes.support.mask[i], episodes.support.y[i]
+        z = embed(episodes.support.x[i])
+        centroids = np.stack([z[mask & (labels == c)].mean(0) for c in range(3)])
+        expected = 10 * unit(embed(episodes.query.x[i])) @ unit(centroids).T
+        np.testing.assert_allclose(scores[i], expected, rtol=1e-6)
+
+
+def test_maml_is_gradient_descent_on_the_support_and_its_orders_differ_in_the_gradient_only():
+    episodes, network = regression(((3, 2), (2, 2))), mlp()
+    head, start = niw_meta.Gaussian(0.5), weights_of(mlp())
+    unravel = jax.flatten_util.ravel_pytree(eqx.filter(network, eqx.is_inexact_array))[1]
+
+    def loss(theta, points):
+        out = jax.vmap(eqx.combine(unravel(theta), network))(points.x)[:, 0]
+        return -dist.Normal(out, 0.5).log_prob(points.y)
+
+    def one_episode(theta, i):
+        support, query = (unpadded(points, i) for points in episodes)
+        local = theta
+        for _ in range(2):
+            local = local - 0.1 * jax.grad(lambda t: loss(t, support).mean())(local)
+        return -loss(local, query).sum()
+
+    by_hand = lambda theta: 0.5 * (one_episode(theta, 0) + one_episode(theta, 1))
+    value, slope = jax.jit(jax.value_and_grad(by_hand))(start)
+    options = {"optimizer": optax.sgd(0.1), "num_steps": 2}
+    one, two = (
+        niw_meta.likelihood(niw_meta.maml(network, head, order=order, **options))
+        for order in (1, 2)
+    )
+    params = {"loc": start}
+    found, grads = two.value_and_grad(params, jax.random.key(0), episodes)
+    np.testing.assert_allclose(found, value, rtol=1e-9)
+    np.testing.assert_allclose(grads["loc"], slope, rtol=1e-8, atol=1e-10)
+    first, first_grads = one.value_and_grad(params, jax.random.key(0), episodes)
+    np.testing.assert_allclose(first, value, rtol=1e-9)
+    assert not np.allclose(first_grads["loc"], slope, rtol=1e-2)
+
+
+def test_classification_episode_is_adapted_and_predicted():
+    episodes = classification()
+    model, guide = niw_meta.programs(mlp(num_outputs=3), niw_meta.Softmax(), prior_scale=0.5)
+
+    @jax.jit
+    def run(key):
+        prediction = niw_meta.predict(model, niw_meta.adapt(guide, key, episodes, 5), episodes)
+        return prediction.class_probs(), prediction.log_density()
+
+    probs, log_density = run(jax.random.key(0))
+    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-6)
+    seen = np.take_along_axis(np.asarray(probs), episodes.query.y[..., None], -1)[..., 0]
+    np.testing.assert_allclose(
+        log_density[episodes.query.mask], np.log(seen)[episodes.query.mask], rtol=1e-5
+    )
+
+
+def test_calibration_errors_of_calibrated_and_of_sure_predictions():
+    rng = np.random.default_rng(3)
+    y = rng.normal(size=(1, 20_000))
+    points = niw_meta.Points(None, y, np.ones(y.shape, bool))
+    scores = np.zeros((1, *y.shape, 1))
+    assert niw_meta.regression_ece(scores, 1.0, points) < 0.01
+    sure = niw_meta.regression_ece(scores, 1e-6, points)  # CDF 0 or 1: half below every level
+    np.testing.assert_allclose(sure, np.mean(np.abs(np.linspace(0.1, 0.9, 9) - 0.5)), atol=0.01)
+    probs = np.tile([0.7, 0.3], (20_000, 1))
+    labels = (rng.uniform(size=20_000) > 0.7).astype(int)
+    assert niw_meta.classification_ece(probs, labels) < 0.015
+    np.testing.assert_allclose(niw_meta.classification_ece(probs, 0 * labels), 0.3)
+
+
+def test_episodes_and_options_are_checked():
+    with pytest.raises(ValueError, match=r"2 episodes of \[1, 2\] points with \[1, 3\] labels"):
+        niw_meta.pad_points([(np.zeros((1, 2)), [0]), (np.zeros((2, 2)), [0, 1, 2])])
+    with pytest.raises(ValueError, match="has 3 points, more than num_points=2"):
+        niw_meta.pad_points([(np.zeros((3, 2)), np.zeros(3))], num_points=2)
+    with pytest.raises(ValueError, match="parent_at='mode' needs population='finite'"):
+        niw_meta.programs(mlp(), niw_meta.Gaussian(1.0), parent_at="mode")
+
+
+@pytest.mark.slow  # a fit of networks
+def test_training_improves_the_prediction_of_new_episodes():
+    rng = np.random.default_rng(0)
+
+    def lines(num):
+        x = rng.uniform(-1, 1, size=(num, 8, 2))
+        slope = np.array([2.0, -1.0]) + 0.1 * rng.normal(size=(num, 1, 2))
+        y = (x * slope).sum(-1) + 0.1 * rng.normal(size=(num, 8))
+        part = lambda s: niw_meta.Points(x[:, s], y[:, s], np.ones(y[:, s].shape, bool))
+        return niw_meta.Episodes(part(slice(0, 2)), part(slice(2, 8)))
+
+    train, test = lines(200), lines(50)
+    model, guide = niw_meta.programs(mlp(width=8), niw_meta.Gaussian(0.1))
+    bound = inference.elbo(model, guide, kl="analytic").with_plate_sizes({"episodes": math.inf})
+    fit = inference.fit(
+        bound, optax.adam(5e-3), (train,), num_steps=800, key=jax.random.key(0), subsample={"episodes": 8}, progress=False
+    )  # fmt: skip
+
+    @jax.jit
+    def density(params):
+        draws = niw_meta.adapt(guide.bind(params), jax.random.key(0), test, 10)
+        return niw_meta.predict(model.bind(params), draws, test).log_density().mean()
+
+    before = density(bound.init(jax.random.key(0), train))
+    assert density(fit.params) > max(before + 1.0, 0.0)
+    tree = inference.to_arviz(fit, key=jax.random.key(1), num_samples=5, args=(test,))
+    assert tree["posterior"]["theta"].dims[:3] == ("chain", "draw", "episodes")
