@@ -1,5 +1,6 @@
 """Marginalization models: any marginal of a discrete law in one pass of a network, and draws in any order (arXiv:2310.12920)."""
 
+from ._convolutions import ResidualCNN as ResidualCNN, residual_cnns as residual_cnns
 from ._distribution import Draw as Draw, MaM as MaM, Marginal as Marginal
 from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
 from ._networks import (

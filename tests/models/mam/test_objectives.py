@@ -11,7 +11,7 @@ from scipy.special import comb
 
 from _stats import assert_unbiased
 from lapilli import inference
-from lapilli.models import mam
+from lapilli.models import gflownet, mam
 from lapilli.models.ising import Ising
 from lapilli.models.mam import _chain
 
@@ -198,20 +198,35 @@ class Lookup(eqx.Module):
         return out + (tokens > 0).sum() * jnp.log(K) if self.method == "log_marginal" else out
 
 
-def test_residuals_are_detailed_balance_of_a_flow_network(key):
-    """Flow Z exp(l) / binomial(D, |S|), policies exp(c) / (D - |S|) and 1 / (|S| + 1): minus the residual, at any networks."""
-    rng = np.random.default_rng(0)
-    for _ in range(10):
-        row, order, size = rng.integers(0, K, D), rng.permutation(D), rng.integers(D)
-        empty = jnp.zeros(D, int)
-        before = _chain.prefix(row + 1, empty, order, size)
-        after = _chain.prefix(row + 1, empty, order, size + 1)
-        log_flow = lambda tokens, n: NETWORKS.log_marginal(tokens) - np.log(comb(D, n))
-        forward = NETWORKS.log_conditionals(before)[order[size], row[order[size]]]
-        balance = log_flow(before, size) + forward - np.log(D - size)
-        balance -= log_flow(after, size + 1) - np.log(size + 1)
-        rho = _chain.residual(NETWORKS, size, row + 1, empty, order)
-        np.testing.assert_allclose(balance, -rho, atol=1e-5)
+def test_residuals_are_the_detailed_balance_of_a_flow_network():
+    """Flow Z exp(l) / binomial(D, |S|), policies exp(c) / (D - |S|) and 1 / |S|: 48 trajectories of networks that fit nothing."""
+    empty, log_z = jnp.zeros(D, int), 0.7
+    target = jnp.repeat(jnp.asarray(X) + 1, 6, 0)
+    order = jnp.tile(jnp.asarray(orders(D)), (8, 1))
+    at = lambda row, order: jax.vmap(lambda t: _chain.prefix(row, empty, order, t))(
+        jnp.arange(D + 1)
+    )
+    states = jax.vmap(at)(target, order)
+    levels = jax.vmap(jax.vmap(NETWORKS.log_marginal))(states)
+    log_c = jax.vmap(jax.vmap(NETWORKS.log_conditionals))(states[:, :-1])
+    chosen = jnp.take_along_axis(target, order, 1) - 1
+    log_c = log_c[jnp.arange(48)[:, None], jnp.arange(D), order, chosen]
+    t = np.arange(D + 1)
+    log_flow = levels + log_z - np.log(comb(D, t))
+    length = jnp.full(48, D)
+    process = gflownet.Process(
+        log_pf=jnp.pad(log_c - np.log(D - t[:-1]), ((0, 0), (0, 1))),
+        log_pb=jnp.tile(jnp.append(0.0, -np.log(t[1:])), (48, 1)),
+        log_flow=jnp.where(t < D, log_flow, 0.0),
+        log_reward=jnp.where(t < D, 0.0, log_flow),
+        length=length, first=0 * length, last=length,
+    )  # fmt: skip
+    rho = mam.MaM(NETWORKS).consistency_residuals(target - 1, order)
+    np.testing.assert_allclose(process.increments, rho, atol=1e-5)
+    balance = gflownet.detailed_balance()(process)
+    np.testing.assert_allclose(
+        D * balance, mean_square(NETWORKS, jnp.asarray(X) + 1).mean(), rtol=1e-5
+    )
 
 
 # Learned.

@@ -1,0 +1,275 @@
+"""Handwritten digits by a marginalization model: likelihoods of parts of an image in one pass, inpainting under any evidence.
+
+What it shows: two-stage maximum likelihood. First the conditional network learns to predict any pixels from any others, then the
+marginal network learns what the chain of conditionals says of every partial image. One pass of it then answers what takes
+the chain one pass a pixel, for images with arbitrary holes; the conditional network fills the holes.
+
+Data: scikit-learn's 8 x 8 digits, 1,797 images, a pixel is 1 where its level is 8 or more of 16; 1,500 images to train, 297 to
+test. This is not the binary MNIST of Liu, Ramadge and Adams 2024, arXiv:2310.12920, whose figures for that data are: Spearman
+and Pearson 0.992 and 0.993 against the ensemble of 5 orders after thinning, and 7,400 times the speed of a chain of 784 passes.
+
+Correlations over groups of a test image and three partly redrawn copies of it, as there. The released code thins each group
+until its log-likelihoods are more than 5 nats apart, which flatters both; here they are given with and without, beside the
+mean absolute error, which cannot be flattered.
+
+Expected: test likelihood far above independent pixels, errors of log-marginals of a nat or two. Run time: minutes on 2 CPU cores.
+
+    python examples/inpainting.py [--smoke] [--out inpainting_output]
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.stats import pearsonr, spearmanr
+from sklearn.datasets import load_digits
+
+from lapilli import inference
+from lapilli.models import mam
+
+SIDE, PIXELS = 8, 64
+
+
+class Config(NamedTuple):
+    """Sizes of a run."""
+
+    width: int = 256
+    batch: int = 128
+    num_conditional: int = 2_000  # steps of stage 1
+    num_marginal: int = 3_000  # steps of stage 2
+    num_test: int = 297
+    num_orders: int = 5
+    num_groups: int = 100
+    num_draws: int = 200
+
+
+SMOKE = Config(64, 64, 300, 150, 40, 2, 10, 20)
+
+
+def data(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Bits of the images to train on and of those to test on."""
+    x = (load_digits().data >= 8).astype(np.int32)
+    x = x[np.random.default_rng(0).permutation(len(x))]
+    return x[:1500], x[1500 : 1500 + config.num_test]
+
+
+def train(x: np.ndarray, config: Config, key: jax.Array) -> mam.Pair:
+    """The two stages."""
+    init_key, *fit_keys = jax.random.split(key, 3)
+    networks = mam.residual_mlps(PIXELS, 2, width=config.width, key=init_key)
+    options = {"subsample": {"rows": config.batch}}
+    for make, num_steps, decay, fit_key in (
+        (mam.any_order, config.num_conditional, 1.0, fit_keys[0]),
+        (mam.distil, config.num_marginal, 0.0, fit_keys[1]),
+    ):
+        optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, num_steps), weight_decay=decay)
+        fit = inference.fit(
+            make(networks),
+            optimizer,
+            (jnp.asarray(x),),
+            num_steps=num_steps,
+            key=fit_key,
+            **options,
+        )
+        networks = networks.with_params(fit.params)
+    return networks
+
+
+# Measures.
+
+
+class Result(NamedTuple):
+    """Log-likelihoods of test images in nats by name; errors of partial log-marginals; correlations; seconds a row."""
+
+    log_likelihood: dict[str, float]
+    partial_error: (
+        np.ndarray
+    )  # [orders, images, pixels]: l(x_S) minus the chain's log p(x_S), |S| = 1, ..., 64
+    error: float  # mean |l - ensemble| over whole test images
+    correlations: dict[str, tuple[float, float]]  # Spearman, Pearson
+    seconds: dict[str, float]
+
+
+def measure(networks: mam.Pair, x: np.ndarray, test: np.ndarray, config: Config, key: jax.Array):
+    """All figures of a run."""
+    order_key, draw_key = jax.random.split(key)
+    everything = np.ones(PIXELS, bool)
+    orders = mam.UniformOrder(PIXELS).sample(order_key, (config.num_orders,))
+    ensemble = mam.MaM(networks, density="ensemble", orders=orders)
+    model = mam.MaM(networks)
+    each = np.stack([model.with_order(order).log_prob(test) for order in orders])
+    pixel = (x.sum(0) + 1) / (len(x) + 2)
+    independent = (test * np.log(pixel) + (1 - test) * np.log1p(-pixel)).sum(1)
+    together, marginal = ensemble.log_prob(test), model.log_marginal(test, everything)
+    residuals = np.stack([model.consistency_residuals(test, order) for order in orders])
+    return Result(
+        log_likelihood={
+            "independent pixels": float(independent.mean()),
+            "one order": float(each.mean()),
+            f"{config.num_orders} orders": float(together.mean()),
+            "marginal network": float(marginal.mean()),
+        },
+        partial_error=residuals.cumsum(-1),
+        error=float(np.abs(marginal - together).mean()),
+        correlations=correlations(ensemble, model, test[: config.num_groups], draw_key),
+        seconds=seconds(ensemble, model, test),
+    )
+
+
+def correlations(ensemble: mam.MaM, model: mam.MaM, x: np.ndarray, key: jax.Array):
+    """Mean Spearman and Pearson between l and the ensemble in groups of an image and copies with 1/8, 1/2 and 7/8 redrawn."""
+    groups = [x]
+    for i, share in enumerate((0.125, 0.5, 0.875)):
+        mask_key, draw_key = jax.random.split(jax.random.fold_in(key, i))
+        kept = jax.random.uniform(mask_key, x.shape) > share
+        groups.append(model.condition(x, kept).sample(draw_key))
+    groups = np.stack(groups, 1)
+    log_p = np.asarray(ensemble.log_prob(groups))
+    level = np.asarray(model.log_marginal(groups, np.ones(PIXELS, bool)))
+    found = {"": [], "thinned by 5 nats": []}
+    for a, b in zip(log_p, level, strict=True):
+        for name, keep in {"": np.arange(len(a)), "thinned by 5 nats": thinned(a, 5.0)}.items():
+            if len(keep) > 1 and np.ptp(a[keep]) > 0 and np.ptp(b[keep]) > 0:
+                scores = spearmanr(a[keep], b[keep]).statistic, pearsonr(a[keep], b[keep]).statistic
+                found[name].append((len(keep), *scores))
+    mean = lambda rows: tuple(np.average(np.array(rows)[:, 1:], 0, np.array(rows)[:, 0]))
+    return {name or "all": mean(rows) if rows else (np.nan, np.nan) for name, rows in found.items()}
+
+
+def thinned(log_p: np.ndarray, gap: float) -> np.ndarray:
+    """Indices of values that are more than `gap` apart, from the smallest up."""
+    keep: list[int] = []
+    for i in np.argsort(log_p):
+        if not keep or log_p[i] - log_p[keep[-1]] > gap:
+            keep.append(int(i))
+    return np.array(keep)
+
+
+def seconds(ensemble: mam.MaM, model: mam.MaM, x: np.ndarray) -> dict[str, float]:
+    """Time of a log-likelihood per image, all test images in one batch; best of three."""
+    everything, order = np.ones(PIXELS, bool), ensemble.orders[0]
+    found = {}
+    for name, fn in {
+        "marginal": lambda x: model.log_marginal(x, everything),
+        "one order": lambda x: model.with_order(order).log_prob(x),
+        "ensemble": lambda x: ensemble.log_prob(x),
+    }.items():
+        run = jax.jit(fn)
+        jax.block_until_ready(run(x))
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            jax.block_until_ready(run(x))
+            times.append(time.perf_counter() - start)
+        found[name] = min(times) / len(x)
+    return found
+
+
+def report(result: Result) -> str:
+    """The table of the run."""
+    lines = [f"{'log-likelihood of test images':<32} {'nats':>8} {'bits/pixel':>11}"]
+    for name, value in result.log_likelihood.items():
+        note = "   (one pass; not normalised exactly)" if name == "marginal network" else ""
+        lines.append(f"  {name:<30} {value:8.2f} {-value / PIXELS / np.log(2):11.4f}{note}")
+    sizes = (8, 32, 64)
+    error = np.abs(result.partial_error).mean((0, 1))
+    lines += [
+        f"mean |marginal - ensemble|, whole images: {result.error:.2f} nats",
+        "mean |marginal - chain in one order| by observed pixels: "
+        + ", ".join(f"{n}: {error[n - 1]:.2f}" for n in sizes),
+    ]
+    for name, (rank, linear) in result.correlations.items():
+        lines.append(f"groups of 4, {name:<20} Spearman {rank:.3f}  Pearson {linear:.3f}")
+    one, chain, every = (result.seconds[n] for n in ("marginal", "one order", "ensemble"))
+    lines.append(
+        f"one marginal {1e6 * one:.1f} us an image, a chain of {PIXELS} passes {chain / one:.0f} times that, all orders "
+        f"{every / one:.0f} times"
+    )
+    return "\n".join(lines)
+
+
+# Figures.
+
+
+def masks() -> dict[str, np.ndarray]:
+    """What is observed of an image, by name."""
+    row, column = np.divmod(np.arange(PIXELS), SIDE)
+    return {
+        "upper half": row < 4,
+        "left half": column < 4,
+        "frame": (row < 2) | (row > 5) | (column < 2) | (column > 5),
+        "one pixel in four": (row % 2 == 0) & (column % 2 == 0),
+        "nothing": row < 0,
+    }
+
+
+def draw(networks: mam.Pair, test: np.ndarray, result: Result, config: Config, key, out: Path):
+    """The figures; returns draws by mask."""
+    import matplotlib.pyplot as plt
+
+    model, images, shown = mam.MaM(networks), test[:5], 6
+    figure, axes = plt.subplots(len(images), shown + 3, figsize=(9.5, 5.4), layout="constrained")
+    titles = ["image", "evidence", *[f"draw {i + 1}" for i in range(shown)], "mean"]
+    found = {}
+    for i, (name, observed) in enumerate(masks().items()):
+        draws = model.condition(images[i], observed).sample(
+            jax.random.fold_in(key, i), (config.num_draws,)
+        )
+        found[name] = draws = np.asarray(draws)
+        evidence = np.where(observed, images[i], 0.4)
+        for axis, picture in zip(
+            axes[i], [images[i], evidence, *draws[:shown], draws.mean(0)], strict=True
+        ):
+            axis.imshow(picture.reshape(SIDE, SIDE), cmap="gray_r", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+        axes[i, 0].set_ylabel(name, fontsize=8)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.savefig(out / "inpainting.png", dpi=120)
+
+    figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    error = result.partial_error.reshape(-1, PIXELS)
+    size = np.arange(1, PIXELS + 1)
+    low, middle, high = np.quantile(error, [0.1, 0.5, 0.9], axis=0)
+    axis.fill_between(size, low, high, alpha=0.3, lw=0, label="80 % of test images and orders")
+    axis.plot(size, middle, label="median")
+    axis.axhline(0, color="0.6", lw=0.8)
+    axis.set(xlabel="observed pixels", ylabel="marginal - chain (nats)")
+    axis.legend(frameon=False, loc="upper left")
+    figure.savefig(out / "consistency.png", dpi=120)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Inpainting of handwritten digits.")
+    parser.add_argument("--smoke", action="store_true", help="small networks, some seconds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("inpainting_output"))
+    options = parser.parse_args(arguments)
+    config = SMOKE if options.smoke else Config()
+    options.out.mkdir(parents=True, exist_ok=True)
+    train_key, measure_key, draw_key = jax.random.split(jax.random.key(options.seed), 3)
+
+    x, test = data(config)
+    start = time.perf_counter()
+    networks = train(x, config, train_key)
+    trained = time.perf_counter() - start
+    result = measure(networks, x, test, config, measure_key)
+    text = f"trained in {trained:.0f} s\n" + report(result)
+    draws = draw(networks, test, result, config, draw_key, options.out)
+    tree = inference.to_arviz(
+        {name.replace(" ", "_"): value for name, value in draws.items()},
+        dims={name.replace(" ", "_"): ["pixel"] for name in draws},
+    )
+    tree.to_netcdf(options.out / "inpainting.nc")
+    (options.out / "report.txt").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The inpainting example: its measures on known numbers, and the script at smoke size."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "inpainting.py"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("inpainting_example", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_thinning_keeps_values_that_are_far_apart(example):
+    assert example.thinned(np.array([3.0, 0.0, 8.1, 5.5, 20.0]), 5.0).tolist() == [1, 3, 4]
+    assert example.thinned(np.array([1.0, 1.0]), 5.0).tolist() == [0]
+
+
+def test_data_are_split_without_overlap_of_rows(example):
+    x, test = example.data(example.Config())
+    assert x.shape == (1500, 64) and test.shape == (297, 64) and set(np.unique(x)) == {0, 1}
+
+
+@pytest.mark.slow  # compiles and runs the whole script
+def test_the_script_beats_independent_pixels_and_keeps_evidence(example, tmp_path):
+    command = [sys.executable, SCRIPT, "--smoke", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    value = {
+        name: float(line.split(name)[1].split()[0])
+        for line in done.stdout.splitlines()
+        for name in ("independent pixels", "one order", "2 orders", "marginal network")
+        if line.strip().startswith(name)
+    }
+    assert value["2 orders"] >= value["one order"] > value["independent pixels"]
+    _, test = example.data(example.SMOKE)
+    with xarray.open_datatree(tmp_path / "inpainting.nc") as tree:
+        for i, (name, observed) in enumerate(example.masks().items()):
+            draws = tree.posterior[name.replace(" ", "_")].to_numpy()[0]
+            assert (draws[:, observed] == test[i][observed]).all()
+    for name in ("inpainting", "consistency"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5_000
