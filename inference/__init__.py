@@ -55,6 +55,7 @@ from ._smc import SMCResult as SMCResult, smc as smc
 from ._smc2 import SMC2Result as SMC2Result, smc2 as smc2
 from ._smc_sampler import smc_sampler as smc_sampler
 from ._smoothing import Smoothing as Smoothing, smooth as smooth
+from ._steering import fk_steering as fk_steering, twisted_diffusion as twisted_diffusion
 from ._tempering import TemperedResult as TemperedResult, tempered_smc as tempered_smc
 from ._thermodynamic import tvo as tvo
 from ._two_filter import InformationFilter as InformationFilter
