@@ -131,7 +131,8 @@ def fkc(
         reward: `(x, t) -> h_t(x)` for one point, in nats, differentiable in both; h at the last time is the reward of the result.
             Best zero at the first time, where particles are drawn without it.
         zeta: scale of the noise, 1 for that of the reverse process; a number, a function of the noising time, or "auto":
-            zeta^2 = max(1, 2.5 (1 - 1/W)), or max(1, 2.1 (1 - 1/W)) where an Euler step would not be stable with that.
+            zeta^2 = max(1, c (1 - 1/W)) with c = 10, less where the steps are too long for that, but at least 2.1 (with
+            "euler" weights 2.5 in place of 10).
         weights: "exact" (needs `log_density` of all models), "rne" (scores at both ends of a step), "euler"; "auto" takes
             "euler" where zeta may be 0, else for each model "exact" if its density is known and "rne" if it is not.
         start: law of x at the first time, Normal(0, variance / W) by default. Weights correct for it.
@@ -169,7 +170,7 @@ def fkc(
     composition = _compose(models, exponents, reward)
     noising = composition.models[0].noising
     times = check_times("fkc", noising, times)
-    grid = _grid(composition, times, zeta, noising)
+    grid = _grid(composition, times, zeta, weights)
     is_positive = not (isinstance(zeta, int | float) and zeta == 0)
     if is_concrete(grid.zeta):
         is_positive = bool(jnp.all(grid.zeta > 0))
@@ -385,14 +386,14 @@ def _compose(models: Any, exponents: Any, reward: Reward | None) -> Composition:
     return composition
 
 
-def _grid(composition: Composition, times: Array, zeta: NoiseScale, noising: Any) -> _Grid:
-    exponents = composition.exponents_at(times)
+def _grid(composition: Composition, times: Array, zeta: NoiseScale, weights: Weighting) -> _Grid:
+    noising, exponents = composition.models[0].noising, composition.exponents_at(times)
     variance, log_alpha = (jax.vmap(fn)(times) for fn in (noising.variance, noising.log_alpha))
     drift = -jnp.diff(log_alpha)
     # g2 = d variance / dt - 2 a variance, the last term by the trapezoidal rule.
     noise = -jnp.diff(variance) - drift * (variance[1:] + variance[:-1])
     totals = exponents[:-1].sum(1)
-    scales = on_grid(zeta, times[:-1], totals, noise, variance[1:])
+    scales = on_grid(zeta, times[:-1], totals, noise, variance[1:], weights == "euler")
     warn_of_infinite_variance(scales, totals)
     return _Grid(times, exponents, variance, drift, noise, scales)
 

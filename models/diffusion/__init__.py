@@ -5,6 +5,7 @@ Correctors for powers, products and tilts of these models are `inference.fkc`.
 
 from ._flow import flow_log_likelihood as flow_log_likelihood, flow_sample as flow_sample
 from ._mixtures import gaussian_mixture as gaussian_mixture
+from ._networks import MLP as MLP, ImageNet as ImageNet
 from ._parametrisations import Parametrisation as Parametrisation, convert as convert
 from ._samplers import (
     ancestral as ancestral,
@@ -13,3 +14,9 @@ from ._samplers import (
     heun as heun,
 )
 from ._schedules import EDM as EDM, VE as VE, VP as VP, Cosine as Cosine
+from ._training import (
+    classifier_guided as classifier_guided,
+    from_network as from_network,
+    guided as guided,
+    score_matching as score_matching,
+)

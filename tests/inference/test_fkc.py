@@ -331,7 +331,9 @@ def test_automatic_noise_scale():
     zeta = lambda w: inference.fkc(Q1, times, exponents=w).zeta
     np.testing.assert_allclose(zeta(1.0), 1.0)
     np.testing.assert_allclose(zeta(0.5), 1.0)
-    np.testing.assert_allclose(zeta(3.0)[:350], np.sqrt(2.5 * 2 / 3), rtol=1e-6)
+    np.testing.assert_allclose(zeta(3.0)[250:300], np.sqrt(10 * 2 / 3), rtol=1e-6)
+    euler = inference.fkc(Q1, times, exponents=3.0, weights="euler").zeta
+    np.testing.assert_allclose(euler[:300], np.sqrt(2.5 * 2 / 3), rtol=1e-6)
     np.testing.assert_allclose(zeta(3.0)[-1], np.sqrt(2.1 * 2 / 3), rtol=1e-6)
 
 

@@ -1,0 +1,162 @@
+"""Denoising score matching: a regression program, and the diffusion model that a trained network is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array
+
+from ... import ppl
+from ...inference import Diffusion, Noising, Objective, objective
+from ._parametrisations import Parametrisation, convert
+
+TARGETS = ("noise", "data", "velocity")
+
+
+def score_matching(
+    network: Any,
+    noising: Noising,
+    *,
+    predicts: Parametrisation = "velocity",
+    num_times: int = 1000,
+    drop_label: float = 0.1,
+) -> Objective:
+    """Denoising score matching as maximum likelihood of a regression, in nats.
+
+        L = E_{t, eps} sum_n log Normal(target_n; network(x_n, level(t_n), label_n), 1),   x_n = alpha x_0 + std eps,
+
+    with the target (eps, x_0 or the velocity) scaled to unit variance for data of unit variance. Times are drawn along the
+    process's own grid, stratified over the rows of a batch.
+
+    Args:
+        network: an equinox module as in `MLP` and `ImageNet`, with `num_classes`.
+        noising: the noising process.
+        predicts: "noise", "data" or "velocity"; the last is that of EDM's preconditioning, up to sign.
+        num_times: length of the grid of times, between whose points times are drawn evenly.
+        drop_label: probability that a row's label is hidden, for classifier-free guidance.
+
+    Returns:
+        An objective of the arguments `(x, labels)`, x [rows, *shape] of about unit variance and labels [rows] or None, with the
+        plate "rows": `fit(..., subsample={"rows": 128})`. The parameter is "network".
+
+    Raises:
+        ValueError: another parametrisation; labels for a network without classes.
+
+    Validity: unbiased for L. At its optimum the prediction is E[target | x_t], so that `from_network` has the true score.
+
+    Reference: Vincent 2011; Ho, Jain and Abbeel 2020, arXiv:2006.11239; Karras et al. 2022, arXiv:2206.00364; Ho and Salimans
+    2022, arXiv:2207.12598 (hidden labels); Kingma et al. 2021, arXiv:2107.00630 (stratified times).
+    """
+    if predicts not in TARGETS:
+        raise ValueError(f"score_matching: predicts must be one of {TARGETS}, got {predicts!r}.")
+    grid = noising.times(num_times)[::-1]
+
+    @ppl.model
+    def regression(x: Any, labels: Any = None) -> None:
+        net, rows = ppl.module("network", network), x.shape[0]
+        if labels is not None and network.num_classes == 0:
+            raise ValueError(
+                "score_matching: labels are given, but the network has num_classes=0. Build it with num_classes=."
+            )
+        time_key, noise_key, label_key = jax.random.split(ppl.rng_key("noise"), 3)
+        strata = (jnp.arange(rows) + jax.random.uniform(time_key, (rows,))) / rows
+        t = jnp.interp(strata * num_times, jnp.arange(num_times + 1), grid)
+        noise = jax.random.normal(noise_key, x.shape)
+        is_hidden = jax.random.uniform(label_key, (rows,)) < drop_label
+        known = jnp.full(rows, network.num_classes) if labels is None else labels
+        label = jnp.where(is_hidden, network.num_classes, known)
+
+        def one(x0: Array, noise: Array, t: Array, label: Array) -> tuple[Array, Array]:
+            x = noising.alpha(t) * x0 + noising.std(t) * noise
+            target = convert(x0, x, t, noising, "data", predicts) if predicts != "noise" else noise
+            return _prediction(net, noising, x, t, label), target / _scale(noising, t, predicts)
+
+        predicted, target = jax.vmap(one)(x, noise, t, label)
+        with ppl.plate("rows", rows):
+            law = dist.Normal(predicted, 1.0).to_event(x.ndim - 1)
+            ppl.sample("target", law, obs=target)
+
+    @objective
+    def score_matching(model: ppl.Program, guide: None, *args: Any) -> Array:
+        return ppl.draw(model, *args).log_density
+
+    return score_matching(regression)
+
+
+def from_network(
+    network: Any,
+    noising: Noising,
+    shape: tuple[int, ...],
+    *,
+    params: Any = None,
+    predicts: Parametrisation = "velocity",
+    label: Any = None,
+) -> Diffusion:
+    """The diffusion model of a network trained by `score_matching`.
+
+    Args:
+        network: the network.
+        noising: the noising process of its training.
+        shape: shape of one point.
+        params: `fit.params` of its training (with fit's `average=`, the averaged ones); the network's own values by default.
+        predicts: what it was trained to predict.
+        label: the class, or None for the law over all classes.
+
+    Returns:
+        A `Diffusion` without a known log-density.
+    """
+    if params is not None:
+        static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
+        network = eqx.combine(params["network"], static)
+    label = jnp.asarray(network.num_classes if label is None else label)
+
+    def score(x: Array, t: Array) -> Array:
+        value = _prediction(network, noising, x, t, label) * _scale(noising, t, predicts)
+        return convert(value, x, t, noising, predicts, "score")
+
+    return Diffusion(noising, score, tuple(shape))
+
+
+def guided(unconditional: Diffusion, conditional: Diffusion, scale: float) -> Diffusion:
+    """Classifier-free guidance as usually done: the score (1 - scale) s_u + scale s_c, and no weights.
+
+    It is the score of no diffusion model. For the geometric average q_u^(1 - scale) q_c^scale itself use
+    `inference.fkc([unconditional, conditional], times, exponents=[1 - scale, scale])`, whose particles move just so and
+    are weighted.
+
+    Reference: Ho and Salimans 2022, arXiv:2207.12598, equation 6.
+    """
+    score = lambda x, t: (1 - scale) * unconditional.score(x, t) + scale * conditional.score(x, t)
+    return Diffusion(conditional.noising, score, conditional.shape)
+
+
+def classifier_guided(diffusion: Diffusion, log_prob: Any, scale: float = 1.0) -> Diffusion:
+    """Classifier guidance: the score s + scale grad log p(y | x_t), and no weights.
+
+    Args:
+        diffusion: the model of all x.
+        log_prob: `(x, t) -> log p(y | x_t = x)`, differentiable.
+        scale: exponent of the classifier.
+
+    Validity: at scale 1 and for the exact classifier the conditional diffusion model; otherwise a heuristic. With weights:
+    `inference.fkc(diffusion, times, reward=log_prob)`.
+
+    Reference: Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 1.
+    """
+    score = lambda x, t: diffusion.score(x, t) + scale * jax.grad(log_prob)(x, t)
+    return Diffusion(diffusion.noising, score, diffusion.shape)
+
+
+def _prediction(network: Any, noising: Noising, x: Array, t: Array, label: Array) -> Array:
+    alpha, std = noising.alpha(t), noising.std(t)
+    return network(x / jnp.sqrt(alpha**2 + std**2), 0.25 * jnp.log(std / alpha), label)
+
+
+def _scale(noising: Noising, t: Array, predicts: str) -> Array:
+    """Standard deviation of the target for data of unit variance."""
+    power = noising.alpha(t) ** 2 + noising.variance(t)
+    return jnp.sqrt(power) if predicts == "velocity" else jnp.ones(())
