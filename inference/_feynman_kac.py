@@ -18,7 +18,7 @@ from ._lane_map import map_lanes
 from ._mesh import ONE_DEVICE, Placement
 from ._population import is_key, lineages, reweight, uniform
 from ._transition import Future
-from ._twist import Twist, log_psi_of, poisoned, resample_ahead
+from ._twist import Look, poisoned, resample_ahead
 
 Array = jax.Array
 FIRST_MOVE = 1  # the number of the move that step 0 of the loop makes
@@ -68,7 +68,7 @@ def run(
     retained: Any = None,
     path: str = "genealogy",
     gradient: Differentiation | None = None,
-    twist: Twist | None = None,
+    look: Look | None = None,
     place: Placement = ONE_DEVICE,
     islands: Alone | Exchange = ALONE,
 ) -> dict[str, Any]:
@@ -87,15 +87,15 @@ def run(
             return x
         return jax.tree.map(lambda new, old: jnp.where(is_retained, old[t], new), x, retained)
 
-    def ahead_of(x: Any, t: Array) -> Array | None:
-        return None if twist is None else log_psi_of(twist, x, t)
+    def see(x: Any, t: Array) -> Array | None:
+        return None if look is None else look(x, t)
 
     def begin(key: Array, is_retained: Array) -> tuple[Any, Array, Array | None]:
         x, t = keep(model.init(key), is_retained, 0), jnp.zeros((), jnp.int32)
-        return x, _scalar(model.log_potential(x, x, t), "log_potential"), ahead_of(x, t)
+        return x, _scalar(model.log_potential(x, x, t), "log_potential"), see(x, t)
 
-    start, potentials, log_psi = in_lanes(begin)(init_key, is_retained)
-    start, log_psi = place.split(start), place.copy(log_psi)
+    start, potentials, seen = in_lanes(begin)(init_key, is_retained)
+    start, seen = place.split(start), place.copy(seen)
     if gradient is not None:
         _check_pathwise(start)
     first = place.copy(reweight(uniform(num_particles), place.copy(potentials)))
@@ -104,8 +104,8 @@ def run(
     future = ahead() if path == "ancestor" and model.num_steps else None
 
     def step(carry: Any, t: Array) -> tuple[Any, Any]:
-        (before, log_psi), score, shares = carry
-        (before, log_psi), shares, moved = islands.exchange(t, (before, log_psi), shares)
+        (before, seen), score, shares = carry
+        (before, seen), shares, moved = islands.exchange(t, (before, seen), shares)
         particles, log_weights = before
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, t))
         turn = 0
@@ -114,9 +114,9 @@ def run(
             turn = new_ancestor(
                 resample_key, future, particles, log_weights, moves, t - 1, batch_size
             )
-            (particles, log_weights), log_psi = turned((before, log_psi), turn)
+            (particles, log_weights), seen = turned((before, seen), turn)
         chosen = resample_ahead(
-            resample_key, particles, log_weights, log_psi, scheme,
+            resample_key, particles, log_weights, seen, look or Look(None, None), scheme,
             lambda log_weights: policy(t, log_weights), gradient and gradient.offspring,
         )  # fmt: skip
         score = score + chosen.score
@@ -125,10 +125,10 @@ def run(
 
         def move(key: Array, previous: Any, is_retained: Array) -> tuple[Any, Array, Array | None]:
             x = keep(model.kernel(key, previous, t), is_retained, t)
-            return x, _scalar(model.log_potential(previous, x, t), "log_potential"), ahead_of(x, t)
+            return x, _scalar(model.log_potential(previous, x, t), "log_potential"), see(x, t)
 
-        particles, potentials, log_psi = in_lanes(move)(move_key, offspring, is_retained)
-        particles, log_psi = place.split(particles), place.copy(log_psi)
+        particles, potentials, seen = in_lanes(move)(move_key, offspring, is_retained)
+        particles, seen = place.split(particles), place.copy(seen)
         weights = place.copy(reweight(chosen.log_weights, place.copy(potentials)))
         pooled = islands.weigh(shares, poisoned(weights.increment, chosen.log_weights))
         record = {
@@ -144,13 +144,13 @@ def run(
         if history == "full":
             record["paths"] = particles
         filtered = (*before, ancestors, particles) if path == "filter" else ()
-        carry = (((particles, weights.log_weights), log_psi), score, pooled.log_weights)
+        carry = (((particles, weights.log_weights), seen), score, pooled.log_weights)
         return carry, (record, filtered)
 
     steps = jnp.arange(1, model.num_steps + 1, dtype=jnp.int32)
     zero = jnp.zeros(())
     (((last, log_weights), _), *_), (record, filtered) = jax.lax.scan(
-        step, (((start, first.log_weights), log_psi), zero, pooled.log_weights), steps
+        step, (((start, first.log_weights), seen), zero, pooled.log_weights), steps
     )
     behind = islands.record(pooled)
     record["islands"] = jax.tree.map(

@@ -41,7 +41,7 @@ from ._traced import (
     wanted_outputs,
 )
 from ._transition import check_given, of_loop
-from ._twist import Ahead, Twist, find_ahead, poisoned, resample_ahead, watching
+from ._twist import Look, Watched, find_watched, poisoned, resample_ahead, watching
 
 Array = jax.Array
 
@@ -60,7 +60,7 @@ def run(
     retained: dict[str, Array] | None = None,
     path: str = "genealogy",
     gradient: Differentiation | None = None,
-    twist: Twist | None = None,
+    look: Look | None = None,
     place: Placement = ONE_DEVICE,
     islands: Alone | Exchange = ALONE,
 ) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def run(
 
         def fn(key: Array, keep: Array | None, kept: Any, given: Any) -> ppl.Trace:
             choices, keep = (given, None) if given else (kept, keep if kept else None)
-            runner = watching(twist if role == "model" else None, args)
+            runner = watching(look if role == "model" else None, args)
             return program.propose(key, choices, keep, *args, draw=draws[role], runner=runner)
 
         return fn
@@ -92,7 +92,7 @@ def run(
         guide.signs = dict.fromkeys(guide.shapes.choices, -1.0)
         given = dict(guide.shapes.choices)
     # A watched run has sites that do not belong to the program's listing: it runs as a copy.
-    copied = program if twist is None else ppl.Program(program.fn, program.params)
+    copied = program if look is None else ppl.Program(program.fn, program.params)
     model = TracedProgram(simulate(copied), (*single, given))
     model.signs = {
         name: 1.0
@@ -108,8 +108,8 @@ def run(
         model, guide, key, kept, num_particles, scheme, policy, batch_size, history, path, place, islands
     )  # fmt: skip
     engine.gradient = gradient
-    if twist is not None:
-        engine.look_ahead(find_ahead(model))
+    if look is not None:
+        engine.watch(look, find_watched(model))
     engine.run()
     return engine.result()
 
@@ -140,7 +140,8 @@ class _Engine:
         self.scheme, self.policy, self.history = scheme, policy, history
         self.log_weights = uniform(num_particles)
         self.gradient: Differentiation | None = None
-        self.ahead: Ahead | None = None
+        self.look = Look(None, None)
+        self.watched: Watched | None = None
         self.score = jnp.zeros(())  # log-prob of the discrete choices so far
         self.pending: Array | None = None
         self.num_events = 0
@@ -168,10 +169,10 @@ class _Engine:
                 self._add(sign * jnp.sum(jnp.asarray(machine.values.value(atom))))
         return machine
 
-    def look_ahead(self, ahead: Ahead) -> None:
-        """Resample by weights times psi."""
-        self.ahead = ahead
-        self.machine.keep.discard(ahead.steps)  # of each step, not of the path
+    def watch(self, look: Look, watched: Watched) -> None:
+        """Resample by what is seen of the state."""
+        self.look, self.watched = look, watched
+        self.machine.keep.discard(watched.steps)  # of each step, not of the path
 
     def run(self) -> None:
         """All segments: straight code, loop, straight code, ..."""
@@ -252,7 +253,7 @@ class _Engine:
         programs = {"model": self.model, "guide": self.guide}
         scored = {name: scored_outputs(programs[name], loop) for name, loop in loops.items()}
 
-        ahead = None if self.ahead is None else target.ys_out.index(self.ahead.steps)
+        watched = None if self.watched is None else target.ys_out.index(self.watched.steps)
 
         def move(state: Any, batch: Any, shared: Any, t: Array) -> Any:
             state, outs, given = dict(state), {}, {}
@@ -278,8 +279,8 @@ class _Engine:
                 jnp.zeros(batch.size),
             )
             kept = {n: {i: outs[n][i] for i in w} for n, w in wanted.items()}
-            if ahead is not None:
-                state["log_psi"] = outs["model"][ahead]
+            if watched is not None:
+                state["seen"] = outs["model"][watched]
             return state, sum(terms, jnp.zeros(())), score, kept, given
 
         move_all = in_batches(move, self.num_particles, self.batch_size)
@@ -302,7 +303,7 @@ class _Engine:
                 )
                 state, log_weights = turned((state, log_weights), turn)
             chosen = resample_ahead(
-                event_key, state, log_weights, self.place.copy(state.get("log_psi")), self.scheme,
+                event_key, state, log_weights, self.place.copy(state.get("seen")), self.look, self.scheme,
                 lambda log_weights: self.policy(first + t, log_weights), self.gradient and self.gradient.offspring,
             )  # fmt: skip
             ancestors = (chosen.ancestors + turn) % self.num_particles
@@ -336,8 +337,8 @@ class _Engine:
             )
 
         state = {name: loop.initial() for name, loop in loops.items()}
-        if self.ahead is not None:
-            state["log_psi"] = self.machine.values.as_lanes(self.ahead.start)
+        if self.watched is not None:
+            state["seen"] = self.machine.values.as_lanes(self.watched.start)
         state = self.place.split(state)
         shared = {name: loop.shared_xs() for name, loop in loops.items()}
         steps = jnp.arange(target.length, dtype=jnp.int32)

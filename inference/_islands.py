@@ -19,7 +19,7 @@ from ._policies import Policy, ess_below
 from ._population import evidence
 from ._resampling import Scheme, as_scheme
 from ._smc import History, check_sizes, check_twist, run_engine
-from ._twist import Twist
+from ._twist import Look, Twist
 
 Array = jax.Array
 AXIS = "lapilli_islands"
@@ -164,7 +164,7 @@ def islands(
         "batch_size": batch_size,
         "history": history,
         "place": place,
-        "twist": twist,
+        "look": None if twist is None else Look(twist, None),
     }
 
     def run_all(key: Array, *args: Any) -> IslandsResult:

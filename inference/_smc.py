@@ -28,7 +28,7 @@ from ._mesh import ONE_DEVICE, Axes, Placement, as_placement
 from ._policies import Policy, ess_below
 from ._population import evidence
 from ._resampling import Scheme, as_scheme, equally_weighted
-from ._twist import Twist
+from ._twist import Look, Order, Twist
 
 Array = jax.Array
 History = Literal["none", "ancestors", "full"]
@@ -89,6 +89,7 @@ def smc(
     batch_size: int | None = None,
     retained: Any = None,
     twist: Twist | None = None,
+    order: Order | None = None,
     gradient: str | ResamplingGradient | None = None,
     mesh: jax.sharding.Mesh | None = None,
     mesh_axes: Axes = None,
@@ -120,6 +121,10 @@ def smc(
             to a factor; any positive one will do, and one that is too narrow costs variance. For a program `state` is
             the carry of its only top-level scan with sites after t steps (t = 0: before the first), for a `FeynmanKac`
             x_t. Together with a `proposal` that sees the data to come the variance can vanish.
+        order: `(state, t, *args) -> place`, a number or a vector, with `state` and `t` as for `twist`: resampling takes the
+            particles in the order of their places, along Hilbert's curve where there are several coordinates. Systematic,
+            stratified and SSP resampling then add less error (moves add theirs): offspring are spread over the places as the
+            weights are. Costs a sort.
         gradient: how derivatives (of `log_evidence`, by `jax.grad` around this call) pass through resampling and through
             sites without a differentiable sampler; without it they are refused where these depend on parameters.
             "stop_gradient": unbiased for dZ, consistent for d log Z. "score": unbiased for d E[log_evidence]. Biased: "drop",
@@ -134,9 +139,10 @@ def smc(
 
     Raises:
         ValueError: a proposal that does not fit, an unknown scheme, a scan that cannot be stepped; a gradient that the
-            scheme, the policy or the history does not allow; a twist of a program without or with several scans, or one whose
-            value is NaN or infinite (under jit the evidence is then NaN); a mesh that lacks an axis or whose devices do not
-            divide the particles, together with `batch_size`, or with a key that is not of the threefry generator.
+            scheme, the policy or the history does not allow; a twist or order of a program without or with several scans; a
+            twist whose value is NaN or infinite (under jit the evidence is then NaN); an order of more than 15 coordinates, or
+            together with `retained` or `gradient`; a mesh that lacks an axis or whose devices do not divide the particles,
+            together with `batch_size`, or with a key that is not of the threefry generator.
         TypeError: a derivative is taken and `gradient` is not chosen, or does not serve the result that is differentiated.
 
     Validity: E[exp(log_evidence)] = Z for every policy that looks at weights only, with an unbiased scheme. Weighted
@@ -162,7 +168,8 @@ def smc(
 
     Reference: Chopin and Papaspiliopoulos 2020, An Introduction to Sequential Monte Carlo; Andrieu, Doucet and
     Holenstein 2010 (conditional SMC); Pitt and Shephard 1999 and Johansen and Doucet 2008 (auxiliary particle filter);
-    Whiteley and Lee 2014, arXiv:1210.0220, and Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted).
+    Whiteley and Lee 2014, arXiv:1210.0220, and Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted); Gerber and
+    Chopin 2015, arXiv:1402.4039, and Gerber, Chopin and Whiteley 2019, arXiv:1708.02230 (order).
     """
     key = typed_key(key)
     check_sizes("smc", num_particles, history, batch_size, mesh)
@@ -171,8 +178,8 @@ def smc(
     def run_all(key: Array, retained: Any, *args: Any) -> SMCResult:
         return run(
             target, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
-            history=history, batch_size=batch_size, retained=retained, twist=twist, gradient=gradient,
-            place=place,
+            history=history, batch_size=batch_size, retained=retained, twist=twist, order=order,
+            gradient=gradient, place=place,
         )[0]  # fmt: skip
 
     result = place.compiled(run_all)(key, retained, *args)
@@ -195,6 +202,7 @@ def run(
     retained: Any = None,
     path: str = "genealogy",
     twist: Twist | None = None,
+    order: Order | None = None,
     gradient: str | ResamplingGradient | None = None,
     place: Placement = ONE_DEVICE,
 ) -> tuple[SMCResult, list[Segment]]:
@@ -214,12 +222,20 @@ def run(
         "retained": jax.tree.map(jnp.asarray, retained),
         "path": path,
         "place": place,
-        "twist": twist,
+        "look": None if twist is None and order is None else Look(twist, order),
     }
+    if order is not None and retained is not None:
+        raise ValueError(
+            "smc: with a retained path particle 0 has a law of its own, which sorting would break. Leave out order=."
+        )
     if strategy is not None:
         if retained is not None:
             raise ValueError(
                 "smc: a run with retained choices has no gradient strategy (its evidence is not unbiased). Leave out gradient=."
+            )
+        if order is not None:
+            raise ValueError(
+                "smc: a gradient strategy draws ancestors by itself, in no order. Leave out order= or gradient=."
             )
         if twist is not None and isinstance(strategy, Transport):
             raise ValueError(

@@ -141,9 +141,9 @@ def test_evidence_of_two_particles_is_unbiased(key):
 def test_without_the_correction_the_evidence_is_biased(key, monkeypatch):
     """The test sees a broken estimator."""
 
-    def uncorrected(key, particles, log_weights, log_psi, *options):
-        twisted = _twist.reweight(log_weights, log_psi).log_weights
-        chosen = _twist.resample_ahead(key, (particles, log_psi), twisted, None, *options)
+    def uncorrected(key, particles, log_weights, seen, *options):
+        twisted = _twist.reweight(log_weights, seen[:, 0]).log_weights
+        chosen = _twist.resample_ahead(key, (particles, seen), twisted, None, *options)
         return chosen._replace(particles=chosen.particles[0])
 
     monkeypatch.setattr(_filter, "resample_ahead", uncorrected)
@@ -268,7 +268,7 @@ ERRORS = {
     "shape": (lambda k, run: run(walk, twist=lambda x, t, ys: ys), "one number for one particle"),
     "sites": (
         lambda k, run: run(walk, twist=lambda x, t, ys: ppl.sample("u", dist.Normal(0.0, 1.0))),
-        "twist has the sites",
+        "twist or order has the sites",
     ),
     "nan": (lambda k, run: run(walk, twist=bad), "NaN or \\+inf .* before weighing 1"),
     "nan in a chain": (lambda k, run: inference.smc(WALK, k, num_particles=9, twist=bad), "NaN or"),
@@ -290,4 +290,4 @@ def test_a_bad_twist_makes_the_evidence_nan_under_jit(key):
     # Where nothing is left to see, psi is constant, and so is a program's listing.
     program = ppl.model(independent)
     inference.smc(program, key, LINE, num_particles=9, twist=lambda x, t, ys: 0.0)
-    assert "twist" not in str(program)
+    assert "seen" not in str(program)
