@@ -47,7 +47,7 @@ class Source:
     no_weight: str | None = None
     num_chains: int = 1
     mcmc: Any = None
-    attrs: dict[str, float] = dataclasses.field(default_factory=dict)
+    attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def log_weights(self) -> np.ndarray | None:
@@ -105,7 +105,10 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
     stats = {"lp": draws.log_p, "log_q": draws.log_q}
     if draws.no_weight is None:
         stats["log_weight"] = draws.log_p - draws.log_q
-    return Source(draws.choices, "from the guide", model, args, stats, no_weight=draws.no_weight)
+    return Source(
+        draws.choices, "from the guide", model, args, stats, no_weight=draws.no_weight,
+        attrs={"objective": fit.label},
+    )  # fmt: skip
 
 
 def _from_particles(

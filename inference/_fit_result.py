@@ -64,6 +64,16 @@ class Fit:
         return self.stop_reason == "interrupt"
 
     @property
+    def label(self) -> str:
+        """What `history["value"]` holds: the objective's name, and what site weights make of it; see `Objective.label`."""
+        name, weights = self.objective.name, getattr(self.objective, "site_weights", None)
+        if weights is None:
+            return name
+        if self.args is None:  # the sites are not known here
+            return f"{name} with site weights (not a bound)"
+        return self.objective.label(*self.args)
+
+    @property
     def model(self) -> Any:
         """The objective's model with the fitted parameters bound, or None if it has none."""
         return self._bound("model")

@@ -1,13 +1,16 @@
 """PV-RNN: a variational recurrent network whose posterior is inferred, not encoded, and its online inference."""
 
 from ._analysis import (
+    Latents as Latents,
     NGramDivergence as NGramDivergence,
     Skeleton as Skeleton,
     diverging_step as diverging_step,
     generate as generate,
     largest_lyapunov as largest_lyapunov,
+    latents as latents,
     ngram_counts as ngram_counts,
     ngram_divergence as ngram_divergence,
+    regenerate as regenerate,
     rollout as rollout,
     skeleton as skeleton,
 )
@@ -18,6 +21,7 @@ from ._network import (
     Network as Network,
     latent_law as latent_law,
 )
+from ._plot import plot_latents as plot_latents
 from ._predictive import interval as interval, log_score as log_score, mean as mean
 from ._programs import (
     PVRNN as PVRNN,

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
+from numpyro.distributions.kl import kl_divergence
 
 from ._network import Network, State, latent_law
+from ._programs import Table
 
 
 def rollout(
@@ -58,6 +60,85 @@ def generate(
     start = network.initial_state(num_rows)
     _, emitted = rollout(network, prior_key, start, burn_in + num_steps, is_start=True)
     return jnp.swapaxes(network.law(emitted[burn_in:]).sample(key), 0, 1)
+
+
+class Latents(NamedTuple):
+    """One posterior run over given vectors; every entry holds an array for each layer, [rows, steps, Z].
+
+    Attributes:
+        prior_loc: mean of p(z_t | d_{t-1}).
+        prior_scale: its standard deviation.
+        posterior_loc: mean of q(z_t | d_{t-1}, a_t).
+        posterior_scale: its standard deviation.
+        kl: KL[q || p] (nats).
+    """
+
+    prior_loc: Table
+    prior_scale: Table
+    posterior_loc: Table
+    posterior_scale: Table
+    kl: Table
+
+
+def latents(network: Network, key: Array, vectors: Table) -> Latents:
+    """Both laws of the latents along one draw of the posterior: what each step owes to its vector, and how sure it is.
+
+    Args:
+        network: weights.
+        key: PRNG key.
+        vectors: adaptive vectors of each layer, [rows, steps, 2 Z].
+    """
+    laws = _posterior_run(network, key, vectors, vectors[0].shape[1])[1]
+    return Latents(
+        *(tuple(jnp.swapaxes(a, 0, 1) for a in part) for part in zip(*laws, strict=True))
+    )
+
+
+def regenerate(network: Network, key: Array, vectors: Table, num_given: int) -> Array:
+    """Observations whose first `num_given` steps have latents from the posterior, the rest from the prior.
+
+    Tests whether the first latents carry the identity of a sequence (target regeneration; all steps given: reconstruction).
+
+    Args:
+        network: weights.
+        key: PRNG key.
+        vectors: adaptive vectors of each layer, [rows, steps, 2 Z].
+        num_given: steps with latents from q.
+
+    Returns:
+        [rows, steps, size].
+    """
+    run_key, key = jax.random.split(key)
+    emitted, _ = _posterior_run(network, run_key, vectors, num_given)
+    return jnp.swapaxes(network.law(emitted).sample(key), 0, 1)
+
+
+def _posterior_run(
+    network: Network, key: Array, vectors: Table, num_given: int
+) -> tuple[Array, Any]:
+    """What is emitted, [steps, rows, out], and by layer the moments of prior and posterior and their KL, time first."""
+
+    def step(h: State, inputs: Any) -> tuple[State, Any]:
+        t, a = inputs
+        z, laws = [], []
+        for l in range(len(network.layers)):
+            prior = network.prior(l, h, t == 0)
+            own = network.from_state(l, h) + a[l]
+            p, q = (_by_element(latent_law(pre)) for pre in (prior, own))
+            laws.append((p.loc, p.scale, q.loc, q.scale, kl_divergence(q, p)))
+            pre = jnp.where(t < num_given, own, prior)
+            noise_key = jax.random.fold_in(jax.random.fold_in(key, t), l)
+            z.append(latent_law(pre).sample(noise_key))
+        h = network.advance(h, z)
+        return h, (network.emit(h), tuple(laws))
+
+    xs = (jnp.arange(vectors[0].shape[1]), tuple(jnp.swapaxes(a, 0, 1) for a in vectors))
+    return jax.lax.scan(step, network.initial_state(vectors[0].shape[0]), xs)[1]
+
+
+def _by_element(law: Any) -> Any:
+    """The law of each latent by itself."""
+    return law.base_dist
 
 
 def ngram_counts(symbols: Int[Array, "rows steps"], n: int, num_symbols: int = 2) -> np.ndarray:

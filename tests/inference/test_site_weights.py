@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pytest
 
 from _stats import assert_same_mean, assert_unbiased
@@ -196,3 +197,15 @@ def test_weights_of_divergences_between_two_programs(key):
     np.testing.assert_allclose(
         own.value(params, key, 1.3), other.value(params, key, 1.3), rtol=1e-5
     )
+
+
+def test_fits_and_their_export_carry_the_label(key):
+    """What was maximised is named; log p and log q of the draws are densities, without weights."""
+    bound = inference.elbo(chain, ppl.guide_of(chain), kl="analytic", site_weights={"z": 0.1})
+    fit = inference.fit(bound, optax.adam(0.1), (YS,), num_steps=3, key=key, progress=False)
+    assert fit.label == "elbo with site weights (not a bound)"
+    tree = inference.to_arviz(fit, key=key, num_samples=4)
+    assert tree.posterior.attrs["objective"] == fit.label
+    z = tree.posterior["z"].values[0]  # [draws, steps, rows]
+    log_q = dist.Normal(fit.params["loc"], 0.8).log_prob(z).sum((1, 2))
+    np.testing.assert_allclose(tree.sample_stats["log_q"].values[0], log_q, rtol=1e-4)

@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 from _stats import assert_same_mean
@@ -75,3 +76,37 @@ def test_noise_free_rollouts_are_deterministic(key):
         pv_rnn.rollout(network, None, network.initial_state(), 5)[1] for _ in itertools.repeat(0, 2)
     ]
     np.testing.assert_array_equal(*paths)
+
+
+def test_laws_of_the_latents_and_their_figure(key):
+    """Vectors of zero at the first step are the unit prior; the divergence is that of the two laws."""
+    network = Network([Layer(4, 2, 2.0), Layer(3, 1, 4.0)], Gaussian(1, 0.3), key=key)
+    vectors = tuple(
+        a.at[:, 0].set(0.0)
+        for a in pv_rnn.adaptive_vectors(network, 2, 5, scale=0.5, key=jax.random.key(1))
+    )
+    found = pv_rnn.latents(network, key, vectors)
+    for l, num_latents in enumerate((2, 1)):
+        assert found.kl[l].shape == (2, 5, num_latents)
+        np.testing.assert_array_equal(found.kl[l][:, 0], 0)
+        p, q = (dist.Normal(m[l], s[l]) for m, s in ((found[0], found[1]), (found[2], found[3])))
+        np.testing.assert_allclose(found.kl[l], dist.kl_divergence(q, p), rtol=1e-5, atol=1e-6)
+    figure = pv_rnn.plot_latents(found, row=1)
+    assert len(figure.axes) == 4
+
+
+def test_regeneration_is_reconstruction_where_all_steps_are_given(key):
+    """No step given: the law of free generation; all given: that of the guide. Means over 20,000 rows."""
+    network = Network([Layer(4, 1, 2.0)], Gaussian(1, 0.3), key=key)
+    row = pv_rnn.adaptive_vectors(network, 1, 3, scale=1.0, key=jax.random.key(1))
+    vectors = tuple(jnp.broadcast_to(a, (20_000, *a.shape[1:])) for a in row)
+    free = pv_rnn.generate(network, jax.random.key(2), 3, num_rows=20_000)
+    assert_same_mean(pv_rnn.regenerate(network, jax.random.key(3), vectors, 0), free)
+    model, guide = pv_rnn.programs(network, num_sequences=1, num_steps=3)
+    params = model.init(key, None, jnp.arange(1))
+    params["adaptive"] = row
+    index = jnp.zeros(20_000, int)
+    states = guide.bind(params).simulate(key, jnp.zeros((20_000, 3, 1)), index).retval
+    own = jnp.swapaxes(network.emit(states), 0, 1)
+    again = pv_rnn.regenerate(network, jax.random.key(4), vectors, 3)
+    assert_same_mean(again, own)
