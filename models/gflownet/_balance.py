@@ -118,7 +118,7 @@ class Balance:
             return self.loss(process._replace(log_pf=log_pf, log_pb=log_pb, log_flow=log_flow))
 
         value, cotangents = jax.value_and_grad(loss)(batch.numbers)
-        return value, self._pull_back(params, batch, process, cotangents)
+        return value, self._pull_back(params, batch, cotangents)
 
     def value(self, params: Any, key: Array, *args: Any) -> Array:
         """Loss at fresh trajectories."""
@@ -193,16 +193,17 @@ class Balance:
         last = jnp.minimum(first + self.num_consecutive, process.length)
         return process._replace(first=first, last=last)
 
-    def _pull_back(self, params: Any, batch: Batch, process: Process, cotangents: Numbers) -> Any:
+    def _pull_back(self, params: Any, batch: Batch, cotangents: Numbers) -> Any:
         """Sum over rows of cotangent times derivative."""
         net, num_positions = self.net, self.net.env.length + 1
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         times = jnp.broadcast_to(jnp.arange(num_positions), batch.positions.is_done.shape)
         rows = jax.tree.map(flat, (batch.positions, times, *neighbours(batch.actions)))
         cotangents = jax.tree.map(flat, cotangents)
-        # What a loss may read, and what is learned of it: at the end at most P_B.
-        is_row = (process.first[:, None] <= times) & (times <= process.last[:, None])
-        is_row = flat(is_row) & ~rows[0].is_done
+        # Complete objects have nothing to learn but P_B; a loss of parts leaves most rows out.
+        is_row = ~rows[0].is_done
+        if self.num_consecutive is not None:
+            is_row &= jnp.stack([c != 0 for c in cotangents]).any(0)
         if net.backward_policy == "uniform" and net.flow != "edges":
             is_row &= rows[1] < net.env.length
 
@@ -255,7 +256,7 @@ def balance(
 
     Args:
         net: the GFlowNet.
-        loss: `trajectory_balance()`, `detailed_balance()`, ..., or a `Loss` of your own.
+        loss: the loss, `trajectory_balance()`, `detailed_balance()`, ..., or a `Loss` of your own.
         batch_size: fresh trajectories in a step.
         epsilon: probability that an action is drawn uniformly; or a schedule, a function of the step's number.
         temperature: fresh trajectories follow P_F^(1 / temperature); or a schedule.
@@ -268,9 +269,11 @@ def balance(
         ValueError: a loss that reads flows which the net does not learn, or whole trajectories where only parts are seen; sizes
             that are impossible.
 
-    Validity: the loss is that of the trajectories drawn, and zero if and only if p(x) is proportional to R(x) on what the
-    sampling law reaches: keep epsilon < 1 or let P_F explore. The gradient does not pass through the sampling law. On policy,
-    trajectory balance has half the gradient in P_F that the reverse KL has... see `trajectory_balance`.
+    Validity: value and gradient are those of the loss at the trajectories drawn; the gradient does not pass through the law that
+    draws them, and no importance weights are needed: the loss is zero if and only if the process is constant along every
+    trajectory that is drawn with positive probability, and then p_T = R / Z if all are. On policy the gradient of trajectory
+    balance and of log-variance in P_F is twice that of KL(P_F || R P_B / Z), whatever log Z; of `shape="linex"` at the true
+    log Z, that of the opposite KL. Trajectories from a memory (`replay`) come from policies of the past.
 
     Example:
         >>> import jax, optax

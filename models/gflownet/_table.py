@@ -23,9 +23,9 @@ class Table:
     Attributes:
         env: the environment.
         states: the states, stacked, [states, ...].
-        parents: [edges], and `actions`, `children`: the edges, without stop edges.
-        actions: see `parents`.
-        children: see `parents`.
+        parents: where each edge begins, [edges]; stop edges are left out.
+        actions: its action, [edges].
+        children: where it ends, [edges].
         levels: length of the longest path to a state, [states].
         objects: numbers of the states that are complete objects, [objects].
         log_reward: log R of the objects, [objects], nats.

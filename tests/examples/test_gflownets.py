@@ -26,7 +26,7 @@ def run(script, out, *options):
 
 @pytest.mark.slow  # compiles four losses on two problems
 def test_sets_prints_every_loss_and_draws(tmp_path):
-    text = run("sets.py", tmp_path, "--sizes", "small")
+    text = run("sets.py", tmp_path, "--sizes", "twelve", "small")
     for name in ("FL-DB", "DB", "SubTB", "TB", "FL-DB, 2 steps of each"):
         assert f"  {name} " in text
     assert (tmp_path / "sets.png").stat().st_size > 1_000
