@@ -21,10 +21,13 @@ logarithm is `num_replicates=J` instead.
 | supMIWAE | yes | | N(0, I) | > 1 | Ipsen et al. 2022 |
 | supnotMIWAE | yes | yes | Gaussian process | > 1 | Kim et al. 2023, arXiv:2308.06738 |
 
-`obs_dropout` is the training transformation of the last; `impute` draws from a trained member.
+`obs_dropout` is the training transformation of the last; `impute` draws from a trained member, and with `data.until(t)` it does
+so as an observer at step t. `benchmark` holds the protocol that compares them with light peers.
 """
 
 from . import scores as scores
+from ._arviz import to_arviz as to_arviz
+from ._datasets import load as load
 from ._dropout import obs_dropout as obs_dropout
 from ._gp import (
     cauchy_kernel as cauchy_kernel,
@@ -48,9 +51,7 @@ from ._networks import (
     missingness as missingness,
 )
 from ._programs import (
-    FAMILY as FAMILY,
     Imputer as Imputer,
-    Switches as Switches,
     programs as programs,
 )
 from ._series import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -160,8 +160,8 @@ def impute(
         ValueError: K, J or the batch size is not positive, or `average` is unknown.
 
     Validity:
-        Consistent as K grows (with "inner", as K J grows at fixed J > 0 only up to the error of K draws of z); the bias is of
-        order 1 / ESS.
+        Consistent as K grows, with a bias of order 1 / ESS; a larger J alone leaves the error of K draws of z. Only as good as
+        the model is: bands cover if p(x | z) and p(s | x) do.
     """
     sizes = (num_particles, num_imputations, batch_size)
     if min(sizes) < 1 or average not in ("outer", "inner"):
@@ -170,28 +170,7 @@ def impute(
             f"'inner', got {average!r}."
         )
     data = data._replace(labels=None)
-    has_mechanism: list[bool] = []
-
-    def particle(key: Any, data: Series) -> Any:
-        guide_key, model_key = jax.random.split(key)
-        q = guide.simulate(guide_key, data)
-
-        def imputation(key: Any) -> Any:
-            p, _ = model.generate(key, q.choices, data)
-            has_mechanism[:] = ["s" in p.sites]
-            own = {n: lp for n, lp in p.log_probs.items() if not p.sites[n].is_imputed}
-            log_p = log_density_of(dataclasses.replace(p, log_probs=own), "rows")
-            found = p.deterministic
-            return found["x"], log_p, found.get("logits"), found["x_loc"]
-
-        x, log_p, logits, loc = jax.vmap(imputation)(jax.random.split(model_key, num_imputations))
-        return x, loc[0], log_p - log_density_of(q, "rows"), logits
-
-    @jax.jit
-    def run(key: Any, data: Series) -> Any:
-        keys = jax.random.split(key, num_particles)
-        return jax.vmap(lambda k: particle(k, data))(keys)
-
+    run = jax.jit(lambda key, data: draws(model, guide, data, key, num_particles, num_imputations))
     size = len(np.asarray(data.valid))
     width = min(batch_size, size)
     parts = []
@@ -199,23 +178,70 @@ def impute(
         first = min(start, size - width)  # the last part overlaps the one before: one shape
         part = run(jax.random.fold_in(key, number), data.rows(slice(first, first + width)))
         fresh = slice(start - first, None)
-        x, loc, log_weights, logits = jax.tree.map(np.asarray, part)
         parts.append(
-            (
-                x[:, :, fresh], loc[:, fresh], log_weights[:, :, fresh],
-                None if logits is None else logits[:, :, fresh],
-            )
-        )  # fmt: skip
-    x, loc, log_weights, logits = zip(*parts, strict=True)
-    return Imputation(
-        np.asarray(data.observed),
-        np.concatenate(x, 2),
-        np.concatenate(loc, 1),
-        np.concatenate(log_weights, 2),
-        None if logits[0] is None else np.concatenate(logits, 2),
-        average,
-        not has_mechanism[0],
-    )
+            [
+                None if array is None else np.asarray(array)[(slice(None),) * axis + (fresh,)]
+                for array, axis in zip(part, Draws.series_axis, strict=True)
+            ]
+        )
+    joined = [
+        None if arrays[0] is None else np.concatenate(arrays, axis)
+        for arrays, axis in zip(zip(*parts, strict=True), Draws.series_axis, strict=True)
+    ]
+    found = Draws(*joined)
+    return Imputation(np.asarray(data.observed), *found, average, _is_collapsed(model, data))
+
+
+class Draws(NamedTuple):
+    """What `draws` returns: the first attributes of `Imputation`."""
+
+    x: Any
+    x_loc: Any
+    log_weights: Any
+    logits: Any
+
+    series_axis = (2, 1, 2, 2)  # of each
+
+
+def draws(
+    model: ppl.Program,
+    guide: ppl.Program,
+    data: Series,
+    key: Any,
+    num_particles: int,
+    num_imputations: int,
+) -> Draws:
+    """Draws and log-weights of one batch of series without labels; traceable."""
+
+    def particle(key: Any) -> Draws:
+        guide_key, model_key = jax.random.split(key)
+        q = guide.simulate(guide_key, data)
+
+        def imputation(key: Any) -> Draws:
+            p, _ = model.generate(key, q.choices, data)
+            own = {n: lp for n, lp in p.log_probs.items() if not p.sites[n].is_imputed}
+            log_p = log_density_of(dataclasses.replace(p, log_probs=own), "rows")
+            found = p.deterministic
+            return Draws(found["x"], found["x_loc"], log_p, found.get("logits"))
+
+        found = jax.vmap(imputation)(jax.random.split(model_key, num_imputations))
+        log_weights = found.log_weights - log_density_of(q, "rows")
+        return found._replace(x_loc=found.x_loc[0], log_weights=log_weights)
+
+    return jax.vmap(particle)(jax.random.split(key, num_particles))
+
+
+def _is_collapsed(model: ppl.Program, data: Series) -> bool:
+    """Whether nothing that is observed lies downstream of the missing cells: "x_observed" is all there is."""
+    kinds: dict[str, str] = {}
+
+    def run(key: Any) -> Any:
+        trace = model.simulate(key, data)
+        kinds.update({name: info.kind for name, info in trace.sites.items()})
+        return trace.log_density
+
+    jax.eval_shape(run, jax.random.key(0))
+    return not any(k in ("observed", "factor") and n != "x_observed" for n, k in kinds.items())
 
 
 def _entropy(probs: np.ndarray) -> np.ndarray:

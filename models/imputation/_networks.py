@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-Kind = Literal["gru", "transformer", "conv"]
+Kind = Literal["gru", "transformer", "conv", "linear"]
 
 NUM_TIME_FEATURES = 8
 
@@ -148,15 +148,35 @@ class Convolution(eqx.Module):
         return jnp.where(valid[:, None], x, 0)
 
 
+class Pointwise(eqx.Module):
+    """A linear map of each step by itself; a decoder of this kind under a GP prior makes Gaussian process factor analysis.
+
+    Reference: Yu et al. 2009 (GPFA).
+    """
+
+    map: eqx.nn.Linear
+
+    def __init__(self, num_features: int, num_hidden: int, *, is_causal: bool, key: Array) -> None:
+        self.map = eqx.nn.Linear(num_features, num_hidden, key=key)
+
+    def __call__(
+        self, features: Float[Array, "T F"], valid: Bool[Array, " T"]
+    ) -> Float[Array, "T H"]:
+        """Features of every step."""
+        return jnp.where(valid[:, None], jax.vmap(self.map)(features), 0)
+
+
 def backbone(
     kind: Kind, num_features: int, num_hidden: int, *, is_causal: bool = False, key: Array
 ) -> Backbone:
-    """A freshly initialised backbone: "gru", "transformer" (one block, two heads) or "conv" (width 3).
+    """A freshly initialised backbone.
+
+    "gru", "transformer" (one block, two heads), "conv" (width 3) or "linear" (each step by itself).
 
     Raises:
         ValueError: unknown kind.
     """
-    kinds = {"gru": Recurrent, "transformer": Transformer, "conv": Convolution}
+    kinds = {"gru": Recurrent, "transformer": Transformer, "conv": Convolution, "linear": Pointwise}
     if kind not in kinds:
         raise ValueError(f"No backbone of kind {kind!r}; choose from {sorted(kinds)}.")
     return kinds[kind](num_features, num_hidden, is_causal=is_causal, key=key)

@@ -31,32 +31,6 @@ class Imputer(NamedTuple):
     guide: ppl.Program
 
 
-class Switches(NamedTuple):
-    """What tells a member of the family from the others; see `family`.
-
-    Attributes:
-        has_labels: p(y | x) is part of the model.
-        has_missingness: p(s | x) is part of the model.
-        prior: of the latent path.
-        is_weighted: trained with K > 1 importance weights; else K = 1.
-    """
-
-    has_labels: bool
-    has_missingness: bool
-    prior: Literal["normal", "gp"]
-    is_weighted: bool
-
-
-FAMILY = {
-    "hi_vae": Switches(False, False, "normal", False),
-    "gp_vae": Switches(False, False, "gp", False),
-    "miwae": Switches(False, False, "normal", True),
-    "not_miwae": Switches(False, True, "normal", True),
-    "supmiwae": Switches(True, False, "normal", True),
-    "supnotmiwae": Switches(True, True, "gp", True),
-}
-
-
 def programs(
     num_channels: int,
     *,
@@ -85,8 +59,8 @@ def programs(
         num_channels: D.
         num_classes: C, switches p(y | x) on; None for models without labels.
         missingness: the mechanism of p(s | x), see `imputation.missingness`; None for models of data missing at random.
-        prior: "normal", N(0, I) at each step, or "gp", a path from `cauchy_kernel` on each series' own steps.
-        length_scale: of the kernel, in steps (not in the unit of the times).
+        prior: "normal", N(0, I) at each step, or "gp", a path from `cauchy_kernel` at each series' own times.
+        length_scale: of the kernel, in the unit of the times (steps, where none are given).
         observation: p(x | z) of a cell, Normal or Student-t (degrees of freedom learned per channel, above 3).
         num_latents: d.
         num_hidden: H of every backbone.
@@ -96,7 +70,8 @@ def programs(
         classifier: backbone of p(y | x).
         has_decay: the classifier sees missing cells through `Decay`.
         sees_mask: the classifier sees the mask, p(y | x, s).
-        is_causal: encoder and decoder see no later step, so that the first steps of a series do not depend on the rest.
+        is_causal: encoder, guide and decoder see no later step, so that draws of the first steps do not depend on the rest. The
+            guide is then diagonal in the white noise z, whose first t numbers make the first t steps of the path.
         min_scale: least standard deviation of a cell in p(x | z), in the unit of the values.
         key: PRNG key of the initial values.
 
@@ -134,12 +109,9 @@ def programs(
         has_decay=has_decay, sees_mask=sees_mask, key=keys[3],
     )  # fmt: skip
 
-    def mixing(valid: Array) -> Array:
+    def mixing(times: Array, valid: Array) -> Array:
         """L of each series: [series, time, time]."""
-        if prior == "normal":
-            return jnp.broadcast_to(jnp.eye(valid.shape[1]), (*valid.shape, valid.shape[1]))
-        steps = jnp.arange(valid.shape[1], dtype=float)
-        return own_cholesky(cauchy_kernel(steps, length_scale=length_scale), valid)
+        return own_cholesky(cauchy_kernel(times, length_scale=length_scale), valid)
 
     @ppl.model
     def model(data: Series) -> None:
@@ -151,7 +123,9 @@ def programs(
         with ppl.plate("rows", len(valid)):
             white = dist.Normal(0, 1).expand([len(valid), num_latents, valid.shape[1]])
             z = ppl.sample("z", white.to_event(2))
-            path = jnp.einsum("nts,nds->ntd", mixing(valid), z) if prior == "gp" else z.mT
+            path = (
+                z.mT if prior == "normal" else jnp.einsum("nts,nds->ntd", mixing(times, valid), z)
+            )
             loc, scale = jax.vmap(network)(path, times, valid)
             ppl.deterministic("x_loc", loc)
             if observation == "normal":
@@ -177,15 +151,16 @@ def programs(
     @ppl.model
     def guide(data: Series) -> None:
         valid, cells = jnp.asarray(data.valid), jnp.asarray(data.observed)
+        times = jnp.asarray(data.times)
         network = ppl.module("encoder", encoder_0)
         with ppl.plate("rows", len(valid)):
             values = jnp.where(cells, data.values, 0)
             features = jnp.concatenate([values, cells.astype(values.dtype)], -1)
-            pseudo, scale = jax.vmap(network)(features, jnp.asarray(data.times), valid)
+            pseudo, scale = jax.vmap(network)(features, times, valid)
             # Steps that do not exist keep the prior.
             precision = jnp.where(valid[:, None], scale.mT**-2, 0)
-            if prior == "gp":
-                law = dist.Independent(smoothed(mixing(valid), pseudo.mT, precision), 1)
+            if prior == "gp" and not is_causal:
+                law = dist.Independent(smoothed(mixing(times, valid), pseudo.mT, precision), 1)
             else:
                 loc, scale = pseudo.mT * precision / (1 + precision), (1 + precision) ** -0.5
                 law = dist.Independent(dist.Normal(loc, scale), 2)

@@ -32,6 +32,17 @@ class Series(NamedTuple):
             self.values[index], self.observed[index], self.times[index], self.valid[index], labels
         )
 
+    def until(self, num_steps: int) -> Series:
+        """What is known after the first `num_steps` steps, in arrays of the same shape: later steps do not exist.
+
+        Weights and predictions from it are those of an observer at that time; nothing of the future enters them.
+        """
+        early = np.arange(np.shape(self.valid)[1]) < num_steps
+        valid = np.asarray(self.valid) & early
+        return self.hidden(np.broadcast_to(valid[..., None], np.shape(self.values)))._replace(
+            valid=valid
+        )
+
     def hidden(self, seen: Any) -> Series:
         """The same series with only those observed cells left that are true in `seen` [N, T, D]; the others become zero."""
         observed = np.asarray(self.observed) & np.asarray(seen, bool)

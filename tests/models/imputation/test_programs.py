@@ -153,22 +153,23 @@ def test_a_mask_that_does_not_depend_on_x_changes_no_gradient(key):
     jax.tree.map(lambda a, b: close(a, b, rtol=1e-3, atol=1e-4), rest, dict(grads))
 
 
-def test_members_of_the_family_have_their_sites():
-    for name, switch in imputation.FAMILY.items():
-        imputer = make(
-            num_classes=C if switch.has_labels else None,
-            missingness="linear" if switch.has_missingness else None,
-            prior=switch.prior,
-        )
-        sites = set(
-            jax.eval_shape(
-                lambda k, m=imputer.model: m.simulate(k, DATA).log_probs, jax.random.key(0)
-            )
-        )
-        optional = ({"y"} if switch.has_labels else set()) | (
-            {"s"} if switch.has_missingness else set()
-        )
-        assert sites == {"z", "x_observed", "x_unobserved"} | optional, name
+MEMBERS = {  # classes, missingness, prior
+    "HI-VAE, MIWAE": (None, None, "normal"),
+    "GP-VAE": (None, None, "gp"),
+    "not-MIWAE": (None, "linear", "normal"),
+    "supMIWAE": (C, None, "normal"),
+    "supnotMIWAE": (C, "network", "gp"),
+}
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_members_of_the_family_have_their_sites(member):
+    num_classes, missingness, prior = MEMBERS[member]
+    model, _ = make(num_classes=num_classes, missingness=missingness, prior=prior)
+    sites = jax.eval_shape(lambda k: model.simulate(k, DATA).log_probs, jax.random.key(0))
+    optional = {"y"} if num_classes else set()
+    optional |= {"s"} if missingness else set()
+    assert set(sites) == {"z", "x_observed", "x_unobserved"} | optional
 
 
 def test_student_t_observations(key):
@@ -187,9 +188,27 @@ def test_a_causal_program_does_not_look_ahead():
         scored(model, z=z).deterministic["x_loc"][:, :2],
         scored(model).deterministic["x_loc"][:, :2],
     )
-    _, other = make(is_causal=True, encoder="transformer", decoder="conv", prior="normal")
-    draw = jax.jit(lambda d: other.simulate(jax.random.key(0), d).choices["z"])
+    draw = jax.jit(lambda d: guide.simulate(jax.random.key(0), d).choices["z"])
     close(draw(later)[..., :2], draw(DATA)[..., :2])
+
+
+def test_an_early_observer_knows_nothing_of_later_steps():
+    """The series until a step is the series of that length: weights there are filtering weights."""
+    model, guide = make()
+    later = DATA._replace(
+        values=DATA.values + np.where(np.arange(T) > 1, 1.0, 0.0)[:, None].astype(np.float32)
+    )
+    early, cut = later.until(2), imputation.series(VALUES[:, :2], labels=DATA.labels)
+    np.testing.assert_array_equal(early.valid.sum(1), 2)
+    whole, short = scored(model, early), scored(model, cut, Z[..., :2], DRAWN[:, :2])
+    for site in ("x_observed", "s", "y"):
+        close(whole.log_probs[site], short.log_probs[site])
+    score = jax.jit(lambda z, d: guide.trace({"z": z}, d).log_probs["z"])
+    close(
+        whole.log_probs["z"] - score(Z, early),
+        short.log_probs["z"] - score(Z[..., :2], cut),
+        atol=1e-4,
+    )
 
 
 # ObsDropout.
@@ -315,6 +334,7 @@ def test_weighted_quantiles_and_crps_against_sums():
     np.testing.assert_allclose(found.quantiles([0.1, 0.5, 0.9])[(slice(None), *cell)], expected)
 
 
+@pytest.mark.slow  # compiles a bound and its draws
 def test_the_bound_is_the_log_mean_of_whole_weights(key):
     """K = 2, J = 2, by brute force from the draws of `impute`, whose mean over runs must be the bound's."""
     model, guide = make()

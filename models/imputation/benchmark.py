@@ -1,0 +1,317 @@
+"""Protocol: hide cells of complete labelled series, impute and classify, score both.
+
+A *problem* is a data set, a mechanism, a rate and a seed. Cells are hidden on the scale of the complete training set (that is
+how the mechanisms are defined); everything that learns sees observed cells only, in units of *their* mean and standard
+deviation. Errors of cells are given in standard deviations of the complete training set, so that they compare across methods and
+mechanisms. A fifth of the training set, by class, is held out for validation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from ... import inference, ppl
+from . import _peers, scores
+from ._datasets import load
+from ._dropout import obs_dropout
+from ._impute import Imputation, draws, impute
+from ._masks import MECHANISMS
+from ._programs import Imputer, programs
+from ._series import Series, Standard, standardise
+
+
+class Problem(NamedTuple):
+    """See the module's text.
+
+    Attributes:
+        train: series with hidden cells, in units of the observed training cells; labels included.
+        valid: held-out training series.
+        test: test series.
+        truth: complete test values in units of the complete training set, [N, T, D].
+        hidden: hidden cells of the test series, boolean.
+        units: from the units of the learners to those of `truth`.
+        num_classes: number of classes.
+    """
+
+    train: Series
+    valid: Series
+    test: Series
+    truth: np.ndarray
+    hidden: np.ndarray
+    units: Standard
+    num_classes: int
+
+    def point_scores(self, point: Any) -> dict[str, float]:
+        """Errors "mae" and "rmse" of test values in the learners' units."""
+        return scores.cells(self.truth, self.hidden, self.units.undo(point))
+
+    def scores(self, found: Imputation) -> dict[str, float]:
+        """All scores of an imputation of the test series: of classes, of cells with 90% bands, ESS per draw."""
+        low, high = (self.units.undo(q) for q in found.quantiles([0.05, 0.95]))
+        crps = found.crps(self.test_truth) * self.units.scale
+        cells = scores.cells(
+            self.truth, self.hidden, self.units.undo(found.mean), crps=crps, low=low, high=high
+        )
+        ess = float(
+            found.ess.mean()
+            / (found.weights[..., 0].size if found.average == "inner" else len(found.x))
+        )
+        classes = (
+            {}
+            if found.logits is None
+            else scores.classification(found.probs, np.asarray(self.test.labels))
+        )
+        return {**classes, **cells, "ess": ess}
+
+    @property
+    def test_truth(self) -> np.ndarray:
+        """Complete test values in the learners' units."""
+        return (self.truth - self.units.mean) / self.units.scale
+
+
+def problem(
+    name: str, mechanism: str, rate: float, seed: int, *, valid_share: float = 0.2
+) -> Problem:
+    """The problem (data set, mechanism, rate, seed).
+
+    Args:
+        name: data set, see `imputation.load`.
+        mechanism: "mcar", "mar", "mnar" or "blocks", or "none".
+        rate: share of the cells that the mechanism may hide.
+        seed: of masks and split; train and test masks have streams of their own.
+        valid_share: share of the training series held out.
+
+    Raises:
+        ValueError: unknown data set or mechanism.
+    """
+    if mechanism not in (*MECHANISMS, "none"):
+        raise ValueError(
+            f"problem: no mechanism {mechanism!r}; choose from {[*MECHANISMS, 'none']}."
+        )
+    train, test = load(name)
+    whole = standardise(train)
+    streams = [np.random.default_rng([seed, stream]) for stream in range(3)]
+    complete, parts = [], []
+    for data, rng in zip((train, test), streams, strict=False):
+        data = whole.apply(data)
+        complete.append(data)
+        seen = np.ones(data.observed.shape, bool)
+        if mechanism != "none":
+            seen = MECHANISMS[mechanism](np.asarray(data.values), rate, rng)
+        parts.append(data.hidden(seen))
+    units = standardise(parts[0])
+    own = [units.apply(part) for part in parts]
+    held = _held_out(np.asarray(train.labels), valid_share, streams[2])
+    truth, observed = np.asarray(complete[1].values), np.asarray(own[1].observed)
+    return Problem(
+        train=own[0].rows(~held),
+        valid=own[0].rows(held),
+        test=own[1],
+        truth=truth,
+        hidden=np.asarray(complete[1].observed) & ~observed,
+        units=units,
+        num_classes=int(np.asarray(train.labels).max()) + 1,
+    )
+
+
+def peers(
+    task: Problem,
+    *,
+    fillers: Sequence[str] = ("zero", "locf", "interp", "knn", "mice"),
+    has_minirocket: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Scores of the light peers by name.
+
+    Each filler with a linear classifier, and "interp+mask" (linear on both), "forest" (on both), "mask" (linear on the mask
+    alone), "minirocket" (on "interp"). They learn from training and validation series together.
+    """
+    train = _joined(task.train, task.valid)
+    labels, test_labels = np.asarray(train.labels), np.asarray(task.test.labels)
+    masks = [np.asarray(d.observed, float) for d in (train, task.test)]
+    found: dict[str, dict[str, float]] = {}
+    filled: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def add(
+        name: str, classify: Callable[..., np.ndarray], inputs: Sequence[np.ndarray], point: Any
+    ) -> None:
+        start = time.perf_counter()
+        probs = classify(inputs[0], labels, inputs[1])
+        cells = {} if point is None else task.point_scores(point)
+        found[name] = {
+            **scores.classification(probs, test_labels), **cells, "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+
+    for name in fillers:
+        start = time.perf_counter()
+        filled[name] = _peers.FILLERS[name](train, task.test)
+        seconds = time.perf_counter() - start
+        add(name, _peers.linear_probs, filled[name], filled[name][1])
+        found[name]["seconds"] += seconds
+    inter = filled.get("interp") or _peers.by_interpolation(train, task.test)
+    both = [np.concatenate(pair, -1) for pair in zip(inter, masks, strict=True)]
+    add("interp+mask", _peers.linear_probs, both, None)
+    add("forest", _peers.forest_probs, both, None)
+    add("mask", _peers.linear_probs, masks, None)
+    if has_minirocket:
+        add("minirocket", _peers.minirocket_probs, inter, None)
+    return found
+
+
+class Recipe(NamedTuple):
+    """How a member of the family is trained.
+
+    Attributes:
+        switches: options of `programs` beside the number of channels and classes.
+        dropout: rate of `obs_dropout`.
+        num_particles: K.
+        num_imputations: J.
+        gradient: of `inference.iwelbo`.
+        num_steps: of the optimiser.
+        batch_size: series a step.
+        learning_rate: of Adam, after a linear warm-up over 5% of the steps, with a cosine decay to zero.
+        weight_decay: of the classifier (AdamW).
+        check_every: steps between looks at the validation series; the parameters with the best validation NLL are kept.
+    """
+
+    switches: dict[str, Any] = {}
+    dropout: float = 0.3
+    num_particles: int = 10
+    num_imputations: int = 1
+    gradient: Literal["full", "dreg"] = "full"
+    num_steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
+    check_every: int = 50
+
+
+class Trained(NamedTuple):
+    """A trained member.
+
+    Attributes:
+        model: the model with its parameters, without dropout.
+        guide: the guide with its parameters.
+        history: the bound at every step, nats per series.
+        validation: steps and validation NLL (nats per series) at which the parameters were looked at.
+        seconds: wall time of training, compilation included.
+    """
+
+    model: ppl.Program
+    guide: ppl.Program
+    history: np.ndarray
+    validation: list[tuple[int, float]]
+    seconds: float
+
+
+def train(task: Problem, recipe: Recipe, key: Any, *, progress: bool = False) -> Trained:
+    """Train a member of the family on a problem, with a classifier.
+
+    The parameters kept are those with the best NLL of the validation labels, each predicted by the mixture of K draws.
+
+    Args:
+        task: the problem.
+        recipe: how to train.
+        key: PRNG key of initial values, noise and minibatches.
+        progress: show a bar.
+    """
+    start = time.perf_counter()
+    keys = jax.random.split(key, 3)
+    imputer = programs(
+        task.truth.shape[-1], num_classes=task.num_classes, key=keys[0], **recipe.switches
+    )
+    bound = inference.iwelbo(
+        obs_dropout(imputer.model, recipe.dropout), imputer.guide, num_particles=recipe.num_particles,
+        num_imputations=recipe.num_imputations, per="rows", gradient=recipe.gradient,
+    )  # fmt: skip
+    best = _Best(_validation_nll(imputer, task.valid, recipe.num_particles), keys[1])
+    steps = recipe.num_steps
+    schedule = optax.warmup_cosine_decay_schedule(
+        0, recipe.learning_rate, max(1, steps // 20), steps
+    )
+    optimizer = {
+        "classifier": optax.adamw(schedule, weight_decay=recipe.weight_decay),
+        "[!c]*": optax.chain(optax.clip_by_global_norm(1e3), optax.adam(schedule)),
+    }
+    size = len(task.train.values)
+    fit = inference.fit(
+        bound, optimizer, (task.train,), num_steps=steps, key=keys[2], progress=progress,
+        subsample={"rows": min(recipe.batch_size, size)}, callbacks=[best], callback_every=recipe.check_every,
+    )  # fmt: skip
+    return Trained(
+        imputer.model.bind(best.params),
+        imputer.guide.bind(best.params),
+        np.asarray(fit.history["value"]) / size,
+        best.seen,
+        time.perf_counter() - start,
+    )
+
+
+def evaluate(
+    task: Problem, trained: Trained, key: Any, *, num_particles: int = 20, num_imputations: int = 5
+) -> tuple[dict[str, float], Imputation]:
+    """Scores on the test series, and the imputation that they come from."""
+    start = time.perf_counter()
+    found = impute(
+        trained.model,
+        trained.guide,
+        task.test,
+        key,
+        num_particles=num_particles,
+        num_imputations=num_imputations,
+    )
+    seconds = trained.seconds + time.perf_counter() - start
+    return {**task.scores(found), "seconds": seconds}, found
+
+
+class _Best:
+    """A callback of `fit` that keeps the parameters with the least validation loss."""
+
+    def __init__(self, loss: Callable[[Any, Any], Array], key: Any) -> None:
+        self.loss, self.key = loss, key
+        self.seen: list[tuple[int, float]] = []
+        self.params: Any = None
+
+    def __call__(self, info: inference.FitInfo) -> None:
+        value = float(self.loss(info.params, self.key))
+        if self.params is None or value < min(v for _, v in self.seen):
+            self.params = jax.tree.map(jnp.copy, info.params)
+        self.seen.append((info.step, value))
+
+
+def _validation_nll(
+    imputer: Imputer, data: Series, num_particles: int
+) -> Callable[[Any, Any], Array]:
+    labels = jnp.asarray(data.labels)
+    unlabelled = data._replace(labels=None)
+
+    @jax.jit
+    def loss(params: Any, key: Any) -> Array:
+        model, guide = imputer.model.bind(params), imputer.guide.bind(params)
+        found = draws(model, guide, unlabelled, key, num_particles, 1)
+        weights = jax.nn.log_softmax(found.log_weights[:, 0], 0)
+        log_y = jax.nn.log_softmax(found.logits[:, 0])
+        return -jax.nn.logsumexp(weights + log_y[:, jnp.arange(len(labels)), labels], 0).mean()
+
+    return loss
+
+
+def _held_out(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A mask that chooses round(share n) of each class, and at least one."""
+    held = np.zeros(len(labels), bool)
+    for c in np.unique(labels):
+        members = np.flatnonzero(labels == c)
+        held[rng.permutation(members)[: max(1, round(share * len(members)))]] = True
+    return held
+
+
+def _joined(a: Series, b: Series) -> Series:
+    parts: list[Any] = [np.concatenate(pair) for pair in zip(a, b, strict=True)]  # pyright: ignore
+    return Series(*parts)

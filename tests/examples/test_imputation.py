@@ -1,0 +1,48 @@
+"""The imputation example at smoke size."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow  # compiles two training steps in a Python of its own
+def test_imputation(tmp_path):
+    script = ROOT / "examples" / "imputation.py"
+    options = [
+        "--smoke",
+        "--data",
+        "ItalyPowerDemand",
+        "--mechanism",
+        "mnar",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", script, *options],
+        env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report.txt").read_text().strip() in done.stdout
+    rows = json.loads((tmp_path / "metrics.json").read_text())
+    for name in ("with ObsDropout", "without ObsDropout"):
+        # Sixty steps of a tiny network: above chance, imputing better than the mean does.
+        assert rows[name]["accuracy"] > 0.55 and rows[name]["mae"] < rows["zero"]["mae"]
+        assert 0.5 < rows[name]["coverage"] <= 1
+    assert rows["mask"]["accuracy"] < rows["interp"]["accuracy"]
+    import xarray
+    from matplotlib.image import imread
+
+    with xarray.open_datatree(tmp_path / "imputed.nc") as tree:
+        assert tree["posterior_predictive"]["x"].sizes["series"] == 1029
+        np.testing.assert_allclose(
+            tree["posterior_predictive"]["class_probs"].sum("class"), 1.0, rtol=1e-5
+        )
+    for figure in ("series", "training"):
+        assert imread(tmp_path / f"{figure}.png")[..., :3].std() > 0.01
