@@ -5,9 +5,9 @@ energy both are fitted at once (`energy`). With D variables, x_S the first d - 1
 
     rho = l(x_S, x_i) - l(x_S) - c(i, x_i | x_S)
 
-is the consistency residual, and D E[rho^2] over random orders and steps the price of inconsistency that l and c pay. With
-F(x_S) = Z exp(l) / binomial(D, |S|) as state flow, exp(c) / (D - |S|) as forward and 1 / (|S| + 1) as backward policy -rho is the
-residual of a generative flow network's detailed balance.
+is the consistency residual, and D E[rho^2] over random orders and steps the price that l and c pay for disagreeing. It is the
+detailed balance of a generative flow network with state flow Z exp(l) / binomial(D, |S|), forward policy exp(c) / (D - |S|) and
+backward policy 1 / |S|.
 
 Reference: Liu, Ramadge and Adams 2024, arXiv:2310.12920; Hoogeboom et al. 2022, arXiv:2110.02037 (order-agnostic bound);
 Richter et al. 2020, arXiv:2010.10436 (log-variance).
@@ -21,10 +21,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ... import ppl
 from ...inference import Objective, objective as as_objective
+from ...ppl._compat import is_concrete
 from . import _chain
 from ._networks import Networks, Pair
 from ._orders import random_orders
@@ -61,7 +63,7 @@ def any_order(networks: Pair) -> Objective:
     @ppl.model
     def model(x: Any) -> None:
         declared = networks.declared("conditional")
-        tokens = _tokens("any_order", networks, x)
+        tokens, unknown = _tokens("any_order", networks, x)
         num_rows, size = tokens.shape
         order_key, step_key = jax.random.split(ppl.rng_key("order"))
         order = random_orders(order_key, jnp.zeros(tokens.shape, bool))
@@ -74,7 +76,7 @@ def any_order(networks: Pair) -> Objective:
             return size / (size - step) * jnp.where(seen == 0, chosen, 0.0).sum()
 
         with ppl.plate("rows", num_rows):
-            ppl.factor("x", jax.vmap(bound)(tokens, order, step))
+            ppl.factor("x", jax.vmap(bound)(tokens, order, step) + unknown)
 
     return _log_density("max", "any_order")(model)
 
@@ -110,11 +112,11 @@ def distil(
     def model(chains: Any, x: Any) -> None:
         declared = networks.declared("marginal")
         key = ppl.rng_key("order")
-        data = _tokens("distil", networks, x)
+        tokens, unknown = _tokens("distil", networks, x)
         penalty = lambda number, tokens: _penalty(declared, jax.random.fold_in(key, number), tokens)
         with ppl.plate("rows", x.shape[0]):
             if share < 1:
-                ppl.factor("data", (share - 1) * penalty(0, data))
+                ppl.factor("data", (share - 1) * penalty(0, tokens) + unknown)
             if share > 0:
                 ppl.factor("chains", -share * penalty(1, chains))
 
@@ -161,8 +163,9 @@ def energy(
         penalty: weight of the residuals, lambda in the paper.
         block_size: variables redrawn by one move, M.
         refresh_every: steps after which all chains are drawn anew along whole orders, D passes; None for never.
-        explore: share of rows replaced by uniform values in both terms, against lost modes; the spread is then that at the
-            mixture.
+        explore: share of rows replaced, in both terms, by independent values whose frequencies are themselves drawn uniformly
+            (Dirichlet), a different draw for each row: for questions about states that chains seldom meet, and against lost
+            modes. The spread is then that under the mixture.
         log_z: constant of "plain".
         floor: smallest sensible standard deviation, nats; it keeps the step of "std" from becoming noise of unit size at the
             optimum.
@@ -173,26 +176,21 @@ def energy(
     Reference: Liu, Ramadge and Adams 2024, arXiv:2310.12920, section 4.2, equation 9 (penalty 4, 512 chains, 4 variables a move).
     """
     _check_energy(num_chains, spread, explore, log_z)
-    num_uniform = round(explore * num_chains)
+    num_explored = round(explore * num_chains)
 
     @ppl.model
-    def model(chains: Any) -> Array:
+    def model(chains: Any) -> None:
         declared = networks.declared("marginal", "conditional")
-        order_key, value_key = jax.random.split(ppl.rng_key("order"))
-        shape = (num_uniform, networks.num_variables)
-        uniform = jax.random.randint(value_key, shape, 1, networks.num_values + 1)
-        tokens = jnp.concatenate([uniform, chains[num_uniform:]])
+        order_key, explore_key = jax.random.split(ppl.rng_key("order"))
+        explored = _independent_rows(networks, explore_key, num_explored)
+        tokens = jnp.concatenate([explored, chains[num_explored:]])
         level = jax.vmap(declared.log_marginal)(tokens)
         gap = level - jax.vmap(log_target)(tokens - 1)
-        residual = _penalty(declared, order_key, tokens).mean()
-        return _spread(spread, gap, level, log_z, floor) + penalty * residual
-
-    @as_objective(direction="min")
-    def energy(model: ppl.Program, guide: Any, *args: Any) -> Array:
-        return ppl.draw(model, *args).retval
+        ppl.factor("spread", -_spread(spread, gap, level, log_z, floor))
+        ppl.factor("residuals", -penalty * _penalty(declared, order_key, tokens).mean())
 
     chains = Chains(networks.with_params, lambda: num_chains, block_size, refresh_every)
-    return PersistentObjective(energy(model, check_jumps=False), chains)
+    return PersistentObjective(_log_density("min", "energy")(model), chains)
 
 
 def _spread(spread: Spread, gap: Array, level: Array, log_z: float, floor: float) -> Array:
@@ -214,6 +212,14 @@ def _penalty(networks: Networks, key: Array, tokens: Int[Array, "rows variables"
     return tokens.shape[1] * jax.vmap(one)(step, tokens, empty, order) ** 2
 
 
+def _independent_rows(networks: Networks, key: Array, count: int) -> Array:
+    """Tokens of rows of independent values, each row with frequencies of its own from Dirichlet(1, ..., 1)."""
+    frequency_key, value_key = jax.random.split(key)
+    frequency = jax.random.dirichlet(frequency_key, jnp.ones(networks.num_values), (count, 1))
+    shape = (count, networks.num_variables)
+    return 1 + jax.random.categorical(value_key, jnp.log(frequency), shape=shape)
+
+
 def _log_density(direction: Literal["max", "min"], name: str) -> Callable[..., Objective]:
     """Maximise a program's log-density, or minimise its negative."""
     sign = 1.0 if direction == "max" else -1.0
@@ -225,18 +231,27 @@ def _log_density(direction: Literal["max", "min"], name: str) -> Callable[..., O
     return functools.partial(as_objective(fn, direction=direction), check_jumps=False)
 
 
-def _tokens(name: str, networks: Networks, x: Any) -> Array:
-    """Rows of values as tokens.
+def _tokens(name: str, networks: Networks, x: Any) -> tuple[Array, Array]:
+    """Rows of values as tokens; and 0 for each row, NaN where a value is outside of the support.
 
     Raises:
-        ValueError: x has another shape.
+        ValueError: x has another shape, or is known to have such values.
     """
     if jnp.ndim(x) != 2 or jnp.shape(x)[1] != networks.num_variables:
         raise ValueError(
             f"{name}: x has shape {jnp.shape(x)}; it must be [rows, {networks.num_variables}], one column for each variable of "
             "the networks."
         )
-    return jnp.asarray(x).astype(int) + 1
+    xp = np if is_concrete(x) else jnp  # concrete values stay so while a program is traced
+    x = xp.asarray(x)
+    is_known = ((x >= 0) & (x < networks.num_values) & (x == xp.round(x))).all(1)
+    if is_concrete(x) and not is_known.all():
+        raise ValueError(
+            f"{name}: {(~is_known).sum()} of {len(x)} rows have values that are no integers from 0 to "
+            f"{networks.num_values - 1}. Code the values so; rows with missing values cannot be trained on."
+        )
+    # Token 0 would mean marginalised out: a stray -1 must not train as if it did.
+    return jnp.where(is_known[:, None], x, 0).astype(int) + 1, jnp.where(is_known, 0.0, jnp.nan)
 
 
 def _check_energy(num_chains: int, spread: str, explore: float, log_z: float) -> None:

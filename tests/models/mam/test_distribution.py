@@ -334,6 +334,33 @@ class TestInPrograms:
         for got, want in zip(jax.tree.leaves(estimates), jax.tree.leaves(grads), strict=True):
             assert_unbiased(got, want)
 
+    def test_rows_of_a_plate_have_evidence_and_orders_of_their_own(self, odd, key):
+        """The same program as model and guide: the bound is 0 whatever is drawn, and draws keep what is observed."""
+        observed = jnp.asarray(MASKS[[1, 6, 0, 7]])
+        x = jnp.asarray(X[[3, 8, 20, 11]])
+
+        @ppl.model
+        def program(x, observed):
+            with ppl.plate("rows", 4):
+                order = ppl.sample("order", mam.UniformOrder(D))
+                ppl.sample("whole", odd.condition(x, observed).with_order(order))
+
+        bound = inference.elbo(program, program, strategies="reinforce")
+        value = bound.value(bound.init(key, x, observed), key, x, observed)
+        np.testing.assert_allclose(value, 0, atol=1e-4)
+        trace = program.simulate(key, x, observed)
+        assert (jnp.where(observed, trace.choices["whole"], x) == x).all()
+        order = trace.choices["order"]
+        want = odd.condition(x, observed).with_order(order).log_prob(trace.choices["whole"])
+        np.testing.assert_allclose(trace.log_probs["whole"], want, rtol=1e-5)
+
+    def test_numpyro_predicts_with_it(self, odd, key):
+        def model():
+            numpyro.sample("x", mam.MaM(odd.networks, density="amortised"))
+
+        draws = numpyro.infer.Predictive(model, num_samples=5)(key)
+        assert draws["x"].shape == (5, D)
+
     def test_orders_are_uniform(self, seed):
         """36 frequencies; a bias of 0.01 is 5 standard errors or more."""
         law = mam.UniformOrder(3)

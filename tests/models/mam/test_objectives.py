@@ -63,6 +63,17 @@ class TestAnyOrder:
         with pytest.raises(ValueError, match=r"any_order: x has shape \(8, 3\).*\[rows, 5\]"):
             mam.any_order(odd_networks(5, 2)).init(key, X)
 
+    @pytest.mark.parametrize("make", [mam.any_order, mam.distil])
+    def test_values_outside_of_the_support_are_refused(self, make, key):
+        objective, x = make(NETWORKS), np.array([[0, 1, 1], [0, -1, 1], [2, 0, 0], [0, 0.5, 0]])
+        with pytest.raises(
+            ValueError, match="3 of 4 rows have values that are no integers from 0 to 1"
+        ):
+            objective.init(key, x)
+        params = objective.init(key, x[:1])
+        value = jax.jit(lambda x: objective.value(params, key, x))
+        assert np.isfinite(value(x[:1])) and np.isnan(value(x))
+
 
 class TestDistil:
     def test_without_samples_value_and_gradient_are_the_mean_square(self, key):
@@ -164,14 +175,17 @@ class TestEnergy:
         np.testing.assert_allclose(value, 0, atol=1e-9)
         assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) < 1e-4
 
-    def test_uniform_rows_replace_chains(self, key):
+    def test_explored_rows_replace_chains(self, key):
+        """With Dirichlet frequencies a row of 3 bits with s ones has probability 1 / (4 binomial(3, s))."""
         objective = mam.energy(
             NETWORKS, log_f, num_chains=400, spread="variance", penalty=0.0, explore=1.0
         )
         params = objective.init(key)
-        gap = np.array([NETWORKS.log_marginal(x + 1) - log_f(x) for x in X])
+        gap = np.array([NETWORKS.log_marginal(x + 1) - log_f(x) for x in X], float)
+        p = 1 / (4 * comb(3, X.sum(1)))
+        exact = p @ gap**2 - (p @ gap) ** 2
         one = jax.jit(jax.vmap(lambda key: objective.value(params, key)))
-        assert_unbiased(one(jax.random.split(key, 300)), gap.var() / 2)
+        assert_unbiased(one(jax.random.split(key, 300)), exact / 2)
 
     def test_impossible_options_are_refused(self):
         for options, text in [
