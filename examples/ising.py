@@ -291,8 +291,8 @@ def draw(lattice: Ising, model: mam.MaM, result: Result, draws, config: Config, 
     exact, learned = conditional_means(lattice, model, key, config.num_draws)
     pictures = [
         (draws.value[0], "a draw", "gray_r"),
-        (exact, "mean spin given the upper half: exact", "RdBu"),
-        (learned, "the same from draws under evidence", "RdBu"),
+        (exact, "mean spin given the upper half", "RdBu"),
+        (learned, "the same from 2,000 draws", "RdBu"),
     ]
     for axis, (values, title, colors) in zip(axes[1], pictures, strict=True):
         limits = (0, 1) if colors == "gray_r" else (-1, 1)

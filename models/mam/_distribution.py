@@ -231,8 +231,11 @@ class MaM(dist.Distribution):
 
         Zero for all x, S, i exactly if l and c are the marginals and conditionals of one law. Steps that the evidence has taken
         already do not occur (0 if it has taken all).
+
+        Raises:
+            ValueError: a value lies outside of the support or contradicts the evidence (a RuntimeError under jit).
         """
-        tokens, evidence = self._whole(value)
+        tokens, evidence = self._whole("MaM.consistency_residual", value)
         order_key, step_key = jax.random.split(typed_key(key))
         order = random_orders(order_key, evidence > 0)
         first = (evidence > 0).sum(-1)
@@ -250,8 +253,11 @@ class MaM(dist.Distribution):
         """The residuals of all D steps along an order, nats. Their sum is l(x) minus the chain's log-density in that order.
 
         A mean over rows that is not zero at some steps adds up in log p(x); look at it by step.
+
+        Raises:
+            ValueError: a value lies outside of the support or contradicts the evidence (a RuntimeError under jit).
         """
-        tokens, evidence = self._whole(value)
+        tokens, evidence = self._whole("MaM.consistency_residuals", value)
         return _chain.by_row(_chain.residuals, self.networks, tokens, evidence, jnp.asarray(order))
 
     # Draws.
@@ -323,16 +329,9 @@ class MaM(dist.Distribution):
             observed: true in S, a mask for each row if it has a batch shape.
 
         Raises:
-            ValueError: x_S lies outside of the support or contradicts the evidence (an error at run time under jit).
+            ValueError: x_S lies outside of the support or contradicts the evidence (a RuntimeError under jit).
         """
-        tokens, is_possible = self._observe(value, observed)
-        is_bad = ~is_possible.all()
-        if is_concrete(is_bad) and bool(is_bad):
-            raise ValueError(
-                f"MaM.condition: a value lies outside of 0 to {self.num_values - 1}, or contradicts the evidence there is. "
-                "Mark only observed variables in `observed`."
-            )
-        tokens = eqx.error_if(tokens, is_bad, "MaM.condition: impossible evidence")
+        tokens = self._refuse_impossible("MaM.condition", *self._observe(value, observed))
         return MaM(self.networks, density=self.density, orders=self.orders, evidence=tokens)
 
     def marginal(self, observed: Bool[Array, "*batch variables"]) -> Marginal:
@@ -357,10 +356,18 @@ class MaM(dist.Distribution):
         fits = inside & ((evidence == 0) | (evidence == tokens))
         return jnp.where(observed & fits, tokens, evidence), (fits | ~observed).all(-1)
 
-    def _whole(self, value: Any) -> tuple[Array, Array]:
+    def _whole(self, name: str, value: Any) -> tuple[Array, Array]:
         """Tokens of whole rows and of their evidence."""
-        tokens, _ = self._observe(value, True)
+        tokens = self._refuse_impossible(name, *self._observe(value, True))
         return tokens, self._evidence(tokens.shape)
+
+    def _refuse_impossible(self, name: str, tokens: Array, is_possible: Array) -> Array:
+        is_bad = ~is_possible.all()
+        text = f"{name}: a value lies outside of 0 to {self.num_values - 1}, or contradicts the evidence there is. "
+        text += "Give integers of that range for what is observed."
+        if is_concrete(is_bad) and bool(is_bad):
+            raise ValueError(text)
+        return eqx.error_if(tokens, is_bad, text)
 
     def _level(self, tokens: Array) -> Array:
         return _chain.by_row(_chain.log_marginal, self.networks, tokens)

@@ -56,8 +56,12 @@ class BlockGibbs:
             )
 
     def __call__(self, key: Array, value: Int[Array, "*shape variables"]) -> Move:
-        """Move every row once."""
-        tokens, evidence = self.mam._whole(value)
+        """Move every row once.
+
+        Raises:
+            ValueError: a value lies outside of the support or contradicts the evidence (a RuntimeError under jit).
+        """
+        tokens, evidence = self.mam._whole("BlockGibbs", value)
         keys = jax.random.split(typed_key(key), tokens.shape[:-1])
         moved, acceptance = _chain.by_row(
             self._one, self.mam.networks, tokens, evidence, scalars=(keys,)

@@ -211,8 +211,16 @@ class TestEvidence:
             given.condition([0, 1, 0], [False, True, False])
         with pytest.raises(ValueError, match="outside of 0 to 2"):
             odd.condition([0, 7, 0], [False, True, False])
-        with pytest.raises(RuntimeError, match="impossible evidence"):
+        with pytest.raises(RuntimeError, match="outside of 0 to 2"):
             jax.jit(lambda x: odd.condition(x, self.observed).evidence)(jnp.array([0, 7, 0]))
+
+    def test_impossible_values_have_no_residual(self, odd, key):
+        with pytest.raises(
+            ValueError, match="consistency_residual: a value lies outside of 0 to 2"
+        ):
+            odd.consistency_residual(key, [0, 3, 0])
+        with pytest.raises(ValueError, match="consistency_residuals: .* contradicts the evidence"):
+            odd.condition(self.x, self.observed).consistency_residuals([0, 1, 1], ORDERS[0])
 
     def test_residuals_are_those_of_the_free_variables(self, odd, key):
         model = odd.condition(self.x, [True, True, False])

@@ -83,6 +83,11 @@ def test_moves_keep_evidence_and_the_conditional_law(seed):
     assert_unbiased(frequency(moved)[:, agrees], p[agrees])
 
 
+def test_impossible_states_are_refused(key):
+    with pytest.raises(ValueError, match="BlockGibbs: a value lies outside of 0 to 1"):
+        mam.BlockGibbs(mam.MaM(odd_networks(D, K)), 2)(key, np.array([0, -1, 1]))
+
+
 def test_impossible_blocks_are_refused():
     for size in (0, 4, 2.0):
         with pytest.raises(ValueError, match="block_size must be an integer from 1 to the 3"):
