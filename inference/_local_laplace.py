@@ -14,6 +14,7 @@ The result is an ordinary guide. Whatever 1 to 4 do, it has an exact density, so
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -39,6 +40,14 @@ stop = jax.lax.stop_gradient
 Curvature = Literal[
     "hessian", "gauss_newton", "diagonal_gauss_newton", "low_rank_gauss_newton", "sgld_variance"
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenExpansion(ppl.Reparam):
+    """The pathwise gradient of a draw whose law is a constant in part: what marks "closed_form" and "partial" in a plan."""
+
+    name = "frozen_expansion"
+    is_biased = True
 
 
 def local_laplace(
@@ -93,7 +102,7 @@ def local_laplace(
     Validity: the law drawn from has an exact density, so bounds are bounds and their values unbiased under every option. With
     "unrolled" their gradients are unbiased too. "closed_form" and "partial" leave out how the expansion moves with the
     parameters: biased for the bound's gradient, except where the expansion does not move (quadratic losses) or the site is
-    optimal for the bound, where the left-out part is zero.
+    optimal for the bound, where the left-out part is zero; plans mark the site as biased.
     Reference: Kim and Hospedales 2024, A hierarchical Bayesian model for few-shot meta learning, ICLR, arXiv:2306.09702 (closed
     form, frozen expansion); Khan and Lin 2017, arXiv:1703.04265 (conjugate-computation inference); Johnson et al. 2016,
     arXiv:1603.06277 (potentials and expected natural parameters).
@@ -116,6 +125,7 @@ def local_laplace(
     guide = None if guide is None else ppl.as_program(guide)
     _check_options(model, guide, inner, curvature, gradient, parent, parent_at, max_curvature)
     freeze = _identity if gradient == "unrolled" else _stopped
+    strategy = None if gradient == "unrolled" else FrozenExpansion()
 
     def with_local_laplace(*args: Any) -> None:
         choices, laws = _run_guide(guide, args)
@@ -126,10 +136,15 @@ def local_laplace(
             _check_parent(parent, choices, laws)
             _check_conjugate(model, parent, site, choices, args, local, laws)
             prior = _parent_prior(parent, parent_at, laws, local)
+        if curvature == "sgld_variance" and prior.scale is None:
+            raise ValueError(
+                f"Site '{site}': curvature='sgld_variance' is diagonal, and takes a prior of independent coordinates, Normal "
+                "with to_event(1). Use another curvature for a MultivariateNormal."
+            )
         key = ppl.rng_key(f"{site}_inner") if isinstance(inner, SGLD) else jax.random.key(0)
         potential = _potential(local, freeze(prior), inner, curvature, max_curvature, key)
         law = posterior(prior, freeze(potential))
-        _sample(local, _stopped(law) if gradient == "partial" else law)
+        _sample(local, _stopped(law) if gradient == "partial" else law, strategy)
 
     with_local_laplace.__name__ = f"local_laplace({site})"
     return ppl.Program(with_local_laplace, None if guide is None else guide.params)
@@ -149,7 +164,7 @@ def _potential(
     result: InnerResult = inner.run(InnerProblem(prior, local.gradient, at), key)
     if curvature != "sgld_variance":
         return at(result.point)
-    assert result.variance is not None and prior.scale is not None
+    assert result.variance is not None and prior.scale is not None  # checked before
     # The draws have precision A + P and mean m = (A + P)^-1 (b + P m_0).
     diagonal = jnp.clip(1 / result.variance - 1 / prior.scale**2, 0.0, limit)
     linear = diagonal * result.point + prior.precision_times(result.point - prior.loc)
@@ -178,7 +193,7 @@ def _run_guide(guide: ppl.Program | None, args: tuple) -> tuple[dict[str, Array]
     return trace_of(collector, retval).shared_choices, laws
 
 
-def _sample(local: LocalModel, law: dist.Distribution) -> None:
+def _sample(local: LocalModel, law: dist.Distribution, strategy: Any) -> None:
     """Draw the site in the plates in which the model draws it."""
     info = local.info
     if not info.event_shape:
@@ -188,7 +203,7 @@ def _sample(local: LocalModel, law: dist.Distribution) -> None:
         for axis, (name, size) in enumerate(zip(info.dims, info.batch_shape, strict=True)):
             if name is not None:
                 plates.enter_context(ppl.plate(name, size, dim=axis - len(info.dims)))
-        ppl.sample(info.name, law)
+        ppl.sample(info.name, law, strategy=strategy)
 
 
 def _check_parent(parent: str, choices: dict[str, Array], laws: Laws) -> None:

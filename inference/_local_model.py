@@ -22,6 +22,7 @@ from numpyro.primitives import Messenger
 from .. import ppl
 from ..ppl._compat import no_handlers
 from ..ppl._params import ParamCollector
+from ..ppl._recorder import _is_masked
 from ..ppl._runner import Runner
 from ..ppl._strategy import element
 from ._analytic_kl import Laws
@@ -42,7 +43,7 @@ class LocalModel:
         info: its description.
         law: its law in the model, given the choices.
         losses: `x -> [*batch]`, negative log-likelihood of each row, nats.
-        outputs: `x -> [*batch, m]`, whose Jacobian U_i gives U_i'U_i, the Gauss-Newton matrix of each row.
+        outputs: `(x, z) -> [*batch, m]`, whose Jacobian U_i in x, at z = x, gives U_i'U_i, the Gauss-Newton matrix of each row.
         params: constrained values of the model's parameters.
     """
 
@@ -50,7 +51,7 @@ class LocalModel:
     info: ppl.SiteInfo
     law: dist.Distribution
     losses: Callable[[Array], Array]
-    outputs: Callable[[Array], Array]
+    outputs: Callable[[Array, Array], Array]
     params: dict[str, Any]
 
     def gradient(self, x: Array) -> Array:
@@ -64,12 +65,13 @@ class LocalModel:
 
     def factor(self, x: Array) -> Array:
         """Factor U of each row's Gauss-Newton matrix, [*batch, m, d]."""
-        out, pull = jax.vjp(self.outputs, x)
+        outputs = lambda at: self.outputs(at, x)
+        out, pull = jax.vjp(outputs, x)
         m, d = out.shape[-1], x.shape[-1]
         if m <= d:
             row = lambda e: pull(jnp.broadcast_to(e, out.shape))[0]
             return jax.vmap(row, out_axes=-2)(jnp.eye(m, dtype=out.dtype))
-        column = lambda e: jax.jvp(self.outputs, (x,), (jnp.broadcast_to(e, x.shape),))[1]
+        column = lambda e: jax.jvp(outputs, (x,), (jnp.broadcast_to(e, x.shape),))[1]
         return jax.vmap(column, out_axes=-1)(jnp.eye(d, dtype=x.dtype))
 
 
@@ -103,6 +105,11 @@ def read(
             "the region and index it inside."
         )
     law = laws.found[site][0]
+    if _is_masked(law):
+        raise ValueError(
+            f"Site '{site}': local_laplace takes no masked site, whose rows would count in the guide but not in the model. Mask "
+            "the observations instead: a row without any keeps its prior."
+        )
     shape, batch = trace.choices[site].shape, info.batch_shape
     if len(info.event_shape) > 1:
         raise ValueError(
@@ -128,20 +135,20 @@ def read(
             total = total - _rows(trace.log_probs[name], batch).sum(-1)
         return total
 
-    def all_outputs(x: Array) -> tuple[list[Array], list[Array]]:
+    def all_outputs(x: Array, z: Array) -> tuple[list[Array], list[Array]]:
         parts, constants = [], []
-        _, laws = run(x)
+        (_, laws), (_, laws_at) = run(x), run(z)
         for name in names:
-            roots, fixed = _roots(name, laws)
+            roots, fixed = _roots(name, laws, laws_at)
             depth = len(trace.sites[name].batch_shape)
             parts += [_rows(part, batch, part.ndim - depth) for part in roots]
             constants += fixed
         return parts, constants
 
-    def outputs(x: Array) -> Array:
-        jaxpr = jax.make_jaxpr(all_outputs)(start)
-        moved = depends(jaxpr.jaxpr, [True])
-        parts, constants = all_outputs(x)
+    def outputs(x: Array, z: Array) -> Array:
+        jaxpr = jax.make_jaxpr(all_outputs)(start, start)
+        moved = depends(jaxpr.jaxpr, [True, False])
+        parts, constants = all_outputs(x, z)
         if any(moved[len(parts) :]):
             raise ValueError(
                 f"Site '{site}' moves a parameter of {names} that a Gauss-Newton curvature takes as fixed: the covariance of a "
@@ -262,11 +269,12 @@ def _check_rows(info: ppl.SiteInfo, local: ppl.SiteInfo) -> None:
         size, name = local.batch_shape[-axis], local.dims[-axis]
         if name is None and size == 1:
             continue
-        inside = axis <= len(info.dims) and (info.batch_shape[-axis], info.dims[-axis]) == (
-            size,
-            name,
+        other = (
+            (*info.dims[-axis:][:1], *info.batch_shape[-axis:][:1])
+            if axis <= len(info.dims)
+            else ()
         )
-        if not inside:
+        if other != (name, size):
             raise ValueError(
                 f"Site '{info.name}' depends on the local site '{local.name}' but has batch axes {info.dims} {info.batch_shape}, "
                 f"not the rows {local.dims} {local.batch_shape} of '{local.name}': it ties them together, and no row has a "
@@ -275,7 +283,7 @@ def _check_rows(info: ppl.SiteInfo, local: ppl.SiteInfo) -> None:
 
 
 def _rows(x: Array, batch: tuple[int, ...], trailing: int = 0) -> Array:
-    """X with one row per element of `batch` and all else in one last axis; `trailing` axes of x are event axes."""
+    """One row per element of `batch` and all else in one last axis; the `trailing` last axes of x are event axes."""
     depth = x.ndim - trailing
     x = x.reshape((1,) * max(0, len(batch) - depth) + x.shape)
     depth = max(depth, len(batch))
@@ -285,7 +293,7 @@ def _rows(x: Array, batch: tuple[int, ...], trailing: int = 0) -> Array:
     return x.transpose(*rows, *rest).reshape(*batch, -1)
 
 
-def _roots(name: str, laws: Laws) -> tuple[list[Array], list[Array]]:
+def _roots(name: str, laws: Laws, laws_at: Laws) -> tuple[list[Array], list[Array]]:
     """Outputs of one site, masked, and the parameters that must not move."""
     if name not in laws.found:
         raise ValueError(
@@ -302,7 +310,7 @@ def _roots(name: str, laws: Laws) -> tuple[list[Array], list[Array]]:
     roots, fixed = ROOTS[type(base).__name__]
     mask = _element_mask(fn)
     parts = []
-    for part in roots(base):
+    for part in roots(base, element(laws_at.found[name][0])[0]):
         own = part.shape[len(base.batch_shape) :]  # an event axis (logits, vectors)
         part = jnp.broadcast_to(part, (*elements, *own))
         parts.append(jnp.where(mask.reshape(*mask.shape, *(1,) * len(own)), part, 0.0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from numpyro.distributions import constraints
 from ... import inference, ppl
 from ._episodes import Episodes, Points
 from ._heads import Head
-from ._weights import Weights, readout
+from ._weights import Weights
 
 POSITIVE = constraints.positive
 
@@ -36,8 +35,7 @@ def programs(
     network: Any,
     head: Head,
     *,
-    local: Literal["network", "readout"] = "network",
-    num_outputs: int = 1,
+    features: Any = None,
     prior_scale: float | Float[Array, " d"] = 0.1,
     population: Literal["infinite", "finite"] = "infinite",
     inner: inference.Inner = inference.Newton(3, damping=0.5),  # noqa: B008, frozen
@@ -53,12 +51,12 @@ def programs(
     query: it trains the population to be adapted by it.
 
     Args:
-        network: an equinox module that maps one input to a vector of outputs.
+        network: an equinox module that maps one input to a vector of outputs; its own weights [d] are where the population
+            starts.
         head: `Gaussian`, `Softmax`, `NearestCentroid`.
-        local: what theta_i is. "network": all weights, which start around the network's own. "readout": a linear readout (with a
-            bias) of the network's outputs, while the network is the shared parameter "features"; with a `Gaussian` head the site
-            is then exact, and its mean is ridge regression.
-        num_outputs: outputs of the readout, for local="readout" only.
+        features: an equinox module that maps one input to the network's input, the same for all episodes (parameter "features").
+            With `network` a linear layer, adapting is a Bayesian readout: with a `Gaussian` head the site is then exact, and its
+            mean is ridge regression.
         prior_scale: initial standard deviation of the weights in the population, one number or [d].
         population: "finite": phi is a site with the prior NormalInverseGamma(start, 1, 1, prior_scale^2), and its law in the
             guide is learned (parameters "loc", "mean_precision", "concentration", "rate", [d]). "infinite": the optimal q(phi) is
@@ -90,49 +88,33 @@ def programs(
         (1, 1, 25)
     """
     weights = Weights(network)
+    loc = weights.start
+    scale = jnp.broadcast_to(jnp.asarray(prior_scale, loc.dtype), loc.shape)
     is_finite = population == "finite"
     if parent_at != "expected" and not is_finite:
         raise ValueError(
             "niw_meta.programs: parent_at='mode' needs population='finite'; with an infinite one q(phi) is a point."
         )
 
-    def start(episodes: Episodes, features: Any) -> tuple[Array, Array]:
-        """Initial mean and scale of the population, [d]."""
-        loc = weights.start
-        if local == "readout":
-            x = jax.ShapeDtypeStruct(jnp.shape(episodes.support.x)[2:], float)
-            loc = jnp.zeros((jax.eval_shape(features, x).shape[0] + 1) * num_outputs)
-        return loc, jnp.broadcast_to(jnp.asarray(prior_scale, float), loc.shape)
-
-    def shared() -> Any:
-        return network if local == "network" else ppl.module("features", network)
-
-    def outputs(features: Any) -> Callable[[Array, Array], Array]:
-        """(weights, inputs) of one episode -> outputs."""
-        if local == "network":
-            return weights
-        return lambda theta, x: readout(theta, jax.vmap(features)(x))
-
     @ppl.model
     def model(episodes: Episodes) -> None:
         support, query = episodes
-        features = shared()
-        loc, scale = start(episodes, features)
         if is_finite:
             prior = ppl.NormalInverseGamma(loc, 1.0, 1.0, scale**2).to_event(1)
             law = ppl.NormalInverseGamma.conditional(ppl.sample("phi", prior))
         else:
             law = dist.Normal(ppl.param("loc", loc), ppl.param("scale", scale, constraint=POSITIVE))
-        run = jax.vmap(outputs(features))
+        inputs = support.x, query.x
+        if features is not None:
+            inputs = map(jax.vmap(jax.vmap(ppl.module("features", features))), inputs)
         with ppl.plate("episodes", support.x.shape[0], dim=-2):
             theta = ppl.sample("theta", law.to_event(1))[:, 0]
-            at_support, at_query = run(theta, support.x), run(theta, query.x)
+            at_support, at_query = (jax.vmap(weights)(theta, x) for x in inputs)
             observe("support", head, at_support, at_support, episodes)
             observe("query", head, at_query, at_support, episodes)
 
     @ppl.model
     def guide(episodes: Episodes) -> None:
-        loc, scale = start(episodes, shared())
         # Ten pseudo-observations to start from.
         law = ppl.NormalInverseGamma(
             ppl.param("loc", loc),

@@ -6,7 +6,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 Array = jax.Array
@@ -29,10 +28,3 @@ class Weights:
     def __call__(self, theta: Array, x: Array) -> Array:
         """Outputs [n, k] with weights `theta` [d] at inputs `x` [n, *input]."""
         return jax.vmap(eqx.combine(self._unravel(theta), self._static))(x)
-
-
-def readout(theta: Array, features: Array) -> Array:
-    """Outputs [n, k] of a linear readout with bias, `theta` [(h + 1) k], on `features` [n, h]."""
-    ones = jnp.ones_like(features[..., :1])
-    matrix = theta.reshape(features.shape[-1] + 1, -1)
-    return jnp.concatenate([features, ones], -1) @ matrix

@@ -368,13 +368,38 @@ def test_unrolled_gradient_is_the_derivative_of_the_value_and_frozen_expansions_
 
     @jax.jit
     def numbers():
-        slopes = [jax.grad(value)(0.1, g) for g in ("unrolled", "closed_form", "partial")]
         h = 1e-4
+        slopes = [jax.grad(value)(0.1, g) for g in ("unrolled", "closed_form", "partial")]
         return (value(0.1 + h, "partial") - value(0.1 - h, "partial")) / (2 * h), jnp.stack(slopes)
 
     exact, slopes = numbers()
     np.testing.assert_allclose(slopes[0], exact, rtol=1e-6)
     assert np.all(np.abs(slopes[1:] - exact) > 1e-4 * np.abs(exact))
+
+
+def test_unrolled_gradient_of_a_noise_scale_passes_through_the_gauss_newton_factor():
+    def model(x, y):
+        scale = jnp.exp(ppl.param("log_scale", 0.0))
+        with ppl.plate("rows", 2):
+            w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+            mean = jnp.tanh(x * w)
+            ppl.sample("y", dist.Normal(mean, scale * jnp.exp(0.1 * mean)).to_event(1), obs=y)
+
+    guide = local_laplace(model, site="w", curvature="low_rank_gauss_newton", inner=Newton(1, 0.5))
+    data = MIXED[0], np.array([[0.3, -0.2, 0.8], [1.0, 0.1, -0.6]])
+
+    def value(log_scale):
+        params = {"log_scale": log_scale}
+        return log_weight(
+            ppl.model(model).bind(params), guide.bind(params), jax.random.key(1), *data
+        )
+
+    @jax.jit
+    def numbers():
+        h = 1e-4
+        return jax.grad(value)(-0.5), (value(-0.5 + h) - value(-0.5 - h)) / (2 * h)
+
+    np.testing.assert_allclose(*numbers(), rtol=1e-6)
 
 
 def test_gauss_newton_iterations_reach_the_mode():
@@ -443,7 +468,7 @@ def test_bounds_fits_and_plans_take_the_guide():
         progress=False, average=0.97,
     )  # fmt: skip
     np.testing.assert_allclose(fit.params["loc"], [1.0, -1.0, 0.0], atol=0.15)
-    assert bound.plan(fit.params, *data)["theta"].strategy == "reparam"
+    assert bound.plan(fit.params, *data)["theta"].is_biased
     part = tuple(d[:3] for d in data)
     posterior = fit.posterior(jax.random.key(1), 3, args=part)
     # The weight of an exact posterior is the evidence, the same in every draw.
@@ -501,6 +526,9 @@ def rows(y, law=None, obs=lambda z: dist.Normal(z, 1.0), tie=False):
 def test_models_that_do_not_fit_are_refused():
     refused(rows, r"no latent site 'w' in the model; its latent sites are \['z'\]", site="w")
     refused(lambda y: rows(y, dist.Gamma(1.0, 1.0)), "needs a normal prior .*law is Gamma")
+    refused(
+        lambda y: rows(y, dist.Normal(0.0, 1.0).mask(jnp.ones(3, bool))), "takes no masked site"
+    )
     refused(lambda y: rows(y, tie=True), "'tie' depends on the local site 'z'.*ties them together")
     matrix = dist.Normal(jnp.zeros((2, 2)), 1.0).to_event(2)
     refused(
@@ -535,6 +563,14 @@ def test_models_that_do_not_fit_are_refused():
             ppl.sample("z", dist.Normal(0.0, 1.0))
 
     refused(subsampled, "Plate 'rows' subsamples 2 of 3 rows by itself")
+
+
+def test_sampled_variance_takes_independent_coordinates():
+    with pytest.raises(ValueError, match="takes a prior of independent coordinates"):
+        guide = local_laplace(
+            linear_dense, site="theta", inner=SGLD(0.1, 4), curvature="sgld_variance"
+        )
+        guide.simulate(jax.random.key(0), *linear_data())
 
 
 def test_guides_and_parents_that_do_not_fit_are_refused():

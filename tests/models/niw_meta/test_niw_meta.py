@@ -62,22 +62,18 @@ def test_density_is_the_product_of_population_and_likelihoods():
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-def test_readout_with_a_gaussian_head_is_ridge_regression():
+def test_linear_layer_on_features_with_a_gaussian_head_is_ridge_regression():
     """The mean of the site is (Z'Z + rho)^-1 Z'y with rho = noise^2 / prior_scale^2, Z the features with a one."""
-    network, episodes = mlp(num_outputs=5), regression(((4, 4), (2, 2)))
-    model, guide = niw_meta.programs(
-        network,
-        niw_meta.Gaussian(0.3),
-        local="readout",
-        prior_scale=0.7,
-        inner=inference.Newton(1),
-        curvature="gauss_newton",
-    )
+    features, episodes = mlp(num_outputs=5), regression(((4, 4), (2, 2)))
+    zero = jax.tree.map(jnp.zeros_like, eqx.nn.Linear(5, 1, key=jax.random.key(0)))
+    _, guide = niw_meta.programs(
+        zero, niw_meta.Gaussian(0.3), features=features, prior_scale=0.7, inner=inference.Newton(1), curvature="gauss_newton"
+    )  # fmt: skip
     draws = jax.jit(lambda key: niw_meta.adapt(guide, key, episodes, 2000))(jax.random.key(0))[
         "theta"
     ]
     for i in range(2):
-        Z = np.column_stack([jax.vmap(network)(episodes.support.x[i]), np.ones(4)])
+        Z = np.column_stack([jax.vmap(features)(episodes.support.x[i]), np.ones(4)])
         A = Z.T @ Z + (0.3 / 0.7) ** 2 * np.eye(6)
         ridge = np.linalg.solve(A, Z.T @ episodes.support.y[i])
         error = np.sqrt(0.09 * np.diag(np.linalg.inv(A)) / 2000)

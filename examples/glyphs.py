@@ -1,0 +1,293 @@
+"""Which letter is it? Five classes from one example each, for scripts never seen in training.
+
+What it shows: few-shot classification with calibrated probabilities. The images are rendered from the fonts that matplotlib
+ships: every letter that all twelve DejaVu text faces have is a class, and the faces are its instances. Training classes are Latin
+letters; test classes are Greek, Cyrillic, Armenian and Georgian letters. Letters that look alike (A, Alpha, the Cyrillic A) are
+kept once.
+
+Methods, on the same network, episodes and number of steps:
+
+    NIW-Meta   nearest centroid, the last layer drawn from a population and adapted by a Laplace site; 20 draws at test
+    ProtoNet   nearest centroid, one network for all episodes (Snell et al. 2017)
+    MAML       a softmax layer on top, all weights adapted by five gradient steps, first order (Finn et al. 2017)
+
+Measures, on the queries of 600 test episodes: accuracy with its 95 % interval over episodes, log probability of the label
+(nats), and calibration error of the most probable class.
+
+Claim (Kim and Hospedales 2024, arXiv:2306.09702, on image sets that are not used here): accuracy at least that of ProtoNet and
+MAML, and better calibrated.
+
+Found, 1-shot, 600 steps of 8 episodes, one seed, nothing tuned: the claim does not hold here. Accuracy 95.1 +- 0.5 % against 95.7
++- 0.5 % of ProtoNet, the same within the intervals, and 67.6 +- 1.0 % of MAML, which has not converged; calibration error 4.6 %
+against 2.1 % of ProtoNet (MAML 10.6 %): NIW-Meta's averaged probabilities are too timid. Run time: one minute on 2 CPU cores.
+
+    python examples/glyphs.py [--smoke] [--steps 600] [--shots 1] [--out glyphs_output]
+"""
+
+import argparse
+import math
+import time
+import unicodedata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+
+from lapilli import inference
+from lapilli.models import niw_meta
+
+FACES = [f"DejaVu{family}{style}" for family, styles in {
+    "Sans": ("", "-Bold", "-Oblique", "-BoldOblique"),
+    "SansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
+    "Serif": ("", "-Bold", "-Italic", "-BoldItalic"),
+}.items() for style in styles]  # fmt: skip
+SIZE = 20
+WAYS, QUERIES = 5, 5
+
+
+class Config(NamedTuple):
+    """Sizes of a run; `num_train` episodes are the pool that minibatches are drawn from."""
+
+    num_steps: int = 600
+    num_train: int = 2000
+    num_test: int = 600
+    batch_size: int = 8
+    num_draws: int = 20
+    widths: tuple[int, int] = (64, 32)
+    max_classes: int = 2000
+
+
+def render(font, letter):
+    """One glyph, centred by its bounding box and scaled to 16 pixels, [SIZE, SIZE] uint8."""
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("L", (160, 160))
+    ImageDraw.Draw(canvas).text((60, 60), letter, fill=255, font=font)
+    image = canvas.crop(canvas.getbbox() or (0, 0, 1, 1))
+    scale = 16 / max(image.size)
+    image = image.resize([max(1, round(scale * n)) for n in image.size])
+    out = Image.new("L", (SIZE, SIZE))
+    out.paste(image, tuple((SIZE - n) // 2 for n in image.size))
+    return np.asarray(out)
+
+
+def load_glyphs(max_classes):
+    """Images [classes, 12, SIZE * SIZE] uint8 and the script of each class."""
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+    from PIL import ImageFont
+
+    paths = [
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf") for face in FACES
+    ]
+    shared = set.intersection(*(set(FT2Font(path).get_charmap()) for path in paths))
+    letters = [chr(c) for c in sorted(shared) if unicodedata.category(chr(c)).startswith("L")]
+    step = max(1, len(letters) // max_classes)
+    letters = letters[::step]
+    fonts = [ImageFont.truetype(path, 32) for path in paths]
+    images = np.stack(
+        [np.stack([render(font, letter).ravel() for font in fonts]) for letter in letters]
+    )
+    kept = distinct(images)
+    scripts = np.array([unicodedata.name(letter).split()[0].title() for letter in letters])
+    return images[kept], scripts[kept]
+
+
+def distinct(images, threshold=0.05):
+    """Indices of classes that differ from all before them by more than a share of their ink."""
+    flat = images.reshape(len(images), -1).astype(np.float32) / 255
+    square = (flat**2).sum(1)
+    distance = square[:, None] + square[None] - 2 * flat @ flat.T
+    is_close = distance < threshold * square[:, None]
+    kept: list[int] = []
+    for i in range(len(images)):
+        if not is_close[i, kept].any():
+            kept.append(i)
+    return np.array(kept)
+
+
+def make_episodes(seed, images, num_episodes, num_shots):
+    """Five classes each, drawn without replacement, with `num_shots` faces in the support and five others in the query."""
+    rng = np.random.default_rng(seed)
+    classes = np.stack([rng.choice(len(images), WAYS, replace=False) for _ in range(num_episodes)])
+    faces = rng.permuted(np.tile(np.arange(len(FACES)), (num_episodes, WAYS, 1)), axis=2)
+
+    def points(columns):
+        x = images[classes[..., None], faces[..., columns]]
+        count = x.shape[2]
+        y = np.tile(np.repeat(np.arange(WAYS), count), (num_episodes, 1))
+        return niw_meta.Points(x.reshape(num_episodes, WAYS * count, -1), y, np.ones(y.shape, bool))
+
+    return niw_meta.Episodes(
+        points(slice(0, num_shots)), points(slice(num_shots, num_shots + QUERIES))
+    )
+
+
+class Features(eqx.Module):
+    """Pixels of one image, 0 to 255, to `width` numbers."""
+
+    layer: eqx.nn.Linear
+
+    def __init__(self, width: int):
+        self.layer = eqx.nn.Linear(SIZE * SIZE, width, key=jax.random.key(0))
+
+    def __call__(self, x: Any, *, key: Any = None):
+        return jax.nn.relu(self.layer(x / 255.0))
+
+
+def objectives(config):
+    """Objective by method. All share the network of pixels; NIW-Meta adapts its last layer."""
+    first, (width, out) = Features(config.widths[0]), config.widths
+    last = eqx.nn.Linear(width, out, key=jax.random.key(1))
+    head = niw_meta.NearestCentroid(WAYS)
+    programs = niw_meta.programs(
+        last, head, features=first, prior_scale=0.05, inner=inference.Newton(2, damping=0.5)
+    )
+    bound = inference.elbo(*programs, kl="analytic").with_plate_sizes({"episodes": math.inf})
+    both = eqx.nn.Sequential([first, last])
+    maml = niw_meta.maml(
+        eqx.nn.Sequential([first, last, eqx.nn.Lambda(jax.nn.relu), eqx.nn.Linear(out, WAYS, key=jax.random.key(2))]),
+        niw_meta.Softmax(), optimizer=optax.sgd(0.1), num_steps=5, order=1,
+    )  # fmt: skip
+    return {
+        "NIW-Meta": bound,
+        "ProtoNet": niw_meta.likelihood(niw_meta.protonet(both, head)),
+        "MAML": niw_meta.likelihood(maml),
+    }
+
+
+def train(objective, episodes, config):
+    rate = optax.cosine_decay_schedule(1e-3, config.num_steps)
+    return inference.fit(
+        objective, optax.adam(rate), (episodes,), num_steps=config.num_steps, key=jax.random.key(0),
+        subsample={"episodes": config.batch_size},
+    )  # fmt: skip
+
+
+def evaluate(name, fit, episodes, config):
+    """Measures on test episodes, a hundred at a time."""
+
+    @jax.jit
+    def predict(part):
+        has_site = name == "NIW-Meta"
+        draws = (
+            niw_meta.adapt(fit.guide, jax.random.key(1), part, config.num_draws) if has_site else {}
+        )
+        prediction = niw_meta.predict(fit.model, draws, part)
+        return prediction.class_probs(), prediction.log_density()
+
+    size = min(100, config.num_test)
+    parts = [
+        jax.tree.map(lambda leaf, i=i: leaf[i : i + size], episodes)
+        for i in range(0, config.num_test, size)
+    ]
+    probs, log_density = (np.concatenate(x) for x in zip(*map(predict, parts), strict=True))
+    labels = episodes.query.y
+    accuracy = (probs.argmax(-1) == labels).mean(1)
+    return {
+        "accuracy, %": 100 * accuracy.mean(),
+        "+-": 196 * accuracy.std() / np.sqrt(len(accuracy)),
+        "log probability": log_density.mean(),
+        "calibration error, %": 100
+        * niw_meta.classification_ece(probs.reshape(-1, WAYS), labels.ravel()),
+    }, probs
+
+
+def run(config, num_shots):
+    """Measures and test probabilities by method, and the test episodes."""
+    images, scripts = load_glyphs(config.max_classes)
+    latin = scripts == "Latin"
+    print(
+        f"{latin.sum()} Latin classes for training, {(~latin).sum()} of other scripts for the test"
+    )
+    episodes = make_episodes(0, images[latin], config.num_train, num_shots)
+    test = make_episodes(1, images[~latin], config.num_test, num_shots)
+    results = {}
+    for name, objective in objectives(config).items():
+        began = time.perf_counter()
+        fit = train(objective, episodes, config)
+        seconds = time.perf_counter() - began
+        measures, probs = evaluate(name, fit, test, config)
+        results[name] = {**measures, "seconds": seconds}, probs, fit
+    return results, test
+
+
+def report(results, num_shots):
+    measures = list(next(iter(results.values()))[0])
+    print(f"{f'5-way, {num_shots}-shot':16}" + "".join(f"{m:>22}" for m in measures))
+    for name, (row, *_) in results.items():
+        print(f"{name:16}" + "".join(f"{row[m]:22.2f}" for m in measures))
+
+
+def draw(results, test, num_shots, path):
+    """One test episode with the classes' probabilities, and reliability by method."""
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(13, 4.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(2, 1))
+    axes = left.subplots(2, WAYS)
+    show = {"cmap": "gray_r", "interpolation": "nearest"}
+    order = np.argsort(test.query.y[0], kind="stable")[::QUERIES]
+    for c in range(WAYS):
+        support = test.support.x[0][test.support.y[0] == c]
+        axes[0, c].imshow(np.hstack([x.reshape(SIZE, SIZE) for x in support]), **show)
+        axes[1, c].imshow(test.query.x[0, order[c]].reshape(SIZE, SIZE), **show)
+        lines = [f"{name} {probs[0, order[c], c]:.2f}" for name, (_, probs, _) in results.items()]
+        axes[1, c].set_xlabel("\n".join(lines), fontsize=8)
+        axes[0, c].set_title(f"class {c + 1}")
+    for axis in axes.ravel():
+        axis.set(xticks=[], yticks=[])
+    left.suptitle("support, and one query of each class with the probability of its class")
+    axis = right.subplots()
+    bins = np.linspace(0, 1, 11)
+    for name, (_, probs, _) in results.items():
+        confidence, hit = probs.max(-1).ravel(), (probs.argmax(-1) == test.query.y).ravel()
+        which = np.clip(np.digitize(confidence, bins) - 1, 0, 9)
+        used = [b for b in range(10) if (which == b).sum() >= 30]
+        axis.plot(
+            [confidence[which == b].mean() for b in used],
+            [hit[which == b].mean() for b in used],
+            "o-",
+            ms=3,
+            label=name,
+        )
+    axis.plot([0.2, 1], [0.2, 1], "k--", lw=1)
+    axis.set(
+        xlabel="probability of the chosen class",
+        ylabel="share that is right",
+        title=f"{num_shots}-shot",
+    )
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description="Few-shot classification of rendered letters.")
+    parser.add_argument("--smoke", action="store_true", help="a small run that finishes in seconds")
+    parser.add_argument("--steps", type=int, default=Config().num_steps)
+    parser.add_argument("--shots", type=int, nargs="+", default=[1])
+    parser.add_argument("--out", type=Path, default=Path("glyphs_output"))
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    config, shots = Config(num_steps=options.steps), options.shots
+    if options.smoke:
+        config, shots = Config(60, 100, 20, 4, 5, (16, 8), 100), [1]
+    tables = {}
+    for num_shots in shots:
+        results, test = run(config, num_shots)
+        report(results, num_shots)
+        draw(results, test, num_shots, options.out / f"glyphs_{num_shots}_shot.png")
+        tables[num_shots] = {name: row for name, (row, *_) in results.items()}
+        few = jax.tree.map(lambda leaf: leaf[:5], test)
+        inference.to_arviz(
+            results["NIW-Meta"][2], key=jax.random.key(2), num_samples=50, args=(few,),
+            path=options.out / f"last_layers_{num_shots}_shot.nc",
+        )  # fmt: skip
+    return tables
+
+
+if __name__ == "__main__":
+    main()
