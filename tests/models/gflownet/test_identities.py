@@ -206,7 +206,7 @@ def test_flow_matching_is_detailed_balance_of_edge_flows(make):
     outflow[table.objects] += np.exp(table.log_reward)
     number = {tuple(np.ravel(s)): i for i, s in enumerate(table.states)}
     increments = np.asarray(process.increments)
-    batch = net.retrace(net.modules(params), actions)
+    batch = jax.jit(lambda a: net.retrace(net.modules(params), a))(actions)
     for row, n in enumerate(np.asarray(process.length) - net.env.stops):
         for t in range(n):
             child = number[tuple(np.ravel(batch.positions.state[row, t + 1]))]
@@ -220,8 +220,8 @@ def test_modified_detailed_balance_is_the_forward_looking_one_with_the_flow_elim
     _, actions, _ = enumerated(net)
     params = parameters(net)
     process = along(net, params, actions)
-    batch = net.retrace(net.modules(params), actions)
-    stops = jax.vmap(jax.vmap(lambda p: net.heads(net.modules(params), p, 0).log_pf[-1]))(
+    batch = jax.jit(lambda a: net.retrace(net.modules(params), a))(actions)
+    stops = jax.vmap(jax.vmap(jax.jit(lambda p: net.heads(net.modules(params), p, 0).log_pf[-1])))(
         batch.positions
     )
     log_reward = jax.vmap(jax.vmap(net.env.log_reward))(batch.positions.state)
@@ -281,7 +281,7 @@ def test_a_free_flow_at_the_end_is_zero_loss_for_any_policy():
     at_end = {
         tuple(s): f for s, f in zip(np.asarray(table.states)[table.objects], final, strict=True)
     }
-    last = net.retrace(net.modules(free), actions).positions.state[:, -1]
+    last = jax.jit(lambda a: net.retrace(net.modules(free), a))(actions).positions.state[:, -1]
     ends = jnp.array([at_end[tuple(np.asarray(s))] for s in last])
     steps = process.log_f.at[:, -1].add(ends)  # what the published code balances
     residual = jnp.diff(steps, axis=1) + process.log_pb[:, 1:] - process.log_pf[:, :-1]
