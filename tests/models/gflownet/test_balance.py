@@ -159,6 +159,7 @@ def test_replay_keeps_the_newest_trajectories_and_resumes_to_the_bit(tmp_path, k
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow  # compiles a program to draw a start
 def test_log_z_starts_at_the_estimate_from_weights(key):
     net = sets("total", "uniform")
     objective = gflownet.balance(net, gflownet.trajectory_balance(), batch_size=64)

@@ -27,7 +27,7 @@ NUM_OBJECTS = {
 
 
 @pytest.mark.parametrize(
-    "name", ["any", "structures", *(slow(n, id=n) for n in ("sets", "grid", "append"))]
+    "name", ["structures", *(slow(n, id=n) for n in ENVIRONMENTS if n != "structures")]
 )
 def test_forward_and_backward_steps_are_inverse_and_objects_are_counted(name, key):
     env = ENVIRONMENTS[name]

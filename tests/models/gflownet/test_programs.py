@@ -98,7 +98,7 @@ def test_rollouts_follow_the_forward_policy(key):
         assert_unbiased(shares, table.law_of(law))
 
 
-@pytest.mark.parametrize("with_twist", [False, True], ids=["plain", "twist"])
+@pytest.mark.parametrize("with_twist", [slow(False), True])
 @pytest.mark.parametrize("case", [CASES[0], slow(CASES[2])], ids=str)
 def test_particles_estimate_z_without_bias(case, with_twist, key):
     """E[Z-hat] = Z for random policies, flows and P_B, resampling included, |z| < 4.5 over 4,000 runs."""
@@ -122,6 +122,7 @@ def test_importance_weights_have_mean_z(key):
     assert_unbiased(jnp.exp(jax.jit(draw)(key).log_weight - table.log_z), 1.0)
 
 
+@pytest.mark.slow  # compiles two bounds; the one under enumeration is with the identities
 def test_bounds_take_the_programs(key):
     """ELBO <= IWELBO <= log Z, each the mean that enumeration gives."""
     net = sets("total", "learned")
