@@ -16,6 +16,7 @@ Richter et al. 2020, arXiv:2010.10436 (log-variance).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -134,7 +135,7 @@ def energy(
     block_size: int = 4,
     refresh_every: int | None = 200,
     explore: float = 0.0,
-    log_z: float = 0.0,
+    log_z: float | None = None,
     floor: float = 1e-2,
 ) -> PersistentObjective:
     """Fit both networks to a law p = f / Z known up to its constant.
@@ -153,7 +154,8 @@ def energy(
                 weight falls as the fit improves.
     "plain"     E[w + log_z] with the gradient (w + log_z) grad l of the paper's equation 9 (nats, without a baseline). The
                 gradient of KL(exp(l) || p) only where the chains follow a normalised exp(l); elsewhere off by
-                (mean w + log_z) E[grad l]. Give log Z as `log_z` to keep that small.
+                (mean w + log_z) E[grad l], which leaves l badly normalised. Give log Z as `log_z` to keep that small; the
+                released code's constant is D log K.
 
     Args:
         networks: the pair to start from; `networks.with_params(fit.params)` is the trained one.
@@ -162,11 +164,12 @@ def energy(
         spread: see above.
         penalty: weight of the residuals, lambda in the paper.
         block_size: variables redrawn by one move, M.
-        refresh_every: steps after which all chains are drawn anew along whole orders, D passes; None for never.
+        refresh_every: steps after which all chains are drawn anew along whole orders, D passes; None for never. Under
+            `fit(num_seeds=)` these passes are made, and mostly thrown away, at every step.
         explore: share of rows replaced, in both terms, by independent values whose frequencies are themselves drawn uniformly
             (Dirichlet), a different draw for each row: for questions about states that chains seldom meet, and against lost
             modes. The spread is then that under the mixture.
-        log_z: constant of "plain".
+        log_z: constant of "plain", nats; D log K by default.
         floor: smallest sensible standard deviation, nats; it keeps the step of "std" from becoming noise of unit size at the
             optimum.
 
@@ -177,6 +180,7 @@ def energy(
     """
     _check_energy(num_chains, spread, explore, log_z)
     num_explored = round(explore * num_chains)
+    anchor = networks.num_variables * math.log(networks.num_values) if log_z is None else log_z
 
     @ppl.model
     def model(chains: Any) -> None:
@@ -186,7 +190,7 @@ def energy(
         tokens = jnp.concatenate([explored, chains[num_explored:]])
         level = jax.vmap(declared.log_marginal)(tokens)
         gap = level - jax.vmap(log_target)(tokens - 1)
-        ppl.factor("spread", -_spread(spread, gap, level, log_z, floor))
+        ppl.factor("spread", -_spread(spread, gap, level, anchor, floor))
         ppl.factor("residuals", -penalty * _penalty(declared, order_key, tokens).mean())
 
     chains = Chains(networks.with_params, lambda: num_chains, block_size, refresh_every)
@@ -254,14 +258,14 @@ def _tokens(name: str, networks: Networks, x: Any) -> tuple[Array, Array]:
     return jnp.where(is_known[:, None], x, 0).astype(int) + 1, jnp.where(is_known, 0.0, jnp.nan)
 
 
-def _check_energy(num_chains: int, spread: str, explore: float, log_z: float) -> None:
+def _check_energy(num_chains: int, spread: str, explore: float, log_z: float | None) -> None:
     if spread not in _SPREADS:
         raise ValueError(f"energy: spread must be one of {_SPREADS}, got {spread!r}.")
     if not isinstance(num_chains, int) or num_chains < 2:
         raise ValueError(f"energy: num_chains must be an integer >= 2, got {num_chains!r}.")
     if not 0 <= explore <= 1:
         raise ValueError(f"energy: explore must lie in [0, 1], got {explore}.")
-    if log_z and spread != "plain":
+    if log_z is not None and spread != "plain":
         raise ValueError(
             f"energy: log_z={log_z} is for spread='plain'; {spread!r} does not depend on a constant. Leave it out."
         )

@@ -138,12 +138,14 @@ class TestEnergy:
         released = self.weighted(params, (gap - gap.mean()) / gap.std(ddof=1))
         self.assert_close(jax.tree.map(lambda g: 5 / 6 * g, grads), released)
 
-    def test_plain_is_the_formula_of_the_paper(self, key):
-        options = {"spread": "plain", "penalty": 0.0, "log_z": 0.5}
+    @pytest.mark.parametrize("log_z", [None, 0.5], ids=["released", "given"])
+    def test_plain_is_the_formula_of_the_paper(self, log_z, key):
+        options = {"spread": "plain", "penalty": 0.0, "log_z": log_z}
+        anchor = D * np.log(K) if log_z is None else log_z
         params, (value, grads) = self.value_and_grad(key, **options)
         gap = np.asarray(self.gaps(params)[1], float)
-        np.testing.assert_allclose(value, gap.mean() + 0.5, rtol=1e-5)
-        self.assert_close(grads, self.weighted(params, gap + 0.5))
+        np.testing.assert_allclose(value, gap.mean() + anchor, rtol=1e-5)
+        self.assert_close(grads, self.weighted(params, gap + anchor))
 
     def test_the_penalty_is_unbiased_for_both_networks(self, key):
         options = {"spread": "variance", "penalty": 2.0, "num_chains": 6}
@@ -174,6 +176,14 @@ class TestEnergy:
         value, grads = objective.value_and_grad(objective.init(key), key)
         np.testing.assert_allclose(value, 0, atol=1e-9)
         assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) < 1e-4
+
+    def test_terms_are_reported_by_name_and_nothing_is_drawn(self, key):
+        objective = mam.energy(NETWORKS, log_f, num_chains=6)
+        params = objective.init(key)
+        report = objective.site_report(params, key)
+        assert list(report) == ["model.spread", "model.residuals"]
+        assert all(np.isfinite(term["log_prob"]) for term in report.values())
+        assert "spread" not in str(objective.plan(params))  # no latent site, no strategy
 
     def test_explored_rows_replace_chains(self, key):
         """With Dirichlet frequencies a row of 3 bits with s ones has probability 1 / (4 binomial(3, s))."""
