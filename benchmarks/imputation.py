@@ -5,7 +5,7 @@ answer is a table of means over seeds with standard errors. Where the linear cla
 (JapaneseVowels_eq at 10%, or at 50% completely at random) no method can show anything; the cells that tell are 90% anywhere,
 "mar" at 50%, and ItalyPowerDemand at 50%.
 
-usage: python benchmarks/imputation.py [--cells ItalyPowerDemand/mcar/0.5 ...] [--seeds 2] [--steps 400] [--minirocket]
+usage: python benchmarks/imputation.py [--cells ItalyPowerDemand/mcar/0.5 ...] [--seeds 2] [--steps 250] [--minirocket]
 """
 
 import argparse
@@ -39,7 +39,12 @@ def scores(cell: str, seed: int, config: argparse.Namespace) -> dict[str, dict[s
     found = benchmark.peers(task, has_minirocket=config.minirocket)
     for member, dropout in DROPOUT.items():
         recipe = benchmark.Recipe(
-            {"num_hidden": 48, "classifier": "conv", "missingness": "self_masking"},
+            {
+                "num_hidden": 48,
+                "classifier": "conv",
+                "length_scale": 3.0,
+                "missingness": "self_masking" if mechanism == "mnar" else None,
+            },
             dropout,
             num_particles=5,
             num_steps=config.steps,
@@ -71,7 +76,7 @@ def main() -> None:
     )
     parser.add_argument("--cells", nargs="+", default=["ItalyPowerDemand/mcar/0.5"])
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument(
         "--minirocket", action="store_true", help="aeon's MiniRocket too; numba compiles first"
     )

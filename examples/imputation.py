@@ -1,9 +1,9 @@
 """Who is speaking, with half of the sound missing? Series classified through what could stand in their gaps.
 
 What it shows: JapaneseVowels (Kudo et al. 1999; in aeon's wheel), nine speakers, 25 steps of 12 cepstral coefficients, from which
-cells are hidden: by default half of 11 channels, the more likely the higher channel 0 is ("mar"). One program describes series,
-gaps and classes (supnotMIWAE; Kim et al. 2023, arXiv:2308.06738); it is trained with and without ObsDropout, by the
-importance-weighted bound. The class of a series is then predicted through many fillings of its gaps, each weighted by what it
+cells are hidden: by default half of 11 channels, the more likely the higher channel 0 is ("mar"). One program describes series
+and classes, and the mask where it tells of the values ("mnar"; supnotMIWAE, Kim et al. 2023, arXiv:2308.06738); it is trained
+with and without ObsDropout, by the importance-weighted bound. The class of a series is then predicted through many fillings of its gaps, each weighted by what it
 explains, and the gaps come with bands. Beside it stand light peers: fillers with a linear classifier, a random forest, a
 classifier that sees the mask only.
 
@@ -11,8 +11,10 @@ Published: the paper's data sets cannot be had offline, so its tables are not re
 imputed values informative, and the prediction more accurate and better calibrated, than deterministic fillers do. The table
 below says what comes of it here, in one cell and seed; `--seed` and `--rate` make others.
 
-Expected: the best NLL and calibration error of all rows for the program; coverage of the 90% bands between 0.85 and 0.95.
-Run time: six minutes on 2 CPU cores, half of it for each training.
+Expected (seed 0): the best calibration error of all rows, 0.03 against 0.06; but interpolation with a linear classifier is
+more accurate (0.96 against 0.92 to 0.93), has the better NLL (0.15 against 0.22) and smaller errors of cells (0.37 against
+0.47), ObsDropout makes no difference, and the 90% bands cover 0.71: few of the weighted draws count (see "ess"). Run time: some
+four minutes of processor time; twelve minutes were measured on 2 CPU cores that others used too.
 
     python examples/imputation.py [--smoke] [--data JapaneseVowels_eq] [--mechanism mar] [--rate 0.5] [--out imputation_output]
 """
@@ -27,18 +29,18 @@ import numpy as np
 from lapilli.models import imputation
 from lapilli.models.imputation import benchmark
 
-COLUMNS = ("accuracy", "macro_auroc", "nll", "ece", "mae", "crps", "coverage", "seconds")
+COLUMNS = ("accuracy", "macro_auroc", "nll", "ece", "mae", "crps", "coverage", "ess", "seconds")
 
 
 def recipe(config: argparse.Namespace, dropout: float) -> benchmark.Recipe:
     mechanism = "self_masking" if config.mechanism == "mnar" else None
     if config.smoke:
-        switches = {"num_hidden": 8, "num_latents": 2, "encoder": "conv", "classifier": "conv"}
+        switches = {"num_hidden": 8, "encoder": "conv", "classifier": "conv"}
         return benchmark.Recipe(
             switches | {"missingness": mechanism}, dropout, 3, num_steps=60, check_every=30
         )
     return benchmark.Recipe(
-        {"num_hidden": 48, "classifier": "conv", "missingness": mechanism},
+        {"num_hidden": 48, "classifier": "conv", "missingness": mechanism, "length_scale": 3.0},
         dropout,
         num_particles=5,
         num_steps=config.steps,
@@ -160,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--mechanism", default="mar", choices=("mcar", "mar", "mnar", "blocks"))
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("imputation_output"))
     config = parser.parse_args(arguments)
     config.out.mkdir(parents=True, exist_ok=True)

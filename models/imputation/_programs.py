@@ -15,6 +15,8 @@ from ._networks import Classifier, GaussianHead, Kind, Mechanism, missingness as
 from ._series import Series
 
 MIN_LOOK_SCALE = 1e-2
+# Of a network's freshly initialised looks at a channel's own latent, relative to softplus(.): a tight one where a cell is seen.
+LOOK_AT_SEEN, LOOK_AT_MISSING = 0.3, 15.0
 
 
 class Imputer(NamedTuple):
@@ -39,7 +41,8 @@ def programs(
     prior: Literal["normal", "gp"] = "gp",
     length_scale: float = 7.0,
     observation: Literal["normal", "student_t"] = "normal",
-    num_latents: int = 8,
+    num_latents: int | None = None,
+    has_skip: bool = True,
     num_hidden: int = 32,
     encoder: Kind = "gru",
     decoder: Kind = "conv",
@@ -62,7 +65,10 @@ def programs(
         prior: "normal", N(0, I) at each step, or "gp", a path from `cauchy_kernel` at each series' own times.
         length_scale: of the kernel, in the unit of the times (steps, where none are given).
         observation: p(x | z) of a cell, Normal or Student-t (degrees of freedom learned per channel, above 3).
-        num_latents: d.
+        num_latents: d; by default D + 4, or 8 without `has_skip`.
+        has_skip: latent path i < D starts as channel i. The decoder adds it to the channel's location, and the encoder's look at
+            it starts at the observed values, loose where there is none, both up to the networks' random start: with a GP prior,
+            training begins near Gaussian process regression channel by channel. Needs d >= D.
         num_hidden: H of every backbone.
         encoder: backbone of q(z | x_o, s); it sees the observed values, zero elsewhere, and the mask, and gives one noisy look
             at the latent path for each step, whose product with the prior is the guide (`smoothed`).
@@ -93,7 +99,10 @@ def programs(
 
     Reference: Kim et al. 2023, arXiv:2308.06738 (supnotMIWAE); its relatives are in the package's text.
     """
-    _check_switches(num_classes, prior, observation, has_decay or sees_mask)
+    if num_latents is None:
+        num_latents = num_channels + 4 if has_skip else 8
+    too_few = has_skip and num_latents < num_channels
+    _check_switches(num_classes, prior, observation, has_decay or sees_mask, too_few)
     keys = jax.random.split(key, 4)
     encoder_0 = GaussianHead(
         encoder, 2 * num_channels, num_latents, num_hidden,
@@ -127,6 +136,7 @@ def programs(
                 z.mT if prior == "normal" else jnp.einsum("nts,nds->ntd", mixing(times, valid), z)
             )
             loc, scale = jax.vmap(network)(path, times, valid)
+            loc = loc + path[..., :num_channels] if has_skip else loc
             ppl.deterministic("x_loc", loc)
             if observation == "normal":
                 law = dist.Normal(loc, scale)
@@ -157,6 +167,11 @@ def programs(
             values = jnp.where(cells, data.values, 0)
             features = jnp.concatenate([values, cells.astype(values.dtype)], -1)
             pseudo, scale = jax.vmap(network)(features, times, valid)
+            if has_skip:
+                others = ((0, 0), (0, 0), (0, num_latents - num_channels))
+                pseudo = pseudo + jnp.pad(values, others)
+                start = jnp.where(cells, LOOK_AT_SEEN, LOOK_AT_MISSING)
+                scale = scale * jnp.pad(start, others, constant_values=1.0)
             # Steps that do not exist keep the prior.
             precision = jnp.where(valid[:, None], scale.mT**-2, 0)
             if prior == "gp" and not is_causal:
@@ -170,7 +185,7 @@ def programs(
 
 
 def _check_switches(
-    num_classes: int | None, prior: str, observation: str, asks_classifier: bool
+    num_classes: int | None, prior: str, observation: str, asks_classifier: bool, too_few: bool
 ) -> None:
     problems = []
     if prior not in ("normal", "gp"):
@@ -181,5 +196,7 @@ def _check_switches(
         problems.append(f"num_classes must be at least 2 or None, got {num_classes}")
     if num_classes is None and asks_classifier:
         problems.append("has_decay and sees_mask are options of a classifier: give num_classes")
+    if too_few:
+        problems.append("has_skip needs num_latents >= num_channels; give more, or has_skip=False")
     if problems:
         raise ValueError(f"imputation.programs: {'; '.join(problems)}.")

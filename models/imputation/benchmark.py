@@ -54,22 +54,16 @@ class Problem(NamedTuple):
         return scores.cells(self.truth, self.hidden, self.units.undo(point))
 
     def scores(self, found: Imputation) -> dict[str, float]:
-        """All scores of an imputation of the test series: of classes, of cells with 90% bands, ESS per draw."""
+        """All scores of an imputation of the test series: of classes, of cells with 90% bands, mean ESS."""
         low, high = (self.units.undo(q) for q in found.quantiles([0.05, 0.95]))
         crps = found.crps(self.test_truth) * self.units.scale
         cells = scores.cells(
             self.truth, self.hidden, self.units.undo(found.mean), crps=crps, low=low, high=high
         )
-        ess = float(
-            found.ess.mean()
-            / (found.weights[..., 0].size if found.average == "inner" else len(found.x))
-        )
-        classes = (
-            {}
-            if found.logits is None
-            else scores.classification(found.probs, np.asarray(self.test.labels))
-        )
-        return {**classes, **cells, "ess": ess}
+        classes = {}
+        if found.logits is not None:
+            classes = scores.classification(found.probs, np.asarray(self.test.labels))
+        return {**classes, **cells, "ess": float(found.ess.mean())}
 
     @property
     def test_truth(self) -> np.ndarray:
@@ -255,7 +249,7 @@ def train(task: Problem, recipe: Recipe, key: Any, *, progress: bool = False) ->
 
 
 def evaluate(
-    task: Problem, trained: Trained, key: Any, *, num_particles: int = 20, num_imputations: int = 5
+    task: Problem, trained: Trained, key: Any, *, num_particles: int = 100, num_imputations: int = 1
 ) -> tuple[dict[str, float], Imputation]:
     """Scores on the test series, and the imputation that they come from."""
     start = time.perf_counter()

@@ -382,6 +382,7 @@ def test_batches_of_series_give_what_one_batch_gives(key):
         ({"observation": "cauchy"}, "observation must be 'normal' or 'student_t'"),
         ({"num_classes": 1}, "num_classes must be at least 2"),
         ({"num_classes": None, "has_decay": True}, "options of a classifier"),
+        ({"num_latents": 1}, "has_skip needs num_latents >= num_channels"),
         ({"missingness": "odd"}, "No missingness mechanism 'odd'"),
         ({"encoder": "lstm"}, "No backbone of kind 'lstm'"),
         ({"num_hidden": 3, "encoder": "gru"}, "even num_hidden, got 3"),
