@@ -44,9 +44,8 @@ class NormalInverseWishart(dist.Distribution):
     Example:
         >>> from lapilli import ppl
         >>> prior = ppl.NormalInverseWishart(jax.numpy.zeros(2), 2.0, jax.numpy.eye(2), 4.0)
-        >>> value = prior.sample(jax.random.key(0))
-        >>> value.shape, prior.conditional(value).event_shape
-        ((2, 3), (2,))
+        >>> jax.eval_shape(prior.sample, jax.random.key(0)).shape
+        (2, 3)
     """
 
     arg_constraints = {

@@ -84,7 +84,8 @@ def programs(
         >>> network = eqx.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
         >>> model, guide = niw_meta.programs(network, niw_meta.Gaussian(0.3))
         >>> points = niw_meta.pad_points([([[0.0], [1.0]], [0.1, 0.9])])
-        >>> guide.simulate(jax.random.key(1), niw_meta.Episodes(points, points)).choices["theta"].shape
+        >>> trace = jax.eval_shape(guide.simulate, jax.random.key(1), niw_meta.Episodes(points, points))
+        >>> trace.choices["theta"].shape
         (1, 1, 25)
     """
     weights = Weights(network)

@@ -44,7 +44,11 @@ def estimates(bound, key, num=4000):
     return np.column_stack([values, *jax.tree.leaves(grads)])
 
 
-@pytest.mark.parametrize("guide", [guide, reversed_guide], ids=["in_order", "reversed"])
+@pytest.mark.parametrize(
+    "guide",
+    [pytest.param(guide, marks=pytest.mark.slow), reversed_guide],
+    ids=["in_order", "reversed"],
+)  # one is enough
 def test_value_and_gradient_have_the_mean_of_the_sampled_bound(guide):
     """4,000 estimates each, |z| < 4.5. A divergence taken out of order (mu's law is given z) is off by tens of errors."""
     analytic = estimates(inference.elbo(model, guide, kl="analytic"), jax.random.key(1))

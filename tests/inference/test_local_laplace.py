@@ -268,6 +268,7 @@ def test_closed_form_site_minimises_the_expected_loss_plus_divergence():
     np.testing.assert_allclose(gap, [4.5e-2, 4.5e-4, 4.5e-6], rtol=0.03)
 
 
+@pytest.mark.slow  # compiles for long
 def test_padding_has_no_influence_on_site_value_and_gradient():
     x, y, mask = linear_data()
     pad = lambda a, fill: np.concatenate([a, np.full((4, 3, *a.shape[2:]), fill, a.dtype)], 1)
@@ -357,6 +358,7 @@ def test_gauss_newton_is_the_hessian_for_canonical_observations():
     np.testing.assert_allclose(slope, again)
 
 
+@pytest.mark.slow  # compiles for long
 def test_unrolled_gradient_is_the_derivative_of_the_value_and_frozen_expansions_are_not():
     """Common noise: central differences of one estimate. Not quadratic, one step: the expansion moves with m."""
     direction = jnp.array([0.3, -0.5, 0.2])
@@ -377,6 +379,7 @@ def test_unrolled_gradient_is_the_derivative_of_the_value_and_frozen_expansions_
     assert np.all(np.abs(slopes[1:] - exact) > 1e-4 * np.abs(exact))
 
 
+@pytest.mark.slow  # compiles for long
 def test_unrolled_gradient_of_a_noise_scale_passes_through_the_gauss_newton_factor():
     def model(x, y):
         scale = jnp.exp(ppl.param("log_scale", 0.0))
@@ -435,6 +438,7 @@ def test_langevin_steps_have_the_stationary_variance_of_the_formula():
     assert_unbiased(second, expected)
 
 
+@pytest.mark.slow  # compiles for long
 def test_sampled_variance_and_clip_make_a_proper_guide():
     data = linear_data(4)
     for limit in (None, 0.3):
@@ -508,11 +512,14 @@ def test_gradient_of_the_full_bound_vanishes_at_the_fixed_point():
 # What is refused.
 
 
+def traced(guide):
+    """The guide run abstractly: refusals come before any device work."""
+    return jax.eval_shape(guide.simulate, jax.random.key(0), jnp.zeros(3))
+
+
 def refused(model, match, guide=None, **options):
     with pytest.raises(ValueError, match=match):
-        local_laplace(model, guide, **({"site": "z"} | options)).simulate(
-            jax.random.key(0), jnp.zeros(3)
-        )
+        traced(local_laplace(model, guide, **({"site": "z"} | options)))
 
 
 def rows(y, law=None, obs=lambda z: dist.Normal(z, 1.0), tie=False):
@@ -556,7 +563,7 @@ def test_models_that_do_not_fit_are_refused():
             ppl.scan(step, 0.0, None, length=2)
 
     refused(observed_in_scan, "not at hand inside scan", curvature="gauss_newton")
-    assert local_laplace(observed_in_scan, site="z").simulate(jax.random.key(0), jnp.zeros(3))
+    assert traced(local_laplace(observed_in_scan, site="z"))
 
     def subsampled(y):
         with ppl.plate("rows", 3, subsample_size=2):
@@ -570,7 +577,7 @@ def test_sampled_variance_takes_independent_coordinates():
         guide = local_laplace(
             linear_dense, site="theta", inner=SGLD(0.1, 4), curvature="sgld_variance"
         )
-        guide.simulate(jax.random.key(0), *linear_data())
+        jax.eval_shape(guide.simulate, jax.random.key(0), *linear_data())
 
 
 def test_guides_and_parents_that_do_not_fit_are_refused():
@@ -600,7 +607,7 @@ def test_guides_and_parents_that_do_not_fit_are_refused():
         guide=normal,
         parent="phi",
     )
-    assert local_laplace(model, guide, site="z").simulate(jax.random.key(0), jnp.zeros(3))
+    assert traced(local_laplace(model, guide, site="z"))
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_golden_values_of_the_conjugate_posterior():
     close(numbers(), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("d", [1, 3])
+@pytest.mark.parametrize("d", [pytest.param(1, marks=pytest.mark.slow), 3])  # one is enough
 def test_bayes_rule_jacobian_and_scipy(d):
     """Prior + likelihood - posterior = evidence at any mean and covariance; the packed density by autodiff's Jacobian."""
     rng = np.random.default_rng(2)
@@ -143,6 +143,7 @@ def test_bayes_rule_jacobian_and_scipy(d):
         close(float(density), by_scipy)
 
 
+@pytest.mark.slow  # compiles for long
 def test_mode_is_where_the_density_of_mean_and_covariance_is_flat_and_curved_down():
     law, free = random_law(4, 2), np.tril_indices(2)
 
@@ -224,7 +225,9 @@ def laws(name):
     return random_law(14, d), random_law(15, d)
 
 
-@pytest.mark.parametrize("name", ["wishart", "gamma"])
+@pytest.mark.parametrize(
+    "name", ["wishart", pytest.param("gamma", marks=pytest.mark.slow)]
+)  # one is enough
 def test_draws_and_pathwise_gradients_have_the_moments_of_the_formulas(name, request):
     """10,000 draws, 3 seeds; |z| < 4.5: 6.8e-6 false alarms for each of 200 coordinates. A bias of 0.07 sd is 7 errors."""
     p, q = laws(name)
@@ -292,6 +295,7 @@ def test_unconstrained_form_is_a_bijection_with_the_stated_jacobian(name):
     assert p.support(p.support.feasible_like(found[0]))
 
 
+@pytest.mark.slow  # compiles for long
 def test_sites_of_both_laws_take_pathwise_and_implicit_estimators():
     def model():
         a = ppl.sample("a", random_pair(0, (2,)).to_event(1))

@@ -97,6 +97,7 @@ def test_unequal_episodes_are_those_without_padding():
     np.testing.assert_allclose(one, two, rtol=1e-10)
 
 
+@pytest.mark.slow  # compiles for long
 def test_finite_population_learns_a_law_of_phi_and_offers_its_mode():
     network, episodes = mlp(), regression()
     choices = {}
@@ -126,6 +127,7 @@ def test_nearest_centroid_scores_by_hand():
         np.testing.assert_allclose(scores[i], expected, rtol=1e-6)
 
 
+@pytest.mark.slow  # compiles for long
 def test_maml_is_gradient_descent_on_the_support_and_its_orders_differ_in_the_gradient_only():
     episodes, network = regression(((3, 2), (2, 2))), mlp()
     head, start = niw_meta.Gaussian(0.5), weights_of(mlp())
@@ -158,6 +160,7 @@ def test_maml_is_gradient_descent_on_the_support_and_its_orders_differ_in_the_gr
     assert not np.allclose(first_grads["loc"], slope, rtol=1e-2)
 
 
+@pytest.mark.slow  # compiles for long
 def test_classification_episode_is_adapted_and_predicted():
     episodes = classification()
     model, guide = niw_meta.programs(mlp(num_outputs=3), niw_meta.Softmax(), prior_scale=0.5)
