@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from _slow import some_slow
 
 from _stats import assert_same_mean
 from lapilli import inference, ppl
@@ -66,17 +67,22 @@ def test_model_by_itself_draws_from_the_prior(key):
     np.testing.assert_allclose(trace.log_probs["z"], prior, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [
-    inference.elbo,
-    lambda m, g: inference.elbo(m, g, gradient="stl"),
-    lambda m, g: inference.iwelbo(m, g, num_particles=3),
-    lambda m, g: inference.iwelbo(m, g, num_particles=3, gradient="dreg"),
-    lambda m, g: inference.iwelbo(m, g, num_particles=2, per="plate", strategies={"z": "reinforce"}),
-    lambda m, g: inference.elbo(m, g).with_plate_sizes({"rows": 10}),
-], ids=["elbo", "stl", "iwelbo", "dreg", "per plate", "minibatch"])  # fmt: skip
+MAKERS = {
+    "elbo": inference.elbo,
+    "minibatch": lambda m, g: inference.elbo(m, g).with_plate_sizes({"rows": 10}),
+    "dreg": lambda m, g: inference.iwelbo(m, g, num_particles=3, gradient="dreg"),
+    "stl": lambda m, g: inference.elbo(m, g, gradient="stl"),
+    "iwelbo": lambda m, g: inference.iwelbo(m, g, num_particles=3),
+    "per plate": lambda m, g: inference.iwelbo(
+        m, g, num_particles=2, per="plate", strategies={"z": "reinforce"}
+    ),
+}
+
+
+@pytest.mark.parametrize("make", some_slow(MAKERS, "stl", "iwelbo", "per plate"))
 def test_joint_run_gives_the_numbers_of_two_runs(make, key):
     """The same keys by address, hence the same draws: equal to rounding."""
-    joint, apart = make(model, GUIDE), make(model, by_hand)
+    joint, apart = MAKERS[make](model, GUIDE), MAKERS[make](model, by_hand)
     params = joint.init(key, Y)
     one, two = (bound.value_and_grad(params, jax.random.key(3), Y) for bound in (joint, apart))
     for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True):
@@ -139,6 +145,7 @@ def test_a_changed_trace_is_scored_anew(key):
     np.testing.assert_allclose(value, -b.value(params, key) - 1.0, rtol=1e-4)
 
 
+@pytest.mark.slow  # three filters are compiled; the model family has a cheaper one
 def test_particles_take_the_guide_as_proposal(key):
     params = model.init(key, Y)
     bound, guide = model.bind(params), GUIDE.bind(params)

@@ -95,6 +95,7 @@ def test_laws_of_the_latents_and_their_figure(key):
     assert len(figure.axes) == 4
 
 
+@pytest.mark.slow  # 20,000 rows through four compiled runs
 def test_regeneration_is_reconstruction_where_all_steps_are_given(key):
     """No step given: the law of free generation; all given: that of the guide. Means over 20,000 rows."""
     network = Network([Layer(4, 1, 2.0)], Gaussian(1, 0.3), key=key)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _slow import some_slow
 
 from _stats import assert_same_mean
 from lapilli import inference
@@ -63,6 +64,7 @@ def test_the_window_moves_on(key):
     assert any(np.any(np.abs(a) > 0.01) for a in h)
 
 
+@pytest.mark.slow  # two objectives under vmap are compiled
 def test_window_of_the_whole_sequence_has_the_objective_of_training(key):
     """W = t: value and gradient are those of `pv_rnn.programs` with the same vectors and weights, in the mean over noise."""
     network = make_network()
@@ -199,7 +201,7 @@ def test_fixed_windows_wait(key):
     assert np.all(np.isneginf(predictions.value[:3])) and np.all(np.isfinite(predictions.value[3:]))
 
 
-@pytest.mark.parametrize("new_row", ["copy", "zero"])
+@pytest.mark.parametrize("new_row", some_slow(["copy", "zero"], "zero"))
 def test_new_rows(new_row, key):
     er = ErrorRegression(make_network(), window=3, num_iterations=2, new_row=new_row, keep="best")
     stream, _ = er.observe(er.init(key), XS[0])
