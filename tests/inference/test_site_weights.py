@@ -6,6 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from _slow import some_slow
 
 from _stats import assert_same_mean, assert_unbiased
 from lapilli import inference, ppl
@@ -25,8 +26,8 @@ def optimum(x, w):
     return x / (1 + w * S**2), w * S**2 / (1 + w * S**2)
 
 
-@pytest.mark.parametrize("w", [0.1, 1.0, 4.0])
-@pytest.mark.parametrize("kl", ["sampled", "analytic"])
+@pytest.mark.parametrize("w", [0.1, 4.0])
+@pytest.mark.parametrize("kl", some_slow(["sampled", "analytic"], "analytic"))
 def test_gradient_vanishes_at_the_weighted_optimum(w, kl, seed):
     """E of the gradient is zero there, and not where w = 1 puts it; a wrong factor 2 on w moves it by 10 standard errors."""
     bound = inference.elbo(conjugate, ppl.guide_of(conjugate), kl=kl, site_weights={"z": w})
@@ -68,7 +69,7 @@ def chain(ys):
 YS = jnp.array([[0.2, 1.0], [-0.4, 0.1], [0.9, -1.2]])  # [steps, rows]
 
 
-@pytest.mark.parametrize("kl", ["sampled", "analytic"])
+@pytest.mark.parametrize("kl", some_slow(["sampled", "analytic"], "sampled"))
 def test_schedule_over_steps_is_linear(kl, key):
     """The value is linear in the weights: a schedule is the sum of its unit schedules, draws being the same."""
     plain = inference.elbo(chain, ppl.guide_of(chain), kl=kl)
@@ -199,6 +200,7 @@ def test_weights_of_divergences_between_two_programs(key):
     )
 
 
+@pytest.mark.slow  # a fit and an export
 def test_fits_and_their_export_carry_the_label(key):
     """What was maximised is named; log p and log q of the draws are densities, without weights."""
     bound = inference.elbo(chain, ppl.guide_of(chain), kl="analytic", site_weights={"z": 0.1})

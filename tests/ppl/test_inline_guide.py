@@ -79,7 +79,7 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("make", some_slow(MAKERS, "stl", "iwelbo", "per plate"))
+@pytest.mark.parametrize("make", some_slow(MAKERS, "dreg", "stl", "iwelbo", "per plate"))
 def test_joint_run_gives_the_numbers_of_two_runs(make, key):
     """The same keys by address, hence the same draws: equal to rounding."""
     joint, apart = MAKERS[make](model, GUIDE), MAKERS[make](model, by_hand)
@@ -157,6 +157,7 @@ def test_particles_take_the_guide_as_proposal(key):
     assert abs(evidence[0] - evidence[1]) < 0.3  # far more than the spread of either run
 
 
+@pytest.mark.slow  # NumPyro's loss and ours are compiled
 def test_numpyro_runs_the_guide(key):
     """As a NumPyro guide it shows its latent sites only, in scans too; its loss has the mean of ours."""
     import numpyro

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _slow import some_slow
 from scipy.stats import norm
 
 from _stats import assert_unbiased
@@ -62,7 +63,7 @@ def exact():
     return network, exact_log_evidence(network)
 
 
-@pytest.mark.parametrize("guide", ["prior", "encoder"])
+@pytest.mark.parametrize("guide", some_slow(["prior", "encoder"], "encoder"))
 def test_particle_filters_estimate_the_evidence(guide, exact, key):
     """Mean of Z over 4,000 runs of 50 particles is exact: z < 4.5; a bias of 5% is at least 7 standard errors."""
     network, log_evidence = exact
@@ -80,6 +81,7 @@ def test_particle_filters_estimate_the_evidence(guide, exact, key):
     assert_unbiased(ratios, 1.0)
 
 
+@pytest.mark.slow  # four bounds are compiled
 def test_bounds_of_the_guides_lie_below_and_rise_with_particles(exact, key):
     """Adaptive and amortised bounds, K = 1 and K = 50: ordered as theory has it, by more than their error."""
     network, log_evidence = exact

@@ -92,7 +92,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", some_slow(CASES, "top down"))
+@pytest.mark.parametrize("case", some_slow(CASES, *list(CASES)[::2]))
 def test_objective_and_gradient_equal_a_loop_by_hand(case, key):
     network, _, bound = make(**CASES[case])
     params = bound.init(key, X, INDEX)
@@ -216,6 +216,7 @@ def test_gradients_reach_earlier_vectors_of_the_same_sequence_only(key):
         np.testing.assert_array_equal(size > 0, np.tri(T, dtype=bool))
 
 
+@pytest.mark.slow  # compiled in float64, forward and backward
 def test_gradient_equals_central_differences(key):
     """In float64, with frozen noise, along a random direction of all parameters; forward mode gives the same."""
     with jax.enable_x64(True):
@@ -252,6 +253,7 @@ def test_masked_rows_and_missing_cells(key):
     np.testing.assert_allclose(log_density(X, 0), log_density(hidden, 0), rtol=1e-6)
 
 
+@pytest.mark.slow  # an expectation for each step is compiled
 def test_encoder_sees_the_present_step_only(key):
     network = Network(LAYERS, Gaussian(O, 0.5), key=key)
     model, guide = pv_rnn.programs(network, guide="encoder", num_steps=T, key=key)

@@ -34,6 +34,7 @@ def deterministic():
     return eqx.tree_at(lambda n: n.weights, network, tuple(map(silent, network.weights)))
 
 
+@pytest.mark.slow  # a regression of its own is compiled
 def test_without_iterations_new_prior_rows_roll_the_prior_out(key):
     """n_it = 0: no observation has any influence, and predictions are the prior's (here without noise)."""
     network = deterministic()
@@ -96,6 +97,7 @@ def test_window_of_the_whole_sequence_has_the_objective_of_training(key):
         assert_same_mean(a[:, 0], b)
 
 
+@pytest.mark.slow  # two objectives under vmap are compiled
 def test_masked_steps_count_for_nothing(key):
     """A window of 6 with 2 observations has value and gradient of a window of 2."""
     network = make_network()
@@ -150,6 +152,7 @@ def by_weight():
     return network, xs, runs
 
 
+@pytest.mark.slow  # two regressions of 400 iterations
 def test_heavy_meta_prior_returns_the_prior(by_weight):
     """The window's law is then that of the prior: same mean of what is emitted, by 200 particles each, at every step."""
     network, _, runs = by_weight
@@ -159,12 +162,14 @@ def test_heavy_meta_prior_returns_the_prior(by_weight):
     assert_same_mean(jnp.swapaxes(window, 0, 1), jnp.swapaxes(emitted, 0, 1))
 
 
+@pytest.mark.slow  # see above
 def test_without_meta_prior_the_window_is_explained(by_weight):
     _, xs, runs = by_weight
     error = {w: float(jnp.mean((runs[w][2].window[-1] - xs[:, None]) ** 2)) for w in runs}
     assert error[0.0] < 0.05 * error[1e4]
 
 
+@pytest.mark.slow  # see above
 def test_weights_are_not_touched(by_weight):
     network, _, runs = by_weight
     for er, *_ in runs.values():
@@ -201,7 +206,7 @@ def test_fixed_windows_wait(key):
     assert np.all(np.isneginf(predictions.value[:3])) and np.all(np.isfinite(predictions.value[3:]))
 
 
-@pytest.mark.parametrize("new_row", some_slow(["copy", "zero"], "zero"))
+@pytest.mark.parametrize("new_row", some_slow(["copy", "zero"], "copy", "zero"))
 def test_new_rows(new_row, key):
     er = ErrorRegression(make_network(), window=3, num_iterations=2, new_row=new_row, keep="best")
     stream, _ = er.observe(er.init(key), XS[0])
@@ -210,6 +215,7 @@ def test_new_rows(new_row, key):
         np.testing.assert_array_equal(new[-1], old[-1] if new_row == "copy" else 0.0)
 
 
+@pytest.mark.slow  # a regression of its own is compiled
 def test_symbols(key):
     network = Network([(5, 1)], pv_rnn.Categorical(3, 2), key=key)
     er = ErrorRegression(network, window=3, num_iterations=2, num_particles=5)
