@@ -78,6 +78,7 @@ def test_noise_free_rollouts_are_deterministic(key):
     np.testing.assert_array_equal(*paths)
 
 
+@pytest.mark.slow  # a figure and a run of two layers
 def test_laws_of_the_latents_and_their_figure(key):
     """Vectors of zero at the first step are the unit prior; the divergence is that of the two laws."""
     network = Network([Layer(4, 2, 2.0), Layer(3, 1, 4.0)], Gaussian(1, 0.3), key=key)

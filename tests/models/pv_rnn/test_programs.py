@@ -138,6 +138,7 @@ def test_free_energy_is_linear_in_w_and_a_bound_under_the_identity(key):
     np.testing.assert_allclose(identity.value(params, key, X, INDEX), plain / O, rtol=1e-5)
 
 
+@pytest.mark.slow  # two objectives are compiled
 def test_squared_error_with_w_is_the_bound_of_noise_w_o_over_2z(key):
     """F with squared errors (a Gaussian of variance 1/2) is 2 s^2 / O times the elbo of noise s^2, up to a constant."""
     layers, z, w = (Layer(4, 2, 2.0), Layer(3, 2, 4.0)), 2, 0.05
@@ -240,6 +241,7 @@ def test_gradient_equals_central_differences(key):
         np.testing.assert_allclose(jax.jvp(f, (0.0,), (1.0,))[1], central, rtol=1e-6)
 
 
+@pytest.mark.slow  # a program with missing cells is compiled
 def test_masked_rows_and_missing_cells(key):
     """A hidden observation counts for nothing, and its value is not read."""
     network, (model, guide), _ = make()
@@ -285,6 +287,7 @@ def test_one_model_three_guides_share_the_density(key):
     np.testing.assert_allclose(densities, densities[0], rtol=1e-6)
 
 
+@pytest.mark.slow  # a filter of its own is compiled
 def test_prior_guide_of_a_network_that_ignores_its_latents_is_exact(key):
     """Particles of a deterministic network have one weight: the evidence is the density of the deterministic rollout."""
     network = Network(LAYERS, Gaussian(O, 0.5), key=jax.random.key(0))

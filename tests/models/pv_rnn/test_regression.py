@@ -199,6 +199,7 @@ def test_a_stream_is_fed_one_by_one_saved_and_resumed(key, tmp_path):
     np.testing.assert_allclose(together.emitted, jnp.stack(singly), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # a regression of its own is compiled
 def test_fixed_windows_wait(key):
     er = ErrorRegression(make_network(), window=4, num_iterations=2, grow=False, num_particles=2)
     _, predictions = er.run(er.init(key), XS)
