@@ -79,12 +79,25 @@ class Pair(Networks):
         )
 
     def with_params(self, params: Mapping[str, Any]) -> Pair:
-        """The networks with fitted parameters, those of "marginal", of "conditional", or both (`Fit.params`)."""
+        """The networks with fitted parameters, those of "marginal", of "conditional", or both (`Fit.params`).
+
+        Convolutions take the parameters of a grid of another size too.
+
+        Raises:
+            ValueError: the shapes are those of other networks.
+        """
         fitted = self
         for name in ("marginal", "conditional"):
             if name in params:
-                _, static = eqx.partition(getattr(self, name), eqx.is_inexact_array)
-                module = eqx.combine(params[name], static)
+                arrays, static = eqx.partition(getattr(self, name), eqx.is_inexact_array)
+                leaves, (own, tree) = jax.tree.leaves(params[name]), jax.tree.flatten(arrays)
+                needed, found = ([jnp.shape(x) for x in xs] for xs in (own, leaves))
+                if needed != found:
+                    raise ValueError(
+                        f"Pair.with_params: '{name}' has shapes {found}, and this network needs {needed}. Make the pair with "
+                        "the sizes it was trained with."
+                    )
+                module = eqx.combine(jax.tree.unflatten(tree, leaves), static)
                 fitted = eqx.tree_at(lambda pair, n=name: getattr(pair, n), fitted, module)
         return fitted
 

@@ -71,6 +71,21 @@ def test_fitted_parameters_replace_their_network_only():
         np.testing.assert_array_equal(mixed.log_conditionals(tokens), pair.log_conditionals(tokens))
 
 
+def test_convolutions_carry_over_to_another_grid_and_other_shapes_do_not(key):
+    """With all weights shared, what is observed in a corner of a large grid has the log-marginal it has on a small one."""
+    make = lambda grid: mam.residual_cnns(grid, 2, channels=3, depth=1, key=key)
+    small, large = shaken(make((5, 5))), make((9, 9))
+    params = {
+        n: eqx.filter(getattr(small, n), eqx.is_inexact_array) for n in ("marginal", "conditional")
+    }
+    large = large.with_params(params)
+    tokens = jnp.zeros((9, 9), int).at[1:3, 1:3].set(1 + jnp.eye(2, dtype=int))
+    want = small.log_marginal(tokens[:5, :5].ravel())
+    np.testing.assert_allclose(large.log_marginal(tokens.ravel()), want, rtol=1e-4)
+    with pytest.raises(ValueError, match="with_params: 'marginal' has shapes"):
+        mam.residual_cnns((4, 4), 2, channels=5, depth=1, key=key).with_params(params)
+
+
 def test_impossible_sizes_are_refused(key):
     with pytest.raises(ValueError, match="residual_mlps: 3 variables, 1 values"):
         mam.residual_mlps(3, 1, key=key)
