@@ -187,7 +187,7 @@ def seconds_per_row(model: mam.MaM, x: np.ndarray, order: np.ndarray) -> dict[st
 
 
 def on_larger(lattice: Ising, networks: mam.Pair, config: Config, key: jax.Array):
-    """E[log p - log f] and its error on the larger lattice, and log Z, which from 10 x 10 on goes with the sites (to 1e-3 nats)."""
+    """E[log p - log f] and its error on the larger lattice, and log Z, which goes with the sites from 10 x 10 on (to 1e-3)."""
     large = Ising(config.large, config.large, lattice.coupling, lattice.field)
     draws = mam.MaM(enlarge(networks, config.large)).draw(key, (config.num_large,))
     gap = np.asarray(draws.log_prob - large.log_density(draws.value), float)
