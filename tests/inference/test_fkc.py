@@ -130,6 +130,7 @@ def test_evidence_is_exact_with_cut_scores(key):
     assert_evidence(evidences(key, jnp.array(row), 1.5, 1.0), quadrature(row, 0.0)[0])
 
 
+@pytest.mark.slow  # one more compilation of many runs
 def test_evidence_is_exact_while_exponents_move(key):
     """From 1/2 at noise to 1 at data."""
     model = inference.fkc(
@@ -164,7 +165,10 @@ def mean_log_evidence(key, weights, zeta, num_steps, kind):
     return jax.lax.map(run, jax.random.split(key, 8)).mean()
 
 
-@pytest.mark.parametrize(("weights", "zetas"), [("rne", (0.5, 1.5)), ("euler", (0.0, 1.0))])
+@pytest.mark.parametrize(
+    ("weights", "zetas"),
+    [("rne", (0.5, 1.5)), pytest.param("euler", (0.0, 1.0), marks=pytest.mark.slow)],
+)
 def test_weights_from_scores_alone_are_consistent(weights, zetas, key):
     """Log Z of the tilted mixture; with path ratios whose noise is not the simulation's it is off by 0.2 at zeta = 1/2."""
     exact = quadrature((1.0, 0.0, 1.0), 0.0)[0]
@@ -172,10 +176,8 @@ def test_weights_from_scores_alone_are_consistent(weights, zetas, key):
         assert abs(mean_log_evidence(key, weights, zeta, 400, "tilt") - exact) < 0.03, zeta
 
 
-@pytest.mark.parametrize(
-    ("weights", "zetas"),
-    [("rne", (1.0, 1.5)), pytest.param("euler", (1.0,), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # 8 runs of 2000 particles and 400 steps for each
+@pytest.mark.parametrize(("weights", "zetas"), [("rne", (1.0, 1.5)), ("euler", (1.0,))])
 def test_log_densities_followed_along_the_path_weigh_moving_exponents(weights, zetas, key):
     exact = quadrature((1.0, 0.5, 0.0), 0.0)[0]
     for zeta in zetas:
@@ -187,27 +189,37 @@ def test_log_densities_followed_along_the_path_weigh_moving_exponents(weights, z
 
 def states(model, key, step=5):
     """A state before step `step` of a model, and one after."""
-    state = model.init(key)
-    for n in range(1, step + 1):
-        previous, state = state, model.kernel(jax.random.fold_in(key, n), state, n)
-    return previous, state, step
+    move = lambda n, pair: (pair[1], model.kernel(jax.random.fold_in(key, n), pair[1], n))
+    start = model.init(key)
+    return *jax.lax.fori_loop(1, step + 1, move, (start, start)), step
 
 
-def euler_weight(models, exponents, key, reward=None):
-    """The log-weight of a step, where it started and when, and the integrals of drift and noise over it."""
-    times = np.linspace(1.0, 0.9, 11)
+def run(*models, num_particles=40):
+    """Results of the models for one key, in one compilation."""
+    options = {"num_particles": num_particles, "history": "none"}
+    return jax.jit(lambda key: [inference.smc(m, key, **options) for m in models])
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def euler_weight(w1, w2, key, tilted=False):
+    """The log-weight of a step under exponents of Q1 and Q2, where it started, and the two scores there."""
     model = inference.fkc(
-        models, times, exponents=exponents, reward=reward, zeta=1.2, weights="euler"
-    )
+        [Q1, Q2], STEPS, exponents=[w1, w2], reward=tilt(1.0) if tilted else None, zeta=1.2, weights="euler"
+    )  # fmt: skip
     previous, state, n = states(model, key)
-    noise = 0.1 * 0.01 + 3.95 * (times[n - 1] ** 2 - times[n] ** 2)
-    return model.log_potential(previous, state, n), previous.x, times[n - 1], -noise / 2, noise
+    return model.log_potential(previous, state, n), previous.x, *previous.scores
+
+
+STEPS = np.linspace(1.0, 0.9, 11)
+T = STEPS[4]  # where the fifth step starts
+NOISE = 0.1 * 0.01 + 3.95 * (T**2 - STEPS[5] ** 2)  # the integral of g2 over it
+DRIFT = -NOISE / 2
 
 
 @pytest.mark.parametrize("weights", ["euler", "rne"])
 def test_a_model_alone_needs_no_weights(weights, key):
     model = inference.fkc(blind(W1), WIDE.times(20), zeta=1.3, weights=weights)
-    result = inference.smc(model, key, num_particles=50)
+    (result,) = run(model, num_particles=50)(key)
     np.testing.assert_allclose(result.increments, 0.0, atol=2e-5)
     np.testing.assert_allclose(result.log_weights, -np.log(50), atol=1e-5)
 
@@ -215,83 +227,76 @@ def test_a_model_alone_needs_no_weights(weights, key):
 def test_guidance_weights(key):
     """(V / 2) b (b - 1) |s1 - s2|^2: zero at b = 0 and 1, positive beyond, negative between (proposition 3.1)."""
     for b in (0.0, 1.0, 3.0, -0.5, 0.5):
-        got, x, t, _, noise = euler_weight([Q1, Q2], [1 - b, b], key)
-        want = 0.5 * noise * b * (b - 1) * (Q1.score(x, t) - Q2.score(x, t)) ** 2
-        np.testing.assert_allclose(got, want, rtol=5e-4, atol=1e-7)
+        got, x, s1, s2 = euler_weight(1 - b, b, key)
+        np.testing.assert_allclose(
+            got, 0.5 * NOISE * b * (b - 1) * (s1 - s2) ** 2, rtol=5e-4, atol=1e-7
+        )
         assert abs(got) < 1e-7 if b in (0, 1) else np.sign(got) == np.sign(b * (b - 1))
+    np.testing.assert_allclose([s1, s2], [Q1.score(x, T), Q2.score(x, T)], rtol=1e-4)
 
 
 def test_annealing_and_product_weights(key):
     """Propositions 3.2 and 3.3; the product of two models at exponent 1 leaves g2 s1 s2 + div f."""
-    got, x, t, drift, noise = euler_weight([Q1], [1.8], key)
-    want = 0.8 * drift + 0.5 * noise * 1.8 * 0.8 * Q1.score(x, t) ** 2
-    np.testing.assert_allclose(got, want, rtol=5e-4)
+    got, _, s1, _ = euler_weight(1.8, 0.0, key)
+    np.testing.assert_allclose(got, 0.8 * DRIFT + 0.5 * NOISE * 1.8 * 0.8 * s1**2, rtol=5e-4)
     for b in (0.9, 1.0):
-        got, x, t, drift, noise = euler_weight([Q1, Q2], [b, b], key)
-        s1, s2 = Q1.score(x, t), Q2.score(x, t)
+        got, _, s1, s2 = euler_weight(b, b, key)
         want = (
-            (2 * b - 1) * drift + 0.5 * noise * b * (b - 1) * (s1 + s2) ** 2 + b * noise * s1 * s2
+            (2 * b - 1) * DRIFT + 0.5 * NOISE * b * (b - 1) * (s1 + s2) ** 2 + b * NOISE * s1 * s2
         )
         np.testing.assert_allclose(got, want, rtol=5e-4, atol=2e-6)
 
 
 def test_reward_weights(key):
     """Proposition 3.4, with h = (1 - t) r: dh/dt = r towards the data."""
-    r = lambda x: -0.5 * (x - 2) ** 2
-    got, x, t, drift, noise = euler_weight([Q1], [1.0], key, tilt(1.0))
-    b, slope = 1 - t, jax.grad(r)(x)
-    want = 0.01 * r(x) - b * slope * drift * x + 0.5 * b * noise * slope * Q1.score(x, t)
+    got, x, s1, _ = euler_weight(1.0, 0.0, key, True)
+    b, slope = 1 - T, 2 - x
+    want = 0.01 * -0.5 * (x - 2) ** 2 - b * slope * DRIFT * x + 0.5 * b * NOISE * slope * s1
     np.testing.assert_allclose(got, want, rtol=5e-4)
 
 
 def test_a_corrector_of_a_corrector_is_one_corrector(key):
-    """Powers multiply, shared models and rewards are added: the same numbers, with each model evaluated once."""
+    """Powers multiply, shared models and rewards are added, in whatever order: the same numbers, each model evaluated once."""
     times = np.linspace(1.0, 0.0, 21)
-    inner = inference.fkc([Q1, Q2], times, exponents=[0.6, 1.0], reward=tilt(0.5))
+    inner = inference.fkc([Q2, Q1], times, exponents=[1.0, 0.6], reward=tilt(0.5))
     nested = inference.fkc([inner, Q1], times, exponents=[1.5, 0.2], reward=tilt(0.25))
     flat = inference.fkc([Q1, Q2], times, exponents=[1.1, 1.5], reward=tilt(1.0))
-    assert nested.composition.models == (Q1, Q2)
-    one, two = (inference.smc(m, key, num_particles=40, history="none") for m in (nested, flat))
+    assert nested.composition.models == (Q2, Q1)
+    one, two = run(nested, flat)(key)
     np.testing.assert_allclose(one.log_weights, two.log_weights, rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(one.particles.x, two.particles.x, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(one.increments, two.increments, atol=2e-4)
 
 
-def test_the_order_of_models_does_not_matter(key):
-    times = np.linspace(1.0, 0.0, 21)
-    one = inference.fkc([Q1, Q2], times, exponents=[0.6, 0.9])
-    two = inference.fkc([Q2, Q1], times, exponents=[0.9, 0.6])
-    a, b = (inference.smc(m, key, num_particles=40, history="none") for m in (one, two))
-    np.testing.assert_allclose(a.particles.x, b.particles.x, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(a.log_weights, b.log_weights, atol=2e-4)
-
-
 def test_particles_are_exchangeable(key):
     """Permuted states have permuted weights: nothing of a particle stays behind when it moves to another slot."""
     model = corrected((0.6, 0.9, 1.0), 10, 1.5, "rne")
-    start = jax.vmap(model.init)(jax.random.split(key, 6))
-    keys = jax.random.split(jax.random.fold_in(key, 1), 6)
-    moved = jax.vmap(lambda k, s: model.kernel(k, s, 1))(keys, start)
-    weigh = jax.vmap(lambda a, b: model.log_potential(a, b, 1))
     order = np.array([3, 1, 5, 0, 2, 4])
-    pick = lambda tree: jax.tree.map(lambda x: x[order], tree)
-    np.testing.assert_allclose(
-        weigh(pick(start), pick(moved)), weigh(start, moved)[order], rtol=1e-6
-    )
+
+    @jax.jit
+    def both(key):
+        start = jax.vmap(model.init)(jax.random.split(key, 6))
+        keys = jax.random.split(jax.random.fold_in(key, 1), 6)
+        moved = jax.vmap(lambda k, s: model.kernel(k, s, 1))(keys, start)
+        weigh = jax.vmap(lambda a, b: model.log_potential(a, b, 1))
+        pick = lambda tree: jax.tree.map(lambda x: x[order], tree)
+        return weigh(pick(start), pick(moved)), weigh(start, moved)[order]
+
+    np.testing.assert_allclose(*both(key), rtol=1e-6, atol=1e-6)  # sums of terms of size 1
 
 
 def test_one_particle_is_the_simulation_without_weights(key):
     """K = 1: each step has the mean and the scale of the module's text, recomputed by hand."""
     times = np.linspace(1.0, 0.9, 6)
     model = inference.fkc([Q1, Q2], times, exponents=[0.6, 0.9], reward=tilt(1.0), zeta=1.5)
-    path = inference.smc(model, key, num_particles=1).paths
-    at = lambda n: jax.tree.map(lambda v: v[0, n], path)
+    path = jax.jit(lambda key: inference.smc(model, key, num_particles=1).paths)(key)
+    at, density = lambda n: jax.tree.map(lambda v: v[0, n], path), jax.jit(model.log_transition)
     for n, t in enumerate(times[:-1]):
         x, noise = at(n).x, 0.1 * 0.02 + 3.95 * (t**2 - times[n + 1] ** 2)
         score = 0.6 * Q1.score(x, t) + 0.9 * Q2.score(x, t)
         mean = x + 0.5 * noise * ((1 + 1.5**2) * score + x + 1.5**2 * (1 - t) * (2 - x))
         want = dist.Normal(mean, 1.5 * np.sqrt(noise)).log_prob(at(n + 1).x)
-        np.testing.assert_allclose(model.log_transition(at(n), at(n + 1), n + 1), want, atol=2e-3)
+        np.testing.assert_allclose(density(at(n), at(n + 1), n + 1), want, atol=2e-3)
 
 
 OTHERS = {
@@ -301,9 +306,8 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["EDM", *(pytest.param(n, marks=pytest.mark.slow) for n in ("VE", "Cosine"))]
-)
+@pytest.mark.slow  # three processes, 50 runs each
+@pytest.mark.parametrize("name", OTHERS)
 def test_product_of_gaussians_in_two_dimensions(name, key):
     """Normal(m1, 0.3) Normal(m2, 0.6), coordinate by coordinate: known integral, mean and variance."""
     noising, times = OTHERS[name]

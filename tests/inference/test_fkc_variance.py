@@ -29,7 +29,7 @@ def noise_scale(name, beta):
 
 
 def log_moment(k, beta, zeta):
-    """Log of E[weight^k], by E[weight^k | x] = exp(A + P x^2), P' = k b (b-1) g2 / 2v^2 + 2 l P + 2 zeta^2 g2 P^2, forward in time."""
+    """Log of E[weight^k], by E[weight^k | x] = exp(A + P x^2) and the equations of A and P, forward in time."""
 
     def rates(t, y):
         g2 = BETA_0 + (BETA_1 - BETA_0) * t
