@@ -3,7 +3,9 @@
 Cells of the protocol are data set / mechanism / rate, e.g. JapaneseVowels_eq/mcar/0.9; every method sees the same masks. The
 answer is a table of means over seeds with standard errors. Where the linear classifier on interpolated series is at its ceiling
 (JapaneseVowels_eq at 10%, or at 50% completely at random) no method can show anything; the cells that tell are 90% anywhere,
-"mar" at 50%, and ItalyPowerDemand at 50%.
+"mar" at 50%, and ItalyPowerDemand at 50%. In one run of the latter (seed 0, with ObsDropout) NLL was 0.21 and calibration error
+0.03 beside 0.32 (forest) and 0.07 (mask) of the best peers, accuracy 0.92 beside 0.94 (mice, knn), errors of cells 0.23 beside
+0.20 (mice), and the 90% bands covered 0.86.
 
 usage: python benchmarks/imputation.py [--cells ItalyPowerDemand/mcar/0.5 ...] [--seeds 2] [--steps 250] [--minirocket]
 """

@@ -210,7 +210,11 @@ class GaussianHead(eqx.Module):
         keys = jax.random.split(key)
         num_features += NUM_TIME_FEATURES
         self.backbone = backbone(kind, num_features, num_hidden, is_causal=is_causal, key=keys[0])
-        self.head = eqx.nn.Linear(num_hidden, 2 * num_outputs, key=keys[1])
+        head = eqx.nn.Linear(num_hidden, 2 * num_outputs, key=keys[1])
+        # Near zero at first, so that what is added to it sets the start.
+        self.head = eqx.tree_at(
+            lambda h: (h.weight, h.bias), head, (0.1 * head.weight, jnp.zeros(2 * num_outputs))
+        )
         self.min_scale = min_scale
 
     def __call__(

@@ -67,8 +67,8 @@ def programs(
         observation: p(x | z) of a cell, Normal or Student-t (degrees of freedom learned per channel, above 3).
         num_latents: d; by default D + 4, or 8 without `has_skip`.
         has_skip: latent path i < D starts as channel i. The decoder adds it to the channel's location, and the encoder's look at
-            it starts at the observed values, loose where there is none, both up to the networks' random start: with a GP prior,
-            training begins near Gaussian process regression channel by channel. Needs d >= D.
+            it starts at the observed values, loose where there is none: with a GP prior, the untrained imputer is near Gaussian
+            process regression channel by channel. Needs d >= D.
         num_hidden: H of every backbone.
         encoder: backbone of q(z | x_o, s); it sees the observed values, zero elsewhere, and the mask, and gives one noisy look
             at the latent path for each step, whose product with the prior is the guide (`smoothed`).

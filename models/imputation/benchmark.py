@@ -249,7 +249,7 @@ def train(task: Problem, recipe: Recipe, key: Any, *, progress: bool = False) ->
 
 
 def evaluate(
-    task: Problem, trained: Trained, key: Any, *, num_particles: int = 100, num_imputations: int = 1
+    task: Problem, trained: Trained, key: Any, *, num_particles: int = 50, num_imputations: int = 5
 ) -> tuple[dict[str, float], Imputation]:
     """Scores on the test series, and the imputation that they come from."""
     start = time.perf_counter()

@@ -172,6 +172,18 @@ def test_members_of_the_family_have_their_sites(member):
     assert set(sites) == {"z", "x_observed", "x_unobserved"} | optional
 
 
+def test_the_untrained_imputer_is_near_gaussian_process_regression(key):
+    """A smooth path seen at two thirds of its steps: better than its mean by far, without a step of training."""
+    times = np.arange(24.0)
+    truth = np.stack([np.sin(times / 4 + phase) for phase in range(6)])[..., None]
+    seen = np.random.default_rng(0).random(truth.shape) < 0.6
+    data = imputation.series(np.where(seen, truth, np.nan))
+    imputer = imputation.programs(1, num_hidden=4, length_scale=4.0, key=jax.random.key(0))
+    found = imputation.impute(*imputer, data, key, num_particles=20, num_imputations=1)
+    error = np.abs(found.mean - truth)[~seen].mean()
+    assert error < 0.6 * np.abs(truth)[~seen].mean()
+
+
 def test_student_t_observations(key):
     model, _ = make(observation="student_t")
     assert np.isfinite(scored(model).log_density)
