@@ -108,7 +108,7 @@ def test_options_are_checked():
 # Plates of infinite size.
 
 
-@pytest.mark.parametrize("kl", ["sampled", "analytic"])
+@pytest.mark.parametrize("kl", [pytest.param("sampled", marks=pytest.mark.slow), "analytic"])
 def test_infinite_plate_is_the_limit_of_the_bound_per_row(kl):
     bound = inference.elbo(model, guide, kl=kl)
     params = bound.init(jax.random.key(0), Y)
@@ -137,6 +137,7 @@ def test_subsampled_bound_is_unbiased_over_all_subsets():
     np.testing.assert_allclose(np.mean(values), full, rtol=1e-5)
 
 
+@pytest.mark.slow  # compiles two fits
 def test_fit_takes_an_infinite_plate_from_a_pool_and_from_a_stream():
     pool = jnp.asarray(np.random.default_rng(0).normal(1.0, 1.0, size=64))
 

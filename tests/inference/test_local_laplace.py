@@ -212,7 +212,7 @@ def test_linear_episodes_have_the_exact_evidence_and_its_gradient_in_every_draw(
     def numbers():
         dense = [
             log_weight(linear_dense, local_laplace(linear_dense, site="theta", **o), jax.random.key(2), *data)
-            for o in (OPTIONS["newton"], OPTIONS["gauss_newton"])
+            for o in (OPTIONS["gauss_newton"],)
         ]  # fmt: skip
         values = [
             jax.value_and_grad(found)(PARAMS, OPTIONS[name], gradient)
