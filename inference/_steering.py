@@ -141,7 +141,8 @@ def fk_steering(
     Raises:
         ValueError: times that do not descend, or end without noise; an unknown potential.
 
-    Validity: exact in K for the law of the ancestral chain of `diffusion` on this grid.
+    Validity: exact in K for the law of the ancestral chain of `diffusion` on this grid. Under "max" and "sum" what the last
+    weight has to take back grows with the number of steps, and its variance with it.
 
     Reference: Singhal et al. 2025, arXiv:2501.06848, section 3.
     """
