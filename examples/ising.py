@@ -15,7 +15,7 @@ bits a site; if its coupling and field are these, the entropy is 0.7833, 32 nats
 
 Expected: E[log p - log f] below -78.6; log-marginals of random partial assignments within 0.1 nats rms. The named questions
 include two that training hardly ever meets, a whole row down (probability 8e-5) and half a checkerboard (1e-25); these are off
-by some tenths of a nat and by about one. Run time: 2 minutes on 2 CPU cores.
+by some tenths of a nat and by about one. Run time: 2 to 3 minutes on 2 CPU cores.
 
     python examples/ising.py [--smoke] [--out ising_output]
 """
