@@ -13,6 +13,7 @@ from scipy.stats import lognorm, multivariate_normal
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "regressions.py"
 
 
+@pytest.mark.slow  # a long compilation
 def test_the_exact_evidence_is_the_joint_normal_law():
     spec = importlib.util.spec_from_file_location("regressions_example", SCRIPT)
     example = importlib.util.module_from_spec(spec)

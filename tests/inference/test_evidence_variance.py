@@ -146,6 +146,7 @@ def test_counts_of_ancestors(key):
         assert exact[0] < exact[-1] == 30
 
 
+@pytest.mark.slow  # a long compilation
 def test_families_by_brute_force_with_and_without_a_lag(key):
     """A lag of the whole run changes nothing."""
     for policy in POLICIES.values():

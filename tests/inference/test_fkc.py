@@ -165,6 +165,7 @@ def mean_log_evidence(key, weights, zeta, num_steps, kind):
     return jax.lax.map(run, jax.random.split(key, 8)).mean()
 
 
+@pytest.mark.slow  # many steps
 @pytest.mark.parametrize(
     ("weights", "zetas"),
     [("rne", (0.5, 1.5)), pytest.param("euler", (0.0, 1.0), marks=pytest.mark.slow)],
@@ -285,6 +286,7 @@ def test_particles_are_exchangeable(key):
     np.testing.assert_allclose(*both(key), rtol=1e-6, atol=1e-6)  # sums of terms of size 1
 
 
+@pytest.mark.slow  # a long compilation
 def test_one_particle_is_the_simulation_without_weights(key):
     """K = 1: each step has the mean and the scale of the module's text, recomputed by hand."""
     times = np.linspace(1.0, 0.9, 6)

@@ -124,6 +124,7 @@ def test_islands_that_never_meet_are_replicates(key):
     assert not alone.is_exchanged.any()
 
 
+@pytest.mark.slow  # a long compilation
 def test_paths_follow_particles_through_exchanges(key):
     result = inference.islands(
         WALK, key, num_islands=6, num_particles=7, island_policy=EVERY, policy=EVERY

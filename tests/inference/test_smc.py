@@ -309,6 +309,7 @@ def test_branches_inside_the_scan(key):
     assert_evidence(branching, exact, key, Y[:3])
 
 
+@pytest.mark.slow  # see test_particle_gibbs.py
 @pytest.mark.parametrize(
     "scheme",
     [

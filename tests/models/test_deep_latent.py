@@ -69,6 +69,7 @@ def log_guide(params, x, k, z):
     return log_q + norm.logpdf(z, params["class_loc"][k] + loc, scale).sum(), log_q
 
 
+@pytest.mark.slow  # a long compilation
 @pytest.mark.parametrize("class_site", ["categorical", "one_hot"])
 def test_log_densities_equal_the_formula(class_site):
     model, guide, params = make(class_site)

@@ -56,6 +56,7 @@ PARTS = (
 )
 
 
+@pytest.mark.slow  # a long compilation
 @pytest.mark.parametrize(
     "context", ["plate", pytest.param("scan", marks=pytest.mark.slow)]
 )  # slow: the second context

@@ -343,6 +343,7 @@ def test_forward_mode_is_reverse_mode(expectation, key):
     assert_close(twice, 2 * got)
 
 
+@pytest.mark.slow  # a long compilation
 def test_scan_over_optimiser_steps_is_a_loop(key):
     """A training loop inside lax.scan, baselines as carry, equals the Python loop."""
     expectation = ppl.expectation(

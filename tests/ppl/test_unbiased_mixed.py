@@ -298,6 +298,7 @@ def test_elements_that_meet_in_a_joint_density(strategy, event):
     check_elbo(model, guide, {"z": bits(3)}, {"z": strategy})
 
 
+@pytest.mark.slow  # a long compilation
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 def test_branch_of_a_site_that_is_taken_half_of_the_time(strategy):
     """Different sites, plates and a scan in the branches; the tail is not linear."""

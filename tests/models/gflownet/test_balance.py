@@ -108,6 +108,7 @@ RUNS = {
 QUICK_RUNS = ["subtb, replay backwards by reward"]
 
 
+@pytest.mark.slow  # training
 @pytest.mark.parametrize(
     "run",
     [run if name in QUICK_RUNS else slow(run, id=name) for name, run in RUNS.items()],

@@ -56,6 +56,7 @@ def longer(data):
     )  # fmt: skip
 
 
+@pytest.mark.slow  # a long compilation
 @pytest.mark.parametrize(
     "kind, prior",
     [

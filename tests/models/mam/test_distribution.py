@@ -147,7 +147,7 @@ class TestQueries:
         assert both.shape == (len(X), len(MASKS))
         alone = [[odd.log_marginal(x, m) for m in MASKS] for x in X[::9]]
         np.testing.assert_allclose(both[::9], alone, rtol=1e-5, atol=1e-5)
-        assert (both[:, 0] == 0).all()  # nothing observed
+        np.testing.assert_allclose(both[:, 0], 0, atol=1e-6)  # nothing observed
 
     def test_missing_values_are_not_read(self, odd):
         x = np.array([1.0, np.nan, 2.0])
@@ -227,7 +227,8 @@ class TestEvidence:
         x = np.broadcast_to(self.x, (20, D))
         every = model.consistency_residuals(self.x, ORDERS[0])
         assert (every[:2] == 0).all() and every[2] != 0
-        np.testing.assert_allclose(model.consistency_residual(key, x), every[2], rtol=1e-5)
+        # A difference of numbers of order 1.
+        np.testing.assert_allclose(model.consistency_residual(key, x), every[2], atol=1e-6)
 
 
 class TestTheTrap:

@@ -147,6 +147,7 @@ class TestEnergy:
         np.testing.assert_allclose(value, gap.mean() + anchor, rtol=1e-5)
         self.assert_close(grads, self.weighted(params, gap + anchor))
 
+    @pytest.mark.slow  # a long compilation
     def test_the_penalty_is_unbiased_for_both_networks(self, key):
         options = {"spread": "variance", "penalty": 2.0, "num_chains": 6}
         objective = mam.energy(NETWORKS, log_f, **options)
