@@ -1,73 +1,110 @@
 """Inference: objectives, fitting, diagnostics, export to ArviZ."""
 
-from ._arviz import to_arviz as to_arviz
-from ._bounds import elbo as elbo, iwelbo as iwelbo
-from ._by_row import by_row as by_row
-from ._calibration import Calibration as Calibration, calibrate as calibrate
-from ._callbacks import EarlyStopping as EarlyStopping, FitInfo as FitInfo, LogEvery as LogEvery
-from ._differentiable import (
-    Drop as Drop,
-    ResamplingGradient as ResamplingGradient,
-    Score as Score,
-    Soft as Soft,
-    StopGradient as StopGradient,
-    Transport as Transport,
-)
-from ._diffusion import Diffusion as Diffusion, Noising as Noising
-from ._evidence import (
-    evidence_variance as evidence_variance,
-    unique_ancestors as unique_ancestors,
-)
-from ._evidence_bracket import (
+from .diagnostics import (
+    Calibration as Calibration,
     EvidenceBracket as EvidenceBracket,
-    evidence_bracket as evidence_bracket,
-)
-from ._f_divergence import f_divergence as f_divergence
-from ._feynman_kac import FeynmanKac as FeynmanKac
-from ._fit import fit as fit
-from ._fit_result import Fit as Fit, Posterior as Posterior
-from ._fivo import fivo as fivo, vsmc as vsmc
-from ._fkc import CorrectedDiffusion as CorrectedDiffusion, fkc as fkc
-from ._gradient_report import (
     GradientReport as GradientReport,
     ParameterGradient as ParameterGradient,
+    Pilot as Pilot,
     SiteGradient as SiteGradient,
+    Trial as Trial,
+    calibrate as calibrate,
+    evidence_bracket as evidence_bracket,
     gradient_report as gradient_report,
+    gradient_tree as gradient_tree,
+    pilot as pilot,
+    plot_gradients as plot_gradients,
 )
-from ._gradient_views import gradient_tree as gradient_tree, plot_gradients as plot_gradients
-from ._hierarchical import diwhvi as diwhvi, hvi as hvi, iwhvi as iwhvi
-from ._inner import SGLD as SGLD, Descent as Descent, Inner as Inner, Newton as Newton
-from ._islands import IslandsResult as IslandsResult, islands as islands
-from ._local_laplace import local_laplace as local_laplace
-from ._log_variance import log_variance as log_variance
-from ._moves import HMC as HMC, MALA as MALA, Kernel as Kernel, RandomWalk as RandomWalk
-from ._nonfinite import NonFiniteError as NonFiniteError
-from ._objective import Objective as Objective, objective as objective
-from ._particle_gibbs import conditional_smc as conditional_smc, particle_gibbs as particle_gibbs
-from ._pilot import Pilot as Pilot, Trial as Trial, pilot as pilot
-from ._plot_smc import plot_fan as plot_fan, plot_smc as plot_smc
-from ._pmmh import PMMHResult as PMMHResult, pmmh as pmmh
-from ._policies import ess_below as ess_below, every as every, never as never, window as window
-from ._renyi import chi as chi, cubo as cubo, renyi as renyi
-from ._replicate import Replicates as Replicates, replicate as replicate
-from ._resampling import Scheme as Scheme
-from ._smc import SMCResult as SMCResult, smc as smc
-from ._smc2 import SMC2Result as SMC2Result, smc2 as smc2
-from ._smc_sampler import smc_sampler as smc_sampler
-from ._smoothing import Smoothing as Smoothing, smooth as smooth
-from ._steering import fk_steering as fk_steering, twisted_diffusion as twisted_diffusion
-from ._tempering import TemperedResult as TemperedResult, tempered_smc as tempered_smc
-from ._thermodynamic import tvo as tvo
-from ._two_filter import InformationFilter as InformationFilter
-from ._vimco import vimco as vimco
-from ._wake_sleep import (
+from .diffusion import (
+    CorrectedDiffusion as CorrectedDiffusion,
+    Diffusion as Diffusion,
+    Noising as Noising,
+    fk_steering as fk_steering,
+    fkc as fkc,
+    twisted_diffusion as twisted_diffusion,
+)
+from .export import (
+    ImportanceDiagnostics as ImportanceDiagnostics,
+    importance_diagnostics as importance_diagnostics,
+    to_arviz as to_arviz,
+)
+from .fitting import (
+    EarlyStopping as EarlyStopping,
+    Fit as Fit,
+    FitInfo as FitInfo,
+    LogEvery as LogEvery,
+    NonFiniteError as NonFiniteError,
+    Posterior as Posterior,
+    by_row as by_row,
+    fit as fit,
+)
+from .local import (
+    SGLD as SGLD,
+    Descent as Descent,
+    Inner as Inner,
+    Newton as Newton,
+    local_laplace as local_laplace,
+)
+from .objectives import (
+    Objective as Objective,
+    chi as chi,
+    cubo as cubo,
+    diwhvi as diwhvi,
+    elbo as elbo,
+    f_divergence as f_divergence,
+    fivo as fivo,
     forward_kl as forward_kl,
+    hvi as hvi,
+    iwelbo as iwelbo,
+    iwhvi as iwhvi,
+    log_variance as log_variance,
+    objective as objective,
+    renyi as renyi,
     rws as rws,
     sleep as sleep,
+    tvo as tvo,
+    vimco as vimco,
+    vsmc as vsmc,
     wake_phi as wake_phi,
     wake_theta as wake_theta,
 )
-from ._weights import (
-    ImportanceDiagnostics as ImportanceDiagnostics,
-    importance_diagnostics as importance_diagnostics,
+from .particles import (
+    HMC as HMC,
+    MALA as MALA,
+    Drop as Drop,
+    FeynmanKac as FeynmanKac,
+    InformationFilter as InformationFilter,
+    IslandsResult as IslandsResult,
+    Kernel as Kernel,
+    PMMHResult as PMMHResult,
+    RandomWalk as RandomWalk,
+    Replicates as Replicates,
+    ResamplingGradient as ResamplingGradient,
+    Scheme as Scheme,
+    Score as Score,
+    SMC2Result as SMC2Result,
+    SMCResult as SMCResult,
+    Smoothing as Smoothing,
+    Soft as Soft,
+    StopGradient as StopGradient,
+    TemperedResult as TemperedResult,
+    Transport as Transport,
+    conditional_smc as conditional_smc,
+    ess_below as ess_below,
+    every as every,
+    evidence_variance as evidence_variance,
+    islands as islands,
+    never as never,
+    particle_gibbs as particle_gibbs,
+    plot_fan as plot_fan,
+    plot_smc as plot_smc,
+    pmmh as pmmh,
+    replicate as replicate,
+    smc as smc,
+    smc2 as smc2,
+    smc_sampler as smc_sampler,
+    smooth as smooth,
+    tempered_smc as tempered_smc,
+    unique_ancestors as unique_ancestors,
+    window as window,
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...inference import Noising
-from ...inference._diffusion import Time
+from ...inference.diffusion._diffusion import Time
 
 Parametrisation = Literal["score", "noise", "data", "velocity", "flow"]
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...inference import Diffusion, Noising
-from ...inference._diffusion import check_times, reverse_step
+from ...inference.diffusion._diffusion import check_times, reverse_step
 from ...ppl._compat import typed_key
 
 Step = Callable[[Array, Array, Array, Array], Array]  # (key, points, from time, to time) -> points

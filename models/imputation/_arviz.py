@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ...inference._arviz_tree import arviz_base
-from ...inference._weights import resampling_indices
+from ...inference.export._arviz_tree import arviz_base
+from ...inference.export._weights import resampling_indices
 from ._impute import Imputation
 from ._series import Series
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ... import ppl
-from ...inference._row_weights import log_density_of
+from ...inference.objectives._row_weights import log_density_of
 from ._series import Series
 
 

@@ -66,7 +66,7 @@ def test_one_point_is_reached_by_one_step():
 
 def test_ancestral_is_the_conditional_law_of_the_noising_process():
     """A Gaussian stays Gaussian: variance after one step by the joint law of (x_s, x_t) at the denoised point."""
-    from lapilli.inference._diffusion import reverse_step
+    from lapilli.inference.diffusion._diffusion import reverse_step
 
     t, s, v = 0.6, 0.35, 0.5
     model = diffusion.gaussian_mixture(VP, [1.0], [0.4], v)

@@ -1,0 +1,139 @@
+"""Choose estimators by trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ...ppl._table import table
+from ..objectives._objective import Objective
+from ._gradient_report import gradient_report, refuse_particle_runs
+
+CANDIDATES = ("reparam", "enum", "mvd", "disarm", "reinforce_loo", "rebar", "reinforce")
+# Relative to the largest variance among a site's candidates: below it, a variance is rounding.
+_ROUNDING = 1e-9
+
+
+class Trial(NamedTuple):
+    """One strategy tried at one site.
+
+    Attributes:
+        site: name.
+        strategy: name.
+        variance: of the whole gradient, summed over coordinates; NaN where refused.
+        num_operations: arithmetic of one estimate, see `GradientReport`.
+        refusal: why it cannot be used, or None.
+    """
+
+    site: str
+    strategy: str
+    variance: float
+    num_operations: float
+    refusal: str | None
+
+    @property
+    def score(self) -> float:
+        """Variance times cost: the variance that one operation leaves."""
+        return self.variance * self.num_operations
+
+
+@dataclasses.dataclass(frozen=True)
+class Pilot:
+    """See `pilot`; printing it shows every trial.
+
+    Attributes:
+        strategies: site -> name of the chosen strategy, for `strategies=`.
+        trials: all of them, in order.
+        objective: the objective with these strategies.
+    """
+
+    strategies: dict[str, str]
+    trials: tuple[Trial, ...]
+    objective: Objective
+
+    def __str__(self) -> str:
+        rows = [("site", "strategy", "variance", "operations", "product", "")]
+        for t in self.trials:
+            if t.refusal is not None:
+                note = textwrap.shorten(t.refusal, 90, placeholder=" ...")
+                rows.append((t.site, t.strategy, "-", "-", "-", note))
+                continue
+            note = "chosen" if self.strategies[t.site] == t.strategy else ""
+            numbers = f"{t.variance:.3g}", f"{t.num_operations:.3g}", f"{t.score:.3g}"
+            rows.append((t.site, t.strategy, *numbers, note))
+        return table(rows)
+
+
+def pilot(
+    objective: Objective,
+    params: Any,
+    key: Any,
+    *args: Any,
+    candidates: Sequence[str] = CANDIDATES,
+    num_draws: int = 100,
+) -> Pilot:
+    """Try strategies site by site and keep, for each, the one with the smallest variance times cost.
+
+    Sites are taken in program order; those already decided keep their choice, the others follow the rule of "auto". The
+    variance is that of the whole gradient at `params`, the cost its number of operations, so that
+    the choice depends on the key alone. Each trial compiles the gradient once.
+
+    Args:
+        objective: what is estimated; its own `strategies` are set aside.
+        params: where; a point inside training says more than the first one.
+        key: PRNG key of either kind.
+        args: data.
+        candidates: names of strategies; those that a site cannot have, or that the program makes unsound, are passed over
+            with their reason.
+        num_draws: estimates of each trial.
+
+    Returns:
+        A `Pilot`.
+
+    Raises:
+        ValueError: no candidate serves a site, with the reason of each.
+        TypeError: an objective estimated by particle runs (`fivo`, `vsmc`).
+
+    Validity: the choice is made before training and from its own key, so that it biases nothing.
+    """
+    refuse_particle_runs("pilot", objective)
+    by_rule = dataclasses.replace(objective, strategies="auto")
+    sites = by_rule.plan(params, *args).sites
+    names = list(dict.fromkeys(p.site.split("#")[0] for p in sites))
+    chosen: dict[str, str] = {}
+    trials: list[Trial] = []
+    for i, name in enumerate(names):
+        rule = dict.fromkeys(names[i + 1 :], "auto")
+        here = [
+            _try(
+                dataclasses.replace(objective, strategies=chosen | {name: strategy} | rule),
+                name, strategy, params, key, args, num_draws,
+            )
+            for strategy in candidates
+        ]  # fmt: skip
+        sound = [t for t in here if t.refusal is None]
+        if not sound:
+            reasons = "; ".join(f"{t.strategy}: {t.refusal}" for t in here)
+            raise ValueError(f"pilot: no candidate serves site '{name}'. {reasons}")
+        floor = _ROUNDING * max(t.variance for t in sound)
+        cost = lambda t, floor=floor: max(t.variance, floor) * t.num_operations
+        chosen[name] = min(sound, key=cost).strategy
+        trials += here
+    return Pilot(chosen, tuple(trials), dataclasses.replace(objective, strategies=chosen))
+
+
+def _try(
+    objective: Objective, name: str, strategy: str, params: Any, key: Any, args: Any, num_draws: int
+) -> Trial:
+    try:
+        report = gradient_report(objective, params, key, *args, num_draws=num_draws)
+    except (ValueError, TypeError, NotImplementedError) as err:  # a relaxed draw as an index, say
+        return Trial(name, strategy, math.nan, math.nan, " ".join(str(err).split()))
+    if not math.isfinite(report.variance):
+        return Trial(
+            name, strategy, math.nan, math.nan, "its gradient is not finite at these parameters"
+        )
+    return Trial(name, strategy, report.variance, report.num_operations, None)

@@ -1,0 +1,138 @@
+"""Diffusion models as the particle methods see them: a linear noising process, and a score for each of its times."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from ...ppl._compat import is_concrete
+
+Time = Float[Array, ""] | float
+
+
+class Noising(abc.ABC):
+    """A linear noising process, which turns data x_0 into noise as the time t grows from 0 to `end`.
+
+        x_t = alpha(t) x_0 + std(t) eps,   eps ~ Normal(0, I),
+        dx_t = drift(t) x_t dt + sqrt(g2(t)) dW,   drift = d log alpha / dt,   g2 = d std^2 / dt - 2 drift std^2.
+
+    A subclass gives `log_alpha`, `variance`, `end` and `times`; the coefficients of the differential equation follow by
+    differentiation. Two processes are one if they compare equal, which frozen dataclasses do by their fields.
+
+    Reference: Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364, appendix B.
+    """
+
+    @property
+    @abc.abstractmethod
+    def end(self) -> float:
+        """The time at which hardly anything but noise is left."""
+
+    @abc.abstractmethod
+    def log_alpha(self, t: Time) -> Float[Array, ""]:
+        """Log of the factor of the data; 0 at t = 0."""
+
+    @abc.abstractmethod
+    def variance(self, t: Time) -> Float[Array, ""]:
+        """Variance std(t)^2 of the noise; 0 at t = 0."""
+
+    @abc.abstractmethod
+    def times(self, num_steps: int) -> Float[Array, " steps+1"]:
+        """The process's own grid for sampling: from `end` down to a time near 0."""
+
+    def alpha(self, t: Time) -> Float[Array, ""]:
+        """Factor of the data."""
+        return jnp.exp(self.log_alpha(t))
+
+    def std(self, t: Time) -> Float[Array, ""]:
+        """Standard deviation of the noise."""
+        return jnp.sqrt(self.variance(t))
+
+    def drift(self, t: Time) -> Float[Array, ""]:
+        """Rate a(t) of the linear drift a(t) x."""
+        return jax.grad(self.log_alpha)(jnp.asarray(t, float))
+
+    def g2(self, t: Time) -> Float[Array, ""]:
+        """Squared diffusion coefficient."""
+        variance, slope = jax.value_and_grad(self.variance)(jnp.asarray(t, float))
+        return slope - 2 * self.drift(t) * variance
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Diffusion:
+    """A diffusion model: the marginals q_t of a noising process that started from the model's data.
+
+    Args:
+        noising: the process.
+        score: `(x, t) -> grad log q_t(x)` for one point x of shape `shape`, t a scalar.
+        shape: shape of one point.
+        log_density: `(x, t) -> log q_t(x)` in nats, normalised, where it is known.
+
+    Validity: methods that call themselves exact are so where `score` is that of a solution of the noising process. A
+    learned score is not quite.
+    """
+
+    noising: Noising
+    score: Callable[[Array, Array], Array]
+    shape: tuple[int, ...] = ()
+    log_density: Callable[[Array, Array], Array] | None = None
+
+    def prior(self) -> dist.Distribution:
+        """Normal(0, variance(end)), what the marginal at `end` is taken for where its density is not known."""
+        scale = self.noising.std(self.noising.end)
+        return dist.Normal(0.0, scale).expand(self.shape).to_event(len(self.shape))
+
+    def denoise(self, x: Float[Array, " *shape"], t: Time) -> Float[Array, " *shape"]:
+        """E[x_0 | x_t = x] = (x + variance(t) score(x, t)) / alpha(t) (Tweedie's formula)."""
+        return (x + self.noising.variance(t) * self.score(x, jnp.asarray(t, float))) / (
+            self.noising.alpha(t)
+        )
+
+
+def reverse_step(
+    noising: Noising, x: Array, score: Array, t: Time, s: Time, eta: float = 1.0
+) -> tuple[Array, Array]:
+    """Mean and variance of the step from x at time t to an earlier time s.
+
+        mean = alpha_s x_0 + sqrt(std_s^2 - eta^2 v) eps,   variance = eta^2 v,
+
+    where x_0 = (x + std_t^2 score) / alpha_t is the denoised point, eps = -std_t score its noise, and v the variance of x_s given
+    x_t and x_0 under the noising process. eta = 1 is the ancestral step of DDPM, eta = 0 that of DDIM.
+
+    Reference: Ho, Jain and Abbeel 2020, arXiv:2006.11239, equation 7; Song, Meng and Ermon 2021, arXiv:2010.02502, equation 12.
+    """
+    kept = jnp.exp(2 * (noising.log_alpha(t) - noising.log_alpha(s)))
+    before, after = noising.variance(t), noising.variance(s)
+    variance = eta**2 * after * (before - kept * after) / before
+    data = (x + before * score) / noising.alpha(t)
+    noise = -jnp.sqrt(before) * score
+    return noising.alpha(s) * data + jnp.sqrt(after - variance) * noise, variance
+
+
+def check_times(name: str, noising: Noising, times: Array) -> Array:
+    """Times as an array; refuses what is no descending grid within [0, end]."""
+    if is_concrete(times):
+        _check_grid(name, noising, np.asarray(times, float))
+    return jnp.asarray(times, float)
+
+
+def _check_grid(name: str, noising: Noising, times: np.ndarray) -> None:
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(
+            f"{name}: times must be a vector of two or more noising times, got shape {times.shape}. Use noising.times(num_steps)."
+        )
+    first, last = times[0], times[-1]
+    if not np.all(np.diff(times) < 0):
+        raise ValueError(
+            f"{name}: times must descend from noise to data, got {first:g} ... {last:g}. Reverse or sort them."
+        )
+    if last < 0 or first > noising.end * (1 + 1e-5):
+        raise ValueError(
+            f"{name}: times must lie in [0, {noising.end:g}], got {first:g} ... {last:g}. Use noising.times(num_steps)."
+        )

@@ -1,0 +1,277 @@
+"""to_arviz: results as ArviZ reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+
+from ... import ppl
+from ...ppl._compat import typed_key
+from ..fitting._fit_result import Fit, Posterior
+from ..particles._pmmh import PMMHResult
+from ..particles._smc import SMCResult
+from ..particles._smc2 import SMC2Result
+from ..particles._tempering import TemperedResult
+from ._arviz_source import Source, is_mcmc, make_source
+from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
+from ._draws import describe, draw_prior, replay
+from ._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
+
+if TYPE_CHECKING:
+    import xarray
+
+_COMPUTED = (
+    "posterior_predictive",
+    "prior",
+    "prior_predictive",
+    "log_likelihood",
+    "log_prior",
+    "observed_data",
+)
+_NEED_KEY = frozenset({"posterior_predictive", "prior", "prior_predictive"})
+
+
+def to_arviz(
+    result: Any,
+    *,
+    key: jax.Array | None = None,
+    num_samples: int = 1000,
+    args: tuple | None = None,
+    model: Any = None,
+    log_weights: Any = None,
+    group: Literal["posterior", "prior"] = "posterior",
+    groups: Collection[str] | None = None,
+    resample: Literal["none", "psis"] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    constant_data: Mapping[str, Any] | None = None,
+    batch_size: int = 100,
+    path: str | os.PathLike | None = None,
+) -> xarray.DataTree:
+    """Put a result into an `xarray.DataTree` for ArviZ: summaries, plots, leave-one-out, netCDF.
+
+    Axes: "chain" (one, except for MCMC), "draw", then those of the site: "time" and "particles" by region, plates by name, and
+    "<site>_dim_0", ... for what has no name. Groups, as far as the result and `groups` allow:
+
+        posterior             latent and deterministic sites
+        sample_stats          per draw lp = log p(x, z), log_q = log q(z), log_weight = lp - log_q (nats); attributes pareto_k,
+                              pareto_k_threshold, ess, log_evidence, log_evidence_std_error, elbo of `importance_diagnostics`
+        posterior_predictive  observed sites drawn anew for each draw
+        log_likelihood        log-probs of observed sites, one per batch element (nats); log_prior: of latent sites
+        prior, prior_predictive   joint draws from the model
+        observed_data, constant_data
+
+    ArviZ reads no weights: its summaries and plots take each draw of the posterior group for one draw. Its
+    `loo_approximate_posterior(tree, log_p=tree.sample_stats["lp"], log_q=tree.sample_stats["log_q"])` does use them.
+
+    Args:
+        result: a `Fit` (draws from its guide); a mapping from site to draws [S, ...]; a `Trace` with a leading axis S, as
+            `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult`, `SMC2Result` or `TemperedResult`,
+            resampled to equal weights, with attributes log_evidence and min_ess; a `PMMHResult`, of chains if it has two leading
+            axes, with sample_stats log_joint and is_accepted; or a NumPyro MCMC after its run, read by ArviZ itself.
+        key: PRNG key; needed to draw from a guide, for predictions and for the prior.
+        num_samples: draws from the guide, the prior, or the particles.
+        args: arguments of the model; default those of the fit or of the MCMC run, else ().
+        model: the program of draws given as a mapping or Trace: it names their axes and computes the other groups.
+        log_weights: log-weights of draws given as a mapping or Trace, nats [S].
+        group: what given draws are: of the posterior or of the prior.
+        groups: which to compute of "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "log_prior",
+            "observed_data"; default, all that the arguments allow.
+        resample: "none" keeps the draws. "psis" replaces them by S draws with replacement in proportion to Pareto-smoothed
+            weights; sample_stats then holds "source_draw", and no log_weight, which would be counted twice. The attribute
+            "draws" of the posterior group says which. Default "none" for a fit; weighted draws need a choice.
+        coords: axis name -> labels.
+        dims: site -> names of all its axes, or of those that have no name.
+        constant_data: name -> array.
+        batch_size: draws on the device at a time.
+        path: also write the tree to this netCDF file.
+
+    Returns:
+        The tree. Booleans become integers, whose quantiles ArviZ can take; "/" in a name becomes ".". A site with
+        `obs_mask` keeps its own cells only, on one axis "<site>_cell"; where events are seen in part, it keeps its axes, with NaN
+        in the other cells. An axis name that has several lengths becomes
+        "<site>_<name>".
+
+    Raises:
+        TypeError: the result is of no known kind.
+        ValueError: an argument is missing or impossible, draws and model do not match, a plate is subsampled, or k-hat is
+            above its threshold with resample="psis".
+        ImportError: ArviZ, or with `path` a netCDF library, is missing.
+
+    Validity:
+        Draws of a fit are from q, not from the posterior; `importance_diagnostics` tells how far they can be taken for
+        it. No log_weight is given, and an attribute says why, where p / q is not a density ratio (a point-mass guide;
+        auxiliary sites other than an autoguide's). Resampling is self-normalised: biased by O(1 / S), and its draws are
+        dependent.
+
+    Example:
+        >>> import numpy as np
+        >>> tree = to_arviz({"mu": np.zeros(4), "z": np.zeros((4, 2))}, dims={"z": ["rows"]})
+        >>> dict(tree["posterior"].sizes)
+        {'chain': 1, 'draw': 4, 'rows': 2}
+    """
+    base = arviz_base()
+    if path is not None:
+        check_netcdf()
+    _check_options(result, num_samples, batch_size, group, resample, groups, log_weights, model)
+    keys = _split(key)
+    source = make_source(result, keys, num_samples, args, model, log_weights, batch_size)
+    diagnostics = None if source.log_weights is None else importance_diagnostics(source.log_weights)
+    if resample == "psis":
+        source = _resampled(source, diagnostics, keys)
+    wanted = _wanted(groups, group, source, keys)
+    content = _content(source, wanted, group, keys, num_samples, batch_size)
+    content.data["constant_data"] = dict(constant_data or {})
+    if diagnostics is not None:
+        content.attrs["sample_stats"] = _attributes(diagnostics)
+    tree = build_tree(base, content, coords or {}, dims or {})
+    if path is not None:
+        tree.to_netcdf(path)
+    return tree
+
+
+def _split(key: Any) -> dict[str, jax.Array] | None:
+    """A key for each use, so that leaving out a group changes no other."""
+    uses = ("guide", "resample", "replay", "prior")
+    return (
+        None if key is None else dict(zip(uses, jax.random.split(typed_key(key), 4), strict=True))
+    )
+
+
+def _resampled(source: Source, diagnostics: ImportanceDiagnostics | None, keys: Any) -> Source:
+    if diagnostics is None:
+        why = source.no_weight or "no log_weights came with the draws"
+        raise ValueError(
+            f"to_arviz: resample='psis' needs log-weights, but {why}. Use resample='none', or pass log_weights."
+        )
+    if keys is None:
+        raise ValueError(
+            "to_arviz: argument 'key' is missing: resample='psis' draws. Pass key=jax.random.key(0)."
+        )
+    if not diagnostics.k_hat <= diagnostics.k_threshold:
+        raise ValueError(
+            f"to_arviz: resample='psis' with k-hat {diagnostics.k_hat:.2f}, where {diagnostics.num_draws} draws "
+            f"allow at most {diagnostics.k_threshold:.2f}: the resampled draws would not represent the target. "
+            "Take more draws, improve the proposal, or look at its own draws with resample='none'."
+        )
+    index = resampling_indices(keys["resample"], diagnostics.smoothed_log_weights)
+    choices, given = jax.tree.map(lambda leaf: leaf[index], (source.choices, source.given))
+    origin = f"{source.origin}, resampled with replacement by Pareto-smoothed importance weights"
+    return dataclasses.replace(
+        source, choices=choices, given=given, stats={"source_draw": index}, origin=origin
+    )
+
+
+def _wanted(
+    groups: Collection[str] | None, group: str, source: Source, keys: Any
+) -> frozenset[str]:
+    """The groups to compute, besides the draws themselves and their statistics."""
+    if source.model is None:
+        possible = {*source.given, *source.content.data} & set(_COMPUTED)
+    else:
+        possible = {g for g in _COMPUTED if keys is not None or g not in _NEED_KEY}
+    if group == "prior":
+        possible &= {"prior_predictive", "observed_data"}
+    wrong = sorted(set(groups or ()) - possible)
+    if wrong:
+        needs = "model=" if source.model is None else "key="
+        remedy = f"Pass {needs}, or leave them out" if group != "prior" else "Leave them out"
+        raise ValueError(
+            f"to_arviz: argument 'groups' asks for {wrong}, which cannot be computed for these draws. {remedy}."
+        )
+    return frozenset(possible if groups is None else groups)
+
+
+def _content(
+    source: Source, wanted: frozenset[str], group: str, keys: Any, num_samples: int, batch_size: int
+) -> Content:
+    """Everything that goes into the tree; runs the model where there is one."""
+    origin = source.origin + (", not weighted" if source.log_weights is not None else "")
+    attrs: dict[str, dict[str, Any]] = {group: {"draws": origin, **source.attrs}}
+    if source.no_weight:
+        attrs[group]["log_weight"] = f"undefined: {source.no_weight}"
+    values, given, found = source.choices, source.given, source.content
+    if source.model is not None:
+        # Without a key every latent site is given, and nothing is left to draw.
+        key = jax.random.key(0) if keys is None else keys["replay"]
+        sites = describe(source.model, key, values, source.args)
+        values = {name: values[name] for name in sites.latents}
+        given = replay(source.model, key, values, source.args, _replayed(wanted, group), batch_size)
+        if group == "prior":
+            given["prior_predictive"] = given.pop("posterior_predictive", {})
+        elif keys is not None and wanted & {"prior", "prior_predictive"}:
+            given |= draw_prior(source.model, keys["prior"], num_samples, source.args, batch_size)
+        found = Content(
+            data={"observed_data": sites.observed}, sites=sites.sites, cells=sites.cells
+        )
+    draws = {g: by_site for g, by_site in given.items() if g in wanted}
+    draws[group] = {**values, **given.get("deterministic", {})}
+    draws["sample_stats"] = source.stats
+    return dataclasses.replace(
+        found,
+        draws=draws,
+        data={g: by_site for g, by_site in found.data.items() if g in wanted},
+        attrs=attrs,
+        num_chains=source.num_chains,
+        mcmc=source.mcmc,
+    )
+
+
+def _replayed(wanted: frozenset[str], group: str) -> frozenset[str]:
+    if group == "posterior":
+        return wanted
+    return frozenset({"posterior_predictive"} if "prior_predictive" in wanted else ())
+
+
+def _attributes(diagnostics: ImportanceDiagnostics) -> dict[str, float]:
+    names = {"k_hat": "pareto_k", "k_threshold": "pareto_k_threshold"}
+    fields = ("k_hat", "k_threshold", "ess", "log_evidence", "log_evidence_std_error", "elbo")
+    return {names.get(field, field): getattr(diagnostics, field) for field in fields}
+
+
+def _check_options(
+    result, num_samples, batch_size, group, resample, groups, log_weights, model
+) -> None:
+    problems = []
+    own = isinstance(result, Fit) or is_mcmc(result)
+    particles = PMMHResult | SMCResult | SMC2Result | TemperedResult
+    if not (own or isinstance(result, Mapping | ppl.Trace | Posterior | particles)):
+        raise TypeError(
+            f"to_arviz: argument 'result' is a {type(result).__name__}. Pass a Fit, a mapping from site to draws, "
+            "a batch of traces, a Posterior, an SMC or PMMH result, or a NumPyro MCMC."
+        )
+    weighted = log_weights is not None or isinstance(result, Posterior)
+    if own and (weighted or model is not None or group != "posterior"):
+        problems.append(
+            f"'log_weights', 'model' and 'group' describe given draws; a {type(result).__name__} has its own. "
+            "Leave them out"
+        )
+    if group not in ("posterior", "prior"):
+        problems.append(f"'group' must be 'posterior' or 'prior'; got {group!r}")
+    elif group == "prior" and weighted:
+        problems.append(
+            "'log_weights' make draws of the prior draws of something else; use group='posterior'"
+        )
+    if resample not in (None, "none", "psis"):
+        problems.append(f"'resample' must be 'none' or 'psis'; got {resample!r}")
+    elif weighted and resample is None:
+        problems.append(
+            "'resample' is needed for weighted draws, since ArviZ ignores weights: 'psis' for draws of the target, "
+            "or 'none' to look at the proposal"
+        )
+    unknown = sorted(set(groups or ()) - set(_COMPUTED))
+    if unknown or isinstance(groups, str):
+        problems.append(
+            f"'groups' must be a collection of some of {list(_COMPUTED)}; got {groups!r}"
+        )
+    problems += [
+        f"'{n}' must be at least 1; got {v}"
+        for n, v in {"num_samples": num_samples, "batch_size": batch_size}.items()
+        if v < 1
+    ]
+    if problems:
+        raise ValueError("to_arviz: argument " + ";\nargument ".join(problems) + ".")

@@ -1,0 +1,227 @@
+"""What to_arviz can read: fits, draws, traces, MCMC runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ... import ppl
+from ..fitting._fit_result import Fit, Posterior
+from ..particles._pmmh import PMMHResult
+from ..particles._smc import SMCResult
+from ..particles._smc2 import SMC2Result
+from ..particles._tempering import TemperedResult
+from ._arviz_tree import Content
+from ._draws import draw_guide, whole_events
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Draws, and what is known of them without running the model.
+
+    Attributes:
+        choices: latent sites [S, ...].
+        origin: where the draws are from.
+        model: program that can be run on them, or None; `args` are its arguments.
+        stats: per-draw numbers [S].
+        given: group -> site -> [S, ...].
+        content: what a trace knows of its own sites.
+        no_weight: why a fit's draws have no weights.
+        num_chains: chains that the axis S is made of, outermost.
+        mcmc: the MCMC whose statistics ArviZ shall read.
+        attrs: further attributes of the draws' group.
+    """
+
+    choices: dict[str, Any]
+    origin: str
+    model: ppl.Program | None = None
+    args: tuple = ()
+    stats: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    given: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    content: Content = dataclasses.field(default_factory=Content)
+    no_weight: str | None = None
+    num_chains: int = 1
+    mcmc: Any = None
+    attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def log_weights(self) -> np.ndarray | None:
+        return self.stats.get("log_weight")
+
+
+def make_source(result, keys, num_samples, args, model, log_weights, batch_size) -> Source:
+    """What `result` holds; the arguments are those of `to_arviz`, with one key for each use."""
+    if isinstance(result, Fit):
+        return _from_fit(result, keys, num_samples, args, batch_size)
+    if is_mcmc(result):
+        return _from_mcmc(result, args)
+    if isinstance(result, PMMHResult):
+        return _from_chains(result, args, model)
+    if isinstance(result, SMCResult | SMC2Result | TemperedResult):
+        return _from_particles(result, keys, num_samples, args, model)
+    if isinstance(result, Posterior):
+        result, log_weights = result
+    program = None if model is None else ppl.as_program(model)
+    stats = {} if log_weights is None else {"log_weight": np.asarray(log_weights)}
+    if isinstance(result, ppl.Trace) and program is None:
+        source = _from_trace(result, stats)
+    else:
+        choices = result.shared_choices if isinstance(result, ppl.Trace) else result
+        choices = {name: np.asarray(value) for name, value in choices.items()}
+        source = Source(choices, "as given", program, args or (), stats)
+    _check_lengths(source)
+    return source
+
+
+def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_size: int) -> Source:
+    if keys is None:
+        raise ValueError(
+            "to_arviz: argument 'key' is missing: a fit has no draws yet. Pass key=jax.random.key(0)."
+        )
+    model, guide = fit.model, fit.guide
+    if model is None or guide is None:
+        raise ValueError(
+            f"to_arviz: the fit's objective has no {'model' if model is None else 'guide'}, so there is "
+            "nothing to draw its posterior from. Fit an objective of model and guide, or pass draws as a mapping with "
+            "model=fit.model."
+        )
+    args = fit.args if args is None else args
+    if args is None:
+        raise ValueError(
+            "to_arviz: argument 'args' is missing: the fit's data came from an iterable and was not kept. Pass "
+            "args=(...) with all of it."
+        )
+    draws = draw_guide(model, guide, keys["guide"], num_samples, args, batch_size)
+    if not draws.choices:
+        raise ValueError(
+            f"to_arviz: {model!r} has no latent site under these arguments, and so no posterior. Use fit.predict(key, "
+            "num_samples=...) for draws of its observations."
+        )
+    stats = {"lp": draws.log_p, "log_q": draws.log_q}
+    if draws.no_weight is None:
+        stats["log_weight"] = draws.log_p - draws.log_q
+    return Source(
+        draws.choices, "from the guide", model, args, stats, no_weight=draws.no_weight,
+        attrs={"objective": fit.label},
+    )  # fmt: skip
+
+
+def _from_particles(
+    result: SMCResult | SMC2Result | TemperedResult,
+    keys: Any,
+    num_samples: int,
+    args: tuple | None,
+    model: Any,
+) -> Source:
+    """Equally weighted particles: their weights are those of a whole history, not ratios of two densities."""
+    if keys is None:
+        raise ValueError(
+            "to_arviz: argument 'key' is missing: weighted particles are resampled. Pass key=jax.random.key(0)."
+        )
+    drawn = result.sample(keys["guide"], num_samples)
+    choices = {"x": drawn} if isinstance(drawn, jax.Array) else drawn
+    if not isinstance(choices, Mapping):
+        raise ValueError(
+            "to_arviz: the particles of this FeynmanKac have no names. Pass result.sample(key, num_samples) as a mapping "
+            "from names to arrays."
+        )
+    attrs = {"log_evidence": float(result.log_evidence), "min_ess": float(result.ess.min())}
+    program = None if model is None else ppl.as_program(model)
+    return Source(
+        {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program,
+        args or (), attrs=attrs,
+    )  # fmt: skip
+
+
+def _from_chains(result: PMMHResult, args: tuple | None, model: Any) -> Source:
+    """One chain, or several of one length, [chains, samples, ...]."""
+    num_chains = result.log_joint.shape[0] if result.log_joint.ndim == 2 else 1
+    in_a_row = lambda x: np.asarray(x).reshape(-1, *x.shape[result.log_joint.ndim :])
+    stats = {"log_joint": in_a_row(result.log_joint), "is_accepted": in_a_row(result.is_accepted)}
+    return Source(
+        {name: in_a_row(x) for name, x in result.choices.items()}, "by PMMH",
+        None if model is None else ppl.as_program(model), args or (), stats, num_chains=num_chains,
+    )  # fmt: skip
+
+
+def is_mcmc(result: Any) -> bool:
+    from numpyro.infer import MCMC
+
+    return isinstance(result, MCMC)
+
+
+def _from_mcmc(mcmc: Any, args: tuple | None) -> Source:
+    if mcmc.last_state is None:
+        raise ValueError("to_arviz: the MCMC holds no draws. Call mcmc.run(key, *args) first.")
+    samples = mcmc.get_samples(group_by_chain=True)
+    if not isinstance(samples, Mapping):  # a potential without a model: ArviZ names its parts
+        return Source({}, "by MCMC", mcmc=mcmc)
+    choices = {name: np.asarray(v).reshape(-1, *v.shape[2:]) for name, v in samples.items()}
+    model, kwargs = mcmc.sampler.model, mcmc._kwargs
+    if model is not None:
+        model = ppl.as_program(functools.partial(model, **kwargs) if kwargs else model)
+    args = mcmc._args if args is None else args
+    return Source(choices, "by MCMC", model, args or (), num_chains=mcmc.num_chains, mcmc=mcmc)
+
+
+def _from_trace(trace: ppl.Trace, stats: dict[str, np.ndarray]) -> Source:
+    """A batch of traces speaks for itself: axes, log-probs and data are in it."""
+    trace = jax.tree.map(np.asarray, dataclasses.replace(trace, retval=None))
+    sites = dict(trace.sites)
+    values = {**trace.choices, **trace.observed, **trace.deterministic}
+    for name, value in values.items():
+        rank = len(sites[name].dims) + len(sites[name].event_shape)
+        if value.ndim != rank + 1:
+            raise ValueError(
+                f"Site '{name}': the trace holds an array of shape {value.shape}, but one run of the program has "
+                f"{rank} axes there, and one leading axis of draws is needed. Make many runs: "
+                "jax.vmap(lambda k: program.simulate(k, *args))(keys)."
+            )
+    for name, value in trace.observed.items():
+        if not ((value == value[:1]) | (value != value)).all():
+            raise ValueError(
+                f"Site '{name}': its observed value differs between the draws, so that there is no one data set. "
+                "Give every run the same data, or pass trace.choices with model=program, args=(...)."
+            )
+    of_kind = lambda kind: {n: lp for n, lp in trace.log_probs.items() if sites[n].kind == kind}
+    given = {
+        "deterministic": trace.deterministic,
+        "log_likelihood": of_kind("observed"),
+        "log_prior": of_kind("latent"),
+    }
+    observed = {name: value[0] for name, value in trace.observed.items()}
+    content = Content(sites=sites, data={"observed_data": observed}, cells=_cells_of(trace))
+    return Source(trace.choices, "as given", stats=stats, given=given, content=content)
+
+
+def _cells_of(trace: ppl.Trace) -> dict[str, np.ndarray]:
+    """Cells of sites with `obs_mask`: missing where the whole follows the imputed site (ties are told by its log-prob)."""
+    cells = {}
+    for name, whole in trace.deterministic.items():
+        drawn = trace.choices.get(f"{name}_unobserved")
+        seen = trace.observed.get(f"{name}_observed")
+        if drawn is not None and seen is not None:
+            log_prob = trace.log_probs[f"{name}_unobserved"]
+            follows, fixed = (whole == drawn).all(0), (whole == seen).all(0)
+            missing = whole_events(np.asarray(follows & ~fixed), log_prob.ndim - 1)
+            if missing.ndim < log_prob.ndim:
+                axes = tuple(range(log_prob.ndim - 1, follows.ndim))
+                follows, fixed = follows.all(axes), fixed.all(axes)
+                missing = follows & (~fixed | (log_prob != 0).any(0))
+            cells |= {f"{name}_unobserved": missing, f"{name}_observed": ~missing}
+    return cells
+
+
+def _check_lengths(source: Source) -> None:
+    shapes = {name: np.shape(v) for name, v in {**source.choices, **source.stats}.items()}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if not source.choices or len(lengths) != 1 or () in lengths:
+        raise ValueError(
+            "to_arviz: the draws need one leading axis of equal length at every site and in "
+            f"log_weights; got the shapes {shapes}. Stack the draws along axis 0."
+        )

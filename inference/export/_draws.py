@@ -1,0 +1,255 @@
+"""Run programs over many draws, a part of them on the device at a time.
+
+Axis order: draws, then the site's own axes (time, plates, event).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.primitives import Messenger
+
+from ... import ppl
+from ...ppl._compat import typed_key
+from .._arguments import Arguments
+
+Choices = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class GuideDraws:
+    """Draws from a guide.
+
+    Attributes:
+        choices: latent site of the model -> values [S, ...]; imputed cells included, auxiliary sites not.
+        log_p: log p(choices, data), without the log-probs of imputed cells, nats [S].
+        log_q: log q(choices), nats [S].
+        no_weight: why log_p - log_q is not a log-weight, or None if it is.
+    """
+
+    choices: dict[str, np.ndarray]
+    log_p: np.ndarray
+    log_q: np.ndarray
+    no_weight: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a model's sites are under given arguments.
+
+    Attributes:
+        sites: site -> `SiteInfo`.
+        latents: names of the latent sites.
+        observed: observed site -> value.
+        cells: site made by `obs_mask` -> boolean array, the cells that belong to it: over its batch axes, or, where events are
+            seen in part, over its event axes too.
+    """
+
+    sites: dict[str, ppl.SiteInfo]
+    latents: tuple[str, ...]
+    observed: dict[str, np.ndarray]
+    cells: dict[str, np.ndarray]
+
+
+def in_parts(fn: Callable[..., Any], inputs: Any, args: tuple, batch_size: int) -> Any:
+    """`fn(inputs[s], *args)` for every s of the inputs' leading axis, `batch_size` at a time; NumPy arrays."""
+    size = len(jax.tree.leaves(inputs)[0])
+    width = min(batch_size, size)
+    split = Arguments(args)
+    arrays = split.arrays(args)
+    run = jax.jit(lambda part, arrays: jax.vmap(lambda x: fn(x, *split.join(arrays)))(part))
+    out: Any = None
+    for start in range(0, size, width):
+        start = min(
+            start, size - width
+        )  # the last part overlaps the one before: one shape, one compilation
+        rows = slice(start, start + width)
+        part = run(jax.tree.map(operator.itemgetter(rows), inputs), arrays)
+        if out is None:
+            out = jax.tree.map(lambda leaf: np.empty((size, *leaf.shape[1:]), leaf.dtype), part)
+        for into, leaf in zip(jax.tree.leaves(out), jax.tree.leaves(part), strict=True):
+            into[rows] = leaf
+    return out
+
+
+def draw_guide(
+    model: ppl.Program,
+    guide: ppl.Program,
+    key: jax.Array,
+    num_samples: int,
+    args: tuple,
+    batch_size: int,
+) -> GuideDraws:
+    """Latent values from the guide with their log-densities under model and guide."""
+    model, guide = whole(model), whole(guide)
+    traces: dict[str, ppl.Trace] = {}
+
+    def draw(key: jax.Array, *args: Any) -> Any:
+        guide_key, model_key = jax.random.split(key)
+        q = guide.simulate(guide_key, *args)
+        p, log_p = model.generate(model_key, q.shared_choices, *args)
+        traces.update(p=p, q=q)
+        return p.choices, log_p, q.log_density
+
+    keys = jax.random.split(typed_key(key), num_samples)
+    choices, log_p, log_q = in_parts(draw, keys, args, batch_size)
+    p, q = traces["p"], traces["q"]
+    missing = [name for name in p.choices if name not in q.choices and not p.sites[name].is_imputed]
+    if missing:
+        raise ValueError(
+            f"to_arviz: the guide misses the latent site(s) {missing} of {model!r}, so it is no "
+            "approximation of their posterior. Propose them in the guide, or condition the model on "
+            "them."
+        )
+    ppl.check_proposed_cells(p.sites, q.sites)
+    return GuideDraws(choices, log_p, log_q, _why_no_weight(q, choices))
+
+
+def describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple) -> Description:
+    """The model's sites, observations and missing cells; `choices` [S, ...] hold at least every latent site.
+
+    Raises:
+        ValueError: `choices` misses a latent site, or holds one that is neither latent nor deterministic.
+    """
+    choices = {name: jnp.asarray(value)[:1] for name, value in choices.items()}
+    try:
+        return _describe(model, key, choices, args)
+    except ppl.ChoiceMismatch as err:
+        if err.missing:
+            raise
+        # Draws of a sampler come with deterministic sites, which the model computes anew.
+        found = _describe(
+            model, key, {n: v for n, v in choices.items() if n not in err.extra}, args
+        )
+        if any(n not in found.sites for n in err.extra):
+            raise
+        return found
+
+
+def _describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple) -> Description:
+    model, sites = whole(model), {}
+
+    def run(choices: Choices, *args: Any) -> Any:
+        trace, _ = model.generate(key, choices, *args)
+        if set(trace.choices) != set(choices):
+            model.trace(choices, *args)  # raises, naming the sites
+        sites.update(trace.sites)
+        return trace.observed, trace.deterministic
+
+    # A second run with other values in the imputed sites: the cells of `name` that follow are the missing ones.
+    other = {n: _changed(v) if n.endswith("_unobserved") else v for n, v in choices.items()}
+    both = {n: jnp.concatenate([choices[n], other[n]]) for n in choices} or {"": jnp.zeros(2)}
+    observed, computed = in_parts(lambda c, *a: run({n: c[n] for n in choices}, *a), both, args, 2)
+    latents = tuple(n for n, info in sites.items() if info.kind == "latent")
+    cells = {}
+    for name in (n.removesuffix("_unobserved") for n in latents if sites[n].is_imputed):
+        first, second = computed[name]
+        differs = ~((first == second) | ((first != first) & (second != second)))
+        missing = whole_events(differs, len(sites[f"{name}_observed"].dims))
+        cells |= {f"{name}_unobserved": missing, f"{name}_observed": ~missing}
+    return Description(sites, latents, {n: v[0] for n, v in observed.items()}, cells)
+
+
+def replay(
+    model: ppl.Program,
+    key: jax.Array,
+    choices: Choices,
+    args: tuple,
+    groups: frozenset[str],
+    batch_size: int,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Per draw: deterministic sites, log-probs of observations and latents, and new observations, as far as in `groups`."""
+    model = whole(model)
+
+    def run(inputs: Any, *args: Any) -> dict[str, Any]:
+        choices, key = inputs
+        trace_key, predict_key = jax.random.split(key)
+        trace, _ = model.generate(trace_key, choices, *args)
+        out = {"deterministic": trace.deterministic}
+        for group, kind in (("log_likelihood", "observed"), ("log_prior", "latent")):
+            if group in groups:
+                out[group] = {
+                    n: lp for n, lp in trace.log_probs.items() if trace.sites[n].kind == kind
+                }
+        if "posterior_predictive" in groups:
+            out["posterior_predictive"] = model.predict_trace(predict_key, choices, *args).observed
+        return out
+
+    keys = jax.random.split(typed_key(key), len(next(iter(choices.values()))))
+    return in_parts(run, (dict(choices), keys), args, batch_size)
+
+
+def draw_prior(
+    model: ppl.Program, key: jax.Array, num_samples: int, args: tuple, batch_size: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Joint draws of latent, deterministic ("prior") and observed ("prior_predictive") sites."""
+    model = whole(model)
+
+    def draw(key: jax.Array, *args: Any) -> Any:
+        trace = model.predict_trace(key, {}, *args)
+        return {
+            "prior": {**trace.choices, **trace.deterministic},
+            "prior_predictive": trace.observed,
+        }
+
+    try:
+        return in_parts(draw, jax.random.split(typed_key(key), num_samples), args, batch_size)
+    except NotImplementedError as err:
+        raise ValueError(
+            f"to_arviz: {model!r} has a site that cannot be drawn from its prior "
+            f"({err or 'its distribution has no sampler'}). Leave 'prior' and 'prior_predictive' out of groups=(...)."
+        ) from err
+
+
+def whole(program: ppl.Program) -> ppl.Program:
+    """The program, which must run on all rows of its plates: a weight estimated from a subsample would be biased."""
+
+    class _Whole(Messenger):
+        def process_message(self, msg: dict[str, Any]) -> None:
+            if msg["type"] == "plate" and msg["args"][1] not in (None, msg["args"][0]):
+                size, rows = msg["args"]
+                raise ValueError(
+                    f"Plate '{msg['name']}' subsamples {rows} of {size} rows: draws would see different rows, and the "
+                    "exponential of a scaled log-density is a biased weight. Build the program without subsample_size; "
+                    "minibatches are the business of fit(..., subsample={...})."
+                )
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _Whole():
+            program(*args, **kwargs)
+
+    run.__name__ = getattr(program.fn, "__name__", "program")
+    return ppl.Program(run)
+
+
+def whole_events(missing: np.ndarray, num_batch_axes: int) -> np.ndarray:
+    """A mask over the batch axes if every event is missing, or seen, as a whole; else the mask of cells as it is."""
+    axes = tuple(range(num_batch_axes, missing.ndim))
+    some, every = np.asarray(missing.any(axes)), np.asarray(missing.all(axes))
+    return some if (some == every).all() else missing
+
+
+def _changed(value: jax.Array) -> jax.Array:
+    return ~value if value.dtype == bool else jnp.where(value == 0, 1, -value).astype(value.dtype)
+
+
+def _why_no_weight(q: ppl.Trace, choices: Choices) -> str | None:
+    """Why p / q is not a density ratio of the latents, or None.
+
+    NumPyro's autoguides draw one auxiliary vector and map it one to one on the model's sites, which are then Deltas with
+    the map's Jacobian; that ratio is right. Any other use of auxiliary sites or Deltas lacks a factor.
+    """
+    latent = [n for n, info in q.sites.items() if info.kind == "latent" and n not in q.auxiliary]
+    point = [n for n in latent if q.sites[n].distribution == "Delta"]
+    auxiliary = sorted(q.auxiliary)
+    if auxiliary and len(point) < len(latent):
+        return f"the guide has auxiliary sites {auxiliary}, whose distribution given the latents is not known"
+    if auxiliary:
+        point = [n for n in point if len(choices[n]) > 1 and (choices[n] == choices[n][:1]).all()]
+    return f"the guide is a point mass (Delta) at {point}" if point else None

@@ -1,0 +1,274 @@
+"""fit: maximise or minimise an objective over its parameters by stochastic gradients."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ...ppl._compat import typed_key
+from ._callbacks import FitInfo
+from ._checkpoint import load
+from ._data import is_iterable_of_batches
+from ._fit_result import Fit
+from ._initial import initial_params
+from ._loop import Carry, Config, initial_carry, strong
+from ._optimizer import FROZEN, is_optimizer, make_optimizer
+from ._subsample import make_source
+from ._train import Plan, Training
+
+_MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
+
+
+def fit(
+    objective: Any,
+    optimizer: Any,
+    args: tuple | Iterable[tuple],
+    *,
+    num_steps: int | None,
+    key: jax.Array,
+    subsample: Mapping[str, int] | None = None,
+    plate_sizes: Mapping[str, float] | None = None,
+    params: Mapping[str, Any] | None = None,
+    num_seeds: int | None = None,
+    average: float | Literal["polyak"] | None = None,
+    on_nonfinite: Literal["raise", "skip"] = "raise",
+    callbacks: Sequence[Callable[[FitInfo], Any]] = (),
+    callback_every: int = 100,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int = 1000,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Fit the parameters of an objective by stochastic gradient steps.
+
+    With L the objective's value in nats and s = +1 if its direction is "max", -1 if it is "min", step t is
+
+        g_t = estimate of grad L(params_t; data_t, key_t),   params_{t+1} = params_t + optimiser update for the loss -s L.
+
+    The steps run in compiled loops on the device, compiled once; the numbers depend on `key`, the data and the step alone, not
+    on where one device call ends, so a run resumed from a checkpoint equals an uninterrupted one to the bit.
+
+    Args:
+        objective: what to fit, e.g. `inference.elbo(model, guide)`.
+        optimizer: an optax transformation; or a dict from fnmatch patterns on parameter names to a transformation or "frozen".
+            Each parameter must match exactly one pattern. A transformation such as clipping by global norm then acts within
+            its group.
+        args: the arguments of the program, a tuple; array leaves are traced, other leaves stay Python values. Or an iterable
+            of such tuples, one minibatch each, all of one shape; an iterable that can be read again starts anew at its end.
+        num_steps: total number of steps, those before a checkpoint included; None trains until an iterator ends.
+        key: PRNG key, typed or raw uint32.
+        subsample: plate name -> batch size n. Every array leaf whose leading axis is the plate's full size N is cut down to n
+            rows by random reshuffling (each epoch a fresh permutation, its last N mod n rows left out), and the plate's terms
+            are scaled by N / n. The program must take the plate's size from the sliced argument.
+        plate_sizes: for an iterable of batches, plate name -> full size N, for each plate that a batch holds only in part; {}
+            if every batch is all the data. N may be `math.inf`: see `Objective.with_plate_sizes`.
+        params: parameters to start from, same names and shapes as `objective.init` gives (for several seeds, optionally with a
+            leading seed axis); default, `objective.init`.
+        num_seeds: number S of independent runs, vectorised. Run s equals a single run with key `jax.random.split(key, S)[s]`
+            up to rounding; it has its own initial parameters, noise and order of data. Results get a leading seed axis.
+        average: report the average of the iterates instead of the last one: "polyak" for the uniform mean, or a decay d in (0,
+            1) for the exponential mean, normalised so that the starting point leaves no trace. Taken on the unconstrained
+            parameters.
+        on_nonfinite: what to do when the value, a trained parameter's gradient or its new value is not finite. "raise": stop
+            and name what broke; "skip": leave parameters, optimiser and state as they were, and count. After 100 skipped steps
+            in a row (of every seed) "skip" raises too.
+        callbacks: called with a `FitInfo` every `callback_every` steps and after the last; returning True or "stop" ends the
+            run.
+        callback_every: steps between calls of the callbacks.
+        checkpoint: path of a file. If it exists, the run goes on from it; it is written every `checkpoint_every` steps, at the
+            end and on Ctrl-C. It holds parameters, optimiser, objective state, step, key and history; an iterable is read
+            again from its start up to the step reached.
+        checkpoint_every: steps between checkpoints.
+        mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
+            iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device
+            up to rounding.
+        progress: show a progress bar with the running value.
+
+    Returns:
+        The `Fit`. After Ctrl-C it holds what there is (`Fit.interrupted`).
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument's value is impossible, plates or parameters do not match, or the checkpoint belongs to
+            another run.
+        NonFiniteError: if a step is not finite; it names the first bad site in program order, or the parameter.
+
+    Validity:
+        The gradient is as good as the objective's. With `subsample` each step's rows are uniform without replacement, so value
+        and gradient stay unbiased for terms that are sums over the plate; a parameter with one entry per row is refused. For
+        an iterable, that its batches are uniform draws is up to the caller.
+
+    Example:
+        >>> result = fit(elbo(model, guide), optax.adam(1e-2), (x,), num_steps=1000, key=key)  # doctest: +SKIP
+        >>> result.guide, result.history["value"][-1]  # doctest: +SKIP
+
+    Reference: random reshuffling, arXiv:2006.05988; averaging, Polyak and Juditsky (1992).
+    """
+    _check_types(objective, optimizer, args, callbacks, mesh, average)
+    _check_values(
+        num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, args
+    )
+    key = typed_key(key)
+    if mesh is not None:
+        # Explicitly typed axes would put the sharding into the types of the user's program.
+        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+    keys = key if num_seeds is None else jax.random.split(key, num_seeds)
+    scaled, source = make_source(objective, args, subsample, plate_sizes, mesh)
+    init_args = source.first()
+    params = initial_params(scaled, params, keys, num_seeds, init_args)
+    lane = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
+    config = Config(
+        objective=scaled,
+        optimizer=make_optimizer(optimizer, lane),
+        source=source,
+        average=average,
+        on_nonfinite=on_nonfinite,
+        num_seeds=num_seeds,
+        mesh=mesh,
+        max_steps=min(_MAX_STEPS_PER_CALL, source.steps_per_call, max(num_steps or 1000, 1)),
+    )
+    start = lambda key, params: initial_carry(config, key, params, init_args)
+    carry = strong(config.lanes(start)(keys, params))
+    run = _describe(key, num_seeds, subsample, plate_sizes, average, source, params)
+    carry, step, values, stopped = _resume(checkpoint, carry, run, num_steps, num_seeds)
+    stored_args = args if isinstance(args, tuple) else None
+
+    def make_fit(carry: Carry, values: np.ndarray, step: int, reason: Any) -> Fit:
+        is_single = num_seeds is None
+        return Fit(
+            objective=objective,
+            params=carry.params if average is None else carry.average,
+            last_params=carry.params,
+            state=carry.state,
+            history={"value": values},
+            args=stored_args,
+            steps=step,
+            num_skipped=int(carry.num_skipped) if is_single else np.asarray(carry.num_skipped),
+            num_seeds=num_seeds,
+            stop_reason=reason,
+        )
+
+    if stopped and callbacks:
+        return make_fit(carry, values, step, "callback")
+    source.skip(step)
+    if mesh is not None:
+        carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
+    plan = Plan(
+        num_steps, tuple(callbacks), callback_every, checkpoint, checkpoint_every, run, progress
+    )
+    return Training(config, plan, keys, carry, step, values, make_fit).finish()
+
+
+def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
+    problems = []
+    if not all(hasattr(objective, name) for name in ("step", "init", "init_state", "direction")):
+        problems.append(
+            f"'objective' must be an Objective, e.g. inference.elbo(model, guide); got {type(objective).__name__}"
+        )
+    groups = optimizer.values() if isinstance(optimizer, Mapping) else [optimizer]
+    wrong = [
+        g for g in groups if not (is_optimizer(g) or isinstance(optimizer, Mapping) and g == FROZEN)
+    ]
+    if wrong or not groups:
+        problems.append(
+            "'optimizer' must be an optax transformation such as optax.adam(1e-3), or a dict from patterns to transformations or "
+            f"'frozen'; got {wrong[0]!r}"
+            if wrong
+            else "'optimizer' is an empty dict; map patterns to transformations"
+        )
+    if (
+        isinstance(args, Mapping | str)
+        or hasattr(args, "__array__")
+        or not isinstance(args, Iterable)
+    ):
+        problems.append(
+            f"'args' must be the tuple of the program's arguments, e.g. (x,), or an iterable of such tuples; got "
+            f"{type(args).__name__}"
+        )
+    if (
+        callable(callbacks)
+        or not isinstance(callbacks, Iterable)
+        or not all(map(callable, callbacks))
+    ):
+        problems.append(
+            f"'callbacks' must be a sequence of callables, e.g. [EarlyStopping(500)]; got {callbacks!r}"
+        )
+    if mesh is not None and not isinstance(mesh, Mesh):
+        problems.append(f"'mesh' must be a jax.sharding.Mesh; got {type(mesh).__name__}")
+    if not (average is None or average == "polyak" or isinstance(average, float)):
+        problems.append(
+            f"'average' must be None, 'polyak' or a decay such as 0.999; got {average!r}"
+        )
+    if problems:
+        raise TypeError("fit: argument " + ";\nargument ".join(problems) + ".")
+
+
+def _check_values(
+    num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, args
+):
+    problems = []
+    if num_steps is None and not is_iterable_of_batches(args):
+        problems.append(
+            "'num_steps' is None, which trains until an iterator of batches ends, but 'args' is a tuple"
+        )
+    counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
+    counts |= {} if num_seeds is None else {"num_seeds": num_seeds}
+    problems += [
+        f"'{name}' must be an integer of at least 1; got {count!r}"
+        for name, count in counts.items()
+        if not _is_int(count) or count < 1
+    ]
+    if num_steps is not None and (not _is_int(num_steps) or num_steps < 0):
+        problems.append(f"'num_steps' must be an integer of at least 0; got {num_steps!r}")
+    if isinstance(average, float) and not 0 < average < 1:
+        problems.append(f"'average' is {average}, but a decay lies strictly between 0 and 1")
+    if on_nonfinite not in ("raise", "skip"):
+        problems.append(f"'on_nonfinite' must be 'raise' or 'skip'; got {on_nonfinite!r}")
+    if problems:
+        raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _describe(key, num_seeds, subsample, plate_sizes, average, source, params) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be resumed, besides the structure of the carry."""
+    number = lambda size: size if math.isinf(size) else int(size)
+    plain = lambda sizes: sizes if sizes is None else {k: number(sizes[k]) for k in sorted(sizes)}
+    return {
+        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
+        "args": source.shapes,
+        "subsample": plain(subsample),
+        "plate_sizes": plain(plate_sizes),
+        "num_seeds": num_seeds,
+        "average": average,
+        # An unconstrained number means something else under another constraint.
+        "constraints": {n: type(c).__name__ for n, c in getattr(params, "constraints", {}).items()},
+    }
+
+
+def _resume(checkpoint: Any, carry: Carry, run: dict, num_steps: int | None, num_seeds: int | None):
+    """(carry, step, values, whether a callback had ended the run) to begin with."""
+    lanes = () if num_seeds is None else (num_seeds,)
+    empty = np.zeros((0, *lanes), jnp.result_type(float))
+    if checkpoint is None:
+        return carry, 0, empty, False
+    if not Path(checkpoint).exists():
+        Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+        return carry, 0, empty, False
+    found = load(checkpoint, carry, run)
+    if num_steps is not None and found.step > num_steps:
+        raise ValueError(
+            f"Checkpoint '{os.fspath(checkpoint)}' is already at step {found.step}, beyond num_steps={num_steps}. Ask for more "
+            "steps, or choose another path."
+        )
+    return found.carry, found.step, found.values, found.stopped

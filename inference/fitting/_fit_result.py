@@ -1,0 +1,239 @@
+"""The result of fit, and draws from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from ... import ppl
+from ...ppl._compat import typed_key
+from .._arguments import Arguments
+
+
+class Posterior(NamedTuple):
+    """Draws from the guide.
+
+    Attributes:
+        choices: latent values by site, NumPy arrays of shape [num_samples, *site shape].
+        log_weights: log p(choices, data) - log q(choices), nats, shape [num_samples]. Not normalised: the mean of their
+            exponentials estimates the evidence without bias, and they feed k-hat and importance resampling.
+    """
+
+    choices: dict[str, np.ndarray]
+    log_weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What `fit` found.
+
+    Attributes:
+        objective: the objective that was fitted (plate sizes as in the program; a minibatch fit declares its own).
+        params: fitted parameters, unconstrained; the running average if `average` was given. With several seeds, every leaf
+            has a leading axis of length num_seeds.
+        last_params: the last iterate; the same as `params` without averaging.
+        state: the objective's state after the last step.
+        history: "value": the objective at each step in nats, with the objective's own sign; float array of shape [steps] or
+            [steps, num_seeds]. Non-finite where a step was skipped.
+        args: the arguments given to fit; None if they came from an iterable.
+        steps: number of completed steps, skipped ones included.
+        num_skipped: number of steps not applied because they were not finite; an array [num_seeds] with several seeds.
+        num_seeds: number of independent runs, or None for a single one without a seed axis.
+        stop_reason: "num_steps" (done), "callback", "interrupt" (Ctrl-C), "data" (the iterator ended, num_steps=None) or
+            "error" (the fit inside a `NonFiniteError`).
+    """
+
+    objective: Any
+    params: Any
+    last_params: Any
+    state: Any
+    history: dict[str, np.ndarray]
+    args: tuple | None
+    steps: int
+    num_skipped: Any
+    num_seeds: int | None
+    stop_reason: Literal["num_steps", "callback", "interrupt", "data", "error"]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the run."""
+        return self.stop_reason == "interrupt"
+
+    @property
+    def label(self) -> str:
+        """What `history["value"]` holds: the objective's name, and what site weights make of it; see `Objective.label`."""
+        name, weights = self.objective.name, getattr(self.objective, "site_weights", None)
+        if weights is None:
+            return name
+        if self.args is None:  # the sites are not known here
+            return f"{name} with site weights (not a bound)"
+        return self.objective.label(*self.args)
+
+    @property
+    def model(self) -> Any:
+        """The objective's model with the fitted parameters bound, or None if it has none."""
+        return self._bound("model")
+
+    @property
+    def guide(self) -> Any:
+        """The objective's guide with the fitted parameters bound, or None if it has none."""
+        return self._bound("guide")
+
+    def seed(self, number: int) -> Fit:
+        """The run number `number` of a fit with several seeds, as a fit of its own.
+
+        Raises:
+            ValueError: if this fit has no seed axis.
+            IndexError: if there is no such seed.
+        """
+        if self.num_seeds is None:
+            raise ValueError("This fit has one run and no seed axis; use it as it is.")
+        if not 0 <= number < self.num_seeds:
+            raise IndexError(f"Seed {number} is out of range; there are {self.num_seeds} seeds.")
+        take = lambda tree: jax.tree.map(lambda leaf: leaf[number], tree)
+        return dataclasses.replace(
+            self,
+            params=take(self.params),
+            last_params=take(self.last_params),
+            state=take(self.state),
+            history={name: array[:, number] for name, array in self.history.items()},
+            num_skipped=int(self.num_skipped[number]),
+            num_seeds=None,
+        )
+
+    def best(self, window: int | None = None) -> Fit:
+        """The run with the best mean value over the last `window` steps, as a fit of its own.
+
+        Args:
+            window: number of final steps to average, default a tenth of the steps. A run with a non-finite value among them is
+                chosen only if there is no other.
+
+        Returns:
+            The chosen run; a fit with one run returns itself.
+
+        Raises:
+            ValueError: if no step was taken, or `window` is not between 1 and the number of steps.
+        """
+        if self.num_seeds is None:
+            return self
+        window = max(1, self.steps // 10) if window is None else window
+        if not 1 <= window <= self.steps:
+            raise ValueError(f"Argument 'window' is {window}, but there are {self.steps} steps.")
+        sign = 1 if self.objective.direction == "max" else -1
+        gains = sign * self.history["value"][-window:].mean(0, dtype=float)
+        return self.seed(int(np.argmax(np.where(np.isfinite(gains), gains, -np.inf))))
+
+    def posterior(
+        self, key: jax.Array, num_samples: int, *, args: tuple | None = None, batch_size: int = 100
+    ) -> Posterior:
+        """Draw latents from the guide and weigh them: log w = log p(z, x) - log q(z).
+
+        Args:
+            key: PRNG key.
+            num_samples: number of draws S.
+            args: arguments of model and guide; default, those given to fit (in full, also after a fit on minibatches).
+            batch_size: draws held on the device at once. It does not change which draws are made.
+
+        Returns:
+            `Posterior` with leading axis S.
+
+        Raises:
+            ValueError: if the objective has no guide or no model, or there are no stored arguments.
+        """
+        model, guide = self._need("model", "posterior"), self._need("guide", "posterior")
+        args = self._args_or_stored(args, "posterior")
+
+        def draw(key, *args):
+            guide_key, model_key = jax.random.split(key)
+            trace = guide.simulate(guide_key, *args)
+            # Sites that the guide leaves to the prior (missing cells) cancel from the weight.
+            scored, log_weight = model.generate(model_key, trace.shared_choices, *args)
+            ppl.check_proposed_cells(scored.sites, trace.sites)
+            return trace.choices, log_weight - trace.log_density
+
+        return Posterior(*_map_keys(draw, key, num_samples, batch_size, args))
+
+    def predict(
+        self, key: jax.Array, *new_args: Any, num_samples: int, batch_size: int = 100
+    ) -> dict[str, np.ndarray]:
+        """Draw from the posterior predictive p(x_new | z), z ~ q(z).
+
+        Args:
+            key: PRNG key.
+            *new_args: arguments of model and guide; default, those given to fit. An amortised guide sees the new ones.
+            num_samples: number of draws S.
+            batch_size: draws held on the device at once, so that device memory does not grow with S. It does not change
+                which draws are made.
+
+        Returns:
+            Observed and deterministic sites by name, NumPy arrays of shape [S, *site shape].
+
+        Raises:
+            ValueError: if the objective has no guide or no model, or there are no arguments.
+        """
+        model, guide = self._need("model", "predict"), self._need("guide", "predict")
+        args = self._args_or_stored(new_args or None, "predict")
+
+        def draw(key, *args):
+            guide_key, model_key = jax.random.split(key)
+            return model.predict(model_key, guide.simulate(guide_key, *args).shared_choices, *args)
+
+        return _map_keys(draw, key, num_samples, batch_size, args)
+
+    def _bound(self, which: str) -> Any:
+        program = getattr(self.objective, which)
+        if program is None:
+            return None
+        if self.num_seeds is not None:
+            raise ValueError(
+                f"This fit holds {self.num_seeds} runs, so there is no single {which}. Choose one: fit.best().{which} or "
+                f"fit.seed(0).{which}."
+            )
+        return program.bind(self.params)
+
+    def _need(self, which: str, method: str) -> Any:
+        program = self._bound(which)
+        if program is None:
+            raise ValueError(f"Fit.{method} needs a {which}, but the objective has none.")
+        return program
+
+    def _args_or_stored(self, args: tuple | None, method: str) -> tuple:
+        if args is not None:
+            return args
+        if self.args is None:
+            raise ValueError(
+                f"Fit.{method} has no arguments: the data came from an iterable and was not kept. Pass the arguments of the "
+                "program."
+            )
+        return self.args
+
+
+def _map_keys(draw: Callable, key: Any, num_samples: int, batch_size: int, args: tuple) -> Any:
+    """`draw(key_s, *args)` for s < num_samples, `batch_size` at a time; results on the host."""
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError(
+            f"num_samples and batch_size must be at least 1; got {num_samples} and {batch_size}."
+        )
+    batch_size = min(batch_size, num_samples)
+    split = Arguments(args)
+    arrays = split.arrays(args)
+    run = jax.jit(lambda keys, arrays: jax.vmap(lambda k: draw(k, *split.join(arrays)))(keys))
+    keys = jax.random.split(typed_key(key), num_samples)
+    parts = []
+    for start in range(0, num_samples, batch_size):
+        # The last part overlaps the one before, so that every part has one shape and compiles once.
+        start = min(start, num_samples - batch_size)
+        part = jax.tree.map(np.asarray, run(keys[start : start + batch_size], arrays))
+        parts.append((start, part))
+    return jax.tree.map(lambda *leaves: _join(num_samples, parts, leaves), *(p for _, p in parts))
+
+
+def _join(num_samples: int, parts: list, leaves: tuple) -> np.ndarray:
+    out = np.empty((num_samples, *leaves[0].shape[1:]), leaves[0].dtype)
+    for (start, _), leaf in zip(parts, leaves, strict=True):
+        out[start : start + len(leaf)] = leaf
+    return out

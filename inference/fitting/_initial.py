@@ -1,0 +1,67 @@
+"""Parameters to start from: the objective's own, or given ones that fit its."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._arguments import shapes
+from ._loop import run_keys, strong
+
+
+def initial_params(
+    objective: Any,
+    given: Mapping[str, Any] | None,
+    keys: jax.Array,
+    num_seeds: int | None,
+    args: tuple,
+) -> Any:
+    """Parameters with strong types, with a leading seed axis if there are several seeds.
+
+    Args:
+        objective: the objective.
+        given: parameters to start from, with or without a seed axis; None for the objective's own.
+        keys: the run's key, or one per seed.
+        num_seeds: number of seeds, or None.
+        args: arguments of the program.
+
+    Raises:
+        ValueError: if the names or shapes of `given` are not the objective's.
+    """
+    init = lambda key: objective.init(run_keys(key)[0], *args)
+    # The first call is concrete, since an autoguide keeps the shapes (and would keep the tracers) of its first call.
+    own = init(keys if num_seeds is None else keys[0])
+    if given is None:
+        return strong(own if num_seeds is None else jax.jit(jax.vmap(init))(keys))
+    missing, extra = set(own) - set(given), set(given) - set(own)
+    if missing or extra:
+        raise ValueError(
+            f"Argument 'params': missing {sorted(missing)}, unknown {sorted(extra)}; the objective has {list(own)}. To start "
+            "some parameters afresh, update the result of objective.init(key, *args)."
+        )
+    leaves: list[Any] = [None] * len(jax.tree.leaves(own))
+    # By number, since the parameters' own order of leaves is theirs to choose.
+    numbers = jax.tree.unflatten(jax.tree.structure(own), list(range(len(leaves))))
+    for name in own:
+        fitting = _fit_leaves(name, own[name], given[name], num_seeds)
+        for number, leaf in zip(jax.tree.leaves(numbers[name]), fitting, strict=True):
+            leaves[number] = leaf
+    return strong(jax.tree.unflatten(jax.tree.structure(own), leaves))
+
+
+def _fit_leaves(name: str, own: Any, given: Any, num_seeds: int | None) -> list[jax.Array]:
+    needed, found = ([jnp.asarray(leaf) for leaf in jax.tree.leaves(t)] for t in (own, given))
+    lanes = () if num_seeds is None else (num_seeds,)
+    allowed = [[leaf.shape for leaf in needed], [(*lanes, *leaf.shape) for leaf in needed]]
+    if [leaf.shape for leaf in found] not in allowed:
+        raise ValueError(
+            f"Argument 'params': '{name}' has {shapes(found)}, but the objective needs {shapes(needed)}"
+            + (f", optionally with a leading axis of {num_seeds} seeds." if lanes else ".")
+        )
+    return [
+        jnp.broadcast_to(leaf.astype(like.dtype), (*lanes, *like.shape))
+        for leaf, like in zip(found, needed, strict=True)
+    ]

@@ -1,0 +1,138 @@
+"""Find out what broke in a step whose value, gradient or update is not finite.
+
+Input: the parameters before the step, its key and its arguments. The step is repeated outside of the compiled loop, and the
+objective reports the log-probability of each site in program order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from .._arguments import Arguments
+from ._loop import Config
+from ._optimizer import leaf_names
+
+
+class Diagnosis(NamedTuple):
+    """What broke: the log-probability of a site, a gradient, the update, or the value alone."""
+
+    broke: Literal["log_prob", "gradient", "update", "value"]
+    site: str | None
+    parameters: tuple[str, ...]
+    text: str
+
+
+class NonFiniteError(FloatingPointError):
+    """A step of fit was not finite.
+
+    Attributes:
+        step: number of the step, from 0.
+        seed: number of the run among several seeds, or None.
+        broke: "log_prob", "gradient", "update" (the optimiser's) or "value" (every site is finite, the objective is not).
+        site: first site in program order whose value or log-probability is not finite, or None.
+        parameters: names of the parameters whose gradient or update is not finite.
+        fit: the `Fit` up to the last good step.
+    """
+
+    def __init__(self, diagnosis: Diagnosis, step: int, seed: int | None, fit: Any):
+        where = f"step {step}" if seed is None else f"step {step} of seed {seed}"
+        super().__init__(
+            f"Non-finite {where}: {diagnosis.text} The parameters before this step are in this error's `fit`. Look for a scale "
+            "or a probability that reaches its boundary, lower the learning rate, or pass on_nonfinite='skip' to leave such "
+            "steps out."
+        )
+        self.step, self.seed, self.fit = step, seed, fit
+        self.broke, self.site, self.parameters = diagnosis[:3]
+
+
+def diagnose(config: Config, params: Any, state: Any, key: jax.Array, args: tuple) -> Diagnosis:
+    """Repeat one step and name the first thing in it that is not finite."""
+    split = Arguments(args)  # non-array arguments stay outside of jit
+    arrays = split.arrays(args)
+    step = lambda params, state, key, arrays: config.objective.step(
+        params, state, key, *split.join(arrays)
+    )
+    value, grads, _ = jax.jit(step)(params, state, key, arrays)
+    bad_grads = _bad_names(config, params, grads)
+    found = _first_bad_site(config.objective, params, key, args)
+    if isinstance(found, tuple):
+        site, text = found
+        return Diagnosis("log_prob", site, bad_grads, text)
+    note = f" ({found})" if found else ""
+    if not np.isfinite(value):
+        text = f"the objective is {float(value)} though the log_prob of every site is finite{note}."
+        return Diagnosis("value", None, bad_grads, text)
+    if bad_grads:
+        text = (
+            f"the value {float(value):.6g} is finite, but the gradient broke for parameter {_quote(bad_grads)}; the log_prob of "
+            f"every site is finite{note}."
+        )
+        return Diagnosis("gradient", None, bad_grads, text)
+    text = f"value {float(value):.6g} and gradient are finite, but the optimiser's update is not{note}."
+    return Diagnosis("update", None, (), text)
+
+
+def _bad_names(config: Config, params: Any, grads: Any) -> tuple[str, ...]:
+    leaves = zip(
+        leaf_names(params), jax.tree.leaves(grads), config.optimizer.is_trained, strict=True
+    )
+    bad = [name for name, leaf, t in leaves if t and not np.all(np.isfinite(_host(leaf)))]
+    return tuple(dict.fromkeys(bad))
+
+
+def _first_bad_site(objective: Any, params: Any, key: jax.Array, args: tuple):
+    """(site, description) of the first bad site, None if all are finite, or a string saying why that is not known."""
+    try:
+        report = _site_report(objective, params, key, args)
+    except Exception as err:  # the user needs the step's error, not the report's
+        return f"the sites could not be reported: {type(err).__name__}: {err}"
+    for name, record in report:
+        log_prob, value = _host(record["log_prob"]), _host(record["value"])
+        is_bad_value = value.dtype.kind in "fc" and not np.all(np.isfinite(value))
+        if is_bad_value or not np.all(np.isfinite(log_prob)):
+            return (
+                name,
+                f"site '{name}' broke first: log_prob {_range(log_prob)}, value {_range(value)}.",
+            )
+    return None
+
+
+def _site_report(
+    objective: Any, params: Any, key: jax.Array, args: tuple
+) -> list[tuple[str, dict]]:
+    # Compiled like the step itself; eagerly, NumPyro would warn about every value outside its support. A list, since jit
+    # sorts a dict and the first bad site is a matter of program order.
+    names: list[str] = []
+    split = Arguments(args)
+
+    def report(params, key, arrays):
+        sites = objective.site_report(params, key, *split.join(arrays))
+        names[:] = sites
+        return list(sites.values())
+
+    records = jax.jit(report)(params, key, split.arrays(args))
+    return list(zip(names, records, strict=True))
+
+
+def _host(leaf: Any) -> np.ndarray:
+    array = np.asarray(leaf)
+    # bfloat16 and its kin are no NumPy floats: isfinite and the range need one.
+    return array if array.dtype.kind in "bifuc" else array.astype(np.float32)
+
+
+def _range(array: np.ndarray) -> str:
+    """Shape, finite range and number of non-finite entries, e.g. `in [-3.1, 0.2], 2 of 10 non-finite (nan)`."""
+    finite = array[np.isfinite(array)]
+    odd = array[~np.isfinite(array)]
+    text = f"in [{finite.min():.6g}, {finite.max():.6g}]" if finite.size else "nowhere finite"
+    if odd.size:
+        kinds = ", ".join(sorted({str(x) for x in odd.ravel()[:1000]}))
+        text += f", {odd.size} of {array.size} non-finite ({kinds})"
+    return text
+
+
+def _quote(names: tuple[str, ...]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

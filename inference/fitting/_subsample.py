@@ -1,0 +1,148 @@
+"""Decide where the data of a fit comes from, and refuse what would be scaled wrongly.
+
+A plate that is sliced is declared to the objective with its full size N; run on n rows, the objective multiplies the plate's
+terms by N / n. Refused, because no scale would make them right: data sliced without a declaration, a plate that does not
+follow the sliced arguments, and a parameter with one entry per row (a minibatch would update other rows' entries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from .._arguments import Arguments, shapes
+from ._data import Batches, FullData, Minibatches, Source, is_iterable_of_batches
+
+
+def make_source(
+    objective: Any,
+    args: Any,
+    subsample: Mapping[str, int] | None,
+    plate_sizes: Mapping[str, float] | None,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[Any, Source]:
+    """The objective with its plates' full sizes declared, and the source of its arguments."""
+    if is_iterable_of_batches(args):
+        return _from_iterable(objective, args, subsample, plate_sizes, mesh)
+    if plate_sizes is not None:
+        raise ValueError(
+            "Argument 'plate_sizes' declares the full sizes behind an iterable of batches; 'args' is one tuple of "
+            "arguments. Leave it out; to draw minibatches from the tuple, pass subsample={plate: batch_size}."
+        )
+    if subsample:
+        return _from_subsample(objective, args, dict(subsample), mesh)
+    sizes = objective.plate_sizes(*args) if mesh is not None else {}
+    return objective, FullData(args, mesh, sizes)
+
+
+def _from_subsample(objective: Any, args: tuple, subsample: dict[str, int], mesh: Any):
+    full = dict(objective.plate_sizes(*args))
+    arrays = Arguments(args).arrays(args)
+    problems = _unknown(subsample, full)
+    named = {name: size for name, size in full.items() if name in subsample}
+    leading = [array.shape[0] for array in arrays if array.ndim]
+    for name, size in named.items():
+        batch = subsample[name]
+        if not isinstance(batch, int) or isinstance(batch, bool) or not 1 <= batch <= size:
+            problems.append(
+                f"plate '{name}' has {size} rows, so a batch size of {batch!r} is impossible; choose 1 to {size}"
+            )
+        if size not in leading:
+            problems.append(
+                f"plate '{name}' has size {size}, but no argument has a leading axis of that length (argument shapes: "
+                f"{shapes(arrays)}); pass the plate's data with the rows as leading axis"
+            )
+        twins = [other for other, n in named.items() if n == size and other > name]
+        if twins:
+            problems.append(
+                f"plates '{name}' and '{twins[0]}' both have size {size}, so their arguments cannot be told apart; "
+                "subsample one of them, or pass an iterable of batches with plate_sizes"
+            )
+    if problems:
+        raise ValueError("Argument 'subsample': " + ";\n".join(problems) + ".")
+    source = Minibatches(args, subsample, full, mesh)
+    _check_plates_follow(objective.plate_sizes(*source.first()), full, subsample)
+    _check_no_local_parameters(objective, args, source.first())
+    return objective.with_plate_sizes(named), source
+
+
+def _check_plates_follow(seen: Mapping[str, int], full: Mapping, subsample: Mapping) -> None:
+    expected = {**full, **subsample}
+    wrong = {name: size for name, size in seen.items() if size != expected.get(name)}
+    if wrong:
+        name, size = next(iter(wrong.items()))
+        raise ValueError(
+            f"Argument 'subsample': with sliced arguments plate '{name}' has size {size}, but {expected.get(name)} was "
+            f"expected (plates in full: {dict(full)}; subsample: {dict(subsample)}). Take the plate's size from the sliced "
+            f"argument, as in ppl.plate('{name}', x.shape[0]), and let no other plate depend on it."
+        )
+
+
+def _from_iterable(objective: Any, iterable: Any, subsample: Any, plate_sizes: Any, mesh: Any):
+    if subsample:
+        raise ValueError(
+            "Argument 'subsample' draws minibatches from a tuple of arrays, but 'args' already yields batches. Pass "
+            f"plate_sizes={{plate: full_size}} for the plates {sorted(subsample)} instead."
+        )
+    source = Batches(iterable)
+    seen = dict(objective.plate_sizes(*source.first()))
+    if plate_sizes is None:
+        raise ValueError(
+            f"Argument 'args' yields batches, and nothing says how many rows they were taken from. Plates with their sizes "
+            f"in the first batch: {seen}. Pass plate_sizes={{plate: full_size}} for every plate that a batch holds only in "
+            "part, or plate_sizes={} if each batch is all the data there is."
+        )
+    problems = _unknown(plate_sizes, seen)
+    problems += [
+        f"plate '{name}' has {seen[name]} rows in the first batch, more than its full size {size}"
+        for name, size in plate_sizes.items()
+        if name in seen and size < seen[name]
+    ]
+    if problems:
+        raise ValueError("Argument 'plate_sizes': " + ";\n".join(problems) + ".")
+    sizes = [seen[name] for name in plate_sizes]
+    _check_no_local_parameters(objective, source.first(), _one_row_less(source, sizes))
+    if mesh is not None:
+        source.set_sharding(mesh, sizes or seen.values())
+    return (objective.with_plate_sizes(dict(plate_sizes)) if plate_sizes else objective), source
+
+
+def _one_row_less(source: Batches, sizes: list[int]) -> tuple:
+    # A second batch size, to see which parameters follow it. Size one stays: nothing is left to slice.
+    arrays = [
+        array[:-1] if array.ndim and array.shape[0] in sizes and array.shape[0] > 1 else array
+        for array in source.split.arrays(source.first())
+    ]
+    return source.split.join(arrays)
+
+
+def _check_no_local_parameters(objective: Any, args: tuple, other_args: tuple) -> None:
+    """Refuse parameters whose shape depends on the number of rows (abstract evaluation only)."""
+    one, other = (_abstract_params(objective, a) for a in (args, other_args))
+    local = [
+        f"'{name}' ({shapes(jax.tree.leaves(one[name]))} against {shapes(jax.tree.leaves(other[name]))})"
+        for name in one
+        if name not in other
+        or shapes(jax.tree.leaves(one[name])) != shapes(jax.tree.leaves(other[name]))
+    ]
+    if local:
+        raise ValueError(
+            f"These parameters have one entry per row of the data: {', '.join(local)}. A minibatch would update the entries "
+            "of other rows. Compute them from the row instead (an amortised guide), or fit on the full data."
+        )
+
+
+def _abstract_params(objective: Any, args: tuple) -> Any:
+    split = Arguments(args)
+    init = lambda key, arrays: objective.init(key, *split.join(arrays))
+    return jax.eval_shape(init, jax.random.key(0), split.arrays(args))
+
+
+def _unknown(named: Mapping[str, Any], plates: Mapping[str, int]) -> list[str]:
+    return [
+        f"there is no plate '{name}'; the plates and their sizes are {dict(plates)}"
+        for name in named
+        if name not in plates
+    ]

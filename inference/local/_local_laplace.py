@@ -1,0 +1,321 @@
+"""Guides whose local sites are Laplace approximations: q(x_i) in closed form from a prior and an inner program.
+
+Terms: model p with a local site x_i in plates, normal given the other latent sites phi; guide q(phi) of those. Output: the guide
+q(phi) prod_i N(x_i; m_i, V_i). In each run of it, for all rows at once:
+
+1. read: the loss l_i(x) of each row, minus the log-probs of the sites that x moves, from the model (`_local_model.py`).
+2. inner: an inner program goes from the prior's mean towards the mode of exp(-l_i) times the prior (`_inner.py`).
+3. expand: l_i(x) = c - b_i'x + x'A_i x / 2 around the point reached, with the chosen curvature.
+4. site: V_i = (A_i + P)^-1, m_i = V_i (b_i + P m_0), where N(m_0, P^-1) is the prior (`_local_site.py`).
+
+The result is an ordinary guide. Whatever 1 to 4 do, it has an exact density, so every bound stays a bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Collection
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer.autoguide import AutoGuide
+
+from ... import ppl
+from ...ppl._runner import Collector
+from ...ppl._strategy import element
+from ...ppl._trace import trace_of
+from ..objectives._analytic_kl import Laws
+from ..objectives._detached import refuse_estimated
+from ._inner import SGLD, Inner, InnerProblem, InnerResult, Newton
+from ._local_model import LocalModel, law_at, normal_prior, read
+from ._local_site import NormalPrior, Potential, expand, posterior
+
+Array = jax.Array
+stop = jax.lax.stop_gradient
+Curvature = Literal[
+    "hessian", "gauss_newton", "diagonal_gauss_newton", "low_rank_gauss_newton", "sgld_variance"
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenExpansion(ppl.Reparam):
+    """The pathwise gradient of a draw whose law is a constant in part: what marks "closed_form" and "partial" in a plan."""
+
+    name = "frozen_expansion"
+    is_biased = True
+
+
+def local_laplace(
+    model: Any,
+    guide: Any = None,
+    *,
+    site: str,
+    inner: Inner = Newton(),  # noqa: B008, frozen
+    curvature: Curvature = "hessian",
+    gradient: Literal["unrolled", "closed_form", "partial"] = "unrolled",
+    parent: str | None = None,
+    parent_at: Literal["expected", "mode"] = "expected",
+    observations: Collection[str] | None = None,
+    max_curvature: float | None = None,
+) -> ppl.Program:
+    """The guide q(phi) prod_i N(x_i; m_i, V_i) whose local site is a Laplace approximation, to be used in any objective.
+
+    V_i = (A_i + P)^-1,  m_i = V_i (b_i + P m_0),
+
+    with N(m_0, P^-1) the site's prior and l_i(x) = c - b_i'x + x'A_i x / 2 the row's negative log-likelihood, expanded where the
+    inner program ends. No parameters, no state per row: rows may be minibatches of any size.
+
+    Args:
+        model: program with the local site, a Normal (number, or vector by to_event(1)) or MultivariateNormal in plates.
+        guide: program over the model's other latent sites; None if there are none.
+        site: name of the local site.
+        inner: inner program: `Newton`, `Descent` (SGD, Adam), `SGLD`. It starts at the prior's mean.
+        curvature: A_i. "hessian"; "gauss_newton", the Fisher information of the observations pulled back by the Jacobian U of
+            their parameters, U'U; "diagonal_gauss_newton", its diagonal; "low_rank_gauss_newton", U'U kept as a factor, for long
+            vectors with few observations: O(d m + m^3); "sgld_variance", one over the variance of the draws of `SGLD`, less P.
+            "hessian" needs P + A_i to be positive definite at the point reached, the others always are.
+        gradient: what a bound's gradient sees of the guide. "unrolled": all of it, through the inner program, whose steps are
+            then kept in memory. "closed_form": m_i and V_i as functions of m_0 and P, with b_i and A_i as constants.
+            "partial": m_i and V_i as constants. The last two keep no inner steps.
+        parent: a latent site of the guide that gives the prior's mean and scale, its law a `ppl.NormalInverseWishart`, or a
+            `ppl.NormalInverseGamma` by coordinate. m_0 and P are then those of the expected natural parameters, and q is of mean
+            field. None: m_0 and P at the values that the guide has drawn, so that q(x_i | phi) is conditional.
+        parent_at: "expected" natural parameters, as in training, or the "mode" of the parent's law, a tighter prior.
+        observations: names of the sites that count in l_i; default, all that the site moves. A bound counts all of them anyway:
+            with `observations={"support"}` it is trained to predict the rest.
+        max_curvature: upper end of a diagonal A_i; the lower end is 0.
+
+    Returns:
+        A guide over all latent sites of the model, for `elbo`, `iwelbo`, `Fit.posterior`, `to_arviz`, ...
+
+    Raises:
+        ValueError: the site is missing, not normal, in control flow, or its rows are tied together; the guide does not draw the
+            other sites; the parent is not conjugate to the site; the curvature does not know a likelihood, or does not fit the
+            prior or the inner program; a plate subsamples by itself.
+        TypeError: the density of model or guide is estimated.
+
+    Validity: the law drawn from has an exact density, so bounds are bounds and their values unbiased under every option. With
+    "unrolled" their gradients are unbiased too. "closed_form" and "partial" leave out how the expansion moves with the
+    parameters: biased for the bound's gradient, except where the expansion does not move (quadratic losses) or the site is
+    optimal for the bound, where the left-out part is zero; plans mark the site as biased.
+    Reference: Kim and Hospedales 2024, A hierarchical Bayesian model for few-shot meta learning, ICLR, arXiv:2306.09702 (closed
+    form, frozen expansion); Khan and Lin 2017, arXiv:1703.04265 (conjugate-computation inference); Johnson et al. 2016,
+    arXiv:1603.06277 (potentials and expected natural parameters).
+
+    Example:
+        >>> from lapilli import inference, ppl
+        >>> import jax, numpyro.distributions as dist
+        >>> def model(y):
+        ...     with ppl.plate("rows", y.shape[0]):
+        ...         x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ...         ppl.sample("y", dist.Normal(x, 0.5), obs=y)
+        >>> bound = inference.elbo(model, inference.local_laplace(model, site="x"))
+        >>> y = jax.numpy.array([1.0, -2.0])
+        >>> exact = dist.Normal(0.0, 1.25**0.5).log_prob(y).sum()  # x is conjugate: the bound is tight
+        >>> value = bound.value(bound.init(jax.random.key(0), y), jax.random.key(1), y)
+        >>> bool(abs(value - exact) < 1e-5)
+        True
+    """
+    model = ppl.as_program(model)
+    guide = None if guide is None else ppl.as_program(guide)
+    _check_options(model, guide, inner, curvature, gradient, parent, parent_at, max_curvature)
+    freeze = _identity if gradient == "unrolled" else _stopped
+    strategy = None if gradient == "unrolled" else FrozenExpansion()
+
+    def with_local_laplace(*args: Any) -> None:
+        choices, laws = _run_guide(guide, args)
+        local = read(model, site, choices, args, observations, freeze)
+        if parent is None:
+            prior = normal_prior(local.law, site)
+        else:
+            _check_parent(parent, choices, laws)
+            _check_conjugate(model, parent, site, choices, args, local, laws)
+            prior = _parent_prior(parent, parent_at, laws, local)
+        if curvature == "sgld_variance" and prior.scale is None:
+            raise ValueError(
+                f"Site '{site}': curvature='sgld_variance' is diagonal, and takes a prior of independent coordinates, Normal "
+                "with to_event(1). Use another curvature for a MultivariateNormal."
+            )
+        key = ppl.rng_key(f"{site}_inner") if isinstance(inner, SGLD) else jax.random.key(0)
+        potential = _potential(local, freeze(prior), inner, curvature, max_curvature, key)
+        law = posterior(prior, freeze(potential))
+        _sample(local, _stopped(law) if gradient == "partial" else law, strategy)
+
+    with_local_laplace.__name__ = f"local_laplace({site})"
+    return ppl.Program(with_local_laplace, None if guide is None else guide.params)
+
+
+def _potential(
+    local: LocalModel, prior: NormalPrior, inner: Inner, curvature: str, limit: Any, key: Array
+) -> Potential:
+    """Inner program, then expansion."""
+
+    def at(x: Array) -> Potential:
+        found = _curvature(local, x, curvature)
+        if found.diagonal is not None:
+            found = found._replace(diagonal=jnp.clip(found.diagonal, 0.0, limit))
+        return expand(local.gradient(x), x, found)
+
+    result: InnerResult = inner.run(InnerProblem(prior, local.gradient, at), key)
+    if curvature != "sgld_variance":
+        return at(result.point)
+    assert result.variance is not None and prior.scale is not None  # checked before
+    # The draws have precision A + P and mean m = (A + P)^-1 (b + P m_0).
+    diagonal = jnp.clip(1 / result.variance - 1 / prior.scale**2, 0.0, limit)
+    linear = diagonal * result.point + prior.precision_times(result.point - prior.loc)
+    return Potential(linear, diagonal=diagonal)
+
+
+def _curvature(local: LocalModel, x: Array, curvature: str) -> Potential:
+    if curvature == "hessian":
+        return Potential(x, matrix=local.hessian(x))
+    factor = local.factor(x)
+    if curvature == "low_rank_gauss_newton":
+        return Potential(x, factor=factor)
+    if curvature == "gauss_newton":
+        return Potential(x, matrix=factor.mT @ factor)
+    return Potential(x, diagonal=(factor**2).sum(-2))
+
+
+def _run_guide(guide: ppl.Program | None, args: tuple) -> tuple[dict[str, Array], Laws]:
+    """The guide's choices, drawn by the handlers outside, and its laws."""
+    laws = Laws()
+    if guide is None:
+        return {}, laws
+    collector = Collector()
+    with collector:
+        retval = laws.watch(guide)(*args)
+    return trace_of(collector, retval).shared_choices, laws
+
+
+def _sample(local: LocalModel, law: dist.Distribution, strategy: Any) -> None:
+    """Draw the site in the plates in which the model draws it."""
+    info = local.info
+    if not info.event_shape:
+        # A vector of length one as a number.
+        law = dist.Normal(law.mean[..., 0], jnp.sqrt(law.variance[..., 0]))
+    with contextlib.ExitStack() as plates:
+        for axis, (name, size) in enumerate(zip(info.dims, info.batch_shape, strict=True)):
+            if name is not None:
+                plates.enter_context(ppl.plate(name, size, dim=axis - len(info.dims)))
+        ppl.sample(info.name, law, strategy=strategy)
+
+
+def _check_parent(parent: str, choices: dict[str, Array], laws: Laws) -> None:
+    """Refuse a parent that the guide does not draw, or whose law is of no conjugate family."""
+    if parent not in laws.found or parent not in choices:
+        raise ValueError(
+            f"local_laplace: the parent '{parent}' is not a latent site of the guide outside of control flow; its sites are "
+            f"{sorted(choices)}."
+        )
+    base = element(laws.found[parent][0])[0]
+    if not isinstance(base, ppl.NormalInverseWishart | ppl.NormalInverseGamma):
+        raise ValueError(
+            f"Site '{parent}': a parent's law must have the expected natural parameters of a normal law "
+            f"(ppl.NormalInverseWishart, ppl.NormalInverseGamma), but it is {type(base).__name__}. Leave parent out: then m_0 "
+            "and P are those at the parent's draw."
+        )
+
+
+def _check_conjugate(
+    model: ppl.Program, parent: str, site: str, choices: dict[str, Array], args: tuple,
+    local: LocalModel, laws: Laws,
+) -> None:  # fmt: skip
+    """Refuse a site whose mean and scale are not the parent's value: tried at two values, with numbers in place of data."""
+    base: Any = element(laws.found[parent][0])[0]
+    with jax.ensure_compile_time_eval():
+        args, choices, params = ppl.concrete_tree((args, choices, local.params))
+        transform = biject_to(base.support)
+
+        @jax.jit  # what the two laws do not need is not run
+        def both(key: Array) -> tuple[NormalPrior, NormalPrior]:
+            free = jax.random.normal(key, transform.inverse_shape(jnp.shape(choices[parent])))
+            value = transform(free)
+            found = law_at(model, site, {**choices, parent: value}, args, params)
+            at = _on_rows(base.conditional(value), local.info)
+            return normal_prior(found, site), normal_prior(at, site)
+
+        for seed in range(2):
+            found, expected = both(jax.random.key(seed))
+            is_same = jax.tree.structure(found) == jax.tree.structure(expected) and all(
+                np.allclose(one, two, rtol=1e-4, atol=1e-5)
+                for one, two in zip(*map(jax.tree.leaves, (found, expected)), strict=True)
+            )
+            if not is_same:
+                raise ValueError(
+                    f"Site '{site}': its law is not {type(base).__name__}.conditional({parent}), normal with the mean and scale "
+                    f"that '{parent}' holds, so the expected natural parameters of '{parent}' are not its own. Draw it as "
+                    f"ppl.sample('{site}', ppl.{type(base).__name__}.conditional({parent})), or leave out parent='{parent}'."
+                )
+
+
+def _on_rows(law: Any, info: ppl.SiteInfo) -> dist.Distribution:
+    """A normal law with the rows and the events of the local site."""
+    if isinstance(law, dist.Normal):
+        return law.expand((*info.batch_shape, *info.event_shape)).to_event(len(info.event_shape))
+    return law.expand(info.batch_shape)
+
+
+def _parent_prior(parent: str, at: str, laws: Laws, local: LocalModel) -> NormalPrior:
+    base: Any = element(laws.found[parent][0])[0]
+    if at == "mode":
+        mean, spread = base.mode
+        if isinstance(base, ppl.NormalInverseWishart):
+            law = dist.MultivariateNormal(mean, covariance_matrix=spread)
+        else:
+            law = dist.Normal(mean, jnp.sqrt(spread))
+    else:
+        law = base.expected_conditional()[0]
+    return normal_prior(_on_rows(law, local.info), local.site)
+
+
+def _identity(tree: Any) -> Any:
+    return tree
+
+
+def _stopped(tree: Any) -> Any:
+    return jax.tree.map(stop, tree)
+
+
+def _check_options(
+    model, guide, inner, curvature, gradient, parent, parent_at, max_curvature
+) -> None:
+    for program in (model, guide):
+        if program is not None:
+            refuse_estimated("local_laplace", program, "so its rows have no loss to expand")
+    if isinstance(getattr(guide, "fn", None), AutoGuide):
+        raise ValueError(
+            "local_laplace: the guide of the other sites is an autoguide, which covers the local site as well. Write it as a "
+            "program over the other latent sites."
+        )
+    problems = []
+    curvatures = Curvature.__args__
+    if curvature not in curvatures:
+        problems.append(f"'curvature' must be one of {curvatures}; got {curvature!r}")
+    if not isinstance(inner, Inner):
+        problems.append(
+            f"'inner' must be an inner program such as Newton(3); got {type(inner).__name__}"
+        )
+    if (curvature == "sgld_variance") != isinstance(inner, SGLD):
+        problems.append(
+            f"'curvature' {curvature!r} and 'inner' {type(inner).__name__} do not fit: 'sgld_variance' and SGLD go together"
+        )
+    if gradient not in ("unrolled", "closed_form", "partial"):
+        problems.append(
+            f"'gradient' must be 'unrolled', 'closed_form' or 'partial'; got {gradient!r}"
+        )
+    if parent_at not in ("expected", "mode") or (parent is None and parent_at != "expected"):
+        problems.append(
+            f"'parent_at' must be 'expected' or 'mode', and 'mode' needs a parent; got {parent_at!r}"
+        )
+    if max_curvature is not None and (
+        "gauss" in curvature and "diagonal" not in curvature or curvature == "hessian"
+    ):
+        problems.append(f"'max_curvature' bounds a diagonal, and {curvature!r} is a matrix")
+    if problems:
+        raise ValueError("local_laplace: argument " + ";\nargument ".join(problems) + ".")

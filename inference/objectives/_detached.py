@@ -1,0 +1,99 @@
+"""Draws that count as constants: for objectives whose samples come from a fixed program (wake, sleep, VarGrad, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import numpyro.distributions as dist
+from numpyro.primitives import Messenger
+
+from ... import ppl
+from ...ppl._compat import handler_stack
+from ...ppl._noise import COMMON
+
+stop = jax.lax.stop_gradient
+
+
+class CommonNoise(Messenger):
+    """Scored again, a program draws its missing cells from the same noise: one draw, as a function of other parameters.
+
+    Args:
+        name: the objective, for messages.
+        proposed: sites that the guide draws.
+
+    Attributes:
+        names: sites that were drawn so.
+    """
+
+    def __init__(self, name: str, proposed: Collection[str]) -> None:
+        super().__init__()
+        self.name, self.proposed = name, proposed
+        self.names: set[str] = set()
+        self.depth = _depth()
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "sample" or msg["is_observed"] or msg["name"] in self.proposed:
+            return
+        if msg["infer"].get("imputed"):
+            if _depth() != self.depth:
+                raise ValueError(
+                    f"Site '{msg['name']}': {self.name} scores the model twice at one draw of the missing cells, and a cell "
+                    "that is drawn inside ppl.scan, ppl.cond or ppl.particles is drawn anew. Propose it in the guide, or use "
+                    "gradient='full'."
+                )
+            msg["infer"] = {**msg["infer"], COMMON: True}
+            self.names.add(msg["name"])
+
+
+def _depth() -> int:
+    """How many regions are open in the engine."""
+    return next(len(h.frames) for h in handler_stack() if getattr(h, "is_engine", False))
+
+
+class Constant(ppl.Strategy):
+    """No gradient passes through the draw or its law. For programs without parameters only, see `detached`."""
+
+    name = "constant"
+
+    def refuse(self, distribution: dist.Distribution) -> str | None:
+        """Every distribution can be drawn from."""
+        return None
+
+
+CONSTANT = {"*": Constant()}
+
+
+def detached(program: Any) -> Any:
+    """The program at its present parameters, which count as constants."""
+    if not program.params:
+        return program
+    return program.bind(jax.tree.map(stop, program.params))
+
+
+def sites_met() -> set[str]:
+    """Addresses of the latent sites drawn so far in this lane."""
+    return set(ppl.strategies_met())
+
+
+def refuse_new_draws(name: str, before: set[str], known: Collection[str] = ()) -> None:
+    """Refuse draws that scoring a program has made since `before`: their law moves with parameters that have a gradient.
+
+    `known` are names of sites that the objective accounts for.
+    """
+    new = sorted(a for a in sites_met() - before if a.split("#")[0] not in known)
+    if new:
+        raise ValueError(
+            f"{name}: the site(s) {new} are drawn while a program is scored (missing cells that nothing proposes, "
+            "auxiliary sites of an estimated density), and their law would go without its gradient. Propose them "
+            "in the guide, or use elbo or iwelbo."
+        )
+
+
+def refuse_estimated(name: str, program: Any, why: str) -> None:
+    """Refuse a guide whose density is estimated."""
+    if isinstance(program, ppl.StochasticProgram):
+        raise TypeError(
+            f"{name}: the density of {program!r} is estimated, {why}. Use the objective without this option."
+        )

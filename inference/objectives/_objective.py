@@ -1,0 +1,354 @@
+"""Objectives: small programs over a model and a guide, with an unbiased gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpyro.handlers
+from numpyro.infer.autoguide import AutoGuide
+
+from ... import ppl
+from ...ppl._checks import check_counts
+from ...ppl._compat import is_concrete
+
+Array = jax.Array
+Direction = Literal["max", "min"]
+Weighing = Literal["scaled", "functional", "refused"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objective:
+    """L(params) = E[fn(model, guide, *args)], to be maximised or minimised. Made by `elbo`, `iwelbo` or `@objective`.
+
+    Attributes:
+        fn: `(model, guide, *args) -> scalar`, drawing with `ppl.draw`.
+        model: the generative program.
+        guide: the proposal program, or None.
+        strategies: pattern -> gradient strategy, see `ppl.expectation`.
+        num_particles: independent runs whose mean is the estimate.
+        direction: "max" or "min".
+        name: shown in reports.
+        check_jumps: see `ppl.expectation`.
+        full_sizes: full sizes of minibatched plates.
+        examples: see `ppl.expectation`.
+        site_weights: pattern on site names -> weight of the site's log-probs, or a function of the arguments that returns such a
+            mapping; see `with_site_weights`.
+        weighing: what weights make of the objective: "scaled" (one weight c for all sites gives c times the objective),
+            "functional" (another number, estimated without bias), or "refused".
+    """
+
+    fn: Callable[..., Any]
+    model: ppl.Program
+    guide: ppl.Program | None
+    strategies: Mapping[str, Any] | str | None = None
+    num_particles: int = 1
+    direction: Direction = "max"
+    name: str = "objective"
+    check_jumps: bool = True
+    full_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    examples: list[Any] = dataclasses.field(default_factory=list, repr=False)
+    site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None
+    weighing: Weighing = "functional"
+
+    def __post_init__(self) -> None:
+        check_counts(self.name, num_particles=self.num_particles)
+        if self.direction not in ("max", "min"):
+            raise ValueError(
+                f"{self.name}: direction must be 'max' or 'min', got {self.direction!r}."
+            )
+        if self.site_weights is not None and self.weighing == "refused":
+            raise ValueError(
+                f"{self.name}: site_weights would make its gradient that of another number, since it uses the normalised "
+                "densities of model and guide. Use elbo, iwelbo(gradient='full') or another objective that is a function of "
+                "log-weights."
+            )
+
+    @functools.cached_property
+    def expectation(self) -> ppl.Expectation:
+        """The objective as an expectation over parameters."""
+        return ppl.expectation(
+            self._run,
+            strategies=self.strategies,
+            num_replicates=self.num_particles,
+            check_jumps=self.check_jumps,
+            examples=self.examples,
+        )
+
+    def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
+        model, guide = self._programs(params, args)
+        result = self.fn(model, guide, *args)
+        if self.site_weights is not None:
+            self._check_weights(model, guide)
+        plates = ppl.plates_met()
+        unknown = sorted(set(self.full_sizes) - set(plates))
+        if unknown:
+            raise ValueError(
+                f"{self.name}: plate sizes are given for {unknown}, but the plates are {plates}; nothing would be "
+                "scaled. Use the name of a plate."
+            )
+        return result
+
+    def _programs(self, params: Mapping[str, Any], args: tuple) -> tuple[Any, Any]:
+        """Model and guide with parameters, plate sizes and site weights."""
+        weights = self.site_weights(*args) if callable(self.site_weights) else self.site_weights
+
+        def made(program: Any) -> Any:
+            program = ready(program, params, self.full_sizes)
+            return program if weights is None or program is None else ppl.reweight(program, weights)
+
+        model = made(self.model)
+        if isinstance(self.guide, ppl.InlineGuide) and self.guide.model is self.model:
+            # The guide of the very program that is scored: one run serves both.
+            guide = ppl.guide_of(model)
+            guide._seen = self.guide._seen
+            return model, guide
+        return model, made(self.guide)
+
+    def _check_weights(self, *programs: Any) -> None:
+        sites = [s for p in programs if p is not None for s in p.sites_seen()]
+        unmatched = programs[0].site_weights.unmatched(sites)
+        if unmatched:
+            raise ValueError(
+                f"{self.name}: site_weights {unmatched} match no site. The sites are {list(dict.fromkeys(sites))}; patterns are "
+                "names or shell-style wildcards such as 'z*'."
+            )
+
+    def with_site_weights(
+        self, site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]]
+    ) -> Objective:
+        """The same objective of weighted log-probs: w_s log p(s) and w_s log q(s) in place of log p(s) and log q(s).
+
+        For the `elbo` this is sum over observed sites of w_x E[log p(x)] - sum over latent sites of w_z KL(z), the weights of
+        beta-VAEs, of free bits by schedule, and the meta-prior of predictive-coding networks. Draws and their gradient
+        strategies are the same; value and gradient are unbiased for the weighted number.
+
+        Args:
+            site_weights: fnmatch pattern on site names (of model and guide) -> number >= 0, or an array with the shape of the
+                site's first batch axes: a schedule over the steps of a scan has shape [steps]. Sites without a pattern have
+                weight 1. Or a function of the program's arguments that returns this mapping.
+
+        Raises:
+            ValueError: the objective uses normalised densities; a pattern matches no site; a weight has another shape; (when
+                it runs) a site is matched by two patterns.
+            TypeError: the density of model or guide is estimated.
+
+        Validity: unless all weights are equal the value bounds nothing; `label` says so.
+        """
+        return dataclasses.replace(self, site_weights=site_weights)
+
+    def label(self, *args: Any) -> str:
+        """The objective's name, and what site weights make of it (abstract evaluation).
+
+        "elbo"; "elbo x 0.5" where all sites have one weight and the objective is linear in log-densities; else "elbo with site
+        weights (not a bound)". Weights that are computed from arguments, or not known, count as unequal.
+        """
+        if self.site_weights is None:
+            return self.name
+        common = None
+        if not callable(self.site_weights) and is_concrete(self.site_weights):
+            sites: list[str] = []
+
+            def visit() -> Any:
+                result = self._run({}, *args)
+                for program in (self.model, self.guide):
+                    sites.extend(() if program is None else program.sites_seen())
+                return result
+
+            ppl.plate_sizes(visit, self.strategies)
+            common = ppl.SiteWeights(self.site_weights).common(sites)
+        if common == 1:
+            return self.name
+        if common is not None and self.weighing == "scaled":
+            return f"{self.name} x {common:g}"
+        return f"{self.name} with site weights (not a bound)"
+
+    def init(self, key: Any, *args: Any) -> ppl.Params:
+        """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
+        if self.guide is not None:
+            _set_up_autoguide(self.guide, key, args)
+        params = ppl.init_params(
+            lambda: self._run({}, *args),
+            key,
+            lambda key: ppl.Engine(key, self.strategies, exploring=True),
+        )
+        if not self.examples and is_concrete((params, args)):
+            self.examples.append((params, args))
+        return params
+
+    def value(self, params: Any, key: Any, *args: Any) -> Array:
+        """One estimate of L (scalar, nats)."""
+        return self.expectation.value(params, key, *args)
+
+    def grad(self, params: Any, key: Any, *args: Any) -> Any:
+        """One unbiased estimate of dL/dparams."""
+        return self.expectation.grad(params, key, *args)
+
+    def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
+        """One estimate of L and of its gradient, with fresh baselines."""
+        return self.expectation.value_and_grad(params, key, *args)
+
+    def init_state(self, params: Any, key: Any, *args: Any) -> dict[str, Any]:
+        """Initial state of baselines; `key` is there for objectives whose state is random."""
+        return self.expectation.init_state(params, *args)
+
+    def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
+        """Value, gradient and next state: pure and traceable."""
+        return self.expectation.step(params, state, key, *args)
+
+    def plan(self, params: Any, *args: Any) -> ppl.Plan:
+        """What each site gets, why, and what it costs; runs every check ahead of the first step."""
+        plan = self.expectation.plan(params, *args)
+        return dataclasses.replace(plan, label=self.label(*args))
+
+    def with_plate_sizes(self, sizes: Mapping[str, float]) -> Objective:
+        """The same objective for minibatches: plate `name` stands for `sizes[name]` rows, whatever number it is run on.
+
+        With `math.inf` rows the objective is that of one row, in nats per row: the limit of L / N for a growing number of rows N,
+        in which terms inside the plate are averaged and terms outside of it count zero. An infinite size stays: the rows at
+        hand, all or a minibatch, are then a pool drawn from the population.
+        """
+        endless = {name: size for name, size in self.full_sizes.items() if math.isinf(size)}
+        return dataclasses.replace(self, full_sizes={**self.full_sizes, **sizes, **endless})
+
+    def plate_sizes(self, *args: Any) -> dict[str, int]:
+        """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation)."""
+        if self.guide is not None:
+            _set_up_autoguide(self.guide, jax.random.key(0), args)
+        return ppl.plate_sizes(lambda: self._run({}, *args), self.strategies)
+
+    def traces(
+        self, model: ppl.Program, guide: ppl.Program | None, *args: Any
+    ) -> dict[str, ppl.Trace]:
+        """One run inside `ppl.expectation`: the guide's trace, and the model's at its choices."""
+        if guide is None:
+            return {"model": ppl.draw(model, *args)}
+        trace = ppl.draw(guide, *args)
+        return {"guide": trace, "model": ppl.score(model, trace, *args)}
+
+    def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
+        """Value and log-prob of every site of one run, in program order: "guide.<site>", then "model.<site>"."""
+        report: dict[str, dict[str, Array]] = {}
+        order: dict[str, list[str]] = {}
+
+        def run(params: Any) -> Any:
+            model, guide = self._programs(params, args)
+            traces = self.traces(model, guide, *args)
+            order.update(
+                {program: list(trace.log_probs) for program, trace in traces.items()}
+            )  # jax sorts dictionaries
+            return traces
+
+        traces = ppl.run_once(run, params, key, self.strategies)
+        for program, names in order.items():
+            trace = traces[program]
+            values = {**trace.choices, **trace.observed}
+            for name in names:
+                log_prob = trace.log_probs[name]
+                report[f"{program}.{name}"] = {
+                    "log_prob": log_prob,
+                    "value": values.get(name, log_prob),
+                }
+        return report
+
+    # NumPyro's SVI accepts the objective as its loss.
+
+    can_infer_discrete = True
+    multi_sample_guide = False
+
+    def loss(
+        self,
+        rng_key: Any,
+        param_map: Mapping[str, Any],
+        model: Any,
+        guide: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Array:
+        """The loss that `numpyro.infer.SVI(model, guide, optim, loss=objective)` minimises; its gradient is this estimator."""
+        if kwargs:
+            raise TypeError(
+                f"{self.name}: pass the arguments of model and guide by position, got keywords {sorted(kwargs)}."
+            )
+        own = dataclasses.replace(self, model=ppl.as_program(model), guide=ppl.as_program(guide))
+        # SVI hands over constrained values; constraints, and values to try the checks on, come from an initialisation.
+        with jax.ensure_compile_time_eval():
+            known = own.init(jax.random.key(0), *ppl.concrete_tree(args))
+        params = ppl.unconstrain(param_map, known.constraints)
+        value = own.value(params, rng_key, *args)
+        return -value if self.direction == "max" else value
+
+
+def objective(
+    fn: Callable[..., Any] | None = None,
+    *,
+    direction: Direction = "max",
+    weighing: Weighing = "functional",
+) -> Callable[..., Any]:
+    """Turn `fn(model, guide, *args) -> scalar` into a factory of objectives.
+
+    Args:
+        fn: draws with `ppl.draw(guide, *args)` and scores with `ppl.score(model, trace, *args)` or
+            `model.log_density`; what it returns is estimated without bias, and so is its gradient.
+        direction: whether L is maximised or minimised.
+        weighing: what site weights do, see `Objective`. Say "refused" where `fn` holds a score of its own making or relies on
+            normalised densities: the log-probs that it sees are then no log-densities.
+
+    Returns:
+        `make(model, guide, *, strategies=None, num_particles=1, site_weights=None) -> Objective`.
+
+    Example:
+        >>> from lapilli import inference, ppl
+        >>> import jax, numpyro.distributions as dist
+        >>> @inference.objective
+        ... def bound(model, guide):
+        ...     q = ppl.draw(guide)
+        ...     return ppl.score(model, q).log_density - q.log_density
+        >>> def model():
+        ...     ppl.sample("z", dist.Normal(0.0, 1.0))
+        >>> def guide():
+        ...     ppl.sample("z", dist.Normal(ppl.param("m", 0.0), 1.0))
+        >>> L = bound(model, guide)
+        >>> float(L.value(L.init(jax.random.key(0)), jax.random.key(1)))
+        0.0
+    """
+    if fn is None:
+        return functools.partial(objective, direction=direction, weighing=weighing)
+
+    @functools.wraps(fn)
+    def make(
+        model: Any,
+        guide: Any = None,
+        *,
+        strategies: Mapping[str, Any] | str | None = None,
+        num_particles: int = 1,
+        check_jumps: bool = True,
+        site_weights: Any = None,
+    ) -> Objective:
+        model = ppl.as_program(model)
+        guide = None if guide is None else ppl.as_program(guide)
+        return Objective(
+            fn, model, guide, strategies, num_particles, direction, fn.__name__, check_jumps,
+            site_weights=site_weights, weighing=weighing,
+        )  # fmt: skip
+
+    return make
+
+
+def ready(program: Any, params: Mapping[str, Any], sizes: Mapping[str, float]) -> Any:
+    """The program with parameters and plate sizes bound; None for None."""
+    if program is None:
+        return None
+    bound = program.bind(params) if params else program
+    return ppl.rescale_plates(bound, sizes) if sizes else bound
+
+
+def _set_up_autoguide(guide: ppl.Program, key: Any, args: Any) -> None:
+    """NumPyro's autoguides learn the model's shapes at their first call: let it happen outside of any transformation."""
+    if isinstance(guide.fn, AutoGuide) and guide.fn.prototype_trace is None:
+        with numpyro.handlers.block():
+            numpyro.handlers.seed(guide.fn, rng_seed=key)(*args)

@@ -1,0 +1,132 @@
+"""Importance weights of a guide's draws: of the whole program, or row by row of a plate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ... import ppl
+
+Array = jax.Array
+
+
+def lane_weights(
+    model: ppl.Program,
+    guide: ppl.Program,
+    args: Any,
+    num_particles: int,
+    per: str,
+    num_imputations: int = 1,
+) -> tuple[Array, Array]:
+    """Log-weights log p(x, z_k) - log q(z_k) of K draws, shape (K,) or (K, rows), and the rows' scale."""
+
+    def lane() -> tuple[Array, Array]:
+        q = ppl.draw(guide, *args)
+        log_weight = lambda: weight_of(ppl.score(model, q, *args), q, per)
+        return over_imputations(log_weight, num_imputations)
+
+    log_weights, scale = ppl.particles(num_particles)(lane)()
+    return log_weights, scale[0]
+
+
+def over_imputations(log_weight: Callable[[], Any], num_imputations: int) -> Any:
+    """`log_weight()`, at the mean weight of J draws of what the model draws itself.
+
+    It scores a model and returns log-weights and, last, their scale.
+    """
+    if num_imputations == 1:
+        return log_weight()
+    before = set(ppl.strategies_met())
+    *log_weights, scale = ppl.particles(num_imputations)(log_weight)()
+    if set(ppl.strategies_met()) == before:
+        raise ValueError(
+            f"iwelbo: num_imputations={num_imputations}, but the model draws nothing when it is scored: it has no missing cells "
+            "(obs_mask) that the guide leaves to it. Leave num_imputations out."
+        )
+    return (*(log_mean_exp(x) for x in log_weights), scale[0])
+
+
+def weight_of(p: ppl.Trace, q: ppl.Trace, per: str) -> tuple[Array, Array]:
+    """Log-weight of one draw, scalar or by rows, and the rows' scale."""
+    return joint_weight(p, q) if per == "joint" else row_weights(p, q, per)
+
+
+def log_mean_exp(x: Array) -> Array:
+    """Log 1/K sum_k exp(x[k]) over the leading axis."""
+    return jax.nn.logsumexp(x, axis=0) - jnp.log(x.shape[0])
+
+
+def joint_weight(p: ppl.Trace, q: ppl.Trace) -> tuple[Array, Array]:
+    """Log-weight of the whole program; refuses scaled log-probs."""
+    for trace in (p, q):
+        for name, info in trace.sites.items():
+            if info.kind != "deterministic" and info.scale != 1.0:
+                raise ValueError(
+                    f"Site '{name}': per='joint' takes the log of a mean of whole-program "
+                    f"weights, and a log-prob scaled by {info.scale} (subsampling) would make it biased. "
+                    "Use per='plate', or all rows."
+                )
+    return p.log_density - q.log_density, jnp.ones(())
+
+
+def row_weights(p: ppl.Trace, q: ppl.Trace, per: str) -> tuple[Array, Array]:
+    """Unscaled log-weight of each row of the plate, and the rows' scale."""
+    plate = plate_of(p, q, per)
+    scales: set[float] = set()
+    total = _rows(p, plate, scales) - _rows(q, plate, scales)
+    return total, jnp.asarray(_one(scales, plate))
+
+
+def log_density_of(trace: ppl.Trace, plate: str) -> Array:
+    """Log-density of one draw: of the whole program (scaled) for "joint", else the unscaled one of each row of the plate."""
+    return trace.log_density if plate == "joint" else _rows(trace, plate, set())
+
+
+def plate_of(p: ppl.Trace, q: ppl.Trace, per: str) -> str:
+    """The plate that `per` means, or "joint"."""
+    return _common_plate(p, q) if per == "plate" else per
+
+
+def _rows(trace: ppl.Trace, plate: str, scales: set[float]) -> Array:
+    """Unscaled log-density of each row of the plate; adds the scales met to `scales`."""
+    total: Array = jnp.zeros(())
+    for name, log_prob in trace.log_probs.items():
+        info = trace.sites[name]
+        if plate not in info.dims:
+            raise ValueError(
+                f"Site '{name}' lies outside plate '{plate}' (its axes are {info.dims}), so the "
+                "evidence does not factorise over the plate's rows. Use per='joint', or "
+                "move the site into the plate."
+            )
+        if info.scale is None:
+            raise ValueError(
+                f"Site '{name}': its scale is not one number; per='{plate}') cannot undo it."
+            )
+        scales.add(info.scale)
+        axis = info.dims.index(plate)
+        total = total + log_prob.sum([a for a in range(log_prob.ndim) if a != axis]) / info.scale
+    return total
+
+
+def _one(scales: set[float], plate: str) -> float:
+    if len(scales) != 1:
+        raise ValueError(
+            f"per='{plate}'): the sites of plate '{plate}' are scaled differently ({sorted(scales)})."
+        )
+    return scales.pop()
+
+
+def _common_plate(p: ppl.Trace, q: ppl.Trace) -> str:
+    dims = [set(t.sites[name].dims) - {None} for t in (p, q) for name in t.log_probs]
+    common = set.intersection(*dims) if dims else set()
+    plates = [d for d in next(iter(p.sites.values())).dims if d in common] if common else []
+    if not plates:
+        outside = {name: t.sites[name].dims for t in (p, q) for name in t.log_probs}
+        raise ValueError(
+            f"per='plate'): no plate contains every site (axes by site: {outside}). Use "
+            "per='joint', or name the plate."
+        )
+    return str(plates[0])

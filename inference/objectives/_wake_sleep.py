@@ -1,0 +1,281 @@
+"""Wake-sleep objectives: cross-entropies under weighted or simulated draws that count as constants.
+
+Notation: z_1..z_K ~ r, w_k = p_theta(x, z_k) / r(z_k), v_k = w_k / sum_j w_j. r, w and v are held fixed, at the present
+parameters: `grad` is the derivative of the objective in the parameters that are not held fixed, which is not the derivative of
+`value` along all its dependences.
+
+per="plate" (or a plate's name) weighs row by row and sums the rows' objectives, for data whose rows are independent given what is
+outside: v_kn = w_kn / sum_j w_jn. One weight for all rows together would rest on one particle; and subsampled rows need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.primitives import Messenger
+
+from ... import ppl
+from ...ppl._checks import check_counts
+from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
+from ._objective import Objective, objective
+from ._row_weights import log_density_of, log_mean_exp, plate_of, weight_of
+
+Array = jax.Array
+stop = jax.lax.stop_gradient
+
+
+def wake_phi(
+    model: Any, guide: Any, *, num_particles: int, proposal: Any = None, per: str = "joint"
+) -> Objective:
+    """Wake-phase update of the guide: -sum_k v_k log q_phi(z_k) (nats, minimised); cross-entropy from posterior to guide.
+
+    Args:
+        model: program with observations, p.
+        guide: program over the model's latent sites, q_phi, with an exact density.
+        num_particles: K.
+        proposal: r, a fixed program over the same sites (bind its parameters); None: the guide at its present parameters.
+        per: "joint", "plate" or a plate's name; see above.
+
+    Raises:
+        ValueError: a latent site of the model is not proposed; a log-prob is scaled by subsampling under per="joint"; a site lies
+            outside the plate.
+
+    Validity: with r and v held fixed, value and gradient are unbiased for E[-sum_k v_k log q_phi(z_k)]. For the
+    cross-entropy -E_{p(z | x)}[log q_phi(z)] and its gradient they are biased by O(1/K): self-normalised weights. The model
+    gets no gradient. Discrete and continuous sites need no strategies.
+    Reference: Bornschein and Bengio 2015, arXiv:1406.2751; Le et al. 2019, arXiv:1805.10469.
+    """
+    check_counts("wake_phi", num_particles=num_particles)
+
+    @objective(direction="min", weighing="refused")
+    def wake_phi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+        weights, log_q, _, scale = _lanes(model, guide, proposal, args, num_particles, per)
+        return -jnp.sum(scale * stop(jax.nn.softmax(weights, axis=0)) * log_q)
+
+    return wake_phi(model, guide, strategies=CONSTANT)
+
+
+def forward_kl(
+    model: Any, guide: Any, *, num_particles: int, proposal: Any = None, per: str = "joint"
+) -> Objective:
+    """KL(p(z | x) || q_phi(z)) by self-normalised importance sampling (nats, minimised).
+
+    value = sum_k v_k log(p(x, z_k) / q_phi(z_k)) - log 1/K sum_k w_k; never negative with r = q. The gradient is `wake_phi`'s.
+
+    Args:
+        model: program with observations, p.
+        guide: program over the model's latent sites, q_phi.
+        num_particles: K.
+        proposal: r; None: the guide at its present parameters.
+        per: "joint", "plate" or a plate's name; see above.
+
+    Validity: as `wake_phi`: consistent in K, biased by O(1/K) at finite K. With the posterior itself as `proposal` both are
+    unbiased.
+    Reference: Bornschein and Bengio 2015, arXiv:1406.2751; Naesseth et al. 2020, arXiv:2003.10374.
+    """
+    check_counts("forward_kl", num_particles=num_particles)
+
+    @objective(direction="min", weighing="refused")
+    def forward_kl(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+        weights, log_q, log_p, scale = _lanes(model, guide, proposal, args, num_particles, per)
+        shares = stop(jax.nn.softmax(weights, axis=0))
+        return jnp.sum(scale * ((shares * (log_p - log_q)).sum(0) - log_mean_exp(weights)))
+
+    return forward_kl(model, guide, strategies=CONSTANT)
+
+
+def wake_theta(model: Any, guide: Any, *, num_particles: int, per: str = "joint") -> Objective:
+    """Wake-phase update of the model: log 1/K sum_k w_k (nats, maximised) with the guide held fixed.
+
+    Args:
+        model: program with observations, p_theta.
+        guide: program over the model's latent sites; it gets no gradient. `ppl.marginal` and `ppl.normalize` too.
+        num_particles: K.
+        per: "joint", "plate" or a plate's name; see above.
+
+    Validity: value unbiased for the importance-weighted bound, a lower bound of log p(x); gradient, sum_k v_k d/dtheta log
+    p_theta(x, z_k), unbiased for the bound's derivative in theta, and biased by O(1/K) for that of log p(x).
+    Reference: Bornschein and Bengio 2015, arXiv:1406.2751.
+    """
+    check_counts("wake_theta", num_particles=num_particles)
+
+    @objective(weighing="refused")
+    def wake_theta(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+        def lane() -> tuple[Array, Array]:
+            r = ppl.draw(detached(guide), *args)
+            before = sites_met()
+            p = ppl.score(model, r, *args)
+            refuse_new_draws("wake_theta", before)
+            return weight_of(p, jax.tree.map(stop, r), per)
+
+        weights, scale = ppl.particles(num_particles)(lane)()
+        return jnp.sum(scale[0] * log_mean_exp(weights))
+
+    return wake_theta(model, guide, strategies=CONSTANT)
+
+
+def rws(
+    model: Any,
+    guide: Any,
+    *,
+    num_particles: int,
+    per: str = "joint",
+    insomnia: float = 1.0,
+    data_args: Callable[..., tuple[Any, ...]] | None = None,
+    num_sleep_particles: int = 1,
+) -> Objective:
+    """Reweighted wake-sleep, both wake phases from the same K draws, every draw weighted (nats, maximised).
+
+    value = log 1/K sum_k w_k. In theta the gradient is `wake_theta`'s; in phi it is the ascent direction
+
+        i sum_k v_k d/dphi log q_phi(z_k) + (1 - i) E_{(z, x') ~ p}[d/dphi log q_phi(z | x')],   i = `insomnia`,
+
+    `wake_phi`'s and `sleep`'s with their signs turned.
+
+    Args:
+        model: program with observations, p_theta.
+        guide: program over the model's latent sites, q_phi.
+        num_particles: K.
+        per: "joint", "plate" or a plate's name; see above.
+        insomnia: share of the wake phase in phi, in [0, 1]; 1 is wake alone, 0 sleep alone.
+        data_args: see `sleep`; needed where insomnia < 1.
+        num_sleep_particles: pairs (z, x') averaged in one estimate.
+
+    Raises:
+        ValueError: insomnia outside [0, 1], or below 1 without `data_args`; the refusals of `wake_phi` and `sleep`.
+
+    Validity: value unbiased for the importance-weighted bound. The gradients are those of different objectives, as their
+    docstrings say; parameters that model and guide share get the sum. The sleep part is unbiased, the wake part as `wake_phi`'s.
+    Reference: Bornschein and Bengio 2015, arXiv:1406.2751 (both phases for q); Le et al. 2019, arXiv:1805.10469; Pyro's
+    ReweightedWakeSleep (insomnia).
+    """
+    check_counts("rws", num_particles=num_particles)
+    if not 0 <= insomnia <= 1:
+        raise ValueError(f"rws: insomnia must lie in [0, 1], got {insomnia}.")
+    if insomnia < 1 and data_args is None:
+        raise ValueError(
+            f"rws: insomnia {insomnia} asks for a sleep phase, whose guide must see the model's own data. Give data_args, e.g. "
+            "data_args=lambda observed, x: (observed['x'],), or insomnia=1."
+        )
+
+    @objective(weighing="refused")
+    def rws(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+        def lane() -> tuple[Array, Array, Array]:
+            r = ppl.draw(detached(guide), *args)
+            before = sites_met()
+            p = ppl.score(model, r, *args)
+            weight, scale = weight_of(p, jax.tree.map(stop, r), per)
+            q = ppl.score(guide, r.choices, *args)
+            refuse_new_draws("rws", before)
+            return weight, log_density_of(q, plate_of(p, r, per)), scale
+
+        weights, log_q, scale = ppl.particles(num_particles)(lane)()
+        shares = stop(jax.nn.softmax(weights, axis=0))
+        wake = (shares * (log_q - stop(log_q))).sum(0)
+        total = jnp.sum(scale[0] * (log_mean_exp(weights) + insomnia * wake))
+        if insomnia == 1:
+            return total
+        dream = lambda: _dream("rws", model, guide, data_args, args)
+        asleep = ppl.particles(num_sleep_particles)(dream)().mean()
+        return total + (1 - insomnia) * (asleep - stop(asleep))
+
+    return rws(model, guide, strategies=CONSTANT)
+
+
+def sleep(
+    model: Any,
+    guide: Any,
+    *,
+    data_args: Callable[..., tuple[Any, ...]],
+    num_particles: int = 1,
+) -> Objective:
+    """Sleep-phase update of the guide: -E_{(z, x) ~ p}[log q_phi(z | x)] (nats, minimised).
+
+    Args:
+        model: program with observations; they are drawn, with the latent sites, at its present parameters.
+        guide: program over the model's latent sites whose arguments hold the data.
+        data_args: `(observed, *args) -> arguments of the guide`, where `observed` holds the drawn observations by site.
+        num_particles: independent pairs averaged.
+
+    Raises:
+        ValueError: the model has no observed site; the guide does not match.
+
+    Validity: value and gradient (in phi; the model gets none) are unbiased: it is the forward KL averaged over the model's own
+    data, up to a constant, without self-normalisation.
+    Reference: Hinton et al. 1995 (wake-sleep); Le et al. 2019, arXiv:1805.10469.
+    """
+
+    @objective(direction="min", weighing="refused")
+    def sleep(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+        return -_dream("sleep", model, guide, data_args, args)
+
+    return sleep(model, guide, strategies=CONSTANT, num_particles=num_particles)
+
+
+def _dream(
+    name: str,
+    model: ppl.Program,
+    guide: ppl.Program,
+    data_args: Callable[..., Any] | None,
+    args: Any,
+) -> Array:
+    """Log q_phi(z | x) at a joint draw of the model."""
+    assert data_args is not None
+    redraw = _RedrawObserved()
+    with redraw:
+        drawn = ppl.draw(detached(model), *args)
+    if not redraw.names:
+        raise ValueError(
+            f"{name}: {model!r} has no observed site, so there is no data to dream up. Observe a site."
+        )
+    observed = {site: drawn.choices[site] for site in redraw.names}
+    latent = {site: x for site, x in drawn.choices.items() if site not in observed}
+    return ppl.score(guide, latent, *data_args(observed, *args)).log_density
+
+
+class _RedrawObserved(Messenger):
+    """Turn observations into draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["is_observed"] and not _is_factor(msg["fn"]):
+            self.names.append(msg["name"])
+            msg["value"], msg["is_observed"] = None, False
+
+
+def _is_factor(fn: Any) -> bool:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Unit)
+
+
+def _lanes(
+    model: ppl.Program,
+    guide: ppl.Program,
+    proposal: Any,
+    args: Any,
+    num_particles: int,
+    per: str,
+) -> tuple[Array, Array, Array, Array]:
+    """Log-weights (fixed), log q_phi (differentiable), log p (fixed) of K draws from r, [K] or [K, rows]; the rows' scale."""
+    source = detached(guide) if proposal is None else ppl.as_program(proposal)
+
+    def lane() -> tuple[Array, Array, Array, Array]:
+        r = ppl.draw(source, *args)
+        p = ppl.score(detached(model), r, *args)
+        before = sites_met()
+        q = ppl.score(guide, r.choices if proposal is None else r, *args)
+        refuse_new_draws("wake phase", before)
+        weight, scale = weight_of(p, r, per)
+        plate = plate_of(p, r, per)
+        return stop(weight), log_density_of(q, plate), stop(log_density_of(p, plate)), scale
+
+    *numbers, scale = ppl.particles(num_particles)(lane)()
+    return *numbers, scale[0]

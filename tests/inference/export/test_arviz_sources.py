@@ -1,0 +1,239 @@
+"""to_arviz of draws, traces and MCMC runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC, NUTS
+from scipy import stats
+
+from lapilli import inference, ppl
+from lapilli.inference.export._arviz import to_arviz
+from lapilli.inference.fitting._fit_result import Fit, Posterior
+
+X = np.array([0.5, -1.0, 2.0, 0.0], np.float32)
+MASK = np.array([True, False, True, True])
+LABELS = np.array([[1, 0, 1], [0, 1, 1]])
+
+
+@ppl.model
+def chain(x):
+    """A random walk that is seen through noise, with a boolean beside it."""
+    ppl.sample("flag", dist.Bernoulli(0.5))
+
+    def step(z, x):
+        z = ppl.sample("z", dist.Normal(z, 1.0))
+        ppl.sample("x", dist.Normal(z, 0.5), obs=x)
+        return z, None
+
+    ppl.scan(step, 0.0, x)
+
+
+@ppl.model
+def missing(x, mask):
+    mu = ppl.sample("mu", dist.Normal(0, 1))
+    with ppl.plate("rows", 4):
+        ppl.sample("x", dist.Normal(mu, 1), obs=x, obs_mask=mask)
+
+
+def traces(program, key, num_draws, *args):
+    return jax.vmap(lambda k: program.simulate(k, *args))(jax.random.split(key, num_draws))
+
+
+def test_a_batch_of_traces_speaks_for_itself(key):
+    trace = traces(chain, key, 50, X)
+    found = to_arviz(trace)
+    assert list(found.children) == ["posterior", "log_likelihood", "log_prior", "observed_data"]
+    assert found["posterior"]["z"].dims == ("chain", "draw", "time")
+    assert found["observed_data"]["x"].dims == ("time",)
+    expected = stats.norm.logpdf(X, trace.choices["z"], 0.5)
+    np.testing.assert_allclose(found["log_likelihood"]["x"].values[0], expected, rtol=1e-4)
+    prior = to_arviz(trace, group="prior")
+    assert list(prior.children) == ["prior", "observed_data"]
+
+
+def test_a_mapping_with_a_model_has_the_groups_of_its_trace(key):
+    trace = traces(chain, key, 50, X)
+    alone = to_arviz(trace)
+    found = to_arviz(trace.choices, model=chain, args=(X,))
+    assert list(found.children) == list(alone.children)
+    for group in found.children:
+        for name, values in found[group].data_vars.items():
+            assert values.dims == alone[group][name].dims
+            np.testing.assert_allclose(values, alone[group][name], rtol=1e-5, atol=1e-5)
+    drawn = to_arviz(trace, model=chain, args=(X,), key=key, num_samples=7)
+    assert drawn["posterior_predictive"]["x"].shape == (1, 50, 4)
+    assert drawn["prior"]["z"].shape == (1, 7, 4)
+    prior = to_arviz(trace, model=chain, args=(X,), key=key, group="prior")
+    assert list(prior.children) == ["prior", "prior_predictive", "observed_data"]
+    error = (prior["prior_predictive"]["x"] - prior["prior"]["z"]).std()
+    assert 0.35 < error < 0.65  # 200 draws of deviation 0.5: six standard errors
+
+
+def test_auxiliary_choices_of_a_guide_are_left_out(key):
+    def guide():
+        u = ppl.sample("u", dist.Normal(0, 1), infer={"is_auxiliary": True})
+        ppl.sample("mu", dist.Normal(u, 1))
+
+    def model():
+        ppl.sample("mu", dist.Normal(0, 1))
+
+    trace = traces(ppl.model(guide), key, 5)
+    assert set(to_arviz(trace, model=model)["posterior"].data_vars) == {"mu"}
+    assert set(to_arviz(trace)["posterior"].data_vars) == {"u", "mu"}
+
+
+def test_deterministic_sites_among_the_draws_are_computed_anew(key):
+    def model():
+        ppl.deterministic("double", 2 * ppl.sample("mu", dist.Normal(0, 1)))
+
+    found = to_arviz({"mu": np.arange(5.0), "double": np.zeros(5)}, model=model)
+    np.testing.assert_allclose(found["posterior"]["double"].values[0], 2 * np.arange(5.0))
+
+
+@pytest.mark.parametrize("with_model", [False, True], ids=["trace", "model"])
+def test_missing_cells_are_kept_apart(key, with_model):
+    trace = traces(missing, key, 40, jnp.where(MASK, X, jnp.nan), MASK)
+    options = {"model": missing, "args": (X, MASK), "key": key} if with_model else {}
+    found = to_arviz(trace, **options)
+    assert found["observed_data"]["x_observed"].dims == ("x_observed_cell",)
+    np.testing.assert_array_equal(found["observed_data"]["x_observed"], X[MASK])
+    np.testing.assert_array_equal(found["observed_data"]["x_observed_cell"], [0, 2, 3])
+    assert found["posterior"]["x_unobserved"].dims == ("chain", "draw", "x_unobserved_cell")
+    np.testing.assert_array_equal(found["posterior"]["x_unobserved_cell"], [1])
+    np.testing.assert_array_equal(
+        found["posterior"]["x_unobserved"].values[0, :, 0], trace.choices["x_unobserved"][:, 1]
+    )
+    log_prob = stats.norm.logpdf(X[MASK], np.asarray(trace.choices["mu"])[:, None])
+    np.testing.assert_allclose(found["log_likelihood"]["x_observed"].values[0], log_prob, rtol=1e-4)
+
+
+def test_cells_of_discrete_data_are_told_in_spite_of_ties(key):
+    @ppl.model
+    def coins(mask):
+        with ppl.plate("rows", 2, dim=-2), ppl.plate("columns", 3, dim=-1):
+            ppl.sample("x", dist.Bernoulli(0.4), obs=LABELS, obs_mask=mask)
+
+    mask = np.array([[True, True, False], [False, True, True]])
+    for options in ({}, {"model": coins, "args": (mask,)}):
+        for num_draws in (1, 2):
+            found = to_arviz(traces(coins, key, num_draws, mask), **options)
+            np.testing.assert_array_equal(found["posterior"]["x_unobserved_cell"], [2, 3])
+            np.testing.assert_array_equal(found["observed_data"]["x_observed"], LABELS[mask])
+
+
+def test_a_fit_with_missing_cells_draws_them_from_their_prior(key):
+    def guide(x, mask):
+        ppl.sample("mu", dist.Normal(0.4, 0.5))
+
+    objective = inference.elbo(missing, guide)
+    args = (np.where(MASK, X, np.nan), MASK)
+    fit = Fit(objective, {}, {}, {}, {}, args, 0, 0, None, "num_steps")
+    found = to_arviz(fit, key=key, num_samples=4000, batch_size=4000, groups=("log_likelihood",))
+    # Conjugate evidence of the three observed cells: the imputed one must not enter the weights. log_evidence is within
+    # 4.5 of its standard errors (false alarm 7e-6); the density of one cell would move it by a hundred.
+    x = X[MASK]
+    log_z = -1.5 * np.log(2 * np.pi) - 0.5 * np.log(4) - 0.5 * (x @ x - x.sum() ** 2 / 4)
+    attrs = found["sample_stats"].attrs
+    assert abs(attrs["log_evidence"] - log_z) < 4.5 * attrs["log_evidence_std_error"] < 0.1
+    assert found["posterior"]["x_unobserved"].sizes["x_unobserved_cell"] == 1
+    import arviz
+
+    assert arviz.loo(found).n_data_points == 3
+
+
+def test_weighted_draws_are_resampled_or_shown_as_they_are(seed):
+    # Prior draws, weighted by the likelihood of one observation at 2: the posterior is N(1, 1/2), its weights bounded. 2 x 3
+    # comparisons at |z| < 4.5: false alarm 4e-5; the draws as they are lie 100 standard errors off.
+    mu = np.asarray(jax.random.normal(seed, (20_000,)))
+    weighted = Posterior({"mu": mu}, stats.norm.logpdf(2.0, mu))
+    found = to_arviz(weighted, key=seed, resample="psis")
+    size = 1 / (1 / found["sample_stats"].attrs["ess"] + 1 / len(mu))
+    drawn = found["posterior"]["mu"].values[0]
+    assert abs(drawn.mean() - 1) * np.sqrt(2 * size) < 4.5
+    assert abs(2 * drawn.var() - 1) * np.sqrt(size / 2) < 4.5
+    np.testing.assert_array_equal(mu[found["sample_stats"]["source_draw"].values[0]], drawn)
+    shown = to_arviz({"mu": mu}, log_weights=weighted.log_weights, resample="none")
+    np.testing.assert_array_equal(shown["posterior"]["mu"].values[0], mu)
+    assert shown["posterior"].attrs["draws"] == "as given, not weighted"
+    assert set(shown["sample_stats"].data_vars) == {"log_weight"}
+    assert shown["sample_stats"].attrs == found["sample_stats"].attrs | shown["sample_stats"].attrs
+
+
+def test_a_trace_is_resampled_whole(key):
+    trace = traces(chain, key, 400, 0.1 * X)
+    options = {"log_weights": np.zeros(400), "resample": "psis", "key": key}
+    found = to_arviz(trace, **options)
+    index = found["sample_stats"]["source_draw"].values[0]
+    np.testing.assert_array_equal(index, np.arange(400))
+    tilted = np.linspace(0.0, 1.0, 400)
+    found = to_arviz(trace, **options | {"log_weights": tilted})
+    index = found["sample_stats"]["source_draw"].values[0]
+    assert len(set(index)) < 400
+    likelihood = np.asarray(trace.log_probs["x"])[index]
+    np.testing.assert_array_equal(found["log_likelihood"]["x"].values[0], likelihood)
+
+
+def test_mcmc_keeps_its_chains_and_statistics(key):
+    def program(x, scale=1.0):
+        mu = ppl.sample("mu", dist.Normal(0, 1))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("x", dist.Normal(mu, scale), obs=x)
+
+    mcmc = MCMC(
+        NUTS(program),
+        num_warmup=20,
+        num_samples=15,
+        num_chains=2,
+        chain_method="sequential",
+        progress_bar=False,
+    )
+    with pytest.raises(ValueError, match="MCMC holds no draws.*mcmc.run"):
+        to_arviz(mcmc)
+    mcmc.run(jax.random.PRNGKey(0), X, scale=0.5)
+    found = to_arviz(mcmc, key=key, num_samples=9)
+    assert found["posterior"]["mu"].sizes == {"chain": 2, "draw": 15}
+    draws = mcmc.get_samples(group_by_chain=True)["mu"]
+    np.testing.assert_array_equal(found["posterior"]["mu"], draws)
+    assert found["sample_stats"]["diverging"].sizes == {"chain": 2, "draw": 15}
+    expected = stats.norm.logpdf(X, np.asarray(draws)[..., None], 0.5)
+    np.testing.assert_allclose(found["log_likelihood"]["x"], expected, rtol=1e-4)
+    assert found["posterior_predictive"]["x"].sizes == {"chain": 2, "draw": 15, "rows": 4}
+    assert found["prior"]["mu"].sizes == {"chain": 1, "draw": 9}
+    assert found["sample_stats"].attrs["inference_library"] == "numpyro"
+
+
+def test_mcmc_on_a_potential_is_read_by_arviz(key):
+    kernel = NUTS(potential_fn=lambda z: 0.5 * z @ z)
+    mcmc = MCMC(kernel, num_warmup=5, num_samples=6, progress_bar=False)
+    mcmc.run(jax.random.PRNGKey(0), init_params=jnp.zeros(2))
+    found = to_arviz(mcmc)
+    assert list(found.children) == ["posterior", "sample_stats"]
+    assert found["posterior"]["Param:0"].shape == (1, 6, 2)
+
+
+@pytest.mark.parametrize("with_model", [False, True], ids=["trace", "model"])
+def test_events_seen_in_part_keep_their_axes(key, with_model):
+    """NaN stands in the cells that are not a site's own; log-probs are those of whole rows."""
+
+    @ppl.model
+    def series(x, mask):
+        with ppl.plate("rows", 2):
+            ppl.sample("x", dist.Normal(0, 1).expand([2, 3]).to_event(1), obs=x, obs_mask=mask)
+
+    mask = np.array([[True, False, True], [False, False, True]])
+    x = np.where(mask, np.arange(6.0).reshape(2, 3) + 1, np.nan)
+    trace = traces(series, key, 20, x, mask)
+    found = to_arviz(trace, **({"model": series, "args": (x, mask)} if with_model else {}))
+    np.testing.assert_array_equal(found["observed_data"]["x_observed"], x)
+    drawn = found["posterior"]["x_unobserved"]
+    assert drawn.dims[2] == "rows" and drawn.shape == (1, 20, 2, 3)
+    np.testing.assert_array_equal(np.isnan(drawn.values[0, 0]), mask)
+    np.testing.assert_array_equal(
+        drawn.values[0][:, ~mask], trace.choices["x_unobserved"][:, ~mask]
+    )
+    expected = (stats.norm.logpdf(np.where(mask, x, 0)) * mask).sum(1)
+    np.testing.assert_allclose(
+        found["log_likelihood"]["x_observed"].values[0, 0], expected, rtol=1e-5
+    )

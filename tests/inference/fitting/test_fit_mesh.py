@@ -1,0 +1,92 @@
+"""fit over a mesh of two forced host devices gives the numbers of one device."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+from _fit_fakes import Objective
+from _on_mesh import environment
+
+from lapilli.inference.fitting._fit import fit
+
+PROGRAM = """
+import jax, numpy as np, optax
+from _fit_fakes import Objective
+from lapilli.inference.fitting._fit import fit
+
+assert jax.device_count() == 2
+X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
+options = {"num_steps": 12, "key": jax.random.key(0), "progress": False}
+cases = {
+    "full": ((X,), {}),
+    "minibatches": ((X,), {"subsample": {"rows": 4}}),
+    "batches": ([(X[:4],), (X[4:8],), (X[8:],)], {"plate_sizes": {"rows": 12}}),
+    "seeds": ((X,), {"subsample": {"rows": 4}, "num_seeds": 2}),
+}
+for name, (args, extra) in cases.items():
+    one = fit(Objective(), optax.adam(1e-2), args, **options, **extra)
+    for mesh in (jax.make_mesh((2,), ("data",)), jax.sharding.Mesh(jax.devices(), ("data",))):
+        objective = Objective()
+        two = fit(objective, optax.adam(1e-2), args, **options, **extra, mesh=mesh)
+        assert objective.num_traces == [1], (name, objective.num_traces)
+        np.testing.assert_allclose(two.history["value"], one.history["value"], rtol=1e-5)
+        for leaf, want in zip(jax.tree.leaves(two.params), jax.tree.leaves(one.params), strict=True):
+            np.testing.assert_allclose(leaf, want, rtol=1e-5)
+            assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 2
+    print("same", name)
+
+
+class Look(Objective):
+    def step(self, params, state, key, x):
+        shape = x.shape
+        jax.debug.inspect_array_sharding(x, callback=lambda s: print("rows", s.shard_shape(shape)))
+        return super().step(params, state, key, x)
+
+    def with_plate_sizes(self, sizes):
+        return Look(sizes)
+
+
+fit(Look(), optax.sgd(0.1), (X,), subsample={"rows": 4}, mesh=mesh, **options)
+draws = two.best().posterior(jax.random.key(1), 4)
+assert draws.log_weights.shape == (4,)
+"""
+
+
+def test_two_devices_give_the_numbers_of_one():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM],
+        env=environment(2),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("full", "minibatches", "batches", "seeds"):
+        assert f"same {name}" in done.stdout
+    assert "rows (2,)" in done.stdout  # each device computed on half of the minibatch
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subsample": {"rows": 3}}, "cannot be split evenly over 2 devices"),
+        ({}, "no argument has as its leading axis a plate that 2 devices divide"),
+    ],
+    ids=["minibatch", "full"],
+)
+def test_a_batch_that_devices_do_not_divide_is_refused(options, message):
+    device = jax.devices()[0]
+    mesh = jax.sharding.Mesh(np.array([device, device]), ("data",))
+    with pytest.raises(ValueError, match=message):
+        fit(
+            Objective(),
+            optax.sgd(0.1),
+            (np.ones(9, np.float32),),
+            num_steps=1,
+            key=jax.random.key(0),
+            mesh=mesh,
+            progress=False,
+            **options,
+        )
