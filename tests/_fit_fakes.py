@@ -33,6 +33,7 @@ class Params(dict):
 class Trace:
     choices: dict
     log_density: jax.Array
+    sites: dict = dataclasses.field(default_factory=dict)
 
     @property
     def shared_choices(self):
@@ -51,7 +52,8 @@ class Model:
         return log_normal(mu, 0.0, 1.0) + log_normal(x, mu, 1.0).sum()
 
     def generate(self, key, choices, x):
-        return None, self.log_density(choices, x)
+        log_density = self.log_density(choices, x)
+        return Trace(choices, log_density), log_density
 
     def predict(self, key, choices, x):
         mu = choices["mu"]

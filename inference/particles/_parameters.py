@@ -57,7 +57,8 @@ class Parameters:
                 raise ValueError(
                     f"{method}: init of '{name}' has shape {jnp.shape(init[name])}, and the site has {shape}. Give one value."
                 )
-        if is_concrete(init) and not bool(jnp.isfinite(self.log_prior(self.coordinates(init)))):
+        log_prior = self.log_prior(self.coordinates(init))
+        if is_concrete(log_prior) and not bool(jnp.isfinite(log_prior)):
             raise ValueError(
                 f"{method}: init lies where the prior of {list(self.shapes)} has no density, and the chain might stay there. "
                 "Start inside the support, or leave init out."

@@ -157,7 +157,7 @@ def test_dreg_has_less_variance_than_the_full_gradient():
 def test_dreg_with_weights_not_squared_is_found(monkeypatch):
     """Broken: what sticking the landing would do to the importance-weighted bound."""
 
-    def broken(model, guide, args, num_particles, per):
+    def broken(model, guide, args, num_particles, per, _):
         def lane():
             q = ppl.draw(guide, *args)
             log_q = ppl.score(_path_gradients.detached(guide), q.choices, *args)
