@@ -13,8 +13,7 @@ from jaxtyping import Float
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
-from ...ppl._stochastic import StochasticProgram, refuse_scaled
-from ..objectives._row_weights import log_mean_exp
+from ...ppl._stochastic import StochasticProgram, log_mean_exp, refuse_scaled
 
 Array = jax.Array
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._stochastic import log_mean_exp
 from ._analytic_kl import analytic_elbo
 from ._objective import Objective, objective
 from ._path_gradients import (
@@ -17,7 +18,7 @@ from ._path_gradients import (
     generalized_doubly_reparameterized,
     sticking_the_landing,
 )
-from ._row_weights import lane_weights, log_mean_exp
+from ._row_weights import lane_weights
 
 Array = jax.Array
 Kl = Literal["sampled", "analytic"]

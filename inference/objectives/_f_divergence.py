@@ -11,8 +11,9 @@ import numpy as np
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._stochastic import log_mean_exp
 from ._objective import Objective, objective
-from ._row_weights import lane_weights, log_mean_exp
+from ._row_weights import lane_weights
 
 Array = jax.Array
 

@@ -18,9 +18,10 @@ from jax.core import Tracer
 from numpyro.primitives import Messenger
 
 from ... import ppl
+from ...ppl._stochastic import log_mean_exp
 from ...ppl._strategy import element
 from ._detached import CommonNoise, detached, refuse_estimated, refuse_new_draws, sites_met
-from ._row_weights import log_density_of, log_mean_exp, over_imputations, plate_of, weight_of
+from ._row_weights import log_density_of, over_imputations, plate_of, weight_of
 from ._transported import transported
 
 Array = jax.Array

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ... import ppl
+from ...ppl._stochastic import log_mean_exp
 
 Array = jax.Array
 
@@ -52,11 +53,6 @@ def over_imputations(log_weight: Callable[[], Any], num_imputations: int) -> Any
 def weight_of(p: ppl.Trace, q: ppl.Trace, per: str) -> tuple[Array, Array]:
     """Log-weight of one draw, scalar or by rows, and the rows' scale."""
     return joint_weight(p, q) if per == "joint" else row_weights(p, q, per)
-
-
-def log_mean_exp(x: Array) -> Array:
-    """Log 1/K sum_k exp(x[k]) over the leading axis."""
-    return jax.nn.logsumexp(x, axis=0) - jnp.log(x.shape[0])
 
 
 def joint_weight(p: ppl.Trace, q: ppl.Trace) -> tuple[Array, Array]:

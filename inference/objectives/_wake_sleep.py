@@ -20,9 +20,10 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._stochastic import log_mean_exp
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
-from ._row_weights import log_density_of, log_mean_exp, plate_of, weight_of
+from ._row_weights import log_density_of, plate_of, weight_of
 
 Array = jax.Array
 stop = jax.lax.stop_gradient

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
-from ._moves import RandomWalk
+from ._moves import RandomWalk, acceptance
 from ._parameters import Parameters, filtered, make_parameters
 from ._pmmh import check_unbiased
 from ._policies import Policy, ess_below
@@ -224,9 +224,7 @@ class _Run:
             noise_key, filter_key, accept_key = jax.random.split(key, 3)
             noise = jax.random.normal(noise_key, cloud.points.shape)
             new = self.cloud(filter_key, cloud.points + scale * noise @ spread.T)
-            log_ratio = _log_target(new, t) - _log_target(cloud, t)
-            log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
-            rates = jnp.exp(jnp.minimum(log_ratio, 0.0))
+            rates = acceptance(_log_target(new, t) - _log_target(cloud, t))
             is_accepted = jax.random.uniform(accept_key, rates.shape) < rates
             choose = lambda a, b: jnp.where(is_accepted.reshape(-1, *[1] * (a.ndim - 1)), a, b)
             return jax.tree.map(choose, new, cloud), rates.mean()
