@@ -13,6 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from ._disarm import ARM, DisARM
+from ._keys import fold_name
 from ._mvd import MVD
 from ._noise import COMMON, SALT
 from ._primitive import mark, mark_key
@@ -21,7 +22,6 @@ from ._recorder import (
     Region,
     check_shape,
     describe,
-    fold_name,
     is_unbounded,
     without_support_check,
 )

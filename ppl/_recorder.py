@@ -5,9 +5,8 @@ contributed. Recorders know about *regions*: the bodies of `ppl.scan`, `ppl.cond
 (`_regions.py`). Inside a region a recorder fills a frame of its own; when the region closes, the frame's
 arrays leave it stacked, so that no tracer leaks and a site keeps its name.
 
-Keys are derived from addresses: a site's key is fold_in(region key, crc32(name)), a region's key for step t
-or lane k is fold_in(region key, t or k). Two runs that share a key therefore share the noise of every site
-that they share.
+Keys are derived from addresses (`_keys.py`): a site's key is that of its region and its name, a region's key for step t or
+lane k is fold_in(region key, t or k). Two runs that share a key therefore share the noise of every site that they share.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
-import zlib
 from typing import Any
 
 import jax
@@ -26,6 +24,7 @@ from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
 from ._compat import handler_stack, trace_state
+from ._keys import fold_name
 from ._missing import NormalCells
 
 Array = jax.Array
@@ -86,11 +85,6 @@ class Frame:
     used: set[str] = dataclasses.field(default_factory=set)
     sites: dict[str, Any] = dataclasses.field(default_factory=dict)
     num_regions: int = 0
-
-
-def fold_name(key: Array, name: str) -> Array:
-    """The key of the address `name` under `key`."""
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 class HiddenDraw(ValueError):

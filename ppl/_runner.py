@@ -11,7 +11,8 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from ._compat import handler_stack
-from ._recorder import Recorder, fold_name, is_boolean, is_unbounded, log_prob_of
+from ._keys import fold_name
+from ._recorder import Recorder, is_boolean, is_unbounded, log_prob_of
 
 Array = jax.Array
 

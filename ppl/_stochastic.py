@@ -23,10 +23,11 @@ import jax.numpy as jnp
 
 from ._compat import own_caches, typed_key
 from ._engine import Engine
+from ._keys import fold_name
 from ._params import Params
 from ._probe import init_params
 from ._program import Program, _engine, _refuse_inside_engine, as_program
-from ._recorder import Recorder, SiteInfo, check_shape, describe, fold_name, log_prob_of
+from ._recorder import Recorder, SiteInfo, check_shape, describe, log_prob_of
 from ._runner import _guarded_log_prob
 from ._statements import rng_key
 from ._trace import Trace, _Sites

@@ -19,6 +19,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from ...ppl._compat import bind
 from ...ppl._evaluate import inner_jaxpr
+from ...ppl._keys import FOLD_ADDRESS
 from ._population import Batch, in_batches
 
 Array = jax.Array
@@ -122,6 +123,14 @@ def _run_lanes(eqns: list[Any], values: Values) -> None:
     values.set(defined, outs, [LANE] * len(defined))
 
 
+def _moves_keys(eqn: Any) -> bool:
+    """Whether an equation makes keys of keys."""
+    name = eqn.primitive.name
+    return name in ("random_split", "random_fold_in", *SHAPES) or (
+        name in CALLS and eqn.params.get("name") == FOLD_ADDRESS
+    )
+
+
 def _run_stream(eqn: Any, values: Values) -> None:
     """One equation that meets a stream."""
     name = eqn.primitive.name
@@ -131,7 +140,7 @@ def _run_stream(eqn: Any, values: Values) -> None:
         shape = tuple(eqn.params["shape"])
         bits = eqn.primitive.bind(args[0], **{**eqn.params, "shape": (values.num_lanes, *shape)})
         values.set(eqn.outvars, [jnp.moveaxis(bits, args[0].ndim, 0)], [LANE])
-    elif name in ("random_split", "random_fold_in", *SHAPES) and LANE not in kinds:
+    elif _moves_keys(eqn) and LANE not in kinds:
         values.set(eqn.outvars, bind(eqn, args), [STREAM] * len(eqn.outvars))
     elif name in CALLS:
         inner = eqn.params[CALLS[name]]

@@ -1,0 +1,42 @@
+"""Random keys of addresses."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+# The name under which a jaxpr calls the derivation: interpreters of traced programs know it for what it is.
+FOLD_ADDRESS = "lapilli_fold_address"
+# Odd, so that the product is a bijection of the words; not one, so that nested addresses do not commute.
+MULTIPLIER = np.uint32(0x9E3779B1)
+
+
+def fold_name(key: Array, name: str) -> Array:
+    """The key of the address `name` under `key`: its words times an odd constant, plus a 128-bit hash of the name.
+
+    A counter-based generator (Threefry, Philox) gives independent streams for different keys however they are related (Salmon
+    et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 2), so that keys need be different, not random:
+    `jax.random.fold_in` would add a Threefry call to every site, which costs more to compile than the site's own draw.
+    """
+    return _fold_address(key, *_words(name))
+
+
+@functools.lru_cache(maxsize=4096)
+def _words(name: str) -> tuple[np.uint32, ...]:
+    return tuple(np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), "<u4"))
+
+
+def _fold(key: Array, *words: Array) -> Array:
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    data = jax.random.key_data(key) if is_typed else key
+    data = data * MULTIPLIER + jnp.stack(words[: data.shape[-1]])
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key)) if is_typed else data
+
+
+_fold.__name__ = FOLD_ADDRESS
+_fold_address = jax.jit(_fold)
