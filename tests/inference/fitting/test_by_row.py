@@ -58,7 +58,7 @@ def test_fit_on_minibatches_moves_the_rows_that_it_read(key):
     bound = inference.elbo(model, ppl.guide_of(model), kl="analytic")
     fit = inference.fit(
         bound, {"table": inference.by_row(optax.adam(0.05))}, (target, jnp.arange(4)),
-        num_steps=400, subsample={"rows": 1}, key=key, average=0.95, progress=False,
+        num_steps=1000, subsample={"rows": 1}, key=key, average=0.95, progress=False,
     )  # fmt: skip
     np.testing.assert_allclose(fit.params["table"][:, 0], target * 100 / 101, atol=0.1)
 

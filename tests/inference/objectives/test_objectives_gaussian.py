@@ -305,7 +305,8 @@ def test_the_reverse_program_learns_the_conditional():
         jax.vmap(lambda g, k: objective.grad({"gain": g, "loc": LOC}, k, 1.0)["gain"], (None, 0))
     )
     for i in range(60):
-        gain = gain + 0.1 * step(gain, jax.random.split(jax.random.key(i), 64)).mean()
+        gain = gain + 0.1 * step(gain, jax.random.split(jax.random.key(i), 1024)).mean()
+    # Slope 4.1, gradient sd 2.0: the last iterate's sd is 0.008.
     np.testing.assert_allclose(gain, SD_U**2 / SD**2, atol=0.05)
 
 
