@@ -8,6 +8,7 @@ import pytest
 
 from _stats import assert_unbiased
 from lapilli.inference.particles._lane_map import map_lanes
+from lapilli.ppl._keys import fold_name
 
 N = 20_000
 X = jnp.arange(3.0)
@@ -29,6 +30,9 @@ LAWS = {
         lambda k, x: jax.vmap(jax.random.normal)(jax.random.split(k, 4)).sum() + x, X, 4.0,
     ),
     "folded": (lambda k, x: jax.random.normal(jax.random.fold_in(k, 7)) + x, X, 1.0),
+    "address": (
+        lambda k, x: sum(jax.random.normal(fold_name(k, n)) for n in ("a", "b")) + x, X, 2.0,
+    ),
     "folded with the lane's number": (
         lambda k, x: jax.random.normal(jax.random.fold_in(k, x.astype(int))) + x, X, 1.0,
     ),
@@ -78,6 +82,12 @@ def test_shared_values_are_computed_once():
 
     np.testing.assert_allclose(map_lanes(fn, 3)(jax.random.key(0), X), 10 * X)
     assert len(calls) == 1
+
+
+def test_the_key_of_an_address_is_one_for_all_lanes():
+    fn = lambda key, x: x + jax.random.normal(fold_name(key, "a"))
+    jaxpr = str(jax.make_jaxpr(map_lanes(fn, 3))(jax.random.key(0), X))
+    assert jaxpr.count("random_bits") == 1 and "random_fold_in" not in jaxpr
 
 
 def test_values_equal_in_all_lanes_get_a_lane_axis():
