@@ -141,6 +141,29 @@ def killing(
     return ancestors.at[slot].set(ancestors[0]).at[0].set(0)
 
 
+def birth_death(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Slot 0 is the survivor of particle 0, with probability min(1, K W_0) / (K W_0), or a dead one's slot that drew particle 0.
+
+    That slot is i with probability proportional to (1 - K W_i)_+. All else as in `killing`.
+    """
+    num = local.square("birth_death", log_weights, num)
+    mass = offspring.masses(log_weights, num)
+    key_stay, key_points, key_case, key_slot = jax.random.split(key, 4)
+    is_alive, births = local.births(key_stay, mass)
+    points = offspring.uniform_below(key_points, births[-1], (num,))
+    ancestors = jnp.where(is_alive, jnp.arange(num), offspring.search(births, points)).astype(
+        jnp.int32
+    )
+    share = num * (mass / mass.sum(dtype=mass.dtype))
+    is_survivor = jax.random.uniform(key_case) * share[0] < 1.0
+    deaths = offspring.running_sum(offspring.rounded_masses(jnp.maximum(1 - share, 0.0), num))
+    point = offspring.uniform_below(key_slot, deaths[-1], ())
+    slot = jnp.where(is_survivor, 0, jnp.minimum(offspring.search(deaths, point), num - 1))
+    return ancestors.at[slot].set(ancestors[0]).at[0].set(0)
+
+
 def refused(scheme: str) -> Callable[..., Int[Array, " num"]]:
     """The conditional version of a biased scheme, which raises when called."""
 

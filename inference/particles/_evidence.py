@@ -41,9 +41,9 @@ def evidence_variance(
 
     Validity: E[exp(2 log_evidence - v)] = Z^2, so that 1 - exp(-v) times the squared estimate is unbiased for the variance of
     exp(log_evidence), under "multinomial" and "rejection", for every policy that looks at weights only. With "upper" that
-    expectation is at most Z^2, under these two and "stratified", "residual", "ssp" and "killing", since the families of such a
-    scheme are not positively correlated. "systematic" is refused: one run does not show its variance; use `replicate`. v is the
-    variance of log_evidence itself to first order in 1/K, with a lag up to the model's memory.
+    expectation is at most Z^2, under these two and "stratified", "residual", "ssp", "killing" and "birth_death", since the
+    families of such a scheme are not positively correlated. "systematic" is refused: one run does not show its variance; use
+    `replicate`. v is the variance of log_evidence itself to first order in 1/K, with a lag up to the model's memory.
 
     Example:
         >>> from lapilli import inference
@@ -125,7 +125,7 @@ def _genealogy(result: SMCResult) -> Array:
 FORMS = {"unbiased": ("multinomial",), "upper": ("multinomial", "negative")}
 SCHEMES = {
     "unbiased": "'multinomial' or 'rejection'",
-    "upper": "'multinomial', 'rejection', 'stratified', 'residual', 'ssp' or 'killing'",
+    "upper": "'multinomial', 'rejection', 'stratified', 'residual', 'ssp', 'killing' or 'birth_death'",
 }
 
 

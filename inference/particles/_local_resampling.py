@@ -1,4 +1,4 @@
-"""Resampling by comparing weights: killing, rejection and Metropolis. `_resampling` documents the schemes."""
+"""Resampling by comparing weights: killing, birth and death, rejection, Metropolis. `_resampling` documents the schemes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ MAX_ROUNDS = 64
 def survives(key: Array, mass: Int[Array, " particles"]) -> Bool[Array, " particles"]:
     """Which particles live on, each by itself with probability w_k / max w."""
     return offspring.uniform_below(key, mass.max(), mass.shape) < mass
+
+
+def births(
+    key: Array, mass: Int[Array, " particles"]
+) -> tuple[Bool[Array, " particles"], Int[Array, " particles"]]:
+    """Which particles live on, each by itself with probability min(1, K W_k), and cumulative masses of (K W_k - 1)_+."""
+    num, total = len(mass), mass.sum(dtype=mass.dtype)
+    whole, rest = offspring.shares(mass, total, num)
+    is_alive = (whole >= 1) | (offspring.uniform_below(key, total, mass.shape) < rest)
+    excess = jnp.where(whole >= 1, whole - 1 + rest / total, 0.0)
+    scaled = excess / jnp.maximum(excess.max(), 1e-30)
+    return is_alive, offspring.running_sum(offspring.rounded_masses(scaled, num))
 
 
 def square(scheme: str, log_weights: Float[Array, " particles"], num: int | None) -> int:

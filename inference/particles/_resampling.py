@@ -195,6 +195,37 @@ def killing(
     return jnp.where(local.survives(key_stay, mass), jnp.arange(num, dtype=jnp.int32), drawn)
 
 
+def birth_death(
+    key: Array, log_weights: Float[Array, " particles"], num: int | None = None
+) -> Int[Array, " num"]:
+    """Birth and death: a particle below the mean weight dies with probability 1 - K W_k, and those above it give birth.
+
+        P(A_j = k) = [j = k] min(1, K W_j) + (1 - K W_j)_+ (K W_k - 1)_+ / sum_i (K W_i - 1)_+,   independently for each slot j.
+
+    Arguments, result and rounding as for `systematic`, but `num` must be K. Ancestors keep to their slots where they can: no
+    unbiased scheme moves fewer on average.
+
+    For weights exp(g dt) of a small step dt this is the jump process that has the effect of weights: deaths at the rate
+    (mean g - g)_+, births in proportion to (g - mean g)_+. Use it with `policy=every()`. Other than exponential clocks it has
+    no error of the step, and the evidence is that of every unbiased scheme.
+
+    Validity:
+        Unbiased: E[N_k] = K W_k. A single slot does not follow W: slots are not exchangeable.
+
+    Cost: O(K log K): 2 K uniform draws, a cumulative sum, a binary search for each slot.
+
+    Raises:
+        ValueError: `num` is not K.
+
+    Reference: Skreta et al. 2025, arXiv:2503.02819, proposition 4.1 (the jump process; there run by exponential clocks).
+    """
+    num = local.square("birth_death", log_weights, num)
+    key_stay, key_points = jax.random.split(key)
+    is_alive, births = local.births(key_stay, offspring.masses(log_weights, num))
+    drawn = offspring.search(births, offspring.uniform_below(key_points, births[-1], (num,)))
+    return jnp.where(is_alive, jnp.arange(num, dtype=jnp.int32), drawn)
+
+
 def rejection(
     key: Array, log_weights: Float[Array, " particles"], num: int | None = None
 ) -> Int[Array, " num"]:
@@ -268,6 +299,7 @@ RESAMPLERS: dict[str, Scheme] = {
         Scheme("residual", residual, conditional.residual, True, "negative"),
         Scheme("ssp", ssp, conditional.ssp, True, "negative"),
         Scheme("killing", killing, conditional.killing, True, "negative"),
+        Scheme("birth_death", birth_death, conditional.birth_death, True, "negative"),
         Scheme("rejection", rejection, conditional.multinomial, True, "multinomial"),
         metropolis(),
     )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _slow import some_slow
 
 from _stats import assert_unbiased
 from lapilli.inference.particles._resampling import RESAMPLERS, Scheme, as_scheme
@@ -58,6 +59,17 @@ def killing_owners(weights, num):
             math.prod(
                 (i == k) * stay[i] + (1 - stay[i]) * weights[k] for i, k in enumerate(owners)
             ),
+            owners,
+        )
+
+
+def birth_death_owners(weights, num):
+    stay = [min(Fraction(1), num * w) for w in weights]
+    excess = [max(Fraction(0), num * w - 1) for w in weights]
+    births = [e / (sum(excess) or 1) for e in excess]
+    for owners in itertools.product(range(num), repeat=num):
+        yield (
+            math.prod((i == k) * stay[i] + (1 - stay[i]) * births[k] for i, k in enumerate(owners)),
             owners,
         )
 
@@ -108,6 +120,7 @@ OWNERS = {
     "rejection": multinomial_owners,
     "residual": residual_owners,
     "killing": killing_owners,
+    "birth_death": birth_death_owners,
     "ssp": ssp_owners,
 }
 
@@ -143,7 +156,7 @@ def cells(counts, law):
 @pytest.mark.parametrize("num", (3, 5))
 @pytest.mark.parametrize("name", UNBIASED)
 def test_conditional_counts_follow_the_relabelled_scheme_given_slot_zero(name, num, seed):
-    if name == "killing" and num != 3:
+    if name in ("killing", "birth_death") and num != 3:
         return
     law = law_of_counts(name, WEIGHTS, num)
     assert sum(law.values()) == 1
@@ -241,7 +254,7 @@ def test_overwriting_slot_zero_of_systematic_resampling_is_found_wrong(key):
 # Edges.
 
 
-@pytest.mark.parametrize("name", UNBIASED)
+@pytest.mark.parametrize("name", some_slow(UNBIASED, "birth_death"))
 def test_conditional_edges(name, key):
     conditional = jax.jit(RESAMPLERS[name].conditional, static_argnums=2)
     assert conditional(key, jnp.array([-2.0]), None).tolist() == [0]

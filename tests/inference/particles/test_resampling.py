@@ -12,14 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _slow import some_slow
 
 from _stats import assert_unbiased
 from lapilli.inference.particles import _offspring
 from lapilli.inference.particles._resampling import RESAMPLERS, Scheme, as_scheme, metropolis
 
 SCHEMES = tuple(RESAMPLERS)
+SOME = some_slow(SCHEMES, "birth_death")  # whose code is mostly that of killing
 UNBIASED = tuple(name for name, scheme in RESAMPLERS.items() if scheme.is_unbiased)
-RESIZABLE = tuple(name for name in SCHEMES if name != "killing")
+SQUARE = ("killing", "birth_death")
+RESIZABLE = tuple(name for name in SCHEMES if name not in SQUARE)
 WEIGHTS = np.array([0.31, 0.02, 0.0, 0.17, 0.08, 0.22, 0.05, 0.15])
 with np.errstate(divide="ignore"):
     LOG_WEIGHTS = np.log(WEIGHTS).astype(np.float32) + np.float32(3.0)  # not normalised
@@ -47,7 +50,7 @@ def counts(ancestors, size):
 @pytest.mark.parametrize("num", (None, 13), ids="num{}".format)
 @pytest.mark.parametrize("name", UNBIASED)
 def test_counts_of_offspring_are_unbiased(name, num, seed):
-    if name == "killing" and num is not None:
+    if name in SQUARE and num is not None:
         return
     ancestors = draws(RESAMPLERS[name], LOG_WEIGHTS, seed, num)
     assert_unbiased(counts(ancestors, 8), (num or 8) * WEIGHTS)
@@ -190,14 +193,20 @@ def test_killing_keeps_survivors_in_their_slots(seed):
     assert_unbiased(ancestors == np.arange(8), stay + (1 - stay) * WEIGHTS)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+def test_birth_and_death_keep_all_above_the_mean_and_some_below(seed):
+    ancestors = draws(RESAMPLERS["birth_death"], LOG_WEIGHTS, seed)
+    assert_unbiased(ancestors == np.arange(8), np.minimum(1, 8 * WEIGHTS))
+    assert np.isin(ancestors[ancestors != np.arange(8)], np.flatnonzero(8 * WEIGHTS > 1)).all()
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_a_particle_without_weight_is_never_chosen(name, key):
     for log_weights in ([-np.inf, 0.0, -2.0, -np.inf], [0.0, -np.inf, -np.inf, -np.inf]):
         ancestors = draws(RESAMPLERS[name], np.float32(log_weights), key)
         assert np.isfinite(np.float32(log_weights)[ancestors]).all()
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("bad", (-np.inf, np.nan, np.inf), ids=str)
 def test_without_usable_weights_all_particles_count_as_equal(name, bad, seed):
     log_weights = np.float32([bad] * 4 if bad == -np.inf else [0.0, bad, -1.0, -np.inf])
@@ -205,19 +214,19 @@ def test_without_usable_weights_all_particles_count_as_equal(name, bad, seed):
     assert_unbiased(counts(ancestors, 4), np.ones(4))
 
 
-@pytest.mark.parametrize("name", ("systematic", "stratified", "residual", "ssp", "killing"))
+@pytest.mark.parametrize("name", ("systematic", "stratified", "residual", "ssp", *SQUARE))
 def test_equal_weights_leave_every_particle_in_place(name, key):
     ancestors = draws(RESAMPLERS[name], np.full(33, -7.3, np.float32), key, replicates=100)
     assert (ancestors == np.arange(33)).all()
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", SOME)
 def test_one_particle_is_the_ancestor_of_all(name, key):
     num = 4 if name in RESIZABLE else 1
     assert (draws(RESAMPLERS[name], np.float32([-3.0]), key, num, 10) == np.zeros(num)).all()
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", SOME)
 def test_shapes_types_vmap_and_scale(name, key):
     resample, lw = RESAMPLERS[name].ancestors, jnp.asarray(LOG_WEIGHTS)
     alone = jax.jit(resample)(key, lw)
