@@ -18,7 +18,9 @@ from .diagnostics import (
 from .diffusion import (
     CorrectedDiffusion as CorrectedDiffusion,
     Diffusion as Diffusion,
+    Langevin as Langevin,
     Noising as Noising,
+    diffuse as diffuse,
     fk_steering as fk_steering,
     fkc as fkc,
     twisted_diffusion as twisted_diffusion,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
+from ._points import normal_law
 
 Time = Float[Array, ""] | float
 
@@ -71,7 +72,8 @@ class Diffusion:
     Args:
         noising: the process.
         score: `(x, t) -> grad log q_t(x)` for one point x of shape `shape`, t a scalar.
-        shape: shape of one point.
+        shape: shape of one point; for points that are trees of arrays (several sites) the tree of their shapes, e.g.
+            {"place": (13, 3), "charge": (13,)}.
         log_density: `(x, t) -> log q_t(x)` in nats, normalised, where it is known.
 
     Validity: methods that call themselves exact are so where `score` is that of a solution of the noising process. A
@@ -79,20 +81,22 @@ class Diffusion:
     """
 
     noising: Noising
-    score: Callable[[Array, Array], Array]
-    shape: tuple[int, ...] = ()
-    log_density: Callable[[Array, Array], Array] | None = None
+    score: Callable[[Any, Array], Any]
+    shape: Any = ()
+    log_density: Callable[[Any, Array], Array] | None = None
 
-    def prior(self) -> dist.Distribution:
-        """Normal(0, variance(end)), what the marginal at `end` is taken for where its density is not known."""
-        scale = self.noising.std(self.noising.end)
-        return dist.Normal(0.0, scale).expand(self.shape).to_event(len(self.shape))
+    def prior(self) -> Any:
+        """Normal(0, variance(end)), what the marginal at `end` is taken for where its density is not known.
 
-    def denoise(self, x: Float[Array, " *shape"], t: Time) -> Float[Array, " *shape"]:
+        A distribution, or a tree of them where points are trees.
+        """
+        return normal_law(self.shape, self.noising.std(self.noising.end))
+
+    def denoise(self, x: Any, t: Time) -> Any:
         """E[x_0 | x_t = x] = (x + variance(t) score(x, t)) / alpha(t) (Tweedie's formula)."""
-        return (x + self.noising.variance(t) * self.score(x, jnp.asarray(t, float))) / (
-            self.noising.alpha(t)
-        )
+        variance, alpha = self.noising.variance(t), self.noising.alpha(t)
+        score = self.score(x, jnp.asarray(t, float))
+        return jax.tree.map(lambda x, s: (x + variance * s) / alpha, x, score)
 
 
 def reverse_step(

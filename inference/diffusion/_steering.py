@@ -36,14 +36,18 @@ class Twisted(NamedTuple):
 
 
 class Steered(NamedTuple):
-    """State of a particle of `fk_steering`: its place, the score, the log of its potential and of all potentials so far."""
+    """State of a particle of `fk_steering`: its place, the score, and the reward that it can expect.
+
+    Attributes:
+        running: the largest reward so far, or their sum; 0 where potentials are differences.
+        spent: sum of the log-potentials up to here, of which the last step gives back what is too much.
+    """
 
     x: Float[Array, " *shape"]
     score: Float[Array, " *shape"]
     reward: Float[Array, ""]
-    best: Float[Array, ""]
-    total: Float[Array, ""]
-    log_potential: Float[Array, ""]
+    running: Float[Array, ""]
+    spent: Float[Array, ""]
 
 
 def twisted_diffusion(
@@ -142,7 +146,8 @@ def fk_steering(
         ValueError: times that do not descend, or end without noise; an unknown potential.
 
     Validity: exact in K for the law of the ancestral chain of `diffusion` on this grid. Under "max" and "sum" what the last
-    weight has to take back grows with the number of steps, and its variance with it.
+    weight has to take back grows with the number of steps, and its variance with it; and since they look at the whole past, a
+    path cannot be given other ancestors (`conditional_smc` with path="ancestor" or "backward" refuses them).
 
     Reference: Singhal et al. 2025, arXiv:2501.06848, section 3.
     """
@@ -157,30 +162,32 @@ def fk_steering(
         score, t = diffusion.score(x, times[n]), times[n]
         ahead = reward((x + noising.variance(t) * score) / noising.alpha(t))
         now = jnp.where(n == last, reward(x), ahead)
-        spent, before, best = (
-            (jnp.zeros(()), jnp.zeros(()), now)
-            if previous is None
-            else (previous.total, previous.reward, jnp.maximum(previous.best, now))
-        )
+        nothing = jnp.zeros_like(now)
         if potential == "difference":
-            log_g = now - before
-        elif potential == "max":
-            log_g = best
-        else:
-            log_g = now + (0.0 if previous is None else previous.log_potential)
-        log_g = jnp.where(n == last, now - spent, log_g)
-        return Steered(x, score, now, best, spent + log_g, log_g)
+            return Steered(x, score, now, nothing, nothing)
+        combine = jnp.maximum if potential == "max" else jnp.add
+        running = now if previous is None else combine(previous.running, now)
+        spent = nothing if previous is None else previous.spent
+        return Steered(x, score, now, running, spent + running)
+
+    def log_potential(previous: Steered, state: Steered, n: Array) -> Array:
+        if potential == "difference":
+            return state.reward - jnp.where(n == 0, 0.0, previous.reward)
+        return jnp.where(n == last, state.reward - previous.spent, state.running)
 
     def move(state: Steered, n: Array) -> dist.Normal:
         mean, variance = reverse_step(noising, state.x, state.score, times[n - 1], times[n])
         return dist.Normal(mean, jnp.sqrt(variance))
 
+    def log_transition(previous: Steered, state: Steered, n: Array) -> Array:
+        return move(previous, n).log_prob(state.x).sum()
+
     return FeynmanKac(
         lambda key: at(jnp.asarray(diffusion.prior().sample(key)), 0, None),
         lambda key, state, n: at(move(state, n).sample(key), n, state),
-        lambda _, state, __: state.log_potential,
+        log_potential,
         last,
-        lambda previous, state, n: move(previous, n).log_prob(state.x).sum(),
+        log_transition if potential == "difference" else None,
     )
 
 

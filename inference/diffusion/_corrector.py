@@ -1,0 +1,285 @@
+"""The steps of a corrected diffusion and their weights, for one particle.
+
+On a grid the coefficients enter by their integrals over a step, A of a and V of g2 (to second order, exact where alpha or std
+is constant), so that only the path of (alpha, std) matters and not how fast time runs. With S = sum_i w_i s_i the step is
+
+    M_n(y | x) = Normal(x - A x + (zeta^2 + 1)/2 V S(x) + zeta^2/2 V grad h(x), zeta^2 V)
+
+and its weight one of
+
+    euler   the rate of the weights at x (see `_fkc`), with A and V in place of a dt and g2 dt
+    exact   log p_{n+1}(y) - log p_n(x) + log B_n(x | y) - log M_n(y | x),
+            B_n(x | y) = Normal(y + A y + (zeta^2 - 1)/2 V S(y) + zeta^2/2 V grad h(y), zeta^2 V)
+    rne     the same with each log q_i,n+1(y) - log q_i,n(x) replaced by log R_i(y | x) - log F_i(x | y), the model's own
+            kernels at this noise: M_n and B_n for the target q_i alone.
+
+Invariants: the state of a particle holds the scores (and what else the weights need) at its place, so that every model is
+evaluated once a step and all of it moves with its particle; "exact" weights have the mean Z_{n+1} / Z_n for every dt and
+every score, since B and M are densities whatever their drifts; a model alone has weights 1; a weight depends on no state but
+the two at the ends of its step, unless log q of a model is followed along the path (`is_followed`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from . import _points as points
+from ._composition import Composition
+from ._diffusion import Diffusion
+from ._grid import Grid, Ratios
+from ._langevin import Langevin, moved
+
+
+class Tilt(NamedTuple):
+    """The reward at a particle: h, its gradient in x, its derivative in the noising time (None where no weight needs it)."""
+
+    value: Float[Array, ""]
+    gradient: Any
+    slope: Any
+
+
+class Diffused(NamedTuple):
+    """State of a particle.
+
+    Attributes:
+        x: its place, an array or a tree of arrays as the models' `shape` says.
+        scores: of each model there, of the structure of x, leaves [models, ...].
+        log_densities: for each model log q_i there, or its estimate along the path, or None where no weight needs it.
+        tilt: the reward there, None without.
+        log_weight: of the step that led here, where Langevin moves came after it; None without.
+    """
+
+    x: Any
+    scores: Any
+    log_densities: tuple[Any, ...]
+    tilt: Tilt | None
+    log_weight: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Corrector:
+    """The functions of the module's text.
+
+    Attributes:
+        composition: models, exponents and reward.
+        grid: the coefficients of the steps.
+        ratios: where density ratios come from.
+        law: of the first points.
+        max_score_norm: scores longer than this are cut to it; None for no limit.
+        langevin: moves after each step; None for none.
+    """
+
+    composition: Composition
+    grid: Grid
+    ratios: Ratios
+    law: Any
+    max_score_norm: float | None
+    langevin: Langevin | None
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether a log q is followed along the path, so that a weight depends on more than the ends of its step."""
+        unknown = any(m.log_density is None for m in self.composition.models)
+        return self.composition.varies and unknown
+
+    def init(self, key: Array) -> Diffused:
+        """The state at a first point."""
+        return self.at(points.draw(self.law, key), jnp.zeros((), int), None)
+
+    def move(self, key: Array, previous: Diffused, n: Array) -> Diffused:
+        """A draw from M, number n counting from 1, and Langevin moves if there are any."""
+        mean, scale = self.moments(previous, n - 1)
+        if self.langevin is None:
+            noise = points.noise_like(key, mean)
+            x = jax.tree.map(lambda m, e: m + scale * e, mean, noise)
+            return self.at(x, n, previous)
+        step_key, key = jax.random.split(key)
+        noise = points.noise_like(step_key, mean)
+        x = jax.tree.map(lambda m, e: m + scale * e, mean, noise)
+        state = self.at(x, n, previous)
+        log_weight = self.log_weight(previous, state, n - 1)
+        total = jnp.maximum(self.grid.exponents[n].sum(), 1.0)
+        state = moved(self, self.langevin, key, state, n, self.grid.variance[n] / total)
+        return state._replace(log_weight=log_weight)
+
+    def log_transition(self, previous: Diffused, state: Diffused, n: Array) -> Array:
+        """Log M(y | x)."""
+        return points.log_prob(self.step_law(previous, n), state.x)
+
+    def step_law(self, previous: Diffused, n: Array) -> Any:
+        """M, as a law of points; number n counting from 1."""
+        return points.normals_at(*self.moments(previous, n - 1))
+
+    def log_potential(self, previous: Diffused, state: Diffused, n: Array) -> Array:
+        """Log G of step n, counting from 1; at n = 0 that of the start."""
+        if self.langevin is None:
+            later = lambda: self.log_weight(previous, state, n - 1)
+        else:
+            later = lambda: state.log_weight
+        return jax.lax.cond(n == 0, lambda: self.log_start(state), later)
+
+    def at(self, x: Any, n: Array, previous: Diffused | None) -> Diffused:
+        """The state at x after n steps, the one before it being `previous`."""
+        t = self.grid.times[n]
+        models, reward = self.composition.models, self.composition.reward
+        scores = [_clipped(_score(m, x, t), self.max_score_norm) for m in models]
+        tilt = None
+        if reward is not None:
+            value, gradient = jax.value_and_grad(reward)(x, t)
+            needs_slope = self.ratios == "euler"
+            slope = jax.grad(lambda t: reward(x, t))(t) if needs_slope else None
+            tilt = Tilt(value, gradient, slope)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *scores)
+        log_weight = None if self.langevin is None else jnp.zeros(())
+        state = Diffused(x, stacked, (), tilt, log_weight)
+        return state._replace(log_densities=self._log_densities(state, n, previous))
+
+    def log_target(self, state: Diffused, n: Array) -> Array:
+        """Log p after n steps, not normalised; the densities of all models must be known."""
+        total = jnp.stack(state.log_densities) @ self.grid.exponents[n]
+        return total if state.tilt is None else total + state.tilt.value
+
+    def slope(self, state: Diffused, n: Array) -> Any:
+        """The gradient of log p after n steps."""
+        score = _combined(state, self.grid.exponents[n])
+        if state.tilt is None:
+            return score
+        return jax.tree.map(jnp.add, score, state.tilt.gradient)
+
+    def log_start(self, state: Diffused) -> Array:
+        """Log p / law at the first time; marginals whose density is not known are Normal(0, variance)."""
+        total = -points.log_prob(self.law, state.x)
+        for w, model in zip(self.grid.exponents[0], self.composition.models, strict=True):
+            if model.log_density is None:
+                total = total + w * points.log_prob(model.prior(), state.x)
+            else:
+                total = total + w * model.log_density(state.x, self.grid.times[0])
+        return total if state.tilt is None else total + state.tilt.value
+
+    def log_weight(self, previous: Diffused, state: Diffused, n: Array) -> Array:
+        """Log G of step n, counting from 0."""
+        if self.ratios == "euler":
+            return self._euler(previous, n)
+        now, then = self.grid.exponents[n], self.grid.exponents[n + 1]
+        log_weight = -self._kernel_ratio(
+            previous.x,
+            state.x,
+            self._shift(previous, n, now, 1),
+            self._shift(state, n, then, -1),
+            n,
+        )
+        for i, ratio in enumerate(self.ratios):
+            before, after = previous.log_densities[i], state.log_densities[i]
+            if ratio == "exact":
+                log_weight += then[i] * after - now[i] * before
+                continue
+            log_weight += then[i] * self._path_ratio(i, previous, state, n)
+            if self.composition.varies:
+                log_weight += (then[i] - now[i]) * before
+        if state.tilt is not None and previous.tilt is not None:
+            log_weight += state.tilt.value - previous.tilt.value
+        return log_weight
+
+    def moments(self, previous: Diffused, n: Array) -> tuple[Any, Array]:
+        """Mean and scale of M of step n, counting from 0."""
+        shift = self._shift(previous, n, self.grid.exponents[n], 1)
+        mean = jax.tree.map(jnp.add, previous.x, shift)
+        return mean, self.grid.zeta[n] * jnp.sqrt(self.grid.noise[n])
+
+    def _log_densities(
+        self, state: Diffused, n: Array, previous: Diffused | None
+    ) -> tuple[Array | None, ...]:
+        """Log q_i where a weight needs it: by the model, else by the one before plus the ratio of the model's kernels."""
+        values: list[Array | None] = []
+        is_metropolis = self.langevin is not None and self.langevin.is_metropolis(self.composition)
+        for i, model in enumerate(self.composition.models):
+            is_exact = self.ratios != "euler" and self.ratios[i] == "exact"
+            if not (is_exact or is_metropolis or self.composition.varies):
+                values.append(None)
+            elif model.log_density is not None:
+                values.append(model.log_density(state.x, self.grid.times[n]))
+            elif previous is None:
+                values.append(points.log_prob(model.prior(), state.x))
+            else:
+                step = self._path_ratio(i, previous, state, n - 1)
+                values.append(previous.log_densities[i] + step)
+        return tuple(values)
+
+    def _path_ratio(self, i: int, previous: Diffused, state: Diffused, n: Array) -> Array:
+        """The ratio log R_i(y | x) - log F_i(x | y) over step n."""
+        grid, zeta2 = self.grid, self.grid.zeta[n] ** 2
+        shift = lambda sign: (
+            lambda x, s: 0.5 * (zeta2 + sign) * grid.noise[n] * s[i] - sign * grid.drift[n] * x
+        )
+        there = jax.tree.map(shift(1), previous.x, previous.scores)
+        back = jax.tree.map(shift(-1), state.x, state.scores)
+        return self._kernel_ratio(previous.x, state.x, there, back, n)
+
+    def _kernel_ratio(self, x: Any, y: Any, there: Any, back: Any, n: Array) -> Array:
+        """The ratio log Normal(y; x + there, V) - log Normal(x; y + back, V), V the variance of the move of step n.
+
+        As a product of sum and difference: the squares are of the size of the dimension, what is left of them is small.
+        """
+        variance = self.grid.zeta[n] ** 2 * self.grid.noise[n]
+        parts = lambda x, y, there, back: (there + back) * (2 * (y - x) + back - there)
+        return points.total(parts, x, y, there, back) / (2 * variance)
+
+    def _shift(self, state: Diffused, n: Array, w: Array, sign: int) -> Any:
+        """The mean displacement of step n from a state: of M at its start with sign +1, of B at its end with sign -1."""
+        grid, zeta2 = self.grid, self.grid.zeta[n] ** 2
+        half = 0.5 * (zeta2 + sign) * grid.noise[n]
+        shift = jax.tree.map(
+            lambda s, x: half * s - sign * grid.drift[n] * x, _combined(state, w), state.x
+        )
+        if state.tilt is None:
+            return shift
+        tilted = 0.5 * zeta2 * grid.noise[n]
+        return jax.tree.map(lambda a, g: a + tilted * g, shift, state.tilt.gradient)
+
+    def _euler(self, state: Diffused, n: Array) -> Array:
+        grid, w = self.grid, self.grid.exponents[n]
+        score, half = _combined(state, w), 0.5 * grid.noise[n]
+        size = points.size_of(self.composition.models[0].shape)
+        # |S|^2 - sum_i w_i |s_i|^2, coordinate by coordinate: the parts cancel where models agree.
+        excess = points.total(
+            lambda s, each: s**2 - jnp.tensordot(w, each**2, 1), score, state.scores
+        )
+        log_weight = (w.sum() - 1) * grid.drift[n] * size + half * excess
+        if state.tilt is not None:
+            _, gradient, slope = state.tilt
+            # The slope is one in the noising time, which falls.
+            change = slope * (grid.times[n + 1] - grid.times[n])
+            along = lambda g, s, x: g * (half * s - grid.drift[n] * x)
+            log_weight += change + points.total(along, gradient, score, state.x)
+        if self.composition.varies:
+            log_weight += (grid.exponents[n + 1] - w) @ jnp.stack(state.log_densities)
+        return log_weight
+
+
+def _combined(state: Diffused, w: Array) -> Any:
+    return jax.tree.map(lambda s: jnp.tensordot(w, s, 1), state.scores)
+
+
+def _score(model: Diffusion, x: Any, t: Array) -> Any:
+    """The model's score, which must have the structure and shapes of x."""
+    score = model.score(x, t)
+    have, want = (jax.tree.map(jnp.shape, tree) for tree in (score, x))
+    if have != want:
+        raise ValueError(
+            f"fkc: a score has shape {have} at a point of shape {want}. Return the gradient of log q_t for one point, with the "
+            "point's own structure; nothing is broadcast."
+        )
+    return score
+
+
+def _clipped(score: Any, max_norm: float | None) -> Any:
+    if max_norm is None:
+        return score
+    norm = jnp.sqrt(points.total(jnp.square, score))
+    factor = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-30))
+    return jax.tree.map(lambda s: s * factor, score)

@@ -1,0 +1,87 @@
+"""Points of a diffusion: arrays, or trees of arrays (the sites of a model), and the few operations that steps need of them.
+
+A shape is a tuple of integers or a tree of such; a law a NumPyro distribution or a tree of such, one for each array.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+Array = jax.Array
+
+
+def is_shape(x: Any) -> bool:
+    """Whether x is the shape of one array."""
+    return isinstance(x, tuple) and all(isinstance(n, int) for n in x)
+
+
+def size_of(shape: Any) -> int:
+    """Number of coordinates of a point."""
+    return sum(math.prod(s) for s in jax.tree.leaves(shape, is_leaf=is_shape))
+
+
+def normal_law(shape: Any, scale: Any) -> Any:
+    """Normal(0, scale) in each coordinate."""
+    one = lambda s: dist.Normal(0.0, scale).expand(s).to_event(len(s))
+    return jax.tree.map(one, shape, is_leaf=is_shape)
+
+
+def normals_at(mean: Any, scale: Array) -> Any:
+    """Normal(mean, scale) in each coordinate."""
+    return jax.tree.map(lambda m: dist.Normal(m, scale).to_event(jnp.ndim(m)), mean)
+
+
+def shape_of_law(law: Any) -> Any:
+    """The shape of its points."""
+    return jax.tree.map(lambda d: d.batch_shape + d.event_shape, law, is_leaf=is_law)
+
+
+def is_unbatched(law: Any) -> bool:
+    """Whether each distribution draws one event."""
+    return all(d.batch_shape == () for d in jax.tree.leaves(law, is_leaf=is_law))
+
+
+def draw(law: Any, key: Array) -> Any:
+    """A point."""
+    laws, tree = jax.tree.flatten(law, is_leaf=is_law)
+    return tree.unflatten(
+        [jnp.asarray(d.sample(k)) for d, k in zip(laws, _keys(key, len(laws)), strict=True)]
+    )
+
+
+def log_prob(law: Any, x: Any) -> Array:
+    """Log density of a point, in nats."""
+    laws, tree = jax.tree.flatten(law, is_leaf=is_law)
+    terms = (d.log_prob(v) for d, v in zip(laws, tree.flatten_up_to(x), strict=True))
+    return functools.reduce(jnp.add, terms)
+
+
+def noise_like(key: Array, x: Any) -> Any:
+    """Independent Normal(0, 1) of the shape of x."""
+    leaves, tree = jax.tree.flatten(x)
+    keys = _keys(key, len(leaves))
+    return tree.unflatten(
+        [jax.random.normal(k, jnp.shape(v)) for k, v in zip(keys, leaves, strict=True)]
+    )
+
+
+def total(fn: Callable[..., Array], *trees: Any) -> Array:
+    """The sum of fn(leaves) over all coordinates."""
+    parts = jax.tree.map(lambda *leaves: jnp.sum(fn(*leaves)), *trees)
+    return functools.reduce(jnp.add, jax.tree.leaves(parts))
+
+
+def _keys(key: Array, num: int) -> Any:
+    return [key] if num == 1 else jax.random.split(key, num)
+
+
+def is_law(x: Any) -> bool:
+    """Whether x is one distribution."""
+    return isinstance(x, dist.Distribution)
