@@ -193,9 +193,14 @@ def fk_steering(
 
 def _checked(name: str, diffusion: Diffusion, times: Array) -> Array:
     times = check_times(name, diffusion.noising, times)
-    if is_concrete(times) and float(diffusion.noising.variance(times[-1])) == 0:
+    if not is_concrete(times):
+        return times
+    with jax.ensure_compile_time_eval():  # known times stay known within jit
+        last = float(times[-1])
+        variance = float(diffusion.noising.variance(last))
+    if variance == 0:
         raise ValueError(
-            f"{name}: times end at {float(times[-1]):g}, where no noise is left and the last step has no density. End at a small "
+            f"{name}: times end at {last:g}, where no noise is left and the last step has no density. End at a small "
             "positive time, e.g. noising.times(num_steps)."
         )
     return times

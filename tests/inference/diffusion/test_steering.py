@@ -9,6 +9,7 @@ import pytest
 from _stats import assert_unbiased
 from lapilli import inference
 from lapilli.inference.diffusion._diffusion import reverse_step
+from lapilli.inference.diffusion._steering import Steered, Twisted
 from lapilli.models import diffusion
 
 NOISING = diffusion.VP()
@@ -100,6 +101,67 @@ def test_potentials_add_up_to_the_reward(potential, key):
             }
             np.testing.assert_allclose(log_g, want[potential], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(total, jnp.sin(3 * state.x), rtol=1e-4, atol=1e-5)
+
+
+# Whole paths: the chain is Gaussian, so that the law of a path given y is known.
+
+
+def path_law(times):
+    """Mean and covariance of x_0, ..., x_N given y, N + 1 at most a dozen."""
+    one = lambda x, t, s: reverse_step(NOISING, x, MODEL.score(x, t), t, s)
+    at = jax.jit(jax.vmap(jax.vmap(one, (0, None, None)), (None, 0, 0)))
+    means, variances = map(np.asarray, at(jnp.arange(2.0), times[:-1], times[1:]))
+    size = len(times)
+    mean, factor = np.zeros(size), np.zeros((size, size))  # path = mean + factor noise
+    factor[0, 0] = np.sqrt(float(NOISING.variance(1.0)))
+    for n, (m, v) in enumerate(zip(means, variances, strict=True)):
+        slope = m[1] - m[0]
+        mean[n + 1], factor[n + 1] = m[0] + slope * mean[n], slope * factor[n]
+        factor[n + 1, n + 1] = np.sqrt(v[0])
+    covariance = factor @ factor.T
+    gain = covariance[:, -1] / (covariance[-1, -1] + SCALE**2)
+    return mean + gain * (Y - mean[-1]), covariance - np.outer(gain, covariance[-1])
+
+
+@pytest.mark.parametrize("name", ["difference", pytest.param("twisted", marks=pytest.mark.slow)])
+def test_conditional_smc_moves_whole_paths_within_their_law(name, key):
+    """One move of 4 particles from 3,000 exact paths of 8 steps: means, squares and products of neighbours as they were."""
+    make = {
+        "difference": lambda: inference.fk_steering(MODEL, COARSE, log_likelihood),
+        "twisted": lambda: inference.twisted_diffusion(MODEL, COARSE, log_likelihood),
+    }
+    model, (mean, covariance) = make[name](), path_law(COARSE)
+    paths = np.random.default_rng(0).multivariate_normal(mean, covariance, 3000)
+
+    def move(key, x):
+        states = jax.vmap(lambda x, n: at_place(name, x, n))(x, jnp.arange(len(COARSE)))
+        new = inference.conditional_smc(model, key, states, num_particles=4, path="ancestor")
+        return jnp.concatenate([new.x, new.x**2, new.x[1:] * new.x[:-1]])
+
+    got = jax.jit(jax.vmap(move))(jax.random.split(key, 3000), jnp.asarray(paths, jnp.float32))
+    square = covariance + np.outer(mean, mean)
+    assert_unbiased(got, np.concatenate([mean, np.diag(square), np.diag(square, 1)]))
+
+
+def at_place(name, x, n):
+    """The state of a particle that stands at x after n steps."""
+    score, t = MODEL.score(x, jnp.asarray(COARSE)[n]), jnp.asarray(COARSE)[n]
+    variance, alpha = NOISING.variance(t), NOISING.alpha(t)
+
+    def ahead(x):
+        expected = (x + variance * MODEL.score(x, t)) / alpha
+        return jnp.where(n == len(COARSE) - 1, log_likelihood(x), log_likelihood(expected))
+
+    if name == "difference":
+        return Steered(x, score, ahead(x), jnp.zeros(()), jnp.zeros(()))
+    expected = lambda x: log_likelihood((x + variance * MODEL.score(x, t)) / alpha)
+    return Twisted(x, score, ahead(x), jax.grad(expected)(x))
+
+
+@pytest.mark.parametrize("potential", ["max", "sum"])
+def test_potentials_of_the_whole_past_keep_their_ancestors(potential):
+    model = inference.fk_steering(MODEL, COARSE, log_likelihood, potential=potential)
+    assert model.log_transition is None
 
 
 def test_refusals():
