@@ -68,6 +68,7 @@ def _net(name, flow, backward, forward_looking, dtype):
         tabular(num_states, 1, 2, base) if flow == "network" else None,
         backward,
         forward_looking,
+        tabular(num_states, env.num_choices, 3, base) if backward == "prior" else None,
     )
 
 

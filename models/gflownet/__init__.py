@@ -21,7 +21,8 @@ arXiv:2210.00580.
 from ._balance import Balance as Balance, Replay as Replay, balance as balance
 from ._bits import Bits as Bits
 from ._environment import Environment as Environment, Position as Position, check as check
-from ._gflownet import GFlowNet as GFlowNet, programs as programs
+from ._fragments import Fragments as Fragments
+from ._gflownet import GFlowNet as GFlowNet
 from ._hypergrid import Hypergrid as Hypergrid
 from ._losses import (
     Loss as Loss,
@@ -30,9 +31,12 @@ from ._losses import (
     subtrajectory_balance as subtrajectory_balance,
     trajectory_balance as trajectory_balance,
 )
+from ._phylogenies import Forest as Forest, Phylogenies as Phylogenies
 from ._process import Batch as Batch, Process as Process
+from ._programs import programs as programs
 from ._rollout import rollout as rollout
 from ._sets import Sets as Sets
+from ._strings import Strings as Strings, Writing as Writing
 from ._structure import Structures as Structures, bge_scores as bge_scores
 from ._table import (
     Table as Table,

@@ -204,7 +204,7 @@ class Balance:
         is_row = ~rows[0].is_done
         if self.num_consecutive is not None:
             is_row &= jnp.stack([c != 0 for c in cotangents]).any(0)
-        if net.backward_policy == "uniform" and net.flow != "edges":
+        if net.backward_policy != "learned" and net.flow != "edges":
             is_row &= rows[1] < net.env.length
 
         def pull(chosen: Any, cotangents: Numbers) -> Any:
@@ -308,6 +308,10 @@ def balance(
     if replay is not None and (replay.capacity < batch_size or replay.num_trajectories < 1):
         problems.append(
             f"replay needs a capacity of at least a batch ({batch_size}) and num_trajectories >= 1, got {replay}"
+        )
+    if replay is not None and replay.backward and net.prior is not None:
+        problems.append(
+            "replay.backward walks back from objects by P_B, and programs(backward='prior') has none. Use Replay(backward=False)"
         )
     for what, schedule, ok in (
         ("epsilon", epsilon, lambda x: 0 <= x <= 1),

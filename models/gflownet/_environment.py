@@ -133,6 +133,11 @@ def retreat(env: Environment, position: Position, action: Array) -> Position:
     return Position(_where(is_stop, position.state, moved), jnp.zeros((), bool))
 
 
+def log_softmax(logits: Any, mask: Bool[Array, " choices"]) -> Float[Array, " choices"]:
+    """Log-probs over possible actions."""
+    return jax.nn.log_softmax(jnp.where(mask, logits, EXCLUDED))
+
+
 def walk(env: Environment, actions: Int[Array, " steps"]) -> Position:
     """The positions s_0, ..., s_T along given actions, stacked."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,11 +14,12 @@ from jaxtyping import Array, Float, Int
 
 from ... import ppl
 from . import _environment as walks
-from ._environment import EXCLUDED, Environment, Position
+from ._environment import EXCLUDED, Environment, Position, log_softmax
 from ._process import Batch, Process
+from ._target import target_of
 
 Flow = Literal["total", "network", "shared", "stop", "edges"]
-Backward = Literal["uniform", "learned"]
+Backward = Literal["uniform", "learned", "prior"]
 
 
 class Modules(NamedTuple):
@@ -30,7 +31,10 @@ class Modules(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """At one position: log P_F of each action, log P_B of each last action, and the learned part of log F, 0 at the end."""
+    """At one position: log P_F of each action, log P_B of each last action, and the learned part of log F, 0 at the end.
+
+    With a prior, log P_B is zero here: see `GFlowNet.log_led`.
+    """
 
     log_pf: Float[Array, " choices"]
     log_pb: Float[Array, " choices"]
@@ -50,6 +54,10 @@ class GFlowNet:
       for each step, log R(s_{t+1}) - log R(s_t), and "start".
     - `backward`: P_B(path | x) as a program of x that walks back to the start; its "action" is in the order of the walk.
 
+    With a prior policy p (`prior`) in place of P_B, the target is p(path) R(x): the posterior of what p builds under the
+    likelihood R, and Z = E_p[R]. The flow is then F(s) = E_p[R(x) | s], and every balance loss holds with p for P_B: trajectory
+    balance is relative trajectory balance. There is no `backward`.
+
     So `inference.elbo(net.target, net.forward)`, `iwelbo`, `smc(net.target, key, proposal=net.forward)` and all that takes a
     model and a guide apply, with parameters bound or given. Z-hat is unbiased whatever the flow, but where rewards of incomplete
     objects (or a badly learned flow, as `twist`) favour those that lead nowhere, resampling makes its variance huge;
@@ -61,8 +69,9 @@ class GFlowNet:
         policy: initial policy network.
         flow: which flow is learned, see `programs`.
         flow_network: initial flow network, or None.
-        backward_policy: "uniform" or "learned".
+        backward_policy: "uniform", "learned" or "prior".
         forward_looking: whether log F(s) = log R(s) + learned part.
+        prior: the prior policy, fixed, or None.
     """
 
     env: Environment
@@ -71,6 +80,7 @@ class GFlowNet:
     flow_network: Any
     backward_policy: Backward
     forward_looking: bool
+    prior: Callable[[Array], Array] | None = None
 
     def modules(self, params: Mapping[str, Any]) -> Modules:
         """The networks at these parameters."""
@@ -85,7 +95,7 @@ class GFlowNet:
     def heads(self, modules: Modules, position: Position, t: Array) -> Heads:
         """Policies and flow at one position of number t."""
         env, outputs = self.env, modules.policy(self.env.observe(position.state))
-        log_pf = _log_softmax(self._forward_logits(outputs, position), walks.legal(env, position))
+        log_pf = log_softmax(self._forward_logits(outputs, position), walks.legal(env, position))
         log_pb = self._log_backward(modules, outputs, position)
         # Pinned where the object is complete: otherwise any policy has a flow without residuals.
         is_end = position.is_done | (t >= env.length)
@@ -101,6 +111,8 @@ class GFlowNet:
 
     def _log_backward(self, modules: Modules, outputs: Array, position: Position) -> Array:
         env, mask = self.env, walks.removable(self.env, position)
+        if self.prior is not None:
+            return jnp.zeros(env.num_choices, outputs.dtype)
         if self.flow == "edges":
             actions = jnp.arange(env.num_actions)
             parents = jax.vmap(env.undo, (None, 0))(position.state, actions)
@@ -110,7 +122,7 @@ class GFlowNet:
             logits = outputs[env.num_choices : env.num_choices + env.num_actions]
         else:
             logits = jnp.zeros(env.num_actions, outputs.dtype)
-        return _log_softmax(jnp.pad(logits, (0, env.num_choices - env.num_actions)), mask)
+        return log_softmax(jnp.pad(logits, (0, env.num_choices - env.num_actions)), mask)
 
     def _log_flow(
         self, modules: Modules, outputs: Array, position: Position, log_pf: Array, t: Array
@@ -133,7 +145,28 @@ class GFlowNet:
         """(log_pf, log_pb, log_flow) of a `Process` at one position, where `taken` is the action there, `led` the last one."""
         heads = self.heads(modules, position, t)
         log_pf = jnp.where(t < self.env.length, heads.log_pf[taken], 0.0)
-        return log_pf, jnp.where(t > 0, heads.log_pb[led], 0.0), heads.log_flow
+        return log_pf, jnp.where(t > 0, self.log_led(heads, position, led), 0.0), heads.log_flow
+
+    def log_led(self, heads: Heads, position: Position, led: Array) -> Array:
+        """Log P_B of the action that led to a position, or what the prior gave it; the prior's stops count in the reward."""
+        if self.prior is None:
+            return heads.log_pb[led]
+        before = walks.retreat(self.env, position, led)
+        is_stop = self.env.stops & (led == self.env.num_actions)
+        return jnp.where(is_stop, 0.0, self.log_prior(before)[led])
+
+    def log_prior(self, position: Position) -> Array:
+        """Log-probs of the prior policy, [choices]."""
+        assert self.prior is not None
+        logits = jax.lax.stop_gradient(self.prior(self.env.observe(position.state)))
+        return log_softmax(logits, walks.legal(self.env, position))
+
+    def log_reward_at_end(self, state: Any) -> Array:
+        """Log R of a complete object, with the log-probability that a prior stops there."""
+        log_reward = self.env.log_reward(state)
+        if self.prior is None or not self.env.stops:
+            return log_reward
+        return log_reward + self.log_prior(Position(state, jnp.zeros((), bool)))[-1]
 
     def log_weight_process(
         self, params: Mapping[str, Any], actions: Int[Array, "batch steps"]
@@ -161,7 +194,7 @@ class GFlowNet:
         if self.env.stops:
             length = num_positions - position.is_done.sum(1)
         last = jax.tree.map(lambda x: x[:, -1], position.state)
-        end = jax.vmap(self.env.log_reward)(last)[:, None]
+        end = jax.vmap(self.log_reward_at_end)(last)[:, None]
         known = jnp.zeros_like(end)
         if self.forward_looking:
             known = jax.vmap(jax.vmap(self.env.log_reward))(position.state)
@@ -175,7 +208,7 @@ class GFlowNet:
 
         @ppl.model
         def forward() -> Any:
-            modules = self._declare()
+            modules = self.declare()
 
             def step(position: Position, t: Array) -> tuple[Position, None]:
                 heads = self.heads(modules, position, t)
@@ -192,43 +225,26 @@ class GFlowNet:
 
     @property
     def target(self) -> ppl.Program:
-        """R(x) P_B(path | x)."""
-        env = self.env
-
-        @ppl.model
-        def target() -> Any:
-            modules, first = self._declare(), walks.start(env)
-
-            def step(carry: tuple[Position, Array], t: Array) -> tuple[Any, None]:
-                position, known = carry
-                mask = walks.legal(env, position)
-                action = ppl.sample("action", dist.CategoricalLogits(_log_softmax(0.0, mask)))
-                position = walks.advance(env, position, action)
-                log_pb = self.heads(modules, position, t + 1).log_pb[action]
-                ppl.factor("backward", log_pb + jnp.log(mask.sum()))
-                if self.forward_looking:
-                    before, known = known, env.log_reward(position.state)
-                    ppl.factor("reward", known - before)
-                return (position, known), None
-
-            known = env.log_reward(first.state) if self.forward_looking else jnp.zeros(())
-            if self.forward_looking:
-                ppl.factor("start", known)
-            (last, _), _ = ppl.scan(step, (first, known), jnp.arange(env.length))
-            if not self.forward_looking:
-                ppl.factor("reward", env.log_reward(last.state))
-            return last.state
-
-        return target
+        """R(x) P_B(path | x), or R(x) p(path) for a prior policy p."""
+        return target_of(self)
 
     @property
     def backward(self) -> ppl.Program:
-        """P_B, a program of the object."""
+        """P_B, a program of the object.
+
+        Raises:
+            ValueError: a prior policy takes its place, which is no law of the way back.
+        """
+        if self.prior is not None:
+            raise ValueError(
+                "GFlowNet.backward: the target is prior(path) R(x), and the law of the path given x is not at hand. Use "
+                "backward='uniform' or 'learned', or draw from `forward`."
+            )
         env = self.env
 
         @ppl.model
         def backward(state: Any) -> Any:
-            modules = self._declare()
+            modules = self.declare()
 
             def step(position: Position, t: Array) -> tuple[Position, None]:
                 log_pb = self.heads(modules, position, t).log_pb
@@ -292,125 +308,14 @@ class GFlowNet:
 
         return log_psi
 
-    def _declare(self) -> Modules:
+    def declare(self) -> Modules:
         """The networks as parameters of the running program."""
         flow = None if self.flow_network is None else ppl.module("flow", self.flow_network)
         log_z = ppl.param("log_z", jnp.zeros(())) if self.flow == "total" else None
         return Modules(ppl.module("policy", self.policy), flow, log_z)
 
 
-def programs(
-    env: Environment,
-    *,
-    flow: Flow = "network",
-    backward: Backward = "uniform",
-    forward_looking: bool = False,
-    policy: Any = None,
-    flow_network: Any = None,
-    num_hidden: int = 256,
-    depth: int = 2,
-    activation: Callable[[Array], Array] = jax.nn.relu,
-    key: Array,
-) -> GFlowNet:
-    """A GFlowNet over an environment, with freshly initialised networks.
-
-    Parameters: "policy" (features -> logits of all actions, then of all last actions if P_B is learned, then log F if it is
-    shared), "flow" (features -> log F) or "log_z".
-
-    Args:
-        env: the environment; checked on random trajectories.
-        flow: what is learned of log F:
-            "network", a network of its own; "shared", one more output of the policy;
-            "total", log Z alone (trajectory balance, log-variance);
-            "stop", log F(s) = log R(s) - log P_F(stop | s), which eliminates the flow (modified detailed balance; needs
-            forward-looking flows and an environment that stops);
-            "edges": the policy's outputs are log flows of edges, P_F and P_B what they induce, so that detailed balance is
-            flow matching; costs a network call for every parent.
-        backward: P_B "uniform" over parents, or "learned".
-        forward_looking: log F(s) = log R(s) + learned part: rewards of incomplete objects count as they come. The learned
-            part is pinned at 0 where an object is complete; without that, any policy has zero loss.
-        policy: an equinox module from features to outputs; None: a perceptron.
-        flow_network: for flow="network", an equinox module from features to [1]; None: a perceptron.
-        num_hidden: width of the perceptrons.
-        depth: number of hidden layers.
-        activation: their activation.
-        key: PRNG key of the initial values.
-
-    Raises:
-        ValueError: what `check` finds wrong with the environment; forward-looking flows where incomplete objects have no reward;
-            a choice of flow that does not go with the others; a policy with the wrong number of outputs.
-
-    Reference: Bengio et al. 2021, arXiv:2106.04399 (flow matching); Malkin et al. 2022, arXiv:2201.13259; Pan et al. 2023,
-    arXiv:2302.01687 (forward-looking); Deleu et al. 2022, arXiv:2202.13903 (modified detailed balance).
-    """
-    _check_choices(env, flow, backward, forward_looking, flow_network)
-    policy_key, flow_key, check_key = jax.random.split(key, 3)
-    walks.check(env, check_key)
-    features = jax.eval_shape(lambda: env.observe(walks.start(env).state))
-    if len(features.shape) != 1 and (policy is None or flow == "network" and flow_network is None):
-        raise ValueError(
-            f"{type(env).__name__}.observe returns shape {features.shape}, and the default networks take a vector. Flatten it, "
-            "or pass policy= (and flow_network=)."
-        )
-    num_outputs = env.num_choices + (flow == "shared")
-    num_outputs += env.num_actions if backward == "learned" else 0
-    perceptron = lambda size, key: eqx.nn.MLP(
-        features.shape[0], size, num_hidden, depth, activation=activation, key=key
-    )
-    policy = perceptron(num_outputs, policy_key) if policy is None else policy
-    found = jax.eval_shape(policy, features).shape
-    if found != (num_outputs,):
-        raise ValueError(
-            f"programs: policy returns shape {found}, expected ({num_outputs},): {env.num_choices} actions"
-            + (f", {env.num_actions} last actions" if backward == "learned" else "")
-            + (", one log flow" if flow == "shared" else "")
-            + "."
-        )
-    if flow == "network" and flow_network is None:
-        flow_network = perceptron(1, flow_key)
-    return GFlowNet(env, policy, flow, flow_network, backward, forward_looking)
-
-
 def neighbours(actions: Array) -> tuple[Array, Array]:
     """The action taken at each of the T + 1 positions and the one before, [batch, T + 1]; repeated where there is none."""
     ends = lambda before, after: jnp.pad(actions, ((0, 0), (before, after)), mode="edge")
     return ends(0, 1), ends(1, 0)
-
-
-def _log_softmax(logits: Any, mask: Array) -> Array:
-    return jax.nn.log_softmax(jnp.where(mask, logits, EXCLUDED))
-
-
-def _check_choices(
-    env: Environment, flow: str, backward: str, forward_looking: bool, flow_network: Any
-) -> None:
-    name = type(env).__name__
-    for argument, value, kind in (("flow", flow, Flow), ("backward", backward, Backward)):
-        if value not in get_args(kind):
-            raise ValueError(
-                f"programs: {argument} must be one of {list(get_args(kind))}, got {value!r}."
-            )
-    if forward_looking and not env.rewards_prefixes:
-        raise ValueError(
-            f"programs: forward_looking=True needs rewards of incomplete objects whose steps add up to log R(x), and {name} "
-            "declares rewards_prefixes=False. Give it a log_reward for incomplete objects, or use forward_looking=False."
-        )
-    if forward_looking and flow in ("total", "edges"):
-        raise ValueError(
-            f"programs: flow='{flow}' learns no flow of states that a known part could be split from. Use 'network', 'shared' or "
-            "'stop', or forward_looking=False (trajectory balance is the same either way)."
-        )
-    if flow == "stop" and not (forward_looking and env.stops):
-        raise ValueError(
-            f"programs: flow='stop' is log R(s) - log P_F(stop | s), which needs a stop action in every state ({name}.stops is "
-            f"{env.stops}) and forward_looking=True (it is {forward_looking}). Use flow='network'."
-        )
-    if flow == "edges" and backward == "learned":
-        raise ValueError(
-            "programs: flow='edges' induces P_B from the flows, so there is none to learn. Use backward='uniform' (which is "
-            "then not used), or flow='network'."
-        )
-    if flow_network is not None and flow != "network":
-        raise ValueError(
-            f"programs: flow_network is given, but flow='{flow}' does not use it. Choose flow='network'."
-        )

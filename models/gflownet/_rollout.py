@@ -31,7 +31,7 @@ def rollout(
     repeat = lambda x: jnp.broadcast_to(x, (size, *jnp.shape(x)))
     first = jax.tree.map(repeat, walks.start(env))
     heads = jax.vmap(lambda position, t: net.heads(modules, position, t), (0, None))
-    pick = jax.vmap(lambda row, i: row[i])
+    pick, lead = jax.vmap(lambda row, i: row[i]), jax.vmap(net.log_led)
     stack = lambda x, length: jnp.zeros((length, *x.shape), x.dtype)
     dtype = jax.eval_shape(heads, first, jnp.int32(0)).log_pf.dtype
     zeros = jnp.zeros((env.length + 1, size), dtype)
@@ -50,7 +50,7 @@ def rollout(
         action = choose(jax.random.fold_in(key, t), found.log_pf)
         now = (
             pick(found.log_pf, action),
-            jnp.where(t > 0, pick(found.log_pb, led), 0.0),
+            jnp.where(t > 0, lead(found, position, led), 0.0),
             found.log_flow,
         )
         put = lambda row, x: row.at[t].set(x)
@@ -75,7 +75,7 @@ def rollout(
         )
         visited = visited._replace(state=states)
     else:
-        end = pick(heads(last, jnp.int32(env.length)).log_pb, led)
+        end = lead(heads(last, jnp.int32(env.length)), last, led)
         numbers = (numbers[0], numbers[1].at[-1].set(end), numbers[2])
         visited = jax.tree.map(lambda x, end: x.at[-1].set(end), visited, last)
     swap = lambda x: jnp.swapaxes(x, 0, 1)

@@ -206,6 +206,10 @@ REFUSED = {
     "small memory": (
         lambda: gflownet.balance(sets(), DB, replay=gflownet.Replay(4)), "capacity of at least a batch",
     ),
+    "walks back": (
+        lambda: gflownet.balance(grid("network", "prior"), DB, replay=gflownet.Replay(backward=True)),
+        "replay.backward",
+    ),
     "probability": (lambda: gflownet.balance(sets(), DB, epsilon=1.5), "epsilon is 1.5"),
     "temperature": (lambda: gflownet.balance(sets(), DB, temperature=0.0), "temperature is 0"),
     "chunks": (lambda: gflownet.balance(sets(), DB, rows_per_chunk=0), "rows_per_chunk"),
@@ -229,6 +233,10 @@ PROGRAMS = {
     "no stop action": (SETS, {"forward_looking": True, "flow": "stop"}, "stops is False"),
     "no looking forward": (GRID, {"flow": "stop"}, "forward_looking=True"),
     "induced backward policy": (SETS, {"flow": "edges", "backward": "learned"}, "induces P_B"),
+    "prior without its name": (GRID, {"prior": abs}, "do not go together"),
+    "name without a prior": (GRID, {"backward": "prior"}, "do not go together"),
+    "prior and no flow": (GRID, {"backward": "prior", "prior": abs, "flow": "edges"}, "not for a prior"),
+    "outputs of the prior": (GRID, {"backward": "prior", "prior": abs}, r"prior returns shape \(6,\), expected \(3,\)"),
     "unused network": (SETS, {"flow": "total", "flow_network": abs}, "does not use it"),
     "another flow": (SETS, {"flow": "state"}, "flow must be one of"),
     "outputs": (GRID, {"backward": "learned", "policy": lambda x: x}, r"shape \(6,\), expected \(5,\): 3 actions, 2 last"),

@@ -14,15 +14,22 @@ from lapilli.models import gflownet
 
 SCORES = gflownet.bge_scores(np.random.default_rng(0).normal(size=(20, 3)))
 BITS = np.array([[0, 0, 1, 1, 0, 1], [1, 1, 1, 0, 0, 0]])
+RNG = np.random.default_rng(2)
+STRINGS = RNG.normal(size=(3, 3, 3))
+SEQUENCES = RNG.integers(0, 4, (5, 12))
 ENVIRONMENTS = {
     "sets": gflownet.Sets(np.linspace(-1, 1, 6), 4),
     "grid": gflownet.Hypergrid(2, 4),
     "append": gflownet.Bits(BITS, word_length=2),
     "any": gflownet.Bits(BITS, word_length=3, order="any"),
     "structures": gflownet.Structures(SCORES),
+    "strings": gflownet.Strings(STRINGS, order="any"),
+    "phylogenies": gflownet.Phylogenies(SEQUENCES),
+    "fragments": gflownet.Fragments(RNG.normal(size=2), RNG.normal(size=(2, 2, 2)), depth=2),
 }
 NUM_OBJECTS = {
     "sets": math.comb(6, 4), "grid": 16, "append": 2**6, "any": 2**6, "structures": 25,
+    "strings": 27, "phylogenies": 3 * 5 * 7, "fragments": 1 + 2 * 3 * 3,
 }  # fmt: skip
 
 
@@ -130,6 +137,60 @@ def test_graphs_are_scored_by_their_marginal_likelihood():
     np.testing.assert_allclose(one, student.logpdf(0.7, 3, scale=np.sqrt(2 * 0.5 / 3)), rtol=1e-10)
 
 
+def fewest_changes(tree, site):
+    """Sankoff's algorithm with unit costs: cost of each character at the root of a tree of nested pairs."""
+    if isinstance(tree, int):
+        return np.where(np.arange(4) == site[tree], 0, 99)
+    below = [fewest_changes(branch, site) for branch in tree]
+    return sum((cost[:, None] + (1 - np.eye(4))).min(0) for cost in below)
+
+
+@pytest.mark.parametrize(
+    "joins", [[(0, 1), (2, 3), (0, 2), (0, 4)], [(3, 4), (1, 3), (0, 1), (0, 2)], [(1, 4), (0, 2)]]
+)
+def test_trees_are_scored_by_their_parsimony(joins):
+    env = ENVIRONMENTS["phylogenies"]
+    state, trees = env.start(), list(range(5))
+    pairs = list(itertools.combinations(range(5), 2))
+    for left, right in joins:
+        state = env.step(state, jnp.asarray(pairs.index((left, right))))
+        trees[left], trees[right] = (trees[left], trees[right]), None
+    want = sum(
+        fewest_changes(tree, site).min() for site in SEQUENCES.T for tree in trees if tree is not None
+    )  # fmt: skip
+    np.testing.assert_allclose(env.changes(state), want)
+    warm = gflownet.Phylogenies(SEQUENCES, temperature=4.0, offset=20.0)
+    np.testing.assert_allclose(warm.log_reward(state), (20 - want) / 4)
+
+
+def test_simulated_sequences_are_alike_where_nothing_changes():
+    env = gflownet.Phylogenies.simulated(6, 50, rate=0.0)
+    assert env.num_leaves == 6 and (env.patterns == env.patterns[0]).all()
+    far = gflownet.Phylogenies.simulated(6, 4_000, rate=50.0)
+    shares = (far.patterns[0] == far.patterns[1]) @ far.counts / 4_000
+    np.testing.assert_allclose(shares, 0.25, atol=4.5 * np.sqrt(0.25 * 0.75 / 4_000))
+
+
+def test_a_tree_of_fragments_is_worth_its_fragments_and_bonds():
+    env = ENVIRONMENTS["fragments"]
+    state = jnp.array([1, -1, 0])
+    want = env.energies[1] + env.energies[0] + env.bonds[1, 1, 0]
+    np.testing.assert_allclose(env.log_reward(state), -want, rtol=1e-6)
+    np.testing.assert_allclose(env.log_reward(env.start()), 0.0)
+    deep = gflownet.Fragments(RNG.normal(size=1), RNG.normal(size=(1, 2, 1)), depth=3)
+    for one in (env, deep):
+        np.testing.assert_allclose(gflownet.tabulate(one).log_z, one.log_z(), rtol=1e-6)
+
+
+def test_strings_are_looked_up_and_binding_sites_are_read_on_both_strands():
+    env = ENVIRONMENTS["strings"]
+    np.testing.assert_allclose(env.log_reward(jnp.array([2, 0, 1])), STRINGS[2, 0, 1], rtol=1e-6)
+    table = gflownet.Strings.binding(5, seed=3).log_rewards
+    for site in itertools.product(range(4), repeat=5):
+        assert table[site] == table[tuple(3 - k for k in reversed(site))]
+    assert len(np.unique(table)) == (4**5) // 2  # of odd length, none is its own reverse complement
+
+
 class Broken(gflownet.Hypergrid):
     """A grid with one method replaced."""
 
@@ -168,6 +229,16 @@ def test_environments_that_are_not_sound_are_refused(methods, message, key):
         (lambda: gflownet.Bits(BITS, word_length=4), "does not divide"),
         (lambda: gflownet.Bits(BITS + 1, word_length=2), "zeros and ones"),
         (lambda: gflownet.Bits(BITS, word_length=2, order="left"), "order"),
+        (lambda: gflownet.Strings(np.zeros((2, 3))), "one axis of K"),
+        (lambda: gflownet.Strings(np.zeros((2, 2)), order="left"), "Strings: order"),
+        (lambda: gflownet.Phylogenies(SEQUENCES * 1.0), r"integers from 0 to 30.*float64\[5, 12\]"),
+        (lambda: gflownet.Phylogenies(SEQUENCES[:1]), "at least 2"),
+        (lambda: gflownet.Phylogenies(SEQUENCES, temperature=0.0), "positive"),
+        (
+            lambda: gflownet.Fragments(np.zeros(2), np.zeros((2, 2)), depth=2),
+            r"shapes \(2,\) and \(2, 2\)",
+        ),
+        (lambda: gflownet.Fragments(np.zeros(2), np.zeros((2, 2, 2)), depth=0), "depth 0"),
         (lambda: gflownet.Structures(np.zeros((3, 4))), r"\[d, 2\^d\]"),
         (lambda: gflownet.bge_scores(np.full((3, 2), np.nan)), "finite"),
         (lambda: gflownet.bge_scores(np.zeros((3, 2)), degrees=2.0), "exceed"),

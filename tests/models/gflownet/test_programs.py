@@ -17,6 +17,8 @@ CASES = [
     ("grid", "shared", "learned", False),
     ("grid", "stop", "uniform", True),
     ("grid", "edges", "uniform", False),
+    ("grid", "network", "prior", True),
+    ("sets", "shared", "prior", False),
 ]
 ALL = [case if i == 2 else slow(case, id="-".join(map(str, case))) for i, case in enumerate(CASES)]
 
