@@ -20,6 +20,10 @@ arXiv:2210.00580.
 
 from ._balance import Balance as Balance, Replay as Replay, balance as balance
 from ._bits import Bits as Bits
+from ._diffusion_sampler import (
+    DiffusionSampler as DiffusionSampler,
+    diffusion_sampler as diffusion_sampler,
+)
 from ._environment import Environment as Environment, Position as Position, check as check
 from ._fragments import Fragments as Fragments
 from ._gflownet import GFlowNet as GFlowNet

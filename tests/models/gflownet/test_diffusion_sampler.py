@@ -1,0 +1,183 @@
+"""Continuous GFlowNets: the exact sampler of a Gaussian, densities of the programs, estimates of Z."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import pytest
+
+from _stats import assert_unbiased
+from lapilli import inference
+from lapilli.models import gflownet
+
+LOC, SD, LOG_Z, SIGMA, T = 1.0, 0.5, 1.5, 0.8, 6
+# log h(x) = A + B x - P x^2 / 2, for R = Z Normal(LOC, SD) and the reference Normal(0, SIGMA) at the end.
+P = 1 / SD**2 - 1 / SIGMA**2
+B = LOC / SD**2
+A = LOG_Z - 0.5 * (LOC / SD) ** 2 - np.log(SD / SIGMA)
+
+
+def log_r(x):
+    return LOG_Z + dist.Normal(LOC, SD).log_prob(x).sum()
+
+
+def log_f(x, t):
+    """Log E[h(x_1) | x_t = x] under the reference."""
+    v = SIGMA**2 * (1 - t)
+    return A - 0.5 * jnp.log1p(P * v) + (0.5 * B**2 * v + B * x - 0.5 * P * x**2) / (1 + P * v)
+
+
+class Exact(eqx.Module):
+    """The reference's step times the flow after it."""
+
+    def __call__(self, x, t, score):
+        step = SIGMA**2 / T
+        ahead = 1 + P * SIGMA**2 * (1 - t - 1 / T)
+        precision = 1 / step + P / ahead
+        loc = (x / step + B / ahead) / precision
+        return jnp.concatenate([(loc - x) * T, -0.5 * jnp.log(precision * step) + 0 * x])
+
+
+class ExactFlow(eqx.Module):
+    """log_f, less what is known of it."""
+
+    is_known: bool = eqx.field(static=True)
+
+    def __call__(self, features):
+        x, t = features
+        known = t * (A + B * x - 0.5 * P * x**2) if self.is_known else 0.0
+        return (log_f(x, t) - known)[None]
+
+
+def untrained(flow="network", forward_looking=False, seed=0, **options):
+    """Random weights in the last layers too."""
+    sampler = gflownet.diffusion_sampler(
+        log_r, 1, num_steps=T, scale=SIGMA, flow=flow, forward_looking=forward_looking, width=8,
+        key=jax.random.key(seed), **options,
+    )  # fmt: skip
+    params = sampler.forward.init(jax.random.key(1))
+    arrays, tree = jax.tree.flatten(dict(params))
+    keys = jax.random.split(jax.random.key(2), len(arrays))
+    noisy = [a + 0.2 * jax.random.normal(k, a.shape) for a, k in zip(arrays, keys, strict=True)]
+    return sampler, jax.tree.unflatten(tree, noisy)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_the_exact_sampler_of_a_gaussian_has_no_residual(is_known, key):
+    sampler = gflownet.diffusion_sampler(
+        log_r, 1, num_steps=T, scale=SIGMA, flow="network", control=Exact(),
+        flow_network=ExactFlow(is_known), forward_looking=is_known, key=key,
+    )  # fmt: skip
+    paths = jax.random.normal(key, (5, T, 1))
+    process = jax.jit(sampler.log_weight_process)({}, paths)
+    np.testing.assert_allclose(process.increments, 0, atol=2e-5)
+    np.testing.assert_allclose(process.u[:, 0], LOG_Z, rtol=1e-5)
+    ends = jax.vmap(lambda k: sampler.forward.simulate(k).retval[0])(jax.random.split(key, 20_000))
+    assert_unbiased(ends, LOC)
+    assert_unbiased((ends - LOC) ** 2, SD**2)
+
+
+@pytest.mark.parametrize("forward_looking", [False, True])
+def test_the_process_is_the_density_of_the_programs(forward_looking, key):
+    sampler, params = untrained(forward_looking=forward_looking)
+    paths = jax.random.normal(key, (4, T, 1))
+    process = jax.jit(sampler.log_weight_process)(params, paths)
+    forward = sampler.forward.bind(params)
+    log_q = jax.vmap(lambda x: forward.log_density({"x": x}))(paths)
+    log_p = jax.vmap(lambda x: sampler.target.log_density({"x": x}))(paths)
+    np.testing.assert_allclose(process.log_weight, log_p - log_q, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        process.u[:, -1] - process.u[:, 0], process.increments.sum(1), rtol=1e-4, atol=1e-4
+    )
+    # The bridge to 0 and R, from their definitions.
+    x = np.concatenate([np.zeros((4, 1)), np.asarray(paths[..., 0])], 1)
+    t = np.arange(T + 1) / T
+    normal = lambda x, m, v: -0.5 * np.log(2 * np.pi * v) - (x - m) ** 2 / (2 * v)
+    want = np.asarray(jax.vmap(log_r)(paths[:, -1])) - np.asarray(log_q)
+    for i in range(1, T):
+        ratio = t[i] / t[i + 1]
+        want += normal(x[:, i], x[:, i + 1] * ratio, SIGMA**2 * t[i] * (1 - ratio))
+    np.testing.assert_allclose(process.log_weight, want, rtol=1e-4, atol=1e-3)
+
+
+def test_weights_and_particles_estimate_z_without_bias(key):
+    """Random policy, wider paths too; |z| < 4.5."""
+    sampler, params = untrained()
+    source = sampler.explore(1.5).bind(params)
+
+    def weight(key):
+        trace = source.simulate(key)
+        log_p = sampler.target.log_density(trace.choices)
+        return jnp.exp(log_p - trace.log_density - LOG_Z)
+
+    assert_unbiased(jax.jit(jax.vmap(weight))(jax.random.split(key, 20_000)), 1.0)
+
+    def run(key):
+        options = {"num_particles": 16, "history": "none"}
+        forward = sampler.forward.bind(params)
+        return inference.smc(sampler.target, key, proposal=forward, **options).log_evidence
+
+    estimates = jax.jit(jax.vmap(run))(jax.random.split(key, 4_000))
+    assert_unbiased(jnp.exp(estimates - LOG_Z), 1.0)
+
+
+@pytest.mark.slow  # compiles two gradients
+@pytest.mark.parametrize("loss", [gflownet.subtrajectory_balance(), gflownet.detailed_balance()])
+def test_the_gradient_is_that_of_the_loss_at_the_paths_drawn(loss, key):
+    """The objective's gradient at given noise, beside the derivative of the loss at the same paths held fixed."""
+    sampler, params = untrained()
+    objective = sampler.balance(loss, num_paths=3, noise=1.3)
+    keys = jax.random.split(key, 3_000)
+    many = jax.jit(jax.vmap(lambda k: objective.value_and_grad(params, k)))(keys)
+    source = sampler.explore(1.3).bind(params)
+    draw = jax.vmap(lambda k: source.simulate(k).choices["x"])
+
+    def at_paths(key):
+        paths = draw(jax.random.split(key, 3))
+        return jax.value_and_grad(lambda p: loss(sampler.log_weight_process(p, paths)))(params)
+
+    other = jax.jit(jax.vmap(at_paths))(jax.random.split(jax.random.key(9), 3_000))
+    for one, two in zip(jax.tree.leaves(many), jax.tree.leaves(other), strict=True):
+        spread = np.sqrt((one.var(0) + two.var(0)) / 3_000) + 1e-9
+        assert (np.abs(one.mean(0) - two.mean(0)) < 4.9 * spread).all()
+
+
+@pytest.mark.slow  # two trainings
+def test_training_learns_the_law_and_its_constant(key):
+    sampler = gflownet.diffusion_sampler(log_r, 1, num_steps=T, scale=SIGMA, key=key)
+    loss = sampler.balance(gflownet.trajectory_balance(), num_paths=64, noise=1.2)
+    rates = {"control": optax.adam(3e-3), "log_z": optax.adam(3e-2)}
+    fit = inference.fit(loss, rates, (), num_steps=1_500, key=key, progress=False)
+    np.testing.assert_allclose(fit.params["log_z"], LOG_Z, atol=0.05)
+    pathwise = inference.elbo(sampler.target, sampler.forward, num_particles=16)
+    fit = inference.fit(pathwise, optax.adam(3e-3), (), num_steps=1_500, key=key, progress=False)
+    values = jax.vmap(lambda k: pathwise.value(fit.params, k))(jax.random.split(key, 200))
+    assert LOG_Z - 0.05 < values.mean() < LOG_Z + 4.5 * values.std() / np.sqrt(200)
+
+
+SETTINGS = {
+    "scale": ({"scale": 0.0}, "scale must be positive"),
+    "flow": ({"flow": "edges"}, "flow must be one of"),
+    "nothing to look at": ({"forward_looking": True}, "log Z alone"),
+    "steps": ({"num_steps": 0}, "num_steps"),
+    "density": ({"log_density": lambda x: x}, r"to shape \(1,\)"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), SETTINGS.values(), ids=SETTINGS)
+def test_impossible_settings_are_refused(options, message, key):
+    with pytest.raises(ValueError, match=message):
+        gflownet.diffusion_sampler(**{"log_density": log_r, "num_dims": 1, "key": key, **options})
+
+
+def test_losses_that_make_no_sense_are_refused(key):
+    sampler = gflownet.diffusion_sampler(log_r, 1, num_steps=2, key=key)
+    for options, message in (
+        ({"loss": gflownet.detailed_balance(), "num_paths": 2}, "flow='total' learns log Z"),
+        ({"loss": gflownet.log_variance(), "num_paths": 1}, "num_paths"),
+        ({"loss": gflownet.trajectory_balance(), "num_paths": 2, "noise": 0.0}, "noise must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler.balance(**options)
