@@ -17,6 +17,7 @@ from jax.scipy.ndimage import map_coordinates
 from numpyro.infer.autoguide import AutoIAFNormal
 
 from lapilli import inference, ppl
+from lapilli.ppl._quick_gamma import without_rejection
 
 KEY = jax.random.key(0)
 JUMPS = "Site 'z': the result jumps by .* as a function of its reparameterised value"
@@ -548,3 +549,37 @@ def test_the_check_is_remembered_per_shape(monkeypatch):
     assert len(calls) == 1
     expectation.value(jnp.zeros(2), KEY)
     assert len(calls) == 2
+
+
+def test_of_several_suspects_the_one_that_jumps_is_named():
+    """Gamma variates, in a loop as well, are drawn approximately by the search."""
+
+    def cost(a, jumping):
+        w = ppl.sample("w", dist.Dirichlet(a * jnp.ones(3)))
+        step = lambda c, _: (c + ppl.sample("t", dist.Gamma(a + 1, 2.0)), None)
+        total, _ = ppl.scan(step, 0.0, None, 2)
+        s = ppl.sample("s", dist.LogNormal(a, 1.0))
+        kinks = jnp.where(w[0] > 0.3, w[0], 0.3) + jnp.where(total > 1, total, 1.0)
+        kinks = kinks + jnp.where(s > 1, s, 1.0)
+        return kinks + (jnp.where(total > 1, 1.0, 0.0) if jumping else 0.0)
+
+    smooth, rough = (ppl.expectation(lambda a, j=j: cost(a, j)) for j in (False, True))
+    assert len(smooth.plan(1.5).sites) == 3
+    with pytest.raises(ValueError, match="Site 't': the result jumps by .*'reinforce'"):
+        rough.plan(1.5)
+
+
+def test_the_approximate_gamma_variates_are_near_the_law_and_need_no_loop():
+    def program(key, a):
+        _, x = jax.lax.scan(
+            lambda c, k: (c, jax.random.gamma(k, a)), 0, jax.random.split(key, 5000)
+        )
+        return x, jax.random.dirichlet(key, a, (5000,))
+
+    a = jnp.array([0.3, 1.0, 4.0])
+    quick = without_rejection(jax.make_jaxpr(program)(KEY, a))
+    assert "random_gamma" not in str(quick)
+    gammas, shares = jax.jit(lambda: jax.core.eval_jaxpr(quick.jaxpr, quick.consts, KEY, a))()
+    np.testing.assert_allclose(gammas.mean(0), a, rtol=0.1)
+    np.testing.assert_allclose(gammas.var(0), a, rtol=0.2)
+    np.testing.assert_allclose(shares.mean(0), a / a.sum(), rtol=0.1)
