@@ -297,7 +297,7 @@ def _own_scores(
         return eqn.params["jaxpr"].jaxpr.outvars[i] if eqn.primitive.name == "scan" else atom
 
     sampled = [
-        i for i, s in sites.items() if not s.strategy.is_pathwise and not s.strategy.is_enumerated
+        i for i, s in sites.items() if not s.strategy.moves_value and not s.strategy.is_enumerated
     ]
     own = {id(source(table[i].log_prob)) for i in sampled}
     return frozenset(j for j, term in enumerate(terms) if id(source(term.variable)) in own)
@@ -374,7 +374,7 @@ def _check_relaxed(
 def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
     for index, site in sites.items():
         moved = set(facts.supports[index].relations)
-        pathwise = {i for i in moved if isinstance(i, int) and sites[i].strategy.is_pathwise}
+        pathwise = {i for i in moved if isinstance(i, int) and sites[i].strategy.moves_value}
         if not site.strategy.is_pathwise and (PARAMS in moved or pathwise):
             what = (
                 "a parameter"
@@ -395,7 +395,7 @@ def _check_fixed(
     for index, site in sites.items():
         for name, atom in zip(site.fixed, table[index].fixed, strict=True):
             if any(
-                s == PARAMS or (isinstance(s, int) and sites[s].strategy.is_pathwise)
+                s == PARAMS or (isinstance(s, int) and sites[s].strategy.moves_value)
                 for s in facts[atom].relations
             ):
                 raise Unsuitable(

@@ -26,6 +26,7 @@ from ._recorder import (
     without_support_check,
 )
 from ._reinforce import Reinforce
+from ._rejection import RejectionReparam
 from ._relax import Rebar
 from ._strategy import (
     Draw,
@@ -44,6 +45,7 @@ Array = jax.Array
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "reparam": Reparam,
     "implicit": Implicit,
+    "rejection_reparam": RejectionReparam,
     "reinforce": Reinforce,
     "reinforce_loo": lambda: Reinforce("leave-one-out"),
     "enum": Enum,
@@ -154,9 +156,9 @@ class Engine(Recorder):
         base, shape = element(fn)
         try:
             if type(strategy).draw is Pathwise.draw:
-                draw, intermediates = fn.sample_with_intermediates(key)
+                (draw, intermediates), noise = fn.sample_with_intermediates(key), None
             else:
-                draw, intermediates = strategy.draw(fn, key), []
+                (draw, noise), intermediates = strategy.draw_with_noise(fn, key), []
         except (ValueError, TypeError, NotImplementedError) as err:
             raise type(err)(
                 f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}"
@@ -193,7 +195,7 @@ class Engine(Recorder):
             None if support is None else np.reshape(support, (support.shape[0], *base.event_shape)), fixed,
             is_unbounded(base.support),
         )  # fmt: skip
-        drawn = Draw(base, shape, value, log_prob, key)
+        drawn = Draw(base, shape, value, log_prob, key, noise)
         self.frame.numbers[address] = {
             "log_prob": strategy.log_weight(drawn) if strategy.is_weighted else log_prob,
             "active": jnp.ones(()),

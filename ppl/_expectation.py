@@ -172,8 +172,8 @@ def expectation(
 
     Args:
         fn: `(params, *args) -> scalar`.
-        strategies: pattern -> strategy for latent sites: a `Strategy`, or "reparam", "implicit", "reinforce",
-            "reinforce_loo", "enum", "mvd", "disarm", "arm", "rebar", "auto", or the biased "gumbel_softmax" and
+        strategies: pattern -> strategy for latent sites: a `Strategy`, or "reparam", "implicit", "rejection_reparam",
+            "reinforce", "reinforce_loo", "enum", "mvd", "disarm", "arm", "rebar", "auto", or the biased "gumbel_softmax" and
             "straight_through".
             Patterns are names or shell-style wildcards; the exact name first, then the first pattern that
             matches. Sites not named follow their own `strategy=`, else Reparam where the sampler is

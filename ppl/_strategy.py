@@ -32,6 +32,7 @@ class Draw:
         value: the drawn value, shape `shape + distribution.event_shape`.
         log_prob: log-density of each element, shape `shape`, differentiable in the distribution's parameters.
         key: the key that made the draw.
+        noise: what `draw_with_noise` keeps of the noise behind the value.
     """
 
     distribution: dist.Distribution
@@ -39,6 +40,7 @@ class Draw:
     value: Array
     log_prob: Array
     key: Array
+    noise: Any = None
 
     def parameter(self, name: str) -> Array:
         """A scalar-per-element parameter of the distribution, broadcast to `shape`."""
@@ -77,6 +79,7 @@ class Strategy(abc.ABC):
     Attributes:
         name: the string that selects it.
         is_pathwise: the value itself carries the gradient; there is no surrogate.
+        is_partly_pathwise: the value carries a part of the gradient, the surrogate the rest.
         is_biased: the estimator is biased; it is used only where it is named explicitly.
         is_enumerated: the site is summed over its support.
         is_weighted: an enumerated site with one lane, its own draw, whose `log_weight` need not be its log-prob.
@@ -89,6 +92,7 @@ class Strategy(abc.ABC):
 
     name = ""
     is_pathwise = False
+    is_partly_pathwise = False
     is_biased = False
     is_enumerated = False
     is_weighted = False
@@ -97,6 +101,11 @@ class Strategy(abc.ABC):
     is_relaxed = False
     num_replicates = 1
 
+    @property
+    def moves_value(self) -> bool:
+        """Whether the value moves with the parameters at fixed noise."""
+        return self.is_pathwise or self.is_partly_pathwise
+
     @abc.abstractmethod
     def refuse(self, distribution: dist.Distribution) -> str | None:
         """Why this strategy cannot serve an element of this distribution, or None."""
@@ -104,6 +113,10 @@ class Strategy(abc.ABC):
     def draw(self, fn: dist.Distribution, key: Array) -> Array:
         """Draw the site's value."""
         return stop(jnp.asarray(fn.sample(key)))
+
+    def draw_with_noise(self, fn: dist.Distribution, key: Array) -> tuple[Array, Any]:
+        """Draw the site's value, and what `local` will need of the noise behind it."""
+        return self.draw(fn, key), None
 
     def local(self, draw: Draw) -> Any:
         """Numbers needed later, a pytree of arrays with leading axes `draw.shape`."""

@@ -86,6 +86,25 @@ def assert_same_mean(
     _assert_close(mean_a, mean_b, error, np.maximum(sd_a, sd_b), z_max, names, "other mean")
 
 
+def bootstrap_ratio(
+    a: ArrayLike, b: ArrayLike, num_resamples: int = 400
+) -> tuple[np.ndarray, np.ndarray]:
+    """99.9% interval of the ratio of variances var a / var b, by resampling estimates.
+
+    Args:
+        a: estimates, shape (n, coordinates).
+        b: as many; row i may share its noise with row i of `a`.
+        num_resamples: bootstrap samples.
+    """
+    a, b, rng = np.asarray(a, float), np.asarray(b, float), np.random.default_rng(0)
+    ratios = []
+    for _ in range(num_resamples):
+        i = rng.integers(len(a), size=len(a))
+        ratios.append(a[i].var(0) / b[i].var(0))
+    centre, spread = np.mean(ratios, 0), np.std(ratios, 0)
+    return centre - 3.29 * spread, centre + 3.29 * spread
+
+
 def _as_samples(values: ArrayLike, what: str) -> np.ndarray:
     samples = np.asarray(values, dtype=np.float64)
     if samples.ndim == 0 or samples.shape[0] < 2:

@@ -40,7 +40,7 @@ RUNNING = ppl.Reinforce(ppl.MovingAverage(0.5))
 LEARNED = ppl.Reinforce(ppl.Regression(lambda w, x: w * x, jnp.array(0.0), 1.0, optax.sgd(0.3)))
 STRATEGIES = {
     "loo": LOO, "running": RUNNING, "learned": LEARNED, "implicit": "implicit", "mvd": "mvd", "enum": "enum",
-    "reinforce": "reinforce", "reparam": "reparam",
+    "rejection": ppl.RejectionReparam(1), "reinforce": "reinforce", "reparam": "reparam",
 }  # fmt: skip
 
 
@@ -335,12 +335,15 @@ def test_iwelbo_per_plate_on_subsampled_rows(key):
 
 
 GAMMA = [
-    (r, s) for r in ("line", "plate", "scan") for s in ("implicit", "reparam", "reinforce", "loo")
+    (r, s)
+    for r in ("line", "plate", "scan")
+    for s in ("implicit", "rejection", "reparam", "reinforce", "loo")
 ]
 
 
 @pytest.mark.parametrize(
-    ("regions", "strategy"), marked(GAMMA, [("line", "implicit"), ("line", "reinforce")])
+    ("regions", "strategy"),
+    marked(GAMMA, [("line", "implicit"), ("line", "reinforce"), ("scan", "rejection")]),
 )
 def test_gamma_concentration(regions, strategy, key):
     """x_t ~ Gamma(a + c x_{t-1}, r): first and second moments by their own recursion."""
@@ -409,14 +412,17 @@ CLOSED = {
 
 
 FAMILY = [(n, s) for n in CLOSED for s in ("implicit", "reinforce")]
+ACCEPTED = [(n, "rejection") for n in ("Dirichlet", "Beta", "Chi2")]
 
 
-@pytest.mark.parametrize(("name", "strategy"), marked(FAMILY, FAMILY[:4:2] + FAMILY[7:]))
+@pytest.mark.parametrize(
+    ("name", "strategy"), marked(FAMILY + ACCEPTED, FAMILY[:4:2] + FAMILY[7:] + ACCEPTED[:1])
+)
 def test_gamma_family(name, strategy, key):
     make, cost, truth = CLOSED[name]
     params = {"a": jnp.array(1.4), "b": jnp.array(2.1)}
     expectation = ppl.expectation(
-        lambda p: cost(ppl.sample("x", make(p))), strategies={"x": strategy}
+        lambda p: cost(ppl.sample("x", make(p))), strategies={"x": STRATEGIES[strategy]}
     )
     assert_mean(
         expectation,
