@@ -168,6 +168,12 @@ def thorough():
         check(f"{history} feynman-kac", smc(MODEL, history=history), mesh)
     twist = lambda x, t, ys: -0.1 * (x - jnp.append(ys, 0.0)[t]) ** 2
     check("twist", smc(filtered, Y, twist=twist, policy=inference.every()), mesh)
+    butterfly = lambda key, **mesh: inference.islands(
+        MODEL, key, num_islands=8, num_particles=NUM // 8, exchange="butterfly", **mesh,
+        island_policy=inference.every(),
+    )  # fmt: skip
+    check("butterfly", butterfly, mesh)
+    check("partial", smc(filtered, Y, resampling=inference.partial_resampling(0.3)), mesh)
     retained = {"x": Y}
     check("retained", smc(filtered, Y, retained=retained), mesh)
     explicit = jax.sharding.Mesh(

@@ -1,6 +1,7 @@
 """Small state-space models with all kinds of memory, and exact posteriors of the Gaussian ones.
 
-`from _state_space import LINE, walk, ...`. Every model takes four observations.
+`from _state_space import LINE, walk, ...`. The golden model, x_0 ~ N(0, 1), x_t ~ N(0.9 x_{t-1}, 1), y_t ~ N(x_t, 1) for
+t = 0, ..., 4, has its first observation before the scan; every other model takes four observations in the scan.
 """
 
 import jax
@@ -9,7 +10,48 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 
-from lapilli import ppl
+from lapilli import inference, ppl
+
+GOLDEN = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
+GOLDEN_EVIDENCE = -8.0787984  # by Kalman's filter, nats
+
+
+@ppl.model
+def golden(ys):
+    x = ppl.sample("x0", dist.Normal(0.0, 1.0))
+    ppl.sample("y0", dist.Normal(x, 1.0), obs=ys[0])
+
+    def step(x, y):
+        x = ppl.sample("x", dist.Normal(0.9 * x, 1.0))
+        ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+        return x, None
+
+    ppl.scan(step, x, ys[1:])
+
+
+def log_normal(mean, x):
+    return -0.5 * (jnp.log(2 * jnp.pi) + (x - mean) ** 2)
+
+
+def golden_chain(ys=GOLDEN):
+    """The golden model as a Feynman-Kac model."""
+    return inference.FeynmanKac(
+        init=jax.random.normal,
+        kernel=lambda key, x, t: 0.9 * x + jax.random.normal(key),
+        log_potential=lambda old, x, t: log_normal(x, jnp.asarray(ys)[t]),
+        num_steps=len(ys) - 1,
+        log_transition=lambda old, x, t: log_normal(0.9 * old, x),
+    )
+
+
+def golden_posterior():
+    """Means and covariances of x_0, ..., x_4 given all of `GOLDEN`, from the dense joint Gaussian."""
+    n = len(GOLDEN)
+    a = np.eye(n) - 0.9 * np.eye(n, k=-1)
+    prior = np.linalg.inv(a.T @ a)
+    gain = prior @ np.linalg.inv(prior + np.eye(n))
+    return gain @ GOLDEN, prior - gain @ prior
+
 
 LINE = np.array([0.5, -1.0, 0.25, 2.0], np.float32)
 

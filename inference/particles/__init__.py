@@ -12,6 +12,7 @@ from ._evidence import evidence_variance as evidence_variance, unique_ancestors 
 from ._feynman_kac import FeynmanKac as FeynmanKac
 from ._islands import IslandsResult as IslandsResult, islands as islands
 from ._moves import HMC as HMC, MALA as MALA, Kernel as Kernel, RandomWalk as RandomWalk
+from ._partial_resampling import Partial as Partial, partial_resampling as partial_resampling
 from ._particle_gibbs import conditional_smc as conditional_smc, particle_gibbs as particle_gibbs
 from ._plot_smc import plot_fan as plot_fan, plot_smc as plot_smc
 from ._pmmh import PMMHResult as PMMHResult, pmmh as pmmh

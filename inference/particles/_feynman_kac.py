@@ -16,7 +16,7 @@ from ._differentiable import Differentiation
 from ._exchange import ALONE, Alone, Exchange
 from ._lane_map import map_lanes
 from ._mesh import ONE_DEVICE, Placement
-from ._population import is_key, lineages, reweight, uniform
+from ._population import Drawing, is_key, reweight, uniform
 from ._transition import Future
 from ._twist import Look, poisoned, resample_ahead
 
@@ -61,7 +61,7 @@ def run(
     key: Array,
     *,
     num_particles: int,
-    scheme: Callable[[Array, Array], Array],
+    scheme: Drawing,
     policy: Callable[[Array, Array], Any],
     batch_size: int | None,
     history: str,
@@ -104,9 +104,11 @@ def run(
     future = ahead() if path == "ancestor" and model.num_steps else None
 
     def step(carry: Any, t: Array) -> tuple[Any, Any]:
-        (before, seen), score, shares = carry
-        (before, seen), shares, moved = islands.exchange(t, (before, seen), shares)
-        particles, log_weights = before
+        (particles, log_weights, seen), score, shares = carry
+        (particles, seen), log_weights, shares, met = islands.exchange(
+            t, (particles, seen), log_weights, shares
+        )
+        before = particles, log_weights
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, t))
         turn = 0
         if future is not None:
@@ -136,7 +138,7 @@ def run(
             "ess": weights.ess,
             "is_resampled": chosen.is_resampled,
             "scores": score,
-            "islands": islands.record(pooled, moved),
+            "islands": islands.record(pooled, met),
         }
         if history != "none":
             record["ancestors"] = place.split(ancestors)
@@ -144,13 +146,13 @@ def run(
         if history == "full":
             record["paths"] = particles
         filtered = (*before, ancestors, particles) if path == "filter" else ()
-        carry = (((particles, weights.log_weights), seen), score, pooled.log_weights)
+        carry = ((particles, weights.log_weights, seen), score, pooled.log_weights)
         return carry, (record, filtered)
 
     steps = jnp.arange(1, model.num_steps + 1, dtype=jnp.int32)
     zero = jnp.zeros(())
-    (((last, log_weights), _), *_), (record, filtered) = jax.lax.scan(
-        step, (((start, first.log_weights), seen), zero, pooled.log_weights), steps
+    ((last, log_weights, _), *_), (record, filtered) = jax.lax.scan(
+        step, ((start, first.log_weights, seen), zero, pooled.log_weights), steps
     )
     behind = islands.record(pooled)
     record["islands"] = jax.tree.map(
@@ -175,21 +177,10 @@ def run(
             result[name] = jnp.concatenate([row[None], record[name]])
     if history == "full":
         stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, record["paths"])
-        stacked, parents = islands.lineage((stacked, result["ancestors"]), record["islands"])
-        result["paths"] = follow(stacked, lineages(parents), place)
+        result["paths"] = islands.paths(stacked, result["ancestors"], record["islands"], place)
     if filtered:
         result["segments"] = [Segment(start, Filter(ahead, *filtered))]
     return result
-
-
-def follow(stacked: Any, index: Array, place: Placement = ONE_DEVICE) -> Any:
-    """Paths of the final particles, [particles, steps, ...], from values [steps, particles, ...] and `lineages`."""
-    pick = jax.vmap(lambda x, i: x[i])
-    if place.mesh is not None:
-        # One step at a time, since each device gathers all particles of what it picks from.
-        in_turn = lambda x, i: jax.lax.map(lambda both: place.split(both[0][both[1]]), (x, i))
-        return jax.tree.map(lambda x: place.split(jnp.moveaxis(in_turn(x, index), 0, 1)), stacked)
-    return jax.tree.map(lambda x: jnp.moveaxis(pick(x, index), 0, 1), stacked)
 
 
 def _future(model: FeynmanKac, particles: Any) -> Future:

@@ -22,11 +22,10 @@ from ... import ppl
 from ._backward import Filter, Segment, new_ancestor, turned
 from ._differentiable import Differentiation, box
 from ._exchange import ALONE, Alone, Exchange
-from ._feynman_kac import follow
 from ._lane_map import LANE, SHARED, STREAM
 from ._lanes import Loop, Machine
 from ._mesh import ONE_DEVICE, Placement
-from ._population import Weights, in_batches, lineages, reweight, uniform
+from ._population import Drawing, Weights, in_batches, reweight, uniform
 from ._site_draws import SiteDraws, check_sites
 from ._traced import (
     TracedProgram,
@@ -53,7 +52,7 @@ def run(
     args: tuple[Any, ...],
     *,
     num_particles: int,
-    scheme: Callable[[Array, Array], Array],
+    scheme: Drawing,
     policy: Callable[[Array, Array], Any],
     batch_size: int | None,
     history: str,
@@ -124,7 +123,7 @@ class _Engine:
         key: Array,
         kept: dict[str, Array],
         num_particles: int,
-        scheme: Callable[[Array, Array], Array],
+        scheme: Drawing,
         policy: Callable[[Array, Array], Any],
         batch_size: int | None,
         history: str,
@@ -293,8 +292,8 @@ class _Engine:
             state, log_weights, score, shares = carry
             t, shared = inputs
             event_key = jax.random.fold_in(self.key, first + t)
-            (state, log_weights), shares, moved = self.islands.exchange(
-                first + t, (state, log_weights), shares
+            state, log_weights, shares, met = self.islands.exchange(
+                first + t, state, log_weights, shares
             )
             before, turn = ({**state["model"], "after": []}, log_weights), 0
             if future is not None:
@@ -324,7 +323,7 @@ class _Engine:
                 "ess": weights.ess,
                 "is_resampled": chosen.is_resampled,
                 "scores": score,
-                "islands": self.islands.record(pooled, moved),
+                "islands": self.islands.record(pooled, met),
             }
             if self.history != "none":
                 record["ancestors"] = self.place.split(ancestors)
@@ -352,8 +351,7 @@ class _Engine:
         self.num_events += target.length
         self.records.append(record)
         if any(wanted.values()):
-            kept, parents = self.islands.lineage((kept, record["ancestors"]), record["islands"])
-            kept = follow(kept, lineages(parents), self.place)
+            kept = self.islands.paths(kept, record["ancestors"], record["islands"], self.place)
         for name, loop in loops.items():
             loop.finish(state[name], kept[name])
 

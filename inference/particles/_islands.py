@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from ...ppl._compat import typed_key
 from ._exchange import Exchange
 from ._feynman_kac import FeynmanKac
 from ._mesh import ONE_DEVICE, Axes, Placement, as_placement, check_even
+from ._partial_resampling import Resampling, as_resampling
 from ._policies import Policy, ess_below
 from ._population import evidence
 from ._resampling import Scheme, as_scheme
@@ -35,7 +36,7 @@ AXES = {
     "ancestors": 1,
     "step_log_weights": 1,
     "increments": None,
-    "islands": None,
+    "islands": {"parents": 1, "is_exchanged": None, "log_weights": None, "ess": None},
 }
 
 
@@ -51,7 +52,7 @@ class IslandsResult:
         increments: log-evidence increments, one per weighing.
         island_log_weights: the islands' shares of the weight after each weighing, normalised, [weighings, islands].
         island_ess: effective number of islands after each weighing.
-        is_exchanged: whether islands were resampled before each weighing.
+        is_exchanged: whether islands met before each weighing.
         ess: effective sample size inside each island after each weighing, [weighings, islands].
         is_resampled: whether an island's particles were resampled before each weighing, [weighings, islands].
         ancestors: parents as numbers island * K + particle, [weighings, islands, particles]; None with `history="none"`.
@@ -93,10 +94,11 @@ def islands(
     num_islands: int,
     num_particles: int,
     proposal: ppl.Program | Callable[..., Any] | None = None,
-    resampling: str | Scheme = "systematic",
+    resampling: Resampling = "systematic",
     policy: Policy | None = None,
     island_resampling: str | Scheme = "systematic",
     island_policy: Policy | None = None,
+    exchange: Literal["islands", "butterfly"] = "islands",
     history: History = "full",
     batch_size: int | None = None,
     twist: Twist | None = None,
@@ -109,8 +111,10 @@ def islands(
 
         V_m by sum_k W_mk G_mk,   Z by sum_m V_m sum_k W_mk G_mk.
 
-    Before a step, whole islands are replaced by offspring of islands where `island_policy` says so; then each island
-    resamples its own particles where `policy` says so. Devices that hold islands exchange particles only in the first case.
+    Before a step the islands meet where `island_policy` says so: with `exchange="islands"` whole islands are replaced by
+    offspring of islands; with "butterfly" pairs of islands resample their particles together, in log2 M stages of other
+    pairs, after which each island has the same share and equally weighted particles of any descent. Then each island
+    resamples its own particles where `policy` says so. Devices that hold islands exchange particles only where islands meet.
 
     Args:
         target: a `FeynmanKac` or a program.
@@ -121,9 +125,10 @@ def islands(
         proposal: as in `smc`.
         resampling: scheme inside islands, as in `smc`.
         policy: when particles of an island are resampled, `ess_below(0.5)` by default.
-        island_resampling: scheme for islands.
+        island_resampling: scheme for islands, or for the particles of a pair.
         island_policy: when islands are resampled, by their shares; `ess_below(0.5)` by default, `never()` for islands that do
             not meet.
+        exchange: how islands meet; see above.
         history: as in `smc`.
         batch_size: particles of an island that take a step at once.
         twist: look-ahead of resampling inside islands, as in `smc`; islands are resampled without.
@@ -134,7 +139,8 @@ def islands(
         An `IslandsResult`.
 
     Raises:
-        ValueError: what `smc` refuses; a mesh whose devices do not divide the islands, or the particles of one.
+        ValueError: what `smc` refuses; a butterfly of a number of islands that is no power of two; a mesh whose devices do not
+            divide the islands, or the particles of one.
         TypeError: a derivative is taken through resampling.
 
     Validity: E[exp(log_evidence)] = Z for unbiased schemes at both levels and all policies that look at weights only.
@@ -150,16 +156,18 @@ def islands(
         >>> round(float(jax.numpy.exp(run.log_evidence) * 3**0.5), 1), run.particles.shape
         (1.0, (20, 100))
 
-    Reference: Vergé, Dubarry, Del Moral and Moulines 2015, arXiv:1306.3911.
+    Reference: Vergé, Dubarry, Del Moral and Moulines 2015, arXiv:1306.3911; Heine, Whiteley and Cemgil 2020,
+    arXiv:1812.01502 (butterfly).
     """
     check_counts("islands", num_islands=num_islands)
+    _check_exchange(exchange, num_islands)
     check_sizes("islands", num_particles, history, batch_size, mesh)
     key = typed_key(key)
     place, spmd = _inner_placement(num_islands, num_particles, mesh, mesh_axes, key)
     between = as_scheme(island_resampling)
     options: dict[str, Any] = {
         "num_particles": num_particles,
-        "scheme": as_scheme(resampling).ancestors,
+        "scheme": as_resampling(resampling).ancestors,
         "policy": policy or ess_below(0.5),
         "batch_size": batch_size,
         "history": history,
@@ -169,8 +177,8 @@ def islands(
 
     def run_all(key: Array, *args: Any) -> IslandsResult:
         meeting = Exchange(
-            AXIS, num_islands, jax.random.fold_in(key, SALT), between.ancestors,
-            island_policy or ess_below(0.5), place,
+            AXIS, num_islands, num_particles, jax.random.fold_in(key, SALT), between.ancestors,
+            island_policy or ess_below(0.5), place, exchange == "butterfly", history != "none",
         )  # fmt: skip
 
         def one(key: Array) -> dict[str, Any]:
@@ -180,13 +188,27 @@ def islands(
             return {name: fields[name] for name in AXES}
 
         keys = jax.random.split(key, num_islands)
-        mapped = jax.vmap(one, out_axes=AXES, axis_name=AXIS, spmd_axis_name=spmd)
-        return _result(mapped(keys), num_particles)
+        axes = dict(AXES)
+        if history == "none":
+            axes["islands"] = {k: v for k, v in AXES["islands"].items() if k != "parents"}
+        mapped = jax.vmap(one, out_axes=axes, axis_name=AXIS, spmd_axis_name=spmd)
+        return _result(mapped(keys))
 
     result = place.compiled(run_all)(key, *args)
     if twist is not None:
         check_twist(result.increments)
     return result
+
+
+def _check_exchange(exchange: str, num_islands: int) -> None:
+    if exchange not in ("islands", "butterfly"):
+        raise ValueError(f"islands: exchange must be 'islands' or 'butterfly', got {exchange!r}.")
+    if exchange == "butterfly" and num_islands & (num_islands - 1):
+        near = 1 << num_islands.bit_length()
+        raise ValueError(
+            f"islands: a butterfly pairs islands by the binary digits of their numbers, and {num_islands} is no power of two. "
+            f"Use {near // 2} or {near} islands, or exchange='islands'."
+        )
 
 
 def _inner_placement(
@@ -201,13 +223,12 @@ def _inner_placement(
     return Placement(outer.mesh, rest), outer.axes
 
 
-def _result(fields: dict[str, Any], num_particles: int) -> IslandsResult:
+def _result(fields: dict[str, Any]) -> IslandsResult:
     of_islands = fields.pop("islands")
     shares = of_islands["log_weights"]
     fields["log_weights"] = shares[-1, :, None] + fields["log_weights"]
     if fields["ancestors"] is not None:
-        mothers = of_islands["ancestors"][..., None]
-        fields["ancestors"] = mothers * num_particles + fields["ancestors"]
+        fields["ancestors"] = jnp.take_along_axis(of_islands["parents"], fields["ancestors"], 2)
         fields["step_log_weights"] = shares[..., None] + fields["step_log_weights"]
     log_evidence, failed_at = evidence(fields["increments"])
     return IslandsResult(
@@ -215,6 +236,6 @@ def _result(fields: dict[str, Any], num_particles: int) -> IslandsResult:
         log_evidence=log_evidence,
         island_log_weights=shares,
         island_ess=of_islands["ess"],
-        is_exchanged=of_islands["is_resampled"],
+        is_exchanged=of_islands["is_exchanged"],
         failed_at=failed_at,
     )

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -83,6 +84,25 @@ class Placement:
 
 
 ONE_DEVICE = Placement()
+
+
+def follow(
+    stacked: Any, index: jax.Array, place: Placement, everywhere: Callable[[Any], Any] = lambda x: x
+) -> Any:
+    """Paths [particles, steps, ...] from values [steps, particles, ...] and the places to pick, `lineages` [steps, particles].
+
+    `everywhere` makes the values among which a step picks from this run's, [particles, ...] -> [all particles, ...].
+    """
+
+    def pick(values: Any, index: Any) -> Any:
+        return place.split(everywhere(values)[index])
+
+    if place.mesh is not None:
+        # One step at a time, since each device gathers all particles of what it picks from.
+        in_turn = lambda x: jax.lax.map(lambda both: pick(*both), (x, index))
+    else:
+        in_turn = lambda x: jax.vmap(pick)(x, index)
+    return jax.tree.map(lambda x: place.split(jnp.moveaxis(in_turn(x), 0, 1)), stacked)
 
 
 def as_placement(

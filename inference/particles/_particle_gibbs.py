@@ -17,8 +17,8 @@ from ._feynman_kac import FeynmanKac
 from ._moves import HMC, Kernel
 from ._parameter_moves import ParameterMoves
 from ._parameters import given, make_parameters
+from ._partial_resampling import Resampling
 from ._policies import Policy, every
-from ._resampling import Scheme
 from ._smc import SMCResult, run, smc
 
 Array = jax.Array
@@ -34,7 +34,7 @@ def conditional_smc(
     num_particles: int,
     path: Path = "genealogy",
     proposal: ppl.Program | Callable[..., Any] | None = None,
-    resampling: str | Scheme = "systematic",
+    resampling: Resampling = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
 ) -> Any:

@@ -15,8 +15,8 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete, typed_key
 from ._moves import acceptance, cholesky
 from ._parameters import Parameters, filtered, make_parameters
+from ._partial_resampling import Resampling, as_resampling
 from ._policies import Policy
-from ._resampling import Scheme, as_scheme
 from ._smc import smc
 
 Array = jax.Array
@@ -73,7 +73,7 @@ def pmmh(
     init: Mapping[str, Any] | None = None,
     target_accept: float = 0.2,
     proposal: ppl.Program | Callable[..., Any] | None = None,
-    resampling: str | Scheme = "systematic",
+    resampling: Resampling = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
 ) -> PMMHResult:
@@ -248,9 +248,9 @@ def _adapt(state: _State, n: Array, rate: Array, target_accept: float, dimension
     )
 
 
-def check_unbiased(method: str, resampling: str | Scheme) -> None:
+def check_unbiased(method: str, resampling: Resampling) -> None:
     """Refuse a scheme by which the evidence is biased."""
-    scheme = as_scheme(resampling)
+    scheme = as_resampling(resampling)
     if not scheme.is_unbiased:
         raise ValueError(
             f"{method}: resampling scheme '{scheme.name}' makes the evidence estimates biased, and the draws with them. Use "

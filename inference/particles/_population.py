@@ -22,6 +22,10 @@ NO_GRADIENT = (
 )
 
 
+# A resampling scheme: (key, log_weights) -> ancestors, or `Offspring`.
+Drawing = Callable[[Array, Array], Any]
+
+
 class Weights(NamedTuple):
     """Weights after one step.
 
@@ -82,11 +86,24 @@ class Resampled(NamedTuple):
     score: Any = 0.0
 
 
+class Offspring(NamedTuple):
+    """What resampling drew: ancestors [num], and normalised log-weights [num] where these are not equal."""
+
+    ancestors: Array
+    log_weights: Array | None = None
+
+
+def drawn_by(scheme: Drawing, key: Array, log_weights: Array) -> Offspring:
+    """What a scheme drew, whether or not it says something of weights."""
+    drawn = scheme(key, log_weights)
+    return drawn if isinstance(drawn, Offspring) else Offspring(drawn)
+
+
 def resample(
     key: Array,
     particles: Any,
     log_weights: Array,
-    scheme: Callable[[Array, Array], Array],
+    scheme: Drawing,
     decision: Any,
     offspring: Callable[[Array, Any, Array], Resampled] | None = None,
 ) -> Resampled:
@@ -100,9 +117,10 @@ def resample(
 
     def by_scheme(key: Array, particles: Any, log_weights: Array) -> Resampled:
         known = log_weights if num_particles == 1 else underived(NO_GRADIENT, log_weights)
-        ancestors = scheme(key, known).astype(jnp.int32)
-        moved = take(particles, ancestors)
-        return Resampled(moved, uniform(num_particles), ancestors, jnp.asarray(True))
+        drawn = drawn_by(scheme, key, known)
+        ancestors, weights = drawn.ancestors.astype(jnp.int32), drawn.log_weights
+        weights = uniform(num_particles) if weights is None else weights
+        return Resampled(take(particles, ancestors), weights, ancestors, jnp.asarray(True))
 
     make = offspring or by_scheme
     chosen = lambda: make(key, particles, log_weights)

@@ -25,9 +25,10 @@ from ._differentiable import (
 )
 from ._feynman_kac import FeynmanKac
 from ._mesh import ONE_DEVICE, Axes, Placement, as_placement
+from ._partial_resampling import Partial, Resampling, as_resampling
 from ._policies import Policy, ess_below
 from ._population import evidence
-from ._resampling import Scheme, as_scheme, equally_weighted
+from ._resampling import equally_weighted
 from ._twist import Look, Order, Twist
 
 Array = jax.Array
@@ -83,7 +84,7 @@ def smc(
     *args: Any,
     num_particles: int,
     proposal: ppl.Program | Callable[..., Any] | None = None,
-    resampling: str | Scheme = "systematic",
+    resampling: Resampling = "systematic",
     policy: Policy | None = None,
     history: History = "full",
     batch_size: int | None = None,
@@ -109,7 +110,7 @@ def smc(
         num_particles: number of particles K, fixed.
         proposal: program of the same arguments for some or all latent sites; a scan in it is advanced together with the
             model's scan over the same sites. Sites it does not draw come from the prior.
-        resampling: "systematic", "stratified", "residual", "multinomial", ..., or a `Scheme`.
+        resampling: "systematic", "stratified", "residual", "multinomial", ..., a `Scheme`, or `partial_resampling`.
         policy: when to resample, `ess_below(0.5)` by default; see `every`, `never`, `window`.
         history: "full" keeps the particles' paths, "ancestors" only the genealogy, "none" neither (memory).
         batch_size: particles that take a step at once, a divisor of K; None for all.
@@ -195,7 +196,7 @@ def run(
     *,
     num_particles: int,
     proposal: ppl.Program | Callable[..., Any] | None = None,
-    resampling: str | Scheme = "systematic",
+    resampling: Resampling = "systematic",
     policy: Policy | None = None,
     history: History = "full",
     batch_size: int | None = None,
@@ -209,7 +210,7 @@ def run(
     """What `smc` does; with path "filter" also the record for backward sampling, see `_filter.run`."""
     key = typed_key(key)
     check_sizes("smc", num_particles, history, batch_size, None)
-    scheme = as_scheme(resampling)
+    scheme = as_resampling(resampling)
     choose = scheme.ancestors if retained is None else scheme.conditional
     strategy = None if gradient is None else as_gradient(gradient)
     policy = policy or (ess_below(0.5) if strategy is None else strategy.default_policy())
@@ -236,6 +237,11 @@ def run(
         if order is not None:
             raise ValueError(
                 "smc: a gradient strategy draws ancestors by itself, in no order. Leave out order= or gradient=."
+            )
+        if isinstance(scheme, Partial):
+            raise ValueError(
+                "smc: a gradient strategy draws all ancestors and their weights by itself. Leave out gradient=, or use "
+                f"resampling='{scheme.scheme.name}'."
             )
         if twist is not None and isinstance(strategy, Transport):
             raise ValueError(

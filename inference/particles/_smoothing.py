@@ -17,8 +17,9 @@ from . import _backward_kernels as kernels
 from ._backward import Filter, draw_slots, taken
 from ._feynman_kac import FeynmanKac
 from ._guard import underived
+from ._partial_resampling import Resampling
 from ._policies import Policy
-from ._resampling import Scheme, systematic
+from ._resampling import systematic
 from ._smc import run
 from ._two_filter import InformationFilter, marginals
 
@@ -72,7 +73,7 @@ def smooth(
     num_samples: int | None = None,
     method: Method = "ffbs",
     proposal: ppl.Program | Callable[..., Any] | None = None,
-    resampling: str | Scheme = "systematic",
+    resampling: Resampling = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
     num_moves: int | None = None,

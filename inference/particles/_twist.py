@@ -24,11 +24,10 @@ import numpy as np
 from ...ppl._recorder import SiteInfo
 from ...ppl._runner import Runner
 from ._hilbert import nearby_order
-from ._population import Resampled, resample, reweight
+from ._population import Drawing, Offspring, Resampled, drawn_by, resample, reweight
 from ._traced import TracedProgram
 
 Array = jax.Array
-Scheme = Callable[[Array, Array], Array]
 Twist = Callable[..., Any]
 Order = Callable[..., Any]
 # Names that no user gives, numbered by scan.
@@ -67,12 +66,17 @@ class Look(NamedTuple):
         """Log psi of all particles, None without a twist."""
         return None if self.twist is None or seen is None else seen[:, 0]
 
-    def sorting(self, scheme: Scheme, seen: Array | None) -> Scheme:
+    def sorting(self, scheme: Drawing, seen: Array | None) -> Drawing:
         """The scheme with particles taken in the order of their places."""
         if self.order is None or seen is None:
             return scheme
         order = nearby_order(seen[:, 1:])
-        return lambda key, log_weights: order[scheme(key, log_weights[order])]
+
+        def sorted_scheme(key: Array, log_weights: Array) -> Offspring:
+            drawn = drawn_by(scheme, key, log_weights[order])
+            return drawn._replace(ancestors=order[drawn.ancestors])
+
+        return sorted_scheme
 
 
 def resample_ahead(
@@ -81,7 +85,7 @@ def resample_ahead(
     log_weights: Array,
     seen: Array | None,
     look: Look,
-    scheme: Scheme,
+    scheme: Drawing,
     decide: Callable[[Array], Any],
     offspring: Callable[[Array, Any, Array], Resampled] | None = None,
 ) -> Resampled:

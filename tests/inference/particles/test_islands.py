@@ -3,36 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
+from _slow import some_slow
+from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE, golden as walk, golden_posterior
 
 from _stats import assert_unbiased
-from lapilli import inference, ppl
+from lapilli import inference
 from lapilli.inference.particles._exchange import Exchange
 from lapilli.inference.particles._population import lineages
 
-Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
-KALMAN = -8.0787984
 EVERY, ESS = inference.every(), inference.ess_below(0.9)
-
-
-def walk(ys):
-    x = ppl.sample("x0", dist.Normal(0.0, 1.0))
-    ppl.sample("y0", dist.Normal(x, 1.0), obs=ys[0])
-
-    def step(x, y):
-        x = ppl.sample("x", dist.Normal(0.9 * x, 1.0))
-        ppl.sample("y", dist.Normal(x, 1.0), obs=y)
-        return x, None
-
-    ppl.scan(step, x, ys[1:])
-
-
-def smoothed():
-    """Means of x_0, ..., x_4 given all of Y, from the dense joint Gaussian."""
-    a = np.eye(5) - 0.9 * np.eye(5, k=-1)
-    prior = np.linalg.inv(a.T @ a)
-    return prior @ np.linalg.solve(prior + np.eye(5), Y)
 
 
 # The state remembers where its particle was before, so that paths can be checked.
@@ -60,7 +40,7 @@ def z_and_means(target, *args, **options):
         result = inference.islands(target, key, *args, **options)
         paths = jax.vmap(jax.vmap(path))(result.particles if args else result.paths)
         means = jnp.tensordot(jnp.exp(result.log_weights), paths, 2)
-        return jnp.exp(result.log_evidence - KALMAN) * jnp.append(1.0, means)
+        return jnp.exp(result.log_evidence - GOLDEN_EVIDENCE) * jnp.append(1.0, means)
 
     return jax.jit(jax.vmap(one))
 
@@ -71,18 +51,25 @@ CASES = {
     "program, one particle each": (
         walk, (Y,), {"num_islands": 32, "num_particles": 1, "island_resampling": "multinomial"},
     ),
+    "feynman-kac, butterfly": (
+        WALK, (), {"num_islands": 4, "num_particles": 8, "exchange": "butterfly", "island_policy": ESS},
+    ),
+    "program, butterfly": (
+        walk, (Y,), {"num_islands": 4, "exchange": "butterfly", "island_resampling": "ssp", "island_policy": EVERY},
+    ),
+    "program, partly": (walk, (Y,), {"resampling": inference.partial_resampling(0.5), "policy": EVERY}),
     "program, look-ahead": (walk, (Y,), {"island_policy": EVERY, "twist": ahead}),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some_slow(CASES, "program, butterfly", "program, partly"))
 def test_evidence_and_smoothing_are_unbiased(case, key):
     """N = 4000, relative sd below 0.4: a bias of 4.5% of the evidence is 7 standard errors."""
     target, args, options = CASES[case]
     run = z_and_means(target, *args, **{"num_islands": 6, "num_particles": 6} | options)
     got = run(jax.random.split(key, 4000))
     assert np.std(got[:, 0]) < 0.4
-    assert_unbiased(got, np.append(1.0, smoothed()))
+    assert_unbiased(got, np.append(1.0, golden_posterior()[0]))
 
 
 @pytest.mark.slow  # three seeds of 20 000 runs for four combinations of policies
@@ -93,21 +80,21 @@ def test_evidence_is_unbiased_under_every_pair_of_policies(policy, island_policy
     options = {"policy": policy, "island_policy": island_policy}
     for target, args in ((WALK, ()), (walk, (Y,))):
         run = z_and_means(target, *args, num_islands=6, num_particles=6, **options)
-        assert_unbiased(run(jax.random.split(seed, 20_000)), np.append(1.0, smoothed()))
+        assert_unbiased(run(jax.random.split(seed, 20_000)), np.append(1.0, golden_posterior()[0]))
 
 
 def test_an_exchange_that_keeps_the_shares_is_caught(key, monkeypatch):
     """Negative control: offspring of islands must have equal shares."""
 
-    def broken(self, step, moving, shares):
-        moving, new, moved = exchange(self, step, moving, shares)
-        return moving, jnp.where(jnp.isnan(new), new, shares), moved
+    def broken(self, step, moving, log_weights, shares):
+        moving, log_weights, new, met = exchange(self, step, moving, log_weights, shares)
+        return moving, log_weights, jnp.where(jnp.isnan(new), new, shares), met
 
     exchange = Exchange.exchange
     monkeypatch.setattr(Exchange, "exchange", broken)
     run = z_and_means(WALK, num_islands=6, num_particles=6, island_policy=EVERY)
     with pytest.raises(AssertionError, match="z ="):
-        assert_unbiased(run(jax.random.split(key, 4000)), np.append(1.0, smoothed()))
+        assert_unbiased(run(jax.random.split(key, 4000)), np.append(1.0, golden_posterior()[0]))
 
 
 @pytest.mark.slow  # two long compilations
@@ -125,20 +112,44 @@ def test_islands_that_never_meet_are_replicates(key):
 
 
 @pytest.mark.slow  # a long compilation
-def test_paths_follow_particles_through_exchanges(key):
+@pytest.mark.parametrize(("exchange", "num_islands"), [("islands", 6), ("butterfly", 8)])
+def test_paths_follow_particles_through_exchanges(exchange, num_islands, key):
     result = inference.islands(
-        WALK, key, num_islands=6, num_particles=7, island_policy=EVERY, policy=EVERY
+        WALK,
+        key,
+        num_islands=num_islands,
+        num_particles=7,
+        island_policy=EVERY,
+        policy=EVERY,
+        exchange=exchange,
     )
-    x, before = (np.asarray(v).reshape(42, 5) for v in result.paths)
+    x, before = (np.asarray(v).reshape(-1, 5) for v in result.paths)
     np.testing.assert_array_equal(before[:, 1:], x[:, :-1])
     np.testing.assert_array_equal(x[:, -1], np.asarray(result.particles[0]).reshape(-1))
     # Ancestors tell the same: two paths agree at a step where, and only where, they have one forefather there.
-    index = np.asarray(lineages(result.ancestors.reshape(5, 42)))
+    index = np.asarray(lineages(result.ancestors.reshape(5, -1)))
     for t in range(5):
         np.testing.assert_array_equal(
             x[:, None, t] == x[None, :, t], index[t][:, None] == index[t][None]
         )
-    assert len(np.unique(index[0] // 7)) < 6  # islands did die out
+    if exchange == "islands":
+        assert len(np.unique(index[0] // 7)) < 6  # islands did die out
+
+
+def test_a_butterfly_evens_shares_and_spreads_descendants(key):
+    """One island has nearly all the weight: after three stages every island descends from it, in equal parts."""
+    own = lambda key: jax.lax.axis_index("lapilli_islands").astype(float)
+    chain = inference.FeynmanKac(
+        init=own, kernel=lambda key, x, t: x, log_potential=lambda _, x, t: jnp.where(t == 0, -9.0 * (x != 5), 0.0), num_steps=1
+    )  # fmt: skip
+    result = inference.islands(
+        chain, key, num_islands=8, num_particles=5, exchange="butterfly", policy=inference.never(), island_policy=EVERY
+    )  # fmt: skip
+    np.testing.assert_allclose(result.island_log_weights[1], -np.log(8), rtol=1e-6)
+    np.testing.assert_allclose(result.log_weights, -np.log(40), rtol=1e-6)
+    assert (np.asarray(result.particles) == 5).mean() > 0.9
+    np.testing.assert_array_equal(result.ancestors[1] // 5, result.particles)
+    np.testing.assert_array_equal(result.paths[..., 0], result.particles)
 
 
 @pytest.mark.slow
@@ -206,6 +217,8 @@ def options_of(**change):
         ({"batch_size": 4}, "islands: batch_size 4 does not divide num_particles 6"),
         ({"history": "all"}, "islands: history must be"),
         ({"island_resampling": "best"}, "No resampling scheme is called 'best'"),
+        ({"exchange": "all"}, "islands: exchange must be 'islands' or 'butterfly', got 'all'"),
+        ({"exchange": "butterfly", "num_islands": 6}, "6 is no power of two. Use 4 or 8 islands"),
         ({"proposal": walk}, "islands: a FeynmanKac takes no program arguments"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else None,  # an address is no name
