@@ -98,6 +98,8 @@ def run(
         for name, info in model.shapes.sites.items()
         if name in model.shapes.log_probs and (info.kind != "latent" or name in given)
     }
+    if proposal is not None and guide is not None:
+        ppl.check_proposed_cells(model.shapes.sites, guide.shapes.sites)
     if retained is not None:
         check_retained(model, kept)
     if path != "genealogy":

@@ -21,7 +21,6 @@ import numpyro.handlers
 from ... import ppl
 from ...ppl._compat import fresh_caches, is_concrete
 from ._depends import depends
-from ._smc import SMCResult, smc
 from ._supports import transforms_of
 
 Array = jax.Array
@@ -123,19 +122,6 @@ def make_parameters(
 
     value_shapes = {n: x.shape for n, x in template.items()}
     return Parameters(flat.size, value_shapes, draw, values, coordinates, log_prior, log_jacobian)
-
-
-def filtered(
-    program: ppl.Program,
-    proposal: ppl.Program | None,
-    values: Mapping[str, Array],
-    key: Array,
-    args: tuple[Any, ...],
-    **options: Any,
-) -> SMCResult:
-    """`smc` with the parameters fixed, in the proposal too; its evidence is an estimate of p(values, data)."""
-    model, guide = given(program, proposal, values)
-    return smc(model, key, *args, proposal=guide, **options)
 
 
 def given(

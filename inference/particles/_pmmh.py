@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +13,8 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete, typed_key
 from ._moves import acceptance, cholesky
-from ._parameters import Parameters, filtered, make_parameters
-from ._partial_resampling import Resampling, as_resampling
+from ._parameter_filter import ParameterFilter, compiled, make_task, one_path
+from ._partial_resampling import Resampling
 from ._policies import Policy
 from ._smc import smc
 
@@ -136,18 +135,16 @@ def pmmh(
     2008, algorithm 4 (adaptation); Doucet, Pitt, Deligiannidis and Kohn 2015, arXiv:1210.1871 (number of particles).
     """
     _check(num_samples, num_particles, num_warmup, target_accept, parameters, init)
-    check_unbiased("pmmh", resampling)
     options = {
         "num_particles": num_particles, "resampling": resampling, "policy": policy, "batch_size": batch_size,
     }  # fmt: skip
-    guide = None if proposal is None else ppl.as_program(proposal)
-    space = make_parameters("pmmh", ppl.as_program(program), args, parameters)
-    run = _Run(space, ppl.as_program(program), guide, args, options)
-    chain = functools.partial(_chain, run, num_warmup, num_samples, target_accept)
+    settings = _Settings(num_warmup, num_samples, target_accept)
+    task = make_task("pmmh", program, proposal, args, parameters, options, settings)
+    space = task.space(args)
     start = None if init is None else {name: jnp.asarray(init[name], float) for name in parameters}
     if start is not None:
         space.check_start("pmmh", start)
-    result = jax.jit(chain)(typed_key(key), start)
+    result = compiled(_chain, task, args)(typed_key(key), start)
     is_lost = result.log_joint == -jnp.inf
     if is_concrete(is_lost) and bool(is_lost.any()):
         raise RuntimeError(
@@ -158,75 +155,66 @@ def pmmh(
     return result
 
 
+class _Settings(NamedTuple):
+    num_warmup: int
+    num_samples: int
+    target_accept: float
+
+
 def _chain(
-    run: _Run,
-    num_warmup: int,
-    num_samples: int,
-    target_accept: float,
-    key: Array,
-    init: dict[str, Array] | None,
+    settings: _Settings, run: ParameterFilter, key: Array, init: dict[str, Array] | None
 ) -> PMMHResult:
     init_key, start_key, prior_key, warm_key, sample_key = jax.random.split(key, 5)
     space = run.space
-    point = space.coordinates(run.first(init_key) if init is None else init)
+    point = space.coordinates(_first(run, init_key) if init is None else init)
     state = _State(
-        point, *run(start_key, point), point, space.prior_covariance(prior_key),
+        point, *_densities(run, start_key, point), point, space.prior_covariance(prior_key),
         jnp.log(2.38 / space.dimension**0.5),
     )  # fmt: skip
 
     def warm(state: _State, inputs: Any) -> tuple[_State, None]:
         n, (renew_key, key) = inputs[0], jax.random.split(inputs[1])
         # A chain that one high estimate holds for long would take its covariance to zero.
-        log_density, log_joint, states = run(renew_key, state.point)
+        log_density, log_joint, states = _densities(run, renew_key, state.point)
         state = state._replace(log_density=log_density, log_joint=log_joint, states=states)
         new, rate, _ = _move(run, key, state, cholesky(state.covariance))
-        return _adapt(new, n, rate, target_accept, space.dimension), None
+        return _adapt(new, n, rate, settings.target_accept, space.dimension), None
 
-    keys = jax.random.split(warm_key, num_warmup)
-    state, _ = jax.lax.scan(warm, state, (jnp.arange(num_warmup), keys))
+    keys = jax.random.split(warm_key, settings.num_warmup)
+    state, _ = jax.lax.scan(warm, state, (jnp.arange(settings.num_warmup), keys))
     spread = cholesky(state.covariance)
 
     def sample(state: _State, key: Array) -> tuple[_State, Any]:
         new, _, is_accepted = _move(run, key, state, spread)
         return new, (space.values(new.point), new.states, new.log_joint, is_accepted)
 
-    _, draws = jax.lax.scan(sample, state, jax.random.split(sample_key, num_samples))
+    _, draws = jax.lax.scan(sample, state, jax.random.split(sample_key, settings.num_samples))
     values, states, log_joint, is_accepted = draws
     return PMMHResult(values, states, log_joint, is_accepted, jnp.exp(state.log_scale), spread)
 
 
-class _Run(NamedTuple):
-    """One filter at a point: its estimated density, in unconstrained coordinates and in the parameters', and a path."""
-
-    space: Parameters
-    program: ppl.Program
-    proposal: ppl.Program | None
-    args: tuple[Any, ...]
-    options: dict[str, Any]
-
-    def __call__(self, key: Array, point: Array) -> tuple[Array, Array, dict[str, Array]]:
-        run_key, choice_key = jax.random.split(key)
-        values = self.space.values(point)
-        result = filtered(self.program, self.proposal, values, run_key, self.args, **self.options)
-        index = jax.random.categorical(choice_key, result.log_weights)
-        states = {name: x[index] for name, x in result.particles.items()}
-        log_joint = result.log_evidence
-        return log_joint + self.space.log_jacobian(point), log_joint, states
-
-    def first(self, key: Array) -> dict[str, Array]:
-        """Values to start with: one of the prior's draws, by the weights of a run of the whole program."""
-        run_key, choice_key = jax.random.split(key)
-        result = smc(self.program, run_key, *self.args, **self.options)
-        index = jax.random.categorical(choice_key, result.log_weights)
-        return {name: x[index] for name, x in result.particles.items()}
+def _densities(
+    run: ParameterFilter, key: Array, point: Array
+) -> tuple[Array, Array, dict[str, Array]]:
+    """The estimated density in unconstrained coordinates and in the parameters', and a path."""
+    estimate = run(key, point)
+    return estimate.log_joint + estimate.log_jacobian, estimate.log_joint, estimate.states
 
 
-def _move(run: _Run, key: Array, state: _State, spread: Array) -> tuple[_State, Array, Array]:
+def _first(run: ParameterFilter, key: Array) -> dict[str, Array]:
+    """Values to start with: one of the prior's draws, by the weights of a run of the whole program."""
+    run_key, choice_key = jax.random.split(key)
+    return one_path(choice_key, smc(run.program, run_key, *run.args, **run.options))
+
+
+def _move(
+    run: ParameterFilter, key: Array, state: _State, spread: Array
+) -> tuple[_State, Array, Array]:
     """Metropolis-Hastings; a NaN ratio rejects."""
     noise_key, run_key, accept_key = jax.random.split(key, 3)
     noise = jax.random.normal(noise_key, state.point.shape)
     point = state.point + jnp.exp(state.log_scale) * spread @ noise
-    log_density, log_joint, states = run(run_key, point)
+    log_density, log_joint, states = _densities(run, run_key, point)
     log_ratio = log_density - state.log_density
     rate = acceptance(log_ratio)
     is_accepted = jax.random.uniform(accept_key) < rate
@@ -246,16 +234,6 @@ def _adapt(state: _State, n: Array, rate: Array, target_accept: float, dimension
         covariance=state.covariance + gain * (jnp.outer(centred, centred) - state.covariance),
         log_scale=jnp.clip(log_scale, middle - room, middle + room),
     )
-
-
-def check_unbiased(method: str, resampling: Resampling) -> None:
-    """Refuse a scheme by which the evidence is biased."""
-    scheme = as_resampling(resampling)
-    if not scheme.is_unbiased:
-        raise ValueError(
-            f"{method}: resampling scheme '{scheme.name}' makes the evidence estimates biased, and the draws with them. Use "
-            "'systematic', 'stratified' or another unbiased scheme."
-        )
 
 
 def _check(

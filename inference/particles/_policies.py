@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -25,11 +26,7 @@ def ess_below(fraction: float = 0.5) -> Policy:
     if not 0 < fraction <= 1:
         raise ValueError(f"ess_below: fraction must lie in (0, 1], got {fraction}.")
 
-    def policy(_: Array, log_weights: Array) -> Array:
-        log_ess = -jax.nn.logsumexp(2 * log_weights)
-        return log_ess < jnp.log(fraction * len(log_weights))
-
-    return policy
+    return _EssBelow(fraction)
 
 
 def every(period: int = 1) -> Policy:
@@ -39,14 +36,12 @@ def every(period: int = 1) -> Policy:
         period: number of steps, at least 1.
     """
     check_counts("every", period=period)
-    if period == 1:
-        return lambda *_: True
-    return lambda step, _: step % period == 0
+    return _Every(period)
 
 
 def never() -> Policy:
     """No resampling: importance sampling with a sequence of weights."""
-    return lambda *_: False
+    return _Never()
 
 
 def window(start: int, stop: int, policy: Policy | None = None) -> Policy:
@@ -59,5 +54,41 @@ def window(start: int, stop: int, policy: Policy | None = None) -> Policy:
     """
     if not 0 <= start < stop:
         raise ValueError(f"window: needs 0 <= start < stop, got {start} and {stop}.")
-    inside = policy or every()
-    return lambda step, lw: jnp.logical_and((step >= start) & (step < stop), inside(step, lw))
+    return _Window(start, stop, policy or every())
+
+
+# Values that compare, so that a run compiled with one serves for the next.
+
+
+@dataclasses.dataclass(frozen=True)
+class _EssBelow:
+    fraction: float
+
+    def __call__(self, step: Array, log_weights: Array) -> Array:
+        log_ess = -jax.nn.logsumexp(2 * log_weights)
+        return log_ess < jnp.log(self.fraction * len(log_weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Every:
+    period: int
+
+    def __call__(self, step: Array, log_weights: Array) -> Any:
+        return self.period == 1 or step % self.period == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Never:
+    def __call__(self, step: Array, log_weights: Array) -> bool:
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    start: int
+    stop: int
+    policy: Policy
+
+    def __call__(self, step: Array, log_weights: Array) -> Array:
+        is_inside = (step >= self.start) & (step < self.stop)
+        return jnp.logical_and(is_inside, self.policy(step, log_weights))

@@ -13,8 +13,8 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ._moves import RandomWalk, acceptance
-from ._parameters import Parameters, filtered, make_parameters
-from ._pmmh import check_unbiased
+from ._parameter_filter import ParameterFilter, compiled, make_task
+from ._parameters import Parameters
 from ._policies import Policy, ess_below
 from ._population import evidence, resample, reweight, uniform
 from ._resampling import Scheme, as_scheme, equally_weighted
@@ -128,15 +128,13 @@ def smc2(
     check_counts("smc2", num_particles=num_particles, num_moves=num_moves)
     if not 0 < target_ess < 1:
         raise ValueError(f"smc2: target_ess must lie in (0, 1), got {target_ess}.")
-    check_unbiased("smc2", resampling)
-    program, guide = ppl.as_program(program), None if proposal is None else ppl.as_program(proposal)
     options = {"num_particles": num_particles, "resampling": resampling, "policy": policy}
-    space = make_parameters("smc2", program, args, parameters)
-    run = _Run(
-        space, program, guide, args, options, num_parameter_particles, num_moves, target_ess,
-        as_scheme(resampling), batch_size,
-    )  # fmt: skip
-    return jax.jit(run)(typed_key(key))
+    settings = _Settings(
+        num_parameter_particles, num_moves, target_ess, as_scheme(resampling), batch_size
+    )
+    task = make_task("smc2", program, proposal, args, parameters, options, settings)
+    task.space(args)  # what is wrong with the parameters, before any device work
+    return compiled(_run, task, args)(typed_key(key))
 
 
 class _Cloud(NamedTuple):
@@ -151,18 +149,30 @@ class _Cloud(NamedTuple):
     states: dict[str, Array]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jit asks for it
-class _Run:
-    space: Parameters
-    program: ppl.Program
-    proposal: ppl.Program | None
-    args: tuple[Any, ...]
-    options: dict[str, Any]
+class _Settings(NamedTuple):
     size: int
     num_moves: int
     target_ess: float
     scheme: Scheme
     batch_size: int | None
+
+
+def _run(settings: _Settings, filters: ParameterFilter, key: Array) -> SMC2Result:
+    return _Run(*settings, filters)(key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    size: int
+    num_moves: int
+    target_ess: float
+    scheme: Scheme
+    batch_size: int | None
+    filters: ParameterFilter
+
+    @property
+    def space(self) -> Parameters:
+        return self.filters.space
 
     def __call__(self, key: Array) -> SMC2Result:
         draw_key, filter_key, loop_key = jax.random.split(key, 3)
@@ -195,16 +205,9 @@ class _Run:
         """A filter for every point."""
 
         def one(inputs: tuple[Array, Array]) -> _Cloud:
-            (run_key, choice_key), point = jax.random.split(inputs[0]), inputs[1]
-            values, log_prior = self.space.values(point), self.space.log_prior(point)
-            result = filtered(
-                self.program, self.proposal, values, run_key, self.args, **self.options
-            )
-            index = jax.random.categorical(choice_key, result.log_weights)
-            states = {name: x[index] for name, x in result.particles.items()}
-            # The first weighing is that of the straight code, where the parameters count as observed.
-            increments = result.increments.at[0].add(-log_prior)
-            return _Cloud(point, log_prior + self.space.log_jacobian(point), increments, states)
+            estimate = self.filters(*inputs)
+            log_prior = estimate.log_prior + estimate.log_jacobian
+            return _Cloud(inputs[1], log_prior, estimate.increments, estimate.states)
 
         inputs = (jax.random.split(key, self.size), points)
         if self.batch_size is None:

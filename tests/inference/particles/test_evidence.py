@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE as KALMAN, golden as walk
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
@@ -23,23 +24,6 @@ POLICIES = {
     "never": inference.never(),
 }
 RUNS, PARTICLES = 4000, 40
-
-Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
-KALMAN = -8.0787984
-
-
-@ppl.model
-def walk(ys):
-    """Linear-Gaussian; the first observation is made of the first state."""
-    x = ppl.sample("x0", dist.Normal(0.0, 1.0))
-    ppl.sample("y0", dist.Normal(x, 1.0), obs=ys[0])
-
-    def step(x, y):
-        x = ppl.sample("x", dist.Normal(0.9 * x, 1.0))
-        ppl.sample("y", dist.Normal(x, 1.0), obs=y)
-        return x, None
-
-    ppl.scan(step, x, ys[1:])
 
 
 @ppl.model

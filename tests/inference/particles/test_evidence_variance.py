@@ -5,32 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE as KALMAN, golden_chain as walk
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 
-Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
-KALMAN = -8.0787984
 POLICIES = {
     "every": inference.every(),
     "ess": inference.ess_below(0.7),
     "window": inference.window(1, 4),
     "never": inference.never(),
 }
-
-
-def log_normal(x, y):
-    return -0.5 * (jnp.log(2 * jnp.pi) + (y - x) ** 2)
-
-
-def walk(ys):
-    """The linear-Gaussian model of observations `ys`."""
-    return inference.FeynmanKac(
-        init=jax.random.normal,
-        kernel=lambda key, x, t: 0.9 * x + jax.random.normal(key),
-        log_potential=lambda previous, x, t: log_normal(x, jnp.asarray(ys)[t]),
-        num_steps=len(ys) - 1,
-    )
 
 
 @ppl.model

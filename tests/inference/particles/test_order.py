@@ -5,16 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _state_space import two_scans
+from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE as KALMAN, golden_chain, two_scans
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference.particles._hilbert import hilbert_index, nearby_order
 from lapilli.inference.particles._resampling import RESAMPLERS
 from lapilli.inference.particles._twist import Look
-
-Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
-KALMAN = -8.0787984
 
 
 def walk(ys):
@@ -26,13 +23,10 @@ def walk(ys):
     ppl.scan(step, (0.0, 1.0), ys)
 
 
-WALK = inference.FeynmanKac(
-    init=jax.random.normal,
-    kernel=lambda key, x, t: 0.9 * x + jax.random.normal(key),
-    log_potential=lambda previous, x, t: dist.Normal(x, 1.0).log_prob(jnp.asarray(Y)[t]),
-    num_steps=4,
-)
-TARGETS = {"program": (walk, (Y,), lambda x, t, ys: x[0]), "chain": (WALK, (), lambda x, t: x)}
+TARGETS = {
+    "program": (walk, (Y,), lambda x, t, ys: x[0]),
+    "chain": (golden_chain(), (), lambda x, t: x),
+}
 
 
 def evidences(name, key, n, is_ordered=True, **options):

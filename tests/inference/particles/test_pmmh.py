@@ -1,5 +1,6 @@
 """Chains over parameters against the exact posterior: Kalman's likelihood on a grid of parameters."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles import _parameter_filter
 
 Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5, 2.5], np.float32)
 
@@ -94,11 +96,12 @@ def test_the_chain_has_the_exact_posterior(proposal, key):
 
 @SLOW
 def test_a_missing_jacobian_is_found(key, monkeypatch):
-    from lapilli.inference.particles import _pmmh
-
-    make = _pmmh.make_parameters
-    flat = lambda *args: _pmmh.dataclasses.replace(make(*args), log_jacobian=lambda u: 0.0 * u[0])
-    monkeypatch.setattr(_pmmh, "make_parameters", flat)
+    make = _parameter_filter.make_parameters
+    flat = lambda *args: dataclasses.replace(make(*args), log_jacobian=lambda u: 0.0 * u[0])
+    monkeypatch.setattr(_parameter_filter, "make_parameters", flat)
+    monkeypatch.setattr(
+        _parameter_filter, "_fingerprint", lambda *_: None
+    )  # nothing compiled before
     with pytest.raises(AssertionError, match="limit 4.5"):
         test_the_chain_has_the_exact_posterior(None, key)
 
@@ -163,6 +166,58 @@ def test_arviz_gets_chains(key):
     np.testing.assert_array_equal(tree.sample_stats["log_joint"], chains.log_joint)
     one = inference.to_arviz(jax.tree.map(lambda x: x[0], chains))
     assert one.sample_stats["is_accepted"].shape == (1, 7)
+
+
+WEIGHT = 1.0
+
+
+@ppl.model
+def tilted(y):
+    """It reads a number around it."""
+    a = ppl.sample("a", dist.Normal(0.0, 1.0))
+    ppl.sample("y", dist.Normal(WEIGHT * a, 1.0), obs=y)
+
+
+def run_tilted(key, y, **options):
+    return inference.pmmh(
+        tilted, key, y, parameters=["a"], num_samples=3, num_particles=1, num_warmup=1, **options
+    ).log_joint
+
+
+def test_a_run_is_compiled_once_while_the_program_means_the_same(key, monkeypatch):
+    size = _parameter_filter._run._cache_size
+    before = size()
+    first = run_tilted(key, jnp.array(0.5), policy=inference.ess_below(0.3))
+    again = run_tilted(key, jnp.array(-0.7), policy=inference.ess_below(0.3))
+    assert size() == before + 1
+    with monkeypatch.context() as patch:  # as if it had never been compiled
+        patch.setattr(_parameter_filter, "_fingerprint", lambda *_: None)
+        np.testing.assert_allclose(run_tilted(key, jnp.array(-0.7)), again, rtol=1e-5)
+    monkeypatch.setitem(globals(), "WEIGHT", 3.0)
+    assert not np.allclose(run_tilted(key, jnp.array(0.5), policy=inference.ess_below(0.3)), first)
+    assert size() == before + 2
+
+
+@ppl.model
+def picking(y):
+    """It reads its data in Python, so that they cannot be inputs of a compiled run."""
+    a = ppl.sample("a", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", int((np.asarray(y) > 0).sum())):
+        ppl.sample("y", dist.Normal(a, 1.0), obs=np.asarray(y)[np.asarray(y) > 0])
+
+
+def test_data_that_are_read_in_python_and_policies_that_do_not_compare_are_taken(key):
+    class Policy:
+        __hash__ = None
+
+        def __call__(self, *_):
+            return False
+
+    size = _parameter_filter._run._cache_size()
+    options = {"parameters": ["a"], "num_samples": 2, "num_particles": 1, "num_warmup": 0}
+    assert inference.pmmh(picking, key, Y, **options).log_joint.shape == (2,)
+    assert run_tilted(key, jnp.array(0.5), policy=Policy()).shape == (3,)
+    assert _parameter_filter._run._cache_size() == size
 
 
 # What is refused.

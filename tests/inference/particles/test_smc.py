@@ -7,13 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from _state_space import (
+    GOLDEN as Y,
+    GOLDEN_EVIDENCE as KALMAN,
+    golden as walk,
+    golden_chain,
+    golden_posterior,
+    log_normal,
+)
 from scipy.stats import multivariate_normal
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 
-Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
-KALMAN = -8.0787984
+WALK = golden_chain()
 POLICIES = {
     "ess": inference.ess_below(0.5),
     "every": inference.every(),
@@ -24,37 +31,11 @@ POLICIES = {
 
 
 @ppl.model
-def walk(ys):
-    """The linear-Gaussian model; its first observation stands before the scan."""
-    x = ppl.sample("x0", dist.Normal(0.0, 1.0))
-    ppl.sample("y0", dist.Normal(x, 1.0), obs=ys[0])
-
-    def step(x, y):
-        x = ppl.sample("x", dist.Normal(0.9 * x, 1.0))
-        ppl.sample("y", dist.Normal(x, 1.0), obs=y)
-        return x, None
-
-    ppl.scan(step, x, ys[1:])
-
-
-@ppl.model
 def optimal(ys):
-    """Its locally optimal proposal."""
+    """The locally optimal proposal of `walk`."""
     x = ppl.sample("x0", dist.Normal(0.5 * ys[0], jnp.sqrt(0.5)))
     step = lambda x, y: (ppl.sample("x", dist.Normal(0.45 * x + 0.5 * y, jnp.sqrt(0.5))), None)
     ppl.scan(step, x, ys[1:])
-
-
-def log_normal(x, y):
-    return -0.5 * (jnp.log(2 * jnp.pi) + (y - x) ** 2)
-
-
-WALK = inference.FeynmanKac(
-    init=jax.random.normal,
-    kernel=lambda key, x, t: 0.9 * x + jax.random.normal(key),
-    log_potential=lambda previous, x, t: log_normal(x, jnp.asarray(Y)[t]),
-    num_steps=4,
-)
 
 
 def assert_evidence(target, exact, key, *args, n=4000, num_particles=40, **options):
@@ -102,18 +83,9 @@ def test_a_proposal_for_some_sites_leaves_the_others_to_the_prior(key):
     assert_evidence(walk, KALMAN, key, Y, proposal=first)
 
 
-def smoother():
-    """Means of x_0, ..., x_4 given all of Y, from the dense joint Gaussian."""
-    n = len(Y)
-    a = np.eye(n) - 0.9 * np.eye(n, k=-1)
-    prior = np.linalg.inv(a.T @ a)
-    gain = prior @ np.linalg.inv(prior + np.eye(n))
-    return gain @ Y, prior - gain @ prior
-
-
 def test_paths_have_the_smoothing_distribution(key):
     """Self-normalised means of 400 runs of 500 particles: their bias is O(1/K), far below the noise tested."""
-    mean, _ = smoother()
+    mean, _ = golden_posterior()
 
     def means(key):
         result = inference.smc(walk, key, Y, num_particles=500)
@@ -249,6 +221,26 @@ def test_missing_observations_contribute_nothing(key):
             exact += -0.5 * (np.log(2 * np.pi * s) + (y - mean) ** 2 / s)
             mean, var = mean + var / s * (y - mean), var / s
     assert_evidence(gappy, exact, key, ys, seen)
+    # A guide may draw the missing cells, too, if it knows which they are: its density of seen cells is no part of log q.
+    assert_evidence(gappy, exact, key, ys, seen, proposal=filling)
+    blind = lambda ys, seen: filling(ys, None)
+    with pytest.raises(
+        ValueError, match="Site 'y_unobserved': the guide proposes missing cells.*obs_mask=mask"
+    ):
+        inference.smc(gappy, key, ys, seen, num_particles=2, proposal=blind)
+
+
+def filling(ys, seen):
+    """A proposal of states and of missing cells."""
+
+    def step(x, inputs):
+        y, seen = inputs
+        x = ppl.sample("x", dist.Normal(0.9 * x, 1.2))
+        options = {} if seen is None else {"obs_mask": seen}
+        ppl.sample("y_unobserved", dist.Normal(0.8 * x, 1.5), **options)
+        return x, None
+
+    ppl.scan(step, ppl.sample("x0", dist.Normal(0.0, 1.0)), (ys, seen))
 
 
 # Discrete states, Poisson counts (a sampler that insists on its own kind of key), branches.
@@ -340,7 +332,7 @@ def test_conditional_smc_leaves_the_posterior_invariant(scheme, key):
 
 @pytest.mark.slow  # a chain; see test_particle_gibbs.py
 def test_particle_gibbs_samples_the_posterior(key):
-    mean, cov = smoother()
+    mean, cov = golden_posterior()
     run = lambda key: inference.particle_gibbs(
         walk, key, Y, num_samples=200, num_warmup=20, num_particles=10, proposal=optimal
     )

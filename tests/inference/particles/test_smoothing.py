@@ -12,6 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from _slow import some_slow
+from _state_space import GOLDEN as Y, golden as walk, golden_chain, golden_posterior, log_normal
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
@@ -19,44 +20,10 @@ from lapilli.inference.particles import _backward_kernels as kernels
 from lapilli.inference.particles._backward import draw_slots
 from lapilli.inference.particles._smc import run
 
-Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
+CHAIN = golden_chain()
 
 
-@ppl.model
-def walk(ys):
-    x = ppl.sample("x0", dist.Normal(0.0, 1.0))
-    ppl.sample("y0", dist.Normal(x, 1.0), obs=ys[0])
-
-    def step(x, y):
-        x = ppl.sample("x", dist.Normal(0.9 * x, 1.0))
-        ppl.sample("y", dist.Normal(x, 1.0), obs=y)
-        return x, None
-
-    ppl.scan(step, x, ys[1:])
-
-
-def log_normal(x, y):
-    return -0.5 * (jnp.log(2 * jnp.pi) + (y - x) ** 2)
-
-
-CHAIN = inference.FeynmanKac(
-    init=jax.random.normal,
-    kernel=lambda key, x, t: 0.9 * x + jax.random.normal(key),
-    log_potential=lambda old, x, t: log_normal(x, jnp.asarray(Y)[t]),
-    num_steps=4,
-    log_transition=lambda old, x, t: log_normal(0.9 * old, x),
-)
 BOUND = float(log_normal(0.0, 0.0))
-
-
-def kalman():
-    """Means, variances and lag-one covariances given all data, from the dense joint Gaussian."""
-    n = len(Y)
-    a = np.eye(n) - 0.9 * np.eye(n, k=-1)
-    prior = np.linalg.inv(a.T @ a)
-    gain = prior @ np.linalg.inv(prior + np.eye(n))
-    cov = prior - gain @ prior
-    return gain @ Y, np.diag(cov), np.diag(cov, 1)
 
 
 def moments(paths, mean):
@@ -68,7 +35,7 @@ def moments(paths, mean):
 
 def assert_kalman(target, key, *args, n=200, num_particles=500, num_samples=200, **options):
     """Averages over n runs; their bias of order 1 / 500 is far below the standard errors near 0.006."""
-    mean, var, lagged = kalman()
+    mean, cov = golden_posterior()
 
     def of_run(key):
         result = inference.smooth(
@@ -80,7 +47,7 @@ def assert_kalman(target, key, *args, n=200, num_particles=500, num_samples=200,
         return moments(paths, mean)
 
     estimates = jax.jit(jax.vmap(of_run))(jax.random.split(key, n))
-    assert_unbiased(estimates, np.concatenate([mean, var, lagged]))
+    assert_unbiased(estimates, np.concatenate([mean, np.diag(cov), np.diag(cov, 1)]))
 
 
 METHODS = {
@@ -113,7 +80,7 @@ def test_fixed_lag_forgets_later_data(key):
     prior = np.linalg.inv(a.T @ a)
     known = lambda m: prior[:, :m] @ np.linalg.inv(prior[:m, :m] + np.eye(m)) @ Y[:m]
     exact = np.array([known(min(t + 2, n))[t] for t in range(n)])
-    assert np.abs(exact - kalman()[0]).max() > 0.1
+    assert np.abs(exact - golden_posterior()[0]).max() > 0.1
     assert_unbiased(jax.jit(jax.vmap(of_run))(jax.random.split(key, 300)), exact)
 
 

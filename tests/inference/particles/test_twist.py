@@ -5,14 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _state_space import LINE, independent, two_scans
+from _state_space import (
+    GOLDEN as Y,
+    GOLDEN_EVIDENCE as KALMAN,
+    LINE,
+    golden_chain,
+    independent,
+    two_scans,
+)
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference.particles import _filter, _twist
-
-Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
-KALMAN = -8.0787984
 
 
 def walk(ys, a=0.9):
@@ -58,14 +62,6 @@ def ahead(ys):
 
 def log_normal(x, y, scale=1.0):
     return dist.Normal(x, scale).log_prob(y)
-
-
-WALK = inference.FeynmanKac(
-    init=jax.random.normal,
-    kernel=lambda key, x, t: 0.9 * x + jax.random.normal(key),
-    log_potential=lambda previous, x, t: log_normal(x, jnp.asarray(Y)[t]),
-    num_steps=4,
-)
 
 
 def proposed():
@@ -117,7 +113,7 @@ def kalman_by_step():
 CRUDE = {
     "program, ess": (walk, (Y,), inference.ess_below(0.8)),
     "program, every": (walk, (Y,), inference.every()),
-    "chain, every second": (WALK, (), inference.every(2)),
+    "chain, every second": (golden_chain(), (), inference.every(2)),
 }
 
 
@@ -271,7 +267,7 @@ ERRORS = {
         "twist or order has the sites",
     ),
     "nan": (lambda k, run: run(walk, twist=bad), "NaN or \\+inf .* before weighing 1"),
-    "nan in a chain": (lambda k, run: inference.smc(WALK, k, num_particles=9, twist=bad), "NaN or"),
+    "nan in a chain": (lambda k, run: inference.smc(golden_chain(), k, num_particles=9, twist=bad), "NaN or"),
     "ot": (lambda k, run: run(walk, twist=crude, gradient="ot", history="none"), "'ot' puts other particles"),
 }  # fmt: skip
 

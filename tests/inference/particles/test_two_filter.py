@@ -6,39 +6,22 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from _slow import some_slow
-from _state_space import LINE, moving_average, random_slope, second_order
+from _state_space import (
+    GOLDEN as Y,
+    LINE,
+    golden as walk,
+    golden_chain,
+    golden_posterior,
+    moving_average,
+    random_slope,
+    second_order,
+)
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference.particles import _two_filter
 
-Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
-
-
-@ppl.model
-def walk(ys):
-    x = ppl.sample("x0", dist.Normal(0.0, 1.0))
-    ppl.sample("y0", dist.Normal(x, 1.0), obs=ys[0])
-
-    def step(x, y):
-        x = ppl.sample("x", dist.Normal(0.9 * x, 1.0))
-        ppl.sample("y", dist.Normal(x, 1.0), obs=y)
-        return x, None
-
-    ppl.scan(step, x, ys[1:])
-
-
-def log_normal(mean, x, scale=1.0):
-    return dist.Normal(mean, scale).log_prob(x)
-
-
-CHAIN = inference.FeynmanKac(
-    init=jax.random.normal,
-    kernel=lambda key, x, t: 0.9 * x + jax.random.normal(key),
-    log_potential=lambda old, x, t: log_normal(x, jnp.asarray(Y)[t]),
-    num_steps=4,
-    log_transition=lambda old, x, t: log_normal(0.9 * old, x),
-)
+CHAIN = golden_chain()
 
 
 def information(first, prior, kernel, wrap=lambda x: x, unwrap=lambda x: x):
@@ -62,18 +45,9 @@ ODD = (
 )
 
 
-def kalman():
-    """Means and variances given all data, from the dense joint Gaussian."""
-    n = len(Y)
-    a = np.eye(n) - 0.9 * np.eye(n, k=-1)
-    prior = np.linalg.inv(a.T @ a)
-    gain = prior @ np.linalg.inv(prior + np.eye(n))
-    return gain @ Y, np.diag(prior - gain @ prior)
-
-
 def assert_kalman(target, key, *args, backward, n=200, **options):
     """Averages over n runs; their bias of order 1 / 200 is far below the standard errors near 0.006."""
-    mean, var = kalman()
+    mean, cov = golden_posterior()
 
     def of_run(key):
         paths = inference.smooth(
@@ -84,7 +58,7 @@ def assert_kalman(target, key, *args, backward, n=200, **options):
         return jnp.concatenate([paths.mean(0), ((paths - mean) ** 2).mean(0)])
 
     estimates = jax.jit(jax.vmap(of_run))(jax.random.split(key, n))
-    assert_unbiased(estimates, np.concatenate([mean, var]))
+    assert_unbiased(estimates, np.concatenate([mean, np.diag(cov)]))
 
 
 def shifted(parts):
