@@ -10,6 +10,7 @@ from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE as KALMAN, golden_chain, t
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference.particles._hilbert import hilbert_index, nearby_order
+from lapilli.inference.particles._population import drawn_by
 from lapilli.inference.particles._resampling import RESAMPLERS
 from lapilli.inference.particles._twist import Look
 
@@ -80,7 +81,7 @@ def test_sorted_particles_resample_with_less_error(scheme, share, key):
     keys = jax.random.split(draw_key, 2_000)
 
     def variance(choose):
-        mean = lambda key: places[choose(key, log_weights), 0].mean()
+        mean = lambda key: places[drawn_by(choose, key, log_weights).ancestors, 0].mean()
         return float(jax.jit(jax.vmap(mean))(keys).var())
 
     look = Look(None, lambda *_: None)
