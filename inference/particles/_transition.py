@@ -106,12 +106,14 @@ def _of_loop(model: TracedProgram, loop: Loop) -> Future:
         return state, sum((outs[i].reshape(lanes, -1).sum(1) for i in which), jnp.zeros(()))
 
     felt_by, all_of = functools.partial(density, felt), functools.partial(density, terms)
-    return Future(memory, loop.length, felt_by, all_of, not _weighs_after(model, loop))
+    return Future(
+        memory, loop.length, felt_by, all_of, not weighs_after(model, loop.machine.position)
+    )
 
 
-def _weighs_after(model: TracedProgram, loop: Loop) -> bool:
-    """Whether a log-prob of the weight is made after the loop."""
-    later = {v for eqn in model.closed.jaxpr.eqns[loop.machine.position + 1 :] for v in eqn.outvars}
+def weighs_after(model: TracedProgram, position: int) -> bool:
+    """Whether a log-prob of the weight is made after the loop at this place."""
+    later = {v for eqn in model.closed.jaxpr.eqns[position + 1 :] for v in eqn.outvars}
     return any(not isinstance(v, Literal) and v in later for v, _ in model.weighted())
 
 
