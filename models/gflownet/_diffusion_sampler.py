@@ -25,27 +25,33 @@ stop = jax.lax.stop_gradient
 class Control(eqx.Module):
     """The policy's network: a perceptron of (x, t), and a gain of the target's score; both zero before training.
 
-    Returns the drift and the log of the step's standard deviation relative to the reference's, [2 d].
+    Returns the drift and the log of the step's standard deviation relative to the reference's, [2 d]. The score enters with its
+    norm cut at `max_score`, and the log relative scale lies within +-1: single steps cannot leave this world.
     """
 
     body: eqx.nn.MLP
     gain: eqx.nn.MLP
+    max_score: float = eqx.field(static=True)
 
-    def __init__(self, num_dims: int, *, width: int, depth: int, key: Array) -> None:
+    def __init__(
+        self, num_dims: int, *, width: int, depth: int, max_score: float = 10.0, key: Array
+    ) -> None:
         keys = jax.random.split(key)
         body = eqx.nn.MLP(num_dims + 1, 2 * num_dims, width, depth, jax.nn.gelu, key=keys[0])
         gain = eqx.nn.MLP(1, 1, width, 1, jax.nn.gelu, key=keys[1])
         zero = lambda mlp: eqx.tree_at(
             lambda m: (m.layers[-1].weight, m.layers[-1].bias), mlp, replace_fn=jnp.zeros_like
         )
-        self.body, self.gain = zero(body), zero(gain)
+        self.body, self.gain, self.max_score = zero(body), zero(gain), max_score
 
     def __call__(
         self, x: Float[Array, " dims"], t: Float[Array, ""], score: Float[Array, " dims"]
     ) -> Float[Array, " two_dims"]:
         """Drift and log relative scale at x and time t."""
         drift, log_scale = jnp.split(self.body(jnp.append(x, t)), 2)
-        return jnp.append(drift + self.gain(t[None]) * score, log_scale)
+        norm = jnp.sqrt((score**2).sum() + 1e-12)
+        score = score * jnp.minimum(1.0, self.max_score / norm)
+        return jnp.append(drift + self.gain(t[None]) * score, jnp.tanh(log_scale))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

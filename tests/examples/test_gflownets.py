@@ -41,3 +41,11 @@ def test_structure_has_an_unbiased_evidence(tmp_path):
     assert abs(float(words[0]) - 1) < 8 * float(words[2]) + 1e-3
     for name in ("report.txt", "structure.png", "posterior.nc"):
         assert (tmp_path / name).stat().st_size > 100
+
+
+@pytest.mark.slow  # compiles four losses
+def test_energy_sampler_prints_every_loss(tmp_path):
+    text = run("energy_sampler.py", tmp_path)
+    for name in ("pathwise KL", "TB", "TB, wider paths", "FL-SubTB", "exact draws"):
+        assert f"\n{name} " in text
+    assert (tmp_path / "energy_sampler.png").stat().st_size > 1_000
