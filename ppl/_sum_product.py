@@ -15,6 +15,7 @@ assignment, or, by the recursion run backwards, an exact joint draw.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple
@@ -220,11 +221,26 @@ class _reduction:
         return _marked(x, x + noise, False)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_sum_exp(x: Array, axes: tuple[int, ...]) -> Array:
     """`logsumexp` whose derivative is zero, not NaN, where all terms are -inf (a state that is never reached)."""
-    is_dead = (x == -jnp.inf).all(axes)
-    alive = jnp.where(jnp.expand_dims(is_dead, axes), 0.0, x)
-    return jnp.where(is_dead, -jnp.inf, jax.nn.logsumexp(alive, axis=axes))
+    largest, _, total = _exponentials(x, axes)
+    return jnp.log(total) + largest
+
+
+@log_sum_exp.defjvp
+def _(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+    largest, terms, total = _exponentials(primals[0], axes)
+    weights = terms / jnp.expand_dims(jnp.where(total > 0, total, 1.0), axes)
+    return jnp.log(total) + largest, (weights * tangents[0]).sum(axes)
+
+
+def _exponentials(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """The largest term (0 if all are -inf); all terms relative to it; their sum."""
+    largest = jax.lax.stop_gradient(x.max(axes))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    terms = jnp.exp(x - jnp.expand_dims(largest, axes))
+    return largest, terms, terms.sum(axes)
 
 
 def _marked(x: Array, race: Array, is_max: bool) -> Array:

@@ -1,0 +1,186 @@
+"""Question: what does a gradient cost beside the same gradient written by hand in JAX?
+
+Two programs beside those of vae.py (ELBO of a VAE) and hmm.py (a chain summed out): the importance-weighted bound of a VAE with
+five draws per row, and the ELBO of a mixture of 1,000 rows whose labels are enumerated row by row. The answer is the
+median of paired ratios in one process; first calls (tracing, checks, compilation) are measured in fresh processes without
+a compilation cache.
+
+usage: python benchmarks/overhead.py [--repeats 100] [--first-calls 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import vae
+from jax.nn import log_softmax, logsumexp
+
+from lapilli import inference, ppl
+
+Run = Callable[[Any, jax.Array, jax.Array], Any]
+NUM_DRAWS, NUM_CLUSTERS = 5, 8
+
+
+class Case(NamedTuple):
+    """Parameters and data, and the bound twice: (params, key, x) -> nats by hand, and as an objective."""
+
+    params: dict[str, Any]
+    x: jax.Array
+    by_hand: Run
+    objective: inference.Objective
+
+
+def weighted_vae(batch: int = 64) -> Case:
+    params, x = vae.data(batch)
+
+    def by_hand(p: dict[str, Any], key: jax.Array, x: jax.Array) -> jax.Array:
+        m, s = vae.encode(p, x)
+        eps = jax.random.normal(key, (NUM_DRAWS, *m.shape))
+        z = m + s * eps
+        logits = vae.decode(p, z)
+        log_w = (x * logits - jax.nn.softplus(logits)).sum(-1)
+        log_w = log_w + (0.5 * (eps**2 - z**2) + jnp.log(s)).sum(-1)
+        return (logsumexp(log_w, 0) - jnp.log(NUM_DRAWS)).sum()
+
+    objective = inference.iwelbo(vae.model, vae.guide, num_particles=NUM_DRAWS, per="plate")
+    return Case(dict(params), x, by_hand, objective)
+
+
+def mixture(num_rows: int = 1000) -> Case:
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = 3 * jax.random.normal(keys[0], (num_rows, 2))
+    params = {
+        "means": 3 * jax.random.normal(keys[1], (NUM_CLUSTERS, 2)),
+        "weights": jnp.zeros(NUM_CLUSTERS),
+        "logits": jax.random.normal(keys[2], (num_rows, NUM_CLUSTERS)),
+    }
+
+    @ppl.model
+    def model(x: jax.Array) -> None:
+        means = ppl.param("means", params["means"])
+        weights = ppl.param("weights", params["weights"])
+        with ppl.plate("rows", len(x)):
+            k = ppl.sample("k", dist.Categorical(logits=weights))
+            ppl.sample("x", dist.Normal(means[k], 1.0).to_event(1), obs=x)
+
+    @ppl.model
+    def guide(x: jax.Array) -> None:
+        logits = ppl.param("logits", params["logits"])
+        with ppl.plate("rows", len(x)):
+            ppl.sample("k", dist.Categorical(logits=logits))
+
+    def by_hand(p: dict[str, Any], _: jax.Array, x: jax.Array) -> jax.Array:
+        log_q = log_softmax(p["logits"])
+        log_x = (-0.5 * (x[:, None] - p["means"]) ** 2 - 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
+        return (jnp.exp(log_q) * (log_softmax(p["weights"]) + log_x - log_q)).sum()
+
+    return Case(params, x, by_hand, inference.elbo(model, guide, strategies={"k": "enum"}))
+
+
+CASES = {"IWELBO of a VAE, 5 draws": weighted_vae, "mixture, enumerated": mixture}
+VERSIONS = ("by hand", "lapilli")
+
+
+def run_of(case: Case, version: str) -> Run:
+    """A compiled (params, key, x) -> (value, gradient)."""
+    if version == "by hand":
+        return jax.jit(jax.value_and_grad(case.by_hand))
+    return jax.jit(case.objective.value_and_grad)
+
+
+def arguments(case: Case, version: str) -> Any:
+    return case.params if version == "by hand" else ppl.Params(case.params)
+
+
+def check_agreement(case: Case) -> None:
+    """Both have the same mean value and gradient, within six standard errors over draws."""
+    keys = jax.random.split(jax.random.key(3), 256)
+    x = case.x[:8] if case.x.shape[0] == 64 else case.x
+    found = []
+    for version in VERSIONS:
+        run = jax.vmap(run_of(case, version), (None, 0, None))
+        value, grads = run(arguments(case, version), keys, x)
+        found.append(jax.tree.leaves((value, dict(grads))))
+    for a, b in zip(*found, strict=True):
+        error = jnp.sqrt((a.var(0) + b.var(0)) / len(keys)) + 1e-4 * (1 + jnp.abs(a.mean(0)))
+        z = jnp.max(jnp.abs(a.mean(0) - b.mean(0)) / error)
+        assert z < 6, f"the two disagree by {z} standard errors"
+
+
+def steady(case: Case, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, interleaved."""
+    runs = {version: run_of(case, version) for version in VERSIONS}
+    times: dict[str, list[float]] = {version: [] for version in VERSIONS}
+    for i in range(repeats + 2):
+        key = jax.random.key(i)
+        for version in VERSIONS if i % 2 else VERSIONS[::-1]:
+            start = time.perf_counter()
+            jax.block_until_ready(runs[version](arguments(case, version), key, case.x))
+            times[version].append(time.perf_counter() - start)
+    return {version: t[2:] for version, t in times.items()}
+
+
+def first_call(name: str, version: str) -> float:
+    """Seconds of the first call in this process, after JAX has started."""
+    case = CASES[name]()
+    params, key = arguments(case, version), jax.block_until_ready(jax.random.key(2))
+    start = time.perf_counter()
+    jax.block_until_ready(run_of(case, version)(params, key, case.x))
+    return time.perf_counter() - start
+
+
+def first_calls(name: str, repeats: int) -> dict[str, float]:
+    """Median first call of each version, in fresh interleaved processes."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    times: dict[str, list[float]] = {version: [] for version in VERSIONS}
+    for _ in range(repeats):
+        for version in VERSIONS:
+            command = [sys.executable, __file__, "--first-call", name, version]
+            out = subprocess.run(
+                command, env=environment, check=True, capture_output=True, text=True
+            )
+            times[version].append(float(out.stdout))
+    return {version: statistics.median(t) for version, t in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--first-calls", type=int, default=3)
+    parser.add_argument("--first-call", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.first_call:
+        print(first_call(*args.first_call))
+        return
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
+    print("median ms per gradient, median of paired ratios to the hand-written one")
+    for name, make in CASES.items():
+        case = make()
+        check_agreement(case)
+        times = steady(case, args.repeats)
+        ratio = statistics.median(
+            a / b for a, b in zip(times["lapilli"], times["by hand"], strict=True)
+        )
+        ms = {v: 1e3 * statistics.median(t) for v, t in times.items()}
+        line = f"  {name:26s} by hand {ms['by hand']:7.3f}, lapilli {ms['lapilli']:7.3f} (x{ratio:.3f})"
+        if args.first_calls:
+            first = first_calls(name, args.first_calls)
+            share = first["lapilli"] / first["by hand"]
+            line += (
+                f"; first call {first['by hand']:.2f} s, {first['lapilli']:.2f} s (x{share:.2f})"
+            )
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
