@@ -1,6 +1,7 @@
 """Model families written in the language, one module each."""
 
 from . import (
+    air as air,
     deep_latent as deep_latent,
     diffusion as diffusion,
     gflownet as gflownet,
