@@ -15,7 +15,8 @@ one number; 1,297 rows to train on, 500 held out. Beside it, on the same rows: s
 by EM) and BayesianGaussianMixture (coordinate ascent on a mean-field bound, whose guide has the assignments too). All start from
 k-means, have diagonal covariances and take the best of four starts by their own criterion.
 
-Expected: TODO
+Expected: held-out log densities close to scikit-learn's for few components, and ahead of maximum likelihood for many, which
+overfits. Run time: a few minutes on 2 CPU cores.
 
     python examples/mixture.py [--smoke] [--seed 0] [--out mixture_output]
 """
@@ -161,9 +162,14 @@ def sklearn_fits(data: Data, num_components: int) -> dict[str, Found]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             fits = [
-                make(num_components, covariance_type="diag", max_iter=500, random_state=seed).fit(data.train)
+                make(
+                    n_components=num_components,
+                    covariance_type="diag",
+                    max_iter=500,
+                    random_state=seed,
+                ).fit(data.train)
                 for seed in range(NUM_STARTS)
-            ]  # fmt: skip
+            ]
         best = max(fits, key=lambda f: f.lower_bound_)
         found[make.__name__] = Found(best.score_samples(data.test), time.perf_counter() - start)
     return found

@@ -31,6 +31,7 @@ def assert_is_picture(path):
     assert min(picture.shape[:2]) > 150 and picture[..., :3].std() > 0.01
 
 
+@pytest.mark.slow  # reads 5,000 images from text, twice
 def test_scenes_are_the_same_every_time_and_show_what_they_count():
     scenes = load("air_scenes")
     one, two = scenes.make_scenes(60, 30), scenes.make_scenes(60, 30)
