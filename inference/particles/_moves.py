@@ -9,13 +9,27 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
 LogDensity = Callable[[Array], Array]
+
+
+class Standing(NamedTuple):
+    """Where a chain stands, with what a move needs to know there, so that nothing is evaluated twice.
+
+    Attributes:
+        point: [d].
+        log_density: at the point.
+        slope: its gradient there, None for kernels that use none.
+    """
+
+    point: Array
+    log_density: Array
+    slope: Any
 
 
 class Kernel(abc.ABC):
@@ -35,11 +49,15 @@ class Kernel(abc.ABC):
     def init_scale(self, dimension: int) -> float:
         """The scale to start with."""
 
+    def start(self, point: Array, log_density: LogDensity) -> Standing:
+        """A chain at a point; again whenever the density changes."""
+        return Standing(point, log_density(point), None)
+
     @abc.abstractmethod
     def step(
-        self, key: Array, point: Array, log_density: LogDensity, scale: Array, spread: Array
-    ) -> tuple[Array, Array]:
-        """One move; returns the new point and the acceptance probability."""
+        self, key: Array, at: Standing, log_density: LogDensity, scale: Array, spread: Array
+    ) -> tuple[Standing, Array]:
+        """One move; returns where the chain stands then and the acceptance probability."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +78,12 @@ class RandomWalk(Kernel):
         return 2.38 / dimension**0.5
 
     def step(
-        self, key: Array, point: Array, log_density: LogDensity, scale: Array, spread: Array
-    ) -> tuple[Array, Array]:
+        self, key: Array, at: Standing, log_density: LogDensity, scale: Array, spread: Array
+    ) -> tuple[Standing, Array]:
         noise_key, accept_key = jax.random.split(key)
-        proposed = point + scale * spread @ jax.random.normal(noise_key, point.shape)
-        return accept(accept_key, point, proposed, log_density(proposed) - log_density(point))
+        proposed = at.point + scale * spread @ jax.random.normal(noise_key, at.point.shape)
+        new = self.start(proposed, log_density)
+        return accept(accept_key, at, new, new.log_density - at.log_density)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,25 +108,24 @@ class HMC(Kernel):
     def init_scale(self, dimension: int) -> float:
         return 1.0 / dimension**0.25 / self.num_leapfrog**0.5
 
+    def start(self, point: Array, log_density: LogDensity) -> Standing:
+        return Standing(point, *jax.value_and_grad(log_density)(point))
+
     def step(
-        self, key: Array, point: Array, log_density: LogDensity, scale: Array, spread: Array
-    ) -> tuple[Array, Array]:
+        self, key: Array, at: Standing, log_density: LogDensity, scale: Array, spread: Array
+    ) -> tuple[Standing, Array]:
         momentum_key, accept_key = jax.random.split(key)
-        momentum = jax.random.normal(momentum_key, point.shape)
-        energy = jax.value_and_grad(log_density)
-        start, slope = energy(point)
+        momentum = jax.random.normal(momentum_key, at.point.shape)
 
         def leapfrog(state: Any, _: Any) -> tuple[Any, None]:
-            u, p, _, slope = state
-            p = p + 0.5 * scale * spread * slope
-            u = u + scale * spread * p
-            value, slope = energy(u)
-            return (u, p + 0.5 * scale * spread * slope, value, slope), None
+            at, p = state
+            p = p + 0.5 * scale * spread * at.slope
+            at = self.start(at.point + scale * spread * p, log_density)
+            return (at, p + 0.5 * scale * spread * at.slope), None
 
-        state = (point, momentum, start, slope)
-        (new, end, value, _), _ = jax.lax.scan(leapfrog, state, length=self.num_leapfrog)
+        (new, end), _ = jax.lax.scan(leapfrog, (at, momentum), length=self.num_leapfrog)
         kinetic = 0.5 * (jnp.vdot(momentum, momentum) - jnp.vdot(end, end))
-        return accept(accept_key, point, new, value - start + kinetic)
+        return accept(accept_key, at, new, new.log_density - at.log_density + kinetic)
 
 
 def MALA(target_accept: float = 0.57) -> HMC:
@@ -126,7 +144,8 @@ def acceptance(log_ratio: Array) -> Array:
     return jnp.exp(jnp.minimum(jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio), 0.0))
 
 
-def accept(key: Array, old: Array, new: Array, log_ratio: Array) -> tuple[Array, Array]:
-    """Metropolis' choice between two points; a NaN ratio rejects."""
+def accept(key: Array, old: Any, new: Any, log_ratio: Array) -> tuple[Any, Array]:
+    """Metropolis' choice between two points, or pytrees; a NaN ratio rejects."""
     probability = acceptance(log_ratio)
-    return jnp.where(jax.random.uniform(key) < probability, new, old), probability
+    is_taken = jax.random.uniform(key) < probability
+    return jax.tree.map(lambda a, b: jnp.where(is_taken, a, b), new, old), probability

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ... import ppl
-from ._moves import Kernel, cholesky
+from ._moves import Kernel, Standing, cholesky
 from ._parameters import Parameters
 
 Array = jax.Array
@@ -71,10 +71,12 @@ class ParameterMoves:
             joint = self.program.log_density(choices, *self.args)
             return joint + self.space.log_jacobian(point)
 
-        def move(point: Array, key: Array) -> tuple[Array, Array]:
-            return self.kernel.step(key, point, log_density, jnp.exp(tuned.log_scale), spread)
+        def move(at: Standing, key: Array) -> tuple[Standing, Array]:
+            return self.kernel.step(key, at, log_density, jnp.exp(tuned.log_scale), spread)
 
-        point, rates = jax.lax.scan(move, tuned.point, jax.random.split(key, self.num_moves))
+        start = self.kernel.start(tuned.point, log_density)
+        last, rates = jax.lax.scan(move, start, jax.random.split(key, self.num_moves))
+        point = last.point
         centred = point - tuned.mean
         return Tuned(
             point,

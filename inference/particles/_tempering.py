@@ -13,7 +13,7 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete, typed_key
 from ._lane_map import map_lanes
-from ._moves import HMC, Kernel
+from ._moves import HMC, Kernel, Standing
 from ._persistent import run_persistent
 from ._population import evidence, resample, reweight, uniform
 from ._resampling import Scheme, as_scheme, equally_weighted
@@ -255,13 +255,14 @@ class _Run:
             return log_prior + self.target.log_likelihood(terms, beta)
 
         def move(key: Array, point: Array) -> tuple[Array, Array]:
-            def one(u: Array, key: Array) -> tuple[Array, tuple[Array, Array | None]]:
-                new, rate = self.kernel.step(key, u, density, scale, spread)
-                return new, (rate, new if self.keep == "all" else None)
+            def one(at: Standing, key: Array) -> tuple[Standing, tuple[Array, Array | None]]:
+                new, rate = self.kernel.step(key, at, density, scale, spread)
+                return new, (rate, new.point if self.keep == "all" else None)
 
             keys = jax.random.split(key, self.num_moves)
-            last, (rates, passed) = jax.lax.scan(one, point, keys)
-            kept = last if passed is None else jnp.concatenate([point[None], passed])
+            start = self.kernel.start(point, density)
+            last, (rates, passed) = jax.lax.scan(one, start, keys)
+            kept = last.point if passed is None else jnp.concatenate([point[None], passed])
             return kept, rates.mean()
 
         points, rates = map_lanes(move, len(points), self.batch_size)(key, points)

@@ -172,10 +172,12 @@ def test_a_kernel_leaves_its_target_invariant(kernel, key):
     u0 = jnp.log(jax.random.exponential(k0, (40_000,)))
     points = jnp.stack([u0, 0.5 * u0 + jax.random.normal(k1, u0.shape)], -1)
     spread = k.spread(points[:500])
-    step = lambda key, u: k.step(key, u, log_density, jnp.float32(k.init_scale(2)), spread)
+    step = lambda key, at: k.step(key, at, log_density, jnp.float32(k.init_scale(2)), spread)
 
     def three(key, u):
-        return jax.lax.scan(lambda u, key: step(key, u), u, jax.random.split(key, 3))
+        start = k.start(u, log_density)
+        last, rates = jax.lax.scan(lambda at, key: step(key, at), start, jax.random.split(key, 3))
+        return last.point, rates
 
     moved, rates = jax.jit(jax.vmap(three))(jax.random.split(k2, len(points)), points)
     assert 0.2 < rates.mean() < 1 and np.mean(np.asarray(moved != points)) > 0.5
@@ -187,9 +189,9 @@ def test_a_kernel_leaves_its_target_invariant(kernel, key):
 
 def test_a_kernel_without_its_rejection_fails_the_test(key):
     class Careless(inference.HMC):
-        def step(self, key, point, log_density, scale, spread):
-            new, rate = super().step(key, point, log_density, scale, spread)
-            return jnp.where(rate < 1, point + 0.3, new), rate
+        def step(self, key, at, log_density, scale, spread):
+            new, rate = super().step(key, at, log_density, scale, spread)
+            return new._replace(point=jnp.where(rate < 1, at.point + 0.3, new.point)), rate
 
     KERNELS["careless"] = Careless(4)
     try:
