@@ -108,6 +108,32 @@ def test_discrete_sites_of_a_program_are_resampled_with_the_point(key):
     assert_unbiased(estimates, np.append(1.0, posterior) * z, names=["Z", "class 0", "1", "2"])
 
 
+@pytest.mark.slow  # one more compilation of many runs
+def test_a_diffusion_at_each_step_of_a_scan_is_filtered(key):
+    """Each step draws x' given x by a diffusion of its own and sees it in noise: the Kalman filter's evidence, 500 runs."""
+    ys = np.array([0.8, -0.5, 0.3])
+
+    @ppl.model
+    def chain(ys):
+        def step(x, y):
+            model = diffusion.gaussian_mixture(VP, [1.0], (0.5 * x)[None], 0.3)
+            x = inference.diffuse("x", inference.fkc(model, np.linspace(1.0, 0.0, 11)))
+            ppl.sample("y", dist.Normal(x, NOISE), obs=y)
+            return x, None
+
+        ppl.scan(step, jnp.zeros(()), ys)
+
+    mean, variance, log_z = 0.0, 0.0, 0.0
+    for y in ys:
+        mean, variance = 0.5 * mean, 0.25 * variance + 0.3
+        total = variance + NOISE**2
+        log_z += float(dist.Normal(mean, np.sqrt(total)).log_prob(y))
+        mean, variance = mean + variance / total * (y - mean), variance * NOISE**2 / total
+    run = lambda key: inference.smc(chain, key, ys, num_particles=200, history="none").log_evidence
+    log_zs = jax.jit(jax.vmap(run))(jax.random.split(key, 500))
+    assert_unbiased(np.exp(np.asarray(log_zs, float) - log_z), 1.0)
+
+
 def test_a_program_has_the_density_of_path_and_weights(key):
     """Of a path of the program, recomputed from the corrector step by step; choices score as they were drawn."""
     model = inference.fkc(

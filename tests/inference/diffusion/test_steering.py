@@ -123,7 +123,8 @@ def path_law(times):
     return mean + gain * (Y - mean[-1]), covariance - np.outer(gain, covariance[-1])
 
 
-@pytest.mark.parametrize("name", ["difference", pytest.param("twisted", marks=pytest.mark.slow)])
+@pytest.mark.slow  # long compilations; those of fkc show the same in the short run
+@pytest.mark.parametrize("name", ["difference", "twisted"])
 def test_conditional_smc_moves_whole_paths_within_their_law(name, key):
     """One move of 4 particles from 3,000 exact paths of 8 steps: means, squares and products of neighbours as they were."""
     make = {

@@ -1,0 +1,59 @@
+"""Scripts on diffusion models at smoke size."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+pytestmark = pytest.mark.slow  # each trains a network or compiles many runs
+
+
+def metrics(name, out):
+    """What the script finds, once it has run without warnings of ours."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", EXAMPLES / f"{name}.py", "--smoke", "--out", str(out)],
+        env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for pattern in ("*.png", "*.nc", "report.txt"):
+        assert all(f.stat().st_size > 100 for f in out.glob(pattern)) and any(out.glob(pattern))
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_weights_bring_added_scores_to_the_product(tmp_path):
+    found = metrics("composition", tmp_path)
+    plane = found["plane"]["2"]
+    assert plane["exact draws"] < plane["FKC"] < 0.9 * plane["scores added"]
+    # 400 steps of training: asked for ink, more of it comes than a class alone gives.
+    assert found["digits"]["scores added"]["ink"] > found["digits"]["class alone"]["ink"]
+
+
+def test_the_smallest_denoising_error_classifies(tmp_path):
+    found = metrics("diffusion_classifier", tmp_path)
+    paired, independent = (found[f"Gaussians, {kind}"] for kind in ("paired", "independent"))
+    assert paired["10"] > 0.9 and paired["3"] >= independent["3"]
+    assert found["Gaussians, eliminated"]["accuracy"] > 0.9
+
+
+def test_fitted_paths_have_the_least_kinetic_energy(tmp_path):
+    for row in metrics("kinetic_paths", tmp_path).values():
+        assert row["optimal"] < 1.01 * min(row["conditional OT"], row["cosine"])
+        assert abs(row["optimal"] - row["4 sin^2(Phi/2)"]) < 0.05 * row["optimal"]  # 40 angles
+
+
+def test_every_noise_carries_one_law_to_the_other(tmp_path):
+    found = metrics("interpolants", tmp_path)
+    for noise in ("0", "0.5", "2"):
+        assert found[f"exact, eps = {noise}"] < found["two sets of exact draws"] + 0.1
+    assert found["log density, eps = 0"] < 0.1  # by paths it takes more than fifty of them
+
+
+def test_search_leaves_the_tilt_and_steering_finds_it(tmp_path):
+    found = metrics("search", tmp_path)
+    tilt = lambda row: found[row]["tilt"]
+    assert tilt("steering, N = 16") < tilt("steering, N = 1") < tilt("best of N, N = 16")
+    assert found["best of N, N = 16"]["verifier"] > found["steering, N = 16"]["verifier"]
