@@ -81,11 +81,11 @@ def found(fit: Any, scenes: Any, path: Path, num_images: int = 24) -> None:
 
 def learning(runs: dict, path: Path) -> None:
     """Accuracy of the count against steps and seconds."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.2), sharey=True)
     for (objective, name), run in runs.items():
         for axis, x in zip(axes, (run.steps, run.seconds), strict=True):
             axis.plot(
-                x, run.accuracy, LINES[objective], color=COLORS[name], lw=2,
+                x, run.accuracy, ls=LINES[objective], color=COLORS[name], lw=2,
                 label=name if objective == "ELBO" else f"{objective}, {name}",
             )  # fmt: skip
     for axis, label in zip(axes, ("step", "seconds, compilation included"), strict=True):
@@ -93,8 +93,9 @@ def learning(runs: dict, path: Path) -> None:
         axis.set(xlabel=label, xlim=(0, None), ylim=(0, 1))
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("held-out accuracy of the count")
-    axes[0].legend(title="count under", loc="lower right", fontsize=8)
-    figure.suptitle("The same program under different estimators for one more digit, yes or no")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle("The same program under different estimators of one more digit: yes or no")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -105,14 +106,16 @@ def variance(gradients: dict, path: Path) -> None:
     labels = [f"{objective}: {name}" for objective, name in rows]
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
     for axis, numbers, label in (
-        (axes[0], [gradients[r].variance for r in rows], "variance, nats² per image"),
+        (axes[0], [gradients[r].variance for r in rows], "variance, nats²"),
         (axes[1], [1e3 * gradients[r].seconds for r in rows], "ms per training step"),
     ):
         bars = axis.barh(labels, numbers, color=[COLORS[name] for _, name in rows])
         axis.bar_label(bars, [f" {n:.3g}" for n in numbers], fontsize=8)
         axis.set_xlabel(label)
         axis.margins(x=0.2)
-    axes[0].set_xscale("log")
+    smallest = min(gradients[r].variance for r in rows)
+    axes[0].set(xscale="log", xlim=(0.5 * smallest, None))
+    axes[0].xaxis.set_minor_formatter("")
     axes[0].invert_yaxis()
     figure.suptitle("Gradient of the guide at one checkpoint, 64 images")
     figure.savefig(path, dpi=150)

@@ -1,6 +1,6 @@
 """A mixture of normal laws whose assignments are summed out, fitted on minibatches: against expectation-maximisation.
 
-What it shows: weights, means and scales of K components are global sites, the component of each row a local discrete one.
+What it shows: logits, means and scales of K components are global sites, the component of each row a local discrete one.
 `ppl.eliminate` sums the rows' components out exactly, row by row, so that the guide has global sites only; `fit` subsamples the
 plate of rows and scales its terms:
 
@@ -58,24 +58,24 @@ def make_programs(num_components: int, num_features: int) -> tuple[ppl.Eliminate
 
     @ppl.model
     def mixture(x):
-        weights = ppl.sample("weights", dist.Dirichlet(jnp.ones(num_components)))
+        logits = ppl.sample("logits", dist.Normal(0.0, 1.0).expand(shape[:1]).to_event(1))
         means = ppl.sample("means", dist.Normal(0.0, 1.5).expand(shape).to_event(2))
         scales = ppl.sample("scales", dist.LogNormal(-0.7, 0.7).expand(shape).to_event(2))
         with ppl.plate("rows", x.shape[0]):
-            k = ppl.sample("component", dist.Categorical(weights))
+            k = ppl.sample("component", dist.Categorical(logits=logits))
             ppl.sample("x", dist.Normal(means[k], scales[k]).to_event(1), obs=x)
 
     @ppl.model
     def guide(x):
-        positive = {"constraint": constraints.positive}
-        counts = ppl.param("counts", jnp.full(num_components, 20.0), **positive)
-        ppl.sample("weights", dist.Dirichlet(counts))
-        loc = ppl.param("means_loc", jnp.zeros(shape))
-        spread = ppl.param("means_scale", jnp.full(shape, 0.05), **positive)
-        ppl.sample("means", dist.Normal(loc, spread).to_event(2))
-        log_scale = ppl.param("scales_loc", jnp.full(shape, -0.7))
-        spread = ppl.param("scales_scale", jnp.full(shape, 0.05), **positive)
-        ppl.sample("scales", dist.LogNormal(log_scale, spread).to_event(2))
+        def loc_and_scale(name, loc, shape):
+            scale = ppl.param(
+                f"{name}_scale", jnp.full(shape, 0.05), constraint=constraints.positive
+            )
+            return ppl.param(f"{name}_loc", jnp.full(shape, loc)), scale
+
+        ppl.sample("logits", dist.Normal(*loc_and_scale("logits", 0.0, shape[:1])).to_event(1))
+        ppl.sample("means", dist.Normal(*loc_and_scale("means", 0.0, shape)).to_event(2))
+        ppl.sample("scales", dist.LogNormal(*loc_and_scale("scales", -0.7, shape)).to_event(2))
 
     return ppl.eliminate(mixture, "component"), guide
 
@@ -138,7 +138,7 @@ def centres(x: np.ndarray, num_components: int, seed: int) -> np.ndarray:
 
 
 def predictive(fit: inference.Fit, x: np.ndarray, key: Any, num_draws: int = 200) -> np.ndarray:
-    """Log of the mean over draws of p(x_n | weights, means, scales), [rows]."""
+    """Log of the mean over draws of p(x_n | logits, means, scales), [rows]."""
 
     def one(key: Any) -> Any:
         drawn = fit.guide.simulate(key, x)
@@ -214,7 +214,7 @@ def draw_figures(table: dict, size: int, data: Data, out: Path) -> None:
     fit = table[size]["lapilli, minibatches"].fit
     choices = fit.guide.simulate(jax.random.key(1), data.test).choices
     probs = np.asarray(fit.model.posterior_probs(choices, data.test)["component"])
-    order = np.argsort(-np.asarray(choices["weights"]))
+    order = np.argsort(-np.asarray(choices["logits"]))
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(1, 1.25))
     palette = plt.get_cmap("tab10").colors
     for digit in range(10):
@@ -277,8 +277,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("mixture_output"))
     config = parser.parse_args(arguments)
-    config.components = [5] if config.smoke else [10, 30, 90]
-    config.features, config.steps = (4, 300) if config.smoke else (12, 3000)
+    config.components = [5] if config.smoke else [10, 30, 60]
+    config.features, config.steps = (4, 300) if config.smoke else (12, 2000)
     return config
 
 

@@ -88,7 +88,7 @@ def test_rows_of_the_mixture_have_the_density_of_the_formula(mixture):
     weights, means = rng.dirichlet(np.ones(3)), rng.normal(size=(3, 2))
     scales, x = rng.uniform(0.5, 2.0, (3, 2)), rng.normal(size=(7, 2))
     parts = norm.logpdf(x[:, None], means, scales).sum(-1) + np.log(weights)
-    drawn = {"weights": weights, "means": means, "scales": scales}
+    drawn = {"logits": np.log(weights), "means": means, "scales": scales}
     np.testing.assert_allclose(
         mixture.row_log_density(marginal, drawn, x), logsumexp(parts, 1), rtol=1e-5
     )
