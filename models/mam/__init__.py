@@ -1,8 +1,9 @@
 """Marginalization models: any marginal of a discrete law in one pass of a network, and draws in any order (arXiv:2310.12920)."""
 
 from ._convolutions import ResidualCNN as ResidualCNN, residual_cnns as residual_cnns
-from ._distribution import Draw as Draw, MaM as MaM, Marginal as Marginal
+from ._distribution import Draw as Draw, MaM as MaM
 from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
+from ._marginal import Marginal as Marginal
 from ._networks import (
     Networks as Networks,
     Pair as Pair,
