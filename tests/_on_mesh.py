@@ -208,7 +208,11 @@ def processes(port, rank):
     islands = lambda key, **mesh: inference.islands(
         MODEL, key, num_islands=8, num_particles=16, island_policy=inference.every(), **mesh
     )
-    for name, run in {"program": smc(program, Y), "islands": islands}.items():
+    butterfly = lambda key, **mesh: inference.islands(
+        MODEL, key, num_islands=8, num_particles=16, island_policy=inference.every(), exchange="butterfly", **mesh
+    )  # fmt: skip
+    runs = {"program": smc(program, Y), "islands": islands, "butterfly": butterfly}
+    for name, run in runs.items():
         key = jax.random.key(0)
         one, many = jax.jit(run)(key), run(key, mesh=mesh)
         assert len(many.log_evidence.sharding.device_set) == 8

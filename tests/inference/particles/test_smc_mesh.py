@@ -36,7 +36,7 @@ def test_two_processes_give_the_numbers_of_one_device():
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     for out in finished(*(_on_mesh.start("processes", port, r, devices=4) for r in range(2))):
-        assert "same program" in out and "same islands" in out
+        assert "same program" in out and "same islands" in out and "same butterfly" in out
 
 
 def mesh():
