@@ -115,6 +115,7 @@ def islands(
     offspring of islands; with "butterfly" pairs of islands resample their particles together, in log2 M stages of other
     pairs, after which each island has the same share and equally weighted particles of any descent. Then each island
     resamples its own particles where `policy` says so. Devices that hold islands exchange particles only where islands meet.
+    (On a mesh XLA makes both ways of meeting an exchange of all with all; a butterfly does not spare communication there.)
 
     Args:
         target: a `FeynmanKac` or a program.
