@@ -62,7 +62,9 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", some_slow(CASES, "program, butterfly", "program, partly"))
+@pytest.mark.parametrize(
+    "case", some_slow(CASES, "feynman-kac, butterfly", "program, butterfly", "program, partly")
+)
 def test_evidence_and_smoothing_are_unbiased(case, key):
     """N = 4000, relative sd below 0.4: a bias of 4.5% of the evidence is 7 standard errors."""
     target, args, options = CASES[case]
@@ -142,9 +144,10 @@ def test_a_butterfly_evens_shares_and_spreads_descendants(key):
     chain = inference.FeynmanKac(
         init=own, kernel=lambda key, x, t: x, log_potential=lambda _, x, t: jnp.where(t == 0, -9.0 * (x != 5), 0.0), num_steps=1
     )  # fmt: skip
-    result = inference.islands(
+    run = lambda key: inference.islands(
         chain, key, num_islands=8, num_particles=5, exchange="butterfly", policy=inference.never(), island_policy=EVERY
     )  # fmt: skip
+    result = jax.jit(run)(key)
     np.testing.assert_allclose(result.island_log_weights[1], -np.log(8), rtol=1e-6)
     np.testing.assert_allclose(result.log_weights, -np.log(40), rtol=1e-6)
     assert (np.asarray(result.particles) == 5).mean() > 0.9
