@@ -75,6 +75,7 @@ def switching():
         kernel=lambda key, x, t: jax.random.categorical(key, move[x]),
         log_potential=lambda old, x, t: fit[t, x],
         num_steps=2,
+        log_transition=lambda old, x, t: move[old, x],
     )
 
 
@@ -105,6 +106,13 @@ def shares(partial, key, num=100_000, **options):
 def test_conditional_runs_keep_their_target(scheme, key):
     """A path of probability 0.1 that is off by 0.007 is off by 7 standard errors."""
     assert_unbiased(shares(inference.partial_resampling(0.75, scheme), key), posterior())
+
+
+@pytest.mark.slow  # compilation
+@pytest.mark.parametrize("path", ("ancestor", "backward"))
+def test_paths_with_other_ancestors_keep_their_target(path, key):
+    shared = shares(inference.partial_resampling(0.5, "stratified"), key, path=path)
+    assert_unbiased(shared, posterior())
 
 
 @pytest.mark.slow  # the negative twin of the test above
