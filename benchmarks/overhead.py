@@ -120,12 +120,13 @@ def check_agreement(case: Case) -> None:
 def steady(case: Case, repeats: int) -> dict[str, list[float]]:
     """Seconds of each call, interleaved."""
     runs = {version: run_of(case, version) for version in VERSIONS}
+    params = {version: arguments(case, version) for version in VERSIONS}
     times: dict[str, list[float]] = {version: [] for version in VERSIONS}
     for i in range(repeats + 2):
         key = jax.random.key(i)
         for version in VERSIONS if i % 2 else VERSIONS[::-1]:
             start = time.perf_counter()
-            jax.block_until_ready(runs[version](arguments(case, version), key, case.x))
+            jax.block_until_ready(runs[version](params[version], key, case.x))
             times[version].append(time.perf_counter() - start)
     return {version: t[2:] for version, t in times.items()}
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from ._analyse import Analysed, check_replay, replay_axes, replay_groups
 from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
-from ._relation import Relation
+from ._relation import Relation, Relations
 from ._strategy import Downstream, stop
 from ._sweep import Sweep
 from ._weights import LaneWeights, spread
@@ -170,10 +170,9 @@ class Estimator:
         terms: dict[int, Array] = {}
         for j in which:
             kept = program.lanes.kept[j]
-            array = self._term(j, *values["term", j])
-            array = spread(
-                array, self._lanes(program.lanes.read[j]) + extra, self._lanes(kept) + extra
-            )
+            lanes = self._lanes(program.lanes.read[j]) + extra
+            array = _folded(self._term(j, *values["term", j]), len(lanes), program.relations[j])
+            array = spread(array, lanes, self._lanes(kept) + extra)
             axes = array.ndim - len(self._lanes(kept) + extra)
             weight = weights.of(program.relations[j], kept, axes)
             if weight is not None:
@@ -360,6 +359,13 @@ def _keep_lanes(array: Array, lanes: Lanes, keep: Lanes) -> Array:
     """Drop lanes on which the array does not depend (any one serves)."""
     index = tuple(slice(None) if lane in keep else 0 for lane in lanes)
     return array[index]
+
+
+def _folded(array: Array, num_lanes: int, relations: Relations) -> Array:
+    """A term summed over the axes that are no site's (events, say), with size 1 there: weights and scores meet less."""
+    linked = {link.axis for relation in relations.values() for link in relation}
+    axes = range(array.ndim - num_lanes)
+    return array.sum([num_lanes + a for a in axes if a not in linked], keepdims=True)
 
 
 def _to_elements(

@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
+from ._axis_rules import shape_of
 from ._compat import bind, scan_counts
 from ._primitive import MARKERS, key_p, site_p
+from ._same import Same, Uniform, on_same
 from ._unrolled import Forced as Forced, Split, Windows, elementwise, unrolled_scan, whole
 
-Given = Forced | Windows
+Given = Forced | Windows | Uniform
 
 
 def inner_jaxpr(value: Any) -> Jaxpr | None:
@@ -60,6 +62,18 @@ def evaluate(
 def _run(
     jaxpr: Jaxpr, consts: Any, inputs: Any, forced: Mapping[int, Given], read: Any
 ) -> list[Any]:
+    is_lazy = any(isinstance(f, Uniform) for f in forced.values())
+    values = _walk(jaxpr, consts, inputs, forced, read, is_lazy)
+    return [jnp.asarray(whole(x)) for x in values]
+
+
+def _walk(
+    jaxpr: Jaxpr, consts: Any, inputs: Any, forced: Mapping[int, Given], read: Any, is_lazy: bool
+) -> list[Any]:
+    """The values of `read`, in parts or as one number where they are left so.
+
+    `is_lazy`: arrays filled with one number are left as one number, since they may meet a uniform site.
+    """
     env: dict[Var, Any] = {}
 
     def value(atom: Any) -> Any:
@@ -69,11 +83,17 @@ def _run(
     env.update(zip(jaxpr.invars, inputs, strict=True))
     for eqn in _needed(jaxpr, read, forced):
         if _is_cut(eqn, forced):
-            draw = eqn.outvars[0].aval
-            given = jnp.asarray(forced[eqn.params["index"]].value, draw.dtype)  # type: ignore[union-attr]
-            env[eqn.outvars[0]] = given.reshape(draw.shape)
+            draw, given = eqn.outvars[0].aval, forced[eqn.params["index"]]
+            number = jnp.asarray(given.value, draw.dtype)  # type: ignore[union-attr]
+            is_same = isinstance(given, Uniform)
+            env[eqn.outvars[0]] = (
+                Same(number, draw.shape) if is_same else number.reshape(draw.shape)
+            )
             continue
         args = [value(v) for v in eqn.invars]
+        if is_lazy and eqn.primitive.name == "broadcast_in_dim" and not shape_of(eqn.invars[0]):
+            env[eqn.outvars[0]] = Same(whole(args[0]), eqn.outvars[0].aval.shape)
+            continue
         outs = _in_parts(eqn, args, forced)
         if outs is not None:
             env.update(zip(eqn.outvars, outs, strict=True))
@@ -88,7 +108,7 @@ def _run(
         else:
             outs = bind(eqn, args)
         env.update(zip(eqn.outvars, outs, strict=True))
-    return [jnp.asarray(value(v)) if isinstance(v, Literal) else whole(value(v)) for v in read]
+    return [value(v) for v in read]
 
 
 def _in_parts(eqn: Any, args: list[Any], forced: Mapping[int, Given]) -> list[Any] | None:
@@ -96,10 +116,17 @@ def _in_parts(eqn: Any, args: list[Any], forced: Mapping[int, Given]) -> list[An
     is_split = any(isinstance(a, Split) for a in args)
     if eqn.primitive.name == "scan":
         inside = _inside(eqn, forced)
+        args = [a.whole() if isinstance(a, Same) else a for a in args]
         if is_split or any(isinstance(f, Windows) for f in inside.values()):
             return unrolled_scan(eqn, args, inside, _run)
         return None
+    if any(isinstance(a, Same) for a in args) and not _holds_marker(eqn):
+        return on_same(eqn, [a.whole() if isinstance(a, Split) else a for a in args], _inline)
     return elementwise(eqn, args) if is_split else None
+
+
+def _inline(jaxpr: Jaxpr, consts: Any, inputs: Any) -> list[Any]:
+    return _walk(jaxpr, consts, inputs, {}, jaxpr.outvars, True)
 
 
 def _inside(eqn: Any, forced: Mapping[int, Given]) -> dict[int, Given]:
@@ -113,7 +140,7 @@ def _inside(eqn: Any, forced: Mapping[int, Given]) -> dict[int, Given]:
 def _is_cut(eqn: Any, forced: Mapping[int, Given]) -> bool:
     """Whether the equation is a marker whose value is given everywhere, so that nothing before it counts."""
     given = forced.get(eqn.params["index"]) if eqn.primitive is site_p else None
-    return isinstance(given, Forced) and given.mask is None
+    return isinstance(given, Uniform) or isinstance(given, Forced) and given.mask is None
 
 
 def _needed(jaxpr: Jaxpr, read: Any, forced: Mapping[int, Given]) -> list[Any]:

@@ -17,6 +17,7 @@ from ._analyse import axis_order
 from ._engine import StrategySite
 from ._evaluate import Forced, Given, Windows
 from ._layout import Layout
+from ._same import Uniform
 from ._weights import lane_values
 
 Array = jax.Array
@@ -55,6 +56,10 @@ class Sweep:
             one = lane_values(site, layout, step=True)
             self.values[index] = Windows((one,) * (layout.lag + 1))
             self.levels[index] = Windows(tuple(frozenset({l}) for l in self._opened((index,))))  # type: ignore[arg-type]
+        elif self._is_uniform(index):
+            values = lane_values(site, layout)
+            self.values[index] = Uniform(values.reshape(len(values), -1)[:, 0])
+            self.levels[index] = Uniform(frozenset(self._opened((index,))))  # type: ignore[arg-type]
         else:
             self.force(index, Forced(lane_values(site, layout)), (index,), ())
 
@@ -87,6 +92,12 @@ class Sweep:
         lanes = tuple(self.sizes[lane] for lane in self.lanes)
         return [x.reshape(lanes + x.shape[len(levels) :]) for x in go(0, key, self.values)]
 
+    def _is_uniform(self, index: int) -> bool:
+        """Whether a lane is one number, in all rows of a plate outside of regions."""
+        site, layout = self.sites[index], self.layouts[index]
+        is_number = np.ndim(site.support) == 1
+        return is_number and bool(site.sizes) and not (site.regions or layout.joint)
+
     def _is_split(self, lane: int) -> bool:
         """Whether the lane is a chain whose time is the outermost axis of its marker."""
         if lane < 0 or self.layouts[lane].axis is None:
@@ -108,6 +119,8 @@ class Sweep:
 
     def _in_marker(self, index: int, given: Given) -> Given:
         """From the outside order of a site's axes to the marker's."""
+        if isinstance(given, Uniform):
+            return given
         order = [int(a) for a in np.argsort(axis_order(self.sites[index]))]
         if isinstance(given, Windows):
             time = order[0]

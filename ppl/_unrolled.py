@@ -23,6 +23,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from ._axis_rules import ELEMENTWISE
 from ._compat import bind, scan_counts
 from ._primitive import site_p
+from ._same import Same
 
 Array = jax.Array
 
@@ -65,8 +66,8 @@ class Split:
 
 
 def whole(x: Any) -> Any:
-    """An operand that may be split, whole."""
-    return x.whole() if isinstance(x, Split) else x
+    """An operand that may be split, or one number, whole."""
+    return x.whole() if isinstance(x, Split | Same) else x
 
 
 def elementwise(eqn: Any, args: list[Any]) -> list[Any] | None:
@@ -91,7 +92,7 @@ def _repeated(x: Array, size: int) -> Array:
 
 
 def unrolled_scan(
-    eqn: Any, args: list[Any], forced: dict[int, Forced | Windows], run: Callable[..., list[Any]]
+    eqn: Any, args: list[Any], forced: dict[int, Any], run: Callable[..., list[Any]]
 ) -> list[Any] | None:
     """Evaluate a scan place by place: final carries, then split outputs. None where it needs the loop.
 
