@@ -17,6 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from lapilli import inference, ppl
+from lapilli.models import diffusion
 
 Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
 NUM = 256
@@ -82,6 +83,15 @@ def seen(x, y):
 def proposal(ys):
     step = lambda x, y: (ppl.sample("x", dist.Normal(0.45 * x + 0.5 * y, 0.8)), None)
     ppl.scan(step, 0.0, ys)
+
+
+def corrected_diffusion():
+    """A tilted product in two dimensions, whose states hold scores and densities."""
+    noising = diffusion.VP(0.1, 8.0)
+    q1, q2 = (
+        diffusion.gaussian_mixture(noising, [0.4, 0.6], [[-1.0, m], [m, 0.5]], 0.3) for m in (0.2, 0.7)
+    )  # fmt: skip
+    return inference.fkc([q1, q2], np.linspace(1.0, 0.0, 21), reward=lambda x, t: (t - 1) * x.sum())
 
 
 def assert_same(one, many):
@@ -166,6 +176,7 @@ def thorough():
     for history in ("none", "ancestors"):
         check(history, smc(filtered, Y, history=history, proposal=proposal), mesh)
         check(f"{history} feynman-kac", smc(MODEL, history=history), mesh)
+    check("corrected diffusion", smc(corrected_diffusion(), history="none"), mesh)
     twist = lambda x, t, ys: -0.1 * (x - jnp.append(ys, 0.0)[t]) ** 2
     check("twist", smc(filtered, Y, twist=twist, policy=inference.every()), mesh)
     butterfly = lambda key, **mesh: inference.islands(

@@ -40,11 +40,14 @@ def test_weights_and_noise_bring_the_samples_to_the_target(tmp_path):
     table = json.loads((tmp_path / "metrics.json").read_text())
     mean = lambda arm, metric: np.mean(table[arm][metric])
     assert mean("automatic zeta, FKC", "energy W2") < mean("target score", "energy W2")
+    assert mean("automatic zeta, FKC", "MMD") < mean("tempered noise", "MMD")
     assert mean("automatic zeta, FKC", "TV") < mean("tempered noise", "TV")
     assert (
         abs(mean("automatic zeta, FKC", "log Z error"))
         < 1
         < abs(mean("tempered noise, FKC", "log Z error"))
     )
+    for shares in table["shares"].values():  # of the toys' modes, which weigh the same
+        assert np.abs(np.array(shares) * len(shares) - 1).max() < 0.05 * len(shares)
     for name in ("annealing.png", "samples.nc", "report.txt"):
         assert (tmp_path / name).stat().st_size > 100

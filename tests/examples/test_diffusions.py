@@ -32,6 +32,14 @@ def test_weights_bring_added_scores_to_the_product(tmp_path):
     assert found["digits"]["scores added"]["ink"] > found["digits"]["class alone"]["ink"]
 
 
+def test_annealing_of_a_learned_molecule_runs(tmp_path):
+    """A network of 60 steps knows nothing: only that reference samples cool down is asked."""
+    found = metrics("lennard_jones", tmp_path)
+    mean = lambda row: found[row]["mean energy"]
+    assert mean("cold, molecular samples") < mean("warm, molecular samples") - 10
+    assert found["warm, molecular samples"]["distance W2"] < 0.1
+
+
 def test_the_smallest_denoising_error_classifies(tmp_path):
     found = metrics("diffusion_classifier", tmp_path)
     paired, independent = (found[f"Gaussians, {kind}"] for kind in ("paired", "independent"))

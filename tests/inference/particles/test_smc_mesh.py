@@ -27,7 +27,7 @@ def test_eight_devices_give_the_numbers_of_one():
 @pytest.mark.slow  # twenty programs are compiled for eight devices
 def test_eight_devices_give_the_numbers_of_one_for_all_options():
     (out,) = finished(_on_mesh.start("thorough"))
-    assert out.count("same") == 18
+    assert out.count("same") == 19
 
 
 @pytest.mark.slow  # two processes compile for four devices each
