@@ -280,6 +280,7 @@ def half_moments():
     return np.exp(log_z) * np.array([1.0, mean, mean**2 + 1 / precision])
 
 
+@pytest.mark.slow  # a long compilation
 def test_langevin_moves_leave_evidence_and_moments_exact(key):
     """Moves by Metropolis' rule, 20 steps of the diffusion: a bias of 0.8% of Z is 7 standard errors."""
     assert_unbiased(langevin_evidences(key, "mala", 1.0), half_moments())
