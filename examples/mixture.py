@@ -277,8 +277,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("mixture_output"))
     config = parser.parse_args(arguments)
-    config.components = [5] if config.smoke else [10, 30, 60]
-    config.features, config.steps = (4, 300) if config.smoke else (12, 2000)
+    config.components = [5] if config.smoke else [10, 40]
+    config.features, config.steps = (4, 300) if config.smoke else (12, 1200)
     return config
 
 
