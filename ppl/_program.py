@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ._compat import handler_stack, own_caches, typed_key
+from ._compat import handler_stack, is_concrete, own_caches, typed_key
 from ._params import Bound, Params
 from ._probe import init_params
 from ._recorder import Recorder
@@ -297,8 +298,13 @@ def score(
         )
     try:
         scored = as_program(program)._score(choices, *args, **kwargs)
-        check_proposed_cells(scored.sites, trace.sites)
-        return scored
+        penalty = check_proposed_cells(scored, trace)
+        if is_concrete(penalty):
+            return scored
+        log_probs = {
+            name: x + penalty if name in trace.cells else x for name, x in scored.log_probs.items()
+        }
+        return dataclasses.replace(scored, log_probs=log_probs)
     except ChoiceMismatch as err:
         parts = []
         if err.missing:
@@ -315,20 +321,50 @@ def score(
         raise ValueError(f"The guide does not match {program!r}: {'; '.join(parts)}.") from err
 
 
-def check_proposed_cells(model: Mapping[str, Any], guide: Mapping[str, Any]) -> None:
-    """Refuse a guide's proposal of missing cells whose density counts the seen cells as well: p / q would not be a weight.
+def check_proposed_cells(model: Trace, guide: Trace) -> Array:
+    """Refuse a guide's proposal of missing cells whose density counts other cells than the model's: p / q would not be a weight.
 
     Args:
-        model: site -> `SiteInfo` of the model.
-        guide: the same of the guide.
+        model: a run of the model.
+        guide: the run of the guide whose choices it scores.
+
+    Returns:
+        A number to add to the log-weight: zero, or NaN if masks differ whose values are not known yet (under jit).
+
+    Raises:
+        ValueError: the guide does not know the mask, or another one.
     """
-    for name, info in model.items():
-        if info.is_imputed and name in guide and not guide[name].is_masked:
+    penalty: Any = np.zeros(())
+    for name, info in model.sites.items():
+        if not info.is_imputed or name not in guide.sites:
+            continue
+        if not guide.sites[name].is_masked:
             raise ValueError(
                 f"Site '{name}': the guide proposes missing cells, but its density counts the seen cells too, which the model's "
                 f"does not, so that log p - log q would be no log-weight. Tell the guide the mask: ppl.sample('{name}', q, "
                 "obs_mask=mask)."
             )
+        if name in model.cells and name in guide.cells:
+            is_same = _same_cells(model.cells[name], guide.cells[name])
+            if is_concrete(is_same) and not is_same:
+                raise ValueError(
+                    f"Site '{name}': the guide's obs_mask is not the model's, so that their densities count different cells and "
+                    "log p - log q would be no log-weight. Hand both the same mask."
+                )
+            if not is_concrete(is_same):
+                penalty = penalty + jnp.where(is_same, 0.0, jnp.nan)
+    return penalty
+
+
+def _same_cells(one: Any, other: Any) -> Any:
+    """Whether two masks, each over the leading axes of a value, say the same."""
+    ndim = max(one.ndim, other.ndim)
+    one, other = (x.reshape(x.shape + (1,) * (ndim - x.ndim)) for x in (one, other))
+    try:
+        jnp.broadcast_shapes(one.shape, other.shape)
+    except ValueError:
+        return np.asarray(False)
+    return (one == other).all()
 
 
 def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:

@@ -89,9 +89,10 @@ class Runner(Recorder):
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         if msg.get("_imputed"):
-            return {"log_prob": jnp.zeros(msg["fn"].batch_shape), "value": msg["value"]}
-        log_prob = _guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
-        return {"value": msg["value"], "log_prob": log_prob}
+            log_prob = jnp.zeros(msg["fn"].batch_shape)
+        else:
+            log_prob = _guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
+        return _numbers(msg, log_prob)
 
 
 class Collector(Recorder):
@@ -104,7 +105,12 @@ class Collector(Recorder):
         msg["_collected"] = True
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
-        return {"value": msg["value"], "log_prob": log_prob_of(msg)}
+        return _numbers(msg, log_prob_of(msg))
+
+
+def _numbers(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
+    cells = {"cells": msg["infer"]["cells"]} if "cells" in msg["infer"] else {}
+    return {"value": msg["value"], "log_prob": log_prob, **cells}
 
 
 def _guarded_log_prob(msg: dict[str, Any]) -> Array:

@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.primitives import apply_stack
 
-from ._compat import handler_stack
+from ._compat import handler_stack, is_concrete
 from ._inline_guide import propose
 from ._missing import law_of_cells
 from ._recorder import HiddenDraw
@@ -65,7 +66,7 @@ def sample(
     if obs is None:
         cells = ~jnp.asarray(obs_mask, bool)
         distribution = _in_plates(name, distribution, cells, None)
-        return _plain(name, _law(name, distribution, cells), None, infer)
+        return _plain(name, _law(name, distribution, cells), None, infer | _cells(obs_mask))
     mask = jnp.asarray(obs_mask, bool)
     distribution = _in_plates(name, distribution, mask, jnp.shape(obs))
     cell = mask.reshape(mask.shape + (1,) * (jnp.ndim(obs) - mask.ndim))
@@ -73,8 +74,15 @@ def sample(
     filled = jnp.where(cell, obs, support.feasible_like(obs))
     seen = _plain(f"{name}_observed", _law(name, distribution, mask), filled, infer)
     missing = _law(name, distribution, ~mask, filled)
-    drawn = _plain(f"{name}_unobserved", missing, None, infer | {"imputed": True})
+    infer = infer | {"imputed": True} | _cells(obs_mask)
+    drawn = _plain(f"{name}_unobserved", missing, None, infer)
     return jnp.asarray(numpyro.deterministic(name, jnp.where(cell, seen, drawn)))
+
+
+def _cells(obs_mask: Any) -> dict[str, Any]:
+    """The missing cells, for `check_proposed_cells`; numbers that are known stay known under jit."""
+    mask = np.asarray(obs_mask, bool) if is_concrete(obs_mask) else jnp.asarray(obs_mask, bool)
+    return {"cells": ~mask}
 
 
 def _check_proposal(name: str, prior: Any, proposal: Any, obs: Any, obs_mask: Any) -> None:

@@ -27,6 +27,7 @@ class Trace:
         observed: observed site -> value.
         deterministic: deterministic site -> value.
         sites: site -> `SiteInfo` in program order (static): kind, names of the batch axes, shapes.
+        cells: missing cells (`obs_mask`) or a guide's proposal of them -> where the site's density counts, boolean.
     """
 
     choices: dict[str, Array]
@@ -35,6 +36,7 @@ class Trace:
     observed: dict[str, Array]
     deterministic: dict[str, Array]
     sites: _Sites = dataclasses.field(metadata={"static": True})
+    cells: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     # The model's side of a joint run (`_inline_guide`), set on the one object that it belongs to.
     scored: ClassVar[Any] = None
@@ -72,6 +74,7 @@ def trace_of(recorder: Recorder, retval: Any) -> Trace:
         return {name: numbers[name]["value"] for name, info in infos.items() if info.kind == kind}
 
     log_probs = {name: n["log_prob"] for name, n in numbers.items() if "log_prob" in n}
+    cells = {name: n["cells"] for name, n in numbers.items() if "cells" in n}
     return Trace(
         values("latent"),
         log_probs,
@@ -79,4 +82,5 @@ def trace_of(recorder: Recorder, retval: Any) -> Trace:
         values("observed"),
         values("deterministic"),
         _Sites(infos),
+        cells,
     )

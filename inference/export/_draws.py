@@ -95,7 +95,7 @@ def draw_guide(
         q = guide.simulate(guide_key, *args)
         p, log_p = model.generate(model_key, q.shared_choices, *args)
         traces.update(p=p, q=q)
-        return p.choices, log_p, q.log_density
+        return p.choices, log_p + ppl.check_proposed_cells(p, q), q.log_density
 
     keys = jax.random.split(typed_key(key), num_samples)
     choices, log_p, log_q = in_parts(draw, keys, args, batch_size)
@@ -107,7 +107,6 @@ def draw_guide(
             "approximation of their posterior. Propose them in the guide, or condition the model on "
             "them."
         )
-    ppl.check_proposed_cells(p.sites, q.sites)
     return GuideDraws(choices, log_p, log_q, _why_no_weight(q, choices))
 
 

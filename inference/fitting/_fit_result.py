@@ -152,8 +152,8 @@ class Fit:
             trace = guide.simulate(guide_key, *args)
             # Sites that the guide leaves to the prior (missing cells) cancel from the weight.
             scored, log_weight = model.generate(model_key, trace.shared_choices, *args)
-            ppl.check_proposed_cells(scored.sites, trace.sites)
-            return trace.choices, log_weight - trace.log_density
+            penalty = ppl.check_proposed_cells(scored, trace)
+            return trace.choices, log_weight - trace.log_density + penalty
 
         return Posterior(*_map_keys(draw, key, num_samples, batch_size, args))
 

@@ -29,6 +29,7 @@ from ._population import Drawing, Weights, in_batches, reweight, uniform
 from ._site_draws import SiteDraws, check_sites
 from ._traced import (
     TracedProgram,
+    check_cells,
     check_known,
     check_proposal,
     check_retained,
@@ -98,8 +99,11 @@ def run(
         for name, info in model.shapes.sites.items()
         if name in model.shapes.log_probs and (info.kind != "latent" or name in given)
     }
+    penalty = None
     if proposal is not None and guide is not None:
-        ppl.check_proposed_cells(model.shapes.sites, guide.shapes.sites)
+        penalty = check_cells(
+            model, guide, (simulate(copied), (*single, given)), (simulate(proposal, "guide"), (*single, {}))
+        )  # fmt: skip
     if retained is not None:
         check_retained(model, kept)
     if path != "genealogy":
@@ -109,6 +113,8 @@ def run(
         model, guide, key, kept, num_particles, scheme, policy, batch_size, history, path, place, islands
     )  # fmt: skip
     engine.gradient = gradient
+    if penalty is not None:
+        engine.pending = penalty
     if look is not None:
         engine.watch(look, find_watched(model))
     engine.run()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.interpreters import partial_eval
 
 from ... import ppl
+from ...ppl._compat import is_concrete
 from ._depends import is_used
 from ._lane_map import LANE
 from ._lanes import Loop, Machine
@@ -18,7 +21,9 @@ class TracedProgram:
     """One program traced: its jaxpr, the atoms of its trace, and the signs with which log-probs enter the weight."""
 
     def __init__(self, fn: Callable[..., ppl.Trace], inputs: tuple[Any, ...]) -> None:
-        self.closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*inputs)
+        # Masks of cells do not belong to the particles; `masks` finds them without a run.
+        bare = lambda *inputs: dataclasses.replace(fn(*inputs), cells={})
+        self.closed, shapes = jax.make_jaxpr(bare, return_shape=True)(*inputs)
         leaves, self.tree = jax.tree.flatten(shapes)
         self.trace: ppl.Trace = jax.tree.unflatten(self.tree, self.closed.jaxpr.outvars)
         self.shapes: ppl.Trace = shapes
@@ -42,6 +47,42 @@ class TracedProgram:
             for i, eqn in enumerate(self.closed.jaxpr.eqns)
             if eqn.primitive.name == "scan" and any(id(v) in wanted for v in eqn.outvars)
         ]
+
+
+Run = tuple[Callable[..., ppl.Trace], tuple[Any, ...]]
+
+
+def check_cells(
+    model: TracedProgram, guide: TracedProgram, model_run: Run, guide_run: Run
+) -> jax.Array | None:
+    """`ppl.check_proposed_cells` of a proposal that makes missing cells: None, or zero or NaN where masks are known later only.
+
+    Raises:
+        ValueError: the masks differ, or depend on what is drawn.
+    """
+    sites = [name for name, info in model.shapes.sites.items() if info.is_imputed]
+    if not set(sites) & set(guide.shapes.sites):
+        return None
+    with_masks = lambda shapes, run, what: dataclasses.replace(shapes, cells=_masks(run, what))
+    penalty = ppl.check_proposed_cells(
+        with_masks(model.shapes, model_run, "model"),
+        with_masks(guide.shapes, guide_run, "proposal"),
+    )
+    return None if is_concrete(penalty) else penalty
+
+
+def _masks(run: Run, what: str) -> dict[str, Any]:
+    """The masks of missing cells of a run, which no draw may change."""
+    fn, inputs = run
+    closed, shapes = jax.make_jaxpr(lambda *x: fn(*x).cells, return_shape=True)(*inputs)
+    pruned, is_used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    if any(is_used):
+        raise ValueError(
+            f"smc: obs_mask of site(s) {sorted(shapes)} in the {what} depends on what is drawn, so that it cannot be compared "
+            "with the other side's. Give both a mask that is data."
+        )
+    found = jaxpr_as_fun(ClosedJaxpr(pruned, closed.consts))()
+    return jax.tree.unflatten(jax.tree.structure(shapes), found)
 
 
 def signed_outputs(run: TracedProgram, loop: Loop) -> dict[int, float]:

@@ -254,6 +254,41 @@ def test_weights_of_missing_cells_are_unbiased(seed, proposes):
     assert_unbiased(np.exp(np.asarray(log_weights, float) - evidence()), 1.0)
 
 
+def masked_by(mask):
+    """A model of rows of two cells, and a guide with a mask of its own."""
+
+    @ppl.model
+    def model(x, seen, other):
+        with ppl.plate("rows", 2):
+            ppl.sample("x", dist.Normal(0.0, 1.0).expand([2, 2]).to_event(1), obs=x, obs_mask=seen)
+
+    @ppl.model
+    def guide(x, seen, other):
+        with ppl.plate("rows", 2):
+            law = dist.Normal(0.1, 1.2).expand([2, 2]).to_event(1)
+            ppl.sample("x_unobserved", law, obs_mask=other if mask is None else mask)
+
+    return inference.elbo(model, guide, check_jumps=False)
+
+
+SQUARE = np.array([[True, False], [False, False]])
+
+
+@pytest.mark.parametrize("other", [~SQUARE, SQUARE[:, 0]], ids=["opposite", "by event"])
+def test_a_proposal_with_another_mask_is_refused(other, key):
+    """At trace time where both masks are known; else the bound is NaN, at equal masks the number that it should be."""
+    x = HOLED[:, :2]
+    model = masked_by(other)
+    with pytest.raises(
+        ValueError, match=r"Site 'x_unobserved': the guide's obs_mask is not the model's"
+    ):
+        q = model.guide.simulate(key, x, SQUARE, other)
+        ppl.score(model.model, q, x, SQUARE, other)
+    bound = jax.jit(masked_by(None).value)
+    assert np.isnan(bound({}, key, x, SQUARE, other))
+    assert np.isfinite(bound({}, key, x, SQUARE, SQUARE))
+
+
 def test_a_proposal_that_counts_seen_cells_is_refused_with_the_remedy(key):
     bound = inference.elbo(pairs, proposal(masked=False), check_jumps=False)
     with pytest.raises(ValueError, match=r"Site 'x_unobserved'.*no log-weight.*obs_mask=mask"):

@@ -230,6 +230,26 @@ def test_missing_observations_contribute_nothing(key):
         inference.smc(gappy, key, ys, seen, num_particles=2, proposal=blind)
 
 
+def test_a_proposal_of_other_missing_cells_is_refused(key):
+    """At once where masks are known; under jit no particle is left, and failed_at says so."""
+    ys, seen = np.array([0.5, 0.1, 0.25], np.float32), np.array([True, False, True])
+    other = lambda ys, seen: filling(ys, ~seen)
+    with pytest.raises(
+        ValueError, match="Site 'y_unobserved': the guide's obs_mask is not the model's"
+    ):
+        inference.smc(gappy, key, ys, seen, num_particles=2, proposal=other)
+    run = lambda proposal: (
+        lambda seen: (
+            inference.smc(gappy, key, ys, seen, num_particles=2, proposal=proposal).log_evidence
+        )
+    )
+    assert np.isneginf(jax.jit(run(other))(seen))
+    assert np.isfinite(jax.jit(run(filling))(seen))
+    drawn = lambda ys, seen: filling(ys, seen & (ppl.sample("u", dist.Uniform()) > -1))
+    with pytest.raises(ValueError, match="obs_mask of site.*proposal depends on what is drawn"):
+        inference.smc(gappy, key, ys, seen, num_particles=2, proposal=drawn)
+
+
 def filling(ys, seen):
     """A proposal of states and of missing cells."""
 
