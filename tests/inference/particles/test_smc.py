@@ -245,18 +245,18 @@ def test_a_proposal_of_other_missing_cells_is_refused(key):
     )
     assert np.isneginf(jax.jit(run(other))(seen))
     assert np.isfinite(jax.jit(run(filling))(seen))
-    drawn = lambda ys, seen: filling(ys, seen & (ppl.sample("u", dist.Uniform()) > -1))
+    drawn = lambda ys, seen: filling(ys, seen, is_sure=False)
     with pytest.raises(ValueError, match="obs_mask of site.*proposal depends on what is drawn"):
         inference.smc(gappy, key, ys, seen, num_particles=2, proposal=drawn)
 
 
-def filling(ys, seen):
+def filling(ys, seen, is_sure=True):
     """A proposal of states and of missing cells."""
 
     def step(x, inputs):
         y, seen = inputs
         x = ppl.sample("x", dist.Normal(0.9 * x, 1.2))
-        options = {} if seen is None else {"obs_mask": seen}
+        options = {} if seen is None else {"obs_mask": seen if is_sure else seen & (x < 9)}
         ppl.sample("y_unobserved", dist.Normal(0.8 * x, 1.5), **options)
         return x, None
 
