@@ -73,6 +73,7 @@ from .objectives import (
 from .particles import (
     HMC as HMC,
     MALA as MALA,
+    BlackJAX as BlackJAX,
     Drop as Drop,
     FeynmanKac as FeynmanKac,
     InformationFilter as InformationFilter,

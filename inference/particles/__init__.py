@@ -12,7 +12,13 @@ from ._evidence import evidence_variance as evidence_variance, unique_ancestors 
 from ._feynman_kac import FeynmanKac as FeynmanKac
 from ._islands import IslandsResult as IslandsResult, islands as islands
 from ._liu_west import LiuWestResult as LiuWestResult, liu_west as liu_west
-from ._moves import HMC as HMC, MALA as MALA, Kernel as Kernel, RandomWalk as RandomWalk
+from ._moves import (
+    HMC as HMC,
+    MALA as MALA,
+    BlackJAX as BlackJAX,
+    Kernel as Kernel,
+    RandomWalk as RandomWalk,
+)
 from ._partial_resampling import Partial as Partial, partial_resampling as partial_resampling
 from ._particle_gibbs import conditional_smc as conditional_smc, particle_gibbs as particle_gibbs
 from ._plot_smc import plot_fan as plot_fan, plot_smc as plot_smc

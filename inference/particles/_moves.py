@@ -138,6 +138,44 @@ def MALA(target_accept: float = 0.57) -> HMC:
     return HMC(1, target_accept)
 
 
+@dataclasses.dataclass(frozen=True)
+class BlackJAX(Kernel):
+    """A kernel of BlackJAX, tuned like the others: its step size from acceptance rates, its metric from the particles.
+
+    Args:
+        build: `(log_density, step_size, variances [d]) -> algorithm` with `init(point)` and `step(key, state) -> (state, info)`,
+            where the state has `position` and `logdensity` and info has `acceptance_rate`. Anything else that it uses has to be
+            fixed: it must leave exp(log_density) invariant at every step size.
+        target_accept: acceptance rate that the step size is adapted to.
+        first_step_size: step size at the first temperature.
+
+    Example:
+        >>> import blackjax
+        >>> from lapilli import inference
+        >>> nuts = inference.BlackJAX(lambda f, step, variances: blackjax.nuts(f, step, variances))
+        >>> fixed = inference.BlackJAX(lambda f, step, variances: blackjax.hmc(f, step, variances, num_integration_steps=5))
+
+    Reference: Cabezas et al. 2024, BlackJAX, arXiv:2402.10797.
+    """
+
+    build: Callable[[LogDensity, Array, Array], Any]
+    target_accept: float = 0.8
+    first_step_size: float = 0.5
+
+    def spread(self, points: Array) -> Array:
+        return points.var(0) + 1e-12
+
+    def init_scale(self, dimension: int) -> float:
+        return self.first_step_size
+
+    def step(
+        self, key: Array, at: Standing, log_density: LogDensity, scale: Array, spread: Array
+    ) -> tuple[Standing, Array]:
+        algorithm = self.build(log_density, scale, spread)
+        state, info = algorithm.step(key, algorithm.init(at.point))
+        return Standing(state.position, state.logdensity, None), info.acceptance_rate
+
+
 def cholesky(covariance: Array) -> Array:
     """Lower factor of a covariance estimate, which may be singular."""
     jitter = 1e-6 * (jnp.trace(covariance) / len(covariance) + 1e-6)

@@ -92,7 +92,7 @@ def tempered_smc(
         key: PRNG key of either kind.
         args: the program's arguments.
         num_particles: K.
-        kernel: `HMC()` by default; `RandomWalk()`, `MALA()`.
+        kernel: `HMC()` by default; `RandomWalk()`, `MALA()`, or one of BlackJAX's, NUTS among them (`BlackJAX`).
         num_moves: moves at each temperature.
         target_ess: fraction of K, in (0, 1). With "persistent" all particles count, which makes steps longer.
         temperatures: increasing exponents that end with 1, instead of adapting them.

@@ -1,5 +1,6 @@
 """Tempered SMC on closed forms, one of them asymmetric; kernels leave their target invariant."""
 
+import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,12 @@ from _stats import assert_unbiased
 from lapilli import inference, ppl
 
 COUNTS = np.array([1.0, 3.0, 5.0, 2.0], np.float32)
-KERNELS = {"hmc": inference.HMC(4), "mala": inference.MALA(), "random walk": inference.RandomWalk()}
+KERNELS = {
+    "hmc": inference.HMC(4),
+    "mala": inference.MALA(),
+    "random walk": inference.RandomWalk(),
+    "nuts": inference.BlackJAX(lambda f, step, variances: blackjax.nuts(f, step, variances)),
+}
 
 
 @ppl.model
@@ -55,7 +61,7 @@ def regression_truth():
     "kernel",
     [
         pytest.param(k, marks=pytest.mark.slow)  # compilation; waste-free runs below are quicker
-        for k in ("random walk", "hmc", "mala")
+        for k in ("random walk", "hmc", "mala", "nuts")
     ],
 )
 def test_evidence_of_a_frozen_run_is_unbiased(kernel, key):
@@ -160,7 +166,7 @@ def test_each_step_keeps_the_effective_sample_size(key):
 
 
 @pytest.mark.parametrize(
-    "kernel", [pytest.param(k, marks=[pytest.mark.slow] * (k == "hmc")) for k in KERNELS]
+    "kernel", [pytest.param(k, marks=[pytest.mark.slow] * (k in ("hmc", "nuts"))) for k in KERNELS]
 )
 def test_a_kernel_leaves_its_target_invariant(kernel, key):
     """Start in the target (a skewed density on R^2 with known moments), move three times, compare moments."""
