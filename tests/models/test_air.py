@@ -130,6 +130,7 @@ def bound_by_hand(programs, params):
     return total
 
 
+@pytest.mark.slow  # compiles the bound twice
 def test_enumeration_is_the_sum_over_counts(key):
     programs = make()
     bound = inference.elbo(

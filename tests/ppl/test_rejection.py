@@ -128,6 +128,7 @@ def elbo_of_rows(num_particles):
     return model, guide, bound
 
 
+@pytest.mark.slow  # compiles a bound of several particles
 def test_an_importance_weighted_bound_is_unbiased(key):
     model, guide, bound = elbo_of_rows(2)
     objective = inference.iwelbo(

@@ -136,6 +136,7 @@ def test_a_mixture_with_wrong_constants_is_found(key, monkeypatch):
         check_moments(key)
 
 
+@pytest.mark.slow  # compiles runs of three sizes
 def test_persistent_runs_return_the_levels_they_used_and_are_consistent(key):
     result = persistent(key, 40)
     count = 40 * (int(result.num_steps) + 1)

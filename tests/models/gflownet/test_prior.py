@@ -57,6 +57,7 @@ def test_the_twisted_prior_has_no_residual_and_builds_the_posterior(make, base):
     np.testing.assert_allclose(table.law(net, params), law, rtol=1e-4)
 
 
+@pytest.mark.slow  # compiles 4,000 particle runs
 def test_particles_estimate_the_evidence_under_the_prior(key):
     """Random policy and flow, |z| < 4.5 over 4,000 runs."""
     net = grid("network", "prior")

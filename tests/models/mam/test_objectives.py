@@ -279,6 +279,7 @@ def train(objective, key, num_steps, *args, **options):
     return inference.fit(objective, optimizer, args, **options)
 
 
+@pytest.mark.slow  # compiles two fits
 def test_fit_runs_both_stages_on_three_bits(key):
     """A law of 3 bits from 4,000 draws; thresholds are a third of what an independent law misses."""
     log_p = joint(D, K, 3)
