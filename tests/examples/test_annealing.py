@@ -1,24 +1,16 @@
 """Annealed mixtures: the closed form against a grid, and the script at smoke size."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "annealing.py"
+from _examples import load_example, run_example
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")  # in a docstring of POT
 @pytest.mark.slow  # loads POT and SciPy, and compiles
 def test_the_cold_mixture_is_the_cube_of_the_warm_one():
-    spec = importlib.util.spec_from_file_location("annealing_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_example("annealing")
     x = np.stack(np.meshgrid(*[np.linspace(-1.2, 1.2, 1201)] * 2), -1).reshape(-1, 2)
     density = np.zeros(len(x))
     for mean in module.MEANS:
@@ -32,11 +24,7 @@ def test_the_cold_mixture_is_the_cube_of_the_warm_one():
 
 @pytest.mark.slow  # six arms compile
 def test_weights_and_noise_bring_the_samples_to_the_target(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", SCRIPT, "--smoke", "--out", str(tmp_path)],
-        env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_example("annealing", "--smoke", "--out", tmp_path, timeout=600)
     table = json.loads((tmp_path / "metrics.json").read_text())
     mean = lambda arm, metric: np.mean(table[arm][metric])
     assert mean("automatic zeta, FKC", "energy W2") < mean("target score", "energy W2")

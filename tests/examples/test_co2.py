@@ -1,21 +1,14 @@
 """The carbon dioxide record: Kalman's answer against the joint normal law, and the script at smoke size."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from _examples import load_example
 from scipy.stats import multivariate_normal
-
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "co2.py"
 
 
 @pytest.fixture(scope="module")
 def co2():
-    spec = importlib.util.spec_from_file_location("co2_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("co2")
 
 
 def test_kalman_is_the_joint_normal_law_of_the_weeks_seen(co2):

@@ -1,23 +1,14 @@
 """The cone: every bound ends at its optimum and none above it."""
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
-
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "cone.py"
+from _examples import load_example, run_example
 
 
 @pytest.fixture(scope="module")
 def cone():
-    spec = importlib.util.spec_from_file_location("cone_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("cone")
 
 
 def test_the_evidence_is_that_of_quadrature(cone):
@@ -40,17 +31,11 @@ def test_a_short_run_rises_to_near_its_optimum(cone, name, key):
 
 @pytest.mark.slow  # five objectives compile
 def test_the_script_prints_its_table():
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", SCRIPT, "--smoke"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [line.split() for line in done.stdout.splitlines()[1:6]]
+    text = run_example("cone", "--smoke", timeout=600)
+    rows = [line.split() for line in text.splitlines()[1:6]]
     gaps = [float(row[-3]) for row in rows]
     errors = [float(row[-5]) for row in rows]
-    assert len(rows) == 5 and "-5.3232" in done.stdout
+    assert len(rows) == 5 and "-5.3232" in text
     assert all(-0.25 < gap < 4.5 * error for gap, error in zip(gaps, errors, strict=True)), rows
 
 

@@ -1,24 +1,16 @@
 """Scripts on diffusion models at smoke size."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from _examples import run_example
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 pytestmark = pytest.mark.slow  # each trains a network or compiles many runs
 
 
 def metrics(name, out):
     """What the script finds, once it has run without warnings of ours."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", EXAMPLES / f"{name}.py", "--smoke", "--out", str(out)],
-        env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_example(name, "--smoke", "--out", out)
     for pattern in ("*.png", "*.nc", "report.txt"):
         assert all(f.stat().st_size > 100 for f in out.glob(pattern)) and any(out.glob(pattern))
     return json.loads((out / "metrics.json").read_text())

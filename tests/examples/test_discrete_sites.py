@@ -1,27 +1,11 @@
 """The examples with discrete sites, air.py, discrete_vae.py and mixture.py, at smoke size."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import arviz
 import numpy as np
 import pytest
+from _examples import load_example
 from scipy.special import logsumexp
 from scipy.stats import norm
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return module
 
 
 def assert_is_picture(path):
@@ -33,7 +17,7 @@ def assert_is_picture(path):
 
 @pytest.mark.slow  # reads 5,000 images from text, twice
 def test_scenes_are_the_same_every_time_and_show_what_they_count():
-    scenes = load("air_scenes")
+    scenes = load_example("air_scenes")
     one, two = scenes.make_scenes(60, 30), scenes.make_scenes(60, 30)
     np.testing.assert_array_equal(one.train, two.train)
     assert one.train.shape == (60, 784) and one.train.min() >= 0 and one.train.max() <= 1
@@ -43,14 +27,14 @@ def test_scenes_are_the_same_every_time_and_show_what_they_count():
 
 
 def test_shrinking_keeps_the_mean():
-    matrix = load("air_scenes")._shrink(20, 13)
+    matrix = load_example("air_scenes")._shrink(20, 13)
     np.testing.assert_allclose(matrix.sum(1), 1.0)
     np.testing.assert_allclose(matrix.sum(0), 13 / 20)
 
 
 @pytest.mark.slow  # compiles four training steps and nine gradients
 def test_air(tmp_path):
-    runs = load("air").main(["--smoke", "--out", str(tmp_path)])
+    runs = load_example("air").main(["--smoke", "--out", str(tmp_path)])
     for run in runs.values():
         values = run.fit.history["value"]
         assert values[-10:].mean() > values[:10].mean()
@@ -64,7 +48,7 @@ def test_air(tmp_path):
 
 @pytest.mark.slow  # compiles six training steps and nine gradients
 def test_discrete_autoencoder(tmp_path):
-    runs, gradients = load("discrete_vae").main(["--smoke", "--out", str(tmp_path)])
+    runs, gradients = load_example("discrete_vae").main(["--smoke", "--out", str(tmp_path)])
     for name, run in runs.items():
         values = run.fit.history["value"]
         assert values[-20:].mean() > values[:20].mean() and run.iwelbo > run.elbo, name
@@ -79,7 +63,7 @@ def test_discrete_autoencoder(tmp_path):
 
 @pytest.fixture(scope="module")
 def mixture():
-    return load("mixture")
+    return load_example("mixture")
 
 
 def test_rows_of_the_mixture_have_the_density_of_the_formula(mixture):

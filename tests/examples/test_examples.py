@@ -1,29 +1,12 @@
 """The examples run at smoke size, do what they say, and leave files that can be read."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from _examples import run_example
 
-ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("samples", "reconstructions", "latents", "bounds", "gradient_variance")
-
-
-def run(script, *arguments):
-    """Run an example as a user does; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", ROOT / "examples" / script, *arguments],
-        env=os.environ | {"MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def assert_is_picture(path):
@@ -43,7 +26,7 @@ def read_tree(path):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    text = run("demo.py", "--smoke", "--out", str(out))
+    text = run_example("demo", "--smoke", "--out", str(out))
     return text, out, json.loads((out / "metrics.json").read_text())
 
 
@@ -85,7 +68,7 @@ class TestDemo:
 
 @pytest.mark.slow  # most of it is the start of a second Python
 def test_quickstart(tmp_path):
-    text = run("quickstart.py", "--smoke", "--out", str(tmp_path))
+    text = run_example("quickstart", "--smoke", "--out", str(tmp_path))
     first, last = (float(word) for word in text.split("bound: ")[1].split() if word[0] == "-")
     assert last > first + 100
     means = read_tree(tmp_path / "posterior.nc").posterior["means"].mean(("chain", "draw"))

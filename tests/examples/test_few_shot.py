@@ -1,24 +1,13 @@
 """The examples of local Laplace sites at smoke size."""
 
-import importlib.util
-from pathlib import Path
-
 import arviz
 import numpy as np
 import pytest
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from _examples import load_example
 
 
 def test_episodes_of_sines_and_lines_have_the_stated_noise_and_no_point_twice():
-    module = load("sine_line")
+    module = load_example("sine_line")
     episodes, truth = module.make_episodes(0, 500)
     noise = episodes.query.y - truth
     # 22,500 labels: a standard error of 0.3 / sqrt(45,000) = 0.0014
@@ -29,7 +18,7 @@ def test_episodes_of_sines_and_lines_have_the_stated_noise_and_no_point_twice():
 
 @pytest.mark.slow  # compiles two fits of networks
 def test_sines_and_lines_are_learned(tmp_path):
-    results = load("sine_line").main(["--smoke", "--out", str(tmp_path)])
+    results = load_example("sine_line").main(["--smoke", "--out", str(tmp_path)])
     for result in results.values():
         first, last = (
             result.fit.history["value"][part].mean() for part in (slice(5), slice(-5, None))
@@ -41,7 +30,7 @@ def test_sines_and_lines_are_learned(tmp_path):
 
 @pytest.mark.slow  # compiles NUTS and two fits
 def test_firms_agree_with_nuts(tmp_path):
-    summaries, bounds = load("mixed_effects").main(["--smoke", "--out", str(tmp_path)])
+    summaries, bounds = load_example("mixed_effects").main(["--smoke", "--out", str(tmp_path)])
     exact = summaries["NUTS"]
     for name in ("mean field", "conditional"):
         shift = np.abs(summaries[name]["theta"][0] - exact["theta"][0]) / exact["theta"][1]
@@ -52,7 +41,7 @@ def test_firms_agree_with_nuts(tmp_path):
 
 @pytest.fixture(scope="module")
 def glyphs():
-    return load("glyphs")
+    return load_example("glyphs")
 
 
 def test_glyphs_are_centred_distinct_and_split_without_a_shared_face(glyphs):

@@ -1,23 +1,14 @@
 """Guided digits at smoke size."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "guidance.py"
+from _examples import run_example
 
 
 @pytest.mark.slow  # trains a network and compiles its runs
 def test_weights_bring_guidance_to_the_geometric_average(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", SCRIPT, "--smoke", "--out", str(tmp_path)],
-        env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_example("guidance", "--smoke", "--out", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for row in metrics["plane"].values():
         assert row["exact draws"] < row["FKC"] < 0.7 * row["guidance"]

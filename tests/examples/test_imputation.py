@@ -1,20 +1,14 @@
 """The imputation example at smoke size."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from _examples import run_example
 
 
 @pytest.mark.slow  # compiles two training steps in a Python of its own
 def test_imputation(tmp_path):
-    script = ROOT / "examples" / "imputation.py"
     options = [
         "--smoke",
         "--data",
@@ -24,12 +18,8 @@ def test_imputation(tmp_path):
         "--out",
         str(tmp_path),
     ]
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", script, *options],
-        env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "report.txt").read_text().strip() in done.stdout
+    text = run_example("imputation", *options)
+    assert (tmp_path / "report.txt").read_text().strip() in text
     rows = json.loads((tmp_path / "metrics.json").read_text())
     for name in ("with ObsDropout", "without ObsDropout"):
         # Sixty steps of a tiny network: above chance, imputing better than the mean does.

@@ -1,23 +1,14 @@
 """The inpainting example: its measures on known numbers, and the script at smoke size."""
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import xarray
-
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "inpainting.py"
+from _examples import load_example, run_example
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("inpainting_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("inpainting")
 
 
 def test_thinning_keeps_values_that_are_far_apart(example):
@@ -32,12 +23,10 @@ def test_data_are_split_without_overlap_of_rows(example):
 
 @pytest.mark.slow  # compiles and runs the whole script
 def test_the_script_beats_independent_pixels_and_keeps_evidence(example, tmp_path):
-    command = [sys.executable, SCRIPT, "--smoke", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
+    text = run_example("inpainting", "--smoke", "--out", tmp_path)
     value = {
         name: float(line.split(name)[1].split()[0])
-        for line in done.stdout.splitlines()
+        for line in text.splitlines()
         for name in ("independent pixels", "one order", "2 orders", "marginal network")
         if line.strip().startswith(name)
     }

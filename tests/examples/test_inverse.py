@@ -1,24 +1,15 @@
 """Measured digits at smoke size."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "inverse.py"
+from _examples import run_example
 
 
 @pytest.mark.slow  # fits a mixture and compiles three methods
 def test_particles_find_the_exact_posteriors(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", SCRIPT, "--smoke", "--out", str(tmp_path)],
-        env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_example("inverse", "--smoke", "--out", tmp_path, timeout=600)
     rows = json.loads((tmp_path / "metrics.json").read_text())
     for problem in ("upper half", "blur", "sparse views"):
         exact, tilted = (rows[f"{problem}, {arm}"] for arm in ("exact draws", "reward tilt (FKC)"))

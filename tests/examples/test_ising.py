@@ -1,28 +1,19 @@
 """The Ising example: its rival without a model is unbiased, and the script at smoke size."""
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 import xarray
+from _examples import load_example, run_example
 
 from _stats import assert_unbiased
 from lapilli import inference
 from lapilli.models.ising import Ising
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "ising.py"
-
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("ising_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("ising")
 
 
 def test_particles_in_a_heat_bath_estimate_z(example, key):
@@ -45,14 +36,12 @@ def test_questions_are_the_golden_ones_on_ten_by_ten(example):
 
 @pytest.mark.slow  # compiles and runs the whole script
 def test_the_script_learns_something_and_leaves_its_files(tmp_path):
-    command = [sys.executable, SCRIPT, "--smoke", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = {line.split("  ")[0]: line.split() for line in done.stdout.splitlines()}
+    text = run_example("ising", "--smoke", "--out", tmp_path)
+    rows = {line.split("  ")[0]: line.split() for line in text.splitlines()}
     # 60 steps on 4 x 4; independent fair spins are at -11.1, the exact value is -12.60.
     assert -12.7 < float(rows["E[log p - log f]"][5]) < -11.6
     with xarray.open_datatree(tmp_path / "draws.nc") as tree:
         assert tree.posterior["spin"].sizes["site"] == 16
         assert set(np.unique(tree.posterior["spin"])) == {-1, 1}
     assert (tmp_path / "ising.png").stat().st_size > 10_000
-    assert (tmp_path / "report.txt").read_text() in done.stdout
+    assert (tmp_path / "report.txt").read_text() in text

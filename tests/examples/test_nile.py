@@ -1,25 +1,17 @@
 """The Nile: exact answers against independent sums, and the script at smoke size."""
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from _examples import load_example, run_example
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "nile.py"
 SEEN = np.array([True, True, False, True, True])
 
 
 @pytest.fixture(scope="module")
 def nile():
-    spec = importlib.util.spec_from_file_location("nile_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("nile")
 
 
 def joint(nile, flow, covariance_of_levels):
@@ -61,17 +53,11 @@ def test_the_recursion_is_the_sum_over_all_sets_of_jumps(nile):
 
 @pytest.mark.slow  # three models compile, twice
 def test_the_script_agrees_with_the_exact_answers(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", SCRIPT, "--smoke", "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("  ")]
+    text = run_example("nile", "--smoke", "--out", tmp_path, timeout=600)
+    rows = [line.split() for line in text.splitlines() if line.startswith("  ")]
     assert [row[0] for row in rows] == ["constant", "jumps", "drift"] * 2
     # The errors are estimated from 20 runs: beyond 6 of them is one in 10^5 (Student t, 19 degrees of freedom).
-    assert all(abs(float(row[5])) < 6 for row in rows), done.stdout
-    assert "change most probable in 1899" in done.stdout
+    assert all(abs(float(row[5])) < 6 for row in rows), text
+    assert "change most probable in 1899" in text
     for name in ("nile.png", "particles.png", "posterior.nc", "report.txt"):
         assert (tmp_path / name).stat().st_size > 100

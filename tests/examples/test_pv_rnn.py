@@ -1,24 +1,13 @@
 """The PV-RNN examples: the machine's exact numbers, and the scripts at smoke size."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from _examples import load_example
 
 
 @pytest.fixture(scope="module")
 def machine():
-    return load("pv_rnn_machine")
+    return load_example("pv_rnn_machine")
 
 
 def test_block_entropies_of_the_machine(machine):
@@ -62,7 +51,7 @@ def test_machine_at_smoke_size(machine, tmp_path, capsys):
 
 @pytest.mark.slow  # two fits and three filters are compiled: 40 s of CPU
 def test_motions_at_smoke_size(tmp_path, capsys):
-    data = load("pv_rnn_motions").main(["--smoke", "--out", str(tmp_path)])
+    data = load_example("pv_rnn_motions").main(["--smoke", "--out", str(tmp_path)])
     assert (tmp_path / "motions.nc").exists() and (tmp_path / "motions.png").exists()
     assert "so beta = " in capsys.readouterr().out
     assert np.all(np.isfinite(data.mse)) and np.all(np.isfinite(data.nll))
