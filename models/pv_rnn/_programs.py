@@ -8,7 +8,7 @@ once. Three guides for one model:
 - adaptive: q(z_t^l) = N(tanh, exp) of the pre-activation  a_{i,t}^l + V^l d_{t-1}^l,  a free vector a for each sequence, step and
   layer (Ahmadi and Tani 2019): no encoder; data act through gradients only.
 - encoder: the pre-activation is a network of (x_t, d_{t-1}^l): the amortised twin, a VRNN (Chung et al. 2015, arXiv:1506.02216)
-  whose recurrence does not see x.
+  whose recurrence does not see x. Cells that are not seen enter as zeros; a step of which none is has the prior.
 - prior: q = p.
 
 With `inference.smc(model, proposal=guide)` the last two are particle filters.
@@ -40,7 +40,8 @@ class PVRNN(NamedTuple):
     """A model and its guide, programs of (x, index).
 
     x: [sequences, steps, size], floats or (for `Categorical`) integers; None for generation of `num_steps` steps. index:
-    [sequences], the numbers of the sequences, whose adaptive vectors are used; other guides ignore it.
+    [sequences], the numbers of the sequences, whose adaptive vectors are used; other guides ignore it. A third argument marks what
+    of x is seen, [sequences, steps] or by cell: what is not is drawn, so that a filter whose last steps are unseen forecasts them.
 
     Attributes:
         model: sites "z1".. [steps, sequences, Z] and "x" [steps, sequences, size]; returns the states [steps,
@@ -164,14 +165,19 @@ def programs(
         net = ppl.module("network", network)
         check_data(net, x, num_steps)
         extra: Any = None
+        informed: Any = None
         if table_0 is not None:
             table = ppl.param("adaptive", table_0)
             extra = tuple(jnp.swapaxes(a[index], 0, 1) for a in table)
         elif encoder_0 is not None:
-            extra = ppl.module("encoder", encoder_0)(jnp.swapaxes(x, 0, 1))
+            encoded = x
+            if seen is not None:
+                cells = jnp.reshape(seen, (*x.shape[:2], -1))
+                encoded, informed = jnp.where(cells, x, 0), cells.any(-1)
+            extra = ppl.module("encoder", encoder_0)(jnp.swapaxes(encoded, 0, 1))
         return unroll(
             net, x, None if extra is None else vectors, extra,
-            num_rows=len(index), num_steps=num_steps, seen=seen,
+            num_rows=len(index), num_steps=num_steps, seen=seen, informed=informed,
         )  # fmt: skip
 
     def vectors(l: int, h: State, extra: Any) -> Array:
@@ -192,6 +198,7 @@ def unroll(
     is_first: Any = None,
     valid: Any = None,
     seen: Any = None,
+    informed: Any = None,
 ) -> State:
     """The statements of all steps for rows in the plate "sequences"; returns the states after each step, [steps, rows, D].
 
@@ -206,18 +213,20 @@ def unroll(
         state: h before the first step; None: zeros.
         is_first: [steps], marks the step whose prior is that of t = 1; None: the first.
         valid: [steps]; a step that is not valid leaves the state and counts for nothing. None: all are.
-        seen: [rows, steps], observed cells; None: all.
+        seen: observed steps [rows, steps], or cells [rows, steps, size]; None: all.
+        informed: [rows, steps], steps that have a posterior of their own; the others' proposal is the prior. None: all.
     """
     first = jnp.arange(num_steps) == 0 if is_first is None else is_first
 
     def step(h: State, inputs: Any) -> tuple[State, State]:
-        x, extra, seen, first, valid = inputs
+        x, extra, seen, informed, first, valid = inputs
         z = []
         for l in range(len(network.layers)):
             prior = network.prior(l, h, first)
             q = prior
             if pre_activation is not None:
                 q = network.from_state(l, h) + pre_activation(l, h, extra)
+                q = q if informed is None else jnp.where(informed[:, None], q, prior)
             z.append(ppl.sample(f"z{l + 1}", latent_law(prior), proposal=latent_law(q)))
         new = network.advance(h, z)
         ppl.sample("x", network.law(network.emit(new)), obs=x, obs_mask=seen)
@@ -234,7 +243,7 @@ def unroll(
     by_time = lambda a: None if a is None else jnp.swapaxes(jnp.asarray(a), 0, 1)
     h = network.initial_state(num_rows) if state is None else state
     with ppl.plate("sequences", num_rows):
-        xs = (by_time(x), extra, by_time(seen), first, valid)
+        xs = (by_time(x), extra, by_time(seen), by_time(informed), first, valid)
         return ppl.scan(masked, h, xs, num_steps)[1]
 
 
