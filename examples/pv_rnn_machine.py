@@ -69,22 +69,24 @@ SMOKE = Config((0.01, 0.3), 2, 30, 500, 2, 14, 4, 3, 20, 200)
 SEQUENCES, STEPS, WARM_UP = 10, 24, 10
 
 
-def strings(rng: np.random.Generator, num_rows: int, length: int) -> np.ndarray:
+def strings(
+    rng: np.random.Generator, num_rows: int, length: int, machine: np.ndarray = MACHINE
+) -> np.ndarray:
     """Symbols of the machine from its stationary law, [num_rows, length, 1]."""
     symbols = np.zeros((num_rows, length, 1), np.int32)
     for row in symbols:
         state = rng.choice(3, p=STATIONARY)
         for t in range(length):
-            symbol, state = divmod(rng.choice(6, p=MACHINE[state].ravel()), 3)
+            symbol, state = divmod(rng.choice(machine[state].size, p=machine[state].ravel()), 3)
             row[t] = symbol
     return symbols
 
 
-def law_of_strings(n: int) -> np.ndarray:
-    """Probability of each string of n symbols, [2^n]."""
+def law_of_strings(n: int, machine: np.ndarray = MACHINE) -> np.ndarray:
+    """Probability of each string of n symbols, [symbols^n]."""
     forward = STATIONARY[None]
     for _ in range(n):
-        forward = np.einsum("ks,sat->kat", forward, MACHINE).reshape(-1, 3)
+        forward = np.einsum("ks,sat->kat", forward, machine).reshape(-1, 3)
     return forward.sum(1)
 
 

@@ -33,35 +33,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import pv_rnn_predictors as predictors
 import xarray
 from aeon.datasets import load_basic_motions
+from pv_rnn_predictors import HORIZON, WARM_UP, Config, Lanes
 from scipy import stats
 
-from lapilli import inference
 from lapilli.models import pv_rnn
-from lapilli.models.pv_rnn import ErrorRegression, Gaussian, Layer, Network
+from lapilli.models.pv_rnn import ErrorRegression, Network
 
-LAYERS = (Layer(24, 3, 2.0), Layer(12, 2, 8.0))
-HORIZON, WARM_UP, CHANNELS, NUM_VALIDATION = 5, 10, 6, 10
-
-
-class Config(NamedTuple):
-    """Sizes of the experiment."""
-
-    length: int = 50
-    num_tests: int = 40
-    num_seeds: int = 2
-    betas: tuple[float, ...] = (0.25, 1.0, 4.0)
-    num_steps: int = 2000
-    batch_size: int = 10
-    window: int = 10
-    num_iterations: int = 20
-    num_particles: int = 32
-    num_filter_particles: int = 100
-
-
-SMOKE = Config(18, 2, 2, (1.0, 4.0), 20, 10, 4, 2, 4, 20)
+NUM_VALIDATION = 10
+SMOKE = Config(18, 2, 2, (1.0, 4.0), (0.01, 1.0), 20, 10, 4, 2, 4, 20)
 
 
 class Data(NamedTuple):
@@ -85,159 +67,17 @@ def motions(config: Config) -> Data:
     return Data(ready(train[~is_held]), ready(train[is_held]), ready(test[order]), activity[order])
 
 
-def weights_of(network: Network, beta: Any) -> jax.Array:
-    """The meta-prior w with w_l / Z_l = beta / O."""
-    return beta * jnp.array([layer.num_latents / CHANNELS for layer in network.layers])
-
-
-class Learned(NamedTuple):
-    """Parameters for every lane, a pair of beta and seed; their programs; the networks."""
-
-    params: Any
-    programs: pv_rnn.PVRNN
-    networks: Network
-    betas: jax.Array
-
-
-def learn(config: Config, x: jax.Array, guide: Any, key: jax.Array) -> Learned:
-    """Train all lanes side by side, on minibatches of sequences."""
-    start = time.perf_counter()
-    template = Network(LAYERS, Gaussian(CHANNELS), key=key)
-    programs = pv_rnn.programs(
-        template, guide=guide, num_sequences=len(x), num_steps=config.length, key=key
-    )
-    bound = inference.elbo(*programs, kl="analytic").with_plate_sizes({"sequences": len(x)})
-    everything = (x, jnp.arange(len(x)))
-    params_0 = bound.init(key, *everything)
-    bound.plan(params_0, *everything)  # every check, once
-    labels = {name: "local" if name == "adaptive" else "shared" for name in params_0}
-    groups = {"shared": optax.adam(3e-3)}
-    if guide == "adaptive":
-        groups["local"] = inference.by_row(optax.adam(2e-2))
-    optimizer = optax.partition(groups, type(params_0)(labels, params_0.constraints))
-
-    def one(key: jax.Array, beta: jax.Array) -> Any:
-        network_key, key = jax.random.split(key)
-        params = bound.init(network_key, *everything)
-        network = Network(LAYERS, Gaussian(CHANNELS), key=network_key)
-        params["network"] = jax.tree.map(jnp.asarray, network)
-        weights = pv_rnn.site_weights(network, weights_of(network, beta), num_steps=config.length)
-        weighted = bound.with_site_weights(weights)
-
-        def step(carry: Any, t: jax.Array) -> Any:
-            params, state = carry
-            rows_key, key_t = jax.random.split(jax.random.fold_in(key, t))
-            rows = jax.random.choice(rows_key, len(x), (config.batch_size,), replace=False)
-            value, grads = weighted.value_and_grad(params, key_t, x[rows], rows)
-            updates, state = optimizer.update(jax.tree.map(jnp.negative, grads), state, params)
-            return (optax.apply_updates(params, updates), state), value
-
-        start = (params, optimizer.init(params))
-        carry, values = jax.lax.scan(step, start, jnp.arange(config.num_steps))
-        return carry[0], values[-100:].mean()
-
-    betas = jnp.repeat(jnp.array(config.betas), config.num_seeds)
-    keys = jnp.tile(jax.random.split(key, config.num_seeds), len(config.betas))
-    params, values = jax.block_until_ready(jax.jit(jax.vmap(one))(keys, betas))
-    per_step = np.asarray(values).reshape(len(config.betas), -1).mean(1) / (x.shape[0] * x.shape[1])
+def chosen(config: Config, name: str, settings: jax.Array, validation: np.ndarray) -> np.ndarray:
+    """The lanes of the setting with the least squared error, mean over seeds, sequences and leads."""
+    by_lane = validation.mean((1, 2)).reshape(-1, config.num_seeds)
+    best = int(np.argmin(by_lane.mean(1)))
+    lanes = best * config.num_seeds + np.arange(config.num_seeds)
     print(
-        f"{guide}: objective per step at beta = {config.betas}: {np.round(per_step, 3)} nats, "
-        f"{time.perf_counter() - start:.0f} s",
+        f"{name}: squared error on validation sequences {np.round(by_lane.mean(1), 3)} (seeds differ by "
+        f"{np.round(by_lane.std(1, ddof=1), 3)}), so {float(settings[lanes[0]]):g} is chosen",
         flush=True,
     )
-    return Learned(params, programs, pv_rnn.frozen(params, template), betas)
-
-
-def by_regression(
-    config: Config, network: Network, beta: Any, xs: jax.Array, key: Any
-) -> jax.Array:
-    """What particles emit after each observation, [steps, horizon, particles, out], by error regression."""
-    er = ErrorRegression(
-        network, window=config.window, num_iterations=config.num_iterations, w=weights_of(network, beta),
-        horizon=HORIZON, num_particles=config.num_particles,
-    )  # fmt: skip
-    return er.run(er.init(key), xs)[1].emitted
-
-
-def by_encoder(
-    config: Config, guide: Any, params: Any, network: Network, xs: jax.Array, key: Any
-) -> jax.Array:
-    """The same by the encoder's filter: latents from q(z_t | x_t, d_{t-1}) up to t, from the prior after it."""
-    filter_key, ahead_key = jax.random.split(key)
-    copies = jnp.broadcast_to(xs, (config.num_particles, *xs.shape))
-    index = jnp.arange(config.num_particles)
-    states = guide.bind(params).simulate(filter_key, copies, index).retval
-    ahead = pv_rnn.rollout(network, ahead_key, states, HORIZON)[1]
-    return jnp.swapaxes(ahead, 0, 1)
-
-
-def scores(network: Network, emitted: jax.Array, xs: jax.Array) -> dict[str, jax.Array]:
-    """Squared error per channel and -log p (nats) of one sequence at each lead n, means after the warm-up, [n]."""
-    mse, nll = [], []
-    for n in range(1, HORIZON + 1):
-        made, target = emitted[WARM_UP : len(xs) - n, n - 1], xs[WARM_UP + n :]
-        mse.append(((pv_rnn.mean(network, made) - target) ** 2).mean())
-        nll.append(-pv_rnn.log_score(network, made, target).mean())
-    return {"mse": jnp.stack(mse), "nll": jnp.stack(nll)}
-
-
-def predict(
-    config: Config, learned: Learned, is_online: bool, xs: jax.Array, key: jax.Array
-) -> dict[str, np.ndarray]:
-    """Scores of every lane on every sequence, [lanes, sequences, n]."""
-    start = time.perf_counter()
-
-    def lane(inputs: Any) -> Any:
-        params, network, beta = inputs
-
-        def one(x: jax.Array, key: jax.Array) -> Any:
-            if is_online:
-                emitted = by_regression(config, network, beta, x, key)
-            else:
-                emitted = by_encoder(config, learned.programs.guide, params, network, x, key)
-            return scores(network, emitted, x)
-
-        return jax.vmap(one)(xs, jax.random.split(key, len(xs)))
-
-    run = jax.jit(lambda inputs: jax.lax.map(lane, inputs))  # lane by lane: memory
-    found = jax.tree.map(np.asarray, run((learned.params, learned.networks, learned.betas)))
-    print(f"predictions: {time.perf_counter() - start:.0f} s, compilation included", flush=True)
-    return found
-
-
-def chosen(config: Config, name: str, validation: np.ndarray) -> np.ndarray:
-    """The lanes of the beta with the least squared error, mean over seeds, sequences and leads."""
-    by_beta = validation.mean((1, 2)).reshape(len(config.betas), config.num_seeds).mean(1)
-    best = int(np.argmin(by_beta))
-    print(
-        f"{name}: squared error on validation sequences {np.round(by_beta, 3)}, so beta = {config.betas[best]:g}",
-        flush=True,
-    )
-    return best * config.num_seeds + np.arange(config.num_seeds)
-
-
-def filtered(
-    config: Config,
-    learned: Learned,
-    lanes: np.ndarray,
-    tests: jax.Array,
-    key: jax.Array,
-    has_proposal: bool,
-) -> np.ndarray:
-    """-log p(x_t | past) by a particle filter after the warm-up, [seeds, tests] (nats)."""
-    programs = learned.programs
-
-    def one(params: Any, xs: jax.Array, key: jax.Array) -> jax.Array:
-        result = inference.smc(
-            programs.model.bind(params), key, xs[None], jnp.arange(1),
-            num_particles=config.num_filter_particles, history="none",
-            proposal=programs.guide.bind(params) if has_proposal else None,
-        )  # fmt: skip
-        return -result.increments[WARM_UP + 1 - len(xs) :].mean()
-
-    params = jax.tree.map(lambda a: a[lanes], learned.params)
-    run = jax.jit(jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, None)))
-    return np.asarray(run(params, tests, jax.random.split(key, len(tests))))
+    return lanes
 
 
 def persistence(tests: jax.Array) -> np.ndarray:
@@ -253,40 +93,48 @@ def persistence(tests: jax.Array) -> np.ndarray:
 def run(config: Config, seed: int) -> tuple[xarray.Dataset, dict[str, Any]]:
     """Scores [predictor, seed, test, n], and what the figure needs."""
     data = motions(config)
-    keys = jax.random.split(jax.random.key(seed), 7)
-    sequences = jnp.concatenate([data.validation, data.test])
-    results, models, lanes = {}, {}, {}
-    guides = {"error regression": "adaptive", "VRNN twin": "encoder"}
-    for i, (name, guide) in enumerate(guides.items()):
-        models[name] = learn(config, data.train, guide, keys[i])
-        found = predict(config, models[name], guide == "adaptive", sequences, keys[2 + i])
-        lanes[name] = chosen(config, name, found["mse"][:, :NUM_VALIDATION])
-        results[name] = {m: v[lanes[name], NUM_VALIDATION:] for m, v in found.items()}
-    online, twin = models.values()
+    keys = iter(jax.random.split(jax.random.key(seed), 12))
+    learn = predictors.learn_pv_rnn
+    models = {
+        "error regression": learn(config, data.train, "adaptive", next(keys)),
+        "VRNN twin": learn(config, data.train, "encoder", next(keys)),
+        "GRU": predictors.learn_gru(config, data.train, next(keys)),
+    }
+    own = (predictors.by_regression, predictors.by_encoder, predictors.by_gru)
+    results = {}
+    for (name, lanes), method in zip(models.items(), own, strict=True):
+        tried = predictors.predict(config, lanes, method, data.validation, next(keys))
+        models[name] = subset(lanes, chosen(config, name, lanes.settings, tried["mse"]))
+        results[name] = predictors.predict(config, models[name], method, data.test, next(keys))
+    filters = {"PV-RNN, particle filter": "error regression", "twin, particle filter": "VRNN twin"}
+    for name, source in filters.items():
+        method = predictors.by_filter
+        results[name] = predictors.predict(config, models[source], method, data.test, next(keys))
     tables = {
         m: (("predictor", "seed", "test", "n"), np.stack([r[m] for r in results.values()]))
         for m in ("mse", "nll")
     }
     tables["persistence"] = (("test", "n"), persistence(data.test))
-    first, second = lanes.values()
-    filters = {
-        "PV-RNN, prior proposal": filtered(config, online, first, data.test, keys[4], False),
-        "twin, learned proposal": filtered(config, twin, second, data.test, keys[5], True),
-    }
-    tables["filter_nll"] = (("filter", "seed", "test"), np.stack(list(filters.values())))
     coords = {
         "predictor": list(results), "seed": np.arange(config.num_seeds), "n": np.arange(1, HORIZON + 1),
-        "filter": list(filters), "activity": ("test", data.activity.astype(str)),
+        "activity": ("test", data.activity.astype(str)),
     }  # fmt: skip
-    network = jax.tree.map(lambda a: a[first[0]], online.networks)
-    beta = online.betas[first[0]]
+    online = jax.tree.map(lambda a: a[0], models["error regression"]._replace(programs=None))
+    network, beta = online.networks, online.settings
     rows = np.unique(data.activity, return_index=True)[1]  # the first sequence of each activity
-    regress = jax.jit(jax.vmap(lambda x: by_regression(config, network, beta, x, keys[6])))
-    ahead = regress(data.test[rows])[:, :, 2]
-    lower, upper = pv_rnn.interval(network, ahead, 0.9, keys[6])
+    regression = predictors.by_regression(config, online, online.params, network, beta)
+    key = next(keys)
+    ahead = jax.jit(jax.vmap(lambda x: regression(x, key)))(data.test[rows])[:, :, 2]
+    lower, upper = pv_rnn.interval(network, ahead, 0.9, key)
     shown = {"x": data.test[rows], "mean": ahead.mean(-2), "lower": lower, "upper": upper}
     shown |= {"activity": data.activity[rows], "network": network, "beta": beta}
     return xarray.Dataset(tables, coords=coords), shown
+
+
+def subset(lanes: Lanes, index: np.ndarray) -> Lanes:
+    """Some of the lanes."""
+    arrays = jax.tree.map(lambda a: a[index], lanes._replace(programs=None))
+    return arrays._replace(programs=lanes.programs)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -312,15 +160,14 @@ def report(data: xarray.Dataset) -> None:
         gain = rows["VRNN twin"] - rows["error regression"]
         cells = ["{:+.3f} +- {:.3f}".format(*interval(gain.sel(n=n).values)) for n in data.n.values]
         print(f"{'twin minus regression':>26}" + "".join(f"{c:>18}" for c in cells))
-    print("particle filters, one step ahead, -log p (nats):")
-    for name in data["filter"].values:
-        values = data.filter_nll.sel(filter=name).mean("seed").values
-        print(f"{name:>30}: {'{:.3f} +- {:.3f}'.format(*interval(values))}")
     for measure, title in (("mse", "squared error"), ("nll", "-log p")):
         verdicts = []
         for n in data.n.values:
-            pair = [data[measure].sel(predictor=p, n=n).mean("seed") for p in data.predictor.values]
-            mean, half = interval((pair[1] - pair[0]).values)
+            one, other = (
+                data[measure].sel(predictor=p, n=n).mean("seed").values
+                for p in ("error regression", "VRNN twin")
+            )
+            mean, half = interval(other - one)
             word = "better" if mean > half else "worse" if mean < -half else "not distinguishable"
             verdicts.append(word)
         print(
@@ -336,7 +183,7 @@ def time_per_observation(network: Network, beta: jax.Array, x: jax.Array) -> Non
             network,
             window=window,
             num_iterations=iterations,
-            w=weights_of(network, beta),
+            w=predictors.meta_prior(network, beta),
             horizon=HORIZON,
         )
         stream, _ = er.observe(er.init(jax.random.key(0)), x[0])

@@ -57,3 +57,32 @@ def test_motions_at_smoke_size(tmp_path, capsys):
     assert np.all(np.isfinite(data.mse)) and np.all(np.isfinite(data.nll))
     one, other = data.mse.values
     assert not np.allclose(one, other)
+
+
+@pytest.fixture(scope="module")
+def patterns():
+    return load_example("pv_rnn_patterns")
+
+
+@pytest.mark.slow  # chains of 36 and 48 states are compiled
+def test_drawings_are_read_and_their_floor_is_known(patterns, machine):
+    """Drawings are read back curve by curve; the machine's loss is its entropy by step: of choices and of the hand."""
+    x, labels = patterns.drawings(np.random.default_rng(0), 100, 8)
+    found, whole = patterns.read(x[:4])
+    for row, expected in zip(found, labels, strict=False):
+        np.testing.assert_array_equal(row, expected)
+    assert np.all(whole == 1)
+    losses = patterns.exact_loss(x)
+    hand = 2 * (0.5 + 0.5 * np.log(2 * np.pi) + np.log(patterns.NOISE))
+    error = losses.std() / np.sqrt(losses.size)
+    assert abs(losses.mean() - (machine.RATE / patterns.POINTS + hand)) < 4.5 * error
+
+
+@pytest.mark.slow  # a fit, two chains and two filters are compiled: 30 s of CPU
+def test_patterns_at_smoke_size(patterns, tmp_path, capsys):
+    data = patterns.main(["--smoke", "--out", str(tmp_path)])
+    assert (tmp_path / "patterns.nc").exists() and (tmp_path / "patterns.png").exists()
+    assert "more information at the choice" in capsys.readouterr().out
+    for method in ("regression", "particles"):
+        assert float(data[f"excess_{method}"].min()) > 0.1  # after 20 steps far above the machine
+    assert float(data.whole.max()) < 0.5
