@@ -3,7 +3,7 @@
 What it shows: a pen draws closed curves of twelve points, a circle A, an eight B and a petal C, with a shaky hand. Which
 curve comes next is decided by a machine: after A comes B with probability 0.3, then C, or else C at once; after C comes A.
 So all is certain but one choice in every two or three curves, at the first point after A. A PV-RNN (Ahmadi and Tani 2019,
-arXiv:1811.01339) of a fast and a slow layer learns from 24 drawings at three settings of the meta-prior w, with vectors for each
+arXiv:1811.01339) of a fast and a slow layer learns from 24 drawings at four settings of the meta-prior w, with vectors for each
 drawing and step as its guide. Then, for each network:
 
 - free generation of 1,500 points, read by the most probable path of a hidden Markov model of curves and points (a discrete chain,
@@ -47,7 +47,7 @@ WARM_UP = 12
 class Config(NamedTuple):
     """Sizes of the experiment."""
 
-    weights: tuple[float, ...] = (0.01, 0.1, 1.0)
+    weights: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
     num_seeds: int = 3
     num_drawings: int = 24
     num_curves: int = 8
@@ -327,7 +327,7 @@ def plot(data: xarray.Dataset, path: Path) -> None:
     length = data.sizes["step"]
     for i, w in enumerate(data.w.values, 1):
         axes[0, i].plot(*data.drawn.sel(w=w, seed=0).values[: 3 * length].T, **pens)
-        axes[0, i].set_title(f"free generation, w = {w:g}")
+        axes[0, i].set_title(f"free, w = {w:g}")
         steps = np.arange(1, length)
         axes[1, i].plot(steps, data.kl_over_time.sel(w=w, seed=0).values[0, 1:], lw=1)
         for place, curve in enumerate(data.curve.values[0]):
@@ -337,8 +337,8 @@ def plot(data: xarray.Dataset, path: Path) -> None:
             )  # fmt: skip
             if place and data.curve.values[0, place - 1] == 0:
                 axes[1, i].axvline(place * POINTS, color="C3", lw=0.8, ls="--")
-        axes[1, i].set(xlabel="step", title="KL per step (nats); dashed: a choice")
-        axes[1, i].margins(y=0.2)
+        axes[1, i].set(xlabel="step", title="KL (nats); dashed: choices")
+        axes[1, i].set_ylim(0, 1.2 * axes[1, i].get_ylim()[1])
     for axis in axes[0]:
         axis.set(aspect="equal", xlim=(-1.6, 1.6), ylim=(-2, 2), xticks=[], yticks=[])
     for name, label in (
@@ -348,7 +348,7 @@ def plot(data: xarray.Dataset, path: Path) -> None:
         values = data[name]
         (line,) = axes[1, 0].plot(data.w, values.mean("seed"), label=label)
         axes[1, 0].plot(data.w, values, ".", color=line.get_color(), alpha=0.5)
-    axes[1, 0].set(xscale="log", xlabel="w", title="loss above the machine (nats per step)")
+    axes[1, 0].set(xscale="log", yscale="log", xlabel="w", title="loss above the machine")
     axes[1, 0].legend(frameon=False)
     for axis in axes[1]:
         axis.spines[["top", "right"]].set_visible(False)

@@ -40,8 +40,8 @@ class PVRNN(NamedTuple):
     """A model and its guide, programs of (x, index).
 
     x: [sequences, steps, size], floats or (for `Categorical`) integers; None for generation of `num_steps` steps. index:
-    [sequences], the numbers of the sequences, whose adaptive vectors are used; other guides ignore it. A third argument marks what
-    of x is seen, [sequences, steps] or by cell: what is not is drawn, so that a filter whose last steps are unseen forecasts them.
+    [sequences], the numbers of the sequences, whose adaptive vectors are used; other guides ignore it. A third argument marks
+    what of x is seen, [sequences, steps] or by cell. The rest is drawn: a filter whose last steps are unseen forecasts them.
 
     Attributes:
         model: sites "z1".. [steps, sequences, Z] and "x" [steps, sequences, size]; returns the states [steps,

@@ -80,7 +80,9 @@ class ErrorRegression(eqx.Module):
         w: meta-prior of the window, one number or one for each layer; see `site_weights`.
         w1: that of the sequence's first step, default w.
         new_row: the vector of a new step: "prior", that of the prior there (no divergence at the start); "copy" of the one
-            before; "zero".
+            before; "zero"; "normal", from N(0, 1).
+        first_row: the vector of a sequence's first step, [2 Z] by layer, e.g. the median over training sequences; None: as
+            `new_row` has it.
         keep: the vectors after the "last" step, or those with the "best" value met (of one noisy draw each).
         grow: infer windows of 1, 2, ..., W - 1 observations too, or wait for W of them.
         horizon: number of steps predicted.
@@ -106,6 +108,7 @@ class ErrorRegression(eqx.Module):
     window: int = eqx.field(static=True)
     num_iterations: int = eqx.field(static=True)
     optimizer: Any = eqx.field(static=True)
+    first_row: Table | None
     new_row: str = eqx.field(static=True)
     keep: str = eqx.field(static=True)
     grow: bool = eqx.field(static=True)
@@ -121,7 +124,8 @@ class ErrorRegression(eqx.Module):
         optimizer: optax.GradientTransformation | None = None,
         w: float | Sequence[float] | Array = 1.0,
         w1: float | Sequence[float] | Array | None = None,
-        new_row: Literal["prior", "copy", "zero"] = "prior",
+        new_row: Literal["prior", "copy", "zero", "normal"] = "prior",
+        first_row: Table | None = None,
         keep: Literal["last", "best"] = "last",
         grow: bool = True,
         horizon: int = 1,
@@ -131,8 +135,12 @@ class ErrorRegression(eqx.Module):
         problems = [f"{name} must be >= 1, got {n}" for name, n in counts.items() if n < 1]
         if num_iterations < 0:
             problems.append(f"num_iterations must be >= 0, got {num_iterations}")
-        if new_row not in ("prior", "copy", "zero"):
-            problems.append(f"new_row is {new_row!r}; choose 'prior', 'copy' or 'zero'")
+        if new_row not in ("prior", "copy", "zero", "normal"):
+            problems.append(f"new_row is {new_row!r}; choose 'prior', 'copy', 'zero' or 'normal'")
+        sizes = [(2 * layer.num_latents,) for layer in network.layers]
+        if first_row is not None and [jnp.shape(row) for row in first_row] != sizes:
+            found = [jnp.shape(row) for row in first_row]
+            problems.append(f"first_row has shapes {found}; the layers' vectors have {sizes}")
         if keep not in ("last", "best"):
             problems.append(f"keep is {keep!r}; choose 'last' or 'best'")
         if problems:
@@ -143,6 +151,7 @@ class ErrorRegression(eqx.Module):
         self.w1 = self.w if w1 is None else jnp.broadcast_to(jnp.asarray(w1, float), layers)
         self.window, self.num_iterations = window, num_iterations
         self.optimizer = optax.adam(0.09) if optimizer is None else optimizer
+        self.first_row = None if first_row is None else tuple(map(jnp.asarray, first_row))
         self.new_row, self.keep, self.grow = new_row, keep, grow
         self.horizon, self.num_particles = horizon, num_particles
 
@@ -195,8 +204,7 @@ def _observe(er: ErrorRegression, stream: Stream, x: Array) -> tuple[Stream, Pre
 
 
 def _step(er: ErrorRegression, stream: Stream, x: Array) -> tuple[Stream, Prediction]:
-    key = jax.random.fold_in(jax.random.wrap_key_data(stream.key), stream.num_seen)
-    fit_key, window_key, ahead_key = jax.random.split(key, 3)
+    _, fit_key, window_key, ahead_key = _keys(stream)
     moved = shift(er, stream, x)
     slots = jnp.arange(er.window)
     is_valid = slots >= er.window - moved.num_seen
@@ -218,24 +226,38 @@ def _step(er: ErrorRegression, stream: Stream, x: Array) -> tuple[Stream, Predic
     return moved, prediction
 
 
+def _keys(stream: Stream) -> Array:
+    """Keys of the step that follows: of the new row, of the fit, of the window's particles, of those ahead."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(stream.key), stream.num_seen)
+    return jax.random.split(key, 4)
+
+
 def shift(er: ErrorRegression, stream: Stream, x: Array) -> Stream:
     """The stream with one observation more, before its vectors are inferred."""
-    net, is_full = er.network, stream.num_seen >= er.window
+    is_full = stream.num_seen >= er.window
     edge = tuple(
         jnp.where(is_full, a, b) for a, b in zip(stream.after_first, stream.edge, strict=True)
     )
-    rows = []
-    for l, old in enumerate(stream.adaptive):
-        if er.new_row == "prior":
-            own = net.prior(l, stream.last, stream.num_seen == 0)
-            row = own - net.from_state(l, stream.last)
-        else:
-            row = old[-1] if er.new_row == "copy" else jnp.zeros_like(old[-1])
-        rows.append(jnp.concatenate([old[1:], row[None]]))
+    rows = tuple(
+        jnp.concatenate([old[1:], _new_row(er, stream, l)[None]])
+        for l, old in enumerate(stream.adaptive)
+    )
     seen = jnp.concatenate([stream.x[1:], x[None].astype(stream.x.dtype)])
     return Stream(
-        stream.key, stream.num_seen + 1, tuple(rows), seen, edge, stream.after_first, stream.last
+        stream.key, stream.num_seen + 1, rows, seen, edge, stream.after_first, stream.last
     )
+
+
+def _new_row(er: ErrorRegression, stream: Stream, l: int) -> Array:
+    """The vector of layer l with which the step after `stream` starts."""
+    net, before = er.network, stream.adaptive[l][-1]
+    if er.new_row == "prior":
+        row = net.prior(l, stream.last, stream.num_seen == 0) - net.from_state(l, stream.last)
+    elif er.new_row == "normal":
+        row = jax.random.normal(jax.random.fold_in(_keys(stream)[0], l), before.shape)
+    else:
+        row = before if er.new_row == "copy" else jnp.zeros_like(before)
+    return row if er.first_row is None else jnp.where(stream.num_seen == 0, er.first_row[l], row)
 
 
 def _regress(

@@ -8,7 +8,7 @@ import optax
 import pytest
 from _slow import some_slow
 
-from _stats import assert_same_mean
+from _stats import assert_same_mean, assert_unbiased
 from lapilli import inference
 from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import ErrorRegression, Gaussian, Layer, Network
@@ -234,6 +234,23 @@ def test_symbols(key):
         pv_rnn.interval(network, predictions.emitted, 0.9, key)
 
 
+def test_random_and_first_rows(key):
+    """Rows of N(0, 1) by the stream's key and step; a first row of one's own is that of the first step only."""
+    first = (jnp.arange(4.0), jnp.arange(2.0))
+    er = ErrorRegression(make_network(), window=3, new_row="normal", first_row=first)
+    stream = shift(er, er.init(key), XS[0])
+    for row, table in zip(first, stream.adaptive, strict=True):
+        np.testing.assert_array_equal(table[-1], row)
+    rows = jax.vmap(
+        lambda k: jnp.concatenate(
+            [a[-1] for a in shift(er, shift(er, er.init(k), XS[0]), XS[1]).adaptive]
+        )
+    )(jax.random.split(key, 2000))
+    assert_unbiased(rows, np.zeros(6))
+    assert_unbiased(rows**2, np.ones(6))
+    assert_unbiased(rows[:, :1] * rows[:, 1:], np.zeros(5))
+
+
 def test_intervals_hold_their_level(key):
     network = Network([(5, 1)], Gaussian(1, 2.0), key=key)
     lower, upper = pv_rnn.interval(network, jnp.zeros((1, 20_000, 1)), 0.9, key)
@@ -247,6 +264,8 @@ def test_errors(key):
         ValueError, match="window must be >= 1, got 0; .*num_iterations.*new_row.*keep"
     ):
         ErrorRegression(network, window=0, num_iterations=-1, new_row="x", keep="y")  # pyright: ignore
+    with pytest.raises(ValueError, match=r"first_row has shapes \[\(4,\)\]; .*\[\(4,\), \(2,\)\]"):
+        ErrorRegression(network, window=2, first_row=(jnp.zeros(4),))
     er = ErrorRegression(network, window=2)
     with pytest.raises(ValueError, match=r"shape \(3,\); \[size\] with size 2"):
         er.observe(er.init(key), jnp.zeros(3))
