@@ -35,6 +35,13 @@ from ._losses import (
     subtrajectory_balance as subtrajectory_balance,
     trajectory_balance as trajectory_balance,
 )
+from ._metrics import (
+    Best as Best,
+    best as best,
+    jensen_shannon as jensen_shannon,
+    rank_correlation as rank_correlation,
+    total_variation as total_variation,
+)
 from ._phylogenies import Forest as Forest, Phylogenies as Phylogenies
 from ._process import Batch as Batch, Process as Process
 from ._programs import programs as programs
@@ -42,9 +49,4 @@ from ._rollout import rollout as rollout
 from ._sets import Sets as Sets
 from ._strings import Strings as Strings, Writing as Writing
 from ._structure import Structures as Structures, bge_scores as bge_scores
-from ._table import (
-    Table as Table,
-    jensen_shannon as jensen_shannon,
-    tabulate as tabulate,
-    total_variation as total_variation,
-)
+from ._table import Table as Table, tabulate as tabulate

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from . import _places as places
 from ._environment import Environment
-
-EMPTY = -1
+from ._places import EMPTY
 
 
 class Fragments(Environment):
@@ -56,17 +56,18 @@ class Fragments(Environment):
         self.num_fragments, self.num_stems, self.depth = size, self.bonds.shape[1], depth
         self.num_places = sum(self.num_stems**level for level in range(depth))
         self.num_steps, self.num_actions = self.num_places, self.num_places * size
-        places = np.arange(self.num_places)
-        self.parents = np.maximum(places - 1, 0) // self.num_stems  # of the root, itself
-        self.stems = np.maximum(places - 1, 0) % self.num_stems
+        # The root is its own parent.
+        self.parents, self.stems = np.divmod(
+            np.maximum(np.arange(self.num_places) - 1, 0), self.num_stems
+        )
 
     def start(self) -> Array:
         """Nothing."""
-        return jnp.full(self.num_places, EMPTY, jnp.int32)
+        return places.nothing(self.num_places)
 
     def observe(self, state: Array) -> Array:
         """One-hot fragments with a value for empty places, [places * (B + 1)]."""
-        return (state[:, None] == jnp.arange(EMPTY, self.num_fragments)).astype(float).reshape(-1)
+        return places.one_hot(state, self.num_fragments)
 
     def legal(self, state: Array) -> Array:
         """All fragments at every open place."""
@@ -83,12 +84,11 @@ class Fragments(Environment):
 
     def step(self, state: Array, action: Array) -> Array:
         """Put a fragment at a place."""
-        place, fragment = jnp.divmod(action, self.num_fragments)
-        return state.at[place].set(fragment.astype(state.dtype))
+        return places.put(state, action, self.num_fragments)
 
     def undo(self, state: Array, action: Array) -> Array:
         """Take it away."""
-        return state.at[action // self.num_fragments].set(EMPTY)
+        return places.take(state, action, self.num_fragments)
 
     def log_reward(self, state: Array) -> Array:
         """Minus the energy."""

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from . import _places as places
 from ._environment import Environment
+from ._places import EMPTY
 
-EMPTY = -1
 Order = Literal["append", "any"]
 
 
@@ -42,11 +43,11 @@ class Writing(Environment):
 
     def start(self) -> Array:
         """Nothing written."""
-        return jnp.full(self.num_places, EMPTY, jnp.int32)
+        return places.nothing(self.num_places)
 
     def observe(self, state: Array) -> Array:
         """One-hot letters with a value for missing ones, [places * (K + 1)]."""
-        return (state[:, None] == jnp.arange(EMPTY, self.num_letters)).astype(float).reshape(-1)
+        return places.one_hot(state, self.num_letters)
 
     def legal(self, state: Array) -> Array:
         """All letters at the next place, or at every empty one."""
@@ -65,13 +66,13 @@ class Writing(Environment):
         """Write a letter."""
         if self.is_append:
             return state.at[self._num_written(state)].set(action.astype(state.dtype))
-        place, letter = jnp.divmod(action, self.num_letters)
-        return state.at[place].set(letter.astype(state.dtype))
+        return places.put(state, action, self.num_letters)
 
     def undo(self, state: Array, action: Array) -> Array:
         """Wipe it out."""
-        place = self._num_written(state) - 1 if self.is_append else action // self.num_letters
-        return state.at[place].set(EMPTY)
+        if self.is_append:
+            return state.at[self._num_written(state) - 1].set(EMPTY)
+        return places.take(state, action, self.num_letters)
 
     def _num_written(self, state: Array) -> Array:
         return (state != EMPTY).sum()

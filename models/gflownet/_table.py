@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from . import _environment as walks
 from ._environment import Environment, Position
@@ -54,9 +55,7 @@ class Table:
         self, net: GFlowNet, params: Mapping[str, Any]
     ) -> Float[np.ndarray, "states choices"]:
         """Log P_F in every state."""
-        modules, t = net.modules(params), jnp.int32(0)
-        rows = lambda s: net.heads(modules, Position(s, jnp.zeros((), bool)), t).log_pf
-        return np.asarray(jax.jit(jax.vmap(rows))(self.states), float)
+        return np.asarray(_log_pf(net, dict(params), self.states), float)
 
     def visits(self, log_pf: Float[np.ndarray, "states choices"]) -> Float[np.ndarray, " states"]:
         """Probability that a trajectory passes through a state, by dynamic programming from the start."""
@@ -96,6 +95,13 @@ class Table:
 
         extend(0, [])
         return np.array(out)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for a net, whatever its parameters
+def _log_pf(net: GFlowNet, params: dict[str, Any], states: Any) -> Array:
+    modules, t = net.modules(params), jnp.int32(0)
+    rows = lambda s: net.heads(modules, Position(s, jnp.zeros((), bool)), t).log_pf
+    return jax.vmap(rows)(states)
 
 
 def tabulate(env: Environment, *, max_states: int = 200_000) -> Table:
@@ -163,15 +169,3 @@ def _levels(num_states: int, parents: np.ndarray, children: np.ndarray) -> np.nd
         if (new == levels).all():
             return levels
         levels = new
-
-
-def total_variation(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> float:
-    """1/2 sum |p - q|."""
-    return float(0.5 * np.abs(p - q).sum())
-
-
-def jensen_shannon(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> float:
-    """1/2 KL(p || m) + 1/2 KL(q || m), m = (p + q) / 2, nats; at most log 2."""
-    mid = (p + q) / 2
-    kl = lambda a: float(np.sum(a[a > 0] * np.log(a[a > 0] / mid[a > 0])))
-    return 0.5 * (kl(p) + kl(q))

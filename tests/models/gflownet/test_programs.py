@@ -139,3 +139,70 @@ def test_bounds_take_the_programs(key):
     two = np.logaddexp(weight[:, None], weight) - np.log(2)
     assert_unbiased(values, law @ two @ law)
     assert law @ weight < law @ two @ law < table.log_z
+
+
+def test_backward_trajectories_of_exact_objects_give_an_upper_bound(key):
+    """EUBO: the mean of log w over x from R / Z and paths from P_B, |z| < 4.5; above log Z as the ELBO is below."""
+    net = sets("total", "learned")
+    params, (table, actions) = parameters(net), exact(net)
+    process = jax.jit(net.log_weight_process)(params, actions)
+    weight = np.asarray(process.log_weight, float)
+    law = np.exp(weight + np.asarray(process.log_pf.sum(1)) - table.log_z)
+    np.testing.assert_allclose(law.sum(), 1.0, rtol=1e-5)
+    drawn = np.random.default_rng(0).choice(len(table.objects), 20_000, p=table.target)
+    states = jnp.asarray(np.asarray(table.states)[table.objects[drawn]])
+    walk = lambda key: net.log_weight_process(params, net.draw_backward(params, key, states))
+    assert_unbiased(jax.jit(walk)(key).log_weight, law @ weight)
+    assert law @ weight > table.log_z > np.exp(process.log_pf.sum(1)) @ weight
+
+
+@pytest.mark.parametrize("forward_looking", [True, slow(False)])
+def test_prefix_factors_telescope_to_the_reward(forward_looking):
+    net = sets("network", "uniform", forward_looking)
+    actions = exact(net)[1][:4]
+    target = net.target.bind(parameters(net))
+
+    def factors(actions):
+        found = target.trace({"action": actions})
+        parts = [found.log_probs[n].sum() for n in ("start", "reward") if n in found.log_probs]
+        return sum(parts), net.env.log_reward(found.retval)
+
+    total, log_reward = jax.jit(jax.vmap(factors))(actions)
+    np.testing.assert_allclose(total, log_reward, rtol=1e-5, atol=1e-6)
+
+
+OBJECTIVES = {
+    "wake_phi": lambda log_w, log_q, shares: -(shares * log_q).sum(-1),
+    "forward_kl": lambda log_w, log_q, shares: (
+        (shares * log_w).sum(-1) - (jax.nn.logsumexp(log_w, -1) - jnp.log(2.0))
+    ),
+    "rws": lambda log_w, log_q, shares: jax.nn.logsumexp(log_w, -1) - jnp.log(2.0),
+}
+
+
+@pytest.mark.slow  # compiles three objectives
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_forward_divergences_take_the_programs(name, key):
+    """Two particles: value and gradient in P_F are the means over all pairs of trajectories; |z| < 4.5 over 10,000 draws."""
+    net = sets("total", "uniform")
+    params, (_, actions) = parameters(net), exact(net)
+
+    def over_pairs(params):
+        """Expectation of the value, and of -sum_k v_k log q(z_k), whose gradient is the objective's up to sign."""
+        process = net.log_weight_process(params, actions)
+        log_q = process.log_pf.sum(1)
+        pairs = lambda x: jnp.stack(jnp.broadcast_arrays(x[:, None], x[None]), -1)
+        log_w, held = pairs(process.log_weight), jax.lax.stop_gradient(pairs(log_q))
+        shares = jax.lax.stop_gradient(jax.nn.softmax(log_w))
+        law = jnp.exp(held.sum(-1))
+        value = (law * OBJECTIVES[name](log_w, held, shares)).sum()
+        return -(law[..., None] * shares * pairs(log_q)).sum(), value
+
+    (_, value), grads = jax.jit(jax.value_and_grad(over_pairs, has_aux=True))(params)
+    objective = getattr(inference, name)(net.target, net.forward, num_particles=2)
+    estimate = lambda key: objective.value_and_grad(params, key)
+    values, estimates = jax.jit(jax.vmap(estimate))(jax.random.split(key, 10_000))
+    assert_unbiased(values, value)
+    sign = -1 if name == "rws" else 1  # maximised
+    legal = np.asarray(grads["policy"].rows) != 0
+    assert_unbiased(estimates["policy"].rows[:, legal], sign * grads["policy"].rows[legal])
