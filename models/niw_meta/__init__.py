@@ -1,10 +1,17 @@
-"""Few-shot meta-learning by a hierarchical Bayesian model (Kim and Hospedales 2024, arXiv:2306.09702), and two baselines.
+"""Few-shot meta-learning by a hierarchical Bayesian model (Kim and Hospedales 2024, arXiv:2306.09702), and four baselines.
 
 `programs` gives model and guide, for `inference.elbo` and `inference.fit`; `adapt` and `predict` take fitted programs to new
 episodes.
 """
 
-from ._baselines import likelihood as likelihood, maml as maml, protonet as protonet
+from ._baselines import (
+    Reptile as Reptile,
+    cnp as cnp,
+    likelihood as likelihood,
+    maml as maml,
+    protonet as protonet,
+    reptile as reptile,
+)
 from ._episodes import Episodes as Episodes, Points as Points, pad_points as pad_points
 from ._evaluate import (
     Prediction as Prediction,
@@ -15,6 +22,7 @@ from ._evaluate import (
 )
 from ._heads import (
     Gaussian as Gaussian,
+    GaussianWithScale as GaussianWithScale,
     Head as Head,
     NearestCentroid as NearestCentroid,
     Softmax as Softmax,

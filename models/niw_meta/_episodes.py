@@ -15,7 +15,7 @@ class Points(NamedTuple):
 
     Attributes:
         x: inputs, [episodes, n, *input].
-        y: labels, [episodes, n], floating point or integer.
+        y: labels, [episodes, n], floating point or integer, or vectors [episodes, n, k].
         mask: true where a point is no padding, [episodes, n].
     """
 

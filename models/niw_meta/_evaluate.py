@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr
+import numpyro.distributions as dist
 
 from ... import ppl
 from ._episodes import Episodes, Points
+from ._heads import Head
 
 Array = jax.Array
 
@@ -70,19 +71,21 @@ def predict(model: ppl.Program, draws: dict[str, Array], episodes: Episodes) -> 
     return jax.vmap(one)(draws) if draws else jax.tree.map(lambda leaf: leaf[None], one({}))
 
 
-def regression_ece(scores: Any, noise: float, points: Points) -> float:
+def regression_ece(head: Head, scores: Any, points: Points) -> float:
     """Calibration error of regression: mean over p = 0.1 ... 0.9 of |p - share of labels whose predictive CDF is at most p|.
 
-    The predictive is the mixture over draws of Normal(score, noise).
+    The predictive is the mixture over draws of the head's law; vectors count by coordinate.
 
     Args:
-        scores: draws of the head's scores, [S, episodes, n, 1].
-        noise: standard deviation of the labels.
+        head: a head of regression.
+        scores: draws of the head's scores, [S, episodes, n, c].
         points: the queries.
 
     Reference: Kuleshov et al. 2018, arXiv:1807.00263.
     """
-    cdf = np.asarray(ndtr((points.y - scores[..., 0]) / noise).mean(0))[np.asarray(points.mask)]
+    law = head.law(jnp.asarray(scores))
+    by_coordinate = law.base_dist if isinstance(law, dist.Independent) else law
+    cdf = np.asarray(by_coordinate.cdf(points.y).mean(0))[np.asarray(points.mask)]
     levels = np.linspace(0.1, 0.9, 9)
     return float(np.mean([abs(p - np.mean(cdf <= p)) for p in levels]))
 

@@ -34,16 +34,40 @@ class Head(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Head):
-    """Regression with one output: y ~ Normal(output, noise).
+    """Regression: y ~ Normal(output, noise), for labels that are numbers or vectors.
 
     Args:
         noise: standard deviation of the labels.
+        num_outputs: None: labels are numbers [episodes, n], the network has one output; else vectors [episodes, n, num_outputs].
     """
 
     noise: float
+    num_outputs: int | None = None
 
     def law(self, scores: Array) -> dist.Distribution:
-        return dist.Normal(scores[..., 0], self.noise)
+        if self.num_outputs is None:
+            return dist.Normal(scores[..., 0], self.noise)
+        return dist.Normal(scores, self.noise).to_event(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianWithScale(Head):
+    """Regression by a network that tells its own doubt: y ~ Normal(output_1, floor + softplus(output_2)), by coordinate.
+
+    Args:
+        floor: least standard deviation.
+        num_outputs: None: labels are numbers, the network has two outputs; else vectors, and it has 2 num_outputs, means first.
+    """
+
+    floor: float
+    num_outputs: int | None = None
+
+    def law(self, scores: Array) -> dist.Distribution:
+        mean, raw = jnp.split(scores, 2, axis=-1)
+        scale = self.floor + jax.nn.softplus(raw)
+        if self.num_outputs is None:
+            return dist.Normal(mean[..., 0], scale[..., 0])
+        return dist.Normal(mean, scale).to_event(1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -160,6 +160,85 @@ def test_maml_is_gradient_descent_on_the_support_and_its_orders_differ_in_the_gr
     assert not np.allclose(first_grads["loc"], slope, rtol=1e-2)
 
 
+def test_reptile_moves_the_start_to_the_adapted_weights():
+    """Its gradient is the mean over episodes of theta_i - loc, theta_i trained on all labels; it predicts as MAML does."""
+    episodes, network = regression(((3, 2), (2, 2))), mlp()
+    head, start = niw_meta.Gaussian(0.5), weights_of(mlp())
+    unravel = jax.flatten_util.ravel_pytree(eqx.filter(network, eqx.is_inexact_array))[1]
+    moves = []
+    for i in range(2):
+        points = jax.tree.map(
+            lambda a, b: np.concatenate([a, b]), *(unpadded(p, i) for p in episodes)
+        )
+
+        def loss(theta, points=points):
+            out = jax.vmap(eqx.combine(unravel(theta), network))(points.x)[:, 0]
+            return -dist.Normal(out, 0.5).log_prob(points.y).mean()
+
+        theta = start
+        for _ in range(2):
+            theta = theta - 0.1 * jax.grad(loss)(theta)
+        moves.append(theta - start)
+    options = {"optimizer": optax.sgd(0.1), "num_steps": 2}
+    update, model = niw_meta.reptile(network, head, **options)
+    objective = niw_meta.likelihood(update)
+    value, grads = objective.value_and_grad({"loc": start}, jax.random.key(0), episodes)
+    np.testing.assert_allclose(grads["loc"], np.mean(moves, 0), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(value, -0.5 * np.mean([m @ m for m in moves]), rtol=1e-9)
+    density = lambda program: program.bind({"loc": start}).log_density({}, episodes)
+    one = density(niw_meta.maml(network, head, order=1, **options))
+    np.testing.assert_allclose(density(model), one, rtol=1e-12)
+
+
+def test_neural_process_reads_a_set():
+    """Its density by hand, whatever the order of the support and whatever stands in the padding."""
+    episodes = regression(((3, 2), (2, 2)))
+    encoder = eqx.nn.MLP(3, 4, 5, 1, key=jax.random.key(1))
+    decoder = eqx.nn.MLP(6, 2, 5, 1, key=jax.random.key(2))
+    program = niw_meta.cnp(encoder, decoder, niw_meta.GaussianWithScale(0.1))
+    expected = 0.0
+    for i in range(2):
+        support, query = (unpadded(points, i) for points in episodes)
+        rows = [encoder(np.append(x, y)) for x, y in zip(support.x, support.y, strict=True)]
+        r = np.mean(rows, 0)
+        for x, y in zip(query.x, query.y, strict=True):
+            mean, raw = decoder(np.append(x, r))
+            expected += stats.norm.logpdf(y, mean, 0.1 + np.log1p(np.exp(raw)))
+    np.testing.assert_allclose(program.log_density({}, episodes), expected, rtol=1e-9)
+    turned = jax.tree.map(lambda a: a[:, ::-1], episodes.support)
+    np.testing.assert_allclose(
+        program.log_density({}, episodes._replace(support=turned)), expected, rtol=1e-9
+    )
+    classes = niw_meta.cnp(
+        eqx.nn.MLP(5, 4, 5, 1, key=jax.random.key(1)), eqx.nn.MLP(6, 3, 5, 1, key=jax.random.key(2)),
+        niw_meta.Softmax(), num_classes=3,
+    )  # fmt: skip
+    assert np.isfinite(classes.log_density({}, classification()))
+
+
+@pytest.mark.slow  # a Laplace site is compiled
+def test_labels_may_be_vectors():
+    """Two coordinates of one label are two labels of noise of their own: the ridge site of each column alone."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(1, 4, 2))
+    y = rng.normal(size=(1, 4, 2))
+    points = niw_meta.Points(x, y, np.ones((1, 4), bool))
+    network = eqx.nn.Linear(2, 2, use_bias=False, key=jax.random.key(0))
+    model, guide = niw_meta.programs(
+        network, niw_meta.Gaussian(0.5, num_outputs=2), prior_scale=0.7, inner=inference.Newton(1)
+    )
+    start = weights_of(network).reshape(2, 2)
+    trace = guide.simulate(jax.random.key(0), niw_meta.Episodes(points, points))
+    precision = np.eye(2) / 0.7**2 + x[0].T @ x[0] / 0.5**2
+    mean = np.linalg.solve(precision, start.T / 0.7**2 + x[0].T @ y[0] / 0.5**2).T
+    theta = np.asarray(trace.choices["theta"]).reshape(2, 2)
+    want = sum(
+        stats.multivariate_normal(mean[k], np.linalg.inv(precision)).logpdf(theta[k])
+        for k in range(2)
+    )
+    np.testing.assert_allclose(trace.log_density, want, rtol=1e-8)
+
+
 @pytest.mark.slow  # compiles for long
 def test_classification_episode_is_adapted_and_predicted():
     episodes = classification()
@@ -183,8 +262,17 @@ def test_calibration_errors_of_calibrated_and_of_sure_predictions():
     y = rng.normal(size=(1, 20_000))
     points = niw_meta.Points(None, y, np.ones(y.shape, bool))
     scores = np.zeros((1, *y.shape, 1))
-    assert niw_meta.regression_ece(scores, 1.0, points) < 0.01
-    sure = niw_meta.regression_ece(scores, 1e-6, points)  # CDF 0 or 1: half below every level
+    assert niw_meta.regression_ece(niw_meta.Gaussian(1.0), scores, points) < 0.01
+    own = np.concatenate(
+        [scores, np.full_like(scores, np.log(np.e - 1))], -1
+    )  # softplus of it is 1
+    assert niw_meta.regression_ece(niw_meta.GaussianWithScale(0.0), own, points) < 0.01
+    pairs = niw_meta.Points(None, y.reshape(1, -1, 2), np.ones((1, 10_000), bool))
+    vectors = niw_meta.Gaussian(1.0, num_outputs=2)
+    assert niw_meta.regression_ece(vectors, np.zeros((1, 1, 10_000, 2)), pairs) < 0.01
+    sure = niw_meta.regression_ece(
+        niw_meta.Gaussian(1e-6), scores, points
+    )  # CDF 0 or 1: half below every level
     np.testing.assert_allclose(sure, np.mean(np.abs(np.linspace(0.1, 0.9, 9) - 0.5)), atol=0.01)
     probs = np.tile([0.7, 0.3], (20_000, 1))
     labels = (rng.uniform(size=20_000) > 0.7).astype(int)
