@@ -21,26 +21,21 @@ from the class alone), with weights 0.72, a null result: there is little to corr
     python examples/composition.py [--smoke] [--seed 0] [--out composition_output]
 """
 
-import argparse
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import arviz
+import digit_models
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from sklearn.datasets import load_digits
+from digit_models import CLASSES, VP
 from sklearn.decomposition import PCA
-from sklearn.neural_network import MLPClassifier
 
 from lapilli import inference
 from lapilli.models import diffusion
 
-VP = diffusion.VP()
-CLASSES, INKS = 10, 3
+INKS = 3
 NAMES = ("light", "medium", "heavy")
 POWERS = (1.0, 2.0)
 
@@ -54,14 +49,11 @@ class Config(NamedTuple):
     until: float = 0.2  # where weights of learned scores end
 
 
-def load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images of mean 0 and variance 1 over all pixels, [1797, 64], classes and inks."""
-    x, labels = load_digits(return_X_y=True)
-    return ((x - x.mean()) / x.std()).astype(np.float32), labels, ink(x, np.quantile(x.sum(1), [1 / 3, 2 / 3]))  # fmt: skip
-
-
-def ink(x: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    return np.digitize(x.sum(1), bounds)
+def ink() -> tuple[np.ndarray, np.ndarray]:
+    """Of all images, and the bounds between light, medium and heavy."""
+    sums = digit_models.load()[0].sum(1)
+    bounds = np.quantile(sums, [1 / 3, 2 / 3])
+    return np.digitize(sums, bounds), bounds
 
 
 def particles(
@@ -83,7 +75,7 @@ EDGES = np.linspace(-3.5, 3.5, 21)
 @functools.cache
 def cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights [classes, inks], means and variances [classes, inks, 2] of two principal components of variance 1."""
-    x, labels, inks = load()
+    (x, labels), (inks, _) = digit_models.load(), ink()
     z = PCA(2, random_state=0).fit_transform(x)
     z = z / z.std(0)
     weights = np.zeros((CLASSES, INKS))
@@ -163,18 +155,6 @@ def plane_table(config: Config, key: jax.Array) -> tuple[dict[str, dict[str, flo
 # Two networks for all pixels.
 
 
-def train(config: Config, labels: np.ndarray, num_classes: int, key: jax.Array) -> Any:
-    """A function of the label, None for all, that returns a diffusion model."""
-    network = diffusion.MLP((64,), num_classes=num_classes, width=config.width, key=key)
-    fit = inference.fit(
-        diffusion.score_matching(network, VP, drop_label=0.15),
-        optax.adam(optax.cosine_decay_schedule(2e-3, config.num_training_steps)),
-        (jnp.asarray(load()[0]), jnp.asarray(labels)),
-        num_steps=config.num_training_steps, key=key, subsample={"rows": 128}, average=0.999,
-    )  # fmt: skip
-    return functools.partial(diffusion.from_network, network, VP, (64,), params=fit.params)
-
-
 def digits_run(
     config: Config, by_class: Any, by_ink: Any, is_weighted: bool, until: float, key: jax.Array
 ) -> np.ndarray:
@@ -199,35 +179,24 @@ def digits_run(
     return np.asarray(x).reshape(CLASSES, INKS, num, 64)
 
 
-class Judge:
-    """A classifier that saw the real images only, and the bounds of ink."""
-
-    def __init__(self, seed: int) -> None:
-        x, labels, _ = load()
-        kept, held = np.split(np.random.default_rng(seed).permutation(len(x)), [len(x) - 400])
-        self.net = MLPClassifier((64,), max_iter=400, random_state=seed, alpha=1e-2)
-        self.net.fit(x[kept], labels[kept])
-        self.accuracy = float(self.net.score(x[held], labels[held]))
-        self.bounds = np.quantile(x.sum(1), [1 / 3, 2 / 3])
-
-    def row(self, x: np.ndarray) -> dict[str, float]:
-        """Shares of images [classes, inks, particles, 64] with the class, the ink, and both that were asked for."""
-        found = self.net.predict(x.reshape(-1, 64)).reshape(x.shape[:3])
-        has_class = found == np.arange(CLASSES)[:, None, None]
-        has_ink = (
-            ink(x.reshape(-1, 64), self.bounds).reshape(x.shape[:3]) == np.arange(INKS)[:, None]
-        )
-        unique = np.mean([len(np.unique(p.round(5), axis=0)) for p in x.reshape(-1, *x.shape[2:])])
-        shares = {"class": has_class, "ink": has_ink, "both": has_class & has_ink}
-        return {n: float(share.mean()) for n, share in shares.items()} | {"distinct": float(unique)}
+def shares(judge: digit_models.Judge, x: np.ndarray) -> dict[str, float]:
+    """Of images [classes, inks, particles, 64]: those with the class, the ink, and both that were asked for."""
+    has_class = judge.classes(x) == np.arange(CLASSES)[:, None, None]
+    has_ink = np.digitize(x.sum(-1), ink()[1]) == np.arange(INKS)[:, None]
+    found = {"class": has_class, "ink": has_ink, "both": has_class & has_ink}
+    distinct = np.mean([len(np.unique(p.round(5), axis=0)) for p in x.reshape(-1, *x.shape[2:])])
+    return {n: float(share.mean()) for n, share in found.items()} | {"distinct": float(distinct)}
 
 
 def digits_table(config: Config, key: jax.Array, seed: int) -> tuple[dict, dict]:
-    _, labels, inks = load()
+    x, labels = digit_models.load()
+    learn = functools.partial(
+        digit_models.train, x, width=config.width, num_steps=config.num_training_steps
+    )
     keys = jax.random.split(key, 2)
-    by_class = train(config, labels, CLASSES, keys[0])
-    by_ink = train(config, inks, INKS, keys[1])
-    judge = Judge(seed)
+    by_class = learn(labels, keys[0], num_classes=CLASSES)
+    by_ink = learn(ink()[0], keys[1], num_classes=INKS)
+    judge = digit_models.Judge(seed)
     table: dict[str, dict[str, float]] = {"real": {"class": judge.accuracy}}
     images = {}
     nothing = lambda label=None: by_class()
@@ -239,7 +208,7 @@ def digits_table(config: Config, key: jax.Array, seed: int) -> tuple[dict, dict]
     }
     for i, (name, arm) in enumerate(arms.items()):
         images[name] = digits_run(config, *arm, jax.random.fold_in(key, 2 + i))
-        table[name] = judge.row(images[name])
+        table[name] = shares(judge, images[name])
     return table, images
 
 
@@ -288,28 +257,16 @@ def draw(shown: dict, images: dict, out: Path) -> None:
     plt.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Classes and inks of digits, composed.")
-    parser.add_argument(
-        "--smoke", action="store_true", help="small networks, few particles and steps"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("composition_output"))
-    options = parser.parse_args(arguments)
+def main() -> None:
+    options = digit_models.options(
+        "Classes and inks of digits, composed.", "composition", "small networks, few particles and steps"
+    )  # fmt: skip
     config = Config(400, 64, 40, 8, 400) if options.smoke else Config()
-    options.out.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(options.seed)
     plane, shown = plane_table(config, jax.random.fold_in(key, 0))
     digits, images = digits_table(config, jax.random.fold_in(key, 1), options.seed)
-    text = report(plane, digits)
-    print(text)
-    (options.out / "report.txt").write_text(text + "\n")
-    (options.out / "metrics.json").write_text(
-        json.dumps({"plane": plane, "digits": digits}, indent=1)
-    )
-    kept = {name.replace(" ", "_"): x.reshape(1, -1, 8, 8) for name, x in images.items()}
-    tree = arviz.from_dict({"posterior": kept}, sample_dims=["chain", "draw"])
-    tree.to_netcdf(options.out / "images.nc")
+    kept = {name: x.reshape(-1, 8, 8) for name, x in images.items()}
+    digit_models.keep(options.out, report(plane, digits), {"plane": plane, "digits": digits}, kept)
     draw(shown, images, options.out)
 
 

@@ -18,46 +18,33 @@ are worst, they disagree most; weights that end at t = 0.2 do less harm. Run tim
     python examples/guidance.py [--smoke] [--seed 0] [--out guidance_output]
 """
 
-import argparse
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import arviz
+import digit_models
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from scipy.linalg import sqrtm
+from digit_models import CLASSES, SIZE, VP
 from scipy.special import logsumexp
-from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
-from sklearn.neural_network import MLPClassifier
 
 from lapilli import inference
 from lapilli.models import diffusion
 
-VP = diffusion.VP()
-CLASSES = 10
-
 
 class Config(NamedTuple):
     num_training_steps: int = 4_000
-    width: int = 256
-    num_steps: int = 100
-    num_swarms: int = 6  # runs for each class
-    num_particles: int = 32  # of a run
+    width: int = 192
+    num_steps: int = 80
+    num_swarms: int = 100  # runs for each class; one image of each is kept
+    num_particles: int = 8  # of a run
     plane_particles: int = 2_000
-    scales: tuple[float, ...] = (2.0, 4.0)
+    plane_scales: tuple[float, ...] = (2.0, 4.0)
+    scales: tuple[float, ...] = (1.4, 2.0, 4.0)
     until: float = 0.2  # where weights of learned scores end
-
-
-def load() -> tuple[np.ndarray, np.ndarray]:
-    """Images of mean 0 and variance 1 over all pixels, [1797, 64], and labels."""
-    x, labels = load_digits(return_X_y=True)
-    return ((x - x.mean()) / x.std()).astype(np.float32), labels
 
 
 # In the plane, where the geometric average is known.
@@ -65,7 +52,7 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 
 def plane_mixtures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights [classes, 3], means and variances [classes, 3, 2] of mixtures of two principal components of variance 1."""
-    x, labels = load()
+    x, labels = digit_models.load()
     z = PCA(2, random_state=0).fit_transform(x)
     z = z / z.std(0)
     fits = [
@@ -126,7 +113,7 @@ def plane_table(
     rng = np.random.default_rng(0)
     table: dict[str, dict[str, float]] = {}
     shown = {}
-    for i, scale in enumerate(config.scales):
+    for i, scale in enumerate(config.plane_scales):
         exact = plane_exact(scale, edges)
         distance = lambda counts, exact=exact: float(
             np.mean(np.abs(counts / counts.sum((1, 2), keepdims=True) - exact).sum((1, 2)) / 2)
@@ -164,31 +151,13 @@ def particles(
 # A network for all pixels.
 
 
-def train(config: Config, key: jax.Array) -> tuple[Any, Any]:
-    x, labels = load()
-    network = diffusion.MLP((64,), num_classes=CLASSES, width=config.width, key=key)
-    fit = inference.fit(
-        diffusion.score_matching(network, VP, drop_label=0.15),
-        optax.adam(optax.cosine_decay_schedule(2e-3, config.num_training_steps)),
-        (jnp.asarray(x), jnp.asarray(labels)),
-        num_steps=config.num_training_steps, key=key, subsample={"rows": 128}, average=0.999,
-    )  # fmt: skip
-    return network, fit
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
 def digits_run(
-    network_of: Any,
-    params: Any,
-    key: jax.Array,
-    is_weighted: bool,
-    until: float,
-    config: Config,
-    scale: Any,
+    model: Any, key: jax.Array, is_weighted: bool, until: float, config: Config, scale: Any
 ) -> jax.Array:
-    """Images [classes, swarms, particles, 64]; weighted up to the time `until`, then guided without weights."""
-    model = functools.partial(diffusion.from_network, network_of(), VP, (64,), params=params)
-    everything, num = model(), config.num_particles
+    """One image of each swarm, [classes, swarms, 64]; weighted up to the time `until`, then guided without weights."""
+    everything = model()
+    num = config.num_particles if is_weighted else 1
     split = round(config.num_steps * (1 - until))
     times = VP.times(config.num_steps)
 
@@ -197,66 +166,35 @@ def digits_run(
         one_class = model(label=label)
         x = particles(
             everything, one_class, times[: split + 1], scale, is_weighted, num, run_key, draw_key
-        )
+        )[:1]
         if split == config.num_steps:
-            return x
+            return x[0]
         rest = diffusion.guided(everything, one_class, scale)
-        return diffusion.euler_maruyama(rest, rest_key, times[split:], num_samples=num, start=x)
+        return diffusion.euler_maruyama(rest, rest_key, times[split:], num_samples=1, start=x)[0]
 
     keys = jax.random.split(key, (CLASSES, config.num_swarms))
     return jax.lax.map(lambda a: jax.vmap(one, (0, None))(*a), (keys, jnp.arange(CLASSES)))
 
 
-class Judge:
-    """A classifier that saw the real images only; its hidden layer gives the features of a Frechet distance."""
-
-    def __init__(self, seed: int) -> None:
-        x, labels = load()
-        order = np.random.default_rng(seed).permutation(len(x))
-        kept, held = order[400:], order[:400]
-        self.net = MLPClassifier((64,), max_iter=400, random_state=seed, alpha=1e-2).fit(
-            x[kept], labels[kept]
-        )
-        self.accuracy = float(self.net.score(x[held], labels[held]))
-        self.real = self.features(x)
-
-    def features(self, x: np.ndarray) -> np.ndarray:
-        return np.maximum(x @ self.net.coefs_[0] + self.net.intercepts_[0], 0)
-
-    def frechet(self, x: np.ndarray) -> float:
-        """|m - m'|^2 + tr(S + S' - 2 (S S')^1/2) of the features."""
-        a, b = self.features(x), self.real
-        covariances = np.cov(a.T), np.cov(b.T)
-        root = sqrtm(covariances[0] @ covariances[1]).real
-        means = ((a.mean(0) - b.mean(0)) ** 2).sum()
-        return float(means + np.trace(covariances[0] + covariances[1] - 2 * root))
-
-    def table_row(self, x: np.ndarray) -> dict[str, float]:
-        """x: [classes, swarms, particles, 64]."""
-        labels = np.repeat(np.arange(CLASSES), x[0, ..., 0].size)
-        flat = x.reshape(-1, 64)
-        spread = x.reshape(CLASSES, -1, 64).var(1).sum(-1).mean()
-        unique = np.mean([len(np.unique(s.round(5), axis=0)) for c in x for s in c])
-        return {
-            "accuracy": float((self.net.predict(flat) == labels).mean()),
-            "Frechet": self.frechet(flat),
-            "variance in class": float(spread),
-            "distinct": float(unique),
-        }
-
-
 def digits_table(
     config: Config, key: jax.Array, seed: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-    network, fit = train(config, jax.random.fold_in(key, 0))
-    judge = Judge(seed)
-    x, labels = load()
-    spread = np.mean([x[labels == c].var(0).sum() for c in range(CLASSES)])
-    table = {
-        "real": {"accuracy": judge.accuracy, "Frechet": 0.0, "variance in class": float(spread)}
-    }
+    x, labels = digit_models.load()
+    model = digit_models.train(
+        x, labels, jax.random.fold_in(key, 0), num_classes=CLASSES, width=config.width, num_steps=config.num_training_steps
+    )  # fmt: skip
+    judge = digit_models.Judge(seed)
+
+    def row(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        spread = np.mean([x[labels == c].var(0).sum() for c in range(CLASSES)])
+        accuracy = float((judge.classes(x) == labels).mean())
+        return {"accuracy": accuracy, "Frechet": judge.frechet(x), "variance in class": float(spread)}  # fmt: skip
+
+    # As many real images as are drawn, for the distance of a sample of this size.
+    num = CLASSES * config.num_swarms
+    chosen = np.random.default_rng(seed).permutation(len(x))[:num]
+    table = {"real": row(x[chosen], labels[chosen]) | {"accuracy": judge.accuracy}}
     images = {}
-    network_of = lambda: network
     arms = {
         "guidance": (False, 0.0),
         "FKC": (True, 0.0),
@@ -265,9 +203,10 @@ def digits_table(
     runs = [(1.0, "guidance"), *((scale, arm) for scale in config.scales for arm in arms)]
     for i, (scale, arm) in enumerate(runs):
         run_key = jax.random.fold_in(key, 1 + i)
-        found = digits_run(network_of, fit.params, run_key, *arms[arm], config, scale)
-        images[f"{scale:g}, {arm}"] = np.asarray(found)
-        table[f"{scale:g}, {arm}"] = judge.table_row(np.asarray(found))
+        found = np.asarray(digits_run(model, run_key, *arms[arm], config, scale))
+        images[f"{scale:g}, {arm}"] = found
+        asked = np.repeat(np.arange(CLASSES), config.num_swarms)
+        table[f"{scale:g}, {arm}"] = row(found.reshape(-1, SIZE), asked)
     return table, images
 
 
@@ -275,7 +214,7 @@ def report(plane: dict, digits: dict) -> str:
     lines = ["two principal components: total variation to q^(1-b) q_c^b, mean of 10 classes"]
     for scale, row in plane.items():
         lines.append(f"  b = {scale}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
-    columns = ["accuracy", "Frechet", "variance in class", "distinct"]
+    columns = ["accuracy", "Frechet", "variance in class"]
     lines.append(f"{'64 pixels, network':<24}" + "".join(f"{c:>19}" for c in columns))
     for name, row in digits.items():
         cells = [f"{row[c]:.3f}" if c in row else "-" for c in columns]
@@ -286,7 +225,7 @@ def report(plane: dict, digits: dict) -> str:
 def draw(shown: dict, images: dict, config: Config, out: Path) -> None:
     import matplotlib.pyplot as plt
 
-    scale = f"{config.scales[-1]:g}"
+    scale = f"{config.plane_scales[-1]:g}"
     figure, axes = plt.subplots(
         1, 3, figsize=(12, 4.2), layout="constrained", sharex=True, sharey=True
     )
@@ -322,8 +261,7 @@ def draw(shown: dict, images: dict, config: Config, out: Path) -> None:
         len(images), 1, figsize=(10, 0.8 * len(images)), layout="constrained"
     )
     for axis, (name, x) in zip(axes, images.items(), strict=True):
-        # Two images of each class, from different swarms.
-        chosen = x[:, : min(2, x.shape[1]), 0].reshape(-1, 8, 8)
+        chosen = x[:, :2].reshape(-1, 8, 8)  # two images of each class
         axis.imshow(
             np.concatenate([np.pad(i, 1, constant_values=i.min()) for i in chosen], 1),
             cmap="gray_r",
@@ -336,27 +274,16 @@ def draw(shown: dict, images: dict, config: Config, out: Path) -> None:
     plt.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Guided digits with and without weights.")
-    parser.add_argument(
-        "--smoke", action="store_true", help="a small network, few particles and steps"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("guidance_output"))
-    options = parser.parse_args(arguments)
-    config = Config(400, 64, 40, 2, 8, 1_000, (3.0,)) if options.smoke else Config()
-    options.out.mkdir(parents=True, exist_ok=True)
+def main() -> None:
+    options = digit_models.options(
+        "Guided digits with and without weights.", "guidance", "a small network, few particles and steps"
+    )  # fmt: skip
+    config = Config(400, 64, 40, 30, 8, 1_000, (3.0,), (3.0,)) if options.smoke else Config()
     key = jax.random.key(options.seed)
     plane, shown = plane_table(config, jax.random.fold_in(key, 0))
     digits, images = digits_table(config, jax.random.fold_in(key, 1), options.seed)
-    text = report(plane, digits)
-    print(text)
-    (options.out / "report.txt").write_text(text + "\n")
-    (options.out / "metrics.json").write_text(
-        json.dumps({"plane": plane, "digits": digits}, indent=1)
-    )
-    best = images[f"{config.scales[-1]:g}, FKC until t = {config.until:g}"].reshape(1, -1, 8, 8)
-    arviz.from_dict({"posterior": {"image": best}}).to_netcdf(options.out / "images.nc")
+    kept = {name: x.reshape(-1, 8, 8) for name, x in images.items()}
+    digit_models.keep(options.out, report(plane, digits), {"plane": plane, "digits": digits}, kept)
     draw(shown, images, config, options.out)
 
 

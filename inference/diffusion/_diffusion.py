@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
@@ -75,6 +76,8 @@ class Diffusion:
         shape: shape of one point; for points that are trees of arrays (several sites) the tree of their shapes, e.g.
             {"place": (13, 3), "charge": (13,)}.
         log_density: `(x, t) -> log q_t(x)` in nats, normalised, where it is known.
+        noise: law of eps, the shape of a point and of unit scale, where it is not Normal(0, I). `score` is then defined by
+            `denoise`, and belongs to the flow alone: methods with noise of their own refuse such a model.
 
     Validity: methods that call themselves exact are so where `score` is that of a solution of the noising process. A
     learned score is not quite.
@@ -84,13 +87,19 @@ class Diffusion:
     score: Callable[[Any, Array], Any]
     shape: Any = ()
     log_density: Callable[[Any, Array], Array] | None = None
+    noise: Any = None
 
     def prior(self) -> Any:
         """Normal(0, variance(end)), what the marginal at `end` is taken for where its density is not known.
 
-        A distribution, or a tree of them where points are trees.
+        A distribution, or a tree of them where points are trees; the law of std(end) eps for other noise.
         """
-        return normal_law(self.shape, self.noising.std(self.noising.end))
+        scale = self.noising.std(self.noising.end)
+        if self.noise is not None:
+            return dist.TransformedDistribution(
+                self.noise, dist.transforms.AffineTransform(0.0, scale)
+            )
+        return normal_law(self.shape, scale)
 
     def denoise(self, x: Any, t: Time) -> Any:
         """E[x_0 | x_t = x] = (x + variance(t) score(x, t)) / alpha(t) (Tweedie's formula)."""
@@ -117,6 +126,15 @@ def reverse_step(
     data = (x + before * score) / noising.alpha(t)
     noise = -jnp.sqrt(before) * score
     return noising.alpha(s) * data + jnp.sqrt(after - variance) * noise, variance
+
+
+def check_noise(name: str, diffusion: Diffusion) -> None:
+    """Refuse a model whose noise is not Normal, for methods that follow the reverse process."""
+    if diffusion.noise is not None:
+        raise ValueError(
+            f"{name}: the model's noise is {type(diffusion.noise).__name__}, for which there is no reverse process with noise of "
+            "its own, only a flow. Use diffusion.flow_sample, or heun or ddim without noise."
+        )
 
 
 def check_times(name: str, noising: Noising, times: Array) -> Array:

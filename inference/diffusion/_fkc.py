@@ -32,7 +32,7 @@ from ...ppl._compat import is_concrete
 from ..particles._feynman_kac import FeynmanKac
 from ._composition import Composition, Exponent, Reward, as_composition, product
 from ._corrector import Corrector
-from ._diffusion import Diffusion, check_times
+from ._diffusion import Diffusion, check_noise, check_times
 from ._grid import Ratios, Weighting, check_known, choose_ratios, make_grid, start_law
 from ._langevin import Langevin
 from ._noise_scale import NoiseScale
@@ -103,10 +103,11 @@ def fkc(
         A `CorrectedDiffusion`.
 
     Raises:
-        ValueError: models of several processes or shapes; times that do not descend; W <= 0 at the first time without `start`;
-            densities that "exact" needs, that exponents vary with at zeta = 0, or that times which do not begin at the end of the
-            process need; zeta = 0 with "rne" or "exact"; scores at noise 0 where they are not known to exist; a score whose
-            structure is not that of the points; Langevin moves with exponents that vary where log q is not known.
+        ValueError: models of several processes or shapes, or whose noise is not Normal; times that do not descend; W <= 0 at
+            the first time without `start`; densities that "exact" needs, that exponents vary with at zeta = 0, or that times
+            which do not begin at the end of the process need; zeta = 0 with "rne" or "exact"; scores at noise 0 where they are
+            not known to exist; a score whose structure is not that of the points; Langevin moves with exponents that vary where
+            log q is not known.
 
     Warns:
         UserWarning: zeta^2 <= 2 (1 - 1/W): the weights may have infinite variance, and their ESS will not show it.
@@ -179,6 +180,8 @@ def _compose(models: Any, exponents: Any, reward: Reward | None) -> Composition:
         m.composition if isinstance(m, CorrectedDiffusion) else as_composition(m) for m in several
     ]
     composition = product(factors, powers, reward)
+    for model in composition.models:
+        check_noise("fkc", model)
     first, *others = composition.models
     for other in others:
         if other.noising != first.noising:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
 from ..particles._feynman_kac import FeynmanKac
-from ._diffusion import Diffusion, check_times, reverse_step
+from ._diffusion import Diffusion, check_noise, check_times, reverse_step
 
 Potential = Literal["difference", "max", "sum"]
 
@@ -192,6 +192,7 @@ def fk_steering(
 
 
 def _checked(name: str, diffusion: Diffusion, times: Array) -> Array:
+    check_noise(name, diffusion)
     times = check_times(name, diffusion.noising, times)
     if not is_concrete(times):
         return times

@@ -7,6 +7,7 @@ from ._flow import flow_log_likelihood as flow_log_likelihood, flow_sample as fl
 from ._mixtures import gaussian_mixture as gaussian_mixture
 from ._networks import MLP as MLP, ImageNet as ImageNet
 from ._parametrisations import Parametrisation as Parametrisation, convert as convert
+from ._poisson import PoissonNoise as PoissonNoise
 from ._samplers import (
     ancestral as ancestral,
     ddim as ddim,

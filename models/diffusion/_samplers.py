@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...inference import Diffusion, Noising
-from ...inference.diffusion._diffusion import check_times, reverse_step
+from ...inference.diffusion._diffusion import check_noise, check_times, reverse_step
 from ...ppl._compat import typed_key
 
 Step = Callable[[Array, Array, Array, Array], Array]  # (key, points, from time, to time) -> points
@@ -44,6 +44,8 @@ def euler_maruyama(
     Reference: Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364, equation 6 (zeta).
     """
     noising = diffusion.noising
+    if zeta != 0:
+        check_noise("euler_maruyama", diffusion)
 
     def step(key: Array, x: Array, t: Array, s: Array) -> Array:
         g2, dt = noising.g2(t), t - s
@@ -80,6 +82,8 @@ def ddim(
     Reference: Song, Meng and Ermon 2021, arXiv:2010.02502, equations 12 and 16.
     """
     noising = diffusion.noising
+    if eta != 0:
+        check_noise("ddim", diffusion)
 
     def step(key: Array, x: Array, t: Array, s: Array) -> Array:
         mean, variance = reverse_step(noising, x, _scores(diffusion, x, t), t, s, eta)
@@ -133,6 +137,8 @@ def heun(
     Reference: Karras et al. 2022, arXiv:2206.00364, algorithm 2.
     """
     noising = diffusion.noising
+    if churn != 0:
+        check_noise("heun", diffusion)
     sigma_of = lambda t: noising.std(t) / noising.alpha(t)
     growth = 1 + min(churn / (len(times) - 1), math.sqrt(2) - 1)
     low, high = churn_range

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from ... import ppl
 from ...inference import Diffusion, Noising, Objective, objective
+from ...inference.diffusion._diffusion import check_noise
 from ._parametrisations import Parametrisation, convert
 
 TARGETS = ("noise", "data", "velocity")
@@ -24,6 +25,7 @@ def score_matching(
     predicts: Parametrisation = "velocity",
     num_times: int = 1000,
     drop_label: float = 0.1,
+    noise: dist.Distribution | None = None,
 ) -> Objective:
     """Denoising score matching as maximum likelihood of a regression, in nats.
 
@@ -38,6 +40,7 @@ def score_matching(
         predicts: "noise", "data" or "velocity"; the last is that of EDM's preconditioning, up to sign.
         num_times: length of the grid of times, between whose points times are drawn evenly.
         drop_label: probability that a row's label is hidden, for classifier-free guidance.
+        noise: law of eps for one point, e.g. `PoissonNoise`; Normal(0, I) by default.
 
     Returns:
         An objective of the arguments `(x, labels)`, x [rows, *shape] of about unit variance and labels [rows] or None, with the
@@ -65,17 +68,19 @@ def score_matching(
         time_key, noise_key, label_key = jax.random.split(ppl.rng_key("noise"), 3)
         strata = (jnp.arange(rows) + jax.random.uniform(time_key, (rows,))) / rows
         t = jnp.interp(strata * num_times, jnp.arange(num_times + 1), grid)
-        noise = jax.random.normal(noise_key, x.shape)
+        eps = jax.random.normal(noise_key, x.shape)
+        if noise is not None:
+            eps = jnp.asarray(noise.sample(noise_key, (rows,)))
         is_hidden = jax.random.uniform(label_key, (rows,)) < drop_label
         known = jnp.full(rows, network.num_classes) if labels is None else labels
         label = jnp.where(is_hidden, network.num_classes, known)
 
-        def one(x0: Array, noise: Array, t: Array, label: Array) -> tuple[Array, Array]:
-            x = noising.alpha(t) * x0 + noising.std(t) * noise
-            target = convert(x0, x, t, noising, "data", predicts) if predicts != "noise" else noise
+        def one(x0: Array, eps: Array, t: Array, label: Array) -> tuple[Array, Array]:
+            x = noising.alpha(t) * x0 + noising.std(t) * eps
+            target = convert(x0, x, t, noising, "data", predicts) if predicts != "noise" else eps
             return _prediction(net, noising, x, t, label), target / _scale(noising, t, predicts)
 
-        predicted, target = jax.vmap(one)(x, noise, t, label)
+        predicted, target = jax.vmap(one)(x, eps, t, label)
         with ppl.plate("rows", rows):
             law = dist.Normal(predicted, 1.0).to_event(x.ndim - 1)
             ppl.sample("target", law, obs=target)
@@ -95,6 +100,7 @@ def from_network(
     params: Any = None,
     predicts: Parametrisation = "velocity",
     label: Any = None,
+    noise: dist.Distribution | None = None,
 ) -> Diffusion:
     """The diffusion model of a network trained by `score_matching`.
 
@@ -105,6 +111,7 @@ def from_network(
         params: `fit.params` of its training (with fit's `average=`, the averaged ones); the network's own values by default.
         predicts: what it was trained to predict.
         label: the class, or None for the law over all classes.
+        noise: that of its training.
 
     Returns:
         A `Diffusion` without a known log-density.
@@ -118,7 +125,7 @@ def from_network(
         value = _prediction(network, noising, x, t, label) * _scale(noising, t, predicts)
         return convert(value, x, t, noising, predicts, "score")
 
-    return Diffusion(noising, score, tuple(shape))
+    return Diffusion(noising, score, tuple(shape), noise=noise)
 
 
 def guided(unconditional: Diffusion, conditional: Diffusion, scale: float) -> Diffusion:
@@ -131,7 +138,7 @@ def guided(unconditional: Diffusion, conditional: Diffusion, scale: float) -> Di
     Reference: Ho and Salimans 2022, arXiv:2207.12598, equation 6.
     """
     score = lambda x, t: (1 - scale) * unconditional.score(x, t) + scale * conditional.score(x, t)
-    return Diffusion(conditional.noising, score, conditional.shape)
+    return Diffusion(conditional.noising, score, conditional.shape, noise=conditional.noise)
 
 
 def classifier_guided(diffusion: Diffusion, log_prob: Any, scale: float = 1.0) -> Diffusion:
@@ -147,6 +154,7 @@ def classifier_guided(diffusion: Diffusion, log_prob: Any, scale: float = 1.0) -
 
     Reference: Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 1.
     """
+    check_noise("classifier_guided", diffusion)
     score = lambda x, t: diffusion.score(x, t) + scale * jax.grad(log_prob)(x, t)
     return Diffusion(diffusion.noising, score, diffusion.shape)
 
