@@ -19,57 +19,34 @@ the denoised point pulls too hard at high noise. Run time: two minutes on 2 CPU 
     python examples/inverse.py [--smoke] [--seed 0] [--out inverse_output]
 """
 
-import argparse
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import arviz
+import digit_mixture
+import digit_models
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from digit_mixture import SIDE, Mixture
+from digit_models import VP
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
-from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
-from sklearn.mixture import GaussianMixture
 
 from lapilli import inference
-from lapilli.models import diffusion
 
-VP = diffusion.VP()
 NOISE = 0.5  # standard deviation of a measurement; pixels have variance 1 over all images
-SIDE = 8
 
 
 class Config(NamedTuple):
     num_images: int = 6
     num_particles: int = 512
     num_steps: int = 200
-    num_components: int = 30
+    per_class: int = 3
     num_axes: int = 40
-
-
-class Prior(NamedTuple):
-    """A Gaussian mixture of the coordinates z; an image is mean + axes z.
-
-    Attributes:
-        weights: [components].
-        means: [components, axes].
-        variances: [components, axes].
-        mean: [pixels].
-        axes: [pixels, axes].
-        held_out: coordinates of images that were not fitted, [images, axes].
-    """
-
-    weights: np.ndarray
-    means: np.ndarray
-    variances: np.ndarray
-    mean: np.ndarray
-    axes: np.ndarray
-    held_out: np.ndarray
+    width: int = 256
+    num_training_steps: int = 6_000
 
 
 class Measurement(NamedTuple):
@@ -78,24 +55,6 @@ class Measurement(NamedTuple):
     matrix: Any  # [rows, axes]
     y: Any  # [rows]
     used: Any  # [rows]
-
-
-@functools.cache
-def fitted(config: Config) -> Prior:
-    x = load_digits().data
-    x = (x - x.mean()) / x.std()
-    order = np.random.default_rng(0).permutation(len(x))
-    train, rest = x[order[:1500]], x[order[1500:]]
-    pca = PCA(config.num_axes, random_state=0).fit(train)
-    scale = pca.transform(train).std()
-    z = pca.transform(train) / scale
-    mixture = GaussianMixture(
-        config.num_components, covariance_type="diag", random_state=0, reg_covar=0.02
-    ).fit(z)
-    return Prior(
-        mixture.weights_, mixture.means_, mixture.covariances_, pca.mean_,
-        pca.components_.T * scale, pca.transform(rest) / scale,
-    )  # fmt: skip
 
 
 def operators() -> dict[str, np.ndarray]:
@@ -114,7 +73,7 @@ def operators() -> dict[str, np.ndarray]:
     }
 
 
-def measure(prior: Prior, operator: np.ndarray, z: np.ndarray, rng: Any) -> Measurement:
+def measure(prior: Mixture, operator: np.ndarray, z: np.ndarray, rng: Any) -> Measurement:
     """A measurement of one image, with what the mean image contributes taken off."""
     rows = SIDE**2
     matrix = np.zeros((rows, prior.axes.shape[1]))
@@ -147,7 +106,7 @@ class Posterior(NamedTuple):
         return mean, inside + np.einsum("k,ki,kj->ij", self.weights, centred, centred)
 
 
-def exact(prior: Prior, measurement: Measurement) -> Posterior:
+def exact(prior: Mixture, measurement: Measurement) -> Posterior:
     rows = measurement.used > 0
     a, y = measurement.matrix[rows], measurement.y[rows]
     logs, means, covariances = [], [], []
@@ -166,10 +125,9 @@ def exact(prior: Prior, measurement: Measurement) -> Posterior:
 ARMS = ("guidance alone", "TDS", "reward tilt (FKC)")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def run(config: Config, arm: str, prior: Prior, measurements: Measurement, key: jax.Array) -> Any:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run(config: Config, model: Any, arm: str, measurements: Measurement, key: jax.Array) -> Any:
     """Equally weighted particles [images, particles, axes] and log evidences [images]."""
-    model = diffusion.gaussian_mixture(VP, prior.weights, prior.means, prior.variances)
     times = VP.times(config.num_steps)
 
     def one(inputs: Any) -> tuple[jax.Array, jax.Array]:
@@ -198,25 +156,22 @@ def run(config: Config, arm: str, prior: Prior, measurements: Measurement, key: 
     return jax.lax.map(one, (measurements, keys))
 
 
-def shares(prior: Prior, z: np.ndarray) -> np.ndarray:
-    """How much of the particles belongs to each component, [components]."""
-    square = (z[:, None] - prior.means) ** 2 / prior.variances + np.log(prior.variances)
-    logs = np.log(prior.weights) - 0.5 * square.sum(-1)
-    return np.exp(logs - logsumexp(logs, axis=1, keepdims=True)).mean(0)
-
-
-def compare(prior: Prior, posterior: Posterior, reference: np.ndarray, z: np.ndarray) -> dict:
+def compare(prior: Mixture, posterior: Posterior, reference: np.ndarray, z: np.ndarray) -> dict:
     """Error of the mean in posterior standard deviations, ratio of spreads, total variation between components."""
     mean, covariance = posterior.moments()
     return {
         "error of the mean": float(np.sqrt(((z.mean(0) - mean) ** 2).sum() / np.trace(covariance))),
         "spread": float(np.sqrt(z.var(0).sum() / np.trace(covariance))),
-        "components": float(np.abs(shares(prior, z) - reference).sum() / 2),
+        "components": float(np.abs(prior.shares(z) - reference).sum() / 2),
     }
 
 
 def table(config: Config, key: jax.Array) -> tuple[dict, dict]:
-    prior = fitted(config)
+    prior = digit_mixture.fitted(config.per_class, config.num_axes)
+    learned = digit_mixture.learned(
+        prior, jax.random.fold_in(key, 99), width=config.width, num_steps=config.num_training_steps
+    )
+    models = {"": prior.model(), ", learned": learned}
     rng = np.random.default_rng(0)
     rows: dict[str, dict[str, list]] = {}
     shown = {}
@@ -225,7 +180,7 @@ def table(config: Config, key: jax.Array) -> tuple[dict, dict]:
         each = [measure(prior, operator, z, rng) for z in truths]
         posteriors = [exact(prior, m) for m in each]
         # Of many draws: overlapping components share what lies between them.
-        references = [shares(prior, p.draws(20_000, rng)) for p in posteriors]
+        references = [prior.shares(p.draws(20_000, rng)) for p in posteriors]
         measurements = Measurement(*(np.stack(parts) for parts in zip(*each, strict=True)))
         found = {
             "exact draws": (
@@ -235,14 +190,15 @@ def table(config: Config, key: jax.Array) -> tuple[dict, dict]:
         }
         for j, arm in enumerate(ARMS):
             arm_key = jax.random.fold_in(key, 10 * i + j)
-            found[arm] = run(config, arm, prior, measurements, arm_key)
+            for kind, model in models.items():
+                found[f"{arm}{kind}"] = run(config, model, arm, measurements, arm_key)
         for arm, (z, log_evidence) in found.items():
             cells = [
                 compare(prior, p, r, np.asarray(points, float))
                 for p, r, points in zip(posteriors, references, z, strict=True)
             ]
             row = {name: [c[name] for c in cells] for name in cells[0]}
-            if log_evidence is not None and arm != "guidance alone":
+            if log_evidence is not None and "guidance alone" not in arm:
                 row["log p(y) error"] = [
                     float(e) - p.log_evidence for e, p in zip(log_evidence, posteriors, strict=True)
                 ]
@@ -257,11 +213,11 @@ def table(config: Config, key: jax.Array) -> tuple[dict, dict]:
 
 def report(rows: dict) -> str:
     columns = ["error of the mean", "spread", "components", "log p(y) error"]
-    lines = [f"{'mean over images':<34}" + "".join(f"{c:>20}" for c in columns)]
+    lines = [f"{'mean over images':<42}" + "".join(f"{c:>20}" for c in columns)]
     for name, row in rows.items():
         size = lambda c, row=row: np.mean(np.abs(row[c]) if c == "log p(y) error" else row[c])
         cells = [f"{size(c):.3f}" if c in row else "-" for c in columns]
-        lines.append(f"{name:<34}" + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(f"{name:<42}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -269,8 +225,8 @@ def draw(config: Config, shown: dict, path: Path) -> None:
     """For two images of each problem: truth, what is seen of it, means, three draws, standard deviations."""
     import matplotlib.pyplot as plt
 
-    prior = fitted(config)
-    image = lambda z: (prior.mean + z @ prior.axes.T).reshape(*np.shape(z)[:-1], SIDE, SIDE)
+    prior = digit_mixture.fitted(config.per_class, config.num_axes)
+    image = prior.images
     titles = "truth,seen,exact mean,FKC mean,guidance mean,exact draws,,FKC draws,,exact sd,FKC sd".split(
         ","
     )
@@ -303,24 +259,14 @@ def draw(config: Config, shown: dict, path: Path) -> None:
     plt.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Posteriors of measured digits, beside exact ones."
-    )
-    parser.add_argument("--smoke", action="store_true", help="few images, particles and steps")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("inverse_output"))
-    options = parser.parse_args(arguments)
-    config = Config(2, 64, 60, 8, 20) if options.smoke else Config()
-    options.out.mkdir(parents=True, exist_ok=True)
+def main() -> None:
+    options = digit_models.options(
+        "Posteriors of measured digits, beside exact ones.", "inverse", "few images, particles and steps, a small network"
+    )  # fmt: skip
+    config = Config(2, 64, 60, 1, 20, 48, 300) if options.smoke else Config()
     rows, shown = table(config, jax.random.key(options.seed))
-    text = report(rows)
-    print(text)
-    (options.out / "report.txt").write_text(text + "\n")
-    (options.out / "metrics.json").write_text(json.dumps(rows, indent=1))
-    posterior = {name.replace(" ", "_"): found[ARMS[2]] for name, (_, _, found) in shown.items()}
-    tree = arviz.from_dict({"posterior": posterior}, sample_dims=["chain", "draw"])
-    tree.to_netcdf(options.out / "posteriors.nc")
+    draws = {name: np.moveaxis(found[ARMS[2]], 1, 0) for name, (_, _, found) in shown.items()}
+    digit_models.keep(options.out, report(rows), rows, draws)
     draw(config, shown, options.out / "inverse.png")
 
 

@@ -24,6 +24,28 @@ def test_weights_bring_added_scores_to_the_product(tmp_path):
     assert found["digits"]["scores added"]["ink"] > found["digits"]["class alone"]["ink"]
 
 
+def test_weights_give_cold_digits_their_shares(tmp_path):
+    found = metrics("cold_digits", tmp_path)
+    classes = lambda row: max(found[row]["classes"])
+    assert classes("exact, FKC, automatic zeta") < 0.6 * classes("exact, scores doubled")
+    assert max(map(abs, found["exact, FKC, automatic zeta"]["log Z error"])) < 1
+
+
+def test_quality_rises_with_evaluations(tmp_path):
+    found = metrics("samplers", tmp_path)
+    distance = lambda name, num: found[f"w = 0, {name}, {num}"]["Frechet"]
+    assert all(distance(name, 40) < distance(name, 5) for name in ("DDPM", "DDIM", "Heun"))
+    assert distance("DDIM", 5) < distance("DDPM", 5)
+
+
+def test_poisson_flows_of_digits_run(tmp_path):
+    found = metrics("poisson_flow", tmp_path)
+    distances = [found["distance to Normal"][d] for d in ("1", "8", "64", "512")]
+    assert [round(d, 2) for d in distances] == [0.59, 0.32, 0.11, 0.02]
+    for row in ("D = 16", "D = infinite"):
+        assert found["real"]["0"] < found[row]["0"] < found[row]["0.4"]
+
+
 def test_annealing_of_a_learned_molecule_runs(tmp_path):
     """A network of 60 steps knows nothing: only that reference samples cool down is asked."""
     found = metrics("lennard_jones", tmp_path)

@@ -15,5 +15,5 @@ def test_weights_bring_guidance_to_the_geometric_average(tmp_path):
     # 400 steps of training: the digits can be told, and guidance makes them clearer.
     accuracy = {name: row["accuracy"] for name, row in metrics["digits"].items()}
     assert 0.3 < accuracy["1, guidance"] < accuracy["3, guidance"] and accuracy["real"] > 0.95
-    for name in ("plane.png", "digits.png", "images.nc", "report.txt"):
+    for name in ("plane.png", "digits.png", "draws.nc", "report.txt"):
         assert (tmp_path / name).stat().st_size > 100

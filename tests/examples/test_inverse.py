@@ -17,5 +17,5 @@ def test_particles_find_the_exact_posteriors(tmp_path):
         assert np.mean(exact["error of the mean"]) < 0.25 and np.mean(exact["components"]) < 0.1
         assert np.mean(tilted["error of the mean"]) < 0.5
         assert np.mean(np.abs(tilted["log p(y) error"])) < 2
-    for name in ("inverse.png", "posteriors.nc", "report.txt"):
+    for name in ("inverse.png", "draws.nc", "report.txt"):
         assert (tmp_path / name).stat().st_size > 100

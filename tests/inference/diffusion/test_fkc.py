@@ -185,6 +185,24 @@ def test_log_densities_followed_along_the_path_weigh_moving_exponents(weights, z
         assert abs(mean_log_evidence(key, weights, zeta, 400, "moving") - exact) < 0.03, zeta
 
 
+@pytest.mark.slow  # one more compilation of 4000 particles and 400 steps
+def test_birth_and_death_in_place_of_resampling(key):
+    """At every step, by increments of Euler's weights: P(x < 0) of the guided and of the annealed row."""
+
+    @jax.jit
+    def negative(key, row):
+        model = corrected(row, 400, 1.5, "euler")
+        result = inference.smc(
+            model, key, num_particles=4000, history="none", resampling="birth_death", policy=inference.every(1)
+        )  # fmt: skip
+        return result.log_evidence, result.mean(lambda p: p.x < 0)
+
+    for row in ((-0.5, 1.5, 0.0), (0.5, 0.0, 0.0)):
+        log_z, found = negative(key, jnp.array(row))
+        exact = quadrature(row, 0.0)
+        assert abs(log_z - exact[0]) < 0.06 and abs(found - exact[3]) < 0.03, row
+
+
 # Identities.
 
 
@@ -267,6 +285,43 @@ def test_a_corrector_of_a_corrector_is_one_corrector(key):
     np.testing.assert_allclose(one.log_weights, two.log_weights, rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(one.particles.x, two.particles.x, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(one.increments, two.increments, atol=2e-4)
+
+
+@pytest.mark.parametrize("weights", ["euler", pytest.param("rne", marks=pytest.mark.slow)])
+def test_scores_are_cut_in_drift_and_weight_alike(weights, key):
+    """Cut to 1/2 by `max_score_norm`, or by a model whose own score is the cut one: the same step and the same log-weight."""
+    cut = lambda x, t: jnp.clip(Q1.score(x, t), -0.5, 0.5)
+    by_hand = inference.Diffusion(NOISING, cut)
+    options = {"exponents": 1.8, "zeta": 1.3, "weights": weights}
+    a = inference.fkc(blind(Q1), STEPS, max_score_norm=0.5, **options)
+    b = inference.fkc(by_hand, STEPS, **options)
+
+    @jax.jit
+    def numbers(x, y):
+        found = []
+        for corrector in (a.corrector, b.corrector):
+            previous = corrector.at(x, 4, None)
+            state = corrector.at(y, 5, previous)
+            found += [*corrector.moments(previous, 4), corrector.log_weight(previous, state, 4)]
+        return found
+
+    found = numbers(2.5, 2.4)
+    assert abs(Q1.score(2.5, T)) > 0.6  # is cut
+    np.testing.assert_allclose(found[:3], found[3:], rtol=1e-5)
+
+
+def test_the_start_is_weighed_by_target_over_law():
+    """At a time inside the process and for any law of the first points: sum_i w_i log q_i + h - log law."""
+    law = dist.Normal(0.2, 1.3)
+    model = inference.fkc(
+        [Q1, Q2], np.linspace(0.6, 0.0, 11), exponents=[0.6, 0.9], reward=tilt(1.0), start=law
+    )
+    x, t = 0.4, 0.6
+    want = 0.6 * Q1.log_density(x, t) + 0.9 * Q2.log_density(x, t) - 0.4 * 0.5 * 1.6**2
+    state = model.corrector.at(jnp.asarray(x), 0, None)
+    np.testing.assert_allclose(
+        model.log_potential(state, state, 0), want - law.log_prob(x), rtol=1e-5
+    )
 
 
 def test_particles_are_exchangeable(key):

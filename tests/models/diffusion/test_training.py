@@ -135,6 +135,25 @@ def test_guidance_is_a_combination_of_scores():
     )
 
 
+@pytest.mark.slow  # compiles a training step twice
+def test_training_resumes_from_a_checkpoint(tmp_path, key):
+    """Forty steps at once, or twenty, a checkpoint and twenty more: the same parameters and running averages."""
+    x = jax.random.normal(key, (64, 2))
+    network = diffusion.MLP((2,), width=8, depth=1, key=key)
+    train = lambda num_steps, path: inference.fit(
+        diffusion.score_matching(network, VP), optax.adam(1e-2), (x,), num_steps=num_steps, key=key,
+        subsample={"rows": 16}, average=0.9, progress=False, checkpoint=path,
+    )  # fmt: skip
+    train(20, tmp_path / "run")
+    resumed, whole = train(40, tmp_path / "run"), train(40, tmp_path / "other")
+    at_once, later = (
+        diffusion.from_network(network, VP, (2,), params=fit.params).score(x[0], 0.3)
+        for fit in (whole, resumed)
+    )
+    np.testing.assert_allclose(at_once, later, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+
+
 @pytest.mark.slow  # trains a network
 def test_training_learns_the_score_of_a_mixture(key):
     """Two modes on a line: mean squared error of the noise at the end, relative to that of predicting zero."""
