@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.linalg import sqrtm
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
@@ -80,10 +79,13 @@ class Judge:
     def frechet(self, x: np.ndarray) -> float:
         """|m - m'|^2 + tr(S + S' - 2 (S S')^1/2) of the features of images [*any, 64] and of all real ones."""
         a, b = self.features(x.reshape(-1, SIZE)), self.real
-        covariances = np.cov(a.T), np.cov(b.T)
-        root = sqrtm(covariances[0] @ covariances[1]).real
+        one, other = np.cov(a.T), np.cov(b.T)
+        values, vectors = np.linalg.eigh(one)
+        root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+        # S S' has the eigenvalues of S^1/2 S' S^1/2, which is symmetric.
+        common = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other @ root), 0)).sum()
         means = ((a.mean(0) - b.mean(0)) ** 2).sum()
-        return float(means + np.trace(covariances[0] + covariances[1] - 2 * root))
+        return float(means + np.trace(one + other) - 2 * common)
 
 
 def options(description: str, name: str, smoke: str) -> argparse.Namespace:
