@@ -22,9 +22,11 @@ from ... import inference, ppl
 from . import _peers, scores
 from ._datasets import load
 from ._dropout import obs_dropout
+from ._gru_d import gru_d
 from ._impute import Imputation, draws, impute
 from ._masks import MECHANISMS
 from ._programs import Imputer, programs
+from ._selection import Best
 from ._series import Series, Standard, standardise
 
 
@@ -225,24 +227,17 @@ def train(task: Problem, recipe: Recipe, key: Any, *, progress: bool = False) ->
         obs_dropout(imputer.model, recipe.dropout), imputer.guide, num_particles=recipe.num_particles,
         num_imputations=recipe.num_imputations, per="rows", gradient=recipe.gradient,
     )  # fmt: skip
-    best = _Best(_validation_nll(imputer, task.valid, recipe.num_particles), keys[1])
-    steps = recipe.num_steps
-    schedule = optax.warmup_cosine_decay_schedule(
-        0, recipe.learning_rate, max(1, steps // 20), steps
-    )
+    best = Best(_validation_nll(imputer, task.valid, recipe.num_particles), keys[1])
+    schedule = _schedule(recipe)
     optimizer = {
         "classifier": optax.adamw(schedule, weight_decay=recipe.weight_decay),
         "[!c]*": optax.chain(optax.clip_by_global_norm(1e3), optax.adam(schedule)),
     }
-    size = len(task.train.values)
-    fit = inference.fit(
-        bound, optimizer, (task.train,), num_steps=steps, key=keys[2], progress=progress,
-        subsample={"rows": min(recipe.batch_size, size)}, callbacks=[best], callback_every=recipe.check_every,
-    )  # fmt: skip
+    fit = _fit(bound, optimizer, task, recipe, best, keys[2], progress)
     return Trained(
         imputer.model.bind(best.params),
         imputer.guide.bind(best.params),
-        np.asarray(fit.history["value"]) / size,
+        np.asarray(fit.history["value"]) / len(task.train.values),
         best.seen,
         time.perf_counter() - start,
     )
@@ -265,19 +260,45 @@ def evaluate(
     return {**task.scores(found), "seconds": seconds}, found
 
 
-class _Best:
-    """A callback of `fit` that keeps the parameters with the least validation loss."""
+def recurrent_peer(task: Problem, recipe: Recipe, key: Any) -> dict[str, float]:
+    """Scores of classes by GRU-D (`_gru_d.GRUD`), trained with the recipe's optimiser, steps and choice by validation NLL.
 
-    def __init__(self, loss: Callable[[Any, Any], Array], key: Any) -> None:
-        self.loss, self.key = loss, key
-        self.seen: list[tuple[int, float]] = []
-        self.params: Any = None
+    Args:
+        task: the problem.
+        recipe: of which the switch "num_hidden" and everything but dropout and draws count.
+        key: PRNG key.
+    """
+    start = time.perf_counter()
+    keys = jax.random.split(key, 3)
+    model = gru_d(
+        task.truth.shape[-1], task.num_classes, num_hidden=recipe.switches.get("num_hidden", 32), key=keys[0]
+    )  # fmt: skip
+    bound = inference.elbo(model, ppl.model(lambda data: None))
+    size = len(task.valid.values)
+    best = Best(
+        jax.jit(lambda params, _: -model.bind(params).log_density({}, task.valid) / size), keys[1]
+    )
+    optimizer = optax.adamw(_schedule(recipe), weight_decay=recipe.weight_decay)
+    _fit(bound, optimizer, task, recipe, best, keys[2], False)
+    trace = model.bind(best.params).simulate(keys[2], task.test)
+    probs = np.asarray(jax.nn.softmax(trace.deterministic["logits"]))
+    found = scores.classification(probs, np.asarray(task.test.labels))
+    return {**found, "seconds": time.perf_counter() - start}
 
-    def __call__(self, info: inference.FitInfo) -> None:
-        value = float(self.loss(info.params, self.key))
-        if self.params is None or value < min(v for _, v in self.seen):
-            self.params = jax.tree.map(jnp.copy, info.params)
-        self.seen.append((info.step, value))
+
+def _schedule(recipe: Recipe) -> optax.Schedule:
+    steps = recipe.num_steps
+    return optax.warmup_cosine_decay_schedule(0, recipe.learning_rate, max(1, steps // 20), steps)
+
+
+def _fit(
+    objective: inference.Objective, optimizer: Any, task: Problem, recipe: Recipe, best: Best, key: Any, progress: bool
+) -> inference.Fit:  # fmt: skip
+    return inference.fit(
+        objective, optimizer, (task.train,), num_steps=recipe.num_steps, key=key, progress=progress,
+        subsample={"rows": min(recipe.batch_size, len(task.train.values))}, callbacks=[best],
+        callback_every=recipe.check_every,
+    )  # fmt: skip
 
 
 def _validation_nll(

@@ -1,10 +1,12 @@
 """Data sets, problems, peers, training of one member, and export."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lapilli.models import imputation
 from lapilli.models.imputation import benchmark
+from lapilli.models.imputation._gru_d import GRUD
 from lapilli.models.imputation._peers import FILLERS
 
 SIZES = {
@@ -88,6 +90,36 @@ def test_linear_peers_reach_the_floors():
     assert found["interp"]["mae"] == pytest.approx(0.38, abs=0.03)
     assert found["zero"]["mae"] > 2 * found["interp"]["mae"] > 0
     assert {"interp+mask", "forest", "mask"} < set(found)
+
+
+def test_gru_d_is_its_formula_and_does_not_read_hidden_cells(key):
+    """One channel of three steps, the second hidden, by hand; a padded step and hidden values change nothing."""
+    network = GRUD(1, 2, 3, key=key)
+    x, times = jnp.array([[0.7], [9.0], [-0.4]]), jnp.array([0.0, 1.0, 2.5])
+    seen, valid = jnp.array([[True], [False], [True]]), jnp.ones(3, bool)
+    h, last, last_time = jnp.zeros(3), jnp.zeros(1), jnp.zeros(1)
+    for t in range(3):
+        delta = times[t] - last_time
+        decayed = jnp.exp(-jnp.maximum(network.input_weight * delta + network.input_bias, 0)) * last
+        value = x[t] if seen[t, 0] else decayed
+        h = jnp.exp(-jnp.maximum(network.state_decay(delta), 0)) * h
+        h = network.cell(jnp.concatenate([value, seen[t].astype(float)]), h)
+        if seen[t, 0]:
+            last, last_time = x[t], times[t][None]
+    want = network.head(h)
+    found = network(x, seen, times, valid)
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    np.testing.assert_array_equal(network(x.at[1].set(-5.0), seen, times, valid), found)
+    grown = lambda a: jnp.concatenate([a, a[-1:]])
+    padded = network(grown(x), grown(seen), grown(times), valid=jnp.append(valid, False))
+    np.testing.assert_allclose(padded, found, rtol=1e-6)
+
+
+@pytest.mark.slow  # compiles a training step
+def test_gru_d_learns(task, key):
+    recipe = benchmark.Recipe({"num_hidden": 16}, num_steps=200, check_every=50)
+    found = benchmark.recurrent_peer(task, recipe, key)
+    assert found["accuracy"] > 0.6 and found["nll"] < np.log(2)
 
 
 @pytest.mark.slow  # compiles a training step
