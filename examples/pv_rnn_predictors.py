@@ -32,7 +32,7 @@ class Config(NamedTuple):
     num_tests: int = 40
     num_seeds: int = 3
     betas: tuple[float, ...] = (0.25, 1.0, 4.0)
-    decays: tuple[float, ...] = (0.1, 1.0, 4.0)
+    decays: tuple[float, ...] = (1.0, 4.0, 16.0)
     num_steps: int = 2000
     batch_size: int = 10
     window: int = 10

@@ -3,6 +3,7 @@
 from ._convolutions import ResidualCNN as ResidualCNN, residual_cnns as residual_cnns
 from ._distribution import Draw as Draw, MaM as MaM
 from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
+from ._made import MADE as MADE, autoregressive as autoregressive
 from ._marginal import Marginal as Marginal
 from ._networks import (
     Networks as Networks,

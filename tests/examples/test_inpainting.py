@@ -19,6 +19,8 @@ def test_thinning_keeps_values_that_are_far_apart(example):
 def test_data_are_split_without_overlap_of_rows(example):
     x, test = example.data(example.Config())
     assert x.shape == (1500, 64) and test.shape == (297, 64) and set(np.unique(x)) == {0, 1}
+    x, test = example.data(example.MNIST)
+    assert x.shape == (4000, 784) and test.shape == (100, 784)
 
 
 @pytest.mark.slow  # compiles and runs the whole script
@@ -33,7 +35,7 @@ def test_the_script_beats_independent_pixels_and_keeps_evidence(example, tmp_pat
     assert value["2 orders"] >= value["one order"] > value["independent pixels"]
     _, test = example.data(example.SMOKE)
     with xarray.open_datatree(tmp_path / "inpainting.nc") as tree:
-        for i, (name, observed) in enumerate(example.masks().items()):
+        for i, (name, observed) in enumerate(example.masks(8).items()):
             draws = tree.posterior[name.replace(" ", "_")].to_numpy()[0]
             assert (draws[:, observed] == test[i][observed]).all()
     for name in ("inpainting", "consistency"):

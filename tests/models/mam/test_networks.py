@@ -91,3 +91,30 @@ def test_impossible_sizes_are_refused(key):
         mam.residual_mlps(3, 1, key=key)
     with pytest.raises(ValueError, match=r"residual_cnns: grid \(0, 4\), 2 values"):
         mam.residual_cnns((0, 4), 2, key=key)
+
+
+def test_made_is_a_normalised_law_of_one_order(key):
+    """Its probabilities sum to one over all values; logits of a variable do not see it, or those after it."""
+    network = mam.MADE(4, 3, width=16, depth=2, key=key)
+    keys = iter(jax.random.split(key, 20))
+    noisy = lambda a: a + 0.7 * jax.random.normal(next(keys), a.shape)
+    network = eqx.tree_at(lambda n: n.layers, network, jax.tree.map(noisy, network.layers))
+    everything = np.stack(np.meshgrid(*[np.arange(3)] * 4, indexing="ij"), -1).reshape(-1, 4)
+    log_p = jax.vmap(network.log_prob)(everything)
+    np.testing.assert_allclose(np.exp(log_p).sum(), 1.0, rtol=1e-5)
+    assert log_p.std() > 0.1
+    base = np.array([0, 1, 2, 1])
+    for d in range(4):
+        changed = base.copy()
+        changed[d] = (base[d] + 1) % 3
+        gap = np.abs(network.logits(changed) - network.logits(base)).max(1)
+        assert np.all(gap[: d + 1] == 0)
+        assert d == 3 or gap[d + 1] > 1e-4
+
+
+def test_made_is_uniform_at_the_start_and_its_objective_is_the_likelihood(key):
+    network = mam.MADE(5, 2, width=8, key=key)
+    x = jnp.array([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
+    objective = mam.autoregressive(network)
+    value = objective.value(objective.init(key, x), key, x)
+    np.testing.assert_allclose(value, -10 * np.log(2), rtol=1e-6)
