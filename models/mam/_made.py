@@ -50,6 +50,7 @@ class MADE(eqx.Module):
         """Logits of every variable given those before it."""
         hidden = jax.nn.one_hot(values, self.num_values).ravel()
         for i, (layer, mask) in enumerate(zip(self.layers, self._masks(), strict=True)):
+            assert layer.bias is not None
             hidden = (layer.weight * mask) @ hidden + layer.bias
             if i + 1 < len(self.layers):
                 hidden = jax.nn.leaky_relu(hidden)
