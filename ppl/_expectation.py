@@ -178,7 +178,8 @@ def expectation(
             Patterns are names or shell-style wildcards; the exact name first, then the first pattern that
             matches. Sites not named follow their own `strategy=`, else Reparam where the sampler is
             differentiable, else they are refused. "auto" takes the first sound one of Reparam, Enum (at most
-            32 values, bounded lanes), MVD, Reinforce with leave-one-out.
+            32 values, bounded lanes), MVD, Reinforce with leave-one-out. RejectionReparam serves no site that Reparam
+            does not, and is refused by the same jumps; `inference.pilot` compares the two.
         num_replicates: independent runs averaged in one estimate.
         check_jumps: look for jumps in reparameterised values, once per shape of the arguments.
         examples: a list shared by expectations of one family, in which the first concrete (params, args) are

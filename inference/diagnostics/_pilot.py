@@ -12,7 +12,9 @@ from ...ppl._table import table
 from ..objectives._objective import Objective
 from ._gradient_report import gradient_report, refuse_particle_runs
 
-CANDIDATES = ("reparam", "enum", "mvd", "disarm", "reinforce_loo", "rebar", "reinforce")
+CANDIDATES = (
+    "reparam", "rejection_reparam", "enum", "mvd", "disarm", "reinforce_loo", "rebar", "reinforce",
+)  # fmt: skip
 # Relative to the largest variance among a site's candidates: below it, a variance is rounding.
 _ROUNDING = 1e-9
 
@@ -87,7 +89,8 @@ def pilot(
         key: PRNG key of either kind.
         args: data.
         candidates: names of strategies; those that a site cannot have, or that the program makes unsound, are passed over
-            with their reason.
+            with their reason. Gamma, Beta and Dirichlet sites have two pathwise ones, "reparam" (the implicit derivative) and
+            "rejection_reparam", of nearly the same variance: only a trial tells which is cheaper.
         num_draws: estimates of each trial.
 
     Returns:

@@ -57,7 +57,7 @@ def to_arviz(
     Axes: "chain" (one, except for MCMC), "draw", then those of the site: "time" and "particles" by region, plates by name, and
     "<site>_dim_0", ... for what has no name. Groups, as far as the result and `groups` allow:
 
-        posterior             latent and deterministic sites
+        posterior             latent and deterministic sites, of a fit those of its guide too
         sample_stats          per draw lp = log p(x, z), log_q = log q(z), log_weight = lp - log_q (nats); attributes pareto_k,
                               pareto_k_threshold, ess, log_evidence, log_evidence_std_error, elbo of `importance_diagnostics`
         posterior_predictive  observed sites drawn anew for each draw
@@ -201,12 +201,17 @@ def _content(
         sites = describe(source.model, key, values, source.args)
         values = {name: values[name] for name in sites.latents}
         given = replay(source.model, key, values, source.args, _replayed(wanted, group), batch_size)
+        given["deterministic"] = {
+            **source.given.get("deterministic", {}), **given["deterministic"]
+        }  # fmt: skip
         if group == "prior":
             given["prior_predictive"] = given.pop("posterior_predictive", {})
         elif keys is not None and wanted & {"prior", "prior_predictive"}:
             given |= draw_prior(source.model, keys["prior"], num_samples, source.args, batch_size)
         found = Content(
-            data={"observed_data": sites.observed}, sites=sites.sites, cells=sites.cells
+            data={"observed_data": sites.observed},
+            sites={**source.content.sites, **sites.sites},
+            cells=sites.cells,
         )
     draws = {g: by_site for g, by_site in given.items() if g in wanted}
     draws[group] = {**values, **given.get("deterministic", {})}

@@ -29,7 +29,7 @@ class Source:
         origin: where the draws are from.
         model: program that can be run on them, or None; `args` are its arguments.
         stats: per-draw numbers [S].
-        given: group -> site -> [S, ...].
+        given: group -> site -> [S, ...]; "deterministic" goes into the draws' own group.
         content: what a trace knows of its own sites.
         no_weight: why a fit's draws have no weights.
         num_chains: chains that the axis S is made of, outermost.
@@ -106,8 +106,8 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
     if draws.no_weight is None:
         stats["log_weight"] = draws.log_p - draws.log_q
     return Source(
-        draws.choices, "from the guide", model, args, stats, no_weight=draws.no_weight,
-        attrs={"objective": fit.label},
+        draws.choices, "from the guide", model, args, stats, {"deterministic": draws.deterministic},
+        Content(sites=draws.sites), no_weight=draws.no_weight, attrs={"objective": fit.label},
     )  # fmt: skip
 
 

@@ -31,12 +31,16 @@ class GuideDraws:
         log_p: log p(choices, data), without the log-probs of imputed cells, nats [S].
         log_q: log q(choices), nats [S].
         no_weight: why log_p - log_q is not a log-weight, or None if it is.
+        deterministic: deterministic site that only the guide has -> values [S, ...].
+        sites: description of each of these sites.
     """
 
     choices: dict[str, np.ndarray]
     log_p: np.ndarray
     log_q: np.ndarray
     no_weight: str | None
+    deterministic: dict[str, np.ndarray]
+    sites: dict[str, ppl.SiteInfo]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +90,7 @@ def draw_guide(
     args: tuple,
     batch_size: int,
 ) -> GuideDraws:
-    """Latent values from the guide with their log-densities under model and guide."""
+    """Latent values from the guide with their log-densities under model and guide, and what only the guide computes."""
     model, guide = whole(model), whole(guide)
     traces: dict[str, ppl.Trace] = {}
 
@@ -95,10 +99,11 @@ def draw_guide(
         q = guide.simulate(guide_key, *args)
         p, log_p = model.generate(model_key, q.shared_choices, *args)
         traces.update(p=p, q=q)
-        return p.choices, log_p + ppl.check_proposed_cells(p, q), q.log_density
+        own = {n: value for n, value in q.deterministic.items() if n not in p.sites}
+        return p.choices, log_p + ppl.check_proposed_cells(p, q), q.log_density, own
 
     keys = jax.random.split(typed_key(key), num_samples)
-    choices, log_p, log_q = in_parts(draw, keys, args, batch_size)
+    choices, log_p, log_q, own = in_parts(draw, keys, args, batch_size)
     p, q = traces["p"], traces["q"]
     missing = [name for name in p.choices if name not in q.choices and not p.sites[name].is_imputed]
     if missing:
@@ -107,7 +112,8 @@ def draw_guide(
             "approximation of their posterior. Propose them in the guide, or condition the model on "
             "them."
         )
-    return GuideDraws(choices, log_p, log_q, _why_no_weight(q, choices))
+    sites = {n: q.sites[n] for n in own}
+    return GuideDraws(choices, log_p, log_q, _why_no_weight(q, choices), own, sites)
 
 
 def describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple) -> Description:

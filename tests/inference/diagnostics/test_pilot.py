@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
+from lapilli.inference.diagnostics._pilot import CANDIDATES as ALL_CANDIDATES
 
 X = jnp.linspace(-1.0, 3.0, 4)
 
@@ -55,6 +56,33 @@ def test_each_site_gets_the_smallest_product_of_those_that_are_sound(trained):
     assert sum("chosen" in line for line in lines) == 2 and any(
         "finite support" in x for x in lines
     )
+
+
+@pytest.mark.slow  # samplers of Gamma variates compile for long
+def test_rejection_reparam_is_tried_where_it_applies():
+    """At Gamma sites, not at Normal ones; the rule of "auto" keeps the sampler's own derivative."""
+
+    def target():
+        ppl.sample("rate", dist.Gamma(2.0, 1.0))
+        ppl.sample("z", dist.Normal(0.0, 1.0))
+
+    def start():
+        ppl.sample("rate", dist.Gamma(ppl.param("a", 1.5), 1.0))
+        ppl.sample("z", dist.Normal(ppl.param("m", 0.5), 1.0))
+
+    objective = inference.elbo(target, start, strategies="auto")
+    params = objective.init(jax.random.key(0))
+    assert {p.strategy for p in objective.plan(params).sites} == {"reparam"}
+    candidates = ("reparam", "rejection_reparam")
+    assert set(candidates) < set(ALL_CANDIDATES)
+    options = {"candidates": candidates, "num_draws": 50}
+    pilot = inference.pilot(objective, params, jax.random.key(1), **options)
+    trials = {(t.site, t.strategy): t for t in pilot.trials}
+    both = [trials["rate", strategy] for strategy in candidates]
+    assert all(t.refusal is None for t in both)
+    best = min(both, key=lambda t: t.score).strategy
+    assert pilot.strategies == {"rate": best, "z": "reparam"}
+    assert "'Beta'" in trials["z", "rejection_reparam"].refusal
 
 
 def test_a_site_without_a_candidate_is_refused(trained):
