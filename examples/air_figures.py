@@ -95,7 +95,7 @@ def learning(runs: dict, path: Path) -> None:
     axes[0].set_ylabel("held-out accuracy of the count")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle("The same program under different estimators of one more digit: yes or no")
+    figure.suptitle("One program, several estimators of whether there is one more digit")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -249,28 +249,31 @@ def report(runs: dict[str, Run], gradients: dict[str, Gradient]) -> str:
 def draw_figures(programs: Programs, runs: dict, gradients: dict, x: np.ndarray, out: Path) -> None:
     plt.rcParams.update(STYLE)
     colors = dict(zip(gradients, plt.get_cmap("tab10").colors, strict=False))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, (left, *bars) = plt.subplots(1, 3, figsize=(12.5, 4), width_ratios=(1.5, 1, 1))
     for name, run in runs.items():
         values = run.fit.history["value"] / len(run.fit.args[0])
-        width = max(1, len(values) // 50)
+        width = max(1, len(values) // 25)  # wide enough to average over minibatches
         means = values[: len(values) // width * width].reshape(-1, width).mean(1)
-        left.plot(
-            width * (np.arange(len(means)) + 0.5), means, color=colors[name], label=label(name)
-        )
+        steps = width * (np.arange(len(means)) + 0.5)
+        left.plot(steps, means, color=colors[name], label=label(name))
     low = [np.quantile(r.fit.history["value"] / len(r.fit.args[0]), 0.1) for r in runs.values()]
     left.set(xlabel="step", ylabel="training bound, nats per image", ylim=(min(low), None))
-    left.legend(frameon=False)
+    left.legend(frameon=False, fontsize=9)
     left.grid(alpha=0.25)
-    names = list(gradients)
-    for i, name in enumerate(names):
-        g = gradients[name]
-        at, marker = (1e3 * g.seconds, g.variance), "X" if name == BIASED else "o"
-        right.scatter(*at, color=colors[name], s=60, marker=marker)
-        right.annotate(f"  {label(name)}", at, va=("bottom", "top")[i % 2], fontsize=9)
-    right.set(xscale="log", yscale="log")
-    right.set(xlabel="ms per estimate", ylabel="variance of the encoder's gradient, nats²")
-    right.margins(x=0.35)
-    right.grid(alpha=0.25)
+    numbers = {
+        "variance of the encoder's gradient, nats²": [g.variance for g in gradients.values()],
+        "ms per estimate": [1e3 * g.seconds for g in gradients.values()],
+    }
+    for axis, (title, values) in zip(bars, numbers.items(), strict=True):
+        drawn = axis.barh([label(n) for n in gradients], values, color=colors.values())
+        axis.bar_label(drawn, [f" {v:.3g}" for v in values], fontsize=8)
+        axis.set_xlabel(title)
+        axis.invert_yaxis()
+    variances = numbers["variance of the encoder's gradient, nats²"]
+    bars[0].set(xscale="log", xlim=(0.3 * min(variances), 8 * max(variances)))
+    bars[0].xaxis.set_minor_formatter("")
+    bars[1].set_yticklabels([])
+    bars[1].margins(x=0.2)
     figure.suptitle("One autoencoder with binary codes, several estimators")
     figure.savefig(out / "estimators.png", dpi=150)
     plt.close(figure)
@@ -286,6 +289,7 @@ def draw_figures(programs: Programs, runs: dict, gradients: dict, x: np.ndarray,
         for axis, image in zip(axes[row], images, strict=True):
             axis.imshow(np.reshape(image, (side, side)), cmap="gray_r", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
         axes[row, 0].set_ylabel(title, fontsize=9)
     figure.savefig(out / "images.png", dpi=150)
     plt.close(figure)

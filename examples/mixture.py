@@ -231,9 +231,10 @@ def draw_figures(table: dict, size: int, data: Data, out: Path) -> None:
     axes[0].legend(frameon=False, ncols=2, fontsize=7, markerscale=2)
     shown = order[:20]
     share = np.stack([probs[data.labels == digit].mean(0)[shown] for digit in range(10)])
-    axes[1].imshow(share, cmap="Blues", vmin=0)
+    shade = axes[1].imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    figure.colorbar(shade, ax=axes[1], pad=0.02)
     axes[1].set(yticks=range(10), ylabel="digit (never seen)", xticks=[])
-    axes[1].set_title("Mean posterior probability of the components, by digit")
+    axes[1].set_title("Posterior probability of each component, by digit")
     images = data.to_images(np.asarray(choices["means"])[shown])
     for i, image in enumerate(images):
         inset = axes[1].inset_axes((i - 0.45, 9.7, 0.9, 0.9), transform=axes[1].transData)
