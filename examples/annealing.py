@@ -54,8 +54,8 @@ ARMS = {
 
 
 class Config(NamedTuple):
-    num_particles: int = 4_000
-    num_steps: int = 500
+    num_particles: int = 10_000
+    num_steps: int = 1_000
     num_seeds: int = 5
     num_compared: int = 1_000  # samples in a transport distance
 

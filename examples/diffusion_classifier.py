@@ -16,26 +16,18 @@ Expected, share of 200 images right at 2 / 5 / 20 / 100 draws: exact denoisers 0
     python examples/diffusion_classifier.py [--smoke] [--seed 0] [--out diffusion_classifier_output]
 """
 
-import argparse
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import arviz
+import digit_models
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from sklearn.datasets import load_digits
+from digit_models import CLASSES, SIZE, VP
 from sklearn.linear_model import LogisticRegression
 
-from lapilli import inference
-from lapilli.models import diffusion
-
-VP = diffusion.VP()  # DDPM's linear schedule of 1,000 steps in continuous time
-CLASSES, SIZE = 10, 64
 Noise = Callable[[Any, Any, Any], Any]  # (x_t, t, class) -> predicted noise
 
 
@@ -46,12 +38,10 @@ class Config(NamedTuple):
     num_draws: tuple[int, ...] = (2, 5, 20, 100)
 
 
-def load(config: Config, seed: int) -> tuple[np.ndarray, ...]:
-    """Images and labels to train, images and labels to test; pixels have variance 1 over all images."""
-    x, labels = load_digits(return_X_y=True)
-    x = ((x - x.mean()) / x.std()).astype(np.float32)
-    order = np.random.default_rng(seed).permutation(len(x))
-    test, train = np.split(order, [config.num_test])
+def split(config: Config, seed: int) -> tuple[np.ndarray, ...]:
+    """Images and labels to train, images and labels to test."""
+    x, labels = digit_models.load()
+    test, train = np.split(np.random.default_rng(seed).permutation(len(x)), [config.num_test])
     return x[train], labels[train], x[test], labels[test]
 
 
@@ -71,17 +61,12 @@ def gaussian_noise(x: np.ndarray, labels: np.ndarray) -> Noise:
 
 
 def network_noise(config: Config, x: np.ndarray, labels: np.ndarray, key: jax.Array) -> Noise:
-    network = diffusion.MLP((SIZE,), num_classes=CLASSES, width=config.width, key=key)
-    fit = inference.fit(
-        diffusion.score_matching(network, VP),
-        optax.adam(optax.cosine_decay_schedule(2e-3, config.num_training_steps)),
-        (jnp.asarray(x), jnp.asarray(labels)),
-        num_steps=config.num_training_steps, key=key, subsample={"rows": 128}, average=0.999,
-    )  # fmt: skip
+    model = digit_models.train(
+        x, labels, key, num_classes=CLASSES, width=config.width, num_steps=config.num_training_steps
+    )
 
     def noise(x: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
-        model = diffusion.from_network(network, VP, (SIZE,), params=fit.params, label=c)
-        return -VP.std(t) * model.score(x, t)
+        return -VP.std(t) * model(label=c).score(x, t)
 
     return noise
 
@@ -128,7 +113,7 @@ STAGES = ((10, 3), (40, 1))
 
 
 def table(config: Config, key: jax.Array, seed: int) -> dict[str, dict[str, float]]:
-    x, labels, test, answers = load(config, seed)
+    x, labels, test, answers = split(config, seed)
     denoisers = {
         "Gaussians": gaussian_noise(x, labels),
         "network": network_noise(config, x, labels, jax.random.fold_in(key, 0)),
@@ -185,28 +170,18 @@ def draw(config: Config, rows: dict, path: Path) -> None:
     plt.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Digits classified by a diffusion model.")
-    parser.add_argument(
-        "--smoke", action="store_true", help="a small network, few images and draws"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("diffusion_classifier_output"))
-    options = parser.parse_args(arguments)
+def main() -> None:
+    options = digit_models.options(
+        "Digits classified by a diffusion model.", "diffusion_classifier", "a small network, few images and draws"
+    )  # fmt: skip
     config = Config(300, 48, 60, (3, 10)) if options.smoke else Config()
-    options.out.mkdir(parents=True, exist_ok=True)
     rows = table(config, jax.random.key(options.seed), options.seed)
-    text = report(config, rows)
-    print(text)
-    (options.out / "report.txt").write_text(text + "\n")
-    (options.out / "metrics.json").write_text(json.dumps(rows, indent=1))
-    kept = {
-        name.replace(", ", "_"): np.array([[row[str(n)] for n in config.num_draws]])
+    accuracies = {
+        name.replace(", ", "_"): np.array([row[str(n)] for n in config.num_draws])
         for name, row in rows.items()
         if "accuracy" not in row
     }
-    tree = arviz.from_dict({"posterior": kept}, sample_dims=["chain", "draw"])
-    tree.to_netcdf(options.out / "accuracies.nc")
+    digit_models.keep(options.out, report(config, rows), rows, accuracies)
     draw(config, rows, options.out / "accuracies.png")
 
 

@@ -39,7 +39,7 @@ class Config(NamedTuple):
     num_samples: int = 1_000
     num_steps: int = 18
     dims: tuple[int | str, ...] = (16, 128, NORMAL)
-    errors: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8)
+    errors: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.6)
 
 
 def distance_to_normal(num_extra: int) -> float:
@@ -50,13 +50,12 @@ def distance_to_normal(num_extra: int) -> float:
 
 
 def disturbed(model: Any, error: float, key: jax.Array) -> Any:
-    """The model with Normal(0, error^2) added to each coordinate of each denoised point."""
+    """The model with Normal(0, error^2) added to each coordinate of the noise that it predicts."""
 
     def score(x: jax.Array, t: jax.Array) -> jax.Array:
         bits = lambda v: jax.lax.bitcast_convert_type(v.astype(jnp.float32), jnp.int32)
         at = jax.random.fold_in(jax.random.fold_in(key, bits(t)), bits(x[0]))  # a draw of its own
-        noise = error * jax.random.normal(at, x.shape)
-        return model.score(x, t) + EDM.alpha(t) * noise / EDM.variance(t)
+        return model.score(x, t) - error * jax.random.normal(at, x.shape) / EDM.std(t)
 
     return inference.Diffusion(EDM, score, model.shape, noise=model.noise)
 

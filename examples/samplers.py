@@ -9,7 +9,10 @@ Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels. Source: Song, Meng an
 is better than DDPM at few steps, CIFAR-10 and CelebA); Ho and Salimans 2022, arXiv:2207.12598 (guidance trades diversity for
 fidelity). No number for digits is published. A guided model is the score of no law: see guidance.py for what weights do.
 
-Expected: see the table. Run time: three minutes on 2 CPU cores.
+Expected, Frechet distance at 5 / 10 / 20 / 50 / 200 evaluations without guidance (real images 0.20): DDPM 2.91 / 1.77 / 1.05 /
+0.71 / 0.51, DDIM 2.20 / 1.08 / 0.71 / 0.55 / 0.50, Heun 1.26 / 0.71 / 0.53 / 0.50 / 0.49. Guidance brings the accuracy from 0.98
+to 1.00 and the distance to 2.5 (DDPM) or 3.9 at w = 1, 10 or 15 at w = 3; few of Heun's steps do not bear it. Run time: one
+minute on 2 CPU cores.
 
     python examples/samplers.py [--smoke] [--seed 0] [--out samplers_output]
 """
@@ -104,6 +107,8 @@ def draw(config: Config, rows: dict, path: Path) -> None:
             axis.plot(config.evaluations, values, "-o", label=name)
         axis.axhline(rows["real"]["Frechet"], color="C7", ls=":", label="real images")
         axis.set(xscale="log", yscale="log", xlabel="evaluations for one sample", title=f"guidance w = {w:g}")  # fmt: skip
+        axis.set_xticks(config.evaluations, labels=map(str, config.evaluations))
+        axis.minorticks_off()
     axes[0, 0].set_ylabel("Frechet distance")
     axes[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=120)

@@ -1,9 +1,10 @@
 """More compute for one sample: searching for what a verifier likes, beside sampling what it weighs.
 
-What it shows: given a model q and a verifier r, best-of-N draws N points and keeps the one of largest r. Its law moves away
-from every tilt of q as N grows, to the verifier's maximum, errors of the verifier included. Feynman-Kac steering with the same
-number of evaluations samples q(x) exp(r(x)), and comes nearer to that with every particle. In a plane both can be compared with
-the exact tilt; the law of best-of-N is known too.
+What it shows: given a model q and a verifier r, best-of-N draws N points and keeps the one of largest r; zero-order search
+changes one noise little by little, as long as r rises; search over paths goes back to more noise again and again, and forward
+from where r promised most. Their laws move away from every tilt of q as N grows, to the verifier's maxima, errors of the
+verifier included. Feynman-Kac steering with as many evaluations samples q(x) exp(r(x)), and comes nearer to that with every
+particle. In a plane all can be compared with the exact tilt.
 
 Data: four Gaussians in the plane; a verifier that prefers one of them but has a spurious maximum at the rim of another. Source:
 Ma et al. 2025, arXiv:2501.09732, section 4 (search over noises, and "verifier hacking"); Singhal et al. 2025, arXiv:2501.06848
@@ -69,6 +70,50 @@ def best_of(config: Config, budget: int, key: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, best[:, None, None], 1)[:, 0]
 
 
+def zero_order(config: Config, budget: int, key: jax.Array) -> jax.Array:
+    """[samples, 2]: a noise is moved `budget` - 1 times, and stays moved where the verifier likes its sample (by DDIM) better."""
+    times, num, step = VP.times(config.num_steps), config.num_samples, 0.5
+    start = MODEL.prior().sample(key, (num,))
+    end = lambda noise: diffusion.ddim(MODEL, key, times, num_samples=num, start=noise)
+
+    def move(best: Any, key: jax.Array) -> tuple[Any, None]:
+        noise, x, score = best
+        # A move that leaves the law of the noise as it is.
+        new = (noise + step * jax.random.normal(key, noise.shape)) / np.sqrt(1 + step**2)
+        other = end(new)
+        verdict = jax.vmap(verifier)(other)
+        is_better = verdict > score
+        choose = lambda a, b: jnp.where(is_better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        return jax.tree.map(choose, (new, other, verdict), best), None
+
+    x = end(start)
+    first = (start, x, jax.vmap(verifier)(x))
+    return jax.lax.scan(move, first, jax.random.split(key, budget - 1))[0][1]
+
+
+def over_paths(config: Config, budget: int, key: jax.Array) -> jax.Array:
+    """[samples, 2]: at t = 0.7, 0.4, 0.1 `budget` copies get noise up to t + 0.1 and are denoised; the most promising goes on."""
+    num = config.num_samples
+
+    def denoised(x: jax.Array, first: float, last: float) -> jax.Array:
+        steps = max(1, round((first - last) * config.num_steps))
+        times = jnp.linspace(first, last, steps + 1)
+        return diffusion.ddim(MODEL, key, times, num_samples=len(x), start=x)
+
+    levels = (0.7, 0.4, 0.1, VP.first)
+    x = denoised(MODEL.prior().sample(key, (num,)), 1.0, levels[0])
+    for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        more = t + 0.1
+        kept = VP.alpha(more) / VP.alpha(t)
+        scale = jnp.sqrt(VP.variance(more) - kept**2 * VP.variance(t))
+        noise = jax.random.normal(jax.random.fold_in(key, i), (num, budget, 2))
+        copies = denoised((kept * x[:, None] + scale * noise).reshape(-1, 2), more, s)
+        promise = jax.vmap(lambda x, s=s: verifier(MODEL.denoise(x, s)))(copies)
+        best = jnp.argmax(promise.reshape(num, budget), 1)
+        x = copies.reshape(num, budget, 2)[jnp.arange(num), best]
+    return x
+
+
 def steered(config: Config, budget: int, key: jax.Array) -> jax.Array:
     """[samples, 2]: one particle, drawn by its weight, of each of so many runs of `budget` particles."""
     model = inference.fk_steering(MODEL, VP.times(config.num_steps), verifier)
@@ -81,6 +126,14 @@ def steered(config: Config, budget: int, key: jax.Array) -> jax.Array:
     return jax.vmap(one)(jax.random.split(key, config.num_samples))
 
 
+METHODS = {
+    "best of N": best_of,
+    "zero order": zero_order,
+    "paths": over_paths,
+    "steering": steered,
+}
+
+
 def run(config: Config, key: jax.Array) -> tuple[dict, dict]:
     base, tilted = exact(config)
     rows: dict[str, dict[str, float]] = {
@@ -91,8 +144,8 @@ def run(config: Config, key: jax.Array) -> tuple[dict, dict]:
     rows["exact draws"] = {"tilt": float(np.abs(fair / fair.sum() - tilted).sum() / 2)}
     samples: dict[str, Any] = {"exact": tilted}
     for i, budget in enumerate(config.budgets):
-        for j, (name, method) in enumerate({"best of N": best_of, "steering": steered}.items()):
-            run_key = jax.random.fold_in(key, 2 * i + j)
+        for j, (name, method) in enumerate(METHODS.items()):
+            run_key = jax.random.fold_in(key, len(METHODS) * i + j)
             x = np.asarray(jax.jit(lambda k, m=method, b=budget: m(config, b, k))(run_key))
             counts = np.histogram2d(*x.T, bins=[EDGES, EDGES])[0] / len(x)
             score = float(jnp.mean(jax.vmap(verifier)(x)))
@@ -121,7 +174,7 @@ def draw(config: Config, rows: dict, samples: dict, path: Path) -> None:
         levels = samples["exact"].max() * np.array([0.02, 0.1, 0.4])
         axis.contour(middle, middle, samples["exact"].T, levels=levels, colors="k", linewidths=0.8)
         axis.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", title=f"{key}; lines: exact tilt")
-    for name in ("best of N", "steering"):
+    for name in METHODS:
         values = [rows[f"{name}, N = {n}"]["tilt"] for n in config.budgets]
         axes[2].plot(config.budgets, values, "-o", label=name)
     axes[2].axhline(rows["exact draws"]["tilt"], color="C7", ls=":", label="exact draws")

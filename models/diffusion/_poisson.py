@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
@@ -73,6 +72,6 @@ class PoissonNoise(dist.Distribution):
         size, extra = math.prod(self.event_shape), self.num_extra
         axes = tuple(range(-len(self.event_shape), 0))
         square = jnp.sum(jnp.square(value), axes)
-        constant = gammaln(0.5 * (size + extra)) - gammaln(0.5 * extra)
+        constant = math.lgamma(0.5 * (size + extra)) - math.lgamma(0.5 * extra)
         constant = constant - 0.5 * size * math.log(math.pi * extra)
         return constant - 0.5 * (size + extra) * jnp.log1p(square / extra)
