@@ -130,7 +130,6 @@ def plane_table(
             row["FKC" if is_weighted else "guidance"] = distance(np.stack([count(p) for p in x]))
             shown[f"{scale:g}", is_weighted] = x
         table[f"{scale:g}"] = row
-        shown[f"{scale:g}", "exact"] = exact
     return table, shown
 
 
@@ -246,29 +245,16 @@ def draw(shown: dict, images: dict, config: Config, out: Path) -> None:
     figure, axes = plt.subplots(
         1, 3, figsize=(12, 4.2), layout="constrained", sharex=True, sharey=True
     )
-    exact = shown[scale, "exact"]
-    centres = np.linspace(-3.5, 3.5, 21)
-    middle = (centres[1:] + centres[:-1]) / 2
-    for axis, which, title in zip(
-        axes,
-        ("exact", False, True),
-        ("exact geometric average", "guidance", "guidance with weights (FKC)"),
-        strict=True,
-    ):
+    edges = np.linspace(-3.5, 3.5, 81)
+    exact, middle = plane_exact(config.plane_scales[-1], edges), (edges[1:] + edges[:-1]) / 2
+    titles = {"exact": "exact geometric average", False: "guidance", True: "guidance with weights (FKC)"}  # fmt: skip
+    for axis, (which, title) in zip(axes, titles.items(), strict=True):
         for c in range(0, CLASSES, 2):
-            if which == "exact":
-                levels = exact[c].max() * np.array([0.1, 0.4, 0.8])
-                axis.contour(middle, middle, exact[c].T, levels=levels, colors=f"C{c}")
-            else:
+            if which != "exact":
                 axis.plot(*shown[scale, which][c][:600].T, ".", ms=2, alpha=0.5, color=f"C{c}")
-                axis.contour(
-                    middle,
-                    middle,
-                    exact[c].T,
-                    levels=exact[c].max() * np.array([0.1]),
-                    colors=f"C{c}",
-                    linewidths=0.8,
-                )
+            shares = np.array([0.1, 0.4, 0.8] if which == "exact" else [0.1])
+            levels = exact[c].max() * shares
+            axis.contour(middle, middle, exact[c].T, levels=levels, colors=f"C{c}", linewidths=0.9)
         axis.set(xlim=(-2, 3), ylim=(-3.2, 2))
         axis.set_title(f"{title}, b = {scale}", fontsize=10)
     figure.savefig(out / "plane.png", dpi=120)

@@ -133,14 +133,17 @@ def energy(path: Path2, theta: np.ndarray, separations: np.ndarray) -> float:
 
 
 def flow(path: Path2, data: np.ndarray, num: int, num_steps: int, key: jax.Array) -> np.ndarray:
-    """Euler steps of the exact flow of the empirical law from t = 0 to 1, evenly spaced in time: u = a' E[x_1] + m' E[eps]."""
+    """Euler steps of the exact flow of the empirical law from t = 0 to 1, evenly spaced in time.
+
+    Where x = a E[x_1] + m E[eps], a step moves both expectations' factors: exact if they stayed as they are.
+    """
     x = jax.random.normal(key, (num, data.shape[1]))
-    times, dt = np.linspace(0, 1, num_steps + 1)[:-1], 1 / num_steps
-    at = lambda values: np.interp(times, GRID, values)
-    rates = [at(np.gradient(part, GRID)) for part in path]
-    for a, m, da, dm in zip(at(path.a), at(path.m), *rates, strict=True):
-        expected = denoised(x / m, a / m, jnp.asarray(data))
-        x = x + dt * (da * expected + dm * (x - a * expected) / m)
+    times = np.linspace(0, 1, num_steps + 1)
+    a, m = (np.interp(times, GRID, part) for part in path)
+    for i in range(num_steps):
+        expected = denoised(x / m[i], a[i] / m[i], jnp.asarray(data))
+        noise = (x - a[i] * expected) / m[i]
+        x = a[i + 1] * expected + m[i + 1] * noise
     return np.asarray(x)
 
 
