@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 from numpy.typing import ArrayLike
 
 from ._environment import Environment
@@ -102,6 +102,19 @@ class Sets(Environment):
         log_r, k = -self.energies, self.num_steps
         rest = [_log_symmetric(np.delete(log_r, i), k - 1)[-1] for i in range(len(log_r))]
         return np.exp(log_r + np.array(rest) - self.log_z())
+
+    def exact_draws(self, num_draws: int, *, seed: int = 0) -> Bool[np.ndarray, "num_draws items"]:
+        """Independent sets from R / Z, item by item: i joins with probability r_i e_{m-1}(later) / e_m(i and later), m to go."""
+        rng, log_r, k = np.random.default_rng(seed), -self.energies, self.num_steps
+        states, left = np.zeros((num_draws, len(log_r)), bool), np.full(num_draws, k)
+        for i in range(len(log_r)):
+            whole, later = (_log_symmetric(log_r[start:], k) for start in (i, i + 1))
+            # By the number to go, 0 to k; more than there are items left never happens.
+            joins, can = np.zeros(k + 1), np.isfinite(whole[1:])
+            joins[1:][can] = np.exp(log_r[i] + later[:-1][can] - whole[1:][can])
+            states[:, i] = rng.random(num_draws) < joins[left]
+            left = left - states[:, i]
+        return states
 
     def solution(self, state: ArrayLike) -> tuple[float, np.ndarray]:
         """(log F(s) - log R(s), log P_F(i | s) [n]) of the exact solution for P_B uniform; -inf for items that are present."""
