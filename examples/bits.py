@@ -16,7 +16,18 @@ Source: Malkin, Jain, Bengio, Sun, Bengio, "Trajectory balance", NeurIPS 2022, a
 bits and 50,000 steps: TB correlates best, whatever the length of the words. Pan et al., ICML 2023, arXiv:2302.01687: FL finds
 more modes, sooner. Modes here are made of the same five words.
 
-Expected: TODO
+Expected (three seeds, 1,500 steps; exact draws are near all 20 modes, uniform strings are 17.9 nats away):
+
+                 from the left                            any order
+               modes  Spearman  reverse KL  forward KL   modes  Spearman  reverse KL  forward KL
+    TB           9.3      0.59         7.7        17.5     7.3      0.40         3.1        30.6
+    SubTB        6.7      0.63        14.6        13.2     7.7      0.43         5.4        30.5
+    FL-SubTB    10.3      0.61        11.2        14.0     8.7      0.28         3.8        27.0
+    FL-DB       11.3      0.61         5.4        14.6    12.7      0.74        11.9        12.8
+
+FL-DB comes near most modes, soonest, as claimed; that TB correlates best is not seen. In any order TB ends on one mode: a reverse
+KL of log 20 = 3.0 looks like success, and the forward KL says what is missing. No loss is close to the law at this length of
+training. Run time: some 5 minutes on 2 CPU cores.
 
     python examples/bits.py [--smoke] [--orders append any] [--out bits_output]
 """
@@ -166,10 +177,11 @@ def draw(found: dict[str, dict[str, xarray.DataTree]], config: Config, out: Path
                 )
             axis.set_xlabel("step")
             axis.set_title(f"{ORDERS[order]}: {title}", loc="left", fontsize="medium")
+        # Dashed: exact draws.
+        for axis, best in zip(line, (config.num_modes, 1, 0, 0), strict=True):
+            axis.axhline(best, color="0.4", ls="--")
             axis.set_ylim(bottom=0)
-        line[0].axhline(config.num_modes, color="0.4", ls="--")
-        line[1].set_ylim(0, 1)
-    axes[0, 0].legend(frameon=False, fontsize="small")
+    axes[0, -1].legend(frameon=False, fontsize="small")
     figure.savefig(out / "bits.png", dpi=120)
 
 
