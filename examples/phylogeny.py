@@ -10,7 +10,9 @@ Source: Zhou et al., "PhyloGFN: Phylogenetic inference with generative flow netw
 close to the target over its whole range, near-optimal ones too, on alignments of 27 and more species that are not here. The gain
 of forward-looking flows is the claim of Pan et al. 2023, arXiv:2302.01687.
 
-Expected: TODO
+Expected: the law spreads over 22 trees. In 3,000 steps of 16 trees TB, whose log Z starts at an estimate, comes to a total
+variation of 0.02 (split support within 0.01), FL-DB to 0.09 (0.04), DB to 0.66 (0.15): forward-looking flows are a large gain for
+local losses, and over six joins no match for TB. Run time: about 2 minutes on 2 CPU cores.
 
     python examples/phylogeny.py [--smoke] [--out phylogeny_output]
 """
@@ -135,7 +137,7 @@ def draw(answers: dict[str, Answer], table: gflownet.Table, has_split, out: Path
     axes[0].legend(frameon=False)
     ends = [table.target.min(), table.target.max()]
     axes[1].plot(ends, ends, "k", lw=1)
-    axes[1].set(xlabel="exact", ylabel="learned")
+    axes[1].set(xlabel="exact", ylabel="learned", xlim=(1e-8, 1), ylim=(1e-8, 1))
     axes[1].set_title("P(tree)", loc="left")
     exact = {split: table.target @ has for split, has in has_split.items()}
     shown = sorted(exact, key=lambda s: -exact[s])[:10]
