@@ -10,7 +10,7 @@ Every row also shows the distance of its mean gradient from the reference (our e
 importance-weighted bound), in standard errors of that distance: near 1 for an unbiased row. Beyond 3 a row is marked BIASED,
 whatever its product.
 
-usage: python benchmarks/estimators.py [--draws 20000] [--repeats 40]
+usage: python benchmarks/estimators.py [--draws 20000] [--repeats 40] [--cases mixture ...] [--bounds elbo ...]
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def clusters() -> Case:
     return Case(model, guide, (x,), "plate", {name: {"k": name, "z": "reparam"} for name in names})
 
 
+BOUNDS = ("elbo", "iwelbo")
 CASES = {"mixture": mixture, "chain": chain, "clusters with codes": clusters}
 
 
@@ -218,11 +219,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--bounds", nargs="+", choices=BOUNDS, default=list(BOUNDS))
     args = parser.parse_args()
     versions = f"jax {jax.__version__}, numpyro {numpyro.__version__}"
     print(f"{versions}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
-    for bound in ("elbo", "iwelbo"):
-        for case in CASES:
+    for bound in args.bounds:
+        for case in args.cases:
             report(case, bound, args.draws, args.repeats)
 
 

@@ -31,12 +31,12 @@ def log_weight(params: Any, x: Any, flip: Any) -> Any:
     """Log-density ratio log p(x, z) - log q(z) at a draw z of the guide, for one image."""
     nets = air_nets.Nets(LIBRARY, params)
     log_prob = lambda z, loc, scale: air_nets.normal_log_prob(jnp, z, loc, scale)
-    present, canvas, total = 1.0, jnp.zeros_like(x), 0.0
+    present, canvas, total = jnp.ones(()), jnp.zeros_like(x), 0.0
     embedded, state = nets.embed(x), jnp.zeros(air_nets.HIDDEN)
     where, what = jnp.zeros(3), jnp.zeros(air_nets.WHAT)
     for _ in range(air_nets.STEPS):
         state = nets.next_state(state, embedded, where, what)
-        probs = nets.more(state)
+        probs = nets.more(state, present > 0)
         more = flip(probs)
         yes = jnp.log(air_nets.MORE_PROB) - jnp.log(probs)
         no = jnp.log1p(-air_nets.MORE_PROB) - jnp.log1p(-probs)

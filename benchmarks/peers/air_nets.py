@@ -62,9 +62,14 @@ class Nets(NamedTuple):
         new = xp.tanh(a[..., 2 * n :] + reset * b[..., 2 * n :])
         return (1 - update) * new + update * state
 
-    def more(self, state: Any) -> Any:
-        """Probability of one more object."""
-        return self.library.sigmoid(self.dense("count", state)[..., 0])
+    def more(self, state: Any, so_far: Any) -> Any:
+        """Probability of one more object; a constant where it is out of the question.
+
+        A draw without density still moves what follows, as far as a system can know, and so has a score in those that leave out
+        only what provably has no effect; it has none in a parameter that its law does not see.
+        """
+        probs = self.library.sigmoid(self.dense("count", state)[..., 0])
+        return self.library.xp.where(so_far, probs, 0.5)
 
     def where(self, state: Any) -> tuple[Any, Any]:
         return self.mean_and_scale(self.dense("attend", state), 3)

@@ -62,7 +62,7 @@ def programs(initial: Any) -> tuple[Any, Any]:
             where, what = jnp.zeros((size, 3)), jnp.zeros((size, air_nets.WHAT))
             for t in range(1, air_nets.STEPS + 1):
                 state = nets.next_state(state, embedded, where, what)
-                present = one_more(t, present, nets.more(state), dict(ENUM))
+                present = one_more(t, present, nets.more(state, present), dict(ENUM))
                 where = normal(f"where_{t}", *nets.where(state), present)
                 what = normal(f"what_{t}", *nets.what(x, where), present)
 

@@ -62,7 +62,7 @@ def programs(initial: Any, infer: dict | None) -> tuple[Any, Any]:
             where, what = torch.zeros(size, 3), torch.zeros(size, air_nets.WHAT)
             for t in range(1, air_nets.STEPS + 1):
                 state = nets.next_state(state, embedded, where, what)
-                present = one_more(t, present, nets.more(state), infer)
+                present = one_more(t, present, nets.more(state, present), infer)
                 where = normal(f"where_{t}", *nets.where(state), present)
                 what = normal(f"what_{t}", *nets.what(x, where), present)
 
