@@ -39,7 +39,7 @@ class Config(NamedTuple):
     num_samples: int = 1_000
     num_steps: int = 18
     dims: tuple[int | str, ...] = (16, 128, NORMAL)
-    errors: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.6)
+    errors: tuple[float, ...] = (0.0, 0.4, 0.8, 1.2, 1.6)
 
 
 def distance_to_normal(num_extra: int) -> float:
@@ -111,7 +111,11 @@ def draw(config: Config, rows: dict, images: dict, path: Path) -> None:
     left.set(yscale="log", xlabel="error alpha of the network", ylabel="Frechet distance")
     left.legend(frameon=False)
     frame = lambda image: np.pad(image.reshape(8, 8), 1, constant_values=-1)
-    shown = [(f"D = {d}, alpha = {e:g}") for d in config.dims for e in (0.0, config.errors[-2])]
+    shown = [
+        (f"D = {d}, alpha = {e:g}")
+        for d in config.dims
+        for e in (0.0, config.errors[len(config.errors) // 2])
+    ]
     stripes = [np.concatenate([frame(i) for i in images[name][:10]], 1) for name in shown]
     right.imshow(np.concatenate(stripes), cmap="gray_r", vmin=-1, vmax=2)
     right.set(xticks=[], yticks=5 + 10 * np.arange(len(shown)))
@@ -124,7 +128,7 @@ def main() -> None:
     options = digit_models.options(
         "Poisson flows of digits.", "poisson_flow", "small networks, few images and errors"
     )
-    config = Config(400, 64, 200, 12, (16, NORMAL), (0.0, 0.4)) if options.smoke else Config()
+    config = Config(400, 64, 200, 12, (16, NORMAL), (0.0, 1.6)) if options.smoke else Config()
     rows, images = table(config, jax.random.key(options.seed), options.seed)
     digit_models.keep(options.out, report(config, rows), rows, images)
     draw(config, rows, images, options.out / "poisson_flow.png")

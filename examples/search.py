@@ -10,8 +10,9 @@ Data: four Gaussians in the plane; a verifier that prefers one of them but has a
 Ma et al. 2025, arXiv:2501.09732, section 4 (search over noises, and "verifier hacking"); Singhal et al. 2025, arXiv:2501.06848
 (steering).
 
-Expected: best-of-N is nearest to the tilt at N = 4 (total variation 0.25) and 0.81 away at N = 64, where everything sits at the
-verifier's two maxima; steering is 0.14 away from N = 8 on, where exact draws come to 0.10. Run time: a minute on 2 CPU cores.
+Expected, total variation to the tilt (exact draws 0.10): best-of-N is nearest at N = 4 (0.24) and 0.80 away at N = 64, where
+everything sits at the verifier's maxima; zero-order search 0.31 and 0.86, with the largest verifier of all; search over paths
+0.26 at N = 2 and 0.88; steering is 0.13 away from N = 16 on. Run time: two minutes on 2 CPU cores.
 
     python examples/search.py [--smoke] [--seed 0] [--out search_output]
 """
@@ -181,6 +182,8 @@ def draw(config: Config, rows: dict, samples: dict, path: Path) -> None:
     axes[2].set(
         xscale="log", xlabel="trajectories for one sample", ylabel="total variation to the tilt"
     )
+    axes[2].set_xticks(config.budgets, labels=map(str, config.budgets))
+    axes[2].minorticks_off()
     axes[2].legend(frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
