@@ -89,7 +89,9 @@ def methods(config: Config, task: Task) -> dict[str, Method]:
     bound = inference.elbo(*bayes, kl="analytic").with_plate_sizes({"episodes": math.inf})
     inner = optax.sgd(task.inner_rate)
     maml = niw_meta.maml(network, head, optimizer=inner, num_steps=5)
-    reptile = niw_meta.reptile(network, head, optimizer=inner, num_steps=5)
+    # Reptile does not differentiate through its steps, and needs more and smaller ones: at 5 of the full rate it diverges.
+    small = optax.sgd(task.inner_rate / 4)
+    reptile = niw_meta.reptile(network, head, optimizer=small, num_steps=40)
     widths = (task.num_inputs + size, config.width), (task.num_inputs + config.width, 2 * size)
     coders = lambda seed: [mlp(*pair, 2 * seed + i) for i, pair in enumerate(widths)]
     free = niw_meta.GaussianWithScale(task.noise / 3, task.num_outputs)
