@@ -12,8 +12,8 @@ queries, nats per point (of the true curve: -0.215); calibration error (`niw_met
 fit for each method; all see the same episodes and number of steps, and all but the neural process the same network. Then the
 time and the memory of one gradient as the inner steps grow, with gradient steps for NIW-Meta too.
 
-Claim (Kim and Hospedales 2024, arXiv:2306.09702): lower error and better calibration than MAML, memory that does not grow with the
-inner steps. Their figures for this task could not be checked, so none is repeated here.
+Claim (Kim and Hospedales 2024, arXiv:2306.09702): lower error and better calibration than MAML, memory that does not grow with
+the inner steps. Their figures for this task could not be checked, so none is repeated here.
 
 Expected, 5,000 steps of 8 episodes, mean +- spread over three seeds: squared error 1.237 +- 0.025 (MAML 2.677 +- 0.007, Reptile
 2.93 +- 0.14, neural process 3.007 +- 0.092), log density -2.55 +- 0.07 (-15.03, -16.46, -1.63 +- 0.01), calibration error
