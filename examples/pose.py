@@ -16,8 +16,8 @@ calibrated.
 
 Expected, 5,000 steps of 8 episodes, mean +- spread over three seeds, NIW-Meta / MAML / Reptile / neural process: squared error
 0.007 / 0.040 / 0.050 / 0.153 (each +- 0.001, the last +- 0.011), median angle 2.5 / 5.9 / 6.5 / 20 degrees, log density 1.73 /
--1.19 / -2.20 / -0.54. The calibration error, 0.113 / 0.044 / 0.051 / 0.018, says the opposite: the noise of 0.1 that the likelihood
-is given is more than NIW-Meta errs, so that its bands are too wide; bands of the others but the neural process are too
+-1.19 / -2.20 / -0.54. The calibration error, 0.113 / 0.044 / 0.051 / 0.018, says the opposite: the noise of 0.1 that the
+likelihood is given is more than NIW-Meta errs, so that its bands are too wide; bands of the others but the neural process are too
 narrow. Run time: six minutes on 2 CPU cores, most of it NIW-Meta's.
 
     python examples/pose.py [--smoke] [--steps 5000] [--seeds 3] [--out pose_output]
