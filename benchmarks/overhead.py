@@ -1,16 +1,18 @@
 """Question: what does a gradient cost beside the same gradient written by hand in JAX?
 
-Two programs beside those of vae.py (ELBO of a VAE) and hmm.py (a chain summed out): the importance-weighted bound of a VAE with
-five draws per row, and the ELBO of a mixture of 1,000 rows whose labels are enumerated row by row. The answer is the
-median of paired ratios in one process; first calls (tracing, checks, compilation) are measured in fresh processes without
+Programs beside those of vae.py (ELBO of a VAE) and hmm.py (a chain summed out): the importance-weighted bound of a VAE with
+five draws per row; the ELBO of a mixture of 1,000 rows whose labels are enumerated row by row; the ELBO of attend, infer,
+repeat on 32 images (models/air.py), whose count is summed out by hand and under "enum", and drawn under "mvd". The answer is
+the median of paired ratios in one process; first calls (tracing, checks, compilation) are measured in fresh processes without
 a compilation cache.
 
-usage: python benchmarks/overhead.py [--repeats 100] [--first-calls 3]
+usage: python benchmarks/overhead.py [--repeats 100] [--first-calls 3] [--cases "AIR, enum" ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import subprocess
@@ -19,13 +21,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 import vae
-from jax.nn import log_softmax, logsumexp
+from jax.nn import log_sigmoid, log_softmax, logsumexp, sigmoid, silu
 
 from lapilli import inference, ppl
+from lapilli.models import air
 
 Run = Callable[[Any, jax.Array, jax.Array], Any]
 NUM_DRAWS, NUM_CLUSTERS = 5, 8
@@ -87,7 +91,64 @@ def mixture(num_rows: int = 1000) -> Case:
     return Case(params, x, by_hand, inference.elbo(model, guide, strategies={"k": "enum"}))
 
 
-CASES = {"IWELBO of a VAE, 5 draws": weighted_vae, "mixture, enumerated": mixture}
+def air_step(strategy: str, batch: int = 32) -> Case:
+    """One step of AIR with at most three objects, the networks of models/air.py on both sides."""
+    side, steps, prior, noise, cells, num_what, hidden = 28, 3, 1e-3, 0.3, 12, 16, 96
+    model, guide = air.programs((side, side), key=jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (batch, side * side))
+    objective = inference.elbo(model, guide, strategies={"more_*": strategy})
+    params = dict(objective.init(jax.random.key(2), x))
+    frame = air.Frame((side, side), cells, 13.0, 0.1)
+    key = jax.random.key(0)
+    shells = {
+        "reader": air.Reader(side**2, cells, num_what, hidden, key=key),
+        "decoder": eqx.nn.MLP(num_what, cells**2, hidden, 1, activation=silu, key=key),
+        "counter": eqx.nn.Linear(hidden, "scalar", key=key),
+    }
+    fixed = {n: eqx.partition(shell, eqx.is_inexact_array)[1] for n, shell in shells.items()}
+
+    def by_hand(p: dict[str, Any], key: jax.Array, x: jax.Array) -> jax.Array:
+        reader, decoder, counter = (eqx.combine(p[n], fixed[n]) for n in shells)
+        state, seen = jnp.zeros((len(x), hidden)), jnp.zeros((len(x), 3 + num_what))
+        embedded = silu(jax.vmap(reader.embed)(x))
+        canvas, ratio, total = jnp.zeros(x.shape), jnp.zeros(len(x)), jnp.zeros(len(x))
+        log_prior, log_q = 0.0, jnp.zeros(len(x))  # of at least t objects
+        for t in range(steps + 1):
+            # With t objects: the last answer was "no", unless there was no question left.
+            if t < steps:
+                state = jax.vmap(reader.cell)(jnp.concatenate([embedded, seen], -1), state)
+                more = jax.vmap(counter)(state)
+                log_p, log_t = log_prior + jnp.log(1 - prior), log_q + log_sigmoid(-more)
+            else:
+                log_p, log_t, more = log_prior, log_q, None
+            log_x = (-0.5 * ((x - canvas) / noise) ** 2).sum(-1)
+            log_x = log_x - x.shape[-1] * (jnp.log(noise) + 0.5 * jnp.log(2 * jnp.pi))
+            total = total + jnp.exp(log_t) * (log_x + ratio + log_p - log_t)
+            if more is None:
+                break
+            log_prior, log_q = log_prior + jnp.log(prior), log_q + log_sigmoid(more)
+            keys = jax.random.split(jax.random.fold_in(key, t))
+            where, change = drawn(keys[0], *jax.vmap(reader.attend)(state))
+            what, other = drawn(keys[1], *jax.vmap(reader.encode)(frame.read(x, where)))
+            ratio, seen = ratio + change + other, jnp.concatenate([where, what], -1)
+            canvas = canvas + frame.write(sigmoid(jax.vmap(decoder)(what)), where)
+        return total.sum()
+
+    def drawn(key: jax.Array, loc: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A draw z of Normal(loc, scale), and log N(z; 0, 1) - log q(z)."""
+        eps = jax.random.normal(key, loc.shape)
+        z = loc + scale * eps
+        return z, (0.5 * (eps**2 - z**2) + jnp.log(scale)).sum(-1)
+
+    return Case(params, x, by_hand, objective)
+
+
+CASES = {
+    "IWELBO of a VAE, 5 draws": weighted_vae,
+    "mixture, enumerated": mixture,
+    "AIR, enum": functools.partial(air_step, "enum"),
+    "AIR, mvd": functools.partial(air_step, "mvd"),
+}
 VERSIONS = ("by hand", "lapilli")
 
 
@@ -105,7 +166,7 @@ def arguments(case: Case, version: str) -> Any:
 def check_agreement(case: Case) -> None:
     """Both have the same mean value and gradient, within six standard errors over draws."""
     keys = jax.random.split(jax.random.key(3), 256)
-    x = case.x[:8] if case.x.shape[0] == 64 else case.x
+    x = case.x[:8] if case.x.shape[0] <= 64 else case.x
     found = []
     for version in VERSIONS:
         run = jax.vmap(run_of(case, version), (None, 0, None))
@@ -158,6 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--first-calls", type=int, default=3)
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--first-call", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.first_call:
@@ -165,8 +227,8 @@ def main() -> None:
         return
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
     print("median ms per gradient, median of paired ratios to the hand-written one")
-    for name, make in CASES.items():
-        case = make()
+    for name in args.cases:
+        case = CASES[name]()
         check_agreement(case)
         times = steady(case, args.repeats)
         ratio = statistics.median(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -26,9 +27,10 @@ import jax.numpy as jnp
 from ._analyse import Analysed, check_replay, replay_axes, replay_groups
 from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
-from ._relation import Relation, Relations
+from ._relation import Relation
 from ._strategy import Downstream, stop
 from ._sweep import Sweep
+from ._unrolled import Split, by_parts, total_of, whole_at
 from ._weights import LaneWeights, spread
 
 Array = jax.Array
@@ -66,6 +68,8 @@ class Estimator:
             if not s.strategy.is_pathwise and not s.strategy.is_enumerated
         ]
         wanted = [i for i in wanted if any(i in r for r in program.relations)]
+        if not wanted:
+            return self._total() / program.num_replicates, dict(self.state)
         terms, local = self._weighted_terms({}, range(len(program.terms)), wanted)
         total = sum((jnp.sum(t) for t in terms.values()), jnp.zeros(()))
         state = dict(self.state)
@@ -100,8 +104,13 @@ class Estimator:
         return self.replicates + tuple(sorted(enumerated))
 
     def _sweep(
-        self, lanes: Lanes, forced: dict[int, tuple[Forced, Forced]], read: list[Any]
-    ) -> list[Array]:
+        self,
+        lanes: Lanes,
+        forced: dict[int, tuple[Forced, Forced]],
+        read: list[Any],
+        *,
+        split: bool = False,
+    ) -> list[Any]:
         """Evaluate the program in every lane; outputs get the lane axes in front.
 
         Args:
@@ -109,6 +118,7 @@ class Estimator:
             forced: site -> (replacement, the same tree holding each part's lanes as a tuple). A site with a lane that
                 is not among `lanes` is left alone: nothing that is read depends on it.
             read: atoms to return.
+            split: leave those that are split along time as they are.
         """
         program = self.program
         sizes = {lane: self._size(lane, forced) for lane in lanes if lane < 0}
@@ -120,8 +130,8 @@ class Estimator:
             if set(where.value) <= set(lanes):  # type: ignore[arg-type]
                 sweep.force(i, given, where.value, where.mask or ())  # type: ignore[arg-type]
 
-        def base(key: Array, values: Any) -> list[Array]:
-            return evaluate(program.closed, [*self.inputs, key], values, read)
+        def base(key: Array, values: Any) -> list[Any]:
+            return evaluate(program.closed, [*self.inputs, key], values, read, split=split)
 
         return sweep.run(base, self.key, self.replicates)
 
@@ -134,18 +144,28 @@ class Estimator:
 
     # Terms.
 
+    def _total(self) -> Array:
+        """The sum of all terms where no site has a surrogate; times of chains stay split."""
+        terms, _ = self._weighted_terms({}, range(len(self.program.terms)), split=True)
+        kept = self.program.lanes.kept
+        return sum(
+            (total_of(t, len(self._lanes(kept[j]))) for j, t in terms.items()), jnp.zeros(())
+        )
+
     def _weighted_terms(
         self,
         forced: dict[int, tuple[Forced, Forced]],
         which: Any,
         wanted: Sequence[int] = (),
         extra: Lanes = (),
-    ) -> tuple[dict[int, Array], dict[int, tuple[Any, Array]]]:
+        *,
+        split: bool = False,
+    ) -> tuple[dict[int, Any], dict[int, tuple[Any, Array]]]:
         """Terms times coefficients times lane weights, and the numbers of the `wanted` sites.
 
         Returns:
-            term -> array [replicates, the lanes it is kept in, extra lanes, its axes]; site -> (numbers, weight),
-            [replicates, its lanes, elements].
+            term -> array [replicates, the lanes it is kept in, extra lanes, its axes], where the first of several terms with the
+            same relations stands for all; site -> (numbers, weight), [replicates, its lanes, elements].
         """
         program = self.program
         targets = [program.relations[j] for j in which] + [
@@ -164,21 +184,28 @@ class Estimator:
             items["weight", i] = self._lanes(program.lanes.sites[i]), atoms
         for i in wanted:
             items["site", i] = self._lanes(program.lanes.sites[i]), list(program.numbers[i].local)
-        values = self._read(items, forced, extra)
-        probabilities = {i: self._probabilities(i, *values["weight", i]) for i in enumerated}
+        values = self._read(items, forced, extra, split=split)
+        probabilities = {i: self._probabilities(i, extra, values["weight", i]) for i in enumerated}
         weights = LaneWeights(program, self.replicates, extra, probabilities)
-        terms: dict[int, Array] = {}
+        terms: dict[int, Any] = {}
+        alike: dict[Any, int] = {}
         for j in which:
-            kept = program.lanes.kept[j]
             lanes = self._lanes(program.lanes.read[j]) + extra
-            array = _folded(self._term(j, *values["term", j]), len(lanes), program.relations[j])
-            array = spread(array, lanes, self._lanes(kept) + extra)
-            axes = array.ndim - len(self._lanes(kept) + extra)
+            kept = self._lanes(program.lanes.kept[j]) + extra
+            array = spread(self._folded(j, self._term(j, *values["term", j]), lanes), lanes, kept)
+            # Terms that meet the same weights and scores are one term.
+            name = (kept, frozenset(program.relations[j].items()), _shape_of(array, len(kept)))
+            first = alike.setdefault(name, j)
+            if first in terms:
+                array = by_parts(operator.add, terms[first], array, axis=len(kept))
+            terms[first] = array
+        for j, array in terms.items():
+            kept = program.lanes.kept[j]
+            num_lanes = len(self._lanes(kept) + extra)
+            axes = jax.tree.leaves(array)[0].ndim - num_lanes
             weight = weights.of(program.relations[j], kept, axes)
             if weight is not None:
-                # A lane of probability zero counts nothing, whatever its cost (0 log 0 = 0).
-                array = jnp.where(weight > 0, array, 0.0) * weight
-            terms[j] = array
+                terms[j] = by_parts(_expected, array, weight, axis=num_lanes)
         local: dict[int, tuple[Any, Array]] = {}
         for i in wanted:
             numbers = jax.tree.unflatten(program.numbers[i].local_tree, values["site", i])
@@ -193,9 +220,11 @@ class Estimator:
         items: dict[tuple[str, int], tuple[Lanes, list[Any]]],
         forced: dict[int, tuple[Forced, Forced]],
         extra: Lanes,
-    ) -> dict[tuple[str, int], list[Array]]:
+        *,
+        split: bool,
+    ) -> dict[tuple[str, int], list[Any]]:
         """The values of each item's atoms in the item's lanes (and the extra ones); items share sweeps."""
-        values: dict[tuple[str, int], list[Array]] = {}
+        values: dict[tuple[str, int], list[Any]] = {}
         for group in _maximal(lanes for lanes, _ in items.values()):
             members = {
                 name: item
@@ -205,7 +234,7 @@ class Estimator:
             atoms = _Atoms()
             for _, wanted in members.values():
                 atoms.add(*wanted)
-            swept = self._sweep(group + extra, forced, atoms.list)
+            swept = self._sweep(group + extra, forced, atoms.list, split=split)
             found = dict(zip(atoms.ids, swept, strict=True))
             for name, (lanes, wanted) in members.items():
                 values[name] = [
@@ -213,26 +242,51 @@ class Estimator:
                 ]
         return values
 
-    def _term(self, j: int, variable: Array, *factors: Array) -> Array:
+    def _term(self, j: int, variable: Any, *factors: Array) -> Any:
         """A term times its coefficient, from the values of both."""
         program = self.program
-        array = stop(variable) if j in program.scores else variable
+        variable = stop(variable) if j in program.scores else variable
         atoms = [f.atom for _, path in program.terms[j].paths for f in path]
         values = {id(a): value for a, value in zip(atoms, factors, strict=True)}
         coefficient = program.terms[j].coefficient(lambda a: values[id(a)])
         shape = jnp.shape(coefficient)
-        return array * jnp.reshape(coefficient, shape + (1,) * (array.ndim - len(shape)))
+        return jax.tree.map(
+            lambda x: x * jnp.reshape(coefficient, shape + (1,) * (x.ndim - len(shape))), variable
+        )
 
-    def _probabilities(self, index: int, log_prob: Array, active: Array) -> Array:
+    def _folded(self, j: int, array: Any, lanes: Lanes) -> Any:
+        """A term summed over the axes that are no site's (events, say): weights and scores meet less.
+
+        Such axes have size 1 then, and are gone at the end.
+        """
+        linked = {link.axis for relation in self.program.relations[j].values() for link in relation}
+        if isinstance(array, Split) and 0 not in linked:
+            array = whole_at(array, len(lanes))
+        last = max((a for a in linked if isinstance(a, int)), default=-1)
+
+        def folded(x: Array) -> Array:
+            axes = [a for a in range(x.ndim - len(lanes)) if a not in linked]
+            x = x.sum([len(lanes) + a for a in axes if a > last])
+            return x.sum([len(lanes) + a for a in axes if a < last], keepdims=True)
+
+        return jax.tree.map(folded, array)
+
+    def _probabilities(self, index: int, extra: Lanes, read: list[Any]) -> Any:
         """Probability of an enumerated site in each lane: [its lanes, element axes with size 1 where joint]."""
         site, layout = self.program.sites[index], self.program.layouts[index]
-        active = active.reshape(active.shape + (1,) * (log_prob.ndim - active.ndim))
-        # A site of a branch that is not taken has no probability: spread its lanes evenly, they all hold the
-        # same cost.
         assert site.num_values is not None
-        log_prob = jnp.where(active > 0, log_prob, -math.log(site.num_values))
-        first = log_prob.ndim - len(site.sizes)
-        return jnp.exp(log_prob.sum(tuple(first + i for i in layout.joint), keepdims=True))
+        absent = -math.log(site.num_values)
+
+        def probability(log_prob: Array, active: Array) -> Array:
+            active = active.reshape(active.shape + (1,) * (log_prob.ndim - active.ndim))
+            # A site of a branch that is not taken has no probability: spread its lanes evenly, they all hold the
+            # same cost.
+            log_prob = jnp.where(active > 0, log_prob, absent)
+            first = log_prob.ndim - len(site.sizes)
+            return jnp.exp(log_prob.sum(tuple(first + i for i in layout.joint), keepdims=True))
+
+        lanes = self._lanes(self.program.lanes.sites[index]) + extra
+        return by_parts(probability, *read, axis=len(lanes))
 
     # Downstream costs.
 
@@ -355,17 +409,22 @@ def _maximal(sets: Any) -> list[Lanes]:
     return [a for i, a in enumerate(distinct) if not any(set(a) < set(b) for b in distinct[:i])]
 
 
-def _keep_lanes(array: Array, lanes: Lanes, keep: Lanes) -> Array:
+def _keep_lanes(array: Any, lanes: Lanes, keep: Lanes) -> Any:
     """Drop lanes on which the array does not depend (any one serves)."""
     index = tuple(slice(None) if lane in keep else 0 for lane in lanes)
-    return array[index]
+    return jax.tree.map(lambda x: x[index], array)
 
 
-def _folded(array: Array, num_lanes: int, relations: Relations) -> Array:
-    """A term summed over the axes that are no site's (events, say), with size 1 there: weights and scores meet less."""
-    linked = {link.axis for relation in relations.values() for link in relation}
-    axes = range(array.ndim - num_lanes)
-    return array.sum([num_lanes + a for a in axes if a not in linked], keepdims=True)
+def _expected(cost: Array, weight: Array) -> Array:
+    """Costs times probabilities. A lane of probability zero counts nothing, whatever its cost (0 log 0 = 0)."""
+    return jnp.where(weight > 0, cost, 0.0) * weight
+
+
+def _shape_of(array: Any, num_lanes: int) -> Any:
+    """Shape without lanes, and without time where that is split."""
+    if isinstance(array, Split):
+        return len(array.parts), array.length, array.parts[0].shape[num_lanes + 1 :]
+    return array.shape[num_lanes:]
 
 
 def _to_elements(

@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from ._axis_rules import shape_of
 from ._compat import bind, scan_counts
 from ._primitive import MARKERS, key_p, site_p
-from ._same import Same, Uniform, on_same
+from ._same import Same, Uniform, known, on_same
 from ._unrolled import Forced as Forced, Split, Windows, elementwise, unrolled_scan, whole
 
 Given = Forced | Windows | Uniform
@@ -52,28 +52,36 @@ def evaluate(
     inputs: Sequence[Any],
     forced: Mapping[int, Given],
     read: Sequence[Any] | None = None,
+    *,
+    split: bool = False,
 ) -> list[Any]:
-    """Run `closed` on `inputs`; return the values of the variables `read` (default: its outputs)."""
-    return _run(
-        closed.jaxpr, closed.consts, inputs, forced, closed.jaxpr.outvars if read is None else read
-    )
+    """Run `closed` on `inputs`; return the values of the variables `read` (default: its outputs).
+
+    `split`: leave those that are split along time as they are.
+    """
+    read = closed.jaxpr.outvars if read is None else read
+    return _run(closed.jaxpr, closed.consts, inputs, forced, read, split)
 
 
 def _run(
-    jaxpr: Jaxpr, consts: Any, inputs: Any, forced: Mapping[int, Given], read: Any
+    jaxpr: Jaxpr,
+    consts: Any,
+    inputs: Any,
+    forced: Mapping[int, Given],
+    read: Any,
+    split: bool = False,
 ) -> list[Any]:
-    is_lazy = any(isinstance(f, Uniform) for f in forced.values())
-    values = _walk(jaxpr, consts, inputs, forced, read, is_lazy)
-    return [jnp.asarray(whole(x)) for x in values]
+    values = _walk(jaxpr, consts, inputs, forced, read)
+    return [x.arrays() if split and isinstance(x, Split) else jnp.asarray(whole(x)) for x in values]
 
 
 def _walk(
-    jaxpr: Jaxpr, consts: Any, inputs: Any, forced: Mapping[int, Given], read: Any, is_lazy: bool
+    jaxpr: Jaxpr, consts: Any, inputs: Any, forced: Mapping[int, Given], read: Any
 ) -> list[Any]:
-    """The values of `read`, in parts or as one number where they are left so.
-
-    `is_lazy`: arrays filled with one number are left as one number, since they may meet a uniform site.
-    """
+    """The values of `read`, in parts or as one number where they are left so."""
+    # Arrays filled with one number are left as one number where they may meet others.
+    is_lazy = any(isinstance(x, Uniform) for x in forced.values())
+    is_lazy = is_lazy or any(isinstance(x, Same) for x in inputs)
     env: dict[Var, Any] = {}
 
     def value(atom: Any) -> Any:
@@ -85,16 +93,22 @@ def _walk(
         if _is_cut(eqn, forced):
             draw, given = eqn.outvars[0].aval, forced[eqn.params["index"]]
             number = jnp.asarray(given.value, draw.dtype)  # type: ignore[union-attr]
-            is_same = isinstance(given, Uniform)
             env[eqn.outvars[0]] = (
-                Same(number, draw.shape) if is_same else number.reshape(draw.shape)
+                Same(number, draw.shape, given.lane)
+                if isinstance(given, Uniform)
+                else number.reshape(draw.shape)
             )
             continue
         args = [value(v) for v in eqn.invars]
         if is_lazy and eqn.primitive.name == "broadcast_in_dim" and not shape_of(eqn.invars[0]):
-            env[eqn.outvars[0]] = Same(whole(args[0]), eqn.outvars[0].aval.shape)
+            number, shape = args[0], eqn.outvars[0].aval.shape
+            env[eqn.outvars[0]] = (
+                Same(number.value, shape, number.lane)
+                if isinstance(number, Same)
+                else Same(number, shape)
+            )
             continue
-        outs = _in_parts(eqn, args, forced)
+        outs = _in_parts(eqn, args, forced, is_lazy)
         if outs is not None:
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
@@ -111,22 +125,26 @@ def _walk(
     return [value(v) for v in read]
 
 
-def _in_parts(eqn: Any, args: list[Any], forced: Mapping[int, Given]) -> list[Any] | None:
-    """The equation evaluated place by place (`_unrolled.py`), where that is possible."""
+def _in_parts(
+    eqn: Any, args: list[Any], forced: Mapping[int, Given], is_lazy: bool
+) -> list[Any] | None:
+    """The equation evaluated place by place (`_unrolled.py`), or once (`_same.py`), where that is possible."""
     is_split = any(isinstance(a, Split) for a in args)
     if eqn.primitive.name == "scan":
         inside = _inside(eqn, forced)
         args = [a.whole() if isinstance(a, Same) else a for a in args]
         if is_split or any(isinstance(f, Windows) for f in inside.values()):
-            return unrolled_scan(eqn, args, inside, _run)
+            return unrolled_scan(eqn, args, inside, _walk)
         return None
+    if is_lazy and (number := known(eqn, args)) is not None:
+        return [number]
     if any(isinstance(a, Same) for a in args) and not _holds_marker(eqn):
         return on_same(eqn, [a.whole() if isinstance(a, Split) else a for a in args], _inline)
     return elementwise(eqn, args) if is_split else None
 
 
 def _inline(jaxpr: Jaxpr, consts: Any, inputs: Any) -> list[Any]:
-    return _walk(jaxpr, consts, inputs, {}, jaxpr.outvars, True)
+    return _walk(jaxpr, consts, inputs, {}, jaxpr.outvars)
 
 
 def _inside(eqn: Any, forced: Mapping[int, Given]) -> dict[int, Given]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -33,6 +34,7 @@ from ._structure import Structure, structure_of
 from ._sum_product import Factor, Kind, sum_product
 from ._sweep import Sweep
 from ._trace import Trace, _Sites
+from ._unrolled import by_parts, whole
 from ._weights import digits, states
 
 Array = jax.Array
@@ -76,7 +78,7 @@ class Listing:
     def factors(self, kind: Kind = "sum") -> tuple[list[Factor], dict[str, Array]]:
         """The factors that depend on the eliminated sites, and the log-probs of the sites that do not."""
         own = {n: frozenset(self.relations[n]) for n in self.atoms}
-        arrays: dict[str, Array] = {}
+        arrays: dict[str, Any] = {}
         for group in sorted(set(own.values()), key=len, reverse=True):
             wanted = [n for n in own if n not in arrays and own[n] <= group]
             densities = [self.index[n] for n in wanted if n in self.index]
@@ -85,16 +87,20 @@ class Listing:
             active = dict(zip(densities, swept[len(wanted) :], strict=True))
             for n, array in zip(wanted, swept, strict=False):
                 if n in self.index:
-                    array = self._density(self.index[n], array, active[self.index[n]], kind)
-                arrays[n] = array[tuple(slice(None) if i in own[n] else 0 for i in sorted(group))]
+                    density = functools.partial(self._density, self.index[n], kind)
+                    array = by_parts(density, array, active[self.index[n]], axis=len(group))
+                index = tuple(slice(None) if i in own[n] else 0 for i in sorted(group))
+                arrays[n] = jax.tree.map(lambda x, index=index: x[index], array)
         factors, rest = [], {}
         for n, array in arrays.items():
             if not own[n]:
-                rest[n] = array
+                rest[n] = whole(array)
                 continue
             scale = _known(self.infos[n].scale)
-            array = array if n in self.index else array / scale
-            factors.append(Factor(own[n], self.structure.labels[n], array, frozenset({scale})))
+            if n not in self.index and scale != 1:
+                array = jax.tree.map(lambda x, scale=scale: x / scale, array)
+            labels = self.structure.labels[n]
+            factors.append(Factor(own[n], labels, array, frozenset({scale}), self._lag(n)))
         return factors, rest
 
     def trace(self, label: str) -> Trace:
@@ -163,7 +169,18 @@ class Listing:
             bias = jnp.moveaxis(bias, 1, 1 + at)
         return Factor(frozenset({index}), self.structure.free[index], bias, frozenset({1.0}))
 
-    def _density(self, index: int, log_prob: Array, active: Array, kind: Kind) -> Array:
+    def _lag(self, name: str) -> int:
+        """How many steps back a factor sees chains."""
+        found = [0]
+        for i, relation in self.relations[name].items():
+            axis = self.layouts[i].axis
+            if axis is not None:
+                lag = relation[axis].lag
+                assert lag is not None  # it is a chain
+                found.append(lag)
+        return max(found)
+
+    def _density(self, index: int, kind: Kind, log_prob: Array, active: Array) -> Array:
         """Log-probs of the site's elements, those that are joint added up.
 
         Where its branch is not taken all values count as one: alike in a sum, each fully in a maximum.
@@ -175,12 +192,12 @@ class Listing:
         first = log_prob.ndim - len(site.sizes)
         return log_prob.sum(tuple(first + i for i in layout.joint))
 
-    def _sweep(self, group: list[int], read: list[Any]) -> list[Array]:
-        """Evaluate atoms in the lanes of the sites in `group`, outermost first."""
+    def _sweep(self, group: list[int], read: list[Any]) -> list[Any]:
+        """Evaluate atoms in the lanes of the sites in `group`, outermost first; what is split along time stays so."""
         sweep = Sweep(self.sites, self.layouts, group, {})
         for i in group:
             sweep.enumerate(i)
-        return sweep.run(lambda _, forced: evaluate(self.closed, [], forced, read))
+        return sweep.run(lambda _, forced: evaluate(self.closed, [], forced, read, split=True))
 
 
 def list_factors(

@@ -17,25 +17,33 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._layout import Layout
+from ._unrolled import Split, whole_at
 
 Array = jax.Array
 Kind = Literal["sum", "max", "sample"]
 
 
 class Factor(NamedTuple):
-    """Log-weights [lanes of `sites`, sorted; axes], with the scale that they count with."""
+    """Log-weights [lanes of `sites`, sorted; axes], with the scale that they count with.
+
+    They may be split along the first axis, a chain's time. `lag`: how many steps back a factor of chains sees them; None: as
+    far as their lanes show.
+    """
 
     sites: frozenset[int]
     axes: tuple[str, ...]
-    array: Array
+    array: Any  # an array, or `Split`
     scales: frozenset[float | None]
+    lag: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,98 +124,208 @@ def sum_product(
         met = [f for f in live if f.sites & unit.sites]
         if not met:
             continue  # nothing depends on these sites, not even a density
-        joined = _join(met, unit)
         live = [f for f in live if not f.sites & unit.sites] + [
-            _sum_out(joined, unit, layouts, reduce)
+            _sum_out(_join(met, unit, layouts), unit, layouts, reduce)
         ]
     return live
 
 
-def _join(factors: Sequence[Factor], unit: Unit) -> Factor:
-    """The product of factors, and along axes that the unit does not have."""
+class _Joined(NamedTuple):
+    """Factors that meet, all [lanes of `sites`, sorted; axes], of size 1 where one does not depend on a site or axis."""
+
+    sites: frozenset[int]
+    axes: tuple[str, ...]
+    factors: list[Factor]
+
+
+def _join(factors: Sequence[Factor], unit: Unit, layouts: dict[int, Layout]) -> _Joined:
+    """Give factors common lanes and axes; they are summed along axes that the unit does not have."""
     sites = frozenset().union(*(f.sites for f in factors))
     axes = tuple(dict.fromkeys(a for f in factors for a in f.axes if a in unit.axes))
-    total: Any = 0.0
+    places = layouts[min(unit.sites)].lag + 1
+    joined = []
     for f in factors:
-        lanes = sorted(f.sites)
+        lanes, array = sorted(f.sites), f.array
+        if isinstance(array, Split) and (f.axes[0], len(array.parts)) != (unit.time, places):
+            array = whole_at(array, len(lanes))
         gone = [len(lanes) + n for n, a in enumerate(f.axes) if a not in unit.axes]
-        array = f.array.sum(gone)
         kept = [a for a in f.axes if a in unit.axes]
-        array = jnp.transpose(
-            array, [*range(len(lanes)), *(len(lanes) + kept.index(a) for a in axes if a in kept)]
-        )
+        order = [*range(len(lanes)), *(len(lanes) + kept.index(a) for a in axes if a in kept)]
         missing = [n for n, i in enumerate(sorted(sites)) if i not in f.sites]
         missing += [len(sites) + n for n, a in enumerate(axes) if a not in kept]
-        total = total + jnp.expand_dims(array, missing)
-    return Factor(sites, axes, total, frozenset().union(*(f.scales for f in factors)))
+        array = jax.tree.map(
+            lambda x, gone=gone, order=order, missing=missing: jnp.expand_dims(
+                jnp.transpose(x.sum(gone), order), missing
+            ),
+            array,
+        )
+        joined.append(f._replace(array=array))
+    return _Joined(sites, axes, joined)
 
 
 def _sum_out(
-    joined: Factor, unit: Unit, layouts: dict[int, Layout], reduce: Callable[..., Array]
+    joined: _Joined, unit: Unit, layouts: dict[int, Layout], reduce: Callable[..., Array]
 ) -> Factor:
     lanes = sorted(joined.sites)
     where = [lanes.index(i) for i in sorted(unit.sites)]
-    shape = list(joined.array.shape)
-    for n, i in zip(where, sorted(unit.sites), strict=True):
-        shape[n] = layouts[i].num_lanes
-    array = jnp.broadcast_to(joined.array, shape)
     axes = joined.axes
     if unit.time is None:
-        array = reduce(array, where, 0)
+        total = functools.reduce(operator.add, (f.array for f in joined.factors))
+        shape = list(total.shape)
+        for n, i in zip(where, sorted(unit.sites), strict=True):
+            shape[n] = layouts[i].num_lanes
+        array = reduce(jnp.broadcast_to(total, shape), where, 0)
     else:
-        own = [layouts[i] for i in sorted(unit.sites)]
-        array = _forward(array, where, own, len(lanes) + axes.index(unit.time), reduce)
+        chains = [(n, layouts[i]) for n, i in zip(where, sorted(unit.sites), strict=True)]
+        time = len(lanes) + axes.index(unit.time)
+        array = _Chains(joined.factors, chains, time).forward(reduce)
         axes = tuple(a for a in axes if a != unit.time)
-    return Factor(joined.sites - unit.sites, axes, array, joined.scales)
+    scales = frozenset().union(*(f.scales for f in joined.factors))
+    return Factor(joined.sites - unit.sites, axes, array, scales)
 
 
-def _forward(
-    array: Array, lanes: list[int], layouts: list[Layout], axis: int, reduce: Callable[..., Array]
-) -> Array:
-    """Sum chains out: the recursion of `_weights.windows` in logs, without an output per step."""
-    lag = layouts[0].lag
-    steps = jnp.moveaxis(array, axis, 0)
-    shape: list[int] = []
-    first: list[int] = []
-    by_axis = dict(zip(lanes, layouts, strict=True))  # the time axis lay behind all lanes
-    for a, n in enumerate(steps.shape[1:]):
-        if a in by_axis:
-            first.append(len(shape))
-            shape += [by_axis[a].num_states] * (lag + 1)
+class _Chains:
+    """Chains along one axis, summed out by a forward recursion.
+
+    The state after step s holds the log-weights of all that lies before, for all values of the sites at the last `lag` steps.
+    Digit s mod (lag + 1) of a lane is the site's state at step s, so that the recursion runs over blocks of lag + 1 steps and
+    moves no axes. What is the same at all steps of a place, such as the transitions of a homogeneous chain, is a constant of
+    the loop.
+
+    Args:
+        factors: [lanes, axes], all with the same number of axes.
+        chains: (lane axis, layout) of each chain.
+        axis: the time axis, which lies behind all lanes.
+    """
+
+    def __init__(
+        self, factors: Sequence[Factor], chains: Sequence[tuple[int, Layout]], axis: int
+    ) -> None:
+        self.states = {a: layout.num_states for a, layout in chains}
+        self.lag = chains[0][1].lag
+        self.places = self.lag + 1
+        # Axis of digit 0 of each chain once lanes are opened into digits and time is gone.
+        self.digits = [a + n * self.lag for n, a in enumerate(sorted(self.states))]
+        of = lambda x: x.length if isinstance(x, Split) else x.shape[axis]
+        self.length = max(of(f.array) for f in factors)
+        self.steps = [self._by_places(f, axis) for f in factors]
+        shapes = [x.shape[1:] for x in jax.tree.leaves(self.steps)]
+        self.shape = list(np.broadcast_shapes(*shapes))
+
+    def forward(self, reduce: Callable[..., Array]) -> Array:
+        """The log-weights with all chains summed out."""
+        lag, places = self.lag, self.places
+        # Nothing depends on the digits that no step has set yet: any value serves.
+        state = jnp.zeros(())
+        for s in range(min(lag, self.length)):
+            unset = [d + p for d in self.digits for p in range(s + 1, places)]
+            steps = (_first_of(x, unset) for x in self._at(s))
+            state = functools.reduce(operator.add, steps, state)
+        state = self._full(state, range(min(lag, self.length)))
+        blocks, rest = divmod(max(self.length - lag, 0), places)
+
+        def block(state: Array, inputs: tuple[Any, Any]) -> tuple[Array, None]:
+            moving, number = inputs
+            for k in range(places):
+                steps = [m if c is None else c for m, c in zip(moving[k], still[k], strict=True)]
+                step = None if number is None else number * places + lag + k
+                state = self._move(state, steps, (lag + k) % places, reduce, step)
+            return state, None
+
+        if blocks:
+            still, moving = self._blocks(blocks)
+            number = jnp.arange(blocks) if reduce.is_numbered else None  # type: ignore[attr-defined]
+            state, _ = jax.lax.scan(block, state, (moving, number), blocks)
+        for s in range(self.length - rest, self.length):
+            state = self._move(state, self._at(s), s % places, reduce, s)
+        return reduce(state, [d + p for d in self.digits for p in range(places)], self.length)
+
+    def _move(
+        self,
+        state: Array,
+        steps: list[Array],
+        place: int,
+        reduce: Callable[..., Array],
+        number: Any,
+    ) -> Array:
+        """One step: the oldest digit is summed out, the step's own takes its place in the state."""
+        gone = [d + (place + 1) % self.places for d in self.digits]
+        before = [x for x in steps if any(x.shape[a] > 1 for a in gone)]
+        after = [x for x in steps if all(x.shape[a] == 1 for a in gone)]
+        joint = functools.reduce(operator.add, before, state)
+        left = jnp.expand_dims(reduce(joint, gone, number), gone)
+        left = functools.reduce(operator.add, after, left)
+        return self._full(left, [p for p in range(self.places) if p != (place + 1) % self.places])
+
+    def _full(self, state: Array, shown: Collection[int]) -> Array:
+        """A state with all axes, and the digits `shown`, at full size."""
+        shape = list(self.shape)
+        for d in self.digits:
+            for p in range(self.places):
+                shape[d + p] = self.shape[d + p] if p in shown else 1
+        return jnp.broadcast_to(state, shape)
+
+    def _by_places(self, factor: Factor, axis: int) -> Split:
+        """A factor by places, time in front, lanes opened into digits, of size 1 where a place sees nothing of them."""
+        array, places = factor.array, self.places
+        if not isinstance(array, Split):
+            array = jnp.moveaxis(array, axis, 0)
+            parts = [array if len(array) == 1 else array[r::places] for r in range(places)]
+            array = Split(parts, self.length)
         else:
-            shape.append(n)
-    length = steps.shape[0]
-    blocks, rest = divmod(length, lag + 1)
-    steps = steps.reshape(length, *shape)
+            array = jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), array)
+        lag = self.lag if factor.lag is None else factor.lag
 
-    def move(window: Array, step: Array, place: int, number: Any) -> Array:
-        gone = [a + place for a in first]
-        return step + jnp.expand_dims(reduce(window, gone, number), gone)
+        def opened(x: Array, place: int) -> Array:
+            shape = [x.shape[0]]
+            for a, n in enumerate(x.shape[1:]):
+                k = self.states.get(a)
+                shape += [n] if k is None else [1 if n == 1 else k] * places
+            unseen = {p for p in range(places) if (place - p) % places > lag}
+            return _first_of(x.reshape(shape), [1 + d + p for d in self.digits for p in unseen])
 
-    def block(window: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
-        step, number = inputs
-        for place in range(lag + 1):
-            window = move(window, step[place], place, number * (lag + 1) + place)
-        return window, None
+        parts = [opened(x, r) for r, x in enumerate(array.parts)]
+        first = None if array.first is None else opened(array.first, 0)
+        return Split(parts, self.length, first)
 
-    # Before the first step no digit means anything: all count alike, and together as one.
-    window = reduce.start * sum(math.log(n.num_states) for n in layouts) * (lag + 1)  # type: ignore[attr-defined]
-    window = jnp.full(shape, window, steps.dtype)
-    head = steps[: blocks * (lag + 1)].reshape(blocks, lag + 1, *shape)
-    if blocks:
-        window, _ = jax.lax.scan(block, window, (head, jnp.arange(blocks)))
-    for place in range(rest):
-        number = blocks * (lag + 1) + place
-        window = move(window, steps[number], place, number)
-    return reduce(window, [a + place for a in first for place in range(lag + 1)], length)
+    def _at(self, step: int) -> list[Array]:
+        """All factors at one step."""
+        found = []
+        for x in self.steps:
+            if step == 0 and x.first is not None:
+                found.append(x.first[0])
+                continue
+            part = x.parts[step % self.places]
+            at = step // self.places - (step % self.places == 0 and x.first is not None)
+            found.append(part[0 if len(part) == 1 else at])
+        return found
+
+    def _blocks(self, blocks: int) -> tuple[list[list[Any]], list[list[Any]]]:
+        """For each step of a block, the factors that are the same in all blocks (else None), and the others (else None)."""
+        still, moving = [], []
+        for k in range(self.places):
+            place = (self.lag + k) % self.places
+            parts = [
+                x.apart().parts[0] if place == 0 and self.lag else x.joined()[place]
+                for x in self.steps
+            ]
+            begin = 1 if 0 < place < self.lag else 0
+            still.append([x[0] if len(x) == 1 else None for x in parts])
+            moving.append([None if len(x) == 1 else x[begin : begin + blocks] for x in parts])
+        return still, moving
+
+
+def _first_of(x: Array, axes: Collection[int]) -> Array:
+    """The first element along axes, which keep size 1."""
+    return x[tuple(slice(0, 1) if a in axes else slice(None) for a in range(x.ndim))]
 
 
 class _reduction:
-    """Reduce axes of log-weights. `start` times log n makes n equal weights one."""
+    """Reduce axes of log-weights. `is_numbered`: it depends on the number of the step."""
 
     def __init__(self, kind: Kind, key: Array | None) -> None:
         self.kind, self.key = kind, key
-        self.start = 0.0 if kind == "max" else -1.0
+        self.is_numbered = kind == "sample"
 
     def __call__(self, x: Array, axes: Sequence[int], number: Any) -> Array:
         if self.kind == "sum":

@@ -17,12 +17,12 @@ from ._analyse import axis_order
 from ._engine import StrategySite
 from ._evaluate import Forced, Given, Windows
 from ._layout import Layout
-from ._same import Uniform
+from ._same import Lane, Uniform
 from ._weights import lane_values
 
 Array = jax.Array
 Level = tuple[int, int]
-Base = Callable[[Any, dict[int, Given]], list[Array]]
+Base = Callable[[Any, dict[int, Given]], list[Any]]
 
 
 class Sweep:
@@ -47,11 +47,14 @@ class Sweep:
             lane: layouts[lane].num_lanes if lane >= 0 else sizes[lane] for lane in self.lanes
         }
         self.values: dict[int, Given] = {}
+        self.numbers: dict[int, np.ndarray] = {}
         self.levels: dict[int, Any] = {}
 
     def enumerate(self, index: int) -> None:
         """Force a site to all its values, in its own lane."""
         site, layout = self.sites[index], self.layouts[index]
+        if self._is_number(index) and np.asarray(site.support).dtype.kind in "iub":
+            self.numbers[index] = np.asarray(site.support)
         if self._is_split(index):
             one = lane_values(site, layout, step=True)
             self.values[index] = Windows((one,) * (layout.lag + 1))
@@ -72,13 +75,13 @@ class Sweep:
         mask = None if given.mask is None else frozenset(self._opened(mask_lanes))
         self.levels[index] = Forced(frozenset(self._opened(lanes)), mask)  # type: ignore[arg-type]
 
-    def run(self, base: Base, key: Any = None, key_lanes: Sequence[int] = ()) -> list[Array]:
-        """`base(key, forced)` in every lane; outputs get the lane axes in front."""
+    def run(self, base: Base, key: Any = None, key_lanes: Sequence[int] = ()) -> list[Any]:
+        """`base(key, forced)` in every lane; outputs (or their parts) get the lane axes in front."""
         levels = self._opened(self.lanes)
         sizes = self._shape(self.lanes)
         by_key = self._opened(key_lanes)
 
-        def go(depth: int, key: Any, values: dict[int, Given]) -> list[Array]:
+        def go(depth: int, key: Any, values: dict[int, Given]) -> list[Any]:
             if depth == len(levels):
                 return base(key, {i: self._in_marker(i, v) for i, v in values.items()})
             level = levels[depth]
@@ -90,13 +93,17 @@ class Sweep:
             )(key, values)
 
         lanes = tuple(self.sizes[lane] for lane in self.lanes)
-        return [x.reshape(lanes + x.shape[len(levels) :]) for x in go(0, key, self.values)]
+        joined = lambda x: x.reshape(lanes + x.shape[len(levels) :])
+        return jax.tree.map(joined, go(0, key, self.values))
+
+    def _is_number(self, index: int) -> bool:
+        """Whether a lane (of a chain, a digit) is one number in all elements of the site."""
+        site = self.sites[index]
+        return np.ndim(site.support) == 1 and not self.layouts[index].joint and 0 not in site.sizes
 
     def _is_uniform(self, index: int) -> bool:
-        """Whether a lane is one number, in all rows of a plate outside of regions."""
-        site, layout = self.sites[index], self.layouts[index]
-        is_number = np.ndim(site.support) == 1
-        return is_number and bool(site.sizes) and not (site.regions or layout.joint)
+        """Whether a lane is one number outside of regions."""
+        return self._is_number(index) and not self.sites[index].regions
 
     def _is_split(self, lane: int) -> bool:
         """Whether the lane is a chain whose time is the outermost axis of its marker."""
@@ -119,13 +126,17 @@ class Sweep:
 
     def _in_marker(self, index: int, given: Given) -> Given:
         """From the outside order of a site's axes to the marker's."""
+        numbers = self.numbers.get(index)
         if isinstance(given, Uniform):
-            return given
+            return given if numbers is None else Uniform(given.value, Lane((index, 0), numbers))
         order = [int(a) for a in np.argsort(axis_order(self.sites[index]))]
         if isinstance(given, Windows):
             time = order[0]
             order = [a - (a > time) for a in order[1:]]
-            return Windows(tuple(_transposed(v, order) for v in given.values))
+            values = tuple(_transposed(v, order) for v in given.values)
+            if numbers is None:
+                return Windows(values)
+            return Windows(values, tuple(Lane((index, p), numbers) for p in range(len(values))))
         mask = None if given.mask is None else _transposed(given.mask, order)
         return Forced(_transposed(given.value, order), mask)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from ._analyse import Analysed
 from ._engine import StrategySite
 from ._layout import Layout, elimination
 from ._relation import Relation, Relations
+from ._unrolled import Split, by_parts, whole_at
 
 Array = jax.Array
 
@@ -64,60 +65,74 @@ def lane_values(site: StrategySite, layout: Layout, *, step: bool = False) -> Ar
     return jnp.broadcast_to(values, (values.shape[0], *sizes, *event))
 
 
-def windows(
-    probabilities: Array, chains: Sequence[tuple[int, Layout]], axis: int, lag: int
-) -> Array:
+def windows(probabilities: Any, chains: Sequence[tuple[int, Layout]], axis: int, lag: int) -> Any:
     """Probability of the window that each lane shows at each step, in the layout of `probabilities`.
 
     Args:
         probabilities: of each step's states given the window before, all chains' multiplied.
         chains: (lane axis, layout) of each chain.
-        axis: the time axis.
+        axis: the time axis, which lies behind all lanes.
         lag: memory of the chains.
     """
     if lag == 0:
         return probabilities
-    q = jnp.moveaxis(probabilities, axis, 0)
-    lanes = [
-        (a + 1 if a < axis else a, layout) for a, layout in chains
-    ]  # where they are behind the time axis
-    shape, newest = _with_digits(q.shape, lanes, lag)
-    steps, *behind = q.shape
-    blocks = -(-steps // (lag + 1))
-    q = jnp.pad(q, [(0, blocks * (lag + 1) - steps)] + [(0, 0)] * (q.ndim - 1), constant_values=1)
-    q = q.reshape(blocks, lag + 1, *shape[1:])
-    # Before the first step all windows count alike: nothing depends on them.
-    states = 1
-    for _, layout in lanes:
-        states *= layout.num_states
-    start = jnp.full(shape[1:], 1.0 / states ** (lag + 1), q.dtype)
-
-    def block(window: Array, q: Array) -> tuple[Array, list[Array]]:
-        shown = []
-        for place in range(lag + 1):
-            window = q[place] * window.sum([a + place for a in newest], keepdims=True)
-            shown.append(window)
-        return window, shown
-
-    shown = jnp.stack(jax.lax.scan(block, start, q)[1], axis=1)
-    shown = shown.reshape(blocks * (lag + 1), *behind)[:steps]
-    return jnp.moveaxis(shown, 0, axis)
-
-
-def _with_digits(
-    shape: tuple[int, ...], lanes: Sequence[tuple[int, Layout]], lag: int
-) -> tuple[tuple[int, ...], list[int]]:
-    """`shape` (time first) with every chain's lane axis opened into its digits; and where (without time) the first digits are."""
-    by_axis = dict(lanes)
-    out: list[int] = []
-    first: list[int] = []
-    for a, n in enumerate(shape):
+    places = lag + 1
+    if not isinstance(probabilities, Split):
+        length = probabilities.shape[axis]
+        missing = [
+            (0, max(places - length, 0) if a == axis else 0) for a in range(probabilities.ndim)
+        ]
+        q = jnp.pad(probabilities, missing, constant_values=1)
+        parts = [jax.lax.slice_in_dim(q, r, None, places, axis) for r in range(places)]
+        found = windows(Split(parts, q.shape[axis]), chains, axis, lag)
+        return jax.lax.slice_in_dim(whole_at(found, axis), 0, length, axis=axis)
+    num_states, shape, newest = 1, [], []
+    by_axis = dict(chains)
+    for a, n in enumerate(np.delete(probabilities.parts[0].shape, axis)):
         if a in by_axis:
-            first.append(len(out) - 1)
-            out += [by_axis[a].num_states] * (lag + 1)
+            num_states *= by_axis[a].num_states
+            newest.append(len(shape))
+            shape += [by_axis[a].num_states] * places
         else:
-            out.append(n)
-    return tuple(out), first
+            shape.append(int(n))
+    opened = lambda x: jnp.moveaxis(x, axis, 0).reshape(-1, *shape)
+    closed = lambda x: jnp.moveaxis(x.reshape(-1, *behind), 0, axis)
+    behind = np.delete(probabilities.parts[0].shape, axis)
+    return jax.tree.map(closed, _windows(jax.tree.map(opened, probabilities), newest, num_states))
+
+
+def _windows(q: Split, newest: list[int], num_states: int) -> Split:
+    """The same with time in front and lanes opened into digits, those of place 0 at the axes `newest` behind time."""
+    places, q = len(q.parts), q.apart()
+    assert q.first is not None
+
+    def move(before: Array, q: Array, place: int) -> Array:
+        """What is before the next step: the probability of the window without the oldest digit."""
+        oldest = [a + (place + 1) % places for a in newest]
+        return (q * before).sum(oldest, keepdims=True)
+
+    # Before the first step all windows count alike: nothing depends on them.
+    shape = [1 if a in newest else n for a, n in enumerate(q.first.shape[1:])]
+    start = jnp.full(shape, 1.0 / num_states ** (places - 1), q.first.dtype)
+    order = [*range(1, places), 0]
+    blocks, rest = divmod(q.length - 1, places)
+
+    def block(before: Array, moving: list[Any]) -> tuple[Array, list[Array]]:
+        shown = []
+        for place, x in zip(order, moving, strict=True):
+            shown.append(before)
+            before = move(before, q.parts[place][0] if x is None else x, place)
+        return before, shown
+
+    moving = [None if len(q.parts[r]) == 1 else q.parts[r][:blocks] for r in order]
+    before, shown = jax.lax.scan(block, move(start, q.first[0], 0), moving, blocks)
+    for k, place in enumerate(order[:rest]):
+        shown[k] = jnp.concatenate([shown[k], before[None]])
+        if k < rest - 1:
+            part = q.parts[place]
+            before = move(before, part[0 if len(part) == 1 else blocks], place)
+    parts = [q.parts[r] * shown[order.index(r)] for r in range(places)]
+    return Split(parts, q.length, q.first * start)
 
 
 def product(arrays: Sequence[Array]) -> Array:
@@ -125,17 +140,21 @@ def product(arrays: Sequence[Array]) -> Array:
     return functools.reduce(operator.mul, arrays)
 
 
-def spread(array: Array, lanes: Sequence[int], target: Sequence[int]) -> Array:
+def spread(array: Any, lanes: Sequence[int], target: Sequence[int]) -> Any:
     """Add the lanes of `target` that the array does not have, of size 1."""
-    return jnp.expand_dims(array, tuple(a for a, lane in enumerate(target) if lane not in lanes))
+    missing = tuple(a for a, lane in enumerate(target) if lane not in lanes)
+    return jax.tree.map(lambda x: jnp.expand_dims(x, missing), array)
 
 
 class _Factor(NamedTuple):
-    """Probabilities in the lanes of some sites, [replicates, lanes, extra lanes, axes]; `name` tells equal ones."""
+    """Probabilities in the lanes of some sites, [replicates, lanes, extra lanes, axes]; `name` tells equal ones.
+
+    They may be split along the first axis.
+    """
 
     name: Any
     lanes: frozenset[int]
-    array: Array
+    array: Any  # an array, or `Split`
 
 
 class LaneWeights:
@@ -153,16 +172,16 @@ class LaneWeights:
         program: Analysed,
         replicates: tuple[int, ...],
         extra: tuple[int, ...],
-        probabilities: dict[int, Array],
+        probabilities: Mapping[int, Array | Split],
     ) -> None:
         self.program, self.probabilities = program, probabilities
         self.replicates, self.extra = replicates, extra
         self.made: dict[Any, _Factor] = {}
 
-    def of(self, closed: Relations, keep: frozenset[int], num_axes: int) -> Array | None:
+    def of(self, closed: Relations, keep: frozenset[int], num_axes: int) -> Any:
         """Weights [replicates, kept lanes, extra lanes, axes (1 where equal)] of an array that relates to sites by `closed`.
 
-        None where there is no enumerated site.
+        They may be split along the first axis. None where there is no enumerated site.
         """
         program = self.program
         upstream: list[int] = sorted(i for i in closed if i in program.layouts)  # type: ignore[misc]
@@ -193,14 +212,20 @@ class LaneWeights:
             if i not in joint:
                 assert isinstance(link.axis, int)
                 target[i] = link.axis
+        if isinstance(array, Split) and target.get(0) != 0:
+            array = whole_at(array, first)
         name = (index, tuple(target.items()), num_axes)
-        if name not in self.made:
+
+        def placed(array: Array) -> Array:
             source = sorted(target, key=target.__getitem__)
             shape = list(array.shape[:first]) + [1] * num_axes
             for i in source:
                 shape[first + target[i]] = array.shape[first + i]
             axes = [*range(first), *(first + i for i in source), *(first + i for i in joint)]
-            self.made[name] = _Factor(name, lanes, jnp.transpose(array, axes).reshape(shape))
+            return jnp.transpose(array, axes).reshape(shape)
+
+        if name not in self.made:
+            self.made[name] = _Factor(name, lanes, jax.tree.map(placed, array))
         return self.made[name]
 
     def _chained(self, chains: list[int], factors: list[_Factor], axis: int) -> _Factor:
@@ -210,12 +235,17 @@ class LaneWeights:
         if name not in self.made:
             order = self._order(steps.lanes)
             met = [(order.index(i), self.program.layouts[i]) for i in chains]
-            shape = list(steps.array.shape)
-            for a, layout in met:
-                shape[a] = layout.num_lanes
-            array = windows(
-                jnp.broadcast_to(steps.array, shape), met, len(order) + axis, met[0][1].lag
-            )
+
+            def full(x: Array) -> Array:
+                shape = list(x.shape)
+                for a, layout in met:
+                    shape[a] = layout.num_lanes
+                return jnp.broadcast_to(x, shape)
+
+            array = steps.array
+            if isinstance(array, Split) and (axis, len(array.parts)) != (0, met[0][1].lag + 1):
+                array = whole_at(array, len(order))
+            array = windows(jax.tree.map(full, array), met, len(order) + axis, met[0][1].lag)
             self.made[name] = _Factor(name, steps.lanes, array)
         return self.made[name]
 
@@ -226,9 +256,12 @@ class LaneWeights:
         name = (frozenset(f.name for f in factors), summed)
         if name not in self.made:
             lanes = frozenset().union(*(f.lanes for f in factors))
-            array = product([self._spread(f, lanes) for f in factors])
+            order = self._order(lanes)
+            spreads = [self._spread(f, lanes) for f in factors]
+            array = by_parts(lambda *x: product(x), *spreads, axis=len(order))
             if summed is not None:
-                array = array.sum(self._order(lanes).index(summed))
+                at = order.index(summed)
+                array = jax.tree.map(lambda x: x.sum(at), array)
                 lanes -= {summed}
             self.made[name] = _Factor(name, lanes, array)
         return self.made[name]
@@ -236,5 +269,5 @@ class LaneWeights:
     def _order(self, lanes: Collection[int]) -> tuple[int, ...]:
         return self.replicates + tuple(sorted(lanes)) + self.extra
 
-    def _spread(self, factor: _Factor, lanes: Collection[int]) -> Array:
+    def _spread(self, factor: _Factor, lanes: Collection[int]) -> Array | Split:
         return spread(factor.array, self._order(factor.lanes), self._order(lanes))

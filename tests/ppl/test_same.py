@@ -57,4 +57,4 @@ def test_a_lookup_by_an_enumerated_site_costs_one_slice_a_lane():
     means = jnp.ones((4, 50))
     params = bound.init(jax.random.key(0), means)
     text = str(jax.make_jaxpr(bound.value_and_grad)(params, jax.random.key(0), means))
-    assert "gather" in text and "f32[4,1000,50] = gather" not in text
+    assert "gather" not in text  # the means themselves
