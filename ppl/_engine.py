@@ -332,6 +332,11 @@ def _as_mapping(strategies: Any) -> dict[str, Any]:
 
 def _support(base: dist.Distribution) -> np.ndarray:
     """The values of a finite support, as constants of the program being traced."""
+    if isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
+        return np.arange(2, dtype=jnp.result_type(int))
+    if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):  # nothing to compile
+        num_values = np.shape(jax.tree.leaves(base)[0])[-1]
+        return np.arange(num_values, dtype=jnp.result_type(int))
     with jax.ensure_compile_time_eval():
         return np.array(base.enumerate_support(expand=False))
 

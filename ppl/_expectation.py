@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -41,6 +42,7 @@ class Expectation:
         # Concrete (params, args) seen so far, at most one: under an outer jit the checks need some values to
         # try.
         self._examples = [] if examples is None else examples
+        self._values: Any = None
         self._demoted: dict[Any, dict[str, set[str]]] = {}
         self._compiled = eqx.filter_jit(self._estimate)
         self._compiled_value = eqx.filter_jit(self._surrogate)
@@ -48,7 +50,8 @@ class Expectation:
     def value(self, params: Any, key: Any, *args: Any) -> Array:
         """One estimate of L (scalar, the unit of `fn`). Its derivative under `jax.grad` is the estimator of `grad`."""
         params = as_arrays(params)
-        return self._compiled_value(params, typed_key(key), args, self._ready(params, args))
+        with self._shown(params, args):
+            return self._compiled_value(params, typed_key(key), args)
 
     def grad(self, params: Any, key: Any, *args: Any) -> Any:
         """One estimate of dL/dparams, a pytree like `params`."""
@@ -61,28 +64,30 @@ class Expectation:
     def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
         """Value, gradient and the next state of baselines; `state` None starts afresh."""
         params = as_arrays(params)
-        demoted = self._ready(params, args)
-        return self._compiled(params, state, typed_key(key), args, demoted)
+        with self._shown(params, args):
+            return self._compiled(params, state, typed_key(key), args)
 
     def init_state(self, params: Any, *args: Any) -> dict[str, Any]:
         """The initial state of baselines and control variates: site -> state."""
-        params = as_arrays(params)
-        return _fresh_state(self._analyse(params, args, self._ready(params, args)))
+        return _fresh_state(self.ready(params, *args))
 
     def plan(self, params: Any, *args: Any) -> Plan:
         """What each site will get, why, and what it costs; printing it shows a table. Runs every check."""
-        params = as_arrays(params)
-        return plan_of(self._analyse(params, args, self._ready(params, args)))
+        return plan_of(self.ready(params, *args))
 
-    def _surrogate(self, params: Any, key: Array, args: Any, demoted: Any) -> Array:
-        program = self._analyse(params, args, demoted, jax.random.key_impl(key))
+    def ready(self, params: Any, *args: Any) -> Analysed:
+        """The analysed program, with every check done."""
+        params = as_arrays(params)
+        with self._shown(params, args):
+            return self._checked(params, args)
+
+    def _surrogate(self, params: Any, key: Array, args: Any) -> Array:
+        program = self._checked(params, args, jax.random.key_impl(key))
         leaves = jax.tree.leaves(params)
         return Estimator(program, leaves, key, _fresh_state(program)).surrogate()[0]
 
-    def _estimate(
-        self, params: Any, state: Any, key: Array, args: Any, demoted: Any
-    ) -> tuple[Array, Any, Any]:
-        program = self._analyse(params, args, demoted, jax.random.key_impl(key))
+    def _estimate(self, params: Any, state: Any, key: Array, args: Any) -> tuple[Array, Any, Any]:
+        program = self._checked(params, args, jax.random.key_impl(key))
         leaves, tree = jax.tree.flatten(params)
         state = _fresh_state(program) if state is None else state
 
@@ -100,33 +105,42 @@ class Expectation:
             strategies=self.strategies, num_replicates=self.num_replicates, demoted=demoted,
         )  # fmt: skip
 
-    def _ready(self, params: Any, args: Any) -> dict[str, set[str]]:
-        """Run the checks once per shape; returns what `auto` has to avoid."""
+    @contextlib.contextmanager
+    def _shown(self, params: Any, args: Any) -> Iterator[None]:
+        """While this is open the checks may try these values, if they are known."""
         warn_of_wrong_fusions()
+        if is_concrete((params, args)):
+            self._values = (params, args)
+            if not self._examples:
+                self._examples.append(self._values)
+        try:
+            yield
+        finally:
+            self._values = None
+
+    def _checked(self, params: Any, args: Any, key_impl: Any = None) -> Analysed:
+        """The analysed program; checked once per shape, when it is also found what `auto` has to avoid."""
         signature = signature_of((params, args))
-        if signature not in self._demoted:
-            if not self._examples and is_concrete((params, args)):
-                self._examples.append((params, args))
-            demoted: dict[str, set[str]] = {}
-            while True:
-                try:
-                    self._check(params, args, demoted)
-                    break
-                except Unsuitable as error:
-                    if not self._is_automatic(error.site, demoted):
-                        raise
-                    demoted = self._demote(params, args, demoted, error.site)
-            self._demoted[signature] = demoted
-        return self._demoted[signature]
+        if signature in self._demoted:
+            return self._analyse(params, args, self._demoted[signature], key_impl)
+        demoted: dict[str, set[str]] = {}
+        while True:
+            try:
+                program = self._analyse(params, args, demoted, key_impl)
+                if self.check_jumps:
+                    self._check(program, params, args, demoted)
+                break
+            except Unsuitable as error:
+                if not self._is_automatic(error.site, demoted):
+                    raise
+                demoted = self._demote(demoted, error.site)
+        self._demoted[signature] = demoted
+        return program
 
-    def _check(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> None:
-        if not self.check_jumps and not self._has_automatic():
-            return  # the estimate's own analysis refuses the rest
-        program = self._analyse(params, args, demoted)
-        if not self.check_jumps:
-            return
-
-        example = self._examples[0] if self._examples else (None, None)
+    def _check(
+        self, program: Analysed, params: Any, args: Any, demoted: Mapping[str, set[str]]
+    ) -> None:
+        example = self._values or (self._examples[0] if self._examples else (None, None))
 
         def again(in_double: bool) -> tuple[Analysed, list[Any]]:
             known = [concrete_tree(t, e) for t, e in zip((params, args), example, strict=True)]
@@ -139,19 +153,13 @@ class Expectation:
 
         check_jumps(program, again)
 
-    def _has_automatic(self) -> bool:
-        strategies = self.strategies
-        return "auto" in (strategies.values() if isinstance(strategies, Mapping) else [strategies])
-
     def _is_automatic(self, site: str, demoted: Mapping[str, set[str]]) -> bool:
         from ._engine import Engine
 
         asked, _ = Engine(jax.random.key(0), self.strategies)._asked(site)
         return asked == "auto" and len(demoted.get(site, ())) < 4
 
-    def _demote(
-        self, params: Any, args: Any, demoted: dict[str, set[str]], site: str
-    ) -> dict[str, set[str]]:
+    def _demote(self, demoted: dict[str, set[str]], site: str) -> dict[str, set[str]]:
         for name in ("reparam", "enum", "mvd", "reinforce"):
             if name not in demoted.get(site, set()):
                 return demoted | {site: demoted.get(site, set()) | {name}}

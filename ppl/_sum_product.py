@@ -201,6 +201,7 @@ class _Chains:
     def __init__(
         self, factors: Sequence[Factor], chains: Sequence[tuple[int, Layout]], axis: int
     ) -> None:
+        self.factors = factors
         self.states = {a: layout.num_states for a, layout in chains}
         self.lag = chains[0][1].lag
         self.places = self.lag + 1
@@ -222,7 +223,15 @@ class _Chains:
             steps = (_first_of(x, unset) for x in self._at(s))
             state = functools.reduce(operator.add, steps, state)
         state = self._full(state, range(min(lag, self.length)))
-        blocks, rest = divmod(max(self.length - lag, 0), places)
+        state = self._loop(state, reduce) if self.length > lag else state
+        return reduce(state, [d + p for d in self.digits for p in range(places)], self.length)
+
+    def _loop(self, state: Array, reduce: Callable[..., Array]) -> Array:
+        """The steps after the first `lag`."""
+        if self._is_homogeneous():
+            return self._one_by_one(state, reduce)
+        lag, places = self.lag, self.places
+        blocks, rest = divmod(self.length - lag, places)
 
         def block(state: Array, inputs: tuple[Any, Any]) -> tuple[Array, None]:
             moving, number = inputs
@@ -238,7 +247,46 @@ class _Chains:
             state, _ = jax.lax.scan(block, state, (moving, number), blocks)
         for s in range(self.length - rest, self.length):
             state = self._move(state, self._at(s), s % places, reduce, s)
-        return reduce(state, [d + p for d in self.digits for p in range(places)], self.length)
+        return state
+
+    def _is_homogeneous(self) -> bool:
+        """Whether all that depends on the oldest state is the same at all steps."""
+        return self.lag > 0 and all(
+            max(map(len, x.apart().parts)) == 1 or f.lag is not None and f.lag < self.lag
+            for x, f in zip(self.steps, self.factors, strict=True)
+        )
+
+    def _one_by_one(self, state: Array, reduce: Callable[..., Array]) -> Array:
+        """A loop over single steps, with the digits of every step turned to those of place 0.
+
+        What is the same at all steps of each place is so at all steps then: places differ by the names of their digits only.
+        """
+        still, moving = [], []
+        for x in self.steps:
+            later = x.apart().parts
+            if max(map(len, later)) == 1:
+                still.append(later[0][0])
+                moving.append(None)
+            else:
+                turned = [self._turned(part, r, 1) for r, part in enumerate(x.joined())]
+                still.append(None)
+                moving.append(Split(turned, self.length).whole()[self.lag :])
+
+        def step(state: Array, inputs: tuple[Any, Any]) -> tuple[Array, None]:
+            moving, number = inputs
+            steps = [m if c is None else c for m, c in zip(moving, still, strict=True)]
+            return self._turned(self._move(state, steps, 0, reduce, number), 1), None
+
+        number = jnp.arange(self.lag, self.length) if reduce.is_numbered else None  # type: ignore[attr-defined]
+        return jax.lax.scan(step, self._turned(state, self.lag), (moving, number))[0]
+
+    def _turned(self, x: Array, place: int, offset: int = 0) -> Array:
+        """The digits of a step at a place, renamed to those of a step at place 0."""
+        order = list(range(x.ndim))
+        for d in self.digits:
+            for p in range(self.places):
+                order[offset + d + p] = offset + d + (p + place) % self.places
+        return jnp.transpose(x, order)
 
     def _move(
         self,

@@ -250,7 +250,7 @@ class _ParticleExpectation:
 
     def _check(self, params: Any, args: tuple[Any, ...]) -> None:
         """The checks of `ppl.expectation`, once per shape, on the one-particle objective."""
-        self._one_particle(params, args)._ready(params, args)
+        self._one_particle(params, args).ready(params, *args)
 
     def _one_particle(self, params: Any, args: tuple[Any, ...]) -> ppl.Expectation:
         signature = signature_of((params, args))
