@@ -335,8 +335,8 @@ def _support(base: dist.Distribution) -> np.ndarray:
     if isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
         return np.arange(2, dtype=jnp.result_type(int))
     if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):  # nothing to compile
-        num_values = np.shape(jax.tree.leaves(base)[0])[-1]
-        return np.arange(num_values, dtype=jnp.result_type(int))
+        weights = base.logits if isinstance(base, dist.CategoricalLogits) else base.probs
+        return np.arange(np.shape(weights)[-1], dtype=jnp.result_type(int))
     with jax.ensure_compile_time_eval():
         return np.array(base.enumerate_support(expand=False))
 

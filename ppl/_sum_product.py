@@ -250,10 +250,14 @@ class _Chains:
         return state
 
     def _is_homogeneous(self) -> bool:
-        """Whether all that depends on the oldest state is the same at all steps."""
-        return self.lag > 0 and all(
-            max(map(len, x.apart().parts)) == 1 or f.lag is not None and f.lag < self.lag
-            for x, f in zip(self.steps, self.factors, strict=True)
+        """Whether all that depends on the oldest state is the same at all steps; false where a place has too few to tell."""
+        return (
+            self.lag > 0
+            and self.length > 2 * self.places
+            and all(
+                max(map(len, x.apart().parts)) == 1 or f.lag is not None and f.lag < self.lag
+                for x, f in zip(self.steps, self.factors, strict=True)
+            )
         )
 
     def _one_by_one(self, state: Array, reduce: Callable[..., Array]) -> Array:
@@ -278,7 +282,8 @@ class _Chains:
             return self._turned(self._move(state, steps, 0, reduce, number), 1), None
 
         number = jnp.arange(self.lag, self.length) if reduce.is_numbered else None  # type: ignore[attr-defined]
-        return jax.lax.scan(step, self._turned(state, self.lag), (moving, number))[0]
+        start = self._turned(state, self.lag)
+        return jax.lax.scan(step, start, (moving, number), self.length - self.lag)[0]
 
     def _turned(self, x: Array, place: int, offset: int = 0) -> Array:
         """The digits of a step at a place, renamed to those of a step at place 0."""

@@ -103,7 +103,9 @@ def windows(probabilities: Any, chains: Sequence[tuple[int, Layout]], axis: int,
 
 def _windows(q: Split, newest: list[int], num_states: int) -> Split:
     """The same with time in front and lanes opened into digits, those of place 0 at the axes `newest` behind time."""
-    places, q = len(q.parts), q.apart()
+    # Both are read in many places, and XLA would rather compute them again in each.
+    keep = jax.lax.optimization_barrier
+    places, q = len(q.parts), keep(q.apart())
     assert q.first is not None
 
     def move(before: Array, q: Array, place: int) -> Array:
@@ -132,7 +134,7 @@ def _windows(q: Split, newest: list[int], num_states: int) -> Split:
             part = q.parts[place]
             before = move(before, part[0 if len(part) == 1 else blocks], place)
     parts = [q.parts[r] * shown[order.index(r)] for r in range(places)]
-    return Split(parts, q.length, q.first * start)
+    return keep(Split(parts, q.length, q.first * start))
 
 
 def product(arrays: Sequence[Array]) -> Array:

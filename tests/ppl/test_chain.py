@@ -453,7 +453,7 @@ def num_equations(jaxpr):
 
 
 def traced(expectation, params, *args):
-    run = lambda p, key, args: expectation._estimate(p, None, key, args, {})
+    run = lambda p, key, args: expectation._estimate(p, None, key, args)
     return jax.make_jaxpr(run)(params, KEY, args).jaxpr
 
 

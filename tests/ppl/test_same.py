@@ -9,7 +9,7 @@ import pytest
 from lapilli import inference, ppl
 from lapilli.ppl._evaluate import Forced, evaluate
 from lapilli.ppl._primitive import mark
-from lapilli.ppl._same import Uniform
+from lapilli.ppl._same import Lane, Uniform
 
 TABLE = jnp.arange(24.0).reshape(4, 2, 3)
 ROWS = jnp.arange(20.0).reshape(5, 4)
@@ -40,8 +40,35 @@ def test_one_number_serves_for_all_rows(name):
         np.testing.assert_array_equal(got, want)
 
 
-def test_a_lookup_by_an_enumerated_site_costs_one_slice_a_lane():
-    """Means of 50 numbers for each of 4 classes and 1,000 rows: no array of the traced gradient has 4 x 1,000 x 50 indices."""
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_numbers_that_are_known_serve_in_all_lanes(name):
+    k, numbers = jnp.zeros(5, int), np.arange(4)
+    closed = jax.make_jaxpr(lambda: LOOKUPS[name](mark(k, (), (), index=0)))()
+    want = [evaluate(closed, [], {0: Forced(jnp.full(5, value))})[0] for value in numbers]
+    in_lane = lambda value: evaluate(closed, [], {0: Uniform(value, Lane("k", numbers))})[0]
+    np.testing.assert_array_equal(jax.vmap(in_lane)(jnp.asarray(numbers)), np.stack(want))
+
+
+def test_rows_in_all_lanes_are_the_table_and_so_is_their_derivative():
+    """Under a second vmap too, over tables: weights are the derivative."""
+    weights, tables = jnp.arange(8.0).reshape(4, 2), jnp.ones((3, 4, 2))
+    closed = jax.make_jaxpr(lambda table: table[mark(jnp.zeros((), int), (), (), index=0)])(
+        tables[0]
+    )
+
+    def total(tables):
+        lane = Lane("k", np.arange(4))
+        rows = lambda table, k: evaluate(closed, [table], {0: Uniform(k, lane)})[0]
+        found = jax.vmap(lambda k: jax.vmap(rows, (0, None))(tables, k))(jnp.arange(4))
+        return (found * weights[:, None]).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(total))(tables))
+    assert "gather" not in text and "scatter" not in text
+    np.testing.assert_array_equal(jax.grad(total)(tables), jnp.stack([weights] * 3))
+
+
+def test_a_lookup_by_an_enumerated_site_is_the_table():
+    """Means of 50 numbers for each of 4 classes and 1,000 rows: nothing is gathered."""
     x = jnp.zeros((1000, 50))
 
     def model(means):
@@ -57,4 +84,4 @@ def test_a_lookup_by_an_enumerated_site_costs_one_slice_a_lane():
     means = jnp.ones((4, 50))
     params = bound.init(jax.random.key(0), means)
     text = str(jax.make_jaxpr(bound.value_and_grad)(params, jax.random.key(0), means))
-    assert "gather" not in text  # the means themselves
+    assert "gather" not in text and "scatter" not in text
