@@ -180,7 +180,7 @@ def run(size: str, methods, config: Config, key, out: Path) -> dict[str, xarray.
 
 
 def exact(size: str, config: Config) -> xarray.Dataset:
-    """The measures of exact draws, as many as the judge sees: by step, and at the end in "last"."""
+    """The measures of exact draws, as many as the judge sees; the last entry is that of the end."""
     env = gflownet.Sets.published(size)
     num_evaluations = config.steps[size] // config.evaluate_every
     num_batches = num_evaluations + config.final_batches
@@ -271,7 +271,12 @@ def main(arguments: list[str] | None = None) -> None:
     length.add_argument("--full", action="store_true", help="large sets, too")
     parser.add_argument("--sizes", nargs="*", choices=["twelve", *CEILING])
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--out", type=Path, default=Path("sets_output"))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("sets_output"),
+        help="results there are read, not run again",
+    )
     options = parser.parse_args(arguments)
     config = SMOKE if options.smoke else DEFAULT
     sizes = ["twelve", *CEILING][: 4 if options.full else 3]
