@@ -27,7 +27,7 @@ Expected (three seeds, 1,500 steps; exact draws are near all 20 modes, uniform s
 
 FL-DB comes near most modes, soonest, as claimed; that TB correlates best is not seen. In any order TB ends on one mode: a reverse
 KL of log 20 = 3.0 looks like success, and the forward KL says what is missing. No loss is close to the law at this length of
-training. Run time: some 5 minutes on 2 CPU cores.
+training. Run time: 11 minutes on 2 CPU cores that were busy otherwise.
 
     python examples/bits.py [--smoke] [--orders append any] [--out bits_output]
 """

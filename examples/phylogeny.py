@@ -12,7 +12,7 @@ of forward-looking flows is the claim of Pan et al. 2023, arXiv:2302.01687.
 
 Expected: the law spreads over 22 trees. In 3,000 steps of 16 trees TB, whose log Z starts at an estimate, comes to a total
 variation of 0.02 (split support within 0.01), FL-DB to 0.09 (0.04), DB to 0.66 (0.15): forward-looking flows are a large gain for
-local losses, and over six joins no match for TB. Run time: about 2 minutes on 2 CPU cores.
+local losses, and over six joins no match for TB. Run time: 3 minutes on 2 CPU cores that were busy otherwise.
 
     python examples/phylogeny.py [--smoke] [--out phylogeny_output]
 """

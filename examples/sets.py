@@ -33,7 +33,7 @@ to 0.02. Of the losses as published FL-DB is ahead where trajectories are long, 
 But TB started at an estimate of log Z beats all of them a hundredfold, and its P(i in x) cannot be told from those of exact
 draws: what held TB back was not credit but a log Z that is 44 nats off, to which policy and learned P_B then bend. By the paper's
 measure FL-DB and DB are ahead of exact draws on the large sets (0.13 and 0.12 against 0.007), since their policies are too sharp.
-Run time: about 6 minutes on 2 idle CPU cores, 10 with --full.
+Run time: 17 minutes on 2 CPU cores that were busy otherwise; 33 with --full.
 
     python examples/sets.py [--smoke | --full] [--sizes twelve small medium large] [--out sets_output]
 """
