@@ -16,13 +16,16 @@ Data: images of 28 x 28 pixels made from the 5,000 MNIST digits that ship with m
 no training image shows. Accuracy: the count of one draw of the guide against the truth, which training never sees.
 
 The count waits for 40% of the steps at 0.73 for one object more, and learns only then: before windows and patches mean anything
-a further object explains nothing. Two runs in which it learns at once show what this is for.
+a further object explains nothing, and a count that learns so early is content with one.
 
-Expected: held-out accuracy of 0.94 under enum, mvd and reinforce with its leave-one-out baseline, 0.8 to 0.85 without baseline.
-At once: 0.69 with the baseline (it finds one digit and never looks for the second), and chance, a third, without. Run time: about
-6 minutes on 2 CPU cores, half of it compilation.
+Expected: held-out accuracy of 0.94 under enum, mvd and reinforce with its leave-one-out baseline, 0.8 to 0.85 without baseline:
+it lags, but does not stall. It stalls where the count learns at once (`--wait 0`): at chance, a third, while enum and
+leave-one-out are both at 0.69 (one digit is found, the second never looked for, however exact the gradient). In between it is a
+matter of luck who gets past one digit: with `--wait 0.05` enum (0.95) and leave-one-out (0.90) do, mvd and no baseline
+(0.69) do not, and with `--seed 1` leave-one-out does not either. So no wait that was tried shows the paper's whole picture.
+Run time: about 4 minutes on 2 CPU cores, half of it compilation.
 
-    python examples/air.py [--smoke] [--full] [--seed 0] [--out air_output]
+    python examples/air.py [--smoke] [--full] [--wait 0.4] [--seed 0] [--out air_output]
 
 `--full` trains every estimator under every objective.
 """
@@ -50,8 +53,6 @@ ESTIMATORS = {
     "reinforce, no baseline": ppl.Reinforce(),
 }
 OBJECTIVES = ("ELBO", "IWELBO 2", "RWS 5")
-WAIT = 0.4  # share of the steps before the count begins to learn
-AT_ONCE = "ELBO, at once"
 PAPER = {"enum": 0.984, "mvd": 0.984, "reinforce, no baseline": 0.275}
 
 
@@ -85,7 +86,7 @@ class Gradient(NamedTuple):
 
 def make_objective(name: str, strategy: Any, programs: air.AIR) -> inference.Objective:
     """An objective of the table; wake-sleep holds all draws fixed and takes no strategy."""
-    if name in ("ELBO", AT_ONCE):
+    if name == "ELBO":
         return inference.elbo(*programs, strategies={"more_*": strategy})
     if name == "IWELBO 2":
         return inference.iwelbo(
@@ -111,9 +112,7 @@ def make_optimizer(num_steps: int, wait: int) -> dict[str, Any]:
     }
 
 
-def train(
-    objective: inference.Objective, scenes: Any, config: argparse.Namespace, wait: float = WAIT
-) -> Run:
+def train(objective: inference.Objective, scenes: Any, config: argparse.Namespace) -> Run:
     steps, accuracy, spent = [], [], []
     counts = counter(objective.guide, scenes.test)
     idle = 0.0
@@ -129,7 +128,7 @@ def train(
 
     fit = inference.fit(
         objective,
-        make_optimizer(config.steps, int(wait * config.steps)),
+        make_optimizer(config.steps, int(config.wait * config.steps)),
         (scenes.train,),
         num_steps=config.steps,
         subsample={"images": 64},
@@ -193,7 +192,7 @@ def ratio(a: list[float], b: list[float]) -> float:
     return float(np.median(np.array(a) / np.array(b)))
 
 
-def report(runs: dict, scenes: Any, gradients: dict, bounds: dict) -> str:
+def report(runs: dict, scenes: Any, gradients: dict, bounds: dict, wait: float) -> str:
     """Two tables."""
     chance = np.bincount(scenes.test_counts).max() / len(scenes.test_counts)
     lines = [
@@ -201,13 +200,13 @@ def report(runs: dict, scenes: Any, gradients: dict, bounds: dict) -> str:
         f"{'objective':<13} {'count under':<26} {'accuracy':>8} {'paper':>6} {'bound':>8} {'ms / step':>9}",
     ]
     for (objective, name), run in runs.items():
-        paper = PAPER.get(name) if objective.startswith("ELBO") else None
+        paper = PAPER.get(name) if objective == "ELBO" else None
         lines.append(
             f"{objective:<13} {name:<26} {run.accuracy[-1]:8.3f} {'' if paper is None else f'{paper:.3f}':>6} "
             f"{bounds[objective, name]:8.2f} {1e3 * run.seconds_per_step:9.2f}"
         )
     lines += [
-        f"bound: ELBO in nats per image. The count waits for {WAIT:.0%} of the steps, or learns at once.",
+        f"bound: ELBO in nats per image. The count waits for {wait:.0%} of the steps.",
         "The paper's accuracies are on its 60,000 training images of 50 x 50 pixels.",
         "",
         "One checkpoint of the first run, 64 images: gradient of the guide per image, and a training step",
@@ -233,17 +232,17 @@ def main(arguments: list[str] | None = None) -> dict[tuple[str, str], Run]:
     print(f"{len(scenes.train)} images with {np.bincount(scenes.train_counts)} of 0, 1, 2 digits")
     runs, bounds = {}, {}
     rows = grid() if config.full else [("ELBO", name) for name in ESTIMATORS]
-    for row in rows + [(AT_ONCE, name) for name in list(ESTIMATORS)[2:]]:
+    for row in rows:
         objective = make_objective(row[0], ESTIMATORS.get(row[1]), programs)
         if not runs:
             params = objective.init(jax.random.key(0), scenes.train[:64])
             print(objective.plan(params, scenes.train[:64]))
-        runs[row] = train(objective, scenes, config, 0.0 if row[0] == AT_ONCE else WAIT)
+        runs[row] = train(objective, scenes, config)
         bounds[row] = held_out_bound(runs[row], scenes)
         print(f"{': '.join(row)}: held-out accuracy {runs[row].accuracy[-1]:.3f}", flush=True)
     checkpoint = runs["ELBO", "enum"].fit.params
     gradients = compare(programs, checkpoint, scenes.train[:64], config.compared)
-    text = report(runs, scenes, gradients, bounds)
+    text = report(runs, scenes, gradients, bounds, config.wait)
     print(f"\n{text}\n")
     (config.out / "report.txt").write_text(text + "\n")
     inference.to_arviz(
@@ -268,6 +267,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="train under every objective")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="training steps of each run, at least 20")
+    parser.add_argument(
+        "--wait", type=float, default=0.4, help="share of the steps before the count learns"
+    )
     parser.add_argument("--out", type=Path, default=Path("air_output"))
     config = parser.parse_args(arguments)
     config.steps = config.steps or (100 if config.smoke else 3000)
@@ -276,6 +278,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     config.compared = 10 if config.smoke else 100
     if config.steps < 20:
         parser.error("--steps must be at least 20")
+    if not 0 <= config.wait < 1:
+        parser.error("--wait must lie in [0, 1)")
     return config
 
 

@@ -16,7 +16,7 @@ COLORS = {
     "(none)": "#999999",
 }
 BOXES = ("#56B4E9", "#E69F00", "#CC79A7")
-LINES = {"ELBO": "-", "ELBO, at once": (0, (1, 1)), "IWELBO 2": "--", "RWS 5": "-."}
+LINES = {"ELBO": "-", "IWELBO 2": "--", "RWS 5": "-."}
 plt.rcParams.update(
     {
         "figure.constrained_layout.use": True,
