@@ -22,7 +22,7 @@ Expected: held-out accuracy of 0.94 under enum, mvd and reinforce with its leave
 it lags, but does not stall. It stalls where the count learns at once (`--wait 0`): at chance, a third, while enum and
 leave-one-out are both at 0.69 (one digit is found, the second never looked for, however exact the gradient). In between it is a
 matter of luck who gets past one digit: with `--wait 0.05` enum (0.95) and leave-one-out (0.90) do, mvd and no baseline
-(0.69) do not, and with `--seed 1` leave-one-out does not either. So no wait that was tried shows the paper's whole picture.
+(0.69) do not, and with `--seed 1` not even enum does. So no wait that was tried shows the paper's whole picture.
 Run time: about 4 minutes on 2 CPU cores, half of it compilation.
 
     python examples/air.py [--smoke] [--full] [--wait 0.4] [--seed 0] [--out air_output]
