@@ -38,6 +38,7 @@ import numpyro.distributions as dist
 import optax
 import xarray
 from pv_rnn_machine import STATIONARY, interval, law_of_strings, strings
+from pv_rnn_predictors import ascend
 
 from lapilli import inference, ppl
 from lapilli.models import pv_rnn
@@ -176,16 +177,7 @@ def train(config: Config, x: jax.Array, keys: jax.Array, ws: jax.Array) -> tuple
         params["network"] = jax.tree.map(jnp.asarray, network)
         weighted = bound.with_site_weights(pv_rnn.site_weights(network, w, num_steps=length))
 
-        def step(carry: Any, t: jax.Array) -> Any:
-            params, state = carry
-            rows_key, key_t = jax.random.split(jax.random.fold_in(key, t))
-            rows = jax.random.choice(rows_key, num_rows, (config.batch_size,), replace=False)
-            value, grads = weighted.value_and_grad(params, key_t, x[rows], rows)
-            updates, state = optimizer.update(jax.tree.map(jnp.negative, grads), state, params)
-            return (optax.apply_updates(params, updates), state), value
-
-        start = (params, optimizer.init(params))
-        return jax.lax.scan(step, start, jnp.arange(config.num_steps))[0][0]
+        return ascend(weighted.value_and_grad, params, optimizer, config, x, key)[0]
 
     params = jax.block_until_ready(jax.jit(jax.vmap(one))(keys, ws))
     return params, pv_rnn.frozen(params, template)

@@ -1,4 +1,4 @@
-"""Recurrent networks learned on sequences, and how each predicts the steps to come (for pv_rnn_motions.py).
+"""Recurrent networks learned on sequences, and how each predicts the steps to come (for pv_rnn_motions.py, pv_rnn_patterns.py).
 
 A predictor gives, for a sequence [steps, channels] and a key, what K particles emit for x_{t+1} .. x_{t+H} once x_1 .. x_t are
 known: [steps, H, K, channels], where row t - 1 stands for t observations.
@@ -70,7 +70,10 @@ def ascend(
     x: Any,
     key: Any,
 ) -> Any:
-    """Parameters after all steps on minibatches of sequences; `value_and_grad(params, key, x, rows)`."""
+    """Parameters after `config.num_steps` steps on `config.batch_size` sequences each, and the value at the end.
+
+    `value_and_grad(params, key, x, rows)`.
+    """
 
     def step(carry: Any, t: jax.Array) -> Any:
         params, state = carry
