@@ -160,6 +160,7 @@ def test_maml_is_gradient_descent_on_the_support_and_its_orders_differ_in_the_gr
     assert not np.allclose(first_grads["loc"], slope, rtol=1e-2)
 
 
+@pytest.mark.slow  # two programs of nets that adapt are compiled
 def test_reptile_moves_the_start_to_the_adapted_weights():
     """Its gradient is the mean over episodes of theta_i - loc, theta_i trained on all labels; it predicts as MAML does."""
     episodes, network = regression(((3, 2), (2, 2))), mlp()
