@@ -15,11 +15,10 @@ until its log-likelihoods are more than 5 nats apart, which flatters both; here 
 mean absolute error, which cannot be flattered. A baseline is MADE (Germain et al. 2015), a masked network of the
 same width that knows one order only, trained for as many steps as the first stage.
 
-Expected: test likelihood far above independent pixels, errors of log-marginals of a nat or two. With `--mnist`, seed 0: -88.1 nats
-an image by five orders, -90.6 by one, MADE -115.2, independent pixels -206.4; one marginal 1,285 times as fast as the chain and
-5,053 times as the five orders; its error is 16 nats of a whole image, and in groups of redrawn copies it does not rank them as the
-ensemble does (Spearman -0.24): the copies are the model's own draws, and differ by less than the error. Run time: three minutes on
-2 CPU cores, with `--mnist` seven.
+Expected: test likelihood far above independent pixels, errors of log-marginals of a nat or two. With `--mnist`, seed 0:
+-88.1 nats an image by five orders, -90.6 by one, MADE -115.2, independent pixels -206.4. One marginal is 1,285 times as fast as
+the chain and 5,053 times as fast as the five orders, but off by 16 nats for a whole image, and in groups of redrawn copies it
+does not rank them as the ensemble does (Spearman -0.24). Run time: three minutes on 2 CPU cores, with `--mnist` seven.
 
     python examples/inpainting.py [--mnist] [--smoke] [--out inpainting_output]
 """
