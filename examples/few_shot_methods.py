@@ -1,8 +1,10 @@
 """Methods of few-shot regression, trained and measured alike (for sine_line.py and pose.py)."""
 
+import argparse
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -72,6 +74,19 @@ class Result(NamedTuple):
     predictions: list[niw_meta.Prediction]
     measures: dict[str, list[float]]
     seconds: float
+
+
+def arguments(description: str, name: str, given: list[str] | None) -> tuple[Config, bool, Path]:
+    """Sizes of the run, whether it is a small one, and the folder of its results, from the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--smoke", action="store_true", help="a small run that finishes in seconds")
+    parser.add_argument("--steps", type=int, default=Config().num_steps)
+    parser.add_argument("--seeds", type=int, default=Config().num_seeds)
+    parser.add_argument("--out", type=Path, default=Path(f"{name}_output"))
+    options = parser.parse_args(given)
+    options.out.mkdir(parents=True, exist_ok=True)
+    config = Config(num_steps=options.steps, num_seeds=options.seeds)
+    return SMOKE if options.smoke else config, options.smoke, options.out
 
 
 def methods(config: Config, task: Task) -> dict[str, Method]:
@@ -178,6 +193,13 @@ def report(results: dict[str, Result]) -> None:
         cells = [r.measures[measure] for r in results.values()]
         print(f"{measure:20}" + "".join(f"{np.mean(c):14.3f} +- {np.std(c):6.3f}" for c in cells))
     print(f"{'seconds':20}" + "".join(f"{r.seconds:24.0f}" for r in results.values()))
+
+
+def save_posterior(results: dict[str, Result], test: Any, path: Path) -> None:
+    """Draws of NIW-Meta's weights for eight test episodes, as netCDF."""
+    few = jax.tree.map(lambda leaf: leaf[:8], test)
+    fit = results["NIW-Meta"].fit.seed(0)
+    inference.to_arviz(fit, key=jax.random.key(2), num_samples=50, args=(few,), path=path)
 
 
 def costs(config: Config, task: Task, episodes: Any, num_inner: tuple[int, ...]) -> None:

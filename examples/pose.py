@@ -23,15 +23,12 @@ narrow. Run time: six minutes on 2 CPU cores, most of it NIW-Meta's.
     python examples/pose.py [--smoke] [--steps 5000] [--seeds 3] [--out pose_output]
 """
 
-import argparse
 from pathlib import Path
 
 import few_shot_methods as methods
-import jax
 import numpy as np
-from few_shot_methods import SMOKE, Config, Task
+from few_shot_methods import Task
 
-from lapilli import inference
 from lapilli.models import niw_meta
 
 NUM_POINTS, IMAGE_NOISE, NUM_QUERIES = 6, 0.05, 15
@@ -90,14 +87,7 @@ def draw(results: dict[str, methods.Result], test: niw_meta.Episodes, path: Path
 
 
 def main(arguments: list[str] | None = None) -> dict[str, methods.Result]:
-    parser = argparse.ArgumentParser(description="Few-shot regression of an azimuth.")
-    parser.add_argument("--smoke", action="store_true", help="a small run that finishes in seconds")
-    parser.add_argument("--steps", type=int, default=Config().num_steps)
-    parser.add_argument("--seeds", type=int, default=Config().num_seeds)
-    parser.add_argument("--out", type=Path, default=Path("pose_output"))
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    config = SMOKE if options.smoke else Config(num_steps=options.steps, num_seeds=options.seeds)
+    config, _, out = methods.arguments("Few-shot regression of an azimuth.", "pose", arguments)
     episodes, test = make_episodes(0, config.num_train), make_episodes(1, config.num_test)
 
     def error(mean: np.ndarray) -> dict[str, float]:
@@ -108,11 +98,8 @@ def main(arguments: list[str] | None = None) -> dict[str, methods.Result]:
 
     results = methods.run(config, TASK, episodes, test, error)
     methods.report(results)
-    draw(results, test, options.out / "pose.png")
-    few = jax.tree.map(lambda leaf: leaf[:8], test)
-    inference.to_arviz(
-        results["NIW-Meta"].fit.seed(0), key=jax.random.key(2), num_samples=50, args=(few,), path=options.out / "posterior.nc"
-    )  # fmt: skip
+    draw(results, test, out / "pose.png")
+    methods.save_posterior(results, test, out / "posterior.nc")
     return results
 
 

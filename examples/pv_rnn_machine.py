@@ -267,7 +267,7 @@ def run(config: Config, seed: int) -> xarray.Dataset:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean over seeds and half of its 95% t interval."""
+    """Mean of independent values (seeds, sequences) and half of its 95% t interval."""
     half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
     return float(values.mean()), float(half)
 

@@ -41,8 +41,8 @@ import numpy as np
 import pv_rnn_predictors as predictors
 import xarray
 from aeon.datasets import load_basic_motions
+from pv_rnn_machine import interval
 from pv_rnn_predictors import HORIZON, WARM_UP, Config, Lanes
-from scipy import stats
 
 from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import ErrorRegression, Network
@@ -140,12 +140,6 @@ def subset(lanes: Lanes, index: np.ndarray) -> Lanes:
     """Some of the lanes."""
     arrays = jax.tree.map(lambda a: a[index], lanes._replace(programs=None))
     return arrays._replace(programs=lanes.programs)
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean over test sequences and half of its 95% t interval."""
-    half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
-    return float(values.mean()), float(half)
 
 
 def report(data: xarray.Dataset) -> None:

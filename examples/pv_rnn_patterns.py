@@ -111,12 +111,9 @@ def hidden_markov(machine: np.ndarray, slip: float, scale: float) -> tuple[Any, 
     """The points of one drawing as a program whose chain is summed out, and the curve of each of its states."""
     moves, start, curve_of = chain(machine, slip)
     # A move that cannot be has log-probability -100: finite, so that the recursion needs no special case.
-    log = lambda p: jnp.log(jnp.maximum(jnp.asarray(p, float), np.exp(-100.0)))
-    logits, means = (
-        jnp.concatenate([log(start)[None], log(moves)]),
-        curves()[curve_of].reshape(-1, 2),
-    )
-    means = jnp.asarray(means, float)
+    probs = np.concatenate([start[None], moves])
+    logits = jnp.asarray(np.log(np.maximum(probs, np.exp(-100.0))), float)
+    means = jnp.asarray(curves()[curve_of].reshape(-1, 2), float)
 
     @ppl.model
     def points(x: jax.Array) -> None:

@@ -24,15 +24,10 @@ first-order MAML at five inner steps, twice as long at 80. Run time: three minut
     python examples/sine_line.py [--smoke] [--steps 5000] [--seeds 3] [--out sine_line_output]
 """
 
-import argparse
-from pathlib import Path
-
 import few_shot_methods as methods
-import jax
 import numpy as np
-from few_shot_methods import SMOKE, Config, Task
+from few_shot_methods import Task
 
-from lapilli import inference
 from lapilli.models import niw_meta
 
 NOISE = 0.3
@@ -100,25 +95,17 @@ def draw(results, test, truth, path):
 
 
 def main(arguments: list[str] | None = None):
-    parser = argparse.ArgumentParser(description="Few-shot regression of sines and lines.")
-    parser.add_argument("--smoke", action="store_true", help="a small run that finishes in seconds")
-    parser.add_argument("--steps", type=int, default=Config().num_steps)
-    parser.add_argument("--seeds", type=int, default=Config().num_seeds)
-    parser.add_argument("--out", type=Path, default=Path("sine_line_output"))
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    config = SMOKE if options.smoke else Config(num_steps=options.steps, num_seeds=options.seeds)
+    config, is_small, out = methods.arguments(
+        "Few-shot regression of sines and lines.", "sine_line", arguments
+    )
     episodes, _ = make_episodes(0, config.num_train)
     test, truth = make_episodes(1, config.num_test)
     error = lambda mean: {"squared error": float(np.mean((mean - truth) ** 2))}
     results = methods.run(config, TASK, episodes, test, error)
     methods.report(results)
-    methods.costs(config, TASK, episodes, (1, 5) if options.smoke else (1, 5, 20, 80))
-    draw(results, test, truth, options.out / "sine_line.png")
-    few = jax.tree.map(lambda leaf: leaf[:8], test)
-    inference.to_arviz(
-        results["NIW-Meta"].fit.seed(0), key=jax.random.key(2), num_samples=50, args=(few,), path=options.out / "posterior.nc"
-    )  # fmt: skip
+    methods.costs(config, TASK, episodes, (1, 5) if is_small else (1, 5, 20, 80))
+    draw(results, test, truth, out / "sine_line.png")
+    methods.save_posterior(results, test, out / "posterior.nc")
     return results
 
 

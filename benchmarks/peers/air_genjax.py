@@ -18,7 +18,7 @@ from genjax import adev
 from worker import Gradient, Make, serve
 
 # Its interpreter knows no custom_jvp, which those of jax.nn are made of.
-LIBRARY = air_nets.Library(
+BACKEND = air_nets.Backend(
     jnp,
     jax.lax.logistic,
     lambda x: jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x))),
@@ -29,7 +29,7 @@ normal = adev.multivariate_normal_diag_reparam
 
 def log_weight(params: Any, x: Any, flip: Any) -> Any:
     """Log-density ratio log p(x, z) - log q(z) at a draw z of the guide, for one image."""
-    nets = air_nets.Nets(LIBRARY, params)
+    nets = air_nets.Nets(BACKEND, params)
     log_prob = lambda z, loc, scale: air_nets.normal_log_prob(jnp, z, loc, scale)
     present, canvas, total = jnp.ones(()), jnp.zeros_like(x), 0.0
     embedded, state = nets.embed(x), jnp.zeros(air_nets.HIDDEN)

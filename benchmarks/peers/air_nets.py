@@ -27,7 +27,7 @@ SHAPES = {
 DECODER = ("write_1", "write_2")  # parameters of the model; the others are the guide's
 
 
-class Library(NamedTuple):
+class Backend(NamedTuple):
     """An array library: its module, and functions that have other names in each."""
 
     xp: Any
@@ -39,26 +39,26 @@ class Library(NamedTuple):
 class Nets(NamedTuple):
     """Networks over parameters: name -> {"weight": [in, out], "bias": [out]}."""
 
-    library: Library
+    backend: Backend
     params: Any
 
     def dense(self, name: str, x: Any) -> Any:
         return x @ self.params[name]["weight"] + self.params[name]["bias"]
 
     def silu(self, x: Any) -> Any:
-        return x * self.library.sigmoid(x)
+        return x * self.backend.sigmoid(x)
 
     def embed(self, x: Any) -> Any:
         return self.silu(self.dense("embed", x))
 
     def next_state(self, state: Any, embedded: Any, where: Any, what: Any) -> Any:
         """A gated recurrent unit."""
-        xp, n = self.library.xp, HIDDEN
+        xp, n = self.backend.xp, HIDDEN
         a = self.dense("cell_image", embedded)
         a = a + self.dense("cell_where", where) + self.dense("cell_what", what)
         b = self.dense("cell_state", state)
-        reset = self.library.sigmoid(a[..., :n] + b[..., :n])
-        update = self.library.sigmoid(a[..., n : 2 * n] + b[..., n : 2 * n])
+        reset = self.backend.sigmoid(a[..., :n] + b[..., :n])
+        update = self.backend.sigmoid(a[..., n : 2 * n] + b[..., n : 2 * n])
         new = xp.tanh(a[..., 2 * n :] + reset * b[..., 2 * n :])
         return (1 - update) * new + update * state
 
@@ -68,8 +68,8 @@ class Nets(NamedTuple):
         A draw without density still moves what follows, as far as a system can know, and so has a score in those that leave out
         only what provably has no effect; it has none in a parameter that its law does not see.
         """
-        probs = self.library.sigmoid(self.dense("count", state)[..., 0])
-        return self.library.xp.where(so_far, probs, 0.5)
+        probs = self.backend.sigmoid(self.dense("count", state)[..., 0])
+        return self.backend.xp.where(so_far, probs, 0.5)
 
     def where(self, state: Any) -> tuple[Any, Any]:
         return self.mean_and_scale(self.dense("attend", state), 3)
@@ -80,15 +80,15 @@ class Nets(NamedTuple):
         return self.mean_and_scale(out, WHAT)
 
     def mean_and_scale(self, out: Any, size: int) -> tuple[Any, Any]:
-        return out[..., :size], self.library.softplus(out[..., size:]) + 1e-3
+        return out[..., :size], self.backend.softplus(out[..., size:]) + 1e-3
 
     def patch(self, what: Any) -> Any:
         hidden = self.silu(self.dense("write_1", what))
-        return self.library.sigmoid(self.dense("write_2", hidden))
+        return self.backend.sigmoid(self.dense("write_2", hidden))
 
     def read(self, x: Any, where: Any) -> Any:
         """Pixels in the window, [..., CELLS^2], by linear interpolation."""
-        xp, offset = self.library.xp, (self.library.xp.arange(CELLS) + 0.5) / CELLS - 0.5
+        xp, offset = self.backend.xp, (self.backend.xp.arange(CELLS) + 0.5) / CELLS - 0.5
         side, centres = self.window(where)
         pixels = xp.arange(SIDE) + 0.5
         rows, columns = (
@@ -101,7 +101,7 @@ class Nets(NamedTuple):
 
     def write(self, patch: Any, where: Any) -> Any:
         """The patch at its place in an empty image, [..., SIDE^2]."""
-        xp = self.library.xp
+        xp = self.backend.xp
         side, centres = self.window(where)
         pixels, cells = xp.arange(SIDE) + 0.5, xp.arange(CELLS)
         rows, columns = (
@@ -117,12 +117,12 @@ class Nets(NamedTuple):
 
     def window(self, where: Any) -> tuple[Any, tuple[Any, Any]]:
         """Side, and row and column of the centre, in pixels."""
-        side = WINDOW * self.library.xp.exp(SPREAD * where[..., 0])
+        side = WINDOW * self.backend.xp.exp(SPREAD * where[..., 0])
         return side, tuple((0.5 + 0.2 * where[..., 1 + i]) * SIDE for i in (0, 1))
 
     def tent(self, distance: Any) -> Any:
         """Weights of linear interpolation."""
-        return self.library.relu(1 - self.library.xp.abs(distance))
+        return self.backend.relu(1 - self.backend.xp.abs(distance))
 
 
 def normal_log_prob(xp: Any, x: Any, loc: Any, scale: Any) -> Any:

@@ -16,12 +16,12 @@ from numpyro import handlers
 from numpyro.infer import RenyiELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from worker import Gradient, Make, serve
 
-LIBRARY = air_nets.Library(jnp, jax.nn.sigmoid, jax.nn.softplus, jax.nn.relu)
+BACKEND = air_nets.Backend(jnp, jax.nn.sigmoid, jax.nn.softplus, jax.nn.relu)
 ENUM = {"enumerate": "parallel"}  # for TraceEnum_ELBO
 
 
 def networks(names: Any, initial: Any) -> air_nets.Nets:
-    return air_nets.Nets(LIBRARY, {name: numpyro.param(name, initial[name]) for name in names})
+    return air_nets.Nets(BACKEND, {name: numpyro.param(name, initial[name]) for name in names})
 
 
 def one_more(t: int, so_far: Any, probs: Any, infer: dict | None = None) -> Any:

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from worker import Gradient, Make, serve
 
-LIBRARY = air_nets.Library(
+BACKEND = air_nets.Backend(
     torch, torch.sigmoid, torch.nn.functional.softplus, torch.nn.functional.relu
 )
 
@@ -35,7 +35,7 @@ def networks(names: Any, initial: Any) -> air_nets.Nets:
         name: {k: pyro.param(f"{name}.{k}", torch.tensor(a)) for k, a in initial[name].items()}
         for name in names
     }
-    return air_nets.Nets(LIBRARY, layers)
+    return air_nets.Nets(BACKEND, layers)
 
 
 def programs(initial: Any, infer: dict | None) -> tuple[Any, Any]:
