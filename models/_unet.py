@@ -43,9 +43,10 @@ class UNet(eqx.Module):
     """Image to image, given a condition vector: residual blocks at falling and rising resolution with skips between them.
 
     Args:
-        num_channels: channels of the image, in and out.
+        num_channels: channels of the image that goes in.
         widths: channels at each resolution; every further one halves height and width, which must be divisible.
         num_condition: length of the condition vector.
+        num_outputs: channels of the image that comes out, as many as go in by default.
         key: PRNG key of the initial values.
 
     The last layer starts at zero, so that the output does.
@@ -60,8 +61,15 @@ class UNet(eqx.Module):
     last: eqx.nn.Conv2d
 
     def __init__(
-        self, num_channels: int, widths: Sequence[int], num_condition: int, *, key: Array
+        self,
+        num_channels: int,
+        widths: Sequence[int],
+        num_condition: int,
+        *,
+        num_outputs: int | None = None,
+        key: Array,
     ) -> None:
+        num_outputs = num_channels if num_outputs is None else num_outputs
         keys = iter(jax.random.split(key, 2 * len(widths) + 3))
         self.first = eqx.nn.Conv2d(num_channels, widths[0], 3, padding=1, key=next(keys))
         inputs = [widths[0], *widths[:-1]]
@@ -74,12 +82,12 @@ class UNet(eqx.Module):
             ResidualBlock(2 * b, a, num_condition, key=next(keys))
             for a, b in zip(reversed(inputs), reversed(widths), strict=True)
         ]
-        last = eqx.nn.Conv2d(widths[0], num_channels, 3, padding=1, key=next(keys))
+        last = eqx.nn.Conv2d(widths[0], num_outputs, 3, padding=1, key=next(keys))
         self.last = jax.tree.map(jnp.zeros_like, last)
 
     def __call__(
         self, x: Float[Array, "channels height width"], condition: Float[Array, " condition"]
-    ) -> Float[Array, "channels height width"]:
+    ) -> Float[Array, "outputs height width"]:
         """One image."""
         hidden, skips = self.first(x), []
         for level, block in enumerate(self.down):

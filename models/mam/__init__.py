@@ -3,6 +3,7 @@
 from ._convolutions import ResidualCNN as ResidualCNN, residual_cnns as residual_cnns
 from ._distribution import Draw as Draw, MaM as MaM
 from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
+from ._images import MaskedUNet as MaskedUNet, unets as unets
 from ._made import MADE as MADE, autoregressive as autoregressive
 from ._marginal import Marginal as Marginal
 from ._networks import (
@@ -15,4 +16,5 @@ from ._objectives import any_order as any_order, distil as distil, energy as ene
 from ._orders import UniformOrder as UniformOrder
 from ._particles import Particle as Particle, feynman_kac as feynman_kac
 from ._persistent import ChainState as ChainState, PersistentObjective as PersistentObjective
+from ._sequences import MaskedTransformer as MaskedTransformer, transformers as transformers
 from ._tables import Tables as Tables, sampler_law as sampler_law

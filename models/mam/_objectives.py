@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -134,6 +134,8 @@ def energy(
     penalty: float = 4.0,
     block_size: int = 4,
     refresh_every: int | None = 200,
+    tempered: float = 0.0,
+    powers: tuple[float, float] = (-1.0, 1.0),
     explore: float = 0.0,
     log_z: float | None = None,
     floor: float = 1e-2,
@@ -153,9 +155,9 @@ def energy(
                 standard deviation of w up to O(1 / B). The gradient does not grow with w, so that the penalty's relative
                 weight falls as the fit improves.
     "plain"     E[w + log_z] with the gradient (w + log_z) grad l of the paper's equation 9 (nats, without a baseline). The
-                gradient of KL(exp(l) || p) only where the chains follow a normalised exp(l); elsewhere off by
-                (mean w + log_z) E[grad l], which leaves l badly normalised. Give log Z as `log_z` to keep that small; the
-                released code's constant is D log K.
+                gradient is unbiased for that of E[(w + log_z)^2] / 2 at the rows' law held fixed, which pulls l to
+                log f - log_z: badly normalised unless log_z is close to log Z. It is that of KL(exp(l) || p) only for an l that
+                is normalised whatever its parameters, and chains that follow it. The released code's constant is D log K.
 
     Args:
         networks: the pair to start from; `networks.with_params(fit.params)` is the trained one.
@@ -166,9 +168,13 @@ def energy(
         block_size: variables redrawn by one move, M.
         refresh_every: steps after which all chains are drawn anew along whole orders, D passes; None for never. Under
             `fit(num_seeds=)` these passes are made, and mostly thrown away, at every step.
+        tempered: share of chains that draw from the conditionals c^power, normalised anew, the powers spread evenly over
+            `powers`: for questions about states that the law itself seldom meets, and against lost modes. The spread and the
+            residuals are then those under the mixture of all rows.
+        powers: from the lowest to the highest. Near 0 chains wander freely, above 1 they seek what is most likely, below 0
+            what is least likely: order of the opposite kind.
         explore: share of rows replaced, in both terms, by independent values whose frequencies are themselves drawn uniformly
-            (Dirichlet), a different draw for each row: for questions about states that chains seldom meet, and against lost
-            modes. The spread is then that under the mixture.
+            (Dirichlet), a different draw for each row, with the same purpose.
         log_z: constant of "plain", nats; D log K by default.
         floor: smallest sensible standard deviation, nats; it keeps the step of "std" from becoming noise of unit size at the
             optimum.
@@ -176,9 +182,13 @@ def energy(
     Raises:
         ValueError: an impossible size or share, an unknown spread, a constant that the spread does not use.
 
+    Validity: the law of the rows shapes where the fit is good, not what its optimum is. With "variance" and "std", and with
+    "plain" at log_z = log Z, the optimum is l = log p and c its conditionals wherever the rows and parts of them have positive
+    probability, tempered and explored rows included.
+
     Reference: Liu, Ramadge and Adams 2024, arXiv:2310.12920, section 4.2, equation 9 (penalty 4, 512 chains, 4 variables a move).
     """
-    _check_energy(num_chains, spread, explore, log_z)
+    _check_energy(num_chains, spread, {"tempered": tempered, "explore": explore}, log_z)
     num_explored = round(explore * num_chains)
     anchor = networks.num_variables * math.log(networks.num_values) if log_z is None else log_z
 
@@ -193,7 +203,10 @@ def energy(
         ppl.factor("spread", -_spread(spread, gap, level, anchor, floor))
         ppl.factor("residuals", -penalty * _penalty(declared, order_key, tokens).mean())
 
-    chains = Chains(networks.with_params, lambda: num_chains, block_size, refresh_every)
+    # The last chains are tempered, the first ones replaced: the shares do not meet.
+    num_tempered = min(round(tempered * num_chains), num_chains - num_explored)
+    each = tuple(float(p) for p in np.linspace(*powers, num_tempered))
+    chains = Chains(networks.with_params, lambda: num_chains, block_size, refresh_every, each)
     return PersistentObjective(_log_density("min", "energy")(model), chains)
 
 
@@ -258,13 +271,18 @@ def _tokens(name: str, networks: Networks, x: Any) -> tuple[Array, Array]:
     return jnp.where(is_known[:, None], x, 0).astype(int) + 1, jnp.where(is_known, 0.0, jnp.nan)
 
 
-def _check_energy(num_chains: int, spread: str, explore: float, log_z: float | None) -> None:
+def _check_energy(
+    num_chains: int, spread: str, shares: Mapping[str, float], log_z: float | None
+) -> None:
     if spread not in _SPREADS:
         raise ValueError(f"energy: spread must be one of {_SPREADS}, got {spread!r}.")
     if not isinstance(num_chains, int) or num_chains < 2:
         raise ValueError(f"energy: num_chains must be an integer >= 2, got {num_chains!r}.")
-    if not 0 <= explore <= 1:
-        raise ValueError(f"energy: explore must lie in [0, 1], got {explore}.")
+    if min(shares.values()) < 0 or sum(shares.values()) > 1:
+        raise ValueError(
+            f"energy: {' and '.join(f'{name}={x}' for name, x in shares.items())} are shares of the rows; neither may be "
+            "negative, nor their sum exceed 1."
+        )
     if log_z is not None and spread != "plain":
         raise ValueError(
             f"energy: log_z={log_z} is for spread='plain'; {spread!r} does not depend on a constant. Leave it out."

@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from ... import ppl
 from ...inference import Objective
@@ -30,6 +31,27 @@ class ChainState(NamedTuple):
     baselines: Any
 
 
+class Tempered(Networks):
+    """Conditionals to a power, normalised anew; marginals as they are, which no longer belong to them."""
+
+    networks: Networks
+    power: Array
+    num_variables: int = eqx.field(static=True)
+    num_values: int = eqx.field(static=True)
+
+    def __init__(self, networks: Networks, power: Array) -> None:
+        self.networks, self.power = networks, power
+        self.num_variables, self.num_values = networks.num_variables, networks.num_values
+
+    def log_marginal(self, tokens: Int[Array, " variables"]) -> Float[Array, ""]:
+        return self.networks.log_marginal(tokens)
+
+    def log_conditionals(
+        self, tokens: Int[Array, " variables"]
+    ) -> Float[Array, "variables values"]:
+        return jax.nn.log_softmax(self.power * self.networks.log_conditionals(tokens))
+
+
 @dataclasses.dataclass(frozen=True)
 class Chains:
     """How the chains are run.
@@ -39,12 +61,15 @@ class Chains:
         count: from the objective's arguments to the number of chains.
         block_size: variables redrawn by one move.
         refresh_every: moves after which all chains are drawn anew along whole orders; None for never.
+        powers: one number for each of the last chains; they draw from the conditionals to that power, normalised anew. 1 is the
+            network's own law, 0 the uniform one, above 1 lies what is likely, below 0 what is unlikely.
     """
 
     networks: Callable[[Any], Networks]
     count: Callable[..., int]
     block_size: int
     refresh_every: int | None
+    powers: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("block_size", self.block_size), ("refresh_every", self.refresh_every)):
@@ -55,31 +80,36 @@ class Chains:
 
     def start(self, params: Any, key: Array, *args: Any) -> Array:
         """Independent draws along random orders."""
-        return self._draw(self.networks(params), key, self.count(*args))
+        return self._draw(self.networks(params), key, self._powers(self.count(*args)))
 
     def advance(self, params: Any, key: Array, tokens: Array, num_moves: Array) -> Array:
         """One move of every chain, or fresh draws when their time has come."""
-        networks = self.networks(params)
+        networks, powers = self.networks(params), self._powers(len(tokens))
         evidence = jnp.zeros(tokens.shape[1], tokens.dtype)
 
         def move(_: None) -> Array:
             keys = jax.random.split(key, len(tokens))
-            one = lambda key, row: _gibbs.move(networks, key, row, evidence, self.block_size)[0]
-            return jax.vmap(one)(keys, tokens)
+            one = lambda power, key, row: _gibbs.move(
+                Tempered(networks, power), key, row, evidence, self.block_size
+            )[0]
+            return jax.vmap(one)(powers, keys, tokens)
 
         if self.refresh_every is None:
             return move(None)
         is_due = (num_moves + 1) % self.refresh_every == 0
-        fresh = lambda _: self._draw(networks, key, len(tokens))
+        fresh = lambda _: self._draw(networks, key, powers)
         return jax.lax.cond(is_due, fresh, move, None)
 
+    def _powers(self, count: int) -> Array:
+        return jnp.array([*[1.0] * (count - len(self.powers)), *self.powers])
+
     @staticmethod
-    def _draw(networks: Networks, key: Array, count: int) -> Array:
+    def _draw(networks: Networks, key: Array, powers: Array) -> Array:
         order_key, draw_key = jax.random.split(key)
-        empty = jnp.zeros((count, networks.num_variables), int)
+        empty = jnp.zeros((len(powers), networks.num_variables), int)
         orders = random_orders(order_key, empty > 0)
-        one = lambda *row: _chain.generate(networks, *row)[0]
-        return jax.vmap(one)(jax.random.split(draw_key, count), empty, orders)
+        one = lambda power, *row: _chain.generate(Tempered(networks, power), *row)[0]
+        return jax.vmap(one)(powers, jax.random.split(draw_key, len(powers)), empty, orders)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,14 +1,18 @@
 """Networks of marginalization models: uniform at the start, anchored at nothing observed, convolutions that are convolutions."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _mam import odd_networks, rows
+from _mam import odd_networks, orders, rows
+from _slow import some_slow
 
 from lapilli.models import mam
 from lapilli.models.mam._convolutions import Conv3x3
+from lapilli.models.mam._tables import all_tokens
 
 
 def shaken(pair, seed=0):
@@ -18,25 +22,38 @@ def shaken(pair, seed=0):
     return jax.tree.map(move, pair)
 
 
+# On a grid of 2 x 2 sites with 2 values.
 MAKERS = {
-    "mlp": lambda key: mam.residual_mlps(12, 3, width=8, depth=2, key=key),
-    "cnn": lambda key: mam.residual_cnns((3, 4), 3, channels=4, depth=2, key=key),
+    "mlp": lambda key: mam.residual_mlps(4, 2, width=8, depth=2, key=key),
+    "cnn": lambda key: mam.residual_cnns((2, 2), 2, channels=4, depth=2, key=key),
+    "unet": lambda key: mam.unets((2, 2), 2, widths=(4, 8), key=key),
+    "transformer": lambda key: mam.transformers(4, 2, width=8, depth=1, num_heads=2, key=key),
 }
 
 
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_a_new_pair_is_uniform_and_nothing_observed_has_probability_one(make, key):
-    pair = make(key)
-    tokens = jax.random.randint(key, (12,), 0, 4)
-    uniform = -jnp.log(3.0)
-    np.testing.assert_allclose(pair.log_conditionals(tokens), np.full((12, 3), uniform), rtol=1e-6)
-    want = (tokens > 0).sum() * uniform
-    np.testing.assert_allclose(pair.log_marginal(tokens), want, rtol=1e-6)
-    moved = shaken(pair)
-    assert moved.log_marginal(jnp.zeros(12, int)) == 0
-    assert abs(moved.log_marginal(tokens) - want) > 1e-2
-    log_c = moved.log_conditionals(tokens)
-    np.testing.assert_allclose(jax.nn.logsumexp(log_c, 1), 0, atol=1e-5)
+@pytest.mark.parametrize("name", some_slow(MAKERS, "unet"))  # long compilations
+def test_on_a_tiny_lattice(name, key):
+    """Uniform at the start; away from it nothing observed has probability 1, and the 16 values of each of 24 orders sum to 1."""
+    tokens = all_tokens(4, 2)
+    size = (tokens > 0).sum(1)
+    pair = MAKERS[name](key)
+    look = lambda pair, row: (pair.log_marginal(row), pair.log_conditionals(row))
+    evaluate = eqx.filter_jit(lambda pair: jax.vmap(lambda row: look(pair, row))(tokens))
+
+    level, log_c = evaluate(pair)
+    np.testing.assert_allclose(level, -size * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(log_c, np.full((81, 4, 2), -np.log(2)), rtol=1e-6)
+
+    level, log_c = evaluate(shaken(pair))
+    assert abs(level[0]) < 1e-6 and np.ptp(level + size * np.log(2)) > 1e-2
+    log_c = np.reshape(log_c, (3,) * 4 + (4, 2))
+    log_p = np.zeros((24, 16))
+    for order, row in zip(orders(4), log_p, strict=True):
+        for (j, x), i in itertools.product(enumerate(rows(4, 2)), range(4)):
+            seen = np.where(np.isin(np.arange(4), order[:i]), x + 1, 0)
+            row[j] += log_c[(*seen, order[i], x[order[i]])]
+    np.testing.assert_allclose(np.exp(log_p).sum(1), 1, rtol=1e-5)
+    assert np.ptp(log_p, 0).max() > 1e-2
 
 
 @pytest.mark.parametrize("is_periodic", [False, True], ids=["bordered", "torus"])
@@ -91,6 +108,34 @@ def test_impossible_sizes_are_refused(key):
         mam.residual_mlps(3, 1, key=key)
     with pytest.raises(ValueError, match=r"residual_cnns: grid \(0, 4\), 2 values"):
         mam.residual_cnns((0, 4), 2, key=key)
+    with pytest.raises(ValueError, match=r"unets: grid \(4, 4\), 2 values, widths \(\)"):
+        mam.unets((4, 4), 2, widths=(), key=key)
+    with pytest.raises(ValueError, match="unets: a grid of 4 x 6 cannot be halved 2 times"):
+        mam.unets((4, 6), 2, widths=(4, 4, 4), key=key)
+    with pytest.raises(ValueError, match="transformers: .* width 6, depth 2, 4 heads"):
+        mam.transformers(3, 2, width=6, key=key)
+
+
+@pytest.mark.slow  # a long compilation
+def test_a_unet_knows_how_much_is_observed(key):
+    """Blind to the symbols it still counts them: equal outputs for equal counts only."""
+    network = shaken(mam.MaskedUNet((2, 2), 2, 1, is_summed=True, widths=(4,), key=key))
+    first = network.net.first
+    blind = eqx.tree_at(lambda n: n.net.first, network, jax.tree.map(jnp.zeros_like, first))
+    tokens = rows(4, 2)
+    level = np.asarray(jax.jit(jax.vmap(blind))(tokens))
+    by_count = [level[tokens.sum(1) == count] for count in range(5)]
+    assert max(np.ptp(same) for same in by_count) < 1e-5
+    assert np.diff(np.sort([same[0] for same in by_count])).min() > 1e-3
+
+
+def test_a_transformer_tells_positions_apart_and_reads_far_ones(key):
+    options = {"is_summed": False, "width": 8, "depth": 1, "num_heads": 2}
+    network = shaken(mam.MaskedTransformer(9, 2, 3, **options, key=key))
+    blank = jnp.zeros(9, int)
+    out, changed = jax.jit(jax.vmap(network))(jnp.stack([blank, blank.at[8].set(1)]))
+    assert out.shape == (9, 3) and np.ptp(out, 0).min() > 1e-3
+    assert jnp.abs(changed - out).max(1).min() > 1e-5
 
 
 def test_made_is_a_normalised_law_of_one_order(key):

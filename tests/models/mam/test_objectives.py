@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from _mam import joint, odd_networks, orders, rows
+from _slow import some_slow
 from scipy.special import comb
 
 from _stats import assert_unbiased
@@ -14,6 +15,7 @@ from lapilli import inference
 from lapilli.models import gflownet, mam
 from lapilli.models.ising import Ising
 from lapilli.models.mam import _chain
+from lapilli.models.mam._persistent import Chains, Tempered
 
 D, K = 3, 2
 X = rows(D, K)
@@ -186,6 +188,7 @@ class TestEnergy:
         assert all(np.isfinite(term["log_prob"]) for term in report.values())
         assert "spread" not in str(objective.plan(params))  # no latent site, no strategy
 
+    @pytest.mark.slow  # a long compilation
     def test_explored_rows_replace_chains(self, key):
         """With Dirichlet frequencies a row of 3 bits with s ones has probability 1 / (4 binomial(3, s))."""
         objective = mam.energy(
@@ -198,11 +201,64 @@ class TestEnergy:
         one = jax.jit(jax.vmap(lambda key: objective.value(params, key)))
         assert_unbiased(one(jax.random.split(key, 300)), exact / 2)
 
+    @pytest.mark.parametrize("spread", some_slow(["variance", "plain"], "variance"))
+    def test_what_a_spread_is_unbiased_for(self, spread, key):
+        """Two chains in all 64 states under a law that is not the model's: the mean gradient is that of a fixed law's spread."""
+        q = np.random.default_rng(4).dirichlet(np.ones(8))
+        objective = mam.energy(NETWORKS, log_f, num_chains=2, spread=spread, penalty=0.0)
+        params, every = objective.init(key), jnp.asarray(X + 1)
+        pairs = every[np.stack(np.indices((8, 8)), -1).reshape(-1, 2)]
+        step = lambda tokens: objective.inner.value_and_grad(params, key, tokens)[1]["marginal"]
+        grads = jax.jit(jax.vmap(step))(pairs)
+        mean = jax.tree.map(lambda g: jnp.tensordot(np.outer(q, q).ravel(), g, 1), grads)
+
+        def exact(marginal):
+            level = jax.vmap(NETWORKS.with_params({"marginal": marginal}).log_marginal)(every)
+            gap = level - jax.vmap(log_f)(jnp.asarray(X))
+            if spread == "plain":
+                return 0.5 * q @ (gap + D * np.log(K)) ** 2
+            return 0.5 * q @ (gap - q @ gap) ** 2
+
+        self.assert_close(mean, jax.jit(jax.grad(exact))(params["marginal"]))
+
+    def test_chains_start_anew_when_their_time_has_come(self, key):
+        """Every third move is a draw along a whole order; the others change two variables at most."""
+        chains = Chains(lambda _: NETWORKS, lambda: 40_000, 2, 3)
+        stuck = jnp.ones((40_000, D), int)
+        move = jax.jit(lambda number: chains.advance({}, key, stuck, number))
+        for number in (0, 1, 3):
+            assert ((move(number) != stuck).sum(1) <= 2).all()
+        law = np.exp(mam.sampler_law(NETWORKS)[1:, 1:, 1:]).ravel()
+        assert_unbiased((move(2)[:, None] - 1 == X).all(-1), law)
+
+    def test_tempered_chains_are_those_of_conditionals_to_a_power(self, key):
+        """Fresh chains of three powers against the law of sampling with c^power; 8 states each, |z| < 4.5."""
+        powers = (-2.0, 0.5, 3.0)
+        chains = Chains(lambda _: NETWORKS, lambda: 5, 2, None, powers)
+        start = jax.jit(jax.vmap(lambda key: chains.start({}, key)))
+        tokens = start(jax.random.split(key, 10_000))
+        for row, power in zip(range(5), (1.0, 1.0, *powers), strict=True):
+            law = mam.sampler_law(Tempered(NETWORKS, jnp.asarray(power)))[1:, 1:, 1:]
+            assert_unbiased((tokens[:, row, None] - 1 == X).all(-1), np.exp(law).ravel())
+
+    def test_tempered_moves_keep_their_law_on_exact_tables(self, key):
+        """One variable a move: c^power with all others given is the conditional of p^power, which stays invariant."""
+        tables, power = mam.Tables(LOG_F), 2.0
+        log_p = np.asarray(power * LOG_F).ravel()
+        p = np.exp(log_p - np.logaddexp.reduce(log_p))
+        start = np.random.default_rng(0).choice(8, 40_000, p=p)
+        chains = Chains(lambda _: tables, lambda: 40_000, 1, None, (power,) * 40_000)
+        tokens = jax.jit(chains.advance)({}, key, jnp.asarray(X[start] + 1), 0)
+        assert (tokens - 1 != X[start]).any()
+        assert_unbiased((tokens[:, None] - 1 == X).all(-1), p)
+
     def test_impossible_options_are_refused(self):
         for options, text in [
             ({"spread": "kl"}, "spread must be one of.*'kl'"),
             ({"num_chains": 1}, "num_chains must be an integer >= 2, got 1"),
-            ({"explore": 2.0}, "explore must lie"),
+            ({"explore": 2.0}, "explore=2.0 are shares of the rows"),
+            ({"tempered": 0.6, "explore": 0.5}, "tempered=0.6 and explore=0.5 are shares"),
+            ({"tempered": -0.1}, "tempered=-0.1"),
             ({"log_z": 1.0}, "log_z=1.0 is for spread='plain'"),
             ({"block_size": 0}, "block_size must be an integer >= 1"),
             ({"refresh_every": 0}, "refresh_every must be an integer >= 1"),

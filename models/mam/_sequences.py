@@ -1,0 +1,115 @@
+"""Transformers over positions: every variable attends to all others, near or far, observed or not."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._transformer import Block
+from ._networks import Pair
+
+
+class MaskedTransformer(eqx.Module):
+    """Embedded symbols plus positions, transformer blocks, a linear map at each position; zero at the start.
+
+    Symbol 0 is the mask token: the place of a variable that is not observed, which gathers what the others say about it.
+    Attention goes in both directions.
+
+    Args:
+        num_variables: D, the number of positions.
+        num_values: K; K + 1 symbols are embedded.
+        num_outputs: numbers for each position.
+        is_summed: whether the outputs are summed over all positions.
+        width: features of a position.
+        depth: number of blocks.
+        num_heads: heads of the attention, a divisor of the width.
+        key: PRNG key of the initial values.
+    """
+
+    symbols: eqx.nn.Embedding
+    positions: Array
+    blocks: tuple[Block, ...]
+    norm: eqx.nn.LayerNorm
+    last: eqx.nn.Linear
+    is_summed: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        num_variables: int,
+        num_values: int,
+        num_outputs: int,
+        *,
+        is_summed: bool,
+        width: int,
+        depth: int,
+        num_heads: int,
+        key: Array,
+    ) -> None:
+        symbol_key, last_key, *keys = jax.random.split(key, depth + 2)
+        self.is_summed = is_summed
+        self.symbols = eqx.nn.Embedding(num_values + 1, width, key=symbol_key)
+        self.positions = _waves(num_variables, width)
+        self.blocks = tuple(Block(width, num_heads, is_causal=False, key=k) for k in keys)
+        self.norm = eqx.nn.LayerNorm(width)
+        self.last = jax.tree.map(jnp.zeros_like, eqx.nn.Linear(width, num_outputs, key=last_key))
+
+    def __call__(self, tokens: Int[Array, " positions"]) -> Float[Array, ...]:
+        """Outputs [positions, num_outputs], or their sum over positions and outputs."""
+        hidden = jax.vmap(self.symbols)(tokens) + self.positions
+        everywhere = jnp.ones(len(tokens), bool)
+        for block in self.blocks:
+            hidden = block(hidden, everywhere)
+        out = jax.vmap(self.last)(jax.vmap(self.norm)(hidden))
+        return out.sum() if self.is_summed else out
+
+
+def _waves(count: int, width: int) -> Float[Array, "positions width"]:
+    """Sines and cosines of the position, wave lengths from 2 pi to 10,000 times that; where learned positions start."""
+    frequency = 1e4 ** -jnp.linspace(0.0, 1.0, (width + 1) // 2)
+    angles = jnp.arange(count)[:, None] * frequency
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], 1)[:, :width]
+
+
+def transformers(
+    num_variables: int,
+    num_values: int,
+    *,
+    width: int = 64,
+    depth: int = 2,
+    num_heads: int = 4,
+    key: Array,
+) -> Pair:
+    """A `Pair` of two separate transformers, uniform at the start.
+
+    Args:
+        num_variables: D.
+        num_values: K.
+        width: features of a position.
+        depth: blocks of each network, at least 1.
+        num_heads: heads of the attention, a divisor of the width.
+        key: PRNG key of the initial values.
+
+    Raises:
+        ValueError: a size is not positive, the heads do not divide the width, or there are fewer than two values.
+
+    Reference: Liu, Ramadge and Adams 2024, arXiv:2310.12920, section 6 (12 blocks of width 768, 12 heads; the marginal network
+    is a head on the frozen features of the conditional one).
+    """
+    if min(num_variables, width, depth, num_heads) < 1 or num_values < 2 or width % num_heads:
+        raise ValueError(
+            f"transformers: {num_variables} variables, {num_values} values, width {width}, depth {depth}, {num_heads} heads; "
+            "needs at least one variable, two values, one feature and one block, and heads that divide the width."
+        )
+    options = {"width": width, "depth": depth, "num_heads": num_heads}
+    of = (num_variables, num_values)
+    marginal_key, conditional_key = jax.random.split(key)
+    return Pair(
+        marginal=MaskedTransformer(*of, 1, is_summed=True, key=marginal_key, **options),
+        conditional=MaskedTransformer(
+            *of, num_values, is_summed=False, key=conditional_key, **options
+        ),
+        num_variables=num_variables,
+        num_values=num_values,
+    )
