@@ -5,7 +5,7 @@ q(phi) prod_i N(x_i; m_i, V_i). In each run of it, for all rows at once:
 
 1. read: the loss l_i(x) of each row, minus the log-probs of the sites that x moves, from the model (`_local_model.py`).
 2. inner: an inner program goes from the prior's mean towards the mode of exp(-l_i) times the prior (`_inner.py`).
-3. expand: l_i(x) = c - b_i'x + x'A_i x / 2 around the point reached, with the chosen curvature.
+3. expand: l_i(x) = c - b_i'x + x'A_i x / 2 at the point reached, with the chosen curvature.
 4. site: V_i = (A_i + P)^-1, m_i = V_i (b_i + P m_0), where N(m_0, P^-1) is the prior (`_local_site.py`).
 
 The result is an ordinary guide. Whatever 1 to 4 do, it has an exact density, so every bound stays a bound.
@@ -33,7 +33,7 @@ from ..objectives._analytic_kl import Laws
 from ..objectives._detached import refuse_estimated
 from ._inner import SGLD, Inner, InnerProblem, InnerResult, Newton
 from ._local_model import LocalModel, law_at, normal_prior, read
-from ._local_site import NormalPrior, Potential, expand, posterior
+from ._local_site import NormalPrior, Potential, posterior
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
@@ -156,30 +156,31 @@ def _potential(
     """Inner program, then expansion."""
 
     def at(x: Array) -> Potential:
-        found = _curvature(local, x, curvature)
-        if found.diagonal is not None:
-            found = found._replace(diagonal=jnp.clip(found.diagonal, 0.0, limit))
-        return expand(local.gradient(x), x, found)
+        found = _expansion(local, x, curvature)
+        if found.diagonal is None:
+            return found
+        return found._replace(diagonal=jnp.clip(found.diagonal, 0.0, limit))
 
     result: InnerResult = inner.run(InnerProblem(prior, local.gradient, at), key)
     if curvature != "sgld_variance":
         return at(result.point)
     assert result.variance is not None and prior.scale is not None  # checked before
-    # The draws have precision A + P and mean m = (A + P)^-1 (b + P m_0).
+    # The draws have precision A + P, and their mean is where the gradient of loss and prior is zero.
     diagonal = jnp.clip(1 / result.variance - 1 / prior.scale**2, 0.0, limit)
-    linear = diagonal * result.point + prior.precision_times(result.point - prior.loc)
-    return Potential(linear, diagonal=diagonal)
+    slope = -prior.precision_times(result.point - prior.loc)
+    return Potential(result.point, slope, diagonal=diagonal)
 
 
-def _curvature(local: LocalModel, x: Array, curvature: str) -> Potential:
+def _expansion(local: LocalModel, x: Array, curvature: str) -> Potential:
+    slope = local.gradient(x)
     if curvature == "hessian":
-        return Potential(x, matrix=local.hessian(x))
+        return Potential(x, slope, matrix=local.hessian(x))
     factor = local.factor(x)
     if curvature == "low_rank_gauss_newton":
-        return Potential(x, factor=factor)
+        return Potential(x, slope, factor=factor)
     if curvature == "gauss_newton":
-        return Potential(x, matrix=factor.mT @ factor)
-    return Potential(x, diagonal=(factor**2).sum(-2))
+        return Potential(x, slope, matrix=factor.mT @ factor)
+    return Potential(x, slope, diagonal=(factor**2).sum(-2))
 
 
 def _run_guide(guide: ppl.Program | None, args: tuple) -> tuple[dict[str, Array], Laws]:

@@ -1,8 +1,8 @@
 """The law of a local site given a normal prior and a quadratic potential: what conjugacy gives in closed form.
 
-Terms: prior N(loc, P^-1), P diagonal or dense; potential l(x) = c - b'x + x'A x / 2, in natural form so that A may be singular, A
-one of diagonal, dense, or U'U. Output: the normal law of density proportional to prior x exp(-l), precision P + A, mean
-loc + (P + A)^-1 (b - A loc).
+Terms: prior N(loc, P^-1), P diagonal or dense; potential l(x) = c + g'(x - z) + (x - z)'A (x - z) / 2, an expansion at z, where A
+may be singular, and is one of diagonal, dense, or U'U. Output: the normal law of density proportional to prior x exp(-l),
+precision P + A, mean loc + (P + A)^-1 (A (z - loc) - g).
 """
 
 from __future__ import annotations
@@ -49,49 +49,42 @@ class NormalPrior(NamedTuple):
 
 
 class Potential(NamedTuple):
-    """c - b'x + x'A x / 2 with A = diag(diagonal), matrix, or factor' factor: one of the three is given.
+    """c + g'(x - z) + (x - z)'A (x - z) / 2 with A = diag(diagonal), matrix, or factor' factor: one of the three is given.
 
     Attributes:
-        linear: b, [*batch, d].
+        at: z, where the potential is expanded, [*batch, d].
+        slope: g, its gradient there, [*batch, d].
         diagonal: [*batch, d], or None.
         matrix: [*batch, d, d], or None.
         factor: [*batch, m, d], or None.
     """
 
-    linear: Array
+    at: Array
+    slope: Array
     diagonal: Array | None = None
     matrix: Array | None = None
     factor: Array | None = None
 
-    def times(self, x: Array) -> Array:
-        """A x."""
-        if self.diagonal is not None:
-            return self.diagonal * x
-        if self.matrix is not None:
-            return (self.matrix @ x[..., None])[..., 0]
-        assert self.factor is not None
-        return (self.factor.mT @ (self.factor @ x[..., None]))[..., 0]
-
-
-def expand(gradient: Array, at: Array, curvature: Potential) -> Potential:
-    """The potential with curvature A whose gradient at `at` is `gradient`: b = A at - gradient."""
-    return curvature._replace(linear=curvature.times(at) - gradient)
-
 
 def posterior(prior: NormalPrior, potential: Potential) -> dist.Distribution:
     """The normal law of a vector proportional to prior x exp(-potential); event shape (d,)."""
-    shift = potential.linear - potential.times(prior.loc)
+    offset, slope = potential.at - prior.loc, potential.slope
     if potential.matrix is None and prior.scale is not None:
         if potential.diagonal is not None:
             precision = 1 / prior.scale**2 + potential.diagonal
+            shift = potential.diagonal * offset - slope
             return dist.Normal(prior.loc + shift / precision, precision**-0.5).to_event(1)
         assert potential.factor is not None
         law = PrecisionFactorNormal(prior.loc, prior.scale, potential.factor)
-        # The factor's Cholesky does not depend on loc.
-        law.loc = prior.loc + law.covariance_times(shift)
+        # Through G = 1 + U S U', which does not depend on loc: (P + U'U)^-1 (U'U offset - g) = -S g + S U' G^-1 U (offset + S g).
+        step = law.scale**2 * slope
+        seen = (potential.factor @ (potential.at - law.loc + step)[..., None])[..., 0]
+        law.loc = law.loc - step + law.spread(seen)
         return law
-    precision = prior.precision() + _matrix(potential)
+    matrix = _matrix(potential)
+    precision = prior.precision() + matrix
     root = jnp.linalg.cholesky(precision)
+    shift = (matrix @ offset[..., None])[..., 0] - slope
     loc = prior.loc + cho_solve((root, True), shift[..., None])[..., 0]
     return dist.MultivariateNormal(loc, precision_matrix=precision)
 

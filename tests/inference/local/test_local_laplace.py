@@ -62,7 +62,10 @@ def slope_site(law):
     normal, _ = law.expected_conditional()
     prior = NormalPrior(jnp.full((4, 1), normal.loc), jnp.full((4, 1), normal.scale), None)
     q = posterior(
-        prior, Potential((X * Y).sum(-1, keepdims=True) / 0.25, (X**2).sum(-1)[:, None] / 0.25)
+        prior,
+        Potential(
+            np.zeros((4, 1)), -(X * Y).sum(-1, keepdims=True) / 0.25, (X**2).sum(-1)[:, None] / 0.25
+        ),
     )
     return dist.Normal(q.mean[:, 0], jnp.sqrt(q.variance[:, 0]))
 
@@ -244,7 +247,7 @@ def test_closed_form_site_minimises_the_expected_loss_plus_divergence():
 
     @jax.jit
     def numbers():
-        q = posterior(prior, Potential(b, matrix=A))
+        q = posterior(prior, Potential(np.zeros(3), -b, matrix=A))
         value, slope = jax.value_and_grad(objective, (0, 1))(q.mean, q.scale_tril[tril])
         mbar = jnp.linalg.solve(A, b)
         between = dist.MultivariateNormal(prior.loc, jnp.linalg.inv(A) + jnp.linalg.inv(P))
@@ -308,11 +311,11 @@ def test_precision_factor_normal_is_the_dense_law():
             law.variance,
             kl_divergence(law, target),
             law.entropy(),
-            law.covariance_times(value),
+            law.trace_times(value),
         )
         two = (
             dense.log_prob(value), dense.variance, kl_divergence(dense, wide), dense.entropy(),
-            dense.covariance_matrix @ value,
+            jnp.diag(dense.covariance_matrix) @ value,
         )  # fmt: skip
         return one, two, law.sample(key, (20_000,)), dense.covariance_matrix
 
@@ -412,9 +415,7 @@ def test_gauss_newton_iterations_reach_the_mode():
         prior = NormalPrior(jnp.zeros((2, 3)), jnp.ones((2, 3)), None)
 
         def at(x):
-            factor = local.factor(x)
-            b = (factor.mT @ (factor @ x[..., None]))[..., 0] - local.gradient(x)
-            return Potential(b, factor=factor)
+            return Potential(x, local.gradient(x), factor=local.factor(x))
 
         problem = InnerProblem(prior, local.gradient, at)
         newton = Newton(20).run(problem, jax.random.key(0)).point
