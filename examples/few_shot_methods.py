@@ -53,7 +53,7 @@ class Method(NamedTuple):
         objective: to be maximised.
         model: predicts the queries.
         guide: draws an episode's weights; None: the model has no latent sites.
-        head: of the predictions.
+        head: of the predictions, before its noise is learned.
         start: seed -> initial parameters that differ between seeds.
         rate: of Adam.
     """
@@ -67,10 +67,10 @@ class Method(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One method: its fit, head, predictions by seed, measures by name and seed, and seconds of training."""
+    """One method: its fit, heads and predictions by seed, measures by name and seed, and seconds of training."""
 
     fit: Any
-    head: niw_meta.Head
+    heads: list[niw_meta.Head]
     predictions: list[niw_meta.Prediction]
     measures: dict[str, list[float]]
     seconds: float
@@ -99,7 +99,7 @@ def methods(config: Config, task: Task) -> dict[str, Method]:
 
     network = mlp(task.num_inputs, size, 0)
     own = lambda seed: {"loc": ravel_pytree(arrays(mlp(task.num_inputs, size, seed)))[0]}
-    head = niw_meta.Gaussian(task.noise, task.num_outputs)
+    head = niw_meta.Gaussian(task.noise, task.num_outputs, is_learned=True)
     bayes = niw_meta.programs(network, head)
     bound = inference.elbo(*bayes, kl="analytic").with_plate_sizes({"episodes": math.inf})
     inner = optax.sgd(task.inner_rate)
@@ -173,16 +173,17 @@ def run(
         fit = train(method, episodes, config)
         seconds = time.perf_counter() - began
         predictions = predict(method, fit, test, config.num_draws)
+        heads = [method.head.at(fit.seed(s).params) for s in range(fit.num_seeds)]
         rows = [
-            error(means(method.head, p.scores))
+            error(means(head, p.scores))
             | {
                 "log density, nats": float(p.log_density().mean()),
-                "calibration error": niw_meta.regression_ece(method.head, p.scores, test.query),
+                "calibration error": niw_meta.regression_ece(head, p.scores, test.query),
             }
-            for p in predictions
+            for head, p in zip(heads, predictions, strict=True)
         ]
         measures = {key: [row[key] for row in rows] for key in rows[0]}
-        results[name] = Result(fit, method.head, predictions, measures, seconds)
+        results[name] = Result(fit, heads, predictions, measures, seconds)
     return results
 
 
@@ -203,7 +204,7 @@ def save_posterior(results: dict[str, Result], test: Any, path: Path) -> None:
 
 
 def costs(config: Config, task: Task, episodes: Any, num_inner: tuple[int, ...]) -> None:
-    """Milliseconds and peak temporary memory of one gradient against the number of inner steps, gradient steps for all."""
+    """Processor time and temporary memory of one gradient against the number of inner steps, gradient steps for all."""
     size = task.num_outputs or 1
     network = eqx.nn.MLP(task.num_inputs, size, config.width, 2, key=jax.random.key(0))
     head, sgd = niw_meta.Gaussian(task.noise, task.num_outputs), optax.sgd(task.inner_rate)
@@ -229,11 +230,13 @@ def costs(config: Config, task: Task, episodes: Any, num_inner: tuple[int, ...])
             compiled = jax.jit(step).lower(params, jax.random.key(0)).compile()
             runs[name] = compiled, params, compiled.memory_analysis().temp_size_in_bytes
         times = {name: [] for name in runs}
-        for i in range(50):  # interleaved
+        keys = list(jax.random.split(jax.random.key(0), 50))
+        for _ in range(20):  # interleaved
             for name, (compiled, params, _) in runs.items():
-                start = time.perf_counter()
-                jax.block_until_ready(compiled(params, jax.random.key(i)))
-                times[name].append(time.perf_counter() - start)
+                start = time.process_time()
+                for key in keys:
+                    jax.block_until_ready(compiled(params, key))
+                times[name].append((time.process_time() - start) / len(keys))
         cells = [
             f"{name} {1e3 * np.median(times[name]):6.2f} ms {memory / 1e6:6.2f} MB"
             for name, (*_, memory) in runs.items()

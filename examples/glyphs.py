@@ -61,6 +61,7 @@ class Config(NamedTuple):
     widths: tuple[int, int] = (64, 32)
     max_classes: int = 2000
     num_ways: int = 5
+    rank: int = 64
 
 
 def render(font, letter):
@@ -145,9 +146,14 @@ def objectives(config):
     """Objective by method. All share the network of pixels; NIW-Meta adapts its last layer."""
     first, (width, out) = Features(config.widths[0]), config.widths
     last = eqx.nn.Linear(width, out, key=jax.random.key(1))
-    head = niw_meta.NearestCentroid(config.num_ways)
+    head = niw_meta.NearestCentroid(config.num_ways, is_learned=True)
     programs = niw_meta.programs(
-        last, head, features=first, prior_scale=0.05, inner=inference.Newton(2, damping=0.5)
+        last,
+        head,
+        features=first,
+        prior_scale=0.05,
+        inner=inference.Newton(2, damping=0.5),
+        rank=config.rank,
     )
     bound = inference.elbo(*programs, kl="analytic").with_plate_sizes({"episodes": math.inf})
     both = eqx.nn.Sequential([first, last])

@@ -69,10 +69,10 @@ def draw(results: dict[str, methods.Result], test: niw_meta.Episodes, path: Path
     for i, (name, result) in enumerate(results.items()):
         for s, prediction in enumerate(result.predictions):
             label = name if s == 0 else None
-            mean = methods.means(result.head, prediction.scores)
+            mean = methods.means(result.heads[s], prediction.scores)
             degrees = np.sort(angle(mean, test.query.y).ravel())
             left.plot(degrees, np.linspace(0, 1, degrees.size), color=f"C{i}", label=label)
-            cdf = result.head.law(prediction.scores).base_dist.cdf(test.query.y).mean(0)
+            cdf = result.heads[s].law(prediction.scores).base_dist.cdf(test.query.y).mean(0)
             right.plot(levels, [np.mean(cdf <= p) for p in levels], color=f"C{i}", label=label)
     left.set(
         xscale="log", xlim=(0.3, 180), xlabel="angle to the truth, degrees", ylabel="share below"

@@ -82,7 +82,7 @@ def draw(results, test, truth, path):
         ("blue", "orange", "red", "green"), results.items(), strict=True
     ):
         for s, prediction in enumerate(result.predictions):
-            cdf = result.head.law(prediction.scores).cdf(test.query.y).mean(0)
+            cdf = result.heads[s].law(prediction.scores).cdf(test.query.y).mean(0)
             shares = [np.mean(cdf <= p) for p in levels]
             label = name if s == 0 else None
             axes[4].plot(levels, shares, color=f"tab:{color}", label=label)

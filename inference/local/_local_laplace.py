@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ def local_laplace(
     parent_at: Literal["expected", "mode"] = "expected",
     observations: Collection[str] | None = None,
     max_curvature: float | None = None,
+    rank: int | None = None,
 ) -> ppl.Program:
     """The guide q(phi) prod_i N(x_i; m_i, V_i) whose local site is a Laplace approximation, to be used in any objective.
 
@@ -77,7 +78,7 @@ def local_laplace(
         inner: inner program: `Newton`, `Descent` (SGD, Adam), `SGLD`. It starts at the prior's mean.
         curvature: A_i. "hessian"; "gauss_newton", the Fisher information of the observations pulled back by the Jacobian U of
             their parameters, U'U; "diagonal_gauss_newton", its diagonal; "low_rank_gauss_newton", U'U kept as a factor, for long
-            vectors with few observations: O(d m + m^3); "sgld_variance", one over the variance of the draws of `SGLD`, less P.
+            vectors with few observations: O(d m^2 + m^3); "sgld_variance", one over the variance of the draws of `SGLD`, less P.
             "hessian" needs P + A_i to be positive definite at the point reached, the others always are.
         gradient: what a bound's gradient sees of the guide. "unrolled": all of it, through the inner program, whose steps are
             then kept in memory. "closed_form": m_i and V_i as functions of m_0 and P, with b_i and A_i as constants.
@@ -89,6 +90,8 @@ def local_laplace(
         observations: names of the sites that count in l_i; default, all that the site moves. A bound counts all of them anyway:
             with `observations={"support"}` it is trained to predict the rest.
         max_curvature: upper end of a diagonal A_i; the lower end is 0.
+        rank: of "low_rank_gauss_newton", for many observations: U'U projected on at most `rank` directions, in which it is
+            largest against the prior; what is left out makes q wider. O(d m rank), and exact where m is at most `rank`.
 
     Returns:
         A guide over all latent sites of the model, for `elbo`, `iwelbo`, `Fit.posterior`, `to_arviz`, ...
@@ -123,7 +126,7 @@ def local_laplace(
     """
     model = ppl.as_program(model)
     guide = None if guide is None else ppl.as_program(guide)
-    _check_options(model, guide, inner, curvature, gradient, parent, parent_at, max_curvature)
+    _check_options(model, guide, inner, curvature, gradient, parent, parent_at, max_curvature, rank)
     freeze = _identity if gradient == "unrolled" else _stopped
     strategy = None if gradient == "unrolled" else FrozenExpansion()
 
@@ -141,8 +144,14 @@ def local_laplace(
                 f"Site '{site}': curvature='sgld_variance' is diagonal, and takes a prior of independent coordinates, Normal "
                 "with to_event(1). Use another curvature for a MultivariateNormal."
             )
+        if rank is not None and prior.scale is None:
+            raise ValueError(
+                f"Site '{site}': rank={rank} takes a prior of independent coordinates, Normal with to_event(1). With a "
+                "MultivariateNormal the precision is a whole matrix anyway: leave rank out."
+            )
         key = ppl.rng_key(f"{site}_inner") if isinstance(inner, SGLD) else jax.random.key(0)
-        potential = _potential(local, freeze(prior), inner, curvature, max_curvature, key)
+        limits = Limits(max_curvature, rank)
+        potential = _potential(local, freeze(prior), inner, curvature, limits, key)
         law = posterior(prior, freeze(potential))
         _sample(local, _stopped(law) if gradient == "partial" else law, strategy)
 
@@ -150,32 +159,41 @@ def local_laplace(
     return ppl.Program(with_local_laplace, None if guide is None else guide.params)
 
 
+class Limits(NamedTuple):
+    """Of a curvature: the largest diagonal entry, the largest rank; None where there is none."""
+
+    diagonal: float | None
+    rank: int | None
+
+
 def _potential(
-    local: LocalModel, prior: NormalPrior, inner: Inner, curvature: str, limit: Any, key: Array
+    local: LocalModel, prior: NormalPrior, inner: Inner, curvature: str, limits: Limits, key: Array
 ) -> Potential:
     """Inner program, then expansion."""
 
     def at(x: Array) -> Potential:
-        found = _expansion(local, x, curvature)
+        found = _expansion(local, x, curvature, prior.scale, limits.rank)
         if found.diagonal is None:
             return found
-        return found._replace(diagonal=jnp.clip(found.diagonal, 0.0, limit))
+        return found._replace(diagonal=jnp.clip(found.diagonal, 0.0, limits.diagonal))
 
     result: InnerResult = inner.run(InnerProblem(prior, local.gradient, at), key)
     if curvature != "sgld_variance":
         return at(result.point)
     assert result.variance is not None and prior.scale is not None  # checked before
     # The draws have precision A + P, and their mean is where the gradient of loss and prior is zero.
-    diagonal = jnp.clip(1 / result.variance - 1 / prior.scale**2, 0.0, limit)
+    diagonal = jnp.clip(1 / result.variance - 1 / prior.scale**2, 0.0, limits.diagonal)
     slope = -prior.precision_times(result.point - prior.loc)
     return Potential(result.point, slope, diagonal=diagonal)
 
 
-def _expansion(local: LocalModel, x: Array, curvature: str) -> Potential:
+def _expansion(
+    local: LocalModel, x: Array, curvature: str, scale: Array | None, rank: int | None
+) -> Potential:
     slope = local.gradient(x)
     if curvature == "hessian":
         return Potential(x, slope, matrix=local.hessian(x))
-    factor = local.factor(x)
+    factor = local.factor(x, scale, rank)
     if curvature == "low_rank_gauss_newton":
         return Potential(x, slope, factor=factor)
     if curvature == "gauss_newton":
@@ -284,7 +302,7 @@ def _stopped(tree: Any) -> Any:
 
 
 def _check_options(
-    model, guide, inner, curvature, gradient, parent, parent_at, max_curvature
+    model, guide, inner, curvature, gradient, parent, parent_at, max_curvature, rank
 ) -> None:
     for program in (model, guide):
         if program is not None:
@@ -318,5 +336,12 @@ def _check_options(
         "gauss" in curvature and "diagonal" not in curvature or curvature == "hessian"
     ):
         problems.append(f"'max_curvature' bounds a diagonal, and {curvature!r} is a matrix")
+    if rank is not None and (
+        rank < 1 or curvature != "low_rank_gauss_newton" or gradient == "unrolled"
+    ):
+        problems.append(
+            "'rank' is the positive rank of curvature 'low_rank_gauss_newton', with gradient 'closed_form' or 'partial' (the "
+            f"projection has no derivative where directions tie); got {rank!r} with {curvature!r}, {gradient!r}"
+        )
     if problems:
         raise ValueError("local_laplace: argument " + ";\nargument ".join(problems) + ".")

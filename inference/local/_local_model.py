@@ -29,6 +29,7 @@ from ..objectives._analytic_kl import Laws
 from ..particles._depends import depends
 from ._fisher import ROOTS
 from ._local_site import NormalPrior
+from ._truncated import truncated_factor
 
 Array = jax.Array
 _OTHER_CURVATURE = "Use curvature='hessian' or 'sgld_variance'."
@@ -63,11 +64,21 @@ class LocalModel:
         column = lambda e: jax.jvp(self.gradient, (x,), (jnp.broadcast_to(e, x.shape),))[1]
         return jax.vmap(column, out_axes=-1)(jnp.eye(x.shape[-1], dtype=x.dtype))
 
-    def factor(self, x: Array) -> Array:
-        """Factor U of each row's Gauss-Newton matrix, [*batch, m, d]."""
+    def factor(self, x: Array, scale: Array | None = None, rank: int | None = None) -> Array:
+        """Factor U of each row's Gauss-Newton matrix, [*batch, m, d]; of m = `rank` rows where there are more.
+
+        Args:
+            x: where the matrix is taken.
+            scale: of the prior, [*batch, d]; it decides which directions a given rank keeps (`truncated_factor`).
+            rank: None: no limit.
+        """
         outputs = lambda at: self.outputs(at, x)
+        d = x.shape[-1]
+        if rank is not None and rank < min(jax.eval_shape(outputs, x).shape[-1], d):
+            assert scale is not None
+            return truncated_factor(outputs, x, scale, rank)
         out, pull = jax.vjp(outputs, x)
-        m, d = out.shape[-1], x.shape[-1]
+        m = out.shape[-1]
         if m <= d:
             row = lambda e: pull(jnp.broadcast_to(e, out.shape))[0]
             return jax.vmap(row, out_axes=-2)(jnp.eye(m, dtype=out.dtype))

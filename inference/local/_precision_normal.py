@@ -138,12 +138,13 @@ class PrecisionFactorNormal(dist.Distribution):
 
 def _kl_to_independent(p: PrecisionFactorNormal, q: dist.Independent) -> Array:
     """KL(p || q) for q a normal law of independent coordinates, nats."""
-    base = q.base_dist
+    base: Any = q.base_dist
     while isinstance(base, dist.ExpandedDistribution):
         base = base.base_dist
     if not isinstance(base, dist.Normal) or q.event_dim != 1:
         raise NotImplementedError
-    log_scale = jnp.log(base.scale)  # before it is repeated on all rows
+    scale: Any = base.scale
+    log_scale = jnp.log(scale)  # before it is repeated on all rows
     log_scale = jnp.broadcast_to(log_scale, jnp.broadcast_shapes(log_scale.shape, q.event_shape))
     mean, precision = on_rows(p.loc.shape, q.mean, 1 / q.variance)
     quadratic = ((p.loc - mean) ** 2 * precision - 1).sum(-1)

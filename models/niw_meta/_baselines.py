@@ -30,7 +30,7 @@ def maml(
 
     Args:
         network: an equinox module that maps one input to a vector of outputs; its weights are the start of the parameter "loc".
-        head: likelihood.
+        head: likelihood; what it learns counts at the queries, and keeps its start in the inner steps.
         optimizer: inner optimiser, an optax transformation such as `optax.sgd(1e-2)`.
         num_steps: inner steps.
         order: 2, the gradient through all inner steps, which are kept in memory; 1, the gradient at theta_i in place of that at
@@ -174,5 +174,6 @@ def likelihood(program: ppl.Program) -> inference.Objective:
 
 
 def _predict(head: Head, support: Array, query: Array, episodes: Episodes) -> None:
+    head = head.declared()
     with ppl.plate("episodes", query.shape[0], dim=-2):
         observe("query", head, query, support, episodes)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from ... import ppl
 from ._episodes import Points
 
 Array = jax.Array
@@ -16,6 +19,22 @@ Array = jax.Array
 
 class Head(abc.ABC):
     """Abstract: turns network outputs into a likelihood."""
+
+    learnable: ClassVar[str] = ""  # the field that `is_learned` makes a parameter
+
+    def declared(self) -> Self:
+        """The head with its parameter, where it is learned, declared in the program that is running."""
+        return self._with(lambda name, start: ppl.param(name, start))
+
+    def at(self, params: Mapping[str, Any]) -> Self:
+        """The head with its parameter at a fitted value (`Fit.params`); at its start where there is none among them."""
+        return self._with(lambda name, start: params.get(name, start))
+
+    def _with(self, value: Callable[[str, Array], Array]) -> Self:
+        if not getattr(self, "is_learned", False):
+            return self
+        log = value(f"head_log_{self.learnable}", jnp.log(getattr(self, self.learnable)))
+        return dataclasses.replace(cast(Any, self), **{self.learnable: jnp.exp(log)})
 
     def scores(self, outputs: Array, support: Array, points: Points) -> Array:
         """What decides the law of a label, [episodes, n, c]; here the outputs themselves.
@@ -39,10 +58,14 @@ class Gaussian(Head):
     Args:
         noise: standard deviation of the labels.
         num_outputs: None: labels are numbers [episodes, n], the network has one output; else vectors [episodes, n, num_outputs].
+        is_learned: the noise is a parameter of the program, "head_log_noise", that starts at `noise`. A noise that is given has
+            to be right: one too large makes every predictive too wide.
     """
 
-    noise: float
+    noise: float | Array
     num_outputs: int | None = None
+    is_learned: bool = False
+    learnable = "noise"
 
     def law(self, scores: Array) -> dist.Distribution:
         if self.num_outputs is None:
@@ -85,12 +108,16 @@ class NearestCentroid(Softmax):
     Args:
         num_classes: classes 0 ... num_classes - 1. A class without a point in the support has the centroid 0, hence score 0.
         scale: inverse temperature.
+        is_learned: the scale is a parameter of the program, "head_log_scale", that starts at `scale`. Averaged over draws of
+            weights, probabilities are more timid than those of one network at the same scale.
 
     Reference: Snell et al. 2017, arXiv:1703.05175; the cosine of Hu et al. 2022, arXiv:2204.07305.
     """
 
     num_classes: int
-    scale: float = 10.0
+    scale: float | Array = 10.0
+    is_learned: bool = False
+    learnable = "scale"
 
     def scores(self, outputs: Array, support: Array, points: Points) -> Array:
         members = jax.nn.one_hot(points.y, self.num_classes) * points.mask[..., None]

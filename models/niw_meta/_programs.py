@@ -40,6 +40,7 @@ def programs(
     population: Literal["infinite", "finite"] = "infinite",
     inner: inference.Inner = inference.Newton(3, damping=0.5),  # noqa: B008, frozen
     curvature: Any = "low_rank_gauss_newton",
+    rank: int | None = None,
     gradient: Literal["unrolled", "closed_form", "partial"] = "closed_form",
     parent_at: Literal["expected", "mode"] = "expected",
 ) -> NIWMeta:
@@ -53,7 +54,7 @@ def programs(
     Args:
         network: an equinox module that maps one input to a vector of outputs; its own weights [d] are where the population
             starts.
-        head: `Gaussian`, `Softmax`, `NearestCentroid`.
+        head: `Gaussian`, `Softmax`, `NearestCentroid`; what it learns is a parameter beside the population.
         features: an equinox module that maps one input to the network's input, the same for all episodes (parameter "features").
             With `network` a linear layer, adapting is a Bayesian readout: with a `Gaussian` head the site is then exact, and its
             mean is ridge regression.
@@ -63,6 +64,7 @@ def programs(
             a point then; mean and scale are the parameters "loc" and "scale", [d].
         inner: inner program, see `local_laplace`.
         curvature: see `local_laplace`.
+        rank: see `local_laplace`; a few dozen where labels times classes are many.
         gradient: see `local_laplace`; the paper's is "closed_form".
         parent_at: "expected" or "mode" of q(phi), for a finite population; the paper trains with the first and tests with
             the second.
@@ -105,14 +107,15 @@ def programs(
             law = ppl.NormalInverseGamma.conditional(ppl.sample("phi", prior))
         else:
             law = dist.Normal(ppl.param("loc", loc), ppl.param("scale", scale, constraint=POSITIVE))
+        own = head.declared()
         inputs = support.x, query.x
         if features is not None:
             inputs = map(jax.vmap(jax.vmap(ppl.module("features", features))), inputs)
         with ppl.plate("episodes", support.x.shape[0], dim=-2):
             theta = ppl.sample("theta", law.to_event(1))[:, 0]
             at_support, at_query = (jax.vmap(weights)(theta, x) for x in inputs)
-            observe("support", head, at_support, at_support, episodes)
-            observe("query", head, at_query, at_support, episodes)
+            observe("support", own, at_support, at_support, episodes)
+            observe("query", own, at_query, at_support, episodes)
 
     @ppl.model
     def guide(episodes: Episodes) -> None:
@@ -133,6 +136,7 @@ def programs(
         parent_at=parent_at,
         inner=inner,
         curvature=curvature,
+        rank=rank,
         gradient=gradient,
         observations=["support"],
     )

@@ -15,6 +15,7 @@ from lapilli.inference.local._inner import InnerProblem
 from lapilli.inference.local._local_model import read
 from lapilli.inference.local._local_site import NormalPrior, Potential, posterior
 from lapilli.inference.local._precision_normal import PrecisionFactorNormal
+from lapilli.inference.local._truncated import truncated_factor
 
 # Four episodes of one slope each, y = x theta + N(0, 1/4): data and golden values of the hierarchy.
 X = np.array([(1, -1, 0.5), (2, 0, 1), (0.5, 0.5, -1.5), (-1, 1, 2)])
@@ -326,6 +327,59 @@ def test_precision_factor_normal_is_the_dense_law():
     assert_unbiased(offset[:, :, None] * offset[:, None], covariance)
 
 
+@pytest.mark.slow  # compiles for long
+def test_derivatives_of_the_low_rank_law_are_those_of_the_dense_one():
+    """Of log-density, draw, entropy and KL in mean, scales and factor: no step of the way through m x m matrices is lost."""
+    rng = np.random.default_rng(7)
+    at = {"loc": rng.normal(size=5), "scale": rng.uniform(0.5, 2, 5), "factor": rng.normal(size=(2, 5))}  # fmt: skip
+    prior, value = jnp.asarray(rng.uniform(0.5, 2, 5)), rng.normal(size=5)
+    key = jax.random.key(0)
+
+    def low_rank(loc, scale, factor):
+        law = PrecisionFactorNormal(loc, scale, factor)
+        kl = kl_divergence(law, dist.Normal(0.3, prior).to_event(1))
+        return jnp.stack([law.log_prob(value), kl, law.entropy(), law.sample(key) @ value])
+
+    def dense(loc, scale, factor):
+        cov = jnp.linalg.inv(jnp.diag(scale**-2) + factor.T @ factor)
+        law = dist.MultivariateNormal(loc, cov)
+        kl = kl_divergence(law, dist.MultivariateNormal(jnp.full(5, 0.3), jnp.diag(prior**2)))
+        one, two = jax.random.split(key)
+        free = scale * jax.random.normal(one, (5,))
+        draw = loc + free - cov @ factor.T @ (factor @ free + jax.random.normal(two, (2,)))
+        return jnp.stack([law.log_prob(value), kl, law.entropy(), draw @ value])
+
+    @jax.jit
+    def numbers():
+        mixed = lambda f: jax.value_and_grad(lambda at: f(**at) @ jnp.array([1.0, -2.0, 3.0, 0.5]))
+        return [mixed(f)(at) for f in (low_rank, dense)]
+
+    one, two = numbers()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), one, two)
+
+
+def test_truncated_factor_is_exact_up_to_its_rank_and_never_larger_beyond():
+    """30 outputs of 8 numbers. Of rank 3: exact. Of falling eigenvalues: each at most the true one, most of their sum."""
+    rng = np.random.default_rng(8)
+    scale = rng.uniform(0.5, 2, size=(2, 8))
+    few = rng.normal(size=(2, 30, 3)) @ rng.normal(size=(2, 3, 8))
+    bases = [np.linalg.qr(rng.normal(size=(2, n, 8)))[0] for n in (30, 8)]
+    falling = (bases[0] * 0.5 ** np.arange(8)) @ bases[1].mT / scale[:, None]
+
+    @jax.jit
+    def squares():
+        outputs = lambda matrix: lambda x: jnp.einsum("bmd,bd->bm", matrix, x) + 1.0
+        found = [truncated_factor(outputs(m), jnp.zeros((2, 8)), scale, 4) for m in (few, falling)]
+        return [f.mT @ f for f in found]
+
+    exact, part = squares()
+    np.testing.assert_allclose(exact, few.mT @ few, rtol=1e-9, atol=1e-9)
+    values = np.linalg.eigvalsh(part * scale[:, None] * scale[:, :, None])[:, ::-1]
+    true = 0.25 ** np.arange(8)
+    assert np.all(values < true * (1 + 1e-9) + 1e-12)
+    assert np.all(values.sum(-1) > 0.99 * true[:4].sum())
+
+
 # Other likelihoods.
 
 
@@ -579,6 +633,10 @@ def test_sampled_variance_takes_independent_coordinates():
             linear_dense, site="theta", inner=SGLD(0.1, 4), curvature="sgld_variance"
         )
         jax.eval_shape(guide.simulate, jax.random.key(0), *linear_data())
+    options = {"curvature": "low_rank_gauss_newton", "gradient": "closed_form", "rank": 1}
+    with pytest.raises(ValueError, match="rank=1 takes a prior of independent coordinates"):
+        guide = local_laplace(linear_dense, site="theta", **options)
+        jax.eval_shape(guide.simulate, jax.random.key(0), *linear_data())
 
 
 def test_guides_and_parents_that_do_not_fit_are_refused():
@@ -620,6 +678,7 @@ def test_guides_and_parents_that_do_not_fit_are_refused():
         ({"inner": SGLD(0.1, 5)}, "'sgld_variance' and SGLD go together"),
         ({"parent_at": "mode"}, "'mode' needs a parent"),
         ({"max_curvature": 1.0}, "'hessian' is a matrix"),
+        ({"rank": 3}, "'rank' is the positive rank of .*got 3 with 'hessian', 'unrolled'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )

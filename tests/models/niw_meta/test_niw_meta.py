@@ -258,6 +258,22 @@ def test_classification_episode_is_adapted_and_predicted():
     )
 
 
+def test_learned_numbers_of_heads_are_parameters_and_heads_are_taken_to_them():
+    episodes = classification()
+    head = niw_meta.NearestCentroid(3, is_learned=True)
+    program = niw_meta.protonet(mlp(num_outputs=3), head)
+    params = niw_meta.likelihood(program).init(jax.random.key(0), episodes)
+    np.testing.assert_allclose(params["head_log_scale"], np.log(10))
+    params["head_log_scale"] = jnp.log(4.0)
+    scores = lambda p: niw_meta.predict(program.bind(p), {}, episodes).scores
+    start = niw_meta.predict(program, {}, episodes).scores
+    np.testing.assert_allclose(scores(params), 0.4 * start, rtol=1e-6)
+    noisy = niw_meta.Gaussian(0.5, is_learned=True)
+    assert noisy.at({"head_log_noise": 0.0}).law(jnp.zeros((1, 1, 1))).scale == 1.0
+    assert noisy.at({}).law(jnp.zeros((1, 1, 1))).scale == 0.5
+    assert niw_meta.Gaussian(0.5).at({"head_log_noise": 0.0}).noise == 0.5
+
+
 def test_calibration_errors_of_calibrated_and_of_sure_predictions():
     rng = np.random.default_rng(3)
     y = rng.normal(size=(1, 20_000))
