@@ -21,11 +21,13 @@ from ._additive import Term, split
 from ._compat import own_caches
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite, Unsuitable
+from ._hoist import hoist_noise
 from ._layout import (
     MAX_LANES,
     Dependences,
     Lanes,
     Layout,
+    is_listed,
     is_sampled,
     lanes_of_terms,
     layouts_of,
@@ -131,10 +133,11 @@ def analyse(
         return _as_scalar(result), engine.frame.numbers
 
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
+    sites = {s.index: s for s in record["sites"].values()}
+    closed = hoist_noise(closed, [i for i, s in sites.items() if is_listed(s)])
     outvars = closed.jaxpr.outvars
     tree = jax.tree.structure(shapes)
     _, numbers = jax.tree.unflatten(tree, outvars)
-    sites = {s.index: s for s in record["sites"].values()}
     table = {s.index: _numbers(numbers[s.address]) for s in sites.values()}
     num_params = len(jax.tree.leaves(params))
     facts = Analysis(closed, [i < num_params for i in range(len(closed.jaxpr.invars))])

@@ -86,6 +86,11 @@ def typed_key(key: Any) -> jax.Array:
     )
 
 
+def is_counter_based(dtype: Any) -> bool:
+    """Whether the generator of keys of this type draws the same for one key and for the same key in a batch."""
+    return dtype._impl.name == "threefry2x32"
+
+
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     """(number of constants, number of carries) of a scan equation, for every supported jax."""
     if "num_consts" in params:

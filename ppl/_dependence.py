@@ -24,7 +24,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ._axis_rules import RULES, mix, shape_of
 from ._compat import scan_counts
-from ._evaluate import inner_jaxpr
+from ._evaluate import inner_jaxpr, inner_jaxprs
 from ._primitive import MARKERS, key_p, site_p
 from ._relation import PARAMS, Relations, Time, aligned, close_time, join, move
 
@@ -200,11 +200,7 @@ class Analysis:
 
 def _interesting(eqn: Any) -> bool:
     """Whether an equation without tainted operands can still produce facts: it holds sites or a loud constant."""
-    return eqn.primitive in MARKERS or any(
-        inner_jaxpr(item) is not None
-        for param in eqn.params.values()
-        for item in (param if isinstance(param, tuple | list) else (param,))
-    )
+    return eqn.primitive in MARKERS or any(True for _ in inner_jaxprs(eqn))
 
 
 def _join_sources(facts: list[Fact]) -> Fact:

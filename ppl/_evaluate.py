@@ -10,7 +10,7 @@ Layout of a forced value: time axes of the enclosing scans (outermost first), th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,18 +33,19 @@ def inner_jaxpr(value: Any) -> Jaxpr | None:
     return value if isinstance(value, Jaxpr) else None
 
 
-def has_marker(jaxpr: Jaxpr) -> bool:
-    """Whether a marker occurs in `jaxpr` or in any jaxpr nested in it."""
-    return any(eqn.primitive in MARKERS or _holds_marker(eqn) for eqn in jaxpr.eqns)
-
-
-def _holds_marker(eqn: Any) -> bool:
+def inner_jaxprs(eqn: Any) -> Iterator[Jaxpr]:
+    """The open jaxprs among an equation's parameters."""
     for param in eqn.params.values():
         for item in param if isinstance(param, tuple | list) else (param,):
-            jaxpr = inner_jaxpr(item)
-            if jaxpr is not None and has_marker(jaxpr):
-                return True
-    return False
+            if (jaxpr := inner_jaxpr(item)) is not None:
+                yield jaxpr
+
+
+def holds_marker(eqn: Any) -> bool:
+    """Whether an equation is a marker or has one inside."""
+    return eqn.primitive in MARKERS or any(
+        holds_marker(inner) for jaxpr in inner_jaxprs(eqn) for inner in jaxpr.eqns
+    )
 
 
 def evaluate(
@@ -117,7 +118,7 @@ def _walk(
             outs = [_replace(args[0], forced.get(eqn.params["index"]))]
         elif eqn.primitive is key_p:
             outs = args
-        elif _holds_marker(eqn):
+        elif holds_marker(eqn):
             outs = _CONTROL[eqn.primitive.name](eqn, args, forced)
         else:
             outs = bind(eqn, args)
@@ -138,7 +139,7 @@ def _in_parts(
         return None
     if is_lazy and (number := known(eqn, args)) is not None:
         return [number]
-    if any(isinstance(a, Same) for a in args) and not _holds_marker(eqn):
+    if any(isinstance(a, Same) for a in args) and not holds_marker(eqn):
         return on_same(eqn, [a.whole() if isinstance(a, Split) else a for a in args], _inline)
     return elementwise(eqn, args) if is_split else None
 
@@ -223,11 +224,8 @@ def _branch(branch: ClosedJaxpr, forced: Mapping[int, Given]) -> Callable[..., l
 def _sites(jaxpr: Jaxpr) -> set[int]:
     found = {eqn.params["index"] for eqn in jaxpr.eqns if eqn.primitive is site_p}
     for eqn in jaxpr.eqns:
-        for param in eqn.params.values():
-            for item in param if isinstance(param, tuple | list) else (param,):
-                inner = inner_jaxpr(item)
-                if inner is not None:
-                    found |= _sites(inner)
+        for inner in inner_jaxprs(eqn):
+            found |= _sites(inner)
     return found
 
 

@@ -13,10 +13,7 @@ from ... import ppl
 from ...ppl._compat import typed_key
 from ..fitting._fit_result import Fit, Posterior
 from ..particles._pmmh import PMMHResult
-from ..particles._smc import SMCResult
-from ..particles._smc2 import SMC2Result
-from ..particles._tempering import TemperedResult
-from ._arviz_source import Source, is_mcmc, make_source
+from ._arviz_source import PARTICLES, Source, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import describe, draw_prior, replay
 from ._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
@@ -70,8 +67,9 @@ def to_arviz(
 
     Args:
         result: a `Fit` (draws from its guide); a mapping from site to draws [S, ...]; a `Trace` with a leading axis S, as
-            `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult`, `SMC2Result` or `TemperedResult`,
-            resampled to equal weights, with attributes log_evidence and min_ess; a `PMMHResult`, of chains if it has two leading
+            `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult`, `SMC2Result`,
+            `TemperedResult`, `IslandsResult` or `LiuWestResult`, resampled to equal weights, with attributes log_evidence,
+            min_ess and, where it is said, what the evidence is; a `PMMHResult`, of chains if it has two leading
             axes, with sample_stats log_joint and is_accepted; or a NumPyro MCMC after its run, read by ArviZ itself.
         key: PRNG key; needed to draw from a guide, for predictions and for the prior.
         num_samples: draws from the guide, the prior, or the particles.
@@ -243,7 +241,7 @@ def _check_options(
 ) -> None:
     problems = []
     own = isinstance(result, Fit) or is_mcmc(result)
-    particles = PMMHResult | SMCResult | SMC2Result | TemperedResult
+    particles = PMMHResult | PARTICLES
     if not (own or isinstance(result, Mapping | ppl.Trace | Posterior | particles)):
         raise TypeError(
             f"to_arviz: argument 'result' is a {type(result).__name__}. Pass a Fit, a mapping from site to draws, "

@@ -12,12 +12,16 @@ import numpy as np
 
 from ... import ppl
 from ..fitting._fit_result import Fit, Posterior
+from ..particles._islands import IslandsResult
+from ..particles._liu_west import LiuWestResult
 from ..particles._pmmh import PMMHResult
 from ..particles._smc import SMCResult
 from ..particles._smc2 import SMC2Result
 from ..particles._tempering import TemperedResult
 from ._arviz_tree import Content
 from ._draws import draw_guide, whole_events
+
+PARTICLES = SMCResult | SMC2Result | TemperedResult | IslandsResult | LiuWestResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,7 @@ def make_source(result, keys, num_samples, args, model, log_weights, batch_size)
         return _from_mcmc(result, args)
     if isinstance(result, PMMHResult):
         return _from_chains(result, args, model)
-    if isinstance(result, SMCResult | SMC2Result | TemperedResult):
+    if isinstance(result, PARTICLES):
         return _from_particles(result, keys, num_samples, args, model)
     if isinstance(result, Posterior):
         result, log_weights = result
@@ -112,11 +116,7 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
 
 
 def _from_particles(
-    result: SMCResult | SMC2Result | TemperedResult,
-    keys: Any,
-    num_samples: int,
-    args: tuple | None,
-    model: Any,
+    result: Any, keys: Any, num_samples: int, args: tuple | None, model: Any
 ) -> Source:
     """Equally weighted particles: their weights are those of a whole history, not ratios of two densities."""
     if keys is None:
@@ -131,6 +131,8 @@ def _from_particles(
             "from names to arrays."
         )
     attrs = {"log_evidence": float(result.log_evidence), "min_ess": float(result.ess.min())}
+    if hasattr(result, "evidence"):
+        attrs["evidence"] = result.evidence
     program = None if model is None else ppl.as_program(model)
     return Source(
         {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program,

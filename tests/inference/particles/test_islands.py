@@ -167,6 +167,7 @@ def test_weights_are_normalised_over_all_islands(key):
         (jnp.exp(result.log_weights) * result.particles["x"][..., -1]).sum(), rtol=1e-4,
     )  # fmt: skip
     assert result.sample(key, 9)["x"].shape == (9, 4)
+    assert inference.to_arviz(result, key=key, num_samples=9).posterior["x"].shape == (1, 9, 4)
     assert result.island_ess.shape == (5,) and result.ess.shape == (5, 6)
 
 

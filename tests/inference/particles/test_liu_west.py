@@ -47,6 +47,8 @@ def test_a_normal_mean_is_learnt_as_exactly_as_by_a_sum(key):
     final = jax.vmap(lambda r: r.mean(lambda p: p["m"]))(runs)
     np.testing.assert_allclose(final, runs.means["m"][:, -1], rtol=1e-4, atol=1e-5)
     assert runs.evidence == "biased" and (runs.failed_at == -1).all()
+    tree = inference.to_arviz(jax.tree.map(lambda x: x[0], runs), key=key, num_samples=30)
+    assert tree.posterior["m"].shape == (1, 30) and tree.posterior.attrs["evidence"] == "biased"
     cov = np.ones((6, 6)) + np.eye(6)
     exact = -0.5 * (Y @ np.linalg.solve(cov, Y) + np.linalg.slogdet(2 * np.pi * cov)[1])
     assert abs(runs.log_evidence.mean() - exact) < 0.05
