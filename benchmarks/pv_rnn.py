@@ -2,7 +2,7 @@
 
 Both compute value and gradient of the weighted bound (closed-form divergences, one draw) for the same network, and one Adam
 update: lapilli from the model's program and its inline guide, the other as one `lax.scan` over the same cell. By hand the noise
-is drawn either at each step of the scan, as the program does, or for all steps at once before it. All run in one process,
+is drawn either at each step of the scan or for all steps at once before it, where lapilli moves it. All run in one process,
 interleaved; the answer is the median of paired ratios, with a bootstrap interval. First calls (tracing, checks, compilation) are
 measured in a fresh process each, in seconds of wall clock and of CPU.
 

@@ -2,8 +2,8 @@
 
 Input: a traced program. Output: the same program, in which the random numbers of every `ppl.scan` that hang on nothing but keys
 and step numbers are drawn for all steps at once and enter the scan as one more sequence. One kernel then draws what took a
-handful of small ones in each step. Keys and numbers stay what they were, bit by bit, as do all equations outside of the scans
-and the variables that they define.
+handful of small ones in each step. The keys, and so the numbers, are the same. Equations outside of the scans, and the variables
+that they define, are kept.
 
 Left in the loop: what depends on the carry or on real-valued inputs (a Gamma's draw depends on its shape), the draws of listed
 sites, which nobody reads, and noise of more than `MAX_BYTES` in all (reverse mode stores most noise in any case, plain
@@ -32,7 +32,7 @@ class _Early(NamedTuple):
     """Equations of a loop's body that can run before the loop, and the noise among their results that the others read."""
 
     eqns: list[Any]
-    noise: list[Var]
+    noise: list[Any]
 
 
 def hoist_noise(closed: ClosedJaxpr, listed: Collection[int] = ()) -> ClosedJaxpr:
@@ -44,15 +44,17 @@ def hoist_noise(closed: ClosedJaxpr, listed: Collection[int] = ()) -> ClosedJaxp
     """
     jaxpr = closed.jaxpr
     eqns, constvars, consts = [], list(jaxpr.constvars), list(closed.consts)
+    is_changed = False
     for eqn in jaxpr.eqns:
         made = _drawn_before(eqn, listed)
         if made is None:
             eqns.append(eqn)
             continue
+        is_changed = True
         eqns += _spliced(eqn, made.jaxpr)
         constvars += made.jaxpr.constvars
         consts += made.consts
-    if len(eqns) == len(jaxpr.eqns):
+    if not is_changed:
         return closed
     return ClosedJaxpr(jaxpr.replace(eqns=eqns, constvars=constvars), consts)
 
@@ -61,17 +63,18 @@ def _drawn_before(eqn: Any, listed: Collection[int]) -> ClosedJaxpr | None:
     """A program that does what a scan's equation does, its noise first; None where there is nothing to draw first."""
     if eqn.primitive.name != "scan" or not holds_marker(eqn):
         return None
-    body = hoist_noise(eqn.params["jaxpr"], listed)  # the loops inside give theirs to this body
-    if any(_mixes(e) for e in body.jaxpr.eqns):
-        body = _opened(body)
+    inner = hoist_noise(eqn.params["jaxpr"], listed)  # the loops inside give theirs to this body
+    body = _opened(inner) if any(_mixes(e) for e in inner.jaxpr.eqns) else inner
     num_consts, num_carry = scan_counts(eqn.params)
     first_x, length = num_consts + num_carry, eqn.params["length"]
     variables = body.jaxpr.invars
     early = _early([*variables[:num_consts], *variables[first_x:]], body.jaxpr, listed)
     size = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in early.noise)
-    if not early.noise or length * size > MAX_BYTES:
+    if length * size > MAX_BYTES:
+        early = _Early([], [])
+    if not early.noise and inner is eqn.params["jaxpr"]:
         return None
-    late = _before(body.jaxpr, body.jaxpr.outvars, early.noise)
+    late = _before(body.jaxpr.eqns, body.jaxpr.outvars, early.noise)
 
     def run(*args: Any) -> list[Any]:
         consts, init, xs = args[:num_consts], args[num_consts:first_x], args[first_x:]
@@ -134,19 +137,20 @@ def _early(inputs: Iterable[Var], jaxpr: Jaxpr, listed: Collection[int]) -> _Ear
         read = [v for v in eqn.invars[is_replaced:] if not isinstance(v, Literal)]
         noise.update(dict.fromkeys(v for v in read if v in random))
         live.update(read)
-    return _Early(_before(jaxpr, noise, ()), list(noise))
+    eqns = [e for e in jaxpr.eqns if known.issuperset(e.outvars) and not e.effects]
+    return _Early(_before(eqns, noise, ()), list(noise))
 
 
-def _before(jaxpr: Jaxpr, read: Iterable[Any], given: Iterable[Var]) -> list[Any]:
-    """The equations that `read` depends on when `given` is given, in order, and those with effects."""
+def _before(eqns: list[Any], read: Iterable[Any], given: Iterable[Var]) -> list[Any]:
+    """Those of `eqns` that `read` depends on when `given` is given, in order, and those with effects."""
     given = set(given)
     live = {v for v in read if not isinstance(v, Literal)} - given
-    eqns = []
-    for eqn in reversed(jaxpr.eqns):
+    needed = []
+    for eqn in reversed(eqns):
         if eqn.effects or not live.isdisjoint(eqn.outvars):
-            eqns.append(eqn)
+            needed.append(eqn)
             live.update(v for v in eqn.invars if not isinstance(v, Literal) and v not in given)
-    return eqns[::-1]
+    return needed[::-1]
 
 
 def _run(body: ClosedJaxpr, eqns: list[Any], env: dict[Var, Any], read: Iterable[Any]) -> list[Any]:
@@ -198,11 +202,11 @@ def _spliced(eqn: Any, jaxpr: Jaxpr) -> list[Any]:
     ]
 
 
-def _is_key(variable: Var) -> bool:
+def _is_key(variable: Any) -> bool:
     return jnp.issubdtype(variable.aval.dtype, jax.dtypes.prng_key)
 
 
-def _is_discrete(variable: Var) -> bool:
+def _is_discrete(variable: Any) -> bool:
     """Whether an input may decide noise: integers, booleans and keys whose draws do not change in batches."""
     if _is_key(variable):
         return is_counter_based(variable.aval.dtype)

@@ -37,6 +37,7 @@ def nested(p: Any) -> Any:
             return w, w * y
 
         _, ws = ppl.scan(inner, z.sum(), jnp.arange(2.0))
+        jax.debug.callback(lambda _: None, z)  # what has effects stays in its place
         return z.mean() + k, z.sum() * x + ws.sum()
 
     last, ys = ppl.scan(step, 0.0, jnp.arange(3.0))
@@ -89,6 +90,14 @@ def test_the_numbers_are_the_same_and_nothing_is_drawn_in_the_loops(
     assert (
         draws_in_loops(jaxpr) == left
     )  # a listed site's draw, which nobody reads, stays where it is
+
+
+def test_noise_too_large_for_the_outer_loop_leaves_the_inner_one(monkeypatch: Any) -> None:
+    monkeypatch.setattr(_hoist, "MAX_BYTES", 8)  # the two numbers of the inner loop
+    key = jax.random.key(1)
+    _, _, jaxpr = both(monkeypatch, nested, key)
+    (outer,) = (e for e in jaxpr.eqns if e.primitive.name == "scan")
+    assert draws_in_loops(outer.params["jaxpr"].jaxpr) == 0 < draws_in_loops(jaxpr)
 
 
 @pytest.mark.parametrize("why", ["rate", "size", "generator"])
