@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHAPE = (28, 28)
+SHAPE = (50, 50)
 INK = slice(4, 24)  # MNIST digits lie in the middle 20 x 20 of their 28 x 28 pixels
 
 
@@ -43,16 +43,16 @@ def _scene(digits: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
     while True:
         image = np.zeros(SHAPE)
         for _ in range(count):
-            side = rng.integers(10, 14)
-            shrink = _shrink(digits.shape[1], side)
+            side = rng.integers(18, 25)
+            resize = _resize(digits.shape[1], side)
             top, left = (rng.integers(0, n - side + 1) for n in SHAPE)
-            patch = shrink @ digits[rng.integers(len(digits))] @ shrink.T
+            patch = resize @ digits[rng.integers(len(digits))] @ resize.T
             image[top : top + side, left : left + side] += patch
         if image.max() <= 1:
             return image
 
 
-def _shrink(old: int, new: int) -> np.ndarray:
+def _resize(old: int, new: int) -> np.ndarray:
     """The matrix [new, old] that averages over the area of each new pixel."""
     edges = np.linspace(0, old, new + 1)
     pixel = np.arange(old)

@@ -20,14 +20,14 @@ def test_scenes_are_the_same_every_time_and_show_what_they_count():
     scenes = load_example("air_scenes")
     one, two = scenes.make_scenes(60, 30), scenes.make_scenes(60, 30)
     np.testing.assert_array_equal(one.train, two.train)
-    assert one.train.shape == (60, 784) and one.train.min() >= 0 and one.train.max() <= 1
+    assert one.train.shape == (60, 2500) and one.train.min() >= 0 and one.train.max() <= 1
     ink = one.train.sum(1)
     assert np.all((ink > 0) == (one.train_counts > 0))
     assert ink[one.train_counts == 2].mean() > 1.5 * ink[one.train_counts == 1].mean()
 
 
-def test_shrinking_keeps_the_mean():
-    matrix = load_example("air_scenes")._shrink(20, 13)
+def test_resizing_keeps_the_mean():
+    matrix = load_example("air_scenes")._resize(20, 13)
     np.testing.assert_allclose(matrix.sum(1), 1.0)
     np.testing.assert_allclose(matrix.sum(0), 13 / 20)
 

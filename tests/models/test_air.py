@@ -68,6 +68,7 @@ def test_write_is_where_read_looks(frame):
     np.testing.assert_allclose(frame.write(np.ones((1, 9)), where).sum(), size**2, rtol=0.05)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_objects_beyond_the_count_have_no_density():
     model, guide = make()
     for program in (model, guide):

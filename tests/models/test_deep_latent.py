@@ -81,6 +81,7 @@ def test_log_densities_equal_the_formula(class_site):
     np.testing.assert_allclose(guide.bind(params).log_density(choices, X), sum(by_hand), rtol=1e-5)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_the_density_is_that_of_the_observed_pixels_only():
     model, _, params = make()
     z = np.zeros((1, LATENTS))

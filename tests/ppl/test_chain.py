@@ -241,7 +241,11 @@ STRATEGIES = {
     "below, weak derivative": {"w": "mvd"},
     "everywhere": {"s": "mvd", "w": "reinforce"},
 }
-SLOW = {"above, score", "below, weak derivative"}  # compile long; "everywhere" has both kinds
+SLOW = {
+    "above, score",
+    "above, weak derivative",
+    "below, weak derivative",
+}  # compile long; "everywhere" has both kinds
 CASES = [
     pytest.param(s, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
     for name, s in STRATEGIES.items()

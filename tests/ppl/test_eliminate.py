@@ -381,6 +381,7 @@ def test_an_eliminated_model_serves_in_a_bound_and_its_gradient():
     np.testing.assert_allclose(grads["a"], slope["a"], rtol=1e-4)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_minibatches_scale_the_sum_over_rows():
     eliminated = ppl.eliminate(mixture, "b")
     plain = eliminated.trace({"p": 0.3}, X)

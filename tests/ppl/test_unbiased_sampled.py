@@ -30,6 +30,7 @@ from _oracles import (
     reference_elbo,
     reference_iwelbo,
 )
+from _slow import some_slow
 
 from lapilli import inference, ppl
 
@@ -477,7 +478,7 @@ def test_jump_of_a_normal_site(where, strategy, key):
     assert_mean(expectation, params, of_function(truth, params), key, n=40_000, catches=0.2)
 
 
-@pytest.mark.parametrize("strategy", ["mvd", "reinforce", "enum"])
+@pytest.mark.parametrize("strategy", some_slow(["mvd", "reinforce", "enum"], "enum"))
 def test_sampler_density_and_derivative_belong_together(strategy, key):
     """Real samplers in both parametrisations of Bernoulli and Categorical, with a downstream reparameterised site."""
 

@@ -65,6 +65,7 @@ def mean_and_error(values):
     return values.mean(), values.std() / np.sqrt(len(values))
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_more_draws_of_the_missing_cells_tighten_the_bound(key):
     """L_1,1 < L_1,32 < L_20,4 <= log p, and the last is near."""
     chain = [{}, {"num_imputations": 32}, {"num_particles": 20, "num_imputations": 4}]

@@ -198,6 +198,7 @@ def test_islands_that_lose_all_particles_count_as_zero(key):
     np.testing.assert_allclose(np.exp(dead).sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_islands_move_as_wholes_and_only_when_the_policy_says_so(key):
     result = inference.islands(
         walk, key, Y, num_islands=6, num_particles=7, island_policy=inference.every(2)

@@ -279,6 +279,7 @@ def test_bad_input_is_refused_by_name(name, key):
         run(key)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_a_chain_that_never_met_possible_data_is_no_result(key):
     @ppl.model
     def impossible(ys):

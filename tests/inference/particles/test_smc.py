@@ -362,6 +362,7 @@ def test_particle_gibbs_samples_the_posterior(key):
     assert_unbiased(((paths - mean) ** 2).mean(1), np.diag(cov))
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_arviz_gets_equally_weighted_paths_with_named_axes(key):
     result = inference.smc(walk, key, Y, num_particles=4000)
     tree = inference.to_arviz(

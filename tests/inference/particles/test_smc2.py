@@ -149,6 +149,7 @@ def test_without_states_it_is_ibis(key):
     assert_near(means, counts / 16)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_shapes_samples_and_lost_particles(key):
     result = inference.smc2(
         die, key, np.array([0, 1]), parameters=["p"], num_parameter_particles=20, num_particles=1

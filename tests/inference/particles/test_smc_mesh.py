@@ -17,6 +17,7 @@ def finished(*processes):
     return [out for out, _ in outputs]
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_eight_devices_give_the_numbers_of_one():
     """One process for all: it has to start anew with eight forced devices. Some 20 s, nearly all of them compilation."""
     (out,) = finished(_on_mesh.start("quick"))

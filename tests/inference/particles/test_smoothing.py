@@ -63,7 +63,7 @@ def test_moments_of_a_chain(name, key):
     assert_kalman(CHAIN, key, **METHODS[name])
 
 
-@pytest.mark.parametrize("name", some_slow(METHODS, "mcmc", "rejection", "genealogy"))
+@pytest.mark.parametrize("name", some_slow(METHODS, "ffbs", "mcmc", "rejection", "genealogy"))
 def test_moments_of_a_program(name, key):
     assert_kalman(walk, key, Y, **METHODS[name])
 
@@ -117,7 +117,9 @@ def law_of_slots(segments, log_weights):
     return tuples, law
 
 
-@pytest.mark.parametrize("name", ["exact", "rejection", "rejection that gives up", "metropolis"])
+@pytest.mark.parametrize(
+    "name", some_slow(["exact", "rejection", "rejection that gives up", "metropolis"], "metropolis")
+)
 def test_law_of_a_path_given_the_particles(name, key):
     """Three particles, three steps, 81 tuples of slots, 40 000 paths; 60 moves of Metropolis leave nothing of their start."""
     draws = {
@@ -221,12 +223,14 @@ def test_backward_draws_keep_more_particles_than_the_genealogy(key):
     assert (of("ffbs") <= 50).all()
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_draws_go_to_arviz_as_they_are(key):
     result = inference.smooth(walk, key, Y, num_particles=30)
     tree = inference.to_arviz(result.paths, model=walk, args=(Y,))
     assert tree.posterior["x"].dims == ("chain", "draw", "time")
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_kernels_without_density_keep_their_parents(key):
     """Delta kernels: no other particle can have made the step."""
 

@@ -146,6 +146,7 @@ def test_waste_free_is_more_exact_at_the_same_cost(key):
         assert waste_free < 0.6 * last
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_given_temperatures_are_used(key):
     schedule, kernel = [0.1, 0.5, 1.0], KERNELS["random walk"]
     result = inference.tempered_smc(
@@ -259,6 +260,7 @@ def test_bad_input_is_refused_by_name(name, key):
         run(key)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_too_few_temperatures_are_reported(key):
     with pytest.raises(RuntimeError, match="2 temperatures ended at .* of 1. Raise max_steps"):
         inference.tempered_smc(regression, key, DESIGN, RESPONSE, num_particles=100, max_steps=2)

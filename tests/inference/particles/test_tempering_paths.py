@@ -62,6 +62,7 @@ def test_rows_enter_one_after_another_with_unbiased_predictive_densities(key):
     assert_unbiased(np.exp(np.cumsum(increments, -1) - exact), np.ones(4))
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_adapted_steps_take_parts_of_rows_and_time_is_an_axis(key):
     result = inference.tempered_smc(
         rate_in_steps,
@@ -148,6 +149,7 @@ def test_persistent_runs_return_the_levels_they_used_and_are_consistent(key):
     assert inference.to_arviz(result, key=key, num_samples=10).posterior["rate"].shape == (1, 10)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_prior_draws_alone_are_importance_sampling(key):
     """One step to temperature 1: the ancestors' weights are likelihoods, and the final ones the balance heuristic."""
     result = persistent(key, 30, temperatures=[1.0])

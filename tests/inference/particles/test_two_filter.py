@@ -80,6 +80,7 @@ def test_moments_are_those_of_the_smoother(case, key):
     assert_kalman(target, key, *args, backward=backward)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_without_the_artificial_prior_in_the_weights_moments_are_wrong(key):
     first, prior, kernel = ODD
     wrong = information(first, lambda t: STATIONARY, kernel)
@@ -173,6 +174,7 @@ def test_data_after_the_scan_and_several_scans_are_refused(key):
             )
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_priors_that_miss_the_data_are_refused_and_nan_under_jit(key):
     far = information(dist.Uniform(50.0, 51.0), *REVERSED[1:])
     narrow = inference.FeynmanKac(
