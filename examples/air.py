@@ -19,8 +19,10 @@ sees.
 The count waits for 40% of the steps at 0.73 for one object more, and learns only then: before windows and patches mean anything
 a further object explains nothing, and a count that learns so early is content with one.
 
-Expected: held-out accuracy of EXPECTED
-Run time: RUNTIME on 2 CPU cores.
+Expected: held-out accuracy of 0.95 under enum and mvd, 0.90 to 0.93 under reinforce with its leave-one-out baseline, and 0.28 to
+0.33 without baseline, below the commonest count's 0.35: it stalls, as in the paper (`--seed 0` and `1`). The score's noise grows
+with the number of pixels: on canvases of 28 x 28 the same runs without baseline lagged, but came to 0.81.
+Run time: about 10 minutes on 2 CPU cores, a third of it compilation.
 
     python examples/air.py [--smoke] [--full] [--wait 0.4] [--seed 0] [--out air_output]
 
