@@ -21,8 +21,9 @@ logarithm is `num_replicates=J` instead.
 | supMIWAE | yes | | N(0, I) | > 1 | Ipsen et al. 2022 |
 | supnotMIWAE | yes | yes | Gaussian process | > 1 | Kim et al. 2023, arXiv:2308.06738 |
 
-`obs_dropout` is the training transformation of the last; `impute` draws from a trained member, and with `data.until(t)` it does
-so as an observer at step t. `benchmark` holds the protocol that compares them with light peers.
+`obs_dropout` is the training transformation of the last. `impute` draws from a trained member: with `data.until(t)` as an
+observer at step t does, and with `method="smc"` by particles over time, where the weights of whole series collapse. `benchmark`
+holds the protocol that compares the members with light peers.
 """
 
 from . import scores as scores
@@ -35,7 +36,8 @@ from ._gp import (
     smoothed as smoothed,
     step_log_prob as step_log_prob,
 )
-from ._impute import Imputation as Imputation, impute as impute
+from ._imputation import Imputation as Imputation
+from ._impute import impute as impute
 from ._masks import (
     MECHANISMS as MECHANISMS,
     blocks as blocks,
@@ -48,6 +50,7 @@ from ._networks import (
     Decay as Decay,
     GaussianHead as GaussianHead,
     backbone as backbone,
+    memory as memory,
     missingness as missingness,
 )
 from ._programs import (

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...inference.export._arviz_tree import arviz_base
 from ...inference.export._weights import resampling_indices
-from ._impute import Imputation
+from ._imputation import Imputation
 from ._series import Series
 
 

@@ -7,10 +7,13 @@ N(0, 1), in the prior as in the guide, so that they cancel from every weight.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
+from numpyro.distributions import constraints
 
 
 def cauchy_kernel(
@@ -42,11 +45,54 @@ def own_cholesky(
     return jnp.linalg.cholesky(jnp.where(pair, covariance, jnp.eye(valid.shape[-1])))
 
 
+class PrecisionNormal(dist.Distribution):
+    """N(loc, (R' R)^-1) for a lower triangular R: noise R (x - loc), whose first t entries are those of x_1:t.
+
+    Cheaper than a `MultivariateNormal` from its precision: no inverse of R is formed, and a log-density is one product.
+
+    Args:
+        loc: [*batch, T].
+        root: R, [*batch, T, T], with a positive diagonal.
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "root": constraints.lower_cholesky}
+    support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
+    reparametrized_params = ["loc", "root"]
+
+    def __init__(
+        self,
+        loc: Float[Array, "*batch T"],
+        root: Float[Array, "*batch T T"],
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc, self.root = loc, root
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draws, [*sample_shape, *batch, T]."""
+        noise = jax.random.normal(key, sample_shape + self.shape(), self.loc.dtype)
+        root = jnp.broadcast_to(self.root, (*noise.shape, noise.shape[-1]))
+        return self.loc + _solved(root, noise)
+
+    def log_prob(self, value: Any) -> Array:
+        """Log-density, nats [*batch]."""
+        noise = jnp.einsum("...ts,...s->...t", self.root, value - self.loc)
+        log_det = jnp.log(jnp.diagonal(self.root, axis1=-2, axis2=-1)).sum(-1)
+        return log_det - 0.5 * (noise**2 + jnp.log(2 * jnp.pi)).sum(-1)
+
+    @property
+    def scale_tril(self) -> Array:
+        """R^-1, the Cholesky factor of the covariance, [*batch, T, T]."""
+        eye = jnp.broadcast_to(jnp.eye(self.loc.shape[-1]), self.root.shape)
+        return jax.scipy.linalg.solve_triangular(self.root, eye, lower=True)
+
+
 def smoothed(
     scale_tril: Float[Array, "series T T"],
     pseudo: Float[Array, "series latents T"],
     precision: Float[Array, "series latents T"],
-) -> dist.MultivariateNormal:
+) -> PrecisionNormal:
     """The posterior of white noise u, path L u, given noisy looks at each step of the path.
 
     With looks h_t of precision r_t and the prior u ~ N(0, I):
@@ -64,9 +110,17 @@ def smoothed(
     """
     looked = jnp.einsum("nts,ndt,ntr->ndsr", scale_tril, precision, scale_tril)
     b = looked + jnp.eye(scale_tril.shape[-1])
+    # B = R' R with R lower triangular: a Cholesky factor of B read backwards.
+    root = jnp.linalg.cholesky(b[..., ::-1, ::-1])[..., ::-1, ::-1].mT
     weighted = jnp.einsum("nts,ndt->nds", scale_tril, precision * pseudo)
-    loc = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(b), True), weighted[..., None])[..., 0]
-    return dist.MultivariateNormal(loc, precision_matrix=b)
+    loc = _solved(root, _solved(root, weighted, is_transposed=True))
+    return PrecisionNormal(loc, root)
+
+
+def _solved(root: Array, x: Array, is_transposed: bool = False) -> Array:
+    """R^-1 x, or R'^-1 x."""
+    solve = jax.scipy.linalg.solve_triangular
+    return solve(root, x[..., None], trans=int(is_transposed), lower=True)[..., 0]
 
 
 def step_log_prob(
@@ -77,6 +131,6 @@ def step_log_prob(
     Their cumulative sum is the log-density of each prefix, which is what a filter may know at step t.
     """
     scale = jnp.broadcast_to(scale_tril, (*z.shape, z.shape[-1]))
-    u = jax.scipy.linalg.solve_triangular(scale, z[..., None], lower=True)[..., 0]
+    u = _solved(scale, z)
     diagonal = jnp.diagonal(scale_tril, axis1=-2, axis2=-1)
     return -0.5 * (u**2 + jnp.log(2 * jnp.pi)) - jnp.log(diagonal)

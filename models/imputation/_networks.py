@@ -154,6 +154,11 @@ def backbone(
     return kinds[kind](num_features, num_hidden, is_causal=is_causal, key=key)
 
 
+def memory(kind: Kind) -> int | None:
+    """Number of earlier steps that a causal backbone reads at each step; None if all."""
+    return {"conv": 2, "linear": 0}.get(kind)
+
+
 def time_features(times: Float[Array, " T"]) -> Float[Array, "T n"]:
     """Sine (even i) or cosine (odd i) of t / 100^(i / (n - 1)), i = 0, ..., n - 1."""
     index = jnp.arange(NUM_TIME_FEATURES)

@@ -24,9 +24,11 @@ class Imputer(NamedTuple):
 
     Attributes:
         model: sites "z" [series, latents, time], white noise that a GP prior mixes over time; "x", partially observed, [series,
-            time, channels]; and, as switched on, "s" and "y". Deterministic "x_loc" and, with a classifier, "kept", "seen"
-            and "logits".
-        guide: site "z".
+            time, channels]; and, as switched on, "s" and "y". Deterministic: "mixing" L [series, time, time], "path" L z [series,
+            time, latents], "x_loc", "step_log_prob" and "step_log_draw", log p(x_o, s | z, x_m) and log p(x_m | z) of each
+            step, and, with a classifier, "kept", "seen" and "logits".
+        guide: site "z". Its law is that of z after one noisy look at each step of the paths A z; deterministic: "looked" A
+            [series, time, time], "looks" and "look_precision" [series, latents, time].
     """
 
     model: ppl.Program
@@ -72,11 +74,11 @@ def programs(
         num_hidden: H of every backbone.
         encoder: backbone of q(z | x_o, s); it sees the observed values, zero elsewhere, and the mask, and gives one noisy look
             at the latent path for each step, whose product with the prior is the guide (`smoothed`).
-        decoder: backbone of p(x | z).
+        decoder: backbone of p(x | z), causal: step t sees the path up to t, so that particles can be drawn step by step.
         classifier: backbone of p(y | x).
         has_decay: the classifier sees missing cells through `Decay`.
         sees_mask: the classifier sees the mask, p(y | x, s).
-        is_causal: encoder, guide and decoder see no later step, so that draws of the first steps do not depend on the rest. The
+        is_causal: encoder and guide see no later step either, so that draws of the first steps do not depend on the rest. The
             guide is then diagonal in the white noise z, whose first t numbers make the first t steps of the path.
         min_scale: least standard deviation of a cell in p(x | z), in the unit of the values.
         key: PRNG key of the initial values.
@@ -110,7 +112,7 @@ def programs(
     )  # fmt: skip
     decoder_0 = GaussianHead(
         decoder, num_latents, num_channels, num_hidden,
-        min_scale=min_scale, is_causal=is_causal, key=keys[1],
+        min_scale=min_scale, is_causal=True, key=keys[1],
     )  # fmt: skip
     missingness_0 = missingness and mechanism_of(missingness, num_channels, num_hidden, key=keys[2])
     classifier_0 = num_classes and Classifier(
@@ -119,8 +121,13 @@ def programs(
     )  # fmt: skip
 
     def mixing(times: Array, valid: Array) -> Array:
-        """L of each series: [series, time, time]."""
+        """L of each series, [series, time, time], which makes the paths L z."""
+        if prior == "normal":
+            return unmixed(times)
         return own_cholesky(cauchy_kernel(times, length_scale=length_scale), valid)
+
+    def unmixed(times: Array) -> Array:
+        return jnp.broadcast_to(jnp.eye(times.shape[1]), (*times.shape, times.shape[1]))
 
     @ppl.model
     def model(data: Series) -> None:
@@ -132,9 +139,8 @@ def programs(
         with ppl.plate("rows", len(valid)):
             white = dist.Normal(0, 1).expand([len(valid), num_latents, valid.shape[1]])
             z = ppl.sample("z", white.to_event(2))
-            path = (
-                z.mT if prior == "normal" else jnp.einsum("nts,nds->ntd", mixing(times, valid), z)
-            )
+            matrix = ppl.deterministic("mixing", mixing(times, valid))
+            path = ppl.deterministic("path", jnp.einsum("nts,nds->ntd", matrix, z))
             loc, scale = jax.vmap(network)(path, times, valid)
             loc = loc + path[..., :num_channels] if has_skip else loc
             ppl.deterministic("x_loc", loc)
@@ -145,10 +151,15 @@ def programs(
                 df = ppl.param("df", jnp.full(num_channels, 8.0), constraint=above)
                 law = dist.StudentT(df, loc, scale)
             x = ppl.sample("x", law.to_event(2), obs=data.values, obs_mask=cells)
+            values = jnp.where(cells, data.values, 0)
+            step_log_prob = jnp.where(cells, law.log_prob(values), 0).sum(-1)
             if mechanism is not None:
                 seen_law = dist.BernoulliLogits(jax.vmap(jax.vmap(mechanism))(x))
                 seen_law = seen_law.mask(jnp.broadcast_to(valid[..., None], cells.shape))
                 ppl.sample("s", seen_law.to_event(2), obs=cells.astype(x.dtype))
+                step_log_prob += seen_law.log_prob(cells.astype(x.dtype)).sum(-1)
+            ppl.deterministic("step_log_prob", step_log_prob)
+            ppl.deterministic("step_log_draw", jnp.where(cells, 0, law.log_prob(x)).sum(-1))
             if classify is not None:
                 # What the classifier sees of the series: the two places at which `obs_dropout` acts.
                 kept = ppl.deterministic("kept", cells)
@@ -175,10 +186,15 @@ def programs(
             # Steps that do not exist keep the prior.
             precision = jnp.where(valid[:, None], scale.mT**-2, 0)
             if prior == "gp" and not is_causal:
-                law = dist.Independent(smoothed(mixing(times, valid), pseudo.mT, precision), 1)
+                matrix = mixing(times, valid)
+                law = dist.Independent(smoothed(matrix, pseudo.mT, precision), 1)
             else:
+                matrix = unmixed(times)
                 loc, scale = pseudo.mT * precision / (1 + precision), (1 + precision) ** -0.5
                 law = dist.Independent(dist.Normal(loc, scale), 2)
+            ppl.deterministic("looked", matrix)
+            ppl.deterministic("looks", pseudo.mT)
+            ppl.deterministic("look_precision", precision)
             ppl.sample("z", law)
 
     return Imputer(model, guide)

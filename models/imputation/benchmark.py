@@ -23,8 +23,10 @@ from . import _peers, scores
 from ._datasets import load
 from ._dropout import obs_dropout
 from ._gru_d import gru_d
-from ._impute import Imputation, draws, impute
+from ._imputation import Imputation
+from ._impute import draws, impute
 from ._masks import MECHANISMS
+from ._networks import memory
 from ._programs import Imputer, programs
 from ._selection import Best
 from ._series import Series, Standard, standardise
@@ -198,6 +200,7 @@ class Trained(NamedTuple):
         history: the bound at every step, nats per series.
         validation: steps and validation NLL (nats per series) at which the parameters were looked at.
         seconds: wall time of training, compilation included.
+        memory: of the decoder, see `imputation.memory`.
     """
 
     model: ppl.Program
@@ -205,6 +208,7 @@ class Trained(NamedTuple):
     history: np.ndarray
     validation: list[tuple[int, float]]
     seconds: float
+    memory: int | None = None
 
 
 def train(task: Problem, recipe: Recipe, key: Any, *, progress: bool = False) -> Trained:
@@ -225,7 +229,7 @@ def train(task: Problem, recipe: Recipe, key: Any, *, progress: bool = False) ->
     )
     bound = inference.iwelbo(
         obs_dropout(imputer.model, recipe.dropout), imputer.guide, num_particles=recipe.num_particles,
-        num_imputations=recipe.num_imputations, per="rows", gradient=recipe.gradient,
+        num_imputations=recipe.num_imputations, per="rows", gradient=recipe.gradient, check_jumps=False,
     )  # fmt: skip
     best = Best(_validation_nll(imputer, task.valid, recipe.num_particles), keys[1])
     schedule = _schedule(recipe)
@@ -240,24 +244,34 @@ def train(task: Problem, recipe: Recipe, key: Any, *, progress: bool = False) ->
         np.asarray(fit.history["value"]) / len(task.train.values),
         best.seen,
         time.perf_counter() - start,
+        memory(recipe.switches.get("decoder", "conv")),
     )
 
 
 def evaluate(
-    task: Problem, trained: Trained, key: Any, *, num_particles: int = 50, num_imputations: int = 5
+    task: Problem, trained: Trained, key: Any, *, num_particles: int = 100
 ) -> tuple[dict[str, float], Imputation]:
-    """Scores on the test series, and the imputation that they come from."""
+    """Scores on the test series by particles over time, and the imputation that they come from.
+
+    "calibrated_nll", "calibrated_brier" and "calibrated_ece" are scores of the class probabilities at the "temperature" that
+    suits the validation series best (`scores.temperature`).
+    """
     start = time.perf_counter()
     found = impute(
-        trained.model,
-        trained.guide,
-        task.test,
-        key,
-        num_particles=num_particles,
-        num_imputations=num_imputations,
-    )
+        trained.model, trained.guide, _joined(task.test, task.valid), key,
+        num_particles=num_particles, method="smc", memory=trained.memory,
+    )  # fmt: skip
     seconds = trained.seconds + time.perf_counter() - start
-    return {**task.scores(found), "seconds": seconds}, found
+    size = len(task.truth)
+    found, held = found.rows(slice(0, size)), found.rows(slice(size, None))
+    heat = scores.temperature(held.probs, np.asarray(task.valid.labels))
+    tempered = scores.tempered(found.probs, heat)
+    calibrated = {
+        f"calibrated_{score.__name__}": score(tempered, np.asarray(task.test.labels))
+        for score in (scores.nll, scores.brier, scores.ece)
+    }
+    row = {**task.scores(found), "temperature": heat, **calibrated, "seconds": seconds}
+    return row, found
 
 
 def recurrent_peer(task: Problem, recipe: Recipe, key: Any) -> dict[str, float]:
@@ -304,18 +318,16 @@ def _fit(
 def _validation_nll(
     imputer: Imputer, data: Series, num_particles: int
 ) -> Callable[[Any, Any], Array]:
-    labels = jnp.asarray(data.labels)
-    unlabelled = data._replace(labels=None)
-
     @jax.jit
-    def loss(params: Any, key: Any) -> Array:
+    def loss(params: Any, key: Any, data: Series) -> Array:
         model, guide = imputer.model.bind(params), imputer.guide.bind(params)
-        found = draws(model, guide, unlabelled, key, num_particles, 1)
+        found = draws(model, guide, data._replace(labels=None), key, num_particles, 1)
         weights = jax.nn.log_softmax(found.log_weights[:, 0], 0)
         log_y = jax.nn.log_softmax(found.logits[:, 0])
+        labels = jnp.asarray(data.labels)
         return -jax.nn.logsumexp(weights + log_y[:, jnp.arange(len(labels)), labels], 0).mean()
 
-    return loss
+    return lambda params, key: loss(params, key, data)
 
 
 def _held_out(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.optimize import minimize_scalar
 from scipy.stats import rankdata
 
 Probs = Float[np.ndarray, "series classes"]
@@ -37,6 +38,23 @@ def ece(probs: Probs, labels: Labels, num_bins: int = 15) -> float:
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
     gaps = np.bincount(bins, hit - confidence, num_bins)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def temperature(probs: Probs, labels: Labels) -> float:
+    """T of least mean -log p(label) for p in proportion to probs^(1 / T), between 1/20 and 20; to be fitted on held-out series.
+
+    Reference: Guo et al. 2017, arXiv:1706.04599.
+    """
+    loss = lambda log_t: nll(tempered(probs, float(np.exp(log_t))), labels)
+    limit = np.log(20.0)
+    return float(np.exp(minimize_scalar(loss, bounds=(-limit, limit), method="bounded").x))  # pyright: ignore
+
+
+def tempered(probs: Probs, temperature: float) -> Probs:
+    """Probabilities in proportion to probs^(1 / temperature)."""
+    log_probs = np.log(np.maximum(probs, _TINY)) / temperature
+    raw = np.exp(log_probs - log_probs.max(-1, keepdims=True))
+    return raw / raw.sum(-1, keepdims=True)
 
 
 def macro_auroc(probs: Probs, labels: Labels) -> float:

@@ -130,7 +130,7 @@ def test_a_member_trains_and_is_scored(tmp_path, key):
     trained = benchmark.train(task, recipe, key)
     assert trained.history[-10:].mean() > trained.history[:10].mean() + 5
     assert [step for step, _ in trained.validation] == [20, 40, 60]
-    scores, found = benchmark.evaluate(task, trained, key, num_particles=4, num_imputations=2)
+    scores, found = benchmark.evaluate(task, trained, key, num_particles=8)
     assert set(scores) >= {"accuracy", "nll", "ece", "mae", "crps", "coverage", "ess", "seconds"}
     assert 1 <= scores["ess"] <= 8 and not found.is_collapsed
     path = tmp_path / "imputed.nc"

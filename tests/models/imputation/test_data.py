@@ -123,6 +123,17 @@ def test_calibration_error():
     assert scores.ece(probs, np.array([0, 0, 0, 1, 1, 1])) == pytest.approx(0.55 / 3)
 
 
+def test_temperature_undoes_what_was_done_to_calibrated_probabilities():
+    rng = np.random.default_rng(0)
+    true = rng.dirichlet(np.ones(3), 20_000)
+    labels = (rng.random(20_000)[:, None] > true.cumsum(-1)).sum(-1)
+    blurred = scores.tempered(true, 2.5)
+    np.testing.assert_allclose(blurred.sum(-1), 1.0)
+    # The curvature of the loss in log T is about 0.7: a standard error of 0.01.
+    assert scores.temperature(blurred, labels) == pytest.approx(1 / 2.5, rel=0.05)
+    np.testing.assert_allclose(scores.tempered(blurred, 1 / 2.5), true, rtol=1e-6, atol=1e-9)
+
+
 def test_ranking_of_constants_is_chance():
     assert scores.macro_auroc(np.full((6, 2), 0.5), np.array([0, 1, 0, 1, 1, 1])) == 0.5
 

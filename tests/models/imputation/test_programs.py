@@ -11,7 +11,7 @@ from scipy.special import log_softmax, logsumexp
 
 from lapilli import inference, ppl
 from lapilli.models import imputation
-from lapilli.models.imputation._impute import Imputation
+from lapilli.models.imputation._imputation import Imputation
 
 N, T, D, C = 3, 5, 2, 3
 RNG = np.random.default_rng(0)

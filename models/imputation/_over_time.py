@@ -1,0 +1,225 @@
+"""Sequential Monte Carlo over the steps of each series, for weights that collapse when a series is long.
+
+A guide of `programs` is the law of the white noise z after one noisy look h_t, of precision r_t, at each step of the paths A z,
+
+    q(z) = p(z) prod_t psi_t(z_1:t) / C,   psi_t = exp(-1/2 sum_d r_td (h_td - (A z_d)_t)^2),   A lower triangular,
+
+so that the weight of a whole draw is a product over steps,
+
+    p(x_o, s | z, x_m) p(z) / q(z) = C prod_t G_t,   G_t = p(x_ot, s_t | z_1:t, x_mt) / psi_t(z_1:t),
+
+if the decoder of step t reads no later step. Particles are therefore drawn step by step, z_t ~ q(z_t | z_1:t-1), which knows
+the later looks, and x_mt ~ p(x_mt | z_1:t); they are weighted by G_t and resampled when their effective sample size has
+halved. Early looks have been paid for and later ones are still in the proposal: this is a twisted particle filter whose twist is
+the guide's own look-ahead. With the exact posterior as guide all G_t are constants.
+
+Steps are weighed by what the decoder makes of a window of them. At the end each path is weighed in one piece, and the ratio
+goes into its weight: a window too short for the decoder, a decoder that reads later steps, or a prior of z that is not white,
+costs variance and leaves no bias.
+
+Particles hold the noise e of the proposal, z = m + S e with S lower triangular. The model's paths L z are linear in it, and
+the program is run on a window of steps up to t, with its deterministic site "path" set to them.
+
+Reference: Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted filters); Heng et al. 2020, arXiv:1708.08396.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.primitives import Messenger
+
+from ... import ppl
+from ...inference.particles import FeynmanKac, smc
+from ._gp import PrecisionNormal, smoothed
+from ._series import Series
+
+# Deterministic sites of the model and of the guide that the steps are made from.
+OF_MODEL = ("mixing", "path", "step_log_prob", "step_log_draw")
+OF_GUIDE = ("looked", "looks", "look_precision")
+
+
+class Paths(NamedTuple):
+    """Weighted particles of a batch of series, [particles, series, ...].
+
+    Attributes:
+        z: white noise, [..., latents, time].
+        x: series with the missing cells drawn, [..., time, channels]; None where they do not enter the weights.
+        log_weights: whose exponentials have the mean p(x_o, s), an unbiased estimate; nats.
+        origins: number of the first step's particle that each descends from.
+    """
+
+    z: Array
+    x: Array | None
+    log_weights: Array
+    origins: Array
+
+
+class _State(NamedTuple):
+    noise: Array  # [latents, time]; zero at steps to come
+    x: Array | None
+    log_potential: Array
+    log_paid: Array  # by the path: its log-potentials, and log q(x_m) of cells that it carries
+
+
+def paths(
+    model: ppl.Program,
+    guide: ppl.Program,
+    data: Series,
+    key: Any,
+    num_particles: int,
+    memory: int,
+    carries_cells: bool,
+) -> Paths:
+    """Particles of each series; traceable.
+
+    Args:
+        model: of `programs`.
+        guide: of `programs`.
+        data: series without labels.
+        key: PRNG key.
+        num_particles: K.
+        memory: number of earlier steps in the window of each step.
+        carries_cells: particles hold their missing cells, as they must where p(s | x) weighs them.
+    """
+    one = lambda key, row: _one(model, guide, row, key, num_particles, memory, carries_cells)
+    rows = jax.tree.map(lambda a: jnp.asarray(a)[:, None], data)
+    found = jax.vmap(one)(jax.random.split(key, len(data.valid)), rows)
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
+
+
+class _Proposal(NamedTuple):
+    """The guide's law of one series, z = loc + S e, and what its looks at A z were."""
+
+    law: PrecisionNormal
+    spread: Array  # S, [latents, time, time]
+    looked: Array  # A
+    looks: Array
+    precision: Array
+
+    def z(self, noise: Array) -> Array:
+        """White noise [latents, time]; steps before noise that is zero are what they will be."""
+        return self.law.loc[0] + jnp.einsum("dts,ds->dt", self.spread, noise)
+
+    def through(self, matrix: Array) -> tuple[Array, Array]:
+        """Paths `matrix` z as location [latents, time] and factor of the noise [latents, time, time]."""
+        return self.law.loc[0] @ matrix.T, jnp.einsum("ts,dsr->dtr", matrix, self.spread)
+
+    def log_look(self, t: Any, seen: Array) -> Array:
+        """Log psi of step t, of all steps if it is `...`, at values of A z."""
+        return -0.5 * (self.precision[:, t] * (self.looks[:, t] - seen) ** 2).sum()
+
+    def log_c(self) -> Array:
+        """Log C: with B = R' R = I + A' diag(r) A and the mean m = B^-1 A' diag(r) h, 1/2 (|R m|^2 - log |B| - h' diag(r) h)."""
+        root = self.law.root
+        log_det = 2 * jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)).sum()
+        mean = jnp.einsum("...ts,...s->...t", root, self.law.loc)
+        return 0.5 * ((mean**2).sum() - log_det - (self.precision * self.looks**2).sum())
+
+
+def _one(
+    model: ppl.Program,
+    guide: ppl.Program,
+    data: Series,
+    key: Array,
+    size: int,
+    memory: int,
+    carries_cells: bool,
+) -> Paths:
+    smc_key, key = jax.random.split(key)
+    sites = guide.simulate(key, data).deterministic
+    looked, looks, precision = (sites[name][0] for name in OF_GUIDE)
+    law = smoothed(looked[None], looks[None], precision[None])
+    proposal = _Proposal(law, law.scale_tril[0], looked, looks, precision)
+    chain = _steps(model, proposal, data, key, memory, carries_cells)
+    found = smc(chain, smc_key, num_particles=size, history="ancestors")
+    origins, _ = jax.lax.scan(
+        lambda index, parents: (parents[index], None),
+        jnp.arange(size),
+        found.ancestors,
+        reverse=True,
+    )
+    last = found.particles
+    z = jax.vmap(proposal.z)(last.noise)
+    owed = jax.vmap(lambda z, x: _owed(model, proposal, data, key, z, x))(z, last.x)
+    log_mean = found.log_evidence + proposal.log_c()
+    log_weights = found.log_weights + jnp.log(size) + log_mean + owed - last.log_paid
+    return Paths(z, last.x, log_weights, origins)
+
+
+def _steps(
+    model: ppl.Program,
+    proposal: _Proposal,
+    data: Series,
+    key: Array,
+    memory: int,
+    carries_cells: bool,
+) -> FeynmanKac:
+    """Draws and potentials of the steps of one series."""
+    shape = proposal.looks.shape
+    start, _ = model.generate(key, {"z": jnp.zeros((1, *shape))}, data)
+    width = min(memory + 1, shape[1])
+    path = proposal.through(start.deterministic["mixing"][0])
+    early, early_path = _behind(width - 1, data), _behind(width - 1, path)
+    seen_loc, seen_noise = proposal.through(proposal.looked)
+
+    def advanced(key: Array, state: _State, t: Array) -> _State:
+        noise_key, x_key = jax.random.split(key)
+        noise = state.noise.at[:, t].set(jax.random.normal(noise_key, shape[:1]))
+        # Steps t - width + 1, ..., t; those before the first do not exist.
+        cut = lambda a: jax.lax.dynamic_slice_in_dim(a, t, width, 1)
+        window, (loc, factor) = jax.tree.map(cut, (early, early_path))
+        along = _along(model, (loc + jnp.einsum("dws,ds->dw", factor, noise)).T[None])
+        trace, _ = along.generate(x_key, {"z": jnp.zeros((1, shape[0], width))}, window)
+        here = {n: trace.deterministic[n][0, -1] for n in ("x", "step_log_prob", "step_log_draw")}
+        seen = seen_loc[:, t] + (seen_noise[:, t] * noise).sum(-1)
+        log_g = here["step_log_prob"] - proposal.log_look(t, seen)
+        if state.x is None:
+            return _State(noise, None, log_g, state.log_paid + log_g)
+        paid = state.log_paid + log_g + here["step_log_draw"]
+        return _State(noise, state.x.at[t].set(here["x"]), log_g, paid)
+
+    cells = jnp.zeros(data.values.shape[1:]) if carries_cells else None
+    empty = _State(jnp.zeros(shape), cells, jnp.zeros(()), jnp.zeros(()))
+    return FeynmanKac(
+        init=lambda key: advanced(key, empty, jnp.zeros((), jnp.int32)),
+        kernel=advanced,
+        log_potential=lambda _, state, t: state.log_potential,
+        num_steps=shape[1] - 1,
+    )
+
+
+def _owed(
+    model: ppl.Program, proposal: _Proposal, data: Series, key: Array, z: Array, x: Array | None
+) -> Array:
+    """Log-weight of a path in one piece, without C; with log p(x_m | z) where it carries its cells."""
+    drawn = {} if x is None else {"x_unobserved": x[None]}
+    trace, _ = model.generate(key, {"z": z[None], **drawn}, data)
+    scored = [n for n in trace.log_probs if drawn or not trace.sites[n].is_imputed]
+    log_p = sum((trace.log_probs[n].sum() for n in scored), jnp.zeros(()))
+    log_prior = -0.5 * (z**2 + jnp.log(2 * jnp.pi)).sum()
+    return log_p - log_prior - proposal.log_look(..., z @ proposal.looked.T)
+
+
+def _along(model: ppl.Program, path: Array) -> ppl.Program:
+    """The program with its deterministic site "path" set."""
+
+    class Given(Messenger):
+        def process_message(self, msg: dict[str, Any]) -> None:
+            if msg["type"] == "deterministic" and msg["name"] == "path":
+                msg["value"] = path
+
+    def along(data: Series) -> Any:
+        with Given():
+            return model.fn(data)
+
+    return ppl.Program(along, model.params)
+
+
+def _behind(num: int, arrays: Any) -> Any:
+    """Arrays of one series, time on axis 1, behind `num` more steps, which are zeros: they do not exist."""
+    pad = lambda a: jnp.pad(a, [(num, 0) if i == 1 else (0, 0) for i in range(a.ndim)])
+    return jax.tree.map(pad, arrays)
