@@ -4,7 +4,7 @@ Series of JapaneseVowels (25 steps, 12 channels, half of their cells hidden), se
 ObsDropout, K = 5 particles and one draw of the missing cells each. Both use the same networks; by hand, sampling, densities,
 weights and the mask of ObsDropout are written out, with the law of the guide through the same Cholesky factors. All run in one
 process, interleaved; the answer is the median of paired ratios of processor times, with a bootstrap interval, which other work
-on the machine disturbs least. First calls are measured in the same process, by hand first.
+on the machine disturbs least. Before that the means of value and gradient over draws are compared.
 
 usage: python benchmarks/imputation_step.py [--batch 64] [--repeats 40]
 """
@@ -130,10 +130,6 @@ def main() -> None:
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
     functions, params, data = pair(args.batch)
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for name, fn in functions.items():
-        start = time.process_time()
-        jax.block_until_ready(fn(params[name], jax.random.key(0), data))
-        print(f"first call, {name}: {time.process_time() - start:.1f} s of processor time")
     check_agreement(functions, params, data)
     for i in range(args.repeats + 2):
         for name in list(functions)[:: 1 if i % 2 else -1]:
