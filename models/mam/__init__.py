@@ -12,7 +12,12 @@ from ._networks import (
     ResidualMLP as ResidualMLP,
     residual_mlps as residual_mlps,
 )
-from ._objectives import any_order as any_order, distil as distil, energy as energy
+from ._objectives import (
+    any_order as any_order,
+    distil as distil,
+    energy as energy,
+    regress as regress,
+)
 from ._orders import UniformOrder as UniformOrder
 from ._particles import Particle as Particle, feynman_kac as feynman_kac
 from ._persistent import ChainState as ChainState, PersistentObjective as PersistentObjective

@@ -64,8 +64,18 @@ def score(
     order: Int[Array, " steps"],
 ) -> Float[Array, ""]:
     """Log-probability in nats that `generate` from `tokens` in this order draws `target`."""
+    return log_steps(networks, target, tokens, order).sum()
+
+
+def log_steps(
+    networks: Networks,
+    target: Int[Array, " variables"],
+    tokens: Int[Array, " variables"],
+    order: Int[Array, " steps"],
+) -> Float[Array, " steps"]:
+    """The same step by step."""
     step = lambda tokens, position: score_one(networks, tokens, position, target)
-    return jax.lax.scan(step, tokens, order)[1].sum()
+    return jax.lax.scan(step, tokens, order)[1]
 
 
 def residuals(

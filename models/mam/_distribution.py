@@ -261,6 +261,19 @@ class MaM(dist.Distribution):
         tokens, evidence = self._whole("MaM.consistency_residuals", value)
         return _chain.by_row(_chain.residuals, self.networks, tokens, evidence, jnp.asarray(order))
 
+    def log_steps(
+        self, value: Int[Array, "*shape variables"], order: Int[Array, "*shape variables"]
+    ) -> Float[Array, "*shape variables"]:
+        """Log c(order(d), x_order(d) | x_before) of all D steps along an order, nats, 0 for evidence; see `regress`.
+
+        Sums over the first steps are what the chain says of partial rows; the sum over all is `with_order(order).log_prob`.
+
+        Raises:
+            ValueError: a value lies outside of the support or contradicts the evidence (a RuntimeError under jit).
+        """
+        tokens, evidence = self._whole("MaM.log_steps", value)
+        return _chain.by_row(_chain.log_steps, self.networks, tokens, evidence, jnp.asarray(order))
+
     # Draws.
 
     def sample(

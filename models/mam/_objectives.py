@@ -1,7 +1,7 @@
 """Training objectives of marginalization models, written in the language.
 
-Maximum likelihood takes two stages: `any_order` fits the conditional network, `distil` then the marginal one to it. Towards an
-energy both are fitted at once (`energy`). With D variables, x_S the first d - 1 variables of an order and i the d-th,
+Maximum likelihood takes two stages: `any_order` fits the conditional network, `distil` or `regress` then the marginal one to it.
+Towards an energy both are fitted at once (`energy`). With D variables, x_S the first d - 1 variables of an order and i the d-th,
 
     rho = l(x_S, x_i) - l(x_S) - c(i, x_i | x_S)
 
@@ -123,6 +123,59 @@ def distil(
 
     chains = Chains(lambda params: networks, lambda x: jnp.shape(x)[0], block_size, refresh_every)
     return PersistentObjective(_log_density("min", "distil")(model), chains)
+
+
+def regress(networks: Pair) -> Objective:
+    """Stage 2 without bootstrapping: fit the marginal network to sums that the chain has taken along whole orders.
+
+        sum_n E_t [l(x_n on S_t) - sum_{d <= t} s_nd]^2,        S_t the first t variables of order_n,
+
+    in nats^2, minimised, with t uniform on 1, ..., D and s = `MaM.log_steps(x, order)`, taken once and for all: D passes a row,
+    then one pass of the marginal network for each use. Arguments: x, order and s, [rows, D] each; plate "rows"; parameter
+    "marginal". Where `distil` compares neighbours, and small errors of one sign add up over D steps, this one sees the sum
+    itself; but only as many rows and orders as were scored. Draws of the model (`MaM.draw`) are rows as good as data.
+
+    Args:
+        networks: the pair; its conditional network is not used.
+
+    Validity: value and gradient are unbiased for the mean over t at the given orders, minibatches included. Over random orders
+    the optimum at x_S is the mean of what the chain says over all orders that begin with S: the log-marginal of a consistent c,
+    and below the log of the mixture over orders by about half the variance between them for one that is not.
+
+    Example:
+        >>> import jax
+        >>> from lapilli.models import mam
+        >>> networks = mam.residual_mlps(4, 2, width=8, key=jax.random.key(0))
+        >>> model = mam.MaM(networks)
+        >>> x, order, _ = model.draw(jax.random.key(1), (10,))
+        >>> args = (x, order, model.log_steps(x, order))
+        >>> objective = mam.regress(networks)
+        >>> float(objective.value(objective.init(jax.random.key(2), *args), jax.random.key(3), *args))  # both are uniform
+        0.0
+    """
+
+    @ppl.model
+    def model(x: Any, order: Any, log_steps: Any) -> None:
+        declared = networks.declared("marginal")
+        tokens, unknown = _tokens("regress", networks, x)
+        for name, array in (("order", order), ("log_steps", log_steps)):
+            if jnp.shape(array) != tokens.shape:
+                raise ValueError(
+                    f"regress: {name} has shape {jnp.shape(array)}, and x {tokens.shape}. Give one order a row, and "
+                    "MaM.log_steps(x, order)."
+                )
+        size = networks.num_variables
+        steps = jax.random.randint(ppl.rng_key("steps"), (len(tokens),), 1, size + 1)
+
+        def square(tokens: Array, order: Array, log_steps: Array, step: Array) -> Array:
+            seen = _chain.prefix(tokens, jnp.zeros_like(tokens), order, step)
+            total = jnp.where(jnp.arange(size) < step, log_steps, 0.0).sum()
+            return (declared.log_marginal(seen) - total) ** 2
+
+        with ppl.plate("rows", len(tokens)):
+            ppl.factor("x", unknown - jax.vmap(square)(tokens, order, log_steps, steps))
+
+    return _log_density("min", "regress")(model)
 
 
 def energy(

@@ -105,6 +105,38 @@ class TestDistil:
             mam.distil(NETWORKS, share=1.5)
 
 
+class TestRegress:
+    def rows(self):
+        x, order = jnp.asarray(X[[1, 6, 7]]), jnp.asarray(orders(D)[[0, 3, 4]])
+        return x, order, mam.MaM(NETWORKS).log_steps(x, order)
+
+    def test_value_and_gradient_are_the_mean_over_prefixes(self, key):
+        objective, args = mam.regress(NETWORKS), self.rows()
+        params = objective.init(key, *args)
+        assert list(params) == ["marginal"]
+
+        def exact(params):
+            networks, total = NETWORKS.with_params(params), 0.0
+            for x, order, steps in zip(*args, strict=True):
+                for t in range(1, D + 1):
+                    seen = jnp.zeros(D, int).at[order[:t]].set(x[order[:t]] + 1)
+                    total += (networks.log_marginal(seen) - steps[:t].sum()) ** 2 / D
+            return total
+
+        value, grads = jax.jit(jax.value_and_grad(exact))(params)
+        estimate = jax.jit(jax.vmap(lambda key: objective.value_and_grad(params, key, *args)))
+        values, estimates = estimate(jax.random.split(key, 10_000))
+        assert_unbiased(values, value)
+        assert_tree_unbiased(estimates, grads)
+
+    def test_arrays_of_other_shapes_are_refused(self, key):
+        x, order, steps = self.rows()
+        with pytest.raises(ValueError, match=r"regress: order has shape \(3,\), and x \(3, 3\)"):
+            mam.regress(NETWORKS).init(key, x, order[0], steps)
+        with pytest.raises(ValueError, match=r"regress: log_steps has shape \(3, 2\)"):
+            mam.regress(NETWORKS).init(key, x, order, steps[:, :2])
+
+
 class TestEnergy:
     tokens = jnp.asarray(X[[0, 3, 3, 5, 6, 7]] + 1)
 
