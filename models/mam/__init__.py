@@ -7,6 +7,7 @@ from ._images import MaskedUNet as MaskedUNet, unets as unets
 from ._made import MADE as MADE, autoregressive as autoregressive
 from ._marginal import Marginal as Marginal
 from ._networks import (
+    Gathered as Gathered,
     Networks as Networks,
     Pair as Pair,
     ResidualMLP as ResidualMLP,

@@ -52,6 +52,11 @@ class MaskedUNet(eqx.Module):
         self.net = UNet(self.num_symbols, widths, size, num_outputs=num_outputs, key=net_key)
         self.count = eqx.nn.MLP(size, size, size, 1, jax.nn.silu, key=count_key)
 
+    @property
+    def last(self) -> eqx.nn.Conv2d:
+        """The last layer."""
+        return self.net.last
+
     def __call__(self, tokens: Int[Array, " sites"]) -> Float[Array, ...]:
         """Outputs [sites, num_outputs], or their sum over sites and outputs."""
         # From half a wave over all counts down to two counts a wave.

@@ -12,6 +12,7 @@ c is normalised for each variable; that l and c fit together, and that c in one 
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,8 @@ class Pair(Networks):
     def log_marginal(self, tokens: Int[Array, " variables"]) -> Float[Array, ""]:
         num_observed = (tokens > 0).sum()
         relative = self.marginal(tokens) - self.marginal(jnp.zeros_like(tokens))
+        # A batch and a single row round differently: nothing observed is 0 exactly only if said so.
+        relative = jnp.where(num_observed > 0, relative, 0.0)
         return relative - num_observed * jnp.log(self.num_values)
 
     def log_conditionals(
@@ -77,6 +80,17 @@ class Pair(Networks):
         return eqx.tree_at(
             lambda pair: [getattr(pair, name) for name in names], self, list(modules.values())
         )
+
+    def with_warm_marginal(self) -> Pair:
+        """The pair with a `Gathered` marginal network that starts from the layers of the conditional one, uniform again.
+
+        What a trained conditional network has found out about the variables need not be learned again. For conditional networks
+        of this package, or any with a linear layer `last`.
+        """
+        last = lambda network: network.last
+        blank = jax.tree.map(jnp.zeros_like, last(self.conditional))
+        start = Gathered(eqx.tree_at(last, self.conditional, blank))
+        return dataclasses.replace(self, marginal=start)
 
     def with_params(self, params: Mapping[str, Any]) -> Pair:
         """The networks with fitted parameters, those of "marginal", of "conditional", or both (`Fit.params`).
@@ -100,6 +114,23 @@ class Pair(Networks):
                 module = eqx.combine(jax.tree.unflatten(tree, leaves), static)
                 fitted = eqx.tree_at(lambda pair, n=name: getattr(pair, n), fitted, module)
         return fitted
+
+
+class Gathered(eqx.Module):
+    """A marginal network made of a conditional one: g(x_S) = sum_{i in S} h(x_S)[i, x_i].
+
+    Every observed variable says its part; log p(x_S) of hundreds of nats is not for one number of the last layer to reach.
+
+    Args:
+        network: h, `tokens -> [D, K]`.
+    """
+
+    network: Any
+
+    def __call__(self, tokens: Int[Array, " variables"]) -> Float[Array, ""]:
+        """The value of g for one row."""
+        parts = jnp.take_along_axis(self.network(tokens), jnp.maximum(tokens - 1, 0)[:, None], 1)
+        return jnp.where(tokens > 0, parts[:, 0], 0.0).sum()
 
 
 class ResidualMLP(eqx.Module):

@@ -14,8 +14,9 @@ from ._networks import Pair
 class MaskedTransformer(eqx.Module):
     """Embedded symbols plus positions, transformer blocks, a linear map at each position; zero at the start.
 
-    Symbol 0 is the mask token: the place of a variable that is not observed, which gathers what the others say about it.
-    Attention goes in both directions.
+    A position's embedding is linear in the symbols within `reach` of it, a convolution: attention need not find out first which
+    positions are neighbours. Symbol 0 is the mask token, the place of a variable that is not observed, which gathers what the
+    others say about it. Attention goes in both directions.
 
     Args:
         num_variables: D, the number of positions.
@@ -25,14 +26,16 @@ class MaskedTransformer(eqx.Module):
         width: features of a position.
         depth: number of blocks.
         num_heads: heads of the attention, a divisor of the width.
+        reach: neighbours on each side that an embedding sees; 0 for none.
         key: PRNG key of the initial values.
     """
 
-    symbols: eqx.nn.Embedding
+    symbols: eqx.nn.Conv1d
     positions: Array
     blocks: tuple[Block, ...]
     norm: eqx.nn.LayerNorm
     last: eqx.nn.Linear
+    num_symbols: int = eqx.field(static=True)
     is_summed: bool = eqx.field(static=True)
 
     def __init__(
@@ -45,11 +48,14 @@ class MaskedTransformer(eqx.Module):
         width: int,
         depth: int,
         num_heads: int,
+        reach: int,
         key: Array,
     ) -> None:
         symbol_key, last_key, *keys = jax.random.split(key, depth + 2)
-        self.is_summed = is_summed
-        self.symbols = eqx.nn.Embedding(num_values + 1, width, key=symbol_key)
+        self.num_symbols, self.is_summed = num_values + 1, is_summed
+        self.symbols = eqx.nn.Conv1d(
+            num_values + 1, width, 2 * reach + 1, padding=reach, key=symbol_key
+        )
         self.positions = _waves(num_variables, width)
         self.blocks = tuple(Block(width, num_heads, is_causal=False, key=k) for k in keys)
         self.norm = eqx.nn.LayerNorm(width)
@@ -57,7 +63,8 @@ class MaskedTransformer(eqx.Module):
 
     def __call__(self, tokens: Int[Array, " positions"]) -> Float[Array, ...]:
         """Outputs [positions, num_outputs], or their sum over positions and outputs."""
-        hidden = jax.vmap(self.symbols)(tokens) + self.positions
+        symbols = jax.nn.one_hot(tokens, self.num_symbols, axis=0)
+        hidden = self.symbols(symbols).T + self.positions
         everywhere = jnp.ones(len(tokens), bool)
         for block in self.blocks:
             hidden = block(hidden, everywhere)
@@ -79,6 +86,7 @@ def transformers(
     width: int = 64,
     depth: int = 2,
     num_heads: int = 4,
+    reach: int = 0,
     key: Array,
 ) -> Pair:
     """A `Pair` of two separate transformers, uniform at the start.
@@ -89,6 +97,7 @@ def transformers(
         width: features of a position.
         depth: blocks of each network, at least 1.
         num_heads: heads of the attention, a divisor of the width.
+        reach: neighbours on each side that the embedding of a position sees; some for text, 0 where positions have no order.
         key: PRNG key of the initial values.
 
     Raises:
@@ -97,12 +106,14 @@ def transformers(
     Reference: Liu, Ramadge and Adams 2024, arXiv:2310.12920, section 6 (12 blocks of width 768, 12 heads; the marginal network
     is a head on the frozen features of the conditional one).
     """
-    if min(num_variables, width, depth, num_heads) < 1 or num_values < 2 or width % num_heads:
+    sizes = (num_variables, width, depth, num_heads, reach + 1)
+    if min(sizes) < 1 or num_values < 2 or width % num_heads:
         raise ValueError(
-            f"transformers: {num_variables} variables, {num_values} values, width {width}, depth {depth}, {num_heads} heads; "
-            "needs at least one variable, two values, one feature and one block, and heads that divide the width."
+            f"transformers: {num_variables} variables, {num_values} values, width {width}, depth {depth}, {num_heads} heads, "
+            f"reach {reach}; needs at least one variable, two values, one feature and one block, heads that divide the width, "
+            "and no negative reach."
         )
-    options = {"width": width, "depth": depth, "num_heads": num_heads}
+    options = {"width": width, "depth": depth, "num_heads": num_heads, "reach": reach}
     of = (num_variables, num_values)
     marginal_key, conditional_key = jax.random.split(key)
     return Pair(

@@ -11,11 +11,6 @@ def example():
     return load_example("inpainting")
 
 
-def test_thinning_keeps_values_that_are_far_apart(example):
-    assert example.thinned(np.array([3.0, 0.0, 8.1, 5.5, 20.0]), 5.0).tolist() == [1, 3, 4]
-    assert example.thinned(np.array([1.0, 1.0]), 5.0).tolist() == [0]
-
-
 def test_data_are_split_without_overlap_of_rows(example):
     x, test = example.data(example.Config())
     assert x.shape == (1500, 64) and test.shape == (297, 64) and set(np.unique(x)) == {0, 1}

@@ -27,7 +27,9 @@ MAKERS = {
     "mlp": lambda key: mam.residual_mlps(4, 2, width=8, depth=2, key=key),
     "cnn": lambda key: mam.residual_cnns((2, 2), 2, channels=4, depth=2, key=key),
     "unet": lambda key: mam.unets((2, 2), 2, widths=(4, 8), key=key),
-    "transformer": lambda key: mam.transformers(4, 2, width=8, depth=1, num_heads=2, key=key),
+    "transformer": lambda key: mam.transformers(
+        4, 2, width=8, depth=1, num_heads=2, reach=1, key=key
+    ),
 }
 
 
@@ -44,8 +46,14 @@ def test_on_a_tiny_lattice(name, key):
     np.testing.assert_allclose(level, -size * np.log(2), rtol=1e-6)
     np.testing.assert_allclose(log_c, np.full((81, 4, 2), -np.log(2)), rtol=1e-6)
 
+    warm = shaken(pair).with_warm_marginal()
+    assert warm.conditional is not pair.conditional and isinstance(warm.marginal, mam.Gathered)
+    level, log_c = evaluate(warm)
+    np.testing.assert_allclose(level, -size * np.log(2), rtol=1e-6)
+    assert np.ptp(log_c) > 1e-2
+
     level, log_c = evaluate(shaken(pair))
-    assert abs(level[0]) < 1e-6 and np.ptp(level + size * np.log(2)) > 1e-2
+    assert level[0] == 0 and np.ptp(level + size * np.log(2)) > 1e-2
     log_c = np.reshape(log_c, (3,) * 4 + (4, 2))
     log_p = np.zeros((24, 16))
     for order, row in zip(orders(4), log_p, strict=True):
@@ -77,6 +85,14 @@ def test_on_a_torus_both_networks_move_with_the_grid(key):
         pair.log_conditionals(t.ravel()).reshape(4, 5, 2) for t in (tokens, moved)
     )
     np.testing.assert_allclose(jnp.roll(log_c, (1, 2), (0, 1)), log_c_moved, rtol=1e-4)
+
+
+def test_a_gathered_network_sums_what_observed_variables_say():
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
+    network = mam.Gathered(lambda tokens: table + tokens.sum())
+    assert network(jnp.zeros(4, int)) == 0
+    got = network(jnp.array([2, 0, 0, 1]))
+    np.testing.assert_allclose(got, table[0, 1] + table[3, 0] + 2 * 3, rtol=1e-6)
 
 
 def test_fitted_parameters_replace_their_network_only():
@@ -130,7 +146,7 @@ def test_a_unet_knows_how_much_is_observed(key):
 
 
 def test_a_transformer_tells_positions_apart_and_reads_far_ones(key):
-    options = {"is_summed": False, "width": 8, "depth": 1, "num_heads": 2}
+    options = {"is_summed": False, "width": 8, "depth": 1, "num_heads": 2, "reach": 1}
     network = shaken(mam.MaskedTransformer(9, 2, 3, **options, key=key))
     blank = jnp.zeros(9, int)
     out, changed = jax.jit(jax.vmap(network))(jnp.stack([blank, blank.at[8].set(1)]))
