@@ -59,7 +59,7 @@ class Config(NamedTuple):
 
 
 SMOKE = Config(8, 64, Stages(300, 150, 500, 500, 64), 40, 2, 10, 20)
-MNIST = Config(28, 256, Stages(4_000, 6_000, 4_000, 8_000, decay=1.0), 100, 5, 20, 20, 1)
+MNIST = Config(28, 256, Stages(4_000, 6_000, 4_000, 3_000, decay=1.0), 100, 5, 20, 20, 1)
 
 
 def data(config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -40,9 +40,9 @@ class Config(NamedTuple):
 
     length: int = 32
     width: int = 64
-    depth: int = 2
-    reach: int = 4
-    stages: Stages = Stages(2_500, 1_500, 4_000, 2_000, 64, 3e-3)
+    depth: int = 1
+    reach: int = 5
+    stages: Stages = Stages(2_500, 2_000, 3_000, 1_500, 64, 3e-3)
     stride: int = 8  # between the starts of training lines, a divisor of the length
     num_test: int = 200
     num_orders: int = 5

@@ -22,7 +22,7 @@ class Stages(NamedTuple):
     num_drawn: int  # its own draws that it scores
     batch: int = 128
     rate: float = 1e-3
-    decay: float = 0.0  # weight decay
+    decay: float = 0.0  # weight decay, in the first stage only: the second has draws without end against overfitting
 
 
 def fit(objective, args, num_steps: int, stages: Stages, key: jax.Array) -> inference.Fit:
@@ -42,7 +42,8 @@ def train(networks: mam.Pair, x: np.ndarray, stages: Stages, key: jax.Array) -> 
     )
     networks = networks.with_params(first.params).with_warm_marginal()
     scored = score(networks, x, stages, score_key)
-    second = fit(mam.regress(networks), scored, stages.num_marginal, stages, second_key)
+    free = stages._replace(decay=0.0)
+    second = fit(mam.regress(networks), scored, stages.num_marginal, free, second_key)
     return networks.with_params(second.params)
 
 
