@@ -18,8 +18,8 @@ The weights are those of one site, so that the trained networks also run on 30 x
 bits a site; if its coupling and field are these, the entropy is 0.7833, 32 nats below.
 
 Expected: E[log p - log f] below -78.6; log-marginals of random partial assignments and of the named questions within 0.1 nats
-rms, half a checkerboard (probability 1e-25) included; without tempered chains that one is off by 1.4 nats. Run time: TIME
-on 2 CPU cores.
+rms, half a checkerboard (probability 1e-25) included; without tempered chains that one is off by 1.4 nats. Run time: 4
+minutes on 2 CPU cores.
 
     python examples/ising.py [--smoke] [--out ising_output]
 """
