@@ -12,9 +12,9 @@ speed of a chain of 784 passes.
 
 The second stage here is not the paper's. That one compares a partial image with the same one and one more pixel (`mam.distil`),
 and over 784 steps small errors of one sign become large ones: with it, and a network that starts from nothing, the
-log-likelihood of a whole test image of MNIST is off by 17 nats (4,000 steps, 340 s of processor time). Here the chain scores images
-and its own draws along one order each, once; the marginal network learns the sums (`mam.regress`): off by 8 nats after 60 s.
-Starting from the layers of the conditional network, summed over observed pixels, it is off by 5.
+log-likelihood of a whole test image of MNIST is off by 17 nats (4,000 steps, 340 s of processor time). Here the chain scores
+images and its own draws along one order each, once; the marginal network learns the sums (`mam.regress`): off by 8 nats after
+60 s. Starting from the layers of the conditional network, summed over observed pixels, it is off by 5.
 
 Correlations over groups of a test image and three partly redrawn copies of it, as there. The released code thins each group
 until its log-likelihoods are more than 5 nats apart, which flatters both; here they are given with and without, beside the
