@@ -33,7 +33,7 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("name", some_slow(MAKERS, "unet"))  # long compilations
+@pytest.mark.parametrize("name", some_slow(MAKERS, "unet", "transformer"))  # long compilations
 def test_on_a_tiny_lattice(name, key):
     """Uniform at the start; away from it nothing observed has probability 1, and the 16 values of each of 24 orders sum to 1."""
     tokens = all_tokens(4, 2)
