@@ -24,13 +24,16 @@ class Config(NamedTuple):
     num_steps: int = 5000
     num_seeds: int = 3
     num_train: int = 20_000
+    num_spare: int = 200
     num_test: int = 400
     num_draws: int = 20
     batch_size: int = 8
     width: int = 40
 
 
-SMOKE = Config(num_steps=60, num_seeds=2, num_train=200, num_test=20, num_draws=5, width=10)
+SMOKE = Config(
+    num_steps=60, num_seeds=2, num_train=200, num_spare=20, num_test=20, num_draws=5, width=10
+)
 
 
 class Task(NamedTuple):
@@ -53,7 +56,7 @@ class Method(NamedTuple):
         objective: to be maximised.
         model: predicts the queries.
         guide: draws an episode's weights; None: the model has no latent sites.
-        head: of the predictions, before its noise is learned.
+        head: of the training.
         start: seed -> initial parameters that differ between seeds.
         rate: of Adam.
     """
@@ -99,7 +102,7 @@ def methods(config: Config, task: Task) -> dict[str, Method]:
 
     network = mlp(task.num_inputs, size, 0)
     own = lambda seed: {"loc": ravel_pytree(arrays(mlp(task.num_inputs, size, seed)))[0]}
-    head = niw_meta.Gaussian(task.noise, task.num_outputs, is_learned=True)
+    head = niw_meta.Gaussian(task.noise, task.num_outputs)
     bayes = niw_meta.programs(network, head)
     bound = inference.elbo(*bayes, kl="analytic").with_plate_sizes({"episodes": math.inf})
     inner = optax.sgd(task.inner_rate)
@@ -158,29 +161,48 @@ def predict(method: Method, fit: Any, episodes: Any, num_draws: int) -> list[niw
     return [jax.tree.map(np.asarray, one(fit.seed(s).params)) for s in range(fit.num_seeds)]
 
 
+def quality(head: niw_meta.Head, scores: Any, points: Any, suffix: str) -> dict[str, float]:
+    """Log of the mean density over draws, mean over labels, and calibration error."""
+    log_prob = head.law(jnp.asarray(scores)).log_prob(points.y)
+    log_density = jax.nn.logsumexp(log_prob, axis=0) - np.log(len(scores))
+    error = niw_meta.regression_ece(head, scores, points)
+    return {f"nats{suffix}": float(log_density.mean()), f"calibration{suffix}": error}
+
+
 def means(head: niw_meta.Head, scores: Any) -> np.ndarray:
     """Mean of the predictive mixture, [episodes, n, ...]."""
     return np.asarray(head.law(jnp.asarray(scores)).mean).mean(0)
 
 
 def run(
-    config: Config, task: Task, episodes: Any, test: Any, error: Callable[[np.ndarray], Any]
+    config: Config,
+    task: Task,
+    episodes: Any,
+    spare: Any,
+    test: Any,
+    error: Callable[[np.ndarray], Any],
 ) -> dict[str, Result]:
-    """Every method on the same episodes; `error` gives measures of the predicted means."""
+    """Every method on the same episodes; `error` gives measures of the predicted means.
+
+    Where a method is given its noise, it is fitted to `spare` episodes after training: one number each, for all methods alike.
+    """
     results = {}
     for name, method in methods(config, task).items():
         began = time.perf_counter()
         fit = train(method, episodes, config)
         seconds = time.perf_counter() - began
         predictions = predict(method, fit, test, config.num_draws)
-        heads = [method.head.at(fit.seed(s).params) for s in range(fit.num_seeds)]
+        heads = [method.head] * fit.num_seeds
+        if isinstance(method.head, niw_meta.Gaussian):
+            heads = [
+                niw_meta.with_fitted_noise(method.head, p.scores, spare.query)
+                for p in predict(method, fit, spare, config.num_draws)
+            ]
         rows = [
-            error(means(head, p.scores))
-            | {
-                "log density, nats": float(p.log_density().mean()),
-                "calibration error": niw_meta.regression_ece(head, p.scores, test.query),
-            }
-            for head, p in zip(heads, predictions, strict=True)
+            error(means(fitted, p.scores))
+            | quality(method.head, p.scores, test.query, "")
+            | quality(fitted, p.scores, test.query, ", noise fitted")
+            for fitted, p in zip(heads, predictions, strict=True)
         ]
         measures = {key: [row[key] for row in rows] for key in rows[0]}
         results[name] = Result(fit, heads, predictions, measures, seconds)
@@ -189,11 +211,11 @@ def run(
 
 def report(results: dict[str, Result]) -> None:
     """A row for each measure: mean over seeds +- their standard deviation."""
-    print(f"{'':20}" + "".join(f"{name:>24}" for name in results))
+    print(f"{'':26}" + "".join(f"{name:>24}" for name in results))
     for measure in next(iter(results.values())).measures:
         cells = [r.measures[measure] for r in results.values()]
-        print(f"{measure:20}" + "".join(f"{np.mean(c):14.3f} +- {np.std(c):6.3f}" for c in cells))
-    print(f"{'seconds':20}" + "".join(f"{r.seconds:24.0f}" for r in results.values()))
+        print(f"{measure:26}" + "".join(f"{np.mean(c):14.3f} +- {np.std(c):6.3f}" for c in cells))
+    print(f"{'seconds':26}" + "".join(f"{r.seconds:24.0f}" for r in results.values()))
 
 
 def save_posterior(results: dict[str, Result], test: Any, path: Path) -> None:

@@ -46,7 +46,7 @@ def _(primals: Any, tangents: Any) -> Any:
 
 
 class PrecisionFactorNormal(dist.Distribution):
-    """N(loc, Lambda^-1) with Lambda = diag(1 / scale^2) + U'U, at a cost of O(d m + m^3) for m rows of U.
+    """N(loc, Lambda^-1) with Lambda = diag(1 / scale^2) + U'U, at a cost of O(d m^2 + m^3) for m rows of U.
 
     The posterior of a normal vector of independent coordinates after m linear observations. All is computed through the m x m
     matrix G = 1 + U S U', S = diag(scale^2): Lambda^-1 = S - S U' G^-1 U S, log |Lambda| = -log |S| + log |G|.

@@ -19,6 +19,7 @@ from ._evaluate import (
     classification_ece as classification_ece,
     predict as predict,
     regression_ece as regression_ece,
+    with_fitted_noise as with_fitted_noise,
 )
 from ._heads import (
     Gaussian as Gaussian,
@@ -28,3 +29,4 @@ from ._heads import (
     Softmax as Softmax,
 )
 from ._programs import NIWMeta as NIWMeta, programs as programs
+from ._variational import adapt_by_vi as adapt_by_vi

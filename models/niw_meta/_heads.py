@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +19,9 @@ Array = jax.Array
 class Head(abc.ABC):
     """Abstract: turns network outputs into a likelihood."""
 
-    learnable: ClassVar[str] = ""  # the field that `is_learned` makes a parameter
-
     def declared(self) -> Self:
-        """The head with its parameter, where it is learned, declared in the program that is running."""
-        return self._with(lambda name, start: ppl.param(name, start))
-
-    def at(self, params: Mapping[str, Any]) -> Self:
-        """The head with its parameter at a fitted value (`Fit.params`); at its start where there is none among them."""
-        return self._with(lambda name, start: params.get(name, start))
-
-    def _with(self, value: Callable[[str, Array], Array]) -> Self:
-        if not getattr(self, "is_learned", False):
-            return self
-        log = value(f"head_log_{self.learnable}", jnp.log(getattr(self, self.learnable)))
-        return dataclasses.replace(cast(Any, self), **{self.learnable: jnp.exp(log)})
+        """The head with what it learns declared as parameters of the program that is running; here nothing."""
+        return self
 
     def scores(self, outputs: Array, support: Array, points: Points) -> Array:
         """What decides the law of a label, [episodes, n, c]; here the outputs themselves.
@@ -58,14 +45,10 @@ class Gaussian(Head):
     Args:
         noise: standard deviation of the labels.
         num_outputs: None: labels are numbers [episodes, n], the network has one output; else vectors [episodes, n, num_outputs].
-        is_learned: the noise is a parameter of the program, "head_log_noise", that starts at `noise`. A noise that is given has
-            to be right: one too large makes every predictive too wide.
     """
 
-    noise: float | Array
+    noise: float
     num_outputs: int | None = None
-    is_learned: bool = False
-    learnable = "noise"
 
     def law(self, scores: Array) -> dist.Distribution:
         if self.num_outputs is None:
@@ -117,7 +100,12 @@ class NearestCentroid(Softmax):
     num_classes: int
     scale: float | Array = 10.0
     is_learned: bool = False
-    learnable = "scale"
+
+    def declared(self) -> NearestCentroid:
+        if not self.is_learned:
+            return self
+        log_scale = ppl.param("head_log_scale", jnp.log(self.scale))
+        return dataclasses.replace(self, scale=jnp.exp(log_scale))
 
     def scores(self, outputs: Array, support: Array, points: Points) -> Array:
         members = jax.nn.one_hot(points.y, self.num_classes) * points.mask[..., None]

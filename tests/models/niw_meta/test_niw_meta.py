@@ -80,6 +80,29 @@ def test_linear_layer_on_features_with_a_gaussian_head_is_ridge_regression():
         assert np.all(np.abs(draws[:, i, 0].mean(0) - ridge) < 4.5 * error)
 
 
+@pytest.mark.slow  # a fit at test time is compiled
+def test_variational_adaptation_finds_the_posterior_where_it_is_diagonal():
+    """One point for each of two weights; 4,000 draws, |z| < 4.5 but for a tenth of a deviation that the fit may err."""
+    x, y = np.array([[[1.0, 0.0], [0.0, 2.0]]]), np.array([[0.8, -1.0]])
+    points = niw_meta.Points(x, y, np.ones((1, 2), bool))
+    episodes = niw_meta.Episodes(points, points)
+    network = eqx.nn.Linear(2, 1, use_bias=False, key=jax.random.key(0))
+    model, guide = niw_meta.programs(network, niw_meta.Gaussian(0.5), prior_scale=0.7)
+    rate = optax.adam(optax.cosine_decay_schedule(0.05, 1500))
+    draw = lambda model: niw_meta.adapt_by_vi(
+        model, jax.random.key(0), episodes, 4000, optimizer=rate, num_steps=1500
+    )
+    with pytest.raises(ValueError, match=r"fitted parameters \[\], but the population's 'loc'"):
+        draw(model)
+    params = inference.elbo(model, guide, kl="analytic").init(jax.random.key(0), episodes)
+    draws = draw(model.bind(params))["theta"][:, 0, 0]
+    start = weights_of(network)
+    variance = 1 / (1 / 0.49 + np.array([1.0, 4.0]) / 0.25)
+    mean = variance * (start / 0.49 + np.array([1.0, 2.0]) * y[0] / 0.25)
+    assert np.all(np.abs(draws.mean(0) - mean) < (0.1 + 4.5 / 4000**0.5) * variance**0.5)
+    assert np.all(np.abs(draws.var(0) / variance - 1) < 0.2 + 4.5 * (2 / 4000) ** 0.5)
+
+
 def test_unequal_episodes_are_those_without_padding():
     network = mlp()
     model, guide = niw_meta.programs(network, niw_meta.Gaussian(0.3))
@@ -258,7 +281,7 @@ def test_classification_episode_is_adapted_and_predicted():
     )
 
 
-def test_learned_numbers_of_heads_are_parameters_and_heads_are_taken_to_them():
+def test_learned_scale_of_scores_is_a_parameter():
     episodes = classification()
     head = niw_meta.NearestCentroid(3, is_learned=True)
     program = niw_meta.protonet(mlp(num_outputs=3), head)
@@ -268,10 +291,17 @@ def test_learned_numbers_of_heads_are_parameters_and_heads_are_taken_to_them():
     scores = lambda p: niw_meta.predict(program.bind(p), {}, episodes).scores
     start = niw_meta.predict(program, {}, episodes).scores
     np.testing.assert_allclose(scores(params), 0.4 * start, rtol=1e-6)
-    noisy = niw_meta.Gaussian(0.5, is_learned=True)
-    assert noisy.at({"head_log_noise": 0.0}).law(jnp.zeros((1, 1, 1))).scale == 1.0
-    assert noisy.at({}).law(jnp.zeros((1, 1, 1))).scale == 0.5
-    assert niw_meta.Gaussian(0.5).at({"head_log_noise": 0.0}).noise == 0.5
+
+
+def test_fitted_noise_is_the_most_probable_one():
+    """One draw: the root mean square of what is left, padding apart. Draws around the labels explain a part of it."""
+    rng = np.random.default_rng(5)
+    y, scores = rng.normal(size=(4, 6)), np.zeros((1, 4, 6, 1))
+    points = niw_meta.Points(None, y, np.arange(6) < np.array([[6], [3], [5], [6]]))
+    fitted = niw_meta.with_fitted_noise(niw_meta.Gaussian(0.01), scores, points)
+    np.testing.assert_allclose(fitted.noise, np.sqrt(np.mean(y[points.mask] ** 2)), rtol=1e-4)
+    spread = rng.normal(size=(50, 4, 6, 1))
+    assert niw_meta.with_fitted_noise(fitted, spread, points).noise < 0.8 * fitted.noise
 
 
 def test_calibration_errors_of_calibrated_and_of_sure_predictions():
