@@ -132,6 +132,8 @@ def test_temperature_undoes_what_was_done_to_calibrated_probabilities():
     # The curvature of the loss in log T is about 0.7: a standard error of 0.01.
     assert scores.temperature(blurred, labels) == pytest.approx(1 / 2.5, rel=0.05)
     np.testing.assert_allclose(scores.tempered(blurred, 1 / 2.5), true, rtol=1e-6, atol=1e-9)
+    few = scores.temperature(np.tile([0.9, 0.1], (10, 1)), np.zeros(10, int))
+    assert 0.4 < few < 0.95  # ten right of ten do not make certainty
 
 
 def test_ranking_of_constants_is_chance():
