@@ -39,14 +39,18 @@ class Params(dict[str, Any]):
         children = tuple((jax.tree_util.DictKey(name), self[name]) for name in names)
         return children, (names, self.constraints)
 
-    def tree_flatten(self) -> tuple[Any, Any]:
+    def tree_flatten(self) -> tuple[list[Any], Any]:
         names = tuple(sorted(self))
-        return tuple(self[name] for name in names), (names, self.constraints)
+        return [self[name] for name in names], (names, self.constraints)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Any) -> Params:
-        names, constraints_ = aux
-        return cls(zip(names, children, strict=True), constraints_)  # type: ignore[arg-type]
+        # JAX makes one at every call of a compiled function: without copies, it costs what a plain dict costs.
+        names, shared = aux
+        params = cls.__new__(cls)
+        params.update(zip(names, children, strict=False))
+        params.constraints = shared
+        return params
 
 
 def constrain(params: Mapping[str, Any]) -> dict[str, Any]:
