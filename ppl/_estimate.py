@@ -26,16 +26,25 @@ import jax.numpy as jnp
 
 from ._analyse import Analysed, check_replay, replay_axes, replay_groups
 from ._engine import StrategySite
-from ._evaluate import Forced, evaluate
+from ._evaluate import Forced
+from ._reading import ELEMENT, REPLICATE, Lanes, Reader
 from ._relation import Relation
+from ._split import (
+    Split,
+    agreed,
+    begun,
+    by_parts,
+    chains_of,
+    close_lanes,
+    open_lanes,
+    spread,
+    total_of,
+    whole_at,
+)
 from ._strategy import Downstream, stop
-from ._sweep import Sweep
-from ._unrolled import Split, by_parts, total_of, whole_at
-from ._weights import LaneWeights, spread
+from ._weights import LaneWeights
 
 Array = jax.Array
-REPLICATE, ELEMENT = -1, -2
-Lanes = tuple[int, ...]
 
 
 class Estimator:
@@ -58,7 +67,7 @@ class Estimator:
     def surrogate(self) -> tuple[Array, dict[str, Any]]:
         """(surrogate, new state)."""
         if self.program.is_pathwise:
-            value = self._sweep(self.replicates, {}, [self.program.result])[0]
+            value = self._reader.evaluate(self.replicates, [self.program.result])[0]
             value = value.mean() if self.replicates else value
             return value, self.state
         program = self.program
@@ -97,60 +106,20 @@ class Estimator:
             )
         return total / program.num_replicates, state
 
-    # Lanes.
+    @property
+    def _reader(self) -> Reader:
+        return Reader(self.program, self.inputs, self.key, self.replicates)
 
     def _lanes(self, enumerated: Collection[int]) -> Lanes:
         """Replicates and the lanes of enumerated sites, in canonical order."""
         return self.replicates + tuple(sorted(enumerated))
 
-    def _sweep(
-        self,
-        lanes: Lanes,
-        forced: dict[int, tuple[Forced, Forced]],
-        read: list[Any],
-        *,
-        split: bool = False,
-    ) -> list[Any]:
-        """Evaluate the program in every lane; outputs get the lane axes in front.
-
-        Args:
-            lanes: the lanes, outermost first; enumerated sites among them take all their values.
-            forced: site -> (replacement, the same tree holding each part's lanes as a tuple). A site with a lane that
-                is not among `lanes` is left alone: nothing that is read depends on it.
-            read: atoms to return.
-            split: leave those that are split along time as they are.
-        """
-        program = self.program
-        sizes = {lane: self._size(lane, forced) for lane in lanes if lane < 0}
-        sweep = Sweep(program.sites, program.layouts, lanes, sizes)
-        for i in lanes:
-            if i >= 0 and not program.sites[i].strategy.is_weighted:
-                sweep.enumerate(i)
-        for i, (given, where) in forced.items():
-            if set(where.value) <= set(lanes):  # type: ignore[arg-type]
-                sweep.force(i, given, where.value, where.mask or ())  # type: ignore[arg-type]
-
-        def base(key: Array, values: Any) -> list[Any]:
-            return evaluate(program.closed, [*self.inputs, key], values, read, split=split)
-
-        return sweep.run(base, self.key, self.replicates)
-
-    def _size(self, lane: int, forced: dict[int, tuple[Forced, Forced]]) -> int:
-        if lane == REPLICATE:
-            return self.program.num_replicates
-        if lane == ELEMENT:
-            return next(f.mask.shape[0] for f, where in forced.values() if where.mask == (ELEMENT,))  # type: ignore[union-attr]
-        return self.program.layouts[lane].num_lanes
-
     # Terms.
 
     def _total(self) -> Array:
-        """The sum of all terms where no site has a surrogate; times of chains stay split."""
-        terms, _ = self._weighted_terms({}, range(len(self.program.terms)), split=True)
-        kept = self.program.lanes.kept
-        return sum(
-            (total_of(t, len(self._lanes(kept[j]))) for j, t in terms.items()), jnp.zeros(())
-        )
+        """The sum of all terms where no site has a surrogate."""
+        terms, _ = self._split_terms({}, range(len(self.program.terms)))
+        return sum(map(total_of, terms.values()), jnp.zeros(()))
 
     def _weighted_terms(
         self,
@@ -158,15 +127,35 @@ class Estimator:
         which: Any,
         wanted: Sequence[int] = (),
         extra: Lanes = (),
-        *,
-        split: bool = False,
-    ) -> tuple[dict[int, Any], dict[int, tuple[Any, Array]]]:
+    ) -> tuple[dict[int, Array], dict[int, tuple[Any, Array]]]:
         """Terms times coefficients times lane weights, and the numbers of the `wanted` sites.
 
         Returns:
             term -> array [replicates, the lanes it is kept in, extra lanes, its axes], where the first of several terms with the
             same relations stands for all; site -> (numbers, weight), [replicates, its lanes, elements].
         """
+        terms, local = self._split_terms(forced, which, wanted, extra)
+        kept = {j: self._lanes(self.program.lanes.kept[j]) + extra for j in terms}
+        return {j: self._whole(t, kept[j]) for j, t in terms.items()}, {
+            i: self._whole(found, self._lanes(self.program.lanes.sites[i]) + extra)
+            for i, found in local.items()
+        }
+
+    def _whole(self, tree: Any, lanes: Lanes) -> Any:
+        """A tree of arrays, some of them split, as arrays."""
+        chains = chains_of(lanes, self.program.layouts)
+        return jax.tree.map(
+            lambda x: whole_at(x, len(lanes), chains) if is_split(x) else x, tree, is_leaf=is_split
+        )
+
+    def _split_terms(
+        self,
+        forced: dict[int, tuple[Forced, Forced]],
+        which: Any,
+        wanted: Sequence[int] = (),
+        extra: Lanes = (),
+    ) -> tuple[dict[int, Any], dict[int, tuple[Any, Any]]]:
+        """The same with times of chains left split."""
         program = self.program
         targets = [program.relations[j] for j in which] + [
             program.site_relations[i] for i in wanted
@@ -184,29 +173,30 @@ class Estimator:
             items["weight", i] = self._lanes(program.lanes.sites[i]), atoms
         for i in wanted:
             items["site", i] = self._lanes(program.lanes.sites[i]), list(program.numbers[i].local)
-        values = self._read(items, forced, extra, split=split)
+        values, start = self._agreed(items, self._reader.read(items, forced, extra), extra)
         probabilities = {i: self._probabilities(i, extra, values["weight", i]) for i in enumerated}
-        weights = LaneWeights(program, self.replicates, extra, probabilities)
+        weights = LaneWeights(program, self.replicates, extra, probabilities, start)
         terms: dict[int, Any] = {}
         alike: dict[Any, int] = {}
         for j in which:
             lanes = self._lanes(program.lanes.read[j]) + extra
             kept = self._lanes(program.lanes.kept[j]) + extra
-            array = spread(self._folded(j, self._term(j, *values["term", j]), lanes), lanes, kept)
+            term = self._term(j, lanes, *values["term", j])
+            array = spread(self._folded(j, term, lanes), lanes, kept)
             # Terms that meet the same weights and scores are one term.
             name = (kept, frozenset(program.relations[j].items()), _shape_of(array, len(kept)))
             first = alike.setdefault(name, j)
             if first in terms:
-                array = by_parts(operator.add, terms[first], array, axis=len(kept))
+                array = self._by_parts(operator.add, kept, terms[first], array)
             terms[first] = array
         for j, array in terms.items():
             kept = program.lanes.kept[j]
-            num_lanes = len(self._lanes(kept) + extra)
-            axes = jax.tree.leaves(array)[0].ndim - num_lanes
+            lanes = self._lanes(kept) + extra
+            axes = jax.tree.leaves(array)[0].ndim - len(lanes)
             weight = weights.of(program.relations[j], kept, axes)
             if weight is not None:
-                terms[j] = by_parts(_expected, array, weight, axis=num_lanes)
-        local: dict[int, tuple[Any, Array]] = {}
+                terms[j] = self._expectation(lanes, array, weight)
+        local: dict[int, tuple[Any, Any]] = {}
         for i in wanted:
             numbers = jax.tree.unflatten(program.numbers[i].local_tree, values["site", i])
             own, axes = program.lanes.sites[i], len(program.sites[i].sizes)
@@ -215,41 +205,44 @@ class Estimator:
             local[i] = (numbers, jnp.ones((1,) * ndim) if weight is None else weight)
         return terms, local
 
-    def _read(
-        self,
-        items: dict[tuple[str, int], tuple[Lanes, list[Any]]],
-        forced: dict[int, tuple[Forced, Forced]],
-        extra: Lanes,
-        *,
-        split: bool,
-    ) -> dict[tuple[str, int], list[Any]]:
-        """The values of each item's atoms in the item's lanes (and the extra ones); items share sweeps."""
-        values: dict[tuple[str, int], list[Any]] = {}
-        for group in _maximal(lanes for lanes, _ in items.values()):
-            members = {
-                name: item
-                for name, item in items.items()
-                if name not in values and set(item[0]) <= set(group)
-            }
-            atoms = _Atoms()
-            for _, wanted in members.values():
-                atoms.add(*wanted)
-            swept = self._sweep(group + extra, forced, atoms.list, split=split)
-            found = dict(zip(atoms.ids, swept, strict=True))
-            for name, (lanes, wanted) in members.items():
-                values[name] = [
-                    _keep_lanes(found[id(a)], group + extra, lanes + extra) for a in wanted
-                ]
-        return values
+    def _by_parts(self, fn: Any, lanes: Lanes, *arrays: Any) -> Any:
+        """`by_parts` of arrays [lanes, axes]."""
+        chains = chains_of(lanes, self.program.layouts)
+        return by_parts(fn, *arrays, axis=len(lanes), chains=chains)
 
-    def _term(self, j: int, variable: Any, *factors: Array) -> Any:
+    def _expectation(self, lanes: Lanes, cost: Any, weight: Any) -> Any:
+        """Costs times probabilities, both [lanes, axes]."""
+        if not (is_split(cost) and is_split(weight)):
+            return self._by_parts(_expected, lanes, cost, weight)
+        # In the shape that the recursion has: across a reshape XLA would compute costs twice.
+        chains = chains_of(lanes, self.program.layouts)
+        count = max(len(cost.first), len(weight.first))
+        both = (open_lanes(begun(x, chains) if count else x, chains) for x in (cost, weight))
+        found = by_parts(_expected, *both, axis=0)
+        # Lanes in which the first step does not count have no weight.
+        return dataclasses.replace(close_lanes(found, chains), start=())
+
+    def _agreed(
+        self, items: dict[tuple[str, int], tuple[Lanes, list[Any]]], values: Any, extra: Lanes
+    ) -> tuple[Any, dict[int, int]]:
+        """The values of the items' atoms such that all agree on the states in which chains begin; and these states."""
+        chains = {
+            n: chains_of(lanes + extra, self.program.layouts) for n, (lanes, _) in items.items()
+        }
+        found, start = agreed([(x, chains[n]) for n in items for x in values[n]])
+        left = iter(found)
+        return {n: [next(left) for _ in values[n]] for n in items}, start
+
+    def _term(self, j: int, lanes: Lanes, variable: Any, *factors: Array) -> Any:
         """A term times its coefficient, from the values of both."""
         program = self.program
         variable = stop(variable) if j in program.scores else variable
         atoms = [f.atom for _, path in program.terms[j].paths for f in path]
         values = {id(a): value for a, value in zip(atoms, factors, strict=True)}
         coefficient = program.terms[j].coefficient(lambda a: values[id(a)])
-        shape = jnp.shape(coefficient)
+        shape = jnp.shape(coefficient)  # lanes
+        if isinstance(variable, Split):
+            shape = 1, *shape
         return jax.tree.map(
             lambda x: x * jnp.reshape(coefficient, shape + (1,) * (x.ndim - len(shape))), variable
         )
@@ -261,7 +254,7 @@ class Estimator:
         """
         linked = {link.axis for relation in self.program.relations[j].values() for link in relation}
         if isinstance(array, Split) and 0 not in linked:
-            array = whole_at(array, len(lanes))
+            array = self._whole(array, lanes)
         last = max((a for a in linked if isinstance(a, int)), default=-1)
 
         def folded(x: Array) -> Array:
@@ -286,7 +279,7 @@ class Estimator:
             return jnp.exp(log_prob.sum(tuple(first + i for i in layout.joint), keepdims=True))
 
         lanes = self._lanes(self.program.lanes.sites[index]) + extra
-        return by_parts(probability, *read, axis=len(lanes))
+        return self._by_parts(probability, lanes, *read)
 
     # Downstream costs.
 
@@ -360,7 +353,7 @@ class Estimator:
             self._lanes(self.program.lanes.sites[index]),
         )
         event = value.ndim - len(own) - len(site.sizes)
-        shape = tuple(self._size(lane, {}) for lane in own) + site.sizes
+        shape = tuple(self._reader.size(lane, {}) for lane in own) + site.sizes
         return own, jnp.broadcast_to(value, shape + value.shape[value.ndim - event :])
 
 
@@ -389,41 +382,20 @@ def _(primals: Any, tangents: Any) -> Any:
     return primals[0], tangents[0] * _one(primals[0])
 
 
-class _Atoms:
-    """A list of distinct jaxpr atoms (literals are not hashable)."""
-
-    def __init__(self) -> None:
-        self.list: list[Any] = []
-        self.ids: list[int] = []
-
-    def add(self, *atoms: Any) -> None:
-        for atom in atoms:
-            if id(atom) not in self.ids:
-                self.list.append(atom)
-                self.ids.append(id(atom))
-
-
-def _maximal(sets: Any) -> list[Lanes]:
-    """The lane tuples that are contained in no other."""
-    distinct = sorted(set(sets), key=len, reverse=True)
-    return [a for i, a in enumerate(distinct) if not any(set(a) < set(b) for b in distinct[:i])]
-
-
-def _keep_lanes(array: Any, lanes: Lanes, keep: Lanes) -> Any:
-    """Drop lanes on which the array does not depend (any one serves)."""
-    index = tuple(slice(None) if lane in keep else 0 for lane in lanes)
-    return jax.tree.map(lambda x: x[index], array)
-
-
 def _expected(cost: Array, weight: Array) -> Array:
     """Costs times probabilities. A lane of probability zero counts nothing, whatever its cost (0 log 0 = 0)."""
     return jnp.where(weight > 0, cost, 0.0) * weight
 
 
+def is_split(x: Any) -> bool:
+    """Whether an array is split along time."""
+    return isinstance(x, Split)
+
+
 def _shape_of(array: Any, num_lanes: int) -> Any:
-    """Shape without lanes, and without time where that is split."""
+    """Shape without lanes."""
     if isinstance(array, Split):
-        return len(array.parts), array.length, array.parts[0].shape[num_lanes + 1 :]
+        return array.length, *array.rest.shape[1 + num_lanes :]
     return array.shape[num_lanes:]
 
 

@@ -21,7 +21,8 @@ from ._axis_rules import shape_of
 from ._compat import bind, scan_counts
 from ._primitive import MARKERS, key_p, site_p
 from ._same import Same, Uniform, known, on_same
-from ._unrolled import Forced as Forced, Split, Windows, elementwise, unrolled_scan, whole
+from ._split import Split, whole
+from ._unrolled import Forced as Forced, NeedsLoop, Windows, elementwise, unrolled_scan
 
 Given = Forced | Windows | Uniform
 
@@ -53,35 +54,35 @@ def evaluate(
     inputs: Sequence[Any],
     forced: Mapping[int, Given],
     read: Sequence[Any] | None = None,
-    *,
-    split: bool = False,
 ) -> list[Any]:
     """Run `closed` on `inputs`; return the values of the variables `read` (default: its outputs).
 
-    `split`: leave those that are split along time as they are.
+    With sites forced to `Windows`, what sees them is returned as a `Split`.
+
+    Raises:
+        NeedsLoop: a site forced to `Windows` needs a loop (`_unrolled.py`).
     """
     read = closed.jaxpr.outvars if read is None else read
-    return _run(closed.jaxpr, closed.consts, inputs, forced, read, split)
+    values = _walk(closed.jaxpr, closed.consts, inputs, forced, read)
+    return [x.arrays() if isinstance(x, Split) else jnp.asarray(whole(x)) for x in values]
 
 
 def _run(
-    jaxpr: Jaxpr,
-    consts: Any,
-    inputs: Any,
-    forced: Mapping[int, Given],
-    read: Any,
-    split: bool = False,
+    jaxpr: Jaxpr, consts: Any, inputs: Any, forced: Mapping[int, Given], read: Any
 ) -> list[Any]:
+    """The values of `read` as arrays."""
     values = _walk(jaxpr, consts, inputs, forced, read)
-    return [x.arrays() if split and isinstance(x, Split) else jnp.asarray(whole(x)) for x in values]
+    if any(isinstance(x, Split) for x in values):
+        raise NeedsLoop
+    return [jnp.asarray(whole(x)) for x in values]
 
 
 def _walk(
     jaxpr: Jaxpr, consts: Any, inputs: Any, forced: Mapping[int, Given], read: Any
 ) -> list[Any]:
-    """The values of `read`, in parts or as one number where they are left so."""
+    """The values of `read`, split or as one number where they are left so."""
     # Arrays filled with one number are left as one number where they may meet others.
-    is_lazy = any(isinstance(x, Uniform) for x in forced.values())
+    is_lazy = any(isinstance(x, Uniform | Windows) for x in forced.values())
     is_lazy = is_lazy or any(isinstance(x, Same) for x in inputs)
     env: dict[Var, Any] = {}
 
@@ -90,7 +91,8 @@ def _walk(
 
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))
-    for eqn in _needed(jaxpr, read, forced):
+    needed, live = _needed(jaxpr, read, forced)
+    for eqn in needed:
         if _is_cut(eqn, forced):
             draw, given = eqn.outvars[0].aval, forced[eqn.params["index"]]
             number = jnp.asarray(given.value, draw.dtype)  # type: ignore[union-attr]
@@ -109,7 +111,7 @@ def _walk(
                 else Same(number, shape)
             )
             continue
-        outs = _in_parts(eqn, args, forced, is_lazy)
+        outs = _in_parts(eqn, args, forced, is_lazy, live)
         if outs is not None:
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
@@ -127,21 +129,25 @@ def _walk(
 
 
 def _in_parts(
-    eqn: Any, args: list[Any], forced: Mapping[int, Given], is_lazy: bool
+    eqn: Any, args: list[Any], forced: Mapping[int, Given], is_lazy: bool, live: set[Any]
 ) -> list[Any] | None:
-    """The equation evaluated place by place (`_unrolled.py`), or once (`_same.py`), where that is possible."""
+    """The equation evaluated at all steps at once (`_unrolled.py`), or once (`_same.py`), where that is asked for."""
     is_split = any(isinstance(a, Split) for a in args)
     if eqn.primitive.name == "scan":
         inside = _inside(eqn, forced)
-        args = [a.whole() if isinstance(a, Same) else a for a in args]
+        args = [whole(a) for a in args]
         if is_split or any(isinstance(f, Windows) for f in inside.values()):
-            return unrolled_scan(eqn, args, inside, _walk)
+            return unrolled_scan(eqn, args, inside, _walk, [v in live for v in eqn.outvars])
         return None
+    if is_split:
+        if holds_marker(eqn):
+            raise NeedsLoop
+        return elementwise(eqn, [whole(a) for a in args], _inline)
     if is_lazy and (number := known(eqn, args)) is not None:
         return [number]
     if any(isinstance(a, Same) for a in args) and not holds_marker(eqn):
-        return on_same(eqn, [a.whole() if isinstance(a, Split) else a for a in args], _inline)
-    return elementwise(eqn, args) if is_split else None
+        return on_same(eqn, args, _inline)
+    return None
 
 
 def _inline(jaxpr: Jaxpr, consts: Any, inputs: Any) -> list[Any]:
@@ -162,8 +168,8 @@ def _is_cut(eqn: Any, forced: Mapping[int, Given]) -> bool:
     return isinstance(given, Uniform) or isinstance(given, Forced) and given.mask is None
 
 
-def _needed(jaxpr: Jaxpr, read: Any, forced: Mapping[int, Given]) -> list[Any]:
-    """The equations that the variables `read` depend on, in order, and those with effects."""
+def _needed(jaxpr: Jaxpr, read: Any, forced: Mapping[int, Given]) -> tuple[list[Any], set[Any]]:
+    """The equations that the variables `read` depend on, in order, and those with effects; all variables that count."""
     live = {v for v in read if not isinstance(v, Literal)}
     needed = []
     for eqn in reversed(jaxpr.eqns):
@@ -171,7 +177,7 @@ def _needed(jaxpr: Jaxpr, read: Any, forced: Mapping[int, Given]) -> list[Any]:
             needed.append(eqn)
             if not _is_cut(eqn, forced):
                 live.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return needed[::-1]
+    return needed[::-1], live
 
 
 def _replace(draw: jax.Array, forced: Given | None) -> jax.Array:
@@ -191,10 +197,7 @@ def _scan(eqn: Any, args: list[Any], forced: Mapping[int, Given]) -> list[Any]:
         args[num_consts + num_carry :],
     )
     body, length = eqn.params["jaxpr"], eqn.params["length"]
-    inside = {
-        i: f.stacked(length) if isinstance(f, Windows) else f
-        for i, f in _inside(eqn, forced).items()
-    }
+    inside = _inside(eqn, forced)
 
     def step(carry: Any, x: Any) -> tuple[Any, Any]:
         here, x = x

@@ -28,13 +28,13 @@ from ._layout import Layout
 from ._program import ChoiceMismatch, Program, _engine
 from ._recorder import SiteInfo
 from ._relation import Relation
+from ._split import Split, agreed, by_parts, chains_of, lanes_at, whole_at
 from ._stochastic import Constrained
 from ._strategy import Enum, Reparam, Strategy, element
 from ._structure import Structure, structure_of
 from ._sum_product import Factor, Kind, sum_product
 from ._sweep import Sweep
 from ._trace import Trace, _Sites
-from ._unrolled import by_parts, whole
 from ._weights import digits, states
 
 Array = jax.Array
@@ -84,17 +84,21 @@ class Listing:
             densities = [self.index[n] for n in wanted if n in self.index]
             read = [self.atoms[n] for n in wanted] + [self.actives[i] for i in densities]
             swept = self._sweep(sorted(group), read) if wanted else []
+            chains = chains_of(sorted(group), self.layouts)
             active = dict(zip(densities, swept[len(wanted) :], strict=True))
             for n, array in zip(wanted, swept, strict=False):
                 if n in self.index:
                     density = functools.partial(self._density, self.index[n], kind)
-                    array = by_parts(density, array, active[self.index[n]], axis=len(group))
-                index = tuple(slice(None) if i in own[n] else 0 for i in sorted(group))
-                arrays[n] = jax.tree.map(lambda x, index=index: x[index], array)
+                    both = array, active[self.index[n]]
+                    array = by_parts(density, *both, axis=len(group), chains=chains)
+                shown = [slice(None) if i in own[n] else 0 for i in sorted(group)]
+                arrays[n] = lanes_at(shown, array)
+        chains_at = {n: chains_of(sorted(own[n]), self.layouts) for n in arrays}
+        found, _ = agreed([(x, chains_at[n]) for n, x in arrays.items()])
         factors, rest = [], {}
-        for n, array in arrays.items():
+        for n, array in zip(arrays, found, strict=True):
             if not own[n]:
-                rest[n] = whole(array)
+                rest[n] = whole_at(array, 0, []) if isinstance(array, Split) else array
                 continue
             scale = _known(self.infos[n].scale)
             if n not in self.index and scale != 1:
@@ -197,7 +201,7 @@ class Listing:
         sweep = Sweep(self.sites, self.layouts, group, {})
         for i in group:
             sweep.enumerate(i)
-        return sweep.run(lambda _, forced: evaluate(self.closed, [], forced, read, split=True))
+        return sweep.run(lambda _, forced: evaluate(self.closed, [], forced, read))
 
 
 def list_factors(

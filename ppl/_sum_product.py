@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from ._forward import Chains
 from ._layout import Layout
-from ._unrolled import Split, whole_at
+from ._split import Chain, Split, chains_of, whole_at
 
 Array = jax.Array
 Kind = Literal["sum", "max", "sample"]
@@ -141,17 +141,20 @@ class _Joined(NamedTuple):
 def _join(factors: Sequence[Factor], unit: Unit, layouts: dict[int, Layout]) -> _Joined:
     """Give factors common lanes and axes; they are summed along axes that the unit does not have."""
     sites = frozenset().union(*(f.sites for f in factors))
-    axes = tuple(dict.fromkeys(a for f in factors for a in f.axes if a in unit.axes))
-    places = layouts[min(unit.sites)].lag + 1
+    found = [a for f in factors for a in f.axes if a in unit.axes]
+    axes = tuple(dict.fromkeys(found if unit.time is None else [unit.time, *found]))
     joined = []
     for f in factors:
         lanes, array = sorted(f.sites), f.array
-        if isinstance(array, Split) and (f.axes[0], len(array.parts)) != (unit.time, places):
-            array = whole_at(array, len(lanes))
+        if isinstance(array, Split) and f.axes[0] != unit.time:
+            array = whole_at(array, len(lanes), chains_of(lanes, layouts))
         gone = [len(lanes) + n for n, a in enumerate(f.axes) if a not in unit.axes]
         kept = [a for a in f.axes if a in unit.axes]
         order = [*range(len(lanes)), *(len(lanes) + kept.index(a) for a in axes if a in kept)]
-        missing = [n for n, i in enumerate(sorted(sites)) if i not in f.sites]
+        front = isinstance(array, Split)  # time, axis 0
+        if front:
+            order = [0, *(1 + n for n in order if n < len(lanes)), *order[len(lanes) + 1 :]]
+        missing = [front + n for n, i in enumerate(sorted(sites)) if i not in f.sites]
         missing += [len(sites) + n for n, a in enumerate(axes) if a not in kept]
         array = jax.tree.map(
             lambda x, gone=gone, order=order, missing=missing: jnp.expand_dims(
@@ -176,7 +179,7 @@ def _sum_out(
             shape[n] = layouts[i].num_lanes
         array = reduce(jnp.broadcast_to(total, shape), where, 0)
     else:
-        chains = [(n, layouts[i]) for n, i in zip(where, sorted(unit.sites), strict=True)]
+        chains = [Chain(n, layouts[i], i) for n, i in zip(where, sorted(unit.sites), strict=True)]
         time = len(lanes) + axes.index(unit.time)
         array = Chains(joined.factors, chains, time).forward(reduce)
         axes = tuple(a for a in axes if a != unit.time)

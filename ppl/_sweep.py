@@ -1,7 +1,8 @@
 """Evaluate a traced program in every lane of some enumerated sites.
 
-A lane of a chain is split into its digits, one vmap each, so that what sees few steps is computed for these alone
-(`_unrolled.py`); outside, the digits are one axis again.
+A lane of a chain is opened into its digits, one vmap each, so that what sees few steps is computed for these alone; outside,
+the digits are one axis again. All steps are evaluated at once (`_unrolled.py`), and what sees the chain comes out `Split`.
+Where that cannot be done, the program's own loops run, and all comes out as arrays, in lanes by place (`_split.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 
 from ._analyse import axis_order
 from ._engine import StrategySite
-from ._evaluate import Forced, Given, Windows
+from ._evaluate import Forced, Given
 from ._layout import Layout
 from ._same import Lane, Uniform
+from ._split import Split
+from ._unrolled import NeedsLoop, Windows
 from ._weights import lane_values
 
 Array = jax.Array
@@ -77,13 +80,19 @@ class Sweep:
 
     def run(self, base: Base, key: Any = None, key_lanes: Sequence[int] = ()) -> list[Any]:
         """`base(key, forced)` in every lane; outputs (or their parts) get the lane axes in front."""
+        try:
+            return self._run(base, key, key_lanes, in_loop=False)
+        except NeedsLoop:
+            return self._run(base, key, key_lanes, in_loop=True)
+
+    def _run(self, base: Base, key: Any, key_lanes: Sequence[int], *, in_loop: bool) -> list[Any]:
         levels = self._opened(self.lanes)
         sizes = self._shape(self.lanes)
         by_key = self._opened(key_lanes)
 
         def go(depth: int, key: Any, values: dict[int, Given]) -> list[Any]:
             if depth == len(levels):
-                return base(key, {i: self._in_marker(i, v) for i, v in values.items()})
+                return base(key, {i: self._in_marker(i, v, in_loop) for i, v in values.items()})
             level = levels[depth]
             axes = jax.tree.map(lambda mapped: 0 if level in mapped else None, self.levels)
             return jax.vmap(
@@ -93,8 +102,13 @@ class Sweep:
             )(key, values)
 
         lanes = tuple(self.sizes[lane] for lane in self.lanes)
-        joined = lambda x: x.reshape(lanes + x.shape[len(levels) :])
-        return jax.tree.map(joined, go(0, key, self.values))
+
+        def joined(x: Any) -> Any:
+            if isinstance(x, Split):
+                return jax.tree.map(lambda part: jnp.moveaxis(joined(part), len(lanes), 0), x)
+            return x.reshape(lanes + x.shape[len(levels) :])
+
+        return [joined(x) for x in go(0, key, self.values)]
 
     def _is_number(self, index: int) -> bool:
         """Whether a lane (of a chain, a digit) is one number in all elements of the site."""
@@ -124,7 +138,7 @@ class Sweep:
             for lane, _ in self._opened(lanes)
         ]
 
-    def _in_marker(self, index: int, given: Given) -> Given:
+    def _in_marker(self, index: int, given: Given, in_loop: bool) -> Given:
         """From the outside order of a site's axes to the marker's."""
         numbers = self.numbers.get(index)
         if isinstance(given, Uniform):
@@ -133,10 +147,14 @@ class Sweep:
         if isinstance(given, Windows):
             time = order[0]
             order = [a - (a > time) for a in order[1:]]
-            values = tuple(_transposed(v, order) for v in given.values)
+            windows = Windows(tuple(_transposed(v, order) for v in given.values))
+            if in_loop:
+                site, axis = self.sites[index], self.layouts[index].axis
+                return windows.in_loop(site.sizes[axis])  # type: ignore[index]
             if numbers is None:
-                return Windows(values)
-            return Windows(values, tuple(Lane((index, p), numbers) for p in range(len(values))))
+                return windows
+            ages = range(len(windows.values) - 1, -1, -1)
+            return windows._replace(lanes=tuple(Lane((index, age), numbers) for age in ages))
         mask = None if given.mask is None else _transposed(given.mask, order)
         return Forced(_transposed(given.value, order), mask)
 

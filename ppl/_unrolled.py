@@ -1,31 +1,38 @@
 """Loops whose steps need nothing but the last few sites, evaluated without a loop.
 
-Input: a scan equation in which sites are forced to `Windows`: at step t to one of R values, that of place t mod R. Once sites are
-forced, the carry of a Markov chain is known at every step: it is what the step before makes of its own site. The steps of
-each place are then evaluated together, as one batch, and a number that depends on few of the R values is computed for these
-alone, however many lanes the others have. What is the same at all steps of a place, such as the density of a homogeneous chain's
-state, is computed once for them; the first step, whose carry comes from outside, stands apart then. Outputs stay `Split` by
-places until an operation needs them whole.
+Input: a scan equation in which sites are forced to `Windows`: what step t computes sees a site's element at t - a as the digit of
+age a, whatever t is. Once sites are forced, the carry of a Markov chain is known at every step: it is what the body makes of
+the step before, one age up, and of what entered that, until nothing of a carry is left. All steps are then evaluated together,
+as one batch, and what is the same at all of them, such as the density of a homogeneous chain's state, is computed once. The
+first steps, which see the carry that comes from outside, stand apart, unless it is a state of the chain: then step 0 is like all
+others, in some of its lanes. Outputs are `Split` (`_split.py`).
 
-A scan whose carry depends on itself for longer (an accumulator) is left to the loop.
+A number of a window stands for different elements at different ages, so it never meets one that a loop made: where something
+cannot be done without a loop, `NeedsLoop` is raised, and the whole evaluation starts again with loops.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ._axis_rules import ELEMENTWISE
 from ._compat import bind, scan_counts
 from ._primitive import site_p
 from ._same import Lane, Same, Uniform
+from ._split import Split, Start, repeated, whole
 
 Array = jax.Array
+
+
+class NeedsLoop(Exception):
+    """Something cannot be evaluated at all steps at once."""
 
 
 class Forced(NamedTuple):
@@ -36,281 +43,213 @@ class Forced(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Replacements for the steps of a site in a scan: step t takes `values[t % len(values)]`, of the shape of one step.
+    """Replacements for the steps of a site in a scan: `values[-1]` for a step's own, `values[-2]` for the one before, and so on.
 
-    With `lanes`, each of them is one number in all of its elements.
+    Each has the shape of one step. With `lanes`, each is one number in all of its elements.
     """
 
     values: tuple[Array, ...]
     lanes: tuple[Lane, ...] | None = None
 
-    def at(self, place: int) -> Forced | Uniform:
-        """The replacement at the steps of a place."""
+    def at(self, age: int) -> Forced | Uniform:
+        """The replacement `age` steps back; where that is too long ago, nothing that is read depends on it."""
+        digit = max(len(self.values) - 1 - age, 0)
         if self.lanes is None:
-            return Forced(self.values[place])
-        return Uniform(self.values[place].reshape(-1)[0], self.lanes[place])
+            return Forced(self.values[digit])
+        return Uniform(self.values[digit].reshape(-1)[0], self.lanes[digit])
 
-    def stacked(self, length: int) -> Forced:
-        """The same for a loop: all steps along a leading axis."""
+    def in_loop(self, length: int) -> Forced:
+        """The same for a loop: all steps along a leading axis, digit t mod len(values) at step t."""
         return Forced(jnp.stack(self.values)[jnp.arange(length) % len(self.values)])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """An array with a leading time axis: `parts[r]` holds the steps r, r + R, r + 2R, ..., or one where all are the same.
+def elementwise(eqn: Any, args: list[Any], inline: Callable[..., list[Any]]) -> list[Any]:
+    """An equation that keeps the leading axis, on split operands, part by part.
 
-    A part may be one number in all elements (`_same.py`), that of a chain's own state.
-
-    With `first`, step 0 stands apart: `parts[0]` begins at step R.
+    Raises:
+        NeedsLoop: it is no such equation.
     """
-
-    parts: list[Any]
-    length: int = dataclasses.field(metadata={"static": True})
-    first: Array | None = None
-
-    def apart(self) -> Split:
-        """The same with step 0 apart."""
-        if self.first is not None:
-            return self
-        part, *others = self.parts
-        return Split([part if len(part) == 1 else part[1:], *others], self.length, part[:1])
-
-    def joined(self) -> list[Array]:
-        """The parts with step 0 among them."""
-        if self.first is None:
-            return self.parts
-        part, *others = self.parts
-        later = -(-self.length // len(self.parts)) - 1
-        return [jnp.concatenate([whole(self.first), _repeated(whole(part), later)]), *others]
-
-    def arrays(self) -> Split:
-        """The same with arrays as parts."""
-        return Split([whole(x) for x in self.parts], self.length, whole(self.first))
-
-    def whole(self) -> Array:
-        """The array."""
-        parts = self.joined()
-        longest = -(-self.length // len(parts))
-        stacked = jnp.stack([_padded(whole(x), longest) for x in parts], axis=1)
-        return stacked.reshape(-1, *stacked.shape[2:])[: self.length]
-
-
-def whole_at(x: Split, axis: int) -> Array:
-    """A split array whose time axis lies at `axis`."""
-    return jnp.moveaxis(_front(x, axis).whole(), 0, axis)
-
-
-def total_of(x: Any, axis: int) -> Array:
-    """The sum over all elements of an array, which may be split along the time axis `axis`."""
-    if not isinstance(x, Split):
-        return jnp.sum(x)
-    counts = [len(range(r, x.length, len(x.parts))) for r in range(len(x.parts))]
-    counts[0] -= x.first is not None
-    sums = [
-        jnp.sum(part) * (n if part.shape[axis] == 1 else 1)
-        for part, n in zip(x.parts, counts, strict=True)
-    ]
-    return sum(sums, jnp.zeros(()) if x.first is None else jnp.sum(x.first))
-
-
-def by_parts(fn: Callable[..., Array], *arrays: Any, axis: int) -> Any:
-    """`fn(*arrays)`, which broadcasts along the time axis `axis`: part by part where all arrays are split."""
-    if not all(isinstance(x, Split) for x in arrays):
-        return fn(*(whole_at(x, axis) if isinstance(x, Split) else x for x in arrays))
-    if any(x.first is not None for x in arrays):
-        arrays = tuple(
-            jax.tree.map(lambda part: jnp.moveaxis(part, 0, axis), _front(x, axis).apart())
-            for x in arrays
-        )
-    parts = [fn(*parts) for parts in zip(*(x.parts for x in arrays), strict=True)]
-    first = None if arrays[0].first is None else fn(*(x.first for x in arrays))
-    return Split(parts, arrays[0].length, first)
-
-
-def _front(x: Split, axis: int) -> Split:
-    return jax.tree.map(lambda part: jnp.moveaxis(part, axis, 0), x)
-
-
-def _padded(x: Array, size: int) -> Array:
-    """Steps of one place, or one step for all, as `size` steps (one more than there are, at most)."""
-    if len(x) == size - 1 > 1:
-        return jnp.concatenate([x, x[-1:]])
-    return _repeated(x, size)
-
-
-def whole(x: Any) -> Any:
-    """An operand that may be split, or one number, whole."""
-    return x.whole() if isinstance(x, Split | Same) else x
-
-
-def elementwise(eqn: Any, args: list[Any]) -> list[Any] | None:
-    """An elementwise equation on split arrays and scalars, part by part; None if it is none."""
-    if eqn.primitive.name not in ELEMENTWISE or len(eqn.outvars) > 1:
-        return None
+    name = eqn.primitive.name
+    if name in ("jit", "pjit"):
+        inner = eqn.params["jaxpr"]
+        return inline(inner.jaxpr, inner.consts, args)
+    if name not in ELEMENTWISE or len(eqn.outvars) > 1:
+        raise NeedsLoop
+    shape = eqn.outvars[0].aval.shape
+    if any(not isinstance(a, Split) and jnp.shape(a) not in ((), shape) for a in args):
+        raise NeedsLoop
     split = [a for a in args if isinstance(a, Split)]
-    counts = {(len(a.parts), a.length) for a in split}
-    if len(counts) != 1 or any(not isinstance(a, Split) and jnp.ndim(a) for a in args):
-        return None
-    if any(a.first is not None for a in split):
-        args = [a.apart() if isinstance(a, Split) else a for a in args]
+    count, start = max(len(a.first) for a in split), _merged([a.start for a in split])
+    if count and start:
+        raise NeedsLoop
 
-    def at(part: Callable[[Split], Array]) -> Array:
-        here = [whole(part(a)) if isinstance(a, Split) else a for a in args]
-        size = max(len(x) for x, a in zip(here, args, strict=True) if isinstance(a, Split))
-        sized = zip(here, args, strict=True)
-        return bind(eqn, [_repeated(x, size) if isinstance(a, Split) else x for x, a in sized])[0]
+    def at(start: int, stop: int) -> Array:
+        here = [_steps(a, start, stop) for a in args]
+        size = max(len(x) for x in here if jnp.ndim(x))
+        return bind(eqn, [repeated(x, size) if jnp.ndim(x) else x for x in here])[0]
 
-    (places, length), one = counts.pop(), next(a for a in args if isinstance(a, Split))
-    first = None if one.first is None else at(lambda a: a.first)  # type: ignore[arg-type,return-value]
-    return [Split([at(lambda a, r=r: a.parts[r]) for r in range(places)], length, first)]
+    def older(age: int) -> Split:
+        seen = [a.older(age) if isinstance(a, Split) else a for a in args]  # type: ignore[misc]
+        return elementwise(eqn, seen, inline)[0]
+
+    first = [at(s, s + 1) for s in range(count)]
+    return [Split(first, at(count, shape[0]), shape[0], start, older)]
 
 
-def _repeated(x: Array, size: int) -> Array:
-    return x if x.shape[0] == size else jnp.broadcast_to(x, (size, *x.shape[1:]))
+def _merged(starts: Sequence[Start]) -> Start:
+    """The states in which chains begin."""
+    merged = {pair for start in starts for pair in start}
+    if len(dict(merged)) < len(merged):
+        raise NeedsLoop
+    return tuple(sorted(merged))
+
+
+def _steps(x: Any, start: int, stop: int) -> Any:
+    """Steps of an operand; those of a scalar are itself."""
+    if isinstance(x, Split):
+        return whole(x.steps(start, stop))
+    return x[start:stop] if jnp.ndim(x) else x
 
 
 def unrolled_scan(
-    eqn: Any, args: list[Any], forced: dict[int, Any], run: Callable[..., list[Any]]
-) -> list[Any] | None:
-    """Evaluate a scan place by place: final carries, then split outputs. None where it needs the loop.
+    eqn: Any,
+    args: list[Any],
+    forced: dict[int, Any],
+    run: Callable[..., list[Any]],
+    wanted: Sequence[bool],
+) -> list[Any]:
+    """The outputs of a scan that are wanted, split.
 
     Args:
         eqn: the scan.
         args: its operands, some of them split.
         forced: replacements of the sites in its body.
         run: `_evaluate._walk`.
+        wanted: which outputs are needed.
+
+    Raises:
+        NeedsLoop: one of them depends on a carry that depends on itself for longer, or on the last carry.
     """
-    num_consts, num_carry = scan_counts(eqn.params)
-    counts = {len(f.values) for f in forced.values() if isinstance(f, Windows)}
-    counts |= {len(a.parts) for a in args[num_consts + num_carry :] if isinstance(a, Split)}
-    if len(counts) != 1 or eqn.params["reverse"] or eqn.effects:
-        return None
-    places = counts.pop()
-    if eqn.params["length"] < places:
-        return None
-    return _Loop(eqn, args, forced, run, places).outputs()
-
-
-class _Carry(NamedTuple):
-    """A carry: what enters the first step, and for each place what enters its (later) steps, or one if all are the same."""
-
-    first: Array
-    later: list[Any]
-
-    @classmethod
-    def constant(cls, value: Any, places: int) -> _Carry:
-        """The same at all steps."""
-        value = jnp.asarray(value)[None]
-        return cls(value, [value] * places)
+    num_carry = scan_counts(eqn.params)[1]
+    if eqn.params["reverse"] or eqn.effects or any(wanted[:num_carry]):
+        raise NeedsLoop
+    return _Loop(eqn, args, forced, run, wanted).outputs()
 
 
 class _Loop:
-    """A scan whose steps are evaluated place by place."""
+    """A scan whose steps are evaluated together."""
 
     def __init__(
-        self, eqn: Any, args: list[Any], forced: dict[int, Any], run: Any, places: int
+        self, eqn: Any, args: list[Any], forced: dict[int, Any], run: Any, wanted: Sequence[bool]
     ) -> None:
         num_consts, num_carry = scan_counts(eqn.params)
-        self.body, self.length, self.places = eqn.params["jaxpr"], eqn.params["length"], places
-        self.num_carry, self.forced, self.run = num_carry, forced, run
-        self.consts = [whole(a) for a in args[:num_consts]]
-        self.init = [whole(a) for a in args[num_consts : num_consts + num_carry]]
-        by_place = lambda x: (
-            x.joined() if isinstance(x, Split) else [x[r::places] for r in range(places)]
-        )
-        self.xs = [by_place(a) for a in args[num_consts + num_carry :]]
-        self.sizes = [-(-(self.length - r) // places) for r in range(places)]
+        self.body, self.length = eqn.params["jaxpr"], eqn.params["length"]
+        self.forced, self.run, self.num_carry = forced, run, num_carry
+        if any(isinstance(a, Split) for a in args[: num_consts + num_carry]):
+            raise NeedsLoop
+        self.consts = args[:num_consts]
+        self.init = args[num_consts : num_consts + num_carry]
+        self.xs = args[num_consts + num_carry :]
         self.cut = {i for i, f in forced.items() if isinstance(f, Windows) or f.mask is None}
+        self.read = self.body.jaxpr.outvars
         self.variables = self.body.jaxpr.invars[num_consts:]
-        self.known: dict[int, _Carry] = {}
-        for j in range(num_carry):
-            if self.body.jaxpr.outvars[j] is self.variables[j]:  # never changes
-                self.known[j] = _Carry.constant(self.init[j], places)
+        self.needs = _needs(self.body.jaxpr, self.variables, self.cut)
+        self.constant = {j for j in range(num_carry) if self.read[j] is self.variables[j]}
+        self.changing = {j for j in range(num_carry) if j not in self.constant}
+        self.depths = {n: self._depth(n) for n, is_wanted in enumerate(wanted) if is_wanted}
+        self._enters = functools.cache(self._entering)
+        self.start = self._known_start()
 
-    def outputs(self) -> list[Any] | None:
-        """Final carries, then split outputs; None if a carry depends on itself for longer."""
-        read, num_carry = self.body.jaxpr.outvars, self.num_carry
-        needs = _needs(self.body.jaxpr, self.variables[:num_carry], self.cut)
-        while len(self.known) < num_carry:
-            ready = [
-                j for j in range(num_carry) if j not in self.known and needs[j] <= self.known.keys()
-            ]
-            if not ready:
-                return None
-            made = self._at_all([read[j] for j in ready])
-            self.known.update(
-                {j: self._carried(j, m.joined()) for j, m in zip(ready, made, strict=True)}
-            )
-        out = self._at_all(read)
-        carries = [x.joined()[(self.length - 1) % self.places][-1] for x in out[:num_carry]]
-        return [*map(whole, carries), *out[num_carry:]]
+    def outputs(self, age: int = 0, wanted: Sequence[int] | None = None) -> list[Any]:
+        """The outputs that are wanted (else None), seen `age` steps later."""
+        found: list[Any] = [None] * len(self.read)
+        wanted = list(self.depths) if wanted is None else wanted
+        for depth in {self.depths[n] for n in wanted}:
+            members = [n for n in wanted if self.depths[n] == depth]
+            if age and depth and self.start:
+                raise NeedsLoop  # the state before the first step has no older digits
+            apart = 0 if self.start else depth
+            first = [self._at(members, s, s + 1, age) for s in range(apart)]
+            rest = self._at(members, apart, self.length, age)
+            for k, n in enumerate(members):
+                given = [x.start for x in self._needed_xs([n]) if isinstance(x, Split)]
+                if apart and any(given):
+                    raise NeedsLoop
+                start = _merged([*given, self.start if depth else ()])
+                older = functools.partial(self._older, n, age)
+                found[n] = Split([x[k] for x in first], rest[k], self.length, start, older)
+        return found
 
-    def _at_all(self, read: list[Any]) -> list[Split]:
-        """`read` at all steps."""
-        firsts, parts = self._at_first_place(read)
-        places = [parts, *(self._at_place(r, read) for r in range(1, self.places))]
-        return [Split([p[n] for p in places], self.length, firsts[n]) for n in range(len(read))]
+    def _older(self, output: int, age: int, more: int) -> Split:
+        return self.outputs(age + more, [output])[output]
 
-    def _carried(self, j: int, after: list[Array]) -> _Carry:
-        """The carry that enters, from the one that leaves at all steps of each place."""
-        enters = [after[-1], *after[:-1]]
-        sizes = [self.sizes[0] - 1, *self.sizes[1:]]
-        later = [x if len(x) == 1 else x[:n] for x, n in zip(enters, sizes, strict=True)]
-        return _Carry(jnp.asarray(self.init[j], later[0].dtype)[None], later)
+    def _needed_xs(self, outputs: list[int]) -> list[Any]:
+        """The inputs of the steps that outputs depend on, None in place of others."""
+        needed = set[int]().union(*(self.needs[n] for n in outputs))
+        return [x if self.num_carry + k in needed else None for k, x in enumerate(self.xs)]
 
-    def _carries(self) -> list[_Carry]:
-        constant = lambda j: _Carry.constant(
-            self.init[j], self.places
-        )  # not known: nothing needs it yet
-        return [self.known.get(j) or constant(j) for j in range(self.num_carry)]
+    def _depth(self, output: int) -> int:
+        """How many steps back an output of the body sees the initial carry."""
+        depth, met = 0, self.needs[output] & self.changing
+        while met:
+            depth += 1
+            if depth > self.num_carry or depth >= self.length:
+                raise NeedsLoop
+            met = set[int]().union(*(self.needs[j] for j in met)) & self.changing
+        return depth
 
-    def _at_place(self, place: int, read: list[Any]) -> list[Array]:
-        """`read` at all steps of a place after the first."""
-        return self._at_steps(place, slice(None), [c.later[place] for c in self._carries()], read)
+    def _known_start(self) -> Start:
+        """(site, state) in which chains begin, where all that enters the first step are states of theirs."""
+        if max(self.depths.values(), default=0) != 1:
+            return ()
+        seen = set[int]().union(*(self.needs[n] for n in self.depths)) & self.changing
+        found = {self._state_of(j) for j in seen}
+        if None in found or len({pair[0] for pair in found if pair}) < len(found):
+            return ()
+        return tuple(sorted(found))  # type: ignore[type-var]
 
-    def _at_first_place(self, read: list[Any]) -> tuple[list[Array | None], list[Array]]:
-        """`read` at step 0, where that stands apart, and at all (other) steps of the first place."""
-        carry = self._carries()
-        first, later = [c.first for c in carry], [c.later[0] for c in carry]
-        changes = [c.later[0] is not c.first for c in carry]
-        together: list[Array | None] = [None] * len(read)
-        if self.sizes[0] == 1 or not any(changes):
-            return together, self._at_steps(0, slice(None), first, read)
-        if self.sizes[0] == 2 or not any(
-            c and len(x) == 1 for c, x in zip(changes, later, strict=True)
-        ):
-            both = zip(first, later, changes, strict=True)
-            joined = [jnp.concatenate([f, whole(x)]) if c else f for f, x, c in both]
-            return together, self._at_steps(0, slice(None), joined, read)
-        # Later steps have a carry in common, and the first one another.
-        seeds = {v for v, c in zip(self.variables, changes, strict=False) if c}
-        moved = _dependents(self.body.jaxpr, seeds, self.cut, set())
-        is_apart = [not isinstance(v, Literal) and v in moved for v in read]
-        chosen = [v for v, a in zip(read, is_apart, strict=True) if a]
-        if chosen:
-            heads = iter(self._at_steps(0, slice(0, 1), first, chosen))
-            together = [next(heads) if a else None for a in is_apart]
-        parts = _sorted(
-            read,
-            moved,
-            lambda read: self._at_steps(0, slice(None), first, read),
-            lambda read: self._at_steps(0, slice(1, None), later, read),
-        )
-        return together, parts
+    def _state_of(self, carry: int) -> tuple[int, int] | None:
+        """(site, state) that a carry shows at the first step, if it is that of the step before at all others."""
+        before, init = self._at([carry], 0, self.length, 1)[0], self.init[carry]
+        if isinstance(init, Same):
+            init = init.value
+        if not isinstance(before, Same) or before.lane is None or isinstance(init, jax.Array):
+            return None
+        site, age = before.lane.name
+        states = np.flatnonzero(before.lane.numbers == init)
+        return (site, int(states[0])) if age == 1 and len(states) == 1 else None
 
-    def _at_steps(self, place: int, steps: slice, carry: list[Any], read: list[Any]) -> list[Any]:
-        """`read` at some steps of a place, from the carries there; once where it is the same at all of them."""
-        size = len(range(self.sizes[place])[steps])
-        fixed = {i: f.at(place) for i, f in self.forced.items() if isinstance(f, Windows)}
+    def _entering(self, carry: int, start: int, stop: int, age: int) -> Any:
+        """A carry that enters the steps from `start` to before `stop`, or one where all are the same."""
+        if carry in self.constant or start == 0 and not self.start:
+            dtype = self.variables[carry].aval.dtype
+            return jnp.asarray(whole(self.init[carry]), dtype)[None]
+        if start == 0:
+            return self._at([carry], 0, 1, age + 1)[0]
+        return self._at([carry], start - 1, stop - 1, age + 1)[0]
+
+    def _at(self, outputs: list[int], start: int, stop: int, age: int) -> list[Any]:
+        """Outputs of the body at the steps from `start` to before `stop`; once where they are the same at all of them."""
+        size = stop - start
+        read = [self.read[n] for n in outputs]
+        needed = set[int]().union(*(self.needs[n] for n in outputs))
+        fixed = {i: f.at(age) for i, f in self.forced.items() if isinstance(f, Windows)}
         given = {
-            i: jax.tree.map(lambda x: x[place :: self.places][steps], f)
+            i: jax.tree.map(lambda x: x[start:stop], f)
             for i, f in self.forced.items()
             if isinstance(f, Forced)
         }
-        xs = [x[place] if len(x[place]) == 1 else x[place][steps] for x in self.xs]
-        inputs = [*carry, *xs]
-        moves = [size > 1 and len(x) == size for x in inputs]
+        inputs = [
+            self._enters(j, start, stop, age) if j in needed else None
+            for j in range(self.num_carry)
+        ]
+        for x in self._needed_xs(outputs):
+            if isinstance(x, Split):
+                seen = x.older(age) if age else x  # type: ignore[misc]
+                inputs.append(seen.steps(start, stop))
+            else:
+                inputs.append(None if x is None else x[start:stop])
+        moves = [x is not None and size > 1 and len(x) == size for x in inputs]
 
         def step(inputs: list[Any], given: Any, read: list[Any]) -> list[Any]:
             body = self.body
@@ -318,19 +257,19 @@ class _Loop:
 
         def once(read: list[Any]) -> list[Any]:
             here = jax.tree.map(lambda x: x[0], given)
-            found = step([x[0] for x in inputs], here, read)
+            found = step([None if x is None else x[0] for x in inputs], here, read)
             return [
                 Same(x.value, (1, *x.shape), x.lane)
                 if isinstance(x, Same)
-                else jnp.asarray(whole(x))[None]
+                else jnp.asarray(x)[None]
                 for x in found
             ]
 
         def each(read: list[Any]) -> list[Array]:
-            still = [None if m else x[0] for x, m in zip(inputs, moves, strict=True)]
+            still = [None if m or x is None else x[0] for x, m in zip(inputs, moves, strict=True)]
 
             def one(moving: list[Any], given: Any) -> list[Array]:
-                inputs = [m if s is None else s for m, s in zip(moving, still, strict=True)]
+                inputs = [s if m is None else m for m, s in zip(moving, still, strict=True)]
                 return [jnp.asarray(whole(x)) for x in step(inputs, given, read)]
 
             moving = [x if m else None for x, m in zip(inputs, moves, strict=True)]
@@ -373,15 +312,15 @@ def _is_program(parameter: Any) -> bool:
     return any(isinstance(x, ClosedJaxpr | Jaxpr) for x in items)
 
 
-def _needs(jaxpr: Any, carries: list[Any], cut: set[int]) -> list[set[int]]:
-    """For each carry that leaves the body, the carries that enter it on which it depends with sites forced."""
+def _needs(jaxpr: Any, inputs: list[Any], cut: set[int]) -> list[set[int]]:
+    """For each output of the body, the inputs on which it depends with sites forced."""
     needs = []
-    for out in jaxpr.outvars[: len(carries)]:
+    for out in jaxpr.outvars:
         live = set() if isinstance(out, Literal) else {out}
         for eqn in reversed(jaxpr.eqns):
             is_cut = eqn.primitive is site_p and eqn.params["index"] in cut
             if is_cut or live.isdisjoint(eqn.outvars):
                 continue
             live.update(v for v in eqn.invars if not isinstance(v, Literal))
-        needs.append({j for j, v in enumerate(carries) if v in live})
+        needs.append({j for j, v in enumerate(inputs) if v in live})
     return needs

@@ -6,8 +6,7 @@ w_t = z[t - lag .. t],
 
     P(w_t) = q(z_t | ...) sum over z[t - lag - 1] of P(w_{t - 1}),
 
-linear in the number of steps. The recursion works in lane coordinates: digit t mod (lag + 1) is the one that step t
-overwrites, so that it runs over blocks of lag + 1 steps and moves no axes.
+linear in the number of steps. In relative lanes (`_split.py`) a step drops the oldest digit and appends its own.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from ._analyse import Analysed
 from ._engine import StrategySite
 from ._layout import Layout, elimination
 from ._relation import Relation, Relations
-from ._unrolled import Split, by_parts, whole_at
+from ._split import Chain, Split, begun, by_parts, chains_of, relative, spread, whole_at
 
 Array = jax.Array
 
 
 def digits(layout: Layout, length: int) -> Array:
-    """The state that each lane of a chain shows at each step, shape (lanes, steps)."""
+    """The state that each lane of a chain, by place, shows at each step, shape (lanes, steps)."""
     lane = jnp.arange(layout.num_lanes)[:, None]
     place = jnp.arange(length) % (layout.lag + 1)
     return lane // layout.num_states ** (layout.lag - place) % layout.num_states
@@ -65,76 +64,75 @@ def lane_values(site: StrategySite, layout: Layout, *, step: bool = False) -> Ar
     return jnp.broadcast_to(values, (values.shape[0], *sizes, *event))
 
 
-def windows(probabilities: Any, chains: Sequence[tuple[int, Layout]], axis: int, lag: int) -> Any:
-    """Probability of the window that each lane shows at each step, in the layout of `probabilities`.
+def windows(
+    probabilities: Any, chains: Sequence[Chain], axis: int, start: Mapping[int, int] | None = None
+) -> Any:
+    """Probability of the window that each lane shows at each step, in the lanes of `probabilities`.
 
     Args:
         probabilities: of each step's states given the window before, all chains' multiplied.
         chains: (lane axis, layout) of each chain.
-        axis: the time axis, which lies behind all lanes.
-        lag: memory of the chains.
+        axis: the time axis, behind all lanes, where they are not split.
+        start: site -> the state before its first step, where that counts.
     """
+    lag = chains[0].layout.lag
     if lag == 0:
         return probabilities
-    places = lag + 1
     if not isinstance(probabilities, Split):
-        length = probabilities.shape[axis]
-        missing = [
-            (0, max(places - length, 0) if a == axis else 0) for a in range(probabilities.ndim)
-        ]
-        q = jnp.pad(probabilities, missing, constant_values=1)
-        parts = [jax.lax.slice_in_dim(q, r, None, places, axis) for r in range(places)]
-        found = windows(Split(parts, q.shape[axis]), chains, axis, lag)
-        return jax.lax.slice_in_dim(whole_at(found, axis), 0, length, axis=axis)
-    num_states, shape, newest = 1, [], []
-    by_axis = dict(chains)
-    for a, n in enumerate(np.delete(probabilities.parts[0].shape, axis)):
+        q = relative(probabilities, axis, chains, probabilities.shape[axis])
+        return whole_at(windows(q, chains, axis, start), axis, chains)
+    shape, oldest = [], []
+    by_axis = {c.axis: c.layout for c in chains}
+    behind = probabilities.rest.shape[1:]
+    for a, n in enumerate(behind):
         if a in by_axis:
-            num_states *= by_axis[a].num_states
-            newest.append(len(shape))
-            shape += [by_axis[a].num_states] * places
+            oldest.append(len(shape))
+            shape += [by_axis[a].num_states] * (lag + 1)
         else:
-            shape.append(int(n))
-    opened = lambda x: jnp.moveaxis(x, axis, 0).reshape(-1, *shape)
-    closed = lambda x: jnp.moveaxis(x.reshape(-1, *behind), 0, axis)
-    behind = np.delete(probabilities.parts[0].shape, axis)
-    return jax.tree.map(closed, _windows(jax.tree.map(opened, probabilities), newest, num_states))
+            shape.append(n)
+    opened = lambda x: x.reshape(-1, *shape)
+    closed = lambda x: x.reshape(-1, *behind)
+    known = start or {}
+    begin = {d + lag - 1: known.get(c.site) for d, c in zip(oldest, sorted(chains), strict=True)}
+    found = _windows(jax.tree.map(opened, probabilities), oldest, lag, begin)
+    return jax.tree.map(closed, found)
 
 
-def _windows(q: Split, newest: list[int], num_states: int) -> Split:
-    """The same with time in front and lanes opened into digits, those of place 0 at the axes `newest` behind time."""
-    # Both are read in many places, and XLA would rather compute them again in each.
-    keep = jax.lax.optimization_barrier
-    places, q = len(q.parts), keep(q.apart())
-    assert q.first is not None
+def _windows(q: Split, oldest: list[int], lag: int, begin: dict[int, int | None]) -> Split:
+    """The same with lanes opened into digits, the oldest ones at the axes `oldest` behind time.
 
-    def move(before: Array, q: Array, place: int) -> Array:
+    Args:
+        q: probabilities.
+        oldest: axes of the oldest digits.
+        lag: memory.
+        begin: axis of age 1 -> the state before the first step, if it is known.
+    """
+    own = [a + lag for a in oldest]
+
+    def move(before: Array, q: Array) -> tuple[Array, Array]:
         """What is before the next step: the probability of the window without the oldest digit."""
-        oldest = [a + (place + 1) % places for a in newest]
-        return (q * before).sum(oldest, keepdims=True)
+        return jnp.expand_dims((q * before).sum(oldest), own), before
 
-    # Before the first step all windows count alike: nothing depends on them.
-    shape = [1 if a in newest else n for a, n in enumerate(q.first.shape[1:])]
-    start = jnp.full(shape, 1.0 / num_states ** (places - 1), q.first.dtype)
-    order = [*range(1, places), 0]
-    blocks, rest = divmod(q.length - 1, places)
-
-    def block(before: Array, moving: list[Any]) -> tuple[Array, list[Array]]:
-        shown = []
-        for place, x in zip(order, moving, strict=True):
-            shown.append(before)
-            before = move(before, q.parts[place][0] if x is None else x, place)
-        return before, shown
-
-    moving = [None if len(q.parts[r]) == 1 else q.parts[r][:blocks] for r in order]
-    before, shown = jax.lax.scan(block, move(start, q.first[0], 0), moving, blocks)
-    for k, place in enumerate(order[:rest]):
-        shown[k] = jnp.concatenate([shown[k], before[None]])
-        if k < rest - 1:
-            part = q.parts[place]
-            before = move(before, part[0 if len(part) == 1 else blocks], place)
-    parts = [q.parts[r] * shown[order.index(r)] for r in range(places)]
-    return keep(Split(parts, q.length, q.first * start))
+    # What is before the first step counts alike in all states, for nothing depends on it, or is known.
+    shape = [1 if a in own else n for a, n in enumerate(q.rest.shape[1:])]
+    past = [a + i for a in oldest for i in range(lag)]
+    start = np.ones([n if a in past else 1 for a, n in enumerate(shape)])
+    for axis, state in begin.items():
+        if state is not None:
+            hot = np.arange(shape[axis]) == state
+            start = start * hot.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    before = jnp.broadcast_to(jnp.asarray(start / start.sum(), q.rest.dtype), shape)
+    first = []
+    for x in q.first:
+        first.append(x * before)
+        before, _ = move(before, x[0])
+    count = q.length - len(first)
+    if len(q.rest) == 1:
+        _, shown = jax.lax.scan(lambda b, _: move(b, q.rest[0]), before, None, count)
+    else:
+        _, shown = jax.lax.scan(move, before, q.rest)
+    # It is read in many places, and XLA would rather compute it again in each.
+    return jax.lax.optimization_barrier(Split(first, q.rest * shown, q.length))
 
 
 def product(arrays: Sequence[Array]) -> Array:
@@ -142,16 +140,10 @@ def product(arrays: Sequence[Array]) -> Array:
     return functools.reduce(operator.mul, arrays)
 
 
-def spread(array: Any, lanes: Sequence[int], target: Sequence[int]) -> Any:
-    """Add the lanes of `target` that the array does not have, of size 1."""
-    missing = tuple(a for a, lane in enumerate(target) if lane not in lanes)
-    return jax.tree.map(lambda x: jnp.expand_dims(x, missing), array)
-
-
 class _Factor(NamedTuple):
     """Probabilities in the lanes of some sites, [replicates, lanes, extra lanes, axes]; `name` tells equal ones.
 
-    They may be split along the first axis.
+    They may be split along the first of the axes.
     """
 
     name: Any
@@ -167,6 +159,7 @@ class LaneWeights:
         replicates: the lane of replicates, if there is one.
         extra: lanes of replays.
         probabilities: enumerated site -> its probabilities [replicates, its lanes, extra lanes, elements].
+        start: chain -> the state in which it begins, where that is known.
     """
 
     def __init__(
@@ -175,15 +168,17 @@ class LaneWeights:
         replicates: tuple[int, ...],
         extra: tuple[int, ...],
         probabilities: Mapping[int, Array | Split],
+        start: Mapping[int, int],
     ) -> None:
         self.program, self.probabilities = program, probabilities
         self.replicates, self.extra = replicates, extra
+        self.start = start
         self.made: dict[Any, _Factor] = {}
 
     def of(self, closed: Relations, keep: frozenset[int], num_axes: int) -> Any:
         """Weights [replicates, kept lanes, extra lanes, axes (1 where equal)] of an array that relates to sites by `closed`.
 
-        They may be split along the first axis. None where there is no enumerated site.
+        They may be split along the first of the axes. None where there is no enumerated site.
         """
         program = self.program
         upstream: list[int] = sorted(i for i in closed if i in program.layouts)  # type: ignore[misc]
@@ -214,17 +209,26 @@ class LaneWeights:
             if i not in joint:
                 assert isinstance(link.axis, int)
                 target[i] = link.axis
-        if isinstance(array, Split) and target.get(0) != 0:
-            array = whole_at(array, first)
+        if isinstance(array, Split):
+            chains = chains_of(self._order(lanes), program.layouts)
+            if not program.layouts[
+                index
+            ].is_chain:  # only chains tell what the lanes of step 0 count
+                array = begun(array, chains)
+            if target.get(0) != 0:
+                array = whole_at(array, first, chains)
         name = (index, tuple(target.items()), num_axes)
 
+        front = 1 if isinstance(array, Split) else 0  # time, the site's and the array's axis 0
+
         def placed(array: Array) -> Array:
-            source = sorted(target, key=target.__getitem__)
-            shape = list(array.shape[:first]) + [1] * num_axes
+            source = sorted(set(target) - set(range(front)), key=target.__getitem__)
+            shape = list(array.shape[: first + front]) + [1] * (num_axes - front)
             for i in source:
                 shape[first + target[i]] = array.shape[first + i]
-            axes = [*range(first), *(first + i for i in source), *(first + i for i in joint)]
-            return jnp.transpose(array, axes).reshape(shape)
+            axes = [*source, *joint]
+            order = [*range(first + front), *(first + i for i in axes)]
+            return jnp.transpose(array, order).reshape(shape)
 
         if name not in self.made:
             self.made[name] = _Factor(name, lanes, jax.tree.map(placed, array))
@@ -236,18 +240,20 @@ class LaneWeights:
         name = (steps.name, "windows", axis)
         if name not in self.made:
             order = self._order(steps.lanes)
-            met = [(order.index(i), self.program.layouts[i]) for i in chains]
+            met = chains_of(order, self.program.layouts)
+
+            array = steps.array
+            if isinstance(array, Split) and axis != 0:
+                array = whole_at(array, len(order), met)
+            front = 1 if isinstance(array, Split) else 0
 
             def full(x: Array) -> Array:
                 shape = list(x.shape)
-                for a, layout in met:
-                    shape[a] = layout.num_lanes
+                for chain in met:
+                    shape[front + chain.axis] = chain.layout.num_lanes
                 return jnp.broadcast_to(x, shape)
 
-            array = steps.array
-            if isinstance(array, Split) and (axis, len(array.parts)) != (0, met[0][1].lag + 1):
-                array = whole_at(array, len(order))
-            array = windows(jax.tree.map(full, array), met, len(order) + axis, met[0][1].lag)
+            array = windows(jax.tree.map(full, array), met, len(order) + axis, self.start)
             self.made[name] = _Factor(name, steps.lanes, array)
         return self.made[name]
 
@@ -260,9 +266,10 @@ class LaneWeights:
             lanes = frozenset().union(*(f.lanes for f in factors))
             order = self._order(lanes)
             spreads = [self._spread(f, lanes) for f in factors]
-            array = by_parts(lambda *x: product(x), *spreads, axis=len(order))
+            known = chains_of(order, self.program.layouts)
+            array = by_parts(lambda *x: product(x), *spreads, axis=len(order), chains=known)
             if summed is not None:
-                at = order.index(summed)
+                at = order.index(summed) + isinstance(array, Split)
                 array = jax.tree.map(lambda x: x.sum(at), array)
                 lanes -= {summed}
             self.made[name] = _Factor(name, lanes, array)

@@ -29,6 +29,7 @@ from _oracles import (
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.ppl._layout import Layout
+from lapilli.ppl._split import Chain
 from lapilli.ppl._weights import windows
 
 sigmoid = jax.nn.sigmoid
@@ -187,6 +188,35 @@ def test_independent_steps_whose_neighbours_meet_in_a_cost_are_a_chain():
         return ppl.scan(step, 0, (X, steps(noise, "z")))[1].sum()
 
     check(fn, {"z": bits(5)}, "enum", plan="forward recursion, 4 lanes x 5 steps")
+
+
+@pytest.mark.parametrize(
+    "begins",
+    [
+        (0, 2),
+        pytest.param((2, 2), marks=pytest.mark.slow),  # one compilation each
+        pytest.param((Z0, 2), marks=pytest.mark.slow),
+        pytest.param((-1, 1), marks=pytest.mark.slow),
+    ],
+    ids=["two states", "one state", "a state and an array", "no state"],
+)
+def test_densities_of_a_chain_may_begin_in_different_states(begins):
+    """Those of a draw and of a cost; a state known ahead is told from others, and from what is no state."""
+
+    def fn(p, noise):
+        def first(z, inputs):
+            x, noise = inputs
+            law = categorical(jnp.arange(3.0) * p["a"] * (1 + z) + x, of(noise, "z"))
+            return (z := ppl.sample("z", law)), z
+
+        def second(before, inputs):
+            z, x = inputs
+            return z, cost_of_chain(p, z, before, x)
+
+        _, z = ppl.scan(first, begins[0], (X[:3], steps(noise, "z")))
+        return ppl.scan(second, begins[1], (z, X[:3]))[1].sum()
+
+    check(fn, {"z": digits(3, 3)}, "enum", plan="forward recursion, 9 lanes x 3 steps")
 
 
 def test_coupled_chains_share_one_recursion():
@@ -573,7 +603,7 @@ def test_window_probabilities_agree_with_the_joint_distribution(lag):
         digit = [(lane >> (lag - place)) & 1 for place in range(lag + 1)]
         shown = [digit[(t - back) % (lag + 1)] if t >= back else 0 for back in range(lag, -1, -1)]
         table[lane, t, row] = law(t, row, shown[-1], shown[:-1])
-    got = np.asarray(windows(jnp.asarray(table), [(0, layout)], 1, lag))
+    got = np.asarray(windows(jnp.asarray(table), [Chain(0, layout, 0)], 1))
     want = np.zeros_like(got)
     for path in itertools.product(range(2), repeat=steps_):
         for row in range(2):
