@@ -24,16 +24,15 @@ class _Given(Recorder):
     def __init__(self, values: Mapping[str, Any], observed: bool) -> None:
         super().__init__(None, {name: jnp.asarray(value) for name, value in values.items()})
         self.observed = observed
+        self.fixed: set[str] = set()
 
     def visit(self, msg: dict[str, Any]) -> None:
         value = None if msg["is_observed"] else self.given(msg["name"])
         if value is None:
             return
-        if self.observed:
-            msg["value"], msg["is_observed"] = value, True
-        else:
-            msg["value"] = value
-            msg["is_observed"] = True
+        self.fixed.add(msg["name"])
+        msg["value"], msg["is_observed"] = value, True
+        if not self.observed:
             msg["fn"] = msg["fn"].mask(False)
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
@@ -67,13 +66,19 @@ def condition(program: Program | Callable[..., Any], values: Mapping[str, Any]) 
 
     Args:
         program: a program or NumPyro model.
-        values: site -> value; a site in `ppl.scan` takes its stacked values.
+        values: latent site -> value; a site in `ppl.scan` takes its stacked values.
+
+    Raises:
+        ValueError: a name is none of a latent site.
     """
     return _transformed(program, lambda: _Given(values, observed=True), set(values), "condition")
 
 
 def intervene(program: Program | Callable[..., Any], values: Mapping[str, Any]) -> Program:
-    """The program under the intervention do(site = value): the value is used downstream and the site has no density."""
+    """The program under the intervention do(site = value): the value is used downstream and the site has no density.
+
+    Args and errors are those of `condition`.
+    """
     return _transformed(program, lambda: _Given(values, observed=False), set(values), "intervene")
 
 
@@ -171,6 +176,12 @@ def _transformed(
                     f"ppl.{statement}: no site named {sorted(names - met)}; the program's sites are "
                     f"{sorted(met)}."
                 )
+        if isinstance(active, _Given) and (left := sorted(names - active.fixed)):
+            kinds = {name: active.frame.infos[name].kind for name in left}
+            raise ValueError(
+                f"ppl.{statement}: only latent sites can be given a value, and {kinds} are none. Name the latent sites that they "
+                "are made of, or pass observed values as the program's arguments."
+            )
         return out
 
     transformed.__name__ = getattr(program.fn, "__name__", "program")

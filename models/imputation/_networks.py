@@ -316,8 +316,7 @@ def missingness(
     Reference: Ipsen, Mattei and Frellsen 2021, arXiv:2006.12871 (not-MIWAE).
     """
     if mechanism == "self_masking":
-        # At logits of exactly zero NumPyro's Bernoulli loses the gradient of its normaliser.
-        return SelfMasking(jnp.zeros(num_channels), jnp.full(num_channels, 1e-5))
+        return SelfMasking(jnp.zeros(num_channels), jnp.zeros(num_channels))
     if mechanism == "linear":
         return eqx.nn.Linear(num_channels, num_channels, key=key)
     if mechanism == "network":

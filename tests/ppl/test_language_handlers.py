@@ -75,6 +75,13 @@ def test_conditioning_and_intervention_differ_on_the_cause():
 
 
 @pytest.mark.parametrize("statement", [ppl.condition, ppl.intervene])
+@pytest.mark.parametrize(("name", "kind"), [("sum", "deterministic"), ("x", "observed")])
+def test_only_latent_sites_can_be_given(statement, name, kind):
+    with pytest.raises(ValueError, match=f"'{name}': '{kind}'.*Name the latent sites"):
+        statement(chain, {name: 1.0}).simulate(KEY, 1.0)
+
+
+@pytest.mark.parametrize("statement", [ppl.condition, ppl.intervene])
 def test_sites_of_a_scan_take_stacked_values(statement):
     program = statement(walk, {"z": ZS})
     trace = program.trace({}, YS)
