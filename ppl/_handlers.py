@@ -40,13 +40,18 @@ class _Given(Recorder):
 
     def control_flow(self, msg: dict[str, Any]) -> None:
         # Reached under NumPyro's own inference only: its scan and cond take conditions along.
-        if any(isinstance(h, Recorder) and h.is_final for h in handler_stack()):
+        if _is_ours():
             super().control_flow(msg)
         else:
             given = dict(self.frame.forced)
             msg["kwargs"]["substitute_stack"].append(
                 ("condition", given if self.observed else _do(given))
             )
+
+
+def _is_ours() -> bool:
+    """Whether the program runs under one of our recorders, not under NumPyro's own inference."""
+    return any(isinstance(h, Recorder) and h.is_final for h in handler_stack())
 
 
 def _do(given: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
@@ -176,7 +181,8 @@ def _transformed(
                     f"ppl.{statement}: no site named {sorted(names - met)}; the program's sites are "
                     f"{sorted(met)}."
                 )
-        if isinstance(active, _Given) and (left := sorted(names - active.fixed)):
+        # NumPyro's own scan and cond, which are not ours, fix their sites themselves.
+        if isinstance(active, _Given) and _is_ours() and (left := sorted(names - active.fixed)):
             kinds = {name: active.frame.infos[name].kind for name in left}
             raise ValueError(
                 f"ppl.{statement}: only latent sites can be given a value, and {kinds} are none. Name the latent sites that they "
