@@ -157,6 +157,7 @@ def test_one_hot_site_is_the_same_program():
     np.testing.assert_allclose(value, bound_by_hand(params), rtol=1e-5)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_relaxed_class_is_opt_in_and_marked():
     model, guide, params = make("one_hot")
     plan = inference.elbo(model, guide, strategies={"k": "gumbel_softmax"}).plan(params, X)
@@ -166,6 +167,7 @@ def test_relaxed_class_is_opt_in_and_marked():
         inference.elbo(model, guide, strategies={"k": "gumbel_softmax"}).plan(params, X)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_enumerated_rows_share_their_lanes():
     model, guide, params = make()
     plan = inference.elbo(model, guide, strategies={"k": "enum"}).plan(params, X)

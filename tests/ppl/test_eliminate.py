@@ -631,6 +631,7 @@ def test_a_support_that_moves_is_refused_under_numpyro(program):
         Predictive(ppl.eliminate(program, "b"), num_samples=1)(jax.random.key(0), X)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_states_that_are_never_reached_keep_derivatives_finite():
     steps = jnp.array([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]])
 

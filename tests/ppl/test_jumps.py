@@ -447,6 +447,7 @@ def test_a_density_evaluated_outside_its_support_is_a_jump():
         ppl.expectation(cost).plan(0.3)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_no_false_alarm_for_a_flow_as_a_guide():
     def model():
         w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))

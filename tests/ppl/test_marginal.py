@@ -346,6 +346,7 @@ def test_a_marginal_knows_its_side_and_prints_it():
     assert drawn > (EVIDENCE * np.log(EVIDENCE)).sum() + 0.01
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_the_fit_of_a_marginal_guide_weights_its_draws():
     """Posterior draws come with weights that average to the evidence."""
     model, q = hierarchical(3)

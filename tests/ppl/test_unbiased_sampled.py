@@ -507,6 +507,7 @@ def test_sampler_density_and_derivative_belong_together(strategy, key):
     )
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_strategies_of_several_replicates_mix_with_others(key):
     """Leave-one-out runs the program three times; the other sites' estimates are averaged over the runs."""
 

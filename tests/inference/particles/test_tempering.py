@@ -156,6 +156,7 @@ def test_given_temperatures_are_used(key):
     assert result.num_steps == 3
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_each_step_keeps_the_effective_sample_size(key):
     """The bisection's own promise, on cumulative weights."""
     result = inference.tempered_smc(

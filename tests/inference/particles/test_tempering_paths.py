@@ -79,6 +79,7 @@ def test_adapted_steps_take_parts_of_rows_and_time_is_an_axis(key):
     assert result.log_evidence == pytest.approx(log_evidence(COUNTS, 1.5), abs=0.1)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_a_row_that_has_not_entered_may_be_impossible(key):
     """Exponent 0 times log-prob -inf counts as 0, not as NaN."""
 

@@ -112,21 +112,6 @@ def test_the_mask_is_scored_on_steps_that_exist():
     close(scored(model).log_probs["s"], np.log(0.5) * D * DATA.valid.sum(1))
 
 
-def test_the_first_gradient_of_a_mask_is_that_of_a_logistic_regression():
-    """Sum (s - 1/2), at logits of exactly zero."""
-    start = make(missingness="self_masking")[0]
-    net = imputation.missingness("self_masking", D, 4, key=jax.random.key(0))
-    np.testing.assert_array_equal(net.bias, 0.0)
-
-    def score(net):
-        choices = {"z": jnp.asarray(Z), "x_unobserved": jnp.asarray(DRAWN)}
-        model = start.bind({"missingness": net})
-        return model.log_density(choices, DATA)
-
-    found = jax.grad(score)(net).bias
-    close(found, (np.where(DATA.valid[..., None], DATA.observed - 0.5, 0)).sum((0, 1)), atol=1e-3)
-
-
 @pytest.mark.parametrize("mechanism", ["self_masking", "linear", "network"])
 def test_every_mechanism_can_express_any_rate(mechanism):
     net = imputation.missingness(mechanism, D, 4, key=jax.random.key(0))

@@ -98,6 +98,7 @@ class TestExactLaws:
         frequency = (model.sample(seed, (40_000,))[:, None] == X).all(-1)
         assert_unbiased(frequency, np.exp(np.asarray(model.log_prob(X), float)))
 
+    @pytest.mark.slow  # seconds of compilation
     def test_a_draw_knows_its_law(self, odd, key):
         value, order, log_prob = odd.draw(key, (5, 2))
         assert value.shape == order.shape == (5, 2, D) and log_prob.shape == (5, 2)
@@ -315,6 +316,7 @@ class TestInPrograms:
             trace = numpyro.handlers.trace(program).get_trace(jnp.asarray(x))
         np.testing.assert_allclose(trace["x"]["fn"].log_prob(x).sum(), want, rtol=1e-5)
 
+    @pytest.mark.slow  # seconds of compilation
     def test_a_guide_with_its_order_as_a_site_has_an_exact_bound(self, key):
         """ELBO and gradient of a guide of 3 bits against the sum over 6 orders and 8 values; |z| < 4.5 for 4e3 estimates.
 
@@ -350,6 +352,7 @@ class TestInPrograms:
         for got, want in zip(jax.tree.leaves(estimates), jax.tree.leaves(grads), strict=True):
             assert_unbiased(got, want)
 
+    @pytest.mark.slow  # seconds of compilation
     def test_rows_of_a_plate_have_evidence_and_orders_of_their_own(self, odd, key):
         """The same program as model and guide: the bound is 0 whatever is drawn, and draws keep what is observed."""
         observed = jnp.asarray(MASKS[[1, 6, 0, 7]])

@@ -89,6 +89,7 @@ class TestDistil:
         assert_unbiased(values, value)
         assert_tree_unbiased(estimates, grads)
 
+    @pytest.mark.slow  # seconds of compilation
     def test_chains_follow_the_sampler_and_minibatches_are_scaled(self, key):
         """With fresh chains the second half is the mean square under the sampler's law, times the number of rows."""
         x = jnp.asarray(X[[1, 6, 7, 2]])

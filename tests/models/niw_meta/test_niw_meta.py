@@ -214,6 +214,7 @@ def test_reptile_moves_the_start_to_the_adapted_weights():
     np.testing.assert_allclose(density(model), one, rtol=1e-12)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_neural_process_reads_a_set():
     """Its density by hand, whatever the order of the support and whatever stands in the padding."""
     episodes = regression(((3, 2), (2, 2)))

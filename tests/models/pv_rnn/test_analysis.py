@@ -26,6 +26,7 @@ def test_exponent_of_a_linear_map_is_the_log_of_its_spectral_radius(key):
     np.testing.assert_allclose(got, np.log(0.9), rtol=1e-3)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_exponent_of_a_network_without_weights_is_that_of_its_leak(key):
     network = Network([Layer(4, 1, 2.0), Layer(3, 1, 8.0)], Gaussian(1), key=key)
     network = jax.tree.map(jnp.zeros_like, network)

@@ -158,6 +158,7 @@ def test_squared_error_with_w_is_the_bound_of_noise_w_o_over_2z(key):
     np.testing.assert_allclose(f2 - f1, 2 * scale**2 / O * (l2 - l1), rtol=1e-4)
 
 
+@pytest.mark.slow  # seconds of compilation
 def test_vectors_of_the_prior_have_no_divergence_and_no_gradient(key):
     """Later form: a = the prior's pre-activation gives KL = 0 and a gradient of 0, a = 0 does so at the first step."""
     network, programs, _ = make(posterior_from_state=False)
