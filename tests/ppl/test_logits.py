@@ -1,4 +1,4 @@
-"""Bernoulli and Binomial log-probabilities have all their derivatives at logits of exactly 0, in every context."""
+"""Bernoulli and Binomial log-probabilities have all their derivatives at logits of exactly 0."""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,16 @@ def test_extreme_logits():
         log_prob = lambda l, y=value: dist.Bernoulli(logits=l, validate_args=False).log_prob(y)
         np.testing.assert_allclose(log_prob(l), exact, atol=1e-30)
         assert jnp.isfinite(jax.vmap(jax.grad(log_prob))(l)).all()
+
+
+def test_a_likelihood_under_an_outer_transformation_is_no_jump(key):
+    """Where no values are known the search for jumps must have nothing to search."""
+
+    def cost(w):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        return dist.Bernoulli(logits=w * z).log_prob(1).sum()
+
+    assert jnp.isfinite(jax.jit(ppl.expectation(cost).grad)(0.0, key))
 
 
 @pytest.mark.parametrize("strategy", ["enum", "reinforce"])
