@@ -10,7 +10,7 @@ Layout of a forced value: time axes of the enclosing scans (outermost first), th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +47,26 @@ def holds_marker(eqn: Any) -> bool:
     return eqn.primitive in MARKERS or any(
         holds_marker(inner) for jaxpr in inner_jaxprs(eqn) for inner in jaxpr.eqns
     )
+
+
+def needed(
+    eqns: Sequence[Any],
+    read: Iterable[Any],
+    inputs: Callable[[Any], Sequence[Any]] = lambda eqn: eqn.invars,
+    given: Iterable[Var] = (),
+) -> tuple[list[Any], set[Any]]:
+    """Those of `eqns` that `read` depends on, in order, and those with effects; all variables that count.
+
+    `inputs`: the atoms that an equation reads. `given`: variables that are known without their equations.
+    """
+    given = set(given)
+    live = {v for v in read if not isinstance(v, Literal)} - given
+    found = []
+    for eqn in reversed(eqns):
+        if eqn.effects or not live.isdisjoint(eqn.outvars):
+            found.append(eqn)
+            live |= {v for v in inputs(eqn) if not isinstance(v, Literal)} - given
+    return found[::-1], live
 
 
 def evaluate(
@@ -91,8 +111,9 @@ def _walk(
 
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))
-    needed, live = _needed(jaxpr, read, forced)
-    for eqn in needed:
+    uncut = lambda eqn: () if _is_cut(eqn, forced) else eqn.invars
+    eqns, live = needed(jaxpr.eqns, read, uncut)
+    for eqn in eqns:
         if _is_cut(eqn, forced):
             draw, given = eqn.outvars[0].aval, forced[eqn.params["index"]]
             number = jnp.asarray(given.value, draw.dtype)  # type: ignore[union-attr]
@@ -166,18 +187,6 @@ def _is_cut(eqn: Any, forced: Mapping[int, Given]) -> bool:
     """Whether the equation is a marker whose value is given everywhere, so that nothing before it counts."""
     given = forced.get(eqn.params["index"]) if eqn.primitive is site_p else None
     return isinstance(given, Uniform) or isinstance(given, Forced) and given.mask is None
-
-
-def _needed(jaxpr: Jaxpr, read: Any, forced: Mapping[int, Given]) -> tuple[list[Any], set[Any]]:
-    """The equations that the variables `read` depend on, in order, and those with effects; all variables that count."""
-    live = {v for v in read if not isinstance(v, Literal)}
-    needed = []
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or not live.isdisjoint(eqn.outvars):
-            needed.append(eqn)
-            if not _is_cut(eqn, forced):
-                live.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return needed[::-1], live
 
 
 def _replace(draw: jax.Array, forced: Given | None) -> jax.Array:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ._compat import bind, is_counter_based, scan_counts
-from ._evaluate import holds_marker, inner_jaxprs
+from ._evaluate import holds_marker, inner_jaxprs, needed
 from ._primitive import site_p
 from ._same import CALLS
 
@@ -74,7 +74,7 @@ def _drawn_before(eqn: Any, listed: Collection[int]) -> ClosedJaxpr | None:
         early = _Early([], [])
     if not early.noise and inner is eqn.params["jaxpr"]:
         return None
-    late = _before(body.jaxpr.eqns, body.jaxpr.outvars, early.noise)
+    late, _ = needed(body.jaxpr.eqns, body.jaxpr.outvars, given=early.noise)
 
     def run(*args: Any) -> list[Any]:
         consts, init, xs = args[:num_consts], args[num_consts:first_x], args[first_x:]
@@ -119,38 +119,22 @@ def _mixes(eqn: Any) -> bool:
 def _early(inputs: Iterable[Var], jaxpr: Jaxpr, listed: Collection[int]) -> _Early:
     """What can run before a loop with body `jaxpr`, whose `inputs` are known by then."""
     known = {v for v in [*jaxpr.constvars, *inputs] if _is_discrete(v)}
-    random: set[Var] = set()
+    random: dict[Var, None] = {}
     for eqn in jaxpr.eqns:
         arguments = [v for v in eqn.invars if not isinstance(v, Literal)]
         if not eqn.effects and not holds_marker(eqn) and known.issuperset(arguments):
             known.update(eqn.outvars)
-            if _draws(eqn) or not random.isdisjoint(arguments):
-                random.update(eqn.outvars)
-    random = {v for v in random if not _is_key(v)}
-    noise: dict[Var, None] = {}
-    live = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-    noise.update(dict.fromkeys(v for v in live if v in random))
-    for eqn in reversed(jaxpr.eqns):
-        if live.isdisjoint(eqn.outvars) and not eqn.effects or known.issuperset(eqn.outvars):
-            continue
+            if _draws(eqn) or not random.keys().isdisjoint(arguments):
+                random.update(dict.fromkeys(eqn.outvars))
+
+    def read(eqn: Any) -> list[Any]:
         is_replaced = eqn.primitive is site_p and eqn.params["index"] in listed
-        read = [v for v in eqn.invars[is_replaced:] if not isinstance(v, Literal)]
-        noise.update(dict.fromkeys(v for v in read if v in random))
-        live.update(read)
-    eqns = [e for e in jaxpr.eqns if known.issuperset(e.outvars) and not e.effects]
-    return _Early(_before(eqns, noise, ()), list(noise))
+        return eqn.invars[is_replaced:]
 
-
-def _before(eqns: list[Any], read: Iterable[Any], given: Iterable[Var]) -> list[Any]:
-    """Those of `eqns` that `read` depends on when `given` is given, in order, and those with effects."""
-    given = set(given)
-    live = {v for v in read if not isinstance(v, Literal)} - given
-    needed = []
-    for eqn in reversed(eqns):
-        if eqn.effects or not live.isdisjoint(eqn.outvars):
-            needed.append(eqn)
-            live.update(v for v in eqn.invars if not isinstance(v, Literal) and v not in given)
-    return needed[::-1]
+    is_early = lambda eqn: not eqn.effects and known.issuperset(eqn.outvars)
+    _, live = needed([e for e in jaxpr.eqns if not is_early(e)], jaxpr.outvars, read)
+    noise = [v for v in random if v in live and not _is_key(v)]
+    return _Early(needed([e for e in jaxpr.eqns if is_early(e)], noise)[0], noise)
 
 
 def _run(body: ClosedJaxpr, eqns: list[Any], env: dict[Var, Any], read: Iterable[Any]) -> list[Any]:
