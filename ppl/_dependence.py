@@ -24,7 +24,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ._axis_rules import RULES, mix, shape_of
 from ._compat import scan_counts
-from ._evaluate import inner_jaxpr, inner_jaxprs
+from ._jaxprs import inner_jaxpr, inner_jaxprs
 from ._primitive import MARKERS, key_p, site_p
 from ._relation import PARAMS, Relations, Time, aligned, close_time, join, move
 

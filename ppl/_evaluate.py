@@ -10,7 +10,7 @@ Layout of a forced value: time axes of the enclosing scans (outermost first), th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,54 +19,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ._axis_rules import shape_of
 from ._compat import bind, scan_counts
-from ._primitive import MARKERS, key_p, site_p
+from ._jaxprs import holds_marker, inner_jaxprs, needed
+from ._primitive import key_p, site_p
 from ._same import Same, Uniform, known, on_same
 from ._split import Split, whole
 from ._unrolled import Forced as Forced, NeedsLoop, Windows, elementwise, unrolled_scan
 
 Given = Forced | Windows | Uniform
-
-
-def inner_jaxpr(value: Any) -> Jaxpr | None:
-    """The open jaxpr behind an equation parameter, or None."""
-    if isinstance(value, ClosedJaxpr):
-        return value.jaxpr
-    return value if isinstance(value, Jaxpr) else None
-
-
-def inner_jaxprs(eqn: Any) -> Iterator[Jaxpr]:
-    """The open jaxprs among an equation's parameters."""
-    for param in eqn.params.values():
-        for item in param if isinstance(param, tuple | list) else (param,):
-            if (jaxpr := inner_jaxpr(item)) is not None:
-                yield jaxpr
-
-
-def holds_marker(eqn: Any) -> bool:
-    """Whether an equation is a marker or has one inside."""
-    return eqn.primitive in MARKERS or any(
-        holds_marker(inner) for jaxpr in inner_jaxprs(eqn) for inner in jaxpr.eqns
-    )
-
-
-def needed(
-    eqns: Sequence[Any],
-    read: Iterable[Any],
-    inputs: Callable[[Any], Sequence[Any]] = lambda eqn: eqn.invars,
-    given: Iterable[Var] = (),
-) -> tuple[list[Any], set[Any]]:
-    """Those of `eqns` that `read` depends on, in order, and those with effects; all variables that count.
-
-    `inputs`: the atoms that an equation reads. `given`: variables that are known without their equations.
-    """
-    given = set(given)
-    live = {v for v in read if not isinstance(v, Literal)} - given
-    found = []
-    for eqn in reversed(eqns):
-        if eqn.effects or not live.isdisjoint(eqn.outvars):
-            found.append(eqn)
-            live |= {v for v in inputs(eqn) if not isinstance(v, Literal)} - given
-    return found[::-1], live
 
 
 def evaluate(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ._compat import bind, is_counter_based, scan_counts
-from ._evaluate import holds_marker, inner_jaxprs, needed
+from ._jaxprs import holds_marker, inner_jaxprs, needed
 from ._primitive import site_p
 from ._same import CALLS
 

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Literal
 
 from ._axis_rules import ELEMENTWISE
 from ._compat import bind, scan_counts
+from ._jaxprs import inner_jaxprs, needed
 from ._primitive import site_p
 from ._same import Lane, Same, Uniform
 from ._split import Split, Start, repeated, whole
@@ -301,26 +302,18 @@ def _dependents(jaxpr: Any, seeds: set[Any], cut: set[int], moving: set[int]) ->
             depends = False
         else:
             depends = not found.isdisjoint(v for v in eqn.invars if not isinstance(v, Literal))
-            depends |= bool(moving) and any(map(_is_program, eqn.params.values()))
+            depends |= bool(moving) and any(True for _ in inner_jaxprs(eqn))
         if depends:
             found.update(eqn.outvars)
     return found
 
 
-def _is_program(parameter: Any) -> bool:
-    items = parameter if isinstance(parameter, tuple | list) else (parameter,)
-    return any(isinstance(x, ClosedJaxpr | Jaxpr) for x in items)
-
-
 def _needs(jaxpr: Any, inputs: list[Any], cut: set[int]) -> list[set[int]]:
     """For each output of the body, the inputs on which it depends with sites forced."""
-    needs = []
-    for out in jaxpr.outvars:
-        live = set() if isinstance(out, Literal) else {out}
-        for eqn in reversed(jaxpr.eqns):
-            is_cut = eqn.primitive is site_p and eqn.params["index"] in cut
-            if is_cut or live.isdisjoint(eqn.outvars):
-                continue
-            live.update(v for v in eqn.invars if not isinstance(v, Literal))
-        needs.append({j for j, v in enumerate(inputs) if v in live})
-    return needs
+
+    def read(eqn: Any) -> list[Any]:
+        is_cut = eqn.primitive is site_p and eqn.params["index"] in cut
+        return [] if is_cut else eqn.invars
+
+    live = [needed(jaxpr.eqns, [out], read)[1] for out in jaxpr.outvars]
+    return [{j for j, v in enumerate(inputs) if v in seen} for seen in live]

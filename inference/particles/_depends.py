@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr, Literal
 
 from ...ppl._compat import scan_counts
 from ...ppl._dependence import CALLS
-from ...ppl._evaluate import inner_jaxpr
+from ...ppl._jaxprs import inner_jaxpr
 
 
 def depends(jaxpr: Jaxpr, marks: Sequence[bool]) -> list[bool]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
 from ...ppl._compat import bind
-from ...ppl._evaluate import inner_jaxpr
+from ...ppl._jaxprs import inner_jaxpr
 from ...ppl._keys import FOLD_ADDRESS
 from ._population import Batch, in_batches
 

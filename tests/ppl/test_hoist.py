@@ -13,7 +13,7 @@ from jax.extend.core import Jaxpr
 
 from lapilli import ppl
 from lapilli.ppl import _analyse, _hoist
-from lapilli.ppl._evaluate import inner_jaxprs
+from lapilli.ppl._jaxprs import inner_jaxprs
 
 P = {"a": jnp.array(0.3), "b": jnp.array(-0.2)}
 
