@@ -38,6 +38,7 @@ from ._strategy import (
     StraightThrough,
     Strategy,
     element,
+    support_of,
 )
 
 Array = jax.Array
@@ -186,7 +187,7 @@ class Engine(Recorder):
                 f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
             ) from err
         is_listed = strategy.is_enumerated and not strategy.is_weighted
-        support = _support(base) if is_listed else None
+        support = support_of(base) if is_listed else None
         fixed = strategy.fixed_parameters(base)
         self.frame.infos[address] = describe(msg)
         self.frame.sites[address] = StrategySite(
@@ -264,11 +265,7 @@ class Engine(Recorder):
                 return Reparam(), "default: differentiable sampler"
             if msg["infer"].get("imputed"):
                 return Reinforce(), "default for a missing cell"
-            able = [
-                key
-                for key, make in STRATEGIES.items()
-                if make().refuse(base) is None and not make().is_biased
-            ]
+            able = _sound(base)
             raise Unsuitable(
                 name,
                 f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy "
@@ -278,11 +275,7 @@ class Engine(Recorder):
         strategy = as_strategy(chosen, name)
         reason = strategy.refuse(base)
         if reason is not None:
-            able = [
-                key
-                for key, make in STRATEGIES.items()
-                if make().refuse(base) is None and not make().is_biased
-            ]
+            able = _sound(base)
             raise Unsuitable(
                 name,
                 f"Site '{name}': strategy '{strategy.name}' {reason}. Sound here: {able}, e.g. "
@@ -311,12 +304,18 @@ class Engine(Recorder):
             strategy = make()
             if strategy.name in refused or strategy.refuse(base) is not None:
                 continue
-            if strategy.is_enumerated and _support(base).shape[0] > AUTO_SUPPORT:
+            if strategy.is_enumerated and support_of(base).shape[0] > AUTO_SUPPORT:
                 continue
             return strategy, why + (f" ({', '.join(sorted(refused))} refused)" if refused else "")
         raise Unsuitable(
             name, f"Site '{name}': no strategy can serve {type(base).__name__} soundly."
         )
+
+
+def _sound(base: dist.Distribution) -> list[str]:
+    """Names of the strategies that serve a distribution without bias."""
+    makers = STRATEGIES.items()
+    return [name for name, make in makers if not make().is_biased and make().refuse(base) is None]
 
 
 def _as_mapping(strategies: Any) -> dict[str, Any]:
@@ -328,17 +327,6 @@ def _as_mapping(strategies: Any) -> dict[str, Any]:
         "strategies: give a mapping from patterns to strategies, one ppl.Strategy or a name, not "
         f"{type(strategies).__name__}."
     )
-
-
-def _support(base: dist.Distribution) -> np.ndarray:
-    """The values of a finite support, as constants of the program being traced."""
-    if isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
-        return np.arange(2, dtype=jnp.result_type(int))
-    if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):  # nothing to compile
-        weights = base.logits if isinstance(base, dist.CategoricalLogits) else base.probs
-        return np.arange(np.shape(weights)[-1], dtype=jnp.result_type(int))
-    with jax.ensure_compile_time_eval():
-        return np.array(base.enumerate_support(expand=False))
 
 
 def as_strategy(chosen: Any, site: str = "*") -> Strategy:

@@ -272,10 +272,10 @@ class _Lister(Engine):
             self.missing.append(msg["name"])
             return Reparam(), ""
         base, _ = element(msg["fn"])
-        if not base.has_enumerate_support:
+        if (reason := Enum().refuse(base)) is not None:
             raise ValueError(
-                f"Site '{address}': {self.label} sums over a finite support, but {type(base).__name__} has none. Keep the "
-                "site as a choice, or estimate the marginal with ppl.marginal."
+                f"Site '{address}': {self.label} {reason}. Keep the site as a choice, or estimate the marginal with "
+                "ppl.marginal."
             )
         return Enum(), ""
 

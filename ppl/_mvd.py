@@ -154,7 +154,10 @@ class MVD(Strategy):
             else:
                 values = jnp.broadcast_to(jnp.arange(size), probs.shape)
             costs = jax.vmap(downstream.replay, in_axes=probs.ndim - 1, out_axes=-1)(values)
-            return ((probs - stop(probs)) * (costs - downstream.cost[..., None])).sum(-1)
+            # A category of probability 0 may have no cost (log 0), and no part in the derivative.
+            is_void = (probs == 0) & ~jnp.isfinite(costs)
+            differences = jnp.where(is_void, 0.0, costs - downstream.cost[..., None])
+            return ((probs - stop(probs)) * differences).sum(-1)
         total = jnp.zeros(())
         for theta, c, plus, minus in local:
             if minus is None:

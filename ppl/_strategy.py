@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 Array = jax.Array
@@ -226,9 +227,29 @@ class Enum(Strategy):
     is_enumerated = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
-        if distribution.has_enumerate_support:
-            return None
-        return f"needs a finite support, but {type(distribution).__name__} cannot be enumerated"
+        name = type(distribution).__name__
+        if not distribution.has_enumerate_support:
+            return f"needs a finite support, but {name} cannot be enumerated"
+        try:
+            support_of(distribution)
+        except (NotImplementedError, TypeError):  # a traced or uneven total_count
+            return (
+                f"needs values that are known when the program is traced and the same in all rows, but those of {name} "
+                "hang on its parameters"
+            )
+        return None
+
+
+def support_of(distribution: dist.Distribution) -> np.ndarray:
+    """The values of a finite support, as constants of the program being traced."""
+    if isinstance(distribution, dist.BernoulliLogits | dist.BernoulliProbs):
+        return np.arange(2, dtype=jnp.result_type(int))
+    if isinstance(distribution, dist.CategoricalLogits):  # nothing to compile
+        return np.arange(np.shape(distribution.logits)[-1], dtype=jnp.result_type(int))
+    if isinstance(distribution, dist.CategoricalProbs):
+        return np.arange(np.shape(distribution.probs)[-1], dtype=jnp.result_type(int))
+    with jax.ensure_compile_time_eval():
+        return np.array(distribution.enumerate_support(expand=False))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,6 +141,24 @@ def test_finite_triples_are_exact_in_each_draw(name, spec):
     np.testing.assert_allclose(got.variances, 0, atol=1e-10)
 
 
+def test_an_impossible_category_without_a_cost_has_no_part(key):
+    """Its log-prob is -inf: E[f - log q] is that over the others."""
+
+    def fn(logits):
+        law = dist.Categorical(logits=jnp.append(logits, -jnp.inf))
+        k = ppl.sample("k", law)
+        return jnp.array([1.0, -2.0, 0.5])[k] - jax.lax.stop_gradient(law.log_prob(k))
+
+    def exact(logits):
+        probs = jax.nn.softmax(logits)
+        return (probs * (jnp.array([1.0, -2.0]) - jnp.log(probs))).sum()
+
+    theta = jnp.array([0.3, -0.5])
+    value, grad = ppl.expectation(fn, strategies={"k": "mvd"}).value_and_grad(theta, key)
+    assert np.isfinite(value)
+    np.testing.assert_allclose(grad, jax.grad(exact)(theta), atol=1e-6)
+
+
 @pytest.mark.parametrize("context", ["line", "plate", "scan", "particles"])
 def test_one_hot_rows_have_the_derivative_of_numbers(context, key):
     """Whatever was drawn, where rows separate: that of the enumerated numbers."""

@@ -114,6 +114,7 @@ CANNOT = {
     "enum_poisson": ("enum", lambda t: dist.Poisson(t), "finite support"),
     "enum_normal": ("enum", lambda t: dist.Normal(t, 1.0), "finite support"),
     "enum_geometric": ("enum", lambda t: dist.Geometric(t), "finite support"),
+    "enum_uneven_counts": ("enum", lambda t: dist.Binomial(jnp.array([2, 3]), t), "the same in all rows"),
     "mvd_beta": ("mvd", lambda t: dist.Beta(t, 1.0), "no weak-derivative triple for Beta"),
     "mvd_student": ("mvd", lambda t: dist.StudentT(3.0, t), "no weak-derivative triple"),
     "implicit_normal": ("implicit", lambda t: dist.Normal(t, 1.0), "not for Normal"),
@@ -142,6 +143,15 @@ def test_the_remedy_that_is_named_works(strategy, make, reason):
     except ValueError as error:
         remedy = str(error).split("strategies={'z': '")[1].split("'")[0]
     assert plan(make, remedy)["z"].strategy == remedy.removesuffix("_loo")
+
+
+def test_values_whose_number_is_drawn_cannot_be_enumerated():
+    def fn(p):
+        n = ppl.sample("n", dist.Categorical(probs=jnp.ones(3) / 3), strategy="enum")
+        return 1.0 * ppl.sample("k", dist.Binomial(n, p), strategy="enum")
+
+    with pytest.raises(ValueError, match="Site 'k'.*'enum'.*BinomialProbs hang on its parameters"):
+        ppl.expectation(fn).plan(0.5)
 
 
 def test_the_remedy_does_not_name_a_strategy_that_would_be_refused_for_its_support():
