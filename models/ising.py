@@ -7,12 +7,14 @@ Spins s in {-1, +1} on `num_rows` x `num_columns` sites, row by row, periodic in
 Values are bits x in {0, 1} with s = 2 x - 1, so that a distribution over {0, ..., K - 1} can be compared with p directly.
 
 Exact answers come from the transfer matrix between the states of neighbouring rows, at most 2^12 each, in float64 NumPy: log Z,
-any marginal p(x_S), independent draws, the mean spin and the entropy. Without a field Kaufman's closed form reaches any size.
+any marginal p(x_S), independent draws, the mean spin and the entropy. Without a field Kaufman's closed form reaches any size, and
+where the coupling is not negative coupling from the past draws exactly from lattices of any size.
 
 The coupling counts each edge once. Code that writes sigma s^T G s with a symmetric adjacency matrix G counts it twice:
 K = 2 sigma.
 
-Reference: Kramers and Wannier 1941 (transfer matrix); Kaufman 1949 (finite torus).
+Reference: Kramers and Wannier 1941 (transfer matrix); Kaufman 1949 (finite torus); Propp and Wilson 1996 (coupling from the
+past).
 """
 
 from __future__ import annotations
@@ -97,6 +99,43 @@ class Ising:
             rows.append(_draw(rng, matrix[rows[-1]] * self._power(left).T[first]))
         bits = _row_states(self.num_columns)[np.stack(rows, 1)]
         return bits.reshape(num_samples, self.num_sites)
+
+    def sample_from_past(self, rng: np.random.Generator, num_samples: int) -> np.ndarray:
+        """Independent draws from p on a lattice of any size, bits of shape [num_samples, sites].
+
+        Two lattices, all spins up and all down, take the same heat-bath sweeps with the same noise. Each sweep keeps every
+        lattice between the two; where they meet at time 0, so has all that started in between, however long before, and
+        what they meet in is a draw from p. Where they do not, the noise is kept and earlier sweeps are put before it.
+
+        Below the critical temperature and without a field the time to meet grows exponentially with the size.
+
+        Raises:
+            ValueError: the coupling is negative: sweeps do not keep the order then.
+        """
+        if self.coupling < 0:
+            raise ValueError(
+                f"Ising.sample_from_past: coupling {self.coupling} is negative, and heat-bath sweeps keep no order between "
+                "lattices then. Use `sample` (at most 12 columns); without a field on an even torus flip every other spin."
+            )
+        draw_noise = lambda count: rng.random((count, self.num_sites, num_samples))
+        noise = draw_noise(16)
+        while True:
+            spins = np.ones((self.num_sites, 2, num_samples))
+            spins[:, 0] = -1.0
+            for uniforms in noise:
+                for site, u in enumerate(uniforms):
+                    field = self.coupling * spins[self.neighbours[site]].sum(0) + self.field
+                    spins[site] = np.where(u * (1 + np.exp(-2 * field)) < 1, 1.0, -1.0)
+            if (spins[:, 0] == spins[:, 1]).all():
+                return (spins[:, 0].T > 0).astype(int)
+            noise = np.concatenate([draw_noise(len(noise)), noise])
+
+    @functools.cached_property
+    def neighbours(self) -> np.ndarray:
+        """Sites next to each site, integers [sites, 4]."""
+        site = np.arange(self.num_sites).reshape(self.num_rows, self.num_columns)
+        around = [np.roll(site, shift, axis) for axis in (0, 1) for shift in (-1, 1)]
+        return np.stack(around, -1).reshape(-1, 4)
 
     def mean_spin(self) -> float:
         """E[s_i], the same for every site."""

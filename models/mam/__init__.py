@@ -22,5 +22,9 @@ from ._objectives import (
 from ._orders import UniformOrder as UniformOrder
 from ._particles import Particle as Particle, feynman_kac as feynman_kac
 from ._persistent import ChainState as ChainState, PersistentObjective as PersistentObjective
-from ._sequences import MaskedTransformer as MaskedTransformer, transformers as transformers
+from ._sequences import (
+    CausalTransformer as CausalTransformer,
+    MaskedTransformer as MaskedTransformer,
+    transformers as transformers,
+)
 from ._tables import Tables as Tables, sampler_law as sampler_law

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import equinox as eqx
 import jax
@@ -74,12 +74,23 @@ class MADE(eqx.Module):
         return [*masks, variables[:, None] > degrees[-1]]
 
 
-def autoregressive(network: MADE) -> inference.Objective:
-    """Maximum likelihood of a `MADE`: sum_n log p(x_n), nats. Argument: x, [rows, D]; plate "rows"; parameter "made"."""
+class Autoregressive(Protocol):
+    """What has a log-density of one row."""
+
+    def log_prob(self, values: Int[Array, " variables"], /) -> Float[Array, ""]:
+        """Log p(x) of values 0 to K - 1, nats."""
+        ...
+
+
+def autoregressive(network: Autoregressive) -> inference.Objective:
+    """Maximum likelihood of a `MADE` or `CausalTransformer`: sum_n log p(x_n), nats.
+
+    Argument: x, [rows, D]; plate "rows"; parameter "network".
+    """
 
     @ppl.model
     def model(x: Any) -> None:
-        declared = ppl.module("made", network)
+        declared = ppl.module("network", network)
         with ppl.plate("rows", len(x)):
             ppl.factor("x", jax.vmap(declared.log_prob)(jnp.asarray(x)))
 

@@ -29,7 +29,7 @@ def test_the_script_beats_independent_pixels_and_keeps_evidence(example, tmp_pat
     }
     assert value["2 orders"] >= value["one order"] > value["independent pixels"]
     _, test = example.data(example.SMOKE)
-    with xarray.open_datatree(tmp_path / "inpainting.nc") as tree:
+    with xarray.open_datatree(tmp_path / "draws.nc") as tree:
         for i, (name, observed) in enumerate(example.masks(8).items()):
             draws = tree.posterior[name.replace(" ", "_")].to_numpy()[0]
             assert (draws[:, observed] == test[i][observed]).all()

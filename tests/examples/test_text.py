@@ -44,7 +44,7 @@ def test_the_script_beats_nothing_known_and_keeps_evidence(example, tmp_path):
     }
     assert bits["any order, 2"] <= bits["any order, one"] < np.log2(27)
     _, test = example.data(example.SMOKE)
-    with xarray.open_datatree(tmp_path / "text.nc") as tree:
+    with xarray.open_datatree(tmp_path / "draws.nc") as tree:
         draws = tree.posterior["every_other_character"].to_numpy()[0]
     assert (draws[:, ::2] == test[1][::2]).all()
     assert (tmp_path / "text.png").stat().st_size > 5_000

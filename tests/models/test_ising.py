@@ -65,14 +65,15 @@ def test_marginals_equal_sums_over_all_states(small):
         np.testing.assert_allclose(model.log_marginal(value, observed), exact, atol=1e-12)
 
 
-def test_draws_follow_the_law(small):
+@pytest.mark.parametrize("name", ["sample", "sample_from_past"])
+def test_draws_follow_the_law(small, name):
     """|z| < 4.5 for 24 means and 66 pairs: 6e-4 false alarms in all; a bias of 0.02 in a pair's mean is 9 standard errors."""
     model, x, log_f = small
     p = np.exp(log_f - logsumexp(log_f))
     features = lambda x: np.concatenate(
         [x, np.stack([x[:, i] ^ x[:, j] for i, j in itertools.combinations(range(12), 2)], 1)], 1
     )
-    draws = model.sample(np.random.default_rng(1), 50_000)
+    draws = getattr(model, name)(np.random.default_rng(1), 50_000)
     assert_unbiased(features(draws), p @ features(x))
 
 
@@ -116,7 +117,14 @@ def test_golden_marginals(ten):
     np.testing.assert_allclose(ten.mean_log_density(), 24.39223, atol=1e-5)
 
 
+def test_neighbours_are_those_of_the_energy(small):
+    model, _, _ = small
+    assert np.array_equal(np.sort(model.neighbours[[0, 6]]), [[1, 3, 4, 8], [2, 5, 7, 10]])
+
+
 def test_impossible_lattices_are_refused():
+    with pytest.raises(ValueError, match="coupling -0.1 is negative.*Use `sample`"):
+        Ising(4, 4, -0.1).sample_from_past(np.random.default_rng(0), 1)
     with pytest.raises(ValueError, match="2 x 5 sites.*at least 3 x 3"):
         Ising(2, 5, 0.1)
     with pytest.raises(ValueError, match="20 columns.*log_partition_kaufman"):

@@ -10,6 +10,7 @@ import pytest
 from _mam import odd_networks, orders, rows
 from _slow import some_slow
 
+from _stats import assert_unbiased
 from lapilli.models import mam
 from lapilli.models.mam._convolutions import Conv3x3
 from lapilli.models.mam._tables import all_tokens
@@ -154,28 +155,44 @@ def test_a_transformer_tells_positions_apart_and_reads_far_ones(key):
     assert jnp.abs(changed - out).max(1).min() > 1e-5
 
 
-def test_made_is_a_normalised_law_of_one_order(key):
-    """Its probabilities sum to one over all values; logits of a variable do not see it, or those after it."""
-    network = mam.MADE(4, 3, width=16, depth=2, key=key)
-    keys = iter(jax.random.split(key, 20))
-    noisy = lambda a: a + 0.7 * jax.random.normal(next(keys), a.shape)
-    network = eqx.tree_at(lambda n: n.layers, network, jax.tree.map(noisy, network.layers))
-    everything = np.stack(np.meshgrid(*[np.arange(3)] * 4, indexing="ij"), -1).reshape(-1, 4)
-    log_p = jax.vmap(network.log_prob)(everything)
-    np.testing.assert_allclose(np.exp(log_p).sum(), 1.0, rtol=1e-5)
-    assert log_p.std() > 0.1
-    base = np.array([0, 1, 2, 1])
-    for d in range(4):
-        changed = base.copy()
-        changed[d] = (base[d] + 1) % 3
-        gap = np.abs(network.logits(changed) - network.logits(base)).max(1)
-        assert np.all(gap[: d + 1] == 0)
-        assert d == 3 or gap[d + 1] > 1e-4
+ORDERED = {
+    "made": lambda size, num_values, key: mam.MADE(size, num_values, width=16, depth=2, key=key),
+    "transformer": lambda size, num_values, key: mam.CausalTransformer(
+        size, num_values, width=8, depth=1, num_heads=2, reach=1, key=key
+    ),
+}
 
 
-def test_made_is_uniform_at_the_start_and_its_objective_is_the_likelihood(key):
-    network = mam.MADE(5, 2, width=8, key=key)
-    x = jnp.array([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
-    objective = mam.autoregressive(network)
-    value = objective.value(objective.init(key, x), key, x)
-    np.testing.assert_allclose(value, -10 * np.log(2), rtol=1e-6)
+@pytest.mark.parametrize("make", ORDERED.values(), ids=ORDERED)
+class TestOneOrder:
+    def test_it_is_a_normalised_law(self, make, key):
+        """Probabilities sum to one over all values; logits of a variable do not see it, or those after it."""
+        network = shaken(make(4, 3, key))
+        everything = rows(4, 3)
+        log_p = jax.vmap(network.log_prob)(everything)
+        np.testing.assert_allclose(np.exp(log_p).sum(), 1.0, rtol=1e-5)
+        assert log_p.std() > 0.1
+        base = np.array([0, 1, 2, 1])
+        changed = base + np.eye(4, dtype=int) * ((base + 1) % 3 - base)
+        first, *others = np.asarray(jax.vmap(network.logits)(np.stack([base, *changed])))
+        for d, other in enumerate(others):
+            gap = np.abs(other - first).max(1)
+            assert np.all(gap[: d + 1] < 1e-6)
+            assert d == 3 or gap[d + 1] > 1e-4
+
+    def test_it_is_uniform_at_the_start_and_its_objective_is_the_likelihood(self, make, key):
+        network = make(5, 2, key)
+        x = jnp.array([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
+        objective = mam.autoregressive(network)
+        value = objective.value(objective.init(key, x), key, x)
+        np.testing.assert_allclose(value, -10 * np.log(2), rtol=1e-6)
+
+
+@pytest.mark.slow  # seconds of compilation
+def test_draws_of_a_causal_transformer_follow_its_law(seed):
+    """Means of all products of 3 bits, |z| < 4.5; a bias of 0.05 is 10 standard errors."""
+    network = shaken(mam.CausalTransformer(3, 2, width=8, depth=1, key=jax.random.key(5)))
+    x = rows(3, 2)
+    draws = jax.jit(jax.vmap(network.sample))(jax.random.split(jax.random.key(seed), 10_000))
+    is_value = (np.asarray(draws)[:, None] == x).all(-1)
+    assert_unbiased(is_value, np.exp(jax.vmap(network.log_prob)(x)))
