@@ -80,7 +80,7 @@ def train(lattice: Ising, config: Config, key: jax.Array) -> mam.Pair:
 
 def train_on(lattice: Ising, networks: mam.Pair, config: Config, key: jax.Array) -> mam.Pair:
     """Training of `enlarge`d networks goes on, at a small rate; the chains are long enough not to be drawn anew."""
-    schedule = optax.cosine_decay_schedule(1e-3, config.large_steps)
+    schedule = optax.cosine_decay_schedule(3e-4, config.large_steps)
     config = config._replace(num_chains=config.large_chains)
     return learn(lattice, networks, config, schedule, config.large_steps, key, refresh_every=None)
 

@@ -41,7 +41,7 @@ BLANK = " "
 FRAGMENT = 12  # tokens that are kept, or hidden
 NUM_TRAIN, NUM_DRAWN = 200_000, 1_000
 
-FULL = Config(Stages(3_500, 1_500, 3_000, 1_500, 64, 3e-3), gap=2.0)
+FULL = Config(Stages(5_000, 2_000, 3_000, 1_500, 64, 3e-3), depth=2, gap=2.0)
 SMOKE = Config(Stages(60, 40, 250, 250, 32, 5e-3), 16, 1, 2, 20, 2, 5, 2.0, 2)
 
 
@@ -123,7 +123,7 @@ def is_well_formed(smiles: str) -> bool:
             if last not in ("atom", "ring", "bond"):
                 return False
             rings, last = rings ^ {token}, "ring"
-        elif token[0].isalpha() or token[0] == "[":
+        elif token[0].isalpha() or token[0] + token[-1] == "[]":
             last = "atom"
         else:
             return False  # a blank before the end, a bracket that does not close

@@ -73,16 +73,17 @@ def measure(
     networks: mam.Pair, causal: mam.CausalTransformer, test: np.ndarray, config: Config, key: jax.Array
 ) -> Result:  # fmt: skip
     """All figures that need no other data."""
-    order_key, draw_key = jax.random.split(key)
+    order_key, row_key, draw_key = jax.random.split(key, 3)
     model, size = mam.MaM(networks), test.shape[1]
     orders = mam.UniformOrder(size).sample(order_key, (config.num_orders,))
     ensemble = mam.MaM(networks, density="ensemble", orders=orders)
-    steps = np.stack([model.log_steps(test, order) for order in orders])  # [orders, rows, steps]
+    each = mam.UniformOrder(size).sample(row_key, (config.num_orders, len(test)))
+    steps = np.stack([model.log_steps(test, order) for order in each])  # [orders, rows, steps]
     together = np.asarray(ensemble.log_prob(test))
     marginal = np.asarray(model.log_marginal(test, np.ones(size, bool)))
     known = np.arange(1, size + 1)
-    observed = np.argsort(orders[0]) < known[:, None, None]
-    level = np.asarray(model.log_marginal(test, np.broadcast_to(observed, (size, *test.shape))))
+    observed = np.argsort(each[0], -1) < known[:, None, None]
+    level = np.asarray(model.log_marginal(test, observed))  # [symbols known, rows]
     chain = steps[0].cumsum(-1).T
     return Result(
         log_likelihood={

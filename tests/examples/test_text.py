@@ -18,20 +18,22 @@ def test_thinning_keeps_values_that_are_far_apart():
 
 
 def test_lines_are_text_and_test_lines_come_later(example):
-    x, test = example.data(example.Config())
+    x, test = example.data(example.FULL)
     assert x.shape[1] == test.shape[1] == 32 and x.max() == 26 and x.min() == 0
     assert x.shape[0] > 30_000 and len(test) == 200
     assert np.array_equal(x[0, 8:], x[1, :-8])
-    assert " the " in " ".join(example.text_of(row) for row in x[:50])
-    assert example.text_of(np.array([1, 0, 26]), np.array([True, True, False])) == "a _"
+    assert " the " in " ".join(example.text_of(row, example.ALPHABET) for row in x[:50])
+    known = np.array([True, True, False])
+    assert example.text_of(np.array([1, 0, 26]), example.ALPHABET, known) == "a _"
 
 
 def test_counts_learn_what_follows_what(example):
-    """In a cycle of three letters one character of context says all; the first of a line has its frequency only."""
+    """In a cycle of three letters one symbol of context says all; the first of a line has its frequency only, or is given."""
     rows = (np.arange(30) + np.arange(300)[:, None]) % 3
-    free = example.backoff(rows, rows[:9], 0)
-    np.testing.assert_allclose(free, np.log2(3), atol=0.02)
-    np.testing.assert_allclose(example.backoff(rows, rows[:9], 2), np.log2(3) / 30, atol=0.02)
+    count = lambda *options: example.backoff(rows, rows[:9], 3, *options)
+    np.testing.assert_allclose(count(0), -30 * np.log(3), atol=0.1)
+    np.testing.assert_allclose(count(2), -np.log(3), atol=0.1)
+    np.testing.assert_allclose(count(2, 1), 0, atol=0.1)
 
 
 @pytest.mark.slow  # compiles and runs the whole script

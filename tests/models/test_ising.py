@@ -65,7 +65,10 @@ def test_marginals_equal_sums_over_all_states(small):
         np.testing.assert_allclose(model.log_marginal(value, observed), exact, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["sample", "sample_from_past"])
+# Sweeps site by site take seconds.
+@pytest.mark.parametrize(
+    "name", ["sample", pytest.param("sample_from_past", marks=pytest.mark.slow)]
+)
 def test_draws_follow_the_law(small, name):
     """|z| < 4.5 for 24 means and 66 pairs: 6e-4 false alarms in all; a bias of 0.02 in a pair's mean is 9 standard errors."""
     model, x, log_f = small
