@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ._checks import check_counts
-from ._program import ChoiceMismatch, Program
+from ._program import ChoiceMismatch, Program, with_proposed_cells
 from ._recorder import SiteInfo
 from ._regions import particles
 from ._stochastic import (
@@ -64,7 +64,9 @@ class Marginal(StochasticProgram):
         if self.proposal is None:
             weight = _Terms.of(joint, without=rest)
         else:
-            weight = _Terms.of(joint).minus(self._given_proposal(rest, kept, args, kwargs))
+            proposed = self._given_proposal(rest, kept, args, kwargs)
+            joint = with_proposed_cells(joint, proposed)
+            weight = _Terms.of(joint).minus(_Terms.of(proposed))
         return self._result(kept, joint.sites, [weight], args, kwargs)
 
     def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
@@ -115,12 +117,12 @@ class Marginal(StochasticProgram):
             joint = self.program._score({**kept, **drawn.choices}, *args, **kwargs)
         except ChoiceMismatch as err:
             raise self._mismatch(err.missing, err.extra) from err
-        return _Terms.of(joint).minus(_Terms.of(drawn))
+        return _Terms.of(with_proposed_cells(joint, drawn)).minus(_Terms.of(drawn))
 
-    def _given_proposal(self, rest: Any, kept: Any, args: Any, kwargs: Any) -> _Terms:
+    def _given_proposal(self, rest: Any, kept: Any, args: Any, kwargs: Any) -> Trace:
         assert self.proposal is not None
         try:
-            return _Terms.of(self.proposal._score(rest, kept, *args, **kwargs))
+            return self.proposal._score(rest, kept, *args, **kwargs)
         except ChoiceMismatch as err:
             raise self._mismatch(err.extra, err.missing) from err
 
@@ -161,8 +163,8 @@ def marginal(
         gradient strategies like all sites.
 
     Raises:
-        ValueError: keep names no latent site, or all of them; the proposal does not draw exactly the auxiliary sites;
-            a log-prob is scaled by subsampling and N > 1.
+        ValueError: keep names no latent site, or all of them; the proposal does not draw exactly the auxiliary sites, or
+            missing cells (`obs_mask`) without their mask; a log-prob is scaled by subsampling and N > 1.
         TypeError: no proposal for a program whose own density is estimated.
 
     Validity: both identities hold at every N for a proposal that covers the auxiliary sites' support. Logs of the

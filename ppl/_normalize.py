@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ._checks import check_counts
-from ._program import ChoiceMismatch, Program
+from ._program import ChoiceMismatch, Program, with_proposed_cells
 from ._regions import particles
 from ._statements import sample
 from ._stochastic import (
@@ -73,7 +73,7 @@ class Normalized(StochasticProgram):
         q = self.proposal._score(choices, *args, **kwargs)
         if self.num_particles == 1:
             return q
-        p = self._target(choices, args, kwargs)
+        p = with_proposed_cells(self._target(choices, args, kwargs), q)
         refuse_scaled(self.label, p.sites, q.sites)
         others = particles(self.num_particles - 1)(lambda: self._particle(args, kwargs))()[0]
         log_weights = jnp.concatenate([(p.log_density - q.log_density)[None], others])
@@ -82,7 +82,7 @@ class Normalized(StochasticProgram):
     def _particle(self, args: Any, kwargs: Any) -> tuple[Array, Array, Trace]:
         """Log-weight and log-target of a proposed particle, and its trace."""
         q = self.proposal._draw(*args, **kwargs)
-        p = self._target(q.choices, args, kwargs)
+        p = with_proposed_cells(self._target(q.choices, args, kwargs), q)
         refuse_scaled(self.label, p.sites, q.sites)
         return p.log_density - q.log_density, p.log_density, q
 
@@ -123,8 +123,8 @@ def normalize(
         A program, for `ppl.draw`, `ppl.score`, objectives (as a guide), `marginal` and `normalize`.
 
     Raises:
-        ValueError: the proposal draws other sites than the target has; a log-prob is scaled by subsampling and N > 1;
-            inside an objective, the index has no strategy.
+        ValueError: the proposal draws other sites than the target has, or missing cells (`obs_mask`) without their mask; a
+            log-prob is scaled by subsampling and N > 1; inside an objective, the index has no strategy.
 
     Validity: both identities hold at every N, for a proposal that covers the target's support.
 

@@ -298,13 +298,7 @@ def score(
         )
     try:
         scored = as_program(program)._score(choices, *args, **kwargs)
-        penalty = check_proposed_cells(scored, trace)
-        if is_concrete(penalty):
-            return scored
-        log_probs = {
-            name: x + penalty if name in trace.cells else x for name, x in scored.log_probs.items()
-        }
-        return dataclasses.replace(scored, log_probs=log_probs)
+        return with_proposed_cells(scored, trace)
     except ChoiceMismatch as err:
         parts = []
         if err.missing:
@@ -319,6 +313,15 @@ def score(
                 "infer={'is_auxiliary': True}"
             )
         raise ValueError(f"The guide does not match {program!r}: {'; '.join(parts)}.") from err
+
+
+def with_proposed_cells(model: Trace, guide: Trace) -> Trace:
+    """The model's trace after `check_proposed_cells`, whose number it holds in the log-probs of the proposed cells."""
+    penalty = check_proposed_cells(model, guide)
+    if is_concrete(penalty):
+        return model
+    log_probs = {n: x + penalty if n in guide.cells else x for n, x in model.log_probs.items()}
+    return dataclasses.replace(model, log_probs=log_probs)
 
 
 def check_proposed_cells(model: Trace, guide: Trace) -> Array:
