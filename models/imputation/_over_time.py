@@ -6,16 +6,18 @@ A guide of `programs` is the law of the white noise z after one noisy look h_t, 
 
 so that the weight of a whole draw is a product over steps,
 
-    p(x_o, s | z, x_m) p(z) / q(z) = C prod_t G_t,   G_t = p(x_ot, s_t | z_1:t, x_mt) / psi_t(z_1:t),
+    p(x_o, x_m, s | z) p(z) / q(x_m | z) q(z) = C prod_t G_t,   G_t = p(x_ot, x_mt, s_t | z_1:t) / q(x_mt | z_1:t) psi_t(z_1:t),
 
 if the decoder of step t reads no later step. Particles are therefore drawn step by step, z_t ~ q(z_t | z_1:t-1), which knows
-the later looks, and x_mt ~ p(x_mt | z_1:t); they are weighted by G_t and resampled when their effective sample size has
-halved. Early looks have been paid for and later ones are still in the proposal: this is a twisted particle filter whose twist is
-the guide's own look-ahead. With the exact posterior as guide all G_t are constants.
+the later looks, and x_mt ~ q(x_mt | z_1:t), which knows of cells that hide themselves; they are weighted by G_t and resampled
+when their effective sample size has halved. Early looks have been paid for and later ones are still in the proposal: this is a
+twisted particle filter whose twist is the guide's own look-ahead. With the exact posterior as guide all G_t are constants.
 
 Steps are weighed by what the decoder makes of a window of them. At the end each path is weighed in one piece, and the ratio
 goes into its weight: a window too short for the decoder, a decoder that reads later steps, or a prior of z that is not white,
 costs variance and leaves no bias.
+
+Where particles carry missing cells, these are drawn anew at the end by a few Metropolis-Hastings steps given z.
 
 Particles hold the noise e of the proposal, z = m + S e with S lower triangular. The model's paths L z are linear in it, and
 the program is run on a window of steps up to t, with its deterministic site "path" set to them.
@@ -40,6 +42,7 @@ from ._series import Series
 # Deterministic sites of the model and of the guide that the steps are made from.
 OF_MODEL = ("mixing", "path", "step_log_prob", "step_log_draw")
 OF_GUIDE = ("looked", "looks", "look_precision")
+NUM_REFRESHES = 4
 
 
 class Paths(NamedTuple):
@@ -47,7 +50,7 @@ class Paths(NamedTuple):
 
     Attributes:
         z: white noise, [..., latents, time].
-        x: series with the missing cells drawn, [..., time, channels]; None where they do not enter the weights.
+        x: missing cells, [..., time, channels]; None where they do not enter the weights.
         log_weights: whose exponentials have the mean p(x_o, s), an unbiased estimate; nats.
         origins: number of the first step's particle that each descends from.
     """
@@ -144,10 +147,14 @@ def _one(
     )
     last = found.particles
     z = jax.vmap(proposal.z)(last.noise)
-    owed = jax.vmap(lambda z, x: _owed(model, proposal, data, key, z, x))(z, last.x)
+    whole, log_r = jax.vmap(lambda z, x: _in_one_piece(model, proposal, data, key, z, x))(z, last.x)
     log_mean = found.log_evidence + proposal.log_c()
-    log_weights = found.log_weights + jnp.log(size) + log_mean + owed - last.log_paid
-    return Paths(z, last.x, log_weights, origins)
+    log_weights = found.log_weights + jnp.log(size) + log_mean + whole - last.log_paid
+    if last.x is None:
+        return Paths(z, None, log_weights, origins)
+    keys = jax.random.split(jax.random.fold_in(key, 1), size)
+    x = jax.vmap(lambda *state: _refreshed(model, data, *state))(keys, z, last.x, log_r)
+    return Paths(z, x, log_weights, origins)
 
 
 def _steps(
@@ -192,16 +199,43 @@ def _steps(
     )
 
 
-def _owed(
+def _in_one_piece(
     model: ppl.Program, proposal: _Proposal, data: Series, key: Array, z: Array, x: Array | None
-) -> Array:
-    """Log-weight of a path in one piece, without C; with log p(x_m | z) where it carries its cells."""
+) -> tuple[Array, Array]:
+    """Log-weight of a path, without C, with log p(x_m | z) where it carries its cells; and log r, its `_ratio`."""
     drawn = {} if x is None else {"x_unobserved": x[None]}
     trace, _ = model.generate(key, {"z": z[None], **drawn}, data)
-    scored = [n for n in trace.log_probs if drawn or not trace.sites[n].is_imputed]
-    log_p = sum((trace.log_probs[n].sum() for n in scored), jnp.zeros(()))
+    log_r, log_q = _ratio(trace)
     log_prior = -0.5 * (z**2 + jnp.log(2 * jnp.pi)).sum()
-    return log_p - log_prior - proposal.log_look(..., z @ proposal.looked.T)
+    log_p = log_r + log_q if drawn else log_r
+    return log_p - log_prior - proposal.log_look(..., z @ proposal.looked.T), log_r
+
+
+def _refreshed(
+    model: ppl.Program, data: Series, key: Array, z: Array, x: Array, log_r: Array
+) -> Array:
+    """The missing cells drawn anew given z: particles that share their early steps need not share the cells there.
+
+    Independent Metropolis-Hastings steps, x' ~ q(x_m | z) accepted with probability min(1, r(x') / r(x)), r = p(x_o, x_m, s, z) /
+    q(x_m | z), which leave the law of x_m given z and all that is observed as it is. Where q is near that law most are accepted.
+    """
+
+    def step(state: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], None]:
+        draw_key, accept_key = jax.random.split(key)
+        trace, _ = model.generate(draw_key, {"z": z[None]}, data)
+        other = trace.choices["x_unobserved"][0], _ratio(trace)[0]
+        accepted = jnp.log(jax.random.uniform(accept_key)) < other[1] - state[1]
+        return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), other, state), None
+
+    return jax.lax.scan(step, (x, log_r), jax.random.split(key, NUM_REFRESHES))[0][0]
+
+
+def _ratio(trace: ppl.Trace) -> tuple[Array, Array]:
+    """Log-probs of all sites but the missing cells, log r, and of these, log q(x_m | z)."""
+    parts = [jnp.zeros(()), jnp.zeros(())]
+    for name, log_prob in trace.log_probs.items():
+        parts[trace.sites[name].is_imputed] += log_prob.sum()
+    return parts[0], parts[1]
 
 
 def _along(model: ppl.Program, path: Array) -> ppl.Program:

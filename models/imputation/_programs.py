@@ -11,7 +11,15 @@ from jaxtyping import Array
 
 from ... import ppl
 from ._gp import cauchy_kernel, own_cholesky, smoothed
-from ._networks import Classifier, GaussianHead, Kind, Mechanism, missingness as mechanism_of
+from ._hidden_law import hidden_law
+from ._networks import (
+    Classifier,
+    GaussianHead,
+    Kind,
+    Mechanism,
+    SelfMasking,
+    missingness as mechanism_of,
+)
 from ._series import Series
 
 MIN_LOOK_SCALE = 1e-2
@@ -25,8 +33,11 @@ class Imputer(NamedTuple):
     Attributes:
         model: sites "z" [series, latents, time], white noise that a GP prior mixes over time; "x", partially observed, [series,
             time, channels]; and, as switched on, "s" and "y". Deterministic: "mixing" L [series, time, time], "path" L z [series,
-            time, latents], "x_loc", "step_log_prob" and "step_log_draw", log p(x_o, s | z, x_m) and log p(x_m | z) of each
-            step, and, with a classifier, "kept", "seen" and "logits".
+            time, latents], "x_loc", "step_log_prob" and "step_log_draw", log p(x_o, x_m, s | z) / q(x_m | z) and log q(x_m | z)
+            of each step, q the law that missing cells are drawn from, and, with a classifier, "kept", "seen" and "logits".
+            Cells that hide themselves (`missingness="self_masking"`) are drawn from about p(x_m | z, s), `hidden_law`, and
+            factor "x_weight" is log p(x_m | z) / q(x_m | z): the density is the same, and weights vary far less. Other
+            missing cells are drawn from p(x_m | z) itself.
         guide: site "z". Its law is that of z after one noisy look at each step of the paths A z; deterministic: "looked" A
             [series, time, time], "looks" and "look_precision" [series, latents, time].
     """
@@ -150,16 +161,24 @@ def programs(
                 above = dist.constraints.greater_than(3.0)
                 df = ppl.param("df", jnp.full(num_channels, 8.0), constraint=above)
                 law = dist.StudentT(df, loc, scale)
-            x = ppl.sample("x", law.to_event(2), obs=data.values, obs_mask=cells)
+            hidden, drawn_from = valid[..., None] & ~cells, law
+            if isinstance(mechanism, SelfMasking):
+                drawn_from = hidden_law(law, -mechanism.slope, -mechanism.bias, hidden)
+            x = ppl.sample("x", drawn_from.to_event(2), obs=data.values, obs_mask=cells)
             values = jnp.where(cells, data.values, 0)
             step_log_prob = jnp.where(cells, law.log_prob(values), 0).sum(-1)
+            if isinstance(mechanism, SelfMasking):
+                ratio = jnp.where(hidden, law.log_prob(x) - drawn_from.log_prob(x), 0).sum(-1)
+                ppl.factor("x_weight", ratio.sum(-1))
+                step_log_prob += ratio
             if mechanism is not None:
                 seen_law = dist.BernoulliLogits(jax.vmap(jax.vmap(mechanism))(x))
                 seen_law = seen_law.mask(jnp.broadcast_to(valid[..., None], cells.shape))
                 ppl.sample("s", seen_law.to_event(2), obs=cells.astype(x.dtype))
                 step_log_prob += seen_law.log_prob(cells.astype(x.dtype)).sum(-1)
             ppl.deterministic("step_log_prob", step_log_prob)
-            ppl.deterministic("step_log_draw", jnp.where(cells, 0, law.log_prob(x)).sum(-1))
+            log_draw = jnp.where(cells, 0, drawn_from.log_prob(x)).sum(-1)
+            ppl.deterministic("step_log_draw", log_draw)
             if classify is not None:
                 # What the classifier sees of the series: the two places at which `obs_dropout` acts.
                 kept = ppl.deterministic("kept", cells)

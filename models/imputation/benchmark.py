@@ -129,10 +129,10 @@ def peers(
     """Scores of the light peers by name.
 
     Each filler with a linear classifier, and "interp+mask" (linear on both), "forest" (on both), "mask" (linear on the mask
-    alone), "minirocket" (on "interp"). They learn from training and validation series together.
+    alone), "minirocket" (on "interp"). They learn from training and validation series together; the temperature of their
+    "calibrated" scores is that of the same classifier without the validation series, on these.
     """
     train = _joined(task.train, task.valid)
-    labels, test_labels = np.asarray(train.labels), np.asarray(task.test.labels)
     masks = [np.asarray(d.observed, float) for d in (train, task.test)]
     found: dict[str, dict[str, float]] = {}
     filled: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -141,11 +141,9 @@ def peers(
         name: str, classify: Callable[..., np.ndarray], inputs: Sequence[np.ndarray], point: Any
     ) -> None:
         start = time.perf_counter()
-        probs = classify(inputs[0], labels, inputs[1])
-        cells = {} if point is None else task.point_scores(point)
-        found[name] = {
-            **scores.classification(probs, test_labels), **cells, "seconds": time.perf_counter() - start,
-        }  # fmt: skip
+        found[name] = classified(task, classify, inputs)
+        found[name] |= {} if point is None else task.point_scores(point)
+        found[name]["seconds"] = time.perf_counter() - start
 
     for name in fillers:
         start = time.perf_counter()
@@ -161,6 +159,56 @@ def peers(
     if has_minirocket:
         add("minirocket", _peers.minirocket_probs, inter, None)
     return found
+
+
+def classified(
+    task: Problem, classify: Callable[..., np.ndarray], inputs: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Scores of classes, as they are and calibrated, by a classifier of complete inputs.
+
+    Args:
+        task: the problem.
+        classify: `(train, labels, test) -> probabilities`.
+        inputs: features of training and then validation series, and of test series.
+    """
+    known, size = inputs[0], len(task.train.values)
+    labels = np.concatenate([task.train.labels, task.valid.labels])
+    probs = classify(known, labels, inputs[1])
+    held = classify(known[:size], labels[:size], known[size:])
+    return _class_scores(task, probs, held)
+
+
+def outside_peers(task: Problem, answer: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Scores of methods that ran elsewhere.
+
+    Args:
+        task: the problem, of which they knew what a member of the family does.
+        answer: of each method "<name>.seconds" and "<name>.filled", the filled training, validation and test series one after
+            the other, for a linear classifier, or "<name>.probs", class probabilities of validation and test series, or both.
+    """
+    found: dict[str, dict[str, float]] = {}
+    size = len(task.train.values) + len(task.valid.values)
+    for name in dict.fromkeys(key.rsplit(".", 1)[0] for key in answer):
+        filled, probs = answer.get(f"{name}.filled"), answer.get(f"{name}.probs")
+        row = {} if filled is None else task.point_scores(filled[size:])
+        if probs is not None:
+            held, probs = np.split(probs.astype(float), [len(task.valid.values)])
+            row |= _class_scores(task, probs, held)
+        elif filled is not None:
+            row |= classified(task, _peers.linear_probs, np.split(filled, [size]))
+        found[name] = row | {"seconds": float(answer[f"{name}.seconds"])}
+    return found
+
+
+def _class_scores(task: Problem, probs: np.ndarray, held: np.ndarray) -> dict[str, float]:
+    """Scores of test probabilities, and of those at the temperature that suits the validation probabilities `held` best."""
+    heat = scores.temperature(held, np.asarray(task.valid.labels))
+    labels, tempered = np.asarray(task.test.labels), scores.tempered(probs, heat)
+    calibrated = {
+        f"calibrated_{score.__name__}": score(tempered, labels)
+        for score in (scores.nll, scores.brier, scores.ece)
+    }
+    return {**scores.classification(probs, labels), "temperature": heat, **calibrated}
 
 
 class Recipe(NamedTuple):
@@ -264,14 +312,8 @@ def evaluate(
     seconds = trained.seconds + time.perf_counter() - start
     size = len(task.truth)
     found, held = found.rows(slice(0, size)), found.rows(slice(size, None))
-    heat = scores.temperature(held.probs, np.asarray(task.valid.labels))
-    tempered = scores.tempered(found.probs, heat)
-    calibrated = {
-        f"calibrated_{score.__name__}": score(tempered, np.asarray(task.test.labels))
-        for score in (scores.nll, scores.brier, scores.ece)
-    }
-    row = {**task.scores(found), "temperature": heat, **calibrated, "seconds": seconds}
-    return row, found
+    classes = _class_scores(task, found.probs, held.probs)
+    return {**task.scores(found), **classes, "seconds": seconds}, found
 
 
 def recurrent_peer(task: Problem, recipe: Recipe, key: Any) -> dict[str, float]:
@@ -294,10 +336,11 @@ def recurrent_peer(task: Problem, recipe: Recipe, key: Any) -> dict[str, float]:
     )
     optimizer = optax.adamw(_schedule(recipe), weight_decay=recipe.weight_decay)
     _fit(bound, optimizer, task, recipe, best, keys[2], False)
-    trace = model.bind(best.params).simulate(keys[2], task.test)
-    probs = np.asarray(jax.nn.softmax(trace.deterministic["logits"]))
-    found = scores.classification(probs, np.asarray(task.test.labels))
-    return {**found, "seconds": time.perf_counter() - start}
+    probs, held = (
+        np.asarray(jax.nn.softmax(model.bind(best.params).simulate(keys[2], d).deterministic["logits"]))
+        for d in (task.test, task.valid)
+    )  # fmt: skip
+    return {**_class_scores(task, probs, held), "seconds": time.perf_counter() - start}
 
 
 def _schedule(recipe: Recipe) -> optax.Schedule:

@@ -81,6 +81,24 @@ def test_fillers_of_a_series_by_hand():
         np.testing.assert_allclose(FILLERS[name](data, data)[0][0, :, 0], expected)
 
 
+def test_methods_that_ran_elsewhere_are_scored_as_peers_are(task):
+    """Series filled there get the same classifier and the same temperature, probabilities the same scores."""
+    size = len(task.train.values)
+    whole = imputation.Series(
+        *(np.concatenate(p) for p in zip(task.train, task.valid, strict=True))
+    )
+    filled = np.concatenate(FILLERS["interp"](whole, task.test))
+    labels = np.concatenate([task.valid.labels, task.test.labels])
+    answer = {"net.filled": filled, "sure.probs": np.eye(2)[labels].astype(np.float32)}
+    seconds = {"net.seconds": np.array(3.0), "sure.seconds": np.array(4.0)}
+    found = benchmark.outside_peers(task, answer | seconds)
+    peer = benchmark.peers(task, fillers=("interp",))["interp"]
+    assert found["net"] | {"seconds": 0} == pytest.approx(peer | {"seconds": 0})
+    assert peer["calibrated_nll"] != peer["nll"] and peer["temperature"] != 1
+    assert found["sure"]["accuracy"] == 1 and "mae" not in found["sure"]
+    assert found["sure"]["seconds"] == 4 and size + len(labels) == len(filled)
+
+
 @pytest.mark.slow  # classifiers of nine classes on 300 and 600 features
 def test_linear_peers_reach_the_floors():
     """JapaneseVowels_eq, MAR at one half: interpolation with a linear classifier was measured at 0.941 and 0.38."""

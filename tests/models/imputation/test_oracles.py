@@ -13,6 +13,7 @@ from scipy.special import expit
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.models import imputation
+from lapilli.models.imputation._hidden_law import hidden_law
 
 W = np.array([[1.0, -0.5], [0.3, 0.8], [0.0, 1.1], [-0.7, 0.2]])
 NOISE = 0.6
@@ -123,14 +124,22 @@ PAIR_AT_RANDOM = 0.8 * FIRST
 SIZES = {"num_particles": 100, "num_imputations": 1000}
 
 
-def self_masked(law, a, b):
+def self_masked(law, a, b, draws_hidden=False):
+    """`draws_hidden`: from about p(x | miss) in place of p(x), as `imputation.programs` does."""
+
     @ppl.model
     def model(data):
         with ppl.plate("rows", len(data.values)):
             ppl.deterministic("x_loc", law.mean * jnp.ones(data.values.shape))
             shape = data.values.shape[: 3 - law.event_dim]
             rows = law.expand(shape).to_event(2 - law.event_dim)
-            x = ppl.sample("x", rows, obs=data.values, obs_mask=data.observed)
+            if draws_hidden:
+                known = dist.Normal(*(jnp.full(shape, v) for v in (law.loc, law.scale)))
+                moved = hidden_law(known, a[:, None, None], b[:, None, None], ~data.observed)
+                x = ppl.sample("x", moved.to_event(2), obs=data.values, obs_mask=data.observed)
+                ppl.factor("x_weight", (known.log_prob(x) - moved.log_prob(x)).sum((-1, -2)))
+            else:
+                x = ppl.sample("x", rows, obs=data.values, obs_mask=data.observed)
             logits = -(a[:, None, None] * x[..., -1:] + b[:, None, None])
             ppl.sample(
                 "s", dist.Bernoulli(logits=logits).to_event(2), obs=data.observed[..., -1:] * 1.0
@@ -191,6 +200,38 @@ def test_values_that_hide_themselves_are_imputed_as_quadrature_says(key):
     assert np.all(np.abs(mean - MEAN) < 4.5 * error) and np.all(error < 0.005)
     np.testing.assert_allclose(variance, VARIANCE, atol=0.02)
     np.testing.assert_allclose(found.mean[:, 0, 0], mean, atol=1e-6)
+
+
+def test_draws_of_hidden_values_are_weighted_to_what_quadrature_says(key):
+    """The same answers from 2,000 draws of `hidden_law`, all but equal in weight where the logistic function is not steep."""
+    holes = imputation.series(np.full((3, 1, 1), np.nan))
+    model = self_masked(dist.Normal(0.0, 1.0), A, B, draws_hidden=True)
+    found = imputation.impute(model, nothing, holes, key, num_particles=2000, num_imputations=1)
+    weights = np.exp(found.log_weights.reshape(2000, 3).astype(float))
+    assert_unbiased(weights, PROBABILITY)
+    x, w = found.x.reshape(2000, 3), found.weights.reshape(2000, 3)
+    error = np.sqrt((w**2 * (x - found.mean[:, 0, 0]) ** 2).sum(0))
+    assert np.all(np.abs(found.mean[:, 0, 0] - MEAN) < 4.5 * error) and np.all(error < 0.03)
+    assert np.all(found.ess > np.array([0.9, 0.9, 0.6]) * 2000)
+
+
+@pytest.mark.parametrize(
+    "law", [dist.Normal(0.3, 0.7), dist.StudentT(5.0, 0.3, 0.7)], ids=["normal", "t"]
+)
+def test_the_law_of_hidden_values_moves_missing_cells_only(law):
+    """Near their moments by quadrature; where nothing depends on the value, and in other cells, it is p(x)."""
+    cells = jnp.array([[True, False]])
+    flat = type(law)(*(jnp.full((1, 2), v) for v in law.get_args().values()))
+    moved = hidden_law(flat, jnp.full(2, 1.5), jnp.array([-0.5, 0.0]), cells)
+    assert moved.loc[0, 1] == flat.loc[0, 1] and moved.scale[0, 1] == flat.scale[0, 1]
+    same = hidden_law(flat, jnp.zeros(2), jnp.ones(2), jnp.ones((1, 2), bool))
+    np.testing.assert_array_equal(same.loc, flat.loc)
+    np.testing.assert_array_equal(same.scale, flat.scale)
+    x = np.linspace(-6, 6, 20_001)
+    density = stats.norm.pdf(x, 0.3, 0.7) * expit(1.5 * x - 0.5)
+    mean = np.trapezoid(x * density, x) / np.trapezoid(density, x)
+    spread = np.sqrt(np.trapezoid((x - mean) ** 2 * density, x) / np.trapezoid(density, x))
+    assert abs(moved.loc[0, 0] - mean) < 0.02 and abs(moved.scale[0, 0] - spread) < 0.02
 
 
 def test_hidden_partners_are_imputed_as_quadrature_says(key):

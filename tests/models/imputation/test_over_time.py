@@ -131,6 +131,10 @@ def test_particles_carry_the_cells_that_hide_themselves(key):
     ratio = np.exp(found.log_weights[:, 0] + 5 * np.log(2.0)).mean(0)
     assert_unbiased(ratio, 1.0)
     assert_unbiased(ratio[:, None] * found.mean[..., 0], np.full(5, 0.605706))
+    # Particles of one origin have cells of their own, drawn anew at the end.
+    first, origins = found.x[:, 0, :, 0, 0], found.origins
+    count = lambda a: np.mean([len(np.unique(column)) for column in a.T])
+    assert count(first) > 1.3 * count(origins)
 
 
 @pytest.mark.slow  # compiles two more filters

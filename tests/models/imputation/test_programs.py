@@ -112,6 +112,22 @@ def test_the_mask_is_scored_on_steps_that_exist():
     close(scored(model).log_probs["s"], np.log(0.5) * D * DATA.valid.sum(1))
 
 
+@pytest.mark.parametrize(
+    "observation", ["normal", pytest.param("student_t", marks=pytest.mark.slow)]
+)
+def test_the_law_that_hidden_cells_are_drawn_from_leaves_the_density_as_it_is(observation):
+    """Log q(x_m | z) and the weight make log p(x_m | z), whatever P(miss | x)."""
+    model = make(missingness="self_masking", observation=observation).model
+    params = model.init(jax.random.key(2), DATA)
+    found = {}
+    for slope in (0.0, -2.0):
+        net = eqx.tree_at(lambda n: n.slope, params["missingness"], jnp.full(D, slope))
+        found[slope] = scored(model.bind({**params, "missingness": net})).log_probs
+    assert not found[0.0]["x_weight"].any() and np.all(np.abs(found[-2.0]["x_weight"]) > 1e-3)
+    joint = [lp["x_unobserved"] + lp["x_weight"] for lp in found.values()]
+    close(joint[1], joint[0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("mechanism", ["self_masking", "linear", "network"])
 def test_every_mechanism_can_express_any_rate(mechanism):
     net = imputation.missingness(mechanism, D, 4, key=jax.random.key(0))
