@@ -74,6 +74,7 @@ def scores(cell: str, seed: int, config: argparse.Namespace) -> dict[str, dict[s
             dropout,
             num_particles=5,
             num_steps=config.steps * effort,
+            learning_rate=0.01 * effort,
         )
         trained = benchmark.train(task, recipe, keys[0])
         row, _ = benchmark.evaluate(task, trained, keys[1], num_particles=100 * effort)

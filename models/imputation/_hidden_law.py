@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -33,15 +35,16 @@ def hidden_law[Law: (dist.Normal, dist.StudentT)](
 
     Reference: MacKay 1992 for the probit; Owen 1980, integrals 10,010.8 and 10,011.1, for the moments.
     """
-    variance, alpha = law.scale**2, PROBIT * slope
+    loc: Any = law.loc  # NumPyro annotates them as anything
+    scale: Any = law.scale
+    variance, alpha = scale**2, PROBIT * slope
     steepness = alpha**2 * variance
     root = jnp.sqrt(1 + steepness)
-    h = jnp.maximum((alpha * law.loc + PROBIT * bias) / root, LOWEST)
+    h = jnp.maximum((alpha * loc + PROBIT * bias) / root, LOWEST)
     r = jnp.exp(-0.5 * (h**2 + jnp.log(2 * jnp.pi)) - jax.scipy.special.log_ndtr(h))
-    loc = law.loc + alpha * variance * r / root
     share = jnp.maximum(1 - steepness / (1 + steepness) * r * (h + r), MIN_SHARE)
-    loc = jnp.where(cells, loc, law.loc)
-    scale = law.scale * jnp.where(cells, jnp.sqrt(share), 1.0)
+    loc = jnp.where(cells, loc + alpha * variance * r / root, loc)
+    scale = scale * jnp.where(cells, jnp.sqrt(share), 1.0)
     if isinstance(law, dist.Normal):
         return dist.Normal(loc, scale)
     return dist.StudentT(law.df, loc, scale)

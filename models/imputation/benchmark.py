@@ -172,7 +172,7 @@ def classified(
         inputs: features of training and then validation series, and of test series.
     """
     known, size = inputs[0], len(task.train.values)
-    labels = np.concatenate([task.train.labels, task.valid.labels])
+    labels = np.concatenate([np.asarray(d.labels) for d in (task.train, task.valid)])
     probs = classify(known, labels, inputs[1])
     held = classify(known[:size], labels[:size], known[size:])
     return _class_scores(task, probs, held)
