@@ -1,7 +1,8 @@
 """Square roots of the Fisher information of an observation, as a function of the observation's parameters.
 
 Terms: y ~ p(y | eta(x)), information F(eta) = E[-d2 log p / d eta2]. Output: h(x; z) = R(z) eta(x) with R'R = F(eta(z)), so that
-the Jacobian of h in x, at z = x, is a factor of (d eta/dx)' F (d eta/dx), the generalised Gauss-Newton matrix of the observation.
+the Jacobian of h in x, at z = x, is a factor of (d eta/dx)' F (d eta/dx), the generalised Gauss-Newton matrix of the observation;
+and r(z; y) with R'r = -d log p(y | eta) / d eta, so that (dh/dx)'r is the gradient of the observation's loss.
 Nothing is held constant by hand: derivatives of the factor itself are whole.
 Wherever -log p is convex in eta with the same second derivative for all y (canonical parameters,
 normal with known scale) this F is the Hessian in eta.
@@ -12,46 +13,79 @@ Reference: Martens 2020, New insights and perspectives on the natural gradient m
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 Array = jax.Array
+TINY = 1e-30  # the least probability: its root can be divided by in single precision
 
 
-def _normal(fn: Any, at: Any) -> list[Array]:
+class Root(NamedTuple):
+    """h and r of one parameter, of equal shapes."""
+
+    output: Array
+    slope: Array
+
+
+def _normal(fn: Any, at: Any, y: Array) -> list[Root]:
     # The scale's information, 2 / scale^2, is that of a second output sqrt(2) log(scale) (F in eta = log scale is 2).
-    return [fn.loc / at.scale, jnp.sqrt(2.0) * jnp.log(fn.scale)]
+    error = (at.loc - y) / at.scale
+    log_scale = jnp.sqrt(2.0) * jnp.log(fn.scale)
+    return [Root(fn.loc / at.scale, error), Root(log_scale, (1 - error**2) / jnp.sqrt(2.0))]
 
 
-def _categorical(fn: Any, at: Any) -> list[Array]:
-    p = jax.nn.softmax(at.logits)
-    # diag(p) - p p' = R'R with R = diag(sqrt p) - sqrt(p) p'.
-    return [jnp.sqrt(p) * (fn.logits - (p * fn.logits).sum(-1, keepdims=True))]
+def _categorical(fn: Any, at: Any, y: Array) -> list[Root]:
+    """One output less than there are classes.
+
+    With s = sqrt(p), F = diag(s) (1 - s s') diag(s). A reflection that takes s to an axis turns the projection into one that
+    drops this axis, the most probable class (the last one here), where 1 / s is small.
+    """
+    is_label = jax.nn.one_hot(y, at.logits.shape[-1])
+    logits, at_logits, is_label = jnp.broadcast_arrays(fn.logits, at.logits, is_label)
+    order = jnp.argsort(at_logits, -1)
+    logits, at_logits, is_label = (
+        jnp.take_along_axis(x, order, -1) for x in (logits, at_logits, is_label)
+    )
+    p = jnp.maximum(jax.nn.softmax(at_logits), TINY)
+    s = jnp.sqrt(p)
+    residual = (p - is_label) / s
+    last = 1 + s[..., -1:]
+    mean = (p * logits).sum(-1, keepdims=True)
+    output = s * (logits - (mean + s[..., -1:] * logits[..., -1:]) / last)
+    return [Root(output[..., :-1], (residual - s * residual[..., -1:] / last)[..., :-1])]
 
 
-def _bernoulli(fn: Any, at: Any) -> list[Array]:
+def _bernoulli(fn: Any, at: Any, y: Array) -> list[Root]:
     p = jax.nn.sigmoid(at.logits)
-    return [jnp.sqrt(p * (1 - p)) * fn.logits]
+    root = jnp.sqrt(jnp.maximum(p * (1 - p), TINY))
+    return [Root(root * fn.logits, (p - y) / root)]
 
 
-def _poisson(fn: Any, at: Any) -> list[Array]:
-    return [fn.rate / jnp.sqrt(at.rate)]
+def _poisson(fn: Any, at: Any, y: Array) -> list[Root]:
+    root = jnp.sqrt(at.rate)
+    return [Root(fn.rate / root, root - y / root)]
 
 
-def _multivariate_normal(fn: Any, at: Any) -> list[Array]:
-    tril = jnp.broadcast_to(at.scale_tril, (*fn.loc.shape, fn.loc.shape[-1]))
-    return [solve_triangular(tril, fn.loc[..., None], lower=True)[..., 0]]
+def _multivariate_normal(fn: Any, at: Any, y: Array) -> list[Root]:
+    shape = jnp.broadcast_shapes(fn.loc.shape, jnp.shape(y))
+    tril = jnp.broadcast_to(at.scale_tril, (*shape, shape[-1]))
+    solve = lambda x: solve_triangular(tril, jnp.broadcast_to(x, shape)[..., None], lower=True)[
+        ..., 0
+    ]
+    return [Root(solve(fn.loc), solve(at.loc - y))]
 
 
-def _student_t(fn: Any, at: Any) -> list[Array]:
-    return [jnp.sqrt((at.df + 1) / (at.df + 3)) * fn.loc / at.scale]
+def _student_t(fn: Any, at: Any, y: Array) -> list[Root]:
+    root = jnp.sqrt((at.df + 1) / (at.df + 3))
+    error = (at.loc - y) / at.scale
+    return [Root(root * fn.loc / at.scale, (at.df + 1) * error / (at.df + error**2) / root)]
 
 
-ROOTS: dict[str, tuple[Callable[[Any, Any], list[Array]], tuple[str, ...]]] = {
-    # law: (h of the laws at x and at z, parameters that must not depend on x)
+ROOTS: dict[str, tuple[Callable[[Any, Any, Array], list[Root]], tuple[str, ...]]] = {
+    # law: (h and r from the laws at x and at z and the value, parameters that must not depend on x)
     "Normal": (_normal, ()),
     "MultivariateNormal": (_multivariate_normal, ("scale_tril",)),
     "StudentT": (_student_t, ("df", "scale")),

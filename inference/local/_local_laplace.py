@@ -63,6 +63,7 @@ def local_laplace(
     observations: Collection[str] | None = None,
     max_curvature: float | None = None,
     rank: int | None = None,
+    jacobian: Literal["whole", "by_observation"] = "whole",
 ) -> ppl.Program:
     """The guide q(phi) prod_i N(x_i; m_i, V_i) whose local site is a Laplace approximation, to be used in any objective.
 
@@ -90,8 +91,11 @@ def local_laplace(
         observations: names of the sites that count in l_i; default, all that the site moves. A bound counts all of them anyway:
             with `observations={"support"}` it is trained to predict the rest.
         max_curvature: upper end of a diagonal A_i; the lower end is 0.
-        rank: of "low_rank_gauss_newton", for many observations: U'U projected on at most `rank` directions, in which it is
-            largest against the prior; what is left out makes q wider. O(d m rank), and exact where m is at most `rank`.
+        rank: of "low_rank_gauss_newton", for many observations: the m outputs projected on at most `rank` directions, which
+            hold most of what the prior leaves open; what is left out makes q wider. O(d m rank), exact where m is at most `rank`.
+        jacobian: "whole": one pullback for each of the m rows of U. "by_observation": one for each parameter of an observation,
+            whatever their number. It promises that an observation depends on the site's value at its own place only, and that
+            the model takes a value with the batch shape of the observations, by broadcasting as plates do. `rank` is by "whole".
 
     Returns:
         A guide over all latent sites of the model, for `elbo`, `iwelbo`, `Fit.posterior`, `to_arviz`, ...
@@ -99,7 +103,8 @@ def local_laplace(
     Raises:
         ValueError: the site is missing, not normal, in control flow, or its rows are tied together; the guide does not draw the
             other sites; the parent is not conjugate to the site; the curvature does not know a likelihood, or does not fit the
-            prior or the inner program; a plate subsamples by itself.
+            prior or the inner program; a plate subsamples by itself; observations of several shapes have a jacobian
+            "by_observation".
         TypeError: the density of model or guide is estimated.
 
     Validity: the law drawn from has an exact density, so bounds are bounds and their values unbiased under every option. With
@@ -126,13 +131,15 @@ def local_laplace(
     """
     model = ppl.as_program(model)
     guide = None if guide is None else ppl.as_program(guide)
-    _check_options(model, guide, inner, curvature, gradient, parent, parent_at, max_curvature, rank)
+    _check_options(
+        model, guide, inner, curvature, gradient, parent, parent_at, max_curvature, rank, jacobian
+    )
     freeze = _identity if gradient == "unrolled" else _stopped
     strategy = None if gradient == "unrolled" else FrozenExpansion()
 
     def with_local_laplace(*args: Any) -> None:
         choices, laws = _run_guide(guide, args)
-        local = read(model, site, choices, args, observations, freeze)
+        local = read(model, site, choices, args, observations, freeze, jacobian)
         if parent is None:
             prior = normal_prior(local.law, site)
         else:
@@ -190,10 +197,9 @@ def _potential(
 def _expansion(
     local: LocalModel, x: Array, curvature: str, scale: Array | None, rank: int | None
 ) -> Potential:
-    slope = local.gradient(x)
     if curvature == "hessian":
-        return Potential(x, slope, matrix=local.hessian(x))
-    factor = local.factor(x, scale, rank)
+        return Potential(x, local.gradient(x), matrix=local.hessian(x))
+    slope, factor = local.observations.expanded(x, scale, rank)
     if curvature == "low_rank_gauss_newton":
         return Potential(x, slope, factor=factor)
     if curvature == "gauss_newton":
@@ -302,7 +308,7 @@ def _stopped(tree: Any) -> Any:
 
 
 def _check_options(
-    model, guide, inner, curvature, gradient, parent, parent_at, max_curvature, rank
+    model, guide, inner, curvature, gradient, parent, parent_at, max_curvature, rank, jacobian
 ) -> None:
     for program in (model, guide):
         if program is not None:
@@ -343,5 +349,7 @@ def _check_options(
             "'rank' is the positive rank of curvature 'low_rank_gauss_newton', with gradient 'closed_form' or 'partial' (the "
             f"projection has no derivative where directions tie); got {rank!r} with {curvature!r}, {gradient!r}"
         )
+    if jacobian not in ("whole", "by_observation"):
+        problems.append(f"'jacobian' must be 'whole' or 'by_observation'; got {jacobian!r}")
     if problems:
         raise ValueError("local_laplace: argument " + ";\nargument ".join(problems) + ".")

@@ -2,7 +2,7 @@
 
 Terms: model p, local site x with one row per element of its batch axes, choices of all other latent sites. Output: functions of x
 alone, free of handlers, that may be differentiated and vectorised: the loss l_i(x_i) of every row, minus the log-probs of the
-sites that x_i moves, and the outputs whose Jacobian is a factor of the generalised Gauss-Newton matrix.
+sites that x_i moves, and the observations whose Jacobian is a factor of the generalised Gauss-Newton matrix (`_jacobian.py`).
 
 Invariants: log-probs are those of one row, unscaled by subsampling outside; parameters are met as plain arrays before any
 transformation; a site that is moved by x but lies outside of its plates is refused, since it would tie the rows together.
@@ -27,12 +27,10 @@ from ...ppl._runner import Runner
 from ...ppl._strategy import element
 from ..objectives._analytic_kl import Laws
 from ..particles._depends import depends
-from ._fisher import ROOTS
+from ._jacobian import Observations, Statements, rows
 from ._local_site import NormalPrior
-from ._truncated import truncated_factor
 
 Array = jax.Array
-_OTHER_CURVATURE = "Use curvature='hessian' or 'sgld_variance'."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class LocalModel:
         info: its description.
         law: its law in the model, given the choices.
         losses: `x -> [*batch]`, negative log-likelihood of each row, nats.
-        outputs: `(x, z) -> [*batch, m]`, whose Jacobian U_i in x, at z = x, gives U_i'U_i, the Gauss-Newton matrix of each row.
+        observations: what the Gauss-Newton matrix of each row is made of.
         params: constrained values of the model's parameters.
     """
 
@@ -52,7 +50,7 @@ class LocalModel:
     info: ppl.SiteInfo
     law: dist.Distribution
     losses: Callable[[Array], Array]
-    outputs: Callable[[Array, Array], Array]
+    observations: Observations
     params: dict[str, Any]
 
     def gradient(self, x: Array) -> Array:
@@ -64,27 +62,6 @@ class LocalModel:
         column = lambda e: jax.jvp(self.gradient, (x,), (jnp.broadcast_to(e, x.shape),))[1]
         return jax.vmap(column, out_axes=-1)(jnp.eye(x.shape[-1], dtype=x.dtype))
 
-    def factor(self, x: Array, scale: Array | None = None, rank: int | None = None) -> Array:
-        """Factor U of each row's Gauss-Newton matrix, [*batch, m, d]; of m = `rank` rows where there are more.
-
-        Args:
-            x: where the matrix is taken.
-            scale: of the prior, [*batch, d]; it decides which directions a given rank keeps (`truncated_factor`).
-            rank: None: no limit.
-        """
-        outputs = lambda at: self.outputs(at, x)
-        d = x.shape[-1]
-        if rank is not None and rank < min(jax.eval_shape(outputs, x).shape[-1], d):
-            assert scale is not None
-            return truncated_factor(outputs, x, scale, rank)
-        out, pull = jax.vjp(outputs, x)
-        m = out.shape[-1]
-        if m <= d:
-            row = lambda e: pull(jnp.broadcast_to(e, out.shape))[0]
-            return jax.vmap(row, out_axes=-2)(jnp.eye(m, dtype=out.dtype))
-        column = lambda e: jax.jvp(outputs, (x,), (jnp.broadcast_to(e, x.shape),))[1]
-        return jax.vmap(column, out_axes=-1)(jnp.eye(d, dtype=x.dtype))
-
 
 def read(
     model: ppl.Program,
@@ -93,6 +70,7 @@ def read(
     args: tuple,
     observations: Collection[str] | None,
     freeze: Callable[[Any], Any],
+    jacobian: str = "whole",
 ) -> LocalModel:
     """The local site of a model at the given choices of all other latent sites.
 
@@ -103,6 +81,7 @@ def read(
         args: the program's arguments.
         observations: names of the sites that count in the loss; None for all that the local site moves.
         freeze: applied to all parameters and choices that the loss is made of (identity, or stop_gradient).
+        jacobian: "by_observation": each observation may be given a value of the site of its own.
     """
     params, laws, plates = ParamCollector(), Laws(), _RefuseSubsampling()
     with params, plates:
@@ -121,7 +100,7 @@ def read(
             f"Site '{site}': local_laplace takes no masked site, whose rows would count in the guide but not in the model. Mask "
             "the observations instead: a row without any keeps its prior."
         )
-    shape, batch = trace.choices[site].shape, info.batch_shape
+    batch = info.batch_shape
     if len(info.event_shape) > 1:
         raise ValueError(
             f"Site '{site}': local_laplace takes numbers and vectors, but one event has shape {info.event_shape}. Draw a flat "
@@ -130,8 +109,10 @@ def read(
     fixed = freeze({name: value for name, value in choices.items() if name != site})
     values = freeze(params.values)
 
-    def run(x: Array) -> tuple[ppl.Trace, Laws]:
-        return _apart(model, Runner(None, {**fixed, site: x.reshape(shape)}), args, values)
+    def run(x: Array) -> tuple[ppl.Trace, Statements]:
+        value = x.reshape(*x.shape[:-1], *info.event_shape)
+        statements = Statements({site: x.shape[:-1]})
+        return _apart(model, Runner(None, {**fixed, site: value}), args, values, statements)
 
     start = trace.choices[site].reshape(*batch, -1)
     below = _below(run, start, site)
@@ -143,48 +124,29 @@ def read(
         trace, _ = run(x)
         total = jnp.zeros(batch)
         for name in names:
-            total = total - _rows(trace.log_probs[name], batch).sum(-1)
+            total = total - rows(trace.log_probs[name], batch).sum(-1)
         return total
 
-    def all_outputs(x: Array, z: Array) -> tuple[list[Array], list[Array]]:
-        parts, constants = [], []
-        (_, laws), (_, laws_at) = run(x), run(z)
-        for name in names:
-            roots, fixed = _roots(name, laws, laws_at)
-            depth = len(trace.sites[name].batch_shape)
-            parts += [_rows(part, batch, part.ndim - depth) for part in roots]
-            constants += fixed
-        return parts, constants
-
-    def outputs(x: Array, z: Array) -> Array:
-        jaxpr = jax.make_jaxpr(all_outputs)(start, start)
-        moved = depends(jaxpr.jaxpr, [True, False])
-        parts, constants = all_outputs(x, z)
-        if any(moved[len(parts) :]):
-            raise ValueError(
-                f"Site '{site}' moves a parameter of {names} that a Gauss-Newton curvature takes as fixed: the covariance of a "
-                f"MultivariateNormal, or df or scale of a StudentT. {_OTHER_CURVATURE}"
-            )
-        return jnp.concatenate([part for part, m in zip(parts, moved, strict=False) if m], -1)
-
-    return LocalModel(site, info, law, losses, outputs, params.values)
+    points = None if jacobian == "whole" else _points(names, trace, info)
+    parts = Observations(lambda x: run(x)[1], names, site, points)
+    return LocalModel(site, info, law, losses, parts, params.values)
 
 
 def law_at(
     model: ppl.Program, site: str, choices: dict[str, Array], args: tuple, params: dict[str, Any]
 ) -> dist.Distribution:
     """The law of a site in the model at given choices, apart from all handlers."""
-    _, laws = _apart(model, Runner(jax.random.key(0), choices), args, params)
-    return laws.found[site][0]
+    runner = Runner(jax.random.key(0), choices)
+    _, statements = _apart(model, runner, args, params, Statements())
+    return statements.found[site][0]
 
 
 def _apart(
-    model: ppl.Program, runner: Runner, args: tuple, params: dict[str, Any]
-) -> tuple[ppl.Trace, Laws]:
+    model: ppl.Program, runner: Runner, args: tuple, params: dict[str, Any], statements: Statements
+) -> tuple[ppl.Trace, Statements]:
     """A run of the model apart from all handlers, at given parameters: pure, inside any transformation."""
-    laws = Laws()
     with no_handlers(), _Given(params):
-        return laws.watch(model)._run(runner, args, {}), laws
+        return statements.watch(model)._run(runner, args, {}), statements
 
 
 class _Given(Messenger):
@@ -293,51 +255,12 @@ def _check_rows(info: ppl.SiteInfo, local: ppl.SiteInfo) -> None:
             )
 
 
-def _rows(x: Array, batch: tuple[int, ...], trailing: int = 0) -> Array:
-    """One row per element of `batch` and all else in one last axis; the `trailing` last axes of x are event axes."""
-    depth = x.ndim - trailing
-    x = x.reshape((1,) * max(0, len(batch) - depth) + x.shape)
-    depth = max(depth, len(batch))
-    first = depth - len(batch)
-    rows = [first + i for i, size in enumerate(batch) if size > 1]
-    rest = [axis for axis in range(x.ndim) if axis not in rows]
-    return x.transpose(*rows, *rest).reshape(*batch, -1)
-
-
-def _roots(name: str, laws: Laws, laws_at: Laws) -> tuple[list[Array], list[Array]]:
-    """Outputs of one site, masked, and the parameters that must not move."""
-    if name not in laws.found:
+def _points(names: list[str], trace: ppl.Trace, local: ppl.SiteInfo) -> tuple[int, ...]:
+    """The one batch shape of the observations."""
+    shapes = {name: trace.sites[name].batch_shape for name in names}
+    if len(set(shapes.values())) > 1:
         raise ValueError(
-            f"Site '{name}': a Gauss-Newton curvature needs its law, which is not at hand inside scan, cond or particles. "
-            f"{_OTHER_CURVATURE}"
+            f"Site '{local.name}': jacobian='by_observation' gives the site the batch shape of its observations, but they have "
+            f"several: {shapes}. Name those of one plate in observations=, or use jacobian='whole'."
         )
-    fn = laws.found[name][0]
-    base, elements = element(fn)
-    if type(base).__name__ not in ROOTS:
-        raise ValueError(
-            f"Site '{name}': a Gauss-Newton curvature knows the Fisher information of {sorted(ROOTS)}, not of "
-            f"{type(base).__name__}. {_OTHER_CURVATURE}"
-        )
-    roots, fixed = ROOTS[type(base).__name__]
-    mask = _element_mask(fn)
-    parts = []
-    for part in roots(base, element(laws_at.found[name][0])[0]):
-        own = part.shape[len(base.batch_shape) :]  # an event axis (logits, vectors)
-        part = jnp.broadcast_to(part, (*elements, *own))
-        parts.append(jnp.where(mask.reshape(*mask.shape, *(1,) * len(own)), part, 0.0))
-    return parts, [jnp.asarray(getattr(base, parameter)) for parameter in fixed]
-
-
-def _element_mask(fn: Any) -> Array:
-    """Where the log-prob of each element counts: batch axes, then axes of to_event."""
-    mask = jnp.ones(fn.batch_shape, bool)
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        if isinstance(fn, dist.MaskedDistribution):
-            mask = mask & jnp.broadcast_to(jnp.asarray(fn._mask, bool), fn.batch_shape)
-        if isinstance(fn, dist.Independent):
-            shape = (*mask.shape, *fn.base_dist.batch_shape[len(fn.batch_shape) :])
-            mask = jnp.broadcast_to(
-                mask.reshape(*mask.shape, *(1,) * fn.reinterpreted_batch_ndims), shape
-            )
-        fn = fn.base_dist
-    return mask
+    return next(iter(shapes.values()))

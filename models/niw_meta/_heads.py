@@ -19,6 +19,11 @@ Array = jax.Array
 class Head(abc.ABC):
     """Abstract: turns network outputs into a likelihood."""
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the law of a label depends on the network's outputs at its own point only."""
+        return type(self).scores is Head.scores
+
     def declared(self) -> Self:
         """The head with what it learns declared as parameters of the program that is running; here nothing."""
         return self

@@ -112,8 +112,8 @@ def programs(
         if features is not None:
             inputs = map(jax.vmap(jax.vmap(ppl.module("features", features))), inputs)
         with ppl.plate("episodes", support.x.shape[0], dim=-2):
-            theta = ppl.sample("theta", law.to_event(1))[:, 0]
-            at_support, at_query = (jax.vmap(weights)(theta, x) for x in inputs)
+            theta = ppl.sample("theta", law.to_event(1))
+            at_support, at_query = (weights.of_episodes(theta, x) for x in inputs)
             observe("support", own, at_support, at_support, episodes)
             observe("query", own, at_query, at_support, episodes)
 
@@ -139,6 +139,7 @@ def programs(
         rank=rank,
         gradient=gradient,
         observations=["support"],
+        jacobian="by_observation" if head.is_pointwise else "whole",
     )
     return NIWMeta(model, local_guide)
 

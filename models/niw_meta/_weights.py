@@ -28,3 +28,13 @@ class Weights:
     def __call__(self, theta: Array, x: Array) -> Array:
         """Outputs [n, k] with weights `theta` [d] at inputs `x` [n, *input]."""
         return jax.vmap(eqx.combine(self._unravel(theta), self._static))(x)
+
+    def of_episodes(self, theta: Array, x: Array) -> Array:
+        """Outputs [episodes, n, k] at inputs x [episodes, n, *input].
+
+        Weights `theta` are [episodes, 1, d], or [episodes, n, d], those of each point, of which points in another number take the
+        first.
+        """
+        if theta.shape[1] == x.shape[1]:
+            return jax.vmap(jax.vmap(lambda theta, x: self(theta, x[None])[0]))(theta, x)
+        return jax.vmap(self)(theta[:, 0], x)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import numpyro.handlers
 import optax
 import pytest
 from numpyro.distributions.kl import kl_divergence
@@ -359,7 +360,7 @@ def test_derivatives_of_the_low_rank_law_are_those_of_the_dense_one():
 
 
 def test_truncated_factor_is_exact_up_to_its_rank_and_never_larger_beyond():
-    """30 outputs of 8 numbers. Of rank 3: exact. Of falling eigenvalues: each at most the true one, most of their sum."""
+    """30 outputs of 8 numbers. Of rank 3: exact. Of falling eigenvalues: at most the true matrix, most of its trace."""
     rng = np.random.default_rng(8)
     scale = rng.uniform(0.5, 2, size=(2, 8))
     few = rng.normal(size=(2, 30, 3)) @ rng.normal(size=(2, 3, 8))
@@ -368,16 +369,17 @@ def test_truncated_factor_is_exact_up_to_its_rank_and_never_larger_beyond():
 
     @jax.jit
     def squares():
-        outputs = lambda matrix: lambda x: jnp.einsum("bmd,bd->bm", matrix, x) + 1.0
-        found = [truncated_factor(outputs(m), jnp.zeros((2, 8)), scale, 4) for m in (few, falling)]
+        products = lambda u: (
+            lambda v: jnp.einsum("bmd,bm->bd", u, v), lambda v: jnp.einsum("bmd,bd->bm", u, v)
+        )  # fmt: skip
+        found = [truncated_factor(*products(m), 30, scale, 4) for m in (few, falling)]
         return [f.mT @ f for f in found]
 
     exact, part = squares()
     np.testing.assert_allclose(exact, few.mT @ few, rtol=1e-9, atol=1e-9)
-    values = np.linalg.eigvalsh(part * scale[:, None] * scale[:, :, None])[:, ::-1]
-    true = 0.25 ** np.arange(8)
-    assert np.all(values < true * (1 + 1e-9) + 1e-12)
-    assert np.all(values.sum(-1) > 0.99 * true[:4].sum())
+    assert np.all(np.linalg.eigvalsh(falling.mT @ falling - part) > -1e-9)
+    kept = np.trace(part * scale[:, None] * scale[:, :, None], axis1=-2, axis2=-1)
+    assert np.all(kept > 0.98 * np.sum(0.25 ** np.arange(4)))
 
 
 # Other likelihoods.
@@ -402,17 +404,63 @@ def test_gauss_newton_is_the_hessian_for_canonical_observations():
     @jax.jit
     def numbers(w):
         local = read(mixed, "w", {}, MIXED, None, lambda tree: tree)
-        factor = local.factor(w)
-        return (
-            factor.mT @ factor,
-            local.hessian(w),
-            local.gradient(w),
-            jax.grad(lambda w: local.losses(w).sum())(w),
-        )
+        slope, factor = local.observations.expanded(w, None, None)
+        return factor.mT @ factor, local.hessian(w), slope, local.gradient(w)
 
-    one, two, slope, again = numbers(np.random.default_rng(3).normal(size=(2, 3)))
+    one, two, slope, exact = numbers(np.random.default_rng(3).normal(size=(2, 3)))
     np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(slope, again)
+    np.testing.assert_allclose(slope, exact, rtol=1e-9)
+
+
+@ppl.model
+def curves(x, y, k):
+    """A vector that moves a normal mean and scale, a Student t and a vector of an episode's points, by broadcasting."""
+    with ppl.plate("episodes", 2, dim=-2):
+        w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with ppl.plate("points", 4, dim=-1), numpyro.handlers.scale(scale=2.0):
+            seen = jnp.tanh(w * x)
+            scale = jnp.exp(0.3 * seen[..., 1])
+            ppl.sample("y", dist.Normal(seen.sum(-1), scale).mask(jnp.arange(4) < 3), obs=y)
+            ppl.sample("t", dist.StudentT(3.0, seen[..., 0], 0.7), obs=0.5 * y)
+            vector = dist.MultivariateNormal(seen, scale_tril=jnp.eye(3) + 0.1)
+            ppl.sample("v", vector, obs=jnp.ones((2, 4, 3)))
+            ppl.sample("k", dist.Categorical(logits=3 * seen), obs=k)
+
+
+def test_jacobian_by_observation_is_the_whole_one_and_both_have_the_slope():
+    rng = np.random.default_rng(4)
+    data = rng.normal(size=(2, 4, 3)), rng.normal(size=(2, 4)), rng.integers(3, size=(2, 4))
+
+    @jax.jit
+    def numbers(w):
+        found = []
+        for jacobian in ("whole", "by_observation"):
+            local = read(curves, "w", {}, data, None, lambda tree: tree, jacobian)
+            slope, factor = local.observations.expanded(w, None, None)
+            found += [slope, factor.mT @ factor]
+        return found, local.gradient(w)
+
+    (slope, matrix, other_slope, other_matrix), exact = numbers(rng.normal(size=(2, 1, 3)))
+    np.testing.assert_allclose(slope, exact, rtol=1e-9)
+    np.testing.assert_allclose(other_slope, exact, rtol=1e-9)
+    np.testing.assert_allclose(matrix, other_matrix, rtol=1e-9, atol=1e-12)
+
+
+def test_the_slope_survives_probabilities_of_zero():
+    """Single precision; labels of probability exp(-60): the whitened slope is huge, its product with the factor is not."""
+
+    @ppl.model
+    def sure(k):
+        with ppl.plate("rows", 4):
+            w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+            ppl.sample("k", dist.Categorical(logits=w), obs=k)
+
+    w = np.array([[60, 0, 0], [0, 0, 60], [0, 60, 59], [200, 0, 0]], np.float32)
+    labels = np.array([1, 0, 0, 2])
+    with jax.enable_x64(False):
+        local = read(sure, "w", {}, (labels,), None, lambda tree: tree)
+        slope, _ = jax.jit(lambda w: local.observations.expanded(w, None, None))(w)
+        np.testing.assert_allclose(slope, jax.nn.softmax(w) - np.eye(3)[labels], atol=1e-5)
 
 
 @pytest.mark.slow  # compiles for long
@@ -469,7 +517,8 @@ def test_gauss_newton_iterations_reach_the_mode():
         prior = NormalPrior(jnp.zeros((2, 3)), jnp.ones((2, 3)), None)
 
         def at(x):
-            return Potential(x, local.gradient(x), factor=local.factor(x))
+            slope, factor = local.observations.expanded(x, None, None)
+            return Potential(x, slope, factor=factor)
 
         problem = InnerProblem(prior, local.gradient, at)
         newton = Newton(20).run(problem, jax.random.key(0)).point
@@ -626,6 +675,16 @@ def test_models_that_do_not_fit_are_refused():
 
     refused(subsampled, "Plate 'rows' subsamples 2 of 3 rows by itself")
 
+    def two_plates(y):
+        with ppl.plate("rows", 3, dim=-2):
+            z = ppl.sample("z", dist.Normal(0.0, 1.0))
+            for n in (4, 5):
+                with ppl.plate(f"points_{n}", n, dim=-1):
+                    ppl.sample(f"y_{n}", dist.Normal(z, 1.0), obs=jnp.zeros((3, n)))
+
+    options = {"curvature": "gauss_newton", "jacobian": "by_observation"}
+    refused(two_plates, r"but they have several: \{'y_4': \(3, 4\), 'y_5'", **options)
+
 
 def test_sampled_variance_takes_independent_coordinates():
     with pytest.raises(ValueError, match="takes a prior of independent coordinates"):
@@ -678,6 +737,7 @@ def test_guides_and_parents_that_do_not_fit_are_refused():
         ({"inner": SGLD(0.1, 5)}, "'sgld_variance' and SGLD go together"),
         ({"parent_at": "mode"}, "'mode' needs a parent"),
         ({"max_curvature": 1.0}, "'hessian' is a matrix"),
+        ({"jacobian": "rows"}, "'jacobian' must be 'whole' or 'by_observation'; got 'rows'"),
         ({"rank": 3}, "'rank' is the positive rank of .*got 3 with 'hessian', 'unrolled'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),

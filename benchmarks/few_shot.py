@@ -1,0 +1,222 @@
+"""Question: what does one training step of NIW-Meta cost beside first-order MAML's, at equal inner steps?
+
+Five-way classification of images by a convolutional network, all of whose weights are adapted: five steps of gradient descent on
+the support in both. NIW-Meta then expands the loss where the steps end (gradient and Jacobian of the support's scores), draws the
+weights from the Laplace site, and takes the outer gradient on support and query; MAML takes it on the query alone. The networks
+are those of Finn et al. 2017: "images", four layers of 32 filters on 84 x 84 x 3, "letters", four strided layers of 64 filters on
+28 x 28, both without batch normalisation; "points" is the MLP of sine_line.py. Convolutions are products with patches, since those
+of XLA are slow on CPU where every episode has a kernel of its own. Images are noise: no number depends on them.
+
+MAML is measured twice, as `niw_meta.maml` and written out in JAX; the two give the same value and gradient, which is checked. All
+run in one process, interleaved; the answer is the median of paired ratios of processor times, with a bootstrap interval.
+
+usage: taskset -c 0 python benchmarks/few_shot.py [--networks images letters points] [--shots 1 5] [--queries 15] [--repeats 20]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from lapilli import inference
+from lapilli.models import niw_meta
+
+WAYS = 5
+SGD = optax.sgd(1e-3)
+
+
+class Convolution(eqx.Module):
+    """3 x 3, padded, as a product with patches; [height, width, channels]."""
+
+    layer: eqx.nn.Linear
+    stride: int = eqx.field(static=True)
+
+    def __init__(self, num_in: int, num_out: int, stride: int, key: Any) -> None:
+        self.layer, self.stride = eqx.nn.Linear(9 * num_in, num_out, key=key), stride
+
+    def __call__(self, x: Any) -> Any:
+        height, width = ((n - 1) // self.stride + 1 for n in x.shape[:2])
+        padded = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
+        reach = lambda start, n: slice(start, start + self.stride * (n - 1) + 1, self.stride)
+        shifted = [padded[reach(i, height), reach(j, width)] for i in range(3) for j in range(3)]
+        return jnp.concatenate(shifted, -1) @ self.layer.weight.T + self.layer.bias
+
+
+class Images(eqx.Module):
+    """Four convolutions, each followed by a pool of 2 x 2 or strided, and a linear layer."""
+
+    layers: list[Convolution]
+    last: eqx.nn.Linear
+    is_pooled: bool = eqx.field(static=True)
+
+    def __init__(self, size: int, channels: int, width: int, *, is_pooled: bool) -> None:
+        keys = jax.random.split(jax.random.key(0), 5)
+        widths = [channels, *[width] * 4]
+        stride = 1 if is_pooled else 2
+        self.layers = [Convolution(*widths[i : i + 2], stride, keys[i]) for i in range(4)]
+        for _ in range(4):
+            size = size // 2 if is_pooled else -(-size // 2)
+        self.last = eqx.nn.Linear(size**2 * width, WAYS, key=keys[4])
+        self.is_pooled = is_pooled
+
+    def __call__(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = jax.nn.relu(layer(x))
+            if self.is_pooled:
+                half = tuple(n // 2 for n in x.shape[:2])
+                cropped = x[: 2 * half[0], : 2 * half[1]]
+                x = cropped.reshape(half[0], 2, half[1], 2, -1).max((1, 3))
+        return self.last(x.ravel())
+
+
+class Case(NamedTuple):
+    """Network, head, shape of an input and number of episodes in a step."""
+
+    network: Any
+    head: niw_meta.Head
+    shape: tuple[int, ...]
+    batch: int
+
+
+def cases() -> dict[str, Case]:
+    """By name."""
+    softmax = niw_meta.Softmax()
+    return {
+        "images": Case(Images(84, 3, 32, is_pooled=True), softmax, (84, 84, 3), 1),
+        "letters": Case(Images(28, 1, 64, is_pooled=False), softmax, (28, 28, 1), 4),
+        "points": Case(
+            eqx.nn.MLP(1, 1, 40, 2, key=jax.random.key(0)), niw_meta.Gaussian(0.3), (1,), 8
+        ),
+    }
+
+
+def make_episodes(case: Case, shots: int, queries: int) -> niw_meta.Episodes:
+    """Noise with labels; a regression has five points in its support and 45 to predict."""
+    rng = np.random.default_rng(0)
+
+    def points(count: int) -> niw_meta.Points:
+        if isinstance(case.head, niw_meta.Softmax):
+            y = np.tile(np.repeat(np.arange(WAYS), count), (case.batch, 1))
+        else:
+            y = rng.normal(size=(case.batch, count)).astype(np.float32)
+        x = rng.normal(size=(*y.shape, *case.shape)).astype(np.float32)
+        return niw_meta.Points(x, y, np.ones(y.shape, bool))
+
+    return jax.tree.map(jnp.asarray, niw_meta.Episodes(points(shots), points(queries)))
+
+
+def maml_by_hand(case: Case, num_steps: int) -> Any:
+    """`(loc, episodes) -> mean loss of an episode's queries`, first order."""
+    arrays, static = eqx.partition(case.network, eqx.is_inexact_array)
+    unravel = ravel_pytree(arrays)[1]
+
+    def losses(theta: Any, points: niw_meta.Points) -> Any:
+        out = jax.vmap(eqx.combine(unravel(theta), static))(points.x)
+        return -case.head.law(out).log_prob(points.y)
+
+    def episode(loc: Any, episode: niw_meta.Episodes) -> Any:
+        slope = jax.grad(lambda theta: losses(theta, episode.support).mean())
+        step = lambda theta, _: (theta - 1e-3 * slope(theta), None)
+        start = jax.lax.stop_gradient(loc)
+        moved = jax.lax.scan(step, start, None, num_steps)[0]
+        return losses(loc + jax.lax.stop_gradient(moved - start), episode.query).sum()
+
+    return lambda loc, episodes: jax.vmap(episode, (None, 0))(loc, episodes).mean()
+
+
+def functions(case: Case, episodes: Any, num_steps: int, rank: int | None) -> dict[str, Any]:
+    """Compiled gradients by name, each a function of a key."""
+    infinite = {"episodes": math.inf}
+    key = jax.random.key(0)
+
+    def compiled(objective: inference.Objective) -> Any:
+        params = objective.init(key, episodes)
+        step = jax.jit(objective.value_and_grad).lower(params, key, episodes).compile()
+        return lambda key: step(params, key, episodes)
+
+    maml = niw_meta.maml(case.network, case.head, optimizer=SGD, num_steps=num_steps, order=1)
+    found = {"MAML": compiled(niw_meta.likelihood(maml))}
+    loc = ravel_pytree(eqx.filter(case.network, eqx.is_inexact_array))[0]
+    by_hand = jax.jit(jax.value_and_grad(maml_by_hand(case, num_steps)))
+    found["MAML by hand"] = lambda key: by_hand(loc, episodes)
+    value, grads = found["MAML"](key)
+    other_value, other_grads = found["MAML by hand"](key)
+    np.testing.assert_allclose(-value, other_value, rtol=1e-4)
+    np.testing.assert_allclose(-grads["loc"], other_grads, rtol=1e-2, atol=1e-3)
+    for name, limit in (("NIW-Meta", None), (f"NIW-Meta, rank {rank}", rank)):
+        if limit is not None or name == "NIW-Meta":
+            programs = niw_meta.programs(
+                case.network, case.head, inner=inference.Descent(SGD, num_steps), rank=limit
+            )
+            bound = inference.elbo(*programs, kl="analytic").with_plate_sizes(infinite)
+            found[name] = compiled(bound)
+    return found
+
+
+def measure(runs: dict[str, Any], repeats: int) -> dict[str, np.ndarray]:
+    """Seconds of processor time of `repeats` interleaved calls of each, after two to warm up."""
+    names, times = list(runs), {name: [] for name in runs}
+    start = time.process_time()
+    for k in (0, 1):
+        jax.block_until_ready([run(jax.random.key(k)) for run in runs.values()])
+    calls = max(1, int(0.2 * len(runs) / (time.process_time() - start)))
+    keys = list(jax.random.split(jax.random.key(2), calls))
+    for i in range(repeats):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            start = time.process_time()
+            for key in keys:
+                jax.block_until_ready(runs[name](key))
+            times[name].append((time.process_time() - start) / calls)
+    return {name: np.array(t) for name, t in times.items()}
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float, float]:
+    """Median and its 95% bootstrap interval."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (2000, ratios.size)), axis=1)
+    return float(np.median(ratios)), *np.quantile(medians, [0.025, 0.975])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--networks", nargs="+", default=["images", "letters", "points"])
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--queries", type=int, nargs="+", default=[15], help="for each class")
+    parser.add_argument("--steps", type=int, nargs="+", default=[5])
+    parser.add_argument("--rank", type=int, default=None)
+    parser.add_argument("--repeats", type=int, default=20)
+    config = parser.parse_args()
+    print(f"{os.cpu_count()} cores, jax {jax.__version__}, float32; processor time of one gradient")
+    for name in config.networks:
+        case = cases()[name]
+        count = ravel_pytree(eqx.filter(case.network, eqx.is_inexact_array))[0].size
+        print(f"\n{name}: {count} weights, {case.batch} episodes a step")
+        sizes = [(s, q) for s in config.shots for q in config.queries]
+        if name == "points":
+            sizes = [(5, 45)]
+        for num_steps in config.steps:
+            for shots, queries in sizes:
+                episodes = make_episodes(case, shots, queries)
+                times = measure(functions(case, episodes, num_steps, config.rank), config.repeats)
+                print(f"  {num_steps} inner steps, {shots} shots, {queries} queries:")
+                for other, seconds in times.items():
+                    median, *ends = interval(seconds / times["MAML"])
+                    print(
+                        f"    {other:22s} {1e3 * np.median(seconds):9.2f} ms   / MAML: {median:.3f} "
+                        f"[{ends[0]:.3f}, {ends[1]:.3f}]",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()
