@@ -4,8 +4,8 @@ Five-way classification of images by a convolutional network, all of whose weigh
 the support in both. NIW-Meta then expands the loss where the steps end (gradient and Jacobian of the support's scores), draws the
 weights from the Laplace site, and takes the outer gradient on support and query; MAML takes it on the query alone. The networks
 are those of Finn et al. 2017: "images", four layers of 32 filters on 84 x 84 x 3, "letters", four strided layers of 64 filters on
-28 x 28, both without batch normalisation; "points" is the MLP of sine_line.py. Convolutions are products with patches, since those
-of XLA are slow on CPU where every episode has a kernel of its own. Images are noise: no number depends on them.
+28 x 28, both without batch normalisation; "points" is the MLP of sine_line.py. Convolutions are products with patches, since
+those of XLA are slow on CPU where every episode has a kernel of its own. Images are noise: no time depends on them.
 
 MAML is measured twice, as `niw_meta.maml` and written out in JAX; the two give the same value and gradient, which is checked. All
 run in one process, interleaved; the answer is the median of paired ratios of processor times, with a bootstrap interval.
@@ -134,7 +134,7 @@ def maml_by_hand(case: Case, num_steps: int) -> Any:
     return lambda loc, episodes: jax.vmap(episode, (None, 0))(loc, episodes).mean()
 
 
-def functions(case: Case, episodes: Any, num_steps: int, rank: int | None) -> dict[str, Any]:
+def functions(case: Case, episodes: Any, num_steps: int, rank: int) -> dict[str, Any]:
     """Compiled gradients by name, each a function of a key."""
     infinite = {"episodes": math.inf}
     key = jax.random.key(0)
@@ -153,13 +153,15 @@ def functions(case: Case, episodes: Any, num_steps: int, rank: int | None) -> di
     other_value, other_grads = found["MAML by hand"](key)
     np.testing.assert_allclose(-value, other_value, rtol=1e-4)
     np.testing.assert_allclose(-grads["loc"], other_grads, rtol=1e-2, atol=1e-3)
-    for name, limit in (("NIW-Meta", None), (f"NIW-Meta, rank {rank}", rank)):
-        if limit is not None or name == "NIW-Meta":
-            programs = niw_meta.programs(
-                case.network, case.head, inner=inference.Descent(SGD, num_steps), rank=limit
-            )
-            bound = inference.elbo(*programs, kl="analytic").with_plate_sizes(infinite)
-            found[name] = compiled(bound)
+    limits: dict[str, int | None] = {"NIW-Meta": None}
+    if isinstance(case.head, niw_meta.Softmax):
+        limits[f"NIW-Meta, rank {rank}"] = rank
+    for name, limit in limits.items():
+        programs = niw_meta.programs(
+            case.network, case.head, inner=inference.Descent(SGD, num_steps), rank=limit
+        )
+        bound = inference.elbo(*programs, kl="analytic").with_plate_sizes(infinite)
+        found[name] = compiled(bound)
     return found
 
 
@@ -193,7 +195,11 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--queries", type=int, nargs="+", default=[15], help="for each class")
     parser.add_argument("--steps", type=int, nargs="+", default=[5])
-    parser.add_argument("--rank", type=int, default=None)
+    parser.add_argument(
+        "--rank",
+        type=int,
+        help="of a second NIW-Meta; default, one row for each image of the support",
+    )
     parser.add_argument("--repeats", type=int, default=20)
     config = parser.parse_args()
     print(f"{os.cpu_count()} cores, jax {jax.__version__}, float32; processor time of one gradient")
@@ -207,7 +213,8 @@ def main() -> None:
         for num_steps in config.steps:
             for shots, queries in sizes:
                 episodes = make_episodes(case, shots, queries)
-                times = measure(functions(case, episodes, num_steps, config.rank), config.repeats)
+                rank = config.rank or episodes.support.y.shape[1]
+                times = measure(functions(case, episodes, num_steps, rank), config.repeats)
                 print(f"  {num_steps} inner steps, {shots} shots, {queries} queries:")
                 for other, seconds in times.items():
                     median, *ends = interval(seconds / times["MAML"])

@@ -11,6 +11,7 @@ observations, where otherwise each takes one of its own.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import numpyro.distributions as dist
 from ...ppl._strategy import element
 from ..objectives._analytic_kl import Laws
 from ..particles._depends import depends
-from ._fisher import ROOTS
+from ._fisher import ROOTS, TINY
 from ._truncated import truncated_factor
 
 Array = jax.Array
@@ -96,7 +97,10 @@ class Observations:
         return Outputs(*(jnp.concatenate(parts, -1) for parts in zip(*kept, strict=True)))
 
     def expanded(self, x: Array, scale: Array | None, rank: int | None) -> tuple[Array, Array]:
-        """Gradient [*batch, d] and factor U [*batch, m, d] of each row's loss at x; of `rank` rows where there are more.
+        """Gradient [*batch, d] and factor U [*batch, m, d] of each row's loss at x; of at most `rank` rows where there are more.
+
+        By observation these are the outputs in one direction of each, the one in which its loss falls, and in others if `rank`
+        allows; else those of `truncated_factor`.
 
         Args:
             x: [*batch, d].
@@ -104,18 +108,26 @@ class Observations:
             rank: None: no limit.
         """
         batch, d = x.shape[:-1], x.shape[-1]
+        limit = None
         if rank is not None and rank < min(self._count(x), d):
-            assert scale is not None
-            return self._truncated(x, scale, rank)
+            limit = 0 if self.points is None else rank * math.prod(batch) // math.prod(self.points)
+            if limit == 0:
+                assert scale is not None
+                return self._truncated(x, scale, rank)
         at = x if self.points is None else jnp.broadcast_to(x, (*self.points, d))
-        values, pull, slopes = jax.vjp(lambda x: tuple(self.outputs(x, at)), at, has_aux=True)
+
+        def outputs(x: Array) -> tuple[Array, Array]:
+            found = self.outputs(x, at)
+            return tuple(found if limit is None else _toward_slope(found, limit))
+
+        values, pull, slopes = jax.vjp(outputs, at, has_aux=True)
         m = values.shape[-1]
         if m <= d:
             row = lambda e: pull(jnp.broadcast_to(e, values.shape))[0]
             factor = jax.vmap(row, out_axes=-2)(jnp.eye(m, dtype=values.dtype))
         else:
             push = lambda e: jax.jvp(
-                lambda x: self.outputs(x, at).values, (at,), (jnp.broadcast_to(e, at.shape),)
+                lambda x: outputs(x)[0], (at,), (jnp.broadcast_to(e, at.shape),)
             )[1]
             factor = jax.vmap(push, out_axes=-1)(jnp.eye(d, dtype=values.dtype))
         if self.points is not None:
@@ -132,6 +144,15 @@ class Observations:
 
     def _count(self, x: Array) -> int:
         return jax.eval_shape(lambda x: self.outputs(x, x).values, x).shape[-1]
+
+
+def _toward_slope(found: Outputs, count: int) -> Outputs:
+    """`count` orthonormal combinations of the outputs, the first of them along the slopes, which the others are orthogonal to."""
+    v = found.slopes / jnp.maximum(jnp.linalg.norm(found.slopes, axis=-1, keepdims=True), TINY)
+    v = v.at[..., 0].add(jnp.where(v[..., 0] < 0, -1.0, 1.0))
+    twice = 2 * v / (v**2).sum(-1, keepdims=True)
+    reflected = lambda part: part - twice * (v * part).sum(-1, keepdims=True)
+    return Outputs(*(reflected(part)[..., :count] for part in found))
 
 
 def rows(x: Array, batch: tuple[int, ...], trailing: int = 0) -> Array:

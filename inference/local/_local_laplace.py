@@ -95,7 +95,8 @@ def local_laplace(
             hold most of what the prior leaves open; what is left out makes q wider. O(d m rank), exact where m is at most `rank`.
         jacobian: "whole": one pullback for each of the m rows of U. "by_observation": one for each parameter of an observation,
             whatever their number. It promises that an observation depends on the site's value at its own place only, and that
-            the model takes a value with the batch shape of the observations, by broadcasting as plates do. `rank` is by "whole".
+            the model takes a value with the batch shape of the observations, by broadcasting as plates do. `rank` then leaves
+            each observation `rank` / n of its directions, first the one in which its loss falls.
 
     Returns:
         A guide over all latent sites of the model, for `elbo`, `iwelbo`, `Fit.posterior`, `to_arviz`, ...

@@ -416,9 +416,10 @@ def test_gauss_newton_is_the_hessian_for_canonical_observations():
 def curves(x, y, k):
     """A vector that moves a normal mean and scale, a Student t and a vector of an episode's points, by broadcasting."""
     with ppl.plate("episodes", 2, dim=-2):
-        w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([36]).to_event(1))
         with ppl.plate("points", 4, dim=-1), numpyro.handlers.scale(scale=2.0):
-            seen = jnp.tanh(w * x)
+            product = w * x
+            seen = jnp.tanh(product.reshape(*product.shape[:-1], 3, 12).sum(-1))
             scale = jnp.exp(0.3 * seen[..., 1])
             ppl.sample("y", dist.Normal(seen.sum(-1), scale).mask(jnp.arange(4) < 3), obs=y)
             ppl.sample("t", dist.StudentT(3.0, seen[..., 0], 0.7), obs=0.5 * y)
@@ -427,23 +428,29 @@ def curves(x, y, k):
             ppl.sample("k", dist.Categorical(logits=3 * seen), obs=k)
 
 
-def test_jacobian_by_observation_is_the_whole_one_and_both_have_the_slope():
+def test_jacobian_by_observation_is_the_whole_one_and_part_of_it_is_less():
+    """Four observations of three directions each in eight numbers: 32 rows; of 4 and 30, one and seven for each observation."""
     rng = np.random.default_rng(4)
-    data = rng.normal(size=(2, 4, 3)), rng.normal(size=(2, 4)), rng.integers(3, size=(2, 4))
+    data = rng.normal(size=(2, 4, 36)), rng.normal(size=(2, 4)), rng.integers(3, size=(2, 4))
 
     @jax.jit
     def numbers(w):
-        found = []
-        for jacobian in ("whole", "by_observation"):
-            local = read(curves, "w", {}, data, None, lambda tree: tree, jacobian)
-            slope, factor = local.observations.expanded(w, None, None)
-            found += [slope, factor.mT @ factor]
-        return found, local.gradient(w)
+        whole, apart = (
+            read(curves, "w", {}, data, None, lambda tree: tree, jacobian)
+            for jacobian in ("whole", "by_observation")
+        )
+        parts = [apart.observations.expanded(w, None, rank) for rank in (None, 4, 30)]
+        found = [whole.observations.expanded(w, None, None), *parts]
+        return [(slope, factor.mT @ factor) for slope, factor in found], whole.gradient(w)
 
-    (slope, matrix, other_slope, other_matrix), exact = numbers(rng.normal(size=(2, 1, 3)))
-    np.testing.assert_allclose(slope, exact, rtol=1e-9)
-    np.testing.assert_allclose(other_slope, exact, rtol=1e-9)
-    np.testing.assert_allclose(matrix, other_matrix, rtol=1e-9, atol=1e-12)
+    found, exact = numbers(0.3 * rng.normal(size=(2, 1, 36)))
+    slopes, (whole, apart, *parts) = zip(*found, strict=True)
+    for slope in slopes:
+        np.testing.assert_allclose(slope, exact, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(whole, apart, rtol=1e-9, atol=1e-12)
+    for part, rank in zip(parts, (4, 12), strict=True):
+        assert np.all(np.linalg.eigvalsh(whole - part) > -1e-9)
+        assert np.all(np.linalg.matrix_rank(part, tol=1e-6) == rank)
 
 
 def test_the_slope_survives_probabilities_of_zero():
