@@ -2,8 +2,8 @@
 
 What it shows: few-shot classification with calibrated probabilities. The images are rendered from the fonts that matplotlib
 ships: every letter that all twelve DejaVu text faces have is a class, and the faces are its instances. Training classes are Latin
-letters; test classes are Greek, Cyrillic, Armenian and Georgian letters. Letters that look alike (A, Alpha, the Cyrillic A) are
-kept once.
+letters; settings are chosen on Armenian and Georgian letters (`--choose`, below), and test classes are Greek and Cyrillic ones.
+Letters that look alike (A, Alpha, the Cyrillic A) are kept once.
 
 Methods, on the same network, episodes and number of steps:
 
@@ -31,7 +31,7 @@ average over draws is too timid at that scale. MAML of first order is far from c
 1-shot on 2 CPU cores, some five for each other line; the rank of NIW-Meta's curvature is the number of labels times that of
 classes, beyond 128 a projection of rank 64.
 
-    python examples/glyphs.py [--smoke] [--steps 1500] [--ways 5] [--shots 1] [--out glyphs_output]
+    python examples/glyphs.py [--smoke] [--steps 1000] [--ways 5] [--shots 1] [--seeds 1] [--choose] [--out glyphs_output]
 """
 
 import argparse
@@ -58,10 +58,13 @@ SIZE = 20
 QUERIES = 5
 
 
+VALIDATION = ("Armenian", "Georgian")
+
+
 class Config(NamedTuple):
     """Sizes of a run; `num_train` episodes are the pool that minibatches are drawn from."""
 
-    num_steps: int = 1500
+    num_steps: int = 1000
     num_train: int = 2000
     num_test: int = 600
     batch_size: int = 8
@@ -70,6 +73,25 @@ class Config(NamedTuple):
     max_classes: int = 2000
     num_ways: int = 5
     rank: int | None = None
+    seed: int = 0
+
+
+class Setting(NamedTuple):
+    """Rates of Adam, for weights and for numbers on a log scale (widths, temperatures), and of MAML's inner steps."""
+
+    rate: float = 1e-3
+    log_rate: float = 1e-2
+    inner_rate: float = 0.1
+
+
+_CENTROIDS = [Setting(rate, log_rate) for rate in (1e-3, 3e-3) for log_rate in (1e-3, 1e-2)]
+CANDIDATES = {
+    "NIW-Meta": _CENTROIDS,
+    "ProtoNet": _CENTROIDS,
+    "MAML": [Setting(rate, inner_rate=inner) for rate in (1e-3, 3e-3) for inner in (0.1, 0.4)],
+}
+# By the log probability of the validation scripts, 5-way, 1-shot.
+CHOSEN = {name: Setting() for name in CANDIDATES}
 
 
 def render(font, letter):
@@ -143,49 +165,50 @@ class Features(eqx.Module):
 
     layer: eqx.nn.Linear
 
-    def __init__(self, width: int):
-        self.layer = eqx.nn.Linear(SIZE * SIZE, width, key=jax.random.key(0))
+    def __init__(self, width: int, key: Any):
+        self.layer = eqx.nn.Linear(SIZE * SIZE, width, key=key)
 
     def __call__(self, x: Any, *, key: Any = None):
         return jax.nn.relu(self.layer(x / 255.0))
 
 
-def objectives(config):
-    """Objective by method. All share the network of pixels; NIW-Meta adapts its last layer."""
-    first, (width, out) = Features(config.widths[0]), config.widths
-    last = eqx.nn.Linear(width, out, key=jax.random.key(1))
+def make_objective(name, config, setting):
+    """The objective of a method. All share the network of pixels; NIW-Meta adapts its last layer."""
+    keys = jax.random.split(jax.random.key(config.seed), 3)
+    first, (width, out) = Features(config.widths[0], keys[0]), config.widths
+    last = eqx.nn.Linear(width, out, key=keys[1])
     head = niw_meta.NearestCentroid(config.num_ways, is_learned=True)
-    programs = niw_meta.programs(
-        last,
-        head,
-        features=first,
-        prior_scale=0.05,
-        inner=inference.Newton(2, damping=0.5),
-        rank=config.rank,
+    if name == "NIW-Meta":
+        programs = niw_meta.programs(
+            last,
+            head,
+            features=first,
+            prior_scale=0.05,
+            inner=inference.Newton(2, damping=0.5),
+            rank=config.rank,
+        )
+        return inference.elbo(*programs, kl="analytic").with_plate_sizes({"episodes": math.inf})
+    if name == "ProtoNet":
+        return niw_meta.likelihood(niw_meta.protonet(eqx.nn.Sequential([first, last]), head))
+    scores = eqx.nn.Linear(out, config.num_ways, key=keys[2])
+    network = eqx.nn.Sequential([first, last, eqx.nn.Lambda(jax.nn.relu), scores])
+    sgd = optax.sgd(setting.inner_rate)
+    return niw_meta.likelihood(
+        niw_meta.maml(network, niw_meta.Softmax(), optimizer=sgd, num_steps=5, order=1)
     )
-    bound = inference.elbo(*programs, kl="analytic").with_plate_sizes({"episodes": math.inf})
-    both = eqx.nn.Sequential([first, last])
-    maml = niw_meta.maml(
-        eqx.nn.Sequential([first, last, eqx.nn.Lambda(jax.nn.relu), eqx.nn.Linear(out, config.num_ways, key=jax.random.key(2))]),
-        niw_meta.Softmax(), optimizer=optax.sgd(0.1), num_steps=5, order=1,
-    )  # fmt: skip
-    return {
-        "NIW-Meta": bound,
-        "ProtoNet": niw_meta.likelihood(niw_meta.protonet(both, head)),
-        "MAML": niw_meta.likelihood(maml),
-    }
 
 
-def train(objective, episodes, config):
-    """One fit; numbers on a log scale (widths of the population, temperatures) move ten times as fast as weights."""
+def train(name, episodes, config, setting):
+    """One fit."""
     rate = lambda start: optax.adam(optax.cosine_decay_schedule(start, config.num_steps))
     is_log = lambda path: path[0].key in ("scale", "head_log_scale")
     kinds = lambda params: jax.tree.map_with_path(
         lambda path, _: "log" if is_log(path) else "weight", params
     )
+    rates = {"weight": rate(setting.rate), "log": rate(setting.log_rate)}
     return inference.fit(
-        objective, optax.partition({"weight": rate(1e-3), "log": rate(1e-2)}, kinds), (episodes,),
-        num_steps=config.num_steps, key=jax.random.key(0), subsample={"episodes": config.batch_size},
+        make_objective(name, config, setting), optax.partition(rates, kinds), (episodes,),
+        num_steps=config.num_steps, key=jax.random.key(config.seed), subsample={"episodes": config.batch_size},
     )  # fmt: skip
 
 
@@ -218,20 +241,43 @@ def evaluate(name, fit, episodes, config):
     }, probs
 
 
+def load(config, num_shots):
+    """Episodes of the three groups of scripts."""
+    images, scripts = load_glyphs(config.max_classes)
+    is_train, is_validation = scripts == "Latin", np.isin(scripts, VALIDATION)
+    groups = is_train, is_validation, ~is_train & ~is_validation
+    sizes = config.num_train, config.num_test, config.num_test
+    print(f"classes for training, validation and test: {[int(g.sum()) for g in groups]}")
+    return [
+        make_episodes(seed, images[group], size, num_shots, config.num_ways)
+        for seed, group, size in zip((10 + config.seed, 1, 2), groups, sizes, strict=True)
+    ]
+
+
+def choose(config, num_shots):
+    """The candidate of each method with the highest log probability on the validation scripts."""
+    episodes, validation, _ = load(config, num_shots)
+    chosen = {}
+    for name, candidates in CANDIDATES.items():
+        rows = []
+        for setting in candidates:
+            fit = train(name, episodes, config, setting)
+            rows.append(evaluate(name, fit, validation, config)[0])
+            print(
+                name, setting, {key: round(float(x), 3) for key, x in rows[-1].items()}, flush=True
+            )
+        chosen[name] = candidates[int(np.argmax([row["log probability"] for row in rows]))]
+        print("chosen:", name, chosen[name], flush=True)
+    return chosen
+
+
 def run(config, num_shots):
     """Measures and test probabilities by method, and the test episodes."""
-    images, scripts = load_glyphs(config.max_classes)
-    latin = scripts == "Latin"
-    print(
-        f"{latin.sum()} Latin classes for training, {(~latin).sum()} of other scripts for the test"
-    )
-    ways = config.num_ways
-    episodes = make_episodes(0, images[latin], config.num_train, num_shots, ways)
-    test = make_episodes(1, images[~latin], config.num_test, num_shots, ways)
+    episodes, _, test = load(config, num_shots)
     results = {}
-    for name, objective in objectives(config).items():
+    for name, setting in CHOSEN.items():
         began = time.perf_counter()
-        fit = train(objective, episodes, config)
+        fit = train(name, episodes, config, setting)
         seconds = time.perf_counter() - began
         measures, probs = evaluate(name, fit, test, config)
         results[name] = {**measures, "seconds": seconds}, probs, fit
@@ -242,7 +288,7 @@ def report(results, title):
     measures = list(next(iter(results.values()))[0])
     print(f"{title:16}" + "".join(f"{m:>22}" for m in measures))
     for name, (row, *_) in results.items():
-        print(f"{name:16}" + "".join(f"{row[m]:22.2f}" for m in measures))
+        print(f"{name:16}" + "".join(f"{row[m]:22.2f}" for m in measures), flush=True)
 
 
 def draw(results, test, title, path):
@@ -293,6 +339,10 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--steps", type=int, default=Config().num_steps)
     parser.add_argument("--shots", type=int, nargs="+", default=[1])
     parser.add_argument("--ways", type=int, nargs="+", default=[5])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--choose", action="store_true", help="compare settings on validation scripts"
+    )
     parser.add_argument("--out", type=Path, default=Path("glyphs_output"))
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -302,18 +352,31 @@ def main(arguments: list[str] | None = None):
         config, cells = Config(60, 100, 20, 4, 5, (16, 8), 100), [(5, 1)]
     tables = {}
     for num_ways, num_shots in cells:
-        # Labels times classes is the rank of the curvature: 25 and 125 for five ways, 400 and 2,000 for twenty.
-        rank = 64 if num_ways**2 * num_shots > 128 else None
-        results, test = run(config._replace(num_ways=num_ways, rank=rank), num_shots)
+        # Scores are one less than classes; their number is the rank of the curvature, or more than 128.
+        rank = 64 if num_ways * num_shots * (num_ways - 1) > 128 else None
+        config = config._replace(num_ways=num_ways, rank=rank)
+        if options.choose:
+            tables[num_ways, num_shots] = choose(config, num_shots)
+            continue
         title, name = f"{num_ways}-way, {num_shots}-shot", f"{num_ways}_way_{num_shots}_shot"
-        report(results, title)
-        draw(results, test, title, options.out / f"glyphs_{name}.png")
-        tables[num_ways, num_shots] = {method: row for method, (row, *_) in results.items()}
-        few = jax.tree.map(lambda leaf: leaf[:5], test)
-        inference.to_arviz(
-            results["NIW-Meta"][2], key=jax.random.key(2), num_samples=50, args=(few,),
-            path=options.out / f"last_layers_{name}.nc",
-        )  # fmt: skip
+        rows = []
+        for seed in range(options.seeds):
+            results, test = run(config._replace(seed=seed), num_shots)
+            report(results, f"{title}, {seed}")
+            rows.append({method: row for method, (row, *_) in results.items()})
+            if seed == 0:
+                draw(results, test, title, options.out / f"glyphs_{name}.png")
+                few = jax.tree.map(lambda leaf: leaf[:5], test)
+                inference.to_arviz(
+                    results["NIW-Meta"][2], key=jax.random.key(2), num_samples=50, args=(few,),
+                    path=options.out / f"last_layers_{name}.nc",
+                )  # fmt: skip
+        tables[num_ways, num_shots] = {
+            method: {m: float(np.mean([row[method][m] for row in rows])) for m in rows[0][method]}
+            for method in rows[0]
+        }
+        if options.seeds > 1:
+            print(f"{title}, mean of {options.seeds} seeds: {tables[num_ways, num_shots]}")
     return tables
 
 

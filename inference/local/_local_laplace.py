@@ -34,6 +34,7 @@ from ..objectives._detached import refuse_estimated
 from ._inner import SGLD, Inner, InnerProblem, InnerResult, Newton
 from ._local_model import LocalModel, law_at, normal_prior, read
 from ._local_site import NormalPrior, Potential, posterior
+from ._student_prior import StudentPrior
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
@@ -59,7 +60,7 @@ def local_laplace(
     curvature: Curvature = "hessian",
     gradient: Literal["unrolled", "closed_form", "partial"] = "unrolled",
     parent: str | None = None,
-    parent_at: Literal["expected", "mode"] = "expected",
+    parent_at: Literal["expected", "mode", "marginal"] = "expected",
     observations: Collection[str] | None = None,
     max_curvature: float | None = None,
     rank: int | None = None,
@@ -87,7 +88,10 @@ def local_laplace(
         parent: a latent site of the guide that gives the prior's mean and scale, its law a `ppl.NormalInverseWishart`, or a
             `ppl.NormalInverseGamma` by coordinate. m_0 and P are then those of the expected natural parameters, and q is of mean
             field. None: m_0 and P at the values that the guide has drawn, so that q(x_i | phi) is conditional.
-        parent_at: "expected" natural parameters, as in training, or the "mode" of the parent's law, a tighter prior.
+        parent_at: "expected" natural parameters, as in training; the "mode" of the parent's law, a tighter prior; or the
+            "marginal" law of the site, Student t, which has heavy tails where the parent is uncertain: m_i and V_i are then
+            those under a normal prior of the most probable width in each row, found by turns (`_student_prior.py`). The
+            three are one where the parent has many degrees of freedom and its mean is certain.
         observations: names of the sites that count in l_i; default, all that the site moves. A bound counts all of them anyway:
             with `observations={"support"}` it is trained to predict the rest.
         max_curvature: upper end of a diagonal A_i; the lower end is 0.
@@ -141,12 +145,17 @@ def local_laplace(
     def with_local_laplace(*args: Any) -> None:
         choices, laws = _run_guide(guide, args)
         local = read(model, site, choices, args, observations, freeze, jacobian)
+        student = None
         if parent is None:
             prior = normal_prior(local.law, site)
         else:
             _check_parent(parent, choices, laws)
             _check_conjugate(model, parent, site, choices, args, local, laws)
-            prior = _parent_prior(parent, parent_at, laws, local)
+            if parent_at == "marginal":
+                student = _student_prior(parent, laws, local)
+                prior = student.normal
+            else:
+                prior = _parent_prior(parent, parent_at, laws, local)
         if curvature == "sgld_variance" and prior.scale is None:
             raise ValueError(
                 f"Site '{site}': curvature='sgld_variance' is diagonal, and takes a prior of independent coordinates, Normal "
@@ -159,8 +168,10 @@ def local_laplace(
             )
         key = ppl.rng_key(f"{site}_inner") if isinstance(inner, SGLD) else jax.random.key(0)
         limits = Limits(max_curvature, rank)
-        potential = _potential(local, freeze(prior), inner, curvature, limits, key)
-        law = posterior(prior, freeze(potential))
+        expand = lambda prior: _potential(local, freeze(prior), inner, curvature, limits, key)
+        if student is not None:
+            prior = student.given(freeze(student.settled(expand)))
+        law = posterior(prior, freeze(expand(prior)))
         _sample(local, _stopped(law) if gradient == "partial" else law, strategy)
 
     with_local_laplace.__name__ = f"local_laplace({site})"
@@ -300,6 +311,20 @@ def _parent_prior(parent: str, at: str, laws: Laws, local: LocalModel) -> Normal
     return normal_prior(_on_rows(law, local.info), local.site)
 
 
+def _student_prior(parent: str, laws: Laws, local: LocalModel) -> StudentPrior:
+    """The marginal law of the site under the parent's law."""
+    base: Any = element(laws.found[parent][0])[0]
+    law = base.predictive()
+    if isinstance(law, dist.MultivariateStudentT):
+        normal = dist.MultivariateNormal(law.loc, scale_tril=law.scale_tril)
+        df = jnp.broadcast_to(law.df, local.info.batch_shape)
+    else:
+        normal = dist.Normal(law.loc, law.scale)
+        rows = _on_rows(dist.Normal(law.df, 1.0), local.info)
+        df = normal_prior(rows, local.site).loc
+    return StudentPrior(df, normal_prior(_on_rows(normal, local.info), local.site))
+
+
 def _identity(tree: Any) -> Any:
     return tree
 
@@ -335,9 +360,10 @@ def _check_options(
         problems.append(
             f"'gradient' must be 'unrolled', 'closed_form' or 'partial'; got {gradient!r}"
         )
-    if parent_at not in ("expected", "mode") or (parent is None and parent_at != "expected"):
+    places = ("expected", "mode", "marginal")
+    if parent_at not in places or (parent is None and parent_at != "expected"):
         problems.append(
-            f"'parent_at' must be 'expected' or 'mode', and 'mode' needs a parent; got {parent_at!r}"
+            f"'parent_at' must be one of {places}, and the last two need a parent; got {parent_at!r}"
         )
     if max_curvature is not None and (
         "gauss" in curvature and "diagonal" not in curvature or curvature == "hessian"

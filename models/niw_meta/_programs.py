@@ -42,7 +42,7 @@ def programs(
     curvature: Any = "low_rank_gauss_newton",
     rank: int | None = None,
     gradient: Literal["unrolled", "closed_form", "partial"] = "closed_form",
-    parent_at: Literal["expected", "mode"] = "expected",
+    parent_at: Literal["expected", "mode", "marginal"] = "expected",
 ) -> NIWMeta:
     """NIW-Meta: an episode's weights are drawn from a population, which is learned from many episodes.
 
@@ -66,15 +66,18 @@ def programs(
         curvature: see `local_laplace`.
         rank: see `local_laplace`; a few dozen where labels times classes are many.
         gradient: see `local_laplace`; the paper's is "closed_form".
-        parent_at: "expected" or "mode" of q(phi), for a finite population; the paper trains with the first and tests with
-            the second.
+        parent_at: what an episode's weights are drawn from, for a finite population: normal laws at the "expected" natural
+            parameters or the "mode" of q(phi), of which the paper trains with the first and tests with the second, or the exact
+            "marginal" law, Student t. The guide of training goes with "expected", where the bound is tightest; to adapt a new
+            episode, "marginal" when the population was learned from few episodes, whose weights a new one may lie far from.
+            "mode" is the narrowest: its precision is that of "expected" times 1 + 3 / (2 concentration).
 
     Returns:
         `NIWMeta`, for `elbo(model, guide, kl="analytic")`; with an infinite population for
         `elbo(...).with_plate_sizes({"episodes": math.inf})`.
 
     Raises:
-        ValueError: `parent_at="mode"` with an infinite population; any refusal of `local_laplace`.
+        ValueError: `parent_at` is not "expected" with an infinite population; any refusal of `local_laplace`.
 
     Validity: `local_laplace` says when the gradient is that of the bound. With an infinite population there is no posterior of
     phi, and none is reported.
@@ -96,7 +99,7 @@ def programs(
     is_finite = population == "finite"
     if parent_at != "expected" and not is_finite:
         raise ValueError(
-            "niw_meta.programs: parent_at='mode' needs population='finite'; with an infinite one q(phi) is a point."
+            f"niw_meta.programs: parent_at={parent_at!r} needs population='finite'; with an infinite one q(phi) is a point."
         )
 
     @ppl.model

@@ -17,6 +17,7 @@ from lapilli.inference.local._local_model import read
 from lapilli.inference.local._local_site import NormalPrior, Potential, posterior
 from lapilli.inference.local._precision_normal import PrecisionFactorNormal
 from lapilli.inference.local._truncated import truncated_factor
+from lapilli.inference.objectives._analytic_kl import Laws
 
 # Four episodes of one slope each, y = x theta + N(0, 1/4): data and golden values of the hierarchy.
 X = np.array([(1, -1, 0.5), (2, 0, 1), (0.5, 0.5, -1.5), (-1, 1, 2)])
@@ -620,6 +621,87 @@ def test_gradient_of_the_full_bound_vanishes_at_the_fixed_point():
         assert_unbiased(leaf, 0.0)
 
 
+# The three priors of a new row.
+
+
+def site_law(guide, *args):
+    laws = Laws()
+    laws.watch(guide).simulate(jax.random.key(0), *args)
+    return laws.found["theta"][0]
+
+
+@pytest.mark.slow  # compiles three guides
+def test_marginal_prior_is_student_t_and_its_site_is_nearest_to_the_exact_posterior():
+    """Quadrature in one dimension: the posterior under the t density, whose divergences from the three sites are compared."""
+    with jax.enable_x64(True):
+        loc, df = 0.3, 3.0
+        bound = free(loc, 1.0, 0.2, df)
+        data = X, Y + 2.0 * X  # far from the population
+        sites = {
+            at: site_law(
+                local_laplace(slopes, slopes_guide, site="theta", parent="phi", parent_at=at).bind(bound), *data
+            )
+            for at in ("expected", "mode", "marginal")
+        }  # fmt: skip
+        grid = np.linspace(-6, 9, 30_001)
+        prior = pair(loc, 1.0, 0.2, df).predictive()
+        log_p = np.asarray(prior.log_prob(grid))[:, None] - 2.0 * (
+            (data[1] - data[0] * grid[:, None, None]) ** 2
+        ).sum(-1)
+        step = grid[1] - grid[0]
+        log_p = log_p - np.log(np.exp(log_p).sum(0) * step)
+        divergence = {}
+        for at, law in sites.items():
+            mean, variance = (np.asarray(x).reshape(-1) for x in (law.mean, law.variance))
+            log_q = np.asarray(dist.Normal(mean, np.sqrt(variance)).log_prob(grid[:, None]))
+            divergence[at] = (np.exp(log_q) * (log_q - log_p)).sum(0) * step
+        assert np.all(divergence["marginal"] < 0.5 * divergence["expected"])
+        assert np.all(divergence["expected"] < divergence["mode"])
+        exact = (np.exp(log_p) * grid[:, None]).sum(0) * step
+        np.testing.assert_allclose(np.ravel(sites["marginal"].mean), exact, atol=0.05)
+
+
+def student_bound(df, tril, loc, x, y, mean, root):
+    """What the site under a vector's t prior maximises, y = x theta + N(0, 1/4)."""
+    d = loc.size
+    distance = ((jnp.linalg.solve(tril, mean - loc)) ** 2).sum() + (
+        jnp.linalg.solve(tril, root) ** 2
+    ).sum()
+    loss = 2.0 * (((y - x @ mean) ** 2).sum() + ((x @ root) ** 2).sum())
+    return jnp.linalg.slogdet(root)[1] - loss - 0.5 * (df + d) * jnp.log1p(distance / df)
+
+
+@pytest.mark.slow  # compiles for long
+def test_marginal_site_of_a_vector_is_stationary():
+    """A normal-inverse-Wishart parent, two coordinates; derivatives of the bound in mean and root of the covariance."""
+    law = ppl.NormalInverseWishart(
+        jnp.array([0.2, -0.4]), 1.5, jnp.array([[0.6, 0.0], [0.2, 0.5]]), 4.0
+    )
+    x, y = (
+        np.random.default_rng(5).normal(size=(2, 4, 2)),
+        np.random.default_rng(6).normal(size=(2, 4)) + 2,
+    )
+
+    @ppl.model
+    def model(x, y):
+        phi = ppl.sample("phi", law)
+        with ppl.plate("episodes", 2, dim=-2):
+            theta = ppl.sample("theta", ppl.NormalInverseWishart.conditional(phi))
+            with ppl.plate("points", 4, dim=-1):
+                ppl.sample("y", dist.Normal((theta * x).sum(-1), 0.5), obs=y)
+
+    guide = local_laplace(
+        model, lambda x, y: ppl.sample("phi", law), site="theta", parent="phi", parent_at="marginal"
+    )
+    site, prior = site_law(guide, x, y), law.predictive()
+    for i in range(2):
+        root = jnp.linalg.cholesky(site.covariance_matrix[i, 0])
+        fixed = prior.df, prior.scale_tril, prior.loc, x[i], y[i]
+        slopes = jax.grad(student_bound, (5, 6))(*fixed, site.mean[i, 0], root)
+        for slope in slopes:
+            np.testing.assert_allclose(jnp.tril(slope) if slope.ndim == 2 else slope, 0, atol=1e-6)
+
+
 # What is refused.
 
 
@@ -742,7 +824,7 @@ def test_guides_and_parents_that_do_not_fit_are_refused():
         ({"inner": "sgd"}, "'inner' must be an inner program"),
         ({"gradient": "total"}, "'gradient' must be"),
         ({"inner": SGLD(0.1, 5)}, "'sgld_variance' and SGLD go together"),
-        ({"parent_at": "mode"}, "'mode' needs a parent"),
+        ({"parent_at": "mode"}, "the last two need a parent; got 'mode'"),
         ({"max_curvature": 1.0}, "'hessian' is a matrix"),
         ({"jacobian": "rows"}, "'jacobian' must be 'whole' or 'by_observation'; got 'rows'"),
         ({"rank": 3}, "'rank' is the positive rank of .*got 3 with 'hessian', 'unrolled'"),

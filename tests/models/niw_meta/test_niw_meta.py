@@ -121,18 +121,21 @@ def test_unequal_episodes_are_those_without_padding():
 
 
 @pytest.mark.slow  # compiles for long
-def test_finite_population_learns_a_law_of_phi_and_offers_its_mode():
+def test_finite_population_learns_a_law_of_phi_and_offers_three_priors():
     network, episodes = mlp(), regression()
     choices = {}
-    for at in ("expected", "mode"):
+    for at in ("expected", "mode", "marginal"):
         model, guide = niw_meta.programs(
             network, niw_meta.Gaussian(0.3), population="finite", parent_at=at
         )
         trace = jax.jit(guide.simulate)(jax.random.key(0), episodes)
         assert np.isfinite(jax.jit(model.log_density)(trace.choices, episodes))
         choices[at] = trace.choices["theta"][:, 0] - weights_of(network)
-    # concentration 5, rate 5 s^2: expected variance s^2, mode s^2 5 / 6.5.
-    assert np.abs(choices["mode"]).mean() < np.abs(choices["expected"]).mean()
+    # concentration 5, rate 5 s^2, mean precision 10: expected variance s^2, mode s^2 5 / 6.5, Student t of scale s 1.1^0.5.
+    mode, expected, marginal = (
+        np.abs(choices[at]).mean() for at in ("mode", "expected", "marginal")
+    )
+    assert mode < expected < marginal
 
 
 def test_nearest_centroid_scores_by_hand():
