@@ -184,7 +184,8 @@ def run(
 ) -> dict[str, Result]:
     """Every method on the same episodes; `error` gives measures of the predicted means.
 
-    Where a method is given its noise, it is fitted to `spare` episodes after training: one number each, for all methods alike.
+    Where a method is given its noise, it is fitted to `spare` episodes after training, for all methods alike: one number, or the
+    scale and the degrees of freedom of Student t noise.
     """
     results = {}
     for name, method in methods(config, task).items():
@@ -192,17 +193,20 @@ def run(
         fit = train(method, episodes, config)
         seconds = time.perf_counter() - began
         predictions = predict(method, fit, test, config.num_draws)
-        heads = [method.head] * fit.num_seeds
+        heads = heavy = [method.head] * fit.num_seeds
         if isinstance(method.head, niw_meta.Gaussian):
-            heads = [
-                niw_meta.with_fitted_noise(method.head, p.scores, spare.query)
-                for p in predict(method, fit, spare, config.num_draws)
-            ]
+            student = niw_meta.Student(task.noise, 5.0, task.num_outputs)
+            heads, heavy = (
+                [niw_meta.with_fitted_noise(head, p.scores, spare.query) for p in on_spare]
+                for on_spare in [predict(method, fit, spare, config.num_draws)]
+                for head in (method.head, student)
+            )
         rows = [
             error(means(fitted, p.scores))
             | quality(method.head, p.scores, test.query, "")
             | quality(fitted, p.scores, test.query, ", noise fitted")
-            for fitted, p in zip(heads, predictions, strict=True)
+            | quality(tails, p.scores, test.query, ", Student fitted")
+            for fitted, tails, p in zip(heads, heavy, predictions, strict=True)
         ]
         measures = {key: [row[key] for row in rows] for key in rows[0]}
         results[name] = Result(fit, heads, predictions, measures, seconds)

@@ -118,7 +118,8 @@ class Observations:
 
         def outputs(x: Array) -> tuple[Array, Array]:
             found = self.outputs(x, at)
-            return tuple(found if limit is None else _toward_slope(found, limit))
+            values, slopes = found if limit is None else _toward_slope(found, limit)
+            return values, slopes
 
         values, pull, slopes = jax.vjp(outputs, at, has_aux=True)
         m = values.shape[-1]

@@ -314,15 +314,15 @@ def _parent_prior(parent: str, at: str, laws: Laws, local: LocalModel) -> Normal
 def _student_prior(parent: str, laws: Laws, local: LocalModel) -> StudentPrior:
     """The marginal law of the site under the parent's law."""
     base: Any = element(laws.found[parent][0])[0]
-    law = base.predictive()
-    if isinstance(law, dist.MultivariateStudentT):
-        normal = dist.MultivariateNormal(law.loc, scale_tril=law.scale_tril)
+    on_rows = lambda law: normal_prior(_on_rows(law, local.info), local.site)
+    law: Any = base.predictive()
+    if isinstance(base, ppl.NormalInverseWishart):
         df = jnp.broadcast_to(law.df, local.info.batch_shape)
-    else:
-        normal = dist.Normal(law.loc, law.scale)
-        rows = _on_rows(dist.Normal(law.df, 1.0), local.info)
-        df = normal_prior(rows, local.site).loc
-    return StudentPrior(df, normal_prior(_on_rows(normal, local.info), local.site))
+        return StudentPrior(
+            df, on_rows(dist.MultivariateNormal(law.loc, scale_tril=law.scale_tril))
+        )
+    df = on_rows(dist.Normal(law.df, 1.0)).loc
+    return StudentPrior(df, on_rows(dist.Normal(law.loc, law.scale)))
 
 
 def _identity(tree: Any) -> Any:

@@ -45,12 +45,13 @@ class StudentPrior(NamedTuple):
             inverse = (self.df + distance) / (self.df + 1)
             return self.normal._replace(scale=self.normal.scale * jnp.sqrt(inverse))
         normal: Any = law
-        assert self.normal.scale_tril is not None
-        solve = lambda x: solve_triangular(self.normal.scale_tril, x, lower=True)
+        tril = self.normal.scale_tril
+        assert tril is not None
+        solve = lambda x: solve_triangular(tril, x, lower=True)
         distance = (solve(mean[..., None]) ** 2).sum((-1, -2))
         distance = distance + (solve(normal.scale_tril) ** 2).sum((-1, -2))
         inverse = (self.df + distance) / (self.df + mean.shape[-1])
-        scale_tril = self.normal.scale_tril * jnp.sqrt(inverse)[..., None, None]
+        scale_tril = tril * jnp.sqrt(inverse)[..., None, None]
         return self.normal._replace(scale_tril=scale_tril)
 
     def settled(self, potential: Callable[[NormalPrior], Potential]) -> dist.Distribution:

@@ -27,6 +27,7 @@ from ._heads import (
     Head as Head,
     NearestCentroid as NearestCentroid,
     Softmax as Softmax,
+    Student as Student,
 )
 from ._programs import NIWMeta as NIWMeta, programs as programs
 from ._variational import adapt_by_vi as adapt_by_vi

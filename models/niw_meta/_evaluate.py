@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 
 from ... import ppl
 from ._episodes import Episodes, Points
-from ._heads import Gaussian, Head
+from ._heads import Gaussian, Head, Student
 
 Array = jax.Array
 
@@ -73,11 +73,12 @@ def predict(model: ppl.Program, draws: dict[str, Array], episodes: Episodes) -> 
     return jax.vmap(one)(draws) if draws else jax.tree.map(lambda leaf: leaf[None], one({}))
 
 
-def with_fitted_noise(head: Gaussian, scores: Any, points: Points) -> Gaussian:
+def with_fitted_noise[H: (Gaussian, Student)](head: H, scores: Any, points: Points) -> H:
     """The head with the noise under which the labels are most probable, the predictive being the mixture over draws.
 
-    One number, to be fitted on episodes that are neither trained nor tested on. The noise that a network is trained with decides
-    how far it adapts; what its predictions err by is another matter, and found best when it stands still.
+    One number, and for `Student` its degrees of freedom, to be fitted on episodes that are neither trained nor tested on. The
+    noise that a network is trained with decides how far it adapts; what its predictions err by is another matter, and found best
+    when it stands still. Where few episodes hold most of the errors, heavy tails spare the others a noise that pays for them.
 
     Args:
         head: head of regression.
@@ -87,17 +88,22 @@ def with_fitted_noise(head: Gaussian, scores: Any, points: Points) -> Gaussian:
     Reference: the counterpart of temperature scaling, Guo et al. 2017, arXiv:1706.04599.
     """
     mask, scores = jnp.asarray(points.mask), jnp.asarray(scores)
+    names = [name for name in ("noise", "df") if hasattr(head, name)]
+
+    def at(logs: Any) -> H:
+        return dataclasses.replace(head, **dict(zip(names, jnp.exp(logs), strict=True)))
 
     @jax.jit
-    def loss(log_noise: Array) -> Array:
-        law = dataclasses.replace(head, noise=jnp.exp(log_noise)).law(scores)
-        log_density = jax.nn.logsumexp(law.log_prob(points.y), axis=0)
+    def loss(logs: Array) -> Array:
+        log_density = jax.nn.logsumexp(at(logs).law(scores).log_prob(points.y), axis=0)
         return -jnp.where(mask, log_density, 0.0).sum() / mask.sum()
 
-    start = float(np.log(head.noise))
-    bounds = (start - 7, start + 7)
-    found: Any = minimize_scalar(lambda x: float(loss(x)), bounds=bounds, method="bounded")
-    return dataclasses.replace(head, noise=float(np.exp(found.x)))
+    start = np.log([getattr(head, name) for name in names])
+    bounds = [(x - 7, x + 7) for x in start]
+    found = minimize(
+        lambda x: float(loss(x)), start, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-4, "fatol": 1e-7}
+    )  # fmt: skip
+    return dataclasses.replace(head, **dict(zip(names, np.exp(found.x).tolist(), strict=True)))
 
 
 def regression_ece(head: Head, scores: Any, points: Points) -> float:

@@ -62,6 +62,26 @@ class Gaussian(Head):
 
 
 @dataclasses.dataclass(frozen=True)
+class Student(Head):
+    """Regression with heavy tails: y ~ StudentT(df, output, noise), for labels that are numbers or vectors, by coordinate.
+
+    Args:
+        noise: scale of the labels.
+        df: degrees of freedom.
+        num_outputs: as for `Gaussian`.
+    """
+
+    noise: float
+    df: float
+    num_outputs: int | None = None
+
+    def law(self, scores: Array) -> dist.Distribution:
+        if self.num_outputs is None:
+            return dist.StudentT(self.df, scores[..., 0], self.noise)
+        return dist.StudentT(self.df, scores, self.noise).to_event(1)
+
+
+@dataclasses.dataclass(frozen=True)
 class GaussianWithScale(Head):
     """Regression by a network that tells its own doubt: y ~ Normal(output_1, floor + softplus(output_2)), by coordinate.
 

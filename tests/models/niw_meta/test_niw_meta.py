@@ -308,6 +308,23 @@ def test_fitted_noise_is_the_most_probable_one():
     assert niw_meta.with_fitted_noise(fitted, spread, points).noise < 0.8 * fitted.noise
 
 
+def test_fitted_tails_are_the_most_probable_ones():
+    """No scale and degrees of freedom near them, nor the true ones, give the labels a higher density."""
+    rng = np.random.default_rng(6)
+    y, scores = 0.5 * rng.standard_t(3.0, size=(1, 5000)), np.zeros((1, 1, 5000, 1))
+    points = niw_meta.Points(None, y, np.ones(y.shape, bool))
+    fitted = niw_meta.with_fitted_noise(niw_meta.Student(0.1, 10.0), scores, points)
+    density = lambda noise, df: stats.t.logpdf(y / noise, df).mean() - np.log(noise)
+    best = density(fitted.noise, fitted.df)
+    others = [
+        (0.5, 3.0),
+        *((fitted.noise * a, fitted.df * b) for a, b in ((1.05, 1), (0.95, 1), (1, 1.1), (1, 0.9))),
+    ]
+    assert all(best > density(*other) for other in others)
+    vectors = niw_meta.Student(0.5, 3.0, 2).law(np.zeros((4, 2)))
+    assert vectors.batch_shape == (4,) and vectors.event_shape == (2,)
+
+
 def test_calibration_errors_of_calibrated_and_of_sure_predictions():
     rng = np.random.default_rng(3)
     y = rng.normal(size=(1, 20_000))
