@@ -94,8 +94,8 @@ class Config(NamedTuple):
 
     length: int = 24
     width: int = 256
-    num_steps: int = 2_000
-    rate: float = 1e-3
+    num_steps: int = 2_500
+    rate: float = 3e-3
     num_chains: int = 128
     explore: float = 1 / 4  # share of rows that are no draws, for questions about rare fragments
     num_draws: int = 1_000
@@ -103,7 +103,7 @@ class Config(NamedTuple):
     cases: tuple[tuple[float, float], ...] = ((4.0, 1.0), (-4.0, 1.0), (4.0, 0.1), (-4.0, 0.1))
 
 
-SMOKE = Config(8, 32, 300, 5e-3, 32, num_draws=100, num_queries=10, cases=((1.0, 1.0),))
+SMOKE = Config(8, 32, 1_500, 5e-3, 32, num_draws=100, num_queries=10, cases=((1.0, 1.0),))
 FRAGMENT = "cccccc"  # a ring of carbon
 
 

@@ -6,12 +6,14 @@ marginal network is such a sum. Weights are shared by all sites, and on a torus 
 
 from __future__ import annotations
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._networks import Pair
+from ._networks import Pair, pair_of
 
 
 class Conv3x3(eqx.Module):
@@ -129,12 +131,5 @@ def residual_cnns(
             "two values, one channel and one layer."
         )
     options = {"channels": channels, "depth": depth, "is_periodic": is_periodic}
-    marginal_key, conditional_key = jax.random.split(key)
-    return Pair(
-        marginal=ResidualCNN(grid, num_values, 1, is_summed=True, key=marginal_key, **options),
-        conditional=ResidualCNN(
-            grid, num_values, num_values, is_summed=False, key=conditional_key, **options
-        ),
-        num_variables=grid[0] * grid[1],
-        num_values=num_values,
-    )
+    make = functools.partial(ResidualCNN, grid, num_values, **options)
+    return pair_of(make, grid[0] * grid[1], num_values, key)

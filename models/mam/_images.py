@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._unet import UNet
-from ._networks import Pair
+from ._networks import Pair, pair_of
 
 _NUM_WAVES = 16
 
@@ -96,12 +97,5 @@ def unets(
             f"unets: a grid of {grid[0]} x {grid[1]} cannot be halved {halvings} times, as {len(widths)} widths ask. Use fewer "
             "widths, or pad the grid with sites that are never observed."
         )
-    marginal_key, conditional_key = jax.random.split(key)
-    return Pair(
-        marginal=MaskedUNet(grid, num_values, 1, is_summed=True, widths=widths, key=marginal_key),
-        conditional=MaskedUNet(
-            grid, num_values, num_values, is_summed=False, widths=widths, key=conditional_key
-        ),
-        num_variables=grid[0] * grid[1],
-        num_values=num_values,
-    )
+    make = functools.partial(MaskedUNet, grid, num_values, widths=widths)
+    return pair_of(make, grid[0] * grid[1], num_values, key)

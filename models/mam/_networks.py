@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -114,6 +114,17 @@ class Pair(Networks):
                 module = eqx.combine(jax.tree.unflatten(tree, leaves), static)
                 fitted = eqx.tree_at(lambda pair, n=name: getattr(pair, n), fitted, module)
         return fitted
+
+
+def pair_of(make: Callable[..., Any], num_variables: int, num_values: int, key: Array) -> Pair:
+    """A `Pair` of two separate networks of one kind, `make(num_outputs, is_summed=, key=)` with outputs at each variable."""
+    marginal_key, conditional_key = jax.random.split(key)
+    return Pair(
+        marginal=make(1, is_summed=True, key=marginal_key),
+        conditional=make(num_values, is_summed=False, key=conditional_key),
+        num_variables=num_variables,
+        num_values=num_values,
+    )
 
 
 class Gathered(eqx.Module):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._transformer import Block
-from ._networks import Pair
+from ._networks import Pair, pair_of
 
 
 class _Trunk(eqx.Module):
@@ -207,13 +209,5 @@ def transformers(
             "and no negative reach."
         )
     options = {"width": width, "depth": depth, "num_heads": num_heads, "reach": reach}
-    of = (num_variables, num_values)
-    marginal_key, conditional_key = jax.random.split(key)
-    return Pair(
-        marginal=MaskedTransformer(*of, 1, is_summed=True, key=marginal_key, **options),
-        conditional=MaskedTransformer(
-            *of, num_values, is_summed=False, key=conditional_key, **options
-        ),
-        num_variables=num_variables,
-        num_values=num_values,
-    )
+    make = functools.partial(MaskedTransformer, num_variables, num_values, **options)
+    return pair_of(make, num_variables, num_values, key)
