@@ -35,7 +35,7 @@ class NormalPrior(NamedTuple):
     def precision_times(self, x: Array) -> Array:
         """P x."""
         if self.scale is not None:
-            return x / self.scale**2
+            return x * (1 / self.scale**2)  # the reciprocal leaves the loop of an inner program
         assert self.scale_tril is not None
         return cho_solve((self.scale_tril, True), x[..., None])[..., 0]
 

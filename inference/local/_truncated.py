@@ -32,8 +32,27 @@ def truncated_factor(
     The random start is the same at all calls: the result is a function of its arguments.
     Reference: Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithm 4.1, for U S U'.
     """
-    pulled, pushed = (jax.vmap(fn, -1, -1) for fn in (pull, push))
-    start = jax.random.normal(jax.random.key(0), (m, rank), scale.dtype)
-    columns = jnp.broadcast_to(start, (*scale.shape[:-1], m, rank))
-    basis = jnp.linalg.qr(pushed(scale[..., None] ** 2 * pulled(columns)))[0]
-    return pulled(basis).mT
+    pulled, pushed = jax.vmap(pull), jax.vmap(push)
+    start = jax.random.normal(jax.random.key(0), (rank, *(1,) * (scale.ndim - 1), m), scale.dtype)
+    vectors = jnp.broadcast_to(start, (rank, *scale.shape[:-1], m))
+    return jnp.moveaxis(pulled(_orthonormal(pushed(scale**2 * pulled(vectors)))), 0, -2)
+
+
+def _orthonormal(vectors: Array) -> Array:
+    """Vectors [r, *batch, m] turned into an orthonormal basis of their span, one after the other; zero where they depend.
+
+    By Gram and Schmidt, twice. The QR decomposition of LAPACK runs in threads that wait for each other, and on a machine with
+    other work to do these stall for minutes.
+    """
+
+    def add(basis: Array, at: Array) -> tuple[Array, None]:
+        rest = vectors[at]
+        for _ in range(2):
+            rest = rest - jnp.einsum(
+                "r...m,r...->...m", basis, jnp.einsum("r...m,...m->r...", basis, rest)
+            )
+        size, whole = (jnp.linalg.norm(v, axis=-1, keepdims=True) for v in (rest, vectors[at]))
+        is_new = size > 1e-5 * whole
+        return basis.at[at].set(jnp.where(is_new, rest / jnp.where(is_new, size, 1.0), 0.0)), None
+
+    return jax.lax.scan(add, jnp.zeros_like(vectors), jnp.arange(len(vectors)))[0]
