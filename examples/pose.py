@@ -10,7 +10,8 @@ conditional neural process.
 
 Measures, on 400 new objects: squared error of the predicted (cos, sin), angle between prediction and truth in degrees, log
 density of the queries (nats, of two coordinates), calibration error by coordinate; the last two with the noise of the training,
-0.1, and with the one that is most probable on 200 spare objects. Three seeds, one vectorised fit for each.
+0.1, and with the Normal and the Student t noise that are most probable on 200 spare objects. Three seeds, one vectorised fit for
+each.
 
 Claim (Kim and Hospedales 2024, arXiv:2306.09702, on ShapeNet1D): lower error than MAML and neural processes, and better
 calibrated.
