@@ -100,7 +100,8 @@ def local_laplace(
         jacobian: "whole": one pullback for each of the m rows of U. "by_observation": one for each parameter of an observation,
             whatever their number. It promises that an observation depends on the site's value at its own place only, and that
             the model takes a value with the batch shape of the observations, by broadcasting as plates do. `rank` then leaves
-            each observation `rank` / n of its directions, first the one in which its loss falls.
+            each of a row's n observations `rank` / n of its directions, first the one in which its loss falls, if `rank` is at
+            least n. A broken promise makes q worse, and no bound wrong.
 
     Returns:
         A guide over all latent sites of the model, for `elbo`, `iwelbo`, `Fit.posterior`, `to_arviz`, ...
