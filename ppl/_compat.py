@@ -68,6 +68,11 @@ def is_concrete(tree: Any) -> bool:
     return not any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
+def own_trace(x: Any) -> Any:
+    """What tells the innermost transformation that a value varies with; None where nothing does."""
+    return getattr(x, "_trace", None)  # no public name
+
+
 def typed_key(key: Any) -> jax.Array:
     """Accept both kinds of PRNG key and return a typed one.
 

@@ -15,7 +15,7 @@ from .._compiler import warn_of_wrong_fusions
 from ._analyse import Analysed, analyse
 from ._compat import is_concrete, typed_key
 from ._engine import Unsuitable
-from ._estimate import Estimator
+from ._estimate import surrogate_of
 from ._jumps import check_jumps, concrete, concrete_tree
 from ._params import strong
 from ._plan import Plan, plan_of
@@ -84,7 +84,7 @@ class Expectation:
     def _surrogate(self, params: Any, key: Array, args: Any) -> Array:
         program = self._checked(params, args, jax.random.key_impl(key))
         leaves = jax.tree.leaves(params)
-        return Estimator(program, leaves, key, _fresh_state(program)).surrogate()[0]
+        return surrogate_of(program, leaves, key, _fresh_state(program))[0]
 
     def _estimate(self, params: Any, state: Any, key: Array, args: Any) -> tuple[Array, Any, Any]:
         program = self._checked(params, args, jax.random.key_impl(key))
@@ -92,7 +92,7 @@ class Expectation:
         state = _fresh_state(program) if state is None else state
 
         def surrogate(leaves: list[Array]) -> Any:
-            return Estimator(program, leaves, key, state).surrogate()
+            return surrogate_of(program, leaves, key, state)
 
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
         return value, jax.tree.unflatten(tree, grads), state

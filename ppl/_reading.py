@@ -118,10 +118,11 @@ def _shared(
 ) -> dict[Any, list[Any]]:
     """What was swept in the lanes of a group and extra ones, in the lanes of each member and extra ones."""
     found = dict(zip(atoms.ids, swept, strict=True))
-    # XLA would rather compute again what is read in several places, in another order of axes.
-    is_real = lambda x: jnp.issubdtype(jax.tree.leaves(x)[0].dtype, jnp.floating)
-    again = {i: found[i] for i in atoms.shared if is_real(found[i])}
-    found |= jax.lax.optimization_barrier(again)
+    if any(lane != REPLICATE for lane in group + extra):
+        # XLA would rather compute again what is read in several places, in another order of axes.
+        is_real = lambda x: jnp.issubdtype(jax.tree.leaves(x)[0].dtype, jnp.floating)
+        again = {i: found[i] for i in atoms.shared if is_real(found[i])}
+        found |= jax.lax.optimization_barrier(again)
     return {
         name: [_kept(found[id(a)], group + extra, lanes + extra) for a in wanted]
         for name, (lanes, wanted) in members.items()

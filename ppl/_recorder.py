@@ -28,6 +28,8 @@ from ._keys import fold_name
 from ._missing import NormalCells
 
 Array = jax.Array
+# Laws on the real line whose log-density is NaN or -inf at every value that is no real number.
+LOUD = (dist.Normal, dist.Laplace, dist.Cauchy, dist.StudentT, dist.Logistic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,7 +389,7 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
     """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
     intermediates = msg.get("intermediates")
     fn, value = msg["fn"], msg["value"]
-    if not msg["is_observed"]:
+    if not msg["is_observed"] or type(_base(fn)) in LOUD:
         fn = without_support_check(fn, value)
     if "_log_prob" in msg and not _is_masked(fn):
         # The engine's own number, so that the analysis can tell a site's density at its own draw.
@@ -409,17 +411,24 @@ def is_boolean(support: Any) -> bool:
 
 
 def without_support_check(fn: Any, value: Any) -> Any:
-    """`fn`, whose density takes relaxed values too where it is Bernoulli's and `value` a floating-point number.
+    """`fn`, whose density takes `value` as it is where NumPyro's check of the support says nothing more.
 
-    Its log-density is linear in the value. NumPyro would return -inf between 0 and 1.
+    Relaxed values, floating-point numbers for Bernoulli's, whose log-density is linear in them (NumPyro would return -inf between
+    0 and 1); and laws in `LOUD` under an objective: nothing that is finite lies outside of their support, and the
+    check would cost several comparisons an element, in all lanes.
     """
-    if not is_boolean(fn.support) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+    is_relaxed = is_boolean(fn.support) and jnp.issubdtype(jnp.result_type(value), jnp.floating)
+    if not is_relaxed and not (type(_base(fn)) in LOUD and _is_under_objective()):
         return fn
     fn = copy.copy(fn)
     fn._validate_args = False
     if hasattr(fn, "base_dist"):
         fn.base_dist = without_support_check(fn.base_dist, value)
     return fn
+
+
+def _is_under_objective() -> bool:
+    return any(getattr(h, "has_gradients", False) for h in handler_stack())
 
 
 def is_unbounded(support: Any) -> bool:

@@ -105,8 +105,12 @@ class Sweep:
 
         def joined(x: Any) -> Any:
             if isinstance(x, Split):
-                return jax.tree.map(lambda part: jnp.moveaxis(joined(part), len(lanes), 0), x)
+                return jax.tree.map(with_time, x)
             return x.reshape(lanes + x.shape[len(levels) :])
+
+        def with_time(x: Array) -> Array:
+            x = jnp.moveaxis(x, len(levels), 0)
+            return x.reshape(x.shape[0], *lanes, *x.shape[1 + len(levels) :])
 
         return [joined(x) for x in go(0, key, self.values)]
 

@@ -28,6 +28,7 @@ from ._jaxprs import inner_jaxprs, needed
 from ._primitive import site_p
 from ._same import Lane, Same, Uniform
 from ._split import Split, Start, repeated, whole
+from ._steps import at_all_steps
 
 Array = jax.Array
 
@@ -151,6 +152,8 @@ class _Loop:
         self.consts = args[:num_consts]
         self.init = args[num_consts : num_consts + num_carry]
         self.xs = args[num_consts + num_carry :]
+        windows = [f for f in forced.values() if isinstance(f, Windows)]
+        self.lanes = [value for f in windows for value in f.values]
         self.cut = {i for i, f in forced.items() if isinstance(f, Windows) or f.mask is None}
         self.read = self.body.jaxpr.outvars
         self.variables = self.body.jaxpr.invars[num_consts:]
@@ -268,13 +271,19 @@ class _Loop:
 
         def each(read: list[Any]) -> list[Array]:
             still = [None if m or x is None else x[0] for x, m in zip(inputs, moves, strict=True)]
-
-            def one(moving: list[Any], given: Any) -> list[Array]:
-                inputs = [s if m is None else m for m, s in zip(moving, still, strict=True)]
-                return [jnp.asarray(whole(x)) for x in step(inputs, given, read)]
-
             moving = [x if m else None for x, m in zip(inputs, moves, strict=True)]
-            return jax.vmap(one, axis_size=size)(moving, given)
+
+            def one(moving: Any, still: Any) -> list[Array]:
+                moving, given = moving
+                consts, still, fixed = still
+                inputs = [s if m is None else m for m, s in zip(moving, still, strict=True)]
+                found = self.run(
+                    self.body.jaxpr, self.body.consts, [*consts, *inputs], fixed | given, read
+                )
+                return [jnp.asarray(whole(x)) for x in found]
+
+            held = self.consts, still, fixed
+            return at_all_steps(one, size, (moving, given), held, self.lanes)
 
         seeds = {v for v, m in zip(self.variables, moves, strict=True) if m}
         moving = set(given) if size > 1 else set()

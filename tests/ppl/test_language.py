@@ -1,5 +1,7 @@
 """Programs: densities, simulation, importance weights, traces as pytrees, keys, transformations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax.scipy.stats import norm
 
 from _stats import assert_unbiased
 from lapilli import ppl
+from lapilli.ppl._recorder import LOUD
 
 
 @ppl.model
@@ -217,6 +220,19 @@ def test_only_the_element_outside_the_support_is_minus_infinity():
     trace = jax.jit(rows.trace)({"z": jnp.array([1.0, -1.0, 2.0])})
     close(trace.log_probs["z"][jnp.array([0, 2])], np.log(2) - 2 * np.array([1.0, 2.0]))
     assert trace.log_probs["z"][1] == -jnp.inf
+
+
+@pytest.mark.parametrize("value", [jnp.inf, -jnp.inf, jnp.nan])
+@pytest.mark.parametrize("law", LOUD, ids=lambda law: law.__name__)
+def test_objectives_leave_checks_out_only_where_what_is_no_number_stays_loud(law, value):
+    make = functools.partial(law, 3.0) if law is dist.StudentT else law
+    program = ppl.model(lambda x: ppl.sample("x", make().expand([2]).to_event(1), obs=x))
+    score = ppl.expectation(lambda p, x: p * ppl.score(program, {}, x).log_density)
+    x = jnp.array([0.5, value])
+    unchecked = make(validate_args=False).log_prob(x).sum()
+    assert not unchecked > -jnp.inf
+    np.testing.assert_equal(np.asarray(score.value(1.0, jax.random.key(0), x)), unchecked)
+    assert jax.jit(program.log_density)({}, x) == -jnp.inf
 
 
 def test_generate_weighs_a_constraint_outside_the_support_with_zero():
