@@ -84,18 +84,20 @@ def _arrays(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
     is_leaf = lambda x: isinstance(x, Same | Uniform)
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
     values = [x.value if is_leaf(x) else x for x in leaves]
+    is_array = [isinstance(v, jax.Array) or jnp.ndim(v) > 0 for v in values]
 
     def rebuilt(arrays: list[Array]) -> Any:
         left = iter(arrays)
         return jax.tree.unflatten(
             structure,
             [
-                x if not isinstance(v, jax.Array) else _with_value(x, next(left))
-                for x, v in zip(leaves, values, strict=True)
+                _with_value(x, next(left)) if given else x
+                for x, given in zip(leaves, is_array, strict=True)
             ],
         )
 
-    return [v for v in values if isinstance(v, jax.Array)], rebuilt
+    arrays = [jnp.asarray(v) for v, given in zip(values, is_array, strict=True) if given]
+    return arrays, rebuilt
 
 
 def _with_value(x: Any, value: Array) -> Any:
