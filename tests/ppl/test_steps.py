@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lapilli.ppl._axis_rules import shape_of
 from lapilli.ppl._steps import at_all_steps
 
 TIME, LANES = 4, (2, 3)
@@ -13,7 +14,7 @@ a, b = (1.0 + jnp.arange(float(n)) for n in LANES)
 
 
 def in_lanes(scale: jax.Array) -> jax.Array:
-    """scale * x_t * sin(a_i x_t + b_j), [i, j, t]."""
+    """At [i, j, t]: scale * x_t * sin(a_i x_t + b_j)."""
 
     def one(a: jax.Array, b: jax.Array) -> jax.Array:
         step = lambda moving, still: [still[2] * moving * jnp.sin(still[0] * moving + still[1])]
@@ -33,7 +34,7 @@ def test_steps_in_lanes_are_all_of_them() -> None:
 def test_time_stands_in_front_of_the_lanes() -> None:
     jaxpr = jax.make_jaxpr(in_lanes)(2.0)
     (sine,) = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "sin"]
-    assert sine.outvars[0].aval.shape == (TIME, *LANES)
+    assert shape_of(sine.outvars[0]) == (TIME, *LANES)
 
 
 @pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd], ids=["grad", "jacfwd"])
