@@ -16,6 +16,7 @@ from ... import ppl
 from ...inference.objectives._row_weights import log_density_of
 from ._imputation import Imputation
 from ._over_time import OF_GUIDE, OF_MODEL, paths
+from ._refine import refined
 from ._series import Series
 
 
@@ -30,6 +31,7 @@ def impute(
     average: Literal["outer", "inner"] = "inner",
     method: Literal["importance", "smc"] = "importance",
     memory: int | None = None,
+    num_refinements: int = 0,
     batch_size: int = 64,
 ) -> Imputation:
     """Draw missing cells and classes given the observed cells, with importance weights.
@@ -48,6 +50,8 @@ def impute(
         method: "importance" weighs whole draws; "smc" resamples over time.
         memory: for "smc", the number of earlier steps in the window on which the decoder is run at each step, by default all.
             What it reads (`imputation.memory`) is enough; fewer cost effective sample size, and more cost time.
+        num_refinements: steps of Adam that suit the guide to these series before draws are made, see `_refine`: for series
+            on which the encoder does badly, long ones of a small training set.
         batch_size: series on the device at once.
 
     Returns:
@@ -71,6 +75,11 @@ def impute(
     data = data._replace(labels=None)
     size, num_steps = np.shape(data.valid)
     kinds = _kinds(model, data)
+    if num_refinements and not {"looks", "look_precision"} <= set(_kinds(guide, data)):
+        raise ValueError(
+            f"impute: num_refinements={num_refinements} moves the deterministic sites 'looks' and 'look_precision' of the guide, "
+            "which it lacks. Use a guide of programs(), or num_refinements=0."
+        )
     if method == "importance":
         run = functools.partial(
             draws, num_particles=num_particles, num_imputations=num_imputations or 5
@@ -88,7 +97,11 @@ def impute(
 
     @jax.jit  # parameters as an argument: as constants they would be folded, and compiled anew for each fit
     def batch(params: Any, key: Any, data: Series) -> Draws:
-        return run(model.bind(params[0]), guide.bind(params[1]), data, key)
+        programs = model.bind(params[0]), guide.bind(params[1])
+        if num_refinements:
+            own = refined(*programs, data, jax.random.fold_in(key, 1), num_refinements, draws)
+            programs = programs[0], own
+        return run(*programs, data, key)
 
     params = (model.params or {}, guide.params or {})
     width = min(batch_size, size)

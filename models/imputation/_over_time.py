@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
-from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...inference.particles import FeynmanKac, smc
 from ._gp import PrecisionNormal, smoothed
+from ._refine import set_sites
 from ._series import Series
 
 # Deterministic sites of the model and of the guide that the steps are made from.
@@ -88,9 +88,14 @@ def paths(
         memory: number of earlier steps in the window of each step.
         carries_cells: particles hold their missing cells, as they must where p(s | x) weighs them.
     """
-    one = lambda key, row: _one(model, guide, row, key, num_particles, memory, carries_cells)
+
+    def one(key: Array, row: Series, sites: dict[str, Array]) -> Paths:
+        return _one(model, sites, row, key, num_particles, memory, carries_cells)
+
     rows = jax.tree.map(lambda a: jnp.asarray(a)[:, None], data)
-    found = jax.vmap(one)(jax.random.split(key, len(data.valid)), rows)
+    found = guide.simulate(key, data).deterministic
+    sites = {name: found[name] for name in OF_GUIDE}
+    found = jax.vmap(one)(jax.random.split(key, len(data.valid)), rows, sites)
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
 
 
@@ -125,7 +130,7 @@ class _Proposal(NamedTuple):
 
 def _one(
     model: ppl.Program,
-    guide: ppl.Program,
+    sites: dict[str, Array],
     data: Series,
     key: Array,
     size: int,
@@ -133,8 +138,7 @@ def _one(
     carries_cells: bool,
 ) -> Paths:
     smc_key, key = jax.random.split(key)
-    sites = guide.simulate(key, data).deterministic
-    looked, looks, precision = (sites[name][0] for name in OF_GUIDE)
+    looked, looks, precision = (sites[name] for name in OF_GUIDE)
     law = smoothed(looked[None], looks[None], precision[None])
     proposal = _Proposal(law, law.scale_tril[0], looked, looks, precision)
     chain = _steps(model, proposal, data, key, memory, carries_cells)
@@ -179,7 +183,8 @@ def _steps(
         # Steps t - width + 1, ..., t; those before the first do not exist.
         cut = lambda a: jax.lax.dynamic_slice_in_dim(a, t, width, 1)
         window, (loc, factor) = jax.tree.map(cut, (early, early_path))
-        along = _along(model, (loc + jnp.einsum("dws,ds->dw", factor, noise)).T[None])
+        steps = (loc + jnp.einsum("dws,ds->dw", factor, noise)).T[None]
+        along = set_sites(model, {"path": steps})
         trace, _ = along.generate(x_key, {"z": jnp.zeros((1, shape[0], width))}, window)
         here = {n: trace.deterministic[n][0, -1] for n in ("x", "step_log_prob", "step_log_draw")}
         seen = seen_loc[:, t] + (seen_noise[:, t] * noise).sum(-1)
@@ -236,21 +241,6 @@ def _ratio(trace: ppl.Trace) -> tuple[Array, Array]:
     for name, log_prob in trace.log_probs.items():
         parts[trace.sites[name].is_imputed] += log_prob.sum()
     return parts[0], parts[1]
-
-
-def _along(model: ppl.Program, path: Array) -> ppl.Program:
-    """The program with its deterministic site "path" set."""
-
-    class Given(Messenger):
-        def process_message(self, msg: dict[str, Any]) -> None:
-            if msg["type"] == "deterministic" and msg["name"] == "path":
-                msg["value"] = path
-
-    def along(data: Series) -> Any:
-        with Given():
-            return model.fn(data)
-
-    return ppl.Program(along, model.params)
 
 
 def _behind(num: int, arrays: Any) -> Any:

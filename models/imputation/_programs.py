@@ -204,16 +204,16 @@ def programs(
                 scale = scale * jnp.pad(start, others, constant_values=1.0)
             # Steps that do not exist keep the prior.
             precision = jnp.where(valid[:, None], scale.mT**-2, 0)
+            looks = ppl.deterministic("looks", pseudo.mT)
+            precision = ppl.deterministic("look_precision", precision)
             if prior == "gp" and not is_causal:
                 matrix = mixing(times, valid)
-                law = dist.Independent(smoothed(matrix, pseudo.mT, precision), 1)
+                law = dist.Independent(smoothed(matrix, looks, precision), 1)
             else:
                 matrix = unmixed(times)
-                loc, scale = pseudo.mT * precision / (1 + precision), (1 + precision) ** -0.5
+                loc, scale = looks * precision / (1 + precision), (1 + precision) ** -0.5
                 law = dist.Independent(dist.Normal(loc, scale), 2)
             ppl.deterministic("looked", matrix)
-            ppl.deterministic("looks", pseudo.mT)
-            ppl.deterministic("look_precision", precision)
             ppl.sample("z", law)
 
     return Imputer(model, guide)

@@ -297,9 +297,9 @@ def train(task: Problem, recipe: Recipe, key: Any, *, progress: bool = False) ->
 
 
 def evaluate(
-    task: Problem, trained: Trained, key: Any, *, num_particles: int = 100
+    task: Problem, trained: Trained, key: Any, *, num_particles: int = 100, num_refinements: int = 0
 ) -> tuple[dict[str, float], Imputation]:
-    """Scores on the test series by particles over time, and the imputation that they come from.
+    """Scores on the test series by particles over time, and the imputation that they come from (see `impute`).
 
     "calibrated_nll", "calibrated_brier" and "calibrated_ece" are scores of the class probabilities at the "temperature" that
     suits the validation series best (`scores.temperature`).
@@ -307,7 +307,7 @@ def evaluate(
     start = time.perf_counter()
     found = impute(
         trained.model, trained.guide, _joined(task.test, task.valid), key,
-        num_particles=num_particles, method="smc", memory=trained.memory,
+        num_particles=num_particles, method="smc", memory=trained.memory, num_refinements=num_refinements,
     )  # fmt: skip
     seconds = trained.seconds + time.perf_counter() - start
     size = len(task.truth)
