@@ -93,8 +93,8 @@ def paths(
         return _one(model, sites, row, key, num_particles, memory, carries_cells)
 
     rows = jax.tree.map(lambda a: jnp.asarray(a)[:, None], data)
-    found = guide.simulate(key, data).deterministic
-    sites = {name: found[name] for name in OF_GUIDE}
+    computed = guide.simulate(key, data).deterministic
+    sites = {name: computed[name] for name in OF_GUIDE}
     found = jax.vmap(one)(jax.random.split(key, len(data.valid)), rows, sites)
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
 
