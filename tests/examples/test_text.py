@@ -44,7 +44,10 @@ def test_the_script_beats_nothing_known_and_keeps_evidence(example, tmp_path):
         for line in text.splitlines()
         if line.startswith(("  any order", "  frequency"))
     }
-    assert bits["any order, 2"] <= bits["any order, one"] < np.log2(27)
+    # The mixture's orders are not those of single rows: either may come out ahead by a little.
+    assert bits["any order, 2"] < bits["any order, one"] + 0.1 and bits["any order, one"] < np.log2(
+        27
+    )
     _, test = example.data(example.SMOKE)
     with xarray.open_datatree(tmp_path / "draws.nc") as tree:
         draws = tree.posterior["every_other_character"].to_numpy()[0]
