@@ -28,12 +28,13 @@ its own noise):
     calibration, Normal        0.082 +- 0.003     0.050 +- 0.001     0.078 +- 0.003     0.018 +- 0.006
     calibration, Student t     0.078 +- 0.004     0.012 +- 0.002     0.008 +- 0.002     0.018 +- 0.006
 
-Error and density are as claimed against MAML and the neural process, the calibration error is not; with Student t noise Reptile,
-whose error is twice as large, has the same density and is calibrated. Few objects hold most of the squared error (the median angle,
-0.03 by coordinate, is a third of the root mean square), and bands that pay for them are too wide for the others. NIW-Meta's bands
-hold the spread of its draws as well, which no noise takes back. Learned along with the population the noise ends too large, and
-episodes adapt too little (0.26 after the same steps; squared error 0.034, log density 0.08), presumably since it starts by paying
-for the errors of an untrained population. Run time: five minutes on 2 CPU cores, most of it NIW-Meta's.
+Error and density are as claimed against MAML and the neural process, the calibration error is not; with Student t noise
+Reptile, whose error is twice as large, has the same density and is calibrated. Few objects hold most of the squared error (the
+median angle, 0.03 by coordinate, is a third of the root mean square), and bands that pay for them are too wide for the others.
+NIW-Meta's bands hold the spread of its draws as well, which no noise takes back. Learned along with the population the noise
+ends too large, and episodes adapt too little (0.26 after the same steps; squared error 0.034, log density 0.08), presumably
+since it starts by paying for the errors of an untrained population. Run time: five minutes on 2 CPU cores, most of it
+NIW-Meta's.
 
     python examples/pose.py [--smoke] [--steps 5000] [--seeds 3] [--out pose_output]
 """
