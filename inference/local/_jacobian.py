@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import numpyro.distributions as dist
 from ...ppl._strategy import element
 from ..objectives._analytic_kl import Laws
 from ..particles._depends import depends
-from ._fisher import ROOTS, TINY
+from ._fisher import ROOTS, TINY, Outputs
 from ._truncated import truncated_factor
 
 Array = jax.Array
@@ -47,13 +47,6 @@ class Statements(Laws):
             self.values[msg["name"]] = msg["value"]
 
 
-class Outputs(NamedTuple):
-    """h and r, [*batch, m] each."""
-
-    values: Array
-    slopes: Array
-
-
 @dataclasses.dataclass(frozen=True)
 class Observations:
     """The observations of a local site.
@@ -71,7 +64,7 @@ class Observations:
     points: tuple[int, ...] | None
 
     def outputs(self, x: Array, z: Array) -> Outputs:
-        """Those at x, whitened at z, where the slopes are taken."""
+        """Those at x, whitened at z, where the slopes are taken, [*batch, m] each."""
 
         def both(x: Array, z: Array) -> tuple[list[Outputs], list[Array]]:
             found, constants = [], []
@@ -167,9 +160,7 @@ def rows(x: Array, batch: tuple[int, ...], trailing: int = 0) -> Array:
     return x.transpose(*own, *rest).reshape(*batch, -1)
 
 
-def _roots(
-    name: str, statements: Statements, at: Statements
-) -> tuple[list[list[Array]], list[Array]]:
+def _roots(name: str, statements: Statements, at: Statements) -> tuple[list[Outputs], list[Array]]:
     """Values and slopes of one site, weighed, each [*batch of the site, k], and the parameters that must not move."""
     if name not in statements.found:
         raise ValueError(
@@ -189,14 +180,12 @@ def _roots(
     parts = []
     for root in roots(base, element(at.found[name][0])[0], at.values[name]):
         value, slope = jnp.broadcast_arrays(*root)
-        own = root.output.shape[len(base.batch_shape) :]  # an event axis (logits, vectors)
+        own = root.values.shape[len(base.batch_shape) :]  # an event axis (logits, vectors)
         each = weight.reshape(*weight.shape, *(1,) * len(own))
-        parts.append(
-            [
-                jnp.where(each == 0, 0.0, each * part).reshape(*fn.batch_shape, -1)
-                for part in (value, slope)
-            ]
+        weighed = lambda part, each=each: jnp.where(each == 0, 0.0, each * part).reshape(
+            *fn.batch_shape, -1
         )
+        parts.append(Outputs(weighed(value), weighed(slope)))
     return parts, [jnp.asarray(getattr(base, parameter)) for parameter in fixed]
 
 

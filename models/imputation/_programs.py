@@ -167,8 +167,10 @@ def programs(
             x = ppl.sample("x", drawn_from.to_event(2), obs=data.values, obs_mask=cells)
             values = jnp.where(cells, data.values, 0)
             step_log_prob = jnp.where(cells, law.log_prob(values), 0).sum(-1)
-            if isinstance(mechanism, SelfMasking):
-                ratio = jnp.where(hidden, law.log_prob(x) - drawn_from.log_prob(x), 0).sum(-1)
+            log_draw = jnp.where(cells, 0, drawn_from.log_prob(x))
+            ppl.deterministic("step_log_draw", log_draw.sum(-1))
+            if drawn_from is not law:
+                ratio = jnp.where(hidden, law.log_prob(x) - log_draw, 0).sum(-1)
                 ppl.factor("x_weight", ratio.sum(-1))
                 step_log_prob += ratio
             if mechanism is not None:
@@ -177,8 +179,6 @@ def programs(
                 ppl.sample("s", seen_law.to_event(2), obs=cells.astype(x.dtype))
                 step_log_prob += seen_law.log_prob(cells.astype(x.dtype)).sum(-1)
             ppl.deterministic("step_log_prob", step_log_prob)
-            log_draw = jnp.where(cells, 0, drawn_from.log_prob(x)).sum(-1)
-            ppl.deterministic("step_log_draw", log_draw)
             if classify is not None:
                 # What the classifier sees of the series: the two places at which `obs_dropout` acts.
                 kept = ppl.deterministic("kept", cells)
