@@ -34,14 +34,9 @@ from ._program import (
     ChoiceMismatch as ChoiceMismatch,
     Program as Program,
     as_program as as_program,
-    check_proposed_cells as check_proposed_cells,
     draw as draw,
     model as model,
-    plates_met as plates_met,
-    score as score,
-    strategies_met as strategies_met,
 )
-from ._recorder import SiteInfo as SiteInfo
 from ._regions import cond as cond, particles as particles, scan as scan
 from ._reinforce import (
     Baseline as Baseline,
@@ -54,6 +49,9 @@ from ._reinforce import (
 from ._rejection import RejectionReparam as RejectionReparam
 from ._relax import Rebar as Rebar, Relax as Relax
 from ._reweight import SiteWeights as SiteWeights, reweight as reweight
+from ._running import plates_met as plates_met, strategies_met as strategies_met
+from ._score import check_proposed_cells as check_proposed_cells, score as score
+from ._sites import SiteInfo as SiteInfo
 from ._statements import (
     deterministic as deterministic,
     factor as factor,

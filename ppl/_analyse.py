@@ -34,8 +34,8 @@ from ._layout import (
     mixing,
     open_relations,
 )
-from ._recorder import SiteInfo
 from ._relation import PARAMS, Relation, Relations, compose, join_links, mixed
+from ._sites import SiteInfo
 
 
 @dataclasses.dataclass(frozen=True)

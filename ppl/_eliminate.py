@@ -28,9 +28,10 @@ from ._compat import handler_stack, own_caches, typed_key
 from ._handlers import _Given
 from ._listing import Listing, alone, list_factors
 from ._params import Bound, ParamCollector, Params
-from ._program import ChoiceMismatch, Program, _refuse_inside_engine, as_program
+from ._program import ChoiceMismatch, Program, as_program
 from ._recorder import Recorder
 from ._runner import Runner
+from ._running import refuse_inside_engine
 from ._stochastic import as_arrays
 from ._trace import Trace
 
@@ -63,7 +64,7 @@ class Eliminated(Program):
 
     def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
         """Draw the choices that are left (and everything else) from the prior; the log-density is the marginal one."""
-        _refuse_inside_engine("simulate")
+        refuse_inside_engine("simulate")
         joint = self.program.simulate(key, *args, **kwargs)
         trace = self._score(self._without(joint.choices), *args, **kwargs)
         return dataclasses.replace(trace, retval=joint.retval)
@@ -72,7 +73,7 @@ class Eliminated(Program):
         self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Trace, Array]:
         """With every choice given: its trace and log-density; else the weight of a draw of the whole program, unbiased too."""
-        _refuse_inside_engine("generate")
+        refuse_inside_engine("generate")
         self._check_left(constraints)
         joint, log_weight = self.program.generate(key, constraints, *args, **kwargs)
         kept = self._without(joint.choices)
@@ -108,7 +109,7 @@ class Eliminated(Program):
             num_samples: number of independent draws (a leading axis); None: one, without that axis.
             kwargs: its keyword arguments.
         """
-        _refuse_inside_engine("posterior")
+        refuse_inside_engine("posterior")
         listing = self._listing(as_arrays(choices), args, kwargs)
         draw = lambda key: listing.assignment("sample", key)
         if num_samples is None:

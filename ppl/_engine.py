@@ -17,17 +17,11 @@ from ._keys import fold_name
 from ._mvd import MVD
 from ._noise import COMMON, SALT
 from ._primitive import mark, mark_key
-from ._recorder import (
-    Recorder,
-    Region,
-    check_shape,
-    describe,
-    is_unbounded,
-    without_support_check,
-)
+from ._recorder import Recorder
 from ._reinforce import Reinforce
 from ._rejection import RejectionReparam
 from ._relax import Rebar
+from ._sites import Region, check_shape, describe, is_unbounded, without_support_check
 from ._strategy import (
     Draw,
     Enum,

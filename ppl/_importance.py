@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from ._recorder import is_unbounded
+from ._sites import is_unbounded
 from ._strategy import Draw, Strategy, element, stop
 
 Array = jax.Array

@@ -28,9 +28,10 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from ._compat import fresh_caches, handler_stack
-from ._program import Program, _engine, as_program
-from ._recorder import SiteInfo
+from ._program import Program, as_program
 from ._runner import Collector
+from ._running import running_engine
+from ._sites import SiteInfo
 from ._trace import Trace, _Sites, trace_of
 
 Array = jax.Array
@@ -89,7 +90,7 @@ class InlineGuide(Program):
         Raises:
             RuntimeError: outside of an expectation or objective.
         """
-        if _engine() is None:
+        if running_engine() is None:
             raise RuntimeError(
                 "The joint run of model and guide has no randomness of its own: make it inside ppl.expectation or an "
                 "objective. Elsewhere use guide.simulate(key, *args)."

@@ -25,9 +25,10 @@ from ._dependence import Analysis
 from ._engine import Engine, StrategySite
 from ._evaluate import evaluate
 from ._layout import Layout
-from ._program import ChoiceMismatch, Program, _engine
-from ._recorder import SiteInfo
+from ._program import ChoiceMismatch, Program
 from ._relation import Relation
+from ._running import running_engine
+from ._sites import SiteInfo
 from ._split import Split, agreed, by_parts, chains_of, lanes_at, whole_at
 from ._stochastic import Constrained
 from ._strategy import Enum, Reparam, Strategy, element
@@ -230,7 +231,7 @@ def list_factors(
     with alone():
         closed, shapes = jax.make_jaxpr(run, return_shape=True)()
     _check_sites(label, lister, given, names, kept)
-    outer = _engine()
+    outer = running_engine()
     if outer is not None:
         outer.plates.update(lister.plates)
     infos = given.frame.infos

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from ._checks import check_counts
-from ._program import ChoiceMismatch, Program, with_proposed_cells
-from ._recorder import SiteInfo
+from ._program import ChoiceMismatch, Program
 from ._regions import particles
+from ._score import with_proposed_cells
+from ._sites import SiteInfo
 from ._stochastic import (
     Constrained,
     StochasticProgram,

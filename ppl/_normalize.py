@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ._checks import check_counts
-from ._program import ChoiceMismatch, Program, with_proposed_cells
+from ._program import ChoiceMismatch, Program
 from ._regions import particles
+from ._score import with_proposed_cells
 from ._statements import sample
 from ._stochastic import (
     Side,

@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ._compat import handler_stack, is_concrete, own_caches, typed_key
+from ._compat import own_caches, typed_key
 from ._params import Bound, Params
 from ._probe import init_params
 from ._recorder import Recorder
 from ._runner import Collector, Runner
+from ._running import refuse_inside_engine, running_engine
 from ._table import table
 from ._trace import Trace, trace_of
 
@@ -84,7 +84,7 @@ class Program:
             RuntimeError: called inside `ppl.expectation` or an objective, where its draws would carry no
                 gradient.
         """
-        _refuse_inside_engine("simulate")
+        refuse_inside_engine("simulate")
         return self._run(Runner(typed_key(key)), args, kwargs)
 
     def generate(
@@ -97,7 +97,7 @@ class Program:
             fixed sites,
             observations and factors (scalar, nats). E[exp(log_weight)] = p(constraints, data).
         """
-        _refuse_inside_engine("generate")
+        refuse_inside_engine("generate")
         runner = Runner(typed_key(key), _arrays(constraints))
         trace = self._run(runner, args, kwargs)
         _check_used(runner, constraints, self)
@@ -114,7 +114,7 @@ class Program:
         Raises:
             ValueError: `choices` misses a latent site or names one that the program does not have.
         """
-        engine = _engine()
+        engine = running_engine()
         runner = Runner(None, _arrays(choices), defer_imputed=engine is not None)
         trace = self._run(runner, args, kwargs)
         _check_used(runner, choices, self)
@@ -153,7 +153,7 @@ class Program:
         self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> Trace:
         """The whole trace behind `predict`: given and drawn latent sites, redrawn observations."""
-        _refuse_inside_engine("predict")
+        refuse_inside_engine("predict")
         runner = Runner(typed_key(key), _arrays(choices), redraw_observed=True)
         trace = self._run(runner, args, kwargs)
         _check_used(runner, choices, self)
@@ -168,7 +168,7 @@ class Program:
         With `keep` None the choices always hold; sites that `choices` does not name are drawn, by `draw(message, key)` if given.
         `runner` makes the recorder, a `Runner` with the same arguments.
         """
-        _refuse_inside_engine("propose")
+        refuse_inside_engine("propose")
         recorder = runner(typed_key(key), _arrays(choices), keep=keep, draw=draw)
         trace = self._run(recorder, args, {})
         _check_used(recorder, choices, self)
@@ -268,108 +268,6 @@ def as_program(fn: Any) -> Program:
     return Program(fn)
 
 
-def score(
-    program: Program | Callable[..., Any],
-    trace: Trace | Mapping[str, Any],
-    *args: Any,
-    **kwargs: Any,
-) -> Trace:
-    """The trace of `program` at the choices of another program's trace (a guide's), without its auxiliary sites.
-
-    `trace` may also be a dict of choices.
-
-    Raises:
-        ValueError: the guide misses a latent site of the program, proposes one that the program does not
-            have, proposes missing cells with a density in the seen ones too, or has auxiliary sites whose marginal is not
-            known.
-    """
-    if not isinstance(trace, Trace):
-        return as_program(program)._score(_arrays(trace), *args, **kwargs)
-    if trace.scored is not None and trace.scored.is_run_of(program, args, kwargs):
-        return trace.scored.trace
-    choices = trace.shared_choices
-    random = [name for name in choices if trace.sites[name].distribution != "Delta"]
-    if trace.auxiliary and random:
-        raise ValueError(
-            f"The guide has auxiliary sites {sorted(trace.auxiliary)} beside random sites {random}, so "
-            "its density of the model's sites is a marginal that log q(z, u) does not give, and the "
-            "bound would not be one. Estimate the marginal with ppl.marginal(guide, keep=[...]), make the "
-            "model's sites deterministic (Delta) given the auxiliary ones, or drop the auxiliary sites."
-        )
-    try:
-        scored = as_program(program)._score(choices, *args, **kwargs)
-        return with_proposed_cells(scored, trace)
-    except ChoiceMismatch as err:
-        parts = []
-        if err.missing:
-            parts.append(
-                f"it misses the latent site(s) {err.missing}; propose them in the guide, or condition the "
-                "model on them"
-            )
-        if err.extra:
-            parts.append(
-                f"it proposes {err.extra}, which are not latent in the model; remove them, or mark them "
-                "as auxiliary with "
-                "infer={'is_auxiliary': True}"
-            )
-        raise ValueError(f"The guide does not match {program!r}: {'; '.join(parts)}.") from err
-
-
-def with_proposed_cells(model: Trace, guide: Trace) -> Trace:
-    """The model's trace after `check_proposed_cells`, whose number it holds in the log-probs of the proposed cells."""
-    penalty = check_proposed_cells(model, guide)
-    if is_concrete(penalty):
-        return model
-    log_probs = {n: x + penalty if n in guide.cells else x for n, x in model.log_probs.items()}
-    return dataclasses.replace(model, log_probs=log_probs)
-
-
-def check_proposed_cells(model: Trace, guide: Trace) -> Array:
-    """Refuse a guide's proposal of missing cells whose density counts other cells than the model's: p / q would not be a weight.
-
-    Args:
-        model: a run of the model.
-        guide: the run of the guide whose choices it scores.
-
-    Returns:
-        A number to add to the log-weight: zero, or NaN if masks differ whose values are not known yet (under jit).
-
-    Raises:
-        ValueError: the guide does not know the mask, or another one.
-    """
-    penalty: Any = np.zeros(())
-    for name, info in model.sites.items():
-        if not info.is_imputed or name not in guide.sites:
-            continue
-        if not guide.sites[name].is_masked:
-            raise ValueError(
-                f"Site '{name}': the guide proposes missing cells, but its density counts the seen cells too, which the model's "
-                f"does not, so that log p - log q would be no log-weight. Tell the guide the mask: ppl.sample('{name}', q, "
-                "obs_mask=mask)."
-            )
-        if name in model.cells and name in guide.cells:
-            is_same = _same_cells(model.cells[name], guide.cells[name])
-            if is_concrete(is_same) and not is_same:
-                raise ValueError(
-                    f"Site '{name}': the guide's obs_mask is not the model's, so that their densities count different cells and "
-                    "log p - log q would be no log-weight. Hand both the same mask."
-                )
-            if not is_concrete(is_same):
-                penalty = penalty + jnp.where(is_same, 0.0, jnp.nan)
-    return penalty
-
-
-def _same_cells(one: Any, other: Any) -> Any:
-    """Whether two masks, each over the leading axes of a value, say the same."""
-    ndim = max(one.ndim, other.ndim)
-    one, other = (x.reshape(x.shape + (1,) * (ndim - x.ndim)) for x in (one, other))
-    try:
-        jnp.broadcast_shapes(one.shape, other.shape)
-    except ValueError:
-        return np.asarray(False)
-    return (one == other).all()
-
-
 def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
     """Run `program` inside `ppl.expectation`; each draw gets its gradient strategy.
 
@@ -379,38 +277,12 @@ def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Tr
     Raises:
         RuntimeError: called outside an expectation or objective.
     """
-    if _engine() is None:
+    if running_engine() is None:
         raise RuntimeError(
             "ppl.draw has no randomness of its own: call it inside ppl.expectation or an objective. "
             "Elsewhere use program.simulate(key, *args)."
         )
     return as_program(program)._draw(*args, **kwargs)
-
-
-def plates_met() -> dict[str, int]:
-    """The plates that the running engine has met so far, with their sizes."""
-    engine = _engine()
-    return {} if engine is None else dict(engine.plates)
-
-
-def strategies_met() -> dict[str, Any]:
-    """The strategies of the latent sites that the running engine has met so far in the open region, by address."""
-    engine = _engine()
-    return {} if engine is None else {a: s.strategy for a, s in engine.frame.sites.items()}
-
-
-def _engine() -> Any:
-    """The gradient engine on the stack, if any."""
-    return next((h for h in handler_stack() if getattr(h, "is_engine", False)), None)
-
-
-def _refuse_inside_engine(method: str) -> None:
-    if getattr(_engine(), "has_gradients", False):
-        raise RuntimeError(
-            f"Program.{method}(key, ...) inside ppl.expectation or an objective would make draws without "
-            "a gradient strategy, and so a biased gradient. Use ppl.draw(program, *args), which needs "
-            "no key."
-        )
 
 
 def _arrays(choices: Mapping[str, Any]) -> dict[str, Array]:

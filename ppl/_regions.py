@@ -22,7 +22,8 @@ from jax import lax
 from numpyro.ops.pytree import PytreeTrace
 
 from ._compat import handler_stack
-from ._recorder import Frame, Recorder, Region
+from ._recorder import Frame, Recorder
+from ._sites import Region
 
 
 def scan(

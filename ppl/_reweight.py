@@ -12,7 +12,7 @@ import numpy as np
 
 from ._compat import is_concrete
 from ._program import Program, as_program
-from ._recorder import SiteInfo
+from ._sites import SiteInfo
 
 Array = jax.Array
 

@@ -12,7 +12,8 @@ from numpyro.distributions import constraints
 
 from ._compat import handler_stack
 from ._keys import fold_name
-from ._recorder import Recorder, is_boolean, is_unbounded, log_prob_of
+from ._recorder import Recorder
+from ._sites import is_boolean, is_unbounded, log_prob_of
 
 Array = jax.Array
 

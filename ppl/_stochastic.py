@@ -26,9 +26,11 @@ from ._engine import Engine
 from ._keys import fold_name
 from ._params import Params
 from ._probe import init_params
-from ._program import Program, _engine, _refuse_inside_engine, as_program
-from ._recorder import Recorder, SiteInfo, check_shape, describe, log_prob_of
+from ._program import Program, as_program
+from ._recorder import Recorder
 from ._runner import _guarded_log_prob
+from ._running import refuse_inside_engine, running_engine
+from ._sites import SiteInfo, check_shape, describe, log_prob_of
 from ._statements import rng_key
 from ._trace import Trace, _Sites
 
@@ -89,7 +91,7 @@ class StochasticProgram(Program, abc.ABC):
         Raises:
             RuntimeError: inside `ppl.expectation` or an objective; `ppl.draw` is its equal there.
         """
-        _refuse_inside_engine("simulate")
+        refuse_inside_engine("simulate")
         return self._exact_mean(lambda: self._draw(*args, **kwargs), key)
 
     def estimate_log_density(
@@ -101,7 +103,7 @@ class StochasticProgram(Program, abc.ABC):
             ValueError: the choices are not exactly the program's; a log-prob is scaled by subsampling.
             RuntimeError: inside `ppl.expectation` or an objective; `ppl.score` is its equal there.
         """
-        _refuse_inside_engine("estimate_log_density")
+        refuse_inside_engine("estimate_log_density")
         return self._exact_mean(
             lambda: self._score(as_arrays(choices), *args, **kwargs), key
         ).log_density
@@ -110,7 +112,7 @@ class StochasticProgram(Program, abc.ABC):
         self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Trace, Array]:
         """With every choice given: its trace and the estimated log-density."""
-        _refuse_inside_engine("generate")
+        refuse_inside_engine("generate")
         trace = self._exact_mean(lambda: self._score(as_arrays(constraints), *args, **kwargs), key)
         return trace, trace.log_density
 
@@ -137,7 +139,7 @@ class StochasticProgram(Program, abc.ABC):
 
     def own_key(self) -> Array:
         """Randomness from the handlers around, another at each call in one run."""
-        used, number = _engine().frame.used, 1
+        used, number = running_engine().frame.used, 1
         while f"rng:{self.label}_{number}" in used:
             number += 1
         return rng_key(f"{self.label}_{number}")

@@ -14,8 +14,8 @@ from typing import Any
 
 from ._engine import StrategySite
 from ._layout import MAX_LANES, Layout
-from ._recorder import SiteInfo
 from ._relation import Relation
+from ._sites import SiteInfo
 from ._sum_product import Intractable, Unit, order_of
 
 Axis = tuple[Any, int]

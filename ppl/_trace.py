@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ._recorder import Recorder, SiteInfo
+from ._recorder import Recorder
+from ._sites import SiteInfo
 
 Array = jax.Array
 

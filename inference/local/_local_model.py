@@ -22,8 +22,8 @@ from numpyro.primitives import Messenger
 from ... import ppl
 from ...ppl._compat import no_handlers
 from ...ppl._params import ParamCollector
-from ...ppl._recorder import _is_masked
 from ...ppl._runner import Runner
+from ...ppl._sites import is_masked
 from ...ppl._strategy import element
 from ..objectives._analytic_kl import Laws
 from ..particles._depends import depends
@@ -95,7 +95,7 @@ def read(
             "the region and index it inside."
         )
     law = laws.found[site][0]
-    if _is_masked(law):
+    if is_masked(law):
         raise ValueError(
             f"Site '{site}': local_laplace takes no masked site, whose rows would count in the guide but not in the model. Mask "
             "the observations instead: a row without any keeps its prior."

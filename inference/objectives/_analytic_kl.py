@@ -21,7 +21,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import trace_state
-from ...ppl._recorder import _is_masked
+from ...ppl._sites import is_masked
 from ...ppl._strategy import element
 from ._detached import refuse_estimated
 
@@ -114,7 +114,7 @@ def divergence(q: tuple[Any, Any], p: tuple[Any, Any]) -> Array | None:
     """KL(q || p) of two scaled laws per batch element, nats; None where there is no formula."""
     (q_fn, q_scale), (p_fn, p_scale) = q, p
     # Only one factor on both: with two, the log-ratio is no divergence. Masks may differ: left to sampling.
-    if not _equal(q_scale, p_scale) or _is_masked(q_fn) or _is_masked(p_fn):
+    if not _equal(q_scale, p_scale) or is_masked(q_fn) or is_masked(p_fn):
         return None
     try:
         kl = kl_divergence(q_fn, _like(q_fn, p_fn))

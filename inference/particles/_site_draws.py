@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from ...ppl._engine import as_strategy
-from ...ppl._recorder import _is_masked
+from ...ppl._sites import is_masked
 from ...ppl._stochastic import refuse_scaled
 from ...ppl._strategy import Pathwise, _has_rsample, element
 from ._differentiable import Differentiation
@@ -51,7 +51,7 @@ class SiteDraws:
         if self._is_pathwise(msg):
             return value
         if self.has_scores:
-            if _is_masked(fn) and not msg["infer"].get("imputed"):
+            if is_masked(fn) and not msg["infer"].get("imputed"):
                 raise ValueError(
                     "its log-prob is masked, so that a gradient would miss how parameters move the draw. Leave the site unmasked."
                 )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import no_handlers
-from ...ppl._program import _engine
+from ...ppl._running import running_engine
 from ...ppl._stochastic import Ambient, StochasticProgram, as_arrays, estimated
 from ._guard import underived
 from ._policies import Policy, every
@@ -46,7 +46,7 @@ class SMCSampler(StochasticProgram):
 
     def _draw(self, *args: Any, **kwargs: Any) -> ppl.Trace:
         self._refuse_keywords(kwargs)
-        if _engine().is_exploring:  # parameters are met as in any program
+        if running_engine().is_exploring:  # parameters are met as in any program
             return self._explore(args)
         run_key, path_key = jax.random.split(self.own_key())
         result = self._run(run_key, args)
@@ -56,7 +56,7 @@ class SMCSampler(StochasticProgram):
     def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> ppl.Trace:
         self._refuse_keywords(kwargs)
         choices = as_arrays(choices)
-        if _engine().is_exploring:
+        if running_engine().is_exploring:
             self._explore(args)
             return self.program._score(choices, *args)
         result = self._run(self.own_key(), args, choices)

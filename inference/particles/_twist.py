@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...ppl._recorder import SiteInfo
 from ...ppl._runner import Runner
+from ...ppl._sites import SiteInfo
 from ._hilbert import nearby_order
 from ._population import Drawing, Offspring, Resampled, drawn_by, resample, reweight
 from ._traced import TracedProgram

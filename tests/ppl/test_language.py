@@ -12,7 +12,7 @@ from jax.scipy.stats import norm
 
 from _stats import assert_unbiased
 from lapilli import ppl
-from lapilli.ppl._recorder import LOUD
+from lapilli.ppl._sites import LOUD
 
 
 @ppl.model

@@ -1,0 +1,185 @@
+"""Sites: what is known of a sample statement without running it, and its log-density."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from ._compat import handler_stack
+from ._missing import NormalCells
+
+Array = jax.Array
+# Laws on the real line whose log-density is NaN or -inf at every value that is no real number.
+LOUD = (dist.Normal, dist.Laplace, dist.Cauchy, dist.StudentT, dist.Logistic)
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """The body of a control-flow statement: its kind, the name of the axis it adds (None for cond), and its size."""
+
+    kind: str
+    axis: str | None
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteInfo:
+    """What is known of a site without running it.
+
+    Attributes:
+        name: the site's name.
+        kind: "latent", "observed", "factor" or "deterministic".
+        dims: one name per batch axis of the site, outermost first (None where no plate names it).
+        batch_shape: size of each batch axis.
+        event_shape: shape of one event.
+        distribution: the distribution's class name.
+        strategy: the strategy asked for at the site, if any.
+        is_auxiliary: a guide site that the model does not have (NumPyro's `infer={"is_auxiliary": True}`).
+        scale: factor on its log-probs (subsampling); None when it is not one number.
+        regions: the regions around the site, outermost first.
+        is_imputed: the missing cells of a statement with `obs_mask`.
+        is_masked: its density leaves cells out.
+    """
+
+    name: str
+    kind: str
+    dims: tuple[str | None, ...]
+    batch_shape: tuple[int, ...]
+    event_shape: tuple[int, ...]
+    distribution: str
+    strategy: str = ""
+    is_auxiliary: bool = False
+    scale: float | None = 1.0
+    regions: tuple[Region, ...] = ()
+    is_imputed: bool = False
+    is_masked: bool = False
+
+
+def describe(msg: dict[str, Any]) -> SiteInfo:
+    """The static description of a sample statement; checks an observation's shape against the site's."""
+    fn, name = msg["fn"], msg["name"]
+    if isinstance(_base(fn), dist.Unit):
+        kind = "factor"
+    else:
+        kind = "observed" if msg["is_observed"] else "latent"
+    check_shape(msg)
+    dims: list[str | None] = [None] * len(fn.batch_shape)
+    for frame in msg["cond_indep_stack"]:
+        if -frame.dim <= len(dims):
+            dims[frame.dim] = frame.name
+    scale = 1.0 if msg["scale"] is None else msg["scale"]
+    scale = float(scale) if isinstance(scale, int | float) else None
+    auxiliary = bool(msg["infer"].get("is_auxiliary")) and kind == "latent"
+    strategy = msg["infer"].get("strategy") or ""
+    strategy = strategy if isinstance(strategy, str) else strategy.name
+    return SiteInfo(
+        name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(_base(fn)).__name__,
+        strategy, auxiliary, scale, is_imputed=bool(msg["infer"].get("imputed")), is_masked=is_masked(fn),
+    )  # fmt: skip
+
+
+def describe_deterministic(msg: dict[str, Any]) -> SiteInfo:
+    """A deterministic value has batch axes where its leading axes have the sizes of the plates around it."""
+    shape, frames = jnp.shape(msg["value"]), msg["cond_indep_stack"]
+    depth = max((-f.dim for f in frames), default=0)
+    batch: list[str | None] = [None] * depth
+    for frame in frames:
+        batch[frame.dim] = frame.name
+    sizes = {frame.name: frame.size for frame in frames}
+    fits = depth <= len(shape) and all(
+        name is None or sizes[name] == n for name, n in zip(batch, shape, strict=False)
+    )
+    batch, depth = (batch, depth) if fits else ([], 0)
+    return SiteInfo(msg["name"], "deterministic", tuple(batch), shape[:depth], shape[depth:], "")
+
+
+def check_shape(msg: dict[str, Any]) -> None:
+    """Refuse a value whose shape is not the site's own: it would broadcast and count rows several times."""
+    fn, value = msg["fn"], msg["value"]
+    if isinstance(_base(fn), dist.Unit):
+        return
+    expected, got = tuple(fn.batch_shape) + tuple(fn.event_shape), jnp.shape(value)
+    if got != expected:
+        plates = {f.name: f.size for f in msg["cond_indep_stack"]}
+        what = "observation" if msg["is_observed"] else "value"
+        raise ValueError(
+            f"Site '{msg['name']}': the {what} has shape {got} but the site has batch shape "
+            f"{tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)} (plates {plates}). Nothing "
+            f"is broadcast silently: give it shape {expected}, declare the missing plate, or mark event "
+            "axes with .to_event(n)."
+        )
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def is_masked(fn: Any) -> bool:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return isinstance(fn, NormalCells)
+
+
+def log_prob_of(msg: dict[str, Any]) -> Array:
+    """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
+    intermediates = msg.get("intermediates")
+    fn, value = msg["fn"], msg["value"]
+    if not msg["is_observed"] or type(_base(fn)) in LOUD:
+        fn = without_support_check(fn, value)
+    if "_log_prob" in msg and not is_masked(fn):
+        # The engine's own number, so that the analysis can tell a site's density at its own draw.
+        elements = msg["_log_prob"]
+        log_prob = elements.sum(tuple(range(len(fn.batch_shape), elements.ndim)))
+        return log_prob if msg["scale"] is None else msg["scale"] * log_prob
+    try:
+        log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    except (ValueError, TypeError) as err:
+        raise type(err)(
+            f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
+        ) from err
+    return log_prob if msg["scale"] is None else msg["scale"] * log_prob
+
+
+def is_boolean(support: Any) -> bool:
+    """Whether a support is {0, 1}, element by element."""
+    return getattr(support, "base_constraint", support) is constraints.boolean
+
+
+def without_support_check(fn: Any, value: Any) -> Any:
+    """`fn`, whose density takes `value` as it is where NumPyro's check of the support says nothing more.
+
+    Relaxed values, floating-point numbers for Bernoulli's, whose log-density is linear in them (NumPyro would return -inf between
+    0 and 1); and laws in `LOUD` under an objective: nothing that is finite lies outside of their support, and the
+    check would cost several comparisons an element, in all lanes.
+    """
+    is_relaxed = is_boolean(fn.support) and jnp.issubdtype(jnp.result_type(value), jnp.floating)
+    if not is_relaxed and not (type(_base(fn)) in LOUD and _is_under_objective()):
+        return fn
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    if hasattr(fn, "base_dist"):
+        fn.base_dist = without_support_check(fn.base_dist, value)
+    return fn
+
+
+def _is_under_objective() -> bool:
+    return any(getattr(h, "has_gradients", False) for h in handler_stack())
+
+
+def is_unbounded(support: Any) -> bool:
+    """Whether a support holds every real number (vector, matrix)."""
+    while type(support) is type(constraints.independent(constraints.real, 1)):
+        support = support.base_constraint
+    return any(
+        support is c for c in (constraints.real, constraints.real_vector, constraints.real_matrix)
+    )
