@@ -24,6 +24,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ._axis_rules import RULES, mix, shape_of
 from ._compat import scan_counts
+from ._continuous import is_continuous_call
 from ._jaxprs import inner_jaxpr, inner_jaxprs
 from ._primitive import MARKERS, key_p, site_p
 from ._relation import PARAMS, Relations, Time, aligned, close_time, join, move
@@ -103,7 +104,11 @@ class Analysis:
         if eqn.primitive is key_p:
             return [Fact({eqn.params["address"]: ()}, {})]
         if name in CALLS:
-            return self._call(eqn.params[CALLS[name]], facts)
+            outs = self._call(eqn.params[CALLS[name]], facts)
+            if is_continuous_call(eqn):
+                jumps = _join_facts(facts).jumps
+                outs = [out._replace(jumps=jumps) for out in outs]
+            return outs
         if name == "scan":
             return self._scan(eqn, facts)
         if name == "cond":

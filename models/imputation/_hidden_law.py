@@ -41,7 +41,6 @@ def hidden_law[Law: (dist.Normal, dist.StudentT)](
     steepness = alpha**2 * variance
     root = jnp.sqrt(1 + steepness)
     h = jnp.maximum((alpha * loc + PROBIT * bias) / root, LOWEST)
-    # Not by log_ndtr, whose branches the search for jumps would have to try.
     r = jnp.sqrt(2 / jnp.pi) * jnp.exp(-0.5 * h**2) / jax.lax.erfc(-h / jnp.sqrt(2.0))
     share = jnp.maximum(1 - steepness / (1 + steepness) * r * (h + r), MIN_SHARE)
     loc = jnp.where(cells, loc + alpha * variance * r / root, loc)
