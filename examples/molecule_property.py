@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from two_stages import leave
@@ -57,6 +58,9 @@ class Target:
     temperature: float
     tenths: tuple[int, ...] = tuple(ATOMS.values())
 
+    def __str__(self) -> str:
+        return f"goal {self.goal:g} tau {self.temperature:g}"
+
     def total(self, x):
         """H of values 0 to K - 1, [..., D]."""
         return jnp.asarray(self.tenths)[x].sum(-1) / 10
@@ -79,6 +83,11 @@ class Target:
         known = np.asarray(self.tenths)[np.asarray(x)[observed]]
         weight, value = self._weights(len(known), int(known.sum()))
         return float(weight @ value / weight.sum())
+
+    def property_law(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values of h, and their probabilities."""
+        weight, value = self._weights(0, 0)
+        return value, weight / weight.sum()
 
     def _weights(self, num_known: int, known: int) -> tuple[np.ndarray, np.ndarray]:
         """By value of h: the number of ways to reach it from what is known, times f; and the values."""
@@ -134,7 +143,9 @@ class Result(NamedTuple):
     given: tuple[
         float, float, float
     ]  # mean property given the fragment: of draws, its error, exact
-    draws: np.ndarray
+    properties: np.ndarray  # h of draws
+    log_marginals: tuple[np.ndarray, np.ndarray]  # of one pass, exact
+    draws: np.ndarray  # given the fragment
 
 
 def measure(target: Target, networks: mam.Pair, config: Config, key: jax.Array) -> Result:
@@ -164,23 +175,49 @@ def measure(target: Target, networks: mam.Pair, config: Config, key: jax.Array) 
         uniform=float(-size * np.log(len(target.tenths)) - target.log_density(uniform).mean()),
         marginals=float(np.sqrt(np.mean((level - exact) ** 2))),
         given=(float(reached.mean()), error(reached), target.mean_property(row, known)),
+        properties=np.asarray(target.total(draws.value)),
+        log_marginals=(level, exact),
         draws=np.asarray(filled),
     )
 
 
-def report(results: dict[tuple[float, float], Result]) -> str:
+def report(results: dict[Target, Result]) -> str:
     """The table of the run."""
     lines = [
         f"{'goal':>5} {'tau':>5} {'E[log p - log f]':>20} {'best':>9} {'uniform law':>12} "
         f"{'marginals, rms':>15} {'h given ' + FRAGMENT:>18} {'exact':>7}"
     ]
-    for (goal, temperature), found in results.items():
+    for target, found in results.items():
         value, error, exact = found.given
         lines.append(
-            f"{goal:5.0f} {temperature:5.1f} {found.gap:11.3f} +- {found.gap_error:.3f} {-found.log_z:9.3f} "
+            f"{target.goal:5.0f} {target.temperature:5.1f} {found.gap:11.3f} +- {found.gap_error:.3f} {-found.log_z:9.3f} "
             f"{found.uniform:12.1f} {found.marginals:15.3f} {value:10.3f} +- {error:.3f} {exact:7.3f}"
         )
     return "\n".join(lines)
+
+
+def plot(results: dict[Target, Result], path: Path) -> None:
+    """By target: the property of draws beside its exact law, and log-marginals of one pass against exact ones."""
+    figure, axes = plt.subplots(
+        2, len(results), figsize=(3.4 * len(results), 6), squeeze=False, layout="constrained"
+    )
+    for (target, found), (above, below) in zip(results.items(), axes.T, strict=True):
+        value, law = target.property_law()
+        near = np.abs(value - target.goal) < 4 * np.sqrt(target.temperature)
+        edges = np.append(value[near] - 0.05, value[near][-1] + 0.05)
+        above.hist(found.properties, edges, density=True, color="C0", alpha=0.5, label="draws")
+        above.plot(value[near], law[near] / 0.1, "k.-", lw=1, ms=3, label="exact")
+        above.set(title=str(target), xlabel="property h")
+        level, exact = found.log_marginals
+        ends = [exact.min(), 0.0]
+        below.plot(ends, ends, "k-", lw=1)
+        below.plot(exact, level, "o", ms=3, alpha=0.6)
+        below.set(xlabel="exact log-marginal (nats)")
+    axes[0, 0].set_ylabel("density")
+    axes[0, 0].legend()
+    axes[1, 0].set_ylabel("of one pass (nats)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -199,15 +236,14 @@ def main(arguments: list[str] | None = None) -> None:
             jax.random.fold_in(jax.random.key(options.seed), i)
         )
         networks = train(target, config, train_key)
-        results[case] = measure(target, networks, config, measure_key)
+        results[target] = measure(target, networks, config, measure_key)
     lines = [f"{time.perf_counter() - start:.0f} s", report(results), ""]
     atoms = np.array(list(ATOMS))
-    for (goal, temperature), found in results.items():
+    for target, found in results.items():
         texts = ["".join(atoms[row]).strip() for row in found.draws[:3]]
-        lines.append(f"goal {goal:.0f}, tau {temperature:.1f}: {'   '.join(texts)}")
-    draws = {
-        f"goal {goal:g} tau {temperature:g}": r.draws for (goal, temperature), r in results.items()
-    }
+        lines.append(f"{target}: {'   '.join(texts)}")
+    draws = {str(target): found.draws for target, found in results.items()}
+    plot(results, options.out / "molecule_property.png")
     leave("\n".join(lines), draws, "atom", options.out)
 
 

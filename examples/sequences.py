@@ -174,7 +174,9 @@ def draw(result: Result, per_symbol: float, path: Path) -> None:
         bits = -result.log_likelihood[name] * per_symbol
         axes[0].axhline(bits, color="0.5", ls=style, lw=1, label=name)
     axes[0].set(xlabel="symbols known, anywhere in the row", ylabel="bits of a hidden symbol")
-    axes[0].legend(frameon=False, fontsize=8)
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+    axes[0].legend(frameon=False, fontsize=8, loc="upper right")
     level, chain, known = result.parts.T
     points = axes[1].scatter(chain, level, c=known, s=2, alpha=0.5)
     figure.colorbar(points, ax=axes[1], label="symbols known")

@@ -41,6 +41,7 @@ class _Trunk(eqx.Module):
         reach: tuple[int, int],
         key: Array,
     ) -> None:
+        _check_sizes(num_variables, num_symbols - 1, width, depth, num_heads, reach[0])
         symbol_key, last_key, *keys = jax.random.split(key, depth + 2)
         self.num_symbols, self.reach = num_symbols, reach
         num_read = sum(reach) + 1
@@ -80,6 +81,9 @@ class MaskedTransformer(eqx.Module):
         num_heads: heads of the attention, a divisor of the width.
         reach: neighbours on each side that an embedding sees; 0 for none.
         key: PRNG key of the initial values.
+
+    Raises:
+        ValueError: as for `transformers`.
     """
 
     trunk: _Trunk
@@ -126,6 +130,9 @@ class CausalTransformer(eqx.Module):
         num_heads: heads of the attention, a divisor of the width.
         reach: symbols before the last one that the embedding of a position sees.
         key: PRNG key of the initial values.
+
+    Raises:
+        ValueError: as for `transformers`.
     """
 
     trunk: _Trunk
@@ -167,6 +174,18 @@ class CausalTransformer(eqx.Module):
         return jax.lax.scan(step, jnp.zeros(size, int), (jnp.arange(size), keys))[0]
 
 
+def _check_sizes(
+    num_variables: int, num_values: int, width: int, depth: int, num_heads: int, reach: int
+) -> None:
+    sizes = (num_variables, width, depth, num_heads, reach + 1)
+    if min(sizes) < 1 or num_values < 2 or width % num_heads:
+        raise ValueError(
+            f"Transformer: {num_variables} variables, {num_values} values, width {width}, depth {depth}, {num_heads} heads, "
+            f"reach {reach}; needs at least one variable, two values, one feature and one block, heads that divide the width, "
+            "and no negative reach."
+        )
+
+
 def _waves(count: int, width: int) -> Float[Array, "positions width"]:
     """Sines and cosines of the position, wave lengths from 2 pi to 10,000 times that; where learned positions start."""
     frequency = 1e4 ** -jnp.linspace(0.0, 1.0, (width + 1) // 2)
@@ -201,13 +220,6 @@ def transformers(
     Reference: Liu, Ramadge and Adams 2024, arXiv:2310.12920, section 6 (12 blocks of width 768, 12 heads; the marginal network
     is a head on the frozen features of the conditional one).
     """
-    sizes = (num_variables, width, depth, num_heads, reach + 1)
-    if min(sizes) < 1 or num_values < 2 or width % num_heads:
-        raise ValueError(
-            f"transformers: {num_variables} variables, {num_values} values, width {width}, depth {depth}, {num_heads} heads, "
-            f"reach {reach}; needs at least one variable, two values, one feature and one block, heads that divide the width, "
-            "and no negative reach."
-        )
     options = {"width": width, "depth": depth, "num_heads": num_heads, "reach": reach}
     make = functools.partial(MaskedTransformer, num_variables, num_values, **options)
     return pair_of(make, num_variables, num_values, key)

@@ -42,3 +42,4 @@ def test_the_script_learns_something_and_leaves_its_files(example, tmp_path):
         draws = tree.posterior["goal_1_tau_1"]
         assert draws.sizes["atom"] == 8
     assert (tmp_path / "report.txt").read_text() in text
+    assert (tmp_path / "molecule_property.png").stat().st_size > 10_000

@@ -129,8 +129,10 @@ def test_impossible_sizes_are_refused(key):
         mam.unets((4, 4), 2, widths=(), key=key)
     with pytest.raises(ValueError, match="unets: a grid of 4 x 6 cannot be halved 2 times"):
         mam.unets((4, 6), 2, widths=(4, 4, 4), key=key)
-    with pytest.raises(ValueError, match="transformers: .* width 6, depth 2, 4 heads"):
+    with pytest.raises(ValueError, match="Transformer: .* width 6, depth 2, 4 heads"):
         mam.transformers(3, 2, width=6, key=key)
+    with pytest.raises(ValueError, match="Transformer: 3 variables, 2 values, .* reach -1"):
+        mam.CausalTransformer(3, 2, reach=-1, key=key)
 
 
 @pytest.mark.slow  # a long compilation
