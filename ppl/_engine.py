@@ -21,7 +21,7 @@ from ._recorder import Recorder
 from ._reinforce import Reinforce
 from ._rejection import RejectionReparam
 from ._relax import Rebar
-from ._sites import Region, check_shape, describe, is_unbounded, without_support_check
+from ._sites import Region, check_shape, describe, is_unbounded, log_prob_at, without_support_check
 from ._strategy import (
     Draw,
     Enum,
@@ -170,9 +170,7 @@ class Engine(Recorder):
         try:
             if strategy.is_pathwise:
                 shape = tuple(fn.batch_shape)
-                log_prob = (
-                    fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
-                )
+                log_prob = log_prob_at(fn, value, intermediates)
             else:
                 log_prob = jnp.broadcast_to(base.log_prob(value), shape)
                 msg["_log_prob"] = log_prob

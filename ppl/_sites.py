@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from typing import Any
 
 import jax
@@ -132,8 +133,7 @@ def is_masked(fn: Any) -> bool:
 
 def log_prob_of(msg: dict[str, Any]) -> Array:
     """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
-    intermediates = msg.get("intermediates")
-    fn, value = msg["fn"], msg["value"]
+    fn, value, intermediates = msg["fn"], msg["value"], msg.get("intermediates")
     if not msg["is_observed"] or type(_base(fn)) in LOUD:
         fn = without_support_check(fn, value)
     if "_log_prob" in msg and not is_masked(fn):
@@ -142,12 +142,19 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
         log_prob = elements.sum(tuple(range(len(fn.batch_shape), elements.ndim)))
         return log_prob if msg["scale"] is None else msg["scale"] * log_prob
     try:
-        log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+        log_prob = log_prob_at(fn, value, intermediates)
     except (ValueError, TypeError) as err:
         raise type(err)(
             f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
         ) from err
     return log_prob if msg["scale"] is None else msg["scale"] * log_prob
+
+
+def log_prob_at(fn: Any, value: Any, intermediates: Any) -> Array:
+    """Log-density of a value with what its draw left for it, which not every law in NumPyro takes (FoldedDistribution)."""
+    if intermediates and "intermediates" in inspect.signature(_base(fn).log_prob).parameters:
+        return fn.log_prob(value, intermediates)
+    return fn.log_prob(value)
 
 
 def is_boolean(support: Any) -> bool:

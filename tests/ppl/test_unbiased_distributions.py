@@ -120,6 +120,13 @@ CONTINUOUS = {
         lambda p: dist.ZeroInflatedPoisson(gate=sigmoid(p["m"][0]), rate=jnp.exp(p["s"])), lambda x: 1.0 * x,
         lambda p: sigmoid(-p["m"][0]) * jnp.exp(p["s"]),
     ),
+    "folded Normal": (
+        lambda p: dist.FoldedDistribution(dist.Normal(p["m"][0], jnp.exp(p["s"]))), lambda x: x,
+        lambda p: (
+            jnp.sqrt(2 / jnp.pi) * jnp.exp(p["s"] - 0.5 * (p["m"][0] / jnp.exp(p["s"])) ** 2)
+            + p["m"][0] * jax.lax.erf(p["m"][0] / jnp.exp(p["s"]) / jnp.sqrt(2.0))
+        ),
+    ),
 }  # fmt: skip
 PATHWISE = (
     "MultivariateNormal",
@@ -128,6 +135,7 @@ PATHWISE = (
     "affine of a Normal",
     "Laplace",
     "Exponential",
+    "folded Normal",
 )
 CASES = [*((n, "reinforce_loo") for n in CONTINUOUS), *((n, "reparam") for n in PATHWISE)]
 
