@@ -23,7 +23,7 @@ from numpyro.primitives import Messenger
 
 from ._compat import handler_stack, trace_state
 from ._keys import fold_name
-from ._sites import Region, SiteInfo, describe, describe_deterministic
+from ._sites import CENSORED, Region, SiteInfo, base_of, describe, describe_deterministic
 
 Array = jax.Array
 
@@ -102,6 +102,7 @@ class Recorder(Messenger, abc.ABC):
         self._check_level(msg)
         if kind == "sample":
             _refuse_sample_shape(msg)
+            _refuse_latent_censored(msg)
             self.visit(msg)
         elif kind == "prng_key" and msg["value"] is None and self.frame.key is not None:
             name = msg.get("name") or self._unnamed_key()
@@ -267,4 +268,15 @@ def _refuse_sample_shape(msg: dict[str, Any]) -> None:
         raise ValueError(
             f"Site '{msg['name']}': sample_shape={tuple(shape)} would draw a value larger than the site's own shape. "
             f"Use a plate, or {type(msg['fn']).__name__}(...).expand({[*shape, *msg['fn'].batch_shape]})."
+        )
+
+
+def _refuse_latent_censored(msg: dict[str, Any]) -> None:
+    """A censored law says how probable an observation is; NumPyro draws from the law behind it, whose density is another."""
+    if not msg["is_observed"] and isinstance(base_of(msg["fn"]), CENSORED):
+        law = type(base_of(msg["fn"])).__name__
+        raise ValueError(
+            f"Site '{msg['name']}': {law} is a law of observations only. Its draws are those of the law behind it, and its "
+            "density is a probability of being censored, so that weights and gradients of a latent site would be wrong. "
+            "Observe it (obs=), or make the site the law behind it."
         )

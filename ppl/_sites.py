@@ -18,6 +18,11 @@ from ._missing import NormalCells
 Array = jax.Array
 # Laws on the real line whose log-density is NaN or -inf at every value that is no real number.
 LOUD = (dist.Normal, dist.Laplace, dist.Cauchy, dist.StudentT, dist.Logistic)
+CENSORED = (
+    dist.LeftCensoredDistribution,
+    dist.RightCensoredDistribution,
+    dist.IntervalCensoredDistribution,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +70,7 @@ class SiteInfo:
 def describe(msg: dict[str, Any]) -> SiteInfo:
     """The static description of a sample statement; checks an observation's shape against the site's."""
     fn, name = msg["fn"], msg["name"]
-    if isinstance(_base(fn), dist.Unit):
+    if isinstance(base_of(fn), dist.Unit):
         kind = "factor"
     else:
         kind = "observed" if msg["is_observed"] else "latent"
@@ -80,7 +85,7 @@ def describe(msg: dict[str, Any]) -> SiteInfo:
     strategy = msg["infer"].get("strategy") or ""
     strategy = strategy if isinstance(strategy, str) else strategy.name
     return SiteInfo(
-        name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(_base(fn)).__name__,
+        name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(base_of(fn)).__name__,
         strategy, auxiliary, scale, is_imputed=bool(msg["infer"].get("imputed")), is_masked=is_masked(fn),
     )  # fmt: skip
 
@@ -103,7 +108,7 @@ def describe_deterministic(msg: dict[str, Any]) -> SiteInfo:
 def check_shape(msg: dict[str, Any]) -> None:
     """Refuse a value whose shape is not the site's own: it would broadcast and count rows several times."""
     fn, value = msg["fn"], msg["value"]
-    if isinstance(_base(fn), dist.Unit):
+    if isinstance(base_of(fn), dist.Unit):
         return
     expected, got = tuple(fn.batch_shape) + tuple(fn.event_shape), jnp.shape(value)
     if got != expected:
@@ -117,7 +122,8 @@ def check_shape(msg: dict[str, Any]) -> None:
         )
 
 
-def _base(fn: Any) -> Any:
+def base_of(fn: Any) -> Any:
+    """The law inside plates, event axes and masks."""
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         fn = fn.base_dist
     return fn
@@ -134,7 +140,7 @@ def is_masked(fn: Any) -> bool:
 def log_prob_of(msg: dict[str, Any]) -> Array:
     """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
     fn, value, intermediates = msg["fn"], msg["value"], msg.get("intermediates")
-    if not msg["is_observed"] or type(_base(fn)) in LOUD:
+    if not msg["is_observed"] or type(base_of(fn)) in LOUD:
         fn = without_support_check(fn, value)
     if "_log_prob" in msg and not is_masked(fn):
         # The engine's own number, so that the analysis can tell a site's density at its own draw.
@@ -152,7 +158,7 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
 
 def log_prob_at(fn: Any, value: Any, intermediates: Any) -> Array:
     """Log-density of a value with what its draw left for it, which not every law in NumPyro takes (FoldedDistribution)."""
-    if intermediates and "intermediates" in inspect.signature(_base(fn).log_prob).parameters:
+    if intermediates and "intermediates" in inspect.signature(base_of(fn).log_prob).parameters:
         return fn.log_prob(value, intermediates)
     return fn.log_prob(value)
 
@@ -170,7 +176,7 @@ def without_support_check(fn: Any, value: Any) -> Any:
     check would cost several comparisons an element, in all lanes.
     """
     is_relaxed = is_boolean(fn.support) and jnp.issubdtype(jnp.result_type(value), jnp.floating)
-    if not is_relaxed and not (type(_base(fn)) in LOUD and _is_under_objective()):
+    if not is_relaxed and not (type(base_of(fn)) in LOUD and _is_under_objective()):
         return fn
     fn = copy.copy(fn)
     fn._validate_args = False

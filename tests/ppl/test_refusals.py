@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
@@ -414,3 +415,32 @@ def test_a_failing_density_names_its_site():
 
     with pytest.raises(ValueError, match="Site 'z'.*no density here"):
         ppl.model(lambda: ppl.sample("z", Broken(0.0, 1.0))).log_density({"z": 0.0})
+
+
+@pytest.mark.parametrize("run", ["simulate", "gradient"])
+def test_a_censored_law_of_a_latent_site_is_refused(run, key):
+    """NumPyro draws from the law behind it, and scores the probability of being censored."""
+
+    def model(m):
+        with ppl.plate("rows", 2):
+            law = dist.RightCensoredDistribution(dist.Normal(m, 1.0), jnp.array([True, False]))
+            return ppl.sample("x", law).sum()
+
+    with pytest.raises(
+        ValueError, match="Site 'x': RightCensoredDistribution is a law of observations"
+    ):
+        if run == "simulate":
+            ppl.model(model).simulate(key, 0.0)
+        else:
+            ppl.expectation(model, strategies="reinforce").grad(0.0, key)
+
+
+def test_a_censored_observation_is_scored():
+    @ppl.model
+    def model():
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        law = dist.RightCensoredDistribution(dist.Normal(z, 1.0), jnp.array(True))
+        ppl.sample("x", law, obs=jnp.array(0.4))
+
+    want = dist.Normal().log_prob(0.3) + jnp.log(1 - dist.Normal(0.3, 1.0).cdf(0.4))
+    np.testing.assert_allclose(model.log_density({"z": 0.3}), want, rtol=1e-5)
