@@ -9,7 +9,6 @@ in the compiled program.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +22,6 @@ from ._dependence import Analysis
 from ._engine import Engine, StrategySite, Unsuitable
 from ._hoist import hoist_noise
 from ._layout import (
-    MAX_LANES,
     Dependences,
     Lanes,
     Layout,
@@ -31,11 +29,12 @@ from ._layout import (
     is_sampled,
     lanes_of_terms,
     layouts_of,
-    mixing,
     open_relations,
 )
-from ._relation import PARAMS, Relation, Relations, compose, join_links, mixed
+from ._relation import PARAMS, Relations
+from ._replay import check_replay, replay_axes, replay_groups
 from ._sites import SiteInfo
+from ._upstream import closed_relations, direct_relations, relations_of, through_sites
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,19 +149,19 @@ def analyse(
         lanes = Lanes([], [], {})
     else:
         terms = split(closed.jaxpr, result, facts)
-        direct = _direct(sites, table, facts)
-        upstream = _close(direct)
-        opened = open_relations(sites, direct, _through_sites)
-        own = [_of(facts, t.variable, sites) for t in terms]
-        relations = [_through_sites(r, upstream) for r in own]
+        direct = direct_relations(sites, {i: n.log_prob for i, n in table.items()}, facts)
+        upstream = closed_relations(direct)
+        opened = open_relations(sites, direct, through_sites)
+        own = [relations_of(facts, t.variable, sites) for t in terms]
+        relations = [through_sites(r, upstream) for r in own]
         known = Dependences(
             relations,
             upstream,
-            [_through_sites(r, opened) for r in own],
+            [through_sites(r, opened) for r in own],
             {
                 i: [
                     *([opened[i]] if is_sampled(s) else []),
-                    *(_through_sites(_of(facts, a, sites), opened) for a in table[i].read),
+                    *(through_sites(relations_of(facts, a, sites), opened) for a in table[i].read),
                 ]
                 for i, s in sites.items()
                 if not s.strategy.is_pathwise
@@ -215,77 +214,6 @@ def _numbers(numbers: dict[str, Any]) -> Numbers:
     )
 
 
-def _of(facts: Analysis, atom: Any, sites: dict[int, StrategySite]) -> Relations:
-    """Relations of a variable to the elements of sites (axes of single events dropped, region axes in the outside order)."""
-    out: Relations = {}
-    for source, relation in facts[atom].relations.items():
-        if isinstance(source, int):
-            order = axis_order(sites[source])
-            out[source] = tuple(relation[i] for i in order)
-    return out
-
-
-def axis_order(site: StrategySite) -> list[int]:
-    """Position in the marker's layout (times, lanes, elements) of each outside axis of a site (regions, elements)."""
-    regions = [r for r in site.regions if r.axis is not None]
-    inner = [i for i, r in enumerate(regions) if r.kind == "scan"] + [
-        i for i, r in enumerate(regions) if r.kind != "scan"
-    ]
-    return [inner.index(i) for i in range(len(regions))] + [
-        len(regions) + i for i in range(len(site.shape))
-    ]
-
-
-def _direct(
-    sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis
-) -> dict[int, Relations]:
-    """Relations of each site's distribution to the sites that it depends on directly."""
-    direct: dict[int, Relations] = {}
-    for index, site in sites.items():
-        relations = _of(facts, table[index].log_prob, sites)
-        parameters = facts.parameters[index].relations
-        own = relations.pop(index, None)
-        # The log-prob sees the site's own value. What else it sees of the site itself reaches it through a
-        # scan carry.
-        if index in parameters and own is not None:
-            relations[index] = own
-        for source in parameters:
-            if isinstance(source, int) and source not in relations:
-                relations[source] = tuple(
-                    mixed(f"parameters of '{site.address}'") for _ in sites[source].sizes
-                )  # type: ignore[index]
-        direct[index] = relations
-    return direct
-
-
-def _close(direct: dict[int, Relations]) -> dict[int, Relations]:
-    """Relations of each site's distribution to all sites upstream, directly or through others."""
-    closed = {i: dict(r) for i, r in direct.items()}
-    changed = True
-    while changed:
-        changed = False
-        for index in closed:
-            new = _through_sites(direct[index], closed)
-            if new != closed[index]:
-                closed[index], changed = new, True
-    return closed
-
-
-def _through_sites(relations: Relations, upstream: dict[int, Relations]) -> Relations:
-    """Add what the sites in `relations` depend on themselves."""
-    out = dict(relations)
-    for middle, outer in relations.items():
-        for source, inner in upstream.get(middle, {}).items():  # type: ignore[call-overload]
-            through = compose(outer, inner)
-            old = out.get(source)
-            out[source] = (
-                through
-                if old is None
-                else tuple(join_links(a, b) for a, b in zip(old, through, strict=True))
-            )
-    return out
-
-
 def _own_scores(
     jaxpr: Jaxpr, terms: list[Term], sites: dict[int, StrategySite], table: dict[int, Numbers]
 ) -> frozenset[int]:
@@ -304,49 +232,6 @@ def _own_scores(
     ]
     own = {id(source(table[i].log_prob)) for i in sampled}
     return frozenset(j for j, term in enumerate(terms) if id(source(term.variable)) in own)
-
-
-def replay_axes(
-    site: StrategySite, index: int, upstream: dict[int, Relations], *, together: bool
-) -> tuple[int, ...]:
-    """Element axes along which elements that meet are replayed one by one.
-
-    `together`: only those along which one element can depend on another. These are times of scans, and none where
-    the site does not depend on itself: elements of one statement are independent given all that is upstream.
-    """
-    if not together:
-        return tuple(range(len(site.sizes)))
-    if index not in upstream[index]:
-        return ()
-    regions = [r for r in site.regions if r.axis is not None]
-    return tuple(i for i, r in enumerate(regions) if r.kind == "scan")
-
-
-def replay_groups(
-    site: StrategySite, index: int, relations: list[Relations], axes: tuple[int, ...]
-) -> dict[tuple[int, ...], list[int]]:
-    """Terms that depend on a site, by those of `axes` along which elements meet and are replayed one by one."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for j, term in enumerate(relations):
-        if index in term:
-            links = enumerate(term[index])
-            joint = tuple(
-                i for i, link in links if i in axes and link.kind != "aligned" and site.sizes[i] > 1
-            )
-            groups.setdefault(joint, []).append(j)
-    return groups
-
-
-def check_replay(site: StrategySite, joint: tuple[int, ...], uses: list[Relation]) -> None:
-    """Refuse to replay too many elements one by one."""
-    elements = math.prod(site.sizes[i] for i in joint)
-    if elements > MAX_LANES:
-        raise Unsuitable(
-            site.name,
-            f"Site '{site.address}': strategy '{site.strategy.name}' would replay {elements} elements one by "
-            f"one, because they meet in one cost: {mixing(uses, joint)}. Let the costs separate by row, or use "
-            "'reinforce'.",
-        )
 
 
 def _check_relaxed(

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._analyse import check_replay, replay_axes, replay_groups
 from ._engine import StrategySite
 from ._evaluate import Forced
 from ._reading import ELEMENT, Lanes
 from ._relation import Relation
+from ._replay import check_replay, replay_axes, replay_groups
 from ._strategy import stop
 from ._terms import Terms
 

@@ -21,9 +21,10 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ._additive import split
-from ._analyse import Analysed, axis_order
+from ._analyse import Analysed
 from ._evaluate import Forced, evaluate
 from ._quick_gamma import without_rejection
+from ._upstream import axis_order
 
 NUM_SEGMENTS = 64
 NUM_BISECTIONS = 64

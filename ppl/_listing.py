@@ -19,7 +19,6 @@ import numpy as np
 import numpyro.handlers
 from jax.extend.core import ClosedJaxpr
 
-from ._analyse import _of
 from ._compat import handler_stack, own_caches
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite
@@ -36,6 +35,7 @@ from ._structure import Structure, structure_of
 from ._sum_product import Factor, Kind, sum_product
 from ._sweep import Sweep
 from ._trace import Trace, _Sites
+from ._upstream import relations_of
 from ._weights import digits, states
 
 Array = jax.Array
@@ -244,7 +244,7 @@ def list_factors(
         for n, table in numbers.items()
         if "log_prob" in table
     }
-    relations: Any = {n: _of(facts, a, sites) for n, a in atoms.items()}
+    relations: Any = {n: relations_of(facts, a, sites) for n, a in atoms.items()}
     ranks = {n: len(a.aval.shape) for n, a in atoms.items()}
     structure = structure_of(label, sites, index, relations, ranks)
     _check_scales(label, relations, infos, sites)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from ._analyse import Analysed, replay_axes
+from ._analyse import Analysed
 from ._layout import mixing
+from ._replay import replay_axes
 from ._table import table
 
 

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._analyse import axis_order
 from ._engine import StrategySite
 from ._evaluate import Forced, Given
 from ._layout import Layout
 from ._same import Lane, Uniform
 from ._split import Split
 from ._unrolled import NeedsLoop, Windows
+from ._upstream import axis_order
 from ._weights import lane_values
 
 Array = jax.Array
