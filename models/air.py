@@ -15,9 +15,9 @@ Guide, along the same steps, with a recurrent state h_t and read(x, where) the p
     h_t = GRU(h_{t-1}; embed(x), where_{t-1}, what_{t-1})
     more_t ~ Bernoulli(a(h_t)),   where_t ~ Normal(m(h_t), s(h_t)),   what_t ~ Normal(encoder(read(x, where_t))).
 
-What a step needs to know of `more` is that it was 1 so far, so the state does not read it: networks run once for all counts, and
-the count only decides which patches enter the canvas. That is what makes exact sums over the count cheap: they repeat the
-canvas and its likelihood and nothing else.
+What a step needs to know of `more` is that it was 1 so far, so the state does not read it: networks run once for all counts. Nor
+is the canvas drawn anew for each of them: it is filled patch by patch, the likelihood of x is computed after each, and the count
+chooses one (`ppl.Chosen`). That is what makes exact sums over the count cheap, and replays of it: they look likelihoods up.
 
 `read` and `write` interpolate linearly (spatial transformers, Jaderberg et al. 2015, arXiv:1506.02025): two small matrices per
 window, one for rows and one for columns, continuous in `where`.
@@ -235,16 +235,17 @@ def programs(
     def model(x: Any) -> None:
         decoder = ppl.module("decoder", decoder_0)
         with ppl.plate("images", x.shape[0]):
-            count, canvas = jnp.zeros(x.shape[0], int), jnp.zeros(x.shape)
+            count, canvases = jnp.zeros(x.shape[0], int), [jnp.zeros(x.shape)]
             for t in range(1, num_steps + 1):
                 count, present = one_more(t, count, dist.Bernoulli(more_prob))
                 where = _object(f"where_{t}", jnp.zeros(3), jnp.ones(3), present)
                 what = _object(f"what_{t}", jnp.zeros(num_what), jnp.ones(num_what), present)
                 patch = jax.nn.sigmoid(jax.vmap(decoder)(what))
-                canvas = canvas + present[:, None] * frame.write(patch, where)
+                canvases.append(canvases[-1] + frame.write(patch, where))
+            law = ppl.Chosen(dist.Normal(jnp.stack(canvases), noise).to_event(1), count)
             ppl.deterministic("count", count)
-            ppl.deterministic("canvas", canvas)
-            ppl.sample("x", dist.Normal(canvas, noise).to_event(1), obs=x)
+            ppl.deterministic("canvas", law.mean)
+            ppl.sample("x", law, obs=x)
 
     @ppl.model
     def guide(x: Any) -> None:
