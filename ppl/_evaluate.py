@@ -10,7 +10,8 @@ Layout of a forced value: time axes of the enclosing scans (outermost first), th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -33,16 +34,18 @@ def evaluate(
     inputs: Sequence[Any],
     forced: Mapping[int, Given],
     read: Sequence[Any] | None = None,
+    given: Mapping[Var, Any] | None = None,
 ) -> list[Any]:
     """Run `closed` on `inputs`; return the values of the variables `read` (default: its outputs).
 
-    With sites forced to `Windows`, what sees them is returned as a `Split`.
+    With sites forced to `Windows`, what sees them is returned as a `Split`. `given`: variables whose values are known (of
+    `Unmoved`), so that their equations are not run.
 
     Raises:
         NeedsLoop: a site forced to `Windows` needs a loop (`_unrolled.py`).
     """
     read = closed.jaxpr.outvars if read is None else read
-    values = _walk(closed.jaxpr, closed.consts, inputs, forced, read)
+    values = _walk(closed.jaxpr, closed.consts, inputs, forced, read, given or {})
     return [x.arrays() if isinstance(x, Split) else jnp.asarray(whole(x)) for x in values]
 
 
@@ -57,23 +60,50 @@ def _run(
 
 
 def _walk(
-    jaxpr: Jaxpr, consts: Any, inputs: Any, forced: Mapping[int, Given], read: Any
+    jaxpr: Jaxpr,
+    consts: Any,
+    inputs: Any,
+    forced: Mapping[int, Given],
+    read: Any,
+    given: Mapping[Var, Any] = MappingProxyType({}),
 ) -> list[Any]:
     """The values of `read`, split or as one number where they are left so."""
     # Arrays filled with one number are left as one number where they may meet others.
     is_lazy = any(isinstance(x, Uniform | Windows) for x in forced.values())
     is_lazy = is_lazy or any(isinstance(x, Same) for x in inputs)
     env: dict[Var, Any] = {}
-
-    def value(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else env[atom]
-
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))
-    uncut = lambda eqn: () if _is_cut(eqn, forced) else eqn.invars
-    eqns, live = needed(jaxpr.eqns, read, uncut)
+    env.update(given)
+    uncut = lambda eqn: () if is_cut(eqn, forced) else eqn.invars
+    eqns, live = needed(jaxpr.eqns, read, uncut, given)
+    run_into(env, eqns, live, forced, is_lazy=is_lazy)
+    return [_value(env, v) for v in read]
+
+
+def _value(env: Mapping[Var, Any], atom: Any) -> Any:
+    return atom.val if isinstance(atom, Literal) else env[atom]
+
+
+def run_into(
+    env: dict[Var, Any],
+    eqns: Sequence[Any],
+    live: Collection[Any],
+    forced: Mapping[int, Given],
+    *,
+    is_lazy: bool,
+) -> None:
+    """Run equations one after the other on the values in `env`, and add theirs.
+
+    Args:
+        env: variable -> value.
+        eqns: the equations.
+        live: the variables that count.
+        forced: replacements.
+        is_lazy: leave arrays that are filled with one number as one number.
+    """
     for eqn in eqns:
-        if _is_cut(eqn, forced):
+        if is_cut(eqn, forced):
             draw, given = eqn.outvars[0].aval, forced[eqn.params["index"]]
             number = jnp.asarray(given.value, draw.dtype)  # type: ignore[union-attr]
             env[eqn.outvars[0]] = (
@@ -82,7 +112,7 @@ def _walk(
                 else number.reshape(draw.shape)
             )
             continue
-        args = [value(v) for v in eqn.invars]
+        args = [_value(env, v) for v in eqn.invars]
         if is_lazy and eqn.primitive.name == "broadcast_in_dim" and not shape_of(eqn.invars[0]):
             number, shape = args[0], eqn.outvars[0].aval.shape
             env[eqn.outvars[0]] = (
@@ -105,11 +135,10 @@ def _walk(
         else:
             outs = bind(eqn, args)
         env.update(zip(eqn.outvars, outs, strict=True))
-    return [value(v) for v in read]
 
 
 def _in_parts(
-    eqn: Any, args: list[Any], forced: Mapping[int, Given], is_lazy: bool, live: set[Any]
+    eqn: Any, args: list[Any], forced: Mapping[int, Given], is_lazy: bool, live: Collection[Any]
 ) -> list[Any] | None:
     """The equation evaluated at all steps at once (`_unrolled.py`), or once (`_same.py`), where that is asked for."""
     is_split = any(isinstance(a, Split) for a in args)
@@ -138,11 +167,11 @@ def _inside(eqn: Any, forced: Mapping[int, Given]) -> dict[int, Given]:
     """The replacements of sites in the body of a scan."""
     if not forced:
         return {}
-    sites = _sites(eqn.params["jaxpr"].jaxpr)
+    sites = sites_in(eqn.params["jaxpr"].jaxpr)
     return {i: f for i, f in forced.items() if i in sites}
 
 
-def _is_cut(eqn: Any, forced: Mapping[int, Given]) -> bool:
+def is_cut(eqn: Any, forced: Mapping[int, Given]) -> bool:
     """Whether the equation is a marker whose value is given everywhere, so that nothing before it counts."""
     given = forced.get(eqn.params["index"]) if eqn.primitive is site_p else None
     return isinstance(given, Uniform) or isinstance(given, Forced) and given.mask is None
@@ -192,11 +221,12 @@ def _branch(branch: ClosedJaxpr, forced: Mapping[int, Given]) -> Callable[..., l
     return lambda *args: _run(branch.jaxpr, branch.consts, args, forced, branch.jaxpr.outvars)
 
 
-def _sites(jaxpr: Jaxpr) -> set[int]:
+def sites_in(jaxpr: Jaxpr) -> set[int]:
+    """Indices of the sites whose markers a jaxpr holds."""
     found = {eqn.params["index"] for eqn in jaxpr.eqns if eqn.primitive is site_p}
     for eqn in jaxpr.eqns:
         for inner in inner_jaxprs(eqn):
-            found |= _sites(inner)
+            found |= sites_in(inner)
     return found
 
 

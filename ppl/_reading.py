@@ -17,6 +17,7 @@ from ._analyse import Analysed
 from ._evaluate import Forced, evaluate
 from ._split import lanes_at
 from ._sweep import Sweep
+from ._unmoved import Unmoved
 
 Array = jax.Array
 REPLICATE, ELEMENT = -1, -2
@@ -35,12 +36,14 @@ class Reader:
         inputs: leaves of the parameters.
         key: random key; several for replicates.
         replicates: the lane of replicates, if there is one.
+        unmoved: what several evaluations share; None where replicates differ in it.
     """
 
     program: Analysed
     inputs: Sequence[Any]
     key: Array
     replicates: Lanes
+    unmoved: Unmoved | None
 
     def read(
         self, items: Mapping[Any, Item], forced: Replaced, extra: Lanes
@@ -83,8 +86,10 @@ class Reader:
         return sweep
 
     def _run(self, sweep: Sweep, read: list[Any]) -> list[Any]:
+        given = self.unmoved.around(sweep.values, read) if self.unmoved else {}
+
         def base(key: Array, values: Any) -> list[Any]:
-            return evaluate(self.program.closed, [*self.inputs, key], values, read)
+            return evaluate(self.program.closed, [*self.inputs, key], values, read, given)
 
         return sweep.run(base, self.key, self.replicates)
 

@@ -34,6 +34,7 @@ from ._split import (
     whole_at,
 )
 from ._strategy import stop
+from ._unmoved import Unmoved
 from ._weights import LaneWeights
 
 Array = jax.Array
@@ -46,18 +47,29 @@ class Terms:
         program: the analysed program.
         inputs: leaves of the parameters.
         key: random key; it decides all noise.
+        unmoved: what no replacement reaches, where it is known.
     """
 
-    def __init__(self, program: Analysed, inputs: Sequence[Any], key: Array) -> None:
+    def __init__(
+        self,
+        program: Analysed,
+        inputs: Sequence[Any],
+        key: Array,
+        unmoved: Unmoved | None = None,
+    ) -> None:
         self.program, self.inputs, self.key = program, list(inputs), key
         self.replicates: Lanes = (REPLICATE,) if program.num_replicates > 1 else ()
         keys = jax.random.split(key, program.num_replicates) if self.replicates else key
-        self.reader = Reader(program, self.inputs, keys, self.replicates)
+        if unmoved is None and not self.replicates:
+            unmoved = Unmoved(program.closed, [*inputs, key], is_lazy=bool(program.layouts))
+        self.reader = Reader(program, self.inputs, keys, self.replicates, unmoved)
 
     def fixed(self) -> Terms:
         """The same without derivatives in the parameters; those in the value that a site's own log-prob has are kept."""
         program = dataclasses.replace(self.program, scores=frozenset())
-        return Terms(program, [stop(x) for x in self.inputs], self.key)
+        unmoved = self.reader.unmoved
+        fixed = unmoved and unmoved.fixed()
+        return Terms(program, [stop(x) for x in self.inputs], self.key, fixed)
 
     def lanes(self, enumerated: Collection[int]) -> Lanes:
         """Replicates and the lanes of enumerated sites, in canonical order."""
