@@ -23,7 +23,7 @@ class Chosen(dist.Distribution):
     Raises:
         ValueError: `laws` has no batch axis, or other batch axes than `index`.
 
-    Validity: exact; an index beyond the laws gives nan.
+    Validity: exact; an index below 0 or beyond the laws gives nan.
 
     Example:
         >>> import numpyro.distributions as dist, numpy as np
@@ -82,7 +82,8 @@ class Chosen(dist.Distribution):
         """The entry of the chosen law in arrays [..., laws, *batch, *event]."""
         batch = len(self.batch_shape)
         axis = x.ndim - event_dim - batch - 1
-        index = self.index.reshape((1,) * (axis + 1) + self.index.shape + (1,) * event_dim)
+        index = jnp.where(self.index < 0, x.shape[axis], self.index)  # not counted from the end
+        index = index.reshape((1,) * (axis + 1) + index.shape + (1,) * event_dim)
         shape = (*x.shape[: axis + 1], *self.batch_shape, *x.shape[x.ndim - event_dim :])
         found = jnp.take_along_axis(jnp.broadcast_to(x, shape), index, axis)
         return jnp.squeeze(found, axis)
