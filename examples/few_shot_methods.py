@@ -36,6 +36,14 @@ SMOKE = Config(
 )
 
 
+LABELS = (
+    "",
+    ", noise fitted",
+    ", Student fitted",
+    ", spread fitted",
+)  # what is fitted to spare episodes
+
+
 class Task(NamedTuple):
     """What the networks see: inputs of `num_inputs` numbers; labels that are numbers (`num_outputs=None`) or vectors.
 
@@ -70,10 +78,10 @@ class Method(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One method: its fit, heads and predictions by seed, measures by name and seed, and seconds of training."""
+    """One method: its fit, by seed the heads fitted last and the predictions, measures by name and seed, seconds of training."""
 
     fit: Any
-    heads: list[niw_meta.Head]
+    heads: list[Any]
     predictions: list[niw_meta.Prediction]
     measures: dict[str, list[float]]
     seconds: float
@@ -184,8 +192,8 @@ def run(
 ) -> dict[str, Result]:
     """Every method on the same episodes; `error` gives measures of the predicted means.
 
-    Where a method is given its noise, it is fitted to `spare` episodes after training, for all methods alike: one number, or the
-    scale and the degrees of freedom of Student t noise.
+    Where a method is given its noise, it is fitted to `spare` episodes after training, for all methods alike: one number; the
+    scale and the degrees of freedom of Student t noise; beside these the spread of the draws, where there are several.
     """
     results = {}
     for name, method in methods(config, task).items():
@@ -193,24 +201,28 @@ def run(
         fit = train(method, episodes, config)
         seconds = time.perf_counter() - began
         predictions = predict(method, fit, test, config.num_draws)
-        heads = heavy = [method.head] * fit.num_seeds
-        if isinstance(method.head, niw_meta.Gaussian):
-            student = niw_meta.Student(task.noise, 5.0, task.num_outputs)
-            heads, heavy = (
-                [niw_meta.with_fitted_noise(head, p.scores, spare.query) for p in on_spare]
-                for on_spare in [predict(method, fit, spare, config.num_draws)]
-                for head in (method.head, student)
-            )
-        rows = [
-            error(means(fitted, p.scores))
-            | quality(method.head, p.scores, test.query, "")
-            | quality(fitted, p.scores, test.query, ", noise fitted")
-            | quality(tails, p.scores, test.query, ", Student fitted")
-            for fitted, tails, p in zip(heads, heavy, predictions, strict=True)
-        ]
+        on_spare = predict(method, fit, spare, config.num_draws)
+        heads, rows = [], []
+        for prediction, other in zip(predictions, on_spare, strict=True):
+            found = fitted_heads(method, task, other.scores, spare.query)
+            row = error(means(method.head, prediction.scores))
+            for label, head in found.items():
+                row |= quality(head, prediction.scores, test.query, label)
+            heads.append(found[LABELS[-1]])
+            rows.append(row)
         measures = {key: [row[key] for row in rows] for key in rows[0]}
         results[name] = Result(fit, heads, predictions, measures, seconds)
     return results
+
+
+def fitted_heads(method: Method, task: Task, scores: Any, points: Any) -> dict[str, Any]:
+    """Heads to predict with: that of the training, and those that are fitted to scores of spare episodes."""
+    if not isinstance(method.head, niw_meta.Gaussian):
+        return dict.fromkeys(LABELS, method.head)
+    student = niw_meta.Student(task.noise, 5.0, task.num_outputs)
+    last = student if method.guide is None else niw_meta.Tempered(student)
+    fitted = (niw_meta.with_fitted_noise(h, scores, points) for h in (method.head, student, last))
+    return dict(zip(LABELS, (method.head, *fitted), strict=True))
 
 
 def report(results: dict[str, Result]) -> None:

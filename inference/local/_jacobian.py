@@ -126,7 +126,7 @@ class Observations:
             factor = jax.vmap(push, out_axes=-1)(jnp.eye(d, dtype=values.dtype))
         if self.points is not None:
             slopes = rows(slopes, batch, 1)
-            factor = jax.vmap(lambda column: rows(column, batch, 1), -1, -1)(factor)
+            factor = rows(factor, batch, 2, kept=1)
         return jnp.einsum("...md,...m->...d", factor, slopes), factor
 
     def _truncated(self, x: Array, scale: Array, rank: int) -> tuple[Array, Array]:
@@ -149,15 +149,18 @@ def _toward_slope(found: Outputs, count: int) -> Outputs:
     return Outputs(*(reflected(part)[..., :count] for part in found))
 
 
-def rows(x: Array, batch: tuple[int, ...], trailing: int = 0) -> Array:
-    """One row per element of `batch` and all else in one last axis; the `trailing` last axes of x are event axes."""
+def rows(x: Array, batch: tuple[int, ...], trailing: int = 0, *, kept: int = 0) -> Array:
+    """One row per element of `batch` and all else in one axis; the `trailing` last axes of x are event axes.
+
+    The last `kept` of those stay what they are, behind that axis.
+    """
     depth = x.ndim - trailing
     x = x.reshape((1,) * max(0, len(batch) - depth) + x.shape)
     depth = max(depth, len(batch))
     first = depth - len(batch)
     own = [first + i for i, size in enumerate(batch) if size > 1]
     rest = [axis for axis in range(x.ndim) if axis not in own]
-    return x.transpose(*own, *rest).reshape(*batch, -1)
+    return x.transpose(*own, *rest).reshape(*batch, -1, *x.shape[x.ndim - kept :])
 
 
 def _roots(name: str, statements: Statements, at: Statements) -> tuple[list[Outputs], list[Array]]:

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
+from ._gram import gram, gram_transposed
+
 LOG_2PI = 1.8378770664093453
 
 
@@ -25,24 +27,22 @@ def on_rows(shape: tuple[int, ...], *arrays: Array) -> Any:
 
 
 @jax.custom_jvp
-def inverse_and_log_det(root: Array) -> tuple[Array, Array]:
-    """Inverse and log-determinant of G = 1 + R R' for R [*batch, m, d]: [*batch, m, m] and [*batch].
+def inverse_and_log_det(matrix: Array) -> tuple[Array, Array]:
+    """Inverse and log-determinant of a positive definite matrix [*batch, m, m]: [*batch, m, m] and [*batch].
 
     One factorisation; derivatives are products: d G^-1 = -G^-1 dG G^-1, d log |G| = tr(G^-1 dG).
     """
-    eye = jnp.eye(root.shape[-2], dtype=root.dtype)
-    tril = jnp.linalg.cholesky(eye + root @ root.mT)
+    tril = jnp.linalg.cholesky(matrix)
     log_det = 2 * jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)).sum(-1)
-    return cho_solve((tril, True), jnp.broadcast_to(eye, tril.shape)), log_det
+    eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
+    return cho_solve((tril, True), eye), log_det
 
 
 @inverse_and_log_det.defjvp
 def _(primals: Any, tangents: Any) -> Any:
     inverse, log_det = inverse_and_log_det(*primals)
-    # Half of dG: transposed, it is one product of the symmetric cotangent with R.
-    half = inverse @ (tangents[0] @ primals[0].mT)
-    step = half @ inverse
-    return (inverse, log_det), (-step - step.mT, 2 * jnp.trace(half, axis1=-2, axis2=-1))
+    change = inverse @ tangents[0]
+    return (inverse, log_det), (-change @ inverse, jnp.trace(change, axis1=-2, axis2=-1))
 
 
 class PrecisionFactorNormal(dist.Distribution):
@@ -85,7 +85,9 @@ class PrecisionFactorNormal(dist.Distribution):
         d = loc.shape[-1]
         self.loc, self.scale = on_rows((*batch, d), loc, scale)
         self.factor = jnp.broadcast_to(factor, (*batch, *factor.shape[-2:]))
-        self._inverse, log_det = inverse_and_log_det(self.factor * self.scale[..., None, :])
+        seen = gram(self.factor, self.scale**2)
+        eye = jnp.eye(seen.shape[-1], dtype=seen.dtype)
+        self._inverse, log_det = inverse_and_log_det(eye + seen)
         log_scale = jnp.broadcast_to(jnp.log(scale), jnp.broadcast_shapes(scale.shape, (d,)))
         self.log_det_precision = log_det - 2 * log_scale.sum(-1)
         super().__init__(batch, (d,), validate_args=validate_args)
@@ -122,13 +124,12 @@ class PrecisionFactorNormal(dist.Distribution):
     @property
     def variance(self) -> Array:
         """The diagonal of Lambda^-1, [*batch, d]."""
-        root = self.factor * self.scale[..., None, :]
-        return self.scale**2 * (1 - ((self._inverse @ root) * root).sum(-2))
+        return self.scale**2 * (1 - self.scale**2 * gram_transposed(self.factor, self._inverse))
 
     def trace_times(self, diagonal: Array) -> Array:
         """tr(diag(diagonal) Lambda^-1), [*batch], for a diagonal of shape [*batch, d], in m x m matrices."""
         spread = self.scale**2 * diagonal
-        seen = (self.factor * (spread * self.scale**2)[..., None, :]) @ self.factor.mT
+        seen = gram(self.factor, spread * self.scale**2)
         return spread.sum(-1) - (self._inverse * seen).sum((-1, -2))
 
     def entropy(self) -> Array:

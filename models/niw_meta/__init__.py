@@ -28,6 +28,7 @@ from ._heads import (
     NearestCentroid as NearestCentroid,
     Softmax as Softmax,
     Student as Student,
+    Tempered as Tempered,
 )
 from ._programs import NIWMeta as NIWMeta, programs as programs
 from ._variational import adapt_by_vi as adapt_by_vi

@@ -13,9 +13,11 @@ from scipy.optimize import minimize
 
 from ... import ppl
 from ._episodes import Episodes, Points
-from ._heads import Gaussian, Head, Student
+from ._heads import Gaussian, Head, Student, Tempered
 
 Array = jax.Array
+# With more degrees of freedom a law is normal but for rounding, which may look like a gain.
+LARGEST = {"df": 500.0}
 
 
 class Prediction(NamedTuple):
@@ -73,37 +75,56 @@ def predict(model: ppl.Program, draws: dict[str, Array], episodes: Episodes) -> 
     return jax.vmap(one)(draws) if draws else jax.tree.map(lambda leaf: leaf[None], one({}))
 
 
-def with_fitted_noise[H: (Gaussian, Student)](head: H, scores: Any, points: Points) -> H:
+def with_fitted_noise[H: Gaussian | Student | Tempered](head: H, scores: Any, points: Points) -> H:
     """The head with the noise under which the labels are most probable, the predictive being the mixture over draws.
 
-    One number, and for `Student` its degrees of freedom, to be fitted on episodes that are neither trained nor tested on. The
-    noise that a network is trained with decides how far it adapts; what its predictions err by is another matter, and found best
-    when it stands still. Where few episodes hold most of the errors, heavy tails spare the others a noise that pays for them.
+    One number, for `Student` also its degrees of freedom, for `Tempered` also the spread of the draws; to be fitted on episodes
+    that are neither trained nor tested on. The noise that a network is trained with decides how far it adapts; what its
+    predictions err by is another matter, and found best when it stands still. Where few episodes hold most of the errors, heavy
+    tails spare the others a noise that pays for them.
 
     Args:
         head: head of regression.
         scores: draws of the head's scores, [S, episodes, n, c].
         points: the queries.
 
+    Raises:
+        ValueError: the spread of a single draw is asked for.
     Reference: the counterpart of temperature scaling, Guo et al. 2017, arXiv:1706.04599.
     """
     mask, scores = jnp.asarray(points.mask), jnp.asarray(scores)
-    names = [name for name in ("noise", "df") if hasattr(head, name)]
-
-    def at(logs: Any) -> H:
-        return dataclasses.replace(head, **dict(zip(names, jnp.exp(logs), strict=True)))
+    if isinstance(head, Tempered) and len(scores) < 2:
+        raise ValueError(
+            f"with_fitted_noise: the spread of {len(scores)} draw of the scores, {scores.shape}, tells nothing. Give several "
+            f"draws (adapt(num_draws=)), or the head {head.head} itself."
+        )
+    names = list(_numbers(head))
+    start = np.log(list(_numbers(head).values()))
+    at = lambda values: _with_numbers(head, dict(zip(names, values, strict=True)))
 
     @jax.jit
     def loss(logs: Array) -> Array:
-        log_density = jax.nn.logsumexp(at(logs).law(scores).log_prob(points.y), axis=0)
+        log_density = jax.nn.logsumexp(at(jnp.exp(logs)).law(scores).log_prob(points.y), axis=0)
         return -jnp.where(mask, log_density, 0.0).sum() / mask.sum()
 
-    start = np.log([getattr(head, name) for name in names])
-    bounds = [(x - 7, x + 7) for x in start]
+    top = [np.log(LARGEST.get(name, np.inf)) for name in names]
     found = minimize(
-        lambda x: float(loss(x)), start, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-4, "fatol": 1e-7}
+        lambda x: float(loss(x)), start, method="Nelder-Mead",
+        bounds=[(x - 7, min(x + 7, end)) for x, end in zip(start, top, strict=True)],
+        options={"xatol": 1e-4, "fatol": 1e-7, "initial_simplex": start + np.eye(start.size + 1, start.size, -1) / 2},
     )  # fmt: skip
-    return dataclasses.replace(head, **dict(zip(names, np.exp(found.x).tolist(), strict=True)))
+    return at(np.exp(found.x).tolist())
+
+
+def _numbers(head: Any) -> dict[str, float]:
+    inner = _numbers(head.head) if isinstance(head, Tempered) else {}
+    return inner | {n: getattr(head, n) for n in ("noise", "df", "spread") if hasattr(head, n)}
+
+
+def _with_numbers(head: Any, values: dict[str, Any]) -> Any:
+    if isinstance(head, Tempered):
+        return Tempered(_with_numbers(head.head, values), values["spread"])
+    return dataclasses.replace(head, **{name: values[name] for name in _numbers(head)})
 
 
 def regression_ece(head: Head, scores: Any, points: Points) -> float:

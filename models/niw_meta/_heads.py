@@ -82,6 +82,29 @@ class Student(Head):
 
 
 @dataclasses.dataclass(frozen=True)
+class Tempered(Head):
+    """A head of regression for predictions: draws f_s of the scores count as m + spread (f_s - m), m their mean.
+
+    To first order these are the scores of draws from the site N(m_i, spread^2 V_i), a posterior of temperature spread^2: where a
+    network is trained with a noise larger than the labels have, its posterior is as much too wide.
+
+    Args:
+        head: law of a label.
+        spread: 1 leaves the draws what they are.
+
+    Validity: `law` takes draws [S, episodes, n, c] of all scores at once; not for training.
+    Reference: Wenzel et al. 2020, arXiv:2002.02405.
+    """
+
+    head: Gaussian | Student
+    spread: float = 1.0
+
+    def law(self, scores: Array) -> dist.Distribution:
+        mean = scores.mean(0)
+        return self.head.law(mean + self.spread * (scores - mean))
+
+
+@dataclasses.dataclass(frozen=True)
 class GaussianWithScale(Head):
     """Regression by a network that tells its own doubt: y ~ Normal(output_1, floor + softplus(output_2)), by coordinate.
 

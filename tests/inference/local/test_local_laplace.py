@@ -12,6 +12,7 @@ from numpyro.distributions.kl import kl_divergence
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference import SGLD, Descent, Newton, local_laplace
+from lapilli.inference.local._gram import gram, gram_transposed
 from lapilli.inference.local._inner import InnerProblem
 from lapilli.inference.local._local_model import read
 from lapilli.inference.local._local_site import NormalPrior, Potential, posterior
@@ -358,6 +359,28 @@ def test_derivatives_of_the_low_rank_law_are_those_of_the_dense_one():
 
     one, two = numbers()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), one, two)
+
+
+def test_gram_by_blocks_and_its_derivatives_are_those_of_whole_products():
+    """5,000 columns, which nine blocks do not divide; in reverse and in forward mode, U a constant and not."""
+    rng = np.random.default_rng(9)
+    u, v, x = (jnp.asarray(rng.normal(size=s)) for s in ((2, 3, 5000), (2, 5000), (2, 3, 3)))
+    whole = lambda u, v: jnp.einsum("...md,...d,...nd->...mn", u, v, u)
+
+    @jax.jit
+    def numbers():
+        derivatives = lambda f: (
+            f(u, v),
+            jax.grad(lambda u, v: (x * f(u, v)).sum(), (0, 1))(u, v),
+            jax.grad(lambda v: (x * f(u, v)).sum())(v),
+            jax.jvp(f, (u, v), (2 * u + 1, v**2)),
+            jax.vmap(f, (None, 0))(u[0], v),
+        )
+        return derivatives(gram), derivatives(whole), gram_transposed(u, x)
+
+    one, two, transposed = numbers()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-9), one, two)
+    np.testing.assert_allclose(transposed, two[2], rtol=1e-10, atol=1e-9)
 
 
 def test_truncated_factor_is_exact_up_to_its_rank_and_never_larger_beyond():

@@ -325,6 +325,25 @@ def test_fitted_tails_are_the_most_probable_ones():
     assert vectors.batch_shape == (4,) and vectors.event_shape == (2,)
 
 
+def test_fitted_spread_undoes_draws_that_are_too_wide():
+    """Draws four times as wide as the errors of their mean, and labels without noise: a quarter of the spread remains."""
+    rng = np.random.default_rng(8)
+    y = rng.normal(size=(1, 4000))
+    center = y + 0.25 * rng.normal(size=y.shape)
+    draws = rng.normal(size=(30, *y.shape, 1))
+    draws += center[..., None] - draws.mean(0)  # the mean is known without error
+    points = niw_meta.Points(None, y, np.ones(y.shape, bool))
+    start = niw_meta.Tempered(niw_meta.Gaussian(0.1))
+    fitted = niw_meta.with_fitted_noise(start, draws, points)
+    # Spread and noise make up one variance, 1/16; which of them, decides how Gaussian a mixture of 30 is.
+    assert abs(fitted.spread**2 + fitted.head.noise**2 - 1 / 16) < 0.006  # standard error 0.0014
+    # Errors are Gaussian at every spread, and calibrated.
+    assert niw_meta.regression_ece(fitted, draws, points) < 0.02
+    assert niw_meta.regression_ece(start, draws, points) > 0.1
+    with pytest.raises(ValueError, match=r"the spread of 1 draw .* Give several draws"):
+        niw_meta.with_fitted_noise(start, draws[:1], points)
+
+
 def test_calibration_errors_of_calibrated_and_of_sure_predictions():
     rng = np.random.default_rng(3)
     y = rng.normal(size=(1, 20_000))
