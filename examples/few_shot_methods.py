@@ -232,6 +232,8 @@ def report(results: dict[str, Result]) -> None:
         cells = [r.measures[measure] for r in results.values()]
         print(f"{measure:26}" + "".join(f"{np.mean(c):14.3f} +- {np.std(c):6.3f}" for c in cells))
     print(f"{'seconds':26}" + "".join(f"{r.seconds:24.0f}" for r in results.values()))
+    for name, result in results.items():
+        print(f"{name}, fitted last, first seed: {result.heads[0]}")
 
 
 def save_posterior(results: dict[str, Result], test: Any, path: Path) -> None:

@@ -218,32 +218,36 @@ def train(name, episodes, config, setting):
     )  # fmt: skip
 
 
-def evaluate(name, fit, episodes, config):
-    """Measures on test episodes, a hundred at a time."""
+def predict(name, fit, episodes, config):
+    """Scores of the queries, [draws, episodes, n, classes], a hundred episodes at a time."""
 
     @jax.jit
-    def predict(part):
+    def scores(part):
         has_site = name == "NIW-Meta"
         draws = (
             niw_meta.adapt(fit.guide, jax.random.key(1), part, config.num_draws) if has_site else {}
         )
-        prediction = niw_meta.predict(fit.model, draws, part)
-        return prediction.class_probs(), prediction.log_density()
+        return niw_meta.predict(fit.model, draws, part).scores
 
     size = min(100, config.num_test)
     parts = [
         jax.tree.map(lambda leaf, i=i: leaf[i : i + size], episodes)
         for i in range(0, config.num_test, size)
     ]
-    probs, log_density = (np.concatenate(x) for x in zip(*map(predict, parts), strict=True))
+    return np.concatenate([scores(part) for part in parts], 1)
+
+
+def measures(scores, episodes, temperature=1.0):
+    """Measures of scores, and the probabilities."""
+    probs = np.asarray(jax.nn.softmax(temperature * scores, -1).mean(0))
     labels = episodes.query.y
     accuracy = (probs.argmax(-1) == labels).mean(1)
+    flat, labels = probs.reshape(-1, probs.shape[-1]), labels.ravel()
     return {
         "accuracy, %": 100 * accuracy.mean(),
         "+-": 196 * accuracy.std() / np.sqrt(len(accuracy)),
-        "log probability": log_density.mean(),
-        "calibration error, %": 100
-        * niw_meta.classification_ece(probs.reshape(-1, config.num_ways), labels.ravel()),
+        "log probability": np.log(flat[np.arange(len(flat)), labels]).mean(),
+        "calibration error, %": 100 * niw_meta.classification_ece(flat, labels),
     }, probs
 
 
@@ -268,7 +272,7 @@ def choose(config, num_shots):
         rows = []
         for setting in candidates:
             fit = train(name, episodes, config, setting)
-            rows.append(evaluate(name, fit, validation, config)[0])
+            rows.append(measures(predict(name, fit, validation, config), validation)[0])
             print(
                 name, setting, {key: round(float(x), 3) for key, x in rows[-1].items()}, flush=True
             )
@@ -278,23 +282,31 @@ def choose(config, num_shots):
 
 
 def run(config, num_shots):
-    """Measures and test probabilities by method, and the test episodes."""
-    episodes, _, test = load(config, num_shots)
+    """Measures and test probabilities by method, and the test episodes.
+
+    The last two measures are those of probabilities whose temperature is fitted on the validation scripts.
+    """
+    episodes, validation, test = load(config, num_shots)
     results = {}
     for name, setting in CHOSEN.items():
         began = time.perf_counter()
         fit = train(name, episodes, config, setting)
         seconds = time.perf_counter() - began
-        measures, probs = evaluate(name, fit, test, config)
-        results[name] = {**measures, "seconds": seconds}, probs, fit
+        scores = predict(name, fit, test, config)
+        row, _ = measures(scores, test)
+        on_validation = predict(name, fit, validation, config)
+        temperature = niw_meta.fitted_temperature(on_validation, validation.query)
+        fitted, probs = measures(scores, test, temperature)
+        row |= {f"fitted {m}": fitted[m] for m in ("log probability", "calibration error, %")}
+        results[name] = {**row, "temperature": temperature, "seconds": seconds}, probs, fit
     return results, test
 
 
 def report(results, title):
-    measures = list(next(iter(results.values()))[0])
-    print(f"{title:16}" + "".join(f"{m:>22}" for m in measures))
+    names = list(next(iter(results.values()))[0])
+    print(f"{title:16}" + "".join(f"{m:>29}" for m in names))
     for name, (row, *_) in results.items():
-        print(f"{name:16}" + "".join(f"{row[m]:22.2f}" for m in measures), flush=True)
+        print(f"{name:16}" + "".join(f"{row[m]:29.3f}" for m in names), flush=True)
 
 
 def draw(results, test, title, path):

@@ -17,6 +17,7 @@ from ._evaluate import (
     Prediction as Prediction,
     adapt as adapt,
     classification_ece as classification_ece,
+    fitted_temperature as fitted_temperature,
     predict as predict,
     regression_ece as regression_ece,
     with_fitted_noise as with_fitted_noise,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 
 from ... import ppl
 from ._episodes import Episodes, Points
@@ -114,6 +114,28 @@ def with_fitted_noise[H: Gaussian | Student | Tempered](head: H, scores: Any, po
         options={"xatol": 1e-4, "fatol": 1e-7, "initial_simplex": start + np.eye(start.size + 1, start.size, -1) / 2},
     )  # fmt: skip
     return at(np.exp(found.x).tolist())
+
+
+def fitted_temperature(scores: Any, points: Points) -> float:
+    """The factor t for which the labels are most probable under the mean over draws of softmax(t scores).
+
+    The counterpart of `with_fitted_noise` for classes, again on episodes that are neither trained nor tested on.
+
+    Args:
+        scores: draws of the head's scores, [S, episodes, n, classes].
+        points: the queries.
+
+    Reference: Guo et al. 2017, arXiv:1706.04599 (1 / t is their temperature).
+    """
+    scores, mask, y = jnp.asarray(scores), jnp.asarray(points.mask), jnp.asarray(points.y)
+
+    @jax.jit
+    def loss(log_t: Array) -> Array:
+        log_prob = dist.CategoricalLogits(jnp.exp(log_t) * scores).log_prob(y)
+        return -jnp.where(mask, jax.nn.logsumexp(log_prob, axis=0), 0.0).sum() / mask.sum()
+
+    found = minimize_scalar(lambda x: float(loss(x)), bounds=(-3.0, 3.0), method="bounded")
+    return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _numbers(head: Any) -> dict[str, float]:
