@@ -77,7 +77,8 @@ class Costs:
             total = total + self.gather(
                 index, {j: stop(t) for j, t in terms.items()}, joint or None
             )
-        return total
+        # Value and derivatives read it, and XLA would rather compute it again for each.
+        return jax.lax.optimization_barrier(total)
 
     def slope(self, index: int, value: Array) -> tuple[Array, Array]:
         """Downstream cost of each element, all values replaced, and its derivative in the element's value."""

@@ -50,8 +50,12 @@ def surrogate_of(
     for index in wanted:
         site = program.sites[index]
         numbers, weight = local[index]
+        # Value and derivatives read it, and XLA would rather compute it again for each.
+        cost = jax.lax.optimization_barrier(
+            costs.gather(index, {j: stop(t) for j, t in arrays.items()})
+        )
         downstream = Downstream(
-            cost=costs.gather(index, {j: stop(t) for j, t in arrays.items()}),
+            cost=cost,
             weight=stop(weight),
             replay=lambda value, index=index: costs.replay(index, value),
             replay_together=lambda value, index=index: costs.replay(index, value, together=True),
