@@ -3,10 +3,10 @@
 Programs beside those of vae.py (ELBO of a VAE) and hmm.py (a chain summed out): the importance-weighted bound of a VAE with
 five draws per row; the ELBO of a mixture of 1,000 rows whose labels are enumerated row by row; the ELBO of attend, infer,
 repeat on 32 images (models/air.py), whose count is summed out by hand and under "enum", and drawn under "mvd". The answer is
-the median of paired ratios in one process; first calls (tracing, checks, compilation) are measured in fresh processes without
-a compilation cache.
+the median of paired ratios of processor time in one process (pin it to one core); first calls (tracing, checks, compilation)
+are measured in fresh processes without a compilation cache.
 
-usage: python benchmarks/overhead.py [--repeats 100] [--first-calls 3] [--cases "AIR, enum" ...]
+usage: taskset -c 0 python benchmarks/overhead.py [--repeats 100] [--first-calls 3] [--cases "AIR, enum" ...]
 """
 
 from __future__ import annotations
@@ -179,26 +179,26 @@ def check_agreement(case: Case) -> None:
 
 
 def steady(case: Case, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, interleaved."""
+    """Seconds of processor time of each call, interleaved."""
     runs = {version: run_of(case, version) for version in VERSIONS}
     params = {version: arguments(case, version) for version in VERSIONS}
     times: dict[str, list[float]] = {version: [] for version in VERSIONS}
     for i in range(repeats + 2):
         key = jax.random.key(i)
         for version in VERSIONS if i % 2 else VERSIONS[::-1]:
-            start = time.perf_counter()
+            start = time.process_time()
             jax.block_until_ready(runs[version](params[version], key, case.x))
-            times[version].append(time.perf_counter() - start)
+            times[version].append(time.process_time() - start)
     return {version: t[2:] for version, t in times.items()}
 
 
 def first_call(name: str, version: str) -> float:
-    """Seconds of the first call in this process, after JAX has started."""
+    """Seconds of processor time of the first call in this process, after JAX has started."""
     case = CASES[name]()
     params, key = arguments(case, version), jax.block_until_ready(jax.random.key(2))
-    start = time.perf_counter()
+    start = time.process_time()
     jax.block_until_ready(run_of(case, version)(params, key, case.x))
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def first_calls(name: str, repeats: int) -> dict[str, float]:
@@ -226,7 +226,9 @@ def main() -> None:
         print(first_call(*args.first_call))
         return
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
-    print("median ms per gradient, median of paired ratios to the hand-written one")
+    print(
+        "median ms of processor time per gradient, median of paired ratios to the hand-written one"
+    )
     for name in args.cases:
         case = CASES[name]()
         check_agreement(case)
