@@ -3,14 +3,18 @@
 Three plain NumPyro models, run by both libraries as they stand: a mixture (a Bernoulli label per row), a chain (three states,
 twelve steps, the guide a chain as well), and clusters with codes (a class and a continuous code per row, the code's guide
 depending on the class). For the ELBO: NumPyro's TraceGraph_ELBO and TraceEnum_ELBO; for the importance-weighted bound of five
-draws: RenyiELBO(alpha=0). The product of a gradient's variance (summed over coordinates) and the time of one gradient is
-what a step of optimisation pays: half the product, half the time to the same accuracy.
+draws: RenyiELBO(alpha=0). The product of a gradient's variance (summed over coordinates) and the processor time of one gradient
+is what a step of optimisation pays: half the product, half the time to the same accuracy.
+
+The answer is the last column: each of our rows relative to NumPyro's row of the same kind (enumeration to TraceEnum_ELBO, single
+draws to TraceGraph_ELBO, importance weights to RenyiELBO), variance ratio times the median of paired time ratios, with a 95%
+bootstrap interval over repeats and blocks of draws. Where both are exact it is the ratio of times.
 
 Every row also shows the distance of its mean gradient from the reference (our enumeration for the ELBO, our VIMCO for the
 importance-weighted bound), in standard errors of that distance: near 1 for an unbiased row. Beyond 3 a row is marked BIASED,
 whatever its product.
 
-usage: python benchmarks/estimators.py [--draws 20000] [--repeats 40] [--cases mixture ...] [--bounds elbo ...]
+usage: taskset -c 0 python benchmarks/estimators.py [--draws 20000] [--repeats 40] [--cases mixture ...] [--bounds elbo ...]
 """
 
 from __future__ import annotations
@@ -112,52 +116,50 @@ def clusters() -> Case:
 
 BOUNDS = ("elbo", "iwelbo")
 CASES = {"mixture": mixture, "chain": chain, "clusters with codes": clusters}
+NUM_BLOCKS = 20  # of draws, for the error of a variance
+LEAVE_ONE_OUT = (2, 4)  # numbers of draws: the fewest there are, and with a baseline of three
 
 
 class Row(NamedTuple):
+    """A gradient, and the name of the row of NumPyro's that it is compared with."""
+
     name: str
     grad: Callable[[Any, jax.Array], Any]
+    peer: str = ""
 
 
 def rows_of(case: Case, bound: str) -> list[Row]:
-    """Gradients of minus the bound, all with one draw of the guide (leave-one-out: two; importance-weighted: five)."""
+    """Gradients of minus the bound, with one draw of the guide unless the name tells (importance-weighted: five)."""
 
-    def theirs(loss: Any) -> Callable:
-        return lambda p, key: jax.grad(
-            lambda p: loss.loss(key, p, case.model, case.guide, *case.args)
-        )(p)
+    def theirs(name: str, loss: Any) -> Row:
+        value = lambda p, key: loss.loss(key, p, case.model, case.guide, *case.args)
+        return Row(f"NumPyro {name}", jax.grad(value))
 
-    def ours(objective: Any) -> Callable:
-        return lambda p, key: jax.tree.map(jnp.negative, objective.grad(p, key, *case.args))
+    def ours(name: str, peer: str, objective: Any) -> Row:
+        grad = lambda p, key: jax.tree.map(jnp.negative, objective.grad(p, key, *case.args))
+        return Row(f"lapilli {name}", grad, f"NumPyro {peer}")
 
+    programs = (case.model, case.guide)
     if bound == "elbo":
-        rows = [
-            Row(
-                f"lapilli {name}",
-                ours(
-                    inference.elbo(
-                        case.model,
-                        case.guide,
-                        strategies=strategies,
-                        num_particles=2 if name == "reinforce_loo" else 1,
-                    )
-                ),
-            )
-            for name, strategies in case.strategies.items()
-        ]
+        rows = []
+        for name, strategies in case.strategies.items():
+            for draws in LEAVE_ONE_OUT if name == "reinforce_loo" else (1,):
+                objective = inference.elbo(*programs, strategies=strategies, num_particles=draws)
+                title = name if draws == 1 else f"{name}, {draws} draws"
+                peer = "TraceEnum_ELBO" if name == "enum" else "TraceGraph_ELBO"
+                rows.append(ours(title, peer, objective))
         return [
             *rows,
-            Row("NumPyro TraceGraph_ELBO", theirs(TraceGraph_ELBO())),
-            Row("NumPyro TraceEnum_ELBO", theirs(TraceEnum_ELBO())),
+            theirs("TraceGraph_ELBO", TraceGraph_ELBO()),
+            theirs("TraceEnum_ELBO", TraceEnum_ELBO()),
         ]
     score = case.strategies["reinforce"]
-    programs = (case.model, case.guide)
     weighted = inference.iwelbo(*programs, num_particles=5, per=case.per, strategies=score)
     multi = inference.vimco(*programs, num_particles=5, per=case.per, strategies=score)
     return [
-        Row("lapilli vimco", ours(multi)),
-        Row("lapilli iwelbo, reinforce", ours(weighted)),
-        Row("NumPyro RenyiELBO", theirs(RenyiELBO(alpha=0, num_particles=5))),
+        ours("vimco", "RenyiELBO", multi),
+        ours("iwelbo, reinforce", "RenyiELBO", weighted),
+        theirs("RenyiELBO", RenyiELBO(alpha=0, num_particles=5)),
     ]
 
 
@@ -166,27 +168,55 @@ def flat(tree: Any) -> jax.Array:
 
 
 def measure(row: Row, params: Any, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean gradient and variance of each coordinate."""
+    """Mean gradient, and its variance, summed over coordinates, in each block of draws."""
     keys = jax.random.split(jax.random.key(0), num_draws)
     one = lambda key: flat(row.grad(params, key))
     draws = np.asarray(jax.jit(lambda ks: jax.lax.map(one, ks, batch_size=100))(keys), float)
-    return draws.mean(0), draws.var(0, ddof=1)
+    mean = draws.mean(0)
+    squares = ((draws - mean) ** 2).sum(1) * num_draws / (num_draws - 1)
+    return mean, squares.reshape(NUM_BLOCKS, -1).mean(1)
 
 
 def times(rows: list[Row], params: Any, repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of one compiled gradient, all rows interleaved."""
+    """Processor seconds of one compiled gradient, all rows interleaved."""
     compiled = {r.name: jax.jit(r.grad).lower(params, jax.random.key(0)).compile() for r in rows}
     found: dict[str, list[float]] = {r.name: [] for r in rows}
     inner = 20
+    keys = [jax.random.key(j) for j in range(inner)]
     for i in range(repeats + 2):
-        for name, fn in compiled.items():
-            start = time.perf_counter()
-            for j in range(inner):
-                out = fn(params, jax.random.key(i * inner + j))
+        for name in list(compiled) if i % 2 else list(compiled)[::-1]:
+            start = time.process_time()
+            for key in keys:
+                out = compiled[name](params, key)
             jax.block_until_ready(out)
-            if i >= 2:
-                found[name].append((time.perf_counter() - start) / inner)
-    return {name: np.array(t) for name, t in found.items()}
+            found[name].append((time.process_time() - start) / inner)
+    return {name: np.array(t[2:]) for name, t in found.items()}
+
+
+def relative(
+    own: tuple[np.ndarray, np.ndarray], peer: tuple[np.ndarray, np.ndarray]
+) -> tuple[float, float, float]:
+    """The ratio of two products of variance and time and its 95% interval, from (variance by block, paired times) each.
+
+    The ratio of times alone where both have no variance.
+    """
+    generator = np.random.default_rng(0)
+    size, repeats = len(own[0]), len(own[1])
+    is_exact = own[0].mean() == peer[0].mean() == 0.0
+
+    def ratio(blocks: tuple[np.ndarray, np.ndarray], pairs: np.ndarray) -> float:
+        speed = float(np.median(own[1][pairs] / peer[1][pairs]))
+        return speed if is_exact else speed * own[0][blocks[0]].mean() / peer[0][blocks[1]].mean()
+
+    drawn = [
+        ratio(
+            (generator.integers(size, size=size), generator.integers(size, size=size)),
+            generator.integers(repeats, size=repeats),
+        )
+        for _ in range(1000)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return ratio((np.arange(size), np.arange(size)), np.arange(repeats)), low, high
 
 
 def report(case: str, bound: str, num_draws: int, repeats: int) -> None:
@@ -199,20 +229,29 @@ def report(case: str, bound: str, num_draws: int, repeats: int) -> None:
     seconds = times(rows, params, repeats)
     # The first row is exact (enumeration) or unbiased (score): its own error counts as well.
     mean, variance = moments[rows[0].name]
-    print(f"{case}, {bound}: {mean.size} coordinates")
-    for r in rows:
-        own, spread = moments[r.name]
-        total = spread.sum() + (variance.sum() if r is not rows[0] else 0)
+
+    def distance(row: Row) -> float:
+        own, spread = moments[row.name]
+        total = spread.mean() + (variance.mean() if row is not rows[0] else 0.0)
         # At least the rounding of float32, for rows without variance.
         error = max(np.sqrt(total / num_draws), 1e-5 * (1 + np.linalg.norm(mean)))
-        apart = np.linalg.norm(own - mean) / error
-        duration = np.median(seconds[r.name])
-        product = spread.sum() * duration
-        print(
-            f"  {r.name:26s} variance {spread.sum():11.4g}  {1e6 * duration:8.1f} us  product {product:10.3g}"
-            f"  distance {apart:6.2f}{'  BIASED' if apart > 3 else ''}",
-            flush=True,
+        return float(np.linalg.norm(own - mean) / error)
+
+    biased = {r.name for r in rows if distance(r) > 3}
+    print(f"{case}, {bound}: {mean.size} coordinates")
+    for r in rows:
+        spread, duration = moments[r.name][1].mean(), np.median(seconds[r.name])
+        line = (
+            f"  {r.name:30s} variance {spread:10.4g}  {1e6 * duration:7.1f} us  product {spread * duration:9.3g}"
+            f"  distance {distance(r):6.2f}{'  BIASED' if r.name in biased else ''}"
         )
+        if r.peer in biased:
+            line += f"  ({r.peer} is biased)"
+        elif r.peer:
+            both = ((moments[n][1], seconds[n]) for n in (r.name, r.peer))
+            ratio, low, high = relative(*both)
+            line += f"  x{ratio:.2f} ({low:.2f} to {high:.2f}) of {r.peer}"
+        print(line, flush=True)
 
 
 def main() -> None:
