@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ._analyse import Analysed
-from ._evaluate import Forced, evaluate
+from ._evaluate import Apply, Forced, evaluate
 from ._split import lanes_at
 from ._sweep import Sweep
 from ._unmoved import Unmoved
@@ -83,13 +83,15 @@ class Reader:
         for i, (given, where) in forced.items():
             if set(where.value) <= set(lanes):  # type: ignore[arg-type]
                 sweep.force(i, given, where.value, where.mask or ())  # type: ignore[arg-type]
+        sweep.put_rows_first()
         return sweep
 
     def _run(self, sweep: Sweep, read: list[Any]) -> list[Any]:
         given = self.unmoved.around(sweep.values, read) if self.unmoved else {}
 
-        def base(key: Array, values: Any) -> list[Any]:
-            return evaluate(self.program.closed, [*self.inputs, key], values, read, given)
+        def base(key: Array, values: Any, apply: Apply) -> list[Any]:
+            closed, inputs = self.program.closed, [*self.inputs, key]
+            return evaluate(closed, inputs, values, read, given, apply)
 
         return sweep.run(base, self.key, self.replicates)
 
