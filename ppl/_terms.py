@@ -242,10 +242,10 @@ class Terms:
             first = log_prob.ndim - len(site.sizes)
             return jnp.exp(log_prob.sum(tuple(first + i for i in layout.joint), keepdims=True))
 
-        log_prob, active = read
-        if is_split(log_prob) and not is_split(active):  # what tells of all rows has no rows
-            active = Split([], active[None], log_prob.length)
         lanes = self.lanes(self.program.lanes.sites[index]) + extra
+        log_prob, active = read
+        if is_split(log_prob) and not is_split(active) and active.ndim == len(lanes):
+            active = Split([], active[None], log_prob.length)  # alike in all rows
         return self._by_parts(probability, lanes, log_prob, active)
 
 
