@@ -71,13 +71,22 @@ class PrecisionNormal(dist.Distribution):
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws, [*sample_shape, *batch, T]."""
+        return self.sample_with_intermediates(key, sample_shape)[0]
+
+    def sample_with_intermediates(
+        self, key: Any, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Any]]:
+        """Draws, and [their noise], by which `log_prob` is spared the product with R."""
         noise = jax.random.normal(key, sample_shape + self.shape(), self.loc.dtype)
         root = jnp.broadcast_to(self.root, (*noise.shape, noise.shape[-1]))
-        return self.loc + _solved(root, noise)
+        return self.loc + _solved(root, noise), [noise]
 
-    def log_prob(self, value: Any) -> Array:
+    def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> Array:
         """Log-density, nats [*batch]."""
-        noise = jnp.einsum("...ts,...s->...t", self.root, value - self.loc)
+        if intermediates:
+            (noise,) = intermediates
+        else:
+            noise = jnp.einsum("...ts,...s->...t", self.root, value - self.loc)
         log_det = jnp.log(jnp.diagonal(self.root, axis1=-2, axis2=-1)).sum(-1)
         return log_det - 0.5 * (noise**2 + jnp.log(2 * jnp.pi)).sum(-1)
 

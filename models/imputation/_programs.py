@@ -165,6 +165,8 @@ def programs(
             if isinstance(mechanism, SelfMasking):
                 drawn_from = hidden_law(law, -mechanism.slope, -mechanism.bias, hidden)
             x = ppl.sample("x", drawn_from.to_event(2), obs=data.values, obs_mask=cells)
+            # Else every loop that reads the draws makes them anew from random bits.
+            x = jax.lax.optimization_barrier(x)
             values = jnp.where(cells, data.values, 0)
             step_log_prob = jnp.where(cells, law.log_prob(values), 0).sum(-1)
             log_draw = jnp.where(cells, 0, drawn_from.log_prob(x))

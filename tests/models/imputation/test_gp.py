@@ -70,3 +70,17 @@ def test_a_normal_by_the_root_of_its_precision(seed):
     np.testing.assert_allclose(law.log_prob(x), exact.logpdf(x), rtol=1e-5)
     offset = np.asarray(law.sample(seed, (20_000,)), float) - exact.mean
     assert_unbiased(offset[:, :, None] * offset[:, None], covariance)
+
+
+def test_a_draw_has_the_density_that_its_noise_says():
+    """Equal values; and equal derivatives along the draw, in which the score of the location cancels."""
+
+    def density(loc, diagonal, has_noise):
+        law = PrecisionNormal(loc, jnp.diag(diagonal) + jnp.array([[0, 0], [-0.4, 0]]))
+        x, noise = law.sample_with_intermediates(jax.random.key(0), (3,))
+        return law.log_prob(x, noise if has_noise else None).sum()
+
+    at = jnp.array([0.3, -1.0]), jnp.array([1.5, 0.8])
+    for run in (density, jax.grad(density, (0, 1))):
+        ours, known = (jax.tree.leaves(run(*at, has_noise)) for has_noise in (True, False))
+        np.testing.assert_allclose(ours, known, rtol=1e-5, atol=1e-5)
