@@ -5,9 +5,10 @@ ObsDropout, K = 5 particles and one draw of the missing cells each. Both use the
 weights and the mask of ObsDropout are written out, with the law of the guide through the same Cholesky factors and hidden cells
 drawn from the same `hidden_law`. All run in one process, interleaved; the answer is the median of paired ratios of processor
 times, with a bootstrap interval, which other work on the machine disturbs least. Before that the means of value and gradient
-over draws are compared.
+over draws are compared. The model of lapilli puts a barrier behind its draws of hidden cells, without which XLA makes them anew
+from random bits in every loop that reads them; `--barrier` gives one to the hand-written step too.
 
-usage: python benchmarks/imputation_step.py [--batch 64] [--repeats 40]
+usage: python benchmarks/imputation_step.py [--batch 64] [--repeats 40] [--barrier]
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def networks(key: jax.Array) -> dict[str, Any]:
     }
 
 
-def by_hand(nets: dict[str, Any], key: jax.Array, data: Series) -> jax.Array:
+def by_hand(
+    nets: dict[str, Any], key: jax.Array, data: Series, has_barrier: bool = False
+) -> jax.Array:
     """The bound (nats), written out."""
     values, cells, times, valid = (
         jnp.asarray(a) for a in (data.values, data.observed, data.times, data.valid)
@@ -81,6 +84,7 @@ def by_hand(nets: dict[str, Any], key: jax.Array, data: Series) -> jax.Array:
         law = hidden_law(dist.Normal(x_loc, x_scale), -slope, -bias, valid[..., None] & ~cells)
         noise = jax.random.normal(keys[1], x_loc.shape)
         drawn = law.loc + law.scale * noise
+        drawn = jax.lax.optimization_barrier(drawn) if has_barrier else drawn
         x = jnp.where(cells, values, drawn)
         shift = jnp.log(law.scale / x_scale) + 0.5 * (noise**2 - ((x - x_loc) / x_scale) ** 2)
         log_w += jnp.where(valid[..., None] & ~cells, shift, 0).sum((-1, -2))
@@ -96,7 +100,7 @@ def by_hand(nets: dict[str, Any], key: jax.Array, data: Series) -> jax.Array:
     return (jax.nn.logsumexp(log_w, 0) - jnp.log(PARTICLES)).sum()
 
 
-def pair(batch: int) -> tuple[dict[str, Any], dict[str, Any], Series]:
+def pair(batch: int, has_barrier: bool) -> tuple[dict[str, Any], dict[str, Any], Series]:
     """Compiled (params, key, data) -> (value, gradient) and parameters of both, and data."""
     task = benchmark.problem("JapaneseVowels_eq", "mnar", 0.5, 0)
     data = jax.tree.map(jnp.asarray, task.train.rows(slice(0, batch)))
@@ -108,7 +112,9 @@ def pair(batch: int) -> tuple[dict[str, Any], dict[str, Any], Series]:
     model = imputation.obs_dropout(imputer.model, DROPOUT)
     bound = inference.iwelbo(model, imputer.guide, num_particles=PARTICLES, per="rows")
     arrays, static = eqx.partition(networks(key), eqx.is_inexact_array)
-    hand = jax.value_and_grad(lambda p, key, data: by_hand(eqx.combine(p, static), key, data))
+    hand = jax.value_and_grad(
+        lambda p, key, data: by_hand(eqx.combine(p, static), key, data, has_barrier)
+    )
     functions = {"by hand": jax.jit(hand), "lapilli": jax.jit(bound.value_and_grad)}
     params = {"by hand": arrays, "lapilli": bound.init(key, data)}
     for a, b in zip(*(jax.tree.leaves(dict(p)) for p in params.values()), strict=True):
@@ -137,9 +143,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One gradient beside hand-written JAX.")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--barrier", action="store_true", help="behind draws by hand too")
     args = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
-    functions, params, data = pair(args.batch)
+    functions, params, data = pair(args.batch, args.barrier)
     times: dict[str, list[float]] = {name: [] for name in functions}
     check_agreement(functions, params, data)
     for i in range(args.repeats + 2):
