@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-SIDE, STEPS, CELLS, WHAT, HIDDEN = 28, 3, 12, 16, 96
-MORE_PROB, NOISE, WINDOW, SPREAD = 0.3, 0.3, 13.0, 0.1
+SIDE, STEPS, CELLS, WHAT, HIDDEN = 50, 3, 12, 16, 96
+MORE_PROB, NOISE, WINDOW, SPREAD = 0.3, 0.3, 23.0, 0.1
 SHAPES = {
     "embed": (SIDE**2, HIDDEN),
     "cell_image": (HIDDEN, 3 * HIDDEN),
