@@ -4,7 +4,7 @@ For terms c_j and enumeration lanes v: c_j(v) times its coefficient, and times w
 product of the enumerated sites' probabilities, summed over those that the term does not see itself (`_layout.py`).
 
 Axis order of every array here: replicates, enumeration lanes (by site index), then the axes of the term or of
-the site's elements.
+the site's elements. Of a `Split`, the first of these axes stands in front of all lanes.
 """
 
 from __future__ import annotations
