@@ -239,15 +239,18 @@ def predict(name, fit, episodes, config):
 
 def measures(scores, episodes, temperature=1.0):
     """Measures of scores, and the probabilities."""
-    probs = np.asarray(jax.nn.softmax(temperature * scores, -1).mean(0))
+    by_draw = jax.nn.log_softmax(temperature * scores, -1)
+    log_probs = np.asarray(jax.nn.logsumexp(by_draw, axis=0)) - np.log(len(scores))
+    probs = np.exp(log_probs)
     labels = episodes.query.y
     accuracy = (probs.argmax(-1) == labels).mean(1)
-    flat, labels = probs.reshape(-1, probs.shape[-1]), labels.ravel()
+    of_label = np.take_along_axis(log_probs, labels[..., None], -1)
+    flat = probs.reshape(-1, probs.shape[-1])
     return {
         "accuracy, %": 100 * accuracy.mean(),
         "+-": 196 * accuracy.std() / np.sqrt(len(accuracy)),
-        "log probability": np.log(flat[np.arange(len(flat)), labels]).mean(),
-        "calibration error, %": 100 * niw_meta.classification_ece(flat, labels),
+        "log probability": of_label.mean(),
+        "calibration error, %": 100 * niw_meta.classification_ece(flat, labels.ravel()),
     }, probs
 
 

@@ -55,10 +55,14 @@ def _by_blocks(factor: Array, diagonal: Array) -> Array:
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
         at, v = block
         u = jax.lax.dynamic_slice_in_dim(factor, at * BLOCK, BLOCK, -1)
-        return total + (u * v[..., None, :]) @ u.mT, None
+        return total + _product(u, v), None
 
-    rest = factor[..., whole:]
-    total = (rest * diagonal[..., None, whole:]) @ rest.mT
+    total = _product(factor[..., whole:], diagonal[..., whole:])
     if count == 0:
         return total
     return jax.lax.scan(add, total, (jnp.arange(count), jnp.moveaxis(blocks, -2, 0)))[0]
+
+
+def _product(u: Array, v: Array) -> Array:
+    # Not by `@ u.mT`, whose derivative would transpose u.
+    return jnp.einsum("...md,...nd->...mn", u * v[..., None, :], u)
