@@ -10,6 +10,9 @@ those of XLA are slow on CPU where every episode has a kernel of its own. Images
 MAML is measured twice, as `niw_meta.maml` and written out in JAX; the two give the same value and gradient, which is checked. All
 run in one process, interleaved; the answer is the median of paired ratios of processor times, with a bootstrap interval.
 
+Answer, 1 shot / 5 shots: images 1.10 / 1.39 (1.05 / 1.21 with one row of curvature for each image); letters 2.2 / 5.6
+(1.7 / 2.0), where a row has 112,709 numbers and an image costs little; points 3.4, 1.9 at 20 inner steps, 1.3 at 80.
+
 usage: taskset -c 0 python benchmarks/few_shot.py [--networks images letters points] [--shots 1 5] [--queries 15] [--repeats 20]
 """
 
