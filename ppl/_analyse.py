@@ -29,7 +29,6 @@ from ._layout import (
     is_sampled,
     lanes_of_terms,
     layouts_of,
-    open_relations,
 )
 from ._relation import PARAMS, Relations
 from ._replay import check_replay, replay_axes, replay_groups
@@ -151,7 +150,8 @@ def analyse(
         terms = split(closed.jaxpr, result, facts)
         direct = direct_relations(sites, {i: n.log_prob for i, n in table.items()}, facts)
         upstream = closed_relations(direct)
-        opened = open_relations(sites, direct, through_sites)
+        # Relations up to the nearest listed sites.
+        opened = closed_relations({i: r for i, r in direct.items() if not is_listed(sites[i])})
         own = [relations_of(facts, t.variable, sites) for t in terms]
         relations = [through_sites(r, upstream) for r in own]
         known = Dependences(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ._engine import StrategySite, Unsuitable
@@ -333,20 +333,3 @@ def _region(site: StrategySite, axis: int) -> str | None:
     """The kind of region that an element axis belongs to."""
     regions = [r.kind for r in site.regions if r.axis is not None]
     return regions[axis] if axis < len(regions) else None
-
-
-def open_relations(
-    sites: dict[int, StrategySite],
-    direct: dict[int, Relations],
-    through: Callable[[Relations, dict[int, Relations]], Relations],
-) -> dict[int, Relations]:
-    """Relations of the sites that are not listed to what lies upstream, up to the nearest listed sites."""
-    opened = {i: dict(direct[i]) for i, site in sites.items() if not is_listed(site)}
-    changed = True
-    while changed:
-        changed = False
-        for index in opened:
-            new = through(direct[index], opened)
-            if new != opened[index]:
-                opened[index], changed = new, True
-    return opened

@@ -7,7 +7,7 @@ from typing import Any
 
 from ._dependence import Analysis
 from ._engine import StrategySite
-from ._relation import Relations, compose, join_links, mixed
+from ._relation import Relations, compose, join, mixed
 
 
 def relations_of(facts: Analysis, atom: Any, sites: dict[int, StrategySite]) -> Relations:
@@ -54,7 +54,7 @@ def direct_relations(
 
 
 def closed_relations(direct: dict[int, Relations]) -> dict[int, Relations]:
-    """Relations of each site's distribution to all sites upstream, directly or through others."""
+    """Relations of each site's distribution to all that is upstream, directly or through others of these sites."""
     closed = {i: dict(r) for i, r in direct.items()}
     changed = True
     while changed:
@@ -68,14 +68,9 @@ def closed_relations(direct: dict[int, Relations]) -> dict[int, Relations]:
 
 def through_sites(relations: Relations, upstream: dict[int, Relations]) -> Relations:
     """Add what the sites in `relations` depend on themselves."""
-    out = dict(relations)
-    for middle, outer in relations.items():
-        for source, inner in upstream.get(middle, {}).items():  # type: ignore[call-overload]
-            through = compose(outer, inner)
-            old = out.get(source)
-            out[source] = (
-                through
-                if old is None
-                else tuple(join_links(a, b) for a, b in zip(old, through, strict=True))
-            )
-    return out
+    indirect = (
+        {source: compose(outer, inner)}
+        for middle, outer in relations.items()
+        for source, inner in upstream.get(middle, {}).items()  # type: ignore[call-overload]
+    )
+    return join([relations, *indirect])
