@@ -57,7 +57,9 @@ def _by_blocks(factor: Array, diagonal: Array) -> Array:
         u = jax.lax.dynamic_slice_in_dim(factor, at * BLOCK, BLOCK, -1)
         return total + _product(u, v), None
 
-    total = _product(factor[..., whole:], diagonal[..., whole:])
+    # Else a derivative sums over m in the loop that lays out all d columns, for every column anew.
+    rest = jax.lax.optimization_barrier(diagonal[..., whole:])
+    total = _product(factor[..., whole:], rest)
     if count == 0:
         return total
     return jax.lax.scan(add, total, (jnp.arange(count), jnp.moveaxis(blocks, -2, 0)))[0]
