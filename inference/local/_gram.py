@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 Array = jax.Array
-BLOCK = 512  # columns
 WHOLE = 4096  # columns, of which no blocks are made
 
 
@@ -47,14 +46,16 @@ def gram_transposed(factor: Array, matrix: Array) -> Array:
 
 
 def _by_blocks(factor: Array, diagonal: Array) -> Array:
-    count = 0 if factor.shape[-1] <= WHOLE else factor.shape[-1] // BLOCK
-    whole = count * BLOCK
-    blocks = diagonal[..., :whole].reshape(*diagonal.shape[:-1], count, BLOCK)
+    m, d = factor.shape[-2:]
+    size = 2048 if m <= 8 else 512
+    count = 0 if d <= WHOLE else d // size
+    whole = count * size
+    blocks = diagonal[..., :whole].reshape(*diagonal.shape[:-1], count, size)
 
     @jax.checkpoint  # a derivative reads U again, in place of a copy of it by blocks
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
         at, v = block
-        u = jax.lax.dynamic_slice_in_dim(factor, at * BLOCK, BLOCK, -1)
+        u = jax.lax.dynamic_slice_in_dim(factor, at * size, size, -1)
         return total + _product(u, v), None
 
     # Else a derivative sums over m in the loop that lays out all d columns, for every column anew.

@@ -5,7 +5,7 @@ Terms: h_i(x_i) in R^m, the whitened parameters of the observations of row i, an
 
 Invariant: h_i depends on x_i alone (`_local_model.py` refuses rows that are tied together). Where every observation depends on
 x_i by itself, each is given a copy of x_i: one pullback for each parameter of an observation then holds the rows of U_i of all
-observations, where otherwise each takes one of its own.
+observations, where otherwise each takes one of its own. A copy may also serve a group of observations: few copies, few rows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -56,44 +57,20 @@ class Observations:
         names: their sites.
         site: the local site.
         points: their batch shape, if each may be given a copy of x, [*points, d]; else None.
+        in_groups: the last of those axes may be divided into groups of neighbours, with a copy for each.
     """
 
     run: Callable[[Array], Statements]
     names: list[str]
     site: str
     points: tuple[int, ...] | None
-
-    def outputs(self, x: Array, z: Array) -> Outputs:
-        """Those at x, whitened at z, where the slopes are taken, [*batch, m] each."""
-
-        def both(x: Array, z: Array) -> tuple[list[Outputs], list[Array]]:
-            found, constants = [], []
-            statements, at = self.run(x), self.run(z)
-            for name in self.names:
-                roots, fixed = _roots(name, statements, at)
-                found += [Outputs(*(rows(part, x.shape[:-1], 1) for part in r)) for r in roots]
-                constants += fixed
-            return found, constants
-
-        def values(x: Array, z: Array) -> Any:
-            found, constants = both(x, z)
-            return [outputs.values for outputs in found], constants
-
-        moved = depends(jax.make_jaxpr(values)(z, z).jaxpr, [True, False])
-        found, _ = both(x, z)
-        if any(moved[len(found) :]):
-            raise ValueError(
-                f"Site '{self.site}' moves a parameter of {self.names} that a Gauss-Newton curvature takes as fixed: the "
-                f"covariance of a MultivariateNormal, or df or scale of a StudentT. {OTHER_CURVATURE}"
-            )
-        kept = [outputs for outputs, m in zip(found, moved, strict=False) if m]
-        return Outputs(*(jnp.concatenate(parts, -1) for parts in zip(*kept, strict=True)))
+    in_groups: bool = False
 
     def expanded(self, x: Array, scale: Array | None, rank: int | None) -> tuple[Array, Array]:
         """Gradient [*batch, d] and factor U [*batch, m, d] of each row's loss at x; of at most `rank` rows where there are more.
 
-        By observation these are the outputs in one direction of each, the one in which its loss falls, and in others if `rank`
-        allows; else those of `truncated_factor`.
+        By observation these are the outputs in one direction of each, or of each group, the one in which its loss falls, and in
+        others if `rank` allows; else those of `truncated_factor`.
 
         Args:
             x: [*batch, d].
@@ -101,43 +78,121 @@ class Observations:
             rank: None: no limit.
         """
         batch, d = x.shape[:-1], x.shape[-1]
-        limit = None
-        if rank is not None and rank < min(self._count(x), d):
-            limit = 0 if self.points is None else rank * math.prod(batch) // math.prod(self.points)
-            if limit == 0:
-                assert scale is not None
-                return self._truncated(x, scale, rank)
-        at = x if self.points is None else jnp.broadcast_to(x, (*self.points, d))
+        is_moved, count = self._outlined(x)
+        copies, limit = self.points or batch, None
+        if rank is not None and rank < min(count, d):
+            copies, limit = self._copies(batch, rank)
+        at = x if limit == 0 else jnp.broadcast_to(x, (*copies, d))
 
-        def outputs(x: Array) -> tuple[Array, Array]:
-            found = self.outputs(x, at)
-            values, slopes = found if limit is None else _toward_slope(found, limit)
+        trees: list[Any] = []
+        laws = lambda x: eqx.partition(self._leaves(x, trees), eqx.is_inexact_array)
+        # The model runs once: the laws that move with x are those that they are whitened with.
+        numbers, pull_laws, fixed = jax.vjp(laws, at, has_aux=True)
+        law_of = lambda numbers: trees[0].unflatten(eqx.combine(numbers, fixed))
+
+        def outputs(moving: list[Any]) -> tuple[Array, Array]:
+            found, _ = self._outputs(law_of(moving), law_of(numbers), at)
+            kept = [one for one, m in zip(found, is_moved, strict=True) if m]
+            whole = Outputs(*(jnp.concatenate(parts, -1) for parts in zip(*kept, strict=True)))
+            values, slopes = _toward_slope(whole, limit) if limit else whole
             return values, slopes
 
-        values, pull, slopes = jax.vjp(outputs, at, has_aux=True)
+        values, pull_outputs, slopes = jax.vjp(outputs, numbers, has_aux=True)
+        pull = lambda e: pull_laws(pull_outputs(e)[0])[0]
+        push = lambda v: jax.jvp(lambda x: outputs(laws(x)[0])[0], (at,), (v,))[1]
         m = values.shape[-1]
+        if limit == 0:
+            assert scale is not None and rank is not None
+            return pull(slopes), truncated_factor(pull, push, m, scale, rank)
         if m <= d:
-            row = lambda e: pull(jnp.broadcast_to(e, values.shape))[0]
+            row = lambda e: pull(jnp.broadcast_to(e, values.shape))
             factor = jax.vmap(row, out_axes=-2)(jnp.eye(m, dtype=values.dtype))
         else:
-            push = lambda e: jax.jvp(
-                lambda x: outputs(x)[0], (at,), (jnp.broadcast_to(e, at.shape),)
-            )[1]
-            factor = jax.vmap(push, out_axes=-1)(jnp.eye(d, dtype=values.dtype))
+            column = lambda e: push(jnp.broadcast_to(e, at.shape))
+            factor = jax.vmap(column, out_axes=-1)(jnp.eye(d, dtype=values.dtype))
         if self.points is not None:
             slopes = rows(slopes, batch, 1)
             factor = rows(factor, batch, 2, kept=1)
         return jnp.einsum("...md,...m->...d", factor, slopes), factor
 
-    def _truncated(self, x: Array, scale: Array, rank: int) -> tuple[Array, Array]:
-        slopes = self.outputs(x, x).slopes
-        _, push = jax.linearize(lambda at: self.outputs(at, x).values, x)
-        transposed = jax.linear_transpose(push, x)
-        pull = lambda v: transposed(v)[0]
-        return pull(slopes), truncated_factor(pull, push, slopes.shape[-1], scale, rank)
+    def _outlined(self, x: Array) -> tuple[list[bool], int]:
+        """For every list of outputs whether x moves it, and the number of those moved in a row."""
+        trees: list[Any] = []
+        jaxpr, flat = jax.make_jaxpr(lambda x: self._leaves(x, trees), return_shape=True)(x)
 
-    def _count(self, x: Array) -> int:
-        return jax.eval_shape(lambda x: self.outputs(x, x).values, x).shape[-1]
+        def both(at_x: list[Array], at_z: list[Array]) -> Any:
+            found, constants = self._outputs(trees[0].unflatten(at_x), trees[0].unflatten(at_z), x)
+            return [one.values for one in found], constants
+
+        moves = [*depends(jaxpr.jaxpr, [True]), *[False] * len(flat)]
+        jaxpr, (values, _) = jax.make_jaxpr(both, return_shape=True)(flat, flat)
+        moved = depends(jaxpr.jaxpr, moves)
+        if any(moved[len(values) :]):
+            raise ValueError(
+                f"Site '{self.site}' moves a parameter of {self.names} that a Gauss-Newton curvature takes as fixed: the "
+                f"covariance of a MultivariateNormal, or df or scale of a StudentT. {OTHER_CURVATURE}"
+            )
+        is_moved = moved[: len(values)]
+        return is_moved, sum(v.shape[-1] for v, m in zip(values, is_moved, strict=True) if m)
+
+    def _leaves(self, x: Array, trees: list[Any]) -> list[Any]:
+        """Law, scale and value of every observation in a run at x, by name, as leaves; how to put them together goes to `trees`."""
+        run = self._run(x)
+        for name in self.names:
+            _check_known(name, run)
+        found = {name: (*run.found[name], run.values[name]) for name in self.names}
+        leaves, tree = jax.tree.flatten(found)
+        trees.append(tree)
+        return leaves
+
+    def _outputs(self, laws: Any, at: Any, x: Array) -> tuple[list[Outputs], list[Array]]:
+        """Those of `laws`, whitened with the laws `at`, [*batch, k] each, and the parameters that must not move."""
+        batch = x.shape[:-1]
+        found, constants = [], []
+        for name in self.names:
+            roots, fixed = _roots(*laws[name], at[name][0])
+            found += [Outputs(*(rows(self._grouped(p, batch), batch, 1) for p in r)) for r in roots]
+            constants += fixed
+        return found, constants
+
+    def _copies(self, batch: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], int]:
+        """Batch shape of the copies of x and the number of directions of each, 0 where there are more copies than `rank`."""
+        if self.points is None:
+            return batch, 0
+        *others, last = self.points
+        each = rank * math.prod(batch) // math.prod(others)  # rows for one run of the last axis
+        is_shared = len(batch) < len(self.points) or batch[-1] == 1
+        if self.in_groups and is_shared and 0 < each < last:
+            groups = max(n for n in range(1, each + 1) if last % n == 0)
+            return (*others, groups), each // groups
+        return self.points, each // last
+
+    def _run(self, x: Array) -> Statements:
+        if not self._has_groups(x.shape[:-1]):
+            return self.run(x)
+        try:
+            found = self.run(x)
+            shapes = [found.found[name][0].batch_shape for name in self.names]
+        except (TypeError, ValueError) as error:
+            raise ValueError(self._no_groups(x.shape[:-1], f"fails: {error}")) from error
+        if set(shapes) != {self.points}:
+            raise ValueError(self._no_groups(x.shape[:-1], f"has observations of shape {shapes[0]}"))
+        return found
+
+    def _no_groups(self, copies: tuple[int, ...], what: str) -> str:
+        return (
+            f"Site '{self.site}': with jacobian='by_group' the model has to take a value of batch shape {copies} for observations "
+            f"of shape {self.points}, each copy for a group of neighbours along the last axis, but then it {what}. Repeat what "
+            "is made of the value in the model, or use jacobian='by_observation'."
+        )
+
+    def _has_groups(self, copies: tuple[int, ...]) -> bool:
+        points = self.points or ()
+        return self.in_groups and len(copies) == len(points) and 1 < copies[-1] < points[-1]
+
+    def _grouped(self, part: Array, copies: tuple[int, ...]) -> Array:
+        """Outputs [*points, k] as those of each copy of x, [*copies, observations of a group * k]."""
+        return part.reshape(*copies, -1) if self._has_groups(copies) else part
 
 
 def _toward_slope(found: Outputs, count: int) -> Outputs:
@@ -163,25 +218,35 @@ def rows(x: Array, batch: tuple[int, ...], trailing: int = 0, *, kept: int = 0) 
     return x.transpose(*own, *rest).reshape(*batch, -1, *x.shape[x.ndim - kept :])
 
 
-def _roots(name: str, statements: Statements, at: Statements) -> tuple[list[Outputs], list[Array]]:
-    """Values and slopes of one site, weighed, each [*batch of the site, k], and the parameters that must not move."""
+def _check_known(name: str, statements: Statements) -> None:
     if name not in statements.found:
         raise ValueError(
             f"Site '{name}': a Gauss-Newton curvature needs its law, which is not at hand inside scan, cond or particles. "
             f"{OTHER_CURVATURE}"
         )
-    fn, scale = statements.found[name]
-    base, _ = element(fn)
+    base, _ = element(statements.found[name][0])
     if type(base).__name__ not in ROOTS:
         raise ValueError(
             f"Site '{name}': a Gauss-Newton curvature knows the Fisher information of {sorted(ROOTS)}, not of "
             f"{type(base).__name__}. {OTHER_CURVATURE}"
         )
+
+
+def _roots(fn: Any, scale: Any, value: Any, at: Any) -> tuple[list[Outputs], list[Array]]:
+    """Values and slopes of one site, weighed, each [*batch of the site, k], and the parameters that must not move.
+
+    Args:
+        fn: its law.
+        scale: the factor of its log-prob.
+        value: observed.
+        at: the law that the outputs are whitened with, and their slopes taken at.
+    """
+    base, _ = element(fn)
     roots, fixed = ROOTS[type(base).__name__]
     weight = _element_weight(fn, scale)
 
     parts = []
-    for root in roots(base, element(at.found[name][0])[0], at.values[name]):
+    for root in roots(base, element(at)[0], value):
         value, slope = jnp.broadcast_arrays(*root)
         own = root.values.shape[len(base.batch_shape) :]  # an event axis (logits, vectors)
         each = weight.reshape(*weight.shape, *(1,) * len(own))

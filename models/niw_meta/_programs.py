@@ -144,7 +144,7 @@ def programs(
         rank=rank,
         gradient=gradient,
         observations=["support"],
-        jacobian="by_observation" if head.is_pointwise else "whole",
+        jacobian="by_group" if head.is_pointwise else "whole",
     )
     return NIWMeta(model, local_guide)
 

@@ -849,7 +849,7 @@ def test_guides_and_parents_that_do_not_fit_are_refused():
         ({"inner": SGLD(0.1, 5)}, "'sgld_variance' and SGLD go together"),
         ({"parent_at": "mode"}, "the last two need a parent; got 'mode'"),
         ({"max_curvature": 1.0}, "'hessian' is a matrix"),
-        ({"jacobian": "rows"}, "'jacobian' must be 'whole' or 'by_observation'; got 'rows'"),
+        ({"jacobian": "rows"}, "'jacobian' must be 'whole', 'by_observation' or 'by_group'; got 'rows'"),
         ({"rank": 3}, "'rank' is the positive rank of .*got 3 with 'hessian', 'unrolled'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
