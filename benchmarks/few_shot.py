@@ -8,10 +8,11 @@ are those of Finn et al. 2017: "images", four layers of 32 filters on 84 x 84 x 
 those of XLA are slow on CPU where every episode has a kernel of its own. Images are noise: no time depends on them.
 
 MAML is measured twice, as `niw_meta.maml` and written out in JAX; the two give the same value and gradient, which is checked. All
-run in one process, interleaved; the answer is the median of paired ratios of processor times, with a bootstrap interval.
+run in one process, interleaved, several steps in a compiled loop as `fit` runs them; the answer is the median of paired ratios of
+processor times, with a bootstrap interval. NIW-Meta is measured with every row of the curvature, and with one row for each of a
+few groups of points, five of the images (one group a class) or one of all points of a regression: the low-rank site.
 
-Answer, 1 shot / 5 shots: images 1.10 / 1.39 (1.05 / 1.21 with one row of curvature for each image); letters 2.2 / 5.6
-(1.7 / 2.0), where a row has 112,709 numbers and an image costs little; points 3.4, 1.9 at 20 inner steps, 1.3 at 80.
+ANSWER
 
 usage: taskset -c 0 python benchmarks/few_shot.py [--networks images letters points] [--shots 1 5] [--queries 15] [--repeats 20]
 """
@@ -85,23 +86,34 @@ class Images(eqx.Module):
 
 
 class Case(NamedTuple):
-    """Network, head, shape of an input and number of episodes in a step."""
+    """What is learned and how a step of it is measured.
+
+    Attributes:
+        network: all of whose weights are adapted.
+        head: law of a label.
+        shape: of an input.
+        batch: number of episodes in a step.
+        rank: of the low-rank site.
+        num_loops: steps in a call.
+    """
 
     network: Any
     head: niw_meta.Head
     shape: tuple[int, ...]
     batch: int
+    rank: int
+    num_loops: int
 
 
 def cases() -> dict[str, Case]:
     """By name."""
     softmax = niw_meta.Softmax()
+    images, letters = Images(84, 3, 32, is_pooled=True), Images(28, 1, 64, is_pooled=False)
+    points = eqx.nn.MLP(1, 1, 40, 2, key=jax.random.key(0))
     return {
-        "images": Case(Images(84, 3, 32, is_pooled=True), softmax, (84, 84, 3), 1),
-        "letters": Case(Images(28, 1, 64, is_pooled=False), softmax, (28, 28, 1), 4),
-        "points": Case(
-            eqx.nn.MLP(1, 1, 40, 2, key=jax.random.key(0)), niw_meta.Gaussian(0.3), (1,), 8
-        ),
+        "images": Case(images, softmax, (84, 84, 3), batch=1, rank=WAYS, num_loops=2),
+        "letters": Case(letters, softmax, (28, 28, 1), batch=4, rank=WAYS, num_loops=4),
+        "points": Case(points, niw_meta.Gaussian(0.3), (1,), batch=8, rank=1, num_loops=200),
     }
 
 
@@ -140,50 +152,54 @@ def maml_by_hand(case: Case, num_steps: int) -> Any:
 
 
 def functions(case: Case, episodes: Any, num_steps: int, rank: int) -> dict[str, Any]:
-    """Compiled gradients by name, each a function of a key."""
+    """By name, a call of `case.num_loops` compiled training steps."""
     infinite = {"episodes": math.inf}
     key = jax.random.key(0)
+    keys = jax.random.split(key, case.num_loops)
 
-    def compiled(objective: inference.Objective) -> Any:
-        params = objective.init(key, episodes)
-        step = jax.jit(objective.value_and_grad).lower(params, key, episodes).compile()
-        return lambda key: step(params, key, episodes)
+    def compiled(value_and_grad: Any, params: Any) -> Any:
+        def step(params: Any, key: Any) -> tuple[Any, Any]:
+            value, grads = value_and_grad(params, key, episodes)
+            # Every step depends on the one before, else the compiler takes MAML, which draws nothing, out of the loop.
+            return jax.tree.map(lambda p, g: p + 1e-8 * g, params, grads), value
 
-    maml = niw_meta.maml(case.network, case.head, optimizer=SGD, num_steps=num_steps, order=1)
-    found = {"MAML": compiled(niw_meta.likelihood(maml))}
-    loc = ravel_pytree(eqx.filter(case.network, eqx.is_inexact_array))[0]
-    by_hand = jax.jit(jax.value_and_grad(maml_by_hand(case, num_steps)))
-    found["MAML by hand"] = lambda key: by_hand(loc, episodes)
-    value, grads = found["MAML"](key)
-    other_value, other_grads = found["MAML by hand"](key)
-    np.testing.assert_allclose(-value, other_value, rtol=1e-4)
-    np.testing.assert_allclose(-grads["loc"], other_grads, rtol=1e-2, atol=1e-3)
-    limits: dict[str, int | None] = {"NIW-Meta": None}
-    if isinstance(case.head, niw_meta.Softmax):
-        limits[f"NIW-Meta, rank {rank}"] = rank
-    for name, limit in limits.items():
+        loop = jax.jit(lambda params, keys: jax.lax.scan(step, params, keys))
+        loop = loop.lower(params, keys).compile()
+        return lambda: jax.block_until_ready(loop(params, keys))
+
+    def of(objective: inference.Objective) -> Any:
+        return compiled(objective.value_and_grad, objective.init(key, episodes))
+
+    maml = niw_meta.likelihood(
+        niw_meta.maml(case.network, case.head, optimizer=SGD, num_steps=num_steps, order=1)
+    )
+    params = maml.init(key, episodes)
+    loss = maml_by_hand(case, num_steps)
+    by_hand = jax.value_and_grad(lambda params, key, episodes: -loss(params["loc"], episodes))
+    value, grads = jax.jit(maml.value_and_grad)(params, key, episodes)
+    other_value, other_grads = jax.jit(by_hand)(params, key, episodes)
+    np.testing.assert_allclose(value, other_value, rtol=1e-4)
+    np.testing.assert_allclose(grads["loc"], other_grads["loc"], rtol=1e-2, atol=1e-3)
+    found = {"MAML": of(maml), "MAML by hand": compiled(by_hand, params)}
+    for name, limit in {"NIW-Meta": None, f"NIW-Meta, rank {rank}": rank}.items():
         programs = niw_meta.programs(
             case.network, case.head, inner=inference.Descent(SGD, num_steps), rank=limit
         )
-        bound = inference.elbo(*programs, kl="analytic").with_plate_sizes(infinite)
-        found[name] = compiled(bound)
+        bound = inference.elbo(*programs, kl="analytic")
+        found[name] = of(bound.with_plate_sizes(infinite))
     return found
 
 
 def measure(runs: dict[str, Any], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of processor time of `repeats` interleaved calls of each, after two to warm up."""
+    """Seconds of processor time of `repeats` interleaved calls of each, after one to warm up."""
     names, times = list(runs), {name: [] for name in runs}
-    start = time.process_time()
-    for k in (0, 1):
-        jax.block_until_ready([run(jax.random.key(k)) for run in runs.values()])
-    calls = max(1, int(0.2 * len(runs) / (time.process_time() - start)))
-    keys = list(jax.random.split(jax.random.key(2), calls))
+    for run in runs.values():
+        run()
     for i in range(repeats):
         for name in names[i % len(names) :] + names[: i % len(names)]:
             start = time.process_time()
-            for key in keys:
-                jax.block_until_ready(runs[name](key))
-            times[name].append((time.process_time() - start) / calls)
+            runs[name]()
+            times[name].append(time.process_time() - start)
     return {name: np.array(t) for name, t in times.items()}
 
 
@@ -203,11 +219,11 @@ def main() -> None:
     parser.add_argument(
         "--rank",
         type=int,
-        help="of a second NIW-Meta; default, one row for each image of the support",
+        help="of the second NIW-Meta; default, 5 for images and 1 for points",
     )
     parser.add_argument("--repeats", type=int, default=20)
     config = parser.parse_args()
-    print(f"{os.cpu_count()} cores, jax {jax.__version__}, float32; processor time of one gradient")
+    print(f"{os.cpu_count()} cores, jax {jax.__version__}, float32; processor time of one step")
     for name in config.networks:
         case = cases()[name]
         count = ravel_pytree(eqx.filter(case.network, eqx.is_inexact_array))[0].size
@@ -218,13 +234,13 @@ def main() -> None:
         for num_steps in config.steps:
             for shots, queries in sizes:
                 episodes = make_episodes(case, shots, queries)
-                rank = config.rank or episodes.support.y.shape[1]
-                times = measure(functions(case, episodes, num_steps, rank), config.repeats)
+                runs = functions(case, episodes, num_steps, config.rank or case.rank)
+                times = measure(runs, config.repeats)
                 print(f"  {num_steps} inner steps, {shots} shots, {queries} queries:")
                 for other, seconds in times.items():
                     median, *ends = interval(seconds / times["MAML"])
                     print(
-                        f"    {other:22s} {1e3 * np.median(seconds):9.2f} ms   / MAML: {median:.3f} "
+                        f"    {other:22s} {1e3 * np.median(seconds) / case.num_loops:9.2f} ms   / MAML: {median:.3f} "
                         f"[{ends[0]:.3f}, {ends[1]:.3f}]",
                         flush=True,
                     )

@@ -136,7 +136,7 @@ class Observations:
         return is_moved, sum(v.shape[-1] for v, m in zip(values, is_moved, strict=True) if m)
 
     def _leaves(self, x: Array, trees: list[Any]) -> list[Any]:
-        """Law, scale and value of every observation in a run at x, by name, as leaves; how to put them together goes to `trees`."""
+        """Law, scale and value of every observation in a run at x, as leaves; what puts them together goes to `trees`."""
         run = self._run(x)
         for name in self.names:
             _check_known(name, run)
@@ -168,23 +168,17 @@ class Observations:
         return self.points, each // last
 
     def _run(self, x: Array) -> Statements:
-        if not self._has_groups(x.shape[:-1]):
+        copies = x.shape[:-1]
+        if not self._has_groups(copies):
             return self.run(x)
         try:
-            found = self.run(x)
-            shapes = [found.found[name][0].batch_shape for name in self.names]
+            return self.run(x)
         except (TypeError, ValueError) as error:
-            raise ValueError(self._no_groups(x.shape[:-1], f"fails: {error}")) from error
-        if set(shapes) != {self.points}:
-            raise ValueError(self._no_groups(x.shape[:-1], f"has observations of shape {shapes[0]}"))
-        return found
-
-    def _no_groups(self, copies: tuple[int, ...], what: str) -> str:
-        return (
-            f"Site '{self.site}': with jacobian='by_group' the model has to take a value of batch shape {copies} for observations "
-            f"of shape {self.points}, each copy for a group of neighbours along the last axis, but then it {what}. Repeat what "
-            "is made of the value in the model, or use jacobian='by_observation'."
-        )
+            raise ValueError(
+                f"Site '{self.site}': with jacobian='by_group' the model has to take a value of batch shape {copies}, each copy "
+                f"for a group of neighbours among the observations, of shape {self.points}, but then it fails: {error} Repeat "
+                "what is made of the value in the model, or use jacobian='by_observation'."
+            ) from error
 
     def _has_groups(self, copies: tuple[int, ...]) -> bool:
         points = self.points or ()
