@@ -117,7 +117,7 @@ def with_fitted_noise[H: Gaussian | Student | Tempered](head: H, scores: Any, po
 
 
 def fitted_temperature(scores: Any, points: Points) -> float:
-    """The factor t for which the labels are most probable under the mean over draws of softmax(t scores).
+    """The temperature T for which the labels are most probable under the mean over draws of softmax(scores / T).
 
     The counterpart of `with_fitted_noise` for classes, again on episodes that are neither trained nor tested on.
 
@@ -125,13 +125,13 @@ def fitted_temperature(scores: Any, points: Points) -> float:
         scores: draws of the head's scores, [S, episodes, n, classes].
         points: the queries.
 
-    Reference: Guo et al. 2017, arXiv:1706.04599 (1 / t is their temperature).
+    Reference: Guo et al. 2017, arXiv:1706.04599.
     """
     scores, mask, y = jnp.asarray(scores), jnp.asarray(points.mask), jnp.asarray(points.y)
 
     @jax.jit
-    def loss(log_t: Array) -> Array:
-        log_prob = dist.CategoricalLogits(jnp.exp(log_t) * scores).log_prob(y)
+    def loss(log_temperature: Array) -> Array:
+        log_prob = dist.CategoricalLogits(scores / jnp.exp(log_temperature)).log_prob(y)
         return -jnp.where(mask, jax.nn.logsumexp(log_prob, axis=0), 0.0).sum() / mask.sum()
 
     found = minimize_scalar(lambda x: float(loss(x)), bounds=(-3.0, 3.0), method="bounded")

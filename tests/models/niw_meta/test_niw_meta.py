@@ -344,17 +344,17 @@ def test_fitted_spread_undoes_draws_that_are_too_wide():
         niw_meta.with_fitted_noise(start, draws[:1], points)
 
 
-def test_fitted_temperature_finds_the_scale_that_labels_are_drawn_with():
-    """Labels drawn at three times the scores, padding never; with draws, the mean of probabilities is more timid."""
+def test_fitted_temperature_finds_the_one_that_labels_are_drawn_with():
+    """Labels drawn at a temperature of 1/3, padding never; with draws, the mean of probabilities is more timid."""
     rng = np.random.default_rng(10)
     scores = rng.normal(size=(1, 2, 4000, 3))
     noise = rng.gumbel(size=scores.shape)
     y, mask = (3 * scores + noise)[0].argmax(-1), np.arange(4000) < np.array([[4000], [2000]])
     points = niw_meta.Points(None, np.where(mask, y, 0), mask)
     one = niw_meta.fitted_temperature(scores, points)
-    assert abs(one - 3.0) < 4.5 * 0.05
+    assert abs(1 / one - 3.0) < 4.5 * 0.05
     draws = scores + 0.3 * rng.normal(size=(20, *scores.shape[1:]))
-    assert niw_meta.fitted_temperature(draws, points) > one
+    assert niw_meta.fitted_temperature(draws, points) < one
 
 
 def test_calibration_errors_of_calibrated_and_of_sure_predictions():
