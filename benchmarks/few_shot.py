@@ -9,8 +9,7 @@ those of XLA are slow on CPU where every episode has a kernel of its own. Images
 
 MAML is measured twice, as `niw_meta.maml` and written out in JAX; the two give the same value and gradient, which is checked. All
 run in one process, interleaved, several steps in a compiled loop as `fit` runs them; the answer is the median of paired ratios of
-processor times, with a bootstrap interval. NIW-Meta is measured with every row of the curvature, and with one row for each of a
-few groups of points, five of the images (one group a class) or one of all points of a regression: the low-rank site.
+processor times, with a bootstrap interval. NIW-Meta's curvature has all of its rows or, of images, one for each.
 
 ANSWER
 
@@ -93,7 +92,6 @@ class Case(NamedTuple):
         head: law of a label.
         shape: of an input.
         batch: number of episodes in a step.
-        rank: of the low-rank site.
         num_loops: steps in a call.
     """
 
@@ -101,7 +99,6 @@ class Case(NamedTuple):
     head: niw_meta.Head
     shape: tuple[int, ...]
     batch: int
-    rank: int
     num_loops: int
 
 
@@ -111,9 +108,9 @@ def cases() -> dict[str, Case]:
     images, letters = Images(84, 3, 32, is_pooled=True), Images(28, 1, 64, is_pooled=False)
     points = eqx.nn.MLP(1, 1, 40, 2, key=jax.random.key(0))
     return {
-        "images": Case(images, softmax, (84, 84, 3), batch=1, rank=WAYS, num_loops=2),
-        "letters": Case(letters, softmax, (28, 28, 1), batch=4, rank=WAYS, num_loops=4),
-        "points": Case(points, niw_meta.Gaussian(0.3), (1,), batch=8, rank=1, num_loops=200),
+        "images": Case(images, softmax, (84, 84, 3), batch=1, num_loops=2),
+        "letters": Case(letters, softmax, (28, 28, 1), batch=4, num_loops=4),
+        "points": Case(points, niw_meta.Gaussian(0.3), (1,), batch=8, num_loops=200),
     }
 
 
@@ -158,14 +155,16 @@ def functions(case: Case, episodes: Any, num_steps: int, rank: int) -> dict[str,
     keys = jax.random.split(key, case.num_loops)
 
     def compiled(value_and_grad: Any, params: Any) -> Any:
-        def step(params: Any, key: Any) -> tuple[Any, Any]:
-            value, grads = value_and_grad(params, key, episodes)
-            # Every step depends on the one before, else the compiler takes MAML, which draws nothing, out of the loop.
-            return jax.tree.map(lambda p, g: p + 1e-8 * g, params, grads), value
+        def run(params: Any, keys: Any, episodes: Any) -> Any:
+            def step(params: Any, key: Any) -> tuple[Any, Any]:
+                value, grads = value_and_grad(params, key, episodes)
+                # A step depends on the one before, else the compiler takes MAML, which draws nothing, out of the loop.
+                return jax.tree.map(lambda p, g: p + 1e-8 * g, params, grads), value
 
-        loop = jax.jit(lambda params, keys: jax.lax.scan(step, params, keys))
-        loop = loop.lower(params, keys).compile()
-        return lambda: jax.block_until_ready(loop(params, keys))
+            return jax.lax.scan(step, params, keys)
+
+        loop = jax.jit(run).lower(params, keys, episodes).compile()
+        return lambda: jax.block_until_ready(loop(params, keys, episodes))
 
     def of(objective: inference.Objective) -> Any:
         return compiled(objective.value_and_grad, objective.init(key, episodes))
@@ -181,7 +180,10 @@ def functions(case: Case, episodes: Any, num_steps: int, rank: int) -> dict[str,
     np.testing.assert_allclose(value, other_value, rtol=1e-4)
     np.testing.assert_allclose(grads["loc"], other_grads["loc"], rtol=1e-2, atol=1e-3)
     found = {"MAML": of(maml), "MAML by hand": compiled(by_hand, params)}
-    for name, limit in {"NIW-Meta": None, f"NIW-Meta, rank {rank}": rank}.items():
+    limits: dict[str, int | None] = {"NIW-Meta": None}
+    if isinstance(case.head, niw_meta.Softmax):
+        limits[f"NIW-Meta, rank {rank}"] = rank
+    for name, limit in limits.items():
         programs = niw_meta.programs(
             case.network, case.head, inner=inference.Descent(SGD, num_steps), rank=limit
         )
@@ -219,7 +221,7 @@ def main() -> None:
     parser.add_argument(
         "--rank",
         type=int,
-        help="of the second NIW-Meta; default, 5 for images and 1 for points",
+        help="of a second NIW-Meta; default, one row for each image of the support",
     )
     parser.add_argument("--repeats", type=int, default=20)
     config = parser.parse_args()
@@ -234,7 +236,8 @@ def main() -> None:
         for num_steps in config.steps:
             for shots, queries in sizes:
                 episodes = make_episodes(case, shots, queries)
-                runs = functions(case, episodes, num_steps, config.rank or case.rank)
+                rank = config.rank or episodes.support.y.shape[1]
+                runs = functions(case, episodes, num_steps, rank)
                 times = measure(runs, config.repeats)
                 print(f"  {num_steps} inner steps, {shots} shots, {queries} queries:")
                 for other, seconds in times.items():

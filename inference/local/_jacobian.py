@@ -5,7 +5,7 @@ Terms: h_i(x_i) in R^m, the whitened parameters of the observations of row i, an
 
 Invariant: h_i depends on x_i alone (`_local_model.py` refuses rows that are tied together). Where every observation depends on
 x_i by itself, each is given a copy of x_i: one pullback for each parameter of an observation then holds the rows of U_i of all
-observations, where otherwise each takes one of its own. A copy may also serve a group of observations: few copies, few rows.
+observations, where otherwise each takes one of its own.
 """
 
 from __future__ import annotations
@@ -57,20 +57,18 @@ class Observations:
         names: their sites.
         site: the local site.
         points: their batch shape, if each may be given a copy of x, [*points, d]; else None.
-        in_groups: the last of those axes may be divided into groups of neighbours, with a copy for each.
     """
 
     run: Callable[[Array], Statements]
     names: list[str]
     site: str
     points: tuple[int, ...] | None
-    in_groups: bool = False
 
     def expanded(self, x: Array, scale: Array | None, rank: int | None) -> tuple[Array, Array]:
         """Gradient [*batch, d] and factor U [*batch, m, d] of each row's loss at x; of at most `rank` rows where there are more.
 
-        By observation these are the outputs in one direction of each, or of each group, the one in which its loss falls, and in
-        others if `rank` allows; else those of `truncated_factor`.
+        By observation these are the outputs in one direction of each, the one in which its loss falls, and in others if `rank`
+        allows; else those of `truncated_factor`.
 
         Args:
             x: [*batch, d].
@@ -79,41 +77,54 @@ class Observations:
         """
         batch, d = x.shape[:-1], x.shape[-1]
         is_moved, count = self._outlined(x)
-        copies, limit = self.points or batch, None
+        limit = None
         if rank is not None and rank < min(count, d):
-            copies, limit = self._copies(batch, rank)
-        at = x if limit == 0 else jnp.broadcast_to(x, (*copies, d))
-
-        trees: list[Any] = []
-        laws = lambda x: eqx.partition(self._leaves(x, trees), eqx.is_inexact_array)
-        # The model runs once: the laws that move with x are those that they are whitened with.
-        numbers, pull_laws, fixed = jax.vjp(laws, at, has_aux=True)
-        law_of = lambda numbers: trees[0].unflatten(eqx.combine(numbers, fixed))
-
-        def outputs(moving: list[Any]) -> tuple[Array, Array]:
-            found, _ = self._outputs(law_of(moving), law_of(numbers), at)
-            kept = [one for one, m in zip(found, is_moved, strict=True) if m]
-            whole = Outputs(*(jnp.concatenate(parts, -1) for parts in zip(*kept, strict=True)))
-            values, slopes = _toward_slope(whole, limit) if limit else whole
-            return values, slopes
-
-        values, pull_outputs, slopes = jax.vjp(outputs, numbers, has_aux=True)
-        pull = lambda e: pull_laws(pull_outputs(e)[0])[0]
-        push = lambda v: jax.jvp(lambda x: outputs(laws(x)[0])[0], (at,), (v,))[1]
-        m = values.shape[-1]
-        if limit == 0:
-            assert scale is not None and rank is not None
-            return pull(slopes), truncated_factor(pull, push, m, scale, rank)
+            limit = 0 if self.points is None else rank * math.prod(batch) // math.prod(self.points)
+            if limit == 0:
+                assert scale is not None
+                slopes, pull, push = self._linear(x, is_moved, None)
+                return pull(slopes), truncated_factor(pull, push, count, scale, rank)
+        at = x if self.points is None else jnp.broadcast_to(x, (*self.points, d))
+        slopes, pull, push = self._linear(at, is_moved, limit)
+        m = slopes.shape[-1]
         if m <= d:
-            row = lambda e: pull(jnp.broadcast_to(e, values.shape))
-            factor = jax.vmap(row, out_axes=-2)(jnp.eye(m, dtype=values.dtype))
+            row = lambda e: pull(jnp.broadcast_to(e, slopes.shape))
+            factor = jax.vmap(row, out_axes=-2)(jnp.eye(m, dtype=slopes.dtype))
         else:
             column = lambda e: push(jnp.broadcast_to(e, at.shape))
-            factor = jax.vmap(column, out_axes=-1)(jnp.eye(d, dtype=values.dtype))
+            factor = jax.vmap(column, out_axes=-1)(jnp.eye(d, dtype=slopes.dtype))
         if self.points is not None:
             slopes = rows(slopes, batch, 1)
             factor = rows(factor, batch, 2, kept=1)
         return jnp.einsum("...md,...m->...d", factor, slopes), factor
+
+    def _linear(
+        self, x: Array, is_moved: list[bool], limit: int | None
+    ) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Array]]:
+        """The outputs' slopes at x, [*batch, m], and their Jacobian: U' times a vector of every row, U times one.
+
+        Args:
+            x: [*batch, d].
+            is_moved: which outputs are kept.
+            limit: how many directions of them are kept; None: all.
+        """
+        trees: list[Any] = []
+        laws = lambda x: eqx.partition(self._leaves(x, trees), eqx.is_inexact_array)
+        # The model runs once: the laws that move with x are those that they are whitened with.
+        numbers, pull_laws, fixed = jax.vjp(laws, x, has_aux=True)
+        law_of = lambda numbers: trees[0].unflatten(eqx.combine(numbers, fixed))
+
+        def outputs(moving: list[Any]) -> tuple[Array, Array]:
+            found, _ = self._outputs(law_of(moving), law_of(numbers), x)
+            kept = [one for one, m in zip(found, is_moved, strict=True) if m]
+            whole = Outputs(*(jnp.concatenate(parts, -1) for parts in zip(*kept, strict=True)))
+            values, slopes = whole if limit is None else _toward_slope(whole, limit)
+            return values, slopes
+
+        _, pull_outputs, slopes = jax.vjp(outputs, numbers, has_aux=True)
+        pull = lambda e: pull_laws(pull_outputs(e)[0])[0]
+        push = lambda v: jax.jvp(lambda x: outputs(laws(x)[0])[0], (x,), (v,))[1]
+        return slopes, pull, push
 
     def _outlined(self, x: Array) -> tuple[list[bool], int]:
         """For every list of outputs whether x moves it, and the number of those moved in a row."""
@@ -137,7 +148,7 @@ class Observations:
 
     def _leaves(self, x: Array, trees: list[Any]) -> list[Any]:
         """Law, scale and value of every observation in a run at x, as leaves; what puts them together goes to `trees`."""
-        run = self._run(x)
+        run = self.run(x)
         for name in self.names:
             _check_known(name, run)
         found = {name: (*run.found[name], run.values[name]) for name in self.names}
@@ -151,42 +162,9 @@ class Observations:
         found, constants = [], []
         for name in self.names:
             roots, fixed = _roots(*laws[name], at[name][0])
-            found += [Outputs(*(rows(self._grouped(p, batch), batch, 1) for p in r)) for r in roots]
+            found += [Outputs(*(rows(part, batch, 1) for part in r)) for r in roots]
             constants += fixed
         return found, constants
-
-    def _copies(self, batch: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], int]:
-        """Batch shape of the copies of x and the number of directions of each, 0 where there are more copies than `rank`."""
-        if self.points is None:
-            return batch, 0
-        *others, last = self.points
-        each = rank * math.prod(batch) // math.prod(others)  # rows for one run of the last axis
-        is_shared = len(batch) < len(self.points) or batch[-1] == 1
-        if self.in_groups and is_shared and 0 < each < last:
-            groups = max(n for n in range(1, each + 1) if last % n == 0)
-            return (*others, groups), each // groups
-        return self.points, each // last
-
-    def _run(self, x: Array) -> Statements:
-        copies = x.shape[:-1]
-        if not self._has_groups(copies):
-            return self.run(x)
-        try:
-            return self.run(x)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"Site '{self.site}': with jacobian='by_group' the model has to take a value of batch shape {copies}, each copy "
-                f"for a group of neighbours among the observations, of shape {self.points}, but then it fails: {error} Repeat "
-                "what is made of the value in the model, or use jacobian='by_observation'."
-            ) from error
-
-    def _has_groups(self, copies: tuple[int, ...]) -> bool:
-        points = self.points or ()
-        return self.in_groups and len(copies) == len(points) and 1 < copies[-1] < points[-1]
-
-    def _grouped(self, part: Array, copies: tuple[int, ...]) -> Array:
-        """Outputs [*points, k] as those of each copy of x, [*copies, observations of a group * k]."""
-        return part.reshape(*copies, -1) if self._has_groups(copies) else part
 
 
 def _toward_slope(found: Outputs, count: int) -> Outputs:

@@ -64,7 +64,7 @@ def local_laplace(
     observations: Collection[str] | None = None,
     max_curvature: float | None = None,
     rank: int | None = None,
-    jacobian: Literal["whole", "by_observation", "by_group"] = "whole",
+    jacobian: Literal["whole", "by_observation"] = "whole",
 ) -> ppl.Program:
     """The guide q(phi) prod_i N(x_i; m_i, V_i) whose local site is a Laplace approximation, to be used in any objective.
 
@@ -101,10 +101,7 @@ def local_laplace(
             whatever their number. It promises that an observation depends on the site's value at its own place only, and that
             the model takes a value with the batch shape of the observations, by broadcasting as plates do. `rank` then leaves
             each of a row's n observations `rank` / n of its directions, first the one in which its loss falls, if `rank` is at
-            least n. "by_group": the same, and a smaller `rank` makes groups of observations that are neighbours along their
-            last axis, equal in size and at most `rank` in number, with one pullback for all groups together and a row for each:
-            the direction in which the loss of the group falls. It promises too that the model takes a value with one copy for
-            each group. A broken promise makes q worse, and no bound wrong.
+            least n. A broken promise makes q worse, and no bound wrong.
 
     Returns:
         A guide over all latent sites of the model, for `elbo`, `iwelbo`, `Fit.posterior`, `to_arviz`, ...
@@ -380,9 +377,7 @@ def _check_options(
             "'rank' is the positive rank of curvature 'low_rank_gauss_newton', with gradient 'closed_form' or 'partial' (the "
             f"projection has no derivative where directions tie); got {rank!r} with {curvature!r}, {gradient!r}"
         )
-    if jacobian not in ("whole", "by_observation", "by_group"):
-        problems.append(
-            f"'jacobian' must be 'whole', 'by_observation' or 'by_group'; got {jacobian!r}"
-        )
+    if jacobian not in ("whole", "by_observation"):
+        problems.append(f"'jacobian' must be 'whole' or 'by_observation'; got {jacobian!r}")
     if problems:
         raise ValueError("local_laplace: argument " + ";\nargument ".join(problems) + ".")

@@ -81,7 +81,7 @@ def read(
         args: the program's arguments.
         observations: names of the sites that count in the loss; None for all that the local site moves.
         freeze: applied to all parameters and choices that the loss is made of (identity, or stop_gradient).
-        jacobian: "by_observation": each observation may be given a value of the site of its own; "by_group": each group too.
+        jacobian: "by_observation": each observation may be given a value of the site of its own.
     """
     params, laws, plates = ParamCollector(), Laws(), _RefuseSubsampling()
     with params, plates:
@@ -128,7 +128,7 @@ def read(
         return total
 
     points = None if jacobian == "whole" else _points(names, trace, info)
-    parts = Observations(lambda x: run(x)[1], names, site, points, jacobian == "by_group")
+    parts = Observations(lambda x: run(x)[1], names, site, points)
     return LocalModel(site, info, law, losses, parts, params.values)
 
 

@@ -66,9 +66,7 @@ def programs(
         curvature: see `local_laplace`.
         rank: see `local_laplace`; a few dozen where labels times classes are many. With a head that looks at each point by
             itself, the number of points in the support leaves each of them one direction, at half the cost of the Jacobian
-            or less, and a smaller rank leaves one to each group of neighbours: the number of classes, with points sorted by
-            class, makes a step of a convolutional network about as cheap as it gets. What is left out makes q wider, and the
-            steps of `Newton` shorter; those of `Descent` end where they did.
+            or less.
         gradient: see `local_laplace`; the paper's is "closed_form".
         parent_at: what an episode's weights are drawn from, for a finite population: normal laws at the "expected" natural
             parameters or the "mode" of q(phi), of which the paper trains with the first and tests with the second, or the exact
@@ -146,7 +144,7 @@ def programs(
         rank=rank,
         gradient=gradient,
         observations=["support"],
-        jacobian="by_group" if head.is_pointwise else "whole",
+        jacobian="by_observation" if head.is_pointwise else "whole",
     )
     return NIWMeta(model, local_guide)
 

@@ -32,11 +32,9 @@ class Weights:
     def of_episodes(self, theta: Array, x: Array) -> Array:
         """Outputs [episodes, n, k] at inputs x [episodes, n, *input].
 
-        Weights `theta` are [episodes, 1, d], or [episodes, g, d], one vector for each of g groups of n / g neighbouring points;
-        points whose number g does not divide take the first.
+        Weights `theta` are [episodes, 1, d], or [episodes, n, d], those of each point, of which points in another number take the
+        first.
         """
-        (episodes, groups, _), n = theta.shape, x.shape[1]
-        if groups == 1 or n % groups:
-            return jax.vmap(self)(theta[:, 0], x)
-        grouped = x.reshape(episodes, groups, n // groups, *x.shape[2:])
-        return jax.vmap(jax.vmap(self))(theta, grouped).reshape(episodes, n, -1)
+        if theta.shape[1] == x.shape[1]:
+            return jax.vmap(jax.vmap(lambda theta, x: self(theta, x[None])[0]))(theta, x)
+        return jax.vmap(self)(theta[:, 0], x)

@@ -441,7 +441,6 @@ def curves(x, y, k):
     """A vector that moves a normal mean and scale, a Student t and a vector of an episode's points, by broadcasting."""
     with ppl.plate("episodes", 2, dim=-2):
         w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([36]).to_event(1))
-        w = jnp.repeat(w, 4 // w.shape[1], 1)
         with ppl.plate("points", 4, dim=-1), numpyro.handlers.scale(scale=2.0):
             product = w * x
             seen = jnp.tanh(product.reshape(*product.shape[:-1], 3, 12).sum(-1))
@@ -454,20 +453,17 @@ def curves(x, y, k):
 
 
 def test_jacobian_by_observation_is_the_whole_one_and_part_of_it_is_less():
-    """Four observations of three directions each in eight numbers: 32 rows; of 4 and 30, one and seven for each observation;
-    of 1, 2 and 3, by group, one for all, and one for each half.
-    """
+    """Four observations of three directions each in eight numbers: 32 rows; of 4 and 30, one and seven for each observation."""
     rng = np.random.default_rng(4)
     data = rng.normal(size=(2, 4, 36)), rng.normal(size=(2, 4)), rng.integers(3, size=(2, 4))
 
     @jax.jit
     def numbers(w):
-        whole, apart, grouped = (
+        whole, apart = (
             read(curves, "w", {}, data, None, lambda tree: tree, jacobian)
-            for jacobian in ("whole", "by_observation", "by_group")
+            for jacobian in ("whole", "by_observation")
         )
         parts = [apart.observations.expanded(w, None, rank) for rank in (None, 4, 30)]
-        parts += [grouped.observations.expanded(w, None, rank) for rank in (1, 2, 3, 4)]
         found = [whole.observations.expanded(w, None, None), *parts]
         return [(slope, factor.mT @ factor) for slope, factor in found], whole.gradient(w)
 
@@ -476,7 +472,7 @@ def test_jacobian_by_observation_is_the_whole_one_and_part_of_it_is_less():
     for slope in slopes:
         np.testing.assert_allclose(slope, exact, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(whole, apart, rtol=1e-9, atol=1e-12)
-    for part, rank in zip(parts, (4, 12, 1, 2, 2, 4), strict=True):
+    for part, rank in zip(parts, (4, 12), strict=True):
         assert np.all(np.linalg.eigvalsh(whole - part) > -1e-9)
         assert np.all(np.linalg.matrix_rank(part, tol=1e-6) == rank)
 
@@ -801,18 +797,6 @@ def test_models_that_do_not_fit_are_refused():
     options = {"curvature": "gauss_newton", "jacobian": "by_observation"}
     refused(two_plates, r"but they have several: \{'y_4': \(3, 4\), 'y_5'", **options)
 
-    def broadcast(y):
-        with ppl.plate("rows", 3, dim=-2):
-            z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([9]).to_event(1))
-            with ppl.plate("points", 8, dim=-1):
-                ppl.sample("y", dist.Normal(z.sum(-1), 1.0), obs=jnp.zeros((3, 8)))
-
-    options = {
-        "curvature": "low_rank_gauss_newton", "gradient": "partial", "jacobian": "by_group", "rank": 5,
-    }  # fmt: skip
-    match = r"'z': with jacobian='by_group' .* batch shape \(3, 4\), .* of shape \(3, 8\), but then it fails"
-    refused(broadcast, match, **options)
-
 
 def test_sampled_variance_takes_independent_coordinates():
     with pytest.raises(ValueError, match="takes a prior of independent coordinates"):
@@ -865,10 +849,7 @@ def test_guides_and_parents_that_do_not_fit_are_refused():
         ({"inner": SGLD(0.1, 5)}, "'sgld_variance' and SGLD go together"),
         ({"parent_at": "mode"}, "the last two need a parent; got 'mode'"),
         ({"max_curvature": 1.0}, "'hessian' is a matrix"),
-        (
-            {"jacobian": "rows"},
-            "'jacobian' must be 'whole', 'by_observation' or 'by_group'; got 'rows'",
-        ),
+        ({"jacobian": "rows"}, "'jacobian' must be 'whole' or 'by_observation'; got 'rows'"),
         ({"rank": 3}, "'rank' is the positive rank of .*got 3 with 'hessian', 'unrolled'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
