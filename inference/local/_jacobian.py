@@ -95,7 +95,8 @@ class Observations:
             factor = jax.vmap(column, out_axes=-1)(jnp.eye(d, dtype=slopes.dtype))
         if self.points is not None:
             slopes = rows(slopes, batch, 1)
-            factor = rows(factor, batch, 2, kept=1)
+            # Else XLA lays it out anew for every use.
+            factor = jax.lax.optimization_barrier(rows(factor, batch, 2, kept=1))
         return jnp.einsum("...md,...m->...d", factor, slopes), factor
 
     def _linear(
