@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 Array = jax.Array
+BLOCK = 512  # columns
 WHOLE = 4096  # columns, of which no blocks are made
+FEW = 12  # rows, for which products with vectors are faster than one of matrices
 
 
 @jax.custom_jvp
@@ -46,16 +48,14 @@ def gram_transposed(factor: Array, matrix: Array) -> Array:
 
 
 def _by_blocks(factor: Array, diagonal: Array) -> Array:
-    m, d = factor.shape[-2:]
-    size = 2048 if m <= 8 else 512
-    count = 0 if d <= WHOLE else d // size
-    whole = count * size
-    blocks = diagonal[..., :whole].reshape(*diagonal.shape[:-1], count, size)
+    count = 0 if factor.shape[-1] <= WHOLE else factor.shape[-1] // BLOCK
+    whole = count * BLOCK
+    blocks = diagonal[..., :whole].reshape(*diagonal.shape[:-1], count, BLOCK)
 
     @jax.checkpoint  # a derivative reads U again, in place of a copy of it by blocks
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
         at, v = block
-        u = jax.lax.dynamic_slice_in_dim(factor, at * size, size, -1)
+        u = jax.lax.dynamic_slice_in_dim(factor, at * BLOCK, BLOCK, -1)
         return total + _product(u, v), None
 
     # Else a derivative sums over m in the loop that lays out all d columns, for every column anew.
@@ -67,5 +67,8 @@ def _by_blocks(factor: Array, diagonal: Array) -> Array:
 
 
 def _product(u: Array, v: Array) -> Array:
+    if u.shape[-2] <= FEW:
+        columns = [(u @ (v * u[..., j, :])[..., None])[..., 0] for j in range(u.shape[-2])]
+        return jnp.stack(columns, -1)
     # Not by `@ u.mT`, whose derivative would transpose u.
     return jnp.einsum("...md,...nd->...mn", u * v[..., None, :], u)

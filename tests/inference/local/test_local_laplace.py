@@ -361,10 +361,11 @@ def test_derivatives_of_the_low_rank_law_are_those_of_the_dense_one():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), one, two)
 
 
-def test_gram_by_blocks_and_its_derivatives_are_those_of_whole_products():
+@pytest.mark.parametrize("m", [3, 14])  # products with vectors, and of matrices
+def test_gram_by_blocks_and_its_derivatives_are_those_of_whole_products(m):
     """5,000 columns, which nine blocks do not divide; in reverse and in forward mode, U a constant and not."""
     rng = np.random.default_rng(9)
-    u, v, x = (jnp.asarray(rng.normal(size=s)) for s in ((2, 3, 5000), (2, 5000), (2, 3, 3)))
+    u, v, x = (jnp.asarray(rng.normal(size=s)) for s in ((2, m, 5000), (2, 5000), (2, m, m)))
     whole = lambda u, v: jnp.einsum("...md,...d,...nd->...mn", u, v, u)
 
     @jax.jit
