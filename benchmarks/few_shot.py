@@ -11,7 +11,8 @@ MAML is measured twice, as `niw_meta.maml` and written out in JAX; the two give 
 run in one process, interleaved, several steps in a compiled loop as `fit` runs them; the answer is the median of paired ratios of
 processor times, with a bootstrap interval. NIW-Meta's curvature has all of its rows or, of images, one for each.
 
-ANSWER
+Answer, 1 shot / 5 shots: images 1.15 / 1.43 (1.08 / 1.25 with one row of curvature for each image); letters 2.1 / 5.6
+(1.35 / 1.97), where a row has 112,709 numbers and an image costs little; points 2.9, 1.6 at 20 inner steps, 1.2 at 80.
 
 usage: taskset -c 0 python benchmarks/few_shot.py [--networks images letters points] [--shots 1 5] [--queries 15] [--repeats 20]
 """
