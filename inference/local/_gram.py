@@ -26,19 +26,37 @@ def gram(factor: Array, diagonal: Array) -> Array:
 
 
 def _jvp(primals: Any, tangents: Any) -> Any:
+    found = gram(*primals)
+    return found, _change(found, primals, tangents)
+
+
+gram.defjvp(_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def known_gram(factor: Array, diagonal: Array, known: Array, is_known: Array) -> Array:
+    """`gram(factor, diagonal)`, whose value is `known` if `is_known`; its derivatives are those of `gram` in either case."""
+    return jax.lax.cond(is_known, lambda: known, lambda: _by_blocks(factor, diagonal))
+
+
+def _known_jvp(primals: Any, tangents: Any) -> Any:
+    found = known_gram(*primals)
+    return found, _change(found, primals[:2], tangents[:2])
+
+
+known_gram.defjvp(_known_jvp, symbolic_zeros=True)
+
+
+def _change(found: Array, primals: Any, tangents: Any) -> Array:
     factor, diagonal = primals
     of_factor, of_diagonal = tangents
-    found = gram(factor, diagonal)
     change = jnp.zeros_like(found)
     if not isinstance(of_diagonal, SymbolicZero):
         change = change + _by_blocks(factor, of_diagonal)
     if not isinstance(of_factor, SymbolicZero):
         half = of_factor @ (factor * diagonal[..., None, :]).mT
         change = change + half + half.mT
-    return found, change
-
-
-gram.defjvp(_jvp, symbolic_zeros=True)
+    return change
 
 
 def gram_transposed(factor: Array, matrix: Array) -> Array:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
-from ._gram import gram, gram_transposed
+from ._gram import gram, gram_transposed, known_gram
 
 LOG_2PI = 1.8378770664093453
 
@@ -71,7 +71,7 @@ class PrecisionFactorNormal(dist.Distribution):
     }
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
     reparametrized_params = ["loc", "scale", "factor"]
-    pytree_data_fields = ("loc", "scale", "factor", "log_det_precision", "_inverse")
+    pytree_data_fields = ("loc", "scale", "factor", "log_det_precision", "_seen", "_inverse")
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class PrecisionFactorNormal(dist.Distribution):
         d = loc.shape[-1]
         self.loc, self.scale = on_rows((*batch, d), loc, scale)
         self.factor = jnp.broadcast_to(factor, (*batch, *factor.shape[-2:]))
-        seen = gram(self.factor, self.scale**2)
-        eye = jnp.eye(seen.shape[-1], dtype=seen.dtype)
-        self._inverse, log_det = inverse_and_log_det(eye + seen)
+        self._seen = gram(self.factor, self.scale**2)
+        eye = jnp.eye(self._seen.shape[-1], dtype=self._seen.dtype)
+        self._inverse, log_det = inverse_and_log_det(eye + self._seen)
         log_scale = jnp.broadcast_to(jnp.log(scale), jnp.broadcast_shapes(scale.shape, (d,)))
         self.log_det_precision = log_det - 2 * log_scale.sum(-1)
         super().__init__(batch, (d,), validate_args=validate_args)
@@ -126,10 +126,12 @@ class PrecisionFactorNormal(dist.Distribution):
         """The diagonal of Lambda^-1, [*batch, d]."""
         return self.scale**2 * (1 - self.scale**2 * gram_transposed(self.factor, self._inverse))
 
-    def trace_times(self, diagonal: Array) -> Array:
-        """tr(diag(diagonal) Lambda^-1), [*batch], for a diagonal of shape [*batch, d], in m x m matrices."""
-        spread = self.scale**2 * diagonal
-        seen = gram(self.factor, spread * self.scale**2)
+    def trace_times(self, scale: Array) -> Array:
+        """tr(diag(1 / scale^2) Lambda^-1), [*batch], for a scale of shape [*batch, d], in m x m matrices."""
+        spread = (self.scale / scale) ** 2
+        # From its prior a posterior diverges by its own scale: U S U' is at hand.
+        is_own = (scale == self.scale).all()
+        seen = known_gram(self.factor, spread * self.scale**2, self._seen, is_own)
         return spread.sum(-1) - (self._inverse * seen).sum((-1, -2))
 
     def entropy(self) -> Array:
@@ -147,10 +149,10 @@ def _kl_to_independent(p: PrecisionFactorNormal, q: dist.Independent) -> Array:
     scale: Any = base.scale
     log_scale = jnp.log(scale)  # before it is repeated on all rows
     log_scale = jnp.broadcast_to(log_scale, jnp.broadcast_shapes(log_scale.shape, q.event_shape))
-    mean, precision = on_rows(p.loc.shape, q.mean, 1 / q.variance)
-    quadratic = ((p.loc - mean) ** 2 * precision - 1).sum(-1)
+    mean, own = on_rows(p.loc.shape, q.mean, scale)
+    quadratic = (((p.loc - mean) / own) ** 2 - 1).sum(-1)
     log_ratio = 0.5 * p.log_det_precision + log_scale.sum(-1)
-    return 0.5 * (p.trace_times(precision) + quadratic) + log_ratio
+    return 0.5 * (p.trace_times(own) + quadratic) + log_ratio
 
 
 kl_divergence.register(PrecisionFactorNormal, dist.Independent)(_kl_to_independent)

@@ -316,10 +316,11 @@ def test_precision_factor_normal_is_the_dense_law():
             kl_divergence(law, target),
             law.entropy(),
             law.trace_times(value),
+            law.trace_times(scale),
         )
         two = (
             dense.log_prob(value), dense.variance, kl_divergence(dense, wide), dense.entropy(),
-            jnp.diag(dense.covariance_matrix) @ value,
+            *(jnp.diag(dense.covariance_matrix) @ x**-2 for x in (value, scale)),
         )  # fmt: skip
         return one, two, law.sample(key, (20_000,)), dense.covariance_matrix
 
@@ -331,11 +332,16 @@ def test_precision_factor_normal_is_the_dense_law():
 
 
 @pytest.mark.slow  # compiles for long
-def test_derivatives_of_the_low_rank_law_are_those_of_the_dense_one():
-    """Of log-density, draw, entropy and KL in mean, scales and factor: no step of the way through m x m matrices is lost."""
+@pytest.mark.parametrize("is_own", [False, True])
+def test_derivatives_of_the_low_rank_law_are_those_of_the_dense_one(is_own):
+    """Of log-density, draw, entropy and KL in mean, scales and factor: no step of the way through m x m matrices is lost.
+
+    The KL is that from a prior of other scales, or of the law's own.
+    """
     rng = np.random.default_rng(7)
     at = {"loc": rng.normal(size=5), "scale": rng.uniform(0.5, 2, 5), "factor": rng.normal(size=(2, 5))}  # fmt: skip
     prior, value = jnp.asarray(rng.uniform(0.5, 2, 5)), rng.normal(size=5)
+    prior = at["scale"] if is_own else prior
     key = jax.random.key(0)
 
     def low_rank(loc, scale, factor):
