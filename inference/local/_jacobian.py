@@ -162,7 +162,8 @@ class Observations:
         batch = x.shape[:-1]
         found, constants = [], []
         for name in self.names:
-            roots, fixed = _roots(*laws[name], at[name][0])
+            fn, scale, value = laws[name]
+            roots, fixed = _roots(fn, scale, value, at[name][0])
             found += [Outputs(*(rows(part, batch, 1) for part in r)) for r in roots]
             constants += fixed
         return found, constants
