@@ -126,7 +126,7 @@ class PrecisionFactorNormal(dist.Distribution):
         """The diagonal of Lambda^-1, [*batch, d]."""
         return self.scale**2 * (1 - self.scale**2 * gram_transposed(self.factor, self._inverse))
 
-    def trace_times(self, scale: Array) -> Array:
+    def trace_over(self, scale: Array) -> Array:
         """tr(diag(1 / scale^2) Lambda^-1), [*batch], for a scale of shape [*batch, d], in m x m matrices."""
         spread = (self.scale / scale) ** 2
         # From its prior a posterior diverges by its own scale: U S U' is at hand.
@@ -152,7 +152,7 @@ def _kl_to_independent(p: PrecisionFactorNormal, q: dist.Independent) -> Array:
     mean, own = on_rows(p.loc.shape, q.mean, scale)
     quadratic = (((p.loc - mean) / own) ** 2 - 1).sum(-1)
     log_ratio = 0.5 * p.log_det_precision + log_scale.sum(-1)
-    return 0.5 * (p.trace_times(own) + quadratic) + log_ratio
+    return 0.5 * (p.trace_over(own) + quadratic) + log_ratio
 
 
 kl_divergence.register(PrecisionFactorNormal, dist.Independent)(_kl_to_independent)

@@ -315,8 +315,8 @@ def test_precision_factor_normal_is_the_dense_law():
             law.variance,
             kl_divergence(law, target),
             law.entropy(),
-            law.trace_times(value),
-            law.trace_times(scale),
+            law.trace_over(value),
+            law.trace_over(scale),
         )
         two = (
             dense.log_prob(value), dense.variance, kl_divergence(dense, wide), dense.entropy(),
