@@ -260,21 +260,43 @@ def _check_relaxed(
 
 
 def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
+    """Refuse scores of sites whose support moves, or may."""
     for index, site in sites.items():
+        if site.strategy.is_pathwise or is_listed(site):
+            continue
         moved = set(facts.supports[index].relations)
         pathwise = {i for i in moved if isinstance(i, int) and sites[i].strategy.moves_value}
-        if not site.strategy.is_pathwise and (PARAMS in moved or pathwise):
+        if not (PARAMS in moved or pathwise or site.unknown_support):
+            continue
+        if PARAMS in moved:
+            what = f"the support of {site.distribution} depends on a parameter"
+        elif pathwise:
             what = (
-                "a parameter"
-                if PARAMS in moved
-                else f"the reparameterised site '{sites[min(pathwise)].address}'"
+                f"the support of {site.distribution} depends on the reparameterised site "
+                f"'{sites[min(pathwise)].address}'"
             )
-            raise Unsuitable(
-                site.name,
-                f"Site '{site.address}': the support of {site.distribution} depends on {what}, so "
-                f"strategy '{site.strategy.name}' would miss the boundary's part of the gradient. Use "
-                "'reparam', or a fixed support that is transformed afterwards.",
+        else:
+            what = (
+                f"the support of {site.distribution} cannot be known, since {site.unknown_support}"
             )
+        raise Unsuitable(
+            site.name,
+            f"Site '{site.address}': {what}, so strategy '{site.strategy.name}' would miss the boundary's part of the "
+            f"gradient. {_fixed_support(site)}",
+        )
+
+
+def _fixed_support(site: StrategySite) -> str:
+    """What to do about a support that moves: only what serves this site."""
+    remedies = ["'reparam'"] if site.is_reparameterisable else []
+    remedies.append(
+        "a fixed support that is transformed afterwards (u of Uniform(0, 1), then low + (high - low) * u)"
+        if not site.distribution.startswith("Mixture")
+        else "a site for the component and one for the value in each, each with its own strategy"
+    )
+    if site.unknown_support:
+        remedies.append("declare the law's `support` as a set")
+    return f"Use {', or '.join(remedies)}."
 
 
 def _check_fixed(

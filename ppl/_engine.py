@@ -21,7 +21,7 @@ from ._recorder import Recorder
 from ._reinforce import Reinforce
 from ._rejection import RejectionReparam
 from ._relax import Rebar
-from ._sites import Region, check_shape, describe, is_unbounded, log_prob_at, without_support_check
+from ._sites import Region, check_shape, describe, log_prob_at, without_support_check
 from ._strategy import (
     Draw,
     Enum,
@@ -34,6 +34,7 @@ from ._strategy import (
     element,
     support_of,
 )
+from ._supports import support_of_law
 
 Array = jax.Array
 
@@ -78,6 +79,8 @@ class StrategySite:
         support: the support's values, shape (num_values, *event), or None.
         fixed: parameters without a derivative under this strategy.
         is_unbounded: every real value is possible.
+        unknown_support: why its true support cannot be known, or "".
+        is_reparameterisable: its sampler is differentiable.
         regions: control flow around the site, outermost first.
     """
 
@@ -92,6 +95,8 @@ class StrategySite:
     support: Any
     fixed: tuple[str, ...]
     is_unbounded: bool
+    unknown_support: str
+    is_reparameterisable: bool
     regions: tuple[Region, ...] = ()
 
     @property
@@ -160,11 +165,10 @@ class Engine(Recorder):
             ) from err
         # One index per address: a site that stands in both branches of a cond is one site.
         index = self.indices.setdefault(address, len(self.indices))
-        value = mark(jnp.asarray(draw), base, base.support, index=index)
+        support = support_of_law(base)
+        value = mark(jnp.asarray(draw), base, support.edges, index=index)
         msg["value"], msg["intermediates"] = value, intermediates
-        if getattr(base.support, "is_discrete", False) and jnp.issubdtype(
-            value.dtype, jnp.floating
-        ):
+        if support.is_discrete and jnp.issubdtype(value.dtype, jnp.floating):
             self.relaxed[msg["name"]] = strategy.name
         fn, base = without_support_check(fn, value), without_support_check(base, value)
         try:
@@ -179,14 +183,14 @@ class Engine(Recorder):
                 f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
             ) from err
         is_listed = strategy.is_enumerated and not strategy.is_weighted
-        support = support_of(base) if is_listed else None
+        values = support_of(base) if is_listed else None
         fixed = strategy.fixed_parameters(base)
         self.frame.infos[address] = describe(msg)
         self.frame.sites[address] = StrategySite(
             index, address, msg["name"], strategy, why, type(base).__name__, shape,
-            1 if strategy.is_weighted else None if support is None else support.shape[0],
-            None if support is None else np.reshape(support, (support.shape[0], *base.event_shape)), fixed,
-            is_unbounded(base.support),
+            1 if strategy.is_weighted else None if values is None else values.shape[0],
+            None if values is None else np.reshape(values, (values.shape[0], *base.event_shape)), fixed,
+            support.is_unbounded, support.unknown, Reparam().refuse(base) is None,
         )  # fmt: skip
         drawn = Draw(base, shape, value, log_prob, key, noise)
         self.frame.numbers[address] = {

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from ._sites import is_unbounded
 from ._strategy import Draw, Strategy, element, stop
+from ._supports import same_support, support_of_law
 
 Array = jax.Array
 
@@ -50,10 +50,11 @@ class Importance(Strategy):
                 f"needs a proposal of event shape {distribution.event_shape}, but {theirs} has {proposal.event_shape}; "
                 "give the proposal of one element"
             )
-        if not _same_support(distribution.support, proposal.support):
+        support, own = support_of_law(distribution), support_of_law(proposal)
+        if not same_support(support, own):
             return (
-                f"needs a proposal with the support of {ours}, {distribution.support}, but that of {theirs} is "
-                f"{proposal.support} or could not be compared"
+                f"needs a proposal with the support of {ours}, {support}, but that of {theirs} is "
+                f"{own} or could not be compared"
             )
         return None
 
@@ -69,12 +70,3 @@ class Importance(Strategy):
         if isinstance(self.proposal, dist.Distribution):
             return element(self.proposal)[0]
         return element(self.proposal(base))[0]
-
-
-def _same_support(a: Any, b: Any) -> bool:
-    if is_unbounded(a) and is_unbounded(b):
-        return True
-    try:
-        return type(a) is type(b) and bool(a == b)
-    except jax.errors.ConcretizationTypeError:
-        return False  # the bounds are computed: nobody knows

@@ -11,15 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.core import Tracer
 from numpyro.primitives import Messenger
 
 from ... import ppl
+from ...ppl._compat import is_concrete
 from ...ppl._stochastic import log_mean_exp
 from ...ppl._strategy import element
+from ...ppl._supports import Support, same_support, support_of_law
 from ._detached import CommonNoise, detached, refuse_estimated, refuse_new_draws, sites_met
 from ._row_weights import log_density_of, over_imputations, plate_of, weight_of
 from ._transported import transported
@@ -150,10 +150,12 @@ class _FixedSupport(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] != "sample" or msg["is_observed"]:
             return
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves(msg["fn"].support)):
+        support, law = support_of_law(msg["fn"]), type(element(msg["fn"])[0]).__name__
+        if support.unknown or not is_concrete(support.edges):
+            how = "cannot be known: " + support.unknown if support.unknown else "is computed"
             raise ValueError(
                 f"Site '{msg['name']}': {self.name} leaves out the score of the guide, whose mean is zero "
-                f"for a fixed support only, and the support of {type(msg['fn']).__name__} is computed. "
+                f"for a fixed support only, and the support of {law} {how}. "
                 "Give it constant bounds (Python numbers), or use gradient='full'."
             )
 
@@ -164,7 +166,7 @@ class _GuideSupports(Messenger):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.supports: dict[str, Any] = {}
+        self.supports: dict[str, Support] = {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] != "sample" or msg["is_observed"]:
@@ -175,7 +177,7 @@ class _GuideSupports(Messenger):
                 f"Site '{msg['name']}': {self.name} differentiates the density of the guide in the site's value, but the guide "
                 "has a point mass there (as some autoguides have). Draw the site from a density, or use gradient='dreg'."
             )
-        self.supports[msg["name"]] = base.support
+        self.supports[msg["name"]] = support_of_law(base)
 
 
 class _Carry(Messenger):
@@ -184,7 +186,7 @@ class _Carry(Messenger):
     The value is left in the trace as a deterministic site. The site's own log-prob is taken before, at the value that stays.
     """
 
-    def __init__(self, supports: dict[str, Any]) -> None:
+    def __init__(self, supports: dict[str, Support]) -> None:
         super().__init__()
         self.supports = supports
         self.moved: dict[str, str] = {}  # deterministic site -> site
@@ -194,7 +196,7 @@ class _Carry(Messenger):
         if msg["type"] != "sample" or msg["is_observed"] or name not in self.supports:
             return
         # Otherwise the guide's density jumps within the prior's support, and parts do not integrate.
-        if not _same_support(element(msg["fn"])[0].support, self.supports[name]):
+        if not same_support(support_of_law(msg["fn"]), self.supports[name]):
             return
         moved = transported(msg["fn"], msg["value"])
         if moved is None:
@@ -212,11 +214,3 @@ def _within(handler: Messenger, program: ppl.Program) -> ppl.Program:
             return program.fn(*args)
 
     return ppl.Program(run, program.params)
-
-
-def _same_support(a: Any, b: Any) -> bool:
-    a, b = (getattr(c, "base_constraint", c) for c in (a, b))
-    bounds = [jax.tree.leaves(c) for c in (a, b)]
-    if type(a) is not type(b) or any(isinstance(x, Tracer) for x in bounds[0] + bounds[1]):
-        return False
-    return all(np.array_equal(x, y) for x, y in zip(*bounds, strict=True))
