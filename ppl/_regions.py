@@ -21,6 +21,7 @@ import numpyro.contrib.control_flow
 from jax import lax
 from numpyro.ops.pytree import PytreeTrace
 
+from ._branches import check_infos, joined
 from ._compat import handler_stack
 from ._recorder import Frame, Recorder
 from ._sites import Region
@@ -92,7 +93,8 @@ def cond(
         operands: arguments of both branches.
 
     Raises:
-        ValueError: the predicate is not a scalar.
+        ValueError: the predicate is not a scalar; one name stands in both branches for sites of other kinds, shapes, distribution
+            classes, strategies or enumerated values.
     """
     if jnp.shape(pred) != ():
         raise ValueError(
@@ -120,6 +122,8 @@ def cond(
 
     branches = [run(0, false_fn), run(1, true_fn)]
     shapes = [jax.eval_shape(branch, *operands)[1] for branch in branches]
+    for i in range(len(recorders)):
+        check_infos((frames[0][i].infos, frames[1][i].infos), (shapes[0][i], shapes[1][i]))
 
     def padded(index: int) -> Callable[..., Any]:
         def branch(*args: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -136,9 +140,9 @@ def cond(
     for i, recorder in enumerate(recorders):
         frame = frames[0][i]
         frame.infos = {**frame.infos, **frames[1][i].infos}
-        for name in frame.sites.keys() & frames[1][i].sites.keys():
-            _check_same(frame.sites[name], frames[1][i].sites[name])
-        frame.sites = {**frame.sites, **frames[1][i].sites}
+        both = frame.sites.keys() & frames[1][i].sites.keys()
+        shared = {name: joined(frame.sites[name], frames[1][i].sites[name]) for name in both}
+        frame.sites = {**frame.sites, **frames[1][i].sites, **shared}
         frame.used |= frames[1][i].used
         recorder.merge(frame, numbers[i], Region("cond", None, 1))
     return out
@@ -268,21 +272,6 @@ def _merge(
 ) -> None:
     for recorder, frame, values in zip(recorders, frames, numbers, strict=True):
         recorder.merge(frame, values, region)
-
-
-def _check_same(a: Any, b: Any) -> None:
-    if (a.distribution, a.shape, a.strategy.name, a.num_values) != (
-        b.distribution,
-        b.shape,
-        b.strategy.name,
-        b.num_values,
-    ):
-        raise ValueError(
-            f"Site '{a.address}' stands in both branches of a ppl.cond as {a.distribution}{a.shape} "
-            f"under '{a.strategy.name}' and as {b.distribution}{b.shape} under '{b.strategy.name}'. One "
-            "name is one site: give both the same distribution class, shape and strategy, or use two "
-            "names."
-        )
 
 
 def _leading(forced: dict[str, Any], size: int) -> dict[str, Any]:

@@ -55,4 +55,10 @@ class _Supports(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and msg["name"] in self.names:
-            self.supports[msg["name"]] = msg["fn"].support
+            support = msg["fn"].support
+            known = self.supports.setdefault(msg["name"], support)
+            if type(known) is not type(support):
+                raise ValueError(
+                    f"Site '{msg['name']}' has the support {known} in one branch and {support} in another, and no one map "
+                    "from unconstrained values serves both. Use two names."
+                )

@@ -523,3 +523,70 @@ def test_regions_compile_once_for_one_shape():
     for i in range(3):
         run(jax.random.key(i), YS + i)
     assert count == 1
+
+
+# One name in both branches.
+
+BOTH = {
+    "values": (dist.DiscreteUniform(0, 2), dist.DiscreteUniform(5, 7), "enum", r"values \[.*sums over one set of values"),
+    "number of values": (dist.Categorical(jnp.ones(2) / 2), dist.Categorical(jnp.ones(3) / 3), "enum", "CategoricalProbs"),
+    "class": (dist.Normal(0.0, 1.0), dist.HalfNormal(1.0), "reparam", "as .*Normal.*HalfNormal|as HalfNormal.*Normal"),
+    "event shape": (dist.Normal(0.0, 1.0), dist.Normal(jnp.zeros(2), 1.0).to_event(1), "reparam", "event_shape"),
+    "dtype": (dist.Normal(0.0, 1.0), dist.Poisson(1.0), "reinforce", "with numbers|as "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrap", ["eager", "jit", "inside"])
+@pytest.mark.parametrize("case", BOTH)
+def test_a_name_with_two_meanings_in_the_branches_is_refused(case, wrap):
+    one, other, strategy, words = BOTH[case]
+
+    def program(t):
+        a = ppl.sample("a", dist.Bernoulli(logits=t), strategy="enum")
+        take = lambda law: lambda: 1.0 * jnp.sum(ppl.sample("k", law))
+        return t * ppl.cond(a == 1, take(one), take(other))
+
+    def inside(t):
+        return ppl.draw(ppl.as_program(program), t).retval
+
+    objective = ppl.expectation(inside if wrap == "inside" else program, strategies={"k": strategy})
+    with pytest.raises(ValueError, match=f"Site 'k' stands in both branches.*{words}.*two names"):
+        (jax.jit(objective.grad) if wrap == "jit" else objective.grad)(0.3, KEY)
+
+
+def test_a_name_observed_in_one_branch_only_is_refused():
+    @ppl.model
+    def program(flag):
+        law = dist.Normal(0.0, 1.0)
+        see = lambda: ppl.sample("x", law, obs=jnp.array(1.0))
+        return ppl.cond(flag, see, lambda: ppl.sample("x", law))
+
+    with pytest.raises(ValueError, match="'x' stands in both branches.*kind '.*observed|latent"):
+        program.simulate(KEY, True)
+
+
+def test_a_name_with_its_values_in_both_branches_is_summed():
+    """E[t k] with k uniform on {0, 1, 2} if a else Binomial-like weights on the same values."""
+
+    def cost(t):
+        a = ppl.sample("a", dist.Bernoulli(logits=t), strategy="enum")
+        law = lambda p: dist.Categorical(jnp.array(p))
+        take = lambda p: lambda: ppl.sample("k", law(p), strategy="enum")
+        return t * ppl.cond(a == 1, take([0.2, 0.3, 0.5]), take([0.6, 0.3, 0.1]))
+
+    exact = lambda t: t * (jax.nn.sigmoid(t) * 1.3 + jax.nn.sigmoid(-t) * 0.5)
+    value, grad = ppl.expectation(cost).value_and_grad(0.3, KEY)
+    close([value, grad], jax.value_and_grad(exact)(0.3))
+
+
+def test_unconstrained_coordinates_of_a_name_with_two_supports_are_refused():
+    from lapilli.inference.particles._supports import transforms_of
+
+    @ppl.model
+    def program():
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+        take = lambda law: lambda: ppl.sample("z", law)
+        return ppl.cond(a > 0, take(dist.Normal(0.0, 1.0)), take(dist.HalfNormal(1.0)))
+
+    with pytest.raises(ValueError, match="Site 'z' has the support .* in one branch.*two names"):
+        transforms_of("test", program, (), {"z": jnp.zeros(())})
