@@ -16,19 +16,24 @@ FOLD_ADDRESS = "lapilli_fold_address"
 MULTIPLIER = np.uint32(0x9E3779B1)
 
 
-def fold_name(key: Array, name: str) -> Array:
-    """The key of the address `name` under `key`: its words times an odd constant, plus a 128-bit hash of the name.
+def fold_name(key: Array, name: str, *, kind: str = "site") -> Array:
+    """The key of the address `name` under `key`: its words times an odd constant, plus a 128-bit hash of kind and name.
+
+    What is no site (the subsample of a plate, a `rng_key` statement, a region) has a kind of its own, so that no site's name can
+    be chosen to share its key.
 
     A counter-based generator (Threefry, Philox) gives independent streams for different keys however they are related (Salmon
     et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 2), so that keys need be different, not random:
     `jax.random.fold_in` would add a Threefry call to every site, which costs more to compile than the site's own draw.
     """
-    return _fold_address(key, *_words(name))
+    return _fold_address(key, *_words(name, kind))
 
 
 @functools.lru_cache(maxsize=4096)
-def _words(name: str) -> tuple[np.uint32, ...]:
-    return tuple(np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), "<u4"))
+def _words(name: str, kind: str) -> tuple[np.uint32, ...]:
+    person = b"" if kind == "site" else kind.encode()
+    hashed = hashlib.blake2b(name.encode(), digest_size=16, person=person)
+    return tuple(np.frombuffer(hashed.digest(), "<u4"))
 
 
 def _fold(key: Array, *words: Array) -> Array:

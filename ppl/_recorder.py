@@ -107,7 +107,7 @@ class Recorder(Messenger, abc.ABC):
         elif kind == "prng_key" and msg["value"] is None and self.frame.key is not None:
             name = msg.get("name") or self._unnamed_key()
             self.frame.used.add(name)
-            msg["value"] = self.hand_out(fold_name(self.frame.key, name), name)
+            msg["value"] = self.hand_out(fold_name(self.frame.key, name, kind="key"), name)
         elif kind == "plate" and msg["value"] is None:
             if self.root_key is None:
                 if self.is_final and not self._is_answered_outside():
@@ -119,7 +119,8 @@ class Recorder(Messenger, abc.ABC):
                 return
             # The subsample is drawn once per run, whatever the region or lane: model and guide must see the
             # same rows.
-            msg["value"] = msg["fn"](*msg["args"], rng_key=fold_name(self.root_key, msg["name"]))
+            rng_key = fold_name(self.root_key, msg["name"], kind="plate")
+            msg["value"] = msg["fn"](*msg["args"], rng_key=rng_key)
         elif kind == "mutable":
             raise TypeError(
                 f"Site '{msg['name']}': numpyro.mutable keeps state inside a program, which cannot be "
@@ -227,8 +228,9 @@ class Recorder(Messenger, abc.ABC):
                 "in each other, or move the statement out."
             )
         frame.num_regions += 1
-        key = None if frame.key is None else fold_name(frame.key, f"{kind}_{frame.num_regions}")
-        return key, frame.forced
+        if frame.key is None:
+            return None, frame.forced
+        return fold_name(frame.key, f"{kind}_{frame.num_regions}", kind="region"), frame.forced
 
     def push(self, kind: str, key: Array | None, forced: dict[str, Array]) -> None:
         """Enter the body of a region."""
