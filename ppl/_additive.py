@@ -5,13 +5,15 @@ Input: a jaxpr and one scalar variable. Output: terms `(variable, paths)` such t
     scalar = sum over terms of (sum over paths of coefficient(path)) * sum(variable),
 
 where a coefficient is a product of site-independent scalars. The walk goes backwards through sums,
-differences, reductions, reshapes and multiplications by scalars, and stops at every non-linear operation.
+differences, reductions, reshapes and multiplications by scalars, and stops at every non-linear operation, also at sums
+of integers that may wrap (`_ranges.py`).
 Each term keeps its own shape, so that a score factor can meet it row by row.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,7 @@ from jax.extend.core import Jaxpr, Literal, Var
 
 from ._axis_rules import shape_of
 from ._dependence import Analysis
+from ._ranges import Ranges
 
 MAX_PATHS = 8
 # Linear maps under which the sum over all elements is unchanged, whatever the shape.
@@ -56,8 +59,14 @@ class Term(NamedTuple):
         return total
 
 
-def split(jaxpr: Jaxpr, output: Any, analysis: Analysis) -> list[Term]:
-    """The additive terms of the scalar `output`."""
+def split(
+    jaxpr: Jaxpr,
+    output: Any,
+    analysis: Analysis,
+    bounds: Mapping[int, tuple[int, int]] | None = None,
+) -> list[Term]:
+    """The additive terms of the scalar `output`; `bounds` holds those of the values of discrete sites, by index."""
+    ranges = Ranges(jaxpr, bounds or {})
     position = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
     pending: dict[Any, list[Path]] = {output: [(1.0, ())]}
     terms: list[Term] = []
@@ -68,7 +77,8 @@ def split(jaxpr: Jaxpr, output: Any, analysis: Analysis) -> list[Term]:
         paths = pending.pop(atom)
         parts = None
         if atom in position and _depends_on_site(analysis, atom) and len(paths) <= MAX_PATHS:
-            parts = _open(jaxpr, position, jaxpr.eqns[position[atom]], analysis)
+            eqn = jaxpr.eqns[position[atom]]
+            parts = None if ranges.wraps(eqn) else _open(jaxpr, position, eqn, analysis)
         if parts is None:
             terms.append(Term(atom, tuple(paths)))
             continue

@@ -147,7 +147,8 @@ def analyse(
         scores: frozenset[int] = frozenset()
         lanes = Lanes([], [], {})
     else:
-        terms = split(closed.jaxpr, result, facts)
+        bounds = {i: s.bounds for i, s in sites.items() if s.bounds is not None}
+        terms = split(closed.jaxpr, result, facts, bounds)
         direct = direct_relations(sites, {i: n.log_prob for i, n in table.items()}, facts)
         upstream = closed_relations(direct)
         # Relations up to the nearest listed sites.

@@ -74,6 +74,7 @@ def joined(a: Any, b: Any) -> Any:
         b,
         is_unbounded=a.is_unbounded and b.is_unbounded,
         unknown_support=a.unknown_support or b.unknown_support,
+        bounds=a.bounds if a.bounds == b.bounds else None,
         is_reparameterisable=a.is_reparameterisable and b.is_reparameterisable,
     )
 

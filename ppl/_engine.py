@@ -81,6 +81,7 @@ class StrategySite:
         is_unbounded: every real value is possible.
         unknown_support: why its true support cannot be known, or "".
         is_reparameterisable: its sampler is differentiable.
+        bounds: the smallest and largest of its values, where it is discrete and they are known.
         regions: control flow around the site, outermost first.
     """
 
@@ -97,6 +98,7 @@ class StrategySite:
     is_unbounded: bool
     unknown_support: str
     is_reparameterisable: bool
+    bounds: tuple[int, int] | None
     regions: tuple[Region, ...] = ()
 
     @property
@@ -190,7 +192,7 @@ class Engine(Recorder):
             index, address, msg["name"], strategy, why, type(base).__name__, shape,
             1 if strategy.is_weighted else None if values is None else values.shape[0],
             None if values is None else np.reshape(values, (values.shape[0], *base.event_shape)), fixed,
-            support.is_unbounded, support.unknown, Reparam().refuse(base) is None,
+            support.is_unbounded, support.unknown, Reparam().refuse(base) is None, support.bounds,
         )  # fmt: skip
         drawn = Draw(base, shape, value, log_prob, key, noise)
         self.frame.numbers[address] = {

@@ -97,6 +97,16 @@ class Support:
         return bool(getattr(self.core, "is_discrete", False))
 
     @property
+    def bounds(self) -> tuple[int, int] | None:
+        """The smallest and the largest value, where the set is one of integers and they are known."""
+        if self.core is constraints.boolean:
+            return 0, 1
+        if not isinstance(self.core, constraints.integer_interval):
+            return None
+        ends = self.core.lower_bound, self.core.upper_bound
+        return (int(np.min(ends[0])), int(np.max(ends[1]))) if is_concrete(ends) else None
+
+    @property
     def is_unbounded(self) -> bool:
         """Whether every real number is possible."""
         return self.ends is not None and _same(self.ends, (-np.inf, np.inf))
