@@ -30,6 +30,8 @@ from ._layout import (
     lanes_of_terms,
     layouts_of,
 )
+from ._opened import other_derivatives
+from ._primitive import site_p
 from ._relation import PARAMS, Relations
 from ._replay import check_replay, replay_axes, replay_groups
 from ._sites import SiteInfo
@@ -142,6 +144,7 @@ def analyse(
     result = outvars[0]
     _check_supports(sites, facts)
     _check_fixed(sites, table, facts)
+    _check_partly_pathwise(sites, closed.jaxpr)
     if all(site.strategy.is_pathwise for site in sites.values()):
         terms, relations, upstream, layouts = [], [], {}, {}
         scores: frozenset[int] = frozenset()
@@ -298,6 +301,22 @@ def _fixed_support(site: StrategySite) -> str:
     if site.unknown_support:
         remedies.append("declare the law's `support` as a set")
     return f"Use {', or '.join(remedies)}."
+
+
+def _check_partly_pathwise(sites: dict[int, StrategySite], jaxpr: Jaxpr) -> None:
+    """Refuse derivatives of the program's own where only a part of the estimate would follow them."""
+    for index, site in sites.items():
+        if not site.strategy.is_partly_pathwise:
+            continue
+        starts = lambda eqn, i=index: eqn.primitive is site_p and eqn.params["index"] == i
+        if found := sorted(other_derivatives(jaxpr, jaxpr.outvars[:1], starts)):
+            raise Unsuitable(
+                site.name,
+                f"Site '{site.address}': strategy '{site.strategy.name}' is in part a pathwise derivative and in part a score, "
+                f"and {found[0]} downstream changes the first part only, so the estimate would be that of neither program. "
+                f"Use 'implicit' (which follows the program's own derivatives) or 'reinforce' (which sees values only), e.g. "
+                f"strategies={{'{site.name}': 'implicit'}}.",
+            )
 
 
 def _check_fixed(

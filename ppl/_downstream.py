@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ._engine import StrategySite
+from ._engine import StrategySite, Unsuitable
 from ._evaluate import Forced
+from ._opened import opened
 from ._reading import ELEMENT, Lanes
 from ._relation import Relation
 from ._replay import check_replay, replay_axes, replay_groups
@@ -28,6 +30,7 @@ class Costs:
 
     def __init__(self, terms: Terms) -> None:
         self.terms, self.program = terms, terms.program
+        self._opened: Terms | None = None
 
     def gather(
         self, index: int, terms: dict[int, Array], joint: tuple[int, ...] | None = None
@@ -81,17 +84,36 @@ class Costs:
         return jax.lax.optimization_barrier(total)
 
     def slope(self, index: int, value: Array) -> tuple[Array, Array]:
-        """Downstream cost of each element, all values replaced, and its derivative in the element's value."""
+        """Downstream cost of each element, all values replaced, and its derivative in the element's value.
+
+        Both are of one function: where the program stops gradients or has others of its own, its value is differentiated.
+        """
         own, value = self._full(index, value)
         members = [j for j, r in enumerate(self.program.relations) if index in r]
+        true = self._with_true_derivatives()
 
         def total(value: Array) -> tuple[Array, Any]:
             forced = {index: (Forced(value), Forced(own, None))}  # type: ignore[arg-type]
-            terms, _ = self.terms.weighted(forced, members)
+            terms, _ = true.weighted(forced, members)
             return sum((jnp.sum(t) for t in terms.values()), jnp.zeros(())), terms
 
-        slope, terms = jax.grad(total, has_aux=True)(value)
+        try:
+            slope, terms = jax.grad(total, has_aux=True)(value)
+        except (ValueError, TypeError, NotImplementedError) as err:
+            if true is self.terms:
+                raise
+            raise _without_derivative(self.program.sites[index], err) from err
         return self.gather(index, terms), slope
+
+    def _with_true_derivatives(self) -> Terms:
+        if self._opened is None:
+            closed, terms = opened(self.program.closed), self.terms
+            if closed is self.program.closed:
+                self._opened = terms
+            else:
+                program = dataclasses.replace(self.program, closed=closed)
+                self._opened = Terms(program, terms.inputs, terms.key, terms.reader.unmoved)
+        return self._opened
 
     def _full(self, index: int, value: Array) -> tuple[Lanes, Array]:
         """The lanes that a site sits in, and a replacement of its value with all axes at full size."""
@@ -102,6 +124,15 @@ class Costs:
         event = value.ndim - len(own) - len(site.sizes)
         shape = tuple(self.terms.reader.size(lane, {}) for lane in own) + site.sizes
         return own, jnp.broadcast_to(value, shape + value.shape[value.ndim - event :])
+
+
+def _without_derivative(site: StrategySite, err: Exception) -> Unsuitable:
+    return Unsuitable(
+        site.name,
+        f"Site '{site.address}': strategy '{site.strategy.name}' differentiates the cost at relaxed values, but a function "
+        f"with a custom derivative downstream has none of its own ({type(err).__name__}: {str(err).splitlines()[0]}). Use "
+        f"'disarm', 'mvd' or 'reinforce', e.g. strategies={{'{site.name}': 'mvd'}}.",
+    )
 
 
 def _to_elements(

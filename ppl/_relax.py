@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ._dependence import Analysis
+from ._opened import with_true_derivatives
 from ._primitive import mark
 from ._strategy import Downstream, Draw, Strategy, element, stop
 
@@ -192,7 +193,8 @@ class Relax(ControlVariate):
         lead = z.shape[:num_mapped]
         args = [z] if local["inputs"] is None else [z, local["inputs"]]
         rows = [x.reshape(-1, *x.shape[num_mapped:]) for x in args]
-        each = jax.vmap(jax.value_and_grad(self.control_fn, argnums=1), (None, *(0 for _ in rows)))
+        control = with_true_derivatives(self.control_fn)  # or value and slope were of two functions
+        each = jax.vmap(jax.value_and_grad(control, argnums=1), (None, *(0 for _ in rows)))
         c, slope = each(weights, *rows)
         c = c.reshape(lead + (1,) * self.num_joint_axes)
         weight = downstream.weight
@@ -211,7 +213,8 @@ class Rebar(ControlVariate):
         temperature: initial temperature.
         optimizer: an optax transformation that trains both; None keeps them.
 
-    Validity: unbiased for any scale and temperature. The cost must be continuous and piecewise smooth in the softened
+    Validity: unbiased for any scale and temperature. Where the cost stops gradients or has custom derivatives, its value is what
+    is differentiated, as by every score function. The cost must be continuous and piecewise smooth in the softened
     values: jumps are searched for at trace time and refused, and so is a sampled site that depends on this one
     (enumerated and reparameterised sites may).
     Reference: Tucker et al. 2017, arXiv:1703.07370, with the two noises coupled.
