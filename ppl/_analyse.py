@@ -142,8 +142,7 @@ def analyse(
     num_params = len(jax.tree.leaves(params))
     facts = Analysis(closed, [i < num_params for i in range(len(closed.jaxpr.invars))])
     result = outvars[0]
-    _check_supports(sites, facts)
-    _check_fixed(sites, table, facts)
+    check_sites(sites, table, facts)
     _check_partly_pathwise(sites, closed.jaxpr)
     if all(site.strategy.is_pathwise for site in sites.values()):
         terms, relations, upstream, layouts = [], [], {}, {}
@@ -261,6 +260,16 @@ def _check_relaxed(
                 f"'{jumping[0]}', or use 'disarm', 'reinforce' or ppl.Relax for '{site.address}', e.g. "
                 f"strategies={{'{site.name}': 'reinforce'}}.",
             )
+
+
+def check_sites(sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis) -> None:
+    """Refuse sites whose strategy has no derivative in what `facts` calls a parameter.
+
+    Raises:
+        Unsuitable: naming site and remedy.
+    """
+    _check_supports(sites, facts)
+    _check_fixed(sites, table, facts)
 
 
 def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:

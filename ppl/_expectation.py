@@ -10,15 +10,19 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from .._compiler import warn_of_wrong_fusions
 from ._analyse import Analysed, analyse
+from ._arguments import watched
 from ._compat import is_concrete, typed_key
 from ._engine import Unsuitable
 from ._estimate import surrogate_of
 from ._jumps import check_jumps, concrete, concrete_tree
 from ._params import strong
 from ._plan import Plan, plan_of
+from ._strategy import stop
 
 Array = jax.Array
 
@@ -82,12 +86,12 @@ class Expectation:
             return self._checked(params, args)
 
     def _surrogate(self, params: Any, key: Array, args: Any) -> Array:
-        program = self._checked(params, args, jax.random.key_impl(key))
+        program = self._watched(params, args, jax.random.key_impl(key))
         leaves = jax.tree.leaves(params)
         return surrogate_of(program, leaves, key, _fresh_state(program))[0]
 
     def _estimate(self, params: Any, state: Any, key: Array, args: Any) -> tuple[Array, Any, Any]:
-        program = self._checked(params, args, jax.random.key_impl(key))
+        program = self._watched(params, args, jax.random.key_impl(key))
         leaves, tree = jax.tree.flatten(params)
         state = _fresh_state(program) if state is None else state
 
@@ -96,6 +100,42 @@ class Expectation:
 
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
         return value, jax.tree.unflatten(tree, grads), state
+
+    def _watched(self, params: Any, args: Any, key_impl: Any) -> Analysed:
+        """The checked program, which checks derivatives in its arguments as well, if somebody takes them."""
+        shapes = jax.tree.map(_shape_of, (params, args))
+        search = (lambda leaf: self._with_argument(leaf, *shapes)) if self.check_jumps else None
+        return watched(self._checked(params, args, key_impl), args, search)
+
+    def _with_argument(self, number: int, params: Any, args: Any) -> None:
+        """Run every check with leaf `number` of the arguments among the parameters."""
+        if not self._examples:
+            raise ValueError(
+                "It may decide a comparison with noise, and no values are known for a search for jumps. Call the expectation "
+                "once with numbers, outside of jit and vmap, before it is differentiated there."
+            )
+        structure = jax.tree.structure(args)
+
+        def move(leaves: list[Any]) -> tuple[Any, list[Any]]:
+            return leaves[number], [*leaves[:number], None, *leaves[number + 1 :]]
+
+        def fn(both: Any, leaves: list[Any]) -> Any:
+            whole = [*leaves[:number], both[1], *leaves[number + 1 :]]
+            return self.fn(both[0], *jax.tree.unflatten(structure, whole))
+
+        examples = []
+        for known, others in self._examples:
+            value, rest = move([_as_number(x) for x in jax.tree.leaves(others)])
+            examples.append(((known, value), (rest,)))
+        inner = Expectation(
+            fn, self.strategies, num_replicates=self.num_replicates, examples=examples
+        )
+        moved, rest = move(jax.tree.leaves(args))
+        arrays, static = eqx.partition(rest, lambda x: isinstance(x, jax.ShapeDtypeStruct))
+        jax.eval_shape(
+            lambda both, arrays: (inner.ready(both, eqx.combine(arrays, static)), 0)[1],
+            (params, moved), arrays,
+        )  # fmt: skip
 
     def _analyse(
         self, params: Any, args: Any, demoted: Mapping[str, set[str]], key_impl: Any = None
@@ -109,6 +149,8 @@ class Expectation:
     def _shown(self, params: Any, args: Any) -> Iterator[None]:
         """While this is open the checks may try these values, if they are known."""
         warn_of_wrong_fusions()
+        # Under `jax.grad` alone the values are known behind the tangents.
+        params, args = jax.tree.map(_behind_tangents, (params, args))
         if is_concrete((params, args)):
             self._values = (params, args)
             if not self._examples:
@@ -246,6 +288,22 @@ def as_arrays(params: Any) -> Any:
         return array
 
     return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _behind_tangents(x: Any) -> Any:
+    """The value of a tracer, where it is known: a number under nothing but `jax.grad`."""
+    if not isinstance(x, Tracer) or not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    value = stop(x)
+    return value if isinstance(value, Tracer) else np.asarray(value, x.dtype)
+
+
+def _as_number(x: Any) -> Any:
+    return np.asarray(x, jnp.result_type(x)) if isinstance(x, int | float) else x
+
+
+def _shape_of(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x
 
 
 def _wide(x: Any) -> Any:
