@@ -218,13 +218,27 @@ class Enum(Strategy):
     depends on for longer than L <= 3 steps, is summed by a forward recursion, linear in the number of steps
     (k^(L + 1) lanes), where the cost is a sum over the steps. Other elements that meet in one cost are enumerated jointly
     (k^n lanes), up to a limit. Sites that a cost sees only through other enumerated sites are summed out one
-    after the other. Validity: always exact in this site.
+    after the other. Validity: always exact in this site, also where a probability is exactly 0 or 1 and a parameter moves it (the
+    derivative is then the one-sided one): laws given by their probabilities weigh by these, not by logarithms, which have none.
+
+    Exact zeros under the other strategies. The derivative in a probability that is 0 holds the cost at a value that is never
+    drawn, so that no function of draws alone estimates it:
+
+        enum, mvd (Bernoulli, Categorical,    exact: the cost is evaluated at that value
+          Binomial, Poisson)
+        reinforce and its baselines, disarm,  without that value's part; the limit of estimates that are unbiased inside, with a
+          arm, rebar, relax, importance       variance that grows beyond bounds. Keep probabilities inside, e.g. by logits
+        logits                                never 0 or 1 but by rounding, where the derivative is 0 as well
 
     Reference: Baum and Petrie 1966 (the recursion); Obermeyer et al. 2019, arXiv:1902.03210 (plates).
     """
 
     name = "enum"
     is_enumerated = True
+
+    def local(self, draw: Draw) -> Any:
+        probability = probability_of(draw.distribution, draw.value)
+        return () if probability is None else jnp.broadcast_to(probability, draw.shape)
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         name = type(distribution).__name__
@@ -238,6 +252,27 @@ class Enum(Strategy):
                 "hang on its parameters"
             )
         return None
+
+
+def probability_of(law: dist.Distribution, value: Array) -> Array | None:
+    """The probability of `value` under a law that is given by probabilities, differentiable also at 0 and 1; else None."""
+    if isinstance(law, dist.BernoulliProbs):
+        return jnp.where(value == 1, law.probs, 1 - law.probs)
+    if isinstance(law, dist.CategoricalProbs):
+        probs, value = jnp.asarray(law.probs), jnp.asarray(value)
+        shape = jnp.broadcast_shapes(value.shape, probs.shape[:-1])
+        probs = jnp.broadcast_to(probs, shape + probs.shape[-1:])
+        index = jnp.broadcast_to(value, shape)[..., None]
+        return jnp.take_along_axis(probs, index, -1)[..., 0]
+    if isinstance(law, dist.BinomialProbs):
+        p, n = jnp.asarray(law.probs), law.total_count
+        is_sure = (p == 0) | (p == 1)
+        inside = dist.BinomialProbs(jnp.where(is_sure, 0.5, p), n, validate_args=False)
+        rate = jnp.where(p == 0, p, 1 - p)  # of what never happens
+        count = jnp.where(p == 0, value, n - value)
+        near = jnp.where(count == 0, 1 - n * rate, jnp.where(count == 1, n * rate, 0.0))
+        return jnp.where(is_sure, near, jnp.exp(inside.log_prob(value)))
+    return None
 
 
 def support_of(distribution: dist.Distribution) -> np.ndarray:

@@ -133,7 +133,8 @@ class Terms:
                 [program.terms[j].variable, *factors],
             )
         for i in enumerated:
-            atoms = [program.numbers[i].log_prob, program.numbers[i].active]
+            numbers = program.numbers[i]
+            atoms = [*(numbers.local or [numbers.log_prob]), numbers.active]
             items["weight", i] = self.lanes(program.lanes.sites[i]), atoms
         for i in wanted:
             items["site", i] = self.lanes(program.lanes.sites[i]), list(program.numbers[i].local)
@@ -232,26 +233,35 @@ class Terms:
         """Probability of an enumerated site in each lane: [its lanes, element axes with size 1 where joint]."""
         site, layout = self.program.sites[index], self.program.layouts[index]
         assert site.num_values is not None
-        absent = -math.log(site.num_values)
+        is_given = bool(
+            self.program.numbers[index].local
+        )  # the probability itself, not its logarithm
+        absent = 1 / site.num_values if is_given else -math.log(site.num_values)
 
-        def probability(log_prob: Array, active: Array) -> Array:
-            active = active.reshape(active.shape + (1,) * (log_prob.ndim - active.ndim))
+        def probability(number: Array, active: Array) -> Array:
+            active = active.reshape(active.shape + (1,) * (number.ndim - active.ndim))
             # A site of a branch that is not taken has no probability: spread its lanes evenly, they all hold the
             # same cost.
-            log_prob = jnp.where(active > 0, log_prob, absent)
-            first = log_prob.ndim - len(site.sizes)
-            return jnp.exp(log_prob.sum(tuple(first + i for i in layout.joint), keepdims=True))
+            number = jnp.where(active > 0, number, absent)
+            first = number.ndim - len(site.sizes)
+            joint = tuple(first + i for i in layout.joint)
+            if is_given:
+                return number.prod(joint, keepdims=True)
+            return jnp.exp(number.sum(joint, keepdims=True))
 
         lanes = self.lanes(self.program.lanes.sites[index]) + extra
-        log_prob, active = read
-        if is_split(log_prob) and not is_split(active) and active.ndim == len(lanes):
-            active = Split([], active[None], log_prob.length)  # alike in all rows
-        return self._by_parts(probability, lanes, log_prob, active)
+        number, active = read
+        if is_split(number) and not is_split(active) and active.ndim == len(lanes):
+            active = Split([], active[None], number.length)  # alike in all rows
+        return self._by_parts(probability, lanes, number, active)
 
 
 @jax.custom_jvp
 def _expected(cost: Array, weight: Array) -> Array:
-    """Costs times probabilities. A lane of probability zero counts nothing, whatever its cost (0 log 0 = 0)."""
+    """Costs times probabilities. A lane of probability zero counts nothing, whatever its cost (0 log 0 = 0).
+
+    Its probability may begin to grow, which a finite cost feels in the derivative.
+    """
     return jnp.where(weight > 0, cost, 0.0) * weight
 
 
@@ -259,7 +269,8 @@ def _expected(cost: Array, weight: Array) -> Array:
 def _(primals: Any, tangents: Any) -> Any:
     (cost, weight), (d_cost, d_weight) = primals, tangents
     kept = jnp.where(weight > 0, cost, 0.0)
-    return kept * weight, weight * d_cost + kept * d_weight
+    felt = jnp.where((weight > 0) | jnp.isfinite(cost), cost, 0.0)
+    return kept * weight, weight * d_cost + felt * d_weight
 
 
 def is_split(x: Any) -> bool:
