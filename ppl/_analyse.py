@@ -9,7 +9,7 @@ in the compiled program.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ from ._primitive import site_p
 from ._relation import PARAMS, Relations
 from ._replay import check_replay, replay_axes, replay_groups
 from ._sites import SiteInfo
+from ._strategy import GAMMA_FAMILY
 from ._upstream import closed_relations, direct_relations, relations_of, through_sites
 
 
@@ -331,15 +332,23 @@ def _check_partly_pathwise(sites: dict[int, StrategySite], jaxpr: Jaxpr) -> None
 def _check_fixed(
     sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis
 ) -> None:
+    """Refuse parameters of laws that move and in which the strategy has no derivative."""
     for index, site in sites.items():
         for name, atom in zip(site.fixed, table[index].fixed, strict=True):
-            if any(
-                s == PARAMS or (isinstance(s, int) and sites[s].strategy.moves_value)
-                for s in facts[atom].relations
-            ):
-                raise Unsuitable(
-                    site.name,
-                    f"Site '{site.address}': strategy '{site.strategy.name}' gives no derivative in "
-                    f"'{name}' of {site.distribution}, which depends on parameters. Use 'implicit' or "
-                    f"'reinforce', or keep '{name}' constant.",
-                )
+            if not _moves(sites, facts[atom].relations):
+                continue
+            able = ["'implicit'"] if site.distribution in GAMMA_FAMILY else []
+            able += [] if _moves(sites, facts.supports[index].relations) else ["'reinforce'"]
+            remedy = f"Use {' or '.join(able)}, or keep" if able else "Keep"
+            raise Unsuitable(
+                site.name,
+                f"Site '{site.address}': strategy '{site.strategy.name}' gives no derivative in "
+                f"'{name}' of {site.distribution}, which depends on parameters. {remedy} '{name}' constant.",
+            )
+
+
+def _moves(sites: dict[int, StrategySite], sources: Iterable[Any]) -> bool:
+    """Whether parameters are among the sources, or a site whose value moves with them."""
+    return any(
+        s == PARAMS or (isinstance(s, int) and sites[s].strategy.moves_value) for s in sources
+    )

@@ -263,21 +263,17 @@ class Engine(Recorder):
                 return Reparam(), "default: differentiable sampler"
             if msg["infer"].get("imputed"):
                 return Reinforce(), "default for a missing cell"
-            able = _sound(base)
             raise Unsuitable(
                 name,
                 f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy "
-                f"was chosen, so its gradient would be wrong. Choose one of {able}, e.g. "
-                f"strategies={{'{name}': '{(able or ['reinforce'])[0]}'}}.",
+                f"was chosen, so its gradient would be wrong. {_advice(name, base)}",
             )
         strategy = as_strategy(chosen, name)
         reason = strategy.refuse(base)
         if reason is not None:
-            able = _sound(base)
             raise Unsuitable(
                 name,
-                f"Site '{name}': strategy '{strategy.name}' {reason}. Sound here: {able}, e.g. "
-                f"strategies={{'{name}': '{(able or ['reinforce'])[0]}'}}.",
+                f"Site '{name}': strategy '{strategy.name}' {reason}. {_advice(name, base)}",
             )
         return strategy, why
 
@@ -305,15 +301,36 @@ class Engine(Recorder):
             if strategy.is_enumerated and support_of(base).shape[0] > AUTO_SUPPORT:
                 continue
             return strategy, why + (f" ({', '.join(sorted(refused))} refused)" if refused else "")
+        reasons = [f"'{s}' was refused for this program" for s in sorted(refused)]
+        reasons += [
+            f"'{s.name}' {why}"
+            for s in (Reparam(), Enum(), MVD())
+            if (why := s.refuse(base)) and s.name not in refused
+        ]
         raise Unsuitable(
-            name, f"Site '{name}': no strategy can serve {type(base).__name__} soundly."
+            name,
+            f"Site '{name}': no strategy can serve {type(base).__name__} soundly: {'; '.join(reasons)}. Name one of them in "
+            "strategies= to see why it is refused, or draw from a law with a fixed support and transform the draw.",
         )
+
+
+def _advice(name: str, base: dist.Distribution) -> str:
+    able = _sound(base)
+    if able:
+        return f"Sound here: choose one of {able}, e.g. strategies={{'{name}': '{able[0]}'}}."
+    return (
+        f"No strategy is sound here: its support is {support_of_law(base)}. Draw from a law with a fixed support and transform "
+        "the draw, or give its parts sites of their own."
+    )
 
 
 def _sound(base: dist.Distribution) -> list[str]:
     """Names of the strategies that serve a distribution without bias."""
-    makers = STRATEGIES.items()
-    return [name for name, make in makers if not make().is_biased and make().refuse(base) is None]
+    able = {name: make() for name, make in STRATEGIES.items()}
+    able = {n: s for n, s in able.items() if not s.is_biased and s.refuse(base) is None}
+    if support_of_law(base).unknown:  # where scores are refused
+        return [n for n, s in able.items() if s.is_pathwise or s.is_enumerated]
+    return list(able)
 
 
 def _as_mapping(strategies: Any) -> dict[str, Any]:

@@ -129,6 +129,9 @@ def support_of_law(fn: dist.Distribution) -> Support:
         return support_of_law(fn.laws)
     if isinstance(fn, dist.GaussianCopula):
         return support_of_law(fn.marginal_dist)
+    if isinstance(fn, dist.EulerMaruyama):  # later states are Normal
+        first = support_of_law(fn.init_dist)
+        return first if first.is_unbounded else Support(edges=first.edges, unknown=first.unknown)
     if isinstance(fn, ZERO_INFLATED):
         return _zero_inflated(fn)
     if isinstance(fn, dist.TransformedDistribution):

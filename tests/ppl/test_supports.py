@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import jax
@@ -113,6 +114,9 @@ MOVING = {
     "exp of a point mass": lambda t: Moved(dist.Delta(t), T.ExpTransform()),
     "folded": lambda t: dist.FoldedDistribution(dist.Uniform(0.0, t)),
     "copula": lambda t: dist.GaussianCopula(dist.Uniform(PAIR, t), correlation_cholesky=np.eye(2)),
+    "diffusion from Uniform": lambda t: dist.EulerMaruyama(
+        np.arange(3.0), lambda x, s: (x, 1.0), dist.Uniform(0.0, t)
+    ),
     "user's transform": lambda t: uniform(Shift(t)),
 }  # fmt: skip
 UNKNOWN = {
@@ -155,6 +159,7 @@ FIXED = {
     "LKJCholesky": lambda t: dist.LKJCholesky(3, t),
     "Wishart": lambda t: dist.Wishart(4.0, t * jnp.eye(3)),
     "ZeroSumNormal": lambda t: dist.ZeroSumNormal(t, (3,)),
+    "diffusion": lambda t: dist.EulerMaruyama(np.arange(3.0), lambda x, s: (x, 1.0), dist.Normal(t, 1.0)),
     "random walk": lambda t: dist.GaussianRandomWalk(t, 3),
     "stick breaking": lambda t: Moved(dist.Normal(t * np.ones(2), 1.0).to_event(1), T.StickBreakingTransform()),
     "ordered": lambda t: Moved(dist.Normal(t * np.ones(2), 1.0).to_event(1), T.OrderedTransform()),
@@ -166,6 +171,61 @@ FIXED = {
     "ZeroInflatedPoisson": lambda t: dist.ZeroInflatedPoisson(0.3, t),
     "copula of Beta": lambda t: dist.GaussianCopulaBeta(t, np.ones(2), correlation_cholesky=np.eye(2)),
 }  # fmt: skip
+
+
+# Laws made of other laws, or by transforms, whose `support` has been read and found true or is worked out anew.
+READ_LAWS = set(
+    """CirculantNormal FoldedDistribution GaussianStateSpace InverseGamma InverseWishart LKJ LogNormal LogUniform Pareto
+RelaxedBernoulliLogits TransformedDistribution Wishart ZeroSumNormal""".split()
+)
+READ_CONTAINERS = set(
+    """EulerMaruyama LeftTruncatedGamma RightTruncatedGamma TwoSidedTruncatedGamma
+    ExpandedDistribution GaussianCopula Independent IntervalCensoredDistribution LeftCensoredDistribution
+LeftTruncatedDistribution MaskedDistribution MixtureGeneral MixtureSameFamily RightCensoredDistribution RightTruncatedDistribution
+SineSkewed TwoSidedTruncatedDistribution ZeroInflatedLogits ZeroInflatedProbs HurdleLogits HurdleProbs GaussianCopulaBeta
+BetaBinomial DirichletMultinomial GammaPoisson Wishart InverseWishart""".split()
+)
+READ_TRANSFORMS = set(
+    """AbsTransform AffineTransform CatTransform CholeskyTransform ComplexTransform ComposeTransform
+CorrCholeskyTransform CorrMatrixCholeskyTransform DiscreteCosineTransform ExpTransform HaarTransform IdentityTransform
+IndependentTransform L1BallTransform LowerCholeskyAffine LowerCholeskyTransform OrderedTransform
+PackRealFastFourierCoefficientsTransform PermuteTransform PowerTransform RealFastFourierTransform RecursiveLinearTransform
+ReshapeTransform ScaledUnitLowerCholeskyTransform SigmoidTransform SimplexToOrderedTransform SoftplusLowerCholeskyTransform
+SoftplusTransform StickBreakingTransform UnpackTransform ZeroSumTransform _InverseTransform ParameterFreeTransform
+BlockNeuralAutoregressiveTransform InverseAutoregressiveTransform""".split()
+)
+
+
+def subclasses(cls: type) -> set[type]:
+    return {cls}.union(*(subclasses(sub) for sub in cls.__subclasses__()))
+
+
+def numpyros(cls: type) -> dict[str, type]:
+    import numpyro.distributions.flows
+
+    found = {c.__name__: c for c in subclasses(cls) if c is not cls}
+    return {
+        n: c for n, c in found.items() if c.__module__.startswith(numpyro.distributions.__name__)
+    }
+
+
+def test_every_transform_of_numpyro_has_been_read() -> None:
+    """A new one may have a codomain that is not its image: look at `_image` in ppl/_supports.py, then list it."""
+    assert set(numpyros(T.Transform)) <= READ_TRANSFORMS
+
+
+def test_every_law_of_numpyro_that_is_made_of_others_has_been_read() -> None:
+    laws = numpyros(dist.Distribution)
+    transformed = {n for n, c in laws.items() if issubclass(c, dist.TransformedDistribution)}
+    assert transformed <= READ_LAWS
+
+    def takes_laws(cls: type) -> bool:
+        names = inspect.signature(cls.__init__).parameters
+        return any("dist" in name for name in names)
+
+    assert {n for n, c in laws.items() if takes_laws(c)} <= READ_CONTAINERS | READ_LAWS | {
+        "_MixtureBase"
+    }
 
 
 def met(make: object) -> tuple[bool, str]:
@@ -296,3 +356,30 @@ def test_a_scale_of_a_half_line_keeps_its_score() -> None:
         jax.random.split(jax.random.key(0), 400_000)
     )
     assert abs(float(grads.mean()) - 1.0) < 4.5 * float(grads.std()) / 400_000**0.5
+
+
+def test_remedies_for_fixed_parameters_serve_the_site() -> None:
+    objective = ppl.expectation(lambda t: ppl.sample("z", dist.Gamma(t, 1.0)), strategies="mvd")
+    with pytest.raises(
+        ValueError, match="Use 'implicit' or 'reinforce', or keep 'concentration' constant"
+    ):
+        objective.grad(3.0, jax.random.key(0))
+
+
+def test_automatic_choice_says_why_it_found_none() -> None:
+    objective = ppl.expectation(lambda t: ppl.sample("z", MOVING["mixture"](t)), strategies="auto")
+    with pytest.raises(
+        ValueError,
+        match="Site 'z': no strategy can serve MixtureGeneral soundly: .*'reinforce' was refused",
+    ):
+        objective.grad(0.3, jax.random.key(0))
+
+
+def test_a_law_of_unknown_support_is_not_told_to_use_scores() -> None:
+    make = UNKNOWN["mixture with a user's law"][0]
+    objective = ppl.expectation(lambda t: ppl.sample("z", make(t)))
+    with pytest.raises(
+        ValueError, match="Site 'z'.*No strategy is sound here: its support is unknown"
+    ) as error:
+        objective.grad(0.3, jax.random.key(0))
+    assert "'reinforce'" not in str(error.value)
