@@ -27,7 +27,7 @@ _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TRUSTED = tuple(
     path + os.sep
     for path in (
-        *(os.path.dirname(os.path.abspath(package.__file__)) for package in (jax, numpyro)),
+        *(os.path.dirname(os.path.abspath(str(package.__file__))) for package in (jax, numpyro)),
         *(os.path.join(_OWN, name) for name in ("ppl", "inference")),
     )
 )

@@ -57,7 +57,8 @@ class Ranges:
             var = stack[-1]
             eqn = self._origin.get(var)
             is_leaf = eqn is None or eqn.primitive is site_p
-            missing = [] if is_leaf else [v for v in eqn.invars if self._is_needed(v)]
+            read = [] if is_leaf or eqn is None else eqn.invars
+            missing = [v for v in read if self._is_needed(v)]
             if missing:
                 stack.extend(missing)
                 continue

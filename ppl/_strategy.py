@@ -265,7 +265,7 @@ def probability_of(law: dist.Distribution, value: Array) -> Array | None:
         index = jnp.broadcast_to(value, shape)[..., None]
         return jnp.take_along_axis(probs, index, -1)[..., 0]
     if isinstance(law, dist.BinomialProbs):
-        p, n = jnp.asarray(law.probs), law.total_count
+        p, n = jnp.asarray(law.probs), jnp.asarray(law.total_count)
         is_sure = (p == 0) | (p == 1)
         inside = dist.BinomialProbs(jnp.where(is_sure, 0.5, p), n, validate_args=False)
         rate = jnp.where(p == 0, p, 1 - p)  # of what never happens

@@ -42,17 +42,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpyro.distributions import constraints, transforms
+from numpyro.distributions import constraints, discrete, transforms
 
 from ._chosen import Chosen
 from ._compat import is_concrete
 from ._sites import CENSORED, base_of
-
-ZERO_INFLATED = tuple(
-    cls
-    for name in ("ZeroInflatedProbs", "ZeroInflatedLogits")
-    if (cls := getattr(dist.discrete, name, None))
-)
 
 Ends = tuple[Any, Any]
 _INDEPENDENT = type(constraints.independent(constraints.real, 1))
@@ -132,8 +126,12 @@ def support_of_law(fn: dist.Distribution) -> Support:
     if isinstance(fn, dist.EulerMaruyama):  # later states are Normal
         first = support_of_law(fn.init_dist)
         return first if first.is_unbounded else Support(edges=first.edges, unknown=first.unknown)
-    if isinstance(fn, ZERO_INFLATED):
+    if isinstance(fn, discrete.ZeroInflatedProbs):
         return _zero_inflated(fn)
+    if isinstance(fn, discrete.HurdleProbs):
+        own, positive = _declared(fn), support_of_law(fn.base_dist)
+        unknown = own.unknown or positive.unknown
+        return dataclasses.replace(own, edges=own.edges + positive.edges, unknown=unknown)
     if isinstance(fn, dist.TransformedDistribution):
         return _of_transformed(fn)
     return _declared(fn)
@@ -381,7 +379,11 @@ def _leaves(tree: Any) -> tuple[Any, ...]:
 
 
 def _same(a: Ends, b: Ends) -> bool:
-    return is_concrete((a, b)) and all(
-        np.array_equal(*np.broadcast_arrays(np.asarray(x), np.asarray(y)))
-        for x, y in zip(a, b, strict=True)
-    )
+    return is_concrete((a, b)) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _equal(x: Any, y: Any) -> bool:
+    try:
+        return bool(np.all(np.equal(x, y)))
+    except ValueError:  # bounds of rows of other numbers
+        return False
