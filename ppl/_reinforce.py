@@ -244,8 +244,9 @@ class Reinforce(Strategy):
         baseline: None, "leave-one-out", "moving-average", a `Baseline`, or (at the site) a number or array
             computed before the draw.
 
-    Validity: unbiased if the support does not depend on parameters (checked) and the baseline not on the
-    site's own draw. Costs that an element cannot influence are left out, element by element
+    Validity: unbiased if the support does not depend on parameters (checked; `_supports.py`), the baseline not on the
+    site's own draw, and no probability that a parameter moves is exactly 0 (not checked; the table in `Enum`).
+    Costs that an element cannot influence are left out, element by element
     (Rao-Blackwellisation).
     Reference: Williams 1992; Ranganath et al. 2014, arXiv:1401.0118; Schulman et al. 2015, arXiv:1506.05254.
     """

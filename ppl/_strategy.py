@@ -226,8 +226,10 @@ class Enum(Strategy):
 
         enum, mvd (Bernoulli, Categorical,    exact: the cost is evaluated at that value
           Binomial, Poisson)
-        reinforce and its baselines, disarm,  without that value's part; the limit of estimates that are unbiased inside, with a
-          arm, rebar, relax, importance       variance that grows beyond bounds. Keep probabilities inside, e.g. by logits
+        reinforce and its baselines, disarm,  not served, and not noticed, since the numbers are not known when a program is
+          arm, rebar, relax, importance       traced: the derivative lacks that value's part, or is NaN (Poisson). Inside, their
+                                              variance grows beyond bounds as the probability falls. Keep probabilities strictly
+                                              inside, e.g. by logits
         logits                                never 0 or 1 but by rounding, where the derivative is 0 as well
 
     Reference: Baum and Petrie 1966 (the recursion); Obermeyer et al. 2019, arXiv:1902.03210 (plates).
