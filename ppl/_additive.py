@@ -6,7 +6,7 @@ Input: a jaxpr and one scalar variable. Output: terms `(variable, paths)` such t
 
 where a coefficient is a product of site-independent scalars. The walk goes backwards through sums,
 differences, reductions, reshapes and multiplications by scalars, and stops at every non-linear operation, also at sums
-of integers that may wrap (`_ranges.py`).
+of integers that may wrap (`_integers.py`).
 Each term keeps its own shape, so that a score factor can meet it row by row.
 """
 
@@ -22,7 +22,7 @@ from jax.extend.core import Jaxpr, Literal, Var
 
 from ._axis_rules import shape_of
 from ._dependence import Analysis
-from ._ranges import Ranges
+from ._integers import IntegerRanges
 
 MAX_PATHS = 8
 # Linear maps under which the sum over all elements is unchanged, whatever the shape.
@@ -66,7 +66,7 @@ def split(
     bounds: Mapping[int, tuple[int, int]] | None = None,
 ) -> list[Term]:
     """The additive terms of the scalar `output`; `bounds` holds those of the values of discrete sites, by index."""
-    ranges = Ranges(jaxpr, bounds or {})
+    ranges = IntegerRanges(jaxpr, bounds or {})
     position = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
     pending: dict[Any, list[Path]] = {output: [(1.0, ())]}
     terms: list[Term] = []

@@ -35,7 +35,7 @@ class Range(NamedTuple):
     is_assumed: bool = False
 
 
-class Ranges:
+class IntegerRanges:
     """The ranges of a jaxpr's integers.
 
     Args:
