@@ -107,8 +107,11 @@ def analyse(
     strategies: Mapping[str, Any] | str | None,
     num_replicates: int = 1,
     demoted: Mapping[str, set[str]] | None = None,
+    num_params: int | None = None,
 ) -> Analysed:
     """Trace and analyse `fn(params, *args)`.
+
+    `num_params`: how many of the leaves of `params`, the first ones, are parameters; the others are data. None: all.
 
     Raises:
         ValueError: any of the refusals listed in `ppl.expectation`.
@@ -140,8 +143,10 @@ def analyse(
     tree = jax.tree.structure(shapes)
     _, numbers = jax.tree.unflatten(tree, outvars)
     table = {s.index: _numbers(numbers[s.address]) for s in sites.values()}
-    num_params = len(jax.tree.leaves(params))
-    facts = Analysis(closed, [i < num_params for i in range(len(closed.jaxpr.invars))])
+    num_params = len(jax.tree.leaves(params)) if num_params is None else num_params
+    is_parameter = [i < num_params for i in range(len(closed.jaxpr.invars))]
+    draws = {i: (s.range, s.noise) for i, s in sites.items()}
+    facts = Analysis(closed, is_parameter, draws, jax.tree.leaves(args))
     result = outvars[0]
     check_sites(sites, table, facts)
     _check_partly_pathwise(sites, closed.jaxpr)

@@ -105,7 +105,8 @@ def _faults(program: Analysed, places: list[int]) -> tuple[Unsuitable | None, bo
     values = [x for i, x in enumerate(consts) if i not in chosen]
     names = jaxpr.debug_info._replace(arg_names=None)
     closed = ClosedJaxpr(jaxpr.replace(constvars=rest, invars=inputs, debug_info=names), values)
-    facts = Analysis(closed, [True] * len(places) + [False] * len(jaxpr.invars))
+    draws = {i: (s.range, s.noise) for i, s in program.sites.items()}
+    facts = Analysis(closed, [True] * len(places) + [False] * len(jaxpr.invars), draws)
     try:
         check_sites(program.sites, program.numbers, facts)
     except Unsuitable as error:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ._ranges import union
 from ._sites import SiteInfo
 
 
@@ -75,6 +76,7 @@ def joined(a: Any, b: Any) -> Any:
         is_unbounded=a.is_unbounded and b.is_unbounded,
         unknown_support=a.unknown_support or b.unknown_support,
         bounds=a.bounds if a.bounds == b.bounds else None,
+        range=union([a.range, b.range]),
         is_reparameterisable=a.is_reparameterisable and b.is_reparameterisable,
     )
 

@@ -15,46 +15,28 @@ z, 0)`); `_jumps.py` decides that numerically.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ._axis_rules import RULES, mix, shape_of
 from ._compat import scan_counts
+from ._continuity import (
+    CALLS,
+    NOTHING,
+    Fact,
+    constant,
+    facts_of,
+    join_facts,
+    merged,
+    silent,
+)
 from ._continuous import is_continuous_call
-from ._jaxprs import inner_jaxpr, inner_jaxprs
-from ._primitive import MARKERS, key_p, site_p
-from ._relation import PARAMS, Relations, Time, aligned, close_time, join, move
-
-Jumps = dict[int | str, str]
-COMPARISONS = frozenset("eq ne lt le gt ge".split())
-STEPS = frozenset("floor ceil round sign rem nextafter".split())
-OPAQUE = frozenset("pure_callback io_callback ffi_call custom_call".split())
-CALLS = {
-    **dict.fromkeys("jit pjit remat remat2 checkpoint".split(), "jaxpr"),
-    **dict.fromkeys("closed_call core_call custom_jvp_call custom_vjp_call".split(), "call_jaxpr"),
-}
-
-
-class Fact(NamedTuple):
-    """What is known of one variable."""
-
-    relations: Relations
-    jumps: Jumps
-    is_loud: bool = False  # a constant that is infinite or NaN
-
-
-NOTHING = Fact({}, {})
-
-
-def _join_facts(facts: list[Fact]) -> Fact:
-    jumps: Jumps = {}
-    for fact in facts:
-        jumps.update(fact.jumps)
-    return Fact(join(f.relations for f in facts), jumps)
+from ._jaxprs import inner_jaxpr
+from ._primitive import key_p, site_p
+from ._ranges import REALS, Range, widened
+from ._relation import PARAMS, Time, aligned, close_time, join, move
 
 
 class Analysis:
@@ -63,51 +45,64 @@ class Analysis:
     Attributes:
         parameters: site -> fact of everything that its distribution's parameters depend on.
         supports: site -> fact of everything that its support depends on.
+
+    Args:
+        closed: the traced program.
+        is_parameter: which of its inputs are parameters.
+        draws: site -> the range of its values, and the continuous noise that it adds (None: it only hands on its parameters').
+        data: constants of the trace that are arguments of the program.
     """
 
-    def __init__(self, closed: ClosedJaxpr, is_parameter: list[bool]) -> None:
+    def __init__(
+        self,
+        closed: ClosedJaxpr,
+        is_parameter: list[bool],
+        draws: Mapping[int, tuple[Range, frozenset[int | str] | None]] | None = None,
+        data: Sequence[Any] = (),
+    ) -> None:
         self.parameters: dict[int, Fact] = {}
         self.supports: dict[int, Fact] = {}
+        self._draws = draws or {}
+        self._data = {id(x) for x in data}
         self._scan_ids = itertools.count()
         self._scans: list[int] = []
-        inputs = [Fact({PARAMS: ()}, {}) if flag else NOTHING for flag in is_parameter]
-        self._env = self._walk(closed.jaxpr, [_constant(c) for c in closed.consts], inputs)
+        inputs = [Fact({PARAMS: ()}) if flag else NOTHING for flag in is_parameter]
+        self._env = self._walk(closed.jaxpr, self._constants(closed), inputs)
 
     def __getitem__(self, atom: Any) -> Fact:
-        return _constant(atom.val) if isinstance(atom, Literal) else self._env[atom]
+        return constant(atom.val) if isinstance(atom, Literal) else self._env[atom]
 
     def _walk(self, jaxpr: Jaxpr, consts: list[Fact], inputs: list[Fact]) -> dict[Var, Fact]:
         env: dict[Var, Fact] = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, inputs, strict=True))
         for eqn in jaxpr.eqns:
-            facts = [_constant(v.val) if isinstance(v, Literal) else env[v] for v in eqn.invars]
-            if not any(f.relations or f.jumps or f.is_loud for f in facts) and not _interesting(
-                eqn
-            ):
-                outs = [NOTHING] * len(eqn.outvars)
-            else:
-                outs = self._outputs(eqn, facts)
-            env.update(zip(eqn.outvars, outs, strict=True))
+            facts = [constant(v.val) if isinstance(v, Literal) else env[v] for v in eqn.invars]
+            env.update(zip(eqn.outvars, self._outputs(eqn, facts), strict=True))
         return env
 
     def _call(self, jaxpr: Any, inputs: list[Fact]) -> list[Fact]:
-        consts = [_constant(c) for c in jaxpr.consts] if isinstance(jaxpr, ClosedJaxpr) else []
+        consts = self._constants(jaxpr) if isinstance(jaxpr, ClosedJaxpr) else []
         jaxpr = inner_jaxpr(jaxpr)
         assert jaxpr is not None
         env = self._walk(jaxpr, consts, inputs)
-        return [_constant(v.val) if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+        return [constant(v.val) if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+
+    def _constants(self, closed: ClosedJaxpr) -> list[Fact]:
+        """Data have other values at another call, so that nothing is known of theirs."""
+        return [NOTHING if id(c) in self._data else constant(c) for c in closed.consts]
 
     def _outputs(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
         name = eqn.primitive.name
         if eqn.primitive is site_p:
             return [self._site(eqn, facts)]
         if eqn.primitive is key_p:
-            return [Fact({eqn.params["address"]: ()}, {})]
+            address = eqn.params["address"]
+            return [Fact({address: ()}, noise=frozenset([address]))]
         if name in CALLS:
             outs = self._call(eqn.params[CALLS[name]], facts)
             if is_continuous_call(eqn):
-                jumps = _join_facts(facts).jumps
-                outs = [out._replace(jumps=jumps) for out in outs]
+                jumps = silent(facts)
+                outs = [out._replace(jumps=jumps, loud={}) for out in outs]
             return outs
         if name == "scan":
             return self._scan(eqn, facts)
@@ -116,11 +111,7 @@ class Analysis:
         if name == "while":
             return self._while(eqn, facts)
         relations = RULES.get(name, mix)(eqn, [f.relations for f in facts])
-        is_loud = _is_loud(name, facts)
-        return [
-            Fact(r, _jumps(eqn, out, facts), is_loud)
-            for r, out in zip(relations, eqn.outvars, strict=True)
-        ]
+        return facts_of(eqn, facts, relations)
 
     def _site(self, eqn: Any, facts: list[Fact]) -> Fact:
         index, count = eqn.params["index"], eqn.params["num_parameters"]
@@ -130,9 +121,11 @@ class Analysis:
         ):
             table[index] = _join_sources([table.get(index, NOTHING), *part])
         time = tuple(aligned(Time(s)) for s in self._scans)
-        return Fact(
-            {index: time + tuple(aligned(a) for a in range(len(shape_of(eqn.outvars[0]))))}, {}
-        )
+        relation = time + tuple(aligned(a) for a in range(len(shape_of(eqn.outvars[0]))))
+        found, noise = self._draws.get(index, (REALS, frozenset([index])))
+        if noise is None:  # a deterministic site: what it draws is what it was given
+            return facts[0]._replace(relations={index: relation}, jumps={}, loud={})
+        return Fact({index: relation}, noise=noise, range=found)
 
     def _scan(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
         num_consts, num_carry = scan_counts(eqn.params)
@@ -142,42 +135,34 @@ class Analysis:
             facts[num_consts + num_carry :],
         )
         scan = next(self._scan_ids)
-        xs = [
-            Fact(move(f.relations, lambda a: a - 1 if a else Time(scan), "scan"), f.jumps)
-            for f in xs
-        ]
+        into = lambda a: a - 1 if a else Time(scan)
+        xs = [f._replace(relations=move(f.relations, into, "scan")) for f in xs]
+        closed = lambda f, *where, **how: f._replace(
+            relations=close_time(f.relations, scan, *where, **how)
+        )
         if eqn.params["reverse"]:  # "causal" would run backwards: mix time instead
-            xs = [Fact(close_time(f.relations, scan, None), f.jumps) for f in xs]
+            xs = [closed(f, None) for f in xs]
         self._scans.append(scan)
         while True:
             outs = self._call(eqn.params["jaxpr"], [*consts, *carry, *xs])
-            later = [
-                Fact(close_time(f.relations, scan, None, later=True), f.jumps)
-                for f in outs[:num_carry]
-            ]
-            joined = [_join_facts([a, b]) for a, b in zip(carry, later, strict=True)]
+            later = [closed(f, None, later=True) for f in outs[:num_carry]]
+            joined = [_next(a, b) for a, b in zip(carry, later, strict=True)]
             if joined == carry:
                 break
             carry = joined
         self._scans.pop()
-        carry = [Fact(close_time(f.relations, scan, None), f.jumps) for f in carry]
+        carry = [closed(f, None) for f in carry]
         # A carry that leaves after the last step also holds that step's own values.
-        last = [Fact(close_time(f.relations, scan, None), f.jumps) for f in outs[:num_carry]]
+        last = [closed(f, None) for f in outs[:num_carry]]
         ys = []
         for fact in outs[num_carry:]:
-            shifted = move(fact.relations, lambda a: a + 1, "scan")
-            ys.append(
-                Fact(close_time(shifted, scan, None if eqn.params["reverse"] else 0), fact.jumps)
-            )
-        return [_join_facts([a, b]) for a, b in zip(carry, last, strict=True)] + ys
+            shifted = fact._replace(relations=move(fact.relations, lambda a: a + 1, "scan"))
+            ys.append(closed(shifted, None if eqn.params["reverse"] else 0))
+        return [join_facts([a, b]) for a, b in zip(carry, last, strict=True)] + ys
 
     def _cond(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
         branches = [self._call(b, facts[1:]) for b in eqn.params["branches"]]
-        choice = Fact(
-            facts[0].relations,
-            facts[0].jumps | dict.fromkeys(_movers(facts[0].relations), "cond predicate"),
-        )
-        return [_join_facts([choice, *outs]) for outs in zip(*branches, strict=True)]
+        return [_chosen(facts[0], outs) for outs in zip(*branches, strict=True)]
 
     def _while(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
         num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
@@ -188,81 +173,31 @@ class Analysis:
         )
         while True:
             outs = self._call(eqn.params["body_jaxpr"], [*body, *carry])
-            joined = [_join_facts([a, b]) for a, b in zip(carry, outs, strict=True)]
+            joined = [_next(a, b) for a, b in zip(carry, outs, strict=True)]
             if joined == carry:
                 break
             carry = joined
         stop = self._call(eqn.params["cond_jaxpr"], [*cond, *carry])[0]
-        stop = Fact(
-            stop.relations,
-            stop.jumps | dict.fromkeys(_movers(stop.relations), "while predicate"),
-        )
+        relations = [move(f.relations, lambda _: None, "while") for f in carry]
         return [
-            _join_facts([stop, Fact(move(f.relations, lambda _: None, "while"), f.jumps)])
-            for f in carry
+            _chosen(stop, [f._replace(relations=r)]) for f, r in zip(carry, relations, strict=True)
         ]
 
 
-def _interesting(eqn: Any) -> bool:
-    """Whether an equation without tainted operands can still produce facts: it holds sites or a loud constant."""
-    return eqn.primitive in MARKERS or any(True for _ in inner_jaxprs(eqn))
+def _next(carry: Fact, later: Fact) -> Fact:
+    """The carry of a loop after one more round."""
+    joined = join_facts([carry, later])
+    return joined._replace(range=widened(carry.range, joined.range))
+
+
+def _chosen(choice: Fact, outs: Sequence[Fact]) -> Fact:
+    """One of several values, by a branch; what decides is an integer or a boolean, whose own jumps are known."""
+    fact = join_facts(outs)
+    relations = join([choice.relations, fact.relations])
+    return fact._replace(relations=relations, jumps=merged([choice.jumps, fact.jumps]))
 
 
 def _join_sources(facts: list[Fact]) -> Fact:
     """Presence of sources only: parameters of one site have different ranks, so their links are dropped."""
-    jumps: Jumps = {}
-    for fact in facts:
-        jumps.update(fact.jumps)
+    jumps = merged([*(f.jumps for f in facts), *(f.loud for f in facts)])
     return Fact({s: () for f in facts for s in f.relations}, jumps)
-
-
-def _constant(value: Any) -> Fact:
-    if np.ndim(value) == 0 and isinstance(value, float | np.floating | np.ndarray | int):
-        return Fact({}, {}, bool(not np.isfinite(value))) if _is_float(value) else NOTHING
-    return NOTHING
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, float) or jnp.issubdtype(
-        getattr(value, "dtype", np.int32), jnp.floating
-    )
-
-
-def _is_loud(name: str, facts: list[Fact]) -> bool:
-    if name in ("broadcast_in_dim", "convert_element_type", "reshape", "neg"):
-        return facts[0].is_loud
-    return name == "mul" and any(
-        f.is_loud for f in facts
-    )  # infinity times anything is infinite or NaN
-
-
-def _jumps(eqn: Any, out: Any, facts: list[Fact]) -> Jumps:
-    """Jumps of one output: those of the operands, and new ones where a real number turns into a discrete or opaque one."""
-    name = eqn.primitive.name
-    if name == "is_finite" or _is_loud(name, facts):
-        return {}
-    if name in COMPARISONS and (eqn.invars[0] is eqn.invars[1] or any(f.is_loud for f in facts)):
-        return {}  # tests for NaN and infinity
-    if name == "select_n" and any(f.is_loud for f in facts[1:]):
-        facts = facts[1:]
-    jumps: Jumps = {}
-    is_step = name in STEPS or name in OPAQUE or not _is_real(out)
-    stepped: set[int | str] = set()
-    for atom, fact in zip(eqn.invars[-len(facts) :], facts, strict=True):
-        jumps.update(fact.jumps)
-        if is_step and _is_real(atom):
-            stepped.update(fact.relations)
-    return jumps | dict.fromkeys(_movers(stepped), name)
-
-
-def _movers(sources: Iterable[int | str]) -> list[int | str]:
-    """Sources that move a jump where one operation meets all of `sources`: sites; and noise of a key, if parameters steer it.
-
-    A jump that parameters alone decide lies at a fixed place, where there is no derivative to miss.
-    """
-    sources = list(sources)
-    return [s for s in sources if isinstance(s, int) or (s != PARAMS and PARAMS in sources)]
-
-
-def _is_real(atom: Any) -> bool:
-    return jnp.issubdtype(getattr(atom.aval, "dtype", np.int32), jnp.inexact)

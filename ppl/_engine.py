@@ -16,12 +16,21 @@ from ._disarm import ARM, DisARM
 from ._keys import fold_name
 from ._mvd import MVD
 from ._noise import COMMON, SALT
+from ._one_hot import OneHotCategorical
 from ._primitive import mark, mark_key
+from ._ranges import REALS, Range, range_of_support
 from ._recorder import Recorder
 from ._reinforce import Reinforce
 from ._rejection import RejectionReparam
 from ._relax import Rebar
-from ._sites import Region, check_shape, describe, log_prob_at, without_support_check
+from ._sites import (
+    Region,
+    at_own_draw,
+    check_shape,
+    describe,
+    is_on_sphere,
+    log_prob_at,
+)
 from ._strategy import (
     Draw,
     Enum,
@@ -34,7 +43,7 @@ from ._strategy import (
     element,
     support_of,
 )
-from ._supports import support_of_law
+from ._supports import Support, support_of_law
 
 Array = jax.Array
 
@@ -82,6 +91,11 @@ class StrategySite:
         unknown_support: why its true support cannot be known, or "".
         is_reparameterisable: its sampler is differentiable.
         bounds: the smallest and largest of its values, where it is discrete and they are known.
+        range: the numbers that it can hold.
+        is_discrete: its draw is no continuous noise.
+        is_deterministic: it has no noise of its own.
+        is_one_hot: its last axis holds one 1, and 0 else.
+        is_on_sphere: its last axis has norm 1.
         regions: control flow around the site, outermost first.
     """
 
@@ -99,12 +113,24 @@ class StrategySite:
     unknown_support: str
     is_reparameterisable: bool
     bounds: tuple[int, int] | None
+    range: Range = REALS
+    is_discrete: bool = False
+    is_deterministic: bool = False
+    is_on_sphere: bool = False
+    is_one_hot: bool = False
     regions: tuple[Region, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Shape of the elements outside, region axes first."""
         return tuple(r.size for r in self.regions if r.axis is not None) + self.shape
+
+    @property
+    def noise(self) -> frozenset[int | str] | None:
+        """The continuous noise that it adds; None where it only hands on that of its parameters."""
+        if self.is_deterministic:
+            return None
+        return frozenset() if self.is_discrete else frozenset([self.index])
 
 
 class Engine(Recorder):
@@ -172,14 +198,15 @@ class Engine(Recorder):
         msg["value"], msg["intermediates"] = value, intermediates
         if support.is_discrete and jnp.issubdtype(value.dtype, jnp.floating):
             self.relaxed[msg["name"]] = strategy.name
-        fn, base = without_support_check(fn, value), without_support_check(base, value)
+        if not strategy.is_weighted:  # else the value is another law's draw
+            fn, base = at_own_draw(fn, value), at_own_draw(base, value)
         try:
             if strategy.is_pathwise:
                 shape = tuple(fn.batch_shape)
                 log_prob = log_prob_at(fn, value, intermediates)
             else:
                 log_prob = jnp.broadcast_to(base.log_prob(value), shape)
-                msg["_log_prob"] = log_prob
+            msg["_log_prob"] = log_prob
         except (ValueError, TypeError) as err:
             raise type(err)(
                 f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
@@ -193,6 +220,7 @@ class Engine(Recorder):
             1 if strategy.is_weighted else None if values is None else values.shape[0],
             None if values is None else np.reshape(values, (values.shape[0], *base.event_shape)), fixed,
             support.is_unbounded, support.unknown, Reparam().refuse(base) is None, support.bounds,
+            **_kind_of_values(base, support, strategy),
         )  # fmt: skip
         drawn = Draw(base, shape, value, log_prob, key, noise)
         self.frame.numbers[address] = {
@@ -322,6 +350,22 @@ def _advice(name: str, base: dist.Distribution) -> str:
         f"No strategy is sound here: its support is {support_of_law(base)}. Draw from a law with a fixed support and transform "
         "the draw, or give its parts sites of their own."
     )
+
+
+def _kind_of_values(
+    base: dist.Distribution, support: Support, strategy: Strategy
+) -> dict[str, Any]:
+    """What the checks know of a site's values."""
+    is_one_hot = isinstance(base, OneHotCategorical)
+    is_relaxed = strategy.is_relaxed or strategy.is_pathwise
+    is_discrete = is_one_hot or support.is_discrete
+    return {
+        "range": range_of_support(support.core),
+        "is_discrete": is_discrete and not is_relaxed,
+        "is_deterministic": isinstance(base, dist.Delta),
+        "is_on_sphere": is_on_sphere(support.core),
+        "is_one_hot": is_one_hot and not is_relaxed,
+    }
 
 
 def _sound(base: dist.Distribution) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,12 +21,44 @@ from ._arguments import watched
 from ._compat import is_concrete, typed_key
 from ._engine import Unsuitable
 from ._estimate import surrogate_of
-from ._jumps import check_jumps, concrete, concrete_tree
+from ._jumps import Search, concrete, concrete_tree, is_array, suspects_of
 from ._params import strong
 from ._plan import Plan, plan_of
 from ._strategy import stop
 
 Array = jax.Array
+_has_known_data = contextvars.ContextVar("has_known_data", default=False)
+UNKNOWN = (
+    ", at values that its arguments may have (they are not known inside of a transformation such as jit: call it once outside, "
+    "e.g. .plan(params, *args), or hand them over as NumPy arrays that the function closes over)"
+)
+
+
+@contextlib.contextmanager
+def known_data() -> Iterator[None]:
+    """While this is open, arguments that are tracers hold rows of data at which the checks have been made."""
+    token = _has_known_data.set(True)
+    try:
+        yield
+    finally:
+        _has_known_data.reset(token)
+
+
+@dataclasses.dataclass
+class _Check:
+    """What is known of the programs of one shape.
+
+    Attributes:
+        demoted: site -> strategies that "auto" has to avoid.
+        search: the search for jumps, where something was suspected.
+        seconds: what the search took.
+        data: fingerprints of the data at which nothing jumps, where it would jump at others; None where it jumps at none.
+    """
+
+    demoted: dict[str, set[str]]
+    search: Search | None = None
+    seconds: float = 0.0
+    data: set[int] | None = None
 
 
 class Expectation:
@@ -47,7 +81,7 @@ class Expectation:
         # try.
         self._examples = [] if examples is None else examples
         self._values: Any = None
-        self._demoted: dict[Any, dict[str, set[str]]] = {}
+        self._checks: dict[Any, _Check] = {}
         self._compiled = eqx.filter_jit(self._estimate)
         self._compiled_value = eqx.filter_jit(self._surrogate)
 
@@ -147,15 +181,18 @@ class Expectation:
 
     @contextlib.contextmanager
     def _shown(self, params: Any, args: Any) -> Iterator[None]:
-        """While this is open the checks may try these values, if they are known."""
+        """While this is open the checks may try these values, as far as they are known."""
         warn_of_wrong_fusions()
         # Under `jax.grad` alone the values are known behind the tangents.
         params, args = jax.tree.map(_behind_tangents, (params, args))
-        if is_concrete((params, args)):
-            self._values = (params, args)
-            if not self._examples:
-                self._examples.append(self._values)
+        self._values = (params, args)
+        if not self._examples and is_concrete(self._values):
+            self._examples.append(self._values)
         try:
+            if any(check.data is not None for check in self._checks.values()):
+                check = self._checks.get(signature_of((params, args)))
+                if check is not None and check.data is not None:
+                    self._look_again(check, params, args)
             yield
         finally:
             self._values = None
@@ -163,37 +200,75 @@ class Expectation:
     def _checked(self, params: Any, args: Any, key_impl: Any = None) -> Analysed:
         """The analysed program; checked once per shape, when it is also found what `auto` has to avoid."""
         signature = signature_of((params, args))
-        if signature in self._demoted:
-            return self._analyse(params, args, self._demoted[signature], key_impl)
-        demoted: dict[str, set[str]] = {}
+        if signature in self._checks:
+            return self._analyse(params, args, self._checks[signature].demoted, key_impl)
+        check = _Check({})
         while True:
             try:
-                program = self._analyse(params, args, demoted, key_impl)
+                program = self._analyse(params, args, check.demoted, key_impl)
                 if self.check_jumps:
-                    self._check(program, params, args, demoted)
+                    self._search(check, program, params, args)
                 break
             except Unsuitable as error:
-                if not self._is_automatic(error.site, demoted):
+                if not self._is_automatic(error.site, check.demoted):
                     raise
-                demoted = self._demote(demoted, error.site)
-        self._demoted[signature] = demoted
+                check = _Check(self._demote(check.demoted, error.site))
+        self._checks[signature] = check
         return program
 
-    def _check(
-        self, program: Analysed, params: Any, args: Any, demoted: Mapping[str, set[str]]
-    ) -> None:
-        example = self._values or (self._examples[0] if self._examples else (None, None))
+    def _search(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
+        """Search for jumps, if there is a reason to."""
+        start = time.monotonic()
+        if not (suspects := suspects_of(program)):
+            return
+        check.search = Search(program, suspects, lambda: self._copy(params, args, check.demoted))
+        self._look(check, params, args)
+        check.seconds = time.monotonic() - start
 
-        def again(in_double: bool) -> tuple[Analysed, list[Any]]:
-            known = [concrete_tree(t, e) for t, e in zip((params, args), example, strict=True)]
-            known_params, known_args = jax.tree.map(_wide, known) if in_double else known
-            known_params = jax.tree.map(jnp.asarray, known_params)
-            copy = self._analyse(known_params, known_args, demoted)
-            consts = [_wide(concrete(c)) if in_double else concrete(c) for c in copy.closed.consts]
-            copy = dataclasses.replace(copy, closed=copy.closed.replace(consts=consts))
-            return copy, [*jax.tree.leaves(known_params), jax.random.key(0)]
+    def _look(self, check: _Check, params: Any, args: Any) -> None:
+        """Raise if the program jumps at these data; remember them if it jumps at others."""
+        assert check.search is not None
+        (params, args), is_known = self._known(params, args)
+        data = [x for x in jax.tree.leaves(args) if is_array(x)]
+        found = check.search(jax.tree.leaves(params), data)
+        check.search.refuse(found, elsewhere="" if is_known else UNKNOWN)
+        if not check.search.is_settled(found):
+            check.data = (check.data or set()) | {fingerprint(data)}
 
-        check_jumps(program, again)
+    def _look_again(self, check: _Check, params: Any, args: Any) -> None:
+        """The same for data of a later call."""
+        leaves = [x for x in jax.tree.leaves(args) if is_array(x)]
+        if _has_known_data.get() and not is_concrete(leaves):
+            return
+        if not is_concrete(leaves) or fingerprint(leaves) not in (check.data or ()):
+            self._look(check, params, args)
+
+    def _known(self, params: Any, args: Any) -> tuple[Any, bool]:
+        """Values at which to search, and whether the arguments are those of the call."""
+        shown = self._values or (params, args)
+        is_known = is_concrete(shown[1]) or _has_known_data.get()
+        example = self._examples[0] if self._examples else (None, None)
+        return tuple(concrete_tree(t, e) for t, e in zip(shown, example, strict=True)), is_known
+
+    def _copy(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
+        """The program analysed with data as inputs, in the precision that is in force."""
+        leaves, structure = jax.tree.flatten(args)
+        is_data = [is_array(x) for x in leaves]
+        data = [x for x, flag in zip(leaves, is_data, strict=True) if flag]
+
+        def fn(inputs: Any) -> Any:
+            params, data = inputs
+            filled = iter(data)
+            new = [next(filled) if f else x for x, f in zip(leaves, is_data, strict=True)]
+            return self.fn(params, *jax.tree.unflatten(structure, new))
+
+        inputs = jax.tree.map(_abstract, (params, data))
+        copy = analyse(
+            fn, inputs, jax.random.key(0, impl="unsafe_rbg"), (), strategies=self.strategies, demoted=demoted,
+            num_replicates=self.num_replicates, num_params=len(jax.tree.leaves(params)),
+        )  # fmt: skip
+        consts = [_as_precise(concrete(c)) for c in copy.closed.consts]
+        return dataclasses.replace(copy, closed=copy.closed.replace(consts=consts))
 
     def _is_automatic(self, site: str, demoted: Mapping[str, set[str]]) -> bool:
         from ._engine import Engine
@@ -307,12 +382,23 @@ def _shape_of(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x
 
 
-def _wide(x: Any) -> Any:
-    return (
-        jnp.asarray(x, jnp.float64)
-        if getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16, jnp.float16)
-        else x
-    )
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an input; floating-point numbers in the precision that is in force."""
+    dtype = jnp.result_type(x)
+    if dtype in (jnp.float32, jnp.bfloat16, jnp.float16) and jax.config.jax_enable_x64:
+        dtype = np.dtype(np.float64)
+    return jax.ShapeDtypeStruct(jnp.shape(x), dtype)
+
+
+def _as_precise(x: Any) -> Any:
+    if getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16, jnp.float16):
+        return jnp.asarray(x, _abstract(x).dtype)
+    return x
+
+
+def fingerprint(leaves: list[Any]) -> int:
+    """A number that tells other data apart."""
+    return hash(tuple((np.shape(x), np.asarray(x).tobytes()) for x in leaves))
 
 
 def signature_of(tree: Any) -> Any:

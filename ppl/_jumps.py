@@ -1,18 +1,27 @@
-"""Refuse reparameterised values that make the result jump.
+"""Refuse programs whose result jumps where a gradient estimator looks away.
 
-The pathwise gradient misses what a jump contributes. The static analysis finds the places where a value *may*
-jump (comparison, cast, floor, argmax, branch); most of them are continuous in fact (leaky_relu, clip,
-interpolation, support guards). On suspicion the traced program is evaluated along random segments in the site's
-value space (`_jump_probe.py`). Changes to an infinite or NaN value are loud and pass.
+Theory. Let f(z; theta) jump on a surface S(theta) in the space of the noise. d/dtheta E[f] then has, beside the mean of df/dtheta
+and the scores of laws, a boundary term: the density on S, times the jump, times the speed with which S moves relative to the noise that
+an estimator keeps. An estimator keeps
 
-Noise of `ppl.rng_key` is treated alike: where it meets parameters in such an operation, segments in the space of
-the parameters are searched, with all noise and all sites kept.
+- for a pathwise site, the noise behind its value: the value moves, and crosses a surface that stands still;
+- for every other site, the value itself: only its law moves, which the estimator knows about, and a surface that stands still is no
+  matter; but parameters may move the surface across a value that is kept;
+- for random keys, the noise.
+
+So one rule serves all strategies and objectives: with everything kept that the estimators keep, the result must not jump as the
+parameters move. Two questions decide it: does the result jump in a pathwise value that parameters move (everything else kept)? Does it
+jump in the parameters, with pathwise values following them? A jump that no continuous noise decides lies at isolated parameters and has no
+boundary term.
+
+The static analysis (`_continuity.py`) finds the places where it *may* jump. Most are continuous in fact (a leaky_relu written by
+hand, interpolation, guards of supports): on suspicion the traced program is evaluated along random paths (`_jump_probe.py`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,89 +30,176 @@ import numpy as np
 
 from ._analyse import Analysed
 from ._compat import is_concrete
-from ._engine import Unsuitable
-from ._jump_probe import jump_sizes
-from ._strategy import Pathwise
+from ._continuity import Cause, merged
+from ._engine import StrategySite, Unsuitable
+from ._jump_probe import Found, Inputs, Probe
+from ._relation import PARAMS
 
-THRESHOLD = 1e-5
-
-
-def suspects_of(program: Analysed) -> dict[int | str, str]:
-    """What may make the result, or the parameters of another site, jump; with the operation's name.
-
-    Pathwise and relaxed sites by index, and addresses of random keys whose noise jumps as parameters move.
-    """
-    found = dict(program.facts[program.result].jumps)
-    for index in program.sites:
-        found.update(program.facts.parameters[index].jumps)
-    return {source: why for source, why in found.items() if _is_checked(program, source)}
+Suspects = dict[int | str, Cause]
 
 
-def _is_checked(program: Analysed, source: int | str) -> bool:
-    if isinstance(source, str):
-        return True
-    strategy = program.sites[source].strategy
-    if strategy.is_relaxed or strategy.is_partly_pathwise:
-        return True
-    return isinstance(strategy, Pathwise) and not strategy.allow_jumps
+def suspects_of(program: Analysed) -> Suspects:
+    """What may make the result, or the parameters of another site, jump; and why. Sites by index, and `PARAMS`."""
+    facts = program.facts
+    found = merged([facts[program.result].jumps, *(f.jumps for f in facts.parameters.values())])
+    moved = _moved_sites(program)
+    return {
+        source: why for source, why in found.items() if _is_checked(program, source, why, moved)
+    }
 
 
-def check_jumps(program: Analysed, again: Callable[[bool], tuple[Analysed, list[Any]]]) -> None:
-    """Raise if the result jumps in a pathwise site, or in the parameters at fixed noise.
+def _moved_sites(program: Analysed) -> set[int]:
+    """Sites whose value, or relaxed value, moves with the parameters."""
+    moved: set[int] = set()
+    while True:
+        new = {
+            i
+            for i, site in program.sites.items()
+            if (site.strategy.moves_value or site.strategy.is_relaxed)
+            and (moved | {PARAMS}) & program.facts.parameters[i].relations.keys()
+        }
+        if new == moved:
+            return moved
+        moved = new
+
+
+def _is_checked(program: Analysed, source: int | str, why: Cause, moved: set[int]) -> bool:
+    if isinstance(source, int):
+        return source in moved and not _is_accepted(program.sites[source])
+    noise = [program.sites[s] for s in why.noise if isinstance(s, int)]
+    return len(noise) < len(why.noise) or not all(map(_is_accepted, noise))
+
+
+def _is_accepted(site: StrategySite) -> bool:
+    """Whether the user has accepted the bias of jumps."""
+    return site.strategy.is_biased or bool(getattr(site.strategy, "allow_jumps", False))
+
+
+class Search:
+    """The search for jumps of one program, compiled at its first use.
 
     Args:
         program: the analysed program.
-        again: analyses the program on concrete inputs, in float64 if told so; returns it with its inputs.
-            Called only on suspicion.
-
-    Raises:
-        Unsuitable: naming site, operation and remedy.
-        ValueError: naming the random key, operation and remedy.
+        suspects: what to search, see `suspects_of`.
+        copy: analyses the program anew with data as inputs, in the precision that is in force; returns it.
     """
-    suspects = suspects_of(program)
-    if not suspects:
-        return
-    with jax.ensure_compile_time_eval(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # NumPyro warns of values outside the support, which probing may meet
-        try:
-            with jax.enable_x64(True):
-                sizes, threshold = jump_sizes(suspects, *again(True)), THRESHOLD
-        except (TypeError, ValueError):  # the program insists on float32: look for coarser jumps
-            sizes, threshold = jump_sizes(suspects, *again(False)), 1e-3
-    for source, size in sizes.items():
-        if not np.isfinite(size) or size > threshold:
-            found = (
-                f"jumps by {size:.3g}"
-                if np.isfinite(size)
-                else "was not finite anywhere it was tried"
-            )
-            raise _refusal(program, source, found, suspects[source])
+
+    def __init__(self, program: Analysed, suspects: Suspects, copy: Callable[[], Analysed]) -> None:
+        self.program, self.suspects = program, suspects
+        self._copy, self._probe = copy, None
+
+    def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, Found]:
+        """What is found at these values, which may not be tracers."""
+        with jax.ensure_compile_time_eval(), warnings.catch_warnings():
+            # NumPyro warns of values outside the support, which probing may meet.
+            warnings.simplefilter("ignore")
+            if self._probe is None or self._probe.is_double:
+                try:
+                    with jax.enable_x64(True):
+                        return self._run(_wide(params), _wide(data), is_double=True)
+                except (TypeError, ValueError):  # the program insists on float32
+                    self._probe = None
+            return self._run(params, data, is_double=False)
+
+    def _run(self, params: Any, data: Any, *, is_double: bool) -> dict[int | str, Found]:
+        if self._probe is None:
+            self._probe = Probe(self.suspects, self._copy(), is_double=is_double)
+        leaves = [[jnp.asarray(x) for x in part] for part in (params, data)]
+        return self._probe(Inputs(*leaves, jax.random.key(0, impl="unsafe_rbg")))
+
+    def refuse(self, found: Mapping[int | str, Found], *, elsewhere: str = "") -> None:
+        """Raise for the first source that jumps.
+
+        Args:
+            found: what `__call__` returned.
+            elsewhere: refuse also what jumps at other data only, and say so with these words.
+
+        Raises:
+            Unsuitable: naming site, operation and remedy.
+            ValueError: the same where no strategy could help.
+        """
+        for source, (here, there) in found.items():
+            size = max(here, there) if elsewhere else here
+            if size > 0:
+                what = (
+                    f"jumps by {size:.3g}"
+                    if np.isfinite(size)
+                    else "was not finite anywhere it was tried"
+                )
+                where = elsewhere if here == 0 else ""
+                raise refusal(self.program, source, what, self.suspects, where)
+
+    @staticmethod
+    def is_settled(found: Mapping[int | str, Found]) -> bool:
+        """Whether no other data make it jump either."""
+        return all(there == 0 for _, there in found.values())
 
 
-def _refusal(program: Analysed, source: int | str, found: str, operation: str) -> ValueError:
+def refusal(
+    program: Analysed, source: int | str, found: str, suspects: Suspects, where: str = ""
+) -> ValueError:
+    """The error for a source that jumps."""
+    operation = suspects[source].operation
     if isinstance(source, str):
-        return ValueError(
-            f"ppl.rng_key('{source.removeprefix('rng:')}'): at fixed noise the result {found} as a function of the "
-            f"parameters (operation: {operation}), and the gradient misses jumps. Noise of a key must not be thresholded "
-            "by a parameter: make the draw a site, ppl.sample(name, distribution), with a strategy."
-        )
+        return _threshold(program, suspects[source], found, where)
     site = program.sites[source]
+    name = f"strategies={{'{site.name}': "
     if site.strategy.is_relaxed:
         return Unsuitable(
             site.name,
-            f"Site '{site.address}': the result {found} as a function of its relaxed value (operation: {operation}), and "
+            f"Site '{site.address}': the result {found} as a function of its relaxed value (operation: {operation}){where}, and "
             f"the derivative that strategy '{site.strategy.name}' takes there misses jumps. Use 'disarm', 'reinforce' or "
-            f"ppl.Relax, e.g. strategies={{'{site.name}': 'reinforce'}}, or write the cost without the jump.",
+            f"ppl.Relax, e.g. {name}'reinforce'}}, or write the cost without the jump.",
         )
+    if PARAMS in suspects and source in suspects[PARAMS].noise:
+        remedy = (
+            "Parameters may move the place of the jump too, which no strategy for this site sees: first let its law carry them "
+            "(draw the shifted variable, and compare it with a constant), "
+        )
+    else:
+        remedy = ""
     return Unsuitable(
         site.name,
         f"Site '{site.address}': the result {found} as a function of its reparameterised value "
-        f"(operation: {operation}), and a pathwise gradient misses jumps. Use 'reinforce' "
-        f"or 'mvd', e.g. strategies={{'{site.name}': 'reinforce'}}, or smooth the jump; "
-        "ppl.Reparam(allow_jumps=True) accepts the bias.",
+        f"(operation: {operation}){where}, and a pathwise gradient misses jumps. {remedy}{'then use' if remedy else 'Use'} "
+        f"'reinforce' or 'mvd', e.g. {name}'reinforce'}}, or smooth the jump; ppl.Reparam(allow_jumps=True) accepts the bias.",
     )
+
+
+def _threshold(program: Analysed, why: Cause, found: str, where: str) -> ValueError:
+    """Parameters move the place of a jump across noise that is kept."""
+    keys = sorted(s.removeprefix("rng:") for s in why.noise if isinstance(s, str))
+    if keys:
+        return ValueError(
+            f"ppl.rng_key('{keys[0]}'): at fixed noise the result {found} as a function of the "
+            f"parameters (operation: {why.operation}){where}, and the gradient misses jumps. Noise of a key must not be "
+            "thresholded by a parameter: make the draw a site, ppl.sample(name, distribution), with a strategy."
+        )
+    sites = [program.sites[s] for s in sorted(s for s in why.noise if isinstance(s, int))]
+    site = sites[0]
+    names = ", ".join(f"'{s.address}'" for s in sites)
+    return ValueError(
+        f"Site{'s' if len(sites) > 1 else ''} {names}: with the noise of the draw kept, the result {found} as a function of the "
+        f"parameters (operation: {why.operation}){where}. Parameters move the place of the jump, and no strategy for the site "
+        f"('{site.strategy.name}' here) sees that, since each moves the law of the value only. Let the law carry the parameters: draw "
+        f"the shifted variable, e.g. d = z - t for a threshold t, as site '{site.name}', compare it with a constant, and use 'reinforce' "
+        "or 'mvd'; sum the site out in closed form (a Bernoulli with the probability of the event); or smooth the jump."
+    )
+
+
+def _wide(leaves: list[Any]) -> list[Any]:
+    return [
+        np.asarray(x, np.float64)
+        if getattr(x, "dtype", None) in (np.float32, jnp.bfloat16, np.float16)
+        else x
+        for x in leaves
+    ]
+
+
+def is_array(x: Any) -> bool:
+    """Whether an argument is an array of numbers, which another call may replace by others."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and (jnp.issubdtype(dtype, jnp.number) or dtype == bool)
 
 
 def concrete(x: Any, example: Any = None) -> Any:
@@ -114,7 +210,7 @@ def concrete(x: Any, example: Any = None) -> Any:
         return jax.random.split(jax.random.key(0), x.shape) if x.shape else jax.random.key(0)
     if (
         example is not None
-        and example.ndim == x.ndim
+        and getattr(example, "ndim", None) == x.ndim
         and all(n <= m for n, m in zip(x.shape, example.shape, strict=True))
     ):
         return np.asarray(example)[tuple(slice(n) for n in x.shape)]

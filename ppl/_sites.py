@@ -178,10 +178,26 @@ def without_support_check(fn: Any, value: Any) -> Any:
     is_relaxed = is_boolean(fn.support) and jnp.issubdtype(jnp.result_type(value), jnp.floating)
     if not is_relaxed and not (type(base_of(fn)) in LOUD and _is_under_objective()):
         return fn
+    return unchecked(fn)
+
+
+def unchecked(fn: Any) -> Any:
+    """`fn` without NumPyro's check that a value lies in its support."""
     fn = copy.copy(fn)
     fn._validate_args = False
     if hasattr(fn, "base_dist"):
-        fn.base_dist = without_support_check(fn.base_dist, value)
+        fn.base_dist = unchecked(fn.base_dist)
+    return fn
+
+
+def at_own_draw(fn: Any, value: Any) -> Any:
+    """`fn` for the density of its own draw: a guard of the support says nothing there, and could only look like a jump."""
+    fn = unchecked(fn)
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if isinstance(base, dist.Delta) and jnp.shape(base.v) == jnp.shape(value):
+        base.v = value  # it compares the value with its own
     return fn
 
 
@@ -196,3 +212,9 @@ def is_unbounded(support: Any) -> bool:
     return any(
         support is c for c in (constraints.real, constraints.real_vector, constraints.real_matrix)
     )
+
+
+def is_on_sphere(support: Any) -> bool:
+    """Whether the last axis of every value has norm 1."""
+    support = getattr(support, "base_constraint", support)
+    return support is constraints.corr_cholesky or support is constraints.sphere

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ...ppl._expectation import known_data
 from .._arguments import shapes
 from ._data import Source
 from ._optimizer import Optimizer, apply, average_step, trained_leaves
@@ -144,7 +145,8 @@ def compile_steps(config: Config, donate: bool) -> Any:
 
 def _step(config: Config, carry: Carry, key: jax.Array, step: Any, args: tuple):
     params = carry.params
-    value, grads, state = config.objective.step(params, carry.state, key, *args)
+    with known_data():
+        value, grads, state = config.objective.step(params, carry.state, key, *args)
     moved, opt_state = apply(config.optimizer, params, carry.opt_state, grads, value, config.sign)
     average = carry.average
     if config.average is not None:

@@ -69,10 +69,10 @@ def test_a_jump_before_such_a_function_is_searched():
 
 
 def test_nothing_is_searched_where_only_such_functions_branch(monkeypatch):
-    def search(*_):
+    def search(*_, **__):
         raise AssertionError("searched")
 
-    monkeypatch.setattr(_jumps, "jump_sizes", search)
+    monkeypatch.setattr(_jumps, "Probe", search)
 
     def cost(m):
         z = ppl.sample("z", dist.Normal(m, 1.0).expand([3]).to_event(1))

@@ -542,8 +542,8 @@ def test_a_jump_in_a_value_without_a_parameter_upstream_is_harmless_or_refused_n
 
 def test_the_check_is_remembered_per_shape(monkeypatch):
     calls = []
-    real = ppl._expectation.check_jumps
-    monkeypatch.setattr(ppl._expectation, "check_jumps", lambda *a: (calls.append(1), real(*a))[1])
+    real = ppl._expectation.suspects_of
+    monkeypatch.setattr(ppl._expectation, "suspects_of", lambda *a: (calls.append(1), real(*a))[1])
     expectation = ppl.expectation(cost_of(CONTINUOUS["relu"]))
     for i in range(3):
         expectation.value(CENTRE + i, jax.random.key(i))
