@@ -153,12 +153,13 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, fl
                         f"{sizes[msg['name']]}."
                     )
             if msg["type"] == "sample":
-                scale = 1.0 if msg["scale"] is None else msg["scale"]
                 plates = {f.name: f.size for f in msg["cond_indep_stack"] if f.name in sizes}
+                rows = 1.0 if set(infinite) <= plates.keys() else 0.0
                 for name, size in plates.items():
-                    scale = scale * (1 if name in infinite else sizes[name]) / size
+                    rows = rows * (1 if name in infinite else sizes[name]) / size
                 if plates or infinite:
-                    msg["scale"] = scale if set(infinite) <= plates.keys() else 0.0
+                    msg["scale"] = rows * (1.0 if msg["scale"] is None else msg["scale"])
+                    msg["rows_scale"] = rows * msg.get("rows_scale", 1.0)  # for `_listing.py`
 
     return _transformed(program, _Rescale, set(), "rescale_plates")
 

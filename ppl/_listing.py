@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import numpyro.handlers
 from jax.extend.core import ClosedJaxpr
 
@@ -28,7 +29,7 @@ from ._program import ChoiceMismatch, Program
 from ._relation import Relation
 from ._running import running_engine
 from ._sites import SiteInfo
-from ._split import Split, agreed, by_parts, chains_of, lanes_at, whole_at
+from ._split import Chain, Split, agreed, by_parts, chains_of, lanes_at, whole_at
 from ._stochastic import Constrained
 from ._strategy import Enum, Reparam, Strategy, element
 from ._structure import Structure, structure_of
@@ -55,6 +56,7 @@ class Listing:
         actives: eliminated site -> atom that tells whether its branch is taken.
         relations: name -> relations of its log-prob to the eliminated sites.
         infos: descriptions of all sites.
+        scales: name -> how many rows each row of a subsample stands for; log-probs are without it.
         values: name -> atom of the value of each observed or deterministic site.
         params: parameters, for printing.
     """
@@ -68,6 +70,7 @@ class Listing:
     actives: dict[int, Any]
     relations: dict[str, dict[int, Relation]]
     infos: dict[str, SiteInfo]
+    scales: dict[str, float]
     values: dict[str, Any]
     params: dict[str, str]
 
@@ -85,27 +88,25 @@ class Listing:
             densities = [self.index[n] for n in wanted if n in self.index]
             read = [self.atoms[n] for n in wanted] + [self.actives[i] for i in densities]
             swept = self._sweep(sorted(group), read) if wanted else []
-            chains = chains_of(sorted(group), self.layouts)
             active = dict(zip(densities, swept[len(wanted) :], strict=True))
             for n, array in zip(wanted, swept, strict=False):
                 if n in self.index:
                     density = functools.partial(self._density, self.index[n], kind)
                     both = array, active[self.index[n]]
+                    chains = self._chains(n, group)
                     array = by_parts(density, *both, axis=len(group), chains=chains)
                 shown = [slice(None) if i in own[n] else 0 for i in sorted(group)]
                 arrays[n] = lanes_at(shown, array)
-        chains_at = {n: chains_of(sorted(own[n]), self.layouts) for n in arrays}
+        chains_at = {n: self._chains(n, own[n]) for n in arrays}
         found, _ = agreed([(x, chains_at[n]) for n, x in arrays.items()])
         factors, rest = [], {}
         for n, array in zip(arrays, found, strict=True):
             if not own[n]:
-                rest[n] = whole_at(array, 0, []) if isinstance(array, Split) else array
+                array = whole_at(array, 0, []) if isinstance(array, Split) else array
+                rest[n] = array if self.scales[n] == 1 else self.scales[n] * array
                 continue
-            scale = _known(self.infos[n].scale)
-            if n not in self.index and scale != 1:
-                array = jax.tree.map(lambda x, scale=scale: x / scale, array)
-            labels = self.structure.labels[n]
-            factors.append(Factor(own[n], labels, array, frozenset({scale}), self._lag(n)))
+            labels, scale = self.structure.labels[n], frozenset({self.scales[n]})
+            factors.append(Factor(own[n], labels, array, scale, self._lag(n)))
         return factors, rest
 
     def trace(self, label: str) -> Trace:
@@ -119,7 +120,7 @@ class Listing:
             (scale,) = total.scales
             name = label if number == 0 else f"{label} {number + 1}"
             dims = tuple(self.structure.dim_of(a, self.infos) for a in total.axes)
-            log_probs[name] = total.array * _known(scale)
+            log_probs[name] = total.array * scale
             infos[name] = SiteInfo(name, "factor", dims, total.array.shape, (), "", scale=scale)
         read = evaluate(self.closed, [], {}, list(self.values.values()))
         values = dict(zip(self.values, read, strict=True))
@@ -185,17 +186,20 @@ class Listing:
                 found.append(lag)
         return max(found)
 
+    def _chains(self, name: str, lanes: Collection[int]) -> list[Chain]:
+        """The chains among lanes whose time is the first axis of a factor, along which it may be split."""
+        axes = self.structure.labels[name]
+        return chains_of(sorted(lanes), self.layouts, axes[0]) if axes else []
+
     def _density(self, index: int, kind: Kind, log_prob: Array, active: Array) -> Array:
-        """Log-probs of the site's elements, those that are joint added up.
+        """Log-probs of the site's elements.
 
         Where its branch is not taken all values count as one: alike in a sum, each fully in a maximum.
         """
-        site, layout = self.sites[index], self.layouts[index]
+        site = self.sites[index]
         active = active.reshape(active.shape + (1,) * (log_prob.ndim - active.ndim))
         absent = 0.0 if kind == "max" else -math.log(site.num_values or 1)
-        log_prob = jnp.where(active > 0, log_prob, absent)
-        first = log_prob.ndim - len(site.sizes)
-        return log_prob.sum(tuple(first + i for i in layout.joint))
+        return jnp.where(active > 0, log_prob, absent)
 
     def _sweep(self, group: list[int], read: list[Any]) -> list[Any]:
         """Evaluate atoms in the lanes of the sites in `group`, outermost first; what is split along time stays so."""
@@ -220,7 +224,7 @@ def list_factors(
         ValueError: the refusals of `ppl.eliminate`.
     """
     lister = _Lister(label, names)
-    given = Constrained(kept)
+    given = _Kept(kept)
 
     def run() -> Any:
         declared = numpyro.handlers.substitute(data=dict(params))
@@ -246,8 +250,8 @@ def list_factors(
     }
     relations: Any = {n: relations_of(facts, a, sites) for n, a in atoms.items()}
     ranks = {n: len(a.aval.shape) for n, a in atoms.items()}
-    structure = structure_of(label, sites, index, relations, ranks)
-    _check_scales(label, relations, infos, sites)
+    structure = structure_of(label, sites, relations, ranks)
+    _check_scales(label, relations, given.scales, sites)
     values = {
         n: table["value"]
         for n, table in numbers.items()
@@ -256,8 +260,50 @@ def list_factors(
     }
     actives = {i: own[n]["active"] for n, i in index.items()}
     return Listing(
-        closed, kept, sites, index, structure, atoms, actives, relations, infos, values, lister.params
+        closed, kept, sites, index, structure, atoms, actives, relations, infos, given.scales, values, lister.params
     )  # fmt: skip
+
+
+class _Kept(Constrained):
+    """Give the sites that are kept, and record log-probs before they are scaled for subsampling.
+
+    A row of a subsample stands for several, whose sites are summed out each on their own, so this scale is that of the sum. Any
+    other scale (`handlers.scale`) belongs to the program's density, which is what is summed.
+    """
+
+    def __init__(self, given: Mapping[str, Array]) -> None:
+        super().__init__(given)
+        self.scales: dict[str, float] = {}
+
+    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+        self.scales[msg["name"]], scale = _scales(msg, self.plates)
+        return super().numbers_of({**msg, "scale": scale})
+
+
+def _scales(msg: dict[str, Any], plates: Mapping[str, int]) -> tuple[float, Any]:
+    """What a statement's log-prob is scaled by: for subsampling, and otherwise (None: by nothing)."""
+    rows = float(msg.get("rows_scale", 1.0))  # `ppl.rescale_plates`
+    for frame in msg["cond_indep_stack"]:
+        rows *= plates[frame.name] / frame.size
+    if msg["scale"] is None or rows == 0:
+        return rows, None
+    is_known = isinstance(msg["scale"], int | float)
+    return rows, None if is_known and math.isclose(msg["scale"], rows) else msg["scale"] / rows
+
+
+def _density_of(msg: dict[str, Any], plates: Mapping[str, int], elements: Array) -> Array:
+    """The log-probs of a site's elements with what masks and scales make of them, as the program's own density has it."""
+    fn, scale = msg["fn"], _scales(msg, plates)[1]
+    if scale is not None:
+        scale = jnp.broadcast_to(scale, fn.batch_shape)
+        elements = elements * scale.reshape(scale.shape + (1,) * (elements.ndim - scale.ndim))
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            mask = jnp.broadcast_to(jnp.asarray(fn._mask, bool), fn.batch_shape)
+            behind = len(fn.event_shape) - element(fn)[0].event_dim
+            elements = jnp.where(mask.reshape(mask.shape + (1,) * behind), elements, 0.0)
+        fn = fn.base_dist
+    return elements
 
 
 class _Lister(Engine):
@@ -267,6 +313,12 @@ class _Lister(Engine):
         super().__init__(jax.random.key(0), dict.fromkeys(names, Enum()))
         self.label, self.names = label, names
         self.missing: list[str] = []
+
+    def visit(self, msg: dict[str, Any]) -> None:
+        super().visit(msg)
+        if not msg["is_observed"]:
+            numbers = self.frame.numbers[msg["name"]]
+            numbers["log_prob"] = _density_of(msg, self.plates, numbers["log_prob"])
 
     def _choose(self, msg: dict[str, Any], address: str) -> tuple[Strategy, str]:
         if msg["name"] not in self.names:
@@ -319,7 +371,7 @@ def _check_sites(
 def _check_scales(
     label: str,
     relations: Mapping[str, Any],
-    infos: Mapping[str, SiteInfo],
+    scales: Mapping[str, float],
     sites: Mapping[int, Any],
 ) -> None:
     """Refuse sums over factors that count with different scales."""
@@ -331,10 +383,10 @@ def _check_scales(
             merged = set(relation).union(*(g[0] for g in met))
             groups.append((merged, [name, *(n for g in met for n in g[1])]))
     for members, names in groups:
-        scales = {infos[n].scale for n in names}
-        if len(scales) > 1 or None in scales:
+        found = {scales[n] for n in names}
+        if len(found) > 1:
             raise ValueError(
-                f"{label}: the log-probs of {sorted(names)} are scaled by {sorted(map(str, scales))} (subsampling), but meet "
+                f"{label}: the log-probs of {sorted(names)} are scaled by {sorted(map(str, found))} (subsampling), but meet "
                 f"in the sum over {sorted(sites[i].address for i in members)}, where a scaled part would make it wrong. "
                 "Use all rows, or put the site inside the subsampled plate."
             )
@@ -350,11 +402,6 @@ def alone() -> Iterator[None]:
         yield
     finally:
         stack[:] = outside
-
-
-def _known(scale: float | None) -> float:
-    assert scale is not None  # checked
-    return scale
 
 
 def _elements(array: Array, site: StrategySite, layout: Layout, event: tuple[int, ...]) -> Array:
