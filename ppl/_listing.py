@@ -53,7 +53,7 @@ class Listing:
         index: their indices by address.
         structure: how they are summed.
         atoms: name -> atom of the log-prob of every site that counts.
-        actives: eliminated site -> atom that tells whether its branch is taken.
+        actives: eliminated site -> atom that tells whether its branch is taken, or which of its cells are missing.
         relations: name -> relations of its log-prob to the eliminated sites.
         infos: descriptions of all sites.
         scales: name -> how many rows each row of a subsample stands for; log-probs are without it.
@@ -194,7 +194,7 @@ class Listing:
     def _density(self, index: int, kind: Kind, log_prob: Array, active: Array) -> Array:
         """Log-probs of the site's elements.
 
-        Where its branch is not taken all values count as one: alike in a sum, each fully in a maximum.
+        Where its branch is not taken, or a cell is seen (`obs_mask`), all values count as one: alike in a sum, each fully in a maximum.
         """
         site = self.sites[index]
         active = active.reshape(active.shape + (1,) * (log_prob.ndim - active.ndim))
@@ -319,12 +319,21 @@ class _Lister(Engine):
         if not msg["is_observed"]:
             numbers = self.frame.numbers[msg["name"]]
             numbers["log_prob"] = _density_of(msg, self.plates, numbers["log_prob"])
+            if "cells" in msg["infer"]:  # of `obs_mask`: the other cells are not the site's
+                cells, shape = msg["infer"]["cells"], msg["fn"].shape()
+                numbers["active"] = 1.0 * jnp.broadcast_to(cells, shape[: max(np.ndim(cells), len(msg["fn"].batch_shape))])
 
     def _choose(self, msg: dict[str, Any], address: str) -> tuple[Strategy, str]:
         if msg["name"] not in self.names:
             self.missing.append(msg["name"])
             return Reparam(), ""
         base, _ = element(msg["fn"])
+        if inner := getattr(base, "eliminated", None):
+            raise ValueError(
+                f"Site '{address}' stands in {inner}, a program that is eliminated already and called inside of this one, where "
+                f"{self.label} cannot see it. Sum all sites out at once: call the program as it was before, and name them all, "
+                "ppl.eliminate(program, [...])."
+            )
         if (reason := Enum().refuse(base)) is not None:
             raise ValueError(
                 f"Site '{address}': {self.label} {reason}. Keep the site as a choice, or estimate the marginal with "

@@ -58,7 +58,7 @@ class _Block:
         """Run the statements; returns the values that they add."""
         old = len(values)
         values = list(values)
-        for number in range(self.rng.choice([1, 2, 2, 3] if self.depth else [2, 3, 3, 4])):
+        for number in range(self.rng.choice([1, 1, 2, 2, 3] if self.depth else [1, 2, 2, 3])):
             self.name = f"{self.path}_{number}"
             kind = self.rng.choice(self._kinds(number))
             values += getattr(self, f"_{kind}")(values)
@@ -111,7 +111,7 @@ class _Block:
             return self._inside("p", values, (*self.plates, size))[0]
 
     def _scan(self, values: list[Array]) -> list[Array]:
-        length = self.rng.choice([1, 2, 3, 3, 4]) if self.depth == 0 else self.rng.choice([1, 2, 2])
+        length = self.rng.choice([1, 2, 2] if self.depth else [1, 2, 3, 3, 4, 5])
         memory, size = self.rng.choice([0, 1, 1, 1, 2, 3]), self.plates[::-1]
         known = [jnp.zeros(size) + self.rng.choice([0, 1, 0.5]) for _ in range(memory)]
         inputs = [v for v in values if v.ndim and v.shape[0] == length][-1:]
@@ -124,7 +124,7 @@ class _Block:
             state = self._shaped(self.rng_of("carry").choice(found), size)
             keep = self.rng_of("sum").random() < 0.1
             new = state + 0.5 * carry[-1] if keep and carry else state
-            return [*carry, 1.0 * new][1:] if memory else [], (found, unmet)
+            return [*carry, 1.0 * new + jnp.zeros(size)][1:] if memory else [], (found, unmet)
 
         last, (found, unmet) = ppl.scan(step, known, inputs, length)
         self.unmet += unmet.sum()
