@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from _brute_force import VALUES
 
 from lapilli import ppl
 
 Array = jax.Array
-VALUES = {"b": 2, "c": 3}  # first letter of an eliminated site's name -> number of its values
 
 
 class RandomProgram:
