@@ -233,12 +233,12 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
     """The program with discrete sites summed out exactly: log p(v) = log sum_z p(z, v).
 
     Rows of a plate that separate are summed row by row (k lanes for N rows); chains in `ppl.scan` by a forward recursion
-    (k^(L + 1) lanes for a memory of L <= 3 steps, linear in the number of steps); other sites one after the
-    other, jointly where they meet.
+    (k^(L + 1) lanes for a memory of L <= 3 steps, linear in the number of steps), chains in the steps of another one likewise;
+    other sites one after the other, jointly where they meet.
 
     Args:
         program: a program or NumPyro model.
-        sites: names of latent sites with a finite support.
+        sites: names of latent sites with a finite support; with an eliminated program, further ones.
 
     Returns:
         A program over the other latent sites. `log_density(choices, *args)` is exact and differentiable; the program serves as
@@ -248,12 +248,16 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
         Handlers (`condition`, `intervene`, `mask`, ...) and plate sizes of minibatches act on the program inside.
 
     Raises:
-        ValueError: at the first run, before any device work, naming site and remedy: a name that is no latent site, or
-            has no finite support; more than 65,536 lanes; log-probs scaled differently (subsampling) that meet in one sum; a
-            program that subsamples a plate or uses `ppl.rng_key`; under NumPyro's inference, a support that is computed.
+        ValueError: sites are summed out already. At the first run, before any device work, naming site and remedy: a name
+            that is no latent site, or has no finite support, or stands in an eliminated program called inside; more than 65,536
+            lanes; log-probs scaled differently (subsampling) that meet in one sum; a program that subsamples a plate or uses
+            `ppl.rng_key`; under NumPyro's inference, a support that is computed.
         TypeError: it is drawn inside an objective (as a guide); NumPyro's handlers around it.
 
-    Validity: exact, up to rounding. The sum over the rows of a plate that is scaled by subsampling is scaled likewise.
+    Validity: exact, up to rounding, for p(z, v) as the program's own `log_density` has it, masks and scales (`handlers.scale`)
+    included: a masked-out site with k values counts as k, as in NumPyro's enumeration. What is no value of the program counts
+    once: sites of a branch not taken, the seen cells of `obs_mask`. The sum over the rows of a plate that is scaled by
+    subsampling is scaled likewise.
 
     Example:
         >>> from lapilli import ppl

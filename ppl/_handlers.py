@@ -116,8 +116,8 @@ def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Prog
 def mask(program: Program | Callable[..., Any], mask: Any) -> Program:
     """The program with every log-density multiplied by the boolean `mask` (broadcast against each site's batch shape).
 
-    Around `ppl.eliminate(...)` the sites that are summed out keep their law, so that what is masked adds nothing. A mask inside of
-    the program that is eliminated masks their densities as well: a site with k values then counts as k, as in that program.
+    Around `ppl.eliminate(...)` the sites that are summed out keep their law, so that what is masked adds nothing. A mask inside
+    of the program that is eliminated masks their densities as well: a site with k values then counts as k, as it does there.
     """
     program = as_program(program)
     summed_out = getattr(program, "summed_out", ())

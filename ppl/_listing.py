@@ -16,22 +16,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import numpyro.handlers
 from jax.extend.core import ClosedJaxpr
 
 from ._compat import handler_stack, own_caches
 from ._dependence import Analysis
-from ._engine import Engine, StrategySite
+from ._engine import StrategySite
 from ._evaluate import evaluate
 from ._layout import Layout
+from ._lister import Kept, Lister
 from ._program import ChoiceMismatch, Program
 from ._relation import Relation
 from ._running import running_engine
 from ._sites import SiteInfo
 from ._split import Chain, Split, agreed, by_parts, chains_of, lanes_at, whole_at
-from ._stochastic import Constrained
-from ._strategy import Enum, Reparam, Strategy, element
 from ._structure import Structure, structure_of
 from ._sum_product import Factor, Kind, sum_product
 from ._sweep import Sweep
@@ -194,7 +192,8 @@ class Listing:
     def _density(self, index: int, kind: Kind, log_prob: Array, active: Array) -> Array:
         """Log-probs of the site's elements.
 
-        Where its branch is not taken, or a cell is seen (`obs_mask`), all values count as one: alike in a sum, each fully in a maximum.
+        Where its branch is not taken, or a cell is seen (`obs_mask`), all values count as one: alike in a sum, each fully in a
+        maximum.
         """
         site = self.sites[index]
         active = active.reshape(active.shape + (1,) * (log_prob.ndim - active.ndim))
@@ -223,8 +222,8 @@ def list_factors(
     Raises:
         ValueError: the refusals of `ppl.eliminate`.
     """
-    lister = _Lister(label, names)
-    given = _Kept(kept)
+    lister = Lister(label, names)
+    given = Kept(kept)
 
     def run() -> Any:
         declared = numpyro.handlers.substitute(data=dict(params))
@@ -264,101 +263,8 @@ def list_factors(
     )  # fmt: skip
 
 
-class _Kept(Constrained):
-    """Give the sites that are kept, and record log-probs before they are scaled for subsampling.
-
-    A row of a subsample stands for several, whose sites are summed out each on their own, so this scale is that of the sum. Any
-    other scale (`handlers.scale`) belongs to the program's density, which is what is summed.
-    """
-
-    def __init__(self, given: Mapping[str, Array]) -> None:
-        super().__init__(given)
-        self.scales: dict[str, float] = {}
-
-    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
-        self.scales[msg["name"]], scale = _scales(msg, self.plates)
-        return super().numbers_of({**msg, "scale": scale})
-
-
-def _scales(msg: dict[str, Any], plates: Mapping[str, int]) -> tuple[float, Any]:
-    """What a statement's log-prob is scaled by: for subsampling, and otherwise (None: by nothing)."""
-    rows = float(msg.get("rows_scale", 1.0))  # `ppl.rescale_plates`
-    for frame in msg["cond_indep_stack"]:
-        rows *= plates[frame.name] / frame.size
-    if msg["scale"] is None or rows == 0:
-        return rows, None
-    is_known = isinstance(msg["scale"], int | float)
-    return rows, None if is_known and math.isclose(msg["scale"], rows) else msg["scale"] / rows
-
-
-def _density_of(msg: dict[str, Any], plates: Mapping[str, int], elements: Array) -> Array:
-    """The log-probs of a site's elements with what masks and scales make of them, as the program's own density has it."""
-    fn, scale = msg["fn"], _scales(msg, plates)[1]
-    if scale is not None:
-        scale = jnp.broadcast_to(scale, fn.batch_shape)
-        elements = elements * scale.reshape(scale.shape + (1,) * (elements.ndim - scale.ndim))
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        if isinstance(fn, dist.MaskedDistribution):
-            mask = jnp.broadcast_to(jnp.asarray(fn._mask, bool), fn.batch_shape)
-            behind = len(fn.event_shape) - element(fn)[0].event_dim
-            elements = jnp.where(mask.reshape(mask.shape + (1,) * behind), elements, 0.0)
-        fn = fn.base_dist
-    return elements
-
-
-class _Lister(Engine):
-    """Mark the eliminated sites; everything else has its value already."""
-
-    def __init__(self, label: str, names: tuple[str, ...]) -> None:
-        super().__init__(jax.random.key(0), dict.fromkeys(names, Enum()))
-        self.label, self.names = label, names
-        self.missing: list[str] = []
-
-    def visit(self, msg: dict[str, Any]) -> None:
-        super().visit(msg)
-        if not msg["is_observed"]:
-            numbers = self.frame.numbers[msg["name"]]
-            numbers["log_prob"] = _density_of(msg, self.plates, numbers["log_prob"])
-            if "cells" in msg["infer"]:  # of `obs_mask`: the other cells are not the site's
-                cells, shape = msg["infer"]["cells"], msg["fn"].shape()
-                numbers["active"] = 1.0 * jnp.broadcast_to(cells, shape[: max(np.ndim(cells), len(msg["fn"].batch_shape))])
-
-    def _choose(self, msg: dict[str, Any], address: str) -> tuple[Strategy, str]:
-        if msg["name"] not in self.names:
-            self.missing.append(msg["name"])
-            return Reparam(), ""
-        base, _ = element(msg["fn"])
-        if inner := getattr(base, "eliminated", None):
-            raise ValueError(
-                f"Site '{address}' stands in {inner}, a program that is eliminated already and called inside of this one, where "
-                f"{self.label} cannot see it. Sum all sites out at once: call the program as it was before, and name them all, "
-                "ppl.eliminate(program, [...])."
-            )
-        if (reason := Enum().refuse(base)) is not None:
-            raise ValueError(
-                f"Site '{address}': {self.label} {reason}. Keep the site as a choice, or estimate the marginal with "
-                "ppl.marginal."
-            )
-        return Enum(), ""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "plate" and msg["value"] is None:
-            raise ValueError(
-                f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows by itself, and {self.label} has no "
-                "random key to choose them. Use all rows, or minibatches of the data (fit(..., subsample=...))."
-            )
-        super().process_message(msg)
-
-    def hand_out(self, key: Array, name: str) -> Array:
-        if name.startswith("rng:"):
-            raise ValueError(
-                f"ppl.rng_key('{name.removeprefix('rng:')}'): {self.label} is a sum without noise. Make the draw a site."
-            )
-        return key
-
-
 def _check_sites(
-    label: str, lister: _Lister, given: Constrained, names: tuple[str, ...], kept: Collection[str]
+    label: str, lister: Lister, given: Kept, names: tuple[str, ...], kept: Collection[str]
 ) -> None:
     absent = sorted(set(names) - set(lister.frame.sites))
     if absent:

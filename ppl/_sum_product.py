@@ -61,7 +61,7 @@ class Unit:
     time: str | None
 
 
-Way = dict[int, frozenset[str]]  # site -> axes along which its elements are to be enumerated jointly
+Way = dict[int, frozenset[str]]  # site -> axes along which its elements are to be joint
 
 
 class Intractable(Exception):

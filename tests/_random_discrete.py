@@ -1,9 +1,9 @@
 """Random programs of discrete sites, to be summed by brute force.
 
-A program is a random tree of statements: sites with two or three values, observations and factors, plates, scans (in scans) with a
-memory of up to three steps, branches and particle lanes. Each law depends on a few values that are met before, through
-operations that keep elements apart (arithmetic), move them (roll, flip, gather) or mix them (cumulative sum, matrix product, mean).
-All is drawn from the seed and the place in the tree, so that a body that is run twice is the same.
+A program is a random tree of statements: sites with two or three values, observations and factors, plates, scans (in scans)
+with a memory of up to three steps, branches and particle lanes. Each law depends on a few values that are met before, through
+operations that keep elements apart (arithmetic), move them (roll, flip, gather) or mix them (cumulative sum, matrix product,
+mean). All is drawn from the seed and the place in the tree, so that a body that is run twice is the same.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class _Block:
             pass
         rng = self.rng_of(f"{value.shape}")
         while value.ndim > len(shape):
-            reduce = rng.choice([jnp.sum, jnp.mean, jnp.max, lambda x, axis: x.take(-1, axis)])
+            reduce = rng.choice([jnp.sum, jnp.mean, jnp.max, lambda x, axis: jnp.take(x, -1, axis)])
             value = reduce(value, axis=rng.randrange(value.ndim))
         return self._shaped(1.0 * value if value.shape == shape else value.sum(), shape)
 
