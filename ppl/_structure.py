@@ -68,6 +68,31 @@ def structure_of(
     """
     joint, classes = _classes(sites, relations, ranks)
     labels = {n: tuple(classes[(n, a)] for a in range(ranks[n])) for n in relations}
+    try:
+        return _planned(label, sites, relations, joint, classes, labels)
+    except ValueError:
+        # What all assignments fit into is never refused, whatever windows and rows together would take.
+        whole = {i: set(range(len(s.sizes))) for i, s in sites.items()}
+        try:
+            return _planned(label, sites, relations, whole, classes, labels)
+        except ValueError:
+            pass
+        raise
+
+
+def _planned(
+    label: str,
+    sites: dict[int, StrategySite],
+    relations: Mapping[str, dict[int, Relation]],
+    joint: dict[int, set[int]],
+    classes: Mapping[Axis, str],
+    labels: dict[str, tuple[str, ...]],
+) -> Structure:
+    """The structure with at least the axes in `joint`, which grows, enumerated jointly.
+
+    Raises:
+        ValueError: too many lanes.
+    """
     while True:
         chains = _chains(sites, relations, joint)
         groups = _groups(chains, relations, joint, classes)
@@ -145,14 +170,15 @@ def _chains(
     """Chain -> (time axis, memory); a second axis along which its elements meet becomes joint."""
     chains: dict[int, tuple[int, int]] = {}
     for i, site in sites.items():
-        for a in range(len(site.sizes)):
-            lags = [r[i][a].lag for r in relations.values() if i in r]
-            if a in joint[i] or not any(lags):
+        for a, length in enumerate(site.sizes):
+            if a in joint[i]:
                 continue
-            if i in chains:
+            lag = max([r[i][a].lag or 0 for r in relations.values() if i in r], default=0)
+            lag = min(lag, length - 1)
+            if lag and i in chains:
                 joint[i].add(a)
-            else:
-                chains[i] = a, max(lag for lag in lags if lag is not None)
+            elif lag:
+                chains[i] = a, lag
     return chains
 
 

@@ -35,6 +35,8 @@ class RandomProgram:
     def __init__(self, seed: int, features: tuple[str, ...] = ()) -> None:
         self.seed = seed
         self.features = features or ("plate", "scan", "cond", "particles", "mask", "kept")
+        # Every other program holds chains in the first place, and mixes elements only where they are observed.
+        self.is_chains = seed % 2 == 1
 
     def __call__(self) -> Array:
         w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
@@ -52,13 +54,17 @@ class _Block:
         self.program, self.path, self.w, self.plates, self.depth = program, path, w, plates, depth
         self.rng = random.Random(f"{program.seed}{path}")
         self.unmet: Any = jnp.zeros(())
+        self.carried: list[Array] = []  # by the scan of which this is the body
         self.num_values: list[tuple[int, int]] = []  # of each eliminated site: elements, values
 
     def run(self, values: list[Array]) -> list[Array]:
         """Run the statements; returns the values that they add."""
         old = len(values)
         values = list(values)
-        for number in range(self.rng.choice([1, 1, 2, 2, 3] if self.depth else [1, 2, 2, 3])):
+        counts = {0: [1, 2, 2, 3], 1: [1, 1, 2, 2, 3], 2: [1, 1, 2, 2, 3]}
+        if self.program.is_chains:
+            counts = {0: [1, 1, 2], 1: [2, 2, 3], 2: [1, 1, 2]}
+        for number in range(self.rng.choice(counts[self.depth])):
             self.name = f"{self.path}_{number}"
             kind = self.rng.choice(self._kinds(number))
             values += getattr(self, f"_{kind}")(values)
@@ -72,15 +78,19 @@ class _Block:
         deeper = [k for k in ("plate", "scan", "scan", "cond") if k in self.program.features]
         if self.depth == 0 and "particles" in self.program.features:
             deeper.append("particles")
+        if self.program.is_chains and "scan" in deeper and self.depth < 2:
+            first = ["site"] if self.carried else ["scan"]
+            return first if number == 0 else ["scan", "plate", *kinds]
         if self.depth < 2 and len(self.plates) < 2:
             kinds += [k for k in deeper if k != "cond" or not self.plates]
+            kinds += ["scan"] * (2 if self.depth and "scan" in deeper else 0)
         return kinds + (["kept"] if "kept" in self.program.features and number else [])
 
     # Statements.
 
     def _site(self, values: list[Array]) -> list[Array]:
-        letter = self.rng.choice("bbbc")
-        k, event = VALUES[letter], self.rng.choice([0, 0, 0, 0, 2])
+        letter = self.rng.choice("bbbbbc")
+        k, event = VALUES[letter], self.rng.choice([0, 0, 0, 0, 0 if self.program.is_chains else 2])
         logits = [self._mean(values, event) for _ in range(k - 1)]
         law: Any = (
             dist.Bernoulli(logits=logits[0])
@@ -111,20 +121,22 @@ class _Block:
             return self._inside("p", values, (*self.plates, size))[0]
 
     def _scan(self, values: list[Array]) -> list[Array]:
-        length = self.rng.choice([1, 2, 2] if self.depth else [1, 2, 3, 3, 4, 5])
+        length = self.rng.choice([1, 2, 2] if self.depth else [1, 2, 2, 3, 3, 4])
         memory, size = self.rng.choice([0, 1, 1, 1, 2, 3]), self.plates[::-1]
-        known = [jnp.zeros(size) + self.rng.choice([0, 1, 0.5]) for _ in range(memory)]
+        chains = self.rng.choice([1, 1, 2]) if memory else 0
+        known = [jnp.zeros(size) + self.rng.choice([0, 1, 0.5]) for _ in range(memory * chains)]
         inputs = [v for v in values if v.ndim and v.shape[0] == length][-1:]
         starts = [v for v in values if v.shape == size]
         if known and starts and self.rng.random() < 0.4:
             known[-1] = 1.0 * starts[-1]
 
         def step(carry: list[Array], x: Any) -> tuple[list[Array], Any]:
-            found, unmet = self._inside("s", [*values, *x, *carry], self.plates)
-            state = self._shaped(self.rng_of("carry").choice(found), size)
-            keep = self.rng_of("sum").random() < 0.1
-            new = state + 0.5 * carry[-1] if keep and carry else state
-            return [*carry, 1.0 * new + jnp.zeros(size)][1:] if memory else [], (found, unmet)
+            found, unmet = self._inside("s", [*values, *x, *carry], self.plates, carry)
+            own = [v for v in found if v.shape == size] or found
+            new = [self._shaped(v, size) + jnp.zeros(size) for v in [*own, *own][:chains]]
+            if new and self.rng_of("sum").random() < 0.1:
+                new[0] += 0.5 * carry[-1]
+            return [*carry, *new][chains:], (found, unmet)
 
         last, (found, unmet) = ppl.scan(step, known, inputs, length)
         self.unmet += unmet.sum()
@@ -156,9 +168,10 @@ class _Block:
         return found
 
     def _inside(
-        self, side: str, values: list[Array], plates: tuple[int, ...]
+        self, side: str, values: list[Array], plates: tuple[int, ...], carried: Any = ()
     ) -> tuple[list[Array], Array]:
         block = _Block(self.program, self.name + side, self.w, plates, self.depth + 1)
+        block.carried = list(carried)
         found = block.run(values)
         self.num_values += block.num_values
         if side == "p":
@@ -183,9 +196,13 @@ class _Block:
         """A number for each element, from up to three values."""
         shape = self.plates[::-1] + ((event,) if event else ())
         total = self.rng.uniform(-1, 1) + jnp.zeros(shape)
-        recent = values[-4:]
-        for value in self.rng.sample(recent, min(len(recent), self.rng.choice([1, 2, 2, 3]))):
-            if self.rng.random() < (0.5 if moving else 0.2):
+        recent = values[-5:]
+        if self.program.is_chains and not moving:
+            recent = [v for v in recent if _fits(v, shape)]
+        chosen = self.rng.sample(recent, min(len(recent), self.rng.choice([1, 2, 2, 3])))
+        chosen += [v for v in self.carried if self.rng.random() < 0.6]
+        for value in chosen:
+            if self.rng.random() < (0.3 if moving else 0.04):
                 value = self._moved(value)
             if event and value.shape == shape[:-1]:
                 value = value[..., None]
@@ -196,14 +213,11 @@ class _Block:
 
     def _shaped(self, value: Array, shape: tuple[int, ...]) -> Array:
         """A value broadcast or reduced to `shape`."""
-        try:
-            if np.broadcast_shapes(value.shape, shape) == shape:
-                return 1.0 * value
-        except ValueError:
-            pass
+        if _fits(value, shape):
+            return 1.0 * value
         rng = self.rng_of(f"{value.shape}")
         while value.ndim > len(shape):
-            reduce = rng.choice([jnp.sum, jnp.mean, jnp.max, lambda x, axis: jnp.take(x, -1, axis)])
+            reduce = rng.choice([jnp.sum, jnp.mean, jnp.max, lambda x, axis: jnp.take(x, -1, int(axis))])
             value = reduce(value, axis=rng.randrange(value.ndim))
         return self._shaped(1.0 * value if value.shape == shape else value.sum(), shape)
 
@@ -232,3 +246,11 @@ class _Block:
     def _numbers(self, shape: tuple[int, ...]) -> np.ndarray:
         rng = self.rng_of(f"numbers {shape}")
         return np.reshape([rng.gauss(0, 1) for _ in range(math.prod(shape))], shape)
+
+
+def _fits(value: Array, shape: tuple[int, ...]) -> bool:
+    """Whether a value broadcasts to `shape`."""
+    try:
+        return np.broadcast_shapes(value.shape, shape) == shape
+    except ValueError:
+        return False
