@@ -227,6 +227,22 @@ def test_a_program_without_data_sums_to_one():
     np.testing.assert_allclose(program.log_density({}, jnp.zeros(10)), 0.0, atol=1e-5)
 
 
+def test_a_memory_longer_than_time_takes_no_lanes():
+    """Rows that meet, 27 states, and a memory of three steps in a scan of one: 27 lanes, not 27^4."""
+
+    def step(carry, y):
+        with ppl.plate("rows", 3):
+            logits = jnp.stack([carry[0] + i * carry[1] - i * i * carry[2] for i in range(3)], -1)
+            c = ppl.sample("c", dist.CategoricalLogits(logits))
+        observe("y", jnp.cumsum(c)[1:].sum(), y)
+        return (carry[1], carry[2], 1.0 * c), None
+
+    def program(y):
+        ppl.scan(step, (jnp.zeros(3), jnp.ones(3), jnp.arange(3.0)), y[:1])
+
+    check(program, ["c"], {}, (Y,))
+
+
 def test_an_order_is_found_that_keeps_a_long_chain_a_chain():
     """Rows of chains that see one site a step: 2^2 states of the rows at each of 50 steps, instead of 2^50 paths."""
     y = jnp.zeros(50)
@@ -237,6 +253,8 @@ def test_an_order_is_found_that_keeps_a_long_chain_a_chain():
             b = bernoulli("b_rows", 0.9 * b - a)
         return b, None
 
-    program = lambda y: ppl.scan(step, jnp.zeros(2, int), y)[0] * 0.0
+    def program(y):
+        ppl.scan(step, jnp.zeros(2, int), y)
+
     total = ppl.eliminate(program, ["b_step", "b_rows"]).log_density({}, y)
     np.testing.assert_allclose(total, 0.0, atol=1e-4)
