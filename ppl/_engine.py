@@ -258,11 +258,13 @@ class Engine(Recorder):
             if msg["infer"].get("imputed"):
                 return Reinforce(), "default for a missing cell"
             able = _sound(base)
+            summed = f" To sum the site out, as NumPyro's infer={{'enumerate': ...}} asks: ppl.eliminate(program, '{name}')."
             raise Unsuitable(
                 name,
                 f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy "
                 f"was chosen, so its gradient would be wrong. Choose one of {able}, e.g. "
-                f"strategies={{'{name}': '{(able or ['reinforce'])[0]}'}}.",
+                f"strategies={{'{name}': '{(able or ['reinforce'])[0]}'}}."
+                + (summed if msg["infer"].get("enumerate") else ""),
             )
         strategy = as_strategy(chosen, name)
         reason = strategy.refuse(base)

@@ -142,3 +142,17 @@ def test_a_site_inside_of_an_eliminated_program_is_refused_with_the_remedy():
     ):
         with pytest.raises(ValueError, match=match):
             run()
+
+
+def test_a_site_to_be_enumerated_by_numpyro_is_refused_with_the_remedy():
+    def program(x):
+        with ppl.plate("rows", 3):
+            b = numpyro.sample("b", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            ppl.sample("x", dist.Normal(2.0 * b, 1.0), obs=x)
+
+    objective = ppl.expectation(lambda _: ppl.draw(ppl.model(program), X).log_density)
+    for run in (objective.value, jax.jit(objective.value)):
+        with pytest.raises(
+            ValueError, match=r"Site 'b'.*no strategy.*ppl.eliminate\(program, 'b'\)"
+        ):
+            run({}, KEY)
