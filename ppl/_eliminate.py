@@ -21,7 +21,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
-from numpyro.distributions import constraints
+from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import Messenger
 
 from ._compat import handler_stack, own_caches, typed_key
@@ -52,6 +52,11 @@ class Eliminated(Program):
         super().__init__(self._statements)
         self.__name__ = self.label = f"eliminate[{', '.join(sites)}]"
         self.program, self.sites = program, sites
+
+    @property
+    def summed_out(self) -> tuple[str, ...]:
+        """Sites whose law stays under a mask around it (`ppl.mask`)."""
+        return self.sites
 
     def rebuilt(self, transform: Any) -> Eliminated:
         """The same elimination of a transformed program."""
@@ -186,7 +191,7 @@ class Eliminated(Program):
         """Parameters as the handlers outside give them; each latent site that is left: support and prior draw."""
         key = numpyro.prng_key() if any(type(h) is handlers.seed for h in handler_stack()) else None
         key = jax.random.key(0) if key is None else typed_key(key)
-        met, run = _Declarations(), Runner(key, exploring=True)
+        met, run = _Declarations(), Runner(key, exploring=True, draw=_prior_draw)
         with alone(), own_caches(), run, met:
             self.program(*args, **kwargs)
         params = {name: numpyro.param(name, *a, **k) for name, (a, k) in met.params.items()}
@@ -204,6 +209,9 @@ class Eliminated(Program):
             )
             if is_array or isinstance(handler, BLIND):
                 raise _foreign(self.label, handler)
+        if _is_predicting():
+            self.program(*args, **kwargs)
+            return
         params, left = self._declared(args, kwargs)
         kept = {}
         for name, (support, draw) in left.items():
@@ -213,7 +221,7 @@ class Eliminated(Program):
                     f"{self.label} hands it to NumPyro's inference ahead of them. Give it fixed bounds (Python numbers or "
                     "NumPy arrays), or transform a site that has."
                 )
-            kept[name] = numpyro.sample(name, _Flat(support, draw))
+            kept[name] = numpyro.sample(name, _Flat(support, draw, self.label))
         listing = list_factors(self.label, self.program, self.sites, kept, params, args, kwargs)
         numpyro.factor(self.label, listing.trace(self.label).log_density)
 
@@ -225,12 +233,12 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
     """The program with discrete sites summed out exactly: log p(v) = log sum_z p(z, v).
 
     Rows of a plate that separate are summed row by row (k lanes for N rows); chains in `ppl.scan` by a forward recursion
-    (k^(L + 1) lanes for a memory of L <= 3 steps, linear in the number of steps); other sites one after the
-    other, jointly where they meet.
+    (k^(L + 1) lanes for a memory of L <= 3 steps, linear in the number of steps), chains in the steps of another one likewise;
+    other sites one after the other, jointly where they meet.
 
     Args:
         program: a program or NumPyro model.
-        sites: names of latent sites with a finite support.
+        sites: names of latent sites with a finite support; with an eliminated program, further ones.
 
     Returns:
         A program over the other latent sites. `log_density(choices, *args)` is exact and differentiable; the program serves as
@@ -240,12 +248,16 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
         Handlers (`condition`, `intervene`, `mask`, ...) and plate sizes of minibatches act on the program inside.
 
     Raises:
-        ValueError: at the first run, before any device work, naming site and remedy: a name that is no latent site, or
-            has no finite support; more than 65,536 lanes; log-probs scaled differently (subsampling) that meet in one sum; a
-            program that subsamples a plate or uses `ppl.rng_key`; under NumPyro's inference, a support that is computed.
+        ValueError: sites are summed out already. At the first run, before any device work, naming site and remedy: a name
+            that is no latent site, or has no finite support, or stands in an eliminated program called inside; more than 65,536
+            lanes; log-probs scaled differently (subsampling) that meet in one sum; a program that subsamples a plate or uses
+            `ppl.rng_key`; under NumPyro's inference, a support that is computed.
         TypeError: it is drawn inside an objective (as a guide); NumPyro's handlers around it.
 
-    Validity: exact, up to rounding. The sum over the rows of a plate that is scaled by subsampling is scaled likewise.
+    Validity: exact, up to rounding, for p(z, v) as the program's own `log_density` has it, masks and scales (`handlers.scale`)
+    included: a masked-out site with k values counts as k, as in NumPyro's enumeration. What is no value of the program counts
+    once: sites of a branch not taken, the seen cells of `obs_mask`. The sum over the rows of a plate that is scaled by
+    subsampling is scaled likewise.
 
     Example:
         >>> from lapilli import ppl
@@ -267,7 +279,15 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     if not sites or len(set(sites)) != len(sites):
         raise ValueError(f"ppl.eliminate: name distinct latent sites, got {list(sites)}.")
-    return Eliminated(as_program(program), sites)
+    program = as_program(program)
+    if isinstance(program, Eliminated):  # one sum over both: no order of the two has to be kept
+        twice = sorted(set(sites) & set(program.sites))
+        if twice:
+            raise ValueError(
+                f"ppl.eliminate: {twice} are summed out of {program.label} already. Name sites that are left."
+            )
+        return Eliminated(program.program, program.sites + sites)
+    return Eliminated(program, sites)
 
 
 class _Declarations(Messenger):
@@ -285,20 +305,37 @@ class _Declarations(Messenger):
             self.supports.setdefault(msg["name"], msg["fn"].support)
 
 
+def _prior_draw(msg: dict[str, Any], key: Array) -> Array:
+    """A draw of a site; where its law has no sampler (`ImproperUniform`), one in its support, as NumPyro starts from."""
+    fn = msg["fn"]
+    try:
+        return jnp.asarray(fn.sample(key))
+    except NotImplementedError:
+        transform = biject_to(fn.support)
+        shape = transform.inverse_shape(fn.shape())
+        return jnp.asarray(transform(jax.random.uniform(key, shape, minval=-2.0, maxval=2.0)))
+
+
 class _Flat(dist.Distribution):
-    """No density of its own; its sample is a draw from the whole program's prior, made beforehand."""
+    """No density of its own; its samples are draws from the whole program's prior, the first made beforehand."""
 
     support: Any = constraints.dependent
     pytree_data_fields = ("draw_made", "support")
+    pytree_aux_fields = ("eliminated",)
 
-    def __init__(self, support: Any, draw_made: Array) -> None:
+    def __init__(self, support: Any, draw_made: Array, eliminated: str = "") -> None:
+        self.eliminated = eliminated
         self.support = constraints.independent(support, draw_made.ndim - support.event_dim)
         self.draw_made = draw_made
         super().__init__((), draw_made.shape)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        assert sample_shape == ()
-        return self.draw_made
+        """The draw, which NumPyro's starting points (`init_to_median`, `init_to_mean`) are then made of as well."""
+        return jnp.broadcast_to(self.draw_made, (*sample_shape, *self.draw_made.shape))
+
+    @property
+    def mean(self) -> Array:
+        raise NotImplementedError  # `init_to_mean` then falls back on draws
 
     def log_prob(self, value: Any) -> Array:
         return jnp.zeros(())
@@ -309,6 +346,13 @@ def _foreign(label: str, handler: Any) -> TypeError:
         f"{label}: the handler or plate {type(handler).__name__} around it cannot act on a sum. Transform the program "
         "first, ppl.eliminate(ppl.condition(program, ...), ...), or use the transformations of ppl, which do that."
     )
+
+
+def _is_predicting() -> bool:
+    """Whether no density counts and all is drawn, as under NumPyro's `Predictive`: there is nothing to sum then."""
+    stack = handler_stack()
+    is_off = any(isinstance(h, handlers.mask) and h.mask is False for h in stack)
+    return is_off and any(type(h) is handlers.seed for h in stack)
 
 
 def _check_stack(label: str) -> None:

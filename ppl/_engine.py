@@ -291,10 +291,12 @@ class Engine(Recorder):
                 return Reparam(), "default: differentiable sampler"
             if msg["infer"].get("imputed"):
                 return Reinforce(), "default for a missing cell"
+            summed = f" To sum the site out, as NumPyro's infer={{'enumerate': ...}} asks: ppl.eliminate(program, '{name}')."
             raise Unsuitable(
                 name,
                 f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy "
-                f"was chosen, so its gradient would be wrong. {_advice(name, base)}",
+                f"was chosen, so its gradient would be wrong. {_advice(name, base)}"
+                + (summed if msg["infer"].get("enumerate") else ""),
             )
         strategy = as_strategy(chosen, name)
         reason = strategy.refuse(base)

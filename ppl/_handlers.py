@@ -114,8 +114,20 @@ def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Prog
 
 
 def mask(program: Program | Callable[..., Any], mask: Any) -> Program:
-    """The program with every log-density multiplied by the boolean `mask` (broadcast against each site's batch shape)."""
-    return _transformed(program, lambda: numpyro.handlers.mask(mask=mask), set(), "mask")
+    """The program with every log-density multiplied by the boolean `mask` (broadcast against each site's batch shape).
+
+    Around `ppl.eliminate(...)` the sites that are summed out keep their law, so that what is masked adds nothing. A mask inside
+    of the program that is eliminated masks their densities as well: a site with k values then counts as k, as it does there.
+    """
+    program = as_program(program)
+    summed_out = getattr(program, "summed_out", ())
+
+    class _Mask(numpyro.handlers.mask):
+        def process_message(self, msg: Any) -> None:
+            if msg.get("name") not in summed_out:
+                super().process_message(msg)
+
+    return _transformed(program, lambda: _Mask(mask=mask), set(), "mask")
 
 
 def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, float]) -> Program:
@@ -153,12 +165,13 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, fl
                         f"{sizes[msg['name']]}."
                     )
             if msg["type"] == "sample":
-                scale = 1.0 if msg["scale"] is None else msg["scale"]
                 plates = {f.name: f.size for f in msg["cond_indep_stack"] if f.name in sizes}
+                rows = 1.0 if set(infinite) <= plates.keys() else 0.0
                 for name, size in plates.items():
-                    scale = scale * (1 if name in infinite else sizes[name]) / size
+                    rows = rows * (1 if name in infinite else sizes[name]) / size
                 if plates or infinite:
-                    msg["scale"] = scale if set(infinite) <= plates.keys() else 0.0
+                    msg["scale"] = rows * (1.0 if msg["scale"] is None else msg["scale"])
+                    msg["rows_scale"] = rows * msg.get("rows_scale", 1.0)  # for `_listing.py`
 
     return _transformed(program, _Rescale, set(), "rescale_plates")
 

@@ -38,6 +38,7 @@ class Layout:
         axis: the time axis of a chain, else None.
         lag: memory of the chain in steps.
         why_joint: why times that meet are enumerated jointly, where they are.
+        time: name of the time axis, where chains of several times may meet (`_structure.py`).
     """
 
     joint: tuple[int, ...]
@@ -46,6 +47,7 @@ class Layout:
     axis: int | None = None
     lag: int = 0
     why_joint: str = ""
+    time: str | None = None
 
     @property
     def is_chain(self) -> bool:

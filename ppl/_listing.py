@@ -21,16 +21,15 @@ from jax.extend.core import ClosedJaxpr
 
 from ._compat import handler_stack, own_caches
 from ._dependence import Analysis
-from ._engine import Engine, StrategySite
+from ._engine import StrategySite
 from ._evaluate import evaluate
 from ._layout import Layout
+from ._lister import Kept, Lister
 from ._program import ChoiceMismatch, Program
 from ._relation import Relation
 from ._running import running_engine
 from ._sites import SiteInfo
-from ._split import Split, agreed, by_parts, chains_of, lanes_at, whole_at
-from ._stochastic import Constrained
-from ._strategy import Enum, Reparam, Strategy, element
+from ._split import Chain, Split, agreed, by_parts, chains_of, lanes_at, whole_at
 from ._structure import Structure, structure_of
 from ._sum_product import Factor, Kind, sum_product
 from ._sweep import Sweep
@@ -52,9 +51,10 @@ class Listing:
         index: their indices by address.
         structure: how they are summed.
         atoms: name -> atom of the log-prob of every site that counts.
-        actives: eliminated site -> atom that tells whether its branch is taken.
+        actives: eliminated site -> atom that tells whether its branch is taken, or which of its cells are missing.
         relations: name -> relations of its log-prob to the eliminated sites.
         infos: descriptions of all sites.
+        scales: name -> how many rows each row of a subsample stands for; log-probs are without it.
         values: name -> atom of the value of each observed or deterministic site.
         params: parameters, for printing.
     """
@@ -68,6 +68,7 @@ class Listing:
     actives: dict[int, Any]
     relations: dict[str, dict[int, Relation]]
     infos: dict[str, SiteInfo]
+    scales: dict[str, float]
     values: dict[str, Any]
     params: dict[str, str]
 
@@ -85,27 +86,25 @@ class Listing:
             densities = [self.index[n] for n in wanted if n in self.index]
             read = [self.atoms[n] for n in wanted] + [self.actives[i] for i in densities]
             swept = self._sweep(sorted(group), read) if wanted else []
-            chains = chains_of(sorted(group), self.layouts)
             active = dict(zip(densities, swept[len(wanted) :], strict=True))
             for n, array in zip(wanted, swept, strict=False):
                 if n in self.index:
                     density = functools.partial(self._density, self.index[n], kind)
                     both = array, active[self.index[n]]
+                    chains = self._chains(n, group)
                     array = by_parts(density, *both, axis=len(group), chains=chains)
                 shown = [slice(None) if i in own[n] else 0 for i in sorted(group)]
                 arrays[n] = lanes_at(shown, array)
-        chains_at = {n: chains_of(sorted(own[n]), self.layouts) for n in arrays}
+        chains_at = {n: self._chains(n, own[n]) for n in arrays}
         found, _ = agreed([(x, chains_at[n]) for n, x in arrays.items()])
         factors, rest = [], {}
         for n, array in zip(arrays, found, strict=True):
             if not own[n]:
-                rest[n] = whole_at(array, 0, []) if isinstance(array, Split) else array
+                array = whole_at(array, 0, []) if isinstance(array, Split) else array
+                rest[n] = array if self.scales[n] == 1 else self.scales[n] * array
                 continue
-            scale = _known(self.infos[n].scale)
-            if n not in self.index and scale != 1:
-                array = jax.tree.map(lambda x, scale=scale: x / scale, array)
-            labels = self.structure.labels[n]
-            factors.append(Factor(own[n], labels, array, frozenset({scale}), self._lag(n)))
+            labels, scale = self.structure.labels[n], frozenset({self.scales[n]})
+            factors.append(Factor(own[n], labels, array, scale, self._lag(n)))
         return factors, rest
 
     def trace(self, label: str) -> Trace:
@@ -119,7 +118,7 @@ class Listing:
             (scale,) = total.scales
             name = label if number == 0 else f"{label} {number + 1}"
             dims = tuple(self.structure.dim_of(a, self.infos) for a in total.axes)
-            log_probs[name] = total.array * _known(scale)
+            log_probs[name] = total.array * scale
             infos[name] = SiteInfo(name, "factor", dims, total.array.shape, (), "", scale=scale)
         read = evaluate(self.closed, [], {}, list(self.values.values()))
         values = dict(zip(self.values, read, strict=True))
@@ -185,17 +184,21 @@ class Listing:
                 found.append(lag)
         return max(found)
 
-    def _density(self, index: int, kind: Kind, log_prob: Array, active: Array) -> Array:
-        """Log-probs of the site's elements, those that are joint added up.
+    def _chains(self, name: str, lanes: Collection[int]) -> list[Chain]:
+        """The chains among lanes whose time is the first axis of a factor, along which it may be split."""
+        axes = self.structure.labels[name]
+        return chains_of(sorted(lanes), self.layouts, axes[0]) if axes else []
 
-        Where its branch is not taken all values count as one: alike in a sum, each fully in a maximum.
+    def _density(self, index: int, kind: Kind, log_prob: Array, active: Array) -> Array:
+        """Log-probs of the site's elements.
+
+        Where its branch is not taken, or a cell is seen (`obs_mask`), all values count as one: alike in a sum, each fully in a
+        maximum.
         """
-        site, layout = self.sites[index], self.layouts[index]
+        site = self.sites[index]
         active = active.reshape(active.shape + (1,) * (log_prob.ndim - active.ndim))
         absent = 0.0 if kind == "max" else -math.log(site.num_values or 1)
-        log_prob = jnp.where(active > 0, log_prob, absent)
-        first = log_prob.ndim - len(site.sizes)
-        return log_prob.sum(tuple(first + i for i in layout.joint))
+        return jnp.where(active > 0, log_prob, absent)
 
     def _sweep(self, group: list[int], read: list[Any]) -> list[Any]:
         """Evaluate atoms in the lanes of the sites in `group`, outermost first; what is split along time stays so."""
@@ -219,8 +222,8 @@ def list_factors(
     Raises:
         ValueError: the refusals of `ppl.eliminate`.
     """
-    lister = _Lister(label, names)
-    given = Constrained(kept)
+    lister = Lister(label, names)
+    given = Kept(kept)
 
     def run() -> Any:
         declared = numpyro.handlers.substitute(data=dict(params))
@@ -246,8 +249,8 @@ def list_factors(
     }
     relations: Any = {n: relations_of(facts, a, sites) for n, a in atoms.items()}
     ranks = {n: len(a.aval.shape) for n, a in atoms.items()}
-    structure = structure_of(label, sites, index, relations, ranks)
-    _check_scales(label, relations, infos, sites)
+    structure = structure_of(label, sites, relations, ranks)
+    _check_scales(label, relations, given.scales, sites)
     values = {
         n: table["value"]
         for n, table in numbers.items()
@@ -256,48 +259,12 @@ def list_factors(
     }
     actives = {i: own[n]["active"] for n, i in index.items()}
     return Listing(
-        closed, kept, sites, index, structure, atoms, actives, relations, infos, values, lister.params
+        closed, kept, sites, index, structure, atoms, actives, relations, infos, given.scales, values, lister.params
     )  # fmt: skip
 
 
-class _Lister(Engine):
-    """Mark the eliminated sites; everything else has its value already."""
-
-    def __init__(self, label: str, names: tuple[str, ...]) -> None:
-        super().__init__(jax.random.key(0), dict.fromkeys(names, Enum()))
-        self.label, self.names = label, names
-        self.missing: list[str] = []
-
-    def _choose(self, msg: dict[str, Any], address: str) -> tuple[Strategy, str]:
-        if msg["name"] not in self.names:
-            self.missing.append(msg["name"])
-            return Reparam(), ""
-        base, _ = element(msg["fn"])
-        if (reason := Enum().refuse(base)) is not None:
-            raise ValueError(
-                f"Site '{address}': {self.label} {reason}. Keep the site as a choice, or estimate the marginal with "
-                "ppl.marginal."
-            )
-        return Enum(), ""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "plate" and msg["value"] is None:
-            raise ValueError(
-                f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows by itself, and {self.label} has no "
-                "random key to choose them. Use all rows, or minibatches of the data (fit(..., subsample=...))."
-            )
-        super().process_message(msg)
-
-    def hand_out(self, key: Array, name: str) -> Array:
-        if name.startswith("rng:"):
-            raise ValueError(
-                f"ppl.rng_key('{name.removeprefix('rng:')}'): {self.label} is a sum without noise. Make the draw a site."
-            )
-        return key
-
-
 def _check_sites(
-    label: str, lister: _Lister, given: Constrained, names: tuple[str, ...], kept: Collection[str]
+    label: str, lister: Lister, given: Kept, names: tuple[str, ...], kept: Collection[str]
 ) -> None:
     absent = sorted(set(names) - set(lister.frame.sites))
     if absent:
@@ -319,7 +286,7 @@ def _check_sites(
 def _check_scales(
     label: str,
     relations: Mapping[str, Any],
-    infos: Mapping[str, SiteInfo],
+    scales: Mapping[str, float],
     sites: Mapping[int, Any],
 ) -> None:
     """Refuse sums over factors that count with different scales."""
@@ -331,10 +298,10 @@ def _check_scales(
             merged = set(relation).union(*(g[0] for g in met))
             groups.append((merged, [name, *(n for g in met for n in g[1])]))
     for members, names in groups:
-        scales = {infos[n].scale for n in names}
-        if len(scales) > 1 or None in scales:
+        found = {scales[n] for n in names}
+        if len(found) > 1:
             raise ValueError(
-                f"{label}: the log-probs of {sorted(names)} are scaled by {sorted(map(str, scales))} (subsampling), but meet "
+                f"{label}: the log-probs of {sorted(names)} are scaled by {sorted(map(str, found))} (subsampling), but meet "
                 f"in the sum over {sorted(sites[i].address for i in members)}, where a scaled part would make it wrong. "
                 "Use all rows, or put the site inside the subsampled plate."
             )
@@ -350,11 +317,6 @@ def alone() -> Iterator[None]:
         yield
     finally:
         stack[:] = outside
-
-
-def _known(scale: float | None) -> float:
-    assert scale is not None  # checked
-    return scale
 
 
 def _elements(array: Array, site: StrategySite, layout: Layout, event: tuple[int, ...]) -> Array:

@@ -145,9 +145,13 @@ def lanes_at(index: Sequence[Any], x: Any) -> Any:
     return jax.tree.map(lambda x: x[*front, *index], x)
 
 
-def chains_of(lanes: Sequence[int], layouts: Any) -> list[Chain]:
-    """The chains among lanes."""
-    is_chain = lambda i: i in layouts and layouts[i].is_chain
+def chains_of(lanes: Sequence[int], layouts: Any, time: str | None = None) -> list[Chain]:
+    """The chains among lanes; where they have times of their own, those of `time`.
+
+    Only they are in relative lanes in an array that is split along this time: a chain of another time, such as one inside of
+    each step, is by place, along an axis that stands behind.
+    """
+    is_chain = lambda i: i in layouts and layouts[i].is_chain and layouts[i].time == time
     return [Chain(a, layouts[i], i) for a, i in enumerate(lanes) if is_chain(i)]
 
 

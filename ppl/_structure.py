@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ._engine import StrategySite
 from ._layout import MAX_LANES, Layout
 from ._relation import Relation
 from ._sites import SiteInfo
-from ._sum_product import Intractable, Unit, order_of
+from ._sum_product import Intractable, Unit, Way, order_of
 
 Axis = tuple[Any, int]
 
@@ -52,7 +52,6 @@ class Structure:
 def structure_of(
     label: str,
     sites: dict[int, StrategySite],
-    index: dict[str, int],
     relations: Mapping[str, dict[int, Relation]],
     ranks: Mapping[str, int],
 ) -> Structure:
@@ -61,7 +60,6 @@ def structure_of(
     Args:
         label: of the elimination, for messages.
         sites: by index.
-        index: of the factors that are the density of a site.
         relations: of the factors to the sites.
         ranks: number of axes of each factor.
 
@@ -69,28 +67,53 @@ def structure_of(
         ValueError: too many lanes.
     """
     joint, classes = _classes(sites, relations, ranks)
+    labels = {n: tuple(classes[(n, a)] for a in range(ranks[n])) for n in relations}
+    try:
+        return _planned(label, sites, relations, joint, classes, labels)
+    except ValueError:
+        # What all assignments fit into is never refused, whatever windows and rows together would take.
+        whole = {i: set(range(len(s.sizes))) for i, s in sites.items()}
+        try:
+            return _planned(label, sites, relations, whole, classes, labels)
+        except ValueError:
+            pass
+        raise
+
+
+def _planned(
+    label: str,
+    sites: dict[int, StrategySite],
+    relations: Mapping[str, dict[int, Relation]],
+    joint: dict[int, set[int]],
+    classes: Mapping[Axis, str],
+    labels: dict[str, tuple[str, ...]],
+) -> Structure:
+    """The structure with at least the axes in `joint`, which grows, enumerated jointly.
+
+    Raises:
+        ValueError: too many lanes.
+    """
     while True:
-        chains = _chains(sites, relations, joint, classes)
+        chains = _chains(sites, relations, joint)
+        groups = _groups(chains, relations, joint, classes)
+        for group in groups:
+            lag = max(chains[i][1] for i in group)
+            chains.update({i: (chains[i][0], lag) for i in group})
         layouts = {i: _layout(label, i, s, joint[i], chains, relations) for i, s in sites.items()}
+        for i, layout in layouts.items():
+            if layout.axis is not None:
+                time = classes[(i, layout.axis)]
+                layouts[i] = dataclasses.replace(layout, time=time)
         free = {
             i: tuple(classes[(i, a)] for a in range(len(s.sizes)) if a not in joint[i])
             for i, s in sites.items()
         }
-        labels = {
-            n: free[index[n]] if n in index else tuple(classes[(n, a)] for a in range(ranks[n]))
-            for n in relations
-        }
         try:
-            units = _units(sites, relations, layouts, free, classes)
+            units = _units(groups, layouts, free)
             factors = [(frozenset(r), frozenset(labels[n])) for n, r in relations.items() if r]
             order, largest = order_of(factors, units, layouts)
         except Intractable as stuck:
-            site = sites[stuck.site]
-            joint[stuck.site] |= {
-                a
-                for a in range(len(site.sizes))
-                if a not in joint[stuck.site] and classes[(stuck.site, a)] in stuck.axes
-            }
+            _join_cheapest(stuck.ways, sites, joint, layouts, classes)
             continue
         break
     count = math.prod(layouts[i].num_lanes for i in largest)
@@ -143,37 +166,49 @@ def _chains(
     sites: dict[int, StrategySite],
     relations: Mapping[str, dict[int, Relation]],
     joint: dict[int, set[int]],
-    classes: Mapping[Axis, str],
 ) -> dict[int, tuple[int, int]]:
     """Chain -> (time axis, memory); a second axis along which its elements meet becomes joint."""
     chains: dict[int, tuple[int, int]] = {}
     for i, site in sites.items():
-        for a in range(len(site.sizes)):
-            lags = [r[i][a].lag for r in relations.values() if i in r]
-            if a in joint[i] or not any(lags):
+        for a, length in enumerate(site.sizes):
+            if a in joint[i]:
                 continue
-            if i in chains:
+            lag = max([r[i][a].lag or 0 for r in relations.values() if i in r], default=0)
+            lag = min(lag, length - 1)
+            if lag and i in chains:
                 joint[i].add(a)
-            else:
-                chains[i] = a, max(lag for lag in lags if lag is not None)
-    changed = True
-    while changed:  # chains that meet share one memory
-        changed = False
-        for r in relations.values():
-            for i in r.keys() & chains.keys():
-                met = [
-                    j
-                    for j in r
-                    if j in chains and _time(j, chains, classes) == _time(i, chains, classes)
-                ]
-                lag = max(chains[j][1] for j in met)
-                changed |= any(chains[j][1] != lag for j in met)
-                chains.update({j: (chains[j][0], lag) for j in met})
+            elif lag:
+                chains[i] = a, lag
     return chains
 
 
-def _time(i: int, chains: Mapping[int, tuple[int, int]], classes: Mapping[Axis, str]) -> str:
-    return classes[(i, chains[i][0])]
+def _groups(
+    chains: Mapping[int, tuple[int, int]],
+    relations: Mapping[str, dict[int, Relation]],
+    joint: Mapping[Any, Collection[int]],
+    classes: Mapping[Axis, str],
+) -> list[list[int]]:
+    """Chains that end up in one recursion, and so share one memory.
+
+    These have one time and meet, directly or through other sites with elements at this time, which have to be summed out before.
+    """
+    groups = []
+    time_of = {i: classes[(i, axis)] for i, (axis, _) in chains.items()}
+    for time in sorted(set(time_of.values())):
+        here = {i for (i, a), name in classes.items() if name == time and a not in joint.get(i, ())}
+        for group in _components([here & r.keys() for r in relations.values()]):
+            members = sorted(i for i in group if time_of.get(i) == time)
+            groups += [members] if members else []
+    return groups
+
+
+def _components(sets: Iterable[set[int]]) -> list[set[int]]:
+    """Unions of the sets that overlap."""
+    groups: list[set[int]] = []
+    for new in sets:
+        met = [g for g in groups if g & new]
+        groups = [g for g in groups if not g & new] + [new.union(*met)]
+    return groups
 
 
 def _layout(
@@ -206,31 +241,46 @@ def _layout(
 
 
 def _units(
-    sites: dict[int, StrategySite],
-    relations: Mapping[str, dict[int, Relation]],
-    layouts: dict[int, Layout],
-    free: dict[int, tuple[str, ...]],
-    classes: Mapping[Axis, str],
+    groups: list[list[int]], layouts: dict[int, Layout], free: dict[int, tuple[str, ...]]
 ) -> list[Unit]:
-    """Single sites, and the chains that meet along one axis.
+    """Single sites, and the chains that share one recursion.
 
     Raises:
-        Intractable: chains that meet have different axes.
+        Intractable: chains in one recursion have different axes.
     """
-    groups = {i: {i} for i in sites}
-    time = {i: classes[(i, n.axis)] if n.axis is not None else None for i, n in layouts.items()}
-    for r in relations.values():
-        for i in r:
-            for j in r:
-                if time[i] is not None and time[i] == time[j]:
-                    union = groups[i] | groups[j]
-                    for k in union:
-                        groups[k] = union
+    single = [[i] for i in layouts if not layouts[i].is_chain]
     units = []
-    for group in {frozenset(g) for g in groups.values()}:
-        shared = frozenset.intersection(*(frozenset(free[i]) for i in group))
-        for i in group:
-            if frozenset(free[i]) != shared:
-                raise Intractable(i, frozenset(free[i]) - shared)
-        units.append(Unit(group, shared, time[min(group)]))
+    for group in [*groups, *single]:
+        axes = [frozenset(free[i]) for i in group]
+        shared = frozenset.intersection(*axes)
+        own = {i: a - shared for i, a in zip(group, axes, strict=True) if a != shared}
+        if own:
+            raise Intractable([own])
+        units.append(Unit(frozenset(group), shared, layouts[group[0]].time))
     return sorted(units, key=lambda u: min(u.sites))
+
+
+def _join_cheapest(
+    ways: Sequence[Way],
+    sites: dict[int, StrategySite],
+    joint: dict[int, set[int]],
+    layouts: dict[int, Layout],
+    classes: Mapping[Axis, str],
+) -> None:
+    """Enumerate elements jointly, in the way that takes the fewest lanes."""
+
+    def axes(i: int, names: frozenset[str]) -> set[int]:
+        free = set(range(len(sites[i].sizes))) - joint[i]
+        return {a for a in free if classes[(i, a)] in names}
+
+    def log_lanes(way: Way) -> float:
+        total = 0.0
+        for i, names in way.items():
+            new = axes(i, names)
+            lag = 0 if layouts[i].axis in new else layouts[i].lag
+            elements = math.prod(sites[i].sizes[a] for a in joint[i] | new)
+            total += elements * (lag + 1) * math.log(sites[i].num_values or 1)
+        return total
+
+    for i, names in min(ways, key=log_lanes).items():
+        joint[i] |= axes(i, names)

@@ -61,12 +61,15 @@ class Unit:
     time: str | None
 
 
-class Intractable(Exception):
-    """No unit can be summed out: `site` and others have axes of their own in one factor."""
+Way = dict[int, frozenset[str]]  # site -> axes along which its elements are to be joint
 
-    def __init__(self, site: int, axes: frozenset[str]) -> None:
+
+class Intractable(Exception):
+    """No unit can be summed out: sites have axes of their own in one factor. Each of `ways` lets one unit go on."""
+
+    def __init__(self, ways: Sequence[Way]) -> None:
         super().__init__()
-        self.site, self.axes = site, axes
+        self.ways = ways
 
 
 def order_of(
@@ -76,7 +79,8 @@ def order_of(
 ) -> tuple[list[Unit], frozenset[int]]:
     """The order in which to sum units out, fewest lanes first; and the largest set of lanes on the way.
 
-    A unit is ready when no other site in its factors separates along an axis that it does not have itself.
+    A unit is ready when no other site in its factors separates along an axis that it does not have itself, nor along the time of
+    chains: the sum over their paths leaves one number, which would join the other site's elements at all times.
 
     Raises:
         Intractable: none is ready.
@@ -90,17 +94,20 @@ def order_of(
         return math.prod(layouts[i].num_lanes for i in sites)
 
     while left:
-        ready = []
+        ready, ways = [], []
         for unit in left:
             met = [f for f in live if f[0] & unit.sites]
             sites = unit.sites.union(*(s for s, _ in met))
             axes = frozenset().union(*(a for _, a in met)) - unit.axes
-            if not any(axes & axes_of[i] for i in sites - unit.sites):
-                ready.append((size(sites), len(order), unit, sites))
+            gone = axes if unit.time is None else axes | {unit.time}
+            way = {i: gone & axes_of[i] for i in sites - unit.sites if gone & axes_of[i]}
+            if way:
+                ways.append(way)
+            else:
+                ready.append((size(sites), unit, sites))
         if not ready:
-            worst = max(left, key=lambda u: len(u.axes))
-            raise Intractable(min(worst.sites), worst.axes)
-        _, _, unit, sites = min(ready, key=lambda r: (r[0], min(r[2].sites)))
+            raise Intractable(ways)
+        _, unit, sites = min(ready, key=lambda r: (r[0], min(r[1].sites)))
         largest = max(largest, sites, key=size)
         live = [f for f in live if not f[0] & unit.sites] + [
             (sites - unit.sites, unit.axes - {unit.time})
@@ -147,7 +154,7 @@ def _join(factors: Sequence[Factor], unit: Unit, layouts: dict[int, Layout]) -> 
     for f in factors:
         lanes, array = sorted(f.sites), f.array
         if isinstance(array, Split) and f.axes[0] != unit.time:
-            array = whole_at(array, len(lanes), chains_of(lanes, layouts))
+            array = whole_at(array, len(lanes), chains_of(lanes, layouts, f.axes[0]))
         gone = [len(lanes) + n for n, a in enumerate(f.axes) if a not in unit.axes]
         kept = [a for a in f.axes if a in unit.axes]
         order = [*range(len(lanes)), *(len(lanes) + kept.index(a) for a in axes if a in kept)]

@@ -1,8 +1,6 @@
-"""Discrete sites summed out of a program: densities, posteriors, modes and draws against brute force.
+"""Discrete sites summed out of a program: densities, posteriors, modes and draws against brute force (`_brute_force.py`).
 
-`check` enumerates all assignments of the eliminated sites with the program's own `log_density`, in float32, and compares the
-log of the sum, its gradient in the other choices, the posterior's marginals and the mode. Chains are compared with a forward
-recursion in NumPy and with funsor's sum-product as well.
+Chains are compared with a forward recursion in NumPy and with funsor's sum-product as well.
 """
 
 import itertools
@@ -15,8 +13,10 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from _brute_force import check
 from _slow import some_slow
 from funsor.sum_product import naive_sequential_sum_product
+from numpyro.handlers import seed, trace
 from numpyro.infer import MCMC, NUTS, Predictive
 from numpyro.infer.util import log_density
 
@@ -28,68 +28,6 @@ X = jnp.array([0.9, -0.2, 1.4])
 sigmoid = jax.nn.sigmoid
 
 
-def assignments(program, names, kept, args):
-    """All assignments: site -> array with a leading axis, and the values of each site's support."""
-    drawn = program.generate(KEY, kept, *args)[0]
-    shapes = {n: drawn.choices[n].shape for n in names}
-    counts = {n: SUPPORT[n[0]] for n in names}
-    elements = [(n, i) for n in names for i in range(int(np.prod(shapes[n])))]
-    table = np.indices([counts[n] for n, _ in elements]).reshape(len(elements), -1)
-    columns = {n: [] for n in names}
-    for (n, _), row in zip(elements, table, strict=True):
-        columns[n].append(row)
-    return {
-        n: jnp.asarray(np.stack(c, -1).reshape(-1, *shapes[n])) for n, c in columns.items()
-    }, counts
-
-
-SUPPORT = {"b": 2, "c": 3}  # sites named b... are Bernoulli, c... have three values
-
-
-def check(program, names, kept=None, args=()):
-    """Compare everything that elimination offers with brute force; returns the eliminated program."""
-    program, kept = ppl.as_program(program), dict(kept or {})
-    eliminated = ppl.eliminate(program, names)
-    rows, counts = assignments(program, names, kept, args)
-
-    def brute(kept):
-        log_probs = jax.vmap(lambda z: program.log_density({**kept, **z}, *args))(rows)
-        return jax.nn.logsumexp(log_probs), log_probs
-
-    (want, log_probs), slope = jax.jit(jax.value_and_grad(brute, has_aux=True))(kept)
-    run = jax.jit(lambda kept: eliminated.log_density(kept, *args))
-    np.testing.assert_allclose(run(kept), want, rtol=1e-5, atol=1e-5)
-    if kept:
-        got = jax.jit(jax.grad(lambda kept: eliminated.log_density(kept, *args)))(kept)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, slope
-        )
-    weights = jax.nn.softmax(log_probs)
-    probs = jax.jit(lambda kept: eliminated.posterior_probs(kept, *args))(kept)
-    for n in names:
-        hot = rows[n][..., None] == jnp.arange(counts[n])
-        marginal = jnp.tensordot(weights, hot.astype(float), 1)
-        np.testing.assert_allclose(probs[n], marginal, atol=1e-5, err_msg=n)
-    found, highest = jax.jit(lambda kept: eliminated.mode(kept, *args))(kept)
-    np.testing.assert_allclose(highest, log_probs.max(), rtol=1e-5)
-    for n in names:
-        np.testing.assert_array_equal(found[n], rows[n][log_probs.argmax()])
-    return eliminated, rows, np.asarray(weights, float)
-
-
-def check_draws(eliminated, rows, weights, kept, args=(), n=20_000):
-    """Joint draws against all probabilities that are expected at least 20 times; z scores below 4.5 (conventions)."""
-    draws = jax.jit(lambda key: eliminated.posterior(key, kept, *args, num_samples=n))(KEY)
-    same = jnp.ones((n, len(weights)), bool)
-    for name, values in rows.items():
-        axes = tuple(range(2, 1 + values.ndim))
-        same &= (draws[name][:, None] == values[None]).all(axes)
-    assert (same.sum(1) == 1).all()
-    often = weights * n > 20
-    z = (np.asarray(same.mean(0)) - weights) / np.sqrt(weights * (1 - weights) / n)
-    assert often.sum() > 3 and np.abs(z[often]).max() < 4.5
-
-
 def mixture(x, scale=1.0):
     p = ppl.sample("p", dist.Beta(2.0, 3.0))
     with ppl.plate("rows", x.shape[0]):
@@ -98,8 +36,7 @@ def mixture(x, scale=1.0):
 
 
 def test_a_mixture_is_summed_row_by_row():
-    eliminated, rows, weights = check(mixture, ["b"], {"p": jnp.array(0.3)}, (X,))
-    check_draws(eliminated, rows, weights, {"p": jnp.array(0.3)}, (X,))
+    eliminated, _ = check(mixture, ["b"], {"p": jnp.array(0.3)}, (X,), num_draws=20_000)
     trace = eliminated.trace({"p": 0.3}, jnp.zeros(1000))  # 2 lanes, not 2^1000
     assert trace.log_probs["eliminate[b]"].shape == (1000,)
     assert trace.sites["eliminate[b]"].dims == ("rows",)
@@ -121,8 +58,7 @@ def switching(x):
 
 def test_a_switching_chain_with_continuous_states_is_exact():
     kept = {"w": jnp.array([0.4, -0.3, 0.9]), "v": jnp.array([0.1, 0.5, -0.2])}
-    eliminated, rows, weights = check(switching, ["c"], kept, (X,))
-    check_draws(eliminated, rows, weights, kept, (X,))
+    check(switching, ["c"], kept, (X,), num_draws=20_000)
 
 
 def emissions(x):
@@ -212,8 +148,7 @@ STRUCTURES = {
 def test_plates_and_chains_in_every_arrangement_agree_with_brute_force(name):
     program, names = STRUCTURES[name]
     args = (X[:2] if program is emissions else X,)
-    eliminated, rows, weights = check(program, names, {}, args)
-    check_draws(eliminated, rows, weights, {}, args)
+    check(program, names, {}, args, num_draws=20_000)
 
 
 def test_sites_of_a_branch_are_summed():
@@ -628,7 +563,7 @@ def moved_by_a_site(x):
 @pytest.mark.parametrize("program", [moving_along, moved_by_a_site])
 def test_a_support_that_moves_is_refused_under_numpyro(program):
     with pytest.raises(ValueError, match="Site 'v': its support .* may depend on"):
-        Predictive(ppl.eliminate(program, "b"), num_samples=1)(jax.random.key(0), X)
+        trace(seed(ppl.eliminate(program, "b"), 0)).get_trace(X)
 
 
 @pytest.mark.slow  # seconds of compilation
