@@ -31,7 +31,7 @@ from ._compat import fresh_caches, handler_stack
 from ._program import Program, as_program
 from ._runner import Collector
 from ._running import running_engine
-from ._sites import SiteInfo
+from ._sites import PROPOSED, SiteInfo
 from ._trace import Trace, _Sites, trace_of
 
 Array = jax.Array
@@ -169,7 +169,7 @@ def propose(
         return None
     value = numpyro.sample(name, proposal, infer=infer)
     if isinstance(mode, _Joint):
-        numpyro.sample(f"{name}{PRIOR}", prior, obs=value)
+        numpyro.sample(f"{name}{PRIOR}", prior, obs=value, infer={PROPOSED: True})
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in mode.kl):
             with contextlib.suppress(NotImplementedError):
                 numpyro.factor(f"{name}{KL}", dist.kl_divergence(proposal, prior))

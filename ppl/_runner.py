@@ -93,7 +93,7 @@ class Runner(Recorder):
             log_prob = jnp.zeros(msg["fn"].batch_shape)
         else:
             log_prob = _guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
-        return _numbers(msg, log_prob)
+        return numbers_for_trace(msg, log_prob)
 
 
 class Collector(Recorder):
@@ -106,12 +106,14 @@ class Collector(Recorder):
         msg["_collected"] = True
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
-        return _numbers(msg, log_prob_of(msg))
+        return numbers_for_trace(msg, log_prob_of(msg))
 
 
-def _numbers(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
-    cells = {"cells": msg["infer"]["cells"]} if "cells" in msg["infer"] else {}
-    return {"value": msg["value"], "log_prob": log_prob, **cells}
+def numbers_for_trace(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
+    more = {"cells": msg["infer"]["cells"]} if "cells" in msg["infer"] else {}
+    if not msg["is_observed"] and not isinstance(msg["scale"], int | float | None):
+        more["scale"] = msg["scale"]
+    return {"value": msg["value"], "log_prob": log_prob, **more}
 
 
 def _guarded_log_prob(msg: dict[str, Any]) -> Array:

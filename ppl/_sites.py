@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,10 +15,12 @@ from numpyro.distributions import constraints
 
 from ._compat import handler_stack
 from ._missing import NormalCells
+from ._supports import NOWHERE_KNOWN, Support, support_known
 
 Array = jax.Array
 # Laws on the real line whose log-density is NaN or -inf at every value that is no real number.
 LOUD = (dist.Normal, dist.Laplace, dist.Cauchy, dist.StudentT, dist.Logistic)
+PROPOSED = "lapilli_proposed"  # marks the prior of a drawn value (`_inline_guide`)
 CENSORED = (
     dist.LeftCensoredDistribution,
     dist.RightCensoredDistribution,
@@ -51,6 +54,8 @@ class SiteInfo:
         regions: the regions around the site, outermost first.
         is_imputed: the missing cells of a statement with `obs_mask`.
         is_masked: its density leaves cells out.
+        support: what is known of its law's support.
+        subsampled: names of the plates around it that draw their rows.
     """
 
     name: str
@@ -65,10 +70,15 @@ class SiteInfo:
     regions: tuple[Region, ...] = ()
     is_imputed: bool = False
     is_masked: bool = False
+    support: Support = NOWHERE_KNOWN
+    subsampled: tuple[str, ...] = ()
 
 
-def describe(msg: dict[str, Any]) -> SiteInfo:
-    """The static description of a sample statement; checks an observation's shape against the site's."""
+def describe(msg: dict[str, Any], plates: Mapping[str, int] | None = None) -> SiteInfo:
+    """The static description of a sample statement; checks an observation's shape against the site's.
+
+    `plates` are the full sizes of the plates met.
+    """
     fn, name = msg["fn"], msg["name"]
     if isinstance(base_of(fn), dist.Unit):
         kind = "factor"
@@ -84,9 +94,13 @@ def describe(msg: dict[str, Any]) -> SiteInfo:
     auxiliary = bool(msg["infer"].get("is_auxiliary")) and kind == "latent"
     strategy = msg["infer"].get("strategy") or ""
     strategy = strategy if isinstance(strategy, str) else strategy.name
+    support = support_known(fn) if kind == "latent" or PROPOSED in msg["infer"] else NOWHERE_KNOWN
+    rows = {frame.name: frame.size for frame in msg["cond_indep_stack"]}
+    subsampled = tuple(p for p, size in rows.items() if (plates or {}).get(p, size) != size)
     return SiteInfo(
         name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(base_of(fn)).__name__,
         strategy, auxiliary, scale, is_imputed=bool(msg["infer"].get("imputed")), is_masked=is_masked(fn),
+        support=support, subsampled=subsampled,
     )  # fmt: skip
 
 

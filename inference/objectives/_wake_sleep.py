@@ -20,6 +20,8 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._match import Inclusion, check_is_law, check_match
+from ...ppl._score import score_at
 from ...ppl._stochastic import log_mean_exp
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
@@ -163,12 +165,15 @@ def rws(
             "data_args=lambda observed, x: (observed['x'],), or insomnia=1."
         )
 
+    # The wake phase in phi is a cross-entropy from the posterior.
+    supports: tuple[Inclusion, ...] = ("inside", "covers") if insomnia > 0 else ("inside",)
+
     @objective(weighing="refused")
     def rws(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         def lane() -> tuple[Array, Array, Array]:
             r = ppl.draw(detached(guide), *args)
             before = sites_met()
-            p = ppl.score(model, r, *args)
+            p = score_at(model, r, args, supports=supports)
             weight, scale = weight_of(p, jax.tree.map(stop, r), per)
             q = ppl.score(guide, r.choices, *args)
             refuse_new_draws("rws", before)
@@ -235,7 +240,10 @@ def _dream(
         )
     observed = {site: drawn.choices[site] for site in redraw.names}
     latent = {site: x for site, x in drawn.choices.items() if site not in observed}
-    return ppl.score(guide, latent, *data_args(observed, *args)).log_density
+    q = ppl.score(guide, latent, *data_args(observed, *args))
+    check_is_law(drawn, "model of a sleep phase")
+    check_match(drawn, q, ("covers",))
+    return q.log_density
 
 
 class _RedrawObserved(Messenger):
@@ -270,9 +278,10 @@ def _lanes(
 
     def lane() -> tuple[Array, Array, Array, Array]:
         r = ppl.draw(source, *args)
-        p = ppl.score(detached(model), r, *args)
+        p = score_at(detached(model), r, args, supports=("inside", "covers"))
         before = sites_met()
         q = ppl.score(guide, r.choices if proposal is None else r, *args)
+        check_match(p, q, ("covers",))
         refuse_new_draws("wake phase", before)
         weight, scale = weight_of(p, r, per)
         plate = plate_of(p, r, per)
