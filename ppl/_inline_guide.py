@@ -16,7 +16,6 @@ may have been changed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Collection, Mapping
@@ -28,6 +27,7 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from ._compat import fresh_caches, handler_stack
+from ._exact_kl import exact_kl
 from ._program import Program, as_program
 from ._runner import Collector
 from ._running import running_engine
@@ -171,8 +171,9 @@ def propose(
     if isinstance(mode, _Joint):
         numpyro.sample(f"{name}{PRIOR}", prior, obs=value, infer={PROPOSED: True})
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in mode.kl):
-            with contextlib.suppress(NotImplementedError):
-                numpyro.factor(f"{name}{KL}", dist.kl_divergence(proposal, prior))
+            divergence = exact_kl(proposal, prior)
+            if divergence is not None:
+                numpyro.factor(f"{name}{KL}", divergence)
     return value
 
 

@@ -101,8 +101,8 @@ def check_supports(
         if "inside" in needed and is_outside(q.support, p.support):
             raise ValueError(
                 f"Site '{name}': {laws}. Draws outside have density 0 under the model, so that the mean of log p is minus "
-                "infinity, and leaving them out would be a bias. Give the guide a law within the model's support, e.g. LogNormal or Gamma "
-                "for positive numbers, Beta for the unit interval, or a TransformedDistribution by "
+                "infinity, and leaving them out would be a bias. Give the guide a law within the model's support, e.g. LogNormal "
+                "or Gamma for positive numbers, Beta for the unit interval, or a TransformedDistribution by "
                 "numpyro.distributions.biject_to(support)."
             )
         if "covers" in needed and is_outside(p.support, q.support):
@@ -174,6 +174,6 @@ def _check_auxiliary(guide: Trace, shared: Collection[str]) -> None:
         if not any(math.isclose(scale, s, rel_tol=1e-6) for s in scales if s is not None):
             raise ValueError(
                 f"Site '{name}': the guide counts this auxiliary site x {scale:g}, but no site of the model that could be made "
-                f"of it (they count {dict(zip(shared, scales, strict=True))}), so that log q is no log-density. Draw it inside of the "
-                "plates of the site that it makes."
+                f"of it (they count {dict(zip(shared, scales, strict=True))}), so that log q is no log-density. Draw it "
+                "inside of the plates of the site that it makes."
             )
