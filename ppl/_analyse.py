@@ -32,6 +32,7 @@ from ._layout import (
 )
 from ._relation import PARAMS, Relations
 from ._replay import check_replay, replay_axes, replay_groups
+from ._rows import KIND as ROWS, check_rows
 from ._sites import SiteInfo
 from ._upstream import closed_relations, direct_relations, relations_of, through_sites
 
@@ -140,6 +141,7 @@ def analyse(
     num_params = len(jax.tree.leaves(params))
     facts = Analysis(closed, [i < num_params for i in range(len(closed.jaxpr.invars))])
     result = outvars[0]
+    check_rows(record["infos"], numbers, sites, facts)
     _check_supports(sites, facts)
     _check_fixed(sites, table, facts)
     if all(site.strategy.is_pathwise for site in sites.values()):
@@ -183,7 +185,7 @@ def analyse(
     replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
     return Analysed(
         closed, result, terms, relations, upstream, sites, table, scores, layouts, lanes, replicates,
-        record["infos"], record["plates"], facts, shapes[0].dtype,
+        {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype,
     )  # fmt: skip
 
 

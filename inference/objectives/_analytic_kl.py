@@ -104,8 +104,8 @@ def _check_named(patterns: Sequence[str], q: ppl.Trace, kl: Mapping[str, Any]) -
         if pattern in matching and pattern not in kl:
             raise ValueError(
                 f"Site '{pattern}': its KL(q || p) is not known here. Its laws must be a pair with an exact formula (Normal, "
-                "Gamma, Beta, Dirichlet, Categorical by probs, ...; that of Kumaraswamy and Beta is a series cut off), unmasked and "
-                "seen together: write ppl.sample(name, prior, proposal=q) with guide=ppl.guide_of(model), or stay outside of "
+                "Gamma, Beta, Dirichlet, Categorical by probs, ...; that of Kumaraswamy and Beta is a series cut off), unmasked "
+                "and seen together: write ppl.sample(name, prior, proposal=q) with guide=ppl.guide_of(model), or stay outside of "
                 f"control flow. Or take the sampled log-ratio, kl={{'{pattern}': 'sampled'}}."
             )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._match import Inclusion
+from ...ppl._rows import keep_rows
 from ...ppl._score import score_at
 from ...ppl._stochastic import log_mean_exp
 
@@ -110,6 +111,7 @@ def _rows(trace: ppl.Trace, plate: str, scales: set[float]) -> Array:
         scales.add(info.scale)
         axis = info.dims.index(plate)
         total = total + log_prob.sum([a for a in range(log_prob.ndim) if a != axis]) / info.scale
+    keep_rows(total, plate)
     return total
 
 
