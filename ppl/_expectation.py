@@ -251,7 +251,7 @@ def as_arrays(params: Any) -> Any:
 def _wide(x: Any) -> Any:
     return (
         jnp.asarray(x, jnp.float64)
-        if getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16, jnp.float16)
+        if getattr(x, "dtype", None) in (jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16)
         else x
     )
 
