@@ -28,6 +28,7 @@ from numpyro.primitives import Messenger
 
 from ._compat import fresh_caches, handler_stack
 from ._exact_kl import exact_kl
+from ._foreign import named_errors
 from ._program import Program, as_program
 from ._runner import Collector
 from ._running import running_engine
@@ -96,7 +97,7 @@ class InlineGuide(Program):
                 "objective. Elsewhere use guide.simulate(key, *args)."
             )
         collector = Collector()
-        with collector, _Joint(kl):
+        with collector, named_errors(collector, self.model), _Joint(kl):
             retval = self.model(*args, **kwargs)
         run = _split(trace_of(collector, retval))
         guide = self._remember(collector, run.guide)

@@ -5,7 +5,9 @@ Terms: p, q the laws of one site in model and guide, at one draw z of the guide.
 1. *A law.* A guide is the law that its draws have. An observation or a factor in it changes its density and not its draws.
 2. *Scales.* A site counts as often in log q as in log p: subsampled plates and `handlers.scale` act on both sides or on none,
    and a plate that draws its rows is the same plate on both sides, since other rows are other sites.
-3. *Supports.* Which inclusion is needed depends on what becomes of the weight w = p / q:
+3. *Masks.* What the guide leaves out of log q the model leaves out of log p. (A prior that is masked and drawn from an unmasked
+   law is a flat one, and sound.)
+4. *Supports.* Which inclusion is needed depends on what becomes of the weight w = p / q:
    - "inside", supp q in supp p: wherever a logarithm is taken of one weight, or of a mean of K. A draw outside has w = 0, with
      positive probability all K have, and the mean of the logarithm is minus infinity: no number of draws shows it reliably, and
      leaving such draws out is a bias.
@@ -60,9 +62,14 @@ def check_match(
         if i.kind == "latent" and n in guide.sites and guide.sites[n].kind == "latent" and not guide.sites[n].is_auxiliary
     ]  # fmt: skip
     check_supports(model.sites, guide.sites, shared, supports)
-    penalties = {n: _compare_scales(n, model, guide) for n in shared}
     _check_auxiliary(guide, shared)
-    return {n: x for n, x in penalties.items() if x is not None}
+    penalties: dict[str, Any] = {}
+    for name in shared:
+        for compare in (_compare_scales, _compare_masks):
+            penalty = compare(name, model, guide)
+            if penalty is not None:
+                penalties[name] = penalties.get(name, 0.0) + penalty
+    return penalties
 
 
 def check_is_law(guide: Trace, role: str = "guide") -> None:
@@ -128,6 +135,22 @@ def _compare_scales(name: str, model: Trace, guide: Trace) -> Any:
     if are_known or not are_arrays or jnp.shape(own) != jnp.shape(other):
         _refuse_scales(name, model, guide, "scale its log-prob differently")
     return jnp.where((jnp.asarray(own) == other).all(), 0.0, jnp.nan)
+
+
+def _compare_masks(name: str, model: Trace, guide: Trace) -> Any:
+    """As `_compare_scales`, for elements that the guide leaves out."""
+    p, q = model.sites[name], guide.sites[name]
+    if not q.is_masked or q.distribution == "Delta" or name in model.cells or name in guide.cells:
+        return None
+    own, other = model.masks.get(name, True), guide.masks.get(name)
+    array = np if is_concrete((own, other)) else jnp
+    is_missing = other is not None and (array.asarray(own) & ~array.asarray(other)).any()
+    if not p.is_masked or (is_concrete(is_missing) and is_missing):
+        raise ValueError(
+            f"Site '{name}': the guide's density leaves out elements (mask) that the model's counts, so that log p - log q is no "
+            "log-weight. Put the same mask around the site in both, or none in the guide."
+        )
+    return None if is_concrete(is_missing) else jnp.where(is_missing, jnp.nan, 0.0)
 
 
 def _are_close(own: Any, other: Any) -> bool:

@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from ._compat import handler_stack
+from ._compat import handler_stack, is_concrete
 from ._keys import fold_name
 from ._recorder import Recorder
-from ._sites import is_boolean, is_unbounded, log_prob_of
+from ._sites import is_boolean, is_masked, is_unbounded, log_prob_of
 
 Array = jax.Array
 
@@ -113,6 +114,8 @@ def numbers_for_trace(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
     more = {"cells": msg["infer"]["cells"]} if "cells" in msg["infer"] else {}
     if not msg["is_observed"] and not isinstance(msg["scale"], int | float | None):
         more["scale"] = msg["scale"]
+    if not msg["is_observed"] and "cells" not in more and is_masked(msg["fn"]):
+        more["mask"] = _mask_of(msg["fn"])
     return {"value": msg["value"], "log_prob": log_prob, **more}
 
 
@@ -147,12 +150,13 @@ def _relaxed_support(support: Any, value: Array) -> Any:
     return support
 
 
-def _mask_of(fn: Any) -> Array:
-    """Where the log-prob of `fn` counts, shape `fn.batch_shape`."""
-    mask = jnp.ones(fn.batch_shape, bool)
+def _mask_of(fn: Any) -> Any:
+    """Where the log-prob of `fn` counts, shape `fn.batch_shape`; masks that are known stay known under jit."""
+    mask: Any = np.ones(fn.batch_shape, bool)
     while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
         if isinstance(fn, dist.MaskedDistribution):
-            mask = mask & jnp.broadcast_to(jnp.asarray(fn._mask, bool), mask.shape)
+            array = np if is_concrete(fn._mask) else jnp
+            mask = mask & array.broadcast_to(array.asarray(fn._mask, bool), mask.shape)
         fn = fn.base_dist
     return mask
 

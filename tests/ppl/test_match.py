@@ -408,3 +408,53 @@ def test_an_auxiliary_draw_outside_of_its_plate_is_refused():
     bound = inference.elbo(vector_model, guide).with_plate_sizes({"rows": 12})
     with pytest.raises(ValueError, match="Site 'u': .*auxiliary site x 1.*inside of the plates"):
         bound.value({}, KEY, X)
+
+
+def masked(program, mask):
+    return numpyro.handlers.mask(program, mask=mask)
+
+
+SEEN = jnp.array([True, True, False, True, True, True])
+
+
+def test_a_mask_in_the_guide_alone_or_another_one_is_refused():
+    def p(mask):
+        def program(x):
+            with ppl.plate("rows", x.shape[0]), numpyro.handlers.mask(mask=mask):
+                b = ppl.sample("b", dist.Bernoulli(logits=-0.4))
+                ppl.sample("x", dist.Normal(1.0 * b, 1.0), obs=x)
+
+        return program
+
+    for own, other in ((True, SEEN), (SEEN, ~SEEN)):
+        bound = inference.elbo(p(own), masked(same_plate, other), strategies="enum")
+        with pytest.raises(ValueError, match="Site 'b': the guide's density leaves out elements"):
+            bound.value({}, KEY, X)
+    bound = inference.elbo(p(SEEN), masked(same_plate, SEEN), strategies="enum")
+    assert np.isfinite(bound.value({}, KEY, X))
+
+
+def test_masks_known_under_jit_only_are_compared_in_the_number():
+    def p(own, other, x):
+        with ppl.plate("rows", x.shape[0]), numpyro.handlers.mask(mask=own):
+            b = ppl.sample("b", dist.Bernoulli(logits=-0.4))
+            ppl.sample("x", dist.Normal(1.0 * b, 1.0), obs=x)
+
+    def q(own, other, x):
+        with ppl.plate("rows", x.shape[0]), numpyro.handlers.mask(mask=other):
+            bernoulli("b")
+
+    run = jax.jit(
+        lambda own, other: inference.elbo(p, q, strategies="enum").value({}, KEY, own, other, X)
+    )
+    assert np.isfinite(run(SEEN, SEEN)) and np.isnan(run(SEEN, ~SEEN))
+
+
+def test_a_flat_prior_takes_a_guide_without_a_mask():
+    def flat():
+        z = ppl.sample("z", dist.Normal(0.0, 1.0).mask(False))
+        ppl.sample("x", dist.Normal(z, 1.0), obs=0.5)
+
+    # log of the integral of N(0.5; z, 1) over z is 0, and the guide is the posterior.
+    bound = inference.elbo(flat, drawn_from(dist.Normal(0.5, 1.0)))
+    np.testing.assert_allclose(bound.value({}, KEY), 0.0, atol=1e-6)
