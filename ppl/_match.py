@@ -76,12 +76,12 @@ def check_is_law(guide: Trace, role: str = "guide") -> None:
     """Refuse observations and factors in a program that stands for the law of its draws."""
     for name, info in guide.sites.items():
         what = _WEIGHTS.get((info.kind, info.distribution == "Unit"))
-        if what is None:
+        if what is None or not info.has_density:
             continue
         raise ValueError(
             f"Site '{name}': the {role} has {what}, which changes its density but not its draws, so that log p - log q would be "
             f"no log-weight and bound nothing. Leave the likelihood to the model and hand the data to the {role} as an argument; "
-            "put a Jacobian into dist.Delta(value, log_density=...). (Are model and guide swapped? The model comes first. To "
+            "fix a value by ppl.intervene, which leaves no density, not by ppl.condition; put a Jacobian into dist.Delta(value, log_density=...). (Are model and guide swapped? The model comes first. To "
             "score a program at the values of another one's run, pass trace.choices.)"
         )
 

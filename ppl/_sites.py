@@ -56,6 +56,7 @@ class SiteInfo:
         is_masked: its density leaves cells out.
         support: what is known of its law's support.
         subsampled: names of the plates around it that draw their rows.
+        has_density: whether any element counts; not so under mask(False), as of an intervention.
     """
 
     name: str
@@ -72,6 +73,7 @@ class SiteInfo:
     is_masked: bool = False
     support: Support = NOWHERE_KNOWN
     subsampled: tuple[str, ...] = ()
+    has_density: bool = True
 
 
 def describe(msg: dict[str, Any], plates: Mapping[str, int] | None = None) -> SiteInfo:
@@ -100,7 +102,7 @@ def describe(msg: dict[str, Any], plates: Mapping[str, int] | None = None) -> Si
     return SiteInfo(
         name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(base_of(fn)).__name__,
         strategy, auxiliary, scale, is_imputed=bool(msg["infer"].get("imputed")), is_masked=is_masked(fn),
-        support=support, subsampled=subsampled,
+        support=support, subsampled=subsampled, has_density=not _is_hidden(fn),
     )  # fmt: skip
 
 
@@ -149,6 +151,15 @@ def is_masked(fn: Any) -> bool:
             return True
         fn = fn.base_dist
     return isinstance(fn, NormalCells)
+
+
+def _is_hidden(fn: Any) -> bool:
+    """Whether a mask that is known to be false hides a law as a whole."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        if getattr(fn, "_mask", None) is False:
+            return True
+        fn = fn.base_dist
+    return False
 
 
 def log_prob_of(msg: dict[str, Any]) -> Array:

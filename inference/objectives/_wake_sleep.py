@@ -6,6 +6,12 @@ parameters: `grad` is the derivative of the objective in the parameters that are
 
 per="plate" (or a plate's name) weighs row by row and sums the rows' objectives, for data whose rows are independent given what is
 outside: v_kn = w_kn / sum_j w_jn. One weight for all rows together would rest on one particle; and subsampled rows need it.
+
+Missing cells m (`obs_mask`) that the guide leaves to the model are drawn from p_theta(m | z, what is seen), once for each z_k,
+and are part of the draw: w_k = p_theta(x, m_k, z_k) / (q_phi(z_k) p_theta(m_k | z_k)), in which the law of the cells cancels.
+log q_phi is that of the guide's own sites, so that the cells' law enters neither `wake_phi` nor its gradient; `forward_kl` is the
+divergence of both together, KL(p(z, m | x) || q_phi(z) p(m | z)), of the same gradient. An objective that would move the cells'
+law refuses them (`wake_theta`, `rws`, `log_variance`).
 """
 
 from __future__ import annotations

@@ -458,3 +458,17 @@ def test_a_flat_prior_takes_a_guide_without_a_mask():
     # log of the integral of N(0.5; z, 1) over z is 0, and the guide is the posterior.
     bound = inference.elbo(flat, drawn_from(dist.Normal(0.5, 1.0)))
     np.testing.assert_allclose(bound.value({}, KEY), 0.0, atol=1e-6)
+
+
+def test_an_intervention_in_a_guide_is_no_observation():
+    def p():
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("x", dist.Normal(z, 1.0), obs=1.5)
+
+    def q():
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+        ppl.sample("z", dist.Normal(a, 1.0))
+
+    assert np.isfinite(inference.elbo(p, ppl.intervene(q, {"a": 0.3})).value({}, KEY))
+    with pytest.raises(ValueError, match="Site 'a': the guide has an observed site.*ppl.intervene"):
+        inference.elbo(p, ppl.condition(q, {"a": 0.3})).value({}, KEY)
