@@ -32,7 +32,7 @@ from ._layout import (
 )
 from ._relation import PARAMS, Relations
 from ._replay import check_replay, replay_axes, replay_groups
-from ._rows import KIND as ROWS, check_rows
+from ._rows import KIND as ROWS, RowSuspect, row_suspects
 from ._sites import SiteInfo
 from ._upstream import closed_relations, direct_relations, relations_of, through_sites
 
@@ -72,6 +72,7 @@ class Analysed:
         num_replicates: independent runs of the program.
         infos: site descriptions by address, in program order.
         plates: plate sizes.
+        rows: rows of plates that may meet, to be tried.
     """
 
     closed: ClosedJaxpr
@@ -89,6 +90,7 @@ class Analysed:
     plates: dict[str, int]
     facts: Analysis
     out_dtype: Any
+    rows: list[RowSuspect]
 
     @property
     def is_pathwise(self) -> bool:
@@ -141,7 +143,7 @@ def analyse(
     num_params = len(jax.tree.leaves(params))
     facts = Analysis(closed, [i < num_params for i in range(len(closed.jaxpr.invars))])
     result = outvars[0]
-    check_rows(record["infos"], numbers, sites, facts)
+    rows = row_suspects(record["infos"], numbers, sites, facts)
     _check_supports(sites, facts)
     _check_fixed(sites, table, facts)
     if all(site.strategy.is_pathwise for site in sites.values()):
@@ -185,7 +187,7 @@ def analyse(
     replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
     return Analysed(
         closed, result, terms, relations, upstream, sites, table, scores, layouts, lanes, replicates,
-        {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype,
+        {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype, rows,
     )  # fmt: skip
 
 

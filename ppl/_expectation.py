@@ -19,6 +19,7 @@ from ._estimate import surrogate_of
 from ._jumps import check_jumps, concrete, concrete_tree
 from ._params import strong
 from ._plan import Plan, plan_of
+from ._row_probe import try_rows
 
 Array = jax.Array
 
@@ -127,7 +128,7 @@ class Expectation:
         while True:
             try:
                 program = self._analyse(params, args, demoted, key_impl)
-                if self.check_jumps:
+                if self.check_jumps or program.rows:
                     self._check(program, params, args, demoted)
                 break
             except Unsuitable as error:
@@ -151,7 +152,9 @@ class Expectation:
             copy = dataclasses.replace(copy, closed=copy.closed.replace(consts=consts))
             return copy, [*jax.tree.leaves(known_params), jax.random.key(0)]
 
-        check_jumps(program, again)
+        try_rows(program, again)
+        if self.check_jumps:
+            check_jumps(program, again)
 
     def _is_automatic(self, site: str, demoted: Mapping[str, set[str]]) -> bool:
         from ._engine import Engine

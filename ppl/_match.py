@@ -81,8 +81,9 @@ def check_is_law(guide: Trace, role: str = "guide") -> None:
         raise ValueError(
             f"Site '{name}': the {role} has {what}, which changes its density but not its draws, so that log p - log q would be "
             f"no log-weight and bound nothing. Leave the likelihood to the model and hand the data to the {role} as an argument; "
-            "fix a value by ppl.intervene, which leaves no density, not by ppl.condition; put a Jacobian into dist.Delta(value, log_density=...). (Are model and guide swapped? The model comes first. To "
-            "score a program at the values of another one's run, pass trace.choices.)"
+            "fix a value by ppl.intervene, which leaves no density, not by ppl.condition; put a Jacobian into "
+            "dist.Delta(value, log_density=...). (Are model and guide swapped? The model comes first. To score a program at the "
+            "values of another one's run, pass trace.choices.)"
         )
 
 
