@@ -76,7 +76,7 @@ def check_is_law(guide: Trace, role: str = "guide") -> None:
     """Refuse observations and factors in a program that stands for the law of its draws."""
     for name, info in guide.sites.items():
         what = _WEIGHTS.get((info.kind, info.distribution == "Unit"))
-        if what is None or not info.has_density:
+        if what is None or not info.alters_law:
             continue
         raise ValueError(
             f"Site '{name}': the {role} has {what}, which changes its density but not its draws, so that log p - log q would be "

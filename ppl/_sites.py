@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
+from numpyro.infer.autoguide import AutoGuide
 
 from ._compat import handler_stack
 from ._missing import NormalCells
@@ -56,7 +58,8 @@ class SiteInfo:
         is_masked: its density leaves cells out.
         support: what is known of its law's support.
         subsampled: names of the plates around it that draw their rows.
-        has_density: whether any element counts; not so under mask(False), as of an intervention.
+        alters_law: of an observation or a factor, whether it gives the program a density that its draws do not have. Not so under
+            mask(False), as in an intervention, and in NumPyro's autoguides, whose factors belong to the law of their draws.
     """
 
     name: str
@@ -73,7 +76,7 @@ class SiteInfo:
     is_masked: bool = False
     support: Support = NOWHERE_KNOWN
     subsampled: tuple[str, ...] = ()
-    has_density: bool = True
+    alters_law: bool = True
 
 
 def describe(msg: dict[str, Any], plates: Mapping[str, int] | None = None) -> SiteInfo:
@@ -102,7 +105,7 @@ def describe(msg: dict[str, Any], plates: Mapping[str, int] | None = None) -> Si
     return SiteInfo(
         name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(base_of(fn)).__name__,
         strategy, auxiliary, scale, is_imputed=bool(msg["infer"].get("imputed")), is_masked=is_masked(fn),
-        support=support, subsampled=subsampled, has_density=not _is_hidden(fn),
+        support=support, subsampled=subsampled, alters_law=not (_is_hidden(fn) or kind == "factor" and _is_in_autoguide()),
     )  # fmt: skip
 
 
@@ -160,6 +163,14 @@ def _is_hidden(fn: Any) -> bool:
             return True
         fn = fn.base_dist
     return False
+
+
+def _is_in_autoguide() -> bool:
+    """Whether a statement is one of NumPyro's autoguides."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != AutoGuide.__module__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def log_prob_of(msg: dict[str, Any]) -> Array:

@@ -472,3 +472,9 @@ def test_an_intervention_in_a_guide_is_no_observation():
     assert np.isfinite(inference.elbo(p, ppl.intervene(q, {"a": 0.3})).value({}, KEY))
     with pytest.raises(ValueError, match="Site 'a': the guide has an observed site.*ppl.intervene"):
         inference.elbo(p, ppl.condition(q, {"a": 0.3})).value({}, KEY)
+
+
+def test_a_factor_of_an_autoguide_belongs_to_its_law():
+    guide = autoguide.AutoDAIS(normal_model)
+    bound = inference.elbo(normal_model, guide)
+    assert np.isfinite(bound.value(bound.init(KEY), KEY))
