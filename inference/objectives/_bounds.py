@@ -135,17 +135,18 @@ def iwelbo(
         check_jumps: see `ppl.expectation`.
 
     Raises:
-        ValueError: `per="plate"` with a site outside the plate, or rows that see each other's latent values; `per="joint"` with scaled (subsampled)
-            log-probs, whose log-mean-exp would be biased; "dreg" with a site that is not pathwise, or whose support may
-            move; "gdreg" with a point mass in the guide (an autoguide), or with no prior that it can serve;
+        ValueError: `per="plate"` with a site outside the plate, or rows that see each other's latent values; `per="joint"` with
+            scaled (subsampled) log-probs, whose log-mean-exp would be biased; "dreg" with a site that is not pathwise, or whose
+            support may move; "gdreg" with a point mass in the guide (an autoguide), or with no prior that it can serve;
             gradient="stl", which is biased for K > 1; num_imputations > 1 with a model that draws nothing, or with "gdreg".
         TypeError: "dreg" with a guide whose density is estimated (`ppl.marginal`), "gdreg" with such a guide or model.
 
     Validity: unbiased for the bound at every K. With `per` a plate, a row's weight sees its own latent values, parameters and
     data only: proved from the traced program, or tried where it cannot be. "gdreg" serves the priors Normal, Laplace, Logistic,
     Cauchy, Gumbel, HalfNormal, HalfCauchy, Exponential, Gamma, MultivariateNormal and transforms of them (LogNormal, ...),
-    unmasked, where the guide's site has the same support; other sites, and the observations, keep their score as under "dreg". Its path goes through the observations: less
-    variance where they are less sharp than the prior, more where they are sharper (`gradient_report` measures it).
+    unmasked, where the guide's site has the same support; other sites, and the observations, keep their score as under "dreg".
+    Its path goes through the observations: less variance where they are less sharp than the prior, more where they are sharper
+    (`gradient_report` measures it).
     Reference: Burda et al. 2016, arXiv:1509.00519; Tucker et al. 2019, arXiv:1810.04152 (DReG); Bauer and Mnih 2021,
     arXiv:2101.11046 (GDReG), here for all priors of the hierarchy jointly.
     """
