@@ -50,7 +50,8 @@ def check_match(
         supports: the inclusions needed, see above.
 
     Returns:
-        Site -> zero, or NaN if two scales that are known under jit only differ; to be added to its log-prob.
+        Site -> zeros, or NaN where two scales or masks that are known under jit only differ; to be added to its log-prob. Element
+        by element: a mask may depend on a draw, whose costs stay apart.
 
     Raises:
         ValueError: the guide observes, has a factor, scales or subsamples a site in another way, or has a support that
@@ -135,7 +136,7 @@ def _compare_scales(name: str, model: Trace, guide: Trace) -> Any:
     # An array that is computed is compared with an array, in the number; against a mere number it is not believed.
     if are_known or not are_arrays or jnp.shape(own) != jnp.shape(other):
         _refuse_scales(name, model, guide, "scale its log-prob differently")
-    return jnp.where((jnp.asarray(own) == other).all(), 0.0, jnp.nan)
+    return jnp.where(jnp.asarray(own) == other, 0.0, jnp.nan)
 
 
 def _compare_masks(name: str, model: Trace, guide: Trace) -> Any:
@@ -145,8 +146,8 @@ def _compare_masks(name: str, model: Trace, guide: Trace) -> Any:
         return None
     own, other = model.masks.get(name, True), guide.masks.get(name)
     array = np if is_concrete((own, other)) else jnp
-    is_missing = other is not None and (array.asarray(own) & ~array.asarray(other)).any()
-    if not p.is_masked or (is_concrete(is_missing) and is_missing):
+    is_missing = other is not None and array.asarray(own) & ~array.asarray(other)
+    if not p.is_masked or (is_concrete(is_missing) and np.any(is_missing)):
         raise ValueError(
             f"Site '{name}': the guide's density leaves out elements (mask) that the model's counts, so that log p - log q is no "
             "log-weight. Put the same mask around the site in both, or none in the guide."

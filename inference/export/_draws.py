@@ -101,7 +101,8 @@ def draw_guide(
         p, log_p = model.generate(model_key, q.shared_choices, *args)
         traces.update(p=p, q=q)
         own = {n: value for n, value in q.deterministic.items() if n not in p.sites}
-        penalty = ppl.check_proposed_cells(p, q) + sum(check_match(p, q, ("covers",)).values())
+        penalties = check_match(p, q, ("covers",))
+        penalty = ppl.check_proposed_cells(p, q) + sum(jnp.sum(x) for x in penalties.values())
         return p.choices, log_p + penalty, q.log_density, own
 
     keys = jax.random.split(typed_key(key), num_samples)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ... import ppl
@@ -154,7 +155,7 @@ class Fit:
             # Sites that the guide leaves to the prior (missing cells) cancel from the weight.
             scored, log_weight = model.generate(model_key, trace.shared_choices, *args)
             penalties = check_match(scored, trace, ("covers",))
-            penalty = ppl.check_proposed_cells(scored, trace) + sum(penalties.values())
+            penalty = ppl.check_proposed_cells(scored, trace) + sum(jnp.sum(x) for x in penalties.values())
             return trace.choices, log_weight - trace.log_density + penalty
 
         return Posterior(*_map_keys(draw, key, num_samples, batch_size, args))

@@ -54,8 +54,8 @@ def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = 
             before = sites_met()
             p, q = ppl.score(model, r, *args), ppl.score(guide, r.choices, *args)
             refuse_new_draws("log_variance", before)
-            check_match(p, q)
-            return joint_weight(p, q)[0]
+            penalties = check_match(p, q)
+            return joint_weight(p, q)[0] + sum(jnp.sum(x) for x in penalties.values())
 
         return 0.5 * jnp.var(ppl.particles(num_particles)(lane)(), ddof=1)
 

@@ -248,8 +248,8 @@ def _dream(
     latent = {site: x for site, x in drawn.choices.items() if site not in observed}
     q = ppl.score(guide, latent, *data_args(observed, *args))
     check_is_law(drawn, "model of a sleep phase")
-    check_match(drawn, q, ("covers",))
-    return q.log_density
+    penalties = check_match(drawn, q, ("covers",))
+    return q.log_density + sum(jnp.sum(x) for x in penalties.values())
 
 
 class _RedrawObserved(Messenger):
