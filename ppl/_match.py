@@ -15,7 +15,7 @@ Terms: p, q the laws of one site in model and guide, at one draw z of the guide.
      importance weights, upper bounds, cross-entropies from posterior to guide). What q cannot reach is lost without a trace.
    A lower bound holds without "covers" (it bounds the evidence within supp q); an average of weights holds without "inside"
    (weights of zero are sound).
-   What is known of supports while tracing proves a violation or nothing (`_supports.py`); densities then say -inf at a draw.
+   What is known of supports while tracing proves a violation or nothing (`_inclusion.py`); densities then say -inf at a draw.
 
 Point masses (autoguides, Delta) have no support to compare: their density is that of what they are computed from.
 """
@@ -32,7 +32,7 @@ import numpy as np
 
 from ._compat import is_concrete
 from ._sites import SiteInfo
-from ._supports import is_outside
+from ._inclusion import is_outside
 from ._trace import Trace
 
 Array = jax.Array

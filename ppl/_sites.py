@@ -17,7 +17,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from ._compat import handler_stack
 from ._missing import NormalCells
-from ._supports import NOWHERE_KNOWN, Support, support_known
+from ._inclusion import NOWHERE_KNOWN, Extent, support_known
 
 Array = jax.Array
 # Laws on the real line whose log-density is NaN or -inf at every value that is no real number.
@@ -74,7 +74,7 @@ class SiteInfo:
     regions: tuple[Region, ...] = ()
     is_imputed: bool = False
     is_masked: bool = False
-    support: Support = NOWHERE_KNOWN
+    support: Extent = NOWHERE_KNOWN
     subsampled: tuple[str, ...] = ()
     alters_law: bool = True
 

@@ -48,8 +48,8 @@ class Bound(NamedTuple):
     greatest: float
 
 
-class Support(NamedTuple):
-    """A support without arrays.
+class Extent(NamedTuple):
+    """What is known of a support, without arrays.
 
     Attributes:
         kind: "real" or "integer" (entry by entry), a named set, or "unknown".
@@ -76,10 +76,10 @@ class Support(NamedTuple):
         )
 
 
-NOWHERE_KNOWN = Support(UNKNOWN)
+NOWHERE_KNOWN = Extent(UNKNOWN)
 
 
-def support_known(fn: Any) -> Support:
+def support_known(fn: Any) -> Extent:
     """The support of a law, as far as it is known; a point mass has none to speak of."""
     inner = fn
     while isinstance(inner, _WRAPPERS):
@@ -92,7 +92,7 @@ def support_known(fn: Any) -> Support:
         return NOWHERE_KNOWN
 
 
-def is_outside(inner: Support, outer: Support) -> bool:
+def is_outside(inner: Extent, outer: Extent) -> bool:
     """Whether draws of `inner` certainly leave `outer`, or have no density there."""
     if UNKNOWN in (inner.kind, outer.kind):
         return False
@@ -146,11 +146,11 @@ def _is_exact(fn: Any) -> bool:
     return True
 
 
-def _set_of(constraint: Any) -> Support:
+def _set_of(constraint: Any) -> Extent:
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     if type(constraint) in _NAMED:
-        return Support(_NAMED[type(constraint)])
+        return Extent(_NAMED[type(constraint)])
     everywhere = (-math.inf, math.inf)
     if constraint is constraints.real:
         return _between(REAL, *everywhere)
@@ -179,8 +179,8 @@ _HALF_LINES = tuple(
 _COUNTS = (type(constraints.integer_interval(0, 1)), type(constraints.integer_greater_than(0)))
 
 
-def _between(kind: str, low: Any, high: Any) -> Support:
-    return Support(kind, _bound(low), _bound(high))
+def _between(kind: str, low: Any, high: Any) -> Extent:
+    return Extent(kind, _bound(low), _bound(high))
 
 
 def _bound(x: Any) -> Bound | None:
