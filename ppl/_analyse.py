@@ -34,6 +34,7 @@ from ._opened import other_derivatives
 from ._primitive import site_p
 from ._relation import PARAMS, Relations
 from ._replay import check_replay, replay_axes, replay_groups
+from ._rows import KIND as ROWS, RowSuspect, row_suspects
 from ._sites import SiteInfo
 from ._strategy import GAMMA_FAMILY
 from ._upstream import closed_relations, direct_relations, relations_of, through_sites
@@ -74,6 +75,7 @@ class Analysed:
         num_replicates: independent runs of the program.
         infos: site descriptions by address, in program order.
         plates: plate sizes.
+        rows: rows of plates that may meet, to be tried.
     """
 
     closed: ClosedJaxpr
@@ -91,6 +93,7 @@ class Analysed:
     plates: dict[str, int]
     facts: Analysis
     out_dtype: Any
+    rows: list[RowSuspect]
 
     @property
     def is_pathwise(self) -> bool:
@@ -148,6 +151,7 @@ def analyse(
     draws = {i: (s.range, s.noise) for i, s in sites.items()}
     facts = Analysis(closed, is_parameter, draws, jax.tree.leaves(args))
     result = outvars[0]
+    rows = row_suspects(record["infos"], numbers, sites, facts)
     check_sites(sites, table, facts)
     _check_partly_pathwise(sites, closed.jaxpr)
     if all(site.strategy.is_pathwise for site in sites.values()):
@@ -192,7 +196,7 @@ def analyse(
     replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
     return Analysed(
         closed, result, terms, relations, upstream, sites, table, scores, layouts, lanes, replicates,
-        record["infos"], record["plates"], facts, shapes[0].dtype,
+        {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype, rows,
     )  # fmt: skip
 
 

@@ -21,9 +21,11 @@ from ._arguments import watched
 from ._compat import is_concrete, typed_key
 from ._engine import Unsuitable
 from ._estimate import surrogate_of
+from ._jump_probe import IMPL
 from ._jumps import Search, concrete, concrete_tree, is_array, suspects_of
 from ._params import strong
 from ._plan import Plan, plan_of
+from ._row_probe import try_rows
 from ._strategy import stop
 
 Array = jax.Array
@@ -206,7 +208,7 @@ class Expectation:
         while True:
             try:
                 program = self._analyse(params, args, check.demoted, key_impl)
-                if self.check_jumps:
+                if self.check_jumps or program.rows:
                     self._search(check, program, params, args)
                 break
             except Unsuitable as error:
@@ -217,23 +219,29 @@ class Expectation:
         return program
 
     def _search(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
-        """Search for jumps, if there is a reason to."""
+        """Try rows that may meet, and search for jumps, if there is a reason to."""
         start = time.monotonic()
-        if not (suspects := suspects_of(program)):
-            return
-        check.search = Search(program, suspects, lambda: self._copy(params, args, check.demoted))
-        self._look(check, params, args)
+        copy = lambda: self._copy(params, args, check.demoted)
+        if program.rows:
+            try_rows(program, copy, *self._leaves(*self._known(params, args)[0]))
+        if self.check_jumps and (suspects := suspects_of(program)):
+            check.search = Search(program, suspects, copy)
+            self._look(check, params, args)
         check.seconds = time.monotonic() - start
 
     def _look(self, check: _Check, params: Any, args: Any) -> None:
         """Raise if the program jumps at these data; remember them if it jumps at others."""
         assert check.search is not None
-        (params, args), is_known = self._known(params, args)
-        data = [x for x in jax.tree.leaves(args) if is_array(x)]
-        found = check.search(jax.tree.leaves(params), data)
+        known, is_known = self._known(params, args)
+        leaves, data = self._leaves(*known)
+        found = check.search(leaves, data)
         check.search.refuse(found, elsewhere="" if is_known else UNKNOWN)
         if not check.search.is_settled(found):
             check.data = (check.data or set()) | {fingerprint(data)}
+
+    def _leaves(self, params: Any, args: Any) -> tuple[list[Any], list[Any]]:
+        """The inputs of the program that `_copy` makes, without the key."""
+        return jax.tree.leaves(params), [x for x in jax.tree.leaves(args) if is_array(x)]
 
     def _look_again(self, check: _Check, params: Any, args: Any) -> None:
         """The same for data of a later call."""
@@ -264,7 +272,7 @@ class Expectation:
 
         inputs = jax.tree.map(_abstract, (params, data))
         copy = analyse(
-            fn, inputs, jax.random.key(0, impl="unsafe_rbg"), (), strategies=self.strategies, demoted=demoted,
+            fn, inputs, jax.random.key(0, impl=IMPL), (), strategies=self.strategies, demoted=demoted,
             num_replicates=self.num_replicates, num_params=len(jax.tree.leaves(params)),
         )  # fmt: skip
         consts = [_as_precise(concrete(c)) for c in copy.closed.consts]

@@ -16,7 +16,6 @@ may have been changed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Collection, Mapping
@@ -28,10 +27,12 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from ._compat import fresh_caches, handler_stack
+from ._exact_kl import exact_kl
+from ._foreign import named_errors
 from ._program import Program, as_program
 from ._runner import Collector
 from ._running import running_engine
-from ._sites import SiteInfo
+from ._sites import PROPOSED, SiteInfo
 from ._trace import Trace, _Sites, trace_of
 
 Array = jax.Array
@@ -96,7 +97,7 @@ class InlineGuide(Program):
                 "objective. Elsewhere use guide.simulate(key, *args)."
             )
         collector = Collector()
-        with collector, _Joint(kl):
+        with collector, named_errors(collector, self.model), _Joint(kl):
             retval = self.model(*args, **kwargs)
         run = _split(trace_of(collector, retval))
         guide = self._remember(collector, run.guide)
@@ -169,10 +170,11 @@ def propose(
         return None
     value = numpyro.sample(name, proposal, infer=infer)
     if isinstance(mode, _Joint):
-        numpyro.sample(f"{name}{PRIOR}", prior, obs=value)
+        numpyro.sample(f"{name}{PRIOR}", prior, obs=value, infer={PROPOSED: True})
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in mode.kl):
-            with contextlib.suppress(NotImplementedError):
-                numpyro.factor(f"{name}{KL}", dist.kl_divergence(proposal, prior))
+            divergence = exact_kl(proposal, prior)
+            if divergence is not None:
+                numpyro.factor(f"{name}{KL}", divergence)
     return value
 
 

@@ -39,6 +39,7 @@ from ._ranges import REALS
 from ._relation import PARAMS
 from ._upstream import axis_order
 
+IMPL = "unsafe_rbg"  # random numbers that take a tenth of the time to compile; quality is no matter here
 NUM_PATHS = 96
 NUM_POINTS = 32
 BUDGET = 5e8  # numbers computed in all evaluations of one search, as far as MIN_PATHS allow: a second or less
@@ -105,7 +106,7 @@ class Probe:
         if not self._paths.groups.size:  # in this precision nothing is suspected
             return dict.fromkeys(self.sources, Found(0.0, 0.0))
         source, group, number = self._jobs(inputs)
-        keys = jax.random.split(jax.random.key(0, impl="unsafe_rbg"), len(number))
+        keys = jax.random.split(jax.random.key(0, impl=IMPL), len(number))
         parts = (inputs.params, inputs.data, inputs.key)
         jobs = (keys, source, group, number)
         sizes, finite = jax.tree.map(np.asarray, self._run(self.program.closed.consts, parts, jobs))
@@ -345,9 +346,9 @@ class _Paths:
         keys = jax.random.split(job.key, 8)
         number, sites = job.number, self.program.sites
         data = _other_data(job.inputs.data, keys[0], _leaves_data(number))
-        params = _moved(job.inputs.params, keys[1], *_start(number))
+        params = moved(job.inputs.params, keys[1], *_start(number))
         length = _length(number, keys[2])
-        far = _moved(params, keys[3], *_step(number))
+        far = moved(params, keys[3], *_step(number))
         is_far = jnp.asarray(self.moves_params)[job.source]
         far = [
             jnp.where(is_far, x + length * (y - x), x).astype(x.dtype)
@@ -395,11 +396,10 @@ class _Paths:
             value = between(a, b)
             if site.is_on_sphere:
                 value = value / jnp.linalg.norm(value, axis=-1, keepdims=True)
-            order = np.argsort(axis_order(site))
-            value = jnp.transpose(value, [*map(int, order), *range(len(order), value.ndim)])
+            value = marker_layout(value, site)
             # Where the parameters move, pathwise sites follow.
             follows = self.moves_params.any() and site.strategy.is_pathwise
-            mask = jnp.full(value.shape[: len(order)], ~is_far) if follows else None
+            mask = jnp.full(value.shape[: len(site.sizes)], ~is_far) if follows else None
             forced[i] = Forced(value, mask)
         leaves = [*params, *ends.data, ends.noise]
         found = evaluate(job.closed, leaves, forced, [*self.read, *self.factors])
@@ -435,6 +435,12 @@ def _reaching(
     return jnp.where(is_far, low, start), jnp.where(is_far, high, end)
 
 
+def marker_layout(value: jax.Array, site: StrategySite) -> jax.Array:
+    """A site's value with its axes in the order of its marker."""
+    order = np.argsort(axis_order(site))
+    return jnp.transpose(value, [*map(int, order), *range(len(order), value.ndim)])
+
+
 def _any_value(site: StrategySite, x: jax.Array, key: jax.Array) -> jax.Array:
     """A value of a discrete site with few values, all with the same probability; else `x`."""
     key = jax.random.fold_in(key, site.index)
@@ -450,9 +456,7 @@ def _choose(first: jax.Array, x: Any, y: Any) -> Any:
     return jax.tree.map(lambda u, v: jnp.where(first, u, v), x, y)
 
 
-def _moved(
-    leaves: list[Any], key: jax.Array, relative: jax.Array, absolute: jax.Array
-) -> list[Any]:
+def moved(leaves: list[Any], key: jax.Array, relative: jax.Array, absolute: jax.Array) -> list[Any]:
     """Parameters with noise: relative noise keeps the sign of those that must be positive (mostly), and is absolute at zero."""
     keys = jax.random.split(key, len(leaves) + 1)[1:]
     return [

@@ -32,7 +32,7 @@ from ._analyse import Analysed
 from ._compat import is_concrete
 from ._continuity import Cause, merged
 from ._engine import StrategySite, Unsuitable
-from ._jump_probe import Found, Inputs, Probe
+from ._jump_probe import IMPL, Found, Inputs, Probe
 from ._relation import PARAMS
 
 Suspects = dict[int | str, Cause]
@@ -96,7 +96,7 @@ class Search:
             if self._probe is None or self._probe.is_double:
                 try:
                     with jax.enable_x64(True):
-                        return self._run(_wide(params), _wide(data), is_double=True)
+                        return self._run(as_wide(params), as_wide(data), is_double=True)
                 except (TypeError, ValueError):  # the program insists on float32
                     self._probe = None
             return self._run(params, data, is_double=False)
@@ -105,7 +105,7 @@ class Search:
         if self._probe is None:
             self._probe = Probe(self.suspects, self._copy(), is_double=is_double)
         leaves = [[jnp.asarray(x) for x in part] for part in (params, data)]
-        return self._probe(Inputs(*leaves, jax.random.key(0, impl="unsafe_rbg")))
+        return self._probe(Inputs(*leaves, jax.random.key(0, impl=IMPL)))
 
     def refuse(self, found: Mapping[int | str, Found], *, elsewhere: str = "") -> None:
         """Raise for the first source that jumps.
@@ -187,7 +187,8 @@ def _threshold(program: Analysed, why: Cause, found: str, where: str) -> ValueEr
     )
 
 
-def _wide(leaves: list[Any]) -> list[Any]:
+def as_wide(leaves: list[Any]) -> list[Any]:
+    """Floating-point arrays in float64."""
     return [
         np.asarray(x, np.float64)
         if getattr(x, "dtype", None) in (np.float32, jnp.bfloat16, np.float16)
@@ -199,7 +200,7 @@ def _wide(leaves: list[Any]) -> list[Any]:
 def is_array(x: Any) -> bool:
     """Whether an argument is an array of numbers, which another call may replace by others."""
     dtype = getattr(x, "dtype", None)
-    return dtype is not None and (jnp.issubdtype(dtype, jnp.number) or dtype == bool)
+    return dtype is not None and (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_)
 
 
 def concrete(x: Any, example: Any = None) -> Any:

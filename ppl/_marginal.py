@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from ._checks import check_counts
+from ._match import check_is_law
 from ._program import ChoiceMismatch, Program
 from ._regions import particles
-from ._score import with_proposed_cells
+from ._score import matched
 from ._sites import SiteInfo
 from ._stochastic import (
     Constrained,
@@ -66,8 +67,9 @@ class Marginal(StochasticProgram):
             weight = _Terms.of(joint, without=rest)
         else:
             proposed = self._given_proposal(rest, kept, args, kwargs)
-            joint = with_proposed_cells(joint, proposed)
+            joint = matched(joint, proposed, ("covers",))
             weight = _Terms.of(joint).minus(_Terms.of(proposed))
+        check_is_law(joint, f"program of {self.label}")
         return self._result(kept, joint.sites, [weight], args, kwargs)
 
     def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
@@ -118,7 +120,7 @@ class Marginal(StochasticProgram):
             joint = self.program._score({**kept, **drawn.choices}, *args, **kwargs)
         except ChoiceMismatch as err:
             raise self._mismatch(err.missing, err.extra) from err
-        return _Terms.of(with_proposed_cells(joint, drawn)).minus(_Terms.of(drawn))
+        return _Terms.of(matched(joint, drawn, ("covers",))).minus(_Terms.of(drawn))
 
     def _given_proposal(self, rest: Any, kept: Any, args: Any, kwargs: Any) -> Trace:
         assert self.proposal is not None

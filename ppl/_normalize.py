@@ -19,7 +19,7 @@ import numpyro.distributions as dist
 from ._checks import check_counts
 from ._program import ChoiceMismatch, Program
 from ._regions import particles
-from ._score import with_proposed_cells
+from ._score import matched
 from ._statements import sample
 from ._stochastic import (
     Side,
@@ -74,7 +74,7 @@ class Normalized(StochasticProgram):
         q = self.proposal._score(choices, *args, **kwargs)
         if self.num_particles == 1:
             return q
-        p = with_proposed_cells(self._target(choices, args, kwargs), q)
+        p = matched(self._target(choices, args, kwargs), q, ("covers",))
         refuse_scaled(self.label, p.sites, q.sites)
         others = particles(self.num_particles - 1)(lambda: self._particle(args, kwargs))()[0]
         log_weights = jnp.concatenate([(p.log_density - q.log_density)[None], others])
@@ -83,7 +83,7 @@ class Normalized(StochasticProgram):
     def _particle(self, args: Any, kwargs: Any) -> tuple[Array, Array, Trace]:
         """Log-weight and log-target of a proposed particle, and its trace."""
         q = self.proposal._draw(*args, **kwargs)
-        p = with_proposed_cells(self._target(q.choices, args, kwargs), q)
+        p = matched(self._target(q.choices, args, kwargs), q, ("covers",))
         refuse_scaled(self.label, p.sites, q.sites)
         return p.log_density - q.log_density, p.log_density, q
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ._compat import own_caches, typed_key
+from ._foreign import named_errors
 from ._params import Bound, Params
 from ._probe import init_params
 from ._recorder import Recorder
@@ -183,7 +184,7 @@ class Program:
     def _draw(self, *args: Any, **kwargs: Any) -> Trace:
         """What `ppl.draw` does with this program."""
         collector = Collector()
-        with collector:
+        with collector, named_errors(collector, self):
             retval = self(*args, **kwargs)
         return self._remember(collector, trace_of(collector, retval))
 
@@ -192,7 +193,7 @@ class Program:
         return self.trace(choices, *args, **kwargs)
 
     def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
-        with own_caches(), recorder:
+        with own_caches(), recorder, named_errors(recorder, self):
             retval = self(*args, **kwargs)
         return self._remember(recorder, trace_of(recorder, retval))
 
@@ -263,7 +264,8 @@ def as_program(fn: Any) -> Program:
         return fn
     if not callable(fn):
         raise TypeError(
-            f"A program must be a function of sample statements, got {type(fn).__name__}."
+            f"A program must be a function of sample statements, got {type(fn).__name__}. Pass the function itself and its "
+            "arguments apart, elbo(model, guide).value(params, key, x), not the result of a call, elbo(model(x), guide)."
         )
     return Program(fn)
 

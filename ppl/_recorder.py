@@ -148,7 +148,7 @@ class Recorder(Messenger, abc.ABC):
             )
         elif msg["type"] == "sample":
             name = self.address(msg)
-            self.frame.infos[name] = describe(msg)
+            self.frame.infos[name] = describe(msg, self.plates)
             self.frame.numbers[name] = self.numbers_of(msg)
         elif msg["type"] == "deterministic":
             name = self.address(msg)

@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from ._compat import handler_stack
+from ._compat import handler_stack, is_concrete
 from ._keys import fold_name
 from ._recorder import Recorder
-from ._sites import is_boolean, is_unbounded, log_prob_of
+from ._sites import is_boolean, is_masked, is_unbounded, log_prob_of
 
 Array = jax.Array
 
@@ -93,7 +94,7 @@ class Runner(Recorder):
             log_prob = jnp.zeros(msg["fn"].batch_shape)
         else:
             log_prob = _guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
-        return _numbers(msg, log_prob)
+        return numbers_for_trace(msg, log_prob)
 
 
 class Collector(Recorder):
@@ -106,12 +107,16 @@ class Collector(Recorder):
         msg["_collected"] = True
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
-        return _numbers(msg, log_prob_of(msg))
+        return numbers_for_trace(msg, log_prob_of(msg))
 
 
-def _numbers(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
-    cells = {"cells": msg["infer"]["cells"]} if "cells" in msg["infer"] else {}
-    return {"value": msg["value"], "log_prob": log_prob, **cells}
+def numbers_for_trace(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
+    more = {"cells": msg["infer"]["cells"]} if "cells" in msg["infer"] else {}
+    if not msg["is_observed"] and not isinstance(msg["scale"], int | float | None):
+        more["scale"] = msg["scale"]
+    if not msg["is_observed"] and "cells" not in more and is_masked(msg["fn"]):
+        more["mask"] = _mask_of(msg["fn"])
+    return {"value": msg["value"], "log_prob": log_prob, **more}
 
 
 def _guarded_log_prob(msg: dict[str, Any]) -> Array:
@@ -145,12 +150,13 @@ def _relaxed_support(support: Any, value: Array) -> Any:
     return support
 
 
-def _mask_of(fn: Any) -> Array:
-    """Where the log-prob of `fn` counts, shape `fn.batch_shape`."""
-    mask = jnp.ones(fn.batch_shape, bool)
+def _mask_of(fn: Any) -> Any:
+    """Where the log-prob of `fn` counts, shape `fn.batch_shape`; masks that are known stay known under jit."""
+    mask: Any = np.ones(fn.batch_shape, bool)
     while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
         if isinstance(fn, dist.MaskedDistribution):
-            mask = mask & jnp.broadcast_to(jnp.asarray(fn._mask, bool), mask.shape)
+            array = np if is_concrete(fn._mask) else jnp
+            mask = mask & array.broadcast_to(array.asarray(fn._mask, bool), mask.shape)
         fn = fn.base_dist
     return mask
 

@@ -1,9 +1,9 @@
-"""Scoring a program at the choices of another one's trace: densities that are ratios only if both count the same cells."""
+"""Scoring a program at the choices of another one's trace: densities that are ratios only if both count the same things."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._compat import is_concrete
+from ._match import Inclusion, check_match, check_supports
 from ._program import ChoiceMismatch, Program, _arrays, as_program
 from ._trace import Trace
 
@@ -25,17 +26,32 @@ def score(
 ) -> Trace:
     """The trace of `program` at the choices of another program's trace (a guide's), without its auxiliary sites.
 
-    `trace` may also be a dict of choices.
+    `trace` may also be a dict of choices, of which nothing but their values is then checked.
 
     Raises:
         ValueError: the guide misses a latent site of the program, proposes one that the program does not
-            have, proposes missing cells with a density in the seen ones too, or has auxiliary sites whose marginal is not
-            known.
+            have, proposes missing cells with a density in the seen ones too, has auxiliary sites whose marginal is not
+            known, observed sites or factors, scales or subsamples a site in another way than the program, or certainly draws
+            outside of a site's support.
     """
+    return score_at(program, trace, args, kwargs)
+
+
+def score_at(
+    program: Program | Callable[..., Any],
+    trace: Trace | Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    supports: Collection[Inclusion] = ("inside",),
+) -> Trace:
+    """`score`, for a weight that needs these inclusions of the supports (`_match.py`)."""
+    kwargs = dict(kwargs or {})
     if not isinstance(trace, Trace):
         return as_program(program)._score(_arrays(trace), *args, **kwargs)
     if trace.scored is not None and trace.scored.is_run_of(program, args, kwargs):
-        return trace.scored.trace
+        model = trace.scored.trace
+        check_supports(model.sites, trace.sites, list(trace.choices), supports)
+        return model
     choices = trace.shared_choices
     random = [name for name in choices if trace.sites[name].distribution != "Delta"]
     if trace.auxiliary and random:
@@ -47,7 +63,7 @@ def score(
         )
     try:
         scored = as_program(program)._score(choices, *args, **kwargs)
-        return with_proposed_cells(scored, trace)
+        return matched(scored, trace, supports)
     except ChoiceMismatch as err:
         parts = []
         if err.missing:
@@ -64,12 +80,15 @@ def score(
         raise ValueError(f"The guide does not match {program!r}: {'; '.join(parts)}.") from err
 
 
-def with_proposed_cells(model: Trace, guide: Trace) -> Trace:
-    """The model's trace after `check_proposed_cells`, whose number it holds in the log-probs of the proposed cells."""
+def matched(model: Trace, guide: Trace, supports: Collection[Inclusion]) -> Trace:
+    """The model's trace after `check_match` and `check_proposed_cells`, whose numbers it holds in the log-probs concerned."""
+    penalties = check_match(model, guide, supports)
     penalty = check_proposed_cells(model, guide)
-    if is_concrete(penalty):
+    if not is_concrete(penalty):
+        penalties |= {n: penalties.get(n, 0.0) + penalty for n in guide.cells}
+    if not penalties:
         return model
-    log_probs = {n: x + penalty if n in guide.cells else x for n, x in model.log_probs.items()}
+    log_probs = {n: x + penalties.get(n, 0.0) for n, x in model.log_probs.items()}
     return dataclasses.replace(model, log_probs=log_probs)
 
 

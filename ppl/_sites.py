@@ -5,19 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
+from numpyro.infer.autoguide import AutoGuide
 
 from ._compat import handler_stack
+from ._inclusion import NOWHERE_KNOWN, Extent, support_known
 from ._missing import NormalCells
 
 Array = jax.Array
 # Laws on the real line whose log-density is NaN or -inf at every value that is no real number.
 LOUD = (dist.Normal, dist.Laplace, dist.Cauchy, dist.StudentT, dist.Logistic)
+PROPOSED = "lapilli_proposed"  # marks the prior of a drawn value (`_inline_guide`)
 CENSORED = (
     dist.LeftCensoredDistribution,
     dist.RightCensoredDistribution,
@@ -51,6 +56,10 @@ class SiteInfo:
         regions: the regions around the site, outermost first.
         is_imputed: the missing cells of a statement with `obs_mask`.
         is_masked: its density leaves cells out.
+        support: what is known of its law's support.
+        subsampled: names of the plates around it that draw their rows.
+        alters_law: of an observation or a factor, whether it gives the program a density that its draws do not have. Not so under
+            mask(False), as in an intervention, and in NumPyro's autoguides, whose factors belong to the law of their draws.
     """
 
     name: str
@@ -65,10 +74,16 @@ class SiteInfo:
     regions: tuple[Region, ...] = ()
     is_imputed: bool = False
     is_masked: bool = False
+    support: Extent = NOWHERE_KNOWN
+    subsampled: tuple[str, ...] = ()
+    alters_law: bool = True
 
 
-def describe(msg: dict[str, Any]) -> SiteInfo:
-    """The static description of a sample statement; checks an observation's shape against the site's."""
+def describe(msg: dict[str, Any], plates: Mapping[str, int] | None = None) -> SiteInfo:
+    """The static description of a sample statement; checks an observation's shape against the site's.
+
+    `plates` are the full sizes of the plates met.
+    """
     fn, name = msg["fn"], msg["name"]
     if isinstance(base_of(fn), dist.Unit):
         kind = "factor"
@@ -84,9 +99,13 @@ def describe(msg: dict[str, Any]) -> SiteInfo:
     auxiliary = bool(msg["infer"].get("is_auxiliary")) and kind == "latent"
     strategy = msg["infer"].get("strategy") or ""
     strategy = strategy if isinstance(strategy, str) else strategy.name
+    support = support_known(fn) if kind == "latent" or PROPOSED in msg["infer"] else NOWHERE_KNOWN
+    rows = {frame.name: frame.size for frame in msg["cond_indep_stack"]}
+    subsampled = tuple(p for p, size in rows.items() if (plates or {}).get(p, size) != size)
     return SiteInfo(
         name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(base_of(fn)).__name__,
         strategy, auxiliary, scale, is_imputed=bool(msg["infer"].get("imputed")), is_masked=is_masked(fn),
+        support=support, subsampled=subsampled, alters_law=not (_is_hidden(fn) or kind == "factor" and _is_in_autoguide()),
     )  # fmt: skip
 
 
@@ -135,6 +154,23 @@ def is_masked(fn: Any) -> bool:
             return True
         fn = fn.base_dist
     return isinstance(fn, NormalCells)
+
+
+def _is_hidden(fn: Any) -> bool:
+    """Whether a mask that is known to be false hides a law as a whole."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        if getattr(fn, "_mask", None) is False:
+            return True
+        fn = fn.base_dist
+    return False
+
+
+def _is_in_autoguide() -> bool:
+    """Whether a statement is one of NumPyro's autoguides."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != AutoGuide.__module__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def log_prob_of(msg: dict[str, Any]) -> Array:

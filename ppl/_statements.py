@@ -71,6 +71,7 @@ def sample(
     distribution = _in_plates(name, distribution, mask, jnp.shape(obs))
     cell = mask.reshape(mask.shape + (1,) * (jnp.ndim(obs) - mask.ndim))
     support: Any = distribution.support
+    obs = jnp.asarray(obs)  # NumPy's float64 would be one array with and another without 64-bit types
     filled = jnp.where(cell, obs, support.feasible_like(obs))
     seen = _plain(f"{name}_observed", _law(name, distribution, mask), filled, infer)
     missing = _law(name, distribution, ~mask, filled)
@@ -104,6 +105,14 @@ def _plain(name: str, distribution: dist.Distribution, obs: Any, infer: dict[str
         return jnp.asarray(numpyro.sample(name, distribution, obs=obs, infer=infer))
     except HiddenDraw as err:
         raise ValueError(f"Site '{name}': {err}") from err
+    except AssertionError as err:
+        if obs is not None or str(err):
+            raise
+        raise RuntimeError(
+            f"Site '{name}': ppl.sample was called outside of a run, so there is no random key to draw from. Run the program by "
+            "simulate(key, *args) or an objective, and hand objectives the function itself: elbo(model, guide), not "
+            "elbo(model(x), guide)."
+        ) from err
     except ValueError as err:
         if not str(err).startswith("Incompatible shapes for broadcasting"):
             raise

@@ -28,7 +28,7 @@ from ._params import Params
 from ._probe import init_params
 from ._program import Program, as_program
 from ._recorder import Recorder
-from ._runner import _guarded_log_prob
+from ._runner import _guarded_log_prob, numbers_for_trace
 from ._running import refuse_inside_engine, running_engine
 from ._sites import SiteInfo, check_shape, describe, log_prob_of
 from ._statements import rng_key
@@ -245,7 +245,7 @@ class Constrained(Recorder):
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         log_prob = _guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
-        return {"value": msg["value"], "log_prob": log_prob}
+        return numbers_for_trace(msg, log_prob)
 
 
 def as_sampler(sampler: Any, role: str) -> Program:

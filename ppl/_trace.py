@@ -29,6 +29,8 @@ class Trace:
         deterministic: deterministic site -> value.
         sites: site -> `SiteInfo` in program order (static): kind, names of the batch axes, shapes.
         cells: missing cells (`obs_mask`) or a guide's proposal of them -> where the site's density counts, boolean.
+        scales: latent site -> factor on its log-probs, where that is an array.
+        masks: masked latent site -> which batch elements count, boolean.
     """
 
     choices: dict[str, Array]
@@ -38,6 +40,8 @@ class Trace:
     deterministic: dict[str, Array]
     sites: _Sites = dataclasses.field(metadata={"static": True})
     cells: dict[str, Array] = dataclasses.field(default_factory=dict)
+    scales: dict[str, Array] = dataclasses.field(default_factory=dict)
+    masks: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     # The model's side of a joint run (`_inline_guide`), set on the one object that it belongs to.
     scored: ClassVar[Any] = None
@@ -76,6 +80,8 @@ def trace_of(recorder: Recorder, retval: Any) -> Trace:
 
     log_probs = {name: n["log_prob"] for name, n in numbers.items() if "log_prob" in n}
     cells = {name: n["cells"] for name, n in numbers.items() if "cells" in n}
+    scales = {name: n["scale"] for name, n in numbers.items() if "scale" in n}
+    masks = {name: n["mask"] for name, n in numbers.items() if "mask" in n}
     return Trace(
         values("latent"),
         log_probs,
@@ -84,4 +90,6 @@ def trace_of(recorder: Recorder, retval: Any) -> Trace:
         values("deterministic"),
         _Sites(infos),
         cells,
+        scales,
+        masks,
     )

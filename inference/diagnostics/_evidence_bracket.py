@@ -13,6 +13,7 @@ from jaxtyping import Float
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
+from ...ppl._match import check_match
 from ...ppl._stochastic import StochasticProgram, log_mean_exp, refuse_scaled
 
 Array = jax.Array
@@ -121,7 +122,9 @@ def evidence_bracket(
         def particle(key: Array) -> Array:
             drawn = q.simulate(key, *data)
             refuse_scaled("evidence_bracket", trace.sites, drawn.sites)
-            return p.log_density(drawn.choices, *data) - drawn.log_density
+            scored = p.trace(drawn.choices, *data)
+            check_match(scored, drawn, ("inside", "covers"))
+            return scored.log_density - drawn.log_density
 
         log_weights = jax.vmap(particle)(jax.random.split(guide_key, num_particles))
         with_truth = log_weights.at[0].set(log_weight(trace.choices, data))

@@ -17,6 +17,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import typed_key
+from ...ppl._match import check_match
 from .._arguments import Arguments
 
 Choices = Mapping[str, Any]
@@ -100,7 +101,9 @@ def draw_guide(
         p, log_p = model.generate(model_key, q.shared_choices, *args)
         traces.update(p=p, q=q)
         own = {n: value for n, value in q.deterministic.items() if n not in p.sites}
-        return p.choices, log_p + ppl.check_proposed_cells(p, q), q.log_density, own
+        penalties = check_match(p, q, ("covers",))
+        penalty = ppl.check_proposed_cells(p, q) + sum(jnp.sum(x) for x in penalties.values())
+        return p.choices, log_p + penalty, q.log_density, own
 
     keys = jax.random.split(typed_key(key), num_samples)
     choices, log_p, log_q, own = in_parts(draw, keys, args, batch_size)

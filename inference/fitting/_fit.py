@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ...ppl._compat import typed_key
 from ._callbacks import FitInfo
-from ._checkpoint import load
+from ._checkpoint import fingerprint, load
 from ._data import is_iterable_of_batches
 from ._fit_result import Fit
 from ._initial import initial_params
@@ -85,7 +85,8 @@ def fit(
         callback_every: steps between calls of the callbacks.
         checkpoint: path of a file. If it exists, the run goes on from it; it is written every `checkpoint_every` steps, at the
             end and on Ctrl-C. It holds parameters, optimiser, objective state, step, key and history; an iterable is read
-            again from its start up to the step reached.
+            again from its start up to the step reached. The arguments' values are compared with those before; an iterable's
+            are not.
         checkpoint_every: steps between checkpoints.
         mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
             iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device
@@ -138,6 +139,8 @@ def fit(
     start = lambda key, params: initial_carry(config, key, params, init_args)
     carry = strong(config.lanes(start)(keys, params))
     run = _describe(key, num_seeds, subsample, plate_sizes, average, source, params)
+    if checkpoint is not None and isinstance(args, tuple):
+        run["values of args (hashes)"] = fingerprint(source.split.arrays(args))
     carry, step, values, stopped = _resume(checkpoint, carry, run, num_steps, num_seeds)
     stored_args = args if isinstance(args, tuple) else None
 

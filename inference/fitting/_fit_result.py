@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ... import ppl
 from ...ppl._compat import typed_key
+from ...ppl._match import check_match
 from .._arguments import Arguments
 
 
@@ -152,7 +154,8 @@ class Fit:
             trace = guide.simulate(guide_key, *args)
             # Sites that the guide leaves to the prior (missing cells) cancel from the weight.
             scored, log_weight = model.generate(model_key, trace.shared_choices, *args)
-            penalty = ppl.check_proposed_cells(scored, trace)
+            penalties = check_match(scored, trace, ("covers",))
+            penalty = ppl.check_proposed_cells(scored, trace) + sum(jnp.sum(x) for x in penalties.values())
             return trace.choices, log_weight - trace.log_density + penalty
 
         return Posterior(*_map_keys(draw, key, num_samples, batch_size, args))

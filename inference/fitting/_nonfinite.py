@@ -17,12 +17,29 @@ from ._optimizer import leaf_names
 
 
 class Diagnosis(NamedTuple):
-    """What broke: the log-probability of a site, a gradient, the update, or the value alone."""
+    """What broke: the log-probability of a site, a gradient, the update, or the value alone; and what helps."""
 
     broke: Literal["log_prob", "gradient", "update", "value"]
     site: str | None
     parameters: tuple[str, ...]
     text: str
+    remedy: str = ""
+
+
+# Offered only where numbers ran out, never where data or a support are at fault: steps left out are then a choice of draws.
+_NUMERICAL = (
+    "Look for a scale or a probability that reaches its boundary, lower the learning rate, or pass on_nonfinite='skip' to leave "
+    "such steps out (biased, if their draws are unlike others)."
+)
+_DATA = (
+    "A value that is no number is in the data: remove such rows, or mark the cells as missing, ppl.sample(..., obs=x, "
+    "obs_mask=seen). Leaving out the steps that meet it would only hide it."
+)
+_SUPPORT = (
+    "A log_prob of -inf at a finite value means that the value lies outside of the law's support or has probability 0: give the "
+    "guide a law within the model's support (e.g. LogNormal or Gamma for positive numbers), or an observation a law that allows "
+    "it. Leaving such draws out would be a bias."
+)
 
 
 class NonFiniteError(FloatingPointError):
@@ -40,9 +57,8 @@ class NonFiniteError(FloatingPointError):
     def __init__(self, diagnosis: Diagnosis, step: int, seed: int | None, fit: Any):
         where = f"step {step}" if seed is None else f"step {step} of seed {seed}"
         super().__init__(
-            f"Non-finite {where}: {diagnosis.text} The parameters before this step are in this error's `fit`. Look for a scale "
-            "or a probability that reaches its boundary, lower the learning rate, or pass on_nonfinite='skip' to leave such "
-            "steps out."
+            f"Non-finite {where}: {diagnosis.text} The parameters before this step are in this error's `fit`. "
+            f"{diagnosis.remedy or _NUMERICAL}"
         )
         self.step, self.seed, self.fit = step, seed, fit
         self.broke, self.site, self.parameters = diagnosis[:3]
@@ -59,8 +75,8 @@ def diagnose(config: Config, params: Any, state: Any, key: jax.Array, args: tupl
     bad_grads = _bad_names(config, params, grads)
     found = _first_bad_site(config.objective, params, key, args)
     if isinstance(found, tuple):
-        site, text = found
-        return Diagnosis("log_prob", site, bad_grads, text)
+        site, text, remedy = found
+        return Diagnosis("log_prob", site, bad_grads, text, remedy)
     note = f" ({found})" if found else ""
     if not np.isfinite(value):
         text = f"the objective is {float(value)} though the log_prob of every site is finite{note}."
@@ -84,7 +100,7 @@ def _bad_names(config: Config, params: Any, grads: Any) -> tuple[str, ...]:
 
 
 def _first_bad_site(objective: Any, params: Any, key: jax.Array, args: tuple):
-    """(site, description) of the first bad site, None if all are finite, or a string saying why that is not known."""
+    """(site, description, remedy) of the first bad site, None if all are finite, or a string saying why that is not known."""
     try:
         report = _site_report(objective, params, key, args)
     except Exception as err:  # the user needs the step's error, not the report's
@@ -96,8 +112,16 @@ def _first_bad_site(objective: Any, params: Any, key: jax.Array, args: tuple):
             return (
                 name,
                 f"site '{name}' broke first: log_prob {_range(log_prob)}, value {_range(value)}.",
+                _remedy(name, log_prob, is_bad_value),
             )
     return None
+
+
+def _remedy(name: str, log_prob: np.ndarray, is_bad_value: bool) -> str:
+    if is_bad_value:
+        # The guide's sites come first: a value that is bad in the model only was not drawn.
+        return _NUMERICAL if name.startswith("guide.") else _DATA
+    return _SUPPORT if np.isneginf(log_prob).any() else _NUMERICAL
 
 
 def _site_report(

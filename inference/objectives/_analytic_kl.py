@@ -16,12 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.distributions.kl import kl_divergence
 from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import trace_state
-from ...ppl._sites import is_masked
+from ...ppl._exact_kl import exact_kl
 from ...ppl._strategy import element
 from ._detached import refuse_estimated
 
@@ -104,9 +103,10 @@ def _check_named(patterns: Sequence[str], q: ppl.Trace, kl: Mapping[str, Any]) -
             )
         if pattern in matching and pattern not in kl:
             raise ValueError(
-                f"Site '{pattern}': its KL(q || p) is not known here. Its laws must be a pair that NumPyro's kl_divergence "
-                "knows, seen together: write ppl.sample(name, prior, proposal=q) with guide=ppl.guide_of(model), or stay outside "
-                f"of control flow and masks. Or take the sampled log-ratio, kl={{'{pattern}': 'sampled'}}."
+                f"Site '{pattern}': its KL(q || p) is not known here. Its laws must be a pair with an exact formula (Normal, "
+                "Gamma, Beta, Dirichlet, Categorical by probs, ...; that of Kumaraswamy and Beta is a series cut off), unmasked "
+                "and seen together: write ppl.sample(name, prior, proposal=q) with guide=ppl.guide_of(model), or stay outside of "
+                f"control flow. Or take the sampled log-ratio, kl={{'{pattern}': 'sampled'}}."
             )
 
 
@@ -114,14 +114,10 @@ def divergence(q: tuple[Any, Any], p: tuple[Any, Any]) -> Array | None:
     """KL(q || p) of two scaled laws per batch element, nats; None where there is no formula."""
     (q_fn, q_scale), (p_fn, p_scale) = q, p
     # Only one factor on both: with two, the log-ratio is no divergence. Masks may differ: left to sampling.
-    if not _equal(q_scale, p_scale) or is_masked(q_fn) or is_masked(p_fn):
+    if not _equal(q_scale, p_scale):
         return None
-    try:
-        kl = kl_divergence(q_fn, _like(q_fn, p_fn))
-    except NotImplementedError:
-        return None
-    kl = jnp.broadcast_to(kl, jnp.broadcast_shapes(jnp.shape(kl), q_fn.batch_shape))
-    return kl if q_scale is None else q_scale * kl
+    kl = exact_kl(q_fn, _like(q_fn, p_fn))
+    return kl if kl is None or q_scale is None else q_scale * kl
 
 
 def _ordered(p: ppl.Trace, q: ppl.Trace) -> list[str]:

@@ -45,17 +45,19 @@ def elbo(
         gradient: "full", or "stl": sticking the landing, which leaves out the derivative of log q at a fixed draw. Its
             mean is zero; without it the gradient's variance vanishes as q becomes the posterior.
         kl: "sampled", the log-ratio log p - log q of each latent site at its draw; or "analytic", minus its expectation
-            KL(q || p) given the sites drawn before it, wherever NumPyro's `kl_divergence` knows it and the two laws are seen
-            together: where the guide is `ppl.guide_of(model)`, at every site with a proposal; for two programs, at sites outside
-            of control flow and masks, if the sites before it in the model come before it in the guide too. Sites left over are
-            sampled. Or a mapping from patterns to these two, "sampled" elsewhere; a site asked for by name must have a formula.
-            It takes the noise of the site's own draw out of the divergence; the bound as a whole may still vary more.
+            KL(q || p) given the sites drawn before it, wherever it has an exact formula (Normal, Gamma, Beta, ...) and the two
+            laws are seen together: where the guide is `ppl.guide_of(model)`, at every site with a proposal; for two programs, at
+            sites outside of control flow and masks, if the sites before it in the model come before it in the guide too. Sites
+            left over are sampled. Or a mapping from patterns to these two, "sampled" elsewhere; a site asked for by name must
+            have a formula. It takes the noise of the site's own draw out of the divergence; the bound as a whole may still vary
+            more.
         site_weights: see `Objective.with_site_weights`; unless all are equal the value is no bound.
         check_jumps: see `ppl.expectation`.
 
     Raises:
-        ValueError: the guide misses or adds a latent site; any refusal of `ppl.expectation`; "stl" with a guide whose
-            support may move; "stl" together with kl="analytic"; a named divergence without a formula.
+        ValueError: the guide misses or adds a latent site, observes, has a factor, scales a site in another way than the model
+            (subsampled plates, masks), or certainly draws outside of its support; any refusal of `ppl.expectation`; "stl" with a
+            guide whose support may move; "stl" together with kl="analytic"; a named divergence without a formula.
         TypeError: "stl" or "analytic" with a guide whose density is estimated (`ppl.marginal`); site weights and an estimated
             density.
 
@@ -133,17 +135,18 @@ def iwelbo(
         check_jumps: see `ppl.expectation`.
 
     Raises:
-        ValueError: `per="plate"` with a site outside the plate; `per="joint"` with scaled (subsampled)
-            log-probs, whose log-mean-exp would be biased; "dreg" with a site that is not pathwise, or whose support may
-            move; "gdreg" with a point mass in the guide (an autoguide), or with no prior that it can serve;
+        ValueError: `per="plate"` with a site outside the plate, or rows that see each other's latent values; `per="joint"` with
+            scaled (subsampled) log-probs, whose log-mean-exp would be biased; "dreg" with a site that is not pathwise, or whose
+            support may move; "gdreg" with a point mass in the guide (an autoguide), or with no prior that it can serve;
             gradient="stl", which is biased for K > 1; num_imputations > 1 with a model that draws nothing, or with "gdreg".
         TypeError: "dreg" with a guide whose density is estimated (`ppl.marginal`), "gdreg" with such a guide or model.
 
-    Validity: unbiased for the bound at every K. The rows of the plate must be independent given what is
-    outside, as `plate` declares. "gdreg" serves the priors Normal, Laplace, Logistic, Cauchy, Gumbel, HalfNormal, HalfCauchy,
-    Exponential, Gamma, MultivariateNormal and transforms of them (LogNormal, ...), unmasked, where the guide's site has the same
-    support; other sites, and the observations, keep their score as under "dreg". Its path goes through the observations: less
-    variance where they are less sharp than the prior, more where they are sharper (`gradient_report` measures it).
+    Validity: unbiased for the bound at every K. With `per` a plate, a row's weight sees its own latent values, parameters and
+    data only: proved from the traced program, or tried where it cannot be. "gdreg" serves the priors Normal, Laplace, Logistic,
+    Cauchy, Gumbel, HalfNormal, HalfCauchy, Exponential, Gamma, MultivariateNormal and transforms of them (LogNormal, ...),
+    unmasked, where the guide's site has the same support; other sites, and the observations, keep their score as under "dreg".
+    Its path goes through the observations: less variance where they are less sharp than the prior, more where they are sharper
+    (`gradient_report` measures it).
     Reference: Burda et al. 2016, arXiv:1509.00519; Tucker et al. 2019, arXiv:1810.04152 (DReG); Bauer and Mnih 2021,
     arXiv:2101.11046 (GDReG), here for all priors of the hierarchy jointly.
     """

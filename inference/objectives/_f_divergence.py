@@ -11,6 +11,7 @@ import numpy as np
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._match import Inclusion
 from ...ppl._stochastic import log_mean_exp
 from ._objective import Objective, objective
 from ._row_weights import lane_weights
@@ -42,6 +43,9 @@ GENERATORS: dict[str, Callable[[Array], Array]] = {
     "jensen_shannon": _jensen_shannon,
     "total_variation": lambda log_u: jnp.abs(jnp.expm1(log_u)) / 2,
 }
+
+# What q cannot reach counts in D_f, except where f loses nothing by it: f(u) / u tends to 0, or log u forbids the contrary.
+_SUPPORTS: dict[str, tuple[Inclusion, ...]] = {"reverse_kl": ("inside",), "hellinger": ()}
 
 
 def f_divergence(
@@ -97,10 +101,13 @@ def f_divergence(
     """
     check_counts("f_divergence", num_particles=num_particles)
     generator = _generator(f)
+    supports = _SUPPORTS.get(f, ("covers",)) if isinstance(f, str) else ("covers",)
 
     @objective(direction="min", weighing="refused")
     def f_divergence(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, scale = lane_weights(model, guide, args, num_particles, per)
+        log_weights, scale = lane_weights(
+            model, guide, args, num_particles, per, supports=supports
+        )
         return jnp.sum(scale * generator(log_mean_exp(log_weights) - log_scale))
 
     return f_divergence(

@@ -17,6 +17,7 @@ from ...ppl._compat import typed_key
 from ...ppl._engine import as_strategy
 from ...ppl._expectation import as_arrays, signature_of
 from ...ppl._plan import SitePlan
+from ...ppl._score import matched
 from ...ppl._stochastic import Constrained
 from ...ppl._strategy import Pathwise
 from ...ppl._trace import Trace, trace_of
@@ -179,6 +180,8 @@ def _one_particle(
     with recorder:
         retval = model(*args)
     traces["model"] = trace = trace_of(recorder, retval)
+    if guide is not None:
+        trace = matched(trace, traces["guide"], ("inside",))
     prior = set(trace.choices) - set(given)
     terms = [lp.sum() for name, lp in trace.log_probs.items() if name not in prior]
     value = sum(terms, jnp.zeros(()))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._match import check_match
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
 from ._row_weights import joint_weight
@@ -53,7 +54,8 @@ def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = 
             before = sites_met()
             p, q = ppl.score(model, r, *args), ppl.score(guide, r.choices, *args)
             refuse_new_draws("log_variance", before)
-            return joint_weight(p, q)[0]
+            penalties = check_match(p, q)
+            return joint_weight(p, q)[0] + sum(jnp.sum(x) for x in penalties.values())
 
         return 0.5 * jnp.var(ppl.particles(num_particles)(lane)(), ddof=1)
 

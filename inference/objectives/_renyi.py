@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._match import Inclusion
 from ...ppl._stochastic import log_mean_exp
 from ._objective import Objective, objective
 from ._row_weights import lane_weights
@@ -58,9 +59,12 @@ def renyi(
             f"renyi: alpha must be a finite number, got {alpha}. Large negative values approach the largest weight."
         )
 
+    # Below 0 an upper bound, of the mass that the guide can reach.
+    supports: tuple[Inclusion, ...] = ("inside",) if alpha >= 0 else ("inside", "covers")
+
     @objective
     def renyi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, scale = lane_weights(model, guide, args, num_particles, per)
+        log_weights, scale = lane_weights(model, guide, args, num_particles, per, supports=supports)
         return jnp.sum(scale * _power_mean(log_weights, 1 - alpha))
 
     return renyi(
@@ -106,7 +110,9 @@ def cubo(
 
     @objective(direction="min")
     def cubo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, scale = lane_weights(model, guide, args, num_particles, per)
+        log_weights, scale = lane_weights(
+            model, guide, args, num_particles, per, supports=("inside", "covers")
+        )
         return jnp.sum(scale * _power_mean(log_weights, order))
 
     return cubo(
@@ -147,7 +153,7 @@ def chi(
 
     @objective(direction="min")
     def chi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, _ = lane_weights(model, guide, args, 1, "joint")
+        log_weights, _ = lane_weights(model, guide, args, 1, "joint", supports=("covers",))
         return jnp.exp(order * (log_weights[0] - log_scale))
 
     return chi(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ... import ppl
+from ...ppl._match import Inclusion
+from ...ppl._rows import keep_rows
+from ...ppl._score import score_at
 from ...ppl._stochastic import log_mean_exp
 
 Array = jax.Array
@@ -21,12 +24,16 @@ def lane_weights(
     num_particles: int,
     per: str,
     num_imputations: int = 1,
+    supports: Collection[Inclusion] = ("inside",),
 ) -> tuple[Array, Array]:
-    """Log-weights log p(x, z_k) - log q(z_k) of K draws, shape (K,) or (K, rows), and the rows' scale."""
+    """Log-weights log p(x, z_k) - log q(z_k) of K draws, shape (K,) or (K, rows), and the rows' scale.
+
+    `supports` are the inclusions that the objective needs, see `ppl/_match.py`.
+    """
 
     def lane() -> tuple[Array, Array]:
         q = ppl.draw(guide, *args)
-        log_weight = lambda: weight_of(ppl.score(model, q, *args), q, per)
+        log_weight = lambda: weight_of(score_at(model, q, args, supports=supports), q, per)
         return over_imputations(log_weight, num_imputations)
 
     log_weights, scale = ppl.particles(num_particles)(lane)()
@@ -104,6 +111,7 @@ def _rows(trace: ppl.Trace, plate: str, scales: set[float]) -> Array:
         scales.add(info.scale)
         axis = info.dims.index(plate)
         total = total + log_prob.sum([a for a in range(log_prob.ndim) if a != axis]) / info.scale
+    keep_rows(total, plate)
     return total
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._match import Inclusion
 from ._objective import Objective, objective
 from ._row_weights import lane_weights
 
@@ -66,9 +67,13 @@ def tvo(
     if side not in ("lower", "upper"):
         raise ValueError(f"tvo: side must be 'lower' or 'upper', got {side!r}.")
 
+    supports: tuple[Inclusion, ...] = ("inside",) if side == "lower" else ("inside", "covers")
+
     @objective(weighing="refused")
     def tvo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, scale = lane_weights(model, guide, args, num_particles, per)
+        log_weights, scale = lane_weights(
+            model, guide, args, num_particles, per, supports=supports
+        )
         total = jnp.zeros(())
         for end, width in zip(
             grid[:-1] if side == "lower" else grid[1:], np.diff(grid), strict=True

@@ -6,6 +6,12 @@ parameters: `grad` is the derivative of the objective in the parameters that are
 
 per="plate" (or a plate's name) weighs row by row and sums the rows' objectives, for data whose rows are independent given what is
 outside: v_kn = w_kn / sum_j w_jn. One weight for all rows together would rest on one particle; and subsampled rows need it.
+
+Missing cells m (`obs_mask`) that the guide leaves to the model are drawn from p_theta(m | z, what is seen), once for each z_k,
+and are part of the draw: w_k = p_theta(x, m_k, z_k) / (q_phi(z_k) p_theta(m_k | z_k)), in which the law of the cells cancels.
+log q_phi is that of the guide's own sites, so that the cells' law enters neither `wake_phi` nor its gradient; `forward_kl` is the
+divergence of both together, KL(p(z, m | x) || q_phi(z) p(m | z)), of the same gradient. An objective that would move the cells'
+law refuses them (`wake_theta`, `rws`, `log_variance`).
 """
 
 from __future__ import annotations
@@ -20,6 +26,8 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._match import Inclusion, check_is_law, check_match
+from ...ppl._score import score_at
 from ...ppl._stochastic import log_mean_exp
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
@@ -163,12 +171,15 @@ def rws(
             "data_args=lambda observed, x: (observed['x'],), or insomnia=1."
         )
 
+    # The wake phase in phi is a cross-entropy from the posterior.
+    supports: tuple[Inclusion, ...] = ("inside", "covers") if insomnia > 0 else ("inside",)
+
     @objective(weighing="refused")
     def rws(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         def lane() -> tuple[Array, Array, Array]:
             r = ppl.draw(detached(guide), *args)
             before = sites_met()
-            p = ppl.score(model, r, *args)
+            p = score_at(model, r, args, supports=supports)
             weight, scale = weight_of(p, jax.tree.map(stop, r), per)
             q = ppl.score(guide, r.choices, *args)
             refuse_new_draws("rws", before)
@@ -235,7 +246,10 @@ def _dream(
         )
     observed = {site: drawn.choices[site] for site in redraw.names}
     latent = {site: x for site, x in drawn.choices.items() if site not in observed}
-    return ppl.score(guide, latent, *data_args(observed, *args)).log_density
+    q = ppl.score(guide, latent, *data_args(observed, *args))
+    check_is_law(drawn, "model of a sleep phase")
+    penalties = check_match(drawn, q, ("covers",))
+    return q.log_density + sum(jnp.sum(x) for x in penalties.values())
 
 
 class _RedrawObserved(Messenger):
@@ -270,9 +284,10 @@ def _lanes(
 
     def lane() -> tuple[Array, Array, Array, Array]:
         r = ppl.draw(source, *args)
-        p = ppl.score(detached(model), r, *args)
+        p = score_at(detached(model), r, args, supports=("inside", "covers"))
         before = sites_met()
         q = ppl.score(guide, r.choices if proposal is None else r, *args)
+        check_match(p, q, ("covers",))
         refuse_new_draws("wake phase", before)
         weight, scale = weight_of(p, r, per)
         plate = plate_of(p, r, per)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from ... import ppl
+from ...ppl._match import check_match
 from ._backward import Filter, Segment, new_ancestor, turned
 from ._differentiable import Differentiation, box
 from ._exchange import ALONE, Alone, Exchange
@@ -101,6 +102,7 @@ def run(
     }
     penalty = None
     if proposal is not None and guide is not None:
+        check_match(model.shapes, guide.shapes, ("covers",))
         penalty = check_cells(
             model, guide, (simulate(copied), (*single, given)), (simulate(proposal, "guide"), (*single, {}))
         )  # fmt: skip

@@ -47,7 +47,8 @@ class SMCSampler(StochasticProgram):
     def _draw(self, *args: Any, **kwargs: Any) -> ppl.Trace:
         self._refuse_keywords(kwargs)
         if running_engine().is_exploring:  # parameters are met as in any program
-            return self._explore(args)
+            met = self._explore(args)
+            return estimated(self.label, met.choices, met.sites, met.log_density)
         run_key, path_key = jax.random.split(self.own_key())
         result = self._run(run_key, args)
         index = jax.random.categorical(path_key, result.log_weights)

@@ -21,8 +21,8 @@ class TracedProgram:
     """One program traced: its jaxpr, the atoms of its trace, and the signs with which log-probs enter the weight."""
 
     def __init__(self, fn: Callable[..., ppl.Trace], inputs: tuple[Any, ...]) -> None:
-        # Masks of cells do not belong to the particles; `masks` finds them without a run.
-        bare = lambda *inputs: dataclasses.replace(fn(*inputs), cells={})
+        # Masks and scales do not belong to the particles; `masks` finds them without a run.
+        bare = lambda *inputs: dataclasses.replace(fn(*inputs), cells={}, scales={}, masks={})
         self.closed, shapes = jax.make_jaxpr(bare, return_shape=True)(*inputs)
         leaves, self.tree = jax.tree.flatten(shapes)
         self.trace: ppl.Trace = jax.tree.unflatten(self.tree, self.closed.jaxpr.outvars)

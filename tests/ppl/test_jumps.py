@@ -440,7 +440,9 @@ def test_a_density_evaluated_outside_its_support_is_a_jump():
     def cost(m):
         q = ppl.draw(ppl.model(lambda: ppl.sample("z", dist.Normal(m, 1.0))))
         return jnp.exp(
-            ppl.score(ppl.model(lambda: ppl.sample("z", dist.HalfNormal(1.0))), q).log_density
+            ppl.score(
+                ppl.model(lambda: ppl.sample("z", dist.HalfNormal(1.0))), q.choices
+            ).log_density
         )
 
     with pytest.raises(ValueError, match=JUMPS):

@@ -206,7 +206,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_sites(pattern):
     ) as caught:
         ppl.expectation(two_sites, strategies={pattern: "reinforce"}).plan(0.3)
     assert repr(pattern) in str(caught.value)
-    guide = ppl.model(lambda: two_sites(ppl.param("t", 0.0)))
+    guide = ppl.block(ppl.model(lambda: two_sites(ppl.param("t", 0.0))), ["x"])
     model = ppl.model(lambda: two_sites(0.0))
     with pytest.raises(ValueError, match="match no latent site"):
         inference.elbo(model, guide, strategies={pattern: "reinforce"}).value({"t": 0.3}, KEY)

@@ -128,6 +128,16 @@ def test_a_damaged_file_is_refused(tmp_path, content):
         run(checkpoint=path)
 
 
+@pytest.mark.parametrize("options", [{}, {"subsample": {"rows": 5}}], ids=["full", "minibatches"])
+def test_other_data_of_the_same_shape_are_refused(tmp_path, options):
+    path = tmp_path / "run.ckpt"
+    run(checkpoint=path, num_steps=4, **options)
+    with pytest.raises(ValueError, match="another run:\\n.*values of args"):
+        run(args=(X + 1,), checkpoint=path, num_steps=8, **options)
+    # The same values from another place are the same data.
+    assert run(args=(jnp.asarray(X),), checkpoint=path, num_steps=6, **options).steps == 6
+
+
 def test_a_newer_format_is_refused(tmp_path):
     path = tmp_path / "run.ckpt"
     np.savez(path, header=np.array(json.dumps({"format": 99, "leaves": []})), values=np.zeros(0))

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 import pytest
 from _fit_fakes import Objective
 
+from lapilli import inference, ppl
 from lapilli.inference.fitting._fit import fit
 from lapilli.inference.fitting._nonfinite import NonFiniteError
 
@@ -26,7 +28,8 @@ def test_the_first_bad_site_is_named_with_its_range():
     error = caught.value
     assert (error.step, error.site, error.broke) == (0, "x", "log_prob")
     assert "value in [0.5, 3], 1 of 12 non-finite (nan)" in str(error)
-    assert "log_prob in [" in str(error) and "on_nonfinite='skip'" in str(error)
+    assert "log_prob in [" in str(error) and "obs_mask" in str(error)
+    assert "on_nonfinite='skip'" not in str(error)  # the data are at fault
 
 
 def test_an_infinite_gradient_names_the_parameter():
@@ -37,6 +40,24 @@ def test_an_infinite_gradient_names_the_parameter():
     error = caught.value
     assert (error.step, error.site, error.broke) == (2, None, "gradient")
     assert error.parameters == ("loc",)
+    assert "on_nonfinite='skip'" in str(error)
+
+
+def test_a_draw_outside_of_the_support_is_not_to_be_skipped():
+    def model(_):
+        low = ppl.sample("low", dist.Normal(0.0, 0.1))  # a support that is not known while tracing
+        z = ppl.sample("z", dist.Uniform(low, low + 10.0))
+        ppl.sample("x", dist.Normal(z, 1.0), obs=1.0)
+
+    def guide(_):
+        ppl.sample("low", dist.Normal(0.0, 0.1))
+        ppl.sample("z", dist.Normal(ppl.param("m", -1.0), 0.1))
+
+    with pytest.raises(
+        NonFiniteError, match="site 'model.z' broke first.*outside of the law's support"
+    ) as caught:
+        run(inference.elbo(model, guide, check_jumps=False), args=(jnp.zeros(()),))
+    assert "skip" not in str(caught.value)
 
 
 def test_numbers_that_are_huge_but_finite_are_no_alarm():
