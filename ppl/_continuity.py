@@ -1,9 +1,9 @@
 """Where an operation may jump: a table of JAX's primitives, and what each does to the jumps of its operands.
 
 Terms
-- A jump is *silent* where the value is finite on both sides, *loud* where it goes to infinity or NaN, or through a pole. Loud ones stay
-  loud in sums, and an expectation in which one is left is infinite or NaN for all to see; any other operation may make them
-  silent again (exp(-inf) = 0).
+- A jump is *silent* where the value is finite on both sides, *loud* where it goes to infinity or NaN, or through a pole.
+  Loud ones stay loud in sums, and an expectation in which one is left is infinite or NaN for all to see; any other operation
+  may make them silent again (exp(-inf) = 0).
 - A jump counts where continuous *noise* decides it: a random site, or a random key. One that parameters or discrete draws alone
   decide lies at isolated parameters, where there is no derivative to miss.
 - The *movers* of a jump are what can push a value across it: sites, and the parameters themselves.
@@ -59,8 +59,8 @@ SMOOTH = _names(
 # Piecewise constant, or with pieces that do not meet.
 STEPS = _names(
     """
-    argmax argmin bitcast_convert_type ceil eq eq_to floor ge gt is_finite le le_to lt lt_to ne nextafter reduce_precision rem round
-    sign to_edtype from_edtype
+    argmax argmin bitcast_convert_type ceil eq eq_to floor ge gt is_finite le le_to lt lt_to ne nextafter reduce_precision
+    rem round sign to_edtype from_edtype
     """
 )
 # Continuous away from a branch cut, a change of sign, of pivots or of the order of what is carried along.

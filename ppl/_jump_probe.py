@@ -1,9 +1,9 @@
 """How far a traced program jumps along random paths, bisected.
 
-A path runs in the space of one *source*: a site's value with everything else kept; or the parameters, with the noise of keys and
-pathwise sites and the values of all other sites kept. It is looked at on a grid, and from the step with the largest change on halved
-toward the larger change until its ends are neighbouring floating-point numbers. A continuous program then changes by rounding
-only; a jump stays.
+A path runs in the space of one *source*: a site's value with everything else kept; or the parameters, with the noise of keys
+and pathwise sites and the values of all other sites kept. It is looked at on a grid, and from the step with the largest change
+on halved toward the larger change until its ends are neighbouring floating-point numbers. A continuous program then changes by
+rounding only; a jump stays.
 
 What can be found: a jump of more than `THRESHOLD` of 1 + |value| that some of the paths cross alone in one step of the
 grid. Some paths leave the parameters that are given, and some the data. Some are short: there, steps of a
@@ -335,7 +335,8 @@ class _Paths:
         absolute = jnp.stack(
             [_largest(jnp.abs(y - x), x, y) for x, y in zip(s.fa, s.fb, strict=True)]
         )
-        cancels = in_result <= 1e-6 * absolute[:-1] + 1e-12 * jnp.abs(s.fa[-1])
+        small, rounding = (1e-6, 1e-12) if self.is_double else (1e-2, 1e-5)
+        cancels = in_result <= small * absolute[:-1] + rounding * jnp.abs(s.fa[-1])
         size = jnp.where(counts & ~(self.is_term & cancels), changes[:-1], 0.0).max()
         # Finite on both sides of a region without values: no jump that anything crosses unseen.
         is_apart = (s.num_lost == len(SHARES) - 1) & (s.b - s.a > 1e-9)

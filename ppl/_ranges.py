@@ -287,12 +287,12 @@ BINARY: dict[str, Callable[[Range, Range], Range]] = {
 CARRIED = frozenset(
     """
     broadcast_in_dim broadcast_to concatenate copy copy_p device_put dynamic_slice dynamic_update_slice gather
-    optimization_barrier pad reduce_and reduce_max reduce_min reduce_or reshape rev sharding_constraint slice split squeeze stack stop_gradient tile transpose unstack
-    cummax cummin scatter real
+    cummax cummin optimization_barrier pad real reduce_and reduce_max reduce_min reduce_or reshape rev scatter
+    sharding_constraint slice split squeeze stack stop_gradient tile transpose unstack
     """.split()
 )
 # Of the operands, the first ones only are values; the others say where.
-PLACED = dict(dynamic_slice=1, gather=1, dynamic_update_slice=2)
+PLACED = {"dynamic_slice": 1, "gather": 1, "dynamic_update_slice": 2}
 
 
 def ranges_of(eqn: Any, operands: Sequence[Range]) -> list[Range]:
