@@ -357,16 +357,14 @@ def _selected(facts: Sequence[Fact], relations: Relations, found: Range) -> Fact
 
 
 def _summed(name: str, facts: Sequence[Fact], kept: Fact) -> Fact:
-    """Poles may cancel, and leave a finite jump."""
-    with_poles = [f for f in facts if any(c.is_pole for c in f.loud.values())]
-    if (
-        not with_poles
-        or name == "neg"
-        or (len(with_poles) < 2 and name in ("add", "add_any", "sub"))
-    ):
+    """Poles at one place, of one source, may cancel and leave a finite jump."""
+    poles = [{s: c for s, c in f.loud.items() if c.is_pole} for f in facts]
+    if name == "neg" or not any(poles):
         return kept
-    poles = {s: c for s, c in kept.loud.items() if c.is_pole}
-    return kept._replace(jumps=merged([kept.jumps, poles]))
+    meet = merged(poles)
+    if name in ("add", "add_any", "sub"):
+        meet = {s: c for s, c in meet.items() if all(s in p for p in poles)}
+    return kept._replace(jumps=merged([kept.jumps, meet]))
 
 
 def _multiplied(facts: Sequence[Fact], kept: Fact) -> Fact:

@@ -251,6 +251,10 @@ class _Paths:
             jumps.append(
                 (program.numbers[i].log_prob, {s: c for s, c in found.items() if s not in follows})
             )
+        # Poles of terms that meet in their sum.
+        covered = {s for _, found in jumps for s in found}
+        whole = facts[program.result].jumps
+        jumps.append((program.result, {s: c for s, c in whole.items() if s not in covered}))
         is_term = np.arange(len(jumps)) < len(terms)
         counts = np.array([[s in found for _, found in jumps] for s in sources])
         used = np.flatnonzero(counts.sum(0))
