@@ -84,6 +84,8 @@ def test_a_pathwise_strategy_of_the_user_is_searched():
 Z = lambda m: ppl.sample("z", dist.Normal(m, 1.0))
 S = lambda m: ppl.sample("s", dist.Gamma(jnp.exp(m), 1.0))
 U = lambda m: ppl.sample("u", dist.Beta(jnp.exp(m), 1.0))
+K = lambda m: ppl.sample("k", dist.Poisson(jnp.exp(m)), strategy="reinforce")
+HELD = lambda m: ppl.sample("z", dist.Normal(0.0, 1.0), strategy="reinforce")
 
 # No reason to search: what is said of each is a proof.
 CLEAR = {
@@ -99,7 +101,7 @@ CLEAR = {
     "student": lambda m: dist.StudentT(3.0, Z(m), 1.0).log_prob(0.2),
     "negative binomial": lambda m: dist.NegativeBinomial2(jnp.exp(Z(m)), 2.0).log_prob(3),
     "data in the scale": lambda m: dist.Normal(0.0, S(m) * jnp.array([1.0, 2.0])).log_prob(0.3).sum(),
-    "a threshold of discrete draws": lambda m: jnp.where(ppl.sample("k", dist.Poisson(jnp.exp(m)), strategy="reinforce") < m, 1.0, 0.0),
+    "a threshold of discrete draws": lambda m: (K(m) < m) * 1.0,
     "a threshold that nothing moves": lambda m: m * jnp.where(ppl.sample("z", dist.Normal(0.0, 1.0)) > 0, 1.0, 0.0),
     "a threshold under a score": lambda m: jnp.where(ppl.sample("z", dist.Normal(m, 1.0), strategy="reinforce") > 0, 1.0, 0.0),
     "a comparison that is certain": lambda m: jnp.where(S(m) > -1, 1.0, 0.0),
@@ -115,7 +117,7 @@ def test_no_reason_to_search(name):
 # (program, sources suspected).
 SUSPECTED = {
     "parameter as threshold, pathwise": (lambda m: jnp.where(ppl.sample("z", dist.Normal(0.0, 1.0)) < m, 1.0, 0.0), {PARAMS}),
-    "parameter as threshold, scored": (lambda m: jnp.where(ppl.sample("z", dist.Normal(0.0, 1.0), strategy="reinforce") < m, 1.0, 0.0), {PARAMS}),
+    "parameter as threshold, scored": (lambda m: (HELD(m) < m) * 1.0, {PARAMS}),
     "both move": (lambda m: jnp.where(Z(m) < m, 1.0, 0.0), {"z", PARAMS}),
     "a key's noise": (lambda m: jnp.where(jax.random.uniform(ppl.rng_key("u")) < m, 1.0, 0.0), {PARAMS}),
     "a pole, squashed": (lambda m: jnp.tanh(1 / Z(m)), {"z"}),
