@@ -229,10 +229,11 @@ class Expectation:
     def _search(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
         """Try rows that may meet, and search for jumps, if there is a reason to."""
         start = time.monotonic()
-        shapes = jax.tree.map(_shape_of, (params, args))
-        copy = lambda: self._copy(*shapes, check.demoted)
+        shapes, fixed = (jax.tree.map(_shape_of, tree) for tree in (params, args))
+        copy = lambda: self._copy(shapes, fixed, check.demoted)
         if program.rows:
-            try_rows(program, copy, *self._leaves(*self._known(params, args)[0]))
+            known, _ = self._known(params, args)
+            try_rows(program, copy, *self._leaves(*known))
         if self.check_jumps and (suspects := suspects_of(program)):
             check.search = Search(program.sites, suspects, copy)
             self._look(check, params, args)
@@ -260,12 +261,13 @@ class Expectation:
         if not is_concrete(leaves) or fingerprint(leaves) not in (check.data or ()):
             self._look(check, params, args)
 
-    def _known(self, params: Any, args: Any) -> tuple[Any, bool]:
+    def _known(self, params: Any, args: Any) -> tuple[tuple[Any, Any], bool]:
         """Values at which to search, and whether the arguments are those of the call."""
         shown = self._values or (params, args)
         is_known = is_concrete(shown[1]) or _has_known_data.get()
         example = self._examples[0] if self._examples else (None, None)
-        return tuple(concrete_tree(t, e) for t, e in zip(shown, example, strict=True)), is_known
+        known = [concrete_tree(t, e) for t, e in zip(shown, example, strict=True)]
+        return (known[0], known[1]), is_known
 
     def _copy(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
         """The program analysed with data as inputs, in the precision that is in force."""

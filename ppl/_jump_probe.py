@@ -31,6 +31,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from ._additive import split
 from ._analyse import Analysed
 from ._axis_rules import shape_of
+from ._continuity import Jumps
 from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
 from ._jaxprs import inner_jaxprs
@@ -74,6 +75,12 @@ class Inputs:
     def leaves(self) -> list[Any]:
         """In the order of the program's inputs."""
         return [*self.params, *self.data, self.key]
+
+
+def inputs_of(params: list[Any], data: list[Any]) -> Inputs:
+    """The inputs as arrays, in the precision that is in force."""
+    params, data = ([jnp.asarray(x) for x in part] for part in (params, data))
+    return Inputs(params, data, jax.random.key(0, impl=IMPL))
 
 
 class Probe:
@@ -240,13 +247,13 @@ class _Paths:
         facts = program.facts
         bounds = {i: s.bounds for i, s in program.sites.items() if s.bounds is not None}
         terms = split(program.closed.jaxpr, program.result, facts, bounds)
-        jumps = [(t.variable, facts[t.variable].jumps) for t in terms]
+        jumps: list[tuple[Any, Jumps]] = [(t.variable, facts[t.variable].jumps) for t in terms]
         for i, site in program.sites.items():
             found = facts.parameters[i].jumps
             # A pathwise value follows the parameters; in the space of another site's value it is kept.
-            follows = (
-                {PARAMS: found[PARAMS]} if PARAMS in found and site.strategy.is_pathwise else {}
-            )
+            follows: Jumps = {}
+            if PARAMS in found and site.strategy.is_pathwise:
+                follows[PARAMS] = found[PARAMS]
             jumps.append((program.numbers[i].value, follows))
             jumps.append(
                 (program.numbers[i].log_prob, {s: c for s, c in found.items() if s not in follows})

@@ -32,7 +32,7 @@ from ._analyse import Analysed
 from ._compat import is_concrete
 from ._continuity import Cause, merged
 from ._engine import StrategySite, Unsuitable
-from ._jump_probe import IMPL, Found, Inputs, Probe
+from ._jump_probe import Found, Probe, inputs_of
 from ._relation import PARAMS
 
 Suspects = dict[int | str, Cause]
@@ -117,8 +117,7 @@ class Search:
     def _run(self, params: Any, data: Any, *, is_double: bool) -> dict[int | str, Found]:
         if self._probe is None:
             self._probe = Probe(self.suspects, self._copy(), is_double=is_double)
-        leaves = [[jnp.asarray(x) for x in part] for part in (params, data)]
-        return self._probe(Inputs(*leaves, jax.random.key(0, impl=IMPL)))
+        return self._probe(inputs_of(params, data))
 
     def refuse(self, found: Mapping[int | str, Found], *, elsewhere: str = "") -> None:
         """Raise for the first source that jumps.

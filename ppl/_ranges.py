@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from numpyro.distributions import constraints
 
 from ._axis_rules import shape_of
@@ -90,7 +90,7 @@ def widened(old: Range, new: Range) -> Range:
 
 def range_of_constant(value: Any) -> Range:
     """The range of a value that is known when the program is traced."""
-    if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
+    if isinstance(value, Tracer) or not hasattr(value, "dtype"):
         is_plain = isinstance(value, bool | int | float) and math.isfinite(value)
         return number(float(value)) if is_plain else REALS
     is_number = jnp.issubdtype(value.dtype, jnp.number) or value.dtype == jnp.bool_
@@ -308,7 +308,7 @@ def ranges_of(eqn: Any, operands: Sequence[Range]) -> list[Range]:
 
 
 def _range(name: str, eqn: Any, operands: Sequence[Range]) -> Range:
-    dtype = getattr(eqn.outvars[0].aval, "dtype", None)
+    dtype: Any = getattr(eqn.outvars[0].aval, "dtype", None)
     if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
         return REALS
     if name in UNARY:
