@@ -52,6 +52,11 @@ class Numbers:
     local_tree: Any
 
     @property
+    def has_alarm(self) -> bool:
+        """Whether the site may miss values of probability 0 (`_null_values.py`)."""
+        return jax.tree.unflatten(self.local_tree, self.local)[1] is not None
+
+    @property
     def read(self) -> tuple[Any, ...]:
         """The atoms that an estimate may read in lanes."""
         return (self.log_prob, self.active, *self.local)

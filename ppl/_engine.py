@@ -16,6 +16,7 @@ from ._disarm import ARM, DisARM
 from ._keys import fold_name
 from ._mvd import MVD
 from ._noise import COMMON, SALT
+from ._null_values import alarm
 from ._one_hot import OneHotCategorical
 from ._primitive import mark, mark_key
 from ._ranges import REALS, Range, range_of_support
@@ -228,7 +229,10 @@ class Engine(Recorder):
             "active": jnp.ones(()),
             "value": value,
             "fixed": [jnp.asarray(getattr(base, name), float) for name in fixed],
-            "local": strategy.local(drawn),
+            "local": (
+                strategy.local(drawn),
+                alarm(base, shape) if strategy.misses_null_values else None,
+            ),
         }
 
     def hand_out(self, key: Array, name: str) -> Array:

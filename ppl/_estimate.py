@@ -49,7 +49,7 @@ def surrogate_of(
     costs = Costs(terms.fixed())
     for index in wanted:
         site = program.sites[index]
-        numbers, weight = local[index]
+        (numbers, alarm), weight = local[index]
         # Value and derivatives read it, and XLA would rather compute it again for each.
         cost = jax.lax.optimization_barrier(
             costs.gather(index, {j: stop(t) for j, t in arrays.items()})
@@ -64,6 +64,8 @@ def surrogate_of(
             state=state[site.address],
         )
         total = total + _once(jnp.sum(site.strategy.surrogate(numbers, downstream)))
+        if alarm is not None:
+            total = total + jnp.sum(alarm)
         new_state[site.address] = jax.tree.map(
             stop, site.strategy.update(jax.tree.map(stop, numbers), downstream)
         )

@@ -23,6 +23,7 @@ from ._engine import Unsuitable
 from ._estimate import surrogate_of
 from ._jump_probe import IMPL
 from ._jumps import Search, concrete, concrete_tree, is_array, suspects_of
+from ._null_values import sound
 from ._params import strong
 from ._plan import Plan, plan_of
 from ._row_probe import try_rows
@@ -143,6 +144,8 @@ class Expectation:
             return surrogate_of(program, leaves, key, state)
 
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
+        if any(n.has_alarm for n in program.numbers.values()):
+            grads = sound(grads)
         return value, jax.tree.unflatten(tree, grads), state
 
     def _watched(self, params: Any, args: Any, key_impl: Any) -> Analysed:
