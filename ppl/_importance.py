@@ -70,7 +70,7 @@ class Importance(Strategy):
         probability = probability_of(draw.distribution, draw.value)
         if probability is None:
             return ()
-        log_proposal = stop(self._of(draw.distribution).log_prob(draw.value))
+        log_proposal = stop(jnp.asarray(self._of(draw.distribution).log_prob(draw.value)))
         return jnp.broadcast_to(probability * jnp.exp(-log_proposal), draw.shape)
 
     def _of(self, base: dist.Distribution) -> dist.Distribution:

@@ -1,13 +1,14 @@
 """Values of probability exactly 0 that a parameter moves: no estimator made of draws alone serves them.
 
-For a discrete law p, d/dtheta E[f] = sum_k f(k) dp_k. Where p_k = 0 and dp_k is not, the term of k needs f(k), and k is never
-drawn: a score, an antithetic pair, or a control variate made of the law's logits leaves it out, and the estimate is biased
-without a sign of it. Whether there is such a k is known at run time only. `alarm` is a number that is always 0; its derivative in each
-probability that is 0 is `ALARM`, so that gradients of such programs are beyond all reason, and `sound` makes them NaN.
+For a discrete law p, d/dtheta E[f] = sum_k f(k) dp_k. Where p_k = 0 and dp_k is not, the term of k needs f(k), and k is
+never drawn: a score, an antithetic pair, or a control variate made of the law's logits leaves it out, and the estimate is
+biased without a sign of it. Whether there is such a k is known at run time only. `alarm` is a number that is always 0; its
+derivative in each probability that is 0 is `ALARM`, so that gradients of such programs are beyond all reason, and `sound`
+makes them NaN.
 
-A probability that a mask or the clip of a network holds at 0 has a derivative of exactly 0 and raises no alarm: which is why `ALARM`
-is finite, as infinity times zero is no number. One that rounding brought to 0 or 1 has a derivative in its log-odds below the
-resolution of the floating-point type; `LIMIT / ALARM` tells it from one that truly is there.
+A probability that a mask or the clip of a network holds at 0 has a derivative of exactly 0 and raises no alarm: which is why
+`ALARM` is finite, as infinity times zero is no number. One that rounding brought to 0 or 1 has a derivative in its log-odds
+below the resolution of the floating-point type; `LIMIT / ALARM` tells it from one that truly is there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpyro.distributions.discrete import ZeroInflatedProbs
 
 from ._strategy import stop
 
@@ -59,5 +61,5 @@ def _probabilities(law: dist.Distribution) -> Iterator[Array]:
         elif constraint is dist.constraints.unit_interval:
             p = jnp.asarray(getattr(law, name))
             # Without inflation all values are still drawn.
-            is_gate = isinstance(law, dist.discrete.ZeroInflatedProbs)
+            is_gate = isinstance(law, ZeroInflatedProbs)
             yield jnp.stack([1 - p] if is_gate else [p, 1 - p], -1)
