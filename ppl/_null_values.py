@@ -4,7 +4,7 @@ For a discrete law p, d/dtheta E[f] = sum_k f(k) dp_k. Where p_k = 0 and dp_k is
 never drawn: a score, an antithetic pair, or a control variate made of the law's logits leaves it out, and the estimate is
 biased without a sign of it. Whether there is such a k is known at run time only. `alarm` is a number that is always 0; its
 derivative in each probability that is 0 is `ALARM`, so that gradients of such programs are beyond all reason, and `sound`
-makes them NaN.
+makes them NaN. At the first call, where the parameters are numbers, they are refused by name (`_null_probe.py`).
 
 A probability that a mask or the clip of a network holds at 0 has a derivative of exactly 0 and raises no alarm: which is why
 `ALARM` is finite, as infinity times zero is no number. One that rounding brought to 0 or 1 has a derivative in its log-odds
@@ -13,7 +13,7 @@ below the resolution of the floating-point type; `LIMIT / ALARM` tells it from o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -28,15 +28,21 @@ ALARM = 1e24
 LIMIT = 1e20
 
 
-def alarm(law: dist.Distribution, shape: tuple[int, ...]) -> Array | None:
-    """0 for each element, with the derivative `ALARM` in each probability that is 0; None for laws without probabilities.
+def probabilities(law: dist.Distribution, shape: tuple[int, ...]) -> list[Array]:
+    """Probabilities of values, or of sets of values, where these may be 0; each [*elements, values].
 
     Args:
         law: the law of one element.
         shape: shape of the elements.
     """
-    found = [jnp.broadcast_to(_one(p), shape) for p in _probabilities(law)]
-    return sum(found[1:], found[0]) if found else None
+    found = [jnp.asarray(p, jnp.result_type(float)) for p in _probabilities(law)]
+    return [jnp.broadcast_to(p, shape + p.shape[-1:]) for p in found]
+
+
+def alarm(probabilities: Iterable[Array]) -> Array:
+    """0, with the derivative `ALARM` in each probability that is 0."""
+    parts = [jnp.where(p == 0, (p - stop(p)) * ALARM, 0.0) for p in probabilities]
+    return sum((part.sum() for part in parts), jnp.zeros(()))
 
 
 def sound(gradient: Any) -> Any:
@@ -44,17 +50,12 @@ def sound(gradient: Any) -> Any:
     return jax.tree.map(lambda g: jnp.where(jnp.abs(g) > LIMIT, jnp.nan, g), gradient)
 
 
-def _one(p: Array) -> Array:
-    """The alarm of probabilities [..., values]."""
-    p = jnp.asarray(p, jnp.result_type(float))
-    return jnp.where(p == 0, (p - stop(p)) * ALARM, 0.0).sum(-1)
-
-
 def _probabilities(law: dist.Distribution) -> Iterator[Array]:
-    """Probabilities of values, or of sets of values, that have none where these are 0; each [..., values]."""
     if isinstance(law, dist.TransformedDistribution):
         yield from _probabilities(law.base_dist)
         return
+    if isinstance(law, dist.Poisson):
+        yield jnp.asarray(law.rate)[..., None]
     for name, constraint in law.arg_constraints.items():
         if constraint is dist.constraints.simplex:
             yield jnp.asarray(getattr(law, name))
