@@ -79,7 +79,7 @@ class Inputs(NamedTuple):
 
 def inputs_of(params: list[Any], data: list[Any], program: Analysed) -> Inputs:
     """The inputs as arrays of the types that the program was traced with."""
-    *types, key_type = [v.aval.dtype for v in program.closed.jaxpr.invars]
+    *types, key_type = [v.aval.dtype for v in program.closed.jaxpr.invars]  # pyright: ignore[reportAttributeAccessIssue]
     leaves = [jnp.asarray(x, dtype) for x, dtype in zip([*params, *data], types, strict=True)]
     return Inputs(leaves[: len(params)], leaves[len(params) :], first_key(key_type))
 
