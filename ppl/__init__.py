@@ -47,6 +47,7 @@ from ._reinforce import (
     Regression as Regression,
     Reinforce as Reinforce,
 )
+from ._boundary import Boundary as Boundary
 from ._rejection import RejectionReparam as RejectionReparam
 from ._relax import Rebar as Rebar, Relax as Relax
 from ._reweight import SiteWeights as SiteWeights, reweight as reweight

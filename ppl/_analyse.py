@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ._additive import Term, split
 from ._compat import own_caches
+from ._decisions import with_decisions
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite, Unsuitable
 from ._hoist import hoist_noise
@@ -142,12 +143,16 @@ def analyse(
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
     sites = {s.index: s for s in record["sites"].values()}
     closed = hoist_noise(closed, [i for i, s in sites.items() if is_listed(s)])
-    outvars = closed.jaxpr.outvars
-    tree = jax.tree.structure(shapes)
-    _, numbers = jax.tree.unflatten(tree, outvars)
-    table = {s.index: _numbers(numbers[s.address]) for s in sites.values()}
     num_params = len(jax.tree.leaves(params)) if num_params is None else num_params
     is_parameter = [i < num_params for i in range(len(closed.jaxpr.invars))]
+    closed, decisions = with_decisions(closed, sites, is_parameter)
+    outvars = closed.jaxpr.outvars
+    tree = jax.tree.structure(shapes)
+    _, numbers = jax.tree.unflatten(tree, outvars[: tree.num_leaves])
+    table = {s.index: _numbers(numbers[s.address]) for s in sites.values()}
+    for index, (decision, found) in decisions.items():
+        sites[index] = decision
+        table[index] = _numbers({**numbers[sites[decision.strategy.site].address], "fixed": [], **found})
     draws = {i: (s.range, s.noise) for i, s in sites.items()}
     facts = Analysis(closed, is_parameter, draws, jax.tree.leaves(args))
     result = outvars[0]

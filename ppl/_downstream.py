@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -56,8 +58,18 @@ class Costs:
                 )
         return total
 
-    def replay(self, index: int, value: Array, *, together: bool = False) -> Array:
-        """Downstream cost of each element with the value of a site replaced: element by element, or all at once."""
+    def replay(
+        self,
+        index: int,
+        value: Array,
+        others: Mapping[int, Array] = MappingProxyType({}),
+        *,
+        together: bool = False,
+    ) -> Array:
+        """Downstream cost of each element with the value of a site replaced: element by element, or all at once.
+
+        With it the same elements of `others` are replaced, whose elements are its own: index -> value.
+        """
         program, site = self.program, self.program.sites[index]
         own, value = self._full(index, value)
         axes = replay_axes(site, index, program.site_relations, together=together)
@@ -74,8 +86,9 @@ class Costs:
                 mask = jnp.broadcast_to(mask, (mask.shape[0], *site.sizes))
             where = Forced(own, (ELEMENT,) if joint else None)  # type: ignore[arg-type]
             extra = (ELEMENT,) if joint else ()
+            replaced = {index: value, **{i: self._full(index, x)[1] for i, x in others.items()}}
             terms, _ = self.terms.weighted(
-                {index: (Forced(value, mask), where)}, members, (), extra
+                {i: (Forced(x, mask), where) for i, x in replaced.items()}, members, (), extra
             )
             total = total + self.gather(
                 index, {j: stop(t) for j, t in terms.items()}, joint or None

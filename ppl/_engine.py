@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from ._boundary import Boundary
 from ._disarm import ARM, DisARM
 from ._keys import fold_name
 from ._mvd import MVD
@@ -58,6 +59,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "disarm": DisARM,
     "arm": ARM,
     "rebar": Rebar,
+    "boundary": Boundary,
     "gumbel_softmax": GumbelSoftmax,
     "straight_through": StraightThrough,
 }
@@ -92,6 +94,7 @@ class StrategySite:
         is_reparameterisable: its sampler is differentiable.
         bounds: the smallest and largest of its values, where it is discrete and they are known.
         range: the numbers that it can hold.
+        law: tree structure of one element's distribution.
         is_discrete: its draw is no continuous noise.
         is_deterministic: it has no noise of its own.
         is_one_hot: its last axis holds one 1, and 0 else.
@@ -114,6 +117,7 @@ class StrategySite:
     is_reparameterisable: bool
     bounds: tuple[int, int] | None
     range: Range = REALS
+    law: Any = None
     is_discrete: bool = False
     is_deterministic: bool = False
     is_on_sphere: bool = False
@@ -220,7 +224,7 @@ class Engine(Recorder):
             1 if strategy.is_weighted else None if values is None else values.shape[0],
             None if values is None else np.reshape(values, (values.shape[0], *base.event_shape)), fixed,
             support.is_unbounded, support.unknown, Reparam().refuse(base) is None, support.bounds,
-            **_kind_of_values(base, support, strategy),
+            law=jax.tree.structure(base), **_kind_of_values(base, support, strategy),
         )  # fmt: skip
         drawn = Draw(base, shape, value, log_prob, key, noise)
         self.frame.numbers[address] = {

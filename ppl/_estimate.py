@@ -57,7 +57,7 @@ def surrogate_of(
         downstream = Downstream(
             cost=cost,
             weight=stop(weight),
-            replay=lambda value, index=index: costs.replay(index, value),
+            replay=lambda value, others=(), index=index: costs.replay(index, value, dict(others)),
             replay_together=lambda value, index=index: costs.replay(index, value, together=True),
             slope=lambda value, index=index: costs.slope(index, value),
             num_replicates=program.num_replicates,
