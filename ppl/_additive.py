@@ -13,7 +13,7 @@ Each term keeps its own shape, so that a score factor can meet it row by row.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -64,8 +64,17 @@ def split(
     output: Any,
     analysis: Analysis,
     bounds: Mapping[int, tuple[int, int]] | None = None,
+    whole: Collection[Any] = (),
 ) -> list[Term]:
-    """The additive terms of the scalar `output`; `bounds` holds those of the values of discrete sites, by index."""
+    """The additive terms of the scalar `output`.
+
+    Args:
+        jaxpr: of the program.
+        output: a scalar variable.
+        analysis: of the program.
+        bounds: smallest and largest value of discrete sites, by index.
+        whole: variables that are not opened.
+    """
     ranges = IntegerRanges(jaxpr, bounds or {})
     position = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
     pending: dict[Any, list[Path]] = {output: [(1.0, ())]}
@@ -76,7 +85,8 @@ def split(
         atom = max(pending, key=lambda v: position.get(v, -1))
         paths = pending.pop(atom)
         parts = None
-        if atom in position and _depends_on_site(analysis, atom) and len(paths) <= MAX_PATHS:
+        is_open = atom in position and atom not in whole and len(paths) <= MAX_PATHS
+        if is_open and _depends_on_site(analysis, atom):
             eqn = jaxpr.eqns[position[atom]]
             parts = None if ranges.wraps(eqn) else _open(jaxpr, position, eqn, analysis)
         if parts is None:

@@ -165,7 +165,9 @@ def analyse(
         lanes = Lanes([], [], {})
     else:
         bounds = {i: s.bounds for i, s in sites.items() if s.bounds is not None}
-        terms = split(closed.jaxpr, result, facts, bounds)
+        # In one piece, so that a site's density at its own draw is known again.
+        whole = {n.log_prob for n in table.values() if not isinstance(n.log_prob, Literal)}
+        terms = split(closed.jaxpr, result, facts, bounds, whole)
         direct = direct_relations(sites, {i: n.log_prob for i, n in table.items()}, facts)
         upstream = closed_relations(direct)
         # Relations up to the nearest listed sites.

@@ -1,9 +1,9 @@
 """Where an operation may jump: a table of JAX's primitives, and what each does to the jumps of its operands.
 
 Terms
-- A jump is *silent* where the value is finite on both sides, *loud* where it goes to infinity or NaN, or through a pole. Loud ones stay
-  loud in sums, and an expectation in which one is left is infinite or NaN for all to see; any other operation may make them
-  silent again (exp(-inf) = 0).
+- A jump is *silent* where the value is finite on both sides, *loud* where it goes to infinity or NaN, or through a pole.
+  Loud ones stay loud in sums, and an expectation in which one is left is infinite or NaN for all to see; any other operation
+  may make them silent again (exp(-inf) = 0).
 - A jump counts where continuous *noise* decides it: a random site, or a random key. One that parameters or discrete draws alone
   decide lies at isolated parameters, where there is no derivative to miss.
 - The *movers* of a jump are what can push a value across it: sites, and the parameters themselves.
@@ -59,8 +59,8 @@ SMOOTH = _names(
 # Piecewise constant, or with pieces that do not meet.
 STEPS = _names(
     """
-    argmax argmin bitcast_convert_type ceil eq eq_to floor ge gt is_finite le le_to lt lt_to ne nextafter reduce_precision rem round
-    sign to_edtype from_edtype
+    argmax argmin bitcast_convert_type ceil eq eq_to floor ge gt is_finite le le_to lt lt_to ne nextafter reduce_precision
+    rem round sign to_edtype from_edtype
     """
 )
 # Continuous away from a branch cut, a change of sign, of pivots or of the order of what is carried along.
@@ -357,16 +357,14 @@ def _selected(facts: Sequence[Fact], relations: Relations, found: Range) -> Fact
 
 
 def _summed(name: str, facts: Sequence[Fact], kept: Fact) -> Fact:
-    """Poles may cancel, and leave a finite jump."""
-    with_poles = [f for f in facts if any(c.is_pole for c in f.loud.values())]
-    if (
-        not with_poles
-        or name == "neg"
-        or (len(with_poles) < 2 and name in ("add", "add_any", "sub"))
-    ):
+    """Poles at one place, of one source, may cancel and leave a finite jump."""
+    poles = [{s: c for s, c in f.loud.items() if c.is_pole} for f in facts]
+    if name == "neg" or not any(poles):
         return kept
-    poles = {s: c for s, c in kept.loud.items() if c.is_pole}
-    return kept._replace(jumps=merged([kept.jumps, poles]))
+    meet = merged(poles)
+    if name in ("add", "add_any", "sub"):
+        meet = {s: c for s, c in meet.items() if all(s in p for p in poles)}
+    return kept._replace(jumps=merged([kept.jumps, meet]))
 
 
 def _multiplied(facts: Sequence[Fact], kept: Fact) -> Fact:

@@ -67,4 +67,4 @@ def _flat(fn: Any) -> Any:
 
 def _num_classes(fn: Any) -> int | None:
     base = base_of(fn)
-    return base.probs.shape[-1] if isinstance(base, dist.CategoricalProbs) else None
+    return jnp.shape(base.probs)[-1] if isinstance(base, dist.CategoricalProbs) else None

@@ -62,6 +62,11 @@ class _Check:
     seconds: float = 0.0
     data: set[int] | None = None
 
+    def __str__(self) -> str:
+        if self.search is None:
+            return "nothing suspected"
+        return f"searched in {self.seconds:.1f} s, because of {self.search}"
+
 
 class Expectation:
     """L(params) = E[fn(params, *args)] over the draws that `fn` makes. Made by `ppl.expectation`."""
@@ -74,6 +79,7 @@ class Expectation:
         num_replicates: int = 1,
         check_jumps: bool = True,
         examples: list[Any] | None = None,
+        checks: dict[Any, Any] | None = None,
     ) -> None:
         self.fn = fn
         self.strategies = strategies
@@ -83,7 +89,7 @@ class Expectation:
         # try.
         self._examples = [] if examples is None else examples
         self._values: Any = None
-        self._checks: dict[Any, _Check] = {}
+        self._checks: dict[Any, _Check] = {} if checks is None else checks
         self._compiled = eqx.filter_jit(self._estimate)
         self._compiled_value = eqx.filter_jit(self._surrogate)
 
@@ -113,7 +119,9 @@ class Expectation:
 
     def plan(self, params: Any, *args: Any) -> Plan:
         """What each site will get, why, and what it costs; printing it shows a table. Runs every check."""
-        return plan_of(self.ready(params, *args))
+        plan = plan_of(self.ready(params, *args))
+        check = self._checks[signature_of((as_arrays(params), args))]
+        return dataclasses.replace(plan, search=str(check))
 
     def ready(self, params: Any, *args: Any) -> Analysed:
         """The analysed program, with every check done."""
@@ -221,11 +229,13 @@ class Expectation:
     def _search(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
         """Try rows that may meet, and search for jumps, if there is a reason to."""
         start = time.monotonic()
-        copy = lambda: self._copy(params, args, check.demoted)
+        shapes, fixed = (jax.tree.map(_shape_of, tree) for tree in (params, args))
+        copy = lambda: self._copy(shapes, fixed, check.demoted)
         if program.rows:
-            try_rows(program, copy, *self._leaves(*self._known(params, args)[0]))
+            known, _ = self._known(params, args)
+            try_rows(program, copy, *self._leaves(*known))
         if self.check_jumps and (suspects := suspects_of(program)):
-            check.search = Search(program, suspects, copy)
+            check.search = Search(program.sites, suspects, copy)
             self._look(check, params, args)
         check.seconds = time.monotonic() - start
 
@@ -251,12 +261,13 @@ class Expectation:
         if not is_concrete(leaves) or fingerprint(leaves) not in (check.data or ()):
             self._look(check, params, args)
 
-    def _known(self, params: Any, args: Any) -> tuple[Any, bool]:
+    def _known(self, params: Any, args: Any) -> tuple[tuple[Any, Any], bool]:
         """Values at which to search, and whether the arguments are those of the call."""
         shown = self._values or (params, args)
         is_known = is_concrete(shown[1]) or _has_known_data.get()
         example = self._examples[0] if self._examples else (None, None)
-        return tuple(concrete_tree(t, e) for t, e in zip(shown, example, strict=True)), is_known
+        known = [concrete_tree(t, e) for t, e in zip(shown, example, strict=True)]
+        return (known[0], known[1]), is_known
 
     def _copy(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
         """The program analysed with data as inputs, in the precision that is in force."""
@@ -275,7 +286,7 @@ class Expectation:
             fn, inputs, jax.random.key(0, impl=IMPL), (), strategies=self.strategies, demoted=demoted,
             num_replicates=self.num_replicates, num_params=len(jax.tree.leaves(params)),
         )  # fmt: skip
-        consts = [_as_precise(concrete(c)) for c in copy.closed.consts]
+        consts = [concrete(c) for c in copy.closed.consts]
         return dataclasses.replace(copy, closed=copy.closed.replace(consts=consts))
 
     def _is_automatic(self, site: str, demoted: Mapping[str, set[str]]) -> bool:
@@ -298,6 +309,7 @@ def expectation(
     num_replicates: int = 1,
     check_jumps: bool = True,
     examples: list[Any] | None = None,
+    checks: dict[Any, Any] | None = None,
 ) -> Expectation:
     """The expected value L(params) = E[fn(params, *args)] with unbiased estimates of its value and gradient.
 
@@ -318,6 +330,7 @@ def expectation(
         examples: a list shared by expectations of one family, in which the first concrete (params, args) are
             kept. Where the expectation is first met under an outer jit, the search for jumps tries these
             values.
+        checks: a dict shared by expectations of the same `fn` and strategies, in which the outcome of checks is kept.
 
     Raises:
         ValueError: at the first call, before any device work, naming site and remedy: sample statement inside
@@ -342,7 +355,12 @@ def expectation(
     Reference: Lew et al. 2023, arXiv:2212.06386; Becker et al. 2024, arXiv:2406.15742.
     """
     return Expectation(
-        fn, strategies, num_replicates=num_replicates, check_jumps=check_jumps, examples=examples
+        fn,
+        strategies,
+        num_replicates=num_replicates,
+        check_jumps=check_jumps,
+        examples=examples,
+        checks=checks,
     )
 
 
@@ -392,16 +410,10 @@ def _shape_of(x: Any) -> Any:
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     """The shape of an input; floating-point numbers in the precision that is in force."""
-    dtype = jnp.result_type(x)
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
     if dtype in (jnp.float32, jnp.bfloat16, jnp.float16) and jax.config.jax_enable_x64:
         dtype = np.dtype(np.float64)
-    return jax.ShapeDtypeStruct(jnp.shape(x), dtype)
-
-
-def _as_precise(x: Any) -> Any:
-    if getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16, jnp.float16):
-        return jnp.asarray(x, _abstract(x).dtype)
-    return x
+    return jax.ShapeDtypeStruct(x.shape, dtype)
 
 
 def fingerprint(leaves: list[Any]) -> int:

@@ -1,9 +1,9 @@
 """How far a traced program jumps along random paths, bisected.
 
-A path runs in the space of one *source*: a site's value with everything else kept; or the parameters, with the noise of keys and
-pathwise sites and the values of all other sites kept. It is looked at on a grid, and from the step with the largest change on halved
-toward the larger change until its ends are neighbouring floating-point numbers. A continuous program then changes by rounding
-only; a jump stays.
+A path runs in the space of one *source*: a site's value with everything else kept; or the parameters, with the noise of keys
+and pathwise sites and the values of all other sites kept. It is looked at on a grid, and from the step with the largest change
+on halved toward the larger change until its ends are neighbouring floating-point numbers. A continuous program then changes by
+rounding only; a jump stays.
 
 What can be found: a jump of more than `THRESHOLD` of 1 + |value| that some of the paths cross alone in one step of the
 grid. Some paths leave the parameters that are given, and some the data. Some are short: there, steps of a
@@ -31,6 +31,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from ._additive import split
 from ._analyse import Analysed
 from ._axis_rules import shape_of
+from ._continuity import Jumps
 from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
 from ._jaxprs import inner_jaxprs
@@ -74,6 +75,12 @@ class Inputs:
     def leaves(self) -> list[Any]:
         """In the order of the program's inputs."""
         return [*self.params, *self.data, self.key]
+
+
+def inputs_of(params: list[Any], data: list[Any]) -> Inputs:
+    """The inputs as arrays, in the precision that is in force."""
+    params, data = ([jnp.asarray(x) for x in part] for part in (params, data))
+    return Inputs(params, data, jax.random.key(0, impl=IMPL))
 
 
 class Probe:
@@ -240,17 +247,21 @@ class _Paths:
         facts = program.facts
         bounds = {i: s.bounds for i, s in program.sites.items() if s.bounds is not None}
         terms = split(program.closed.jaxpr, program.result, facts, bounds)
-        jumps = [(t.variable, facts[t.variable].jumps) for t in terms]
+        jumps: list[tuple[Any, Jumps]] = [(t.variable, facts[t.variable].jumps) for t in terms]
         for i, site in program.sites.items():
             found = facts.parameters[i].jumps
             # A pathwise value follows the parameters; in the space of another site's value it is kept.
-            follows = (
-                {PARAMS: found[PARAMS]} if PARAMS in found and site.strategy.is_pathwise else {}
-            )
+            follows: Jumps = {}
+            if PARAMS in found and site.strategy.is_pathwise:
+                follows[PARAMS] = found[PARAMS]
             jumps.append((program.numbers[i].value, follows))
             jumps.append(
                 (program.numbers[i].log_prob, {s: c for s, c in found.items() if s not in follows})
             )
+        # Poles of terms that meet in their sum.
+        covered = {s for _, found in jumps for s in found}
+        whole = facts[program.result].jumps
+        jumps.append((program.result, {s: c for s, c in whole.items() if s not in covered}))
         is_term = np.arange(len(jumps)) < len(terms)
         counts = np.array([[s in found for _, found in jumps] for s in sources])
         used = np.flatnonzero(counts.sum(0))
@@ -335,7 +346,8 @@ class _Paths:
         absolute = jnp.stack(
             [_largest(jnp.abs(y - x), x, y) for x, y in zip(s.fa, s.fb, strict=True)]
         )
-        cancels = in_result <= 1e-6 * absolute[:-1] + 1e-12 * jnp.abs(s.fa[-1])
+        small, rounding = (1e-6, 1e-12) if self.is_double else (1e-2, 1e-5)
+        cancels = in_result <= small * absolute[:-1] + rounding * jnp.abs(s.fa[-1])
         size = jnp.where(counts & ~(self.is_term & cancels), changes[:-1], 0.0).max()
         # Finite on both sides of a region without values: no jump that anything crosses unseen.
         is_apart = (s.num_lost == len(SHARES) - 1) & (s.b - s.a > 1e-9)

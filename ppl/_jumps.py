@@ -1,18 +1,18 @@
 """Refuse programs whose result jumps where a gradient estimator looks away.
 
-Theory. Let f(z; theta) jump on a surface S(theta) in the space of the noise. d/dtheta E[f] then has, beside the mean of df/dtheta
-and the scores of laws, a boundary term: the density on S, times the jump, times the speed with which S moves relative to the noise that
-an estimator keeps. An estimator keeps
+Theory. Let f(z; theta) jump on a surface S(theta) in the space of the noise. d/dtheta E[f] then has, beside the mean of
+df/dtheta and the scores of laws, a boundary term: the density on S, times the jump, times the speed with which S moves relative
+to the noise that an estimator keeps. An estimator keeps
 
 - for a pathwise site, the noise behind its value: the value moves, and crosses a surface that stands still;
-- for every other site, the value itself: only its law moves, which the estimator knows about, and a surface that stands still is no
-  matter; but parameters may move the surface across a value that is kept;
+- for every other site, the value itself: only its law moves, which the estimator knows about, and a surface that stands still
+  is no matter; but parameters may move the surface across a value that is kept;
 - for random keys, the noise.
 
 So one rule serves all strategies and objectives: with everything kept that the estimators keep, the result must not jump as the
-parameters move. Two questions decide it: does the result jump in a pathwise value that parameters move (everything else kept)? Does it
-jump in the parameters, with pathwise values following them? A jump that no continuous noise decides lies at isolated parameters and has no
-boundary term.
+parameters move. Two questions decide it: does the result jump in a pathwise value that parameters move, everything else kept?
+Does it jump in the parameters, with pathwise values following them? A jump that no continuous noise decides lies at isolated
+parameters and has no boundary term.
 
 The static analysis (`_continuity.py`) finds the places where it *may* jump. Most are continuous in fact (a leaky_relu written by
 hand, interpolation, guards of supports): on suspicion the traced program is evaluated along random paths (`_jump_probe.py`).
@@ -32,7 +32,7 @@ from ._analyse import Analysed
 from ._compat import is_concrete
 from ._continuity import Cause, merged
 from ._engine import StrategySite, Unsuitable
-from ._jump_probe import IMPL, Found, Inputs, Probe
+from ._jump_probe import Found, Probe, inputs_of
 from ._relation import PARAMS
 
 Suspects = dict[int | str, Cause]
@@ -79,14 +79,27 @@ class Search:
     """The search for jumps of one program, compiled at its first use.
 
     Args:
-        program: the analysed program.
+        sites: of the program, by index.
         suspects: what to search, see `suspects_of`.
-        copy: analyses the program anew with data as inputs, in the precision that is in force; returns it.
+        copy: analyses the program anew with data as inputs, in the precision that is in force; returns it. It outlives the trace
+            and must not hold its tracers.
     """
 
-    def __init__(self, program: Analysed, suspects: Suspects, copy: Callable[[], Analysed]) -> None:
-        self.program, self.suspects = program, suspects
+    def __init__(
+        self,
+        sites: Mapping[int, StrategySite],
+        suspects: Suspects,
+        copy: Callable[[], Analysed],
+    ) -> None:
+        self.sites, self.suspects = sites, suspects
         self._copy, self._probe = copy, None
+
+    def __str__(self) -> str:
+        names = {
+            s: "the parameters" if isinstance(s, str) else f"'{self.sites[s].address}'"
+            for s in self.suspects
+        }
+        return ", ".join(f"{names[s]} ({why.operation})" for s, why in self.suspects.items())
 
     def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, Found]:
         """What is found at these values, which may not be tracers."""
@@ -104,15 +117,14 @@ class Search:
     def _run(self, params: Any, data: Any, *, is_double: bool) -> dict[int | str, Found]:
         if self._probe is None:
             self._probe = Probe(self.suspects, self._copy(), is_double=is_double)
-        leaves = [[jnp.asarray(x) for x in part] for part in (params, data)]
-        return self._probe(Inputs(*leaves, jax.random.key(0, impl=IMPL)))
+        return self._probe(inputs_of(params, data))
 
     def refuse(self, found: Mapping[int | str, Found], *, elsewhere: str = "") -> None:
         """Raise for the first source that jumps.
 
         Args:
             found: what `__call__` returned.
-            elsewhere: refuse also what jumps at other data only, and say so with these words.
+            elsewhere: where data are not known: refuse also what jumps at other data only, with these words.
 
         Raises:
             Unsuitable: naming site, operation and remedy.
@@ -126,8 +138,7 @@ class Search:
                     if np.isfinite(size)
                     else "was not finite anywhere it was tried"
                 )
-                where = elsewhere if here == 0 else ""
-                raise refusal(self.program, source, what, self.suspects, where)
+                raise refusal(self.sites, source, what, self.suspects, elsewhere)
 
     @staticmethod
     def is_settled(found: Mapping[int | str, Found]) -> bool:
@@ -136,13 +147,17 @@ class Search:
 
 
 def refusal(
-    program: Analysed, source: int | str, found: str, suspects: Suspects, where: str = ""
+    sites: Mapping[int, StrategySite],
+    source: int | str,
+    found: str,
+    suspects: Suspects,
+    where: str = "",
 ) -> ValueError:
     """The error for a source that jumps."""
     operation = suspects[source].operation
     if isinstance(source, str):
-        return _threshold(program, suspects[source], found, where)
-    site = program.sites[source]
+        return _threshold(sites, suspects[source], found, where)
+    site = sites[source]
     name = f"strategies={{'{site.name}': "
     if site.strategy.is_relaxed:
         return Unsuitable(
@@ -166,7 +181,7 @@ def refusal(
     )
 
 
-def _threshold(program: Analysed, why: Cause, found: str, where: str) -> ValueError:
+def _threshold(sites: Mapping[int, StrategySite], why: Cause, found: str, where: str) -> ValueError:
     """Parameters move the place of a jump across noise that is kept."""
     keys = sorted(s.removeprefix("rng:") for s in why.noise if isinstance(s, str))
     if keys:
@@ -175,15 +190,16 @@ def _threshold(program: Analysed, why: Cause, found: str, where: str) -> ValueEr
             f"parameters (operation: {why.operation}){where}, and the gradient misses jumps. Noise of a key must not be "
             "thresholded by a parameter: make the draw a site, ppl.sample(name, distribution), with a strategy."
         )
-    sites = [program.sites[s] for s in sorted(s for s in why.noise if isinstance(s, int))]
-    site = sites[0]
-    names = ", ".join(f"'{s.address}'" for s in sites)
+    kept = [sites[s] for s in sorted(s for s in why.noise if isinstance(s, int))]
+    site = kept[0]
+    names = ", ".join(f"'{s.address}'" for s in kept)
     return ValueError(
-        f"Site{'s' if len(sites) > 1 else ''} {names}: with the noise of the draw kept, the result {found} as a function of the "
-        f"parameters (operation: {why.operation}){where}. Parameters move the place of the jump, and no strategy for the site "
-        f"('{site.strategy.name}' here) sees that, since each moves the law of the value only. Let the law carry the parameters: draw "
-        f"the shifted variable, e.g. d = z - t for a threshold t, as site '{site.name}', compare it with a constant, and use 'reinforce' "
-        "or 'mvd'; sum the site out in closed form (a Bernoulli with the probability of the event); or smooth the jump."
+        f"Site{'s' if len(kept) > 1 else ''} {names}: with the noise of the draw kept, the result {found} as a function of "
+        f"the parameters (operation: {why.operation}){where}. Parameters move the place of the jump, and no strategy for the "
+        f"site ('{site.strategy.name}' here) sees that, since each moves the law of the value only. Let the law carry the "
+        f"parameters: draw the shifted variable, e.g. d = z - t for a threshold t, as site '{site.name}', compare it with a "
+        "constant, and use 'reinforce' or 'mvd'; sum the site out in closed form (a Bernoulli with the probability of the "
+        "event); or smooth the jump."
     )
 
 

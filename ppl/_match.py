@@ -134,7 +134,7 @@ def _compare_scales(name: str, model: Trace, guide: Trace) -> Any:
     if are_known and _are_close(own, other):
         return None
     # An array that is computed is compared with an array, in the number; against a mere number it is not believed.
-    if are_known or not are_arrays or jnp.shape(own) != jnp.shape(other):
+    if are_known or not are_arrays or np.shape(own) != np.shape(other):
         _refuse_scales(name, model, guide, "scale its log-prob differently")
     return jnp.where(jnp.asarray(own) == other, 0.0, jnp.nan)
 

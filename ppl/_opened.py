@@ -21,6 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from ._compat import scan_counts
 from ._jaxprs import inner_jaxpr, inner_jaxprs, needed
+from ._primitive import site_p
 
 CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split())
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -144,17 +145,24 @@ def _follow(
     """Which outputs the marked inputs reach; on the way, the operations with another derivative."""
     marked = {v for v, flag in zip(jaxpr.invars, inputs, strict=True) if flag}
     is_marked = lambda atom: not isinstance(atom, Literal) and atom in marked
-    for eqn in needed(jaxpr.eqns, read)[0]:
+    # How another site draws is its strategy's business: what it depends on stands in its marker.
+    inputs_of = lambda eqn: eqn.invars[1:] if eqn.primitive is site_p else eqn.invars
+    eqns, live = needed(jaxpr.eqns, read, inputs_of)
+    for eqn in eqns:
         flags = [is_marked(v) for v in eqn.invars]
         if _is_other(eqn) and any(flags):
             found.add(name_of(eqn))
-        outs = _outputs(eqn, flags, starts, found)
+        outs = _outputs(eqn, flags, starts, found, live)
         marked.update(v for v, flag in zip(eqn.outvars, outs, strict=True) if flag)
     return [is_marked(v) for v in jaxpr.outvars]
 
 
 def _outputs(
-    eqn: Any, flags: list[bool], starts: Callable[[Any], bool], found: set[str]
+    eqn: Any,
+    flags: list[bool],
+    starts: Callable[[Any], bool],
+    found: set[str],
+    live: Collection[Any],
 ) -> list[bool]:
     if starts(eqn):
         return [True] * len(eqn.outvars)
@@ -162,8 +170,11 @@ def _outputs(
     follow = lambda jaxpr, given: _follow(jaxpr, given, jaxpr.outvars, starts, found)
     if name == "scan":
         num_consts, num_carry = scan_counts(eqn.params)
+        # Of what leaves step by step, that which somebody reads: not the numbers that strategies keep.
+        inside = inner[0].outvars
+        read = [v for i, v in enumerate(inside) if i < num_carry or eqn.outvars[i] in live]
         while True:
-            outs = follow(inner[0], flags)
+            outs = _follow(inner[0], flags, read, starts, found)
             carry = [a or b for a, b in zip(flags[num_consts:], outs[:num_carry], strict=False)]
             if carry == flags[num_consts : num_consts + num_carry]:
                 return outs

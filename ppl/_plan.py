@@ -44,12 +44,14 @@ class Plan:
         num_terms: additive terms into which the result was split (0 when every site is pathwise: nothing to
             split).
         label: what is estimated, if it has a name.
+        search: what the check of jumps suspected, and how long the search took.
     """
 
     sites: tuple[SitePlan, ...]
     num_replicates: int
     num_terms: int
     label: str = ""
+    search: str = ""
 
     def __getitem__(self, site: str) -> SitePlan:
         for plan in self.sites:
@@ -63,6 +65,7 @@ class Plan:
             strategy = p.strategy + (" (biased)" if p.is_biased else "")
             rows.append((p.site, p.distribution, str(p.shape), strategy, p.evaluations, p.why))
         footer = f"{self.num_replicates} run(s) per estimate, {self.num_terms} additive terms"
+        footer += f"\njumps: {self.search}" if self.search else ""
         title = f"{self.label}\n" if self.label else ""
         return title + table(rows) + "\n" + footer
 

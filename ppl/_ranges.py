@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from numpyro.distributions import constraints
 
 from ._axis_rules import shape_of
@@ -90,7 +90,7 @@ def widened(old: Range, new: Range) -> Range:
 
 def range_of_constant(value: Any) -> Range:
     """The range of a value that is known when the program is traced."""
-    if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
+    if isinstance(value, Tracer) or not hasattr(value, "dtype"):
         is_plain = isinstance(value, bool | int | float) and math.isfinite(value)
         return number(float(value)) if is_plain else REALS
     is_number = jnp.issubdtype(value.dtype, jnp.number) or value.dtype == jnp.bool_
@@ -287,12 +287,12 @@ BINARY: dict[str, Callable[[Range, Range], Range]] = {
 CARRIED = frozenset(
     """
     broadcast_in_dim broadcast_to concatenate copy copy_p device_put dynamic_slice dynamic_update_slice gather
-    optimization_barrier pad reduce_and reduce_max reduce_min reduce_or reshape rev sharding_constraint slice split squeeze stack stop_gradient tile transpose unstack
-    cummax cummin scatter real
+    cummax cummin optimization_barrier pad real reduce_and reduce_max reduce_min reduce_or reshape rev scatter
+    sharding_constraint slice split squeeze stack stop_gradient tile transpose unstack
     """.split()
 )
 # Of the operands, the first ones only are values; the others say where.
-PLACED = dict(dynamic_slice=1, gather=1, dynamic_update_slice=2)
+PLACED = {"dynamic_slice": 1, "gather": 1, "dynamic_update_slice": 2}
 
 
 def ranges_of(eqn: Any, operands: Sequence[Range]) -> list[Range]:
@@ -302,13 +302,13 @@ def ranges_of(eqn: Any, operands: Sequence[Range]) -> list[Range]:
         return list(operands)
     if name == "top_k":
         return [operands[0], REALS]
-    if len(outs) > 1 and name not in CARRIED:
+    if len(outs) != 1 and name not in CARRIED:
         return [REALS] * len(outs)
     return [_range(name, eqn, operands)] * len(outs)
 
 
 def _range(name: str, eqn: Any, operands: Sequence[Range]) -> Range:
-    dtype = getattr(eqn.outvars[0].aval, "dtype", None)
+    dtype: Any = getattr(eqn.outvars[0].aval, "dtype", None)
     if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
         return REALS
     if name in UNARY:

@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr
 
 from ._analyse import Analysed
 from ._evaluate import Forced, evaluate
-from ._jump_probe import COMPILER_OPTIONS, IMPL, Inputs, marker_layout, moved
+from ._jump_probe import COMPILER_OPTIONS, IMPL, Inputs, inputs_of, marker_layout, moved
 from ._jumps import as_wide
 from ._quick_gamma import without_rejection
 from ._rows import refusal
@@ -59,8 +59,7 @@ def try_rows(
 
 def _moves(program: Analysed, params: list[Any], data: list[Any]) -> list[float]:
     """Largest relative change of rows whose own values stay, for each suspect; NaN where nothing was finite."""
-    leaves = [[jnp.asarray(x) for x in part] for part in (params, data)]
-    inputs = Inputs(*leaves, jax.random.key(0, impl=IMPL))
+    inputs = inputs_of(params, data)
 
     @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
     def run(consts: list[Any], inputs: Any, keys: jax.Array) -> list[jax.Array]:

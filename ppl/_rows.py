@@ -83,7 +83,7 @@ def row_suspects(
     for address, kept in infos.items():
         if kept.kind != KIND:
             continue
-        atom, (plate,) = numbers[address]["rows"], kept.dims
+        atom, plate = numbers[address]["rows"], str(kept.dims[0])
         for index, relation in facts[atom].relations.items():
             if not isinstance(index, int):
                 continue

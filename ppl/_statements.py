@@ -71,7 +71,9 @@ def sample(
     distribution = _in_plates(name, distribution, mask, jnp.shape(obs))
     cell = mask.reshape(mask.shape + (1,) * (jnp.ndim(obs) - mask.ndim))
     support: Any = distribution.support
-    obs = jnp.asarray(obs)  # NumPy's float64 would be one array with and another without 64-bit types
+    obs = jnp.asarray(
+        obs
+    )  # NumPy's float64 would be one array with and another without 64-bit types
     filled = jnp.where(cell, obs, support.feasible_like(obs))
     seen = _plain(f"{name}_observed", _law(name, distribution, mask), filled, infer)
     missing = _law(name, distribution, ~mask, filled)

@@ -259,16 +259,19 @@ class Enum(Strategy):
 
 
 def probability_of(law: dist.Distribution, value: Array) -> Array | None:
-    """The probability of `value` under a law that is given by probabilities, differentiable also at 0 and 1; else None."""
-    if isinstance(law, dist.BernoulliProbs):
+    """The probability of `value` under a law that is given by probabilities, differentiable also at 0 and 1; else None.
+
+    Of a user's subclass, which may have another density, nothing is known.
+    """
+    if type(law) is dist.BernoulliProbs:
         return jnp.where(value == 1, law.probs, 1 - law.probs)
-    if isinstance(law, dist.CategoricalProbs):
+    if type(law) is dist.CategoricalProbs:
         probs, value = jnp.asarray(law.probs), jnp.asarray(value)
         shape = jnp.broadcast_shapes(value.shape, probs.shape[:-1])
         probs = jnp.broadcast_to(probs, shape + probs.shape[-1:])
         index = jnp.broadcast_to(value, shape)[..., None]
         return jnp.take_along_axis(probs, index, -1)[..., 0]
-    if isinstance(law, dist.BinomialProbs):
+    if type(law) is dist.BinomialProbs:
         p, n = jnp.asarray(law.probs), jnp.asarray(law.total_count)
         is_sure = (p == 0) | (p == 1)
         inside = dist.BinomialProbs(jnp.where(is_sure, 0.5, p), n, validate_args=False)

@@ -217,7 +217,9 @@ class _Block:
             return 1.0 * value
         rng = self.rng_of(f"{value.shape}")
         while value.ndim > len(shape):
-            reduce = rng.choice([jnp.sum, jnp.mean, jnp.max, lambda x, axis: jnp.take(x, -1, int(axis))])
+            reduce = rng.choice(
+                [jnp.sum, jnp.mean, jnp.max, lambda x, axis: jnp.take(x, -1, int(axis))]
+            )
             value = reduce(value, axis=rng.randrange(value.ndim))
         return self._shaped(1.0 * value if value.shape == shape else value.sum(), shape)
 

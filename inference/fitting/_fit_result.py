@@ -155,7 +155,9 @@ class Fit:
             # Sites that the guide leaves to the prior (missing cells) cancel from the weight.
             scored, log_weight = model.generate(model_key, trace.shared_choices, *args)
             penalties = check_match(scored, trace, ("covers",))
-            penalty = ppl.check_proposed_cells(scored, trace) + sum(jnp.sum(x) for x in penalties.values())
+            penalty = ppl.check_proposed_cells(scored, trace) + sum(
+                jnp.sum(x) for x in penalties.values()
+            )
             return trace.choices, log_weight - trace.log_density + penalty
 
         return Posterior(*_map_keys(draw, key, num_samples, batch_size, args))

@@ -105,9 +105,7 @@ def f_divergence(
 
     @objective(direction="min", weighing="refused")
     def f_divergence(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, scale = lane_weights(
-            model, guide, args, num_particles, per, supports=supports
-        )
+        log_weights, scale = lane_weights(model, guide, args, num_particles, per, supports=supports)
         return jnp.sum(scale * generator(log_mean_exp(log_weights) - log_scale))
 
     return f_divergence(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -188,6 +188,15 @@ def _one_particle(
     return traces, value - traces["guide"].log_density if guide is not None else value
 
 
+def _itself(log_weight: Array) -> Array:
+    return log_weight
+
+
+def _bounded(log_weight: Array) -> Array:
+    """A rising function that is finite at -inf."""
+    return jnp.arctan(1e-3 * log_weight)
+
+
 class _ParticleExpectation:
     """What `ppl.Expectation` is to other objectives."""
 
@@ -253,16 +262,22 @@ class _ParticleExpectation:
 
     def _check(self, params: Any, args: tuple[Any, ...]) -> None:
         """The checks of `ppl.expectation`, once per shape, on the one-particle objective."""
-        self._one_particle(params, args).ready(params, *args)
+        program = self._one_particle(params, args).ready(params, *args)
+        if program.facts[program.result].loud:
+            # Weights are added up: a particle of weight zero is no infinity for all to see, but a jump.
+            self._one_particle(params, args, _bounded).ready(params, *args)
 
-    def _one_particle(self, params: Any, args: tuple[Any, ...]) -> ppl.Expectation:
-        signature = signature_of((params, args))
+    def _one_particle(
+        self, params: Any, args: tuple[Any, ...], of: Callable[[Array], Array] = _itself
+    ) -> ppl.Expectation:
+        """The expectation of one particle's log-weight, or of a function of it."""
+        signature = of, signature_of((params, args))
         if signature not in self._ones:
             o = self.objective
             if isinstance(self.differentiation.strategy, StopGradient):
                 self._refuse_guide_parameters(params, args)
             self._ones[signature] = ppl.expectation(
-                o._run,
+                lambda params, *args: of(o._run(params, *args)),
                 strategies={
                     **dict.fromkeys(self._scored(params, args), "reinforce"),
                     "*": "reparam",

@@ -36,6 +36,7 @@ class Objective:
         check_jumps: see `ppl.expectation`.
         full_sizes: full sizes of minibatched plates.
         examples: see `ppl.expectation`.
+        checks: outcomes of checks, shared by objectives that `dataclasses.replace` makes of one another.
         site_weights: pattern on site names -> weight of the site's log-probs, or a function of the arguments that returns such a
             mapping; see `with_site_weights`.
         weighing: what weights make of the objective: "scaled" (one weight c for all sites gives c times the objective),
@@ -52,6 +53,7 @@ class Objective:
     check_jumps: bool = True
     full_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     examples: list[Any] = dataclasses.field(default_factory=list, repr=False)
+    checks: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
     site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None
     weighing: Weighing = "functional"
 
@@ -77,7 +79,24 @@ class Objective:
             num_replicates=self.num_particles,
             check_jumps=self.check_jumps,
             examples=self.examples,
+            checks=self._shared_checks(),
         )
+
+    def _shared_checks(self) -> dict[Any, Any] | None:
+        """What checks have found for the same objective: `fit` makes a new one for its minibatches each time."""
+        weights = tuple(sorted(self.full_sizes.items())), self.site_weights
+        try:
+            same = (
+                self.fn,
+                self.model,
+                self.guide,
+                _hashable(self.strategies),
+                self.num_particles,
+                weights,
+            )
+            return self.checks.setdefault((*same, self.check_jumps), {})
+        except TypeError:  # something that cannot be compared
+            return None
 
     def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
         model, guide = self._programs(params, args)
@@ -337,6 +356,10 @@ def objective(
         )  # fmt: skip
 
     return make
+
+
+def _hashable(strategies: Any) -> Any:
+    return tuple(strategies.items()) if isinstance(strategies, Mapping) else strategies
 
 
 def ready(program: Any, params: Mapping[str, Any], sizes: Mapping[str, float]) -> Any:

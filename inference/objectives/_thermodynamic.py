@@ -71,9 +71,7 @@ def tvo(
 
     @objective(weighing="refused")
     def tvo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, scale = lane_weights(
-            model, guide, args, num_particles, per, supports=supports
-        )
+        log_weights, scale = lane_weights(model, guide, args, num_particles, per, supports=supports)
         total = jnp.zeros(())
         for end, width in zip(
             grid[:-1] if side == "lower" else grid[1:], np.diff(grid), strict=True

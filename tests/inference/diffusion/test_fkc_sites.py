@@ -96,14 +96,18 @@ def exact():
 
 
 def test_discrete_sites_of_a_program_are_resampled_with_the_point(key):
-    """Over 1000 runs of 100 particles: the evidence, and the unnormalised posterior of each class, exact at 20 steps."""
+    """Over 300 runs of 1000 particles: the evidence, and the unnormalised posterior of each class, exact at 20 steps.
+
+    Of 100 particles the estimates are too skewed for a z-test: their third moment is 16 to 65, single runs reach 500 times
+    the mean.
+    """
 
     def run(key):
-        result = inference.smc(observed, key, Y, num_particles=100, policy=inference.ess_below(0.7))
+        result = inference.smc(observed, key, Y, num_particles=1000, policy=inference.every())
         shares = result.mean(lambda p: jax.nn.one_hot(p["class"], 3))
         return jnp.append(1.0, shares) * jnp.exp(result.log_evidence)
 
-    estimates = jax.jit(jax.vmap(run))(jax.random.split(key, 1000))
+    estimates = jax.jit(jax.vmap(run))(jax.random.split(key, 300))
     z, posterior = exact()
     assert_unbiased(estimates, np.append(1.0, posterior) * z, names=["Z", "class 0", "1", "2"])
 
