@@ -21,6 +21,7 @@ from ._compat import own_caches
 from ._decisions import with_decisions
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite, Unsuitable
+from ._flip_groups import check_flips
 from ._hoist import hoist_noise
 from ._layout import (
     Dependences,
@@ -151,8 +152,7 @@ def analyse(
     _, numbers = jax.tree.unflatten(tree, outvars[: tree.num_leaves])
     table = {s.index: _numbers(numbers[s.address]) for s in sites.values()}
     for index, (decision, found) in decisions.items():
-        sites[index] = decision
-        table[index] = _numbers({**numbers[sites[decision.strategy.site].address], "fixed": [], **found})
+        sites[index], table[index] = decision, _numbers(found)
     draws = {i: (s.range, s.noise) for i, s in sites.items()}
     facts = Analysis(closed, is_parameter, draws, jax.tree.leaves(args))
     result = outvars[0]
@@ -191,6 +191,8 @@ def analyse(
         lanes = lanes_of_terms(sites, known, layouts)
         scores = _own_scores(closed.jaxpr, terms, sites, table)
         for index, site in sites.items():
+            if site.strategy.is_decision:
+                check_flips(site, index, relations)
             for is_used, together in (
                 (site.strategy.is_replayed, False),
                 (site.strategy.is_replayed_together, True),
@@ -248,7 +250,9 @@ def _own_scores(
         return eqn.params["jaxpr"].jaxpr.outvars[i] if eqn.primitive.name == "scan" else atom
 
     sampled = [
-        i for i, s in sites.items() if not s.strategy.moves_value and not s.strategy.is_enumerated
+        i
+        for i, s in sites.items()
+        if not (s.strategy.moves_value or s.strategy.is_enumerated or s.strategy.is_decision)
     ]
     own = {id(source(table[i].log_prob)) for i in sampled}
     return frozenset(j for j, term in enumerate(terms) if id(source(term.variable)) in own)
@@ -336,12 +340,16 @@ def _check_partly_pathwise(sites: dict[int, StrategySite], jaxpr: Jaxpr) -> None
             continue
         starts = lambda eqn, i=index: eqn.primitive is site_p and eqn.params["index"] == i
         if found := sorted(other_derivatives(jaxpr, jaxpr.outvars[:1], starts)):
+            rest, remedy = "a score", "'reinforce' (which sees values only)"
+            if site.strategy.has_boundary:
+                rest, remedy = "made of jumps of values", "ppl.Boundary('reinforce') (which sees values only)"
+            follows = "'implicit'" if site.distribution in GAMMA_FAMILY else "'reparam'"
             raise Unsuitable(
                 site.name,
-                f"Site '{site.address}': strategy '{site.strategy.name}' is in part a pathwise derivative and in part a score, "
+                f"Site '{site.address}': strategy '{site.strategy.name}' is in part a pathwise derivative and in part {rest}, "
                 f"and {found[0]} downstream changes the first part only, so the estimate would be that of neither program. "
-                f"Use 'implicit' (which follows the program's own derivatives) or 'reinforce' (which sees values only), e.g. "
-                f"strategies={{'{site.name}': 'implicit'}}.",
+                f"Use {follows} (which follows the program's own derivatives) or {remedy}, e.g. "
+                f"strategies={{'{site.name}': {follows}}}.",
             )
 
 

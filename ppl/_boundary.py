@@ -2,22 +2,25 @@
 
 Let z be an element of a site with law p(z; theta) and distribution function F, and let a comparison of the program be true on one
 side of z* = z*(theta, rest), where `rest` is all other noise, none of it downstream of z. The cost R(z, theta, rest) jumps at z*.
-Integrated over z alone, by parts,
+Integrated over z first, by parts,
 
     d/dtheta E[R] = E[the part that holds away from z*] + E[(R(z*-) - R(z*+)) d/dtheta F(z*(theta); theta)]
 
-where z*- and z*+ are two replays at z = z* with the comparison's outcome forced, and the derivative of F is
+where z*- and z*+ are two replays at z = z* with the comparison's outcome forced, all that is downstream drawn anew from the same
+keys, and the derivative of F is
 
 - total, if z is reparameterised: it is the density times the speed of z* relative to the value that keeps its noise;
 - taken in z* alone, if z is kept (scores): the score moves the law.
 
 A comparison so treated becomes a decision: a marker of its own in the traced program (`_decisions.py`), with an index as
 sites have. Behind a marker nothing depends on how the value came about, so that the search for jumps (`_jumps.py`) keeps the
-outcomes: what else jumps is found and refused as ever. That holds for each comparison that could not be treated.
+outcomes: what else jumps is found and refused as ever. That holds for each comparison that could not be treated, and for the
+places themselves, which must move continuously.
 
 Several comparisons of one element: at the place of one, each other has the outcome that the order of their places
 says, equal places in the order of the program. The jumps of comparisons that flip in the same place then add up to the whole,
-whatever rounding does to that order.
+whatever rounding does to that order, since they move together: a place that stands still only because a derivative is
+cut off (`stop_gradient`) is not treated.
 
 Reference: Lee, Yu and Yang 2018, arXiv:1806.00176; Bangaru et al. 2021 (Systematically differentiating parametric
 discontinuities), ACM Transactions on Graphics 40(4).
@@ -27,7 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +42,19 @@ from ._strategy import Downstream, Draw, Implicit, Reparam, Strategy, stop
 Array = jax.Array
 BASES: Mapping[str, type[Strategy]] = {"reparam": Reparam, "implicit": Implicit, "reinforce": Reinforce}
 # Their distribution function is differentiable in the value and in every parameter.
-LAWS = frozenset({"Normal", "Logistic", "Uniform", "Gamma", "Exponential", "Laplace", "Gumbel", "Cauchy"})
+LAWS: Mapping[str, tuple[type[dist.Distribution], tuple[str, ...]]] = {
+    cls.__name__: (cls, names)
+    for cls, names in (
+        (dist.Normal, ("loc", "scale")),
+        (dist.Logistic, ("loc", "scale")),
+        (dist.Laplace, ("loc", "scale")),
+        (dist.Gumbel, ("loc", "scale")),
+        (dist.Cauchy, ("loc", "scale")),
+        (dist.Uniform, ("low", "high")),
+        (dist.Gamma, ("concentration", "rate")),
+        (dist.Exponential, ("rate",)),
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +69,29 @@ class Boundary(Strategy):
         base: strategy of the part away from the boundary, by name or as a value: "reparam", "implicit" or "reinforce". With
             "reinforce" only comparisons whose place parameters move are treated: the others are no matter to a score.
 
-    Distributions: Normal, Logistic, Uniform, Gamma, Exponential, Laplace, Gumbel, Cauchy.
+    Distributions: Normal, Logistic, Laplace, Gumbel, Cauchy, Uniform, Gamma, Exponential; not inside `ppl.scan` or `ppl.cond`.
 
-    Validity: unbiased if every jump of the result is a comparison (<, <=, >, >=) that is treated. A comparison is treated where its sides
-    are elementwise alike with the site and a - b is affine in the value, given what is not downstream of it (also exp or log of an affine
-    function against what does not depend on the value). Any other jump is refused as under the base. The
-    gradient is NaN where the affine function's slope is zero.
+    Validity: unbiased. A comparison (<, <=, >, >=) is treated where the difference of its sides is affine in one element of the value
+    (or exp or logistic of an affine function stands against what does not depend on it), given what is not downstream of the site,
+    by elementwise arithmetic, reshaping, broadcasting and static slices, outside of loops and branches. The slope may not change its
+    sign as what moves moves. Any other jump is refused as under the base. Where the slope is zero the estimate is NaN. A pathwise base
+    is refused where `stop_gradient` or a custom derivative stands between the site and the result. A kink that is written as
+    `where(z > 0, z, 0.1 * z)` costs its two replays too; `jax.nn` functions do not. Rows of a plate whose costs separate share one
+    pair of replays; otherwise each element of a comparison has its own.
 
-    Reference: module text.
+    Raises:
+        ValueError: another base.
+
+    Example:
+        >>> from lapilli import ppl
+        >>> import jax, numpyro.distributions as dist
+        >>> def late(t):
+        ...     z = ppl.sample("z", dist.Exponential(1.0), strategy="boundary")
+        ...     return jax.numpy.where(z < t, 1.0, 0.0)
+        >>> round(float(ppl.expectation(late).grad(0.5, jax.random.key(0))), 5)  # exp(-t)
+        0.60653
+
+    Reference: Lee, Yu and Yang 2018, arXiv:1806.00176; Bangaru et al. 2021, ACM Transactions on Graphics 40(4).
     """
 
     base: str | Strategy = "reparam"
@@ -90,6 +120,11 @@ class Boundary(Strategy):
         return self._of().is_pathwise
 
     @property
+    def is_partly_pathwise(self) -> bool:  # type: ignore[override]
+        """Derivatives of the value, and jumps of the cost, must be of one function."""
+        return self.is_pathwise
+
+    @property
     def allow_jumps(self) -> bool:
         """As the base has it."""
         return bool(getattr(self._of(), "allow_jumps", False))
@@ -100,7 +135,7 @@ class Boundary(Strategy):
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         name = type(distribution).__name__
-        if name not in LAWS:
+        if not has_boundary_law(distribution):
             return f"needs a distribution function with derivatives, and serves {sorted(LAWS)}, not {name}"
         return self._of().refuse(distribution)
 
@@ -129,31 +164,50 @@ class Boundary(Strategy):
         return self._of().cost(num_values, num_elements)
 
 
+def has_boundary_law(distribution: dist.Distribution) -> bool:
+    """Whether a law is one of `LAWS`; a user's subclass, which may have another density, is not."""
+    return type(distribution) is LAWS.get(type(distribution).__name__, (None,))[0]
+
+
+def law_parameters(distribution: dist.Distribution, shape: tuple[int, ...]) -> list[Array]:
+    """The parameters of a law of `LAWS` in the order of its class, each of the elements' shape."""
+    _, names = LAWS[type(distribution).__name__]
+    return [jnp.broadcast_to(jnp.asarray(getattr(distribution, n), float), shape) for n in names]
+
+
+class Peer(NamedTuple):
+    """Another comparison of a decision's site: its index, and for each of its elements the element of the site that owns it."""
+
+    index: int
+    owner: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Decision(Strategy):
     """The estimator of one comparison. Its `local` numbers are made by `_decisions.py`.
 
     Args:
         site: the site whose value decides.
-        peers: other comparisons that it decides.
+        owner: for each of its elements, flat, the element of the site that decides it.
+        peers: other comparisons that the site decides.
+        is_by_row: its elements, and those of all peers, are those of the site.
     """
 
     site: int
-    peers: tuple[int, ...] = ()
+    owner: tuple[int, ...]
+    peers: tuple[Peer, ...] = ()
+    is_by_row: bool = True
     name = "boundary"
-    is_replayed = True
+    is_decision = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         return None
 
     def cost(self, num_values: int | None, num_elements: int) -> str:
-        return "two replays" + (f" of {num_elements} element(s)" if num_elements > 1 else "")
+        return "two replays" + (f" of {num_elements} elements" if num_elements > 1 else "")
 
     def surrogate(self, local: Any, downstream: Downstream) -> Array:
-        below = local["below"]
-        others = {self.site: stop(local["place"]), **local["peers"]}
-        lower, upper = jax.vmap(lambda x: downstream.replay(x, others))(jnp.stack([below, ~below]))
-        jump = jnp.where(local["is_met"], lower - upper, 0.0)
+        jump = jnp.where(local["is_met"], downstream.jumps(local), 0.0)
         jump = jnp.where(local["is_flat"], jnp.nan, jump)
         cdf = local["cdf"]
         return (cdf - stop(cdf)) * stop(jump)

@@ -3,70 +3,50 @@
 Input: a traced program, its sites. Output: the same program, in which the outcome of each comparison that can be treated is a marker
 with an index of its own, and the numbers that its estimator needs.
 
-The program is run anew. Of each variable is known: of which of the sites in question it is a function, also through other sites; whether
-it moves with the parameters at fixed noise; and, if it is affine in the value of such a site, element by element and in the shape of
-the marker, its two coefficients, which are then no functions of the site.
+The program is run anew, with what `_lines.py` knows of each variable. A comparison is left as it is, for the search for jumps to
+judge, where one side is a function of the site that is no line; where a side is cut off from derivatives (the place would move
+without being seen to); and where nothing moves.
+
+Invariant: given all that is not downstream of the site, the outcome is a function of the one element that owns it, and flips at
+one place. The place is continuous in what moves if the difference of the sides is and its slope keeps its sign. Both are
+handed to the search for jumps as what the marker depends on.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from ._axis_rules import shape_of
-from ._boundary import Decision
+from ._boundary import LAWS, Decision, Peer
 from ._compat import bind
+from ._continuous import is_continuous_call
 from ._engine import StrategySite
+from ._hoist import draws
+from ._jaxprs import holds_marker
+from ._lines import Known, Line, difference, line_of, site_line
+from ._opened import has_other_derivative
 from ._primitive import site_p
 from ._strategy import stop
 
 Array = jax.Array
 TRUE_BELOW = {"lt": True, "le": True, "gt": False, "ge": False}  # where the difference increases
 CALLS = ("jit", "pjit")
-KEPT = ("copy", "convert_element_type", "reshape", "broadcast_in_dim", "squeeze", "expand_dims")
-
-
-class Line(NamedTuple):
-    """`function(offset + slope * value)`; the function is the identity ("") or an increasing one of `INVERSES`."""
-
-    offset: Array
-    slope: Array
-    function: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """A value of the program and what is known of it."""
-
-    value: Any
-    sources: frozenset[int] = frozenset()
-    moves: bool = False
-    lines: Mapping[int, Line] = dataclasses.field(default_factory=dict)
 
 
 class Made(NamedTuple):
-    """One decision: the site that decides, its own index, its outcome, the difference, its local numbers (arrays)."""
+    """One decision: the site that decides, its own index, its outcome, what its place depends on, owners, numbers (arrays)."""
 
     site: int
     index: int
     outcome: Array
-    difference: Array
-    place: Array
+    shown: Array
+    owner: np.ndarray
     local: dict[str, Any]
-
-
-def _log(x: Array) -> Array:
-    """The logarithm, of what is never reached -inf."""
-    is_inside = x > 0
-    return jnp.where(is_inside, jnp.log(jnp.where(is_inside, x, 1.0)), -jnp.inf)
-
-
-INVERSES: dict[str, Callable[[Array], Array]] = {"exp": _log, "log": jnp.exp}
 
 
 def with_decisions(
@@ -87,7 +67,8 @@ def with_decisions(
         return [x.value for x in outs], [_numbers(m, walk.made) for m in walk.made]
 
     shapes = [[_shape(v) for v in part] for part in (jaxpr.constvars, jaxpr.invars)]
-    made, tree = jax.make_jaxpr(run, return_shape=True)(*shapes)
+    with jax.disable_jit(False):
+        made, tree = jax.make_jaxpr(run, return_shape=True)(*shapes)
     if not record:
         return closed, {}
     count = len(jaxpr.constvars)
@@ -103,7 +84,8 @@ def with_decisions(
 
 
 def _shape(v: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
+    weak = getattr(v.aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=weak)
 
 
 def _peers(one: Made, made: Sequence[Made]) -> list[Made]:
@@ -111,28 +93,29 @@ def _peers(one: Made, made: Sequence[Made]) -> list[Made]:
 
 
 def _numbers(one: Made, made: Sequence[Made]) -> dict[str, Any]:
-    """What is read of a decision. Peers have the outcome that the order of places says."""
-    peers = {}
-    for other in _peers(one, made):
-        is_before = one.place <= other.place if one.index < other.index else one.place < other.place
-        # NaN, a place that is nowhere, is ordered either way: that decision has no part then.
-        peers[other.index] = jnp.where(is_before, other.local["below"], ~other.local["below"])
-    return {
-        "value": one.outcome,
-        "log_prob": one.difference,
-        "local": {**one.local, "peers": peers},
-    }
+    peers = {other.index: _ordering(other) for other in _peers(one, made)}
+    local = {**one.local, **_ordering(one), "peers": peers}
+    always = jnp.ones(())
+    return {"value": one.outcome, "log_prob": one.shown, "active": always, "fixed": [], "local": local}
+
+
+def _ordering(one: Made) -> dict[str, Array]:
+    """What peers read."""
+    return {name: one.local[name] for name in ("place", "below", "is_flat")} | {"outcome": one.outcome}
 
 
 def _as_site(one: Made, site: StrategySite, made: Sequence[Made]) -> StrategySite:
     number = 1 + sum(m.index < one.index for m in _peers(one, made))
-    return dataclasses.replace(
-        site,
+    peers = tuple(Peer(m.index, _flat(m)) for m in _peers(one, made))
+    is_by_row = all(_is_identity(m.owner, site.sizes) for m in made if m.site == one.site)
+    return StrategySite(
         index=one.index,
         address=f"{site.address}: comparison {number}",
-        strategy=Decision(one.site, tuple(m.index for m in _peers(one, made))),
+        name=site.name,
+        strategy=Decision(one.site, _flat(one), peers, is_by_row),
         why=f"a comparison that '{site.address}' decides",
         distribution="comparison",
+        shape=one.owner.shape,
         num_values=None,
         support=None,
         fixed=(),
@@ -140,10 +123,17 @@ def _as_site(one: Made, site: StrategySite, made: Sequence[Made]) -> StrategySit
         unknown_support="",
         is_reparameterisable=False,
         bounds=(0, 1),
-        range=type(site.range)(0.0, 1.0),
+        range=type(site.range)(0.0, 1.0, False, False),
         is_discrete=True,
-        is_deterministic=False,
     )
+
+
+def _flat(one: Made) -> tuple[int, ...]:
+    return tuple(map(int, one.owner.ravel()))
+
+
+def _is_identity(owner: np.ndarray, sizes: tuple[int, ...]) -> bool:
+    return owner.shape == sizes and bool((owner.ravel() == np.arange(owner.size)).all())
 
 
 class _Walk:
@@ -157,7 +147,7 @@ class _Walk:
     def run(self, jaxpr: Jaxpr, consts: Sequence[Known], inputs: Sequence[Known]) -> list[Known]:
         env = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, inputs, strict=True))
-        read = lambda v: Known(v.val) if isinstance(v, Literal) else env[v]
+        read = lambda v: _literal(v) if isinstance(v, Literal) else env[v]
         for eqn in jaxpr.eqns:
             outs = self._outputs(eqn, [read(v) for v in eqn.invars])
             env.update(zip(eqn.outvars, outs, strict=True))
@@ -165,7 +155,7 @@ class _Walk:
 
     def _outputs(self, eqn: Any, args: list[Known]) -> list[Known]:
         name = eqn.primitive.name
-        if name in CALLS and any(a.lines for a in args):
+        if any(a.lines for a in args) and _is_opened(eqn):
             inner = eqn.params["jaxpr"]
             return self.run(inner.jaxpr, [Known(c) for c in inner.consts], args)
         values = bind(eqn, [a.value for a in args])
@@ -175,33 +165,38 @@ class _Walk:
             return [self._site(eqn, args, values[0], sources, moves)]
         if name in TRUE_BELOW and (made := self._decided(name, args, values[0])) is not None:
             return [Known(made, sources)]
+        is_frozen = any(a.is_frozen for a in args) or (moves and has_other_derivative(eqn))
         lines: dict[int, Line] = {}
-        if len(values) == 1:
-            for s in frozenset().union(*(a.lines for a in args)):
-                if (line := _line(eqn, args, s, jnp.shape(values[0]))) is not None:
-                    lines[s] = line
-        return [Known(v, sources, moves, lines) for v in values]
+        for s in frozenset().union(*(a.lines for a in args)) if len(values) == 1 else ():
+            line = line_of(eqn, args, s, is_positive=self.sites[s].range.low >= 0)
+            if line is not None:
+                lines[s] = line
+        return [Known(v, sources, moves, is_frozen, lines=lines) for v in values]
 
     def _site(
         self, eqn: Any, args: list[Known], value: Array, sources: frozenset[int], moves: bool
     ) -> Known:
         index = eqn.params["index"]
         site = self.sites[index]
-        is_kept = not (site.strategy.moves_value or site.strategy.is_relaxed or site.is_deterministic)
-        known = Known(value, sources, moves and not is_kept)
+        strategy = site.strategy
+        is_kept = not (strategy.moves_value or strategy.is_relaxed or site.is_deterministic)
+        is_frozen = not is_kept and any(a.is_frozen for a in args)
+        known = Known(value, sources, moves and not is_kept, is_frozen)
         is_plain = value.shape == site.sizes and jnp.issubdtype(value.dtype, jnp.floating)
-        if not (site.strategy.has_boundary and is_plain) or any(r.kind in ("scan", "cond") for r in site.regions):
+        if not (strategy.has_boundary and is_plain) or any(r.kind != "particles" for r in site.regions):
             return known
-        line = Line(jnp.zeros_like(value), jnp.ones_like(value))
-        known = dataclasses.replace(known, sources=sources | {index}, lines={index: line})
-        self.laws[index] = (args[1 : 1 + eqn.params["num_parameters"]], known)
-        return known
+        law = args[1 : 1 + eqn.params["num_parameters"]]
+        drawn = Known(value, sources | {index}, known.moves, is_frozen, lines={index: site_line(value)})
+        self.laws[index] = (law, drawn)
+        return drawn
 
     def _decided(self, name: str, args: list[Known], outcome: Array) -> Array | None:
         """The outcome of a comparison as a decision's, if it can be one."""
+        if any(a.is_frozen for a in args):
+            return None
         for s in sorted(frozenset().union(*(a.lines for a in args)), reverse=True):
-            line = _difference(args, s)
-            if line is None or jnp.shape(outcome) != self.sites[s].sizes:
+            line = difference(args, s, outcome.shape)
+            if line is None or self._never_flips(args, s):
                 continue
             law, drawn = self.laws[s]
             if not (drawn.moves or any(a.moves for a in args)):
@@ -209,95 +204,44 @@ class _Walk:
             return self._decision(name, s, law, drawn, line, outcome)
         return None
 
+    def _never_flips(self, args: list[Known], s: int) -> bool:
+        """Whether the value is compared with a number that it cannot reach, such as an end of its support."""
+        bare = [a for a in args if s in a.lines and a.lines[s].is_bare and not a.lines[s].function]
+        numbers = [a.number for a in args if a.number is not None]
+        low, high = self.sites[s].range[:2]
+        return bool(bare) and any(x <= low or x >= high for x in numbers)
+
     def _decision(
         self, name: str, s: int, law: list[Known], drawn: Known, line: Line, outcome: Array
     ) -> Array:
         site = self.sites[s]
-        leaves = [a.value if site.strategy.is_pathwise else stop(a.value) for a in law]
-        distribution = jax.tree.unflatten(site.law, leaves)
+        at = lambda x: jnp.broadcast_to(x, site.sizes).reshape(-1)[line.owner]
+        cut = (lambda x: x) if site.strategy.is_pathwise else stop
+        cls, names = LAWS[site.distribution]
+        distribution = cls(**{n: at(cut(a.value)) for n, a in zip(names, law, strict=True)}, validate_args=False)
         is_flat = line.slope == 0
         place = -line.offset / jnp.where(is_flat, 1.0, line.slope)
         is_met = jnp.isfinite(place) & distribution.support(stop(place))
-        reached = jnp.where(is_met, place, stop(drawn.value))
+        reached = jnp.where(is_met, place, at(stop(drawn.value)))
         index = max([*self.sites, *(m.index for m in self.made)]) + 1
-        difference = line.offset + line.slope * drawn.value
+        # What the search for jumps must find continuous, so that the place is.
+        shown = line.offset + line.slope * at(drawn.value) + jnp.sign(line.slope)
         local = {
-            "cdf": jnp.broadcast_to(distribution.cdf(reached), outcome.shape),
-            "place": stop(reached),
+            "cdf": distribution.cdf(reached),
+            "place": stop(place),
             "is_met": is_met,
             "is_flat": is_flat,
             "below": (line.slope > 0) == TRUE_BELOW[name],
         }
-        marked = site_p.bind(outcome, difference, index=index, num_parameters=1)
-        self.made.append(Made(s, index, marked, difference, stop(place), local))
+        marked = site_p.bind(outcome, shown, index=index, num_parameters=1)
+        self.made.append(Made(s, index, marked, shown, line.owner, local))
         return marked
 
 
-def _difference(args: Sequence[Known], s: int) -> Line | None:
-    """The difference of a comparison's sides, as a line in a site's value; or one that has its sign."""
-    a, b = args
-    lines = [x.lines.get(s) for x in args]
-    if any(line is None and s in x.sources for line, x in zip(lines, args, strict=True)):
-        return None
-    if all(line is None or not line.function for line in lines):
-        return _combined(lines, args, 1.0, -1.0)
-    if None not in lines:
-        return None
-    (known,) = [line for line in lines if line is not None]
-    other = INVERSES[known.function](jnp.asarray(b.value if lines[0] is not None else a.value))
-    sign = 1.0 if lines[0] is not None else -1.0
-    return Line(sign * (known.offset - other), sign * known.slope)
+def _literal(atom: Literal) -> Known:
+    return Known(atom.val, number=float(atom.val) if np.ndim(atom.val) == 0 else None)
 
 
-def _combined(lines: Sequence[Line | None], args: Sequence[Known], p: float, q: float) -> Line:
-    """p a + q b; an operand without a line does not depend on the site."""
-    whole = [line or Line(x.value, jnp.zeros(())) for line, x in zip(lines, args, strict=True)]
-    shape = next(line.slope.shape for line in lines if line is not None)
-    full = lambda x: jnp.broadcast_to(x, shape)
-    return Line(
-        full(p * whole[0].offset + q * whole[1].offset),
-        full(p * whole[0].slope + q * whole[1].slope),
-    )
-
-
-def _line(eqn: Any, args: Sequence[Known], s: int, shape: tuple[int, ...]) -> Line | None:
-    """The line of an equation's result in the value of site `s`, or None."""
-    name = eqn.primitive.name
-    lines = [a.lines.get(s) for a in args]
-    if any(line is None and s in a.sources for line, a in zip(lines, args, strict=True)):
-        return None
-    known = [line for line in lines if line is not None]
-    if any(line.slope.shape != shape for line in known) or not _is_float(eqn):
-        return None
-    if name in KEPT and len(args) == 1 and _keeps_places(eqn):
-        return known[0]
-    if any(line.function for line in known):
-        return None
-    if name in INVERSES:
-        return known[0]._replace(function=name)
-    if name == "neg":
-        return Line(-known[0].offset, -known[0].slope)
-    if name in ("add", "add_any", "sub"):
-        return _combined(lines, args, 1.0, -1.0 if name == "sub" else 1.0)
-    if name == "mul" and len(known) == 1:
-        factor = args[1 if lines[0] is not None else 0].value
-        return Line(known[0].offset * factor, known[0].slope * factor)
-    if name == "div" and lines[1] is None:
-        return Line(known[0].offset / args[1].value, known[0].slope / args[1].value)
-    return None
-
-
-def _is_float(eqn: Any) -> bool:
-    atoms = [*eqn.invars, *eqn.outvars]
-    return all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in atoms)
-
-
-def _keeps_places(eqn: Any) -> bool:
-    """Whether a move of elements moves none."""
-    same = shape_of(eqn.invars[0]) == shape_of(eqn.outvars[0])
-    if eqn.primitive.name == "broadcast_in_dim":
-        dims = tuple(eqn.params["broadcast_dimensions"])
-        return same and dims == tuple(range(len(dims)))
-    if eqn.primitive.name == "reshape":
-        return same and eqn.params.get("dimensions") is None
-    return same
+def _is_opened(eqn: Any) -> bool:
+    """Whether comparisons inside a call are looked at: not in samplers, nor where JAX's own function is continuous."""
+    return eqn.primitive.name in CALLS and not (is_continuous_call(eqn) or draws(eqn) or holds_marker(eqn))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from ._boundary import Boundary
+from ._boundary import Boundary, law_parameters
 from ._disarm import ARM, DisARM
 from ._keys import fold_name
 from ._mvd import MVD
@@ -94,7 +94,6 @@ class StrategySite:
         is_reparameterisable: its sampler is differentiable.
         bounds: the smallest and largest of its values, where it is discrete and they are known.
         range: the numbers that it can hold.
-        law: tree structure of one element's distribution.
         is_discrete: its draw is no continuous noise.
         is_deterministic: it has no noise of its own.
         is_one_hot: its last axis holds one 1, and 0 else.
@@ -117,7 +116,6 @@ class StrategySite:
     is_reparameterisable: bool
     bounds: tuple[int, int] | None
     range: Range = REALS
-    law: Any = None
     is_discrete: bool = False
     is_deterministic: bool = False
     is_on_sphere: bool = False
@@ -198,7 +196,9 @@ class Engine(Recorder):
         # One index per address: a site that stands in both branches of a cond is one site.
         index = self.indices.setdefault(address, len(self.indices))
         support = support_of_law(base)
-        value = mark(jnp.asarray(draw), base, support.edges, index=index)
+        is_aligned = strategy.has_boundary
+        law = law_parameters(base, shape) if is_aligned else base
+        value = mark(jnp.asarray(draw), law, support.edges, index=index, is_aligned=is_aligned)
         msg["value"], msg["intermediates"] = value, intermediates
         if support.is_discrete and jnp.issubdtype(value.dtype, jnp.floating):
             self.relaxed[msg["name"]] = strategy.name
@@ -224,7 +224,7 @@ class Engine(Recorder):
             1 if strategy.is_weighted else None if values is None else values.shape[0],
             None if values is None else np.reshape(values, (values.shape[0], *base.event_shape)), fixed,
             support.is_unbounded, support.unknown, Reparam().refuse(base) is None, support.bounds,
-            law=jax.tree.structure(base), **_kind_of_values(base, support, strategy),
+            **_kind_of_values(base, support, strategy),
         )  # fmt: skip
         drawn = Draw(base, shape, value, log_prob, key, noise)
         self.frame.numbers[address] = {

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from ._analyse import Analysed
 from ._downstream import Costs
+from ._flips import jumps
 from ._layout import is_sampled
 from ._strategy import Downstream, stop
 from ._terms import Terms
@@ -57,9 +58,10 @@ def surrogate_of(
         downstream = Downstream(
             cost=cost,
             weight=stop(weight),
-            replay=lambda value, others=(), index=index: costs.replay(index, value, dict(others)),
+            replay=lambda value, index=index: costs.replay(index, value),
             replay_together=lambda value, index=index: costs.replay(index, value, together=True),
             slope=lambda value, index=index: costs.slope(index, value),
+            jumps=lambda local, index=index: jumps(costs, index, local),
             num_replicates=program.num_replicates,
             state=state[site.address],
         )

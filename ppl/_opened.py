@@ -89,14 +89,15 @@ def _is_true(eqn: Any) -> bool:
     return file.startswith(_TRUSTED) and os.path.basename(file) != "custom_derivatives.py"
 
 
+def has_other_derivative(eqn: Any) -> bool:
+    """Whether an operation, or one inside of it, may have another derivative than that of its value."""
+    if _is_other(eqn):
+        return True
+    return eqn.primitive.name not in CUSTOM and any(map(_has_other_derivatives, inner_jaxprs(eqn)))
+
+
 def _has_other_derivatives(jaxpr: Jaxpr) -> bool:
-    return any(
-        _is_other(eqn)
-        or (
-            eqn.primitive.name not in CUSTOM and any(map(_has_other_derivatives, inner_jaxprs(eqn)))
-        )
-        for eqn in jaxpr.eqns
-    )
+    return any(map(has_other_derivative, jaxpr.eqns))
 
 
 def _open(jaxpr: Jaxpr) -> Jaxpr:

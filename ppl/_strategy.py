@@ -56,20 +56,22 @@ class Downstream:
         cost: sum of the objective's terms that the element can influence, at the drawn values (no gradient).
         weight: probability of the enumeration lane that the element sits in (1 without enumeration upstream).
         replay: `value -> cost` with the site's value replaced and all other noise kept (no gradient). Each element
-            is replaced alone. `(value, others) -> cost` replaces the same element of other sites of its shape with it.
+            is replaced alone.
         replay_together: the same with all elements replaced at once. Elements of which one depends on another
             (steps of a scan whose carry hands the site's value on) are still replaced one step at a time.
         slope: `value -> (cost, derivative of each element's cost in the element's value)`, all elements replaced
             at once by floating-point values.
+        jumps: of a comparison that a site decides (`_boundary.py`): its numbers -> the jump of each element's cost.
         num_replicates: size of the leading axis of independent replicates, or 1 when there is no such axis.
         state: the state that the strategy keeps for this site.
     """
 
     cost: Array
     weight: Array
-    replay: Callable[..., Array]
+    replay: Callable[[Array], Array]
     replay_together: Callable[[Array], Array]
     slope: Callable[[Array], tuple[Array, Array]]
+    jumps: Callable[[Any], Array]
     num_replicates: int
     state: Any
 
@@ -89,6 +91,7 @@ class Strategy(abc.ABC):
         is_relaxed: it calls `downstream.slope`. Then no other sampled site may lie downstream, whose draw would
             jump, and jumps of the result in the site's value are searched for as for a pathwise site.
         has_boundary: comparisons that the site's value decides get the boundary's part of the gradient (`_boundary.py`).
+        is_decision: it is the estimator of such a comparison, which calls `downstream.jumps`.
         num_replicates: independent runs of the whole program that the estimator needs.
     """
 
@@ -102,6 +105,7 @@ class Strategy(abc.ABC):
     is_replayed_together = False
     is_relaxed = False
     has_boundary = False
+    is_decision = False
     num_replicates = 1
 
     @property
