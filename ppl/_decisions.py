@@ -14,7 +14,7 @@ handed to the search for jumps as what the marker depends on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ from ._jaxprs import holds_marker
 from ._lines import Known, Line, difference, line_of, site_line
 from ._opened import has_other_derivative
 from ._primitive import site_p
+from ._stabilisers import stabilisers
 from ._strategy import stop
 
 Array = jax.Array
@@ -148,12 +149,13 @@ class _Walk:
         env = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, inputs, strict=True))
         read = lambda v: _literal(v) if isinstance(v, Literal) else env[v]
+        neutral = stabilisers(jaxpr)
         for eqn in jaxpr.eqns:
-            outs = self._outputs(eqn, [read(v) for v in eqn.invars])
+            outs = self._outputs(eqn, [read(v) for v in eqn.invars], neutral)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def _outputs(self, eqn: Any, args: list[Known]) -> list[Known]:
+    def _outputs(self, eqn: Any, args: list[Known], neutral: Collection[int]) -> list[Known]:
         name = eqn.primitive.name
         if any(a.lines for a in args) and _is_opened(eqn):
             inner = eqn.params["jaxpr"]
@@ -165,7 +167,7 @@ class _Walk:
             return [self._site(eqn, args, values[0], sources, moves)]
         if name in TRUE_BELOW and (made := self._decided(name, args, values[0])) is not None:
             return [Known(made, sources)]
-        is_frozen = any(a.is_frozen for a in args) or (moves and has_other_derivative(eqn))
+        is_frozen = any(a.is_frozen for a in args) or (moves and has_other_derivative(eqn, neutral))
         lines: dict[int, Line] = {}
         for s in frozenset().union(*(a.lines for a in args)) if len(values) == 1 else ():
             line = line_of(eqn, args, s, is_positive=self.sites[s].range.low >= 0)
