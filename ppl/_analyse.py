@@ -144,9 +144,9 @@ def analyse(
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
     sites = {s.index: s for s in record["sites"].values()}
     closed = hoist_noise(closed, [i for i, s in sites.items() if is_listed(s)])
+    closed, decisions = with_decisions(closed, sites)
     num_params = len(jax.tree.leaves(params)) if num_params is None else num_params
     is_parameter = [i < num_params for i in range(len(closed.jaxpr.invars))]
-    closed, decisions = with_decisions(closed, sites, is_parameter)
     outvars = closed.jaxpr.outvars
     tree = jax.tree.structure(shapes)
     _, numbers = jax.tree.unflatten(tree, outvars[: tree.num_leaves])

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ._boundary import LAWS, Decision, Peer
@@ -51,9 +52,12 @@ class Made(NamedTuple):
 
 
 def with_decisions(
-    closed: ClosedJaxpr, sites: Mapping[int, StrategySite], is_parameter: Sequence[bool]
+    closed: ClosedJaxpr, sites: Mapping[int, StrategySite]
 ) -> tuple[ClosedJaxpr, dict[int, tuple[StrategySite, Any]]]:
-    """The program with decisions, its outputs first as before; index -> (decision as a site, numbers as atoms)."""
+    """The program with decisions, its outputs first as before; index -> (decision as a site, numbers as atoms).
+
+    All real numbers that come from outside count as parameters: arguments can be differentiated too.
+    """
     if not any(s.strategy.has_boundary for s in sites.values()):
         return closed, {}
     jaxpr = closed.jaxpr
@@ -61,9 +65,11 @@ def with_decisions(
 
     def run(consts: list[Any], inputs: list[Any]) -> Any:
         walk = _Walk(sites)
-        known = [Known(x) for x in consts]
-        moving = [Known(x, moves=m) for x, m in zip(inputs, is_parameter, strict=True)]
-        outs = walk.run(jaxpr, known, moving)
+        is_known = [not isinstance(x, Tracer) for x in closed.consts]
+        known = [
+            Known(x, moves=_is_real(x) and not k) for x, k in zip(consts, is_known, strict=True)
+        ]
+        outs = walk.run(jaxpr, known, [Known(x, moves=_is_real(x)) for x in inputs])
         record[:] = walk.made
         return [x.value for x in outs], [_numbers(m, walk.made) for m in walk.made]
 
@@ -82,6 +88,10 @@ def with_decisions(
         for m, atoms in zip(record, numbers, strict=True)
     }
     return ClosedJaxpr(new, [*closed.consts, *made.consts]), decisions
+
+
+def _is_real(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def _shape(v: Any) -> jax.ShapeDtypeStruct:
