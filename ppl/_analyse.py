@@ -144,7 +144,7 @@ def analyse(
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
     sites = {s.index: s for s in record["sites"].values()}
     closed = hoist_noise(closed, [i for i, s in sites.items() if is_listed(s)])
-    closed, decisions = with_decisions(closed, sites)
+    closed, decisions = with_decisions(closed, sites, jax.tree.leaves(args))
     num_params = len(jax.tree.leaves(params)) if num_params is None else num_params
     is_parameter = [i < num_params for i in range(len(closed.jaxpr.invars))]
     outvars = closed.jaxpr.outvars

@@ -52,22 +52,24 @@ class Made(NamedTuple):
 
 
 def with_decisions(
-    closed: ClosedJaxpr, sites: Mapping[int, StrategySite]
+    closed: ClosedJaxpr, sites: Mapping[int, StrategySite], data: Sequence[Any] = ()
 ) -> tuple[ClosedJaxpr, dict[int, tuple[StrategySite, Any]]]:
     """The program with decisions, its outputs first as before; index -> (decision as a site, numbers as atoms).
 
-    All real numbers that come from outside count as parameters: arguments can be differentiated too.
+    All real numbers that come from outside count as parameters, since arguments can be differentiated too: inputs, constants that
+    are not known yet, and those among `data`.
     """
     if not any(s.strategy.has_boundary for s in sites.values()):
         return closed, {}
     jaxpr = closed.jaxpr
     record: list[Made] = []
+    given = {id(x) for x in data}
 
     def run(consts: list[Any], inputs: list[Any]) -> Any:
         walk = _Walk(sites)
-        is_known = [not isinstance(x, Tracer) for x in closed.consts]
         known = [
-            Known(x, moves=_is_real(x) and not k) for x, k in zip(consts, is_known, strict=True)
+            Known(x, moves=_is_real(x) and (isinstance(c, Tracer) or id(c) in given))
+            for x, c in zip(consts, closed.consts, strict=True)
         ]
         outs = walk.run(jaxpr, known, [Known(x, moves=_is_real(x)) for x in inputs])
         record[:] = walk.made
@@ -227,7 +229,7 @@ class _Walk:
         self, name: str, s: int, law: list[Known], drawn: Known, line: Line, outcome: Array
     ) -> Array:
         site = self.sites[s]
-        at = lambda x: jnp.broadcast_to(x, site.sizes).reshape(-1)[line.owner]
+        at = lambda x: _owned(jnp.broadcast_to(x, site.sizes), line.owner)
         cut = (lambda x: x) if site.strategy.is_pathwise else stop
         cls, names = LAWS[site.distribution]
         distribution = cls(**{n: at(cut(a.value)) for n, a in zip(names, law, strict=True)}, validate_args=False)
@@ -248,6 +250,15 @@ class _Walk:
         marked = site_p.bind(outcome, shown, index=index, num_parameters=1)
         self.made.append(Made(s, index, marked, shown, line.owner, local))
         return marked
+
+
+def _owned(x: Array, owner: np.ndarray) -> Array:
+    """For each element of a line, that of its owner; without a gather, which counts as mixing rows, where there is no need."""
+    if _is_identity(owner, x.shape):
+        return x
+    if x.size == 1:
+        return jnp.broadcast_to(x.reshape(()), owner.shape)
+    return x.reshape(-1)[owner]
 
 
 def _literal(atom: Literal) -> Known:

@@ -63,9 +63,11 @@ def surrogate_of(
             slope=lambda value, index=index: costs.slope(index, value),
             jumps=lambda local, index=index: jumps(costs, index, local),
             num_replicates=program.num_replicates,
-            state=state[site.address],
+            state=state.get(site.address),
         )
         total = total + _once(jnp.sum(site.strategy.surrogate(numbers, downstream)))
+        if site.strategy.is_decision:
+            continue
         new_state[site.address] = jax.tree.map(
             stop, site.strategy.update(jax.tree.map(stop, numbers), downstream)
         )

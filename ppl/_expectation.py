@@ -318,7 +318,7 @@ def expectation(
     Args:
         fn: `(params, *args) -> scalar`.
         strategies: pattern -> strategy for latent sites: a `Strategy`, or "reparam", "implicit", "rejection_reparam",
-            "reinforce", "reinforce_loo", "enum", "mvd", "disarm", "arm", "rebar", "auto", or the biased "gumbel_softmax" and
+            "reinforce", "reinforce_loo", "enum", "mvd", "disarm", "arm", "rebar", "boundary", "auto", or the biased "gumbel_softmax" and
             "straight_through".
             Patterns are names or shell-style wildcards; the exact name first, then the first pattern that
             matches. Sites not named follow their own `strategy=`, else Reparam where the sampler is
@@ -365,7 +365,8 @@ def expectation(
 
 
 def _fresh_state(program: Analysed) -> dict[str, Any]:
-    return {s.address: s.strategy.init_state() for s in program.sites.values()}
+    sites = [s for s in program.sites.values() if not s.strategy.is_decision]
+    return {s.address: s.strategy.init_state() for s in sites}
 
 
 def as_arrays(params: Any) -> Any:
