@@ -16,17 +16,17 @@ from jax.scipy.stats import norm
 from lapilli import ppl
 
 stop = jax.lax.stop_gradient
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
-def pieces(loc, scale, cuts, width=9.0):
+def pieces(loc, scale, cuts, width=9.0, num_nodes=64):
     """Nodes, weights and a point inside, of each piece of a normal law between cuts."""
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     low, high = loc - width * scale, loc + width * scale
     ends = jnp.sort(jnp.stack([low, *(jnp.clip(c, low, high) for c in cuts), high]))
     a, b = ends[:-1, None], ends[1:, None]
-    z = (a + b) / 2 + (b - a) / 2 * NODES
+    z = (a + b) / 2 + (b - a) / 2 * nodes
     inside = jnp.broadcast_to(stop((a + b) / 2), z.shape)
-    return z.ravel(), ((b - a) / 2 * WEIGHTS * norm.pdf(z, loc, scale)).ravel(), inside.ravel()
+    return z.ravel(), ((b - a) / 2 * weights * norm.pdf(z, loc, scale)).ravel(), inside.ravel()
 
 
 def normal_mean(fn, loc, scale=1.0, cuts=()):
