@@ -36,25 +36,12 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from ._distribution_functions import LAWS, has_boundary_law
 from ._reinforce import Reinforce
 from ._strategy import Downstream, Draw, Implicit, Reparam, Strategy, stop
 
 Array = jax.Array
 BASES: Mapping[str, type[Strategy]] = {"reparam": Reparam, "implicit": Implicit, "reinforce": Reinforce}
-# Their distribution function is differentiable in the value and in every parameter.
-LAWS: Mapping[str, tuple[type[dist.Distribution], tuple[str, ...]]] = {
-    cls.__name__: (cls, names)
-    for cls, names in (
-        (dist.Normal, ("loc", "scale")),
-        (dist.Logistic, ("loc", "scale")),
-        (dist.Laplace, ("loc", "scale")),
-        (dist.Gumbel, ("loc", "scale")),
-        (dist.Cauchy, ("loc", "scale")),
-        (dist.Uniform, ("low", "high")),
-        (dist.Gamma, ("concentration", "rate")),
-        (dist.Exponential, ("rate",)),
-    )
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,17 +151,6 @@ class Boundary(Strategy):
         return self._of().cost(num_values, num_elements)
 
 
-def has_boundary_law(distribution: dist.Distribution) -> bool:
-    """Whether a law is one of `LAWS`; a user's subclass, which may have another density, is not."""
-    return type(distribution) is LAWS.get(type(distribution).__name__, (None,))[0]
-
-
-def law_parameters(distribution: dist.Distribution, shape: tuple[int, ...]) -> list[Array]:
-    """The parameters of a law of `LAWS` in the order of its class, each of the elements' shape."""
-    _, names = LAWS[type(distribution).__name__]
-    return [jnp.broadcast_to(jnp.asarray(getattr(distribution, n), float), shape) for n in names]
-
-
 class Peer(NamedTuple):
     """Another comparison of a decision's site: its index, and for each of its elements the element of the site that owns it."""
 
@@ -209,5 +185,4 @@ class Decision(Strategy):
     def surrogate(self, local: Any, downstream: Downstream) -> Array:
         jump = jnp.where(local["is_met"], downstream.jumps(local), 0.0)
         jump = jnp.where(local["is_flat"], jnp.nan, jump)
-        cdf = local["cdf"]
-        return (cdf - stop(cdf)) * stop(jump)
+        return (local["flow"] - stop(local["flow"])) * stop(jump)

@@ -23,9 +23,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from ._boundary import LAWS, Decision, Peer
+from ._boundary import Decision, Peer
 from ._compat import bind
 from ._continuous import is_continuous_call
+from ._distribution_functions import LAWS
 from ._engine import StrategySite
 from ._hoist import draws
 from ._jaxprs import holds_marker
@@ -231,8 +232,9 @@ class _Walk:
         site = self.sites[s]
         at = lambda x: _owned(jnp.broadcast_to(x, site.sizes), line.owner)
         cut = (lambda x: x) if site.strategy.is_pathwise else stop
-        cls, names = LAWS[site.distribution]
-        distribution = cls(**{n: at(cut(a.value)) for n, a in zip(names, law, strict=True)}, validate_args=False)
+        cls, names, flow = LAWS[site.distribution]
+        parameters = [at(cut(a.value)) for a in law]
+        distribution = cls(**dict(zip(names, parameters, strict=True)), validate_args=False)
         is_flat = line.slope == 0
         place = -line.offset / jnp.where(is_flat, 1.0, line.slope)
         is_met = jnp.isfinite(place) & distribution.support(stop(place))
@@ -241,7 +243,7 @@ class _Walk:
         # What the search for jumps must find continuous, so that the place is.
         shown = line.offset + line.slope * at(drawn.value) + jnp.sign(line.slope)
         local = {
-            "cdf": distribution.cdf(reached),
+            "flow": flow(reached, *parameters),
             "place": stop(place),
             "is_met": is_met,
             "is_flat": is_flat,
@@ -262,7 +264,8 @@ def _owned(x: Array, owner: np.ndarray) -> Array:
 
 
 def _literal(atom: Literal) -> Known:
-    return Known(atom.val, number=float(atom.val) if np.ndim(atom.val) == 0 else None)
+    is_number = np.ndim(atom.val) == 0 and np.isrealobj(atom.val)
+    return Known(atom.val, number=float(atom.val) if is_number else None)
 
 
 def _is_opened(eqn: Any) -> bool:

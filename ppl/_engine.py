@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from ._boundary import Boundary, law_parameters
+from ._boundary import Boundary
 from ._disarm import ARM, DisARM
+from ._distribution_functions import law_parameters
 from ._keys import fold_name
 from ._mvd import MVD
 from ._noise import COMMON, SALT

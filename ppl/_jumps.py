@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._analyse import Analysed
-from ._boundary import LAWS
 from ._compat import is_concrete
 from ._continuity import Cause, merged
+from ._distribution_functions import LAWS
 from ._engine import StrategySite, Unsuitable
 from ._jump_probe import Found, Probe, inputs_of
 from ._relation import PARAMS
