@@ -4,6 +4,7 @@ from . import (
     _compat as _compat,  # first: it mends a lazily loaded numpyro
     _logits as _logits,  # and derivatives of its
 )
+from ._boundary import Boundary as Boundary
 from ._chosen import Chosen as Chosen
 from ._disarm import ARM as ARM, DisARM as DisARM
 from ._eliminate import Eliminated as Eliminated, eliminate as eliminate
@@ -47,7 +48,6 @@ from ._reinforce import (
     Regression as Regression,
     Reinforce as Reinforce,
 )
-from ._boundary import Boundary as Boundary
 from ._rejection import RejectionReparam as RejectionReparam
 from ._relax import Rebar as Rebar, Relax as Relax
 from ._reweight import SiteWeights as SiteWeights, reweight as reweight

@@ -342,7 +342,10 @@ def _check_partly_pathwise(sites: dict[int, StrategySite], jaxpr: Jaxpr) -> None
         if found := sorted(other_derivatives(jaxpr, jaxpr.outvars[:1], starts)):
             rest, remedy = "a score", "'reinforce' (which sees values only)"
             if site.strategy.has_boundary:
-                rest, remedy = "made of jumps of values", "ppl.Boundary('reinforce') (which sees values only)"
+                rest, remedy = (
+                    "made of jumps of values",
+                    "ppl.Boundary('reinforce') (which sees values only)",
+                )
             follows = "'implicit'" if site.distribution in GAMMA_FAMILY else "'reparam'"
             raise Unsuitable(
                 site.name,

@@ -41,7 +41,11 @@ from ._reinforce import Reinforce
 from ._strategy import Downstream, Draw, Implicit, Reparam, Strategy, stop
 
 Array = jax.Array
-BASES: Mapping[str, type[Strategy]] = {"reparam": Reparam, "implicit": Implicit, "reinforce": Reinforce}
+BASES: Mapping[str, type[Strategy]] = {
+    "reparam": Reparam,
+    "implicit": Implicit,
+    "reinforce": Reinforce,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +62,13 @@ class Boundary(Strategy):
 
     Distributions: Normal, Logistic, Laplace, Gumbel, Cauchy, Uniform, Gamma, Exponential; not inside `ppl.scan` or `ppl.cond`.
 
-    Validity: unbiased. A comparison (<, <=, >, >=) is treated where the difference of its sides is affine in one element of the value
-    (or exp or logistic of an affine function stands against what does not depend on it), given what is not downstream of the site,
-    by elementwise arithmetic, reshaping, broadcasting and static slices, outside of loops and branches. The slope may not change its
-    sign as what moves moves. Any other jump is refused as under the base. Where the slope is zero the estimate is NaN. A pathwise base
-    is refused where `stop_gradient` or a custom derivative stands between the site and the result. A kink that is written as
-    `where(z > 0, z, 0.1 * z)` costs its two replays too; `jax.nn` functions do not. Rows of a plate whose costs separate share one
-    pair of replays; otherwise each element of a comparison has its own.
+    Validity: unbiased. A comparison (<, <=, >, >=) is treated where the difference of its sides is affine in one element of the
+    value (or exp or logistic of an affine function, or log of a positive value, stands against what does not depend on it), given
+    what is not downstream of the site, by elementwise arithmetic, reshaping, broadcasting and static slices, outside of loops and
+    branches. The slope may not change its sign as what moves moves. Any other jump is refused as under the base. Where the slope
+    is zero the estimate is NaN. A pathwise base is refused where `stop_gradient` or a custom derivative stands between site and
+    result. A kink that is written as `where(z > 0, z, 0.1 * z)` costs its two replays too; `jax.nn` functions do not. Rows of a
+    plate whose costs separate share one pair of replays; otherwise each element of a comparison has its own.
 
     Raises:
         ValueError: another base.

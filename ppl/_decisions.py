@@ -1,7 +1,7 @@
 """Turn comparisons of a traced program into decisions (`_boundary.py`).
 
-Input: a traced program, its sites. Output: the same program, in which the outcome of each comparison that can be treated is a marker
-with an index of its own, and the numbers that its estimator needs.
+Input: a traced program, its sites. Output: the same program, in which the outcome of each comparison that can be treated is a
+marker with an index of its own, and the numbers that its estimator needs.
 
 The program is run anew, with what `_lines.py` knows of each variable. A comparison is left as it is, for the search for jumps to
 judge, where one side is a function of the site that is no line; where a side is cut off from derivatives (the place would move
@@ -110,12 +110,20 @@ def _numbers(one: Made, made: Sequence[Made]) -> dict[str, Any]:
     peers = {other.index: _ordering(other) for other in _peers(one, made)}
     local = {**one.local, **_ordering(one), "peers": peers}
     always = jnp.ones(())
-    return {"value": one.outcome, "log_prob": one.shown, "active": always, "fixed": [], "local": local}
+    return {
+        "value": one.outcome,
+        "log_prob": one.shown,
+        "active": always,
+        "fixed": [],
+        "local": local,
+    }
 
 
 def _ordering(one: Made) -> dict[str, Array]:
     """What peers read."""
-    return {name: one.local[name] for name in ("place", "below", "is_flat")} | {"outcome": one.outcome}
+    return {name: one.local[name] for name in ("place", "below", "is_flat")} | {
+        "outcome": one.outcome
+    }
 
 
 def _as_site(one: Made, site: StrategySite, made: Sequence[Made]) -> StrategySite:
@@ -198,10 +206,14 @@ class _Walk:
         is_frozen = not is_kept and any(a.is_frozen for a in args)
         known = Known(value, sources, moves and not is_kept, is_frozen)
         is_plain = value.shape == site.sizes and jnp.issubdtype(value.dtype, jnp.floating)
-        if not (strategy.has_boundary and is_plain) or any(r.kind != "particles" for r in site.regions):
+        if not (strategy.has_boundary and is_plain) or any(
+            r.kind != "particles" for r in site.regions
+        ):
             return known
         law = args[1 : 1 + eqn.params["num_parameters"]]
-        drawn = Known(value, sources | {index}, known.moves, is_frozen, lines={index: site_line(value)})
+        drawn = Known(
+            value, sources | {index}, known.moves, is_frozen, lines={index: site_line(value)}
+        )
         self.laws[index] = (law, drawn)
         return drawn
 
@@ -270,4 +282,6 @@ def _literal(atom: Literal) -> Known:
 
 def _is_opened(eqn: Any) -> bool:
     """Whether comparisons inside a call are looked at: not in samplers, nor where JAX's own function is continuous."""
-    return eqn.primitive.name in CALLS and not (is_continuous_call(eqn) or draws(eqn) or holds_marker(eqn))
+    return eqn.primitive.name in CALLS and not (
+        is_continuous_call(eqn) or draws(eqn) or holds_marker(eqn)
+    )

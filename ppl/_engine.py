@@ -206,7 +206,7 @@ class Engine(Recorder):
         if not strategy.is_weighted:  # else the value is another law's draw
             fn, base = at_own_draw(fn, value), at_own_draw(base, value)
         try:
-            if strategy.is_pathwise:
+            if strategy.is_pathwise and not strategy.has_boundary:
                 shape = tuple(fn.batch_shape)
                 log_prob = log_prob_at(fn, value, intermediates)
             else:

@@ -318,8 +318,8 @@ def expectation(
     Args:
         fn: `(params, *args) -> scalar`.
         strategies: pattern -> strategy for latent sites: a `Strategy`, or "reparam", "implicit", "rejection_reparam",
-            "reinforce", "reinforce_loo", "enum", "mvd", "disarm", "arm", "rebar", "boundary", "auto", or the biased "gumbel_softmax" and
-            "straight_through".
+            "reinforce", "reinforce_loo", "enum", "mvd", "disarm", "arm", "rebar", "boundary", "auto", or the biased
+            "gumbel_softmax" and "straight_through".
             Patterns are names or shell-style wildcards; the exact name first, then the first pattern that
             matches. Sites not named follow their own `strategy=`, else Reparam where the sampler is
             differentiable, else they are refused. "auto" takes the first sound one of Reparam, Enum (at most

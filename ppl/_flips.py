@@ -38,7 +38,9 @@ def jumps(costs: Costs, index: int, local: Any) -> Array:
 Replay = Callable[[dict[int, tuple[Forced, Forced]]], Array]
 
 
-def _replay(costs: Costs, index: int, joint: tuple[int, ...], members: list[int], has_lane: bool) -> Replay:
+def _replay(
+    costs: Costs, index: int, joint: tuple[int, ...], members: list[int], has_lane: bool
+) -> Replay:
     """The cost downstream of each element of a decision, given replacements."""
     extra = (ELEMENT,) if has_lane else ()
 
@@ -58,7 +60,9 @@ def _both(replay: Callable[[Array], Array], below: Array) -> Array:
     return jax.lax.optimization_barrier(lower - upper)
 
 
-def _by_row(costs: Costs, index: int, local: Any, joint: tuple[int, ...], members: list[int]) -> Array:
+def _by_row(
+    costs: Costs, index: int, local: Any, joint: tuple[int, ...], members: list[int]
+) -> Array:
     """Every element of the decision is one of the site, and of each peer: all rows at once where they do not meet."""
     site = costs.program.sites[index]
     decision = site.strategy
@@ -84,7 +88,9 @@ def _by_row(costs: Costs, index: int, local: Any, joint: tuple[int, ...], member
     return _both(cost, full(local["below"]))
 
 
-def _by_element(costs: Costs, index: int, local: Any, joint: tuple[int, ...], members: list[int]) -> Array:
+def _by_element(
+    costs: Costs, index: int, local: Any, joint: tuple[int, ...], members: list[int]
+) -> Array:
     """Every element of the decision has a lane of its own, in which the element of the site that owns it is at its place."""
     program, site = costs.program, costs.program.sites[index]
     decision = site.strategy
@@ -96,7 +102,10 @@ def _by_element(costs: Costs, index: int, local: Any, joint: tuple[int, ...], me
     forced = {decision.site: _at(program.sites[decision.site], place, owner, own)}
     for p in decision.peers:
         shape = program.sites[p.index].sizes
-        peer = {n: flat(costs.full(p.index, x, own)[1], shape) for n, x in local["peers"][p.index].items()}
+        peer = {
+            n: flat(costs.full(p.index, x, own)[1], shape)
+            for n, x in local["peers"][p.index].items()
+        }
         peer = {n: x[..., None, :] for n, x in peer.items()}
         value = _outcome(peer, place[..., None], is_later=p.index > index)
         forced[p.index] = _masked(value, owner, np.asarray(p.owner), shape, own)
@@ -141,4 +150,3 @@ def _at(site: StrategySite, place: Array, owner: np.ndarray, own: Lanes) -> tupl
     count = math.prod(site.sizes)
     value = jnp.broadcast_to(place[..., None], (*place.shape, count))
     return _masked(value, owner, np.arange(count), site.sizes, own)
-

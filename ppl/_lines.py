@@ -108,7 +108,9 @@ def line_of(eqn: Any, args: Sequence[Known], s: int, *, is_positive: bool) -> Li
         return first._replace(function=name)
     if name in ("add", "add_any", "sub"):
         return combined(args, s, shape, -1.0 if name == "sub" else 1.0)
-    if (name == "mul" and None in lines) or (name == "div" and lines[0] is not None and lines[1] is None):
+    if (name == "mul" and None in lines) or (
+        name == "div" and lines[0] is not None and lines[1] is None
+    ):
         other = args[1 if lines[0] is not None else 0].value
         by = (lambda x: x * other) if name == "mul" else (lambda x: x / other)
         return _full(first._replace(offset=by(first.offset), slope=by(first.slope)), shape)
@@ -148,7 +150,9 @@ def difference(args: Sequence[Known], s: int, shape: tuple[int, ...]) -> Line | 
 def _full(line: Line, shape: tuple[int, ...]) -> Line:
     full = lambda x: jnp.broadcast_to(x, shape)
     owner = np.broadcast_to(line.owner, shape)
-    return line._replace(offset=full(line.offset), slope=full(line.slope), owner=owner, is_bare=False)
+    return line._replace(
+        offset=full(line.offset), slope=full(line.slope), owner=owner, is_bare=False
+    )
 
 
 def _in_place(eqn: Any, line: Line) -> Line:

@@ -328,3 +328,96 @@ def subsampled(p):
 def subsampled_exact(p):
     mass, mean = below(p["m"], p["t"] * jnp.asarray([0.1, 0.5, -0.4, 0.8]))
     return (mean + 1 - mass).sum()
+
+
+# Places of elements.
+
+
+def mixed_shapes(p):
+    """Comparisons of one plate in several shapes: elements, all pairs with data, reversed, one of them, across."""
+    with ppl.plate("n", 3):
+        z = draw("z", p["m"])
+    own = (z < p["t"]).sum()
+    data = (z[:, None] < p["t"] * ROWS).sum(1) @ jnp.arange(3.0)
+    back = (2 * z[::-1] > p["c"]) @ jnp.arange(3.0)
+    one = z[1] < -p["t"]
+    across = (z[None, :] + 0 * ROWS[:, None] < p["c"] * ROWS[:, None]).sum(0) @ ROWS
+    return jnp.cos(own + data + 0.5 * back + one + 0.3 * across + 0.2 * z.sum())
+
+
+def mixed_shapes_exact(p):
+    product = 1.0  # of characteristic functions, row by row
+    for i in range(3):
+        places = [p["t"], *(p["t"] * ROWS), p["c"] / 2, -p["t"], *(p["c"] * ROWS)]
+
+        def factor(z, inside, i=i):
+            t, c = stop(p["t"]), stop(p["c"])
+            angle = 1.0 * (inside < t) + i * (inside < t * ROWS).sum()
+            angle += 0.5 * (2 - i) * (inside > c / 2) + (i == 1) * (inside < -t)
+            return jnp.exp(1j * (angle + 0.3 * ROWS[i] * (inside < c * ROWS).sum() + 0.2 * z))
+
+        product *= normal_mean(factor, p["m"], cuts=places)
+    return product.real
+
+
+def one_event(p):
+    z = ppl.sample("z", dist.Normal(p["m"], 1.0).expand([3]).to_event(1))
+    return ((z < p["t"] * ROWS) * z.sum()).sum()
+
+
+def nested_plates(p):
+    z = draw("z", p["m"] * jnp.ones((2, 1)))
+    with ppl.plate("a", 2, dim=-2), ppl.plate("b", 3, dim=-1):
+        y = draw("y", z)
+    return (1.0 * (z < p["t"])).sum() * (y < p["t"] * ROWS).sum()
+
+
+def nested_plates_exact(p):
+    inner = lambda z: norm.cdf(p["t"] * ROWS - z).sum()
+    same = normal_mean(lambda z, i: (i < stop(p["t"])) * inner(z), p["m"], cuts=[p["t"]])
+    other = norm.cdf(p["t"] - p["m"]) * normal_mean(lambda z, _: inner(z), p["m"])
+    return 2 * (same + other)
+
+
+def hidden_states(p):
+    """A change point in a chain that is summed by a forward recursion."""
+    z = draw("z", p["m"])
+
+    def step(k, is_below):
+        changed = jnp.where(is_below, 0.2, jax.nn.sigmoid(z))
+        k = ppl.sample("k", dist.Bernoulli(jnp.where(k == 1, 0.7, changed)))
+        return k, k * (1.0 + is_below) * z
+
+    return ppl.scan(step, jnp.int32(0), z < jnp.arange(4) * p["t"])[1].sum()
+
+
+def hidden_states_exact(p):
+    def cost(z, inside):
+        q = total = 0.0
+        for i in range(4):
+            is_below = inside < i * stop(p["t"])
+            q = q * 0.7 + (1 - q) * jnp.where(is_below, 0.2, jax.nn.sigmoid(z))
+            total += q * (1.0 + is_below) * z
+        return total
+
+    return normal_mean(cost, p["m"], cuts=[i * p["t"] for i in range(4)])
+
+
+@jax.jit
+def _inner(z, t):
+    return jax.jit(lambda z: jnp.where(z < t, z, 1.0))(2 * z)
+
+
+def nested_calls(p):
+    with ppl.plate("n", 3):
+        z = draw("z", p["m"])
+    return _inner(z[0], p["t"]) + jax.vmap(lambda z, r: jnp.where(z < r, z * r, 1.0))(z, ROWS).sum()
+
+
+def nested_calls_exact(p):
+    halves = lambda z, inside: jnp.where(2 * inside < stop(p["t"]), 2 * z, 1.0)
+    total = normal_mean(halves, p["m"], cuts=[p["t"] / 2])
+    for r in ROWS:
+        mass, mean = below(p["m"], r)
+        total += r * mean + 1 - mass
+    return total

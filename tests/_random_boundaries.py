@@ -109,4 +109,3 @@ class RandomProgram:
 
         z1, weights, inside1 = pieces(loc, scale, ends, 8.0, num_nodes=8)
         return jnp.sum(weights * jax.vmap(given)(z1, inside1))
-

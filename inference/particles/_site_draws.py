@@ -76,7 +76,7 @@ class SiteDraws:
             strategy = as_strategy(asked, name)
             if strategy.has_boundary:
                 raise ValueError(
-                    f"Site '{name}': smc draws it once, without the replays at the boundary that strategy '{strategy.name}' needs. "
+                    f"Site '{name}': smc draws it once, without the replays that strategy '{strategy.name}' needs at jumps. "
                     "Use 'reinforce' with the parameters in the law (the shifted variable compared with a constant), or "
                     "'reparam' where nothing jumps."
                 )

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from _random_boundaries import NUM_PARAMS, RandomProgram
-from _stats import assert_unbiased
 
+from _stats import assert_unbiased
 from lapilli import ppl
 
 NUM_PROGRAMS = 3
@@ -33,6 +33,7 @@ def test_random_programs(seed):
     found = jax.jit(jax.vmap(lambda key: expectation.grad(point, key)))(keys)
     with jax.enable_x64(True):
         exact = [
-            jax.jit(jax.grad(f.exact))(jnp.asarray(p)) for f, p in zip(programs, params, strict=True)
+            jax.jit(jax.grad(f.exact))(jnp.asarray(p))
+            for f, p in zip(programs, params, strict=True)
         ]
     assert_unbiased(found, np.asarray(exact))

@@ -73,13 +73,17 @@ FAST = ("no line", "two elements", "compared in a loop", "place cut off")
     [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in UNTREATED],
 )  # slow: a search each
 def test_other_jumps_are_refused(name):
-    with pytest.raises(ppl.Unsuitable, match=r"Site 'z': the result jumps.*'boundary' treats .*affine"):
+    with pytest.raises(
+        ppl.Unsuitable, match=r"Site 'z': the result jumps.*'boundary' treats .*affine"
+    ):
         ppl.expectation(UNTREATED[name]).plan(0.3)
 
 
 def test_place_cut_off_from_a_kept_value():
     cost = lambda p: step(draw("z", p, strategy=KEPT) < stop(p) ** 2)
-    with pytest.raises(ValueError, match=r"Site 'z': with the noise of the draw kept.*'boundary' treats"):
+    with pytest.raises(
+        ValueError, match=r"Site 'z': with the noise of the draw kept.*'boundary' treats"
+    ):
         ppl.expectation(cost).plan(0.3)
 
 
@@ -123,7 +127,9 @@ def test_laws():
 
     for law in (dist.StudentT(3.0, 0.0, 1.0), Normal(0.0, 1.0)):
         cost = lambda p, law=law: ppl.sample("z", law, strategy="boundary") * p
-        with pytest.raises(ppl.Unsuitable, match="Site 'z': strategy 'boundary' needs a distribution function"):
+        with pytest.raises(
+            ppl.Unsuitable, match="Site 'z': strategy 'boundary' needs a distribution function"
+        ):
             ppl.expectation(cost).plan(0.3)
 
 
@@ -135,7 +141,9 @@ def test_base():
 
 def test_support_that_moves_under_a_score():
     cost = lambda p: ppl.sample("z", dist.Uniform(0.0, p), strategy=KEPT)
-    with pytest.raises(ppl.Unsuitable, match="Site 'z': the support of Uniform depends on a parameter"):
+    with pytest.raises(
+        ppl.Unsuitable, match="Site 'z': the support of Uniform depends on a parameter"
+    ):
         ppl.expectation(cost).plan(0.3)
 
 
@@ -164,7 +172,9 @@ def test_jumps_of_other_strategies_name_it():
 
 def test_replays_are_bounded():
     cost = lambda p: step(z_of(p) < jnp.arange(70_000) * p).sum()
-    with pytest.raises(ppl.Unsuitable, match="Site 'z: comparison 1': strategy 'boundary' would replay 70000"):
+    with pytest.raises(
+        ppl.Unsuitable, match="Site 'z: comparison 1': strategy 'boundary' would replay 70000"
+    ):
         ppl.expectation(cost).plan(0.3)
 
 
@@ -226,4 +236,6 @@ def test_particle_runs_refuse_it():
         ppl.sample("x", dist.Normal(z, 1.0), obs=jnp.float32(0.5))
 
     with pytest.raises(ValueError, match="Site 'z': smc draws it once.*'boundary'"):
-        inference.smc(ppl.model(target), jax.random.key(0), num_particles=4, gradient="stop_gradient")
+        inference.smc(
+            ppl.model(target), jax.random.key(0), num_particles=4, gradient="stop_gradient"
+        )
