@@ -18,6 +18,7 @@ from _boundary_programs import (
     pieces,
     rows,
 )
+from jax.scipy.stats import norm
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
