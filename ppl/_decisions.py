@@ -251,6 +251,9 @@ class _Walk:
         place = -line.offset / jnp.where(is_flat, 1.0, line.slope)
         is_met = jnp.isfinite(place) & distribution.support(stop(place))
         reached = jnp.where(is_met, place, at(stop(drawn.value)))
+        # Where there is no density left, the cost may overflow.
+        density = jax.jvp(lambda x: flow(x, *parameters), (reached,), (jnp.ones_like(reached),))[1]
+        is_met &= stop(density) > 0
         index = max([*self.sites, *(m.index for m in self.made)]) + 1
         # What the search for jumps must find continuous, so that the place is.
         shown = line.offset + line.slope * at(drawn.value) + jnp.sign(line.slope)

@@ -112,6 +112,18 @@ def test_place_beyond_the_support():
     assert_unbiased(found, 0.5)
 
 
+def test_cost_that_overflows_where_there_is_no_density():
+    """At the place the cost is infinite, but nothing ever comes near."""
+
+    def cost(p):
+        z = ppl.sample("z", dist.Normal(p, 1.0))
+        g = ppl.sample("g", dist.Gamma(2.0, 1.0 + p))
+        late = jnp.where(z < 1000 * p, z, jnp.exp(z)) + jnp.where(g > 1000 * p, jnp.exp(g), 0.0)
+        return late + 0.0 * p
+
+    assert np.allclose(gradients(cost, 0.3, "boundary", num=10), 1.0)
+
+
 def test_at_the_support():
     """A comparison with the support's moving end is always true."""
     cost = lambda p: jnp.where(ppl.sample("u", dist.Uniform(0.0, p)) < p, 1.0, 0.0) * p
