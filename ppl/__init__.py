@@ -4,6 +4,7 @@ from . import (
     _compat as _compat,  # first: it mends a lazily loaded numpyro
     _logits as _logits,  # and derivatives of its
 )
+from ._boundary import Boundary as Boundary
 from ._chosen import Chosen as Chosen
 from ._disarm import ARM as ARM, DisARM as DisARM
 from ._eliminate import Eliminated as Eliminated, eliminate as eliminate

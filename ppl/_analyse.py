@@ -19,8 +19,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from ._additive import Term, split
 from ._compat import own_caches
 from ._continuity import Fact
+from ._decisions import with_decisions
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite, Unsuitable
+from ._flip_groups import check_flips
 from ._hoist import hoist_noise
 from ._layout import (
     Dependences,
@@ -148,15 +150,18 @@ def analyse(
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
     sites = {s.index: s for s in record["sites"].values()}
     closed = hoist_noise(closed, [i for i, s in sites.items() if is_listed(s)])
-    outvars = closed.jaxpr.outvars
-    tree = jax.tree.structure(shapes)
-    _, numbers = jax.tree.unflatten(tree, outvars)
-    table = {s.index: _numbers(numbers[s.address]) for s in sites.values()}
+    closed, decisions = with_decisions(closed, sites, jax.tree.leaves(args))
     num_params = len(jax.tree.leaves(params)) if num_params is None else num_params
     is_parameter = [i < num_params for i in range(len(closed.jaxpr.invars))]
+    outvars = closed.jaxpr.outvars
+    tree = jax.tree.structure(shapes)
+    _, numbers = jax.tree.unflatten(tree, outvars[: tree.num_leaves])
+    table = {s.index: _numbers(numbers[s.address]) for s in sites.values()}
+    for index, (decision, found) in decisions.items():
+        sites[index], table[index] = decision, _numbers(found)
     draws = {i: (s.range, s.noise) for i, s in sites.items()}
     facts = Analysis(closed, is_parameter, draws, jax.tree.leaves(args))
-    for s in sites.values():
+    for s in record["sites"].values():
         found = numbers[s.address]
         moved = [p for p in found["probabilities"] if _may_vanish(facts[p])]
         table[s.index] = _numbers(found, tuple(moved))
@@ -196,6 +201,8 @@ def analyse(
         lanes = lanes_of_terms(sites, known, layouts)
         scores = _own_scores(closed.jaxpr, terms, sites, table)
         for index, site in sites.items():
+            if site.strategy.is_decision:
+                check_flips(site, index, relations)
             for is_used, together in (
                 (site.strategy.is_replayed, False),
                 (site.strategy.is_replayed_together, True),
@@ -258,7 +265,9 @@ def _own_scores(
         return eqn.params["jaxpr"].jaxpr.outvars[i] if eqn.primitive.name == "scan" else atom
 
     sampled = [
-        i for i, s in sites.items() if not s.strategy.moves_value and not s.strategy.is_enumerated
+        i
+        for i, s in sites.items()
+        if not (s.strategy.moves_value or s.strategy.is_enumerated or s.strategy.is_decision)
     ]
     own = {id(source(table[i].log_prob)) for i in sampled}
     return frozenset(j for j, term in enumerate(terms) if id(source(term.variable)) in own)
@@ -346,12 +355,19 @@ def _check_partly_pathwise(sites: dict[int, StrategySite], jaxpr: Jaxpr) -> None
             continue
         starts = lambda eqn, i=index: eqn.primitive is site_p and eqn.params["index"] == i
         if found := sorted(other_derivatives(jaxpr, jaxpr.outvars[:1], starts)):
+            rest, remedy = "a score", "'reinforce' (which sees values only)"
+            if site.strategy.has_boundary:
+                rest, remedy = (
+                    "made of jumps of values",
+                    "ppl.Boundary('reinforce') (which sees values only)",
+                )
+            follows = "'implicit'" if site.distribution in GAMMA_FAMILY else "'reparam'"
             raise Unsuitable(
                 site.name,
-                f"Site '{site.address}': strategy '{site.strategy.name}' is in part a pathwise derivative and in part a score, "
+                f"Site '{site.address}': strategy '{site.strategy.name}' is in part a pathwise derivative and in part {rest}, "
                 f"and {found[0]} downstream changes the first part only, so the estimate would be that of neither program. "
-                f"Use 'implicit' (which follows the program's own derivatives) or 'reinforce' (which sees values only), e.g. "
-                f"strategies={{'{site.name}': 'implicit'}}.",
+                f"Use {follows} (which follows the program's own derivatives) or {remedy}, e.g. "
+                f"strategies={{'{site.name}': {follows}}}.",
             )
 
 

@@ -59,7 +59,7 @@ class Costs:
     def replay(self, index: int, value: Array, *, together: bool = False) -> Array:
         """Downstream cost of each element with the value of a site replaced: element by element, or all at once."""
         program, site = self.program, self.program.sites[index]
-        own, value = self._full(index, value)
+        own, value = self.full(index, value)
         axes = replay_axes(site, index, program.site_relations, together=together)
         by_joint = replay_groups(site, index, program.relations, axes)
         total = jnp.zeros(())
@@ -88,7 +88,7 @@ class Costs:
 
         Both are of one function: where the program stops gradients or has others of its own, its value is differentiated.
         """
-        own, value = self._full(index, value)
+        own, value = self.full(index, value)
         members = [j for j, r in enumerate(self.program.relations) if index in r]
         true = self._with_true_derivatives()
 
@@ -115,12 +115,10 @@ class Costs:
                 self._opened = Terms(program, terms.inputs, terms.key, terms.reader.unmoved)
         return self._opened
 
-    def _full(self, index: int, value: Array) -> tuple[Lanes, Array]:
-        """The lanes that a site sits in, and a replacement of its value with all axes at full size."""
-        site, own = (
-            self.program.sites[index],
-            self.terms.lanes(self.program.lanes.sites[index]),
-        )
+    def full(self, index: int, value: Array, own: Lanes | None = None) -> tuple[Lanes, Array]:
+        """The lanes that a site sits in (or `own`), and a replacement of its value with all axes at full size."""
+        site = self.program.sites[index]
+        own = self.terms.lanes(self.program.lanes.sites[index]) if own is None else own
         event = value.ndim - len(own) - len(site.sizes)
         shape = tuple(self.terms.reader.size(lane, {}) for lane in own) + site.sizes
         return own, jnp.broadcast_to(value, shape + value.shape[value.ndim - event :])

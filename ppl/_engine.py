@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from ._boundary import Boundary
 from ._disarm import ARM, DisARM
+from ._distribution_functions import law_parameters
 from ._keys import fold_name
 from ._mvd import MVD
 from ._noise import COMMON, SALT
@@ -59,6 +61,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "disarm": DisARM,
     "arm": ARM,
     "rebar": Rebar,
+    "boundary": Boundary,
     "gumbel_softmax": GumbelSoftmax,
     "straight_through": StraightThrough,
 }
@@ -195,14 +198,16 @@ class Engine(Recorder):
         # One index per address: a site that stands in both branches of a cond is one site.
         index = self.indices.setdefault(address, len(self.indices))
         support = support_of_law(base)
-        value = mark(jnp.asarray(draw), base, support.edges, index=index)
+        is_aligned = strategy.has_boundary
+        law = law_parameters(base, shape) if is_aligned else base
+        value = mark(jnp.asarray(draw), law, support.edges, index=index, is_aligned=is_aligned)
         msg["value"], msg["intermediates"] = value, intermediates
         if support.is_discrete and jnp.issubdtype(value.dtype, jnp.floating):
             self.relaxed[msg["name"]] = strategy.name
         if not strategy.is_weighted:  # else the value is another law's draw
             fn, base = at_own_draw(fn, value), at_own_draw(base, value)
         try:
-            if strategy.is_pathwise:
+            if strategy.is_pathwise and not strategy.has_boundary:
                 shape = tuple(fn.batch_shape)
                 log_prob = log_prob_at(fn, value, intermediates)
             else:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from ._analyse import Analysed
 from ._downstream import Costs
+from ._flips import jumps
 from ._layout import is_sampled
 from ._null_values import alarm
 from ._strategy import Downstream, stop
@@ -61,11 +62,14 @@ def surrogate_of(
             replay=lambda value, index=index: costs.replay(index, value),
             replay_together=lambda value, index=index: costs.replay(index, value, together=True),
             slope=lambda value, index=index: costs.slope(index, value),
+            jumps=lambda local, index=index: jumps(costs, index, local),
             num_replicates=program.num_replicates,
-            state=state[site.address],
+            state=state.get(site.address),
         )
         total = total + _once(jnp.sum(site.strategy.surrogate(numbers, downstream)))
         total = total + alarm(probabilities)
+        if site.strategy.is_decision:
+            continue
         new_state[site.address] = jax.tree.map(
             stop, site.strategy.update(jax.tree.map(stop, numbers), downstream)
         )

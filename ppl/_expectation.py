@@ -332,8 +332,8 @@ def expectation(
     Args:
         fn: `(params, *args) -> scalar`.
         strategies: pattern -> strategy for latent sites: a `Strategy`, or "reparam", "implicit", "rejection_reparam",
-            "reinforce", "reinforce_loo", "enum", "mvd", "disarm", "arm", "rebar", "auto", or the biased "gumbel_softmax" and
-            "straight_through".
+            "reinforce", "reinforce_loo", "enum", "mvd", "disarm", "arm", "rebar", "boundary", "auto", or the biased
+            "gumbel_softmax" and "straight_through".
             Patterns are names or shell-style wildcards; the exact name first, then the first pattern that
             matches. Sites not named follow their own `strategy=`, else Reparam where the sampler is
             differentiable, else they are refused. "auto" takes the first sound one of Reparam, Enum (at most
@@ -379,7 +379,8 @@ def expectation(
 
 
 def _fresh_state(program: Analysed) -> dict[str, Any]:
-    return {s.address: s.strategy.init_state() for s in program.sites.values()}
+    sites = [s for s in program.sites.values() if not s.strategy.is_decision]
+    return {s.address: s.strategy.init_state() for s in sites}
 
 
 def as_arrays(params: Any) -> Any:

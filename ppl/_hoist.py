@@ -111,7 +111,7 @@ def _mixes(eqn: Any) -> bool:
     """Whether an equation calls a function that draws and is given real numbers (a Bernoulli's draw and its probability)."""
     return (
         eqn.primitive.name in CALLS
-        and _draws(eqn)
+        and draws(eqn)
         and not all(isinstance(v, Literal) or _is_discrete(v) for v in eqn.invars)
     )
 
@@ -124,7 +124,7 @@ def _early(inputs: Iterable[Var], jaxpr: Jaxpr, listed: Collection[int]) -> _Ear
         arguments = [v for v in eqn.invars if not isinstance(v, Literal)]
         if not eqn.effects and not holds_marker(eqn) and known.issuperset(arguments):
             known.update(eqn.outvars)
-            if _draws(eqn) or not random.keys().isdisjoint(arguments):
+            if draws(eqn) or not random.keys().isdisjoint(arguments):
                 random.update(dict.fromkeys(eqn.outvars))
 
     def read(eqn: Any) -> list[Any]:
@@ -197,7 +197,8 @@ def _is_discrete(variable: Any) -> bool:
     return not jnp.issubdtype(variable.aval.dtype, jnp.inexact)
 
 
-def _draws(eqn: Any) -> bool:
+def draws(eqn: Any) -> bool:
+    """Whether an equation draws random numbers."""
     if eqn.primitive.name == "random_bits":
         return True
-    return any(_draws(e) for jaxpr in inner_jaxprs(eqn) for e in jaxpr.eqns)
+    return any(draws(e) for jaxpr in inner_jaxprs(eqn) for e in jaxpr.eqns)

@@ -31,6 +31,7 @@ import numpy as np
 from ._analyse import Analysed
 from ._compat import is_concrete
 from ._continuity import Cause, merged
+from ._distribution_functions import LAWS
 from ._engine import StrategySite, Unsuitable
 from ._jump_probe import Found, Probe, inputs_of
 from ._relation import PARAMS
@@ -168,7 +169,7 @@ def refusal(
         )
     if PARAMS in suspects and source in suspects[PARAMS].noise:
         remedy = (
-            "Parameters may move the place of the jump too, which no strategy for this site sees: first let its law carry them "
+            "Parameters may move the place of the jump too, which no score for this site sees: first let its law carry them "
             "(draw the shifted variable, and compare it with a constant), "
         )
     else:
@@ -177,8 +178,19 @@ def refusal(
         site.name,
         f"Site '{site.address}': the result {found} as a function of its reparameterised value "
         f"(operation: {operation}){where}, and a pathwise gradient misses jumps. {remedy}{'then use' if remedy else 'Use'} "
-        f"'reinforce' or 'mvd', e.g. {name}'reinforce'}}, or smooth the jump; ppl.Reparam(allow_jumps=True) accepts the bias.",
+        f"'reinforce' or 'mvd', e.g. {name}'reinforce'}}, or smooth the jump; {_boundary(site)}"
+        "ppl.Reparam(allow_jumps=True) accepts the bias.",
     )
+
+
+def _boundary(site: StrategySite) -> str:
+    """Whether the boundary strategy would help."""
+    scope = "comparisons (<, >) that are affine in one element of the value, outside of loops and branches"
+    if site.strategy.has_boundary:
+        return f"'boundary' treats {scope}, only; "
+    if site.distribution not in LAWS:
+        return ""
+    return f"or use 'boundary', which treats {scope}; "
 
 
 def _threshold(sites: Mapping[int, StrategySite], why: Cause, found: str, where: str) -> ValueError:
@@ -195,11 +207,11 @@ def _threshold(sites: Mapping[int, StrategySite], why: Cause, found: str, where:
     names = ", ".join(f"'{s.address}'" for s in kept)
     return ValueError(
         f"Site{'s' if len(kept) > 1 else ''} {names}: with the noise of the draw kept, the result {found} as a function of "
-        f"the parameters (operation: {why.operation}){where}. Parameters move the place of the jump, and no strategy for the "
-        f"site ('{site.strategy.name}' here) sees that, since each moves the law of the value only. Let the law carry the "
+        f"the parameters (operation: {why.operation}){where}. Parameters move the place of the jump, and the strategy of the "
+        f"site ('{site.strategy.name}') does not see that, since it moves the law of the value only. Let the law carry the "
         f"parameters: draw the shifted variable, e.g. d = z - t for a threshold t, as site '{site.name}', compare it with a "
         "constant, and use 'reinforce' or 'mvd'; sum the site out in closed form (a Bernoulli with the probability of the "
-        "event); or smooth the jump."
+        f"event); {_boundary(site)}or smooth the jump."
     )
 
 

@@ -22,6 +22,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from ._compat import scan_counts
 from ._jaxprs import inner_jaxpr, inner_jaxprs, needed
 from ._primitive import site_p
+from ._stabilisers import stabilisers
 
 CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split())
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -89,14 +90,19 @@ def _is_true(eqn: Any) -> bool:
     return file.startswith(_TRUSTED) and os.path.basename(file) != "custom_derivatives.py"
 
 
+def has_other_derivative(eqn: Any, neutral: Collection[int] = ()) -> bool:
+    """Whether an operation, or one inside of it, may have another derivative than that of its value.
+
+    `neutral`: equations, by id, of which it is known that they have not.
+    """
+    if _is_other(eqn):
+        return id(eqn) not in neutral
+    return eqn.primitive.name not in CUSTOM and any(map(_has_other_derivatives, inner_jaxprs(eqn)))
+
+
 def _has_other_derivatives(jaxpr: Jaxpr) -> bool:
-    return any(
-        _is_other(eqn)
-        or (
-            eqn.primitive.name not in CUSTOM and any(map(_has_other_derivatives, inner_jaxprs(eqn)))
-        )
-        for eqn in jaxpr.eqns
-    )
+    neutral = stabilisers(jaxpr)
+    return any(has_other_derivative(eqn, neutral) for eqn in jaxpr.eqns)
 
 
 def _open(jaxpr: Jaxpr) -> Jaxpr:
@@ -148,9 +154,10 @@ def _follow(
     # How another site draws is its strategy's business: what it depends on stands in its marker.
     inputs_of = lambda eqn: eqn.invars[1:] if eqn.primitive is site_p else eqn.invars
     eqns, live = needed(jaxpr.eqns, read, inputs_of)
+    neutral = stabilisers(jaxpr)
     for eqn in eqns:
         flags = [is_marked(v) for v in eqn.invars]
-        if _is_other(eqn) and any(flags):
+        if _is_other(eqn) and any(flags) and id(eqn) not in neutral:
             found.add(name_of(eqn))
         outs = _outputs(eqn, flags, starts, found, live)
         marked.update(v for v, flag in zip(eqn.outvars, outs, strict=True) if flag)

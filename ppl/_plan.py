@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from ._analyse import Analysed
+from ._flip_groups import num_flips
 from ._layout import mixing
 from ._replay import replay_axes
 from ._table import table
@@ -92,6 +93,8 @@ def plan_of(program: Analysed) -> Plan:
             if layout.joint:
                 what = "weights multiply" if strategy.is_weighted else "elements meet"
                 cost += f" ({what}: {layout.why_joint})"
+        elif strategy.is_decision:
+            cost = strategy.cost(None, num_flips(site, index, program.relations))
         else:
             together = strategy.is_replayed_together and not strategy.is_replayed
             axes = tuple(

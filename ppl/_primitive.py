@@ -21,11 +21,19 @@ site_p.def_impl(lambda draw, *_, **__: draw)
 site_p.def_abstract_eval(lambda draw, *_, **__: draw)
 
 
-def mark(draw: jax.Array, parameters: Any, support: Any, *, index: int) -> jax.Array:
-    """Return `draw`, leaving a marker equation for site `index` with the leaves of its parameters and of its support."""
+def mark(
+    draw: jax.Array, parameters: Any, support: Any, *, index: int, is_aligned: bool = False
+) -> jax.Array:
+    """Return `draw`, leaving a marker equation for site `index` with the leaves of its parameters and of its support.
+
+    `is_aligned`: each parameter has the shape of `draw`, and keeps it in lanes.
+    """
     parameters = [jnp.asarray(x) for x in jax.tree.leaves(parameters)]
     support = [jnp.asarray(x) for x in jax.tree.leaves(support)]
-    return site_p.bind(draw, *parameters, *support, index=index, num_parameters=len(parameters))
+    more = {"is_aligned": True} if is_aligned else {}
+    return site_p.bind(
+        draw, *parameters, *support, index=index, num_parameters=len(parameters), **more
+    )
 
 
 key_p = Primitive("lapilli_key")
@@ -42,11 +50,12 @@ def mark_key(key: jax.Array, address: str) -> jax.Array:
 def _batch(args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
     # The lane axis always comes first: forced values rely on this layout.
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    draw, dim = args[0], dims[0]
-    draw = (
-        jnp.broadcast_to(draw, (size, *draw.shape)) if dim is None else jnp.moveaxis(draw, dim, 0)
-    )
-    return site_p.bind(draw, *args[1:], **params), 0
+    count = 1 + params["num_parameters"] if params.get("is_aligned") else 1
+    first = [
+        jnp.broadcast_to(x, (size, *x.shape)) if dim is None else jnp.moveaxis(x, dim, 0)
+        for x, dim in zip(args[:count], dims[:count], strict=True)
+    ]
+    return site_p.bind(*first, *args[count:], **params), 0
 
 
 batching.primitive_batchers[site_p] = _batch

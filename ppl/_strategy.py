@@ -61,6 +61,7 @@ class Downstream:
             (steps of a scan whose carry hands the site's value on) are still replaced one step at a time.
         slope: `value -> (cost, derivative of each element's cost in the element's value)`, all elements replaced
             at once by floating-point values.
+        jumps: of a comparison that a site decides (`_boundary.py`): its numbers -> the jump of each element's cost.
         num_replicates: size of the leading axis of independent replicates, or 1 when there is no such axis.
         state: the state that the strategy keeps for this site.
     """
@@ -70,6 +71,7 @@ class Downstream:
     replay: Callable[[Array], Array]
     replay_together: Callable[[Array], Array]
     slope: Callable[[Array], tuple[Array, Array]]
+    jumps: Callable[[Any], Array]
     num_replicates: int
     state: Any
 
@@ -90,6 +92,8 @@ class Strategy(abc.ABC):
             jump, and jumps of the result in the site's value are searched for as for a pathwise site.
         misses_null_values: nothing is evaluated at values of probability 0, whose part of the derivative is then missing; it is
             NaN where there is one (`_null_values.py`).
+        has_boundary: comparisons that the site's value decides get the boundary's part of the gradient (`_boundary.py`).
+        is_decision: it is the estimator of such a comparison, which calls `downstream.jumps`.
         num_replicates: independent runs of the whole program that the estimator needs.
     """
 
@@ -103,6 +107,8 @@ class Strategy(abc.ABC):
     is_replayed_together = False
     is_relaxed = False
     misses_null_values = False
+    has_boundary = False
+    is_decision = False
     num_replicates = 1
 
     @property

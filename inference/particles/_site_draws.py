@@ -72,8 +72,16 @@ class SiteDraws:
                 self.matched.add(pattern)
                 asked = self.strategies[pattern]
                 break
-        if asked not in (None, "auto") and not isinstance(as_strategy(asked, name), Pathwise):
-            return False
+        if asked not in (None, "auto"):
+            strategy = as_strategy(asked, name)
+            if strategy.has_boundary:
+                raise ValueError(
+                    f"Site '{name}': smc draws it once, without the replays that strategy '{strategy.name}' needs at jumps. "
+                    "Use 'reinforce' with the parameters in the law (the shifted variable compared with a constant), or "
+                    "'reparam' where nothing jumps."
+                )
+            if not isinstance(strategy, Pathwise):
+                return False
         return _has_rsample(element(msg["fn"])[0])
 
 
