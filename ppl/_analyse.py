@@ -76,6 +76,7 @@ class Analysed:
         infos: site descriptions by address, in program order.
         plates: plate sizes.
         rows: rows of plates that may meet, to be tried.
+        subsampled: plates that stand for more rows than they run on: name -> (rows they run on, rows they stand for).
     """
 
     closed: ClosedJaxpr
@@ -94,6 +95,7 @@ class Analysed:
     facts: Analysis
     out_dtype: Any
     rows: list[RowSuspect]
+    subsampled: dict[str, tuple[int, float]]
 
     @property
     def is_pathwise(self) -> bool:
@@ -137,6 +139,7 @@ def analyse(
                 ) from err
         engine.check_patterns()
         record.update(sites=engine.frame.sites, infos=engine.frame.infos, plates=engine.plates)
+        record.update(subsampled=engine.subsampled)
         return _as_scalar(result), engine.frame.numbers
 
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
@@ -199,6 +202,7 @@ def analyse(
     return Analysed(
         closed, result, terms, relations, upstream, sites, table, scores, layouts, lanes, replicates,
         {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype, rows,
+        record["subsampled"],
     )  # fmt: skip
 
 

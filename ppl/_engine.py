@@ -141,6 +141,7 @@ class Engine(Recorder):
         strategies: pattern -> strategy or name, from outside.
         demoted: site -> names of strategies that `auto` must not use again.
         exploring: meet the parameters inside regions as plain arrays.
+        rows: plate -> indices of the rows that it is to draw; log-probs are then kept for `_subsampled.py`.
     """
 
     is_engine = True
@@ -153,9 +154,13 @@ class Engine(Recorder):
         demoted: Mapping[str, set[str]] | None = None,
         *,
         exploring: bool = False,
+        rows: Mapping[str, Array] | None = None,
     ) -> None:
         super().__init__(key)
         self.is_exploring = exploring
+        self.rows = rows
+        # Plates that stand for more rows than they run on: name -> (rows they run on, rows they stand for).
+        self.subsampled: dict[str, tuple[int, float]] = {}
         self.strategies = _as_mapping(strategies)
         self.demoted = demoted or {}
         self.matched: set[str] = set()
@@ -237,9 +242,22 @@ class Engine(Recorder):
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         raise AssertionError("the engine records its sites when it visits them")
 
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if (
+            msg["type"] == "plate"
+            and msg["value"] is None
+            and self.rows
+            and msg["name"] in self.rows
+        ):
+            msg["value"] = self.rows[msg["name"]]
+        super().process_message(msg)
+
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "plate":
             super().postprocess_message(msg)
+            rows, full = msg["value"].shape[0], msg.get("full_size", msg["args"][0])
+            if rows != full:
+                self.subsampled[msg["name"]] = (rows, full)
 
     def merge(self, frame: Any, numbers: dict[str, dict[str, Any]], region: Region) -> None:
         self.frame.sites.update(

@@ -27,6 +27,8 @@ from ._params import strong
 from ._plan import Plan, plan_of
 from ._row_probe import try_rows
 from ._strategy import stop
+from ._subsample_probe import check_subsampled
+from ._subsampled import RowProgram, traced_rows
 
 Array = jax.Array
 _has_known_data = contextvars.ContextVar("has_known_data", default=False)
@@ -216,6 +218,8 @@ class Expectation:
         while True:
             try:
                 program = self._analyse(params, args, check.demoted, key_impl)
+                if program.subsampled:
+                    self._check_rows(check, program, params, args)
                 if self.check_jumps or program.rows:
                     self._search(check, program, params, args)
                 break
@@ -238,6 +242,20 @@ class Expectation:
             check.search = Search(program.sites, suspects, copy)
             self._look(check, params, args)
         check.seconds = time.monotonic() - start
+
+    def _check_rows(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
+        """Refuse rows of a subsampled plate that meet."""
+        shapes, fixed = (jax.tree.map(_shape_of, tree) for tree in (params, args))
+        fn, data = self._with_data(fixed)
+
+        def trace() -> RowProgram:
+            abstract = jax.tree.map(_abstract, (shapes, data))
+            key = jax.random.key(0, impl=IMPL)
+            options = {"strategies": self.strategies, "demoted": check.demoted}
+            return traced_rows(fn, *abstract, program.subsampled, key, **options)
+
+        known, _ = self._known(params, args)
+        check_subsampled(trace, *self._leaves(*known))
 
     def _look(self, check: _Check, params: Any, args: Any) -> None:
         """Raise if the program jumps at these data; remember them if it jumps at others."""
@@ -271,16 +289,7 @@ class Expectation:
 
     def _copy(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
         """The program analysed with data as inputs, in the precision that is in force."""
-        leaves, structure = jax.tree.flatten(args)
-        is_data = [is_array(x) for x in leaves]
-        data = [x for x, flag in zip(leaves, is_data, strict=True) if flag]
-
-        def fn(inputs: Any) -> Any:
-            params, data = inputs
-            filled = iter(data)
-            new = [next(filled) if f else x for x, f in zip(leaves, is_data, strict=True)]
-            return self.fn(params, *jax.tree.unflatten(structure, new))
-
+        fn, data = self._with_data(args)
         inputs = jax.tree.map(_abstract, (params, data))
         copy = analyse(
             fn, inputs, jax.random.key(0, impl=IMPL), (), strategies=self.strategies, demoted=demoted,
@@ -288,6 +297,19 @@ class Expectation:
         )  # fmt: skip
         consts = [concrete(c) for c in copy.closed.consts]
         return dataclasses.replace(copy, closed=copy.closed.replace(consts=consts))
+
+    def _with_data(self, args: Any) -> tuple[Callable[[Any], Any], list[Any]]:
+        """The function of (parameters, data), and the data: arrays among the arguments."""
+        leaves, structure = jax.tree.flatten(args)
+        is_data = [is_array(x) for x in leaves]
+
+        def fn(inputs: Any) -> Any:
+            params, data = inputs
+            filled = iter(data)
+            new = [next(filled) if f else x for x, f in zip(leaves, is_data, strict=True)]
+            return self.fn(params, *jax.tree.unflatten(structure, new))
+
+        return fn, [x for x, flag in zip(leaves, is_data, strict=True) if flag]
 
     def _is_automatic(self, site: str, demoted: Mapping[str, set[str]]) -> bool:
         from ._engine import Engine

@@ -16,7 +16,7 @@ from ._params import Bound, Params
 from ._probe import init_params
 from ._recorder import Recorder
 from ._runner import Collector, Runner
-from ._running import refuse_inside_engine, running_engine
+from ._running import keep_terms, refuse_inside_engine, running_engine
 from ._table import table
 from ._trace import Trace, trace_of
 
@@ -199,6 +199,7 @@ class Program:
 
     def _remember(self, recorder: Recorder, trace: Trace) -> Trace:
         self._seen.update(sites=trace.sites, params=recorder.params)
+        keep_terms(trace, self)
         if self.site_weights is None:
             return trace
         log_probs = self.site_weights.apply(trace.log_probs, trace.sites)

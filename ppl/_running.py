@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
-from ._compat import handler_stack
+import jax.numpy as jnp
+
+from ._compat import handler_stack, trace_state
+
+if TYPE_CHECKING:
+    from ._trace import Trace
+
+TERM = "term"  # the kind of a log-prob that is kept
 
 
 def plates_met() -> dict[str, int]:
@@ -30,4 +38,27 @@ def refuse_inside_engine(method: str) -> None:
             f"Program.{method}(key, ...) inside ppl.expectation or an objective would make draws without "
             "a gradient strategy, and so a biased gradient. Use ppl.draw(program, *args), which needs "
             "no key."
+        )
+
+
+def keep_terms(trace: Trace, program: Any) -> None:
+    """Leave a trace's log-probs in the running engine, where it asks for them (`_subsampled.py`)."""
+    engine = running_engine()
+    if engine is None or getattr(engine, "rows", None) is None or not engine.subsampled:
+        return
+    if trace_state() != engine.frame.state:
+        raise ValueError(
+            f"{program!r} is scored inside of a raw JAX transformation, and plate '{min(engine.subsampled)}' is subsampled: "
+            "whether its rows are separate cannot be seen there. Score it outside of the transformation, or use all rows."
+        )
+    for name, log_prob in trace.log_probs.items():
+        number = 1
+        while engine.seen(address := f"{TERM}:{name}#{number}"):
+            number += 1
+        info = dataclasses.replace(
+            trace.sites[name], name=name, kind=TERM, distribution=repr(program)
+        )
+        engine.frame.infos[address], engine.frame.numbers[address] = (
+            info,
+            {"term": jnp.asarray(log_prob)},
         )
