@@ -199,7 +199,9 @@ class Engine(Recorder):
         # One index per address: a site that stands in both branches of a cond is one site.
         index = self.indices.setdefault(address, len(self.indices))
         support = support_of_law(base)
-        value = mark(jnp.asarray(draw), base, support.edges, index=index)
+        # What is drawn without noise is marked in every lane as well, by the key.
+        edges = [support.edges, key] if isinstance(base, dist.Delta) else support.edges
+        value = mark(jnp.asarray(draw), base, edges, index=index)
         msg["value"], msg["intermediates"] = value, intermediates
         if support.is_discrete and jnp.issubdtype(value.dtype, jnp.floating):
             self.relaxed[msg["name"]] = strategy.name

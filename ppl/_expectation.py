@@ -359,8 +359,8 @@ def expectation(
             raw JAX control flow; reparameterised value, or noise of `rng_key`, that makes the result jump;
             support that depends on a parameter under a score or weak-derivative strategy; strategy that the
             distribution cannot have; pattern that matches no site; duplicate site; discrete site without a
-            strategy; joint enumeration or replay beyond 65,536 lanes. While a value is differentiated in an argument, or in
-            what `fn` closes over: what would be refused were it a parameter.
+            strategy; joint enumeration or replay beyond 65,536 lanes; a subsampled plate whose rows meet. While a value is
+            differentiated in an argument, or in what `fn` closes over: what would be refused were it a parameter.
 
     Validity: with the unbiased strategies E[grad] = dL/dparams, provided differentiation and expectation
     commute (integrable envelope) and `fn` is piecewise smooth in reparameterised values.

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._autoguides import check_set_up, set_up
 from ._compat import own_caches, typed_key
 from ._foreign import named_errors
 from ._params import Bound, Params
@@ -115,6 +116,7 @@ class Program:
         Raises:
             ValueError: `choices` misses a latent site or names one that the program does not have.
         """
+        check_set_up(self)
         engine = running_engine()
         runner = Runner(None, _arrays(choices), defer_imputed=engine is not None)
         trace = self._run(runner, args, kwargs)
@@ -177,12 +179,14 @@ class Program:
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
         """Initial unconstrained parameters of every param and module statement the program meets."""
+        set_up(self, key, args)
         return init_params(
             lambda: self(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
         )
 
     def _draw(self, *args: Any, **kwargs: Any) -> Trace:
         """What `ppl.draw` does with this program."""
+        check_set_up(self)
         collector = Collector()
         with collector, named_errors(collector, self):
             retval = self(*args, **kwargs)

@@ -44,11 +44,11 @@ def refuse_inside_engine(method: str) -> None:
 def keep_terms(trace: Trace, program: Any) -> None:
     """Leave a trace's log-probs in the running engine, where it asks for them (`_subsampled.py`)."""
     engine = running_engine()
-    if engine is None or getattr(engine, "rows", None) is None or not engine.subsampled:
+    if engine is None or getattr(engine, "rows", None) is None:
         return
     if trace_state() != engine.frame.state:
         raise ValueError(
-            f"{program!r} is scored inside of a raw JAX transformation, and plate '{min(engine.subsampled)}' is subsampled: "
+            f"{program!r} is scored inside of a raw JAX transformation, and plate '{min(engine.rows)}' is subsampled: "
             "whether its rows are separate cannot be seen there. Score it outside of the transformation, or use all rows."
         )
     for name, log_prob in trace.log_probs.items():

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
-import numpyro.handlers
-from numpyro.infer.autoguide import AutoGuide
 
 from ... import ppl
+from ...ppl._autoguides import set_up
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 
@@ -189,7 +188,7 @@ class Objective:
     def init(self, key: Any, *args: Any) -> ppl.Params:
         """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
         if self.guide is not None:
-            _set_up_autoguide(self.guide, key, args)
+            set_up(self.guide, key, args)
         params = ppl.init_params(
             lambda: self._run({}, *args),
             key,
@@ -237,7 +236,7 @@ class Objective:
     def plate_sizes(self, *args: Any) -> dict[str, int]:
         """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation)."""
         if self.guide is not None:
-            _set_up_autoguide(self.guide, jax.random.key(0), args)
+            set_up(self.guide, jax.random.key(0), args)
         return ppl.plate_sizes(lambda: self._run({}, *args), self.strategies)
 
     def traces(
@@ -368,10 +367,3 @@ def ready(program: Any, params: Mapping[str, Any], sizes: Mapping[str, float]) -
         return None
     bound = program.bind(params) if params else program
     return ppl.rescale_plates(bound, sizes) if sizes else bound
-
-
-def _set_up_autoguide(guide: ppl.Program, key: Any, args: Any) -> None:
-    """NumPyro's autoguides learn the model's shapes at their first call: let it happen outside of any transformation."""
-    if isinstance(guide.fn, AutoGuide) and guide.fn.prototype_trace is None:
-        with numpyro.handlers.block():
-            numpyro.handlers.seed(guide.fn, rng_seed=key)(*args)
