@@ -20,6 +20,7 @@ from ._additive import Term, split
 from ._compat import own_caches
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite, Unsuitable
+from ._foreign import named_errors
 from ._hoist import hoist_noise
 from ._layout import (
     Dependences,
@@ -126,7 +127,8 @@ def analyse(
     def run(params: Any, key: jax.Array) -> Any:
         engine = Engine(key, strategies, demoted)
         # Loops are analysed as loops, also while `jax.disable_jit` unrolls them.
-        with jax.disable_jit(False), own_caches(), engine:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        with jax.disable_jit(False), own_caches(), engine, named_errors(engine, name):
             try:
                 result = fn(params, *args)
             except TypeError as err:

@@ -94,6 +94,9 @@ class Eliminated(Program):
         Raises:
             ValueError: the choices are not exactly those that are left; any refusal of `ppl.eliminate`.
         """
+        return super().trace(choices, *args, **kwargs)
+
+    def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
         listing = self._listing(as_arrays(choices), args, kwargs)
         return self._remember_listing(listing, listing.trace(self.label))
 

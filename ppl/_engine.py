@@ -13,6 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from ._disarm import ARM, DisARM
+from ._foreign import kind_of
 from ._keys import fold_name
 from ._mvd import MVD
 from ._noise import COMMON, SALT
@@ -161,6 +162,7 @@ class Engine(Recorder):
         self.rows = rows
         # Plates that stand for more rows than they run on: name -> (rows they run on, rows they stand for).
         self.subsampled: dict[str, tuple[int, float]] = {}
+        self.drawn: list[Any] = []  # traces of the draws so far
         self.strategies = _as_mapping(strategies)
         self.demoted = demoted or {}
         self.matched: set[str] = set()
@@ -193,7 +195,7 @@ class Engine(Recorder):
             else:
                 (draw, noise), intermediates = strategy.draw_with_noise(fn, key), []
         except (ValueError, TypeError, NotImplementedError) as err:
-            raise type(err)(
+            raise kind_of(err)(
                 f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}"
             ) from err
         # One index per address: a site that stands in both branches of a cond is one site.
@@ -215,7 +217,7 @@ class Engine(Recorder):
                 log_prob = jnp.broadcast_to(base.log_prob(value), shape)
             msg["_log_prob"] = log_prob
         except (ValueError, TypeError) as err:
-            raise type(err)(
+            raise kind_of(err)(
                 f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
             ) from err
         is_listed = strategy.is_enumerated and not strategy.is_weighted

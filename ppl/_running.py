@@ -32,6 +32,20 @@ def running_engine() -> Any:
     return next((h for h in handler_stack() if getattr(h, "is_engine", False)), None)
 
 
+def remember_draw(trace: Trace) -> Trace:
+    """Keep what was drawn, for scores at its values (`_match.compared_with_draws`)."""
+    engine = running_engine()
+    if getattr(engine, "has_gradients", False):
+        engine.drawn.append(trace)
+    return trace
+
+
+def drawn_before() -> list[Trace]:
+    """The traces that were drawn before in the run of the engine."""
+    engine = running_engine()
+    return engine.drawn if getattr(engine, "has_gradients", False) else []
+
+
 def refuse_inside_engine(method: str) -> None:
     if getattr(running_engine(), "has_gradients", False):
         raise RuntimeError(
