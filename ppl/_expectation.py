@@ -249,10 +249,10 @@ class Expectation:
         fn, data = self._with_data(fixed)
 
         def trace() -> RowProgram:
-            abstract = jax.tree.map(_abstract, (shapes, data))
+            like, rows = jax.tree.map(_abstract, (shapes, data))
             key = jax.random.key(0, impl=IMPL)
             options = {"strategies": self.strategies, "demoted": check.demoted}
-            return traced_rows(fn, *abstract, program.subsampled, key, **options)
+            return traced_rows(fn, like, rows, program.subsampled, key, **options)
 
         known, _ = self._known(params, args)
         check_subsampled(trace, *self._leaves(*known))

@@ -158,7 +158,7 @@ def _compare_scales(name: str, model: Trace, guide: Trace, drawn: str | None = N
     p, q = model.sites[name], guide.sites[drawn]
     if set(p.subsampled) != set(q.subsampled):
         _refuse_scales(name, model, guide, drawn, "draw their rows apart")
-    own, other = model.scales.get(name, p.scale), guide.scales.get(drawn, q.scale)
+    own, other = _scale_of(model, name), _scale_of(guide, drawn)
     if own is other and own is not None:
         return None
     are_known = own is not None and other is not None and is_concrete((own, other))
@@ -214,8 +214,12 @@ def _refuse_scales(name: str, model: Trace, guide: Trace, drawn: str, what: str)
     )
 
 
+def _scale_of(trace: Trace, name: str) -> Any:
+    return trace.scales.get(name, trace.sites[name].scale)
+
+
 def _scale_text(trace: Trace, name: str) -> str:
-    scale = trace.scales.get(name, trace.sites[name].scale)
+    scale = _scale_of(trace, name)
     if not is_concrete(scale) or scale is None:
         return "an array of scales"
     return f"{scale:g}" if np.ndim(scale) == 0 else f"scales of shape {np.shape(scale)}"

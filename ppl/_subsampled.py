@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
+from ._axis_rules import shape_of
 from ._compat import own_caches
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite
@@ -51,7 +52,7 @@ class Term(NamedTuple):
         """The plate's axis in the atom; None: the site lies outside."""
         if plate not in self.info.dims:
             return None
-        return len(self.atom.aval.shape) - len(self.info.dims) + self.info.dims.index(plate)
+        return len(shape_of(self.atom)) - len(self.info.dims) + self.info.dims.index(plate)
 
 
 class Meeting(NamedTuple):
@@ -100,7 +101,7 @@ class RowProgram:
             return []  # it takes its rows itself, by the indices
         variables = self.closed.jaxpr.invars[self.num_params :][: self.num_data]
         size = self.plates[plate][0]
-        return [n for n, v in enumerate(variables) if v.aval.shape[:1] == (size,)]
+        return [n for n, v in enumerate(variables) if shape_of(v)[:1] == (size,)]
 
 
 def traced_rows(
