@@ -313,7 +313,9 @@ def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
         raise Unsuitable(
             site.name,
             f"Site '{site.address}': {what}, so strategy '{site.strategy.name}' would miss the boundary's part of the "
-            f"gradient. {_fixed_support(site)}",
+            f"gradient. {_fixed_support(site)} (Where the density vanishes at the edge that moves, that part is zero, but nobody "
+            "looks: draw such a law, too, from a fixed support, e.g. b of Beta(2, 2), then low + (high - low) * b, which has "
+            "the same gradient.)",
         )
 
 

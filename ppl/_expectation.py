@@ -22,6 +22,7 @@ from ._compat import is_concrete, typed_key
 from ._engine import Unsuitable
 from ._estimate import surrogate_of
 from ._jump_probe import IMPL
+from ._jump_search import CheckJumps, search_of
 from ._jumps import Search, concrete, concrete_tree, is_array, suspects_of
 from ._params import strong
 from ._plan import Plan, plan_of
@@ -79,14 +80,14 @@ class Expectation:
         strategies: Mapping[str, Any] | str | None = None,
         *,
         num_replicates: int = 1,
-        check_jumps: bool = True,
+        check_jumps: CheckJumps = True,
         examples: list[Any] | None = None,
         checks: dict[Any, Any] | None = None,
     ) -> None:
         self.fn = fn
         self.strategies = strategies
         self.num_replicates = num_replicates
-        self.check_jumps = check_jumps
+        self.check_jumps, self.jump_search = check_jumps, search_of(check_jumps)
         # Concrete (params, args) seen so far, at most one: under an outer jit the checks need some values to
         # try.
         self._examples = [] if examples is None else examples
@@ -174,7 +175,11 @@ class Expectation:
             value, rest = move([_as_number(x) for x in jax.tree.leaves(others)])
             examples.append(((known, value), (rest,)))
         inner = Expectation(
-            fn, self.strategies, num_replicates=self.num_replicates, examples=examples
+            fn,
+            self.strategies,
+            num_replicates=self.num_replicates,
+            check_jumps=self.check_jumps,
+            examples=examples,
         )
         moved, rest = move(jax.tree.leaves(args))
         arrays, static = eqx.partition(rest, lambda x: isinstance(x, jax.ShapeDtypeStruct))
@@ -239,7 +244,7 @@ class Expectation:
             known, _ = self._known(params, args)
             try_rows(program, copy, *self._leaves(*known))
         if self.check_jumps and (suspects := suspects_of(program)):
-            check.search = Search(program.sites, suspects, copy)
+            check.search = Search(program.sites, suspects, copy, self.jump_search)
             self._look(check, params, args)
         check.seconds = time.monotonic() - start
 
@@ -329,7 +334,7 @@ def expectation(
     *,
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: bool = True,
+    check_jumps: CheckJumps = True,
     examples: list[Any] | None = None,
     checks: dict[Any, Any] | None = None,
 ) -> Expectation:
@@ -348,7 +353,8 @@ def expectation(
             32 values, bounded lanes), MVD, Reinforce with leave-one-out. RejectionReparam serves no site that Reparam
             does not, and is refused by the same jumps; `inference.pilot` compares the two.
         num_replicates: independent runs averaged in one estimate.
-        check_jumps: look for jumps in reparameterised values, once per shape of the arguments.
+        check_jumps: look for jumps in reparameterised values, once per shape of the arguments; a `ppl.JumpSearch` says how
+            finely. What the default finds, and what it does not: docs/boundaries.md.
         examples: a list shared by expectations of one family, in which the first concrete (params, args) are
             kept. Where the expectation is first met under an outer jit, the search for jumps tries these
             values.

@@ -49,7 +49,7 @@ class Objective:
     num_particles: int = 1
     direction: Direction = "max"
     name: str = "objective"
-    check_jumps: bool = True
+    check_jumps: ppl.CheckJumps = True
     full_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     examples: list[Any] = dataclasses.field(default_factory=list, repr=False)
     checks: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
@@ -344,7 +344,7 @@ def objective(
         *,
         strategies: Mapping[str, Any] | str | None = None,
         num_particles: int = 1,
-        check_jumps: bool = True,
+        check_jumps: ppl.CheckJumps = True,
         site_weights: Any = None,
     ) -> Objective:
         model = ppl.as_program(model)
