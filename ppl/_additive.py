@@ -75,6 +75,8 @@ def split(
         bounds: smallest and largest value of discrete sites, by index.
         whole: variables that are not opened.
     """
+    if isinstance(output, Literal):  # unhashable
+        return [Term(output, ((1.0, ()),))]
     ranges = IntegerRanges(jaxpr, bounds or {})
     position = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
     pending: dict[Any, list[Path]] = {output: [(1.0, ())]}

@@ -23,6 +23,7 @@ from ._decisions import with_decisions
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite, Unsuitable
 from ._flip_groups import check_flips
+from ._foreign import named_errors
 from ._hoist import hoist_noise
 from ._layout import (
     Dependences,
@@ -84,6 +85,7 @@ class Analysed:
         infos: site descriptions by address, in program order.
         plates: plate sizes.
         rows: rows of plates that may meet, to be tried.
+        subsampled: plates that stand for more rows than they run on: name -> (rows they run on, rows they stand for).
     """
 
     closed: ClosedJaxpr
@@ -102,6 +104,7 @@ class Analysed:
     facts: Analysis
     out_dtype: Any
     rows: list[RowSuspect]
+    subsampled: dict[str, tuple[int, float]]
 
     @property
     def is_pathwise(self) -> bool:
@@ -132,7 +135,8 @@ def analyse(
     def run(params: Any, key: jax.Array) -> Any:
         engine = Engine(key, strategies, demoted)
         # Loops are analysed as loops, also while `jax.disable_jit` unrolls them.
-        with jax.disable_jit(False), own_caches(), engine:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        with jax.disable_jit(False), own_caches(), engine, named_errors(engine, name):
             try:
                 result = fn(params, *args)
             except TypeError as err:
@@ -145,6 +149,7 @@ def analyse(
                 ) from err
         engine.check_patterns()
         record.update(sites=engine.frame.sites, infos=engine.frame.infos, plates=engine.plates)
+        record.update(subsampled=engine.subsampled)
         return _as_scalar(result), engine.frame.numbers
 
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
@@ -216,6 +221,7 @@ def analyse(
     return Analysed(
         closed, result, terms, relations, upstream, sites, table, scores, layouts, lanes, replicates,
         {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype, rows,
+        record["subsampled"],
     )  # fmt: skip
 
 
@@ -331,7 +337,9 @@ def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
         raise Unsuitable(
             site.name,
             f"Site '{site.address}': {what}, so strategy '{site.strategy.name}' would miss the boundary's part of the "
-            f"gradient. {_fixed_support(site)}",
+            f"gradient. {_fixed_support(site)} (Where the density vanishes at the edge that moves, that part is zero, but nobody "
+            "looks: draw such a law, too, from a fixed support, e.g. b of Beta(2, 2), then low + (high - low) * b, which has "
+            "the same gradient.)",
         )
 
 

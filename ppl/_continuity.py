@@ -4,6 +4,8 @@ Terms
 - A jump is *silent* where the value is finite on both sides, *loud* where it goes to infinity or NaN, or through a pole.
   Loud ones stay loud in sums, and an expectation in which one is left is infinite or NaN for all to see; any other operation
   may make them silent again (exp(-inf) = 0).
+- A finite value may *overflow*. Infinities made so are what the functions tend to, and no jump, but for a *reader* of infinities
+  (`isfinite`, `isnan`, a comparison with infinity): it jumps where its operand leaves the numbers of its precision.
 - A jump counts where continuous *noise* decides it: a random site, or a random key. One that parameters or discrete draws alone
   decide lies at isolated parameters, where there is no derivative to miss.
 - The *movers* of a jump are what can push a value across it: sites, and the parameters themselves.
@@ -48,6 +50,10 @@ SUMS = _names(
 )
 PRODUCTS = _names("mul dot_general")
 KEEPS_INFINITY = _names("abs square")
+# May leave the numbers of 32 bits for operands of a size that draws have.
+GROWING = _names("exp exp2 expm1 sinh cosh pow cumprod reduce_prod")
+MAX_POWER = 8  # of integer powers that stay among them
+MAX_FACTOR = 1e8  # of constants
 # Continuous in all finite operands.
 SMOOTH = _names(
     """
@@ -153,11 +159,12 @@ CATALOGUE = frozenset().union(
 
 
 class Cause(NamedTuple):
-    """Why a value may jump: the operation, the noise that decides, and whether the jump passes through a pole."""
+    """Why a value may jump: the operation, the noise that decides, and whether it passes through a pole, or is an overflow."""
 
     operation: str
     noise: frozenset[int | str] = frozenset()
     is_pole: bool = False
+    is_overflow: bool = False
 
 
 Jumps = dict[int | str, Cause]
@@ -176,6 +183,7 @@ class Fact(NamedTuple):
         keeps_sign: it is a product of factors that are zero, or are not, whatever the noise.
         term: how it comes about element by element, where that is known.
         before: of a comparison, the jumps of its sides.
+        grows: it may overflow.
     """
 
     relations: Relations
@@ -187,6 +195,7 @@ class Fact(NamedTuple):
     keeps_sign: bool = False
     term: Term | None = None
     before: Jumps = {}
+    grows: bool = False
 
     @property
     def avoids_zero(self) -> bool:
@@ -215,7 +224,8 @@ def merged(many: Iterable[Jumps]) -> Jumps:
         for source, cause in jumps.items():
             old = out.get(source, cause)
             first = cause if cause.is_pole and not old.is_pole else old
-            out[source] = first._replace(noise=old.noise | cause.noise)
+            is_overflow = old.is_overflow or cause.is_overflow
+            out[source] = first._replace(noise=old.noise | cause.noise, is_overflow=is_overflow)
     return out
 
 
@@ -229,16 +239,19 @@ def join_facts(facts: Sequence[Fact]) -> Fact:
         union(f.range for f in facts),
         all(f.is_loud for f in facts),
         all(f.avoids_zero for f in facts),
+        any(f.grows for f in facts),
     )
 
 
-def movers(operation: str, facts: Sequence[Fact], *, is_pole: bool = False) -> Jumps:
+def movers(
+    operation: str, facts: Sequence[Fact], *, is_pole: bool = False, is_overflow: bool = False
+) -> Jumps:
     """Who moves a jump that one operation makes of these operands: all they depend on, if noise is part of it."""
     noise = frozenset().union(*(f.noise for f in facts))
     if not noise:
         return {}
     sources = {s for f in facts for s in f.relations if isinstance(s, int) or s == PARAMS}
-    return dict.fromkeys(sources, Cause(operation, noise, is_pole))
+    return dict.fromkeys(sources, Cause(operation, noise, is_pole, is_overflow))
 
 
 def is_real(atom: Any) -> bool:
@@ -271,11 +284,23 @@ def facts_of(eqn: Any, facts: Sequence[Fact], relations: Sequence[Relations]) ->
     ):
         fact = _fact(name, eqn, number_of, facts, atom, found)
         keeps_sign = name in SIGNED and all(f.avoids_zero for f in facts)
-        fact = fact._replace(relations=relation, keeps_sign=keeps_sign)
+        grows = is_real(atom) and _grows(name, eqn, facts, found)
+        fact = fact._replace(relations=relation, keeps_sign=keeps_sign, grows=grows)
         if fact.range.is_number and not fact.loud:  # the same whatever happens
             fact = fact._replace(jumps={}, noise=frozenset())
         out.append(fact)
     return out
+
+
+def _grows(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> bool:
+    """Whether a result may overflow; not so the largest of many, whose reader guards a logarithm of a sum of exponentials."""
+    if name == "reduce_max" or (np.isfinite(found.low) and np.isfinite(found.high)):
+        return False
+    sizes = [max(abs(f.range.low), abs(f.range.high)) for f in facts if not f.relations]
+    is_large = name in PRODUCTS and any(MAX_FACTOR <= x < np.inf for x in sizes)
+    is_large |= name == "div" and not facts[1].relations and 0 < sizes[-1] <= 1 / MAX_FACTOR
+    is_large |= name == "integer_pow" and abs(eqn.params["y"]) > MAX_POWER
+    return is_large or name in GROWING or any(f.grows for f in facts)
 
 
 def _fact(name: str, eqn: Any, which: int, facts: Sequence[Fact], atom: Any, found: Range) -> Fact:
@@ -341,6 +366,9 @@ def _compared(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> Fact:
     is_test = is_test or any(f.is_loud for f in facts)
     if not is_test:
         return _stepped(name, eqn, facts, found)
+    if over := [f for f in facts if f.grows]:
+        jumps = merged([silent(facts), movers(f"{name} of an overflow", over, is_overflow=True)])
+        return Fact({}, jumps, {}, frozenset(), found)
     num_loud = sum(f.is_loud for f in facts)
     if not merged(f.loud for f in facts) and num_loud < len(facts):
         if name == "is_finite" or (name in ("eq", "ne") and num_loud < 2):

@@ -52,6 +52,7 @@ class Analysis:
         is_parameter: which of its inputs are parameters.
         draws: site -> the range of its values, and the continuous noise that it adds (None: it only hands on its parameters').
         data: constants of the trace that are arguments of the program.
+        sources: inputs that are sources of their own, element by element: position -> name.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Analysis:
         is_parameter: list[bool],
         draws: Mapping[int, tuple[Range, frozenset[int | str] | None]] | None = None,
         data: Sequence[Any] = (),
+        sources: Mapping[int, str] | None = None,
     ) -> None:
         self.parameters: dict[int, Fact] = {}
         self.supports: dict[int, Fact] = {}
@@ -68,6 +70,9 @@ class Analysis:
         self._scan_ids = itertools.count()
         self._scans: list[int] = []
         inputs = [Fact({PARAMS: ()}) if flag else NOTHING for flag in is_parameter]
+        for i, source in (sources or {}).items():
+            shape = shape_of(closed.jaxpr.invars[i])
+            inputs[i] = Fact({source: tuple(aligned(a) for a in range(len(shape)))})
         self._env = self._walk(closed.jaxpr, self._constants(closed), inputs)
 
     def __getitem__(self, atom: Any) -> Fact:

@@ -31,7 +31,7 @@ from ._params import Bound, ParamCollector, Params
 from ._program import ChoiceMismatch, Program, as_program
 from ._recorder import Recorder
 from ._runner import Runner
-from ._running import refuse_inside_engine
+from ._running import keep_terms, refuse_inside_engine
 from ._stochastic import as_arrays
 from ._trace import Trace
 
@@ -94,6 +94,9 @@ class Eliminated(Program):
         Raises:
             ValueError: the choices are not exactly those that are left; any refusal of `ppl.eliminate`.
         """
+        return super().trace(choices, *args, **kwargs)
+
+    def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
         listing = self._listing(as_arrays(choices), args, kwargs)
         return self._remember_listing(listing, listing.trace(self.label))
 
@@ -168,6 +171,7 @@ class Eliminated(Program):
 
     def _remember_listing(self, listing: Listing, trace: Trace) -> Trace:
         self._seen.update(sites=trace.sites, params=listing.params)
+        keep_terms(trace, self)
         return trace
 
     def _check_left(self, choices: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 from ._boundary import Boundary
 from ._disarm import ARM, DisARM
 from ._distribution_functions import law_parameters
+from ._foreign import kind_of
 from ._keys import fold_name
 from ._mvd import MVD
 from ._noise import COMMON, SALT
@@ -145,6 +146,7 @@ class Engine(Recorder):
         strategies: pattern -> strategy or name, from outside.
         demoted: site -> names of strategies that `auto` must not use again.
         exploring: meet the parameters inside regions as plain arrays.
+        rows: plate -> indices of the rows that it is to draw; log-probs are then kept for `_subsampled.py`.
     """
 
     is_engine = True
@@ -157,9 +159,14 @@ class Engine(Recorder):
         demoted: Mapping[str, set[str]] | None = None,
         *,
         exploring: bool = False,
+        rows: Mapping[str, Array] | None = None,
     ) -> None:
         super().__init__(key)
         self.is_exploring = exploring
+        self.rows = rows
+        # Plates that stand for more rows than they run on: name -> (rows they run on, rows they stand for).
+        self.subsampled: dict[str, tuple[int, float]] = {}
+        self.drawn: list[Any] = []  # traces of the draws so far
         self.strategies = _as_mapping(strategies)
         self.demoted = demoted or {}
         self.matched: set[str] = set()
@@ -192,15 +199,17 @@ class Engine(Recorder):
             else:
                 (draw, noise), intermediates = strategy.draw_with_noise(fn, key), []
         except (ValueError, TypeError, NotImplementedError) as err:
-            raise type(err)(
+            raise kind_of(err)(
                 f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}"
             ) from err
         # One index per address: a site that stands in both branches of a cond is one site.
         index = self.indices.setdefault(address, len(self.indices))
         support = support_of_law(base)
+        # What is drawn without noise is marked in every lane as well, by the key.
+        edges = [support.edges, key] if isinstance(base, dist.Delta) else support.edges
         is_aligned = strategy.has_boundary
         law = law_parameters(base, shape) if is_aligned else base
-        value = mark(jnp.asarray(draw), law, support.edges, index=index, is_aligned=is_aligned)
+        value = mark(jnp.asarray(draw), law, edges, index=index, is_aligned=is_aligned)
         msg["value"], msg["intermediates"] = value, intermediates
         if support.is_discrete and jnp.issubdtype(value.dtype, jnp.floating):
             self.relaxed[msg["name"]] = strategy.name
@@ -214,7 +223,7 @@ class Engine(Recorder):
                 log_prob = jnp.broadcast_to(base.log_prob(value), shape)
             msg["_log_prob"] = log_prob
         except (ValueError, TypeError) as err:
-            raise type(err)(
+            raise kind_of(err)(
                 f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
             ) from err
         is_listed = strategy.is_enumerated and not strategy.is_weighted
@@ -244,9 +253,22 @@ class Engine(Recorder):
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         raise AssertionError("the engine records its sites when it visits them")
 
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if (
+            msg["type"] == "plate"
+            and msg["value"] is None
+            and self.rows
+            and msg["name"] in self.rows
+        ):
+            msg["value"] = self.rows[msg["name"]]
+        super().process_message(msg)
+
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "plate":
             super().postprocess_message(msg)
+            rows, full = msg["value"].shape[0], msg.get("full_size", msg["args"][0])
+            if rows != full:
+                self.subsampled[msg["name"]] = (rows, full)
 
     def merge(self, frame: Any, numbers: dict[str, dict[str, Any]], region: Region) -> None:
         self.frame.sites.update(

@@ -21,7 +21,8 @@ from ._arguments import watched
 from ._compat import is_concrete, typed_key
 from ._engine import Unsuitable
 from ._estimate import surrogate_of
-from ._jump_probe import IMPLS
+from ._jump_probe import with_quick_key
+from ._jump_search import CheckJumps, search_of
 from ._jumps import Search, concrete, concrete_tree, is_array, suspects_of
 from ._null_probe import try_null_values
 from ._null_values import sound
@@ -29,6 +30,8 @@ from ._params import strong
 from ._plan import Plan, plan_of
 from ._row_probe import try_rows
 from ._strategy import stop
+from ._subsample_probe import check_subsampled
+from ._subsampled import RowProgram, traced_rows
 
 Array = jax.Array
 _has_known_data = contextvars.ContextVar("has_known_data", default=False)
@@ -79,14 +82,14 @@ class Expectation:
         strategies: Mapping[str, Any] | str | None = None,
         *,
         num_replicates: int = 1,
-        check_jumps: bool = True,
+        check_jumps: CheckJumps = True,
         examples: list[Any] | None = None,
         checks: dict[Any, Any] | None = None,
     ) -> None:
         self.fn = fn
         self.strategies = strategies
         self.num_replicates = num_replicates
-        self.check_jumps = check_jumps
+        self.check_jumps, self.jump_search = check_jumps, search_of(check_jumps)
         # Concrete (params, args) seen so far, at most one: under an outer jit the checks need some values to
         # try.
         self._examples = [] if examples is None else examples
@@ -176,7 +179,11 @@ class Expectation:
             value, rest = move([_as_number(x) for x in jax.tree.leaves(others)])
             examples.append(((known, value), (rest,)))
         inner = Expectation(
-            fn, self.strategies, num_replicates=self.num_replicates, examples=examples
+            fn,
+            self.strategies,
+            num_replicates=self.num_replicates,
+            check_jumps=self.check_jumps,
+            examples=examples,
         )
         moved, rest = move(jax.tree.leaves(args))
         arrays, static = eqx.partition(rest, lambda x: isinstance(x, jax.ShapeDtypeStruct))
@@ -220,6 +227,8 @@ class Expectation:
         while True:
             try:
                 program = self._analyse(params, args, check.demoted, key_impl)
+                if program.subsampled:
+                    self._check_rows(check, program, params, args)
                 self._search(check, program, params, args)
                 break
             except Unsuitable as error:
@@ -245,9 +254,24 @@ class Expectation:
         ):
             try_null_values(copy(), *self._leaves(*known))
         if self.check_jumps and (suspects := suspects_of(program)):
-            check.search = Search(program.sites, suspects, copy)
+            check.search = Search(program.sites, suspects, copy, self.jump_search)
             self._look(check, params, args)
         check.seconds = time.monotonic() - start
+
+    def _check_rows(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
+        """Refuse rows of a subsampled plate that meet."""
+        shapes, fixed = (jax.tree.map(_shape_of, tree) for tree in (params, args))
+        fn, data = self._with_data(fixed)
+
+        def trace() -> RowProgram:
+            like, rows = jax.tree.map(_abstract, (shapes, data))
+            options = {"strategies": self.strategies, "demoted": check.demoted}
+            return with_quick_key(
+                lambda key: traced_rows(fn, like, rows, program.subsampled, key, **options)
+            )
+
+        known, _ = self._known(params, args)
+        check_subsampled(trace, *self._leaves(*known))
 
     def _look(self, check: _Check, params: Any, args: Any) -> None:
         """Raise if the program jumps at these data; remember them if it jumps at others."""
@@ -281,9 +305,21 @@ class Expectation:
 
     def _copy(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
         """The program analysed with data as inputs, in the precision that is in force."""
+        fn, data = self._with_data(args)
+        inputs = jax.tree.map(_abstract, (params, data))
+        copy = with_quick_key(
+            lambda key: analyse(
+                fn, inputs, key, (), strategies=self.strategies, demoted=demoted,
+                num_replicates=self.num_replicates, num_params=len(jax.tree.leaves(params)),
+            )
+        )  # fmt: skip
+        consts = [concrete(c) for c in copy.closed.consts]
+        return dataclasses.replace(copy, closed=copy.closed.replace(consts=consts))
+
+    def _with_data(self, args: Any) -> tuple[Callable[[Any], Any], list[Any]]:
+        """The function of (parameters, data), and the data: arrays among the arguments."""
         leaves, structure = jax.tree.flatten(args)
         is_data = [is_array(x) for x in leaves]
-        data = [x for x, flag in zip(leaves, is_data, strict=True) if flag]
 
         def fn(inputs: Any) -> Any:
             params, data = inputs
@@ -291,17 +327,7 @@ class Expectation:
             new = [next(filled) if f else x for x, f in zip(leaves, is_data, strict=True)]
             return self.fn(params, *jax.tree.unflatten(structure, new))
 
-        inputs = jax.tree.map(_abstract, (params, data))
-        made = lambda impl: analyse(
-            fn, inputs, jax.random.key(0, impl=impl), (), strategies=self.strategies, demoted=demoted,
-            num_replicates=self.num_replicates, num_params=len(jax.tree.leaves(params)),
-        )  # fmt: skip
-        try:
-            copy = made(IMPLS[0])
-        except NotImplementedError:  # a sampler for one kind of random numbers only
-            copy = made(IMPLS[1])
-        consts = [concrete(c) for c in copy.closed.consts]
-        return dataclasses.replace(copy, closed=copy.closed.replace(consts=consts))
+        return fn, [x for x, flag in zip(leaves, is_data, strict=True) if flag]
 
     def _is_automatic(self, site: str, demoted: Mapping[str, set[str]]) -> bool:
         from ._engine import Engine
@@ -321,7 +347,7 @@ def expectation(
     *,
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: bool = True,
+    check_jumps: CheckJumps = True,
     examples: list[Any] | None = None,
     checks: dict[Any, Any] | None = None,
 ) -> Expectation:
@@ -340,7 +366,8 @@ def expectation(
             32 values, bounded lanes), MVD, Reinforce with leave-one-out. RejectionReparam serves no site that Reparam
             does not, and is refused by the same jumps; `inference.pilot` compares the two.
         num_replicates: independent runs averaged in one estimate.
-        check_jumps: look for jumps in reparameterised values, once per shape of the arguments.
+        check_jumps: look for jumps in reparameterised values, once per shape of the arguments; a `ppl.JumpSearch` says how
+            finely. What the default finds, and what it does not: docs/boundaries.md.
         examples: a list shared by expectations of one family, in which the first concrete (params, args) are
             kept. Where the expectation is first met under an outer jit, the search for jumps tries these
             values.
@@ -351,8 +378,8 @@ def expectation(
             raw JAX control flow; reparameterised value, or noise of `rng_key`, that makes the result jump;
             support that depends on a parameter under a score or weak-derivative strategy; strategy that the
             distribution cannot have; pattern that matches no site; duplicate site; discrete site without a
-            strategy; joint enumeration or replay beyond 65,536 lanes. While a value is differentiated in an argument, or in
-            what `fn` closes over: what would be refused were it a parameter.
+            strategy; joint enumeration or replay beyond 65,536 lanes; a subsampled plate whose rows meet. While a value is
+            differentiated in an argument, or in what `fn` closes over: what would be refused were it a parameter.
 
     Validity: with the unbiased strategies E[grad] = dL/dparams, provided differentiation and expectation
     commute (integrable envelope) and `fn` is piecewise smooth in reparameterised values.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import linecache
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,17 @@ import numpyro
 if TYPE_CHECKING:
     from ._recorder import Recorder
 
-_KINDS = (ValueError, TypeError, NotImplementedError, AssertionError)
+_KINDS = (
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+)
+_LINES = 12  # a statement's lines before the one that failed
+_SAMPLE = re.compile(r"""\bsample\(\s*(?P<quote>["'])(?P<name>[^"']+)(?P=quote)""")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _OURS = (_HERE, os.path.join(os.path.dirname(_HERE), "inference"))
 _NUMPYRO = os.path.dirname(os.path.abspath(numpyro.__file__))
@@ -31,14 +42,37 @@ def named_errors(recorder: Recorder, program: Any) -> Iterator[None]:
         told = _told(err, recorder, program)
         if told is None:
             raise
-        raise type(err)(told) from err
+        raise kind_of(err)(told) from err
+
+
+@contextlib.contextmanager
+def named_site(msg: dict[str, Any]) -> Iterator[None]:
+    """Re-raise an error of NumPyro's or JAX's at a sample statement (its draw, support, or density) with the site's name."""
+    try:
+        yield
+    except _KINDS as err:
+        if "Site '" in str(err) or _files(err)[-1].startswith(_OURS):
+            raise
+        law = type(msg["fn"]).__name__
+        raise kind_of(err)(
+            f"Site '{msg['name']}': {law} failed: {str(err) or type(err).__name__} Correct its arguments or its value."
+        ) from err
+
+
+def kind_of(err: BaseException) -> type[Exception]:
+    """The builtin class of an error: subclasses may want other arguments than a message."""
+    return next(kind for kind in type(err).__mro__ if kind in _KINDS)
+
+
+def _files(err: BaseException) -> list[str]:
+    frames = [f for f, _ in traceback.walk_tb(err.__traceback__)]
+    return [os.path.abspath(f.f_code.co_filename) for f in frames]
 
 
 def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
-    if type(err) not in _KINDS or "Site '" in str(err):
+    if "Site '" in str(err):
         return None
-    frames = [f for f, _ in traceback.walk_tb(err.__traceback__)]
-    files = [os.path.abspath(f.f_code.co_filename) for f in frames]
+    files = _files(err)
     last = next((f for f in reversed(files) if not f.startswith(_JAX)), "")
     if not last.startswith(_NUMPYRO):
         return None
@@ -47,10 +81,32 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
     own = [e for e, f in zip(entries, files, strict=True) if not f.startswith(foreign)]
     if not own:
         return None
-    line = linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
+    file, number = own[-1].filename, own[-1].lineno or 0
+    line = linecache.getline(file, number).strip()
     sites = [name for frame in recorder.frames for name in frame.infos]
     after = f"after site '{sites[-1]}'" if sites else "before its first site"
+    name = _statement(file, number)
     return (
-        f"{program!r}, line {own[-1].lineno} of '{os.path.basename(own[-1].filename)}', {after}: "
+        f"{f"Site '{name}': " if name else ''}{program!r}, line {number} of '{os.path.basename(file)}', {after}: "
         f"{str(err) or type(err).__name__} The statement is `{line}`. Correct the arguments of its distribution."
     )
+
+
+def _statement(file: str, number: int) -> str:
+    """The name of the sample statement that is open at a line, where the source says it; else ""."""
+    lines = [linecache.getline(file, n) for n in range(max(1, number - _LINES), number + 1)]
+    text = "".join(lines)
+    found = [
+        m for m in _SAMPLE.finditer(text) if _is_open(text[m.end() : len(text) - len(lines[-1])])
+    ]
+    return found[-1]["name"] if found else ""
+
+
+def _is_open(text: str) -> bool:
+    """Whether what follows an opening bracket does not close it."""
+    depth = 1
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth == 0:
+            return False
+    return True

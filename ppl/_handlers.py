@@ -164,6 +164,7 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, fl
                         f"Plate '{msg['name']}' has {size} rows, more than its full size "
                         f"{sizes[msg['name']]}."
                     )
+                msg["full_size"] = sizes[msg["name"]]  # for `_engine.py`
             if msg["type"] == "sample":
                 plates = {f.name: f.size for f in msg["cond_indep_stack"] if f.name in sizes}
                 rows = 1.0 if set(infinite) <= plates.keys() else 0.0

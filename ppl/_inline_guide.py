@@ -31,7 +31,7 @@ from ._exact_kl import exact_kl
 from ._foreign import named_errors
 from ._program import Program, as_program
 from ._runner import Collector
-from ._running import running_engine
+from ._running import remember_draw, running_engine
 from ._sites import PROPOSED, SiteInfo
 from ._trace import Trace, _Sites, trace_of
 
@@ -100,7 +100,7 @@ class InlineGuide(Program):
         with collector, named_errors(collector, self.model), _Joint(kl):
             retval = self.model(*args, **kwargs)
         run = _split(trace_of(collector, retval))
-        guide = self._remember(collector, run.guide)
+        guide = remember_draw(self._remember(collector, run.guide))
         run = run._replace(guide=guide, model=self.model._remember(collector, run.model))
         # On the object, not in a field: no copy of the trace takes it along.
         object.__setattr__(guide, "scored", Scored(self.model, args, kwargs, run.model))

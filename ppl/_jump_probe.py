@@ -5,8 +5,8 @@ and pathwise sites and the values of all other sites kept. It is looked at on a 
 on halved toward the larger change until its ends are neighbouring floating-point numbers. A continuous program then changes by
 rounding only; a jump stays.
 
-What can be found: a jump of more than `THRESHOLD` of 1 + |value| that some of the paths cross alone in one step of the
-grid. Some paths leave the parameters that are given, and some the data. Some are short: there, steps of a
+What can be found: a jump of more than the threshold (`JumpSearch`) of 1 + |value| that some of the paths cross alone in one step
+of the grid. Some paths leave the parameters that are given, and some the data. Some are short: there, steps of a
 quantiser are found that are smaller than the threshold, because together they make a slope.
 
 One function is compiled for all sources, since compiling is nearly all of the search's time. For the same reason Gamma variates,
@@ -35,6 +35,7 @@ from ._continuity import Jumps
 from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
 from ._jaxprs import inner_jaxprs
+from ._jump_search import JumpSearch
 from ._quick_gamma import without_rejection
 from ._ranges import REALS
 from ._relation import PARAMS
@@ -42,16 +43,12 @@ from ._upstream import axis_order
 
 # Random numbers that take a tenth of the time to compile, as quality is no matter here; and those that serve every sampler.
 IMPLS = ("unsafe_rbg", "threefry2x32")
-NUM_PATHS = 96
-NUM_POINTS = 32
-BUDGET = 5e8  # numbers computed in all evaluations of one search, as far as MIN_PATHS allow: a second or less
-MIN_PATHS = 12
 BATCH = 8
+DEFAULT = JumpSearch()
 NUM_BISECTIONS = 64
 SHARES = np.array([0.5, 0.3, 0.7, 0.4, 0.0])  # where a step is divided, after so many losses
 MAX_GROUPS = 4
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
-THRESHOLD = 1e-5  # constants of 32 bits in a program of 64 bits leave jumps of 1e-7
 TINY = 1e-11  # of rounding
 SLOPE = 1e-2  # of small steps, in relation to the length of a path
 THRESHOLD_32 = 1e-3
@@ -77,11 +74,19 @@ class Inputs(NamedTuple):
         return [*self.params, *self.data, self.key]
 
 
-def inputs_of(params: list[Any], data: list[Any], program: Analysed) -> Inputs:
-    """The inputs as arrays of the types that the program was traced with."""
-    *types, key_type = [v.aval.dtype for v in program.closed.jaxpr.invars]  # pyright: ignore[reportAttributeAccessIssue]
-    leaves = [jnp.asarray(x, dtype) for x, dtype in zip([*params, *data], types, strict=True)]
-    return Inputs(leaves[: len(params)], leaves[len(params) :], first_key(key_type))
+def inputs_of(params: list[Any], data: list[Any], closed: ClosedJaxpr) -> Inputs:
+    """The inputs of a traced program as arrays of the types that it was traced with; its last one is the key."""
+    types: list[Any] = [v.aval.dtype for v in closed.jaxpr.invars]  # pyright: ignore[reportAttributeAccessIssue]
+    leaves = [jnp.asarray(x, dtype) for x, dtype in zip([*params, *data], types, strict=False)]
+    return Inputs(leaves[: len(params)], leaves[len(params) :], first_key(types[-1]))
+
+
+def with_quick_key[Traced](trace: Callable[[jax.Array], Traced]) -> Traced:
+    """What `trace` makes with a key of quick random numbers, or with one that serves every sampler."""
+    try:
+        return trace(jax.random.key(0, impl=IMPLS[0]))
+    except NotImplementedError:  # a sampler for one kind of random numbers only
+        return trace(jax.random.key(0, impl=IMPLS[1]))
 
 
 class Probe:
@@ -91,14 +96,20 @@ class Probe:
         sources: sites by index; a name stands for the parameters.
         program: the program, analysed with its data as inputs.
         is_double: whether it computes in float64.
+        how: how finely.
     """
 
     def __init__(
-        self, sources: Collection[int | str], program: Analysed, *, is_double: bool
+        self,
+        sources: Collection[int | str],
+        program: Analysed,
+        *,
+        is_double: bool,
+        how: JumpSearch = DEFAULT,
     ) -> None:
-        self.sources, self.is_double = list(sources), is_double
+        self.sources, self.is_double, self.how = list(sources), is_double, how
         self.program = program
-        self._paths = _Paths(program, self.sources, is_double)
+        self._paths = _Paths(program, self.sources, is_double, how)
         self._work = work_of(program.closed.jaxpr)
 
         @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
@@ -134,11 +145,12 @@ class Probe:
     def _jobs(self, inputs: Inputs) -> tuple[np.ndarray, ...]:
         """Source, group and number of each path."""
         num_groups = self._paths.groups.max(1) + 1
-        most = BUDGET / (num_groups.sum() * 2 * NUM_POINTS * self._work)
+        how = self.how
+        most = how.budget / (num_groups.sum() * 2 * how.num_points * self._work)
         jobs = []
         for n, source in enumerate(self.sources):
-            many = _num_paths(self.program, source, inputs) // num_groups[n]
-            count = int(max(min(many, most), MIN_PATHS))
+            many = how.paths(_num_elements(self.program, source, inputs)) // num_groups[n]
+            count = int(max(min(many, most), how.min_paths))
             jobs += itertools.product([n], range(num_groups[n]), range(count))
         # Those alike run together, since they take equally many steps.
         jobs.sort(key=lambda job: (bool(_is_short(job[2])), job))
@@ -156,13 +168,11 @@ def work_of(jaxpr: Jaxpr) -> float:
     return total
 
 
-def _num_paths(program: Analysed, source: int | str, inputs: Inputs) -> int:
-    """Fewer paths in a larger space."""
+def _num_elements(program: Analysed, source: int | str, inputs: Inputs) -> int:
+    """The dimension of the space in which the paths of a source run."""
     if isinstance(source, int):
-        num_elements = math.prod(program.sites[source].sizes)
-    else:
-        num_elements = sum(x.size for x in inputs.params)
-    return int(np.clip(4096 // max(num_elements, 1), 16, NUM_PATHS))
+        return math.prod(program.sites[source].sizes)
+    return sum(x.size for x in inputs.params)
 
 
 # What a path's number decides, in such a way that everything meets everything.
@@ -244,7 +254,11 @@ class _Paths:
     not. The outputs that count for a source are bisected in a few groups.
     """
 
-    def __init__(self, program: Analysed, sources: list[int | str], is_double: bool) -> None:
+    def __init__(
+        self, program: Analysed, sources: list[int | str], is_double: bool, how: JumpSearch
+    ) -> None:
+        self.num_points = how.num_points
+        self.threshold = how.threshold if is_double else max(how.threshold, THRESHOLD_32)
         facts = program.facts
         bounds = {i: s.bounds for i, s in program.sites.items() if s.bounds is not None}
         terms = split(program.closed.jaxpr, program.result, facts, bounds)
@@ -282,7 +296,7 @@ class _Paths:
         ends = self._ends(job)
         at = functools.partial(self._at, job, ends)
         counts = jnp.asarray(self.groups)[job.source] == job.group
-        threshold = THRESHOLD if self.is_double else THRESHOLD_32
+        threshold = self.threshold
         is_short = (ends.length < 1) & self.is_double
         size, is_finite = self._follow(at, counts, jnp.where(is_short, TINY, threshold))
         # Small steps add up, if every short path meets one.
@@ -297,6 +311,7 @@ class _Paths:
         Halving goes toward the larger change of the outputs that count, until it is not above `enough`. Grid and halving are one
         loop, so that the program is compiled once.
         """
+        num_points = self.num_points
 
         def change(x: list[jax.Array], y: list[jax.Array], scale: list[jax.Array]) -> jax.Array:
             """Largest change of the outputs that count, on a scale that is the same for all that are compared."""
@@ -307,13 +322,13 @@ class _Paths:
 
         def goes_on(s: _State) -> jax.Array:
             m = middle(s)
-            is_open = (s.n <= NUM_POINTS + NUM_BISECTIONS) & (s.a < m) & (m < s.b)
+            is_open = (s.n <= num_points + NUM_BISECTIONS) & (s.a < m) & (m < s.b)
             is_open &= (s.num_lost < len(SHARES) - 1) & (change(s.fa, s.fb, s.fa) > enough)
-            return (s.n <= NUM_POINTS) | is_open
+            return (s.n <= num_points) | is_open
 
         def go(s: _State) -> _State:
-            on_grid = s.n <= NUM_POINTS
-            t = jnp.where(on_grid, s.n / NUM_POINTS, middle(s))
+            on_grid = s.n <= num_points
+            t = jnp.where(on_grid, s.n / num_points, middle(s))
             f = at(t)
             start = _choose(s.n == 0, f, s.start)
             last = _choose(s.n == 0, f, s.last)
@@ -327,7 +342,7 @@ class _Paths:
                 n=s.n + 1,
                 num_lost=jnp.where(lost, s.num_lost + 1, 0),
                 largest=jnp.where(on_grid, jnp.maximum(size, s.largest), s.largest),
-                a=jnp.where(is_largest, t - 1 / NUM_POINTS, jnp.where(right, t, s.a)),
+                a=jnp.where(is_largest, t - 1 / num_points, jnp.where(right, t, s.a)),
                 b=jnp.where(is_largest | left, t, s.b),
                 fa=_choose(is_largest, last, _choose(right, f, s.fa)),
                 fb=_choose(is_largest | left, f, s.fb),

@@ -33,7 +33,8 @@ from ._compat import is_concrete
 from ._continuity import Cause, merged
 from ._distribution_functions import LAWS
 from ._engine import StrategySite, Unsuitable
-from ._jump_probe import Found, Probe, inputs_of
+from ._jump_probe import DEFAULT, Found, Probe, inputs_of
+from ._jump_search import JumpSearch
 from ._relation import PARAMS
 
 Suspects = dict[int | str, Cause]
@@ -84,6 +85,7 @@ class Search:
         suspects: what to search, see `suspects_of`.
         copy: analyses the program anew with data as inputs, in the precision that is in force; returns it. It outlives the trace
             and must not hold its tracers.
+        how: how finely to search.
     """
 
     def __init__(
@@ -91,9 +93,12 @@ class Search:
         sites: Mapping[int, StrategySite],
         suspects: Suspects,
         copy: Callable[[], Analysed],
+        how: JumpSearch = DEFAULT,
     ) -> None:
         self.sites, self.suspects = sites, suspects
-        self._copy, self._probe = copy, None
+        self._copy, self._how = copy, how
+        self._probe: Probe | None = None
+        self._narrow: Probe | None = None
 
     def __str__(self) -> str:
         names = {
@@ -110,15 +115,32 @@ class Search:
             if self._probe is None or self._probe.is_double:
                 try:
                     with jax.enable_x64(True):
-                        return self._run(as_wide(params), as_wide(data), is_double=True)
+                        found = self._run(as_wide(params), as_wide(data), is_double=True)
+                    return self._with_overflow(found, params, data)
                 except (TypeError, ValueError):  # the program insists on float32
                     self._probe = None
             return self._run(params, data, is_double=False)
 
     def _run(self, params: Any, data: Any, *, is_double: bool) -> dict[int | str, Found]:
         if self._probe is None:
-            self._probe = Probe(self.suspects, self._copy(), is_double=is_double)
-        return self._probe(inputs_of(params, data, self._probe.program))
+            self._probe = Probe(self.suspects, self._copy(), is_double=is_double, how=self._how)
+        return self._probe(inputs_of(params, data, self._probe.program.closed))
+
+    def _with_overflow(
+        self, found: dict[int | str, Found], params: Any, data: Any
+    ) -> dict[int | str, Found]:
+        """What overflows does so in the precision of the program."""
+        over = {s: c for s, c in self.suspects.items() if c.is_overflow}
+        if not over or jax.config.jax_enable_x64:
+            return found
+        if self._narrow is None:
+            self._narrow = Probe(over, self._copy(), is_double=False, how=self._how)
+        sizes = self._narrow(inputs_of(params, data, self._narrow.program.closed))
+        finite = lambda x: x if np.isfinite(x) else 0.0  # what is nowhere finite is loud
+        larger = lambda a, b: Found(
+            max(a.here, finite(b.here)), max(a.elsewhere, finite(b.elsewhere))
+        )
+        return {s: larger(f, sizes[s]) if s in sizes else f for s, f in found.items()}
 
     def refuse(self, found: Mapping[int | str, Found], *, elsewhere: str = "") -> None:
         """Raise for the first source that jumps.

@@ -237,6 +237,7 @@ def list_factors(
     outer = running_engine()
     if outer is not None:
         outer.plates.update(lister.plates)
+        outer.subsampled.update(lister.subsampled)
     infos = given.frame.infos
     numbers, own = jax.tree.unflatten(jax.tree.structure(shapes), closed.jaxpr.outvars)
     sites = {s.index: s for s in lister.frame.sites.values()}

@@ -22,9 +22,10 @@ Point masses (autoguides, Delta) have no support to compare: their density is th
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,33 @@ def check_match(
             if penalty is not None:
                 penalties[name] = penalties.get(name, 0.0) + penalty
     return penalties
+
+
+def compared_with_draws(model: Trace, drawn: Sequence[Trace]) -> Trace:
+    """A trace at choices that nobody tied to a guide, `program.log_density(q.choices)`, with a comparison of scales.
+
+    Its partners are the draws made before in the same run: those whose values it was given, else those of the same name. What is
+    a guide's and what a model's is not known here, so that laws and supports are not compared.
+
+    Raises:
+        ValueError: a site is scaled or subsampled in another way than where it was drawn.
+    """
+    penalties: dict[str, Any] = {}
+    for name, value in model.choices.items():
+        same = [(t, n) for t in drawn for n, x in t.choices.items() if x is value]
+        for guide, other in same or [(t, name) for t in drawn if name in t.choices]:
+            penalty = _compare_scales(name, model, guide, other)
+            if penalty is not None:
+                penalties[name] = penalties.get(name, 0.0) + penalty
+    return with_penalties(model, penalties)
+
+
+def with_penalties(model: Trace, penalties: Mapping[str, Any]) -> Trace:
+    """The trace with numbers added to the log-probs of some sites."""
+    if not penalties:
+        return model
+    log_probs = {n: x + penalties.get(n, 0.0) for n, x in model.log_probs.items()}
+    return dataclasses.replace(model, log_probs=log_probs)
 
 
 def check_is_law(guide: Trace, role: str = "guide") -> None:
@@ -121,21 +149,25 @@ def check_supports(
             )
 
 
-def _compare_scales(name: str, model: Trace, guide: Trace) -> Any:
-    """None where both sides count a site alike, a number that is zero or NaN where that is known later."""
-    p, q = model.sites[name], guide.sites[name]
+def _compare_scales(name: str, model: Trace, guide: Trace, drawn: str | None = None) -> Any:
+    """None where both sides count a site alike, a number that is zero or NaN where that is known later.
+
+    `drawn`: the site's name in the guide, if it is another one.
+    """
+    drawn = name if drawn is None else drawn
+    p, q = model.sites[name], guide.sites[drawn]
     if set(p.subsampled) != set(q.subsampled):
-        _refuse_scales(name, model, guide, "draw their rows apart")
-    own, other = model.scales.get(name, p.scale), guide.scales.get(name, q.scale)
+        _refuse_scales(name, model, guide, drawn, "draw their rows apart")
+    own, other = _scale_of(model, name), _scale_of(guide, drawn)
     if own is other and own is not None:
         return None
     are_known = own is not None and other is not None and is_concrete((own, other))
-    are_arrays = name in model.scales and name in guide.scales
+    are_arrays = name in model.scales and drawn in guide.scales
     if are_known and _are_close(own, other):
         return None
     # An array that is computed is compared with an array, in the number; against a mere number it is not believed.
     if are_known or not are_arrays or np.shape(own) != np.shape(other):
-        _refuse_scales(name, model, guide, "scale its log-prob differently")
+        _refuse_scales(name, model, guide, drawn, "scale its log-prob differently")
     return jnp.where(jnp.asarray(own) == other, 0.0, jnp.nan)
 
 
@@ -164,13 +196,13 @@ def _are_close(own: Any, other: Any) -> bool:
         return False
 
 
-def _refuse_scales(name: str, model: Trace, guide: Trace, what: str) -> None:
+def _refuse_scales(name: str, model: Trace, guide: Trace, drawn: str, what: str) -> NoReturn:
     sides = ", ".join(
-        f"{side} x {_scale_text(trace, name)} in plates {[d for d in trace.sites[name].dims if d]}"
-        for side, trace in (("model", model), ("guide", guide))
+        f"{side} x {_scale_text(trace, n)} in plates {[d for d in trace.sites[n].dims if d]}"
+        for side, trace, n in (("model", model, name), ("guide", guide, drawn))
     )
     plates = [d for d in model.sites[name].dims if d]
-    missing = [d for d in plates if d not in guide.sites[name].dims]
+    missing = [d for d in plates if d not in guide.sites[drawn].dims]
     remedy = (
         f"Open the model's plate {missing[0]!r} around it in the guide, with ppl.plate({missing[0]!r}, ...)"
         if missing
@@ -182,8 +214,12 @@ def _refuse_scales(name: str, model: Trace, guide: Trace, what: str) -> None:
     )
 
 
+def _scale_of(trace: Trace, name: str) -> Any:
+    return trace.scales.get(name, trace.sites[name].scale)
+
+
 def _scale_text(trace: Trace, name: str) -> str:
-    scale = trace.scales.get(name, trace.sites[name].scale)
+    scale = _scale_of(trace, name)
     if not is_concrete(scale) or scale is None:
         return "an array of scales"
     return f"{scale:g}" if np.ndim(scale) == 0 else f"scales of shape {np.shape(scale)}"

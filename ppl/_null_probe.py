@@ -45,7 +45,7 @@ def try_null_values(program: Analysed, params: list[Any], data: list[Any]) -> No
         return [largest(atoms) for atoms in suspects.values()]
 
     with jax.ensure_compile_time_eval():
-        inputs = inputs_of(params, data, program)
+        inputs = inputs_of(params, data, program.closed)
         sizes = alarms(program.closed.consts, (inputs.params, inputs.data, inputs.key))
     for index, size in zip(suspects, sizes, strict=True):
         if np.asarray(size) > LIMIT:

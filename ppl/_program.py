@@ -10,13 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._autoguides import check_set_up, set_up
 from ._compat import own_caches, typed_key
 from ._foreign import named_errors
+from ._match import compared_with_draws
 from ._params import Bound, Params
 from ._probe import init_params
 from ._recorder import Recorder
 from ._runner import Collector, Runner
-from ._running import refuse_inside_engine, running_engine
+from ._running import drawn_before, keep_terms, refuse_inside_engine, remember_draw, running_engine
 from ._table import table
 from ._trace import Trace, trace_of
 
@@ -113,8 +115,13 @@ class Program:
         """The trace of the run in which every latent site takes its value from `choices`.
 
         Raises:
-            ValueError: `choices` misses a latent site or names one that the program does not have.
+            ValueError: `choices` misses a latent site or names one that the program does not have; inside of an objective, it
+                scales or subsamples a site in another way than the program that drew it.
         """
+        return compared_with_draws(self._traced(choices, *args, **kwargs), drawn_before())
+
+    def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+        check_set_up(self)
         engine = running_engine()
         runner = Runner(None, _arrays(choices), defer_imputed=engine is not None)
         trace = self._run(runner, args, kwargs)
@@ -177,20 +184,22 @@ class Program:
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
         """Initial unconstrained parameters of every param and module statement the program meets."""
+        set_up(self, key, args)
         return init_params(
             lambda: self(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
         )
 
     def _draw(self, *args: Any, **kwargs: Any) -> Trace:
         """What `ppl.draw` does with this program."""
+        check_set_up(self)
         collector = Collector()
         with collector, named_errors(collector, self):
             retval = self(*args, **kwargs)
-        return self._remember(collector, trace_of(collector, retval))
+        return remember_draw(self._remember(collector, trace_of(collector, retval)))
 
     def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
         """What `ppl.score` does with this program."""
-        return self.trace(choices, *args, **kwargs)
+        return self._traced(choices, *args, **kwargs)
 
     def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
         with own_caches(), recorder, named_errors(recorder, self):
@@ -199,6 +208,7 @@ class Program:
 
     def _remember(self, recorder: Recorder, trace: Trace) -> Trace:
         self._seen.update(sites=trace.sites, params=recorder.params)
+        keep_terms(trace, self)
         if self.site_weights is None:
             return trace
         log_probs = self.site_weights.apply(trace.log_probs, trace.sites)

@@ -22,6 +22,7 @@ from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
 from ._compat import handler_stack, trace_state
+from ._foreign import named_site
 from ._keys import fold_name
 from ._sites import CENSORED, Region, SiteInfo, base_of, describe, describe_deterministic
 
@@ -103,7 +104,8 @@ class Recorder(Messenger, abc.ABC):
         if kind == "sample":
             _refuse_sample_shape(msg)
             _refuse_latent_censored(msg)
-            self.visit(msg)
+            with named_site(msg):
+                self.visit(msg)
         elif kind == "prng_key" and msg["value"] is None and self.frame.key is not None:
             name = msg.get("name") or self._unnamed_key()
             self.frame.used.add(name)
@@ -148,8 +150,9 @@ class Recorder(Messenger, abc.ABC):
             )
         elif msg["type"] == "sample":
             name = self.address(msg)
-            self.frame.infos[name] = describe(msg, self.plates)
-            self.frame.numbers[name] = self.numbers_of(msg)
+            with named_site(msg):
+                self.frame.infos[name] = describe(msg, self.plates)
+                self.frame.numbers[name] = self.numbers_of(msg)
         elif msg["type"] == "deterministic":
             name = self.address(msg)
             self.frame.infos[name] = describe_deterministic(msg)

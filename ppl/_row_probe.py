@@ -59,7 +59,7 @@ def try_rows(
 
 def _moves(program: Analysed, params: list[Any], data: list[Any]) -> list[float]:
     """Largest relative change of rows whose own values stay, for each suspect; NaN where nothing was finite."""
-    inputs = inputs_of(params, data, program)
+    inputs = inputs_of(params, data, program.closed)
 
     @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
     def run(consts: list[Any], inputs: Any, keys: jax.Array) -> list[jax.Array]:

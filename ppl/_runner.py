@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from ._compat import handler_stack, is_concrete
+from ._foreign import kind_of
 from ._keys import fold_name
 from ._recorder import Recorder
 from ._sites import is_boolean, is_masked, is_unbounded, log_prob_of
@@ -85,7 +86,7 @@ class Runner(Recorder):
         try:
             return msg["fn"].sample(key) if self.draw is None else self.draw(msg, key)
         except (ValueError, TypeError, NotImplementedError) as err:
-            raise type(err)(
+            raise kind_of(err)(
                 f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed: {err}"
             ) from err
 

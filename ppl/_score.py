@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._compat import is_concrete
-from ._match import Inclusion, check_match, check_supports
+from ._match import Inclusion, check_match, check_supports, with_penalties
 from ._program import ChoiceMismatch, Program, _arrays, as_program
 from ._trace import Trace
 
@@ -86,10 +85,7 @@ def matched(model: Trace, guide: Trace, supports: Collection[Inclusion]) -> Trac
     penalty = check_proposed_cells(model, guide)
     if not is_concrete(penalty):
         penalties |= {n: penalties.get(n, 0.0) + penalty for n in guide.cells}
-    if not penalties:
-        return model
-    log_probs = {n: x + penalties.get(n, 0.0) for n, x in model.log_probs.items()}
-    return dataclasses.replace(model, log_probs=log_probs)
+    return with_penalties(model, penalties)
 
 
 def check_proposed_cells(model: Trace, guide: Trace) -> Array:

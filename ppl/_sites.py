@@ -16,6 +16,7 @@ from numpyro.distributions import constraints
 from numpyro.infer.autoguide import AutoGuide
 
 from ._compat import handler_stack
+from ._foreign import kind_of
 from ._inclusion import NOWHERE_KNOWN, Extent, support_known
 from ._missing import NormalCells
 
@@ -186,7 +187,7 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
     try:
         log_prob = log_prob_at(fn, value, intermediates)
     except (ValueError, TypeError) as err:
-        raise type(err)(
+        raise kind_of(err)(
             f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
         ) from err
     return log_prob if msg["scale"] is None else msg["scale"] * log_prob

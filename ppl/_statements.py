@@ -179,6 +179,10 @@ def plate(
     With `subsample_size` a fresh uniform subsample is used and log-probs inside are scaled by size /
     subsample_size.
 
+    Validity: the scaled sum is unbiased for that over all rows if a row's log-prob depends on its own latent values and data, and
+    on what lies outside of the plate, and if nothing outside depends on rows (no mean over the rows, no batch normalisation).
+    Objectives and `ppl.expectation` refuse what is otherwise (`_subsampled.py`).
+
     Args:
         name: name of the plate; it becomes a named dimension in ArviZ.
         size: number of rows.

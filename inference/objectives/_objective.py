@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
-import numpyro.handlers
-from numpyro.infer.autoguide import AutoGuide
 
 from ... import ppl
+from ...ppl._autoguides import set_up
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 
@@ -50,7 +49,7 @@ class Objective:
     num_particles: int = 1
     direction: Direction = "max"
     name: str = "objective"
-    check_jumps: bool = True
+    check_jumps: ppl.CheckJumps = True
     full_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     examples: list[Any] = dataclasses.field(default_factory=list, repr=False)
     checks: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
@@ -189,7 +188,7 @@ class Objective:
     def init(self, key: Any, *args: Any) -> ppl.Params:
         """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
         if self.guide is not None:
-            _set_up_autoguide(self.guide, key, args)
+            set_up(self.guide, key, args)
         params = ppl.init_params(
             lambda: self._run({}, *args),
             key,
@@ -237,7 +236,7 @@ class Objective:
     def plate_sizes(self, *args: Any) -> dict[str, int]:
         """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation)."""
         if self.guide is not None:
-            _set_up_autoguide(self.guide, jax.random.key(0), args)
+            set_up(self.guide, jax.random.key(0), args)
         return ppl.plate_sizes(lambda: self._run({}, *args), self.strategies)
 
     def traces(
@@ -345,7 +344,7 @@ def objective(
         *,
         strategies: Mapping[str, Any] | str | None = None,
         num_particles: int = 1,
-        check_jumps: bool = True,
+        check_jumps: ppl.CheckJumps = True,
         site_weights: Any = None,
     ) -> Objective:
         model = ppl.as_program(model)
@@ -368,10 +367,3 @@ def ready(program: Any, params: Mapping[str, Any], sizes: Mapping[str, float]) -
         return None
     bound = program.bind(params) if params else program
     return ppl.rescale_plates(bound, sizes) if sizes else bound
-
-
-def _set_up_autoguide(guide: ppl.Program, key: Any, args: Any) -> None:
-    """NumPyro's autoguides learn the model's shapes at their first call: let it happen outside of any transformation."""
-    if isinstance(guide.fn, AutoGuide) and guide.fn.prototype_trace is None:
-        with numpyro.handlers.block():
-            numpyro.handlers.seed(guide.fn, rng_seed=key)(*args)

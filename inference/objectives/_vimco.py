@@ -26,7 +26,7 @@ def vimco(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = "reinforce",
     num_replicates: int = 1,
-    check_jumps: bool = True,
+    check_jumps: ppl.CheckJumps = True,
 ) -> Objective:
     """`iwelbo` with a baseline per particle for sites under Reinforce: the bound without that particle.
 

@@ -105,6 +105,10 @@ CLEAR = {
     "a threshold that nothing moves": lambda m: m * jnp.where(ppl.sample("z", dist.Normal(0.0, 1.0)) > 0, 1.0, 0.0),
     "a threshold under a score": lambda m: jnp.where(ppl.sample("z", dist.Normal(m, 1.0), strategy="reinforce") > 0, 1.0, 0.0),
     "a comparison that is certain": lambda m: jnp.where(S(m) > -1, 1.0, 0.0),
+    "log-sum-exp of what may overflow": lambda m: jax.nn.logsumexp(jnp.stack([jnp.exp(Z(m)), m])),
+    "softplus of what may overflow": lambda m: jax.nn.softplus(jnp.exp(Z(m))),
+    "a guard of a draw": lambda m: (lambda z: jnp.where(jnp.isfinite(z), z**2, 0.0))(Z(m)),
+    "a guard of what is bounded": lambda m: jnp.nan_to_num(jnp.exp(jnp.clip(Z(m), -5.0, 5.0))),
     "a jump that is loud": lambda m: jnp.where(Z(m) > 0, 0.0, -jnp.inf),
 }  # fmt: skip
 
@@ -126,6 +130,10 @@ SUSPECTED = {
     "zero over zero": (lambda m: (lambda z: jnp.abs(z) / z)(Z(m)), {"z"}),
     "an infinity, swallowed": (lambda m: jnp.exp(jnp.where(Z(m) > 0, 0.0, -jnp.inf)), {"z"}),
     "a test for infinity": (lambda m: jnp.where(jnp.isfinite(jnp.log(Z(m))), 1.0, 0.0), {"z"}),
+    "a test for overflow": (lambda m: jnp.where(jnp.isfinite(jnp.exp(Z(m))), 1.0, 0.0), {"z"}),
+    "an overflow by a constant": (lambda m: jnp.nan_to_num(Z(m) * 1e30), {"z"}),
+    "an overflow by a divisor": (lambda m: jnp.nan_to_num(Z(m) / 1e-30), {"z"}),
+    "an overflow by a power": (lambda m: jnp.nan_to_num(Z(m) ** 30), {"z"}),
     "a point mass on a draw": (lambda m: jnp.where(ppl.sample("d", dist.Delta(Z(m))) > 0, 1.0, 0.0), {"z", "d"}),
 }  # fmt: skip
 

@@ -46,6 +46,7 @@ RUNS = {
     "simulate": lambda p: ppl.model(p).simulate(KEY, 0.0),
     "under jit": lambda p: jax.jit(ppl.model(p).simulate)(KEY, 0.0),
     "guide": lambda p: inference.elbo(lambda x: None, p).value({}, KEY, 0.0),
+    "expectation": lambda p: ppl.expectation(lambda m: (p(0.0), m)[1]).value(0.3, KEY),
     "program inside": lambda p: ppl.model(lambda x: p(x)).simulate(KEY, 0.0),
 }
 
@@ -54,8 +55,72 @@ RUNS = {
 @pytest.mark.parametrize("case", CASES)
 def test_errors_of_distributions_name_the_statement(case, run):
     program, message = CASES[case]
-    with pytest.raises(ValueError, match=rf"line \d+ of 'test_foreign.py', {message}"):
+    with pytest.raises(ValueError, match=rf"^Site 'b': .*line \d+ of 'test_foreign.py', {message}"):
         RUNS[run](program)
+
+
+def test_a_statement_of_several_lines_is_named_and_a_law_that_is_made_before_is_told_by_its_line():
+    def program():
+        ppl.sample("first", dist.Normal(0.0, 1.0))
+        ppl.sample(
+            "second",
+            dist.TransformedDistribution(
+                dist.Normal(0.0, -1.0),
+                [],
+            ),
+        )
+
+    with pytest.raises(
+        ValueError, match=r"^Site 'second': .*after site 'first'.*scale.*`dist.Normal"
+    ):
+        ppl.model(program).simulate(KEY)
+
+    def before():
+        ppl.sample("first", dist.Normal(0.0, 1.0))
+        law = dist.Normal(0.0, -1.0)
+        ppl.sample("second", law)
+
+    with pytest.raises(
+        ValueError, match=r"^<Program before>, line .*after site 'first'.*`law = dist.Normal"
+    ):
+        ppl.model(before).simulate(KEY)
+
+
+class Broken(dist.Normal):
+    """Fails where it is told to."""
+
+    def __init__(self, where):
+        self.where = where
+        super().__init__(jnp.zeros(2), 1.0)
+
+    def tree_flatten(self):
+        return (self.loc, self.scale), self.where
+
+    def sample(self, key, sample_shape=()):
+        return super().sample(key, sample_shape) if self.where != "draw" else {}["draw"]
+
+    def log_prob(self, value):
+        if self.where == "branch" and (value > 0).all():  # a number that is not known yet
+            return value
+        return jnp.zeros(3) + value if self.where == "shape" else super().log_prob(value)
+
+    @property
+    def support(self):
+        return dist.constraints.real if self.where != "support" else [][0]
+
+
+@pytest.mark.parametrize("where", ["draw", "branch", "shape", "support"])
+def test_errors_of_draws_supports_and_densities_name_the_site(where):
+    def program(x=None):
+        with ppl.plate("rows", 2):
+            ppl.sample("b", Broken(where), obs=x)
+
+    observed = jax.jit(lambda x: ppl.model(program).log_density({}, x))
+    runs = [lambda: ppl.expectation(lambda p: p * ppl.draw(program).log_density).value(1.0, KEY)]
+    runs += [lambda: observed(jnp.zeros(2))] * (where in ("branch", "shape"))
+    for run in runs:
+        with pytest.raises(Exception, match="^['\"]?Site 'b': Broken"):
+            run()
 
 
 def test_other_errors_pass_unchanged():

@@ -134,6 +134,8 @@ CONTINUOUS = {
     "multivariate_normal": lambda z: dist.MultivariateNormal(
         z, jnp.eye(3) + jnp.outer(z, z)
     ).log_prob(jnp.ones(3)),
+    "guard_of_numbers": lambda z: jnp.nan_to_num(jnp.exp(z)).sum(),
+    "overflow_that_saturates": lambda z: jnp.tanh(jnp.exp(100 * z)).sum(),
     "nan_guard": lambda z: jnp.where(jnp.isfinite(z), z**2, 0.0).sum(),
     "double_where": lambda z: jnp.where(z > 0, jnp.log1p(jnp.where(z > 0, z, 1.0)), 0.0).sum(),
     "stop_gradient": lambda z: (z * jax.lax.stop_gradient(jnp.tanh(z))).sum(),
@@ -166,6 +168,14 @@ JUMPING = {
     "nearest_neighbour": lambda z: map_coordinates(IMAGE[0], [5 + z], order=0).sum(),
     "one_hot": lambda z: jax.nn.one_hot(jnp.argmax(z), 3)[0],
     "hidden_in_exp": lambda z: jnp.exp(-jnp.where(z[2] > 0.5, 0.3, 0.0)),
+    "overflow": lambda z: jnp.where(jnp.isfinite(jnp.exp(100 * z[0])), 1.0, 0.0),
+    "overflow_of_a_product": lambda z: jnp.where(jnp.isinf(z[0] * 1e38), 1.0, 0.0),
+    "overflow_minus_overflow": lambda z: jnp.isnan(jnp.exp(100 * z[0]) - jnp.exp(90 * z[0])) * 1.0,
+    "overflow_below_infinity": lambda z: (jnp.exp(100 * z[0]) < jnp.inf) * 1.0,
+    "overflow_replaced": lambda z: jnp.tanh(jnp.nan_to_num(jnp.exp(100 * z[0]), posinf=0.0)),
+    "overflow_in_steps": lambda z: (
+        jnp.isfinite(jax.lax.fori_loop(0, 5, lambda _, c: c * jnp.exp(30 * z[0]), 1.0)) * 1.0
+    ),
     "in_a_log_prob": lambda z: dist.Normal(jnp.where(z[0] > 0, 1.0, 0.0), 1.0).log_prob(0.2),
 }
 
@@ -193,6 +203,75 @@ def test_a_jump_is_refused_by_name(name):
         ppl.expectation(cost_of(JUMPING[name])).plan(CENTRE)
     assert "strategies={'z': 'reinforce'}" in str(caught.value)
     assert "operation: " in str(caught.value)
+
+
+def test_overflow_is_a_jump_of_the_gradient():
+    """P(exp(100 z) overflows) = P(z > c), c = log(largest) / 100: pathwise zero, by the score the density at c, 200,000 draws."""
+    edge = float(np.log(np.finfo(np.float32).max)) / 100
+    cost = cost_of(
+        lambda z: jnp.where(jnp.isfinite(jnp.exp(100 * z[0])), 0.0, 1.0), strategy="reinforce"
+    )
+    keys = jax.random.split(jax.random.key(1), 200_000)
+    mean = jnp.full(1, 0.3)
+    grads = jax.jit(jax.vmap(lambda k: ppl.expectation(cost).grad(mean, k)))(keys)[:, 0]
+    exact = np.exp(-0.5 * (edge - 0.3) ** 2) / np.sqrt(2 * np.pi)
+    assert abs(grads.mean() - exact) < 4.5 * grads.std() / np.sqrt(len(keys))
+    assert exact > 7 * grads.std() / np.sqrt(len(keys))  # what a pathwise gradient misses
+
+
+def test_a_finer_search_finds_narrower_windows():
+    """The stated limits, of the default and of another."""
+    window = lambda width: cost_of(lambda z: (jnp.abs(z[0] - 0.7) < width / 2) * 1.0)
+    finer = ppl.JumpSearch(num_paths=200, num_points=1024, budget=1e11)
+    mean = jnp.full(1, 0.3)
+    with pytest.raises(ValueError, match=JUMPS):
+        ppl.expectation(window(0.02)).plan(mean)
+    ppl.expectation(window(0.002)).plan(mean)
+    for width in (0.002, 0.0002):
+        with pytest.raises(ValueError, match=JUMPS):
+            ppl.expectation(window(width), check_jumps=finer).plan(mean)
+
+
+def test_a_finer_threshold_finds_smaller_jumps():
+    small = cost_of(lambda z: 1e-6 * jnp.where(z[0] > 0, 1.0, 0.0) + z[0])
+    mean = jnp.full(1, 0.3)
+    ppl.expectation(small).plan(mean)
+    with pytest.raises(ValueError, match=JUMPS):
+        ppl.expectation(small, check_jumps=ppl.JumpSearch(threshold=1e-7)).plan(mean)
+
+
+def test_an_objective_searches_as_it_is_told():
+    model = lambda: ppl.sample("z", dist.Normal(0.0, 1.0))
+    guide = lambda: ppl.sample("z", dist.Normal(ppl.param("m", 0.3), 1.0))
+
+    def narrow():
+        ppl.factor("f", (jnp.abs(model() - 0.7) < 1e-3) * 1.0)
+
+    finer = ppl.JumpSearch(num_paths=200, num_points=1024, budget=1e11)
+    inference.elbo(narrow, guide).plan({"m": 0.3})
+    with pytest.raises(ValueError, match=JUMPS):
+        inference.elbo(narrow, guide, check_jumps=finer).plan({"m": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_points": 0}, "num_points must be a positive whole number, got 0"),
+        ({"num_paths": 100.0}, "num_paths must be a positive whole number, got 100.0"),
+        ({"budget": -1.0}, "budget must be a positive number, got -1.0"),
+        ({"num_points": 8}, "num_points=8 is coarser than the default, 32.*check_jumps=False"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(options, message):
+    with pytest.raises(ValueError, match=f"JumpSearch: {message}"):
+        ppl.JumpSearch(**options)
+
+
+def test_something_else_than_a_search_is_refused():
+    with pytest.raises(
+        TypeError, match="check_jumps must be True, False or a ppl.JumpSearch, got 3"
+    ):
+        ppl.expectation(lambda m: m, check_jumps=3)
 
 
 def test_a_jump_far_outside_of_all_draws_is_not_found():

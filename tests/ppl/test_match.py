@@ -478,3 +478,80 @@ def test_a_factor_of_an_autoguide_belongs_to_its_law():
     guide = autoguide.AutoDAIS(normal_model)
     bound = inference.elbo(normal_model, guide)
     assert np.isfinite(bound.value(bound.init(KEY), KEY))
+
+
+# Scores that no guide's trace was handed to.
+
+
+@inference.objective
+def by_density(model, guide, *args):
+    q = ppl.draw(guide, *args)
+    return model.log_density(q.choices, *args) - q.log_density
+
+
+@inference.objective
+def by_trace_of_copies(model, guide, *args):
+    q = ppl.draw(guide, *args)
+    p = model.trace({name: jnp.sin(x) for name, x in q.choices.items()}, *args)
+    return p.log_density - q.log_density
+
+
+@inference.objective
+def in_lanes(model, guide, *args):
+    def lane():
+        q = ppl.draw(guide, *args)
+        return model.log_density(dict(q.choices), *args) - q.log_density
+
+    return jax.nn.logsumexp(ppl.particles(2)(lane)())
+
+
+@pytest.mark.parametrize("own", [by_density, in_lanes])
+@pytest.mark.parametrize(
+    ("guide", "sizes"),
+    [(without_plate, {"rows": 12}), (other_name, {"rows": 12}), (half(same_plate), {}), (halved_rows, {})],
+    ids=["no plate", "another plate", "scale", "scales"],
+)  # fmt: skip
+def test_own_objectives_are_compared_at_their_scores(own, guide, sizes):
+    guide = ppl.block(guide, ["x"]) if guide is halved_rows else guide
+    bound = own(model, guide, strategies="reinforce").with_plate_sizes(sizes)
+    message = r"Site 'b': model and guide scale its log-prob differently \(model x .*guide x"
+    with pytest.raises(ValueError, match=message):
+        bound.value({}, KEY, X)
+
+
+def test_a_value_that_is_computed_is_compared_by_its_name_and_one_that_is_renamed_by_itself():
+    normal = lambda name, scale: numpyro.handlers.scale(
+        lambda: ppl.sample(name, dist.Normal(0.0, 1.0)), scale=scale
+    )
+    with pytest.raises(
+        ValueError, match="Site 'z': model and guide scale its log-prob differently"
+    ):
+        by_trace_of_copies(normal("z", 2.0), normal("z", 1.0)).value({}, KEY)
+    assert np.isfinite(by_trace_of_copies(normal("z", 2.0), normal("z", 2.0)).value({}, KEY))
+
+    @inference.objective
+    def renamed(model, guide):
+        q = ppl.draw(guide)
+        return model.log_density({"w": q.choices["z"]}) - q.log_density
+
+    with pytest.raises(
+        ValueError, match="Site 'w': model and guide scale its log-prob differently"
+    ):
+        renamed(normal("w", 2.0), normal("z", 1.0)).value({}, KEY)
+    assert renamed(normal("w", 2.0), normal("z", 2.0)).value({}, KEY) == 0.0
+
+
+def test_scales_that_are_known_under_jit_only_are_compared_in_the_number():
+    scaled = lambda s: numpyro.handlers.scale(
+        lambda *_: ppl.sample("z", dist.Normal(0.0, 1.0)), scale=s
+    )
+
+    @inference.objective
+    def own(model, guide, one, other):
+        q = ppl.draw(lambda: scaled(other)())
+        return ppl.model(lambda: scaled(one)()).log_density(q.choices) - q.log_density
+
+    dummy = ppl.model(scaled(1.0))
+    same, unlike = jnp.array(2.0), jnp.array(3.0)
+    assert own(dummy, dummy).value({}, KEY, same, same) == 0.0
+    assert np.isnan(own(dummy, dummy).value({}, KEY, same, unlike))

@@ -221,6 +221,40 @@ def test_a_delta_autoguide_is_the_log_joint():
     jax.tree.map(close, grads, jax.grad(exact)(new))
 
 
+@pytest.mark.parametrize("make", [AutoDelta, AutoNormal])
+def test_an_autoguide_whose_parameters_were_not_made_is_refused(make):
+    message = f"{make.__name__}: the autoguide has not met its model.*Call objective.init"
+    for run in (
+        lambda b: b.value({}, KEY),
+        lambda b: jax.jit(b.grad)({}, KEY),
+        lambda b: b.plan({}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(inference.elbo(gaussian, make(gaussian)))
+    with pytest.raises(ValueError, match=message):
+        ppl.model(make(gaussian)).log_density({"a": 0.1, "b": 0.2})
+    guide = ppl.model(make(gaussian))
+    for _ in range(2):  # the second time no tracer of the first is left
+        params = guide.init(KEY)
+    close(params["a_auto_loc"], inference.elbo(gaussian, guide).init(KEY)["a_auto_loc"])
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_a_point_mass_has_as_many_lanes_as_everything_else(shape):
+    """It has no noise that would tell lanes apart; all weights are alike, and bounds those of one particle."""
+
+    def model():
+        z = ppl.sample("z", dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape)))
+        ppl.sample("x", dist.Normal(z.sum(), 1.0), obs=0.7)
+
+    def guide():
+        ppl.sample("z", dist.Delta(0.4 * jnp.ones(shape), event_dim=len(shape)))
+
+    exact = ppl.model(model).log_density({"z": 0.4 * jnp.ones(shape)})
+    for bound in (inference.iwelbo, inference.wake_theta, inference.rws):
+        close(bound(model, guide, num_particles=3).value({}, KEY), exact)
+
+
 @ppl.model
 def positive():
     s = ppl.sample("s", dist.HalfNormal(1.0))

@@ -231,6 +231,16 @@ def test_the_result_is_one_real_number(result, message):
         expectation.value(0.0, KEY)
 
 
+@pytest.mark.parametrize("strategy", ["enum", "reinforce", "reinforce_loo", "mvd", "disarm"])
+def test_a_cost_that_no_site_reaches_has_the_gradient_zero(strategy):
+    def cost(p):
+        ppl.sample("b", dist.Bernoulli(p))
+        return 2.5
+
+    value, grad = ppl.expectation(cost, strategies=strategy).value_and_grad(0.3, KEY)
+    assert (value, grad) == (2.5, 0.0)
+
+
 @pytest.mark.parametrize("method", ["simulate", "generate", "predict"])
 def test_methods_with_a_key_are_refused_inside_an_expectation(method):
     args = {"generate": ({},), "predict": ({"a": 0.0, "b": 0.0},)}.get(method, ())

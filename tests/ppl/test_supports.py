@@ -383,3 +383,26 @@ def test_a_law_of_unknown_support_is_not_told_to_use_scores() -> None:
     ) as error:
         objective.grad(0.3, jax.random.key(0))
     assert "'reinforce'" not in str(error.value)
+
+
+def test_a_density_that_vanishes_at_the_edge_is_refused_and_its_remedy_has_the_gradient(
+    key,
+) -> None:
+    """E[z^2] = 0.3 t^2 for z = t b, b of Beta(2, 2); 20,000 draws."""
+
+    def moving(t):
+        return (
+            ppl.sample("z", Moved(dist.Beta(2.0, 2.0), [Affine(0.0, t)]), strategy="reinforce") ** 2
+        )
+
+    with pytest.raises(
+        ValueError, match=r"Site 'z'.*Where the density vanishes at the edge.*b of Beta\(2, 2\)"
+    ):
+        ppl.expectation(moving).grad(1.5, jax.random.key(0))
+
+    def fixed(t):
+        return (t * ppl.sample("b", dist.Beta(2.0, 2.0), strategy="reinforce")) ** 2
+
+    keys = jax.random.split(key, 20_000)
+    grads = jax.vmap(lambda k: ppl.expectation(fixed).grad(1.5, k))(keys)
+    assert abs(grads.mean() - 0.6 * 1.5) < 4.5 * grads.std() / np.sqrt(len(keys))
