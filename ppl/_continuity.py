@@ -239,7 +239,7 @@ def join_facts(facts: Sequence[Fact]) -> Fact:
         union(f.range for f in facts),
         all(f.is_loud for f in facts),
         all(f.avoids_zero for f in facts),
-        any(f.grows for f in facts),
+        grows=any(f.grows for f in facts),
     )
 
 
@@ -368,7 +368,7 @@ def _compared(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> Fact:
         return _stepped(name, eqn, facts, found)
     if over := [f for f in facts if f.grows]:
         jumps = merged([silent(facts), movers(f"{name} of an overflow", over, is_overflow=True)])
-        return Fact({}, jumps, {}, frozenset(), found)
+        return Fact({}, jumps, {}, frozenset(), found, before=jumps)
     num_loud = sum(f.is_loud for f in facts)
     if not merged(f.loud for f in facts) and num_loud < len(facts):
         if name == "is_finite" or (name in ("eq", "ne") and num_loud < 2):
@@ -386,8 +386,8 @@ def _selected(facts: Sequence[Fact], relations: Relations, found: Range) -> Fact
     if len(finite) < 2 and len(finite) < len(branches):  # the choice leads to infinity or NaN
         loud = merged([fact.loud, which.jumps])
         return fact._replace(relations=relations, loud=loud)
-    terms = [f.term for f in facts]
-    is_seamless = len(facts) == 3 and None not in terms and agree_on_seam(*terms)
+    terms = [f.term for f in facts if f.term is not None]
+    is_seamless = len(facts) == len(terms) == 3 and agree_on_seam(*terms)
     jumps = merged([fact.jumps, which.before if is_seamless else which.jumps])
     loud = merged([fact.loud, which.jumps]) if len(finite) < len(branches) else fact.loud
     return fact._replace(relations=relations, jumps=jumps, loud=loud, range=found)

@@ -166,7 +166,8 @@ def _compare_scales(name: str, model: Trace, guide: Trace, drawn: str | None = N
     if are_known and _are_close(own, other):
         return None
     # An array that is computed is compared with an array, in the number; against a mere number it is not believed.
-    if are_known or not are_arrays or np.shape(own) != np.shape(other):
+    is_alike = own is not None and other is not None and jnp.shape(own) == jnp.shape(other)
+    if are_known or not are_arrays or not is_alike:
         _refuse_scales(name, model, guide, drawn, "scale its log-prob differently")
     return jnp.where(jnp.asarray(own) == other, 0.0, jnp.nan)
 
