@@ -8,14 +8,16 @@ STAMP := $(VENV)/.lapilli-setup
 PYTHON_RANGE := >=3.12,<3.15
 WORKERS ?= 2
 PYTEST ?=
+MATRIX ?= *
 
-.PHONY: help setup demo test test-slow lint format bench lock clean
+.PHONY: help setup demo test test-slow test-matrix matrix-cells lint format bench lock clean
 
 help:
 	@echo "make setup      build .venv with the locked dependencies and an editable install"
 	@echo "make demo       run examples/demo.py"
 	@echo "make test       tests and doctests, without the slow ones   (WORKERS=2 PYTEST='-k name')"
 	@echo "make test-slow  the slow tests only"
+	@echo "make test-matrix  some tests with each Python, jax, oldest and newest dependencies (MATRIX='py3.13-*')"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make format     ruff: sort imports, mend what is safe to mend, format"
 	@echo "make bench      all benchmarks, one by one"
@@ -68,6 +70,15 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow --durations 10 $(PYTEST)
+
+# Each cell has an environment of its own in .venv-matrix; the list of cells is in .ci/matrix.py.
+MATRIX_PYTEST = $(or $(PYTEST),-m "not slow" $(MATRIX_TESTS))
+test-matrix: setup
+	@uv=$$(command -v uv || echo $(TOOLS)/bin/uv); \
+	$(BIN)/python .ci/matrix.py --uv "$$uv" $(foreach cell,$(MATRIX),'$(cell)') -- $(MATRIX_PYTEST)
+
+matrix-cells:
+	@python3 .ci/matrix.py --list
 
 lint: setup
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ._compat import CALLS
 from ._ranges import REALS, Range, number, range_of_constant, ranges_of, union
 from ._relation import PARAMS, Relations, join
 
@@ -96,13 +97,6 @@ OPAQUE = _names(
     unreduced_reduce_scatter xla_metadata_call xla_metadata_value
     """
 )
-# Walked by `_dependence.py`: name -> the parameter that holds the inner program.
-CALLS = {
-    **dict.fromkeys("jit pjit remat remat2 checkpoint".split(), "jaxpr"),
-    **dict.fromkeys(
-        "closed_call core_call custom_jvp_call custom_vjp_call eval_jaxpr".split(), "call_jaxpr"
-    ),
-}
 CONTROL = _names("scan while cond")
 HANDLED = _names("select_n sort top_k eigh svd")
 COMPARISONS = _names("eq ne lt le gt ge")

@@ -74,9 +74,7 @@ def unconstrain(values: Mapping[str, Any], known: Mapping[str, Any]) -> Params:
     params = {}
     for name, value in values.items():
         transform = dist.transforms.biject_to(known.get(name, constraints.real))
-        params[name] = jax.tree.map(
-            lambda x, t=transform: t._inverse(x) if _is_array(x) else x, value
-        )
+        params[name] = jax.tree.map(lambda x, t=transform: t.inv(x) if _is_array(x) else x, value)
     return Params(params, known)
 
 
