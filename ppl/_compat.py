@@ -1,7 +1,7 @@
 """The wall: each name of jax, numpyro, funsor and arviz that is private or has changed between versions, in one place.
 
-Other files of the library reach such a name through this one only. tests/ppl/test_compat.py has one row a name, which says what it
-must do, and fails when another file goes round the wall. Names that the packages document and keep are used where needed.
+Other files of the library reach such a name through this one only. tests/ppl/test_compat.py has one row a name, which says what
+it must do, and fails when another file goes round the wall. Names that the packages document and keep are used where needed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from jax.extend.core import (
 )
 from jax.interpreters import batching, partial_eval
 
+from .._workarounds import Workaround
+
 
 def _join_lazy_modules() -> list[str]:
     """Join modules of numpyro that were torn from their parents; returns their names.
@@ -48,6 +50,20 @@ def _join_lazy_modules() -> list[str]:
 
 
 torn_modules = _join_lazy_modules()
+
+
+def record() -> Workaround:
+    """What `_join_lazy_modules` found."""
+    torn = ", ".join(torn_modules)
+    return Workaround(
+        "numpyro-lazy-modules",
+        f"numpyro {numpyro.__version__}",
+        "Where ArviZ has registered numpyro as a lazy module, its submodules may come loose from it.",
+        bool(torn_modules),
+        f"Joined again: {torn}." if torn else "All were in their places.",
+    )
+
+
 _primitives: Any = numpyro.primitives
 _dist: Any = numpyro.distributions
 _runs = itertools.count()

@@ -128,8 +128,8 @@ def support_of_law(fn: dist.Distribution) -> Support:
         return first if first.is_unbounded else Support(edges=first.edges, unknown=first.unknown)
     if isinstance(fn, discrete.ZeroInflatedProbs):
         return _zero_inflated(fn)
-    if isinstance(fn, HurdleProbs):
-        own, positive = _declared(fn), support_of_law(fn.base_dist)
+    if isinstance(law := fn, HurdleProbs):
+        own, positive = _declared(law), support_of_law(law.base_dist)
         unknown = own.unknown or positive.unknown
         return dataclasses.replace(own, edges=own.edges + positive.edges, unknown=unknown)
     if isinstance(fn, dist.TransformedDistribution):
