@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENTS = ROOT / ".venv-matrix"
 PYTHONS = ("3.12", "3.13", "3.14")
 JAX = {"0.11": ">=0.11,<0.12", "0.12": ">=0.12,<0.13"}
 # Which of the versions that pyproject.toml allows: its lower bounds, with what these need at its newest; or all at their newest.
@@ -34,8 +33,11 @@ class NotRun(Exception):
 
 
 def output(*command: str | Path) -> str | None:
-    """What a command prints, or None if it fails."""
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    """What a command prints, or None if it fails or is not there."""
+    try:
+        result = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
     return result.stdout.strip() if result.returncode == 0 else None
 
 
@@ -55,10 +57,10 @@ def interpreter(uv: str, version: str) -> str:
     raise NotRun(f"no Python {version} here, and uv could fetch none")
 
 
-def environment(uv: str, cell: str) -> Path:
+def environment(uv: str, cell: str, environments: Path) -> Path:
     """The cell's environment, made if it is missing or pyproject.toml has changed."""
     version, jax, dependencies = CELLS[cell]
-    folder = ENVIRONMENTS / cell
+    folder = environments / cell
     project = (ROOT / "pyproject.toml").read_bytes()
     mark, stamp = hashlib.sha256(project + repr(CELLS[cell]).encode()).hexdigest(), folder / "made"
     if stamp.exists() and stamp.read_text() == mark:
@@ -75,10 +77,10 @@ def environment(uv: str, cell: str) -> Path:
     return folder
 
 
-def run(uv: str, cell: str, tests: list[str]) -> tuple[str, str]:
+def run(uv: str, cell: str, environments: Path, tests: list[str]) -> tuple[str, str]:
     """Test one cell; returns what became of it ("passed", "failed", "not run") and a line about it."""
     try:
-        python = environment(uv, cell) / "bin" / "python"
+        python = environment(uv, cell, environments) / "bin" / "python"
     except NotRun as reason:
         return "not run", str(reason)
     except subprocess.CalledProcessError as error:
@@ -104,6 +106,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="print the cells as JSON and stop")
     parser.add_argument("--uv", default="uv", help="the uv to use")
+    parser.add_argument("--environments", type=Path, default=ROOT / ".venv-matrix")
     parser.add_argument("patterns", nargs="*", help="cells to run, all of them if none is named")
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options, tests = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
@@ -111,11 +114,14 @@ def main() -> int:
         print(json.dumps(list(CELLS)))
         return 0
     patterns = options.patterns or ["*"]
+    for pattern in patterns:
+        if not fnmatch.filter(CELLS, pattern):
+            parser.error(f"no cell matches '{pattern}'; --list shows them")
     cells = [c for c in CELLS if any(fnmatch.fnmatch(c, p) for p in patterns)]
     results = {}
     for cell in cells:
         print(f"== {cell}", flush=True)
-        results[cell] = run(options.uv, cell, tests)
+        results[cell] = run(options.uv, cell, options.environments, tests)
     outcomes = [outcome for outcome, _ in results.values()]
     print("\n" + "\n".join(f"{c:22} {outcome:8} {line}" for c, (outcome, line) in results.items()))
     counts = {name: outcomes.count(name) for name in ("passed", "failed", "not run")}

@@ -92,6 +92,11 @@ def no_handlers() -> Any:
         stack[:] = saved
 
 
+def declared(msg: dict[str, Any]) -> tuple[Any, ...]:
+    """The value that a param statement gives, in a tuple; () where it gives a function of a key, or nothing."""
+    return tuple(x for x in msg["args"] if x is not None and not callable(x))
+
+
 def numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> tuple[Any, Any]:
     """The scan of numpyro.contrib: (carry, ys)."""
     from numpyro.contrib.control_flow import scan

@@ -95,6 +95,9 @@ OPAQUE = _names(
     reduce_window remat_opt run_scoped run_state scaled_dot scaled_matmul scaled_matmul_wrapper semaphore_read semaphore_signal
     semaphore_wait shape_assertion shard_map stage swap unpin unreachable unreduced_pmax unreduced_pmin unreduced_psum
     unreduced_reduce_scatter xla_metadata_call xla_metadata_value
+
+    box_get box_set call core_map jaxpr_call log_extend log_read new_box new_log pbroadcast_done pbroadcast_start program_order
+    psum_start reduced_vary_cast_p unreduced_psum_start unreduced_reduce_scatter_start vary_unreduced_cast_p
     """
 )
 CONTROL = _names("scan while cond")

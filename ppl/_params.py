@@ -11,6 +11,8 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
+from ._compat import declared
+
 
 class _Constraints(dict[str, Any]):
     """The constraints of a `Params`: static data of a pytree, hence hashable."""
@@ -136,7 +138,7 @@ class ParamCollector(Messenger):
         name = msg["name"] if msg["type"] == "param" else None
         if name not in self.values:
             return
-        shapes = [jnp.shape(x) for x in jax.tree.leaves(msg["args"])]
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(declared(msg))]
         old = [jnp.shape(x) for x in jax.tree.leaves(self.values[name])]
         constraint = msg["kwargs"].get("constraint", self.constraints[name])
         if (shapes and shapes != old) or str(constraint) != str(self.constraints[name]):

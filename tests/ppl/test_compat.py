@@ -64,6 +64,20 @@ def _in_numpyro(fn):
     return result, trace
 
 
+@row("declared")
+def _():
+    seen = []
+
+    class Watch(numpyro.primitives.Messenger):
+        def process_message(self, msg):
+            seen.append(c.declared(msg))
+
+    with handlers.seed(rng_seed=0), Watch():
+        numpyro.param("a", 2.0)
+        numpyro.param("b", lambda key: 3.0)
+    assert seen == [(2.0,), ()]
+
+
 @row("numpyro_scan")
 def _():
     step = lambda carry, x: (carry + x, numpyro.sample("z", dist.Delta(carry)))
