@@ -10,7 +10,7 @@ WORKERS ?= 2
 PYTEST ?=
 MATRIX ?=
 # What a new version is most likely to break: the wall, the mends, the table of primitives, and a few whole programs.
-MATRIX_TESTS ?= -m "not slow" tests/ppl/test_compat.py tests/test_workarounds.py tests/test_compiler.py
+MATRIX_TESTS ?= -m "not slow" @.ci/matrix-tests.txt
 
 .PHONY: help setup demo test test-slow test-matrix matrix-cells lint format bench lock clean
 

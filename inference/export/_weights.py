@@ -154,5 +154,5 @@ def _pareto_smoothing() -> Any:
         return pareto_smoothing()
     except ImportError as err:
         raise ImportError(
-            "importance_diagnostics needs ArviZ for Pareto smoothing, and it is missing: pip install 'arviz>=1.0'."
+            "importance_diagnostics needs ArviZ for Pareto smoothing, and it is missing: pip install 'arviz>=1.1'."
         ) from err
