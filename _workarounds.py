@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.metadata import version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,4 +54,15 @@ def workarounds() -> Workarounds:
     from . import _compiler
     from .ppl import _compat, _logits
 
-    return Workarounds((_compiler.record(), *_logits.records(), _compat.record()))
+    joined = _lazy_modules(_compat.torn_modules)
+    return Workarounds((_compiler.record(), *_logits.records(), joined))
+
+
+def _lazy_modules(torn: list[str]) -> Workaround:
+    return Workaround(
+        "numpyro-lazy-modules",
+        f"numpyro {version('numpyro')}",
+        "Where ArviZ has registered numpyro as a lazy module, its submodules may come loose from it.",
+        bool(torn),
+        f"Joined again: {', '.join(torn)}." if torn else "All were in their places.",
+    )

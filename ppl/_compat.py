@@ -30,8 +30,6 @@ from jax.extend.core import (
 )
 from jax.interpreters import batching, partial_eval
 
-from .._workarounds import Workaround
-
 
 def _join_lazy_modules() -> list[str]:
     """Join modules of numpyro that were torn from their parents; returns their names.
@@ -52,20 +50,8 @@ def _join_lazy_modules() -> list[str]:
 torn_modules = _join_lazy_modules()
 
 
-def record() -> Workaround:
-    """What `_join_lazy_modules` found."""
-    torn = ", ".join(torn_modules)
-    return Workaround(
-        "numpyro-lazy-modules",
-        f"numpyro {numpyro.__version__}",
-        "Where ArviZ has registered numpyro as a lazy module, its submodules may come loose from it.",
-        bool(torn_modules),
-        f"Joined again: {torn}." if torn else "All were in their places.",
-    )
-
-
-_primitives: Any = numpyro.primitives
-_dist: Any = numpyro.distributions
+_numpyro: Any = numpyro
+_primitives, _dist = _numpyro.primitives, _numpyro.distributions
 _runs = itertools.count()
 _user_context = jax.make_user_context(None)
 
@@ -164,8 +150,8 @@ validate_sample: Callable[..., Any] = _dist.util.validate_sample
 
 
 def mask_of(fn: Any) -> Any:
-    """The mask of a MaskedDistribution; None of a law that has none."""
-    return getattr(fn, "_mask", None)
+    """The mask of a MaskedDistribution; None of another law."""
+    return fn._mask if isinstance(fn, _dist.MaskedDistribution) else None
 
 
 def unchecked(fn: Any) -> Any:
@@ -212,7 +198,7 @@ def is_concrete(tree: Any) -> bool:
 
 def own_trace(x: Any) -> Any:
     """What tells the innermost transformation that a value varies with; None where nothing does."""
-    return getattr(x, "_trace", None)  # no public name
+    return x._trace if isinstance(x, Tracer) else None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def typed_key(key: Any) -> jax.Array:
@@ -300,7 +286,7 @@ def with_inputs(jaxpr: Any, constvars: Sequence[Var], invars: Sequence[Var]) -> 
 # ArviZ
 
 
-def pareto_smoothing() -> Callable[[Any], tuple[Any, Any]]:
+def pareto_smoothing() -> Callable[[Any], Any]:
     """ArviZ's psislw: log-likelihoods [n] -> (smoothed log-weights of leave-one-out [n], k-hat).
 
     Raises:

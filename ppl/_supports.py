@@ -128,7 +128,8 @@ def support_of_law(fn: dist.Distribution) -> Support:
         return first if first.is_unbounded else Support(edges=first.edges, unknown=first.unknown)
     if isinstance(fn, discrete.ZeroInflatedProbs):
         return _zero_inflated(fn)
-    if isinstance(law := fn, HurdleProbs):
+    if isinstance(fn, HurdleProbs):
+        law: Any = fn
         own, positive = _declared(law), support_of_law(law.base_dist)
         unknown = own.unknown or positive.unknown
         return dataclasses.replace(own, edges=own.edges + positive.edges, unknown=unknown)

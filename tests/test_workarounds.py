@@ -81,6 +81,12 @@ def test_the_list_says_what_was_found_in_which_version():
         assert found[name].is_applied == (function is ours)
 
 
+def test_modules_that_were_joined_again_are_named():
+    record = _workarounds._lazy_modules(["numpyro.infer"])
+    assert record.is_applied and record.reason == "Joined again: numpyro.infer."
+    assert not _workarounds._lazy_modules([]).is_applied
+
+
 def test_the_list_is_printed_one_a_line():
     record = lapilli.Workaround("sums", "xla 1", "Sums are wrong.", False, "They are right here.")
     assert repr(record) == "sums (xla 1): not applied. Sums are wrong. They are right here."
