@@ -105,5 +105,5 @@ lock: setup
 	  --python-version 3.12 --extra dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) $(TOOLS) .cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(TOOLS) .venv-matrix .cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
