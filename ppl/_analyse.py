@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ._additive import Term, split
 from ._compat import ClosedJaxpr, Jaxpr, Literal, own_caches
+from ._continuity import Fact
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite, Unsuitable
 from ._hoist import hoist_noise
@@ -49,6 +50,11 @@ class Numbers:
     fixed: tuple[Any, ...]
     local: tuple[Any, ...]
     local_tree: Any
+
+    @property
+    def probabilities(self) -> tuple[Any, ...]:
+        """Those that may be 0, where the strategy misses such values (`_null_values.py`)."""
+        return jax.tree.unflatten(self.local_tree, self.local)[1]
 
     @property
     def read(self) -> tuple[Any, ...]:
@@ -149,6 +155,10 @@ def analyse(
     is_parameter = [i < num_params for i in range(len(closed.jaxpr.invars))]
     draws = {i: (s.range, s.noise) for i, s in sites.items()}
     facts = Analysis(closed, is_parameter, draws, jax.tree.leaves(args))
+    for s in sites.values():
+        found = numbers[s.address]
+        moved = [p for p in found["probabilities"] if _may_vanish(facts[p])]
+        table[s.index] = _numbers(found, tuple(moved))
     result = outvars[0]
     rows = row_suspects(record["infos"], numbers, sites, facts)
     check_sites(sites, table, facts)
@@ -201,6 +211,11 @@ def analyse(
     )  # fmt: skip
 
 
+def _may_vanish(probability: Fact) -> bool:
+    """Whether something may move it, and it may be 0 by more than rounding."""
+    return bool(probability.relations) and not probability.range.is_positive
+
+
 def _as_scalar(result: Any) -> jax.Array:
     if not hasattr(result, "shape") and not isinstance(result, int | float):
         raise TypeError(
@@ -216,8 +231,8 @@ def _as_scalar(result: Any) -> jax.Array:
     return result
 
 
-def _numbers(numbers: dict[str, Any]) -> Numbers:
-    local, local_tree = jax.tree.flatten(numbers["local"])
+def _numbers(numbers: dict[str, Any], probabilities: tuple[Any, ...] = ()) -> Numbers:
+    local, local_tree = jax.tree.flatten((numbers["local"], probabilities))
     return Numbers(
         numbers["value"],
         numbers["log_prob"],

@@ -85,7 +85,7 @@ def declared(msg: dict[str, Any]) -> tuple[Any, ...]:
 
 def numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> tuple[Any, Any]:
     """The scan of numpyro.contrib: (carry, ys)."""
-    from numpyro.contrib.control_flow import scan
+    from numpyro.contrib.control_flow import scan  # late: see _join_lazy_modules
 
     return scan(step, init, xs, length=length)
 
@@ -143,8 +143,9 @@ class _Absent:
     """In place of a class that this version does not have yet: nothing is an instance of it."""
 
 
-HurdleProbs: Any = getattr(_dist.discrete, "HurdleProbs", _Absent)  # numpyro 0.22
-CatTransform: Any = getattr(_dist.transforms, "CatTransform", _Absent)  # numpyro 0.22
+# From numpyro 0.22 on.
+HurdleProbs: Any = getattr(_dist.discrete, "HurdleProbs", _Absent)
+CatTransform: Any = getattr(_dist.transforms, "CatTransform", _Absent)
 SingletonConstraint: Any = _dist.constraints._SingletonConstraint
 validate_sample: Callable[..., Any] = _dist.util.validate_sample
 
@@ -179,9 +180,8 @@ def trace_state() -> Any:
 def own_caches() -> contextlib.AbstractContextManager:
     """A context in which JAX shares no traced inner functions (jit, scan, while bodies) with code outside of it.
 
-    A body that was traced earlier is served from JAX's cache: its Python code does not run and its statements
-    go unseen. Inside this context a body with a statement is never cached, because meeting the statement
-    there is an error.
+    A body that was traced earlier is served from JAX's cache: its Python code does not run and its statements go unseen. Inside
+    this context a body with a statement is never cached, because meeting the statement there is an error.
     """
     return _user_context("lapilli")
 
@@ -189,6 +189,11 @@ def own_caches() -> contextlib.AbstractContextManager:
 def fresh_caches() -> contextlib.AbstractContextManager:
     """A context of its own for one run: needed where a handler hides statements, which would then be cached unseen."""
     return _user_context(("lapilli", next(_runs)))
+
+
+def first_key(dtype: Any) -> Any:
+    """The key of seed 0 of a key type."""
+    return jax.random.key(0, impl=dtype._impl.name)
 
 
 def is_concrete(tree: Any) -> bool:
@@ -213,9 +218,9 @@ def typed_key(key: Any) -> jax.Array:
             return key
     elif dtype == jnp.uint32 and key.shape == (2,):
         return jax.random.wrap_key_data(key)
+    got = f"{type(key).__name__} with dtype {dtype} and shape {getattr(key, 'shape', None)}"
     raise TypeError(
-        f"Argument 'key' must be one PRNG key, jax.random.key(seed) or jax.random.PRNGKey(seed); "
-        f"got {type(key).__name__} with dtype {dtype} and shape {getattr(key, 'shape', None)}."
+        f"Argument 'key' must be one PRNG key, jax.random.key(seed) or jax.random.PRNGKey(seed); got {got}."
     )
 
 

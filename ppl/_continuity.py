@@ -24,6 +24,7 @@ import numpy as np
 from ._compat import CALLS
 from ._ranges import REALS, Range, number, range_of_constant, ranges_of, union
 from ._relation import PARAMS, Relations, join
+from ._seams import Term, agree_on_seam
 
 
 def _names(text: str) -> frozenset[str]:
@@ -170,6 +171,8 @@ class Fact(NamedTuple):
         range: the numbers that it can hold where it is finite.
         is_loud: it is a constant that is infinite or NaN.
         keeps_sign: it is a product of factors that are zero, or are not, whatever the noise.
+        term: how it comes about element by element, where that is known.
+        before: of a comparison, the jumps of its sides.
     """
 
     relations: Relations
@@ -179,6 +182,8 @@ class Fact(NamedTuple):
     range: Range = REALS
     is_loud: bool = False
     keeps_sign: bool = False
+    term: Term | None = None
+    before: Jumps = {}
 
     @property
     def avoids_zero(self) -> bool:
@@ -287,7 +292,7 @@ def _fact(name: str, eqn: Any, which: int, facts: Sequence[Fact], atom: Any, fou
             "reshape",
             "convert_element_type",
         )
-        return kept._replace(is_loud=is_loud)
+        return kept._replace(is_loud=is_loud, before=facts[0].before)
     if name in SUMS:
         return _summed(name, facts, kept)._replace(is_loud=name == "neg" and facts[0].is_loud)
     if name in PRODUCTS:
@@ -323,7 +328,9 @@ def _stepped(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> Fact:
     jumps = merged([silent(facts), movers(name, real)])
     if name in ("bitcast_convert_type", "to_edtype"):  # bits are as fine as the number
         rest = list(facts)
-    return Fact({}, jumps, {}, frozenset().union(*(f.noise for f in rest)), found)
+    return Fact(
+        {}, jumps, {}, frozenset().union(*(f.noise for f in rest)), found, before=silent(facts)
+    )
 
 
 def _compared(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> Fact:
@@ -336,7 +343,7 @@ def _compared(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> Fact:
         if name == "is_finite" or (name in ("eq", "ne") and num_loud < 2):
             is_same = num_loud == 0  # a finite number is equal to itself, and to no infinity
             found = number(float(is_same if name != "ne" else not is_same))
-    return Fact({}, silent(facts), {}, frozenset(), found)
+    return Fact({}, silent(facts), {}, frozenset(), found, before=silent(facts))
 
 
 def _selected(facts: Sequence[Fact], relations: Relations, found: Range) -> Fact:
@@ -348,7 +355,9 @@ def _selected(facts: Sequence[Fact], relations: Relations, found: Range) -> Fact
     if len(finite) < 2 and len(finite) < len(branches):  # the choice leads to infinity or NaN
         loud = merged([fact.loud, which.jumps])
         return fact._replace(relations=relations, loud=loud)
-    jumps = merged([fact.jumps, which.jumps])
+    terms = [f.term for f in facts]
+    is_seamless = len(facts) == 3 and None not in terms and agree_on_seam(*terms)
+    jumps = merged([fact.jumps, which.before if is_seamless else which.jumps])
     loud = merged([fact.loud, which.jumps]) if len(finite) < len(branches) else fact.loud
     return fact._replace(relations=relations, jumps=jumps, loud=loud, range=found)
 

@@ -34,6 +34,7 @@ from ._jaxprs import inner_jaxpr
 from ._primitive import key_p, site_p
 from ._ranges import REALS, Range, widened
 from ._relation import PARAMS, Time, aligned, close_time, join, move
+from ._seams import Term, constant_term, term_of
 
 
 class Analysis:
@@ -71,10 +72,13 @@ class Analysis:
 
     def _walk(self, jaxpr: Jaxpr, consts: list[Fact], inputs: list[Fact]) -> dict[Var, Fact]:
         env: dict[Var, Fact] = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, inputs, strict=True))
+        env.update(zip(jaxpr.invars, map(_named, inputs), strict=True))
         for eqn in jaxpr.eqns:
-            facts = [constant(v.val) if isinstance(v, Literal) else env[v] for v in eqn.invars]
-            env.update(zip(eqn.outvars, self._outputs(eqn, facts), strict=True))
+            facts = [_known(v.val) if isinstance(v, Literal) else env[v] for v in eqn.invars]
+            outs = self._outputs(eqn, facts)
+            if len(outs) == 1 and outs[0].term is None:
+                outs = [outs[0]._replace(term=term_of(eqn, [f.term or Term() for f in facts]))]
+            env.update(zip(eqn.outvars, map(_named, outs), strict=True))
         return env
 
     def _call(self, jaxpr: Any, inputs: list[Fact]) -> list[Fact]:
@@ -82,7 +86,7 @@ class Analysis:
         jaxpr = inner_jaxpr(jaxpr)
         assert jaxpr is not None
         env = self._walk(jaxpr, consts, inputs)
-        return [constant(v.val) if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+        return [_known(v.val) if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
 
     def _constants(self, closed: ClosedJaxpr) -> list[Fact]:
         """Data have other values at another call, so that nothing is known of theirs."""
@@ -128,8 +132,8 @@ class Analysis:
         num_consts, num_carry = scan_counts(eqn.params)
         consts, carry, xs = (
             facts[:num_consts],
-            facts[num_consts : num_consts + num_carry],
-            facts[num_consts + num_carry :],
+            _unnamed(facts[num_consts : num_consts + num_carry]),
+            _unnamed(facts[num_consts + num_carry :]),
         )
         scan = next(self._scan_ids)
         into = lambda a: a - 1 if a else Time(scan)
@@ -153,7 +157,9 @@ class Analysis:
         last = [closed(f, None) for f in outs[:num_carry]]
         ys = []
         for fact in outs[num_carry:]:
-            shifted = fact._replace(relations=move(fact.relations, lambda a: a + 1, "scan"))
+            shifted = fact._replace(
+                term=None, relations=move(fact.relations, lambda a: a + 1, "scan")
+            )
             ys.append(closed(shifted, None if eqn.params["reverse"] else 0))
         return [join_facts([a, b]) for a, b in zip(carry, last, strict=True)] + ys
 
@@ -166,7 +172,7 @@ class Analysis:
         cond, body, carry = (
             facts[:num_cond],
             facts[num_cond : num_cond + num_body],
-            facts[num_cond + num_body :],
+            _unnamed(facts[num_cond + num_body :]),
         )
         while True:
             outs = self._call(eqn.params["body_jaxpr"], [*body, *carry])
@@ -179,6 +185,21 @@ class Analysis:
         return [
             _chosen(stop, [f._replace(relations=r)]) for f, r in zip(carry, relations, strict=True)
         ]
+
+
+def _known(value: Any) -> Fact:
+    """The fact of a value that is part of the program, with its term."""
+    return constant(value)._replace(term=constant_term(value))
+
+
+def _named(fact: Fact) -> Fact:
+    """A fact with a term, if only that of a variable of which nothing is known."""
+    return fact if fact.term is not None else fact._replace(term=Term())
+
+
+def _unnamed(facts: Sequence[Fact]) -> list[Fact]:
+    """Facts of variables that hold one of several values."""
+    return [f._replace(term=None) for f in facts]
 
 
 def _next(carry: Fact, later: Fact) -> Fact:

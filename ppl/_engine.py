@@ -16,6 +16,7 @@ from ._disarm import ARM, DisARM
 from ._keys import fold_name
 from ._mvd import MVD
 from ._noise import COMMON, SALT
+from ._null_values import probabilities
 from ._one_hot import OneHotCategorical
 from ._primitive import mark, mark_key
 from ._ranges import REALS, Range, range_of_support
@@ -229,6 +230,7 @@ class Engine(Recorder):
             "value": value,
             "fixed": [jnp.asarray(getattr(base, name), float) for name in fixed],
             "local": strategy.local(drawn),
+            "probabilities": probabilities(base, shape) if strategy.misses_null_values else [],
         }
 
     def hand_out(self, key: Array, name: str) -> Array:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from ._analyse import Analysed
 from ._downstream import Costs
 from ._layout import is_sampled
+from ._null_values import alarm
 from ._strategy import Downstream, stop
 from ._terms import Terms
 
@@ -49,7 +50,7 @@ def surrogate_of(
     costs = Costs(terms.fixed())
     for index in wanted:
         site = program.sites[index]
-        numbers, weight = local[index]
+        (numbers, probabilities), weight = local[index]
         # Value and derivatives read it, and XLA would rather compute it again for each.
         cost = jax.lax.optimization_barrier(
             costs.gather(index, {j: stop(t) for j, t in arrays.items()})
@@ -64,6 +65,7 @@ def surrogate_of(
             state=state[site.address],
         )
         total = total + _once(jnp.sum(site.strategy.surrogate(numbers, downstream)))
+        total = total + alarm(probabilities)
         new_state[site.address] = jax.tree.map(
             stop, site.strategy.update(jax.tree.map(stop, numbers), downstream)
         )

@@ -20,8 +20,10 @@ from ._arguments import watched
 from ._compat import Tracer, is_concrete, typed_key
 from ._engine import Unsuitable
 from ._estimate import surrogate_of
-from ._jump_probe import IMPL
+from ._jump_probe import IMPLS
 from ._jumps import Search, concrete, concrete_tree, is_array, suspects_of
+from ._null_probe import try_null_values
+from ._null_values import sound
 from ._params import strong
 from ._plan import Plan, plan_of
 from ._row_probe import try_rows
@@ -142,6 +144,8 @@ class Expectation:
             return surrogate_of(program, leaves, key, state)
 
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
+        if any(n.probabilities for n in program.numbers.values()):
+            grads = sound(grads)
         return value, jax.tree.unflatten(tree, grads), state
 
     def _watched(self, params: Any, args: Any, key_impl: Any) -> Analysed:
@@ -215,8 +219,7 @@ class Expectation:
         while True:
             try:
                 program = self._analyse(params, args, check.demoted, key_impl)
-                if self.check_jumps or program.rows:
-                    self._search(check, program, params, args)
+                self._search(check, program, params, args)
                 break
             except Unsuitable as error:
                 if not self._is_automatic(error.site, check.demoted):
@@ -226,13 +229,20 @@ class Expectation:
         return program
 
     def _search(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
-        """Try rows that may meet, and search for jumps, if there is a reason to."""
+        """Try rows that may meet and probabilities that may be 0, and search for jumps, if there is a reason to."""
         start = time.monotonic()
         shapes, fixed = (jax.tree.map(_shape_of, tree) for tree in (params, args))
         copy = lambda: self._copy(shapes, fixed, check.demoted)
         if program.rows:
             known, _ = self._known(params, args)
             try_rows(program, copy, *self._leaves(*known))
+        known, are_known = self._known(params, args)
+        if (
+            are_known
+            and is_concrete(self._values)
+            and any(n.probabilities for n in program.numbers.values())
+        ):
+            try_null_values(copy(), *self._leaves(*known))
         if self.check_jumps and (suspects := suspects_of(program)):
             check.search = Search(program.sites, suspects, copy)
             self._look(check, params, args)
@@ -281,10 +291,14 @@ class Expectation:
             return self.fn(params, *jax.tree.unflatten(structure, new))
 
         inputs = jax.tree.map(_abstract, (params, data))
-        copy = analyse(
-            fn, inputs, jax.random.key(0, impl=IMPL), (), strategies=self.strategies, demoted=demoted,
+        made = lambda impl: analyse(
+            fn, inputs, jax.random.key(0, impl=impl), (), strategies=self.strategies, demoted=demoted,
             num_replicates=self.num_replicates, num_params=len(jax.tree.leaves(params)),
         )  # fmt: skip
+        try:
+            copy = made(IMPLS[0])
+        except NotImplementedError:  # a sampler for one kind of random numbers only
+            copy = made(IMPLS[1])
         consts = [concrete(c) for c in copy.closed.consts]
         return dataclasses.replace(copy, closed=copy.closed.replace(consts=consts))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from ._strategy import Draw, Strategy, element, stop
+from ._strategy import Draw, Strategy, element, probability_of, stop
 from ._supports import same_support, support_of_law
 
 Array = jax.Array
@@ -65,6 +65,13 @@ class Importance(Strategy):
     def log_weight(self, draw: Draw) -> Array:
         log_proposal = self._of(draw.distribution).log_prob(draw.value)
         return draw.log_prob - stop(jnp.broadcast_to(log_proposal, draw.shape))
+
+    def local(self, draw: Draw) -> Any:
+        probability = probability_of(draw.distribution, draw.value)
+        if probability is None:
+            return ()
+        log_proposal = stop(jnp.asarray(self._of(draw.distribution).log_prob(draw.value)))
+        return jnp.broadcast_to(probability * jnp.exp(-log_proposal), draw.shape)
 
     def _of(self, base: dist.Distribution) -> dist.Distribution:
         if isinstance(self.proposal, dist.Distribution):

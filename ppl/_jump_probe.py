@@ -16,7 +16,6 @@ moves continuously with its parameters.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -30,7 +29,7 @@ import numpy as np
 from ._additive import split
 from ._analyse import Analysed
 from ._axis_rules import shape_of
-from ._compat import ClosedJaxpr, Jaxpr, Var
+from ._compat import ClosedJaxpr, Jaxpr, Var, first_key
 from ._continuity import Jumps
 from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
@@ -40,7 +39,8 @@ from ._ranges import REALS
 from ._relation import PARAMS
 from ._upstream import axis_order
 
-IMPL = "unsafe_rbg"  # random numbers that take a tenth of the time to compile; quality is no matter here
+# Random numbers that take a tenth of the time to compile, as quality is no matter here; and those that serve every sampler.
+IMPLS = ("unsafe_rbg", "threefry2x32")
 NUM_PATHS = 96
 NUM_POINTS = 32
 BUDGET = 5e8  # numbers computed in all evaluations of one search, as far as MIN_PATHS allow: a second or less
@@ -63,8 +63,7 @@ class Found(NamedTuple):
     elsewhere: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """Leaves of the inputs of a program to be searched: parameters, data (arrays among the arguments), random key."""
 
     params: list[Any]
@@ -77,10 +76,11 @@ class Inputs:
         return [*self.params, *self.data, self.key]
 
 
-def inputs_of(params: list[Any], data: list[Any]) -> Inputs:
-    """The inputs as arrays, in the precision that is in force."""
-    params, data = ([jnp.asarray(x) for x in part] for part in (params, data))
-    return Inputs(params, data, jax.random.key(0, impl=IMPL))
+def inputs_of(params: list[Any], data: list[Any], program: Analysed) -> Inputs:
+    """The inputs as arrays of the types that the program was traced with."""
+    *types, key_type = [v.aval.dtype for v in program.closed.jaxpr.invars]  # pyright: ignore[reportAttributeAccessIssue]
+    leaves = [jnp.asarray(x, dtype) for x, dtype in zip([*params, *data], types, strict=True)]
+    return Inputs(leaves[: len(params)], leaves[len(params) :], first_key(key_type))
 
 
 class Probe:
@@ -113,7 +113,7 @@ class Probe:
         if not self._paths.groups.size:  # in this precision nothing is suspected
             return dict.fromkeys(self.sources, Found(0.0, 0.0))
         source, group, number = self._jobs(inputs)
-        keys = jax.random.split(jax.random.key(0, impl=IMPL), len(number))
+        keys = jax.random.split(inputs.key, len(number))
         parts = (inputs.params, inputs.data, inputs.key)
         jobs = (keys, source, group, number)
         sizes, finite = jax.tree.map(np.asarray, self._run(self.program.closed.consts, parts, jobs))

@@ -117,7 +117,7 @@ class Search:
     def _run(self, params: Any, data: Any, *, is_double: bool) -> dict[int | str, Found]:
         if self._probe is None:
             self._probe = Probe(self.suspects, self._copy(), is_double=is_double)
-        return self._probe(inputs_of(params, data))
+        return self._probe(inputs_of(params, data, self._probe.program))
 
     def refuse(self, found: Mapping[int | str, Found], *, elsewhere: str = "") -> None:
         """Raise for the first source that jumps.

@@ -245,7 +245,7 @@ class Reinforce(Strategy):
             computed before the draw.
 
     Validity: unbiased if the support does not depend on parameters (checked; `_supports.py`), the baseline not on the
-    site's own draw, and no probability that a parameter moves is exactly 0 (not checked; the table in `Enum`).
+    site's own draw, and no probability that a parameter moves is exactly 0 (then NaN; the table in `Enum`).
     Costs that an element cannot influence are left out, element by element
     (Rao-Blackwellisation).
     Reference: Williams 1992; Ranganath et al. 2014, arXiv:1401.0118; Schulman et al. 2015, arXiv:1506.05254.
@@ -253,6 +253,7 @@ class Reinforce(Strategy):
 
     baseline: Any = None
     name = "reinforce"
+    misses_null_values = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "baseline", as_baseline(self.baseline))

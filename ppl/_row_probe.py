@@ -19,7 +19,7 @@ import numpy as np
 from ._analyse import Analysed
 from ._compat import ClosedJaxpr
 from ._evaluate import Forced, evaluate
-from ._jump_probe import COMPILER_OPTIONS, IMPL, Inputs, inputs_of, marker_layout, moved
+from ._jump_probe import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout, moved
 from ._jumps import as_wide
 from ._quick_gamma import without_rejection
 from ._rows import refusal
@@ -59,7 +59,7 @@ def try_rows(
 
 def _moves(program: Analysed, params: list[Any], data: list[Any]) -> list[float]:
     """Largest relative change of rows whose own values stay, for each suspect; NaN where nothing was finite."""
-    inputs = inputs_of(params, data)
+    inputs = inputs_of(params, data, program)
 
     @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
     def run(consts: list[Any], inputs: Any, keys: jax.Array) -> list[jax.Array]:
@@ -67,7 +67,7 @@ def _moves(program: Analysed, params: list[Any], data: list[Any]) -> list[float]
         trial = lambda key: [_move(program, closed, inputs, s, key) for s in program.rows]
         return jax.lax.map(trial, keys)
 
-    keys = jax.random.split(jax.random.key(0, impl=IMPL), NUM_TRIALS)
+    keys = jax.random.split(inputs.key, NUM_TRIALS)
     parts = (inputs.params, inputs.data, inputs.key)
     sizes = [np.asarray(x) for x in run(program.closed.consts, parts, keys)]
     return [float("nan") if np.isnan(x).all() else float(np.nanmax(x)) for x in sizes]

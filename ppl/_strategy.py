@@ -88,6 +88,8 @@ class Strategy(abc.ABC):
         is_replayed_together: it calls `downstream.replay_together` (likewise).
         is_relaxed: it calls `downstream.slope`. Then no other sampled site may lie downstream, whose draw would
             jump, and jumps of the result in the site's value are searched for as for a pathwise site.
+        misses_null_values: nothing is evaluated at values of probability 0, whose part of the derivative is then missing; it is
+            NaN where there is one (`_null_values.py`).
         num_replicates: independent runs of the whole program that the estimator needs.
     """
 
@@ -100,6 +102,7 @@ class Strategy(abc.ABC):
     is_replayed = False
     is_replayed_together = False
     is_relaxed = False
+    misses_null_values = False
     num_replicates = 1
 
     @property
@@ -224,12 +227,12 @@ class Enum(Strategy):
     Exact zeros under the other strategies. The derivative in a probability that is 0 holds the cost at a value that is never
     drawn, so that no function of draws alone estimates it:
 
-        enum, mvd (Bernoulli, Categorical,    exact: the cost is evaluated at that value
-          Binomial, Poisson)
-        reinforce and its baselines, disarm,  not served, and not noticed, since the numbers are not known when a program is
-          arm, rebar, relax, importance       traced: the derivative lacks that value's part, or is NaN (Poisson). Inside, their
-                                              variance grows beyond bounds as the probability falls. Keep probabilities strictly
-                                              inside, e.g. by logits
+        enum, mvd, importance (Bernoulli,     exact: the cost is evaluated at that value
+          Categorical, Binomial; mvd: Poisson)
+        reinforce and its baselines, disarm,  not served: where a probability is exactly 0 and a parameter moves it (by more than
+          arm, rebar, relax                   1e-4 per unit, else it is taken for rounding), `grad` is NaN, and what `jax.grad`
+                                              makes of `value` is beyond 1e20. Inside, their variance grows beyond bounds as the
+                                              probability falls. Keep probabilities strictly inside, e.g. by logits
         logits                                never 0 or 1 but by rounding, where the derivative is 0 as well
 
     Reference: Baum and Petrie 1966 (the recursion); Obermeyer et al. 2019, arXiv:1902.03210 (plates).

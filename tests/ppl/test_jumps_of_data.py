@@ -1,5 +1,7 @@
 """Jumps that data open or close: what was found at the first call's data does not hold for a later call's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +130,13 @@ def test_the_plan_tells_of_the_search():
     leaky = lambda m: (lambda z: jnp.where(z > 0, z, 0.1 * z))(ppl.sample("z", dist.Normal(m, 1.0)))
     assert "jumps: searched in " in str(ppl.expectation(leaky).plan(0.3))
     assert "because of 'z' (gt)" in str(ppl.expectation(leaky).plan(0.3))
+
+
+def test_a_sampler_that_takes_one_kind_of_random_numbers_only() -> None:
+    def fn(t: Any) -> Any:
+        z = ppl.sample("z", dist.Normal(t, 1.0))
+        n = ppl.sample("n", dist.Poisson(2.0), strategy="reinforce")
+        return jnp.where(z > 0, 1.0, 0.0) * n
+
+    with pytest.raises(ValueError, match="Site 'z': the result jumps by"):
+        ppl.expectation(fn).grad(0.3, jax.random.key(0))

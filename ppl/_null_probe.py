@@ -1,0 +1,59 @@
+"""Trying whether parameters move probabilities that are 0 where they stand (`_null_values.py`)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._analyse import Analysed
+from ._compat import ClosedJaxpr
+from ._engine import Unsuitable
+from ._evaluate import evaluate
+from ._jump_probe import COMPILER_OPTIONS, Inputs, inputs_of
+from ._null_values import LIMIT, alarm
+
+
+def try_null_values(program: Analysed, params: list[Any], data: list[Any]) -> None:
+    """Raise if one of these parameters moves a probability that is 0, at a site whose strategy misses that value.
+
+    Args:
+        program: the program, analysed with its data as inputs.
+        params: leaves of the parameters.
+        data: leaves of the data.
+
+    Raises:
+        Unsuitable: naming site, strategy and remedy.
+    """
+    suspects = {i: n.probabilities for i, n in program.numbers.items() if n.probabilities}
+
+    @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+    def alarms(consts: list[Any], inputs: Any) -> list[jax.Array]:
+        """The largest derivative of each suspect's alarm."""
+        closed, inputs = ClosedJaxpr(program.closed.jaxpr, consts), Inputs(*inputs)
+
+        def largest(atoms: Any) -> jax.Array:
+            one = lambda params: alarm(
+                evaluate(closed, inputs._replace(params=params).leaves, {}, atoms)
+            )
+            slopes = [jnp.abs(g).max(initial=0.0) for g in jax.grad(one)(inputs.params)]
+            return functools.reduce(jnp.maximum, slopes, jnp.zeros(()))
+
+        return [largest(atoms) for atoms in suspects.values()]
+
+    with jax.ensure_compile_time_eval():
+        inputs = inputs_of(params, data, program)
+        sizes = alarms(program.closed.consts, (inputs.params, inputs.data, inputs.key))
+    for index, size in zip(suspects, sizes, strict=True):
+        if np.asarray(size) > LIMIT:
+            site = program.sites[index]
+            raise Unsuitable(
+                site.name,
+                f"Site '{site.address}': at these parameters a value of {site.distribution} has probability exactly 0, and a "
+                f"parameter moves that probability. Strategy '{site.strategy.name}' never sees what the value would cost, and "
+                "its gradient would lack that part. Use 'enum' or 'mvd', which evaluate the cost there, or keep probabilities "
+                "strictly inside, e.g. by logits.",
+            )
