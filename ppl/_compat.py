@@ -288,9 +288,6 @@ def with_inputs(jaxpr: Any, constvars: Sequence[Var], invars: Sequence[Var]) -> 
     return jaxpr.replace(constvars=list(constvars), invars=list(invars), debug_info=names)
 
 
-# ArviZ
-
-
 def pareto_smoothing() -> Callable[[Any], Any]:
     """ArviZ's psislw: log-likelihoods [n] -> (smoothed log-weights of leave-one-out [n], k-hat).
 
