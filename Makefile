@@ -8,14 +8,19 @@ STAMP := $(VENV)/.lapilli-setup
 PYTHON_RANGE := >=3.12,<3.15
 WORKERS ?= 2
 PYTEST ?=
+MATRIX ?=
+# What a new version is most likely to break: the wall, the mends, the table of primitives, and a few whole programs.
+MATRIX_TESTS ?= -m "not slow" @.ci/matrix-tests.txt
 
-.PHONY: help setup demo test test-slow lint format bench lock clean
+.PHONY: help setup demo test test-slow test-matrix matrix-cells lint format bench lock clean
 
 help:
 	@echo "make setup      build .venv with the locked dependencies and an editable install"
 	@echo "make demo       run examples/demo.py"
 	@echo "make test       tests and doctests, without the slow ones   (WORKERS=2 PYTEST='-k name')"
 	@echo "make test-slow  the slow tests only"
+	@echo "make test-matrix  a few tests with each Python, jax, oldest and newest dependencies"
+	@echo "                (MATRIX='py3.13-* py3.12-jax0.11-oldest' PYTEST='tests/ppl -k name')"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make format     ruff: sort imports, mend what is safe to mend, format"
 	@echo "make bench      all benchmarks, one by one"
@@ -24,18 +29,22 @@ help:
 
 setup: $(STAMP)
 
-# First choice uv (from the path, or installed into $(TOOLS)); second choice pip in a plain venv.
+# Sets $uv: from the path, or installed into $(TOOLS); empty if there is none.
+define FIND_UV
+uv=$$(command -v uv || true); \
+if [ -z "$$uv" ]; then \
+  [ -x $(TOOLS)/bin/uv ] \
+    || { rm -rf $(TOOLS); python3 -m venv $(TOOLS) 2>/dev/null \
+         && $(TOOLS)/bin/python -m pip install --quiet uv; } \
+    || { rm -rf $(TOOLS); python3 -m pip install --quiet --target $(TOOLS) uv; } \
+    || echo "setup: no uv, going on with pip"; \
+  [ -x $(TOOLS)/bin/uv ] && uv=$(TOOLS)/bin/uv; \
+fi
+endef
+
+# First choice uv; second choice pip in a plain venv.
 $(STAMP): requirements.lock pyproject.toml
-	@set -u; \
-	uv=$$(command -v uv || true); \
-	if [ -z "$$uv" ]; then \
-	  [ -x $(TOOLS)/bin/uv ] \
-	    || { rm -rf $(TOOLS); python3 -m venv $(TOOLS) 2>/dev/null \
-	         && $(TOOLS)/bin/python -m pip install --quiet uv; } \
-	    || { rm -rf $(TOOLS); python3 -m pip install --quiet --target $(TOOLS) uv; } \
-	    || echo "setup: no uv, going on with pip"; \
-	  [ -x $(TOOLS)/bin/uv ] && uv=$(TOOLS)/bin/uv; \
-	fi; \
+	@set -u; $(FIND_UV); \
 	with_uv() { \
 	  [ -n "$$uv" ] && echo "setup: $$($$uv --version)" \
 	    && rm -rf $(VENV) && $$uv venv --quiet --python '$(PYTHON_RANGE)' $(VENV) \
@@ -69,6 +78,15 @@ test: setup
 test-slow: setup
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow --durations 10 $(PYTEST)
 
+# Each cell has an environment of its own in .venv-matrix; the list of cells is in .ci/matrix.py.
+test-matrix:
+	@$(FIND_UV); \
+	[ -n "$$uv" ] || { echo "test-matrix: needs uv, and it could not be installed" >&2; exit 1; }; \
+	python3 .ci/matrix.py --uv "$$uv" $(foreach cell,$(MATRIX),'$(cell)') -- $(or $(PYTEST),$(MATRIX_TESTS))
+
+matrix-cells:
+	@python3 .ci/matrix.py --list
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -87,5 +105,5 @@ lock: setup
 	  --python-version 3.12 --extra dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) $(TOOLS) .cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(TOOLS) .venv-matrix .cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,12 +5,15 @@ The three packages are imported on first use, so that `import lapilli` costs nex
 - `lapilli.ppl`: the language (programs, traces, strategies, expectation, marginal, normalize);
 - `lapilli.inference`: objectives, fitting, particles, diagnostics, export to ArviZ;
 - `lapilli.models`: model families written in the language.
+
+`lapilli.workarounds()` lists the faults of other packages that are mended here.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._compiler import switch_off_wrong_fusions
+from ._workarounds import Workaround as Workaround, workarounds as workarounds
 
 if TYPE_CHECKING:
     from . import inference as inference, models as models, ppl as ppl
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 switch_off_wrong_fusions()
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "inference", "models", "ppl"]
+__all__ = ["Workaround", "__version__", "inference", "models", "ppl", "workarounds"]
 
 _PACKAGES = ("inference", "models", "ppl")
 

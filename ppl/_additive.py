@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, Literal, Var
 
 from ._axis_rules import shape_of
+from ._compat import Jaxpr, Literal, Var
 from ._dependence import Analysis
 from ._integers import IntegerRanges
 

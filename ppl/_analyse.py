@@ -14,10 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ._additive import Term, split
-from ._compat import own_caches
+from ._compat import ClosedJaxpr, Jaxpr, Literal, own_caches
 from ._continuity import Fact
 from ._decisions import with_decisions
 from ._dependence import Analysis

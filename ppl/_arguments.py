@@ -14,10 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr
 
 from ._analyse import Analysed, check_sites
+from ._compat import ClosedJaxpr, Tracer, with_inputs
 from ._dependence import Analysis
 from ._engine import Unsuitable
 from ._jumps import suspects_of
@@ -103,8 +102,7 @@ def _faults(program: Analysed, places: list[int]) -> tuple[Unsuitable | None, bo
     inputs = [*(v for i, v in enumerate(jaxpr.constvars) if i in chosen), *jaxpr.invars]
     rest = [v for i, v in enumerate(jaxpr.constvars) if i not in chosen]
     values = [x for i, x in enumerate(consts) if i not in chosen]
-    names = jaxpr.debug_info._replace(arg_names=None)
-    closed = ClosedJaxpr(jaxpr.replace(constvars=rest, invars=inputs, debug_info=names), values)
+    closed = ClosedJaxpr(with_inputs(jaxpr, rest, inputs), values)
     draws = {i: (s.range, s.noise) for i, s in program.sites.items()}
     facts = Analysis(closed, [True] * len(places) + [False] * len(jaxpr.invars), draws)
     try:

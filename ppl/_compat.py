@@ -1,34 +1,69 @@
-"""Everything that depends on a jax or numpyro version, in one place."""
+"""The wall: each name of jax, numpyro, funsor and arviz that is private or has changed between versions, in one place.
+
+Other files of the library reach such a name through this one only. tests/ppl/test_compat.py has one row a name, which says what
+it must do, and fails when another file goes round the wall. Names that the packages document and keep are used where needed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
+import os
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro
-from jax.core import Tracer
-from jax.extend.core import get_opaque_trace_state
+from jax.core import Tracer as Tracer
+from jax.custom_derivatives import SymbolicZero as SymbolicZero, linear_call as linear_call
+from jax.extend.core import (
+    ClosedJaxpr as ClosedJaxpr,
+    Jaxpr as Jaxpr,
+    Literal as Literal,
+    Primitive as Primitive,
+    Var as Var,
+    get_opaque_trace_state,
+    jaxpr_as_fun as jaxpr_as_fun,
+)
+from jax.interpreters import batching, partial_eval
 
-# ArviZ registers numpyro as a lazy module; importing one of its submodules first loads that submodule twice
-# and leaves it off its parent. Touching the package loads it whole; what was torn apart before is put
-# together again.
-numpyro.__version__  # noqa: B018
-for _name, _module in list(sys.modules.items()):
-    _parent, _, _child = _name.rpartition(".")
-    if _parent.split(".")[0] == "numpyro" and not hasattr(sys.modules[_parent], _child):
-        setattr(sys.modules[_parent], _child, _module)
 
+def _join_lazy_modules() -> list[str]:
+    """Join modules of numpyro that were torn from their parents; returns their names.
+
+    ArviZ registers numpyro as a lazy module; importing one of its submodules first loads that submodule twice and leaves it off
+    its parent. Touching the package loads it whole; what was torn apart before is put together again.
+    """
+    numpyro.__version__  # noqa: B018
+    torn = []
+    for name, module in list(sys.modules.items()):
+        parent, _, child = name.rpartition(".")
+        if parent.split(".")[0] == "numpyro" and not hasattr(sys.modules[parent], child):
+            setattr(sys.modules[parent], child, module)
+            torn.append(name)
+    return torn
+
+
+torn_modules = _join_lazy_modules()
+
+
+_numpyro: Any = numpyro
+_primitives, _dist = _numpyro.primitives, _numpyro.distributions
 _runs = itertools.count()
 _user_context = jax.make_user_context(None)
 
 
+# NumPyro: statements and handlers
+
+apply_stack: Callable[[dict[str, Any]], dict[str, Any]] = _primitives.apply_stack
+
+
 def handler_stack() -> list[Any]:
     """NumPyro's live stack of effect handlers, outermost first."""
-    return numpyro.primitives._PYRO_STACK  # pyright: ignore[reportAttributeAccessIssue]
+    return _primitives._PYRO_STACK
 
 
 @contextlib.contextmanager
@@ -43,6 +78,100 @@ def no_handlers() -> Any:
         stack[:] = saved
 
 
+def declared(msg: dict[str, Any]) -> tuple[Any, ...]:
+    """The value that a param statement gives, in a tuple; () where it gives a function of a key, or nothing."""
+    return tuple(x for x in msg["args"] if x is not None and not callable(x))
+
+
+def numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> tuple[Any, Any]:
+    """The scan of numpyro.contrib: (carry, ys)."""
+    from numpyro.contrib.control_flow import scan  # late: see _join_lazy_modules
+
+    return scan(step, init, xs, length=length)
+
+
+def numpyro_cond(pred: Any, true_fn: Any, false_fn: Any, operand: Any) -> Any:
+    """The cond of numpyro.contrib."""
+    from numpyro.contrib.control_flow import cond
+
+    return cond(pred, true_fn, false_fn, operand)
+
+
+class ControlFlow(NamedTuple):
+    """A control-flow statement of numpyro.contrib; what the other kind alone has is left out."""
+
+    is_scan: bool
+    operand: Any  # of a scan: the first carry
+    step: Any = None
+    xs: Any = None
+    length: Any = None
+    is_plain: bool = True  # forward, without a history for enumeration
+    pred: Any = None
+    branches: tuple[Any, ...] = ()
+
+
+def control_flow(msg: dict[str, Any]) -> ControlFlow:
+    """What a message of type "control_flow" holds."""
+    if msg["fn"].__name__ == "scan_wrapper":
+        step, init, xs, length, reverse = msg["args"]
+        is_plain = not reverse and msg["kwargs"].get("history", 1) == 1
+        return ControlFlow(True, init, step, xs, length, is_plain)
+    pred, true_fn, false_fn, operand = msg["args"]
+    return ControlFlow(False, operand, pred=pred, branches=(true_fn, false_fn))
+
+
+def control_flow_value(statement: ControlFlow, result: Any) -> Any:
+    """The value that NumPyro expects of such a statement whose sites are recorded already; `result` is (carry, ys) of a scan."""
+    from numpyro.ops.pytree import PytreeTrace
+
+    nothing = PytreeTrace({})
+    if not statement.is_scan:
+        return result, nothing
+    carry, ys = result
+    return (statement.length, None, carry), (nothing, ys)
+
+
+def mcmc_arguments(mcmc: Any) -> tuple[Any, dict[str, Any]]:
+    """What the last `mcmc.run` was called with, after its key: (args, kwargs)."""
+    return mcmc._args, mcmc._kwargs
+
+
+# NumPyro: laws, supports, transforms
+
+
+class _Absent:
+    """In place of a class that this version does not have yet: nothing is an instance of it."""
+
+
+# From numpyro 0.22 on.
+HurdleProbs: Any = getattr(_dist.discrete, "HurdleProbs", _Absent)
+CatTransform: Any = getattr(_dist.transforms, "CatTransform", _Absent)
+SingletonConstraint: Any = _dist.constraints._SingletonConstraint
+validate_sample: Callable[..., Any] = _dist.util.validate_sample
+
+
+def mask_of(fn: Any) -> Any:
+    """The mask of a MaskedDistribution; None of another law."""
+    return fn._mask if isinstance(fn, _dist.MaskedDistribution) else None
+
+
+def unchecked(fn: Any) -> Any:
+    """`fn` without NumPyro's check that a value lies in its support."""
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    if hasattr(fn, "base_dist"):
+        fn.base_dist = unchecked(fn.base_dist)
+    return fn
+
+
+def inverted(transform: Any) -> Any:
+    """The transform of which this one is the inverse; None where it was not made by inversion."""
+    return transform._inv if isinstance(transform, _dist.transforms._InverseTransform) else None
+
+
+# JAX: tracing
+
+
 def trace_state() -> Any:
     """A value that changes whenever JAX enters or leaves a transformation."""
     return get_opaque_trace_state(convention="nnx")
@@ -51,9 +180,8 @@ def trace_state() -> Any:
 def own_caches() -> contextlib.AbstractContextManager:
     """A context in which JAX shares no traced inner functions (jit, scan, while bodies) with code outside of it.
 
-    A body that was traced earlier is served from JAX's cache: its Python code does not run and its statements
-    go unseen. Inside this context a body with a statement is never cached, because meeting the statement
-    there is an error.
+    A body that was traced earlier is served from JAX's cache: its Python code does not run and its statements go unseen. Inside
+    this context a body with a statement is never cached, because meeting the statement there is an error.
     """
     return _user_context("lapilli")
 
@@ -75,7 +203,7 @@ def is_concrete(tree: Any) -> bool:
 
 def own_trace(x: Any) -> Any:
     """What tells the innermost transformation that a value varies with; None where nothing does."""
-    return getattr(x, "_trace", None)  # no public name
+    return x._trace if isinstance(x, Tracer) else None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def typed_key(key: Any) -> jax.Array:
@@ -90,15 +218,29 @@ def typed_key(key: Any) -> jax.Array:
             return key
     elif dtype == jnp.uint32 and key.shape == (2,):
         return jax.random.wrap_key_data(key)
+    got = f"{type(key).__name__} with dtype {dtype} and shape {getattr(key, 'shape', None)}"
     raise TypeError(
-        f"Argument 'key' must be one PRNG key, jax.random.key(seed) or jax.random.PRNGKey(seed); "
-        f"got {type(key).__name__} with dtype {dtype} and shape {getattr(key, 'shape', None)}."
+        f"Argument 'key' must be one PRNG key, jax.random.key(seed) or jax.random.PRNGKey(seed); got {got}."
     )
 
 
 def is_counter_based(dtype: Any) -> bool:
     """Whether the generator of keys of this type draws the same for one key and for the same key in a batch."""
     return dtype._impl.name == "threefry2x32"
+
+
+# JAX: equations
+
+JITS = frozenset("jit pjit".split())
+# Calls of one inner program: name -> the parameter that holds it.
+CALLS = {
+    **dict.fromkeys([*JITS, *"remat remat2 checkpoint".split()], "jaxpr"),
+    **dict.fromkeys(
+        "closed_call core_call custom_jvp_call custom_vjp_call eval_jaxpr".split(), "call_jaxpr"
+    ),
+}
+# Operations with derivatives of their own.
+CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split())
 
 
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
@@ -109,9 +251,49 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def while_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """(number of constants of the condition, of the body) of a while equation."""
+    return params["cond_nconsts"], params["body_nconsts"]
+
+
+def rule_file(eqn: Any) -> str | None:
+    """The file in which the rule of a `CUSTOM` operation was written; None where that cannot be told."""
+    rule = eqn.params.get("jvp_jaxpr_fun") or eqn.params.get("bwd")
+    file = getattr(getattr(rule, "debug_info", None), "func_filename", None)
+    # Rules given term by term (defjvps) all seem to stand in this file, whoever wrote them.
+    return None if os.path.basename(file or "") == "custom_derivatives.py" else file
+
+
 def bind(eqn: Any, args: list[Any]) -> list[Any]:
     """Run one jaxpr equation on `args`."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     subfuns, params = bound if isinstance(bound, tuple) else ((), bound)
     outs = eqn.primitive.bind(*subfuns, *args, **params)
     return outs if eqn.primitive.multiple_results else [outs]
+
+
+def set_batching(primitive: Any, rule: Callable[..., Any]) -> None:
+    """Give a primitive its rule under `jax.vmap`: rule(args, dims, **params) -> (results, dims)."""
+    batching.primitive_batchers[primitive] = rule
+
+
+def without_dead_code(jaxpr: Jaxpr) -> tuple[Jaxpr, list[bool]]:
+    """A jaxpr without the equations that no output needs, and which of its inputs it still takes."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+
+
+def with_inputs(jaxpr: Any, constvars: Sequence[Var], invars: Sequence[Var]) -> Jaxpr:
+    """A jaxpr with its variables given otherwise; the names of its arguments, which no longer fit, are dropped."""
+    names = jaxpr.debug_info._replace(arg_names=None)
+    return jaxpr.replace(constvars=list(constvars), invars=list(invars), debug_info=names)
+
+
+def pareto_smoothing() -> Callable[[Any], Any]:
+    """ArviZ's psislw: log-likelihoods [n] -> (smoothed log-weights of leave-one-out [n], k-hat).
+
+    Raises:
+        ImportError: ArviZ is missing.
+    """
+    from arviz_stats.base import array_stats
+
+    return array_stats.psislw

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ._compat import CALLS
 from ._ranges import REALS, Range, number, range_of_constant, ranges_of, union
 from ._relation import PARAMS, Relations, join
 from ._seams import Term, agree_on_seam
@@ -101,15 +102,11 @@ OPAQUE = _names(
     reduce_window remat_opt run_scoped run_state scaled_dot scaled_matmul scaled_matmul_wrapper semaphore_read semaphore_signal
     semaphore_wait shape_assertion shard_map stage swap unpin unreachable unreduced_pmax unreduced_pmin unreduced_psum
     unreduced_reduce_scatter xla_metadata_call xla_metadata_value
+
+    box_get box_set call core_map jaxpr_call log_extend log_read new_box new_log pbroadcast_done pbroadcast_start program_order
+    psum_start reduced_vary_cast_p unreduced_psum_start unreduced_reduce_scatter_start vary_unreduced_cast_p
     """
 )
-# Walked by `_dependence.py`: name -> the parameter that holds the inner program.
-CALLS = {
-    **dict.fromkeys("jit pjit remat remat2 checkpoint".split(), "jaxpr"),
-    **dict.fromkeys(
-        "closed_call core_call custom_jvp_call custom_vjp_call eval_jaxpr".split(), "call_jaxpr"
-    ),
-}
 CONTROL = _names("scan while cond")
 HANDLED = _names("select_n sort top_k eigh svd")
 COMPARISONS = _names("eq ne lt le gt ge")

@@ -20,11 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ._boundary import Decision, Peer
-from ._compat import bind
+from ._compat import ClosedJaxpr, Jaxpr, Literal, Tracer, bind
 from ._continuous import is_continuous_call
 from ._distribution_functions import LAWS
 from ._engine import StrategySite

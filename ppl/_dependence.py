@@ -18,12 +18,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
-
 from ._axis_rules import RULES, mix, shape_of
-from ._compat import scan_counts
+from ._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, Var, scan_counts, while_counts
 from ._continuity import (
-    CALLS,
     NOTHING,
     Fact,
     constant,
@@ -176,7 +173,7 @@ class Analysis:
         return [_chosen(facts[0], outs) for outs in zip(*branches, strict=True)]
 
     def _while(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
-        num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        num_cond, num_body = while_counts(eqn.params)
         cond, body, carry = (
             facts[:num_cond],
             facts[num_cond : num_cond + num_body],

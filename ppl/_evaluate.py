@@ -17,13 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ._axis_rules import shape_of
-from ._compat import bind, scan_counts
+from ._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Var, bind, scan_counts
 from ._jaxprs import holds_marker, inner_jaxprs, needed
 from ._primitive import key_p, site_p
-from ._same import CALLS, Same, Uniform, known, on_same
+from ._same import Same, Uniform, known, on_same
 from ._split import Split, whole
 from ._unrolled import Forced as Forced, NeedsLoop, Windows, elementwise, unrolled_scan
 
@@ -168,7 +167,7 @@ def _in_parts(
         return [number]
     if any(isinstance(a, Same) for a in args) and not holds_marker(eqn):
         return on_same(eqn, args, inline)
-    if apply is not bind and eqn.primitive.name in CALLS and not holds_marker(eqn):
+    if apply is not bind and eqn.primitive.name in JITS and not holds_marker(eqn):
         inner = eqn.params["jaxpr"]
         return inline(inner.jaxpr, inner.consts, args)
     return None

@@ -13,12 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from .._compiler import warn_of_wrong_fusions
 from ._analyse import Analysed, analyse
 from ._arguments import watched
-from ._compat import is_concrete, typed_key
+from ._compat import Tracer, is_concrete, typed_key
 from ._engine import Unsuitable
 from ._estimate import surrogate_of
 from ._jump_probe import with_quick_key

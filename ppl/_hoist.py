@@ -18,12 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
-from ._compat import bind, is_counter_based, scan_counts
+from ._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Var, bind, is_counter_based, scan_counts
 from ._jaxprs import holds_marker, inner_jaxprs, needed
 from ._primitive import site_p
-from ._same import CALLS
 
 MAX_BYTES = 2**26
 
@@ -110,7 +108,7 @@ def _drawn_before(eqn: Any, listed: Collection[int]) -> ClosedJaxpr | None:
 def _mixes(eqn: Any) -> bool:
     """Whether an equation calls a function that draws and is given real numbers (a Bernoulli's draw and its probability)."""
     return (
-        eqn.primitive.name in CALLS
+        eqn.primitive.name in JITS
         and draws(eqn)
         and not all(isinstance(v, Literal) or _is_discrete(v) for v in eqn.invars)
     )

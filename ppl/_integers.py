@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, Literal, Var
 
 from ._axis_rules import shape_of
+from ._compat import Jaxpr, Literal, Var
 from ._primitive import site_p
 
 SAME = frozenset(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
-
+from ._compat import ClosedJaxpr, Jaxpr, Literal, Var
 from ._primitive import MARKERS
 
 

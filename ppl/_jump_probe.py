@@ -25,12 +25,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
 from ._additive import split
 from ._analyse import Analysed
 from ._axis_rules import shape_of
-from ._compat import first_key
+from ._compat import ClosedJaxpr, Jaxpr, Var, first_key
 from ._continuity import Jumps
 from ._engine import StrategySite
 from ._evaluate import Forced, evaluate

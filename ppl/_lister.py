@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from ._compat import mask_of
 from ._engine import Engine
 from ._stochastic import Constrained
 from ._strategy import Enum, Reparam, Strategy, element
@@ -57,7 +58,7 @@ def _density_of(msg: dict[str, Any], plates: Mapping[str, int], elements: Array)
         elements = elements * scale.reshape(scale.shape + (1,) * (elements.ndim - scale.ndim))
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         if isinstance(fn, dist.MaskedDistribution):
-            mask = jnp.broadcast_to(jnp.asarray(fn._mask, bool), fn.batch_shape)
+            mask = jnp.broadcast_to(jnp.asarray(mask_of(fn), bool), fn.batch_shape)
             behind = len(fn.event_shape) - element(fn)[0].event_dim
             elements = jnp.where(mask.reshape(mask.shape + (1,) * behind), elements, 0.0)
         fn = fn.base_dist

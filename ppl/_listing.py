@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.handlers
-from jax.extend.core import ClosedJaxpr
 
-from ._compat import handler_stack, own_caches
+from ._compat import ClosedJaxpr, handler_stack, own_caches
 from ._dependence import Analysis
 from ._engine import StrategySite
 from ._evaluate import evaluate

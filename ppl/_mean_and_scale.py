@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import LowerCholeskyTransform, Transform, biject_to
 
+from ._compat import SingletonConstraint
+
 Array = jax.Array
 
 
-class _MeanAndScale(constraints._SingletonConstraint):
+class _MeanAndScale(SingletonConstraint):
     """Pairs [mean, scale], shape (2,), scale > 0."""
 
     event_dim = 1
@@ -24,7 +26,7 @@ class _MeanAndScale(constraints._SingletonConstraint):
         return jnp.broadcast_to(jnp.array([0.0, 1.0], prototype.dtype), jnp.shape(prototype))
 
 
-class _MeanAndCholesky(constraints._SingletonConstraint):
+class _MeanAndCholesky(SingletonConstraint):
     """Matrices [mean | L], shape (d, d + 1), L lower triangular with a positive diagonal."""
 
     event_dim = 2
@@ -80,7 +82,7 @@ class _PackCholesky(_Free):
         return jnp.concatenate([x[..., :d, None], self.tril(x[..., d:])], -1)
 
     def _inverse(self, y: Array) -> Array:
-        return jnp.concatenate([y[..., 0], self.tril._inverse(y[..., 1:])], -1)
+        return jnp.concatenate([y[..., 0], self.tril.inv(y[..., 1:])], -1)
 
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Any:
         return self.tril.log_abs_det_jacobian(x[..., _dimension(x.shape[-1]) :], y[..., 1:])

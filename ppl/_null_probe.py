@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr
 
 from ._analyse import Analysed
+from ._compat import ClosedJaxpr
 from ._engine import Unsuitable
 from ._evaluate import evaluate
 from ._jump_probe import COMPILER_OPTIONS, Inputs, inputs_of

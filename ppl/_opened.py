@@ -17,14 +17,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from ._compat import scan_counts
+from ._compat import (
+    CUSTOM,
+    ClosedJaxpr,
+    Jaxpr,
+    Literal,
+    jaxpr_as_fun,
+    rule_file,
+    scan_counts,
+    while_counts,
+)
 from ._jaxprs import inner_jaxpr, inner_jaxprs, needed
 from ._primitive import site_p
 from ._stabilisers import stabilisers
 
-CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split())
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TRUSTED = tuple(
     path + os.sep
@@ -84,10 +91,7 @@ def _is_other(eqn: Any) -> bool:
 
 def _is_true(eqn: Any) -> bool:
     """Whether the rule of a custom derivative is one of JAX's, NumPyro's or ours; what cannot be told is not."""
-    rule = eqn.params.get("jvp_jaxpr_fun") or eqn.params.get("bwd")
-    file = getattr(getattr(rule, "debug_info", None), "func_filename", None) or ""
-    # Rules given term by term (defjvps) all seem to stand in this file, whoever wrote them.
-    return file.startswith(_TRUSTED) and os.path.basename(file) != "custom_derivatives.py"
+    return (rule_file(eqn) or "").startswith(_TRUSTED)
 
 
 def has_other_derivative(eqn: Any, neutral: Collection[int] = ()) -> bool:
@@ -192,7 +196,7 @@ def _outputs(
     if name not in CUSTOM and len(inner) == 1 and len(inner[0].invars) == len(flags):
         return follow(inner[0], flags)
     if name == "while":
-        num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        num_cond, num_body = while_counts(eqn.params)
         body, carry = inner_jaxpr(eqn.params["body_jaxpr"]), flags[num_cond + num_body :]
         while True:
             outs = follow(body, [*flags[num_cond : num_cond + num_body], *carry])

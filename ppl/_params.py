@@ -11,6 +11,8 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
+from ._compat import declared
+
 
 class _Constraints(dict[str, Any]):
     """The constraints of a `Params`: static data of a pytree, hence hashable."""
@@ -74,9 +76,7 @@ def unconstrain(values: Mapping[str, Any], known: Mapping[str, Any]) -> Params:
     params = {}
     for name, value in values.items():
         transform = dist.transforms.biject_to(known.get(name, constraints.real))
-        params[name] = jax.tree.map(
-            lambda x, t=transform: t._inverse(x) if _is_array(x) else x, value
-        )
+        params[name] = jax.tree.map(lambda x, t=transform: t.inv(x) if _is_array(x) else x, value)
     return Params(params, known)
 
 
@@ -138,7 +138,7 @@ class ParamCollector(Messenger):
         name = msg["name"] if msg["type"] == "param" else None
         if name not in self.values:
             return
-        shapes = [jnp.shape(x) for x in jax.tree.leaves(msg["args"])]
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(declared(msg))]
         old = [jnp.shape(x) for x in jax.tree.leaves(self.values[name])]
         constraint = msg["kwargs"].get("constraint", self.constraints[name])
         if (shapes and shapes != old) or str(constraint) != str(self.constraints[name]):

@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import batching
+
+from ._compat import Primitive, set_batching
 
 site_p = Primitive("lapilli_site")
 site_p.def_impl(lambda draw, *_, **__: draw)
@@ -58,7 +58,5 @@ def _batch(args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
     return site_p.bind(*first, *args[count:], **params), 0
 
 
-batching.primitive_batchers[site_p] = _batch
-batching.primitive_batchers[key_p] = lambda args, dims, **params: (
-    key_p.bind(*args, **params), dims[0]
-)  # fmt: skip
+set_batching(site_p, _batch)
+set_batching(key_p, lambda args, dims, **params: (key_p.bind(*args, **params), dims[0]))

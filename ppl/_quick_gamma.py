@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from ._compat import ClosedJaxpr, Jaxpr
 
 NAME = "random_gamma"
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from numpyro.distributions import constraints
 
 from ._axis_rules import shape_of
+from ._compat import Tracer
 
 MAX_SIZE = 1_000_000  # of a constant whose smallest and largest element are looked up
 

@@ -17,12 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
-import numpyro.contrib.control_flow
 from jax import lax
-from numpyro.ops.pytree import PytreeTrace
 
 from ._branches import check_infos, joined
-from ._compat import handler_stack
+from ._compat import control_flow, control_flow_value, handler_stack, numpyro_cond, numpyro_scan
 from ._recorder import Frame, Recorder
 from ._sites import Region
 
@@ -220,19 +218,18 @@ def adopt(msg: dict[str, Any]) -> Any:
     Raises:
         ValueError: a reversed scan, or one with enumeration history.
     """
-    nothing = PytreeTrace({})  # the sites are recorded already
-    if msg["fn"].__name__ == "scan_wrapper":
-        step, init, xs, length, reverse = msg["args"]
-        if reverse or msg["kwargs"].get("history", 1) != 1:
+    found = control_flow(msg)
+    if found.is_scan:
+        if not found.is_plain:
             raise ValueError(
                 "numpyro.contrib.control_flow.scan with reverse=True or a history is not supported "
                 "here. Use ppl.scan (reverse xs for a backward pass, carry what a longer history "
                 "needs)."
             )
-        carry, ys = scan(step, init, xs, length)
-        return (length, None, carry), (nothing, ys)
-    pred, true_fn, false_fn, operand = msg["args"]
-    return cond(pred, true_fn, false_fn, operand), nothing
+        result = scan(found.step, found.operand, found.xs, found.length)
+    else:
+        result = cond(found.pred, *found.branches, found.operand)
+    return control_flow_value(found, result)
 
 
 def _recorders() -> list[Recorder]:
@@ -306,7 +303,7 @@ def _numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> 
     if not handler_stack():
         return lax.scan(step, init, xs, length)
     step = _with_params_outside(step, init, jax.tree.map(lambda x: x[0], xs))
-    return numpyro.contrib.control_flow.scan(step, init, xs, length=length)
+    return numpyro_scan(step, init, xs, length)
 
 
 def _numpyro_cond(
@@ -316,9 +313,7 @@ def _numpyro_cond(
         return lax.cond(pred, true_fn, false_fn, *operands)
     true_fn, false_fn = (_with_params_outside(fn, *operands) for fn in (true_fn, false_fn))
     try:
-        return numpyro.contrib.control_flow.cond(
-            pred, lambda x: true_fn(*x), lambda x: false_fn(*x), operands
-        )
+        return numpyro_cond(pred, lambda x: true_fn(*x), lambda x: false_fn(*x), operands)
     except TypeError as err:
         raise ValueError(
             "ppl.cond under NumPyro's own inference needs the same sites, of the same distributions, in both "

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr
 
 from ._analyse import Analysed
+from ._compat import ClosedJaxpr
 from ._evaluate import Forced, evaluate
 from ._jump_probe import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout, moved
 from ._jumps import as_wide

@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from ._compat import handler_stack, is_concrete
+from ._compat import handler_stack, is_concrete, mask_of
 from ._foreign import kind_of
 from ._keys import fold_name
 from ._recorder import Recorder
@@ -156,8 +156,8 @@ def _mask_of(fn: Any) -> Any:
     mask: Any = np.ones(fn.batch_shape, bool)
     while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
         if isinstance(fn, dist.MaskedDistribution):
-            array = np if is_concrete(fn._mask) else jnp
-            mask = mask & array.broadcast_to(array.asarray(fn._mask, bool), mask.shape)
+            array = np if is_concrete(mask_of(fn)) else jnp
+            mask = mask & array.broadcast_to(array.asarray(mask_of(fn), bool), mask.shape)
         fn = fn.base_dist
     return mask
 

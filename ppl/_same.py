@@ -20,11 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._axis_rules import ELEMENTWISE
-from ._compat import bind
+from ._compat import JITS, bind
 
 Array = jax.Array
 SHAPES = frozenset("broadcast_in_dim reshape squeeze expand_dims transpose slice rev copy".split())
-CALLS = frozenset("jit pjit".split())
 
 
 class Lane(NamedTuple):
@@ -74,7 +73,7 @@ def on_same(eqn: Any, args: list[Any], run: Callable[..., list[Any]]) -> list[An
         run: evaluates an inner jaxpr, `(jaxpr, consts, inputs) -> outputs`.
     """
     name = eqn.primitive.name
-    if name in CALLS:
+    if name in JITS:
         inner = eqn.params["jaxpr"]
         return run(inner.jaxpr, inner.consts, args)
     if len(eqn.outvars) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import sys
@@ -15,7 +14,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.infer.autoguide import AutoGuide
 
-from ._compat import handler_stack
+from ._compat import handler_stack, mask_of, unchecked
 from ._foreign import kind_of
 from ._inclusion import NOWHERE_KNOWN, Extent, support_known
 from ._missing import NormalCells
@@ -160,7 +159,7 @@ def is_masked(fn: Any) -> bool:
 def _is_hidden(fn: Any) -> bool:
     """Whether a mask that is known to be false hides a law as a whole."""
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        if getattr(fn, "_mask", None) is False:
+        if mask_of(fn) is False:
             return True
         fn = fn.base_dist
     return False
@@ -216,15 +215,6 @@ def without_support_check(fn: Any, value: Any) -> Any:
     if not is_relaxed and not (type(base_of(fn)) in LOUD and _is_under_objective()):
         return fn
     return unchecked(fn)
-
-
-def unchecked(fn: Any) -> Any:
-    """`fn` without NumPyro's check that a value lies in its support."""
-    fn = copy.copy(fn)
-    fn._validate_args = False
-    if hasattr(fn, "base_dist"):
-        fn.base_dist = unchecked(fn.base_dist)
-    return fn
 
 
 def at_own_draw(fn: Any, value: Any) -> Any:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jax.extend.core import Jaxpr, Literal
-
 from ._axis_rules import shape_of
+from ._compat import Jaxpr, Literal
 
 
 class Shift(NamedTuple):

@@ -11,9 +11,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.primitives import apply_stack
 
-from ._compat import handler_stack, is_concrete
+from ._compat import apply_stack, handler_stack, is_concrete
 from ._inline_guide import propose
 from ._missing import law_of_cells
 from ._recorder import HiddenDraw

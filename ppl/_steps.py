@@ -13,11 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import batching
 
 from ._axis_rules import ELEMENTWISE
-from ._compat import bind, own_trace
+from ._compat import Primitive, bind, own_trace, set_batching
 from ._same import Same, Uniform
 
 Array = jax.Array
@@ -104,7 +102,7 @@ def _batch(
     return found, [1] * len(found)
 
 
-batching.primitive_batchers[steps_p] = _batch
+set_batching(steps_p, _batch)
 
 
 def _arrays(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:

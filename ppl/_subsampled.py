@@ -26,10 +26,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
 
 from ._axis_rules import shape_of
-from ._compat import own_caches
+from ._compat import ClosedJaxpr, Literal, own_caches
 from ._dependence import Analysis
 from ._engine import Engine, StrategySite
 from ._relation import Link, aligned

@@ -45,7 +45,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints, discrete, transforms
 
 from ._chosen import Chosen
-from ._compat import is_concrete
+from ._compat import CatTransform, HurdleProbs, inverted, is_concrete
 from ._sites import CENSORED, base_of
 
 Ends = tuple[Any, Any]
@@ -128,8 +128,9 @@ def support_of_law(fn: dist.Distribution) -> Support:
         return first if first.is_unbounded else Support(edges=first.edges, unknown=first.unknown)
     if isinstance(fn, discrete.ZeroInflatedProbs):
         return _zero_inflated(fn)
-    if isinstance(fn, discrete.HurdleProbs):
-        own, positive = _declared(fn), support_of_law(fn.base_dist)
+    if isinstance(fn, HurdleProbs):
+        law: Any = fn
+        own, positive = _declared(law), support_of_law(law.base_dist)
         unknown = own.unknown or positive.unknown
         return dataclasses.replace(own, edges=own.edges + positive.edges, unknown=unknown)
     if isinstance(fn, dist.TransformedDistribution):
@@ -207,7 +208,7 @@ def _image(support: Support, transform: Any) -> Support:
         return support
     if isinstance(transform, transforms.IndependentTransform):
         return _image(support, transform.base_transform)
-    if isinstance(transform, transforms.CatTransform):
+    if isinstance(transform, CatTransform):
         parts = [_image(support, t) for t in transform.transforms]
         edges = tuple(e for p in parts for e in p.edges)
         if all(same_support(parts[0], p) for p in parts):
@@ -232,7 +233,7 @@ def _image(support: Support, transform: Any) -> Support:
 
 def _onto(support: Support, transform: Any) -> Support | None:
     """The codomain, where the set is the transform's whole domain and every value of the codomain is reached."""
-    inner = transform._inv if isinstance(transform, transforms._InverseTransform) else transform
+    inner = inverted(transform) or transform
     if isinstance(transform, transforms.AbsTransform) and support.is_unbounded:
         return Support(constraints.positive, (0.0, np.inf))
     if isinstance(inner, _NOT_ONTO) or not (_is_known(inner) or _declares_sets(inner)):
@@ -249,8 +250,8 @@ def _onto(support: Support, transform: Any) -> Support | None:
 
 def _moved_ends(ends: Ends, transform: Any) -> tuple[Ends, bool] | None:
     """The ends of the image of an interval under a monotone map of the line, and whether their order is known."""
-    inverse = isinstance(transform, transforms._InverseTransform)
-    inner = transform._inv if inverse else transform
+    inverse = inverted(transform) is not None
+    inner = inverted(transform) or transform
     if isinstance(inner, transforms.AffineTransform):
         if _same(ends, (-np.inf, np.inf)):
             return ends, True
@@ -319,9 +320,8 @@ def _inv_softplus_j(x: Any) -> Any:
 
 
 def _is_known(transform: Any) -> bool:
-    if isinstance(transform, transforms._InverseTransform):
-        return _is_known(transform._inv)
-    return _is_numpyros(transform)
+    inner = inverted(transform)
+    return _is_numpyros(transform) if inner is None else _is_known(inner)
 
 
 def _is_numpyros(x: Any) -> bool:

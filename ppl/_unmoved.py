@@ -12,8 +12,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Var
-
+from ._compat import ClosedJaxpr, Var
 from ._evaluate import Given, is_cut, run_into, sites_in
 from ._jaxprs import inner_jaxprs, needed
 from ._primitive import site_p

@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
 
 from ._axis_rules import ELEMENTWISE
-from ._compat import bind, scan_counts
+from ._compat import Literal, bind, scan_counts
 from ._jaxprs import inner_jaxprs, needed
 from ._primitive import site_p
 from ._same import Lane, Same, Uniform

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from lapilli import _compiler
+
 SUMS = """
 import jax, jax.numpy as jnp
 f = jax.jit(lambda x: (jnp.arange(x.shape[1], dtype=x.dtype) * x).sum(1))
@@ -48,9 +50,23 @@ def test_flags_of_the_user_are_kept(tmp_path):
     assert run(code, tmp_path, mine).stdout.strip() == mine
 
 
-@pytest.mark.parametrize(("first", "warned"), [("", False), ("import jax; jax.devices()\n", True)])
+@pytest.mark.parametrize(
+    ("first", "warned"),
+    [
+        ("", False),
+        ("import jax, lapilli\n", False),
+        ("import jax; jax.devices(); import lapilli\n", True),
+    ],
+)
 def test_a_backend_that_started_first_is_warned_of(first, warned, tmp_path):
-    probe = "import jax; print('ynn' in jax.jit(lambda x: x.sum(1)).lower(jax.numpy.ones((20_000, 3))).compile().as_text())"
-    has_fusions = "True" in run(probe, tmp_path).stdout
     result = run(first + ESTIMATE, tmp_path)
-    assert ("Import lapilli first" in result.stderr) == (warned and has_fusions)
+    is_faulty = not _compiler.sums_are_right(_compiler._FAULTY)
+    assert ("Import lapilli first" in result.stderr) == (warned and is_faulty)
+
+
+def test_the_flag_is_set_in_releases_with_the_fault_and_in_no_others(tmp_path):
+    # Runs in every cell of the matrix: the range of releases in _compiler.py is what these cells find.
+    right = run("import lapilli; print(lapilli._compiler.sums_are_right())", tmp_path).stdout
+    bare = f"import os, lapilli; os.environ['XLA_FLAGS'] = ''; print(lapilli._compiler.sums_are_right({_compiler._FAULTY}))"
+    assert right.strip() == "True"
+    assert (run(bare, tmp_path).stdout.strip() == "False") == _compiler._is_concerned()

@@ -14,7 +14,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 def module_names():
     """All modules, found by file name, so that one that fails to import fails in its own test."""
-    names = []
+    names = [m.name for m in pkgutil.iter_modules(lapilli.__path__, "lapilli.") if not m.ispkg]
     folders = [(f"{lapilli.__name__}.{name}", f"{lapilli.__path__[0]}/{name}") for name in PACKAGES]
     while folders:
         package, folder = folders.pop()

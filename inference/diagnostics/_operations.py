@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from ...ppl._compat import ClosedJaxpr, Jaxpr
 
 # What moves or names numbers, and computes none.
 FREE = {

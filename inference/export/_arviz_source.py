@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ... import ppl
+from ...ppl._compat import mcmc_arguments
 from ..fitting._fit_result import Fit, Posterior
 from ..particles._islands import IslandsResult
 from ..particles._liu_west import LiuWestResult
@@ -164,10 +165,10 @@ def _from_mcmc(mcmc: Any, args: tuple | None) -> Source:
     if not isinstance(samples, Mapping):  # a potential without a model: ArviZ names its parts
         return Source({}, "by MCMC", mcmc=mcmc)
     choices = {name: np.asarray(v).reshape(-1, *v.shape[2:]) for name, v in samples.items()}
-    model, kwargs = mcmc.sampler.model, mcmc._kwargs
+    model, (run_args, kwargs) = mcmc.sampler.model, mcmc_arguments(mcmc)
     if model is not None:
         model = ppl.as_program(functools.partial(model, **kwargs) if kwargs else model)
-    args = mcmc._args if args is None else args
+    args = run_args if args is None else args
     return Source(choices, "by MCMC", model, args or (), num_chains=mcmc.num_chains, mcmc=mcmc)
 
 

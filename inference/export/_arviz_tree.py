@@ -57,7 +57,7 @@ def arviz_base() -> Any:
         import arviz_base
     except ImportError as err:
         raise ImportError(
-            "to_arviz needs ArviZ, and it is missing: pip install 'arviz>=1.0'."
+            "to_arviz needs ArviZ, and it is missing: pip install 'arviz>=1.1'."
         ) from err
     return arviz_base
 

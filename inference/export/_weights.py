@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ...ppl._compat import pareto_smoothing
+
 # Ratios of weights within 0.1% of each other: a Pareto fit would see rounding only.
 _EQUAL = 1e-3
 
@@ -138,7 +140,7 @@ def _pareto_smoothed(lw: np.ndarray) -> tuple[np.ndarray, float]:
         return normalised, -np.inf
     if num_tail < 5 or tail[1 + num_tail // 4] == tail[0]:  # versions of ArviZ differ on ties
         return normalised, np.nan
-    psislw = _arviz_stats().psislw
+    psislw = _pareto_smoothing()
     with np.errstate(all="ignore"):  # ties and weights of zero end in NaN, which is reported
         smoothed, k_hat = psislw(
             -lw
@@ -147,11 +149,10 @@ def _pareto_smoothed(lw: np.ndarray) -> tuple[np.ndarray, float]:
     return (np.asarray(smoothed), k_hat) if np.isfinite(k_hat) else (normalised, np.nan)
 
 
-def _arviz_stats() -> Any:
+def _pareto_smoothing() -> Any:
     try:
-        from arviz_stats.base import array_stats
+        return pareto_smoothing()
     except ImportError as err:
         raise ImportError(
-            "importance_diagnostics needs ArviZ for Pareto smoothing, and it is missing: pip install 'arviz>=1.0'."
+            "importance_diagnostics needs ArviZ for Pareto smoothing, and it is missing: pip install 'arviz>=1.1'."
         ) from err
-    return array_stats

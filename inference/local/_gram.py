@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+
+from ...ppl._compat import SymbolicZero
 
 Array = jax.Array
 BLOCK = 512  # columns

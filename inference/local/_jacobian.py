@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from ...ppl._compat import mask_of
 from ...ppl._strategy import element
 from ..objectives._analytic_kl import Laws
 from ..particles._depends import depends
@@ -238,7 +239,7 @@ def _element_weight(fn: Any, scale: Any) -> Array:
     )
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         if isinstance(fn, dist.MaskedDistribution):
-            weight = weight * jnp.broadcast_to(jnp.asarray(fn._mask, bool), fn.batch_shape)
+            weight = weight * jnp.broadcast_to(jnp.asarray(mask_of(fn), bool), fn.batch_shape)
         if isinstance(fn, dist.Independent):
             shape = (*weight.shape, *fn.base_dist.batch_shape[len(fn.batch_shape) :])
             weight = jnp.broadcast_to(

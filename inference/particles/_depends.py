@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend.core import Jaxpr, Literal
-
-from ...ppl._compat import scan_counts
-from ...ppl._dependence import CALLS
+from ...ppl._compat import CALLS, Jaxpr, Literal, scan_counts
 from ...ppl._jaxprs import inner_jaxpr
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 
 from ... import ppl
+from ...ppl._compat import Literal
 from ...ppl._match import check_match
 from ._backward import Filter, Segment, new_ancestor, turned
 from ._differentiable import Differentiation, box

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import linear_call
+
+from ...ppl._compat import linear_call
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -15,9 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
 
-from ...ppl._compat import bind
+from ...ppl._compat import CALLS, JITS, ClosedJaxpr, Literal, bind
 from ...ppl._jaxprs import inner_jaxpr
 from ...ppl._keys import FOLD_ADDRESS
 from ._population import Batch, in_batches
@@ -29,7 +28,7 @@ SHAPES = frozenset(
     "slice squeeze reshape broadcast_in_dim transpose concatenate dynamic_slice gather rev copy expand_dims".split()
 )
 SALT = 0x6C616E65
-CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+OPENED = JITS | {"closed_call", "core_call"}
 
 
 class Values:
@@ -127,7 +126,7 @@ def _moves_keys(eqn: Any) -> bool:
     """Whether an equation makes keys of keys."""
     name = eqn.primitive.name
     return name in ("random_split", "random_fold_in", *SHAPES) or (
-        name in CALLS and eqn.params.get("name") == FOLD_ADDRESS
+        name in OPENED and eqn.params.get("name") == FOLD_ADDRESS
     )
 
 
@@ -142,7 +141,7 @@ def _run_stream(eqn: Any, values: Values) -> None:
         values.set(eqn.outvars, [jnp.moveaxis(bits, args[0].ndim, 0)], [LANE])
     elif _moves_keys(eqn) and LANE not in kinds:
         values.set(eqn.outvars, bind(eqn, args), [STREAM] * len(eqn.outvars))
-    elif name in CALLS:
+    elif name in OPENED:
         inner = eqn.params[CALLS[name]]
         jaxpr = inner_jaxpr(inner)
         assert jaxpr is not None

@@ -15,9 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
 
-from ...ppl._compat import scan_counts
+from ...ppl._compat import ClosedJaxpr, Literal, scan_counts
 from ._lane_map import LANE, SHARED, STREAM, Values, run
 from ._population import Batch, is_key
 

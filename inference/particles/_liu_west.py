@@ -20,11 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._compat import typed_key
+from ...ppl._compat import Literal, typed_key
 from ._depends import depends, walk
 from ._lane_map import LANE, STREAM
 from ._lanes import Loop, Machine

@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.flatten_util
 import jax.numpy as jnp
 import numpyro.handlers
 
 from ... import ppl
-from ...ppl._compat import fresh_caches, is_concrete
+from ...ppl._compat import fresh_caches, is_concrete, jaxpr_as_fun
 from ._depends import depends
 from ._supports import transforms_of
 
@@ -95,7 +94,7 @@ def make_parameters(
             "'parameters', too."
         )
     transforms = transforms_of(method, program, args, template)
-    base = {n: jax.eval_shape(transforms[n]._inverse, template[n]) for n in names}
+    base = {n: jax.eval_shape(transforms[n].inv, template[n]) for n in names}
     flat, unflatten = jax.flatten_util.ravel_pytree(
         jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), base)
     )
@@ -104,13 +103,11 @@ def make_parameters(
         return {n: transforms[n](x) for n, x in unflatten(u).items()}
 
     def coordinates(values: Mapping[str, Array]) -> Array:
-        return jax.flatten_util.ravel_pytree({n: transforms[n]._inverse(values[n]) for n in names})[
-            0
-        ]
+        return jax.flatten_util.ravel_pytree({n: transforms[n].inv(values[n]) for n in names})[0]
 
     def log_prior(u: Array) -> Array:
         leaves = jax.tree.leaves(values(u))
-        return jax.extend.core.jaxpr_as_fun(closed)(jax.random.key(0), *leaves)[0]
+        return jaxpr_as_fun(closed)(jax.random.key(0), *leaves)[0]
 
     def log_jacobian(u: Array) -> Array:
         x, v = values(u), unflatten(u)

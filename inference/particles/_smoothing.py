@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._compat import typed_key
+from ...ppl._compat import Tracer, typed_key
 from . import _backward_kernels as kernels
 from ._backward import Filter, draw_slots, taken
 from ._feynman_kac import FeynmanKac

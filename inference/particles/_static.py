@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.flatten_util
 import jax.numpy as jnp
 
 from ... import ppl
+from ...ppl._compat import jaxpr_as_fun
 from ._supports import transforms_of
 
 Array = jax.Array
@@ -66,7 +66,7 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
             )
     template = {n: jnp.zeros(trace.choices[n].shape, trace.choices[n].dtype) for n in latent}
     transforms = transforms_of("tempered_smc", program, args, template)
-    base = {n: jax.eval_shape(transforms[n]._inverse, template[n]) for n in latent}
+    base = {n: jax.eval_shape(transforms[n].inv, template[n]) for n in latent}
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), base)
     flat, unflatten = jax.flatten_util.ravel_pytree(zeros)
 
@@ -96,13 +96,11 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
 
     def draw(key: Array) -> Array:
         values = program.simulate(key, *args).choices
-        return jax.flatten_util.ravel_pytree(
-            {n: transforms[n]._inverse(values[n]) for n in latent}
-        )[0]
+        return jax.flatten_util.ravel_pytree({n: transforms[n].inv(values[n]) for n in latent})[0]
 
     # Traced once: moves evaluate it in many places.
     closed = jax.make_jaxpr(parts)(flat)
-    log_densities = jax.extend.core.jaxpr_as_fun(closed)
+    log_densities = jaxpr_as_fun(closed)
     return Static(flat.size, draw, lambda u: tuple(log_densities(u)), exponents, choices)  # type: ignore[arg-type]
 
 

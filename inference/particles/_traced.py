@@ -7,11 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
-from jax.interpreters import partial_eval
 
 from ... import ppl
-from ...ppl._compat import is_concrete
+from ...ppl._compat import ClosedJaxpr, Literal, is_concrete, jaxpr_as_fun, without_dead_code
 from ._depends import is_used
 from ._lane_map import LANE
 from ._lanes import Loop, Machine
@@ -75,7 +73,7 @@ def _masks(run: Run, what: str) -> dict[str, Any]:
     """The masks of missing cells of a run, which no draw may change."""
     fn, inputs = run
     closed, shapes = jax.make_jaxpr(lambda *x: fn(*x).cells, return_shape=True)(*inputs)
-    pruned, is_used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    pruned, is_used = without_dead_code(closed.jaxpr)
     if any(is_used):
         raise ValueError(
             f"smc: obs_mask of site(s) {sorted(shapes)} in the {what} depends on what is drawn, so that it cannot be compared "

@@ -22,8 +22,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 
+from ...ppl._compat import Literal
 from ._depends import closure, depends, walk
 from ._lane_map import LANE
 from ._lanes import Loop

@@ -1,0 +1,113 @@
+"""The list of faults that are mended: what it says, and that a mend without a fault is not applied."""
+
+import subprocess
+import sys
+import types
+from importlib.metadata import version
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import pytest
+from numpyro.distributions import discrete
+
+import lapilli
+from lapilli import _compiler, _workarounds
+from lapilli.ppl import _logits
+
+EXACT_LOSS = lambda x, y: jax.nn.softplus(x) - x * y
+KINKED = lambda x, y: jnp.clip(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))) - x * y
+CURVED = lambda x, y: 0.5 * x + 0.25 * x**2 - x * y  # the slope alone is right
+
+
+def mend(theirs):
+    owner = types.SimpleNamespace(loss=theirs)
+    found = _logits.Mend(
+        "loss", owner, "loss", EXACT_LOSS, lambda loss, x, zero, one: loss(x, zero)
+    )
+    return owner, found
+
+
+def test_a_right_function_stays_and_is_put_back():
+    right = lambda x, y: jnp.logaddexp(x, 0.0) - x * y
+    owner, found = mend(right)
+    assert owner.loss is not right
+    assert owner.loss(1.0, 1.0) == right(1.0, 1.0)
+    assert owner.loss is right
+    assert not found.record().is_applied and "which is (0.5, 0.25)" in found.record().reason
+
+
+@pytest.mark.parametrize("theirs", [KINKED, CURVED], ids=["slope", "curvature"])
+def test_a_wrong_function_gives_way(theirs):
+    owner, found = mend(theirs)
+    assert jax.grad(owner.loss)(0.0, 0.0) == 0.5
+    assert owner.loss is EXACT_LOSS
+    assert found.record().is_applied and "not (0.5, 0.25)" in found.record().reason
+
+
+def test_the_first_use_may_be_inside_of_transformations():
+    owner, _ = mend(KINKED)
+    slopes = jax.jit(jax.vmap(jax.grad(lambda x: owner.loss(x, 0.0))))(jnp.zeros(2))
+    assert slopes.tolist() == [0.5, 0.5]
+
+
+def test_a_function_kept_from_before_the_test_follows_it():
+    owner, _ = mend(KINKED)
+    kept = owner.loss
+    kept(0.0, 0.0)
+    assert jax.grad(kept)(0.0, 0.0) == 0.5  # and no recursion
+
+
+def test_importing_leaves_the_formulas_alone(tmp_path):
+    code = (
+        "from numpyro.distributions import discrete as d; theirs = d.binary_cross_entropy_with_logits\n"
+        "from lapilli import ppl; assert d.binary_cross_entropy_with_logits.__wrapped__ is theirs\n"
+        "assert all(m.found is None for m in ppl._logits.MENDS)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_the_list_says_what_was_found_in_which_version():
+    found = {w.name: w for w in lapilli.workarounds()}
+    assert list(found) == [
+        "xla-cpu-sums", "bernoulli-logits", "binomial-logits", "numpyro-lazy-modules",
+    ]  # fmt: skip
+    assert found["xla-cpu-sums"].package == f"jaxlib {version('jaxlib')}"
+    for name, function, ours in (
+        ("bernoulli-logits", discrete.binary_cross_entropy_with_logits, _logits._bernoulli_loss),
+        ("binomial-logits", discrete.BinomialLogits.log_prob, _logits._binomial_log_prob),
+    ):
+        assert found[name].package == f"numpyro {numpyro.__version__}"
+        assert found[name].is_applied == (function is ours)
+
+
+def test_modules_that_were_joined_again_are_named():
+    record = _workarounds._lazy_modules(["numpyro.infer"])
+    assert record.is_applied and record.reason == "Joined again: numpyro.infer."
+    assert not _workarounds._lazy_modules([]).is_applied
+
+
+def test_the_list_is_printed_one_a_line():
+    record = lapilli.Workaround("sums", "xla 1", "Sums are wrong.", False, "They are right here.")
+    assert repr(record) == "sums (xla 1): not applied. Sums are wrong. They are right here."
+    both = _workarounds.Workarounds((record, record))
+    assert repr(both) == f"{record!r}\n{record!r}"
+    assert "applied" in repr(lapilli.workarounds())
+
+
+def test_the_record_of_sums_says_who_set_the_flag_and_who_came_too_late(monkeypatch):
+    right = {"now": True, "with fusions": False}
+    monkeypatch.setattr(
+        _compiler, "sums_are_right", lambda o=None: right["with fusions" if o else "now"]
+    )
+    monkeypatch.setattr(_compiler, "_is_concerned", lambda: True)
+    monkeypatch.setattr(_compiler, "_flag_is_ours", [True])
+    assert _compiler.record().is_applied and "set by lapilli" in _compiler.record().reason
+    monkeypatch.setattr(_compiler, "_flag_is_ours", [])
+    assert not _compiler.record().is_applied and "set by the user" in _compiler.record().reason
+    right["with fusions"] = True
+    assert "does not show on this processor" in _compiler.record().reason
+    right["now"] = False
+    assert not _compiler.record().is_applied and "JAX had started" in _compiler.record().reason
+    monkeypatch.setattr(_compiler, "_is_concerned", lambda: False)
+    assert "not concerned" in _compiler.record().reason
