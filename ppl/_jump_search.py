@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +36,10 @@ class JumpSearch:
             if not value > 0 or (field.type == "int" and not isinstance(value, int)):
                 kind = "positive whole number" if field.type == "int" else "positive number"
                 raise ValueError(f"JumpSearch: {field.name} must be a {kind}, got {value!r}.")
-            if field.type == "int" and value < int(field.default):  # pyright: ignore[reportArgumentType]
+            default: Any = field.default
+            if field.type == "int" and value < default:
                 raise ValueError(
-                    f"JumpSearch: {field.name}={value} is coarser than the default, {field.default}, whose paths have to meet "
+                    f"JumpSearch: {field.name}={value} is coarser than the default, {default}, whose paths have to meet "
                     "all kinds of starts, lengths and data. Give more, or skip the search by check_jumps=False."
                 )
 

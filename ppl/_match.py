@@ -159,16 +159,19 @@ def _compare_scales(name: str, model: Trace, guide: Trace, drawn: str | None = N
     if set(p.subsampled) != set(q.subsampled):
         _refuse_scales(name, model, guide, drawn, "draw their rows apart")
     own, other = _scale_of(model, name), _scale_of(guide, drawn)
-    if own is other and own is not None:
+    differently = "scale its log-prob differently"
+    if own is None or other is None:
+        _refuse_scales(name, model, guide, drawn, differently)
+    if own is other:
         return None
-    are_known = own is not None and other is not None and is_concrete((own, other))
+    are_known = is_concrete((own, other))
     are_arrays = name in model.scales and drawn in guide.scales
     if are_known and _are_close(own, other):
         return None
     # An array that is computed is compared with an array, in the number; against a mere number it is not believed.
     is_alike = own is not None and other is not None and jnp.shape(own) == jnp.shape(other)
     if are_known or not are_arrays or not is_alike:
-        _refuse_scales(name, model, guide, drawn, "scale its log-prob differently")
+        _refuse_scales(name, model, guide, drawn, differently)
     return jnp.where(jnp.asarray(own) == other, 0.0, jnp.nan)
 
 

@@ -205,6 +205,16 @@ def test_a_jump_is_refused_by_name(name):
     assert "operation: " in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "noise",
+    [lambda: ppl.sample("z", dist.Normal(0.0, 1.0)), lambda: jax.random.normal(ppl.rng_key("z"))],
+)
+def test_parameters_that_move_an_overflow_across_noise_that_stays_are_refused(noise):
+    cost = lambda m: jnp.where(jnp.isfinite(jnp.exp(100 * (noise() - m))), 1.0, 0.0)
+    with pytest.raises(ValueError, match="of an overflow"):
+        ppl.expectation(cost).plan(0.3)
+
+
 def test_overflow_is_a_jump_of_the_gradient():
     """P(exp(100 z) overflows) = P(z > c), c = log(largest) / 100: pathwise zero, by the score the density at c, 200,000 draws."""
     edge = float(np.log(np.finfo(np.float32).max)) / 100
