@@ -41,7 +41,7 @@ def workarounds() -> Workarounds:
 
     A mend is applied only where its fault shows: each is looked for by what the package computes, not by its version. Mends of
     NumPyro are decided at the first use of what they mend, and here at the latest. The one of XLA must be in place before JAX
-    starts, and goes by release: the record says what XLA computes here. The call compiles four small programs.
+    starts, and goes by release: the record says what XLA computes here. The call compiles five small programs.
 
     Returns:
         A tuple of `Workaround`.
@@ -49,13 +49,13 @@ def workarounds() -> Workarounds:
     Example:
         >>> import lapilli
         >>> [w.name for w in lapilli.workarounds()]
-        ['xla-cpu-sums', 'bernoulli-logits', 'binomial-logits', 'numpyro-lazy-modules']
+        ['xla-cpu-sums', 'bernoulli-logits', 'binomial-logits', 'clamped-probabilities', 'numpyro-lazy-modules']
     """
     from . import _compiler
-    from .ppl import _compat, _logits
+    from .ppl import _compat, _mends
 
     joined = _lazy_modules(_compat.torn_modules)
-    return Workarounds((_compiler.record(), *_logits.records(), joined))
+    return Workarounds((_compiler.record(), *_mends.records(), joined))
 
 
 def _lazy_modules(torn: list[str]) -> Workaround:

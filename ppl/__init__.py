@@ -2,7 +2,7 @@
 
 from . import (
     _compat as _compat,  # first: it mends a lazily loaded numpyro
-    _logits as _logits,  # and derivatives of its
+    _mends as _mends,  # and derivatives of its
 )
 from ._boundary import Boundary as Boundary
 from ._chosen import Chosen as Chosen

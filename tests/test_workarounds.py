@@ -7,13 +7,15 @@ from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
+import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import discrete
 
 import lapilli
 from lapilli import _compiler, _workarounds
-from lapilli.ppl import _logits
+from lapilli.ppl import _mends
 
 EXACT_LOSS = lambda x, y: jax.nn.softplus(x) - x * y
 KINKED = lambda x, y: jnp.clip(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))) - x * y
@@ -22,9 +24,7 @@ CURVED = lambda x, y: 0.5 * x + 0.25 * x**2 - x * y  # the slope alone is right
 
 def mend(theirs):
     owner = types.SimpleNamespace(loss=theirs)
-    found = _logits.Mend(
-        "loss", owner, "loss", EXACT_LOSS, lambda loss, x, zero, one: loss(x, zero)
-    )
+    found = _mends.Mend("loss", owner, "loss", EXACT_LOSS, lambda loss, x, zero, one: loss(x, zero))
     return owner, found
 
 
@@ -62,7 +62,7 @@ def test_importing_leaves_the_formulas_alone(tmp_path):
     code = (
         "from numpyro.distributions import discrete as d; theirs = d.binary_cross_entropy_with_logits\n"
         "from lapilli import ppl; assert d.binary_cross_entropy_with_logits.__wrapped__ is theirs\n"
-        "assert all(m.found is None for m in ppl._logits.MENDS)"
+        "assert all(m.found is None for m in ppl._mends.MENDS)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
@@ -70,12 +70,14 @@ def test_importing_leaves_the_formulas_alone(tmp_path):
 def test_the_list_says_what_was_found_in_which_version():
     found = {w.name: w for w in lapilli.workarounds()}
     assert list(found) == [
-        "xla-cpu-sums", "bernoulli-logits", "binomial-logits", "numpyro-lazy-modules",
+        "xla-cpu-sums", "bernoulli-logits", "binomial-logits", "clamped-probabilities",
+        "numpyro-lazy-modules",
     ]  # fmt: skip
     assert found["xla-cpu-sums"].package == f"jaxlib {version('jaxlib')}"
     for name, function, ours in (
-        ("bernoulli-logits", discrete.binary_cross_entropy_with_logits, _logits._bernoulli_loss),
-        ("binomial-logits", discrete.BinomialLogits.log_prob, _logits._binomial_log_prob),
+        ("bernoulli-logits", discrete.binary_cross_entropy_with_logits, _mends._bernoulli_loss),
+        ("binomial-logits", discrete.BinomialLogits.log_prob, _mends._binomial_log_prob),
+        ("clamped-probabilities", discrete.clamp_probs, _mends._clamped),
     ):
         assert found[name].package == f"numpyro {numpyro.__version__}"
         assert found[name].is_applied == (function is ours)
@@ -111,3 +113,20 @@ def test_the_record_of_sums_says_who_set_the_flag_and_who_came_too_late(monkeypa
     assert not _compiler.record().is_applied and "JAX had started" in _compiler.record().reason
     monkeypatch.setattr(_compiler, "_is_concerned", lambda: False)
     assert "not concerned" in _compiler.record().reason
+
+
+def test_probabilities_of_0_and_1_have_derivatives():
+    t = jnp.array([0.0, 0.25, 1.0])
+    no = jax.vmap(jax.grad(lambda t: dist.Bernoulli(t).log_prob(0)))(t[:2])
+    yes = jax.vmap(jax.grad(lambda t: dist.Bernoulli(t).log_prob(1)))(t[1:])
+    np.testing.assert_allclose(no, [-1, -4 / 3], rtol=1e-6)
+    np.testing.assert_allclose(yes, [4, 1], rtol=1e-6)
+
+
+def test_clamped_probabilities_keep_their_values():
+    t = jnp.array([0.0, 1e-30, 1e-3, 0.5, 1 - 1e-6, 1.0, 1.0 + 1e-6, -1e-9])
+    finfo = jnp.finfo(t.dtype)
+    clipped = jnp.clip(t, finfo.tiny, 1 - finfo.eps)
+    found = _mends._clamped(t)
+    np.testing.assert_allclose(found, clipped, rtol=3e-7, atol=3e-38)
+    assert ((found > 0) & (found < 1)).all()

@@ -1,11 +1,15 @@
-"""Derivatives of Bernoulli and Binomial log-probabilities at logits of exactly 0, where some versions of NumPyro have a kink.
+"""Derivatives of NumPyro's log-probabilities of discrete laws that some versions get wrong.
 
-Every network whose last layer starts at zero begins there. NumPyro 0.22 writes log(1 + e^x) as jnp.clip(x, 0) + log1p(exp(-|x|)),
-whose derivative comes out as 0 at 0 instead of 1/2: the gradient of the log-probability as y, not y - 1/2. A formula with all its
-derivatives takes its place in NumPyro itself, since every objective scores through it. Values are the same.
+At logits of exactly 0 (every network whose last layer starts at zero begins there): NumPyro 0.22 writes log(1 + e^x) as
+jnp.clip(x, 0) + log1p(exp(-|x|)), whose derivative comes out as 0 at 0 instead of 1/2, and so the gradient of the log-probability
+as y, not y - 1/2. At probabilities of exactly 0 and 1 of an event: they are cut off just inside, and the derivative of the cut is
+0 instead of 1, so that what is impossible and did not happen has no gradient.
 
-Importing this module changes no formula yet. It puts a test in front of each of the two functions: the first call, whoever makes
-it, compiles two derivatives at 0 (0.2 to 0.4 s) and leaves NumPyro's function in its place if they are right, and ours if not.
+A formula with all its derivatives takes their places in NumPyro itself, since every objective scores through it. Values are the
+same, those of probabilities to rounding.
+
+Importing this module changes no formula yet. It puts a test in front of each function: the first call, whoever makes it, compiles
+two derivatives (0.2 to 0.4 s) and leaves NumPyro's function in its place if they are right, and ours if not.
 """
 
 from __future__ import annotations
@@ -25,8 +29,8 @@ from numpyro.distributions import discrete
 from .._workarounds import Workaround
 from ._compat import validate_sample
 
-# The first two derivatives of log(1 + e^x) at 0.
-EXACT = (0.5, 0.25)
+SOFTPLUS = (0.5, 0.25)  # the first two derivatives of log(1 + e^x) at 0
+IDENTITY = (1.0, 0.0)
 
 
 def _softplus(x: Any) -> Any:
@@ -52,6 +56,15 @@ def _binomial_log_prob(self: Any, value: Any) -> Any:
     return log_ways + value * self.logits - n * _softplus(self.logits)
 
 
+def _clamped(probs: Any) -> Any:
+    """Probabilities brought inside of (0, 1), those of [0, 1] by a line of slope 1 - eps."""
+    finfo = jnp.finfo(jnp.result_type(probs, float))
+    inside = 2 * finfo.tiny + (1 - finfo.eps) * jnp.asarray(probs)
+    return jnp.clip(
+        inside, finfo.tiny, 1 - finfo.epsneg
+    )  # for those outside of [0, 1], by rounding
+
+
 class Mend:
     """A function of NumPyro's under test: at its first call it stays, or `ours` takes its place.
 
@@ -60,15 +73,24 @@ class Mend:
         owner: where the function is found.
         attribute: under which name.
         ours: what takes its place.
-        softplus: (function, x, 0, 1) -> log(1 + e^x), as the function computes it.
+        probe: (function, x, 0, 1) -> what the function computes at x.
+        exact: its first two derivatives at x = 0.
+        fault: in words.
     """
 
     def __init__(
-        self, name: str, owner: Any, attribute: str, ours: Callable[..., Any], softplus: Any
+        self,
+        name: str,
+        owner: Any,
+        attribute: str,
+        ours: Callable[..., Any],
+        probe: Callable[..., Any],
+        exact: tuple[float, float] = SOFTPLUS,
+        fault: str = "log(1 + e^x) in this log-probability has wrong derivatives at logits of exactly 0.",
     ) -> None:
         self.name, self.owner, self.attribute, self.ours = name, owner, attribute, ours
         self.theirs = getattr(owner, attribute)
-        self.softplus = functools.partial(softplus, self.theirs)
+        self.probe, self.exact, self.fault = functools.partial(probe, self.theirs), exact, fault
         self.found: tuple[float, float] | None = None
 
         @functools.wraps(self.theirs)
@@ -82,7 +104,7 @@ class Mend:
         if self.found is None:
             with jax.ensure_compile_time_eval():
                 # 0 and 1 are arguments: what depends on no argument would be compiled by itself here.
-                both = jax.jit(jax.value_and_grad(jax.grad(self.softplus)))(0.0, 0.0, 1.0)
+                both = jax.jit(jax.value_and_grad(jax.grad(self.probe)))(0.0, 0.0, 1.0)
             self.found = (float(both[0]), float(both[1]))
             setattr(self.owner, self.attribute, self.right)
         return self.right
@@ -90,7 +112,9 @@ class Mend:
     @property
     def right(self) -> Callable[..., Any]:
         """The function whose derivatives are right."""
-        return self.theirs if np.allclose(self.found or np.nan, EXACT, rtol=1e-6) else self.ours
+        return (
+            self.theirs if np.allclose(self.found or np.nan, self.exact, rtol=1e-6) else self.ours
+        )
 
     def record(self) -> Workaround:
         """What the test found."""
@@ -98,9 +122,9 @@ class Mend:
         return Workaround(
             self.name,
             f"numpyro {numpyro.__version__}",
-            "log(1 + e^x) in this log-probability has wrong derivatives at logits of exactly 0.",
+            self.fault,
             is_applied,
-            f"They come out as {self.found}{', not' if is_applied else ', which is'} {EXACT}.",
+            f"They come out as {self.found}{', not' if is_applied else ', which is'} {self.exact}.",
         )
 
 
@@ -114,6 +138,12 @@ MENDS = (
         "binomial-logits",
         discrete.BinomialLogits, "log_prob", _binomial_log_prob,
         lambda log_prob, x, zero, one: -log_prob(dist.BinomialLogits(x, one, validate_args=False), zero),
+    ),
+    Mend(
+        "clamped-probabilities",
+        discrete, "clamp_probs", _clamped,
+        lambda clamp, x, zero, one: clamp(x),
+        IDENTITY, "Probabilities of exactly 0 and 1 have no derivative in log-probabilities of events.",
     ),
 )  # fmt: skip
 
