@@ -4,6 +4,8 @@ z1 ~ Normal(loc, scale); z2 ~ Normal(affine in z1, and in outcomes of the first 
 Comparisons of z1 have places that parameters move, those of z2 also such that z1 moves. The cost is smooth between places.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,10 +31,10 @@ class Comparison:
         self.of_z1 = rng.normal() * 0.7 if sees_z1 else 0.0
         self.is_flipped = rng.random() < 0.5
 
-    def place_of(self, p, z1=0.0):
+    def place_of(self, p, z1: Any = 0.0):
         return self.place @ p + self.of_z1 * z1
 
-    def __call__(self, z, p, z1=0.0):
+    def __call__(self, z, p, z1: Any = 0.0):
         """As a program writes it."""
         slope = self.sign * jnp.exp(self.slope @ p)
         place = self.place_of(p, z1)
@@ -46,7 +48,7 @@ class Comparison:
         operation = OPERATIONS[self.operation]
         return operation(right, left) if self.is_flipped else operation(left, right)
 
-    def side_of(self, z, p, z1=0.0):
+    def side_of(self, z, p, z1: Any = 0.0):
         """The outcome, by its place alone."""
         is_increasing = (self.sign > 0) == (self.operation in ("gt", "ge"))
         is_increasing ^= self.is_flipped

@@ -5,6 +5,7 @@ estimate's standard deviation are caught with N = 20,000, and the boundary terms
 """
 
 import _boundary_programs as programs
+import _boundary_structures as structures
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,16 +15,14 @@ from _boundary_programs import (
     change_point,
     change_point_exact,
     mixed_rows,
-    normal_mean,
-    pieces,
     rows,
 )
-from jax.scipy.stats import norm
 
 from _stats import assert_unbiased
-from lapilli import inference, ppl
+from lapilli import ppl
 from lapilli.ppl._distribution_functions import LAWS as FUNCTIONS
 
+PROGRAMS = {**vars(programs), **vars(structures)}
 KEPT = ppl.Boundary("reinforce")
 MTA = {"m": 0.2, "t": 0.5, "a": 0.4}
 MT = {"m": 0.2, "t": 0.6}
@@ -132,7 +131,7 @@ def test_at_the_support():
 
 def case(name, params, strategies, num=20_000, *, exact="", note=""):
     """A program by its name, with its exact mean."""
-    fn, target = getattr(programs, name), getattr(programs, f"{exact or name}_exact")
+    fn, target = PROGRAMS[name], PROGRAMS[f"{exact or name}_exact"]
     title = name.replace("_", " ") + (f", {note}" if note else "")
     return pytest.param(fn, target, params, strategies, num, id=title)
 
@@ -256,73 +255,3 @@ def test_programs_without_it_are_traced_as_before():
         {"index": 0, "num_parameters": 2}
     ]
     assert list(program.sites) == [0]
-
-
-# Bounds of a change point's evidence.
-
-SERIES = jnp.asarray([0.1, 0.3, -0.2, 1.2, 0.9, 1.1])
-TIMES = jnp.arange(6) * 1.0
-
-
-@ppl.model
-def model(x):
-    before, after = ppl.param("a", 0.2), ppl.param("b", 1.0)
-    z = ppl.sample("z", dist.Normal(2.5, 2.0))
-    with ppl.plate("t", 6):
-        ppl.sample("x", dist.Normal(jnp.where(TIMES < z, before, after), 0.7), obs=x)
-
-
-@ppl.model
-def guide(x):
-    ppl.sample("z", dist.Normal(ppl.param("m", 2.2), jnp.exp(ppl.param("s", -0.2))))
-
-
-def log_weight(z, inside, p):
-    mean = jnp.where(TIMES < inside, p["a"], p["b"])
-    return (
-        norm.logpdf(z, 2.5, 2.0)
-        + norm.logpdf(SERIES, mean, 0.7).sum()
-        - norm.logpdf(z, p["m"], jnp.exp(p["s"]))
-    )
-
-
-def elbo_exact(p):
-    cost = lambda z, inside: log_weight(z, inside, p)
-    return normal_mean(cost, p["m"], jnp.exp(p["s"]), list(TIMES))
-
-
-def iwelbo_exact(p):
-    z, weights, inside = pieces(p["m"], jnp.exp(p["s"]), list(TIMES), 8.0, num_nodes=20)
-    w = jax.vmap(lambda z, inside: log_weight(z, inside, p))(z, inside)
-    both = jnp.logaddexp(w[:, None], w) - jnp.log(2.0)
-    return (weights[:, None] * weights * both).sum()
-
-
-@pytest.mark.parametrize(
-    ("name", "base"),
-    [
-        ("elbo", "reparam"),
-        *(pytest.param(n, b, marks=pytest.mark.slow) for n, b in (
-            ("elbo", "reinforce"), ("stl", "reparam"), ("iwelbo", "reparam"), ("iwelbo", "reinforce"),
-        )),
-    ],
-)  # fmt: skip
-def test_bounds_of_a_change_point(name, base):
-    """Slow: a compilation each."""
-    strategies = {"z": ppl.Boundary(base)}
-    if name == "iwelbo":
-        bound, exact = (
-            inference.iwelbo(model, guide, num_particles=2, strategies=strategies),
-            iwelbo_exact,
-        )
-    else:
-        gradient = "stl" if name == "stl" else "full"
-        bound = inference.elbo(model, guide, gradient=gradient, strategies=strategies)
-        exact = elbo_exact
-    params = bound.init(jax.random.key(0), SERIES)
-    keys = jax.random.split(jax.random.key(3), 10_000)
-    found = jax.jit(jax.vmap(lambda key: bound.grad(params, key, SERIES)))(keys)
-    with jax.enable_x64(True):
-        target = jax.grad(exact)({n: jnp.float64(params[n]) for n in "abms"})
-    for n in "abms":
-        assert_unbiased(found[n], target[n], names=[n])
