@@ -26,7 +26,7 @@ import numpy as np
 from ._compat import CALLS
 from ._ranges import REALS, Range, number, range_of_constant, ranges_of, union
 from ._relation import PARAMS, Relations, join
-from ._seams import Term, agree_on_seam
+from ._seams import Term, agree_on_seam, is_idle
 
 
 def _names(text: str) -> frozenset[str]:
@@ -378,12 +378,14 @@ def _selected(facts: Sequence[Fact], relations: Relations, found: Range) -> Fact
     which, branches = facts[0], facts[1:]
     if which.range.is_number:
         return branches[int(which.range.low)]._replace(relations=relations)
+    terms = [f.term for f in facts if f.term is not None]
+    if len(facts) == len(terms) == 3 and is_idle(*terms):
+        return branches[0 if terms[0].operation == "eq" else 1]._replace(relations=relations)
     finite = [f for f in branches if not f.is_loud]
     fact = join_facts(finite) if finite else branches[0]
     if len(finite) < 2 and len(finite) < len(branches):  # the choice leads to infinity or NaN
         loud = merged([fact.loud, which.jumps])
         return fact._replace(relations=relations, loud=loud)
-    terms = [f.term for f in facts if f.term is not None]
     is_seamless = len(facts) == len(terms) == 3 and agree_on_seam(*terms)
     jumps = merged([fact.jumps, which.before if is_seamless else which.jumps])
     loud = merged([fact.loud, which.jumps]) if len(finite) < len(branches) else fact.loud

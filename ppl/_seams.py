@@ -39,7 +39,8 @@ ANALYTIC: Mapping[str, Callable[..., Values]] = {
 KINKED: Mapping[str, Callable[..., Values]] = {
     "abs": np.abs, "sign": np.sign, "max": np.maximum, "min": np.minimum,
 }  # fmt: skip
-COMPARISONS = frozenset({"lt", "le", "gt", "ge"})
+ORDERS = frozenset({"lt", "le", "gt", "ge"})
+EQUALITIES = frozenset({"eq", "ne"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -59,7 +60,8 @@ class Term:
 
 def constant_term(value: Any) -> Term:
     """The term of a value that is part of the program."""
-    is_number = np.ndim(value) == 0 and isinstance(value, int | float | np.number | np.ndarray)
+    is_number = isinstance(value, int | float | np.number | np.ndarray) and np.isrealobj(value)
+    is_number = is_number and np.ndim(value) == 0
     return Term("constant", number=float(value)) if is_number else Term()
 
 
@@ -67,7 +69,7 @@ def term_of(eqn: Any, operands: list[Term]) -> Term:
     """The term of an equation's only result."""
     name = eqn.primitive.name
     out = eqn.outvars[0].aval
-    if name in ANALYTIC or name in KINKED or name in COMPARISONS:
+    if name in ANALYTIC or name in KINKED or name in ORDERS | EQUALITIES:
         return Term(name, tuple(operands))
     if name == "integer_pow":
         return Term(name, tuple(operands), eqn.params["y"])
@@ -78,9 +80,18 @@ def term_of(eqn: Any, operands: list[Term]) -> Term:
     return Term()
 
 
+def is_idle(choice: Term, no: Term, yes: Term) -> bool:
+    """Whether a choice is `where(x == c, c, x)`, also of an infinite c, as in NumPyro's mixtures: it changes derivatives only."""
+    if choice.operation not in EQUALITIES:
+        return False
+    same, other = (yes, no) if choice.operation == "eq" else (no, yes)
+    x, c = choice.operands if choice.operands[0] is other else choice.operands[::-1]
+    return other is x and c.operation == same.operation == "constant" and c.number == same.number
+
+
 def agree_on_seam(choice: Term, no: Term, yes: Term) -> bool:
     """Whether `yes` and `no`, of a choice by the comparison `choice`, are proved equal on the seam."""
-    if choice.operation not in COMPARISONS:
+    if choice.operation not in ORDERS:
         return False
     trial = _Trial()
     try:

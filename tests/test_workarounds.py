@@ -58,6 +58,10 @@ def test_a_function_kept_from_before_the_test_follows_it():
     assert jax.grad(kept)(0.0, 0.0) == 0.5  # and no recursion
 
 
+def test_versions_that_are_taken_to_be_faulty_are():
+    assert numpyro.__version__ not in _mends.FAULTY or not any(m.is_right() for m in _mends.MENDS)
+
+
 def test_importing_leaves_the_formulas_alone(tmp_path):
     code = (
         "from numpyro.distributions import discrete as d; theirs = d.binary_cross_entropy_with_logits\n"

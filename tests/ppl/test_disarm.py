@@ -409,7 +409,10 @@ def test_sure_draws_have_finite_gradients():
 
     def fn(p):
         with ppl.plate("rows", 3):
-            b = ppl.sample("b", dist.Bernoulli(probs=p))
+            # Two of them are held at 0 and 1: probabilities there that a parameter moves are refused.
+            b = ppl.sample(
+                "b", dist.Bernoulli(probs=jnp.array([0.0, 1.0, 0.0]) + p * (jnp.arange(3) == 2))
+            )
         k = ppl.sample(
             "k", dist.Categorical(logits=jnp.array([0.0, -jnp.inf, 1.0, -jnp.inf]) * 1.0 + p.sum())
         )

@@ -370,4 +370,4 @@ def test_plain_numpyro_models_are_checked_as_well():
     with pytest.raises(ValueError, match=REFUSED):
         ppl.as_program(model).simulate(KEY)
     with pytest.raises(ValueError, match=REFUSED):
-        inference.elbo(model, AutoNormal(lambda: None)).value({}, KEY)
+        inference.elbo(model, AutoNormal(lambda: None)).init(KEY)
