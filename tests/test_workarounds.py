@@ -24,7 +24,14 @@ CURVED = lambda x, y: 0.5 * x + 0.25 * x**2 - x * y  # the slope alone is right
 
 def mend(theirs):
     owner = types.SimpleNamespace(loss=theirs)
-    found = _mends.Mend("loss", owner, "loss", EXACT_LOSS, lambda loss, x, zero, one: loss(x, zero))
+    found = _mends.Mend(
+        "loss",
+        owner,
+        "loss",
+        EXACT_LOSS,
+        lambda loss, x, zero, one: loss(x, zero),
+        faulty=frozenset(),
+    )
     return owner, found
 
 
