@@ -229,6 +229,7 @@ def test_overflow_is_a_jump_of_the_gradient():
     assert exact > 7 * grads.std() / np.sqrt(len(keys))  # what a pathwise gradient misses
 
 
+@pytest.mark.slow  # four fine searches
 def test_a_finer_search_finds_narrower_windows():
     """The stated limits, of the default and of another."""
     window = lambda width: cost_of(lambda z: (jnp.abs(z[0] - 0.7) < width / 2) * 1.0)

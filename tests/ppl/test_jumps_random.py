@@ -52,6 +52,7 @@ def test_compositions(seed, jumps):
     assert not wrong
 
 
+@pytest.mark.slow  # compiles every piece
 def test_the_pieces_are_what_they_are_said_to_be():
     """Jumps at 0 stay on finer grids; what is continuous changes ever less."""
     with jax.enable_x64(True):

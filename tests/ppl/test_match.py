@@ -474,6 +474,7 @@ def test_an_intervention_in_a_guide_is_no_observation():
         inference.elbo(p, ppl.condition(q, {"a": 0.3})).value({}, KEY)
 
 
+@pytest.mark.slow  # a guide of many steps
 def test_a_factor_of_an_autoguide_belongs_to_its_law():
     guide = autoguide.AutoDAIS(normal_model)
     bound = inference.elbo(normal_model, guide)
