@@ -42,8 +42,18 @@ def switch_off_wrong_fusions() -> None:
     if _is_concerned() and FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
         _flag_is_ours.append(True)
-        if "jax" not in sys.modules:  # whose backend cannot have started, then
+        if not _may_have_started():
             _checked.append(True)
+
+
+def _may_have_started() -> bool:
+    """Whether JAX may have started a backend, which then does not read the flag: yes, where that cannot be told."""
+    if "jax" not in sys.modules:
+        return False
+    bridge = sys.modules.get(
+        "jax._src.xla_bridge"
+    )  # before JAX may be imported, and so in front of `ppl/_compat.py`
+    return bool(getattr(bridge, "backends_are_initialized", lambda: True)())
 
 
 def sums_are_right(options: dict[str, str] | None = None) -> bool:

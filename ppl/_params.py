@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
-from ._compat import declared
+from ._compat import Tracer, declared
 
 
 class _Constraints(dict[str, Any]):
@@ -90,8 +91,10 @@ def to_constrained(value: Any, constraint: Any) -> Any:
 
 def strong(x: Any) -> jax.Array:
     """`x` as an array whose type does not bend to its partner's (a weak type would compile a first step twice)."""
-    array = jnp.asarray(x)
-    return jax.lax.convert_element_type(array, array.dtype)
+    # What is known stays known inside of a transformation, so that checks may look at it.
+    with nullcontext() if isinstance(x, Tracer) else jax.ensure_compile_time_eval():
+        array = jnp.asarray(x)
+        return jax.lax.convert_element_type(array, array.dtype)
 
 
 def check_initial(params: Params) -> Params:

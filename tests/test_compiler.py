@@ -51,6 +51,16 @@ def test_flags_of_the_user_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("first", "started"),
+    [("", False), ("import jax; ", False), ("import jax; jax.devices(); ", True)],
+)
+def test_whether_jax_has_started_is_told_at_import(tmp_path, first, started):
+    # Without it the first call of every process would compile a sum.
+    code = f"{first}import lapilli; print(lapilli._compiler._may_have_started())"
+    assert run(code, tmp_path).stdout.strip() == str(started)
+
+
+@pytest.mark.parametrize(
     ("first", "warned"),
     [
         ("", False),

@@ -548,11 +548,16 @@ def own(trees):
     return own_names(trees.values())
 
 
+# Read before JAX is imported, where the wall cannot stand yet; tests/test_compiler.py has its row.
+BEFORE_JAX = ("_compiler.py", "jax._src.xla_bridge")
+
+
 def test_no_other_file_uses_what_lies_behind_the_wall(trees, own):
     found = [
         f"{f.relative_to(ROOT)}:{line}: {name}"
         for f, t in trees.items()
         for line, name in breaches(t, own)
+        if (f.name, name) != BEFORE_JAX
     ]
     assert len(trees) > 100
     assert not found, "\n".join(found)
