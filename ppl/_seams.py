@@ -168,6 +168,9 @@ class _Trial:
         for unknown, other, is_first in ((x, y, True), (y, x, False)):
             if unknown.operation == "constant" or _contains(other, unknown):
                 continue
+            # Of a product that is 0 either factor may be: one of them is no function of the other there.
+            if a.operation == "mul" and other.operation != "constant":
+                continue
             found = list(
                 self.solutions(
                     unknown,
