@@ -106,6 +106,11 @@ class Analysed:
     subsampled: dict[str, tuple[int, float]]
 
     @property
+    def may_have_null_values(self) -> bool:
+        """Whether a parameter may move a probability of 0 that a site's strategy misses (`_null_values.py`)."""
+        return any(n.probabilities for n in self.numbers.values())
+
+    @property
     def is_pathwise(self) -> bool:
         """Whether every site is pathwise: the program is then differentiated as it stands."""
         return all(site.strategy.is_pathwise for site in self.sites.values())

@@ -147,7 +147,7 @@ class Expectation:
             return surrogate_of(program, leaves, key, state)
 
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
-        if any(n.probabilities for n in program.numbers.values()):
+        if program.may_have_null_values:
             grads = sound(grads)
         return value, jax.tree.unflatten(tree, grads), state
 
@@ -245,13 +245,9 @@ class Expectation:
         if program.rows:
             known, _ = self._known(params, args)
             try_rows(program, copy, *self._leaves(*known))
-        known, are_known = self._known(params, args)
-        if (
-            are_known
-            and is_concrete(self._values)
-            and any(n.probabilities for n in program.numbers.values())
-        ):
-            try_null_values(copy(), *self._leaves(*known))
+        may_be_null = program.may_have_null_values and is_concrete(self._values)
+        if may_be_null and (known := self._known(params, args))[1]:
+            try_null_values(copy(), *self._leaves(*known[0]))
         if self.check_jumps and (suspects := suspects_of(program)):
             check.search = Search(program.sites, suspects, copy, self.jump_search)
             self._look(check, params, args)
