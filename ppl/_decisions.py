@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._boundary import Decision, Peer
-from ._compat import ClosedJaxpr, Jaxpr, Literal, Tracer, bind
+from ._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Tracer, bind
 from ._continuous import is_continuous_call
 from ._distribution_functions import LAWS
 from ._engine import StrategySite
@@ -36,7 +36,6 @@ from ._strategy import stop
 
 Array = jax.Array
 TRUE_BELOW = {"lt": True, "le": True, "gt": False, "ge": False}  # where the difference increases
-CALLS = ("jit", "pjit")
 
 
 class Made(NamedTuple):
@@ -283,6 +282,6 @@ def _literal(atom: Literal) -> Known:
 
 def _is_opened(eqn: Any) -> bool:
     """Whether comparisons inside a call are looked at: not in samplers, nor where JAX's own function is continuous."""
-    return eqn.primitive.name in CALLS and not (
+    return eqn.primitive.name in JITS and not (
         is_continuous_call(eqn) or draws(eqn) or holds_marker(eqn)
     )
