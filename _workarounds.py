@@ -41,15 +41,15 @@ def workarounds() -> Workarounds:
 
     A mend is applied only where its fault shows: each is looked for by what the package computes, not by its version. Mends of
     NumPyro are decided at the first use of what they mend, and here at the latest. The one of XLA must be in place before JAX
-    starts, and goes by release: the record says what XLA computes here. The call compiles five small programs.
+    starts, and goes by release: the record says what XLA computes here. The call compiles six small programs.
 
     Returns:
         A tuple of `Workaround`.
 
     Example:
         >>> import lapilli
-        >>> [w.name for w in lapilli.workarounds()]
-        ['xla-cpu-sums', 'bernoulli-logits', 'binomial-logits', 'clamped-probabilities', 'numpyro-lazy-modules']
+        >>> print(*(w.name for w in lapilli.workarounds()))
+        xla-cpu-sums bernoulli-logits binomial-logits clamped-probabilities mixture-weights numpyro-lazy-modules
     """
     from . import _compiler
     from .ppl import _compat, _mends

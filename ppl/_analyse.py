@@ -85,6 +85,7 @@ class Analysed:
         plates: plate sizes.
         rows: rows of plates that may meet, to be tried.
         subsampled: plates that stand for more rows than they run on: name -> (rows they run on, rows they stand for).
+        alarmed: eliminated programs that may have a probability of 0 which parameters move.
     """
 
     closed: ClosedJaxpr
@@ -104,11 +105,12 @@ class Analysed:
     out_dtype: Any
     rows: list[RowSuspect]
     subsampled: dict[str, tuple[int, float]]
+    alarmed: set[str]
 
     @property
     def may_have_null_values(self) -> bool:
         """Whether a parameter may move a probability of 0 that a site's strategy misses (`_null_values.py`)."""
-        return any(n.probabilities for n in self.numbers.values())
+        return bool(self.alarmed) or any(n.probabilities for n in self.numbers.values())
 
     @property
     def is_pathwise(self) -> bool:
@@ -153,7 +155,7 @@ def analyse(
                 ) from err
         engine.check_patterns()
         record.update(sites=engine.frame.sites, infos=engine.frame.infos, plates=engine.plates)
-        record.update(subsampled=engine.subsampled)
+        record.update(subsampled=engine.subsampled, alarmed=engine.alarmed)
         return _as_scalar(result), engine.frame.numbers
 
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
@@ -225,7 +227,7 @@ def analyse(
     return Analysed(
         closed, result, terms, relations, upstream, sites, table, scores, layouts, lanes, replicates,
         {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype, rows,
-        record["subsampled"],
+        record["subsampled"], record["alarmed"],
     )  # fmt: skip
 
 

@@ -146,6 +146,7 @@ class _Absent:
 # From numpyro 0.22 on.
 HurdleProbs: Any = getattr(_dist.discrete, "HurdleProbs", _Absent)
 CatTransform: Any = getattr(_dist.transforms, "CatTransform", _Absent)
+Mixture: Any = _dist.mixtures._MixtureBase
 SingletonConstraint: Any = _dist.constraints._SingletonConstraint
 validate_sample: Callable[..., Any] = _dist.util.validate_sample
 
@@ -199,6 +200,13 @@ def first_key(dtype: Any) -> Any:
 def is_concrete(tree: Any) -> bool:
     """Whether the values of all leaves are known."""
     return not any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
+
+
+def remixed(mixture: Any, mixing: Any) -> Any:
+    """A copy of a mixture with another law of its component."""
+    other = copy.copy(mixture)
+    other._mixing_distribution = mixing
+    return other
 
 
 def own_trace(x: Any) -> Any:

@@ -166,6 +166,8 @@ class Engine(Recorder):
         self.rows = rows
         # Plates that stand for more rows than they run on: name -> (rows they run on, rows they stand for).
         self.subsampled: dict[str, tuple[int, float]] = {}
+        # Eliminated programs that may have a probability of 0 which parameters move.
+        self.alarmed: set[str] = set()
         self.drawn: list[Any] = []  # traces of the draws so far
         self.strategies = _as_mapping(strategies)
         self.demoted = demoted or {}

@@ -6,7 +6,9 @@ subsample: a row of it stands for several, whose sites are summed out each on th
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpyro.distributions as dist
 
 from ._compat import mask_of
 from ._engine import Engine
+from ._null_values import alarms, unlogged
 from ._stochastic import Constrained
 from ._strategy import Enum, Reparam, Strategy, element
 
@@ -77,7 +80,10 @@ class Lister(Engine):
         super().visit(msg)
         if not msg["is_observed"]:
             numbers = self.frame.numbers[msg["name"]]
-            numbers["log_prob"] = _density_of(msg, self.plates, numbers["log_prob"])
+            log_prob = _density_of(msg, self.plates, numbers["log_prob"])
+            moved = unlogged(element(msg["fn"])[0], log_prob.shape)
+            numbers.update(log_prob=log_prob, probabilities=moved)
+            numbers["alarmed"] = functools.reduce(operator.add, map(alarms, moved), log_prob)
             if "cells" in msg["infer"]:  # of `obs_mask`: the other cells are not the site's
                 cells, fn = msg["infer"]["cells"], msg["fn"]
                 rank = max(np.ndim(cells), len(fn.batch_shape))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.handlers
 
-from ._compat import ClosedJaxpr, handler_stack, own_caches
+from ._compat import ClosedJaxpr, handler_stack, is_concrete, own_caches
 from ._dependence import Analysis
 from ._engine import StrategySite
 from ._evaluate import evaluate
@@ -242,11 +242,11 @@ def list_factors(
     sites = {s.index: s for s in lister.frame.sites.values()}
     index = {s.address: i for i, s in sites.items()}
     facts = Analysis(closed, [])
-    atoms = {
-        n: own[n]["log_prob"] if n in index else table["log_prob"]
-        for n, table in numbers.items()
-        if "log_prob" in table
-    }
+    atoms = {n: table["log_prob"] for n, table in numbers.items() if "log_prob" in table}
+    alarmed = {n for n in index if _may_have_null_values(closed, facts, own[n]["probabilities"])}
+    atoms |= {n: own[n]["alarmed" if n in alarmed else "log_prob"] for n in index}
+    if outer is not None and alarmed:
+        outer.alarmed.add(label)
     relations: Any = {n: relations_of(facts, a, sites) for n, a in atoms.items()}
     ranks = {n: len(a.aval.shape) for n, a in atoms.items()}
     structure = structure_of(label, sites, relations, ranks)
@@ -261,6 +261,12 @@ def list_factors(
     return Listing(
         closed, kept, sites, index, structure, atoms, actives, relations, infos, given.scales, values, lister.params
     )  # fmt: skip
+
+
+def _may_have_null_values(closed: ClosedJaxpr, facts: Analysis, probabilities: list[Any]) -> bool:
+    """Whether something may move a probability of 0 (`_null_values.py`)."""
+    is_moved = not is_concrete(closed.consts)
+    return is_moved and not all(facts[p].range.is_positive for p in probabilities)
 
 
 def _check_sites(

@@ -3,7 +3,8 @@
 At logits of exactly 0 (every network whose last layer starts at zero begins there): NumPyro 0.22 writes log(1 + e^x) as
 jnp.clip(x, 0) + log1p(exp(-|x|)), whose derivative comes out as 0 at 0 instead of 1/2, and so the gradient of the log-probability
 as y, not y - 1/2. At probabilities of exactly 0 and 1 of an event: they are cut off just inside, and the derivative of the cut is
-0 instead of 1, so that what is impossible and did not happen has no gradient.
+0 instead of 1, so that what is impossible and did not happen has no gradient. At weights of exactly 0 in a mixture: the
+derivative in such a weight is 0, not the ratio of its component's density to the mixture's, so that nothing can revive it.
 
 A formula with all its derivatives takes their places in NumPyro itself, since every objective scores through it. Values are the
 same, those of probabilities to rounding.
@@ -28,10 +29,13 @@ from jax.scipy.special import gammaln
 from numpyro.distributions import discrete
 
 from .._workarounds import Workaround
-from ._compat import validate_sample
+from ._compat import Mixture, remixed, validate_sample
 
 SOFTPLUS = (0.5, 0.25)  # the first two derivatives of log(1 + e^x) at 0
 IDENTITY = (1.0, 0.0)
+_RATIO = float(np.exp(0.5))  # of the densities of N(0, 1) and N(1, 1) at 0
+REVIVAL = (_RATIO - 1, -((_RATIO - 1) ** 2))  # of log(w N(0; 0, 1) + (1 - w) N(0; 1, 1)) at w = 0
+_LOG_PROB_BY_LOGITS = Mixture.log_prob
 FAULTY = frozenset({"0.22.0"})  # in all of these functions; tests/test_workarounds.py looks
 
 
@@ -65,6 +69,42 @@ def _clamped(probs: Any) -> Any:
     return jnp.clip(
         inside, finfo.tiny, 1 - finfo.epsneg
     )  # for those outside of [0, 1], by rounding
+
+
+@jax.custom_jvp
+def _mixed(log_probs: Any, weights: Any) -> Any:
+    """log(sum(weights * exp(log_probs))) over the last axis, differentiable in weights of exactly 0."""
+    log_weights = dist.CategoricalProbs(weights, validate_args=False).logits
+    return jax.nn.logsumexp(log_probs + log_weights, axis=-1)
+
+
+@_mixed.defjvp
+def _mixed_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    log_probs, weights = primals
+    total = _mixed(log_probs, weights)
+    # A component of weight 0 may be denser than the mixture by any factor, another by 1 / weight at most.
+    limit = np.log(jnp.finfo(log_probs.dtype).max) - 1
+    log_ratios = jnp.minimum(log_probs - total[..., None], limit)
+    return total, (jnp.exp(log_ratios) * (tangents[1] + weights * tangents[0])).sum(-1)
+
+
+@validate_sample
+def _mixture_log_prob(self: Any, value: Any, intermediates: Any = None) -> Any:
+    mixing = self.mixing_distribution
+    if not isinstance(mixing, dist.CategoricalProbs):
+        return _LOG_PROB_BY_LOGITS(self, value, intermediates)
+    even = remixed(self, dist.CategoricalLogits(jnp.zeros_like(mixing.probs)))
+    log_probs = even.component_log_probs(value) + np.log(self.mixture_size)
+    # NumPyro's way to keep derivatives of what is impossible out.
+    log_probs = jnp.where(jnp.isneginf(log_probs), -jnp.inf, log_probs)
+    weights = jnp.asarray(mixing.probs)
+    return _mixed(log_probs, weights / weights.sum(-1, keepdims=True))
+
+
+def _two_normals(x: Any, zero: Any, one: Any) -> Any:
+    weights = dist.CategoricalProbs(jnp.stack([x, one - x]), validate_args=False)
+    components = dist.Normal(jnp.stack([zero, one]), one, validate_args=False)
+    return dist.MixtureSameFamily(weights, components, validate_args=False)
 
 
 class Mend:
@@ -111,6 +151,7 @@ class Mend:
             is_faulty = self.found is None and numpyro.__version__ in self.faulty
             self.right = self.ours if is_faulty or not self.is_right() else self.theirs
             setattr(self.owner, self.attribute, self.right)
+        assert self.right is not None
         return self.right
 
     def is_right(self) -> bool:
@@ -151,6 +192,12 @@ MENDS = (
         discrete, "clamp_probs", _clamped,
         lambda clamp, x, zero, one: clamp(x),
         IDENTITY, "Probabilities of exactly 0 and 1 have no derivative in log-probabilities of events.",
+    ),
+    Mend(
+        "mixture-weights",
+        Mixture, "log_prob", _mixture_log_prob,
+        lambda log_prob, x, zero, one: log_prob(_two_normals(x, zero, one), zero),
+        REVIVAL, "Weights of exactly 0 have no derivative in log-probabilities of mixtures.",
     ),
 )  # fmt: skip
 

@@ -27,33 +27,45 @@ def try_null_values(program: Analysed, params: list[Any], data: list[Any]) -> No
 
     Raises:
         Unsuitable: naming site, strategy and remedy.
+        ValueError: the same for a program that is eliminated.
     """
+    suspects: dict[int | str, Any]
     suspects = {i: n.probabilities for i, n in program.numbers.items() if n.probabilities}
+    if program.alarmed:
+        suspects[", ".join(sorted(program.alarmed))] = [program.result]
 
     @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
     def alarms(consts: list[Any], inputs: Any) -> list[jax.Array]:
         """The largest derivative of each suspect's alarm."""
         closed, inputs = ClosedJaxpr(program.closed.jaxpr, consts), Inputs(*inputs)
 
-        def largest(atoms: Any) -> jax.Array:
-            one = lambda params: alarm(
-                evaluate(closed, inputs._replace(params=params).leaves, {}, atoms)
-            )
+        def largest(suspect: int | str, atoms: Any) -> jax.Array:
+            def one(params: Any) -> jax.Array:
+                found = evaluate(closed, inputs._replace(params=params).leaves, {}, atoms)
+                return found[0] if isinstance(suspect, str) else alarm(found)
+
             slopes = [jnp.abs(g).max(initial=0.0) for g in jax.grad(one)(inputs.params)]
             return functools.reduce(jnp.maximum, slopes, jnp.zeros(()))
 
-        return [largest(atoms) for atoms in suspects.values()]
+        return [largest(*suspect) for suspect in suspects.items()]
 
     with jax.ensure_compile_time_eval():
         inputs = inputs_of(params, data, program.closed)
         sizes = alarms(program.closed.consts, (inputs.params, inputs.data, inputs.key))
     for index, size in zip(suspects, sizes, strict=True):
-        if np.asarray(size) > LIMIT:
-            site = program.sites[index]
-            raise Unsuitable(
-                site.name,
-                f"Site '{site.address}': at these parameters a value of {site.distribution} has probability exactly 0, and a "
-                f"parameter moves that probability. Strategy '{site.strategy.name}' never sees what the value would cost, and "
-                "its gradient would lack that part. Use 'enum' or 'mvd', which evaluate the cost there, or keep probabilities "
-                "strictly inside, e.g. by logits.",
+        if np.asarray(size) <= LIMIT:
+            continue
+        if isinstance(index, str):
+            raise ValueError(
+                f"{index}: at these parameters a value of an eliminated site has probability exactly 0, and a parameter moves "
+                "that probability. The logarithm of the sum does not see it, and the gradient would lack that part. Keep "
+                "probabilities strictly inside, e.g. by logits."
             )
+        site = program.sites[index]
+        raise Unsuitable(
+            site.name,
+            f"Site '{site.address}': at these parameters a value of {site.distribution} has probability exactly 0, and a "
+            f"parameter moves that probability. Strategy '{site.strategy.name}' never sees what the value would cost, and "
+            "its gradient would lack that part. Use 'enum' or 'mvd', which evaluate the cost there, or keep probabilities "
+            "strictly inside, e.g. by logits.",
+        )

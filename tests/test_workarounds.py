@@ -11,7 +11,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.distributions import discrete
+from numpyro.distributions import discrete, mixtures
 
 import lapilli
 from lapilli import _compiler, _workarounds
@@ -82,13 +82,14 @@ def test_the_list_says_what_was_found_in_which_version():
     found = {w.name: w for w in lapilli.workarounds()}
     assert list(found) == [
         "xla-cpu-sums", "bernoulli-logits", "binomial-logits", "clamped-probabilities",
-        "numpyro-lazy-modules",
+        "mixture-weights", "numpyro-lazy-modules",
     ]  # fmt: skip
     assert found["xla-cpu-sums"].package == f"jaxlib {version('jaxlib')}"
     for name, function, ours in (
         ("bernoulli-logits", discrete.binary_cross_entropy_with_logits, _mends._bernoulli_loss),
         ("binomial-logits", discrete.BinomialLogits.log_prob, _mends._binomial_log_prob),
         ("clamped-probabilities", discrete.clamp_probs, _mends._clamped),
+        ("mixture-weights", mixtures._MixtureBase.log_prob, _mends._mixture_log_prob),
     ):
         assert found[name].package == f"numpyro {numpyro.__version__}"
         assert found[name].is_applied == (function is ours)
@@ -141,3 +142,48 @@ def test_clamped_probabilities_keep_their_values():
     found = _mends._clamped(t)
     np.testing.assert_allclose(found, clipped, rtol=3e-7, atol=3e-38)
     assert ((found > 0) & (found < 1)).all()
+
+
+def mixture_of(weights, locs=(0.0, 1.0), **kwargs):
+    return dist.MixtureSameFamily(
+        dist.CategoricalProbs(weights, **kwargs), dist.Normal(jnp.array(locs), 1.0), **kwargs
+    )
+
+
+def test_weights_of_0_have_derivatives():
+    f = lambda w, x: mixture_of(jnp.stack([w, 1 - w])).log_prob(x)
+    for x in (-1.0, 0.4, 3.0):
+        ratio = np.exp(0.5 - x)
+        slopes = [g(0.0, x) for g in (jax.grad(f), jax.grad(jax.grad(f)))]
+        np.testing.assert_allclose(slopes, [ratio - 1, -((ratio - 1) ** 2)], rtol=1e-5)
+        np.testing.assert_allclose(jax.jit(jax.grad(f))(1.0, x), 1 - 1 / ratio, rtol=1e-5)
+
+
+def test_mixtures_keep_their_values_and_other_derivatives():
+    x, loc = jnp.linspace(-3.0, 3.0, 7)[:, None], jnp.array([[0.0, 1.0, 40.0]] * 3)
+    weights = jnp.array([[0.2, 0.5, 0.3], [0.0, 0.6, 0.4], [1.0, 0.0, 0.0]])
+
+    def theirs(loc, x):
+        parts = dist.CategoricalProbs(weights).logits + dist.Normal(loc, 1.0).log_prob(x[..., None])
+        return jax.nn.logsumexp(parts, axis=-1)
+
+    ours = lambda loc, x: mixture_of(weights, loc).log_prob(x)
+    for argument in (0, 1):
+        value = lambda f, a=argument: jax.vjp(f, loc, x)[1](jnp.ones((7, 3)))[a]
+        np.testing.assert_allclose(value(ours), value(theirs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours(loc, x), theirs(loc, x), rtol=1e-6)
+
+
+def test_a_component_that_is_far_denser_than_the_mixture_leaves_the_value_alone():
+    f = lambda w: mixture_of(jnp.stack([w, 1 - w]), (0.0, 30.0)).log_prob(0.0)
+    value, slope = jax.value_and_grad(f)(0.0)
+    np.testing.assert_allclose(value, dist.Normal(30.0, 1.0).log_prob(0.0), rtol=1e-6)
+    assert slope > 1e30  # e^450: beyond the type
+
+
+def test_values_outside_of_a_mixture_are_impossible():
+    parts = [dist.Uniform(a, a + 1, validate_args=False) for a in (0, 2)]
+    weights = dist.CategoricalProbs(jnp.array([0.3, 0.7]))
+    law = dist.MixtureGeneral(weights, parts, support=dist.constraints.real)
+    found = law.log_prob(jnp.array([0.5, 1.5, 2.5]))
+    np.testing.assert_allclose(jnp.exp(found), [0.3, 0.0, 0.7], rtol=1e-6)

@@ -151,6 +151,19 @@ def _():
     assert not isinstance(transforms.ExpTransform(), c.CatTransform)
 
 
+@row("Mixture", "remixed")
+def _():
+    parts = [dist.Normal(0.0, 1.0), dist.Normal(3.0, 1.0)]
+    same = dist.MixtureSameFamily(
+        dist.Categorical(jnp.array([0.5, 0.5])), dist.Normal(jnp.array([0.0, 3.0]), 1.0)
+    )
+    for mixture in (same, dist.MixtureGeneral(same.mixing_distribution, parts)):
+        assert isinstance(mixture, c.Mixture) and type(mixture).log_prob is c.Mixture.log_prob
+        second = c.remixed(mixture, dist.Categorical(jnp.array([0.0, 1.0])))
+        assert np.isclose(second.log_prob(0.3), parts[1].log_prob(0.3))
+        assert mixture.mixing_distribution is same.mixing_distribution
+
+
 @row("SingletonConstraint")
 def _():
     assert isinstance(constraints.positive, c.SingletonConstraint)

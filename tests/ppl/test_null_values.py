@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from lapilli import ppl
+from lapilli import inference, ppl
 
 STRATEGIES = ["reinforce", "reinforce_loo", "disarm", "arm", "rebar"]
 COSTS = jnp.array([1.3, -0.4, 2.0])
@@ -147,3 +147,90 @@ def test_what_is_proved_positive_costs_nothing() -> None:
 
     program = ppl.expectation(fn).ready(jnp.zeros(()))
     assert not any(n.probabilities for n in program.numbers.values())
+
+
+# Mixtures: their density has its derivative at weights of 0, which serves where components share their support.
+
+WEIGHTS = lambda t: dist.Categorical(jnp.stack([t, 1 - t]))
+
+
+@pytest.mark.parametrize("t", [0.0, 0.4])
+def test_a_mixture_drawn_by_score(t: float) -> None:
+    law = lambda t: dist.MixtureSameFamily(WEIGHTS(t), dist.Normal(jnp.array([0.0, 1.0]), 1.0))
+    fn = lambda t: ppl.sample("x", law(t), strategy="reinforce") ** 2
+    expectation = ppl.expectation(fn, num_replicates=4000)
+    found = np.array([expectation.grad(t, k) for k in jax.random.split(jax.random.key(0), 16)])
+    assert abs(found.mean() + 1) < 4.5 * found.std() / 4
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0])
+def test_components_of_different_support(t: float) -> None:
+    parts = [dist.Uniform(0, 1), dist.Uniform(2, 3)]
+    law = lambda t: dist.MixtureGeneral(WEIGHTS(t), parts, support=dist.constraints.interval(0, 3))
+    assert_never_a_number(law, "reinforce", t, one_hot_cost)
+
+
+def test_values_that_a_component_lacks() -> None:
+    law = lambda t: dist.MixtureSameFamily(
+        dist.Categorical(jnp.array([0.3, 0.7])), dist.Bernoulli(jnp.stack([t, t]))
+    )
+    assert_never_a_number(law, "reinforce", 0.0, one_hot_cost)
+    parts = lambda t: [dist.Poisson(t), dist.Poisson(t * 2)]
+    law = lambda t: dist.MixtureGeneral(dist.Categorical(jnp.array([0.3, 0.7])), parts(t))
+    assert_never_a_number(law, "reinforce", 0.0, one_hot_cost)
+
+
+# `ppl.eliminate`: the logarithm of the sum has no derivative there.
+
+
+def eliminated(law: Callable[..., Any], num_steps: int | None = None) -> Any:
+    """Elbo of a program whose only latent sites are summed out, and its parameter at t."""
+
+    def step(z: Any, t: Any) -> Any:
+        z = ppl.sample("z", law(t, z))
+        ppl.sample("y", dist.Normal(2.0 * z, 1.0), obs=0.5)
+        return z
+
+    @ppl.model
+    def program() -> None:
+        t = ppl.param("t", 0.3)
+        if num_steps is None:
+            step(0, t)
+        else:
+            ppl.scan(lambda z, _: (step(z, t), None), 0, jnp.arange(num_steps))
+
+    objective = inference.elbo(ppl.eliminate(program, "z"), lambda: None)
+    return objective, lambda t: {"t": jnp.asarray(t, float)}
+
+
+@pytest.mark.parametrize("num_steps", [None, 3])
+@pytest.mark.parametrize("t", [0.0, 1.0])
+def test_states_that_are_never_reached(num_steps: int | None, t: float) -> None:
+    law = lambda t, z: dist.Categorical(jnp.stack([t, 1 - t]))
+    objective, at = eliminated(law, num_steps)
+    with pytest.raises(
+        ValueError, match=r"eliminate\[z\]: at these parameters .* probability exactly 0"
+    ):
+        objective.value_and_grad(at(t), jax.random.key(0))
+    objective.value_and_grad(at(0.5), jax.random.key(0))
+    value, grad = objective.value_and_grad(at(t), jax.random.key(0))
+    assert np.isfinite(value) and np.isnan(grad["t"])
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        lambda t, z: dist.Bernoulli(1 - t),
+        lambda t, z: dist.Binomial(1, 1 - t),
+        lambda t, z: dist.Categorical(
+            jax.nn.softmax(jnp.stack([jnp.log(t + 1e-30), jnp.log1p(-t)]))
+        ),
+        lambda t, z: dist.Categorical(jnp.array([[0.5, 0.5], [0.0, 1.0]])[z]),
+    ],
+    ids=["bernoulli", "binomial", "softmax", "fixed"],
+)
+def test_states_that_are_reached_again(law: Callable[..., Any]) -> None:
+    objective, at = eliminated(law, 2)
+    both = [objective.value_and_grad(at(t), jax.random.key(0)) for t in (0.0, 1e-4)]
+    slope = float(both[1][0] - both[0][0]) / 1e-4
+    np.testing.assert_allclose(both[0][1]["t"], slope, rtol=2e-2, atol=1e-5)
