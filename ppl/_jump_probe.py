@@ -9,9 +9,8 @@ What can be found: a jump of more than the threshold (`JumpSearch`) of 1 + |valu
 of the grid. Some paths leave the parameters that are given, and some the data. Some are short: there, steps of a
 quantiser are found that are smaller than the threshold, because together they make a slope.
 
-One function is compiled for all sources, since compiling is nearly all of the search's time. For the same reason Gamma variates,
-whose rejection sampler compiles slowly, are drawn by an approximation: a probe needs typical values, not exact ones, and this one
-moves continuously with its parameters.
+One function is compiled for all sources, since compiling is nearly all of the search's time. For the same reason its random
+numbers are quick ones (`_quick_keys.py`, `_quick_draws.py`): a probe needs typical values, not exact ones.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ import numpy as np
 from ._additive import split
 from ._analyse import Analysed
 from ._axis_rules import shape_of
-from ._compat import ClosedJaxpr, Jaxpr, Var, first_key
+from ._compat import ClosedJaxpr, Jaxpr, Var
 from ._continuity import Jumps
 from ._engine import StrategySite
 from ._evaluate import Forced, evaluate
 from ._jaxprs import inner_jaxprs
 from ._jump_search import JumpSearch
-from ._quick_gamma import without_rejection
+from ._quick_draws import quick_normal, with_quick_draws
+from ._quick_keys import QUICK
 from ._ranges import REALS
 from ._relation import PARAMS
 from ._upstream import axis_order
 
-# Random numbers that take a tenth of the time to compile, as quality is no matter here; and those that serve every sampler.
-IMPLS = ("unsafe_rbg", "threefry2x32")
+IMPLS = (QUICK, "threefry2x32")  # the second one serves every sampler
 BATCH = 8
 DEFAULT = JumpSearch()
 NUM_BISECTIONS = 64
@@ -77,7 +76,9 @@ def inputs_of(params: list[Any], data: list[Any], closed: ClosedJaxpr) -> Inputs
     """The inputs of a traced program as arrays of the types that it was traced with; its last one is the key."""
     types: list[Any] = [v.aval.dtype for v in closed.jaxpr.invars]  # pyright: ignore[reportAttributeAccessIssue]
     leaves = [jnp.asarray(x, dtype) for x, dtype in zip([*params, *data], types, strict=False)]
-    return Inputs(leaves[: len(params)], leaves[len(params) :], first_key(types[-1]))
+    keys = (jax.random.key(0, impl=impl) for impl in IMPLS)
+    key = next(k for k in keys if k.dtype == types[-1])
+    return Inputs(leaves[: len(params)], leaves[len(params) :], key)
 
 
 def with_quick_key[Traced](trace: Callable[[jax.Array], Traced]) -> Traced:
@@ -114,7 +115,7 @@ class Probe:
         @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
         def run(consts: list[Any], inputs: Any, jobs: Any) -> tuple[jax.Array, jax.Array]:
             """Data are operands: XLA would fold what it can compute from constants, slowly."""
-            closed = without_rejection(ClosedJaxpr(program.closed.jaxpr, consts))
+            closed = with_quick_draws(ClosedJaxpr(program.closed.jaxpr, consts))
             one = lambda job: self._paths.jump(_Job(closed, Inputs(*inputs), *job))
             return jax.lax.map(one, jobs, batch_size=BATCH)
 
@@ -485,37 +486,43 @@ def _choose(first: jax.Array, x: Any, y: Any) -> Any:
 
 def moved(leaves: list[Any], key: jax.Array, relative: jax.Array, absolute: jax.Array) -> list[Any]:
     """Parameters with noise: relative noise keeps the sign of those that must be positive (mostly), and is absolute at zero."""
-    keys = jax.random.split(key, len(leaves) + 1)[1:]
-    return [
-        x
-        + (
-            (relative * jnp.where(x == 0, 1.0, x) + absolute) * jax.random.normal(k, x.shape)
-        ).astype(x.dtype)
-        for x, k in zip(leaves, keys, strict=True)
+    noise = _drawn(quick_normal, key, leaves)
+    by = [
+        (relative * jnp.where(x == 0, 1.0, x) + absolute) * n
+        for x, n in zip(leaves, noise, strict=True)
     ]
+    return [x + b.astype(x.dtype) for x, b in zip(leaves, by, strict=True)]
 
 
 def _other_data(data: list[Any], key: jax.Array, leaves: jax.Array) -> list[Any]:
     """Arrays of the same kind with other contents, where they leave those given."""
+    k1, k2, k3 = jax.random.split(key, 3)
+    is_real = [jnp.issubdtype(x.dtype, jnp.floating) for x in data]
+    normals = iter(
+        _drawn(quick_normal, k1, [x for x, real in zip(data, is_real, strict=True) if real])
+    )
+    digit = lambda key, shape: jax.random.randint(key, shape, 0, 6)
+    digits = iter(_drawn(digit, k2, [x for x, real in zip(data, is_real, strict=True) if not real]))
+    kinds = jax.random.randint(k3, (len(data), 2), 0, 3)
     out = []
-    for x, k in zip(data, jax.random.split(key, len(data) + 1)[1:], strict=True):
-        k1, k2, k3 = jax.random.split(k, 3)
-        if x.dtype == bool:
-            other = jax.random.bernoulli(k1, shape=x.shape)
-        elif jnp.issubdtype(x.dtype, jnp.integer):
-            other = jax.random.randint(k1, x.shape, 0, 6).astype(x.dtype)
+    for x, real, (kind, spread) in zip(data, is_real, kinds, strict=True):
+        if not real:
+            digit = next(digits)
+            other = digit % 2 == 0 if x.dtype == bool else digit.astype(x.dtype)
         else:
-            noise = jax.random.normal(k1, x.shape)
-            kind = jax.random.randint(k2, (), 0, 3)
+            noise = next(normals)
             near = x * (1 + noise) + jnp.where(kind == 0, noise, 0.0)
-            fresh = jnp.where(
-                jnp.isnan(x),
-                jnp.nan,
-                noise * jnp.asarray([0.3, 1.0, 3.0])[jax.random.randint(k3, (), 0, 3)],
-            )
+            fresh = jnp.where(jnp.isnan(x), jnp.nan, noise * jnp.asarray([0.3, 1.0, 3.0])[spread])
             other = jnp.where(kind == 2, fresh, near).astype(x.dtype)
         out.append(jnp.where(leaves, other, x))
     return out
+
+
+def _drawn(draw: Callable[..., jax.Array], key: jax.Array, like: list[Any]) -> list[jax.Array]:
+    """Random arrays of these shapes, by one call: each call of a sampler takes a tenth of a second to compile."""
+    sizes = [x.size for x in like]
+    parts = jnp.split(draw(key, (sum(sizes),)), np.cumsum(sizes)[:-1]) if like else []
+    return [part.reshape(x.shape) for part, x in zip(parts, like, strict=True)]
 
 
 def _is_finite(outputs: list[jax.Array]) -> list[jax.Array]:

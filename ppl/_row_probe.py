@@ -21,7 +21,7 @@ from ._compat import ClosedJaxpr
 from ._evaluate import Forced, evaluate
 from ._jump_probe import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout, moved
 from ._jumps import as_wide
-from ._quick_gamma import without_rejection
+from ._quick_draws import with_quick_draws
 from ._rows import refusal
 
 NUM_TRIALS = 8
@@ -79,7 +79,7 @@ def _move(
     site = program.sites[suspect.index]
     k1, k2, k3, k4 = jax.random.split(key, 4)
     leaves = [*moved(inputs.params, k1, jnp.asarray(0.1), jnp.asarray(0.0)), *inputs.data]
-    quick, order = without_rejection(closed), list(program.sites)
+    quick, order = with_quick_draws(closed), list(program.sites)
     atoms = [program.numbers[i].value for i in order]
     draws = lambda k: dict(zip(order, evaluate(quick, [*leaves, k], {}, atoms), strict=True))
     here, there = draws(k2), draws(k3)[suspect.index]

@@ -20,7 +20,7 @@ from ._compat import ClosedJaxpr
 from ._evaluate import Forced, evaluate
 from ._jump_probe import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout, moved
 from ._jumps import as_wide
-from ._quick_gamma import without_rejection
+from ._quick_draws import with_quick_draws
 from ._row_probe import NUM_TRIALS
 from ._subsampled import Meeting, RowProgram, meetings, refusal
 
@@ -107,7 +107,7 @@ def _move(
     ]
     mine = sorted(program.plates).index(plate)
     leaves = lambda data, indices, key: [*params, *data, *indices, key]
-    quick = without_rejection(closed)
+    quick = with_quick_draws(closed)
     draws = lambda k: dict(
         zip(
             order,

@@ -17,7 +17,6 @@ from jax.scipy.ndimage import map_coordinates
 from numpyro.infer.autoguide import AutoIAFNormal
 
 from lapilli import inference, ppl
-from lapilli.ppl._quick_gamma import without_rejection
 
 KEY = jax.random.key(0)
 JUMPS = "Site 'z': the result jumps by .* as a function of its reparameterised value"
@@ -660,19 +659,3 @@ def test_of_several_suspects_the_one_that_jumps_is_named():
     assert len(smooth.plan(1.5).sites) == 3
     with pytest.raises(ValueError, match="Site 't': the result jumps by .*'reinforce'"):
         rough.plan(1.5)
-
-
-def test_the_approximate_gamma_variates_are_near_the_law_and_need_no_loop():
-    def program(key, a):
-        _, x = jax.lax.scan(
-            lambda c, k: (c, jax.random.gamma(k, a)), 0, jax.random.split(key, 5000)
-        )
-        return x, jax.random.dirichlet(key, a, (5000,))
-
-    a = jnp.array([0.3, 1.0, 4.0])
-    quick = without_rejection(jax.make_jaxpr(program)(KEY, a))
-    assert "random_gamma" not in str(quick)
-    gammas, shares = jax.jit(lambda: jax.core.eval_jaxpr(quick.jaxpr, quick.consts, KEY, a))()
-    np.testing.assert_allclose(gammas.mean(0), a, rtol=0.1)
-    np.testing.assert_allclose(gammas.var(0), a, rtol=0.2)
-    np.testing.assert_allclose(shares.mean(0), a / a.sum(), rtol=0.1)
