@@ -20,6 +20,7 @@ from ._arguments import watched
 from ._compat import Tracer, is_concrete, typed_key
 from ._engine import Unsuitable
 from ._estimate import surrogate_of
+from ._foreign import check_arguments
 from ._jump_probe import with_quick_key
 from ._jump_search import CheckJumps, search_of
 from ._jumps import Search, concrete, concrete_tree, is_array, suspects_of
@@ -202,6 +203,7 @@ class Expectation:
     @contextlib.contextmanager
     def _shown(self, params: Any, args: Any) -> Iterator[None]:
         """While this is open the checks may try these values, as far as they are known."""
+        check_arguments(args)
         warn_of_wrong_fusions()
         # Under `jax.grad` alone the values are known behind the tangents.
         params, args = jax.tree.map(_behind_tangents, (params, args))

@@ -1,4 +1,8 @@
-"""Errors of NumPyro inside of a program, told with the statement that met them: a law does not know the name of its site."""
+"""Errors of other packages, told in terms of the program.
+
+A law of NumPyro does not know the name of its site, and JAX does not know that what it could not read is an argument or a draw:
+the statement that met the error is found and named, with what to do.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 import numpyro
 
 if TYPE_CHECKING:
@@ -25,12 +30,19 @@ _KINDS = (
     IndexError,
     KeyError,
 )
+# Reading values while a program is traced.
+_READ = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 _LINES = 12  # a statement's lines before the one that failed
 _SAMPLE = re.compile(r"""\bsample\(\s*(?P<quote>["'])(?P<name>[^"']+)(?P=quote)""")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _OURS = (_HERE, os.path.join(os.path.dirname(_HERE), "inference"))
 _NUMPYRO = os.path.dirname(os.path.abspath(numpyro.__file__))
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
+_NUMPY = os.path.dirname(os.path.abspath(np.__file__))
 
 
 @contextlib.contextmanager
@@ -59,6 +71,25 @@ def named_site(msg: dict[str, Any]) -> Iterator[None]:
         ) from err
 
 
+def check_arguments(args: tuple[Any, ...]) -> None:
+    """Refuse arguments that are neither arrays nor hashable, before they are taken for constants of a compiled program.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            continue
+        try:
+            hash(leaf)
+        except TypeError:
+            raise TypeError(
+                f"Argument {path[0].idx} of the program, args{jax.tree_util.keystr(path)}, is of type {type(leaf).__name__}, "
+                "which is neither an array nor hashable, so that nobody can tell when a compiled step still serves it. Bind it "
+                "beforehand, functools.partial(program, options=...), or pass its fields, or a dict or frozen dataclass of them."
+            ) from None
+
+
 def kind_of(err: BaseException) -> type[Exception]:
     """The builtin class of an error: subclasses may want other arguments than a message."""
     return next(kind for kind in type(err).__mro__ if kind in _KINDS)
@@ -73,11 +104,12 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
     if "Site '" in str(err):
         return None
     files = _files(err)
+    is_read = isinstance(err, _READ)
     last = next((f for f in reversed(files) if not f.startswith(_JAX)), "")
-    if not last.startswith(_NUMPYRO):
+    if not (is_read or last.startswith(_NUMPYRO)):
         return None
     entries = traceback.extract_tb(err.__traceback__)
-    foreign = (*_OURS, _NUMPYRO, _JAX)
+    foreign = (*_OURS, _NUMPYRO, _JAX, _NUMPY)
     own = [e for e, f in zip(entries, files, strict=True) if not f.startswith(foreign)]
     if not own:
         return None
@@ -85,9 +117,17 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
     line = linecache.getline(file, number).strip()
     sites = [name for frame in recorder.frames for name in frame.infos]
     after = f"after site '{sites[-1]}'" if sites else "before its first site"
+    where = f"{program!r}, line {number} of '{os.path.basename(file)}', {after}"
+    if is_read:
+        return (
+            f"{where}: `{line}` reads the value of an array that is known at run time only ({str(err).splitlines()[0]}). In "
+            "place of `if`, `while`, int() and NumPy functions on parameters and draws, use jnp.where, ppl.cond and jax.numpy. "
+            "An argument that decides on sizes or branches is bound beforehand, functools.partial(program, x), or is a number or "
+            "tuple of Python's."
+        )
     name = _statement(file, number)
     return (
-        f"{f"Site '{name}': " if name else ''}{program!r}, line {number} of '{os.path.basename(file)}', {after}: "
+        f"{f"Site '{name}': " if name else ''}{where}: "
         f"{str(err) or type(err).__name__} The statement is `{line}`. Correct the arguments of its distribution."
     )
 

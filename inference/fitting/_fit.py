@@ -183,7 +183,7 @@ def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
     if wrong or not groups:
         problems.append(
             "'optimizer' must be an optax transformation such as optax.adam(1e-3), or a dict from patterns to transformations or "
-            f"'frozen'; got {wrong[0]!r}"
+            f"'frozen'; got {wrong[0]!r}{' of numpyro.optim' if hasattr(wrong[0], 'get_params') else ''}"
             if wrong
             else "'optimizer' is an empty dict; map patterns to transformations"
         )

@@ -23,8 +23,9 @@ class Optimizer(NamedTuple):
 
 
 def is_optimizer(value: Any) -> bool:
-    """Whether `value` follows optax's interface."""
-    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+    """Whether `value` follows optax's interface (those of numpyro.optim have the same methods, with other arguments)."""
+    is_alike = callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+    return is_alike and not hasattr(value, "get_params")
 
 
 def make_optimizer(optimizer: Any, params: Any) -> Optimizer:

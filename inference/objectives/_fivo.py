@@ -16,6 +16,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._engine import as_strategy
 from ...ppl._expectation import as_arrays, signature_of
+from ...ppl._foreign import check_arguments
 from ...ppl._plan import SitePlan
 from ...ppl._score import matched
 from ...ppl._stochastic import Constrained
@@ -262,6 +263,7 @@ class _ParticleExpectation:
 
     def _check(self, params: Any, args: tuple[Any, ...]) -> None:
         """The checks of `ppl.expectation`, once per shape, on the one-particle objective."""
+        check_arguments(args)
         program = self._one_particle(params, args).ready(params, *args)
         if program.facts[program.result].loud:
             # Weights are added up: a particle of weight zero is no infinity for all to see, but a jump.

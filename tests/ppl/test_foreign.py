@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
@@ -121,6 +124,58 @@ def test_errors_of_draws_supports_and_densities_name_the_site(where):
     for run in runs:
         with pytest.raises(Exception, match="^['\"]?Site 'b': Broken"):
             run()
+
+
+def reads_an_argument(x):
+    ppl.sample("a", dist.Normal(0.0, 1.0))
+    ppl.sample("b", dist.Normal(jnp.zeros(len(np.unique(x))), 1.0).to_event(1))
+
+
+def reads_a_draw(x):
+    a = ppl.sample("a", dist.Normal(0.0, 1.0))
+    if a > 0:
+        ppl.sample("b", dist.Normal(a, 1.0))
+
+
+def reads_a_count(x):
+    n = ppl.sample("a", dist.Poisson(3.0), strategy="reinforce")
+    return jnp.zeros(int(n)), range(n)
+
+
+@pytest.mark.parametrize(
+    ("program", "line"),
+    [
+        (reads_an_argument, r"len\(np.unique\(x\)\)"),
+        (reads_a_draw, r"if a > 0:"),
+        (reads_a_count, r"int\(n\)"),
+    ],
+)
+def test_values_that_cannot_be_read_are_told_with_the_statement(program, line):
+    expectation = ppl.expectation(lambda m, x: (program(x), m)[1], strategies="auto")
+    message = rf"line \d+ of 'test_foreign.py', after site 'a': `.*{line}.*` reads the value .*functools.partial"
+    for run in (expectation.value, jax.jit(expectation.value)):
+        with pytest.raises(TypeError, match=message):
+            run(0.3, KEY, jnp.array([1, 1, 2]))
+
+
+def test_arguments_that_nobody_can_compare_are_named():
+    def program(x, options):
+        ppl.sample("a", dist.Normal(0.0, options["loc"].value))
+
+    options = {"loc": argparse.Namespace(value=2.0)}
+    message = (
+        r"Argument 1 of the program, args\[1\]\['loc'\], is of type Namespace, .*functools.partial"
+    )
+    for objective in (inference.elbo(program, program), inference.fivo(program, num_particles=2)):
+        with pytest.raises(TypeError, match=message):
+            objective.value({}, KEY, jnp.zeros(2), options)
+    assert jnp.isfinite(
+        inference.elbo(program, program).value({}, KEY, jnp.zeros(2), {"loc": Fixed()})
+    )
+
+
+class Fixed:
+    value = 2.0
 
 
 def test_other_errors_pass_unchanged():

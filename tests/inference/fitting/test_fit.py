@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import optax
 import pytest
 from _fit_fakes import Objective, Params
@@ -225,6 +226,11 @@ def test_a_fit_with_seeds_has_no_single_guide():
         ({"key": 0}, TypeError, "PRNG key.*jax.random.key"),
         ({"key": jax.random.split(jax.random.key(0))}, TypeError, r"PRNG key.*shape \(2,\)"),
         ({"optimizer": 1e-3}, TypeError, "'optimizer' must be an optax transformation.*0.001"),
+        (
+            {"optimizer": numpyro.optim.Adam(1e-3)},
+            TypeError,
+            "optax transformation.*of numpyro.optim",
+        ),
         ({"optimizer": {"*": "frosen"}}, TypeError, "'optimizer' must be.*'frosen'"),
         ({"optimizer": {}}, TypeError, "'optimizer' is an empty dict"),
         ({"objective": Objective().value}, TypeError, "'objective' must be an Objective.*elbo"),
