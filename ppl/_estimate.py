@@ -10,12 +10,13 @@ enumerated sites they see.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ._again import refuse_again, watched_again
 from ._analyse import Analysed
 from ._downstream import Costs
 from ._flips import jumps
@@ -28,7 +29,11 @@ Array = jax.Array
 
 
 def surrogate_of(
-    program: Analysed, inputs: Sequence[Any], key: Array, state: dict[str, Any]
+    program: Analysed,
+    inputs: Sequence[Any],
+    key: Array,
+    state: dict[str, Any],
+    again: Callable[[], None],
 ) -> tuple[Array, dict[str, Any]]:
     """One estimate of an analysed program: (surrogate, new state).
 
@@ -37,16 +42,18 @@ def surrogate_of(
         inputs: leaves of the parameters.
         key: random key; it decides all noise.
         state: site address -> state of its strategy.
+        again: called when an estimate whose sites are all pathwise or summed is differentiated twice.
     """
     terms = Terms(program, inputs, key)
     if program.is_pathwise:
-        return terms.result(), state
+        return watched_again(terms.result(), again), state
     wanted = [i for i, s in program.sites.items() if is_sampled(s)]
     wanted = [i for i in wanted if any(i in r for r in program.relations)]
     if not wanted:
-        return terms.total() / program.num_replicates, dict(state)
+        return watched_again(terms.total(), again) / program.num_replicates, dict(state)
     arrays, local = terms.weighted({}, range(len(program.terms)), wanted)
-    total = sum((jnp.sum(t) for t in arrays.values()), jnp.zeros(()))
+    direct = sum((jnp.sum(t) for t in arrays.values()), jnp.zeros(()))
+    total = jnp.zeros(())
     new_state = dict(state)
     costs = Costs(terms.fixed())
     for index in wanted:
@@ -66,36 +73,14 @@ def surrogate_of(
             num_replicates=program.num_replicates,
             state=state.get(site.address),
         )
-        total = total + _once(jnp.sum(site.strategy.surrogate(numbers, downstream)))
+        total = total + watched_again(
+            jnp.sum(site.strategy.surrogate(numbers, downstream)), refuse_again
+        )
         total = total + alarm(probabilities)
         if site.strategy.is_decision:
             continue
         new_state[site.address] = jax.tree.map(
             stop, site.strategy.update(jax.tree.map(stop, numbers), downstream)
         )
+    total = total + watched_again(direct, again)  # last: a surrogate refuses without a search
     return total / program.num_replicates, new_state
-
-
-@jax.custom_jvp
-def _one(x: Array) -> Array:
-    """1, whose derivative is refused."""
-    return jnp.ones_like(x)
-
-
-@_one.defjvp
-def _(*_: Any) -> Any:
-    raise TypeError(
-        "A gradient estimate was differentiated again, but only Reparam, Implicit and Enum sites have an unbiased second "
-        "derivative here. Make every site one of these, or differentiate once only."
-    )
-
-
-@jax.custom_jvp
-def _once(x: Array) -> Array:
-    """`x`, to be differentiated once: the derivative of a surrogate is an estimator, its second derivative is none."""
-    return x
-
-
-@_once.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    return primals[0], tangents[0] * _one(primals[0])

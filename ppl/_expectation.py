@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compiler import warn_of_wrong_fusions
+from ._again import check_derivatives, moving, refusal_of_jump, slope_of
 from ._analyse import Analysed, analyse
 from ._arguments import watched
 from ._compat import Tracer, is_concrete, typed_key
@@ -95,6 +96,7 @@ class Expectation:
         self._examples = [] if examples is None else examples
         self._values: Any = None
         self._checks: dict[Any, _Check] = {} if checks is None else checks
+        self._twice: set[Any] = set()  # signatures at which the gradient may be differentiated
         self._compiled = eqx.filter_jit(self._estimate)
         self._compiled_value = eqx.filter_jit(self._surrogate)
 
@@ -137,15 +139,17 @@ class Expectation:
     def _surrogate(self, params: Any, key: Array, args: Any) -> Array:
         program = self._watched(params, args, jax.random.key_impl(key))
         leaves = jax.tree.leaves(params)
-        return surrogate_of(program, leaves, key, _fresh_state(program))[0]
+        again = self._again(program, params, args)
+        return surrogate_of(program, leaves, key, _fresh_state(program), again)[0]
 
     def _estimate(self, params: Any, state: Any, key: Array, args: Any) -> tuple[Array, Any, Any]:
         program = self._watched(params, args, jax.random.key_impl(key))
         leaves, tree = jax.tree.flatten(params)
         state = _fresh_state(program) if state is None else state
+        again = self._again(program, params, args)
 
         def surrogate(leaves: list[Array]) -> Any:
-            return surrogate_of(program, leaves, key, state)
+            return surrogate_of(program, leaves, key, state, again)
 
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
         if program.may_have_null_values:
@@ -157,6 +161,35 @@ class Expectation:
         shapes = jax.tree.map(_shape_of, (params, args))
         search = (lambda leaf: self._with_argument(leaf, *shapes)) if self.check_jumps else None
         return watched(self._checked(params, args, key_impl), args, search)
+
+    def _again(self, program: Analysed, params: Any, args: Any) -> Callable[[], None]:
+        """What to do when a gradient is differentiated: see that it is one, and search it for jumps, once per shape."""
+        shapes = jax.tree.map(_shape_of, (params, args))
+        signature, jaxpr = signature_of(shapes), program.closed.jaxpr
+
+        def check() -> None:
+            if signature in self._twice:
+                return
+            if self.check_jumps:
+                self._search_gradient(*shapes)
+            check_derivatives(jaxpr)
+            self._twice.add(signature)
+
+        return check
+
+    def _search_gradient(self, params: Any, args: Any) -> None:
+        """Refuse a gradient that jumps at fixed noise."""
+        plain = Expectation(self.fn, self.strategies, check_jumps=False)
+        split = lambda params, args: ((params, moving(args)[0]), (moving(args)[1],))
+        inner = Expectation(
+            slope_of(plain.value),
+            check_jumps=self.check_jumps,
+            examples=[split(*known) for known in self._examples],
+        )
+        try:
+            _ready(inner, *split(params, args))
+        except ValueError as err:
+            raise refusal_of_jump(err) from err
 
     def _with_argument(self, number: int, params: Any, args: Any) -> None:
         """Run every check with leaf `number` of the arguments among the parameters."""
@@ -186,11 +219,7 @@ class Expectation:
             examples=examples,
         )
         moved, rest = move(jax.tree.leaves(args))
-        arrays, static = eqx.partition(rest, lambda x: isinstance(x, jax.ShapeDtypeStruct))
-        jax.eval_shape(
-            lambda both, arrays: (inner.ready(both, eqx.combine(arrays, static)), 0)[1],
-            (params, moved), arrays,
-        )  # fmt: skip
+        _ready(inner, (params, moved), (rest,))
 
     def _analyse(
         self, params: Any, args: Any, demoted: Mapping[str, set[str]], key_impl: Any = None
@@ -379,7 +408,8 @@ def expectation(
             differentiated in an argument, or in what `fn` closes over: what would be refused were it a parameter.
 
     Validity: with the unbiased strategies E[grad] = dL/dparams, provided differentiation and expectation
-    commute (integrable envelope) and `fn` is piecewise smooth in reparameterised values.
+    commute (integrable envelope) and `fn` is piecewise smooth in reparameterised values. A second derivative of an
+    estimate is unbiased where all sites are pathwise or summed and the gradient does not jump; it is refused elsewhere.
 
     Example:
         >>> from lapilli import ppl
@@ -441,6 +471,18 @@ def _behind_tangents(x: Any) -> Any:
 
 def _as_number(x: Any) -> Any:
     return np.asarray(x, jnp.result_type(x)) if isinstance(x, int | float) else x
+
+
+def _ready(expectation: Expectation, params: Any, args: tuple[Any, ...]) -> None:
+    """Every check of an expectation at inputs of which only shapes are known."""
+    arrays, static = eqx.partition((params, args), lambda x: isinstance(x, jax.ShapeDtypeStruct))
+
+    def run(arrays: Any) -> int:
+        params, args = eqx.combine(arrays, static)
+        expectation.ready(params, *args)
+        return 0
+
+    jax.eval_shape(run, arrays)
 
 
 def _shape_of(x: Any) -> Any:

@@ -44,7 +44,7 @@ _TRUSTED = tuple(
 
 def opened(closed: ClosedJaxpr) -> ClosedJaxpr:
     """The program with true derivatives everywhere; itself, if they are so. Its variables keep their names."""
-    if not _has_other_derivatives(closed.jaxpr):
+    if not has_other_derivatives(closed.jaxpr):
         return closed
     return closed.replace(jaxpr=_open(closed.jaxpr))
 
@@ -55,7 +55,7 @@ def with_true_derivatives(fn: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)
         closed = jax.make_jaxpr(lambda *xs: fn(*jax.tree.unflatten(tree, xs)))(*leaves)
-        if not _has_other_derivatives(closed.jaxpr):
+        if not has_other_derivatives(closed.jaxpr):
             return fn(*args)
         return jaxpr_as_fun(opened(closed))(*leaves)[0]
 
@@ -86,7 +86,9 @@ def _inner(eqn: Any) -> Any:
 def _is_other(eqn: Any) -> bool:
     """Whether an operation may have another derivative than that of its value."""
     name = eqn.primitive.name
-    return name == "stop_gradient" or (name in CUSTOM and not _is_true(eqn))
+    if name == "stop_gradient":
+        return jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.inexact)  # integers have none
+    return name in CUSTOM and not _is_true(eqn)
 
 
 def _is_true(eqn: Any) -> bool:
@@ -101,10 +103,11 @@ def has_other_derivative(eqn: Any, neutral: Collection[int] = ()) -> bool:
     """
     if _is_other(eqn):
         return id(eqn) not in neutral
-    return eqn.primitive.name not in CUSTOM and any(map(_has_other_derivatives, inner_jaxprs(eqn)))
+    return eqn.primitive.name not in CUSTOM and any(map(has_other_derivatives, inner_jaxprs(eqn)))
 
 
-def _has_other_derivatives(jaxpr: Jaxpr) -> bool:
+def has_other_derivatives(jaxpr: Jaxpr) -> bool:
+    """Whether an operation of a program may have another derivative than that of its value."""
     neutral = stabilisers(jaxpr)
     return any(has_other_derivative(eqn, neutral) for eqn in jaxpr.eqns)
 
@@ -118,7 +121,7 @@ def _opened_equation(eqn: Any) -> Any:
         return eqn.replace(primitive=_copy(), params={})
     if eqn.primitive.name in CUSTOM:
         return eqn if _is_true(eqn) else _call(eqn)
-    if not any(map(_has_other_derivatives, inner_jaxprs(eqn))):
+    if not any(map(has_other_derivatives, inner_jaxprs(eqn))):
         return eqn
     return eqn.replace(params={name: _opened_param(x) for name, x in eqn.params.items()})
 

@@ -30,6 +30,7 @@ from ..particles._differentiable import (
     StopGradient,
     Transport,
     as_gradient,
+    once_only,
     scored,
 )
 from ..particles._policies import Policy, every
@@ -254,7 +255,7 @@ class _ParticleExpectation:
                 costs = jnp.where(jnp.isfinite(increments), increments, 0.0)
                 baseline = (costs.sum(0) - costs) / (num_runs - 1)
             increments = scored(increments, scores, baseline)
-        return increments.sum() / num_runs
+        return once_only(increments.sum()) / num_runs
 
     def _programs(self, params: Any) -> tuple[ppl.Program, ppl.Program | None]:
         o = self.objective

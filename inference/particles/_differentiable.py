@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ...ppl._again import watched_again
 from ._depends import is_used
 from ._guard import unused
 from ._policies import Policy, ess_below, every
@@ -291,6 +292,19 @@ def scored(increments: Array, scores: Array, baseline: Array | float = 0.0) -> A
     """Increments with the score factor: (inc_t - baseline) d S_t is added to their derivative."""
     signal = stop(jnp.where(jnp.isfinite(increments), increments, 0.0) - baseline)
     return increments + signal * box(scores)
+
+
+def once_only(tree: Any) -> Any:
+    """Results whose derivative is an estimator: a second derivative is refused."""
+
+    def refuse() -> None:
+        raise TypeError(
+            "The gradient of a particle filter's result was differentiated again, but resampling has no unbiased second "
+            "derivative here. Differentiate once only, or take finite differences of gradients."
+        )
+
+    guard = lambda x: watched_again(x, refuse) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return jax.tree.map(guard, tree)
 
 
 def evidence_only(strategy: ResamplingGradient, tree: Any) -> Any:

@@ -21,6 +21,7 @@ from ._differentiable import (
     Transport,
     as_gradient,
     evidence_only,
+    once_only,
     scored,
 )
 from ._feynman_kac import FeynmanKac
@@ -258,6 +259,8 @@ def run(
         if is_scored or isinstance(strategy, Score):
             rest = {name: x for name, x in fields.items() if name != "increments"}
             fields |= evidence_only(strategy, rest)
+    if strategy is not None:
+        fields = once_only(fields)
     if twist is not None:
         check_twist(fields["increments"])
     log_evidence, failed_at = evidence(fields["increments"])
