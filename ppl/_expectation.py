@@ -503,8 +503,8 @@ def fingerprint(leaves: list[Any]) -> int:
 
 
 def signature_of(tree: Any) -> Any:
-    """Structure, shapes and dtypes of a tree: what a traced program depends on."""
+    """Structure, shapes and dtypes of a tree, and what else is in it: what a traced program depends on."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(
-        (jnp.shape(x), str(x.dtype)) if hasattr(x, "dtype") else repr(x) for x in leaves
+        (jnp.shape(x), str(x.dtype)) if hasattr(x, "dtype") else (type(x), x) for x in leaves
     )

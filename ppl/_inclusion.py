@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import numpyro.distributions as dist
-from numpyro.distributions import constraints
+from numpyro.distributions import constraints, transforms
 
 from ._compat import is_concrete
 
@@ -118,6 +118,30 @@ def is_outside(inner: Extent, outer: Extent) -> bool:
         low, high = (Bound(x, x) for x in ends)
         return _passes(outer.low, low) or _passes(high, outer.high)
     return (inner.kind, outer.kind) not in _INSIDE
+
+
+def misplaced(fn: Any) -> str | None:
+    """Why the density of a transformed law is no density of its draws; None where that is not known.
+
+    A transform is one-to-one on its domain only: the square of a Normal number comes from two, and NumPyro counts one.
+    """
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    # Laws with a density of their own may know better (`FoldedDistribution`).
+    if getattr(type(fn), "log_prob", None) is not dist.TransformedDistribution.log_prob:
+        return None
+    here = support_known(fn.base_dist)
+    for transform in fn.transforms:
+        for part in getattr(transform, "parts", [transform]):
+            if isinstance(part, transforms.AbsTransform):
+                return "AbsTransform is not one-to-one (dist.FoldedDistribution has the density of an absolute value)"
+            domain = _set_of(part.domain)
+            if is_outside(here, domain):
+                return (
+                    f"{type(part).__name__} is one-to-one on {domain}, and its input is of {here}"
+                )
+            here = _set_of(part.codomain) if here == domain else NOWHERE_KNOWN
+    return None
 
 
 def _passes(greater: Bound | None, less: Bound | None) -> bool:

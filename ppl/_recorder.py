@@ -23,6 +23,7 @@ from numpyro.primitives import Messenger
 
 from ._compat import handler_stack, trace_state
 from ._foreign import named_site
+from ._inclusion import misplaced
 from ._keys import fold_name
 from ._sites import CENSORED, Region, SiteInfo, base_of, describe, describe_deterministic
 
@@ -104,6 +105,7 @@ class Recorder(Messenger, abc.ABC):
         if kind == "sample":
             _refuse_sample_shape(msg)
             _refuse_latent_censored(msg)
+            _refuse_misplaced(msg)
             with named_site(msg):
                 self.visit(msg)
         elif kind == "prng_key" and msg["value"] is None and self.frame.key is not None:
@@ -273,6 +275,15 @@ def _refuse_sample_shape(msg: dict[str, Any]) -> None:
         raise ValueError(
             f"Site '{msg['name']}': sample_shape={tuple(shape)} would draw a value larger than the site's own shape. "
             f"Use a plate, or {type(msg['fn']).__name__}(...).expand({[*shape, *msg['fn'].batch_shape]})."
+        )
+
+
+def _refuse_misplaced(msg: dict[str, Any]) -> None:
+    """A transform that gets values outside of its domain has no density, but NumPyro computes a number."""
+    if (why := misplaced(msg["fn"])) is not None:
+        raise ValueError(
+            f"Site '{msg['name']}': {why}, so that its log-probability is not that of its values. Use a base law inside of the "
+            "domain, or transform the site's value in the program (no density of it is needed then)."
         )
 
 

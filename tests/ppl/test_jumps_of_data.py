@@ -142,3 +142,21 @@ def test_a_sampler_that_takes_one_kind_of_random_numbers_only() -> None:
 
     with pytest.raises(ValueError, match="Site 'z': the result jumps by"):
         ppl.expectation(fn).grad(0.3, jax.random.key(0))
+
+
+class Options:
+    """A constant of the program, which does not print what is in it."""
+
+    def __init__(self, cost):
+        self.cost = cost
+
+    def __repr__(self):
+        return "Options()"
+
+
+def test_constants_that_print_alike_are_checked_apart():
+    fn = lambda t, options: options.cost(ppl.sample("z", dist.Normal(t, 1.0)))
+    expectation = ppl.expectation(fn)
+    assert jnp.isfinite(expectation.grad(0.3, jax.random.key(0), Options(jnp.square)))
+    with pytest.raises(ValueError, match="Site 'z': the result jumps"):
+        expectation.grad(0.3, jax.random.key(0), Options(lambda z: jnp.where(z > 0, 1.0, 0.0)))
