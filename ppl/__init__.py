@@ -19,8 +19,8 @@ from ._handlers import (
 )
 from ._importance import Importance as Importance
 from ._inline_guide import InlineGuide as InlineGuide, JointRun as JointRun, guide_of as guide_of
+from ._inputs import concrete_tree as concrete_tree
 from ._jump_search import CheckJumps as CheckJumps, JumpSearch as JumpSearch
-from ._jumps import concrete_tree as concrete_tree
 from ._marginal import Marginal as Marginal, marginal as marginal
 from ._mvd import MVD as MVD
 from ._normal_inverse_gamma import (

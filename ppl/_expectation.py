@@ -11,26 +11,34 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from .._compiler import warn_of_wrong_fusions
 from ._again import check_derivatives, moving, refusal_of_jump, slope_of
 from ._analyse import Analysed, analyse
 from ._arguments import watched
-from ._compat import Tracer, is_concrete, typed_key
+from ._compat import is_concrete, typed_key
 from ._engine import Unsuitable
 from ._estimate import surrogate_of
-from ._foreign import check_arguments
+from ._inputs import (
+    abstract,
+    as_arrays,
+    as_number,
+    behind_tangents,
+    check_arguments,
+    concrete,
+    concrete_tree,
+    fingerprint,
+    is_array,
+    shape_of_input,
+    signature_of,
+)
 from ._jump_probe import with_quick_key
 from ._jump_search import CheckJumps, search_of
-from ._jumps import Search, concrete, concrete_tree, is_array, suspects_of
+from ._jumps import Search, suspects_of
 from ._null_probe import try_null_values
 from ._null_values import sound
-from ._params import strong
 from ._plan import Plan, plan_of
 from ._row_probe import try_rows
-from ._strategy import stop
 from ._subsample_probe import check_subsampled
 from ._subsampled import RowProgram, traced_rows
 
@@ -158,13 +166,13 @@ class Expectation:
 
     def _watched(self, params: Any, args: Any, key_impl: Any) -> Analysed:
         """The checked program, which checks derivatives in its arguments as well, if somebody takes them."""
-        shapes = jax.tree.map(_shape_of, (params, args))
+        shapes = jax.tree.map(shape_of_input, (params, args))
         search = (lambda leaf: self._with_argument(leaf, *shapes)) if self.check_jumps else None
         return watched(self._checked(params, args, key_impl), args, search)
 
     def _again(self, program: Analysed, params: Any, args: Any) -> Callable[[], None]:
         """What to do when a gradient is differentiated: see that it is one, and search it for jumps, once per shape."""
-        shapes = jax.tree.map(_shape_of, (params, args))
+        shapes = jax.tree.map(shape_of_input, (params, args))
         signature, jaxpr = signature_of(shapes), program.closed.jaxpr
 
         def check() -> None:
@@ -209,7 +217,7 @@ class Expectation:
 
         examples = []
         for known, others in self._examples:
-            value, rest = move([_as_number(x) for x in jax.tree.leaves(others)])
+            value, rest = move([as_number(x) for x in jax.tree.leaves(others)])
             examples.append(((known, value), (rest,)))
         inner = Expectation(
             fn,
@@ -235,7 +243,7 @@ class Expectation:
         check_arguments(args)
         warn_of_wrong_fusions()
         # Under `jax.grad` alone the values are known behind the tangents.
-        params, args = jax.tree.map(_behind_tangents, (params, args))
+        params, args = jax.tree.map(behind_tangents, (params, args))
         self._values = (params, args)
         if not self._examples and is_concrete(self._values):
             self._examples.append(self._values)
@@ -271,7 +279,7 @@ class Expectation:
     def _search(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
         """Try rows that may meet and probabilities that may be 0, and search for jumps, if there is a reason to."""
         start = time.monotonic()
-        shapes, fixed = (jax.tree.map(_shape_of, tree) for tree in (params, args))
+        shapes, fixed = (jax.tree.map(shape_of_input, tree) for tree in (params, args))
         copy = lambda: self._copy(shapes, fixed, check.demoted)
         if program.rows:
             known, _ = self._known(params, args)
@@ -286,11 +294,11 @@ class Expectation:
 
     def _check_rows(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
         """Refuse rows of a subsampled plate that meet."""
-        shapes, fixed = (jax.tree.map(_shape_of, tree) for tree in (params, args))
+        shapes, fixed = (jax.tree.map(shape_of_input, tree) for tree in (params, args))
         fn, data = self._with_data(fixed)
 
         def trace() -> RowProgram:
-            like, rows = jax.tree.map(_abstract, (shapes, data))
+            like, rows = jax.tree.map(abstract, (shapes, data))
             options = {"strategies": self.strategies, "demoted": check.demoted}
             return with_quick_key(
                 lambda key: traced_rows(fn, like, rows, program.subsampled, key, **options)
@@ -332,7 +340,7 @@ class Expectation:
     def _copy(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
         """The program analysed with data as inputs, in the precision that is in force."""
         fn, data = self._with_data(args)
-        inputs = jax.tree.map(_abstract, (params, data))
+        inputs = jax.tree.map(abstract, (params, data))
         copy = with_quick_key(
             lambda key: analyse(
                 fn, inputs, key, (), strategies=self.strategies, demoted=demoted,
@@ -437,42 +445,6 @@ def _fresh_state(program: Analysed) -> dict[str, Any]:
     return {s.address: s.strategy.init_state() for s in sites}
 
 
-def as_arrays(params: Any) -> Any:
-    """Parameters as arrays of floating-point type.
-
-    Raises:
-        TypeError: a leaf is not a floating-point number or array.
-    """
-
-    def leaf(path: Any, x: Any) -> Array:
-        try:
-            array = strong(x)
-        except TypeError as err:
-            raise TypeError(
-                f"Parameter '{jax.tree_util.keystr(path)}' is a {type(x).__name__}; parameters are real arrays."
-            ) from err
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(
-                f"Parameter '{jax.tree_util.keystr(path)}' has dtype {array.dtype}; parameters are real "
-                "floating-point arrays."
-            )
-        return array
-
-    return jax.tree_util.tree_map_with_path(leaf, params)
-
-
-def _behind_tangents(x: Any) -> Any:
-    """The value of a tracer, where it is known: a number under nothing but `jax.grad`."""
-    if not isinstance(x, Tracer) or not jnp.issubdtype(x.dtype, jnp.inexact):
-        return x
-    value = stop(x)
-    return value if isinstance(value, Tracer) else np.asarray(value, x.dtype)
-
-
-def _as_number(x: Any) -> Any:
-    return np.asarray(x, jnp.result_type(x)) if isinstance(x, int | float) else x
-
-
 def _ready(expectation: Expectation, params: Any, args: tuple[Any, ...]) -> None:
     """Every check of an expectation at inputs of which only shapes are known."""
     arrays, static = eqx.partition((params, args), lambda x: isinstance(x, jax.ShapeDtypeStruct))
@@ -483,28 +455,3 @@ def _ready(expectation: Expectation, params: Any, args: tuple[Any, ...]) -> None
         return 0
 
     jax.eval_shape(run, arrays)
-
-
-def _shape_of(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x
-
-
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """The shape of an input; floating-point numbers in the precision that is in force."""
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-    if dtype in (jnp.float32, jnp.bfloat16, jnp.float16) and jax.config.jax_enable_x64:
-        dtype = np.dtype(np.float64)
-    return jax.ShapeDtypeStruct(x.shape, dtype)
-
-
-def fingerprint(leaves: list[Any]) -> int:
-    """A number that tells other data apart."""
-    return hash(tuple((np.shape(x), np.asarray(x).tobytes()) for x in leaves))
-
-
-def signature_of(tree: Any) -> Any:
-    """Structure, shapes and dtypes of a tree, and what else is in it: what a traced program depends on."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple(
-        (jnp.shape(x), str(x.dtype)) if hasattr(x, "dtype") else (type(x), x) for x in leaves
-    )

@@ -71,25 +71,6 @@ def named_site(msg: dict[str, Any]) -> Iterator[None]:
         ) from err
 
 
-def check_arguments(args: tuple[Any, ...]) -> None:
-    """Refuse arguments that are neither arrays nor hashable, before they are taken for constants of a compiled program.
-
-    Raises:
-        TypeError: naming the argument.
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
-        if isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            continue
-        try:
-            hash(leaf)
-        except TypeError:
-            raise TypeError(
-                f"Argument {path[0].idx} of the program, args{jax.tree_util.keystr(path)}, is of type {type(leaf).__name__}, "
-                "which is neither an array nor hashable, so that nobody can tell when a compiled step still serves it. Bind it "
-                "beforehand, functools.partial(program, options=...), or pass its fields, or a dict or frozen dataclass of them."
-            ) from None
-
-
 def kind_of(err: BaseException) -> type[Exception]:
     """The builtin class of an error: subclasses may want other arguments than a message."""
     return next(kind for kind in type(err).__mro__ if kind in _KINDS)

@@ -25,14 +25,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ._analyse import Analysed
-from ._compat import is_concrete
 from ._continuity import Cause, merged
 from ._distribution_functions import LAWS
 from ._engine import StrategySite, Unsuitable
+from ._inputs import as_wide
 from ._jump_probe import DEFAULT, Found, Probe, inputs_of
 from ._jump_search import JumpSearch
 from ._relation import PARAMS
@@ -237,55 +236,4 @@ def _threshold(sites: Mapping[int, StrategySite], why: Cause, found: str, where:
         f"parameters: draw the shifted variable, e.g. d = z - t for a threshold t, as site '{site.name}', compare it with a "
         "constant, and use 'reinforce' or 'mvd'; sum the site out in closed form (a Bernoulli with the probability of the "
         f"event); {_boundary(site)}or smooth the jump."
-    )
-
-
-def as_wide(leaves: list[Any]) -> list[Any]:
-    """Floating-point arrays in float64."""
-    return [
-        np.asarray(x, np.float64)
-        if getattr(x, "dtype", None) in (np.float32, jnp.bfloat16, np.float16)
-        else x
-        for x in leaves
-    ]
-
-
-def is_array(x: Any) -> bool:
-    """Whether an argument is an array of numbers, which another call may replace by others."""
-    dtype = getattr(x, "dtype", None)
-    return dtype is not None and (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_)
-
-
-def concrete(x: Any, example: Any = None) -> Any:
-    """`x` itself where its value is known; else the example's first rows; else small random numbers."""
-    if is_concrete(x):
-        return x
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.split(jax.random.key(0), x.shape) if x.shape else jax.random.key(0)
-    if (
-        example is not None
-        and getattr(example, "ndim", None) == x.ndim
-        and all(n <= m for n, m in zip(x.shape, example.shape, strict=True))
-    ):
-        return np.asarray(example)[tuple(slice(n) for n in x.shape)]
-    rng = np.random.default_rng(0)
-    if jnp.issubdtype(x.dtype, jnp.floating) and x.ndim < 2:  # legal for most constraints
-        return np.asarray(rng.uniform(0.2, 0.8, size=x.shape), x.dtype)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return np.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
-    return np.asarray(rng.integers(0, 2, size=x.shape), x.dtype)
-
-
-def concrete_tree(tree: Any, example: Any = None) -> Any:
-    """`concrete` leaf by leaf; `example` is a tree of the same structure, or None."""
-    leaves, structure = jax.tree.flatten(tree)
-    examples, other = jax.tree.flatten(example)
-    if other != structure:
-        examples = [None] * len(leaves)
-    return jax.tree.unflatten(
-        structure,
-        [
-            concrete(x, e) if hasattr(x, "dtype") else x
-            for x, e in zip(leaves, examples, strict=True)
-        ],
     )

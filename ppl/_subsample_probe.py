@@ -18,8 +18,8 @@ import numpy as np
 
 from ._compat import ClosedJaxpr
 from ._evaluate import Forced, evaluate
+from ._inputs import as_wide
 from ._jump_probe import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout, moved
-from ._jumps import as_wide
 from ._quick_draws import with_quick_draws
 from ._row_probe import NUM_TRIALS
 from ._subsampled import Meeting, RowProgram, meetings, refusal

@@ -15,8 +15,7 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._engine import as_strategy
-from ...ppl._expectation import as_arrays, signature_of
-from ...ppl._foreign import check_arguments
+from ...ppl._inputs import as_arrays, check_arguments, signature_of
 from ...ppl._plan import SitePlan
 from ...ppl._score import matched
 from ...ppl._stochastic import Constrained
