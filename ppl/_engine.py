@@ -21,7 +21,7 @@ from ._mvd import MVD
 from ._noise import COMMON, SALT
 from ._null_values import probabilities
 from ._one_hot import OneHotCategorical
-from ._primitive import mark, mark_key
+from ._primitive import SAMPLER, mark, mark_key
 from ._ranges import REALS, Range, range_of_support
 from ._recorder import Recorder
 from ._reinforce import Reinforce
@@ -47,7 +47,7 @@ from ._strategy import (
     element,
     support_of,
 )
-from ._supports import Support, support_of_law
+from ._supports import Support, is_known_sampler, support_of_law
 
 Array = jax.Array
 
@@ -195,6 +195,9 @@ class Engine(Recorder):
             key = jax.random.fold_in(key, msg["infer"][SALT])
         fn = msg["fn"]
         base, shape = element(fn)
+        is_known = not strategy.is_pathwise or is_known_sampler(fn)
+        if not is_known:  # parameters may move a threshold across its noise
+            key = mark_key(key, SAMPLER + address)
         try:
             if type(strategy).draw is Pathwise.draw:
                 (draw, intermediates), noise = fn.sample_with_intermediates(key), None
@@ -210,7 +213,7 @@ class Engine(Recorder):
         # What is drawn without noise is marked in every lane as well, by the key.
         edges = [support.edges, key] if isinstance(base, dist.Delta) else support.edges
         is_aligned = strategy.has_boundary
-        law = law_parameters(base, shape) if is_aligned else base
+        law = law_parameters(base, shape) if is_aligned else base if is_known else (base, draw)
         value = mark(jnp.asarray(draw), law, edges, index=index, is_aligned=is_aligned)
         msg["value"], msg["intermediates"] = value, intermediates
         if support.is_discrete and jnp.issubdtype(value.dtype, jnp.floating):

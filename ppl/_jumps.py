@@ -34,6 +34,7 @@ from ._engine import StrategySite, Unsuitable
 from ._inputs import as_wide
 from ._jump_probe import DEFAULT, Found, Probe, inputs_of
 from ._jump_search import JumpSearch
+from ._primitive import SAMPLER
 from ._relation import PARAMS
 
 Suspects = dict[int | str, Cause]
@@ -67,8 +68,9 @@ def _moved_sites(program: Analysed) -> set[int]:
 def _is_checked(program: Analysed, source: int | str, why: Cause, moved: set[int]) -> bool:
     if isinstance(source, int):
         return source in moved and not _is_accepted(program.sites[source])
-    noise = [program.sites[s] for s in why.noise if isinstance(s, int)]
-    return len(noise) < len(why.noise) or not all(map(_is_accepted, noise))
+    of_sampler = {SAMPLER + site.address: site for site in program.sites.values()}
+    noise = [program.sites[s] if isinstance(s, int) else of_sampler.get(s) for s in why.noise]
+    return not all(site is not None and _is_accepted(site) for site in noise)
 
 
 def _is_accepted(site: StrategySite) -> bool:
@@ -220,6 +222,15 @@ def _boundary(site: StrategySite) -> str:
 def _threshold(sites: Mapping[int, StrategySite], why: Cause, found: str, where: str) -> ValueError:
     """Parameters move the place of a jump across noise that is kept."""
     keys = sorted(s.removeprefix("rng:") for s in why.noise if isinstance(s, str))
+    for site in sites.values():
+        if SAMPLER + site.address in keys:
+            return Unsuitable(
+                site.name,
+                f"Site '{site.address}': the sampler of {site.distribution} is not NumPyro's, and with its noise kept the result "
+                f"{found} as a function of the parameters (operation: {why.operation}){where}. Strategy '{site.strategy.name}' "
+                "differentiates the draw and misses that. Use 'reinforce', take the parameter out of `reparametrized_params`, or "
+                "draw without comparing noise with parameters.",
+            )
     if keys:
         return ValueError(
             f"ppl.rng_key('{keys[0]}'): at fixed noise the result {found} as a function of the "

@@ -40,6 +40,9 @@ key_p = Primitive("lapilli_key")
 key_p.def_impl(lambda key, **_: key)
 key_p.def_abstract_eval(lambda key, **_: key)
 MARKERS = (site_p, key_p)
+SAMPLER = (
+    "sampler of "  # in front of a site's address: the noise in a sampler that a user has written
+)
 
 
 def mark_key(key: jax.Array, address: str) -> jax.Array:

@@ -57,6 +57,8 @@ _INTERVALS = (
 _NOT_ONTO = (transforms.UnpackTransform, transforms.AbsTransform, transforms.AffineTransform)
 _NO_COMMON_SCORE = "it mixes point masses with densities, which have no score in common"
 
+_PACKAGE = __name__.rpartition(".ppl.")[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Support:
@@ -326,6 +328,15 @@ def _is_known(transform: Any) -> bool:
 
 def _is_numpyros(x: Any) -> bool:
     return type(x).__module__.startswith("numpyro.")
+
+
+def is_known_sampler(fn: Any) -> bool:
+    """Whether a law and all that it is made of are NumPyro's or this package's, whose samplers are known not to jump."""
+    parts = [getattr(fn, name, None) for name in ("base_dist", "component_distribution")]
+    parts += [*getattr(fn, "component_distributions", ()), *getattr(fn, "transforms", ())]
+    parts += [*getattr(fn, "parts", ()), inverted(fn)]
+    is_ours = type(fn).__module__.startswith((f"{_PACKAGE}.", "numpyro."))
+    return is_ours and all(is_known_sampler(p) for p in parts if p is not None)
 
 
 def _declares_sets(transform: Any) -> bool:
