@@ -28,6 +28,7 @@ from jax.extend.core import (
     get_opaque_trace_state,
     jaxpr_as_fun as jaxpr_as_fun,
 )
+from jax.extend.random import define_prng_impl as define_prng_impl
 from jax.interpreters import batching, partial_eval
 
 

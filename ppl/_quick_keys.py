@@ -11,9 +11,10 @@ import math
 from typing import Any
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
+
+from ._compat import define_prng_impl
 
 Array = jax.Array
 GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: spreads small counters over all bits
@@ -52,7 +53,7 @@ def _seed(seed: Array) -> Array:
     return jnp.stack([_hashed(seed.astype(jnp.uint32)), jnp.uint32(GOLDEN)])
 
 
-QUICK = jax.extend.random.define_prng_impl(
+QUICK = define_prng_impl(
     key_shape=(2,),
     seed=_seed,
     split=_split,

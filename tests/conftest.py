@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -51,6 +52,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=0,
         help="added to every seed of the `seed` and `key` fixtures, to try fresh seeds",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of tests marked `one_in(n)`, keep one in n variants, chosen by their names, and mark the others slow."""
+    kept: dict[str, bool] = {}
+    for item in items:
+        mark = item.get_closest_marker("one_in")
+        if mark is None or not hasattr(item, "callspec"):
+            continue
+        function = item.nodeid.partition("[")[0]
+        is_kept = crc32(item.name.encode()) % mark.args[0] == 0 or function not in kept
+        kept[function] = True
+        if not is_kept:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ from _stats import assert_unbiased
 from lapilli import ppl
 from lapilli.ppl._distribution_functions import LAWS as FUNCTIONS
 
+pytestmark = pytest.mark.one_in(2)
+
 PROGRAMS = {**vars(programs), **vars(structures)}
 KEPT = ppl.Boundary("reinforce")
 MTA = {"m": 0.2, "t": 0.5, "a": 0.4}

@@ -32,6 +32,8 @@ from lapilli.ppl._layout import Layout
 from lapilli.ppl._split import Chain
 from lapilli.ppl._weights import windows
 
+pytestmark = pytest.mark.one_in(2)
+
 sigmoid = jax.nn.sigmoid
 KEY = jax.random.key(0)
 X = np.array([0.9, -0.2, 0.4, 0.1, -0.6], np.float32)

@@ -171,6 +171,24 @@ def _():
     assert own.event_dim == 1 and own == type(own)()
 
 
+@row("define_prng_impl")
+def _():
+    """Random keys of another kind: what JAX asks of it, and that its numbers are what is drawn."""
+    ones = lambda key, width, shape: jnp.full(shape, 2**width - 1, f"uint{width}")
+    impl = c.define_prng_impl(
+        key_shape=(1,),
+        seed=lambda seed: jnp.array([7], jnp.uint32),
+        split=lambda key, shape: jnp.broadcast_to(key, (*shape, 1)),
+        random_bits=ones,
+        fold_in=lambda key, data: key + 1,
+        name="ones",
+    )
+    key = jax.random.key(0, impl=impl)
+    assert jax.random.key_data(jax.random.fold_in(key, 3)).tolist() == [8]
+    assert jax.random.key_data(jax.random.split(key, 2)).tolist() == [[7], [7]]
+    assert jax.random.uniform(key, (2,)).min() > 0.999
+
+
 @row("validate_sample")
 def _():
     class Law(dist.Normal):

@@ -35,6 +35,8 @@ from _oracles import (
 
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 sigmoid = jax.nn.sigmoid
 
 

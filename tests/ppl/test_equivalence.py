@@ -26,6 +26,8 @@ from _oracles import (
 
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 sigmoid = jax.nn.sigmoid
 Y = np.array([0.9, -0.2, 0.4], np.float32)
 STRATEGIES = {"enum": "enum", "reinforce": "reinforce", "mvd": "mvd", "number": ppl.Reinforce(0.7)}

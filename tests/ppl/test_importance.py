@@ -32,6 +32,8 @@ from _oracles import (
 
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 sigmoid = jax.nn.sigmoid
 MATRIX = [name for name in CONTEXTS if name not in ("rows", "short-scan")]
 # Proposals with their 1 - h as a function of 1 - p.

@@ -14,6 +14,8 @@ from jax.scipy.stats import norm
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 P_A = 0.3
 P_V = np.array([0.2, 0.9])  # P(v = 1 | a)
 R_A = np.array([0.6, 0.25])  # P(a = 1 | v) of the proposal

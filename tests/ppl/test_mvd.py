@@ -18,6 +18,8 @@ from lapilli import ppl
 from lapilli.ppl._mvd import TABLE
 from lapilli.ppl._strategy import Draw
 
+pytestmark = pytest.mark.one_in(2)
+
 LEVEL = 1e-6
 COUNTS = np.arange(200)
 

@@ -16,6 +16,8 @@ from numpyro.distributions import constraints
 
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 sigmoid = jax.nn.sigmoid
 
 

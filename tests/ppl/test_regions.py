@@ -12,6 +12,8 @@ from jax.scipy.stats import norm
 from _stats import assert_unbiased
 from lapilli import ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 KEY = jax.random.key(0)
 YS = jnp.array([0.3, -0.1, 0.4])
 ZS = jnp.array([0.2, 0.1, 0.5])

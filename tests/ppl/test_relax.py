@@ -32,6 +32,8 @@ from _oracles import (
 
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 sigmoid = jax.nn.sigmoid
 NETWORK = {"w": jnp.array([1.5, -0.8]), "b": jnp.array([0.3, -0.4]), "out": jnp.array([1.0, 2.0])}
 

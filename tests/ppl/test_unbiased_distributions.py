@@ -10,6 +10,8 @@ from numpyro.distributions import transforms
 
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 sigmoid, softmax = jax.nn.sigmoid, jax.nn.softmax
 
 

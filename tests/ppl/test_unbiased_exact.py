@@ -15,6 +15,8 @@ from _oracles import assert_exact, exact, moments, reference_elbo
 
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 STRATEGIES = {
     "enum": "enum",
     "reinforce": ppl.Reinforce(),

@@ -15,6 +15,8 @@ from lapilli.ppl._dependence import Analysis
 from lapilli.ppl._evaluate import Forced, evaluate
 from lapilli.ppl._primitive import mark
 
+pytestmark = pytest.mark.one_in(2)
+
 NUM_POINTS = 4
 
 

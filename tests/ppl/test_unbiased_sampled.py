@@ -34,6 +34,8 @@ from _slow import some_slow
 
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 sigmoid = jax.nn.sigmoid
 MATRIX = [name for name in CONTEXTS if name not in ("rows", "short-scan")]
 LOO = ppl.Reinforce(ppl.LeaveOneOut(3))

@@ -16,6 +16,8 @@ from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference.objectives import _vimco
 
+pytestmark = pytest.mark.one_in(2)
+
 stop = jax.lax.stop_gradient
 P_X = jnp.array([0.15, 0.7, 0.4])
 PARAMS = {"prior": jnp.array([0.2, -0.3, 0.1]), "logits": jnp.array([-0.4, 0.3, 0.5])}

@@ -18,6 +18,8 @@ from _slow import some_slow
 from _stats import assert_unbiased
 from lapilli.inference.particles._resampling import RESAMPLERS, Scheme, as_scheme
 
+pytestmark = pytest.mark.one_in(2)
+
 UNBIASED = tuple(name for name, scheme in RESAMPLERS.items() if scheme.is_unbiased)
 REPLICATES = 100_000
 WEIGHTS = [Fraction(5, 20), Fraction(12, 20), Fraction(3, 20)]

@@ -14,6 +14,8 @@ from lapilli import inference, ppl
 from lapilli.inference.particles._differentiable import killing_law
 from lapilli.inference.particles._transport import log_plan
 
+pytestmark = pytest.mark.one_in(2)
+
 # A hidden Markov chain of two states: every run of two particles is one of 16^3.
 
 BITS = np.array([1, 0, 1])

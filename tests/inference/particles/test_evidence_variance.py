@@ -10,6 +10,8 @@ from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE as KALMAN, golden_chain as
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 POLICIES = {
     "every": inference.every(),
     "ess": inference.ess_below(0.7),

@@ -18,6 +18,8 @@ from _stats import assert_unbiased
 from lapilli.inference.particles import _offspring
 from lapilli.inference.particles._resampling import RESAMPLERS, Scheme, as_scheme, metropolis
 
+pytestmark = pytest.mark.one_in(2)
+
 SCHEMES = tuple(RESAMPLERS)
 SOME = some_slow(SCHEMES, "birth_death")  # whose code is mostly that of killing
 UNBIASED = tuple(name for name, scheme in RESAMPLERS.items() if scheme.is_unbiased)

@@ -20,6 +20,8 @@ from scipy.stats import multivariate_normal
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.one_in(2)
+
 WALK = golden_chain()
 POLICIES = {
     "ess": inference.ess_below(0.5),

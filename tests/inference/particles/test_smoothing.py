@@ -20,6 +20,8 @@ from lapilli.inference.particles import _backward_kernels as kernels
 from lapilli.inference.particles._backward import draw_slots
 from lapilli.inference.particles._smc import run
 
+pytestmark = pytest.mark.one_in(2)
+
 CHAIN = golden_chain()
 
 

@@ -18,6 +18,8 @@ from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference.particles import _filter, _twist
 
+pytestmark = pytest.mark.one_in(2)
+
 
 def walk(ys, a=0.9):
     x = ppl.sample("x0", dist.Normal(0.0, 1.0))

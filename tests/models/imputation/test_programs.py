@@ -13,6 +13,8 @@ from lapilli import inference, ppl
 from lapilli.models import imputation
 from lapilli.models.imputation._imputation import Imputation
 
+pytestmark = pytest.mark.one_in(2)
+
 N, T, D, C = 3, 5, 2, 3
 RNG = np.random.default_rng(0)
 VALUES = RNG.normal(size=(N, T, D))

@@ -15,6 +15,8 @@ from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.models import mam
 
+pytestmark = pytest.mark.one_in(2)
+
 D, K = 3, 3
 X, ORDERS = rows(D, K), orders(D)
 MASKS = np.array(list(itertools.product((False, True), repeat=D)))

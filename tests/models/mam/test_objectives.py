@@ -17,6 +17,8 @@ from lapilli.models.ising import Ising
 from lapilli.models.mam import _chain
 from lapilli.models.mam._persistent import Chains, Tempered
 
+pytestmark = pytest.mark.one_in(2)
+
 D, K = 3, 2
 X = rows(D, K)
 NETWORKS = odd_networks(D, K, 1, scale=0.7)
