@@ -13,6 +13,7 @@ from ._strategy import Draw, Strategy, element, probability_of, stop
 from ._supports import same_support, support_of_law
 
 Array = jax.Array
+NEVER = -80.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +29,8 @@ class Importance(Strategy):
             from the site's own, e.g. `lambda p: dist.Normal(p.loc, 2 * p.scale)`. Its parameters get no gradient.
 
     Validity: value and gradient are unbiased if h(x) > 0 wherever p(x) > 0 (the supports are compared, refused where they
-    differ or depend on parameters) and the weights have a finite variance (not checked: h needs heavier tails than p).
+    differ or depend on parameters; NaN where h is 0 at one of finitely many values, and p is not) and the weights have a
+    finite variance (not checked: h needs heavier tails than p).
     Reference: Kloek and van Dijk 1978; Ruiz et al. 2016, arXiv:1603.01140.
     """
 
@@ -63,17 +65,29 @@ class Importance(Strategy):
         return stop(jnp.asarray(self._of(base).expand(shape).sample(key)))
 
     def log_weight(self, draw: Draw) -> Array:
-        log_proposal = self._of(draw.distribution).log_prob(draw.value)
-        return draw.log_prob - stop(jnp.broadcast_to(log_proposal, draw.shape))
+        return draw.log_prob - self._log_density(draw)
 
     def local(self, draw: Draw) -> Any:
         probability = probability_of(draw.distribution, draw.value)
-        if probability is None:
-            return ()
-        log_proposal = stop(jnp.asarray(self._of(draw.distribution).log_prob(draw.value)))
-        return jnp.broadcast_to(probability * jnp.exp(-log_proposal), draw.shape)
+        return () if probability is None else probability * jnp.exp(-self._log_density(draw))
+
+    def _log_density(self, draw: Draw) -> Array:
+        """Log-density of the draw under the proposal; NaN if that does not reach all that the law does."""
+        proposal = self._of(draw.distribution)
+        log_density = proposal.log_prob(draw.value)
+        if proposal.has_enumerate_support:
+            log_density = jnp.where(_misses(proposal, draw.distribution), jnp.nan, log_density)
+        return stop(jnp.broadcast_to(log_density, draw.shape))
 
     def _of(self, base: dist.Distribution) -> dist.Distribution:
         if isinstance(self.proposal, dist.Distribution):
             return element(self.proposal)[0]
         return element(self.proposal(base))[0]
+
+
+def _misses(proposal: dist.Distribution, law: dist.Distribution) -> Array:
+    """Whether a law of finitely many values has one that its proposal never makes."""
+    values = law.enumerate_support(expand=False)
+    log_h, log_p = (stop(jnp.asarray(d.log_prob(values))) for d in (proposal, law))
+    # NumPyro's log-probabilities of events stay finite where they are impossible: -87 in place of -inf.
+    return ((log_h < NEVER) & (log_p > log_h + 40)).any(0)

@@ -273,3 +273,38 @@ def test_relaxed_values_upstream_are_refused():
 
     with pytest.raises(ValueError, match="Site 'b'.*the sampled site 'c' depends"):
         ppl.expectation(fn).plan(0.3)
+
+
+REACHES = {
+    "never": (dist.Categorical(jnp.array([0.0, 0.5, 0.5])), 0.3, False),
+    "logits": (
+        dist.Categorical(logits=jnp.array([-jnp.inf, 0, 0]), validate_args=False),
+        0.3,
+        False,
+    ),
+    "both": (dist.Categorical(jnp.array([0.0, 0.5, 0.5])), 0.0, True),
+    "everywhere": (dist.Categorical(jnp.array([0.2, 0.4, 0.4])), 0.3, True),
+}
+
+
+@pytest.mark.parametrize("name", REACHES)
+def test_values_that_the_proposal_never_makes(name):
+    """The mean would lack their part, and no draw could tell."""
+    proposal, p, is_sound = REACHES[name]
+    costs = jnp.array([3.0, 1.0, -1.0])
+
+    def fn(t):
+        law = dist.Categorical(jnp.stack([p * t, 0.5 * t, 1 - (p + 0.5) * t]))
+        return costs[ppl.sample("k", law, strategy=ppl.Importance(proposal))]
+
+    value = ppl.expectation(fn, num_replicates=20_000).value(1.0, jax.random.key(0))
+    if is_sound:
+        np.testing.assert_allclose(value, 3 * p + 0.5 - (0.5 - p), atol=0.06)
+    else:
+        assert np.isnan(value)
+
+
+def test_an_event_that_the_proposal_never_makes():
+    proposal = ppl.Importance(dist.Bernoulli(0.0))
+    fn = lambda t: 1.0 * ppl.sample("k", dist.Bernoulli(t), strategy=proposal)
+    assert np.isnan(ppl.expectation(fn).value(0.3, jax.random.key(0)))
