@@ -29,6 +29,7 @@ _KINDS = (
     AttributeError,
     IndexError,
     KeyError,
+    ImportError,
 )
 # Reading values while a program is traced.
 _READ = (

@@ -105,6 +105,8 @@ class Broken(dist.Normal):
     def log_prob(self, value):
         if self.where == "branch" and (value > 0).all():  # a number that is not known yet
             return value
+        if self.where == "package":
+            raise ImportError("Install another package.")
         return jnp.zeros(3) + value if self.where == "shape" else super().log_prob(value)
 
     @property
@@ -112,7 +114,7 @@ class Broken(dist.Normal):
         return dist.constraints.real if self.where != "support" else [][0]
 
 
-@pytest.mark.parametrize("where", ["draw", "branch", "shape", "support"])
+@pytest.mark.parametrize("where", ["draw", "branch", "shape", "support", "package"])
 def test_errors_of_draws_supports_and_densities_name_the_site(where):
     def program(x=None):
         with ppl.plate("rows", 2):
