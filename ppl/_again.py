@@ -5,7 +5,8 @@ of the gradient's derivative is the second derivative of the expectation if the 
 the rule for first derivatives (`_jumps.py`), one order up. E[relu(z)] has the density at 0 for a second derivative in the mean
 of z, where the estimate's own is 0. So the gradient is searched like any program, the first time that somebody differentiates it.
 
-And the gradient must be that of the estimate: one that leaves out scores of mean zero is unbiased, its derivative is not.
+And the gradient must be that of the estimate: one that leaves out scores of mean zero is unbiased, its derivative is not. Third
+derivatives are refused.
 """
 
 from __future__ import annotations
@@ -27,16 +28,8 @@ Value = Callable[..., Array]  # (params, key, *args) -> one estimate
 
 
 def watched_again(x: Array, rule: Callable[[], None]) -> Array:
-    """`x`; the rule is called, and may raise, when its derivative is differentiated."""
-
-    @jax.custom_jvp
-    def one(x: Array) -> Array:
-        return jnp.ones_like(x)
-
-    @one.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        rule()
-        return jnp.ones_like(primals[0]), jnp.zeros_like(tangents[0])
+    """`x`; the rule is called, and may raise, when its derivative is differentiated. A third derivative is refused."""
+    one = _one(rule, _one(_refuse_third, jnp.ones_like))
 
     @jax.custom_jvp
     def itself(x: Array) -> Array:
@@ -47,6 +40,28 @@ def watched_again(x: Array, rule: Callable[[], None]) -> Array:
         return primals[0], tangents[0] * one(primals[0])
 
     return itself(x)
+
+
+def _one(rule: Callable[[], None], after: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A function that is 1 everywhere, and calls the rule when it is differentiated; from then on it is `after`."""
+
+    @jax.custom_jvp
+    def one(x: Array) -> Array:
+        return jnp.ones_like(x)
+
+    @one.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        rule()
+        return after(primals[0]), jnp.zeros_like(tangents[0])
+
+    return one
+
+
+def _refuse_third() -> None:
+    raise TypeError(
+        "A gradient estimate was differentiated three times, but nobody looks whether its second derivative jumps. "
+        "Differentiate twice at most, and take finite differences beyond."
+    )
 
 
 def refuse_again() -> None:

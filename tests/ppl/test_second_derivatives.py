@@ -59,6 +59,13 @@ def test_slopes_that_bend_pass():
     np.testing.assert_allclose(found, exact, atol=4.5 * 0.5 / np.sqrt(20_000))
 
 
+def test_third_derivatives_are_refused():
+    expectation = expectation_of(jnp.exp)
+    third = jax.grad(jax.grad(jax.grad(lambda t: expectation.value(t, KEY))))
+    with pytest.raises(TypeError, match="differentiated three times"):
+        third(0.3)
+
+
 def test_mixed_derivatives_in_an_argument():
     cost = lambda t, a, bend: bend(ppl.sample("z", dist.Normal(t, 1.0)) + a)
     mixed = lambda e: jax.grad(lambda a: jax.grad(lambda t: e.value(t, KEY, a))(0.3))(0.1)
