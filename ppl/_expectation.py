@@ -147,14 +147,14 @@ class Expectation:
     def _surrogate(self, params: Any, key: Array, args: Any) -> Array:
         program = self._watched(params, args, jax.random.key_impl(key))
         leaves = jax.tree.leaves(params)
-        again = self._again(program, params, args)
+        again = self._again(params, args)
         return surrogate_of(program, leaves, key, _fresh_state(program), again)[0]
 
     def _estimate(self, params: Any, state: Any, key: Array, args: Any) -> tuple[Array, Any, Any]:
         program = self._watched(params, args, jax.random.key_impl(key))
         leaves, tree = jax.tree.flatten(params)
         state = _fresh_state(program) if state is None else state
-        again = self._again(program, params, args)
+        again = self._again(params, args)
 
         def surrogate(leaves: list[Array]) -> Any:
             return surrogate_of(program, leaves, key, state, again)
@@ -170,24 +170,26 @@ class Expectation:
         search = (lambda leaf: self._with_argument(leaf, *shapes)) if self.check_jumps else None
         return watched(self._checked(params, args, key_impl), args, search)
 
-    def _again(self, program: Analysed, params: Any, args: Any) -> Callable[[], None]:
+    def _again(self, params: Any, args: Any) -> Callable[[], None]:
         """What to do when a gradient is differentiated: see that it is one, and search it for jumps, once per shape."""
-        shapes = jax.tree.map(shape_of_input, (params, args))
-        signature, jaxpr = signature_of(shapes), program.closed.jaxpr
+        shapes = jax.tree.map(
+            shape_of_input, (params, args)
+        )  # the rule outlives this trace: it must not hold its tracers
+        signature = signature_of(shapes)
 
         def check() -> None:
             if signature in self._twice:
                 return
+            plain = Expectation(self.fn, self.strategies, check_jumps=False)
             if self.check_jumps:
-                self._search_gradient(*shapes)
-            check_derivatives(jaxpr)
+                self._search_gradient(plain, *shapes)
+            _ready(plain, *shapes, lambda program: check_derivatives(program.closed.jaxpr))
             self._twice.add(signature)
 
         return check
 
-    def _search_gradient(self, params: Any, args: Any) -> None:
+    def _search_gradient(self, plain: Expectation, params: Any, args: Any) -> None:
         """Refuse a gradient that jumps at fixed noise."""
-        plain = Expectation(self.fn, self.strategies, check_jumps=False)
         split = lambda params, args: ((params, moving(args)[0]), (moving(args)[1],))
         inner = Expectation(
             slope_of(plain.value),
@@ -445,13 +447,18 @@ def _fresh_state(program: Analysed) -> dict[str, Any]:
     return {s.address: s.strategy.init_state() for s in sites}
 
 
-def _ready(expectation: Expectation, params: Any, args: tuple[Any, ...]) -> None:
-    """Every check of an expectation at inputs of which only shapes are known."""
+def _ready(
+    expectation: Expectation,
+    params: Any,
+    args: tuple[Any, ...],
+    use: Callable[[Analysed], None] = lambda program: None,
+) -> None:
+    """Every check of an expectation at inputs of which only shapes are known; `use` sees the program."""
     arrays, static = eqx.partition((params, args), lambda x: isinstance(x, jax.ShapeDtypeStruct))
 
     def run(arrays: Any) -> int:
         params, args = eqx.combine(arrays, static)
-        expectation.ready(params, *args)
+        use(expectation.ready(params, *args))
         return 0
 
     jax.eval_shape(run, arrays)
