@@ -183,7 +183,7 @@ class Expectation:
             plain = Expectation(self.fn, self.strategies, check_jumps=False)
             if self.check_jumps:
                 self._search_gradient(plain, *shapes)
-            _ready(plain, *shapes, lambda program: check_derivatives(program.closed.jaxpr))
+            _ready(plain, *shapes, use=lambda program: check_derivatives(program.closed.jaxpr))
             self._twice.add(signature)
 
         return check
