@@ -193,11 +193,6 @@ def fresh_caches() -> contextlib.AbstractContextManager:
     return _user_context(("lapilli", next(_runs)))
 
 
-def first_key(dtype: Any) -> Any:
-    """The key of seed 0 of a key type."""
-    return jax.random.key(0, impl=dtype._impl.name)
-
-
 def is_concrete(tree: Any) -> bool:
     """Whether the values of all leaves are known."""
     return not any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))

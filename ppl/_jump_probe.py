@@ -504,8 +504,10 @@ def _other_data(data: list[Any], key: jax.Array, leaves: jax.Array) -> list[Any]
     normals = iter(
         _drawn(quick_normal, k1, [x for x, real in zip(data, is_real, strict=True) if real])
     )
-    digit = lambda key, shape: jax.random.randint(key, shape, 0, 6)
-    digits = iter(_drawn(digit, k2, [x for x, real in zip(data, is_real, strict=True) if not real]))
+    draw_digits = lambda key, shape: jax.random.randint(key, shape, 0, 6)
+    digits = iter(
+        _drawn(draw_digits, k2, [x for x, real in zip(data, is_real, strict=True) if not real])
+    )
     kinds = jax.random.randint(k3, (len(data), 2), 0, 3)
     out = []
     for x, real, (kind, spread) in zip(data, is_real, kinds, strict=True):

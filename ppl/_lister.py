@@ -6,9 +6,7 @@ subsample: a row of it stands for several, whose sites are summed out each on th
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,7 +81,7 @@ class Lister(Engine):
             log_prob = _density_of(msg, self.plates, numbers["log_prob"])
             moved = unlogged(element(msg["fn"])[0], log_prob.shape)
             numbers.update(log_prob=log_prob, probabilities=moved)
-            numbers["alarmed"] = functools.reduce(operator.add, map(alarms, moved), log_prob)
+            numbers["alarmed"] = sum(map(alarms, moved), log_prob)
             if "cells" in msg["infer"]:  # of `obs_mask`: the other cells are not the site's
                 cells, fn = msg["infer"]["cells"], msg["fn"]
                 rank = max(np.ndim(cells), len(fn.batch_shape))

@@ -297,13 +297,6 @@ def _():
         c.typed_key(jax.random.split(typed))
 
 
-@row("first_key")
-def _():
-    for name in ("threefry2x32", "rbg"):
-        key = jax.random.key(0, impl=name)
-        assert c.first_key(key.dtype) == key
-
-
 @row("is_counter_based")
 def _():
     assert c.is_counter_based(jax.random.key(0, impl="threefry2x32").dtype)
