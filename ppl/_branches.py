@@ -93,6 +93,7 @@ def _chosen(strategy: Any) -> Any:
 
 
 def _arrays(numbers: Any) -> list[str]:
+    numbers = {name: x for name, x in (numbers or {}).items() if name != "reach"}
     leaves = jax.tree_util.tree_leaves_with_path(numbers)
     return [f"{jax.tree_util.keystr(p)}{x.dtype}{list(x.shape)}" for p, x in leaves]
 

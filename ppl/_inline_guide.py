@@ -33,7 +33,7 @@ from ._program import Program, as_program
 from ._runner import Collector
 from ._running import remember_draw, running_engine
 from ._sites import PROPOSED, SiteInfo
-from ._trace import Trace, _Sites, trace_of
+from ._trace import Trace, _Sites, trace_of, with_reach
 
 Array = jax.Array
 
@@ -226,8 +226,11 @@ def _split(joint: Trace) -> JointRun:
             if name in joint.log_probs:
                 p_probs[name] = joint.log_probs[name]
     observed = {n: x for n, x in joint.observed.items() if not n.endswith(PRIOR)}
-    return JointRun(
-        Trace(joint.choices, q_probs, joint.retval, {}, {}, _Sites(q_sites)),
-        Trace(joint.choices, p_probs, joint.retval, observed, joint.deterministic, _Sites(p_sites)),
-        kl,
+    q = Trace(joint.choices, q_probs, joint.retval, {}, {}, _Sites(q_sites))
+    p = Trace(joint.choices, p_probs, joint.retval, observed, joint.deterministic, _Sites(p_sites))
+    limits = lambda name: joint.reach.get(name, {})
+    with_reach(q, {n: limits(n) for n in q_sites})
+    with_reach(
+        p, {n: limits(f"{n}{PRIOR}" if f"{n}{PRIOR}" in joint.sites else n) for n in q_sites}
     )
+    return JointRun(q, p, kl)

@@ -15,7 +15,8 @@ Terms: p, q the laws of one site in model and guide, at one draw z of the guide.
      importance weights, upper bounds, cross-entropies from posterior to guide). What q cannot reach is lost without a trace.
    A lower bound holds without "covers" (it bounds the evidence within supp q); an average of weights holds without "inside"
    (weights of zero are sound).
-   What is known of supports while tracing proves a violation or nothing (`_inclusion.py`); densities then say -inf at a draw.
+   What is known of supports while tracing proves a violation or nothing (`_inclusion.py`). Later, densities say -inf at a draw
+   that is not inside, and what is not covered is compared law by law, and NaN (`_reach.py`).
 
 Point masses (autoguides, Delta) have no support to compare: their density is that of what they are computed from.
 """
@@ -33,8 +34,9 @@ import numpy as np
 
 from ._compat import is_concrete
 from ._inclusion import is_outside
+from ._reach import penalty_of_reach, reach_known
 from ._sites import SiteInfo
-from ._trace import Trace
+from ._trace import Trace, with_reach
 
 Array = jax.Array
 Inclusion = Literal["inside", "covers"]
@@ -51,8 +53,8 @@ def check_match(
         supports: the inclusions needed, see above.
 
     Returns:
-        Site -> zeros, or NaN where two scales or masks that are known under jit only differ; to be added to its log-prob. Element
-        by element: a mask may depend on a draw, whose costs stay apart.
+        Site -> zeros, or NaN where two scales or masks that are known under jit only differ, or a law lacks a value that it must
+        cover; to be added to its log-prob. Element by element: a mask may depend on a draw, whose costs stay apart.
 
     Raises:
         ValueError: the guide observes, has a factor, scales or subsamples a site in another way, or has a support that
@@ -71,6 +73,8 @@ def check_match(
             penalty = compare(name, model, guide)
             if penalty is not None:
                 penalties[name] = penalties.get(name, 0.0) + penalty
+    for name, penalty in check_reach(model, guide, shared, supports).items():
+        penalties[name] = penalties.get(name, 0.0) + penalty
     return penalties
 
 
@@ -94,11 +98,15 @@ def compared_with_draws(model: Trace, drawn: Sequence[Trace]) -> Trace:
 
 
 def with_penalties(model: Trace, penalties: Mapping[str, Any]) -> Trace:
-    """The trace with numbers added to the log-probs of some sites."""
+    """The trace with numbers added to the log-probs of some sites; where they share one (a marginal), to that."""
     if not penalties:
         return model
     log_probs = {n: x + penalties.get(n, 0.0) for n, x in model.log_probs.items()}
-    return dataclasses.replace(model, log_probs=log_probs)
+    rest = sum(jnp.sum(x) for n, x in penalties.items() if n not in log_probs)
+    if any(n not in log_probs for n in penalties):
+        last = next(reversed(log_probs))
+        log_probs[last] = log_probs[last] + rest
+    return with_reach(dataclasses.replace(model, log_probs=log_probs), model.reach)
 
 
 def check_is_law(guide: Trace, role: str = "guide") -> None:
@@ -189,6 +197,27 @@ def _compare_masks(name: str, model: Trace, guide: Trace) -> Any:
             "log-weight. Put the same mask around the site in both, or none in the guide."
         )
     return None if is_concrete(is_missing) else jnp.where(is_missing, jnp.nan, 0.0)
+
+
+def check_reach(
+    model: Trace, guide: Trace, names: Collection[str], needed: Collection[Inclusion]
+) -> dict[str, Any]:
+    """Site -> zeros, or NaN where the model's law can be what the guide's cannot, for "covers" at run time.
+
+    Raises:
+        ValueError: at numbers that are known, some law of the guide's does not cover the model's.
+    """
+    penalties: dict[str, Any] = {}
+    for name in names if "covers" in needed else ():
+        p, q = model.sites[name], guide.sites[name]
+        if p.is_masked or q.is_masked or p.scale == 0.0:
+            continue
+        # A marginal knows no law of its own sites, only what was known of their supports before.
+        own = model.reach.get(name) or reach_known(p.support)
+        penalty = penalty_of_reach(name, own, guide.reach.get(name, {}), len(p.batch_shape))
+        if penalty is not None:
+            penalties[name] = penalty
+    return penalties
 
 
 def _are_close(own: Any, other: Any) -> bool:

@@ -90,4 +90,4 @@ def _probabilities(law: dist.Distribution) -> Iterator[Array]:
             p = jnp.asarray(getattr(law, name))
             # Without inflation all values are still drawn.
             is_gate = isinstance(law, ZeroInflatedProbs)
-            yield jnp.stack([1 - p] if is_gate else [p, 1 - p], -1)
+            yield jnp.stack([1 - p] if is_gate else [1 - p, p], -1)

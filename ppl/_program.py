@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -16,11 +16,12 @@ from ._foreign import named_errors
 from ._match import compared_with_draws
 from ._params import Bound, Params
 from ._probe import init_params
+from ._reach import is_limit
 from ._recorder import Recorder
 from ._runner import Collector, Runner
 from ._running import drawn_before, keep_terms, refuse_inside_engine, remember_draw, running_engine
 from ._table import table
-from ._trace import Trace, trace_of
+from ._trace import Trace, trace_of, with_reach
 
 Array = jax.Array
 
@@ -174,12 +175,13 @@ class Program:
         """Run the program with draws from the prior, except that `choices` are kept where `keep` (a boolean scalar) is true.
 
         With `keep` None the choices always hold; sites that `choices` does not name are drawn, by `draw(message, key)` if given.
-        `runner` makes the recorder, a `Runner` with the same arguments.
+        What their laws can be may stand among them (`_reach.as_choices`): a site's log-prob is then NaN where its own law can be
+        more. `runner` makes the recorder, a `Runner` with the same arguments.
         """
         refuse_inside_engine("propose")
         recorder = runner(typed_key(key), _arrays(choices), keep=keep, draw=draw)
         trace = self._run(recorder, args, {})
-        _check_used(recorder, choices, self)
+        _check_used(recorder, [name for name in choices if not is_limit(name)], self)
         return trace
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
@@ -212,7 +214,7 @@ class Program:
         if self.site_weights is None:
             return trace
         log_probs = self.site_weights.apply(trace.log_probs, trace.sites)
-        return dataclasses.replace(trace, log_probs=log_probs)
+        return with_reach(dataclasses.replace(trace, log_probs=log_probs), trace.reach)
 
     def __str__(self) -> str:
         """A table of sites and parameters as the last run met them."""
@@ -314,7 +316,7 @@ class ChoiceMismatch(ValueError):
         self.missing, self.extra = missing, extra
 
 
-def _check_used(runner: Runner, choices: Mapping[str, Any], program: Program) -> None:
+def _check_used(runner: Runner, choices: Collection[str], program: Program) -> None:
     latent = [name for name, info in runner.frame.infos.items() if info.kind == "latent"]
     extra = sorted(set(choices) - runner.frame.used)
     missing = sorted(set(runner.missing))

@@ -25,6 +25,7 @@ from ._compat import handler_stack, trace_state
 from ._foreign import named_site
 from ._inclusion import misplaced
 from ._keys import fold_name
+from ._reach import Reach, limits_of
 from ._sites import CENSORED, Region, SiteInfo, base_of, describe, describe_deterministic
 
 Array = jax.Array
@@ -200,6 +201,11 @@ class Recorder(Messenger, abc.ABC):
                     "axis (or with another size) of that region. Stack one value per step or particle."
                 )
         return None
+
+    def limits(self, name: str) -> Reach:
+        """What limits the law that a forced value was drawn from, as far as that was given too (`_reach.as_choices`)."""
+        forced = {n for frame in self.frames for n in frame.forced}
+        return {limit: self.given(n) for limit, n in limits_of(name, forced).items()}
 
     def seen(self, name: str) -> bool:
         """Whether an open frame already holds `name`."""

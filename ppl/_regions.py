@@ -21,6 +21,7 @@ from jax import lax
 
 from ._branches import check_infos, joined
 from ._compat import control_flow, control_flow_value, handler_stack, numpyro_cond, numpyro_scan
+from ._reach import completed
 from ._recorder import Frame, Recorder
 from ._sites import Region
 
@@ -127,9 +128,11 @@ def cond(
         def branch(*args: Any) -> tuple[Any, list[dict[str, Any]]]:
             out, numbers = branches[index](*args)
             for r, own, other in zip(recorders, numbers, shapes[1 - index], strict=True):
-                own.update(
-                    {name: r.absent(tree) for name, tree in other.items() if name not in own}
-                )
+                for name, tree in other.items():
+                    reach = own[name].get("reach", {}) if name in own else {}
+                    own.setdefault(name, r.absent(tree))
+                    if "reach" in tree:
+                        own[name]["reach"] = completed(reach, tree["reach"])
             return out, numbers
 
         return branch

@@ -14,8 +14,9 @@ from numpyro.distributions import constraints
 from ._compat import handler_stack, is_concrete, mask_of
 from ._foreign import kind_of
 from ._keys import fold_name
+from ._reach import penalty_of_reach, reach_of
 from ._recorder import Recorder
-from ._sites import is_boolean, is_masked, is_unbounded, log_prob_of
+from ._sites import PROPOSED, is_boolean, is_masked, is_unbounded, log_prob_of
 
 Array = jax.Array
 
@@ -95,7 +96,12 @@ class Runner(Recorder):
             log_prob = jnp.zeros(msg["fn"].batch_shape)
         else:
             log_prob = _guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
-        return numbers_for_trace(msg, log_prob)
+        numbers = numbers_for_trace(msg, log_prob)
+        offered = self.limits(msg["name"]) if msg.get("_forced") else {}
+        if offered and not is_masked(msg["fn"]):
+            penalty = penalty_of_reach(msg["name"], numbers["reach"], offered, jnp.ndim(log_prob))
+            numbers["log_prob"] = log_prob if penalty is None else log_prob + penalty
+        return numbers
 
 
 class Collector(Recorder):
@@ -117,6 +123,8 @@ def numbers_for_trace(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
         more["scale"] = msg["scale"]
     if not msg["is_observed"] and "cells" not in more and is_masked(msg["fn"]):
         more["mask"] = _mask_of(msg["fn"])
+    if not msg["is_observed"] or PROPOSED in msg["infer"]:
+        more["reach"] = reach_of(msg["fn"])
     return {"value": msg["value"], "log_prob": log_prob, **more}
 
 

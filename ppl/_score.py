@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._compat import is_concrete
-from ._match import Inclusion, check_match, check_supports, with_penalties
+from ._match import Inclusion, check_match, check_reach, check_supports, with_penalties
 from ._program import ChoiceMismatch, Program, _arrays, as_program
 from ._trace import Trace
 
@@ -50,7 +50,7 @@ def score_at(
     if trace.scored is not None and trace.scored.is_run_of(program, args, kwargs):
         model = trace.scored.trace
         check_supports(model.sites, trace.sites, list(trace.choices), supports)
-        return model
+        return with_penalties(model, check_reach(model, trace, list(trace.choices), supports))
     choices = trace.shared_choices
     random = [name for name in choices if trace.sites[name].distribution != "Delta"]
     if trace.auxiliary and random:

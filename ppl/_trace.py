@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from ._reach import Reach
 from ._recorder import Recorder
 from ._sites import SiteInfo
 
@@ -43,6 +45,8 @@ class Trace:
     scales: dict[str, Array] = dataclasses.field(default_factory=dict)
     masks: dict[str, Array] = dataclasses.field(default_factory=dict)
 
+    # Latent site -> `_reach.reach_of` its law, where that is not empty; it stays with the object and leaves no transformation.
+    reach: ClassVar[Mapping[str, Reach]] = {}
     # The model's side of a joint run (`_inline_guide`), set on the one object that it belongs to.
     scored: ClassVar[Any] = None
 
@@ -82,7 +86,7 @@ def trace_of(recorder: Recorder, retval: Any) -> Trace:
     cells = {name: n["cells"] for name, n in numbers.items() if "cells" in n}
     scales = {name: n["scale"] for name, n in numbers.items() if "scale" in n}
     masks = {name: n["mask"] for name, n in numbers.items() if "mask" in n}
-    return Trace(
+    trace = Trace(
         values("latent"),
         log_probs,
         retval,
@@ -93,3 +97,10 @@ def trace_of(recorder: Recorder, retval: Any) -> Trace:
         scales,
         masks,
     )
+    return with_reach(trace, {name: n["reach"] for name, n in numbers.items() if n.get("reach")})
+
+
+def with_reach(trace: Trace, reach: Mapping[str, Reach]) -> Trace:
+    """The trace, which knows what limits its sites' laws."""
+    object.__setattr__(trace, "reach", reach)
+    return trace

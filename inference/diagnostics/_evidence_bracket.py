@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
-from ...ppl._match import check_match
+from ...ppl._match import check_match, with_penalties
 from ...ppl._stochastic import StochasticProgram, log_mean_exp, refuse_scaled
 
 Array = jax.Array
@@ -123,7 +123,8 @@ def evidence_bracket(
             drawn = q.simulate(key, *data)
             refuse_scaled("evidence_bracket", trace.sites, drawn.sites)
             scored = p.trace(drawn.choices, *data)
-            check_match(scored, drawn, ("inside", "covers"))
+            penalties = check_match(scored, drawn, ("inside", "covers"))
+            scored = with_penalties(scored, penalties)
             return scored.log_density - drawn.log_density
 
         log_weights = jax.vmap(particle)(jax.random.split(guide_key, num_particles))

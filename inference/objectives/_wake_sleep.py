@@ -26,7 +26,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._match import Inclusion, check_is_law, check_match
+from ...ppl._match import Inclusion, check_is_law, check_match, with_penalties
 from ...ppl._score import score_at
 from ...ppl._stochastic import log_mean_exp
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
@@ -287,7 +287,7 @@ def _lanes(
         p = score_at(detached(model), r, args, supports=("inside", "covers"))
         before = sites_met()
         q = ppl.score(guide, r.choices if proposal is None else r, *args)
-        check_match(p, q, ("covers",))
+        q = with_penalties(q, check_match(p, q, ("covers",)))
         refuse_new_draws("wake phase", before)
         weight, scale = weight_of(p, r, per)
         plate = plate_of(p, r, per)

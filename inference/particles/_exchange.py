@@ -167,9 +167,7 @@ class Exchange:
         """sum_m V_m exp(increment_m)."""
         increments = self.place.copy(self._gathered(increment))
         pooled = self.place.copy(reweight(shares, increments))
-        # `reweight` takes NaN for zero weight, and here it marks a failed look-ahead.
-        is_bad = jnp.isnan(increments).any()
-        return Pooled(pooled.log_weights, jnp.where(is_bad, jnp.nan, pooled.increment), pooled.ess)
+        return Pooled(pooled.log_weights, pooled.increment, pooled.ess)
 
     def record(self, pooled: Pooled, met: Met | None = None) -> dict[str, Array]:
         """Whether there was an exchange, log-shares [M], effective number of islands; parents [K] with a genealogy."""

@@ -18,7 +18,7 @@ from ._lane_map import map_lanes
 from ._mesh import ONE_DEVICE, Placement
 from ._population import Drawing, is_key, reweight, uniform
 from ._transition import Future
-from ._twist import Look, poisoned, resample_ahead
+from ._twist import Look, resample_ahead
 
 Array = jax.Array
 FIRST_MOVE = 1  # the number of the move that step 0 of the loop makes
@@ -132,7 +132,7 @@ def run(
         particles, potentials, seen = in_lanes(move)(move_key, offspring, is_retained)
         particles, seen = place.split(particles), place.copy(seen)
         weights = place.copy(reweight(chosen.log_weights, place.copy(potentials)))
-        pooled = islands.weigh(shares, poisoned(weights.increment, chosen.log_weights))
+        pooled = islands.weigh(shares, weights.increment)
         record = {
             "increments": pooled.increment,
             "ess": weights.ess,
@@ -166,6 +166,7 @@ def run(
         "is_resampled": jnp.concatenate([jnp.zeros(1, bool), record["is_resampled"]]),
         "scores": jnp.concatenate([zero[None], record["scores"]]),
         "is_scored": False,
+        "limited": (),
         "islands": record["islands"],
         "ancestors": None,
         "step_log_weights": None,

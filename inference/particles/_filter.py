@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from ... import ppl
 from ...ppl._compat import Literal
 from ...ppl._match import check_match
+from ...ppl._reach import is_limit
 from ._backward import Filter, Segment, new_ancestor, turned
 from ._differentiable import Differentiation, box
 from ._exchange import ALONE, Alone, Exchange
@@ -42,7 +43,7 @@ from ._traced import (
     wanted_outputs,
 )
 from ._transition import check_given, of_loop
-from ._twist import Look, Watched, find_watched, poisoned, resample_ahead, watching
+from ._twist import Look, Watched, find_watched, resample_ahead, watching
 
 Array = jax.Array
 
@@ -87,14 +88,17 @@ def run(
     guide, given = None, {}
     single = (key, jnp.asarray(True), kept)
     if proposal is not None or path != "genealogy":
-        guide = TracedProgram(simulate(proposal or program, "guide"), (*single, {}))
+        guide = TracedProgram(
+            simulate(proposal or program, "guide"), (*single, {}), offers_reach=proposal is not None
+        )
         if proposal is not None:
             check_proposal(guide.shapes, proposal)
         guide.signs = dict.fromkeys(guide.shapes.choices, -1.0)
-        given = dict(guide.shapes.choices)
+        given = guide.offered_shapes
     # A watched run has sites that do not belong to the program's listing: it runs as a copy.
     copied = program if look is None else ppl.Program(program.fn, program.params)
     model = TracedProgram(simulate(copied), (*single, given))
+    model.given = tuple(sorted(given))
     model.signs = {
         name: 1.0
         for name, info in model.shapes.sites.items()
@@ -109,7 +113,7 @@ def run(
     if retained is not None:
         check_retained(model, kept)
     if path != "genealogy":
-        check_given(model, list(given))
+        check_given(model, list(guide.shapes.choices) if guide is not None else [])
     check_sites(gradient, draws, {"model": model, "guide": guide})
     engine = _Engine(
         model, guide, key, kept, num_particles, scheme, policy, batch_size, history, path, place, islands
@@ -171,7 +175,7 @@ class _Engine:
         machine.slots = (jaxpr.invars[1],)  # offspring of the retained particle are not retained
         loops = program.loops() if self.history != "full" else []
         in_loops = {v for i in loops for v in jaxpr.eqns[i].outvars}
-        outputs = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+        outputs = {v for v in jax.tree.leaves(program.trace) if not isinstance(v, Literal)}
         machine.keep = outputs - in_loops
         for atom, sign in program.weighted():
             if isinstance(atom, Literal) or atom in jaxpr.constvars:
@@ -256,8 +260,8 @@ class _Engine:
         if self.guide is not None and self.proposer is not None and guide_loop is not None:
             maker = Loop(self.proposer, self.guide.closed.jaxpr.eqns[guide_loop], {})
             loops["guide"], signed["guide"] = maker, signed_outputs(self.guide, maker)
-            choices = self.guide.trace.choices
-            sources = {name: maker.ys_out.index(choices[name]) for name in made.values()}
+            offered = self.guide.offered
+            sources = {name: maker.ys_out.index(offered[name]) for name in made.values()}
         wanted = {name: wanted_outputs(loop, self.history) for name, loop in loops.items()}
         programs = {"model": self.model, "guide": self.guide}
         scored = {name: scored_outputs(programs[name], loop) for name, loop in loops.items()}
@@ -326,8 +330,7 @@ class _Engine:
             else:
                 score = score + scores.sum()
             weights = self._reweight(chosen.log_weights, potentials)
-            increment = poisoned(weights.increment, chosen.log_weights)
-            pooled = self.islands.weigh(shares, increment)
+            pooled = self.islands.weigh(shares, weights.increment)
             record = {
                 "increments": pooled.increment,
                 "ess": weights.ess,
@@ -338,7 +341,8 @@ class _Engine:
             if self.history != "none":
                 record["ancestors"] = self.place.split(ancestors)
                 record["step_log_weights"] = self.place.split(weights.log_weights)
-            filtered = (*before, ancestors, given) if self.path == "filter" else ()
+            made = {name: x for name, x in given.items() if not is_limit(name)}
+            filtered = (*before, ancestors, made) if self.path == "filter" else ()
             return (state, weights.log_weights, score, pooled.log_weights), (
                 record,
                 kept,
@@ -371,7 +375,9 @@ class _Engine:
         return {
             name: values.as_lanes(v)
             for name, v in proposal_inputs(self.model).items()
-            if v in values.of and not any(name in segment.sites() for segment in self.segments)
+            if v in values.of
+            and not is_limit(name)
+            and not any(name in segment.sites() for segment in self.segments)
         }
 
     def result(self) -> dict[str, Any]:
@@ -395,6 +401,7 @@ class _Engine:
             "scores": join("scores"),
             "islands": join("islands"),
             "is_scored": any(p.scored for p in (self.model, self.guide) if p is not None),
+            "limited": () if self.guide is None else self.guide.limited,
             "ancestors": recorded("ancestors"),
             "step_log_weights": recorded("step_log_weights"),
             "paths": None,

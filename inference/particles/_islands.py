@@ -19,7 +19,7 @@ from ._partial_resampling import Resampling, as_resampling
 from ._policies import Policy, ess_below
 from ._population import evidence
 from ._resampling import Scheme, as_scheme
-from ._smc import History, check_sizes, check_twist, run_engine
+from ._smc import History, check_increments, check_sizes, run_engine
 from ._twist import Look, Twist
 
 Array = jax.Array
@@ -58,7 +58,7 @@ class IslandsResult:
         ancestors: parents as numbers island * K + particle, [weighings, islands, particles]; None with `history="none"`.
         step_log_weights: normalised over all islands, [weighings, islands, particles]; None with `history="none"`.
         paths: for a `FeynmanKac` with `history="full"`, [islands, particles, steps + 1, ...].
-        failed_at: number of the first weighing after which no particle had positive weight, -1 if there is none.
+        failed_at: number of the first weighing after which no particle had positive weight, or one was NaN; -1 if there is none.
     """
 
     particles: Any
@@ -196,8 +196,7 @@ def islands(
         return _result(mapped(keys))
 
     result = place.compiled(run_all)(key, *args)
-    if twist is not None:
-        check_twist(result.increments)
+    check_increments(result.increments, twist is not None)
     return result
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ...ppl._compat import ClosedJaxpr, Literal, scan_counts
+from ...ppl._reach import unlimited
 from ._lane_map import LANE, SHARED, STREAM, Values, run
 from ._population import Batch, is_key
 
@@ -172,10 +173,13 @@ class Loop:
             add(x, LANE)
         for i, v in enumerate(self.xs):
             if i in self.unknown:
-                aval: Any = self.body.in_avals[num_outer + i]
+                aval = self.body.in_avals[num_outer + i]
                 add(jnp.zeros(aval.shape, aval.dtype), SHARED)
             elif v in self.made:
-                add(given[self.made[v]], LANE)
+                name, aval = self.made[v], self.body.in_avals[num_outer + i]
+                # Choices that are only scored come without the limits of the law that they were drawn from.
+                value = given[name] if name in given else unlimited(name, (batch.size, *aval.shape))
+                add(value, LANE)
             elif i in shared:
                 add(shared[i], STREAM if is_key(shared[i]) else SHARED)
             else:

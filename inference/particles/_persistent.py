@@ -144,11 +144,11 @@ def run_persistent(run: Sampler, key: Array) -> dict[str, Any]:
     last = pool.temperatures[n]
     weights = weigh(run, pool, jnp.ones(()))  # the last level's particles tell about Z, too
     increments = record["increments"].at[n - 1].add(weights.increment - pool.log_z[n])
-    failed_at = evidence(increments)[1]
+    lost, failed_at = evidence(increments)
     return {
         "particles": jax.vmap(run.target.choices)(pool.points.reshape(-1, pool.points.shape[-1])),
         "log_weights": weights.log_weights,
-        "log_evidence": jnp.where(failed_at >= 0, -jnp.inf, weights.increment),
+        "log_evidence": jnp.where(failed_at >= 0, lost, weights.increment),
         "temperatures": jnp.where(jnp.arange(size) < n, pool.temperatures[1:], last),
         "increments": increments,
         "ess": record["ess"],

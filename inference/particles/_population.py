@@ -48,11 +48,11 @@ def uniform(num_particles: int) -> Array:
 def reweight(log_weights: Array, log_potentials: Array) -> Weights:
     """Multiply weights by potentials G_k.
 
-    NaN potentials count as -inf. If every weight vanishes the increment is -inf, the weights become uniform (the
-    numbers after it mean nothing) and ess is 0.
+    If every weight vanishes the increment is -inf. A weight that is NaN makes it NaN: leaving that particle out would be a bias.
+    In both cases the weights become uniform (the numbers after it mean nothing) and ess is 0.
     """
-    potentials = jnp.where(jnp.isnan(log_potentials), -jnp.inf, log_potentials)
-    unnormalised = log_weights + potentials
+    # A particle of weight zero has no say, whatever its potential.
+    unnormalised = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights + log_potentials)
     largest = unnormalised.max()
     is_lost = ~(largest > -jnp.inf)
     scaled = jnp.exp(unnormalised - jnp.where(is_lost, 0.0, largest))
@@ -60,17 +60,18 @@ def reweight(log_weights: Array, log_potentials: Array) -> Weights:
     increment = largest + jnp.log(total)
     normalised = jnp.where(is_lost, uniform(len(log_weights)), unnormalised - increment)
     ess = jnp.where(is_lost, 0.0, total**2 / jnp.vdot(scaled, scaled))
-    return Weights(normalised, jnp.where(is_lost, -jnp.inf, increment), ess)
+    nothing = jnp.where(jnp.isnan(unnormalised).any(), jnp.nan, -jnp.inf)
+    return Weights(normalised, jnp.where(is_lost, nothing, increment), ess)
 
 
 def evidence(increments: Array) -> tuple[Array, Array]:
-    """(log evidence, number of the first weighing after which no particle had positive weight, -1 if there is none).
+    """(log evidence, number of the first weighing after which no particle had positive weight or one was NaN; -1 without).
 
-    After such a weighing increments mean nothing, so the sum would.
+    After such a weighing increments mean nothing, so the sum would: the evidence is that increment, -inf or NaN.
     """
-    is_lost = increments == -jnp.inf
+    is_lost = (increments == -jnp.inf) | jnp.isnan(increments)
     failed_at = jnp.where(is_lost.any(), jnp.argmax(is_lost), -1)
-    return jnp.where(failed_at >= 0, -jnp.inf, increments.sum()), failed_at
+    return jnp.where(failed_at >= 0, increments[failed_at], increments.sum()), failed_at
 
 
 class Resampled(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -53,7 +53,7 @@ class SMCResult:
         ancestors: [weighings, particles] parents (a particle itself where none was resampled), None with `history="none"`.
         step_log_weights: normalised, after each weighing, [weighings, particles]; None with `history="none"`.
         paths: for a `FeynmanKac` with `history="full"`, the particles' paths [particles, steps + 1, ...].
-        failed_at: number of the first weighing after which no particle had positive weight, -1 if there is none.
+        failed_at: number of the first weighing after which no particle had positive weight, or one was NaN; -1 if there is none.
         offspring: the law of the offspring counts, that of the `Scheme`; "conditional" for a run with `retained`.
     """
 
@@ -142,7 +142,8 @@ def smc(
     Raises:
         ValueError: a proposal that does not fit, an unknown scheme, a scan that cannot be stepped; a gradient that the
             scheme, the policy or the history does not allow; a twist or order of a program without or with several scans; a
-            twist whose value is NaN or infinite (under jit the evidence is then NaN); an order of more than 15 coordinates, or
+            twist whose value is NaN or infinite, a log-density that is NaN, a proposal that gives probability 0 to what the
+            model can be (under jit the evidence is then NaN); an order of more than 15 coordinates, or
             together with `retained` or `gradient`; a mesh that lacks an axis or whose devices do not divide the particles,
             together with `batch_size`, or with a key that is not of the threefry generator.
         TypeError: a derivative is taken and `gradient` is not chosen, or does not serve the result that is differentiated.
@@ -185,8 +186,7 @@ def smc(
         )[0]  # fmt: skip
 
     result = place.compiled(run_all)(key, retained, *args)
-    if twist is not None:
-        check_twist(result.increments)
+    check_increments(result.increments, twist is not None)
     return result
 
 
@@ -252,7 +252,7 @@ def run(
         strategy.check(scheme, policy, num_particles, history)
         options["gradient"] = Differentiation(strategy, scheme)
     fields = run_engine("smc", target, proposal, key, args, options)
-    segments, _ = fields.pop("segments", []), fields.pop("islands")
+    segments, limited, _ = fields.pop("segments", []), fields.pop("limited"), fields.pop("islands")
     scores, is_scored = fields.pop("scores"), fields.pop("is_scored")
     if strategy is not None and not strategy.in_weights:
         fields["increments"] = scored(fields["increments"], scores)
@@ -261,8 +261,7 @@ def run(
             fields |= evidence_only(strategy, rest)
     if strategy is not None:
         fields = once_only(fields)
-    if twist is not None:
-        check_twist(fields["increments"])
+    check_increments(fields["increments"], twist is not None, limited)
     log_evidence, failed_at = evidence(fields["increments"])
     result = SMCResult(
         **fields,
@@ -273,14 +272,26 @@ def run(
     return result, segments
 
 
-def check_twist(increments: Array) -> None:
-    """Refuse what `poisoned` marks."""
+def check_increments(increments: Array, has_twist: bool, limited: Sequence[str] = ()) -> None:
+    """Refuse weights that are NaN: a particle without them would be left out, and the rest be biased.
+
+    `limited`: sites whose proposal has probabilities or ends that are computed, and may lack values of the model's.
+    """
     is_bad = jnp.isnan(increments)
-    if is_concrete(is_bad) and bool(is_bad.any()):
-        raise ValueError(
-            f"smc: twist is NaN or +inf for a particle of positive weight before weighing {int(jnp.argmax(is_bad))}, so its "
-            "offspring would have no weight. Return finite logs of psi, e.g. of a density with heavier tails."
-        )
+    if not is_concrete(is_bad) or not bool(is_bad.any()):
+        return
+    reasons = [
+        "a log-density or log-potential is NaN (return -inf for what is impossible)",
+        *["twist is NaN or +inf (return finite logs of psi, e.g. of a density with heavier tails)"] * has_twist,
+        *[
+            f"the proposal's law of site(s) {sorted(limited)} gives probability 0 to a value, or ends before one, that the "
+            "model's law can take (give it a little, also where the data rule it out, or rule it out in the model's own law)"
+        ] * bool(limited),
+    ]  # fmt: skip
+    raise ValueError(
+        f"smc: a particle's weight is NaN at weighing {int(jnp.argmax(is_bad))}, and without it evidence and draws would be "
+        f"biased. That is so where {', or where '.join(reasons)}."
+    )
 
 
 def run_engine(

@@ -37,7 +37,7 @@ class SMC2Result:
         ess: effective number of parameter particles after each weighing.
         is_resampled: whether they were then resampled and moved.
         acceptance: mean acceptance probability of these moves, 0 where there were none.
-        failed_at: number of the first weighing after which no parameter had positive weight, -1 if there is none.
+        failed_at: number of the first weighing after which no parameter had positive weight, or one was NaN; -1 if there is none.
     """
 
     parameters: dict[str, Array]

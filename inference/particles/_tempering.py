@@ -39,7 +39,7 @@ class TemperedResult:
         acceptance: mean acceptance probability of the moves at each temperature, [max_steps].
         num_steps: number of temperatures used.
         tuning: scale and spread of the kernel at each temperature.
-        failed_at: number of the first temperature at which no particle had positive weight, -1 if there is none.
+        failed_at: number of the first temperature at which no particle had positive weight, or one was NaN; -1 if there is none.
         evidence: "unbiased" if exp(log_evidence) is, else "consistent" in the number of particles.
     """
 

@@ -10,6 +10,7 @@ import jax
 
 from ... import ppl
 from ...ppl._compat import ClosedJaxpr, Literal, is_concrete, jaxpr_as_fun, without_dead_code
+from ...ppl._reach import as_choices, sites_of
 from ._depends import is_used
 from ._lane_map import LANE
 from ._lanes import Loop, Machine
@@ -18,13 +19,25 @@ from ._lanes import Loop, Machine
 class TracedProgram:
     """One program traced: its jaxpr, the atoms of its trace, and the signs with which log-probs enter the weight."""
 
-    def __init__(self, fn: Callable[..., ppl.Trace], inputs: tuple[Any, ...]) -> None:
-        # Masks and scales do not belong to the particles; `masks` finds them without a run.
-        bare = lambda *inputs: dataclasses.replace(fn(*inputs), cells={}, scales={}, masks={})
-        self.closed, shapes = jax.make_jaxpr(bare, return_shape=True)(*inputs)
-        leaves, self.tree = jax.tree.flatten(shapes)
-        self.trace: ppl.Trace = jax.tree.unflatten(self.tree, self.closed.jaxpr.outvars)
-        self.shapes: ppl.Trace = shapes
+    def __init__(
+        self, fn: Callable[..., ppl.Trace], inputs: tuple[Any, ...], offers_reach: bool = False
+    ) -> None:
+        def run(*inputs: Any) -> tuple[ppl.Trace, dict[str, Any]]:
+            trace = fn(*inputs)
+            # Masks and scales do not belong to the particles; `masks` finds them without a run.
+            bare = dataclasses.replace(trace, cells={}, scales={}, masks={})
+            return bare, as_choices(trace.reach) if offers_reach else {}
+
+        self.closed, out = jax.make_jaxpr(run, return_shape=True)(*inputs)
+        self.shapes: ppl.Trace = out[0]
+        self.limited = sites_of(out[1])
+        atoms = jax.tree.unflatten(jax.tree.structure(out), self.closed.jaxpr.outvars)
+        self.trace: ppl.Trace = atoms[0]
+        # What a model gets from this program, its proposal: values, and what their laws can be.
+        self.offered: dict[str, Any] = self.trace.choices | atoms[1]
+        self.offered_shapes: dict[str, Any] = self.shapes.choices | out[1]
+        # What this program, the model, gets from a proposal; its last inputs, in this order.
+        self.given: tuple[str, ...] = ()
         self.signs: dict[str, float] = {}
         # Sites whose draws carry no derivative: their log-probs make the score factor (`_differentiable`).
         self.scored: set[str] = set()
@@ -141,7 +154,7 @@ def pair_loops(
 
 def _maker(guide: TracedProgram, name: str) -> int | None:
     """The top-level scan of the proposal that makes site `name`."""
-    atom = guide.trace.choices[name]
+    atom = guide.offered[name]
     for i, eqn in enumerate(guide.closed.jaxpr.eqns):
         if eqn.primitive.name == "scan" and any(v is atom for v in eqn.outvars):
             return i
@@ -150,7 +163,7 @@ def _maker(guide: TracedProgram, name: str) -> int | None:
 
 def proposal_inputs(model: TracedProgram) -> dict[str, Any]:
     """The input variables of the model that take the proposal's values, by site."""
-    names = sorted(name for name in model.shapes.choices if name in model.signs)
+    names = model.given
     return dict(zip(names, model.closed.jaxpr.invars[-len(names) :], strict=True)) if names else {}
 
 
@@ -159,7 +172,7 @@ def hand_over(
 ) -> None:
     """Give the model the proposal's values that are known by now."""
     for name, v in proposal_inputs(model).items():
-        atom = guide.trace.choices[name]
+        atom = guide.offered[name]
         if v not in machine.values.of and (isinstance(atom, Literal) or atom in proposer.values.of):
             machine.values.set([v], [proposer.values.as_lanes(atom)], [LANE])
 

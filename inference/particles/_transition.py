@@ -183,8 +183,8 @@ def _check_noise(model: TracedProgram) -> None:
     """No density depends on a random key."""
     jaxpr = model.closed.jaxpr
     marks = depends(jaxpr, [i == 0 for i in range(len(jaxpr.invars))])
-    of_sites = jax.tree.unflatten(model.tree, marks).log_probs
-    names = [name for name, is_random in of_sites.items() if is_random]
+    random = {id(v) for v, is_random in zip(jaxpr.outvars, marks, strict=True) if is_random}
+    names = [name for name, v in model.trace.log_probs.items() if id(v) in random]
     if names:
         raise ValueError(
             f"Sites {names}: their densities depend on random numbers that are no sites (ppl.rng_key, a subsample), so a path "

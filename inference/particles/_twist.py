@@ -112,11 +112,6 @@ def resample_ahead(
     return chosen._replace(particles=moved, log_weights=jnp.where(is_bad, jnp.nan, weights))
 
 
-def poisoned(increment: Array, log_weights: Array) -> Array:
-    """The increment, NaN where `resample_ahead` says so (`reweight` takes NaN for zero weight)."""
-    return jnp.where(jnp.isnan(log_weights).all(), jnp.nan, increment)
-
-
 class Watcher(Runner):
     """A runner that keeps what is seen at the start and after each step of every top-level scan, as deterministic sites."""
 

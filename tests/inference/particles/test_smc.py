@@ -245,7 +245,7 @@ def test_a_proposal_of_other_missing_cells_is_refused(key):
             inference.smc(gappy, key, ys, seen, num_particles=2, proposal=proposal).log_evidence
         )
     )
-    assert np.isneginf(jax.jit(run(other))(seen))
+    assert np.isnan(jax.jit(run(other))(seen))
     assert np.isfinite(jax.jit(run(filling))(seen))
     drawn = lambda ys, seen: filling(ys, seen, is_sure=False)
     with pytest.raises(ValueError, match="obs_mask of site.*proposal depends on what is drawn"):
@@ -399,14 +399,31 @@ def test_lost_particles_are_flagged_with_their_step(key):
     assert inference.smc(walk, key, Y, num_particles=50).failed_at == -1
 
 
-def test_nan_weights_count_as_zero(key):
+def test_weights_that_are_nan_are_refused_and_make_the_evidence_nan_under_jit(key):
+    """Left out, as in other filters, they would make the evidence that of half the line."""
     broken = inference.FeynmanKac(
-        jax.random.normal, lambda k, x, t: x, lambda p, x, t: jnp.where(x > 0, jnp.nan, 0.0), 2
+        jax.random.normal,
+        lambda k, x, t: x,
+        lambda p, x, t: jnp.where((x > 0) & (t == 1), jnp.nan, 0.0),
+        2,
     )
-    result = inference.smc(broken, key, num_particles=100)
-    assert (
-        jnp.isfinite(result.log_evidence) and (result.particles[result.log_weights > -9] <= 0).all()
+    run = lambda key: inference.smc(broken, key, num_particles=100)
+    with pytest.raises(ValueError, match="weight is NaN at weighing 1,.*return -inf"):
+        run(key)
+    result = jax.jit(run)(key)
+    assert jnp.isnan(result.log_evidence) and result.failed_at == 1
+
+
+def test_a_particle_of_weight_zero_may_have_any_potential(key):
+    """What is impossible once stays so, whatever its later potentials."""
+    never = inference.FeynmanKac(
+        jax.random.normal,
+        lambda k, x, t: x,
+        lambda p, x, t: jnp.where(x > 0, jnp.where(t == 0, -jnp.inf, jnp.nan), 0.0),
+        2,
     )
+    result = inference.smc(never, key, num_particles=1000, policy=lambda t, w: jnp.zeros((), bool))
+    assert abs(result.log_evidence - jnp.log(0.5)) < 0.2
 
 
 def test_batches_of_particles_give_a_result_of_the_same_law(key):
