@@ -120,8 +120,9 @@ def uncovered(model: Reach, guide: Reach, ndim: int) -> Any:
 def _missed(name: str, limit: Any, model: Reach, guide: Reach) -> Array:
     other = model.get(name)
     if name not in _NOTHING:
-        is_alike = other is not None and other.shape == limit.shape
-        return jnp.asarray(limit & ~other if is_alike else limit)
+        if other is None or other.shape != limit.shape:
+            return jnp.asarray(limit)
+        return jnp.asarray(limit & ~other)
     other = _NOTHING[name] if other is None else other
     width = guide.get("high", np.inf) - guide.get("low", -np.inf)
     slack = jnp.where(jnp.isfinite(width), TOLERANCE * width, 0.0) + 1e-6 * jnp.abs(limit)

@@ -172,11 +172,11 @@ class Loop:
         for x in state["carry"]:
             add(x, LANE)
         for i, v in enumerate(self.xs):
+            aval: Any = self.body.in_avals[num_outer + i]
             if i in self.unknown:
-                aval = self.body.in_avals[num_outer + i]
                 add(jnp.zeros(aval.shape, aval.dtype), SHARED)
             elif v in self.made:
-                name, aval = self.made[v], self.body.in_avals[num_outer + i]
+                name = self.made[v]
                 # Choices that are only scored come without the limits of the law that they were drawn from.
                 value = given[name] if name in given else unlimited(name, (batch.size, *aval.shape))
                 add(value, LANE)
