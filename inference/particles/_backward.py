@@ -58,7 +58,10 @@ def new_ancestor(
     key: Array, future: Future, states: Any, log_weights: Array, retained: Any, t: Array,
     batch_size: int | None,
 ) -> Array:  # fmt: skip
-    """A particle before step t as the ancestor of the retained path (choices [steps, ...]), drawn from B_t."""
+    """A particle before step t as the ancestor of the retained path (choices [steps, ...]), drawn from B_t.
+
+    The number of particles where a density is NaN: no particle.
+    """
     at = jnp.minimum(t + jnp.arange(max(future.memory, 1)), future.length - 1)
     window = jax.tree.map(lambda x: x[at], retained)
 
@@ -67,7 +70,8 @@ def new_ancestor(
         return jnp.broadcast_to(future(states, jax.tree.map(lanes, window), t), (batch.size,))
 
     ahead = in_batches(log_densities, len(log_weights), batch_size)(states, window)
-    return choose(jax.random.fold_in(key, 1), log_weights + ahead, jnp.zeros((), jnp.int32))
+    logits = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights + ahead)
+    return choose(jax.random.fold_in(key, 1), logits, jnp.zeros((), jnp.int32))
 
 
 def turned(particles: Any, index: Array) -> Any:

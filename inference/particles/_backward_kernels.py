@@ -53,9 +53,9 @@ class Step(NamedTuple):
     t: Array
 
     def ahead(self, index: Array) -> Array:
-        """Logs of F for particle index[i] and path i, [n]; NaN counts as -inf."""
+        """Logs of F for particle index[i] and path i, [n]."""
         states = jax.tree.map(lambda x: x[index], self.states)
-        return _clean(self.future(states, self.window, self.t), index.shape)
+        return _known(self.future(states, self.window, self.t), index.shape)
 
 
 class Drawn(NamedTuple):
@@ -64,7 +64,7 @@ class Drawn(NamedTuple):
     Attributes:
         index: particles, [n].
         acceptance: share of proposals that were accepted; NaN without proposals.
-        excess: largest log F above the bound that was given; -inf without a bound.
+        excess: largest log F above the bound that was given; -inf without a bound, NaN if some log F is.
     """
 
     index: Array
@@ -76,10 +76,11 @@ Draw = Callable[[Step], Drawn]
 
 
 def choose(key: Array, logits: Array, fallback: Array) -> Array:
-    """An index drawn in proportion to exp(logits); `fallback` where all are zero."""
-    logits = _clean(logits, logits.shape)
+    """An index drawn in proportion to exp(logits); `fallback` where all are zero, `len(logits)` where one is NaN."""
+    logits = _known(logits, logits.shape)
     is_lost = ~(logits.max() > -jnp.inf)
-    return jnp.where(is_lost, fallback, multinomial(key, logits, 1)[0])
+    index = jnp.where(is_lost, fallback, multinomial(key, logits, 1)[0])
+    return jnp.where(jnp.isnan(logits).any(), len(logits), index)
 
 
 def exact(step: Step) -> Drawn:
@@ -87,16 +88,17 @@ def exact(step: Step) -> Drawn:
     num, size = len(step.parents), max(1, 2**20 // len(step.log_weights))
     one = lambda inputs: _exact(step, *inputs)
     inputs = (jax.random.split(step.key, num), step.window, step.parents)
-    return Drawn(
-        jax.vmap(one)(inputs) if num <= size else jax.lax.map(one, inputs, batch_size=size)
-    )
+    index = jax.vmap(one)(inputs) if num <= size else jax.lax.map(one, inputs, batch_size=size)
+    return Drawn(index, excess=_no_number(index, step))
 
 
 def _exact(step: Step, key: Array, window: Any, parent: Array) -> Array:
     """For one path."""
     lanes = lambda x: jnp.broadcast_to(x, (len(step.log_weights), *x.shape))
     ahead = step.future(step.states, jax.tree.map(lanes, window), step.t)
-    return choose(key, step.log_weights + ahead, parent)
+    # A particle of weight zero has no say, whatever its density.
+    weights = step.log_weights
+    return choose(key, jnp.where(weights == -jnp.inf, -jnp.inf, weights + ahead), parent)
 
 
 def metropolis(num_moves: int) -> Draw:
@@ -113,11 +115,14 @@ def metropolis(num_moves: int) -> Draw:
             uniform = jax.random.uniform(key_accept, index.shape)
             accepted = (jnp.log(uniform) < ratio) & (ahead > -jnp.inf)
             state = jnp.where(accepted, other, index), jnp.where(accepted, ahead, density)
-            return state, accepted.mean()
+            return state, (accepted.mean(), jnp.isnan(ahead).any())
 
         start = (step.parents, step.ahead(step.parents))
-        (index, _), rates = jax.lax.scan(move, start, jax.random.split(step.key, num_moves))
-        return Drawn(index, rates.mean())
+        (index, _), (rates, is_nan) = jax.lax.scan(
+            move, start, jax.random.split(step.key, num_moves)
+        )
+        is_nan = is_nan.any() | jnp.isnan(start[1]).any()
+        return Drawn(index, rates.mean(), jnp.where(is_nan, jnp.nan, -jnp.inf))
 
     return draw
 
@@ -162,6 +167,8 @@ def rejection(log_bound: Callable[[Array], Any], num_proposals: int | None) -> D
 
         inputs = (jax.random.split(key_rest, num), step.window, step.parents, index, is_done)
         index = jax.lax.cond(is_done.all(), lambda: index, lambda: jax.lax.map(rest, inputs))
+        # A maximum of NaN and anything is NaN.
+        excess = jnp.maximum(excess, _no_number(index, step))
         return Drawn(index, is_done.sum() / jnp.maximum(tried, 1), excess)
 
     return draw
@@ -171,6 +178,10 @@ def _by_weight(key: Array, step: Step) -> Array:
     return multinomial(key, underived(NO_GRADIENT, step.log_weights), len(step.parents))
 
 
-def _clean(log_densities: Array, shape: tuple[int, ...]) -> Array:
-    known = underived(NO_GRADIENT, jnp.broadcast_to(log_densities, shape))
-    return jnp.where(jnp.isnan(known), -jnp.inf, known)
+def _no_number(index: Array, step: Step) -> Array:
+    """NaN where `choose` met a NaN, else -inf."""
+    return jnp.where((index == len(step.log_weights)).any(), jnp.nan, -jnp.inf)
+
+
+def _known(log_densities: Array, shape: tuple[int, ...]) -> Array:
+    return underived(NO_GRADIENT, jnp.broadcast_to(log_densities, shape))

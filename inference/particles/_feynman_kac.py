@@ -132,7 +132,9 @@ def run(
         particles, potentials, seen = in_lanes(move)(move_key, offspring, is_retained)
         particles, seen = place.split(particles), place.copy(seen)
         weights = place.copy(reweight(chosen.log_weights, place.copy(potentials)))
-        pooled = islands.weigh(shares, weights.increment)
+        # A turn by as many as there are says that no ancestor could be drawn.
+        increment = jnp.where(turn < num_particles, weights.increment, jnp.nan)
+        pooled = islands.weigh(shares, increment)
         record = {
             "increments": pooled.increment,
             "ess": weights.ess,

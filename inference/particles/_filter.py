@@ -330,7 +330,9 @@ class _Engine:
             else:
                 score = score + scores.sum()
             weights = self._reweight(chosen.log_weights, potentials)
-            pooled = self.islands.weigh(shares, weights.increment)
+            # A turn by as many as there are says that no ancestor could be drawn.
+            increment = jnp.where(turn < self.num_particles, weights.increment, jnp.nan)
+            pooled = self.islands.weigh(shares, increment)
             record = {
                 "increments": pooled.increment,
                 "ess": weights.ess,

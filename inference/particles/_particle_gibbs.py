@@ -19,6 +19,7 @@ from ._parameter_moves import ParameterMoves
 from ._parameters import given, make_parameters
 from ._partial_resampling import Resampling
 from ._policies import Policy, every
+from ._population import voided
 from ._smc import SMCResult, run, smc
 
 Array = jax.Array
@@ -67,7 +68,7 @@ def conditional_smc(
         batch_size: as for `smc`.
 
     Returns:
-        The next state.
+        The next state; NaN (integers their dtype's lowest value) where a log-density or log-potential is, outside jit refused.
 
     Raises:
         ValueError: a path other than "genealogy" where densities are not known (a proposal for some sites only,
@@ -94,11 +95,13 @@ def conditional_smc(
         policy=policy or every(), batch_size=batch_size, retained=choices,
         path="filter" if is_backward else path, history="ancestors" if is_backward else "full",
     )  # fmt: skip
+    is_wrong = jnp.isnan(result.log_evidence)
     if not is_backward:
-        return _pick(choice_key, target, result)
-    slots, _ = draw_slots(choice_key, segments, result.log_weights, 1, exact)
+        return voided(_pick(choice_key, target, result), is_wrong)
+    slots, reports = draw_slots(choice_key, segments, result.log_weights, 1, exact)
+    is_wrong |= jnp.asarray([jnp.isnan(r.excess).any() for r in reports]).any()
     paths = taken(segments, slots, isinstance(target, FeynmanKac))
-    return jax.tree.map(lambda x: x[0], paths)
+    return voided(jax.tree.map(lambda x: x[0], paths), is_wrong)
 
 
 def _pick(key: Array, target: Target, result: SMCResult) -> Any:

@@ -145,12 +145,12 @@ def pmmh(
     if start is not None:
         space.check_start("pmmh", start)
     result = compiled(_chain, task, args)(typed_key(key), start)
-    is_lost = result.log_joint == -jnp.inf
+    is_lost = ~(result.log_joint > -jnp.inf)
     if is_concrete(is_lost) and bool(is_lost.any()):
         raise RuntimeError(
-            f"pmmh: {int(is_lost.sum())} of {num_samples} samples have parameters under which a filter lost all its particles "
-            "(log_joint -inf), so the chain has not reached the posterior. Start elsewhere by init=, or raise num_particles "
-            "or num_warmup."
+            f"pmmh: {int(is_lost.sum())} of {num_samples} samples have parameters under which a filter lost all its particles, "
+            "or a weight was NaN (log_joint -inf or NaN), so the chain has not reached the posterior. Start elsewhere by init=, "
+            "or raise num_particles or num_warmup."
         )
     return result
 

@@ -74,6 +74,17 @@ def evidence(increments: Array) -> tuple[Array, Array]:
     return jnp.where(failed_at >= 0, increments[failed_at], increments.sum()), failed_at
 
 
+def voided(values: Any, is_wrong: Array) -> Any:
+    """The values, or NaN (integers: their dtype's lowest value) if they mean nothing."""
+
+    def one(x: Array) -> Array:
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return jnp.where(is_wrong, jnp.iinfo(x.dtype).min, x)
+        return jnp.where(is_wrong, jnp.nan, x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(one, values)
+
+
 class Resampled(NamedTuple):
     """Particles after a resampling decision: ancestors is the identity where none took place.
 

@@ -18,6 +18,7 @@ from ._feynman_kac import FeynmanKac
 from ._guard import underived
 from ._partial_resampling import Resampling
 from ._policies import Policy
+from ._population import voided
 from ._resampling import systematic
 from ._smc import run
 from ._two_filter import InformationFilter, marginals
@@ -47,8 +48,9 @@ class Smoothing:
         acceptance: share of proposals accepted in each step, [steps]; NaN for methods without proposals.
         failed_at: number of the first weighing of the forward run after which no particle had positive weight, -1 if there is
             none.
-        excess: largest log-density above `log_bound`, nats; -inf without a bound. Above zero the bound was none: then
-            paths are NaN (integers their dtype's lowest value), and outside jit `smooth` raises.
+        excess: largest log-density above `log_bound`, nats; -inf without a bound. Above zero the bound was none, and NaN says
+            that a density was: then paths are NaN (integers their dtype's lowest value), and outside jit `smooth` raises. So they
+            are where log_evidence is.
     """
 
     paths: Any
@@ -181,7 +183,7 @@ def smooth(
         )
         nothing = jnp.full(len(num_distinct) - 1, jnp.nan)
         return Smoothing(
-            paths,
+            voided(paths, jnp.isnan(result.log_evidence)),
             result.log_evidence,
             result.ess,
             num_distinct,
@@ -200,7 +202,7 @@ def smooth(
     paths = taken(segments, slots, isinstance(target, FeynmanKac))
     count = lambda index: jnp.zeros(num_particles, int).at[index].set(1).sum()
     return Smoothing(
-        paths=paths if log_bound is None else _checked(paths, excess),
+        paths=_checked(paths, excess, result.log_evidence),
         log_evidence=result.log_evidence,
         ess=result.ess,
         num_distinct=jax.vmap(count)(slots),
@@ -263,20 +265,19 @@ def _ancestors(
     return jax.lax.map(at, jnp.arange(num_steps + 1))
 
 
-def _checked(paths: Any, excess: Array) -> Any:
-    """The paths, if no density exceeded its bound."""
-    is_wrong = excess > ROUNDING
-    if not isinstance(is_wrong, Tracer):
-        if is_wrong:
-            raise ValueError(
-                f"smooth: a log-density exceeds log_bound by {float(excess):.3g} nats, so accepted particles would have the "
-                "wrong law. Give a bound of the largest value, or use method='mcmc' or 'ffbs'."
-            )
-        return paths
-
-    def poison(x: Array) -> Array:
-        if jnp.issubdtype(x.dtype, jnp.integer):
-            return jnp.where(is_wrong, jnp.iinfo(x.dtype).min, x)
-        return jnp.where(is_wrong, jnp.nan, x) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    return jax.tree.map(poison, paths)
+def _checked(paths: Any, excess: Array, log_evidence: Array) -> Any:
+    """The paths, if no density exceeded its bound or was NaN, in the forward run and in the draws."""
+    is_wrong = ~(excess <= ROUNDING) | jnp.isnan(log_evidence)
+    if isinstance(is_wrong, Tracer):
+        return voided(paths, is_wrong)
+    if jnp.isnan(excess):
+        raise ValueError(
+            "smooth: the log-density of a step ahead is NaN at a particle of positive weight, and without that particle the "
+            "paths would have the wrong law. Return -inf for what is impossible."
+        )
+    if is_wrong:
+        raise ValueError(
+            f"smooth: a log-density exceeds log_bound by {float(excess):.3g} nats, so accepted particles would have the "
+            "wrong law. Give a bound of the largest value, or use method='mcmc' or 'ffbs'."
+        )
+    return paths

@@ -3,6 +3,7 @@
 False alarms: 6.8e-6 per coordinate (see _stats).
 """
 
+import dataclasses
 import itertools
 
 import jax
@@ -136,3 +137,50 @@ def test_a_kernel_whose_retained_path_spreads_is_found(key, monkeypatch):
     monkeypatch.setattr(_lanes.Loop, "in_slots", lambda loop, state: state)
     with pytest.raises(AssertionError, match="limit 4.5"):
         assert_invariant(chain, key, *enumerated(), to_program, of_program, path="ancestor")
+
+
+# Densities that are NaN.
+
+# A transition whose density from state 1 to state 0 cannot be computed.
+BROKEN = dataclasses.replace(
+    CHAIN,
+    log_transition=lambda old, k, t: jnp.where((old == 1) & (k == 0), jnp.nan, jnp.log(table(MOVE))[old, k]),
+)  # fmt: skip
+METHODS = {
+    "exact": {"method": "ffbs"},
+    "Metropolis": {"method": "mcmc"},
+    "rejection": {"method": "rejection", "log_bound": 0.0},
+    "rejection that gives up": {"method": "rejection", "log_bound": 9.0, "num_proposals": 0},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_paths_are_refused_where_a_density_ahead_is_nan(name, key):
+    smooth = lambda key: inference.smooth(BROKEN, key, num_particles=50, **METHODS[name])
+    with pytest.raises(ValueError, match="step ahead is NaN"):
+        smooth(key)
+    result = jax.jit(smooth)(key)
+    assert (result.paths == jnp.iinfo(jnp.int32).min).all() and jnp.isnan(result.excess)
+
+
+@pytest.mark.parametrize("path", ("ancestor", "backward"))
+def test_a_conditional_run_is_void_where_a_density_ahead_is_nan(path, key):
+    step = lambda key: inference.conditional_smc(
+        BROKEN, key, jnp.array([0, 1, 1, 0]), num_particles=50, path=path
+    )
+    assert (jax.jit(step)(key) == jnp.iinfo(jnp.int32).min).all()
+
+
+@pytest.mark.parametrize("path", ("genealogy", "ancestor", "backward"))
+def test_a_conditional_run_is_void_where_a_weight_is_nan(path, key):
+    never = dataclasses.replace(
+        CHAIN,
+        log_potential=lambda old, k, t: jnp.where((k == 1) & (t == 2), jnp.nan, 0.0),
+    )
+    step = lambda key: inference.conditional_smc(
+        never, key, jnp.zeros(4, int), num_particles=50, path=path
+    )
+    assert (jax.jit(step)(key) == jnp.iinfo(jnp.int32).min).all()
+    if path != "backward":
+        with pytest.raises(ValueError, match="weight is NaN at weighing 2"):
+            step(key)
