@@ -29,7 +29,7 @@ from ._backward import Filter, Segment
 from ._backward_kernels import NO_GRADIENT
 from ._feynman_kac import FeynmanKac
 from ._guard import underived
-from ._population import uniform
+from ._population import uniform, voided
 from ._resampling import systematic
 from ._smc import run
 from ._transition import Future
@@ -111,35 +111,32 @@ def marginals(
     weights = jnp.concatenate([back.log_weights, result.log_weights[None]])[::-1]
     # Of backward particle j at step t without the forward run.
     prior = jax.vmap(jax.vmap(info.log_prior, (0, None)))(found, step + shift)
-    weights = weights - prior
+    weights = _weighted(weights, -prior)
 
     def mass(t: Array) -> Array:
         """Of the backward particles of step t, [particles]."""
         before = jax.tree.map(lambda s: s[t], states)
-        pairs = lambda x: jax.vmap(log_joint, (0, None, None))(before, x, t) + log_weights[t]
-        total = lambda x: jax.nn.logsumexp(pairs(x))
-        return _blocked(total, jax.tree.map(lambda x: x[t], found)) + weights[t]
+        ahead = lambda x: jax.vmap(log_joint, (0, None, None))(before, x, t)
+        total = lambda x: jax.nn.logsumexp(_weighted(log_weights[t], ahead(x)))
+        return _weighted(weights[t], _blocked(total, jax.tree.map(lambda x: x[t], found)))
 
     def first_mass() -> Array:
         """Of the forward particles before step 0, [particles]."""
         ahead = jax.tree.map(lambda x: x[0], found)
-        pairs = lambda s: jax.vmap(log_joint, (None, 0, None))(s, ahead, step[0]) + weights[0]
-        total = lambda s: jax.nn.logsumexp(pairs(s))
-        return _blocked(total, jax.tree.map(lambda s: s[0], states)) + log_weights[0]
+        before = lambda s: jax.vmap(log_joint, (None, 0, None))(s, ahead, step[0])
+        total = lambda s: jax.nn.logsumexp(_weighted(weights[0], before(s)))
+        return _weighted(log_weights[0], _blocked(total, jax.tree.map(lambda s: s[0], states)))
 
     masses = jnp.concatenate([first_mass()[None], jax.lax.map(mass, step)])
-    masses = jnp.where(jnp.isnan(masses), -jnp.inf, masses)
     is_lost = ~(masses.max(1) > -jnp.inf)
-    _check_found(is_lost)
+    _check_found(is_lost, jnp.isnan(masses).any(1))
     masses = underived(NO_GRADIENT, jnp.where(is_lost[:, None], uniform(masses.shape[1]), masses))
     keys = jax.random.split(draw_key, len(masses))
     index = jax.vmap(lambda key, mass: systematic(key, mass, num_samples))(keys, masses)
     count = lambda row: jnp.zeros(masses.shape[1], int).at[row].set(1).sum()
     pick = lambda x: jnp.moveaxis(jax.vmap(lambda x, i: x[i])(x, index[1:]), 0, 1)
     early, late = jax.tree.map(lambda x: x[index[0]], segment), jax.tree.map(pick, found)
-    is_bad = is_lost.any()
-    poison = lambda x: jnp.where(is_bad, jnp.nan, x) if jnp.issubdtype(x.dtype, jnp.floating) else x
-    early, late = jax.tree.map(poison, (early, late))
+    early, late = voided((early, late), is_lost.any() | jnp.isnan(result.log_evidence))
     if is_chain:
         paths = jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], 1), early, late)
     else:
@@ -193,7 +190,17 @@ def _check_choices(info: InformationFilter, record: Filter) -> None:
         )
 
 
-def _check_found(is_lost: Array) -> None:
+def _weighted(log_weights: Array, log_densities: Array) -> Array:
+    """Weights times densities: a particle of weight zero has no say, whatever its density."""
+    return jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights + log_densities)
+
+
+def _check_found(is_lost: Array, is_nan: Array) -> None:
+    if is_concrete(is_nan) and bool(is_nan.any()):
+        raise ValueError(
+            f"smooth: before step {int(jnp.argmax(is_nan))} a density of a pair of forward and backward particles, or of "
+            "backward='s prior, is NaN, and without it the draws would have the wrong law. Return -inf for what is impossible."
+        )
     if is_concrete(is_lost) and bool(is_lost.any()):
         raise ValueError(
             f"smooth: before step {int(jnp.argmax(is_lost))} no pair of forward and backward particles has a positive density. "

@@ -189,6 +189,21 @@ def test_priors_that_miss_the_data_are_refused_and_nan_under_jit(key):
     assert jnp.isnan(jax.jit(run)(key)).all()
 
 
+def test_densities_that_are_nan_are_refused_and_void_under_jit(key):
+    broken = inference.FeynmanKac(
+        jax.random.normal, lambda key, x, t: x + jax.random.normal(key), lambda old, x, t: 0.0, 2,
+        log_transition=lambda old, x, t: jnp.where(old > x + 1.5, jnp.nan, -0.5 * (x - old) ** 2),
+    )  # fmt: skip
+    run = lambda key: (
+        inference.smooth(
+            broken, key, num_particles=50, method="two_filter", backward=information(*REVERSED)
+        ).paths
+    )
+    with pytest.raises(ValueError, match="NaN"):
+        run(key)
+    assert jnp.isnan(jax.jit(run)(key)).all()
+
+
 def test_pairs_are_weighted_in_blocks():
     lanes = jnp.arange(3000.0)
     np.testing.assert_allclose(_two_filter._blocked(lambda x: 2 * x, lanes), 2 * lanes)
