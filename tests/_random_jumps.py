@@ -33,7 +33,8 @@ def _spline(x):
 
 
 def _scan(x):
-    return lax.scan(lambda c, d: (jnp.tanh(c) + d * x, None), x, jnp.array([0.2, 0.5]))[0]
+    steps = jnp.array([0.2, 0.5], x.dtype)
+    return lax.scan(lambda c, d: (jnp.tanh(c) + d * x, None), x, steps)[0]
 
 
 def _conditional(x):
