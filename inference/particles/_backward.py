@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from ._backward_kernels import NO_GRADIENT, Draw, Drawn, Step, choose
 from ._guard import underived
-from ._population import in_batches, is_key
+from ._population import in_batches, is_key, times
 from ._resampling import systematic
 from ._transition import Future
 
@@ -70,7 +70,7 @@ def new_ancestor(
         return jnp.broadcast_to(future(states, jax.tree.map(lanes, window), t), (batch.size,))
 
     ahead = in_batches(log_densities, len(log_weights), batch_size)(states, window)
-    logits = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights + ahead)
+    logits = times(log_weights, ahead)
     return choose(jax.random.fold_in(key, 1), logits, jnp.zeros((), jnp.int32))
 
 

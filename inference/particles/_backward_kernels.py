@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from ._guard import underived
+from ._population import times
 from ._resampling import multinomial
 from ._transition import Future
 
@@ -96,9 +97,7 @@ def _exact(step: Step, key: Array, window: Any, parent: Array) -> Array:
     """For one path."""
     lanes = lambda x: jnp.broadcast_to(x, (len(step.log_weights), *x.shape))
     ahead = step.future(step.states, jax.tree.map(lanes, window), step.t)
-    # A particle of weight zero has no say, whatever its density.
-    weights = step.log_weights
-    return choose(key, jnp.where(weights == -jnp.inf, -jnp.inf, weights + ahead), parent)
+    return choose(key, times(step.log_weights, ahead), parent)
 
 
 def metropolis(num_moves: int) -> Draw:

@@ -68,7 +68,8 @@ def conditional_smc(
         batch_size: as for `smc`.
 
     Returns:
-        The next state; NaN (integers their dtype's lowest value) where a log-density or log-potential is, outside jit refused.
+        The next state; NaN (integers their dtype's lowest value) where a log-density or log-potential is. Outside jit a weight
+        that is NaN is refused.
 
     Raises:
         ValueError: a path other than "genealogy" where densities are not known (a proposal for some sites only,

@@ -45,14 +45,18 @@ def uniform(num_particles: int) -> Array:
     return jnp.full(num_particles, -math.log(num_particles))
 
 
+def times(log_weights: Array, log_densities: Array) -> Array:
+    """Logs of weights times densities: a particle of weight zero has no say, whatever its density."""
+    return jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights + log_densities)
+
+
 def reweight(log_weights: Array, log_potentials: Array) -> Weights:
     """Multiply weights by potentials G_k.
 
     If every weight vanishes the increment is -inf. A weight that is NaN makes it NaN: leaving that particle out would be a bias.
     In both cases the weights become uniform (the numbers after it mean nothing) and ess is 0.
     """
-    # A particle of weight zero has no say, whatever its potential.
-    unnormalised = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights + log_potentials)
+    unnormalised = times(log_weights, log_potentials)
     largest = unnormalised.max()
     is_lost = ~(largest > -jnp.inf)
     scaled = jnp.exp(unnormalised - jnp.where(is_lost, 0.0, largest))

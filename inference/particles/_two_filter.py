@@ -29,7 +29,7 @@ from ._backward import Filter, Segment
 from ._backward_kernels import NO_GRADIENT
 from ._feynman_kac import FeynmanKac
 from ._guard import underived
-from ._population import uniform, voided
+from ._population import times, uniform, voided
 from ._resampling import systematic
 from ._smc import run
 from ._transition import Future
@@ -111,21 +111,21 @@ def marginals(
     weights = jnp.concatenate([back.log_weights, result.log_weights[None]])[::-1]
     # Of backward particle j at step t without the forward run.
     prior = jax.vmap(jax.vmap(info.log_prior, (0, None)))(found, step + shift)
-    weights = _weighted(weights, -prior)
+    weights = times(weights, -prior)
 
     def mass(t: Array) -> Array:
         """Of the backward particles of step t, [particles]."""
         before = jax.tree.map(lambda s: s[t], states)
         ahead = lambda x: jax.vmap(log_joint, (0, None, None))(before, x, t)
-        total = lambda x: jax.nn.logsumexp(_weighted(log_weights[t], ahead(x)))
-        return _weighted(weights[t], _blocked(total, jax.tree.map(lambda x: x[t], found)))
+        total = lambda x: jax.nn.logsumexp(times(log_weights[t], ahead(x)))
+        return times(weights[t], _blocked(total, jax.tree.map(lambda x: x[t], found)))
 
     def first_mass() -> Array:
         """Of the forward particles before step 0, [particles]."""
         ahead = jax.tree.map(lambda x: x[0], found)
         before = lambda s: jax.vmap(log_joint, (None, 0, None))(s, ahead, step[0])
-        total = lambda s: jax.nn.logsumexp(_weighted(weights[0], before(s)))
-        return _weighted(log_weights[0], _blocked(total, jax.tree.map(lambda s: s[0], states)))
+        total = lambda s: jax.nn.logsumexp(times(weights[0], before(s)))
+        return times(log_weights[0], _blocked(total, jax.tree.map(lambda s: s[0], states)))
 
     masses = jnp.concatenate([first_mass()[None], jax.lax.map(mass, step)])
     is_lost = ~(masses.max(1) > -jnp.inf)
@@ -188,11 +188,6 @@ def _check_choices(info: InformationFilter, record: Filter) -> None:
             f"smooth: backward.init draws values of shapes {have}, and a step of the model has {want}. Draw every latent site "
             "of the step (the state of a FeynmanKac)."
         )
-
-
-def _weighted(log_weights: Array, log_densities: Array) -> Array:
-    """Weights times densities: a particle of weight zero has no say, whatever its density."""
-    return jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights + log_densities)
 
 
 def _check_found(is_lost: Array, is_nan: Array) -> None:

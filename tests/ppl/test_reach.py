@@ -282,24 +282,19 @@ def test_smoothing_by_backward_draws_scores_choices_without_their_proposal(key):
 
 
 def test_a_branch_has_the_limits_of_its_own_law(key):
-    @ppl.model
-    def model(x):
-        flag = ppl.sample("flag", dist.Bernoulli(0.5))
-        ppl.cond(
-            flag == 1,
-            lambda: ppl.sample("z", dist.Uniform(0.0, 1.0)),
-            lambda: ppl.sample("z", dist.Uniform(0.0, 0.4)),
-        )
+    def branching(end):
+        @ppl.model
+        def program(x):
+            flag = ppl.sample("flag", dist.Bernoulli(0.5))
+            ppl.cond(
+                flag == 1,
+                lambda: ppl.sample("z", dist.Uniform(0.0, 1.0)),
+                lambda: ppl.sample("z", dist.Uniform(0.0, end(x))),
+            )
 
-    @ppl.model
-    def guide(x):
-        flag = ppl.sample("flag", dist.Bernoulli(0.5))
-        ppl.cond(
-            flag == 1,
-            lambda: ppl.sample("z", dist.Uniform(0.0, 1.0)),
-            lambda: ppl.sample("z", dist.Uniform(0.0, x)),
-        )
+        return program
 
+    model, guide = branching(lambda x: 0.4), branching(lambda x: x)
     run = jax.jit(
         lambda x: inference.smc(model, key, x, num_particles=500, proposal=guide).log_evidence
     )
