@@ -18,6 +18,7 @@ from ._handlers import (
     rescale_plates as rescale_plates,
 )
 from ._importance import Importance as Importance
+from ._init_params import init_params as init_params
 from ._inline_guide import InlineGuide as InlineGuide, JointRun as JointRun, guide_of as guide_of
 from ._inputs import concrete_tree as concrete_tree
 from ._jump_search import CheckJumps as CheckJumps, JumpSearch as JumpSearch
@@ -32,7 +33,6 @@ from ._normalize import Normalized as Normalized, normalize as normalize
 from ._one_hot import OneHotCategorical as OneHotCategorical
 from ._params import Params as Params, constrain as constrain, unconstrain as unconstrain
 from ._plan import Plan as Plan
-from ._probe import init_params as init_params, plate_sizes as plate_sizes, run_once as run_once
 from ._program import (
     ChoiceMismatch as ChoiceMismatch,
     Program as Program,
@@ -54,6 +54,7 @@ from ._relax import Rebar as Rebar, Relax as Relax
 from ._reweight import SiteWeights as SiteWeights, reweight as reweight
 from ._running import plates_met as plates_met, strategies_met as strategies_met
 from ._score import check_proposed_cells as check_proposed_cells, score as score
+from ._single_run import plate_sizes as plate_sizes, run_once as run_once
 from ._sites import SiteInfo as SiteInfo
 from ._statements import (
     deterministic as deterministic,

@@ -24,21 +24,14 @@ from ._engine import Engine, StrategySite, Unsuitable
 from ._flip_groups import check_flips
 from ._foreign import named_errors
 from ._hoist import hoist_noise
-from ._layout import (
-    Dependences,
-    Lanes,
-    Layout,
-    is_listed,
-    is_sampled,
-    lanes_of_terms,
-    layouts_of,
-)
+from ._layout import Dependences, Lanes, is_listed, is_sampled, lanes_of_terms, layouts_of
 from ._opened import other_derivatives
 from ._primitive import site_p
 from ._relation import PARAMS, Relations
 from ._replay import check_replay, replay_axes, replay_groups
 from ._rows import KIND as ROWS, RowSuspect, row_suspects
 from ._sites import SiteInfo
+from ._split import Layout
 from ._strategy import GAMMA_FAMILY
 from ._upstream import closed_relations, direct_relations, relations_of, through_sites
 

@@ -16,8 +16,6 @@ import numpyro.distributions as dist
 from jax.scipy import stats
 from jax.scipy.special import gammainc
 
-from ._strategy import stop
-
 Array = jax.Array
 
 
@@ -30,7 +28,7 @@ class Law(NamedTuple):
 
 
 def _along(density: Callable[[Array], Array], u: Array) -> Array:
-    return stop(density(stop(u))) * u
+    return jax.lax.stop_gradient(density(jax.lax.stop_gradient(u))) * u
 
 
 def _location_scale(cls: type[dist.Distribution], density: Callable[[Array], Array]) -> Law:

@@ -25,7 +25,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import Messenger
 
 from ._compat import handler_stack, own_caches, typed_key
-from ._handlers import _Given
+from ._handlers import GivenSites
 from ._listing import Listing, alone, list_factors
 from ._params import Bound, ParamCollector, Params
 from ._program import ChoiceMismatch, Program, as_program
@@ -38,7 +38,7 @@ from ._trace import Trace
 Array = jax.Array
 # NumPyro's handlers that do not see inside a sum, and those that only give values, names and keys.
 BLIND = (
-    numpyro.plate, handlers.condition, handlers.do, handlers.lift, handlers.reparam, _Given,
+    numpyro.plate, handlers.condition, handlers.do, handlers.lift, handlers.reparam, GivenSites,
 )  # fmt: skip
 PLAIN = (
     Bound, ParamCollector, handlers.seed, handlers.trace, handlers.substitute, handlers.block, handlers.replay,
@@ -362,6 +362,6 @@ def _is_predicting() -> bool:
 
 def _check_stack(label: str) -> None:
     for handler in handler_stack():
-        is_ours = isinstance(handler, Recorder) and not isinstance(handler, _Given)
+        is_ours = isinstance(handler, Recorder) and not isinstance(handler, GivenSites)
         if not is_ours and type(handler) not in PLAIN:
             raise _foreign(label, handler)

@@ -17,6 +17,7 @@ from ._disarm import ARM, DisARM
 from ._distribution_functions import law_parameters
 from ._foreign import kind_of
 from ._keys import fold_name
+from ._laws import at_own_draw, is_on_sphere, log_prob_at
 from ._mvd import MVD
 from ._noise import COMMON, SALT
 from ._null_values import probabilities
@@ -27,14 +28,7 @@ from ._recorder import Recorder
 from ._reinforce import Reinforce
 from ._rejection import RejectionReparam
 from ._relax import Rebar
-from ._sites import (
-    Region,
-    at_own_draw,
-    check_shape,
-    describe,
-    is_on_sphere,
-    log_prob_at,
-)
+from ._sites import Region, check_shape, describe
 from ._strategy import (
     Draw,
     Enum,

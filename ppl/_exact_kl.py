@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions.kl import kl_divergence
 
-from ._sites import base_of, is_masked
+from ._laws import base_of, is_masked
 
 Array = jax.Array
 

@@ -16,7 +16,7 @@ from ._program import Program, as_program
 from ._recorder import Recorder
 
 
-class _Given(Recorder):
+class GivenSites(Recorder):
     """Fix sites by name; inside a region the values are sliced along its axis."""
 
     is_final = False
@@ -76,7 +76,9 @@ def condition(program: Program | Callable[..., Any], values: Mapping[str, Any]) 
     Raises:
         ValueError: a name is none of a latent site.
     """
-    return _transformed(program, lambda: _Given(values, observed=True), set(values), "condition")
+    return _transformed(
+        program, lambda: GivenSites(values, observed=True), set(values), "condition"
+    )
 
 
 def intervene(program: Program | Callable[..., Any], values: Mapping[str, Any]) -> Program:
@@ -84,7 +86,9 @@ def intervene(program: Program | Callable[..., Any], values: Mapping[str, Any]) 
 
     Args and errors are those of `condition`.
     """
-    return _transformed(program, lambda: _Given(values, observed=False), set(values), "intervene")
+    return _transformed(
+        program, lambda: GivenSites(values, observed=False), set(values), "intervene"
+    )
 
 
 def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Program:
@@ -186,17 +190,17 @@ def _transformed(
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         active = handler()
-        with active, contextlib.nullcontext() if isinstance(active, _Given) else fresh_caches():
+        with active, contextlib.nullcontext() if isinstance(active, GivenSites) else fresh_caches():
             out = program.fn(*args, **kwargs)
         if names:
-            met = set(active.frame.infos) if isinstance(active, _Given) else active.met
+            met = set(active.frame.infos) if isinstance(active, GivenSites) else active.met
             if names - met:
                 raise ValueError(
                     f"ppl.{statement}: no site named {sorted(names - met)}; the program's sites are "
                     f"{sorted(met)}."
                 )
         # NumPyro's own scan and cond, which are not ours, fix their sites themselves.
-        if isinstance(active, _Given) and _is_ours() and (left := sorted(names - active.fixed)):
+        if isinstance(active, GivenSites) and _is_ours() and (left := sorted(names - active.fixed)):
             kinds = {name: active.frame.infos[name].kind for name in left}
             raise ValueError(
                 f"ppl.{statement}: only latent sites can be given a value, and {kinds} are none. Name the latent sites that they "

@@ -33,7 +33,7 @@ from ._program import Program, as_program
 from ._runner import Collector
 from ._running import remember_draw, running_engine
 from ._sites import PROPOSED, SiteInfo
-from ._trace import Trace, _Sites, trace_of, with_reach
+from ._trace import SiteInfos, Trace, trace_of, with_reach
 
 Array = jax.Array
 
@@ -200,9 +200,9 @@ class _Joint(_Mode):
 
 def _is_given(name: str) -> bool:
     """Whether `ppl.condition` or `ppl.intervene` fixes the site."""
-    from ._handlers import _Given
+    from ._handlers import GivenSites
 
-    return any(isinstance(h, _Given) and h.given(name) is not None for h in handler_stack())
+    return any(isinstance(h, GivenSites) and h.given(name) is not None for h in handler_stack())
 
 
 def _split(joint: Trace) -> JointRun:
@@ -226,8 +226,10 @@ def _split(joint: Trace) -> JointRun:
             if name in joint.log_probs:
                 p_probs[name] = joint.log_probs[name]
     observed = {n: x for n, x in joint.observed.items() if not n.endswith(PRIOR)}
-    q = Trace(joint.choices, q_probs, joint.retval, {}, {}, _Sites(q_sites))
-    p = Trace(joint.choices, p_probs, joint.retval, observed, joint.deterministic, _Sites(p_sites))
+    q = Trace(joint.choices, q_probs, joint.retval, {}, {}, SiteInfos(q_sites))
+    p = Trace(
+        joint.choices, p_probs, joint.retval, observed, joint.deterministic, SiteInfos(p_sites)
+    )
     limits = lambda name: joint.reach.get(name, {})
     with_reach(q, {n: limits(n) for n in q_sites})
     with_reach(

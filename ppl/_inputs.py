@@ -11,7 +11,6 @@ import numpy as np
 
 from ._compat import Tracer, is_concrete
 from ._params import strong
-from ._strategy import stop
 
 Array = jax.Array
 
@@ -63,7 +62,7 @@ def behind_tangents(x: Any) -> Any:
     """The value of a tracer, where it is known: a number under nothing but `jax.grad`."""
     if not isinstance(x, Tracer) or not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
-    value = stop(x)
+    value = jax.lax.stop_gradient(x)
     return value if isinstance(value, Tracer) else np.asarray(value, x.dtype)
 
 

@@ -23,36 +23,9 @@ from typing import Any
 
 from ._engine import StrategySite, Unsuitable
 from ._relation import Link, Relation, Relations
+from ._split import Layout
 
 MAX_LANES = 65_536
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the elements of an enumerated site are laid out in lanes.
-
-    Attributes:
-        joint: element axes enumerated jointly (all combinations); the other axes share the lanes.
-        num_lanes: num_states, or num_states ** (lag + 1) for a chain.
-        num_states: num_values ** (number of joint elements).
-        axis: the time axis of a chain, else None.
-        lag: memory of the chain in steps.
-        why_joint: why times that meet are enumerated jointly, where they are.
-        time: name of the time axis, where chains of several times may meet (`_structure.py`).
-    """
-
-    joint: tuple[int, ...]
-    num_lanes: int
-    num_states: int
-    axis: int | None = None
-    lag: int = 0
-    why_joint: str = ""
-    time: str | None = None
-
-    @property
-    def is_chain(self) -> bool:
-        """Whether times are summed by a forward recursion."""
-        return self.axis is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,17 +22,16 @@ from ._compat import ClosedJaxpr, handler_stack, is_concrete, own_caches
 from ._dependence import Analysis
 from ._engine import StrategySite
 from ._evaluate import evaluate
-from ._layout import Layout
 from ._lister import Kept, Lister
 from ._program import ChoiceMismatch, Program
 from ._relation import Relation
 from ._running import running_engine
 from ._sites import SiteInfo
-from ._split import Chain, Split, agreed, by_parts, chains_of, lanes_at, whole_at
+from ._split import Chain, Layout, Split, agreed, by_parts, chains_of, lanes_at, whole_at
 from ._structure import Structure, structure_of
 from ._sum_product import Factor, Kind, sum_product
 from ._sweep import Sweep
-from ._trace import Trace, _Sites
+from ._trace import SiteInfos, Trace
 from ._upstream import relations_of
 from ._weights import digits, states
 
@@ -109,7 +108,7 @@ class Listing:
     def trace(self, label: str) -> Trace:
         """The trace of the choices."""
         factors, log_probs = self.factors()
-        infos = _Sites({n: i for n, i in self.infos.items() if n in self.kept or n in log_probs})
+        infos = SiteInfos({n: i for n, i in self.infos.items() if n in self.kept or n in log_probs})
         for name in self.kept:
             if name not in log_probs:  # its density is in the sum
                 infos[name] = self.infos[name]

@@ -34,7 +34,7 @@ from ._stochastic import (
     refuse_scaled,
     same_sites,
 )
-from ._trace import Trace, _Sites, trace_of
+from ._trace import SiteInfos, Trace, trace_of
 
 Array = jax.Array
 
@@ -227,7 +227,7 @@ class _Terms:
 
     def trace(self, kept: Mapping[str, Array], infos: Mapping[str, SiteInfo]) -> Trace:
         """A trace of the kept choices with these log-probs; what is not a kept site counts as a factor."""
-        sites = _Sites({name: infos[name] for name in kept})
+        sites = SiteInfos({name: infos[name] for name in kept})
         log_probs = {}
         for name, log_prob in self.log_probs.items():
             if name not in kept:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from ._autoguides import check_set_up, set_up
 from ._compat import own_caches, typed_key
 from ._foreign import named_errors
+from ._init_params import init_params
 from ._match import compared_with_draws
 from ._params import Bound, Params
-from ._probe import init_params
 from ._reach import is_limit
 from ._recorder import Recorder
 from ._runner import Collector, Runner

@@ -24,8 +24,8 @@ import numpyro.distributions as dist
 
 from ._compat import is_concrete
 from ._inclusion import Extent
+from ._laws import base_of
 from ._null_values import probabilities
-from ._sites import base_of
 from ._supports import support_of_law
 
 Array = jax.Array

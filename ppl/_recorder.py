@@ -25,8 +25,9 @@ from ._compat import handler_stack, trace_state
 from ._foreign import named_site
 from ._inclusion import misplaced
 from ._keys import fold_name
+from ._laws import CENSORED, base_of
 from ._reach import Reach, limits_of
-from ._sites import CENSORED, Region, SiteInfo, base_of, describe, describe_deterministic
+from ._sites import Region, SiteInfo, describe, describe_deterministic
 
 Array = jax.Array
 

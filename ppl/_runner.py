@@ -14,9 +14,10 @@ from numpyro.distributions import constraints
 from ._compat import handler_stack, is_concrete, mask_of
 from ._foreign import kind_of
 from ._keys import fold_name
+from ._laws import is_boolean, is_masked, is_unbounded
 from ._reach import penalty_of_reach, reach_of
 from ._recorder import Recorder
-from ._sites import PROPOSED, is_boolean, is_masked, is_unbounded, log_prob_of
+from ._sites import PROPOSED, log_prob_of
 
 Array = jax.Array
 
@@ -95,7 +96,7 @@ class Runner(Recorder):
         if msg.get("_imputed"):
             log_prob = jnp.zeros(msg["fn"].batch_shape)
         else:
-            log_prob = _guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
+            log_prob = guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
         numbers = numbers_for_trace(msg, log_prob)
         offered = self.limits(msg["name"]) if msg.get("_forced") else {}
         if offered and not is_masked(msg["fn"]):
@@ -128,7 +129,7 @@ def numbers_for_trace(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
     return {"value": msg["value"], "log_prob": log_prob, **more}
 
 
-def _guarded_log_prob(msg: dict[str, Any]) -> Array:
+def guarded_log_prob(msg: dict[str, Any]) -> Array:
     """The log-prob of a given value, -inf outside the support, where NumPyro's densities may return anything."""
     fn, value = msg["fn"], msg["value"]
     support = _relaxed_support(fn.support, value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,23 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.distributions import constraints
 from numpyro.infer.autoguide import AutoGuide
 
-from ._compat import handler_stack, mask_of, unchecked
+from ._compat import handler_stack, unchecked
 from ._foreign import kind_of
 from ._inclusion import NOWHERE_KNOWN, Extent, support_known
-from ._missing import NormalCells
+from ._laws import base_of, is_boolean, is_hidden, is_masked, log_prob_at
 
 Array = jax.Array
 # Laws on the real line whose log-density is NaN or -inf at every value that is no real number.
 LOUD = (dist.Normal, dist.Laplace, dist.Cauchy, dist.StudentT, dist.Logistic)
 PROPOSED = "lapilli_proposed"  # marks the prior of a drawn value (`_inline_guide`)
-CENSORED = (
-    dist.LeftCensoredDistribution,
-    dist.RightCensoredDistribution,
-    dist.IntervalCensoredDistribution,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +98,7 @@ def describe(msg: dict[str, Any], plates: Mapping[str, int] | None = None) -> Si
     return SiteInfo(
         name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(base_of(fn)).__name__,
         strategy, auxiliary, scale, is_imputed=bool(msg["infer"].get("imputed")), is_masked=is_masked(fn),
-        support=support, subsampled=subsampled, alters_law=not (_is_hidden(fn) or kind == "factor" and _is_in_autoguide()),
+        support=support, subsampled=subsampled, alters_law=not (is_hidden(fn) or kind == "factor" and _is_in_autoguide()),
     )  # fmt: skip
 
 
@@ -141,30 +134,6 @@ def check_shape(msg: dict[str, Any]) -> None:
         )
 
 
-def base_of(fn: Any) -> Any:
-    """The law inside plates, event axes and masks."""
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def is_masked(fn: Any) -> bool:
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        if isinstance(fn, dist.MaskedDistribution):
-            return True
-        fn = fn.base_dist
-    return isinstance(fn, NormalCells)
-
-
-def _is_hidden(fn: Any) -> bool:
-    """Whether a mask that is known to be false hides a law as a whole."""
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        if mask_of(fn) is False:
-            return True
-        fn = fn.base_dist
-    return False
-
-
 def _is_in_autoguide() -> bool:
     """Whether a statement is one of NumPyro's autoguides."""
     frame = sys._getframe()
@@ -192,18 +161,6 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
     return log_prob if msg["scale"] is None else msg["scale"] * log_prob
 
 
-def log_prob_at(fn: Any, value: Any, intermediates: Any) -> Array:
-    """Log-density of a value with what its draw left for it, which not every law in NumPyro takes (FoldedDistribution)."""
-    if intermediates and "intermediates" in inspect.signature(base_of(fn).log_prob).parameters:
-        return fn.log_prob(value, intermediates)
-    return fn.log_prob(value)
-
-
-def is_boolean(support: Any) -> bool:
-    """Whether a support is {0, 1}, element by element."""
-    return getattr(support, "base_constraint", support) is constraints.boolean
-
-
 def without_support_check(fn: Any, value: Any) -> Any:
     """`fn`, whose density takes `value` as it is where NumPyro's check of the support says nothing more.
 
@@ -217,31 +174,5 @@ def without_support_check(fn: Any, value: Any) -> Any:
     return unchecked(fn)
 
 
-def at_own_draw(fn: Any, value: Any) -> Any:
-    """`fn` for the density of its own draw: a guard of the support says nothing there, and could only look like a jump."""
-    fn = unchecked(fn)
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    if isinstance(base, dist.Delta) and jnp.shape(base.v) == jnp.shape(value):
-        base.v = value  # it compares the value with its own
-    return fn
-
-
 def _is_under_objective() -> bool:
     return any(getattr(h, "has_gradients", False) for h in handler_stack())
-
-
-def is_unbounded(support: Any) -> bool:
-    """Whether a support holds every real number (vector, matrix)."""
-    while type(support) is type(constraints.independent(constraints.real, 1)):
-        support = support.base_constraint
-    return any(
-        support is c for c in (constraints.real, constraints.real_vector, constraints.real_matrix)
-    )
-
-
-def is_on_sphere(support: Any) -> bool:
-    """Whether the last axis of every value has norm 1."""
-    support = getattr(support, "base_constraint", support)
-    return support is constraints.corr_cholesky or support is constraints.sphere

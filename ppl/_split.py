@@ -18,18 +18,43 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ._same import Same
 
-if TYPE_CHECKING:
-    from ._layout import Layout
-
 Array = jax.Array
 Start = tuple[tuple[int, int], ...]  # (site, state) pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the elements of an enumerated site are laid out in lanes.
+
+    Attributes:
+        joint: element axes enumerated jointly (all combinations); the other axes share the lanes.
+        num_lanes: num_states, or num_states ** (lag + 1) for a chain.
+        num_states: num_values ** (number of joint elements).
+        axis: the time axis of a chain, else None.
+        lag: memory of the chain in steps.
+        why_joint: why times that meet are enumerated jointly, where they are.
+        time: name of the time axis, where chains of several times may meet (`_structure.py`).
+    """
+
+    joint: tuple[int, ...]
+    num_lanes: int
+    num_states: int
+    axis: int | None = None
+    lag: int = 0
+    why_joint: str = ""
+    time: str | None = None
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether times are summed by a forward recursion."""
+        return self.axis is not None
 
 
 class Chain(NamedTuple):

@@ -23,16 +23,16 @@ import jax.numpy as jnp
 
 from ._compat import own_caches, typed_key
 from ._engine import Engine
+from ._init_params import init_params
 from ._keys import fold_name
 from ._params import Params
-from ._probe import init_params
 from ._program import Program, as_program
 from ._recorder import Recorder
-from ._runner import _guarded_log_prob, numbers_for_trace
+from ._runner import guarded_log_prob, numbers_for_trace
 from ._running import refuse_inside_engine, running_engine
 from ._sites import SiteInfo, check_shape, describe, log_prob_of
 from ._statements import rng_key
-from ._trace import Trace, _Sites
+from ._trace import SiteInfos, Trace
 
 Array = jax.Array
 Side = Literal["lower", "upper", "exact"]
@@ -244,7 +244,7 @@ class Constrained(Recorder):
         self.frame.used.add(msg["name"])
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
-        log_prob = _guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
+        log_prob = guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
         return numbers_for_trace(msg, log_prob)
 
 
@@ -286,7 +286,7 @@ def estimated(
     label: str, choices: Mapping[str, Array], infos: Mapping[str, SiteInfo], log_density: Any
 ) -> Trace:
     """A trace whose log-density is one number that belongs to no single site."""
-    sites = _Sites({name: infos[name] for name in choices})
+    sites = SiteInfos({name: infos[name] for name in choices})
     sites[label] = SiteInfo(label, "factor", (), (), (), "")
     return Trace(dict(choices), {label: jnp.asarray(log_density)}, None, {}, {}, sites)
 

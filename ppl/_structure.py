@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ._engine import StrategySite
-from ._layout import MAX_LANES, Layout
+from ._layout import MAX_LANES
 from ._relation import Relation
 from ._sites import SiteInfo
+from ._split import Layout
 from ._sum_product import Intractable, Unit, Way, order_of
 
 Axis = tuple[Any, int]

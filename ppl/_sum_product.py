@@ -25,8 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from ._forward import Chains
-from ._layout import Layout
-from ._split import Chain, Split, chains_of, whole_at
+from ._split import Chain, Layout, Split, chains_of, whole_at
 
 Array = jax.Array
 Kind = Literal["sum", "max", "sample"]

@@ -46,7 +46,7 @@ from numpyro.distributions import constraints, discrete, transforms
 
 from ._chosen import Chosen
 from ._compat import CatTransform, HurdleProbs, inverted, is_concrete
-from ._sites import CENSORED, base_of
+from ._laws import CENSORED, base_of
 
 Ends = tuple[Any, Any]
 _INDEPENDENT = type(constraints.independent(constraints.real, 1))

@@ -19,9 +19,8 @@ import numpy as np
 from ._compat import bind
 from ._engine import StrategySite
 from ._evaluate import Apply, Forced, Given
-from ._layout import Layout
 from ._same import Lane, Uniform
-from ._split import Split
+from ._split import Layout, Split
 from ._steps import row_by_row
 from ._unrolled import NeedsLoop, Windows
 from ._upstream import axis_order

@@ -140,7 +140,9 @@ class Terms:
             items["site", i] = self.lanes(program.lanes.sites[i]), list(program.numbers[i].local)
         values, start = self._agreed(items, self.reader.read(items, forced, extra), extra)
         probabilities = {i: self._probabilities(i, extra, values["weight", i]) for i in enumerated}
-        weights = LaneWeights(program, self.replicates, extra, probabilities, start)
+        weights = LaneWeights(
+            program.layouts, program.lanes.sites, self.replicates, extra, probabilities, start
+        )
         terms: dict[int, Any] = {}
         alike: dict[Any, int] = {}
         for j in which:

@@ -40,7 +40,7 @@ class Trace:
     retval: Any
     observed: dict[str, Array]
     deterministic: dict[str, Array]
-    sites: _Sites = dataclasses.field(metadata={"static": True})
+    sites: SiteInfos = dataclasses.field(metadata={"static": True})
     cells: dict[str, Array] = dataclasses.field(default_factory=dict)
     scales: dict[str, Array] = dataclasses.field(default_factory=dict)
     masks: dict[str, Array] = dataclasses.field(default_factory=dict)
@@ -68,7 +68,7 @@ class Trace:
         }
 
 
-class _Sites(dict[str, SiteInfo]):
+class SiteInfos(dict[str, SiteInfo]):
     """Site descriptions as static data of a pytree."""
 
     def __hash__(self) -> int:  # type: ignore[override]
@@ -92,7 +92,7 @@ def trace_of(recorder: Recorder, retval: Any) -> Trace:
         retval,
         values("observed"),
         values("deterministic"),
-        _Sites(infos),
+        SiteInfos(infos),
         cells,
         scales,
         masks,

@@ -12,12 +12,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from ._compat import ClosedJaxpr, Var
 from ._evaluate import Given, is_cut, run_into, sites_in
 from ._jaxprs import inner_jaxprs, needed
 from ._primitive import site_p
 from ._same import Same
-from ._strategy import stop
 
 
 class Unmoved:
@@ -67,8 +68,8 @@ class Unmoved:
         if not self.is_fixed:
             return value
         if isinstance(value, Same):
-            return Same(stop(value.value), value.shape, value.lane)
-        return stop(value)
+            return Same(jax.lax.stop_gradient(value.value), value.shape, value.lane)
+        return jax.lax.stop_gradient(value)
 
 
 def _variables(eqn: Any) -> list[Any]:

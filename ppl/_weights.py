@@ -21,11 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._analyse import Analysed
 from ._engine import StrategySite
-from ._layout import Layout, elimination
+from ._layout import elimination
 from ._relation import Relation, Relations
-from ._split import Chain, Split, begun, by_parts, chains_of, relative, spread, whole_at
+from ._split import Chain, Layout, Split, begun, by_parts, chains_of, relative, spread, whole_at
 
 Array = jax.Array
 
@@ -155,7 +154,8 @@ class LaneWeights:
     """Lane weights of terms and sites; what several of them sum out is summed once.
 
     Args:
-        program: the analysed program.
+        layouts: of the enumerated sites, by index.
+        at_sites: the sites in whose lanes the numbers of a site are, by index.
         replicates: the lane of replicates, if there is one.
         extra: lanes of replays.
         probabilities: enumerated site -> its probabilities [replicates, its lanes, extra lanes, elements].
@@ -164,13 +164,14 @@ class LaneWeights:
 
     def __init__(
         self,
-        program: Analysed,
+        layouts: Mapping[int, Layout],
+        at_sites: Mapping[int, frozenset[int]],
         replicates: tuple[int, ...],
         extra: tuple[int, ...],
         probabilities: Mapping[int, Array | Split],
         start: Mapping[int, int],
     ) -> None:
-        self.program, self.probabilities = program, probabilities
+        self.layouts, self.at_sites, self.probabilities = layouts, at_sites, probabilities
         self.replicates, self.extra = replicates, extra
         self.start = start
         self.made: dict[Any, _Factor] = {}
@@ -180,18 +181,17 @@ class LaneWeights:
 
         They may be split along the first of the axes. None where there is no enumerated site.
         """
-        program = self.program
-        upstream: list[int] = sorted(i for i in closed if i in program.layouts)  # type: ignore[misc]
+        upstream: list[int] = sorted(i for i in closed if i in self.layouts)  # type: ignore[misc]
         if not upstream:
             return None
-        chains = [i for i in upstream if program.layouts[i].is_chain]
+        chains = [i for i in upstream if self.layouts[i].is_chain]
         placed = {i: self._placed(i, closed[i], num_axes) for i in upstream}
         factors = [f for i, f in placed.items() if i not in chains]
         if chains:
-            axis = closed[chains[0]][program.layouts[chains[0]].axis].axis  # type: ignore[index]
+            axis = closed[chains[0]][self.layouts[chains[0]].axis].axis  # type: ignore[index]
             assert isinstance(axis, int)
             factors.append(self._chained(chains, [placed[i] for i in chains], axis))
-        order, _ = elimination(closed, keep, program.layouts, program.lanes.sites)
+        order, _ = elimination(closed, keep, self.layouts, self.at_sites)
         for i in order:
             met = [f for f in factors if i in f.lanes]
             factors = [f for f in factors if i not in f.lanes] + [self._product(met, i)]
@@ -200,9 +200,8 @@ class LaneWeights:
 
     def _placed(self, index: int, relation: Relation, num_axes: int) -> _Factor:
         """A site's probabilities on the axes of an array that relates to it by `relation`."""
-        program = self.program
-        array, joint = self.probabilities[index], program.layouts[index].joint
-        lanes = program.lanes.sites[index]
+        array, joint = self.probabilities[index], self.layouts[index].joint
+        lanes = self.at_sites[index]
         first = len(self._order(lanes))
         target: dict[int, int] = {}
         for i, link in enumerate(relation):
@@ -210,10 +209,8 @@ class LaneWeights:
                 assert isinstance(link.axis, int)
                 target[i] = link.axis
         if isinstance(array, Split):
-            chains = chains_of(self._order(lanes), program.layouts)
-            if not program.layouts[
-                index
-            ].is_chain:  # only chains tell what the lanes of step 0 count
+            chains = chains_of(self._order(lanes), self.layouts)
+            if not self.layouts[index].is_chain:  # only chains tell what the lanes of step 0 count
                 array = begun(array, chains)
             if target.get(0) != 0:
                 array = whole_at(array, first, chains)
@@ -240,7 +237,7 @@ class LaneWeights:
         name = (steps.name, "windows", axis)
         if name not in self.made:
             order = self._order(steps.lanes)
-            met = chains_of(order, self.program.layouts)
+            met = chains_of(order, self.layouts)
 
             array = steps.array
             if isinstance(array, Split) and axis != 0:
@@ -266,7 +263,7 @@ class LaneWeights:
             lanes = frozenset().union(*(f.lanes for f in factors))
             order = self._order(lanes)
             spreads = [self._spread(f, lanes) for f in factors]
-            known = chains_of(order, self.program.layouts)
+            known = chains_of(order, self.layouts)
             array = by_parts(lambda *x: product(x), *spreads, axis=len(order), chains=known)
             if summed is not None:
                 at = order.index(summed) + isinstance(array, Split)

@@ -28,8 +28,7 @@ from _oracles import (
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.ppl._layout import Layout
-from lapilli.ppl._split import Chain
+from lapilli.ppl._split import Chain, Layout
 from lapilli.ppl._weights import windows
 
 pytestmark = pytest.mark.one_in(2)
