@@ -14,8 +14,8 @@ import numpy as np
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
-from ...ppl._noise import Salted
 from ...ppl._table import table
+from ...ppl.traces import Salted
 from ..objectives._objective import Objective
 from ._operations import num_operations
 

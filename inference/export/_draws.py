@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import typed_key
-from ...ppl._match import check_match
+from ...ppl.traces import check_match
 from .._arguments import Arguments
 
 Choices = Mapping[str, Any]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ... import ppl
 from ...ppl._compat import typed_key
-from ...ppl._match import check_match
+from ...ppl.traces import check_match
 from .._arguments import Arguments
 
 

@@ -26,9 +26,8 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer.autoguide import AutoGuide
 
 from ... import ppl
-from ...ppl._runner import Collector
-from ...ppl._strategy import element
-from ...ppl._trace import trace_of
+from ...ppl.strategies import element
+from ...ppl.traces import Collector, trace_of
 from ..objectives._analytic_kl import Laws
 from ..objectives._detached import refuse_estimated
 from ._inner import SGLD, Inner, InnerProblem, InnerResult, Newton

@@ -20,8 +20,8 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import trace_state
-from ...ppl._exact_kl import exact_kl
-from ...ppl._strategy import element
+from ...ppl.distributions import exact_kl
+from ...ppl.strategies import element
 from ._detached import refuse_estimated
 
 Array = jax.Array

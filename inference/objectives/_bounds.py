@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._stochastic import log_mean_exp
+from ...ppl.densities import log_mean_exp
 from ._analytic_kl import analytic_elbo
 from ._objective import Objective, objective
 from ._path_gradients import (

@@ -11,7 +11,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import handler_stack
-from ...ppl._noise import COMMON
+from ...ppl.traces import COMMON
 
 stop = jax.lax.stop_gradient
 

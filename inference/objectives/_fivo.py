@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
-from ...ppl._engine import as_strategy
-from ...ppl._inputs import as_arrays, check_arguments, signature_of
-from ...ppl._plan import SitePlan
-from ...ppl._score import matched
-from ...ppl._stochastic import Constrained
-from ...ppl._strategy import Pathwise
-from ...ppl._trace import Trace, trace_of
+from ...ppl.analysis import SitePlan
+from ...ppl.checks import as_arrays, check_arguments, signature_of
+from ...ppl.densities import Constrained
+from ...ppl.language import matched
+from ...ppl.strategies import Pathwise, as_strategy
+from ...ppl.traces import Trace, trace_of
 from ..particles import _filter
 from ..particles._differentiable import (
     Differentiation,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._match import check_match
+from ...ppl.traces import check_match
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
 from ._row_weights import joint_weight

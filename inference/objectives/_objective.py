@@ -11,9 +11,9 @@ from typing import Any, Literal
 import jax
 
 from ... import ppl
-from ...ppl._autoguides import set_up
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
+from ...ppl.language import set_up
 
 Array = jax.Array
 Direction = Literal["max", "min"]

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from ... import ppl
-from ...ppl._match import Inclusion
-from ...ppl._rows import keep_rows
-from ...ppl._score import score_at
-from ...ppl._stochastic import log_mean_exp
+from ...ppl.analysis import keep_rows
+from ...ppl.densities import log_mean_exp
+from ...ppl.language import score_at
+from ...ppl.traces import Inclusion
 
 Array = jax.Array
 
@@ -28,7 +28,7 @@ def lane_weights(
 ) -> tuple[Array, Array]:
     """Log-weights log p(x, z_k) - log q(z_k) of K draws, shape (K,) or (K, rows), and the rows' scale.
 
-    `supports` are the inclusions that the objective needs, see `ppl/_match.py`.
+    `supports` are the inclusions that the objective needs, see `ppl/traces/_match.py`.
     """
 
     def lane() -> tuple[Array, Array]:

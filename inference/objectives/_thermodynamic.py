@@ -11,7 +11,7 @@ import numpy as np
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._match import Inclusion
+from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
 from ._row_weights import lane_weights
 

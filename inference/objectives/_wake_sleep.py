@@ -26,9 +26,9 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._match import Inclusion, check_is_law, check_match, with_penalties
-from ...ppl._score import score_at
-from ...ppl._stochastic import log_mean_exp
+from ...ppl.densities import log_mean_exp
+from ...ppl.language import score_at
+from ...ppl.traces import Inclusion, check_is_law, check_match, with_penalties
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
 from ._row_weights import log_density_of, plate_of, weight_of

@@ -10,7 +10,7 @@ import jax
 
 from ... import ppl
 from ...ppl._compat import ClosedJaxpr, Literal, is_concrete, jaxpr_as_fun, without_dead_code
-from ...ppl._reach import as_choices, sites_of
+from ...ppl.traces import as_choices, sites_of
 from ._depends import is_used
 from ._lane_map import LANE
 from ._lanes import Loop, Machine
