@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from .._compat import ClosedJaxpr, Jaxpr, Literal, own_caches
 from .._foreign import named_errors
 from ..enumeration import Dependences, Lanes, is_listed, is_sampled, lanes_of_terms, layouts_of
-from ..evaluation import Layout, hoist_noise
+from ..evaluation import Layout, hoist_noise, is_on
 from ..jaxprs import PARAMS, Analysis, Fact, Relations, Term, other_derivatives, site_p, split
 from ..strategies import GAMMA_FAMILY, Engine, StrategySite, Unsuitable
 from ..traces import SiteInfo
@@ -146,7 +146,8 @@ def analyse(
 
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
     sites = {s.index: s for s in record["sites"].values()}
-    closed = hoist_noise(closed, [i for i, s in sites.items() if is_listed(s)])
+    if is_on("noise"):
+        closed = hoist_noise(closed, [i for i, s in sites.items() if is_listed(s)])
     closed, decisions = with_decisions(closed, sites, jax.tree.leaves(args))
     num_params = len(jax.tree.leaves(params)) if num_params is None else num_params
     is_parameter = [i < num_params for i in range(len(closed.jaxpr.invars))]

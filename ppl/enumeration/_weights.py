@@ -28,6 +28,7 @@ from ..evaluation import (
     begun,
     by_parts,
     chains_of,
+    read_often,
     relative,
     spread,
     whole_at,
@@ -140,8 +141,7 @@ def _windows(q: Split, oldest: list[int], lag: int, begin: dict[int, int | None]
         _, shown = jax.lax.scan(lambda b, _: move(b, q.rest[0]), before, None, count)
     else:
         _, shown = jax.lax.scan(move, before, q.rest)
-    # It is read in many places, and XLA would rather compute it again in each.
-    return jax.lax.optimization_barrier(Split(first, q.rest * shown, q.length))
+    return read_often(Split(first, q.rest * shown, q.length))
 
 
 def product(arrays: Sequence[Array]) -> Array:

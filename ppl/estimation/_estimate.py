@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from ..analysis import Analysed
 from ..distributions import alarm
 from ..enumeration import is_sampled
+from ..evaluation import read_often
 from ..strategies import Downstream, stop
 from ._again import refuse_again, watched_again
 from ._downstream import Costs
@@ -59,10 +60,7 @@ def surrogate_of(
     for index in wanted:
         site = program.sites[index]
         (numbers, probabilities), weight = local[index]
-        # Value and derivatives read it, and XLA would rather compute it again for each.
-        cost = jax.lax.optimization_barrier(
-            costs.gather(index, {j: stop(t) for j, t in arrays.items()})
-        )
+        cost = read_often(costs.gather(index, {j: stop(t) for j, t in arrays.items()}))
         downstream = Downstream(
             cost=cost,
             weight=stop(weight),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..analysis import Analysed
-from ..evaluation import Apply, Forced, Unmoved, evaluate, lanes_at
+from ..evaluation import Apply, Forced, Unmoved, evaluate, lanes_at, read_often
 from ._sweep import Sweep
 
 Array = jax.Array
@@ -124,10 +124,9 @@ def _shared(
     """What was swept in the lanes of a group and extra ones, in the lanes of each member and extra ones."""
     found = dict(zip(atoms.ids, swept, strict=True))
     if any(lane != REPLICATE for lane in group + extra):
-        # XLA would rather compute again what is read in several places, in another order of axes.
         is_real = lambda x: jnp.issubdtype(jax.tree.leaves(x)[0].dtype, jnp.floating)
         again = {i: found[i] for i in atoms.shared if is_real(found[i])}
-        found |= jax.lax.optimization_barrier(again)
+        found |= read_often(again)
     return {
         name: [_kept(found[id(a)], group + extra, lanes + extra) for a in wanted]
         for name, (lanes, wanted) in members.items()

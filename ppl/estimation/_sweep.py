@@ -10,6 +10,7 @@ Rows of a plate can stand in front of the lanes as well, as time does (`Sweep.pu
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..evaluation import (
     Split,
     Uniform,
     Windows,
+    is_on,
     row_by_row,
 )
 from ..strategies import StrategySite
@@ -101,7 +103,12 @@ class Sweep:
         is_plain = set(self.lanes) == set(self.values) and not any(
             layout.is_chain for layout in self.layouts.values()
         )
-        if not is_plain or not all(self._is_uniform(i) for i in self.lanes) or len(sizes) != 1:
+        if (
+            not is_on("rows")
+            or not is_plain
+            or not all(self._is_uniform(i) for i in self.lanes)
+            or len(sizes) != 1
+        ):
             return
         (shape,) = sizes
         if len(shape) == 1 and self._shape(self.lanes)[-1] % VECTOR == 0:
@@ -112,10 +119,10 @@ class Sweep:
 
         The program's equations are to be evaluated by `apply`.
         """
-        try:
-            return self._run(base, key, key_lanes, in_loop=False)
-        except NeedsLoop:
-            return self._run(base, key, key_lanes, in_loop=True)
+        if is_on("windows"):
+            with contextlib.suppress(NeedsLoop):
+                return self._run(base, key, key_lanes, in_loop=False)
+        return self._run(base, key, key_lanes, in_loop=True)
 
     def _run(self, base: Base, key: Any, key_lanes: Sequence[int], *, in_loop: bool) -> list[Any]:
         levels = self._opened(self.lanes)
@@ -153,7 +160,8 @@ class Sweep:
     def _is_number(self, index: int) -> bool:
         """Whether a lane (of a chain, a digit) is one number in all elements of the site."""
         site = self.sites[index]
-        return np.ndim(site.support) == 1 and not self.layouts[index].joint and 0 not in site.sizes
+        is_number = is_on("numbers") and np.ndim(site.support) == 1
+        return is_number and not self.layouts[index].joint and 0 not in site.sizes
 
     def _is_uniform(self, index: int) -> bool:
         """Whether a lane is one number outside of regions."""

@@ -29,6 +29,7 @@ from ..evaluation import (
     by_parts,
     chains_of,
     close_lanes,
+    is_on,
     open_lanes,
     spread,
     total_of,
@@ -60,8 +61,10 @@ class Terms:
         self.program, self.inputs, self.key = program, list(inputs), key
         self.replicates: Lanes = (REPLICATE,) if program.num_replicates > 1 else ()
         keys = jax.random.split(key, program.num_replicates) if self.replicates else key
-        if unmoved is None and not self.replicates:
-            unmoved = Unmoved(program.closed, [*inputs, key], is_lazy=bool(program.layouts))
+        if unmoved is None and not self.replicates and is_on("invariants"):
+            unmoved = Unmoved(
+                program.closed, [*inputs, key], is_lazy=bool(program.layouts) and is_on("numbers")
+            )
         self.reader = Reader(program, self.inputs, keys, self.replicates, unmoved)
 
     def fixed(self) -> Terms:

@@ -8,6 +8,13 @@ elements (`_same.py`), loops without a loop (`_unrolled.py`, `_steps.py`, `_spli
 
 from ._evaluate import Apply as Apply, Forced as Forced, Given as Given, evaluate as evaluate
 from ._hoist import draws as draws, hoist_noise as hoist_noise
+from ._passes import (
+    NAMES as NAMES,
+    PASSES as PASSES,
+    is_on as is_on,
+    passes as passes,
+    read_often as read_often,
+)
 from ._same import Lane as Lane, Uniform as Uniform
 from ._split import (
     Chain as Chain,

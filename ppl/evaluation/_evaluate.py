@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from .._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Var, bind, scan_counts
 from ..jaxprs import holds_marker, inner_jaxprs, key_p, needed, shape_of, site_p
+from ._passes import is_on
 from ._same import Same, Uniform, known, on_same
 from ._split import Split, whole
 from ._unrolled import Forced as Forced, NeedsLoop, Windows, elementwise, unrolled_scan
@@ -70,7 +71,7 @@ def _walk(
 ) -> list[Any]:
     """The values of `read`, split or as one number where they are left so."""
     # Arrays filled with one number are left as one number where they may meet others.
-    is_lazy = any(isinstance(x, Uniform | Windows) for x in forced.values())
+    is_lazy = is_on("numbers") and any(isinstance(x, Uniform | Windows) for x in forced.values())
     is_lazy = is_lazy or any(isinstance(x, Same) for x in inputs)
     env: dict[Var, Any] = {}
     env.update(zip(jaxpr.constvars, consts, strict=True))
