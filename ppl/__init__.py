@@ -1,43 +1,57 @@
-"""The language: programs, statements, traces, strategies, expectations."""
+"""The language: programs, and expectations over what they draw.
 
-from . import _compat as _compat  # first: it mends a lazily loaded numpyro
+Programs
+    model, Program, as_program; ChoiceMismatch
+    sample, plate, subsample, param, module, factor, deterministic, rng_key: statements
+    scan, cond, particles: control flow
+    condition, intervene, block, mask, reweight, rescale_plates: programs made of programs
+    draw, score, guide_of: programs within objectives
+    Trace, SiteInfo: what a run leaves
+    Params, constrain, unconstrain: parameters live outside of programs
+
+Expectations and their gradients
+    expectation, Expectation; Plan; JumpSearch
+    Reparam, Implicit, RejectionReparam, Reinforce, Enum, MVD, DisARM, ARM, Rebar, Relax, Importance, Boundary, GumbelSoftmax,
+    StraightThrough, StrategyError: gradient strategies, per site
+
+Programs with densities that are sums or estimates
+    marginal, normalize, eliminate
+
+More in the wings: `ppl.strategies` (the protocol of a strategy, baselines), `ppl.distributions` (laws that NumPyro lacks),
+`ppl.densities` (the classes behind `marginal`, `normalize` and `eliminate`), `ppl.language` (guides written inside of models,
+site weights). The others are the engine; each says at its head what it is:
+
+    distributions < jaxprs < evaluation < traces < language < strategies < enumeration < analysis < checks < estimation
+    < densities
+
+A gradient takes this way: `language` runs the function under the engine of `strategies`, which leaves markers in the jaxpr;
+`analysis` finds, with `jaxprs`, what depends on what, and with `enumeration` which states are evaluated together; `checks` tries
+what cannot be proved; `estimation` builds the surrogate from values that `evaluation` computes.
+
+Words: *site*, a statement that draws, at an *address* (its name, with the control flow around it); *element*, one of a site's
+independent parts (a row, a step); *event*, one draw of a law; *plate*, rows that are independent; *row*, an element along a
+plate; *state*, a value of an enumerated element, *lane*, a batch axis in which such states, replicates or replays are evaluated
+side by side; *replicate*, an independent run that is averaged; *particle*, one of the draws within an estimate; *term*, a part of
+a sum that makes the objective; *cost*, what is downstream of a site; *strategy*, how a derivative passes through a site;
+*surrogate*, a number whose gradient is the estimate; *choices*, values of latent sites by name.
+"""
+
+from . import (
+    _compat as _compat,  # first: it mends a lazily loaded numpyro
+    densities as densities,
+    distributions as distributions,
+    language as language,
+    strategies as strategies,
+)
 from .analysis import Plan as Plan
-from .checks import (
-    CheckJumps as CheckJumps,
-    JumpSearch as JumpSearch,
-    concrete_tree as concrete_tree,
-)
-from .densities import (
-    Eliminated as Eliminated,
-    Marginal as Marginal,
-    Normalized as Normalized,
-    StochasticProgram as StochasticProgram,
-    eliminate as eliminate,
-    marginal as marginal,
-    normalize as normalize,
-)
-from .distributions import (
-    Chosen as Chosen,
-    ExpectedNormal as ExpectedNormal,
-    NormalInverseGamma as NormalInverseGamma,
-    NormalInverseWishart as NormalInverseWishart,
-    OneHotCategorical as OneHotCategorical,
-)
-from .estimation import (
-    Expectation as Expectation,
-    expectation as expectation,
-    plate_sizes as plate_sizes,
-    run_once as run_once,
-)
+from .checks import JumpSearch as JumpSearch
+from .densities import eliminate as eliminate, marginal as marginal, normalize as normalize
+from .estimation import Expectation as Expectation, expectation as expectation
 from .language import (
     ChoiceMismatch as ChoiceMismatch,
-    InlineGuide as InlineGuide,
-    JointRun as JointRun,
     Program as Program,
-    SiteWeights as SiteWeights,
     as_program as as_program,
     block as block,
-    check_proposed_cells as check_proposed_cells,
     condition as condition,
     deterministic as deterministic,
     draw as draw,
@@ -59,29 +73,19 @@ from .language import (
 from .strategies import (
     ARM as ARM,
     MVD as MVD,
-    Baseline as Baseline,
     Boundary as Boundary,
-    Combined as Combined,
     DisARM as DisARM,
-    Downstream as Downstream,
-    Draw as Draw,
-    Engine as Engine,
     Enum as Enum,
     GumbelSoftmax as GumbelSoftmax,
     Implicit as Implicit,
     Importance as Importance,
-    LeaveOneOut as LeaveOneOut,
-    MovingAverage as MovingAverage,
     Rebar as Rebar,
-    Regression as Regression,
     Reinforce as Reinforce,
     RejectionReparam as RejectionReparam,
     Relax as Relax,
     Reparam as Reparam,
     StraightThrough as StraightThrough,
-    Strategy as Strategy,
-    Unsuitable as Unsuitable,
-    element as element,
+    StrategyError as StrategyError,
 )
 from .traces import (
     Params as Params,
@@ -89,10 +93,61 @@ from .traces import (
     Trace as Trace,
     cond as cond,
     constrain as constrain,
-    init_params as init_params,
     particles as particles,
-    plates_met as plates_met,
     scan as scan,
-    strategies_met as strategies_met,
     unconstrain as unconstrain,
 )
+
+__all__ = [
+    "model",
+    "Program",
+    "as_program",
+    "ChoiceMismatch",
+    "sample",
+    "plate",
+    "subsample",
+    "param",
+    "module",
+    "factor",
+    "deterministic",
+    "rng_key",
+    "scan",
+    "cond",
+    "particles",
+    "condition",
+    "intervene",
+    "block",
+    "mask",
+    "reweight",
+    "rescale_plates",
+    "draw",
+    "score",
+    "guide_of",
+    "Trace",
+    "SiteInfo",
+    "Params",
+    "constrain",
+    "unconstrain",
+    "expectation",
+    "Expectation",
+    "Plan",
+    "JumpSearch",
+    "Reparam",
+    "Implicit",
+    "RejectionReparam",
+    "Reinforce",
+    "Enum",
+    "MVD",
+    "DisARM",
+    "ARM",
+    "Rebar",
+    "Relax",
+    "Importance",
+    "Boundary",
+    "GumbelSoftmax",
+    "StraightThrough",
+    "marginal",
+    "normalize",
+    "eliminate",
+    "StrategyError",
+]

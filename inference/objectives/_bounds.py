@@ -33,7 +33,7 @@ def elbo(
     gradient: Literal["full", "stl"] = "full",
     kl: Kl | Mapping[str, Kl] = "sampled",
     site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Evidence lower bound: E_{z ~ q}[log p(x, z) - log q(z)] <= log p(x), in nats, to be maximised.
 
@@ -114,7 +114,7 @@ def iwelbo(
     gradient: Literal["full", "dreg", "gdreg"] = "full",
     num_imputations: int = 1,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Importance-weighted bound: E[log 1/K sum_k w_k] <= log p(x), w_k = p(x, z_k) / q(z_k), z_k iid from q (nats, maximised).
 

@@ -58,7 +58,7 @@ def f_divergence(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """E[f(1/(K c) sum_k w_k)] (minimised), f convex, w_k = p(x, z_k) / q(z_k), z_k iid from q, c = exp(`log_scale`).
 

@@ -49,7 +49,7 @@ def fivo(
     policy: Policy | None = None,
     strategies: Mapping[str, Any] | None = None,
     num_replicates: int | None = None,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Filtering variational objective: E[log Z-hat] <= log p(x), Z-hat the evidence estimate of a particle run (nats, maximised).
 

@@ -19,7 +19,7 @@ def hvi(
     reverse: Any = None,
     strategies: Mapping[str, Any] | str | None = None,
     num_particles: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Hierarchical variational bound: E[log p(x, z) - log q(z, a) + log r(a | z)] <= ELBO of the marginal q(z) <= log p(x).
 
@@ -56,7 +56,7 @@ def iwhvi(
     reverse: Any = None,
     strategies: Mapping[str, Any] | str | None = None,
     num_particles: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """`hvi` with log q(z) bounded by M = `num_aux_particles` auxiliary draws, among them the one that made z.
 
@@ -93,7 +93,7 @@ def diwhvi(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Doubly importance-weighted bound: `iwelbo` of K = `num_particles` weights, each with M auxiliary draws as in `iwhvi`.
 

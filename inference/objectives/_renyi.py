@@ -28,7 +28,7 @@ def renyi(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """K-sample variational Renyi bound: E[1/(1 - alpha) log 1/K sum_k w_k^(1 - alpha)] (nats, maximised).
 
@@ -81,7 +81,7 @@ def cubo(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """K-sample chi upper bound: E[1/n log 1/K sum_k w_k^n] (nats, minimised), n = `order` > 1.
 
@@ -128,7 +128,7 @@ def chi(
     log_scale: float = 0.0,
     num_particles: int = 1,
     strategies: Mapping[str, Any] | str | None = None,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """E_q[(w / c)^n] (no unit, minimised), n = `order` > 1, c = exp(`log_scale`): exp(n CUBO_n) up to the constant c^n.
 

@@ -12,7 +12,7 @@ from ... import ppl
 from ...ppl.analysis import keep_rows
 from ...ppl.densities import log_mean_exp
 from ...ppl.language import score_at
-from ...ppl.traces import Inclusion
+from ...ppl.traces import Inclusion, strategies_met
 
 Array = jax.Array
 
@@ -47,9 +47,9 @@ def over_imputations(log_weight: Callable[[], Any], num_imputations: int) -> Any
     """
     if num_imputations == 1:
         return log_weight()
-    before = set(ppl.strategies_met())
+    before = set(strategies_met())
     *log_weights, scale = ppl.particles(num_imputations)(log_weight)()
-    if set(ppl.strategies_met()) == before:
+    if set(strategies_met()) == before:
         raise ValueError(
             f"iwelbo: num_imputations={num_imputations}, but the model draws nothing when it is scored: it has no missing cells "
             "(obs_mask) that the guide leaves to it. Leave num_imputations out."

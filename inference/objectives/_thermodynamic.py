@@ -28,7 +28,7 @@ def tvo(
     side: Literal["lower", "upper"] = "lower",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Thermodynamic variational objective (nats, maximised): a Riemann sum of log p(x) = integral over beta of E_beta[log w].
 

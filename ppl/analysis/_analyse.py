@@ -20,7 +20,7 @@ from .._foreign import named_errors
 from ..enumeration import Dependences, Lanes, is_listed, is_sampled, lanes_of_terms, layouts_of
 from ..evaluation import Layout, hoist_noise, is_on
 from ..jaxprs import PARAMS, Analysis, Fact, Relations, Term, other_derivatives, site_p, split
-from ..strategies import GAMMA_FAMILY, Engine, StrategySite, Unsuitable
+from ..strategies import GAMMA_FAMILY, Engine, StrategyError, StrategySite
 from ..traces import SiteInfo
 from ._decisions import with_decisions
 from ._flip_groups import check_flips
@@ -136,8 +136,8 @@ def analyse(
                     raise
                 raise TypeError(
                     f"{err} Sites and strategies {engine.relaxed} hand the program real numbers in place of integers, which "
-                    "cannot be indices. Use their values in arithmetic only (products with a ppl.OneHotCategorical), or choose "
-                    "'enum', 'mvd' or 'reinforce_loo' for them."
+                    "cannot be indices. Use their values in arithmetic only (products with a "
+                    "ppl.distributions.OneHotCategorical), or choose 'enum', 'mvd' or 'reinforce_loo' for them."
                 ) from err
         engine.check_patterns()
         record.update(sites=engine.frame.sites, infos=engine.frame.infos, plates=engine.plates)
@@ -288,7 +288,7 @@ def _check_relaxed(
             and any(i in r for r in relations)
         ]
         if jumping:
-            raise Unsuitable(
+            raise StrategyError(
                 site.name,
                 f"Site '{site.address}': strategy '{site.strategy.name}' differentiates the cost at relaxed values, "
                 f"but the sampled site '{jumping[0]}' depends on this one, and its draw would jump. Enumerate "
@@ -301,7 +301,7 @@ def check_sites(sites: dict[int, StrategySite], table: dict[int, Numbers], facts
     """Refuse sites whose strategy has no derivative in what `facts` calls a parameter.
 
     Raises:
-        Unsuitable: naming site and remedy.
+        StrategyError: naming site and remedy.
     """
     _check_supports(sites, facts)
     _check_fixed(sites, table, facts)
@@ -327,7 +327,7 @@ def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
             what = (
                 f"the support of {site.distribution} cannot be known, since {site.unknown_support}"
             )
-        raise Unsuitable(
+        raise StrategyError(
             site.name,
             f"Site '{site.address}': {what}, so strategy '{site.strategy.name}' would miss the boundary's part of the "
             f"gradient. {_fixed_support(site)} (Where the density vanishes at the edge that moves, that part is zero, but nobody "
@@ -363,7 +363,7 @@ def _check_partly_pathwise(sites: dict[int, StrategySite], jaxpr: Jaxpr) -> None
                     "ppl.Boundary('reinforce') (which sees values only)",
                 )
             follows = "'implicit'" if site.distribution in GAMMA_FAMILY else "'reparam'"
-            raise Unsuitable(
+            raise StrategyError(
                 site.name,
                 f"Site '{site.address}': strategy '{site.strategy.name}' is in part a pathwise derivative and in part {rest}, "
                 f"and {found[0]} downstream changes the first part only, so the estimate would be that of neither program. "
@@ -383,7 +383,7 @@ def _check_fixed(
             able = ["'implicit'"] if site.distribution in GAMMA_FAMILY else []
             able += [] if _moves(sites, facts.supports[index].relations) else ["'reinforce'"]
             remedy = f"Use {' or '.join(able)}, or keep" if able else "Keep"
-            raise Unsuitable(
+            raise StrategyError(
                 site.name,
                 f"Site '{site.address}': strategy '{site.strategy.name}' gives no derivative in "
                 f"'{name}' of {site.distribution}, which depends on parameters. {remedy} '{name}' constant.",

@@ -6,7 +6,7 @@ import math
 
 from ..enumeration import MAX_LANES, mixing
 from ..jaxprs import Relation, Relations
-from ..strategies import StrategySite, Unsuitable
+from ..strategies import StrategyError, StrategySite
 
 
 def replay_axes(
@@ -44,7 +44,7 @@ def check_replay(site: StrategySite, joint: tuple[int, ...], uses: list[Relation
     """Refuse to replay too many elements one by one."""
     elements = math.prod(site.sizes[i] for i in joint)
     if elements > MAX_LANES:
-        raise Unsuitable(
+        raise StrategyError(
             site.name,
             f"Site '{site.address}': strategy '{site.strategy.name}' would replay {elements} elements one by "
             f"one, because they meet in one cost: {mixing(uses, joint)}. Let the costs separate by row, or use "

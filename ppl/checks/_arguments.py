@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from .._compat import ClosedJaxpr, Tracer, with_inputs
 from ..analysis import Analysed, check_sites
 from ..jaxprs import Analysis
-from ..strategies import Unsuitable
+from ..strategies import StrategyError
 from ._jumps import suspects_of
 
 Array = jax.Array
@@ -95,7 +95,7 @@ def _guarded(x: Array, place: int, check: Callable[[int], None]) -> Array:
     return identity(x)
 
 
-def _faults(program: Analysed, places: list[int]) -> tuple[Unsuitable | None, bool]:
+def _faults(program: Analysed, places: list[int]) -> tuple[StrategyError | None, bool]:
     """What forbids derivatives in some of the program's constants, and whether they may set a jump."""
     jaxpr, consts = program.closed.jaxpr, program.closed.consts
     chosen = set(places)
@@ -107,7 +107,7 @@ def _faults(program: Analysed, places: list[int]) -> tuple[Unsuitable | None, bo
     facts = Analysis(closed, [True] * len(places) + [False] * len(jaxpr.invars), draws)
     try:
         check_sites(program.sites, program.numbers, facts)
-    except Unsuitable as error:
+    except StrategyError as error:
         return error, False
     before, after = suspects_of(program), suspects_of(dataclasses.replace(program, facts=facts))
     return None, not after.keys() <= before.keys()

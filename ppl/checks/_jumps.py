@@ -31,7 +31,7 @@ import numpy as np
 from ..analysis import Analysed
 from ..distributions import LAWS
 from ..jaxprs import PARAMS, SAMPLER, Cause, merged
-from ..strategies import StrategySite, Unsuitable
+from ..strategies import StrategyError, StrategySite
 from ._inputs import as_wide
 from ._jump_probe import DEFAULT, Found, Probe, inputs_of
 from ._jump_search import JumpSearch
@@ -153,7 +153,7 @@ class Search:
             elsewhere: where data are not known: refuse also what jumps at other data only, with these words.
 
         Raises:
-            Unsuitable: naming site, operation and remedy.
+            StrategyError: naming site, operation and remedy.
             ValueError: the same where no strategy could help.
         """
         for source, (here, there) in found.items():
@@ -186,7 +186,7 @@ def refusal(
     site = sites[source]
     name = f"strategies={{'{site.name}': "
     if site.strategy.is_relaxed:
-        return Unsuitable(
+        return StrategyError(
             site.name,
             f"Site '{site.address}': the result {found} as a function of its relaxed value (operation: {operation}){where}, and "
             f"the derivative that strategy '{site.strategy.name}' takes there misses jumps. Use 'disarm', 'reinforce' or "
@@ -199,7 +199,7 @@ def refusal(
         )
     else:
         remedy = ""
-    return Unsuitable(
+    return StrategyError(
         site.name,
         f"Site '{site.address}': the result {found} as a function of its reparameterised value "
         f"(operation: {operation}){where}, and a pathwise gradient misses jumps. {remedy}{'then use' if remedy else 'Use'} "
@@ -223,7 +223,7 @@ def _threshold(sites: Mapping[int, StrategySite], why: Cause, found: str, where:
     keys = sorted(s.removeprefix("rng:") for s in why.noise if isinstance(s, str))
     for site in sites.values():
         if SAMPLER + site.address in keys:
-            return Unsuitable(
+            return StrategyError(
                 site.name,
                 f"Site '{site.address}': the sampler of {site.distribution} is not NumPyro's, and with its noise kept the result "
                 f"{found} as a function of the parameters (operation: {why.operation}){where}. Strategy '{site.strategy.name}' "

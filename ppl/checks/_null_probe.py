@@ -13,7 +13,7 @@ from .._compat import ClosedJaxpr
 from ..analysis import Analysed
 from ..distributions import LIMIT, alarm
 from ..evaluation import evaluate
-from ..strategies import Unsuitable
+from ..strategies import StrategyError
 from ._jump_probe import COMPILER_OPTIONS, Inputs, inputs_of
 
 
@@ -26,7 +26,7 @@ def try_null_values(program: Analysed, params: list[Any], data: list[Any]) -> No
         data: leaves of the data.
 
     Raises:
-        Unsuitable: naming site, strategy and remedy.
+        StrategyError: naming site, strategy and remedy.
         ValueError: the same for a program that is eliminated.
     """
     suspects: dict[int | str, Any]
@@ -62,7 +62,7 @@ def try_null_values(program: Analysed, params: list[Any], data: list[Any]) -> No
                 "probabilities strictly inside, e.g. by logits."
             )
         site = program.sites[index]
-        raise Unsuitable(
+        raise StrategyError(
             site.name,
             f"Site '{site.address}': at these parameters a value of {site.distribution} has probability exactly 0, and a "
             f"parameter moves that probability. Strategy '{site.strategy.name}' never sees what the value would cost, and "

@@ -28,7 +28,7 @@ class Chosen(dist.Distribution):
     Example:
         >>> import numpyro.distributions as dist, numpy as np
         >>> from lapilli import ppl
-        >>> law = ppl.Chosen(dist.Normal(np.array([[0.0], [5.0]]), 1.0), np.array([0, 1, 1]))
+        >>> law = ppl.distributions.Chosen(dist.Normal(np.array([[0.0], [5.0]]), 1.0), np.array([0, 1, 1]))
         >>> law.mean.tolist()
         [0.0, 5.0, 5.0]
     """

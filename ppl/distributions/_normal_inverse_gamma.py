@@ -54,7 +54,7 @@ class NormalInverseGamma(dist.Distribution):
 
     Example:
         >>> from lapilli import ppl
-        >>> prior = ppl.NormalInverseGamma(0.0, 2.0, 1.5, 0.5)
+        >>> prior = ppl.distributions.NormalInverseGamma(0.0, 2.0, 1.5, 0.5)
         >>> posterior = prior.posterior(jax.numpy.array([0.5, 1.5, -0.2]))
         >>> round(float(posterior.loc), 2), float(posterior.mean_precision)
         (0.36, 5.0)

@@ -43,7 +43,7 @@ class NormalInverseWishart(dist.Distribution):
 
     Example:
         >>> from lapilli import ppl
-        >>> prior = ppl.NormalInverseWishart(jax.numpy.zeros(2), 2.0, jax.numpy.eye(2), 4.0)
+        >>> prior = ppl.distributions.NormalInverseWishart(jax.numpy.zeros(2), 2.0, jax.numpy.eye(2), 4.0)
         >>> jax.eval_shape(prior.sample, jax.random.key(0)).shape
         (2, 3)
     """

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..evaluation import Layout
 from ..jaxprs import Link, Relation, Relations
-from ..strategies import StrategySite, Unsuitable
+from ..strategies import StrategyError, StrategySite
 
 MAX_LANES = 65_536
 
@@ -78,7 +78,7 @@ def layouts_of(sites: dict[int, StrategySite], known: Dependences) -> dict[int, 
     """The layout of every enumerated site with something downstream.
 
     Raises:
-        Unsuitable: too many lanes.
+        StrategyError: too many lanes.
     """
     chains, reasons = _chains(sites, known)
     layouts = {}
@@ -94,7 +94,7 @@ def layouts_of(sites: dict[int, StrategySite], known: Dependences) -> dict[int, 
         if index in reasons:
             why += f"; no forward recursion, since {reasons[index]}"
         if elements * (lag + 1) * math.log(site.num_values) > math.log(MAX_LANES):
-            raise Unsuitable(
+            raise StrategyError(
                 site.name,
                 f"Site '{site.address}': strategy 'enum' would need {site.num_values}^{elements * (lag + 1)} lanes, "
                 f"because {elements} elements (of shape {site.sizes}) meet in one cost: {why}. Let the costs separate "
@@ -113,7 +113,7 @@ def lanes_of_terms(
     A term stays in the lanes of a sampled site that it depends on, whose surrogate meets it there.
 
     Raises:
-        Unsuitable: too many lanes at once.
+        StrategyError: too many lanes at once.
     """
 
     def listed(sources: Collection[Any]) -> frozenset[int]:
@@ -139,7 +139,7 @@ def lanes_of_terms(
         if count > MAX_LANES:
             last = max(largest)
             names = [sites[i].address for i in sorted(largest)]
-            raise Unsuitable(
+            raise StrategyError(
                 sites[last].name,
                 f"Site '{sites[last].address}': strategy 'enum' would need {count} lanes, because the enumerated sites "
                 f"{names} meet in one cost. Use 'mvd' or 'reinforce' for some of them, e.g. "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ..analysis import check_replay, replay_axes, replay_groups
 from ..evaluation import Forced, read_often
 from ..jaxprs import Relation, opened
-from ..strategies import StrategySite, Unsuitable, stop
+from ..strategies import StrategyError, StrategySite, stop
 from ._reading import ELEMENT, Lanes
 from ._terms import Terms
 
@@ -121,8 +121,8 @@ class Costs:
         return own, jnp.broadcast_to(value, shape + value.shape[value.ndim - event :])
 
 
-def _without_derivative(site: StrategySite, err: Exception) -> Unsuitable:
-    return Unsuitable(
+def _without_derivative(site: StrategySite, err: Exception) -> StrategyError:
+    return StrategyError(
         site.name,
         f"Site '{site.address}': strategy '{site.strategy.name}' differentiates the cost at relaxed values, but a function "
         f"with a custom derivative downstream has none of its own ({type(err).__name__}: {str(err).splitlines()[0]}). Use "

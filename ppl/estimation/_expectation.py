@@ -38,7 +38,7 @@ from ..checks import (
     with_quick_key,
 )
 from ..distributions import sound
-from ..strategies import Unsuitable
+from ..strategies import StrategyError
 from ._again import check_derivatives, moving, refusal_of_jump, slope_of
 from ._estimate import surrogate_of
 
@@ -271,7 +271,7 @@ class Expectation:
                     self._check_rows(check, program, params, args)
                 self._search(check, program, params, args)
                 break
-            except Unsuitable as error:
+            except StrategyError as error:
                 if not self._is_automatic(error.site, check.demoted):
                     raise
                 check = _Check(self._demote(check.demoted, error.site))

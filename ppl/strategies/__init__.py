@@ -9,8 +9,8 @@ from ._boundary import Boundary as Boundary, Decision as Decision, Peer as Peer
 from ._disarm import ARM as ARM, DisARM as DisARM
 from ._engine import (
     Engine as Engine,
+    StrategyError as StrategyError,
     StrategySite as StrategySite,
-    Unsuitable as Unsuitable,
     as_strategy as as_strategy,
 )
 from ._importance import Importance as Importance

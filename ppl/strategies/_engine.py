@@ -65,7 +65,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
 AUTO_SUPPORT = 32
 
 
-class Unsuitable(ValueError):
+class StrategyError(ValueError):
     """A strategy cannot serve a site soundly."""
 
     def __init__(self, site: str, message: str) -> None:
@@ -322,7 +322,7 @@ class Engine(Recorder):
             if msg["infer"].get("imputed"):
                 return Reinforce(), "default for a missing cell"
             summed = f" To sum the site out, as NumPyro's infer={{'enumerate': ...}} asks: ppl.eliminate(program, '{name}')."
-            raise Unsuitable(
+            raise StrategyError(
                 name,
                 f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy "
                 f"was chosen, so its gradient would be wrong. {_advice(name, base)}"
@@ -331,7 +331,7 @@ class Engine(Recorder):
         strategy = as_strategy(chosen, name)
         reason = strategy.refuse(base)
         if reason is not None:
-            raise Unsuitable(
+            raise StrategyError(
                 name,
                 f"Site '{name}': strategy '{strategy.name}' {reason}. {_advice(name, base)}",
             )
@@ -367,7 +367,7 @@ class Engine(Recorder):
             for s in (Reparam(), Enum(), MVD())
             if (why := s.refuse(base)) and s.name not in refused
         ]
-        raise Unsuitable(
+        raise StrategyError(
             name,
             f"Site '{name}': no strategy can serve {type(base).__name__} soundly: {'; '.join(reasons)}. Name one of them in "
             "strategies= to see why it is refused, or draw from a law with a fixed support and transform the draw.",
@@ -415,7 +415,7 @@ def _as_mapping(strategies: Any) -> dict[str, Any]:
     if strategies is None or isinstance(strategies, Mapping):
         return dict(strategies or {})
     raise TypeError(
-        "strategies: give a mapping from patterns to strategies, one ppl.Strategy or a name, not "
+        "strategies: give a mapping from patterns to strategies, one ppl.strategies.Strategy or a name, not "
         f"{type(strategies).__name__}."
     )
 
@@ -436,5 +436,5 @@ def as_strategy(chosen: Any, site: str = "*") -> Strategy:
             )
         return STRATEGIES[chosen]()
     raise TypeError(
-        f"Site '{site}': a strategy is a ppl.Strategy or a name, got {type(chosen).__name__}."
+        f"Site '{site}': a strategy is a ppl.strategies.Strategy or a name, got {type(chosen).__name__}."
     )

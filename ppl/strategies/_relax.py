@@ -58,7 +58,7 @@ class ControlVariate(Strategy):
             return None
         hint = ""
         if name in CATEGORICAL:
-            hint = " (write the site as ppl.OneHotCategorical, whose values can be relaxed)"
+            hint = " (write the site as ppl.distributions.OneHotCategorical, whose values can be relaxed)"
         return f"is for {sorted(self.served)} sites, not for {name}{hint}"
 
     def uniforms(

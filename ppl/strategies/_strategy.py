@@ -350,7 +350,11 @@ def _refuse_relaxed(distribution: dist.Distribution) -> str | None:
     name = type(distribution).__name__
     if "OneHotCategorical" in name or name.startswith("Bernoulli"):
         return None
-    hint = " (write the site as ppl.OneHotCategorical)" if name.startswith("Categorical") else ""
+    hint = (
+        " (write the site as ppl.distributions.OneHotCategorical)"
+        if name.startswith("Categorical")
+        else ""
+    )
     return f"relaxes OneHotCategorical and Bernoulli sites, not {name}{hint}"
 
 

@@ -317,7 +317,7 @@ def test_names_and_directions():
         (inference.diwhvi(one, hierarchical, keep=["z"], num_particles=2, num_aux_particles=2), "diwhvi"),
     ):  # fmt: skip
         assert objective.name == name and objective.direction == "max"
-        assert isinstance(objective.guide, ppl.Marginal)
+        assert isinstance(objective.guide, ppl.densities.Marginal)
 
 
 def test_a_hierarchical_guide_fits():

@@ -81,7 +81,7 @@ def test_both_identities_hold_for_the_law_of_the_resampled_particle(num_particle
     both_identities(program, sir_law(TARGET / Q_Z, Q_Z, num_particles))
 
 
-class Selfish(ppl.Normalized):
+class Selfish(ppl.densities.Normalized):
     """Broken: the particle that was chosen is left out of the mean weight."""
 
     def _score(self, choices, *args):
@@ -92,7 +92,7 @@ class Selfish(ppl.Normalized):
         return estimated("broken", choices, p.sites, p.log_density - log_mean_exp(others))
 
 
-class Unweighted(ppl.Normalized):
+class Unweighted(ppl.densities.Normalized):
     """Broken: the density of the proposal's draw, as if nothing had been resampled."""
 
     def _draw(self, *args):

@@ -1,4 +1,4 @@
-"""ppl.Chosen: one of several laws in each row."""
+"""ppl.distributions.Chosen: one of several laws in each row."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def laws():
 
 
 def test_each_row_has_the_law_of_its_index():
-    law, rows = ppl.Chosen(laws(), K), dist.Normal(LOCS[K], 0.5).to_event(1)
+    law, rows = ppl.distributions.Chosen(laws(), K), dist.Normal(LOCS[K], 0.5).to_event(1)
     assert (law.batch_shape, law.event_shape) == ((4,), (2,))
     for value in (X, np.stack([X, X + 1])):  # also draws in front
         np.testing.assert_allclose(law.log_prob(value), rows.log_prob(value), rtol=1e-6)
@@ -32,14 +32,16 @@ def test_each_row_has_the_law_of_its_index():
 
 @pytest.mark.parametrize("index", [-1, 2])
 def test_an_index_without_a_law_gives_nan(index):
-    law = ppl.Chosen(dist.Normal(jnp.zeros(2), 1.0), np.array(index), validate_args=False)
+    law = ppl.distributions.Chosen(
+        dist.Normal(jnp.zeros(2), 1.0), np.array(index), validate_args=False
+    )
     assert np.isnan(law.log_prob(0.0))
 
 
 @pytest.mark.parametrize("locs", [np.float32(0), np.zeros((3, 2), np.float32)], ids=["no laws", "other rows"])  # fmt: skip
 def test_laws_that_do_not_fit_the_index_are_refused(locs):
     with pytest.raises(ValueError, match="Chosen.*batch shape.*index shape \\(4,\\).*number of laws"):  # fmt: skip
-        ppl.Chosen(dist.Normal(locs, 1.0), K)
+        ppl.distributions.Chosen(dist.Normal(locs, 1.0), K)
 
 
 @pytest.mark.parametrize("strategy", ["enum", "mvd"])
@@ -57,6 +59,8 @@ def test_a_chosen_law_has_the_gradient_of_one_that_is_computed_in_each_row(strat
         params = {"one": jnp.full(4, 0.4), "two": jnp.full(4, 0.7), "locs": jnp.asarray(LOCS)}
         return bound.value_and_grad(params, key)
 
-    chosen = found(lambda locs, k: ppl.Chosen(dist.Normal(locs[:, None], 0.5).to_event(1), k))
+    chosen = found(
+        lambda locs, k: ppl.distributions.Chosen(dist.Normal(locs[:, None], 0.5).to_event(1), k)
+    )
     computed = found(lambda locs, k: dist.Normal(locs[k], 0.5).to_event(1))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), chosen, computed)  # fmt: skip

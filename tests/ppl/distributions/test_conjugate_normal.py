@@ -26,14 +26,14 @@ def double():
 
 def golden_prior():
     tril = np.linalg.cholesky([[2, 0.3], [0.3, 1]])
-    return ppl.NormalInverseWishart(np.zeros(2), 2.0, tril, 4.0)
+    return ppl.distributions.NormalInverseWishart(np.zeros(2), 2.0, tril, 4.0)
 
 
 def random_law(seed, d, batch=()):
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(*batch, d, d)) + 2 * np.eye(d)
     tril = np.linalg.cholesky(root @ np.swapaxes(root, -1, -2))
-    return ppl.NormalInverseWishart(
+    return ppl.distributions.NormalInverseWishart(
         rng.normal(size=(*batch, d)), rng.uniform(0.5, 3, size=batch), tril,
         d + rng.uniform(1.5, 6, size=batch),
     )  # fmt: skip
@@ -42,13 +42,15 @@ def random_law(seed, d, batch=()):
 def random_pair(seed, batch=()):
     rng = np.random.default_rng(seed)
     loc, *rest = rng.normal(size=batch), *(rng.uniform(0.5, 4, size=batch) for _ in range(3))
-    return ppl.NormalInverseGamma(loc, *rest)
+    return ppl.distributions.NormalInverseGamma(loc, *rest)
 
 
 def gamma_of(law):
     """The normal-inverse-gamma form of a Wishart law with d = 1."""
     V = law.scale_tril[..., 0, 0] ** 2
-    return ppl.NormalInverseGamma(law.loc[..., 0], law.mean_precision, 0.5 * law.df, 0.5 * V)
+    return ppl.distributions.NormalInverseGamma(
+        law.loc[..., 0], law.mean_precision, 0.5 * law.df, 0.5 * V
+    )
 
 
 def evidence(prior, posterior, num_rows, d):
@@ -305,8 +307,13 @@ def test_sites_of_both_laws_take_pathwise_and_implicit_estimators():
     def guide():
         shift = ppl.param("shift", 1.0)
         law, pair = random_law(1, 2), random_pair(1, (2,))
-        ppl.sample("a", ppl.NormalInverseGamma(pair.loc + shift, 1.0, 2.0, 1.0).to_event(1))
-        ppl.sample("b", ppl.NormalInverseWishart(law.loc * shift, 1.0, law.scale_tril, law.df))
+        ppl.sample(
+            "a", ppl.distributions.NormalInverseGamma(pair.loc + shift, 1.0, 2.0, 1.0).to_event(1)
+        )
+        ppl.sample(
+            "b",
+            ppl.distributions.NormalInverseWishart(law.loc * shift, 1.0, law.scale_tril, law.df),
+        )
 
     strategies = {"a": "reparam", "b": "implicit"}
     bound = inference.elbo(model, guide, strategies=strategies, check_jumps=False)
@@ -319,4 +326,4 @@ def test_sites_of_both_laws_take_pathwise_and_implicit_estimators():
 
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"loc has shape \(3,\) and scale_tril \(2, 2\)"):
-        ppl.NormalInverseWishart(np.zeros(3), 1.0, np.eye(2), 4.0)
+        ppl.distributions.NormalInverseWishart(np.zeros(3), 1.0, np.eye(2), 4.0)

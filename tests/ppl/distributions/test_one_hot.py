@@ -1,4 +1,4 @@
-"""ppl.OneHotCategorical and the relaxed estimators that need it."""
+"""ppl.distributions.OneHotCategorical and the relaxed estimators that need it."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ COST = jnp.array([1.0, -2.0, 0.5])
 
 
 def test_it_is_the_categorical_on_unit_vectors(key):
-    law, plain = ppl.OneHotCategorical(LOGITS), dist.CategoricalLogits(LOGITS)
+    law, plain = ppl.distributions.OneHotCategorical(LOGITS), dist.CategoricalLogits(LOGITS)
     np.testing.assert_allclose(law.log_prob(jnp.eye(3)), plain.log_prob(jnp.arange(3)), rtol=1e-6)
     np.testing.assert_array_equal(law.enumerate_support(), jnp.eye(3))
     np.testing.assert_array_equal(
@@ -32,7 +32,7 @@ def relaxed(make, strategy):
 @pytest.mark.parametrize("strategy", ["gumbel_softmax", "straight_through"])
 def test_relaxed_gradient_is_that_of_the_relaxed_program(strategy, key):
     """By hand, from the same draw."""
-    expectation = relaxed(ppl.OneHotCategorical, strategy)
+    expectation = relaxed(ppl.distributions.OneHotCategorical, strategy)
     value, grad = expectation.value_and_grad(LOGITS, key)
     soft, pull = jax.vjp(lambda z: jax.nn.softmax(z / 0.5), noisy(expectation, key))
     z = jax.nn.one_hot(soft.argmax(), 3) if strategy == "straight_through" else soft
@@ -44,14 +44,21 @@ def noisy(expectation, key):
     """Logits plus the draw's Gumbel noise, recovered from the relaxed value up to a constant."""
     program = ppl.expectation(
         lambda logits, pick: jnp.sum(
-            pick * ppl.sample("z", ppl.OneHotCategorical(logits), strategy="gumbel_softmax")
+            pick
+            * ppl.sample(
+                "z", ppl.distributions.OneHotCategorical(logits), strategy="gumbel_softmax"
+            )
         )
     )
     return 0.5 * jnp.log(jnp.array([program.value(LOGITS, key, pick) for pick in jnp.eye(3)]))
 
 
-@pytest.mark.parametrize("make", [ppl.OneHotCategorical, dist.BernoulliLogits])
+@pytest.mark.parametrize("make", [ppl.distributions.OneHotCategorical, dist.BernoulliLogits])
 @pytest.mark.parametrize("strategy", ["gumbel_softmax", "straight_through"])
 def test_relaxed_gradients_stay_finite_where_probabilities_underflow(make, strategy, key):
-    logits = jnp.array([200.0, -200.0, 0.0]) if make is ppl.OneHotCategorical else jnp.array(-200.0)
+    logits = (
+        jnp.array([200.0, -200.0, 0.0])
+        if make is ppl.distributions.OneHotCategorical
+        else jnp.array(-200.0)
+    )
     assert all(map(jnp.all, map(jnp.isfinite, relaxed(make, strategy).value_and_grad(logits, key))))

@@ -104,7 +104,7 @@ MOVING = {
     "mixture of one family": lambda t: dist.MixtureSameFamily(
         dist.Categorical(logits=PAIR), Moved(dist.Uniform(PAIR, 1.0), Affine(0.0, t))
     ),
-    "chosen": lambda t: ppl.Chosen(dist.Uniform(PAIR, jnp.stack([t, 2 * t])), np.array(1)),
+    "chosen": lambda t: ppl.distributions.Chosen(dist.Uniform(PAIR, jnp.stack([t, 2 * t])), np.array(1)),
     "left truncated": lambda t: dist.TruncatedNormal(0.0, 1.0, low=t),
     "right truncated": lambda t: dist.TruncatedCauchy(0.0, 1.0, high=t),
     "power law": lambda t: dist.LowerTruncatedPowerLaw(alpha=-5.0, low=t),

@@ -26,7 +26,7 @@ def binomial_mass(n, p):
 L = jnp.array([0.3, -0.5, 0.2])
 FINITE = {
     # name: distribution of the parameter, values, their probabilities
-    "OneHotCategorical logits": (lambda l: ppl.OneHotCategorical(logits=l), jnp.eye(3), softmax),
+    "OneHotCategorical logits": (lambda l: ppl.distributions.OneHotCategorical(logits=l), jnp.eye(3), softmax),
     "Categorical probs": (lambda l: dist.Categorical(probs=softmax(l)), jnp.arange(3), softmax),
     "Bernoulli logits": (
         lambda l: dist.Bernoulli(logits=l[0]), jnp.arange(2), lambda l: jnp.stack([1 - sigmoid(l[0]), sigmoid(l[0])]),

@@ -23,7 +23,7 @@ STRATEGIES = {
     "number": ppl.Reinforce(0.7),
     "moving-average": ppl.Reinforce("moving-average"),
     "regression": ppl.Reinforce(
-        ppl.Regression(lambda w, x: w * x, jnp.array(0.8), 1.5, optax.sgd(0.1))
+        ppl.strategies.Regression(lambda w, x: w * x, jnp.array(0.8), 1.5, optax.sgd(0.1))
     ),
     "mvd": "mvd",
     "reparam": "reparam",

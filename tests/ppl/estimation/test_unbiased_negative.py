@@ -35,7 +35,7 @@ class OwnCost(Baseline):
         return 0.5 * downstream.cost
 
 
-class WithItself(ppl.LeaveOneOut):
+class WithItself(ppl.strategies.LeaveOneOut):
     """The mean over all replicates, the element's own among them."""
 
     def value(self, downstream):
@@ -151,7 +151,7 @@ def test_z_tests_find_a_broken_estimator(name, key):
 def test_a_strategy_of_ones_own_is_served_in_every_context():
     """The same subclasses, unbroken: 25 lines suffice, and the engine serves them in plates, scans and branches."""
 
-    class Mine(ppl.Strategy):
+    class Mine(ppl.strategies.Strategy):
         """Score function with a constant baseline."""
 
         name = "mine"

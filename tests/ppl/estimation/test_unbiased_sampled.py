@@ -38,9 +38,11 @@ pytestmark = pytest.mark.one_in(2)
 
 sigmoid = jax.nn.sigmoid
 MATRIX = [name for name in CONTEXTS if name not in ("rows", "short-scan")]
-LOO = ppl.Reinforce(ppl.LeaveOneOut(3))
-RUNNING = ppl.Reinforce(ppl.MovingAverage(0.5))
-LEARNED = ppl.Reinforce(ppl.Regression(lambda w, x: w * x, jnp.array(0.0), 1.0, optax.sgd(0.3)))
+LOO = ppl.Reinforce(ppl.strategies.LeaveOneOut(3))
+RUNNING = ppl.Reinforce(ppl.strategies.MovingAverage(0.5))
+LEARNED = ppl.Reinforce(
+    ppl.strategies.Regression(lambda w, x: w * x, jnp.array(0.0), 1.0, optax.sgd(0.3))
+)
 STRATEGIES = {
     "loo": LOO, "running": RUNNING, "learned": LEARNED, "implicit": "implicit", "mvd": "mvd", "enum": "enum",
     "rejection": ppl.RejectionReparam(1), "reinforce": "reinforce", "reparam": "reparam",

@@ -63,7 +63,7 @@ def test_what_cannot_be_opened_is_suspected():
     assert suspects(call) == {"z"}
 
 
-class Own(ppl.Strategy):
+class Own(ppl.strategies.Strategy):
     name = "own"
     is_pathwise = True
 

@@ -214,7 +214,7 @@ def test_derivative_in_an_argument():
 
 def test_state_of_baselines_has_nothing_of_comparisons():
     """A moving average beside comparisons with data: the state keeps its structure from step to step."""
-    strategy = ppl.Boundary(ppl.Reinforce(ppl.MovingAverage()))
+    strategy = ppl.Boundary(ppl.Reinforce(ppl.strategies.MovingAverage()))
     cost = lambda p, x: jnp.where(ppl.sample("z", dist.Normal(p, 1.0)) < x, 1.0, 0.0)
     expectation = ppl.expectation(cost, strategies={"z": strategy})
     state = expectation.init_state(0.2, 0.5)

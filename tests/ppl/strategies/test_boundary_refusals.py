@@ -74,7 +74,7 @@ FAST = ("no line", "two elements", "compared in a loop", "place cut off")
 )  # slow: a search each
 def test_other_jumps_are_refused(name):
     with pytest.raises(
-        ppl.Unsuitable, match=r"Site 'z': the result jumps.*'boundary' treats .*affine"
+        ppl.StrategyError, match=r"Site 'z': the result jumps.*'boundary' treats .*affine"
     ):
         ppl.expectation(UNTREATED[name]).plan(0.3)
 
@@ -91,13 +91,13 @@ def test_place_cut_off_from_a_kept_value():
 def test_slope_that_changes_its_sign(strategy):
     """1(r z < 0) jumps at r = 0, too, which is no place of z."""
     cost = lambda p: step(draw("r", p, strategy=strategy) * z_of(p, 0.0) < 0)
-    with pytest.raises(ppl.Unsuitable, match=r"Site 'r': the result jumps.*operation: sign"):
+    with pytest.raises(ppl.StrategyError, match=r"Site 'r': the result jumps.*operation: sign"):
         ppl.expectation(cost).plan(0.3)
 
 
 def test_place_that_jumps():
     cost = lambda p: step(z_of(p, 0.0) < jnp.where(draw("r", p) < 0, 0.0, 1.0))
-    with pytest.raises(ppl.Unsuitable, match="Site 'r': the result jumps.*operation: lt"):
+    with pytest.raises(ppl.StrategyError, match="Site 'r': the result jumps.*operation: lt"):
         ppl.expectation(cost).plan(0.3)
 
 
@@ -110,7 +110,7 @@ def test_place_that_jumps():
 )
 def test_derivatives_of_another_function_are_refused(cost, operation):
     with pytest.raises(
-        ppl.Unsuitable,
+        ppl.StrategyError,
         match=rf"Site 'z': .*pathwise derivative and in part made of jumps.*{operation}.*ppl.Boundary\('reinforce'\)",
     ):
         ppl.expectation(cost).plan(0.3)
@@ -128,7 +128,7 @@ def test_laws():
     for law in (dist.StudentT(3.0, 0.0, 1.0), Normal(0.0, 1.0)):
         cost = lambda p, law=law: ppl.sample("z", law, strategy="boundary") * p
         with pytest.raises(
-            ppl.Unsuitable, match="Site 'z': strategy 'boundary' needs a distribution function"
+            ppl.StrategyError, match="Site 'z': strategy 'boundary' needs a distribution function"
         ):
             ppl.expectation(cost).plan(0.3)
 
@@ -142,7 +142,7 @@ def test_base():
 def test_support_that_moves_under_a_score():
     cost = lambda p: ppl.sample("z", dist.Uniform(0.0, p), strategy=KEPT)
     with pytest.raises(
-        ppl.Unsuitable, match="Site 'z': the support of Uniform depends on a parameter"
+        ppl.StrategyError, match="Site 'z': the support of Uniform depends on a parameter"
     ):
         ppl.expectation(cost).plan(0.3)
 
@@ -173,7 +173,7 @@ def test_jumps_of_other_strategies_name_it():
 def test_replays_are_bounded():
     cost = lambda p: step(z_of(p) < jnp.arange(70_000) * p).sum()
     with pytest.raises(
-        ppl.Unsuitable, match="Site 'z: comparison 1': strategy 'boundary' would replay 70000"
+        ppl.StrategyError, match="Site 'z: comparison 1': strategy 'boundary' would replay 70000"
     ):
         ppl.expectation(cost).plan(0.3)
 
@@ -225,7 +225,7 @@ def test_sticking_the_landing():
     """Fine where the guide has no threshold of its own, refused where it has."""
     assert plan(inference.elbo(model, guide, gradient="stl", strategies="boundary"))
     bound = inference.elbo(model_of_two, guide_of_two, gradient="stl", strategies={"z": "boundary"})
-    with pytest.raises(ppl.Unsuitable, match="Site 'z': the result jumps"):
+    with pytest.raises(ppl.StrategyError, match="Site 'z': the result jumps"):
         plan(bound)
     assert plan(inference.elbo(model_of_two, guide_of_two, strategies={"z": "boundary"}))
 

@@ -126,7 +126,7 @@ class _Sticks(dist.CategoricalLogits):
 _Sticks.__name__ = "CategoricalLogits"
 
 
-class _OneHotSticks(ppl.OneHotCategorical):
+class _OneHotSticks(ppl.distributions.OneHotCategorical):
     pytree_data_fields = ("noise",)
 
     def __init__(self, logits, noise):
@@ -285,14 +285,15 @@ def test_strategies_of_several_replicates_mix_with_others(key):
 
 
 @pytest.mark.parametrize(
-    "make", [dist.Categorical, pytest.param(ppl.OneHotCategorical, marks=pytest.mark.slow)]
+    "make",
+    [dist.Categorical, pytest.param(ppl.distributions.OneHotCategorical, marks=pytest.mark.slow)],
 )  # slow: the second class
 def test_the_site_draws_from_its_density(make, key):
     """Values and gradients of the class frequencies, with own uniforms: E[1[k = c]] = p_c."""
 
     def fn(logits):
         k = ppl.sample("k", make(logits=logits))
-        onehot = k if make is ppl.OneHotCategorical else jax.nn.one_hot(k, 4)
+        onehot = k if make is ppl.distributions.OneHotCategorical else jax.nn.one_hot(k, 4)
         return onehot @ jnp.array([1.0, -2.0, 0.5, 3.0])
 
     logits = jnp.array([0.3, -0.5, 0.2, 0.0])

@@ -169,7 +169,10 @@ def test_one_hot_rows_have_the_derivative_of_numbers(context, key):
 
     def fn(t, one_hot):
         def draw(t):
-            k = ppl.sample("k", (ppl.OneHotCategorical if one_hot else dist.Categorical)(logits=t))
+            k = ppl.sample(
+                "k",
+                (ppl.distributions.OneHotCategorical if one_hot else dist.Categorical)(logits=t),
+            )
             return (k @ values if one_hot else values[k]) ** 2 + t.sum() * 0.1
 
         if context == "line":

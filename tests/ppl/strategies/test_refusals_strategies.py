@@ -169,7 +169,9 @@ def test_an_unknown_name_is_refused_with_the_list():
 
 @pytest.mark.parametrize("strategy", [3, ppl.Reparam, None.__class__], ids=str)
 def test_something_that_is_no_strategy_is_refused(strategy):
-    with pytest.raises(TypeError, match="Site 'z': a strategy is a ppl.Strategy or a name"):
+    with pytest.raises(
+        TypeError, match="Site 'z': a strategy is a ppl.strategies.Strategy or a name"
+    ):
         plan(lambda t: dist.Normal(t, 1.0), {"z": strategy})
 
 
@@ -182,8 +184,8 @@ def test_strategies_that_are_no_mapping_are_refused(strategies):
 def test_wrong_options_of_strategies_are_refused():
     for make, message in (
         (lambda: ppl.Reinforce(baseline="mean"), "no baseline named 'mean'"),
-        (lambda: ppl.LeaveOneOut(1), "num_samples must be at least 2, got 1"),
-        (lambda: ppl.MovingAverage(1.0), r"decay must lie in \[0, 1\), got 1.0"),
+        (lambda: ppl.strategies.LeaveOneOut(1), "num_samples must be at least 2, got 1"),
+        (lambda: ppl.strategies.MovingAverage(1.0), r"decay must lie in \[0, 1\), got 1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
@@ -395,7 +397,7 @@ def test_auto_takes_the_differentiable_sampler_of_gamma():
 
 
 @dataclasses.dataclass(frozen=True)
-class OnlyNormal(ppl.Strategy):
+class OnlyNormal(ppl.strategies.Strategy):
     name = "only_normal"
     is_pathwise = True
 

@@ -246,7 +246,7 @@ class OneHot(Language):
     def site(self, name, eta, noise, shape=(), kind=None, event=0):
         eta = jnp.broadcast_to(eta, shape)
         logits = eta[..., None] * jnp.array([0.0, 0.8, -0.5]) + jnp.array([0.1, -0.2, 0.3])
-        fn = ppl.OneHotCategorical(logits)
+        fn = ppl.distributions.OneHotCategorical(logits)
         return 0.7 * ppl.sample(name, fn.to_event(event) if event else fn) @ jnp.arange(3.0)
 
 
@@ -515,7 +515,7 @@ def test_a_jump_inside_the_simplex_is_found():
     """Continuous on every edge between two hard values, not inside."""
     cost = lambda x: jnp.where(x.prod() > 0.01, 1.0, 0.0)  # noqa: E731
     with pytest.raises(ValueError, match="'b'.*relaxed value"):
-        bit(jnp.array([0.1, 0.4, -0.3]), "rebar", cost, ppl.OneHotCategorical)
+        bit(jnp.array([0.1, 0.4, -0.3]), "rebar", cost, ppl.distributions.OneHotCategorical)
 
 
 def test_a_sampled_site_downstream_is_refused():
@@ -598,7 +598,9 @@ def test_sure_draws_have_finite_gradients():
             b = ppl.sample(
                 "b", dist.Bernoulli(probs=jnp.array([0.0, 1.0, 0.0]) + p * (jnp.arange(3) == 2))
             )
-        k = ppl.sample("k", ppl.OneHotCategorical(jnp.array([0.0, -jnp.inf, 1.0]) + p.sum()))
+        k = ppl.sample(
+            "k", ppl.distributions.OneHotCategorical(jnp.array([0.0, -jnp.inf, 1.0]) + p.sum())
+        )
         return b.sum() ** 2 + k @ jnp.arange(3.0)
 
     for strategy in ("rebar", NET):

@@ -117,7 +117,9 @@ def test_draws_that_do_not_jump_are_differentiated(name):
 @pytest.mark.parametrize("name", JUMPING)
 def test_draws_that_jump_are_refused(name):
     law, cost, _ = JUMPING[name]
-    with pytest.raises(ppl.Unsuitable, match="Site 'z': the sampler of .* not NumPyro's.*jumps by"):
+    with pytest.raises(
+        ppl.StrategyError, match="Site 'z': the sampler of .* not NumPyro's.*jumps by"
+    ):
         expectation_of(law, cost, "reparam").grad(0.3, KEY)
     assert np.isfinite(expectation_of(law, cost, ppl.Reparam(allow_jumps=True)).grad(0.3, KEY))
 
@@ -130,5 +132,5 @@ def test_scores_do_not_differentiate_draws(name, strategy):
 
 
 def test_a_parameter_that_is_not_declared_moves_the_draw():
-    with pytest.raises(ppl.Unsuitable, match="Site 'z': the result jumps by 1"):
+    with pytest.raises(ppl.StrategyError, match="Site 'z': the result jumps by 1"):
         expectation_of(Moved, lambda z: jnp.where(z > 0, 1.0, 0.0), "reparam").grad(0.3, KEY)
