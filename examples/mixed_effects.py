@@ -91,7 +91,7 @@ def guides():
 
 
 def fit_guide(guide, data, num_steps):
-    bound = inference.elbo(model, guide, kl="analytic", num_particles=4)
+    bound = inference.elbo(model, guide, kl="analytic", num_replicates=4)
     rate = optax.cosine_decay_schedule(0.03, num_steps)
     return inference.fit(
         bound, optax.adam(rate), data, num_steps=num_steps, key=jax.random.key(0), progress=False

@@ -142,7 +142,7 @@ def gradient_report(
     expectation = ppl.expectation(
         salted,
         strategies=objective.strategies,
-        num_replicates=objective.num_particles,
+        num_replicates=objective.num_replicates,
         check_jumps=False,  # done by the plan
     )
     # Row 0 changes no site, row i site i - 1 alone.

@@ -29,7 +29,7 @@ def elbo(
     guide: Any,
     *,
     strategies: Mapping[str, Any] | str | None = None,
-    num_particles: int = 1,
+    num_replicates: int = 1,
     gradient: Literal["full", "stl"] = "full",
     kl: Kl | Mapping[str, Kl] = "sampled",
     site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
@@ -41,7 +41,7 @@ def elbo(
         model: program with observations, p.
         guide: program over the model's latent sites, q (auxiliary sites allowed); NumPyro's autoguides too.
         strategies: pattern -> gradient strategy; see `ppl.expectation`.
-        num_particles: independent draws averaged in one estimate.
+        num_replicates: independent draws averaged in one estimate.
         gradient: "full", or "stl": sticking the landing, which leaves out the derivative of log q at a fixed draw. Its
             mean is zero; without it the gradient's variance vanishes as q becomes the posterior.
         kl: "sampled", the log-ratio log p - log q of each latent site at its draw; or "analytic", minus its expectation
@@ -83,7 +83,7 @@ def elbo(
         model,
         guide,
         strategies=strategies,
-        num_particles=num_particles,
+        num_replicates=num_replicates,
         check_jumps=check_jumps,
         site_weights=site_weights,
     )
@@ -174,5 +174,5 @@ def iwelbo(
         return jnp.sum(scale * log_mean_exp(log_weights))
 
     return iwelbo(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )

@@ -109,7 +109,7 @@ def f_divergence(
         return jnp.sum(scale * generator(log_mean_exp(log_weights) - log_scale))
 
     return f_divergence(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
 
 

@@ -245,7 +245,7 @@ class _ParticleExpectation:
             fields = _filter.run(model, guide, key, args, **self.objective.options)
             return fields["increments"], fields["scores"]
 
-        num_runs = self.objective.num_particles
+        num_runs = self.objective.num_replicates
         increments, scores = jax.vmap(run)(jax.random.split(key, num_runs))
         if not self.differentiation.strategy.in_weights:
             baseline: Any = 0.0
@@ -283,7 +283,7 @@ class _ParticleExpectation:
                     **dict.fromkeys(self._scored(params, args), "reinforce"),
                     "*": "reparam",
                 },
-                num_replicates=o.num_particles,
+                num_replicates=o.num_replicates,
                 check_jumps=o.check_jumps,
                 examples=o.examples,
             )

@@ -33,7 +33,7 @@ class Objective:
         model: the generative program.
         guide: the proposal program, or None.
         strategies: pattern -> gradient strategy, see `ppl.expectation`.
-        num_particles: independent runs whose mean is the estimate.
+        num_replicates: independent runs whose mean is the estimate.
         direction: "max" or "min".
         name: shown in reports.
         check_jumps: see `ppl.expectation`.
@@ -50,7 +50,7 @@ class Objective:
     model: ppl.Program
     guide: ppl.Program | None
     strategies: Mapping[str, Any] | str | None = None
-    num_particles: int = 1
+    num_replicates: int = 1
     direction: Direction = "max"
     name: str = "objective"
     check_jumps: ppl.checks.CheckJumps = True
@@ -61,7 +61,7 @@ class Objective:
     weighing: Weighing = "functional"
 
     def __post_init__(self) -> None:
-        check_counts(self.name, num_particles=self.num_particles)
+        check_counts(self.name, num_replicates=self.num_replicates)
         if self.direction not in ("max", "min"):
             raise ValueError(
                 f"{self.name}: direction must be 'max' or 'min', got {self.direction!r}."
@@ -79,7 +79,7 @@ class Objective:
         return ppl.expectation(
             self._run,
             strategies=self.strategies,
-            num_replicates=self.num_particles,
+            num_replicates=self.num_replicates,
             check_jumps=self.check_jumps,
             examples=self.examples,
             checks=self._shared_checks(),
@@ -94,7 +94,7 @@ class Objective:
                 self.model,
                 self.guide,
                 _hashable(self.strategies),
-                self.num_particles,
+                self.num_replicates,
                 weights,
             )
             return self.checks.setdefault((*same, self.check_jumps), {})
@@ -321,7 +321,7 @@ def objective(
             normalised densities: the log-probs that it sees are then no log-densities.
 
     Returns:
-        `make(model, guide, *, strategies=None, num_particles=1, site_weights=None) -> Objective`.
+        `make(model, guide, *, strategies=None, num_replicates=1, site_weights=None) -> Objective`.
 
     Example:
         >>> from lapilli import inference, ppl
@@ -347,14 +347,14 @@ def objective(
         guide: Any = None,
         *,
         strategies: Mapping[str, Any] | str | None = None,
-        num_particles: int = 1,
+        num_replicates: int = 1,
         check_jumps: ppl.checks.CheckJumps = True,
         site_weights: Any = None,
     ) -> Objective:
         model = ppl.as_program(model)
         guide = None if guide is None else ppl.as_program(guide)
         return Objective(
-            fn, model, guide, strategies, num_particles, direction, fn.__name__, check_jumps,
+            fn, model, guide, strategies, num_replicates, direction, fn.__name__, check_jumps,
             site_weights=site_weights, weighing=weighing,
         )  # fmt: skip
 

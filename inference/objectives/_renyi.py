@@ -68,7 +68,7 @@ def renyi(
         return jnp.sum(scale * _power_mean(log_weights, 1 - alpha))
 
     return renyi(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
 
 
@@ -116,7 +116,7 @@ def cubo(
         return jnp.sum(scale * _power_mean(log_weights, order))
 
     return cubo(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
 
 
@@ -126,7 +126,7 @@ def chi(
     *,
     order: float = 2.0,
     log_scale: float = 0.0,
-    num_particles: int = 1,
+    num_replicates: int = 1,
     strategies: Mapping[str, Any] | str | None = None,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
@@ -139,7 +139,7 @@ def chi(
         guide: program over the model's latent sites, q.
         order: n.
         log_scale: log c (nats); a guess of log p(x) keeps the value near 1.
-        num_particles: independent draws averaged.
+        num_replicates: independent draws averaged.
         strategies: pattern -> gradient strategy; see `ppl.expectation`.
         check_jumps: see `ppl.expectation`.
 
@@ -157,7 +157,7 @@ def chi(
         return jnp.exp(order * (log_weights[0] - log_scale))
 
     return chi(
-        model, guide, strategies=strategies, num_particles=num_particles, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
 
 

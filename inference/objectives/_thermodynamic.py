@@ -81,5 +81,5 @@ def tvo(
         return jnp.sum(scale * total)
 
     return tvo(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )

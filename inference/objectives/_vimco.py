@@ -70,7 +70,7 @@ def vimco(
         return jnp.sum(scale[0] * (bound + control))
 
     return vimco(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
 
 

@@ -625,7 +625,7 @@ def test_bounds_fits_and_plans_take_the_guide():
 @pytest.mark.slow  # 6,000 steps of a stochastic fit
 def test_stochastic_fit_with_subsampled_episodes_reaches_the_fixed_point_of_coordinate_ascent():
     guide = local_laplace(slopes, slopes_guide, site="theta", parent="phi")
-    bound = inference.elbo(slopes, guide, kl="analytic", num_particles=8)
+    bound = inference.elbo(slopes, guide, kl="analytic", num_replicates=8)
     fit = inference.fit(
         bound, optax.adam(optax.cosine_decay_schedule(0.02, 6000)), (X, Y), num_steps=6000, key=jax.random.key(0),
         subsample={"episodes": 2}, progress=False,

@@ -322,7 +322,7 @@ def test_names_and_directions():
 
 def test_a_hierarchical_guide_fits():
     objective = inference.iwhvi(
-        one, hierarchical, keep=["z"], num_aux_particles=4, num_particles=20
+        one, hierarchical, keep=["z"], num_aux_particles=4, num_replicates=20
     )
     fit = inference.fit(objective, optax.sgd(0.05), (1.0,), num_steps=300, key=KEY, progress=False)
     np.testing.assert_allclose(fit.params["loc"], 0.5, atol=0.15)

@@ -113,7 +113,7 @@ OBJECTIVES = {
     "dreg": lambda p, q: inference.iwelbo(p, q, num_particles=2, per="rows", gradient="dreg"),
     "stl": lambda p, q: inference.elbo(p, q, gradient="stl"),
     "wake_theta": lambda p, q: inference.wake_theta(p, q, num_particles=2, per="rows"),
-    "particles": lambda p, q: inference.elbo(p, q, num_particles=4),
+    "particles": lambda p, q: inference.elbo(p, q, num_replicates=4),
     "reinforce": lambda p, q: inference.elbo(p, q, strategies="reinforce"),
 }
 

@@ -316,7 +316,7 @@ def test_leave_one_out_at_the_posterior_has_no_variance(key):
             "z", dist.Bernoulli(logits=ppl.param("q", float(np.log(posterior / (1 - posterior)))))
         )
 
-    objective = inference.elbo(model, guide, strategies={"z": "reinforce_loo"}, num_particles=2)
+    objective = inference.elbo(model, guide, strategies={"z": "reinforce_loo"}, num_replicates=2)
     values, grads = estimates(objective, objective.init(key), key, 1000)
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
     np.testing.assert_allclose(grads["q"], 0, atol=1e-5)

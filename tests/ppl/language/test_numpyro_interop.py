@@ -329,7 +329,7 @@ DATA = jnp.array([0.5, 1.5, 1.0])
 POSTERIOR_LOC, POSTERIOR_SCALE = DATA.sum() / 4, 0.5
 
 LOSSES = {
-    "elbo": lambda m, g: inference.elbo(m, g, num_particles=4),
+    "elbo": lambda m, g: inference.elbo(m, g, num_replicates=4),
     "iwelbo": lambda m, g: inference.iwelbo(m, g, num_particles=4),
 }
 
