@@ -206,7 +206,7 @@ def wake_exact(g):
 def test_wake_phases_count_the_cells_of_the_model_as_drawn(number):
     """20,000 estimates, |z| < 4.5; counting the cells' law as the guide's shifts `wake_phi` by 0.6."""
     make = (inference.wake_phi, inference.forward_kl)[number]
-    bound = make(coins, coin_guide, num_replicates=2)
+    bound = make(coins, coin_guide, num_particles=2)
     x, seen = jnp.array([1, 0]), jnp.array([True, False])
     run = jax.jit(jax.vmap(lambda k: bound.value_and_grad({"g": jnp.array(0.5)}, k, x, seen)))
     value, grads = run(jax.random.split(jax.random.key(0), 20_000))

@@ -380,10 +380,12 @@ def test_iwelbo_per_plate_is_refused_with_a_global_site():
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.0, None, "3"])
-def test_a_wrong_number_of_particles_is_refused(number):
-    for make in (inference.elbo, inference.iwelbo):
-        with pytest.raises(ValueError, match="num_particles must be an integer >= 1"):
-            make(rows_model, rows_guide, num_particles=number)
+@pytest.mark.parametrize(
+    "make, name", [(inference.elbo, "num_replicates"), (inference.iwelbo, "num_particles")]
+)
+def test_wrong_counts_are_refused(make, name, number):
+    with pytest.raises(ValueError, match=f"{name} must be an integer >= 1"):
+        make(rows_model, rows_guide, **{name: number})
 
 
 def test_a_wrong_direction_is_refused():
