@@ -48,6 +48,7 @@ from .local import (
     local_laplace as local_laplace,
 )
 from .objectives import (
+    AbstractObjective as AbstractObjective,
     Objective as Objective,
     chi as chi,
     cubo as cubo,

@@ -9,6 +9,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from lapilli.inference import AbstractObjective
+
 LOG_2PI = jnp.log(2 * jnp.pi)
 
 
@@ -68,10 +70,10 @@ class Guide(Model):
         return Trace({"mu": mu}, log_normal(mu, loc, scale))
 
 
-class Objective:
+class Objective(AbstractObjective):
     """See the module. State: number of steps and the running sum of the values."""
 
-    direction = "max"
+    name, direction = "by hand", "max"
 
     def __init__(self, sizes=None, *, noisy=True, direction="max", break_at=None, local=False):
         self.sizes, self.noisy, self.direction = dict(sizes or {}), noisy, direction

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ...ppl._compat import typed_key
+from ..objectives import AbstractObjective
 from ._callbacks import FitInfo
 from ._checkpoint import fingerprint, load
 from ._data import is_iterable_of_batches
@@ -172,9 +173,10 @@ def fit(
 
 def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
     problems = []
-    if not all(hasattr(objective, name) for name in ("step", "init", "init_state", "direction")):
+    if not isinstance(objective, AbstractObjective):
         problems.append(
-            f"'objective' must be an Objective, e.g. inference.elbo(model, guide); got {type(objective).__name__}"
+            "'objective' must be an objective, e.g. inference.elbo(model, guide), or a class of your own made from "
+            f"inference.AbstractObjective; got {type(objective).__name__}"
         )
     groups = optimizer.values() if isinstance(optimizer, Mapping) else [optimizer]
     wrong = [

@@ -18,14 +18,14 @@ from ...ppl.estimation import plate_sizes, run_once
 from ...ppl.language import set_up
 from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
+from ._abstract import AbstractObjective, Direction
 
 Array = jax.Array
-Direction = Literal["max", "min"]
 Weighing = Literal["scaled", "functional", "refused"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Objective:
+class Objective(AbstractObjective):
     """L(params) = E[fn(model, guide, *args)], to be maximised or minimised. Made by `elbo`, `iwelbo` or `@objective`.
 
     Attributes:

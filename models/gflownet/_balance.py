@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ... import ppl
+from ... import inference, ppl
 from . import _environment as walks
 from ._gflownet import GFlowNet, neighbours
 from ._losses import Loss
@@ -45,7 +45,7 @@ class Replay(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Balance:
+class Balance(inference.AbstractObjective):
     """An objective for `inference.fit(objective, optimizer, (), ...)`; made by `balance`.
 
     Its state is a dict: "step", and with replay "actions" [capacity, T], "log_reward" [capacity], "count".
@@ -119,22 +119,6 @@ class Balance:
 
         value, cotangents = jax.value_and_grad(loss)(batch.numbers)
         return value, self._pull_back(params, batch, cotangents)
-
-    def value(self, params: Any, key: Array, *args: Any) -> Array:
-        """Loss at fresh trajectories."""
-        return self.value_and_grad(params, key, *args)[0]
-
-    def grad(self, params: Any, key: Array, *args: Any) -> Any:
-        """Its gradient."""
-        return self.value_and_grad(params, key, *args)[1]
-
-    def value_and_grad(self, params: Any, key: Array, *args: Any) -> tuple[Array, Any]:
-        """Loss at fresh trajectories, with an empty memory, and its gradient."""
-        return self.step(params, self.init_state(params, key), key, *args)[:2]
-
-    def plate_sizes(self, *args: Any) -> dict[str, int]:
-        """No plates."""
-        return {}
 
     def site_report(self, params: Any, key: Array, *args: Any) -> dict[str, dict[str, Array]]:
         """The parts of the process, for `fit` to say which of them is not finite."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ... import ppl
-from ...inference import Objective
+from ...inference import AbstractObjective, Objective
 from . import _chain, _gibbs
 from ._networks import Networks
 from ._orders import random_orders
@@ -113,7 +113,7 @@ class Chains:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PersistentObjective:
+class PersistentObjective(AbstractObjective):
     """An objective with persistent chains; `inference.fit` runs it like any other. Made by `distil` and `energy`.
 
     Attributes:
@@ -166,10 +166,6 @@ class PersistentObjective:
         return self.inner.value_and_grad(
             params, key, self.chains.start(params, chain_key, *args), *args
         )
-
-    def value(self, params: Any, key: Any, *args: Any) -> Array:
-        """One estimate of the value with fresh chains."""
-        return self.value_and_grad(params, key, *args)[0]
 
     def plan(self, params: Any, *args: Any) -> ppl.Plan:
         """That of the inner objective."""

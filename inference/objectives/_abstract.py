@@ -1,0 +1,98 @@
+"""What `fit` trains: an estimate of a number and of its gradient."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+
+from ... import ppl
+
+Array = jax.Array
+Direction = Literal["max", "min"]
+
+
+class AbstractObjective(abc.ABC):
+    """An objective that `inference.fit` can train; `Objective` is the one made of programs.
+
+    A class of your own sets the attributes, defines `init` and `step`, and overrides what else it has: state that lives from
+    step to step (chains, a memory, baselines), plates that minibatches thin out, a report by site for `fit` to locate a number
+    that is not finite.
+
+    Attributes:
+        name: shown in reports.
+        direction: "max" or "min", of `value`.
+        model: the generative program whose parameters are trained, or None; `Fit.model` binds them.
+        guide: likewise.
+
+    Validity: `fit` believes that the gradient of `step` is what is wanted; nothing is checked.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from lapilli import inference, ppl
+        >>> class Bowl(inference.AbstractObjective):
+        ...     name, direction, model, guide = "bowl", "min", None, None
+        ...     def init(self, key, *args):
+        ...         return ppl.Params({"x": jnp.float32(1.0)})
+        ...     def step(self, params, state, key, *args):
+        ...         value, grads = jax.value_and_grad(lambda p: p["x"] ** 2)(params)
+        ...         return value, grads, state
+        >>> fit = inference.fit(Bowl(), optax.sgd(0.5), (), num_steps=1, key=jax.random.key(0), progress=False)
+        >>> float(fit.params["x"])
+        0.0
+    """
+
+    name: str
+    direction: Direction
+    model: Any
+    guide: Any
+
+    @abc.abstractmethod
+    def init(self, key: Any, *args: Any) -> ppl.Params:
+        """Initial parameters: name -> unconstrained arrays."""
+
+    @abc.abstractmethod
+    def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
+        """Value, gradient and next state: pure and traceable."""
+
+    def init_state(self, params: Any, key: Any, *args: Any) -> Any:
+        """The state before the first step, a pytree."""
+        return {}
+
+    def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
+        """One estimate of the value and of its gradient, with a fresh state."""
+        value, grads, _ = self.step(params, self.init_state(params, key, *args), key, *args)
+        return value, grads
+
+    def value(self, params: Any, key: Any, *args: Any) -> Array:
+        """One estimate of the value."""
+        return self.value_and_grad(params, key, *args)[0]
+
+    def grad(self, params: Any, key: Any, *args: Any) -> Any:
+        """One estimate of the gradient in `params`."""
+        return self.value_and_grad(params, key, *args)[1]
+
+    def label(self, *args: Any) -> str:
+        """What `value` is, in words."""
+        return self.name
+
+    def plate_sizes(self, *args: Any) -> dict[str, int]:
+        """Plates with the number of rows that they have under these arguments."""
+        return {}
+
+    def with_plate_sizes(self, sizes: Mapping[str, float]) -> AbstractObjective:
+        """The same objective for minibatches: plate `name` stands for `sizes[name]` rows.
+
+        Raises:
+            TypeError: it has no plates.
+        """
+        raise TypeError(
+            f"{self.name}: plate sizes {dict(sizes)} are given, but {type(self).__name__} has no plates to scale. Define "
+            "with_plate_sizes, or train without minibatches."
+        )
+
+    def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
+        """Parts of one estimate, name -> {"log_prob", "value"}, among which `fit` finds the first that is not finite."""
+        return {}
