@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import lapilli
 
@@ -92,6 +93,56 @@ before = set(sys.modules)
 print(json.dumps([m for m in {LATE} if m in sys.modules and m not in before]))
 """
     return json.loads(run(sys.executable, "-c", code, cwd=cwd))
+
+
+def imports(folders, on_use):
+    """Names of packages that the files under some folders import: at import, or also on use (in functions)."""
+    found = set()
+    for file in (f for name in folders for f in (ROOT / name).rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree) if on_use else tree.body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            found |= {name.partition(".")[0] for name in names}
+    return found - set(sys.stdlib_module_names)
+
+
+# Where the name of the import is not that of the project to install.
+DISTRIBUTIONS = {
+    "arviz_base": "arviz", "arviz_stats": "arviz", "ot": "pot", "sklearn": "scikit-learn", "netCDF4": "netcdf4",
+}  # fmt: skip
+# Not imported by any file, and who needs it: NumPyro sums discrete sites with funsor, ArviZ writes files with netCDF4.
+NOT_IMPORTED = {
+    "funsor": "numpyro", "jaxlib": "jax", "netcdf4": "arviz", "pyright": "make lint", "pytest-xdist": "make test",
+    "ruff": "make lint", "setuptools": "the wheel under test",
+}  # fmt: skip
+
+
+def declared(*extras):
+    """Names of the declared dependencies, with those of some extras."""
+    optional = PROJECT["project"]["optional-dependencies"]
+    lines = [*PROJECT["project"]["dependencies"], *(r for extra in extras for r in optional[extra])]
+    return {r.name for r in map(Requirement, lines)} - {"lapilli"}
+
+
+def test_imports_of_the_packages_are_declared():
+    extras = {e for e in PROJECT["project"]["optional-dependencies"] if e not in ("test", "dev")}
+    name = lambda package: DISTRIBUTIONS.get(package, package)
+    assert set(map(name, imports(PACKAGES, on_use=False))) <= declared()
+    assert set(map(name, imports(PACKAGES, on_use=True))) <= declared(*extras)
+
+
+def test_every_declared_dependency_is_used():
+    everywhere = imports((*PACKAGES, "tests", "examples", "benchmarks"), on_use=True)
+    used = {DISTRIBUTIONS.get(package, package) for package in everywhere} | set(NOT_IMPORTED)
+    assert declared(*PROJECT["project"]["optional-dependencies"]) <= used
+
+
+def test_the_lock_holds_exact_versions_and_nothing_else():
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        (bound,) = Requirement(line).specifier
+        assert bound.operator == "==" and "/" not in line, line
 
 
 @pytest.mark.parametrize("packages", ["ppl", "ppl, inference", "ppl, inference, models"])
