@@ -21,6 +21,7 @@ from ...ppl._score import matched
 from ...ppl._stochastic import Constrained
 from ...ppl._strategy import Pathwise
 from ...ppl._trace import Trace, trace_of
+from .._show import shown
 from ..particles import _filter
 from ..particles._differentiable import (
     Differentiation,
@@ -144,6 +145,7 @@ def vsmc(model: Any, guide: Any = None, *, num_particles: int, **options: Any) -
     return fivo(model, guide, num_particles=num_particles, policy=every(), **options)
 
 
+@shown
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParticleObjective(Objective):
     """An objective estimated by particle runs; `fn` is its one-particle version, which serves checks and reports.
@@ -153,6 +155,9 @@ class ParticleObjective(Objective):
     """
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def _facts(self) -> dict[str, Any]:
+        return super()._facts() | {"options": self.options or None}
 
     @functools.cached_property
     def expectation(self) -> Any:

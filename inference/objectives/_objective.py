@@ -14,12 +14,14 @@ from ... import ppl
 from ...ppl._autoguides import set_up
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
+from .._show import shown
 
 Array = jax.Array
 Direction = Literal["max", "min"]
 Weighing = Literal["scaled", "functional", "refused"]
 
 
+@shown
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
     """L(params) = E[fn(model, guide, *args)], to be maximised or minimised. Made by `elbo`, `iwelbo` or `@objective`.
@@ -68,6 +70,17 @@ class Objective:
                 "densities of model and guide. Use elbo, iwelbo(gradient='full') or another objective that is a function of "
                 "log-weights."
             )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": f"{self.name}, {self.direction}imised",
+            "model": repr(self.model),
+            "guide": None if self.guide is None else repr(self.guide),
+            "strategies": self.strategies,
+            "num_particles": self.num_particles,
+            "plate sizes": self.full_sizes or None,
+            "site weights": self.site_weights,
+        }
 
     @functools.cached_property
     def expectation(self) -> ppl.Expectation:
