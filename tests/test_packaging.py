@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,34 @@ def test_compiled_programs_are_kept_between_runs():
 
 def test_version_of_the_metadata_is_the_version_of_the_module():
     assert metadata.version("lapilli") == lapilli.__version__
+
+
+def entries(file):
+    """`key: value` lines of a YAML file that has no others to speak of."""
+    pairs = re.findall(r"^[ -]*([\w-]+): *(.+)$", (ROOT / file).read_text(), flags=re.MULTILINE)
+    return [(key, value.strip('"')) for key, value in pairs]
+
+
+def test_the_citation_says_what_the_metadata_say():
+    said, project = dict(entries("CITATION.cff")), PROJECT["project"]
+    assert said["version"] == lapilli.__version__ and said["license"] == project["license"]
+    assert said["cff-version"] == "1.2.0" and said["title"].startswith(project["name"])
+    keywords = (ROOT / "CITATION.cff").read_text().partition("keywords:\n")[2].splitlines()
+    assert [line.removeprefix("  - ") for line in keywords] == project["keywords"]
+
+
+def test_hooks_run_the_environment_and_fetch_nothing():
+    hooks = entries(".pre-commit-config.yaml")
+    assert [value for key, value in hooks if key == "repo"] == ["local"]
+    commands = [value.split()[:2] for key, value in hooks if key == "entry"]
+    assert commands == [[".venv/bin/ruff", "check"], [".venv/bin/ruff", "format"]]
+    assert {value for key, value in hooks if key == "language"} == {"system"}
+
+
+def test_the_changelog_begins_with_what_is_to_come_or_is_here():
+    titles = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert titles[0].endswith(" (unreleased)") or titles[0].split()[0] == lapilli.__version__
+    assert not any("unreleased" in title for title in titles[1:])
 
 
 def test_attributes_are_the_packages_and_no_others():
