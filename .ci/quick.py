@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ALWAYS = ["tests/ppl/test_wings.py", "tests/ppl/test_names.py", "tests/test_packaging.py"]
+ALWAYS = ["tests/ppl/test_wings.py", "tests/test_maps.py", "tests/test_packaging.py"]
 
 
 def changed(since: str) -> list[str]:

@@ -1,4 +1,74 @@
-"""Inference: objectives, fitting, diagnostics, export to ArviZ."""
+"""Inference: fit objectives, run particles, judge the result.
+
+All names, by task:
+
+Objectives: what to optimise, over a model and a guide
+    Objective, objective                            what `fit` takes; make one from a function of your own
+    AbstractObjective                               ... or from a class
+    elbo, iwelbo                                    lower bounds of the evidence, of one draw and of several
+    vimco                                           `iwelbo` with a baseline for each particle
+    hvi, iwhvi, diwhvi                              bounds for guides whose density is an integral
+    renyi, cubo, chi, f_divergence                  other divergences than KL(q || p)
+    log_variance, tvo                               variance of the log-weight; thermodynamic objective
+    forward_kl, rws                                 KL(p || q); reweighted wake-sleep
+    wake_theta, wake_phi, sleep                     the phases of wake-sleep, one by one
+    fivo, vsmc                                      bounds from particle filters
+
+Fitting
+    fit, Fit                                        train an objective; parameters, history, model and guide
+    Posterior                                       draws from a fitted guide with their log-weights
+    by_row                                          an optimiser for tables of which a batch reads some rows
+    EarlyStopping, LogEvery, FitInfo                callbacks, and what they see
+    NonFiniteError                                  a step that went wrong, by site
+
+Local posteriors
+    local_laplace                                   a guide that finds each row's posterior by itself
+    Inner, Newton, Descent, SGLD                    the programs that find it
+
+Particles: filters and samplers
+    smc, SMCResult                                  particles through a program or a Feynman-Kac model
+    FeynmanKac                                      a chain with potentials, where there is no program
+    smc_sampler                                     a particle run as a program with an estimated density
+    smooth, Smoothing, InformationFilter            paths given all data
+    tempered_smc, TemperedResult                    from prior to posterior by temperature
+    islands, IslandsResult                          many systems of particles, on many devices
+    replicate, Replicates                           independent runs side by side
+    evidence_variance, unique_ancestors             how far a run can be trusted
+    plot_smc, plot_fan                              pictures of a run
+
+Particles: parameters and states together
+    pmmh, PMMHResult                                particle marginal Metropolis-Hastings
+    particle_gibbs, conditional_smc                 Gibbs moves on whole paths
+    smc2, SMC2Result                                particles of parameters, each with a filter
+    liu_west, LiuWestResult                         one pass, approximate
+    Kernel, RandomWalk, MALA, HMC, BlackJAX         moves of parameters
+
+Particles: resampling
+    ess_below, every, never, window                 when to resample
+    Scheme, partial_resampling, Partial             how
+    ResamplingGradient                              how derivatives pass through it:
+    StopGradient, Score, Drop                       ... by weights, by scores, not at all
+    Soft, Transport                                 ... by a mixture, by optimal transport
+
+Diffusion models
+    Diffusion, Noising                              a model and its noising process
+    fkc, CorrectedDiffusion                         powers, products and tilts of models
+    Langevin                                        moves after each of its steps
+    diffuse                                         a point of such a law, within a program
+    twisted_diffusion, fk_steering                  posteriors and rewards, with and without gradients
+
+Diagnostics
+    importance_diagnostics, ImportanceDiagnostics   k-hat, ESS and evidence of weighted draws
+    evidence_bracket, EvidenceBracket               how far a guide is from the posterior
+    calibrate, Calibration                          simulation-based calibration
+    gradient_report, GradientReport                 mean, spread and cost of a gradient,
+    ParameterGradient, SiteGradient                 ... by parameter and by site
+    gradient_tree, plot_gradients                   the report for ArviZ, and as a picture
+    pilot, Pilot, Trial                             choose estimators by trial
+
+Export
+    to_arviz                                        a result as a tree for ArviZ, which writes netCDF
+"""
 
 from .diagnostics import (
     Calibration as Calibration,
@@ -116,3 +186,108 @@ from .particles import (
     unique_ancestors as unique_ancestors,
     window as window,
 )
+
+__all__ = [
+    "Objective",
+    "objective",
+    "AbstractObjective",
+    "elbo",
+    "iwelbo",
+    "vimco",
+    "hvi",
+    "iwhvi",
+    "diwhvi",
+    "renyi",
+    "cubo",
+    "chi",
+    "f_divergence",
+    "log_variance",
+    "tvo",
+    "forward_kl",
+    "rws",
+    "wake_theta",
+    "wake_phi",
+    "sleep",
+    "fivo",
+    "vsmc",
+    "fit",
+    "Fit",
+    "Posterior",
+    "by_row",
+    "EarlyStopping",
+    "LogEvery",
+    "FitInfo",
+    "NonFiniteError",
+    "local_laplace",
+    "Inner",
+    "Newton",
+    "Descent",
+    "SGLD",
+    "smc",
+    "SMCResult",
+    "FeynmanKac",
+    "smc_sampler",
+    "smooth",
+    "Smoothing",
+    "InformationFilter",
+    "tempered_smc",
+    "TemperedResult",
+    "islands",
+    "IslandsResult",
+    "replicate",
+    "Replicates",
+    "evidence_variance",
+    "unique_ancestors",
+    "plot_smc",
+    "plot_fan",
+    "pmmh",
+    "PMMHResult",
+    "particle_gibbs",
+    "conditional_smc",
+    "smc2",
+    "SMC2Result",
+    "liu_west",
+    "LiuWestResult",
+    "Kernel",
+    "RandomWalk",
+    "MALA",
+    "HMC",
+    "BlackJAX",
+    "ess_below",
+    "every",
+    "never",
+    "window",
+    "Scheme",
+    "partial_resampling",
+    "Partial",
+    "ResamplingGradient",
+    "StopGradient",
+    "Score",
+    "Drop",
+    "Soft",
+    "Transport",
+    "Diffusion",
+    "Noising",
+    "fkc",
+    "CorrectedDiffusion",
+    "Langevin",
+    "diffuse",
+    "twisted_diffusion",
+    "fk_steering",
+    "importance_diagnostics",
+    "ImportanceDiagnostics",
+    "evidence_bracket",
+    "EvidenceBracket",
+    "calibrate",
+    "Calibration",
+    "gradient_report",
+    "GradientReport",
+    "ParameterGradient",
+    "SiteGradient",
+    "gradient_tree",
+    "plot_gradients",
+    "pilot",
+    "Pilot",
+    "Trial",
+    "to_arviz",
+]

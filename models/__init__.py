@@ -1,4 +1,26 @@
-"""Model families written in the language, one module each."""
+"""Model families written in the language, one module each.
+
+All names, by kind:
+
+Latent variables
+    air             images as a random number of objects
+    deep_latent     a discrete class and a continuous code, amortised
+
+Series
+    imputation      series with missing cells: filled in and classified
+    pv_rnn          a recurrent network whose posterior is inferred online
+
+Discrete laws
+    ising           a target with exact answers
+    mam             marginalization models: any marginal in one pass
+    gflownet        objects in proportion to a reward, action by action
+
+Diffusion models
+    diffusion       schedules, networks, training, samplers
+
+Few-shot learning
+    niw_meta        a hierarchical Bayesian model, and baselines
+"""
 
 from . import (
     air as air,
@@ -11,3 +33,15 @@ from . import (
     niw_meta as niw_meta,
     pv_rnn as pv_rnn,
 )
+
+__all__ = [
+    "air",
+    "deep_latent",
+    "imputation",
+    "pv_rnn",
+    "ising",
+    "mam",
+    "gflownet",
+    "diffusion",
+    "niw_meta",
+]

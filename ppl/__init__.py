@@ -1,28 +1,42 @@
 """The language: programs, and expectations over what they draw.
 
 Programs
-    model, Program, as_program; ChoiceMismatch
-    sample, plate, subsample, param, module, factor, deterministic, rng_key: statements
-    scan, cond, particles: control flow
-    condition, intervene, block, mask, reweight, rescale_plates: programs made of programs
-    draw, score, guide_of: programs within objectives
-    Trace, SiteInfo: what a run leaves
-    Params, constrain, unconstrain: parameters live outside of programs
+    model, Program, as_program            a decorated function, and anything that NumPyro takes for a model
+    sample, factor, deterministic         statements
+    plate, subsample                      independent rows
+    param, module, rng_key                parameters, networks, noise that is no site
+    scan, cond, particles                 control flow
+    condition, intervene, block, mask     programs made of programs
+    reweight, rescale_plates              ... that count sites or rows more or less
+    draw, score, guide_of                 programs within an objective
+    Trace, SiteInfo                       what a run leaves
+    Params, constrain, unconstrain        parameters live outside of programs
+    ChoiceMismatch                        choices that are not those of the program
 
 Expectations and their gradients
-    expectation, Expectation; Plan; JumpSearch
-    Reparam, Implicit, RejectionReparam, Reinforce, Enum, MVD, DisARM, ARM, Rebar, Relax, Importance, Boundary, GumbelSoftmax,
-    StraightThrough, StrategyError: gradient strategies, per site
+    expectation, Expectation              of a function that draws
+    Plan, JumpSearch                      what each site gets; how hard jumps are looked for
+    StrategyError                         a site that its strategy cannot serve
+
+Gradient strategies, one per site
+    Reparam, Implicit, RejectionReparam   the draw moves with the parameters
+    Reinforce, Importance                 scores
+    Enum, MVD, DisARM, ARM                other values are tried: all, pairs, antithetic ones
+    Rebar, Relax                          scores with a control variate
+    Boundary                              comparisons of a draw
+    GumbelSoftmax, StraightThrough        biased, by choice
 
 Programs with densities that are sums or estimates
-    marginal, normalize, eliminate
+    marginal, normalize                   estimated by importance sampling
+    eliminate                             exact sums over discrete sites
 
-More in the wings: `ppl.strategies` (the protocol of a strategy, baselines), `ppl.distributions` (laws that NumPyro lacks),
-`ppl.densities` (the classes behind `marginal`, `normalize` and `eliminate`), `ppl.language` (guides written inside of models,
-site weights). The others are the engine; each says at its head what it is:
+Wings with more names
+    strategies                            the protocol of a strategy, baselines
+    distributions                         laws that NumPyro lacks
+    densities, language                   the classes behind eliminate, marginal, normalize, guide_of and reweight
 
-    distributions < jaxprs < evaluation < traces < language < strategies < enumeration < analysis < checks < estimation
-    < densities
+The other wings are the engine, and each says at its head what it is. From the bottom up: distributions, jaxprs, evaluation,
+traces, language, strategies, enumeration, analysis, checks, estimation, densities; a wing imports those before it.
 
 A gradient takes this way: `language` runs the function under the engine of `strategies`, which leaves markers in the jaxpr;
 `analysis` finds, with `jaxprs`, what depends on what, and with `enumeration` which states are evaluated together; `checks` tries
@@ -37,7 +51,7 @@ a sum that makes the objective; *cost*, what is downstream of a site; *strategy*
 """
 
 from . import (
-    _compat as _compat,  # first: it mends a lazily loaded numpyro
+    _compat,  # noqa: F401, first: it mends a lazily loaded numpyro
     densities as densities,
     distributions as distributions,
     language as language,
@@ -102,14 +116,13 @@ __all__ = [
     "model",
     "Program",
     "as_program",
-    "ChoiceMismatch",
     "sample",
+    "factor",
+    "deterministic",
     "plate",
     "subsample",
     "param",
     "module",
-    "factor",
-    "deterministic",
     "rng_key",
     "scan",
     "cond",
@@ -128,26 +141,31 @@ __all__ = [
     "Params",
     "constrain",
     "unconstrain",
+    "ChoiceMismatch",
     "expectation",
     "Expectation",
     "Plan",
     "JumpSearch",
+    "StrategyError",
     "Reparam",
     "Implicit",
     "RejectionReparam",
     "Reinforce",
+    "Importance",
     "Enum",
     "MVD",
     "DisARM",
     "ARM",
     "Rebar",
     "Relax",
-    "Importance",
     "Boundary",
     "GumbelSoftmax",
     "StraightThrough",
     "marginal",
     "normalize",
     "eliminate",
-    "StrategyError",
+    "strategies",
+    "distributions",
+    "densities",
+    "language",
 ]

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,16 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import lapilli
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ppl", "inference", "models")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LATE = ("arviz", "funsor", "matplotlib", "orbax")  # loaded where they are used
+# Loaded where they are used. What NumPy, JAX and NumPyro load themselves does not count.
+LATE = """arviz arviz_base arviz_stats blackjax diffrax funsor matplotlib netCDF4 optax pandas
+    scipy.integrate scipy.interpolate scipy.ndimage scipy.optimize scipy.stats sklearn statsmodels xarray""".split()
 
 
 def run(*args, cwd, **env):
@@ -59,6 +63,34 @@ def test_version_of_the_metadata_is_the_version_of_the_module():
     assert metadata.version("lapilli") == lapilli.__version__
 
 
+def entries(file):
+    """`key: value` lines of a YAML file that has no others to speak of."""
+    pairs = re.findall(r"^[ -]*([\w-]+): *(.+)$", (ROOT / file).read_text(), flags=re.MULTILINE)
+    return [(key, value.strip('"')) for key, value in pairs]
+
+
+def test_the_citation_says_what_the_metadata_say():
+    said, project = dict(entries("CITATION.cff")), PROJECT["project"]
+    assert said["version"] == lapilli.__version__ and said["license"] == project["license"]
+    assert said["cff-version"] == "1.2.0" and said["title"].startswith(project["name"])
+    keywords = (ROOT / "CITATION.cff").read_text().partition("keywords:\n")[2].splitlines()
+    assert [line.removeprefix("  - ") for line in keywords] == project["keywords"]
+
+
+def test_hooks_run_the_environment_and_fetch_nothing():
+    hooks = entries(".pre-commit-config.yaml")
+    assert [value for key, value in hooks if key == "repo"] == ["local"]
+    commands = [value.split()[:2] for key, value in hooks if key == "entry"]
+    assert commands == [[".venv/bin/ruff", "check"], [".venv/bin/ruff", "format"]]
+    assert {value for key, value in hooks if key == "language"} == {"system"}
+
+
+def test_the_changelog_begins_with_what_is_to_come_or_is_here():
+    titles = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert titles[0].endswith(" (unreleased)") or titles[0].split()[0] == lapilli.__version__
+    assert not any("unreleased" in title for title in titles[1:])
+
+
 def test_attributes_are_the_packages_and_no_others():
     assert {"ppl", "inference", "models", "__version__"} <= set(dir(lapilli))
     with pytest.raises(AttributeError, match="'lapilli' has no attribute 'nothing'"):
@@ -79,18 +111,86 @@ def test_no_module_imports_the_package_by_its_absolute_name():
     assert not offenders
 
 
-@pytest.mark.parametrize(
-    ("name", "late"),
-    [
-        ("lapilli", (*LATE, "optax")),
-        ("lapilli.ppl", (*LATE, "optax")),
-        ("lapilli.inference", LATE),  # optimizers are what `fit` takes, so optax loads here
-        ("lapilli.models", LATE),
-    ],
-)
-def test_import_does_not_load_what_is_needed_on_use_only(name, late, tmp_path):
-    code = f"import sys, json, {name}; print(json.dumps([m for m in {late} if m in sys.modules]))"
-    assert json.loads(run(sys.executable, "-c", code, cwd=tmp_path)) == []
+def loaded_late(code, cwd):
+    """Which of the late modules some code loads, in a process that has loaded NumPyro and JAX."""
+    (cwd / "lapilli").symlink_to(ROOT)  # found before any installed one
+    code = f"""
+import json, sys
+import jax, numpyro
+before = set(sys.modules)
+{code}
+print(json.dumps([m for m in {LATE} if m in sys.modules and m not in before]))
+"""
+    return json.loads(run(sys.executable, "-c", code, cwd=cwd))
+
+
+def imports(folders, on_use):
+    """Names of packages that the files under some folders import: at import, or also on use (in functions)."""
+    found = set()
+    for file in (f for name in folders for f in (ROOT / name).rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree) if on_use else tree.body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            found |= {name.partition(".")[0] for name in names}
+    return found - set(sys.stdlib_module_names)
+
+
+# Where the name of the import is not that of the project to install.
+DISTRIBUTIONS = {
+    "arviz_base": "arviz", "arviz_stats": "arviz", "ot": "pot", "sklearn": "scikit-learn", "netCDF4": "netcdf4",
+}  # fmt: skip
+# Not imported by any file, and who needs it: NumPyro sums discrete sites with funsor, ArviZ writes files with netCDF4.
+NOT_IMPORTED = {
+    "funsor": "numpyro", "jaxlib": "jax", "netcdf4": "arviz", "pyright": "make lint", "pytest-xdist": "make test",
+    "ruff": "make lint", "setuptools": "the wheel under test",
+}  # fmt: skip
+
+
+def declared(*extras):
+    """Names of the declared dependencies, with those of some extras."""
+    optional = PROJECT["project"]["optional-dependencies"]
+    lines = [*PROJECT["project"]["dependencies"], *(r for extra in extras for r in optional[extra])]
+    return {r.name for r in map(Requirement, lines)} - {"lapilli"}
+
+
+def test_imports_of_the_packages_are_declared():
+    extras = {e for e in PROJECT["project"]["optional-dependencies"] if e not in ("test", "dev")}
+    name = lambda package: DISTRIBUTIONS.get(package, package)
+    assert set(map(name, imports(PACKAGES, on_use=False))) <= declared()
+    assert set(map(name, imports(PACKAGES, on_use=True))) <= declared(*extras)
+
+
+def test_every_declared_dependency_is_used():
+    everywhere = imports((*PACKAGES, "tests", "examples", "benchmarks"), on_use=True)
+    used = {DISTRIBUTIONS.get(package, package) for package in everywhere} | set(NOT_IMPORTED)
+    assert declared(*PROJECT["project"]["optional-dependencies"]) <= used
+
+
+def test_the_lock_holds_exact_versions_and_nothing_else():
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        (bound,) = Requirement(line).specifier
+        assert bound.operator == "==" and "/" not in line, line
+
+
+@pytest.mark.parametrize("packages", ["ppl", "ppl, inference", "ppl, inference, models"])
+def test_import_does_not_load_what_is_needed_on_use_only(packages, tmp_path):
+    assert loaded_late(f"from lapilli import {packages}", tmp_path) == []
+
+
+def test_p_values_of_a_calibration_load_no_statistics_package(tmp_path):
+    code = """
+import numpy as np
+from lapilli.inference.diagnostics._calibration import _p_values
+assert _p_values(np.arange(200) % 8, 7) > 0.9
+"""
+    assert loaded_late(code, tmp_path) == []
+
+
+def test_late_modules_are_told_from_others(tmp_path):
+    # NumPyro or JAX may come to load it themselves: then it is of no use in the list.
+    assert "scipy.stats" in loaded_late("import scipy.stats", tmp_path)
 
 
 def test_import_of_the_root_loads_no_jax(tmp_path):

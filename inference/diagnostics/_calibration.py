@@ -9,16 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+from scipy.special import chdtrc
 
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._table import table
+from .._show import shown
 
 Array = jax.Array
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """See `calibrate`; printing it shows a table.
@@ -39,7 +41,15 @@ class Calibration:
         every = np.concatenate([np.ravel(p) for p in self.p_values.values()])
         return float(min(1.0, every.min() * every.size))
 
-    def __str__(self) -> str:
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "simulations": len(next(iter(self.ranks.values()))),
+            "num_draws": f"{self.num_draws} for each",
+            "p-values": {name: float(p.min()) for name, p in self.p_values.items()},
+            "smallest": f"{self.smallest_p_value:.3g}, corrected for all coordinates",
+        }
+
+    def _tables(self) -> list[list[tuple[str, ...]]]:
         rows = [("site", "coordinates", "mean rank / draws", "spread / uniform's", "smallest p")]
         for name, ranks in self.ranks.items():
             share = ranks.reshape(len(ranks), -1) / self.num_draws
@@ -50,7 +60,10 @@ class Calibration:
                     f"{share.std(0).mean() / uniform:.3f}", f"{self.p_values[name].min():.3g}",
                 )
             )  # fmt: skip
-        return f"{table(rows)}\nsmallest p-value, corrected for all coordinates: {self.smallest_p_value:.3g}"
+        return [rows]
+
+    def __str__(self) -> str:
+        return f"{table(*self._tables())}\nsmallest p-value, corrected for all coordinates: {self.smallest_p_value:.3g}"
 
 
 def calibrate(
@@ -161,4 +174,4 @@ def _p_values(ranks: np.ndarray, num_draws: int) -> np.ndarray:
     flat = ranks.reshape(len(ranks), -1)
     counts = np.stack([np.histogram(column, edges - 0.5)[0] for column in flat.T])
     statistics = ((counts - expected) ** 2 / expected).sum(1)
-    return scipy.stats.chi2(num_bins - 1).sf(statistics).reshape(ranks.shape[1:])
+    return chdtrc(num_bins - 1, statistics).reshape(ranks.shape[1:])

@@ -15,10 +15,12 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
 from ...ppl.traces import check_match, with_penalties
+from .._show import shown
 
 Array = jax.Array
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class EvidenceBracket:
     """See `evidence_bracket`; printing it shows both bounds. Nats.
@@ -38,9 +40,19 @@ class EvidenceBracket:
         """Mean of upper - lower and its standard error: what inference loses, at most; 0 for the exact posterior."""
         return _mean(self.upper - self.lower)
 
-    def __str__(self) -> str:
+    def _bounds(self) -> dict[str, str]:
         rows = {"lower": _mean(self.lower), "upper": _mean(self.upper), "gap": self.gap}
-        parts = [f"{name} {mean:.4g} +- {error:.2g}" for name, (mean, error) in rows.items()]
+        return {name: f"{mean:.4g} +- {error:.2g}" for name, (mean, error) in rows.items()}
+
+    def _facts(self) -> dict[str, Any]:
+        bounds = {name: f"{bound} nats" for name, bound in self._bounds().items()}
+        return bounds | {
+            "simulations": len(self.lower),
+            "num_particles": f"{self.num_particles} behind each bound",
+        }
+
+    def __str__(self) -> str:
+        parts = [f"{name} {bound}" for name, bound in self._bounds().items()]
         return (
             f"log evidence in nats, mean over {len(self.lower)} simulated data sets with {self.num_particles} particles: "
             + ", ".join(parts)

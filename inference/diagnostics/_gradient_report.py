@@ -16,6 +16,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._table import table
 from ...ppl.traces import Salted
+from .._show import shown
 from ..objectives._objective import Objective
 from ._operations import num_operations
 
@@ -54,6 +55,7 @@ class SiteGradient(NamedTuple):
     share: float
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class GradientReport:
     """See `gradient_report`; printing it shows two tables.
@@ -78,7 +80,17 @@ class GradientReport:
     seconds: float
     num_operations: float
 
-    def __str__(self) -> str:
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "value": f"{self.value:.4g} nats, sd {self.value_sd:.3g}",
+            "variance": f"{self.variance:.3g} of one gradient, all coordinates together",
+            "mean / sd": {name: f"{p.snr:.3g}" for name, p in self.parameters.items()},
+            "shares": {name: f"{s.share:.0%} ({s.strategy})" for name, s in self.sites.items()},
+            "cost": f"{1e3 * self.seconds:.3g} ms and {self.num_operations:.3g} operations, one estimate",
+            "num_draws": f"{self.num_draws} estimates; print(report) shows each parameter and site",
+        }
+
+    def _tables(self) -> list[list[tuple[str, ...]]]:
         rows = [("parameter", "size", "|mean|", "sd", "mean / sd")]
         rows += [
             (name, str(p.size), f"{p.mean:.3g}", f"{p.sd:.3g}", f"{p.snr:.3g}")
@@ -89,11 +101,14 @@ class GradientReport:
             (name, s.strategy, f"{s.variance:.3g}", f"{s.error:.1g}", f"{s.share:.0%}")
             for name, s in self.sites.items()
         ]
+        return [rows, of_sites]
+
+    def __str__(self) -> str:
         head = (
             f"value {self.value:.4g} nats, sd {self.value_sd:.3g}; {self.num_draws} estimates of "
             f"{1e3 * self.seconds:.3g} ms and {self.num_operations:.3g} operations"
         )
-        return "\n\n".join([head, table(rows), table(of_sites)])
+        return "\n\n".join([head, *map(table, self._tables())])
 
 
 def gradient_report(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ...ppl._table import table
+from .._show import shown
 from ..objectives._objective import Objective
 from ._gradient_report import gradient_report, refuse_particle_runs
 
@@ -42,6 +43,7 @@ class Trial(NamedTuple):
         return self.variance * self.num_operations
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Pilot:
     """See `pilot`; printing it shows every trial.
@@ -56,7 +58,15 @@ class Pilot:
     trials: tuple[Trial, ...]
     objective: Objective
 
-    def __str__(self) -> str:
+    def _facts(self) -> dict[str, Any]:
+        refused = sum(t.refusal is not None for t in self.trials)
+        return {
+            "objective": self.objective.name,
+            "strategies": self.strategies,
+            "trials": f"{len(self.trials)}, {refused} of them refused; print(pilot) shows each",
+        }
+
+    def _tables(self) -> list[list[tuple[str, ...]]]:
         rows = [("site", "strategy", "variance", "operations", "product", "")]
         for t in self.trials:
             if t.refusal is not None:
@@ -66,7 +76,10 @@ class Pilot:
             note = "chosen" if self.strategies[t.site] == t.strategy else ""
             numbers = f"{t.variance:.3g}", f"{t.num_operations:.3g}", f"{t.score:.3g}"
             rows.append((t.site, t.strategy, *numbers, note))
-        return table(rows)
+        return [rows]
+
+    def __str__(self) -> str:
+        return table(*self._tables())
 
 
 def pilot(

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._show import shown
 from . import _points as points
 from ._composition import Composition
 from ._diffusion import Diffusion
@@ -43,6 +44,7 @@ class Tilt(NamedTuple):
     slope: Any
 
 
+@shown
 class Diffused(NamedTuple):
     """State of a particle.
 

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
+from .._show import shown
 from ._points import normal_law
 
 Time = Float[Array, ""] | float
@@ -66,6 +67,7 @@ class Noising(abc.ABC):
         return slope - 2 * self.drift(t) * variance
 
 
+@shown
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diffusion:
     """A diffusion model: the marginals q_t of a noising process that started from the model's data.

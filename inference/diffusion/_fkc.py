@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
+from .._show import shown
 from ..particles._feynman_kac import FeynmanKac
 from ._composition import Composition, Exponent, Reward, as_composition, product
 from ._corrector import Corrector
@@ -38,6 +39,7 @@ from ._langevin import Langevin
 from ._noise_scale import NoiseScale
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class CorrectedDiffusion(FeynmanKac):
     """The Feynman-Kac model that `fkc` makes; a particle's state has its place `.x`, and the scores there.
@@ -55,6 +57,18 @@ class CorrectedDiffusion(FeynmanKac):
     zeta: Float[Array, " steps"] = dataclasses.field(kw_only=True)
     weights: Ratios = dataclasses.field(kw_only=True)
     corrector: Corrector = dataclasses.field(kw_only=True, repr=False)
+
+    def _facts(self) -> dict[str, Any]:
+        parts = self.composition
+        return {
+            "models": len(parts.models),
+            "exponents": parts.exponents,
+            "reward": parts.reward,
+            "steps": self.num_steps,
+            "times": self.times,
+            "zeta": self.zeta,
+            "weights": self.weights,
+        }
 
 
 def fkc(

@@ -20,12 +20,14 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
+from .._show import shown
 from ..particles._feynman_kac import FeynmanKac
 from ._diffusion import Diffusion, check_noise, check_times, reverse_step
 
 Potential = Literal["difference", "max", "sum"]
 
 
+@shown
 class Twisted(NamedTuple):
     """State of a particle of `twisted_diffusion`: its place, the score, and the log-likelihood that it can expect."""
 
@@ -35,6 +37,7 @@ class Twisted(NamedTuple):
     gradient: Float[Array, " *shape"]
 
 
+@shown
 class Steered(NamedTuple):
     """State of a particle of `fk_steering`: its place, the score, and the reward that it can expect.
 

@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ...ppl._compat import pareto_smoothing
+from .._show import shown
 
 # Ratios of weights within 0.1% of each other: a Pareto fit would see rounding only.
 _EQUAL = 1e-3
 
 
+@shown
 class ImportanceDiagnostics(NamedTuple):
     """What S log-weights say about the proposal they come from; see `importance_diagnostics`.
 
@@ -36,6 +38,14 @@ class ImportanceDiagnostics(NamedTuple):
     log_evidence_std_error: float
     elbo: float
     smoothed_log_weights: np.ndarray
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "k_hat": f"{self.k_hat:.3g} (draws are enough up to {self.k_threshold:.3g})",
+            "ess": f"{self.ess:.6g} of {self.num_draws} draws",
+            "log_evidence": f"{self.log_evidence:.6g} +- {self.log_evidence_std_error:.2g} nats",
+            "elbo": f"{self.elbo:.6g} nats",
+        }
 
 
 def importance_diagnostics(

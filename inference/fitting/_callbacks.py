@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .._show import describe, shown
 
+
+@shown
 @dataclasses.dataclass(frozen=True)
 class FitInfo:
     """What a callback sees.
@@ -33,6 +36,19 @@ class FitInfo:
     num_skipped: Any
     direction: Literal["max", "min"]
     seconds: float
+
+    def _facts(self) -> dict[str, Any]:
+        last = self.values[-1] if len(self.values) else None
+        return {
+            "step": self.step,
+            "num_new": self.num_new,
+            "value": None
+            if last is None
+            else f"{describe(last)} nats at the last step, {self.direction}imised",
+            "params": self.params,
+            "num_skipped": self.num_skipped,
+            "seconds": self.seconds,
+        }
 
 
 def wants_stop(callbacks: Iterable[Callable[[FitInfo], Any]], info: FitInfo) -> bool:

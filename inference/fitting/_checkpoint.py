@@ -3,6 +3,9 @@
 Format: a NumPy archive. Entry `header` is JSON (format, step, description of the run and of each leaf); entries `leaf_<i>` and
 `values` are raw arrays. Written to a temporary file in the same folder and renamed, so that a checkpoint is either the old or the
 new one, never half of one. Nothing is pickled: loading a file runs no code from it.
+
+Over a mesh every device has all parameters, optimiser states and counters whole (see `_loop._replicate`), so nothing has to be
+gathered: the first of several processes writes the file, and each reads it, from a file system that they share.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def fit(
         checkpoint: path of a file. If it exists, the run goes on from it; it is written every `checkpoint_every` steps, at the
             end and on Ctrl-C. It holds parameters, optimiser, objective state, step, key and history; an iterable is read
             again from its start up to the step reached. The arguments' values are compared with those before; an iterable's
-            are not.
+            are not. Of several processes the first writes it and all read it: the path lies on a file system that they share.
         checkpoint_every: steps between checkpoints.
         mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
             iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device

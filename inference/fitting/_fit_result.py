@@ -14,8 +14,10 @@ from ...ppl._compat import typed_key
 from ...ppl.language import check_proposed_cells
 from ...ppl.traces import check_match
 from .._arguments import Arguments
+from .._show import shown
 
 
+@shown
 class Posterior(NamedTuple):
     """Draws from the guide.
 
@@ -28,7 +30,16 @@ class Posterior(NamedTuple):
     choices: dict[str, np.ndarray]
     log_weights: np.ndarray
 
+    def _facts(self) -> dict[str, Any]:
+        lw = np.asarray(self.log_weights, float)
+        return {
+            "draws": len(lw),
+            "sites": {name: x[0] for name, x in self.choices.items()} if len(lw) else self.choices,
+            "log_weights": f"{lw.min():.6g} to {lw.max():.6g} nats" if len(lw) else "none",
+        }
 
+
+@shown
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """What `fit` found.
@@ -59,6 +70,22 @@ class Fit:
     num_skipped: Any
     num_seeds: int | None
     stop_reason: Literal["num_steps", "callback", "interrupt", "data", "error"]
+
+    def _facts(self) -> dict[str, Any]:
+        is_averaged = self.params is not self.last_params
+        skipped = int(np.sum(self.num_skipped))
+        return {
+            "objective": f"{getattr(self.objective, 'name', type(self.objective).__name__)}, {self.objective.direction}imised",
+            "value": _last_values(self),
+            "steps": f"{self.steps}{f' ({skipped} skipped)' if skipped else ''}, {_ENDS[self.stop_reason]}",
+            "seeds": self.num_seeds,
+            "params": self.params,
+            "averaged": "params are the running average; the last iterate is last_params"
+            if is_averaged
+            else None,
+            "state": self.state if jax.tree.leaves(self.state) else None,
+            "args": self.args,
+        }
 
     @property
     def interrupted(self) -> bool:
@@ -215,6 +242,24 @@ class Fit:
                 "program."
             )
         return self.args
+
+
+_ENDS = {
+    "num_steps": "all that were asked for", "callback": "ended by a callback", "interrupt": "ended by Ctrl-C",
+    "data": "until the data ended", "error": "ended by an error",
+}  # fmt: skip
+
+
+def _last_values(fit: Fit) -> str:
+    """The value at the last step and the mean over the last tenth; of several seeds the range of these means."""
+    values = np.asarray(fit.history["value"], float)
+    if not len(values):
+        return "none, no step was taken"
+    window = max(1, len(values) // 10)
+    means = values[-window:].mean(0)
+    if means.ndim:
+        return f"{means.min():.6g} to {means.max():.6g} nats over seeds, each the mean of the last {window} steps"
+    return f"{values[-1]:.6g} nats at the last step; mean of the last {window}: {means:.6g} nats"
 
 
 def _map_keys(draw: Callable, key: Any, num_samples: int, batch_size: int, args: tuple) -> Any:

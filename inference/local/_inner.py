@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ...ppl._checks import check_counts
+from .._show import shown
 from ._local_site import NormalPrior, Potential, posterior
 
 Array = jax.Array
@@ -39,6 +40,7 @@ class InnerProblem(NamedTuple):
         return self.gradient(x) + self.prior.precision_times(x - self.prior.loc)
 
 
+@shown
 class InnerResult(NamedTuple):
     """Where an inner program ended.
 

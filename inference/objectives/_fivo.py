@@ -20,6 +20,7 @@ from ...ppl.densities import Constrained
 from ...ppl.language import matched
 from ...ppl.strategies import Pathwise, as_strategy
 from ...ppl.traces import Trace, trace_of
+from .._show import shown
 from ..particles import _filter
 from ..particles._differentiable import (
     Differentiation,
@@ -143,6 +144,7 @@ def vsmc(model: Any, guide: Any = None, *, num_particles: int, **options: Any) -
     return fivo(model, guide, num_particles=num_particles, policy=every(), **options)
 
 
+@shown
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParticleObjective(Objective):
     """An objective estimated by particle runs; `fn` is its one-particle version, which serves checks and reports.
@@ -152,6 +154,9 @@ class ParticleObjective(Objective):
     """
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def _facts(self) -> dict[str, Any]:
+        return super()._facts() | {"options": self.options or None}
 
     @functools.cached_property
     def expectation(self) -> Any:

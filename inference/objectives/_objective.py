@@ -18,12 +18,14 @@ from ...ppl.estimation import plate_sizes, run_once
 from ...ppl.language import set_up
 from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
+from .._show import shown
 from ._abstract import AbstractObjective, Direction
 
 Array = jax.Array
 Weighing = Literal["scaled", "functional", "refused"]
 
 
+@shown
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective(AbstractObjective):
     """L(params) = E[fn(model, guide, *args)], to be maximised or minimised. Made by `elbo`, `iwelbo` or `@objective`.
@@ -72,6 +74,17 @@ class Objective(AbstractObjective):
                 "densities of model and guide. Use elbo, iwelbo(gradient='full') or another objective that is a function of "
                 "log-weights."
             )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": f"{self.name}, {self.direction}imised",
+            "model": repr(self.model),
+            "guide": None if self.guide is None else repr(self.guide),
+            "strategies": self.strategies,
+            "num_replicates": self.num_replicates,
+            "plate sizes": self.full_sizes or None,
+            "site weights": self.site_weights,
+        }
 
     @functools.cached_property
     def expectation(self) -> ppl.Expectation:

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 
 def total_variation(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> float:
@@ -37,6 +36,8 @@ def rank_correlation(
 
     Reference: Malkin et al. 2022, arXiv:2201.13259, section 5.3.
     """
+    from scipy.stats import rankdata  # on use: takes a second to load
+
     pair = {"log_prob": np.asarray(log_prob), "log_reward": np.asarray(log_reward)}
     for name, values in pair.items():
         if len(np.unique(values)) < 2:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.optimize import brentq
 from scipy.special import expit
 
 Values = Float[np.ndarray, "series time channels"]
@@ -76,5 +75,7 @@ MECHANISMS: dict[str, Callable[[Values, float, np.random.Generator], Mask]] = {
 
 def _offset(drive: np.ndarray, rate: float) -> float:
     """B with mean logistic(drive + b) = rate."""
+    from scipy.optimize import brentq  # on use: scipy.optimize takes a tenth of a second
+
     reach = 40 + np.abs(drive).max()
     return brentq(lambda b: expit(drive + b).mean() - rate, -reach, reach)  # pyright: ignore[reportReturnType]

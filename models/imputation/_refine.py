@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from numpyro.primitives import Messenger
 
 from ... import ppl
@@ -37,6 +36,8 @@ def refined(
         num_steps: of Adam.
         draws: `(model, guide, data, key, num_particles, num_imputations)` whose `log_weights` are [K, J, series].
     """
+    import optax  # on use: a tenth of a second
+
     start = guide.simulate(key, data).deterministic
     looks, precision = start["looks"], start["look_precision"]
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from ... import inference, ppl
@@ -30,6 +29,9 @@ from ._networks import memory
 from ._programs import Imputer, programs
 from ._selection import Best
 from ._series import Series, Standard, standardise
+
+if TYPE_CHECKING:
+    import optax
 
 
 class Problem(NamedTuple):
@@ -270,6 +272,8 @@ def train(task: Problem, recipe: Recipe, key: Any, *, progress: bool = False) ->
         key: PRNG key of initial values, noise and minibatches.
         progress: show a bar.
     """
+    import optax  # on use, and not part of the time
+
     start = time.perf_counter()
     keys = jax.random.split(key, 3)
     imputer = programs(
@@ -324,6 +328,8 @@ def recurrent_peer(task: Problem, recipe: Recipe, key: Any) -> dict[str, float]:
         recipe: of which the switch "num_hidden" and everything but dropout and draws count.
         key: PRNG key.
     """
+    import optax
+
     start = time.perf_counter()
     keys = jax.random.split(key, 3)
     model = gru_d(
@@ -344,6 +350,8 @@ def recurrent_peer(task: Problem, recipe: Recipe, key: Any) -> dict[str, float]:
 
 
 def _schedule(recipe: Recipe) -> optax.Schedule:
+    import optax
+
     steps = recipe.num_steps
     return optax.warmup_cosine_decay_schedule(0, recipe.learning_rate, max(1, steps // 20), steps)
 

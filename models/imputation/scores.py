@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import minimize_scalar
-from scipy.stats import rankdata
 
 Probs = Float[np.ndarray, "series classes"]
 Labels = Int[np.ndarray, " series"]
@@ -48,6 +46,8 @@ def temperature(probs: Probs, labels: Labels, *, spread: float = 0.5) -> float:
 
     Reference: Guo et al. 2017, arXiv:1706.04599, who have no prior.
     """
+    from scipy.optimize import minimize_scalar  # on use: a tenth of a second
+
     size, limit = len(labels), np.log(20.0)
 
     def loss(log_t: float) -> float:
@@ -116,6 +116,8 @@ def _auroc(score: np.ndarray, positive: np.ndarray) -> float:
     count, rest = positive.sum(), (~positive).sum()
     if not count or not rest:
         return np.nan
+    from scipy.stats import rankdata  # on use: takes a second to load
+
     ranks = rankdata(score)[positive].sum()
     return float((ranks - count * (count + 1) / 2) / (count * rest))
 

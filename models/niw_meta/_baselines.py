@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ... import inference, ppl
 from ._episodes import Episodes, Points
@@ -101,6 +100,7 @@ def _descent(
 
     `is_frozen`: slopes are constants for derivatives.
     """
+    import optax  # on use: a tenth of a second
 
     def loss(theta: Array, points: Points) -> Array:
         one = jax.tree.map(lambda leaf: leaf[None], points)

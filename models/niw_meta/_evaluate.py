@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from scipy.optimize import minimize, minimize_scalar
 
 from ... import ppl
 from ._episodes import Episodes, Points
@@ -92,6 +91,8 @@ def with_fitted_noise[H: Gaussian | Student | Tempered](head: H, scores: Any, po
         ValueError: the spread of a single draw is asked for.
     Reference: the counterpart of temperature scaling, Guo et al. 2017, arXiv:1706.04599.
     """
+    from scipy.optimize import minimize  # on use: a tenth of a second
+
     mask, scores = jnp.asarray(points.mask), jnp.asarray(scores)
     if isinstance(head, Tempered) and len(scores) < 2:
         raise ValueError(
@@ -127,6 +128,8 @@ def fitted_temperature(scores: Any, points: Points) -> float:
 
     Reference: Guo et al. 2017, arXiv:1706.04599.
     """
+    from scipy.optimize import minimize_scalar  # on use: a tenth of a second
+
     scores, mask, y = jnp.asarray(scores), jnp.asarray(points.mask), jnp.asarray(points.y)
 
     @jax.jit

@@ -17,18 +17,20 @@ Reference: Ahmadi and Tani 2019, arXiv:1811.01339; Matsumoto et al. 2022 (growin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from ... import inference, ppl
 from ...ppl._compat import typed_key
 from ._network import Network, State
 from ._programs import Table, unroll
+
+if TYPE_CHECKING:
+    import optax
 
 
 class Stream(eqx.Module):
@@ -145,6 +147,8 @@ class ErrorRegression(eqx.Module):
             problems.append(f"keep is {keep!r}; choose 'last' or 'best'")
         if problems:
             raise ValueError(f"ErrorRegression: {'; '.join(problems)}.")
+        import optax  # on use: a tenth of a second
+
         layers = (len(network.layers),)
         self.network = network
         self.w = jnp.broadcast_to(jnp.asarray(w, float), layers)
@@ -264,6 +268,8 @@ def _regress(
     er: ErrorRegression, key: Array, stream: Stream, is_first: Array, is_valid: Array, is_ready: Any
 ) -> tuple[Table, Array]:
     """The vectors after the optimiser's steps, and the last value met."""
+    import optax
+
     objective = window_objective(er)
     args = (er.network, stream.x, stream.edge, is_first, is_valid, er.w, er.w1)
 

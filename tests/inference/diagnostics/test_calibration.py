@@ -64,6 +64,17 @@ def test_p_values_of_uniform_ranks_are_uniform():
         )  # counts are discrete
 
 
+def test_p_values_are_those_of_a_chi_square_test():
+    from scipy import stats
+
+    from lapilli.inference.diagnostics._calibration import _p_values
+
+    ranks = np.random.default_rng(0).integers(0, NUM_DRAWS + 1, (200, 2, 3))
+    counts = np.stack([np.bincount(r // 2, minlength=10) for r in ranks.reshape(200, 6).T])
+    expected = stats.chisquare(counts, axis=1).pvalue.reshape(2, 3)
+    np.testing.assert_allclose(_p_values(ranks, NUM_DRAWS), expected, rtol=1e-12)
+
+
 def test_it_prints_a_table():
     ranks = {"k": np.arange(20), "m": np.zeros((20, 2), int)}
     p_values = {"k": np.array(1.0), "m": np.array([1e-9, 1e-8])}

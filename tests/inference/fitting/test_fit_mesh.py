@@ -1,5 +1,9 @@
-"""fit over a mesh of two forced host devices gives the numbers of one device."""
+"""fit over a mesh of two forced host devices gives the numbers of one device, and resumes from its checkpoints.
 
+Parameters, optimiser and state are whole on every device, so that one file written by one process holds all of them.
+"""
+
+import socket
 import subprocess
 import sys
 
@@ -66,6 +70,77 @@ def test_two_devices_give_the_numbers_of_one():
     for name in ("full", "minibatches", "batches", "seeds"):
         assert f"same {name}" in done.stdout
     assert "rows (2,)" in done.stdout  # each device computed on half of the minibatch
+
+
+RESUME = """
+import sys, jax, numpy as np, optax
+path, port, rank = sys.argv[1:]
+if port:
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(rank))
+from _fit_fakes import Objective
+from lapilli.inference.fitting._fit import fit
+
+assert jax.device_count() == 2 and jax.local_device_count() == (1 if port else 2)
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(info):
+    if info.step == 13:
+        raise Crash
+
+
+def run(**options):
+    return fit(
+        Objective(), optax.adam(1e-2), (np.linspace(0.5, 3.0, 12, dtype=np.float32),), subsample={"rows": 4},
+        num_steps=20, key=jax.random.key(0), progress=False, checkpoint_every=6, **options,
+    )
+
+
+mesh = jax.make_mesh((2,), ("data",))
+straight = run(mesh=mesh)
+try:
+    run(mesh=mesh, checkpoint=path, callbacks=[crash], callback_every=13)
+except Crash:
+    resumed = run(mesh=mesh, checkpoint=path)
+for a, b in zip(
+    *(jax.tree.leaves((f.params, f.last_params, f.state, f.history)) for f in (straight, resumed)), strict=True
+):
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+print("same", resumed.steps)
+"""
+
+
+def start(*args, devices):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", RESUME, *map(str, args)],
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def assert_resumed(*processes):
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+        assert "same 20" in out
+
+
+def test_a_checkpoint_of_two_devices_resumes_to_the_bit(tmp_path):
+    assert_resumed(start(tmp_path / "run.ckpt", "", 0, devices=2))
+
+
+@pytest.mark.slow  # two processes compile
+def test_a_checkpoint_of_two_processes_resumes_to_the_bit(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    assert_resumed(*(start(tmp_path / "run.ckpt", port, rank, devices=1) for rank in range(2)))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"]
 
 
 @pytest.mark.parametrize(
