@@ -172,9 +172,9 @@ def test_a_callback_can_print_what_it_sees():
 
 def test_objectives_name_their_programs():
     assert lines(BOUND)[1:4] == [
-        "  name           elbo, maximised",
-        "  model          <Program model>",
-        "  guide          <Program guide>",
+        "  name            elbo, maximised",
+        "  model           <Program model>",
+        "  guide           <Program guide>",
     ]
     weighted = BOUND.with_plate_sizes({"rows": 10}).with_site_weights({"z": 0.5})
     assert "rows 10" in repr(weighted) and "z 0.5" in repr(weighted)
