@@ -1,4 +1,4 @@
-"""The scripts of examples/, run as a user runs them or loaded as modules."""
+"""The scripts of examples/ and benchmarks/, run as a user runs them or loaded as modules."""
 
 import importlib.util
 import os
@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 def run_example(name, *options, timeout=900):
@@ -19,13 +20,27 @@ def run_example(name, *options, timeout=900):
     return done.stdout
 
 
-def load_example(name):
-    """A script as a module; it may import those beside it."""
-    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(EXAMPLES))
+def load_example(name, root=EXAMPLES):
+    """A script, or a helper of some, as a module; it may import those beside it.
+
+    Args:
+        name: path from `root` without ".py"; or of a folder with an `__init__.py`.
+        root: the folder of examples, or of benchmarks.
+    """
+    path = root / name
+    if path.is_dir():
+        return _imported(path.name, path.parent)
+    return _imported(path.stem, path.parent, path.with_suffix(".py"))
+
+
+def _imported(name, folder, file=None):
+    sys.path.insert(0, str(folder))
     try:
+        if file is None:
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(f"{name}_example", file)
+        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        return module
     finally:
-        sys.path.remove(str(EXAMPLES))
-    return module
+        sys.path.remove(str(folder))
