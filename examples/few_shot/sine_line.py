@@ -37,7 +37,7 @@ the same spare episodes, mends most of that, for MAML and Reptile too. Here, whe
 labels, the spread of the draws needs no correction: fitted, it is 1.07 times what the sites say, gains 0.002 nats, and leaves
 NIW-Meta, MAML and Reptile equally calibrated. The memory of a gradient does not grow with NIW-Meta's inner steps. Its
 processor time is that of first-order MAML times 2.8 at 5 inner steps, 1.6 at 20, 1.2 at 80 (one core, in a compiled loop): for
-five points and 1,761 weights, work on vectors of weights costs more than the points (`benchmarks/few_shot.py`, which has
+five points and 1,761 weights, work on vectors of weights costs more than the points (`benchmarks/models/few_shot.py`, which has
 networks for images too). Run time: some three minutes on 2 CPU cores.
 
     python examples/few_shot/sine_line.py [--smoke] [--steps 5000] [--seeds 3] [--out sine_line_output]

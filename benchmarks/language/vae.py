@@ -5,7 +5,7 @@ and lapilli compute the ELBO with a reparameterised Normal. All run in one proce
 the median of paired ratios. First calls (tracing, compilation, checks) are measured in fresh processes, since
 the first program a process compiles pays for what later ones share.
 
-usage: python benchmarks/vae.py [--batches 64 256 1024] [--repeats 60] [--first-calls 5]
+usage: python benchmarks/language/vae.py [--batches 64 256 1024] [--repeats 60] [--first-calls 5]
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.infer import Trace_ELBO
 
 from lapilli import inference, ppl
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved, output_of
 
 HIDDEN, LATENT, PIXELS = 400, 20, 784
 NAMES = ("hand", "numpyro", "lapilli")
@@ -114,14 +118,10 @@ def first_call(name: str, batch: int) -> float:
 def first_calls(names: list[str], batch: int, repeats: int) -> dict[str, float]:
     """Median first call of each, in fresh interleaved processes without a compilation cache."""
     times: dict[str, list[float]] = {name: [] for name in names}
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     for _ in range(repeats):
         for name in names:
-            command = [sys.executable, __file__, "--first-call", name, "--batches", str(batch)]
-            out = subprocess.run(
-                command, env=environment, check=True, capture_output=True, text=True
-            )
-            times[name].append(float(out.stdout))
+            seconds = output_of(__file__, "--first-call", name, "--batches", str(batch))
+            times[name].append(float(seconds))
     return {name: statistics.median(t) for name, t in times.items()}
 
 
@@ -130,16 +130,9 @@ def steady(batch: int, repeats: int) -> dict[str, tuple[float, float]]:
     params, x = data(batch)
     functions = {name: make(name) for name in NAMES}
     arguments = {n: params if n == "lapilli" else dict(params) for n in NAMES}
-    times: dict[str, list[float]] = {name: [] for name in NAMES}
-    for i in range(repeats + 2):
-        key = jax.random.key(i)
-        for name in NAMES if i % 2 else NAMES[::-1]:
-            start = time.perf_counter()
-            jax.block_until_ready(functions[name](arguments[name], key, x))
-            times[name].append(time.perf_counter() - start)
-    times = {name: t[2:] for name, t in times.items()}  # two calls to warm up
-    ratio = lambda t: statistics.median(a / b for a, b in zip(t, times["hand"], strict=True))
-    return {name: (1e3 * statistics.median(t), ratio(t)) for name, t in times.items()}
+    calls = {n: lambda i, n=n: functions[n](arguments[n], jax.random.key(i), x) for n in NAMES}
+    times = interleaved(calls, repeats).steady
+    return {n: (1e3 * np.median(t), np.median(t / times["hand"])) for n, t in times.items()}
 
 
 def check_agreement() -> None:

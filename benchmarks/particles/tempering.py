@@ -6,15 +6,17 @@ temperature (those of a pilot run of ours), and systematic resampling at every t
 process, interleaved; the ratio is the median of paired ratios with a 95% bootstrap interval. Both estimate one evidence, which is
 compared by a z score over the repeats.
 
-usage: python benchmarks/tempering.py [--particles 1000 4000] [--rows 500] [--repeats 20]      (needs blackjax: lapilli[mcmc])
+usage: python benchmarks/particles/tempering.py [--particles 1000 4000] [--rows 500] [--repeats 20]
+    (needs blackjax: lapilli[mcmc])
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import time
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lapilli  # noqa: F401  (first: it sets a flag that JAX reads when it starts)
@@ -27,6 +29,9 @@ import numpyro.distributions as dist
 from blackjax.smc import resampling, tempered
 
 from lapilli import inference, ppl
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved, paired
 
 LEAPFROG, MOVES, DIMENSION = 5, 5, 11
 
@@ -104,39 +109,34 @@ def main() -> None:
         f"jax {jax.__version__}, blackjax {blackjax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32"
     )
     x, y = data(args.rows)
-    rng = np.random.default_rng(0)
     for size in args.particles:
         pilot = inference.tempered_smc(
             logistic, jax.random.key(99), x, y, num_particles=1000, num_moves=MOVES, kernel=inference.HMC(LEAPFROG)
         )  # fmt: skip
         makers = {"lapilli": by_lapilli, "blackjax": by_blackjax}
         runs = {name: jax.jit(make(pilot, size, x, y)) for name, make in makers.items()}
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-        for i in range(args.repeats + 2):
-            for name in list(runs)[:: 1 if i % 2 else -1]:
-                start = time.perf_counter()
-                log_z = jax.block_until_ready(
-                    runs[name](jax.random.fold_in(jax.random.key(i), len(name)))
-                )
-                found[name].append((time.perf_counter() - start, float(log_z)))
-        seconds = {name: np.array(pairs)[2:, 0] for name, pairs in found.items()}
-        values = {name: np.array(pairs)[:, 1] for name, pairs in found.items()}
-        ratios = seconds["blackjax"] / seconds["lapilli"]
-        low, high = np.quantile(
-            np.median(rng.choice(ratios, (1000, len(ratios))), axis=1), (0.025, 0.975)
-        )
-        error = np.hypot(*(v.std(ddof=1) / len(v) ** 0.5 for v in values.values()))
-        z = (values["lapilli"].mean() - values["blackjax"].mean()) / error
+        calls = {
+            name: lambda i, name=name, run=run: run(
+                jax.random.fold_in(jax.random.key(i), len(name))
+            )
+            for name, run in runs.items()
+        }
+        values: dict[str, list[float]] = {name: [] for name in runs}
+        see = lambda name, log_z, values=values: values[name].append(float(log_z))
+        times = interleaved(calls, args.repeats, see=see)
+        speed = paired(times.steady["blackjax"], times.steady["lapilli"])
+        error = np.hypot(*(np.std(v, ddof=1) / len(v) ** 0.5 for v in values.values()))
+        z = (np.mean(values["lapilli"]) - np.mean(values["blackjax"])) / error
         print(
             f"K = {size}, {args.rows} rows, {int(pilot.num_steps)} temperatures, {MOVES} moves of {LEAPFROG} leapfrog steps"
         )
         for name in runs:
             print(
-                f"  {name:9s} {1e3 * np.median(seconds[name]):8.1f} ms, first call {found[name][0][0]:.2f} s, "
-                f"log Z {values[name].mean():.3f} (sd of a run {values[name].std(ddof=1):.3f})"
+                f"  {name:9s} {1e3 * np.median(times.steady[name]):8.1f} ms, first call {times.first[name]:.2f} s, "
+                f"log Z {np.mean(values[name]):.3f} (sd of a run {np.std(values[name], ddof=1):.3f})"
             )
         print(
-            f"  speed x{np.median(ratios):.2f} [{low:.2f}, {high:.2f}] of blackjax; z of the evidences {z:.1f}",
+            f"  speed x{speed:.2f} of blackjax; z of the evidences {z:.1f}",
             flush=True,
         )
 

@@ -6,26 +6,31 @@ q(z_t | z_{t-1}, x_t) (`strategies="enum"`, the hand-written forward recursion o
 interleaved; the answer is the median of paired ratios to the hand-written call, with the first call of each (tracing,
 checks, compilation) in this process.
 
-usage: python benchmarks/hmm.py [--steps 200] [--states 8] [--repeats 100]
+usage: python benchmarks/language/hmm.py [--steps 200] [--states 8] [--repeats 100]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.contrib.control_flow import scan as numpyro_scan
 from numpyro.contrib.funsor import config_enumerate, enum, log_density as enumerated_log_density
 
 from lapilli import inference, ppl
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved
 
 Run = Callable[[Any, jax.Array], Any]
 
@@ -144,16 +149,12 @@ def measure(functions: dict[str, Run], params: Any, x: jax.Array, repeats: int) 
         for key, slope in dict(slopes).items():
             error = jnp.abs(slope - grads[key]).max() / (1 + jnp.abs(grads[key]).max())
             assert error < 1e-3, f"{name} disagrees in the gradient of {key}: {error}"
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(repeats + 2):
-        for name in functions if i % 2 else reversed(functions):
-            start = time.perf_counter()
-            jax.block_until_ready(functions[name](params, x))
-            times[name].append(time.perf_counter() - start)
-    for name, t in times.items():
-        ratio = statistics.median(a / b for a, b in zip(t[2:], times["hand"][2:], strict=True))
+    calls = {name: lambda i, run=run: run(params, x) for name, run in functions.items()}
+    times = interleaved(calls, repeats).steady
+    for name, seconds in times.items():
+        ratio = np.median(seconds / times["hand"])
         print(
-            f"  {name:8s} {1e3 * statistics.median(t[2:]):7.2f} ms (x{ratio:.2f}), first call {first[name]:.2f} s",
+            f"  {name:8s} {1e3 * np.median(seconds):7.2f} ms (x{ratio:.2f}), first call {first[name]:.2f} s",
             flush=True,
         )
 

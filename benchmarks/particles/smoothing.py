@@ -1,19 +1,20 @@
 """Question: which smoother, and which path in particle Gibbs, gives the most for its time, and what does a program cost?
 
-The linear-Gaussian model of benchmarks/smc.py with 200 observations; K particles, K paths. Part 1: mean square error of the
+The linear-Gaussian model of smc.py with 200 observations; K particles, K paths. Part 1: mean square error of the
 smoothing means (averaged over time, and at time 0) against Kalman's smoother, beside the time of a run; FFBS also written by
 hand. Part 2: chains of conditional SMC with few particles: share of moves that change x_0, the integrated autocorrelation time
 of x_0, and the time of a move. The answer is error^2 x time, and time per independent draw of x_0.
 
-usage: python benchmarks/smoothing.py [--particles 100 1000] [--few 10 50] [--repeats 20]
+usage: python benchmarks/particles/smoothing.py [--particles 100 1000] [--few 10 50] [--repeats 20]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,9 @@ import numpy as np
 from smc import data, feynman_kac, model
 
 from lapilli import inference
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved
 
 NUM_MOVES = 2000
 BOUND = -0.5 * float(np.log(2 * np.pi))
@@ -117,19 +121,17 @@ def main() -> None:
     exact = kalman_smoother(ys)
     for num in args.particles:
         functions = smoothers(jnp.asarray(ys), num)
-        times: dict[str, list[float]] = {name: [] for name in functions}
         errors: dict[str, list[np.ndarray]] = {name: [] for name in functions}
-        for i in range(args.repeats + 2):
-            for name in list(functions)[:: 1 if i % 2 else -1]:
-                start = time.perf_counter()
-                means = jax.block_until_ready(functions[name](jax.random.key(i)))
-                times[name].append(time.perf_counter() - start)
-                errors[name].append((np.asarray(means, float) - exact) ** 2)
-        for name, t in times.items():
-            median, error = statistics.median(t[2:]), np.mean(errors[name], 0)
+        see = lambda name, means, errors=errors: errors[name].append(
+            (np.asarray(means, float) - exact) ** 2
+        )
+        calls = {name: lambda i, run=run: run(jax.random.key(i)) for name, run in functions.items()}
+        times = interleaved(calls, args.repeats, see=see)
+        for name, seconds in times.steady.items():
+            median, error = np.median(seconds), np.mean(errors[name], 0)
             print(
                 f"K = {num:5d}  {name:14s} {1e3 * median:8.1f} ms  mean square error {error.mean():.2e}, at time 0 "
-                f"{error[0]:.2e}  error x time {1e6 * error.mean() * median:8.1f}e-6 s  first call {t[0]:.2f} s",
+                f"{error[0]:.2e}  error x time {1e6 * error.mean() * median:8.1f}e-6 s  first call {times.first[name]:.2f} s",
                 flush=True,
             )
     for num in args.few:

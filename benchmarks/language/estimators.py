@@ -15,15 +15,18 @@ Every row also shows the distance of its mean gradient from the reference (our e
 importance-weighted bound), in standard errors of that distance: near 1 for an unbiased row. Beyond 3 a row is marked BIASED,
 whatever its product.
 
-usage: taskset -c 0 python benchmarks/estimators.py [--draws 20000] [--repeats 40] [--cases mixture ...] [--bounds elbo ...]
+usage: taskset -c 0 python benchmarks/language/estimators.py [--draws 20000] [--repeats 40] [--cases mixture ...]
+    [--bounds elbo ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +37,9 @@ import numpyro.distributions as dist
 from numpyro.infer import RenyiELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
 from lapilli import inference
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved
 
 
 def enumerated() -> dict[str, str]:
@@ -189,14 +195,9 @@ def times(rows: list[Row], params: Any, repeats: int) -> dict[str, np.ndarray]:
         return jax.jit(lambda key: jax.lax.scan(step, params, jax.random.split(key, NUM_STEPS))[0])
 
     compiled = {r.name: steps(r) for r in rows}
-    found: dict[str, list[float]] = {r.name: [] for r in rows}
-    for i in range(repeats + 2):
-        key = jax.random.key(i)
-        for name in list(compiled) if i % 2 else list(compiled)[::-1]:
-            start = time.process_time()
-            jax.block_until_ready(compiled[name](key))
-            found[name].append((time.process_time() - start) / NUM_STEPS)
-    return {name: np.array(t[2:]) for name, t in found.items()}
+    calls = {name: lambda i, run=run: run(jax.random.key(i)) for name, run in compiled.items()}
+    found = interleaved(calls, repeats, clock=time.process_time).steady
+    return {name: seconds / NUM_STEPS for name, seconds in found.items()}
 
 
 def relative(

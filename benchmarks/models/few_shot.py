@@ -15,7 +15,8 @@ Answer, 1 shot / 5 shots: images 1.17 / 1.45 (1.07 / 1.24 with one row of curvat
 (1.35 / 1.8), where a row has 112,709 numbers and an image costs little; points 2.8, 1.6 at 20 inner steps, 1.2 at 80. By hand
 NIW-Meta costs 1.17 / 1.51, 2.2 / 4.7, and 3.6, 1.9, 1.3.
 
-usage: taskset -c 0 python benchmarks/few_shot.py [--networks images letters points] [--shots 1 5] [--queries 15] [--repeats 20]
+usage: taskset -c 0 python benchmarks/models/few_shot.py [--networks images letters points] [--shots 1 5] [--queries 15]
+    [--repeats 20]
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -35,6 +38,9 @@ from jax.flatten_util import ravel_pytree
 
 from lapilli import inference
 from lapilli.models import niw_meta
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved, paired
 
 WAYS = 5
 SGD = optax.sgd(1e-3)
@@ -253,26 +259,6 @@ def functions(case: Case, episodes: Any, num_steps: int, rank: int) -> dict[str,
     return found
 
 
-def measure(runs: dict[str, Any], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of processor time of `repeats` interleaved calls of each, after one to warm up."""
-    names, times = list(runs), {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for i in range(repeats):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            start = time.process_time()
-            runs[name]()
-            times[name].append(time.process_time() - start)
-    return {name: np.array(t) for name, t in times.items()}
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    """Median and its 95% bootstrap interval."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (2000, ratios.size)), axis=1)
-    return float(np.median(ratios)), *np.quantile(medians, [0.025, 0.975])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", nargs="+", default=["images", "letters", "points"])
@@ -299,13 +285,13 @@ def main() -> None:
                 episodes = make_episodes(case, shots, queries)
                 rank = config.rank or episodes.support.y.shape[1]
                 runs = functions(case, episodes, num_steps, rank)
-                times = measure(runs, config.repeats)
+                calls = {name: lambda i, run=run: run() for name, run in runs.items()}
+                times = interleaved(calls, config.repeats, clock=time.process_time).steady
                 print(f"  {num_steps} inner steps, {shots} shots, {queries} queries:")
                 for other, seconds in times.items():
-                    median, *ends = interval(seconds / times["MAML"])
+                    ratio = paired(seconds, times["MAML"])
                     print(
-                        f"    {other:22s} {1e3 * np.median(seconds) / case.num_loops:9.2f} ms   / MAML: {median:.3f} "
-                        f"[{ends[0]:.3f}, {ends[1]:.3f}]",
+                        f"    {other:22s} {1e3 * np.median(seconds) / case.num_loops:9.2f} ms   / MAML: {ratio:.3f}",
                         flush=True,
                     )
 

@@ -6,7 +6,7 @@ repeat on 32 images (models/air.py), whose count is summed out by hand and under
 the median of paired ratios of processor time in one process (pin it to one core); first calls (tracing, checks, compilation)
 are measured in fresh processes without a compilation cache.
 
-usage: taskset -c 0 python benchmarks/overhead.py [--repeats 100] [--first-calls 3] [--cases "AIR, enum" ...]
+usage: taskset -c 0 python benchmarks/language/overhead.py [--repeats 100] [--first-calls 3] [--cases "AIR, enum" ...]
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ import argparse
 import functools
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 import vae
 from jax.nn import log_sigmoid, log_softmax, logsumexp, sigmoid, silu
 
 from lapilli import inference, ppl
 from lapilli.models import air
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved, output_of
 
 Run = Callable[[Any, jax.Array, jax.Array], Any]
 NUM_DRAWS = 5
@@ -178,18 +182,12 @@ def check_agreement(case: Case) -> None:
         assert z < 6, f"the two disagree by {z} standard errors"
 
 
-def steady(case: Case, repeats: int) -> dict[str, list[float]]:
-    """Seconds of processor time of each call, interleaved."""
+def steady(case: Case, repeats: int) -> dict[str, np.ndarray]:
+    """Seconds of processor time of each call."""
     runs = {version: run_of(case, version) for version in VERSIONS}
     params = {version: arguments(case, version) for version in VERSIONS}
-    times: dict[str, list[float]] = {version: [] for version in VERSIONS}
-    for i in range(repeats + 2):
-        key = jax.random.key(i)
-        for version in VERSIONS if i % 2 else VERSIONS[::-1]:
-            start = time.process_time()
-            jax.block_until_ready(runs[version](params[version], key, case.x))
-            times[version].append(time.process_time() - start)
-    return {version: t[2:] for version, t in times.items()}
+    calls = {v: lambda i, v=v: runs[v](params[v], jax.random.key(i), case.x) for v in VERSIONS}
+    return interleaved(calls, repeats, clock=time.process_time).steady
 
 
 def first_call(name: str, version: str) -> float:
@@ -203,15 +201,10 @@ def first_call(name: str, version: str) -> float:
 
 def first_calls(name: str, repeats: int) -> dict[str, float]:
     """Median first call of each version, in fresh interleaved processes."""
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     times: dict[str, list[float]] = {version: [] for version in VERSIONS}
     for _ in range(repeats):
         for version in VERSIONS:
-            command = [sys.executable, __file__, "--first-call", name, version]
-            out = subprocess.run(
-                command, env=environment, check=True, capture_output=True, text=True
-            )
-            times[version].append(float(out.stdout))
+            times[version].append(float(output_of(__file__, "--first-call", name, version)))
     return {version: statistics.median(t) for version, t in times.items()}
 
 
@@ -233,10 +226,8 @@ def main() -> None:
         case = CASES[name]()
         check_agreement(case)
         times = steady(case, args.repeats)
-        ratio = statistics.median(
-            a / b for a, b in zip(times["lapilli"], times["by hand"], strict=True)
-        )
-        ms = {v: 1e3 * statistics.median(t) for v, t in times.items()}
+        ratio = np.median(times["lapilli"] / times["by hand"])
+        ms = {version: 1e3 * np.median(seconds) for version, seconds in times.items()}
         line = f"  {name:28s} by hand {ms['by hand']:7.3f}, lapilli {ms['lapilli']:7.3f} (x{ratio:.3f})"
         if args.first_calls:
             first = first_calls(name, args.first_calls)

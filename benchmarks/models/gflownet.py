@@ -17,7 +17,7 @@ modes found), on policy (gfnx: between 3,250 and 3,500 iterations), with random 
 three seeds: on policy after 2,500, 2,750 and not within 3,000 iterations; with a tenth of random actions after 1,750, 1,750 and
 2,250, and at 0.04 after 3,000; the memory never leaves it, since it holds only what was found.
 
-    taskset -c 0 python benchmarks/gflownet.py [--losses TB DB SubTB] [--batch 16 1024] [--converge] [--explore]
+    taskset -c 0 python benchmarks/models/gflownet.py [--losses TB DB SubTB] [--batch 16 1024] [--converge] [--explore]
 
 Without taskset on all cores.
 """

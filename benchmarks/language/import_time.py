@@ -4,7 +4,7 @@ Each import runs in a fresh interpreter, interleaved (A B C D A B C D ...), afte
 that fills the byte-code and file caches; the clock runs around the import statement only. The
 budget is 0.3 s for `import lapilli` over `import numpyro`.
 
-Run: python benchmarks/import_time.py [--repeats 20]   (about two minutes on 2 CPU cores)
+Run: python benchmarks/language/import_time.py [--repeats 20]   (about two minutes on 2 CPU cores)
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Question: what does one gradient of attend, infer, repeat cost in each system, under each estimator of the count?
 
 The table of systems of Becker et al. 2024 (arXiv:2406.15742, table 2: seconds per epoch), run again on equal terms: one set of
-networks (peers/air_nets.py), one prior of the count, absent objects without density everywhere, the same parameters and images,
+networks (_peers/air_nets.py), one prior of the count, absent objects without density everywhere, the same parameters and images,
 float32, one thread each, clocks stopped when results are ready. Each system runs in a process of its own, where the others wait
 while it works; calls are interleaved, A B C A B C. First calls (tracing and compilation, no cache) have a column of their own.
 
@@ -14,7 +14,8 @@ GenJAX 1.0.14 needs jax < 0.12, and Pyro brings PyTorch; both take environments 
     uv venv --python 3.13 genjax-env && uv pip install --python genjax-env 'genjax==1.0.14' 'jax<0.12'
     uv venv --python 3.13 pyro-env && uv pip install --python pyro-env pyro-ppl numpy
 
-usage: python benchmarks/systems.py [--genjax-python genjax-env/bin/python] [--pyro-python pyro-env/bin/python] [--repeats 60]
+usage: python benchmarks/language/systems.py [--genjax-python genjax-env/bin/python] [--pyro-python pyro-env/bin/python]
+    [--repeats 60]
 
 A system whose environment is not given is left out.
 """
@@ -32,12 +33,15 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE / "peers"), str(HERE.parent / "examples")]
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "_peers"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "variational"))
 
-import air_nets  # noqa: E402
-import air_scenes  # noqa: E402
+import _air_scenes as air_scenes
+import air_nets
+from _common import paired, without_cache
 
+PEERS = Path(air_nets.__file__).parent
 COLUMNS = (
     "ELBO, REINFORCE",
     "ELBO, ENUM",
@@ -82,8 +86,7 @@ class System:
 
 def environment() -> dict[str, str]:
     """One thread: clock and processor time agree, and no waiting thread spins. No compilation cache."""
-    own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    return own | {"NPROC": "1", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    return without_cache() | {"NPROC": "1", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 
 
 def write_problem(path: Path, batch: int) -> None:
@@ -98,7 +101,7 @@ def write_problem(path: Path, batch: int) -> None:
 
 
 def commands(args: argparse.Namespace, problem: Path) -> dict[str, list[str]]:
-    here = lambda script: str(HERE / "peers" / script)
+    here = lambda script: str(PEERS / script)
     found = {
         name: [sys.executable, here("air_numpyro.py"), str(problem), name]
         for name in ("lapilli", "numpyro")
@@ -134,14 +137,6 @@ def measure(systems: list[System], columns: list[str], repeats: int) -> dict[tup
     return found
 
 
-def ratio(times: list[float], reference: list[float]) -> str:
-    """Median of paired ratios, with a 95% bootstrap interval."""
-    ratios = np.array(times) / np.array(reference)
-    index = np.random.default_rng(0).integers(0, len(ratios), (2000, len(ratios)))
-    low, high = np.quantile(np.median(ratios[index], 1), [0.025, 0.975])
-    return f"{np.median(ratios):5.2f} [{low:.2f}, {high:.2f}]"
-
-
 def distance(a: list[float], b: list[float]) -> float:
     """Of two means, in standard errors."""
     error = np.sqrt((np.var(a, ddof=1) + np.var(b, ddof=1)) / len(a))
@@ -159,8 +154,8 @@ def line(found: dict, column: str, name: str, batch: int) -> str:
     off = distance(row["grads"], reference["grads"])
     paper = PAPER.get(name, (None,) * len(COLUMNS))[COLUMNS.index(column)]
     return (
-        f"  {name:8s} {1e3 * np.median(row['seconds']):8.1f} {ratio(row['seconds'], ours['seconds']):>20s}"
-        f" {1e3 * np.median(row['cpu']):8.1f} {ratio(row['cpu'], ours['cpu']):>20s} {row['first']:7.1f}"
+        f"  {name:8s} {1e3 * np.median(row['seconds']):8.1f} {f'{paired(row["seconds"], ours["seconds"]):.2f}':>20s}"
+        f" {1e3 * np.median(row['cpu']):8.1f} {f'{paired(row["cpu"], ours["cpu"]):.2f}':>20s} {row['first']:7.1f}"
         f"  {np.mean(row['values']) / batch:8.2f} {np.mean(row['grads']) / batch:7.2f} {np.std(row['grads']) / batch:7.2f}"
         f"  {'-' if paper is None else paper:>7}{'  BIASED' if off > Z_MAX else ''}"
     )

@@ -7,15 +7,16 @@ other runs of `fivo` as baseline. The score estimators and `drop` aim at (or sta
 E[log Z-hat], which differs from the score by O(1/K).
 Part 2: model and guide of the same chain learned together by `vsmc`; the bound reached beside the largest log p(y).
 
-usage: python benchmarks/particle_gradients.py [--particles 10 100] [--runs 500] [--repeats 20] [--steps 1000]
+usage: python benchmarks/particles/particle_gradients.py [--particles 10 100] [--runs 500] [--repeats 20] [--steps 1000]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lapilli  # noqa: F401  (first: it sets a flag that JAX reads when it starts)
@@ -27,6 +28,9 @@ import numpyro.distributions as dist
 import optax
 
 from lapilli import inference, ppl
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved
 
 AT = jnp.array([0.8, 0.1])  # rho, log sigma
 
@@ -118,12 +122,8 @@ def compare(ys: jax.Array, num: int, num_runs: int, repeats: int) -> None:
     exact = np.asarray(jax.grad(kalman)(AT, ys))
     gradients = {name: jax.grad(fn) for name, fn in estimators(ys, num).items()}
     once = {name: jax.jit(fn) for name, fn in gradients.items()}
-    times: dict[str, list[float]] = {name: [] for name in gradients}
-    for i in range(repeats + 2):
-        for name in list(once)[:: 1 if i % 2 else -1]:
-            start = time.perf_counter()
-            jax.block_until_ready(once[name](AT, jax.random.key(i)))
-            times[name].append(time.perf_counter() - start)
+    calls = {name: lambda i, fn=fn: fn(AT, jax.random.key(i)) for name, fn in once.items()}
+    times = interleaved(calls, repeats)
     print(f"K = {num}: exact score {exact[0]:.3f}, {exact[1]:.3f}")
     keys = jax.random.split(jax.random.key(0), num_runs)
     for name, fn in gradients.items():
@@ -136,9 +136,8 @@ def compare(ys: jax.Array, num: int, num_runs: int, repeats: int) -> None:
         columns = "   ".join(
             f"{m:8.2f} +- {s / runs**0.5:5.2f} (sd {s:7.2f})" for m, s in zip(mean, sd, strict=True)
         )
-        t = times[name]
         print(
-            f"  {name:20s} {columns}   {1e3 * statistics.median(t[2:]):7.2f} ms   first call {t[0]:.1f} s",
+            f"  {name:20s} {columns}   {1e3 * np.median(times.steady[name]):7.2f} ms   first call {times.first[name]:.1f} s",
             flush=True,
         )
 

@@ -6,16 +6,17 @@ filter of 200 steps on a linear Gaussian model, written by hand, that resamples 
 `systematic`. All variants of a table run in one process, interleaved; ratios are medians of paired ratios, with a 95%
 bootstrap interval; the first call less a steady one is given as the time to compile.
 
-usage: python benchmarks/resampling.py [--sizes 1000 10000 100000 1000000] [--repeats 20]
+usage: python benchmarks/particles/resampling.py [--sizes 1000 10000 100000 1000000] [--repeats 20]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import time
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lapilli  # noqa: F401  (first: it sets a flag that JAX reads when it starts)
@@ -25,6 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapilli.inference.particles._resampling import RESAMPLERS
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved, paired
 
 LOOP, STEPS = 50, 200
 
@@ -89,36 +93,17 @@ def data() -> tuple[np.ndarray, float]:
     return np.array(observations, np.float32), log_z
 
 
-def timed(functions: dict[str, Callable], repeats: int) -> dict[str, tuple[float, np.ndarray]]:
-    """Name -> (seconds to compile, seconds of each repeat), interleaved."""
-    first: dict[str, float] = {}
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(repeats + 3):
-        for name in functions if i % 2 else reversed(functions):
-            start = time.perf_counter()
-            jax.block_until_ready(functions[name](jax.random.key(i)))
-            seconds = time.perf_counter() - start
-            if i == 0:
-                first[name] = seconds
-            elif i > 2:
-                times[name].append(seconds)
-    return {n: (first[n] - float(np.median(t)), np.array(t)) for n, t in times.items()}
-
-
 def table(title: str, functions: dict[str, Callable], repeats: int, size: int, steps: int) -> None:
     """Print one row per function; the first one is the reference."""
     print(f"{title}, K = {size}")
-    results = timed(functions, repeats)
-    _, reference = results[next(iter(functions))]
-    rng = np.random.default_rng(0)
-    for name, (compile_s, times) in results.items():
-        ratios = reference / times
-        medians = np.median(rng.choice(ratios, (1000, len(ratios))), axis=1)
-        low, high = np.quantile(medians, (0.025, 0.975))
-        per_step = np.median(times) / steps
+    calls = {name: lambda i, run=run: run(jax.random.key(i)) for name, run in functions.items()}
+    times = interleaved(calls, repeats)
+    reference = times.steady[next(iter(functions))]
+    for name, seconds in times.steady.items():
+        per_step = np.median(seconds) / steps
         print(
             f"  {name:24s} {1e6 * per_step:9.1f} us a step, {1e9 * per_step / size:6.2f} ns a particle, "
-            f"speed x{np.median(ratios):.2f} [{low:.2f}, {high:.2f}], compile {compile_s:.2f} s",
+            f"speed x{paired(reference, seconds):.2f}, compile {times.first[name] - np.median(seconds):.2f} s",
             flush=True,
         )
 

@@ -8,14 +8,16 @@ times, with a bootstrap interval, which other work on the machine disturbs least
 over draws are compared. The model of lapilli puts a barrier behind its draws of hidden cells, without which XLA makes them anew
 from random bits in every loop that reads them; `--barrier` gives one to the hand-written step too.
 
-usage: python benchmarks/imputation_step.py [--batch 64] [--repeats 40] [--barrier]
+usage: python benchmarks/models/imputation_step.py [--batch 64] [--repeats 40] [--barrier]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -28,6 +30,9 @@ from lapilli import inference
 from lapilli.models import imputation
 from lapilli.models.imputation import GaussianHead, Series, benchmark
 from lapilli.models.imputation._hidden_law import hidden_law
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved, paired
 
 PARTICLES, DROPOUT, HIDDEN, LENGTH = 5, 0.3, 32, 3.0
 CHANNELS, CLASSES = 12, 9
@@ -147,21 +152,12 @@ def main() -> None:
     args = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
     functions, params, data = pair(args.batch, args.barrier)
-    times: dict[str, list[float]] = {name: [] for name in functions}
     check_agreement(functions, params, data)
-    for i in range(args.repeats + 2):
-        for name in list(functions)[:: 1 if i % 2 else -1]:
-            start = time.process_time()
-            jax.block_until_ready(functions[name](params[name], jax.random.key(i), data))
-            times[name].append(time.process_time() - start)
-    hand, ours = (np.array(t[2:]) for t in times.values())  # two calls to warm up
-    ratios = ours / hand
-    rng = np.random.default_rng(0)
-    medians = [np.median(rng.choice(ratios, len(ratios))) for _ in range(2000)]
-    low, high = np.quantile(medians, [0.025, 0.975])
+    calls = {n: lambda i, n=n: functions[n](params[n], jax.random.key(i), data) for n in functions}
+    hand, ours = interleaved(calls, args.repeats, clock=time.process_time).steady.values()
     print(
         f"batch {len(data.values)}: by hand {1e3 * np.median(hand):.1f} ms, lapilli {1e3 * np.median(ours):.1f} ms of processor "
-        f"time; median of paired ratios {np.median(ratios):.3f} [{low:.3f}, {high:.3f}]"
+        f"time; median of paired ratios {paired(ours, hand):.3f}"
     )
 
 

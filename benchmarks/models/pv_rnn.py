@@ -6,7 +6,7 @@ is drawn either at each step of the scan or for all steps at once before it, whe
 interleaved; the answer is the median of paired ratios, with a bootstrap interval. First calls (tracing, checks, compilation) are
 measured in a fresh process each, in seconds of wall clock and of CPU.
 
-usage: python benchmarks/pv_rnn.py [--repeats 40] [--sizes small medium]
+usage: python benchmarks/models/pv_rnn.py [--repeats 40] [--sizes small medium]
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,9 @@ import optax
 from lapilli import inference, ppl
 from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import Gaussian, Layer, Network
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved, output_of, paired
 
 NAMES = ("by hand, noise in the scan", "by hand, noise before it", "lapilli")
 
@@ -145,35 +148,28 @@ def check(size: Size) -> None:
 
 def measure(size: Size, repeats: int) -> dict[str, np.ndarray]:
     """Seconds of `repeats` interleaved steps of each, an inner loop of calls long enough to be timed."""
-    runs = {}
+    runs, calls = {}, 0
     for name in NAMES:
         step, params, x = make(name, size)
-        runs[name] = (step, params, OPTIMIZER.init(params), x)
-    calls, times = 0, {name: [] for name in NAMES}
-    for step, params, state, x in runs.values():
+        state = OPTIMIZER.init(params)
         for k in range(2):
             jax.block_until_ready(step(params, state, jax.random.key(k), x))
         if not calls:
             start = time.perf_counter()
             jax.block_until_ready(step(params, state, jax.random.key(3), x))
             calls = max(1, int(0.05 / (time.perf_counter() - start)))
-    keys = [jax.random.key(k) for k in range(calls)]
-    for i in range(repeats):
-        for name in NAMES[i % 3 :] + NAMES[: i % 3]:
-            step, params, state, x = runs[name]
-            start = time.perf_counter()
-            for key in keys:
-                params, state, value = step(params, state, key, x)
-            jax.block_until_ready(value)
-            times[name].append((time.perf_counter() - start) / calls)
-    return {name: np.array(t) for name, t in times.items()}
+        keys = [jax.random.key(k) for k in range(calls)]
+        runs[name] = lambda i, step=step, start=(params, state), x=x, keys=keys: steps(
+            step, *start, x, keys
+        )
+    return {name: seconds / calls for name, seconds in interleaved(runs, repeats).steady.items()}
 
 
-def interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    """Median and its 95% bootstrap interval."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (2000, ratios.size)), axis=1)
-    return float(np.median(ratios)), *np.quantile(medians, [0.025, 0.975])
+def steps(step: Any, params: Any, state: Any, x: Any, keys: list[Any]) -> Any:
+    """The value after a step for each key."""
+    for key in keys:
+        params, state, value = step(params, state, key, x)
+    return value
 
 
 def main() -> None:
@@ -195,17 +191,11 @@ def main() -> None:
         print(f"\n{name}: {size}")
         for other, seconds in times.items():
             low = np.median(seconds) * 1e3
-            median, *ends = interval(times["lapilli"] / seconds)
-            print(
-                f"  {other:28s} {low:8.3f} ms/step   lapilli / this: {median:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
-            )
-        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+            ratio = paired(times["lapilli"], seconds)
+            print(f"  {other:28s} {low:8.3f} ms/step   lapilli / this: {ratio:.3f}")
         for other in NAMES[1:]:
-            command = [sys.executable, __file__, "--first-call", other, "--sizes", name]
-            out = subprocess.run(
-                command, capture_output=True, text=True, check=True, env=environment
-            )
-            print(f"  first step, {other}: {out.stdout.strip()}")
+            first = output_of(__file__, "--first-call", other, "--sizes", name)
+            print(f"  first step, {other}: {first}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ tell whether the cost is linear.
 With --peers also cuthbert, if it can be imported, and with --particles-python the `particles` package in a process of its own
 (it needs numpy < 2), timed inside that process in turn with the others.
 
-usage: python benchmarks/smc.py [--particles 100 1000 10000 100000 1000000] [--repeats 9] [--steps 200] [--peers]
+usage: python benchmarks/particles/smc.py [--particles 100 1000 10000 100000 1000000] [--repeats 9] [--steps 200] [--peers]
     [--particles-python PYTHON]
 """
 
@@ -21,8 +21,10 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lapilli  # noqa: F401  (first: it sets a flag that JAX reads when it starts)
@@ -33,6 +35,9 @@ import numpy as np
 import numpyro.distributions as dist
 
 from lapilli import inference, ppl
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import paired
 
 NUM_STEPS = 200
 
@@ -207,18 +212,13 @@ def compare(runs: dict[str, Run], repeats: int, steps: int, size: int, exact: fl
         for name in list(runs)[:: 1 if i % 2 else -1]:
             found[name].append(runs[name](i))
     reference = np.array([seconds for seconds, _ in found[next(iter(runs))]])[2:]
-    rng = np.random.default_rng(0)
     for name, pairs in found.items():
         seconds, log_z = np.array(pairs).T
         median = statistics.median(seconds[2:])
-        ratios = reference / seconds[2:]
-        low, high = np.quantile(
-            np.median(rng.choice(ratios, (1000, len(ratios))), axis=1), (0.025, 0.975)
-        )
         z = np.exp(log_z - exact)
         print(
             f"T = {steps:3d}  K = {size:7d}  {name:10s} {1e3 * median:8.1f} ms  {size * steps / median / 1e6:6.1f} M/s  "
-            f"x{np.median(ratios):.2f} [{low:.2f}, {high:.2f}]  first call {seconds[0]:.2f} s  "
+            f"x{paired(reference, seconds[2:]):.2f}  first call {seconds[0]:.2f} s  "
             f"Z / exact {z.mean():.3f} +- {z.std() / len(z) ** 0.5:.3f}",
             flush=True,
         )

@@ -7,9 +7,9 @@ can show anything; the cells that tell are 90% anywhere, "mar" at 50%, and Italy
 seed is written to a folder when it is known, and read from there by a run that comes after it. Columns with a star are scores of
 class probabilities at the temperature that suits the method's predictions of the validation series best.
 
-With an environment that has PyPOTS, its networks take part, see peers/imputation_pypots.py.
+With an environment that has PyPOTS, its networks take part, see _peers/imputation_pypots.py.
 
-usage: python benchmarks/imputation.py [--cells ItalyPowerDemand/mcar/0.5 ...] [--seeds 2] [--steps 400] [--minirocket]
+usage: python benchmarks/models/imputation.py [--cells ItalyPowerDemand/mcar/0.5 ...] [--seeds 2] [--steps 400] [--minirocket]
     [--pypots-python pypots-env/bin/python] [--out imputation_table]
 """
 
@@ -51,7 +51,7 @@ BEST = {
     "calibrated_ece": min,
     "mae": min,
 }
-SCRIPT = Path(__file__).resolve().parent / "peers" / "imputation_pypots.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "_peers" / "imputation_pypots.py"
 DROPOUT = {"supnotMIWAE": 0.0, "with ObsDropout": 0.3}
 
 

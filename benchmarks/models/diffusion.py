@@ -10,7 +10,7 @@ Three pairs, each computing the same from the same network (an MLP of digits' si
 Runs are interleaved in one process; the answer is the median of paired ratios with a bootstrap interval, of the time that passes
 and of the processors' time, which other work on the machine hardly touches. A corrector's own cost is its ratio less 1.
 
-usage: python benchmarks/diffusion.py [--repeats 30] [--width 256] [--num-particles 256] [--num-steps 50]
+usage: python benchmarks/models/diffusion.py [--repeats 30] [--width 256] [--num-particles 256] [--num-steps 50]
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import argparse
 import functools
 import os
 import platform
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +30,9 @@ import numpy as np
 
 from lapilli import inference
 from lapilli.models import diffusion
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import interleaved, paired
 
 VP = diffusion.VP()
 SIZE, CLASSES, SCALE = 64, 10, 2.0
@@ -120,25 +125,14 @@ def check(runs: tuple[Any, Any], num: int) -> None:
 
 
 def measure(runs: tuple[Any, Any], repeats: int) -> np.ndarray:
-    """Seconds of the wall clock and of the processors, [2, 2, repeats], interleaved."""
-    key, seconds = jax.random.key(2), np.zeros((2, 2, repeats))
+    """Seconds of the wall clock and of the processors, [2, 2, repeats]."""
     clocks = lambda: np.array([time.perf_counter(), time.process_time()])
-    for run in runs * 2:
-        jax.block_until_ready(run(key))
-    for r in range(repeats):
-        for i, run in enumerate(runs) if r % 2 else reversed(list(enumerate(runs))):
-            start = clocks()
-            jax.block_until_ready(run(jax.random.fold_in(key, r)))
-            seconds[:, i, r] = clocks() - start
-    return seconds
-
-
-def ratio(seconds: np.ndarray) -> tuple[float, float, float]:
-    """Median of paired ratios, lapilli over by hand, with a 95% bootstrap interval."""
-    ratios = seconds[0] / seconds[1]
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
-    return float(np.median(ratios)), *map(float, np.quantile(medians, [0.025, 0.975]))
+    named, key = dict(zip(("lapilli", "by hand"), runs, strict=True)), jax.random.key(2)
+    calls = {
+        name: lambda i, run=run: run(jax.random.fold_in(key, i)) for name, run in named.items()
+    }
+    times = interleaved(calls, repeats, clock=clocks).steady
+    return np.moveaxis(np.stack([*times.values()]), -1, 0)
 
 
 def main() -> None:
@@ -158,11 +152,10 @@ def main() -> None:
             check(runs, options.num_particles)
         seconds = measure(runs, options.repeats)
         for clock, pair in zip(("passed", "of processors"), seconds, strict=True):
-            middle, low, high = ratio(pair)
             ours, theirs = np.median(pair, axis=1)
             print(
                 f"{name:<26} {clock:<14} lapilli {ours:.3f}  by hand {theirs:.3f}  "
-                f"ratio {middle:.3f} [{low:.3f}, {high:.3f}]"
+                f"ratio {paired(*pair):.3f}"
             )
 
 

@@ -2,7 +2,7 @@
 
 Each program is a plain NumPyro model, run by both as it stands. Sampled gradients: mean and standard error over draws.
 
-usage: python benchmarks/pitfalls.py [--draws 20000]
+usage: python benchmarks/language/pitfalls.py [--draws 20000]
 """
 
 from __future__ import annotations
