@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +27,10 @@ import numpy as np
 from scipy import stats
 
 import lapilli
-from lapilli.models.imputation import Series, benchmark
+from lapilli.models.imputation import Series
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "imputation"))
+import protocol
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -57,11 +61,11 @@ DROPOUT = {"supnotMIWAE": 0.0, "with ObsDropout": 0.3}
 
 def scores(cell: str, seed: int, config: argparse.Namespace) -> dict[str, dict[str, float]]:
     name, mechanism, rate = cell.split("/")
-    task = benchmark.problem(name, mechanism, float(rate), seed)
-    found = benchmark.peers(task, has_minirocket=config.minirocket)
+    task = protocol.problem(name, mechanism, float(rate), seed)
+    found = protocol.peers(task, has_minirocket=config.minirocket)
     keys = jax.random.split(jax.random.key(seed), 3)
     for member, dropout in DROPOUT.items():
-        recipe = benchmark.Recipe(
+        recipe = protocol.Recipe(
             {
                 "num_hidden": 32,
                 "num_latents": max(task.truth.shape[-1], 4),
@@ -74,18 +78,18 @@ def scores(cell: str, seed: int, config: argparse.Namespace) -> dict[str, dict[s
             num_steps=config.steps,
             learning_rate=0.02,
         )
-        trained = benchmark.train(task, recipe, keys[0])
+        trained = protocol.train(task, recipe, keys[0])
         # Particles that carry their cells are worth less than those whose cells are integrated out.
         size = 200 if mechanism == "mnar" else 100
-        row, _ = benchmark.evaluate(task, trained, keys[1], num_particles=size)
+        row, _ = protocol.evaluate(task, trained, keys[1], num_particles=size)
         found[member] = row | {"training_seconds": trained.seconds}
-    found["gru-d"] = benchmark.recurrent_peer(task, recipe, keys[2])
+    found["gru-d"] = protocol.recurrent_peer(task, recipe, keys[2])
     if config.pypots_python:
         found |= torch_peers(config.pypots_python, task, seed)
     return found
 
 
-def torch_peers(python: str, task: benchmark.Problem, seed: int) -> dict[str, dict[str, float]]:
+def torch_peers(python: str, task: protocol.Problem, seed: int) -> dict[str, dict[str, float]]:
     """Scores of the peers that need an environment of their own; they get what the others get."""
     holed = lambda data: np.where(data.observed, data.values, np.nan)
     problem = {"num_classes": task.num_classes, "seed": seed, "test_x": holed(task.test)}
@@ -97,7 +101,7 @@ def torch_peers(python: str, task: benchmark.Problem, seed: int) -> dict[str, di
         np.savez(files[0], **problem)
         subprocess.run([python, str(SCRIPT), *files], check=True, cwd=folder)
         answer = dict(np.load(files[1]))
-    return benchmark.outside_peers(task, answer)
+    return protocol.outside_peers(task, answer)
 
 
 def known(cell: str, seed: int, config: argparse.Namespace) -> dict[str, dict[str, float]]:

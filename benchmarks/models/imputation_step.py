@@ -28,10 +28,12 @@ import numpyro.distributions as dist
 
 from lapilli import inference
 from lapilli.models import imputation
-from lapilli.models.imputation import GaussianHead, Series, benchmark
+from lapilli.models.imputation import GaussianHead, Series
 from lapilli.models.imputation._hidden_law import hidden_law
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "imputation"))
+import protocol
 from _common import interleaved, paired
 
 PARTICLES, DROPOUT, HIDDEN, LENGTH = 5, 0.3, 32, 3.0
@@ -107,7 +109,7 @@ def by_hand(
 
 def pair(batch: int, has_barrier: bool) -> tuple[dict[str, Any], dict[str, Any], Series]:
     """Compiled (params, key, data) -> (value, gradient) and parameters of both, and data."""
-    task = benchmark.problem("JapaneseVowels_eq", "mnar", 0.5, 0)
+    task = protocol.problem("JapaneseVowels_eq", "mnar", 0.5, 0)
     data = jax.tree.map(jnp.asarray, task.train.rows(slice(0, batch)))
     key = jax.random.key(0)
     imputer = imputation.programs(

@@ -255,7 +255,7 @@ def measures(scores, episodes, temperature=1.0):
         "accuracy, %": 100 * accuracy.mean(),
         "+-": 196 * accuracy.std() / np.sqrt(len(accuracy)),
         "log probability": of_label.mean(),
-        "calibration error, %": 100 * niw_meta.classification_ece(flat, labels.ravel()),
+        "calibration error, %": 100 * inference.expected_calibration_error(flat, labels.ravel()),
     }, probs
 
 

@@ -25,7 +25,6 @@ from statsmodels.datasets import co2
 
 from lapilli import inference
 from lapilli.models import imputation
-from lapilli.models.imputation import scores
 
 YEAR = 52  # weeks of a window
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -102,8 +101,8 @@ def run(config: argparse.Namespace) -> dict:
     )  # where nothing was measured the score is not read
     crps = found.crps(((cells - units.mean) / units.scale)[..., None]) * units.scale
     crps = crps[..., 0][window, place]
-    ours = scores.cells(truth, score, mean, crps=crps, low=bands[0], high=bands[-1])
-    table = {"GP-VAE": ours, "interpolation": scores.cells(truth, score, line)}
+    ours = imputation.cell_scores(truth, score, mean, crps=crps, low=bands[0], high=bands[-1])
+    table = {"GP-VAE": ours, "interpolation": imputation.cell_scores(truth, score, line)}
     first = record.index[0]
     years = first.year + (first.dayofyear - 1) / 365.25 + weeks / 52.1775
     return {

@@ -26,21 +26,21 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import protocol
 
 from lapilli.models import imputation
-from lapilli.models.imputation import benchmark
 
 COLUMNS = ("accuracy", "macro_auroc", "nll", "ece", "mae", "crps", "coverage", "ess", "seconds")
 
 
-def recipe(config: argparse.Namespace, dropout: float) -> benchmark.Recipe:
+def recipe(config: argparse.Namespace, dropout: float) -> protocol.Recipe:
     mechanism = "self_masking" if config.mechanism == "mnar" else None
     if config.smoke:
         switches = {"num_hidden": 8, "encoder": "conv", "classifier": "conv"}
-        return benchmark.Recipe(
+        return protocol.Recipe(
             switches | {"missingness": mechanism}, dropout, 3, num_steps=60, check_every=30
         )
-    return benchmark.Recipe(
+    return protocol.Recipe(
         {"num_hidden": 32, "classifier": "conv", "missingness": mechanism, "length_scale": 3.0},
         dropout,
         num_particles=5,
@@ -51,21 +51,21 @@ def recipe(config: argparse.Namespace, dropout: float) -> benchmark.Recipe:
 
 def run(config: argparse.Namespace):
     """The problem, the scores of every method, and the last imputation and history by name."""
-    task = benchmark.problem(config.data, config.mechanism, config.rate, config.seed)
+    task = protocol.problem(config.data, config.mechanism, config.rate, config.seed)
     fillers = ("zero", "interp") if config.smoke else ("zero", "locf", "interp", "knn", "mice")
-    rows = benchmark.peers(task, fillers=fillers)
+    rows = protocol.peers(task, fillers=fillers)
     found, trained = {}, {}
     for name, dropout in (("without ObsDropout", 0.0), ("with ObsDropout", 0.3)):
         keys = jax.random.split(jax.random.key(config.seed))
-        trained[name] = benchmark.train(task, recipe(config, dropout), keys[0])
+        trained[name] = protocol.train(task, recipe(config, dropout), keys[0])
         size = 10 if config.smoke else 200
-        rows[name], found[name] = benchmark.evaluate(
+        rows[name], found[name] = protocol.evaluate(
             task, trained[name], keys[1], num_particles=size
         )
     return task, rows, found, trained
 
 
-def report(config: argparse.Namespace, task: benchmark.Problem, rows: dict) -> str:
+def report(config: argparse.Namespace, task: protocol.Problem, rows: dict) -> str:
     share = task.hidden.mean()
     lines = [
         f"{config.data}, {config.mechanism} {config.rate:.0%} (of all test cells {share:.0%} hidden), seed {config.seed}; "
@@ -88,7 +88,7 @@ def report(config: argparse.Namespace, task: benchmark.Problem, rows: dict) -> s
     return "\n".join(lines)
 
 
-def draw(task: benchmark.Problem, found: dict, trained: dict, out: Path) -> None:
+def draw(task: protocol.Problem, found: dict, trained: dict, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     plot_series(plt, task, found["with ObsDropout"]).savefig(out / "series.png", dpi=130)
@@ -124,7 +124,7 @@ def draw(task: benchmark.Problem, found: dict, trained: dict, out: Path) -> None
     figure.savefig(out / "training.png", dpi=130)
 
 
-def plot_series(plt, task: benchmark.Problem, found: imputation.Imputation):
+def plot_series(plt, task: protocol.Problem, found: imputation.Imputation):
     """Four channels of three test series: observed cells, true hidden ones, mean and bands of the imputation."""
     series = [0, len(task.truth) // 2, len(task.truth) - 1]
     channels = np.unique(np.linspace(0, task.truth.shape[-1] - 1, 4).astype(int))

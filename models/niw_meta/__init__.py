@@ -16,7 +16,6 @@ from ._episodes import Episodes as Episodes, Points as Points, pad_points as pad
 from ._evaluate import (
     Prediction as Prediction,
     adapt as adapt,
-    classification_ece as classification_ece,
     fitted_temperature as fitted_temperature,
     predict as predict,
     regression_ece as regression_ece,

@@ -1,13 +1,15 @@
-"""Data sets, problems, peers, training of one member, and export."""
+"""The protocol of imputation: data sets, problems, peers, scores, training of one member, and export."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _examples import load_example
 
 from lapilli.models import imputation
-from lapilli.models.imputation import benchmark
-from lapilli.models.imputation._gru_d import GRUD
-from lapilli.models.imputation._peers import FILLERS
+
+protocol = load_example("imputation/protocol")
+FILLERS, GRUD = protocol.FILLERS, protocol.GRUD
+scores = protocol.problem.__globals__["scores"]
 
 SIZES = {
     "JapaneseVowels": ((270, 370), 29, 12, 9),
@@ -20,11 +22,11 @@ SIZES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_data_sets_have_their_sizes(name):
     sizes, num_steps, num_channels, num_classes = SIZES[name]
-    for data, size in zip(imputation.load(name), sizes, strict=True):
+    for data, size in zip(protocol.load(name), sizes, strict=True):
         assert data.values.shape == (size, num_steps, num_channels)
         assert set(np.unique(data.labels)) == set(range(num_classes))
         assert (data.observed == data.valid[..., None]).all()
-    lengths = imputation.load(name)[0].valid.sum(1)
+    lengths = protocol.load(name)[0].valid.sum(1)
     assert (lengths.min(), lengths.max()) == (
         (7, 26) if name == "JapaneseVowels" else (num_steps,) * 2
     )
@@ -32,18 +34,18 @@ def test_data_sets_have_their_sizes(name):
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="no data set 'Vowels'; choose from"):
-        imputation.load("Vowels")
+        protocol.load("Vowels")
     with pytest.raises(ValueError, match="no mechanism 'odd'"):
-        benchmark.problem("ItalyPowerDemand", "odd", 0.5, 0)
+        protocol.problem("ItalyPowerDemand", "odd", 0.5, 0)
 
 
 @pytest.fixture(scope="module")
 def task():
-    return benchmark.problem("ItalyPowerDemand", "mnar", 0.5, 0)
+    return protocol.problem("ItalyPowerDemand", "mnar", 0.5, 0)
 
 
 def test_hidden_truth_reaches_no_learner(task):
-    train, test = imputation.load("ItalyPowerDemand")
+    train, test = protocol.load("ItalyPowerDemand")
     for data in (task.train, task.valid, task.test):
         assert not np.asarray(data.values)[~np.asarray(data.observed)].any()
     seen = np.concatenate(
@@ -58,7 +60,7 @@ def test_hidden_truth_reaches_no_learner(task):
 
 
 def test_problems_depend_on_the_seed_alone(task):
-    again, other = (benchmark.problem("ItalyPowerDemand", "mnar", 0.5, seed) for seed in (0, 1))
+    again, other = (protocol.problem("ItalyPowerDemand", "mnar", 0.5, seed) for seed in (0, 1))
     np.testing.assert_array_equal(task.hidden, again.hidden)
     np.testing.assert_array_equal(task.valid.labels, again.valid.labels)
     assert (task.hidden != other.hidden).any()
@@ -91,8 +93,8 @@ def test_methods_that_ran_elsewhere_are_scored_as_peers_are(task):
     labels = np.concatenate([task.valid.labels, task.test.labels])
     answer = {"net.filled": filled, "sure.probs": np.eye(2)[labels].astype(np.float32)}
     seconds = {"net.seconds": np.array(3.0), "sure.seconds": np.array(4.0)}
-    found = benchmark.outside_peers(task, answer | seconds)
-    peer = benchmark.peers(task, fillers=("interp",))["interp"]
+    found = protocol.outside_peers(task, answer | seconds)
+    peer = protocol.peers(task, fillers=("interp",))["interp"]
     assert found["net"] | {"seconds": 0} == pytest.approx(peer | {"seconds": 0})
     assert peer["calibrated_nll"] != peer["nll"] and peer["temperature"] != 1
     assert found["sure"]["accuracy"] == 1 and "mae" not in found["sure"]
@@ -102,8 +104,8 @@ def test_methods_that_ran_elsewhere_are_scored_as_peers_are(task):
 @pytest.mark.slow  # classifiers of nine classes on 300 and 600 features
 def test_linear_peers_reach_the_floors():
     """JapaneseVowels_eq, MAR at one half: interpolation with a linear classifier was measured at 0.941 and 0.38."""
-    task = benchmark.problem("JapaneseVowels_eq", "mar", 0.5, 0)
-    found = benchmark.peers(task, fillers=("zero", "interp"))
+    task = protocol.problem("JapaneseVowels_eq", "mar", 0.5, 0)
+    found = protocol.peers(task, fillers=("zero", "interp"))
     assert found["interp"]["accuracy"] == pytest.approx(0.941, abs=0.025)
     assert found["interp"]["mae"] == pytest.approx(0.38, abs=0.03)
     assert found["zero"]["mae"] > 2 * found["interp"]["mae"] > 0
@@ -135,20 +137,20 @@ def test_gru_d_is_its_formula_and_does_not_read_hidden_cells(key):
 
 @pytest.mark.slow  # compiles a training step
 def test_gru_d_learns(task, key):
-    recipe = benchmark.Recipe({"num_hidden": 16}, num_steps=200, check_every=50)
-    found = benchmark.recurrent_peer(task, recipe, key)
+    recipe = protocol.Recipe({"num_hidden": 16}, num_steps=200, check_every=50)
+    found = protocol.recurrent_peer(task, recipe, key)
     assert found["accuracy"] > 0.6 and found["nll"] < np.log(2)
 
 
 @pytest.mark.slow  # compiles a training step
 def test_a_member_trains_and_is_scored(tmp_path, key):
-    task = benchmark.problem("ItalyPowerDemand", "mnar", 0.5, 0)
+    task = protocol.problem("ItalyPowerDemand", "mnar", 0.5, 0)
     switches = {"num_hidden": 8, "num_latents": 2, "missingness": "self_masking"}
-    recipe = benchmark.Recipe(switches, num_particles=3, num_steps=60, check_every=20)
-    trained = benchmark.train(task, recipe, key)
+    recipe = protocol.Recipe(switches, num_particles=3, num_steps=60, check_every=20)
+    trained = protocol.train(task, recipe, key)
     assert trained.history[-10:].mean() > trained.history[:10].mean() + 5
     assert [step for step, _ in trained.validation] == [20, 40, 60]
-    scores, found = benchmark.evaluate(task, trained, key, num_particles=8)
+    scores, found = protocol.evaluate(task, trained, key, num_particles=8)
     assert set(scores) >= {"accuracy", "nll", "ece", "mae", "crps", "coverage", "ess", "seconds"}
     assert 1 <= scores["ess"] <= 8 and not found.is_collapsed
     path = tmp_path / "imputed.nc"
@@ -161,3 +163,69 @@ def test_a_member_trains_and_is_scored(tmp_path, key):
     hidden = ~np.asarray(task.test.observed)
     gap = (np.asarray(x.mean(("chain", "draw")))[hidden] - found.mean[hidden]).mean()
     assert abs(gap) < 0.02
+
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 4, 200)
+PROBS = np.exp(RNG.normal(size=(200, 4)) + 1.5 * np.eye(4)[LABELS])
+PROBS = np.round(PROBS / PROBS.sum(1, keepdims=True), 2)
+PROBS /= PROBS.sum(1, keepdims=True)
+
+
+def test_scores_of_classes_by_hand():
+    found = scores.classification(PROBS, LABELS)
+    one_hot = np.eye(4)[LABELS]
+
+    def area(score, positive):
+        """Share of pairs in the right order; ties count half."""
+        above = score[positive][:, None] - score[~positive]
+        return ((above > 0) + 0.5 * (above == 0)).mean()
+
+    def precision(score, positive):
+        """Mean over positives of the precision at their score."""
+        return np.mean([positive[score >= s].mean() for s in score[positive]])
+
+    over_classes = lambda of: np.mean([of(PROBS[:, c], LABELS == c) for c in range(4)])
+    expected = {
+        "accuracy": (PROBS.argmax(1) == LABELS).mean(),
+        "macro_auroc": over_classes(area),
+        "macro_auprc": over_classes(precision),
+        "nll": -np.log(np.maximum(PROBS[np.arange(200), LABELS], 1e-12)).mean(),
+        "brier": ((PROBS - one_hot) ** 2).sum(1).mean(),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_two_classes_are_scored_from_both_sides():
+    probs, labels = RNG.dirichlet(np.ones(2), 200), LABELS % 2
+    found = scores.classification(probs, labels)
+    other = scores.classification(probs[:, ::-1], 1 - labels)
+    assert found == pytest.approx(other)
+
+
+def test_classes_without_series_are_refused():
+    with pytest.raises(ValueError, match=r"no series has the classes \[1, 3\] of 4"):
+        scores.classification(PROBS[:2], np.array([0, 2]))
+    # Scores without curves are defined.
+    assert scores.calibration(np.eye(4)[[0, 2]], np.array([0, 2]))["brier"] == 0
+
+
+def test_temperature_undoes_what_was_done_to_calibrated_probabilities():
+    rng = np.random.default_rng(0)
+    true = rng.dirichlet(np.ones(3), 20_000)
+    labels = (rng.random(20_000)[:, None] > true.cumsum(-1)).sum(-1)
+    blurred = scores.tempered(true, 2.5)
+    np.testing.assert_allclose(blurred.sum(-1), 1.0)
+    # The curvature of the loss in log T is about 0.7: a standard error of 0.01.
+    assert scores.temperature(blurred, labels) == pytest.approx(1 / 2.5, rel=0.05)
+    np.testing.assert_allclose(scores.tempered(blurred, 1 / 2.5), true, rtol=1e-6, atol=1e-9)
+    few = scores.temperature(np.tile([0.9, 0.1], (10, 1)), np.zeros(10, int))
+    assert 0.4 < few < 0.95  # ten right of ten do not make certainty
+
+
+def test_ranking_of_constants_is_chance():
+    assert (
+        scores.classification(np.full((6, 2), 0.5), np.array([0, 1, 0, 1, 1, 1]))["macro_auroc"]
+        == 0.5
+    )

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
 
-from ... import ppl
-from ._series import Series
+from lapilli import ppl
+from lapilli.models.imputation import Series
 
 
 class GRUD(eqx.Module):

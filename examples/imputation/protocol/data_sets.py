@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._series import Series, series
+from lapilli.models.imputation import Series, series
 
 NAMES = ("JapaneseVowels", "JapaneseVowels_eq", "ItalyPowerDemand", "BasicMotions")
 
@@ -25,10 +25,10 @@ def load(name: str) -> tuple[Series, Series]:
         ImportError: aeon is not installed.
     """
     if name not in NAMES:
-        raise ValueError(f"imputation.load: no data set {name!r}; choose from {list(NAMES)}.")
+        raise ValueError(f"load: no data set {name!r}; choose from {list(NAMES)}.")
     spec = importlib.util.find_spec("aeon")
     if spec is None or spec.origin is None:
-        raise ImportError("imputation.load reads data from aeon: pip install 'lapilli[data]'.")
+        raise ImportError("load reads data from aeon: pip install 'lapilli[data]'.")
     folder = Path(spec.origin).parent / "datasets" / "data" / name.removesuffix("_eq")
     parts = [_read(folder / f"{name}_{part}.ts") for part in ("TRAIN", "TEST")]
     classes = sorted({label for _, labels in parts for label in labels})

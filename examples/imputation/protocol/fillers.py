@@ -1,7 +1,4 @@
-"""Light peers: ways to fill missing cells, and classifiers of filled series. scikit-learn and aeon load on use.
-
-A filler maps (train, other) `Series` to filled values of both; a classifier maps filled problems to class probabilities.
-"""
+"""Light peers: ways to fill missing cells, maps from (train, other) `Series` to filled values of both."""
 
 from __future__ import annotations
 
@@ -10,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+from sklearn.impute import IterativeImputer, KNNImputer
 
-from ._series import Series
+from lapilli.models.imputation import Series
 
 Filler = Callable[[Series, Series], tuple[np.ndarray, np.ndarray]]
 
@@ -42,16 +41,11 @@ def by_interpolation(train: Series, other: Series) -> tuple[np.ndarray, np.ndarr
 
 def by_neighbours(train: Series, other: Series) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the five nearest training series (scikit-learn's KNNImputer on flattened series)."""
-    from sklearn.impute import KNNImputer
-
     return _flat(train, other, KNNImputer(n_neighbors=5, keep_empty_features=True))
 
 
 def by_chained_equations(train: Series, other: Series) -> tuple[np.ndarray, np.ndarray]:
     """MICE with Bayesian ridge regression on the ten most correlated cells, five rounds (scikit-learn's IterativeImputer)."""
-    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
-    from sklearn.impute import IterativeImputer
-
     imputer = IterativeImputer(
         max_iter=5, n_nearest_features=10, keep_empty_features=True, random_state=0
     )
@@ -65,43 +59,6 @@ FILLERS: dict[str, Filler] = {
     "knn": by_neighbours,
     "mice": by_chained_equations,
 }
-
-
-def linear_probs(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Class probabilities of a multinomial logistic regression with C = 0.1 on flattened features."""
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=0.1, max_iter=2000)
-    return model.fit(_rows(train), labels).predict_proba(_rows(test))
-
-
-def forest_probs(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Class probabilities of a random forest of 100 trees on flattened features."""
-    from sklearn.ensemble import RandomForestClassifier
-
-    model = RandomForestClassifier(100, random_state=0)
-    return model.fit(_rows(train), labels).predict_proba(_rows(test))
-
-
-def minirocket_probs(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Class probabilities of a logistic regression, C = 0.1, on standardised MiniRocket features (aeon; numba compiles first).
-
-    Reference: Dempster, Schmidt and Webb 2021, arXiv:2012.08791.
-    """
-    from sklearn.preprocessing import StandardScaler
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of aeon's imports
-        from aeon.transformations.collection.convolution_based import MiniRocket
-
-        rocket = MiniRocket(random_state=0)
-        features = [
-            rocket.fit_transform(train.transpose(0, 2, 1)),
-            rocket.transform(test.transpose(0, 2, 1)),
-        ]
-    scaler = StandardScaler().fit(features[0])
-    scaled: list[Any] = [scaler.transform(x) for x in features]
-    return linear_probs(scaled[0], labels, scaled[1])
 
 
 def _each(train: Series, other: Series, fill: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +92,3 @@ def _flat(train: Series, other: Series, imputer: Any) -> tuple[np.ndarray, np.nd
         for x, d in zip(shaped, (train, other), strict=True)
     ]
     return shaped[0], shaped[1]
-
-
-def _rows(x: np.ndarray) -> np.ndarray:
-    return x.reshape(len(x), -1)
