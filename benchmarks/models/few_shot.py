@@ -40,6 +40,8 @@ from lapilli import inference
 from lapilli.models import niw_meta
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "few_shot"))
+import _baselines as baselines
 from _common import interleaved, paired
 
 WAYS = 5
@@ -229,8 +231,8 @@ def functions(case: Case, episodes: Any, num_steps: int, rank: int) -> dict[str,
     def of(objective: inference.Objective) -> Any:
         return compiled(objective.value_and_grad, objective.init(key, episodes))
 
-    maml = niw_meta.likelihood(
-        niw_meta.maml(case.network, case.head, optimizer=SGD, num_steps=num_steps, order=1)
+    maml = baselines.likelihood(
+        baselines.maml(case.network, case.head, optimizer=SGD, num_steps=num_steps, order=1)
     )
     params = maml.init(key, episodes)
     loss = maml_by_hand(case, num_steps)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _baselines as baselines
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -114,18 +115,18 @@ def methods(config: Config, task: Task) -> dict[str, Method]:
     bayes = niw_meta.programs(network, head)
     bound = inference.elbo(*bayes, kl="analytic").with_plate_sizes({"episodes": math.inf})
     inner = optax.sgd(task.inner_rate)
-    maml = niw_meta.maml(network, head, optimizer=inner, num_steps=5)
+    maml = baselines.maml(network, head, optimizer=inner, num_steps=5)
     # Reptile does not differentiate through its steps, and needs more and smaller ones: at 5 of the full rate it diverges.
     small = optax.sgd(task.inner_rate / 4)
-    reptile = niw_meta.reptile(network, head, optimizer=small, num_steps=40)
+    reptile = baselines.reptile(network, head, optimizer=small, num_steps=40)
     widths = (task.num_inputs + size, config.width), (task.num_inputs + config.width, 2 * size)
     coders = lambda seed: [mlp(*pair, 2 * seed + i) for i, pair in enumerate(widths)]
     free = niw_meta.GaussianWithScale(task.noise / 3, task.num_outputs)
-    cnp = niw_meta.cnp(*coders(0), free)
+    cnp = baselines.cnp(*coders(0), free)
     own_coders = lambda seed: dict(
         zip(("encoder", "decoder"), map(arrays, coders(seed)), strict=True)
     )
-    likelihood = niw_meta.likelihood
+    likelihood = baselines.likelihood
     return {
         "NIW-Meta": Method(bound, *bayes, head, own),
         "MAML": Method(likelihood(maml), maml, None, head, own),
@@ -257,8 +258,8 @@ def costs(config: Config, task: Task, episodes: Any, num_inner: tuple[int, ...])
             "NIW-Meta": inference.elbo(*bayes, kl="analytic").with_plate_sizes(infinite),
         }
         for order in (1, 2):
-            maml = niw_meta.maml(network, head, optimizer=sgd, num_steps=n, order=order)
-            found[f"MAML, order {order}"] = niw_meta.likelihood(maml)
+            maml = baselines.maml(network, head, optimizer=sgd, num_steps=n, order=order)
+            found[f"MAML, order {order}"] = baselines.likelihood(maml)
         return found
 
     print(f"one gradient of {config.batch_size} episodes:")

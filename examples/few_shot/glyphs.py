@@ -48,6 +48,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _baselines as baselines
 import equinox as eqx
 import jax
 import numpy as np
@@ -200,12 +201,12 @@ def make_objective(name, config, setting):
         )
         return inference.elbo(*programs, kl="analytic").with_plate_sizes({"episodes": math.inf})
     if name == "ProtoNet":
-        return niw_meta.likelihood(niw_meta.protonet(eqx.nn.Sequential([first, last]), head))
+        return baselines.likelihood(baselines.protonet(eqx.nn.Sequential([first, last]), head))
     scores = eqx.nn.Linear(out, config.num_ways, key=keys[2])
     network = eqx.nn.Sequential([first, last, eqx.nn.Lambda(jax.nn.relu), scores])
     sgd = optax.sgd(setting.inner_rate)
-    return niw_meta.likelihood(
-        niw_meta.maml(network, niw_meta.Softmax(), optimizer=sgd, num_steps=5, order=1)
+    return baselines.likelihood(
+        baselines.maml(network, niw_meta.Softmax(), optimizer=sgd, num_steps=5, order=1)
     )
 
 

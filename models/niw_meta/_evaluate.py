@@ -57,7 +57,7 @@ def adapt(guide: ppl.Program, key: Array, episodes: Episodes, num_draws: int) ->
 
 
 def predict(model: ppl.Program, draws: dict[str, Array], episodes: Episodes) -> Prediction:
-    """Predictions at the queries under draws of `adapt`; {} for a program without latent sites (`maml`, `protonet`).
+    """Predictions at the queries under draws of `adapt`; {} for a program without latent sites.
 
     Args:
         model: model with fitted parameters (`Fit.model`).

@@ -1,7 +1,7 @@
 """Peers without latent sites: MAML, Reptile, prototypical networks, conditional neural processes.
 
 All are trained by `likelihood(program)`; what predicts has the site "query" and the deterministic site "query_scores" of
-`programs`.
+`niw_meta.programs`, and goes to `niw_meta.predict`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ... import inference, ppl
-from ._episodes import Episodes, Points
-from ._heads import Head
-from ._programs import observe
-from ._weights import Weights
+from lapilli import inference, ppl
+from lapilli.models.niw_meta import Episodes, Head, Points, Weights, observe
 
 Array = jax.Array
 
