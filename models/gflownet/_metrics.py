@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 
 def total_variation(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> float:
@@ -44,7 +44,7 @@ def rank_correlation(
                 f"rank_correlation: {name} is {values[:1]} for all {len(values)} objects, which then have no order. Give objects "
                 "that differ."
             )
-    return float(np.corrcoef([rankdata(values) for values in pair.values()])[0, 1])
+    return float(spearmanr(*pair.values()).statistic)
 
 
 class Best(NamedTuple):
