@@ -1,7 +1,7 @@
 """Particle runs over a mesh against the same runs on one device; a script, since the devices must be there from the start.
 
-    python tests/_on_mesh.py quick | thorough            with XLA_FLAGS=--xla_force_host_platform_device_count=8
-    python tests/_on_mesh.py processes PORT RANK         one of two processes of four devices each
+    python tests/_helpers/_on_mesh.py quick | thorough            with XLA_FLAGS=--xla_force_host_platform_device_count=8
+    python tests/_helpers/_on_mesh.py processes PORT RANK         one of two processes of four devices each
 
 `start` runs it with the right environment. It prints one line for each check that holds.
 """
