@@ -8,15 +8,17 @@ STAMP := $(VENV)/.lapilli-setup
 PYTHON_RANGE := >=3.12,<3.15
 WORKERS ?= 2
 PYTEST ?=
+SINCE ?= HEAD~1
 MATRIX ?=
 # What a new version is most likely to break: the wall, the mends, the table of primitives, and a few whole programs.
 MATRIX_TESTS ?= -m "not slow" @.ci/matrix-tests.txt
 
-.PHONY: help setup demo test test-slow test-matrix matrix-cells lint format bench lock clean
+.PHONY: help setup demo quick test test-slow test-matrix matrix-cells lint format bench lock clean
 
 help:
 	@echo "make setup      build .venv with the locked dependencies and an editable install"
 	@echo "make demo       run examples/demo.py"
+	@echo "make quick      the fast tests of what has changed since a commit   (SINCE=HEAD~1)"
 	@echo "make test       tests and doctests, without the slow ones   (WORKERS=2 PYTEST='-k name')"
 	@echo "make test-slow  the slow tests only"
 	@echo "make test-matrix  a few tests with each Python, jax, oldest and newest dependencies"
@@ -71,9 +73,13 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 # Compilation is most of the suite's time; the slow tests run what XLA makes at its usual level.
+FAST := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/pytest
+
+quick: setup
+	$(FAST) -n $(WORKERS) --dist worksteal -m "not slow" --budget 240 $$($(BIN)/python .ci/quick.py $(SINCE)) $(PYTEST)
+
 test: setup
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST)
+	$(FAST) -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST)
 
 test-slow: setup
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow --durations 10 $(PYTEST)

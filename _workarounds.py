@@ -52,7 +52,8 @@ def workarounds() -> Workarounds:
         xla-cpu-sums bernoulli-logits binomial-logits clamped-probabilities mixture-weights numpyro-lazy-modules
     """
     from . import _compiler
-    from .ppl import _compat, _mends
+    from .ppl import _compat
+    from .ppl.distributions import _mends
 
     joined = _lazy_modules(_compat.torn_modules)
     return Workarounds((_compiler.record(), *_mends.records(), joined))

@@ -17,7 +17,8 @@ Guide, along the same steps, with a recurrent state h_t and read(x, where) the p
 
 What a step needs to know of `more` is that it was 1 so far, so the state does not read it: networks run once for all counts. Nor
 is the canvas drawn anew for each of them: it is filled patch by patch, the likelihood of x is computed after each, and the count
-chooses one (`ppl.Chosen`). That is what makes exact sums over the count cheap, and replays of it: they look likelihoods up.
+chooses one (`ppl.distributions.Chosen`). That is what makes exact sums over the count cheap, and replays of it: they look
+likelihoods up.
 
 `read` and `write` interpolate linearly (spatial transformers, Jaderberg et al. 2015, arXiv:1506.02025): two small matrices per
 window, one for rows and one for columns, continuous in `where`.
@@ -242,7 +243,9 @@ def programs(
                 what = _object(f"what_{t}", jnp.zeros(num_what), jnp.ones(num_what), present)
                 patch = jax.nn.sigmoid(jax.vmap(decoder)(what))
                 canvases.append(canvases[-1] + frame.write(patch, where))
-            law = ppl.Chosen(dist.Normal(jnp.stack(canvases), noise).to_event(1), count)
+            law = ppl.distributions.Chosen(
+                dist.Normal(jnp.stack(canvases), noise).to_event(1), count
+            )
             ppl.deterministic("count", count)
             ppl.deterministic("canvas", law.mean)
             ppl.sample("x", law, obs=x)

@@ -129,7 +129,7 @@ def programs(
     loc_0 = spread * jax.random.normal(keys[3], (num_classes, num_latents))
     scale_0 = jnp.ones((num_classes, num_latents))
     is_one_hot = class_site == "one_hot"
-    law = ppl.OneHotCategorical if is_one_hot else dist.CategoricalLogits
+    law = ppl.distributions.OneHotCategorical if is_one_hot else dist.CategoricalLogits
 
     def one_hot(k: Array) -> Array:
         return k if is_one_hot else jax.nn.one_hot(k, num_classes)

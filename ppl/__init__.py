@@ -1,80 +1,153 @@
-"""The language: programs, statements, traces, strategies, expectations."""
+"""The language: programs, and expectations over what they draw.
+
+Programs
+    model, Program, as_program; ChoiceMismatch
+    sample, plate, subsample, param, module, factor, deterministic, rng_key: statements
+    scan, cond, particles: control flow
+    condition, intervene, block, mask, reweight, rescale_plates: programs made of programs
+    draw, score, guide_of: programs within objectives
+    Trace, SiteInfo: what a run leaves
+    Params, constrain, unconstrain: parameters live outside of programs
+
+Expectations and their gradients
+    expectation, Expectation; Plan; JumpSearch
+    Reparam, Implicit, RejectionReparam, Reinforce, Enum, MVD, DisARM, ARM, Rebar, Relax, Importance, Boundary, GumbelSoftmax,
+    StraightThrough, StrategyError: gradient strategies, per site
+
+Programs with densities that are sums or estimates
+    marginal, normalize, eliminate
+
+More in the wings: `ppl.strategies` (the protocol of a strategy, baselines), `ppl.distributions` (laws that NumPyro lacks),
+`ppl.densities` (the classes behind `marginal`, `normalize` and `eliminate`), `ppl.language` (guides written inside of models,
+site weights). The others are the engine; each says at its head what it is:
+
+    distributions < jaxprs < evaluation < traces < language < strategies < enumeration < analysis < checks < estimation
+    < densities
+
+A gradient takes this way: `language` runs the function under the engine of `strategies`, which leaves markers in the jaxpr;
+`analysis` finds, with `jaxprs`, what depends on what, and with `enumeration` which states are evaluated together; `checks` tries
+what cannot be proved; `estimation` builds the surrogate from values that `evaluation` computes.
+
+Words: *site*, a statement that draws, at an *address* (its name, with the control flow around it); *element*, one of a site's
+independent parts (a row, a step); *event*, one draw of a law; *plate*, rows that are independent; *row*, an element along a
+plate; *state*, a value of an enumerated element, *lane*, a batch axis in which such states, replicates or replays are evaluated
+side by side; *replicate*, an independent run that is averaged; *particle*, one of the draws within an estimate; *term*, a part of
+a sum that makes the objective; *cost*, what is downstream of a site; *strategy*, how a derivative passes through a site;
+*surrogate*, a number whose gradient is the estimate; *choices*, values of latent sites by name.
+"""
 
 from . import (
     _compat as _compat,  # first: it mends a lazily loaded numpyro
-    _mends as _mends,  # and derivatives of its
+    densities as densities,
+    distributions as distributions,
+    language as language,
+    strategies as strategies,
 )
-from ._boundary import Boundary as Boundary
-from ._chosen import Chosen as Chosen
-from ._disarm import ARM as ARM, DisARM as DisARM
-from ._eliminate import Eliminated as Eliminated, eliminate as eliminate
-from ._engine import Engine as Engine, Unsuitable as Unsuitable
-from ._expectation import Expectation as Expectation, expectation as expectation
-from ._handlers import (
-    block as block,
-    condition as condition,
-    intervene as intervene,
-    mask as mask,
-    rescale_plates as rescale_plates,
-)
-from ._importance import Importance as Importance
-from ._inline_guide import InlineGuide as InlineGuide, JointRun as JointRun, guide_of as guide_of
-from ._inputs import concrete_tree as concrete_tree
-from ._jump_search import CheckJumps as CheckJumps, JumpSearch as JumpSearch
-from ._marginal import Marginal as Marginal, marginal as marginal
-from ._mvd import MVD as MVD
-from ._normal_inverse_gamma import (
-    ExpectedNormal as ExpectedNormal,
-    NormalInverseGamma as NormalInverseGamma,
-)
-from ._normal_inverse_wishart import NormalInverseWishart as NormalInverseWishart
-from ._normalize import Normalized as Normalized, normalize as normalize
-from ._one_hot import OneHotCategorical as OneHotCategorical
-from ._params import Params as Params, constrain as constrain, unconstrain as unconstrain
-from ._plan import Plan as Plan
-from ._probe import init_params as init_params, plate_sizes as plate_sizes, run_once as run_once
-from ._program import (
+from .analysis import Plan as Plan
+from .checks import JumpSearch as JumpSearch
+from .densities import eliminate as eliminate, marginal as marginal, normalize as normalize
+from .estimation import Expectation as Expectation, expectation as expectation
+from .language import (
     ChoiceMismatch as ChoiceMismatch,
     Program as Program,
     as_program as as_program,
-    draw as draw,
-    model as model,
-)
-from ._regions import cond as cond, particles as particles, scan as scan
-from ._reinforce import (
-    Baseline as Baseline,
-    Combined as Combined,
-    LeaveOneOut as LeaveOneOut,
-    MovingAverage as MovingAverage,
-    Regression as Regression,
-    Reinforce as Reinforce,
-)
-from ._rejection import RejectionReparam as RejectionReparam
-from ._relax import Rebar as Rebar, Relax as Relax
-from ._reweight import SiteWeights as SiteWeights, reweight as reweight
-from ._running import plates_met as plates_met, strategies_met as strategies_met
-from ._score import check_proposed_cells as check_proposed_cells, score as score
-from ._sites import SiteInfo as SiteInfo
-from ._statements import (
+    block as block,
+    condition as condition,
     deterministic as deterministic,
+    draw as draw,
     factor as factor,
+    guide_of as guide_of,
+    intervene as intervene,
+    mask as mask,
+    model as model,
     module as module,
     param as param,
     plate as plate,
+    rescale_plates as rescale_plates,
+    reweight as reweight,
     rng_key as rng_key,
     sample as sample,
+    score as score,
     subsample as subsample,
 )
-from ._stochastic import StochasticProgram as StochasticProgram
-from ._strategy import (
-    Downstream as Downstream,
-    Draw as Draw,
+from .strategies import (
+    ARM as ARM,
+    MVD as MVD,
+    Boundary as Boundary,
+    DisARM as DisARM,
     Enum as Enum,
     GumbelSoftmax as GumbelSoftmax,
     Implicit as Implicit,
+    Importance as Importance,
+    Rebar as Rebar,
+    Reinforce as Reinforce,
+    RejectionReparam as RejectionReparam,
+    Relax as Relax,
     Reparam as Reparam,
     StraightThrough as StraightThrough,
-    Strategy as Strategy,
-    element as element,
+    StrategyError as StrategyError,
 )
-from ._trace import Trace as Trace
+from .traces import (
+    Params as Params,
+    SiteInfo as SiteInfo,
+    Trace as Trace,
+    cond as cond,
+    constrain as constrain,
+    particles as particles,
+    scan as scan,
+    unconstrain as unconstrain,
+)
+
+__all__ = [
+    "model",
+    "Program",
+    "as_program",
+    "ChoiceMismatch",
+    "sample",
+    "plate",
+    "subsample",
+    "param",
+    "module",
+    "factor",
+    "deterministic",
+    "rng_key",
+    "scan",
+    "cond",
+    "particles",
+    "condition",
+    "intervene",
+    "block",
+    "mask",
+    "reweight",
+    "rescale_plates",
+    "draw",
+    "score",
+    "guide_of",
+    "Trace",
+    "SiteInfo",
+    "Params",
+    "constrain",
+    "unconstrain",
+    "expectation",
+    "Expectation",
+    "Plan",
+    "JumpSearch",
+    "Reparam",
+    "Implicit",
+    "RejectionReparam",
+    "Reinforce",
+    "Enum",
+    "MVD",
+    "DisARM",
+    "ARM",
+    "Rebar",
+    "Relax",
+    "Importance",
+    "Boundary",
+    "GumbelSoftmax",
+    "StraightThrough",
+    "marginal",
+    "normalize",
+    "eliminate",
+    "StrategyError",
+]

@@ -19,7 +19,7 @@ import numpy as np
 import numpyro
 
 if TYPE_CHECKING:
-    from ._recorder import Recorder
+    from .traces import Recorder
 
 _KINDS = (
     ValueError,

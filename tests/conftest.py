@@ -8,6 +8,7 @@ from zlib import crc32
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+pytest_plugins = ["_durations"]
 
 
 def _configure() -> None:

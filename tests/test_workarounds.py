@@ -15,7 +15,7 @@ from numpyro.distributions import discrete, mixtures
 
 import lapilli
 from lapilli import _compiler, _workarounds
-from lapilli.ppl import _mends
+from lapilli.ppl.distributions import _mends
 
 EXACT_LOSS = lambda x, y: jax.nn.softplus(x) - x * y
 KINKED = lambda x, y: jnp.clip(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))) - x * y
@@ -73,7 +73,7 @@ def test_importing_leaves_the_formulas_alone(tmp_path):
     code = (
         "from numpyro.distributions import discrete as d; theirs = d.binary_cross_entropy_with_logits\n"
         "from lapilli import ppl; assert d.binary_cross_entropy_with_logits.__wrapped__ is theirs\n"
-        "assert all(m.found is None for m in ppl._mends.MENDS)"
+        "assert all(m.found is None for m in ppl.distributions._mends.MENDS)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 

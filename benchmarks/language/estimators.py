@@ -152,7 +152,7 @@ def rows_of(case: Case, bound: str) -> list[Row]:
         rows = []
         for name, strategies in case.strategies.items():
             for draws in LEAVE_ONE_OUT if name == "reinforce_loo" else (1,):
-                objective = inference.elbo(*programs, strategies=strategies, num_particles=draws)
+                objective = inference.elbo(*programs, strategies=strategies, num_replicates=draws)
                 title = name if draws == 1 else f"{name}, {draws} draws"
                 peer = "TraceEnum_ELBO" if name == "enum" else "TraceGraph_ELBO"
                 rows.append(ours(title, peer, objective))

@@ -93,7 +93,7 @@ def run(name: str, config: Config, key) -> Row:
     rate = optax.cosine_decay_schedule(2e-3, config.num_steps)
     rates = {"control": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))}
     if balance is None:
-        objective = inference.elbo(sampler.target, sampler.forward, num_particles=config.num_paths)
+        objective = inference.elbo(sampler.target, sampler.forward, num_replicates=config.num_paths)
     else:
         objective = balance(sampler, config.num_paths)
     rates |= {"log_z": optax.adam(0.1)} if flow == "total" else {"flow": optax.adam(rate)}

@@ -25,7 +25,7 @@ noise grows with the number of pixels: on canvases of 28 x 28 the same runs with
 Under the importance-weighted bound of two draws (`--full`, seed 0) 0.93, 0.92, 0.91 and 0.74, in this order, and 0.48 under
 wake-sleep of five draws. In the paper, as here, counts are learned sooner under two draws; there they end as good, here worse.
 A step under enum takes as long as one under mvd, not 3.5 to 4 times: the model computes the likelihood of each count once, and
-both look it up (`ppl.Chosen`).
+both look it up (`ppl.distributions.Chosen`).
 Run time: 6 minutes of one CPU core, 11 with `--full`.
 
     python examples/variational/air.py [--smoke] [--full] [--wait 0.4] [--seed 0] [--out air_output]

@@ -77,7 +77,7 @@ RING = {"log_scale": jnp.zeros(2)}
 XY = ["x", "y"]
 CASES = {
     "ELBO": Case(
-        lambda n: inference.elbo(cone, point_guide, num_particles=n), _aside(0.0), -8.0745, -8.08
+        lambda n: inference.elbo(cone, point_guide, num_replicates=n), _aside(0.0), -8.0745, -8.08
     ),
     "IWELBO 5": Case(
         lambda n: inference.iwelbo(cone, point_guide, num_particles=5, num_replicates=n),
@@ -86,10 +86,10 @@ CASES = {
         -7.79,
     ),
     "HVI": Case(
-        lambda n: inference.hvi(cone, ring_guide, keep=XY, num_particles=n), RING, -9.7481, -9.75
+        lambda n: inference.hvi(cone, ring_guide, keep=XY, num_replicates=n), RING, -9.7481, -9.75
     ),
     "IWHVI 5": Case(
-        lambda n: inference.iwhvi(cone, ring_guide, keep=XY, num_aux_particles=5, num_particles=n),
+        lambda n: inference.iwhvi(cone, ring_guide, keep=XY, num_aux_particles=5, num_replicates=n),
         RING,
         -8.1784,
         -8.18,

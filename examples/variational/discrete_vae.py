@@ -183,7 +183,7 @@ def compare(
         *programs,
         num_particles=2,
         per="images",
-        strategies={"b": ppl.Reinforce(ppl.LeaveOneOut(8))},
+        strategies={"b": ppl.Reinforce(ppl.strategies.LeaveOneOut(8))},
     )
     measured = {"mvd": (elbo, None)}
     measured |= {"no baseline": (inference.elbo(*programs, strategies={"b": "reinforce"}), None)}

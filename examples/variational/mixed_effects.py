@@ -49,7 +49,7 @@ def load():
 
 
 def niw(loc, mean_precision, scale_tril, df):
-    return ppl.NormalInverseWishart(loc, mean_precision, scale_tril, df)
+    return ppl.distributions.NormalInverseWishart(loc, mean_precision, scale_tril, df)
 
 
 @ppl.model
@@ -57,7 +57,7 @@ def model(x, y):
     phi = ppl.sample("phi", niw(CENTRE, 0.1, np.diag(np.sqrt(2) * SPREAD), 6.0))
     noise = ppl.sample("noise", dist.LogNormal(-1.0, 1.0))
     with ppl.plate("firms", x.shape[0], dim=-2):
-        theta = ppl.sample("theta", ppl.NormalInverseWishart.conditional(phi))
+        theta = ppl.sample("theta", ppl.distributions.NormalInverseWishart.conditional(phi))
         with ppl.plate("years", x.shape[1], dim=-1):
             ppl.sample("investment", dist.Normal((x * theta).sum(-1), noise), obs=y)
     ppl.deterministic("population", phi[:, 0])
@@ -91,7 +91,7 @@ def guides():
 
 
 def fit_guide(guide, data, num_steps):
-    bound = inference.elbo(model, guide, kl="analytic", num_particles=4)
+    bound = inference.elbo(model, guide, kl="analytic", num_replicates=4)
     rate = optax.cosine_decay_schedule(0.03, num_steps)
     return inference.fit(
         bound, optax.adam(rate), data, num_steps=num_steps, key=jax.random.key(0), progress=False

@@ -53,7 +53,9 @@ STYLE = {
 }
 
 
-def make_programs(num_components: int, num_features: int) -> tuple[ppl.Eliminated, ppl.Program]:
+def make_programs(
+    num_components: int, num_features: int
+) -> tuple[ppl.densities.Eliminated, ppl.Program]:
     """The mixture with components summed out, and a mean-field guide over its global sites."""
     shape = (num_components, num_features)
 
@@ -149,7 +151,7 @@ def predictive(fit: inference.Fit, x: np.ndarray, key: Any, num_draws: int = 200
     return logsumexp(np.asarray(draws, float), axis=0) - np.log(num_draws)
 
 
-def row_log_density(marginal: ppl.Eliminated, choices: dict, x: np.ndarray) -> Any:
+def row_log_density(marginal: ppl.densities.Eliminated, choices: dict, x: np.ndarray) -> Any:
     """Log p(x_n | global sites), components summed out, [rows]."""
     trace = marginal.trace(choices, x)
     [rows] = [trace.log_probs[n] for n in trace.log_probs if n not in choices]

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
-from ...ppl._match import check_match, with_penalties
-from ...ppl._stochastic import StochasticProgram, log_mean_exp, refuse_scaled
+from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
+from ...ppl.traces import check_match, with_penalties
 
 Array = jax.Array
 

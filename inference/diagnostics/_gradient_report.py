@@ -14,8 +14,8 @@ import numpy as np
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
-from ...ppl._noise import Salted
 from ...ppl._table import table
+from ...ppl.traces import Salted
 from ..objectives._objective import Objective
 from ._operations import num_operations
 
@@ -142,7 +142,7 @@ def gradient_report(
     expectation = ppl.expectation(
         salted,
         strategies=objective.strategies,
-        num_replicates=objective.num_particles,
+        num_replicates=objective.num_replicates,
         check_jumps=False,  # done by the plan
     )
     # Row 0 changes no site, row i site i - 1 alone.

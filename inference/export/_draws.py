@@ -17,7 +17,8 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import typed_key
-from ...ppl._match import check_match
+from ...ppl.language import check_proposed_cells
+from ...ppl.traces import check_match
 from .._arguments import Arguments
 
 Choices = Mapping[str, Any]
@@ -102,7 +103,7 @@ def draw_guide(
         traces.update(p=p, q=q)
         own = {n: value for n, value in q.deterministic.items() if n not in p.sites}
         penalties = check_match(p, q, ("covers",))
-        penalty = ppl.check_proposed_cells(p, q) + sum(jnp.sum(x) for x in penalties.values())
+        penalty = check_proposed_cells(p, q) + sum(jnp.sum(x) for x in penalties.values())
         return p.choices, log_p + penalty, q.log_density, own
 
     keys = jax.random.split(typed_key(key), num_samples)

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ... import ppl
 from ...ppl._compat import typed_key
-from ...ppl._match import check_match
+from ...ppl.language import check_proposed_cells
+from ...ppl.traces import check_match
 from .._arguments import Arguments
 
 
@@ -155,7 +155,7 @@ class Fit:
             # Sites that the guide leaves to the prior (missing cells) cancel from the weight.
             scored, log_weight = model.generate(model_key, trace.shared_choices, *args)
             penalties = check_match(scored, trace, ("covers",))
-            penalty = ppl.check_proposed_cells(scored, trace) + sum(
+            penalty = check_proposed_cells(scored, trace) + sum(
                 jnp.sum(x) for x in penalties.values()
             )
             return trace.choices, log_weight - trace.log_density + penalty

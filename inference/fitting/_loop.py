@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ...ppl._expectation import known_data
+from ...ppl.estimation import known_data
 from .._arguments import shapes
 from ._data import Source
 from ._optimizer import Optimizer, apply, average_step, trained_leaves

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ...ppl._compat import mask_of
-from ...ppl._strategy import element
+from ...ppl.strategies import element
 from ..objectives._analytic_kl import Laws
 from ..particles._depends import depends
 from ._fisher import ROOTS, TINY, Outputs

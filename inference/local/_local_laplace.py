@@ -26,9 +26,9 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer.autoguide import AutoGuide
 
 from ... import ppl
-from ...ppl._runner import Collector
-from ...ppl._strategy import element
-from ...ppl._trace import trace_of
+from ...ppl.checks import concrete_tree
+from ...ppl.strategies import element
+from ...ppl.traces import Collector, trace_of
 from ..objectives._analytic_kl import Laws
 from ..objectives._detached import refuse_estimated
 from ._inner import SGLD, Inner, InnerProblem, InnerResult, Newton
@@ -85,9 +85,10 @@ def local_laplace(
         gradient: what a bound's gradient sees of the guide. "unrolled": all of it, through the inner program, whose steps are
             then kept in memory. "closed_form": m_i and V_i as functions of m_0 and P, with b_i and A_i as constants.
             "partial": m_i and V_i as constants. The last two keep no inner steps.
-        parent: a latent site of the guide that gives the prior's mean and scale, its law a `ppl.NormalInverseWishart`, or a
-            `ppl.NormalInverseGamma` by coordinate. m_0 and P are then those of the expected natural parameters, and q is of mean
-            field. None: m_0 and P at the values that the guide has drawn, so that q(x_i | phi) is conditional.
+        parent: a latent site of the guide that gives the prior's mean and scale, its law a
+            `ppl.distributions.NormalInverseWishart`, or a `ppl.distributions.NormalInverseGamma` by coordinate. m_0 and P are
+            then those of the expected natural parameters, and q is of mean field. None: m_0 and P at the values that the guide
+            has drawn, so that q(x_i | phi) is conditional.
         parent_at: "expected" natural parameters, as in training; the "mode" of the parent's law, a tighter prior; or the
             "marginal" law of the site, Student t, which has heavy tails where the parent is uncertain: m_i and V_i are then
             those under a normal prior of the most probable width in each row, found by turns (`_student_prior.py`). The
@@ -252,11 +253,13 @@ def _check_parent(parent: str, choices: dict[str, Array], laws: Laws) -> None:
             f"{sorted(choices)}."
         )
     base = element(laws.found[parent][0])[0]
-    if not isinstance(base, ppl.NormalInverseWishart | ppl.NormalInverseGamma):
+    if not isinstance(
+        base, ppl.distributions.NormalInverseWishart | ppl.distributions.NormalInverseGamma
+    ):
         raise ValueError(
             f"Site '{parent}': a parent's law must have the expected natural parameters of a normal law "
-            f"(ppl.NormalInverseWishart, ppl.NormalInverseGamma), but it is {type(base).__name__}. Leave parent out: then m_0 "
-            "and P are those at the parent's draw."
+            f"(ppl.distributions.NormalInverseWishart, ppl.distributions.NormalInverseGamma), but it is "
+            f"{type(base).__name__}. Leave parent out: then m_0 and P are those at the parent's draw."
         )
 
 
@@ -267,7 +270,7 @@ def _check_conjugate(
     """Refuse a site whose mean and scale are not the parent's value: tried at two values, with numbers in place of data."""
     base: Any = element(laws.found[parent][0])[0]
     with jax.ensure_compile_time_eval():
-        args, choices, params = ppl.concrete_tree((args, choices, local.params))
+        args, choices, params = concrete_tree((args, choices, local.params))
         transform = biject_to(base.support)
 
         @jax.jit  # what the two laws do not need is not run
@@ -303,7 +306,7 @@ def _parent_prior(parent: str, at: str, laws: Laws, local: LocalModel) -> Normal
     base: Any = element(laws.found[parent][0])[0]
     if at == "mode":
         mean, spread = base.mode
-        if isinstance(base, ppl.NormalInverseWishart):
+        if isinstance(base, ppl.distributions.NormalInverseWishart):
             law = dist.MultivariateNormal(mean, covariance_matrix=spread)
         else:
             law = dist.Normal(mean, jnp.sqrt(spread))
@@ -317,7 +320,7 @@ def _student_prior(parent: str, laws: Laws, local: LocalModel) -> StudentPrior:
     base: Any = element(laws.found[parent][0])[0]
     on_rows = lambda law: normal_prior(_on_rows(law, local.info), local.site)
     law: Any = base.predictive()
-    if isinstance(base, ppl.NormalInverseWishart):
+    if isinstance(base, ppl.distributions.NormalInverseWishart):
         df = jnp.broadcast_to(law.df, local.info.batch_shape)
         return StudentPrior(
             df, on_rows(dist.MultivariateNormal(law.loc, scale_tril=law.scale_tril))

@@ -21,10 +21,8 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import no_handlers
-from ...ppl._params import ParamCollector
-from ...ppl._runner import Runner
-from ...ppl._sites import is_masked
-from ...ppl._strategy import element
+from ...ppl.strategies import element
+from ...ppl.traces import ParamCollector, Runner, is_masked
 from ..objectives._analytic_kl import Laws
 from ..particles._depends import depends
 from ._jacobian import Observations, Statements, rows

@@ -20,8 +20,9 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import trace_state
-from ...ppl._exact_kl import exact_kl
-from ...ppl._strategy import element
+from ...ppl.distributions import exact_kl
+from ...ppl.language import JointRun
+from ...ppl.strategies import element
 from ._detached import refuse_estimated
 
 Array = jax.Array
@@ -61,7 +62,7 @@ def analytic_elbo(
     """E_q[log p(x, z) - log q(z)], in expectation at the sites that match `patterns`."""
     for program in (model, guide):
         refuse_estimated("elbo(kl='analytic')", program, "so its sites have no law to compare")
-    if isinstance(guide, ppl.InlineGuide) and guide.model is model:
+    if isinstance(guide, ppl.language.InlineGuide) and guide.model is model:
         q, p, kl = guide.joint(*args, kl=patterns)
     else:
         q, p, kl = _of_two(model, guide, patterns, args)
@@ -76,7 +77,7 @@ def analytic_elbo(
 
 def _of_two(
     model: ppl.Program, guide: ppl.Program, patterns: Sequence[str], args: tuple
-) -> ppl.JointRun:
+) -> JointRun:
     """The traces of two programs run one after the other, and the divergences between the laws seen outside of control flow."""
     p_laws, q_laws = Laws(), Laws()
     q = ppl.draw(q_laws.watch(guide), *args)
@@ -90,7 +91,7 @@ def _of_two(
                 kl[name] = found
     if model.site_weights is not None:
         kl = model.site_weights.apply(kl, p.sites)
-    return ppl.JointRun(q, p, kl)
+    return JointRun(q, p, kl)
 
 
 def _check_named(patterns: Sequence[str], q: ppl.Trace, kl: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._stochastic import log_mean_exp
+from ...ppl.densities import log_mean_exp
 from ._analytic_kl import analytic_elbo
 from ._objective import Objective, objective
 from ._path_gradients import (
@@ -29,11 +29,11 @@ def elbo(
     guide: Any,
     *,
     strategies: Mapping[str, Any] | str | None = None,
-    num_particles: int = 1,
+    num_replicates: int = 1,
     gradient: Literal["full", "stl"] = "full",
     kl: Kl | Mapping[str, Kl] = "sampled",
     site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Evidence lower bound: E_{z ~ q}[log p(x, z) - log q(z)] <= log p(x), in nats, to be maximised.
 
@@ -41,7 +41,7 @@ def elbo(
         model: program with observations, p.
         guide: program over the model's latent sites, q (auxiliary sites allowed); NumPyro's autoguides too.
         strategies: pattern -> gradient strategy; see `ppl.expectation`.
-        num_particles: independent draws averaged in one estimate.
+        num_replicates: independent draws averaged in one estimate.
         gradient: "full", or "stl": sticking the landing, which leaves out the derivative of log q at a fixed draw. Its
             mean is zero; without it the gradient's variance vanishes as q becomes the posterior.
         kl: "sampled", the log-ratio log p - log q of each latent site at its draw; or "analytic", minus its expectation
@@ -83,7 +83,7 @@ def elbo(
         model,
         guide,
         strategies=strategies,
-        num_particles=num_particles,
+        num_replicates=num_replicates,
         check_jumps=check_jumps,
         site_weights=site_weights,
     )
@@ -114,7 +114,7 @@ def iwelbo(
     gradient: Literal["full", "dreg", "gdreg"] = "full",
     num_imputations: int = 1,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Importance-weighted bound: E[log 1/K sum_k w_k] <= log p(x), w_k = p(x, z_k) / q(z_k), z_k iid from q (nats, maximised).
 
@@ -174,5 +174,5 @@ def iwelbo(
         return jnp.sum(scale * log_mean_exp(log_weights))
 
     return iwelbo(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )

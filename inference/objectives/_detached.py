@@ -11,7 +11,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import handler_stack
-from ...ppl._noise import COMMON
+from ...ppl.traces import COMMON, strategies_met
 
 stop = jax.lax.stop_gradient
 
@@ -52,7 +52,7 @@ def _depth() -> int:
     return next(len(h.frames) for h in handler_stack() if getattr(h, "is_engine", False))
 
 
-class Constant(ppl.Strategy):
+class Constant(ppl.strategies.Strategy):
     """No gradient passes through the draw or its law. For programs without parameters only, see `detached`."""
 
     name = "constant"
@@ -74,7 +74,7 @@ def detached(program: Any) -> Any:
 
 def sites_met() -> set[str]:
     """Addresses of the latent sites drawn so far in this lane."""
-    return set(ppl.strategies_met())
+    return set(strategies_met())
 
 
 def refuse_new_draws(name: str, before: set[str], known: Collection[str] = ()) -> None:
@@ -93,7 +93,7 @@ def refuse_new_draws(name: str, before: set[str], known: Collection[str] = ()) -
 
 def refuse_estimated(name: str, program: Any, why: str) -> None:
     """Refuse a guide whose density is estimated."""
-    if isinstance(program, ppl.StochasticProgram):
+    if isinstance(program, ppl.densities.StochasticProgram):
         raise TypeError(
             f"{name}: the density of {program!r} is estimated, {why}. Use the objective without this option."
         )

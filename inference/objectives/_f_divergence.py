@@ -11,8 +11,8 @@ import numpy as np
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._match import Inclusion
-from ...ppl._stochastic import log_mean_exp
+from ...ppl.densities import log_mean_exp
+from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
 from ._row_weights import lane_weights
 
@@ -58,7 +58,7 @@ def f_divergence(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """E[f(1/(K c) sum_k w_k)] (minimised), f convex, w_k = p(x, z_k) / q(z_k), z_k iid from q, c = exp(`log_scale`).
 
@@ -109,7 +109,7 @@ def f_divergence(
         return jnp.sum(scale * generator(log_mean_exp(log_weights) - log_scale))
 
     return f_divergence(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
 
 

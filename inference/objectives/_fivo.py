@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
-from ...ppl._engine import as_strategy
-from ...ppl._inputs import as_arrays, check_arguments, signature_of
-from ...ppl._plan import SitePlan
-from ...ppl._score import matched
-from ...ppl._stochastic import Constrained
-from ...ppl._strategy import Pathwise
-from ...ppl._trace import Trace, trace_of
+from ...ppl.analysis import SitePlan
+from ...ppl.checks import as_arrays, check_arguments, signature_of
+from ...ppl.densities import Constrained
+from ...ppl.language import matched
+from ...ppl.strategies import Pathwise, as_strategy
+from ...ppl.traces import Trace, trace_of
 from ..particles import _filter
 from ..particles._differentiable import (
     Differentiation,
@@ -50,7 +49,7 @@ def fivo(
     policy: Policy | None = None,
     strategies: Mapping[str, Any] | None = None,
     num_replicates: int | None = None,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Filtering variational objective: E[log Z-hat] <= log p(x), Z-hat the evidence estimate of a particle run (nats, maximised).
 
@@ -246,7 +245,7 @@ class _ParticleExpectation:
             fields = _filter.run(model, guide, key, args, **self.objective.options)
             return fields["increments"], fields["scores"]
 
-        num_runs = self.objective.num_particles
+        num_runs = self.objective.num_replicates
         increments, scores = jax.vmap(run)(jax.random.split(key, num_runs))
         if not self.differentiation.strategy.in_weights:
             baseline: Any = 0.0
@@ -284,7 +283,7 @@ class _ParticleExpectation:
                     **dict.fromkeys(self._scored(params, args), "reinforce"),
                     "*": "reparam",
                 },
-                num_replicates=o.num_particles,
+                num_replicates=o.num_replicates,
                 check_jumps=o.check_jumps,
                 examples=o.examples,
             )

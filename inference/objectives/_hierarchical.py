@@ -18,8 +18,8 @@ def hvi(
     keep: Collection[str],
     reverse: Any = None,
     strategies: Mapping[str, Any] | str | None = None,
-    num_particles: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    num_replicates: int = 1,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Hierarchical variational bound: E[log p(x, z) - log q(z, a) + log r(a | z)] <= ELBO of the marginal q(z) <= log p(x).
 
@@ -31,7 +31,7 @@ def hvi(
         keep: the names of z.
         reverse: r(a | z), a program of `(kept, *args)`; None: the guide's own conditional prior of a.
         strategies: pattern -> gradient strategy, for all sites; see `ppl.expectation`.
-        num_particles: independent estimates averaged.
+        num_replicates: independent estimates averaged.
         check_jumps: see `ppl.expectation`.
 
     Raises:
@@ -42,7 +42,7 @@ def hvi(
     """
     q = ppl.marginal(guide, keep=keep, proposal=reverse)
     bound = elbo(
-        model, q, strategies=strategies, num_particles=num_particles, check_jumps=check_jumps
+        model, q, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
     return _named(bound, "hvi")
 
@@ -55,8 +55,8 @@ def iwhvi(
     num_aux_particles: int,
     reverse: Any = None,
     strategies: Mapping[str, Any] | str | None = None,
-    num_particles: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    num_replicates: int = 1,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """`hvi` with log q(z) bounded by M = `num_aux_particles` auxiliary draws, among them the one that made z.
 
@@ -69,7 +69,7 @@ def iwhvi(
         num_aux_particles: M.
         reverse: see `hvi`.
         strategies: see `hvi`.
-        num_particles: independent estimates averaged.
+        num_replicates: independent estimates averaged.
         check_jumps: see `ppl.expectation`.
 
     Validity: as `hvi`.
@@ -77,7 +77,7 @@ def iwhvi(
     """
     q = ppl.marginal(guide, keep=keep, proposal=reverse, num_particles=num_aux_particles)
     bound = elbo(
-        model, q, strategies=strategies, num_particles=num_particles, check_jumps=check_jumps
+        model, q, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
     return _named(bound, "iwhvi")
 
@@ -93,7 +93,7 @@ def diwhvi(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Doubly importance-weighted bound: `iwelbo` of K = `num_particles` weights, each with M auxiliary draws as in `iwhvi`.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._match import check_match
+from ...ppl.traces import check_match
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
 from ._row_weights import joint_weight
@@ -42,7 +42,9 @@ def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = 
 
     @objective(direction="min", weighing="refused")
     def log_variance(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        if isinstance(guide, ppl.StochasticProgram) or isinstance(model, ppl.StochasticProgram):
+        if isinstance(guide, ppl.densities.StochasticProgram) or isinstance(
+            model, ppl.densities.StochasticProgram
+        ):
             raise TypeError(
                 "log_variance: the density of model or guide is estimated, and the noise of the estimate would count "
                 "as variance. Use hvi, iwhvi, wake_phi, or a guide with an exact density."

@@ -11,9 +11,13 @@ from typing import Any, Literal
 import jax
 
 from ... import ppl
-from ...ppl._autoguides import set_up
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
+from ...ppl.checks import concrete_tree
+from ...ppl.estimation import plate_sizes, run_once
+from ...ppl.language import set_up
+from ...ppl.strategies import Engine
+from ...ppl.traces import init_params, plates_met
 
 Array = jax.Array
 Direction = Literal["max", "min"]
@@ -29,7 +33,7 @@ class Objective:
         model: the generative program.
         guide: the proposal program, or None.
         strategies: pattern -> gradient strategy, see `ppl.expectation`.
-        num_particles: independent runs whose mean is the estimate.
+        num_replicates: independent runs whose mean is the estimate.
         direction: "max" or "min".
         name: shown in reports.
         check_jumps: see `ppl.expectation`.
@@ -46,10 +50,10 @@ class Objective:
     model: ppl.Program
     guide: ppl.Program | None
     strategies: Mapping[str, Any] | str | None = None
-    num_particles: int = 1
+    num_replicates: int = 1
     direction: Direction = "max"
     name: str = "objective"
-    check_jumps: ppl.CheckJumps = True
+    check_jumps: ppl.checks.CheckJumps = True
     full_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     examples: list[Any] = dataclasses.field(default_factory=list, repr=False)
     checks: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
@@ -57,7 +61,7 @@ class Objective:
     weighing: Weighing = "functional"
 
     def __post_init__(self) -> None:
-        check_counts(self.name, num_particles=self.num_particles)
+        check_counts(self.name, num_replicates=self.num_replicates)
         if self.direction not in ("max", "min"):
             raise ValueError(
                 f"{self.name}: direction must be 'max' or 'min', got {self.direction!r}."
@@ -75,7 +79,7 @@ class Objective:
         return ppl.expectation(
             self._run,
             strategies=self.strategies,
-            num_replicates=self.num_particles,
+            num_replicates=self.num_replicates,
             check_jumps=self.check_jumps,
             examples=self.examples,
             checks=self._shared_checks(),
@@ -90,7 +94,7 @@ class Objective:
                 self.model,
                 self.guide,
                 _hashable(self.strategies),
-                self.num_particles,
+                self.num_replicates,
                 weights,
             )
             return self.checks.setdefault((*same, self.check_jumps), {})
@@ -102,7 +106,7 @@ class Objective:
         result = self.fn(model, guide, *args)
         if self.site_weights is not None:
             self._check_weights(model, guide)
-        plates = ppl.plates_met()
+        plates = plates_met()
         unknown = sorted(set(self.full_sizes) - set(plates))
         if unknown:
             raise ValueError(
@@ -120,7 +124,7 @@ class Objective:
             return program if weights is None or program is None else ppl.reweight(program, weights)
 
         model = made(self.model)
-        if isinstance(self.guide, ppl.InlineGuide) and self.guide.model is self.model:
+        if isinstance(self.guide, ppl.language.InlineGuide) and self.guide.model is self.model:
             # The guide of the very program that is scored: one run serves both.
             guide = ppl.guide_of(model)
             guide._seen = self.guide._seen
@@ -177,8 +181,8 @@ class Objective:
                     sites.extend(() if program is None else program.sites_seen())
                 return result
 
-            ppl.plate_sizes(visit, self.strategies)
-            common = ppl.SiteWeights(self.site_weights).common(sites)
+            plate_sizes(visit, self.strategies)
+            common = ppl.language.SiteWeights(self.site_weights).common(sites)
         if common == 1:
             return self.name
         if common is not None and self.weighing == "scaled":
@@ -189,10 +193,10 @@ class Objective:
         """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
         if self.guide is not None:
             set_up(self.guide, key, args)
-        params = ppl.init_params(
+        params = init_params(
             lambda: self._run({}, *args),
             key,
-            lambda key: ppl.Engine(key, self.strategies, exploring=True),
+            lambda key: Engine(key, self.strategies, exploring=True),
         )
         if not self.examples and is_concrete((params, args)):
             self.examples.append((params, args))
@@ -237,7 +241,7 @@ class Objective:
         """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation)."""
         if self.guide is not None:
             set_up(self.guide, jax.random.key(0), args)
-        return ppl.plate_sizes(lambda: self._run({}, *args), self.strategies)
+        return plate_sizes(lambda: self._run({}, *args), self.strategies)
 
     def traces(
         self, model: ppl.Program, guide: ppl.Program | None, *args: Any
@@ -261,7 +265,7 @@ class Objective:
             )  # jax sorts dictionaries
             return traces
 
-        traces = ppl.run_once(run, params, key, self.strategies)
+        traces = run_once(run, params, key, self.strategies)
         for program, names in order.items():
             trace = traces[program]
             values = {**trace.choices, **trace.observed}
@@ -295,7 +299,7 @@ class Objective:
         own = dataclasses.replace(self, model=ppl.as_program(model), guide=ppl.as_program(guide))
         # SVI hands over constrained values; constraints, and values to try the checks on, come from an initialisation.
         with jax.ensure_compile_time_eval():
-            known = own.init(jax.random.key(0), *ppl.concrete_tree(args))
+            known = own.init(jax.random.key(0), *concrete_tree(args))
         params = ppl.unconstrain(param_map, known.constraints)
         value = own.value(params, rng_key, *args)
         return -value if self.direction == "max" else value
@@ -317,7 +321,7 @@ def objective(
             normalised densities: the log-probs that it sees are then no log-densities.
 
     Returns:
-        `make(model, guide, *, strategies=None, num_particles=1, site_weights=None) -> Objective`.
+        `make(model, guide, *, strategies=None, num_replicates=1, site_weights=None) -> Objective`.
 
     Example:
         >>> from lapilli import inference, ppl
@@ -343,14 +347,14 @@ def objective(
         guide: Any = None,
         *,
         strategies: Mapping[str, Any] | str | None = None,
-        num_particles: int = 1,
-        check_jumps: ppl.CheckJumps = True,
+        num_replicates: int = 1,
+        check_jumps: ppl.checks.CheckJumps = True,
         site_weights: Any = None,
     ) -> Objective:
         model = ppl.as_program(model)
         guide = None if guide is None else ppl.as_program(guide)
         return Objective(
-            fn, model, guide, strategies, num_particles, direction, fn.__name__, check_jumps,
+            fn, model, guide, strategies, num_replicates, direction, fn.__name__, check_jumps,
             site_weights=site_weights, weighing=weighing,
         )  # fmt: skip
 

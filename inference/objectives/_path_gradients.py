@@ -17,9 +17,10 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import is_concrete
-from ...ppl._stochastic import log_mean_exp
-from ...ppl._strategy import element
-from ...ppl._supports import Support, same_support, support_of_law
+from ...ppl.densities import log_mean_exp
+from ...ppl.distributions import Support, same_support, support_of_law
+from ...ppl.strategies import element
+from ...ppl.traces import strategies_met
 from ._detached import CommonNoise, detached, refuse_estimated, refuse_new_draws, sites_met
 from ._row_weights import log_density_of, over_imputations, plate_of, weight_of
 from ._transported import transported
@@ -131,7 +132,7 @@ def generalized_doubly_reparameterized(
 
 
 def _refuse_sampled(name: str) -> None:
-    sampled = {s: t.name for s, t in ppl.strategies_met().items() if not t.is_pathwise}
+    sampled = {s: t.name for s, t in strategies_met().items() if not t.is_pathwise}
     if sampled:
         raise ValueError(
             f"{name}: the site(s) {sorted(sampled)} have the strategies {sampled}, but the doubly "

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._match import Inclusion
-from ...ppl._stochastic import log_mean_exp
+from ...ppl.densities import log_mean_exp
+from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
 from ._row_weights import lane_weights
 
@@ -28,7 +28,7 @@ def renyi(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """K-sample variational Renyi bound: E[1/(1 - alpha) log 1/K sum_k w_k^(1 - alpha)] (nats, maximised).
 
@@ -68,7 +68,7 @@ def renyi(
         return jnp.sum(scale * _power_mean(log_weights, 1 - alpha))
 
     return renyi(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
 
 
@@ -81,7 +81,7 @@ def cubo(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """K-sample chi upper bound: E[1/n log 1/K sum_k w_k^n] (nats, minimised), n = `order` > 1.
 
@@ -116,7 +116,7 @@ def cubo(
         return jnp.sum(scale * _power_mean(log_weights, order))
 
     return cubo(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
 
 
@@ -126,9 +126,9 @@ def chi(
     *,
     order: float = 2.0,
     log_scale: float = 0.0,
-    num_particles: int = 1,
+    num_replicates: int = 1,
     strategies: Mapping[str, Any] | str | None = None,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """E_q[(w / c)^n] (no unit, minimised), n = `order` > 1, c = exp(`log_scale`): exp(n CUBO_n) up to the constant c^n.
 
@@ -139,7 +139,7 @@ def chi(
         guide: program over the model's latent sites, q.
         order: n.
         log_scale: log c (nats); a guess of log p(x) keeps the value near 1.
-        num_particles: independent draws averaged.
+        num_replicates: independent draws averaged.
         strategies: pattern -> gradient strategy; see `ppl.expectation`.
         check_jumps: see `ppl.expectation`.
 
@@ -157,7 +157,7 @@ def chi(
         return jnp.exp(order * (log_weights[0] - log_scale))
 
     return chi(
-        model, guide, strategies=strategies, num_particles=num_particles, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
 
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from ... import ppl
-from ...ppl._match import Inclusion
-from ...ppl._rows import keep_rows
-from ...ppl._score import score_at
-from ...ppl._stochastic import log_mean_exp
+from ...ppl.analysis import keep_rows
+from ...ppl.densities import log_mean_exp
+from ...ppl.language import score_at
+from ...ppl.traces import Inclusion, strategies_met
 
 Array = jax.Array
 
@@ -28,7 +28,7 @@ def lane_weights(
 ) -> tuple[Array, Array]:
     """Log-weights log p(x, z_k) - log q(z_k) of K draws, shape (K,) or (K, rows), and the rows' scale.
 
-    `supports` are the inclusions that the objective needs, see `ppl/_match.py`.
+    `supports` are the inclusions that the objective needs, see `ppl/traces/_match.py`.
     """
 
     def lane() -> tuple[Array, Array]:
@@ -47,9 +47,9 @@ def over_imputations(log_weight: Callable[[], Any], num_imputations: int) -> Any
     """
     if num_imputations == 1:
         return log_weight()
-    before = set(ppl.strategies_met())
+    before = set(strategies_met())
     *log_weights, scale = ppl.particles(num_imputations)(log_weight)()
-    if set(ppl.strategies_met()) == before:
+    if set(strategies_met()) == before:
         raise ValueError(
             f"iwelbo: num_imputations={num_imputations}, but the model draws nothing when it is scored: it has no missing cells "
             "(obs_mask) that the guide leaves to it. Leave num_imputations out."

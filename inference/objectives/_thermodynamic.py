@@ -11,7 +11,7 @@ import numpy as np
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._match import Inclusion
+from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
 from ._row_weights import lane_weights
 
@@ -28,7 +28,7 @@ def tvo(
     side: Literal["lower", "upper"] = "lower",
     strategies: Mapping[str, Any] | str | None = None,
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Thermodynamic variational objective (nats, maximised): a Riemann sum of log p(x) = integral over beta of E_beta[log w].
 
@@ -81,5 +81,5 @@ def tvo(
         return jnp.sum(scale * total)
 
     return tvo(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )

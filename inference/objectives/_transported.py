@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from ...ppl._strategy import element
+from ...ppl.strategies import element
 
 Array = jax.Array
 stop = jax.lax.stop_gradient

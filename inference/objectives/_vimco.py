@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl.traces import strategies_met
 from ._detached import refuse_estimated
 from ._objective import Objective, objective
 from ._row_weights import row_weights, weight_of
@@ -26,7 +27,7 @@ def vimco(
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = "reinforce",
     num_replicates: int = 1,
-    check_jumps: ppl.CheckJumps = True,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """`iwelbo` with a baseline per particle for sites under Reinforce: the bound without that particle.
 
@@ -69,7 +70,7 @@ def vimco(
         return jnp.sum(scale[0] * (bound + control))
 
     return vimco(
-        model, guide, strategies=strategies, num_particles=num_replicates, check_jumps=check_jumps
+        model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
 
 
@@ -84,7 +85,7 @@ def leave_one_out(log_weights: Array) -> Array:
 
 def _score(q: ppl.Trace, per: str) -> Array:
     """Log-probs of the sites under Reinforce, summed or by rows."""
-    met = ppl.strategies_met()
+    met = strategies_met()
     names = [n for n in q.choices if isinstance(met.get(n), ppl.Reinforce)]
     if not names and met:
         raise ValueError(

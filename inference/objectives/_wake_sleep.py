@@ -26,9 +26,9 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._match import Inclusion, check_is_law, check_match, with_penalties
-from ...ppl._score import score_at
-from ...ppl._stochastic import log_mean_exp
+from ...ppl.densities import log_mean_exp
+from ...ppl.language import score_at
+from ...ppl.traces import Inclusion, check_is_law, check_match, with_penalties
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
 from ._row_weights import log_density_of, plate_of, weight_of
@@ -203,7 +203,7 @@ def sleep(
     guide: Any,
     *,
     data_args: Callable[..., tuple[Any, ...]],
-    num_particles: int = 1,
+    num_replicates: int = 1,
 ) -> Objective:
     """Sleep-phase update of the guide: -E_{(z, x) ~ p}[log q_phi(z | x)] (nats, minimised).
 
@@ -211,7 +211,7 @@ def sleep(
         model: program with observations; they are drawn, with the latent sites, at its present parameters.
         guide: program over the model's latent sites whose arguments hold the data.
         data_args: `(observed, *args) -> arguments of the guide`, where `observed` holds the drawn observations by site.
-        num_particles: independent pairs averaged.
+        num_replicates: independent pairs averaged.
 
     Raises:
         ValueError: the model has no observed site; the guide does not match.
@@ -225,7 +225,7 @@ def sleep(
     def sleep(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         return -_dream("sleep", model, guide, data_args, args)
 
-    return sleep(model, guide, strategies=CONSTANT, num_particles=num_particles)
+    return sleep(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
 
 
 def _dream(

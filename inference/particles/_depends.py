@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...ppl._compat import CALLS, Jaxpr, Literal, scan_counts
-from ...ppl._jaxprs import inner_jaxpr
+from ...ppl.jaxprs import inner_jaxpr
 
 
 def depends(jaxpr: Jaxpr, marks: Sequence[bool]) -> list[bool]:

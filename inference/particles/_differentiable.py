@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ...ppl._again import watched_again
+from ...ppl.estimation import watched_again
 from ._depends import is_used
 from ._guard import unused
 from ._policies import Policy, ess_below, every

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...ppl._compat import Literal
-from ...ppl._match import check_match
-from ...ppl._reach import is_limit
+from ...ppl.traces import check_match, is_limit
 from ._backward import Filter, Segment, new_ancestor, turned
 from ._differentiable import Differentiation, box
 from ._exchange import ALONE, Alone, Exchange

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from ...ppl._compat import CALLS, JITS, ClosedJaxpr, Literal, bind
-from ...ppl._jaxprs import inner_jaxpr
-from ...ppl._keys import FOLD_ADDRESS
+from ...ppl.jaxprs import inner_jaxpr
+from ...ppl.traces import FOLD_ADDRESS
 from ._population import Batch, in_batches
 
 Array = jax.Array

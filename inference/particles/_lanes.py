@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ...ppl._compat import ClosedJaxpr, Literal, scan_counts
-from ...ppl._reach import unlimited
+from ...ppl.traces import unlimited
 from ._lane_map import LANE, SHARED, STREAM, Values, run
 from ._population import Batch, is_key
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from ...ppl._engine import as_strategy
-from ...ppl._sites import is_masked
-from ...ppl._stochastic import refuse_scaled
-from ...ppl._strategy import Pathwise, _has_rsample, element
+from ...ppl.densities import refuse_scaled
+from ...ppl.strategies import Pathwise, _has_rsample, as_strategy, element
+from ...ppl.traces import is_masked
 from ._differentiable import Differentiation
 from ._guard import drawn, floats
 

@@ -4,7 +4,7 @@ Terms: p~(x) the program's density with its data, K particles, Z-hat the evidenc
 - a draw: run the method, choose path x by the final weights; w = log p~(x) - log Z-hat.
 - given x: run it conditionally on the path x of particle 0; w = log p~(x) - log Z-hat.
 Up to labels, which are uniform, the law of (x, r) is S(x, r) = p~(x) / Z-hat(x, r) times the conditional law E(r | x)
-(Andrieu, Doucet and Holenstein 2010, theorem 2): the pair that `ppl/_stochastic.py` asks for, for any policy.
+(Andrieu, Doucet and Holenstein 2010, theorem 2): the pair that `ppl/densities/_stochastic.py` asks for, for any policy.
 
 The conditional law of a scheme that treats particles unlike each other is that of the scheme behind a random shift of the
 particles; hence the shift in a draw.
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import no_handlers
-from ...ppl._running import running_engine
-from ...ppl._stochastic import Ambient, StochasticProgram, as_arrays, estimated
+from ...ppl.densities import Ambient, StochasticProgram, as_arrays, estimated
+from ...ppl.traces import running_engine
 from ._guard import underived
 from ._policies import Policy, every
 from ._resampling import Scheme, as_scheme

@@ -11,7 +11,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import fresh_caches
-from ...ppl._probe import compiled
+from ...ppl.traces import compiled
 from ._depends import depends
 
 Array = jax.Array

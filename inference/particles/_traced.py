@@ -10,7 +10,8 @@ import jax
 
 from ... import ppl
 from ...ppl._compat import ClosedJaxpr, Literal, is_concrete, jaxpr_as_fun, without_dead_code
-from ...ppl._reach import as_choices, sites_of
+from ...ppl.language import check_proposed_cells
+from ...ppl.traces import as_choices, sites_of
 from ._depends import is_used
 from ._lane_map import LANE
 from ._lanes import Loop, Machine
@@ -66,7 +67,7 @@ Run = tuple[Callable[..., ppl.Trace], tuple[Any, ...]]
 def check_cells(
     model: TracedProgram, guide: TracedProgram, model_run: Run, guide_run: Run
 ) -> jax.Array | None:
-    """`ppl.check_proposed_cells` of a proposal that makes missing cells: None, or zero or NaN where masks are known later only.
+    """`check_proposed_cells` of a proposal that makes missing cells: None, or zero or NaN where masks are known later only.
 
     Raises:
         ValueError: the masks differ, or depend on what is drawn.
@@ -75,7 +76,7 @@ def check_cells(
     if not set(sites) & set(guide.shapes.sites):
         return None
     with_masks = lambda shapes, run, what: dataclasses.replace(shapes, cells=_masks(run, what))
-    penalty = ppl.check_proposed_cells(
+    penalty = check_proposed_cells(
         with_masks(model.shapes, model_run, "model"),
         with_masks(guide.shapes, guide_run, "proposal"),
     )

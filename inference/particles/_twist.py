@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...ppl._runner import Runner
-from ...ppl._sites import SiteInfo
+from ...ppl.traces import Runner, SiteInfo
 from ._hilbert import nearby_order
 from ._population import Drawing, Offspring, Resampled, drawn_by, resample, reweight
 from ._traced import TracedProgram

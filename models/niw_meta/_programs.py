@@ -108,8 +108,8 @@ def programs(
     def model(episodes: Episodes) -> None:
         support, query = episodes
         if is_finite:
-            prior = ppl.NormalInverseGamma(loc, 1.0, 1.0, scale**2).to_event(1)
-            law = ppl.NormalInverseGamma.conditional(ppl.sample("phi", prior))
+            prior = ppl.distributions.NormalInverseGamma(loc, 1.0, 1.0, scale**2).to_event(1)
+            law = ppl.distributions.NormalInverseGamma.conditional(ppl.sample("phi", prior))
         else:
             law = dist.Normal(ppl.param("loc", loc), ppl.param("scale", scale, constraint=POSITIVE))
         own = head.declared()
@@ -125,7 +125,7 @@ def programs(
     @ppl.model
     def guide(episodes: Episodes) -> None:
         # Ten pseudo-observations to start from.
-        law = ppl.NormalInverseGamma(
+        law = ppl.distributions.NormalInverseGamma(
             ppl.param("loc", loc),
             ppl.param("mean_precision", jnp.full_like(loc, 10.0), constraint=POSITIVE),
             ppl.param("concentration", jnp.full_like(loc, 5.0), constraint=POSITIVE),

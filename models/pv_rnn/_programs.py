@@ -50,7 +50,7 @@ class PVRNN(NamedTuple):
     """
 
     model: ppl.Program
-    guide: ppl.InlineGuide
+    guide: ppl.language.InlineGuide
 
 
 class Encoder(eqx.Module):

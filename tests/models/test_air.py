@@ -97,7 +97,7 @@ def test_density_of_the_model_equals_the_formula():
         np.testing.assert_allclose(found, total, rtol=1e-5)
 
 
-class AtMean(ppl.Strategy):
+class AtMean(ppl.strategies.Strategy):
     """The mean of the law instead of a draw: a bound without noise of its own."""
 
     name = "at_mean"

@@ -95,7 +95,7 @@ def test_the_density_is_that_of_the_observed_pixels_only():
     np.testing.assert_allclose(total, prior, rtol=1e-5)
 
 
-class AtMean(ppl.Strategy):
+class AtMean(ppl.strategies.Strategy):
     """The mean of the law instead of a draw: what is left of a bound is a formula without noise."""
 
     name = "at_mean"

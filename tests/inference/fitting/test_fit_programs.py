@@ -97,7 +97,7 @@ def test_resume_is_exact_with_seeds_and_minibatches(tmp_path):
 
 
 def test_a_moving_average_baseline_is_resumed_exactly(tmp_path):
-    strategies = {"mu": ppl.Reinforce(baseline=ppl.MovingAverage())}
+    strategies = {"mu": ppl.Reinforce(baseline=ppl.strategies.MovingAverage())}
     make = lambda: inference.elbo(model, guide, strategies=strategies)
     straight, path = run(make()), tmp_path / "run.ckpt"
     assert jax.tree.leaves(straight.state)

@@ -35,14 +35,14 @@ def double():
 
 
 def pair(loc, mean_precision, V, df):
-    return ppl.NormalInverseGamma(loc, mean_precision, 0.5 * df, 0.5 * V)
+    return ppl.distributions.NormalInverseGamma(loc, mean_precision, 0.5 * df, 0.5 * V)
 
 
 @ppl.model
 def slopes(x, y):
     phi = ppl.sample("phi", pair(0.0, 0.5, 1.0, 3.0))
     with ppl.plate("episodes", x.shape[0], dim=-2):
-        theta = ppl.sample("theta", ppl.NormalInverseGamma.conditional(phi))
+        theta = ppl.sample("theta", ppl.distributions.NormalInverseGamma.conditional(phi))
         with ppl.plate("points", x.shape[1], dim=-1):
             ppl.sample("y", dist.Normal(x * theta, 0.5), obs=y)
 
@@ -263,7 +263,7 @@ def test_closed_form_site_minimises_the_expected_loss_plus_divergence():
             + 0.5 * jnp.linalg.slogdet(A)[1]
         )
         n = jnp.array([1e2, 1e4, 1e6])
-        law = ppl.NormalInverseWishart(
+        law = ppl.distributions.NormalInverseWishart(
             jnp.zeros((3, 3)), n, jnp.broadcast_to(jnp.eye(3), (3, 3, 3)), n
         )
         return value, expected, slope, 0.5 * law.expected_conditional()[1]
@@ -625,7 +625,7 @@ def test_bounds_fits_and_plans_take_the_guide():
 @pytest.mark.slow  # 6,000 steps of a stochastic fit
 def test_stochastic_fit_with_subsampled_episodes_reaches_the_fixed_point_of_coordinate_ascent():
     guide = local_laplace(slopes, slopes_guide, site="theta", parent="phi")
-    bound = inference.elbo(slopes, guide, kl="analytic", num_particles=8)
+    bound = inference.elbo(slopes, guide, kl="analytic", num_replicates=8)
     fit = inference.fit(
         bound, optax.adam(optax.cosine_decay_schedule(0.02, 6000)), (X, Y), num_steps=6000, key=jax.random.key(0),
         subsample={"episodes": 2}, progress=False,
@@ -704,7 +704,7 @@ def student_bound(df, tril, loc, x, y, mean, root):
 @pytest.mark.slow  # compiles for long
 def test_marginal_site_of_a_vector_is_stationary():
     """A normal-inverse-Wishart parent, two coordinates; derivatives of the bound in mean and root of the covariance."""
-    law = ppl.NormalInverseWishart(
+    law = ppl.distributions.NormalInverseWishart(
         jnp.array([0.2, -0.4]), 1.5, jnp.array([[0.6, 0.0], [0.2, 0.5]]), 4.0
     )
     x, y = (
@@ -716,7 +716,7 @@ def test_marginal_site_of_a_vector_is_stationary():
     def model(x, y):
         phi = ppl.sample("phi", law)
         with ppl.plate("episodes", 2, dim=-2):
-            theta = ppl.sample("theta", ppl.NormalInverseWishart.conditional(phi))
+            theta = ppl.sample("theta", ppl.distributions.NormalInverseWishart.conditional(phi))
             with ppl.plate("points", 4, dim=-1):
                 ppl.sample("y", dist.Normal((theta * x).sum(-1), 0.5), obs=y)
 
@@ -820,7 +820,7 @@ def test_sampled_variance_takes_independent_coordinates():
 def test_guides_and_parents_that_do_not_fit_are_refused():
     def model(y):
         phi = ppl.sample("phi", pair(0.0, 1.0, 1.0, 3.0))
-        mean, scale = ppl.NormalInverseGamma.unpack(phi)
+        mean, scale = ppl.distributions.NormalInverseGamma.unpack(phi)
         rows(y, dist.Normal(mean, 2 * scale))
 
     guide = lambda y: ppl.sample("phi", pair(0.0, 1.0, 1.0, 3.0))

@@ -12,7 +12,7 @@ from _stats import assert_same_mean, assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference.objectives import _path_gradients
 from lapilli.inference.objectives._transported import transported
-from lapilli.ppl._strategy import element
+from lapilli.ppl.strategies._strategy import element
 
 KEY = jax.random.key(0)
 X = jnp.array([-1.0, 0.5, 2.0])

@@ -122,7 +122,7 @@ def test_gradients_keep_the_type_of_their_parameters():
 
 @pytest.mark.parametrize("num_particles", [1, 8])
 def test_particles_average_independent_runs(num_particles):
-    objective = inference.elbo(model, guide, num_particles=num_particles)
+    objective = inference.elbo(model, guide, num_replicates=num_particles)
     run = jax.jit(jax.vmap(lambda k: objective.value(PARAMS, k, X)))
     values = run(jax.random.split(KEY, 4_000))
     assert_unbiased(values, closed_form(PARAMS))
@@ -256,7 +256,7 @@ def test_an_objective_may_mix_draws_expectations_and_arithmetic():
 
 
 def test_strategies_of_the_objective_reach_the_guide():
-    objective = users_elbo(model, guide, strategies={"z": "mvd"}, num_particles=2)
+    objective = users_elbo(model, guide, strategies={"z": "mvd"}, num_replicates=2)
     plan = objective.plan(PARAMS, X)
     assert plan["z"].strategy == "mvd" and plan.num_replicates == 2
     assert "mvd" in str(plan)

@@ -317,12 +317,12 @@ def test_names_and_directions():
         (inference.diwhvi(one, hierarchical, keep=["z"], num_particles=2, num_aux_particles=2), "diwhvi"),
     ):  # fmt: skip
         assert objective.name == name and objective.direction == "max"
-        assert isinstance(objective.guide, ppl.Marginal)
+        assert isinstance(objective.guide, ppl.densities.Marginal)
 
 
 def test_a_hierarchical_guide_fits():
     objective = inference.iwhvi(
-        one, hierarchical, keep=["z"], num_aux_particles=4, num_particles=20
+        one, hierarchical, keep=["z"], num_aux_particles=4, num_replicates=20
     )
     fit = inference.fit(objective, optax.sgd(0.05), (1.0,), num_steps=300, key=KEY, progress=False)
     np.testing.assert_allclose(fit.params["loc"], 0.5, atol=0.15)

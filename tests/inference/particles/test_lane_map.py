@@ -8,7 +8,7 @@ import pytest
 
 from _stats import assert_unbiased
 from lapilli.inference.particles._lane_map import map_lanes
-from lapilli.ppl._keys import fold_name
+from lapilli.ppl.traces._keys import fold_name
 
 N = 20_000
 X = jnp.arange(3.0)

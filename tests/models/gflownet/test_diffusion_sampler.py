@@ -151,7 +151,7 @@ def test_training_learns_the_law_and_its_constant(key):
     rates = {"control": optax.adam(3e-3), "log_z": optax.adam(3e-2)}
     fit = inference.fit(loss, rates, (), num_steps=1_500, key=key, progress=False)
     np.testing.assert_allclose(fit.params["log_z"], LOG_Z, atol=0.05)
-    pathwise = inference.elbo(sampler.target, sampler.forward, num_particles=16)
+    pathwise = inference.elbo(sampler.target, sampler.forward, num_replicates=16)
     fit = inference.fit(pathwise, optax.adam(3e-3), (), num_steps=1_500, key=key, progress=False)
     values = jax.vmap(lambda k: pathwise.value(fit.params, k))(jax.random.split(key, 200))
     assert LOG_Z - 0.05 < values.mean() < LOG_Z + 4.5 * values.std() / np.sqrt(200)

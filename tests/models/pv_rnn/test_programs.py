@@ -17,7 +17,7 @@ X = jax.random.normal(jax.random.key(7), (N, T, O))
 INDEX = jnp.arange(N)
 
 
-class Frozen(ppl.Strategy):
+class Frozen(ppl.strategies.Strategy):
     """loc + scale eps with eps = 0.5 everywhere: a reparameterised draw whose noise is known."""
 
     name = "frozen"

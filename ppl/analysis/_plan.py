@@ -1,0 +1,120 @@
+"""What an expectation will do, told before it does it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from .._table import table
+from ..enumeration import mixing
+from ._analyse import Analysed
+from ._flip_groups import num_flips
+from ._replay import replay_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class SitePlan:
+    """One site's estimator.
+
+    Attributes:
+        site: address.
+        distribution: class name.
+        shape: shape of the site's elements, outermost axis first.
+        strategy: name of the strategy.
+        why: how it was chosen.
+        evaluations: evaluations of what lies downstream, in words.
+        is_biased: whether the estimator is biased.
+    """
+
+    site: str
+    distribution: str
+    shape: tuple[int, ...]
+    strategy: str
+    why: str
+    evaluations: str
+    is_biased: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The estimators of all sites; `print(plan)` shows a table.
+
+    Attributes:
+        sites: in program order.
+        num_replicates: independent runs of the program in one estimate.
+        num_terms: additive terms into which the result was split (0 when every site is pathwise: nothing to
+            split).
+        label: what is estimated, if it has a name.
+        search: what the check of jumps suspected, and how long the search took.
+    """
+
+    sites: tuple[SitePlan, ...]
+    num_replicates: int
+    num_terms: int
+    label: str = ""
+    search: str = ""
+
+    def __getitem__(self, site: str) -> SitePlan:
+        for plan in self.sites:
+            if plan.site == site:
+                return plan
+        raise KeyError(f"no latent site '{site}'; the sites are {[p.site for p in self.sites]}")
+
+    def __str__(self) -> str:
+        rows = [("site", "distribution", "shape", "strategy", "evaluations downstream", "why")]
+        for p in self.sites:
+            strategy = p.strategy + (" (biased)" if p.is_biased else "")
+            rows.append((p.site, p.distribution, str(p.shape), strategy, p.evaluations, p.why))
+        footer = f"{self.num_replicates} run(s) per estimate, {self.num_terms} additive terms"
+        footer += f"\njumps: {self.search}" if self.search else ""
+        title = f"{self.label}\n" if self.label else ""
+        return title + table(rows) + "\n" + footer
+
+
+def plan_of(program: Analysed) -> Plan:
+    """The plan of an analysed program."""
+    rows = []
+    for index, site in program.sites.items():
+        uses = [r[index] for r in program.relations if index in r]
+        strategy = site.strategy
+        if strategy.is_pathwise:
+            cost = "1"
+        elif not uses:
+            cost = "0 (nothing downstream)"
+        elif strategy.is_enumerated:
+            layout = program.layouts[index]
+            cost = f"{layout.num_lanes}"
+            if layout.axis is not None:
+                cost = (
+                    f"forward recursion, {layout.num_lanes} lanes x {site.sizes[layout.axis]} steps"
+                )
+                if layout.lag != 1:
+                    cost += f" (memory of {layout.lag} steps)"
+            if layout.joint:
+                what = "weights multiply" if strategy.is_weighted else "elements meet"
+                cost += f" ({what}: {layout.why_joint})"
+        elif strategy.is_decision:
+            cost = strategy.cost(None, num_flips(site, index, program.relations))
+        else:
+            together = strategy.is_replayed_together and not strategy.is_replayed
+            axes = tuple(
+                i
+                for i in replay_axes(site, index, program.site_relations, together=together)
+                if any(u[i].kind != "aligned" for u in uses) and site.sizes[i] > 1
+            )
+            elements = math.prod(site.sizes[i] for i in axes)
+            cost = strategy.cost(site.num_values, elements)
+            if axes and elements > 1 and cost != "1":
+                cost += f" (elements meet: {mixing(uses, axes)})"
+        rows.append(
+            SitePlan(
+                site.address,
+                site.distribution,
+                site.sizes,
+                strategy.name,
+                site.why,
+                cost,
+                strategy.is_biased,
+            )
+        )
+    return Plan(tuple(rows), program.num_replicates, len(program.terms))

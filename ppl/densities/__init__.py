@@ -1,0 +1,18 @@
+"""Programs whose densities are sums or estimates over another program's choices.
+
+`marginal` and `normalize` estimate (unbiasedly: E[exp] = p, and E[1 / exp] = 1 / p for their own draws), `eliminate` sums
+discrete sites exactly.
+"""
+
+from ._eliminate import Eliminated as Eliminated, eliminate as eliminate
+from ._marginal import Marginal as Marginal, marginal as marginal
+from ._normalize import Normalized as Normalized, normalize as normalize
+from ._stochastic import (
+    Ambient as Ambient,
+    Constrained as Constrained,
+    StochasticProgram as StochasticProgram,
+    as_arrays as as_arrays,
+    estimated as estimated,
+    log_mean_exp as log_mean_exp,
+    refuse_scaled as refuse_scaled,
+)

@@ -1,0 +1,56 @@
+"""Laws: the library's own, and what is asked of NumPyro's.
+
+Own laws (`_chosen.py`, `_one_hot.py`, the normal-inverse-gamma and normal-inverse-Wishart laws); derivatives of NumPyro's that
+some versions get wrong (`_mends.py`); and questions: where a law can be (`_inclusion.py` before anything is drawn, `_supports.py`
+with what the set depends on), whether two laws have an exact divergence, which of their values have probability 0.
+
+Knows nothing of programs, sites or jaxprs.
+"""
+
+from . import _mends as _mends
+from ._chosen import Chosen as Chosen
+from ._distribution_functions import (
+    LAWS as LAWS,
+    has_boundary_law as has_boundary_law,
+    law_parameters as law_parameters,
+)
+from ._exact_kl import exact_kl as exact_kl
+from ._inclusion import (
+    NOWHERE_KNOWN as NOWHERE_KNOWN,
+    Extent as Extent,
+    is_outside as is_outside,
+    misplaced as misplaced,
+    support_known as support_known,
+)
+from ._laws import (
+    CENSORED as CENSORED,
+    at_own_draw as at_own_draw,
+    base_of as base_of,
+    is_boolean as is_boolean,
+    is_hidden as is_hidden,
+    is_masked as is_masked,
+    is_on_sphere as is_on_sphere,
+    is_unbounded as is_unbounded,
+    log_prob_at as log_prob_at,
+)
+from ._missing import law_of_cells as law_of_cells
+from ._normal_inverse_gamma import (
+    ExpectedNormal as ExpectedNormal,
+    NormalInverseGamma as NormalInverseGamma,
+)
+from ._normal_inverse_wishart import NormalInverseWishart as NormalInverseWishart
+from ._null_values import (
+    LIMIT as LIMIT,
+    alarm as alarm,
+    alarms as alarms,
+    probabilities as probabilities,
+    sound as sound,
+    unlogged as unlogged,
+)
+from ._one_hot import OneHotCategorical as OneHotCategorical
+from ._supports import (
+    Support as Support,
+    is_known_sampler as is_known_sampler,
+    same_support as same_support,
+    support_of_law as support_of_law,
+)

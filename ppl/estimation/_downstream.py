@@ -1,0 +1,174 @@
+"""What lies downstream of a sampled site, element by element: costs at its draw, replayed at other values, and their slopes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..analysis import check_replay, replay_axes, replay_groups
+from ..evaluation import Forced, read_often
+from ..jaxprs import Relation, opened
+from ..strategies import StrategyError, StrategySite, stop
+from ._reading import ELEMENT, Lanes
+from ._terms import Terms
+
+Array = jax.Array
+
+
+class Costs:
+    """Costs downstream of sampled sites.
+
+    Args:
+        terms: of the program, without derivatives in its parameters.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms, self.program = terms, terms.program
+        self._opened: Terms | None = None
+
+    def gather(
+        self, index: int, terms: dict[int, Array], joint: tuple[int, ...] | None = None
+    ) -> Array:
+        """Sum of the terms that each element of a site can influence: [replicates, the site's lanes, elements (or 1)].
+
+        Args:
+            index: the site.
+            terms: weighted terms; those that do not depend on the site are skipped.
+            joint: element axes that were replayed one element at a time; the terms then have an ELEMENT lane
+                axis.
+        """
+        site = self.program.sites[index]
+        own = self.terms.lanes(self.program.lanes.sites[index])
+        total = jnp.zeros((1,) * (len(own) + len(site.sizes)))
+        for j, array in terms.items():
+            if index in self.program.relations[j]:
+                lanes = self.terms.lanes(self.program.lanes.kept[j])
+                gone = tuple(a for a, lane in enumerate(lanes) if lane not in own)
+                array = array.sum(gone)
+                total = total + _to_elements(
+                    array, len(own), self.program.relations[j][index], site, joint
+                )
+        return total
+
+    def replay(self, index: int, value: Array, *, together: bool = False) -> Array:
+        """Downstream cost of each element with the value of a site replaced: element by element, or all at once."""
+        program, site = self.program, self.program.sites[index]
+        own, value = self.full(index, value)
+        axes = replay_axes(site, index, program.site_relations, together=together)
+        by_joint = replay_groups(site, index, program.relations, axes)
+        total = jnp.zeros(())
+        for joint, members in by_joint.items():
+            sizes = [site.sizes[i] for i in joint]
+            check_replay(site, joint, [program.relations[j][index] for j in members])
+            mask = None
+            if joint:
+                mask = jnp.eye(math.prod(sizes), dtype=bool).reshape(
+                    -1, *[n if i in joint else 1 for i, n in enumerate(site.sizes)]
+                )
+                mask = jnp.broadcast_to(mask, (mask.shape[0], *site.sizes))
+            where = Forced(own, (ELEMENT,) if joint else None)  # type: ignore[arg-type]
+            extra = (ELEMENT,) if joint else ()
+            terms, _ = self.terms.weighted(
+                {index: (Forced(value, mask), where)}, members, (), extra
+            )
+            total = total + self.gather(
+                index, {j: stop(t) for j, t in terms.items()}, joint or None
+            )
+        return read_often(total)
+
+    def slope(self, index: int, value: Array) -> tuple[Array, Array]:
+        """Downstream cost of each element, all values replaced, and its derivative in the element's value.
+
+        Both are of one function: where the program stops gradients or has others of its own, its value is differentiated.
+        """
+        own, value = self.full(index, value)
+        members = [j for j, r in enumerate(self.program.relations) if index in r]
+        true = self._with_true_derivatives()
+
+        def total(value: Array) -> tuple[Array, Any]:
+            forced = {index: (Forced(value), Forced(own, None))}  # type: ignore[arg-type]
+            terms, _ = true.weighted(forced, members)
+            return sum((jnp.sum(t) for t in terms.values()), jnp.zeros(())), terms
+
+        try:
+            slope, terms = jax.grad(total, has_aux=True)(value)
+        except (ValueError, TypeError, NotImplementedError) as err:
+            if true is self.terms:
+                raise
+            raise _without_derivative(self.program.sites[index], err) from err
+        return self.gather(index, terms), slope
+
+    def _with_true_derivatives(self) -> Terms:
+        if self._opened is None:
+            closed, terms = opened(self.program.closed), self.terms
+            if closed is self.program.closed:
+                self._opened = terms
+            else:
+                program = dataclasses.replace(self.program, closed=closed)
+                self._opened = Terms(program, terms.inputs, terms.key, terms.reader.unmoved)
+        return self._opened
+
+    def full(self, index: int, value: Array, own: Lanes | None = None) -> tuple[Lanes, Array]:
+        """The lanes that a site sits in (or `own`), and a replacement of its value with all axes at full size."""
+        site = self.program.sites[index]
+        own = self.terms.lanes(self.program.lanes.sites[index]) if own is None else own
+        event = value.ndim - len(own) - len(site.sizes)
+        shape = tuple(self.terms.reader.size(lane, {}) for lane in own) + site.sizes
+        return own, jnp.broadcast_to(value, shape + value.shape[value.ndim - event :])
+
+
+def _without_derivative(site: StrategySite, err: Exception) -> StrategyError:
+    return StrategyError(
+        site.name,
+        f"Site '{site.address}': strategy '{site.strategy.name}' differentiates the cost at relaxed values, but a function "
+        f"with a custom derivative downstream has none of its own ({type(err).__name__}: {str(err).splitlines()[0]}). Use "
+        f"'disarm', 'mvd' or 'reinforce', e.g. strategies={{'{site.name}': 'mvd'}}.",
+    )
+
+
+def _to_elements(
+    array: Array,
+    num_lanes: int,
+    relation: Relation,
+    site: StrategySite,
+    joint: tuple[int, ...] | None,
+) -> Array:
+    """Sum a weighted term onto the elements of a site along their links (later costs only, along causal axes)."""
+    if joint:
+        sizes = [site.sizes[i] for i in joint]
+        array = array.reshape(array.shape[:num_lanes] + tuple(sizes) + array.shape[num_lanes + 1 :])
+        num_joint = len(joint)
+    else:
+        num_joint = 0
+    first = num_lanes + num_joint
+    letters = {axis: first + axis for axis in range(array.ndim - first)}
+    used: dict[int, int] = {}
+    for i, link in enumerate(relation):
+        if link.kind == "mixed" or link.axis in used.values():
+            continue
+        assert isinstance(link.axis, int)
+        if link.kind == "causal":
+            array = jax.lax.cumsum(array, letters[link.axis], reverse=True)
+        used[i] = link.axis
+    # einsum: repeated labels take the diagonal between a replayed element and the step whose later costs it
+    # meets.
+    labels = list(range(array.ndim))
+    out = list(range(num_lanes))
+    shape = list(array.shape[:num_lanes])
+    for i in range(len(relation)):
+        if joint and i in joint:
+            own = num_lanes + joint.index(i)
+            if i in used:
+                labels[letters[used[i]]] = own
+            out.append(own)
+            shape.append(site.sizes[i])
+        elif i in used:
+            out.append(letters[used[i]])
+            shape.append(array.shape[letters[used[i]]])
+        else:
+            shape.append(1)
+    return jnp.einsum(array, labels, out).reshape(shape)

@@ -1,0 +1,84 @@
+"""The estimator: a surrogate whose value is the estimate and whose gradient is the unbiased gradient estimate.
+
+For terms c_j of the objective, sites s with strategies and enumeration lanes v:
+
+    surrogate = sum_j sum_v w_v c_j(v)  +  sum_s surrogate_s(numbers of s, stop(costs downstream of s))
+
+w_v is the probability of lane v, differentiable (`_terms.py`). Each surrogate_s is zero in value. Terms are grouped by the
+enumerated sites they see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..analysis import Analysed
+from ..distributions import alarm
+from ..enumeration import is_sampled
+from ..evaluation import read_often
+from ..strategies import Downstream, stop
+from ._again import refuse_again, watched_again
+from ._downstream import Costs
+from ._flips import jumps
+from ._terms import Terms
+
+Array = jax.Array
+
+
+def surrogate_of(
+    program: Analysed,
+    inputs: Sequence[Any],
+    key: Array,
+    state: dict[str, Any],
+    again: Callable[[], None],
+) -> tuple[Array, dict[str, Any]]:
+    """One estimate of an analysed program: (surrogate, new state).
+
+    Args:
+        program: the analysed program.
+        inputs: leaves of the parameters.
+        key: random key; it decides all noise.
+        state: site address -> state of its strategy.
+        again: called when an estimate whose sites are all pathwise or summed is differentiated twice.
+    """
+    terms = Terms(program, inputs, key)
+    if program.is_pathwise:
+        return watched_again(terms.result(), again), state
+    wanted = [i for i, s in program.sites.items() if is_sampled(s)]
+    wanted = [i for i in wanted if any(i in r for r in program.relations)]
+    if not wanted:
+        return watched_again(terms.total(), again) / program.num_replicates, dict(state)
+    arrays, local = terms.weighted({}, range(len(program.terms)), wanted)
+    direct = sum((jnp.sum(t) for t in arrays.values()), jnp.zeros(()))
+    total = jnp.zeros(())
+    new_state = dict(state)
+    costs = Costs(terms.fixed())
+    for index in wanted:
+        site = program.sites[index]
+        (numbers, probabilities), weight = local[index]
+        cost = read_often(costs.gather(index, {j: stop(t) for j, t in arrays.items()}))
+        downstream = Downstream(
+            cost=cost,
+            weight=stop(weight),
+            replay=lambda value, index=index: costs.replay(index, value),
+            replay_together=lambda value, index=index: costs.replay(index, value, together=True),
+            slope=lambda value, index=index: costs.slope(index, value),
+            jumps=lambda local, index=index: jumps(costs, index, local),
+            num_replicates=program.num_replicates,
+            state=state.get(site.address),
+        )
+        total = total + watched_again(
+            jnp.sum(site.strategy.surrogate(numbers, downstream)), refuse_again
+        )
+        total = total + alarm(probabilities)
+        if site.strategy.is_decision:
+            continue
+        new_state[site.address] = jax.tree.map(
+            stop, site.strategy.update(jax.tree.map(stop, numbers), downstream)
+        )
+    total = total + watched_again(direct, again)  # last: a surrogate refuses without a search
+    return total / program.num_replicates, new_state

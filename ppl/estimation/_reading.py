@@ -1,0 +1,144 @@
+"""The values of a program's variables in the lanes that they need.
+
+Input: items, each a list of variables and the lanes in which they are wanted. Items share sweeps: one evaluation serves all items
+whose lanes it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..analysis import Analysed
+from ..evaluation import Apply, Forced, Unmoved, evaluate, lanes_at, read_often
+from ._sweep import Sweep
+
+Array = jax.Array
+REPLICATE, ELEMENT = -1, -2
+Lanes = tuple[int, ...]
+Item = tuple[Lanes, list[Any]]
+# Site -> (replacement, the same tree holding each part's lanes as a tuple).
+Replaced = Mapping[int, tuple[Forced, Forced]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Evaluate an analysed program.
+
+    Attributes:
+        program: the analysed program.
+        inputs: leaves of the parameters.
+        key: random key; several for replicates.
+        replicates: the lane of replicates, if there is one.
+        unmoved: what several evaluations share; None where replicates differ in it.
+    """
+
+    program: Analysed
+    inputs: Sequence[Any]
+    key: Array
+    replicates: Lanes
+    unmoved: Unmoved | None
+
+    def read(
+        self, items: Mapping[Any, Item], forced: Replaced, extra: Lanes
+    ) -> dict[Any, list[Any]]:
+        """The values of each item's atoms in the item's lanes (and the extra ones), some of them split."""
+        values: dict[Any, list[Any]] = {}
+        for group in _maximal(lanes for lanes, _ in items.values()):
+            members = _within(group, items, values)
+            atoms = _Atoms(members)
+            swept = self._run(self._sweep(group + extra, forced), atoms.list)
+            values |= _shared(members, group, extra, atoms, swept)
+        return values
+
+    def evaluate(self, lanes: Lanes, read: list[Any]) -> list[Any]:
+        """The values of variables in all lanes, outermost first."""
+        return self._run(self._sweep(lanes, {}), read)
+
+    def size(self, lane: int, forced: Replaced) -> int:
+        """The number of lanes."""
+        if lane == REPLICATE:
+            return self.program.num_replicates
+        if lane == ELEMENT:
+            return next(f.mask.shape[0] for f, where in forced.values() if where.mask == (ELEMENT,))  # type: ignore[union-attr]
+        return self.program.layouts[lane].num_lanes
+
+    def _sweep(self, lanes: Lanes, forced: Replaced) -> Sweep:
+        """A sweep of all lanes; enumerated sites among them take all their values.
+
+        A replaced site with a lane that is not among `lanes` is left alone: nothing that is read depends on it.
+        """
+        program = self.program
+        sizes = {lane: self.size(lane, forced) for lane in lanes if lane < 0}
+        sweep = Sweep(program.sites, program.layouts, lanes, sizes)
+        for i in lanes:
+            if i >= 0 and not program.sites[i].strategy.is_weighted:
+                sweep.enumerate(i)
+        for i, (given, where) in forced.items():
+            if set(where.value) <= set(lanes):  # type: ignore[arg-type]
+                sweep.force(i, given, where.value, where.mask or ())  # type: ignore[arg-type]
+        sweep.put_rows_first()
+        return sweep
+
+    def _run(self, sweep: Sweep, read: list[Any]) -> list[Any]:
+        given = self.unmoved.around(sweep.values, read) if self.unmoved else {}
+
+        def base(key: Array, values: Any, apply: Apply) -> list[Any]:
+            closed, inputs = self.program.closed, [*self.inputs, key]
+            return evaluate(closed, inputs, values, read, given, apply)
+
+        return sweep.run(base, self.key, self.replicates)
+
+
+class _Atoms:
+    """The distinct atoms of items (literals are not hashable)."""
+
+    def __init__(self, items: Mapping[Any, Item]) -> None:
+        self.list: list[Any] = []
+        self.ids: list[int] = []
+        self.shared: set[int] = set()  # those of several items
+        for atom in (atom for _, wanted in items.values() for atom in wanted):
+            if id(atom) in self.ids:
+                self.shared.add(id(atom))
+            else:
+                self.list.append(atom)
+                self.ids.append(id(atom))
+
+
+def _within(group: Lanes, items: Mapping[Any, Item], values: Mapping[Any, Any]) -> dict[Any, Item]:
+    """The items without values whose lanes are in a group."""
+    return {
+        name: item
+        for name, item in items.items()
+        if name not in values and set(item[0]) <= set(group)
+    }
+
+
+def _shared(
+    members: Mapping[Any, Item], group: Lanes, extra: Lanes, atoms: _Atoms, swept: list[Any]
+) -> dict[Any, list[Any]]:
+    """What was swept in the lanes of a group and extra ones, in the lanes of each member and extra ones."""
+    found = dict(zip(atoms.ids, swept, strict=True))
+    if any(lane != REPLICATE for lane in group + extra):
+        is_real = lambda x: jnp.issubdtype(jax.tree.leaves(x)[0].dtype, jnp.floating)
+        again = {i: found[i] for i in atoms.shared if is_real(found[i])}
+        found |= read_often(again)
+    return {
+        name: [_kept(found[id(a)], group + extra, lanes + extra) for a in wanted]
+        for name, (lanes, wanted) in members.items()
+    }
+
+
+def _kept(x: Any, group: Lanes, lanes: Lanes) -> Any:
+    """Without lanes on which an array does not depend (any one serves)."""
+    return lanes_at([slice(None) if a in lanes else 0 for a in group], x)
+
+
+def _maximal(sets: Iterable[Lanes]) -> list[Lanes]:
+    """The lane tuples that are contained in no other."""
+    distinct = sorted(set(sets), key=len, reverse=True)
+    return [a for i, a in enumerate(distinct) if not any(set(a) < set(b) for b in distinct[:i])]

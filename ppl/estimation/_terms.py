@@ -1,0 +1,290 @@
+"""The terms of an objective in their lanes, with the lanes' weights.
+
+For terms c_j and enumeration lanes v: c_j(v) times its coefficient, and times w_v, the probability of lane v, differentiable: the
+product of the enumerated sites' probabilities, summed over those that the term does not see itself (`enumeration/_layout.py`).
+
+Axis order of every array here: replicates, enumeration lanes (by site index), then the axes of the term or of
+the site's elements. Of a `Split`, the first of these axes stands in front of all lanes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..analysis import Analysed
+from ..enumeration import LaneWeights
+from ..evaluation import (
+    Forced,
+    Split,
+    Unmoved,
+    agreed,
+    begun,
+    by_parts,
+    chains_of,
+    close_lanes,
+    is_on,
+    open_lanes,
+    spread,
+    total_of,
+    whole_at,
+)
+from ..strategies import stop
+from ._reading import REPLICATE, Lanes, Reader
+
+Array = jax.Array
+
+
+class Terms:
+    """The terms of an analysed program, at given inputs and noise.
+
+    Args:
+        program: the analysed program.
+        inputs: leaves of the parameters.
+        key: random key; it decides all noise.
+        unmoved: what no replacement reaches, where it is known.
+    """
+
+    def __init__(
+        self,
+        program: Analysed,
+        inputs: Sequence[Any],
+        key: Array,
+        unmoved: Unmoved | None = None,
+    ) -> None:
+        self.program, self.inputs, self.key = program, list(inputs), key
+        self.replicates: Lanes = (REPLICATE,) if program.num_replicates > 1 else ()
+        keys = jax.random.split(key, program.num_replicates) if self.replicates else key
+        if unmoved is None and not self.replicates and is_on("invariants"):
+            unmoved = Unmoved(
+                program.closed, [*inputs, key], is_lazy=bool(program.layouts) and is_on("numbers")
+            )
+        self.reader = Reader(program, self.inputs, keys, self.replicates, unmoved)
+
+    def fixed(self) -> Terms:
+        """The same without derivatives in the parameters; those in the value that a site's own log-prob has are kept."""
+        program = dataclasses.replace(self.program, scores=frozenset())
+        unmoved = self.reader.unmoved
+        fixed = unmoved and unmoved.fixed()
+        return Terms(program, [stop(x) for x in self.inputs], self.key, fixed)
+
+    def lanes(self, enumerated: Collection[int]) -> Lanes:
+        """Replicates and the lanes of enumerated sites, in canonical order."""
+        return self.replicates + tuple(sorted(enumerated))
+
+    def result(self) -> Array:
+        """The result as it stands, averaged over replicates."""
+        value = self.reader.evaluate(self.replicates, [self.program.result])[0]
+        return value.mean() if self.replicates else value
+
+    def total(self) -> Array:
+        """The sum of all terms where no site has a surrogate."""
+        terms, _ = self._weighted({}, range(len(self.program.terms)))
+        return sum(map(total_of, terms.values()), jnp.zeros(()))
+
+    def weighted(
+        self,
+        forced: dict[int, tuple[Forced, Forced]],
+        which: Any,
+        wanted: Sequence[int] = (),
+        extra: Lanes = (),
+    ) -> tuple[dict[int, Array], dict[int, tuple[Any, Array]]]:
+        """Terms times coefficients times lane weights, and the numbers of the `wanted` sites.
+
+        Returns:
+            term -> array [replicates, the lanes it is kept in, extra lanes, its axes], where the first of several terms with the
+            same relations stands for all; site -> (numbers, weight), [replicates, its lanes, elements].
+        """
+        terms, local = self._weighted(forced, which, wanted, extra)
+        kept = {j: self.lanes(self.program.lanes.kept[j]) + extra for j in terms}
+        return {j: self._whole(t, kept[j]) for j, t in terms.items()}, {
+            i: self._whole(found, self.lanes(self.program.lanes.sites[i]) + extra)
+            for i, found in local.items()
+        }
+
+    def _whole(self, tree: Any, lanes: Lanes) -> Any:
+        """A tree of arrays, some of them split, as arrays."""
+        chains = chains_of(lanes, self.program.layouts)
+        return jax.tree.map(
+            lambda x: whole_at(x, len(lanes), chains) if is_split(x) else x, tree, is_leaf=is_split
+        )
+
+    def _weighted(
+        self,
+        forced: dict[int, tuple[Forced, Forced]],
+        which: Any,
+        wanted: Sequence[int] = (),
+        extra: Lanes = (),
+    ) -> tuple[dict[int, Any], dict[int, tuple[Any, Any]]]:
+        """The same with times of chains left split."""
+        program = self.program
+        targets = [program.relations[j] for j in which] + [
+            program.site_relations[i] for i in wanted
+        ]
+        enumerated = sorted({i for t in targets for i in t if i in program.layouts})  # type: ignore[misc]
+        items: dict[tuple[str, int], tuple[Lanes, list[Any]]] = {}
+        for j in which:
+            factors = [f.atom for _, path in program.terms[j].paths for f in path]
+            items["term", j] = (
+                self.lanes(program.lanes.read[j]),
+                [program.terms[j].variable, *factors],
+            )
+        for i in enumerated:
+            numbers = program.numbers[i]
+            atoms = [*(numbers.local or [numbers.log_prob]), numbers.active]
+            items["weight", i] = self.lanes(program.lanes.sites[i]), atoms
+        for i in wanted:
+            items["site", i] = self.lanes(program.lanes.sites[i]), list(program.numbers[i].local)
+        values, start = self._agreed(items, self.reader.read(items, forced, extra), extra)
+        probabilities = {i: self._probabilities(i, extra, values["weight", i]) for i in enumerated}
+        weights = LaneWeights(
+            program.layouts, program.lanes.sites, self.replicates, extra, probabilities, start
+        )
+        terms: dict[int, Any] = {}
+        alike: dict[Any, int] = {}
+        for j in which:
+            lanes = self.lanes(program.lanes.read[j]) + extra
+            kept = self.lanes(program.lanes.kept[j]) + extra
+            term = self._term(j, lanes, *values["term", j])
+            array = spread(self._folded(j, term, lanes), lanes, kept)
+            # Terms that meet the same weights and scores are one term.
+            name = (kept, frozenset(program.relations[j].items()), _shape_of(array, len(kept)))
+            first = alike.setdefault(name, j)
+            if first in terms:
+                array = self._by_parts(operator.add, kept, terms[first], array)
+            terms[first] = array
+        for j, array in terms.items():
+            kept = program.lanes.kept[j]
+            lanes = self.lanes(kept) + extra
+            axes = jax.tree.leaves(array)[0].ndim - len(lanes)
+            weight = weights.of(program.relations[j], kept, axes)
+            if weight is not None:
+                terms[j] = self._expectation(lanes, array, weight)
+        local: dict[int, tuple[Any, Any]] = {}
+        for i in wanted:
+            numbers = jax.tree.unflatten(program.numbers[i].local_tree, values["site", i])
+            own, axes = program.lanes.sites[i], len(program.sites[i].sizes)
+            weight = weights.of(program.site_relations[i], own, axes)
+            ndim = len(self.lanes(own) + extra) + axes
+            local[i] = (numbers, jnp.ones((1,) * ndim) if weight is None else weight)
+        return terms, local
+
+    def _by_parts(self, fn: Any, lanes: Lanes, *arrays: Any) -> Any:
+        """`by_parts` of arrays [lanes, axes]."""
+        chains = chains_of(lanes, self.program.layouts)
+        return by_parts(fn, *arrays, axis=len(lanes), chains=chains)
+
+    def _expectation(self, lanes: Lanes, cost: Any, weight: Any) -> Any:
+        """Costs times probabilities, both [lanes, axes]."""
+        if not (is_split(cost) and is_split(weight)):
+            return self._by_parts(_expected, lanes, cost, weight)
+        # In the shape that the recursion has: across a reshape XLA would compute costs twice.
+        chains = chains_of(lanes, self.program.layouts)
+        count = max(len(cost.first), len(weight.first))
+        both = (open_lanes(begun(x, chains) if count else x, chains) for x in (cost, weight))
+        found = by_parts(_expected, *both, axis=0)
+        # Lanes in which the first step does not count have no weight.
+        return dataclasses.replace(close_lanes(found, chains), start=())
+
+    def _agreed(
+        self, items: dict[tuple[str, int], tuple[Lanes, list[Any]]], values: Any, extra: Lanes
+    ) -> tuple[Any, dict[int, int]]:
+        """The values of the items' atoms such that all agree on the states in which chains begin; and these states."""
+        chains = {
+            n: chains_of(lanes + extra, self.program.layouts) for n, (lanes, _) in items.items()
+        }
+        found, start = agreed([(x, chains[n]) for n in items for x in values[n]])
+        left = iter(found)
+        return {n: [next(left) for _ in values[n]] for n in items}, start
+
+    def _term(self, j: int, lanes: Lanes, variable: Any, *factors: Array) -> Any:
+        """A term times its coefficient, from the values of both."""
+        program = self.program
+        variable = stop(variable) if j in program.scores else variable
+        atoms = [f.atom for _, path in program.terms[j].paths for f in path]
+        values = {id(a): value for a, value in zip(atoms, factors, strict=True)}
+        coefficient = program.terms[j].coefficient(lambda a: values[id(a)])
+        shape = jnp.shape(coefficient)  # lanes
+        if isinstance(variable, Split):
+            shape = 1, *shape
+        return jax.tree.map(
+            lambda x: x * jnp.reshape(coefficient, shape + (1,) * (x.ndim - len(shape))), variable
+        )
+
+    def _folded(self, j: int, array: Any, lanes: Lanes) -> Any:
+        """A term summed over the axes that are no site's (events, say): weights and scores meet less.
+
+        Such axes have size 1 then, and are gone at the end.
+        """
+        linked = {link.axis for relation in self.program.relations[j].values() for link in relation}
+        if isinstance(array, Split) and 0 not in linked:
+            array = self._whole(array, lanes)
+        last = max((a for a in linked if isinstance(a, int)), default=-1)
+
+        def folded(x: Array) -> Array:
+            axes = [a for a in range(x.ndim - len(lanes)) if a not in linked]
+            x = x.sum([len(lanes) + a for a in axes if a > last])
+            return x.sum([len(lanes) + a for a in axes if a < last], keepdims=True)
+
+        return jax.tree.map(folded, array)
+
+    def _probabilities(self, index: int, extra: Lanes, read: list[Any]) -> Any:
+        """Probability of an enumerated site in each lane: [its lanes, element axes with size 1 where joint]."""
+        site, layout = self.program.sites[index], self.program.layouts[index]
+        assert site.num_values is not None
+        is_given = bool(
+            self.program.numbers[index].local
+        )  # the probability itself, not its logarithm
+        absent = 1 / site.num_values if is_given else -math.log(site.num_values)
+
+        def probability(number: Array, active: Array) -> Array:
+            active = active.reshape(active.shape + (1,) * (number.ndim - active.ndim))
+            # A site of a branch that is not taken has no probability: spread its lanes evenly, they all hold the
+            # same cost.
+            number = jnp.where(active > 0, number, absent)
+            first = number.ndim - len(site.sizes)
+            joint = tuple(first + i for i in layout.joint)
+            if is_given:
+                return number.prod(joint, keepdims=True)
+            return jnp.exp(number.sum(joint, keepdims=True))
+
+        lanes = self.lanes(self.program.lanes.sites[index]) + extra
+        number, active = read
+        if is_split(number) and not is_split(active) and active.ndim == len(lanes):
+            active = Split([], active[None], number.length)  # alike in all rows
+        return self._by_parts(probability, lanes, number, active)
+
+
+@jax.custom_jvp
+def _expected(cost: Array, weight: Array) -> Array:
+    """Costs times probabilities. A lane of probability zero counts nothing, whatever its cost (0 log 0 = 0).
+
+    Its probability may begin to grow, which a finite cost feels in the derivative.
+    """
+    return jnp.where(weight > 0, cost, 0.0) * weight
+
+
+@_expected.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (cost, weight), (d_cost, d_weight) = primals, tangents
+    kept = jnp.where(weight > 0, cost, 0.0)
+    felt = jnp.where((weight > 0) | jnp.isfinite(cost), cost, 0.0)
+    return kept * weight, weight * d_cost + felt * d_weight
+
+
+def is_split(x: Any) -> bool:
+    """Whether an array is split along time."""
+    return isinstance(x, Split)
+
+
+def _shape_of(array: Any, num_lanes: int) -> Any:
+    """Shape without lanes."""
+    if isinstance(array, Split):
+        return array.length, *array.rest.shape[1 + num_lanes :]
+    return array.shape[num_lanes:]

@@ -1,0 +1,37 @@
+"""Traced programs run again with the values of chosen sites replaced.
+
+`evaluate` walks a jaxpr, and at each marker takes the value that it is given in place of the draw. Everything else here makes
+that cheap where many replacements are asked for at once: numbers that no replacement reaches (`_unmoved.py`), arrays of equal
+elements (`_same.py`), loops without a loop (`_unrolled.py`, `_steps.py`, `_split.py`), noise drawn in front of a loop
+(`_hoist.py`).
+"""
+
+from ._evaluate import Apply as Apply, Forced as Forced, Given as Given, evaluate as evaluate
+from ._hoist import draws as draws, hoist_noise as hoist_noise
+from ._passes import (
+    NAMES as NAMES,
+    PASSES as PASSES,
+    is_on as is_on,
+    passes as passes,
+    read_often as read_often,
+)
+from ._same import Lane as Lane, Uniform as Uniform
+from ._split import (
+    Chain as Chain,
+    Layout as Layout,
+    Split as Split,
+    agreed as agreed,
+    begun as begun,
+    by_parts as by_parts,
+    chains_of as chains_of,
+    close_lanes as close_lanes,
+    lanes_at as lanes_at,
+    open_lanes as open_lanes,
+    relative as relative,
+    spread as spread,
+    total_of as total_of,
+    whole_at as whole_at,
+)
+from ._steps import row_by_row as row_by_row
+from ._unmoved import Unmoved as Unmoved
+from ._unrolled import NeedsLoop as NeedsLoop, Windows as Windows

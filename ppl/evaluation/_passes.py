@@ -1,0 +1,72 @@
+"""What makes evaluation faster and changes no number: one list, and a switch for each.
+
+The reference is the evaluator without any of them: `_evaluate.py` alone. A pass is on where it was measured to pay
+(`benchmarks/language/passes.py` prints what each one buys); on other backends the reference runs. `LAPILLI_PASSES` in the environment, or
+`passes` around the first call, choose others: tests hold both against each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+
+Name = Literal["invariants", "noise", "numbers", "rows", "windows", "barriers"]
+NAMES: tuple[Name, ...] = get_args(Name)
+VARIABLE = "LAPILLI_PASSES"
+
+
+class Pass(NamedTuple):
+    """A pass: what it does, and the backends on which it was measured to pay."""
+
+    what: str
+    backends: tuple[str, ...] = ("cpu",)
+
+
+PASSES: dict[Name, Pass] = {
+    "invariants": Pass("what no replacement reaches is computed once (`_unmoved.py`)"),
+    "noise": Pass("the noise of a loop is drawn in front of it (`_hoist.py`)"),
+    "numbers": Pass("arrays of equal elements are carried along as one number (`_same.py`)"),
+    "rows": Pass("rows of a plate stand in front of enumerated states (`_steps.py`)"),
+    "windows": Pass("all steps of a chain at once, in place of a loop (`_unrolled.py`)"),
+    "barriers": Pass("what is read in several places is kept, not computed again by XLA"),
+}
+_chosen: ContextVar[tuple[Name, ...] | None] = ContextVar("lapilli_passes", default=None)
+
+
+def is_on(name: Name) -> bool:
+    """Whether a pass is to be applied to what is traced now."""
+    chosen = _chosen.get()
+    if chosen is None and VARIABLE in os.environ:
+        chosen = _names(tuple(os.environ[VARIABLE].replace(",", " ").split()))
+    if chosen is None:
+        return jax.default_backend() in PASSES[name].backends
+    return name in chosen
+
+
+def read_often(x: Any) -> Any:
+    """A pytree that value and derivatives read in several places: XLA would rather compute it again for each of them."""
+    return jax.lax.optimization_barrier(x) if is_on("barriers") else x
+
+
+@contextlib.contextmanager
+def passes(*names: Name) -> Iterator[None]:
+    """Apply these passes and no others to what is traced inside; none for the reference."""
+    token = _chosen.set(_names(names))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _names(names: tuple[str, ...]) -> tuple[Name, ...]:
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        raise ValueError(
+            f"{unknown} are no passes of the evaluator. Choose from {', '.join(NAMES)}; none of them is the reference."
+        )
+    return tuple(n for n in NAMES if n in names)

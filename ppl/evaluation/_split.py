@@ -1,0 +1,264 @@
+"""The steps of a chain, all at once: arrays whose lanes show the states that each step sees.
+
+Terms
+- Step t of a chain of memory `lag` sees the states at t - lag, ..., t. A lane's number has lag + 1 digits, one for each of them.
+- Lanes are *relative* if a digit stands for an age: the state `age` steps back, the oldest first. What holds at all steps
+  alike, such as the transitions of a homogeneous chain, is then one array.
+- Lanes are *by place* if digit p stands for the steps s with s mod (lag + 1) = p. A lane then is one path, and a loop can run
+  along it.
+
+Arrays [lanes, axes] are in lanes by place, `Split`s [time, lanes, other axes] in relative ones. `whole_at` and `relative` turn
+one into the other.
+
+Rows of a plate may stand in front of lanes in the same way (`estimation/_sweep.py`): `Split`s [rows, lanes, other axes] without
+first steps. No lane is a chain's then, and both orders of lanes are one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ._same import Same
+
+Array = jax.Array
+Start = tuple[tuple[int, int], ...]  # (site, state) pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the elements of an enumerated site are laid out in lanes.
+
+    Attributes:
+        joint: element axes enumerated jointly (all combinations); the other axes share the lanes.
+        num_lanes: num_states, or num_states ** (lag + 1) for a chain.
+        num_states: num_values ** (number of joint elements).
+        axis: the time axis of a chain, else None.
+        lag: memory of the chain in steps.
+        why_joint: why times that meet are enumerated jointly, where they are.
+        time: name of the time axis, where chains of several times may meet (`enumeration/_structure.py`).
+    """
+
+    joint: tuple[int, ...]
+    num_lanes: int
+    num_states: int
+    axis: int | None = None
+    lag: int = 0
+    why_joint: str = ""
+    time: str | None = None
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether times are summed by a forward recursion."""
+        return self.axis is not None
+
+
+class Chain(NamedTuple):
+    """A chain among lanes: their axis, its layout, the site's index."""
+
+    axis: int
+    layout: Layout
+    site: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """An array with a time axis, in front, and relative lanes. Its first steps, whose past is not the chain's, stand apart.
+
+    Attributes:
+        first: the steps 0, 1, ..., each with a time axis of size 1.
+        rest: the later steps, or one where all are the same.
+        length: number of all steps.
+        start: (site, state) of chains that begin in a known state. Step 0 is then like all others, and counts in those lanes only
+            whose digit of age 1 shows this state.
+        older: age -> the same, seen that many steps later. While a program is evaluated only.
+    """
+
+    first: list[Any]
+    rest: Any
+    length: int = dataclasses.field(metadata={"static": True})
+    start: Start = dataclasses.field(default=(), metadata={"static": True})
+    older: Callable[[int], Split] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+
+    def apart(self, count: int) -> Split:
+        """The same with the first `count` steps apart (fewer than all)."""
+        known = len(self.first)
+        if count <= known:
+            return self
+        more = [self.steps(s, s + 1) for s in range(known, count)]
+        rest = self.steps(count, self.length)
+        return Split([*self.first, *more], rest, self.length, self.start)
+
+    def steps(self, start: int, stop: int) -> Any:
+        """The steps from `start` to before `stop`, or one where all are the same."""
+        count = len(self.first)
+        if start >= count:
+            return self.rest if len(self.rest) == 1 else self.rest[start - count : stop - count]
+        if stop == start + 1:
+            return self.first[start]
+        parts = [whole(x) for x in self.first[start:stop]]
+        if stop > count:
+            parts.append(repeated(whole(self.steps(count, stop)), stop - count))
+        return jnp.concatenate(parts)
+
+    def arrays(self) -> Split:
+        """The same with nothing but arrays."""
+        return Split([whole(x) for x in self.first], whole(self.rest), self.length, self.start)
+
+
+def whole(x: Any) -> Any:
+    """An operand that may be one number, as an array."""
+    return x.whole() if isinstance(x, Same) else x
+
+
+def repeated(x: Array, size: int) -> Array:
+    """One step for all as `size` steps."""
+    return x if x.shape[0] == size else jnp.broadcast_to(x, (size, *x.shape[1:]))
+
+
+def by_parts(
+    fn: Callable[..., Array], *arrays: Any, axis: int, chains: Sequence[Chain] = ()
+) -> Any:
+    """`fn(*arrays)`, which broadcasts along time, axis `axis` where it is not split: part by part where all arrays are."""
+    if not all(isinstance(x, Split) for x in arrays):
+        return fn(*(whole_at(x, axis, chains) if isinstance(x, Split) else x for x in arrays))
+    count = max(len(x.first) for x in arrays)
+    if count:
+        arrays = tuple(begun(x, chains).apart(count) for x in arrays)
+    first = [fn(*(x.first[s] for x in arrays)) for s in range(count)]
+    start = {pair for x in arrays for pair in x.start}
+    return Split(first, fn(*(x.rest for x in arrays)), arrays[0].length, tuple(sorted(start)))
+
+
+def total_of(x: Any) -> Array:
+    """The sum over all elements of an array, which may be split."""
+    if not isinstance(x, Split):
+        return jnp.sum(x)
+    later = x.length - len(x.first) if len(x.rest) == 1 else 1
+    return sum(map(jnp.sum, x.first), later * jnp.sum(x.rest))
+
+
+def whole_at(x: Split, axis: int, chains: Sequence[Chain]) -> Array:
+    """A split array as an array, with time at `axis`, in lanes by place."""
+    x = begun(x, chains)
+    joined = jnp.concatenate([*x.first, repeated(x.rest, x.length - len(x.first))])
+    return jnp.moveaxis(_by_residue(joined, chains, _place_order), 0, axis)
+
+
+def relative(x: Array, axis: int, chains: Sequence[Chain], length: int) -> Split:
+    """An array in lanes by place, of `length` steps along `axis` or one for all, as a split one."""
+    return Split([], _by_residue(jnp.moveaxis(x, axis, 0), chains, _age_order), length)
+
+
+def spread(x: Any, lanes: Sequence[int], target: Sequence[int]) -> Any:
+    """Add the lanes of `target` that an array in `lanes` does not have, of size 1."""
+    front = isinstance(x, Split)
+    missing = [front + a for a, lane in enumerate(target) if lane not in lanes]
+    return jax.tree.map(lambda x: jnp.expand_dims(x, missing), x)
+
+
+def lanes_at(index: Sequence[Any], x: Any) -> Any:
+    """An array indexed along its lanes."""
+    front = (slice(None),) if isinstance(x, Split) else ()
+    return jax.tree.map(lambda x: x[*front, *index], x)
+
+
+def chains_of(lanes: Sequence[int], layouts: Any, time: str | None = None) -> list[Chain]:
+    """The chains among lanes; where they have times of their own, those of `time`.
+
+    Only they are in relative lanes in an array that is split along this time: a chain of another time, such as one inside of
+    each step, is by place, along an axis that stands behind.
+    """
+    is_chain = lambda i: i in layouts and layouts[i].is_chain and layouts[i].time == time
+    return [Chain(a, layouts[i], i) for a, i in enumerate(lanes) if is_chain(i)]
+
+
+def begun(x: Split, chains: Sequence[Chain]) -> Split:
+    """The same with step 0 apart, in all lanes alike, where it counts in some lanes only."""
+    if not x.start:
+        return x
+    known, head = dict(x.start), x.steps(0, 1)
+    for chain in chains:
+        if chain.site in known and head.shape[1 + chain.axis] > 1:
+            opened = open_lane(head, 1 + chain.axis, chain.layout)
+            before = chain.axis + chain.layout.lag  # the axis of age 1
+            state = known[chain.site]
+            one = jax.lax.slice_in_dim(opened, state, state + 1, axis=before)
+            head = jnp.broadcast_to(one, opened.shape).reshape(head.shape)
+    return Split([head], x.steps(1, x.length), x.length)
+
+
+def open_lane(x: Array, axis: int, layout: Layout) -> Array:
+    """The lane of a chain opened into its digits."""
+    digits = (layout.num_states,) * (layout.lag + 1)
+    return x.reshape(*x.shape[:axis], *digits, *x.shape[axis + 1 :])
+
+
+def open_lanes(x: Split, chains: Sequence[Chain]) -> Split:
+    """A split array with the lanes of chains opened into digits."""
+
+    def opened(x: Array) -> Array:
+        for chain in reversed(chains):
+            if x.shape[1 + chain.axis] > 1:
+                x = open_lane(x, 1 + chain.axis, chain.layout)
+            else:
+                x = jnp.expand_dims(x, [1 + chain.axis + i for i in range(chain.layout.lag)])
+        return x
+
+    return jax.tree.map(opened, x)
+
+
+def close_lanes(x: Split, chains: Sequence[Chain]) -> Split:
+    """The inverse of `open_lanes`."""
+
+    def closed(x: Array) -> Array:
+        for chain in chains:
+            a = 1 + chain.axis
+            x = x.reshape(*x.shape[:a], -1, *x.shape[a + chain.layout.lag + 1 :])
+        return x
+
+    return jax.tree.map(closed, x)
+
+
+def agreed(arrays: Sequence[tuple[Any, Sequence[Chain]]]) -> tuple[list[Any], dict[int, int]]:
+    """Arrays, some of them split, such that all agree on the states in which chains begin; and these states."""
+    starts = {pair for x, _ in arrays if isinstance(x, Split) for pair in x.start}
+    if len(dict(starts)) == len(starts):
+        return [x for x, _ in arrays], dict(starts)
+    return [begun(x, chains) if isinstance(x, Split) else x for x, chains in arrays], {}
+
+
+def _place_order(residue: int, lag: int) -> list[int]:
+    """For each place the axis of its age, oldest first, at steps s with s mod (lag + 1) = residue."""
+    return [lag - (residue - place) % (lag + 1) for place in range(lag + 1)]
+
+
+def _age_order(residue: int, lag: int) -> list[int]:
+    """For each age, oldest first, its place."""
+    return [(residue - age) % (lag + 1) for age in range(lag, -1, -1)]
+
+
+def _by_residue(x: Array, chains: Sequence[Chain], order: Callable[[int, int], list[int]]) -> Array:
+    """Reorder the digits of lanes at the steps of each residue mod (lag + 1); time is in front."""
+    turning = [(1 + a, layout) for a, layout, _ in chains if layout.lag and x.shape[1 + a] > 1]
+    if not turning:
+        return x
+    lag, length = turning[0][1].lag, len(x)
+    parts = []
+    for residue in range(min(lag + 1, length)):
+        part = x[residue :: lag + 1]
+        for a, layout in turning:
+            opened = open_lane(part, a, layout)
+            axes = list(range(opened.ndim))
+            axes[a : a + lag + 1] = [a + d for d in order(residue, lag)]
+            part = jnp.transpose(opened, axes).reshape(part.shape)
+        missing = -(-length // (lag + 1)) - len(part)
+        parts.append(jnp.pad(part, [(0, missing), *[(0, 0)] * (x.ndim - 1)]))
+    return jnp.stack(parts, 1).reshape(-1, *x.shape[1:])[:length]

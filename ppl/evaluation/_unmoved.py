@@ -1,0 +1,82 @@
+"""What no replacement reaches is computed once.
+
+A program is evaluated several times: in the lanes of enumerated sites, and with sampled sites replaced. Input: the replacements
+of one evaluation, and the variables that it reads. Output: the values of those variables on the way that no replaced site
+reaches. They are what the program computes as it stands, so later evaluations take them from the earlier ones. XLA would not
+find all of them: where they were differentiated, they look different.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from .._compat import ClosedJaxpr, Var
+from ..jaxprs import inner_jaxprs, needed, site_p
+from ._evaluate import Given, is_cut, run_into, sites_in
+from ._same import Same
+
+
+class Unmoved:
+    """The variables of a traced program without replacements.
+
+    Args:
+        closed: the traced program.
+        inputs: its inputs.
+        is_lazy: leave arrays that are filled with one number as one number.
+    """
+
+    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[Any], *, is_lazy: bool) -> None:
+        self.jaxpr, self.is_lazy, self.is_fixed = closed.jaxpr, is_lazy, False
+        self.values: dict[Var, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+        self.values.update(zip(closed.jaxpr.invars, inputs, strict=True))
+
+    def fixed(self) -> Unmoved:
+        """What is known so far, without derivatives."""
+        twin = copy.copy(self)
+        twin.values, twin.is_fixed = dict(self.values), True
+        return twin
+
+    def around(self, forced: Mapping[int, Given], read: Sequence[Any]) -> dict[Var, Any]:
+        """Where an evaluation with sites replaced may start: variables that it needs and no such site reaches, and values.
+
+        Equations with effects run in every evaluation, and so does what depends on them.
+        """
+        moved: set[Any] = set()
+        for eqn in self.jaxpr.eqns:
+            if eqn.effects or _is_replaced(eqn, forced) or not moved.isdisjoint(_variables(eqn)):
+                moved.update(eqn.outvars)
+        inner = lambda eqn: (
+            () if moved.isdisjoint(eqn.outvars) or is_cut(eqn, forced) else eqn.invars
+        )
+        edge = needed(self.jaxpr.eqns, read, inner)[1] - moved
+        if not self.is_fixed:
+            self._run(edge)
+        return {v: self._value(v) for v in edge if v in self.values}
+
+    def _run(self, variables: set[Any]) -> None:
+        pure = [eqn for eqn in self.jaxpr.eqns if not eqn.effects]
+        eqns, live = needed(pure, variables, given=self.values)
+        run_into(self.values, eqns, live, {}, is_lazy=self.is_lazy)
+
+    def _value(self, variable: Var) -> Any:
+        value = self.values[variable]
+        if not self.is_fixed:
+            return value
+        if isinstance(value, Same):
+            return Same(jax.lax.stop_gradient(value.value), value.shape, value.lane)
+        return jax.lax.stop_gradient(value)
+
+
+def _variables(eqn: Any) -> list[Any]:
+    return [v for v in eqn.invars if isinstance(v, Var)]
+
+
+def _is_replaced(eqn: Any, forced: Mapping[int, Given]) -> bool:
+    """Whether an equation is the marker of a replaced site, or has one inside."""
+    if eqn.primitive is site_p:
+        return eqn.params["index"] in forced
+    return any(not sites_in(jaxpr).isdisjoint(forced) for jaxpr in inner_jaxprs(eqn))

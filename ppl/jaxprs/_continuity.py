@@ -1,0 +1,445 @@
+"""Where an operation may jump: a table of JAX's primitives, and what each does to the jumps of its operands.
+
+Terms
+- A jump is *silent* where the value is finite on both sides, *loud* where it goes to infinity or NaN, or through a pole.
+  Loud ones stay loud in sums, and an expectation in which one is left is infinite or NaN for all to see; any other operation
+  may make them silent again (exp(-inf) = 0).
+- A finite value may *overflow*. Infinities made so are what the functions tend to, and no jump, but for a *reader* of infinities
+  (`isfinite`, `isnan`, a comparison with infinity): it jumps where its operand leaves the numbers of its precision.
+- A jump counts where continuous *noise* decides it: a random site, or a random key. One that parameters or discrete draws alone
+  decide lies at isolated parameters, where there is no derivative to miss.
+- The *movers* of a jump are what can push a value across it: sites, and the parameters themselves.
+
+Every primitive is in one row of the table. What is in none, and every function that cannot be opened, may jump silently in
+everything it depends on. What may jump is searched numerically (`checks/_jumps.py`); what is continuous by this table is not, so
+that a name in a wrong row is a wrong number: the rows claim no more than is true for all finite operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._compat import CALLS
+from ._ranges import REALS, Range, number, range_of_constant, ranges_of, union
+from ._relation import PARAMS, Relations, join
+from ._seams import Term, agree_on_seam, is_idle
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Elements are moved, chosen by integers, or copied.
+PLACES = _names(
+    """
+    all_gather all_gather_invariant all_to_all broadcast_in_dim broadcast_to concatenate convert_element_type copy copy_p
+    device_put dynamic_slice dynamic_update_slice gather layout_constraint optimization_barrier pad pbroadcast ppermute pvary real
+    imag complex reduced_vary_cast reshape reshard rev scatter sharding_constraint slice split squeeze stack stop_gradient
+    tile transpose unstack with_memory_space_constraint zeros_like vary_unreduced_cast relayout tie
+    """
+)
+# An infinite operand makes an infinite (or NaN) result.
+SUMS = _names(
+    """
+    add add_any sub neg reduce_sum cumsum scatter-add scatter-sub conj psum psum_invariant conv_general_dilated
+    reduce_window_sum
+    """
+)
+PRODUCTS = _names("mul dot_general")
+KEEPS_INFINITY = _names("abs square")
+# May leave the numbers of 32 bits for operands of a size that draws have.
+GROWING = _names("exp exp2 expm1 sinh cosh pow cumprod reduce_prod")
+MAX_POWER = 8  # of integer powers that stay among them
+MAX_FACTOR = 1e8  # of constants
+# Continuous in all finite operands.
+SMOOTH = _names(
+    """
+    asinh atan bessel_i0e bessel_i1e cbrt clamp cos cosh cumlogsumexp cummax cummin cumprod erf erfc exp exp2 expm1
+    fft householder_product logistic max min one_minus_square pmax pmin random_gamma reduce_max reduce_min
+    reduce_prod reduce_scatter reduce_window_max reduce_window_min rng_uniform scatter-max scatter-min scatter-mul sin sinh
+    symmetric_product tanh
+    """
+)
+# Piecewise constant, or with pieces that do not meet.
+STEPS = _names(
+    """
+    argmax argmin bitcast_convert_type ceil eq eq_to floor ge gt is_finite le le_to lt lt_to ne nextafter reduce_precision
+    rem round sign to_edtype from_edtype
+    """
+)
+# Continuous away from a branch cut, a change of sign, of pivots or of the order of what is carried along.
+CUTS = _names(
+    """
+    approx_top_k atan2 eig geqp3 geqrf hessenberg lu ormqr qr schur select_and_gather_add select_and_scatter
+    select_and_scatter_add tridiagonal
+    """
+)
+# Of integers, booleans or random keys alone: they have no real operand.
+INTEGERS = _names(
+    """
+    and clz iota iota_2x32_shape lu_pivots_to_permutation mulhi multiple_of not or philox2x32 philox4x32 population_count
+    random_bits random_clone random_fold_in random_seed random_split random_unwrap random_wrap reduce_and reduce_or reduce_xor
+    rng_bit_generator shift_left shift_right_arithmetic shift_right_logical threefry2x32 threefry4x32 xor after_all
+    axis_index create_token dim_as_value dimension_size program_id num_programs
+    """
+)
+# Functions that cannot be looked into, or are not worth it: whatever they depend on may make them jump.
+OPAQUE = _names(
+    """
+    accum_grad_in_ref addupdate all_gather_done all_gather_reduced all_gather_reduced_start all_gather_start all_to_all_done
+    all_to_all_start call_exported call_hi_primitive call_hi_primitive_linearized check cholesky_update composite create_linear
+    cudnn_fusion custom_jvp_call_jaxpr custom_lin custom_linear_solve custom_partitioning custom_vmap_call dce_sink debug_callback
+    debug_print delay dot_product_attention_bwd dot_product_attention_bwd_wrapper dot_product_attention_fp8_bwd
+    dot_product_attention_fp8_bwd_wrapper dot_product_attention_fp8_fwd dot_product_attention_fp8_fwd_wrapper
+    dot_product_attention_fwd dot_product_attention_fwd_wrapper empty empty2 empty_ref ffi_call free_ref freeze get
+    get_global inspect_sharding io_callback linear_call masked_load masked_swap mpmd_map name new_ref pallas_call
+    pbroadcast_dynamic pin platform_index polynomial ppermute_done ppermute_start precv preduced psend psum_done
+    psum_invariant_start pure_callback ragged_all_to_all ragged_dot_general reduce reduce_scatter_done reduce_scatter_start
+    reduce_window remat_opt run_scoped run_state scaled_dot scaled_matmul scaled_matmul_wrapper semaphore_read semaphore_signal
+    semaphore_wait shape_assertion shard_map stage swap unpin unreachable unreduced_pmax unreduced_pmin unreduced_psum
+    unreduced_reduce_scatter xla_metadata_call xla_metadata_value
+
+    box_get box_set call core_map jaxpr_call log_extend log_read new_box new_log pbroadcast_done pbroadcast_start program_order
+    psum_start reduced_vary_cast_p unreduced_psum_start unreduced_reduce_scatter_start vary_unreduced_cast_p
+    """
+)
+CONTROL = _names("scan while cond")
+HANDLED = _names("select_n sort top_k eigh svd")
+COMPARISONS = _names("eq ne lt le gt ge")
+# Zero only where an operand is.
+SIGNED = PLACES | _names(
+    "mul div neg abs square sqrt rsqrt integer_pow reciprocal cbrt reduce_prod"
+)
+
+# Of those in `DOMAINS`: an infinite operand makes an infinite (or NaN) result.
+KEEPS_INFINITY_INSIDE = _names("log log2 log1p sqrt acosh lgamma cholesky")
+# Infinite, or NaN, at zero and beyond only: name -> the operand that must not reach zero.
+ZEROS = {"div": 1, "integer_pow": 0, "log": 0, "log2": 0, "reciprocal": 0, "rsqrt": 0, "sqrt": 0}
+# Infinite where a matrix is singular: name -> the number of operands, the first ones, that make up the matrix.
+SOLVED = {"triangular_solve": 1, "tridiagonal_solve": 3}
+# Infinite, or NaN, elsewhere: name -> whether the operands' ranges keep it away from there.
+DOMAINS = {
+    "acos": lambda a: -1 <= a.low and a.high <= 1,
+    "acosh": lambda a: a.low >= 1,
+    "asin": lambda a: -1 <= a.low and a.high <= 1,
+    "atanh": lambda a: a.is_within(-1.0, 1.0),
+    "cholesky": lambda *_: False,
+    "digamma": lambda a: a.is_positive,
+    "erf_inv": lambda a: a.is_within(-1.0, 1.0),
+    "igamma": lambda a, x: a.is_positive and x.low >= 0,
+    "igamma_grad_a": lambda a, x: a.is_positive and x.is_positive,
+    "igammac": lambda a, x: a.is_positive and x.low >= 0,
+    "lgamma": lambda a: a.is_positive,
+    "log1p": lambda a: a.is_within(-1.0, float("inf")),
+    "polygamma": lambda m, a: a.is_positive,
+    "pow": lambda a, b: a.is_positive,
+    "random_gamma_grad": lambda a, x: a.is_positive and x.is_positive,
+    "regularized_incomplete_beta": lambda a, b, x: (
+        a.is_positive and b.is_positive and 0 <= x.low and x.high <= 1
+    ),
+    "tan": lambda a: a.is_within(-np.pi / 2, np.pi / 2),
+    "zeta": lambda x, q: x.is_within(1.0, float("inf")) and q.is_positive,
+}
+# Complex functions that are continuous on the whole plane.
+ENTIRE = _names(
+    "cos cosh exp exp2 expm1 sin sinh abs square integer_pow conj real imag complex mul div"
+)
+
+
+CATALOGUE = frozenset().union(
+    PLACES, SUMS, PRODUCTS, KEEPS_INFINITY, SMOOTH, STEPS, CUTS, INTEGERS, OPAQUE, CALLS, CONTROL, HANDLED, ZEROS, SOLVED, DOMAINS
+)  # fmt: skip
+
+
+class Cause(NamedTuple):
+    """Why a value may jump: the operation, the noise that decides, and whether it passes through a pole, or is an overflow."""
+
+    operation: str
+    noise: frozenset[int | str] = frozenset()
+    is_pole: bool = False
+    is_overflow: bool = False
+
+
+Jumps = dict[int | str, Cause]
+
+
+class Fact(NamedTuple):
+    """What is known of one variable.
+
+    Attributes:
+        relations: on which elements of which sources it depends.
+        jumps: source -> why it may jump silently as that source moves.
+        loud: source -> why it may jump to infinity or NaN, or through a pole.
+        noise: sources of continuous noise of which it is more than a piecewise constant function.
+        range: the numbers that it can hold where it is finite.
+        is_loud: it is a constant that is infinite or NaN.
+        keeps_sign: it is a product of factors that are zero, or are not, whatever the noise.
+        term: how it comes about element by element, where that is known.
+        before: of a comparison, the jumps of its sides.
+        grows: it may overflow.
+    """
+
+    relations: Relations
+    jumps: Jumps = {}
+    loud: Jumps = {}
+    noise: frozenset[int | str] = frozenset()
+    range: Range = REALS
+    is_loud: bool = False
+    keeps_sign: bool = False
+    term: Term | None = None
+    before: Jumps = {}
+    grows: bool = False
+
+    @property
+    def avoids_zero(self) -> bool:
+        """Whether noise cannot bring it to zero: if it is ever zero, it is always."""
+        return self.keeps_sign or not self.noise or self.range.is_nonzero
+
+
+NOTHING = Fact({})
+
+
+def constant(value: Any) -> Fact:
+    """The fact of a value that is part of the program."""
+    is_float = isinstance(value, float) or jnp.issubdtype(
+        getattr(value, "dtype", np.int32), jnp.floating
+    )
+    if np.ndim(value) == 0 and isinstance(value, float | np.floating | np.ndarray) and is_float:
+        if not np.isfinite(value):
+            return Fact({}, is_loud=True)
+    return Fact({}, range=range_of_constant(value))
+
+
+def merged(many: Iterable[Jumps]) -> Jumps:
+    """All causes together; of two causes of one source that which passes through a pole, with the noise of both."""
+    out: Jumps = {}
+    for jumps in many:
+        for source, cause in jumps.items():
+            old = out.get(source, cause)
+            first = cause if cause.is_pole and not old.is_pole else old
+            is_overflow = old.is_overflow or cause.is_overflow
+            out[source] = first._replace(noise=old.noise | cause.noise, is_overflow=is_overflow)
+    return out
+
+
+def join_facts(facts: Sequence[Fact]) -> Fact:
+    """The fact of a variable that holds the value of one of several."""
+    return Fact(
+        join(f.relations for f in facts),
+        merged(f.jumps for f in facts),
+        merged(f.loud for f in facts),
+        frozenset().union(*(f.noise for f in facts)),
+        union(f.range for f in facts),
+        all(f.is_loud for f in facts),
+        all(f.avoids_zero for f in facts),
+        grows=any(f.grows for f in facts),
+    )
+
+
+def movers(
+    operation: str, facts: Sequence[Fact], *, is_pole: bool = False, is_overflow: bool = False
+) -> Jumps:
+    """Who moves a jump that one operation makes of these operands: all they depend on, if noise is part of it."""
+    noise = frozenset().union(*(f.noise for f in facts))
+    if not noise:
+        return {}
+    sources = {s for f in facts for s in f.relations if isinstance(s, int) or s == PARAMS}
+    return dict.fromkeys(sources, Cause(operation, noise, is_pole, is_overflow))
+
+
+def is_real(atom: Any) -> bool:
+    """Whether a variable holds real or complex numbers."""
+    return jnp.issubdtype(getattr(atom.aval, "dtype", np.int32), jnp.inexact)
+
+
+def _is_complex(atom: Any) -> bool:
+    return jnp.issubdtype(getattr(atom.aval, "dtype", np.int32), jnp.complexfloating)
+
+
+def silent(facts: Sequence[Fact]) -> Jumps:
+    """The jumps of operands after an operation that may turn infinity into a number."""
+    return merged([*(f.jumps for f in facts), *(f.loud for f in facts)])
+
+
+def facts_of(eqn: Any, facts: Sequence[Fact], relations: Sequence[Relations]) -> list[Fact]:
+    """The facts of an equation's results; `relations` are those of the results."""
+    name = eqn.primitive.name
+    # Beyond the numbers, where infinity may turn into one.
+    keeps = name in PLACES | SUMS | PRODUCTS | KEEPS_INFINITY or name == "select_n"
+    ranges = ranges_of(eqn, [f.range if keeps or not f.loud else REALS for f in facts])
+    if not any(f.relations or f.noise or f.is_loud for f in facts):  # nothing moves it
+        return [Fact({}, range=r) for r in ranges]
+    if name == "select_n":
+        return [_selected(facts, relations[0], ranges[0])]
+    out = []
+    for number_of, (atom, relation, found) in enumerate(
+        zip(eqn.outvars, relations, ranges, strict=True)
+    ):
+        fact = _fact(name, eqn, number_of, facts, atom, found)
+        keeps_sign = name in SIGNED and all(f.avoids_zero for f in facts)
+        grows = is_real(atom) and _grows(name, eqn, facts, found)
+        fact = fact._replace(relations=relation, keeps_sign=keeps_sign, grows=grows)
+        if fact.range.is_number and not fact.loud:  # the same whatever happens
+            fact = fact._replace(jumps={}, noise=frozenset())
+        out.append(fact)
+    return out
+
+
+def _grows(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> bool:
+    """Whether a result may overflow; not so the largest of many, whose reader guards a logarithm of a sum of exponentials."""
+    if name == "reduce_max" or (np.isfinite(found.low) and np.isfinite(found.high)):
+        return False
+    sizes = [max(abs(f.range.low), abs(f.range.high)) for f in facts if not f.relations]
+    is_large = name in PRODUCTS and any(MAX_FACTOR <= x < np.inf for x in sizes)
+    is_large |= name == "div" and not facts[1].relations and 0 < sizes[-1] <= 1 / MAX_FACTOR
+    is_large |= name == "integer_pow" and abs(eqn.params["y"]) > MAX_POWER
+    return is_large or name in GROWING or any(f.grows for f in facts)
+
+
+def _fact(name: str, eqn: Any, which: int, facts: Sequence[Fact], atom: Any, found: Range) -> Fact:
+    noise = frozenset().union(*(f.noise for f in facts))
+    kept = Fact({}, merged(f.jumps for f in facts), merged(f.loud for f in facts), noise, found)
+    swallowed = kept._replace(jumps=silent(facts), loud={})
+    if name in COMPARISONS or name == "is_finite":
+        return _compared(name, eqn, facts, found)
+    is_complex = any(map(_is_complex, [*eqn.invars, *eqn.outvars]))
+    if name in STEPS or (not is_real(atom) and any(map(is_real, eqn.invars))):
+        return _stepped(name, eqn, facts, found)
+    if is_complex and name not in PLACES | SUMS | ENTIRE:
+        return swallowed._replace(jumps=merged([swallowed.jumps, movers(name, facts)]))
+    if name in PLACES:
+        is_loud = facts[0].is_loud and name in (
+            "broadcast_in_dim",
+            "reshape",
+            "convert_element_type",
+        )
+        return kept._replace(is_loud=is_loud, before=facts[0].before)
+    if name in SUMS:
+        return _summed(name, facts, kept)._replace(is_loud=name == "neg" and facts[0].is_loud)
+    if name in PRODUCTS:
+        is_loud = name == "mul" and any(f.is_loud for f in facts)
+        return _multiplied(facts, kept)._replace(is_loud=is_loud)
+    if name in DOMAINS or name in ZEROS or name in SOLVED:
+        return _bounded(name, eqn, facts, kept, swallowed)
+    if name in KEEPS_INFINITY:
+        return kept
+    if name in SMOOTH or name in INTEGERS:
+        return swallowed
+    if name == "atan2" and facts[1].range.is_positive:
+        return swallowed
+    if name == "sort":
+        keys = facts[: eqn.params["num_keys"]]
+        return swallowed if which == 0 else _jumping(name, keys, swallowed)
+    if name == "top_k" or (name in ("eigh", "svd") and which == {"eigh": 1, "svd": 0}[name]):
+        return swallowed
+    return _jumping(name, facts, swallowed)
+
+
+def _jumping(name: str, deciding: Sequence[Fact], swallowed: Fact) -> Fact:
+    """A result that may jump, also to infinity, in all that decides."""
+    new = movers(name, deciding)
+    loud = {s: c._replace(is_pole=True) for s, c in new.items()}
+    return swallowed._replace(jumps=merged([swallowed.jumps, new]), loud=loud, range=REALS)
+
+
+def _stepped(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> Fact:
+    """What becomes of real numbers in a piecewise constant function: their noise no longer moves it."""
+    real = [f for atom, f in zip(eqn.invars, facts, strict=True) if is_real(atom)]
+    rest = [f for atom, f in zip(eqn.invars, facts, strict=True) if not is_real(atom)]
+    jumps = merged([silent(facts), movers(name, real)])
+    if name in ("bitcast_convert_type", "to_edtype"):  # bits are as fine as the number
+        rest = list(facts)
+    return Fact(
+        {}, jumps, {}, frozenset().union(*(f.noise for f in rest)), found, before=silent(facts)
+    )
+
+
+def _compared(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> Fact:
+    is_test = name == "is_finite" or eqn.invars[0] is eqn.invars[1]
+    is_test = is_test or any(f.is_loud for f in facts)
+    if not is_test:
+        return _stepped(name, eqn, facts, found)
+    if over := [f for f in facts if f.grows]:
+        jumps = merged([silent(facts), movers(f"{name} of an overflow", over, is_overflow=True)])
+        return Fact({}, jumps, {}, frozenset(), found, before=jumps)
+    num_loud = sum(f.is_loud for f in facts)
+    if not merged(f.loud for f in facts) and num_loud < len(facts):
+        if name == "is_finite" or (name in ("eq", "ne") and num_loud < 2):
+            is_same = num_loud == 0  # a finite number is equal to itself, and to no infinity
+            found = number(float(is_same if name != "ne" else not is_same))
+    return Fact({}, silent(facts), {}, frozenset(), found, before=silent(facts))
+
+
+def _selected(facts: Sequence[Fact], relations: Relations, found: Range) -> Fact:
+    which, branches = facts[0], facts[1:]
+    if which.range.is_number:
+        return branches[int(which.range.low)]._replace(relations=relations)
+    terms = [f.term for f in facts if f.term is not None]
+    if len(facts) == len(terms) == 3 and is_idle(*terms):
+        return branches[0 if terms[0].operation == "eq" else 1]._replace(relations=relations)
+    finite = [f for f in branches if not f.is_loud]
+    fact = join_facts(finite) if finite else branches[0]
+    if len(finite) < 2 and len(finite) < len(branches):  # the choice leads to infinity or NaN
+        loud = merged([fact.loud, which.jumps])
+        return fact._replace(relations=relations, loud=loud)
+    is_seamless = len(facts) == len(terms) == 3 and agree_on_seam(*terms)
+    jumps = merged([fact.jumps, which.before if is_seamless else which.jumps])
+    loud = merged([fact.loud, which.jumps]) if len(finite) < len(branches) else fact.loud
+    return fact._replace(relations=relations, jumps=jumps, loud=loud, range=found)
+
+
+def _summed(name: str, facts: Sequence[Fact], kept: Fact) -> Fact:
+    """Poles at one place, of one source, may cancel and leave a finite jump."""
+    poles = [{s: c for s, c in f.loud.items() if c.is_pole} for f in facts]
+    if name == "neg" or not any(poles):
+        return kept
+    meet = merged(poles)
+    if name in ("add", "add_any", "sub"):
+        meet = {s: c for s, c in meet.items() if all(s in p for p in poles)}
+    return kept._replace(jumps=merged([kept.jumps, meet]))
+
+
+def _multiplied(facts: Sequence[Fact], kept: Fact) -> Fact:
+    """A pole meets a factor that may vanish there."""
+    jumps = [kept.jumps]
+    for n, fact in enumerate(facts):
+        others = [f for m, f in enumerate(facts) if m != n]
+        if fact.loud and not all(f.avoids_zero for f in others):
+            jumps.append(fact.loud)
+    return kept._replace(jumps=merged(jumps))
+
+
+def _bounded(name: str, eqn: Any, facts: Sequence[Fact], kept: Fact, swallowed: Fact) -> Fact:
+    """A function that is infinite or NaN at the edge of its domain and beyond."""
+    if name == "integer_pow" and eqn.params["y"] >= 0:
+        return kept
+    fact = kept if name in KEEPS_INFINITY_INSIDE else swallowed
+    if name == "div":  # infinite / finite stays infinite
+        fact = kept._replace(jumps=merged([kept.jumps, facts[1].loud]))
+    if name in ZEROS:
+        deciding = [facts[ZEROS[name]]]
+        is_inside = deciding[0].avoids_zero or (name == "sqrt" and deciding[0].range.low >= 0)
+    elif name in SOLVED:
+        deciding, is_inside = list(facts[: SOLVED[name]]), False
+    else:
+        deciding, is_inside = list(facts), _is_inside(name, facts)
+    if is_inside:
+        return fact
+    new = movers(name, deciding, is_pole=True)
+    jumps = fact.jumps
+    # 0 / 0, 0 ** 0 and the solution of 0 x = 0 are finite jumps.
+    if name == "pow" or name in SOLVED or (name == "div" and not facts[0].avoids_zero):
+        jumps = merged([jumps, new])
+    return fact._replace(jumps=jumps, loud=merged([fact.loud, new]))
+
+
+def _is_inside(name: str, facts: Sequence[Fact]) -> bool:
+    ranges = [f.range for f in facts]
+    if name == "pow" and ranges[1].is_number and ranges[1].low >= 0:
+        # A constant exponent: of a whole number every base, else every base that is not negative.
+        return ranges[1].low == round(ranges[1].low) or ranges[0].low >= 0
+    return bool(DOMAINS[name](*ranges))

@@ -1,0 +1,40 @@
+"""What a user writes: programs, statements, handlers.
+
+`model` makes a `Program` of a function; statements (`sample`, `plate`, `param`, ...) are NumPyro's with our options, so that a
+program stays a NumPyro model; handlers (`condition`, `intervene`, `block`, `mask`) turn programs into programs.
+"""
+
+from ._autoguides import set_up as set_up
+from ._handlers import (
+    GivenSites as GivenSites,
+    block as block,
+    condition as condition,
+    intervene as intervene,
+    mask as mask,
+    rescale_plates as rescale_plates,
+)
+from ._inline_guide import InlineGuide as InlineGuide, JointRun as JointRun, guide_of as guide_of
+from ._program import (
+    ChoiceMismatch as ChoiceMismatch,
+    Program as Program,
+    as_program as as_program,
+    draw as draw,
+    model as model,
+)
+from ._reweight import SiteWeights as SiteWeights, reweight as reweight
+from ._score import (
+    check_proposed_cells as check_proposed_cells,
+    matched as matched,
+    score as score,
+    score_at as score_at,
+)
+from ._statements import (
+    deterministic as deterministic,
+    factor as factor,
+    module as module,
+    param as param,
+    plate as plate,
+    rng_key as rng_key,
+    sample as sample,
+    subsample as subsample,
+)

@@ -1,0 +1,339 @@
+"""Programs: decorated Python functions with densities."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._compat import own_caches, typed_key
+from .._foreign import named_errors
+from .._table import table
+from ..traces import (
+    Bound,
+    Collector,
+    Params,
+    Recorder,
+    Runner,
+    Trace,
+    compared_with_draws,
+    drawn_before,
+    init_params,
+    is_limit,
+    keep_terms,
+    refuse_inside_engine,
+    remember_draw,
+    running_engine,
+    trace_of,
+    with_reach,
+)
+from ._autoguides import check_set_up, set_up
+
+Array = jax.Array
+
+
+class Program:
+    """A generative program. Calling it runs the function, so NumPyro treats it as any model.
+
+    Args:
+        fn: a Python function of sample, plate, param, ... statements.
+        params: unconstrained parameters bound to it; parameters without a bound value take their initial one.
+        site_weights: factors on the log-probs of its traces, see `ppl.reweight`.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: Mapping[str, Any] | None = None,
+        site_weights: Any = None,
+    ) -> None:
+        self.fn = fn
+        self.params = params
+        self.site_weights = site_weights
+        # What the last run met (static descriptions, no arrays), for printing.
+        self._seen: dict[str, Any] = {}
+        functools.update_wrapper(self, fn, updated=[])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.params:
+            return self.fn(*args, **kwargs)
+        with Bound(self.params):
+            return self.fn(*args, **kwargs)
+
+    def bind(self, params: Mapping[str, Any]) -> Program:
+        """The program with unconstrained parameters fixed to `params` (others in the dict are ignored)."""
+        bound = Program(self.fn, params, self.site_weights)
+        bound._seen = self._seen
+        return bound
+
+    def sites_seen(self) -> list[str]:
+        """Names of the sites that the last run met and that have a density."""
+        sites = self._seen.get("sites", {})
+        return [name for name, info in sites.items() if info.kind != "deterministic"]
+
+    def reweighted(self, weights: Any) -> Program:
+        """What `ppl.reweight` does with this program."""
+        if type(self) is not Program:
+            raise TypeError(
+                f"{self!r}: site weights need one log-prob for each site, but its density is estimated or summed out. "
+                "Reweight the program that it was made from."
+            )
+        weighted = Program(self.fn, self.params, weights)
+        weighted._seen = self._seen
+        return weighted
+
+    def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
+        """Run the program with draws from the prior.
+
+        Args:
+            key: PRNG key of either kind.
+            args: the program's arguments.
+            kwargs: its keyword arguments.
+
+        Raises:
+            RuntimeError: called inside `ppl.expectation` or an objective, where its draws would carry no
+                gradient.
+        """
+        refuse_inside_engine("simulate")
+        return self._run(Runner(typed_key(key)), args, kwargs)
+
+    def generate(
+        self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Trace, Array]:
+        """Run the program with some latent sites fixed and the others drawn from the prior.
+
+        Returns:
+            The trace, and log_weight = log p(choices, data) - log q(drawn choices): the log-probs of the
+            fixed sites,
+            observations and factors (scalar, nats). E[exp(log_weight)] = p(constraints, data).
+        """
+        refuse_inside_engine("generate")
+        runner = Runner(typed_key(key), _arrays(constraints))
+        trace = self._run(runner, args, kwargs)
+        _check_used(runner, constraints, self)
+        drawn = set(trace.choices) - set(constraints)
+        weight = sum(
+            (jnp.sum(lp) for name, lp in trace.log_probs.items() if name not in drawn),
+            jnp.zeros(()),
+        )
+        return trace, weight
+
+    def trace(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+        """The trace of the run in which every latent site takes its value from `choices`.
+
+        Raises:
+            ValueError: `choices` misses a latent site or names one that the program does not have; inside of an objective, it
+                scales or subsamples a site in another way than the program that drew it.
+        """
+        return compared_with_draws(self._traced(choices, *args, **kwargs), drawn_before())
+
+    def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+        check_set_up(self)
+        engine = running_engine()
+        runner = Runner(None, _arrays(choices), defer_imputed=engine is not None)
+        trace = self._run(runner, args, kwargs)
+        _check_used(runner, choices, self)
+        return trace
+
+    def log_density(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Array:
+        """Log-density of `choices` together with the program's observations and factors (scalar, nats).
+
+        A value outside its site's support gives -inf.
+
+        Raises:
+            ValueError: `choices` misses a latent site or names one that the program does not have.
+        """
+        return self.trace(choices, *args, **kwargs).log_density
+
+    def estimate_log_density(
+        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> Array:
+        """`log_density`, which is exact here; programs whose density is only estimated use `key` (`ppl.marginal`)."""
+        return self.log_density(choices, *args, **kwargs)
+
+    def predict(
+        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Array]:
+        """Draw the observed sites given latent `choices`; returns observed and deterministic sites by name.
+
+        Latent sites without a value are drawn from their prior.
+
+        Raises:
+            ChoiceMismatch: `choices` names a site that the program does not have.
+        """
+        trace = self.predict_trace(key, choices, *args, **kwargs)
+        return {**trace.observed, **trace.deterministic}
+
+    def predict_trace(
+        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> Trace:
+        """The whole trace behind `predict`: given and drawn latent sites, redrawn observations."""
+        refuse_inside_engine("predict")
+        runner = Runner(typed_key(key), _arrays(choices), redraw_observed=True)
+        trace = self._run(runner, args, kwargs)
+        _check_used(runner, choices, self)
+        return trace
+
+    def propose(
+        self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, draw: Any = None,
+        runner: Callable[..., Runner] = Runner,
+    ) -> Trace:  # fmt: skip
+        """Run the program with draws from the prior, except that `choices` are kept where `keep` (a boolean scalar) is true.
+
+        With `keep` None the choices always hold; sites that `choices` does not name are drawn, by `draw(message, key)` if given.
+        What their laws can be may stand among them (`_reach.as_choices`): a site's log-prob is then NaN where its own law can be
+        more. `runner` makes the recorder, a `Runner` with the same arguments.
+        """
+        refuse_inside_engine("propose")
+        recorder = runner(typed_key(key), _arrays(choices), keep=keep, draw=draw)
+        trace = self._run(recorder, args, {})
+        _check_used(recorder, [name for name in choices if not is_limit(name)], self)
+        return trace
+
+    def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
+        """Initial unconstrained parameters of every param and module statement the program meets."""
+        set_up(self, key, args)
+        return init_params(
+            lambda: self(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
+        )
+
+    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+        """What `ppl.draw` does with this program."""
+        check_set_up(self)
+        collector = Collector()
+        with collector, named_errors(collector, self):
+            retval = self(*args, **kwargs)
+        return remember_draw(self._remember(collector, trace_of(collector, retval)))
+
+    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+        """What `ppl.score` does with this program."""
+        return self._traced(choices, *args, **kwargs)
+
+    def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
+        with own_caches(), recorder, named_errors(recorder, self):
+            retval = self(*args, **kwargs)
+        return self._remember(recorder, trace_of(recorder, retval))
+
+    def _remember(self, recorder: Recorder, trace: Trace) -> Trace:
+        self._seen.update(sites=trace.sites, params=recorder.params)
+        keep_terms(trace, self)
+        if self.site_weights is None:
+            return trace
+        log_probs = self.site_weights.apply(trace.log_probs, trace.sites)
+        return with_reach(dataclasses.replace(trace, log_probs=log_probs), trace.reach)
+
+    def __str__(self) -> str:
+        """A table of sites and parameters as the last run met them."""
+        if not self._seen:
+            return (
+                f"{self!r} (sites are known after its first run, e.g. program.simulate(key, *args))"
+            )
+        rows = [("site", "kind", "distribution", "batch", "event", "strategy")]
+        for info in self._seen["sites"].values():
+            batch = ", ".join(
+                f"{d or '_'}={n}" for d, n in zip(info.dims, info.batch_shape, strict=True)
+            )
+            rows.append(
+                (
+                    info.name,
+                    info.kind,
+                    info.distribution,
+                    batch,
+                    str(info.event_shape),
+                    info.strategy,
+                )
+            )
+        text = f"{self!r}\n{table(rows)}"
+        if self._seen["params"]:
+            text += "\n" + table(
+                [("parameter", "shapes and constraint"), *self._seen["params"].items()]
+            )
+        return text
+
+    def __repr__(self) -> str:
+        bound = "" if not self.params else f", bound: {', '.join(sorted(self.params))}"
+        return f"<Program {getattr(self.fn, '__name__', self.fn)}{bound}>"
+
+
+def model(fn: Callable[..., Any]) -> Program:
+    """Turn a Python function of sample statements into a `Program`.
+
+    Example:
+        >>> from lapilli import ppl
+        >>> import jax, numpyro.distributions as dist
+        >>> @ppl.model
+        ... def coin(x):
+        ...     p = ppl.sample("p", dist.Beta(2.0, 2.0))
+        ...     with ppl.plate("tosses", x.shape[0]):
+        ...         ppl.sample("x", dist.Bernoulli(p), obs=x)
+        >>> round(float(coin.log_density({"p": 0.5}, jax.numpy.array([1, 0, 1]))), 4)
+        -1.674
+    """
+    return as_program(fn)
+
+
+def as_program(fn: Any) -> Program:
+    """`fn` itself if it is a Program, else the NumPyro model wrapped in one.
+
+    Raises:
+        TypeError: `fn` is not callable.
+    """
+    if isinstance(fn, Program):
+        return fn
+    if not callable(fn):
+        raise TypeError(
+            f"A program must be a function of sample statements, got {type(fn).__name__}. Pass the function itself and its "
+            "arguments apart, elbo(model, guide).value(params, key, x), not the result of a call, elbo(model(x), guide)."
+        )
+    return Program(fn)
+
+
+def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
+    """Run `program` inside `ppl.expectation`; each draw gets its gradient strategy.
+
+    Returns:
+        The trace: choices, log_probs, log_density, retval.
+
+    Raises:
+        RuntimeError: called outside an expectation or objective.
+    """
+    if running_engine() is None:
+        raise RuntimeError(
+            "ppl.draw has no randomness of its own: call it inside ppl.expectation or an objective. "
+            "Elsewhere use program.simulate(key, *args)."
+        )
+    return as_program(program)._draw(*args, **kwargs)
+
+
+def _arrays(choices: Mapping[str, Any]) -> dict[str, Array]:
+    return {name: jnp.asarray(value) for name, value in choices.items()}
+
+
+class ChoiceMismatch(ValueError):
+    """Choices that do not name exactly the latent sites of a program.
+
+    Attributes:
+        missing: latent sites without a value.
+        extra: values without a latent site.
+    """
+
+    def __init__(self, message: str, missing: list[str], extra: list[str]) -> None:
+        super().__init__(message)
+        self.missing, self.extra = missing, extra
+
+
+def _check_used(runner: Runner, choices: Collection[str], program: Program) -> None:
+    latent = [name for name, info in runner.frame.infos.items() if info.kind == "latent"]
+    extra = sorted(set(choices) - runner.frame.used)
+    missing = sorted(set(runner.missing))
+    if extra or missing:
+        raise ChoiceMismatch(
+            f"{program!r}: the choices do not match the program's latent sites {latent}: missing {missing}, "
+            f"extra {extra}. Give a value for every latent site (time and particle axes first) and no other.",
+            missing,
+            extra,
+        )

@@ -1,0 +1,133 @@
+"""Scoring a program at the choices of another one's trace: densities that are ratios only if both count the same things."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._compat import is_concrete
+from ..traces import Inclusion, Trace, check_match, check_reach, check_supports, with_penalties
+from ._program import ChoiceMismatch, Program, _arrays, as_program
+
+Array = jax.Array
+
+
+def score(
+    program: Program | Callable[..., Any],
+    trace: Trace | Mapping[str, Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Trace:
+    """The trace of `program` at the choices of another program's trace (a guide's), without its auxiliary sites.
+
+    `trace` may also be a dict of choices, of which nothing but their values is then checked.
+
+    Raises:
+        ValueError: the guide misses a latent site of the program, proposes one that the program does not
+            have, proposes missing cells with a density in the seen ones too, has auxiliary sites whose marginal is not
+            known, observed sites or factors, scales or subsamples a site in another way than the program, or certainly draws
+            outside of a site's support.
+    """
+    return score_at(program, trace, args, kwargs)
+
+
+def score_at(
+    program: Program | Callable[..., Any],
+    trace: Trace | Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    supports: Collection[Inclusion] = ("inside",),
+) -> Trace:
+    """`score`, for a weight that needs these inclusions of the supports (`traces/_match.py`)."""
+    kwargs = dict(kwargs or {})
+    if not isinstance(trace, Trace):
+        return as_program(program)._score(_arrays(trace), *args, **kwargs)
+    if trace.scored is not None and trace.scored.is_run_of(program, args, kwargs):
+        model = trace.scored.trace
+        check_supports(model.sites, trace.sites, list(trace.choices), supports)
+        return with_penalties(model, check_reach(model, trace, list(trace.choices), supports))
+    choices = trace.shared_choices
+    random = [name for name in choices if trace.sites[name].distribution != "Delta"]
+    if trace.auxiliary and random:
+        raise ValueError(
+            f"The guide has auxiliary sites {sorted(trace.auxiliary)} beside random sites {random}, so "
+            "its density of the model's sites is a marginal that log q(z, u) does not give, and the "
+            "bound would not be one. Estimate the marginal with ppl.marginal(guide, keep=[...]), make the "
+            "model's sites deterministic (Delta) given the auxiliary ones, or drop the auxiliary sites."
+        )
+    try:
+        scored = as_program(program)._score(choices, *args, **kwargs)
+        return matched(scored, trace, supports)
+    except ChoiceMismatch as err:
+        parts = []
+        if err.missing:
+            parts.append(
+                f"it misses the latent site(s) {err.missing}; propose them in the guide, or condition the "
+                "model on them"
+            )
+        if err.extra:
+            parts.append(
+                f"it proposes {err.extra}, which are not latent in the model; remove them, or mark them "
+                "as auxiliary with "
+                "infer={'is_auxiliary': True}"
+            )
+        raise ValueError(f"The guide does not match {program!r}: {'; '.join(parts)}.") from err
+
+
+def matched(model: Trace, guide: Trace, supports: Collection[Inclusion]) -> Trace:
+    """The model's trace after `check_match` and `check_proposed_cells`, whose numbers it holds in the log-probs concerned."""
+    penalties = check_match(model, guide, supports)
+    penalty = check_proposed_cells(model, guide)
+    if not is_concrete(penalty):
+        penalties |= {n: penalties.get(n, 0.0) + penalty for n in guide.cells}
+    return with_penalties(model, penalties)
+
+
+def check_proposed_cells(model: Trace, guide: Trace) -> Array:
+    """Refuse a guide's proposal of missing cells whose density counts other cells than the model's: p / q would not be a weight.
+
+    Args:
+        model: a run of the model.
+        guide: the run of the guide whose choices it scores.
+
+    Returns:
+        A number to add to the log-weight: zero, or NaN if masks differ whose values are not known yet (under jit).
+
+    Raises:
+        ValueError: the guide does not know the mask, or another one.
+    """
+    penalty: Any = np.zeros(())
+    for name, info in model.sites.items():
+        if not info.is_imputed or name not in guide.sites:
+            continue
+        if not guide.sites[name].is_masked:
+            raise ValueError(
+                f"Site '{name}': the guide proposes missing cells, but its density counts the seen cells too, which the model's "
+                f"does not, so that log p - log q would be no log-weight. Tell the guide the mask: ppl.sample('{name}', q, "
+                "obs_mask=mask)."
+            )
+        if name in model.cells and name in guide.cells:
+            is_same = _same_cells(model.cells[name], guide.cells[name])
+            if is_concrete(is_same) and not is_same:
+                raise ValueError(
+                    f"Site '{name}': the guide's obs_mask is not the model's, so that their densities count different cells and "
+                    "log p - log q would be no log-weight. Hand both the same mask."
+                )
+            if not is_concrete(is_same):
+                penalty = penalty + jnp.where(is_same, 0.0, jnp.nan)
+    return penalty
+
+
+def _same_cells(one: Any, other: Any) -> Any:
+    """Whether two masks, each over the leading axes of a value, say the same."""
+    ndim = max(one.ndim, other.ndim)
+    one, other = (x.reshape(x.shape + (1,) * (ndim - x.ndim)) for x in (one, other))
+    try:
+        jnp.broadcast_shapes(one.shape, other.shape)
+    except ValueError:
+        return np.asarray(False)
+    return (one == other).all()

@@ -1,0 +1,279 @@
+"""The statements of a program. Each is NumPyro's statement with our options, so that a program stays a NumPyro model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from .._compat import apply_stack, handler_stack, is_concrete
+from ..distributions import law_of_cells
+from ..traces import HiddenDraw
+from ._inline_guide import propose
+
+Array = jax.Array
+
+
+def sample(
+    name: str,
+    distribution: dist.Distribution,
+    *,
+    obs: Any = None,
+    obs_mask: Any = None,
+    proposal: dist.Distribution | None = None,
+    strategy: Any = None,
+    infer: dict[str, Any] | None = None,
+) -> Array:
+    """Draw, or observe, a random variable.
+
+    Args:
+        name: address of the site, unique in the program.
+        distribution: a NumPyro distribution.
+        obs: observed value of shape `batch_shape + event_shape` (after plates); nothing is broadcast.
+        obs_mask: boolean array, true where `obs` is observed: one entry per event (shape `batch_shape`), or per cell of the
+            event (shape of `obs`, or of its leading axes). The observed cells are scored, log p(x_seen); the others become
+            the latent site `<name>_unobserved`, whose law is p(x_missing | x_seen), drawn from it where no guide proposes
+            them. Cells within an event need a distribution whose cells are independent (`.to_event`), or
+            MultivariateNormal (conditioned exactly). Values of `obs` in missing cells are never read (NaN is fine).
+            Without `obs`, in a guide: `sample("<name>_unobserved", q, obs_mask=mask)` proposes the missing cells, with the
+            marginal density of q in them; the cells where the mask is true do not count.
+        proposal: the law from which `ppl.guide_of(model)` draws this latent site; it may use all that the model computed
+            before. Every other run of the program draws from `distribution`.
+        strategy: gradient estimator of this site, a `Strategy` or its name; see `ppl.expectation`. A choice
+            made from outside by `strategies={...}` wins.
+        infer: NumPyro's per-site options.
+
+    Returns:
+        The value of the site; with `obs_mask`, observed and drawn cells together.
+    """
+    infer = dict(infer or {})
+    if strategy is not None:
+        infer["strategy"] = strategy
+    if proposal is not None:
+        _check_proposal(name, distribution, proposal, obs, obs_mask)
+        value = propose(name, distribution, proposal, infer)
+        if value is not None:
+            return jnp.asarray(value)
+    if obs_mask is None:
+        return _plain(name, distribution, obs, infer)
+    if obs is None:
+        cells = ~jnp.asarray(obs_mask, bool)
+        distribution = _in_plates(name, distribution, cells, None)
+        return _plain(name, _law(name, distribution, cells), None, infer | _cells(obs_mask))
+    mask = jnp.asarray(obs_mask, bool)
+    distribution = _in_plates(name, distribution, mask, jnp.shape(obs))
+    cell = mask.reshape(mask.shape + (1,) * (jnp.ndim(obs) - mask.ndim))
+    support: Any = distribution.support
+    obs = jnp.asarray(
+        obs
+    )  # NumPy's float64 would be one array with and another without 64-bit types
+    filled = jnp.where(cell, obs, support.feasible_like(obs))
+    seen = _plain(f"{name}_observed", _law(name, distribution, mask), filled, infer)
+    missing = _law(name, distribution, ~mask, filled)
+    infer = infer | {"imputed": True} | _cells(obs_mask)
+    drawn = _plain(f"{name}_unobserved", missing, None, infer)
+    return jnp.asarray(numpyro.deterministic(name, jnp.where(cell, seen, drawn)))
+
+
+def _cells(obs_mask: Any) -> dict[str, Any]:
+    """The missing cells, for `check_proposed_cells`; numbers that are known stay known under jit."""
+    mask = np.asarray(obs_mask, bool) if is_concrete(obs_mask) else jnp.asarray(obs_mask, bool)
+    return {"cells": ~mask}
+
+
+def _check_proposal(name: str, prior: Any, proposal: Any, obs: Any, obs_mask: Any) -> None:
+    if obs is not None or obs_mask is not None:
+        raise ValueError(
+            f"Site '{name}' is observed and has a proposal. Propose latent sites only; missing cells (obs_mask) are drawn from "
+            "their prior."
+        )
+    if prior.event_shape != proposal.event_shape:
+        raise ValueError(
+            f"Site '{name}': its proposal has event shape {proposal.event_shape}, its prior {prior.event_shape}. Give both the "
+            "same, e.g. by .to_event(n)."
+        )
+
+
+def _plain(name: str, distribution: dist.Distribution, obs: Any, infer: dict[str, Any]) -> Array:
+    """NumPyro's statement, with errors that say where."""
+    try:
+        return jnp.asarray(numpyro.sample(name, distribution, obs=obs, infer=infer))
+    except HiddenDraw as err:
+        raise ValueError(f"Site '{name}': {err}") from err
+    except AssertionError as err:
+        if obs is not None or str(err):
+            raise
+        raise RuntimeError(
+            f"Site '{name}': ppl.sample was called outside of a run, so there is no random key to draw from. Run the program by "
+            "simulate(key, *args) or an objective, and hand objectives the function itself: elbo(model, guide), not "
+            "elbo(model(x), guide)."
+        ) from err
+    except ValueError as err:
+        if not str(err).startswith("Incompatible shapes for broadcasting"):
+            raise
+        raise _does_not_fit(name, distribution) from err
+
+
+def _law(
+    name: str, distribution: dist.Distribution, cells: Array, given: Any = None
+) -> dist.Distribution:
+    try:
+        return law_of_cells(distribution, cells, given)
+    except TypeError as err:
+        raise TypeError(f"Site '{name}': {err}") from err
+
+
+def _in_plates(
+    name: str, distribution: dist.Distribution, mask: Array, obs: tuple[int, ...] | None
+) -> dist.Distribution:
+    """The distribution with the batch axes of the plates around it.
+
+    Refuses a mask, or the shape of an observation, that is not the site's own: it would broadcast.
+    """
+    plates = [h for h in handler_stack() if isinstance(h, numpyro.plate)]
+    rows = {h.dim: h.subsample_size for h in plates}
+    depth = max((-dim for dim in rows), default=0)
+    in_plates = tuple(rows.get(dim, 1) for dim in range(-depth, 0))
+    try:
+        batch = jnp.broadcast_shapes(in_plates, tuple(distribution.batch_shape))
+    except ValueError as err:
+        raise _does_not_fit(name, distribution) from err
+    shape, num_axes = batch + tuple(distribution.event_shape), mask.ndim
+    if obs in (None, shape) and num_axes >= len(batch) and mask.shape == shape[:num_axes]:
+        return distribution if distribution.batch_shape == batch else distribution.expand(batch)
+    what = f"obs_mask has shape {mask.shape}" + (
+        f" and obs has shape {obs}" if obs is not None else ""
+    )
+    raise ValueError(
+        f"Site '{name}': {what}, but the site has batch shape {batch} and event shape {tuple(distribution.event_shape)} "
+        f"(plates {_plates()}). Nothing is broadcast silently: give one mask entry per event, shape {batch}, or per cell, "
+        f"shape {shape}, and an observation of shape {shape}."
+    )
+
+
+def _does_not_fit(name: str, distribution: dist.Distribution) -> ValueError:
+    return ValueError(
+        f"Site '{name}': {type(distribution).__name__} with batch shape {distribution.batch_shape} does "
+        f"not fit into its plates {_plates()}. Give one row per plate element, or mark event axes with "
+        ".to_event(n)."
+    )
+
+
+def _plates() -> dict[str, int]:
+    """The plates around the statement, with the rows that they run on."""
+    return {h.name: h.subsample_size for h in handler_stack() if isinstance(h, numpyro.plate)}
+
+
+def plate(
+    name: str, size: int, *, subsample_size: int | None = None, dim: int | None = None
+) -> numpyro.plate:
+    """Declare conditionally independent rows, as `numpyro.plate`; entering it yields the row indices.
+
+    With `subsample_size` a fresh uniform subsample is used and log-probs inside are scaled by size /
+    subsample_size.
+
+    Validity: the scaled sum is unbiased for that over all rows if a row's log-prob depends on its own latent values and data, and
+    on what lies outside of the plate, and if nothing outside depends on rows (no mean over the rows, no batch normalisation).
+    Objectives and `ppl.expectation` refuse what is otherwise (`analysis/_subsampled.py`).
+
+    Args:
+        name: name of the plate; it becomes a named dimension in ArviZ.
+        size: number of rows.
+        subsample_size: rows used in one run.
+        dim: negative batch axis; the rightmost free one when None.
+
+    Raises:
+        ValueError: the sizes do not fit, or `size` is infinite.
+    """
+    if math.isinf(size):
+        raise ValueError(
+            f"Plate '{name}': with infinitely many rows the program has no density, only a density per row. Give the plate the "
+            f"rows of one batch and declare the population where rows are averaged: fit(..., plate_sizes={{'{name}': "
+            f"math.inf}}) or objective.with_plate_sizes({{'{name}': math.inf}})."
+        )
+    if size < 1 or (subsample_size is not None and not 1 <= subsample_size <= size):
+        raise ValueError(
+            f"Plate '{name}': size {size} and subsample_size {subsample_size} do not fit; a plate has at "
+            "least one row, and a subsample at most as many rows as the plate."
+        )
+    return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
+
+
+def subsample(data: Any, event_dim: int) -> Array:
+    """The rows of `data` that the enclosing subsampled plates use, as `numpyro.subsample`."""
+    return jnp.asarray(numpyro.subsample(data, event_dim))
+
+
+def param(
+    name: str, init: Any, *, constraint: Any = constraints.real, event_dim: int | None = None
+) -> Any:
+    """Declare a learnable parameter.
+
+    Args:
+        name: name of the parameter, shared by model and guide.
+        init: initial constrained value, `key -> value`, or a distribution to draw it from (a start per key).
+        constraint: NumPyro constraint; the optimiser sees the unconstrained value.
+        event_dim: number of rightmost axes that do not belong to plates (for parameters with a row per plate
+            element).
+
+    Returns:
+        The constrained value: bound, else initial.
+    """
+    options = {} if event_dim is None else {"event_dim": event_dim}
+    if isinstance(init, dist.Distribution):
+        prior = init
+        init = lambda key: prior.sample(key)  # noqa: E731
+    return numpyro.param(name, init, constraint=constraint, **options)
+
+
+def module(name: str, equinox_module: Any) -> Any:
+    """Declare the floating-point arrays of an equinox module as the parameter `name`; returns the module to call.
+
+    Args:
+        name: name of the parameter (a pytree).
+        equinox_module: any `equinox.Module`, already initialised.
+    """
+    import equinox as eqx
+
+    arrays, static = eqx.partition(equinox_module, eqx.is_inexact_array)
+    if not handler_stack():
+        return equinox_module
+    return eqx.combine(numpyro.param(name, lambda _: arrays), static)
+
+
+def factor(name: str, log_weight: Any) -> None:
+    """Add `log_weight` (nats, any batch shape) to the program's log-density."""
+    numpyro.factor(name, jnp.asarray(log_weight))
+
+
+def deterministic(name: str, value: Any) -> Any:
+    """Record `value` under `name`; it adds nothing to the density."""
+    return numpyro.deterministic(name, value)
+
+
+def rng_key(name: str) -> Array:
+    """A random key of its own address, for noise that is not a site (dropout). Replays of the program see the same key.
+
+    The noise may be moved and scaled by parameters. A draw whose value jumps as they move (`bernoulli(key, p)`) is refused
+    by `ppl.expectation`: it has to be a site.
+    """
+    message: dict[str, Any] = {
+        "type": "prng_key",
+        "name": f"rng:{name}",
+        "fn": lambda rng_key: rng_key,
+        "args": (),
+        "kwargs": {"rng_key": None},
+        "value": None,
+    }
+    key = apply_stack(message)["value"] if handler_stack() else None
+    if key is None:
+        raise RuntimeError(
+            f"ppl.rng_key('{name}') needs a running program; call simulate(key), an objective, or seed it."
+        )
+    return key

@@ -1,0 +1,440 @@
+"""The recorder that runs a program under gradient strategies and leaves markers for the analysis."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from .._foreign import kind_of
+from ..distributions import (
+    OneHotCategorical,
+    Support,
+    at_own_draw,
+    is_known_sampler,
+    is_on_sphere,
+    law_parameters,
+    log_prob_at,
+    probabilities,
+    support_of_law,
+)
+from ..jaxprs import REALS, SAMPLER, Range, mark, mark_key, range_of_support
+from ..traces import COMMON, SALT, Recorder, Region, check_shape, describe, fold_name
+from ._boundary import Boundary
+from ._disarm import ARM, DisARM
+from ._mvd import MVD
+from ._reinforce import Reinforce
+from ._rejection import RejectionReparam
+from ._relax import Rebar
+from ._strategy import (
+    Draw,
+    Enum,
+    GumbelSoftmax,
+    Implicit,
+    Pathwise,
+    Reparam,
+    StraightThrough,
+    Strategy,
+    element,
+    support_of,
+)
+
+Array = jax.Array
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "reparam": Reparam,
+    "implicit": Implicit,
+    "rejection_reparam": RejectionReparam,
+    "reinforce": Reinforce,
+    "reinforce_loo": lambda: Reinforce("leave-one-out"),
+    "enum": Enum,
+    "mvd": MVD,
+    "disarm": DisARM,
+    "arm": ARM,
+    "rebar": Rebar,
+    "boundary": Boundary,
+    "gumbel_softmax": GumbelSoftmax,
+    "straight_through": StraightThrough,
+}
+AUTO_SUPPORT = 32
+
+
+class StrategyError(ValueError):
+    """A strategy cannot serve a site soundly."""
+
+    def __init__(self, site: str, message: str) -> None:
+        super().__init__(message)
+        self.site = site
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategySite:
+    """A latent site under the engine.
+
+    Attributes:
+        index: number in the markers.
+        address: name, with a suffix when one program is drawn several times.
+        name: name in the program.
+        strategy: the strategy in use.
+        why: why this one.
+        distribution: class name of one element.
+        shape: shape of the elements at the statement (without region axes).
+        num_values: size of the support when it is enumerated, 1 where the draw is its only lane, else None.
+        support: the support's values, shape (num_values, *event), or None.
+        fixed: parameters without a derivative under this strategy.
+        is_unbounded: every real value is possible.
+        unknown_support: why its true support cannot be known, or "".
+        is_reparameterisable: its sampler is differentiable.
+        bounds: the smallest and largest of its values, where it is discrete and they are known.
+        range: the numbers that it can hold.
+        is_discrete: its draw is no continuous noise.
+        is_deterministic: it has no noise of its own.
+        is_one_hot: its last axis holds one 1, and 0 else.
+        is_on_sphere: its last axis has norm 1.
+        regions: control flow around the site, outermost first.
+    """
+
+    index: int
+    address: str
+    name: str
+    strategy: Strategy
+    why: str
+    distribution: str
+    shape: tuple[int, ...]
+    num_values: int | None
+    support: Any
+    fixed: tuple[str, ...]
+    is_unbounded: bool
+    unknown_support: str
+    is_reparameterisable: bool
+    bounds: tuple[int, int] | None
+    range: Range = REALS
+    is_discrete: bool = False
+    is_deterministic: bool = False
+    is_on_sphere: bool = False
+    is_one_hot: bool = False
+    regions: tuple[Region, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Shape of the elements outside, region axes first."""
+        return tuple(r.size for r in self.regions if r.axis is not None) + self.shape
+
+    @property
+    def noise(self) -> frozenset[int | str] | None:
+        """The continuous noise that it adds; None where it only hands on that of its parameters."""
+        if self.is_deterministic:
+            return None
+        return frozenset() if self.is_discrete else frozenset([self.index])
+
+
+class Engine(Recorder):
+    """Run programs, draw every latent site by its strategy.
+
+    Args:
+        key: random key.
+        strategies: pattern -> strategy or name, from outside.
+        demoted: site -> names of strategies that `auto` must not use again.
+        exploring: meet the parameters inside regions as plain arrays.
+        rows: plate -> indices of the rows that it is to draw; log-probs are then kept for `analysis/_subsampled.py`.
+    """
+
+    is_engine = True
+    has_gradients = True
+
+    def __init__(
+        self,
+        key: Array,
+        strategies: Mapping[str, Any] | str | None,
+        demoted: Mapping[str, set[str]] | None = None,
+        *,
+        exploring: bool = False,
+        rows: Mapping[str, Array] | None = None,
+    ) -> None:
+        super().__init__(key)
+        self.is_exploring = exploring
+        self.rows = rows
+        # Plates that stand for more rows than they run on: name -> (rows they run on, rows they stand for).
+        self.subsampled: dict[str, tuple[int, float]] = {}
+        # Eliminated programs that may have a probability of 0 which parameters move.
+        self.alarmed: set[str] = set()
+        self.drawn: list[Any] = []  # traces of the draws so far
+        self.strategies = _as_mapping(strategies)
+        self.demoted = demoted or {}
+        self.matched: set[str] = set()
+        self.indices: dict[str, int] = {}
+        self.sites: dict[str, StrategySite] = {}
+        # Discrete sites whose strategy hands out real numbers: site -> strategy's name.
+        self.relaxed: dict[str, str] = {}
+
+    def visit(self, msg: dict[str, Any]) -> None:
+        msg["stop"] = True
+        if msg["is_observed"]:
+            check_shape(msg)
+            return
+        if msg["value"] is not None:
+            raise ValueError(
+                f"Site '{msg['name']}' got its value from a handler inside the program (substitute or "
+                "replay), so its draw has no strategy. Use ppl.condition or ppl.intervene."
+            )
+        address = self._address(msg)
+        strategy, why = self._choose(msg, address)
+        assert self.frame.key is not None
+        key = fold_name(self.frame.key, msg["name"] if COMMON in msg["infer"] else address)
+        if SALT in msg["infer"]:
+            key = jax.random.fold_in(key, msg["infer"][SALT])
+        fn = msg["fn"]
+        base, shape = element(fn)
+        is_known = not strategy.is_pathwise or is_known_sampler(fn)
+        if not is_known:  # parameters may move a threshold across its noise
+            key = mark_key(key, SAMPLER + address)
+        try:
+            if type(strategy).draw is Pathwise.draw:
+                (draw, intermediates), noise = fn.sample_with_intermediates(key), None
+            else:
+                (draw, noise), intermediates = strategy.draw_with_noise(fn, key), []
+        except (ValueError, TypeError, NotImplementedError) as err:
+            raise kind_of(err)(
+                f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}"
+            ) from err
+        # One index per address: a site that stands in both branches of a cond is one site.
+        index = self.indices.setdefault(address, len(self.indices))
+        support = support_of_law(base)
+        # What is drawn without noise is marked in every lane as well, by the key.
+        edges = [support.edges, key] if isinstance(base, dist.Delta) else support.edges
+        is_aligned = strategy.has_boundary
+        law = law_parameters(base, shape) if is_aligned else base if is_known else (base, draw)
+        value = mark(jnp.asarray(draw), law, edges, index=index, is_aligned=is_aligned)
+        msg["value"], msg["intermediates"] = value, intermediates
+        if support.is_discrete and jnp.issubdtype(value.dtype, jnp.floating):
+            self.relaxed[msg["name"]] = strategy.name
+        if not strategy.is_weighted:  # else the value is another law's draw
+            fn, base = at_own_draw(fn, value), at_own_draw(base, value)
+        try:
+            if strategy.is_pathwise and not strategy.has_boundary:
+                shape = tuple(fn.batch_shape)
+                log_prob = log_prob_at(fn, value, intermediates)
+            else:
+                log_prob = jnp.broadcast_to(base.log_prob(value), shape)
+            msg["_log_prob"] = log_prob
+        except (ValueError, TypeError) as err:
+            raise kind_of(err)(
+                f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
+            ) from err
+        is_listed = strategy.is_enumerated and not strategy.is_weighted
+        values = support_of(base) if is_listed else None
+        fixed = strategy.fixed_parameters(base)
+        self.frame.infos[address] = describe(msg)
+        self.frame.sites[address] = StrategySite(
+            index, address, msg["name"], strategy, why, type(base).__name__, shape,
+            1 if strategy.is_weighted else None if values is None else values.shape[0],
+            None if values is None else np.reshape(values, (values.shape[0], *base.event_shape)), fixed,
+            support.is_unbounded, support.unknown, Reparam().refuse(base) is None, support.bounds,
+            **_kind_of_values(base, support, strategy),
+        )  # fmt: skip
+        drawn = Draw(base, shape, value, log_prob, key, noise)
+        self.frame.numbers[address] = {
+            "log_prob": strategy.log_weight(drawn) if strategy.is_weighted else log_prob,
+            "active": jnp.ones(()),
+            "value": value,
+            "fixed": [jnp.asarray(getattr(base, name), float) for name in fixed],
+            "local": strategy.local(drawn),
+            "probabilities": probabilities(base, shape) if strategy.misses_null_values else [],
+        }
+
+    def hand_out(self, key: Array, name: str) -> Array:
+        return mark_key(key, name)
+
+    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+        raise AssertionError("the engine records its sites when it visits them")
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if (
+            msg["type"] == "plate"
+            and msg["value"] is None
+            and self.rows
+            and msg["name"] in self.rows
+        ):
+            msg["value"] = self.rows[msg["name"]]
+        super().process_message(msg)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate":
+            super().postprocess_message(msg)
+            rows, full = msg["value"].shape[0], msg.get("full_size", msg["args"][0])
+            if rows != full:
+                self.subsampled[msg["name"]] = (rows, full)
+
+    def merge(self, frame: Any, numbers: dict[str, dict[str, Any]], region: Region) -> None:
+        self.frame.sites.update(
+            {
+                a: dataclasses.replace(s, regions=(region, *s.regions))
+                for a, s in frame.sites.items()
+            }
+        )
+        for address, info in frame.infos.items():
+            self.frame.infos[address] = info
+            self.frame.numbers[address] = numbers[address]
+        self.frame.used |= frame.used
+
+    def check_patterns(self) -> None:
+        """Refuse a pattern of `strategies` that matched no latent site."""
+        unmatched = sorted(set(self.strategies) - self.matched - {"*"})
+        if unmatched:
+            names = sorted({s.name for s in self.frame.sites.values()})
+            raise ValueError(
+                f"strategies: {unmatched} match no latent site. The sites are {names}; patterns are names or "
+                "shell-style wildcards such as 'z*'."
+            )
+
+    def _address(self, msg: dict[str, Any]) -> str:
+        name = msg["name"]
+        if not self.seen(name):
+            return name
+        # A Runner that scores a program a second time checks names itself and leaves missing cells to the engine.
+        if not (msg.get("_collected") or msg.get("_imputed")):
+            raise ValueError(
+                f"Site '{name}' appears twice in one run of the program; each sample statement needs a "
+                f"name of its own. Rename one of them, e.g. '{name}_2'."
+            )
+        number = 2
+        while self.seen(f"{name}#{number}"):
+            number += 1
+        return f"{name}#{number}"
+
+    def _choose(self, msg: dict[str, Any], address: str) -> tuple[Strategy, str]:
+        name, fn = msg["name"], msg["fn"]
+        base, _ = element(fn)
+        chosen, why = self._asked(name)
+        if chosen is None and msg["infer"].get("strategy") is not None:
+            chosen, why = msg["infer"]["strategy"], "at the site"
+        if chosen == "auto":
+            return self._automatic(name, base)
+        if chosen is None:
+            if Reparam().refuse(base) is None:
+                return Reparam(), "default: differentiable sampler"
+            if msg["infer"].get("imputed"):
+                return Reinforce(), "default for a missing cell"
+            summed = f" To sum the site out, as NumPyro's infer={{'enumerate': ...}} asks: ppl.eliminate(program, '{name}')."
+            raise StrategyError(
+                name,
+                f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy "
+                f"was chosen, so its gradient would be wrong. {_advice(name, base)}"
+                + (summed if msg["infer"].get("enumerate") else ""),
+            )
+        strategy = as_strategy(chosen, name)
+        reason = strategy.refuse(base)
+        if reason is not None:
+            raise StrategyError(
+                name,
+                f"Site '{name}': strategy '{strategy.name}' {reason}. {_advice(name, base)}",
+            )
+        return strategy, why
+
+    def _asked(self, name: str) -> tuple[Any, str]:
+        for pattern in (name, *self.strategies):
+            if pattern in self.strategies and (
+                pattern == name or fnmatch.fnmatchcase(name, pattern)
+            ):
+                self.matched.add(pattern)
+                return self.strategies[pattern], f"strategies['{pattern}']"
+        return None, ""
+
+    def _automatic(self, name: str, base: dist.Distribution) -> tuple[Strategy, str]:
+        """The rule of `strategies="auto"`; see `ppl.expectation`."""
+        refused = self.demoted.get(name, set())
+        for make, why in (
+            (Reparam, "auto: differentiable sampler"),
+            (Enum, f"auto: at most {AUTO_SUPPORT} values"),
+            (MVD, "auto: weak derivative known"),
+            (lambda: Reinforce("leave-one-out"), "auto: general"),
+        ):
+            strategy = make()
+            if strategy.name in refused or strategy.refuse(base) is not None:
+                continue
+            if strategy.is_enumerated and support_of(base).shape[0] > AUTO_SUPPORT:
+                continue
+            return strategy, why + (f" ({', '.join(sorted(refused))} refused)" if refused else "")
+        reasons = [f"'{s}' was refused for this program" for s in sorted(refused)]
+        reasons += [
+            f"'{s.name}' {why}"
+            for s in (Reparam(), Enum(), MVD())
+            if (why := s.refuse(base)) and s.name not in refused
+        ]
+        raise StrategyError(
+            name,
+            f"Site '{name}': no strategy can serve {type(base).__name__} soundly: {'; '.join(reasons)}. Name one of them in "
+            "strategies= to see why it is refused, or draw from a law with a fixed support and transform the draw.",
+        )
+
+
+def _advice(name: str, base: dist.Distribution) -> str:
+    able = _sound(base)
+    if able:
+        return f"Sound here: choose one of {able}, e.g. strategies={{'{name}': '{able[0]}'}}."
+    return (
+        f"No strategy is sound here: its support is {support_of_law(base)}. Draw from a law with a fixed support and transform "
+        "the draw, or give its parts sites of their own."
+    )
+
+
+def _kind_of_values(
+    base: dist.Distribution, support: Support, strategy: Strategy
+) -> dict[str, Any]:
+    """What the checks know of a site's values."""
+    is_one_hot = isinstance(base, OneHotCategorical)
+    is_relaxed = strategy.is_relaxed or strategy.is_pathwise
+    is_discrete = is_one_hot or support.is_discrete
+    return {
+        "range": range_of_support(support.core),
+        "is_discrete": is_discrete and not is_relaxed,
+        "is_deterministic": isinstance(base, dist.Delta),
+        "is_on_sphere": is_on_sphere(support.core),
+        "is_one_hot": is_one_hot and not is_relaxed,
+    }
+
+
+def _sound(base: dist.Distribution) -> list[str]:
+    """Names of the strategies that serve a distribution without bias."""
+    able = {name: make() for name, make in STRATEGIES.items()}
+    able = {n: s for n, s in able.items() if not s.is_biased and s.refuse(base) is None}
+    if support_of_law(base).unknown:  # where scores are refused
+        return [n for n, s in able.items() if s.is_pathwise or s.is_enumerated]
+    return list(able)
+
+
+def _as_mapping(strategies: Any) -> dict[str, Any]:
+    if isinstance(strategies, str | Strategy):
+        return {"*": strategies}
+    if strategies is None or isinstance(strategies, Mapping):
+        return dict(strategies or {})
+    raise TypeError(
+        "strategies: give a mapping from patterns to strategies, one ppl.strategies.Strategy or a name, not "
+        f"{type(strategies).__name__}."
+    )
+
+
+def as_strategy(chosen: Any, site: str = "*") -> Strategy:
+    """A strategy from itself or its name.
+
+    Raises:
+        ValueError: unknown name.
+        TypeError: neither a Strategy nor a string.
+    """
+    if isinstance(chosen, Strategy):
+        return chosen
+    if isinstance(chosen, str):
+        if chosen not in STRATEGIES:
+            raise ValueError(
+                f"Site '{site}': no strategy named '{chosen}'; choose from {[*STRATEGIES, 'auto']}."
+            )
+        return STRATEGIES[chosen]()
+    raise TypeError(
+        f"Site '{site}': a strategy is a ppl.strategies.Strategy or a name, got {type(chosen).__name__}."
+    )

@@ -1,0 +1,39 @@
+"""Initial parameters of a program, and single runs that are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .._compat import is_concrete, own_caches, typed_key
+from ..evaluation import evaluate
+from ._params import ParamCollector, Params, check_initial
+from ._recorder import Recorder
+
+
+def init_params(
+    run: Callable[[], Any], key: Any, recorder: Callable[[jax.Array], Recorder]
+) -> Params:
+    """Initial unconstrained parameters of every param and module statement met in `run` under an exploring recorder.
+
+    Raises:
+        ValueError: an initial value outside its constraint.
+    """
+    collector = ParamCollector()
+
+    def initial(key: jax.Array) -> Any:
+        with own_caches(), collector, recorder(key):
+            run()
+        return collector.unconstrained()
+
+    params = compiled(initial, typed_key(key))
+    return check_initial(params) if is_concrete(params) else params
+
+
+def compiled(fn: Callable[..., Any], *args: Any) -> Any:
+    """`fn(*args)` compiled as one program, site markers removed; what the result does not need is not run."""
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    outs = jax.jit(lambda inputs: evaluate(closed, inputs, {}))(jax.tree.leaves(args))
+    return jax.tree.unflatten(jax.tree.structure(shapes), outs)

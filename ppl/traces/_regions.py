@@ -1,0 +1,348 @@
+"""Control flow inside programs: scan, cond, particles.
+
+Each statement runs its body under one JAX transformation (lax.scan, lax.cond, vmap) with the whole handler
+stack still active, so that plates, conditions, masks and scales around the statement act inside the body.
+Recorders on the stack (`_recorder.py`) are told when the body begins and ends: their keys and forced values
+go in sliced, what they recorded comes out stacked.
+
+Without a recorder on the stack (NumPyro's own inference) `scan` and `cond` become NumPyro's control-flow
+primitives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import lax
+
+from .._compat import control_flow, control_flow_value, handler_stack, numpyro_cond, numpyro_scan
+from ._branches import check_infos, joined
+from ._reach import completed
+from ._recorder import Frame, Recorder
+from ._sites import Region
+
+
+def scan(
+    step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length: int | None = None
+) -> tuple[Any, Any]:
+    """Run `step` over the leading axis of `xs`, as `jax.lax.scan`, with sample statements allowed in the step.
+
+    A site in the step keeps its name; its values are stacked along a leading time axis. Plates around the
+    scan act inside the step; scans nest.
+
+    Args:
+        step: `(carry, x) -> (carry, y)`.
+        init: initial carry, a pytree.
+        xs: pytree of arrays with a common leading axis, or None with `length`.
+        length: number of steps, needed when `xs` holds no arrays.
+
+    Returns:
+        The final carry and the stacked `y`.
+
+    Raises:
+        ValueError: the number of steps is unknown or contradictory.
+    """
+    length = _scan_length(xs, length)
+    recorders = _recorders()
+    if not recorders:
+        return _numpyro_scan(step, init, xs, length)
+    for recorder in recorders:
+        recorder.begin_steps(init)
+    threads = [r.open_region("scan") for r in recorders]
+    keys = [key for key, _ in threads]
+    slices = [_leading(forced, length) for _, forced in threads]
+    _explore(recorders, lambda: (keys, _first(slices)), lambda: step(init, _first(xs)))
+    frames: list[Frame] = []
+
+    def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        t, forced, x = inputs
+        _push(
+            recorders,
+            "scan",
+            [None if k is None else jax.random.fold_in(k, t) for k in keys],
+            forced,
+        )
+        carry, y = step(carry, x)
+        for recorder in recorders:
+            recorder.end_step(carry, t)
+        frames[:], numbers = _pop(recorders)
+        return carry, (y, numbers)
+
+    carry, (ys, numbers) = lax.scan(body, init, (jnp.arange(length), slices, xs), length)
+    _merge(recorders, frames, numbers, Region("scan", _axis_name(recorders, "scan"), length))
+    return carry, ys
+
+
+def cond(
+    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], *operands: Any
+) -> Any:
+    """Choose a branch by a scalar predicate, as `jax.lax.cond`, with sample statements allowed in both branches.
+
+    The branches may have different sites; a site of the branch not taken counts for nothing and holds zeros
+    in the trace.
+
+    Args:
+        pred: boolean scalar.
+        true_fn: branch for a true predicate, called with `*operands`.
+        false_fn: branch for a false predicate; must return the same structure.
+        operands: arguments of both branches.
+
+    Raises:
+        ValueError: the predicate is not a scalar; one name stands in both branches for sites of other kinds, shapes, distribution
+            classes, strategies or enumerated values.
+    """
+    if jnp.shape(pred) != ():
+        raise ValueError(
+            f"ppl.cond: the predicate has shape {jnp.shape(pred)}, but one branch is chosen for the "
+            "whole program. Use a scalar predicate, or sample both alternatives in the plate and "
+            "combine them with jnp.where."
+        )
+    recorders = _recorders()
+    if not recorders:
+        return _numpyro_cond(pred, true_fn, false_fn, operands)
+    threads = [r.open_region("cond") for r in recorders]
+    keys, forced = [key for key, _ in threads], [values for _, values in threads]
+    _explore(recorders, lambda: (keys, forced), lambda: true_fn(*operands))
+    _explore(recorders, lambda: (keys, forced), lambda: false_fn(*operands))
+    frames: dict[int, list[Frame]] = {}
+
+    def run(index: int, fn: Callable[..., Any]) -> Callable[..., Any]:
+        def branch(*args: Any) -> tuple[Any, list[dict[str, Any]]]:
+            _push(recorders, "cond", keys, forced)
+            out = fn(*args)
+            frames[index], numbers = _pop(recorders)
+            return out, numbers
+
+        return branch
+
+    branches = [run(0, false_fn), run(1, true_fn)]
+    shapes = [jax.eval_shape(branch, *operands)[1] for branch in branches]
+    for i in range(len(recorders)):
+        check_infos((frames[0][i].infos, frames[1][i].infos), (shapes[0][i], shapes[1][i]))
+
+    def padded(index: int) -> Callable[..., Any]:
+        def branch(*args: Any) -> tuple[Any, list[dict[str, Any]]]:
+            out, numbers = branches[index](*args)
+            for r, own, other in zip(recorders, numbers, shapes[1 - index], strict=True):
+                for name, tree in other.items():
+                    reach = own[name].get("reach", {}) if name in own else {}
+                    own.setdefault(name, r.absent(tree))
+                    if "reach" in tree:
+                        own[name]["reach"] = completed(reach, tree["reach"])
+            return out, numbers
+
+        return branch
+
+    out, numbers = lax.cond(pred, padded(1), padded(0), *operands)
+    for i, recorder in enumerate(recorders):
+        frame = frames[0][i]
+        frame.infos = {**frame.infos, **frames[1][i].infos}
+        both = frame.sites.keys() & frames[1][i].sites.keys()
+        shared = {name: joined(frame.sites[name], frames[1][i].sites[name]) for name in both}
+        frame.sites = {**frame.sites, **frames[1][i].sites, **shared}
+        frame.used |= frames[1][i].used
+        recorder.merge(frame, numbers[i], Region("cond", None, 1))
+    return out
+
+
+class particles:
+    """`particles(K)(fn)` runs `fn` in K independent lanes; results and sites get a leading particle axis of size K.
+
+    Args:
+        num_particles: K, at least 1.
+
+    Example:
+        >>> from lapilli import ppl
+        >>> import jax, numpyro.distributions as dist
+        >>> def pair():
+        ...     return ppl.particles(2)(lambda: ppl.sample("z", dist.Normal(0, 1)))()
+        >>> ppl.model(pair).simulate(jax.random.key(0)).choices["z"].shape
+        (2,)
+    """
+
+    def __init__(self, num_particles: int) -> None:
+        if not isinstance(num_particles, int) or num_particles < 1:
+            raise ValueError(
+                f"ppl.particles: the number of particles must be an integer >= 1, got {num_particles!r}."
+            )
+        self.num_particles = num_particles
+
+    def __enter__(self) -> None:
+        raise TypeError(
+            "ppl.particles(K) is not a context: a lane is a function. Write "
+            "ppl.particles(K)(fn)(*args); use ppl.plate for independent rows of one run."
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached."""
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """The function that runs `fn` in K lanes with the same arguments."""
+
+        def lanes(*args: Any, **kwargs: Any) -> Any:
+            size, recorders = self.num_particles, _recorders()
+            if not recorders:
+                raise RuntimeError(
+                    "ppl.particles(K) runs inside ppl.expectation, an objective or a program's own "
+                    "methods (simulate, log_density, ...), which hold the random key; here there is "
+                    "none."
+                )
+            threads = [r.open_region("particles") for r in recorders]
+            keys = [None if key is None else jax.random.split(key, size) for key, _ in threads]
+            slices = [_leading(forced, size) for _, forced in threads]
+            _explore(recorders, lambda: _first((keys, slices)), lambda: fn(*args, **kwargs))
+            frames: list[Frame] = []
+
+            def lane(key: Any, forced: Any) -> tuple[Any, Any]:
+                _push(recorders, "particles", key, forced)
+                out = fn(*args, **kwargs)
+                frames[:], numbers = _pop(recorders)
+                return out, numbers
+
+            out, numbers = jax.vmap(lane, axis_size=size)(keys, slices)
+            _merge(
+                recorders,
+                frames,
+                numbers,
+                Region("particles", _axis_name(recorders, "particles"), size),
+            )
+            return out
+
+        return lanes
+
+
+def adopt(msg: dict[str, Any]) -> Any:
+    """Run a control-flow statement of numpyro.contrib under our recorders; returns the value that NumPyro expects.
+
+    Raises:
+        ValueError: a reversed scan, or one with enumeration history.
+    """
+    found = control_flow(msg)
+    if found.is_scan:
+        if not found.is_plain:
+            raise ValueError(
+                "numpyro.contrib.control_flow.scan with reverse=True or a history is not supported "
+                "here. Use ppl.scan (reverse xs for a backward pass, carry what a longer history "
+                "needs)."
+            )
+        result = scan(found.step, found.operand, found.xs, found.length)
+    else:
+        result = cond(found.pred, *found.branches, found.operand)
+    return control_flow_value(found, result)
+
+
+def _recorders() -> list[Recorder]:
+    """The recorders on the stack; none if no run of ours is at the end of it."""
+    recorders = [h for h in handler_stack() if isinstance(h, Recorder)]
+    return recorders if any(r.is_final for r in recorders) else []
+
+
+def _push(
+    recorders: list[Recorder], kind: str, keys: list[Any], forced: list[dict[str, Any]]
+) -> None:
+    for recorder, key, values in zip(recorders, keys, forced, strict=True):
+        recorder.push(kind, key, values)
+
+
+def _pop(recorders: list[Recorder]) -> tuple[list[Frame], list[dict[str, dict[str, Any]]]]:
+    popped = [r.pop() for r in recorders]
+    return [frame for frame, _ in popped], [numbers for _, numbers in popped]
+
+
+def _explore(
+    recorders: list[Recorder], inputs: Callable[[], tuple[Any, Any]], body: Callable[[], Any]
+) -> None:
+    if any(r.is_exploring for r in recorders):
+        _push(recorders, "explore", *inputs())
+        body()
+        for recorder in recorders:
+            recorder.pop()
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def _merge(
+    recorders: list[Recorder], frames: list[Frame], numbers: list[Any], region: Region
+) -> None:
+    for recorder, frame, values in zip(recorders, frames, numbers, strict=True):
+        recorder.merge(frame, values, region)
+
+
+def _leading(forced: dict[str, Any], size: int) -> dict[str, Any]:
+    """The forced values that can have an axis of this region: the names inside are not known before the body runs."""
+    return {
+        name: value
+        for name, value in forced.items()
+        if jnp.ndim(value) and jnp.shape(value)[0] == size
+    }
+
+
+def _axis_name(recorders: list[Recorder], kind: str) -> str:
+    base = "time" if kind == "scan" else kind
+    depth = recorders[0].depth(kind)
+    return base if depth == 0 else f"{base}_{depth}"
+
+
+def _scan_length(xs: Any, length: int | None) -> int:
+    sizes = {jnp.shape(x)[0] if jnp.ndim(x) else -1 for x in jax.tree.leaves(xs)}
+    if length is not None:
+        sizes.add(length)
+    if len(sizes) != 1 or -1 in sizes:
+        raise ValueError(
+            "ppl.scan: the leading axes of xs and `length` must give one number of steps, got "
+            f"{sorted('a scalar' if n < 0 else str(n) for n in sizes)}. Pass xs with a common leading "
+            "axis, or xs=None with length=T."
+        )
+    return next(iter(sizes))
+
+
+def _numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> tuple[Any, Any]:
+    if not handler_stack():
+        return lax.scan(step, init, xs, length)
+    step = _with_params_outside(step, init, jax.tree.map(lambda x: x[0], xs))
+    return numpyro_scan(step, init, xs, length)
+
+
+def _numpyro_cond(
+    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any
+) -> Any:
+    if not handler_stack():
+        return lax.cond(pred, true_fn, false_fn, *operands)
+    true_fn, false_fn = (_with_params_outside(fn, *operands) for fn in (true_fn, false_fn))
+    try:
+        return numpyro_cond(pred, lambda x: true_fn(*x), lambda x: false_fn(*x), operands)
+    except TypeError as err:
+        raise ValueError(
+            "ppl.cond under NumPyro's own inference needs the same sites, of the same distributions, in both "
+            "branches. Sample them in both, or use our inference, which takes different ones."
+        ) from err
+
+
+def _with_params_outside(body: Callable[..., Any], *example: Any) -> Callable[..., Any]:
+    """`body` with its parameters declared around it: NumPyro does not see them inside its control flow."""
+    with (
+        numpyro.handlers.block(),
+        numpyro.handlers.trace() as sites,
+        numpyro.handlers.seed(rng_seed=0),
+    ):
+        body(*example)
+    params: Any = {
+        name: numpyro.param(
+            name,
+            site["args"][0] if site["args"] else (lambda _, v=site["value"]: v),
+            **site["kwargs"],
+        )
+        for name, site in sites.items()
+        if site["type"] == "param"
+    }
+    if not params:
+        return body
+    # Substituted, and hidden from NumPyro's trace of the body, which would declare them again.
+    substituted = numpyro.handlers.substitute(body, data=params)
+    return numpyro.handlers.block(substituted, hide=list(params))

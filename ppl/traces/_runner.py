@@ -1,0 +1,175 @@
+"""Running one program: simulate it, score given values, or watch it run under a gradient engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from .._compat import handler_stack, is_concrete, mask_of
+from .._foreign import kind_of
+from ..distributions import is_boolean, is_masked, is_unbounded
+from ._keys import fold_name
+from ._reach import penalty_of_reach, reach_of
+from ._recorder import Recorder
+from ._sites import PROPOSED, log_prob_of
+
+Array = jax.Array
+
+
+class Runner(Recorder):
+    """Run a program by itself: forced values where given, draws from the prior elsewhere.
+
+    Args:
+        key: random key; None when every latent site is forced.
+        forced: site values (stacked along time and particle axes for sites in regions).
+        redraw_observed: draw observed sites too (posterior prediction).
+        defer_imputed: leave imputed sites (missing cells) to the handler outside, which draws them from their
+            prior.
+        exploring: meet the parameters inside regions as plain arrays.
+        keep: boolean scalar; where it is false, forced values give way to draws. None: they always hold.
+        draw: `(message, key) -> value`, draws a site; None: the distribution's sampler.
+    """
+
+    def __init__(
+        self,
+        key: Array | None,
+        forced: dict[str, Array] | None = None,
+        *,
+        keep: Array | None = None,
+        redraw_observed: bool = False,
+        defer_imputed: bool = False,
+        exploring: bool = False,
+        draw: Callable[[dict[str, Any], Array], Array] | None = None,
+    ) -> None:
+        super().__init__(key, forced)
+        self.keep, self.draw = keep, draw
+        self.redraw_observed = redraw_observed
+        self.defer_imputed = defer_imputed
+        self.is_exploring = exploring
+        self.missing: list[str] = []
+
+    def visit(self, msg: dict[str, Any]) -> None:
+        msg["stop"] = True
+        name = msg["name"]
+        given = None if msg["is_observed"] else self.given(name)
+        if given is not None:
+            msg["value"] = given
+            if self.keep is not None:
+                msg["value"] = jnp.where(self.keep, given, self._draw(msg))
+            msg["_forced"] = True
+            self.frame.used.add(name)
+        elif msg["is_observed"] and not (
+            self.redraw_observed and msg["fn"].event_shape is not None
+        ):
+            return
+        elif msg["value"] is not None and not msg["is_observed"]:
+            return
+        elif self.defer_imputed and msg["infer"].get("imputed"):
+            msg["stop"] = False
+            msg["_imputed"] = True
+        elif self.frame.key is not None:
+            if not (msg["is_observed"] and _is_unit(msg["fn"])):
+                msg["value"] = self._draw(msg)
+                msg["intermediates"] = []
+        else:
+            self.missing.append(name)
+            dtype = int if msg["fn"].support.is_discrete else float
+            msg["value"] = jnp.zeros(msg["fn"].shape(), dtype)
+
+    def _draw(self, msg: dict[str, Any]) -> Array:
+        assert self.frame.key is not None
+        key = fold_name(self.frame.key, msg["name"])
+        try:
+            return msg["fn"].sample(key) if self.draw is None else self.draw(msg, key)
+        except (ValueError, TypeError, NotImplementedError) as err:
+            raise kind_of(err)(
+                f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed: {err}"
+            ) from err
+
+    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+        if msg.get("_imputed"):
+            log_prob = jnp.zeros(msg["fn"].batch_shape)
+        else:
+            log_prob = guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
+        numbers = numbers_for_trace(msg, log_prob)
+        offered = self.limits(msg["name"]) if msg.get("_forced") else {}
+        if offered and not is_masked(msg["fn"]):
+            penalty = penalty_of_reach(msg["name"], numbers["reach"], offered, jnp.ndim(log_prob))
+            numbers["log_prob"] = log_prob if penalty is None else log_prob + penalty
+        return numbers
+
+
+class Collector(Recorder):
+    """Keep values and log-probs of a program whose draws are made by the engine outside."""
+
+    is_final = False
+
+    def visit(self, msg: dict[str, Any]) -> None:
+        # The engine may see a second run of the same program: it then gives the site a second address.
+        msg["_collected"] = True
+
+    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+        return numbers_for_trace(msg, log_prob_of(msg))
+
+
+def numbers_for_trace(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
+    more = {"cells": msg["infer"]["cells"]} if "cells" in msg["infer"] else {}
+    if not msg["is_observed"] and not isinstance(msg["scale"], int | float | None):
+        more["scale"] = msg["scale"]
+    if not msg["is_observed"] and "cells" not in more and is_masked(msg["fn"]):
+        more["mask"] = _mask_of(msg["fn"])
+    if not msg["is_observed"] or PROPOSED in msg["infer"]:
+        more["reach"] = reach_of(msg["fn"])
+    return {"value": msg["value"], "log_prob": log_prob, **more}
+
+
+def guarded_log_prob(msg: dict[str, Any]) -> Array:
+    """The log-prob of a given value, -inf outside the support, where NumPyro's densities may return anything."""
+    fn, value = msg["fn"], msg["value"]
+    support = _relaxed_support(fn.support, value)
+    if is_unbounded(support):
+        return log_prob_of(msg)
+    try:
+        inside = jnp.broadcast_to(support(value), fn.batch_shape)
+        feasible = support.feasible_like(value)
+    except NotImplementedError:  # a support that cannot be tested
+        return log_prob_of(msg)
+    cell = inside.reshape(inside.shape + (1,) * fn.event_dim)
+    # The density is evaluated inside the support only, so that its gradient stays finite elsewhere.
+    log_prob = log_prob_of({**msg, "value": jnp.where(cell, value, feasible)})
+    return jnp.where(inside | ~_mask_of(fn), log_prob, -jnp.inf)
+
+
+def _relaxed_support(support: Any, value: Array) -> Any:
+    """The support; [0, 1] for floating-point values of Bernoulli sites under an engine, whose draws may be relaxed."""
+    if (
+        is_boolean(support)
+        and jnp.issubdtype(jnp.result_type(value), jnp.floating)
+        and any(getattr(h, "is_engine", False) for h in handler_stack())
+    ):
+        unit = constraints.unit_interval
+        if support is constraints.boolean:
+            return unit
+        return constraints.independent(unit, support.reinterpreted_batch_ndims)
+    return support
+
+
+def _mask_of(fn: Any) -> Any:
+    """Where the log-prob of `fn` counts, shape `fn.batch_shape`; masks that are known stay known under jit."""
+    mask: Any = np.ones(fn.batch_shape, bool)
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            array = np if is_concrete(mask_of(fn)) else jnp
+            mask = mask & array.broadcast_to(array.asarray(mask_of(fn), bool), mask.shape)
+        fn = fn.base_dist
+    return mask
+
+
+def _is_unit(fn: Any) -> bool:
+    return 0 in fn.event_shape

@@ -1,0 +1,186 @@
+"""Sites: what is known of a sample statement without running it, and its log-density."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.infer.autoguide import AutoGuide
+
+from .._compat import handler_stack, unchecked
+from .._foreign import kind_of
+from ..distributions import (
+    NOWHERE_KNOWN,
+    Extent,
+    base_of,
+    is_boolean,
+    is_hidden,
+    is_masked,
+    log_prob_at,
+    support_known,
+)
+
+Array = jax.Array
+# Laws on the real line whose log-density is NaN or -inf at every value that is no real number.
+LOUD = (dist.Normal, dist.Laplace, dist.Cauchy, dist.StudentT, dist.Logistic)
+PROPOSED = "lapilli_proposed"  # marks the prior of a drawn value (`_inline_guide`)
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """The body of a control-flow statement: its kind, the name of the axis it adds (None for cond), and its size."""
+
+    kind: str
+    axis: str | None
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteInfo:
+    """What is known of a site without running it.
+
+    Attributes:
+        name: the site's name.
+        kind: "latent", "observed", "factor" or "deterministic".
+        dims: one name per batch axis of the site, outermost first (None where no plate names it).
+        batch_shape: size of each batch axis.
+        event_shape: shape of one event.
+        distribution: the distribution's class name.
+        strategy: the strategy asked for at the site, if any.
+        is_auxiliary: a guide site that the model does not have (NumPyro's `infer={"is_auxiliary": True}`).
+        scale: factor on its log-probs (subsampling); None when it is not one number.
+        regions: the regions around the site, outermost first.
+        is_imputed: the missing cells of a statement with `obs_mask`.
+        is_masked: its density leaves cells out.
+        support: what is known of its law's support.
+        subsampled: names of the plates around it that draw their rows.
+        alters_law: of an observation or a factor, whether it gives the program a density that its draws do not have. Not so under
+            mask(False), as in an intervention, and in NumPyro's autoguides, whose factors belong to the law of their draws.
+    """
+
+    name: str
+    kind: str
+    dims: tuple[str | None, ...]
+    batch_shape: tuple[int, ...]
+    event_shape: tuple[int, ...]
+    distribution: str
+    strategy: str = ""
+    is_auxiliary: bool = False
+    scale: float | None = 1.0
+    regions: tuple[Region, ...] = ()
+    is_imputed: bool = False
+    is_masked: bool = False
+    support: Extent = NOWHERE_KNOWN
+    subsampled: tuple[str, ...] = ()
+    alters_law: bool = True
+
+
+def describe(msg: dict[str, Any], plates: Mapping[str, int] | None = None) -> SiteInfo:
+    """The static description of a sample statement; checks an observation's shape against the site's.
+
+    `plates` are the full sizes of the plates met.
+    """
+    fn, name = msg["fn"], msg["name"]
+    if isinstance(base_of(fn), dist.Unit):
+        kind = "factor"
+    else:
+        kind = "observed" if msg["is_observed"] else "latent"
+    check_shape(msg)
+    dims: list[str | None] = [None] * len(fn.batch_shape)
+    for frame in msg["cond_indep_stack"]:
+        if -frame.dim <= len(dims):
+            dims[frame.dim] = frame.name
+    scale = 1.0 if msg["scale"] is None else msg["scale"]
+    scale = float(scale) if isinstance(scale, int | float) else None
+    auxiliary = bool(msg["infer"].get("is_auxiliary")) and kind == "latent"
+    strategy = msg["infer"].get("strategy") or ""
+    strategy = strategy if isinstance(strategy, str) else strategy.name
+    support = support_known(fn) if kind == "latent" or PROPOSED in msg["infer"] else NOWHERE_KNOWN
+    rows = {frame.name: frame.size for frame in msg["cond_indep_stack"]}
+    subsampled = tuple(p for p, size in rows.items() if (plates or {}).get(p, size) != size)
+    return SiteInfo(
+        name, kind, tuple(dims), tuple(fn.batch_shape), tuple(fn.event_shape), type(base_of(fn)).__name__,
+        strategy, auxiliary, scale, is_imputed=bool(msg["infer"].get("imputed")), is_masked=is_masked(fn),
+        support=support, subsampled=subsampled, alters_law=not (is_hidden(fn) or kind == "factor" and _is_in_autoguide()),
+    )  # fmt: skip
+
+
+def describe_deterministic(msg: dict[str, Any]) -> SiteInfo:
+    """A deterministic value has batch axes where its leading axes have the sizes of the plates around it."""
+    shape, frames = jnp.shape(msg["value"]), msg["cond_indep_stack"]
+    depth = max((-f.dim for f in frames), default=0)
+    batch: list[str | None] = [None] * depth
+    for frame in frames:
+        batch[frame.dim] = frame.name
+    sizes = {frame.name: frame.size for frame in frames}
+    fits = depth <= len(shape) and all(
+        name is None or sizes[name] == n for name, n in zip(batch, shape, strict=False)
+    )
+    batch, depth = (batch, depth) if fits else ([], 0)
+    return SiteInfo(msg["name"], "deterministic", tuple(batch), shape[:depth], shape[depth:], "")
+
+
+def check_shape(msg: dict[str, Any]) -> None:
+    """Refuse a value whose shape is not the site's own: it would broadcast and count rows several times."""
+    fn, value = msg["fn"], msg["value"]
+    if isinstance(base_of(fn), dist.Unit):
+        return
+    expected, got = tuple(fn.batch_shape) + tuple(fn.event_shape), jnp.shape(value)
+    if got != expected:
+        plates = {f.name: f.size for f in msg["cond_indep_stack"]}
+        what = "observation" if msg["is_observed"] else "value"
+        raise ValueError(
+            f"Site '{msg['name']}': the {what} has shape {got} but the site has batch shape "
+            f"{tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)} (plates {plates}). Nothing "
+            f"is broadcast silently: give it shape {expected}, declare the missing plate, or mark event "
+            "axes with .to_event(n)."
+        )
+
+
+def _is_in_autoguide() -> bool:
+    """Whether a statement is one of NumPyro's autoguides."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != AutoGuide.__module__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def log_prob_of(msg: dict[str, Any]) -> Array:
+    """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
+    fn, value, intermediates = msg["fn"], msg["value"], msg.get("intermediates")
+    if not msg["is_observed"] or type(base_of(fn)) in LOUD:
+        fn = without_support_check(fn, value)
+    if "_log_prob" in msg and not is_masked(fn):
+        # The engine's own number, so that the analysis can tell a site's density at its own draw.
+        elements = msg["_log_prob"]
+        log_prob = elements.sum(tuple(range(len(fn.batch_shape), elements.ndim)))
+        return log_prob if msg["scale"] is None else msg["scale"] * log_prob
+    try:
+        log_prob = log_prob_at(fn, value, intermediates)
+    except (ValueError, TypeError) as err:
+        raise kind_of(err)(
+            f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
+        ) from err
+    return log_prob if msg["scale"] is None else msg["scale"] * log_prob
+
+
+def without_support_check(fn: Any, value: Any) -> Any:
+    """`fn`, whose density takes `value` as it is where NumPyro's check of the support says nothing more.
+
+    Relaxed values, floating-point numbers for Bernoulli's, whose log-density is linear in them (NumPyro would return -inf between
+    0 and 1); and laws in `LOUD` under an objective: nothing that is finite lies outside of their support, and the
+    check would cost several comparisons an element, in all lanes.
+    """
+    is_relaxed = is_boolean(fn.support) and jnp.issubdtype(jnp.result_type(value), jnp.floating)
+    if not is_relaxed and not (type(base_of(fn)) in LOUD and _is_under_objective()):
+        return fn
+    return unchecked(fn)
+
+
+def _is_under_objective() -> bool:
+    return any(getattr(h, "has_gradients", False) for h in handler_stack())

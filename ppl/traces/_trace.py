@@ -1,0 +1,106 @@
+"""The record of one run of a program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from ._reach import Reach
+from ._recorder import Recorder
+from ._sites import SiteInfo
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One run of a program; a pytree.
+
+    Attributes:
+        choices: latent site -> value. Sites in `ppl.scan` carry a leading time axis, sites in `ppl.particles`
+            a leading particle axis.
+        log_probs: site -> log-density in nats per batch element, scaled by subsampling and masked; every site
+            counts, observations and factors too.
+        retval: what the program returned.
+        observed: observed site -> value.
+        deterministic: deterministic site -> value.
+        sites: site -> `SiteInfo` in program order (static): kind, names of the batch axes, shapes.
+        cells: missing cells (`obs_mask`) or a guide's proposal of them -> where the site's density counts, boolean.
+        scales: latent site -> factor on its log-probs, where that is an array.
+        masks: masked latent site -> which batch elements count, boolean.
+    """
+
+    choices: dict[str, Array]
+    log_probs: dict[str, Array]
+    retval: Any
+    observed: dict[str, Array]
+    deterministic: dict[str, Array]
+    sites: SiteInfos = dataclasses.field(metadata={"static": True})
+    cells: dict[str, Array] = dataclasses.field(default_factory=dict)
+    scales: dict[str, Array] = dataclasses.field(default_factory=dict)
+    masks: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+    # Latent site -> `_reach.reach_of` its law, where that is not empty; it stays with the object and leaves no transformation.
+    reach: ClassVar[Mapping[str, Reach]] = {}
+    # The model's side of a joint run (`_inline_guide`), set on the one object that it belongs to.
+    scored: ClassVar[Any] = None
+
+    @property
+    def log_density(self) -> Array:
+        """Sum of all log-probs (scalar, nats): the log-density of choices, observations and factors together."""
+        return sum((jnp.sum(x) for x in self.log_probs.values()), jnp.zeros(()))
+
+    @property
+    def auxiliary(self) -> frozenset[str]:
+        """Names of auxiliary choices: sites of a guide that its model does not have."""
+        return frozenset(name for name, info in self.sites.items() if info.is_auxiliary)
+
+    @property
+    def shared_choices(self) -> dict[str, Array]:
+        """The choices without auxiliary ones: what a guide proposes for its model."""
+        return {
+            name: value for name, value in self.choices.items() if not self.sites[name].is_auxiliary
+        }
+
+
+class SiteInfos(dict[str, SiteInfo]):
+    """Site descriptions as static data of a pytree."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
+
+
+def trace_of(recorder: Recorder, retval: Any) -> Trace:
+    """The trace that a finished recorder holds."""
+    numbers, infos = recorder.frame.numbers, recorder.frame.infos
+
+    def values(kind: str) -> dict[str, Array]:
+        return {name: numbers[name]["value"] for name, info in infos.items() if info.kind == kind}
+
+    log_probs = {name: n["log_prob"] for name, n in numbers.items() if "log_prob" in n}
+    cells = {name: n["cells"] for name, n in numbers.items() if "cells" in n}
+    scales = {name: n["scale"] for name, n in numbers.items() if "scale" in n}
+    masks = {name: n["mask"] for name, n in numbers.items() if "mask" in n}
+    trace = Trace(
+        values("latent"),
+        log_probs,
+        retval,
+        values("observed"),
+        values("deterministic"),
+        SiteInfos(infos),
+        cells,
+        scales,
+        masks,
+    )
+    return with_reach(trace, {name: n["reach"] for name, n in numbers.items() if n.get("reach")})
+
+
+def with_reach(trace: Trace, reach: Mapping[str, Reach]) -> Trace:
+    """The trace, which knows what limits its sites' laws."""
+    object.__setattr__(trace, "reach", reach)
+    return trace
