@@ -44,7 +44,8 @@ def rank_correlation(
                 f"rank_correlation: {name} is {values[:1]} for all {len(values)} objects, which then have no order. Give objects "
                 "that differ."
             )
-    return float(spearmanr(*pair.values()).statistic)
+    found: Any = spearmanr(pair["log_prob"], pair["log_reward"])
+    return float(found.statistic)
 
 
 class Best(NamedTuple):
