@@ -103,7 +103,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in benchmarks/[!_]*/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 lock: setup
 	uv=$$(command -v uv || echo $(TOOLS)/bin/uv); \

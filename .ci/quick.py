@@ -32,7 +32,13 @@ def tests_of(name: str) -> str | None:
     if path.parts[0] == "tests":
         is_test = path.name.startswith("test_") and (ROOT / path).exists()
         return name if is_test else None
-    if path.suffix != ".py" or path.parts[0] not in ("ppl", "inference", "models", "examples"):
+    if path.suffix != ".py" or path.parts[0] not in (
+        "ppl",
+        "inference",
+        "models",
+        "examples",
+        "benchmarks",
+    ):
         return None
     mirrored = [Path("tests", *folder.parts) for folder in path.parents if folder.parts]
     return next((str(folder) for folder in mirrored if (ROOT / folder).is_dir()), None)

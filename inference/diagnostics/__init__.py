@@ -5,6 +5,7 @@ from ._evidence_bracket import (
     EvidenceBracket as EvidenceBracket,
     evidence_bracket as evidence_bracket,
 )
+from ._expected_calibration import expected_calibration_error as expected_calibration_error
 from ._gradient_report import (
     GradientReport as GradientReport,
     ParameterGradient as ParameterGradient,

@@ -131,8 +131,9 @@ def smooth(
 
     Validity: averages over paths are consistent in K and N, with a bias of order 1 / K; all but "fixed_lag", whose bias does
     not vanish with K: it goes down with `lag`, by forgetting. "ffbs" and "rejection" have the same law. "mcmc" is consistent for
-    any number of moves, since a parent has law B_t already; moves make the paths differ more. (benchmarks/smoothing.py: for
-    a linear-Gaussian model of 200 steps and K = N = 1000 one move has the error of "ffbs" in a ninetieth of its time.)
+    any number of moves, since a parent has law B_t already; moves make the paths differ more.
+    (benchmarks/particles/smoothing.py: for a linear-Gaussian model of 200 steps and K = N = 1000 one move has the error of
+    "ffbs" in a ninetieth of its time.)
     "genealogy" is consistent, but its variance grows in proportion to the number of steps; where kernels have no density it
     is the only one. "two_filter" is consistent for averages of one time, with priors and kernels that are positive where
     the smoothing density is; `backward.log_kernel` has to be the density that `backward.kernel` draws from (not checked).

@@ -19,15 +19,11 @@ arXiv:2210.00580.
 """
 
 from ._balance import Balance as Balance, Replay as Replay, balance as balance
-from ._bits import Bits as Bits
 from ._diffusion_sampler import (
     DiffusionSampler as DiffusionSampler,
     diffusion_sampler as diffusion_sampler,
 )
-from ._environment import Environment as Environment, Position as Position, check as check
-from ._fragments import Fragments as Fragments
 from ._gflownet import GFlowNet as GFlowNet
-from ._hypergrid import Hypergrid as Hypergrid
 from ._losses import (
     Loss as Loss,
     detailed_balance as detailed_balance,
@@ -42,11 +38,22 @@ from ._metrics import (
     rank_correlation as rank_correlation,
     total_variation as total_variation,
 )
-from ._phylogenies import Forest as Forest, Phylogenies as Phylogenies
 from ._process import Batch as Batch, Process as Process
 from ._programs import programs as programs
 from ._rollout import rollout as rollout
-from ._sets import Sets as Sets
-from ._strings import Strings as Strings, Writing as Writing
-from ._structure import Structures as Structures, bge_scores as bge_scores
 from ._table import Table as Table, tabulate as tabulate
+from .environments import (
+    Bits as Bits,
+    Environment as Environment,
+    Forest as Forest,
+    Fragments as Fragments,
+    Hypergrid as Hypergrid,
+    Phylogenies as Phylogenies,
+    Position as Position,
+    Sets as Sets,
+    Strings as Strings,
+    Structures as Structures,
+    Writing as Writing,
+    bge_scores as bge_scores,
+    check as check,
+)

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ... import inference, ppl
-from . import _environment as walks
 from ._gflownet import GFlowNet, neighbours
 from ._losses import Loss
 from ._process import Batch, Numbers, Process
 from ._rollout import rollout
+from .environments import _environment as walks
 
 Schedule = float | Callable[[Array], Any]
 

@@ -13,10 +13,10 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
 from ... import ppl
-from . import _environment as walks
-from ._environment import EXCLUDED, Environment, Position, log_softmax
 from ._process import Batch, Process
 from ._target import target_of
+from .environments import _environment as walks
+from .environments._environment import EXCLUDED, Environment, Position, log_softmax
 
 Flow = Literal["total", "network", "shared", "stop", "edges"]
 Backward = Literal["uniform", "learned", "prior"]

@@ -36,8 +36,6 @@ def rank_correlation(
 
     Reference: Malkin et al. 2022, arXiv:2201.13259, section 5.3.
     """
-    from scipy.stats import rankdata  # on use: takes a second to load
-
     pair = {"log_prob": np.asarray(log_prob), "log_reward": np.asarray(log_reward)}
     for name, values in pair.items():
         if len(np.unique(values)) < 2:
@@ -45,7 +43,10 @@ def rank_correlation(
                 f"rank_correlation: {name} is {values[:1]} for all {len(values)} objects, which then have no order. Give objects "
                 "that differ."
             )
-    return float(np.corrcoef([rankdata(values) for values in pair.values()])[0, 1])
+    from scipy.stats import spearmanr  # on use: takes a second to load
+
+    found: Any = spearmanr(pair["log_prob"], pair["log_reward"])
+    return float(found.statistic)
 
 
 class Best(NamedTuple):

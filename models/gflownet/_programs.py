@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from . import _environment as walks
-from ._environment import Environment
 from ._gflownet import Backward, Flow, GFlowNet
+from .environments import _environment as walks
+from .environments._environment import Environment
 
 
 def programs(

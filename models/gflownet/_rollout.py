@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from . import _environment as walks
-from ._environment import EXCLUDED
 from ._gflownet import GFlowNet, Modules
 from ._process import Batch
+from .environments import _environment as walks
+from .environments._environment import EXCLUDED
 
 
 def rollout(

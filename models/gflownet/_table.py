@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from . import _environment as walks
-from ._environment import Environment, Position
 from ._gflownet import GFlowNet
+from .environments import _environment as walks
+from .environments._environment import Environment, Position
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

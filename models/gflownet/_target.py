@@ -9,8 +9,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 
 from ... import ppl
-from . import _environment as walks
-from ._environment import Position, log_softmax
+from .environments import _environment as walks
+from .environments._environment import Position, log_softmax
 
 if TYPE_CHECKING:
     from ._gflownet import GFlowNet

@@ -22,13 +22,12 @@ logarithm is `num_replicates=J` instead.
 | supnotMIWAE | yes | yes | Gaussian process | > 1 | Kim et al. 2023, arXiv:2308.06738 |
 
 `obs_dropout` is the training transformation of the last. `impute` draws from a trained member: with `data.until(t)` as an
-observer at step t does, and with `method="smc"` by particles over time, where the weights of whole series collapse. `benchmark`
-holds the protocol that compares the members with light peers.
+observer at step t does, and with `method="smc"` by particles over time, where the weights of whole series collapse;
+`cell_scores` says how good they are where the truth is known. The protocol that compares the members with light peers is
+`examples/imputation/protocol`.
 """
 
-from . import scores as scores
 from ._arviz import to_arviz as to_arviz
-from ._datasets import load as load
 from ._dropout import obs_dropout as obs_dropout
 from ._gp import (
     cauchy_kernel as cauchy_kernel,
@@ -37,7 +36,7 @@ from ._gp import (
     step_log_prob as step_log_prob,
 )
 from ._imputation import Imputation as Imputation
-from ._impute import impute as impute
+from ._impute import Draws as Draws, draws as draws, impute as impute
 from ._masks import (
     MECHANISMS as MECHANISMS,
     blocks as blocks,
@@ -57,6 +56,7 @@ from ._programs import (
     Imputer as Imputer,
     programs as programs,
 )
+from ._scores import cell_scores as cell_scores
 from ._series import (
     Series as Series,
     Standard as Standard,

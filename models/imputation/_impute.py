@@ -148,7 +148,19 @@ def draws(
     num_particles: int,
     num_imputations: int,
 ) -> Draws:
-    """Draws and log-weights of one batch of series without labels; traceable."""
+    """Draws and log-weights of one batch of series; may be traced, as in a loss of validation series.
+
+    Args:
+        model: model with its parameters.
+        guide: guide with its parameters.
+        data: series; without labels, which would weigh the draws.
+        key: PRNG key.
+        num_particles: K, draws of z.
+        num_imputations: J, draws of the missing cells at each.
+
+    Returns:
+        `Draws`; weights as in `Imputation`, not normalised.
+    """
 
     def particle(key: Any) -> Draws:
         guide_key, model_key = jax.random.split(key)

@@ -1,22 +1,14 @@
-"""Few-shot meta-learning by a hierarchical Bayesian model (Kim and Hospedales 2024, arXiv:2306.09702), and four baselines.
+"""Few-shot meta-learning by a hierarchical Bayesian model (Kim and Hospedales 2024, arXiv:2306.09702).
 
 `programs` gives model and guide, for `inference.elbo` and `inference.fit`; `adapt` and `predict` take fitted programs to new
-episodes.
+episodes. A program of one's own is read by `predict` if it states its queries by `observe`: MAML, Reptile, prototypical networks
+and neural processes are written so in `examples/few_shot/_baselines.py`.
 """
 
-from ._baselines import (
-    Reptile as Reptile,
-    cnp as cnp,
-    likelihood as likelihood,
-    maml as maml,
-    protonet as protonet,
-    reptile as reptile,
-)
 from ._episodes import Episodes as Episodes, Points as Points, pad_points as pad_points
 from ._evaluate import (
     Prediction as Prediction,
     adapt as adapt,
-    classification_ece as classification_ece,
     fitted_temperature as fitted_temperature,
     predict as predict,
     regression_ece as regression_ece,
@@ -31,5 +23,6 @@ from ._heads import (
     Student as Student,
     Tempered as Tempered,
 )
-from ._programs import NIWMeta as NIWMeta, programs as programs
+from ._programs import NIWMeta as NIWMeta, observe as observe, programs as programs
 from ._variational import adapt_by_vi as adapt_by_vi
+from ._weights import Weights as Weights

@@ -56,7 +56,7 @@ def adapt(guide: ppl.Program, key: Array, episodes: Episodes, num_draws: int) ->
 
 
 def predict(model: ppl.Program, draws: dict[str, Array], episodes: Episodes) -> Prediction:
-    """Predictions at the queries under draws of `adapt`; {} for a program without latent sites (`maml`, `protonet`).
+    """Predictions at the queries under draws of `adapt`; {} for a program without latent sites.
 
     Args:
         model: model with fitted parameters (`Fit.model`).
@@ -169,22 +169,3 @@ def regression_ece(head: Head, scores: Any, points: Points) -> float:
     cdf = np.asarray(by_coordinate.cdf(points.y).mean(0))[np.asarray(points.mask)]
     levels = np.linspace(0.1, 0.9, 9)
     return float(np.mean([abs(p - np.mean(cdf <= p)) for p in levels]))
-
-
-def classification_ece(probs: Any, labels: Any, *, num_bins: int = 15) -> float:
-    """Expected calibration error of the most probable class: sum over bins of their share times |accuracy - confidence|.
-
-    Args:
-        probs: [rows, classes], of all episodes pooled.
-        labels: [rows].
-        num_bins: equal bins on [0, 1].
-
-    Reference: Guo et al. 2017, arXiv:1706.04599.
-    """
-    probs, labels = np.asarray(probs), np.asarray(labels)
-    confidence, is_right = probs.max(-1), probs.argmax(-1) == labels
-    which = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    gaps = [
-        abs(np.sum(is_right[which == b]) - np.sum(confidence[which == b])) for b in range(num_bins)
-    ]
-    return float(sum(gaps) / len(labels))

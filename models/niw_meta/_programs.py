@@ -156,7 +156,17 @@ def observe(
     support: Array,
     episodes: Episodes,
 ) -> None:
-    """The labels of the support or of the query, padding masked, in a plate of its own."""
+    """State the labels of the support or of the query, padding masked, in a plate of its own ("query_points", dim -1).
+
+    To be called within the plate "episodes" at dim -2. Leaves the site `name` and the deterministic site "<name>_scores".
+
+    Args:
+        name: which part of the episodes.
+        head: likelihood, declared (`Head.declared`).
+        outputs: of a network at that part's inputs, [episodes, n, k].
+        support: of the network at the support's inputs.
+        episodes: inputs and labels.
+    """
     points: Points = getattr(episodes, name)
     scores = head.scores(outputs, support, episodes.support)
     with ppl.plate(f"{name}_points", points.x.shape[1], dim=-1):

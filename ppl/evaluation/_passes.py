@@ -1,8 +1,8 @@
 """What makes evaluation faster and changes no number: one list, and a switch for each.
 
 The reference is the evaluator without any of them: `_evaluate.py` alone. A pass is on where it was measured to pay
-(`benchmarks/passes.py` prints what each one buys); on other backends the reference runs. `LAPILLI_PASSES` in the environment, or
-`passes` around the first call, choose others: tests hold both against each other.
+(`benchmarks/language/passes.py` prints what each one buys); on other backends the reference runs. `LAPILLI_PASSES` in the
+environment, or `passes` around the first call, choose others: tests hold both against each other.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from _fit_fakes import Objective
 
 from lapilli.inference.fitting._callbacks import EarlyStopping, FitInfo, LogEvery
 from lapilli.inference.fitting._fit import fit
+from lapilli.inference.fitting._keep_best import KeepBest
 
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
 
@@ -144,3 +145,33 @@ def test_an_interrupt_raised_by_a_callback_returns_what_there_is():
         raise KeyboardInterrupt
 
     assert run(callbacks=[interrupt]).interrupted
+
+
+def test_the_parameters_with_the_least_validation_loss_are_kept():
+    """The loss falls until `loc` passes that of step 20: what is kept is what a run of 20 steps ends with."""
+    known = run(num_steps=20).params["loc"]
+    best = KeepBest(lambda params, key: (params["loc"] - known) ** 2, jax.random.key(0))
+    result = run(callbacks=[best], num_steps=40)
+    assert [step for step, _ in best.losses] == [10, 20, 30, 40]
+    np.testing.assert_allclose(best.params["loc"], known, rtol=1e-6)
+    assert result.params["loc"] != best.params["loc"]
+
+
+@pytest.mark.parametrize(
+    "losses", [[np.nan, 3.0, 1.0, np.nan, 2.0], [3.0, np.nan, 1.0, 1.0, np.inf]]
+)
+def test_looks_without_a_number_are_passed_over(losses):
+    best = KeepBest(lambda params, key: losses[params["step"]], None)
+    for step in range(5):
+        best(FitInfo(step, 1, {"step": step}, {}, np.zeros(step), 0, "max", 0.0))
+    assert best.params["step"] == 2
+
+
+def test_a_validation_loss_that_is_no_number_is_refused():
+    record = FitInfo(10, 10, {}, {}, np.zeros(10), 0, "max", 0.0)
+    with pytest.raises(ValueError, match=r"the loss has shape \(2,\) at step 10, .* Return one"):
+        KeepBest(lambda params, key: np.zeros(2), None)(record)
+    best = KeepBest(lambda params, key: np.nan, None)
+    best(record)
+    with pytest.raises(ValueError, match="none of 1 looks had a loss that is a number"):
+        best.params  # noqa: B018

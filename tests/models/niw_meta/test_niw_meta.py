@@ -1,4 +1,4 @@
-"""NIW-Meta: its density, exact sites, padding, gradient modes, baselines, measures."""
+"""NIW-Meta: its density, exact sites, padding, gradient modes, measures."""
 
 import math
 
@@ -6,9 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import optax
 import pytest
+from _few_shot import classification, mlp, regression, weights_of
 from scipy import stats
 
 from lapilli import inference
@@ -19,32 +19,6 @@ from lapilli.models import niw_meta
 def double():
     with jax.enable_x64(True):
         yield
-
-
-def mlp(num_outputs=1, width=4):
-    return eqx.nn.MLP(2, num_outputs, width, 1, activation=jax.nn.tanh, key=jax.random.key(0))
-
-
-def regression(sizes=((3, 2), (3, 2))):
-    rng = np.random.default_rng(0)
-    part = lambda n: (rng.normal(size=(n, 2)), rng.normal(size=n))
-    return niw_meta.Episodes(*(niw_meta.pad_points([part(n) for n in column]) for column in sizes))
-
-
-def classification():
-    rng = np.random.default_rng(1)
-    x = lambda n: rng.normal(size=(n, 2))
-    support = [(x(4), [0, 1, 2, 2]), (x(3), [0, 1, 2])]
-    query = [(x(2), [1, 2]), (x(3), [0, 0, 1])]
-    return niw_meta.Episodes(niw_meta.pad_points(support), niw_meta.pad_points(query))
-
-
-def unpadded(points, i):
-    return jax.tree.map(lambda leaf: leaf[i][: points.mask[i].sum()], points)
-
-
-def weights_of(network):
-    return jax.flatten_util.ravel_pytree(eqx.filter(network, eqx.is_inexact_array))[0]
 
 
 def test_density_is_the_product_of_population_and_likelihoods():
@@ -138,112 +112,6 @@ def test_finite_population_learns_a_law_of_phi_and_offers_three_priors():
     assert mode < expected < marginal
 
 
-def test_nearest_centroid_scores_by_hand():
-    episodes, network = classification(), mlp(num_outputs=3)
-    head = niw_meta.NearestCentroid(3)
-    program = niw_meta.protonet(network, head)
-    scores = niw_meta.predict(program, {}, episodes).scores[0]
-    embed = lambda x: np.asarray(jax.vmap(network)(x))
-    unit = lambda z: z / np.linalg.norm(z, axis=-1, keepdims=True)
-    for i in range(2):
-        mask, labels = episodes.support.mask[i], episodes.support.y[i]
-        z = embed(episodes.support.x[i])
-        centroids = np.stack([z[mask & (labels == c)].mean(0) for c in range(3)])
-        expected = 10 * unit(embed(episodes.query.x[i])) @ unit(centroids).T
-        np.testing.assert_allclose(scores[i], expected, rtol=1e-6)
-
-
-@pytest.mark.slow  # compiles for long
-def test_maml_is_gradient_descent_on_the_support_and_its_orders_differ_in_the_gradient_only():
-    episodes, network = regression(((3, 2), (2, 2))), mlp()
-    head, start = niw_meta.Gaussian(0.5), weights_of(mlp())
-    unravel = jax.flatten_util.ravel_pytree(eqx.filter(network, eqx.is_inexact_array))[1]
-
-    def loss(theta, points):
-        out = jax.vmap(eqx.combine(unravel(theta), network))(points.x)[:, 0]
-        return -dist.Normal(out, 0.5).log_prob(points.y)
-
-    def one_episode(theta, i):
-        support, query = (unpadded(points, i) for points in episodes)
-        local = theta
-        for _ in range(2):
-            local = local - 0.1 * jax.grad(lambda t: loss(t, support).mean())(local)
-        return -loss(local, query).sum()
-
-    by_hand = lambda theta: 0.5 * (one_episode(theta, 0) + one_episode(theta, 1))
-    value, slope = jax.jit(jax.value_and_grad(by_hand))(start)
-    options = {"optimizer": optax.sgd(0.1), "num_steps": 2}
-    one, two = (
-        niw_meta.likelihood(niw_meta.maml(network, head, order=order, **options))
-        for order in (1, 2)
-    )
-    params = {"loc": start}
-    found, grads = two.value_and_grad(params, jax.random.key(0), episodes)
-    np.testing.assert_allclose(found, value, rtol=1e-9)
-    np.testing.assert_allclose(grads["loc"], slope, rtol=1e-8, atol=1e-10)
-    first, first_grads = one.value_and_grad(params, jax.random.key(0), episodes)
-    np.testing.assert_allclose(first, value, rtol=1e-9)
-    assert not np.allclose(first_grads["loc"], slope, rtol=1e-2)
-
-
-@pytest.mark.slow  # two programs of nets that adapt are compiled
-def test_reptile_moves_the_start_to_the_adapted_weights():
-    """Its gradient is the mean over episodes of theta_i - loc, theta_i trained on all labels; it predicts as MAML does."""
-    episodes, network = regression(((3, 2), (2, 2))), mlp()
-    head, start = niw_meta.Gaussian(0.5), weights_of(mlp())
-    unravel = jax.flatten_util.ravel_pytree(eqx.filter(network, eqx.is_inexact_array))[1]
-    moves = []
-    for i in range(2):
-        points = jax.tree.map(
-            lambda a, b: np.concatenate([a, b]), *(unpadded(p, i) for p in episodes)
-        )
-
-        def loss(theta, points=points):
-            out = jax.vmap(eqx.combine(unravel(theta), network))(points.x)[:, 0]
-            return -dist.Normal(out, 0.5).log_prob(points.y).mean()
-
-        theta = start
-        for _ in range(2):
-            theta = theta - 0.1 * jax.grad(loss)(theta)
-        moves.append(theta - start)
-    options = {"optimizer": optax.sgd(0.1), "num_steps": 2}
-    update, model = niw_meta.reptile(network, head, **options)
-    objective = niw_meta.likelihood(update)
-    value, grads = objective.value_and_grad({"loc": start}, jax.random.key(0), episodes)
-    np.testing.assert_allclose(grads["loc"], np.mean(moves, 0), rtol=1e-8, atol=1e-12)
-    np.testing.assert_allclose(value, -0.5 * np.mean([m @ m for m in moves]), rtol=1e-9)
-    density = lambda program: program.bind({"loc": start}).log_density({}, episodes)
-    one = density(niw_meta.maml(network, head, order=1, **options))
-    np.testing.assert_allclose(density(model), one, rtol=1e-12)
-
-
-@pytest.mark.slow  # seconds of compilation
-def test_neural_process_reads_a_set():
-    """Its density by hand, whatever the order of the support and whatever stands in the padding."""
-    episodes = regression(((3, 2), (2, 2)))
-    encoder = eqx.nn.MLP(3, 4, 5, 1, key=jax.random.key(1))
-    decoder = eqx.nn.MLP(6, 2, 5, 1, key=jax.random.key(2))
-    program = niw_meta.cnp(encoder, decoder, niw_meta.GaussianWithScale(0.1))
-    expected = 0.0
-    for i in range(2):
-        support, query = (unpadded(points, i) for points in episodes)
-        rows = [encoder(np.append(x, y)) for x, y in zip(support.x, support.y, strict=True)]
-        r = np.mean(rows, 0)
-        for x, y in zip(query.x, query.y, strict=True):
-            mean, raw = decoder(np.append(x, r))
-            expected += stats.norm.logpdf(y, mean, 0.1 + np.log1p(np.exp(raw)))
-    np.testing.assert_allclose(program.log_density({}, episodes), expected, rtol=1e-9)
-    turned = jax.tree.map(lambda a: a[:, ::-1], episodes.support)
-    np.testing.assert_allclose(
-        program.log_density({}, episodes._replace(support=turned)), expected, rtol=1e-9
-    )
-    classes = niw_meta.cnp(
-        eqx.nn.MLP(5, 4, 5, 1, key=jax.random.key(1)), eqx.nn.MLP(6, 3, 5, 1, key=jax.random.key(2)),
-        niw_meta.Softmax(), num_classes=3,
-    )  # fmt: skip
-    assert np.isfinite(classes.log_density({}, classification()))
-
-
 @pytest.mark.slow  # a Laplace site is compiled
 def test_labels_may_be_vectors():
     """Two coordinates of one label are two labels of noise of their own: the ridge site of each column alone."""
@@ -283,18 +151,6 @@ def test_classification_episode_is_adapted_and_predicted():
     np.testing.assert_allclose(
         log_density[episodes.query.mask], np.log(seen)[episodes.query.mask], rtol=1e-5
     )
-
-
-def test_learned_scale_of_scores_is_a_parameter():
-    episodes = classification()
-    head = niw_meta.NearestCentroid(3, is_learned=True)
-    program = niw_meta.protonet(mlp(num_outputs=3), head)
-    params = niw_meta.likelihood(program).init(jax.random.key(0), episodes)
-    np.testing.assert_allclose(params["head_log_scale"], np.log(10))
-    params["head_log_scale"] = jnp.log(4.0)
-    scores = lambda p: niw_meta.predict(program.bind(p), {}, episodes).scores
-    start = niw_meta.predict(program, {}, episodes).scores
-    np.testing.assert_allclose(scores(params), 0.4 * start, rtol=1e-6)
 
 
 def test_fitted_noise_is_the_most_probable_one():
@@ -374,10 +230,6 @@ def test_calibration_errors_of_calibrated_and_of_sure_predictions():
         niw_meta.Gaussian(1e-6), scores, points
     )  # CDF 0 or 1: half below every level
     np.testing.assert_allclose(sure, np.mean(np.abs(np.linspace(0.1, 0.9, 9) - 0.5)), atol=0.01)
-    probs = np.tile([0.7, 0.3], (20_000, 1))
-    labels = (rng.uniform(size=20_000) > 0.7).astype(int)
-    assert niw_meta.classification_ece(probs, labels) < 0.015
-    np.testing.assert_allclose(niw_meta.classification_ece(probs, 0 * labels), 0.3)
 
 
 def test_episodes_and_options_are_checked():

@@ -1,0 +1,1 @@
+"""What demo.py measures, prints and draws."""
