@@ -24,7 +24,7 @@ import jax  # isort: skip
 import jax.numpy as jnp
 import numpy as np
 
-from lapilli.inference.particles._resampling import RESAMPLERS
+from lapilli.inference.particles.resampling import RESAMPLERS
 
 LOOP, STEPS = 50, 200
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
-from ..particles._feynman_kac import FeynmanKac
+from ..particles.engine import FeynmanKac
 from ._composition import Composition, Exponent, Reward, as_composition, product
 from ._corrector import Corrector
 from ._diffusion import Diffusion, check_noise, check_times

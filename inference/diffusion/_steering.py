@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
-from ..particles._feynman_kac import FeynmanKac
+from ..particles.engine import FeynmanKac
 from ._diffusion import Diffusion, check_noise, check_times, reverse_step
 
 Potential = Literal["difference", "max", "sum"]

@@ -25,8 +25,8 @@ from ...ppl._params import ParamCollector
 from ...ppl._runner import Runner
 from ...ppl._sites import is_masked
 from ...ppl._strategy import element
+from .._depends import depends
 from ..objectives._analytic_kl import Laws
-from ..particles._depends import depends
 from ._jacobian import Observations, Statements, rows
 from ._local_site import NormalPrior
 

@@ -21,20 +21,22 @@ from ...ppl._score import matched
 from ...ppl._stochastic import Constrained
 from ...ppl._strategy import Pathwise
 from ...ppl._trace import Trace, trace_of
-from ..particles import _filter
-from ..particles._differentiable import (
+from ..particles.engine import run_program
+from ..particles.programs import SiteDraws
+from ..particles.resampling import (
     Differentiation,
+    Policy,
     ResamplingGradient,
+    Scheme,
     Score,
     StopGradient,
     Transport,
     as_gradient,
+    as_scheme,
+    every,
     once_only,
     scored,
 )
-from ..particles._policies import Policy, every
-from ..particles._resampling import Scheme, as_scheme
-from ..particles._site_draws import SiteDraws
 from ._objective import Objective, ready
 
 Array = jax.Array
@@ -243,7 +245,7 @@ class _ParticleExpectation:
         model, guide = self._programs(params)
 
         def run(key: Array) -> tuple[Array, Array]:
-            fields = _filter.run(model, guide, key, args, **self.objective.options)
+            fields = run_program(model, guide, key, args, **self.objective.options)
             return fields["increments"], fields["scores"]
 
         num_runs = self.objective.num_particles

@@ -15,7 +15,7 @@ from _state_space import walk
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles import _lanes
+from lapilli.inference.particles.programs import _lanes
 
 START, MOVE = np.array([0.6, 0.4]), np.array([[0.8, 0.2], [0.3, 0.7]])
 SEEN = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])

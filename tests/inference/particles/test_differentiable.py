@@ -11,8 +11,8 @@ import pytest
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles._differentiable import killing_law
-from lapilli.inference.particles._transport import log_plan
+from lapilli.inference.particles.resampling._differentiable import killing_law
+from lapilli.inference.particles.resampling._transport import log_plan
 
 pytestmark = pytest.mark.one_in(2)
 
@@ -420,7 +420,7 @@ def test_forward_mode_is_reverse_mode(key):
 
 
 def test_every_policy_is_known_to_read_the_weights_or_not():
-    from lapilli.inference.particles._differentiable import _reads_weights
+    from lapilli.inference.particles.resampling._differentiable import _reads_weights
 
     reads = [inference.ess_below(), inference.window(1, 3, inference.ess_below())]
     blind = [inference.every(), inference.every(2), inference.never(), inference.window(1, 3)]

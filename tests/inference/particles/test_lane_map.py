@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 from _stats import assert_unbiased
-from lapilli.inference.particles._lane_map import map_lanes
+from lapilli.inference.particles.programs._lane_map import map_lanes
 from lapilli.ppl._keys import fold_name
 
 N = 20_000

@@ -11,7 +11,7 @@ import pytest
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles import _parameter_filter
+from lapilli.inference.particles.parameters import _parameter_filter
 
 Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5, 2.5], np.float32)
 

@@ -489,12 +489,13 @@ def test_bad_input_is_refused_by_name(name, key):
 
 def test_a_broken_engine_is_found(key, monkeypatch):
     """Weights that are reset though nobody was resampled: the evidence test fails."""
-    from lapilli.inference.particles import _population, _twist
+    from lapilli.inference.particles import population
+    from lapilli.inference.particles.resampling import _look_ahead, resample
 
     def forgetful(key, particles, log_weights, scheme, decision, *_):
-        chosen = _population.resample(key, particles, log_weights, scheme, False)
-        return chosen._replace(log_weights=_population.uniform(len(log_weights)))
+        chosen = resample(key, particles, log_weights, scheme, False)
+        return chosen._replace(log_weights=population.uniform(len(log_weights)))
 
-    monkeypatch.setattr(_twist, "resample", forgetful)
+    monkeypatch.setattr(_look_ahead, "resample", forgetful)
     with pytest.raises(AssertionError, match="limit 4.5"):
         assert_evidence(walk, KALMAN, key, Y, policy=inference.every())

@@ -10,7 +10,7 @@ import pytest
 
 from _stats import assert_same_mean, assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles._smc_sampler import SMCSampler
+from lapilli.inference.particles.samplers._smc_sampler import SMCSampler
 
 MOVE, EMIT = np.array([[0.7, 0.3], [0.4, 0.6]]), np.array([0.2, 0.8])  # P(k' | k), P(y = 1 | k)
 YS = np.array([1, 0, 1])

@@ -19,7 +19,7 @@ from _state_space import (
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles import _two_filter
+from lapilli.inference.particles.smoothing import _two_filter
 
 CHAIN = golden_chain()
 

@@ -1,0 +1,8 @@
+"""Particles that sample a density without time: along temperatures, or as a site of a program.
+
+Input: a program whose latent sites are continuous, or a particle method used as a program. Output: weighted draws from its
+posterior and an unbiased estimate of its evidence.
+"""
+
+from ._smc_sampler import smc_sampler as smc_sampler
+from ._tempering import TemperedResult as TemperedResult, tempered_smc as tempered_smc
