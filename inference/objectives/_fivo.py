@@ -21,7 +21,7 @@ from ...ppl._score import matched
 from ...ppl._stochastic import Constrained
 from ...ppl._strategy import Pathwise
 from ...ppl._trace import Trace, trace_of
-from ..particles.engine import run_program
+from ..particles.engine import Settings, run_program
 from ..particles.programs import SiteDraws
 from ..particles.resampling import (
     Differentiation,
@@ -115,14 +115,13 @@ def fivo(
         name="fivo",
         check_jumps=check_jumps,
         weighing="refused",
-        options={
-            "num_particles": num_particles,
-            "scheme": scheme.ancestors,
-            "policy": policy,
-            "batch_size": None,
-            "history": history,
-            "gradient": Differentiation(strategy, scheme, strategies or {}),
-        },
+        settings=Settings(
+            num_particles,
+            scheme.ancestors,
+            policy,
+            history,
+            gradient=Differentiation(strategy, scheme, strategies or {}),
+        ),  # fmt: skip
     )
 
 
@@ -151,10 +150,10 @@ class ParticleObjective(Objective):
     """An objective estimated by particle runs; `fn` is its one-particle version, which serves checks and reports.
 
     Attributes:
-        options: arguments of the particle run.
+        settings: of the particle run.
     """
 
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Settings = dataclasses.field(kw_only=True)
 
     @functools.cached_property
     def expectation(self) -> Any:
@@ -205,7 +204,8 @@ class _ParticleExpectation:
 
     def __init__(self, objective: ParticleObjective) -> None:
         self.objective = objective
-        self.differentiation: Differentiation = objective.options["gradient"]
+        assert objective.settings.gradient is not None
+        self.differentiation: Differentiation = objective.settings.gradient
         self._ones: dict[Any, ppl.Expectation] = {}
         self._compiled = eqx.filter_jit(jax.value_and_grad(self._value))
         self._compiled_value = eqx.filter_jit(self._value)
@@ -233,7 +233,7 @@ class _ParticleExpectation:
 
     def plan(self, params: Any, *args: Any) -> ppl.Plan:
         plan = self._one_particle(params, args).plan(params, *args)
-        size, strategy = self.objective.options["num_particles"], self.differentiation.strategy
+        size, strategy = self.objective.settings.num_particles, self.differentiation.strategy
         scheme = self.differentiation.scheme.name
         ancestors = SitePlan(
             "ancestors", scheme, (size,), strategy.name, "gradient=", "1", strategy.is_biased
@@ -245,7 +245,7 @@ class _ParticleExpectation:
         model, guide = self._programs(params)
 
         def run(key: Array) -> tuple[Array, Array]:
-            fields = run_program(model, guide, key, args, **self.objective.options)
+            fields = run_program(model, guide, key, args, self.objective.settings)
             return fields["increments"], fields["scores"]
 
         num_runs = self.objective.num_particles

@@ -22,7 +22,6 @@ from ._mesh import (
     check_even as check_even,
 )
 from ._smc import (
-    History as History,
     SMCResult as SMCResult,
     check_increments as check_increments,
     check_sizes as check_sizes,
@@ -30,3 +29,4 @@ from ._smc import (
     run_engine as run_engine,
     smc as smc,
 )
+from ._step import Cloud as Cloud, History as History, Moved as Moved, Settings as Settings

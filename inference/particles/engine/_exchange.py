@@ -37,14 +37,6 @@ NO_GRADIENT = (
 )
 
 
-class Pooled(NamedTuple):
-    """What a weighing did to the evidence: the fields of `Weights`, of islands."""
-
-    log_weights: Any
-    increment: Array
-    ess: Any
-
-
 class Met(NamedTuple):
     """An exchange: the parents of an island's particles, numbered island * K + particle, and whether it took place."""
 
@@ -65,13 +57,9 @@ class Alone:
         """What moves with particles, their log-weights, and the shares after an exchange, if there is one; and its record."""
         return moving, log_weights, shares, None
 
-    def weigh(self, shares: Any, increment: Array) -> Pooled:
-        """New shares, and by how much the log of the estimated evidence grew."""
-        return Pooled(None, increment, None)
-
-    def record(self, pooled: Pooled, met: Any = None) -> dict[str, Array]:
-        """What a weighing leaves behind, after the exchange that `met` records."""
-        return {}
+    def weigh(self, shares: Any, increment: Array, met: Any = None) -> tuple[Any, Array, Any]:
+        """New shares, by how much the log of the estimated evidence grew, and a record: after the exchange `met`, if any."""
+        return None, increment, {}
 
     def paths(
         self, stacked: Any, ancestors: Array, records: dict[str, Array], place: Placement
@@ -162,19 +150,23 @@ class Exchange:
             log_weights = uniform(size)
         return moving, log_weights
 
-    def weigh(self, shares: Array, increment: Array) -> Pooled:
-        """sum_m V_m exp(increment_m)."""
+    def weigh(
+        self, shares: Array, increment: Array, met: Met | None = None
+    ) -> tuple[Array, Array, Any]:
+        """By sum_m V_m exp(increment_m).
+
+        The record: whether there was an exchange, log-shares [M], effective number of islands; parents [K] with a genealogy.
+        """
         increments = self.place.copy(self._gathered(increment))
         pooled = self.place.copy(reweight(shares, increments))
-        return Pooled(pooled.log_weights, pooled.increment, pooled.ess)
-
-    def record(self, pooled: Pooled, met: Met | None = None) -> dict[str, Array]:
-        """Whether there was an exchange, log-shares [M], effective number of islands; parents [K] with a genealogy."""
         met = met or Met(self._own(), jnp.zeros((), bool))
-        parents = {"parents": met.parents} if self.has_genealogy else {}
-        return parents | {
-            "is_exchanged": met.is_exchanged, "log_weights": pooled.log_weights, "ess": pooled.ess,
-        }  # fmt: skip
+        record = {"parents": met.parents} if self.has_genealogy else {}
+        record |= {
+            "is_exchanged": met.is_exchanged,
+            "log_weights": pooled.log_weights,
+            "ess": pooled.ess,
+        }
+        return pooled.log_weights, pooled.increment, record
 
     def paths(
         self, stacked: Any, ancestors: Array, records: dict[str, Array], place: Placement

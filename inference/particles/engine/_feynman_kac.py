@@ -1,4 +1,4 @@
-"""Feynman-Kac models, and the one loop that runs them."""
+"""Feynman-Kac models, and particles that run through them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from ..._depends import is_used
-from ..population import is_key, reweight, uniform
+from ..population import is_key
 from ..programs import Future, map_lanes
-from ..resampling import Differentiation, Drawing, Look, resample_ahead
-from ._descent import Filter, Segment, new_ancestor, turned
-from ._exchange import ALONE, Alone, Exchange
-from ._mesh import ONE_DEVICE, Placement
+from ..resampling import Resampled
+from ._descent import Filter, Segment
+from ._step import Cloud, Moved, Retained, Settings
 
 Array = jax.Array
 FIRST_MOVE = 1  # the number of the move that step 0 of the loop makes
@@ -55,130 +54,63 @@ class FeynmanKac:
 
 
 def run_chain(
-    model: FeynmanKac,
-    key: Array,
-    *,
-    num_particles: int,
-    scheme: Drawing,
-    policy: Callable[[Array, Array], Any],
-    batch_size: int | None,
-    history: str,
-    retained: Any = None,
-    path: str = "genealogy",
-    gradient: Differentiation | None = None,
-    look: Look | None = None,
-    place: Placement = ONE_DEVICE,
-    islands: Alone | Exchange = ALONE,
+    model: FeynmanKac, key: Array, settings: Settings, retained: Any = None
 ) -> dict[str, Any]:
     """Run the particle approximation; returns the fields of an `SMCResult`.
 
-    `retained` is the path of particle 0, [steps + 1, ...]; `path` as for a program (`_filter.run_program`).
+    `retained` is the path of particle 0, [steps + 1, ...].
     """
     init_key, loop_key = jax.random.split(key)
     if retained is not None:
         _check_retained(model, key, retained)
-    in_lanes = lambda fn: map_lanes(fn, num_particles, batch_size)
+    num_particles, look = settings.num_particles, settings.look
+    of_all = lambda fn: map_lanes(fn, num_particles, settings.batch_size)
     is_retained = jnp.arange(num_particles) == 0
 
-    def keep(x: Any, is_retained: Array, t: Any) -> Any:
-        if retained is None:
-            return x
-        return jax.tree.map(lambda new, old: jnp.where(is_retained, old[t], new), x, retained)
-
-    def see(x: Any, t: Array) -> Array | None:
-        return None if look is None else look(x, t)
-
-    def begin(key: Array, is_retained: Array) -> tuple[Any, Array, Array | None]:
-        x, t = keep(model.init(key), is_retained, 0), jnp.zeros((), jnp.int32)
-        return x, _scalar(model.log_potential(x, x, t), "log_potential"), see(x, t)
-
-    start, potentials, seen = in_lanes(begin)(init_key, is_retained)
-    start, seen = place.split(start), place.copy(seen)
-    if gradient is not None:
-        _check_pathwise(start)
-    first = place.copy(reweight(uniform(num_particles), place.copy(potentials)))
-    pooled = islands.weigh(islands.start(), first.increment)
-    ahead = functools.partial(_future, model, start)
-    future = ahead() if path == "ancestor" and model.num_steps else None
-
-    def step(carry: Any, t: Array) -> tuple[Any, Any]:
-        (particles, log_weights, seen), score, shares = carry
-        (particles, seen), log_weights, shares, met = islands.exchange(
-            t, (particles, seen), log_weights, shares
+    def weighed(new: Any, old: Any, is_retained: Array, t: Array) -> tuple[Any, Array, Any]:
+        """A state, or that of the retained path; its potential (given the state before, None at the start); what is seen."""
+        x = new
+        if retained is not None:
+            x = jax.tree.map(lambda new, path: jnp.where(is_retained, path[t], new), new, retained)
+        log_potential = _scalar(
+            model.log_potential(x if old is None else old, x, t), "log_potential"
         )
-        before = particles, log_weights
+        return x, log_potential, None if look is None else look(x, t)
+
+    def begin(key: Array, is_retained: Array) -> tuple[Any, Array, Any]:
+        return weighed(model.init(key), None, is_retained, jnp.zeros((), jnp.int32))
+
+    start, log_potentials, seen = of_all(begin)(init_key, is_retained)
+    start, seen = settings.place.split(start), settings.place.copy(seen)
+    if settings.gradient is not None:
+        _check_pathwise(start)
+    cloud, first = settings.weigh(settings.start(start, seen), log_potentials)
+    ahead = functools.partial(_future, model, start)
+    future = ahead() if settings.path == "ancestor" and model.num_steps else None
+    moves = jax.tree.map(lambda x: x[1:], retained)
+
+    def step(cloud: Cloud, t: Array) -> tuple[Cloud, Any]:
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, t))
-        turn = 0
-        if future is not None:
-            moves = jax.tree.map(lambda x: x[1:], retained)
-            turn = new_ancestor(
-                resample_key, future, particles, log_weights, moves, t - 1, batch_size
-            )
-            (particles, log_weights), seen = turned((before, seen), turn)
-        chosen = resample_ahead(
-            resample_key, particles, log_weights, seen, look or Look(None, None), scheme,
-            lambda log_weights: policy(t, log_weights), gradient and gradient.offspring,
-        )  # fmt: skip
-        score = score + chosen.score
-        ancestors = (chosen.ancestors + turn) % num_particles
-        offspring = place.split(chosen.particles)
 
-        def move(key: Array, previous: Any, is_retained: Array) -> tuple[Any, Array, Array | None]:
-            x = keep(model.kernel(key, previous, t), is_retained, t)
-            return x, _scalar(model.log_potential(previous, x, t), "log_potential"), see(x, t)
+        def one(key: Array, old: Any, is_retained: Array) -> tuple[Any, Array, Any]:
+            return weighed(model.kernel(key, old, t), old, is_retained, t)
 
-        particles, potentials, seen = in_lanes(move)(move_key, offspring, is_retained)
-        particles, seen = place.split(particles), place.copy(seen)
-        weights = place.copy(reweight(chosen.log_weights, place.copy(potentials)))
-        # A turn by as many as there are says that no ancestor could be drawn.
-        increment = jnp.where(turn < num_particles, weights.increment, jnp.nan)
-        pooled = islands.weigh(shares, increment)
-        record = {
-            "increments": pooled.increment,
-            "ess": weights.ess,
-            "is_resampled": chosen.is_resampled,
-            "scores": score,
-            "islands": islands.record(pooled, met),
-        }
-        if history != "none":
-            record["ancestors"] = place.split(ancestors)
-            record["step_log_weights"] = place.split(weights.log_weights)
-        if history == "full":
-            record["paths"] = particles
-        filtered = (*before, ancestors, particles) if path == "filter" else ()
-        carry = ((particles, weights.log_weights, seen), score, pooled.log_weights)
-        return carry, (record, filtered)
+        def move(chosen: Resampled) -> Moved:
+            x, log_potentials, seen = of_all(one)(move_key, chosen.particles, is_retained)
+            kept = x if settings.history == "full" else None
+            return Moved(x, log_potentials, seen, kept=kept, made=x)
 
-    steps = jnp.arange(1, model.num_steps + 1, dtype=jnp.int32)
-    zero = jnp.zeros(())
-    ((last, log_weights, _), *_), (record, filtered) = jax.lax.scan(
-        step, ((start, first.log_weights, seen), zero, pooled.log_weights), steps
-    )
-    behind = islands.record(pooled)
-    record["islands"] = jax.tree.map(
-        lambda a, b: jnp.concatenate([a[None], b]), behind, record["islands"]
-    )
-    result = {
-        "particles": last,
-        "log_weights": log_weights,
-        "increments": jnp.concatenate([pooled.increment[None], record["increments"]]),
-        "ess": jnp.concatenate([first.ess[None], record["ess"]]),
-        "is_resampled": jnp.concatenate([jnp.zeros(1, bool), record["is_resampled"]]),
-        "scores": jnp.concatenate([zero[None], record["scores"]]),
-        "is_scored": False,
-        "limited": (),
-        "islands": record["islands"],
-        "ancestors": None,
-        "step_log_weights": None,
-        "paths": None,
-    }
-    if history != "none":
-        identity = jnp.arange(num_particles, dtype=jnp.int32)
-        for name, row in (("ancestors", identity), ("step_log_weights", first.log_weights)):
-            result[name] = jnp.concatenate([row[None], record[name]])
-    if history == "full":
-        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, record["paths"])
-        result["paths"] = islands.paths(stacked, result["ancestors"], record["islands"], place)
+        path = None if future is None else Retained(future, moves, t - FIRST_MOVE)
+        return settings.step(t, resample_key, cloud, move, retained=path)
+
+    steps = jnp.arange(FIRST_MOVE, FIRST_MOVE + model.num_steps, dtype=jnp.int32)
+    cloud, (record, kept, filtered) = jax.lax.scan(step, cloud, steps)
+    result = settings.fields(cloud, cloud.particles, [first, record])
+    if settings.history == "full":
+        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, kept)
+        result["paths"] = settings.islands.paths(
+            stacked, result["ancestors"], result["islands"], settings.place
+        )
     if filtered:
         result["segments"] = [Segment(start, Filter(ahead, *filtered))]
     return result

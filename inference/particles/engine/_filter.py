@@ -21,13 +21,13 @@ from .... import ppl
 from ....ppl._compat import Literal
 from ....ppl._match import check_match
 from ....ppl._reach import is_limit
-from ..population import Weights, in_batches, reweight, uniform
+from ..population import in_batches
 from ..programs import (
     LANE,
     SHARED,
     STREAM,
-    Loop,
     Machine,
+    Pair,
     SiteDraws,
     TracedProgram,
     Watched,
@@ -42,15 +42,11 @@ from ..programs import (
     of_loop,
     pair_loops,
     proposal_inputs,
-    scored_outputs,
-    signed_outputs,
-    wanted_outputs,
     watching,
 )
-from ..resampling import Differentiation, Drawing, Look, box, resample_ahead
-from ._descent import Filter, Segment, new_ancestor, turned
-from ._exchange import ALONE, Alone, Exchange
-from ._mesh import ONE_DEVICE, Placement
+from ..resampling import Resampled, box
+from ._descent import Filter, Segment
+from ._step import Cloud, Moved, Record, Retained, Settings
 
 Array = jax.Array
 
@@ -60,18 +56,8 @@ def run_program(
     proposal: ppl.Program | None,
     key: Array,
     args: tuple[Any, ...],
-    *,
-    num_particles: int,
-    scheme: Drawing,
-    policy: Callable[[Array, Array], Any],
-    batch_size: int | None,
-    history: str,
+    settings: Settings,
     retained: dict[str, Array] | None = None,
-    path: str = "genealogy",
-    gradient: Differentiation | None = None,
-    look: Look | None = None,
-    place: Placement = ONE_DEVICE,
-    islands: Alone | Exchange = ALONE,
 ) -> dict[str, Any]:
     """Run the particle method; returns the fields of an `SMCResult`. `retained` choices are those of particle 0.
 
@@ -79,7 +65,28 @@ def run_program(
     "segments" for backward sampling. Both give the model all its latent sites: without a proposal it proposes to itself.
     """
     kept = dict(retained or {})
+    model, guide, penalty = _traced(program, proposal, key, args, settings, kept)
+    if retained is not None:
+        check_retained(model, kept)
+    if settings.path != "genealogy":
+        check_given(model, list(guide.shapes.choices) if guide is not None else [])
+    run = _Run(model, guide, key, kept, settings)
+    if penalty is not None:
+        run.add(penalty)
+    run.all_segments()
+    return run.result()
 
+
+def _traced(
+    program: ppl.Program,
+    proposal: ppl.Program | None,
+    key: Array,
+    args: tuple[Any, ...],
+    settings: Settings,
+    kept: dict[str, Array],
+) -> tuple[TracedProgram, TracedProgram | None, Array | None]:
+    """The model, what proposes to it, and a penalty for missing cells that are known later only (`check_cells`)."""
+    gradient, look = settings.gradient, settings.look
     draws = {role: SiteDraws(gradient) for role in ("model", "guide")}
 
     def simulate(program: ppl.Program, role: str = "model") -> Callable[..., ppl.Trace]:
@@ -94,7 +101,7 @@ def run_program(
 
     guide, given = None, {}
     single = (key, jnp.asarray(True), kept)
-    if proposal is not None or path != "genealogy":
+    if proposal is not None or settings.path != "genealogy":
         guide = TracedProgram(
             simulate(proposal or program, "guide"), (*single, {}), offers_reach=proposal is not None
         )
@@ -117,24 +124,11 @@ def run_program(
         penalty = check_cells(
             model, guide, (simulate(copied), (*single, given)), (simulate(proposal, "guide"), (*single, {}))
         )  # fmt: skip
-    if retained is not None:
-        check_retained(model, kept)
-    if path != "genealogy":
-        check_given(model, list(guide.shapes.choices) if guide is not None else [])
     check_sites(gradient, draws, {"model": model, "guide": guide})
-    engine = _Engine(
-        model, guide, key, kept, num_particles, scheme, policy, batch_size, history, path, place, islands
-    )  # fmt: skip
-    engine.gradient = gradient
-    if penalty is not None:
-        engine.pending = penalty
-    if look is not None:
-        engine.watch(look, find_watched(model))
-    engine.run()
-    return engine.result()
+    return model, guide, penalty
 
 
-class _Engine:
+class _Run:
     """The weights and records of a run, and the order of its segments."""
 
     def __init__(
@@ -143,69 +137,53 @@ class _Engine:
         guide: TracedProgram | None,
         key: Array,
         kept: dict[str, Array],
-        num_particles: int,
-        scheme: Drawing,
-        policy: Callable[[Array, Array], Any],
-        batch_size: int | None,
-        history: str,
-        path: str,
-        place: Placement,
-        islands: Alone | Exchange,
+        settings: Settings,
     ) -> None:
-        self.path, self.kept = path, kept
-        self.place, self.islands = place, islands
-        self.shares = islands.start()
-        self.segments: list[Segment] = []
-        self.num_particles, self.batch_size = num_particles, batch_size
-        self.scheme, self.policy, self.history = scheme, policy, history
-        self.log_weights = uniform(num_particles)
-        self.gradient: Differentiation | None = None
-        self.look = Look(None, None)
-        self.watched: Watched | None = None
-        self.score = jnp.zeros(())  # log-prob of the discrete choices so far
+        self.settings, self.kept = settings, kept
+        self.cloud = settings.start()
         self.pending: Array | None = None
         self.num_events = 0
-        self.records: list[dict[str, Array]] = []
+        self.records: list[Record] = []
+        self.segments: list[Segment] = []
+        self.watched: Watched | None = None
         model_key, guide_key, self.key = jax.random.split(key, 3)
         self.model, self.guide = model, guide
-        self.machine = self._start(model, model_key, kept)
-        self.proposer = None if guide is None else self._start(guide, guide_key, kept)
+        self.machine = self._start(model, model_key)
+        self.proposer = None if guide is None else self._start(guide, guide_key)
+        if settings.look is not None:
+            self.watched = find_watched(model)
+            self.machine.keep.discard(self.watched.steps)  # of each step, not of the path
 
-    def _start(self, program: TracedProgram, key: Array, kept: dict[str, Array]) -> Machine:
-        jaxpr = program.closed.jaxpr
-        leaves = jax.tree.leaves(kept)
-        is_retained = jnp.arange(self.num_particles) == 0
+    def _start(self, program: TracedProgram, key: Array) -> Machine:
+        jaxpr, num_particles = program.closed.jaxpr, self.settings.num_particles
+        leaves = jax.tree.leaves(self.kept)
+        is_retained = jnp.arange(num_particles) == 0
         machine = Machine.start(
-            program.closed, [key, is_retained, *leaves], [STREAM, LANE, *[SHARED] * len(leaves)],
-            self.num_particles,
+            program.closed, [key, is_retained, *leaves], [STREAM, LANE, *[SHARED] * len(leaves)], num_particles
         )  # fmt: skip
         machine.slots = (jaxpr.invars[1],)  # offspring of the retained particle are not retained
-        loops = program.loops() if self.history != "full" else []
+        loops = program.loops() if self.settings.history != "full" else []
         in_loops = {v for i in loops for v in jaxpr.eqns[i].outvars}
         outputs = {v for v in jax.tree.leaves(program.trace) if not isinstance(v, Literal)}
         machine.keep = outputs - in_loops
         for atom, sign in program.weighted():
             if isinstance(atom, Literal) or atom in jaxpr.constvars:
-                self._add(sign * jnp.sum(jnp.asarray(machine.values.value(atom))))
+                self.add(sign * jnp.sum(jnp.asarray(machine.values.value(atom))))
         return machine
 
-    def watch(self, look: Look, watched: Watched) -> None:
-        """Resample by what is seen of the state."""
-        self.look, self.watched = look, watched
-        self.machine.keep.discard(watched.steps)  # of each step, not of the path
-
-    def run(self) -> None:
-        """All segments: straight code, loop, straight code, ..."""
+    def all_segments(self) -> None:
+        """Straight code, loop, straight code, ..."""
         for model_loop, guide_loop, made in pair_loops(self.model, self.guide):
             self._advance(model_loop, guide_loop)
             self._weigh()
             self._loop(model_loop, guide_loop, made)
         self._advance(len(self.model.closed.jaxpr.eqns), None)
         self._weigh()
-        if self.path == "filter":
+        if self.settings.path == "filter":
             self.segments.append(Segment(self._new_values(), None))
 
-    def _add(self, log_potential: Array) -> None:
+    def add(self, log_potential: Array) -> None:
+        """Part of the log-weight of the next weighing."""
         self.pending = log_potential if self.pending is None else self.pending + log_potential
 
     def _advance(self, stop: int, guide_stop: int | None) -> None:
@@ -226,157 +204,63 @@ class _Engine:
                 x, kind = machine.values.of[v], machine.values.kinds[v]
                 total = jnp.sum(x, tuple(range(1 if kind == LANE else 0, jnp.ndim(x))))
                 if id(v) in signs:
-                    self._add(signs[id(v)] * total)
-                if id(v) in scores and self.in_weights:
-                    self.log_weights = self.log_weights + box(total)
+                    self.add(signs[id(v)] * total)
+                if id(v) in scores and self.settings.in_weights:
+                    self.cloud = self.cloud._replace(
+                        log_weights=self.cloud.log_weights + box(total)
+                    )
                 elif id(v) in scores:
-                    self.score = self.score + total.sum()
-
-    @property
-    def in_weights(self) -> bool:
-        """Whether scored draws act on their particle's weight."""
-        return self.gradient is not None and self.gradient.strategy.in_weights
+                    self.cloud = self.cloud._replace(score=self.cloud.score + total.sum())
 
     def _weigh(self) -> None:
         """Use the weights collected since the last time, if there are any."""
-        if self.pending is None:
-            return
-        potentials = jnp.broadcast_to(self.pending, (self.num_particles,))
-        self.pending = None
-        weights = self._reweight(self.log_weights, potentials)
-        pooled = self.islands.weigh(self.shares, weights.increment)
-        self.log_weights, self.shares = weights.log_weights, pooled.log_weights
-        record = {
-            "increments": pooled.increment,
-            "ess": weights.ess,
-            "is_resampled": jnp.zeros((), bool),
-            "ancestors": jnp.arange(self.num_particles, dtype=jnp.int32),
-            "step_log_weights": weights.log_weights,
-            "scores": self.score,
-            "islands": self.islands.record(pooled),
-        }
-        self.records.append(jax.tree.map(lambda x: x[None], record))
-
-    def _reweight(self, log_weights: Array, potentials: Array) -> Weights:
-        return self.place.copy(reweight(self.place.copy(log_weights), self.place.copy(potentials)))
+        if self.pending is not None:
+            log_potentials = jnp.broadcast_to(self.pending, (self.settings.num_particles,))
+            self.pending = None
+            self.cloud, record = self.settings.weigh(self.cloud, log_potentials)
+            self.records.append(record)
 
     def _loop(self, model_loop: int, guide_loop: int | None, made: dict[Any, str]) -> None:
-        target = Loop(self.machine, self.model.closed.jaxpr.eqns[model_loop], made)
-        loops, signed = {"model": target}, {"model": signed_outputs(self.model, target)}
-        sources: dict[str, int] = {}
+        settings, first = self.settings, self.num_events
+        traced, numbers = {"model": (self.model, self.machine)}, {"model": model_loop}
         if self.guide is not None and self.proposer is not None and guide_loop is not None:
-            maker = Loop(self.proposer, self.guide.closed.jaxpr.eqns[guide_loop], {})
-            loops["guide"], signed["guide"] = maker, signed_outputs(self.guide, maker)
-            offered = self.guide.offered
-            sources = {name: maker.ys_out.index(offered[name]) for name in made.values()}
-        wanted = {name: wanted_outputs(loop, self.history) for name, loop in loops.items()}
-        programs = {"model": self.model, "guide": self.guide}
-        scored = {name: scored_outputs(programs[name], loop) for name, loop in loops.items()}
-
-        watched = None if self.watched is None else target.ys_out.index(self.watched.steps)
-
-        def move(state: Any, batch: Any, shared: Any, t: Array) -> Any:
-            state, outs, given = dict(state), {}, {}
-            if "guide" in loops:
-                state["guide"], outs["guide"] = loops["guide"].step(
-                    state["guide"], shared["guide"], t, {}, batch
-                )
-                given = {name: outs["guide"][i] for name, i in sources.items()}
-            state["model"], outs["model"] = target.step(
-                state["model"], shared["model"], t, given, batch
-            )
-            terms = [
-                sign * outs[name][i].reshape(len(outs[name][i]), -1).sum(1)
-                for name, signs in signed.items()
-                for i, sign in signs.items()
-            ]
-            score = sum(
-                (
-                    outs[name][i].reshape(batch.size, -1).sum(1)
-                    for name, which in scored.items()
-                    for i in which
-                ),
-                jnp.zeros(batch.size),
-            )
-            kept = {n: {i: outs[n][i] for i in w} for n, w in wanted.items()}
-            if watched is not None:
-                state["seen"] = outs["model"][watched]
-            return state, sum(terms, jnp.zeros(())), score, kept, given
-
-        move_all = in_batches(move, self.num_particles, self.batch_size)
-        first = self.num_events
-        make_future = of_loop(self.model, target)
-        future = make_future() if self.path == "ancestor" else None
+            traced["guide"], numbers["guide"] = (self.guide, self.proposer), guide_loop
+        pair = Pair(traced, numbers, made, self.watched, settings.history)
+        move_all = in_batches(pair.step, settings.num_particles, settings.batch_size)
+        make_future = of_loop(self.model, pair.target)
+        future = make_future() if settings.path == "ancestor" else None
         retained = {name: self.kept[name] for name in made.values() if name in self.kept}
 
-        def step(carry: Any, inputs: Any) -> Any:
-            state, log_weights, score, shares = carry
+        def step(cloud: Cloud, inputs: Any) -> tuple[Cloud, Any]:
             t, shared = inputs
-            event_key = jax.random.fold_in(self.key, first + t)
-            state, log_weights, shares, met = self.islands.exchange(
-                first + t, state, log_weights, shares
-            )
-            before, turn = ({**state["model"], "after": []}, log_weights), 0
-            if future is not None:
-                turn = new_ancestor(
-                    event_key, future, state["model"], log_weights, retained, t, self.batch_size
-                )
-                state, log_weights = turned((state, log_weights), turn)
-            chosen = resample_ahead(
-                event_key, state, log_weights, self.place.copy(state.get("seen")), self.look, self.scheme,
-                lambda log_weights: self.policy(first + t, log_weights), self.gradient and self.gradient.offspring,
-            )  # fmt: skip
-            ancestors = (chosen.ancestors + turn) % self.num_particles
-            offspring = self.place.split(chosen.particles)
-            state = {name: loop.in_slots(offspring[name]) for name, loop in loops.items()}
-            state, potentials, scores, kept, given = move_all(state, shared, t)
-            state, kept = self.place.split((state, kept))
-            score = score + chosen.score
-            if self.in_weights:
-                potentials = potentials + box(scores)
-            else:
-                score = score + scores.sum()
-            weights = self._reweight(chosen.log_weights, potentials)
-            # A turn by as many as there are says that no ancestor could be drawn.
-            increment = jnp.where(turn < self.num_particles, weights.increment, jnp.nan)
-            pooled = self.islands.weigh(shares, increment)
-            record = {
-                "increments": pooled.increment,
-                "ess": weights.ess,
-                "is_resampled": chosen.is_resampled,
-                "scores": score,
-                "islands": self.islands.record(pooled, met),
-            }
-            if self.history != "none":
-                record["ancestors"] = self.place.split(ancestors)
-                record["step_log_weights"] = self.place.split(weights.log_weights)
-            made = {name: x for name, x in given.items() if not is_limit(name)}
-            filtered = (*before, ancestors, made) if self.path == "filter" else ()
-            return (state, weights.log_weights, score, pooled.log_weights), (
-                record,
-                kept,
-                filtered,
-            )
 
-        state = {name: loop.initial() for name, loop in loops.items()}
-        if self.watched is not None:
-            state["seen"] = self.machine.values.as_lanes(self.watched.start)
-        state = self.place.split(state)
-        shared = {name: loop.shared_xs() for name, loop in loops.items()}
-        steps = jnp.arange(target.length, dtype=jnp.int32)
-        values = self._new_values()
-        carry = (state, self.log_weights, self.score, self.shares)
-        (state, self.log_weights, self.score, self.shares), (record, kept, filtered) = jax.lax.scan(
-            step, carry, (steps, shared)
+            def move(chosen: Resampled) -> Moved:
+                state, out = move_all(pair.in_slots(chosen.particles), shared, t)
+                return Moved(state, out.log_weights, out.seen, out.log_probs, out.kept, out.made())
+
+            return settings.step(
+                first + t, jax.random.fold_in(self.key, first + t), cloud, move,
+                states=lambda state: {**state["model"], "after": []},
+                retained=None if future is None else Retained(future, retained, t),
+            )  # fmt: skip
+
+        values, watched = self._new_values(), self.watched
+        seen = None if watched is None else self.machine.values.as_lanes(watched.start)
+        state, seen = settings.place.split((pair.initial(), seen))
+        steps = jnp.arange(pair.target.length, dtype=jnp.int32)
+        cloud, (record, kept, filtered) = jax.lax.scan(
+            step, self.cloud._replace(particles=state, seen=seen), (steps, pair.shared_xs())
         )
         if filtered:
             self.segments.append(Segment(values, Filter(make_future, *filtered)))
-        self.num_events += target.length
+        self.num_events += pair.target.length
         self.records.append(record)
-        if any(wanted.values()):
-            kept = self.islands.paths(kept, record["ancestors"], record["islands"], self.place)
-        for name, loop in loops.items():
-            loop.finish(state[name], kept[name])
+        if any(pair.wanted.values()):
+            kept = settings.islands.paths(
+                kept, record["ancestors"], record["islands"], settings.place
+            )
+        pair.finish(cloud.particles, kept)
+        self.cloud = cloud._replace(particles=None, seen=None)
 
     def _new_values(self) -> dict[str, Array]:
         """Given sites that became known since the last loop."""
@@ -392,27 +276,15 @@ class _Engine:
     def result(self) -> dict[str, Any]:
         """The fields of an `SMCResult`."""
         values = self.machine.values
-        join = lambda name: jax.tree.map(
-            lambda *x: jnp.concatenate(x), *[r[name] for r in self.records]
-        )
         choices = {
             name: values.as_lanes(atom)
             for name, atom in self.model.trace.choices.items()
             if isinstance(atom, Literal) or atom in values.of
         }
-        recorded = lambda name: join(name) if self.history != "none" else None
+        programs = [p for p in (self.model, self.guide) if p is not None]
         return {
-            "particles": self.place.split(choices),
-            "log_weights": self.log_weights,
-            "increments": join("increments"),
-            "ess": join("ess"),
-            "is_resampled": join("is_resampled"),
-            "scores": join("scores"),
-            "islands": join("islands"),
-            "is_scored": any(p.scored for p in (self.model, self.guide) if p is not None),
+            **self.settings.fields(self.cloud, self.settings.place.split(choices), self.records),
+            "is_scored": any(p.scored for p in programs),
             "limited": () if self.guide is None else self.guide.limited,
-            "ancestors": recorded("ancestors"),
-            "step_log_weights": recorded("step_log_weights"),
-            "paths": None,
-            **({"segments": self.segments} if self.path == "filter" else {}),
+            **({"segments": self.segments} if self.settings.path == "filter" else {}),
         }

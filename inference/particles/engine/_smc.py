@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +36,9 @@ from ._descent import Segment
 from ._feynman_kac import FeynmanKac, run_chain
 from ._filter import run_program
 from ._mesh import ONE_DEVICE, Axes, Placement, as_placement
+from ._step import Ancestry, History, Settings
 
 Array = jax.Array
-History = Literal["none", "ancestors", "full"]
 
 
 @jax.tree_util.register_dataclass
@@ -207,30 +207,19 @@ def run(
     history: History = "full",
     batch_size: int | None = None,
     retained: Any = None,
-    path: str = "genealogy",
+    path: Ancestry = "genealogy",
     twist: Twist | None = None,
     order: Order | None = None,
     gradient: str | ResamplingGradient | None = None,
     place: Placement = ONE_DEVICE,
 ) -> tuple[SMCResult, list[Segment]]:
-    """What `smc` does; with path "filter" also the record for backward sampling, see `_filter.run_program`."""
+    """What `smc` does; with path "filter" also the record for backward sampling, see `run_program`."""
     key = typed_key(key)
     check_sizes("smc", num_particles, history, batch_size, None)
     scheme = as_resampling(resampling)
-    choose = scheme.ancestors if retained is None else scheme.conditional
     strategy = None if gradient is None else as_gradient(gradient)
     policy = policy or (ess_below(0.5) if strategy is None else strategy.default_policy())
-    options: dict[str, Any] = {
-        "num_particles": num_particles,
-        "scheme": choose,
-        "policy": policy,
-        "batch_size": batch_size,
-        "history": history,
-        "retained": jax.tree.map(jnp.asarray, retained),
-        "path": path,
-        "place": place,
-        "look": None if twist is None and order is None else Look(twist, order),
-    }
+    differentiation = None
     if order is not None and retained is not None:
         raise ValueError(
             "smc: with a retained path particle 0 has a law of its own, which sorting would break. Leave out order=."
@@ -255,8 +244,15 @@ def run(
                 "gradient='stop_gradient'."
             )
         strategy.check(scheme, policy, num_particles, history)
-        options["gradient"] = Differentiation(strategy, scheme)
-    fields = run_engine("smc", target, proposal, key, args, options)
+        differentiation = Differentiation(strategy, scheme)
+    settings = Settings(
+        num_particles, scheme.ancestors if retained is None else scheme.conditional, policy, history, batch_size, path,
+        gradient=differentiation,
+        look=None if twist is None and order is None else Look(twist, order),
+        place=place,
+    )  # fmt: skip
+    retained = jax.tree.map(jnp.asarray, retained)
+    fields = run_engine("smc", target, proposal, key, args, settings, retained)
     segments, limited, _ = fields.pop("segments", []), fields.pop("limited"), fields.pop("islands")
     scores, is_scored = fields.pop("scores"), fields.pop("is_scored")
     if strategy is not None and not strategy.in_weights:
@@ -305,18 +301,19 @@ def run_engine(
     proposal: Any,
     key: Array,
     args: tuple[Any, ...],
-    options: dict[str, Any],
+    settings: Settings,
+    retained: Any = None,
 ) -> dict[str, Any]:
-    """The fields of a result, by the engine for this kind of target."""
+    """The fields of a result, by the front end for this kind of target."""
     if not isinstance(target, FeynmanKac):
         guide = None if proposal is None else ppl.as_program(proposal)
-        return run_program(ppl.as_program(target), guide, key, args, **options)
+        return run_program(ppl.as_program(target), guide, key, args, settings, retained)
     if args or proposal is not None:
         raise ValueError(
             f"{name}: a FeynmanKac takes no program arguments and no proposal; they are part of its kernel. Pass a program "
             "for these."
         )
-    return run_chain(target, key, **options)
+    return run_chain(target, key, settings, retained)
 
 
 def check_sizes(name: str, num_particles: Any, history: Any, batch_size: Any, mesh: Any) -> None:

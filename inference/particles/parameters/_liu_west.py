@@ -25,8 +25,9 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import Literal, typed_key
 from ..._depends import depends, walk
+from ..engine import Cloud, Moved, Settings
 from ..moves import cholesky
-from ..population import Batch, evidence, reweight, uniform
+from ..population import Batch, evidence
 from ..programs import (
     LANE,
     STREAM,
@@ -37,7 +38,7 @@ from ..programs import (
     signed_outputs,
     weighs_after,
 )
-from ..resampling import Policy, Scheme, as_scheme, equally_weighted, every, resample
+from ..resampling import Policy, Resampled, Scheme, as_scheme, equally_weighted, every
 from ._parameters import make_parameters
 
 Array = jax.Array
@@ -156,7 +157,7 @@ def liu_west(
     }
     number = _only_loop(traced)
     draw_key, lane_key, loop_key = jax.random.split(key, 3)
-    scheme, policy = as_scheme(resampling).ancestors, policy or every()
+    settings = Settings(num_particles, as_scheme(resampling).ancestors, policy or every())
     shrink = (3 * discount - 1) / (2 * discount)
 
     def start(points: Array, keep: set[Any]) -> Machine:
@@ -172,7 +173,6 @@ def liu_west(
     machine = start(points, set())
     loop = Loop(machine, traced.closed.jaxpr.eqns[number], {})
     fresh = _from_parameters(traced, loop, number)
-    first = reweight(uniform(num_particles), _straight(traced, machine, num_particles))
     terms, latent = signed_outputs(traced, loop), _latent_outputs(traced, loop)
     shared = loop.shared_xs()
 
@@ -182,42 +182,41 @@ def liu_west(
         xs = {i: values.of[loop.xs[i]] for i in fresh["xs"]}
         return {**state, "consts": {**state["consts"], **consts}, "xs": {**state["xs"], **xs}}
 
-    def step(carry: Any, inputs: Any) -> Any:
-        (state, points, log_weights), (t, shared) = carry, inputs
+    def step(cloud: Cloud, inputs: Any) -> tuple[Cloud, Any]:
+        t, shared = inputs
         resample_key, noise_key = jax.random.split(jax.random.fold_in(loop_key, t))
-        mean = _mean(log_weights, points)
+        points = cloud.particles[1]
+        mean = _mean(cloud.log_weights, points)
         centred = points - mean
-        spread = cholesky((jnp.exp(log_weights)[:, None] * centred).T @ centred)
-        decision = policy(t, log_weights)
-        chosen = resample(resample_key, (state, points), log_weights, scheme, decision)
-        state, points = chosen.particles
-        noise = jax.random.normal(noise_key, points.shape) @ spread.T
-        moved = shrink * points + (1 - shrink) * mean + (1 - shrink**2) ** 0.5 * noise
-        points = jnp.where(chosen.is_resampled, moved, points)
-        state, outs = loop.step(renewed(state, points), shared, t, {}, Batch(num_particles, None))
-        potentials = sum((outs[i].reshape(num_particles, -1).sum(1) for i in terms), jnp.zeros(()))
-        weights = reweight(chosen.log_weights, jnp.broadcast_to(potentials, (num_particles,)))
-        values = jax.vmap(space.values)(points) | {name: outs[i] for name, i in latent.items()}
-        means = _mean(weights.log_weights, values)
-        squares = _mean(weights.log_weights, jax.tree.map(lambda x, m: (x - m) ** 2, values, means))
-        record = {
-            "increments": weights.increment,
-            "ess": weights.ess,
-            "is_resampled": chosen.is_resampled,
-            "means": means,
-            "stds": jax.tree.map(jnp.sqrt, squares),
-        }
-        return (state, points, weights.log_weights), record
+        spread = cholesky((jnp.exp(cloud.log_weights)[:, None] * centred).T @ centred)
+
+        def move(chosen: Resampled) -> Moved:
+            state, points = chosen.particles
+            noise = jax.random.normal(noise_key, points.shape) @ spread.T
+            moved = shrink * points + (1 - shrink) * mean + (1 - shrink**2) ** 0.5 * noise
+            points = jnp.where(chosen.is_resampled, moved, points)
+            batch = Batch(num_particles, None)
+            state, outs = loop.step(renewed(state, points), shared, t, {}, batch)
+            summed = (outs[i].reshape(num_particles, -1).sum(1) for i in terms)
+            log_potentials = jnp.broadcast_to(sum(summed, jnp.zeros(())), (num_particles,))
+            values = jax.vmap(space.values)(points) | {name: outs[i] for name, i in latent.items()}
+            return Moved((state, points), log_potentials, kept=values)
+
+        cloud, (record, values, _) = settings.step(t, resample_key, cloud, move)
+        means = _mean(cloud.log_weights, values)
+        squares = _mean(cloud.log_weights, jax.tree.map(lambda x, m: (x - m) ** 2, values, means))
+        return cloud, (record, {"means": means, "stds": jax.tree.map(jnp.sqrt, squares)})
 
     steps = jnp.arange(loop.length, dtype=jnp.int32)
-    carry = (loop.initial() | {"after": []}, points, first.log_weights)
-    (_, points, log_weights), record = jax.lax.scan(step, carry, (steps, shared))
-    before = {"increments": first.increment, "ess": first.ess, "is_resampled": jnp.zeros((), bool)}
-    for name, x in before.items():
-        record[name] = jnp.concatenate([x[None], record[name]])
-    log_evidence, failed_at = evidence(record["increments"])
-    values = jax.vmap(space.values)(points)
-    return LiuWestResult(values, log_weights, log_evidence, failed_at=failed_at, **record)
+    cloud, first = settings.weigh(
+        settings.start((loop.initial() | {"after": []}, points)), _straight(traced, machine, num_particles)
+    )  # fmt: skip
+    cloud, (record, moments) = jax.lax.scan(step, cloud, (steps, shared))
+    values = jax.vmap(space.values)(cloud.particles[1])
+    fields = settings.fields(cloud, values, [first, record])
+    log_evidence, failed_at = evidence(fields["increments"])
+    kept = {name: fields[name] for name in ("log_weights", "increments", "ess", "is_resampled")}
+    return LiuWestResult(values, log_evidence=log_evidence, failed_at=failed_at, **kept, **moments)
 
 
 def _mean(log_weights: Array, values: Any) -> Any:

@@ -10,6 +10,7 @@ keys never move with particles.
 
 from ._lane_map import LANE as LANE, SHARED as SHARED, STREAM as STREAM, map_lanes as map_lanes
 from ._lanes import Loop as Loop, Machine as Machine
+from ._pair import Pair as Pair
 from ._site_draws import SiteDraws as SiteDraws, check_sites as check_sites
 from ._traced import (
     TracedProgram as TracedProgram,
@@ -20,9 +21,7 @@ from ._traced import (
     hand_over as hand_over,
     pair_loops as pair_loops,
     proposal_inputs as proposal_inputs,
-    scored_outputs as scored_outputs,
     signed_outputs as signed_outputs,
-    wanted_outputs as wanted_outputs,
 )
 from ._transition import (
     Future as Future,

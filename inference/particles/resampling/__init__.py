@@ -44,7 +44,12 @@ from ._policies import (
     never as never,
     window as window,
 )
-from ._resample import Drawing as Drawing, lineages as lineages, resample as resample
+from ._resample import (
+    Drawing as Drawing,
+    Resampled as Resampled,
+    lineages as lineages,
+    resample as resample,
+)
 from ._schemes import (
     RESAMPLERS as RESAMPLERS,
     Scheme as Scheme,

@@ -19,6 +19,7 @@ from ..engine import (
     FeynmanKac,
     History,
     Placement,
+    Settings,
     as_placement,
     check_even,
     check_increments,
@@ -181,26 +182,20 @@ def islands(
     key = typed_key(key)
     place, spmd = _inner_placement(num_islands, num_particles, mesh, mesh_axes, key)
     between = as_scheme(island_resampling)
-    options: dict[str, Any] = {
-        "num_particles": num_particles,
-        "scheme": as_resampling(resampling).ancestors,
-        "policy": policy or ess_below(0.5),
-        "batch_size": batch_size,
-        "history": history,
-        "place": place,
-        "look": None if twist is None else Look(twist, None),
-    }
+    settings = Settings(
+        num_particles, as_resampling(resampling).ancestors, policy or ess_below(0.5), history, batch_size,
+        look=None if twist is None else Look(twist, None), place=place,
+    )  # fmt: skip
 
     def run_all(key: Array, *args: Any) -> IslandsResult:
-        meeting = Exchange(
+        exchanges = Exchange(
             AXIS, num_islands, num_particles, jax.random.fold_in(key, SALT), between.ancestors,
             island_policy or ess_below(0.5), place, exchange == "butterfly", history != "none",
         )  # fmt: skip
+        meeting = dataclasses.replace(settings, islands=exchanges)
 
         def one(key: Array) -> dict[str, Any]:
-            fields = run_engine(
-                "islands", target, proposal, key, args, options | {"islands": meeting}
-            )
+            fields = run_engine("islands", target, proposal, key, args, meeting)
             return {name: fields[name] for name in AXES}
 
         keys = jax.random.split(key, num_islands)

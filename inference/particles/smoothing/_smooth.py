@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import Tracer, typed_key
-from ..engine import FeynmanKac, Filter, run
+from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, run
 from ..population import underived, voided
 from ..resampling import Policy, Resampling, systematic
 from . import _backward_kernels as kernels
@@ -247,7 +247,7 @@ def _ancestors(
 
     def at(place: Array) -> Array:
         end = jnp.minimum(place + lag, num_steps)
-        known = underived(kernels.NO_GRADIENT, weights[end])
+        known = underived(NO_PATH_GRADIENT, weights[end])
         back = lambda i, index: ancestors[end - 1 - i][index]
         return jax.lax.fori_loop(0, end - place, back, systematic(key, known, num_samples))
 
