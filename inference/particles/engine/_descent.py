@@ -69,8 +69,8 @@ def new_ancestor(
     window = jax.tree.map(lambda x: x[at], retained)
 
     def log_densities(states: Any, batch: Any, window: Any) -> Array:
-        lanes = lambda x: jnp.broadcast_to(x, (batch.size, *x.shape))
-        return jnp.broadcast_to(future(states, jax.tree.map(lanes, window), t), (batch.size,))
+        repeated = lambda x: jnp.broadcast_to(x, (batch.size, *x.shape))
+        return jnp.broadcast_to(future(states, jax.tree.map(repeated, window), t), (batch.size,))
 
     ahead = in_batches(log_densities, len(log_weights), batch_size)(states, window)
     logits = times(log_weights, ahead)

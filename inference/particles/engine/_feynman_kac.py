@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ..._depends import is_used
 from ..population import is_key
-from ..programs import Future, map_lanes
+from ..programs import Future, map_particles
 from ..resampling import Resampled
 from ._descent import Filter, Segment
 from ._step import Cloud, Moved, Retained, Settings
@@ -64,7 +64,7 @@ def run_chain(
     if retained is not None:
         _check_retained(model, key, retained)
     num_particles, look = settings.num_particles, settings.look
-    of_all = lambda fn: map_lanes(fn, num_particles, settings.batch_size)
+    of_all = lambda fn: map_particles(fn, num_particles, settings.batch_size)
     is_retained = jnp.arange(num_particles) == 0
 
     def weighed(new: Any, old: Any, is_retained: Array, t: Array) -> tuple[Any, Array, Any]:

@@ -23,7 +23,7 @@ from ....ppl._match import check_match
 from ....ppl._reach import is_limit
 from ..population import in_batches
 from ..programs import (
-    LANE,
+    PARTICLE,
     SHARED,
     STREAM,
     Machine,
@@ -90,7 +90,7 @@ def _traced(
     draws = {role: SiteDraws(gradient) for role in ("model", "guide")}
 
     def simulate(program: ppl.Program, role: str = "model") -> Callable[..., ppl.Trace]:
-        """Sites take the proposal's values where it gives any; others are drawn, or kept in lane 0."""
+        """Sites take the proposal's values where it gives any; others are drawn, or kept in particle 0."""
 
         def fn(key: Array, keep: Array | None, kept: Any, given: Any) -> ppl.Trace:
             choices, keep = (given, None) if given else (kept, keep if kept else None)
@@ -159,7 +159,7 @@ class _Run:
         leaves = jax.tree.leaves(self.kept)
         is_retained = jnp.arange(num_particles) == 0
         machine = Machine.start(
-            program.closed, [key, is_retained, *leaves], [STREAM, LANE, *[SHARED] * len(leaves)], num_particles
+            program.closed, [key, is_retained, *leaves], [STREAM, PARTICLE, *[SHARED] * len(leaves)], num_particles
         )  # fmt: skip
         machine.slots = (jaxpr.invars[1],)  # offspring of the retained particle are not retained
         loops = program.loops() if self.settings.history != "full" else []
@@ -202,7 +202,7 @@ class _Run:
         for v in machine.run_to(stop):
             if id(v) in signs or id(v) in scores:
                 x, kind = machine.values.of[v], machine.values.kinds[v]
-                total = jnp.sum(x, tuple(range(1 if kind == LANE else 0, jnp.ndim(x))))
+                total = jnp.sum(x, tuple(range(1 if kind == PARTICLE else 0, jnp.ndim(x))))
                 if id(v) in signs:
                     self.add(signs[id(v)] * total)
                 if id(v) in scores and self.settings.in_weights:
@@ -245,7 +245,7 @@ class _Run:
             )  # fmt: skip
 
         values, watched = self._new_values(), self.watched
-        seen = None if watched is None else self.machine.values.as_lanes(watched.start)
+        seen = None if watched is None else self.machine.values.per_particle(watched.start)
         state, seen = settings.place.split((pair.initial(), seen))
         steps = jnp.arange(pair.target.length, dtype=jnp.int32)
         cloud, (record, kept, filtered) = jax.lax.scan(
@@ -266,7 +266,7 @@ class _Run:
         """Given sites that became known since the last loop."""
         values = self.machine.values
         return {
-            name: values.as_lanes(v)
+            name: values.per_particle(v)
             for name, v in proposal_inputs(self.model).items()
             if v in values.of
             and not is_limit(name)
@@ -277,7 +277,7 @@ class _Run:
         """The fields of an `SMCResult`."""
         values = self.machine.values
         choices = {
-            name: values.as_lanes(atom)
+            name: values.per_particle(atom)
             for name, atom in self.model.trace.choices.items()
             if isinstance(atom, Literal) or atom in values.of
         }

@@ -29,7 +29,7 @@ from ..engine import Cloud, Moved, Settings
 from ..moves import cholesky
 from ..population import Batch, evidence
 from ..programs import (
-    LANE,
+    PARTICLE,
     STREAM,
     Loop,
     Machine,
@@ -156,15 +156,15 @@ def liu_west(
         if name in traced.shapes.log_probs and info.kind != "latent" and name not in template
     }
     number = _only_loop(traced)
-    draw_key, lane_key, loop_key = jax.random.split(key, 3)
+    draw_key, particle_key, loop_key = jax.random.split(key, 3)
     settings = Settings(num_particles, as_scheme(resampling).ancestors, policy or every())
     shrink = (3 * discount - 1) / (2 * discount)
 
     def start(points: Array, keep: set[Any]) -> Machine:
-        """The straight code up to the scan, in lanes of their own parameters."""
+        """The straight code up to the scan, each particle with its own parameters."""
         leaves = jax.tree.leaves(jax.vmap(space.values)(points))
-        kinds = [STREAM, *[LANE] * len(leaves)]
-        machine = Machine.start(traced.closed, [lane_key, *leaves], kinds, num_particles)
+        kinds = [STREAM, *[PARTICLE] * len(leaves)]
+        machine = Machine.start(traced.closed, [particle_key, *leaves], kinds, num_particles)
         machine.keep = keep
         machine.run_to(number)
         return machine
@@ -228,7 +228,7 @@ def _straight(traced: TracedProgram, machine: Machine, num_particles: int) -> Ar
     total = jnp.zeros(num_particles)
     for atom, sign in traced.weighted():
         if isinstance(atom, Literal) or atom in machine.values.of:
-            x = machine.values.as_lanes(atom)
+            x = machine.values.per_particle(atom)
             total = total + sign * x.reshape(num_particles, -1).sum(1)
     return total
 

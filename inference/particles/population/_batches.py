@@ -17,18 +17,18 @@ def is_key(x: Any) -> bool:
 
 
 class Batch(NamedTuple):
-    """Lanes that run together.
+    """Particles that run together.
 
     Attributes:
         size: how many.
-        number: number of the batch, None where all lanes run at once.
+        number: number of the batch, None where all run at once.
     """
 
     size: int
     number: Array | None
 
     def stream(self, key: Array) -> Array:
-        """The batch's own key, or keys, from those of all lanes."""
+        """The batch's own key, or keys, from those of all particles."""
         number = self.number
         if number is None:
             return key
@@ -39,23 +39,23 @@ class Batch(NamedTuple):
 
 
 def in_batches(
-    fn: Callable[..., Any], num_lanes: int, batch_size: int | None
+    fn: Callable[..., Any], num_particles: int, batch_size: int | None
 ) -> Callable[..., Any]:
-    """`fn(lanes, batch, *shared)` for all lanes; `lanes` and the results have a leading lane axis.
+    """`fn(particles, batch, *shared)` for all; `particles` and the results have a leading particle axis.
 
     Args:
-        fn: function of the lanes of one batch.
-        num_lanes: number of lanes.
-        batch_size: lanes run at once, the batches one after the other (memory); None for all.
+        fn: function of the particles of one batch.
+        num_particles: how many.
+        batch_size: particles run at once, the batches one after the other (memory); None for all.
     """
-    if batch_size is None or batch_size == num_lanes:
-        return lambda lanes, *shared: fn(lanes, Batch(num_lanes, None), *shared)
-    num_batches = num_lanes // batch_size
+    if batch_size is None or batch_size == num_particles:
+        return lambda particles, *shared: fn(particles, Batch(num_particles, None), *shared)
+    num_batches = num_particles // batch_size
 
-    def run(lanes: Any, *shared: Any) -> Any:
+    def run(particles: Any, *shared: Any) -> Any:
         cut = lambda x: x.reshape(num_batches, batch_size, *x.shape[1:])
         one = lambda inputs: fn(inputs[1], Batch(batch_size, inputs[0]), *shared)
-        outs = jax.lax.map(one, (jnp.arange(num_batches), jax.tree.map(cut, lanes)))
-        return jax.tree.map(lambda x: x.reshape(num_lanes, *x.shape[2:]), outs)
+        outs = jax.lax.map(one, (jnp.arange(num_batches), jax.tree.map(cut, particles)))
+        return jax.tree.map(lambda x: x.reshape(num_particles, *x.shape[2:]), outs)
 
     return run

@@ -8,8 +8,13 @@ Invariants: nothing of the user's code runs again after the trace; what does not
 keys never move with particles.
 """
 
-from ._lane_map import LANE as LANE, SHARED as SHARED, STREAM as STREAM, map_lanes as map_lanes
-from ._lanes import Loop as Loop, Machine as Machine
+from ._interpreter import (
+    PARTICLE as PARTICLE,
+    SHARED as SHARED,
+    STREAM as STREAM,
+    map_particles as map_particles,
+)
+from ._machine import Loop as Loop, Machine as Machine
 from ._pair import Pair as Pair
 from ._site_draws import SiteDraws as SiteDraws, check_sites as check_sites
 from ._traced import (

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ....ppl._reach import is_limit
 from ..population import Batch
-from ._lanes import Loop, Machine
+from ._machine import Loop, Machine
 from ._traced import TracedProgram, scored_outputs, signed_outputs, wanted_outputs
 from ._watching import Watched
 

@@ -12,8 +12,8 @@ from .... import ppl
 from ....ppl._compat import ClosedJaxpr, Literal, is_concrete, jaxpr_as_fun, without_dead_code
 from ....ppl._reach import as_choices, sites_of
 from ..._depends import is_used
-from ._lane_map import LANE
-from ._lanes import Loop, Machine
+from ._interpreter import PARTICLE
+from ._machine import Loop, Machine
 
 
 class TracedProgram:
@@ -174,7 +174,7 @@ def hand_over(
     for name, v in proposal_inputs(model).items():
         atom = guide.offered[name]
         if v not in machine.values.of and (isinstance(atom, Literal) or atom in proposer.values.of):
-            machine.values.set([v], [proposer.values.as_lanes(atom)], [LANE])
+            machine.values.set([v], [proposer.values.per_particle(atom)], [PARTICLE])
 
 
 def check_known(machine: Machine, run: TracedProgram, stop: int) -> None:

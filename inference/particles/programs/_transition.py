@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from ....ppl._compat import Literal
 from ..._depends import closure, depends, walk
 from ..population import Batch
-from ._lane_map import LANE
-from ._lanes import Loop
+from ._interpreter import PARTICLE
+from ._machine import Loop
 from ._traced import TracedProgram, signed_outputs
 
 Array = jax.Array
@@ -61,7 +61,7 @@ class Future:
         """
         if self.memory == 0:
             return jnp.zeros(())
-        lanes = len(jax.tree.leaves((states, window))[0])
+        num = len(jax.tree.leaves((states, window))[0])
 
         def step(u: Array | int, carry: Any) -> Any:
             states, total = carry
@@ -69,7 +69,7 @@ class Future:
             states, log_density = self.log_density(states, chosen, t + u)
             return states, total + log_density
 
-        start = (states, jnp.zeros(lanes))
+        start = (states, jnp.zeros(num))
         if self.memory == 1:
             return step(0, start)[1]
         return jax.lax.fori_loop(0, jnp.minimum(self.memory, self.length - t), step, start)[1]
@@ -101,9 +101,9 @@ def _of_loop(model: TracedProgram, loop: Loop) -> Future:
         shared = {
             i: jax.lax.dynamic_index_in_dim(x, t, keepdims=False) for i, x in shared_xs.items()
         }
-        lanes = len(jax.tree.leaves((state, chosen))[0])
-        state, outs = loop.step(state, shared, t, chosen, Batch(lanes, None))
-        return state, sum((outs[i].reshape(lanes, -1).sum(1) for i in which), jnp.zeros(()))
+        num = len(jax.tree.leaves((state, chosen))[0])
+        state, outs = loop.step(state, shared, t, chosen, Batch(num, None))
+        return state, sum((outs[i].reshape(num, -1).sum(1) for i in which), jnp.zeros(()))
 
     felt_by, all_of = functools.partial(density, felt), functools.partial(density, terms)
     return Future(
@@ -120,14 +120,14 @@ def weighs_after(model: TracedProgram, position: int) -> bool:
 def _memory(loop: Loop, terms: list[int]) -> tuple[int, list[int], list[bool]]:
     """Memory of a loop, the log-probs that depend on the state, and which carries do after one step of given choices."""
     body, values = loop.body.jaxpr, loop.machine.values
-    consts = [values.kind(v) == LANE for v in loop.consts]
+    consts = [values.kind(v) == PARTICLE for v in loop.consts]
     own = [
-        v not in loop.made and i not in loop.unknown and values.kind(v) == LANE
+        v not in loop.made and i not in loop.unknown and values.kind(v) == PARTICLE
         for i, v in enumerate(loop.xs)
     ]
     drawn = [v in loop.made for v in loop.xs]
     # Carries that differ between particles at all (a counter does not).
-    carry = [values.kind(v) == LANE for v in loop.init]
+    carry = [values.kind(v) == PARTICLE for v in loop.init]
     either = [a or b for a, b in zip(own, drawn, strict=True)]
     carry = closure(lambda c: depends(body, [*consts, *c, *either])[: loop.num_carry], carry)
     felt, after = terms, carry

@@ -14,7 +14,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ..moves import HMC, Kernel, Standing
 from ..population import evidence, reweight, uniform
-from ..programs import map_lanes
+from ..programs import map_particles
 from ..resampling import Scheme, as_scheme, equally_weighted, resample
 from ._persistent import run_persistent
 from ._static import Static, as_static
@@ -204,13 +204,15 @@ class _Run:
 
     def start(self, key: Array) -> tuple[Array, Array]:
         """Draws from the prior and the terms of their log-likelihoods."""
-        points = map_lanes(self.target.draw, self.num_particles, self.batch_size)(key)
+        points = map_particles(self.target.draw, self.num_particles, self.batch_size)(key)
         return points, self.likelihoods(points)
 
     def likelihoods(self, points: Array) -> Array:
         """Terms of the log-likelihoods, [particles, terms]."""
-        of_lane = lambda _, u: self.target.log_densities(u)[1]
-        return map_lanes(of_lane, self.num_particles, self.batch_size)(jax.random.key(0), points)
+        of_particle = lambda _, u: self.target.log_densities(u)[1]
+        return map_particles(of_particle, self.num_particles, self.batch_size)(
+            jax.random.key(0), points
+        )
 
     def _step(
         self,
@@ -265,7 +267,7 @@ class _Run:
             kept = last.point if passed is None else jnp.concatenate([point[None], passed])
             return kept, rates.mean()
 
-        points, rates = map_lanes(move, len(points), self.batch_size)(key, points)
+        points, rates = map_particles(move, len(points), self.batch_size)(key, points)
         return points.reshape(self.num_particles, -1), rates.mean()
 
     def _next(self, beta: Array, likelihoods: Array) -> Array:

@@ -82,8 +82,8 @@ def exact(step: Step) -> Drawn:
 
 def _exact(step: Step, key: Array, window: Any, parent: Array) -> Array:
     """For one path."""
-    lanes = lambda x: jnp.broadcast_to(x, (len(step.log_weights), *x.shape))
-    ahead = step.future(step.states, jax.tree.map(lanes, window), step.t)
+    repeated = lambda x: jnp.broadcast_to(x, (len(step.log_weights), *x.shape))
+    ahead = step.future(step.states, jax.tree.map(repeated, window), step.t)
     return choose(key, times(step.log_weights, ahead), parent)
 
 

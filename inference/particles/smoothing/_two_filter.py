@@ -82,12 +82,12 @@ def marginals(
 
     def log_joint(state: Any, x: Any, t: Array) -> Array:
         """Of one step, for one particle in the state before it."""
-        return future.log_joint(_lane(state), _lane(x), t)[1][0]
+        return future.log_joint(_alone(state), _alone(x), t)[1][0]
 
     def after(x: Any, t: Array) -> Any:
         """The state after step t: of the one before it nothing counts."""
         before = jax.tree.map(lambda s: s[t, :1], states)
-        return jax.tree.map(lambda s: s[0], future.log_joint(before, _lane(x), t)[0])
+        return jax.tree.map(lambda s: s[0], future.log_joint(before, _alone(x), t)[0])
 
     def log_potential(later: Any, x: Any, s: Array) -> Array:
         t = future.length - 1 - s
@@ -142,14 +142,14 @@ def marginals(
     return paths, jax.vmap(count)(index)
 
 
-def _lane(tree: Any) -> Any:
+def _alone(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(x)[None], tree)
 
 
-def _blocked(fn: Callable[[Any], Array], lanes: Any) -> Array:
-    """`fn` of every lane; each costs as much as all lanes together, so that about 2^20 values stand at once (memory)."""
-    num = len(jax.tree.leaves(lanes)[0])
-    return jax.lax.map(fn, lanes, batch_size=max(1, min(num, 2**20 // num)))
+def _blocked(fn: Callable[[Any], Array], particles: Any) -> Array:
+    """`fn` of every particle; each costs as much as all together, so that about 2^20 values stand at once (memory)."""
+    num = len(jax.tree.leaves(particles)[0])
+    return jax.lax.map(fn, particles, batch_size=max(1, min(num, 2**20 // num)))
 
 
 def _only_loop(segments: list[Segment]) -> tuple[tuple[Any, Filter], Future]:

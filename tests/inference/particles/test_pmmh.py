@@ -129,7 +129,7 @@ def test_parameters_on_a_simplex_without_states(key):
     assert runs.states == {}
     assert_unbiased(p.mean(1), np.array([4, 3, 4]) / 11)
     assert_unbiased((p**2).mean(1), np.array([4 * 5, 3 * 4, 4 * 5]) / (11 * 12))
-    # One lane, no draws: the estimate is the density itself.
+    # One particle, no draws: the estimate is the density itself.
     exact = jax.vmap(lambda p: die.log_density({"p": p}, ROLLS))(runs.parameters["p"][0])
     np.testing.assert_allclose(runs.log_joint[0], exact, rtol=1e-5)
 

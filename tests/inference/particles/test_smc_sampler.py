@@ -147,7 +147,7 @@ def test_a_marginal_with_a_particle_filter(key):
     assert_unbiased(reciprocal, np.ones(8))
 
 
-@pytest.mark.slow  # two levels of lanes compile
+@pytest.mark.slow  # two levels of particles compile
 def test_a_normalize_that_proposes_by_a_particle_filter(key):
     sampler = inference.smc_sampler(chain, num_particles=2)
     program = ppl.normalize(chain, proposal=sampler, num_particles=2)

@@ -1,4 +1,4 @@
-"""Streams: draws of all lanes from one key are independent between lanes and have the right law."""
+"""Streams: draws of all particles from one key are independent between particles and have the right law."""
 
 import jax
 import jax.numpy as jnp
@@ -7,20 +7,20 @@ import numpyro.distributions as dist
 import pytest
 
 from _stats import assert_unbiased
-from lapilli.inference.particles.programs._lane_map import map_lanes
+from lapilli.inference.particles.programs._interpreter import map_particles
 from lapilli.ppl._keys import fold_name
 
 N = 20_000
 X = jnp.arange(3.0)
 
 
-def lane_loop(key, x):
-    """A raw scan over keys split inside the lane."""
+def key_loop(key, x):
+    """A raw scan over keys split inside the particle."""
     step = lambda c, k: (c + jax.random.normal(k), None)
     return jax.lax.scan(step, x, jax.random.split(key, 3))[0]
 
 
-# name -> (function of one lane, mean, variance) at x = 0, 1, 2
+# name -> (function of one particle, mean, variance) at x = 0, 1, 2
 LAWS = {
     "normal": (lambda k, x: x + jax.random.normal(k), X, 1.0),
     "two keys": (
@@ -33,10 +33,10 @@ LAWS = {
     "address": (
         lambda k, x: sum(jax.random.normal(fold_name(k, n)) for n in ("a", "b")) + x, X, 2.0,
     ),
-    "folded with the lane's number": (
+    "folded with the particle's number": (
         lambda k, x: jax.random.normal(jax.random.fold_in(k, x.astype(int))) + x, X, 1.0,
     ),
-    "loop over keys": (lane_loop, X, 3.0),
+    "loop over keys": (key_loop, X, 3.0),
     "gamma": (lambda k, x: dist.Gamma(2.0 + x, 1.0).sample(k), 2 + X, 2 + X),
     "beta": (lambda k, x: dist.Beta(1.0 + x, 1.0).sample(k), (1 + X) / (2 + X), (1 + X) / ((2 + X) ** 2 * (3 + X))),
     "poisson": (lambda k, x: dist.Poisson(1.0 + x).sample(k) * 1.0, 1 + X, 1 + X),
@@ -50,10 +50,10 @@ LAWS = {
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_lanes_are_independent_and_have_the_law_of_one(name, key):
-    """Mean, variance and correlations between lanes; the replicates come from another map around."""
+def test_particles_are_independent_and_have_the_law_of_one(name, key):
+    """Mean, variance and correlations between particles; the replicates come from another map around."""
     fn, mean, variance = LAWS[name]
-    draw = jax.jit(jax.vmap(lambda key: map_lanes(fn, 3)(key, X)))
+    draw = jax.jit(jax.vmap(lambda key: map_particles(fn, 3)(key, X)))
     x = np.asarray(draw(jax.random.split(key, N)), float)
     centred = x - np.asarray(mean)
     assert_unbiased(x, np.asarray(mean))
@@ -66,7 +66,7 @@ def test_lanes_are_independent_and_have_the_law_of_one(name, key):
 @pytest.mark.parametrize("name", ["normal", "gamma", "loop over keys"])
 def test_batches_are_independent(name, key):
     fn, mean, _ = LAWS[name]
-    draw = jax.jit(jax.vmap(lambda key: map_lanes(fn, 6, batch_size=3)(key, jnp.tile(X, 2))))
+    draw = jax.jit(jax.vmap(lambda key: map_particles(fn, 6, batch_size=3)(key, jnp.tile(X, 2))))
     x = np.asarray(draw(jax.random.split(key, N)), float) - np.tile(np.asarray(mean), 2)
     assert_unbiased(x[:, :3] * x[:, 3:], np.zeros(3))
 
@@ -80,28 +80,28 @@ def test_shared_values_are_computed_once():
         calls.append(1)
         return x * shared[-1]
 
-    np.testing.assert_allclose(map_lanes(fn, 3)(jax.random.key(0), X), 10 * X)
+    np.testing.assert_allclose(map_particles(fn, 3)(jax.random.key(0), X), 10 * X)
     assert len(calls) == 1
 
 
-def test_the_key_of_an_address_is_one_for_all_lanes():
+def test_the_key_of_an_address_is_one_for_all_particles():
     fn = lambda key, x: x + jax.random.normal(fold_name(key, "a"))
-    jaxpr = str(jax.make_jaxpr(map_lanes(fn, 3))(jax.random.key(0), X))
+    jaxpr = str(jax.make_jaxpr(map_particles(fn, 3))(jax.random.key(0), X))
     assert jaxpr.count("random_bits") == 1 and "random_fold_in" not in jaxpr
 
 
-def test_values_equal_in_all_lanes_get_a_lane_axis():
-    out = map_lanes(lambda key, x: (jnp.float32(2.0), x), 3)(jax.random.key(0), X)
+def test_values_equal_for_all_particles_get_a_particle_axis():
+    out = map_particles(lambda key, x: (jnp.float32(2.0), x), 3)(jax.random.key(0), X)
     assert out[0].shape == (3,) and out[1].shape == (3,)
 
 
-def test_a_draw_without_lane_arguments(key):
-    assert map_lanes(jax.random.normal, 4)(key).shape == (4,)
+def test_a_draw_without_arguments_of_particles(key):
+    assert map_particles(jax.random.normal, 4)(key).shape == (4,)
 
 
 def test_gradients_pass():
     def total(m):
-        return map_lanes(lambda k: (m + jax.random.normal(k)) ** 2, 5)(jax.random.key(0)).sum()
+        return map_particles(lambda k: (m + jax.random.normal(k)) ** 2, 5)(jax.random.key(0)).sum()
 
     np.testing.assert_allclose(
         jax.grad(total)(0.5), (total(0.5 + 1e-2) - total(0.5 - 1e-2)) / 2e-2, rtol=1e-3

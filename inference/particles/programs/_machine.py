@@ -1,10 +1,10 @@
-"""Run a traced program in many lanes, stopping at its loops: the program side of the particle engine.
+"""A traced program on its way, for all particles at once, stopping at its loops.
 
-Input: a program traced to a jaxpr whose first input is a random key. What depends on the key differs between lanes
-(particles); all else is shared and computed once. The jaxpr is cut at top-level scans that hold sites, so that particles can
+Input: a program traced to a jaxpr whose first input is a random key. What depends on the key differs between
+particles; all else is shared and computed once. The jaxpr is cut at top-level scans that hold sites, so that particles can
 be weighed and resampled between their steps. Nothing of the user's code is run again.
 
-Invariants: a lane's values move together when lanes are resampled; random keys are streams of all lanes and never move.
+Invariants: a particle's values move together when particles are resampled; random keys are streams of all and never move.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ....ppl._compat import ClosedJaxpr, Literal, scan_counts
 from ....ppl._reach import unlimited
 from ..population import Batch, is_key
-from ._lane_map import LANE, SHARED, STREAM, Values, run
+from ._interpreter import PARTICLE, SHARED, STREAM, Values, run, run_closed
 
 Array = jax.Array
 
@@ -33,7 +33,7 @@ class Machine:
         values: what is known so far and still needed.
         keep: variables that must survive to the end.
         position: number of the next equation.
-        slots: lane variables that belong to the lane's number and stay where they are when lanes move.
+        slots: variables of particles that belong to the particle's number and stay where they are when particles move.
     """
 
     closed: ClosedJaxpr
@@ -44,12 +44,10 @@ class Machine:
 
     @classmethod
     def start(
-        cls, closed: ClosedJaxpr, inputs: Sequence[Any], kinds: Sequence[str], num_lanes: int
+        cls, closed: ClosedJaxpr, inputs: Sequence[Any], kinds: Sequence[str], num_particles: int
     ) -> Machine:
         """A machine before its first equation; inputs beyond `inputs` are not known yet."""
-        values = Values(num_lanes)
-        values.set(closed.jaxpr.constvars, closed.consts, [SHARED] * len(closed.consts))
-        values.set(closed.jaxpr.invars[: len(inputs)], inputs, kinds)
+        values = Values.of_inputs(closed.jaxpr, closed.consts, inputs, kinds, num_particles)
         return cls(closed, values, set())
 
     def live(self, position: int) -> set[Any]:
@@ -73,10 +71,12 @@ class Machine:
             del self.values.of[v], self.values.kinds[v]
 
     def moving(self, position: int) -> list[Any]:
-        """Lane variables that are needed from `position` on, in a fixed order; keys excepted."""
+        """Variables of particles that are needed from `position` on, in a fixed order; keys excepted."""
         live, values = self.live(position), self.values
         return [
-            v for v in values.of if v in live and values.kinds[v] == LANE and v not in self.slots
+            v
+            for v in values.of
+            if v in live and values.kinds[v] == PARTICLE and v not in self.slots
         ]
 
 
@@ -117,33 +117,33 @@ class Loop:
             )
 
     def initial(self) -> dict[str, Any]:
-        """What moves with the particles: lane constants, stacked lane inputs, the carry, and what is needed after the loop."""
+        """What moves with the particles: their constants, their stacked inputs, the carry, and what is needed after the loop."""
         values = self.machine.values
         kind = values.kind
         return {
-            "consts": {i: values.of[v] for i, v in enumerate(self.consts) if kind(v) == LANE},
+            "consts": {i: values.of[v] for i, v in enumerate(self.consts) if kind(v) == PARTICLE},
             "xs": {
                 i: values.of[v]
                 for i, v in enumerate(self.xs)
-                if v not in self.made and i not in self.unknown and kind(v) == LANE
+                if v not in self.made and i not in self.unknown and kind(v) == PARTICLE
             },
-            "carry": [values.as_lanes(v) for v in self.init],
+            "carry": [values.per_particle(v) for v in self.init],
             "after": [values.of[v] for v in self.waiting],
         }
 
     def in_slots(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state of lanes that have moved, with what stays in its slot put back."""
+        """The state of particles that have moved, with what stays in its slot put back."""
         values = self.machine.values
         bound = {i: values.of[v] for i, v in enumerate(self.consts) if v in self.machine.slots}
         return {**state, "consts": {**state["consts"], **bound}}
 
     def shared_xs(self) -> dict[int, Any]:
-        """Stacked inputs without a lane axis (streams of keys too), to be scanned over."""
+        """Stacked inputs without a particle axis (streams of keys too), to be scanned over."""
         values = self.machine.values
         return {
             i: values.value(v)
             for i, v in enumerate(self.xs)
-            if v not in self.made and i not in self.unknown and values.kind(v) != LANE
+            if v not in self.made and i not in self.unknown and values.kind(v) != PARTICLE
         }
 
     def step(
@@ -154,7 +154,7 @@ class Loop:
         given: dict[str, Any],
         batch: Batch,
     ) -> tuple[dict[str, Any], list[Any]]:
-        """One step of a batch of lanes; returns the new state and the step's outputs, each with a lane axis."""
+        """One step of a batch of particles; returns the new state and the step's outputs, each with a particle axis."""
         outer, num_outer = self.machine.values, len(self.consts) + self.num_carry
         inputs: list[Any] = []
         kinds: list[str] = []
@@ -164,13 +164,13 @@ class Loop:
             kinds.append(kind)
 
         for i, v in enumerate(self.consts):
-            in_lanes = i in state["consts"]
+            is_own = i in state["consts"]
             add(
-                state["consts"][i] if in_lanes else outer.value(v),
-                LANE if in_lanes else outer.kind(v),
+                state["consts"][i] if is_own else outer.value(v),
+                PARTICLE if is_own else outer.kind(v),
             )
         for x in state["carry"]:
-            add(x, LANE)
+            add(x, PARTICLE)
         for i, v in enumerate(self.xs):
             aval: Any = self.body.in_avals[num_outer + i]
             if i in self.unknown:
@@ -179,25 +179,23 @@ class Loop:
                 name = self.made[v]
                 # Choices that are only scored come without the limits of the law that they were drawn from.
                 value = given[name] if name in given else unlimited(name, (batch.size, *aval.shape))
-                add(value, LANE)
+                add(value, PARTICLE)
             elif i in shared:
                 add(shared[i], STREAM if is_key(shared[i]) else SHARED)
             else:
-                add(jax.lax.dynamic_index_in_dim(state["xs"][i], t, axis=1, keepdims=False), LANE)
-        values = Values(batch.size)
-        jaxpr = self.body.jaxpr
-        values.set(jaxpr.constvars, self.body.consts, [SHARED] * len(self.body.consts))
-        values.set(jaxpr.invars, inputs, kinds)
-        run(jaxpr.eqns, values)
-        outs = [values.as_lanes(v) for v in jaxpr.outvars]
+                add(
+                    jax.lax.dynamic_index_in_dim(state["xs"][i], t, axis=1, keepdims=False),
+                    PARTICLE,
+                )
+        outs = run_closed(self.body, inputs, kinds, batch.size)
         return {**state, "carry": outs[: self.num_carry]}, outs[self.num_carry :]
 
     def finish(self, state: dict[str, Any], outputs: dict[int, Any]) -> None:
-        """Put the loop's results into the machine; `outputs` are stacked outputs, lane axis first."""
+        """Put the loop's results into the machine; `outputs` are stacked outputs, particle axis first."""
         machine, values = self.machine, self.machine.values
         values.of.update(zip(self.waiting, state["after"], strict=True))
-        lanes = dict(zip(self.eqn.outvars[: self.num_carry], state["carry"], strict=True))
-        lanes.update({self.ys_out[i]: x for i, x in outputs.items()})
-        values.set(list(lanes), list(lanes.values()), [LANE] * len(lanes))
+        results = dict(zip(self.eqn.outvars[: self.num_carry], state["carry"], strict=True))
+        results.update({self.ys_out[i]: x for i, x in outputs.items()})
+        values.set(list(results), list(results.values()), [PARTICLE] * len(results))
         machine.position += 1
         machine.forget()
