@@ -21,12 +21,7 @@ from ._mesh import (
     as_placement as as_placement,
     check_even as check_even,
 )
-from ._smc import (
-    SMCResult as SMCResult,
-    check_increments as check_increments,
-    check_sizes as check_sizes,
-    run as run,
-    run_engine as run_engine,
-    smc as smc,
-)
+from ._result import SMCResult as SMCResult, check_increments as check_increments
+from ._run import check_sizes as check_sizes, run as run, run_engine as run_engine
+from ._smc import smc as smc
 from ._step import Cloud as Cloud, History as History, Moved as Moved, Settings as Settings

@@ -44,17 +44,16 @@ from ._policies import (
     never as never,
     window as window,
 )
+from ._registry import (
+    RESAMPLERS as RESAMPLERS,
+    as_scheme as as_scheme,
+    equally_weighted as equally_weighted,
+)
 from ._resample import (
     Drawing as Drawing,
     Resampled as Resampled,
     lineages as lineages,
     resample as resample,
 )
-from ._schemes import (
-    RESAMPLERS as RESAMPLERS,
-    Scheme as Scheme,
-    as_scheme as as_scheme,
-    equally_weighted as equally_weighted,
-    multinomial as multinomial,
-    systematic as systematic,
-)
+from ._scheme import Scheme as Scheme
+from ._schemes import multinomial as multinomial, systematic as systematic

@@ -26,8 +26,9 @@ import jax.numpy as jnp
 from ..._depends import is_used
 from ..population import is_key, uniform
 from ._policies import Policy, ess_below, every
+from ._registry import RESAMPLERS
 from ._resample import Resampled, take
-from ._schemes import RESAMPLERS, Scheme
+from ._scheme import Scheme
 from ._transport import transported
 
 Array = jax.Array

@@ -14,7 +14,7 @@ from ....ppl._again import watched_again
 from ..population import unused
 from ._differentiable import ResamplingGradient
 from ._resample import Resampled
-from ._schemes import Scheme
+from ._scheme import Scheme
 
 Array = jax.Array
 stop = jax.lax.stop_gradient

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ._registry import as_scheme
 from ._resample import Offspring
-from ._schemes import Scheme, as_scheme
+from ._scheme import Scheme
 
 
 @dataclass(frozen=True)

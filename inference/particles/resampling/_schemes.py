@@ -8,14 +8,10 @@ and vmap; K and num are static.
 With W_k = w_k / sum w and N_k the number of offspring of particle k, a scheme is *unbiased* if E[N_k] = num W_k, which is
 what keeps the evidence of a particle filter unbiased. Every scheme comes with its *conditional* version, which conditional
 SMC needs: the law of the ancestors given that slot 0 descends from particle 0, once particles and slots have been relabelled
-at random. `RESAMPLERS` lists the schemes by name.
+at random. `_registry.py` lists the schemes by name.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,28 +23,7 @@ from . import (
     _offspring as offspring,
     _pivotal as pivotal,
 )
-
-Resampler = Callable[..., Int[Array, " num"]]  # (key, log_weights [K], num=None) -> ancestors [num]
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """A way to resample, with what conditional SMC needs of it.
-
-    Args:
-        name: how errors and tables call it.
-        ancestors: `(key, log_weights, num=None) -> ancestors`, see `systematic` for shapes and units.
-        conditional: the same given that slot 0 descends from particle 0; returns ancestors with ancestors[0] = 0.
-        is_unbiased: whether E[N_k] = num W_k for all k.
-        offspring: what is known of the joint law of the counts, which `evidence_variance` asks: "multinomial"; "negative" if
-            E[N_j N_k] <= num^2 W_j W_k for all j != k; "unknown".
-    """
-
-    name: str
-    ancestors: Resampler
-    conditional: Resampler
-    is_unbiased: bool
-    offspring: Literal["multinomial", "negative", "unknown"] = "unknown"
+from ._scheme import Scheme
 
 
 def systematic(
@@ -288,45 +263,3 @@ def _by_grid(
     cumulative = offspring.running_sum(offspring.masses(log_weights, num))
     place = offspring.uniform_below(key, cumulative[-1], (num,) if shape is None else shape)
     return offspring.spread(offspring.before(cumulative, place, num), num)
-
-
-RESAMPLERS: dict[str, Scheme] = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme("systematic", systematic, conditional.systematic, True),
-        Scheme("stratified", stratified, conditional.stratified, True, "negative"),
-        Scheme("multinomial", multinomial, conditional.multinomial, True, "multinomial"),
-        Scheme("residual", residual, conditional.residual, True, "negative"),
-        Scheme("ssp", ssp, conditional.ssp, True, "negative"),
-        Scheme("killing", killing, conditional.killing, True, "negative"),
-        Scheme("birth_death", birth_death, conditional.birth_death, True, "negative"),
-        Scheme("rejection", rejection, conditional.multinomial, True, "multinomial"),
-        metropolis(),
-    )
-}
-
-
-def as_scheme(scheme: str | Scheme) -> Scheme:
-    """The scheme of a name in `RESAMPLERS`; a `Scheme` is returned as it is.
-
-    Raises:
-        ValueError: no scheme has this name; the message lists the names.
-        TypeError: neither a name nor a `Scheme`.
-    """
-    if isinstance(scheme, Scheme):
-        return scheme
-    names = ", ".join(repr(name) for name in RESAMPLERS)
-    if not isinstance(scheme, str):
-        raise TypeError(
-            f"A resampling scheme is a name or a Scheme, not {type(scheme).__name__}. Use one of {names}, or "
-            "Scheme(name, ancestors, conditional, is_unbiased) for a resampler of your own."
-        )
-    if scheme not in RESAMPLERS:
-        raise ValueError(f"No resampling scheme is called {scheme!r}. Use one of {names}.")
-    return RESAMPLERS[scheme]
-
-
-def equally_weighted(key: Array, particles: Any, log_weights: Array, num: int) -> Any:
-    """`num` of the weighted particles, drawn by systematic resampling."""
-    index = as_scheme("systematic").ancestors(key, log_weights, num)
-    return jax.tree.map(lambda x: x[index], particles)

@@ -5,4 +5,5 @@ posterior and an unbiased estimate of its evidence.
 """
 
 from ._smc_sampler import smc_sampler as smc_sampler
-from ._tempering import TemperedResult as TemperedResult, tempered_smc as tempered_smc
+from ._tempered import TemperedResult as TemperedResult
+from ._tempering import tempered_smc as tempered_smc

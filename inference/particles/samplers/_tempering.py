@@ -15,54 +15,13 @@ from ....ppl._compat import is_concrete, typed_key
 from ..moves import HMC, Kernel, Standing
 from ..population import evidence, reweight, uniform
 from ..programs import map_particles
-from ..resampling import Scheme, as_scheme, equally_weighted, resample
+from ..resampling import Scheme, as_scheme, resample
 from ._persistent import run_persistent
 from ._static import Static, as_static
+from ._tempered import TemperedResult, trimmed
 
 Array = jax.Array
 NUM_BISECTIONS = 40
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TemperedResult:
-    """Particles of the posterior and the path that led to them; a pytree.
-
-    Attributes:
-        particles: latent site -> values [particles, ...], equally weighted after the last moves; with `keep="persistent"`
-            those of all temperatures, the prior's first, by weight (-inf for temperatures that were not needed, under jit).
-        log_weights: normalised, [particles], nats.
-        log_evidence: estimate of log p(data), nats; see `tempered_smc` for when its exponential is unbiased.
-        temperatures: exponents of the likelihood, [max_steps], increasing to 1 and filled up with 1.
-        increments: log-evidence increments, [max_steps], nats.
-        ess: effective sample size before each resampling, [max_steps].
-        acceptance: mean acceptance probability of the moves at each temperature, [max_steps].
-        num_steps: number of temperatures used.
-        tuning: scale and spread of the kernel at each temperature.
-        failed_at: number of the first temperature at which no particle had positive weight, or one was NaN; -1 if there is none.
-        evidence: "unbiased" if exp(log_evidence) is, else "consistent" in the number of particles.
-    """
-
-    particles: dict[str, Array]
-    log_weights: Array
-    log_evidence: Array
-    temperatures: Array
-    increments: Array
-    ess: Array
-    acceptance: Array
-    num_steps: Array
-    tuning: Any
-    failed_at: Array
-    evidence: str = dataclasses.field(default="consistent", metadata={"static": True})
-
-    def mean(self, fn: Callable[[Any], Any]) -> Any:
-        """sum_k W_k fn(particle_k)."""
-        values = jax.vmap(fn)(self.particles)
-        return jax.tree.map(lambda x: jnp.tensordot(jnp.exp(self.log_weights), x, 1), values)
-
-    def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
-        """Equally weighted particles, drawn by systematic resampling."""
-        return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
 
 
 def tempered_smc(
@@ -140,7 +99,7 @@ def tempered_smc(
         as_scheme(resampling).ancestors, keep, max_steps, batch_size,
     )  # fmt: skip
     if keep == "persistent":
-        result = _trimmed(TemperedResult(**run_persistent(run, key)), num_particles)
+        result = trimmed(TemperedResult(**run_persistent(run, key)), num_particles)
     else:
         result = run(key)
         is_unbiased = frozen is not None and as_scheme(resampling).is_unbiased
@@ -292,17 +251,6 @@ class _Run:
         one = jnp.ones_like(beta)
         low, high = jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (beta, one))
         return jnp.where(ess(one) >= goal, one, high)
-
-
-def _trimmed(result: TemperedResult, num_particles: int) -> TemperedResult:
-    """Without the particles of temperatures that were not needed, where their number is known."""
-    if not is_concrete(result.num_steps):
-        return result
-    count = num_particles * (int(result.num_steps) + 1)
-    cut = lambda tree: jax.tree.map(lambda x: x[:count], tree)
-    return dataclasses.replace(
-        result, particles=cut(result.particles), log_weights=cut(result.log_weights)
-    )
 
 
 def _check(

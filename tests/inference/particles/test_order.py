@@ -11,8 +11,8 @@ from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference.particles.resampling import Look
 from lapilli.inference.particles.resampling._hilbert import hilbert_index, nearby_order
+from lapilli.inference.particles.resampling._registry import RESAMPLERS
 from lapilli.inference.particles.resampling._resample import drawn_by
-from lapilli.inference.particles.resampling._schemes import RESAMPLERS
 
 
 def walk(ys):

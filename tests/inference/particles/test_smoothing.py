@@ -16,7 +16,7 @@ from _state_space import GOLDEN as Y, golden as walk, golden_chain, golden_poste
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles.engine._smc import run
+from lapilli.inference.particles.engine import run
 from lapilli.inference.particles.smoothing import _backward_kernels as kernels
 from lapilli.inference.particles.smoothing._backward import draw_slots
 
