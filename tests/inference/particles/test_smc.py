@@ -252,6 +252,22 @@ def test_a_proposal_of_other_missing_cells_is_refused(key):
         inference.smc(gappy, key, ys, seen, num_particles=2, proposal=drawn)
 
 
+def test_a_constant_factor_counts_where_masks_are_compared_late(key):
+    """Under jit a penalty waits for the first weighing, as the log-probs do that are known before any draw."""
+    ys, seen = np.array([0.5, 0.1, 0.25], np.float32), np.array([True, False, True])
+
+    def shifted(ys, seen):
+        ppl.factor("constant", 3.0)
+        gappy(ys, seen)
+
+    run = lambda seen: [
+        inference.smc(model, key, ys, seen, num_particles=2, proposal=filling).log_evidence
+        for model in (gappy, shifted)
+    ]
+    for plain, more in (run(seen), jax.jit(run)(seen)):
+        np.testing.assert_allclose(more - plain, 3.0, rtol=1e-5)
+
+
 def filling(ys, seen, is_sure=True):
     """A proposal of states and of missing cells."""
 
