@@ -35,24 +35,6 @@ Array = jax.Array
 stop = jax.lax.stop_gradient
 
 
-def multinomial_law(log_weights: Array, ancestors: Array) -> Array:
-    """Log P(A) = sum_j log W_{A_j}."""
-    return log_weights[ancestors].sum()
-
-
-def killing_law(log_weights: Array, ancestors: Array) -> Array:
-    """Log P(A) = sum_j log(P(A_j)) as in `killing`; differentiable where one weight alone is the largest."""
-    stay = jnp.exp(log_weights - log_weights.max())
-    is_own = ancestors == jnp.arange(len(log_weights))
-    killed = 1 - jnp.where(is_own, 0.0, stay)  # the particle of largest weight is never killed
-    own = jnp.log(jnp.where(is_own, stay + (1 - stay) * jnp.exp(log_weights), 1.0))
-    return jnp.where(is_own, own, jnp.log(killed) + log_weights[ancestors]).sum()
-
-
-# Schemes whose ancestors have a known law.
-LAWS = {"multinomial": multinomial_law, "rejection": multinomial_law, "killing": killing_law}
-
-
 class ResamplingGradient(abc.ABC):
     """Abstract: how a derivative passes through resampling. Final: `Drop`, `Score`, `StopGradient`, `Soft`, `Transport`.
 
@@ -108,7 +90,7 @@ class Drop(ResamplingGradient):
 class Score(ResamplingGradient):
     """The score function of the ancestors: S gains sum_j log r(A_j | W). Unbiased for d E[log Z-hat].
 
-    For schemes whose ancestors have a known law ("multinomial", "rejection", "killing"), and policies that do not look at the
+    For schemes that know the law of their ancestors (`Scheme.log_law`), and policies that do not look at the
     weights. Without a baseline its variance is out of all proportion for more than a few steps: `fivo` gives it one.
     Reference: Maddison et al. 2017, arXiv:1705.09279, equation 8; Le et al. 2018, arXiv:1705.10306, section 4.1.
     """
@@ -119,15 +101,17 @@ class Score(ResamplingGradient):
         self, scheme: Scheme, key: Array, particles: Any, log_weights: Array
     ) -> Resampled:
         ancestors = scheme.ancestors(key, stop(log_weights)).astype(jnp.int32)
-        score = LAWS[scheme.name](log_weights, ancestors)
+        assert scheme.log_law is not None  # see `check`
+        score = scheme.log_law(log_weights, ancestors)
         return _resampled(particles, uniform(len(log_weights)), ancestors, score)
 
     def check(self, scheme: Scheme, policy: Policy, num_particles: int, history: str) -> None:
         super().check(scheme, policy, num_particles, history)
-        if RESAMPLERS.get(scheme.name) is not scheme or scheme.name not in LAWS:
+        if scheme.log_law is None:
+            known = sorted(name for name, scheme in RESAMPLERS.items() if scheme.log_law)
             raise ValueError(
                 f"smc: gradient='score' needs the log-prob of the ancestors, which is not known for resampling='{scheme.name}'. "
-                f"Use one of {sorted(LAWS)}, e.g. resampling='multinomial', or gradient='stop_gradient'."
+                f"Use one of {known}, e.g. resampling='multinomial', a Scheme with log_law, or gradient='stop_gradient'."
             )
         if _reads_weights(policy, num_particles):
             raise ValueError(

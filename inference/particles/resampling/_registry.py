@@ -1,4 +1,4 @@
-"""The resampling schemes by name."""
+"""The resampling schemes by name: a new one is a row of the table, with its conditional version, and the laws that are known."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from . import (
-    _conditional as conditional,
-)
+from . import _conditional as conditional
 from ._scheme import Scheme
 from ._schemes import (
     birth_death,
     killing,
+    killing_law,
     metropolis,
     multinomial,
+    multinomial_law,
     rejection,
     residual,
     ssp,
@@ -28,15 +28,15 @@ RESAMPLERS: dict[str, Scheme] = {
     for scheme in (
         Scheme("systematic", systematic, conditional.systematic, True),
         Scheme("stratified", stratified, conditional.stratified, True, "negative"),
-        Scheme("multinomial", multinomial, conditional.multinomial, True, "multinomial"),
+        Scheme("multinomial", multinomial, conditional.multinomial, True, "multinomial", multinomial_law),
         Scheme("residual", residual, conditional.residual, True, "negative"),
         Scheme("ssp", ssp, conditional.ssp, True, "negative"),
-        Scheme("killing", killing, conditional.killing, True, "negative"),
+        Scheme("killing", killing, conditional.killing, True, "negative", killing_law),
         Scheme("birth_death", birth_death, conditional.birth_death, True, "negative"),
-        Scheme("rejection", rejection, conditional.multinomial, True, "multinomial"),
+        Scheme("rejection", rejection, conditional.multinomial, True, "multinomial", multinomial_law),
         metropolis(),
     )
-}
+}  # fmt: skip
 
 
 def as_scheme(scheme: str | Scheme) -> Scheme:

@@ -13,7 +13,7 @@ Resampler = Callable[..., Int[Array, " num"]]  # (key, log_weights [K], num=None
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to resample, with what conditional SMC needs of it.
+    """A way to resample, with what methods ask of it.
 
     Args:
         name: how errors and tables call it.
@@ -22,6 +22,8 @@ class Scheme:
         is_unbiased: whether E[N_k] = num W_k for all k.
         offspring: what is known of the joint law of the counts, which `evidence_variance` asks: "multinomial"; "negative" if
             E[N_j N_k] <= num^2 W_j W_k for all j != k; "unknown".
+        log_law: `(log_weights, ancestors) -> log P(ancestors)` of K ancestors by K normalised weights, nats, with the derivative
+            that `Score` takes; None where it is not known.
     """
 
     name: str
@@ -29,3 +31,4 @@ class Scheme:
     conditional: Resampler
     is_unbiased: bool
     offspring: Literal["multinomial", "negative", "unknown"] = "unknown"
+    log_law: Callable[[Array, Array], Array] | None = None

@@ -255,6 +255,20 @@ def metropolis(num_steps: int = 32) -> Scheme:
     return Scheme("metropolis", ancestors, conditional.refused("metropolis"), is_unbiased=False)
 
 
+def multinomial_law(log_weights: Array, ancestors: Array) -> Array:
+    """Log P(A) = sum_j log W_{A_j}."""
+    return log_weights[ancestors].sum()
+
+
+def killing_law(log_weights: Array, ancestors: Array) -> Array:
+    """Log P(A) = sum_j log(P(A_j)) as in `killing`; differentiable where one weight alone is the largest."""
+    stay = jnp.exp(log_weights - log_weights.max())
+    is_own = ancestors == jnp.arange(len(log_weights))
+    killed = 1 - jnp.where(is_own, 0.0, stay)  # the particle of largest weight is never killed
+    own = jnp.log(jnp.where(is_own, stay + (1 - stay) * jnp.exp(log_weights), 1.0))
+    return jnp.where(is_own, own, jnp.log(killed) + log_weights[ancestors]).sum()
+
+
 def _by_grid(
     key: Array, log_weights: Array, num: int | None, shape: tuple[int, ...] | None
 ) -> Int[Array, " num"]:
