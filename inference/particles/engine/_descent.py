@@ -3,7 +3,7 @@
 Input: for a step of a loop the states and weights of the particles before it, and the densities of the steps ahead. Output: the
 particle that the retained path descends from, drawn from
 
-    B_t(k) proportional to W_k F_t(s_k, x_t, x_{t+1}, ...)      (`_transition.py`).
+    B_t(k) proportional to W_k F_t(s_k, x_t, x_{t+1}, ...)      (`programs/_transition.py`).
 
 Reference: Lindsten, Jordan and Schön 2014, arXiv:1401.0604.
 """
@@ -88,7 +88,7 @@ def choose(key: Array, logits: Array, fallback: Array) -> Array:
 def turned(particles: Any, index: Array) -> Any:
     """Particles shifted so that number `index` becomes particle 0.
 
-    Resampling given that slot 0 descends from particle 0 has a law without special labels (`_conditional_resampling.py`):
+    Resampling given that slot 0 descends from particle 0 has a law without special labels (`resampling/_conditional.py`):
     after the shift it is resampling given any other ancestor.
     """
     return jax.tree.map(lambda x: x if is_key(x) else jnp.roll(x, -index, axis=0), particles)

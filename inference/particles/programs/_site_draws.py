@@ -2,7 +2,7 @@
 
 A site is drawn *pathwise* where its distribution has a differentiable sampler and no strategy of another kind is asked for:
 the value carries the derivative. Any other site is *scored*: its value carries none, and its log-prob enters a score factor
-(`_differentiable`), or, without one, a derivative with respect to its parameters is refused.
+(`resampling/_differentiable.py`), or, without one, a derivative with respect to its parameters is refused.
 """
 
 from __future__ import annotations

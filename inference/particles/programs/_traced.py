@@ -39,7 +39,7 @@ class TracedProgram:
         # What this program, the model, gets from a proposal; its last inputs, in this order.
         self.given: tuple[str, ...] = ()
         self.signs: dict[str, float] = {}
-        # Sites whose draws carry no derivative: their log-probs make the score factor (`_differentiable`).
+        # Sites whose draws carry no derivative: their log-probs make the score factor (`resampling/_differentiable.py`).
         self.scored: set[str] = set()
 
     def weighted(self) -> list[tuple[Any, float]]:

@@ -1,7 +1,7 @@
 """Gradients through resampling: the ancestor indices are discrete choices, and each estimator treats them in its own way.
 
 Terms: K particles with normalised weights W_k; ancestors A_j ~ r(. | W); log Z-hat the sum of the log-increments; sg stops
-the gradient. Sites that are not drawn pathwise (`_site_draws`) are discrete choices too, with log-probs l.
+the gradient. Sites that are not drawn pathwise (`programs/_site_draws.py`) are discrete choices too, with log-probs l.
 
 - *evidence* mode: an increment at time t becomes inc_t + sg(inc_t) (S_t - sg(S_t)), S_t the log-prob of all discrete choices
   made before it. E of the derivative is d E[log Z-hat] if S_t is complete.

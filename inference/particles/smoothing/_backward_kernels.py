@@ -5,7 +5,8 @@ All draw from, or keep invariant,
     B_t(k) proportional to W_k F_t(s_k, x_t, x_{t+1}, ...),
 
 W_k and s_k the weights and states of the particles before step t, F_t the density of the path's later choices and data
-(`_transition.py`). Where no particle has a positive density (rounding, kernels without density) a path keeps its own parent.
+(`programs/_transition.py`). Where no particle has a positive density (rounding, kernels without density) a path keeps its own
+parent.
 
 Reference: Godsill, Doucet and West 2004 (exact); Douc, Garivier, Moulines and Olsson 2011 (rejection); Bunch and Godsill 2013,
 Dau and Chopin 2023, arXiv:2207.00976 (Metropolis; rejection that gives up in time).
