@@ -38,7 +38,8 @@ Particles: filters and samplers
 
 Particles: parameters and states together
     pmmh, PMMHResult                                particle marginal Metropolis-Hastings
-    particle_gibbs, conditional_smc                 Gibbs moves on whole paths
+    particle_gibbs, ParticleGibbsResult             Gibbs moves on whole paths,
+    conditional_smc                                 ... one of them
     smc2, SMC2Result                                particles of parameters, each with a filter
     liu_west, LiuWestResult                         one pass, approximate
     Kernel, RandomWalk, MALA, HMC, BlackJAX         moves of parameters
@@ -154,6 +155,7 @@ from .particles import (
     Kernel as Kernel,
     LiuWestResult as LiuWestResult,
     Partial as Partial,
+    ParticleGibbsResult as ParticleGibbsResult,
     PMMHResult as PMMHResult,
     RandomWalk as RandomWalk,
     Replicates as Replicates,
@@ -245,6 +247,7 @@ __all__ = [
     "pmmh",
     "PMMHResult",
     "particle_gibbs",
+    "ParticleGibbsResult",
     "conditional_smc",
     "smc2",
     "SMC2Result",

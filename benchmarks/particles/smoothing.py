@@ -139,7 +139,7 @@ def main() -> None:
             chain = jax.jit(
                 lambda key, path=path, num=num: inference.particle_gibbs(
                     model, key, jnp.asarray(ys), num_samples=NUM_MOVES, num_particles=num, path=path
-                )["x0"]
+                ).choices["x0"]
             )
             jax.block_until_ready(chain(jax.random.key(0)))
             start = time.perf_counter()

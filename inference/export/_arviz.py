@@ -12,7 +12,7 @@ import jax
 from ... import ppl
 from ...ppl._compat import typed_key
 from ..fitting._fit_result import Fit, Posterior
-from ..particles.parameters import PMMHResult
+from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ._arviz_source import PARTICLES, Source, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import describe, draw_prior, replay
@@ -70,7 +70,8 @@ def to_arviz(
             `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult`, `SMC2Result`,
             `TemperedResult`, `IslandsResult` or `LiuWestResult`, resampled to equal weights, with attributes log_evidence,
             min_ess and, where it is said, what the evidence is; a `PMMHResult`, of chains if it has two leading
-            axes, with sample_stats log_joint and is_accepted; or a NumPyro MCMC after its run, read by ArviZ itself.
+            axes, with sample_stats log_joint and is_accepted; a `ParticleGibbsResult` of a
+            program; or a NumPyro MCMC after its run, read by ArviZ itself.
         key: PRNG key; needed to draw from a guide, for predictions and for the prior.
         num_samples: draws from the guide, the prior, or the particles.
         args: arguments of the model; default those of the fit or of the MCMC run, else ().
@@ -241,7 +242,7 @@ def _check_options(
 ) -> None:
     problems = []
     own = isinstance(result, Fit) or is_mcmc(result)
-    particles = PMMHResult | PARTICLES
+    particles = PMMHResult | ParticleGibbsResult | PARTICLES
     if not (own or isinstance(result, Mapping | ppl.Trace | Posterior | particles)):
         raise TypeError(
             f"to_arviz: argument 'result' is a {type(result).__name__}. Pass a Fit, a mapping from site to draws, "

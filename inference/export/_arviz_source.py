@@ -14,7 +14,7 @@ from ... import ppl
 from ...ppl._compat import mcmc_arguments
 from ..fitting._fit_result import Fit, Posterior
 from ..particles.engine import SMCResult
-from ..particles.parameters import LiuWestResult, PMMHResult, SMC2Result
+from ..particles.parameters import LiuWestResult, ParticleGibbsResult, PMMHResult, SMC2Result
 from ..particles.samplers import TemperedResult
 from ..particles.scaling import IslandsResult
 from ._arviz_tree import Content
@@ -69,6 +69,8 @@ def make_source(result, keys, num_samples, args, model, log_weights, batch_size)
         return _from_particles(result, keys, num_samples, args, model)
     if isinstance(result, Posterior):
         result, log_weights = result
+    if isinstance(result, ParticleGibbsResult):
+        result = result.choices
     program = None if model is None else ppl.as_program(model)
     stats = {} if log_weights is None else {"log_weight": np.asarray(log_weights)}
     if isinstance(result, ppl.Trace) and program is None:

@@ -44,6 +44,7 @@ from .moves import (
 )
 from .parameters import (
     LiuWestResult as LiuWestResult,
+    ParticleGibbsResult as ParticleGibbsResult,
     PMMHResult as PMMHResult,
     SMC2Result as SMC2Result,
     liu_west as liu_west,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ....ppl._compat import is_concrete, typed_key
+from ..._show import shown
 from ..resampling import (
     equally_weighted,
 )
@@ -17,6 +18,7 @@ from ..resampling import (
 Array = jax.Array
 
 
+@shown
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SMCResult:

@@ -6,6 +6,9 @@ Metropolis on estimated evidence (`pmmh`), by particles of parameters that carry
 """
 
 from ._liu_west import LiuWestResult as LiuWestResult, liu_west as liu_west
-from ._particle_gibbs import particle_gibbs as particle_gibbs
+from ._particle_gibbs import (
+    ParticleGibbsResult as ParticleGibbsResult,
+    particle_gibbs as particle_gibbs,
+)
 from ._pmmh import PMMHResult as PMMHResult, pmmh as pmmh
 from ._smc2 import SMC2Result as SMC2Result, smc2 as smc2

@@ -25,6 +25,7 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import Literal, typed_key
 from ..._depends import depends, walk
+from ..._show import shown
 from ..engine import Cloud, Moved, Settings
 from ..moves import cholesky
 from ..population import Batch, evidence
@@ -44,6 +45,7 @@ from ._parameters import make_parameters
 Array = jax.Array
 
 
+@shown
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LiuWestResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
+from ..._show import shown
 from ..engine import FeynmanKac, smc
 from ..moves import HMC, Kernel
 from ..smoothing import Target, conditional_smc, pick
@@ -18,6 +20,19 @@ from ._parameter_moves import ParameterMoves
 from ._parameters import given, make_parameters
 
 Array = jax.Array
+
+
+@shown
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ParticleGibbsResult:
+    """Draws of a chain; a pytree.
+
+    Attributes:
+        choices: latent site -> values, [samples, ...]; of a `FeynmanKac` paths, [samples, steps + 1, ...].
+    """
+
+    choices: Any
 
 
 def particle_gibbs(
@@ -32,7 +47,7 @@ def particle_gibbs(
     kernel: Kernel | None = None,
     num_moves: int = 1,
     **options: Any,
-) -> Any:
+) -> ParticleGibbsResult:
     """A chain of `conditional_smc` moves, and of moves of parameters.
 
     Without `parameters` every latent site is part of a particle. A site that all steps share is better named a parameter: the
@@ -53,7 +68,7 @@ def particle_gibbs(
             draws take the chain's values.
 
     Returns:
-        Latent site -> values, [samples, ...]; for a `FeynmanKac` paths, [samples, steps + 1, ...].
+        The draws after warmup.
 
     Raises:
         ValueError: as for `conditional_smc`; a number of samples or moves below 1; a parameter that is missing, discrete, in or
@@ -71,10 +86,10 @@ def particle_gibbs(
         ...         x = ppl.sample("x", dist.Normal(a * x, 1.0))
         ...         return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
         ...     ppl.scan(step, 0.0, ys)
-        >>> draws = inference.particle_gibbs(
+        >>> result = inference.particle_gibbs(
         ...     walk, jax.random.key(0), jnp.ones(3), parameters=["a"], path="ancestor", num_samples=20, num_particles=5
         ... )
-        >>> draws["a"].shape, draws["x"].shape
+        >>> result.choices["a"].shape, result.choices["x"].shape
         ((20,), (20, 3))
 
     Reference: Andrieu, Doucet and Holenstein 2010, section 2.4.3; Lindsten, Jordan and Schön 2014, arXiv:1401.0604.
@@ -101,7 +116,7 @@ def particle_gibbs(
     total = num_warmup + num_samples
     inputs = jnp.arange(total), jax.random.split(chain_key, total)
     _, draws = jax.lax.scan(move, start, inputs)
-    return jax.tree.map(lambda x: x[num_warmup:], draws)
+    return ParticleGibbsResult(jax.tree.map(lambda x: x[num_warmup:], draws))
 
 
 def _check_start(target: Any, state: Any, args: tuple[Any, ...]) -> None:

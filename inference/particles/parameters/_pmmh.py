@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
+from ..._show import shown
 from ..engine import smc
 from ..moves import acceptance, cholesky
 from ..resampling import Policy, Resampling
@@ -21,6 +22,7 @@ Array = jax.Array
 WIDEST = 10.0  # the scale stays within this factor of its start: noise, too, rejects
 
 
+@shown
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PMMHResult:

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from ....ppl._compat import is_concrete, typed_key
+from ..._show import shown
 from ..resampling import equally_weighted
 
 Array = jax.Array
 
 
+@shown
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TemperedResult:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
+from ..._show import shown
 from ..engine import (
     ONE_DEVICE,
     Axes,
@@ -56,6 +57,7 @@ AXES = {
 }
 
 
+@shown
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IslandsResult:

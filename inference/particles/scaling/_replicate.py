@@ -12,8 +12,10 @@ from jaxtyping import Array, Float
 
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
+from ..._show import shown
 
 
+@shown
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Replicates:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import Tracer, typed_key
+from ..._show import shown
 from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, run
 from ..population import underived, voided
 from ..resampling import Policy, Resampling, systematic
@@ -28,6 +29,7 @@ OPTIONS = {
 ROUNDING = 1e-4  # nats by which a density may exceed its bound in float32
 
 
+@shown
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Smoothing:

@@ -37,8 +37,10 @@ def test_particle_gibbs_samples_the_posterior(name, key):
     """200 chains; means and variances of all sites. A bias of 0.1 sd of the posterior is 7 standard errors."""
     program, path, _ = CHAINS[name]
     mean, cov = gaussian_posterior(program, LINE)
-    sample = lambda key: inference.particle_gibbs(
-        program, key, LINE, num_samples=100, num_warmup=30, num_particles=8, path=path
+    sample = lambda key: (
+        inference.particle_gibbs(
+            program, key, LINE, num_samples=100, num_warmup=30, num_particles=8, path=path
+        ).choices
     )
     states = jax.jit(jax.vmap(sample))(jax.random.split(key, 200))
     flat = jax.vmap(jax.vmap(lambda x: ravel_pytree(x)[0]))(states)
@@ -97,7 +99,7 @@ def test_parameters_and_states_alternate(name, key):
     sample = lambda key: inference.particle_gibbs(
         unknown_walk, key, ys, parameters=["a"], num_samples=100, num_warmup=100, num_particles=5,
         **PARAMETER_CHAINS[name],
-    )  # fmt: skip
+    ).choices  # fmt: skip
     draws = jax.jit(jax.vmap(sample))(jax.random.split(key, 200))
     assert draws["x"].shape == (200, 100, 4)
     a = draws["a"]
@@ -118,7 +120,8 @@ def test_early_states_move_with_few_particles(key):
     """5 particles, 50 steps: the genealogy holds x_0 fast, other ancestors move it in most moves."""
 
     def rate(path):
-        paths = inference.particle_gibbs(LONG, key, num_samples=300, num_particles=5, path=path)
+        result = inference.particle_gibbs(LONG, key, num_samples=300, num_particles=5, path=path)
+        paths = result.choices
         return float((paths[1:, 0] != paths[:-1, 0]).mean())
 
     assert rate("genealogy") < 0.02
@@ -160,3 +163,11 @@ def test_a_start_without_density_is_refused(key):
     options = {"num_particles": 2, "num_samples": 2}
     with pytest.raises(ValueError, match="init has log-density -inf.*positive density"):
         inference.particle_gibbs(model, key, 2.0, init={"a": 2.0}, **options)
+
+
+def test_draws_are_named_and_go_to_arviz(key):
+    result = gibbs(key, num_samples=4)
+    assert set(result.choices) == {"slope", "x"}
+    tree = inference.to_arviz(result)
+    assert tree["posterior"]["slope"].shape[:2] == (1, 4)
+    assert len(repr(result).splitlines()) <= 10

@@ -371,8 +371,10 @@ def test_conditional_smc_leaves_the_posterior_invariant(scheme, key):
 @pytest.mark.slow  # a chain; see test_particle_gibbs.py
 def test_particle_gibbs_samples_the_posterior(key):
     mean, cov = golden_posterior()
-    run = lambda key: inference.particle_gibbs(
-        walk, key, Y, num_samples=200, num_warmup=20, num_particles=10, proposal=optimal
+    run = lambda key: (
+        inference.particle_gibbs(
+            walk, key, Y, num_samples=200, num_warmup=20, num_particles=10, proposal=optimal
+        ).choices
     )
     states = jax.jit(jax.vmap(run))(jax.random.split(key, 200))
     paths = jnp.concatenate([states["x0"][..., None], states["x"]], -1)
