@@ -25,7 +25,7 @@ import jax  # isort: skip
 import jax.numpy as jnp
 import numpy as np
 
-from lapilli.inference.particles._resampling import RESAMPLERS
+from lapilli.inference.particles.resampling import RESAMPLERS
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from _common import interleaved, paired

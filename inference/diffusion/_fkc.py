@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
 from .._show import shown
-from ..particles._feynman_kac import FeynmanKac
+from ..particles.engine import FeynmanKac
 from ._composition import Composition, Exponent, Reward, as_composition, product
 from ._corrector import Corrector
 from ._diffusion import Diffusion, check_noise, check_times

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...ppl._checks import check_counts
-from ..particles._moves import accept
+from ..particles.moves import accept
 from . import _points as points
 from ._composition import Composition
 

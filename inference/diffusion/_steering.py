@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
 from .._show import shown
-from ..particles._feynman_kac import FeynmanKac
+from ..particles.engine import FeynmanKac
 from ._diffusion import Diffusion, check_noise, check_times, reverse_step
 
 Potential = Literal["difference", "max", "sum"]

@@ -12,7 +12,7 @@ import jax
 from ... import ppl
 from ...ppl._compat import typed_key
 from ..fitting._fit_result import Fit, Posterior
-from ..particles._pmmh import PMMHResult
+from ..particles.parameters import PMMHResult
 from ._arviz_source import PARTICLES, Source, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import describe, draw_prior, replay

@@ -13,12 +13,10 @@ import numpy as np
 from ... import ppl
 from ...ppl._compat import mcmc_arguments
 from ..fitting._fit_result import Fit, Posterior
-from ..particles._islands import IslandsResult
-from ..particles._liu_west import LiuWestResult
-from ..particles._pmmh import PMMHResult
-from ..particles._smc import SMCResult
-from ..particles._smc2 import SMC2Result
-from ..particles._tempering import TemperedResult
+from ..particles.engine import SMCResult
+from ..particles.parameters import LiuWestResult, PMMHResult, SMC2Result
+from ..particles.samplers import TemperedResult
+from ..particles.scaling import IslandsResult
 from ._arviz_tree import Content
 from ._draws import draw_guide, whole_events
 

@@ -22,8 +22,8 @@ import numpyro.distributions as dist
 
 from ...ppl._compat import mask_of
 from ...ppl.strategies import element
+from .._depends import depends
 from ..objectives._analytic_kl import Laws
-from ..particles._depends import depends
 from ._fisher import ROOTS, TINY, Outputs
 from ._truncated import truncated_factor
 

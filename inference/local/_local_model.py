@@ -21,10 +21,11 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import no_handlers
+from ...ppl.distributions import is_masked
 from ...ppl.strategies import element
-from ...ppl.traces import ParamCollector, Runner, is_masked
+from ...ppl.traces import ParamCollector, Runner
+from .._depends import depends
 from ..objectives._analytic_kl import Laws
-from ..particles._depends import depends
 from ._jacobian import Observations, Statements, rows
 from ._local_site import NormalPrior
 

@@ -21,20 +21,22 @@ from ...ppl.language import matched
 from ...ppl.strategies import Pathwise, as_strategy
 from ...ppl.traces import Trace, trace_of
 from .._show import shown
-from ..particles import _filter
-from ..particles._differentiable import (
+from ..particles.engine import Settings, run_program
+from ..particles.programs import SiteDraws
+from ..particles.resampling import (
     Differentiation,
+    Policy,
     ResamplingGradient,
+    Scheme,
     Score,
     StopGradient,
     Transport,
     as_gradient,
+    as_scheme,
+    every,
     once_only,
     scored,
 )
-from ..particles._policies import Policy, every
-from ..particles._resampling import Scheme, as_scheme
-from ..particles._site_draws import SiteDraws
 from ._objective import Objective, ready
 
 Array = jax.Array
@@ -113,14 +115,13 @@ def fivo(
         name="fivo",
         check_jumps=check_jumps,
         weighing="refused",
-        options={
-            "num_particles": num_particles,
-            "scheme": scheme.ancestors,
-            "policy": policy,
-            "batch_size": None,
-            "history": history,
-            "gradient": Differentiation(strategy, scheme, strategies or {}),
-        },
+        settings=Settings(
+            num_particles,
+            scheme.ancestors,
+            policy,
+            history,
+            gradient=Differentiation(strategy, scheme, strategies or {}),
+        ),  # fmt: skip
     )
 
 
@@ -150,13 +151,13 @@ class ParticleObjective(Objective):
     """An objective estimated by particle runs; `fn` is its one-particle version, which serves checks and reports.
 
     Attributes:
-        options: arguments of the particle run.
+        settings: of the particle run.
     """
 
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Settings = dataclasses.field(kw_only=True)
 
     def _facts(self) -> dict[str, Any]:
-        return super()._facts() | {"options": self.options or None}
+        return super()._facts() | {"num_particles": self.settings.num_particles}
 
     @functools.cached_property
     def expectation(self) -> Any:
@@ -207,7 +208,8 @@ class _ParticleExpectation:
 
     def __init__(self, objective: ParticleObjective) -> None:
         self.objective = objective
-        self.differentiation: Differentiation = objective.options["gradient"]
+        assert objective.settings.gradient is not None
+        self.differentiation: Differentiation = objective.settings.gradient
         self._ones: dict[Any, ppl.Expectation] = {}
         self._compiled = eqx.filter_jit(jax.value_and_grad(self._value))
         self._compiled_value = eqx.filter_jit(self._value)
@@ -235,7 +237,7 @@ class _ParticleExpectation:
 
     def plan(self, params: Any, *args: Any) -> ppl.Plan:
         plan = self._one_particle(params, args).plan(params, *args)
-        size, strategy = self.objective.options["num_particles"], self.differentiation.strategy
+        size, strategy = self.objective.settings.num_particles, self.differentiation.strategy
         scheme = self.differentiation.scheme.name
         ancestors = SitePlan(
             "ancestors", scheme, (size,), strategy.name, "gradient=", "1", strategy.is_biased
@@ -247,7 +249,7 @@ class _ParticleExpectation:
         model, guide = self._programs(params)
 
         def run(key: Array) -> tuple[Array, Array]:
-            fields = _filter.run(model, guide, key, args, **self.objective.options)
+            fields = run_program(model, guide, key, args, self.objective.settings)
             return fields["increments"], fields["scores"]
 
         num_runs = self.objective.num_replicates

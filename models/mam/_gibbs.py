@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ...inference.particles._moves import accept
+from ...inference.particles.moves import accept
 from ...ppl._compat import typed_key
 from . import _chain
 from ._distribution import MaM

@@ -56,7 +56,6 @@ from ._sites import (
     SiteInfo as SiteInfo,
     check_shape as check_shape,
     describe as describe,
-    is_masked as is_masked,
     log_prob_of as log_prob_of,
 )
 from ._trace import (

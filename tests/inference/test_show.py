@@ -179,7 +179,7 @@ def test_objectives_name_their_programs():
     weighted = BOUND.with_plate_sizes({"rows": 10}).with_site_weights({"z": 0.5})
     assert "rows 10" in repr(weighted) and "z 0.5" in repr(weighted)
     particles = inference.fivo(model, guide, num_particles=4)
-    assert "<Program model>" in repr(particles) and "options" in repr(particles)
+    assert "<Program model>" in repr(particles) and "num_particles" in repr(particles)
     assert lines(particles)
 
 

@@ -15,7 +15,7 @@ from _state_space import walk
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles import _lanes
+from lapilli.inference.particles.programs import _machine
 
 START, MOVE = np.array([0.6, 0.4]), np.array([[0.8, 0.2], [0.3, 0.7]])
 SEEN = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
@@ -134,7 +134,7 @@ def test_offspring_of_the_retained_particle_draw_their_own_steps(key):
 
 def test_a_kernel_whose_retained_path_spreads_is_found(key, monkeypatch):
     """The flag of the retained particle copied to its offspring: the invariance test fails."""
-    monkeypatch.setattr(_lanes.Loop, "in_slots", lambda loop, state: state)
+    monkeypatch.setattr(_machine.Loop, "in_slots", lambda loop, state: state)
     with pytest.raises(AssertionError, match="limit 4.5"):
         assert_invariant(chain, key, *enumerated(), to_program, of_program, path="ancestor")
 

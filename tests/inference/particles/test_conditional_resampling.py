@@ -16,7 +16,8 @@ import pytest
 from _slow import some_slow
 
 from _stats import assert_unbiased
-from lapilli.inference.particles._resampling import RESAMPLERS, Scheme, as_scheme
+from lapilli.inference.particles.resampling._registry import RESAMPLERS, as_scheme
+from lapilli.inference.particles.resampling._scheme import Scheme
 
 pytestmark = pytest.mark.one_in(2)
 

@@ -1,5 +1,6 @@
 """Gradients through resampling: enumeration of all draws and ancestors, quadrature, Kalman's recursion."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -11,8 +12,8 @@ import pytest
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles._differentiable import killing_law
-from lapilli.inference.particles._transport import log_plan
+from lapilli.inference.particles.resampling._schemes import killing_law
+from lapilli.inference.particles.resampling._transport import log_plan
 
 pytestmark = pytest.mark.one_in(2)
 
@@ -333,6 +334,18 @@ def test_transport_is_consistent(key):
     np.testing.assert_allclose(grads.mean(0), score, atol=0.05)
 
 
+def test_a_scheme_brings_the_law_of_its_ancestors():
+    """A scheme of one's own is scored by its own law, and refused without one."""
+    own = dataclasses.replace(inference.particles.resampling.RESAMPLERS["killing"], name="own")
+    found = run(gradient="score", resampling=own)
+    expected = run(gradient="score", resampling="killing")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    doubled = dataclasses.replace(own, log_law=lambda *inputs: 2 * killing_law(*inputs))
+    assert not np.array_equal(run(gradient="score", resampling=doubled)["rho"], found["rho"])
+    with pytest.raises(ValueError, match="not known for resampling='own'.*a Scheme with log_law"):
+        run(gradient="score", resampling=dataclasses.replace(own, log_law=None))
+
+
 # Refusals.
 
 
@@ -420,7 +433,7 @@ def test_forward_mode_is_reverse_mode(key):
 
 
 def test_every_policy_is_known_to_read_the_weights_or_not():
-    from lapilli.inference.particles._differentiable import _reads_weights
+    from lapilli.inference.particles.resampling._differentiable import _reads_weights
 
     reads = [inference.ess_below(), inference.window(1, 3, inference.ess_below())]
     blind = [inference.every(), inference.every(2), inference.never(), inference.window(1, 3)]

@@ -14,7 +14,9 @@ from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE as KALMAN, golden as walk
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles._resampling import RESAMPLERS, Scheme, metropolis
+from lapilli.inference.particles.resampling._registry import RESAMPLERS
+from lapilli.inference.particles.resampling._scheme import Scheme
+from lapilli.inference.particles.resampling._schemes import metropolis
 
 UNBIASED = tuple(name for name, scheme in RESAMPLERS.items() if scheme.is_unbiased)
 POLICIES = {

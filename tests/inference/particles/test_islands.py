@@ -9,8 +9,8 @@ from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE, golden as walk, golden_po
 
 from _stats import assert_unbiased
 from lapilli import inference
-from lapilli.inference.particles._exchange import Exchange
-from lapilli.inference.particles._population import lineages
+from lapilli.inference.particles.engine._exchange import Exchange
+from lapilli.inference.particles.resampling import lineages
 
 EVERY, ESS = inference.every(), inference.ess_below(0.9)
 

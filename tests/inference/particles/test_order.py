@@ -9,10 +9,10 @@ from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE as KALMAN, golden_chain, t
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles._hilbert import hilbert_index, nearby_order
-from lapilli.inference.particles._population import drawn_by
-from lapilli.inference.particles._resampling import RESAMPLERS
-from lapilli.inference.particles._twist import Look
+from lapilli.inference.particles.resampling import Look
+from lapilli.inference.particles.resampling._hilbert import hilbert_index, nearby_order
+from lapilli.inference.particles.resampling._registry import RESAMPLERS
+from lapilli.inference.particles.resampling._resample import drawn_by
 
 
 def walk(ys):

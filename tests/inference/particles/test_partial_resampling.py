@@ -15,7 +15,7 @@ from _state_space import GOLDEN, GOLDEN_EVIDENCE, golden_chain
 
 from _stats import assert_unbiased
 from lapilli import inference
-from lapilli.inference.particles import _resampling
+from lapilli.inference.particles.resampling import Scheme, as_scheme
 
 WEIGHTS = np.array([0.31, 0.02, 0.0, 0.17, 0.08, 0.22, 0.05, 0.15])
 with np.errstate(divide="ignore"):
@@ -29,7 +29,7 @@ def test_sums_are_unbiased_by_enumeration():
     mean, total = np.zeros(8), 0.0
     for own in itertools.product(range(4), repeat=4):
         chance = math.prod(heavy[list(own)] / heavy.sum())
-        scheme = _resampling.Scheme("given", lambda *_, own=own: jnp.array(own), None, True)
+        scheme = Scheme("given", lambda *_, own=own: jnp.array(own), None, True)
         drawn = inference.Partial(partial.fraction, scheme).ancestors(
             jax.random.key(0), jnp.asarray(LOG_WEIGHTS)
         )
@@ -118,9 +118,9 @@ def test_paths_with_other_ancestors_keep_their_target(path, key):
 @pytest.mark.slow  # the negative twin of the test above
 def test_a_conditional_run_that_forgets_its_slot_is_found(key):
     partial = inference.partial_resampling(0.75)
-    plain = _resampling.as_scheme("systematic")
+    plain = as_scheme("systematic")
     overwritten = lambda *a: plain.ancestors(*a).at[0].set(0)
-    broken = _resampling.Scheme("broken", plain.ancestors, overwritten, True)
+    broken = Scheme("broken", plain.ancestors, overwritten, True)
     with pytest.raises(AssertionError, match="disagree"):
         assert_unbiased(shares(inference.Partial(partial.fraction, broken), key), posterior())
 

@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference.particles._plot_smc import weighted_quantiles
+from lapilli.inference.particles.diagnostics._plot_smc import weighted_quantiles
 
 
 @ppl.model

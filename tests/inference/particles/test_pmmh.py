@@ -11,7 +11,7 @@ import pytest
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles import _parameter_filter
+from lapilli.inference.particles.parameters import _parameter_filter
 
 Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5, 2.5], np.float32)
 
@@ -129,7 +129,7 @@ def test_parameters_on_a_simplex_without_states(key):
     assert runs.states == {}
     assert_unbiased(p.mean(1), np.array([4, 3, 4]) / 11)
     assert_unbiased((p**2).mean(1), np.array([4 * 5, 3 * 4, 4 * 5]) / (11 * 12))
-    # One lane, no draws: the estimate is the density itself.
+    # One particle, no draws: the estimate is the density itself.
     exact = jax.vmap(lambda p: die.log_density({"p": p}, ROLLS))(runs.parameters["p"][0])
     np.testing.assert_allclose(runs.log_joint[0], exact, rtol=1e-5)
 

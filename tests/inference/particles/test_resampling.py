@@ -15,8 +15,10 @@ import pytest
 from _slow import some_slow
 
 from _stats import assert_unbiased
-from lapilli.inference.particles import _offspring
-from lapilli.inference.particles._resampling import RESAMPLERS, Scheme, as_scheme, metropolis
+from lapilli.inference.particles.resampling import _offspring
+from lapilli.inference.particles.resampling._registry import RESAMPLERS, as_scheme
+from lapilli.inference.particles.resampling._scheme import Scheme
+from lapilli.inference.particles.resampling._schemes import metropolis
 
 pytestmark = pytest.mark.one_in(2)
 

@@ -252,6 +252,22 @@ def test_a_proposal_of_other_missing_cells_is_refused(key):
         inference.smc(gappy, key, ys, seen, num_particles=2, proposal=drawn)
 
 
+def test_a_constant_factor_counts_where_masks_are_compared_late(key):
+    """Under jit a penalty waits for the first weighing, as the log-probs do that are known before any draw."""
+    ys, seen = np.array([0.5, 0.1, 0.25], np.float32), np.array([True, False, True])
+
+    def shifted(ys, seen):
+        ppl.factor("constant", 3.0)
+        gappy(ys, seen)
+
+    run = lambda seen: [
+        inference.smc(model, key, ys, seen, num_particles=2, proposal=filling).log_evidence
+        for model in (gappy, shifted)
+    ]
+    for plain, more in (run(seen), jax.jit(run)(seen)):
+        np.testing.assert_allclose(more - plain, 3.0, rtol=1e-5)
+
+
 def filling(ys, seen, is_sure=True):
     """A proposal of states and of missing cells."""
 
@@ -489,12 +505,13 @@ def test_bad_input_is_refused_by_name(name, key):
 
 def test_a_broken_engine_is_found(key, monkeypatch):
     """Weights that are reset though nobody was resampled: the evidence test fails."""
-    from lapilli.inference.particles import _population, _twist
+    from lapilli.inference.particles import population
+    from lapilli.inference.particles.resampling import _look_ahead, resample
 
     def forgetful(key, particles, log_weights, scheme, decision, *_):
-        chosen = _population.resample(key, particles, log_weights, scheme, False)
-        return chosen._replace(log_weights=_population.uniform(len(log_weights)))
+        chosen = resample(key, particles, log_weights, scheme, False)
+        return chosen._replace(log_weights=population.uniform(len(log_weights)))
 
-    monkeypatch.setattr(_twist, "resample", forgetful)
+    monkeypatch.setattr(_look_ahead, "resample", forgetful)
     with pytest.raises(AssertionError, match="limit 4.5"):
         assert_evidence(walk, KALMAN, key, Y, policy=inference.every())

@@ -110,7 +110,7 @@ def test_filters_with_a_proposal_are_exact(key):
 
 @pytest.mark.slow  # compiles the same once more
 def test_moves_that_look_ahead_are_found(key, monkeypatch):
-    from lapilli.inference.particles import _parameter_filter, _smc2
+    from lapilli.inference.particles.parameters import _parameter_filter, _smc2
 
     ahead = lambda cloud, t: cloud.log_priors + cloud.increments.sum(1)
     monkeypatch.setattr(_smc2, "_log_target", ahead)

@@ -10,7 +10,7 @@ import pytest
 
 from _stats import assert_same_mean, assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles._smc_sampler import SMCSampler
+from lapilli.inference.particles.samplers._smc_sampler import SMCSampler
 
 MOVE, EMIT = np.array([[0.7, 0.3], [0.4, 0.6]]), np.array([0.2, 0.8])  # P(k' | k), P(y = 1 | k)
 YS = np.array([1, 0, 1])
@@ -147,7 +147,7 @@ def test_a_marginal_with_a_particle_filter(key):
     assert_unbiased(reciprocal, np.ones(8))
 
 
-@pytest.mark.slow  # two levels of lanes compile
+@pytest.mark.slow  # two levels of particles compile
 def test_a_normalize_that_proposes_by_a_particle_filter(key):
     sampler = inference.smc_sampler(chain, num_particles=2)
     program = ppl.normalize(chain, proposal=sampler, num_particles=2)

@@ -16,9 +16,9 @@ from _state_space import GOLDEN as Y, golden as walk, golden_chain, golden_poste
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles import _backward_kernels as kernels
-from lapilli.inference.particles._backward import draw_slots
-from lapilli.inference.particles._smc import run
+from lapilli.inference.particles.engine import run
+from lapilli.inference.particles.smoothing import _backward_kernels as kernels
+from lapilli.inference.particles.smoothing._backward import draw_slots
 
 pytestmark = pytest.mark.one_in(2)
 

@@ -10,7 +10,7 @@ from scipy.stats import poisson
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles import _persistent
+from lapilli.inference.particles.samplers import _persistent
 
 COUNTS = np.array([1.0, 3.0, 5.0, 2.0], np.float32)
 WALK = inference.RandomWalk()

@@ -20,7 +20,7 @@ from _state_space import (
 )  # fmt: skip
 
 from lapilli import inference, ppl
-from lapilli.inference.particles._smc import run
+from lapilli.inference.particles.engine import run
 
 # Program, memory of each scan, sites of each scan.
 MODELS = {

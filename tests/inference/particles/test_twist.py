@@ -16,7 +16,8 @@ from _state_space import (
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles import _filter, _twist
+from lapilli.inference.particles.engine import _step
+from lapilli.inference.particles.resampling import _look_ahead
 
 pytestmark = pytest.mark.one_in(2)
 
@@ -140,11 +141,11 @@ def test_without_the_correction_the_evidence_is_biased(key, monkeypatch):
     """The test sees a broken estimator."""
 
     def uncorrected(key, particles, log_weights, seen, *options):
-        twisted = _twist.reweight(log_weights, seen[:, 0]).log_weights
-        chosen = _twist.resample_ahead(key, (particles, seen), twisted, None, *options)
+        twisted = _look_ahead.reweight(log_weights, seen[:, 0]).log_weights
+        chosen = _look_ahead.resample_ahead(key, (particles, seen), twisted, None, *options)
         return chosen._replace(particles=chosen.particles[0])
 
-    monkeypatch.setattr(_filter, "resample_ahead", uncorrected)
+    monkeypatch.setattr(_step, "resample_ahead", uncorrected)
     options = {"policy": inference.every(), "n": 4000, "num_particles": 40, "twist": crude}
     with pytest.raises(AssertionError, match="z = "):
         assert_unbiased(np.exp(evidences(walk, key, Y, **options).sum(-1) - KALMAN), 1.0)

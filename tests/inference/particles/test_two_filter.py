@@ -19,7 +19,7 @@ from _state_space import (
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles import _two_filter
+from lapilli.inference.particles.smoothing import _two_filter
 
 CHAIN = golden_chain()
 
@@ -205,5 +205,5 @@ def test_densities_that_are_nan_are_refused_and_void_under_jit(key):
 
 
 def test_pairs_are_weighted_in_blocks():
-    lanes = jnp.arange(3000.0)
-    np.testing.assert_allclose(_two_filter._blocked(lambda x: 2 * x, lanes), 2 * lanes)
+    particles = jnp.arange(3000.0)
+    np.testing.assert_allclose(_two_filter._blocked(lambda x: 2 * x, particles), 2 * particles)

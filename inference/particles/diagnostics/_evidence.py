@@ -1,0 +1,154 @@
+"""How exact an evidence estimate is: from the genealogy of one run, and from several runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..engine import SMCResult
+from ..resampling import lineages
+
+
+def evidence_variance(
+    result: SMCResult, *, form: Literal["unbiased", "upper"] = "unbiased", lag: int | None = None
+) -> Float[Array, ""]:
+    """Variance of log_evidence (nats squared), from the genealogy of one run.
+
+    Particles that descend from one particle of the first generation (their Eve) form a family e of weight
+    W_e = sum_{k in e} W_k. With K particles and R resamplings before the last weighing
+
+        v = -log(1 - sum_e W_e^2) - (R + 1) log(K / (K - 1)),
+
+    minus the log-share of the pairs of particles that are not related; form "upper" puts R = 0. It is a sum over steps of minus
+    the log-share of pairs that meet in no resampling further back, among those that meet in none from there on. With a lag L the
+    share of step s is taken among the particles after weighing s + L: less noise, and a bias that vanishes as L passes the memory
+    of the model. Where all particles are related, v is infinite: use a (shorter) lag.
+
+    Args:
+        result: of `smc` with `history` "full" or "ancestors".
+        form: "unbiased" needs multinomial offspring counts, "upper" non-positively correlated ones.
+        lag: L, number of weighings; None for the whole genealogy. Only with form "unbiased".
+
+    Returns:
+        v, scalar; its root is a standard error in nats. It may be negative, and is NaN for a run whose particles were lost.
+
+    Raises:
+        ValueError: no genealogy; a scheme for which the form says nothing; a run with `retained` choices; one particle.
+
+    Validity: E[exp(2 log_evidence - v)] = Z^2, so that 1 - exp(-v) times the squared estimate is unbiased for the variance of
+    exp(log_evidence), under "multinomial" and "rejection", for every policy that looks at weights only. With "upper" that
+    expectation is at most Z^2, under these two and "stratified", "residual", "ssp", "killing" and "birth_death", since the
+    families of such a scheme are not positively correlated. "systematic" is refused: one run does not show its variance; use
+    `replicate`. v is the variance of log_evidence itself to first order in 1/K, with a lag up to the model's memory.
+
+    Example:
+        >>> from lapilli import inference
+        >>> import jax
+        >>> walk = inference.FeynmanKac(jax.random.normal, lambda key, x, t: x + jax.random.normal(key), lambda _, x, t: -x**2, 9)
+        >>> result = inference.smc(walk, jax.random.key(0), num_particles=500, resampling="multinomial")
+        >>> bool(0 < inference.evidence_variance(result, lag=5) < 0.1)
+        True
+
+    Reference: Chan and Lai 2013, arXiv:1312.5114; Lee and Whiteley 2018, arXiv:1509.00394, section 3; Olsson and
+    Douc 2019, arXiv:1701.01001 (lag), here applied to each step's term of the evidence.
+    """
+    ancestors = _checked(result, form, lag)
+    if lag is None:
+        apart = _log_apart(ancestors[0][lineages(ancestors)[0]], result.log_weights)
+    else:
+        apart = _lagged(ancestors, result, lag)
+    num_draws = 1 + (result.is_resampled.sum() if form == "unbiased" else 0)
+    value = num_draws * math.log1p(-1 / ancestors.shape[1]) - apart
+    return jnp.where(result.failed_at >= 0, jnp.nan, value)
+
+
+def unique_ancestors(result: SMCResult) -> Int[Array, " weighings"]:
+    """How many particles of each weighing have descendants among the last ones: the degeneracy of the paths.
+
+    Args:
+        result: of `smc` with `history` "full" or "ancestors".
+
+    Returns:
+        Counts between 1 and K, non-decreasing in time, [weighings].
+
+    Raises:
+        ValueError: the run kept no genealogy.
+    """
+    ancestors = _genealogy(result)
+    count = lambda row: jnp.zeros(len(row), jnp.int32).at[row].set(1).sum()
+    return jax.vmap(count)(lineages(ancestors))
+
+
+def _lagged(ancestors: Array, result: SMCResult, lag: int) -> Array:
+    """The sum over steps s of the log-share, at step s + lag, of pairs apart after step s that are so before it, too."""
+    steps, size = ancestors.shape
+    assert result.step_log_weights is not None
+    # After the last step nothing changes: identity parents and the last weights.
+    identity = jnp.broadcast_to(jnp.arange(size, dtype=ancestors.dtype), (lag, size))
+    parents = jnp.concatenate([ancestors, identity])
+    last = jnp.broadcast_to(result.log_weights, (lag, size))
+    log_weights = jnp.concatenate([result.step_log_weights, last])
+
+    def term(t: Array) -> Array:
+        """Step s = t - 1: what the resampling before weighing t joins."""
+        window = jax.lax.dynamic_slice_in_dim(parents, t, lag)  # parents at t, ..., s + lag
+        child = lineages(window)[0]
+        weights = log_weights[t - 1 + lag]
+        after = _log_apart(child, weights)
+        change = _log_apart(window[0][child], weights) - after
+        return jnp.where(after > -jnp.inf, change, -jnp.inf)
+
+    return jax.lax.map(term, jnp.arange(steps)).sum() + _log_apart(identity[0], result.log_weights)
+
+
+def _log_apart(families: Array, log_weights: Array) -> Array:
+    """log(1 - sum_e W_e^2), the log-weight of the pairs of particles of different families, given by a number each."""
+    masses = jnp.zeros_like(log_weights).at[families].add(jnp.exp(log_weights))
+    # With m the mass outside the largest family: 1 - (1 - m)^2 - ..., which loses no digits as m vanishes.
+    others = masses.at[masses.argmax()].set(0.0)
+    m = others.sum()
+    return jnp.log(m * (2 - m) - jnp.vdot(others, others))
+
+
+def _genealogy(result: SMCResult) -> Array:
+    if result.ancestors is None:
+        raise ValueError(
+            "The run kept no genealogy (history='none'). Run smc with history='ancestors' or 'full'."
+        )
+    return result.ancestors
+
+
+FORMS = {"unbiased": ("multinomial",), "upper": ("multinomial", "negative")}
+SCHEMES = {
+    "unbiased": "'multinomial' or 'rejection'",
+    "upper": "'multinomial', 'rejection', 'stratified', 'residual', 'ssp', 'killing' or 'birth_death'",
+}
+
+
+def _checked(result: SMCResult, form: str, lag: int | None) -> Array:
+    """The genealogy, if the form is sound for it."""
+    if form not in FORMS:
+        raise ValueError(f"evidence_variance: form must be 'unbiased' or 'upper', got {form!r}.")
+    if lag is not None and (not isinstance(lag, int) or lag < 1):
+        raise ValueError(f"evidence_variance: lag must be None or an integer >= 1, got {lag!r}.")
+    if lag is not None and form == "upper":
+        raise ValueError(
+            "evidence_variance: a lag shortens families, so form='upper' would be no bound. Use form='unbiased' or no lag."
+        )
+    ancestors = _genealogy(result)
+    if ancestors.shape[-1] < 2:
+        raise ValueError("evidence_variance: one particle shows no variance; use at least two.")
+    if result.offspring == "conditional":
+        raise ValueError(
+            "evidence_variance: the evidence of a run with retained choices is not unbiased. Run smc without `retained`."
+        )
+    if result.offspring not in FORMS[form]:
+        raise ValueError(
+            f"evidence_variance: form={form!r} says nothing about this run, whose scheme has {result.offspring} offspring "
+            f"counts. Run smc with resampling={SCHEMES[form]}, or estimate the variance by replicate."
+        )
+    return ancestors

@@ -1,0 +1,160 @@
+"""From options to a run: which are refused, and the front end for a target.
+
+`run` serves `smc` and the methods that need more of a run than its result: conditional runs, smoothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .... import ppl
+from ....ppl._checks import check_counts
+from ....ppl._compat import typed_key
+from ..population import evidence
+from ..resampling import (
+    Differentiation,
+    Look,
+    Order,
+    Partial,
+    Policy,
+    Resampling,
+    ResamplingGradient,
+    Score,
+    Transport,
+    Twist,
+    as_gradient,
+    as_resampling,
+    ess_below,
+    evidence_only,
+    once_only,
+    scored,
+)
+from ._descent import Segment
+from ._feynman_kac import FeynmanKac, run_chain
+from ._filter import run_program
+from ._mesh import ONE_DEVICE, Placement
+from ._result import SMCResult, check_increments
+from ._step import Ancestry, History, Settings
+
+Array = jax.Array
+
+
+def run(
+    target: FeynmanKac | ppl.Program | Callable[..., Any],
+    key: Any,
+    args: tuple[Any, ...],
+    *,
+    num_particles: int,
+    proposal: ppl.Program | Callable[..., Any] | None = None,
+    resampling: Resampling = "systematic",
+    policy: Policy | None = None,
+    history: History = "full",
+    batch_size: int | None = None,
+    retained: Any = None,
+    path: Ancestry = "genealogy",
+    twist: Twist | None = None,
+    order: Order | None = None,
+    gradient: str | ResamplingGradient | None = None,
+    place: Placement = ONE_DEVICE,
+) -> tuple[SMCResult, list[Segment]]:
+    """What `smc` does; with path "filter" also the record for backward sampling, see `run_program`."""
+    key = typed_key(key)
+    check_sizes("smc", num_particles, history, batch_size, None)
+    scheme = as_resampling(resampling)
+    strategy = None if gradient is None else as_gradient(gradient)
+    policy = policy or (ess_below(0.5) if strategy is None else strategy.default_policy())
+    differentiation = None
+    if order is not None and retained is not None:
+        raise ValueError(
+            "smc: with a retained path particle 0 has a law of its own, which sorting would break. Leave out order=."
+        )
+    if strategy is not None:
+        if retained is not None:
+            raise ValueError(
+                "smc: a run with retained choices has no gradient strategy (its evidence is not unbiased). Leave out gradient=."
+            )
+        if order is not None:
+            raise ValueError(
+                "smc: a gradient strategy draws ancestors by itself, in no order. Leave out order= or gradient=."
+            )
+        if isinstance(scheme, Partial):
+            raise ValueError(
+                "smc: a gradient strategy draws all ancestors and their weights by itself. Leave out gradient=, or use "
+                f"resampling='{scheme.scheme.name}'."
+            )
+        if twist is not None and isinstance(strategy, Transport):
+            raise ValueError(
+                "smc: gradient='ot' puts other particles in the place of those whose psi is known. Leave out twist=, or use "
+                "gradient='stop_gradient'."
+            )
+        strategy.check(scheme, policy, num_particles, history)
+        differentiation = Differentiation(strategy, scheme)
+    settings = Settings(
+        num_particles, scheme.ancestors if retained is None else scheme.conditional, policy, history, batch_size, path,
+        gradient=differentiation,
+        look=None if twist is None and order is None else Look(twist, order),
+        place=place,
+    )  # fmt: skip
+    retained = jax.tree.map(jnp.asarray, retained)
+    fields = run_engine("smc", target, proposal, key, args, settings, retained)
+    segments, limited, _ = fields.pop("segments", []), fields.pop("limited"), fields.pop("islands")
+    scores, is_scored = fields.pop("scores"), fields.pop("is_scored")
+    if strategy is not None and not strategy.in_weights:
+        fields["increments"] = scored(fields["increments"], scores)
+        if is_scored or isinstance(strategy, Score):
+            rest = {name: x for name, x in fields.items() if name != "increments"}
+            fields |= evidence_only(strategy, rest)
+    if strategy is not None:
+        fields = once_only(fields)
+    check_increments(fields["increments"], twist is not None, limited)
+    log_evidence, failed_at = evidence(fields["increments"])
+    result = SMCResult(
+        **fields,
+        log_evidence=log_evidence,
+        failed_at=failed_at,
+        offspring=scheme.offspring if retained is None else "conditional",
+    )
+    return result, segments
+
+
+def run_engine(
+    name: str,
+    target: Any,
+    proposal: Any,
+    key: Array,
+    args: tuple[Any, ...],
+    settings: Settings,
+    retained: Any = None,
+) -> dict[str, Any]:
+    """The fields of a result, by the front end for this kind of target."""
+    if not isinstance(target, FeynmanKac):
+        guide = None if proposal is None else ppl.as_program(proposal)
+        return run_program(ppl.as_program(target), guide, key, args, settings, retained)
+    if args or proposal is not None:
+        raise ValueError(
+            f"{name}: a FeynmanKac takes no program arguments and no proposal; they are part of its kernel. Pass a program "
+            "for these."
+        )
+    return run_chain(target, key, settings, retained)
+
+
+def check_sizes(name: str, num_particles: Any, history: Any, batch_size: Any, mesh: Any) -> None:
+    """Refuse impossible sizes, and batches on a mesh."""
+    check_counts(name, num_particles=num_particles)
+    if history not in ("none", "ancestors", "full"):
+        raise ValueError(f"{name}: history must be 'none', 'ancestors' or 'full', got {history!r}.")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"{name}: batch_size must be None or an integer >= 1, got {batch_size!r}.")
+    if batch_size is not None and num_particles % batch_size:
+        raise ValueError(
+            f"{name}: batch_size {batch_size} does not divide num_particles {num_particles}; all batches have one size."
+        )
+    if batch_size is not None and mesh is not None:
+        raise ValueError(
+            f"{name}: batch_size={batch_size} runs particles one batch after the other, and mesh= all at once. Leave out one "
+            "of them."
+        )

@@ -1,0 +1,136 @@
+"""Sequential Monte Carlo: one call for Feynman-Kac models and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .... import ppl
+from ....ppl._compat import typed_key
+from ..resampling import (
+    Order,
+    Policy,
+    Resampling,
+    ResamplingGradient,
+    Twist,
+)
+from ._feynman_kac import FeynmanKac
+from ._mesh import Axes, as_placement
+from ._result import SMCResult, check_increments
+from ._run import check_sizes, run
+from ._step import History
+
+Array = jax.Array
+
+
+def smc(
+    target: FeynmanKac | ppl.Program | Callable[..., Any],
+    key: Any,
+    *args: Any,
+    num_particles: int,
+    proposal: ppl.Program | Callable[..., Any] | None = None,
+    resampling: Resampling = "systematic",
+    policy: Policy | None = None,
+    history: History = "full",
+    batch_size: int | None = None,
+    retained: Any = None,
+    twist: Twist | None = None,
+    order: Order | None = None,
+    gradient: str | ResamplingGradient | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    mesh_axes: Axes = None,
+) -> SMCResult:
+    """Run particles through a Feynman-Kac model or a program.
+
+    Between weighings the particles are resampled when `policy` says so, and log Z grows by log sum_k W_k G_k.
+
+    A program becomes a filter without rewriting: its latent sites are drawn from the prior, or from `proposal`, and
+    weighted by observations, factors and log p - log q; particles are resampled before and between the steps of each
+    top-level `ppl.scan`. Straight code is weighed once. Missing observations (`obs_mask`) contribute nothing.
+
+    Args:
+        target: a `FeynmanKac` or a program.
+        key: PRNG key of either kind.
+        args: the program's arguments.
+        num_particles: number of particles K, fixed.
+        proposal: program of the same arguments for some or all latent sites; a scan in it is advanced together with the
+            model's scan over the same sites. Sites it does not draw come from the prior.
+        resampling: "systematic", "stratified", "residual", "multinomial", ..., a `Scheme`, or `partial_resampling`.
+        policy: when to resample, `ess_below(0.5)` by default; see `every`, `never`, `window`.
+        history: "full" keeps the particles' paths, "ancestors" only the genealogy, "none" neither (memory).
+        batch_size: particles that take a step at once, a divisor of K; None for all.
+        retained: a path that particle 0 keeps (conditional SMC): latent site -> value, for a `FeynmanKac` x_0, ..., x_T
+            stacked.
+        twist: look-ahead (auxiliary and twisted particle filters): `(state, t, *args) -> log psi_t(state)` in nats, for one
+            particle. Ancestors are then drawn, and the policy asked, by W psi instead of W; an offspring of particle A has
+            a weight in proportion to 1 / psi_A. The best psi_t is the density of all data to come given the state, up
+            to a factor; any positive one will do, and one that is too narrow costs variance. For a program `state` is
+            the carry of its only top-level scan with sites after t steps (t = 0: before the first), for a `FeynmanKac`
+            x_t. Together with a `proposal` that sees the data to come the variance can vanish.
+        order: `(state, t, *args) -> place`, a number or a vector, with `state` and `t` as for `twist`: resampling takes the
+            particles in the order of their places, along Hilbert's curve where there are several coordinates. Systematic,
+            stratified and SSP resampling then add less error (moves add theirs): offspring are spread over the places as the
+            weights are. Costs a sort.
+        gradient: how derivatives (of `log_evidence`, by `jax.grad` around this call) pass through resampling and through
+            sites without a differentiable sampler; without it they are refused where these depend on parameters.
+            "stop_gradient": unbiased for dZ, consistent for d log Z. "score": unbiased for d E[log_evidence]. Biased: "drop",
+            "soft", "ot". Or a `ResamplingGradient`; see `StopGradient`, `Score`, `Drop`, `Soft`, `Transport`.
+        mesh: devices to split the particles over. The method stays that of one device, resampling among all particles
+            included: for one key the numbers are those of a compiled run on one device (float32 rounding may differ inside the
+            model's own functions). Weights are held by every device; states, paths and genealogy are split.
+        mesh_axes: axes of the mesh that split the particles, all of them by default; over others everything is copied.
+
+    Returns:
+        An `SMCResult`.
+
+    Raises:
+        ValueError: a proposal that does not fit, an unknown scheme, a scan that cannot be stepped; a gradient that the
+            scheme, the policy or the history does not allow; a twist or order of a program without or with several scans; a
+            twist whose value is NaN or infinite, a log-density that is NaN, a proposal that gives probability 0 to what the
+            model can be (under jit the evidence is then NaN); an order of more than 15 coordinates, or
+            together with `retained` or `gradient`; a mesh that lacks an axis or whose devices do not divide the particles,
+            together with `batch_size`, or with a key that is not of the threefry generator.
+        TypeError: a derivative is taken and `gradient` is not chosen, or does not serve the result that is differentiated.
+
+    Validity: E[exp(log_evidence)] = Z for every policy that looks at weights only, with an unbiased scheme. Weighted
+    averages are consistent in K. Both hold with a twist, at every K, if psi is positive wherever later data are possible
+    (log psi = -inf loses the particle); weights, increments and ess are those of the model, not of the twisted one. With
+    `retained` the run is the conditional SMC kernel, which leaves the posterior
+    invariant; its evidence is not unbiased. Gradients: sites with a differentiable sampler are taken pathwise (ask for
+    strategy="reinforce" at a site whose value meets a jump), all others by their score; draws of a `FeynmanKac` are the
+    user's own and taken pathwise. Jumps are not searched for here; `fivo` and `vsmc` do.
+
+    Example:
+        >>> from lapilli import inference, ppl
+        >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
+        >>> @ppl.model
+        ... def walk(ys):
+        ...     def step(x, y):
+        ...         x = ppl.sample("x", dist.Normal(0.9 * x, 1.0))
+        ...         return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+        ...     ppl.scan(step, 0.0, ys)
+        >>> ys = jnp.array([0.5, -1.0, 0.25])
+        >>> inference.smc(walk, jax.random.key(0), ys, num_particles=100).particles["x"].shape
+        (100, 3)
+
+    Reference: Chopin and Papaspiliopoulos 2020, An Introduction to Sequential Monte Carlo; Andrieu, Doucet and
+    Holenstein 2010 (conditional SMC); Pitt and Shephard 1999 and Johansen and Doucet 2008 (auxiliary particle filter);
+    Whiteley and Lee 2014, arXiv:1210.0220, and Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted); Gerber and
+    Chopin 2015, arXiv:1402.4039, and Gerber, Chopin and Whiteley 2019, arXiv:1708.02230 (order).
+    """
+    key = typed_key(key)
+    check_sizes("smc", num_particles, history, batch_size, mesh)
+    place = as_placement("smc", "particles", num_particles, mesh, mesh_axes, key)
+
+    def run_all(key: Array, retained: Any, *args: Any) -> SMCResult:
+        return run(
+            target, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
+            history=history, batch_size=batch_size, retained=retained, twist=twist, order=order,
+            gradient=gradient, place=place,
+        )[0]  # fmt: skip
+
+    result = place.compiled(run_all)(key, retained, *args)
+    check_increments(result.increments, twist is not None)
+    return result

@@ -1,0 +1,17 @@
+"""Markov kernels on R^d that move particles, and the maps from R^d onto supports.
+
+A kernel leaves exp(log_density) invariant for every tuning; scale and spread are learnt from acceptance rates and from particles.
+"""
+
+from ._kernels import (
+    HMC as HMC,
+    MALA as MALA,
+    BlackJAX as BlackJAX,
+    Kernel as Kernel,
+    RandomWalk as RandomWalk,
+    Standing as Standing,
+    accept as accept,
+    acceptance as acceptance,
+    cholesky as cholesky,
+)
+from ._supports import transforms_of as transforms_of

@@ -1,0 +1,64 @@
+"""Maps from R^d onto the supports of latent sites, where these are the same at every draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from numpyro.distributions.transforms import biject_to
+from numpyro.primitives import Messenger
+
+from .... import ppl
+from ....ppl._compat import fresh_caches
+from ....ppl.traces import compiled
+from ..._depends import depends
+
+Array = jax.Array
+
+
+def transforms_of(
+    method: str, program: ppl.Program, args: tuple[Any, ...], template: Mapping[str, Array]
+) -> dict[str, Any]:
+    """Site -> the transform from its unconstrained values, for the sites of `template` (values of the right shapes).
+
+    Raises:
+        ValueError: a support that depends on the value of one of the sites or on another draw; `method` is who asks.
+    """
+
+    def meet(key: Array, values: Mapping[str, Array]) -> dict[str, Any]:
+        met = _Supports(list(values))
+
+        def watched(*args: Any) -> Any:
+            with met, fresh_caches():
+                return program(*args)
+
+        ppl.as_program(watched).generate(key, values, *args)
+        return met.supports
+
+    inputs = jax.random.key(0), dict(template)
+    closed = jax.make_jaxpr(meet)(*inputs)
+    if any(depends(closed.jaxpr, [True] * len(closed.jaxpr.invars))):
+        raise ValueError(
+            f"{method}: the support of one of the sites {list(template)} depends on another draw, and their unconstrained "
+            "coordinates would with it. Draw it on a fixed support, and scale or shift it."
+        )
+    return {name: biject_to(support) for name, support in compiled(meet, *inputs).items()}
+
+
+class _Supports(Messenger):
+    """Collects the supports of sites."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names, self.supports = names, {}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["name"] in self.names:
+            support = msg["fn"].support
+            known = self.supports.setdefault(msg["name"], support)
+            if type(known) is not type(support):
+                raise ValueError(
+                    f"Site '{msg['name']}' has the support {known} in one branch and {support} in another, and no one map "
+                    "from unconstrained values serves both. Use two names."
+                )

@@ -1,0 +1,167 @@
+"""Particle Gibbs: a chain of conditional runs, and of moves of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .... import ppl
+from ....ppl._checks import check_counts
+from ....ppl._compat import is_concrete, typed_key
+from ..engine import FeynmanKac, smc
+from ..moves import HMC, Kernel
+from ..smoothing import Target, conditional_smc, pick
+from ._parameter_moves import ParameterMoves
+from ._parameters import given, make_parameters
+
+Array = jax.Array
+
+
+def particle_gibbs(
+    target: Target,
+    key: Any,
+    *args: Any,
+    num_samples: int,
+    num_particles: int,
+    num_warmup: int = 0,
+    init: Any = None,
+    parameters: Sequence[str] = (),
+    kernel: Kernel | None = None,
+    num_moves: int = 1,
+    **options: Any,
+) -> Any:
+    """A chain of `conditional_smc` moves, and of moves of parameters.
+
+    Without `parameters` every latent site is part of a particle. A site that all steps share is better named a parameter: the
+    chain then alternates between states given parameters, by `conditional_smc`, and parameters given states, by `kernel`.
+
+    Args:
+        target: the model.
+        key: PRNG key of either kind.
+        args: the program's arguments.
+        num_samples: states to return.
+        num_particles: K of each move.
+        num_warmup: moves before the first returned state. `kernel` adapts in them only.
+        init: the first state, values of all latent sites; by default a path drawn by an unconditional run.
+        parameters: latent sites, continuous, drawn before the scans.
+        kernel: moves the parameters in unconstrained coordinates; `HMC()` by default.
+        num_moves: moves of the parameters for each move of the states.
+        options: further options of `conditional_smc`, e.g. path="ancestor". A proposal may depend on parameters; those that it
+            draws take the chain's values.
+
+    Returns:
+        Latent site -> values, [samples, ...]; for a `FeynmanKac` paths, [samples, steps + 1, ...].
+
+    Raises:
+        ValueError: as for `conditional_smc`; a number of samples or moves below 1; a parameter that is missing, discrete, in or
+            after a scan.
+
+    Validity: the chain after warmup leaves the posterior of all latent sites invariant for every K >= 2.
+
+    Example:
+        >>> from lapilli import inference, ppl
+        >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
+        >>> @ppl.model
+        ... def walk(ys):
+        ...     a = ppl.sample("a", dist.Uniform(-1.0, 1.0))
+        ...     def step(x, y):
+        ...         x = ppl.sample("x", dist.Normal(a * x, 1.0))
+        ...         return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+        ...     ppl.scan(step, 0.0, ys)
+        >>> draws = inference.particle_gibbs(
+        ...     walk, jax.random.key(0), jnp.ones(3), parameters=["a"], path="ancestor", num_samples=20, num_particles=5
+        ... )
+        >>> draws["a"].shape, draws["x"].shape
+        ((20,), (20, 3))
+
+    Reference: Andrieu, Doucet and Holenstein 2010, section 2.4.3; Lindsten, Jordan and Schön 2014, arXiv:1401.0604.
+    """
+    check_counts("particle_gibbs", num_samples=num_samples, num_moves=num_moves)
+    check_counts("particle_gibbs", 0, num_warmup=num_warmup)
+    init_key, tune_key, chain_key = jax.random.split(typed_key(key), 3)
+    options = {**options, "num_particles": num_particles}
+    moves = _moves_of(target, args, parameters, kernel, num_moves)
+    state = _first(target, init_key, args, options) if init is None else init
+    state = jax.tree.map(jnp.asarray, state)
+    if init is not None and not isinstance(target, FeynmanKac):
+        _check_start(target, state, args)
+
+    def of_states(state: Any, inputs: tuple[Array, Array]) -> Any:
+        new = conditional_smc(target, inputs[1], state, *args, **options)
+        return new, new
+
+    move, start = of_states, state
+    if moves is not None:
+        move = _alternate(moves, num_warmup, options)
+        states = {name: x for name, x in state.items() if name not in parameters}
+        start = states, moves.start(tune_key, state)
+    total = num_warmup + num_samples
+    inputs = jnp.arange(total), jax.random.split(chain_key, total)
+    _, draws = jax.lax.scan(move, start, inputs)
+    return jax.tree.map(lambda x: x[num_warmup:], draws)
+
+
+def _check_start(target: Any, state: Any, args: tuple[Any, ...]) -> None:
+    """A chain that starts where the density is zero might never leave: the prior of a retained site is not weighed."""
+    if not is_concrete((state, args)):
+        return
+    log_density = ppl.as_program(target).log_density(state, *args)
+    if not bool(jnp.isfinite(log_density)):
+        raise ValueError(
+            f"particle_gibbs: init has log-density {float(log_density)} under the program, and the chain might stay there. "
+            "Start at values of positive density, or leave init out."
+        )
+
+
+def _alternate(
+    moves: ParameterMoves, num_warmup: int, options: dict[str, Any]
+) -> Callable[[Any, Any], Any]:
+    """States given parameters, then parameters given states."""
+    proposal = options.get("proposal")
+    guide = None if proposal is None else ppl.as_program(proposal)
+
+    def move(carry: Any, inputs: tuple[Array, Array]) -> Any:
+        (states, tuned), (number, key) = carry, inputs
+        state_key, parameter_key = jax.random.split(key)
+        program, fixed = given(moves.program, guide, moves.space.values(tuned.point))
+        states = conditional_smc(
+            program, state_key, states, *moves.args, **{**options, "proposal": fixed}
+        )
+        gain = jnp.where(number < num_warmup, (number + 10.0) ** -0.6, 0.0)
+        tuned = moves(parameter_key, tuned, states, gain)
+        return (states, tuned), {**states, **moves.space.values(tuned.point)}
+
+    return move
+
+
+def _moves_of(
+    target: Target,
+    args: tuple[Any, ...],
+    parameters: Sequence[str],
+    kernel: Kernel | None,
+    num_moves: int,
+) -> ParameterMoves | None:
+    """How the parameters move, None without any."""
+    if not parameters:
+        if kernel is not None:
+            raise ValueError(
+                "particle_gibbs: kernel moves parameters, and none are named. Give parameters=[...]."
+            )
+        return None
+    if isinstance(target, FeynmanKac):
+        raise ValueError(
+            "particle_gibbs: a FeynmanKac has no sites, so no parameters. Write the model as a program."
+        )
+    program = ppl.as_program(target)
+    space = make_parameters("particle_gibbs", program, args, parameters)
+    return ParameterMoves(program, args, space, kernel or HMC(), num_moves)
+
+
+def _first(target: Target, key: Array, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """A path of an unconditional run."""
+    run_key, choice_key = jax.random.split(key)
+    keep = {name: x for name, x in options.items() if name not in ("policy", "path")}
+    return pick(choice_key, target, smc(target, run_key, *args, **keep))

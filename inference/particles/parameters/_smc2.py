@@ -1,0 +1,246 @@
+"""SMC^2: particles of parameters, each with particles of states, as the data arrive."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .... import ppl
+from ....ppl._checks import check_counts
+from ....ppl._compat import typed_key
+from ..moves import RandomWalk, acceptance
+from ..population import evidence, reweight, uniform
+from ..resampling import Policy, Scheme, as_scheme, equally_weighted, ess_below, resample
+from ._parameter_filter import ParameterFilter, compiled, make_task
+from ._parameters import Parameters
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SMC2Result:
+    """Weighted parameters, each with one path of the states; a pytree.
+
+    Attributes:
+        parameters: parameter site -> values, [parameter particles, ...].
+        states: every other latent site -> values of one path for each, [parameter particles, ...].
+        log_weights: normalised, [parameter particles], nats.
+        log_evidence: estimate of log p(data), nats.
+        increments: of the log evidence, one per weighing of the program (see `SMCResult`), nats; the second and later ones
+            are log predictive densities of the data of one step of a scan.
+        ess: effective number of parameter particles after each weighing.
+        is_resampled: whether they were then resampled and moved.
+        acceptance: mean acceptance probability of these moves, 0 where there were none.
+        failed_at: number of the first weighing after which no parameter had positive weight, or one was NaN; -1 if there is none.
+    """
+
+    parameters: dict[str, Array]
+    states: dict[str, Array]
+    log_weights: Array
+    log_evidence: Array
+    increments: Array
+    ess: Array
+    is_resampled: Array
+    acceptance: Array
+    failed_at: Array
+
+    @property
+    def particles(self) -> dict[str, Array]:
+        """All latent sites, [parameter particles, ...]."""
+        return {**self.parameters, **self.states}
+
+    def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
+        """Equally weighted particles, drawn by systematic resampling."""
+        return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
+
+
+def smc2(
+    program: ppl.Program | Callable[..., Any],
+    key: Any,
+    *args: Any,
+    parameters: Sequence[str],
+    num_parameter_particles: int,
+    num_particles: int,
+    num_moves: int = 3,
+    target_ess: float = 0.5,
+    proposal: ppl.Program | Callable[..., Any] | None = None,
+    resampling: str | Scheme = "systematic",
+    policy: Policy | None = None,
+    batch_size: int | None = None,
+) -> SMC2Result:
+    """Move N parameters from prior to posterior as the data of a scan arrive, their likelihoods estimated by particle filters.
+
+    Each theta has a filter of K particles, whose evidence increments p^(y_t | y_<t, theta) weigh it. When the effective number
+    of parameters falls below `target_ess` N they are resampled and moved `num_moves` times by `pmmh` on the data so far. With
+    all latent sites as parameters and one particle this is IBIS (Chopin 2002).
+
+    A filter runs over all data when its theta is proposed, and its increments are used as t comes to them: the law is that of
+    filters that grow step by step, a move costs a whole filter.
+
+    Args:
+        program: the model; data arrive by the steps of its scans.
+        key: PRNG key of either kind.
+        args: the program's arguments.
+        parameters: as for `pmmh`.
+        num_parameter_particles: N.
+        num_particles: K of each filter.
+        num_moves: moves after each resampling of the parameters, Gaussian steps with the particles' own covariance.
+        target_ess: fraction of N, in (0, 1).
+        proposal: as for `pmmh`.
+        resampling: of parameters and of states; an unbiased scheme.
+        policy: of the filters, as for `smc`.
+        batch_size: filters that run at once; None for all.
+
+    Returns:
+        An `SMC2Result`.
+
+    Raises:
+        ValueError: see `pmmh`.
+
+    Validity: weighted averages and log_evidence are consistent in N for every K, since the evidence estimates of the filters
+    are unbiased. The moves are tuned from the particles, which biases them by order 1 / N.
+
+    Example:
+        >>> from lapilli import inference, ppl
+        >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
+        >>> @ppl.model
+        ... def walk(ys):
+        ...     a = ppl.sample("a", dist.Uniform(-1.0, 1.0))
+        ...     def step(x, y):
+        ...         x = ppl.sample("x", dist.Normal(a * x, 1.0))
+        ...         return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+        ...     ppl.scan(step, 0.0, ys)
+        >>> result = inference.smc2(
+        ...     walk, jax.random.key(0), jnp.ones(3), parameters=["a"], num_parameter_particles=20, num_particles=10
+        ... )
+        >>> result.parameters["a"].shape, result.states["x"].shape, result.increments.shape
+        ((20,), (20, 3), (4,))
+
+    Reference: Chopin, Jacob and Papaspiliopoulos 2013, SMC^2, arXiv:1101.1528.
+    """
+    check_counts("smc2", 2, num_parameter_particles=num_parameter_particles)
+    check_counts("smc2", num_particles=num_particles, num_moves=num_moves)
+    if not 0 < target_ess < 1:
+        raise ValueError(f"smc2: target_ess must lie in (0, 1), got {target_ess}.")
+    options = {"num_particles": num_particles, "resampling": resampling, "policy": policy}
+    settings = _Settings(
+        num_parameter_particles, num_moves, target_ess, as_scheme(resampling), batch_size
+    )
+    task = make_task("smc2", program, proposal, args, parameters, options, settings)
+    task.space(args)  # what is wrong with the parameters, before any device work
+    return compiled(_run, task, args)(typed_key(key))
+
+
+class _Cloud(NamedTuple):
+    """Parameter particles with their filters; every array has a leading axis of particles.
+
+    `increments` are those of the data alone, of all weighings, those to come too.
+    """
+
+    points: Array
+    log_priors: Array
+    increments: Array
+    states: dict[str, Array]
+
+
+class _Settings(NamedTuple):
+    size: int
+    num_moves: int
+    target_ess: float
+    scheme: Scheme
+    batch_size: int | None
+
+
+def _run(settings: _Settings, filters: ParameterFilter, key: Array) -> SMC2Result:
+    return _Run(*settings, filters)(key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    size: int
+    num_moves: int
+    target_ess: float
+    scheme: Scheme
+    batch_size: int | None
+    filters: ParameterFilter
+
+    @property
+    def space(self) -> Parameters:
+        return self.filters.space
+
+    def __call__(self, key: Array) -> SMC2Result:
+        draw_key, filter_key, loop_key = jax.random.split(key, 3)
+        points = jax.vmap(self.space.draw)(jax.random.split(draw_key, self.size))
+        cloud = self.cloud(filter_key, points)
+        scale = jnp.asarray(RandomWalk().init_scale(self.space.dimension))
+
+        def step(carry: Any, t: Array) -> tuple[Any, dict[str, Array]]:
+            cloud, log_weights, scale = carry
+            weights = reweight(log_weights, cloud.increments[:, t])
+            is_low = ess_below(self.target_ess)(t, weights.log_weights)
+            cloud, log_weights, scale, rate = jax.lax.cond(
+                is_low, self.rejuvenate, lambda *same: (*same[1:4], jnp.zeros(())),
+                jax.random.fold_in(loop_key, t), cloud, weights.log_weights, scale, t,
+            )  # fmt: skip
+            record = {"increments": weights.increment, "ess": weights.ess, "is_resampled": is_low}
+            return (cloud, log_weights, scale), record | {"acceptance": rate}
+
+        steps = jnp.arange(cloud.increments.shape[1])
+        (cloud, log_weights, _), record = jax.lax.scan(
+            step, (cloud, uniform(self.size), scale), steps
+        )
+        log_evidence, failed_at = evidence(record["increments"])
+        values = jax.vmap(self.space.values)(cloud.points)
+        return SMC2Result(
+            values, cloud.states, log_weights, log_evidence, failed_at=failed_at, **record
+        )
+
+    def cloud(self, key: Array, points: Array) -> _Cloud:
+        """A filter for every point."""
+
+        def one(inputs: tuple[Array, Array]) -> _Cloud:
+            estimate = self.filters(*inputs)
+            log_prior = estimate.log_prior + estimate.log_jacobian
+            return _Cloud(inputs[1], log_prior, estimate.increments, estimate.states)
+
+        inputs = (jax.random.split(key, self.size), points)
+        if self.batch_size is None:
+            return jax.vmap(one)(inputs)
+        return jax.lax.map(one, inputs, batch_size=self.batch_size)
+
+    def rejuvenate(
+        self, key: Array, cloud: _Cloud, log_weights: Array, scale: Array, t: Array
+    ) -> tuple[_Cloud, Array, Array, Array]:
+        """Resample the parameters and move them by particle marginal Metropolis-Hastings on the data up to t."""
+        resample_key, move_key = jax.random.split(key)
+        chosen = resample(resample_key, cloud, log_weights, self.scheme.ancestors, True)
+        kernel = RandomWalk()
+        spread = kernel.spread(chosen.particles.points)
+
+        def move(cloud: _Cloud, key: Array) -> tuple[_Cloud, Array]:
+            noise_key, filter_key, accept_key = jax.random.split(key, 3)
+            noise = jax.random.normal(noise_key, cloud.points.shape)
+            new = self.cloud(filter_key, cloud.points + scale * noise @ spread.T)
+            rates = acceptance(_log_target(new, t) - _log_target(cloud, t))
+            is_accepted = jax.random.uniform(accept_key, rates.shape) < rates
+            choose = lambda a, b: jnp.where(is_accepted.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+            return jax.tree.map(choose, new, cloud), rates.mean()
+
+        cloud, rates = jax.lax.scan(
+            move, chosen.particles, jax.random.split(move_key, self.num_moves)
+        )
+        # Noisy likelihoods reject at every scale: it must not vanish.
+        widest = kernel.init_scale(self.space.dimension)
+        scale = scale * jnp.exp(rates.mean() - kernel.target_accept)
+        return cloud, chosen.log_weights, jnp.clip(scale, widest / 10, widest), rates.mean()
+
+
+def _log_target(cloud: _Cloud, t: Array) -> Array:
+    """Log p(theta) p^(y_0:t | theta) of every particle, in unconstrained coordinates."""
+    is_seen = jnp.arange(cloud.increments.shape[1]) <= t
+    return cloud.log_priors + jnp.where(is_seen, cloud.increments, 0.0).sum(1)

@@ -1,0 +1,94 @@
+"""When to resample: functions (step, log_weights) -> boolean, Python's own where it does not depend on the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ....ppl._checks import check_counts
+
+Array = jax.Array
+Policy = Callable[[Array, Array], Any]
+
+
+def ess_below(fraction: float = 0.5) -> Policy:
+    """Resample when the effective sample size falls below `fraction` of the particles.
+
+    The evidence estimate stays unbiased (Whiteley, Lee and Heine 2016, arXiv:1309.2918).
+
+    Args:
+        fraction: between 0 and 1.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"ess_below: fraction must lie in (0, 1], got {fraction}.")
+
+    return _EssBelow(fraction)
+
+
+def every(period: int = 1) -> Policy:
+    """Resample before step `period`, 2 `period`, ...; before every step by default.
+
+    Args:
+        period: number of steps, at least 1.
+    """
+    check_counts("every", period=period)
+    return _Every(period)
+
+
+def never() -> Policy:
+    """No resampling: importance sampling with a sequence of weights."""
+    return _Never()
+
+
+def window(start: int, stop: int, policy: Policy | None = None) -> Policy:
+    """`policy` (default: every step) from step `start` up to, not including, step `stop`; weights accumulate outside.
+
+    Args:
+        start: first step.
+        stop: end of the window.
+        policy: the policy inside.
+    """
+    if not 0 <= start < stop:
+        raise ValueError(f"window: needs 0 <= start < stop, got {start} and {stop}.")
+    return _Window(start, stop, policy or every())
+
+
+# Values that compare, so that a run compiled with one serves for the next.
+
+
+@dataclasses.dataclass(frozen=True)
+class _EssBelow:
+    fraction: float
+
+    def __call__(self, step: Array, log_weights: Array) -> Array:
+        log_ess = -jax.nn.logsumexp(2 * log_weights)
+        return log_ess < jnp.log(self.fraction * len(log_weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Every:
+    period: int
+
+    def __call__(self, step: Array, log_weights: Array) -> Any:
+        return self.period == 1 or step % self.period == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Never:
+    def __call__(self, step: Array, log_weights: Array) -> bool:
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    start: int
+    stop: int
+    policy: Policy
+
+    def __call__(self, step: Array, log_weights: Array) -> Array:
+        is_inside = (step >= self.start) & (step < self.stop)
+        return jnp.logical_and(is_inside, self.policy(step, log_weights))

@@ -1,0 +1,59 @@
+"""Weighted particles made equally weighted by a smooth map: entropy-regularised optimal transport (Sinkhorn)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..population import is_key
+
+Array = jax.Array
+
+
+def transported(particles: Any, log_weights: Array, epsilon: float, num_iterations: int) -> Any:
+    """x_j <- K sum_i P_ij x_i for every array of `particles` (particles first, real values); random keys stay.
+
+    P has the column sums 1 / K exactly, and the row sums exp(log_weights) up to the convergence of the iterations.
+    """
+    leaves = [x for x in jax.tree.leaves(particles) if not is_key(x)]
+    if not leaves:
+        return particles
+    plan = jnp.exp(log_plan(_points(leaves), log_weights, epsilon, num_iterations))
+    plan = plan * len(log_weights)
+    move = lambda x: x if is_key(x) else jnp.tensordot(plan, x, ((0,), (0,))).astype(x.dtype)
+    return jax.tree.map(move, particles)
+
+
+def log_plan(points: Array, log_weights: Array, epsilon: float, num_iterations: int) -> Array:
+    """Log of the coupling P [i, j] of (x_i, W_i) and (x_j, 1 / K) that minimises <P, |x_i - x_j|^2> + epsilon KL(P | W x 1/K)."""
+    size = len(log_weights)
+    squares = (points**2).sum(1)
+    cost = squares[:, None] + squares[None] - 2 * points @ points.T
+    kernel = log_weights[:, None] - math.log(size) - cost / epsilon
+
+    @jax.checkpoint  # keeps [K] numbers of each iteration for reverse mode, not [K, K]
+    def iterate(kernel: Array, f: Array) -> Array:
+        g = -math.log(size) - jax.nn.logsumexp(kernel + f[:, None], 0)
+        return log_weights - jax.nn.logsumexp(kernel + g[None], 1)
+
+    # A particle without weight has no row: its potential is of no account.
+    is_dead = log_weights == -jnp.inf
+    kernel = jnp.where(is_dead[:, None], -1e30, kernel)
+    log_weights = jnp.where(is_dead, -1e30, log_weights)
+    f = jnp.zeros(size, log_weights.dtype)
+    f = jax.lax.fori_loop(0, num_iterations, lambda _, f: iterate(kernel, f), f)
+    # The columns last: their sums are exact, so that every new particle is an average.
+    g = -math.log(size) - jax.nn.logsumexp(kernel + f[:, None], 0)
+    return kernel + f[:, None] + g[None]
+
+
+def _points(leaves: list[Array]) -> Array:
+    """Particles as vectors [K, d], in units of sqrt(d) times the largest standard deviation of a coordinate."""
+    flat = jnp.concatenate([x.reshape(len(x), -1) for x in leaves], 1)
+    flat = flat - flat.mean(0)
+    variance = (flat**2).mean(0).max()
+    # Particles in one place have no spread and no cost.
+    return flat / jnp.sqrt(flat.shape[1] * jnp.where(variance > 0, variance, 1.0))

@@ -1,0 +1,160 @@
+"""Persistent sampling: the particles of all temperatures so far are one importance sample from the mixture of their targets.
+
+With temperatures beta_0 = 0, ..., beta_n, K particles moved at each, likelihood L and estimates Z_s (Z_0 = 1), every particle
+has for a target L^beta the weight
+
+    w = L^beta / (1/(n+1) sum_s L^beta_s / Z_s),   Z(beta) = average of w over all (n + 1) K particles.
+
+The next temperature, the ancestors of its K particles and its Z come from these weights.
+
+Invariant: particles of level 0 are draws from the prior, so that the mixture covers it and weights are at most (n + 1) L^beta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from ..moves import Kernel
+from ..population import Weights, evidence, reweight
+from ..resampling import resample
+from ._static import Static
+
+Array = jax.Array
+
+
+class Sampler(Protocol):
+    """What is needed of a tempering run."""
+
+    @property
+    def target(self) -> Static: ...
+    @property
+    def kernel(self) -> Kernel: ...
+    @property
+    def num_particles(self) -> int: ...
+    @property
+    def max_steps(self) -> int: ...
+    @property
+    def schedule(self) -> Array | None: ...
+    @property
+    def scheme(self) -> Callable[..., Array]: ...
+    def start(self, key: Array) -> tuple[Array, Array]: ...
+    def tuned(self, n: Array, points: Array, scale: Array) -> tuple[Array, Array]: ...
+    def moved(self, key: Array, points: Array, beta: Array, scale: Array, spread: Array) -> Any: ...
+    def likelihoods(self, points: Array) -> Array: ...
+    def largest(self, beta: Array, ess: Callable[[Array], Array]) -> Array: ...
+
+
+class Pool(NamedTuple):
+    """All particles so far, a row for each level; rows after `last` are empty.
+
+    Attributes:
+        last: number n of the last level.
+        points: [levels, particles, d].
+        terms: of the log-likelihood, [levels, particles, terms].
+        log_mixture: log sum_s L^beta_s / Z_s, [levels, particles].
+        temperatures: [levels].
+        log_z: [levels].
+    """
+
+    last: Array
+    points: Array
+    terms: Array
+    log_mixture: Array
+    temperatures: Array
+    log_z: Array
+
+
+def begin(run: Sampler, points: Array, terms: Array) -> Pool:
+    """Draws from the prior as level 0."""
+    levels, zeros = run.max_steps + 1, jnp.zeros(run.max_steps + 1)
+    empty = lambda x: jnp.zeros((levels, *x.shape)).at[0].set(x)
+    mixture = jnp.zeros((levels, run.num_particles))  # L^0 / 1
+    return Pool(jnp.int32(0), empty(points), empty(terms), mixture, zeros, zeros)
+
+
+def weigh(run: Sampler, pool: Pool, beta: Array) -> Weights:
+    """Weights of all particles for temperature `beta`, [levels * particles], and its log Z as their increment."""
+    levels = jnp.arange(run.max_steps + 1)[:, None]
+    ratios = run.target.log_likelihood(pool.terms, beta) - pool.log_mixture + jnp.log1p(pool.last)
+    ratios = jnp.where(levels <= pool.last, ratios, -jnp.inf).reshape(-1)
+    return reweight(jnp.full(ratios.shape, -jnp.log(run.num_particles * (pool.last + 1.0))), ratios)
+
+
+def extend(run: Sampler, pool: Pool, points: Array, beta: Array, log_z: Array) -> Pool:
+    """The pool with one more level."""
+    n, terms = pool.last + 1, run.likelihoods(points)
+    temperatures, log_zs = pool.temperatures.at[n].set(beta), pool.log_z.at[n].set(log_z)
+    known = jnp.logaddexp(pool.log_mixture, run.target.log_likelihood(pool.terms, beta) - log_z)
+
+    def add(s: Array | int, total: Array) -> Array:
+        level = run.target.log_likelihood(terms, temperatures[s]) - log_zs[s]
+        return jnp.logaddexp(total, level)
+
+    own = jax.lax.fori_loop(0, n + 1, add, jnp.full(run.num_particles, -jnp.inf))
+    return Pool(
+        n, pool.points.at[n].set(points), pool.terms.at[n].set(terms), known.at[n].set(own), temperatures, log_zs,
+    )  # fmt: skip
+
+
+def run_persistent(run: Sampler, key: Array) -> dict[str, Any]:
+    """The fields of a `TemperedResult`; particles of all levels, empty ones with log-weight -inf."""
+    init_key, loop_key = jax.random.split(key)
+    size = run.max_steps
+    pool = begin(run, *run.start(init_key))
+    spread = jnp.zeros((size, *jax.eval_shape(run.kernel.spread, pool.points[0]).shape))
+    record = {
+        "increments": jnp.zeros(size), "ess": jnp.full(size, float(run.num_particles)), "acceptance": jnp.ones(size),
+        "scale": jnp.zeros(size), "spread": spread,
+    }  # fmt: skip
+
+    def go_on(state: Any) -> Array:
+        pool = state[0]
+        return (pool.temperatures[pool.last] < 1) & (pool.last < size)
+
+    def step(state: Any) -> Any:
+        pool, scale, record = state
+        n = pool.last
+        resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, n))
+        beta = pool.temperatures[n]
+        new_beta = (
+            run.largest(beta, lambda beta: weigh(run, pool, beta).ess)
+            if run.schedule is None
+            else run.schedule[n]
+        )
+        weights = weigh(run, pool, new_beta)
+        points = pool.points.reshape(-1, pool.points.shape[-1])
+        scheme = lambda key, log_weights: run.scheme(key, log_weights, run.num_particles)
+        chosen = resample(resample_key, points, weights.log_weights, scheme, True)
+        scale, spread = run.tuned(n, chosen.particles, scale)
+        moved, rate = run.moved(move_key, chosen.particles, new_beta, scale, spread)
+        new = {
+            "increments": weights.increment - pool.log_z[n], "ess": weights.ess, "acceptance": rate,
+            "scale": scale, "spread": spread,
+        }  # fmt: skip
+        record = {name: buffer.at[n].set(new[name]) for name, buffer in record.items()}
+        pool = extend(run, pool, moved, new_beta, weights.increment)
+        return pool, scale * jnp.exp(rate - run.kernel.target_accept), record
+
+    scale = jnp.asarray(run.kernel.init_scale(run.target.dimension), float)
+    pool, _, record = jax.lax.while_loop(go_on, step, (pool, scale, record))
+    n = pool.last
+    last = pool.temperatures[n]
+    weights = weigh(run, pool, jnp.ones(()))  # the last level's particles tell about Z, too
+    increments = record["increments"].at[n - 1].add(weights.increment - pool.log_z[n])
+    lost, failed_at = evidence(increments)
+    return {
+        "particles": jax.vmap(run.target.choices)(pool.points.reshape(-1, pool.points.shape[-1])),
+        "log_weights": weights.log_weights,
+        "log_evidence": jnp.where(failed_at >= 0, lost, weights.increment),
+        "temperatures": jnp.where(jnp.arange(size) < n, pool.temperatures[1:], last),
+        "increments": increments,
+        "ess": record["ess"],
+        "acceptance": record["acceptance"],
+        "num_steps": n,
+        "tuning": {"scale": record["scale"], "spread": record["spread"]},
+        "failed_at": failed_at,
+    }

@@ -1,0 +1,68 @@
+"""What a tempering run returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ....ppl._compat import is_concrete, typed_key
+from ..resampling import equally_weighted
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TemperedResult:
+    """Particles of the posterior and the path that led to them; a pytree.
+
+    Attributes:
+        particles: latent site -> values [particles, ...], equally weighted after the last moves; with `keep="persistent"`
+            those of all temperatures, the prior's first, by weight (-inf for temperatures that were not needed, under jit).
+        log_weights: normalised, [particles], nats.
+        log_evidence: estimate of log p(data), nats; see `tempered_smc` for when its exponential is unbiased.
+        temperatures: exponents of the likelihood, [max_steps], increasing to 1 and filled up with 1.
+        increments: log-evidence increments, [max_steps], nats.
+        ess: effective sample size before each resampling, [max_steps].
+        acceptance: mean acceptance probability of the moves at each temperature, [max_steps].
+        num_steps: number of temperatures used.
+        tuning: scale and spread of the kernel at each temperature.
+        failed_at: number of the first temperature at which no particle had positive weight, or one was NaN; -1 if there is none.
+        evidence: "unbiased" if exp(log_evidence) is, else "consistent" in the number of particles.
+    """
+
+    particles: dict[str, Array]
+    log_weights: Array
+    log_evidence: Array
+    temperatures: Array
+    increments: Array
+    ess: Array
+    acceptance: Array
+    num_steps: Array
+    tuning: Any
+    failed_at: Array
+    evidence: str = dataclasses.field(default="consistent", metadata={"static": True})
+
+    def mean(self, fn: Callable[[Any], Any]) -> Any:
+        """sum_k W_k fn(particle_k)."""
+        values = jax.vmap(fn)(self.particles)
+        return jax.tree.map(lambda x: jnp.tensordot(jnp.exp(self.log_weights), x, 1), values)
+
+    def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
+        """Equally weighted particles, drawn by systematic resampling."""
+        return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
+
+
+def trimmed(result: TemperedResult, num_particles: int) -> TemperedResult:
+    """Without the particles of temperatures that were not needed, where their number is known."""
+    if not is_concrete(result.num_steps):
+        return result
+    count = num_particles * (int(result.num_steps) + 1)
+    cut = lambda tree: jax.tree.map(lambda x: x[:count], tree)
+    return dataclasses.replace(
+        result, particles=cut(result.particles), log_weights=cut(result.log_weights)
+    )

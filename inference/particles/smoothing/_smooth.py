@@ -1,0 +1,280 @@
+"""Smoothing: paths, or states one by one, given all data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from .... import ppl
+from ....ppl._checks import check_counts
+from ....ppl._compat import Tracer, typed_key
+from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, run
+from ..population import underived, voided
+from ..resampling import Policy, Resampling, systematic
+from . import _backward_kernels as kernels
+from ._backward import draw_slots, taken
+from ._two_filter import InformationFilter, marginals
+
+Array = jax.Array
+Method = Literal["ffbs", "mcmc", "rejection", "genealogy", "fixed_lag", "two_filter"]
+# Which option belongs to which method.
+OPTIONS = {
+    "num_moves": "mcmc", "log_bound": "rejection", "num_proposals": "rejection", "lag": "fixed_lag", "backward": "two_filter",
+}  # fmt: skip
+ROUNDING = 1e-4  # nats by which a density may exceed its bound in float32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Smoothing:
+    """Equally weighted draws from the smoothing distribution; a pytree.
+
+    Attributes:
+        paths: for a program site -> values [samples, ...] (in scans [samples, time, ...]), which `to_arviz` takes as they are;
+            for a `FeynmanKac` x_0, ..., x_T [samples, steps + 1, ...]. With methods "fixed_lag" and "two_filter" a row is
+            no path: only averages of one time mean something.
+        log_evidence: of the forward run, nats.
+        ess: of the forward run, after each weighing.
+        num_distinct: number of different particles among the draws, before each step and at the end, [steps + 1]. Small numbers
+            at early times are the genealogy's poverty.
+        acceptance: share of proposals accepted in each step, [steps]; NaN for methods without proposals.
+        failed_at: number of the first weighing of the forward run after which no particle had positive weight, -1 if there is
+            none.
+        excess: largest log-density above `log_bound`, nats; -inf without a bound. Above zero the bound was none, and NaN says
+            that a density was: then paths are NaN (integers their dtype's lowest value), and outside jit `smooth` raises. So they
+            are where log_evidence is.
+    """
+
+    paths: Any
+    log_evidence: Array
+    ess: Array
+    num_distinct: Array
+    acceptance: Array
+    excess: Array
+    failed_at: Array
+
+    def mean(self, fn: Callable[[Any], Any]) -> Any:
+        """Average of fn(path)."""
+        return jax.tree.map(lambda x: x.mean(0), jax.vmap(fn)(self.paths))
+
+
+def smooth(
+    target: FeynmanKac | ppl.Program | Callable[..., Any],
+    key: Any,
+    *args: Any,
+    num_particles: int,
+    num_samples: int | None = None,
+    method: Method = "ffbs",
+    proposal: ppl.Program | Callable[..., Any] | None = None,
+    resampling: Resampling = "systematic",
+    policy: Policy | None = None,
+    batch_size: int | None = None,
+    num_moves: int | None = None,
+    log_bound: float | Callable[[Array], Any] | None = None,
+    num_proposals: int | None = None,
+    lag: int | None = None,
+    backward: InformationFilter | None = None,
+) -> Smoothing:
+    """Draw N paths given all data: a run of K particles forward, then each path from its end.
+
+    The last particle of a path is drawn by its weight; the one before step t in proportion to its weight times the density of
+    what the path does from t on,
+
+        B_t(k) proportional to W_{t-1}^k p(x_t, ..., y_t, ... | x_{t-1}^k),
+
+    of which `L` steps matter (see `conditional_smc`; 1 for Markov states). Methods, with the cost of a step in densities:
+
+    - "ffbs": exact draws from B_t, N K.
+    - "mcmc": `num_moves` independent Metropolis moves that keep B_t, from the path's own parent, N num_moves.
+    - "rejection": exact draws from B_t by rejection under `log_bound`, N / acceptance on average; a path rejected
+      `num_proposals` times is drawn as in "ffbs".
+    - "genealogy": the particles' own ancestors, none.
+    - "fixed_lag": at each time the ancestors of the particles `lag` steps later, none; later data are not used.
+    - "two_filter": at each time particles of a second run, backwards from the end, weighted by the first, K^2; needs `backward`.
+      They are where the later data are, when the forward particles are not.
+
+    Args:
+        target: a `FeynmanKac` or a program. The first three methods, and "two_filter", need the `FeynmanKac`'s
+            `log_transition`.
+        key: PRNG key of either kind.
+        args: the program's arguments.
+        num_particles: K.
+        num_samples: N; K by default.
+        method: see above.
+        proposal: as for `smc`; it must draw every latent site.
+        resampling: as for `smc`.
+        policy: as for `smc`.
+        batch_size: as for `smc`, in the run forward.
+        num_moves: Metropolis moves in each step; 4 by default.
+        log_bound: a number, or `t -> number`, in nats, that no density of the next step exceeds as a function of the particle:
+            of log M_t(., x_t), with log G_t added if that looks at x_{t-1}; for a program the log-probs of the next L
+            steps that depend on the particle. t counts as in `log_transition`; for a program steps of a scan, from 0.
+        num_proposals: proposals before a path is drawn exactly; K by default.
+        lag: steps of later data.
+        backward: artificial priors and the kernel of the second run, see `InformationFilter`.
+
+    Returns:
+        A `Smoothing`.
+
+    Raises:
+        ValueError: an unknown method, an option of another method or a missing one; densities that are not known, as for
+            `conditional_smc`; a bound that is exceeded; for "two_filter" a scan whose steps see more of the past than the
+            last one's choices, data after the scan, or an artificial prior that leaves no particle any weight.
+
+    Validity: averages over paths are consistent in K and N, with a bias of order 1 / K; all but "fixed_lag", whose bias does
+    not vanish with K: it goes down with `lag`, by forgetting. "ffbs" and "rejection" have the same law. "mcmc" is consistent for
+    any number of moves, since a parent has law B_t already; moves make the paths differ more.
+    (benchmarks/particles/smoothing.py: for a linear-Gaussian model of 200 steps and K = N = 1000 one move has the error of
+    "ffbs" in a ninetieth of its time.)
+    "genealogy" is consistent, but its variance grows in proportion to the number of steps; where kernels have no density it
+    is the only one. "two_filter" is consistent for averages of one time, with priors and kernels that are positive where
+    the smoothing density is; `backward.log_kernel` has to be the density that `backward.kernel` draws from (not checked).
+
+    Example:
+        >>> from lapilli import inference, ppl
+        >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
+        >>> @ppl.model
+        ... def walk(ys):
+        ...     def step(x, y):
+        ...         x = ppl.sample("x", dist.Normal(0.9 * x, 1.0))
+        ...         return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+        ...     ppl.scan(step, 0.0, ys)
+        >>> ys = jnp.array([0.5, -1.0, 0.25])
+        >>> inference.smooth(walk, jax.random.key(0), ys, num_particles=100).mean(lambda c: c["x"]).shape
+        (3,)
+
+    Reference: Godsill, Doucet and West 2004, Monte Carlo smoothing for nonlinear time series; Douc, Garivier, Moulines and
+    Olsson 2011 (rejection); Bunch and Godsill 2013, Dau and Chopin 2023, arXiv:2207.00976 (Metropolis); Kitagawa and Sato 2001
+    (fixed lag); Briers, Doucet and Maskell 2010, Smoothing algorithms for state-space models (two filters).
+    """
+    options = {
+        "num_moves": num_moves, "log_bound": log_bound, "num_proposals": num_proposals, "lag": lag, "backward": backward,
+    }  # fmt: skip
+    num_samples = num_particles if num_samples is None else num_samples
+    draw = _draw(method, options, num_samples)
+    run_key, path_key = jax.random.split(typed_key(key))
+    result, segments = run(
+        target, run_key, args, num_particles=num_particles, proposal=proposal, resampling=resampling,
+        policy=policy, batch_size=batch_size, history="ancestors", path="filter",
+    )  # fmt: skip
+    loops = [s.filter for s in segments if s.filter is not None]
+    num_steps = sum(len(f.log_weights) for f in loops)
+    if not num_steps:
+        raise ValueError(
+            "smooth: there is no step of a top-level scan with sites, so no path to smooth. Use smc, whose particles "
+            "already see all data."
+        )
+    if backward is not None:
+        second = {
+            "num_particles": num_particles,
+            "resampling": resampling,
+            "policy": policy,
+            "batch_size": batch_size,
+        }
+        paths, num_distinct = marginals(
+            path_key, segments, backward, num_samples, isinstance(target, FeynmanKac), second
+        )
+        nothing = jnp.full(len(num_distinct) - 1, jnp.nan)
+        return Smoothing(
+            voided(paths, jnp.isnan(result.log_evidence)),
+            result.log_evidence,
+            result.ess,
+            num_distinct,
+            nothing,
+            jnp.asarray(-jnp.inf),
+            result.failed_at,
+        )
+    acceptance, excess = jnp.full(num_steps, jnp.nan), jnp.asarray(-jnp.inf)
+    if draw is None:
+        lag = num_steps if lag is None else lag
+        slots = _ancestors(path_key, loops, result.log_weights, num_samples, lag)
+    else:
+        slots, reports = draw_slots(path_key, segments, result.log_weights, num_samples, draw)
+        acceptance = jnp.concatenate([r.acceptance for r in reports])
+        excess = jnp.concatenate([r.excess for r in reports]).max(initial=-jnp.inf)
+    paths = taken(segments, slots, isinstance(target, FeynmanKac))
+    count = lambda index: jnp.zeros(num_particles, int).at[index].set(1).sum()
+    return Smoothing(
+        paths=_checked(paths, excess, result.log_evidence),
+        log_evidence=result.log_evidence,
+        ess=result.ess,
+        num_distinct=jax.vmap(count)(slots),
+        acceptance=acceptance,
+        excess=excess,
+        failed_at=result.failed_at,
+    )
+
+
+def _draw(method: str, options: dict[str, Any], num_samples: Any) -> kernels.Draw | None:
+    """How particles before a step are drawn, None for ancestors; checks the options."""
+    methods = ("ffbs", "mcmc", "rejection", "genealogy", "fixed_lag", "two_filter")
+    if method not in methods:
+        raise ValueError(f"smooth: method must be one of {methods}, got {method!r}.")
+    for name, owner in OPTIONS.items():
+        if options[name] is not None and owner != method:
+            raise ValueError(
+                f"smooth: {name} belongs to method {owner!r}, and method is {method!r}. Leave it out, or change the method."
+            )
+    check_counts("smooth", num_samples=num_samples)
+    for name, least in (("num_moves", 1), ("num_proposals", 0), ("lag", 0)):
+        if options[name] is not None:
+            check_counts("smooth", least, **{name: options[name]})
+    for name in ("log_bound", "lag", "backward"):
+        if OPTIONS[name] == method and options[name] is None:
+            raise ValueError(f"smooth: method {method!r} needs {name}.")
+    bound = options["log_bound"]
+    if method == "rejection":
+        log_bound = bound if callable(bound) else lambda t: bound
+        return kernels.rejection(log_bound, options["num_proposals"])
+    if method == "mcmc":
+        return kernels.metropolis(options["num_moves"] or 4)
+    return kernels.exact if method == "ffbs" else None
+
+
+def _ancestors(
+    key: Array, loops: list[Filter], log_weights: Array, num_samples: int, lag: int
+) -> Array:
+    """For each place (before a step, or the end) ancestors of particles `lag` places later, drawn there by weight.
+
+    A lag of all steps gives paths.
+    """
+    ancestors = jnp.concatenate([f.ancestors for f in loops])
+    weights = jnp.concatenate([*(f.log_weights for f in loops), log_weights[None]])
+    num_steps = len(ancestors)
+
+    def at(place: Array) -> Array:
+        end = jnp.minimum(place + lag, num_steps)
+        known = underived(NO_PATH_GRADIENT, weights[end])
+        back = lambda i, index: ancestors[end - 1 - i][index]
+        return jax.lax.fori_loop(0, end - place, back, systematic(key, known, num_samples))
+
+    def parents(index: Array, ancestors: Array) -> tuple[Array, Array]:
+        return ancestors[index], ancestors[index]
+
+    if lag >= num_steps:
+        ends = at(jnp.asarray(num_steps))
+        before = jax.lax.scan(parents, ends, ancestors, reverse=True)[1]
+        return jnp.concatenate([before, ends[None]])
+    return jax.lax.map(at, jnp.arange(num_steps + 1))
+
+
+def _checked(paths: Any, excess: Array, log_evidence: Array) -> Any:
+    """The paths, if no density exceeded its bound or was NaN, in the forward run and in the draws."""
+    is_wrong = ~(excess <= ROUNDING) | jnp.isnan(log_evidence)
+    if isinstance(is_wrong, Tracer):
+        return voided(paths, is_wrong)
+    if jnp.isnan(excess):
+        raise ValueError(
+            "smooth: the log-density of a step ahead is NaN at a particle of positive weight, and without that particle the "
+            "paths would have the wrong law. Return -inf for what is impossible."
+        )
+    if is_wrong:
+        raise ValueError(
+            f"smooth: a log-density exceeds log_bound by {float(excess):.3g} nats, so accepted particles would have the "
+            "wrong law. Give a bound of the largest value, or use method='mcmc' or 'ffbs'."
+        )
+    return paths
