@@ -18,7 +18,7 @@ Fitting
     fit, Fit                                        train an objective; parameters, history, model and guide
     Posterior                                       draws from a fitted guide with their log-weights
     by_row                                          an optimiser for tables of which a batch reads some rows
-    EarlyStopping, LogEvery, FitInfo                callbacks, and what they see
+    EarlyStopping, KeepBest, LogEvery, FitInfo      callbacks, and what they see
     NonFiniteError                                  a step that went wrong, by site
 
 Local posteriors
@@ -62,6 +62,7 @@ Diagnostics
     importance_diagnostics, ImportanceDiagnostics   k-hat, ESS and evidence of weighted draws
     evidence_bracket, EvidenceBracket               how far a guide is from the posterior
     calibrate, Calibration                          simulation-based calibration
+    expected_calibration_error                      whether predicted classes are as sure as they are right
     gradient_report, GradientReport                 mean, spread and cost of a gradient,
     ParameterGradient, SiteGradient                 ... by parameter and by site
     gradient_tree, plot_gradients                   the report for ArviZ, and as a picture
@@ -219,6 +220,7 @@ __all__ = [
     "Posterior",
     "by_row",
     "EarlyStopping",
+    "KeepBest",
     "LogEvery",
     "FitInfo",
     "NonFiniteError",
@@ -285,6 +287,7 @@ __all__ = [
     "EvidenceBracket",
     "calibrate",
     "Calibration",
+    "expected_calibration_error",
     "gradient_report",
     "GradientReport",
     "ParameterGradient",

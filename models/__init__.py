@@ -19,7 +19,7 @@ Diffusion models
     diffusion       schedules, networks, training, samplers
 
 Few-shot learning
-    niw_meta        a hierarchical Bayesian model, and baselines
+    niw_meta        a hierarchical Bayesian model of episodes
 """
 
 from . import (
