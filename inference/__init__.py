@@ -72,6 +72,7 @@ Export
     to_arviz                                        a result as a tree for ArviZ, which writes netCDF
 """
 
+from ._abstract_objective import AbstractObjective as AbstractObjective
 from .diagnostics import (
     Calibration as Calibration,
     EvidenceBracket as EvidenceBracket,
@@ -122,7 +123,6 @@ from .local import (
     local_laplace as local_laplace,
 )
 from .objectives import (
-    AbstractObjective as AbstractObjective,
     Objective as Objective,
     chi as chi,
     cubo as cubo,

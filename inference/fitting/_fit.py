@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ...ppl._compat import typed_key
-from ..objectives import AbstractObjective
+from .._abstract_objective import AbstractObjective
 from ._callbacks import FitInfo
 from ._checkpoint import fingerprint, load
 from ._data import is_iterable_of_batches

@@ -1,6 +1,5 @@
 """Objectives of variational inference."""
 
-from ._abstract import AbstractObjective as AbstractObjective
 from ._bounds import elbo as elbo, iwelbo as iwelbo
 from ._f_divergence import f_divergence as f_divergence
 from ._fivo import fivo as fivo, vsmc as vsmc

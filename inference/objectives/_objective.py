@@ -18,8 +18,8 @@ from ...ppl.estimation import plate_sizes, run_once
 from ...ppl.language import set_up
 from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
+from .._abstract_objective import AbstractObjective, Direction
 from .._show import shown
-from ._abstract import AbstractObjective, Direction
 
 Array = jax.Array
 Weighing = Literal["scaled", "functional", "refused"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax
 
-from ... import ppl
+from .. import ppl
 
 Array = jax.Array
 Direction = Literal["max", "min"]
