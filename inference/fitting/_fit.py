@@ -126,10 +126,10 @@ def fit(
     scaled, source = make_source(objective, args, subsample, plate_sizes, mesh)
     init_args = source.first()
     params = initial_params(scaled, params, keys, num_seeds, init_args)
-    lane = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
+    one = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     config = Config(
         objective=scaled,
-        optimizer=make_optimizer(optimizer, lane),
+        optimizer=make_optimizer(optimizer, one),
         source=source,
         average=average,
         on_nonfinite=on_nonfinite,
@@ -138,7 +138,7 @@ def fit(
         max_steps=min(_MAX_STEPS_PER_CALL, source.steps_per_call, max(num_steps or 1000, 1)),
     )
     start = lambda key, params: initial_carry(config, key, params, init_args)
-    carry = strong(config.lanes(start)(keys, params))
+    carry = strong(config.over_seeds(start)(keys, params))
     run = _describe(key, num_seeds, subsample, plate_sizes, average, source, params)
     if checkpoint is not None and isinstance(args, tuple):
         run["values of args (hashes)"] = fingerprint(source.split.arrays(args))
@@ -263,8 +263,8 @@ def _describe(key, num_seeds, subsample, plate_sizes, average, source, params) -
 
 def _resume(checkpoint: Any, carry: Carry, run: dict, num_steps: int | None, num_seeds: int | None):
     """(carry, step, values, whether a callback had ended the run) to begin with."""
-    lanes = () if num_seeds is None else (num_seeds,)
-    empty = np.zeros((0, *lanes), jnp.result_type(float))
+    seeds = () if num_seeds is None else (num_seeds,)
+    empty = np.zeros((0, *seeds), jnp.result_type(float))
     if checkpoint is None:
         return carry, 0, empty, False
     if not Path(checkpoint).exists():

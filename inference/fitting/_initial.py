@@ -54,14 +54,14 @@ def initial_params(
 
 def _fit_leaves(name: str, own: Any, given: Any, num_seeds: int | None) -> list[jax.Array]:
     needed, found = ([jnp.asarray(leaf) for leaf in jax.tree.leaves(t)] for t in (own, given))
-    lanes = () if num_seeds is None else (num_seeds,)
-    allowed = [[leaf.shape for leaf in needed], [(*lanes, *leaf.shape) for leaf in needed]]
+    seeds = () if num_seeds is None else (num_seeds,)
+    allowed = [[leaf.shape for leaf in needed], [(*seeds, *leaf.shape) for leaf in needed]]
     if [leaf.shape for leaf in found] not in allowed:
         raise ValueError(
             f"Argument 'params': '{name}' has {shapes(found)}, but the objective needs {shapes(needed)}"
-            + (f", optionally with a leading axis of {num_seeds} seeds." if lanes else ".")
+            + (f", optionally with a leading axis of {num_seeds} seeds." if seeds else ".")
         )
     return [
-        jnp.broadcast_to(leaf.astype(like.dtype), (*lanes, *like.shape))
+        jnp.broadcast_to(leaf.astype(like.dtype), (*seeds, *like.shape))
         for leaf, like in zip(found, needed, strict=True)
     ]

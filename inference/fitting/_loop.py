@@ -52,7 +52,7 @@ class Config(NamedTuple):
     def sign(self) -> float:
         return -1.0 if self.objective.direction == "max" else 1.0
 
-    def lanes(self, fn: Any, in_axes: Any = 0) -> Any:
+    def over_seeds(self, fn: Any, in_axes: Any = 0) -> Any:
         """`fn` for each seed."""
         return fn if self.num_seeds is None else jax.vmap(fn, in_axes)
 
@@ -101,27 +101,27 @@ def compile_steps(config: Config, donate: bool) -> Any:
     """
 
     def run(carry, keys, first_step, num_steps, data):
-        _, _, step_keys, order_keys = config.lanes(run_keys)(keys)
-        lane_shape = () if config.num_seeds is None else (config.num_seeds,)
-        values = jnp.zeros((config.max_steps, *lane_shape), jnp.result_type(float))
-        start = (jnp.int32(0), _replicate(config, carry), values, jnp.zeros(lane_shape, bool))
+        _, _, step_keys, order_keys = config.over_seeds(run_keys)(keys)
+        seed_shape = () if config.num_seeds is None else (config.num_seeds,)
+        values = jnp.zeros((config.max_steps, *seed_shape), jnp.result_type(float))
+        start = (jnp.int32(0), _replicate(config, carry), values, jnp.zeros(seed_shape, bool))
 
         def segment(loop):
             # The order of the data is fixed inside a segment, so the inner loop does not carry it.
             index = loop[0]
-            lane_segment = config.lanes(config.source.segment, (0, None))
-            order, length = lane_segment(order_keys, first_step + index)
+            segment_of_seeds = config.over_seeds(config.source.segment, (0, None))
+            order, length = segment_of_seeds(order_keys, first_step + index)
             end = index + jnp.minimum(num_steps - index, jnp.min(jnp.asarray(length)))
 
             def step(loop):
                 index, carry, values, _ = loop
-                lane_step = config.lanes(one_step, (0, 0, 0, None))
-                new, value, is_bad = lane_step(carry, step_keys, order, index)
+                step_of_seeds = config.over_seeds(one_step, (0, 0, 0, None))
+                new, value, is_bad = step_of_seeds(carry, step_keys, order, index)
                 if config.on_nonfinite == "raise":
                     hold = jnp.broadcast_to(jnp.any(is_bad), is_bad.shape)
                 else:
                     hold = is_bad
-                carry = _replicate(config, config.lanes(_select)(hold, carry, new))
+                carry = _replicate(config, config.over_seeds(_select)(hold, carry, new))
                 return index + 1, carry, values.at[index].set(value.astype(values.dtype)), is_bad
 
             def one_step(carry, key, order, index):

@@ -198,21 +198,21 @@ class Training:
             "again (a list or a data loader, not a generator), or num_steps=None to train until the data ends."
         )
 
-    def _raise_nonfinite(self, data: Any, index: int, lane: int, step: int | None = None) -> None:
+    def _raise_nonfinite(self, data: Any, index: int, number: int, step: int | None = None) -> None:
         self._save()
         step = self._step if step is None else step
-        take = self._lane(lane)
+        take = self._of_seed(number)
         key = take(self._keys)
         args = step_args(self._config, key, data, index, step)
         params, state = take(self._carry.params), take(self._carry.state)
         diagnosis = diagnose(self._config, params, state, step_key(key, step), args)
-        seed = None if self._config.num_seeds is None else lane
+        seed = None if self._config.num_seeds is None else number
         raise NonFiniteError(diagnosis, step, seed, self._fit("error"))
 
-    def _lane(self, lane: int) -> Callable[[Any], Any]:
+    def _of_seed(self, number: int) -> Callable[[Any], Any]:
         if self._config.num_seeds is None:
             return lambda tree: tree
-        return lambda tree: jax.tree.map(lambda leaf: leaf[lane], tree)
+        return lambda tree: jax.tree.map(lambda leaf: leaf[number], tree)
 
     def _fit(self, reason: str) -> Any:
         return self._make_fit(self._carry, self._history.values(), self._step, reason)

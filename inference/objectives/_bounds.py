@@ -18,7 +18,7 @@ from ._path_gradients import (
     generalized_doubly_reparameterized,
     sticking_the_landing,
 )
-from ._row_weights import lane_weights
+from ._row_weights import particle_weights
 
 Array = jax.Array
 Kl = Literal["sampled", "analytic"]
@@ -170,7 +170,9 @@ def iwelbo(
             return doubly_reparameterized(model, guide, args, num_particles, per, num_imputations)
         if gradient == "gdreg":
             return generalized_doubly_reparameterized(model, guide, args, num_particles, per)
-        log_weights, scale = lane_weights(model, guide, args, num_particles, per, num_imputations)
+        log_weights, scale = particle_weights(
+            model, guide, args, num_particles, per, num_imputations
+        )
         return jnp.sum(scale * log_mean_exp(log_weights))
 
     return iwelbo(

@@ -73,7 +73,7 @@ def detached(program: Any) -> Any:
 
 
 def sites_met() -> set[str]:
-    """Addresses of the latent sites drawn so far in this lane."""
+    """Addresses of the latent sites drawn so far in this particle."""
     return set(strategies_met())
 
 

@@ -14,7 +14,7 @@ from ...ppl._checks import check_counts
 from ...ppl.densities import log_mean_exp
 from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
-from ._row_weights import lane_weights
+from ._row_weights import particle_weights
 
 Array = jax.Array
 
@@ -105,7 +105,9 @@ def f_divergence(
 
     @objective(direction="min", weighing="refused")
     def f_divergence(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, scale = lane_weights(model, guide, args, num_particles, per, supports=supports)
+        log_weights, scale = particle_weights(
+            model, guide, args, num_particles, per, supports=supports
+        )
         return jnp.sum(scale * generator(log_mean_exp(log_weights) - log_scale))
 
     return f_divergence(

@@ -51,7 +51,7 @@ def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = 
             )
         source = detached(guide) if proposal is None else ppl.as_program(proposal)
 
-        def lane() -> Array:
+        def particle() -> Array:
             r = ppl.draw(source, *args)
             before = sites_met()
             p, q = ppl.score(model, r, *args), ppl.score(guide, r.choices, *args)
@@ -59,6 +59,6 @@ def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = 
             penalties = check_match(p, q)
             return joint_weight(p, q)[0] + sum(jnp.sum(x) for x in penalties.values())
 
-        return 0.5 * jnp.var(ppl.particles(num_particles)(lane)(), ddof=1)
+        return 0.5 * jnp.var(ppl.particles(num_particles)(particle)(), ddof=1)
 
     return log_variance(model, guide, strategies=CONSTANT)

@@ -55,7 +55,7 @@ def doubly_reparameterized(
     name = "iwelbo(gradient='dreg')"
     refuse_estimated(name, guide, "so no density at a fixed draw can be detached")
 
-    def lane() -> tuple[Array, Array, Array]:
+    def particle() -> tuple[Array, Array, Array]:
         with _FixedSupport(name):
             q = ppl.draw(guide, *args)
         _refuse_sampled(name)
@@ -75,7 +75,7 @@ def doubly_reparameterized(
 
         return over_imputations(log_weight, num_imputations)
 
-    path, theta, scale = ppl.particles(num_particles)(lane)()
+    path, theta, scale = ppl.particles(num_particles)(particle)()
     weights = stop(jax.nn.softmax(path, axis=0))
     moved = weights**2 * (path - stop(path)) + weights * (theta - stop(theta))
     return jnp.sum(scale[0] * (stop(log_mean_exp(path)) + moved.sum(0)))
@@ -97,7 +97,7 @@ def generalized_doubly_reparameterized(
     for program in (guide, model):
         refuse_estimated(name, program, "so no density at a fixed draw can be detached")
 
-    def lane() -> tuple[Array, Array, Array]:
+    def particle() -> tuple[Array, Array, Array]:
         met = _GuideSupports(name)
         with _FixedSupport(name), met:
             q = ppl.draw(guide, *args)
@@ -125,7 +125,7 @@ def generalized_doubly_reparameterized(
         refuse_new_draws(name, before)
         return path, rest, scale
 
-    path, rest, scale = ppl.particles(num_particles)(lane)()
+    path, rest, scale = ppl.particles(num_particles)(particle)()
     weights = stop(jax.nn.softmax(path, axis=0))
     moved = weights**2 * (path - stop(path)) + weights * (rest - stop(rest))
     return jnp.sum(scale[0] * (stop(log_mean_exp(path)) + moved.sum(0)))

@@ -14,7 +14,7 @@ from ...ppl._checks import check_counts
 from ...ppl.densities import log_mean_exp
 from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
-from ._row_weights import lane_weights
+from ._row_weights import particle_weights
 
 Array = jax.Array
 
@@ -64,7 +64,9 @@ def renyi(
 
     @objective
     def renyi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, scale = lane_weights(model, guide, args, num_particles, per, supports=supports)
+        log_weights, scale = particle_weights(
+            model, guide, args, num_particles, per, supports=supports
+        )
         return jnp.sum(scale * _power_mean(log_weights, 1 - alpha))
 
     return renyi(
@@ -110,7 +112,7 @@ def cubo(
 
     @objective(direction="min")
     def cubo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, scale = lane_weights(
+        log_weights, scale = particle_weights(
             model, guide, args, num_particles, per, supports=("inside", "covers")
         )
         return jnp.sum(scale * _power_mean(log_weights, order))
@@ -153,7 +155,7 @@ def chi(
 
     @objective(direction="min")
     def chi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, _ = lane_weights(model, guide, args, 1, "joint", supports=("covers",))
+        log_weights, _ = particle_weights(model, guide, args, 1, "joint", supports=("covers",))
         return jnp.exp(order * (log_weights[0] - log_scale))
 
     return chi(

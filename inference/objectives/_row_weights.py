@@ -17,7 +17,7 @@ from ...ppl.traces import Inclusion, strategies_met
 Array = jax.Array
 
 
-def lane_weights(
+def particle_weights(
     model: ppl.Program,
     guide: ppl.Program,
     args: Any,
@@ -31,12 +31,12 @@ def lane_weights(
     `supports` are the inclusions that the objective needs, see `ppl/traces/_match.py`.
     """
 
-    def lane() -> tuple[Array, Array]:
+    def particle() -> tuple[Array, Array]:
         q = ppl.draw(guide, *args)
         log_weight = lambda: weight_of(score_at(model, q, args, supports=supports), q, per)
         return over_imputations(log_weight, num_imputations)
 
-    log_weights, scale = ppl.particles(num_particles)(lane)()
+    log_weights, scale = ppl.particles(num_particles)(particle)()
     return log_weights, scale[0]
 
 

@@ -13,7 +13,7 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
-from ._row_weights import lane_weights
+from ._row_weights import particle_weights
 
 Array = jax.Array
 
@@ -71,7 +71,9 @@ def tvo(
 
     @objective(weighing="refused")
     def tvo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        log_weights, scale = lane_weights(model, guide, args, num_particles, per, supports=supports)
+        log_weights, scale = particle_weights(
+            model, guide, args, num_particles, per, supports=supports
+        )
         total = jnp.zeros(())
         for end, width in zip(
             grid[:-1] if side == "lower" else grid[1:], np.diff(grid), strict=True

@@ -57,12 +57,12 @@ def vimco(
     def vimco(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         refuse_estimated("vimco", guide, "so the scores of its sites are not known here")
 
-        def lane() -> tuple[Array, Array, Array]:
+        def particle() -> tuple[Array, Array, Array]:
             q = ppl.draw(guide, *args)
             log_weight, scale = weight_of(ppl.score(model, q, *args), q, per)
             return log_weight, _score(q, per), scale
 
-        log_weights, scores, scale = ppl.particles(num_particles)(lane)()
+        log_weights, scores, scale = ppl.particles(num_particles)(particle)()
         others = stop(leave_one_out(log_weights))
         control = -jnp.sum(others * (scores - stop(scores)), axis=0)
         # log K inside, so that no constant is taken out of the signal that the baselines are made for.

@@ -62,7 +62,7 @@ def wake_phi(
 
     @objective(direction="min", weighing="refused")
     def wake_phi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        weights, log_q, _, scale = _lanes(model, guide, proposal, args, num_particles, per)
+        weights, log_q, _, scale = _particles(model, guide, proposal, args, num_particles, per)
         return -jnp.sum(scale * stop(jax.nn.softmax(weights, axis=0)) * log_q)
 
     return wake_phi(model, guide, strategies=CONSTANT)
@@ -90,7 +90,7 @@ def forward_kl(
 
     @objective(direction="min", weighing="refused")
     def forward_kl(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        weights, log_q, log_p, scale = _lanes(model, guide, proposal, args, num_particles, per)
+        weights, log_q, log_p, scale = _particles(model, guide, proposal, args, num_particles, per)
         shares = stop(jax.nn.softmax(weights, axis=0))
         return jnp.sum(scale * ((shares * (log_p - log_q)).sum(0) - log_mean_exp(weights)))
 
@@ -114,14 +114,14 @@ def wake_theta(model: Any, guide: Any, *, num_particles: int, per: str = "joint"
 
     @objective(weighing="refused")
     def wake_theta(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        def lane() -> tuple[Array, Array]:
+        def particle() -> tuple[Array, Array]:
             r = ppl.draw(detached(guide), *args)
             before = sites_met()
             p = ppl.score(model, r, *args)
             refuse_new_draws("wake_theta", before)
             return weight_of(p, jax.tree.map(stop, r), per)
 
-        weights, scale = ppl.particles(num_particles)(lane)()
+        weights, scale = ppl.particles(num_particles)(particle)()
         return jnp.sum(scale[0] * log_mean_exp(weights))
 
     return wake_theta(model, guide, strategies=CONSTANT)
@@ -176,7 +176,7 @@ def rws(
 
     @objective(weighing="refused")
     def rws(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
-        def lane() -> tuple[Array, Array, Array]:
+        def particle() -> tuple[Array, Array, Array]:
             r = ppl.draw(detached(guide), *args)
             before = sites_met()
             p = score_at(model, r, args, supports=supports)
@@ -185,7 +185,7 @@ def rws(
             refuse_new_draws("rws", before)
             return weight, log_density_of(q, plate_of(p, r, per)), scale
 
-        weights, log_q, scale = ppl.particles(num_particles)(lane)()
+        weights, log_q, scale = ppl.particles(num_particles)(particle)()
         shares = stop(jax.nn.softmax(weights, axis=0))
         wake = (shares * (log_q - stop(log_q))).sum(0)
         total = jnp.sum(scale[0] * (log_mean_exp(weights) + insomnia * wake))
@@ -271,7 +271,7 @@ def _is_factor(fn: Any) -> bool:
     return isinstance(fn, dist.Unit)
 
 
-def _lanes(
+def _particles(
     model: ppl.Program,
     guide: ppl.Program,
     proposal: Any,
@@ -282,7 +282,7 @@ def _lanes(
     """Log-weights (fixed), log q_phi (differentiable), log p (fixed) of K draws from r, [K] or [K, rows]; the rows' scale."""
     source = detached(guide) if proposal is None else ppl.as_program(proposal)
 
-    def lane() -> tuple[Array, Array, Array, Array]:
+    def particle() -> tuple[Array, Array, Array, Array]:
         r = ppl.draw(source, *args)
         p = score_at(detached(model), r, args, supports=("inside", "covers"))
         before = sites_met()
@@ -293,5 +293,5 @@ def _lanes(
         plate = plate_of(p, r, per)
         return stop(weight), log_density_of(q, plate), stop(log_density_of(p, plate)), scale
 
-    *numbers, scale = ppl.particles(num_particles)(lane)()
+    *numbers, scale = ppl.particles(num_particles)(particle)()
     return *numbers, scale[0]

@@ -158,11 +158,11 @@ class DiffusionSampler:
         def balance(model: ppl.Program, guide: ppl.Program) -> Array:
             source = self.explore(noise).bind(jax.tree.map(stop, guide.params))
 
-            def lane() -> Process:
+            def particle() -> Process:
                 path = ppl.draw(source).choices
                 return self._process(path, ppl.score(guide, path), ppl.score(model, path))
 
-            return loss(ppl.particles(num_paths)(lane)())
+            return loss(ppl.particles(num_paths)(particle)())
 
         return dataclasses.replace(
             balance(self.target, self.forward, strategies=CONSTANT), name=loss.name

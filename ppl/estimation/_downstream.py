@@ -109,7 +109,7 @@ class Costs:
                 self._opened = terms
             else:
                 program = dataclasses.replace(self.program, closed=closed)
-                self._opened = Terms(program, terms.inputs, terms.key, terms.reader.unmoved)
+                self._opened = Terms(program, terms.inputs, terms.key, terms.reader.invariants)
         return self._opened
 
     def full(self, index: int, value: Array, own: Lanes | None = None) -> tuple[Lanes, Array]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..analysis import Analysed
-from ..evaluation import Apply, Forced, Unmoved, evaluate, lanes_at, read_often
+from ..evaluation import Apply, Forced, Invariants, evaluate, lanes_at, read_often
 from ._sweep import Sweep
 
 Array = jax.Array
@@ -34,14 +34,14 @@ class Reader:
         inputs: leaves of the parameters.
         key: random key; several for replicates.
         replicates: the lane of replicates, if there is one.
-        unmoved: what several evaluations share; None where replicates differ in it.
+        invariants: what several evaluations share; None where replicates differ in it.
     """
 
     program: Analysed
     inputs: Sequence[Any]
     key: Array
     replicates: Lanes
-    unmoved: Unmoved | None
+    invariants: Invariants | None
 
     def read(
         self, items: Mapping[Any, Item], forced: Replaced, extra: Lanes
@@ -85,7 +85,7 @@ class Reader:
         return sweep
 
     def _run(self, sweep: Sweep, read: list[Any]) -> list[Any]:
-        given = self.unmoved.around(sweep.values, read) if self.unmoved else {}
+        given = self.invariants.around(sweep.values, read) if self.invariants else {}
 
         def base(key: Array, values: Any, apply: Apply) -> list[Any]:
             closed, inputs = self.program.closed, [*self.inputs, key]

@@ -22,8 +22,8 @@ from ..analysis import Analysed
 from ..enumeration import LaneWeights
 from ..evaluation import (
     Forced,
+    Invariants,
     Split,
-    Unmoved,
     agreed,
     begun,
     by_parts,
@@ -48,7 +48,7 @@ class Terms:
         program: the analysed program.
         inputs: leaves of the parameters.
         key: random key; it decides all noise.
-        unmoved: what no replacement reaches, where it is known.
+        invariants: what no replacement reaches, where it is known.
     """
 
     def __init__(
@@ -56,22 +56,22 @@ class Terms:
         program: Analysed,
         inputs: Sequence[Any],
         key: Array,
-        unmoved: Unmoved | None = None,
+        invariants: Invariants | None = None,
     ) -> None:
         self.program, self.inputs, self.key = program, list(inputs), key
         self.replicates: Lanes = (REPLICATE,) if program.num_replicates > 1 else ()
         keys = jax.random.split(key, program.num_replicates) if self.replicates else key
-        if unmoved is None and not self.replicates and is_on("invariants"):
-            unmoved = Unmoved(
+        if invariants is None and not self.replicates and is_on("invariants"):
+            invariants = Invariants(
                 program.closed, [*inputs, key], is_lazy=bool(program.layouts) and is_on("numbers")
             )
-        self.reader = Reader(program, self.inputs, keys, self.replicates, unmoved)
+        self.reader = Reader(program, self.inputs, keys, self.replicates, invariants)
 
     def fixed(self) -> Terms:
         """The same without derivatives in the parameters; those in the value that a site's own log-prob has are kept."""
         program = dataclasses.replace(self.program, scores=frozenset())
-        unmoved = self.reader.unmoved
-        fixed = unmoved and unmoved.fixed()
+        invariants = self.reader.invariants
+        fixed = invariants and invariants.fixed()
         return Terms(program, [stop(x) for x in self.inputs], self.key, fixed)
 
     def lanes(self, enumerated: Collection[int]) -> Lanes:

@@ -1,13 +1,14 @@
 """Traced programs run again with the values of chosen sites replaced.
 
 `evaluate` walks a jaxpr, and at each marker takes the value that it is given in place of the draw. Everything else here makes
-that cheap where many replacements are asked for at once: numbers that no replacement reaches (`_unmoved.py`), arrays of equal
+that cheap where many replacements are asked for at once: numbers that no replacement reaches (`_invariants.py`), arrays of equal
 elements (`_same.py`), loops without a loop (`_unrolled.py`, `_steps.py`, `_split.py`), noise drawn in front of a loop
 (`_hoist.py`).
 """
 
 from ._evaluate import Apply as Apply, Forced as Forced, Given as Given, evaluate as evaluate
 from ._hoist import draws as draws, hoist_noise as hoist_noise
+from ._invariants import Invariants as Invariants
 from ._passes import (
     NAMES as NAMES,
     PASSES as PASSES,
@@ -33,5 +34,4 @@ from ._split import (
     whole_at as whole_at,
 )
 from ._steps import row_by_row as row_by_row
-from ._unmoved import Unmoved as Unmoved
 from ._unrolled import NeedsLoop as NeedsLoop, Windows as Windows

@@ -40,7 +40,7 @@ def evaluate(
     """Run `closed` on `inputs`; return the values of the variables `read` (default: its outputs).
 
     With sites forced to `Windows`, what sees them is returned as a `Split`. `given`: variables whose values are known (of
-    `Unmoved`), so that their equations are not run. `apply` evaluates the equations outside of control flow.
+    `Invariants`), so that their equations are not run. `apply` evaluates the equations outside of control flow.
 
     Raises:
         NeedsLoop: a site forced to `Windows` needs a loop (`_unrolled.py`).

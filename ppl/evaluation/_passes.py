@@ -28,7 +28,7 @@ class Pass(NamedTuple):
 
 
 PASSES: dict[Name, Pass] = {
-    "invariants": Pass("what no replacement reaches is computed once (`_unmoved.py`)"),
+    "invariants": Pass("what no replacement reaches is computed once (`_invariants.py`)"),
     "noise": Pass("the noise of a loop is drawn in front of it (`_hoist.py`)"),
     "numbers": Pass("arrays of equal elements are carried along as one number (`_same.py`)"),
     "rows": Pass("rows of a plate stand in front of enumerated states (`_steps.py`)"),

@@ -115,12 +115,12 @@ def test_the_value_is_the_log_mean_of_the_weights_of_the_draws():
 
     @inference.objective
     def spy(model, guide, x):
-        def lane():
+        def particle():
             q = ppl.draw(guide, x)
             p = ppl.score(model, q, x)
             return sum(lp for lp in p.log_probs.values()) - q.log_probs["z"]
 
-        weights = ppl.particles(4)(lane)()
+        weights = ppl.particles(4)(particle)()
         draws["shape"] = weights.shape
         by_row = jax.nn.logsumexp(weights, 0) - jnp.log(4)
         jointly = jax.nn.logsumexp(weights.sum(-1), 0) - jnp.log(4)

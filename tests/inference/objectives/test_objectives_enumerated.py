@@ -293,12 +293,12 @@ def test_an_objective_that_differentiates_its_weights_is_found():
     def attached(model, guide):
         from lapilli.inference.objectives._detached import detached
 
-        def lane():
+        def particle():
             r = ppl.draw(detached(guide))
             log_q = ppl.score(guide, r.choices).log_density
             return ppl.score(model, r).log_density - log_q, log_q
 
-        weights, log_q = ppl.particles(3)(lane)()
+        weights, log_q = ppl.particles(3)(particle)()
         return -jnp.sum(jax.nn.softmax(weights) * log_q)
 
     from lapilli.inference.objectives._detached import CONSTANT

@@ -158,12 +158,12 @@ def test_dreg_with_weights_not_squared_is_found(monkeypatch):
     """Broken: what sticking the landing would do to the importance-weighted bound."""
 
     def broken(model, guide, args, num_particles, per, _):
-        def lane():
+        def particle():
             q = ppl.draw(guide, *args)
             log_q = ppl.score(_path_gradients.detached(guide), q.choices, *args)
             return _path_gradients.weight_of(ppl.score(model, q, *args), log_q, per)
 
-        log_weights, _ = ppl.particles(num_particles)(lane)()
+        log_weights, _ = ppl.particles(num_particles)(particle)()
         return jnp.sum(_path_gradients.log_mean_exp(log_weights))
 
     monkeypatch.setattr(inference.objectives._bounds, "doubly_reparameterized", broken)

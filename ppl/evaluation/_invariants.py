@@ -20,7 +20,7 @@ from ._evaluate import Given, is_cut, run_into, sites_in
 from ._same import Same
 
 
-class Unmoved:
+class Invariants:
     """The variables of a traced program without replacements.
 
     Args:
@@ -34,7 +34,7 @@ class Unmoved:
         self.values: dict[Var, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
         self.values.update(zip(closed.jaxpr.invars, inputs, strict=True))
 
-    def fixed(self) -> Unmoved:
+    def fixed(self) -> Invariants:
         """What is known so far, without derivatives."""
         twin = copy.copy(self)
         twin.values, twin.is_fixed = dict(self.values), True
