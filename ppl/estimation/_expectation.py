@@ -302,9 +302,10 @@ class Expectation:
         def trace() -> RowProgram:
             like, rows = jax.tree.map(abstract, (shapes, data))
             options = {"strategies": self.strategies, "demoted": check.demoted}
-            return with_quick_key(
+            traced = with_quick_key(
                 lambda key: traced_rows(fn, like, rows, program.subsampled, key, **options)
             )
+            return dataclasses.replace(traced, closed=_with_known_constants(traced.closed))
 
         known, _ = self._known(params, args)
         check_subsampled(trace, *self._leaves(*known))
@@ -349,8 +350,7 @@ class Expectation:
                 num_replicates=self.num_replicates, num_params=len(jax.tree.leaves(params)),
             )
         )  # fmt: skip
-        consts = [concrete(c) for c in copy.closed.consts]
-        return dataclasses.replace(copy, closed=copy.closed.replace(consts=consts))
+        return dataclasses.replace(copy, closed=_with_known_constants(copy.closed))
 
     def _with_data(self, args: Any) -> tuple[Callable[[Any], Any], list[Any]]:
         """The function of (parameters, data), and the data: arrays among the arguments."""
@@ -462,3 +462,8 @@ def _ready(
         return 0
 
     jax.eval_shape(run, arrays)
+
+
+def _with_known_constants(closed: Any) -> Any:
+    """A traced program for trials: arrays that it closes over and that are known at run time only get typical values."""
+    return closed.replace(consts=[concrete(c) for c in closed.consts])

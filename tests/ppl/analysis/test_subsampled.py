@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -322,3 +323,24 @@ def test_the_refusals_are_those_of_biased_numbers(case):
         assert not is_unbiased
         with pytest.raises(ValueError, match=ROWS):
             cost.value(1.0, KEY, X[:3])
+
+
+@pytest.mark.parametrize("shifts", [(1, -1), (1,)], ids=["there and back", "neighbour"])
+def test_rows_are_tried_where_a_program_closes_over_what_jit_does_not_know(shifts):
+    couple = lambda z: functools.reduce(jnp.roll, shifts, z)
+    model, guide = model_of(couple), guide_of()
+
+    def value(scale):
+        def scaled(*args):
+            ppl.factor("scale", scale)
+            model(*args)
+
+        bound = inference.elbo(scaled, guide, check_jumps=False)
+        return bound.value({"m": 0.3}, KEY, X, 6, 3)
+
+    run = jax.jit(value)
+    if sum(shifts) == 0:
+        assert jnp.isfinite(run(1.0))
+    else:
+        with pytest.raises(ValueError, match="other rows of site 'z'"):
+            run(1.0)
