@@ -88,6 +88,7 @@ class Boundary(Strategy):
     base: str | Strategy = "reparam"
     name = "boundary"
     has_boundary = True
+    misses_null_values = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.of, tuple(BASES.values())):
@@ -178,6 +179,7 @@ class Decision(Strategy):
     peers: tuple[Peer, ...] = ()
     is_by_row: bool = True
     name = "boundary"
+    misses_null_values = False
     is_decision = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:

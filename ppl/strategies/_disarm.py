@@ -33,7 +33,6 @@ class Antithetic(Strategy):
     """Abstract: the cost at the draw minus the cost at its antithetic partner, times a weight per stick."""
 
     is_replayed_together = True
-    misses_null_values = True
 
     @abc.abstractmethod
     def weight(self, uniforms: Array, sticks: Array) -> Array:

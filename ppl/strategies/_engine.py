@@ -42,6 +42,7 @@ from ._strategy import (
     StraightThrough,
     Strategy,
     element,
+    stop,
     support_of,
 )
 
@@ -203,6 +204,8 @@ class Engine(Recorder):
             raise kind_of(err)(
                 f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}"
             ) from err
+        if not strategy.moves_value:
+            draw = stop(draw)  # a sampler that forgets it would add a derivative of its own
         # One index per address: a site that stands in both branches of a cond is one site.
         index = self.indices.setdefault(address, len(self.indices))
         support = support_of_law(base)

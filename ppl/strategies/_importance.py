@@ -38,6 +38,7 @@ class Importance(Strategy):
     name = "importance"
     is_enumerated = True
     is_weighted = True
+    misses_null_values = False
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         try:

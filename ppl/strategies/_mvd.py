@@ -118,6 +118,7 @@ class MVD(Strategy):
 
     name = "mvd"
     is_replayed = True
+    misses_null_values = False
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         name = type(distribution).__name__

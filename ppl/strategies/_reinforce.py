@@ -253,7 +253,6 @@ class Reinforce(Strategy):
 
     baseline: Any = None
     name = "reinforce"
-    misses_null_values = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "baseline", as_baseline(self.baseline))

@@ -58,6 +58,7 @@ class RejectionReparam(Strategy):
     baseline: Any = None
     name = "rejection_reparam"
     is_partly_pathwise = True
+    misses_null_values = False
 
     def __post_init__(self) -> None:
         if isinstance(self.boost, bool) or not isinstance(self.boost, int) or self.boost < 1:

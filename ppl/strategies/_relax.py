@@ -41,7 +41,6 @@ class ControlVariate(Strategy):
     """Abstract: score function with a control variate at the relaxed draw; a subclass says which in `control`."""
 
     optimizer: Any
-    misses_null_values = True
     served = BERNOULLI | CATEGORICAL | ONE_HOT
 
     @abc.abstractmethod

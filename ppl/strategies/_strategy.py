@@ -91,7 +91,7 @@ class Strategy(abc.ABC):
         is_relaxed: it calls `downstream.slope`. Then no other sampled site may lie downstream, whose draw would
             jump, and jumps of the result in the site's value are searched for as for a pathwise site.
         misses_null_values: nothing is evaluated at values of probability 0, whose part of the derivative is then missing; it is
-            NaN where there is one (`distributions/_null_values.py`).
+            NaN where there is one (`distributions/_null_values.py`). True unless an estimator says that it does evaluate them.
         has_boundary: comparisons that the site's value decides get the boundary's part of the gradient (`_boundary.py`).
         is_decision: it is the estimator of such a comparison, which calls `downstream.jumps`.
         num_replicates: independent runs of the whole program that the estimator needs.
@@ -106,7 +106,7 @@ class Strategy(abc.ABC):
     is_replayed = False
     is_replayed_together = False
     is_relaxed = False
-    misses_null_values = False
+    misses_null_values = True
     has_boundary = False
     is_decision = False
     num_replicates = 1
@@ -178,6 +178,7 @@ class Pathwise(Strategy):
 
     allow_jumps: bool = False
     is_pathwise = True
+    misses_null_values = False  # a moving value has none
 
     def draw(self, fn: dist.Distribution, key: Array) -> Array:
         return jnp.asarray(fn.sample(key))
@@ -246,6 +247,7 @@ class Enum(Strategy):
 
     name = "enum"
     is_enumerated = True
+    misses_null_values = False
 
     def local(self, draw: Draw) -> Any:
         probability = probability_of(draw.distribution, draw.value)
@@ -312,6 +314,7 @@ class GumbelSoftmax(Strategy):
     temperature: float = 0.5
     name = "gumbel_softmax"
     is_pathwise = True
+    misses_null_values = False
     is_biased = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
@@ -332,6 +335,7 @@ class StraightThrough(Strategy):
     temperature: float = 0.5
     name = "straight_through"
     is_pathwise = True
+    misses_null_values = False
     is_biased = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:

@@ -44,7 +44,8 @@ def assert_never_a_number(
 ) -> None:
     """Refused where the parameter is known, NaN where another one was known at the first call."""
     with pytest.raises(
-        ValueError, match=f"Site 'x': at these parameters .* Strategy '{strategy[:5]}"
+        ValueError,
+        match=f"Site 'x': at these parameters .* Strategy '{getattr(strategy, 'name', strategy)[:5]}",
     ):
         gradients(law, strategy, t, cost, 2)
     expectation = expectation_of(law, strategy, cost)
@@ -234,3 +235,23 @@ def test_states_that_are_reached_again(law: Callable[..., Any]) -> None:
     both = [objective.value_and_grad(at(t), jax.random.key(0)) for t in (0.0, 1e-4)]
     slope = float(both[1][0] - both[0][0]) / 1e-4
     np.testing.assert_allclose(both[0][1]["t"], slope, rtol=2e-2, atol=1e-5)
+
+
+class Score(ppl.strategies.Strategy):
+    """A score function of a user's, who knows nothing of such values."""
+
+    name = "score of a user"
+
+    def refuse(self, distribution: dist.Distribution) -> None:
+        return None
+
+    def local(self, draw: ppl.strategies.Draw) -> Any:
+        return draw.log_prob
+
+    def surrogate(self, local: Any, downstream: ppl.strategies.Downstream) -> Any:
+        held = jax.lax.stop_gradient
+        return held(downstream.cost) * (local - held(local))
+
+
+def test_strategies_of_a_user_miss_them_unless_they_say_otherwise() -> None:
+    assert_never_a_number(dist.Bernoulli, Score(), 0.0, one_hot_cost)

@@ -134,3 +134,32 @@ def test_scores_do_not_differentiate_draws(name, strategy):
 def test_a_parameter_that_is_not_declared_moves_the_draw():
     with pytest.raises(ppl.StrategyError, match="Site 'z': the result jumps by 1"):
         expectation_of(Moved, lambda z: jnp.where(z > 0, 1.0, 0.0), "reparam").grad(0.3, KEY)
+
+
+class Unstopped(ppl.strategies.Strategy):
+    """A score function whose draw is reparametrised by mistake."""
+
+    name = "unstopped"
+
+    def refuse(self, distribution):
+        return None
+
+    def draw(self, fn, key):
+        return fn.sample(key)
+
+    def local(self, draw):
+        return draw.log_prob
+
+    def surrogate(self, local, downstream):
+        held = jax.lax.stop_gradient
+        return held(downstream.cost) * (local - held(local))
+
+
+def test_a_draw_that_does_not_move_has_no_derivative():
+    """E[x^2] for x ~ Normal(t, 1): 2 t; with the sampler's derivative too it would be 4 t."""
+    expectation = ppl.expectation(
+        lambda t: ppl.sample("x", dist.Normal(t, 1.0), strategy=Unstopped()) ** 2,
+        num_replicates=20_000,
+    )
+    grad = expectation.grad(1.5, jax.random.key(0))
+    assert abs(grad - 3.0) < 0.3  # six standard errors
