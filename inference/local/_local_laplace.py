@@ -291,7 +291,8 @@ def _check_conjugate(
                 raise ValueError(
                     f"Site '{site}': its law is not {type(base).__name__}.conditional({parent}), normal with the mean and scale "
                     f"that '{parent}' holds, so the expected natural parameters of '{parent}' are not its own. Draw it as "
-                    f"ppl.sample('{site}', ppl.{type(base).__name__}.conditional({parent})), or leave out parent='{parent}'."
+                    f"ppl.sample('{site}', ppl.distributions.{type(base).__name__}.conditional({parent})), or leave out "
+                    f"parent='{parent}'."
                 )
 
 

@@ -94,7 +94,7 @@ def run(
         strategy.check(scheme, policy, num_particles, history)
         differentiation = Differentiation(strategy, scheme)
     settings = Settings(
-        num_particles, scheme.ancestors if retained is None else scheme.conditional, policy, history, batch_size, path,
+        num_particles, scheme.ancestors if retained is None else scheme.retaining(), policy, history, batch_size, path,
         gradient=differentiation,
         look=None if twist is None and order is None else Look(twist, order),
         place=place,

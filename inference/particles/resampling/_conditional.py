@@ -21,9 +21,6 @@ Reference: Andrieu, Doucet and Holenstein 2010; Chopin and Singh 2015, arXiv:130
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -162,18 +159,6 @@ def birth_death(
     point = offspring.uniform_below(key_slot, deaths[-1], ())
     slot = jnp.where(is_survivor, 0, jnp.minimum(offspring.search(deaths, point), num - 1))
     return ancestors.at[slot].set(ancestors[0]).at[0].set(0)
-
-
-def refused(scheme: str) -> Callable[..., Int[Array, " num"]]:
-    """The conditional version of a biased scheme, which raises when called."""
-
-    def conditional(*args: Any, **kwargs: Any) -> Int[Array, " num"]:
-        raise ValueError(
-            f"Resampling scheme '{scheme}' is biased, so conditional SMC with it would not keep its target. Use an unbiased "
-            "scheme, e.g. 'systematic' or 'killing'."
-        )
-
-    return conditional
 
 
 def _point_of_zero(

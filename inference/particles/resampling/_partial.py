@@ -14,6 +14,7 @@ Reference: Bolic, Djuric and Hong 2004, Resampling algorithms for particle filte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,11 +65,16 @@ class Partial:
         is_zero = chosen == 0
         chosen = jnp.roll(chosen, -is_zero.argmax())  # particle 0 first, where it takes part
         inside = log_weights[chosen]
-        given, free = self.scheme.conditional(key, inside), self.scheme.ancestors(key, inside)
+        given, free = self.scheme.retaining()(key, inside), self.scheme.ancestors(key, inside)
         others = jax.random.permutation(slot_key, given[1:])
         given = jnp.concatenate([given[:1], others])
         free = jax.random.permutation(slot_key, free)
         return _offspring(log_weights, chosen, jnp.where(is_zero.any(), given, free))
+
+    def retaining(self) -> Callable[..., Offspring]:
+        """As for a `Scheme`."""
+        self.scheme.retaining()
+        return self.conditional
 
     def _extremes(self, log_weights: Array) -> Int[Array, " chosen"]:
         """S in ascending order."""

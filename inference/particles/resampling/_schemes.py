@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from . import (
-    _conditional as conditional,
     _local as local,
     _offspring as offspring,
     _pivotal as pivotal,
@@ -231,7 +230,7 @@ def metropolis(num_steps: int = 32) -> Scheme:
         num_steps: B, the steps of each chain.
 
     Returns:
-        A `Scheme`; the arguments and the result of its `ancestors` are those of `systematic`. Its `conditional` raises.
+        A `Scheme`; the arguments and the result of its `ancestors` are those of `systematic`. It has no `conditional`.
 
     Validity:
         Biased for finite B, and so is the evidence of a filter that uses it: each slot's law is within (1 - 1 / (K max W))^B
@@ -252,7 +251,7 @@ def metropolis(num_steps: int = 32) -> Scheme:
     ) -> Int[Array, " num"]:
         return local.metropolis(key, log_weights, offspring.checked(log_weights, num), num_steps)
 
-    return Scheme("metropolis", ancestors, conditional.refused("metropolis"), is_unbiased=False)
+    return Scheme("metropolis", ancestors, None, is_unbiased=False)
 
 
 def multinomial_law(log_weights: Array, ancestors: Array) -> Array:

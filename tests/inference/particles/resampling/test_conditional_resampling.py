@@ -284,5 +284,8 @@ def test_conditional_version_of_many_particles_stays_near_their_shares(name, key
 
 def test_a_biased_scheme_has_no_conditional_version(key):
     with pytest.raises(ValueError, match="'metropolis' is biased.*'killing'"):
-        RESAMPLERS["metropolis"].conditional(key, jnp.zeros(3))
+        RESAMPLERS["metropolis"].retaining()
+    plain = Scheme("plain", RESAMPLERS["systematic"].ancestors, None, is_unbiased=True)
+    with pytest.raises(ValueError, match="'plain' has no conditional version.*'systematic'"):
+        plain.retaining()
     assert isinstance(RESAMPLERS["metropolis"], Scheme)
