@@ -207,7 +207,7 @@ class Listing:
         sweep = Sweep(self.sites, self.layouts, group, {})
         for i in group:
             sweep.enumerate(i)
-        return sweep.run(lambda _, forced: evaluate(self.closed, [], forced, read))
+        return sweep.run(lambda _, forced, __: evaluate(self.closed, [], forced, read))
 
 
 def list_factors(

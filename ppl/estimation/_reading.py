@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..analysis import Analysed
-from ..evaluation import Forced, Invariants, evaluate, lanes_at
+from ..evaluation import Apply, Forced, Invariants, evaluate, lanes_at, read_often
 from ._sweep import Sweep
 
 Array = jax.Array
@@ -80,14 +81,15 @@ class Reader:
         for i, (given, where) in forced.items():
             if set(where.value) <= set(lanes):  # type: ignore[arg-type]
                 sweep.force(i, given, where.value, where.mask or ())  # type: ignore[arg-type]
+        sweep.put_rows_first()
         return sweep
 
     def _run(self, sweep: Sweep, read: list[Any]) -> list[Any]:
         given = self.invariants.around(sweep.values, read) if self.invariants else {}
 
-        def base(key: Array, values: Any) -> list[Any]:
+        def base(key: Array, values: Any, apply: Apply) -> list[Any]:
             closed, inputs = self.program.closed, [*self.inputs, key]
-            return evaluate(closed, inputs, values, read, given)
+            return evaluate(closed, inputs, values, read, given, apply)
 
         return sweep.run(base, self.key, self.replicates)
 
@@ -98,8 +100,11 @@ class _Atoms:
     def __init__(self, items: Mapping[Any, Item]) -> None:
         self.list: list[Any] = []
         self.ids: list[int] = []
+        self.shared: set[int] = set()  # those of several items
         for atom in (atom for _, wanted in items.values() for atom in wanted):
-            if id(atom) not in self.ids:
+            if id(atom) in self.ids:
+                self.shared.add(id(atom))
+            else:
                 self.list.append(atom)
                 self.ids.append(id(atom))
 
@@ -118,6 +123,10 @@ def _shared(
 ) -> dict[Any, list[Any]]:
     """What was swept in the lanes of a group and extra ones, in the lanes of each member and extra ones."""
     found = dict(zip(atoms.ids, swept, strict=True))
+    if any(lane != REPLICATE for lane in group + extra):
+        is_real = lambda x: jnp.issubdtype(jax.tree.leaves(x)[0].dtype, jnp.floating)
+        again = {i: found[i] for i in atoms.shared if is_real(found[i])}
+        found |= read_often(again)
     return {
         name: [_kept(found[id(a)], group + extra, lanes + extra) for a in wanted]
         for name, (lanes, wanted) in members.items()

@@ -4,6 +4,8 @@ A lane of a chain is opened into its digits, one vmap each, so that what sees fe
 the digits are one axis again. All steps are evaluated at once (`evaluation/_unrolled.py`), and what sees the chain comes out
 `Split`. Where that cannot be done, the program's own loops run, and all comes out as arrays, in lanes by place
 (`evaluation/_split.py`).
+
+Rows of a plate can stand in front of the lanes as well, as time does (`Sweep.put_rows_first`).
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._compat import bind
 from ..analysis import axis_order
 from ..enumeration import lane_values
 from ..evaluation import (
+    Apply,
     Forced,
     Given,
     Lane,
@@ -28,12 +32,14 @@ from ..evaluation import (
     Uniform,
     Windows,
     is_on,
+    row_by_row,
 )
 from ..strategies import StrategySite
 
 Array = jax.Array
 Level = tuple[int, int]
-Base = Callable[[Any, dict[int, Given]], list[Any]]
+Base = Callable[[Any, dict[int, Given], Apply], list[Any]]
+VECTOR = 4  # numbers in the shortest vector registers
 
 
 class Sweep:
@@ -60,6 +66,7 @@ class Sweep:
         self.values: dict[int, Given] = {}
         self.numbers: dict[int, np.ndarray] = {}
         self.levels: dict[int, Any] = {}
+        self.rows = 0  # the size of the axis that stands in front of the lanes, if one does
 
     def enumerate(self, index: int) -> None:
         """Force a site to all its values, in its own lane."""
@@ -86,8 +93,32 @@ class Sweep:
         mask = None if given.mask is None else frozenset(self._opened(mask_lanes))
         self.levels[index] = Forced(frozenset(self._opened(lanes)), mask)  # type: ignore[arg-type]
 
+    def put_rows_first(self) -> None:
+        """Let the rows of a plate stand in front of the lanes, where that is faster; what has rows then comes out `Split`.
+
+        A CPU works along the last axis. Lanes are best last if they fill its vector registers (4, 8 or 64 lanes: up to 1.4 times
+        as fast), rows are best last if not (3 or 10 lanes: up to 1.9 times as fast).
+        """
+        sizes = {self.sites[i].sizes for i in self.values}
+        is_plain = set(self.lanes) == set(self.values) and not any(
+            layout.is_chain for layout in self.layouts.values()
+        )
+        if (
+            not is_on("rows")
+            or not is_plain
+            or not all(self._is_uniform(i) for i in self.lanes)
+            or len(sizes) != 1
+        ):
+            return
+        (shape,) = sizes
+        if len(shape) == 1 and self._shape(self.lanes)[-1] % VECTOR == 0:
+            self.rows = shape[0]
+
     def run(self, base: Base, key: Any = None, key_lanes: Sequence[int] = ()) -> list[Any]:
-        """`base(key, forced)` in every lane; outputs (or their parts) get the lane axes in front."""
+        """`base(key, forced, apply)` in every lane; outputs (or their parts) get the lane axes in front.
+
+        The program's equations are to be evaluated by `apply`.
+        """
         if is_on("windows"):
             with contextlib.suppress(NeedsLoop):
                 return self._run(base, key, key_lanes, in_loop=False)
@@ -100,8 +131,9 @@ class Sweep:
 
         def go(depth: int, key: Any, values: dict[int, Given]) -> list[Any]:
             if depth == len(levels):
+                apply = row_by_row(self.rows, jax.tree.leaves(values)) if self.rows else bind
                 forced = {i: self._in_marker(i, v, in_loop) for i, v in values.items()}
-                return base(key, forced)
+                return base(key, forced, apply)
             level = levels[depth]
             axes = jax.tree.map(lambda mapped: 0 if level in mapped else None, self.levels)
             return jax.vmap(
@@ -115,6 +147,8 @@ class Sweep:
         def joined(x: Any) -> Any:
             if isinstance(x, Split):
                 return jax.tree.map(with_time, x)
+            if self.rows and x.shape[len(levels) : len(levels) + 1] == (self.rows,):
+                return Split([], with_time(x), self.rows)
             return x.reshape(lanes + x.shape[len(levels) :])
 
         def with_time(x: Array) -> Array:

@@ -6,7 +6,7 @@ elements (`_same.py`), loops without a loop (`_unrolled.py`, `_steps.py`, `_spli
 (`_hoist.py`).
 """
 
-from ._evaluate import Forced as Forced, Given as Given, evaluate as evaluate
+from ._evaluate import Apply as Apply, Forced as Forced, Given as Given, evaluate as evaluate
 from ._hoist import draws as draws, hoist_noise as hoist_noise
 from ._invariants import Invariants as Invariants
 from ._passes import (
@@ -33,4 +33,5 @@ from ._split import (
     total_of as total_of,
     whole_at as whole_at,
 )
+from ._steps import row_by_row as row_by_row
 from ._unrolled import NeedsLoop as NeedsLoop, Windows as Windows

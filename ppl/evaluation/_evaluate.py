@@ -10,6 +10,7 @@ Layout of a forced value: time axes of the enclosing scans (outermost first), th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._compat import ClosedJaxpr, Jaxpr, Literal, Var, bind, scan_counts
+from .._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Var, bind, scan_counts
 from ..jaxprs import holds_marker, inner_jaxprs, key_p, needed, shape_of, site_p
 from ._passes import is_on
 from ._same import Same, Uniform, known, on_same
@@ -25,6 +26,7 @@ from ._split import Split, whole
 from ._unrolled import Forced as Forced, NeedsLoop, Windows, elementwise, unrolled_scan
 
 Given = Forced | Windows | Uniform
+Apply = Callable[[Any, list[Any]], list[Any]]  # (equation, operands) -> results
 
 
 def evaluate(
@@ -33,17 +35,18 @@ def evaluate(
     forced: Mapping[int, Given],
     read: Sequence[Any] | None = None,
     given: Mapping[Var, Any] | None = None,
+    apply: Apply = bind,
 ) -> list[Any]:
     """Run `closed` on `inputs`; return the values of the variables `read` (default: its outputs).
 
     With sites forced to `Windows`, what sees them is returned as a `Split`. `given`: variables whose values are known (of
-    `Invariants`), so that their equations are not run.
+    `Invariants`), so that their equations are not run. `apply` evaluates the equations outside of control flow.
 
     Raises:
         NeedsLoop: a site forced to `Windows` needs a loop (`_unrolled.py`).
     """
     read = closed.jaxpr.outvars if read is None else read
-    values = _walk(closed.jaxpr, closed.consts, inputs, forced, read, given or {})
+    values = _walk(closed.jaxpr, closed.consts, inputs, forced, read, given or {}, apply)
     return [x.arrays() if isinstance(x, Split) else jnp.asarray(whole(x)) for x in values]
 
 
@@ -64,6 +67,7 @@ def _walk(
     forced: Mapping[int, Given],
     read: Any,
     given: Mapping[Var, Any] = MappingProxyType({}),
+    apply: Apply = bind,
 ) -> list[Any]:
     """The values of `read`, split or as one number where they are left so."""
     # Arrays filled with one number are left as one number where they may meet others.
@@ -75,7 +79,7 @@ def _walk(
     env.update(given)
     uncut = lambda eqn: () if is_cut(eqn, forced) else eqn.invars
     eqns, live = needed(jaxpr.eqns, read, uncut, given)
-    run_into(env, eqns, live, forced, is_lazy=is_lazy)
+    run_into(env, eqns, live, forced, is_lazy=is_lazy, apply=apply)
     return [_value(env, v) for v in read]
 
 
@@ -90,6 +94,7 @@ def run_into(
     forced: Mapping[int, Given],
     *,
     is_lazy: bool,
+    apply: Apply = bind,
 ) -> None:
     """Run equations one after the other on the values in `env`, and add theirs.
 
@@ -99,6 +104,7 @@ def run_into(
         live: the variables that count.
         forced: replacements.
         is_lazy: leave arrays that are filled with one number as one number.
+        apply: evaluates an equation outside of control flow.
     """
     for eqn in eqns:
         if is_cut(eqn, forced):
@@ -119,7 +125,7 @@ def run_into(
                 else Same(number, shape)
             )
             continue
-        outs = _in_parts(eqn, args, forced, is_lazy, live)
+        outs = _in_parts(eqn, args, forced, is_lazy, live, apply)
         if outs is not None:
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
@@ -131,7 +137,7 @@ def run_into(
         elif holds_marker(eqn):
             outs = _CONTROL[eqn.primitive.name](eqn, args, forced)
         else:
-            outs = bind(eqn, args)
+            outs = apply(eqn, args)
         env.update(zip(eqn.outvars, outs, strict=True))
 
 
@@ -141,8 +147,10 @@ def _in_parts(
     forced: Mapping[int, Given],
     is_lazy: bool,
     live: Collection[Any],
+    apply: Apply,
 ) -> list[Any] | None:
     """The equation evaluated at all steps at once (`_unrolled.py`), or once (`_same.py`), where that is asked for."""
+    inline = functools.partial(_inline, apply)
     is_split = any(isinstance(a, Split) for a in args)
     if eqn.primitive.name == "scan":
         inside = _inside(eqn, forced)
@@ -153,16 +161,19 @@ def _in_parts(
     if is_split:
         if holds_marker(eqn):
             raise NeedsLoop
-        return elementwise(eqn, [whole(a) for a in args], _inline)
+        return elementwise(eqn, [whole(a) for a in args], inline)
     if is_lazy and (number := known(eqn, args)) is not None:
         return [number]
     if any(isinstance(a, Same) for a in args) and not holds_marker(eqn):
-        return on_same(eqn, args, _inline)
+        return on_same(eqn, args, inline)
+    if apply is not bind and eqn.primitive.name in JITS and not holds_marker(eqn):
+        inner = eqn.params["jaxpr"]
+        return inline(inner.jaxpr, inner.consts, args)
     return None
 
 
-def _inline(jaxpr: Jaxpr, consts: Any, inputs: Any) -> list[Any]:
-    return _walk(jaxpr, consts, inputs, {}, jaxpr.outvars)
+def _inline(apply: Apply, jaxpr: Jaxpr, consts: Any, inputs: Any) -> list[Any]:
+    return _walk(jaxpr, consts, inputs, {}, jaxpr.outvars, apply=apply)
 
 
 def _inside(eqn: Any, forced: Mapping[int, Given]) -> dict[int, Given]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
-Name = Literal["invariants", "noise", "numbers", "windows", "barriers"]
+Name = Literal["invariants", "noise", "numbers", "rows", "windows", "barriers"]
 NAMES: tuple[Name, ...] = get_args(Name)
 VARIABLE = "LAPILLI_PASSES"
 
@@ -31,6 +31,7 @@ PASSES: dict[Name, Pass] = {
     "invariants": Pass("what no replacement reaches is computed once (`_invariants.py`)"),
     "noise": Pass("the noise of a loop is drawn in front of it (`_hoist.py`)"),
     "numbers": Pass("arrays of equal elements are carried along as one number (`_same.py`)"),
+    "rows": Pass("rows of a plate stand in front of enumerated states (`_steps.py`)"),
     "windows": Pass("all steps of a chain at once, in place of a loop (`_unrolled.py`)"),
     "barriers": Pass("what is read in several places is kept, not computed again by XLA"),
 }

@@ -9,6 +9,9 @@ Terms
 
 Arrays [lanes, axes] are in lanes by place, `Split`s [time, lanes, other axes] in relative ones. `whole_at` and `relative` turn
 one into the other.
+
+Rows of a plate may stand in front of lanes in the same way (`estimation/_sweep.py`): `Split`s [rows, lanes, other axes] without
+first steps. No lane is a chain's then, and both orders of lanes are one.
 """
 
 from __future__ import annotations

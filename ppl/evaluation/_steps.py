@@ -1,4 +1,4 @@
-"""All steps of a loop as one batch, outside of all lanes.
+"""All steps of a loop, or all rows of a plate, as one batch, outside of all lanes.
 
 `jax.vmap` over steps in the lanes of `jax.vmap`s further out would put the lanes in front of time, where most arrays have no
 lanes, and XLA would transpose back and forth. Time goes in front here, as in code written by hand: the lanes are batched in one
@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._compat import Primitive, own_trace, set_batching
+from .._compat import Primitive, bind, own_trace, set_batching
+from ..jaxprs import ELEMENTWISE
 from ._same import Same, Uniform
 
 Array = jax.Array
@@ -43,6 +44,33 @@ def at_all_steps(
     still, still_of = _arrays(still)
     traces = [t for x in lanes if (t := own_trace(x)) is not None]
     return _steps(lambda m, s: fn(moving_of(m), still_of(s)), size, moving, still, traces)
+
+
+def row_by_row(size: int, lanes: Sequence[Any]) -> Callable[[Any, list[Any]], list[Any]]:
+    """How to evaluate an equation so that lanes stand behind the leading axis of its result, if this has `size` rows.
+
+    Args:
+        size: number of rows.
+        lanes: values in whose `jax.vmap`s this runs.
+    """
+
+    def run(eqn: Any, args: list[Any]) -> list[Any]:
+        shape = eqn.outvars[0].aval.shape
+        if (
+            eqn.primitive.name not in ELEMENTWISE
+            or shape[:1] != (size,)
+            or any(jnp.shape(x) not in ((), shape) for x in args)
+        ):
+            return bind(eqn, args)
+        moving = [x if jnp.ndim(x) else None for x in args]
+        still = [None if jnp.ndim(x) else x for x in args]
+
+        def row(moving: list[Any], still: list[Any]) -> list[Array]:
+            return bind(eqn, [s if m is None else m for m, s in zip(moving, still, strict=True)])
+
+        return at_all_steps(row, size, moving, still, lanes)
+
+    return run
 
 
 def _steps(

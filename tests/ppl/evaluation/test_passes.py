@@ -146,52 +146,6 @@ def test_sums_are_those_of_the_reference():
     agree(estimate, None)
 
 
-STATES, ROWS = 4, 3
-DATA = jnp.linspace(-1.0, 2.0, 2 * ROWS).reshape(ROWS, 2)
-PARAMS = {
-    "logits": jnp.sin(jnp.arange(float(ROWS * STATES))).reshape(ROWS, STATES),
-    "table": jnp.cos(jnp.arange(float(STATES * STATES))).reshape(STATES, STATES),
-}
-
-
-def observed(p, k):
-    """Events, a function of JAX, a column that broadcasts, and a number alike in all rows."""
-    loc = jax.nn.softplus(p["table"][k, :2]) + k[:, None] * DATA
-    return (dist.Normal(loc, 0.5).to_event(1).log_prob(DATA) + p["table"][0, 0] * DATA[:, 0]).sum()
-
-
-def one_site(p):
-    with ppl.plate("rows", ROWS):
-        k = ppl.sample("k", dist.Categorical(logits=p["logits"]), strategy="enum")
-    return observed(p, k)
-
-
-def two_sites(p):
-    with ppl.plate("rows", ROWS):
-        k = ppl.sample("k", dist.Categorical(logits=p["logits"]), strategy="enum")
-        m = ppl.sample("m", dist.Categorical(logits=p["table"][k]), strategy="enum")
-    return observed(p, m) + (jnp.sin(1.0 + k) * m).sum()
-
-
-def two_plates(p):
-    with ppl.plate("others", 2):
-        m = ppl.sample("m", dist.Categorical(logits=p["table"][:2]), strategy="enum")
-    return one_site(p) * 2 + jnp.sin(p["logits"][0, 0] * m).sum()
-
-
-def beside_draws(p):
-    with ppl.plate("rows", ROWS):
-        k = ppl.sample("k", dist.Categorical(logits=p["logits"]), strategy="enum")
-        b = ppl.sample("b", dist.Bernoulli(logits=p["table"][k, 0]), strategy="mvd")
-        z = ppl.sample("z", dist.Normal(p["table"][k, 1], 1.0), strategy="reinforce")
-    return observed(p, k) + (b * jnp.tanh(z) * DATA[:, 0]).sum()
-
-
-@pytest.mark.parametrize("program", [one_site, two_sites, two_plates, beside_draws])
-def test_plates_are_those_of_the_reference(program):
-    agree(lambda: ppl.expectation(program).value_and_grad(PARAMS, KEY), None)
-
-
 def test_where_passes_apply(monkeypatch):
     assert all(map(is_on, NAMES))  # on the processor all were measured
     with passes():
