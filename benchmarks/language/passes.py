@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hmm
 import jax
@@ -32,31 +32,40 @@ from lapilli.ppl.evaluation import NAMES, passes
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from _common import interleaved
 
-Run = Callable[[jax.Array], Any]
+Run = Callable[[Any, jax.Array, Any], Any]  # (params, key, data) -> (value, gradient)
+
+
+class Case(NamedTuple):
+    """A gradient; parameters and data are operands: what is closed over, XLA computes ahead of time."""
+
+    run: Run
+    params: Any
+    x: jax.Array
+
+
 LENGTH = 200
 
 
-def of_overhead(make: Callable[[], overhead.Case]) -> Callable[[], Run]:
-    def case() -> Run:
+def of_overhead(make: Callable[[], overhead.Case]) -> Callable[[], Case]:
+    def case() -> Case:
         found = make()
-        params = ppl.Params(found.params)
-        return lambda key: found.objective.value_and_grad(params, key, found.x)
+        return Case(found.objective.value_and_grad, ppl.Params(found.params), found.x)
 
     return case
 
 
-def chain(quantity: str, strategy: str = "enum") -> Run:
+def chain(quantity: str, strategy: str = "enum") -> Case:
     model, guide = hmm.programs(8)
     x = jax.random.normal(jax.random.key(1), (LENGTH,))
     params = hmm.init(jax.random.key(0), 8)
     if quantity == "ELBO":
         bound = inference.elbo(model, guide, strategies=strategy)
-        return lambda key: bound.value_and_grad(ppl.Params(params), key, x)
-    likelihood = lambda p: ppl.eliminate(model, "z").bind(p).log_density({}, x)
-    return lambda key: jax.value_and_grad(likelihood)(params)
+        return Case(bound.value_and_grad, ppl.Params(params), x)
+    likelihood = lambda p, x: ppl.eliminate(model, "z").bind(p).log_density({}, x)
+    return Case(lambda p, _, x: jax.value_and_grad(likelihood)(p, x), params, x)
 
 
-def regimes() -> Run:
+def regimes() -> Case:
     """A level that drifts by noise of its own, in two regimes that follow one another: drawn states in a loop, one enumerated."""
     x = jax.random.normal(jax.random.key(1), (LENGTH,))
 
@@ -84,10 +93,10 @@ def regimes() -> Run:
 
     bound = inference.elbo(model, guide, strategies={"z": "reinforce_loo", "level": "reparam"})
     params = bound.init(jax.random.key(0), x)
-    return lambda key: bound.value_and_grad(params, key, x)
+    return Case(bound.value_and_grad, params, x)
 
 
-def states_of_space() -> Run:
+def states_of_space() -> Case:
     """A nonlinear state-space model whose states are reparametrised in a loop."""
     x = jax.random.normal(jax.random.key(1), (LENGTH,))
 
@@ -111,10 +120,10 @@ def states_of_space() -> Run:
 
     bound = inference.elbo(model, guide)
     params = bound.init(jax.random.key(0), x)
-    return lambda key: bound.value_and_grad(params, key, x)
+    return Case(bound.value_and_grad, params, x)
 
 
-def with_codes(strategy: str) -> Run:
+def with_codes(strategy: str) -> Case:
     """A class and a code per row, the code's guide depends on the class."""
     x = 3 * jax.random.normal(jax.random.key(1), (500, 2))
 
@@ -135,10 +144,10 @@ def with_codes(strategy: str) -> Run:
 
     bound = inference.elbo(model, guide, strategies={"k": strategy, "z": "reparam"})
     params = bound.init(jax.random.key(0), x)
-    return lambda key: bound.value_and_grad(params, key, x)
+    return Case(bound.value_and_grad, params, x)
 
 
-CASES: dict[str, Callable[[], Run]] = {
+CASES: dict[str, Callable[[], Case]] = {
     **{n: of_overhead(overhead.CASES[n]) for n in ("AIR, enum", "AIR, mvd")},
     **{
         f"mixture of {k}, enum": of_overhead(functools.partial(overhead.mixture, k))
@@ -156,14 +165,17 @@ CASES: dict[str, Callable[[], Run]] = {
 VERSIONS = ("all", *NAMES, "reference")
 
 
-def compiled(make: Callable[[], Run], version: str) -> Run:
+def compiled(make: Callable[[], Case], version: str) -> Callable[[jax.Array], Any]:
     """The program with all passes but `version`; traced anew, under this choice."""
     kept = () if version == "reference" else tuple(n for n in NAMES if n != version)
+    case = make()
     with passes(*kept):
-        return jax.jit(make()).lower(jax.random.key(0)).compile()
+        run = jax.jit(case.run)
+        run(case.params, jax.random.key(0), case.x)  # traced here
+    return lambda key: run(case.params, key, case.x)
 
 
-def check_agreement(name: str, runs: dict[str, Run]) -> None:
+def check_agreement(name: str, runs: dict[str, Callable[[jax.Array], Any]]) -> None:
     expected = jax.tree.leaves(runs["all"](jax.random.key(5)))
     for version, run in runs.items():
         for a, b in zip(jax.tree.leaves(run(jax.random.key(5))), expected, strict=True):
@@ -171,7 +183,7 @@ def check_agreement(name: str, runs: dict[str, Run]) -> None:
             assert error < 1e-3, f"{name} differs by {error} without {version}"
 
 
-def ratios(runs: dict[str, Run], repeats: int) -> dict[str, float]:
+def ratios(runs: dict[str, Callable[[jax.Array], Any]], repeats: int) -> dict[str, float]:
     """Median over calls of the processor time relative to all passes."""
     calls = {version: lambda i, run=run: run(jax.random.key(i)) for version, run in runs.items()}
     times = interleaved(calls, repeats, clock=time.process_time).steady
