@@ -44,6 +44,10 @@ COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 TINY = 1e-11  # of rounding
 SLOPE = 1e-2  # of small steps, in relation to the length of a path
 THRESHOLD_32 = 1e-3
+LONGEST, LONGEST_32 = (
+    1e8,
+    1e2,
+)  # of paths, in relation to where they start: 1e-8 and 1e-5 of it are resolved
 
 
 class Found(NamedTuple):
@@ -394,6 +398,7 @@ class _Paths:
                 share = jnp.where(number % 2 == 0, jax.random.uniform(keys[5]), 0.0)
                 start = start + share * (third - start)
             start, end = _reaching(sites[source], start, end, _reach(number))
+            end = _resolved(start, end, LONGEST if self.is_double else LONGEST_32)
             end = start + length * (end - start)
             here = job.source == n
             kept = values[source][0]
@@ -458,6 +463,16 @@ def _reaching(
     )
     is_far = reach > 0
     return jnp.where(is_far, low, start), jnp.where(is_far, high, end)
+
+
+def _resolved(start: jax.Array, end: jax.Array, longest: float) -> jax.Array:
+    """The end of a path, nearer where the path is so long that its smallest steps are leaps (the draws of a heavy tail)."""
+    if not jnp.issubdtype(start.dtype, jnp.floating):
+        return end
+    step = jnp.where(jnp.isfinite(end), end - start, 0.0)
+    length, size = (jnp.abs(x).max(initial=0.0) for x in (step, start))
+    most = longest * (1 + size)
+    return jnp.where(length > most, start + most / length * step, end).astype(end.dtype)
 
 
 def marker_layout(value: jax.Array, site: StrategySite) -> jax.Array:

@@ -637,6 +637,13 @@ def test_stochastic_fit_with_subsampled_episodes_reaches_the_fixed_point_of_coor
     np.testing.assert_allclose([found["l"], found["n"]], [L0, N0], rtol=0.15)
 
 
+def test_heavy_tails_of_a_parent_are_no_jumps():
+    """Where its degrees of freedom are few, draws of the scale reach 1e60, and steps toward one of them would be leaps."""
+    guide = local_laplace(slopes, slopes_guide, site="theta", parent="phi")
+    bound = inference.elbo(slopes, guide, kl="analytic")
+    assert np.isfinite(bound.value(bound.init(jax.random.key(0), X, Y), jax.random.key(0), X, Y))
+
+
 @pytest.mark.slow  # compiles an objective in double precision
 def test_gradient_of_the_full_bound_vanishes_at_the_fixed_point():
     """2,000 estimates of each derivative, |z| < 4.5."""
