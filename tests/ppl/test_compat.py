@@ -554,7 +554,7 @@ def breaches(tree, own):
                 func=ast.Name(id="getattr" | "hasattr" | "setattr"),
                 args=[_, ast.Constant(value=str(name)), *_],
             ):
-                if is_private(name):
+                if is_private(name) and not is_ours(name):
                     yield node.lineno, name
             case ast.Constant(value=str(text)):
                 if text in TEXTS or text.startswith(("jax._src", "numpyro._")):
@@ -622,6 +622,7 @@ def test_a_way_round_the_wall_is_found(code, own):
     [
         "self._mask",
         "point._replace(x=1)",
+        "hasattr(point, '_fields')",
         "from numpyro.primitives import Messenger",
         "jax.jit(f)",
         "from ._x import _y",
