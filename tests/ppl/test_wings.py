@@ -1,38 +1,20 @@
 """The plan of `ppl`: each wing imports only those below it, and only through their faces."""
 
 import ast
-from pathlib import Path
 
+import _layers
 import pytest
 
-PPL = Path(__file__).resolve().parents[2] / "ppl"
+PPL = _layers.ROOT / "ppl"
 # From the bottom up. Files of `ppl` itself (the wall, tables, messages) may be imported from everywhere.
 WINGS = (
     "distributions", "jaxprs", "evaluation", "traces", "language", "strategies", "enumeration",
     "analysis", "checks", "estimation", "densities",
 )  # fmt: skip
-MAX_FILES = 16
-
-
-def imports(source: str, depth: int) -> list[tuple[str, ...]]:
-    """Modules that a file `depth` folders below `ppl` imports from `ppl`, as paths from there."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level == depth + 1:
-            found.append(tuple((node.module or "").split(".")))
-    return found
 
 
 def problems(wing: str, source: str) -> list[str]:
-    found = []
-    for path in imports(source, 1):
-        if path[0].startswith("_"):
-            continue
-        if path[0] not in WINGS[: WINGS.index(wing)]:
-            found.append(f"{'.'.join(path)} is not below {wing}")
-        elif len(path) > 1:
-            found.append(f"{'.'.join(path)} is inside of a wing")
-    return found
+    return _layers.offences(source, "ppl", WINGS, wing)
 
 
 def test_all_folders_are_listed():
@@ -41,13 +23,12 @@ def test_all_folders_are_listed():
 
 @pytest.mark.parametrize("wing", WINGS)
 def test_wings_import_what_lies_below_through_its_face(wing):
-    found = {f.name: problems(wing, f.read_text()) for f in (PPL / wing).glob("*.py")}
-    assert not {name: p for name, p in found.items() if p}
+    assert not _layers.offenders("ppl", WINGS, wing)
 
 
 @pytest.mark.parametrize("wing", WINGS)
 def test_wings_are_small_and_say_what_they_are(wing):
-    assert len(list((PPL / wing).glob("*.py"))) <= MAX_FILES
+    assert len(list((PPL / wing).glob("*.py"))) <= _layers.MAX_FILES
     assert len(ast.get_docstring(ast.parse((PPL / wing / "__init__.py").read_text())) or "") > 200
 
 

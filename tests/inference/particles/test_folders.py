@@ -1,8 +1,8 @@
 """The sub-folders of the particle methods: each imports from those below it only, through their faces."""
 
-import ast
 from pathlib import Path
 
+import _layers
 import pytest
 
 import lapilli
@@ -23,40 +23,16 @@ ORDER = (
     "scaling",
     "diagnostics",
 )
-MAX_FILES = 16
-
-
-def imported(text, package):
-    """The absolute names of the modules that a module of `package` imports, without the root."""
-    names = []
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            path = [*base, *(node.module.split(".") if node.module else ())]
-            # `from . import _x` names modules, `from .x import y` names one.
-            names += [".".join([*path, a.name] if not node.module else path) for a in node.names]
-    return set(names)
 
 
 def offences(text, folder):
-    """Imports of a module in `folder` from folders that are not below it, past a face, or of the face of all."""
-    whole = ("inference", "particles")
-    below = {".".join((*whole, name)) for name in ORDER[: ORDER.index(folder)]}
-    own = ".".join((*whole, folder))
-    inside = [
-        n for n in imported(text, (*whole, folder)) if f"{n}.".startswith("inference.particles.")
-    ]
-    return [n for n in inside if n not in below and n != own and not n.startswith(f"{own}._")]
+    return _layers.offences(text, "inference.particles", ORDER, folder)
 
 
 @pytest.mark.parametrize("folder", ORDER)
 def test_a_folder_imports_from_those_below_it_through_their_faces(folder):
-    files = sorted((FOLDER / folder).glob("*.py"))
-    assert 1 < len(files) <= MAX_FILES
-    found = {f.name: bad for f in files if (bad := offences(f.read_text(), folder))}
-    assert not found
+    assert 1 < len(list((FOLDER / folder).glob("*.py"))) <= _layers.MAX_FILES
+    assert not _layers.offenders("inference.particles", ORDER, folder)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +78,7 @@ def test_the_rest_of_the_package_comes_through_the_faces():
     files = [f for part in ("inference", "models") for f in (ROOT / part).rglob("*.py")]
     found = {}
     for file in (f for f in files if FOLDER not in f.parents):
-        names = imported(file.read_text(), file.parent.relative_to(ROOT).parts)
+        names = _layers.imported(file.read_text(), file.parent.relative_to(ROOT).parts)
         private = [n for n in names if n.startswith("inference.particles.") and "._" in n]
         found |= {str(file): private} if private else {}
     assert not found
