@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import hmm
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 import overhead
 
@@ -30,7 +29,7 @@ from lapilli import inference, ppl
 from lapilli.ppl.evaluation import NAMES, passes
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _common import interleaved
+from _common import interleaved, paired
 
 Run = Callable[[Any, jax.Array, Any], Any]  # (params, key, data) -> (value, gradient)
 
@@ -188,7 +187,7 @@ def ratios(runs: dict[str, Callable[[jax.Array], Any]], repeats: int) -> dict[st
     calls = {version: lambda i, run=run: run(jax.random.key(i)) for version, run in runs.items()}
     times = interleaved(calls, repeats, clock=time.process_time).steady
     base = times.pop("all")
-    return {version: float(np.median(seconds / base)) for version, seconds in times.items()}
+    return {version: paired(seconds, base).median for version, seconds in times.items()}
 
 
 def main() -> None:

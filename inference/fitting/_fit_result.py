@@ -75,7 +75,7 @@ class Fit:
         is_averaged = self.params is not self.last_params
         skipped = int(np.sum(self.num_skipped))
         return {
-            "objective": f"{getattr(self.objective, 'name', type(self.objective).__name__)}, {self.objective.direction}imised",
+            "objective": f"{self.objective.name}, {self.objective.direction}imised",
             "value": _last_values(self),
             "steps": f"{self.steps}{f' ({skipped} skipped)' if skipped else ''}, {_ENDS[self.stop_reason]}",
             "seeds": self.num_seeds,

@@ -121,7 +121,7 @@ def fivo(
             policy,
             history,
             gradient=Differentiation(strategy, scheme, strategies or {}),
-        ),  # fmt: skip
+        ),
     )
 
 

@@ -44,10 +44,8 @@ COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 TINY = 1e-11  # of rounding
 SLOPE = 1e-2  # of small steps, in relation to the length of a path
 THRESHOLD_32 = 1e-3
-LONGEST, LONGEST_32 = (
-    1e8,
-    1e2,
-)  # of paths, in relation to where they start: 1e-8 and 1e-5 of it are resolved
+# How long a path may be in relation to where it starts: 1e-8 and 1e-5 of that are then resolved.
+LONGEST, LONGEST_32 = 1e8, 1e2
 
 
 class Found(NamedTuple):

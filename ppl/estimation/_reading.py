@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..analysis import Analysed
-from ..evaluation import Apply, Forced, Invariants, evaluate, lanes_at, read_often
+from ..evaluation import Apply, Forced, Invariants, evaluate, is_on, lanes_at, read_often
 from ._sweep import Sweep
 
 Array = jax.Array
@@ -81,7 +81,8 @@ class Reader:
         for i, (given, where) in forced.items():
             if set(where.value) <= set(lanes):  # type: ignore[arg-type]
                 sweep.force(i, given, where.value, where.mask or ())  # type: ignore[arg-type]
-        sweep.put_rows_first()
+        if is_on("rows"):
+            sweep.put_rows_first()
         return sweep
 
     def _run(self, sweep: Sweep, read: list[Any]) -> list[Any]:

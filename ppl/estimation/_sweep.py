@@ -103,12 +103,7 @@ class Sweep:
         is_plain = set(self.lanes) == set(self.values) and not any(
             layout.is_chain for layout in self.layouts.values()
         )
-        if (
-            not is_on("rows")
-            or not is_plain
-            or not all(self._is_uniform(i) for i in self.lanes)
-            or len(sizes) != 1
-        ):
+        if not is_plain or not all(self._is_uniform(i) for i in self.lanes) or len(sizes) != 1:
             return
         (shape,) = sizes
         if len(shape) == 1 and self._shape(self.lanes)[-1] % VECTOR == 0:

@@ -176,9 +176,8 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, fl
                     rows = rows * (1 if name in infinite else sizes[name]) / size
                 if plates or infinite:
                     msg["scale"] = rows * (1.0 if msg["scale"] is None else msg["scale"])
-                    msg["rows_scale"] = rows * msg.get(
-                        "rows_scale", 1.0
-                    )  # for `densities/_listing.py`
+                    # For `densities/_listing.py`.
+                    msg["rows_scale"] = rows * msg.get("rows_scale", 1.0)
 
     return _transformed(program, _Rescale, set(), "rescale_plates")
 

@@ -36,7 +36,7 @@ from ._strategy import (
     Reparam as Reparam,
     StraightThrough as StraightThrough,
     Strategy as Strategy,
-    _has_rsample as _has_rsample,
     element as element,
+    has_rsample as has_rsample,
     stop as stop,
 )

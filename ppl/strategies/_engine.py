@@ -196,7 +196,7 @@ class Engine(Recorder):
         if not is_known:  # parameters may move a threshold across its noise
             key = mark_key(key, SAMPLER + address)
         try:
-            if type(strategy).draw is Pathwise.draw:
+            if isinstance(strategy, Pathwise) and type(strategy).draw is Strategy.draw:
                 (draw, intermediates), noise = fn.sample_with_intermediates(key), None
             else:
                 (draw, noise), intermediates = strategy.draw_with_noise(fn, key), []
@@ -205,7 +205,7 @@ class Engine(Recorder):
                 f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}"
             ) from err
         if not strategy.moves_value:
-            draw = stop(draw)  # a sampler that forgets it would add a derivative of its own
+            draw = stop(draw)  # the sampler would add a derivative of its own
         # One index per address: a site that stands in both branches of a cond is one site.
         index = self.indices.setdefault(address, len(self.indices))
         support = support_of_law(base)

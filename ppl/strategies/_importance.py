@@ -63,7 +63,7 @@ class Importance(Strategy):
 
     def draw(self, fn: dist.Distribution, key: Array) -> Array:
         base, shape = element(fn)
-        return stop(jnp.asarray(self._of(base).expand(shape).sample(key)))
+        return jnp.asarray(self._of(base).expand(shape).sample(key))
 
     def log_weight(self, draw: Draw) -> Array:
         return draw.log_prob - self._log_density(draw)

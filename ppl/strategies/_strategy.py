@@ -121,8 +121,8 @@ class Strategy(abc.ABC):
         """Why this strategy cannot serve an element of this distribution, or None."""
 
     def draw(self, fn: dist.Distribution, key: Array) -> Array:
-        """Draw the site's value."""
-        return stop(jnp.asarray(fn.sample(key)))
+        """Draw the site's value. The engine holds it unless `moves_value`."""
+        return jnp.asarray(fn.sample(key))
 
     def draw_with_noise(self, fn: dist.Distribution, key: Array) -> tuple[Array, Any]:
         """Draw the site's value, and what `local` will need of the noise behind it."""
@@ -180,9 +180,6 @@ class Pathwise(Strategy):
     is_pathwise = True
     misses_null_values = False  # a moving value has none
 
-    def draw(self, fn: dist.Distribution, key: Array) -> Array:
-        return jnp.asarray(fn.sample(key))
-
 
 @dataclasses.dataclass(frozen=True)
 class Reparam(Pathwise):
@@ -196,7 +193,7 @@ class Reparam(Pathwise):
     name = "reparam"
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
-        if _has_rsample(distribution):
+        if has_rsample(distribution):
             return None
         fixed = sorted(set(distribution.arg_constraints) - set(distribution.reparametrized_params))
         return f"needs a sampler differentiable in every parameter, but {type(distribution).__name__} has none for {fixed}"
@@ -215,7 +212,7 @@ class Implicit(Pathwise):
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         base = type(distribution).__name__
-        if base in GAMMA_FAMILY and _has_rsample(distribution):
+        if base in GAMMA_FAMILY and has_rsample(distribution):
             return None
         return f"is implemented for {sorted(GAMMA_FAMILY)}, not for {base}"
 
@@ -304,42 +301,41 @@ def support_of(distribution: dist.Distribution) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class GumbelSoftmax(Strategy):
+class _Relaxed(Strategy):
+    """Abstract: a value that moves with a relaxed draw, **biased**."""
+
+    temperature: float = 0.5
+    is_pathwise = True
+    misses_null_values = False
+    is_biased = True
+
+    def refuse(self, distribution: dist.Distribution) -> str | None:
+        return _refuse_relaxed(distribution)
+
+
+@dataclasses.dataclass(frozen=True)
+class GumbelSoftmax(_Relaxed):
     """Relaxed sample softmax((logits + Gumbel noise) / temperature). **Biased**: the gradient is that of the relaxed program.
 
     For OneHotCategorical and Bernoulli sites. Reference: Jang et al. 2017, arXiv:1611.01144; Maddison et al.
     2017, arXiv:1611.00712.
     """
 
-    temperature: float = 0.5
     name = "gumbel_softmax"
-    is_pathwise = True
-    misses_null_values = False
-    is_biased = True
-
-    def refuse(self, distribution: dist.Distribution) -> str | None:
-        return _refuse_relaxed(distribution)
 
     def draw(self, fn: dist.Distribution, key: Array) -> Array:
         return _relaxed(fn, key, self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)
-class StraightThrough(Strategy):
+class StraightThrough(_Relaxed):
     """Hard sample forward, gradient of the relaxed sample backward. **Biased**.
 
     For OneHotCategorical and Bernoulli sites. Reference: Bengio et al. 2013, arXiv:1308.3432; Jang et al.
     2017, arXiv:1611.01144.
     """
 
-    temperature: float = 0.5
     name = "straight_through"
-    is_pathwise = True
-    misses_null_values = False
-    is_biased = True
-
-    def refuse(self, distribution: dist.Distribution) -> str | None:
-        return _refuse_relaxed(distribution)
 
     def draw(self, fn: dist.Distribution, key: Array) -> Array:
         soft = _relaxed(fn, key, self.temperature)
@@ -372,7 +368,7 @@ def _relaxed(fn: dist.Distribution, key: Array, temperature: float) -> Array:
     return jax.nn.sigmoid((logits + jax.random.logistic(key, shape)) / temperature)
 
 
-def _has_rsample(distribution: dist.Distribution) -> bool:
+def has_rsample(distribution: dist.Distribution) -> bool:
     if isinstance(distribution, dist.TransformedDistribution):
-        return _has_rsample(element(distribution.base_dist)[0])
+        return has_rsample(element(distribution.base_dist)[0])
     return bool(distribution.has_rsample)

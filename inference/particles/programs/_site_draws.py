@@ -15,7 +15,7 @@ import jax
 
 from ....ppl.densities import refuse_scaled
 from ....ppl.distributions import is_masked
-from ....ppl.strategies import Pathwise, _has_rsample, as_strategy, element
+from ....ppl.strategies import Pathwise, as_strategy, element, has_rsample
 from ..population import drawn, floats
 from ..resampling import Differentiation
 
@@ -81,7 +81,7 @@ class SiteDraws:
                 )
             if not isinstance(strategy, Pathwise):
                 return False
-        return _has_rsample(element(msg["fn"])[0])
+        return has_rsample(element(msg["fn"])[0])
 
 
 def check_sites(

@@ -163,3 +163,19 @@ def test_a_draw_that_does_not_move_has_no_derivative():
     )
     grad = expectation.grad(1.5, jax.random.key(0))
     assert abs(grad - 3.0) < 0.3  # six standard errors
+
+
+class Moving(ppl.strategies.Strategy):
+    """A pathwise strategy that brings no draw of its own."""
+
+    name, is_pathwise = "moving", True
+
+    def refuse(self, distribution):
+        return None
+
+
+def test_a_draw_that_moves_keeps_the_derivative_of_its_sampler():
+    expectation = ppl.expectation(
+        lambda t: ppl.sample("x", dist.Normal(t, 1.0), strategy=Moving()) * 3.0
+    )
+    assert expectation.grad(1.5, jax.random.key(0)) == 3.0
