@@ -126,7 +126,7 @@ def train(objective: inference.Objective, data: Data, config: argparse.Namespace
     steps, seconds, early = [], [], []
     start = time.perf_counter()
 
-    def watch(info: inference.FitInfo) -> None:
+    def watch(info: inference.fitting.FitInfo) -> None:
         steps.append(info.step)
         seconds.append(time.perf_counter() - start)
         if info.step >= config.steps // 10 and not early:

@@ -1,13 +1,26 @@
-"""The docstrings of ppl, inference and models are maps: each public name stands there once, and nothing else does."""
+"""The docstrings of public packages are maps: each public name stands there once, and nothing else does."""
 
 import ast
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from lapilli import inference, models, ppl
 
+# Whole packages export what their maps list; a face also serves the library, with names of other floors and its own.
+TOPS = (ppl, inference, models)
+FACES = (
+    inference.fitting,
+    inference.local,
+    inference.diffusion,
+    inference.diagnostics,
+    inference.particles,
+    inference.particles.moves,
+    inference.particles.resampling,
+)
+MODULES = pytest.mark.parametrize("module", TOPS + FACES, ids=lambda m: m.__name__)
 NAME = r"[A-Za-z]\w*"
 ROW = re.compile(rf"    ({NAME}(?:, {NAME})*)  +(\S.*)")
 
@@ -27,14 +40,30 @@ def exported(module):
     return [a.name for a in aliases if a.asname == a.name]
 
 
-@pytest.mark.parametrize("module", [ppl, inference, models], ids=lambda m: m.__name__)
+@MODULES
 def test_the_map_lists_each_public_name_once(module):
     names = listed(module.__doc__)
-    assert sorted(names) == sorted(exported(module))
     assert names == module.__all__
+    assert len(set(names)) == len(names)
+    missing = (
+        set(names) ^ set(exported(module)) if module in TOPS else set(names) - set(exported(module))
+    )
+    assert not missing
 
 
-@pytest.mark.parametrize("module", [ppl, inference, models], ids=lambda m: m.__name__)
+def test_a_name_has_one_public_place():
+    """Below `inference`: `fitting` and `local` hand names up, and do not list them."""
+    places = [name for module in (inference, *FACES) for name in module.__all__]
+    assert len(places) == len(set(places))
+    assert "fit" not in inference.fitting.__all__ and hasattr(inference.fitting, "fit")
+
+
+def test_every_sub_namespace_is_mapped():
+    below = {getattr(m, name) for m in (inference, inference.particles) for name in m.__all__}
+    assert {m for m in below if isinstance(m, ModuleType)} == set(FACES)
+
+
+@MODULES
 def test_public_names_have_a_docstring_of_their_own(module):
     bare = [name for name in module.__all__ if not (getattr(module, name).__doc__ or "").strip()]
     assert not bare

@@ -94,8 +94,10 @@ def pairs(width: int, num: int, num_steps: int) -> dict[str, tuple[Any, Any]]:
     network, everything, one = models(width)
     times = VP.times(num_steps)
     smc = functools.partial(inference.smc, num_particles=num, history="none")
-    corrected = inference.fkc(one, times, zeta=1.0)
-    guided = inference.fkc([everything, one], times, exponents=[1 - SCALE, SCALE], zeta=1.0)
+    corrected = inference.diffusion.fkc(one, times, zeta=1.0)
+    guided = inference.diffusion.fkc(
+        [everything, one], times, exponents=[1 - SCALE, SCALE], zeta=1.0
+    )
     both = ((CLASSES, 3), (1 - SCALE, SCALE))
     return {
         "ancestral": (
@@ -103,7 +105,9 @@ def pairs(width: int, num: int, num_steps: int) -> dict[str, tuple[Any, Any]]:
             lambda key: ddpm_by_hand(network, times, num, key),
         ),
         "one model, no resampling": (
-            lambda key: smc(corrected, key, policy=inference.never()).particles.x,
+            lambda key: (
+                smc(corrected, key, policy=inference.particles.resampling.never()).particles.x
+            ),
             lambda key: euler_by_hand(network, (3,), (1.0,), times, num, key),
         ),
         "guidance, resampled": (

@@ -97,7 +97,7 @@ def estimators(ys: jax.Array, num: int) -> dict[str, Any]:
     def of(gradient: Any, resampling: str = "systematic") -> Any:
         return lambda params, key: inference.smc(
             chain, key, params, ys, num_particles=num, resampling=resampling, gradient=gradient,
-            policy=inference.every(), history="none",
+            policy=inference.particles.resampling.every(), history="none",
         ).log_evidence  # fmt: skip
 
     found = {

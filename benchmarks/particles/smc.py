@@ -123,7 +123,7 @@ def timed(function: Callable[[jax.Array], jax.Array]) -> Run:
 def ours(ys: jax.Array, num_particles: int) -> dict[str, Run]:
     options: dict[str, Any] = {
         "num_particles": num_particles,
-        "policy": inference.every(),
+        "policy": inference.particles.resampling.every(),
         "history": "none",
     }
     fk = feynman_kac(ys)

@@ -137,7 +137,7 @@ def main() -> None:
     for num in args.few:
         for path in ("genealogy", "ancestor", "backward"):
             chain = jax.jit(
-                lambda key, path=path, num=num: inference.particle_gibbs(
+                lambda key, path=path, num=num: inference.particles.particle_gibbs(
                     model, key, jnp.asarray(ys), num_samples=NUM_MOVES, num_particles=num, path=path
                 ).choices["x0"]
             )

@@ -56,7 +56,7 @@ def by_lapilli(pilot: Any, size: int, x: jax.Array, y: jax.Array) -> Callable[[j
     def run(key: jax.Array) -> jax.Array:
         return inference.tempered_smc(
             logistic, key, x, y, num_particles=size, num_moves=MOVES, frozen=pilot,
-            kernel=inference.HMC(LEAPFROG),
+            kernel=inference.particles.moves.HMC(LEAPFROG),
         ).log_evidence  # fmt: skip
 
     return run
@@ -111,8 +111,14 @@ def main() -> None:
     x, y = data(args.rows)
     for size in args.particles:
         pilot = inference.tempered_smc(
-            logistic, jax.random.key(99), x, y, num_particles=1000, num_moves=MOVES, kernel=inference.HMC(LEAPFROG)
-        )  # fmt: skip
+            logistic,
+            jax.random.key(99),
+            x,
+            y,
+            num_particles=1000,
+            num_moves=MOVES,
+            kernel=inference.particles.moves.HMC(LEAPFROG),
+        )
         makers = {"lapilli": by_lapilli, "blackjax": by_blackjax}
         runs = {name: jax.jit(make(pilot, size, x, y)) for name, make in makers.items()}
         calls = {

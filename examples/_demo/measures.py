@@ -91,7 +91,9 @@ def make_assessor(model: ppl.Program, guide: ppl.Program, data: Any) -> Callable
 
     def assess(params: Any) -> HeldOut:
         bound, log_weights, probs = map(np.asarray, measure(params, jax.random.key(2)))
-        diagnostics = [inference.importance_diagnostics(column) for column in log_weights.T]
+        diagnostics = [
+            inference.diagnostics.importance_diagnostics(column) for column in log_weights.T
+        ]
         return HeldOut(
             elbo=float(log_weights.mean()),
             iwelbo=float(bound),

@@ -1,11 +1,11 @@
 """Colder mixtures from a warm diffusion model: how much noise, and with weights or without?
 
 What it shows: a diffusion model of a 40-mode mixture (exact scores, variance-exploding noise) is annealed to the inverse
-temperature 3, q^3, by `inference.fkc`. Simulated alone, the annealed drift misses the target; the weights of a Feynman-Kac
-corrector mend that, if the noise scale zeta leaves them a variance: zeta^2 > 2 (1 - 1/3). Both settings of the paper lie below
-that bound: the target score (zeta = 1) and tempered noise (zeta = 3^-1/2). `zeta="auto"` lies above it. Here the target is a
-mixture again, so that samples, and the log of its normalising constant, can be compared with the exact ones. Two toys follow:
-four modes annealed to 10, and the product of two models that share no mode.
+temperature 3, q^3, by `inference.diffusion.fkc`. Simulated alone, the annealed drift misses the target; the weights of a
+Feynman-Kac corrector mend that, if the noise scale zeta leaves them a variance: zeta^2 > 2 (1 - 1/3). Both settings of the
+paper lie below that bound: the target score (zeta = 1) and tempered noise (zeta = 3^-1/2). `zeta="auto"` lies above it. Here
+the target is a mixture again, so that samples, and the log of its normalising constant, can be compared with the exact ones.
+Two toys follow: four modes annealed to 10, and the product of two models that share no mode.
 
 Source: Skreta et al. 2025, arXiv:2503.02819, section 5.1 and figures 1 and 2 (40 modes; 10,000 particles, 1,000 steps, Euler
 weights, resampling at each step, which the paper's two settings have here as well). Their finding: with weights better than
@@ -36,6 +36,7 @@ import ot
 from scipy.special import logsumexp
 
 from lapilli import inference
+from lapilli.inference.particles import resampling
 from lapilli.models import diffusion
 
 BETA = 3.0
@@ -45,11 +46,11 @@ NOISING = diffusion.VE(sigma_min=0.01, sigma_max=10.0)
 WARM = diffusion.gaussian_mixture(NOISING, np.ones(40), MEANS, SCALE**2)
 # Noise scale, weights, and when particles are resampled: as in the paper, and as `fkc` and `smc` choose by themselves.
 ARMS = {
-    "target score": (1.0, "euler", inference.never()),
-    "tempered noise": (BETA**-0.5, "euler", inference.never()),
-    "automatic zeta": ("auto", "auto", inference.never()),
-    "target score, FKC": (1.0, "euler", inference.every(1)),
-    "tempered noise, FKC": (BETA**-0.5, "euler", inference.every(1)),
+    "target score": (1.0, "euler", resampling.never()),
+    "tempered noise": (BETA**-0.5, "euler", resampling.never()),
+    "automatic zeta": ("auto", "auto", resampling.never()),
+    "target score, FKC": (1.0, "euler", resampling.every(1)),
+    "tempered noise, FKC": (BETA**-0.5, "euler", resampling.every(1)),
     "automatic zeta, FKC": ("auto", "auto", None),
 }
 
@@ -86,7 +87,7 @@ def run_arm(name: str, config: Config, key: jax.Array) -> dict[str, np.ndarray]:
     with warnings.catch_warnings():
         # What the warning says of the paper's settings is what the table shows.
         warnings.filterwarnings("ignore", message="fkc: at .* infinite variance")
-        model = inference.fkc(WARM, times, exponents=BETA, zeta=zeta, weights=weights)
+        model = inference.diffusion.fkc(WARM, times, exponents=BETA, zeta=zeta, weights=weights)
 
     def one(key: jax.Array) -> dict[str, jax.Array]:
         run_key, draw_key = jax.random.split(key)
@@ -98,7 +99,7 @@ def run_arm(name: str, config: Config, key: jax.Array) -> dict[str, np.ndarray]:
             "x": (drawn if "FKC" in name else result.particles).x,
             "log_evidence": result.log_evidence,
             "ess": result.ess.min() / config.num_particles,
-            "ancestors": inference.unique_ancestors(result)[0],
+            "ancestors": inference.particles.unique_ancestors(result)[0],
         }
 
     found = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(key, config.num_seeds))
@@ -173,13 +174,13 @@ FOUR = np.array([[a, b] for a in (-1.5, 1.5) for b in (-1.5, 1.5)])
 VP = diffusion.VP()
 TOYS = {
     "four modes, annealed to 10": (
-        lambda: inference.fkc(
+        lambda: inference.diffusion.fkc(
             diffusion.gaussian_mixture(VP, np.ones(4), FOUR, 0.16), np.linspace(1, 0, 1001), exponents=10.0
         ),
         FOUR,
     ),
     "upper modes times lower modes": (
-        lambda: inference.fkc(
+        lambda: inference.diffusion.fkc(
             [diffusion.gaussian_mixture(VP, np.ones(2), FOUR[rows], 0.16) for rows in ([1, 3], [0, 2])],
             np.linspace(1, 0, 1001),
         ),

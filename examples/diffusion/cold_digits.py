@@ -1,9 +1,9 @@
 """Digits at half their temperature: q(x)^2 from a diffusion model of q, exact or learned.
 
 What it shows: a colder law has fewer oddities, and other shares: classes that are spread out lose to those whose images are
-alike. Doubling the score finds images of the right kind, but leaves the shares as they were; the weights of `inference.fkc` mend
-them. Here q is a Gaussian mixture of digits, whose square is a mixture again, so that shares, energies and the normalising
-constant can be compared with exact ones; then the same from a network that learned q from draws.
+alike. Doubling the score finds images of the right kind, but leaves the shares as they were; the weights of
+`inference.diffusion.fkc` mend them. Here q is a Gaussian mixture of digits, whose square is a mixture again, so that shares,
+energies and the normalising constant can be compared with exact ones; then the same from a network that learned q from draws.
 
 Data: scikit-learn's digits, 8 x 8 pixels, 20 principal components, three Gaussians for each class. Source: Skreta et al. 2025,
 arXiv:2503.02819, proposition 3.2 (annealing; there molecules and a mixture, no number for digits is published).
@@ -69,8 +69,10 @@ def anneal(config: Config, model: Any, arm: str, key: jax.Array) -> tuple[np.nda
     with warnings.catch_warnings():
         # zeta = 1 lies at the bound of finite variance, which is what its row shows.
         warnings.filterwarnings("ignore", message="fkc: at .* infinite variance")
-        target = inference.fkc(model, VP.times(config.num_steps), exponents=BETA, zeta=zeta)
-    policy = None if is_weighted else inference.never()
+        target = inference.diffusion.fkc(
+            model, VP.times(config.num_steps), exponents=BETA, zeta=zeta
+        )
+    policy = None if is_weighted else inference.particles.resampling.never()
     smc = functools.partial(
         inference.smc, target, num_particles=config.num_particles, policy=policy, history="none"
     )

@@ -5,10 +5,10 @@ product at b = 1 of
 
     q(x | class)^b q(x | ink)^b q(x)^(1 - 2b),
 
-in which larger b guide more strongly. Adding scores up does not sample it; the same steps with the weights of `inference.fkc`
-do. First where all is known: digits in two principal components, one Gaussian for each class and ink, whose product is compared
-on a grid. Then with two networks, one that has seen classes and one that has seen amounts of ink, neither of which knows of the
-other.
+in which larger b guide more strongly. Adding scores up does not sample it; the same steps with the weights of
+`inference.diffusion.fkc` do. First where all is known: digits in two principal components, one Gaussian for each class and ink,
+whose product is compared on a grid. Then with two networks, one that has seen classes and one that has seen amounts of ink,
+neither of which knows of the other.
 
 Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels; ink is the third of all images, by sum of pixels, that an image
 belongs to. Source: Skreta et al. 2025, arXiv:2503.02819, propositions 3.3 and D.5 (there molecules for two targets); Du et al.
@@ -61,8 +61,8 @@ def particles(
 ) -> jax.Array:
     """Equally weighted draws from (models[0] models[1])^b models[2]^(1 - 2b); without weights scores are only added."""
     run_key, draw_key = jax.random.split(key)
-    target = inference.fkc(models, times, exponents=[power, power, 1 - 2 * power])
-    policy = None if is_weighted else inference.never()
+    target = inference.diffusion.fkc(models, times, exponents=[power, power, 1 - 2 * power])
+    policy = None if is_weighted else inference.particles.resampling.never()
     result = inference.smc(target, run_key, num_particles=num, policy=policy, history="none")
     return result.sample(draw_key, num).x if is_weighted else result.particles.x
 
@@ -169,7 +169,7 @@ def digits_run(
         if split == config.num_steps:
             return x
         score = lambda x, t: models[0].score(x, t) + models[1].score(x, t) - models[2].score(x, t)
-        rest = inference.Diffusion(VP, score, (64,))
+        rest = inference.diffusion.Diffusion(VP, score, (64,))
         return diffusion.euler_maruyama(rest, rest_key, times[split:], num_samples=num, start=x)
 
     keys = jax.random.split(key, CLASSES * INKS)

@@ -1,9 +1,9 @@
 """Guided digits: what classifier-free guidance samples, and what it claims to.
 
 What it shows: guidance by a scale b is explained as sampling q(x)^(1-b) q(x | c)^b, the law in which the class weighs b times.
-The guided process does not do that; the same process with the weights of `inference.fkc` does. First where all is known: digits
-in their first two principal components, a Gaussian mixture for each class, the geometric average on a grid. Then with a
-network: a conditional diffusion model of all 64 pixels with hidden labels, trained in two lines, guided with and without
+The guided process does not do that; the same process with the weights of `inference.diffusion.fkc` does. First where all is
+known: digits in their first two principal components, a Gaussian mixture for each class, the geometric average on a grid. Then
+with a network: a conditional diffusion model of all 64 pixels with hidden labels, trained in two lines, guided with and without
 weights, judged by an independent classifier.
 
 Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels. Source: Skreta et al. 2025, arXiv:2503.02819, proposition 3.1 and
@@ -144,8 +144,8 @@ def particles(
     draw_key: jax.Array,
 ) -> jax.Array:
     """Equally weighted draws of one run; without weights it is classifier-free guidance."""
-    model = inference.fkc([everything, one_class], times, exponents=[1 - scale, scale])
-    policy = None if is_weighted else inference.never()
+    model = inference.diffusion.fkc([everything, one_class], times, exponents=[1 - scale, scale])
+    policy = None if is_weighted else inference.particles.resampling.never()
     result = inference.smc(model, run_key, num_particles=num, policy=policy, history="none")
     return result.sample(draw_key, num).x if is_weighted else result.particles.x
 

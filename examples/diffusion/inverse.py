@@ -1,11 +1,11 @@
 """Inverse problems: images from half of their pixels, from a blur, from sums along lines.
 
 What it shows: a measurement y = A x + noise with a known A tilts a diffusion prior to its posterior. Two methods sample it by
-weighted particles: `inference.twisted_diffusion`, whose steps follow the gradient of log p(y | denoised x), and `inference.fkc`
-with the likelihood as a reward that rises with time. Most samplers of images stop at the gradient: the first method without
-weights. Here the prior is a Gaussian mixture of digits, so that the posterior is one too, and known: its evidence, its mean,
-and how likely each component is, which is the hard part, for it is where modes are kept or lost. Each method runs with the
-exact scores of that prior, and with those of a network that learned it from draws.
+weighted particles: `inference.diffusion.twisted_diffusion`, whose steps follow the gradient of log p(y | denoised x), and
+`inference.diffusion.fkc` with the likelihood as a reward that rises with time. Most samplers of images stop at the gradient:
+the first method without weights. Here the prior is a Gaussian mixture of digits, so that the posterior is one too, and known:
+its evidence, its mean, and how likely each component is, which is the hard part, for it is where modes are kept or lost. Each
+method runs with the exact scores of that prior, and with those of a network that learned it from draws.
 
 Data: scikit-learn's digits, 8 x 8 pixels, 40 principal components, three Gaussians for each class fitted to 1,500 images; the
 images to be found are among the other 297. Three measurements, each with noise: the upper half; a blur of 3 x 3 pixels; sparse
@@ -140,12 +140,12 @@ def run(config: Config, model: Any, arm: str, measurements: Measurement, key: ja
             return jnp.sum(measurement.used * law.log_prob(measurement.y))
 
         if arm == "reward tilt (FKC)":
-            target: Any = inference.fkc(
+            target: Any = inference.diffusion.fkc(
                 model, times, reward=lambda z, t: (1 - t) ** 2 * log_likelihood(z)
             )
         else:
-            target = inference.twisted_diffusion(model, times, log_likelihood)
-        policy = inference.never() if arm == "guidance alone" else None
+            target = inference.diffusion.twisted_diffusion(model, times, log_likelihood)
+        policy = inference.particles.resampling.never() if arm == "guidance alone" else None
         run_key, draw_key = jax.random.split(key)
         result = inference.smc(
             target, run_key, num_particles=config.num_particles, policy=policy, history="none"

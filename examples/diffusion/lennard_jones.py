@@ -1,9 +1,9 @@
 """Thirteen Lennard-Jones atoms: a diffusion model learned warm, annealed cold with and without weights.
 
 What it shows: samples at a low temperature from a model that never saw it. A network learns the law of LJ-13 at temperature 2
-from molecular samples; at temperature T the target is its power 2 / T, which `inference.fkc(model, times, exponents=2 / T)`
-samples. The network sees distances only, so that it is equivariant to rotations, reflections and permutations of the atoms; the
-centre of mass is taken out by coordinates (36 in place of 39).
+from molecular samples; at temperature T the target is its power 2 / T, which `inference.diffusion.fkc(model, times, exponents=2
+/ T)` samples. The network sees distances only, so that it is equivariant to rotations, reflections and permutations of the
+atoms; the centre of mass is taken out by coordinates (36 in place of 39).
 
 Energy: sum over ordered pairs of r^-12 - 2 r^-6, plus half the squared distances from the centre of mass, over T. Reference
 samples come from Hamiltonian Monte Carlo. Source: Skreta et al. 2025, arXiv:2503.02819, section 5.3 and table 3, there with a
@@ -200,8 +200,10 @@ def anneal(config: Config, model: Any, arm: str, beta: float, key: jax.Array) ->
     zeta, is_weighted = ARMS[arm][0](beta), ARMS[arm][1]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fkc: at .* infinite variance")
-        target = inference.fkc(model, NOISING.times(config.num_steps), exponents=beta, zeta=zeta)
-    policy = None if is_weighted else inference.never()
+        target = inference.diffusion.fkc(
+            model, NOISING.times(config.num_steps), exponents=beta, zeta=zeta
+        )
+    policy = None if is_weighted else inference.particles.resampling.never()
 
     @jax.jit
     def one(key: jax.Array) -> dict[str, Any]:
@@ -213,7 +215,7 @@ def anneal(config: Config, model: Any, arm: str, beta: float, key: jax.Array) ->
         return {
             "x": drawn.x,
             "ess": result.ess.min() / config.num_particles,
-            "ancestors": inference.unique_ancestors(result)[0],
+            "ancestors": inference.particles.unique_ancestors(result)[0],
         }
 
     return one(key)

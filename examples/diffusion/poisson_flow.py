@@ -59,7 +59,7 @@ def disturbed(model: Any, error: float, key: jax.Array) -> Any:
         at = jax.random.fold_in(jax.random.fold_in(key, bits(t)), bits(x[0]))  # a draw of its own
         return model.score(x, t) - error * jax.random.normal(at, x.shape) / EDM.std(t)
 
-    return inference.Diffusion(EDM, score, model.shape, noise=model.noise)
+    return inference.diffusion.Diffusion(EDM, score, model.shape, noise=model.noise)
 
 
 def table(config: Config, key: jax.Array, seed: int) -> tuple[dict[str, dict[str, float]], dict]:

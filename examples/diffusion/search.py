@@ -117,7 +117,7 @@ def over_paths(config: Config, budget: int, key: jax.Array) -> jax.Array:
 
 def steered(config: Config, budget: int, key: jax.Array) -> jax.Array:
     """[samples, 2]: one particle, drawn by its weight, of each of so many runs of `budget` particles."""
-    model = inference.fk_steering(MODEL, VP.times(config.num_steps), verifier)
+    model = inference.diffusion.fk_steering(MODEL, VP.times(config.num_steps), verifier)
 
     def one(key: jax.Array) -> jax.Array:
         run_key, draw_key = jax.random.split(key)

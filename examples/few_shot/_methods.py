@@ -253,7 +253,7 @@ def costs(config: Config, task: Task, episodes: Any, num_inner: tuple[int, ...])
     infinite = {"episodes": math.inf}
 
     def objectives(n: int) -> dict[str, inference.Objective]:
-        bayes = niw_meta.programs(network, head, inner=inference.Descent(sgd, n))
+        bayes = niw_meta.programs(network, head, inner=inference.local.Descent(sgd, n))
         found = {
             "NIW-Meta": inference.elbo(*bayes, kl="analytic").with_plate_sizes(infinite),
         }

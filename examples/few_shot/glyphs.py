@@ -196,7 +196,7 @@ def make_objective(name, config, setting):
             head,
             features=first,
             prior_scale=0.05,
-            inner=inference.Newton(2, damping=0.5),
+            inner=inference.local.Newton(2, damping=0.5),
             rank=config.rank,
         )
         return inference.elbo(*programs, kl="analytic").with_plate_sizes({"episodes": math.inf})
@@ -256,7 +256,8 @@ def measures(scores, episodes, temperature=1.0):
         "accuracy, %": 100 * accuracy.mean(),
         "+-": 196 * accuracy.std() / np.sqrt(len(accuracy)),
         "log probability": of_label.mean(),
-        "calibration error, %": 100 * inference.expected_calibration_error(flat, labels.ravel()),
+        "calibration error, %": 100
+        * inference.diagnostics.expected_calibration_error(flat, labels.ravel()),
     }, probs
 
 

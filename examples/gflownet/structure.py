@@ -87,7 +87,7 @@ def run(config: Config, key) -> Answer:
     table = gflownet.tabulate(env)
     # Importance sampling: resampled by the flow of half-built graphs, the good ones among improbable ones would be lost.
     particles = lambda key: inference.smc(
-        fit.model, key, proposal=fit.guide, num_particles=config.num_particles, policy=inference.never(),
+        fit.model, key, proposal=fit.guide, num_particles=config.num_particles, policy=inference.particles.resampling.never(),
         history="none",
     ).log_evidence  # fmt: skip
     log_evidences = jax.jit(jax.vmap(particles))(jax.random.split(particle_key, config.num_runs))

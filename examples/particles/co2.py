@@ -239,7 +239,7 @@ def draw(results: dict[str, Any], config: Config, key: jax.Array, out: Path) -> 
     figure, axes = plt.subplots(3, 1, figsize=(9, 9), layout="constrained")
     years, seen = data.years, data.seen
     near = (years > 1963.4) & (years < 1965.2) if years[-1] > 1966 else np.full(len(years), True)
-    inference.plot_fan(axes[0], level[:, near] + data.pattern[near], equal, years[near])
+    inference.particles.plot_fan(axes[0], level[:, near] + data.pattern[near], equal, years[near])
     shown = near & seen
     axes[0].plot(years[shown], (data.values + data.pattern)[shown], "k.", ms=4, label="samples")
     for sign in (-1.96, 1.96):
@@ -249,11 +249,11 @@ def draw(results: dict[str, Any], config: Config, key: jax.Array, out: Path) -> 
         )
     axes[0].set_ylabel("CO$_2$ (ppm)")
     axes[0].set_title("each week given the data so far", loc="left")
-    inference.plot_fan(axes[1], level, equal, years)
+    inference.particles.plot_fan(axes[1], level, equal, years)
     axes[1].plot(years[seen], data.values[seen], "k.", ms=1, alpha=0.4, label="samples")
     axes[1].set_ylabel("less trend and season (ppm)")
     axes[1].set_title("the same, all weeks", loc="left")
-    inference.plot_fan(axes[2], np.exp(scale), equal, years)
+    inference.particles.plot_fan(axes[2], np.exp(scale), equal, years)
     axes[2].axhline(results["numbers"].noise, color="C1", ls="--", lw=0.8, label="constant, fitted")
     axes[2].set_ylabel("scale of the noise (ppm)")
     axes[2].set_ylim(0, None)

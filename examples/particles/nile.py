@@ -278,7 +278,9 @@ def draw(config: Config, key: jax.Array, out: Path) -> str:
         (axes[1], jumping, levels, "a level that jumps"),
     ):
         axis.plot(years, flow, "k.", ms=4)
-        inference.plot_fan(axis, values, np.exp(np.asarray(result.log_weights, float)), years)
+        inference.particles.plot_fan(
+            axis, values, np.exp(np.asarray(result.log_weights, float)), years
+        )
         axis.set_ylabel("flow (10$^8$ m$^3$)")
         axis.set_title(title, loc="left")
     axes[0].plot(years, answers["drift"][1], "C1--", lw=1, label="Kalman smoother")
@@ -288,7 +290,9 @@ def draw(config: Config, key: jax.Array, out: Path) -> str:
     axes[2].set_ylabel("P(new level)")
     axes[2].legend(frameon=False)
     figure.savefig(out / "nile.png", dpi=120)
-    inference.plot_smc(drifting, ["level"], times=years).savefig(out / "particles.png", dpi=120)
+    inference.particles.plot_smc(drifting, ["level"], times=years).savefig(
+        out / "particles.png", dpi=120
+    )
     tree = inference.to_arviz(drifting, key=jax.random.fold_in(key, 2), num_samples=1_000)
     tree.to_netcdf(out / "posterior.nc")
     mean = np.asarray(drifting.mean(lambda choices: choices["level"]))

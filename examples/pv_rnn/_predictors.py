@@ -116,7 +116,7 @@ def learn_pv_rnn(config: Config, x: jax.Array, guide: Any, key: jax.Array) -> La
     labels = {name: "local" if name == "adaptive" else "shared" for name in params_0}
     groups = {"shared": optax.adam(3e-3)}
     if guide == "adaptive":
-        groups["local"] = inference.by_row(optax.adam(2e-2))
+        groups["local"] = inference.fitting.by_row(optax.adam(2e-2))
     optimizer = optax.partition(groups, type(params_0)(labels, params_0.constraints))
 
     def one(key: jax.Array, beta: jax.Array) -> Any:

@@ -164,7 +164,7 @@ def train(config: Config, x: jax.Array, keys: jax.Array, ws: jax.Array) -> tuple
     labels = {name: "local" if name == "adaptive" else "shared" for name in params_0}
     rate = lambda peak: optax.cosine_decay_schedule(peak, config.num_steps)
     shared = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate(3e-3)))
-    groups = {"shared": shared, "local": inference.by_row(optax.adam(2e-2))}
+    groups = {"shared": shared, "local": inference.fitting.by_row(optax.adam(2e-2))}
     optimizer = optax.partition(groups, type(params_0)(labels, params_0.constraints))
 
     def one(key: jax.Array, w: jax.Array) -> Any:

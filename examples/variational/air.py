@@ -120,7 +120,7 @@ def train(objective: inference.Objective, scenes: Any, config: argparse.Namespac
     counts = counter(objective.guide, scenes.test)
     idle = 0.0
 
-    def watch(info: inference.FitInfo) -> None:
+    def watch(info: inference.fitting.FitInfo) -> None:
         nonlocal idle
         start = time.perf_counter()
         steps.append(info.step)

@@ -1,4 +1,19 @@
-"""What a gradient, a posterior or a guide is worth."""
+"""What a posterior, a guide or a gradient is worth.
+
+Posteriors and guides
+    importance_diagnostics, ImportanceDiagnostics   k-hat, ESS and evidence of weighted draws
+    evidence_bracket, EvidenceBracket               how far a guide is from the posterior
+    calibrate, Calibration                          simulation-based calibration
+
+Predictions
+    expected_calibration_error                      whether predicted classes are as sure as they are right
+
+Gradients
+    gradient_report, GradientReport                 mean, spread and cost of a gradient,
+    ParameterGradient, SiteGradient                 ... by parameter and by site
+    gradient_tree, plot_gradients                   the report for ArviZ, and as a picture
+    pilot, Pilot, Trial                             choose estimators by trial
+"""
 
 from ._calibration import Calibration as Calibration, calibrate as calibrate
 from ._evidence_bracket import (
@@ -14,3 +29,26 @@ from ._gradient_report import (
 )
 from ._gradient_views import gradient_tree as gradient_tree, plot_gradients as plot_gradients
 from ._pilot import Pilot as Pilot, Trial as Trial, pilot as pilot
+from ._weights import (
+    ImportanceDiagnostics as ImportanceDiagnostics,
+    importance_diagnostics as importance_diagnostics,
+)
+
+__all__ = [
+    "importance_diagnostics",
+    "ImportanceDiagnostics",
+    "evidence_bracket",
+    "EvidenceBracket",
+    "calibrate",
+    "Calibration",
+    "expected_calibration_error",
+    "gradient_report",
+    "GradientReport",
+    "ParameterGradient",
+    "SiteGradient",
+    "gradient_tree",
+    "plot_gradients",
+    "pilot",
+    "Pilot",
+    "Trial",
+]

@@ -104,7 +104,7 @@ def evidence_bracket(
         ...     z = ppl.sample("z", dist.Normal(0.0, 1.0))
         ...     ppl.sample("x", dist.Normal(z, 1.0), obs=x)
         >>> posterior = lambda x: ppl.sample("z", dist.Normal(x / 2, 0.5**0.5))
-        >>> bracket = inference.evidence_bracket(
+        >>> bracket = inference.diagnostics.evidence_bracket(
         ...     model, posterior, jax.random.key(0), 0.0, data_fn=lambda seen: (seen["x"],)
         ... )
         >>> abs(bracket.gap[0]) < 1e-5

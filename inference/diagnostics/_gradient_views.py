@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def gradient_tree(report: GradientReport) -> xarray.DataTree:
-    """The report as a DataTree, to keep beside a posterior: `tree.update(inference.gradient_tree(report))`.
+    """The report as a DataTree, to keep beside a posterior: `tree.update(inference.diagnostics.gradient_tree(report))`.
 
     Groups: gradient_parameter with size, mean, sd, snr on the axis "parameter"; gradient_site with strategy, variance, error,
     share on the axis "site"; the attributes of both hold value, value_sd, variance, num_draws, seconds, num_operations.

@@ -137,7 +137,7 @@ def fkc(
         >>> from lapilli.models import diffusion
         >>> noising = diffusion.VP(0.1, 8.0)
         >>> q = diffusion.gaussian_mixture(noising, [1.0], [0.5], 0.2)
-        >>> cold = inference.fkc(q, noising.times(100), exponents=2.0)
+        >>> cold = inference.diffusion.fkc(q, noising.times(100), exponents=2.0)
         >>> result = inference.smc(cold, jax.random.key(0), num_particles=200, history="none")
         >>> result.particles.x.shape
         (200,)

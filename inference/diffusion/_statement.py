@@ -47,14 +47,14 @@ def diffuse(name: str, model: CorrectedDiffusion) -> Any:
         >>> q = diffusion.gaussian_mixture(noising, [0.5, 0.5], [-1.0, 1.0], 0.1)
         >>> @ppl.model
         ... def observed(y):
-        ...     x = inference.diffuse("x", inference.fkc(q, noising.times(20)))
+        ...     x = inference.diffusion.diffuse("x", inference.diffusion.fkc(q, noising.times(20)))
         ...     ppl.sample("y", dist.Normal(x, 0.5), obs=y)
         >>> sorted(observed.simulate(jax.random.key(0), 0.8).choices)
         ['x', 'x_start']
     """
     if not isinstance(model, CorrectedDiffusion):
         raise TypeError(
-            f"diffuse('{name}'): needs the result of inference.fkc, got {type(model).__name__}."
+            f"diffuse('{name}'): needs the result of inference.diffusion.fkc, got {type(model).__name__}."
         )
     corrector = model.corrector
     has_noise = not is_concrete(model.zeta) or bool(np.all(np.asarray(model.zeta) > 0))

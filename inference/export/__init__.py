@@ -1,7 +1,3 @@
-"""Results as ArviZ reads them."""
+"""Results as ArviZ reads them: `to_arviz`, on top of `inference`."""
 
 from ._arviz import to_arviz as to_arviz
-from ._weights import (
-    ImportanceDiagnostics as ImportanceDiagnostics,
-    importance_diagnostics as importance_diagnostics,
-)

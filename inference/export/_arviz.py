@@ -11,12 +11,12 @@ import jax
 
 from ... import ppl
 from ...ppl._compat import typed_key
+from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 from ..fitting._fit_result import Fit, Posterior
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ._arviz_source import PARTICLES, Source, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import describe, draw_prior, replay
-from ._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 
 if TYPE_CHECKING:
     import xarray

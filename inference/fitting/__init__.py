@@ -1,4 +1,19 @@
-"""Fitting: the training loop, its data, checkpoints and result."""
+"""Fitting: the training loop, its data, checkpoints and result.
+
+`fit`, `Fit` and `Posterior` stand on top of `inference`. What else there is, by task:
+
+Optimisers
+    by_row                  for tables of which a batch reads some rows
+
+Callbacks
+    EarlyStopping           stop where the objective no longer improves
+    KeepBest                keep the parameters for which a validation loss is least
+    LogEvery                print every so many steps
+    FitInfo                 what a callback sees
+
+Errors
+    NonFiniteError          a step that went wrong, by site
+"""
 
 from ._by_row import by_row as by_row
 from ._callbacks import EarlyStopping as EarlyStopping, FitInfo as FitInfo, LogEvery as LogEvery
@@ -6,3 +21,12 @@ from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
 from ._keep_best import KeepBest as KeepBest
 from ._nonfinite import NonFiniteError as NonFiniteError
+
+__all__ = [
+    "by_row",
+    "EarlyStopping",
+    "KeepBest",
+    "LogEvery",
+    "FitInfo",
+    "NonFiniteError",
+]

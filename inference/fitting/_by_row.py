@@ -26,7 +26,7 @@ def by_row(optimizer: Any) -> Any:
     Example:
         >>> import jax.numpy as jnp, optax
         >>> from lapilli import inference
-        >>> rows = inference.by_row(optax.adam(0.1))
+        >>> rows = inference.fitting.by_row(optax.adam(0.1))
         >>> table = jnp.zeros((3, 2))
         >>> updates, _ = rows.update(table.at[1].set(1.0), rows.init(table), table)
         >>> updates[:, 0].round(3).tolist()
@@ -64,6 +64,6 @@ def _num_rows(tree: Any) -> int:
     if len(sizes) != 1 or -1 in sizes:
         raise ValueError(
             f"by_row: the parameters have shapes {shapes}, without one common leading axis of rows. Give tables to it by a "
-            "pattern of their own, e.g. {'adaptive': by_row(optax.adam(1e-2)), 'network': optax.adam(1e-3)}."
+            "pattern of their own, e.g. {'adaptive': fitting.by_row(optax.adam(1e-2)), 'network': optax.adam(1e-3)}."
         )
     return sizes.pop()

@@ -1,4 +1,4 @@
-"""Objectives of variational inference."""
+"""Objectives of variational inference, all on top of `inference`."""
 
 from ._bounds import elbo as elbo, iwelbo as iwelbo
 from ._f_divergence import f_divergence as f_divergence

@@ -1,46 +1,39 @@
 """Sequential Monte Carlo: one engine, and the methods that stand on it.
 
-Sub-folders, each of which imports only from those above it, through their faces:
+`smc`, `FeynmanKac`, `smooth`, `tempered_smc` and `smc_sampler` stand on top of `inference`. What else there is, by task:
 
-    population   weights of particles, batches
-    resampling   schemes, policies, look-ahead, gradients through resampling
-    programs     programs run for all particles at once
-    engine       the particle filter
-    smoothing    paths given all data
-    moves        Markov kernels
-    samplers     tempering; particle methods as programs
-    parameters   parameters of programs whose states are left to particles
-    scaling      replicates and islands
-    diagnostics  variance of the evidence, plots
+Parameters and states together
+    pmmh, PMMHResult                                particle marginal Metropolis-Hastings
+    particle_gibbs, ParticleGibbsResult             Gibbs moves on whole paths,
+    conditional_smc                                 ... one of them
+    smc2, SMC2Result                                particles of parameters, each with a filter
+    liu_west, LiuWestResult                         one pass, approximate
 
-Names of daily use are here; the rest under its sub-folder, e.g. `resampling.Drop`.
+Many runs
+    islands, IslandsResult                          many systems of particles, on many devices
+    replicate, Replicates                           independent runs side by side
+
+Smoothing
+    InformationFilter                               a filter from the end, for `smooth(method="two_filter")`
+
+What a run tells
+    evidence_variance, unique_ancestors             how far a run can be trusted
+    plot_smc, plot_fan                              pictures of a run
+
+Sub-namespaces
+    resampling                                      when and how to resample, gradients through it
+    moves                                           Markov kernels for parameters
+
+The folders, from the bottom up: population, resampling, programs, engine, smoothing, moves, samplers, parameters, scaling,
+diagnostics. Each imports only from those before it, through their faces, which say what they are.
 """
 
-from . import (
-    diagnostics as diagnostics,
-    engine as engine,
-    moves as moves,
-    parameters as parameters,
-    population as population,
-    programs as programs,
-    resampling as resampling,
-    samplers as samplers,
-    scaling as scaling,
-    smoothing as smoothing,
-)
+from . import moves as moves, resampling as resampling
 from .diagnostics import (
     evidence_variance as evidence_variance,
     plot_fan as plot_fan,
     plot_smc as plot_smc,
     unique_ancestors as unique_ancestors,
-)
-from .engine import FeynmanKac as FeynmanKac, SMCResult as SMCResult, smc as smc
-from .moves import (
-    HMC as HMC,
-    MALA as MALA,
-    BlackJAX as BlackJAX,
-    Kernel as Kernel,
-    RandomWalk as RandomWalk,
 )
 from .parameters import (
     LiuWestResult as LiuWestResult,
@@ -52,35 +45,33 @@ from .parameters import (
     pmmh as pmmh,
     smc2 as smc2,
 )
-from .resampling import (
-    Drop as Drop,
-    Partial as Partial,
-    ResamplingGradient as ResamplingGradient,
-    Scheme as Scheme,
-    Score as Score,
-    Soft as Soft,
-    StopGradient as StopGradient,
-    Transport as Transport,
-    ess_below as ess_below,
-    every as every,
-    never as never,
-    partial_resampling as partial_resampling,
-    window as window,
-)
-from .samplers import (
-    TemperedResult as TemperedResult,
-    smc_sampler as smc_sampler,
-    tempered_smc as tempered_smc,
-)
 from .scaling import (
     IslandsResult as IslandsResult,
     Replicates as Replicates,
     islands as islands,
     replicate as replicate,
 )
-from .smoothing import (
-    InformationFilter as InformationFilter,
-    Smoothing as Smoothing,
-    conditional_smc as conditional_smc,
-    smooth as smooth,
-)
+from .smoothing import InformationFilter as InformationFilter, conditional_smc as conditional_smc
+
+__all__ = [
+    "pmmh",
+    "PMMHResult",
+    "particle_gibbs",
+    "ParticleGibbsResult",
+    "conditional_smc",
+    "smc2",
+    "SMC2Result",
+    "liu_west",
+    "LiuWestResult",
+    "islands",
+    "IslandsResult",
+    "replicate",
+    "Replicates",
+    "InformationFilter",
+    "evidence_variance",
+    "unique_ancestors",
+    "plot_smc",
+    "plot_fan",
+    "resampling",
+    "moves",
+]

@@ -1,6 +1,6 @@
 """Diffusion models: noise schedules, parametrisations, exact mixtures.
 
-Correctors for powers, products and tilts of these models are `inference.fkc`.
+Correctors for powers, products and tilts of these models are `inference.diffusion.fkc`.
 """
 
 from ._flow import flow_log_likelihood as flow_log_likelihood, flow_sample as flow_sample

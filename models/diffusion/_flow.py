@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...inference import Diffusion
+from ...inference.diffusion import Diffusion
 from ...ppl._compat import typed_key
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from ...inference import Diffusion, Noising
+from ...inference.diffusion import Diffusion, Noising
 
 
 def gaussian_mixture(

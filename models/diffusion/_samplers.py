@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...inference import Diffusion, Noising
+from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import check_noise, check_times, reverse_step
 from ...ppl._compat import typed_key
 

@@ -8,7 +8,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...inference import Noising
+from ...inference.diffusion import Noising
 from ...inference.diffusion._diffusion import Time
 
 

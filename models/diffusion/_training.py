@@ -11,7 +11,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 
 from ... import ppl
-from ...inference import Diffusion, Noising, Objective, objective
+from ...inference import Objective, objective
+from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import check_noise
 from ._parametrisations import Parametrisation, convert
 
@@ -132,7 +133,7 @@ def guided(unconditional: Diffusion, conditional: Diffusion, scale: float) -> Di
     """Classifier-free guidance as usually done: the score (1 - scale) s_u + scale s_c, and no weights.
 
     It is the score of no diffusion model. For the geometric average q_u^(1 - scale) q_c^scale itself use
-    `inference.fkc([unconditional, conditional], times, exponents=[1 - scale, scale])`, whose particles move just so and
+    `inference.diffusion.fkc([unconditional, conditional], times, exponents=[1 - scale, scale])`, whose particles move just so and
     are weighted.
 
     Reference: Ho and Salimans 2022, arXiv:2207.12598, equation 6.
@@ -150,7 +151,7 @@ def classifier_guided(diffusion: Diffusion, log_prob: Any, scale: float = 1.0) -
         scale: exponent of the classifier.
 
     Validity: at scale 1 and for the exact classifier the conditional diffusion model; otherwise a heuristic. With weights:
-    `inference.fkc(diffusion, times, reward=log_prob)`.
+    `inference.diffusion.fkc(diffusion, times, reward=log_prob)`.
 
     Reference: Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 1.
     """

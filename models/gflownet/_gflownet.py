@@ -61,8 +61,8 @@ class GFlowNet:
     So `inference.elbo(net.target, net.forward)`, `iwelbo`, `smc(net.target, key, proposal=net.forward)` and all that takes a
     model and a guide apply, with parameters bound or given. Z-hat is unbiased whatever the flow, but where rewards of incomplete
     objects (or a badly learned flow, as `twist`) favour those that lead nowhere, resampling makes its variance huge;
-    `policy=inference.never()` is importance sampling, as good as P_F. The upper bound of log Z (EUBO) is the mean of
-    `log_weight_process(params, draw_backward(params, key, x)).log_weight` over objects x from R / Z.
+    `policy=inference.particles.resampling.never()` is importance sampling, as good as P_F. The upper bound of log Z (EUBO) is
+    the mean of `log_weight_process(params, draw_backward(params, key, x)).log_weight` over objects x from R / Z.
 
     Attributes:
         env: the environment.

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ...inference.diagnostics._weights import resampling_indices
 from ...inference.export._arviz_tree import arviz_base
-from ...inference.export._weights import resampling_indices
 from ._imputation import Imputation
 from ._series import Series
 

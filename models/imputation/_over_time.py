@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ... import ppl
-from ...inference.particles import FeynmanKac, smc
+from ...inference import FeynmanKac, smc
 from ._gp import PrecisionNormal, smoothed
 from ._refine import set_sites
 from ._series import Series

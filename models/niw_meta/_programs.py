@@ -38,7 +38,7 @@ def programs(
     features: Any = None,
     prior_scale: float | Float[Array, " d"] = 0.1,
     population: Literal["infinite", "finite"] = "infinite",
-    inner: inference.Inner = inference.Newton(3, damping=0.5),  # noqa: B008, frozen
+    inner: inference.local.Inner = inference.local.Newton(3, damping=0.5),  # noqa: B008, frozen
     curvature: Any = "low_rank_gauss_newton",
     rank: int | None = None,
     gradient: Literal["unrolled", "closed_form", "partial"] = "closed_form",

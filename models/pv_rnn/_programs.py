@@ -129,8 +129,8 @@ def programs(
     Raises:
         ValueError: an adaptive guide without `num_sequences`, an encoder without `key`, sequences of another length or size.
 
-    Validity: minibatches leave the rows of absent sequences alone under `inference.by_row` only; a plain Adam moves them by
-    momentum.
+    Validity: minibatches leave the rows of absent sequences alone under `inference.fitting.by_row` only; a plain Adam moves
+    them by momentum.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -400,7 +400,7 @@ def expectation(
             matches. Sites not named follow their own `strategy=`, else Reparam where the sampler is
             differentiable, else they are refused. "auto" takes the first sound one of Reparam, Enum (at most
             32 values, bounded lanes), MVD, Reinforce with leave-one-out. RejectionReparam serves no site that Reparam
-            does not, and is refused by the same jumps; `inference.pilot` compares the two.
+            does not, and is refused by the same jumps; `inference.diagnostics.pilot` compares the two.
         num_replicates: independent runs averaged in one estimate.
         check_jumps: look for jumps in reparameterised values, once per shape of the arguments; a `ppl.JumpSearch` says how
             finely. What the default finds, and what it does not: docs/boundaries.md.

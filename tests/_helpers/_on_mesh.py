@@ -17,6 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from lapilli import inference, ppl
+from lapilli.inference.particles import resampling
 from lapilli.models import diffusion
 
 Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5], np.float32)
@@ -91,7 +92,9 @@ def corrected_diffusion():
     q1, q2 = (
         diffusion.gaussian_mixture(noising, [0.4, 0.6], [[-1.0, m], [m, 0.5]], 0.3) for m in (0.2, 0.7)
     )  # fmt: skip
-    return inference.fkc([q1, q2], np.linspace(1.0, 0.0, 21), reward=lambda x, t: (t - 1) * x.sum())
+    return inference.diffusion.fkc(
+        [q1, q2], np.linspace(1.0, 0.0, 21), reward=lambda x, t: (t - 1) * x.sum()
+    )
 
 
 def assert_same(one, many):
@@ -130,12 +133,12 @@ def smc(target, *args, **options):
 def quick():
     mesh = jax.make_mesh((8,), ("particles",))
     check("feynman-kac", smc(MODEL), mesh)
-    result = check("program", smc(program, Y, policy=inference.every()), mesh)
+    result = check("program", smc(program, Y, policy=resampling.every()), mesh)
     assert result.ancestors.sharding.spec == jax.P(None, "particles")
     both = jax.make_mesh((4, 2), ("islands", "particles"))
-    run = lambda key, **mesh: inference.islands(
+    run = lambda key, **mesh: inference.particles.islands(
         program, key, Y, num_islands=4, num_particles=NUM // 4, **mesh,
-        island_policy=inference.every(2),
+        island_policy=resampling.every(2),
     )  # fmt: skip
     check("islands", run, both, mesh_axes="islands")
     memory(mesh)
@@ -172,19 +175,19 @@ def memory(mesh):
 def thorough():
     mesh = jax.make_mesh((8,), ("particles",))
     for scheme in ("multinomial", "residual", "ssp", "killing", "rejection"):
-        check(scheme, smc(filtered, Y, resampling=scheme, policy=inference.every()), mesh)
+        check(scheme, smc(filtered, Y, resampling=scheme, policy=resampling.every()), mesh)
     for history in ("none", "ancestors"):
         check(history, smc(filtered, Y, history=history, proposal=proposal), mesh)
         check(f"{history} feynman-kac", smc(MODEL, history=history), mesh)
     check("corrected diffusion", smc(corrected_diffusion(), history="none"), mesh)
     twist = lambda x, t, ys: -0.1 * (x - jnp.append(ys, 0.0)[t]) ** 2
-    check("twist", smc(filtered, Y, twist=twist, policy=inference.every()), mesh)
-    butterfly = lambda key, **mesh: inference.islands(
+    check("twist", smc(filtered, Y, twist=twist, policy=resampling.every()), mesh)
+    butterfly = lambda key, **mesh: inference.particles.islands(
         MODEL, key, num_islands=8, num_particles=NUM // 8, exchange="butterfly", **mesh,
-        island_policy=inference.every(),
+        island_policy=resampling.every(),
     )  # fmt: skip
     check("butterfly", butterfly, mesh)
-    check("partial", smc(filtered, Y, resampling=inference.partial_resampling(0.3)), mesh)
+    check("partial", smc(filtered, Y, resampling=resampling.partial_resampling(0.3)), mesh)
     retained = {"x": Y}
     check("retained", smc(filtered, Y, retained=retained), mesh)
     explicit = jax.sharding.Mesh(
@@ -216,11 +219,11 @@ def processes(port, rank):
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(rank))
     assert jax.device_count() == 8 and jax.local_device_count() == 4
     mesh = jax.make_mesh((8,), ("particles",))
-    islands = lambda key, **mesh: inference.islands(
-        MODEL, key, num_islands=8, num_particles=16, island_policy=inference.every(), **mesh
+    islands = lambda key, **mesh: inference.particles.islands(
+        MODEL, key, num_islands=8, num_particles=16, island_policy=resampling.every(), **mesh
     )
-    butterfly = lambda key, **mesh: inference.islands(
-        MODEL, key, num_islands=8, num_particles=16, island_policy=inference.every(), exchange="butterfly", **mesh
+    butterfly = lambda key, **mesh: inference.particles.islands(
+        MODEL, key, num_islands=8, num_particles=16, island_policy=resampling.every(), exchange="butterfly", **mesh
     )  # fmt: skip
     runs = {"program": smc(program, Y), "islands": islands, "butterfly": butterfly}
     for name, run in runs.items():

@@ -68,7 +68,7 @@ def test_fields_are_shown_by_name_those_that_are_none_left_out():
         ({"a": np.zeros(1), "b": {"c": np.zeros(3), "d": np.zeros((2, 2))}}, "a float64[1], b dict of 2 arrays, 7 numbers"),
         ((np.zeros(1), "x", 0.25), "float64[1], x, 0.25"),
         (jnp.tanh, "tanh"),
-        (inference.Langevin(2), "Langevin(num_moves=2, step_size=0.5, method='auto')"),
+        (inference.diffusion.Langevin(2), "Langevin(num_moves=2, step_size=0.5, method='auto')"),
         (dist.Normal(np.zeros(3), 1.0), "Normal of 2 arrays, 4 numbers"),
     ],
 )  # fmt: skip
@@ -163,7 +163,7 @@ def test_draws_are_told_by_site():
 
 
 def test_a_callback_can_print_what_it_sees():
-    info = inference.FitInfo(7, 3, {"a": np.zeros(9)}, (), np.arange(7.0), 0, "min", 0.5)
+    info = inference.fitting.FitInfo(7, 3, {"a": np.zeros(9)}, (), np.arange(7.0), 0, "min", 0.5)
     assert "6 nats at the last step, minimised" in repr(info) and "a float64[9]" in repr(info)
     seeds = dataclasses.replace(info, values=np.ones((7, 2)))
     assert "[1, 1] nats" in repr(seeds)
@@ -184,9 +184,9 @@ def test_objectives_name_their_programs():
 
 
 def test_reports_print_facts_and_show_tables_in_notebooks():
-    gradient = inference.ParameterGradient(3, 0.1, 0.2, 0.5)
-    site = inference.SiteGradient("<reparam>", 0.04, 0.001, 1.0)
-    report = inference.GradientReport(
+    gradient = inference.diagnostics.ParameterGradient(3, 0.1, 0.2, 0.5)
+    site = inference.diagnostics.SiteGradient("<reparam>", 0.04, 0.001, 1.0)
+    report = inference.diagnostics.GradientReport(
         -1.0, 0.5, 0.04, {f"loc{i}": gradient for i in range(60)}, {"z": site}, 100, 1e-3, 1e4
     )
     assert "-1 nats, sd 0.5" in repr(report) and "z 100% (<reparam>)" in repr(report)
@@ -196,29 +196,33 @@ def test_reports_print_facts_and_show_tables_in_notebooks():
     )
     assert "loc59" in str(report)
 
-    refused = inference.Trial("z", "enum", np.nan, np.nan, "no <finite> support")
-    chosen = inference.Trial("z", "reparam", 1.0, 2.0, None)
-    pilot = inference.Pilot({"z": "reparam"}, (refused, chosen), BOUND)
+    refused = inference.diagnostics.Trial("z", "enum", np.nan, np.nan, "no <finite> support")
+    chosen = inference.diagnostics.Trial("z", "reparam", 1.0, 2.0, None)
+    pilot = inference.diagnostics.Pilot({"z": "reparam"}, (refused, chosen), BOUND)
     assert "2, 1 of them refused" in repr(pilot) and "z reparam" in repr(pilot) and lines(pilot)
     assert "no &lt;finite&gt; support" in pilot._repr_html_()
 
     ranks = {"k": np.arange(20), "m": np.zeros((20, 2), int)}
     p_values = {"k": np.array(1.0), "m": np.array([1e-9, 1e-8])}
-    calibration = inference.Calibration(ranks, 19, p_values)
+    calibration = inference.diagnostics.Calibration(ranks, 19, p_values)
     assert "k 1, m 1e-09" in repr(calibration) and "3e-09, corrected" in repr(calibration)
     assert "<td>k</td>" in calibration._repr_html_() and lines(calibration)
 
-    bracket = inference.EvidenceBracket(np.array([-2.0, -1.0]), np.array([-1.0, 0.0]), 5)
+    bracket = inference.diagnostics.EvidenceBracket(
+        np.array([-2.0, -1.0]), np.array([-1.0, 0.0]), 5
+    )
     assert "gap            1 +- 0 nats" in repr(bracket) and lines(bracket)
 
-    weights = inference.importance_diagnostics(np.log(np.arange(1.0, 101)))
+    weights = inference.diagnostics.importance_diagnostics(np.log(np.arange(1.0, 101)))
     assert "of 100 draws" in repr(weights) and "nats" in lines(weights)[3]
 
 
 def test_diffusion_models_and_particles_print_shapes():
     noising = diffusion.VP(0.1, 8.0)
     model = diffusion.gaussian_mixture(noising, [0.4, 0.6], [[-1.0, 0.2], [0.2, 0.5]], 0.3)
-    corrected = inference.fkc([model, model], np.linspace(1.0, 0.0, 21), exponents=[0.5, 2.0])
+    corrected = inference.diffusion.fkc(
+        [model, model], np.linspace(1.0, 0.0, 21), exponents=[0.5, 2.0]
+    )
     assert "steps      20" in repr(corrected) and "float32[21]" in repr(corrected)
     state = Diffused(np.zeros((9, 2)), np.zeros((9, 1, 2)), (None,), None)
     for result in (model, corrected, state, InnerResult(np.zeros(9))):

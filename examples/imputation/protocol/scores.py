@@ -47,7 +47,7 @@ def calibration(probs: Probs, labels: Labels) -> dict[str, float]:
         "brier": float(
             metrics.brier_score_loss(labels, probs, labels=classes, scale_by_half=False)
         ),
-        "ece": inference.expected_calibration_error(probs, labels),
+        "ece": inference.diagnostics.expected_calibration_error(probs, labels),
     }
 
 

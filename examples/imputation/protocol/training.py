@@ -97,7 +97,9 @@ def train(task: Problem, recipe: Recipe, key: Any, *, progress: bool = False) ->
         obs_dropout(imputer.model, recipe.dropout), imputer.guide, num_particles=recipe.num_particles,
         num_imputations=recipe.num_imputations, per="rows", gradient=recipe.gradient, check_jumps=False,
     )  # fmt: skip
-    best = inference.KeepBest(_validation_nll(imputer, task.valid, recipe.num_particles), keys[1])
+    best = inference.fitting.KeepBest(
+        _validation_nll(imputer, task.valid, recipe.num_particles), keys[1]
+    )
     schedule = _schedule(recipe)
     optimizer = {
         "classifier": optax.adamw(schedule, weight_decay=recipe.weight_decay),
@@ -149,7 +151,7 @@ def recurrent_peer(task: Problem, recipe: Recipe, key: Any) -> dict[str, float]:
     )  # fmt: skip
     bound = inference.elbo(model, ppl.model(lambda data: None))
     size = len(task.valid.values)
-    best = inference.KeepBest(
+    best = inference.fitting.KeepBest(
         jax.jit(lambda params, _: -model.bind(params).log_density({}, task.valid) / size), keys[1]
     )
     optimizer = optax.adamw(_schedule(recipe), weight_decay=recipe.weight_decay)
@@ -167,7 +169,7 @@ def _schedule(recipe: Recipe) -> optax.Schedule:
 
 
 def _fit(
-    objective: inference.Objective, optimizer: Any, task: Problem, recipe: Recipe, best: inference.KeepBest, key: Any,
+    objective: inference.Objective, optimizer: Any, task: Problem, recipe: Recipe, best: inference.fitting.KeepBest, key: Any,
     progress: bool,
 ) -> inference.Fit:  # fmt: skip
     return inference.fit(

@@ -50,7 +50,7 @@ def evidence_variance(
         >>> import jax
         >>> walk = inference.FeynmanKac(jax.random.normal, lambda key, x, t: x + jax.random.normal(key), lambda _, x, t: -x**2, 9)
         >>> result = inference.smc(walk, jax.random.key(0), num_particles=500, resampling="multinomial")
-        >>> bool(0 < inference.evidence_variance(result, lag=5) < 0.1)
+        >>> bool(0 < inference.particles.evidence_variance(result, lag=5) < 0.1)
         True
 
     Reference: Chan and Lai 2013, arXiv:1312.5114; Lee and Whiteley 2018, arXiv:1509.00394, section 3; Olsson and

@@ -58,7 +58,7 @@ def smc(
         proposal: program of the same arguments for some or all latent sites; a scan in it is advanced together with the
             model's scan over the same sites. Sites it does not draw come from the prior.
         resampling: "systematic", "stratified", "residual", "multinomial", ..., a `Scheme`, or `partial_resampling`.
-        policy: when to resample, `ess_below(0.5)` by default; see `every`, `never`, `window`.
+        policy: when to resample, `ess_below(0.5)` by default; others are in `inference.particles.resampling`.
         history: "full" keeps the particles' paths, "ancestors" only the genealogy, "none" neither (memory).
         batch_size: particles that take a step at once, a divisor of K; None for all.
         retained: a path that particle 0 keeps (conditional SMC): latent site -> value, for a `FeynmanKac` x_0, ..., x_T

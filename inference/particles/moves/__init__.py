@@ -1,6 +1,12 @@
 """Markov kernels on R^d that move particles, and the maps from R^d onto supports.
 
 A kernel leaves exp(log_density) invariant for every tuning; scale and spread are learnt from acceptance rates and from particles.
+
+Kernels
+    RandomWalk          Gaussian steps with the spread of the particles
+    MALA, HMC           steps along the gradient
+    BlackJAX            any sampling algorithm of BlackJAX
+    Kernel              what these are: a kernel of one's own
 """
 
 from ._kernels import (
@@ -15,3 +21,11 @@ from ._kernels import (
     cholesky as cholesky,
 )
 from ._supports import transforms_of as transforms_of
+
+__all__ = [
+    "RandomWalk",
+    "MALA",
+    "HMC",
+    "BlackJAX",
+    "Kernel",
+]

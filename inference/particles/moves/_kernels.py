@@ -151,9 +151,9 @@ class BlackJAX(Kernel):
 
     Example:
         >>> import blackjax
-        >>> from lapilli import inference
-        >>> nuts = inference.BlackJAX(lambda f, step, variances: blackjax.nuts(f, step, variances))
-        >>> fixed = inference.BlackJAX(lambda f, step, variances: blackjax.hmc(f, step, variances, num_integration_steps=5))
+        >>> from lapilli.inference.particles import moves
+        >>> nuts = moves.BlackJAX(lambda f, step, variances: blackjax.nuts(f, step, variances))
+        >>> fixed = moves.BlackJAX(lambda f, step, variances: blackjax.hmc(f, step, variances, num_integration_steps=5))
 
     Reference: Cabezas et al. 2024, BlackJAX, arXiv:2402.10797.
     """

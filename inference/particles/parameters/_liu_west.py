@@ -132,7 +132,7 @@ def liu_west(
         ...         x = ppl.sample("x", dist.Normal(x, s))
         ...         return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
         ...     ppl.scan(step, 0.0, ys)
-        >>> result = inference.liu_west(walk, jax.random.key(0), jnp.ones(5), parameters=["s"], num_particles=100)
+        >>> result = inference.particles.liu_west(walk, jax.random.key(0), jnp.ones(5), parameters=["s"], num_particles=100)
         >>> result.evidence, result.means["s"].shape, result.means["x"].shape
         ('biased', (5,), (5,))
 

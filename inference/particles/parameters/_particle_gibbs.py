@@ -86,7 +86,7 @@ def particle_gibbs(
         ...         x = ppl.sample("x", dist.Normal(a * x, 1.0))
         ...         return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
         ...     ppl.scan(step, 0.0, ys)
-        >>> result = inference.particle_gibbs(
+        >>> result = inference.particles.particle_gibbs(
         ...     walk, jax.random.key(0), jnp.ones(3), parameters=["a"], path="ancestor", num_samples=20, num_particles=5
         ... )
         >>> result.choices["a"].shape, result.choices["x"].shape

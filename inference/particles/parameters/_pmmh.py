@@ -126,7 +126,7 @@ def pmmh(
         ...         x = ppl.sample("x", dist.Normal(a * x, 1.0))
         ...         return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
         ...     ppl.scan(step, 0.0, ys)
-        >>> chain = inference.pmmh(
+        >>> chain = inference.particles.pmmh(
         ...     walk, jax.random.key(0), jnp.ones(3), parameters=["a"], num_samples=20, num_particles=10, num_warmup=10
         ... )
         >>> chain.parameters["a"].shape, chain.states["x"].shape

@@ -117,7 +117,7 @@ def smc2(
         ...         x = ppl.sample("x", dist.Normal(a * x, 1.0))
         ...         return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
         ...     ppl.scan(step, 0.0, ys)
-        >>> result = inference.smc2(
+        >>> result = inference.particles.smc2(
         ...     walk, jax.random.key(0), jnp.ones(3), parameters=["a"], num_parameter_particles=20, num_particles=10
         ... )
         >>> result.parameters["a"].shape, result.states["x"].shape, result.increments.shape

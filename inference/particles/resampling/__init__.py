@@ -1,12 +1,21 @@
 """Resampling: which particles have offspring, when, and what a derivative makes of it.
 
 Input: particles with log-weights W and a random key. Output: offspring with log-weights V, and each one's ancestor, such that for
-unbiased schemes
+unbiased schemes E[sum_j V_j f(x_{A_j})] = sum_k W_k f(x_k) for all f.
 
-    E[sum_j V_j f(x_{A_j})] = sum_k W_k f(x_k)    for all f.
+When: a policy
+    ess_below, every, never, window     by effective sample size, every so many steps, not at all, at some steps
 
-`Scheme`s draw ancestors (`RESAMPLERS` lists them by name), `Partial` resamples the particles that need it, a `Policy` says when,
-a `Look` says by what besides weights, and a `ResamplingGradient` says how derivatives pass through the choice.
+How: the name of a scheme ("systematic", "ssp", ...; `RESAMPLERS` has all), or
+    Scheme                              a scheme of one's own
+    partial_resampling, Partial         some particles only
+
+How derivatives pass through it
+    ResamplingGradient                  the interface:
+    StopGradient, Score, Drop           ... by weights, by scores, not at all
+    Soft, Transport                     ... by a mixture, by optimal transport
+
+A `Look` says by what besides weights particles are chosen (`twist=`, `order=` of `smc`).
 """
 
 from ._differentiable import (
@@ -57,3 +66,19 @@ from ._resample import (
 )
 from ._scheme import Scheme as Scheme
 from ._schemes import multinomial as multinomial, systematic as systematic
+
+__all__ = [
+    "ess_below",
+    "every",
+    "never",
+    "window",
+    "Scheme",
+    "partial_resampling",
+    "Partial",
+    "ResamplingGradient",
+    "StopGradient",
+    "Score",
+    "Drop",
+    "Soft",
+    "Transport",
+]

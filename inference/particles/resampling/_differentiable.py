@@ -117,7 +117,7 @@ class Score(ResamplingGradient):
             raise ValueError(
                 "smc: gradient='score' with a policy that looks at the weights: the decision to resample then jumps as "
                 "parameters move, and the gradient of E[log Z-hat] misses jumps. Use policy=every(), every(m), window(a, b) or "
-                "never(), or gradient='stop_gradient'."
+                "never(), all in inference.particles.resampling, or gradient='stop_gradient'."
             )
 
     def default_policy(self) -> Policy:

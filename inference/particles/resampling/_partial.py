@@ -118,12 +118,14 @@ def partial_resampling(fraction: float, scheme: str | Scheme = "systematic") -> 
 
     Example:
         >>> from lapilli import inference
+        >>> from lapilli.inference.particles import unique_ancestors
+        >>> from lapilli.inference.particles.resampling import every, partial_resampling
         >>> import jax
         >>> walk = inference.FeynmanKac(jax.random.normal, lambda key, x, t: x + jax.random.normal(key), lambda _, x, t: -x**2, 9)
         >>> run = lambda resampling: inference.smc(
-        ...     walk, jax.random.key(0), num_particles=100, resampling=resampling, policy=inference.every(), history="ancestors")
-        >>> some, all_ = run(inference.partial_resampling(0.2)), run("systematic")
-        >>> bool(inference.unique_ancestors(some)[0] > inference.unique_ancestors(all_)[0])
+        ...     walk, jax.random.key(0), num_particles=100, resampling=resampling, policy=every(), history="ancestors")
+        >>> some, all_ = run(partial_resampling(0.2)), run("systematic")
+        >>> bool(unique_ancestors(some)[0] > unique_ancestors(all_)[0])
         True
 
     Reference: Bolic, Djuric and Hong 2004, Resampling algorithms for particle filters: a computational complexity perspective.

@@ -13,8 +13,8 @@ from ..population import is_key, underived, uniform
 Array = jax.Array
 NO_GRADIENT = (
     "smc resamples, and a derivative along fixed ancestors would miss how the weights move them. Choose gradient= "
-    "('stop_gradient', 'score', or a biased one: 'drop', 'soft', 'ot') in smc, or policy=never(). Where no derivative is "
-    "wanted, jax.lax.stop_gradient what enters smc."
+    "('stop_gradient', 'score', or a biased one: 'drop', 'soft', 'ot') in smc, or policy=never() (of "
+    "inference.particles.resampling). Where no derivative is wanted, jax.lax.stop_gradient what enters smc."
 )
 
 

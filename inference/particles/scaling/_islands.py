@@ -171,7 +171,7 @@ def islands(
         >>> from lapilli import inference
         >>> import jax
         >>> half = inference.FeynmanKac(jax.random.normal, lambda key, x, t: x, lambda _, x, t: -x**2, 0)
-        >>> run = inference.islands(half, jax.random.key(0), num_islands=20, num_particles=100)
+        >>> run = inference.particles.islands(half, jax.random.key(0), num_islands=20, num_particles=100)
         >>> round(float(jax.numpy.exp(run.log_evidence) * 3**0.5), 1), run.particles.shape
         (1.0, (20, 100))
 

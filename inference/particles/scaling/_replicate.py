@@ -73,7 +73,7 @@ def replicate(
         >>> from lapilli import inference
         >>> import jax
         >>> half = inference.FeynmanKac(jax.random.normal, lambda key, x, t: x, lambda _, x, t: -x**2, 0)
-        >>> runs = inference.replicate(lambda key: inference.smc(half, key, num_particles=100), jax.random.key(0), 50)
+        >>> runs = inference.particles.replicate(lambda key: inference.smc(half, key, num_particles=100), jax.random.key(0), 50)
         >>> round(float(jax.numpy.exp(runs.log_evidence) * 3**0.5), 1)
         1.0
     """

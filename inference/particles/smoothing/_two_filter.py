@@ -53,7 +53,7 @@ class InformationFilter:
         >>> from lapilli import inference
         >>> import jax, numpyro.distributions as dist
         >>> law, step = dist.Normal(0.0, 0.19**-0.5), lambda x: dist.Normal(0.9 * x["x"], 1.0)
-        >>> backward = inference.InformationFilter(
+        >>> backward = inference.particles.InformationFilter(
         ...     init=lambda key: {"x": law.sample(key)},
         ...     kernel=lambda key, later, t: {"x": step(later).sample(key)},
         ...     log_prior=lambda x, t: law.log_prob(x["x"]),

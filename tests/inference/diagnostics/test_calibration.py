@@ -31,7 +31,9 @@ def posterior(key, observed, shift=0.0, width=1.0):
 
 def run(posterior_fn, seed, num_simulations=1_000):
     zeros = jnp.zeros(2)
-    return inference.calibrate(model, posterior_fn, seed, zeros, num_simulations=num_simulations)
+    return inference.diagnostics.calibrate(
+        model, posterior_fn, seed, zeros, num_simulations=num_simulations
+    )
 
 
 def test_the_exact_posterior_has_uniform_ranks(seed):
@@ -78,7 +80,7 @@ def test_p_values_are_those_of_a_chi_square_test():
 def test_it_prints_a_table():
     ranks = {"k": np.arange(20), "m": np.zeros((20, 2), int)}
     p_values = {"k": np.array(1.0), "m": np.array([1e-9, 1e-8])}
-    result = inference.Calibration(ranks, NUM_DRAWS, p_values)
+    result = inference.diagnostics.Calibration(ranks, NUM_DRAWS, p_values)
     np.testing.assert_allclose(result.smallest_p_value, 3e-9)
     text = str(result)
     assert [line.split()[0] for line in text.splitlines()[2:4]] == ["k", "m"]
@@ -97,8 +99,8 @@ def test_bad_draws_are_refused(key):
     ]
     for posterior_fn, message in cases:
         with pytest.raises(ValueError, match=message):
-            inference.calibrate(model, posterior_fn, key, zeros)
+            inference.diagnostics.calibrate(model, posterior_fn, key, zeros)
     with pytest.raises(ValueError, match="num_simulations must be an integer >= 20, got 5"):
-        inference.calibrate(model, posterior, key, zeros, num_simulations=5)
+        inference.diagnostics.calibrate(model, posterior, key, zeros, num_simulations=5)
     with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
-        inference.calibrate(model, posterior, key, zeros, batch_size=0)
+        inference.diagnostics.calibrate(model, posterior, key, zeros, batch_size=0)

@@ -28,7 +28,7 @@ DIVERGENCES = {  # between the posterior N(x / 2, 1 / 2) and the guide
 
 
 def bracket(key, guide=wide, **options):
-    return inference.evidence_bracket(
+    return inference.diagnostics.evidence_bracket(
         model, guide, key, 0.0, data_fn=lambda seen: (seen["x"],), **options
     )
 
@@ -77,6 +77,6 @@ def test_bad_input_is_refused(key):
             ppl.sample("z", dist.Normal(x, 1.0))
 
     with pytest.raises(ValueError, match="evidence_bracket averages densities"):
-        inference.evidence_bracket(
+        inference.diagnostics.evidence_bracket(
             rows, of_rows, key, jnp.zeros(2), data_fn=lambda seen: (seen["x"],)
         )

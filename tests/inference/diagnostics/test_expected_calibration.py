@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lapilli.inference import expected_calibration_error
+from lapilli.inference.diagnostics import expected_calibration_error
 
 
 def test_by_hand():

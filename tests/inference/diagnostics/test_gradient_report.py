@@ -40,7 +40,9 @@ NUM_DRAWS = 4_000
 def report():
     objective = cost(empty, guide)
     params = objective.init(jax.random.key(0))
-    return inference.gradient_report(objective, params, jax.random.key(1), num_draws=NUM_DRAWS)
+    return inference.diagnostics.gradient_report(
+        objective, params, jax.random.key(1), num_draws=NUM_DRAWS
+    )
 
 
 def test_parameters_have_their_means_and_spreads(report):
@@ -77,7 +79,7 @@ def test_an_enumerated_site_has_no_noise_and_a_score_site_has():
     for strategy in ("enum", "reinforce"):
         objective = inference.elbo(model, guide, strategies={"k": strategy})
         params = objective.init(jax.random.key(0))
-        reports.append(inference.gradient_report(objective, params, jax.random.key(1)))
+        reports.append(inference.diagnostics.gradient_report(objective, params, jax.random.key(1)))
     enum, reinforce = reports
     assert enum.variance < 1e-10 and enum.sites["k"].variance < 1e-10
     assert enum.parameters["t"].snr > 1e4
@@ -94,14 +96,14 @@ def test_it_prints_both_tables(report):
 
 
 def test_it_becomes_a_tree_and_a_picture(report, tmp_path):
-    tree = inference.gradient_tree(report)
+    tree = inference.diagnostics.gradient_tree(report)
     assert list(tree["gradient_parameter"].parameter) == list(report.parameters)
     sites = tree["gradient_site"]
     assert str(sites.strategy.sel(site="w").item()) == "reparam"
     np.testing.assert_allclose(sites.variance.sel(site="w"), report.sites["w"].variance)
     assert sites.attrs["num_draws"] == report.num_draws
     tree.to_netcdf(tmp_path / "gradient.nc")
-    figure = inference.plot_gradients(report)
+    figure = inference.diagnostics.plot_gradients(report)
     labels = [text.get_text() for text in figure.axes[1].get_yticklabels()]
     assert labels == [f"{name} (reparam)" for name in report.sites]
     figure.savefig(tmp_path / "gradient.png")
@@ -110,7 +112,7 @@ def test_it_becomes_a_tree_and_a_picture(report, tmp_path):
 
 def test_an_objective_without_parameters_is_refused():
     with pytest.raises(ValueError, match="'cost' has no parameters, so there is no gradient"):
-        inference.gradient_report(cost(empty, empty), {}, jax.random.key(0))
+        inference.diagnostics.gradient_report(cost(empty, empty), {}, jax.random.key(0))
 
 
 def test_arguments_that_are_no_arrays_pass():
@@ -124,7 +126,9 @@ def test_arguments_that_are_no_arrays_pass():
 
     objective = inference.elbo(model, guide)
     params = objective.init(jax.random.key(0), "normal")
-    report = inference.gradient_report(objective, params, jax.random.key(1), "normal", num_draws=4)
+    report = inference.diagnostics.gradient_report(
+        objective, params, jax.random.key(1), "normal", num_draws=4
+    )
     assert report.num_operations > 0
 
 
@@ -142,4 +146,6 @@ def test_operations_of_loops_count_by_their_length():
 
 def test_one_draw_is_refused():
     with pytest.raises(ValueError, match="num_draws must be an integer >= 2, got 1"):
-        inference.gradient_report(cost(empty, guide), {}, jax.random.key(0), num_draws=1)
+        inference.diagnostics.gradient_report(
+            cost(empty, guide), {}, jax.random.key(0), num_draws=1
+        )

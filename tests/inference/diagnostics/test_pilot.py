@@ -41,7 +41,7 @@ def trained():
 def test_each_site_gets_the_smallest_product_of_those_that_are_sound(trained):
     objective, params = trained
     options = {"candidates": CANDIDATES, "num_draws": 400}
-    pilot = inference.pilot(objective, params, jax.random.key(1), X, **options)
+    pilot = inference.diagnostics.pilot(objective, params, jax.random.key(1), X, **options)
     by_site = {name: [t for t in pilot.trials if t.site == name] for name in ("n", "k")}
     for name, trials in by_site.items():
         assert [t.strategy for t in trials] == list(CANDIDATES)
@@ -76,7 +76,7 @@ def test_rejection_reparam_is_tried_where_it_applies():
     candidates = ("reparam", "rejection_reparam")
     assert set(candidates) < set(ALL_CANDIDATES)
     options = {"candidates": candidates, "num_draws": 50}
-    pilot = inference.pilot(objective, params, jax.random.key(1), **options)
+    pilot = inference.diagnostics.pilot(objective, params, jax.random.key(1), **options)
     trials = {(t.site, t.strategy): t for t in pilot.trials}
     both = [trials["rate", strategy] for strategy in candidates]
     assert all(t.refusal is None for t in both)
@@ -88,7 +88,9 @@ def test_rejection_reparam_is_tried_where_it_applies():
 def test_a_site_without_a_candidate_is_refused(trained):
     objective, params = trained
     with pytest.raises(ValueError, match="no candidate serves site 'n'. reparam: .* enum: "):
-        inference.pilot(objective, params, jax.random.key(1), X, candidates=("reparam", "enum"))
+        inference.diagnostics.pilot(
+            objective, params, jax.random.key(1), X, candidates=("reparam", "enum")
+        )
 
 
 @pytest.mark.slow  # two more compilations
@@ -96,7 +98,7 @@ def test_own_strategies_are_set_aside(trained):
     objective, params = trained
     own = dataclasses.replace(objective, strategies={"*": "reinforce"})
     options = {"candidates": ("mvd",), "num_draws": 2}
-    pilot = inference.pilot(own, params, jax.random.key(1), X, **options)
+    pilot = inference.diagnostics.pilot(own, params, jax.random.key(1), X, **options)
     assert pilot.strategies == {"n": "mvd", "k": "mvd"}
 
 
@@ -112,5 +114,7 @@ def test_a_gradient_that_is_not_finite_does_not_win():
 
     objective = inference.elbo(target, start)
     params = objective.init(jax.random.key(0))
-    pilot = inference.pilot(objective, params, jax.random.key(1), candidates=("reparam", "mvd"))
+    pilot = inference.diagnostics.pilot(
+        objective, params, jax.random.key(1), candidates=("reparam", "mvd")
+    )
     assert pilot.strategies == {"z": "mvd"} and "not finite" in pilot.trials[0].refusal

@@ -70,7 +70,7 @@ def test_the_oracle_gives_the_golden_numbers(row):
 
 
 def corrected(row, num_steps, zeta, weights, **options):
-    return inference.fkc(
+    return inference.diffusion.fkc(
         [Q1, Q2],
         np.linspace(1.0, options.pop("last", 0.0), num_steps + 1),
         exponents=list(row[:2]),
@@ -133,7 +133,7 @@ def test_evidence_is_exact_with_cut_scores(key):
 @pytest.mark.slow  # one more compilation of many runs
 def test_evidence_is_exact_while_exponents_move(key):
     """From 1/2 at noise to 1 at data."""
-    model = inference.fkc(
+    model = inference.diffusion.fkc(
         [Q1, Q2], np.linspace(1.0, 0.0, 21), exponents=lambda t: 1 - 0.5 * t, zeta=1.5, weights="exact"
     )  # fmt: skip
     run = lambda key: inference.smc(model, key, num_particles=64, history="none").log_evidence
@@ -143,7 +143,7 @@ def test_evidence_is_exact_while_exponents_move(key):
 
 def blind(model):
     """The same model without its log-density."""
-    return inference.Diffusion(model.noising, model.score, model.shape)
+    return inference.diffusion.Diffusion(model.noising, model.score, model.shape)
 
 
 WIDE = diffusion.VP()  # noise at its end is Normal(0, 1) to 5 digits
@@ -155,10 +155,12 @@ def mean_log_evidence(key, weights, zeta, num_steps, kind):
     """Of a tilt ("tilt") or of exponents that rise to 1 and 1/2 ("moving"), over 8 runs of 2000 particles."""
     times = jnp.linspace(1.0, 1e-3, num_steps + 1)
     if kind == "tilt":
-        model = inference.fkc(blind(W1), times, reward=tilt(1.0), zeta=zeta, weights=weights)
+        model = inference.diffusion.fkc(
+            blind(W1), times, reward=tilt(1.0), zeta=zeta, weights=weights
+        )
     else:
         moving = [lambda t: 1 - 0.5 * t, 0.5]
-        model = inference.fkc(
+        model = inference.diffusion.fkc(
             [blind(W1), blind(W2)], times, exponents=moving, zeta=zeta, weights=weights
         )
     run = lambda key: inference.smc(model, key, num_particles=2000, history="none").log_evidence
@@ -193,8 +195,13 @@ def test_birth_and_death_in_place_of_resampling(key):
     def negative(key, row):
         model = corrected(row, 400, 1.5, "euler")
         result = inference.smc(
-            model, key, num_particles=4000, history="none", resampling="birth_death", policy=inference.every(1)
-        )  # fmt: skip
+            model,
+            key,
+            num_particles=4000,
+            history="none",
+            resampling="birth_death",
+            policy=inference.particles.resampling.every(1),
+        )
         return result.log_evidence, result.mean(lambda p: p.x < 0)
 
     for row in ((-0.5, 1.5, 0.0), (0.5, 0.0, 0.0)):
@@ -222,7 +229,7 @@ def run(*models, num_particles=40):
 @functools.partial(jax.jit, static_argnums=3)
 def euler_weight(w1, w2, key, tilted=False):
     """The log-weight of a step under exponents of Q1 and Q2, where it started, and the two scores there."""
-    model = inference.fkc(
+    model = inference.diffusion.fkc(
         [Q1, Q2], STEPS, exponents=[w1, w2], reward=tilt(1.0) if tilted else None, zeta=1.2, weights="euler"
     )  # fmt: skip
     previous, state, n = states(model, key)
@@ -237,7 +244,7 @@ DRIFT = -NOISE / 2
 
 @pytest.mark.parametrize("weights", ["euler", "rne"])
 def test_a_model_alone_needs_no_weights(weights, key):
-    model = inference.fkc(blind(W1), WIDE.times(20), zeta=1.3, weights=weights)
+    model = inference.diffusion.fkc(blind(W1), WIDE.times(20), zeta=1.3, weights=weights)
     (result,) = run(model, num_particles=50)(key)
     np.testing.assert_allclose(result.increments, 0.0, atol=2e-5)
     np.testing.assert_allclose(result.log_weights, -np.log(50), atol=1e-5)
@@ -277,9 +284,9 @@ def test_reward_weights(key):
 def test_a_corrector_of_a_corrector_is_one_corrector(key):
     """Powers multiply, shared models and rewards are added, in whatever order: the same numbers, each model evaluated once."""
     times = np.linspace(1.0, 0.0, 21)
-    inner = inference.fkc([Q2, Q1], times, exponents=[1.0, 0.6], reward=tilt(0.5))
-    nested = inference.fkc([inner, Q1], times, exponents=[1.5, 0.2], reward=tilt(0.25))
-    flat = inference.fkc([Q1, Q2], times, exponents=[1.1, 1.5], reward=tilt(1.0))
+    inner = inference.diffusion.fkc([Q2, Q1], times, exponents=[1.0, 0.6], reward=tilt(0.5))
+    nested = inference.diffusion.fkc([inner, Q1], times, exponents=[1.5, 0.2], reward=tilt(0.25))
+    flat = inference.diffusion.fkc([Q1, Q2], times, exponents=[1.1, 1.5], reward=tilt(1.0))
     assert nested.composition.models == (Q2, Q1)
     one, two = run(nested, flat)(key)
     np.testing.assert_allclose(one.log_weights, two.log_weights, rtol=2e-4, atol=2e-4)
@@ -291,10 +298,10 @@ def test_a_corrector_of_a_corrector_is_one_corrector(key):
 def test_scores_are_cut_in_drift_and_weight_alike(weights, key):
     """Cut to 1/2 by `max_score_norm`, or by a model whose own score is the cut one: the same step and the same log-weight."""
     cut = lambda x, t: jnp.clip(Q1.score(x, t), -0.5, 0.5)
-    by_hand = inference.Diffusion(NOISING, cut)
+    by_hand = inference.diffusion.Diffusion(NOISING, cut)
     options = {"exponents": 1.8, "zeta": 1.3, "weights": weights}
-    a = inference.fkc(blind(Q1), STEPS, max_score_norm=0.5, **options)
-    b = inference.fkc(by_hand, STEPS, **options)
+    a = inference.diffusion.fkc(blind(Q1), STEPS, max_score_norm=0.5, **options)
+    b = inference.diffusion.fkc(by_hand, STEPS, **options)
 
     @jax.jit
     def numbers(x, y):
@@ -313,7 +320,7 @@ def test_scores_are_cut_in_drift_and_weight_alike(weights, key):
 def test_the_start_is_weighed_by_target_over_law():
     """At a time inside the process and for any law of the first points: sum_i w_i log q_i + h - log law."""
     law = dist.Normal(0.2, 1.3)
-    model = inference.fkc(
+    model = inference.diffusion.fkc(
         [Q1, Q2], np.linspace(0.6, 0.0, 11), exponents=[0.6, 0.9], reward=tilt(1.0), start=law
     )
     x, t = 0.4, 0.6
@@ -345,7 +352,9 @@ def test_particles_are_exchangeable(key):
 def test_one_particle_is_the_simulation_without_weights(key):
     """K = 1: each step has the mean and the scale of the module's text, recomputed by hand."""
     times = np.linspace(1.0, 0.9, 6)
-    model = inference.fkc([Q1, Q2], times, exponents=[0.6, 0.9], reward=tilt(1.0), zeta=1.5)
+    model = inference.diffusion.fkc(
+        [Q1, Q2], times, exponents=[0.6, 0.9], reward=tilt(1.0), zeta=1.5
+    )
     path = jax.jit(lambda key: inference.smc(model, key, num_particles=1).paths)(key)
     at, density = lambda n: jax.tree.map(lambda v: v[0, n], path), jax.jit(model.log_transition)
     for n, t in enumerate(times[:-1]):
@@ -372,7 +381,7 @@ def test_product_of_gaussians_in_two_dimensions(name, key):
     models = [
         diffusion.gaussian_mixture(noising, [1.0], m[None], v) for m, v in ((m1, v1), (m2, v2))
     ]
-    model = inference.fkc(models, times)
+    model = inference.diffusion.fkc(models, times)
     log_z = dist.Normal(m1, np.sqrt(v1 + v2)).log_prob(m2).sum()
 
     def run(key):
@@ -389,11 +398,11 @@ def test_product_of_gaussians_in_two_dimensions(name, key):
 
 def test_automatic_noise_scale():
     times = np.linspace(1.0, 0.0, 401)
-    zeta = lambda w: inference.fkc(Q1, times, exponents=w).zeta
+    zeta = lambda w: inference.diffusion.fkc(Q1, times, exponents=w).zeta
     np.testing.assert_allclose(zeta(1.0), 1.0)
     np.testing.assert_allclose(zeta(0.5), 1.0)
     np.testing.assert_allclose(zeta(3.0)[250:300], np.sqrt(10 * 2 / 3), rtol=1e-6)
-    euler = inference.fkc(Q1, times, exponents=3.0, weights="euler").zeta
+    euler = inference.diffusion.fkc(Q1, times, exponents=3.0, weights="euler").zeta
     np.testing.assert_allclose(euler[:300], np.sqrt(2.5 * 2 / 3), rtol=1e-6)
     np.testing.assert_allclose(zeta(3.0)[-1], np.sqrt(2.1 * 2 / 3), rtol=1e-6)
 
@@ -401,14 +410,14 @@ def test_automatic_noise_scale():
 def test_infinite_variance_is_warned_of_with_the_remedy():
     times = np.linspace(1.0, 0.0, 101)
     with pytest.warns(UserWarning, match=r"100 of 100 steps.*W = 3.*infinite variance.*above 1.15"):
-        inference.fkc(Q1, times, exponents=3.0, zeta=1.0)
+        inference.diffusion.fkc(Q1, times, exponents=3.0, zeta=1.0)
     with pytest.warns(UserWarning, match="infinite variance"):
-        inference.fkc(Q1, times, exponents=1.6, zeta=1.6**-0.5)  # tempered noise
+        inference.diffusion.fkc(Q1, times, exponents=1.6, zeta=1.6**-0.5)  # tempered noise
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        inference.fkc(Q1, times, exponents=1.9, zeta=1.0)
-        inference.fkc(Q1, times, exponents=3.0)
-        inference.fkc(Q1, times, exponents=3.0, zeta=lambda t: 1 + t)
+        inference.diffusion.fkc(Q1, times, exponents=1.9, zeta=1.0)
+        inference.diffusion.fkc(Q1, times, exponents=3.0)
+        inference.diffusion.fkc(Q1, times, exponents=3.0, zeta=lambda t: 1 + t)
 
 
 # Refusals.
@@ -421,25 +430,26 @@ TIMES = np.linspace(1.0, 0.0, 11)
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (ValueError, "one noising process", lambda: inference.fkc([Q1, OTHER], TIMES)),
-        (ValueError, "points of one shape", lambda: inference.fkc([Q1, PLANE], TIMES)),
-        (TypeError, "Diffusion or results of fkc", lambda: inference.fkc([Q1, Q1.score], TIMES)),
-        (ValueError, "1 exponents for 2 models", lambda: inference.fkc([Q1, Q2], TIMES, exponents=[1.0])),
-        (ValueError, "descend", lambda: inference.fkc(Q1, TIMES[::-1])),
-        (ValueError, r"lie in \[0, 1\]", lambda: inference.fkc(Q1, TIMES * 2)),
-        (ValueError, "vector of two or more", lambda: inference.fkc(Q1, TIMES[:1])),
-        (ValueError, "weights must be", lambda: inference.fkc(Q1, TIMES, weights="best")),
-        (ValueError, "zeta must be", lambda: inference.fkc(Q1, TIMES, zeta="big")),
-        (ValueError, "zeta is a scale", lambda: inference.fkc(Q1, TIMES, zeta=-1.0)),
-        (ValueError, "zeta is 0", lambda: inference.fkc(Q1, TIMES, zeta=0.0, weights="rne")),
-        (ValueError, "log_density of every model", lambda: inference.fkc(blind(Q1), TIMES, weights="exact")),
-        (ValueError, "no noise is left", lambda: inference.fkc(blind(Q1), TIMES)),
-        (ValueError, "short of the end", lambda: inference.fkc(blind(Q1), TIMES[1:-1])),
-        (ValueError, "followed along the path", lambda: inference.fkc(blind(Q1), TIMES[:-1], exponents=lambda t: t, zeta=0.0)),
-        (ValueError, "not integrable", lambda: inference.fkc([Q1, Q2], TIMES, exponents=[1.0, -1.0])),
-        (ValueError, "draw one point of shape", lambda: inference.fkc(Q1, TIMES, start=dist.Normal(jnp.zeros(3), 1.0))),
-        (ValueError, "one number for one time", lambda: inference.fkc(Q1, TIMES, exponents=lambda t: jnp.ones(2))),
-        (ValueError, "one number for one time", lambda: inference.fkc(Q1, TIMES, zeta=lambda t: jnp.ones(2))),
+        (ValueError, "one noising process", lambda: inference.diffusion.fkc([Q1, OTHER], TIMES)),
+        (ValueError, "points of one shape", lambda: inference.diffusion.fkc([Q1, PLANE], TIMES)),
+        (TypeError, "Diffusion or results of fkc", lambda: inference.diffusion.fkc([Q1, Q1.score], TIMES)),
+        (ValueError, "1 exponents for 2 models", lambda: inference.diffusion.fkc([Q1, Q2], TIMES, exponents=[1.0])),
+        (ValueError, "descend", lambda: inference.diffusion.fkc(Q1, TIMES[::-1])),
+        (ValueError, r"lie in \[0, 1\]", lambda: inference.diffusion.fkc(Q1, TIMES * 2)),
+        (ValueError, "vector of two or more", lambda: inference.diffusion.fkc(Q1, TIMES[:1])),
+        (ValueError, "weights must be", lambda: inference.diffusion.fkc(Q1, TIMES, weights="best")),
+        (ValueError, "zeta must be", lambda: inference.diffusion.fkc(Q1, TIMES, zeta="big")),
+        (ValueError, "zeta is a scale", lambda: inference.diffusion.fkc(Q1, TIMES, zeta=-1.0)),
+        (ValueError, "zeta is 0", lambda: inference.diffusion.fkc(Q1, TIMES, zeta=0.0, weights="rne")),
+        (ValueError, "log_density of every model", lambda: inference.diffusion.fkc(blind(Q1), TIMES, weights="exact")),
+        (ValueError, "no noise is left", lambda: inference.diffusion.fkc(blind(Q1), TIMES)),
+        (ValueError, "short of the end", lambda: inference.diffusion.fkc(blind(Q1), TIMES[1:-1])),
+        (ValueError, "followed along the path",
+         lambda: inference.diffusion.fkc(blind(Q1), TIMES[:-1], exponents=lambda t: t, zeta=0.0)),
+        (ValueError, "not integrable", lambda: inference.diffusion.fkc([Q1, Q2], TIMES, exponents=[1.0, -1.0])),
+        (ValueError, "draw one point of shape", lambda: inference.diffusion.fkc(Q1, TIMES, start=dist.Normal(jnp.zeros(3), 1.0))),
+        (ValueError, "one number for one time", lambda: inference.diffusion.fkc(Q1, TIMES, exponents=lambda t: jnp.ones(2))),
+        (ValueError, "one number for one time", lambda: inference.diffusion.fkc(Q1, TIMES, zeta=lambda t: jnp.ones(2))),
     ],
 )  # fmt: skip
 def test_refusals(error, message, call):

@@ -31,7 +31,7 @@ def on_tree(model, is_blind=False):
     """The same model of two sites: a number and a vector."""
     log_density = None if is_blind else lambda x, t: model.log_density(as_array(x), t)
     score = lambda x, t: as_tree(model.score(as_array(x), t))
-    return inference.Diffusion(model.noising, score, {"a": (), "b": (2,)}, log_density)
+    return inference.diffusion.Diffusion(model.noising, score, {"a": (), "b": (2,)}, log_density)
 
 
 @pytest.mark.parametrize("weights", ["exact", pytest.param("rne", marks=pytest.mark.slow), "euler"])
@@ -39,8 +39,8 @@ def test_sites_weigh_as_one_array_does(weights, key):
     """The step's mean and log-weights, at a state and the one after it, cut scores and a reward included."""
     options = {"exponents": [0.7, 0.8], "zeta": 1.3, "weights": weights, "max_score_norm": 2.0}
     reward = lambda x, t: (1 - t) * jnp.sin(x).sum()
-    one = inference.fkc(FLAT, TIMES, reward=reward, **options).corrector
-    many = inference.fkc(
+    one = inference.diffusion.fkc(FLAT, TIMES, reward=reward, **options).corrector
+    many = inference.diffusion.fkc(
         [on_tree(m) for m in FLAT], TIMES, reward=lambda x, t: reward(as_array(x), t), **options
     ).corrector
 
@@ -62,7 +62,7 @@ def test_sites_weigh_as_one_array_does(weights, key):
 @pytest.mark.slow  # one more compilation of many runs
 def test_evidence_of_sites_is_that_of_the_array(key):
     """Product of the two: the exact log Z from Gaussian integrals, 500 runs."""
-    model = inference.fkc([on_tree(m) for m in FLAT], np.linspace(1.0, 0.0, 31))
+    model = inference.diffusion.fkc([on_tree(m) for m in FLAT], np.linspace(1.0, 0.0, 31))
     run = lambda key: inference.smc(model, key, num_particles=100, history="none")
     log_zs = jax.jit(jax.vmap(lambda key: run(key).log_evidence))(jax.random.split(key, 500))
     m = np.array([[-1.0, 0.5, 0.2], [0.4, -0.6, 0.1]])
@@ -82,8 +82,8 @@ def observed(y, steps=20):
     """A class, a point of the class's diffusion model squared, and a noisy measurement of it."""
     c = ppl.sample("class", dist.Categorical(probs=jnp.asarray(PRIOR)))
     model = diffusion.gaussian_mixture(VP, [1.0], MEANS[c][None], SPREAD)
-    x = inference.diffuse(
-        "x", inference.fkc(model, np.linspace(1.0, 0.0, steps + 1), exponents=2.0)
+    x = inference.diffusion.diffuse(
+        "x", inference.diffusion.fkc(model, np.linspace(1.0, 0.0, steps + 1), exponents=2.0)
     )
     ppl.sample("y", dist.Normal(x, NOISE), obs=y)
 
@@ -103,7 +103,9 @@ def test_discrete_sites_of_a_program_are_resampled_with_the_point(key):
     """
 
     def run(key):
-        result = inference.smc(observed, key, Y, num_particles=1000, policy=inference.every())
+        result = inference.smc(
+            observed, key, Y, num_particles=1000, policy=inference.particles.resampling.every()
+        )
         shares = result.mean(lambda p: jax.nn.one_hot(p["class"], 3))
         return jnp.append(1.0, shares) * jnp.exp(result.log_evidence)
 
@@ -121,7 +123,9 @@ def test_a_diffusion_at_each_step_of_a_scan_is_filtered(key):
     def chain(ys):
         def step(x, y):
             model = diffusion.gaussian_mixture(VP, [1.0], (0.5 * x)[None], 0.3)
-            x = inference.diffuse("x", inference.fkc(model, np.linspace(1.0, 0.0, 11)))
+            x = inference.diffusion.diffuse(
+                "x", inference.diffusion.fkc(model, np.linspace(1.0, 0.0, 11))
+            )
             ppl.sample("y", dist.Normal(x, NOISE), obs=y)
             return x, None
 
@@ -140,13 +144,13 @@ def test_a_diffusion_at_each_step_of_a_scan_is_filtered(key):
 
 def test_a_program_has_the_density_of_path_and_weights(key):
     """Of a path of the program, recomputed from the corrector step by step; choices score as they were drawn."""
-    model = inference.fkc(
+    model = inference.diffusion.fkc(
         [on_tree(m) for m in FLAT],
         TIMES,
         exponents=[0.7, 0.8],
         reward=lambda x, t: (1 - t) * x["a"],
     )
-    program = ppl.model(lambda: inference.diffuse("x", model))
+    program = ppl.model(lambda: inference.diffusion.diffuse("x", model))
 
     @jax.jit
     def densities(key):
@@ -171,23 +175,25 @@ def test_a_program_has_the_density_of_path_and_weights(key):
 
 
 def test_what_a_program_cannot_have_is_refused():
-    with pytest.raises(TypeError, match="diffuse\\('x'\\).*result of inference.fkc, got Diffusion"):
-        inference.diffuse("x", FLAT[0])
+    with pytest.raises(
+        TypeError, match="diffuse\\('x'\\).*result of inference.diffusion.fkc, got Diffusion"
+    ):
+        inference.diffusion.diffuse("x", FLAT[0])
     for options, what in (
         ({"zeta": 0.0}, "zeta = 0"),
-        ({"langevin": inference.Langevin()}, "Langevin moves"),
+        ({"langevin": inference.diffusion.Langevin()}, "Langevin moves"),
     ):
-        model = inference.fkc(FLAT[0], TIMES, **options)
+        model = inference.diffusion.fkc(FLAT[0], TIMES, **options)
         with pytest.raises(ValueError, match=f"{what}.*steps have no density"):
-            inference.diffuse("x", model)
+            inference.diffusion.diffuse("x", model)
 
 
 def test_a_score_of_another_shape_is_refused(key):
-    model = inference.Diffusion(
+    model = inference.diffusion.Diffusion(
         VP, lambda x, t: {"a": x["a"], "b": x["b"][0]}, {"a": (), "b": (2,)}
     )
     with pytest.raises(ValueError, match="a score has shape.*nothing is broadcast"):
-        jax.eval_shape(inference.fkc(model, TIMES).init, key)
+        jax.eval_shape(inference.diffusion.fkc(model, TIMES).init, key)
 
 
 # Paths: under exact weights the law of a whole path is p_N(x_N) prod_n B_n(x_{n-1} | x_n), which can be drawn from.
@@ -225,12 +231,12 @@ def test_conditional_smc_moves_whole_paths_within_their_law(path, key):
 
     The end's moments are known; a bias of 10% of a standard deviation is 7 standard errors.
     """
-    model = inference.fkc(PAIR, COARSE, zeta=1.2, weights="exact")
+    model = inference.diffusion.fkc(PAIR, COARSE, zeta=1.2, weights="exact")
 
     def move(key):
         draw_key, other_key, move_key = jax.random.split(key, 3)
         old, other = drawn_path(model, draw_key), drawn_path(model, other_key)
-        new = inference.conditional_smc(model, move_key, old, num_particles=4, path=path)
+        new = inference.particles.conditional_smc(model, move_key, old, num_particles=4, path=path)
         values = lambda x: jnp.stack(
             [x[0], x[4], x[8], x[0] ** 2, x[4] ** 2, x[8] ** 2, x[0] * x[8]]
         )
@@ -245,13 +251,13 @@ def test_conditional_smc_moves_whole_paths_within_their_law(path, key):
 
 
 def test_paths_whose_weights_see_all_of_the_past_keep_their_ancestors(key):
-    blind = inference.Diffusion(VP, FLAT[0].score, (3,))
-    moving = inference.fkc(blind, TIMES, exponents=lambda t: 1 - 0.5 * t)
+    blind = inference.diffusion.Diffusion(VP, FLAT[0].score, (3,))
+    moving = inference.diffusion.fkc(blind, TIMES, exponents=lambda t: 1 - 0.5 * t)
     assert moving.corrector.is_followed and moving.log_transition is None
     state = jax.eval_shape(moving.init, key)
     path = jax.tree.map(lambda x: jnp.zeros((11, *x.shape), x.dtype), state)
     with pytest.raises(ValueError, match="log_transition is missing"):
-        inference.conditional_smc(moving, key, path, num_particles=3, path="ancestor")
+        inference.particles.conditional_smc(moving, key, path, num_particles=3, path="ancestor")
 
 
 # Langevin moves.
@@ -261,9 +267,9 @@ GENTLE = [diffusion.gaussian_mixture(diffusion.VP(0.1, 8.0), [1.0], [m], v) for 
 
 
 def langevin_evidences(key, method, step_size):
-    model = inference.fkc(
+    model = inference.diffusion.fkc(
         GENTLE, np.linspace(1.0, 0.0, 21), exponents=0.5, zeta=1.0, weights="exact",
-        langevin=inference.Langevin(2, step_size, method),
+        langevin=inference.diffusion.Langevin(2, step_size, method),
     )  # fmt: skip
 
     def run(key):
@@ -298,14 +304,21 @@ def test_langevin_moves_without_metropolis_are_biased_at_long_steps(key):
 
 def test_refusals_of_langevin():
     with pytest.raises(ValueError, match="method must be 'auto', 'mala' or 'ula'"):
-        inference.Langevin(method="hmc")
+        inference.diffusion.Langevin(method="hmc")
     with pytest.raises(ValueError, match="between 0 and 4"):
-        inference.Langevin(step_size=4.0)
+        inference.diffusion.Langevin(step_size=4.0)
     with pytest.raises(ValueError, match="num_moves"):
-        inference.Langevin(0)
-    blind = inference.Diffusion(VP, PAIR[0].score)
+        inference.diffusion.Langevin(0)
+    blind = inference.diffusion.Diffusion(VP, PAIR[0].score)
     with pytest.raises(ValueError, match="MALA needs the log_density of every model, and model 0"):
-        inference.fkc(blind, TIMES, langevin=inference.Langevin(method="mala"))
+        inference.diffusion.fkc(blind, TIMES, langevin=inference.diffusion.Langevin(method="mala"))
     with pytest.raises(ValueError, match="not along Langevin moves"):
-        inference.fkc(blind, TIMES, exponents=lambda t: 1 - 0.5 * t, langevin=inference.Langevin())
-    assert inference.fkc(blind, TIMES, langevin=inference.Langevin()).log_transition is None
+        inference.diffusion.fkc(
+            blind, TIMES, exponents=lambda t: 1 - 0.5 * t, langevin=inference.diffusion.Langevin()
+        )
+    assert (
+        inference.diffusion.fkc(
+            blind, TIMES, langevin=inference.diffusion.Langevin()
+        ).log_transition
+        is None
+    )

@@ -71,11 +71,15 @@ MODEL = diffusion.gaussian_mixture(NOISING, [1.0], [0.0], V0)
 @functools.partial(jax.jit, static_argnums=3)
 def found(key, beta, zeta, num_particles):
     """The share from particles, with Euler weights: their ess is that of the exact rate."""
-    model = inference.fkc(
+    model = inference.diffusion.fkc(
         MODEL, np.linspace(1.0, 0.0, 2001), exponents=beta, zeta=zeta, weights="euler"
     )
     result = inference.smc(
-        model, key, num_particles=num_particles, policy=inference.never(), history="none"
+        model,
+        key,
+        num_particles=num_particles,
+        policy=inference.particles.resampling.never(),
+        history="none",
     )
     return result.ess[-1] / num_particles
 
@@ -99,7 +103,7 @@ def test_the_bound_of_the_warning_separates_right_from_wrong(key):
     exact = -1.5 * np.log(2 * np.pi * V0) + 0.5 * np.log(2 * np.pi * V0 / 3)
 
     def run(key, zeta):
-        model = inference.fkc(MODEL, np.linspace(1.0, 0.0, 401), exponents=3.0, zeta=zeta)
+        model = inference.diffusion.fkc(MODEL, np.linspace(1.0, 0.0, 401), exponents=3.0, zeta=zeta)
         result = inference.smc(model, key, num_particles=5000, history="none")
         return result.log_evidence - exact, result.ess.min() / 5000
 

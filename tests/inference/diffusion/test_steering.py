@@ -44,9 +44,9 @@ def exact(times=TIMES):
 
 
 METHODS = {
-    "twisted": inference.twisted_diffusion(MODEL, TIMES, log_likelihood),
+    "twisted": inference.diffusion.twisted_diffusion(MODEL, TIMES, log_likelihood),
     **{
-        name: inference.fk_steering(MODEL, TIMES, log_likelihood, potential=name)
+        name: inference.diffusion.fk_steering(MODEL, TIMES, log_likelihood, potential=name)
         for name in ("difference", "max", "sum")
     },
 }
@@ -71,8 +71,8 @@ def test_evidence_is_exact_for_the_chain(name, key):
     model, times = METHODS[name], TIMES
     if name in ("max", "sum"):
         times = COARSE
-        model = inference.fk_steering(MODEL, times, log_likelihood, potential=name)
-    log_zs, _ = runs(model, key, 2000, 64, inference.every(3))
+        model = inference.diffusion.fk_steering(MODEL, times, log_likelihood, potential=name)
+    log_zs, _ = runs(model, key, 2000, 64, inference.particles.resampling.every(3))
     assert_unbiased(np.exp(np.asarray(log_zs, float) - exact(times)[0]), 1.0)
 
 
@@ -85,7 +85,9 @@ def test_twisted_particles_have_the_posterior_mean(key):
 
 @pytest.mark.parametrize("potential", ["difference", "max", "sum"])
 def test_potentials_add_up_to_the_reward(potential, key):
-    model = inference.fk_steering(MODEL, TIMES, lambda x: jnp.sin(3 * x), potential=potential)
+    model = inference.diffusion.fk_steering(
+        MODEL, TIMES, lambda x: jnp.sin(3 * x), potential=potential
+    )
     state = jax.jit(model.init)(key)
     kernel, log_potential = jax.jit(model.kernel), jax.jit(model.log_potential)
     total, rewards = log_potential(state, state, 0), [state.reward]
@@ -128,15 +130,17 @@ def path_law(times):
 def test_conditional_smc_moves_whole_paths_within_their_law(name, key):
     """One move of 4 particles from 3,000 exact paths of 8 steps: means, squares and products of neighbours as they were."""
     make = {
-        "difference": lambda: inference.fk_steering(MODEL, COARSE, log_likelihood),
-        "twisted": lambda: inference.twisted_diffusion(MODEL, COARSE, log_likelihood),
+        "difference": lambda: inference.diffusion.fk_steering(MODEL, COARSE, log_likelihood),
+        "twisted": lambda: inference.diffusion.twisted_diffusion(MODEL, COARSE, log_likelihood),
     }
     model, (mean, covariance) = make[name](), path_law(COARSE)
     paths = np.random.default_rng(0).multivariate_normal(mean, covariance, 3000)
 
     def move(key, x):
         states = jax.vmap(lambda x, n: at_place(name, x, n))(x, jnp.arange(len(COARSE)))
-        new = inference.conditional_smc(model, key, states, num_particles=4, path="ancestor")
+        new = inference.particles.conditional_smc(
+            model, key, states, num_particles=4, path="ancestor"
+        )
         return jnp.concatenate([new.x, new.x**2, new.x[1:] * new.x[:-1]])
 
     got = jax.jit(jax.vmap(move))(jax.random.split(key, 3000), jnp.asarray(paths, jnp.float32))
@@ -161,12 +165,12 @@ def at_place(name, x, n):
 
 @pytest.mark.parametrize("potential", ["max", "sum"])
 def test_potentials_of_the_whole_past_keep_their_ancestors(potential):
-    model = inference.fk_steering(MODEL, COARSE, log_likelihood, potential=potential)
+    model = inference.diffusion.fk_steering(MODEL, COARSE, log_likelihood, potential=potential)
     assert model.log_transition is None
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="twisted_diffusion: times end at 0"):
-        inference.twisted_diffusion(MODEL, np.linspace(1, 0, 5), log_likelihood)
+        inference.diffusion.twisted_diffusion(MODEL, np.linspace(1, 0, 5), log_likelihood)
     with pytest.raises(ValueError, match="'difference', 'max' or 'sum'"):
-        inference.fk_steering(MODEL, TIMES, log_likelihood, potential="mean")
+        inference.diffusion.fk_steering(MODEL, TIMES, log_likelihood, potential="mean")

@@ -10,8 +10,8 @@ from numpyro.infer.autoguide import AutoDelta, AutoMultivariateNormal
 from scipy import stats
 
 from lapilli import inference, ppl
+from lapilli.inference.diagnostics._weights import importance_diagnostics
 from lapilli.inference.export._arviz import to_arviz
-from lapilli.inference.export._weights import importance_diagnostics
 from lapilli.inference.fitting._fit_result import Fit
 
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)

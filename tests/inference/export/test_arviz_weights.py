@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from _stats import assert_unbiased
-from lapilli.inference.export._weights import importance_diagnostics, resampling_indices
+from lapilli.inference.diagnostics._weights import importance_diagnostics, resampling_indices
 
 
 def rng(key):

@@ -16,7 +16,7 @@ def test_rows_equal_runs_of_their_own(key):
     present = np.array(
         [[1, 1, 0], [0, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 1], [1, 1, 0], [0, 1, 1]]
     )
-    rows, table = inference.by_row(optax.adam(0.1)), jnp.ones((3, 2))
+    rows, table = inference.fitting.by_row(optax.adam(0.1)), jnp.ones((3, 2))
     state = rows.init(table)
     for g, seen in zip(grads, present, strict=True):
         before = table
@@ -57,14 +57,14 @@ def test_fit_on_minibatches_moves_the_rows_that_it_read(key):
 
     bound = inference.elbo(model, ppl.guide_of(model), kl="analytic")
     fit = inference.fit(
-        bound, {"table": inference.by_row(optax.adam(0.05))}, (target, jnp.arange(4)),
+        bound, {"table": inference.fitting.by_row(optax.adam(0.05))}, (target, jnp.arange(4)),
         num_steps=1000, subsample={"rows": 1}, key=key, average=0.95, progress=False,
     )  # fmt: skip
     np.testing.assert_allclose(fit.params["table"][:, 0], target * 100 / 101, atol=0.1)
 
 
 def test_several_leaves_and_refusal():
-    rows = inference.by_row(optax.sgd(1.0))
+    rows = inference.fitting.by_row(optax.sgd(1.0))
     tables = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(2)}
     grads = {"a": jnp.zeros((2, 3)), "b": jnp.array([0.0, 1.0])}
     updates, _ = rows.update(grads, rows.init(tables), tables)

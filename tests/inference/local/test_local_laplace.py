@@ -11,7 +11,8 @@ from numpyro.distributions.kl import kl_divergence
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference import SGLD, Descent, Newton, local_laplace
+from lapilli.inference import local_laplace
+from lapilli.inference.local import SGLD, Descent, Newton
 from lapilli.inference.local._gram import gram, gram_transposed
 from lapilli.inference.local._inner import InnerProblem
 from lapilli.inference.local._local_model import read

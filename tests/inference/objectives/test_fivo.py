@@ -194,7 +194,7 @@ REFUSALS = {
     "guide": (lambda: evaluate(walk, guide, gradient="stop_gradient"), "guide's parameters \\['a', 'b', 'scale'\\]"),
     "pattern": (lambda: evaluate(walk, strategies={"q*": "reinforce"}), "\\['q\\*'\\] match no latent site"),
     "scheme": (lambda: evaluate(walk, resampling="systematic"), "not known for resampling='systematic'"),
-    "policy": (lambda: evaluate(walk, policy=inference.ess_below()), "policy that looks at the weights"),
+    "policy": (lambda: evaluate(walk, policy=inference.particles.resampling.ess_below()), "policy that looks at the weights"),
     "scaled": (lambda: evaluate(rows), "scaled by 10.0"),
     "particles": (lambda: evaluate(walk, num_particles=0), "num_particles must be an integer"),
     "replicates": (lambda: evaluate(walk, num_replicates=0), "num_replicates must be an integer"),
@@ -222,7 +222,7 @@ def test_other_strategies_than_paths_and_scores_are_refused(strategy):
 def test_a_report_of_particle_runs_is_refused(key):
     bound = inference.fivo(walk, num_particles=2)
     params = bound.init(key, YS)
-    for call in (inference.gradient_report, inference.pilot):
+    for call in (inference.diagnostics.gradient_report, inference.diagnostics.pilot):
         with pytest.raises(TypeError, match=r"'fivo' is estimated by particle runs.*jax.vmap"):
             call(bound, params, key, YS)
 

@@ -55,7 +55,7 @@ def poisson_model(noising, num_extra):
         return (noising.alpha(t) * data - x) / noising.variance(t)
 
     log_density = lambda x, t: jax.nn.logsumexp(logs(x, t)) - np.log(2) - 2 * jnp.log(noising.std(t))  # fmt: skip
-    return inference.Diffusion(noising, score, (2,), noise=noise), log_density
+    return inference.diffusion.Diffusion(noising, score, (2,), noise=noise), log_density
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_score_matching_draws_the_noise(key):
 
 MODEL, TIMES = poisson_model(EDM, 3)[0], EDM.times(4)
 REFUSED = {
-    "fkc": lambda key: inference.fkc(MODEL, TIMES),
-    "twisted_diffusion": lambda key: inference.twisted_diffusion(MODEL, TIMES, jnp.sum),
-    "fk_steering": lambda key: inference.fk_steering(MODEL, TIMES, jnp.sum),
+    "fkc": lambda key: inference.diffusion.fkc(MODEL, TIMES),
+    "twisted_diffusion": lambda key: inference.diffusion.twisted_diffusion(MODEL, TIMES, jnp.sum),
+    "fk_steering": lambda key: inference.diffusion.fk_steering(MODEL, TIMES, jnp.sum),
     "ddim": lambda key: diffusion.ancestral(MODEL, key, TIMES, num_samples=2),
     "euler_maruyama": lambda key: diffusion.euler_maruyama(MODEL, key, TIMES, num_samples=2),
     "heun": lambda key: diffusion.heun(MODEL, key, TIMES, num_samples=2, churn=1.0),

@@ -118,4 +118,4 @@ def test_mixture_shapes_are_checked():
     with pytest.raises(ValueError, match="do not broadcast"):
         diffusion.gaussian_mixture(diffusion.VP(), [1, 1], [0.0, 1.0], [1.0, 1.0, 1.0])
     model = diffusion.gaussian_mixture(diffusion.VP(), [1.0], [[0.0, 1.0]], 0.5)
-    assert model.shape == (2,) and isinstance(model, inference.Diffusion)
+    assert model.shape == (2,) and isinstance(model, inference.diffusion.Diffusion)

@@ -30,7 +30,7 @@ class Constant(eqx.Module):
 class Exact(eqx.Module):
     """The optimal network of a model whose score is known."""
 
-    model: inference.Diffusion = eqx.field(static=True)
+    model: inference.diffusion.Diffusion = eqx.field(static=True)
     predicts: str = eqx.field(static=True)
     num_classes: int = eqx.field(static=True, default=0)
 

@@ -90,7 +90,7 @@ def test_particles_on_the_trained_process_estimate_z_without_bias(six_of_twelve,
         def run(key, options=options):
             return inference.smc(
                 target, key, proposal=forward, num_particles=16, history="none",
-                policy=inference.every(), **options,
+                policy=inference.particles.resampling.every(), **options,
             ).log_evidence  # fmt: skip
 
         ratios = jnp.exp(jax.jit(jax.vmap(run))(jax.random.split(key, 4_000)) - table.log_z)

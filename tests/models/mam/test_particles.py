@@ -35,7 +35,7 @@ def test_a_perfect_model_weighs_nothing(key):
 def test_the_evidence_is_unbiased_for_any_model(name, key):
     """Z from 8 particles, resampled at every step, 4000 runs; a bias of 5 % is 7 standard errors and more."""
     model = mam.feynman_kac(MODELS[name], log_f)
-    policy = inference.every()
+    policy = inference.particles.resampling.every()
     run = lambda key: inference.smc(model, key, num_particles=8, policy=policy).log_evidence
     estimates = jax.jit(jax.vmap(run))(jax.random.split(key, 4000))
     assert_unbiased(np.exp(estimates), np.exp(1.5))

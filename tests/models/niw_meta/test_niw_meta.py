@@ -41,8 +41,13 @@ def test_linear_layer_on_features_with_a_gaussian_head_is_ridge_regression():
     features, episodes = mlp(num_outputs=5), regression(((4, 4), (2, 2)))
     zero = jax.tree.map(jnp.zeros_like, eqx.nn.Linear(5, 1, key=jax.random.key(0)))
     _, guide = niw_meta.programs(
-        zero, niw_meta.Gaussian(0.3), features=features, prior_scale=0.7, inner=inference.Newton(1), curvature="gauss_newton"
-    )  # fmt: skip
+        zero,
+        niw_meta.Gaussian(0.3),
+        features=features,
+        prior_scale=0.7,
+        inner=inference.local.Newton(1),
+        curvature="gauss_newton",
+    )
     draws = jax.jit(lambda key: niw_meta.adapt(guide, key, episodes, 2000))(jax.random.key(0))[
         "theta"
     ]
@@ -121,7 +126,10 @@ def test_labels_may_be_vectors():
     points = niw_meta.Points(x, y, np.ones((1, 4), bool))
     network = eqx.nn.Linear(2, 2, use_bias=False, key=jax.random.key(0))
     model, guide = niw_meta.programs(
-        network, niw_meta.Gaussian(0.5, num_outputs=2), prior_scale=0.7, inner=inference.Newton(1)
+        network,
+        niw_meta.Gaussian(0.5, num_outputs=2),
+        prior_scale=0.7,
+        inner=inference.local.Newton(1),
     )
     start = weights_of(network).reshape(2, 2)
     trace = guide.simulate(jax.random.key(0), niw_meta.Episodes(points, points))

@@ -14,16 +14,17 @@ from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE as KALMAN, golden as walk
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles import resampling
 from lapilli.inference.particles.resampling._registry import RESAMPLERS
 from lapilli.inference.particles.resampling._scheme import Scheme
 from lapilli.inference.particles.resampling._schemes import metropolis
 
 UNBIASED = tuple(name for name, scheme in RESAMPLERS.items() if scheme.is_unbiased)
 POLICIES = {
-    "every": inference.every(),
-    "ess": inference.ess_below(0.7),
-    "window": inference.window(1, 4),
-    "never": inference.never(),
+    "every": resampling.every(),
+    "ess": resampling.ess_below(0.7),
+    "window": resampling.window(1, 4),
+    "never": resampling.never(),
 }
 RUNS, PARTICLES = 4000, 40
 

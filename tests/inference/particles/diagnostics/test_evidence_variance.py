@@ -9,14 +9,15 @@ from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE as KALMAN, golden_chain as
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles import resampling
 
 pytestmark = pytest.mark.one_in(2)
 
 POLICIES = {
-    "every": inference.every(),
-    "ess": inference.ess_below(0.7),
-    "window": inference.window(1, 4),
-    "never": inference.never(),
+    "every": resampling.every(),
+    "ess": resampling.ess_below(0.7),
+    "window": resampling.window(1, 4),
+    "never": resampling.never(),
 }
 
 
@@ -63,7 +64,7 @@ SLOW = pytest.mark.slow  # a compilation each
 )
 def test_unbiased_for_the_variance_of_the_evidence(policy, key):
     z, v = estimates(
-        walk(Y), key, read=[inference.evidence_variance], resampling="multinomial", policy=POLICIES[policy]
+        walk(Y), key, read=[inference.particles.evidence_variance], resampling="multinomial", policy=POLICIES[policy]
     )  # fmt: skip
     assert_unbiased(errors(z, v), 0.0)
 
@@ -72,13 +73,13 @@ def test_unbiased_for_the_variance_of_the_evidence(policy, key):
 @pytest.mark.parametrize("scheme", ["multinomial", "rejection"])
 def test_unbiased_where_particles_are_resampled_before_the_first_weighing(scheme, key):
     z, v = estimates(
-        program, key, Y, read=[inference.evidence_variance], resampling=scheme, policy=inference.every()
+        program, key, Y, read=[inference.particles.evidence_variance], resampling=scheme, policy=resampling.every()
     )  # fmt: skip
     assert_unbiased(errors(z, v), 0.0)
 
 
 def upper(result):
-    return inference.evidence_variance(result, form="upper")
+    return inference.particles.evidence_variance(result, form="upper")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def upper(result):
 )
 def test_upper_is_above_the_variance_and_not_idle(scheme, key):
     """One-sided at 4.5 standard errors; at most 2.5 times the variance here, and 1.3 times for the two best schemes."""
-    z, v = estimates(walk(Y), key, read=[upper], resampling=scheme, policy=inference.every())
+    z, v = estimates(walk(Y), key, read=[upper], resampling=scheme, policy=resampling.every())
     error = errors(z, v)
     assert error.mean() < 4.5 * error.std() / np.sqrt(len(z))
     assert (
@@ -99,19 +100,21 @@ def test_upper_is_above_the_variance_and_not_idle(scheme, key):
 
 
 def test_a_missing_factor_is_found(key):
-    z, v = estimates(walk(Y), key, read=[upper], resampling="multinomial", policy=inference.every())
+    z, v = estimates(
+        walk(Y), key, read=[upper], resampling="multinomial", policy=resampling.every()
+    )
     with pytest.raises(AssertionError, match="limit 4.5"):
         assert_unbiased(errors(z, v), 0.0)
 
 
 def test_without_resampling_it_is_the_variance_of_a_mean(key):
     result = inference.smc(
-        walk(Y), key, num_particles=50, policy=inference.never(), resampling="multinomial"
+        walk(Y), key, num_particles=50, policy=resampling.never(), resampling="multinomial"
     )
     w = np.exp(np.asarray(result.log_weights, float)) * 50
-    v = inference.evidence_variance(result)
+    v = inference.particles.evidence_variance(result)
     np.testing.assert_allclose(-np.expm1(-v), w.var(ddof=1) / 50, rtol=1e-4)
-    assert (inference.unique_ancestors(result) == 50).all()
+    assert (inference.particles.unique_ancestors(result) == 50).all()
 
 
 def brute_force(result):
@@ -126,10 +129,15 @@ def brute_force(result):
 def test_counts_of_ancestors(key):
     for target, args in ((walk(Y), ()), (program, (Y,))):
         result = inference.smc(
-            target, key, *args, num_particles=30, resampling="multinomial", policy=inference.every()
+            target,
+            key,
+            *args,
+            num_particles=30,
+            resampling="multinomial",
+            policy=resampling.every(),
         )
         exact = [len(set(row)) for row in brute_force(result)[1:]]
-        np.testing.assert_array_equal(inference.unique_ancestors(result), exact)
+        np.testing.assert_array_equal(inference.particles.unique_ancestors(result), exact)
         assert exact[0] < exact[-1] == 30
 
 
@@ -145,7 +153,7 @@ def test_families_by_brute_force_with_and_without_a_lag(key):
         num_draws = 1 + int(result.is_resampled.sum())
         exact = -np.log(1 - (masses**2).sum()) - num_draws * np.log(60 / 59)
         for lag in (None, 5, 9):
-            got = inference.evidence_variance(result, lag=lag)
+            got = inference.particles.evidence_variance(result, lag=lag)
             np.testing.assert_allclose(got, exact, rtol=1e-4)
 
 
@@ -162,11 +170,11 @@ def test_a_lag_finds_the_variance_of_a_long_run(key):
 
     def run(key):
         result = inference.smc(
-            walk(ys), key, num_particles=200, resampling="multinomial", policy=inference.every(),
+            walk(ys), key, num_particles=200, resampling="multinomial", policy=resampling.every(),
             history="ancestors",
         )  # fmt: skip
-        variances = [inference.evidence_variance(result, lag=lag) for lag in (4, None)]
-        return result.log_evidence, *variances, inference.unique_ancestors(result)[0]
+        variances = [inference.particles.evidence_variance(result, lag=lag) for lag in (4, None)]
+        return result.log_evidence, *variances, inference.particles.unique_ancestors(result)[0]
 
     runs = jax.jit(lambda keys: jax.lax.map(run, keys, batch_size=100))(jax.random.split(key, 1000))
     log_z, lagged, full, eves = (np.asarray(x, float) for x in runs)
@@ -183,7 +191,7 @@ def test_lost_particles_give_nan(key):
         jax.random.normal, lambda k, x, t: x, lambda p, x, t: jnp.where(t == 1, -jnp.inf, 0.0), 2
     )
     result = inference.smc(lost, key, num_particles=10, resampling="multinomial")
-    assert jnp.isnan(inference.evidence_variance(result))
+    assert jnp.isnan(inference.particles.evidence_variance(result))
 
 
 # Replicates.
@@ -191,7 +199,7 @@ def test_lost_particles_give_nan(key):
 
 def test_replicates_combine_by_their_mean(key):
     run = lambda key: inference.smc(walk(Y), key, num_particles=20)
-    together = inference.replicate(run, key, 60, batch_size=20)
+    together = inference.particles.replicate(run, key, 60, batch_size=20)
     z = np.exp(np.asarray(together.runs.log_evidence, float))
     np.testing.assert_allclose(np.exp(together.log_evidence), z.mean(), rtol=1e-5)
     error = z.std(ddof=1) / np.sqrt(60) / z.mean()
@@ -207,7 +215,7 @@ def test_their_standard_error_covers_the_truth(key):
     Its own sd is 0.065; Student's 39 degrees of freedom and the bias of the logarithm add 0.05.
     """
     run = lambda key: inference.smc(walk(Y), key, num_particles=50, history="none")
-    groups = jax.jit(jax.vmap(lambda key: inference.replicate(run, key, 40)))(jax.random.split(key, 500))  # fmt: skip
+    groups = jax.jit(jax.vmap(lambda key: inference.particles.replicate(run, key, 40)))(jax.random.split(key, 500))  # fmt: skip
     z = np.asarray((groups.log_evidence - KALMAN) / groups.log_evidence_std_error, float)
     assert abs((z**2).mean() - 1) < 0.3
 
@@ -217,17 +225,18 @@ def result(key, **options):
 
 
 ERRORS = {
-    "no genealogy": (lambda k: inference.evidence_variance(result(k, history="none")), "kept no genealogy"),
-    "no genealogy to count": (lambda k: inference.unique_ancestors(result(k, history="none")), "kept no genealogy"),
+    "no genealogy": (lambda k: inference.particles.evidence_variance(result(k, history="none")), "kept no genealogy"),
+    "no genealogy to count": (lambda k: inference.particles.unique_ancestors(result(k, history="none")), "kept no genealogy"),
     "systematic": (
-        lambda k: inference.evidence_variance(result(k, resampling="systematic")), "unknown offspring.*'multinomial'",
+        lambda k: inference.particles.evidence_variance(result(k, resampling="systematic")), "unknown offspring.*'multinomial'",
     ),
     "systematic bound": (
-        lambda k: inference.evidence_variance(result(k, resampling="systematic"), form="upper"), "unknown offspring.*'ssp'",
+        lambda k: inference.particles.evidence_variance(result(k, resampling="systematic"), form="upper"),
+        "unknown offspring.*'ssp'",
     ),
-    "ssp": (lambda k: inference.evidence_variance(result(k, resampling="ssp")), "negative offspring"),
+    "ssp": (lambda k: inference.particles.evidence_variance(result(k, resampling="ssp")), "negative offspring"),
     "conditional": (
-        lambda k: inference.evidence_variance(
+        lambda k: inference.particles.evidence_variance(
             inference.smc(
                 program, k, Y, num_particles=5, resampling="multinomial",
                 retained={"x0": jnp.zeros(()), "x": jnp.zeros(5)},
@@ -235,12 +244,12 @@ ERRORS = {
         ),
         "retained choices",
     ),
-    "one particle": (lambda k: inference.evidence_variance(result(k, num_particles=1)), "one particle"),
-    "form": (lambda k: inference.evidence_variance(result(k), form="lower"), "form must be"),
-    "lag": (lambda k: inference.evidence_variance(result(k), lag=0), "lag must be"),
-    "lag of a bound": (lambda k: inference.evidence_variance(result(k), lag=2, form="upper"), "no bound"),
-    "one run": (lambda k: inference.replicate(lambda k: result(k), k, 1), "num_runs"),
-    "no evidence": (lambda k: inference.replicate(lambda k: k, k, 2), "no log_evidence"),
+    "one particle": (lambda k: inference.particles.evidence_variance(result(k, num_particles=1)), "one particle"),
+    "form": (lambda k: inference.particles.evidence_variance(result(k), form="lower"), "form must be"),
+    "lag": (lambda k: inference.particles.evidence_variance(result(k), lag=0), "lag must be"),
+    "lag of a bound": (lambda k: inference.particles.evidence_variance(result(k), lag=2, form="upper"), "no bound"),
+    "one run": (lambda k: inference.particles.replicate(lambda k: result(k), k, 1), "num_runs"),
+    "no evidence": (lambda k: inference.particles.replicate(lambda k: k, k, 2), "no log_evidence"),
 }  # fmt: skip
 
 

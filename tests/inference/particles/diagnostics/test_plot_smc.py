@@ -27,7 +27,9 @@ YS = jnp.array([0.5, -1.0, 0.25, 2.0])
 
 @pytest.fixture(scope="module")
 def result():
-    return inference.smc(walk, jax.random.key(0), YS, num_particles=50, policy=inference.every())
+    return inference.smc(
+        walk, jax.random.key(0), YS, num_particles=50, policy=inference.particles.resampling.every()
+    )
 
 
 def test_weighted_quantiles_are_those_of_repeated_values():
@@ -39,7 +41,7 @@ def test_weighted_quantiles_are_those_of_repeated_values():
 
 
 def test_panels_show_the_run(result):
-    figure = inference.plot_smc(result, ["x"], times=[2001, 2002, 2003, 2004])
+    figure = inference.particles.plot_smc(result, ["x"], times=[2001, 2002, 2003, 2004])
     fan, ess, evidence, genealogy, count = figure.axes
     lines = [axis.lines[0] for axis in (fan, ess, evidence)]
     weights = np.exp(np.asarray(result.log_weights, float))
@@ -55,25 +57,25 @@ def test_panels_show_the_run(result):
 
 def test_a_run_without_history_has_no_genealogy():
     short = inference.smc(walk, jax.random.key(0), YS, num_particles=8, history="none")
-    assert len(inference.plot_smc(short).axes) == 2
+    assert len(inference.particles.plot_smc(short).axes) == 2
 
 
 def test_what_does_not_fit_is_refused(result):
     with pytest.raises(ValueError, match=r"'v' is not among the particles \['scale', 'x'\]"):
-        inference.plot_smc(result, ["v"])
+        inference.particles.plot_smc(result, ["v"])
     with pytest.raises(ValueError, match=r"'scale' has shape \(50,\).*\[particles, time\]"):
-        inference.plot_smc(result, ["scale"])
+        inference.particles.plot_smc(result, ["scale"])
     with pytest.raises(ValueError, match=r"times has shape \(3,\), but site 'x' has 4 steps"):
-        inference.plot_smc(result, ["x"], times=[1, 2, 3])
+        inference.particles.plot_smc(result, ["x"], times=[1, 2, 3])
     many = jax.tree.map(lambda x: jnp.stack([x, x]), result)
     with pytest.raises(ValueError, match=r"takes one run.*\(2, 50\)"):
-        inference.plot_smc(many)
+        inference.particles.plot_smc(many)
     with pytest.raises(ValueError, match="takes the result of smc, got dict"):
-        inference.plot_smc({})
+        inference.particles.plot_smc({})
     chain = inference.FeynmanKac(
         lambda key: jax.random.normal(key), lambda key, x, t: x, lambda a, b, t: -(b**2), 2
     )
     of_model = inference.smc(chain, jax.random.key(0), num_particles=8)
     with pytest.raises(ValueError, match="have no sites"):
-        inference.plot_smc(of_model, ["x"])
-    assert len(inference.plot_smc(of_model).axes) == 4
+        inference.particles.plot_smc(of_model, ["x"])
+    assert len(inference.particles.plot_smc(of_model).axes) == 4

@@ -32,7 +32,11 @@ TARGETS = {
 
 def evidences(name, key, n, is_ordered=True, **options):
     target, args, order = TARGETS[name]
-    options = {"history": "none", "policy": inference.every(), "num_particles": 64} | options
+    options = {
+        "history": "none",
+        "policy": inference.particles.resampling.every(),
+        "num_particles": 64,
+    } | options
     options["order"] = order if is_ordered else None
     run = lambda key: inference.smc(target, key, *args, **options).log_evidence
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(key, n)))

@@ -19,16 +19,17 @@ from scipy.stats import multivariate_normal
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles import resampling
 
 pytestmark = pytest.mark.one_in(2)
 
 WALK = golden_chain()
 POLICIES = {
-    "ess": inference.ess_below(0.5),
-    "every": inference.every(),
-    "every second": inference.every(2),
-    "window": inference.window(1, 3),
-    "never": inference.never(),
+    "ess": resampling.ess_below(0.5),
+    "every": resampling.every(),
+    "every second": resampling.every(2),
+    "window": resampling.window(1, 3),
+    "never": resampling.never(),
 }
 
 
@@ -65,7 +66,7 @@ def test_evidence_of_a_feynman_kac_model_is_unbiased(policy, key):
 
 @pytest.mark.parametrize("scheme", ["stratified", "residual", "multinomial"])
 def test_evidence_is_unbiased_under_every_scheme(scheme, key):
-    assert_evidence(walk, KALMAN, key, Y, resampling=scheme, policy=inference.every())
+    assert_evidence(walk, KALMAN, key, Y, resampling=scheme, policy=resampling.every())
 
 
 def test_evidence_with_a_proposal_is_unbiased_and_less_noisy(key):
@@ -153,7 +154,7 @@ def test_values_from_before_a_scan_move_with_their_particle(history, key):
             ).particles
         )
     exact = drifting_evidence(ys, last)
-    assert_evidence(drifting, exact, key, ys, last, policy=inference.every(), history=history)
+    assert_evidence(drifting, exact, key, ys, last, policy=resampling.every(), history=history)
 
 
 @ppl.model
@@ -199,7 +200,7 @@ def twice_evidence(ys):
 
 
 def test_several_scans_and_observations_between_them(key):
-    assert_evidence(twice, twice_evidence(Y[:4]), key, Y[:4], policy=inference.every())
+    assert_evidence(twice, twice_evidence(Y[:4]), key, Y[:4], policy=resampling.every())
 
 
 @ppl.model
@@ -357,7 +358,7 @@ def test_conditional_smc_leaves_the_posterior_invariant(scheme, key):
     start = paths[np.asarray(jax.random.categorical(k1, jnp.log(joint), shape=(20_000,)))]
     rates = jnp.asarray(RATES, jnp.float32)[start[:, 1:]]
     state = {"k0": start[:, 0], "k": start[:, 1:], "n": jax.random.poisson(k2, rates)}
-    move = lambda key, state: inference.conditional_smc(
+    move = lambda key, state: inference.particles.conditional_smc(
         switching, key, state, COUNTS, num_particles=3, resampling=scheme
     )
     new = jax.jit(jax.vmap(move))(jax.random.split(k3, len(start)), state)
@@ -372,7 +373,7 @@ def test_conditional_smc_leaves_the_posterior_invariant(scheme, key):
 def test_particle_gibbs_samples_the_posterior(key):
     mean, cov = golden_posterior()
     run = lambda key: (
-        inference.particle_gibbs(
+        inference.particles.particle_gibbs(
             walk, key, Y, num_samples=200, num_warmup=20, num_particles=10, proposal=optimal
         ).choices
     )
@@ -491,10 +492,10 @@ ERRORS = {
         "extra \\['q'\\]",
     ),
     "scaled rows": (lambda k: inference.smc(some_rows, k, num_particles=2), "Site 'y': smc averages densities.*Use all rows"),
-    "one particle": (lambda k: inference.conditional_smc(walk, k, {}, Y, num_particles=1), "at least 2"),
-    "ess": (lambda k: inference.ess_below(0.0), "fraction"),
-    "period": (lambda k: inference.every(0), "period"),
-    "window": (lambda k: inference.window(3, 3), "start"),
+    "one particle": (lambda k: inference.particles.conditional_smc(walk, k, {}, Y, num_particles=1), "at least 2"),
+    "ess": (lambda k: resampling.ess_below(0.0), "fraction"),
+    "period": (lambda k: resampling.every(0), "period"),
+    "window": (lambda k: resampling.window(3, 3), "start"),
 }  # fmt: skip
 
 
@@ -516,4 +517,4 @@ def test_a_broken_engine_is_found(key, monkeypatch):
 
     monkeypatch.setattr(_look_ahead, "resample", forgetful)
     with pytest.raises(AssertionError, match="limit 4.5"):
-        assert_evidence(walk, KALMAN, key, Y, policy=inference.every())
+        assert_evidence(walk, KALMAN, key, Y, policy=resampling.every())

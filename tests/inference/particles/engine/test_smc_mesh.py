@@ -67,12 +67,12 @@ def test_refusals(options, error, message):
 
 
 def test_islands_and_their_particles_must_both_divide():
-    run = lambda m, k: inference.islands(
+    run = lambda m, k: inference.particles.islands(
         _on_mesh.MODEL, jax.random.key(0), num_islands=m, num_particles=k, mesh=mesh(), mesh_axes="rows"
     )  # fmt: skip
     with pytest.raises(ValueError, match="islands: 7 particles cannot be split evenly"):
         run(3, 7)
     with pytest.raises(ValueError, match="islands: 3 islands cannot be split evenly"):
-        inference.islands(
+        inference.particles.islands(
             _on_mesh.MODEL, jax.random.key(0), num_islands=3, num_particles=8, mesh=mesh()
         )

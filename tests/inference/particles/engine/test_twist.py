@@ -16,6 +16,7 @@ from _state_space import (
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles import resampling
 from lapilli.inference.particles.engine import _step
 from lapilli.inference.particles.resampling import _look_ahead
 
@@ -94,7 +95,7 @@ def evidences(target, key, *args, n, **options):
 @pytest.mark.parametrize("num_particles", [1, 4])
 @pytest.mark.parametrize("target", ["program", "chain"])
 def test_with_the_exact_twist_and_proposal_the_evidence_has_no_variance(target, num_particles, key):
-    options = {"policy": inference.every(), "n": 8, "num_particles": num_particles, "twist": exact}
+    options = {"policy": resampling.every(), "n": 8, "num_particles": num_particles, "twist": exact}
     if target == "program":
         increments = evidences(walk, key, Y, proposal=ahead, **options)
     else:
@@ -114,9 +115,9 @@ def kalman_by_step():
 
 
 CRUDE = {
-    "program, ess": (walk, (Y,), inference.ess_below(0.8)),
-    "program, every": (walk, (Y,), inference.every()),
-    "chain, every second": (golden_chain(), (), inference.every(2)),
+    "program, ess": (walk, (Y,), resampling.ess_below(0.8)),
+    "program, every": (walk, (Y,), resampling.every()),
+    "chain, every second": (golden_chain(), (), resampling.every(2)),
 }
 
 
@@ -132,7 +133,7 @@ def test_evidence_with_a_crude_twist_is_unbiased_at_every_step(case, key):
 
 
 def test_evidence_of_two_particles_is_unbiased(key):
-    options = {"resampling": "multinomial", "policy": inference.every(), "num_particles": 2}
+    options = {"resampling": "multinomial", "policy": resampling.every(), "num_particles": 2}
     increments = evidences(walk, key, Y, proposal=ahead, twist=crude, n=20_000, **options)
     assert_unbiased(np.exp(increments.sum(-1) - KALMAN), 1.0)
 
@@ -146,7 +147,7 @@ def test_without_the_correction_the_evidence_is_biased(key, monkeypatch):
         return chosen._replace(particles=chosen.particles[0])
 
     monkeypatch.setattr(_step, "resample_ahead", uncorrected)
-    options = {"policy": inference.every(), "n": 4000, "num_particles": 40, "twist": crude}
+    options = {"policy": resampling.every(), "n": 4000, "num_particles": 40, "twist": crude}
     with pytest.raises(AssertionError, match="z = "):
         assert_unbiased(np.exp(evidences(walk, key, Y, **options).sum(-1) - KALMAN), 1.0)
 
@@ -165,7 +166,7 @@ def test_looking_ahead_lowers_the_variance_of_the_evidence(key):
 
     twist = lambda x, t, ys: log_normal(x, ys[3], jnp.sqrt(0.2 + 0.09 * (4 - t)))
     ys = jnp.array([0.0, 0.0, 0.0, 2.0])
-    options = {"policy": inference.every(), "n": 2000, "num_particles": 50}
+    options = {"policy": resampling.every(), "n": 2000, "num_particles": 50}
     with_twist, without = (
         evidences(surprised, key, ys, twist=f, **options).sum(-1).var() for f in (twist, None)
     )
@@ -192,12 +193,12 @@ def test_the_state_is_the_carry_with_what_passes_through(key):
     cov = np.outer(t, t) + np.minimum.outer(t, t) + np.eye(4)
     exact = -0.5 * (LINE @ np.linalg.solve(cov, LINE) + np.linalg.slogdet(2 * np.pi * cov)[1])
     twist = lambda state, t, ys: -0.1 * (state["x"] + state["slope"] - ys[jnp.minimum(t, 3)]) ** 2
-    options = {"policy": inference.every(), "n": 4000, "num_particles": 40, "batch_size": 20}
+    options = {"policy": resampling.every(), "n": 4000, "num_particles": 40, "batch_size": 20}
     increments = evidences(passing, key, LINE, twist=twist, **options)
     assert_unbiased(np.exp(increments.sum(-1) - exact), 1.0)
     only_slope = lambda state, t, ys: 100.0 * state["slope"]
     run = inference.smc(
-        passing, key, LINE, num_particles=50, twist=only_slope, policy=inference.every()
+        passing, key, LINE, num_particles=50, twist=only_slope, policy=resampling.every()
     )
     assert (run.ancestors[0] == run.ancestors[0, 0]).all()
 
@@ -224,7 +225,7 @@ def test_the_conditional_run_leaves_the_posterior_invariant(key):
 
     def move(key, k):
         run_key, pick_key = jax.random.split(key)
-        options = {"num_particles": 3, "policy": inference.every(), "twist": twist}
+        options = {"num_particles": 3, "policy": resampling.every(), "twist": twist}
         run = inference.smc(chain, run_key, ys, retained={"k": k}, **options)
         return run.particles["k"][jax.random.categorical(pick_key, run.log_weights)]
 
@@ -241,7 +242,7 @@ def test_the_gradient_of_the_evidence_is_unbiased(key):
     def value(params, key):
         a, width = params
         twist = lambda x, t, ys, _: width * crude(x, t, ys)
-        options = {"num_particles": 20, "policy": inference.every(), "gradient": "stop_gradient"}
+        options = {"num_particles": 20, "policy": resampling.every(), "gradient": "stop_gradient"}
         run = inference.smc(walk, key, Y, a, twist=twist, history="none", **options)
         return jnp.exp(run.log_evidence - KALMAN)
 

@@ -68,7 +68,7 @@ def of_runs(run, key, num_runs=100):
 @pytest.mark.slow  # NUTS compiles for long
 def test_tempered_particles_agree_with_nuts(key):
     run = lambda key: inference.tempered_smc(
-        rates, key, COUNTS, num_particles=1000, num_moves=5, kernel=inference.HMC(5)
+        rates, key, COUNTS, num_particles=1000, num_moves=5, kernel=inference.particles.moves.HMC(5)
     )
     assert_same_mean(of_chains(rates, COUNTS, key), of_runs(run, jax.random.fold_in(key, 1)))
 

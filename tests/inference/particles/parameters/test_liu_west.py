@@ -33,7 +33,7 @@ def level(ys):
 
 
 def run_level(key, **options):
-    return inference.liu_west(level, key, Y, parameters=["m"], **options)
+    return inference.particles.liu_west(level, key, Y, parameters=["m"], **options)
 
 
 def test_a_normal_mean_is_learnt_as_exactly_as_by_a_sum(key):
@@ -76,18 +76,20 @@ def test_two_modes_are_smeared_and_smc_shows_it(key):
 
     assert_unbiased(ratios(lambda key: inference.smc(square, key, ys, **options)), 1.0)
     with pytest.raises(AssertionError, match="z ="):
-        moved = lambda key: inference.liu_west(square, key, ys, parameters=["m"], **options)
+        moved = lambda key: inference.particles.liu_west(
+            square, key, ys, parameters=["m"], **options
+        )
         assert_unbiased(ratios(moved), 1.0)
 
 
 @pytest.mark.slow  # two compilations
 def test_parameters_stay_where_particles_are_not_resampled(key):
     run = lambda policy: jax.jit(lambda key: run_level(key, num_particles=50, policy=policy))(key)
-    never = run(inference.never())
+    never = run(inference.particles.resampling.never())
     assert not never.is_resampled.any() and never.ess.shape == (6,)
     np.testing.assert_array_equal(np.ptp(never.means["m"]) > 0, True)
     # Resampled parameters are drawn anew: no two are equal, though their ancestors were.
-    assert len(np.unique(run(inference.every()).parameters["m"])) == 50
+    assert len(np.unique(run(inference.particles.resampling.every()).parameters["m"])) == 50
     assert never.sample(key, 7)["m"].shape == (7,)
 
 
@@ -124,4 +126,4 @@ def test_what_would_be_worse_than_biased_is_refused(name, key):
     change, options, message = REFUSED[name]
     options = {"parameters": ["m"], "num_particles": 4} | options
     with pytest.raises(ValueError, match=message):
-        inference.liu_west(lambda ys: program(ys, **change), key, Y, **options)
+        inference.particles.liu_west(lambda ys: program(ys, **change), key, Y, **options)

@@ -38,7 +38,7 @@ def test_particle_gibbs_samples_the_posterior(name, key):
     program, path, _ = CHAINS[name]
     mean, cov = gaussian_posterior(program, LINE)
     sample = lambda key: (
-        inference.particle_gibbs(
+        inference.particles.particle_gibbs(
             program, key, LINE, num_samples=100, num_warmup=30, num_particles=8, path=path
         ).choices
     )
@@ -86,7 +86,7 @@ def walk_guide(ys):
 PARAMETER_CHAINS = {
     "ancestor": {"path": "ancestor"},
     "backward, proposal": {"path": "backward", "proposal": walk_guide},
-    "random walk": {"kernel": inference.RandomWalk(), "num_moves": 3},
+    "random walk": {"kernel": inference.particles.moves.RandomWalk(), "num_moves": 3},
 }
 
 
@@ -96,7 +96,7 @@ PARAMETER_CHAINS = {
 def test_parameters_and_states_alternate(name, key):
     """200 chains; the coefficient against quadrature. A bias of 0.15 sd of the posterior is 7 standard errors."""
     ys = np.array([1.5, 1.0, 0.2, 0.8], np.float32)
-    sample = lambda key: inference.particle_gibbs(
+    sample = lambda key: inference.particles.particle_gibbs(
         unknown_walk, key, ys, parameters=["a"], num_samples=100, num_warmup=100, num_particles=5,
         **PARAMETER_CHAINS[name],
     ).choices  # fmt: skip
@@ -120,7 +120,9 @@ def test_early_states_move_with_few_particles(key):
     """5 particles, 50 steps: the genealogy holds x_0 fast, other ancestors move it in most moves."""
 
     def rate(path):
-        result = inference.particle_gibbs(LONG, key, num_samples=300, num_particles=5, path=path)
+        result = inference.particles.particle_gibbs(
+            LONG, key, num_samples=300, num_particles=5, path=path
+        )
         paths = result.choices
         return float((paths[1:, 0] != paths[:-1, 0]).mean())
 
@@ -130,17 +132,17 @@ def test_early_states_move_with_few_particles(key):
 
 def gibbs(key, **options):
     options = {"num_samples": 1, "num_particles": 2} | options
-    return inference.particle_gibbs(random_slope, key, LINE, **options)
+    return inference.particles.particle_gibbs(random_slope, key, LINE, **options)
 
 
 ERRORS = {
     "samples": (lambda k: gibbs(k, num_samples=0), "num_samples must be an integer >= 1"),
     "warmup": (lambda k: gibbs(k, num_warmup=-1), "num_warmup must be an integer >= 0"),
-    "kernel": (lambda k: gibbs(k, kernel=inference.HMC()), "none are named"),
+    "kernel": (lambda k: gibbs(k, kernel=inference.particles.moves.HMC()), "none are named"),
     "moves": (lambda k: gibbs(k, parameters=["slope"], num_moves=0), "num_moves must be"),
     "parameter": (lambda k: gibbs(k, parameters=["x"]), "'x' stands in a scan"),
     "chain": (
-        lambda k: inference.particle_gibbs(
+        lambda k: inference.particles.particle_gibbs(
             LONG, k, parameters=["x"], num_samples=1, num_particles=2
         ),
         "no sites, so no parameters",
@@ -162,7 +164,7 @@ def test_a_start_without_density_is_refused(key):
 
     options = {"num_particles": 2, "num_samples": 2}
     with pytest.raises(ValueError, match="init has log-density -inf.*positive density"):
-        inference.particle_gibbs(model, key, 2.0, init={"a": 2.0}, **options)
+        inference.particles.particle_gibbs(model, key, 2.0, init={"a": 2.0}, **options)
 
 
 def test_draws_are_named_and_go_to_arviz(key):

@@ -11,6 +11,7 @@ import pytest
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles import resampling
 from lapilli.inference.particles.parameters import _parameter_filter
 
 Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5, 2.5], np.float32)
@@ -75,7 +76,7 @@ def chains(key, num_chains=400, **options):
     options = {"num_particles": 8, "num_warmup": 100, "num_samples": 200} | options
 
     def run(key):
-        result = inference.pmmh(walk, key, Y, parameters=["a", "s"], **options)
+        result = inference.particles.pmmh(walk, key, Y, parameters=["a", "s"], **options)
         return moments(result.choices).mean(0), result.is_accepted.mean()
 
     return jax.jit(jax.vmap(run))(jax.random.split(key, num_chains))
@@ -118,7 +119,7 @@ ROLLS = jnp.array([0, 0, 1, 2, 0])
 
 def run_die(key, **options):
     options = {"num_particles": 1, "num_warmup": 100, "num_samples": 200} | options
-    return inference.pmmh(die, key, ROLLS, parameters=["p"], **options)
+    return inference.particles.pmmh(die, key, ROLLS, parameters=["p"], **options)
 
 
 @pytest.mark.slow
@@ -136,7 +137,7 @@ def test_parameters_on_a_simplex_without_states(key):
 
 @pytest.mark.slow
 def test_a_rejected_proposal_leaves_everything_in_place(key):
-    chain = inference.pmmh(
+    chain = inference.particles.pmmh(
         walk, key, Y, parameters=["a", "s"], num_particles=5, num_warmup=5, num_samples=100
     )
     values = np.stack([*chain.parameters.values(), chain.log_joint, chain.states["x0"]], -1)
@@ -179,7 +180,7 @@ def tilted(y):
 
 
 def run_tilted(key, y, **options):
-    return inference.pmmh(
+    return inference.particles.pmmh(
         tilted, key, y, parameters=["a"], num_samples=3, num_particles=1, num_warmup=1, **options
     ).log_joint
 
@@ -187,11 +188,13 @@ def run_tilted(key, y, **options):
 def test_a_run_is_compiled_once_while_the_program_means_the_same(key, monkeypatch):
     size = _parameter_filter._run._cache_size
     before = size()
-    first = run_tilted(key, jnp.array(0.5), policy=inference.ess_below(0.3))
-    assert not np.allclose(run_tilted(key, jnp.array(-0.7), policy=inference.ess_below(0.3)), first)
+    first = run_tilted(key, jnp.array(0.5), policy=resampling.ess_below(0.3))
+    assert not np.allclose(
+        run_tilted(key, jnp.array(-0.7), policy=resampling.ess_below(0.3)), first
+    )
     assert size() == before + 1
     monkeypatch.setitem(globals(), "WEIGHT", 3.0)
-    assert not np.allclose(run_tilted(key, jnp.array(0.5), policy=inference.ess_below(0.3)), first)
+    assert not np.allclose(run_tilted(key, jnp.array(0.5), policy=resampling.ess_below(0.3)), first)
     assert size() == before + 2
 
 
@@ -223,7 +226,7 @@ def test_data_that_are_read_in_python_and_policies_that_do_not_compare_are_taken
 
     size = _parameter_filter._run._cache_size()
     options = {"parameters": ["a"], "num_samples": 2, "num_particles": 1, "num_warmup": 0}
-    assert inference.pmmh(picking, key, Y, **options).log_joint.shape == (2,)
+    assert inference.particles.pmmh(picking, key, Y, **options).log_joint.shape == (2,)
     assert run_tilted(key, jnp.array(0.5), policy=Policy()).shape == (3,)
     assert _parameter_filter._run._cache_size() == size
 
@@ -248,7 +251,7 @@ def awkward(ys):
 
 def refuse(parameters, **options):
     options = {"num_particles": 2, "num_samples": 1} | options
-    return lambda key: inference.pmmh(awkward, key, Y, parameters=parameters, **options)
+    return lambda key: inference.particles.pmmh(awkward, key, Y, parameters=parameters, **options)
 
 
 ERRORS = {
@@ -292,7 +295,7 @@ def test_a_chain_that_never_met_possible_data_is_no_result(key):
 
         ppl.scan(step, 0.0, ys)
 
-    run = lambda key: inference.pmmh(
+    run = lambda key: inference.particles.pmmh(
         impossible, key, Y, parameters=["a"], num_samples=4, num_particles=2, num_warmup=1
     )
     with pytest.raises(RuntimeError, match="4 of 4 samples .*lost all its particles"):

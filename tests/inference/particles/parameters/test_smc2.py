@@ -64,7 +64,7 @@ def run_walk(key, num_runs=60, **options):
     """Increments, and posterior means of the functions of `exact`."""
 
     def run(key):
-        result = inference.smc2(
+        result = inference.particles.smc2(
             walk, key, Y, parameters=["a", "s"], num_parameter_particles=400, num_particles=10, **options
         )  # fmt: skip
         a, log_s, x = (
@@ -139,7 +139,7 @@ def test_without_states_it_is_ibis(key):
     assert np.isclose(sum(predictive), total)
 
     def run(key):
-        result = inference.smc2(
+        result = inference.particles.smc2(
             die, key, rolls, parameters=["p"], num_parameter_particles=500, num_particles=1, batch_size=100
         )  # fmt: skip
         return result.increments, jnp.exp(result.log_weights) @ result.parameters["p"]
@@ -151,7 +151,7 @@ def test_without_states_it_is_ibis(key):
 
 @pytest.mark.slow  # seconds of compilation
 def test_shapes_samples_and_lost_particles(key):
-    result = inference.smc2(
+    result = inference.particles.smc2(
         die, key, np.array([0, 1]), parameters=["p"], num_parameter_particles=20, num_particles=1
     )
     assert result.particles.keys() == {"p"} and result.sample(key, 7)["p"].shape == (7, 3)
@@ -165,7 +165,7 @@ def test_shapes_samples_and_lost_particles(key):
         a = ppl.sample("a", dist.Normal(0.0, 1.0))
         ppl.scan(lambda _, y: (None, ppl.factor("f", jnp.where(y > 0, -jnp.inf, a))), None, ys)
 
-    lost = inference.smc2(
+    lost = inference.particles.smc2(
         impossible, key, jnp.array([0.0, 1.0]), parameters=["a"], num_parameter_particles=5, num_particles=1
     )  # fmt: skip
     assert lost.log_evidence == -jnp.inf and lost.ess[-1] == 0
@@ -174,7 +174,7 @@ def test_shapes_samples_and_lost_particles(key):
 
 def refuse(**options):
     options = {"parameters": ["a"], "num_parameter_particles": 4, "num_particles": 2} | options
-    return lambda key: inference.smc2(walk, key, Y, **options)
+    return lambda key: inference.particles.smc2(walk, key, Y, **options)
 
 
 ERRORS = {

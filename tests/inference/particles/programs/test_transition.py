@@ -46,7 +46,7 @@ def test_densities_of_the_steps_ahead(name, key):
     program = ppl.as_program(program)
     other = program.simulate(jax.random.fold_in(key, 1), LINE).choices
     _, segments = run(
-        program, key, (LINE,), num_particles=4, policy=inference.never(), history="ancestors", path="filter"
+        program, key, (LINE,), num_particles=4, policy=inference.particles.resampling.never(), history="ancestors", path="filter"
     )  # fmt: skip
     assert [s.filter.future().memory for s in segments if s.filter] == memories
     past, known = [], {}  # sites whose log-probs are behind, and the particles' values
@@ -118,7 +118,7 @@ def noisy(ys):
 
 def move(program, path, key, choices=None, **options):
     choices = {"x": jnp.zeros(4)} | (choices or {})
-    return inference.conditional_smc(
+    return inference.particles.conditional_smc(
         program, key, choices, LINE, num_particles=3, path=path, **options
     )
 
@@ -126,11 +126,11 @@ def move(program, path, key, choices=None, **options):
 ERRORS = {
     "path": (lambda k: move(walk, "forward", k), "path must be"),
     "missing": (
-        lambda k: inference.conditional_smc(random_slope, k, {"x": jnp.zeros(4)}, LINE, num_particles=3),
+        lambda k: inference.particles.conditional_smc(random_slope, k, {"x": jnp.zeros(4)}, LINE, num_particles=3),
         r"no values for the latent sites \['slope'\]",
     ),
     "length": (
-        lambda k: inference.conditional_smc(CHAIN, k, jnp.zeros(3), num_particles=3),
+        lambda k: inference.particles.conditional_smc(CHAIN, k, jnp.zeros(3), num_particles=3),
         r"shapes \(3,\).*have \(4,\)",
     ),
     "sum": (lambda k: move(last_seen, "ancestor", k), r"\['sum'\].*after a scan"),
@@ -144,13 +144,13 @@ ERRORS = {
         r"\['x'\]: the proposal does not draw",
     ),
     "density": (
-        lambda k: inference.conditional_smc(
+        lambda k: inference.particles.conditional_smc(
             dataclasses.replace(CHAIN, log_transition=None), k, jnp.zeros(4), num_particles=3, path="ancestor"
         ),
         "log_transition is missing",
     ),
     "shape": (
-        lambda k: inference.conditional_smc(
+        lambda k: inference.particles.conditional_smc(
             dataclasses.replace(CHAIN, log_transition=lambda a, b, t: jnp.ones(2)), k, jnp.zeros(4), num_particles=3,
             path="backward",
         ),

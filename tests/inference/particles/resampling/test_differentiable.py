@@ -12,6 +12,7 @@ import pytest
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles import resampling
 from lapilli.inference.particles.resampling._schemes import killing_law
 from lapilli.inference.particles.resampling._transport import log_plan
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.one_in(2)
 
 BITS = np.array([1, 0, 1])
 HMM = {"emit": np.array([-0.5, 1.1]), "move": np.array([-0.4, 0.8])}
-POLICIES = {"every": inference.every(), "ess": inference.ess_below(0.97)}
+POLICIES = {"every": resampling.every(), "ess": resampling.ess_below(0.97)}
 
 
 def move_rows(params):
@@ -88,7 +89,7 @@ def estimates(key, n=20_000, params=HMM, target=hmm, args=(BITS,), **options):
     """Independent log Z-hat and their derivatives."""
 
     def log_z(params, key):
-        options_ = {"num_particles": 2, "history": "none", "policy": inference.every()} | options
+        options_ = {"num_particles": 2, "history": "none", "policy": resampling.every()} | options
         return inference.smc(target, key, params, *args, **options_).log_evidence
 
     run = jax.jit(jax.vmap(jax.value_and_grad(log_z), (None, 0)))
@@ -125,9 +126,9 @@ def test_drop_is_biased_for_both_and_the_tests_see_it(key):
 
 @pytest.mark.slow  # three programs compile
 def test_soft_keeps_the_evidence_unbiased_and_is_drop_at_one(key):
-    log_z, _ = estimates(key, gradient=inference.Soft(0.5))
+    log_z, _ = estimates(key, gradient=resampling.Soft(0.5))
     assert_unbiased(np.exp(log_z), exact_gradients(multinomial)[1])
-    same = [estimates(key, 50, gradient=g) for g in (inference.Soft(1.0), "drop")]
+    same = [estimates(key, 50, gradient=g) for g in (resampling.Soft(1.0), "drop")]
     np.testing.assert_allclose(same[0][1], same[1][1], rtol=1e-4, atol=1e-5)
 
 
@@ -314,7 +315,7 @@ def test_transport_is_differentiated_exactly(key):
             params = {"log_scale": jnp.asarray(WALK["log_scale"]), "rho": rho}
             return inference.smc(
                 walk, key, params, YS, num_particles=8, history="none", gradient="ot",
-                policy=inference.every(),
+                policy=resampling.every(),
             ).log_evidence  # fmt: skip
 
         value = jax.jit(jax.value_and_grad(log_z))
@@ -328,7 +329,7 @@ def test_transport_is_differentiated_exactly(key):
 def test_transport_is_consistent(key):
     log_z, score = in_double(kalman, WALK)
     found, grads = estimates(
-        key, 50, params=WALK, target=walk, args=(YS,), num_particles=200, gradient=inference.Transport(0.1)
+        key, 50, params=WALK, target=walk, args=(YS,), num_particles=200, gradient=resampling.Transport(0.1)
     )  # fmt: skip
     np.testing.assert_allclose(found.mean(), log_z, atol=0.05)
     np.testing.assert_allclose(grads.mean(0), score, atol=0.05)
@@ -369,13 +370,13 @@ COUNTS = inference.FeynmanKac(
 SCORED = {"gradient": "score", "resampling": "multinomial"}
 REFUSALS = {
     "ancestors": (lambda: run(), TypeError, "smc resamples.*Choose gradient="),
-    "discrete": (lambda: run(hmm, HMM, (BITS,), policy=inference.never()), TypeError, "Site 'k'.*Categorical.*Choose gradient"),
+    "discrete": (lambda: run(hmm, HMM, (BITS,), policy=resampling.never()), TypeError, "Site 'k'.*Categorical.*Choose gradient"),
     "conditional": (
         lambda: run(gradient="drop", retained={"x": jnp.zeros(4)}), ValueError, "retained choices has no gradient",
     ),
     "scheme": (lambda: run(gradient="score"), ValueError, "not known for resampling='systematic'"),
     "policy": (
-        lambda: run(**SCORED, policy=inference.ess_below()), ValueError, "policy that looks at the weights",
+        lambda: run(**SCORED, policy=resampling.ess_below()), ValueError, "policy that looks at the weights",
     ),
     "biased scheme": (
         lambda: run(gradient="stop_gradient", resampling="metropolis"), ValueError, "the scheme is biased",
@@ -386,8 +387,8 @@ REFUSALS = {
     ),
     "name": (lambda: run(gradient="magic"), ValueError, "no gradient is called 'magic'"),
     "type": (lambda: run(gradient=1.0), TypeError, "gradient is one of"),
-    "alpha": (lambda: inference.Soft(0.0), ValueError, "alpha must lie in"),
-    "epsilon": (lambda: inference.Transport(0.0), ValueError, "epsilon > 0"),
+    "alpha": (lambda: resampling.Soft(0.0), ValueError, "alpha must lie in"),
+    "epsilon": (lambda: resampling.Transport(0.0), ValueError, "epsilon > 0"),
     "history": (lambda: run(gradient="ot", history="full"), ValueError, "leaves no ancestors"),
     "integers": (lambda: run(hmm, HMM, (BITS,), gradient="ot"), TypeError, "averages particles.*int32"),
     "kernel": (
@@ -410,7 +411,7 @@ def test_what_would_be_biased_is_refused(name):
 def test_derivatives_that_resampling_does_not_touch_are_allowed():
     """No resampling, or weights that do not depend on the parameter."""
     params = jax.tree.map(jnp.asarray, WALK)
-    assert np.isfinite(flat(run(policy=inference.never()))).all()
+    assert np.isfinite(flat(run(policy=resampling.never()))).all()
     fixed = lambda p: (
         inference.smc(walk, jax.random.key(0), params, YS, num_particles=3).log_evidence
     )
@@ -424,7 +425,7 @@ def test_forward_mode_is_reverse_mode(key):
     def log_z(emit):
         return inference.smc(
             hmm, key, {"emit": emit, "move": jnp.asarray(HMM["move"])}, BITS, num_particles=4,
-            policy=inference.window(1, 3), **SCORED,
+            policy=resampling.window(1, 3), **SCORED,
         ).log_evidence  # fmt: skip
 
     emit, ones = jnp.asarray(HMM["emit"]), jnp.ones(2)
@@ -435,8 +436,8 @@ def test_forward_mode_is_reverse_mode(key):
 def test_every_policy_is_known_to_read_the_weights_or_not():
     from lapilli.inference.particles.resampling._differentiable import _reads_weights
 
-    reads = [inference.ess_below(), inference.window(1, 3, inference.ess_below())]
-    blind = [inference.every(), inference.every(2), inference.never(), inference.window(1, 3)]
+    reads = [resampling.ess_below(), resampling.window(1, 3, resampling.ess_below())]
+    blind = [resampling.every(), resampling.every(2), resampling.never(), resampling.window(1, 3)]
     assert all(_reads_weights(p, 4) for p in reads)
     assert not any(_reads_weights(p, 4) for p in blind)
 

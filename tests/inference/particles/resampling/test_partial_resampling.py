@@ -15,6 +15,7 @@ from _state_space import GOLDEN, GOLDEN_EVIDENCE, golden_chain
 
 from _stats import assert_unbiased
 from lapilli import inference
+from lapilli.inference.particles import resampling
 from lapilli.inference.particles.resampling import Scheme, as_scheme
 
 WEIGHTS = np.array([0.31, 0.02, 0.0, 0.17, 0.08, 0.22, 0.05, 0.15])
@@ -25,12 +26,12 @@ with np.errstate(divide="ignore"):
 def test_sums_are_unbiased_by_enumeration():
     """Half of eight particles, 0 and 5 above, 1 and 2 below, their ancestors enumerated over the places of four points."""
     chosen, heavy = [0, 1, 2, 5], WEIGHTS[[0, 1, 2, 5]]
-    partial = inference.partial_resampling(0.5, "multinomial")
+    partial = resampling.partial_resampling(0.5, "multinomial")
     mean, total = np.zeros(8), 0.0
     for own in itertools.product(range(4), repeat=4):
         chance = math.prod(heavy[list(own)] / heavy.sum())
         scheme = Scheme("given", lambda *_, own=own: jnp.array(own), None, True)
-        drawn = inference.Partial(partial.fraction, scheme).ancestors(
+        drawn = resampling.Partial(partial.fraction, scheme).ancestors(
             jax.random.key(0), jnp.asarray(LOG_WEIGHTS)
         )
         weights, ancestors = (
@@ -50,7 +51,7 @@ def test_sums_are_unbiased_by_enumeration():
 @pytest.mark.parametrize("scheme", ("systematic", "ssp", "residual"))
 def test_sums_are_unbiased(scheme, seed):
     """1e4 draws; a sum has a standard deviation below 0.2, so that 0.014 of bias is 7 standard errors."""
-    partial = inference.partial_resampling(0.4, scheme)
+    partial = resampling.partial_resampling(0.4, scheme)
 
     @jax.jit
     @jax.vmap
@@ -92,8 +93,8 @@ def shares(partial, key, num=100_000, **options):
     def sweep(key):
         start, key = jax.random.split(key)
         path = jnp.asarray(PATHS)[jax.random.choice(start, 8, p=jnp.asarray(posterior()))]
-        new = inference.conditional_smc(
-            switching(), key, path, num_particles=4, resampling=partial, policy=inference.every(), **options
+        new = inference.particles.conditional_smc(
+            switching(), key, path, num_particles=4, resampling=partial, policy=resampling.every(), **options
         )  # fmt: skip
         return new @ jnp.array([4, 2, 1])
 
@@ -105,29 +106,29 @@ def shares(partial, key, num=100_000, **options):
 )
 def test_conditional_runs_keep_their_target(scheme, key):
     """A path of probability 0.1 that is off by 0.007 is off by 7 standard errors."""
-    assert_unbiased(shares(inference.partial_resampling(0.75, scheme), key), posterior())
+    assert_unbiased(shares(resampling.partial_resampling(0.75, scheme), key), posterior())
 
 
 @pytest.mark.slow  # compilation
 @pytest.mark.parametrize("path", ("ancestor", "backward"))
 def test_paths_with_other_ancestors_keep_their_target(path, key):
-    shared = shares(inference.partial_resampling(0.5, "stratified"), key, path=path)
+    shared = shares(resampling.partial_resampling(0.5, "stratified"), key, path=path)
     assert_unbiased(shared, posterior())
 
 
 @pytest.mark.slow  # the negative twin of the test above
 def test_a_conditional_run_that_forgets_its_slot_is_found(key):
-    partial = inference.partial_resampling(0.75)
+    partial = resampling.partial_resampling(0.75)
     plain = as_scheme("systematic")
     overwritten = lambda *a: plain.ancestors(*a).at[0].set(0)
     broken = Scheme("broken", plain.ancestors, overwritten, True)
     with pytest.raises(AssertionError, match="disagree"):
-        assert_unbiased(shares(inference.Partial(partial.fraction, broken), key), posterior())
+        assert_unbiased(shares(resampling.Partial(partial.fraction, broken), key), posterior())
 
 
 CASES = {
-    "systematic, every": (0.3, "systematic", inference.every()),
-    "killing, ess": (0.6, "killing", inference.ess_below(0.9)),
+    "systematic, every": (0.3, "systematic", resampling.every()),
+    "killing, ess": (0.6, "killing", resampling.ess_below(0.9)),
 }
 
 
@@ -138,7 +139,7 @@ def test_evidence_is_unbiased(case, key):
     fraction, scheme, policy = CASES[case]
     run = lambda key: inference.smc(
         golden_chain(), key, num_particles=40, policy=policy, history="none",
-        resampling=inference.partial_resampling(fraction, scheme),
+        resampling=resampling.partial_resampling(fraction, scheme),
     )  # fmt: skip
     result = jax.jit(jax.vmap(run))(jax.random.split(key, 4000))
     ratios = np.exp(np.asarray(result.log_evidence, float) - GOLDEN_EVIDENCE)
@@ -151,30 +152,32 @@ def test_evidence_is_unbiased(case, key):
 def test_sorted_particles_keep_the_evidence_unbiased(key):
     ahead = lambda x, t: -0.1 * (x - jnp.append(GOLDEN, 0.0)[t + 1]) ** 2
     run = lambda key: inference.smc(
-        golden_chain(), key, num_particles=40, policy=inference.every(), history="none",
-        resampling=inference.partial_resampling(0.3), order=lambda x, t: x, twist=ahead,
+        golden_chain(), key, num_particles=40, policy=resampling.every(), history="none",
+        resampling=resampling.partial_resampling(0.3), order=lambda x, t: x, twist=ahead,
     ).log_evidence  # fmt: skip
     z = jax.jit(jax.vmap(run))(jax.random.split(key, 4000))
     assert_unbiased(np.exp(np.asarray(z, float) - GOLDEN_EVIDENCE), 1.0)
 
 
 def test_what_does_not_fit_is_refused(key):
-    partial = inference.partial_resampling(0.5)
+    partial = resampling.partial_resampling(0.5)
     run = lambda **options: inference.smc(
         golden_chain(), key, num_particles=4, resampling=partial, **options
     )
     for fraction in (0.0, 1.0, -1.0):
         with pytest.raises(ValueError, match=r"fraction must lie in \(0, 1\)"):
-            inference.partial_resampling(fraction)
+            resampling.partial_resampling(fraction)
     with pytest.raises(ValueError, match="No resampling scheme is called 'best'"):
-        inference.partial_resampling(0.5, "best")
+        resampling.partial_resampling(0.5, "best")
     with pytest.raises(
         ValueError, match="a gradient strategy draws all ancestors.*resampling='systematic'"
     ):
         run(gradient="stop_gradient")
     with pytest.raises(TypeError, match="A resampling scheme is a name or a Scheme, not Partial"):
-        inference.islands(
+        inference.particles.islands(
             golden_chain(), key, num_islands=2, num_particles=2, island_resampling=partial
         )
     with pytest.raises(ValueError, match="unknown offspring counts"):
-        inference.evidence_variance(jax.jit(lambda: run(history="ancestors"))(), form="upper")
+        inference.particles.evidence_variance(
+            jax.jit(lambda: run(history="ancestors"))(), form="upper"
+        )

@@ -10,6 +10,7 @@ import pytest
 
 from _stats import assert_same_mean, assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles import resampling
 from lapilli.inference.particles.samplers._smc_sampler import SMCSampler
 
 MOVE, EMIT = np.array([[0.7, 0.3], [0.4, 0.6]]), np.array([0.2, 0.8])  # P(k' | k), P(y = 1 | k)
@@ -81,10 +82,10 @@ def test_both_identities_hold_for_the_enumerated_law(key):
 
 
 SCHEMES = {
-    "systematic": inference.every(),
-    "stratified": inference.ess_below(0.7),
-    "ssp": inference.every(2),
-    "killing": inference.every(),
+    "systematic": resampling.every(),
+    "stratified": resampling.ess_below(0.7),
+    "ssp": resampling.every(2),
+    "killing": resampling.every(),
 }
 
 

@@ -14,10 +14,12 @@ from lapilli import inference, ppl
 
 COUNTS = np.array([1.0, 3.0, 5.0, 2.0], np.float32)
 KERNELS = {
-    "hmc": inference.HMC(4),
-    "mala": inference.MALA(),
-    "random walk": inference.RandomWalk(),
-    "nuts": inference.BlackJAX(lambda f, step, variances: blackjax.nuts(f, step, variances)),
+    "hmc": inference.particles.moves.HMC(4),
+    "mala": inference.particles.moves.MALA(),
+    "random walk": inference.particles.moves.RandomWalk(),
+    "nuts": inference.particles.moves.BlackJAX(
+        lambda f, step, variances: blackjax.nuts(f, step, variances)
+    ),
 }
 
 
@@ -196,7 +198,7 @@ def test_a_kernel_leaves_its_target_invariant(kernel, key):
 
 
 def test_a_kernel_without_its_rejection_fails_the_test(key):
-    class Careless(inference.HMC):
+    class Careless(inference.particles.moves.HMC):
         def step(self, key, at, log_density, scale, spread):
             new, rate = super().step(key, at, log_density, scale, spread)
             return new._replace(point=jnp.where(rate < 1, at.point + 0.3, new.point)), rate

@@ -13,7 +13,7 @@ from lapilli import inference, ppl
 from lapilli.inference.particles.samplers import _persistent
 
 COUNTS = np.array([1.0, 3.0, 5.0, 2.0], np.float32)
-WALK = inference.RandomWalk()
+WALK = inference.particles.moves.RandomWalk()
 
 
 def rate(y):

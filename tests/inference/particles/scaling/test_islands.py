@@ -9,10 +9,11 @@ from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE, golden as walk, golden_po
 
 from _stats import assert_unbiased
 from lapilli import inference
+from lapilli.inference.particles import resampling
 from lapilli.inference.particles.engine._exchange import Exchange
 from lapilli.inference.particles.resampling import lineages
 
-EVERY, ESS = inference.every(), inference.ess_below(0.9)
+EVERY, ESS = resampling.every(), resampling.ess_below(0.9)
 
 
 # The state remembers where its particle was before, so that paths can be checked.
@@ -37,7 +38,7 @@ def z_and_means(target, *args, **options):
     """exp(log_evidence) / Z times (1, weighted means of the path): unbiased for (1, smoothing means), at every size."""
 
     def one(key):
-        result = inference.islands(target, key, *args, **options)
+        result = inference.particles.islands(target, key, *args, **options)
         paths = jax.vmap(jax.vmap(path))(result.particles if args else result.paths)
         means = jnp.tensordot(jnp.exp(result.log_weights), paths, 2)
         return jnp.exp(result.log_evidence - GOLDEN_EVIDENCE) * jnp.append(1.0, means)
@@ -57,7 +58,7 @@ CASES = {
     "program, butterfly": (
         walk, (Y,), {"num_islands": 4, "exchange": "butterfly", "island_resampling": "ssp", "island_policy": EVERY},
     ),
-    "program, partly": (walk, (Y,), {"resampling": inference.partial_resampling(0.5), "policy": EVERY}),
+    "program, partly": (walk, (Y,), {"resampling": resampling.partial_resampling(0.5), "policy": EVERY}),
     "program, look-ahead": (walk, (Y,), {"island_policy": EVERY, "twist": ahead}),
 }  # fmt: skip
 
@@ -75,8 +76,8 @@ def test_evidence_and_smoothing_are_unbiased(case, key):
 
 
 @pytest.mark.slow  # three seeds of 20 000 runs for four combinations of policies
-@pytest.mark.parametrize("policy", [EVERY, inference.never()], ids=["every", "never"])
-@pytest.mark.parametrize("island_policy", [EVERY, inference.every(2)], ids=["every", "second"])
+@pytest.mark.parametrize("policy", [EVERY, resampling.never()], ids=["every", "never"])
+@pytest.mark.parametrize("island_policy", [EVERY, resampling.every(2)], ids=["every", "second"])
 def test_evidence_is_unbiased_under_every_pair_of_policies(policy, island_policy, seed):
     """N = 20 000, relative sd below 0.6: a bias of 3% is 7 standard errors."""
     options = {"policy": policy, "island_policy": island_policy}
@@ -101,11 +102,11 @@ def test_an_exchange_that_keeps_the_shares_is_caught(key, monkeypatch):
 
 @pytest.mark.slow  # two long compilations
 def test_islands_that_never_meet_are_replicates(key):
-    alone = inference.islands(
-        walk, key, Y, num_islands=5, num_particles=20, island_policy=inference.never()
+    alone = inference.particles.islands(
+        walk, key, Y, num_islands=5, num_particles=20, island_policy=resampling.never()
     )
     run = lambda key: inference.smc(walk, key, Y, num_particles=20)
-    runs = inference.replicate(run, key, 5)
+    runs = inference.particles.replicate(run, key, 5)
     np.testing.assert_allclose(alone.log_evidence, runs.log_evidence, rtol=1e-6)
     np.testing.assert_allclose(alone.log_weights.reshape(-1), runs.log_weights, atol=1e-5)
     np.testing.assert_array_equal(alone.particles["x"], runs.runs.particles["x"])
@@ -116,7 +117,7 @@ def test_islands_that_never_meet_are_replicates(key):
 @pytest.mark.slow  # a long compilation
 @pytest.mark.parametrize(("exchange", "num_islands"), [("islands", 6), ("butterfly", 8)])
 def test_paths_follow_particles_through_exchanges(exchange, num_islands, key):
-    result = inference.islands(
+    result = inference.particles.islands(
         WALK,
         key,
         num_islands=num_islands,
@@ -144,8 +145,8 @@ def test_a_butterfly_evens_shares_and_spreads_descendants(key):
     chain = inference.FeynmanKac(
         init=own, kernel=lambda key, x, t: x, log_potential=lambda _, x, t: jnp.where(t == 0, -9.0 * (x != 5), 0.0), num_steps=1
     )  # fmt: skip
-    run = lambda key: inference.islands(
-        chain, key, num_islands=8, num_particles=5, exchange="butterfly", policy=inference.never(), island_policy=EVERY
+    run = lambda key: inference.particles.islands(
+        chain, key, num_islands=8, num_particles=5, exchange="butterfly", policy=resampling.never(), island_policy=EVERY
     )  # fmt: skip
     result = jax.jit(run)(key)
     np.testing.assert_allclose(result.island_log_weights[1], -np.log(8), rtol=1e-6)
@@ -157,7 +158,9 @@ def test_a_butterfly_evens_shares_and_spreads_descendants(key):
 
 @pytest.mark.slow
 def test_weights_are_normalised_over_all_islands(key):
-    result = inference.islands(walk, key, Y, num_islands=6, num_particles=7, island_policy=ESS)
+    result = inference.particles.islands(
+        walk, key, Y, num_islands=6, num_particles=7, island_policy=ESS
+    )
     np.testing.assert_allclose(jnp.exp(result.log_weights).sum(), 1, rtol=1e-5)
     totals = jnp.exp(result.step_log_weights).sum((1, 2))
     np.testing.assert_allclose(totals, 1, rtol=1e-5)
@@ -174,8 +177,8 @@ def test_weights_are_normalised_over_all_islands(key):
 @pytest.mark.slow
 def test_history_none_keeps_no_genealogy(key):
     options = {"num_islands": 3, "num_particles": 4, "island_policy": EVERY}
-    full = inference.islands(WALK, key, **options)
-    none = inference.islands(WALK, key, **options, history="none")
+    full = inference.particles.islands(WALK, key, **options)
+    none = inference.particles.islands(WALK, key, **options, history="none")
     assert none.ancestors is None and none.step_log_weights is None and none.paths is None
     np.testing.assert_allclose(none.log_evidence, full.log_evidence, rtol=1e-6)
 
@@ -188,7 +191,7 @@ def test_islands_that_lose_all_particles_count_as_zero(key):
         lambda _, x, t: jnp.where(x > 0, 0.0, -jnp.inf),
         2,
     )
-    run = lambda key: inference.islands(halves, key, num_islands=8, num_particles=1)
+    run = lambda key: inference.particles.islands(halves, key, num_islands=8, num_particles=1)
     results = jax.jit(jax.vmap(run))(jax.random.split(key, 20_000))
     assert_unbiased(np.exp(np.asarray(results.log_evidence, float)), 1 / 8)
     is_lost = np.asarray(results.log_evidence) == -np.inf
@@ -200,8 +203,8 @@ def test_islands_that_lose_all_particles_count_as_zero(key):
 
 @pytest.mark.slow  # seconds of compilation
 def test_islands_move_as_wholes_and_only_when_the_policy_says_so(key):
-    result = inference.islands(
-        walk, key, Y, num_islands=6, num_particles=7, island_policy=inference.every(2)
+    result = inference.particles.islands(
+        walk, key, Y, num_islands=6, num_particles=7, island_policy=resampling.every(2)
     )
     mothers = np.asarray(result.ancestors // 7)
     np.testing.assert_array_equal(mothers, np.broadcast_to(mothers[..., :1], mothers.shape))
@@ -230,7 +233,7 @@ def options_of(**change):
 )
 def test_refusals(change, message, key):
     with pytest.raises(ValueError, match=message):
-        inference.islands(WALK, key, **options_of(**change))
+        inference.particles.islands(WALK, key, **options_of(**change))
 
 
 def test_a_derivative_through_the_exchange_is_refused(key):
@@ -238,8 +241,8 @@ def test_a_derivative_through_the_exchange_is_refused(key):
         jax.random.normal, lambda key, x, t: m + x, lambda _, x, t: -(x**2), 2
     )
     run = lambda m: (
-        inference.islands(
-            shifted(m), key, **options_of(policy=inference.never(), island_policy=EVERY)
+        inference.particles.islands(
+            shifted(m), key, **options_of(policy=resampling.never(), island_policy=EVERY)
         ).log_evidence
     )
     with pytest.raises(TypeError, match="islands resamples islands.*Take gradients with smc"):
@@ -248,6 +251,6 @@ def test_a_derivative_through_the_exchange_is_refused(key):
 
 def test_a_bad_look_ahead_is_an_error(key):
     with pytest.raises(ValueError, match="twist is NaN"):
-        inference.islands(
+        inference.particles.islands(
             walk, key, Y, **options_of(twist=lambda x, t, ys: x * jnp.nan, policy=EVERY)
         )

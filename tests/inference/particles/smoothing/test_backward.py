@@ -15,6 +15,7 @@ from _state_space import walk
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles import resampling
 from lapilli.inference.particles.programs import _machine
 
 START, MOVE = np.array([0.6, 0.4]), np.array([[0.8, 0.2], [0.3, 0.7]])
@@ -73,7 +74,7 @@ def assert_invariant(target, key, paths, posterior, to_state, of_state, n=50_000
     k_start, k_move = jax.random.split(key)
     index = np.asarray(jax.random.categorical(k_start, jnp.log(table(posterior)), shape=(n,)))
     args = () if isinstance(target, inference.FeynmanKac) else (DATA,)
-    move = lambda key, state: inference.conditional_smc(
+    move = lambda key, state: inference.particles.conditional_smc(
         target, key, state, *args, num_particles=3, **options
     )
     new = jax.jit(jax.vmap(move))(jax.random.split(k_move, n), to_state(paths[index]))
@@ -95,9 +96,9 @@ INVARIANT = {
     "ancestor": (chain, {"path": "ancestor"}),
     "backward": (chain, {"path": "backward"}),
     "ancestor, multinomial, ess": (
-        chain, {"path": "ancestor", "resampling": "multinomial", "policy": inference.ess_below(0.7)}),
+        chain, {"path": "ancestor", "resampling": "multinomial", "policy": resampling.ess_below(0.7)}),
     "backward, killing, ess": (
-        chain, {"path": "backward", "resampling": "killing", "policy": inference.ess_below(0.7)}),
+        chain, {"path": "backward", "resampling": "killing", "policy": resampling.ess_below(0.7)}),
     "ancestor, proposal": (chain, {"path": "ancestor", "proposal": guide, "batch_size": 1}),
     "backward, proposal": (chain, {"path": "backward", "proposal": guide}),
     "genealogy, FeynmanKac": (CHAIN, {}),
@@ -126,7 +127,9 @@ def test_the_posterior_is_invariant(name, key):
 def test_offspring_of_the_retained_particle_draw_their_own_steps(key):
     ys = jnp.array([0.0, 6.0, 6.0])
     kept = {"x": jnp.array([0.0, 6.0, 6.0])}
-    result = inference.smc(walk, key, ys, num_particles=50, retained=kept, policy=inference.every())
+    result = inference.smc(
+        walk, key, ys, num_particles=50, retained=kept, policy=resampling.every()
+    )
     assert (result.ancestors[-1] == 0).sum() > 25  # they take its place, and go on by themselves
     np.testing.assert_array_equal((result.particles["x"] == kept["x"]).sum(0)[-1], 1)
     np.testing.assert_array_equal(result.particles["x"][0], kept["x"])
@@ -165,7 +168,7 @@ def test_paths_are_refused_where_a_density_ahead_is_nan(name, key):
 
 @pytest.mark.parametrize("path", ("ancestor", "backward"))
 def test_a_conditional_run_is_void_where_a_density_ahead_is_nan(path, key):
-    step = lambda key: inference.conditional_smc(
+    step = lambda key: inference.particles.conditional_smc(
         BROKEN, key, jnp.array([0, 1, 1, 0]), num_particles=50, path=path
     )
     assert (jax.jit(step)(key) == jnp.iinfo(jnp.int32).min).all()
@@ -177,7 +180,7 @@ def test_a_conditional_run_is_void_where_a_weight_is_nan(path, key):
         CHAIN,
         log_potential=lambda old, k, t: jnp.where((k == 1) & (t == 2), jnp.nan, 0.0),
     )
-    step = lambda key: inference.conditional_smc(
+    step = lambda key: inference.particles.conditional_smc(
         never, key, jnp.zeros(4, int), num_particles=50, path=path
     )
     assert (jax.jit(step)(key) == jnp.iinfo(jnp.int32).min).all()

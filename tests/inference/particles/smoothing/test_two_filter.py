@@ -26,7 +26,7 @@ CHAIN = golden_chain()
 
 def information(first, prior, kernel, wrap=lambda x: x, unwrap=lambda x: x):
     """From distributions: of x_T, of gamma_t, of x_t given x_{t+1}."""
-    return inference.InformationFilter(
+    return inference.particles.InformationFilter(
         init=lambda key: wrap(first.sample(key)),
         kernel=lambda key, later, t: wrap(kernel(unwrap(later), t).sample(key)),
         log_prior=lambda x, t: prior(t).log_prob(unwrap(x)),
@@ -113,7 +113,7 @@ def test_it_agrees_with_backward_sampling_on_several_sites(key):
         x = {"x": law.sample(k1)}
         return x | {"b": of_b(x).sample(k2)}
 
-    backward = inference.InformationFilter(
+    backward = inference.particles.InformationFilter(
         init=lambda key: draw(key, wide(2)),
         kernel=lambda key, later, t: draw(key, near(later)),
         log_prior=lambda x, t: wide(2).log_prob(x["x"]) + of_b(x).log_prob(x["b"]),
