@@ -72,7 +72,7 @@ class CorrectedDiffusion(FeynmanKac):
 
 
 def fkc(
-    models: Diffusion | CorrectedDiffusion | Sequence[Diffusion | CorrectedDiffusion],
+    diffusions: Diffusion | CorrectedDiffusion | Sequence[Diffusion | CorrectedDiffusion],
     times: Float[Array, " steps+1"],
     *,
     exponents: Exponent | Sequence[Exponent] = 1.0,
@@ -98,7 +98,7 @@ def fkc(
     exponents and reward are taken over.
 
     Args:
-        models: one or several models of one noising process.
+        diffusions: one or several models of one noising process.
         times: noising times, descending: `noising.times(num_steps)`.
         exponents: w, one for all models or one for each; numbers, or functions of the noising time (right at its end).
         reward: `(x, t) -> h_t(x)` for one point, in nats, differentiable in both; h at the last time is the reward of the result.
@@ -144,7 +144,7 @@ def fkc(
 
     Reference: Skreta et al. 2025, arXiv:2503.02819, propositions 3.1 to 3.4 and D.1 to D.6; weights as in the module's text.
     """
-    composition = _compose(models, exponents, reward)
+    composition = _compose(diffusions, exponents, reward)
     times = check_times("fkc", composition.models[0].noising, times)
     grid = make_grid(composition, times, zeta, weights)
     is_positive = not (isinstance(zeta, int | float) and zeta == 0)
@@ -180,11 +180,11 @@ def _check_langevin(langevin: Langevin, corrector: Corrector) -> None:
         )
 
 
-def _compose(models: Any, exponents: Any, reward: Reward | None) -> Composition:
-    several = models if isinstance(models, Sequence) else [models]
+def _compose(diffusions: Any, exponents: Any, reward: Reward | None) -> Composition:
+    several = diffusions if isinstance(diffusions, Sequence) else [diffusions]
     if not several or not all(isinstance(m, Diffusion | CorrectedDiffusion) for m in several):
         kinds = [type(m).__name__ for m in several]
-        raise TypeError(f"fkc: models must be Diffusion or results of fkc, got {kinds}.")
+        raise TypeError(f"fkc: diffusions must be Diffusion or results of fkc, got {kinds}.")
     powers = exponents if isinstance(exponents, Sequence) else [exponents] * len(several)
     if len(powers) != len(several):
         raise ValueError(

@@ -15,7 +15,7 @@ from ._corrector import Diffused
 from ._fkc import CorrectedDiffusion
 
 
-def diffuse(name: str, model: CorrectedDiffusion) -> Any:
+def diffuse(name: str, diffusion: CorrectedDiffusion) -> Any:
     """Draw a point of a corrected diffusion within a program: sites for its path, factors for the weights of its steps.
 
     The program's density gains that of the path x_0, ..., x_N and the weights,
@@ -28,7 +28,7 @@ def diffuse(name: str, model: CorrectedDiffusion) -> Any:
     Args:
         name: of the site of the steps x_1, ..., x_N, [steps, *shape]; the first point is the site `<name>_start`. Points that are
             trees have one site for each array, `<name>.<path of the array>`.
-        model: what `fkc` returns, with zeta > 0.
+        diffusion: what `fkc` returns, with zeta > 0.
 
     Returns:
         The point x_N.
@@ -52,12 +52,12 @@ def diffuse(name: str, model: CorrectedDiffusion) -> Any:
         >>> sorted(observed.simulate(jax.random.key(0), 0.8).choices)
         ['x', 'x_start']
     """
-    if not isinstance(model, CorrectedDiffusion):
+    if not isinstance(diffusion, CorrectedDiffusion):
         raise TypeError(
-            f"diffuse('{name}'): needs the result of inference.diffusion.fkc, got {type(model).__name__}."
+            f"diffuse('{name}'): needs the result of inference.diffusion.fkc, got {type(diffusion).__name__}."
         )
-    corrector = model.corrector
-    has_noise = not is_concrete(model.zeta) or bool(np.all(np.asarray(model.zeta) > 0))
+    corrector = diffusion.corrector
+    has_noise = not is_concrete(diffusion.zeta) or bool(np.all(np.asarray(diffusion.zeta) > 0))
     if corrector.langevin is not None or not has_noise:
         what = "zeta = 0 at a step" if corrector.langevin is None else "Langevin moves"
         raise ValueError(
@@ -74,7 +74,7 @@ def diffuse(name: str, model: CorrectedDiffusion) -> Any:
         ppl.factor(f"{name}_weight", corrector.log_weight(previous, state, n - 1))
         return state, None
 
-    last, _ = ppl.scan(step, start, jnp.arange(1, model.num_steps + 1, dtype=jnp.int32))
+    last, _ = ppl.scan(step, start, jnp.arange(1, diffusion.num_steps + 1, dtype=jnp.int32))
     return last.x
 
 

@@ -1,4 +1,4 @@
-"""From options to a run: which are refused, and the front end for a target.
+"""From options to a run: which are refused, and the front end for a model.
 
 `run` serves `smc` and the methods that need more of a run than its result: conditional runs, smoothing.
 """
@@ -44,7 +44,7 @@ Array = jax.Array
 
 
 def run(
-    target: FeynmanKac | ppl.Program | Callable[..., Any],
+    model: FeynmanKac | ppl.Program | Callable[..., Any],
     key: Any,
     args: tuple[Any, ...],
     *,
@@ -100,7 +100,7 @@ def run(
         place=place,
     )  # fmt: skip
     retained = jax.tree.map(jnp.asarray, retained)
-    fields = run_engine("smc", target, proposal, key, args, settings, retained)
+    fields = run_engine("smc", model, proposal, key, args, settings, retained)
     segments, limited, _ = fields.pop("segments", []), fields.pop("limited"), fields.pop("islands")
     scores, is_scored = fields.pop("scores"), fields.pop("is_scored")
     if strategy is not None and not strategy.in_weights:
@@ -123,23 +123,23 @@ def run(
 
 def run_engine(
     name: str,
-    target: Any,
+    model: Any,
     proposal: Any,
     key: Array,
     args: tuple[Any, ...],
     settings: Settings,
     retained: Any = None,
 ) -> dict[str, Any]:
-    """The fields of a result, by the front end for this kind of target."""
-    if not isinstance(target, FeynmanKac):
+    """The fields of a result, by the front end for this kind of model."""
+    if not isinstance(model, FeynmanKac):
         guide = None if proposal is None else ppl.as_program(proposal)
-        return run_program(ppl.as_program(target), guide, key, args, settings, retained)
+        return run_program(ppl.as_program(model), guide, key, args, settings, retained)
     if args or proposal is not None:
         raise ValueError(
             f"{name}: a FeynmanKac takes no program arguments and no proposal; they are part of its kernel. Pass a program "
             "for these."
         )
-    return run_chain(target, key, settings, retained)
+    return run_chain(model, key, settings, retained)
 
 
 def check_sizes(name: str, num_particles: Any, history: Any, batch_size: Any, mesh: Any) -> None:

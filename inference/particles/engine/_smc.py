@@ -26,7 +26,7 @@ Array = jax.Array
 
 
 def smc(
-    target: FeynmanKac | ppl.Program | Callable[..., Any],
+    model: FeynmanKac | ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
     num_particles: int,
@@ -51,7 +51,7 @@ def smc(
     top-level `ppl.scan`. Straight code is weighed once. Missing observations (`obs_mask`) contribute nothing.
 
     Args:
-        target: a `FeynmanKac` or a program.
+        model: a `FeynmanKac` or a program.
         key: PRNG key of either kind.
         args: the program's arguments.
         num_particles: number of particles K, fixed.
@@ -126,7 +126,7 @@ def smc(
 
     def run_all(key: Array, retained: Any, *args: Any) -> SMCResult:
         return run(
-            target, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
+            model, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
             history=history, batch_size=batch_size, retained=retained, twist=twist, order=order,
             gradient=gradient, place=place,
         )[0]  # fmt: skip

@@ -86,7 +86,7 @@ class LiuWestResult:
 
 
 def liu_west(
-    program: ppl.Program | Callable[..., Any],
+    model: ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
     parameters: Sequence[str],
@@ -102,9 +102,9 @@ def liu_west(
     coordinates u with their mean m and covariance V.
 
     Args:
-        program: a program with one top-level scan.
+        model: a program with one top-level scan.
         key: PRNG key of either kind.
-        args: the program's arguments.
+        args: the model's arguments.
         parameters: latent sites, continuous, drawn before the scan, as for `pmmh`.
         num_particles: K.
         discount: delta in (1/3, 1); near 1 the kernel is narrow, 0.95 to 0.99 are usual.
@@ -142,7 +142,7 @@ def liu_west(
     check_counts("liu_west", num_particles=num_particles)
     if not 1 / 3 < discount < 1:
         raise ValueError(f"liu_west: discount must lie in (1/3, 1), got {discount}.")
-    key, model = typed_key(key), ppl.as_program(program)
+    key, model = typed_key(key), ppl.as_program(model)
     space = make_parameters("liu_west", model, args, parameters)
     template = jax.eval_shape(space.values, jax.ShapeDtypeStruct((space.dimension,), jnp.float32))
 

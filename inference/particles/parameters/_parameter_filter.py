@@ -125,7 +125,7 @@ class Task:
 
 def make_task(
     method: str,
-    program: ppl.Program | Callable[..., Any],
+    model: ppl.Program | Callable[..., Any],
     proposal: ppl.Program | Callable[..., Any] | None,
     args: tuple[Any, ...],
     parameters: Sequence[str],
@@ -143,7 +143,7 @@ def make_task(
             f"{method}: resampling scheme '{scheme.name}' makes the evidence estimates biased, and the draws with them. Use "
             "'systematic', 'stratified' or another unbiased scheme."
         )
-    model = ppl.as_program(program)
+    model = ppl.as_program(model)
     guide = None if proposal is None else ppl.as_program(proposal)
     data = Arguments(args)
     task = Task(

@@ -15,7 +15,7 @@ from ....ppl._compat import is_concrete, typed_key
 from ..._show import shown
 from ..engine import FeynmanKac, smc
 from ..moves import HMC, Kernel
-from ..smoothing import Target, conditional_smc, pick
+from ..smoothing import Model, conditional_smc, pick
 from ._parameter_moves import ParameterMoves
 from ._parameters import given, make_parameters
 
@@ -36,7 +36,7 @@ class ParticleGibbsResult:
 
 
 def particle_gibbs(
-    target: Target,
+    model: Model,
     key: Any,
     *args: Any,
     num_samples: int,
@@ -54,7 +54,7 @@ def particle_gibbs(
     chain then alternates between states given parameters, by `conditional_smc`, and parameters given states, by `kernel`.
 
     Args:
-        target: the model.
+        model: a `FeynmanKac` or a program.
         key: PRNG key of either kind.
         args: the program's arguments.
         num_samples: states to return.
@@ -98,14 +98,14 @@ def particle_gibbs(
     check_counts("particle_gibbs", 0, num_warmup=num_warmup)
     init_key, tune_key, chain_key = jax.random.split(typed_key(key), 3)
     options = {**options, "num_particles": num_particles}
-    moves = _moves_of(target, args, parameters, kernel, num_moves)
-    state = _first(target, init_key, args, options) if init is None else init
+    moves = _moves_of(model, args, parameters, kernel, num_moves)
+    state = _first(model, init_key, args, options) if init is None else init
     state = jax.tree.map(jnp.asarray, state)
-    if init is not None and not isinstance(target, FeynmanKac):
-        _check_start(target, state, args)
+    if init is not None and not isinstance(model, FeynmanKac):
+        _check_start(model, state, args)
 
     def of_states(state: Any, inputs: tuple[Array, Array]) -> Any:
-        new = conditional_smc(target, inputs[1], state, *args, **options)
+        new = conditional_smc(model, inputs[1], state, *args, **options)
         return new, new
 
     move, start = of_states, state
@@ -119,11 +119,11 @@ def particle_gibbs(
     return ParticleGibbsResult(jax.tree.map(lambda x: x[num_warmup:], draws))
 
 
-def _check_start(target: Any, state: Any, args: tuple[Any, ...]) -> None:
+def _check_start(model: Any, state: Any, args: tuple[Any, ...]) -> None:
     """A chain that starts where the density is zero might never leave: the prior of a retained site is not weighed."""
     if not is_concrete((state, args)):
         return
-    log_density = ppl.as_program(target).log_density(state, *args)
+    log_density = ppl.as_program(model).log_density(state, *args)
     if not bool(jnp.isfinite(log_density)):
         raise ValueError(
             f"particle_gibbs: init has log-density {float(log_density)} under the program, and the chain might stay there. "
@@ -153,7 +153,7 @@ def _alternate(
 
 
 def _moves_of(
-    target: Target,
+    model: Model,
     args: tuple[Any, ...],
     parameters: Sequence[str],
     kernel: Kernel | None,
@@ -166,17 +166,17 @@ def _moves_of(
                 "particle_gibbs: kernel moves parameters, and none are named. Give parameters=[...]."
             )
         return None
-    if isinstance(target, FeynmanKac):
+    if isinstance(model, FeynmanKac):
         raise ValueError(
             "particle_gibbs: a FeynmanKac has no sites, so no parameters. Write the model as a program."
         )
-    program = ppl.as_program(target)
+    program = ppl.as_program(model)
     space = make_parameters("particle_gibbs", program, args, parameters)
     return ParameterMoves(program, args, space, kernel or HMC(), num_moves)
 
 
-def _first(target: Target, key: Array, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+def _first(model: Model, key: Array, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """A path of an unconditional run."""
     run_key, choice_key = jax.random.split(key)
     keep = {name: x for name, x in options.items() if name not in ("policy", "path")}
-    return pick(choice_key, target, smc(target, run_key, *args, **keep))
+    return pick(choice_key, model, smc(model, run_key, *args, **keep))

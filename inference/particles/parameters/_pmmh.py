@@ -63,7 +63,7 @@ class _State(NamedTuple):
 
 
 def pmmh(
-    program: ppl.Program | Callable[..., Any],
+    model: ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
     parameters: Sequence[str],
@@ -88,9 +88,9 @@ def pmmh(
     the acceptance rate, and the current estimate is renewed before each move; then all three are fixed.
 
     Args:
-        program: the model.
+        model: a program.
         key: PRNG key of either kind.
-        args: the program's arguments.
+        args: the model's arguments.
         parameters: latent sites, continuous, drawn before the scans; the particles do the rest. A prior may depend on other
             parameters, not on other latent sites.
         num_samples: samples after warmup.
@@ -140,7 +140,7 @@ def pmmh(
         "num_particles": num_particles, "resampling": resampling, "policy": policy, "batch_size": batch_size,
     }  # fmt: skip
     settings = _Settings(num_warmup, num_samples, target_accept)
-    task = make_task("pmmh", program, proposal, args, parameters, options, settings)
+    task = make_task("pmmh", model, proposal, args, parameters, options, settings)
     space = task.space(args)
     start = None if init is None else {name: jnp.asarray(init[name], float) for name in parameters}
     if start is not None:

@@ -62,7 +62,7 @@ class SMC2Result:
 
 
 def smc2(
-    program: ppl.Program | Callable[..., Any],
+    model: ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
     parameters: Sequence[str],
@@ -85,9 +85,9 @@ def smc2(
     filters that grow step by step, a move costs a whole filter.
 
     Args:
-        program: the model; data arrive by the steps of its scans.
+        model: a program; data arrive by the steps of its scans.
         key: PRNG key of either kind.
-        args: the program's arguments.
+        args: the model's arguments.
         parameters: as for `pmmh`.
         num_parameter_particles: N.
         num_particles: K of each filter.
@@ -133,7 +133,7 @@ def smc2(
     settings = _Settings(
         num_parameter_particles, num_moves, target_ess, as_scheme(resampling), batch_size
     )
-    task = make_task("smc2", program, proposal, args, parameters, options, settings)
+    task = make_task("smc2", model, proposal, args, parameters, options, settings)
     task.space(args)  # what is wrong with the parameters, before any device work
     return compiled(_run, task, args)(typed_key(key))
 

@@ -109,7 +109,7 @@ _NO_GRADIENT = (
 
 
 def smc_sampler(
-    program: Any,
+    model: Any,
     *,
     num_particles: int,
     proposal: Any = None,
@@ -122,12 +122,12 @@ def smc_sampler(
     simulate(key, *args): x, one of the K paths by its weight, and w = log p~(x) - log Z-hat; E[exp(-w) | x] = 1 / q_K(x).
     estimate_log_density(key, x, *args): w = log p~(x) - log Z-hat of a run that keeps x; E[exp w] = q_K(x).
 
-    q_1 is the proposal, and q_K tends to the posterior of `program`. As `proposal=` of `ppl.marginal` it makes log Z-hat itself
+    q_1 is the proposal, and q_K tends to the posterior of `model`. As `proposal=` of `ppl.marginal` it makes log Z-hat itself
     the estimate; as that of `ppl.normalize`, or as the guide of an objective, it replaces independent proposals where these
     degenerate with the number of steps.
 
     Args:
-        program: the target with its data, as in `smc`. As proposal of a `ppl.marginal` its first argument is the dict of kept
+        model: a program with its data, as in `smc`. As proposal of a `ppl.marginal` its first argument is the dict of kept
             choices, on which it conditions.
         num_particles: K.
         proposal: as in `smc`.
@@ -173,7 +173,7 @@ def smc_sampler(
             f"smc_sampler: resampling scheme '{scheme.name}' is biased, so neither density estimate would be one. Use an "
             "unbiased scheme, e.g. 'systematic'."
         )
-    programs = [None if p is None else ppl.as_program(p) for p in (program, proposal)]
+    programs = [None if p is None else ppl.as_program(p) for p in (model, proposal)]
     for p in programs:
         if isinstance(p, StochasticProgram):
             raise TypeError(

@@ -25,7 +25,7 @@ NUM_BISECTIONS = 40
 
 
 def tempered_smc(
-    program: ppl.Program | Callable[..., Any],
+    model: ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
     num_particles: int,
@@ -47,9 +47,9 @@ def tempered_smc(
     is `target_ess` K (bisection), and the kernel's scale and spread are tuned from the particles.
 
     Args:
-        program: a program of continuous latent sites; observations and factors are its likelihood.
+        model: a program of continuous latent sites; observations and factors are its likelihood.
         key: PRNG key of either kind.
-        args: the program's arguments.
+        args: the model's arguments.
         num_particles: K.
         kernel: `HMC()` by default; `RandomWalk()`, `MALA()`, or one of BlackJAX's, NUTS among them (`BlackJAX`).
         num_moves: moves at each temperature.
@@ -88,7 +88,7 @@ def tempered_smc(
     _check(num_particles, target_ess, temperatures, max_steps, num_moves, keep, batch_size)
     if frozen is not None and temperatures is not None:
         raise ValueError("tempered_smc: give temperatures or a frozen result, not both.")
-    target = as_static(ppl.as_program(program), args, data_axis)
+    target = as_static(ppl.as_program(model), args, data_axis)
     if temperatures is not None:
         max_steps = len(temperatures)
     schedule = None if temperatures is None else jnp.asarray(temperatures, float)

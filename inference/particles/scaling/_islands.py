@@ -106,7 +106,7 @@ class IslandsResult:
 
 
 def islands(
-    target: FeynmanKac | ppl.Program | Callable[..., Any],
+    model: FeynmanKac | ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
     num_islands: int,
@@ -136,7 +136,7 @@ def islands(
     (On a mesh XLA makes both ways of meeting an exchange of all with all; a butterfly does not spare communication there.)
 
     Args:
-        target: a `FeynmanKac` or a program.
+        model: a `FeynmanKac` or a program.
         key: PRNG key of either kind.
         args: the program's arguments.
         num_islands: M.
@@ -197,7 +197,7 @@ def islands(
         meeting = dataclasses.replace(settings, islands=exchanges)
 
         def one(key: Array) -> dict[str, Any]:
-            fields = run_engine("islands", target, proposal, key, args, meeting)
+            fields = run_engine("islands", model, proposal, key, args, meeting)
             return {name: fields[name] for name in AXES}
 
         keys = jax.random.split(key, num_islands)

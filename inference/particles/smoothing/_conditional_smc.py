@@ -18,11 +18,11 @@ from ._backward_kernels import exact
 
 Array = jax.Array
 Path = Literal["genealogy", "ancestor", "backward"]
-Target = FeynmanKac | ppl.Program | Callable[..., Any]
+Model = FeynmanKac | ppl.Program | Callable[..., Any]
 
 
 def conditional_smc(
-    target: Target,
+    model: Model,
     key: Any,
     choices: Any,
     *args: Any,
@@ -49,7 +49,7 @@ def conditional_smc(
     running sum that densities use). They evaluate the program a second time where no `proposal` is given.
 
     Args:
-        target: the model; a `FeynmanKac` needs `log_transition` unless path is "genealogy".
+        model: a `FeynmanKac` or a program; a `FeynmanKac` needs `log_transition` unless path is "genealogy".
         key: PRNG key of either kind.
         choices: the current state, latent site -> value (sites in `ppl.scan` stacked along time); for a `FeynmanKac` its path
             x_0, ..., x_T, leaves [steps + 1, ...].
@@ -86,21 +86,21 @@ def conditional_smc(
     run_key, choice_key = jax.random.split(typed_key(key))
     is_backward = path == "backward"
     result, segments = run(
-        target, run_key, args, num_particles=num_particles, proposal=proposal, resampling=resampling,
+        model, run_key, args, num_particles=num_particles, proposal=proposal, resampling=resampling,
         policy=policy or every(), batch_size=batch_size, retained=choices,
         path="filter" if is_backward else path, history="ancestors" if is_backward else "full",
     )  # fmt: skip
     is_wrong = jnp.isnan(result.log_evidence)
     if not is_backward:
-        return voided(pick(choice_key, target, result), is_wrong)
+        return voided(pick(choice_key, model, result), is_wrong)
     slots, reports = draw_slots(choice_key, segments, result.log_weights, 1, exact)
     is_wrong |= jnp.asarray([jnp.isnan(r.excess).any() for r in reports]).any()
-    paths = taken(segments, slots, isinstance(target, FeynmanKac))
+    paths = taken(segments, slots, isinstance(model, FeynmanKac))
     return voided(jax.tree.map(lambda x: x[0], paths), is_wrong)
 
 
-def pick(key: Array, target: Target, result: SMCResult) -> Any:
+def pick(key: Array, model: Model, result: SMCResult) -> Any:
     """The path of one particle, drawn by its weight."""
     index = jax.random.categorical(key, result.log_weights)
-    paths = result.paths if isinstance(target, FeynmanKac) else result.particles
+    paths = result.paths if isinstance(model, FeynmanKac) else result.particles
     return jax.tree.map(lambda x: x[index], paths)

@@ -65,7 +65,7 @@ class Smoothing:
 
 
 def smooth(
-    target: FeynmanKac | ppl.Program | Callable[..., Any],
+    model: FeynmanKac | ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
     num_particles: int,
@@ -100,7 +100,7 @@ def smooth(
       They are where the later data are, when the forward particles are not.
 
     Args:
-        target: a `FeynmanKac` or a program. The first three methods, and "two_filter", need the `FeynmanKac`'s
+        model: a `FeynmanKac` or a program. The first three methods, and "two_filter", need the `FeynmanKac`'s
             `log_transition`.
         key: PRNG key of either kind.
         args: the program's arguments.
@@ -160,7 +160,7 @@ def smooth(
     draw = _draw(method, options, num_samples)
     run_key, path_key = jax.random.split(typed_key(key))
     result, segments = run(
-        target, run_key, args, num_particles=num_particles, proposal=proposal, resampling=resampling,
+        model, run_key, args, num_particles=num_particles, proposal=proposal, resampling=resampling,
         policy=policy, batch_size=batch_size, history="ancestors", path="filter",
     )  # fmt: skip
     loops = [s.filter for s in segments if s.filter is not None]
@@ -178,7 +178,7 @@ def smooth(
             "batch_size": batch_size,
         }
         paths, num_distinct = marginals(
-            path_key, segments, backward, num_samples, isinstance(target, FeynmanKac), second
+            path_key, segments, backward, num_samples, isinstance(model, FeynmanKac), second
         )
         nothing = jnp.full(len(num_distinct) - 1, jnp.nan)
         return Smoothing(
@@ -198,7 +198,7 @@ def smooth(
         slots, reports = draw_slots(path_key, segments, result.log_weights, num_samples, draw)
         acceptance = jnp.concatenate([r.acceptance for r in reports])
         excess = jnp.concatenate([r.excess for r in reports]).max(initial=-jnp.inf)
-    paths = taken(segments, slots, isinstance(target, FeynmanKac))
+    paths = taken(segments, slots, isinstance(model, FeynmanKac))
     count = lambda index: jnp.zeros(num_particles, int).at[index].set(1).sum()
     return Smoothing(
         paths=_checked(paths, excess, result.log_evidence),
