@@ -12,6 +12,10 @@ from lapilli import inference, models, ppl
 # Whole packages export what their maps list; a face also serves the library, with names of other floors and its own.
 TOPS = (ppl, inference, models)
 FACES = (
+    ppl.strategies,
+    ppl.distributions,
+    ppl.densities,
+    ppl.language,
     inference.fitting,
     inference.local,
     inference.diffusion,
@@ -52,14 +56,17 @@ def test_the_map_lists_each_public_name_once(module):
 
 
 def test_a_name_has_one_public_place():
-    """Below `inference`: `fitting` and `local` hand names up, and do not list them."""
-    places = [name for module in (inference, *FACES) for name in module.__all__]
-    assert len(places) == len(set(places))
+    """A face hands names up, such as `fit`, and does not list them."""
+    for top in (ppl, inference):
+        tree = [top, *(m for m in FACES if m.__name__.startswith(f"{top.__name__}."))]
+        places = [name for module in tree for name in module.__all__]
+        assert len(tree) > 4 and len(places) == len(set(places))
     assert "fit" not in inference.fitting.__all__ and hasattr(inference.fitting, "fit")
 
 
 def test_every_sub_namespace_is_mapped():
-    below = {getattr(m, name) for m in (inference, inference.particles) for name in m.__all__}
+    tops = (ppl, inference, inference.particles)
+    below = {getattr(m, name) for m in tops for name in m.__all__}
     assert {m for m in below if isinstance(m, ModuleType)} == set(FACES)
 
 

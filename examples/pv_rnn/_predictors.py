@@ -41,14 +41,14 @@ class Config(NamedTuple):
     num_filter_particles: int = 100
 
 
-class Lanes(NamedTuple):
+class Fits(NamedTuple):
     """Networks trained side by side, one for each pair of a setting and a seed.
 
     Attributes:
-        params: parameters, a leading axis of lanes.
-        settings: the number that is chosen on validation sequences, [lanes].
+        params: parameters, a leading axis of fits.
+        settings: the number that is chosen on validation sequences, [fits].
         programs: their model and guide; for a GRU the model alone.
-        networks: the generative networks of a PV-RNN with a leading axis of lanes; None for a GRU.
+        networks: the generative networks of a PV-RNN with a leading axis of fits; None for a GRU.
     """
 
     params: Any
@@ -91,19 +91,19 @@ def ascend(
 def side_by_side(name: str, one: Any, settings: Any, config: Config, x: Any, key: Any) -> Any:
     """`one(key, setting) -> (params, value)` for every setting and seed; tells the value per step."""
     start = time.perf_counter()
-    by_lane = jnp.repeat(jnp.array(settings), config.num_seeds)
+    by_fit = jnp.repeat(jnp.array(settings), config.num_seeds)
     keys = jnp.tile(jax.random.split(key, config.num_seeds), len(settings))
-    params, values = jax.block_until_ready(jax.jit(jax.vmap(one))(keys, by_lane))
+    params, values = jax.block_until_ready(jax.jit(jax.vmap(one))(keys, by_fit))
     per_step = np.asarray(values).reshape(len(settings), -1).mean(1) / (x.shape[0] * x.shape[1])
     print(
         f"{name}: objective per step and channel at {settings}: {np.round(per_step, 3)} nats, "
         f"{time.perf_counter() - start:.0f} s",
         flush=True,
     )
-    return params, by_lane
+    return params, by_fit
 
 
-def learn_pv_rnn(config: Config, x: jax.Array, guide: Any, key: jax.Array) -> Lanes:
+def learn_pv_rnn(config: Config, x: jax.Array, guide: Any, key: jax.Array) -> Fits:
     """A PV-RNN for each beta and seed, with vectors ("adaptive") or an encoder as its guide."""
     template = Network(LAYERS, Gaussian(CHANNELS), key=key)
     programs = pv_rnn.programs(
@@ -129,7 +129,7 @@ def learn_pv_rnn(config: Config, x: jax.Array, guide: Any, key: jax.Array) -> La
         return ascend(weighted.value_and_grad, params, optimizer, config, x, key)
 
     params, betas = side_by_side(guide, one, config.betas, config, x, key)
-    return Lanes(params, betas, programs, pv_rnn.frozen(params, template))
+    return Fits(params, betas, programs, pv_rnn.frozen(params, template))
 
 
 def gru_of(key: jax.Array) -> ppl.Program:
@@ -160,7 +160,7 @@ def gru_of(key: jax.Array) -> ppl.Program:
     return gru
 
 
-def learn_gru(config: Config, x: jax.Array, key: jax.Array) -> Lanes:
+def learn_gru(config: Config, x: jax.Array, key: jax.Array) -> Fits:
     """A GRU for each weight decay and seed, by maximum likelihood."""
     model = gru_of(key)
 
@@ -178,10 +178,10 @@ def learn_gru(config: Config, x: jax.Array, key: jax.Array) -> Lanes:
         return ascend(jax.value_and_grad(value), params, optimizer, config, x, key)
 
     params, decays = side_by_side("GRU", one, config.decays, config, x, key)
-    return Lanes(params, decays, model, None)
+    return Fits(params, decays, model, None)
 
 
-def by_regression(config: Config, lanes: Lanes, params: Any, network: Any, beta: Any) -> Predictor:
+def by_regression(config: Config, fits: Fits, params: Any, network: Any, beta: Any) -> Predictor:
     """Error regression: the vectors of the last steps by gradients, online."""
     er = ErrorRegression(
         network, window=config.window, num_iterations=config.num_iterations, w=meta_prior(network, beta),
@@ -190,9 +190,9 @@ def by_regression(config: Config, lanes: Lanes, params: Any, network: Any, beta:
     return lambda xs, key: er.run(er.init(key), xs)[1].emitted
 
 
-def by_encoder(config: Config, lanes: Lanes, params: Any, network: Any, beta: Any) -> Predictor:
+def by_encoder(config: Config, fits: Fits, params: Any, network: Any, beta: Any) -> Predictor:
     """Latents from q(z_t | x_t, d_{t-1}) up to t, from the prior after it: no weights."""
-    guide = lanes.programs.guide.bind(params)
+    guide = fits.programs.guide.bind(params)
 
     def predict(xs: jax.Array, key: jax.Array) -> jax.Array:
         filter_key, ahead_key = jax.random.split(key)
@@ -204,9 +204,9 @@ def by_encoder(config: Config, lanes: Lanes, params: Any, network: Any, beta: An
     return predict
 
 
-def by_filter(config: Config, lanes: Lanes, params: Any, network: Any, beta: Any) -> Predictor:
-    """A particle filter with the lanes' guide as proposal (vectors give none: the prior), whose last steps are unseen."""
-    model, guide = (program.bind(params) for program in lanes.programs)
+def by_filter(config: Config, fits: Fits, params: Any, network: Any, beta: Any) -> Predictor:
+    """A particle filter with the fits' guide as proposal (vectors give none: the prior), whose last steps are unseen."""
+    model, guide = (program.bind(params) for program in fits.programs)
     proposal = guide if "encoder" in params else None
 
     def emitted(xs: jax.Array, seen: jax.Array, key: jax.Array) -> jax.Array:
@@ -227,9 +227,9 @@ def by_filter(config: Config, lanes: Lanes, params: Any, network: Any, beta: Any
     return unseen_ahead(emitted)
 
 
-def by_gru(config: Config, lanes: Lanes, params: Any, network: Any, beta: Any) -> Predictor:
+def by_gru(config: Config, fits: Fits, params: Any, network: Any, beta: Any) -> Predictor:
     """The GRU's own draws of the unseen steps."""
-    model = lanes.programs.bind(params)
+    model = fits.programs.bind(params)
 
     def emitted(xs: jax.Array, seen: jax.Array, key: jax.Array) -> jax.Array:
         copies = lambda a: jnp.broadcast_to(a, (config.num_particles, *a.shape))
@@ -274,14 +274,14 @@ def scores(law: Any, emitted: jax.Array, xs: jax.Array) -> dict[str, jax.Array]:
 
 
 def predict(
-    config: Config, lanes: Lanes, method: Callable[..., Predictor], xs: jax.Array, key: jax.Array
+    config: Config, fits: Fits, method: Callable[..., Predictor], xs: jax.Array, key: jax.Array
 ) -> dict[str, np.ndarray]:
-    """Scores of every lane on every sequence, [lanes, sequences, n]."""
+    """Scores of every fit on every sequence, [fits, sequences, n]."""
     start = time.perf_counter()
 
-    def lane(inputs: Any) -> Any:
+    def one_fit(inputs: Any) -> Any:
         params, network, setting = inputs
-        predictor = method(config, lanes, params, network, setting)
+        predictor = method(config, fits, params, network, setting)
         if network is None:
             law = lambda mean: dist.Normal(mean, jnp.exp(params["log_scale"])).to_event(1)
         else:
@@ -289,7 +289,7 @@ def predict(
         one = lambda pair: scores(law, predictor(*pair), pair[0])
         return jax.lax.map(one, (xs, jax.random.split(key, len(xs))), batch_size=10)
 
-    run = jax.jit(lambda inputs: jax.lax.map(lane, inputs))  # lane by lane: memory
-    found = jax.tree.map(np.asarray, run((lanes.params, lanes.networks, lanes.settings)))
+    run = jax.jit(lambda inputs: jax.lax.map(one_fit, inputs))  # fit by fit: memory
+    found = jax.tree.map(np.asarray, run((fits.params, fits.networks, fits.settings)))
     print(f"{method.__name__}: {time.perf_counter() - start:.0f} s with compilation", flush=True)
     return found

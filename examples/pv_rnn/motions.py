@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray
-from _predictors import HORIZON, WARM_UP, Config, Lanes
+from _predictors import HORIZON, WARM_UP, Config, Fits
 from aeon.datasets import load_basic_motions
 from machine import interval
 
@@ -73,16 +73,16 @@ def motions(config: Config) -> Data:
 
 
 def chosen(config: Config, name: str, settings: jax.Array, validation: np.ndarray) -> np.ndarray:
-    """The lanes of the setting with the least squared error, mean over seeds, sequences and leads."""
-    by_lane = validation.mean((1, 2)).reshape(-1, config.num_seeds)
-    best = int(np.argmin(by_lane.mean(1)))
-    lanes = best * config.num_seeds + np.arange(config.num_seeds)
+    """The fits of the setting with the least squared error, mean over seeds, sequences and leads."""
+    by_setting = validation.mean((1, 2)).reshape(-1, config.num_seeds)
+    best = int(np.argmin(by_setting.mean(1)))
+    fits = best * config.num_seeds + np.arange(config.num_seeds)
     print(
-        f"{name}: squared error on validation sequences {np.round(by_lane.mean(1), 3)} (seeds differ by "
-        f"{np.round(by_lane.std(1, ddof=1), 3)}), so {float(settings[lanes[0]]):g} is chosen",
+        f"{name}: squared error on validation sequences {np.round(by_setting.mean(1), 3)} (seeds differ by "
+        f"{np.round(by_setting.std(1, ddof=1), 3)}), so {float(settings[fits[0]]):g} is chosen",
         flush=True,
     )
-    return lanes
+    return fits
 
 
 def persistence(tests: jax.Array) -> np.ndarray:
@@ -107,9 +107,9 @@ def run(config: Config, seed: int) -> tuple[xarray.Dataset, dict[str, Any]]:
     }
     own = (predictors.by_regression, predictors.by_encoder, predictors.by_gru)
     results = {}
-    for (name, lanes), method in zip(models.items(), own, strict=True):
-        tried = predictors.predict(config, lanes, method, data.validation, next(keys))
-        models[name] = subset(lanes, chosen(config, name, lanes.settings, tried["mse"]))
+    for (name, fits), method in zip(models.items(), own, strict=True):
+        tried = predictors.predict(config, fits, method, data.validation, next(keys))
+        models[name] = subset(fits, chosen(config, name, fits.settings, tried["mse"]))
         results[name] = predictors.predict(config, models[name], method, data.test, next(keys))
     filters = {"PV-RNN, particle filter": "error regression", "twin, particle filter": "VRNN twin"}
     for name, source in filters.items():
@@ -136,10 +136,10 @@ def run(config: Config, seed: int) -> tuple[xarray.Dataset, dict[str, Any]]:
     return xarray.Dataset(tables, coords=coords), shown
 
 
-def subset(lanes: Lanes, index: np.ndarray) -> Lanes:
-    """Some of the lanes."""
-    arrays = jax.tree.map(lambda a: a[index], lanes._replace(programs=None))
-    return arrays._replace(programs=lanes.programs)
+def subset(fits: Fits, index: np.ndarray) -> Fits:
+    """Some of the fits."""
+    arrays = jax.tree.map(lambda a: a[index], fits._replace(programs=None))
+    return arrays._replace(programs=fits.programs)
 
 
 def report(data: xarray.Dataset) -> None:

@@ -14,8 +14,8 @@ from scipy.special import chdtrc
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
+from ...ppl._show import shown
 from ...ppl._table import table
-from .._show import shown
 
 Array = jax.Array
 

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
+from ...ppl._show import shown
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
 from ...ppl.traces import check_match, with_penalties
-from .._show import shown
 
 Array = jax.Array
 

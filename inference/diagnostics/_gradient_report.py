@@ -14,9 +14,9 @@ import numpy as np
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
+from ...ppl._show import shown
 from ...ppl._table import table
 from ...ppl.traces import Salted
-from .._show import shown
 from ..objectives._objective import Objective
 from ._operations import num_operations
 

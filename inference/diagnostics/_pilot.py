@@ -8,14 +8,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ...ppl._show import shown
 from ...ppl._table import table
-from .._show import shown
+from ...ppl.strategies import TRIED
 from ..objectives._objective import Objective
 from ._gradient_report import gradient_report, refuse_particle_runs
 
-CANDIDATES = (
-    "reparam", "rejection_reparam", "enum", "mvd", "disarm", "reinforce_loo", "rebar", "reinforce",
-)  # fmt: skip
 # Relative to the largest variance among a site's candidates: below it, a variance is rounding.
 _ROUNDING = 1e-9
 
@@ -87,7 +85,7 @@ def pilot(
     params: Any,
     key: Any,
     *args: Any,
-    candidates: Sequence[str] = CANDIDATES,
+    candidates: Sequence[str] = TRIED,
     num_draws: int = 100,
 ) -> Pilot:
     """Try strategies site by site and keep, for each, the one with the smallest variance times cost.

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ...ppl._compat import pareto_smoothing
-from .._show import shown
+from ...ppl._show import shown
 
 # Ratios of weights within 0.1% of each other: a Pareto fit would see rounding only.
 _EQUAL = 1e-3

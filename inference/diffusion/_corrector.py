@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._show import shown
+from ...ppl._show import shown
 from . import _points as points
 from ._composition import Composition
 from ._diffusion import Diffusion

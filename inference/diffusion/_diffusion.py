@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
-from .._show import shown
+from ...ppl._show import shown
 from ._points import normal_law
 
 Time = Float[Array, ""] | float

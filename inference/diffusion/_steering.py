@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from ...ppl._compat import is_concrete
-from .._show import shown
+from ...ppl._show import shown
 from ..particles.engine import FeynmanKac
 from ._diffusion import Diffusion, check_noise, check_times, reverse_step
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .._show import describe, shown
+from ...ppl._show import describe, shown
 
 
 @shown

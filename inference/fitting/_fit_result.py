@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...ppl._compat import typed_key
+from ...ppl._show import shown
 from ...ppl.language import check_proposed_cells
 from ...ppl.traces import check_match
 from .._arguments import Arguments
-from .._show import shown
 
 
 @shown

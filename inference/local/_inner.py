@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ...ppl._checks import check_counts
-from .._show import shown
+from ...ppl._show import shown
 from ._local_site import NormalPrior, Potential, posterior
 
 Array = jax.Array

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
@@ -60,6 +61,9 @@ class Constant(ppl.strategies.Strategy):
     def refuse(self, distribution: dist.Distribution) -> str | None:
         """Every distribution can be drawn from."""
         return None
+
+    def surrogate(self, local: Any, downstream: Any) -> jax.Array:
+        return jnp.zeros(())
 
 
 CONSTANT = {"*": Constant()}

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
+from ...ppl._show import shown
 from ...ppl.analysis import SitePlan
 from ...ppl.checks import as_arrays, check_arguments, signature_of
 from ...ppl.densities import Constrained
 from ...ppl.language import matched
 from ...ppl.strategies import Pathwise, as_strategy
 from ...ppl.traces import Trace, trace_of
-from .._show import shown
 from ..particles.engine import Settings, run_program
 from ..particles.programs import SiteDraws
 from ..particles.resampling import (

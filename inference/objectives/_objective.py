@@ -13,13 +13,13 @@ import jax
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
+from ...ppl._show import shown
 from ...ppl.checks import concrete_tree
 from ...ppl.estimation import plate_sizes, run_once
 from ...ppl.language import set_up
 from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
 from .._abstract_objective import AbstractObjective, Direction
-from .._show import shown
 
 Array = jax.Array
 Weighing = Literal["scaled", "functional", "refused"]

@@ -20,7 +20,7 @@ from .._foreign import named_errors
 from ..enumeration import Dependences, Lanes, is_listed, is_sampled, lanes_of_terms, layouts_of
 from ..evaluation import Layout, hoist_noise, is_on
 from ..jaxprs import PARAMS, Analysis, Fact, Relations, Term, other_derivatives, site_p, split
-from ..strategies import GAMMA_FAMILY, Engine, StrategyError, StrategySite
+from ..strategies import GAMMA_FAMILY, Boundary, Decision, Engine, StrategyError, StrategySite
 from ..traces import SiteInfo
 from ._decisions import with_decisions
 from ._flip_groups import check_flips
@@ -199,11 +199,11 @@ def analyse(
         lanes = lanes_of_terms(sites, known, layouts)
         scores = _own_scores(closed.jaxpr, terms, sites, table)
         for index, site in sites.items():
-            if site.strategy.is_decision:
+            if isinstance(site.strategy, Decision):
                 check_flips(site, index, relations)
             for is_used, together in (
-                (site.strategy.is_replayed, False),
-                (site.strategy.is_replayed_together, True),
+                ("replay" in site.strategy.calls, False),
+                ("replay_together" in site.strategy.calls, True),
             ):
                 axes = replay_axes(site, index, upstream, together=together)
                 for joint, members in replay_groups(site, index, relations, axes).items():
@@ -266,7 +266,7 @@ def _own_scores(
     sampled = [
         i
         for i, s in sites.items()
-        if not (s.strategy.moves_value or s.strategy.is_enumerated or s.strategy.is_decision)
+        if s.strategy.kind == "held" and not isinstance(s.strategy, Decision)
     ]
     own = {id(source(table[i].log_prob)) for i in sampled}
     return frozenset(j for j, term in enumerate(terms) if id(source(term.variable)) in own)
@@ -277,14 +277,14 @@ def _check_relaxed(
 ) -> None:
     """Refuse relaxed values where a sampled site lies downstream: its draw jumps as they move."""
     for index, site in sites.items():
-        if not site.strategy.is_relaxed:
+        if "slope" not in site.strategy.calls:
             continue
         jumping = [
             other.address
             for i, other in sites.items()
             if index in upstream[i]
             and not other.strategy.is_pathwise
-            and (not other.strategy.is_enumerated or other.strategy.is_weighted)
+            and other.strategy.kind != "enumerated"
             and any(i in r for r in relations)
         ]
         if jumping:
@@ -357,7 +357,7 @@ def _check_partly_pathwise(sites: dict[int, StrategySite], jaxpr: Jaxpr) -> None
         starts = lambda eqn, i=index: eqn.primitive is site_p and eqn.params["index"] == i
         if found := sorted(other_derivatives(jaxpr, jaxpr.outvars[:1], starts)):
             rest, remedy = "a score", "'reinforce' (which sees values only)"
-            if site.strategy.has_boundary:
+            if isinstance(site.strategy, Boundary):
                 rest, remedy = (
                     "made of jumps of values",
                     "ppl.Boundary('reinforce') (which sees values only)",

@@ -36,7 +36,7 @@ from ..jaxprs import (
     site_p,
     stabilisers,
 )
-from ..strategies import Decision, Peer, StrategySite, stop
+from ..strategies import Boundary, Decision, Peer, StrategySite, stop
 
 Array = jax.Array
 TRUE_BELOW = {"lt": True, "le": True, "gt": False, "ge": False}  # where the difference increases
@@ -61,7 +61,7 @@ def with_decisions(
     All real numbers that come from outside count as parameters, since arguments can be differentiated too: inputs, constants that
     are not known yet, and those among `data`.
     """
-    if not any(s.strategy.has_boundary for s in sites.values()):
+    if not any(isinstance(s.strategy, Boundary) for s in sites.values()):
         return closed, {}
     jaxpr = closed.jaxpr
     record: list[Made] = []
@@ -203,11 +203,11 @@ class _Walk:
         index = eqn.params["index"]
         site = self.sites[index]
         strategy = site.strategy
-        is_kept = not (strategy.moves_value or strategy.is_relaxed or site.is_deterministic)
+        is_kept = not (strategy.moves_value or "slope" in strategy.calls or site.is_deterministic)
         is_frozen = not is_kept and any(a.is_frozen for a in args)
         known = Known(value, sources, moves and not is_kept, is_frozen)
         is_plain = value.shape == site.sizes and jnp.issubdtype(value.dtype, jnp.floating)
-        if not (strategy.has_boundary and is_plain) or any(
+        if not (isinstance(strategy, Boundary) and is_plain) or any(
             r.kind != "particles" for r in site.regions
         ):
             return known

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
+from .._show import shown
 from .._table import table
 from ..enumeration import mixing
+from ..strategies import Decision
 from ._analyse import Analysed
 from ._flip_groups import num_flips
 from ._replay import replay_axes
@@ -35,9 +38,10 @@ class SitePlan:
     is_biased: bool
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The estimators of all sites; `print(plan)` shows a table.
+    """The estimators of all sites; `print(plan)` shows a table, and so does a notebook.
 
     Attributes:
         sites: in program order.
@@ -60,15 +64,31 @@ class Plan:
                 return plan
         raise KeyError(f"no latent site '{site}'; the sites are {[p.site for p in self.sites]}")
 
-    def __str__(self) -> str:
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "of": self.label or None,
+            "strategies": {p.site: _strategy(p) for p in self.sites},
+            "num_replicates": self.num_replicates,
+            "num_terms": self.num_terms,
+            "jumps": self.search or None,
+        }
+
+    def _tables(self) -> list[list[tuple[str, ...]]]:
         rows = [("site", "distribution", "shape", "strategy", "evaluations downstream", "why")]
         for p in self.sites:
-            strategy = p.strategy + (" (biased)" if p.is_biased else "")
-            rows.append((p.site, p.distribution, str(p.shape), strategy, p.evaluations, p.why))
+            row = p.site, p.distribution, str(p.shape), _strategy(p), p.evaluations, p.why
+            rows.append(row)
+        return [rows]
+
+    def __str__(self) -> str:
         footer = f"{self.num_replicates} run(s) per estimate, {self.num_terms} additive terms"
         footer += f"\njumps: {self.search}" if self.search else ""
         title = f"{self.label}\n" if self.label else ""
-        return title + table(rows) + "\n" + footer
+        return title + table(*self._tables()) + "\n" + footer
+
+
+def _strategy(site: SitePlan) -> str:
+    return site.strategy + (" (biased)" if site.is_biased else "")
 
 
 def plan_of(program: Analysed) -> Plan:
@@ -85,18 +105,16 @@ def plan_of(program: Analysed) -> Plan:
             layout = program.layouts[index]
             cost = f"{layout.num_lanes}"
             if layout.axis is not None:
-                cost = (
-                    f"forward recursion, {layout.num_lanes} lanes x {site.sizes[layout.axis]} steps"
-                )
+                cost = f"forward recursion, {layout.num_lanes} states x {site.sizes[layout.axis]} steps"
                 if layout.lag != 1:
                     cost += f" (memory of {layout.lag} steps)"
             if layout.joint:
                 what = "weights multiply" if strategy.is_weighted else "elements meet"
                 cost += f" ({what}: {layout.why_joint})"
-        elif strategy.is_decision:
+        elif isinstance(strategy, Decision):
             cost = strategy.cost(None, num_flips(site, index, program.relations))
         else:
-            together = strategy.is_replayed_together and not strategy.is_replayed
+            together = "replay_together" in strategy.calls and "replay" not in strategy.calls
             axes = tuple(
                 i
                 for i in replay_axes(site, index, program.site_relations, together=together)

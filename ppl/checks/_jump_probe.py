@@ -391,7 +391,7 @@ class _Paths:
             if isinstance(source, str):
                 continue
             _, start, end, third = draws[source]
-            if sites[source].strategy.is_relaxed:
+            if "slope" in sites[source].strategy.calls:
                 # Between hard values: start anywhere between two of them.
                 share = jnp.where(number % 2 == 0, jax.random.uniform(keys[5]), 0.0)
                 start = start + share * (third - start)

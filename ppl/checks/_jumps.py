@@ -31,7 +31,7 @@ import numpy as np
 from ..analysis import Analysed
 from ..distributions import LAWS
 from ..jaxprs import PARAMS, SAMPLER, Cause, merged
-from ..strategies import StrategyError, StrategySite
+from ..strategies import Boundary, StrategyError, StrategySite
 from ._inputs import as_wide
 from ._jump_probe import DEFAULT, Found, Probe, inputs_of
 from ._jump_search import JumpSearch
@@ -56,7 +56,7 @@ def _moved_sites(program: Analysed) -> set[int]:
         new = {
             i
             for i, site in program.sites.items()
-            if (site.strategy.moves_value or site.strategy.is_relaxed)
+            if (site.strategy.moves_value or "slope" in site.strategy.calls)
             and (moved | {PARAMS}) & program.facts.parameters[i].relations.keys()
         }
         if new == moved:
@@ -185,7 +185,7 @@ def refusal(
         return _threshold(sites, suspects[source], found, where)
     site = sites[source]
     name = f"strategies={{'{site.name}': "
-    if site.strategy.is_relaxed:
+    if "slope" in site.strategy.calls:
         return StrategyError(
             site.name,
             f"Site '{site.address}': the result {found} as a function of its relaxed value (operation: {operation}){where}, and "
@@ -211,7 +211,7 @@ def refusal(
 def _boundary(site: StrategySite) -> str:
     """Whether the boundary strategy would help."""
     scope = "comparisons (<, >) that are affine in one element of the value, outside of loops and branches"
-    if site.strategy.has_boundary:
+    if isinstance(site.strategy, Boundary):
         return f"'boundary' treats {scope}, only; "
     if site.distribution not in LAWS:
         return ""

@@ -1,7 +1,12 @@
 """Programs whose densities are sums or estimates over another program's choices.
 
 `marginal` and `normalize` estimate (unbiasedly: E[exp] = p, and E[1 / exp] = 1 / p for their own draws), `eliminate` sums
-discrete sites exactly.
+discrete sites exactly. These three stand on top of `ppl`; their results are
+
+Programs
+    StochasticProgram       a program whose density is estimated
+    Marginal, Normalized    what `marginal` and `normalize` make
+    Eliminated              what `eliminate` makes: a density without estimates, a posterior, a mode
 """
 
 from ._eliminate import Eliminated as Eliminated, eliminate as eliminate
@@ -16,3 +21,10 @@ from ._stochastic import (
     log_mean_exp as log_mean_exp,
     refuse_scaled as refuse_scaled,
 )
+
+__all__ = [
+    "StochasticProgram",
+    "Marginal",
+    "Normalized",
+    "Eliminated",
+]

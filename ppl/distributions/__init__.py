@@ -1,8 +1,14 @@
 """Laws: the library's own, and what is asked of NumPyro's.
 
-Own laws (`_chosen.py`, `_one_hot.py`, the normal-inverse-gamma and normal-inverse-Wishart laws); derivatives of NumPyro's that
-some versions get wrong (`_mends.py`); and questions: where a law can be (`_inclusion.py` before anything is drawn, `_supports.py`
-with what the set depends on), whether two laws have an exact divergence, which of their values have probability 0.
+Laws for programs
+    OneHotCategorical                           a category as a vector, with values that can be relaxed
+    Chosen                                      one of several laws, by an index
+    NormalInverseGamma, NormalInverseWishart    a mean and its variance or covariance
+    ExpectedNormal                              expected natural parameters of a Normal under such a law
+
+For the library: derivatives of NumPyro's that some versions get wrong (`_mends.py`); and questions: where a law can be
+(`_inclusion.py` before anything is drawn, `_supports.py` with what the set depends on), whether two laws have an exact
+divergence, which of their values have probability 0.
 
 Knows nothing of programs, sites or jaxprs.
 """
@@ -54,3 +60,11 @@ from ._supports import (
     same_support as same_support,
     support_of_law as support_of_law,
 )
+
+__all__ = [
+    "OneHotCategorical",
+    "Chosen",
+    "NormalInverseGamma",
+    "NormalInverseWishart",
+    "ExpectedNormal",
+]

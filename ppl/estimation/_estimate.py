@@ -1,10 +1,10 @@
 """The estimator: a surrogate whose value is the estimate and whose gradient is the unbiased gradient estimate.
 
-For terms c_j of the objective, sites s with strategies and enumeration lanes v:
+For terms c_j of the objective, sites s with strategies and states v of enumerated sites:
 
     surrogate = sum_j sum_v w_v c_j(v)  +  sum_s surrogate_s(numbers of s, stop(costs downstream of s))
 
-w_v is the probability of lane v, differentiable (`_terms.py`). Each surrogate_s is zero in value. Terms are grouped by the
+w_v is the probability of state v, differentiable (`_terms.py`). Each surrogate_s is zero in value. Terms are grouped by the
 enumerated sites they see.
 """
 
@@ -20,7 +20,7 @@ from ..analysis import Analysed
 from ..distributions import alarm
 from ..enumeration import is_sampled
 from ..evaluation import read_often
-from ..strategies import Downstream, stop
+from ..strategies import Decision, Downstream, StrategyError, StrategySite, stop
 from ._again import refuse_again, watched_again
 from ._downstream import Costs
 from ._flips import jumps
@@ -64,10 +64,7 @@ def surrogate_of(
         downstream = Downstream(
             cost=cost,
             weight=stop(weight),
-            replay=lambda value, index=index: costs.replay(index, value),
-            replay_together=lambda value, index=index: costs.replay(index, value, together=True),
-            slope=lambda value, index=index: costs.slope(index, value),
-            jumps=lambda local, index=index: jumps(costs, index, local),
+            **_calls(index, site, costs),
             num_replicates=program.num_replicates,
             state=state.get(site.address),
         )
@@ -75,10 +72,34 @@ def surrogate_of(
             jnp.sum(site.strategy.surrogate(numbers, downstream)), refuse_again
         )
         total = total + alarm(probabilities)
-        if site.strategy.is_decision:
+        if isinstance(site.strategy, Decision):
             continue
         new_state[site.address] = jax.tree.map(
             stop, site.strategy.update(jax.tree.map(stop, numbers), downstream)
         )
     total = total + watched_again(direct, again)  # last: a surrogate refuses without a search
     return total / program.num_replicates, new_state
+
+
+def _calls(index: int, site: StrategySite, costs: Costs) -> dict[str, Any]:
+    """The functions of `Downstream`; those that the strategy does not announce raise, since the analysis has not checked them."""
+    functions = {
+        "replay": lambda value: costs.replay(index, value),
+        "replay_together": lambda value: costs.replay(index, value, together=True),
+        "slope": lambda value: costs.slope(index, value),
+        "jumps": lambda local: jumps(costs, index, local),
+    }
+    announced = site.strategy.calls
+    return {n: f if n in announced else _unannounced(n, site) for n, f in functions.items()}
+
+
+def _unannounced(name: str, site: StrategySite) -> Callable[[Any], Any]:
+    def refuse(_: Any) -> Any:
+        made = type(site.strategy).__name__
+        raise StrategyError(
+            site.name,
+            f"Site '{site.address}': strategy '{site.strategy.name}' calls downstream.{name} without announcing it, so that what "
+            f"it needs was not checked. Add it to the class: {made}.calls = {(*site.strategy.calls, name)}.",
+        )
+
+    return refuse

@@ -38,7 +38,7 @@ from ..checks import (
     with_quick_key,
 )
 from ..distributions import sound
-from ..strategies import StrategyError
+from ..strategies import AUTO, Decision, StrategyError, as_strategy
 from ._again import check_derivatives, moving, refusal_of_jump, slope_of
 from ._estimate import surrogate_of
 
@@ -369,10 +369,10 @@ class Expectation:
         from ..strategies import Engine
 
         asked, _ = Engine(jax.random.key(0), self.strategies)._asked(site)
-        return asked == "auto" and len(demoted.get(site, ())) < 4
+        return asked == "auto" and len(demoted.get(site, ())) < len(AUTO)
 
     def _demote(self, demoted: dict[str, set[str]], site: str) -> dict[str, set[str]]:
-        for name in ("reparam", "enum", "mvd", "reinforce"):
+        for name in (as_strategy(choice).name for choice in AUTO):
             if name not in demoted.get(site, set()):
                 return demoted | {site: demoted.get(site, set()) | {name}}
         return demoted
@@ -399,8 +399,8 @@ def expectation(
             Patterns are names or shell-style wildcards; the exact name first, then the first pattern that
             matches. Sites not named follow their own `strategy=`, else Reparam where the sampler is
             differentiable, else they are refused. "auto" takes the first sound one of Reparam, Enum (at most
-            32 values, bounded lanes), MVD, Reinforce with leave-one-out. RejectionReparam serves no site that Reparam
-            does not, and is refused by the same jumps; `inference.diagnostics.pilot` compares the two.
+            32 values, a bounded number of states), MVD, Reinforce with leave-one-out. RejectionReparam serves no site that
+            Reparam does not, and is refused by the same jumps; `inference.diagnostics.pilot` compares the two.
         num_replicates: independent runs averaged in one estimate.
         check_jumps: look for jumps in reparameterised values, once per shape of the arguments; a `ppl.JumpSearch` says how
             finely. What the default finds, and what it does not: docs/boundaries.md.
@@ -414,7 +414,7 @@ def expectation(
             raw JAX control flow; reparameterised value, or noise of `rng_key`, that makes the result jump;
             support that depends on a parameter under a score or weak-derivative strategy; strategy that the
             distribution cannot have; pattern that matches no site; duplicate site; discrete site without a
-            strategy; joint enumeration or replay beyond 65,536 lanes; a subsampled plate whose rows meet. While a value is
+            strategy; joint enumeration or replay beyond 65,536 states; a subsampled plate whose rows meet. While a value is
             differentiated in an argument, or in what `fn` closes over: what would be refused were it a parameter.
 
     Validity: with the unbiased strategies E[grad] = dL/dparams, provided differentiation and expectation
@@ -443,7 +443,7 @@ def expectation(
 
 
 def _fresh_state(program: Analysed) -> dict[str, Any]:
-    sites = [s for s in program.sites.values() if not s.strategy.is_decision]
+    sites = [s for s in program.sites.values() if not isinstance(s.strategy, Decision)]
     return {s.address: s.strategy.init_state() for s in sites}
 
 

@@ -1,7 +1,12 @@
 """What a user writes: programs, statements, handlers.
 
 `model` makes a `Program` of a function; statements (`sample`, `plate`, `param`, ...) are NumPyro's with our options, so that a
-program stays a NumPyro model; handlers (`condition`, `intervene`, `block`, `mask`) turn programs into programs.
+program stays a NumPyro model; handlers (`condition`, `intervene`, `block`, `mask`) turn programs into programs. They stand on
+top of `ppl`; some results are
+
+Classes
+    InlineGuide     what `guide_of` makes: the guide that is written at the model's statements
+    SiteWeights     what `reweight` makes of weights by site
 """
 
 from ._autoguides import set_up as set_up
@@ -38,3 +43,8 @@ from ._statements import (
     sample as sample,
     subsample as subsample,
 )
+
+__all__ = [
+    "InlineGuide",
+    "SiteWeights",
+]

@@ -1,20 +1,29 @@
 """Gradient strategies: how the derivative of an expectation passes through one site.
 
-The protocol is `_strategy.py`; then one file per estimator. `Engine` (`_engine.py`) is the recorder that runs a program under
-strategies: it resolves names ("reparam", "enum", ...) to strategies, checks that a site's law fits its strategy, draws, and
-leaves the markers that the analysis reads.
+The strategies stand on top of `ppl`. What one of your own needs:
+
+Protocol
+    Strategy                        what a strategy is
+    Draw, Downstream                what it sees: the site at its draw, and the costs behind it
+    element                         the law of one element, and the shape of a site's elements
+
+Baselines of scores
+    Baseline                        what a baseline is
+    LeaveOneOut, MovingAverage      of other replicates, of the past
+    Regression                      on what is known before the draw
+    Combined                        several, with weights that are learned
+
+The protocol is `_strategy.py`; then one file per estimator, and their names (`_registry.py`). `Engine` (`_engine.py`) is the
+recorder that runs a program under strategies: it resolves names ("reparam", "enum", ...) to strategies, checks that a site's law
+fits its strategy, draws, and leaves the markers that the analysis reads.
 """
 
 from ._boundary import Boundary as Boundary, Decision as Decision, Peer as Peer
 from ._disarm import ARM as ARM, DisARM as DisARM
-from ._engine import (
-    Engine as Engine,
-    StrategyError as StrategyError,
-    StrategySite as StrategySite,
-    as_strategy as as_strategy,
-)
+from ._engine import Engine as Engine, StrategySite as StrategySite
 from ._importance import Importance as Importance
 from ._mvd import MVD as MVD
+from ._registry import AUTO as AUTO, TRIED as TRIED, as_strategy as as_strategy
 from ._reinforce import (
     Baseline as Baseline,
     Combined as Combined,
@@ -36,7 +45,20 @@ from ._strategy import (
     Reparam as Reparam,
     StraightThrough as StraightThrough,
     Strategy as Strategy,
+    StrategyError as StrategyError,
     element as element,
     has_rsample as has_rsample,
     stop as stop,
 )
+
+__all__ = [
+    "Strategy",
+    "Draw",
+    "Downstream",
+    "element",
+    "Baseline",
+    "LeaveOneOut",
+    "MovingAverage",
+    "Regression",
+    "Combined",
+]

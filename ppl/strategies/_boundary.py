@@ -38,7 +38,7 @@ import numpyro.distributions as dist
 
 from ..distributions import LAWS, has_boundary_law
 from ._reinforce import Reinforce
-from ._strategy import Downstream, Draw, Implicit, Reparam, Strategy, stop
+from ._strategy import Downstream, Draw, Implicit, Kind, Reparam, Strategy, stop
 
 Array = jax.Array
 BASES: Mapping[str, type[Strategy]] = {
@@ -87,8 +87,6 @@ class Boundary(Strategy):
 
     base: str | Strategy = "reparam"
     name = "boundary"
-    has_boundary = True
-    misses_null_values = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.of, tuple(BASES.values())):
@@ -108,12 +106,12 @@ class Boundary(Strategy):
         return self.of
 
     @property
-    def is_pathwise(self) -> bool:  # type: ignore[override]
-        return self._of().is_pathwise
+    def kind(self) -> Kind:  # type: ignore[override]
+        return self._of().kind
 
     @property
-    def is_partly_pathwise(self) -> bool:  # type: ignore[override]
-        """Derivatives of the value, and jumps of the cost, must be of one function."""
+    def is_partly_pathwise(self) -> bool:
+        """Derivatives of the value are added to jumps of the cost."""
         return self.is_pathwise
 
     @property
@@ -179,8 +177,7 @@ class Decision(Strategy):
     peers: tuple[Peer, ...] = ()
     is_by_row: bool = True
     name = "boundary"
-    misses_null_values = False
-    is_decision = True
+    calls = ("jumps",)
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         return None

@@ -32,7 +32,7 @@ SERVED = BERNOULLI | CATEGORICAL | {"OneHotCategorical"}
 class Antithetic(Strategy):
     """Abstract: the cost at the draw minus the cost at its antithetic partner, times a weight per stick."""
 
-    is_replayed_together = True
+    calls = ("replay_together",)
 
     @abc.abstractmethod
     def weight(self, uniforms: Array, sticks: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,51 +27,21 @@ from ..distributions import (
 from ..jaxprs import REALS, SAMPLER, Range, mark, mark_key, range_of_support
 from ..traces import COMMON, SALT, Recorder, Region, check_shape, describe, fold_name
 from ._boundary import Boundary
-from ._disarm import ARM, DisARM
 from ._mvd import MVD
+from ._registry import AUTO, AUTO_SUPPORT, STRATEGIES, advice, as_strategy
 from ._reinforce import Reinforce
-from ._rejection import RejectionReparam
-from ._relax import Rebar
 from ._strategy import (
     Draw,
     Enum,
-    GumbelSoftmax,
-    Implicit,
-    Pathwise,
     Reparam,
-    StraightThrough,
     Strategy,
+    StrategyError,
     element,
     stop,
     support_of,
 )
 
 Array = jax.Array
-
-STRATEGIES: dict[str, Callable[[], Strategy]] = {
-    "reparam": Reparam,
-    "implicit": Implicit,
-    "rejection_reparam": RejectionReparam,
-    "reinforce": Reinforce,
-    "reinforce_loo": lambda: Reinforce("leave-one-out"),
-    "enum": Enum,
-    "mvd": MVD,
-    "disarm": DisARM,
-    "arm": ARM,
-    "rebar": Rebar,
-    "boundary": Boundary,
-    "gumbel_softmax": GumbelSoftmax,
-    "straight_through": StraightThrough,
-}
-AUTO_SUPPORT = 32
-
-
-class StrategyError(ValueError):
-    """A strategy cannot serve a site soundly."""
-
-    def __init__(self, site: str, message: str) -> None:
-        super().__init__(message)
-        self.site = site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +56,7 @@ class StrategySite:
         why: why this one.
         distribution: class name of one element.
         shape: shape of the elements at the statement (without region axes).
-        num_values: size of the support when it is enumerated, 1 where the draw is its only lane, else None.
+        num_values: size of the support when it is enumerated, 1 where the draw is its only state, else None.
         support: the support's values, shape (num_values, *event), or None.
         fixed: parameters without a derivative under this strategy.
         is_unbounded: every real value is possible.
@@ -196,7 +166,7 @@ class Engine(Recorder):
         if not is_known:  # parameters may move a threshold across its noise
             key = mark_key(key, SAMPLER + address)
         try:
-            if isinstance(strategy, Pathwise) and type(strategy).draw is Strategy.draw:
+            if strategy.is_pathwise and strategy.draws_from_law:
                 (draw, intermediates), noise = fn.sample_with_intermediates(key), None
             else:
                 (draw, noise), intermediates = strategy.draw_with_noise(fn, key), []
@@ -209,18 +179,18 @@ class Engine(Recorder):
         # One index per address: a site that stands in both branches of a cond is one site.
         index = self.indices.setdefault(address, len(self.indices))
         support = support_of_law(base)
-        # What is drawn without noise is marked in every lane as well, by the key.
+        # What is drawn without noise is marked in every state as well, by the key.
         edges = [support.edges, key] if isinstance(base, dist.Delta) else support.edges
-        is_aligned = strategy.has_boundary
-        law = law_parameters(base, shape) if is_aligned else base if is_known else (base, draw)
-        value = mark(jnp.asarray(draw), law, edges, index=index, is_aligned=is_aligned)
+        has_boundary = isinstance(strategy, Boundary)
+        law = law_parameters(base, shape) if has_boundary else base if is_known else (base, draw)
+        value = mark(jnp.asarray(draw), law, edges, index=index, is_aligned=has_boundary)
         msg["value"], msg["intermediates"] = value, intermediates
         if support.is_discrete and jnp.issubdtype(value.dtype, jnp.floating):
             self.relaxed[msg["name"]] = strategy.name
         if not strategy.is_weighted:  # else the value is another law's draw
             fn, base = at_own_draw(fn, value), at_own_draw(base, value)
         try:
-            if strategy.is_pathwise and not strategy.has_boundary:
+            if strategy.is_pathwise and not has_boundary:
                 shape = tuple(fn.batch_shape)
                 log_prob = log_prob_at(fn, value, intermediates)
             else:
@@ -230,8 +200,9 @@ class Engine(Recorder):
             raise kind_of(err)(
                 f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
             ) from err
-        is_listed = strategy.is_enumerated and not strategy.is_weighted
-        values = support_of(base) if is_listed else None
+        values = support_of(base) if strategy.kind == "enumerated" else None
+        # Values of probability 0 count where they are evaluated; a value that moves is no atom.
+        misses_null_values = not (strategy.evaluates_null_values or strategy.moves_value)
         fixed = strategy.fixed_parameters(base)
         self.frame.infos[address] = describe(msg)
         self.frame.sites[address] = StrategySite(
@@ -248,7 +219,7 @@ class Engine(Recorder):
             "value": value,
             "fixed": [jnp.asarray(getattr(base, name), float) for name in fixed],
             "local": strategy.local(drawn),
-            "probabilities": probabilities(base, shape) if strategy.misses_null_values else [],
+            "probabilities": probabilities(base, shape) if misses_null_values else [],
         }
 
     def hand_out(self, key: Array, name: str) -> Array:
@@ -328,7 +299,7 @@ class Engine(Recorder):
             raise StrategyError(
                 name,
                 f"Site '{name}': {type(base).__name__} has no differentiable sampler, and no strategy "
-                f"was chosen, so its gradient would be wrong. {_advice(name, base)}"
+                f"was chosen, so its gradient would be wrong. {advice(name, base)}"
                 + (summed if msg["infer"].get("enumerate") else ""),
             )
         strategy = as_strategy(chosen, name)
@@ -336,7 +307,7 @@ class Engine(Recorder):
         if reason is not None:
             raise StrategyError(
                 name,
-                f"Site '{name}': strategy '{strategy.name}' {reason}. {_advice(name, base)}",
+                f"Site '{name}': strategy '{strategy.name}' {reason}. {advice(name, base)}",
             )
         return strategy, why
 
@@ -352,18 +323,15 @@ class Engine(Recorder):
     def _automatic(self, name: str, base: dist.Distribution) -> tuple[Strategy, str]:
         """The rule of `strategies="auto"`; see `ppl.expectation`."""
         refused = self.demoted.get(name, set())
-        for make, why in (
-            (Reparam, "auto: differentiable sampler"),
-            (Enum, f"auto: at most {AUTO_SUPPORT} values"),
-            (MVD, "auto: weak derivative known"),
-            (lambda: Reinforce("leave-one-out"), "auto: general"),
-        ):
-            strategy = make()
+        for choice, why in AUTO.items():
+            strategy = STRATEGIES[choice]()
             if strategy.name in refused or strategy.refuse(base) is not None:
                 continue
             if strategy.is_enumerated and support_of(base).shape[0] > AUTO_SUPPORT:
                 continue
-            return strategy, why + (f" ({', '.join(sorted(refused))} refused)" if refused else "")
+            return strategy, f"auto: {why}" + (
+                f" ({', '.join(sorted(refused))} refused)" if refused else ""
+            )
         reasons = [f"'{s}' was refused for this program" for s in sorted(refused)]
         reasons += [
             f"'{s.name}' {why}"
@@ -377,22 +345,12 @@ class Engine(Recorder):
         )
 
 
-def _advice(name: str, base: dist.Distribution) -> str:
-    able = _sound(base)
-    if able:
-        return f"Sound here: choose one of {able}, e.g. strategies={{'{name}': '{able[0]}'}}."
-    return (
-        f"No strategy is sound here: its support is {support_of_law(base)}. Draw from a law with a fixed support and transform "
-        "the draw, or give its parts sites of their own."
-    )
-
-
 def _kind_of_values(
     base: dist.Distribution, support: Support, strategy: Strategy
 ) -> dict[str, Any]:
     """What the checks know of a site's values."""
     is_one_hot = isinstance(base, OneHotCategorical)
-    is_relaxed = strategy.is_relaxed or strategy.is_pathwise
+    is_relaxed = "slope" in strategy.calls or strategy.is_pathwise
     is_discrete = is_one_hot or support.is_discrete
     return {
         "range": range_of_support(support.core),
@@ -403,15 +361,6 @@ def _kind_of_values(
     }
 
 
-def _sound(base: dist.Distribution) -> list[str]:
-    """Names of the strategies that serve a distribution without bias."""
-    able = {name: make() for name, make in STRATEGIES.items()}
-    able = {n: s for n, s in able.items() if not s.is_biased and s.refuse(base) is None}
-    if support_of_law(base).unknown:  # where scores are refused
-        return [n for n, s in able.items() if s.is_pathwise or s.is_enumerated]
-    return list(able)
-
-
 def _as_mapping(strategies: Any) -> dict[str, Any]:
     if isinstance(strategies, str | Strategy):
         return {"*": strategies}
@@ -420,24 +369,4 @@ def _as_mapping(strategies: Any) -> dict[str, Any]:
     raise TypeError(
         "strategies: give a mapping from patterns to strategies, one ppl.strategies.Strategy or a name, not "
         f"{type(strategies).__name__}."
-    )
-
-
-def as_strategy(chosen: Any, site: str = "*") -> Strategy:
-    """A strategy from itself or its name.
-
-    Raises:
-        ValueError: unknown name.
-        TypeError: neither a Strategy nor a string.
-    """
-    if isinstance(chosen, Strategy):
-        return chosen
-    if isinstance(chosen, str):
-        if chosen not in STRATEGIES:
-            raise ValueError(
-                f"Site '{site}': no strategy named '{chosen}'; choose from {[*STRATEGIES, 'auto']}."
-            )
-        return STRATEGIES[chosen]()
-    raise TypeError(
-        f"Site '{site}': a strategy is a ppl.strategies.Strategy or a name, got {type(chosen).__name__}."
     )

@@ -36,9 +36,8 @@ class Importance(Strategy):
 
     proposal: Any
     name = "importance"
-    is_enumerated = True
-    is_weighted = True
-    misses_null_values = False
+    kind = "weighted"
+    evaluates_null_values = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         try:

@@ -117,8 +117,8 @@ class MVD(Strategy):
     """
 
     name = "mvd"
-    is_replayed = True
-    misses_null_values = False
+    calls = ("replay",)
+    evaluates_null_values = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         name = type(distribution).__name__

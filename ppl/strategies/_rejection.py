@@ -57,8 +57,7 @@ class RejectionReparam(Strategy):
     _: dataclasses.KW_ONLY
     baseline: Any = None
     name = "rejection_reparam"
-    is_partly_pathwise = True
-    misses_null_values = False
+    kind = "partly_pathwise"
 
     def __post_init__(self) -> None:
         if isinstance(self.boost, bool) or not isinstance(self.boost, int) or self.boost < 1:

@@ -49,7 +49,7 @@ class ControlVariate(Strategy):
 
     @abc.abstractmethod
     def control(self, weights: Any, local: Any, downstream: Downstream) -> tuple[Array, Array]:
-        """(c, derivative of each element's c in the element's z), both times the lane's probability."""
+        """(c, derivative of each element's c in the element's z), both times the probability of the states upstream."""
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         name = type(distribution).__name__
@@ -222,7 +222,7 @@ class Rebar(ControlVariate):
     temperature: float = 0.5
     optimizer: Any = None
     name = "rebar"
-    is_relaxed = True
+    calls = ("slope",)
     served = BERNOULLI | ONE_HOT
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Gradient strategies: how the derivative of an expectation passes through one site.
 
 A strategy is three small functions. `draw` makes the site's value. `local` computes, at the site, the numbers
-that the estimator needs from the distribution; they leave plates, scans, branches and particle lanes as
+that the estimator needs from the distribution; they leave plates, scans, branches and particles as
 arrays. `surrogate` turns these numbers and what lies downstream into an array that is zero in value and whose
 gradient is this site's part of the estimator.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,18 @@ import numpyro.distributions as dist
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
+
+Kind = Literal["held", "pathwise", "partly_pathwise", "enumerated", "weighted"]
+Call = Literal["replay", "replay_together", "slope", "jumps"]
+_OF_KIND = ("is_pathwise", "is_partly_pathwise", "moves_value", "is_enumerated", "is_weighted")
+
+
+class StrategyError(ValueError):
+    """A strategy cannot serve a site soundly."""
+
+    def __init__(self, site: str, message: str) -> None:
+        super().__init__(message)
+        self.site = site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +62,11 @@ class Draw:
 
 @dataclasses.dataclass(frozen=True)
 class Downstream:
-    """What lies downstream of a site, seen element by element. Arrays broadcast against lanes + the site's elements.
+    """What lies downstream of a site, seen element by element. Arrays broadcast against enumerated states + the site's elements.
 
     Attributes:
         cost: sum of the objective's terms that the element can influence, at the drawn values (no gradient).
-        weight: probability of the enumeration lane that the element sits in (1 without enumeration upstream).
+        weight: probability of the enumerated states that the element sits in (1 without enumeration upstream).
         replay: `value -> cost` with the site's value replaced and all other noise kept (no gradient). Each element
             is replaced alone.
         replay_together: the same with all elements replaced at once. Elements of which one depends on another
@@ -81,40 +93,81 @@ class Strategy(abc.ABC):
 
     Attributes:
         name: the string that selects it.
-        is_pathwise: the value itself carries the gradient; there is no surrogate.
-        is_partly_pathwise: the value carries a part of the gradient, the surrogate the rest.
+        kind: what becomes of the value, and who carries the gradient.
+
+            - "held": the value is held fixed, the surrogate carries the gradient;
+            - "pathwise": the value moves with the parameters and carries the gradient; there is no surrogate;
+            - "partly_pathwise": the value carries a part of it, the surrogate the rest;
+            - "enumerated": the site is summed over its support; there is no surrogate;
+            - "weighted": the same with one state, the site's own draw, whose `log_weight` need not be its log-prob.
+
+        calls: functions of `Downstream` that `surrogate` calls; others raise. For "replay" and "replay_together" the size is
+            checked ahead. For "slope" no other sampled site may lie downstream, whose draw would jump, and jumps of the
+            result in the site's value are searched for as for a pathwise site.
         is_biased: the estimator is biased; it is used only where it is named explicitly.
-        is_enumerated: the site is summed over its support.
-        is_weighted: an enumerated site with one lane, its own draw, whose `log_weight` need not be its log-prob.
-        is_replayed: the estimator calls `downstream.replay` (its size is then checked ahead).
-        is_replayed_together: it calls `downstream.replay_together` (likewise).
-        is_relaxed: it calls `downstream.slope`. Then no other sampled site may lie downstream, whose draw would
-            jump, and jumps of the result in the site's value are searched for as for a pathwise site.
-        misses_null_values: nothing is evaluated at values of probability 0, whose part of the derivative is then missing; it is
-            NaN where there is one (`distributions/_null_values.py`). True unless an estimator says that it does evaluate them.
-        has_boundary: comparisons that the site's value decides get the boundary's part of the gradient (`_boundary.py`).
-        is_decision: it is the estimator of such a comparison, which calls `downstream.jumps`.
+        evaluates_null_values: what is downstream is evaluated at values of probability 0, too. Else their part of the derivative
+            is missing: it is NaN where there is one (`distributions/_null_values.py`), unless the value moves.
         num_replicates: independent runs of the whole program that the estimator needs.
     """
 
     name = ""
-    is_pathwise = False
-    is_partly_pathwise = False
+    kind: Kind = "held"
+    calls: tuple[Call, ...] = ()
     is_biased = False
-    is_enumerated = False
-    is_weighted = False
-    is_replayed = False
-    is_replayed_together = False
-    is_relaxed = False
-    misses_null_values = True
-    has_boundary = False
-    is_decision = False
+    evaluates_null_values = False
     num_replicates = 1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what would go without its checks: a misspelt `kind` or `calls`, a flag that `kind` has the say of."""
+        super().__init_subclass__(**kwargs)
+        if flags := [n for n in vars(cls) if n in _OF_KIND and isinstance(vars(cls)[n], bool)]:
+            raise TypeError(
+                f"{cls.__name__}: {flags} follow from kind. Set kind to one of {get_args(Kind)}."
+            )
+        kind = vars(cls).get("kind", "held")
+        if isinstance(kind, str) and kind not in get_args(Kind):
+            raise TypeError(f"{cls.__name__}: kind must be one of {get_args(Kind)}, got {kind!r}.")
+        calls = vars(cls).get("calls", ())
+        if not (isinstance(calls, tuple) and set(calls) <= set(get_args(Call))):
+            raise TypeError(
+                f"{cls.__name__}: calls must be a tuple of functions of Downstream, {get_args(Call)}, got {calls!r}."
+            )
+
+    @property
+    def is_pathwise(self) -> bool:
+        """Whether the value carries the whole gradient."""
+        return self.kind == "pathwise"
+
+    @property
+    def is_partly_pathwise(self) -> bool:
+        """Whether the estimate adds derivatives of the value and values of the cost, which must be of one function."""
+        return self.kind == "partly_pathwise"
 
     @property
     def moves_value(self) -> bool:
         """Whether the value moves with the parameters at fixed noise."""
         return self.is_pathwise or self.is_partly_pathwise
+
+    @property
+    def is_enumerated(self) -> bool:
+        """Whether the site is a sum over states, each with a weight; also where its own draw is the only one."""
+        return self.kind in ("enumerated", "weighted")
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the site's own draw is its only state."""
+        return self.kind == "weighted"
+
+    @property
+    def has_surrogate(self) -> bool:
+        """Whether the class defines one."""
+        return type(self).surrogate is not Strategy.surrogate
+
+    @property
+    def draws_from_law(self) -> bool:
+        """Whether values are draws of the law's own sampler."""
+        made = type(self)
+        return made.draw is Strategy.draw and made.draw_with_noise is Strategy.draw_with_noise
 
     @abc.abstractmethod
     def refuse(self, distribution: dist.Distribution) -> str | None:
@@ -133,7 +186,7 @@ class Strategy(abc.ABC):
         return ()
 
     def log_weight(self, draw: Draw) -> Array:
-        """Log-weight of each element's value in its lane, where the site is enumerated; shape `draw.shape`."""
+        """Log-weight of each element's value, where `kind` is "weighted"; shape `draw.shape`."""
         return draw.log_prob
 
     def surrogate(self, local: Any, downstream: Downstream) -> Array:
@@ -177,8 +230,7 @@ class Pathwise(Strategy):
     """Abstract: the distribution's own differentiable sampler."""
 
     allow_jumps: bool = False
-    is_pathwise = True
-    misses_null_values = False  # a moving value has none
+    kind = "pathwise"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,10 +273,10 @@ class Implicit(Pathwise):
 class Enum(Strategy):
     """Exact sum over a finite support: sum_v p(v) E[cost | v], all values in one vectorised run.
 
-    Rows of a plate whose costs separate share the lanes (k lanes for N rows). A chain, a site in `ppl.scan` that nothing
+    Rows of a plate whose costs separate share the states (k evaluations for N rows). A chain, a site in `ppl.scan` that nothing
     depends on for longer than L <= 3 steps, is summed by a forward recursion, linear in the number of steps
-    (k^(L + 1) lanes), where the cost is a sum over the steps. Other elements that meet in one cost are enumerated jointly
-    (k^n lanes), up to a limit. Sites that a cost sees only through other enumerated sites are summed out one
+    (k^(L + 1) states), where the cost is a sum over the steps. Other elements that meet in one cost are enumerated jointly
+    (k^n states), up to a limit. Sites that a cost sees only through other enumerated sites are summed out one
     after the other. Validity: always exact in this site, also where a probability is exactly 0 or 1 and a parameter moves it (the
     derivative is then the one-sided one): laws given by their probabilities weigh by these, not by logarithms, which have none.
 
@@ -243,8 +295,8 @@ class Enum(Strategy):
     """
 
     name = "enum"
-    is_enumerated = True
-    misses_null_values = False
+    kind = "enumerated"
+    evaluates_null_values = True
 
     def local(self, draw: Draw) -> Any:
         probability = probability_of(draw.distribution, draw.value)
@@ -305,8 +357,7 @@ class _Relaxed(Strategy):
     """Abstract: a value that moves with a relaxed draw, **biased**."""
 
     temperature: float = 0.5
-    is_pathwise = True
-    misses_null_values = False
+    kind = "pathwise"
     is_biased = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:

@@ -12,11 +12,11 @@ import optax
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference import _show
-from lapilli.inference._show import MAX_LINES, MAX_WIDTH, shown
 from lapilli.inference.diffusion._corrector import Diffused
 from lapilli.inference.local._inner import InnerResult
 from lapilli.models import diffusion
+from lapilli.ppl import _show
+from lapilli.ppl._show import MAX_LINES, MAX_WIDTH, shown
 
 
 @shown
@@ -215,6 +215,24 @@ def test_reports_print_facts_and_show_tables_in_notebooks():
 
     weights = inference.diagnostics.importance_diagnostics(np.log(np.arange(1.0, 101)))
     assert "of 100 draws" in repr(weights) and "nats" in lines(weights)[3]
+
+
+def test_a_plan_prints_its_strategies_and_shows_its_table_in_notebooks():
+    @ppl.model
+    def many():
+        for i in range(40):
+            ppl.sample(f"z{i}", dist.Bernoulli(0.5), strategy="straight_through" if i else "enum")
+
+    plan = ppl.expectation(lambda _: ppl.draw(many).log_density).plan(0.5)
+    found = "\n".join(lines(plan))
+    assert "z0 enum, z1 straight_through (biased)" in found and "(40 in all)" in found
+    assert "num_replicates  1" in found and "z39" not in found
+    assert (
+        "<td>z39</td>" in plan._repr_html_()
+        and "<th>evaluations downstream</th>" in plan._repr_html_()
+    )
+    assert "z39" in str(plan) and len(str(plan).splitlines()) > 40
+    assert "elbo" in repr(BOUND.plan(fitted().params, jnp.ones(3)))
 
 
 def test_diffusion_models_and_particles_print_shapes():

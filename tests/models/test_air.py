@@ -101,7 +101,7 @@ class AtMean(ppl.strategies.Strategy):
     """The mean of the law instead of a draw: a bound without noise of its own."""
 
     name = "at_mean"
-    is_pathwise = True
+    kind = "pathwise"
 
     def refuse(self, distribution):
         return None

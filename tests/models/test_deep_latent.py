@@ -99,7 +99,7 @@ class AtMean(ppl.strategies.Strategy):
     """The mean of the law instead of a draw: what is left of a bound is a formula without noise."""
 
     name = "at_mean"
-    is_pathwise = True
+    kind = "pathwise"
 
     def refuse(self, distribution):
         return None

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import Literal, typed_key
+from ....ppl._show import shown
 from ..._depends import depends, walk
-from ..._show import shown
 from ..engine import Cloud, Moved, Settings
 from ..moves import cholesky
 from ..population import Batch, evidence

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
-from ..._show import shown
+from ....ppl._show import shown
 from ..engine import FeynmanKac, smc
 from ..moves import HMC, Kernel
 from ..smoothing import Model, conditional_smc, pick

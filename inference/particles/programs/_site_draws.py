@@ -15,7 +15,7 @@ import jax
 
 from ....ppl.densities import refuse_scaled
 from ....ppl.distributions import is_masked
-from ....ppl.strategies import Pathwise, as_strategy, element, has_rsample
+from ....ppl.strategies import Boundary, Pathwise, as_strategy, element, has_rsample
 from ..population import drawn, floats
 from ..resampling import Differentiation
 
@@ -73,7 +73,7 @@ class SiteDraws:
                 break
         if asked not in (None, "auto"):
             strategy = as_strategy(asked, name)
-            if strategy.has_boundary:
+            if isinstance(strategy, Boundary):
                 raise ValueError(
                     f"Site '{name}': smc draws it once, without the replays that strategy '{strategy.name}' needs at jumps. "
                     "Use 'reinforce' with the parameters in the law (the shifted variable compared with a constant), or "

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ....ppl._compat import is_concrete, typed_key
-from ..._show import shown
+from ....ppl._show import shown
 from ..resampling import equally_weighted
 
 Array = jax.Array

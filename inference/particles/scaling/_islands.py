@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
-from ..._show import shown
+from ....ppl._show import shown
 from ..engine import (
     ONE_DEVICE,
     Axes,

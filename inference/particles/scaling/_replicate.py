@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
-from ..._show import shown
+from ....ppl._show import shown
 
 
 @shown

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import Tracer, typed_key
-from ..._show import shown
+from ....ppl._show import shown
 from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, run
 from ..population import underived, voided
 from ..resampling import Policy, Resampling, systematic

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference.diagnostics._pilot import CANDIDATES as ALL_CANDIDATES
+from lapilli.ppl.strategies import TRIED
 
 X = jnp.linspace(-1.0, 3.0, 4)
 
@@ -74,7 +74,7 @@ def test_rejection_reparam_is_tried_where_it_applies():
     params = objective.init(jax.random.key(0))
     assert {p.strategy for p in objective.plan(params).sites} == {"reparam"}
     candidates = ("reparam", "rejection_reparam")
-    assert set(candidates) < set(ALL_CANDIDATES)
+    assert set(candidates) < set(TRIED)
     options = {"candidates": candidates, "num_draws": 50}
     pilot = inference.diagnostics.pilot(objective, params, jax.random.key(1), **options)
     trials = {(t.site, t.strategy): t for t in pilot.trials}

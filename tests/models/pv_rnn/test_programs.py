@@ -21,7 +21,7 @@ class Frozen(ppl.strategies.Strategy):
     """loc + scale eps with eps = 0.5 everywhere: a reparameterised draw whose noise is known."""
 
     name = "frozen"
-    is_pathwise = True
+    kind = "pathwise"
 
     def refuse(self, distribution):
         return None

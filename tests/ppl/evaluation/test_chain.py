@@ -68,7 +68,7 @@ def chain(p, noise, z0=Z0, x=X, after=lambda costs: costs.sum()):
 
 
 def test_a_chain_is_summed_exactly_in_quadratic_lanes():
-    check(chain, {"z": digits(3, 5)}, "enum", plan="forward recursion, 9 lanes x 5 steps")
+    check(chain, {"z": digits(3, 5)}, "enum", plan="forward recursion, 9 states x 5 steps")
 
 
 @pytest.mark.slow  # one compilation a length
@@ -131,7 +131,7 @@ def test_rows_that_separate_share_the_lanes_of_their_chains():
 
         return ppl.scan(step, jnp.array([0, 1]), (X[:3], steps(noise, "z")))[1].sum()
 
-    check(fn, {"z": bits(3, 2)}, "enum", plan="forward recursion, 4 lanes x 3 steps")
+    check(fn, {"z": bits(3, 2)}, "enum", plan="forward recursion, 4 states x 3 steps")
 
 
 @pytest.mark.slow  # compiles twice
@@ -145,7 +145,7 @@ def test_a_plate_around_the_scan_has_one_chain_a_row():
         with ppl.plate("rows", 2):
             return ppl.scan(step, jnp.zeros(2, int), (X[:3], steps(noise, "z")))[1].sum()
 
-    check(fn, {"z": bits(3, 2)}, "enum", plan="forward recursion, 4 lanes x 3 steps")
+    check(fn, {"z": bits(3, 2)}, "enum", plan="forward recursion, 4 states x 3 steps")
 
 
 def test_rows_that_meet_within_a_step_are_one_state():
@@ -160,7 +160,7 @@ def test_rows_that_meet_within_a_step_are_one_state():
 
     check(fn, {"z": bits(3, 2)}, "enum")
     plan = ppl.expectation(fn, strategies="enum").plan(PARAMS, {"z": jnp.full((3, 2), 0.5)})
-    assert plan["z"].evaluations.startswith("forward recursion, 16 lanes x 3 steps (elements meet")
+    assert plan["z"].evaluations.startswith("forward recursion, 16 states x 3 steps (elements meet")
 
 
 def test_a_memory_of_two_steps_takes_cubic_lanes():
@@ -175,7 +175,7 @@ def test_a_memory_of_two_steps_takes_cubic_lanes():
         return ppl.scan(step, (0, 1), (X, steps(noise, "z")))[1].sum()
 
     check(
-        fn, {"z": bits(5)}, "enum", plan="forward recursion, 8 lanes x 5 steps (memory of 2 steps)"
+        fn, {"z": bits(5)}, "enum", plan="forward recursion, 8 states x 5 steps (memory of 2 steps)"
     )
 
 
@@ -188,7 +188,7 @@ def test_independent_steps_whose_neighbours_meet_in_a_cost_are_a_chain():
 
         return ppl.scan(step, 0, (X, steps(noise, "z")))[1].sum()
 
-    check(fn, {"z": bits(5)}, "enum", plan="forward recursion, 4 lanes x 5 steps")
+    check(fn, {"z": bits(5)}, "enum", plan="forward recursion, 4 states x 5 steps")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_densities_of_a_chain_may_begin_in_different_states(begins):
         _, z = ppl.scan(first, begins[0], (X[:3], steps(noise, "z")))
         return ppl.scan(second, begins[1], (z, X[:3]))[1].sum()
 
-    check(fn, {"z": digits(3, 3)}, "enum", plan="forward recursion, 9 lanes x 3 steps")
+    check(fn, {"z": digits(3, 3)}, "enum", plan="forward recursion, 9 states x 3 steps")
 
 
 def test_coupled_chains_share_one_recursion():
@@ -262,7 +262,7 @@ def test_the_state_before_the_first_step_may_be_a_site():
         return chain(p, noise, z0, X[:3])
 
     spec = {"z0": bits(), "z": digits(3, 3)}
-    check(fn, spec, "enum", enumerated=("z0", "z"), plan="forward recursion, 9 lanes x 3 steps")
+    check(fn, spec, "enum", enumerated=("z0", "z"), plan="forward recursion, 9 states x 3 steps")
 
 
 STRATEGIES = {
@@ -301,7 +301,7 @@ def test_sampled_sites_above_and_below_a_chain_are_unbiased(strategies):
     chosen = {"z": "enum", "s": "enum", "w": "enum"} | strategies
     enumerated = [name for name, strategy in chosen.items() if strategy == "enum"]
     spec = {"s": bits(), "z": bits(3), "w": bits(3)}
-    check(fn, spec, chosen, enumerated=enumerated, plan="forward recursion, 4 lanes x 3 steps")
+    check(fn, spec, chosen, enumerated=enumerated, plan="forward recursion, 4 states x 3 steps")
 
 
 def test_reparameterised_draws_in_transitions_and_costs_are_unbiased():
@@ -322,7 +322,7 @@ def test_reparameterised_draws_in_transitions_and_costs_are_unbiased():
         fn,
         {"s": nodes(12), "z": bits(3), "w": nodes(3, 3)},
         {"z": "enum"},
-        plan="forward recursion, 4 lanes x 3 steps",
+        plan="forward recursion, 4 states x 3 steps",
     )
 
 

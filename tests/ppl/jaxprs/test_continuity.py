@@ -65,7 +65,7 @@ def test_what_cannot_be_opened_is_suspected():
 
 class Own(ppl.strategies.Strategy):
     name = "own"
-    is_pathwise = True
+    kind = "pathwise"
 
     def refuse(self, distribution):
         return None

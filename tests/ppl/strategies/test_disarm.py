@@ -387,7 +387,7 @@ class NoPartner(DisARM):
 class Alone(DisARM):
     """Weights of the whole vector's partner, cost with one element replaced: a term too few. Unbiased only by row."""
 
-    is_replayed = True
+    calls = ("replay",)
 
     def surrogate(self, local, downstream):
         partner = downstream.replay(1 - local["other"])

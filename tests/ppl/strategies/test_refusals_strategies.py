@@ -9,6 +9,7 @@ import pytest
 from numpyro.distributions import constraints, transforms
 
 from lapilli import inference, ppl
+from lapilli.ppl.strategies._registry import AUTO, STRATEGIES, TRIED
 
 KEY = jax.random.key(0)
 
@@ -399,7 +400,7 @@ def test_auto_takes_the_differentiable_sampler_of_gamma():
 @dataclasses.dataclass(frozen=True)
 class OnlyNormal(ppl.strategies.Strategy):
     name = "only_normal"
-    is_pathwise = True
+    kind = "pathwise"
 
     def refuse(self, distribution):
         return None if isinstance(distribution, dist.Normal) else "serves Normal sites only"
@@ -414,6 +415,55 @@ def test_a_users_strategy_is_asked_and_refuses_in_its_own_words():
         ValueError, match="Site 'z': strategy 'only_normal' serves Normal sites only"
     ):
         plan(lambda t: dist.Gamma(t, 1.0), OnlyNormal())
+
+
+def own(**attributes):
+    """A strategy class of a user's own."""
+    refuse = lambda self, distribution: None
+    return type("Own", (ppl.strategies.Strategy,), {"name": "own", "refuse": refuse} | attributes)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"kind": "path_wise"}, "Own: kind must be one of .*'pathwise'.*got 'path_wise'"),
+        ({"calls": "replay"}, "Own: calls must be a tuple of functions of Downstream, .*got 'replay'"),
+        ({"calls": ("replayed",)}, r"Own: calls must be .*got \('replayed',\)"),
+        ({"is_pathwise": True}, r"Own: \['is_pathwise'\] follow from kind. Set kind to"),
+    ],
+    ids=["kind", "calls no tuple", "calls unknown", "flag"],
+)  # fmt: skip
+def test_a_misspelt_attribute_of_a_strategy_is_refused(attributes, words):
+    with pytest.raises(TypeError, match=words):
+        own(**attributes)
+
+
+@pytest.mark.parametrize("kind", ["held", "partly_pathwise"])
+def test_a_strategy_without_the_surrogate_that_it_needs_is_refused(kind):
+    with pytest.raises(TypeError, match=f"'z': strategy 'own' is of kind '{kind}' and defines no"):
+        plan(lambda t: dist.Normal(t, 1.0), own(kind=kind)())
+
+
+@pytest.mark.parametrize("name", ["replay", "replay_together", "slope", "jumps"])
+def test_what_a_surrogate_calls_must_be_announced(name):
+    def surrogate(self, local, downstream):
+        return 0.0 * getattr(downstream, name)(jnp.zeros(()))
+
+    def grad(strategy):
+        cost = lambda t: ppl.sample("z", dist.Normal(t, 1.0), strategy=strategy) ** 2
+        return ppl.expectation(cost).grad(0.3, jax.random.key(0))
+
+    words = f"Site 'z': strategy 'own' calls downstream.{name} without announcing it.*Own.calls"
+    with pytest.raises(ppl.StrategyError, match=words):
+        grad(own(surrogate=surrogate)())
+    if name.startswith("replay"):
+        assert grad(own(surrogate=surrogate, calls=(name,))()) == 0.0
+
+
+def test_strategies_have_their_names_in_one_place():
+    assert set(TRIED) | set(AUTO) < set(STRATEGIES)
+    assert [n for n, make in STRATEGIES.items() if not n.startswith(make().name)] == []
+    assert all(f'"{name}"' in ppl.expectation.__doc__ for name in STRATEGIES)
 
 
 def test_biased_strategies_are_marked_and_never_automatic():

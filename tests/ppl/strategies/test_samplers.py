@@ -168,7 +168,7 @@ def test_a_draw_that_does_not_move_has_no_derivative():
 class Moving(ppl.strategies.Strategy):
     """A pathwise strategy that brings no draw of its own."""
 
-    name, is_pathwise = "moving", True
+    name, kind = "moving", "pathwise"
 
     def refuse(self, distribution):
         return None

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..ppl._compat import is_concrete
+from ._compat import is_concrete
 
 MAX_LINES, MAX_WIDTH = 10, 100
 _NAME = 30  # width of a fact's name
