@@ -42,12 +42,14 @@ A gradient takes this way: `language` runs the function under the engine of `str
 `analysis` finds, with `jaxprs`, what depends on what, and with `enumeration` which states are evaluated together; `checks` tries
 what cannot be proved; `estimation` builds the surrogate from values that `evaluation` computes.
 
-Words: *site*, a statement that draws, at an *address* (its name, with the control flow around it); *element*, one of a site's
-independent parts (a row, a step); *event*, one draw of a law; *plate*, rows that are independent; *row*, an element along a
-plate; *state*, a value of an enumerated element, *lane*, a batch axis in which such states, replicates or replays are evaluated
-side by side; *replicate*, an independent run that is averaged; *particle*, one of the draws within an estimate; *term*, a part of
-a sum that makes the objective; *cost*, what is downstream of a site; *strategy*, how a derivative passes through a site;
-*surrogate*, a number whose gradient is the estimate; *choices*, values of latent sites by name.
+Words: *program*, a function that draws; *model*, the program of latent and observed values together; *guide*, the program that
+stands for a model's posterior in an objective; *proposal*, one whose draws are weighted; *site*, a statement that draws, at an
+*address* (its name, with the control flow around it); *element*, one of a site's independent parts (a row, a step); *event*,
+one draw of a law; *plate*, rows that are independent; *row*, an element along a plate; *state*, a value of an enumerated
+element, *lane*, a batch axis in which such states, replicates or replays are evaluated side by side; *replicate*, an
+independent run that is averaged; *particle*, one of the draws within an estimate; *term*, a part of a sum that makes the
+objective; *cost*, what is downstream of a site; *strategy*, how a derivative passes through a site; *surrogate*, a number whose
+gradient is the estimate; *choices*, values of latent sites by name.
 """
 
 from . import (

@@ -1,6 +1,7 @@
 """The docstrings of public packages are maps: each public name stands there once, and nothing else does."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 from types import ModuleType
@@ -62,6 +63,19 @@ def test_a_name_has_one_public_place():
         places = [name for module in tree for name in module.__all__]
         assert len(tree) > 4 and len(places) == len(set(places))
     assert "fit" not in inference.fitting.__all__ and hasattr(inference.fitting, "fit")
+
+
+def test_arguments_of_one_role_have_one_name():
+    """Within `inference` the joint law is the model; what takes any program is in `ppl`."""
+    functions = [f for m in (inference, *FACES) for f in vars(m).values() if inspect.isfunction(f)]
+    public = [f for f in functions if f.__module__.startswith("lapilli.inference")]
+    odd = {
+        f.__name__: name
+        for f in public
+        for name in inspect.signature(f).parameters
+        if name in ("target", "program", "models")
+    }
+    assert len(public) > 60 and not odd
 
 
 def test_every_sub_namespace_is_mapped():
