@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 
 from ..._compiler import warn_of_wrong_fusions
@@ -95,6 +94,8 @@ class Expectation:
         examples: list[Any] | None = None,
         checks: dict[Any, Any] | None = None,
     ) -> None:
+        import equinox as eqx  # not at the top: 0.1 s of every import
+
         self.fn = fn
         self.strategies = strategies
         self.num_replicates = num_replicates
@@ -454,6 +455,8 @@ def _ready(
     use: Callable[[Analysed], None] = lambda program: None,
 ) -> None:
     """Every check of an expectation at inputs of which only shapes are known; `use` sees the program."""
+    import equinox as eqx
+
     arrays, static = eqx.partition((params, args), lambda x: isinstance(x, jax.ShapeDtypeStruct))
 
     def run(arrays: Any) -> int:
