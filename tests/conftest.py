@@ -56,18 +56,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of tests marked `one_in(n)`, keep one in n variants, chosen by their names, and mark the others slow."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as slow the variants that `make test` leaves out, by the marks `fast` and `one_in`."""
     kept: dict[str, bool] = {}
+    met: dict[str, tuple[set[str], set[str]]] = {}  # function -> variants named, variants there are
     for item in items:
-        mark = item.get_closest_marker("one_in")
-        if mark is None or not hasattr(item, "callspec"):
+        if not hasattr(item, "callspec"):
             continue
         function = item.nodeid.partition("[")[0]
-        is_kept = crc32(item.name.encode()) % mark.args[0] == 0 or function not in kept
-        kept[function] = True
+        variant = item.callspec.id  # type: ignore[attr-defined]
+        named = item.get_closest_marker("fast")
+        share = item.get_closest_marker("one_in")
+        is_kept = True
+        if named is not None:
+            met.setdefault(function, (set(named.args), set()))[1].add(variant)
+            is_kept = variant in named.args
+        if share is not None:
+            is_kept &= crc32(item.name.encode()) % share.args[0] == 0 or function not in kept
+            kept[function] = True
         if not is_kept:
             item.add_marker(pytest.mark.slow)
+    if any("::" in name for name in config.args):
+        return  # not all variants were collected
+    for function, (named, there) in met.items():
+        if unknown := sorted(named - there):
+            raise pytest.UsageError(f"{function}: no variants {unknown}, which its mark `fast` names")
 
 
 @pytest.fixture(scope="session")

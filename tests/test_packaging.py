@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ppl", "inference", "models")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Loaded where they are used. What NumPy, JAX and NumPyro load themselves does not count.
-LATE = """arviz arviz_base arviz_stats blackjax diffrax funsor matplotlib netCDF4 optax pandas
+LATE = """arviz arviz_base arviz_stats blackjax diffrax equinox funsor matplotlib netCDF4 optax pandas
     scipy.integrate scipy.interpolate scipy.ndimage scipy.optimize scipy.stats sklearn statsmodels xarray""".split()
 
 
@@ -174,9 +174,13 @@ def test_the_lock_holds_exact_versions_and_nothing_else():
         assert bound.operator == "==" and "/" not in line, line
 
 
-@pytest.mark.parametrize("packages", ["ppl", "ppl, inference", "ppl, inference, models"])
-def test_import_does_not_load_what_is_needed_on_use_only(packages, tmp_path):
-    assert loaded_late(f"from lapilli import {packages}", tmp_path) == []
+@pytest.mark.parametrize(
+    ("packages", "needed"),
+    [("ppl", []), ("ppl, inference", []), ("ppl, inference, models", ["equinox"])],
+)
+def test_import_does_not_load_what_is_needed_on_use_only(packages, needed, tmp_path):
+    """Networks of models are equinox modules."""
+    assert loaded_late(f"from lapilli import {packages}", tmp_path) == needed
 
 
 def test_p_values_of_a_calibration_load_no_statistics_package(tmp_path):

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,6 +224,8 @@ def _of_parameter(leaves: list[Array]) -> ParameterGradient:
 
 def _cost(objective: Objective, params: Any, key: Array, args: Any) -> tuple[float, float]:
     """Seconds (median of 20 calls) and operations of one estimate."""
+    import equinox as eqx
+
     arrays, static = eqx.partition(args, eqx.is_array)
 
     def estimate(params: Any, key: Array, arrays: Any) -> Any:

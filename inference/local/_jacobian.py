@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -110,6 +109,8 @@ class Observations:
             is_moved: which outputs are kept.
             limit: how many directions of them are kept; None: all.
         """
+        import equinox as eqx
+
         trees: list[Any] = []
         laws = lambda x: eqx.partition(self._leaves(x, trees), eqx.is_inexact_array)
         # The model runs once: the laws that move with x are those that they are whitened with.

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -207,6 +206,8 @@ class _ParticleExpectation:
     """What `ppl.Expectation` is to other objectives."""
 
     def __init__(self, objective: ParticleObjective) -> None:
+        import equinox as eqx
+
         self.objective = objective
         assert objective.settings.gradient is not None
         self.differentiation: Differentiation = objective.settings.gradient

@@ -18,9 +18,9 @@ from ._inputs import (
     shape_of_input as shape_of_input,
     signature_of as signature_of,
 )
-from ._jump_probe import with_quick_key as with_quick_key
 from ._jump_search import CheckJumps as CheckJumps, JumpSearch as JumpSearch, search_of as search_of
 from ._jumps import Search as Search, suspects_of as suspects_of
 from ._null_probe import try_null_values as try_null_values
+from ._probe_inputs import with_quick_key as with_quick_key
 from ._row_probe import try_rows as try_rows
 from ._subsample_probe import check_subsampled as check_subsampled

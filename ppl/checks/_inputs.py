@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +70,7 @@ def as_number(x: Any) -> Any:
 
 
 def shape_of_input(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:

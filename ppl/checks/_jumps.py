@@ -33,8 +33,9 @@ from ..distributions import LAWS
 from ..jaxprs import PARAMS, SAMPLER, Cause, merged
 from ..strategies import Boundary, StrategyError, StrategySite
 from ._inputs import as_wide
-from ._jump_probe import DEFAULT, Found, Probe, inputs_of
+from ._jump_probe import DEFAULT, Found, Probe
 from ._jump_search import JumpSearch
+from ._probe_inputs import inputs_of
 
 Suspects = dict[int | str, Cause]
 

@@ -14,7 +14,7 @@ from ..analysis import Analysed
 from ..distributions import LIMIT, alarm
 from ..evaluation import evaluate
 from ..strategies import StrategyError
-from ._jump_probe import COMPILER_OPTIONS, Inputs, inputs_of
+from ._probe_inputs import COMPILER_OPTIONS, Inputs, inputs_of
 
 
 def try_null_values(program: Analysed, params: list[Any], data: list[Any]) -> None:

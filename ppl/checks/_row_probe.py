@@ -20,7 +20,8 @@ from .._compat import ClosedJaxpr
 from ..analysis import Analysed, rows_meet
 from ..evaluation import Forced, evaluate
 from ._inputs import as_wide
-from ._jump_probe import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout, moved
+from ._moves import moved
+from ._probe_inputs import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout
 from ._quick_draws import with_quick_draws
 
 NUM_TRIALS = 8

@@ -282,6 +282,15 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
         >>> m.mode({}, x)[0]["k"].tolist()
         [0, 1, 0]
 
+        A second opinion: NumPyro sums the same program's enumerated sites with funsor.
+
+        >>> from numpyro.contrib.funsor import config_enumerate, enum, log_density
+        >>> round(float(log_density(enum(config_enumerate(mixture), -2), (x,), {}, {})[0]), 4)
+        -6.2257
+
+    Funsor contracts tables that have been filled for all values of the sites that meet. A sum that is refused here is refused for
+    the size of such a table, so that funsor could not take it either: it is the check, and no fallback.
+
     Reference: Zhang and Poole 1994 (variable elimination); Obermeyer et al. 2019, arXiv:1902.03210 (plates); Baum and Petrie
     1966, Viterbi 1967, Chib 1996 (chains: sum, mode, draws).
     """

@@ -39,16 +39,15 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints, discrete, transforms
 
 from .._compat import CatTransform, HurdleProbs, inverted, is_concrete
 from ._chosen import Chosen
+from ._ends import Ends, moved_ends, same_ends
 from ._laws import CENSORED, base_of
 
-Ends = tuple[Any, Any]
 _INDEPENDENT = type(constraints.independent(constraints.real, 1))
 _INTERVALS = (
     constraints.interval, constraints.greater_than, constraints.less_than, type(constraints.real),
@@ -105,7 +104,7 @@ class Support:
     @property
     def is_unbounded(self) -> bool:
         """Whether every real number is possible."""
-        return self.ends is not None and _same(self.ends, (-np.inf, np.inf))
+        return self.ends is not None and same_ends(self.ends, (-np.inf, np.inf))
 
 
 def support_of_law(fn: dist.Distribution) -> Support:
@@ -145,7 +144,7 @@ def same_support(a: Support, b: Support) -> bool:
     if a.unknown or b.unknown:
         return False
     if a.ends is not None and b.ends is not None and a.is_discrete == b.is_discrete:
-        return a.is_ordered and b.is_ordered and _same(a.ends, b.ends)
+        return a.is_ordered and b.is_ordered and same_ends(a.ends, b.ends)
     if a.core is None or type(a.core) is not type(b.core) or not is_concrete((a.core, b.core)):
         return False
     return bool(a.core == b.core)
@@ -224,7 +223,7 @@ def _image(support: Support, transform: Any) -> Support:
     if not _is_known(transform):
         return _of_unknown(support, transform)
     if support.ends is not None:
-        moved = _moved_ends(support.ends, transform)
+        moved = moved_ends(support.ends, transform)
         if moved is not None:
             ends, is_ordered = moved
             edges = tuple(e for e in ends if not is_concrete(e))
@@ -248,77 +247,6 @@ def _onto(support: Support, transform: Any) -> Support | None:
     if _leaves(codomain) and not is_concrete(_leaves(codomain)):
         return None
     return Support(codomain, _ends_of(codomain)) if same_support(support, wanted) else None
-
-
-def _moved_ends(ends: Ends, transform: Any) -> tuple[Ends, bool] | None:
-    """The ends of the image of an interval under a monotone map of the line, and whether their order is known."""
-    inverse = inverted(transform) is not None
-    inner = inverted(transform) or transform
-    if isinstance(inner, transforms.AffineTransform):
-        if _same(ends, (-np.inf, np.inf)):
-            return ends, True
-        low, high = (_affine(e, inner.loc, inner.scale, inverse) for e in ends)
-        is_known = is_concrete(inner.scale)
-        is_falling = is_known and bool(np.all(np.asarray(inner.scale) < 0))
-        is_rising = is_known and bool(np.all(np.asarray(inner.scale) > 0))
-        return ((high, low) if is_falling else (low, high)), is_falling or is_rising
-    if isinstance(inner, transforms.PowerTransform):
-        low, high = (_power(e, 1 / inner.exponent if inverse else inner.exponent) for e in ends)
-        return (low, high), False
-    maps: dict[type, Any] = {
-        transforms.ExpTransform: (jnp.exp, np.exp, jnp.log, np.log),
-        transforms.SigmoidTransform: (jax.nn.sigmoid, _sigmoid, jax.scipy.special.logit, _logit),
-        transforms.SoftplusTransform: (jax.nn.softplus, _softplus, _inv_softplus_j, _inv_softplus),
-    }
-    for kind, (f, f_np, inv, inv_np) in maps.items():
-        if isinstance(inner, kind):
-            traced, known = (inv, inv_np) if inverse else (f, f_np)
-            with np.errstate(all="ignore"):
-                return tuple(
-                    known(np.asarray(e)) if is_concrete(e) else traced(e) for e in ends
-                ), True  # type: ignore[return-value]
-    return None
-
-
-def _affine(end: Any, loc: Any, scale: Any, inverse: bool) -> Any:
-    if is_concrete(end) and np.all(np.isinf(end)):
-        return end * np.sign(np.asarray(scale)) if is_concrete(scale) else end
-    if is_concrete(end) and not inverse and not np.any(end):
-        return loc  # whatever the scale
-    if is_concrete((end, loc)) and inverse and np.all(np.equal(end, loc)):
-        return 0.0
-    if is_concrete((end, loc, scale)):
-        end, loc, scale = np.asarray(end), np.asarray(loc), np.asarray(scale)
-    return (end - loc) / scale if inverse else loc + scale * end
-
-
-def _power(end: Any, exponent: Any) -> Any:
-    if is_concrete((end, exponent)):
-        with np.errstate(all="ignore"):
-            return np.power(np.asarray(end, float), exponent)
-    if is_concrete(end) and np.all(np.isin(np.asarray(end), (0.0, 1.0, np.inf))):
-        return end  # 0, 1 and infinity stay or change places
-    return jnp.power(end, exponent)
-
-
-def _sigmoid(x: Any) -> Any:
-    return 1 / (1 + np.exp(-x))
-
-
-def _logit(x: Any) -> Any:
-    return np.log(x) - np.log1p(-x)
-
-
-def _softplus(x: Any) -> Any:
-    return np.logaddexp(x, 0.0)
-
-
-def _inv_softplus(x: Any) -> Any:
-    return np.where(np.isinf(x), x, x + np.log(-np.expm1(-x)))
-
-
-def _inv_softplus_j(x: Any) -> Any:
-    return x + jnp.log(-jnp.expm1(-x))
 
 
 def _is_known(transform: Any) -> bool:
@@ -387,14 +315,3 @@ def _leaves(tree: Any) -> tuple[Any, ...]:
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, type) and not callable(leaf):
             found.extend(_leaves(dict(vars(leaf))))
     return tuple(found)
-
-
-def _same(a: Ends, b: Ends) -> bool:
-    return is_concrete((a, b)) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def _equal(x: Any, y: Any) -> bool:
-    try:
-        return bool(np.all(np.equal(x, y)))
-    except ValueError:  # bounds of rows of other numbers
-        return False

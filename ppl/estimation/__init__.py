@@ -1,15 +1,12 @@
 """Gradient estimates: `ppl.expectation` and what it is made of.
 
-`Expectation` analyses and checks a function once per shape of its inputs, then builds the surrogate (`_estimate.py`): a number
-whose value is the estimate and whose gradient is the unbiased gradient estimate. It reads the program's terms (`_terms.py`,
-`_reading.py`) with each site's costs (`_downstream.py`), and each site's strategy adds its part.
+`Expectation` analyses and checks a function once per shape of its inputs (`_checked.py`), then builds the surrogate
+(`_estimate.py`): a number whose value is the estimate and whose gradient is the unbiased gradient estimate. It reads the
+program's terms (`_terms.py`, `_reading.py`) with each site's costs (`_downstream.py`), and each site's strategy adds its part.
 """
 
 from ._again import watched_again as watched_again
-from ._expectation import (
-    Expectation as Expectation,
-    expectation as expectation,
-    known_data as known_data,
-)
+from ._checked import known_data as known_data
+from ._expectation import Expectation as Expectation, expectation as expectation
 from ._single_run import plate_sizes as plate_sizes, run_once as run_once
 from ._sweep import Sweep as Sweep

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +97,8 @@ def refusal_of_jump(err: ValueError) -> TypeError:
 
 def moving(args: Any) -> tuple[Any, Any]:
     """Arguments in two: those that a derivative may be taken in, and the rest."""
+    import equinox as eqx
+
     return eqx.partition(
         args, lambda x: hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
     )
@@ -105,6 +106,7 @@ def moving(args: Any) -> tuple[Any, Any]:
 
 def slope_of(value: Value) -> Callable[..., Array]:
     """A program ((params, moving arguments), rest) -> the gradient of an estimate, in a direction with all components."""
+    import equinox as eqx
 
     def slope(moved: Any, rest: Any) -> Array:
         key = rng_key("second derivative")

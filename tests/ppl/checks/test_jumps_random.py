@@ -35,7 +35,7 @@ def jumps_found(compositions):
     program = expectation.ready(PARAM)
     found = {}
     if suspects := suspects_of(program):
-        search = Search(program.sites, suspects, lambda: expectation._copy(PARAM, (), {}))
+        search = Search(program.sites, suspects, lambda: expectation.programs.copy(PARAM, (), {}))
         found = search([PARAM], [])
     return [i in found and found[i].here > 0 for i in range(len(compositions))]
 

@@ -1,0 +1,225 @@
+"""Random paths through a traced program, on which jumps are looked for.
+
+A path runs in the space of one *source*: a site's value with everything else kept; or the parameters, with the noise of keys
+and pathwise sites and the values of all other sites kept. Some paths leave the parameters that are given, and some the data. Some
+are short: there, steps of a quantiser are found that are smaller than the threshold, because together they make a slope.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._compat import ClosedJaxpr, Var
+from ..analysis import Analysed
+from ..evaluation import Forced, evaluate
+from ..jaxprs import PARAMS, Jumps, split
+from ._bisection import largest_change
+from ._jump_search import JumpSearch
+from ._moves import any_value, moved, other_data, reaching, resolved
+from ._probe_inputs import Inputs, marker_layout
+
+MAX_GROUPS = 4
+TINY = 1e-11  # of rounding
+SLOPE = 1e-2  # of small steps, in relation to the length of a path
+THRESHOLD_32 = 1e-3
+# How long a path may be in relation to where it starts: 1e-8 and 1e-5 of that are then resolved.
+LONGEST, LONGEST_32 = 1e8, 1e2
+
+
+# What a path's number decides, in such a way that everything meets everything.
+
+
+def leaves_data(number: Any) -> Any:
+    return number // 6 % 3 == 2
+
+
+def _start(number: Any) -> tuple[Any, Any]:
+    """By how much the parameters leave those given, relatively and absolutely: a jump may vanish there, as at weights of zero."""
+    kind = number % 6
+    return jnp.asarray([0, 0.1, 0, 0, 0, 1.0])[kind], jnp.asarray([0, 0, 1.0, 0, 3.0, 0])[kind]
+
+
+def _step(number: Any) -> tuple[Any, Any]:
+    """By how much a path in the space of the parameters changes them, relatively and absolutely."""
+    kind = number % 4
+    return jnp.asarray([0.1, 1.0, 0, 0])[kind], jnp.asarray([0, 0, 1.0, 3.0])[kind]
+
+
+def _reach(number: Any) -> jax.Array:
+    """Two of three paths of a site's value reach far beyond two draws."""
+    return jnp.where(number // 18 % 3 > 0, 3.0, 0.0)
+
+
+def _length(number: Any) -> jax.Array:
+    """Short paths are spread evenly, by the golden ratio, over lengths in which steps below the threshold make a slope.
+
+    Not shorter than those in which the rounding of a cast to float32 makes one, by `SLOPE`.
+    """
+    exponent = 4.2 + 0.7 * (number // 12 * 0.6180339887 % 1)
+    return jnp.where(is_short(number), 10.0**-exponent, 1.0)
+
+
+def is_short(number: Any) -> Any:
+    """Every twelfth path."""
+    return number % 12 == 3
+
+
+class Job(NamedTuple):
+    """A path to be made: program and inputs, its own key, its source, its group of outputs, its number among those alike."""
+
+    closed: ClosedJaxpr
+    inputs: Inputs
+    key: jax.Array
+    source: jax.Array
+    group: jax.Array
+    number: jax.Array
+
+
+class _Ends(NamedTuple):
+    """The two ends of a path: parameters and values of sites; and what is the same all along."""
+
+    params: tuple[list[Any], list[Any]]
+    values: dict[int, tuple[jax.Array, jax.Array]]
+    data: list[Any]
+    noise: jax.Array
+    length: jax.Array
+
+
+class Paths:
+    """Makes paths and bisects them.
+
+    Outputs are the additive terms of the result that may jump, and log-probs of sites whose parameters may. A
+    jump of a term counts only if the result jumps with it: pieces of a spline jump at a knot, their sum does
+    not. The outputs that count for a source are bisected in a few groups.
+    """
+
+    def __init__(
+        self, program: Analysed, sources: list[int | str], is_double: bool, how: JumpSearch
+    ) -> None:
+        self.num_points = how.num_points
+        self.threshold = how.threshold if is_double else max(how.threshold, THRESHOLD_32)
+        facts = program.facts
+        bounds = {i: s.bounds for i, s in program.sites.items() if s.bounds is not None}
+        terms = split(program.closed.jaxpr, program.result, facts, bounds)
+        jumps: list[tuple[Any, Jumps]] = [(t.variable, facts[t.variable].jumps) for t in terms]
+        for i, site in program.sites.items():
+            found = facts.parameters[i].jumps
+            # A pathwise value follows the parameters; in the space of another site's value it is kept.
+            follows: Jumps = {}
+            if PARAMS in found and site.strategy.is_pathwise:
+                follows[PARAMS] = found[PARAMS]
+            jumps.append((program.numbers[i].value, follows))
+            jumps.append(
+                (program.numbers[i].log_prob, {s: c for s, c in found.items() if s not in follows})
+            )
+        # Poles of terms that meet in their sum.
+        covered = {s for _, found in jumps for s in found}
+        whole = facts[program.result].jumps
+        jumps.append((program.result, {s: c for s, c in whole.items() if s not in covered}))
+        is_term = np.arange(len(jumps)) < len(terms)
+        counts = np.array([[s in found for _, found in jumps] for s in sources])
+        used = np.flatnonzero(counts.sum(0))
+        self.program, self.sources = program, sources
+        self.read = [jumps[n][0] for n in used] + [program.result]
+        self.terms = {at: terms[n] for at, n in enumerate(used) if n < len(terms)}
+        paths = [path for t in self.terms.values() for path in t.paths]
+        factors = dict.fromkeys(f.atom for _, fs in paths for f in fs if isinstance(f.atom, Var))
+        self.factors = list(factors)
+        self.is_term, counts = is_term[used], counts[:, used]
+        self.groups = np.where(counts, (np.cumsum(counts, 1) - 1) % MAX_GROUPS, -1)
+        self.is_double = is_double
+        self.moves_params = np.array([isinstance(s, str) for s in sources])
+
+    def jump(self, job: Job) -> tuple[jax.Array, jax.Array]:
+        """The size of the largest jump, 0 where it is none; whether any output was finite."""
+        ends = self._ends(job)
+        at = functools.partial(self._at, job, ends)
+        counts = jnp.asarray(self.groups)[job.source] == job.group
+        threshold = self.threshold
+        is_small = (ends.length < 1) & self.is_double
+        size, is_finite = largest_change(
+            at,
+            counts,
+            jnp.where(is_small, TINY, threshold),
+            is_term=self.is_term,
+            num_points=self.num_points,
+            is_double=self.is_double,
+        )
+        # Small steps add up, if every short path meets one.
+        is_jump = (size > threshold) | (is_small & (size > jnp.maximum(TINY, SLOPE * ends.length)))
+        return jnp.where(is_jump, size, 0.0), is_finite
+
+    def _ends(self, job: Job) -> _Ends:
+        """A path's ends, which differ in its source; and the values of all other sites."""
+        keys = jax.random.split(job.key, 8)
+        number, sites = job.number, self.program.sites
+        data = other_data(job.inputs.data, keys[0], leaves_data(number))
+        params = moved(job.inputs.params, keys[1], *_start(number))
+        length = _length(number)
+        far = moved(params, keys[3], *_step(number))
+        is_far = jnp.asarray(self.moves_params)[job.source]
+        far = [
+            jnp.where(is_far, x + length * (y - x), x).astype(x.dtype)
+            for x, y in zip(params, far, strict=True)
+        ]
+        draws = self._draws(job.closed, [*params, *data], keys[4])
+        values = {i: (x[0], x[0]) for i, x in draws.items()}
+        # Rare values of discrete sites may open a branch: all are tried alike in half of the paths.
+        for i, (x, _) in values.items():
+            other = jnp.where(number // 2 % 2 == 0, x, any_value(sites[i], x, keys[7]))
+            values[i] = (other, other)
+        for n, source in enumerate(self.sources):
+            if isinstance(source, str):
+                continue
+            _, start, end, third = draws[source]
+            if "slope" in sites[source].strategy.calls:
+                # Between hard values: start anywhere between two of them.
+                share = jnp.where(number % 2 == 0, jax.random.uniform(keys[5]), 0.0)
+                start = start + share * (third - start)
+            start, end = reaching(sites[source], start, end, _reach(number))
+            end = resolved(start, end, LONGEST if self.is_double else LONGEST_32)
+            end = start + length * (end - start)
+            here = job.source == n
+            kept = values[source][0]
+            values[source] = (jnp.where(here, start, kept), jnp.where(here, end, kept))
+        noise = keys[6] if self.moves_params.any() else job.inputs.key
+        return _Ends((params, far), values, data, noise, length)
+
+    def _draws(
+        self, closed: ClosedJaxpr, leaves: list[Any], key: jax.Array
+    ) -> dict[int, jax.Array]:
+        """Four draws of every site."""
+        atoms = [self.program.numbers[i].value for i in self.program.sites]
+        draw = lambda key: evaluate(closed, [*leaves, key], {}, atoms)
+        draws = jax.vmap(draw)(jax.random.split(key, 4))
+        return dict(zip(self.program.sites, draws, strict=True))
+
+    def _at(self, job: Job, ends: _Ends, t: jax.Array) -> list[jax.Array]:
+        """The outputs at a point of the path."""
+        between = lambda a, b: (a + t * (b - a)).astype(a.dtype) if a.dtype != bool else a
+        params = [between(a, b) for a, b in zip(*ends.params, strict=True)]
+        is_far = jnp.asarray(self.moves_params)[job.source]
+        forced = {}
+        for i, (a, b) in ends.values.items():
+            site = self.program.sites[i]
+            value = between(a, b)
+            if site.is_on_sphere:
+                value = value / jnp.linalg.norm(value, axis=-1, keepdims=True)
+            value = marker_layout(value, site)
+            # Where the parameters move, pathwise sites follow.
+            follows = self.moves_params.any() and site.strategy.is_pathwise
+            mask = jnp.full(value.shape[: len(site.sizes)], ~is_far) if follows else None
+            forced[i] = Forced(value, mask)
+        leaves = [*params, *ends.data, ends.noise]
+        found = evaluate(job.closed, leaves, forced, [*self.read, *self.factors])
+        factors = dict(zip(self.factors, found[len(self.read) :], strict=True))
+        value_of = lambda atom: factors[atom] if isinstance(atom, Var) else atom.val
+        outputs = [x.astype(float) for x in found[: len(self.read)]]
+        for n, term in self.terms.items():  # what it contributes to the result
+            outputs[n] = outputs[n] * term.coefficient(value_of)
+        return outputs

@@ -1,0 +1,54 @@
+"""What a traced program is tried at: its inputs as arrays, a key for them, and how such trials are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._compat import ClosedJaxpr
+from ..analysis import axis_order
+from ..strategies import StrategySite
+from ._quick_keys import QUICK
+
+IMPLS = (QUICK, "threefry2x32")  # the second one serves every sampler
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}  # a trial runs once
+
+
+class Inputs(NamedTuple):
+    """Leaves of the inputs of a program to be searched: parameters, data (arrays among the arguments), random key."""
+
+    params: list[Any]
+    data: list[Any]
+    key: Any
+
+    @property
+    def leaves(self) -> list[Any]:
+        """In the order of the program's inputs."""
+        return [*self.params, *self.data, self.key]
+
+
+def inputs_of(params: list[Any], data: list[Any], closed: ClosedJaxpr) -> Inputs:
+    """The inputs of a traced program as arrays of the types that it was traced with; its last one is the key."""
+    types: list[Any] = [v.aval.dtype for v in closed.jaxpr.invars]  # pyright: ignore[reportAttributeAccessIssue]
+    leaves = [jnp.asarray(x, dtype) for x, dtype in zip([*params, *data], types, strict=False)]
+    keys = (jax.random.key(0, impl=impl) for impl in IMPLS)
+    key = next(k for k in keys if k.dtype == types[-1])
+    return Inputs(leaves[: len(params)], leaves[len(params) :], key)
+
+
+def with_quick_key[Traced](trace: Callable[[jax.Array], Traced]) -> Traced:
+    """What `trace` makes with a key of quick random numbers, or with one that serves every sampler."""
+    try:
+        return trace(jax.random.key(0, impl=IMPLS[0]))
+    except NotImplementedError:  # a sampler for one kind of random numbers only
+        return trace(jax.random.key(0, impl=IMPLS[1]))
+
+
+def marker_layout(value: jax.Array, site: StrategySite) -> jax.Array:
+    """A site's value with its axes in the order of its marker."""
+    order = np.argsort(axis_order(site))
+    return jnp.transpose(value, [*map(int, order), *range(len(order), value.ndim)])
