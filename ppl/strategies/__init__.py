@@ -21,8 +21,16 @@ fits its strategy, draws, and leaves the markers that the analysis reads.
 from ._boundary import Boundary as Boundary, Decision as Decision, Peer as Peer
 from ._disarm import ARM as ARM, DisARM as DisARM
 from ._engine import Engine as Engine, StrategySite as StrategySite
+from ._enum import Enum as Enum
 from ._importance import Importance as Importance
 from ._mvd import MVD as MVD
+from ._pathwise import (
+    GAMMA_FAMILY as GAMMA_FAMILY,
+    Implicit as Implicit,
+    Pathwise as Pathwise,
+    Reparam as Reparam,
+    has_rsample as has_rsample,
+)
 from ._registry import AUTO as AUTO, TRIED as TRIED, as_strategy as as_strategy
 from ._reinforce import (
     Baseline as Baseline,
@@ -34,20 +42,13 @@ from ._reinforce import (
 )
 from ._rejection import RejectionReparam as RejectionReparam
 from ._relax import Rebar as Rebar, Relax as Relax
+from ._relaxed import GumbelSoftmax as GumbelSoftmax, StraightThrough as StraightThrough
 from ._strategy import (
-    GAMMA_FAMILY as GAMMA_FAMILY,
     Downstream as Downstream,
     Draw as Draw,
-    Enum as Enum,
-    GumbelSoftmax as GumbelSoftmax,
-    Implicit as Implicit,
-    Pathwise as Pathwise,
-    Reparam as Reparam,
-    StraightThrough as StraightThrough,
     Strategy as Strategy,
     StrategyError as StrategyError,
     element as element,
-    has_rsample as has_rsample,
     stop as stop,
 )
 

@@ -37,8 +37,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ..distributions import LAWS, has_boundary_law
+from ._pathwise import Implicit, Reparam
 from ._reinforce import Reinforce
-from ._strategy import Downstream, Draw, Implicit, Kind, Reparam, Strategy, stop
+from ._strategy import Downstream, Draw, Kind, Strategy, stop
 
 Array = jax.Array
 BASES: Mapping[str, type[Strategy]] = {

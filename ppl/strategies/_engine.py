@@ -27,19 +27,12 @@ from ..distributions import (
 from ..jaxprs import REALS, SAMPLER, Range, mark, mark_key, range_of_support
 from ..traces import COMMON, SALT, Recorder, Region, check_shape, describe, fold_name
 from ._boundary import Boundary
+from ._enum import Enum, support_of
 from ._mvd import MVD
+from ._pathwise import Reparam
 from ._registry import AUTO, AUTO_SUPPORT, STRATEGIES, advice, as_strategy
 from ._reinforce import Reinforce
-from ._strategy import (
-    Draw,
-    Enum,
-    Reparam,
-    Strategy,
-    StrategyError,
-    element,
-    stop,
-    support_of,
-)
+from ._strategy import Draw, Strategy, StrategyError, element, stop
 
 Array = jax.Array
 
@@ -201,8 +194,6 @@ class Engine(Recorder):
                 f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
             ) from err
         values = support_of(base) if strategy.kind == "enumerated" else None
-        # Values of probability 0 count where they are evaluated; a value that moves is no atom.
-        misses_null_values = not (strategy.evaluates_null_values or strategy.moves_value)
         fixed = strategy.fixed_parameters(base)
         self.frame.infos[address] = describe(msg)
         self.frame.sites[address] = StrategySite(
@@ -219,7 +210,7 @@ class Engine(Recorder):
             "value": value,
             "fixed": [jnp.asarray(getattr(base, name), float) for name in fixed],
             "local": strategy.local(drawn),
-            "probabilities": probabilities(base, shape) if misses_null_values else [],
+            "probabilities": [] if strategy.serves_null_values else probabilities(base, shape),
         }
 
     def hand_out(self, key: Array, name: str) -> Array:

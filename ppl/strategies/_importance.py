@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ..distributions import same_support, support_of_law
-from ._strategy import Draw, Strategy, element, probability_of, stop
+from ._enum import probability_of
+from ._strategy import Draw, Strategy, element, stop
 
 Array = jax.Array
 NEVER = -80.0
@@ -37,7 +38,7 @@ class Importance(Strategy):
     proposal: Any
     name = "importance"
     kind = "weighted"
-    evaluates_null_values = True
+    serves_null_values = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         try:

@@ -118,7 +118,7 @@ class MVD(Strategy):
 
     name = "mvd"
     calls = ("replay",)
-    evaluates_null_values = True
+    serves_null_values = True
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
         name = type(distribution).__name__

@@ -10,11 +10,14 @@ import numpyro.distributions as dist
 from ..distributions import support_of_law
 from ._boundary import Boundary
 from ._disarm import ARM, DisARM
+from ._enum import Enum
 from ._mvd import MVD
+from ._pathwise import Implicit, Reparam
 from ._reinforce import Reinforce
 from ._rejection import RejectionReparam
 from ._relax import Rebar
-from ._strategy import Enum, GumbelSoftmax, Implicit, Reparam, StraightThrough, Strategy
+from ._relaxed import GumbelSoftmax, StraightThrough
+from ._strategy import Strategy
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "reparam": Reparam,
