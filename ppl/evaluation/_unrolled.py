@@ -23,6 +23,7 @@ import numpy as np
 
 from .._compat import Literal, bind, scan_counts
 from ..jaxprs import ELEMENTWISE, inner_jaxprs, needed, site_p
+from ._evaluate import Forced
 from ._same import Lane, Same, Uniform
 from ._split import Split, Start, repeated, whole
 from ._steps import at_all_steps
@@ -32,13 +33,6 @@ Array = jax.Array
 
 class NeedsLoop(Exception):
     """Something cannot be evaluated at all steps at once."""
-
-
-class Forced(NamedTuple):
-    """A replacement for a site's value: everywhere, or only where `mask` is true (mask broadcasts from the left axes)."""
-
-    value: Array
-    mask: Array | None = None
 
 
 class Windows(NamedTuple):
@@ -62,17 +56,13 @@ class Windows(NamedTuple):
         return Forced(jnp.stack(self.values)[jnp.arange(length) % len(self.values)])
 
 
-def elementwise(eqn: Any, args: list[Any], inline: Callable[..., list[Any]]) -> list[Any]:
+def elementwise(eqn: Any, args: list[Any]) -> list[Any]:
     """An equation that keeps the leading axis, on split operands, part by part.
 
     Raises:
         NeedsLoop: it is no such equation.
     """
-    name = eqn.primitive.name
-    if name in ("jit", "pjit"):
-        inner = eqn.params["jaxpr"]
-        return inline(inner.jaxpr, inner.consts, args)
-    if name not in ELEMENTWISE or len(eqn.outvars) > 1:
+    if eqn.primitive.name not in ELEMENTWISE or len(eqn.outvars) > 1:
         raise NeedsLoop
     shape = eqn.outvars[0].aval.shape
     if any(not isinstance(a, Split) and jnp.shape(a) not in ((), shape) for a in args):
@@ -89,7 +79,7 @@ def elementwise(eqn: Any, args: list[Any], inline: Callable[..., list[Any]]) -> 
 
     def older(age: int) -> Split:
         seen = [a.older(age) if isinstance(a, Split) else a for a in args]  # type: ignore[misc]
-        return elementwise(eqn, seen, inline)[0]
+        return elementwise(eqn, seen)[0]
 
     first = [at(s, s + 1) for s in range(count)]
     return [Split(first, at(count, shape[0]), shape[0], start, older)]
@@ -123,7 +113,7 @@ def unrolled_scan(
         eqn: the scan.
         args: its operands, some of them split.
         forced: replacements of the sites in its body.
-        run: `_evaluate._walk`.
+        run: evaluates its body, `(body, inputs, forced, read) -> values` (`_optimised.py`).
         wanted: which outputs are needed.
 
     Raises:
@@ -234,7 +224,11 @@ class _Loop:
         size = stop - start
         read = [self.read[n] for n in outputs]
         needed = set[int]().union(*(self.needs[n] for n in outputs))
-        fixed = {i: f.at(age) for i, f in self.forced.items() if isinstance(f, Windows)}
+        fixed = {
+            i: f.at(age) if isinstance(f, Windows) else f
+            for i, f in self.forced.items()
+            if not isinstance(f, Forced)
+        }
         given = {
             i: jax.tree.map(lambda x: x[start:stop], f)
             for i, f in self.forced.items()
@@ -253,8 +247,7 @@ class _Loop:
         moves = [x is not None and size > 1 and len(x) == size for x in inputs]
 
         def step(inputs: list[Any], given: Any, read: list[Any]) -> list[Any]:
-            body = self.body
-            return self.run(body.jaxpr, body.consts, [*self.consts, *inputs], fixed | given, read)
+            return self.run(self.body, [*self.consts, *inputs], fixed | given, read)
 
         def once(read: list[Any]) -> list[Any]:
             here = jax.tree.map(lambda x: x[0], given)
@@ -274,9 +267,7 @@ class _Loop:
                 moving, given = moving
                 consts, still, fixed = still
                 inputs = [s if m is None else m for m, s in zip(moving, still, strict=True)]
-                found = self.run(
-                    self.body.jaxpr, self.body.consts, [*consts, *inputs], fixed | given, read
-                )
+                found = self.run(self.body, [*consts, *inputs], fixed | given, read)
                 return [jnp.asarray(whole(x)) for x in found]
 
             held = self.consts, still, fixed

@@ -12,6 +12,7 @@ from ._axis_rules import ELEMENTWISE as ELEMENTWISE, shape_of as shape_of
 from ._continuity import Cause as Cause, Fact as Fact, Jumps as Jumps, merged as merged
 from ._continuous import is_continuous_call as is_continuous_call
 from ._dependence import Analysis as Analysis
+from ._interpreter import Interpreter as Interpreter, called as called, scan_again as scan_again
 from ._jaxprs import (
     holds_marker as holds_marker,
     inner_jaxpr as inner_jaxpr,
