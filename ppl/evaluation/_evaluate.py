@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._compat import ClosedJaxpr, Jaxpr, Var
+from .._compat import ClosedJaxpr, Jaxpr
 from ..jaxprs import Interpreter, holds_marker, inner_jaxprs, key_p, scan_again, site_p
 
 
@@ -45,24 +45,12 @@ def evaluate(
 
 
 class Evaluator(Interpreter):
-    """One evaluation of a program, or of the body of a loop in it, with sites replaced.
-
-    Args:
-        closed: the program.
-        inputs: values of its inputs.
-        forced: site index -> what replaces its value.
-        known: variables whose values are known already.
-    """
+    """One evaluation of a program, or of the body of a loop in it; its arguments are those of `evaluate`."""
 
     def __init__(
-        self,
-        closed: ClosedJaxpr,
-        inputs: Sequence[Any],
-        forced: Mapping[int, Any],
-        known: Mapping[Var, Any] | None = None,
+        self, closed: ClosedJaxpr, inputs: Sequence[Any], forced: Mapping[int, Any]
     ) -> None:
-        given = dict(zip(closed.jaxpr.invars, inputs, strict=True))
-        super().__init__(closed, {**given, **(known or {})})
+        super().__init__(closed, inputs)
         self.forced = forced
         for eqn in closed.jaxpr.eqns:
             if is_replaced_whole(eqn, forced):
@@ -96,9 +84,7 @@ class Evaluator(Interpreter):
 
         return jax.lax.switch(args[0], [branch(b) for b in eqn.params["branches"]], *args[1:])
 
-    def inner(
-        self, body: ClosedJaxpr, inputs: Sequence[Any], forced: Mapping[int, Any]
-    ) -> list[Any]:
+    def inner(self, body: ClosedJaxpr, inputs: Any, forced: Any) -> list[jax.Array]:
         """The outputs of a loop's or branch's body as arrays."""
         return evaluate(body, inputs, forced)
 

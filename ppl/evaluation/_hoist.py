@@ -132,13 +132,12 @@ class _Opening(Interpreter):
     def results(self, eqn: Any, args: list[Any]) -> list[Any]:
         if not _mixes(eqn):
             return super().results(eqn, args)
-        inner = called(eqn)
-        return _Opening(inner, dict(zip(inner.jaxpr.invars, args, strict=True))).outputs()
+        return _Opening(called(eqn), args).outputs()
 
 
 def _opened(body: ClosedJaxpr) -> ClosedJaxpr:
     """`body` with the functions that mix written out."""
-    run = lambda *args: _Opening(body, dict(zip(body.jaxpr.invars, args, strict=True))).outputs()
+    run = lambda *args: _Opening(body, args).outputs()
     return jax.make_jaxpr(run)(*(v.aval for v in body.jaxpr.invars))
 
 

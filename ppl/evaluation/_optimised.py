@@ -17,8 +17,8 @@ from .._compat import JITS, ClosedJaxpr, Var, bind
 from ..jaxprs import called, holds_marker, shape_of
 from ._evaluate import Evaluator, Forced
 from ._passes import is_on
-from ._same import Same, Uniform, known_number, on_same
-from ._split import Split, whole
+from ._same import Same, Uniform, known_number, on_same, whole
+from ._split import Split
 from ._unrolled import NeedsLoop, Windows, elementwise, unrolled_scan
 
 Given = Forced | Windows | Uniform
@@ -46,7 +46,9 @@ def optimised(
     Raises:
         NeedsLoop: a site forced to `Windows` needs a loop (`_unrolled.py`).
     """
-    found = Optimised(closed, inputs, forced, known, apply).outputs(read)
+    run = Optimised(closed, inputs, forced, apply)
+    run.env.update(known or {})
+    found = run.outputs(read)
     return [x.arrays() if isinstance(x, Split) else jnp.asarray(whole(x)) for x in found]
 
 
@@ -55,18 +57,10 @@ class Optimised(Evaluator):
 
     Attributes:
         is_lazy: whether arrays filled with one number are left as one number.
-        apply: see `optimised`.
     """
 
-    def __init__(
-        self,
-        closed: ClosedJaxpr,
-        inputs: Sequence[Any],
-        forced: Mapping[int, Given],
-        known: Mapping[Var, Any] | None = None,
-        apply: Apply = bind,
-    ) -> None:
-        super().__init__(closed, inputs, forced, known)
+    def __init__(self, closed: ClosedJaxpr, inputs: Any, forced: Any, apply: Apply = bind) -> None:
+        super().__init__(closed, inputs, forced)
         self.apply = apply
         # They pay only where they meet others.
         has_numbers = any(isinstance(x, Uniform | Windows) for x in forced.values())
@@ -83,24 +77,15 @@ class Optimised(Evaluator):
                 return found
         return super().results(eqn, [whole(a) for a in args])
 
-    def inner(
-        self, body: ClosedJaxpr, inputs: Sequence[Any], forced: Mapping[int, Any]
-    ) -> list[jax.Array]:
-        found = self.short(body, inputs, forced)
+    def inner(self, body: ClosedJaxpr, inputs: Any, forced: Any) -> list[jax.Array]:
+        found = Optimised(body, inputs, forced).outputs()
         if _any(Split, found):
             raise NeedsLoop
         return [jnp.asarray(whole(x)) for x in found]
 
-    @staticmethod
-    def short(
-        body: ClosedJaxpr, inputs: Sequence[Any], forced: Mapping[int, Any], read: Any = None
-    ) -> list[Any]:
-        """Values of a loop's body in the short form that they have."""
-        return Optimised(body, inputs, forced).outputs(read)
-
     def call(self, eqn: Any, args: list[Any]) -> list[Any]:
         """The results of a function, short where its operands are."""
-        return Optimised(called(eqn), args, {}, apply=self.apply).outputs()
+        return Optimised(called(eqn), args, {}, self.apply).outputs()
 
     def _at_all_steps(self, eqn: Any, args: list[Any]) -> list[Any] | None:
         """Loops over windows without a loop, and what is made of their results."""
@@ -111,7 +96,7 @@ class Optimised(Evaluator):
         args = [whole(a) for a in args]
         if is_scan:
             wanted = [v in self.live for v in eqn.outvars]
-            return unrolled_scan(eqn, args, inside, self.short, wanted)
+            return unrolled_scan(eqn, args, inside, Optimised, wanted)
         if holds_marker(eqn):
             raise NeedsLoop
         return self.call(eqn, args) if eqn.primitive.name in JITS else elementwise(eqn, args)

@@ -81,13 +81,14 @@ def on_same(eqn: Any, args: list[Any]) -> list[Any] | None:
         values = [a.value if isinstance(a, Same) else a for a in args]
         return [Same(bind(eqn, values)[0], shape)]
     if name == "gather" and isinstance(args[1], Same) and args[1].shape[-1] == 1:
-        return [_gather(eqn, _whole(args[0]), args[1])]
+        return [_gather(eqn, whole(args[0]), args[1])]
     if name == "dynamic_slice":
         return _slice(eqn, args)
     return None
 
 
-def _whole(x: Any) -> Any:
+def whole(x: Any) -> Any:
+    """An operand that may be one number, as an array."""
     return x.whole() if isinstance(x, Same) else x
 
 

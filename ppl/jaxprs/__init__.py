@@ -1,4 +1,4 @@
-"""What can be known of a traced program without running it.
+"""What can be known of a traced program without running it; and the one interpreter that runs it (`_interpreter.py`).
 
 Input: a jaxpr in which each latent draw has left a marker (`_primitive.py`). Output (`_dependence.py`): for each number, on which
 sites and inputs it depends, element by element (`_relation.py`), which real numbers it can be (`_ranges.py`), and whether it may

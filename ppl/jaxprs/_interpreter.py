@@ -25,13 +25,14 @@ class Interpreter:
 
     Args:
         closed: the program.
-        known: variable -> value, of inputs and of what else is known ahead: the equations that make it are not run.
+        inputs: values of its inputs; or variable -> value, of what is known ahead.
     """
 
-    def __init__(self, closed: ClosedJaxpr, known: Mapping[Var, Any]) -> None:
+    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[Any] | Mapping[Var, Any]) -> None:
         self.closed, self.live = closed, frozenset[Any]()
         self.env: dict[Var, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-        self.env.update(known)
+        is_named = isinstance(inputs, Mapping)
+        self.env.update(inputs if is_named else zip(closed.jaxpr.invars, inputs, strict=True))
 
     def outputs(
         self, read: Collection[Any] | None = None, eqns: Sequence[Any] | None = None

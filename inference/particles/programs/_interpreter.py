@@ -86,10 +86,7 @@ class Particles(Interpreter):
 
     def per_particle(self, atom: Any) -> Any:
         """The value with a particle axis."""
-        return self._per_particle(self.read(atom))
-
-    def _per_particle(self, value: Value) -> Any:
-        kind, array = value
+        kind, array = self.read(atom)
         if kind == PARTICLE:
             return array
         if kind == STREAM:
@@ -141,7 +138,8 @@ class Particles(Interpreter):
             return [Value(STREAM, x) for x in bind(eqn, arrays)]
         if name in OPENED:
             return Particles(called(eqn), arrays, kinds, self.num_particles).outputs()
-        keyed = [self._per_particle(x) if x.kind == STREAM else x.array for x in args]
+        streams = zip(eqn.invars, args, strict=True)
+        keyed = [self.per_particle(v) if x.kind == STREAM else x.array for v, x in streams]
         axes = [None if kind == SHARED else 0 for kind in kinds]
         outs = jax.vmap(lambda *own: bind(eqn, list(own)), axes)(*keyed)
         return [Value(PARTICLE, x) for x in outs]
