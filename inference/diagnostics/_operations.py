@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ...ppl._compat import ClosedJaxpr, Jaxpr
+from ...ppl.jaxprs import inner_jaxprs
 
 # What moves or names numbers, and computes none.
 FREE = {
@@ -42,7 +43,7 @@ def _of_equation(eqn: Any) -> float:
         kernel = eqn.invars[1].aval.shape
         outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * _size(eqn.outvars[0]) * math.prod(kernel) / outputs
-    inner = [_of(j) for value in params.values() for j in _jaxprs(value)]
+    inner = [_of(jaxpr) for jaxpr in inner_jaxprs(eqn)]
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "cond":
@@ -55,11 +56,3 @@ def _of_equation(eqn: Any) -> float:
 
 def _size(var: Any) -> int:
     return math.prod(getattr(var.aval, "shape", ()))
-
-
-def _jaxprs(value: Any) -> list[Jaxpr]:
-    if isinstance(value, ClosedJaxpr):
-        return [value.jaxpr]
-    if isinstance(value, Jaxpr):
-        return [value]
-    return [j for v in value for j in _jaxprs(v)] if isinstance(value, tuple | list) else []

@@ -31,6 +31,7 @@ from ..evaluation import (
     chains_of,
     evaluate,
     lanes_at,
+    optimised,
     whole_at,
 )
 from ..jaxprs import Analysis, Relation
@@ -207,7 +208,7 @@ class Listing:
         sweep = Sweep(self.sites, self.layouts, group, {})
         for i in group:
             sweep.enumerate(i)
-        return sweep.run(lambda _, forced, __: evaluate(self.closed, [], forced, read))
+        return sweep.run(lambda _, forced, __: optimised(self.closed, [], forced, read))
 
 
 def list_factors(

@@ -28,7 +28,6 @@ from ..evaluation import (
     begun,
     by_parts,
     chains_of,
-    read_often,
     relative,
     spread,
     whole_at,
@@ -141,7 +140,7 @@ def _windows(q: Split, oldest: list[int], lag: int, begin: dict[int, int | None]
         _, shown = jax.lax.scan(lambda b, _: move(b, q.rest[0]), before, None, count)
     else:
         _, shown = jax.lax.scan(move, before, q.rest)
-    return read_often(Split(first, q.rest * shown, q.length))
+    return Split(first, q.rest * shown, q.length)
 
 
 def product(arrays: Sequence[Array]) -> Array:

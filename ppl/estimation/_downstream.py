@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..analysis import check_replay, replay_axes, replay_groups
-from ..evaluation import Forced, read_often
+from ..evaluation import Forced
 from ..jaxprs import Relation, opened
 from ..strategies import StrategyError, StrategySite, stop
 from ._reading import ELEMENT, Lanes
@@ -78,7 +78,7 @@ class Costs:
             total = total + self.gather(
                 index, {j: stop(t) for j, t in terms.items()}, joint or None
             )
-        return read_often(total)
+        return total
 
     def slope(self, index: int, value: Array) -> tuple[Array, Array]:
         """Downstream cost of each element, all values replaced, and its derivative in the element's value.

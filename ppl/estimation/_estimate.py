@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from ..analysis import Analysed
 from ..distributions import alarm
 from ..enumeration import is_sampled
-from ..evaluation import read_often
 from ..strategies import Decision, Downstream, StrategyError, StrategySite, stop
 from ._again import refuse_again, watched_again
 from ._downstream import Costs
@@ -60,7 +59,7 @@ def surrogate_of(
     for index in wanted:
         site = program.sites[index]
         (numbers, probabilities), weight = local[index]
-        cost = read_often(costs.gather(index, {j: stop(t) for j, t in arrays.items()}))
+        cost = costs.gather(index, {j: stop(t) for j, t in arrays.items()})
         downstream = Downstream(
             cost=cost,
             weight=stop(weight),

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..analysis import Analysed
-from ..evaluation import Apply, Forced, Invariants, evaluate, is_on, lanes_at, read_often
+from ..evaluation import Apply, Forced, Invariants, is_on, lanes_at, optimised
 from ._sweep import Sweep
 
 Array = jax.Array
@@ -50,9 +49,13 @@ class Reader:
         values: dict[Any, list[Any]] = {}
         for group in _maximal(lanes for lanes, _ in items.values()):
             members = _within(group, items, values)
-            atoms = _Atoms(members)
-            swept = self._run(self._sweep(group + extra, forced), atoms.list)
-            values |= _shared(members, group, extra, atoms, swept)
+            # By id: literals are not hashable.
+            atoms = {id(atom): atom for _, wanted in members.values() for atom in wanted}
+            swept = self._run(self._sweep(group + extra, forced), list(atoms.values()))
+            found = dict(zip(atoms, swept, strict=True))
+            for name, (lanes, wanted) in members.items():
+                shown = group + extra, lanes + extra
+                values[name] = [_kept(found[id(a)], *shown) for a in wanted]
         return values
 
     def evaluate(self, lanes: Lanes, read: list[Any]) -> list[Any]:
@@ -90,24 +93,9 @@ class Reader:
 
         def base(key: Array, values: Any, apply: Apply) -> list[Any]:
             closed, inputs = self.program.closed, [*self.inputs, key]
-            return evaluate(closed, inputs, values, read, given, apply)
+            return optimised(closed, inputs, values, read, given, apply)
 
         return sweep.run(base, self.key, self.replicates)
-
-
-class _Atoms:
-    """The distinct atoms of items (literals are not hashable)."""
-
-    def __init__(self, items: Mapping[Any, Item]) -> None:
-        self.list: list[Any] = []
-        self.ids: list[int] = []
-        self.shared: set[int] = set()  # those of several items
-        for atom in (atom for _, wanted in items.values() for atom in wanted):
-            if id(atom) in self.ids:
-                self.shared.add(id(atom))
-            else:
-                self.list.append(atom)
-                self.ids.append(id(atom))
 
 
 def _within(group: Lanes, items: Mapping[Any, Item], values: Mapping[Any, Any]) -> dict[Any, Item]:
@@ -116,21 +104,6 @@ def _within(group: Lanes, items: Mapping[Any, Item], values: Mapping[Any, Any]) 
         name: item
         for name, item in items.items()
         if name not in values and set(item[0]) <= set(group)
-    }
-
-
-def _shared(
-    members: Mapping[Any, Item], group: Lanes, extra: Lanes, atoms: _Atoms, swept: list[Any]
-) -> dict[Any, list[Any]]:
-    """What was swept in the lanes of a group and extra ones, in the lanes of each member and extra ones."""
-    found = dict(zip(atoms.ids, swept, strict=True))
-    if any(lane != REPLICATE for lane in group + extra):
-        is_real = lambda x: jnp.issubdtype(jax.tree.leaves(x)[0].dtype, jnp.floating)
-        again = {i: found[i] for i in atoms.shared if is_real(found[i])}
-        found |= read_often(again)
-    return {
-        name: [_kept(found[id(a)], group + extra, lanes + extra) for a in wanted]
-        for name, (lanes, wanted) in members.items()
     }
 
 

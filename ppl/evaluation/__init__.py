@@ -1,21 +1,17 @@
 """Traced programs run again with the values of chosen sites replaced.
 
-`evaluate` walks a jaxpr, and at each marker takes the value that it is given in place of the draw. Everything else here makes
-that cheap where many replacements are asked for at once: numbers that no replacement reaches (`_invariants.py`), arrays of equal
-elements (`_same.py`), loops without a loop (`_unrolled.py`, `_steps.py`, `_split.py`), noise drawn in front of a loop
+`evaluate` walks a jaxpr, and at each marker takes the value that it is given in place of the draw: that is all, and the
+reference (`_evaluate.py`). `optimised` returns the same numbers from less work (`_optimised.py`), which counts where many
+replacements are asked for at once: by numbers that no replacement reaches (`_invariants.py`), arrays of equal elements
+(`_same.py`), loops without a loop (`_unrolled.py`, `_steps.py`, `_split.py`). `hoist_noise` draws noise in front of a loop
 (`_hoist.py`).
 """
 
-from ._evaluate import Apply as Apply, Forced as Forced, Given as Given, evaluate as evaluate
+from ._evaluate import Forced as Forced, evaluate as evaluate
 from ._hoist import draws as draws, hoist_noise as hoist_noise
 from ._invariants import Invariants as Invariants
-from ._passes import (
-    NAMES as NAMES,
-    PASSES as PASSES,
-    is_on as is_on,
-    passes as passes,
-    read_often as read_often,
-)
+from ._optimised import Apply as Apply, Given as Given, optimised as optimised
+from ._passes import NAMES as NAMES, PASSES as PASSES, is_on as is_on, passes as passes
 from ._same import Lane as Lane, Uniform as Uniform
 from ._split import (
     Chain as Chain,

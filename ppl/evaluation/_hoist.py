@@ -14,22 +14,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Var, bind, is_counter_based, scan_counts
-from ..jaxprs import holds_marker, inner_jaxprs, needed, site_p
+from .._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Var, is_counter_based, scan_counts
+from ..jaxprs import (
+    Interpreter,
+    called,
+    holds_marker,
+    inner_jaxprs,
+    needed,
+    scan_again,
+    site_p,
+)
 
 MAX_BYTES = 2**26
-
-
-class _Early(NamedTuple):
-    """Equations of a loop's body that can run before the loop, and the noise among their results that the others read."""
-
-    eqns: list[Any]
-    noise: list[Any]
 
 
 def hoist_noise(closed: ClosedJaxpr, listed: Collection[int] = ()) -> ClosedJaxpr:
@@ -65,38 +66,30 @@ def _drawn_before(eqn: Any, listed: Collection[int]) -> ClosedJaxpr | None:
     num_consts, num_carry = scan_counts(eqn.params)
     first_x, length = num_consts + num_carry, eqn.params["length"]
     variables = body.jaxpr.invars
-    early = _early([*variables[:num_consts], *variables[first_x:]], body.jaxpr, listed)
-    size = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in early.noise)
-    if length * size > MAX_BYTES:
-        early = _Early([], [])
-    if not early.noise and inner is eqn.params["jaxpr"]:
+    noise = _noise([*variables[:num_consts], *variables[first_x:]], body.jaxpr, listed)
+    if length * sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in noise) > MAX_BYTES:
+        noise = []
+    if not noise and inner is eqn.params["jaxpr"]:
         return None
-    late, _ = needed(body.jaxpr.eqns, body.jaxpr.outvars, given=early.noise)
+    pure = [e for e in body.jaxpr.eqns if not e.effects]
+    discrete = lambda names, values: {
+        v: x for v, x in zip(names, values, strict=True) if _is_discrete(v)
+    }
 
     def run(*args: Any) -> list[Any]:
-        consts, init, xs = args[:num_consts], args[num_consts:first_x], args[first_x:]
-        known = {
-            v: x for v, x in zip(variables[:num_consts], consts, strict=True) if _is_discrete(v)
-        }
-        moving = {v: x for v, x in zip(variables[first_x:], xs, strict=True) if _is_discrete(v)}
+        known = discrete(variables[:num_consts], args[:num_consts])
+        moving = discrete(variables[first_x:], args[first_x:])
 
         def draw(*now: Any) -> list[Any]:
             env = {**known, **dict(zip(moving, now, strict=True))}
-            return _run(body, early.eqns, env, early.noise)
+            return _Opening(body, env).outputs(noise, pure)
 
-        def step(carry: Any, x: Any) -> tuple[Any, Any]:
-            x, noise = x
-            env = dict(zip(variables, [*consts, *carry, *x], strict=True))
-            env.update(zip(early.noise, noise, strict=True))
-            outs = _run(body, late, env, body.jaxpr.outvars)
-            return outs[:num_carry], outs[num_carry:]
+        def step(inputs: list[Any], drawn: list[Any]) -> list[Any]:
+            env = dict(zip([*variables, *noise], [*inputs, *drawn], strict=True))
+            return _Opening(body, env).outputs()
 
-        noise = jax.jit(jax.vmap(draw, axis_size=length))(*moving.values())
-        reverse, unroll = eqn.params["reverse"], eqn.params["unroll"]
-        carry, ys = jax.lax.scan(
-            step, list(init), (list(xs), noise), length, reverse=reverse, unroll=unroll
-        )
-        return [*carry, *ys]
+        drawn = jax.jit(jax.vmap(draw, axis_size=length))(*moving.values())
+        return scan_again(eqn, args, step, drawn)
 
     made = jax.make_jaxpr(run)(*(v.aval for v in eqn.invars))
     defined = {v for e in made.jaxpr.eqns for v in e.outvars}
@@ -113,8 +106,8 @@ def _mixes(eqn: Any) -> bool:
     )
 
 
-def _early(inputs: Iterable[Var], jaxpr: Jaxpr, listed: Collection[int]) -> _Early:
-    """What can run before a loop with body `jaxpr`, whose `inputs` are known by then."""
+def _noise(inputs: Iterable[Var], jaxpr: Jaxpr, listed: Collection[int]) -> list[Var]:
+    """What is random, read in a loop with body `jaxpr`, and hangs on nothing but those `inputs` that are known before it."""
     known = {v for v in [*jaxpr.constvars, *inputs] if _is_discrete(v)}
     random: dict[Var, None] = {}
     for eqn in jaxpr.eqns:
@@ -128,44 +121,23 @@ def _early(inputs: Iterable[Var], jaxpr: Jaxpr, listed: Collection[int]) -> _Ear
         is_replaced = eqn.primitive is site_p and eqn.params["index"] in listed
         return eqn.invars[is_replaced:]
 
-    is_early = lambda eqn: not eqn.effects and known.issuperset(eqn.outvars)
-    _, live = needed([e for e in jaxpr.eqns if not is_early(e)], jaxpr.outvars, read)
-    noise = [v for v in random if v in live and not _is_key(v)]
-    return _Early(needed([e for e in jaxpr.eqns if is_early(e)], noise)[0], noise)
+    late = [e for e in jaxpr.eqns if e.effects or not known.issuperset(e.outvars)]
+    _, live = needed(late, jaxpr.outvars, read)
+    return [v for v in random if v in live and not _is_key(v)]
 
 
-def _run(body: ClosedJaxpr, eqns: list[Any], env: dict[Var, Any], read: Iterable[Any]) -> list[Any]:
-    """The values of `read` by those equations of `body`, from what `env` knows; calls that mix are opened."""
-    env.update(zip(body.jaxpr.constvars, body.consts, strict=True))
+class _Opening(Interpreter):
+    """Writes the functions that mix out."""
 
-    def value(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else env[atom]
-
-    for eqn in eqns:
-        args = [value(v) for v in eqn.invars]
-        env.update(
-            zip(eqn.outvars, _called(eqn, args) if _mixes(eqn) else bind(eqn, args), strict=True)
-        )
-    return [value(v) for v in read]
-
-
-def _called(eqn: Any, args: list[Any]) -> list[Any]:
-    inner = eqn.params["jaxpr"]
-    return _run(
-        inner,
-        inner.jaxpr.eqns,
-        dict(zip(inner.jaxpr.invars, args, strict=True)),
-        inner.jaxpr.outvars,
-    )
+    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+        if not _mixes(eqn):
+            return super().results(eqn, args)
+        return _Opening(called(eqn), args).outputs()
 
 
 def _opened(body: ClosedJaxpr) -> ClosedJaxpr:
     """`body` with the functions that mix written out."""
-
-    def run(*args: Any) -> list[Any]:
-        env = dict(zip(body.jaxpr.invars, args, strict=True))
-        return _run(body, body.jaxpr.eqns, env, body.jaxpr.outvars)
-
+    run = lambda *args: _Opening(body, args).outputs()
     return jax.make_jaxpr(run)(*(v.aval for v in body.jaxpr.invars))
 
 

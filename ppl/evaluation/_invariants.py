@@ -16,11 +16,12 @@ import jax
 
 from .._compat import ClosedJaxpr, Var
 from ..jaxprs import inner_jaxprs, needed, site_p
-from ._evaluate import Given, is_cut, run_into, sites_in
+from ._evaluate import is_replaced_whole, sites_in
+from ._optimised import Given, Optimised
 from ._same import Same
 
 
-class Invariants:
+class Invariants(Optimised):
     """The variables of a traced program without replacements.
 
     Args:
@@ -30,14 +31,14 @@ class Invariants:
     """
 
     def __init__(self, closed: ClosedJaxpr, inputs: Sequence[Any], *, is_lazy: bool) -> None:
-        self.jaxpr, self.is_lazy, self.is_fixed = closed.jaxpr, is_lazy, False
-        self.values: dict[Var, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-        self.values.update(zip(closed.jaxpr.invars, inputs, strict=True))
+        super().__init__(closed, inputs, {})
+        self.is_lazy, self.is_fixed = is_lazy, False
+        self.pure = [eqn for eqn in closed.jaxpr.eqns if not eqn.effects]
 
     def fixed(self) -> Invariants:
         """What is known so far, without derivatives."""
         twin = copy.copy(self)
-        twin.values, twin.is_fixed = dict(self.values), True
+        twin.env, twin.is_fixed = dict(self.env), True
         return twin
 
     def around(self, forced: Mapping[int, Given], read: Sequence[Any]) -> dict[Var, Any]:
@@ -45,25 +46,18 @@ class Invariants:
 
         Equations with effects run in every evaluation, and so does what depends on them.
         """
-        moved: set[Any] = set()
-        for eqn in self.jaxpr.eqns:
+        moved, eqns = set[Any](), self.closed.jaxpr.eqns
+        for eqn in eqns:
             if eqn.effects or _is_replaced(eqn, forced) or not moved.isdisjoint(_variables(eqn)):
                 moved.update(eqn.outvars)
-        inner = lambda eqn: (
-            () if moved.isdisjoint(eqn.outvars) or is_cut(eqn, forced) else eqn.invars
-        )
-        edge = needed(self.jaxpr.eqns, read, inner)[1] - moved
+        is_start = lambda eqn: moved.isdisjoint(eqn.outvars) or is_replaced_whole(eqn, forced)
+        edge = needed(eqns, read, lambda eqn: () if is_start(eqn) else eqn.invars)[1] - moved
         if not self.is_fixed:
-            self._run(edge)
-        return {v: self._value(v) for v in edge if v in self.values}
-
-    def _run(self, variables: set[Any]) -> None:
-        pure = [eqn for eqn in self.jaxpr.eqns if not eqn.effects]
-        eqns, live = needed(pure, variables, given=self.values)
-        run_into(self.values, eqns, live, {}, is_lazy=self.is_lazy)
+            self.outputs(edge, self.pure)
+        return {v: self._value(v) for v in edge if v in self.env}
 
     def _value(self, variable: Var) -> Any:
-        value = self.values[variable]
+        value = self.env[variable]
         if not self.is_fixed:
             return value
         if isinstance(value, Same):

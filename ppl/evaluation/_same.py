@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compat import JITS, bind
+from .._compat import bind
 from ..jaxprs import ELEMENTWISE
 
 Array = jax.Array
@@ -38,6 +38,7 @@ class Uniform(NamedTuple):
 
     value: Array
     lane: Lane | None = None
+    mask = None  # as of `Forced`: everywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +65,9 @@ class Same:
         return jnp.broadcast_to(self.value, self.shape)
 
 
-def on_same(eqn: Any, args: list[Any], run: Callable[..., list[Any]]) -> list[Any] | None:
-    """An equation of which some operands are `Same`; None where it needs them whole.
-
-    Args:
-        eqn: the equation.
-        args: its operands.
-        run: evaluates an inner jaxpr, `(jaxpr, consts, inputs) -> outputs`.
-    """
+def on_same(eqn: Any, args: list[Any]) -> list[Any] | None:
+    """An equation of which some operands are `Same`; None where it needs them whole."""
     name = eqn.primitive.name
-    if name in JITS:
-        inner = eqn.params["jaxpr"]
-        return run(inner.jaxpr, inner.consts, args)
     if len(eqn.outvars) > 1:
         return None
     shape = tuple(eqn.outvars[0].aval.shape)
@@ -89,13 +81,14 @@ def on_same(eqn: Any, args: list[Any], run: Callable[..., list[Any]]) -> list[An
         values = [a.value if isinstance(a, Same) else a for a in args]
         return [Same(bind(eqn, values)[0], shape)]
     if name == "gather" and isinstance(args[1], Same) and args[1].shape[-1] == 1:
-        return [_gather(eqn, _whole(args[0]), args[1])]
+        return [_gather(eqn, whole(args[0]), args[1])]
     if name == "dynamic_slice":
         return _slice(eqn, args)
     return None
 
 
-def _whole(x: Any) -> Any:
+def whole(x: Any) -> Any:
+    """An operand that may be one number, as an array."""
     return x.whole() if isinstance(x, Same) else x
 
 
@@ -122,7 +115,7 @@ _KNOWN: dict[str, Callable[..., Any]] = {
 }
 
 
-def known(eqn: Any, args: list[Any]) -> Any:
+def known_number(eqn: Any, args: list[Any]) -> Any:
     """An elementwise equation on integers that are known: everywhere, or in each lane of one site. None if it is none."""
     name, out = eqn.primitive.name, eqn.outvars[0].aval
     if name not in _KNOWN or not _is_countable(out.dtype):

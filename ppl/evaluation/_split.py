@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._same import Same
+from ._same import whole
 
 Array = jax.Array
 Start = tuple[tuple[int, int], ...]  # (site, state) pairs
@@ -111,11 +111,6 @@ class Split:
     def arrays(self) -> Split:
         """The same with nothing but arrays."""
         return Split([whole(x) for x in self.first], whole(self.rest), self.length, self.start)
-
-
-def whole(x: Any) -> Any:
-    """An operand that may be one number, as an array."""
-    return x.whole() if isinstance(x, Same) else x
 
 
 def repeated(x: Array, size: int) -> Array:

@@ -14,7 +14,7 @@ cannot be done without a loop, `NeedsLoop` is raised, and the whole evaluation s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +23,9 @@ import numpy as np
 
 from .._compat import Literal, bind, scan_counts
 from ..jaxprs import ELEMENTWISE, inner_jaxprs, needed, site_p
-from ._same import Lane, Same, Uniform
-from ._split import Split, Start, repeated, whole
+from ._evaluate import Evaluator, Forced
+from ._same import Lane, Same, Uniform, whole
+from ._split import Split, Start, repeated
 from ._steps import at_all_steps
 
 Array = jax.Array
@@ -32,13 +33,6 @@ Array = jax.Array
 
 class NeedsLoop(Exception):
     """Something cannot be evaluated at all steps at once."""
-
-
-class Forced(NamedTuple):
-    """A replacement for a site's value: everywhere, or only where `mask` is true (mask broadcasts from the left axes)."""
-
-    value: Array
-    mask: Array | None = None
 
 
 class Windows(NamedTuple):
@@ -62,17 +56,13 @@ class Windows(NamedTuple):
         return Forced(jnp.stack(self.values)[jnp.arange(length) % len(self.values)])
 
 
-def elementwise(eqn: Any, args: list[Any], inline: Callable[..., list[Any]]) -> list[Any]:
+def elementwise(eqn: Any, args: list[Any]) -> list[Any]:
     """An equation that keeps the leading axis, on split operands, part by part.
 
     Raises:
         NeedsLoop: it is no such equation.
     """
-    name = eqn.primitive.name
-    if name in ("jit", "pjit"):
-        inner = eqn.params["jaxpr"]
-        return inline(inner.jaxpr, inner.consts, args)
-    if name not in ELEMENTWISE or len(eqn.outvars) > 1:
+    if eqn.primitive.name not in ELEMENTWISE or len(eqn.outvars) > 1:
         raise NeedsLoop
     shape = eqn.outvars[0].aval.shape
     if any(not isinstance(a, Split) and jnp.shape(a) not in ((), shape) for a in args):
@@ -89,7 +79,7 @@ def elementwise(eqn: Any, args: list[Any], inline: Callable[..., list[Any]]) -> 
 
     def older(age: int) -> Split:
         seen = [a.older(age) if isinstance(a, Split) else a for a in args]  # type: ignore[misc]
-        return elementwise(eqn, seen, inline)[0]
+        return elementwise(eqn, seen)[0]
 
     first = [at(s, s + 1) for s in range(count)]
     return [Split(first, at(count, shape[0]), shape[0], start, older)]
@@ -114,7 +104,7 @@ def unrolled_scan(
     eqn: Any,
     args: list[Any],
     forced: dict[int, Any],
-    run: Callable[..., list[Any]],
+    evaluator: type[Evaluator],
     wanted: Sequence[bool],
 ) -> list[Any]:
     """The outputs of a scan that are wanted, split.
@@ -123,7 +113,7 @@ def unrolled_scan(
         eqn: the scan.
         args: its operands, some of them split.
         forced: replacements of the sites in its body.
-        run: `_evaluate._walk`.
+        evaluator: what evaluates its body.
         wanted: which outputs are needed.
 
     Raises:
@@ -132,18 +122,23 @@ def unrolled_scan(
     num_carry = scan_counts(eqn.params)[1]
     if eqn.params["reverse"] or eqn.effects or any(wanted[:num_carry]):
         raise NeedsLoop
-    return _Loop(eqn, args, forced, run, wanted).outputs()
+    return _Loop(eqn, args, forced, evaluator, wanted).outputs()
 
 
 class _Loop:
     """A scan whose steps are evaluated together."""
 
     def __init__(
-        self, eqn: Any, args: list[Any], forced: dict[int, Any], run: Any, wanted: Sequence[bool]
+        self,
+        eqn: Any,
+        args: list[Any],
+        forced: dict[int, Any],
+        evaluator: type[Evaluator],
+        wanted: Sequence[bool],
     ) -> None:
         num_consts, num_carry = scan_counts(eqn.params)
         self.body, self.length = eqn.params["jaxpr"], eqn.params["length"]
-        self.forced, self.run, self.num_carry = forced, run, num_carry
+        self.forced, self.evaluator, self.num_carry = forced, evaluator, num_carry
         if any(isinstance(a, Split) for a in args[: num_consts + num_carry]):
             raise NeedsLoop
         self.consts = args[:num_consts]
@@ -234,7 +229,11 @@ class _Loop:
         size = stop - start
         read = [self.read[n] for n in outputs]
         needed = set[int]().union(*(self.needs[n] for n in outputs))
-        fixed = {i: f.at(age) for i, f in self.forced.items() if isinstance(f, Windows)}
+        fixed = {
+            i: f.at(age) if isinstance(f, Windows) else f
+            for i, f in self.forced.items()
+            if not isinstance(f, Forced)
+        }
         given = {
             i: jax.tree.map(lambda x: x[start:stop], f)
             for i, f in self.forced.items()
@@ -252,13 +251,10 @@ class _Loop:
                 inputs.append(None if x is None else x[start:stop])
         moves = [x is not None and size > 1 and len(x) == size for x in inputs]
 
-        def step(inputs: list[Any], given: Any, read: list[Any]) -> list[Any]:
-            body = self.body
-            return self.run(body.jaxpr, body.consts, [*self.consts, *inputs], fixed | given, read)
-
         def once(read: list[Any]) -> list[Any]:
             here = jax.tree.map(lambda x: x[0], given)
-            found = step([None if x is None else x[0] for x in inputs], here, read)
+            now = [None if x is None else x[0] for x in inputs]
+            found = self.evaluator(self.body, [*self.consts, *now], fixed | here).outputs(read)
             return [
                 Same(x.value, (1, *x.shape), x.lane)
                 if isinstance(x, Same)
@@ -274,9 +270,7 @@ class _Loop:
                 moving, given = moving
                 consts, still, fixed = still
                 inputs = [s if m is None else m for m, s in zip(moving, still, strict=True)]
-                found = self.run(
-                    self.body.jaxpr, self.body.consts, [*consts, *inputs], fixed | given, read
-                )
+                found = self.evaluator(self.body, [*consts, *inputs], fixed | given).outputs(read)
                 return [jnp.asarray(whole(x)) for x in found]
 
             held = self.consts, still, fixed

@@ -1,4 +1,4 @@
-"""What can be known of a traced program without running it.
+"""What can be known of a traced program without running it; and the one interpreter that runs it (`_interpreter.py`).
 
 Input: a jaxpr in which each latent draw has left a marker (`_primitive.py`). Output (`_dependence.py`): for each number, on which
 sites and inputs it depends, element by element (`_relation.py`), which real numbers it can be (`_ranges.py`), and whether it may
@@ -12,6 +12,7 @@ from ._axis_rules import ELEMENTWISE as ELEMENTWISE, shape_of as shape_of
 from ._continuity import Cause as Cause, Fact as Fact, Jumps as Jumps, merged as merged
 from ._continuous import is_continuous_call as is_continuous_call
 from ._dependence import Analysis as Analysis
+from ._interpreter import Interpreter as Interpreter, called as called, scan_again as scan_again
 from ._jaxprs import (
     holds_marker as holds_marker,
     inner_jaxpr as inner_jaxpr,

@@ -22,7 +22,7 @@ from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, Var, scan_counts, whil
 from ._axis_rules import RULES, mix, shape_of
 from ._continuity import NOTHING, Fact, constant, facts_of, join_facts, merged, silent
 from ._continuous import is_continuous_call
-from ._jaxprs import inner_jaxpr
+from ._interpreter import called
 from ._primitive import key_p, site_p
 from ._ranges import REALS, Range, widened
 from ._relation import PARAMS, Time, aligned, close_time, join, move
@@ -78,12 +78,9 @@ class Analysis:
             env.update(zip(eqn.outvars, map(_named, outs), strict=True))
         return env
 
-    def _call(self, jaxpr: Any, inputs: list[Fact]) -> list[Fact]:
-        consts = self._constants(jaxpr) if isinstance(jaxpr, ClosedJaxpr) else []
-        jaxpr = inner_jaxpr(jaxpr)
-        assert jaxpr is not None
-        env = self._walk(jaxpr, consts, inputs)
-        return [_known(v.val) if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+    def _call(self, closed: ClosedJaxpr, inputs: list[Fact]) -> list[Fact]:
+        env = self._walk(closed.jaxpr, self._constants(closed), inputs)
+        return [_known(v.val) if isinstance(v, Literal) else env[v] for v in closed.jaxpr.outvars]
 
     def _constants(self, closed: ClosedJaxpr) -> list[Fact]:
         """Data have other values at another call, so that nothing is known of theirs."""
@@ -97,7 +94,7 @@ class Analysis:
             address = eqn.params["address"]
             return [Fact({address: ()}, noise=frozenset([address]))]
         if name in CALLS:
-            outs = self._call(eqn.params[CALLS[name]], facts)
+            outs = self._call(called(eqn), facts)
             if is_continuous_call(eqn):
                 jumps = silent(facts)
                 outs = [out._replace(jumps=jumps, loud={}) for out in outs]

@@ -200,7 +200,7 @@ class _Run:
         signs, scores = {id(atom): sign for atom, sign in program.weighted()}, program.scores()
         for v in machine.run_to(stop):
             if id(v) in signs or id(v) in scores:
-                x, kind = machine.values.of[v], machine.values.kinds[v]
+                kind, x = machine.values.read(v)
                 total = jnp.sum(x, tuple(range(1 if kind == PARTICLE else 0, jnp.ndim(x))))
                 if id(v) in signs:
                     self.add(signs[id(v)] * total)
@@ -267,7 +267,7 @@ class _Run:
         return {
             name: values.per_particle(v)
             for name, v in proposal_inputs(self.model).items()
-            if v in values.of
+            if v in values.env
             and not is_limit(name)
             and not any(name in segment.sites() for segment in self.segments)
         }
@@ -278,7 +278,7 @@ class _Run:
         choices = {
             name: values.per_particle(atom)
             for name, atom in self.model.trace.choices.items()
-            if isinstance(atom, Literal) or atom in values.of
+            if isinstance(atom, Literal) or atom in values.env
         }
         programs = [p for p in (self.model, self.guide) if p is not None]
         return {

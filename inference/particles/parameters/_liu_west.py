@@ -180,8 +180,8 @@ def liu_west(
 
     def renewed(state: dict[str, Any], points: Array) -> dict[str, Any]:
         values = start(points, set()).values
-        consts = {i: values.of[loop.consts[i]] for i in fresh["consts"]}
-        xs = {i: values.of[loop.xs[i]] for i in fresh["xs"]}
+        consts = {i: values.value(loop.consts[i]) for i in fresh["consts"]}
+        xs = {i: values.value(loop.xs[i]) for i in fresh["xs"]}
         return {**state, "consts": {**state["consts"], **consts}, "xs": {**state["xs"], **xs}}
 
     def step(cloud: Cloud, inputs: Any) -> tuple[Cloud, Any]:
@@ -229,7 +229,7 @@ def _straight(traced: TracedProgram, machine: Machine, num_particles: int) -> Ar
     """The log-weight of what is observed before the scan."""
     total = jnp.zeros(num_particles)
     for atom, sign in traced.weighted():
-        if isinstance(atom, Literal) or atom in machine.values.of:
+        if isinstance(atom, Literal) or atom in machine.values.env:
             x = machine.values.per_particle(atom)
             total = total + sign * x.reshape(num_particles, -1).sum(1)
     return total

@@ -11,13 +11,13 @@ Terms: a value is *shared* (equal for all), of each *particle* (leading particle
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ....ppl._compat import CALLS, JITS, ClosedJaxpr, Jaxpr, Literal, bind
-from ....ppl.jaxprs import inner_jaxpr
+from ....ppl._compat import JITS, ClosedJaxpr, Literal, bind
+from ....ppl.jaxprs import Interpreter, called
 from ....ppl.traces import FOLD_ADDRESS
 from ..population import Batch, in_batches
 
@@ -31,47 +31,6 @@ SALT = 0x6C616E65
 OPENED = JITS | {"closed_call", "core_call"}
 
 
-class Values:
-    """Variables of a jaxpr with their values and kinds."""
-
-    def __init__(self, num_particles: int) -> None:
-        self.num_particles = num_particles
-        self.of: dict[Any, Any] = {}
-        self.kinds: dict[Any, str] = {}
-
-    @classmethod
-    def of_inputs(
-        cls, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], kinds: Sequence[str], num_particles: int
-    ) -> Values:  # fmt: skip
-        """What a jaxpr starts with; inputs beyond `inputs` are not known yet."""
-        values = cls(num_particles)
-        values.set(jaxpr.constvars, consts, [SHARED] * len(consts))
-        values.set(jaxpr.invars[: len(inputs)], inputs, kinds)
-        return values
-
-    def set(self, variables: Sequence[Any], values: Sequence[Any], kinds: Sequence[str]) -> None:
-        """Give variables their values and kinds."""
-        self.of.update(zip(variables, values, strict=True))
-        self.kinds.update(zip(variables, kinds, strict=True))
-
-    def value(self, atom: Any) -> Any:
-        """The value of a variable or literal."""
-        return atom.val if isinstance(atom, Literal) else self.of[atom]
-
-    def kind(self, atom: Any) -> str:
-        """The kind of a variable or literal."""
-        return SHARED if isinstance(atom, Literal) else self.kinds[atom]
-
-    def per_particle(self, atom: Any) -> Any:
-        """The value with a particle axis."""
-        value, kind = self.value(atom), self.kind(atom)
-        if kind == PARTICLE:
-            return value
-        if kind == STREAM:
-            return own_keys(value, self.num_particles)
-        return jnp.broadcast_to(value, (self.num_particles, *jnp.shape(value)))
-
-
 def own_keys(stream: Array, num_particles: int) -> Array:
     """A key per particle, [particles, *stream.shape]."""
     # Salted: fold_in(key, k) may equal split(key)[k], which a program may use itself.
@@ -81,55 +40,109 @@ def own_keys(stream: Array, num_particles: int) -> Array:
     return jax.vmap(over_shape, (None, 0))(stream, jnp.arange(num_particles))
 
 
-def run(eqns: Sequence[Any], values: Values) -> None:
-    """Run equations; `values` gains their results."""
-    waiting: list[Any] = []
-    held: set[Any] = set()
+class Value(NamedTuple):
+    """A value and its kind."""
 
-    def flush() -> None:
-        if waiting:
-            _run_particles(list(waiting), values)
-            waiting.clear()
-            held.clear()
-
-    for eqn in eqns:
-        names = [v for v in eqn.invars if not isinstance(v, Literal)]
-        if any(v not in held and values.kinds[v] == STREAM for v in names):
-            flush()
-            _run_stream(eqn, values)
-        elif any(v in held or values.kinds[v] == PARTICLE for v in names):
-            waiting.append(eqn)  # runs of such equations are mapped as one function
-            held.update(eqn.outvars)
-        else:
-            outs = bind(eqn, [values.value(v) for v in eqn.invars])
-            values.set(eqn.outvars, outs, [SHARED] * len(outs))
-    flush()
+    kind: str
+    array: Any
 
 
-def _run_particles(eqns: list[Any], values: Values) -> None:
-    defined = [v for eqn in eqns for v in eqn.outvars]
-    inner = set(defined)
-    inputs = list(
-        dict.fromkeys(
-            v
-            for eqn in eqns
-            for v in eqn.invars
-            if not isinstance(v, Literal) and v not in inner and values.kinds[v] == PARTICLE
-        )
-    )
+AHEAD = Value(PARTICLE, None)  # of particles, and not computed yet
 
-    def particle(own: list[Any]) -> list[Any]:
-        env = dict(zip(inputs, own, strict=True))
+
+class Particles(Interpreter):
+    """A program run for all particles at once; the values in its environment are `Value`s.
+
+    Args:
+        closed: the program.
+        inputs: values of its inputs; those beyond are not known yet.
+        kinds: theirs.
+        num_particles: how many.
+    """
+
+    def __init__(
+        self, closed: ClosedJaxpr, inputs: Sequence[Any], kinds: Sequence[str], num_particles: int
+    ) -> None:
+        super().__init__(closed, {})
+        self.num_particles = num_particles
+        self.set(closed.jaxpr.constvars, closed.consts, [SHARED] * len(closed.consts))
+        self.set(closed.jaxpr.invars[: len(inputs)], inputs, kinds)
+
+    def set(self, variables: Sequence[Any], values: Sequence[Any], kinds: Sequence[str]) -> None:
+        """Give variables their values and kinds."""
+        for variable, value, kind in zip(variables, values, kinds, strict=True):
+            self.env[variable] = Value(kind, value)
+
+    def read(self, atom: Any) -> Value:
+        return Value(SHARED, atom.val) if isinstance(atom, Literal) else self.env[atom]
+
+    def value(self, atom: Any) -> Any:
+        """The value of a variable or literal, with a particle axis if it is of particles."""
+        return self.read(atom).array
+
+    def kind(self, atom: Any) -> str:
+        """The kind of a variable or literal."""
+        return self.read(atom).kind
+
+    def per_particle(self, atom: Any) -> Any:
+        """The value with a particle axis."""
+        kind, array = self.read(atom)
+        if kind == PARTICLE:
+            return array
+        if kind == STREAM:
+            return own_keys(array, self.num_particles)
+        return jnp.broadcast_to(array, (self.num_particles, *jnp.shape(array)))
+
+    def run(self, eqns: Sequence[Any]) -> None:
+        # Equations of particles wait, to be mapped as one function: mapped one by one, each would move the particle axis of its
+        # results to the front.
+        waiting: list[Any] = []
         for eqn in eqns:
-            args = [
-                v.val if isinstance(v, Literal) else env[v] if v in env else values.of[v]
-                for v in eqn.invars
-            ]
-            env.update(zip(eqn.outvars, bind(eqn, args), strict=True))
-        return [env[v] for v in defined]
+            kinds = {self.kind(v) for v in eqn.invars}
+            if kinds <= {SHARED, PARTICLE} and PARTICLE in kinds:
+                waiting.append(eqn)
+                self.env.update(dict.fromkeys(eqn.outvars, AHEAD))
+                continue
+            if STREAM in kinds:
+                self._run_particles(waiting)
+                waiting = []
+            super().run([eqn])
+        self._run_particles(waiting)
 
-    outs = jax.vmap(particle)([values.of[v] for v in inputs])
-    values.set(defined, outs, [PARTICLE] * len(defined))
+    def _run_particles(self, eqns: list[Any]) -> None:
+        defined = [v for eqn in eqns for v in eqn.outvars]
+        met = {v: self.env[v] for e in eqns for v in e.invars if not isinstance(v, Literal)}
+        shared = {v: x.array for v, x in met.items() if x.kind == SHARED}
+        own = {v: x.array for v, x in met.items() if x.kind == PARTICLE and x is not AHEAD}
+
+        def particle(own: list[Any]) -> list[Any]:
+            one = Interpreter(self.closed, shared | dict(zip(names, own, strict=True)))
+            one.run(eqns)
+            return [one.env[v] for v in defined]
+
+        names = list(own)
+        outs = jax.vmap(particle)(list(own.values())) if eqns else []
+        self.set(defined, outs, [PARTICLE] * len(defined))
+
+    def results(self, eqn: Any, args: list[Value]) -> list[Value]:
+        """What an equation makes of shared values and streams."""
+        name, kinds = eqn.primitive.name, [x.kind for x in args]
+        arrays = [x.array for x in args]
+        if STREAM not in kinds:
+            return [Value(SHARED, x) for x in bind(eqn, arrays)]
+        if name == "random_bits":
+            shape = (self.num_particles, *eqn.params["shape"])
+            bits = eqn.primitive.bind(arrays[0], **{**eqn.params, "shape": shape})
+            return [Value(PARTICLE, jnp.moveaxis(bits, arrays[0].ndim, 0))]
+        if _moves_keys(eqn) and PARTICLE not in kinds:
+            return [Value(STREAM, x) for x in bind(eqn, arrays)]
+        if name in OPENED:
+            return Particles(called(eqn), arrays, kinds, self.num_particles).outputs()
+        streams = zip(eqn.invars, args, strict=True)
+        keyed = [self.per_particle(v) if x.kind == STREAM else x.array for v, x in streams]
+        axes = [None if kind == SHARED else 0 for kind in kinds]
+        outs = jax.vmap(lambda *own: bind(eqn, list(own)), axes)(*keyed)
+        return [Value(PARTICLE, x) for x in outs]
 
 
 def _moves_keys(eqn: Any) -> bool:
@@ -138,38 +151,6 @@ def _moves_keys(eqn: Any) -> bool:
     return name in ("random_split", "random_fold_in", *SHAPES) or (
         name in OPENED and eqn.params.get("name") == FOLD_ADDRESS
     )
-
-
-def _run_stream(eqn: Any, values: Values) -> None:
-    """One equation that meets a stream."""
-    name = eqn.primitive.name
-    kinds = [values.kind(v) for v in eqn.invars]
-    args = [values.value(v) for v in eqn.invars]
-    if name == "random_bits":
-        shape = tuple(eqn.params["shape"])
-        bits = eqn.primitive.bind(
-            args[0], **{**eqn.params, "shape": (values.num_particles, *shape)}
-        )
-        values.set(eqn.outvars, [jnp.moveaxis(bits, args[0].ndim, 0)], [PARTICLE])
-    elif _moves_keys(eqn) and PARTICLE not in kinds:
-        values.set(eqn.outvars, bind(eqn, args), [STREAM] * len(eqn.outvars))
-    elif name in OPENED:
-        inner = eqn.params[CALLS[name]]
-        jaxpr = inner_jaxpr(inner)
-        assert jaxpr is not None
-        consts = inner.consts if isinstance(inner, ClosedJaxpr) else []
-        below = Values.of_inputs(jaxpr, consts, args, kinds, values.num_particles)
-        run(jaxpr.eqns, below)
-        outs = [below.value(v) for v in jaxpr.outvars]
-        values.set(eqn.outvars, outs, [below.kind(v) for v in jaxpr.outvars])
-    else:
-        keyed = [
-            values.per_particle(v) if k == STREAM else a
-            for v, k, a in zip(eqn.invars, kinds, args, strict=True)
-        ]
-        axes = [None if k == SHARED else 0 for k in kinds]
-        outs = jax.vmap(lambda *own: bind(eqn, list(own)), axes)(*keyed)
-        values.set(eqn.outvars, outs, [PARTICLE] * len(outs))
 
 
 def map_particles(
@@ -201,6 +182,6 @@ def run_closed(
     closed: ClosedJaxpr, inputs: Sequence[Any], kinds: Sequence[str], num_particles: int
 ) -> list[Any]:
     """Results of a closed jaxpr, all with a particle axis."""
-    values = Values.of_inputs(closed.jaxpr, closed.consts, inputs, kinds, num_particles)
-    run(closed.jaxpr.eqns, values)
-    return [values.per_particle(v) for v in closed.jaxpr.outvars]
+    run = Particles(closed, inputs, kinds, num_particles)
+    run.outputs()
+    return [run.per_particle(v) for v in closed.jaxpr.outvars]

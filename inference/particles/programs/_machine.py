@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ....ppl._compat import ClosedJaxpr, Literal, scan_counts
 from ....ppl.traces import unlimited
 from ..population import Batch, is_key
-from ._interpreter import PARTICLE, SHARED, STREAM, Values, run, run_closed
+from ._interpreter import PARTICLE, SHARED, STREAM, Particles, run_closed
 
 Array = jax.Array
 
@@ -37,7 +37,7 @@ class Machine:
     """
 
     closed: ClosedJaxpr
-    values: Values
+    values: Particles
     keep: set[Any]
     position: int = 0
     slots: tuple[Any, ...] = ()
@@ -47,8 +47,7 @@ class Machine:
         cls, closed: ClosedJaxpr, inputs: Sequence[Any], kinds: Sequence[str], num_particles: int
     ) -> Machine:
         """A machine before its first equation; inputs beyond `inputs` are not known yet."""
-        values = Values.of_inputs(closed.jaxpr, closed.consts, inputs, kinds, num_particles)
-        return cls(closed, values, set())
+        return cls(closed, Particles(closed, inputs, kinds, num_particles), set())
 
     def live(self, position: int) -> set[Any]:
         """Variables that equations from `position` on, or the results, need."""
@@ -60,23 +59,23 @@ class Machine:
     def run_to(self, stop: int) -> list[Any]:
         """Run the equations up to number `stop`; returns the variables that they defined."""
         eqns = self.closed.jaxpr.eqns[self.position : stop]
-        run(eqns, self.values)
+        self.values.run(eqns)
         self.position = stop
         return [v for eqn in eqns for v in eqn.outvars]
 
     def forget(self) -> None:
         """Drop what is not needed any more."""
         live = self.live(self.position)
-        for v in [v for v in self.values.of if v not in live]:
-            del self.values.of[v], self.values.kinds[v]
+        for v in [v for v in self.values.env if v not in live]:
+            del self.values.env[v]
 
     def moving(self, position: int) -> list[Any]:
         """Variables of particles that are needed from `position` on, in a fixed order; keys excepted."""
         live, values = self.live(position), self.values
         return [
             v
-            for v in values.of
-            if v in live and values.kinds[v] == PARTICLE and v not in self.slots
+            for v in values.env
+            if v in live and values.kind(v) == PARTICLE and v not in self.slots
         ]
 
 
@@ -105,7 +104,7 @@ class Loop:
         self.length = self.eqn.params["length"]
         self.waiting = self.machine.moving(self.machine.position + 1)
         # Every loop is handed the values of all sites that have its length. Those not known yet belong to later loops.
-        known = self.machine.values.of
+        known = self.machine.values.env
         self.unknown = [
             i
             for i, v in enumerate(self.xs)
@@ -121,20 +120,22 @@ class Loop:
         values = self.machine.values
         kind = values.kind
         return {
-            "consts": {i: values.of[v] for i, v in enumerate(self.consts) if kind(v) == PARTICLE},
+            "consts": {
+                i: values.value(v) for i, v in enumerate(self.consts) if kind(v) == PARTICLE
+            },
             "xs": {
-                i: values.of[v]
+                i: values.value(v)
                 for i, v in enumerate(self.xs)
                 if v not in self.made and i not in self.unknown and kind(v) == PARTICLE
             },
             "carry": [values.per_particle(v) for v in self.init],
-            "after": [values.of[v] for v in self.waiting],
+            "after": [values.value(v) for v in self.waiting],
         }
 
     def in_slots(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of particles that have moved, with what stays in its slot put back."""
         values = self.machine.values
-        bound = {i: values.of[v] for i, v in enumerate(self.consts) if v in self.machine.slots}
+        bound = {i: values.value(v) for i, v in enumerate(self.consts) if v in self.machine.slots}
         return {**state, "consts": {**state["consts"], **bound}}
 
     def shared_xs(self) -> dict[int, Any]:
@@ -193,7 +194,7 @@ class Loop:
     def finish(self, state: dict[str, Any], outputs: dict[int, Any]) -> None:
         """Put the loop's results into the machine; `outputs` are stacked outputs, particle axis first."""
         machine, values = self.machine, self.machine.values
-        values.of.update(zip(self.waiting, state["after"], strict=True))
+        values.set(self.waiting, state["after"], [PARTICLE] * len(self.waiting))
         results = dict(zip(self.eqn.outvars[: self.num_carry], state["carry"], strict=True))
         results.update({self.ys_out[i]: x for i, x in outputs.items()})
         values.set(list(results), list(results.values()), [PARTICLE] * len(results))

@@ -174,7 +174,9 @@ def hand_over(
     """Give the model the proposal's values that are known by now."""
     for name, v in proposal_inputs(model).items():
         atom = guide.offered[name]
-        if v not in machine.values.of and (isinstance(atom, Literal) or atom in proposer.values.of):
+        if v not in machine.values.env and (
+            isinstance(atom, Literal) or atom in proposer.values.env
+        ):
             machine.values.set([v], [proposer.values.per_particle(atom)], [PARTICLE])
 
 
@@ -182,7 +184,7 @@ def check_known(machine: Machine, run: TracedProgram, stop: int) -> None:
     names = {v: name for name, v in proposal_inputs(run).items()} if run.signs else {}
     for eqn in run.closed.jaxpr.eqns[machine.position : stop]:
         for v in eqn.invars:
-            if not isinstance(v, Literal) and v in names and v not in machine.values.of:
+            if not isinstance(v, Literal) and v in names and v not in machine.values.env:
                 raise ValueError(
                     f"smc: the model needs site '{names[v]}' before the proposal draws it. Draw the proposal's sites in the "
                     "model's order."

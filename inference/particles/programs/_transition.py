@@ -83,7 +83,7 @@ def of_loop(model: TracedProgram, loop: Loop) -> Callable[[], Future]:
     """
     # The machine goes on, and forgets.
     values = copy.copy(loop.machine.values)
-    values.of, values.kinds = dict(values.of), dict(values.kinds)
+    values.env = dict(values.env)
     frozen = dataclasses.replace(loop, machine=dataclasses.replace(loop.machine, values=values))
     return functools.partial(_of_loop, model, frozen)
 

@@ -1,0 +1,90 @@
+"""One interpreter of jaxprs. What runs a traced program in another way than JAX extends it.
+
+Input: a closed jaxpr, and the values of its inputs. Output: the values of some of its variables. A subclass says what a value is
+(`read`) and what an equation makes of such values (`results`); `scan_again` is a loop whose body is run by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from .._compat import CALLS, ClosedJaxpr, Literal, Var, bind, scan_counts
+from ._jaxprs import needed
+
+
+class Interpreter:
+    """One run of a program, equation by equation.
+
+    Attributes:
+        closed: the program.
+        env: variable -> value, of what is known so far.
+        live: the variables that the values asked for last depend on, but for those known before.
+
+    Args:
+        closed: the program.
+        inputs: values of its inputs; or variable -> value, of what is known ahead.
+    """
+
+    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[Any] | Mapping[Var, Any]) -> None:
+        self.closed, self.live = closed, frozenset[Any]()
+        self.env: dict[Var, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+        is_named = isinstance(inputs, Mapping)
+        self.env.update(inputs if is_named else zip(closed.jaxpr.invars, inputs, strict=True))
+
+    def outputs(
+        self, read: Collection[Any] | None = None, eqns: Sequence[Any] | None = None
+    ) -> list[Any]:
+        """The values of atoms (default: of the program's outputs), made by those of `eqns` (default: of all) that they need."""
+        jaxpr = self.closed.jaxpr
+        read = jaxpr.outvars if read is None else read
+        eqns, self.live = needed(jaxpr.eqns if eqns is None else eqns, read, given=self.env)
+        self.run(eqns)
+        return [self.read(v) for v in read]
+
+    def run(self, eqns: Sequence[Any]) -> None:
+        """Run equations one after the other; the environment gains their results."""
+        for eqn in eqns:
+            found = self.results(eqn, [self.read(v) for v in eqn.invars])
+            self.env.update(zip(eqn.outvars, found, strict=True))
+
+    def read(self, atom: Any) -> Any:
+        """The value of a variable or literal."""
+        return atom.val if isinstance(atom, Literal) else self.env[atom]
+
+    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+        """What an equation makes of the values of its operands."""
+        return bind(eqn, args)
+
+
+def called(eqn: Any) -> ClosedJaxpr:
+    """The program that an equation of `CALLS` runs on its operands."""
+    inner = eqn.params[CALLS[eqn.primitive.name]]
+    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+
+
+def scan_again(
+    eqn: Any, args: Sequence[Any], body: Callable[[list[Any], Any], list[Any]], more: Any = ()
+) -> list[Any]:
+    """The results of a scan with another body.
+
+    Args:
+        eqn: the scan.
+        args: its operands.
+        body: `(inputs of the scan's body, a step of more) -> its outputs`.
+        more: a pytree of arrays with time in front.
+    """
+    num_consts, num_carry = scan_counts(eqn.params)
+    first_x = num_consts + num_carry
+    consts, init, xs = args[:num_consts], args[num_consts:first_x], args[first_x:]
+
+    def step(carry: Any, now: Any) -> tuple[Any, Any]:
+        x, more = now
+        outs = body([*consts, *carry, *x], more)
+        return outs[:num_carry], outs[num_carry:]
+
+    how = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = jax.lax.scan(step, list(init), (list(xs), more), **how)
+    return [*carry, *ys]
