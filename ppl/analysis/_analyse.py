@@ -17,7 +17,14 @@ import jax.numpy as jnp
 
 from .._compat import ClosedJaxpr, Jaxpr, Literal, own_caches
 from .._foreign import named_errors
-from ..enumeration import Dependences, Lanes, is_listed, is_sampled, lanes_of_terms, layouts_of
+from ..enumeration import (
+    Dependences,
+    Dimensions,
+    dimensions_of,
+    is_fully_enumerated,
+    is_sampled,
+    layouts_of,
+)
 from ..evaluation import Layout, hoist_noise, is_on
 from ..jaxprs import PARAMS, Analysis, Fact, Relations, Term, other_derivatives, site_p, split
 from ..strategies import GAMMA_FAMILY, Engine, StrategyError, StrategySite
@@ -65,7 +72,7 @@ class Analysed:
         numbers: by index.
         scores: terms that are the log-prob of a sampled site at its own draw. Their derivative has mean zero, so it is left out.
         layouts: by index, for enumerated sites with something downstream.
-        lanes: in the lanes of which enumerated sites terms and numbers of sites are evaluated.
+        lanes: in the dimensions of which enumerated sites terms and numbers of sites are evaluated.
         num_replicates: independent runs of the program.
         infos: site descriptions by address, in program order.
         plates: plate sizes.
@@ -83,7 +90,7 @@ class Analysed:
     numbers: dict[int, Numbers]
     scores: frozenset[int]
     layouts: dict[int, Layout]
-    lanes: Lanes
+    lanes: Dimensions
     num_replicates: int
     infos: dict[str, SiteInfo]
     plates: dict[str, int]
@@ -147,7 +154,7 @@ def analyse(
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
     sites = {s.index: s for s in record["sites"].values()}
     if is_on("noise"):
-        closed = hoist_noise(closed, [i for i, s in sites.items() if is_listed(s)])
+        closed = hoist_noise(closed, [i for i, s in sites.items() if is_fully_enumerated(s)])
     closed, decisions = with_decisions(closed, sites, jax.tree.leaves(args))
     num_params = len(jax.tree.leaves(params)) if num_params is None else num_params
     is_parameter = [i < num_params for i in range(len(closed.jaxpr.invars))]
@@ -170,7 +177,7 @@ def analyse(
     if all(site.strategy.is_pathwise for site in sites.values()):
         terms, relations, upstream, layouts = [], [], {}, {}
         scores: frozenset[int] = frozenset()
-        lanes = Lanes([], [], {})
+        lanes = Dimensions([], [], {})
     else:
         bounds = {i: s.bounds for i, s in sites.items() if s.bounds is not None}
         # In one piece, so that a site's density at its own draw is known again.
@@ -178,8 +185,10 @@ def analyse(
         terms = split(closed.jaxpr, result, facts, bounds, whole)
         direct = direct_relations(sites, {i: n.log_prob for i, n in table.items()}, facts)
         upstream = closed_relations(direct)
-        # Relations up to the nearest listed sites.
-        opened = closed_relations({i: r for i, r in direct.items() if not is_listed(sites[i])})
+        # Relations up to the nearest enumerated sites.
+        opened = closed_relations(
+            {i: r for i, r in direct.items() if not is_fully_enumerated(sites[i])}
+        )
         own = [relations_of(facts, t.variable, sites) for t in terms]
         relations = [through_sites(r, upstream) for r in own]
         known = Dependences(
@@ -196,7 +205,7 @@ def analyse(
             },
         )
         layouts = layouts_of(sites, known)
-        lanes = lanes_of_terms(sites, known, layouts)
+        lanes = dimensions_of(sites, known, layouts)
         scores = _own_scores(closed.jaxpr, terms, sites, table)
         for index, site in sites.items():
             if site.strategy.is_decision:
@@ -310,7 +319,7 @@ def check_sites(sites: dict[int, StrategySite], table: dict[int, Numbers], facts
 def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
     """Refuse scores of sites whose support moves, or may."""
     for index, site in sites.items():
-        if site.strategy.is_pathwise or is_listed(site):
+        if site.strategy.is_pathwise or is_fully_enumerated(site):
             continue
         moved = set(facts.supports[index].relations)
         pathwise = {i for i in moved if isinstance(i, int) and sites[i].strategy.moves_value}

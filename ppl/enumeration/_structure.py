@@ -1,4 +1,4 @@
-"""How discrete sites can be summed out of a product of factors: plates, chains, and an order.
+"""How a total is summed out of a product of factors: plates, chains, and an order.
 
 Input: relations of every factor to the sites. Every axis of a site or factor starts as a name of its own; names are made one
 where a factor's axis is aligned with a site's (or, along a chain, sees a window of it). An axis of a site that some factor
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..evaluation import Layout
-from ..jaxprs import Relation
+from ..jaxprs import Link, Relation
 from ..strategies import StrategySite
 from ..traces import SiteInfo
-from ._layout import MAX_LANES
-from ._sum_product import Intractable, Unit, Way, order_of
+from ._chains import Chains, memory_of, recursions
+from ._layout import Asker, check_together, layout_of, mixing
+from ._order import Intractable, Unit, Way, order_of
 
 Axis = tuple[Any, int]
 
@@ -27,7 +28,7 @@ class Structure:
     """A way to sum sites out.
 
     Attributes:
-        layouts: lanes of each site.
+        layouts: of each site.
         free: named axes of each site outside the joint ones.
         labels: named axes of each factor.
         order: units in the order of summation.
@@ -65,69 +66,19 @@ def structure_of(
         ranks: number of axes of each factor.
 
     Raises:
-        ValueError: too many lanes.
+        ValueError: too many states.
     """
     joint, classes = _classes(sites, relations, ranks)
-    labels = {n: tuple(classes[(n, a)] for a in range(ranks[n])) for n in relations}
     try:
-        return _planned(label, sites, relations, joint, classes, labels)
+        return _Planner(label, sites, relations, joint, classes).structure()
     except ValueError:
         # What all assignments fit into is never refused, whatever windows and rows together would take.
         whole = {i: set(range(len(s.sizes))) for i, s in sites.items()}
         try:
-            return _planned(label, sites, relations, whole, classes, labels)
+            return _Planner(label, sites, relations, whole, classes).structure()
         except ValueError:
             pass
         raise
-
-
-def _planned(
-    label: str,
-    sites: dict[int, StrategySite],
-    relations: Mapping[str, dict[int, Relation]],
-    joint: dict[int, set[int]],
-    classes: Mapping[Axis, str],
-    labels: dict[str, tuple[str, ...]],
-) -> Structure:
-    """The structure with at least the axes in `joint`, which grows, enumerated jointly.
-
-    Raises:
-        ValueError: too many lanes.
-    """
-    while True:
-        chains = _chains(sites, relations, joint)
-        groups = _groups(chains, relations, joint, classes)
-        for group in groups:
-            lag = max(chains[i][1] for i in group)
-            chains.update({i: (chains[i][0], lag) for i in group})
-        layouts = {i: _layout(label, i, s, joint[i], chains, relations) for i, s in sites.items()}
-        for i, layout in layouts.items():
-            if layout.axis is not None:
-                time = classes[(i, layout.axis)]
-                layouts[i] = dataclasses.replace(layout, time=time)
-        free = {
-            i: tuple(classes[(i, a)] for a in range(len(s.sizes)) if a not in joint[i])
-            for i, s in sites.items()
-        }
-        try:
-            units = _units(groups, layouts, free)
-            factors = [(frozenset(r), frozenset(labels[n])) for n, r in relations.items() if r]
-            order, largest = order_of(factors, units, layouts)
-        except Intractable as stuck:
-            _join_cheapest(stuck.ways, sites, joint, layouts, classes)
-            continue
-        break
-    count = math.prod(layouts[i].num_lanes for i in largest)
-    if count > MAX_LANES:
-        names = sorted(sites[i].address for i in largest)
-        raise ValueError(
-            f"{label}: summing out needs {count} lanes at once (the limit is {MAX_LANES}), because {names} meet. Keep one "
-            "of them as a choice, or estimate the marginal with ppl.marginal."
-        )
-    members: dict[str, list[Axis]] = {}
-    for axis, name in classes.items():
-        members.setdefault(name, []).append(axis)
-    return Structure(layouts, free, labels, order, members)
 
 
 def _classes(
@@ -142,20 +93,17 @@ def _classes(
         for axis in ((owner, a) for a in range(rank))
     }
     joint: dict[int, set[int]] = {i: set() for i in sites}
-    for name, relation in relations.items():
-        for i, links in relation.items():
-            for a, link in enumerate(links):
-                if link.kind == "mixed" or link.lag is None:
-                    joint[i].add(a)
-                    continue
-                assert isinstance(link.axis, int)
-                union = groups[(i, a)] | groups[(name, link.axis)]
-                owners = [owner for owner, _ in union]
-                if len(set(owners)) < len(owners):
-                    joint[i].add(a)
-                    continue
-                for axis in union:
-                    groups[axis] = union
+    for name, i, a, link in _links(relations):
+        if link.kind == "mixed" or link.lag is None:
+            joint[i].add(a)
+            continue
+        assert isinstance(link.axis, int)
+        union = groups[(i, a)] | groups[(name, link.axis)]
+        owners = [owner for owner, _ in union]
+        if len(set(owners)) < len(owners):
+            joint[i].add(a)
+            continue
+        groups |= dict.fromkeys(union, union)
     names: dict[Axis, str] = {}
     for axis in groups:
         first = min(groups[axis], key=lambda x: (str(x[0]), x[1]))
@@ -163,82 +111,121 @@ def _classes(
     return joint, names
 
 
-def _chains(
-    sites: dict[int, StrategySite],
+def _links(
     relations: Mapping[str, dict[int, Relation]],
-    joint: dict[int, set[int]],
-) -> dict[int, tuple[int, int]]:
-    """Chain -> (time axis, memory); a second axis along which its elements meet becomes joint."""
-    chains: dict[int, tuple[int, int]] = {}
-    for i, site in sites.items():
-        for a, length in enumerate(site.sizes):
-            if a in joint[i]:
-                continue
-            lag = max([r[i][a].lag or 0 for r in relations.values() if i in r], default=0)
-            lag = min(lag, length - 1)
-            if lag and i in chains:
-                joint[i].add(a)
-            elif lag:
-                chains[i] = a, lag
-    return chains
+) -> Iterator[tuple[str, int, int, Link]]:
+    """(factor, site, axis of the site, link)."""
+    for name, relation in relations.items():
+        for i, links in relation.items():
+            for a, link in enumerate(links):
+                yield name, i, a, link
 
 
-def _groups(
-    chains: Mapping[int, tuple[int, int]],
-    relations: Mapping[str, dict[int, Relation]],
-    joint: Mapping[Any, Collection[int]],
-    classes: Mapping[Axis, str],
-) -> list[list[int]]:
-    """Chains that end up in one recursion, and so share one memory.
+class _Planner:
+    """A search for a structure with at least the axes in `joint`, which grows, enumerated jointly."""
 
-    These have one time and meet, directly or through other sites with elements at this time, which have to be summed out before.
-    """
-    groups = []
-    time_of = {i: classes[(i, axis)] for i, (axis, _) in chains.items()}
-    for time in sorted(set(time_of.values())):
-        here = {i for (i, a), name in classes.items() if name == time and a not in joint.get(i, ())}
-        for group in _components([here & r.keys() for r in relations.values()]):
-            members = sorted(i for i in group if time_of.get(i) == time)
-            groups += [members] if members else []
-    return groups
-
-
-def _components(sets: Iterable[set[int]]) -> list[set[int]]:
-    """Unions of the sets that overlap."""
-    groups: list[set[int]] = []
-    for new in sets:
-        met = [g for g in groups if g & new]
-        groups = [g for g in groups if not g & new] + [new.union(*met)]
-    return groups
-
-
-def _layout(
-    label: str,
-    index: int,
-    site: StrategySite,
-    joint: set[int],
-    chains: Mapping[int, tuple[int, int]],
-    relations: Mapping[str, dict[int, Relation]],
-) -> Layout:
-    axis, lag = chains.get(index, (None, 0))
-    axes = tuple(sorted(joint))
-    elements = math.prod(site.sizes[a] for a in axes)
-    assert site.num_values is not None
-    if elements * (lag + 1) * math.log(site.num_values) > math.log(MAX_LANES):
-        reasons = {
-            r[index][a].why or "elements depend on all earlier ones"
-            for r in relations.values()
-            if index in r
-            for a in axes
-            if r[index][a].kind == "mixed" or r[index][a].lag is None
-        }
-        raise ValueError(
-            f"Site '{site.address}': {label} would need {site.num_values}^{elements * (lag + 1)} lanes, because {elements} "
-            f"elements (of shape {site.sizes}) meet: {', '.join(sorted(reasons)) or 'other sites share their axes'}. "
-            "Let the densities separate by row or by step, or keep the site as a choice."
+    def __init__(
+        self,
+        label: str,
+        sites: dict[int, StrategySite],
+        relations: Mapping[str, dict[int, Relation]],
+        joint: dict[int, set[int]],
+        classes: Mapping[Axis, str],
+    ) -> None:
+        self.sites, self.relations, self.joint, self.classes = sites, relations, joint, classes
+        self.asker = Asker(
+            label,
+            "Let the densities separate by row or by step, or keep the site as a choice.",
+            "Keep one of them as a choice, or estimate the marginal with ppl.marginal.",
+            lambda _, text: ValueError(text),
         )
-    states = site.num_values**elements
-    return Layout(axes, states ** (lag + 1), states, axis, lag)
+
+    def structure(self) -> Structure:
+        """The structure.
+
+        Raises:
+            ValueError: too many states.
+        """
+        labels: dict[str, tuple[str, ...]] = {n: () for n in self.relations}
+        members: dict[str, list[Axis]] = {}
+        for (owner, a), name in self.classes.items():
+            members.setdefault(name, []).append((owner, a))
+            if owner in labels:
+                labels[owner] += (name,)
+        while True:
+            chains = self._chains()
+            groups = self._groups(chains)
+            layouts = {i: self._layout(i, chains) for i in self.sites}
+            free = {i: self._free(i) for i in self.sites}
+            try:
+                units = _units(groups, layouts, free)
+                factors = [
+                    (frozenset(r), frozenset(labels[n])) for n, r in self.relations.items() if r
+                ]
+                order, largest = order_of(factors, units, layouts)
+            except Intractable as stuck:
+                self._join_cheapest(stuck.ways, layouts)
+                continue
+            check_together(largest, self.sites, layouts, self.asker)
+            return Structure(layouts, free, labels, order, members)
+
+    def _uses(self, index: int) -> list[Relation]:
+        return [r[index] for r in self.relations.values() if index in r]
+
+    def _free(self, index: int) -> tuple[str, ...]:
+        """Named axes of a site outside the joint ones."""
+        axes = range(len(self.sites[index].sizes))
+        return tuple(self.classes[(index, a)] for a in axes if a not in self.joint[index])
+
+    def _chains(self) -> Chains:
+        """The chains; a second axis along which the elements of one meet becomes joint."""
+        chains: Chains = {}
+        for i, site in self.sites.items():
+            for a, length in enumerate(site.sizes):
+                if a in self.joint[i]:
+                    continue
+                lag = memory_of(self._uses(i), a, length)
+                assert isinstance(lag, int)  # else it is joint
+                if lag > 0 and i in chains:
+                    self.joint[i].add(a)
+                elif lag > 0:
+                    chains[i] = a, lag
+        return chains
+
+    def _groups(self, chains: Chains) -> list[list[int]]:
+        """Chains that end up in one recursion: these have one time, and meet in it."""
+        groups = []
+        time_of = {i: self.classes[(i, axis)] for i, (axis, _) in chains.items()}
+        for time in sorted(set(time_of.values())):
+            here = {i for i in self.sites if time in self._free(i)}
+            sets = [here & r.keys() for r in self.relations.values()]
+            groups += recursions(sets, chains, [i for i in chains if time_of[i] == time])
+        return groups
+
+    def _layout(self, index: int, chains: Chains) -> Layout:
+        axes, chain = self.joint[index], chains.get(index)
+        why = mixing(self._uses(index), axes) or "other sites share their axes"
+        time = None if chain is None else self.classes[(index, chain[0])]
+        return layout_of(self.sites[index], axes, chain, why, self.asker, time)
+
+    def _join_cheapest(self, ways: Sequence[Way], layouts: dict[int, Layout]) -> None:
+        """Enumerate elements jointly, in the way that takes the fewest states."""
+
+        def axes(i: int, names: Collection[Any]) -> set[int]:
+            free = set(range(len(self.sites[i].sizes))) - self.joint[i]
+            return {a for a in free if self.classes[(i, a)] in names}
+
+        def log_states(way: Way) -> float:
+            total = 0.0
+            for i, names in way.items():
+                site, new = self.sites[i], axes(i, names)
+                lag = 0 if layouts[i].axis in new else layouts[i].lag
+                elements = math.prod(site.sizes[a] for a in self.joint[i] | new)
+                total += elements * (lag + 1) * math.log(site.num_values or 1)
+            return total
+
+        for i, names in min(ways, key=log_states).items():
+            self.joint[i] |= axes(i, names)
 
 
 def _units(
@@ -254,34 +241,8 @@ def _units(
     for group in [*groups, *single]:
         axes = [frozenset(free[i]) for i in group]
         shared = frozenset.intersection(*axes)
-        own = {i: a - shared for i, a in zip(group, axes, strict=True) if a != shared}
+        own: Way = {i: a - shared for i, a in zip(group, axes, strict=True) if a != shared}
         if own:
             raise Intractable([own])
-        units.append(Unit(frozenset(group), shared, layouts[group[0]].time))
+        units.append(Unit(frozenset(group), frozenset(shared), layouts[group[0]].time))
     return sorted(units, key=lambda u: min(u.sites))
-
-
-def _join_cheapest(
-    ways: Sequence[Way],
-    sites: dict[int, StrategySite],
-    joint: dict[int, set[int]],
-    layouts: dict[int, Layout],
-    classes: Mapping[Axis, str],
-) -> None:
-    """Enumerate elements jointly, in the way that takes the fewest lanes."""
-
-    def axes(i: int, names: frozenset[str]) -> set[int]:
-        free = set(range(len(sites[i].sizes))) - joint[i]
-        return {a for a in free if classes[(i, a)] in names}
-
-    def log_lanes(way: Way) -> float:
-        total = 0.0
-        for i, names in way.items():
-            new = axes(i, names)
-            lag = 0 if layouts[i].axis in new else layouts[i].lag
-            elements = math.prod(sites[i].sizes[a] for a in joint[i] | new)
-            total += elements * (lag + 1) * math.log(sites[i].num_values or 1)
-        return total
-
-    for i, names in min(ways, key=log_lanes).items():
-        joint[i] |= axes(i, names)

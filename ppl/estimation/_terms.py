@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ..analysis import Analysed
-from ..enumeration import LaneWeights
+from ..enumeration import StateWeights
 from ..evaluation import (
     Forced,
     Invariants,
@@ -143,8 +143,8 @@ class Terms:
             items["site", i] = self.lanes(program.lanes.sites[i]), list(program.numbers[i].local)
         values, start = self._agreed(items, self.reader.read(items, forced, extra), extra)
         probabilities = {i: self._probabilities(i, extra, values["weight", i]) for i in enumerated}
-        weights = LaneWeights(
-            program.layouts, program.lanes.sites, self.replicates, extra, probabilities, start
+        weights = StateWeights(
+            program.layouts, program.lanes.sites, self.replicates + extra, probabilities, start
         )
         terms: dict[int, Any] = {}
         alike: dict[Any, int] = {}

@@ -28,7 +28,7 @@ from _oracles import (
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.ppl.enumeration._weights import windows
+from lapilli.ppl.enumeration._forward import windows
 from lapilli.ppl.evaluation._split import Chain, Layout
 
 pytestmark = pytest.mark.one_in(2)
@@ -392,7 +392,7 @@ def test_what_is_no_chain_is_enumerated_jointly_up_to_the_limit(case):
     long = ppl.expectation(lambda p, n: fn(p, n, x=jnp.zeros(20)), strategies=strategies)
     noise = {name: jnp.full(s.shape, 0.5) for name, s in spec(20).items()}
     with pytest.raises(
-        ValueError, match=rf"Site 'z'.*\^20 lanes.*no forward recursion.*{reason}.*'mvd'"
+        ValueError, match=rf"Site 'z'.*\^20 states.*no forward recursion.*{reason}.*'mvd'"
     ):
         long.plan(PARAMS, noise)
 
@@ -402,7 +402,7 @@ def test_an_importance_weighted_bound_around_a_chain_is_refused_beyond_the_limit
     objective = inference.iwelbo(model, guide, num_particles=4, strategies="enum")
     params = objective.init(KEY, None)  # real samplers: each particle has draws of its own
     with pytest.raises(
-        ValueError, match=r"Site 'z'.*2\^20 lanes.*no forward recursion.*Let the costs separate"
+        ValueError, match=r"Site 'z'.*2\^20 states.*no forward recursion.*Let the costs separate"
     ):
         objective.plan(params, None)
 
