@@ -7,12 +7,14 @@ and what is left: an expectation asks for the probability of the states that eac
 `_weights.py`; there it is said how), `eliminate` for one total (`_structure.py`, `_sum_product.py`).
 """
 
-from ._dimensions import (
+from ._chains import (
     Dependences as Dependences,
-    Dimensions as Dimensions,
-    dimensions_of as dimensions_of,
     is_fully_enumerated as is_fully_enumerated,
     is_sampled as is_sampled,
+)
+from ._dimensions import (
+    Dimensions as Dimensions,
+    dimensions_of as dimensions_of,
     layouts_of as layouts_of,
 )
 from ._factors import ELEMENT as ELEMENT, REPLICATE as REPLICATE, Factor as Factor

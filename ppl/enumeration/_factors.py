@@ -71,18 +71,18 @@ def product(
     factors: Sequence[Factor],
     axes: Sequence[Hashable],
     layouts: Layouts,
-    semiring: Semiring,
+    ring: Semiring,
     time: Hashable = None,
 ) -> Factor:
     """The product of factors on common axes."""
     sites = sites_of(factors)
     arrays = [aligned(f, sites, axes, layouts, time) for f in factors]
     chains = chains_of(ordered(sites), layouts, time)
-    array = by_parts(semiring.times, *arrays, axis=len(sites), chains=chains)
+    array = by_parts(ring.times, *arrays, axis=len(sites), chains=chains)
     return Factor(sites, tuple(axes), array, frozenset().union(*(f.scales for f in factors)))
 
 
-def sum_out(factor: Factor, sites: Collection[int], layouts: Layouts, semiring: Semiring) -> Factor:
+def sum_out(factor: Factor, sites: Collection[int], layouts: Layouts, ring: Semiring) -> Factor:
     """A factor summed over all states of sites."""
     own = ordered(factor.sites)
     where = [own.index(i) for i in ordered(sites)]
@@ -91,7 +91,7 @@ def sum_out(factor: Factor, sites: Collection[int], layouts: Layouts, semiring: 
         shape = list(x.shape)
         for n in where:
             shape[front + n] = layouts[own[n]].size
-        return semiring.sum(jnp.broadcast_to(x, shape), [front + n for n in where])
+        return ring.sum(jnp.broadcast_to(x, shape), [front + n for n in where])
 
     array = factor.array
     front = int(isinstance(array, Split))

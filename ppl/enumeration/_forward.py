@@ -1,11 +1,11 @@
-"""Chains summed by a forward recursion: of a product of factors, the total or what each step shows.
+"""Chains summed by a forward recursion: the total of a product of factors, or what each step shows.
 
 For windows w_t = z[t - lag .. t] of one or several chains along one time, and factors f_t of them,
 
-    F(w_t) = prod f_t(w_t) sum over z[t - lag - 1] of F(w_{t - 1}),
+    F(w_t) = f_t(w_t) sum over z[t - lag - 1] of F(w_{t - 1}),
 
 linear in the number of steps. Where the factors are the chains' own probabilities, F(w_t) is the probability of the window
-(`windows`): what comes later sums to one. In general the sum of F over the last window is the total (`total`).
+(`windows`), for what comes later sums to one. In general the sum over the last window is the total (`total`).
 
 Windows are opened into digits, one axis for each age, the oldest first. A step sums the oldest digit out and appends its own.
 """
@@ -28,12 +28,12 @@ Array = jax.Array
 def windows(
     probabilities: Any, chains: Sequence[Chain], axis: int, start: Mapping[int, int] | None = None
 ) -> Any:
-    """Probability of every window at each step, in the dimensions of `probabilities`.
+    """Probability of every window at each step, from that of each step's states given the window before.
 
     Args:
-        probabilities: of each step's states given the window before, all chains' multiplied.
-        chains: (dimension, layout) of each chain.
-        axis: the time axis, behind all dimensions, where they are not split.
+        probabilities: all chains' multiplied, with time at `axis` where they are not split.
+        chains: with the same memory.
+        axis: behind all enumeration dimensions.
         start: site -> the state before its first step, where that counts.
     """
     if chains[0].layout.lag == 0:
@@ -41,7 +41,7 @@ def windows(
     if not isinstance(probabilities, Split):
         q = relative(probabilities, axis, chains, probabilities.shape[axis])
         return whole_at(windows(q, chains, axis, start), axis, chains)
-    recursion = _Recursion([probabilities], chains, [None], Probabilities(), start or {})
+    recursion = _Recursion([probabilities], [None], chains, Probabilities(), start or {})
     _, shown = recursion.run(is_shown=True)
     return read_often(close_lanes(shown, recursion.chains))
 
@@ -51,29 +51,24 @@ def total(
     lags: Sequence[int | None],
     chains: Sequence[Chain],
     axis: int,
-    semiring: Semiring,
+    ring: Semiring,
 ) -> Array:
-    """The sum over all paths of the product of factors [dimensions, axes].
+    """The sum over all paths of the product of factors, with time at `axis` where they are not split.
 
-    Args:
-        factors: some of them split.
-        lags: how many steps back each sees the chains; None: as far as windows show.
-        chains: (dimension, layout) of each chain.
-        axis: the time axis, behind all dimensions, of factors that are not split.
-        semiring: products and sums.
+    `lags`: how many steps back each factor sees the chains; None: as far as windows show.
     """
     length = max(x.length if isinstance(x, Split) else x.shape[axis] for x in factors)
     split = [x if isinstance(x, Split) else relative(x, axis, chains, length) for x in factors]
     start = {site: state for x in split for site, state in x.start}
-    recursion = _Recursion(split, chains, lags, semiring, start)
+    recursion = _Recursion(split, lags, chains, ring, start)
     last, _ = recursion.run()
-    return semiring.sum(
-        last, [d + i for d in recursion.oldest for i in range(recursion.lag + 1)], length
+    return ring.sum(
+        last, [a + i for a in recursion.oldest for i in range(recursion.lag + 1)], length
     )
 
 
 class _Recursion:
-    """The recursion over factors that are split.
+    """The recursion over split factors.
 
     What is the same at all steps, such as the transitions of a homogeneous chain, is a constant of the loop. A factor that
     does not see the oldest digit joins after the sum over it, where there are fewer products.
@@ -82,42 +77,40 @@ class _Recursion:
     def __init__(
         self,
         factors: Sequence[Split],
-        chains: Sequence[Chain],
         lags: Sequence[int | None],
-        semiring: Semiring,
+        chains: Sequence[Chain],
+        ring: Semiring,
         start: Mapping[int, int],
     ) -> None:
-        self.chains, self.semiring = sorted(chains), semiring
-        self.lag = chains[0].layout.lag
-        # Without time, and windows opened.
-        self.oldest = [chain.axis + n * self.lag for n, chain in enumerate(self.chains)]
-        self.own = [d + self.lag for d in self.oldest]
-        self.steps = [self._opened(x, lag) for x, lag in zip(factors, lags, strict=True)]
-        self.length = factors[0].length
-        shape = list(np.broadcast_shapes(*(x.shape[1:] for x in jax.tree.leaves(self.steps))))
-        self.shown = list(shape)  # of all windows
-        for chain, d in zip(self.chains, self.oldest, strict=True):
-            self.shown[d : d + self.lag + 1] = [chain.layout.num_states] * (self.lag + 1)
-        self.shape = [1 if a in self.own else n for a, n in enumerate(self.shown)]
+        self.chains, self.ring, self.length = sorted(chains), ring, factors[0].length
+        self.lag = lag = chains[0].layout.lag
+        # Axes once windows are opened, and without time.
+        self.oldest = [chain.axis + n * lag for n, chain in enumerate(self.chains)]
+        self.own = [a + lag for a in self.oldest]
+        self.factors = [self._opened(x, seen) for x, seen in zip(factors, lags, strict=True)]
+        arrays = jax.tree.leaves(self.factors)
+        self.shown = list(np.broadcast_shapes(*(x.shape[1:] for x in arrays)))
         # Nothing depends on digits that no step has set yet, or they show the state before the first step.
-        hot = np.ones([1] * len(shape))
-        for chain, d in zip(self.chains, self.oldest, strict=True):
-            for a in range(d, d + self.lag):
-                state = start.get(chain.site, 0) if a == d + self.lag - 1 else 0
-                one = np.arange(chain.layout.num_states) == state
-                hot = hot * one.reshape([-1 if b == a else 1 for b in range(len(shape))])
-        dtype = jnp.result_type(*(x.dtype for x in jax.tree.leaves(self.steps)))
-        self.before = jnp.broadcast_to(jnp.asarray(semiring.of(hot), dtype), self.shape)
+        hot = np.ones([1] * len(self.shown))
+        for chain, oldest in zip(self.chains, self.oldest, strict=True):
+            num_states = chain.layout.num_states
+            self.shown[oldest : oldest + lag + 1] = [num_states] * (lag + 1)
+            for age in range(lag, 0, -1):
+                state = start.get(chain.site, 0) if age == 1 else 0
+                behind = hot.ndim - 1 - (oldest + lag - age)
+                hot = hot * (np.arange(num_states) == state).reshape(-1, *[1] * behind)
+        self.shape = [1 if a in self.own else n for a, n in enumerate(self.shown)]
+        dtype = jnp.result_type(*(x.dtype for x in arrays))
+        self.before = jnp.broadcast_to(jnp.asarray(ring.of(hot), dtype), self.shape)
 
     def run(self, *, is_shown: bool = False) -> tuple[Array, Split]:
-        """F before the step after the last; and F of all windows at each step, if shown."""
+        """The sum over what lies before the step after the last; and F of all windows at each step, if shown."""
         before, first = self.before, []
-        count = max(len(x.first) for x in self.steps)
-        for s in range(count):
-            here = [x.steps(s, s + 1)[0] for x in self.steps]
-            first.append(self._shown(before, [x[None] for x in here]) if is_shown else None)
-            before = self._move(before, here, s)
-        steps = [x.steps(count, self.length) for x in self.steps]
+        for s in range(max(len(x.first) for x in self.factors)):
+            here = [x.steps(s, s + 1) for x in self.factors]
+            first.append(self._shown(before, here) if is_shown else None)
+            before = self._move(before, [x[0] for x in here], s)
+        steps = [x.steps(len(first), self.length) for x in self.factors]
         still = [x[0] if len(x) == 1 else None for x in steps]
         moving = [x if s is None else None for x, s in zip(steps, still, strict=True)]
 
@@ -125,30 +118,29 @@ class _Recursion:
             here = [m if s is None else s for m, s in zip(inputs[0], still, strict=True)]
             return self._move(before, here, inputs[1]), before if is_shown else None
 
-        number = jnp.arange(count, self.length) if self.semiring.is_numbered else None
-        before, past = jax.lax.scan(step, before, (moving, number), self.length - count)
+        number = jnp.arange(len(first), self.length) if self.ring.is_numbered else None
+        before, past = jax.lax.scan(step, before, (moving, number), self.length - len(first))
         rest = self._shown(past, steps) if is_shown else None
         return before, Split(first, rest, self.length)
 
     def _shown(self, before: Array, steps: list[Array]) -> Array:
-        """F of all windows."""
-        found = self.semiring.times(*steps, before)
+        """F of all windows at some steps."""
+        found = self.ring.times(*steps, before)
         return jnp.broadcast_to(found, (len(found), *self.shown))
 
     def _move(self, before: Array, steps: list[Array], number: Any) -> Array:
-        """F before the next step."""
-        early = [x for x in steps if any(x.shape[a] > 1 for a in self.oldest)]
-        late = [x for x in steps if all(x.shape[a] == 1 for a in self.oldest)]
-        left = self.semiring.sum(self.semiring.times(before, *early), self.oldest, number)
-        left = self.semiring.times(jnp.expand_dims(left, self.oldest), *late)
+        """The sum over what lies before the next step."""
+        sees_oldest = [any(x.shape[a] > 1 for a in self.oldest) for x in steps]
+        early = [x for x, sees in zip(steps, sees_oldest, strict=True) if sees]
+        late = [x for x, sees in zip(steps, sees_oldest, strict=True) if not sees]
+        left = self.ring.sum(self.ring.times(before, *early), self.oldest, number)
+        left = self.ring.times(jnp.expand_dims(left, self.oldest), *late)
         left = jnp.expand_dims(jnp.squeeze(left, self.oldest), self.own)
         return jnp.broadcast_to(left, self.shape)
 
     def _opened(self, factor: Split, lag: int | None) -> Split:
         """A factor with windows opened into digits, of size 1 where it sees nothing of them."""
-        unseen = range(0 if lag is None else self.lag - lag)
-        unseen = {1 + d + i for d in self.oldest for i in unseen}
-        seen = lambda x: x[
-            tuple(slice(0, 1) if a in unseen else slice(None) for a in range(x.ndim))
-        ]
+        ages = range(0 if lag is None else self.lag - lag)
+        unseen = {1 + a + i for a in self.oldest for i in ages}
+        seen = lambda x: x[tuple(slice(1 if a in unseen else None) for a in range(x.ndim))]
         return jax.tree.map(seen, open_lanes(factor, self.chains))

@@ -1,4 +1,4 @@
-"""The enumeration dimension of a site: how long it is, what it shows, and when it is too long.
+"""The enumeration dimension of a site: what stands along it, and when it is too long.
 
 A site with k values and n elements that meet has k^n *states*. Along its enumeration dimension stand these states; for a
 *chain*, a site in a scan of which everything sees at most `lag` steps back, all *windows* z[t - lag], ..., z[t] of its
@@ -7,9 +7,9 @@ states, for all steps t at once. Elements that do not meet (other rows, other st
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,29 +23,23 @@ Array = jax.Array
 MAX_STATES = 65_536  # evaluated at once: states of sites that meet, or elements replayed one by one
 
 
-@dataclasses.dataclass(frozen=True)
-class Asker:
-    """Who enumerates, for refusals.
-
-    Attributes:
-        what: the strategy or transformation.
-        apart: what to do about elements of one site that meet; `{name}` is the site's.
-        fewer: the same about several sites.
-        error: the exception, from the site and the text.
-    """
+class Asker(NamedTuple):
+    """Who enumerates, for refusals: its name, what to do about elements and about sites that meet, the exception."""
 
     what: str
-    apart: str
-    fewer: str
+    elements: str
+    sites: str
     error: Callable[[StrategySite, str], Exception]
 
-    def refuse(self, site: StrategySite, count: str, why: str, remedy: str) -> Exception:
-        """The refusal of everything that would take more than `MAX_STATES`."""
-        return self.error(
-            site,
-            f"Site '{site.address}': {self.what} would need {count} states at once (the limit is {MAX_STATES}), because "
-            f"{why}. {remedy.format(name=site.name)}",
-        )
+    def check(self, site: StrategySite, base: int, power: int, why: str, remedy: str) -> None:
+        """Refuse more than `MAX_STATES` states, of which there are `base ** power`."""
+        if power * math.log(base) > math.log(MAX_STATES):
+            count = f"{base}^{power}" if power > 1 else str(base)
+            text = (
+                f"Site '{site.address}': {self.what} would need {count} states at once (the limit is {MAX_STATES}), "
+                f"because {why}. {remedy.format(name=site.name)}"
+            )
+            raise self.error(site, text)
 
 
 def layout_of(
@@ -54,34 +48,19 @@ def layout_of(
     chain: tuple[int, int] | None,
     why: str,
     asker: Asker,
-    time: str | None = None,
 ) -> Layout:
-    """The layout of a site whose elements meet along the axes `joint`, for the reason `why`.
-
-    Args:
-        site: the site.
-        joint: element axes.
-        chain: (time axis, memory) of a chain.
-        why: for the plan and refusals.
-        asker: who enumerates.
-        time: name of the time axis.
+    """The layout of a site, perhaps a chain (time axis, memory), whose elements meet along the axes `joint`.
 
     Raises:
         ValueError: too many states (of the asker's kind).
     """
     axis, lag = chain or (None, 0)
-    axes = tuple(sorted(joint))
-    elements = math.prod(site.sizes[a] for a in axes)
+    elements = math.prod(site.sizes[a] for a in joint)
     assert site.num_values is not None
-    if elements * (lag + 1) * math.log(site.num_values) > math.log(MAX_STATES):
-        raise asker.refuse(
-            site,
-            f"{site.num_values}^{elements * (lag + 1)}",
-            f"{elements} elements (of shape {site.sizes}) meet: {why}",
-            asker.apart,
-        )
+    meet = f"{elements} elements (of shape {site.sizes}) meet: {why}"
+    asker.check(site, site.num_values, elements * (lag + 1), meet, asker.elements)
     states = site.num_values**elements
-    return Layout(axes, states ** (lag + 1), states, axis, lag, why, time)
+    return Layout(tuple(sorted(joint)), states ** (lag + 1), states, axis, lag, why)
 
 
 def size_of(indices: Iterable[int], layouts: Mapping[int, Layout]) -> int:
@@ -90,7 +69,7 @@ def size_of(indices: Iterable[int], layouts: Mapping[int, Layout]) -> int:
 
 
 def check_together(
-    largest: Collection[int],
+    met: Collection[int],
     sites: Mapping[int, StrategySite],
     layouts: Mapping[int, Layout],
     asker: Asker,
@@ -100,11 +79,9 @@ def check_together(
     Raises:
         ValueError: of the asker's kind.
     """
-    count = size_of(largest, layouts)
-    if count > MAX_STATES:
-        names = sorted(sites[i].address for i in largest)
-        why = f"the enumerated sites {names} meet"
-        raise asker.refuse(sites[max(largest)], str(count), why, asker.fewer)
+    if met:
+        why = f"the enumerated sites {sorted(sites[i].address for i in met)} meet"
+        asker.check(sites[max(met)], size_of(met, layouts), 1, why, asker.sites)
 
 
 def mixing(uses: Iterable[Relation], axes: Collection[int]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,36 +21,21 @@ Array = jax.Array
 Kind = Literal["sum", "max", "sample"]
 
 
-class Semiring(Protocol):
-    """Products and sums. `is_numbered`: a sum depends on the number of the step."""
-
-    is_numbered: bool
-
-    def times(self, *arrays: Array) -> Array:
-        """The product of broadcasting arrays."""
-        ...
-
-    def sum(self, x: Array, axes: Sequence[int], number: Any = 0) -> Array:
-        """The sum over axes, at a step."""
-        ...
-
-    def of(self, weights: np.ndarray) -> np.ndarray:
-        """Weights 0 and 1 as its elements."""
-        ...
-
-
 class Probabilities:
     """Numbers that are multiplied and added."""
 
-    is_numbered = False
+    is_numbered = False  # whether a sum depends on the number of the step
 
     def times(self, *arrays: Array) -> Array:
+        """The product of broadcasting arrays."""
         return functools.reduce(operator.mul, arrays)
 
     def sum(self, x: Array, axes: Sequence[int], number: Any = 0) -> Array:
+        """The sum over axes, at a step."""
         return x.sum(axes)
 
     def of(self, weights: np.ndarray) -> np.ndarray:
+        """Weights 0 and 1 as its elements."""
         return weights
 
 
@@ -67,9 +52,11 @@ class LogWeights:
         return LogWeights(self.kind, key)
 
     def times(self, *arrays: Array) -> Array:
+        """The product of broadcasting arrays."""
         return functools.reduce(operator.add, arrays)
 
     def sum(self, x: Array, axes: Sequence[int], number: Any = 0) -> Array:
+        """The reduction over axes, at a step."""
         if self.kind == "sum":
             return log_sum_exp(x, tuple(axes))
         kept = [a for a in range(x.ndim) if a not in axes]
@@ -81,7 +68,11 @@ class LogWeights:
         return _marked(x, x + noise, False)
 
     def of(self, weights: np.ndarray) -> np.ndarray:
+        """Weights 0 and 1 as its elements."""
         return np.where(weights > 0, 0.0, -np.inf)
+
+
+Semiring = Probabilities | LogWeights
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -146,7 +146,7 @@ class _Planner:
         Raises:
             ValueError: too many states.
         """
-        labels: dict[str, tuple[str, ...]] = {n: () for n in self.relations}
+        labels: dict[str, tuple[str, ...]] = dict.fromkeys(self.relations, ())
         members: dict[str, list[Axis]] = {}
         for (owner, a), name in self.classes.items():
             members.setdefault(name, []).append((owner, a))
@@ -205,8 +205,9 @@ class _Planner:
     def _layout(self, index: int, chains: Chains) -> Layout:
         axes, chain = self.joint[index], chains.get(index)
         why = mixing(self._uses(index), axes) or "other sites share their axes"
+        layout = layout_of(self.sites[index], axes, chain, why, self.asker)
         time = None if chain is None else self.classes[(index, chain[0])]
-        return layout_of(self.sites[index], axes, chain, why, self.asker, time)
+        return dataclasses.replace(layout, time=time)
 
     def _join_cheapest(self, ways: Sequence[Way], layouts: dict[int, Layout]) -> None:
         """Enumerate elements jointly, in the way that takes the fewest states."""

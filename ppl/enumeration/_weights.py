@@ -4,7 +4,7 @@ Input: for each enumerated site upstream of a number, its probabilities in the d
 directly. Output: the probability of what is kept, for each element of the number. `ppl.eliminate` asks the same of the same
 factors, orders and recursion (`_sum_product.py`), but for two things:
 
-- The factors are conditional probabilities here, so what is not upstream of a number sums to one, and is left out: later steps of a
+- The factors are conditional probabilities here, so what is not upstream of a number sums to one, and is left out, later steps of a
   chain too. Windows of all steps are kept, where a total needs the last only.
 - Each number is an elimination of its own, and its axes stay. An element of it sees one element of each site along every axis
   that is not joint, so there are no products over rows, and an axis of a site may be another one in each number.
