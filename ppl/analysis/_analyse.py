@@ -18,15 +18,26 @@ import jax.numpy as jnp
 from .._compat import ClosedJaxpr, Jaxpr, Literal, own_caches
 from .._foreign import named_errors
 from ..enumeration import (
-    Dependences,
     Dimensions,
+    Reader,
     dimensions_of,
     is_fully_enumerated,
     is_sampled,
     layouts_of,
 )
 from ..evaluation import Layout, hoist_noise, is_on
-from ..jaxprs import PARAMS, Analysis, Fact, Relations, Term, other_derivatives, site_p, split
+from ..jaxprs import (
+    PARAMS,
+    Analysis,
+    Fact,
+    Relations,
+    Term,
+    aligned,
+    join,
+    other_derivatives,
+    site_p,
+    split,
+)
 from ..strategies import GAMMA_FAMILY, Engine, StrategyError, StrategySite
 from ..traces import SiteInfo
 from ._decisions import with_decisions
@@ -185,27 +196,11 @@ def analyse(
         terms = split(closed.jaxpr, result, facts, bounds, whole)
         direct = direct_relations(sites, {i: n.log_prob for i, n in table.items()}, facts)
         upstream = closed_relations(direct)
-        # Relations up to the nearest enumerated sites.
-        opened = closed_relations(
-            {i: r for i, r in direct.items() if not is_fully_enumerated(sites[i])}
-        )
         own = [relations_of(facts, t.variable, sites) for t in terms]
         relations = [through_sites(r, upstream) for r in own]
-        known = Dependences(
-            relations,
-            upstream,
-            [through_sites(r, opened) for r in own],
-            {
-                i: [
-                    *([opened[i]] if is_sampled(s) else []),
-                    *(through_sites(relations_of(facts, a, sites), opened) for a in table[i].read),
-                ]
-                for i, s in sites.items()
-                if not s.strategy.is_pathwise
-            },
-        )
-        layouts = layouts_of(sites, known)
-        lanes = dimensions_of(sites, known, layouts)
+        readers = _readers(sites, table, facts, own, direct, upstream)
+        layouts = layouts_of(sites, readers)
+        lanes = dimensions_of(sites, readers, layouts)
         scores = _own_scores(closed.jaxpr, terms, sites, table)
         for index, site in sites.items():
             if site.strategy.is_decision:
@@ -225,6 +220,30 @@ def analyse(
         {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype, rows,
         record["subsampled"], record["alarmed"],
     )  # fmt: skip
+
+
+def _readers(
+    sites: dict[int, StrategySite],
+    table: dict[int, Numbers],
+    facts: Analysis,
+    terms: list[Relations],
+    direct: dict[int, Relations],
+    upstream: dict[int, Relations],
+) -> list[Reader]:
+    """Terms and sites, with how they depend on sites: through all others, and up to the nearest enumerated ones."""
+    near = closed_relations({i: r for i, r in direct.items() if not is_fully_enumerated(sites[i])})
+    readers = [
+        Reader("a cost", through_sites(r, upstream), [through_sites(r, near)]) for r in terms
+    ]
+    for i, site in sites.items():
+        if site.strategy.is_pathwise:
+            continue
+        read = [near[i]] if is_sampled(site) else []
+        read += [through_sites(relations_of(facts, a, sites), near) for a in table[i].read]
+        itself: Relations = {i: tuple(aligned(a) for a in range(len(site.sizes)))}
+        closed = join([itself, upstream[i]])
+        readers.append(Reader(f"site '{site.address}'", closed, read, i))
+    return readers
 
 
 def _may_vanish(probability: Fact) -> bool:

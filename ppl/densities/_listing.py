@@ -119,7 +119,7 @@ class Listing:
         for number, total in enumerate(sum_product(factors, self.structure.order, self.layouts)):
             (scale,) = total.scales
             name = label if number == 0 else f"{label} {number + 1}"
-            dims = tuple(self.structure.dim_of(a, self.infos) for a in total.axes)
+            dims = tuple(self._dim_of(a) for a in total.axes)
             log_probs[name] = total.array * scale
             infos[name] = SiteInfo(name, "factor", dims, total.array.shape, (), "", scale=scale)
         read = evaluate(self.closed, [], {}, list(self.values.values()))
@@ -164,6 +164,16 @@ class Listing:
             chosen = jnp.tensordot(jnp.moveaxis(weights, 0, -1), jnp.asarray(table, float), 1)
             out[site.name] = _elements(chosen, site, layout, (site.num_values or 0,))
         return out
+
+    def _dim_of(self, axis: Any) -> str | None:
+        """The plate or region that a named axis belongs to, if the sites agree on it."""
+        owners = [x for x, name in self.structure.names.items() if name == axis]
+        dims = {
+            self.infos[owner].dims[a]
+            for owner, a in owners
+            if owner in self.infos and a < len(self.infos[owner].dims)
+        }
+        return dims.pop() if len(dims) == 1 else None
 
     def _bias(self, index: int, bias: Array) -> Factor:
         site, layout = self.sites[index], self.layouts[index]

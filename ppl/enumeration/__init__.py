@@ -2,18 +2,19 @@
 
 One planner serves strategy "enum" within an expectation and `ppl.eliminate`, which sums whole programs. Both lay out sites
 (`_layout.py`), find chains and those that share a recursion (`_chains.py`), order the elimination (`_order.py`), multiply and
-sum factors (`_factors.py`, `_semirings.py`), and run forward recursions (`_forward.py`). They differ in what they are given
-and what is left: an expectation asks for the probability of the states that each number shows (`_dimensions.py`,
-`_weights.py`; there it is said how), `eliminate` for one total (`_structure.py`, `_sum_product.py`).
+sum factors (`_factors.py`, `_semirings.py`), and run forward recursions (`_forward.py`). They differ in what is left: an
+expectation asks for the probability of the states that each number shows (`_expectation.py` says how), `eliminate` for one
+total (`_total.py`).
 """
 
 from ._chains import (
-    Dependences as Dependences,
+    Reader as Reader,
     is_fully_enumerated as is_fully_enumerated,
     is_sampled as is_sampled,
 )
-from ._dimensions import (
+from ._expectation import (
     Dimensions as Dimensions,
+    StateWeights as StateWeights,
     dimensions_of as dimensions_of,
     layouts_of as layouts_of,
 )
@@ -26,6 +27,4 @@ from ._layout import (
     states as states,
 )
 from ._semirings import Kind as Kind
-from ._structure import Structure as Structure, structure_of as structure_of
-from ._sum_product import sum_product as sum_product
-from ._weights import StateWeights as StateWeights
+from ._total import Structure as Structure, structure_of as structure_of, sum_product as sum_product
