@@ -131,7 +131,7 @@ class Listing:
     def gradient(self, kind: Kind, key: Array | None) -> dict[int, Array]:
         """Derivative of the total in a bias on each site's states: site -> (states, *free axes)."""
         factors, _ = self.factors(kind)
-        factors = [f._replace(scales=frozenset({1.0})) for f in factors]
+        factors = [dataclasses.replace(f, scales=frozenset({1.0})) for f in factors]
 
         def total(bias: dict[int, Array]) -> Array:
             added = [self._bias(i, b) for i, b in bias.items()]

@@ -18,14 +18,15 @@ The sums are therefore those of the joint enumeration of all paths, reordered.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..evaluation import Layout, Split, begun, chains_of
-from ..jaxprs import Relation, Relations
+from ..jaxprs import Relations
 from ..strategies import StrategyError, StrategySite
 from ._chains import Reader, chains_within, is_sampled, meeting, uses_of
 from ._factors import Factor, aligned, ordered, product, sum_out
@@ -158,7 +159,8 @@ class StateWeights:
     ) -> None:
         self.layouts, self.at_sites, self.probabilities = layouts, at_sites, probabilities
         self.others, self.start = frozenset(others), start
-        self.made: dict[Any, Factor] = {}
+        for name in ("_placed", "_windows", "_product", "_summed"):
+            setattr(self, name, functools.cache(getattr(self, name)))
 
     def of(self, closed: Relations, keep: Sites, num_axes: int) -> Any:
         """Weights [kept dimensions and the others, axes (1 where equal)] of an array that relates to sites by `closed`.
@@ -169,58 +171,44 @@ class StateWeights:
         if not upstream:
             return None
         axes = tuple(range(num_axes))
-        placed = {i: self._placed(i, closed[i]) for i in upstream}
+        free = lambda i: [a for a in range(len(closed[i])) if a not in self.layouts[i].joint]
+        placed = {i: self._placed(i, tuple(closed[i][a].axis for a in free(i))) for i in upstream}
         chains = [i for i in upstream if self.layouts[i].is_chain]
         factors = [f for i, f in placed.items() if i not in chains]
         if chains:
-            time = closed[chains[0]][self.layouts[chains[0]].axis].axis  # type: ignore[index]
-            factors.append(self._windows([placed[i] for i in chains], time, axes))
-        for unit in elimination(closed, keep, self.layouts, self.at_sites)[0]:
-            met = [f for f in factors if f.sites & unit.sites]
-            factors = [f for f in factors if not f.sites & unit.sites]
-            factors.append(self._summed(self._product(met, axes), unit.sites))
-        weight = self._product(factors, axes)
+            time: Any = closed[chains[0]][self.layouts[chains[0]].axis].axis  # type: ignore[index]
+            order = (time, *(a for a in axes if a != time))
+            factors.append(self._windows(tuple(placed[i] for i in chains), order))
+        units, _ = elimination(closed, keep, self.layouts, self.at_sites)
+        for unit in units:
+            met = tuple(f for f in factors if f.sites & unit.sites)
+            factors = [f for f in factors if f not in met]
+            factors.append(self._summed(met, axes, unit.sites))
+        weight = self._product(tuple(factors), axes)
         return aligned(weight, keep | self.others, axes, self.layouts, _first(axes))
 
-    def _once(self, name: Hashable, make: Callable[[], Factor]) -> Factor:
-        """A factor by what it is made of; factors in a name are told by their identity, for each is made once."""
-        if name not in self.made:
-            self.made[name] = make()
-        return self.made[name]
+    def _placed(self, index: int, axes: tuple[Any, ...]) -> Factor:
+        """A site's probabilities, with the names `axes` of the axes that are not joint."""
+        sites = self.at_sites[index] | self.others
+        own, array = ordered(sites), self.probabilities[index]
+        if isinstance(array, Split) and not self.layouts[index].is_chain:
+            # Only chains tell which of the states at step 0 count.
+            array = begun(array, chains_of(own, self.layouts))
+        gone = [len(own) + a for a in self.layouts[index].joint]
+        return Factor(sites, axes, jax.tree.map(lambda x: jnp.squeeze(x, gone), array))
 
-    def _placed(self, index: int, relation: Relation) -> Factor:
-        """A site's probabilities, with the axes of an array that relates to it by `relation`."""
-        joint, sites = self.layouts[index].joint, self.at_sites[index] | self.others
-        axes = tuple(link.axis for i, link in enumerate(relation) if i not in joint)
+    def _windows(self, factors: tuple[Factor, ...], axes: tuple[int, ...]) -> Factor:
+        """The windows' probabilities of chains that run along the first of the axes."""
+        steps = self._product(factors, axes)
+        own = ordered(steps.sites)
+        array = windows(steps.array, chains_of(own, self.layouts), len(own), self.start)
+        return dataclasses.replace(steps, array=array)
 
-        def make() -> Factor:
-            own, array = ordered(sites), self.probabilities[index]
-            if isinstance(array, Split) and not self.layouts[index].is_chain:
-                # Only chains tell which of the states at step 0 count.
-                array = begun(array, chains_of(own, self.layouts))
-            gone = [len(own) + i for i in joint]
-            return Factor(sites, axes, jax.tree.map(lambda x: jnp.squeeze(x, gone), array))
+    def _product(self, factors: tuple[Factor, ...], axes: tuple[int, ...]) -> Factor:
+        return product(factors, axes, self.layouts, PROBABILITIES, _first(axes))
 
-        return self._once((index, axes), make)
-
-    def _windows(self, factors: Sequence[Factor], time: Any, axes: tuple[int, ...]) -> Factor:
-        """The windows' probabilities of chains that run along one axis."""
-        steps = self._product(factors, (time, *(a for a in axes if a != time)))
-
-        def make() -> Factor:
-            own = ordered(steps.sites)
-            array = windows(steps.array, chains_of(own, self.layouts), len(own), self.start)
-            return steps._replace(array=array)
-
-        return self._once((id(steps), "windows"), make)
-
-    def _product(self, factors: Sequence[Factor], axes: tuple[int, ...]) -> Factor:
-        make = lambda: product(factors, axes, self.layouts, PROBABILITIES, _first(axes))
-        return self._once((frozenset(map(id, factors)), axes), make)
-
-    def _summed(self, factor: Factor, sites: Sites) -> Factor:
-        make = lambda: sum_out(factor, sites, self.layouts, PROBABILITIES)
-        return self._once((id(factor), sites), make)
+    def _summed(self, factors: tuple[Factor, ...], axes: tuple[int, ...], sites: Sites) -> Factor:
+        return sum_out(self._product(factors, axes), sites, self.layouts, PROBABILITIES)
 
 
 def _first(axes: Sequence[int]) -> int | None:

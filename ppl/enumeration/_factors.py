@@ -8,8 +8,9 @@ Dimensions of no site have negative numbers: `REPLICATE` stands before those of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,15 @@ REPLICATE, ELEMENT = -1, -2
 Layouts = Mapping[int, Layout]
 
 
-class Factor(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)  # told by identity
+class Factor:
     """Probabilities or log-weights [enumeration dimensions of `sites`, axes], with the scales that they count with.
 
     `lag`: how many steps back it sees chains; None: as far as their windows show.
     """
 
     sites: frozenset[int]
-    axes: tuple[Hashable, ...]
+    axes: tuple[Any, ...]
     array: Any  # an array, or `Split`
     scales: frozenset[float] = frozenset()
     lag: int | None = None
@@ -47,9 +49,9 @@ def sites_of(factors: Sequence[Factor]) -> frozenset[int]:
 def aligned(
     factor: Factor,
     sites: Collection[int],
-    axes: Sequence[Hashable],
+    axes: Sequence[Any],
     layouts: Layouts,
-    time: Hashable = None,
+    time: Any = None,
 ) -> Any:
     """The array of a factor as [dimensions of `sites`, `axes`], of size 1 where it depends on none of them.
 
@@ -69,10 +71,10 @@ def aligned(
 
 def product(
     factors: Sequence[Factor],
-    axes: Sequence[Hashable],
+    axes: Sequence[Any],
     layouts: Layouts,
     ring: Semiring,
-    time: Hashable = None,
+    time: Any = None,
 ) -> Factor:
     """The product of factors on common axes."""
     sites = sites_of(factors)
@@ -85,15 +87,14 @@ def product(
 def sum_out(factor: Factor, sites: Collection[int], layouts: Layouts, ring: Semiring) -> Factor:
     """A factor summed over all states of sites."""
     own = ordered(factor.sites)
+    front = int(isinstance(factor.array, Split))
     where = [own.index(i) for i in ordered(sites)]
 
-    def summed(x: Any, front: int) -> Any:
+    def summed(x: Any) -> Any:
         shape = list(x.shape)
         for n in where:
             shape[front + n] = layouts[own[n]].size
         return ring.sum(jnp.broadcast_to(x, shape), [front + n for n in where])
 
-    array = factor.array
-    front = int(isinstance(array, Split))
-    array = jax.tree.map(lambda x: summed(x, front), array)
-    return factor._replace(sites=factor.sites - frozenset(sites), array=array)
+    array = jax.tree.map(summed, factor.array)
+    return dataclasses.replace(factor, sites=factor.sites - frozenset(sites), array=array)

@@ -114,7 +114,7 @@ class _Recursion:
         still = [x[0] if len(x) == 1 else None for x in steps]
         moving = [x if s is None else None for x, s in zip(steps, still, strict=True)]
 
-        def step(before: Array, inputs: tuple[Any, Any]) -> tuple[Array, Array | None]:
+        def step(before: Array, inputs: tuple[Any, Any]) -> tuple[Array, Any]:
             here = [m if s is None else s for m, s in zip(inputs[0], still, strict=True)]
             return self._move(before, here, inputs[1]), before if is_shown else None
 

@@ -6,13 +6,14 @@ Only what each factor depends on counts here: sites, and named axes along which 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ..evaluation import Layout
 from ._layout import size_of
 
-Axes = frozenset[Hashable]
-Way = dict[int, Axes]  # site -> axes along which its elements are to be joint
+Axes = frozenset[Any]
+Way = Mapping[int, Axes]  # site -> axes along which its elements are to be joint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Unit:
 
     sites: frozenset[int]
     axes: Axes = frozenset()
-    time: Hashable = None
+    time: Any = None
 
 
 class Intractable(Exception):

@@ -43,7 +43,8 @@ class LogWeights:
     """Logarithms of weights."""
 
     def __init__(self, kind: Kind = "sum", key: Array | None = None) -> None:
-        self.kind, self.key = kind, key
+        self.kind: Kind = kind
+        self.key = key
         self.is_numbered = kind == "sample"
 
     def numbered(self, number: int) -> LogWeights:

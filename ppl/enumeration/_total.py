@@ -87,7 +87,7 @@ def _named(
     sites: dict[int, StrategySite], relations: FactorRelations, ranks: Mapping[str, int]
 ) -> tuple[dict[int, set[int]], dict[Axis, str]]:
     """Joint axes of each site, and the name of every axis of sites and factors."""
-    sizes = ranks | {i: len(s.sizes) for i, s in sites.items()}
+    sizes: dict[Any, int] = {**ranks} | {i: len(s.sizes) for i, s in sites.items()}
     groups: dict[Axis, set[Axis]] = {(o, a): {(o, a)} for o, n in sizes.items() for a in range(n)}
     joint: dict[int, set[int]] = {i: set() for i in sites}
     links = [
@@ -132,12 +132,14 @@ class _Planner:
         factors = [(frozenset(r), frozenset(labels[n])) for n, r in self.relations.items() if r]
         while True:
             chains = self._chains()
-            groups = self._groups(chains)
-            layouts = {i: self._layout(i, chains) for i in self.sites}
             try:
-                order, largest = order_of(factors, self._units(groups, layouts), layouts)
+                units = self._units(chains)
+                layouts = {i: self._layout(i, chains) for i in self.sites}
+                order, largest = order_of(factors, units, layouts)
             except Intractable as stuck:
-                self._join(min(stuck.ways, key=lambda way: self._log_states(way, layouts)))
+                self.joint |= min(
+                    map(self._joined, stuck.ways), key=lambda j: self._cost(j, chains)
+                )
                 continue
             check_together(largest, self.sites, layouts, self.asker)
             free = {i: self._free(i) for i in self.sites}
@@ -160,15 +162,29 @@ class _Planner:
                     chains[i] = a, lag
         return chains
 
-    def _groups(self, chains: Chains) -> list[list[int]]:
-        """Chains that end up in one recursion: these have one time, and meet in it."""
-        groups = []
+    def _units(self, chains: Chains) -> list[Unit]:
+        """Single sites, and the chains that share one recursion: these have one time, and meet in it.
+
+        Raises:
+            Intractable: chains in one recursion have different axes.
+        """
+        groups: list[tuple[list[int], str | None]] = [
+            ([i], None) for i in self.sites if i not in chains
+        ]
         time_of = {i: self.names[(i, axis)] for i, (axis, _) in chains.items()}
         for time in sorted(set(time_of.values())):
             here = {i for i in self.sites if time in self._free(i)}
             met = [here & r.keys() for r in self.relations.values()]
-            groups += recursions(met, chains, {i for i in chains if time_of[i] == time})
-        return groups
+            among = {i for i in chains if time_of[i] == time}
+            groups += [(group, time) for group in recursions(met, chains, among)]
+        units = []
+        for group, time in groups:
+            axes = {i: frozenset(self._free(i)) for i in group}
+            shared = frozenset.intersection(*axes.values())
+            if own := {i: a - shared for i, a in axes.items() if a != shared}:
+                raise Intractable([own])
+            units.append(Unit(frozenset(group), shared, time))
+        return units
 
     def _layout(self, index: int, chains: Chains) -> Layout:
         joint, chain = self.joint[index], chains.get(index)
@@ -176,39 +192,21 @@ class _Planner:
         layout = layout_of(self.sites[index], joint, chain, why, self.asker)
         return dataclasses.replace(layout, time=chain and self.names[(index, chain[0])])
 
-    def _units(self, groups: list[list[int]], layouts: dict[int, Layout]) -> list[Unit]:
-        """Single sites, and the chains that share one recursion.
+    def _joined(self, way: Way) -> dict[int, set[int]]:
+        """Joint axes of sites once their elements are joined in this way."""
+        axes = lambda i: range(len(self.sites[i].sizes))
+        named = lambda i, names: {a for a in axes(i) if self.names[(i, a)] in names}
+        return {i: self.joint[i] | named(i, names) for i, names in way.items()}
 
-        Raises:
-            Intractable: chains in one recursion have different axes.
-        """
-        units = []
-        for group in [*groups, *([i] for i in layouts if not layouts[i].is_chain)]:
-            axes = {i: frozenset(self._free(i)) for i in group}
-            shared = frozenset.intersection(*axes.values())
-            if own := {i: a - shared for i, a in axes.items() if a != shared}:
-                raise Intractable([own])
-            units.append(Unit(frozenset(group), shared, layouts[group[0]].time))
-        return units
-
-    def _named_in(self, index: int, names: Any) -> set[int]:
-        """The axes of a site that are not joint and have one of these names."""
-        free = set(range(len(self.sites[index].sizes))) - self.joint[index]
-        return {a for a in free if self.names[(index, a)] in names}
-
-    def _log_states(self, way: Way, layouts: dict[int, Layout]) -> float:
-        """How many states it takes to join elements in this way."""
+    def _cost(self, joint: Mapping[int, set[int]], chains: Chains) -> float:
+        """The logarithm of how many states joint axes take."""
         total = 0.0
-        for i, names in way.items():
-            site, new = self.sites[i], self._named_in(i, names)
-            lag = 0 if layouts[i].axis in new else layouts[i].lag
-            elements = math.prod(site.sizes[a] for a in self.joint[i] | new)
-            total += elements * (lag + 1) * math.log(site.num_values or 1)
+        for i, axes in joint.items():
+            time, lag = chains.get(i, (None, 0))
+            elements = math.prod(self.sites[i].sizes[a] for a in axes)
+            elements *= 1 if time in axes else lag + 1
+            total += elements * math.log(self.sites[i].num_values or 1)
         return total
-
-    def _join(self, way: Way) -> None:
-        for i, names in way.items():
-            self.joint[i] |= self._named_in(i, names)
 
 
 def sum_product(
@@ -236,7 +234,7 @@ def _folded(factor: Factor, unit: Unit, layouts: Layouts) -> Factor:
         array = whole_at(array, len(own), chains_of(own, layouts, factor.axes[0]))
     array = jax.tree.map(lambda x: x.sum([len(own) + n for n in gone]), array)
     axes = tuple(a for a in factor.axes if a in unit.axes)
-    return factor._replace(axes=axes, array=array)
+    return dataclasses.replace(factor, axes=axes, array=array)
 
 
 def _without(unit: Unit, met: Sequence[Factor], layouts: Layouts, logs: LogWeights) -> Factor:
