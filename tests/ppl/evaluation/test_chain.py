@@ -179,6 +179,24 @@ def test_a_memory_of_two_steps_takes_cubic_lanes():
     )
 
 
+@pytest.mark.parametrize("length", [1, pytest.param(2, marks=pytest.mark.slow)])  # compiles twice
+def test_a_memory_longer_than_time_takes_no_states(length):
+    """Rows that meet, 27 states, and a memory of three steps: in a scan of one 27 states, not 27^4, in one of two 27^2."""
+
+    def fn(p, noise):
+        def step(carry, inputs):
+            x, noise = inputs
+            with ppl.plate("rows", 3):
+                logits = jnp.outer(p["a"] * (1 + carry[0].sum() + carry[2]) + x, jnp.arange(3.0))
+                new = ppl.sample("z", categorical(logits, of(noise, "z")))
+            return (*carry[1:], new), cost_of_chain(p, new @ jnp.arange(3), carry[1].sum(), x)
+
+        zero = jnp.zeros(3, int)
+        return ppl.scan(step, (zero, zero + 1, zero), (X[:length], steps(noise, "z")))[1].sum()
+
+    check(fn, {"z": digits(3, length, 3)}, "enum")
+
+
 def test_independent_steps_whose_neighbours_meet_in_a_cost_are_a_chain():
     def fn(p, noise):
         def step(z, inputs):
