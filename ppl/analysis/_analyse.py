@@ -65,7 +65,7 @@ class Numbers:
 
     @property
     def read(self) -> tuple[Any, ...]:
-        """The atoms that an estimate may read in lanes."""
+        """The atoms that an estimate may read in dimensions of enumerated sites."""
         return (self.log_prob, self.active, *self.local)
 
 
@@ -83,7 +83,7 @@ class Analysed:
         numbers: by index.
         scores: terms that are the log-prob of a sampled site at its own draw. Their derivative has mean zero, so it is left out.
         layouts: by index, for enumerated sites with something downstream.
-        lanes: in the dimensions of which enumerated sites terms and numbers of sites are evaluated.
+        dimensions: in those of which enumerated sites terms and numbers of sites are evaluated.
         num_replicates: independent runs of the program.
         infos: site descriptions by address, in program order.
         plates: plate sizes.
@@ -101,7 +101,7 @@ class Analysed:
     numbers: dict[int, Numbers]
     scores: frozenset[int]
     layouts: dict[int, Layout]
-    lanes: Dimensions
+    dimensions: Dimensions
     num_replicates: int
     infos: dict[str, SiteInfo]
     plates: dict[str, int]
@@ -188,7 +188,7 @@ def analyse(
     if all(site.strategy.is_pathwise for site in sites.values()):
         terms, relations, upstream, layouts = [], [], {}, {}
         scores: frozenset[int] = frozenset()
-        lanes = Dimensions([], [], {})
+        dimensions = Dimensions([], [], {})
     else:
         bounds = {i: s.bounds for i, s in sites.items() if s.bounds is not None}
         # In one piece, so that a site's density at its own draw is known again.
@@ -200,7 +200,7 @@ def analyse(
         relations = [through_sites(r, upstream) for r in own]
         readers = _readers(sites, table, facts, own, direct, upstream)
         layouts = layouts_of(sites, readers)
-        lanes = dimensions_of(sites, readers, layouts)
+        dimensions = dimensions_of(sites, readers, layouts)
         scores = _own_scores(closed.jaxpr, terms, sites, table)
         for index, site in sites.items():
             if site.strategy.is_decision:
@@ -216,7 +216,7 @@ def analyse(
         _check_relaxed(sites, relations, upstream)
     replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
     return Analysed(
-        closed, result, terms, relations, upstream, sites, table, scores, layouts, lanes, replicates,
+        closed, result, terms, relations, upstream, sites, table, scores, layouts, dimensions, replicates,
         {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype, rows,
         record["subsampled"], record["alarmed"],
     )  # fmt: skip

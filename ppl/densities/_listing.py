@@ -1,7 +1,7 @@
 """A program at given choices as factors over some of its discrete sites: what `ppl.eliminate` sums.
 
 The program is traced once with a marker at each eliminated site (`jaxprs/_primitive.py`). Every site's log-prob is a factor; the
-static analysis tells how it depends on the eliminated sites, and so in which of their lanes it is evaluated.
+static analysis tells how it depends on the eliminated sites, and so in which of their dimensions it is evaluated.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """A program at given choices, traced, with the eliminated sites still open.
+    """A program at given choices, traced, with the eliminated sites not summed yet.
 
     Attributes:
         closed: the traced program; it has no inputs.
@@ -181,7 +181,7 @@ class Listing:
             length = site.sizes[layout.axis]
             at = sum(a not in layout.joint for a in range(layout.axis))  # among free axes
             bias = jnp.moveaxis(bias, 1 + at, 1)
-            bias = bias[digits(layout, length), jnp.arange(length)[None]]  # lanes, time, others
+            bias = bias[digits(layout, length), jnp.arange(length)[None]]  # windows, time, others
             bias = jnp.moveaxis(bias, 1, 1 + at)
         return Factor(frozenset({index}), self.structure.free[index], bias, frozenset({1.0}))
 
@@ -196,10 +196,10 @@ class Listing:
                 found.append(lag)
         return max(found)
 
-    def _chains(self, name: str, lanes: Collection[int]) -> list[Chain]:
-        """The chains among lanes whose time is the first axis of a factor, along which it may be split."""
+    def _chains(self, name: str, sites: Collection[int]) -> list[Chain]:
+        """The chains among sites whose time is the first axis of a factor, along which it may be split."""
         axes = self.structure.labels[name]
-        return chains_of(sorted(lanes), self.layouts, axes[0]) if axes else []
+        return chains_of(sorted(sites), self.layouts, axes[0]) if axes else []
 
     def _density(self, index: int, kind: Kind, log_prob: Array, active: Array) -> Array:
         """Log-probs of the site's elements.
@@ -213,7 +213,7 @@ class Listing:
         return jnp.where(active > 0, log_prob, absent)
 
     def _sweep(self, group: list[int], read: list[Any]) -> list[Any]:
-        """Evaluate atoms in the lanes of the sites in `group`, outermost first; what is split along time stays so."""
+        """Evaluate atoms in the dimensions of the sites in `group`, outermost first; what is split along time stays so."""
         sweep = Sweep(self.sites, self.layouts, group, {})
         for i in group:
             sweep.enumerate(i)

@@ -40,7 +40,7 @@ class Layout:
         axis: the time axis of a chain, else None.
         lag: memory of the chain in steps.
         why_joint: why times that meet are enumerated jointly, where they are.
-        time: name of the time axis, where chains of several times may meet (`enumeration/_structure.py`).
+        time: name of the time axis, where chains of several times may meet (`enumeration/_total.py`).
     """
 
     joint: tuple[int, ...]
