@@ -1,7 +1,7 @@
 """The terms of an objective in their lanes, with the lanes' weights.
 
 For terms c_j and enumeration lanes v: c_j(v) times its coefficient, and times w_v, the probability of lane v, differentiable: the
-product of the enumerated sites' probabilities, summed over those that the term does not see itself (`enumeration/_expectation.py`).
+product of the enumerated sites' probabilities, summed over those that the term does not see (`enumeration/_expectation.py`).
 
 Axis order of every array here: replicates, enumeration lanes (by site index), then the axes of the term or of
 the site's elements. Of a `Split`, the first of these axes stands in front of all lanes.
