@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,6 +138,19 @@ def elimination(
     return order, max(keep, largest, key=lambda s: size_of(s, layouts))
 
 
+def _once(make: Callable[..., Factor]) -> Callable[..., Factor]:
+    """A method whose results are kept by its arguments (in the instance: a cache around it would outlive tracing)."""
+
+    @functools.wraps(make)
+    def made(self: StateWeights, *of: Any) -> Factor:
+        name = make.__name__, *of
+        if name not in self.made:
+            self.made[name] = make(self, *of)
+        return self.made[name]
+
+    return made
+
+
 class StateWeights:
     """Probabilities of the states of terms and sites; what several of them sum out is summed once.
 
@@ -159,8 +172,7 @@ class StateWeights:
     ) -> None:
         self.layouts, self.at_sites, self.probabilities = layouts, at_sites, probabilities
         self.others, self.start = frozenset(others), start
-        for name in ("_placed", "_windows", "_product", "_summed"):
-            setattr(self, name, functools.cache(getattr(self, name)))
+        self.made: dict[Any, Factor] = {}
 
     def of(self, closed: Relations, keep: Sites, num_axes: int) -> Any:
         """Weights [kept dimensions and the others, axes (1 where equal)] of an array that relates to sites by `closed`.
@@ -187,6 +199,7 @@ class StateWeights:
         weight = self._product(tuple(factors), axes)
         return aligned(weight, keep | self.others, axes, self.layouts, _first(axes))
 
+    @_once
     def _placed(self, index: int, axes: tuple[Any, ...]) -> Factor:
         """A site's probabilities, with the names `axes` of the axes that are not joint."""
         sites = self.at_sites[index] | self.others
@@ -197,6 +210,7 @@ class StateWeights:
         gone = [len(own) + a for a in self.layouts[index].joint]
         return Factor(sites, axes, jax.tree.map(lambda x: jnp.squeeze(x, gone), array))
 
+    @_once
     def _windows(self, factors: tuple[Factor, ...], axes: tuple[int, ...]) -> Factor:
         """The windows' probabilities of chains that run along the first of the axes."""
         steps = self._product(factors, axes)
@@ -204,9 +218,11 @@ class StateWeights:
         array = windows(steps.array, chains_of(own, self.layouts), len(own), self.start)
         return dataclasses.replace(steps, array=array)
 
+    @_once
     def _product(self, factors: tuple[Factor, ...], axes: tuple[int, ...]) -> Factor:
         return product(factors, axes, self.layouts, PROBABILITIES, _first(axes))
 
+    @_once
     def _summed(self, factors: tuple[Factor, ...], axes: tuple[int, ...], sites: Sites) -> Factor:
         return sum_out(self._product(factors, axes), sites, self.layouts, PROBABILITIES)
 
