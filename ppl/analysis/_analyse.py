@@ -17,9 +17,27 @@ import jax.numpy as jnp
 
 from .._compat import ClosedJaxpr, Jaxpr, Literal, own_caches
 from .._foreign import named_errors
-from ..enumeration import Dependences, Lanes, is_listed, is_sampled, lanes_of_terms, layouts_of
+from ..enumeration import (
+    Dimensions,
+    Reader,
+    dimensions_of,
+    is_fully_enumerated,
+    is_sampled,
+    layouts_of,
+)
 from ..evaluation import Layout, hoist_noise, is_on
-from ..jaxprs import PARAMS, Analysis, Fact, Relations, Term, other_derivatives, site_p, split
+from ..jaxprs import (
+    PARAMS,
+    Analysis,
+    Fact,
+    Relations,
+    Term,
+    aligned,
+    join,
+    other_derivatives,
+    site_p,
+    split,
+)
 from ..strategies import GAMMA_FAMILY, Boundary, Decision, Engine, StrategyError, StrategySite
 from ..traces import SiteInfo
 from ._decisions import with_decisions
@@ -47,7 +65,7 @@ class Numbers:
 
     @property
     def read(self) -> tuple[Any, ...]:
-        """The atoms that an estimate may read in lanes."""
+        """The atoms that an estimate may read in dimensions of enumerated sites."""
         return (self.log_prob, self.active, *self.local)
 
 
@@ -65,7 +83,7 @@ class Analysed:
         numbers: by index.
         scores: terms that are the log-prob of a sampled site at its own draw. Their derivative has mean zero, so it is left out.
         layouts: by index, for enumerated sites with something downstream.
-        lanes: in the lanes of which enumerated sites terms and numbers of sites are evaluated.
+        dimensions: in those of which enumerated sites terms and numbers of sites are evaluated.
         num_replicates: independent runs of the program.
         infos: site descriptions by address, in program order.
         plates: plate sizes.
@@ -83,7 +101,7 @@ class Analysed:
     numbers: dict[int, Numbers]
     scores: frozenset[int]
     layouts: dict[int, Layout]
-    lanes: Lanes
+    dimensions: Dimensions
     num_replicates: int
     infos: dict[str, SiteInfo]
     plates: dict[str, int]
@@ -147,7 +165,7 @@ def analyse(
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
     sites = {s.index: s for s in record["sites"].values()}
     if is_on("noise"):
-        closed = hoist_noise(closed, [i for i, s in sites.items() if is_listed(s)])
+        closed = hoist_noise(closed, [i for i, s in sites.items() if is_fully_enumerated(s)])
     closed, decisions = with_decisions(closed, sites, jax.tree.leaves(args))
     num_params = len(jax.tree.leaves(params)) if num_params is None else num_params
     is_parameter = [i < num_params for i in range(len(closed.jaxpr.invars))]
@@ -170,7 +188,7 @@ def analyse(
     if all(site.strategy.is_pathwise for site in sites.values()):
         terms, relations, upstream, layouts = [], [], {}, {}
         scores: frozenset[int] = frozenset()
-        lanes = Lanes([], [], {})
+        dimensions = Dimensions([], [], {})
     else:
         bounds = {i: s.bounds for i, s in sites.items() if s.bounds is not None}
         # In one piece, so that a site's density at its own draw is known again.
@@ -178,25 +196,11 @@ def analyse(
         terms = split(closed.jaxpr, result, facts, bounds, whole)
         direct = direct_relations(sites, {i: n.log_prob for i, n in table.items()}, facts)
         upstream = closed_relations(direct)
-        # Relations up to the nearest listed sites.
-        opened = closed_relations({i: r for i, r in direct.items() if not is_listed(sites[i])})
         own = [relations_of(facts, t.variable, sites) for t in terms]
         relations = [through_sites(r, upstream) for r in own]
-        known = Dependences(
-            relations,
-            upstream,
-            [through_sites(r, opened) for r in own],
-            {
-                i: [
-                    *([opened[i]] if is_sampled(s) else []),
-                    *(through_sites(relations_of(facts, a, sites), opened) for a in table[i].read),
-                ]
-                for i, s in sites.items()
-                if not s.strategy.is_pathwise
-            },
-        )
-        layouts = layouts_of(sites, known)
-        lanes = lanes_of_terms(sites, known, layouts)
+        readers = _readers(sites, table, facts, own, direct, upstream)
+        layouts = layouts_of(sites, readers)
+        dimensions = dimensions_of(sites, readers, layouts)
         scores = _own_scores(closed.jaxpr, terms, sites, table)
         for index, site in sites.items():
             if isinstance(site.strategy, Decision):
@@ -212,10 +216,34 @@ def analyse(
         _check_relaxed(sites, relations, upstream)
     replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
     return Analysed(
-        closed, result, terms, relations, upstream, sites, table, scores, layouts, lanes, replicates,
+        closed, result, terms, relations, upstream, sites, table, scores, layouts, dimensions, replicates,
         {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype, rows,
         record["subsampled"], record["alarmed"],
     )  # fmt: skip
+
+
+def _readers(
+    sites: dict[int, StrategySite],
+    table: dict[int, Numbers],
+    facts: Analysis,
+    terms: list[Relations],
+    direct: dict[int, Relations],
+    upstream: dict[int, Relations],
+) -> list[Reader]:
+    """Terms and sites, with how they depend on sites: through all others, and up to the nearest enumerated ones."""
+    near = closed_relations({i: r for i, r in direct.items() if not is_fully_enumerated(sites[i])})
+    readers = [
+        Reader("a cost", through_sites(r, upstream), [through_sites(r, near)]) for r in terms
+    ]
+    for i, site in sites.items():
+        if site.strategy.is_pathwise:
+            continue
+        read = [near[i]] if is_sampled(site) else []
+        read += [through_sites(relations_of(facts, a, sites), near) for a in table[i].read]
+        itself: Relations = {i: tuple(aligned(a) for a in range(len(site.sizes)))}
+        closed = join([itself, upstream[i]])
+        readers.append(Reader(f"site '{site.address}'", closed, read, i))
+    return readers
 
 
 def _may_vanish(probability: Fact) -> bool:
@@ -310,7 +338,7 @@ def check_sites(sites: dict[int, StrategySite], table: dict[int, Numbers], facts
 def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
     """Refuse scores of sites whose support moves, or may."""
     for index, site in sites.items():
-        if site.strategy.is_pathwise or is_listed(site):
+        if site.strategy.is_pathwise or is_fully_enumerated(site):
             continue
         moved = set(facts.supports[index].relations)
         pathwise = {i for i in moved if isinstance(i, int) and sites[i].strategy.moves_value}

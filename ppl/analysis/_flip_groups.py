@@ -33,7 +33,7 @@ def check_flips(site: StrategySite, index: int, relations: list[Relations]) -> N
     """Refuse too many replays.
 
     Raises:
-        StrategyError: more than `MAX_LANES`.
+        StrategyError: more than `MAX_STATES`.
     """
     for joint, members in flip_groups(site, index, relations).items():
         check_replay(site, joint, [relations[j][index] for j in members])

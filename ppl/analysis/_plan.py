@@ -103,9 +103,9 @@ def plan_of(program: Analysed) -> Plan:
             cost = "0 (nothing downstream)"
         elif strategy.is_enumerated:
             layout = program.layouts[index]
-            cost = f"{layout.num_lanes}"
+            cost = f"{layout.size}"
             if layout.axis is not None:
-                cost = f"forward recursion, {layout.num_lanes} states x {site.sizes[layout.axis]} steps"
+                cost = f"forward recursion, {layout.size} states x {site.sizes[layout.axis]} steps"
                 if layout.lag != 1:
                     cost += f" (memory of {layout.lag} steps)"
             if layout.joint:

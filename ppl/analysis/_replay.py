@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..enumeration import MAX_LANES, mixing
+from ..enumeration import MAX_STATES, mixing
 from ..jaxprs import Relation, Relations
 from ..strategies import StrategyError, StrategySite
 
@@ -43,7 +43,7 @@ def replay_groups(
 def check_replay(site: StrategySite, joint: tuple[int, ...], uses: list[Relation]) -> None:
     """Refuse to replay too many elements one by one."""
     elements = math.prod(site.sizes[i] for i in joint)
-    if elements > MAX_LANES:
+    if elements > MAX_STATES:
         raise StrategyError(
             site.name,
             f"Site '{site.address}': strategy '{site.strategy.name}' would replay {elements} elements one by "

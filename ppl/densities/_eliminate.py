@@ -5,8 +5,8 @@ Input: a program p(z, v), z the named sites. Output: the program over v with
     log p(v) = log sum_z p(z, v),
 
 by variable elimination on the traced program: every site's log-prob is a factor, the static analysis (`jaxprs/_dependence.py`)
-proves along which plates factors separate and which sites are chains, and `enumeration/_sum_product.py` sums. The program is
-traced at given v, so that only z needs lanes; what does not depend on z keeps its own log-prob.
+proves along which plates factors separate and which sites are chains, and `enumeration/_total.py` sums. The program is
+traced at given v, so that only z is enumerated; what does not depend on z keeps its own log-prob.
 """
 
 from __future__ import annotations
@@ -240,8 +240,8 @@ class Eliminated(Program):
 def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
     """The program with discrete sites summed out exactly: log p(v) = log sum_z p(z, v).
 
-    Rows of a plate that separate are summed row by row (k lanes for N rows); chains in `ppl.scan` by a forward recursion
-    (k^(L + 1) lanes for a memory of L <= 3 steps, linear in the number of steps), chains in the steps of another one likewise;
+    Rows of a plate that separate are summed row by row (k states for N rows); chains in `ppl.scan` by a forward recursion
+    (k^(L + 1) states for a memory of L <= 3 steps, linear in the number of steps), chains in the steps of another one likewise;
     other sites one after the other, jointly where they meet.
 
     Args:
@@ -258,7 +258,7 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
     Raises:
         ValueError: sites are summed out already. At the first run, before any device work, naming site and remedy: a name
             that is no latent site, or has no finite support, or stands in an eliminated program called inside; more than 65,536
-            lanes; log-probs scaled differently (subsampling) that meet in one sum; a program that subsamples a plate or uses
+            states; log-probs scaled differently (subsampling) that meet in one sum; a program that subsamples a plate or uses
             `ppl.rng_key`; under NumPyro's inference, a support that is computed.
         TypeError: it is drawn inside an objective (as a guide); NumPyro's handlers around it.
 

@@ -1,7 +1,7 @@
 """A program at given choices as factors over some of its discrete sites: what `ppl.eliminate` sums.
 
 The program is traced once with a marker at each eliminated site (`jaxprs/_primitive.py`). Every site's log-prob is a factor; the
-static analysis tells how it depends on the eliminated sites, and so in which of their lanes it is evaluated.
+static analysis tells how it depends on the eliminated sites, and so in which of their dimensions it is evaluated.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """A program at given choices, traced, with the eliminated sites still open.
+    """A program at given choices, traced, with the eliminated sites not summed yet.
 
     Attributes:
         closed: the traced program; it has no inputs.
@@ -120,7 +120,7 @@ class Listing:
         for number, total in enumerate(sum_product(factors, self.structure.order, self.layouts)):
             (scale,) = total.scales
             name = label if number == 0 else f"{label} {number + 1}"
-            dims = tuple(self.structure.dim_of(a, self.infos) for a in total.axes)
+            dims = tuple(self._dim_of(a) for a in total.axes)
             log_probs[name] = total.array * scale
             infos[name] = SiteInfo(name, "factor", dims, total.array.shape, (), "", scale=scale)
         read = evaluate(self.closed, [], {}, list(self.values.values()))
@@ -132,7 +132,7 @@ class Listing:
     def gradient(self, kind: Kind, key: Array | None) -> dict[int, Array]:
         """Derivative of the total in a bias on each site's states: site -> (states, *free axes)."""
         factors, _ = self.factors(kind)
-        factors = [f._replace(scales=frozenset({1.0})) for f in factors]
+        factors = [dataclasses.replace(f, scales=frozenset({1.0})) for f in factors]
 
         def total(bias: dict[int, Array]) -> Array:
             added = [self._bias(i, b) for i, b in bias.items()]
@@ -166,13 +166,23 @@ class Listing:
             out[site.name] = _elements(chosen, site, layout, (site.num_values or 0,))
         return out
 
+    def _dim_of(self, axis: Any) -> str | None:
+        """The plate or region that a named axis belongs to, if the sites agree on it."""
+        owners = [x for x, name in self.structure.names.items() if name == axis]
+        dims = {
+            self.infos[owner].dims[a]
+            for owner, a in owners
+            if owner in self.infos and a < len(self.infos[owner].dims)
+        }
+        return dims.pop() if len(dims) == 1 else None
+
     def _bias(self, index: int, bias: Array) -> Factor:
         site, layout = self.sites[index], self.layouts[index]
         if layout.axis is not None:
             length = site.sizes[layout.axis]
             at = sum(a not in layout.joint for a in range(layout.axis))  # among free axes
             bias = jnp.moveaxis(bias, 1 + at, 1)
-            bias = bias[digits(layout, length), jnp.arange(length)[None]]  # lanes, time, others
+            bias = bias[digits(layout, length), jnp.arange(length)[None]]  # windows, time, others
             bias = jnp.moveaxis(bias, 1, 1 + at)
         return Factor(frozenset({index}), self.structure.free[index], bias, frozenset({1.0}))
 
@@ -187,10 +197,10 @@ class Listing:
                 found.append(lag)
         return max(found)
 
-    def _chains(self, name: str, lanes: Collection[int]) -> list[Chain]:
-        """The chains among lanes whose time is the first axis of a factor, along which it may be split."""
+    def _chains(self, name: str, sites: Collection[int]) -> list[Chain]:
+        """The chains among sites whose time is the first axis of a factor, along which it may be split."""
         axes = self.structure.labels[name]
-        return chains_of(sorted(lanes), self.layouts, axes[0]) if axes else []
+        return chains_of(sorted(sites), self.layouts, axes[0]) if axes else []
 
     def _density(self, index: int, kind: Kind, log_prob: Array, active: Array) -> Array:
         """Log-probs of the site's elements.
@@ -204,7 +214,7 @@ class Listing:
         return jnp.where(active > 0, log_prob, absent)
 
     def _sweep(self, group: list[int], read: list[Any]) -> list[Any]:
-        """Evaluate atoms in the lanes of the sites in `group`, outermost first; what is split along time stays so."""
+        """Evaluate atoms in the dimensions of the sites in `group`, outermost first; what is split along time stays so."""
         sweep = Sweep(self.sites, self.layouts, group, {})
         for i in group:
             sweep.enumerate(i)

@@ -1,135 +1,147 @@
-"""Chains summed out of a product of factors: a forward recursion over log-weights (`_sum_product.py`)."""
+"""Chains summed by a forward recursion: the total of a product of factors, or what each step shows.
+
+For windows w_t = z[t - lag .. t] of one or several chains along one time, and factors f_t of them,
+
+    F(w_t) = f_t(w_t) sum over z[t - lag - 1] of F(w_{t - 1}),
+
+linear in the number of steps. Where the factors are the chains' own probabilities, F(w_t) is the probability of the window
+(`windows`), for what comes later sums to one. In general the sum over the last window is the total (`total`).
+
+Windows are opened into digits, one axis for each age, the oldest first. A step sums the oldest digit out and appends its own.
+"""
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..evaluation import Chain, Split, relative
+from ..evaluation import Chain, Split, close_lanes, open_lanes, relative, whole_at
+from ._semirings import Probabilities, Semiring
 
 Array = jax.Array
 
 
-class Factor(Protocol):
-    """Log-weights, an array or `Split`; `lag`: how many steps back they see chains, or None (`_sum_product.Factor`)."""
-
-    @property
-    def array(self) -> Any:
-        """[lanes, axes]."""
-
-    @property
-    def lag(self) -> int | None:
-        """In steps."""
-
-
-class Chains:
-    """Chains along one axis, summed out by a forward recursion.
-
-    The state before a step holds the log-weights of all that lies before, for all values of the sites at the last `lag` steps. A
-    step sums the oldest digit of its (relative) lanes out and appends its own. What is the same at all steps, such as the
-    transitions of a homogeneous chain, is a constant of the loop.
+def windows(
+    probabilities: Any, chains: Sequence[Chain], axis: int, start: Mapping[int, int] | None = None
+) -> Any:
+    """Probability of every window at each step, from that of each step's states given the window before.
 
     Args:
-        factors: [lanes, axes], all with the same number of axes.
-        chains: (lane axis, layout) of each chain.
-        axis: the time axis, behind all lanes, of those that are not split.
+        probabilities: all chains' multiplied, with time at `axis` where they are not split.
+        chains: with the same memory.
+        axis: behind all enumeration dimensions.
+        start: site -> the state before its first step, where that counts.
+    """
+    if chains[0].layout.lag == 0:
+        return probabilities
+    if not isinstance(probabilities, Split):
+        q = relative(probabilities, axis, chains, probabilities.shape[axis])
+        return whole_at(windows(q, chains, axis, start), axis, chains)
+    recursion = _Recursion([probabilities], [None], chains, Probabilities(), start or {})
+    _, shown = recursion.run(is_shown=True)
+    # Kept in the shape of the recursion: across a reshape XLA would compute it again for each of its readers.
+    return close_lanes(shown, recursion.chains)
+
+
+def total(
+    factors: Sequence[Any],
+    lags: Sequence[int | None],
+    chains: Sequence[Chain],
+    axis: int,
+    ring: Semiring,
+) -> Array:
+    """The sum over all paths of the product of factors, with time at `axis` where they are not split.
+
+    `lags`: how many steps back each factor sees the chains; None: as far as windows show.
+    """
+    length = max(x.length if isinstance(x, Split) else x.shape[axis] for x in factors)
+    split = [x if isinstance(x, Split) else relative(x, axis, chains, length) for x in factors]
+    start = {site: state for x in split for site, state in x.start}
+    recursion = _Recursion(split, lags, chains, ring, start)
+    last, _ = recursion.run()
+    return ring.sum(
+        last, [a + i for a in recursion.oldest for i in range(recursion.lag + 1)], length
+    )
+
+
+class _Recursion:
+    """The recursion over split factors.
+
+    What is the same at all steps, such as the transitions of a homogeneous chain, is a constant of the loop. A factor that
+    does not see the oldest digit joins after the sum over it, where there are fewer products.
     """
 
-    def __init__(self, factors: Sequence[Factor], chains: Sequence[Chain], axis: int) -> None:
-        self.chains, self.axis = sorted(chains), axis
-        self.lag = chains[0].layout.lag
-        # Axis of the oldest digit of each chain once lanes are opened into digits and time is gone.
-        self.oldest = [chain.axis + n * self.lag for n, chain in enumerate(self.chains)]
-        of = lambda x: x.length if isinstance(x, Split) else x.shape[axis]
-        self.length = max(of(f.array) for f in factors)
-        self.steps = [self._opened(f) for f in factors]
-        known = {site: state for x in self.steps for site, state in x.start}
-        # Digits that no step has set yet: nothing depends on them, or they show the state before the first step.
-        self.before = {
-            d + i: known.get(chain.site, 0) if i == self.lag - 1 else 0
-            for d, chain in zip(self.oldest, self.chains, strict=True)
-            for i in range(self.lag)
-        }
-        shapes = [x.shape[1:] for x in jax.tree.leaves(self.steps)]
-        self.shape = np.broadcast_shapes(*shapes)
-
-    def forward(self, reduce: Callable[..., Array]) -> Array:
-        """The log-weights with all chains summed out."""
-        state = jnp.zeros((1,) * len(self.shape))
-        count = max([self.lag, *(len(x.first) for x in self.steps)])
-        for s in range(min(count, self.length)):
-            state = self._move(state, [x.steps(s, s + 1)[0] for x in self.steps], reduce, s, s)
-        if self.length > count:
-            steps = [x.steps(count, self.length) for x in self.steps]
-            still = [x[0] if len(x) == 1 else None for x in steps]
-            moving = [x if s is None else None for x, s in zip(steps, still, strict=True)]
-
-            def step(state: Array, inputs: tuple[Any, Any]) -> tuple[Array, None]:
-                moving, number = inputs
-                here = [m if s is None else s for m, s in zip(moving, still, strict=True)]
-                return self._move(state, here, reduce, self.lag, number), None
-
-            number = jnp.arange(count, self.length) if reduce.is_numbered else None  # type: ignore[attr-defined]
-            inputs = moving, number
-            state, _ = jax.lax.scan(step, state, inputs, self.length - count)
-        digits = [d + i for d in self.oldest for i in range(self.lag + 1)]
-        return reduce(state, digits, self.length)
-
-    def _move(
+    def __init__(
         self,
-        state: Array,
-        steps: list[Array],
-        reduce: Callable[..., Array],
-        past: int,
-        number: Any,
-    ) -> Array:
-        """One step, with `past` steps of the chains before it: the oldest digit is summed out, the step's own appended."""
-        if past < self.lag:
-            unset = {d + i: self.before[d + i] for d in self.oldest for i in range(self.lag - past)}
-            left = functools.reduce(operator.add, (_taken(x, unset) for x in steps), state)
-        else:
-            before = [x for x in steps if any(x.shape[a] > 1 for a in self.oldest)]
-            after = [x for x in steps if all(x.shape[a] == 1 for a in self.oldest)]
-            joint = functools.reduce(operator.add, before, state)
-            left = jnp.expand_dims(reduce(joint, self.oldest, number), self.oldest)
-            left = functools.reduce(operator.add, after, left)
-        left = jnp.expand_dims(jnp.squeeze(left, self.oldest), [d + self.lag for d in self.oldest])
-        return jnp.broadcast_to(left, self._shape_after(past + 1))
+        factors: Sequence[Split],
+        lags: Sequence[int | None],
+        chains: Sequence[Chain],
+        ring: Semiring,
+        start: Mapping[int, int],
+    ) -> None:
+        self.chains, self.ring, self.length = sorted(chains), ring, factors[0].length
+        self.lag = lag = chains[0].layout.lag
+        # Axes once windows are opened, and without time.
+        self.oldest = [chain.axis + n * lag for n, chain in enumerate(self.chains)]
+        self.own = [a + lag for a in self.oldest]
+        self.factors = [self._opened(x, seen) for x, seen in zip(factors, lags, strict=True)]
+        arrays = jax.tree.leaves(self.factors)
+        self.shown = list(np.broadcast_shapes(*(x.shape[1:] for x in arrays)))
+        # Nothing depends on digits that no step has set yet, or they show the state before the first step.
+        hot = np.ones([1] * len(self.shown))
+        for chain, oldest in zip(self.chains, self.oldest, strict=True):
+            num_states = chain.layout.num_states
+            self.shown[oldest : oldest + lag + 1] = [num_states] * (lag + 1)
+            for age in range(lag, 0, -1):
+                state = start.get(chain.site, 0) if age == 1 else 0
+                behind = hot.ndim - 1 - (oldest + lag - age)
+                hot = hot * (np.arange(num_states) == state).reshape(-1, *[1] * behind)
+        self.shape = [1 if a in self.own else n for a, n in enumerate(self.shown)]
+        dtype = jnp.result_type(*(x.dtype for x in arrays))
+        self.before = jnp.broadcast_to(jnp.asarray(ring.of(hot), dtype), self.shape)
 
-    def _shape_after(self, past: int) -> list[int]:
-        """The shape of a state with `past` steps of the chains before it."""
-        shape = list(self.shape)
-        for chain, d in zip(self.chains, self.oldest, strict=True):
-            for i in range(self.lag + 1):
-                shape[d + i] = chain.layout.num_states if 0 < self.lag - i <= past else 1
-        return shape
+    def run(self, *, is_shown: bool = False) -> tuple[Array, Split]:
+        """The sum over what lies before the step after the last; and F of all windows at each step, if shown."""
+        before, first = self.before, []
+        for s in range(max(len(x.first) for x in self.factors)):
+            here = [x.steps(s, s + 1) for x in self.factors]
+            first.append(self._shown(before, here) if is_shown else None)
+            before = self._move(before, [x[0] for x in here], s)
+        steps = [x.steps(len(first), self.length) for x in self.factors]
+        still = [x[0] if len(x) == 1 else None for x in steps]
+        moving = [x if s is None else None for x, s in zip(steps, still, strict=True)]
 
-    def _opened(self, factor: Factor) -> Split:
-        """A factor with time in front, lanes opened into digits, of size 1 where it sees nothing of them."""
-        array = factor.array
-        if not isinstance(array, Split):
-            array = relative(array, self.axis, self.chains, self.length)
-        unseen = range(0 if factor.lag is None else self.lag - factor.lag)
-        states = {chain.axis: chain.layout.num_states for chain in self.chains}
+        def step(before: Array, inputs: tuple[Any, Any]) -> tuple[Array, Any]:
+            here = [m if s is None else s for m, s in zip(inputs[0], still, strict=True)]
+            return self._move(before, here, inputs[1]), before if is_shown else None
 
-        def opened(x: Array) -> Array:
-            shape = [x.shape[0]]
-            for a, n in enumerate(x.shape[1:]):
-                k = states.get(a)
-                shape += [n] if k is None else [1 if n == 1 else k] * (self.lag + 1)
-            return _taken(x.reshape(shape), {1 + d + i: 0 for d in self.oldest for i in unseen})
+        number = jnp.arange(len(first), self.length) if self.ring.is_numbered else None
+        before, past = jax.lax.scan(step, before, (moving, number), self.length - len(first))
+        rest = self._shown(past, steps) if is_shown else None
+        return before, Split(first, rest, self.length)
 
-        return jax.tree.map(opened, array)
+    def _shown(self, before: Array, steps: list[Array]) -> Array:
+        """F of all windows at some steps."""
+        found = self.ring.times(*steps, before)
+        return jnp.broadcast_to(found, (len(found), *self.shown))
 
+    def _move(self, before: Array, steps: list[Array], number: Any) -> Array:
+        """The sum over what lies before the next step."""
+        sees_oldest = [any(x.shape[a] > 1 for a in self.oldest) for x in steps]
+        early = [x for x, sees in zip(steps, sees_oldest, strict=True) if sees]
+        late = [x for x, sees in zip(steps, sees_oldest, strict=True) if not sees]
+        left = self.ring.sum(self.ring.times(before, *early), self.oldest, number)
+        left = self.ring.times(jnp.expand_dims(left, self.oldest), *late)
+        left = jnp.expand_dims(jnp.squeeze(left, self.oldest), self.own)
+        return jnp.broadcast_to(left, self.shape)
 
-def _taken(x: Array, index: Mapping[int, int]) -> Array:
-    """One element along each of some axes, which keep size 1."""
-    at = lambda i: slice(i, i + 1)
-    shown = [at(index[a]) if a in index and n > 1 else slice(None) for a, n in enumerate(x.shape)]
-    return x[tuple(shown)]
+    def _opened(self, factor: Split, lag: int | None) -> Split:
+        """A factor with windows opened into digits, of size 1 where it sees nothing of them."""
+        ages = range(0 if lag is None else self.lag - lag)
+        unseen = {1 + a + i for a in self.oldest for i in ages}
+        seen = lambda x: x[tuple(slice(1 if a in unseen else None) for a in range(x.ndim))]
+        return jax.tree.map(seen, open_lanes(factor, self.chains))

@@ -42,11 +42,11 @@ class Costs:
                 axis.
         """
         site = self.program.sites[index]
-        own = self.terms.lanes(self.program.lanes.sites[index])
+        own = self.terms.lanes(self.program.dimensions.sites[index])
         total = jnp.zeros((1,) * (len(own) + len(site.sizes)))
         for j, array in terms.items():
             if index in self.program.relations[j]:
-                lanes = self.terms.lanes(self.program.lanes.kept[j])
+                lanes = self.terms.lanes(self.program.dimensions.kept[j])
                 gone = tuple(a for a, lane in enumerate(lanes) if lane not in own)
                 array = array.sum(gone)
                 total = total + _to_elements(
@@ -115,7 +115,7 @@ class Costs:
     def full(self, index: int, value: Array, own: Lanes | None = None) -> tuple[Lanes, Array]:
         """The lanes that a site sits in (or `own`), and a replacement of its value with all axes at full size."""
         site = self.program.sites[index]
-        own = self.terms.lanes(self.program.lanes.sites[index]) if own is None else own
+        own = self.terms.lanes(self.program.dimensions.sites[index]) if own is None else own
         event = value.ndim - len(own) - len(site.sizes)
         shape = tuple(self.terms.reader.size(lane, {}) for lane in own) + site.sizes
         return own, jnp.broadcast_to(value, shape + value.shape[value.ndim - event :])

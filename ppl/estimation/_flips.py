@@ -46,7 +46,7 @@ def _replay(
         terms, _ = costs.terms.weighted(forced, members, (), extra)
         terms = {j: stop(t) for j, t in terms.items()}
         if has_lane and not joint:  # one element
-            at = {j: len(costs.terms.lanes(costs.program.lanes.kept[j])) for j in terms}
+            at = {j: len(costs.terms.lanes(costs.program.dimensions.kept[j])) for j in terms}
             terms = {j: t.squeeze(at[j]) for j, t in terms.items()}
         return costs.gather(index, terms, joint or None)
 

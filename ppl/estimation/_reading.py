@@ -13,11 +13,11 @@ from typing import Any
 import jax
 
 from ..analysis import Analysed
+from ..enumeration import ELEMENT, REPLICATE
 from ..evaluation import Apply, Forced, Invariants, is_on, lanes_at, optimised
 from ._sweep import Sweep
 
 Array = jax.Array
-REPLICATE, ELEMENT = -1, -2
 Lanes = tuple[int, ...]
 Item = tuple[Lanes, list[Any]]
 # Site -> (replacement, the same tree holding each part's lanes as a tuple).
@@ -68,7 +68,7 @@ class Reader:
             return self.program.num_replicates
         if lane == ELEMENT:
             return next(f.mask.shape[0] for f, where in forced.values() if where.mask == (ELEMENT,))  # type: ignore[union-attr]
-        return self.program.layouts[lane].num_lanes
+        return self.program.layouts[lane].size
 
     def _sweep(self, lanes: Lanes, forced: Replaced) -> Sweep:
         """A sweep of all lanes; enumerated sites among them take all their values.

@@ -20,7 +20,7 @@ import numpy as np
 
 from .._compat import bind
 from ..analysis import axis_order
-from ..enumeration import lane_values
+from ..enumeration import enumerated_values
 from ..evaluation import (
     Apply,
     Forced,
@@ -60,9 +60,7 @@ class Sweep:
         sizes: Mapping[int, int],
     ) -> None:
         self.sites, self.layouts, self.lanes = sites, layouts, tuple(lanes)
-        self.sizes = {
-            lane: layouts[lane].num_lanes if lane >= 0 else sizes[lane] for lane in self.lanes
-        }
+        self.sizes = {lane: layouts[lane].size if lane >= 0 else sizes[lane] for lane in self.lanes}
         self.values: dict[int, Given] = {}
         self.numbers: dict[int, np.ndarray] = {}
         self.levels: dict[int, Any] = {}
@@ -74,15 +72,15 @@ class Sweep:
         if self._is_number(index) and np.asarray(site.support).dtype.kind in "iub":
             self.numbers[index] = np.asarray(site.support)
         if self._is_split(index):
-            one = lane_values(site, layout, step=True)
+            one = enumerated_values(site, layout, step=True)
             self.values[index] = Windows((one,) * (layout.lag + 1))
             self.levels[index] = Windows(tuple(frozenset({l}) for l in self._opened((index,))))  # type: ignore[arg-type]
         elif self._is_uniform(index):
-            values = lane_values(site, layout)
+            values = enumerated_values(site, layout)
             self.values[index] = Uniform(values.reshape(len(values), -1)[:, 0])
             self.levels[index] = Uniform(frozenset(self._opened((index,))))  # type: ignore[arg-type]
         else:
-            self.force(index, Forced(lane_values(site, layout)), (index,), ())
+            self.force(index, Forced(enumerated_values(site, layout)), (index,), ())
 
     def force(
         self, index: int, given: Forced, lanes: Sequence[int], mask_lanes: Sequence[int]

@@ -1,7 +1,7 @@
 """The terms of an objective in their lanes, with the lanes' weights.
 
 For terms c_j and enumeration lanes v: c_j(v) times its coefficient, and times w_v, the probability of lane v, differentiable: the
-product of the enumerated sites' probabilities, summed over those that the term does not see itself (`enumeration/_layout.py`).
+product of the enumerated sites' probabilities, summed over those that the term does not see (`enumeration/_expectation.py`).
 
 Axis order of every array here: replicates, enumeration lanes (by site index), then the axes of the term or of
 the site's elements. Of a `Split`, the first of these axes stands in front of all lanes.
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ..analysis import Analysed
-from ..enumeration import LaneWeights
+from ..enumeration import StateWeights
 from ..evaluation import (
     Forced,
     Invariants,
@@ -102,9 +102,9 @@ class Terms:
             same relations stands for all; site -> (numbers, weight), [replicates, its lanes, elements].
         """
         terms, local = self._weighted(forced, which, wanted, extra)
-        kept = {j: self.lanes(self.program.lanes.kept[j]) + extra for j in terms}
+        kept = {j: self.lanes(self.program.dimensions.kept[j]) + extra for j in terms}
         return {j: self._whole(t, kept[j]) for j, t in terms.items()}, {
-            i: self._whole(found, self.lanes(self.program.lanes.sites[i]) + extra)
+            i: self._whole(found, self.lanes(self.program.dimensions.sites[i]) + extra)
             for i, found in local.items()
         }
 
@@ -132,25 +132,28 @@ class Terms:
         for j in which:
             factors = [f.atom for _, path in program.terms[j].paths for f in path]
             items["term", j] = (
-                self.lanes(program.lanes.read[j]),
+                self.lanes(program.dimensions.read[j]),
                 [program.terms[j].variable, *factors],
             )
         for i in enumerated:
             numbers = program.numbers[i]
             atoms = [*(numbers.local or [numbers.log_prob]), numbers.active]
-            items["weight", i] = self.lanes(program.lanes.sites[i]), atoms
+            items["weight", i] = self.lanes(program.dimensions.sites[i]), atoms
         for i in wanted:
-            items["site", i] = self.lanes(program.lanes.sites[i]), list(program.numbers[i].local)
+            items["site", i] = (
+                self.lanes(program.dimensions.sites[i]),
+                list(program.numbers[i].local),
+            )
         values, start = self._agreed(items, self.reader.read(items, forced, extra), extra)
         probabilities = {i: self._probabilities(i, extra, values["weight", i]) for i in enumerated}
-        weights = LaneWeights(
-            program.layouts, program.lanes.sites, self.replicates, extra, probabilities, start
+        weights = StateWeights(
+            program.layouts, program.dimensions.sites, self.replicates + extra, probabilities, start
         )
         terms: dict[int, Any] = {}
         alike: dict[Any, int] = {}
         for j in which:
-            lanes = self.lanes(program.lanes.read[j]) + extra
-            kept = self.lanes(program.lanes.kept[j]) + extra
+            lanes = self.lanes(program.dimensions.read[j]) + extra
+            kept = self.lanes(program.dimensions.kept[j]) + extra
             term = self._term(j, lanes, *values["term", j])
             array = spread(self._folded(j, term, lanes), lanes, kept)
             # Terms that meet the same weights and scores are one term.
@@ -160,7 +163,7 @@ class Terms:
                 array = self._by_parts(operator.add, kept, terms[first], array)
             terms[first] = array
         for j, array in terms.items():
-            kept = program.lanes.kept[j]
+            kept = program.dimensions.kept[j]
             lanes = self.lanes(kept) + extra
             axes = jax.tree.leaves(array)[0].ndim - len(lanes)
             weight = weights.of(program.relations[j], kept, axes)
@@ -169,7 +172,7 @@ class Terms:
         local: dict[int, tuple[Any, Any]] = {}
         for i in wanted:
             numbers = jax.tree.unflatten(program.numbers[i].local_tree, values["site", i])
-            own, axes = program.lanes.sites[i], len(program.sites[i].sizes)
+            own, axes = program.dimensions.sites[i], len(program.sites[i].sizes)
             weight = weights.of(program.site_relations[i], own, axes)
             ndim = len(self.lanes(own) + extra) + axes
             local[i] = (numbers, jnp.ones((1,) * ndim) if weight is None else weight)
@@ -254,7 +257,7 @@ class Terms:
                 return number.prod(joint, keepdims=True)
             return jnp.exp(number.sum(joint, keepdims=True))
 
-        lanes = self.lanes(self.program.lanes.sites[index]) + extra
+        lanes = self.lanes(self.program.dimensions.sites[index]) + extra
         number, active = read
         if is_split(number) and not is_split(active) and active.ndim == len(lanes):
             active = Split([], active[None], number.length)  # alike in all rows

@@ -31,20 +31,20 @@ Start = tuple[tuple[int, int], ...]  # (site, state) pairs
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the elements of an enumerated site are laid out in lanes.
+    """How the elements of an enumerated site stand along its enumeration dimension.
 
     Attributes:
-        joint: element axes enumerated jointly (all combinations); the other axes share the lanes.
-        num_lanes: num_states, or num_states ** (lag + 1) for a chain.
+        joint: element axes enumerated jointly (all combinations); the other axes share the dimension.
+        size: of the enumeration dimension: num_states, or num_states ** (lag + 1) windows for a chain.
         num_states: num_values ** (number of joint elements).
         axis: the time axis of a chain, else None.
         lag: memory of the chain in steps.
         why_joint: why times that meet are enumerated jointly, where they are.
-        time: name of the time axis, where chains of several times may meet (`enumeration/_structure.py`).
+        time: name of the time axis, where chains of several times may meet (`enumeration/_total.py`).
     """
 
     joint: tuple[int, ...]
-    num_lanes: int
+    size: int
     num_states: int
     axis: int | None = None
     lag: int = 0
@@ -171,7 +171,7 @@ def chains_of(lanes: Sequence[int], layouts: Any, time: str | None = None) -> li
     Only they are in relative lanes in an array that is split along this time: a chain of another time, such as one inside of
     each step, is by place, along an axis that stands behind.
     """
-    is_chain = lambda i: i in layouts and layouts[i].is_chain and layouts[i].time == time
+    is_chain = lambda i: i in layouts and layouts[i].is_chain and layouts[i].time in (None, time)
     return [Chain(a, layouts[i], i) for a, i in enumerate(lanes) if is_chain(i)]
 
 

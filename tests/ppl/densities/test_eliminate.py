@@ -472,8 +472,8 @@ def carried():
 
 
 def test_refusals_name_site_and_remedy():
-    refuse(r"Site 'b'.*2\^20 lanes.*\(20,\).*reduce_sum.*keep the site", sites_that_meet(20))
-    refuse(r"Site 'b'.*2\^20 lanes.*all earlier ones.*by step", carried)
+    refuse(r"Site 'b'.*2\^20 states.*\(20,\).*reduce_sum.*keep the site", sites_that_meet(20))
+    refuse(r"Site 'b'.*2\^20 states.*all earlier ones.*by step", carried)
     refuse(r"\['k'\] are no latent sites.*are \['b'\]", sites_that_meet(2), "k")
     refuse(r"Site 'z'.*finite support, but Normal", lambda: ppl.sample("z", dist.Normal(0, 1)), "z")
     refuse(r"missing \['p'\]", lambda: mixture(X))
@@ -485,7 +485,7 @@ def test_refusals_name_site_and_remedy():
         sites = [ppl.sample(f"b{i}", dist.Bernoulli(0.3)) for i in range(17)]
         ppl.factor("f", jnp.tanh(sum(sites)))
 
-    refuse(r"131072 lanes.*meet.*ppl.marginal", many, [f"b{i}" for i in range(17)])
+    refuse(r"131072 states.*meet.*ppl.marginal", many, [f"b{i}" for i in range(17)])
 
 
 def test_scales_that_meet_in_one_sum_are_refused():

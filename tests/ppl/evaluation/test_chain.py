@@ -28,7 +28,7 @@ from _oracles import (
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.ppl.enumeration._weights import windows
+from lapilli.ppl.enumeration._forward import windows
 from lapilli.ppl.evaluation._split import Chain, Layout
 
 pytestmark = pytest.mark.one_in(2)
@@ -177,6 +177,24 @@ def test_a_memory_of_two_steps_takes_cubic_lanes():
     check(
         fn, {"z": bits(5)}, "enum", plan="forward recursion, 8 states x 5 steps (memory of 2 steps)"
     )
+
+
+@pytest.mark.parametrize("length", [1, pytest.param(2, marks=pytest.mark.slow)])  # compiles twice
+def test_a_memory_longer_than_time_takes_no_states(length):
+    """Rows that meet, 27 states, and a memory of three steps: in a scan of one 27 states, not 27^4, in one of two 27^2."""
+
+    def fn(p, noise):
+        def step(carry, inputs):
+            x, noise = inputs
+            with ppl.plate("rows", 3):
+                logits = jnp.outer(p["a"] * (1 + carry[0].sum() + carry[2]) + x, jnp.arange(3.0))
+                new = ppl.sample("z", categorical(logits, of(noise, "z")))
+            return (*carry[1:], new), cost_of_chain(p, new @ jnp.arange(3), carry[1].sum(), x)
+
+        zero = jnp.zeros(3, int)
+        return ppl.scan(step, (zero, zero + 1, zero), (X[:length], steps(noise, "z")))[1].sum()
+
+    check(fn, {"z": digits(3, length, 3)}, "enum")
 
 
 def test_independent_steps_whose_neighbours_meet_in_a_cost_are_a_chain():
@@ -392,7 +410,7 @@ def test_what_is_no_chain_is_enumerated_jointly_up_to_the_limit(case):
     long = ppl.expectation(lambda p, n: fn(p, n, x=jnp.zeros(20)), strategies=strategies)
     noise = {name: jnp.full(s.shape, 0.5) for name, s in spec(20).items()}
     with pytest.raises(
-        ValueError, match=rf"Site 'z'.*\^20 lanes.*no forward recursion.*{reason}.*'mvd'"
+        ValueError, match=rf"Site 'z'.*\^20 states.*no forward recursion.*{reason}.*'mvd'"
     ):
         long.plan(PARAMS, noise)
 
@@ -402,7 +420,7 @@ def test_an_importance_weighted_bound_around_a_chain_is_refused_beyond_the_limit
     objective = inference.iwelbo(model, guide, num_particles=4, strategies="enum")
     params = objective.init(KEY, None)  # real samplers: each particle has draws of its own
     with pytest.raises(
-        ValueError, match=r"Site 'z'.*2\^20 lanes.*no forward recursion.*Let the costs separate"
+        ValueError, match=r"Site 'z'.*2\^20 states.*no forward recursion.*Let the costs separate"
     ):
         objective.plan(params, None)
 
