@@ -67,8 +67,8 @@ def _drawn_before(eqn: Any, listed: Collection[int]) -> ClosedJaxpr | None:
     first_x, length = num_consts + num_carry, eqn.params["length"]
     variables = body.jaxpr.invars
     noise = _noise([*variables[:num_consts], *variables[first_x:]], body.jaxpr, listed)
-    size = lambda aval: math.prod(aval.shape) * aval.dtype.itemsize
-    if length * sum(size(v.aval) for v in noise) > MAX_BYTES:
+    num_bytes = lambda v: math.prod(v.aval.shape) * v.aval.dtype.itemsize
+    if length * sum(map(num_bytes, noise)) > MAX_BYTES:
         noise = []
     if not noise and inner is eqn.params["jaxpr"]:
         return None

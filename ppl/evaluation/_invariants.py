@@ -54,7 +54,8 @@ class Invariants(Optimised):
         edge = needed(eqns, read, lambda eqn: () if is_start(eqn) else eqn.invars)[1] - moved
         if not self.is_fixed:
             self.outputs(edge, self.pure)
-        return {v: self._value(v) for v in edge if v in self.env}
+        # In the order of the program: that of a set would make another program every time, compiled anew.
+        return {v: self._value(v) for v in self.env if v in edge}
 
     def _value(self, variable: Var) -> Any:
         value = self.env[variable]

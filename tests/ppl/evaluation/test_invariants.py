@@ -43,3 +43,11 @@ def test_evaluations_share_what_no_replacement_reaches(strategies, counts, key):
     value = ppl.expectation(cost, strategies=strategies).value
     jaxpr = jax.make_jaxpr(value)(PARAMS, key).jaxpr
     assert tuple(count_of(jaxpr, name) for name in ("tanh", "sin", "cos")) == counts
+
+
+def test_a_program_is_the_same_every_time(key):
+    """In the order of a set it would be another one in each process, which no compilation cache knows."""
+    trace = lambda: str(
+        jax.make_jaxpr(ppl.expectation(cost, strategies="mvd").value_and_grad)(PARAMS, key)
+    )
+    assert len({trace() for _ in range(8)}) == 1
