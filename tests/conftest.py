@@ -80,7 +80,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return  # not all variants were collected
     for function, (named, there) in met.items():
         if unknown := sorted(named - there):
-            raise pytest.UsageError(f"{function}: no variants {unknown}, which its mark `fast` names")
+            raise pytest.UsageError(
+                f"{function}: no variants {unknown}, which its mark `fast` names"
+            )
 
 
 @pytest.fixture(scope="session")
