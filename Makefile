@@ -13,7 +13,7 @@ MATRIX ?=
 # What a new version is most likely to break: the wall, the mends, the table of primitives, and a few whole programs.
 MATRIX_TESTS ?= -m "not slow" @.ci/matrix-tests.txt
 
-.PHONY: help setup demo quick test test-slow test-matrix matrix-cells lint format bench lock clean
+.PHONY: help setup demo quick test test-slow mutants test-matrix matrix-cells lint format bench lock clean
 
 help:
 	@echo "make setup      build .venv with the locked dependencies and an editable install"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-slow  the slow tests only"
 	@echo "make test-matrix  a few tests with each Python, jax, oldest and newest dependencies"
 	@echo "                (MATRIX='py3.13-* py3.12-jax0.11-oldest' PYTEST='tests/ppl -k name')"
+	@echo "make mutants    break the library in some lines, one by one, and see the fast tests fail"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make format     ruff: sort imports, mend what is safe to mend, format"
 	@echo "make bench      all benchmarks, one by one"
@@ -92,6 +93,9 @@ test-matrix:
 
 matrix-cells:
 	@python3 .ci/matrix.py --list
+
+mutants: setup
+	$(BIN)/python .ci/mutants.py --workers $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What `make quick` runs: tests beside what has changed, the fastest first."""
+"""What `make quick` runs, tests beside what has changed and the fastest first, and what `make mutants` breaks."""
 
 import importlib.util
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def quick():
-    spec = importlib.util.spec_from_file_location("quick", ROOT / ".ci" / "quick.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -30,7 +30,7 @@ def quick():
     ],
 )
 def test_files_are_tested_by_the_folder_that_mirrors_theirs(name, where):
-    assert quick().tests_of(name) == where
+    assert script("quick").tests_of(name) == where
 
 
 def test_the_fastest_tests_are_kept_while_they_fit(monkeypatch):
@@ -47,3 +47,10 @@ def test_every_folder_of_tests_has_a_budget():
     ]
     assert {_durations.folder_of(f"{n}::test") for n in names} == set(_durations.BUDGETS)
     assert sum(_durations.BUDGETS.values()) <= 2 * 8 * 60  # two cores, eight minutes
+
+
+@pytest.mark.parametrize("mutant", script("mutants").MUTANTS, ids=lambda m: m.name)
+def test_what_a_mutant_breaks_stands_once_in_its_file(mutant):
+    text = (ROOT / mutant.file).read_text()
+    assert text.count(mutant.old) == 1
+    compile(text.replace(mutant.old, mutant.new), mutant.file, "exec")
