@@ -43,7 +43,6 @@ def windows(
         return whole_at(windows(q, chains, axis, start), axis, chains)
     recursion = _Recursion([probabilities], [None], chains, Probabilities(), start or {})
     _, shown = recursion.run(is_shown=True)
-    # Kept in the shape of the recursion: across a reshape XLA would compute it again for each of its readers.
     return close_lanes(shown, recursion.chains)
 
 
