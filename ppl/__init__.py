@@ -46,7 +46,7 @@ Words: *program*, a function that draws; *model*, the program of latent and obse
 stands for a model's posterior in an objective; *proposal*, one whose draws are weighted; *site*, a statement that draws, at an
 *address* (its name, with the control flow around it); *element*, one of a site's independent parts (a row, a step); *event*,
 one draw of a law; *plate*, rows that are independent; *row*, an element along a plate; *state*, a value of an enumerated
-element, *lane*, a batch axis in which such states, replicates or replays are evaluated side by side; *replicate*, an
+element; *enumeration dimension*, a batch axis along which such states are evaluated side by side; *replicate*, an
 independent run that is averaged; *particle*, one of the draws within an estimate; *term*, a part of a sum that makes the
 objective; *cost*, what is downstream of a site; *strategy*, how a derivative passes through a site; *surrogate*, a number whose
 gradient is the estimate; *choices*, values of latent sites by name.

@@ -92,7 +92,7 @@ def row_suspects(
                     plate,
                     f"it lies outside of plate '{plate}' (its axes are {info.dims}), and all rows share it",
                 )
-            # Marker's layout: times, lanes, then the value's own axes.
+            # Marker's layout: times, particles, then the value's own axes.
             axis, rank = info.dims.index(plate), len(info.batch_shape) + len(info.event_shape)
             link = relation[len(relation) - rank + axis]
             if link == aligned(len(atom.aval.shape) - 1):

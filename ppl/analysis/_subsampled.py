@@ -173,7 +173,7 @@ def _of(program: RowProgram, plate: str, source: int | str) -> list[Meeting]:
         if relation is None:
             continue
         link, axis = relation[0], term.axis(plate)
-        if isinstance(source, int):  # marker's layout: times, lanes, then the value's own axes
+        if isinstance(source, int):  # marker's layout: times, particles, then the value's own axes
             info = program.infos[program.sites[source].address]
             rank = len(info.batch_shape) + len(info.event_shape)
             link = relation[len(relation) - rank + info.dims.index(plate)]

@@ -20,7 +20,7 @@ def relations_of(facts: Analysis, atom: Any, sites: dict[int, StrategySite]) -> 
 
 
 def axis_order(site: StrategySite) -> list[int]:
-    """Position in the marker's layout (times, lanes, elements) of each outside axis of a site (regions, elements)."""
+    """Position in the marker's layout (times, particles, elements) of each outside axis of a site (regions, elements)."""
     regions = [r for r in site.regions if r.axis is not None]
     inner = [i for i, r in enumerate(regions) if r.kind == "scan"] + [
         i for i, r in enumerate(regions) if r.kind != "scan"

@@ -27,10 +27,10 @@ from ..evaluation import (
     Layout,
     Split,
     agreed,
+    at_dims,
     by_parts,
     chains_of,
     evaluate,
-    lanes_at,
     optimised,
     whole_at,
 )
@@ -97,7 +97,7 @@ class Listing:
                     chains = self._chains(n, group)
                     array = by_parts(density, *both, axis=len(group), chains=chains)
                 shown = [slice(None) if i in own[n] else 0 for i in sorted(group)]
-                arrays[n] = lanes_at(shown, array)
+                arrays[n] = at_dims(shown, array)
         chains_at = {n: self._chains(n, own[n]) for n in arrays}
         found, _ = agreed([(x, chains_at[n]) for n, x in arrays.items()])
         factors, rest = [], {}

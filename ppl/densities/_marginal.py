@@ -85,13 +85,13 @@ class Marginal(StochasticProgram):
             weight = retained[0] if retained else self._fresh(kept, args, kwargs)
             return weight.trace(kept, infos or weight.infos)
 
-        def lane() -> tuple[Array, _Infos]:
+        def one() -> tuple[Array, _Infos]:
             weight = self._fresh(kept, args, kwargs)
             return weight.checked(self.label), _Infos(weight.infos)
 
         log_weights = [w.checked(self.label)[None] for w in retained]
         if num_fresh:
-            weights, found = particles(num_fresh)(lane)()
+            weights, found = particles(num_fresh)(one)()
             log_weights.append(weights)
             infos = infos or found.infos
         return estimated(self.label, kept, infos, log_mean_exp(jnp.concatenate(log_weights)))
@@ -237,6 +237,6 @@ class _Terms:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Infos:
-    """Site descriptions on their way out of a particle lane."""
+    """Site descriptions on their way out of one particle."""
 
     infos: dict[str, SiteInfo]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..evaluation import Chain, Split, close_lanes, open_lanes, relative, whole_at
+from ..evaluation import Chain, Split, close_windows, open_windows, relative, whole_at
 from ._semirings import Probabilities, Semiring
 
 Array = jax.Array
@@ -43,28 +43,8 @@ def windows(
         return whole_at(windows(q, chains, axis, start), axis, chains)
     recursion = _Recursion([probabilities], [None], chains, Probabilities(), start or {})
     _, shown = recursion.run(is_shown=True)
-    return close_lanes(shown, recursion.chains)
-
-
-def total(
-    factors: Sequence[Any],
-    lags: Sequence[int | None],
-    chains: Sequence[Chain],
-    axis: int,
-    ring: Semiring,
-) -> Array:
-    """The sum over all paths of the product of factors, with time at `axis` where they are not split.
-
-    `lags`: how many steps back each factor sees the chains; None: as far as windows show.
-    """
-    length = max(x.length if isinstance(x, Split) else x.shape[axis] for x in factors)
-    split = [x if isinstance(x, Split) else relative(x, axis, chains, length) for x in factors]
-    start = {site: state for x in split for site, state in x.start}
-    recursion = _Recursion(split, lags, chains, ring, start)
-    last, _ = recursion.run()
-    return ring.sum(
-        last, [a + i for a in recursion.oldest for i in range(recursion.lag + 1)], length
-    )
+    # Kept, in the shape of the recursion: XLA would compute it again for each of its readers.
+    return close_windows(jax.lax.optimization_barrier(shown), recursion.chains)
 
 
 class _Recursion:
@@ -143,4 +123,4 @@ class _Recursion:
         ages = range(0 if lag is None else self.lag - lag)
         unseen = {1 + a + i for a in self.oldest for i in ages}
         seen = lambda x: x[tuple(slice(1 if a in unseen else None) for a in range(x.ndim))]
-        return jax.tree.map(seen, open_lanes(factor, self.chains))
+        return jax.tree.map(seen, open_windows(factor, self.chains))

@@ -13,7 +13,7 @@ from ..analysis import check_replay, replay_axes, replay_groups
 from ..evaluation import Forced
 from ..jaxprs import Relation, opened
 from ..strategies import StrategyError, StrategySite, stop
-from ._reading import ELEMENT, Lanes
+from ._reading import ELEMENT, Dims
 from ._terms import Terms
 
 Array = jax.Array
@@ -33,21 +33,21 @@ class Costs:
     def gather(
         self, index: int, terms: dict[int, Array], joint: tuple[int, ...] | None = None
     ) -> Array:
-        """Sum of the terms that each element of a site can influence: [replicates, the site's lanes, elements (or 1)].
+        """Sum of the terms that each element of a site can influence: [replicates, the site's dimensions, elements (or 1)].
 
         Args:
             index: the site.
             terms: weighted terms; those that do not depend on the site are skipped.
-            joint: element axes that were replayed one element at a time; the terms then have an ELEMENT lane
+            joint: element axes that were replayed one element at a time; the terms then have an ELEMENT dimension
                 axis.
         """
         site = self.program.sites[index]
-        own = self.terms.lanes(self.program.dimensions.sites[index])
+        own = self.terms.dims(self.program.dimensions.sites[index])
         total = jnp.zeros((1,) * (len(own) + len(site.sizes)))
         for j, array in terms.items():
             if index in self.program.relations[j]:
-                lanes = self.terms.lanes(self.program.dimensions.kept[j])
-                gone = tuple(a for a, lane in enumerate(lanes) if lane not in own)
+                dims = self.terms.dims(self.program.dimensions.kept[j])
+                gone = tuple(a for a, dim in enumerate(dims) if dim not in own)
                 array = array.sum(gone)
                 total = total + _to_elements(
                     array, len(own), self.program.relations[j][index], site, joint
@@ -112,12 +112,12 @@ class Costs:
                 self._opened = Terms(program, terms.inputs, terms.key, terms.reader.invariants)
         return self._opened
 
-    def full(self, index: int, value: Array, own: Lanes | None = None) -> tuple[Lanes, Array]:
-        """The lanes that a site sits in (or `own`), and a replacement of its value with all axes at full size."""
+    def full(self, index: int, value: Array, own: Dims | None = None) -> tuple[Dims, Array]:
+        """The dimensions that a site stands in (or `own`), and a replacement of its value with all axes at full size."""
         site = self.program.sites[index]
-        own = self.terms.lanes(self.program.dimensions.sites[index]) if own is None else own
+        own = self.terms.dims(self.program.dimensions.sites[index]) if own is None else own
         event = value.ndim - len(own) - len(site.sizes)
-        shape = tuple(self.terms.reader.size(lane, {}) for lane in own) + site.sizes
+        shape = tuple(self.terms.reader.size(dim, {}) for dim in own) + site.sizes
         return own, jnp.broadcast_to(value, shape + value.shape[value.ndim - event :])
 
 
@@ -132,7 +132,7 @@ def _without_derivative(site: StrategySite, err: Exception) -> StrategyError:
 
 def _to_elements(
     array: Array,
-    num_lanes: int,
+    num_dims: int,
     relation: Relation,
     site: StrategySite,
     joint: tuple[int, ...] | None,
@@ -140,11 +140,11 @@ def _to_elements(
     """Sum a weighted term onto the elements of a site along their links (later costs only, along causal axes)."""
     if joint:
         sizes = [site.sizes[i] for i in joint]
-        array = array.reshape(array.shape[:num_lanes] + tuple(sizes) + array.shape[num_lanes + 1 :])
+        array = array.reshape(array.shape[:num_dims] + tuple(sizes) + array.shape[num_dims + 1 :])
         num_joint = len(joint)
     else:
         num_joint = 0
-    first = num_lanes + num_joint
+    first = num_dims + num_joint
     letters = {axis: first + axis for axis in range(array.ndim - first)}
     used: dict[int, int] = {}
     for i, link in enumerate(relation):
@@ -157,11 +157,11 @@ def _to_elements(
     # einsum: repeated labels take the diagonal between a replayed element and the step whose later costs it
     # meets.
     labels = list(range(array.ndim))
-    out = list(range(num_lanes))
-    shape = list(array.shape[:num_lanes])
+    out = list(range(num_dims))
+    shape = list(array.shape[:num_dims])
     for i in range(len(relation)):
         if joint and i in joint:
-            own = num_lanes + joint.index(i)
+            own = num_dims + joint.index(i)
             if i in used:
                 labels[letters[used[i]]] = own
             out.append(own)

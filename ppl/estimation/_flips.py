@@ -14,14 +14,14 @@ from ..analysis import flip_groups
 from ..evaluation import Forced
 from ..strategies import Decision, StrategySite, stop
 from ._downstream import Costs
-from ._reading import ELEMENT, Lanes
+from ._reading import ELEMENT, Dims
 
 Array = jax.Array
 Ordering = dict[str, Array]
 
 
 def jumps(costs: Costs, index: int, local: Any) -> Array:
-    """R(z*-) - R(z*+), of each element of a decision: [replicates, its lanes, elements (or 1)]."""
+    """R(z*-) - R(z*+), of each element of a decision: [replicates, its dimensions, elements (or 1)]."""
     local = jax.tree.map(stop, local)
     program, site = costs.program, costs.program.sites[index]
     total = jnp.zeros(())
@@ -37,16 +37,16 @@ Replay = Callable[[dict[int, tuple[Forced, Forced]]], Array]
 
 
 def _replay(
-    costs: Costs, index: int, joint: tuple[int, ...], members: list[int], has_lane: bool
+    costs: Costs, index: int, joint: tuple[int, ...], members: list[int], has_dim: bool
 ) -> Replay:
     """The cost downstream of each element of a decision, given replacements."""
-    extra = (ELEMENT,) if has_lane else ()
+    extra = (ELEMENT,) if has_dim else ()
 
     def run(forced: dict[int, tuple[Forced, Forced]]) -> Array:
         terms, _ = costs.terms.weighted(forced, members, (), extra)
         terms = {j: stop(t) for j, t in terms.items()}
-        if has_lane and not joint:  # one element
-            at = {j: len(costs.terms.lanes(costs.program.dimensions.kept[j])) for j in terms}
+        if has_dim and not joint:  # one element
+            at = {j: len(costs.terms.dims(costs.program.dimensions.kept[j])) for j in terms}
             terms = {j: t.squeeze(at[j]) for j, t in terms.items()}
         return costs.gather(index, terms, joint or None)
 
@@ -77,7 +77,7 @@ def _by_row(
         sizes = [n if i in joint else 1 for i, n in enumerate(site.sizes)]
         mask = jnp.broadcast_to(eye.reshape(-1, *sizes), (len(eye), *site.sizes))
     where = Forced(own, (ELEMENT,) if joint else None)  # type: ignore[arg-type]
-    replay = _replay(costs, index, joint, members, has_lane=bool(joint))
+    replay = _replay(costs, index, joint, members, has_dim=bool(joint))
 
     def cost(outcome: Array) -> Array:
         values = {index: outcome, decision.site: place, **peers}
@@ -89,13 +89,13 @@ def _by_row(
 def _by_element(
     costs: Costs, index: int, local: Any, joint: tuple[int, ...], members: list[int]
 ) -> Array:
-    """Every element of the decision has a lane of its own, in which the element of the site that owns it is at its place."""
+    """Every element of the decision has a replay of its own, in which the element of the site that owns it is at its place."""
     program, site = costs.program, costs.program.sites[index]
     decision = site.strategy
     assert isinstance(decision, Decision)
     own, place = costs.full(index, local["place"])
     flat = lambda x, shape: x.reshape(*x.shape[: x.ndim - len(shape)], -1)
-    place = flat(place, site.sizes)  # [own, lanes of elements]
+    place = flat(place, site.sizes)  # [own, replays]
     owner = np.asarray(decision.owner)
     forced = {decision.site: _at(program.sites[decision.site], place, owner, own)}
     for p in decision.peers:
@@ -111,7 +111,7 @@ def _by_element(
     mine = {n: flat(costs.full(index, local[n])[1], site.sizes)[..., None, :] for n in ORDERING}
     number = np.arange(len(owner))
     value = _outcome(mine, place[..., None], is_later=number > number[:, None])
-    replay = _replay(costs, index, joint, members, has_lane=True)
+    replay = _replay(costs, index, joint, members, has_dim=True)
 
     def cost(outcome: Array) -> Array:
         own_value = jnp.where(np.eye(len(owner), dtype=bool), outcome[..., None], value)
@@ -136,15 +136,15 @@ def _outcome(peer: Ordering, place: Array, *, is_later: Any) -> Array:
 
 
 def _masked(
-    value: Array, owner: np.ndarray, others: np.ndarray, shape: tuple[int, ...], own: Lanes
+    value: Array, owner: np.ndarray, others: np.ndarray, shape: tuple[int, ...], own: Dims
 ) -> tuple[Forced, Forced]:
-    """Values [own lanes, lanes of elements, elements of a site] for the elements with the lane's owner."""
+    """Values [own dimensions, replays, elements of a site] for the elements with the replay's owner."""
     value = value.reshape(*value.shape[: value.ndim - 1], *shape)
     mask = jnp.asarray(owner[:, None] == others).reshape(len(owner), *shape)
     return Forced(value, mask), Forced((*own, ELEMENT), (ELEMENT,))  # type: ignore[arg-type]
 
 
-def _at(site: StrategySite, place: Array, owner: np.ndarray, own: Lanes) -> tuple[Forced, Forced]:
+def _at(site: StrategySite, place: Array, owner: np.ndarray, own: Dims) -> tuple[Forced, Forced]:
     count = math.prod(site.sizes)
     value = jnp.broadcast_to(place[..., None], (*place.shape, count))
     return _masked(value, owner, np.arange(count), site.sizes, own)

@@ -1,26 +1,28 @@
-"""The values of a program's variables in the lanes that they need.
+"""The values of a program's variables along the enumeration dimensions that they need.
 
-Input: items, each a list of variables and the lanes in which they are wanted. Items share sweeps: one evaluation serves all items
-whose lanes it has.
+Input: items, each a list of variables and the dimensions along which they are wanted. Items share sweeps: one evaluation serves all items
+whose dimensions it has.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..analysis import Analysed
 from ..enumeration import ELEMENT, REPLICATE
-from ..evaluation import Apply, Forced, Invariants, is_on, lanes_at, optimised
+from ..evaluation import Apply, Forced, Invariants, at_dims, is_on, optimised
 from ._sweep import Sweep
 
 Array = jax.Array
-Lanes = tuple[int, ...]
-Item = tuple[Lanes, list[Any]]
-# Site -> (replacement, the same tree holding each part's lanes as a tuple).
+Dims = tuple[int, ...]
+Item = tuple[Dims, list[Any]]
+# Site -> (replacement, the same tree holding each part's dimensions as a tuple).
 Replaced = Mapping[int, tuple[Forced, Forced]]
 
 
@@ -32,57 +34,59 @@ class Reader:
         program: the analysed program.
         inputs: leaves of the parameters.
         key: random key; several for replicates.
-        replicates: the lane of replicates, if there is one.
+        replicates: the dimension of replicates, if there is one.
         invariants: what several evaluations share; None where replicates differ in it.
     """
 
     program: Analysed
     inputs: Sequence[Any]
     key: Array
-    replicates: Lanes
+    replicates: Dims
     invariants: Invariants | None
 
     def read(
-        self, items: Mapping[Any, Item], forced: Replaced, extra: Lanes
+        self, items: Mapping[Any, Item], forced: Replaced, extra: Dims
     ) -> dict[Any, list[Any]]:
-        """The values of each item's atoms in the item's lanes (and the extra ones), some of them split."""
+        """The values of each item's atoms along the item's dimensions (and the extra ones), some of them split."""
         values: dict[Any, list[Any]] = {}
-        for group in _maximal(lanes for lanes, _ in items.values()):
+        for group in _maximal(dims for dims, _ in items.values()):
             members = _within(group, items, values)
             # By id: literals are not hashable.
             atoms = {id(atom): atom for _, wanted in members.values() for atom in wanted}
             swept = self._run(self._sweep(group + extra, forced), list(atoms.values()))
             found = dict(zip(atoms, swept, strict=True))
-            for name, (lanes, wanted) in members.items():
-                shown = group + extra, lanes + extra
+            if any(dim != REPLICATE for dim in group + extra):
+                found |= _kept_for_all(found, members)
+            for name, (dims, wanted) in members.items():
+                shown = group + extra, dims + extra
                 values[name] = [_kept(found[id(a)], *shown) for a in wanted]
         return values
 
-    def evaluate(self, lanes: Lanes, read: list[Any]) -> list[Any]:
-        """The values of variables in all lanes, outermost first."""
-        return self._run(self._sweep(lanes, {}), read)
+    def evaluate(self, dims: Dims, read: list[Any]) -> list[Any]:
+        """The values of variables along dimensions, outermost first."""
+        return self._run(self._sweep(dims, {}), read)
 
-    def size(self, lane: int, forced: Replaced) -> int:
-        """The number of lanes."""
-        if lane == REPLICATE:
+    def size(self, dim: int, forced: Replaced) -> int:
+        """The length of a dimension."""
+        if dim == REPLICATE:
             return self.program.num_replicates
-        if lane == ELEMENT:
+        if dim == ELEMENT:
             return next(f.mask.shape[0] for f, where in forced.values() if where.mask == (ELEMENT,))  # type: ignore[union-attr]
-        return self.program.layouts[lane].size
+        return self.program.layouts[dim].size
 
-    def _sweep(self, lanes: Lanes, forced: Replaced) -> Sweep:
-        """A sweep of all lanes; enumerated sites among them take all their values.
+    def _sweep(self, dims: Dims, forced: Replaced) -> Sweep:
+        """A sweep of all dimensions; enumerated sites among them take all their values.
 
-        A replaced site with a lane that is not among `lanes` is left alone: nothing that is read depends on it.
+        A replaced site with a dimension that is not among `dims` is left alone: nothing that is read depends on it.
         """
         program = self.program
-        sizes = {lane: self.size(lane, forced) for lane in lanes if lane < 0}
-        sweep = Sweep(program.sites, program.layouts, lanes, sizes)
-        for i in lanes:
+        sizes = {dim: self.size(dim, forced) for dim in dims if dim < 0}
+        sweep = Sweep(program.sites, program.layouts, dims, sizes)
+        for i in dims:
             if i >= 0 and not program.sites[i].strategy.is_weighted:
                 sweep.enumerate(i)
         for i, (given, where) in forced.items():
-            if set(where.value) <= set(lanes):  # type: ignore[arg-type]
+            if set(where.value) <= set(dims):  # type: ignore[arg-type]
                 sweep.force(i, given, where.value, where.mask or ())  # type: ignore[arg-type]
         if is_on("rows"):
             sweep.put_rows_first()
@@ -98,8 +102,8 @@ class Reader:
         return sweep.run(base, self.key, self.replicates)
 
 
-def _within(group: Lanes, items: Mapping[Any, Item], values: Mapping[Any, Any]) -> dict[Any, Item]:
-    """The items without values whose lanes are in a group."""
+def _within(group: Dims, items: Mapping[Any, Item], values: Mapping[Any, Any]) -> dict[Any, Item]:
+    """The items without values whose dimensions are in a group."""
     return {
         name: item
         for name, item in items.items()
@@ -107,12 +111,20 @@ def _within(group: Lanes, items: Mapping[Any, Item], values: Mapping[Any, Any]) 
     }
 
 
-def _kept(x: Any, group: Lanes, lanes: Lanes) -> Any:
-    """Without lanes on which an array does not depend (any one serves)."""
-    return lanes_at([slice(None) if a in lanes else 0 for a in group], x)
+def _kept_for_all(found: Mapping[int, Any], items: Mapping[Any, Item]) -> dict[int, Any]:
+    """The real numbers that several items read: XLA would compute them again for each of them (4 % of a mixture's gradient)."""
+    readers = Counter(id(atom) for _, wanted in items.values() for atom in wanted)
+    is_real = lambda x: jnp.issubdtype(jax.tree.leaves(x)[0].dtype, jnp.floating)
+    shared = {i: x for i, x in found.items() if readers[i] > 1 and is_real(x)}
+    return jax.lax.optimization_barrier(shared)
 
 
-def _maximal(sets: Iterable[Lanes]) -> list[Lanes]:
-    """The lane tuples that are contained in no other."""
+def _kept(x: Any, group: Dims, dims: Dims) -> Any:
+    """Without dimensions on which an array does not depend (any one serves)."""
+    return at_dims([slice(None) if a in dims else 0 for a in group], x)
+
+
+def _maximal(sets: Iterable[Dims]) -> list[Dims]:
+    """The tuples of dimensions that are contained in no other."""
     distinct = sorted(set(sets), key=len, reverse=True)
     return [a for i, a in enumerate(distinct) if not any(set(a) < set(b) for b in distinct[:i])]

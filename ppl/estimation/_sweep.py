@@ -1,11 +1,11 @@
-"""Evaluate a traced program in every lane of some enumerated sites.
+"""Evaluate a traced program in all states of some enumerated sites.
 
-A lane of a chain is opened into its digits, one vmap each, so that what sees few steps is computed for these alone; outside,
+A window of a chain is opened into its digits, one vmap each, so that what sees few steps is computed for these alone; outside,
 the digits are one axis again. All steps are evaluated at once (`evaluation/_unrolled.py`), and what sees the chain comes out
-`Split`. Where that cannot be done, the program's own loops run, and all comes out as arrays, in lanes by place
+`Split`. Where that cannot be done, the program's own loops run, and all comes out as arrays, in windows by place
 (`evaluation/_split.py`).
 
-Rows of a plate can stand in front of the lanes as well, as time does (`Sweep.put_rows_first`).
+Rows of a plate can stand in front of the dimensions as well, as time does (`Sweep.put_rows_first`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..evaluation import (
     Apply,
     Forced,
     Given,
-    Lane,
     Layout,
     NeedsLoop,
     Split,
+    States,
     Uniform,
     Windows,
     is_on,
@@ -43,31 +43,31 @@ VECTOR = 4  # numbers in the shortest vector registers
 
 
 class Sweep:
-    """The lanes of one sweep.
+    """The dimensions of one sweep.
 
     Args:
         sites: by index.
         layouts: of the enumerated sites.
-        lanes: outermost first; negative ones belong to no site.
-        sizes: of the negative lanes.
+        dims: outermost first; negative ones belong to no site.
+        sizes: of the negative ones.
     """
 
     def __init__(
         self,
         sites: Mapping[int, StrategySite],
         layouts: Mapping[int, Layout],
-        lanes: Sequence[int],
+        dims: Sequence[int],
         sizes: Mapping[int, int],
     ) -> None:
-        self.sites, self.layouts, self.lanes = sites, layouts, tuple(lanes)
-        self.sizes = {lane: layouts[lane].size if lane >= 0 else sizes[lane] for lane in self.lanes}
+        self.sites, self.layouts, self.dims = sites, layouts, tuple(dims)
+        self.sizes = {dim: layouts[dim].size if dim >= 0 else sizes[dim] for dim in self.dims}
         self.values: dict[int, Given] = {}
         self.numbers: dict[int, np.ndarray] = {}
         self.levels: dict[int, Any] = {}
-        self.rows = 0  # the size of the axis that stands in front of the lanes, if one does
+        self.rows = 0  # the size of the axis that stands in front of the dimensions, if one does
 
     def enumerate(self, index: int) -> None:
-        """Force a site to all its values, in its own lane."""
+        """Force a site to all its values, along its own dimension."""
         site, layout = self.sites[index], self.layouts[index]
         if self._is_number(index) and np.asarray(site.support).dtype.kind in "iub":
             self.numbers[index] = np.asarray(site.support)
@@ -83,44 +83,44 @@ class Sweep:
             self.force(index, Forced(enumerated_values(site, layout)), (index,), ())
 
     def force(
-        self, index: int, given: Forced, lanes: Sequence[int], mask_lanes: Sequence[int]
+        self, index: int, given: Forced, dims: Sequence[int], mask_dims: Sequence[int]
     ) -> None:
-        """Force a site to values with the leading axes `lanes`; those of the mask are `mask_lanes`."""
-        value = given.value.reshape(*self._shape(lanes), *given.value.shape[len(lanes) :])
+        """Force a site to values with the leading axes `dims`; those of the mask are `mask_dims`."""
+        value = given.value.reshape(*self._shape(dims), *given.value.shape[len(dims) :])
         self.values[index] = Forced(value, given.mask)
-        mask = None if given.mask is None else frozenset(self._opened(mask_lanes))
-        self.levels[index] = Forced(frozenset(self._opened(lanes)), mask)  # type: ignore[arg-type]
+        mask = None if given.mask is None else frozenset(self._opened(mask_dims))
+        self.levels[index] = Forced(frozenset(self._opened(dims)), mask)  # type: ignore[arg-type]
 
     def put_rows_first(self) -> None:
-        """Let the rows of a plate stand in front of the lanes, where that is faster; what has rows then comes out `Split`.
+        """Let the rows of a plate stand in front of the dimensions, where that is faster; what has rows then comes out `Split`.
 
-        A CPU works along the last axis. Lanes are best last if they fill its vector registers (4, 8 or 64 lanes: up to 1.4 times
-        as fast), rows are best last if not (3 or 10 lanes: up to 1.9 times as fast).
+        A CPU works along the last axis. States are best last if they fill its vector registers (4, 8 or 64 states: up to 1.4 times
+        as fast), rows are best last if not (3 or 10 states: up to 1.9 times as fast).
         """
         sizes = {self.sites[i].sizes for i in self.values}
-        is_plain = set(self.lanes) == set(self.values) and not any(
+        is_plain = set(self.dims) == set(self.values) and not any(
             layout.is_chain for layout in self.layouts.values()
         )
-        if not is_plain or not all(self._is_uniform(i) for i in self.lanes) or len(sizes) != 1:
+        if not is_plain or not all(self._is_uniform(i) for i in self.dims) or len(sizes) != 1:
             return
         (shape,) = sizes
-        if len(shape) == 1 and self._shape(self.lanes)[-1] % VECTOR == 0:
+        if len(shape) == 1 and self._shape(self.dims)[-1] % VECTOR == 0:
             self.rows = shape[0]
 
-    def run(self, base: Base, key: Any = None, key_lanes: Sequence[int] = ()) -> list[Any]:
-        """`base(key, forced, apply)` in every lane; outputs (or their parts) get the lane axes in front.
+    def run(self, base: Base, key: Any = None, key_dims: Sequence[int] = ()) -> list[Any]:
+        """`base(key, forced, apply)` in every state; outputs (or their parts) get the dimensions in front.
 
         The program's equations are to be evaluated by `apply`.
         """
         if is_on("windows"):
             with contextlib.suppress(NeedsLoop):
-                return self._run(base, key, key_lanes, in_loop=False)
-        return self._run(base, key, key_lanes, in_loop=True)
+                return self._run(base, key, key_dims, in_loop=False)
+        return self._run(base, key, key_dims, in_loop=True)
 
-    def _run(self, base: Base, key: Any, key_lanes: Sequence[int], *, in_loop: bool) -> list[Any]:
-        levels = self._opened(self.lanes)
-        sizes = self._shape(self.lanes)
-        by_key = self._opened(key_lanes)
+    def _run(self, base: Base, key: Any, key_dims: Sequence[int], *, in_loop: bool) -> list[Any]:
+        levels = self._opened(self.dims)
+        sizes = self._shape(self.dims)
+        by_key = self._opened(key_dims)
 
         def go(depth: int, key: Any, values: dict[int, Given]) -> list[Any]:
             if depth == len(levels):
@@ -135,55 +135,55 @@ class Sweep:
                 axis_size=sizes[depth],
             )(key, values)
 
-        lanes = tuple(self.sizes[lane] for lane in self.lanes)
+        dims = tuple(self.sizes[dim] for dim in self.dims)
 
         def joined(x: Any) -> Any:
             if isinstance(x, Split):
                 return jax.tree.map(with_time, x)
             if self.rows and x.shape[len(levels) : len(levels) + 1] == (self.rows,):
                 return Split([], with_time(x), self.rows)
-            return x.reshape(lanes + x.shape[len(levels) :])
+            return x.reshape(dims + x.shape[len(levels) :])
 
         def with_time(x: Array) -> Array:
             x = jnp.moveaxis(x, len(levels), 0)
-            return x.reshape(x.shape[0], *lanes, *x.shape[1 + len(levels) :])
+            return x.reshape(x.shape[0], *dims, *x.shape[1 + len(levels) :])
 
         return [joined(x) for x in go(0, key, self.values)]
 
     def _is_number(self, index: int) -> bool:
-        """Whether a lane (of a chain, a digit) is one number in all elements of the site."""
+        """Whether a dimension (of a chain, a digit) holds one number in all elements of the site."""
         site = self.sites[index]
         is_number = is_on("numbers") and np.ndim(site.support) == 1
         return is_number and not self.layouts[index].joint and 0 not in site.sizes
 
     def _is_uniform(self, index: int) -> bool:
-        """Whether a lane is one number outside of regions."""
+        """Whether a dimension holds one number outside of regions."""
         return self._is_number(index) and not self.sites[index].regions
 
-    def _is_split(self, lane: int) -> bool:
-        """Whether the lane is a chain whose time is the outermost axis of its marker."""
-        if lane < 0 or self.layouts[lane].axis is None:
+    def _is_split(self, dim: int) -> bool:
+        """Whether the dimension is that of a chain whose time is the outermost axis of its marker."""
+        if dim < 0 or self.layouts[dim].axis is None:
             return False
-        return axis_order(self.sites[lane])[self.layouts[lane].axis] == 0  # type: ignore[index]
+        return axis_order(self.sites[dim])[self.layouts[dim].axis] == 0  # type: ignore[index]
 
-    def _opened(self, lanes: Collection[int]) -> list[Level]:
+    def _opened(self, dims: Collection[int]) -> list[Level]:
         return [
-            (lane, digit)
-            for lane in lanes
-            for digit in range(self.layouts[lane].lag + 1 if self._is_split(lane) else 1)
+            (dim, digit)
+            for dim in dims
+            for digit in range(self.layouts[dim].lag + 1 if self._is_split(dim) else 1)
         ]
 
-    def _shape(self, lanes: Collection[int]) -> list[int]:
+    def _shape(self, dims: Collection[int]) -> list[int]:
         return [
-            self.layouts[lane].num_states if self._is_split(lane) else self.sizes[lane]
-            for lane, _ in self._opened(lanes)
+            self.layouts[dim].num_states if self._is_split(dim) else self.sizes[dim]
+            for dim, _ in self._opened(dims)
         ]
 
     def _in_marker(self, index: int, given: Given, in_loop: bool) -> Given:
         """From the outside order of a site's axes to the marker's."""
         numbers = self.numbers.get(index)
         if isinstance(given, Uniform):
-            return given if numbers is None else Uniform(given.value, Lane((index, 0), numbers))
+            return given if numbers is None else Uniform(given.value, States((index, 0), numbers))
         order = [int(a) for a in np.argsort(axis_order(self.sites[index]))]
         if isinstance(given, Windows):
             time = order[0]
@@ -195,7 +195,7 @@ class Sweep:
             if numbers is None:
                 return windows
             ages = range(len(windows.values) - 1, -1, -1)
-            return windows._replace(lanes=tuple(Lane((index, age), numbers) for age in ages))
+            return windows._replace(dims=tuple(States((index, age), numbers) for age in ages))
         mask = None if given.mask is None else _transposed(given.mask, order)
         return Forced(_transposed(given.value, order), mask)
 

@@ -1,10 +1,10 @@
-"""The terms of an objective in their lanes, with the lanes' weights.
+"""The terms of an objective in all states of enumerated sites, with the states' weights.
 
-For terms c_j and enumeration lanes v: c_j(v) times its coefficient, and times w_v, the probability of lane v, differentiable: the
+For terms c_j and joint states v: c_j(v) times its coefficient, and times w_v, the probability of v, differentiable: the
 product of the enumerated sites' probabilities, summed over those that the term does not see (`enumeration/_expectation.py`).
 
-Axis order of every array here: replicates, enumeration lanes (by site index), then the axes of the term or of
-the site's elements. Of a `Split`, the first of these axes stands in front of all lanes.
+Axis order of every array here: replicates, enumeration dimensions (by site index), then the axes of the term or of
+the site's elements. Of a `Split`, the first of these axes stands in front of all others.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ..evaluation import (
     begun,
     by_parts,
     chains_of,
-    close_lanes,
+    close_windows,
     is_on,
-    open_lanes,
+    open_windows,
     spread,
     total_of,
     whole_at,
 )
 from ..strategies import stop
-from ._reading import REPLICATE, Lanes, Reader
+from ._reading import REPLICATE, Dims, Reader
 
 Array = jax.Array
 
@@ -59,7 +59,7 @@ class Terms:
         invariants: Invariants | None = None,
     ) -> None:
         self.program, self.inputs, self.key = program, list(inputs), key
-        self.replicates: Lanes = (REPLICATE,) if program.num_replicates > 1 else ()
+        self.replicates: Dims = (REPLICATE,) if program.num_replicates > 1 else ()
         keys = jax.random.split(key, program.num_replicates) if self.replicates else key
         if invariants is None and not self.replicates and is_on("invariants"):
             invariants = Invariants(
@@ -74,8 +74,8 @@ class Terms:
         fixed = invariants and invariants.fixed()
         return Terms(program, [stop(x) for x in self.inputs], self.key, fixed)
 
-    def lanes(self, enumerated: Collection[int]) -> Lanes:
-        """Replicates and the lanes of enumerated sites, in canonical order."""
+    def dims(self, enumerated: Collection[int]) -> Dims:
+        """Replicates and the dimensions of enumerated sites, in canonical order."""
         return self.replicates + tuple(sorted(enumerated))
 
     def result(self) -> Array:
@@ -93,26 +93,26 @@ class Terms:
         forced: dict[int, tuple[Forced, Forced]],
         which: Any,
         wanted: Sequence[int] = (),
-        extra: Lanes = (),
+        extra: Dims = (),
     ) -> tuple[dict[int, Array], dict[int, tuple[Any, Array]]]:
-        """Terms times coefficients times lane weights, and the numbers of the `wanted` sites.
+        """Terms times coefficients times weights of states, and the numbers of the `wanted` sites.
 
         Returns:
-            term -> array [replicates, the lanes it is kept in, extra lanes, its axes], where the first of several terms with the
-            same relations stands for all; site -> (numbers, weight), [replicates, its lanes, elements].
+            term -> array [replicates, the dimensions it is kept in, extra ones, its axes], where the first of several terms with the
+            same relations stands for all; site -> (numbers, weight), [replicates, its dimensions, elements].
         """
         terms, local = self._weighted(forced, which, wanted, extra)
-        kept = {j: self.lanes(self.program.dimensions.kept[j]) + extra for j in terms}
+        kept = {j: self.dims(self.program.dimensions.kept[j]) + extra for j in terms}
         return {j: self._whole(t, kept[j]) for j, t in terms.items()}, {
-            i: self._whole(found, self.lanes(self.program.dimensions.sites[i]) + extra)
+            i: self._whole(found, self.dims(self.program.dimensions.sites[i]) + extra)
             for i, found in local.items()
         }
 
-    def _whole(self, tree: Any, lanes: Lanes) -> Any:
+    def _whole(self, tree: Any, dims: Dims) -> Any:
         """A tree of arrays, some of them split, as arrays."""
-        chains = chains_of(lanes, self.program.layouts)
+        chains = chains_of(dims, self.program.layouts)
         return jax.tree.map(
-            lambda x: whole_at(x, len(lanes), chains) if is_split(x) else x, tree, is_leaf=is_split
+            lambda x: whole_at(x, len(dims), chains) if is_split(x) else x, tree, is_leaf=is_split
         )
 
     def _weighted(
@@ -120,7 +120,7 @@ class Terms:
         forced: dict[int, tuple[Forced, Forced]],
         which: Any,
         wanted: Sequence[int] = (),
-        extra: Lanes = (),
+        extra: Dims = (),
     ) -> tuple[dict[int, Any], dict[int, tuple[Any, Any]]]:
         """The same with times of chains left split."""
         program = self.program
@@ -128,20 +128,20 @@ class Terms:
             program.site_relations[i] for i in wanted
         ]
         enumerated = sorted({i for t in targets for i in t if i in program.layouts})  # type: ignore[misc]
-        items: dict[tuple[str, int], tuple[Lanes, list[Any]]] = {}
+        items: dict[tuple[str, int], tuple[Dims, list[Any]]] = {}
         for j in which:
             factors = [f.atom for _, path in program.terms[j].paths for f in path]
             items["term", j] = (
-                self.lanes(program.dimensions.read[j]),
+                self.dims(program.dimensions.read[j]),
                 [program.terms[j].variable, *factors],
             )
         for i in enumerated:
             numbers = program.numbers[i]
             atoms = [*(numbers.local or [numbers.log_prob]), numbers.active]
-            items["weight", i] = self.lanes(program.dimensions.sites[i]), atoms
+            items["weight", i] = self.dims(program.dimensions.sites[i]), atoms
         for i in wanted:
             items["site", i] = (
-                self.lanes(program.dimensions.sites[i]),
+                self.dims(program.dimensions.sites[i]),
                 list(program.numbers[i].local),
             )
         values, start = self._agreed(items, self.reader.read(items, forced, extra), extra)
@@ -152,10 +152,10 @@ class Terms:
         terms: dict[int, Any] = {}
         alike: dict[Any, int] = {}
         for j in which:
-            lanes = self.lanes(program.dimensions.read[j]) + extra
-            kept = self.lanes(program.dimensions.kept[j]) + extra
-            term = self._term(j, lanes, *values["term", j])
-            array = spread(self._folded(j, term, lanes), lanes, kept)
+            dims = self.dims(program.dimensions.read[j]) + extra
+            kept = self.dims(program.dimensions.kept[j]) + extra
+            term = self._term(j, dims, *values["term", j])
+            array = spread(self._folded(j, term, dims), dims, kept)
             # Terms that meet the same weights and scores are one term.
             name = (kept, frozenset(program.relations[j].items()), _shape_of(array, len(kept)))
             first = alike.setdefault(name, j)
@@ -164,81 +164,81 @@ class Terms:
             terms[first] = array
         for j, array in terms.items():
             kept = program.dimensions.kept[j]
-            lanes = self.lanes(kept) + extra
-            axes = jax.tree.leaves(array)[0].ndim - len(lanes)
+            dims = self.dims(kept) + extra
+            axes = jax.tree.leaves(array)[0].ndim - len(dims)
             weight = weights.of(program.relations[j], kept, axes)
             if weight is not None:
-                terms[j] = self._expectation(lanes, array, weight)
+                terms[j] = self._expectation(dims, array, weight)
         local: dict[int, tuple[Any, Any]] = {}
         for i in wanted:
             numbers = jax.tree.unflatten(program.numbers[i].local_tree, values["site", i])
             own, axes = program.dimensions.sites[i], len(program.sites[i].sizes)
             weight = weights.of(program.site_relations[i], own, axes)
-            ndim = len(self.lanes(own) + extra) + axes
+            ndim = len(self.dims(own) + extra) + axes
             local[i] = (numbers, jnp.ones((1,) * ndim) if weight is None else weight)
         return terms, local
 
-    def _by_parts(self, fn: Any, lanes: Lanes, *arrays: Any) -> Any:
-        """`by_parts` of arrays [lanes, axes]."""
-        chains = chains_of(lanes, self.program.layouts)
-        return by_parts(fn, *arrays, axis=len(lanes), chains=chains)
+    def _by_parts(self, fn: Any, dims: Dims, *arrays: Any) -> Any:
+        """`by_parts` of arrays [dimensions, axes]."""
+        chains = chains_of(dims, self.program.layouts)
+        return by_parts(fn, *arrays, axis=len(dims), chains=chains)
 
-    def _expectation(self, lanes: Lanes, cost: Any, weight: Any) -> Any:
-        """Costs times probabilities, both [lanes, axes]."""
+    def _expectation(self, dims: Dims, cost: Any, weight: Any) -> Any:
+        """Costs times probabilities, both [dimensions, axes]."""
         if not (is_split(cost) and is_split(weight)):
-            return self._by_parts(_expected, lanes, cost, weight)
+            return self._by_parts(_expected, dims, cost, weight)
         # In the shape that the recursion has: across a reshape XLA would compute costs twice.
-        chains = chains_of(lanes, self.program.layouts)
+        chains = chains_of(dims, self.program.layouts)
         count = max(len(cost.first), len(weight.first))
-        both = (open_lanes(begun(x, chains) if count else x, chains) for x in (cost, weight))
+        both = (open_windows(begun(x, chains) if count else x, chains) for x in (cost, weight))
         found = by_parts(_expected, *both, axis=0)
-        # Lanes in which the first step does not count have no weight.
-        return dataclasses.replace(close_lanes(found, chains), start=())
+        # Windows in which the first step does not count have no weight.
+        return dataclasses.replace(close_windows(found, chains), start=())
 
     def _agreed(
-        self, items: dict[tuple[str, int], tuple[Lanes, list[Any]]], values: Any, extra: Lanes
+        self, items: dict[tuple[str, int], tuple[Dims, list[Any]]], values: Any, extra: Dims
     ) -> tuple[Any, dict[int, int]]:
         """The values of the items' atoms such that all agree on the states in which chains begin; and these states."""
         chains = {
-            n: chains_of(lanes + extra, self.program.layouts) for n, (lanes, _) in items.items()
+            n: chains_of(dims + extra, self.program.layouts) for n, (dims, _) in items.items()
         }
         found, start = agreed([(x, chains[n]) for n in items for x in values[n]])
         left = iter(found)
         return {n: [next(left) for _ in values[n]] for n in items}, start
 
-    def _term(self, j: int, lanes: Lanes, variable: Any, *factors: Array) -> Any:
+    def _term(self, j: int, dims: Dims, variable: Any, *factors: Array) -> Any:
         """A term times its coefficient, from the values of both."""
         program = self.program
         variable = stop(variable) if j in program.scores else variable
         atoms = [f.atom for _, path in program.terms[j].paths for f in path]
         values = {id(a): value for a, value in zip(atoms, factors, strict=True)}
         coefficient = program.terms[j].coefficient(lambda a: values[id(a)])
-        shape = jnp.shape(coefficient)  # lanes
+        shape = jnp.shape(coefficient)  # dimensions
         if isinstance(variable, Split):
             shape = 1, *shape
         return jax.tree.map(
             lambda x: x * jnp.reshape(coefficient, shape + (1,) * (x.ndim - len(shape))), variable
         )
 
-    def _folded(self, j: int, array: Any, lanes: Lanes) -> Any:
+    def _folded(self, j: int, array: Any, dims: Dims) -> Any:
         """A term summed over the axes that are no site's (events, say): weights and scores meet less.
 
         Such axes have size 1 then, and are gone at the end.
         """
         linked = {link.axis for relation in self.program.relations[j].values() for link in relation}
         if isinstance(array, Split) and 0 not in linked:
-            array = self._whole(array, lanes)
+            array = self._whole(array, dims)
         last = max((a for a in linked if isinstance(a, int)), default=-1)
 
         def folded(x: Array) -> Array:
-            axes = [a for a in range(x.ndim - len(lanes)) if a not in linked]
-            x = x.sum([len(lanes) + a for a in axes if a > last])
-            return x.sum([len(lanes) + a for a in axes if a < last], keepdims=True)
+            axes = [a for a in range(x.ndim - len(dims)) if a not in linked]
+            x = x.sum([len(dims) + a for a in axes if a > last])
+            return x.sum([len(dims) + a for a in axes if a < last], keepdims=True)
 
         return jax.tree.map(folded, array)
 
-    def _probabilities(self, index: int, extra: Lanes, read: list[Any]) -> Any:
-        """Probability of an enumerated site in each lane: [its lanes, element axes with size 1 where joint]."""
+    def _probabilities(self, index: int, extra: Dims, read: list[Any]) -> Any:
+        """Probability of an enumerated site in each state: [its dimensions, element axes with size 1 where joint]."""
         site, layout = self.program.sites[index], self.program.layouts[index]
         assert site.num_values is not None
         is_given = bool(
@@ -248,7 +248,7 @@ class Terms:
 
         def probability(number: Array, active: Array) -> Array:
             active = active.reshape(active.shape + (1,) * (number.ndim - active.ndim))
-            # A site of a branch that is not taken has no probability: spread its lanes evenly, they all hold the
+            # A site of a branch that is not taken has no probability: spread its states evenly, they all hold the
             # same cost.
             number = jnp.where(active > 0, number, absent)
             first = number.ndim - len(site.sizes)
@@ -257,16 +257,16 @@ class Terms:
                 return number.prod(joint, keepdims=True)
             return jnp.exp(number.sum(joint, keepdims=True))
 
-        lanes = self.lanes(self.program.dimensions.sites[index]) + extra
+        dims = self.dims(self.program.dimensions.sites[index]) + extra
         number, active = read
-        if is_split(number) and not is_split(active) and active.ndim == len(lanes):
+        if is_split(number) and not is_split(active) and active.ndim == len(dims):
             active = Split([], active[None], number.length)  # alike in all rows
-        return self._by_parts(probability, lanes, number, active)
+        return self._by_parts(probability, dims, number, active)
 
 
 @jax.custom_jvp
 def _expected(cost: Array, weight: Array) -> Array:
-    """Costs times probabilities. A lane of probability zero counts nothing, whatever its cost (0 log 0 = 0).
+    """Costs times probabilities. A state of probability zero counts nothing, whatever its cost (0 log 0 = 0).
 
     Its probability may begin to grow, which a finite cost feels in the derivative.
     """
@@ -286,8 +286,8 @@ def is_split(x: Any) -> bool:
     return isinstance(x, Split)
 
 
-def _shape_of(array: Any, num_lanes: int) -> Any:
-    """Shape without lanes."""
+def _shape_of(array: Any, num_dims: int) -> Any:
+    """Shape without dimensions of enumeration."""
     if isinstance(array, Split):
-        return array.length, *array.rest.shape[1 + num_lanes :]
-    return array.shape[num_lanes:]
+        return array.length, *array.rest.shape[1 + num_dims :]
+    return array.shape[num_dims:]

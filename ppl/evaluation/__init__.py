@@ -12,18 +12,18 @@ from ._hoist import draws as draws, hoist_noise as hoist_noise
 from ._invariants import Invariants as Invariants
 from ._optimised import Apply as Apply, Given as Given, optimised as optimised
 from ._passes import NAMES as NAMES, PASSES as PASSES, is_on as is_on, passes as passes
-from ._same import Lane as Lane, Uniform as Uniform
+from ._same import States as States, Uniform as Uniform
 from ._split import (
     Chain as Chain,
     Layout as Layout,
     Split as Split,
     agreed as agreed,
+    at_dims as at_dims,
     begun as begun,
     by_parts as by_parts,
     chains_of as chains_of,
-    close_lanes as close_lanes,
-    lanes_at as lanes_at,
-    open_lanes as open_lanes,
+    close_windows as close_windows,
+    open_windows as open_windows,
     relative as relative,
     spread as spread,
     total_of as total_of,

@@ -4,7 +4,7 @@ Input: a jaxpr that contains site markers (`jaxprs/_primitive.py`), its inputs, 
 Output: values of any of its top-level variables. Sites that are not forced keep their own draw; since keys
 are inputs of the jaxpr, two evaluations with the same key share all remaining noise (common random numbers).
 
-Layout of a forced value: time axes of the enclosing scans (outermost first), then lane axes of the enclosing
+Layout of a forced value: time axes of the enclosing scans (outermost first), then the axes of the enclosing
 `particles` (outermost first), then the site's own shape.
 """
 

@@ -1,6 +1,6 @@
 """What no replacement reaches is computed once.
 
-A program is evaluated several times: in the lanes of enumerated sites, and with sampled sites replaced. Input: the replacements
+A program is evaluated several times: in all states of enumerated sites, and with sampled sites replaced. Input: the replacements
 of one evaluation, and the variables that it reads. Output: the values of those variables on the way that no replaced site
 reaches. They are what the program computes as it stands, so later evaluations take them from the earlier ones. XLA would not
 find all of them: where they were differentiated, they look different.
@@ -62,7 +62,7 @@ class Invariants(Optimised):
         if not self.is_fixed:
             return value
         if isinstance(value, Same):
-            return Same(jax.lax.stop_gradient(value.value), value.shape, value.lane)
+            return Same(jax.lax.stop_gradient(value.value), value.shape, value.states)
         return jax.lax.stop_gradient(value)
 
 

@@ -68,7 +68,7 @@ class Optimised(Evaluator):
 
     def replacement(self, given: Any, aval: Any) -> Any:
         if isinstance(given, Uniform):
-            return Same(jnp.asarray(given.value, aval.dtype), aval.shape, given.lane)
+            return Same(jnp.asarray(given.value, aval.dtype), aval.shape, given.states)
         return super().replacement(given, aval)
 
     def results(self, eqn: Any, args: list[Any]) -> list[Any]:
@@ -107,7 +107,7 @@ class Optimised(Evaluator):
         if self.is_lazy:
             if name == "broadcast_in_dim" and not shape_of(eqn.invars[0]):
                 number = args[0] if isinstance(args[0], Same) else Same(args[0], ())
-                return [Same(number.value, shape_of(eqn.outvars[0]), number.lane)]
+                return [Same(number.value, shape_of(eqn.outvars[0]), number.states)]
             if (number := known_number(eqn, args)) is not None:
                 return [number]
         if not _any(Same, args) or holds_marker(eqn):

@@ -1,11 +1,11 @@
 """Arrays whose elements are all equal, carried along as one number.
 
-An enumerated site whose rows separate takes one value in all rows of a lane. What is looked up there, `means[k]` or the
+An enumerated site whose rows separate takes one value in all rows of a state. What is looked up there, `means[k]` or the
 log-probability of class k, is then one slice of the table instead of one element a row, and so is its derivative: XLA
 does not find out by itself. The number stays one through elementwise operations on such arrays and numbers and through changes of
 shape; elsewhere the array is made.
 
-The integers that a number takes in the lanes of its site are known (`Lane`). Checks of them cost nothing then, and
+The integers that a number takes in the states of its site are known (`States`). Checks of them cost nothing then, and
 looking up 0, 1, ..., n - 1 in a table of n rows is the table itself, and its derivative no scatter.
 """
 
@@ -26,8 +26,8 @@ Array = jax.Array
 SHAPES = frozenset("broadcast_in_dim reshape squeeze expand_dims transpose slice rev copy".split())
 
 
-class Lane(NamedTuple):
-    """What an integer is in each lane of an enumerated site: shape (lanes,). `name` tells equal lanes."""
+class States(NamedTuple):
+    """What an integer is in each state of an enumerated site: shape (states,). `name` tells equal ones."""
 
     name: Any
     numbers: np.ndarray
@@ -37,7 +37,7 @@ class Uniform(NamedTuple):
     """A replacement for a site's value by one number, in all of its elements."""
 
     value: Array
-    lane: Lane | None = None
+    states: States | None = None
     mask = None  # as of `Forced`: everywhere
 
 
@@ -47,7 +47,7 @@ class Same:
 
     value: Array
     shape: tuple[int, ...]
-    lane: Lane | None = None
+    states: States | None = None
 
     @property
     def dtype(self) -> Any:
@@ -58,7 +58,7 @@ class Same:
         return self.shape[0]
 
     def __getitem__(self, _: int) -> Same:
-        return Same(self.value, self.shape[1:], self.lane)
+        return Same(self.value, self.shape[1:], self.states)
 
     def whole(self) -> Array:
         """The array."""
@@ -76,7 +76,7 @@ def on_same(eqn: Any, args: list[Any]) -> list[Any] | None:
         if chosen is not None and (isinstance(chosen, Same) or jnp.shape(chosen) == shape):
             return [chosen]
     if name in SHAPES:
-        return [Same(args[0].value, shape, args[0].lane)]
+        return [Same(args[0].value, shape, args[0].states)]
     if name in ELEMENTWISE and all(isinstance(a, Same) or jnp.ndim(a) == 0 for a in args):
         values = [a.value if isinstance(a, Same) else a for a in args]
         return [Same(bind(eqn, values)[0], shape)]
@@ -116,13 +116,13 @@ _KNOWN: dict[str, Callable[..., Any]] = {
 
 
 def known_number(eqn: Any, args: list[Any]) -> Any:
-    """An elementwise equation on integers that are known: everywhere, or in each lane of one site. None if it is none."""
+    """An elementwise equation on integers that are known: everywhere, or in each state of one site. None if it is none."""
     name, out = eqn.primitive.name, eqn.outvars[0].aval
     if name not in _KNOWN or not _is_countable(out.dtype):
         return None
-    lanes = {a.lane.name for a in args if isinstance(a, Same) and a.lane}
+    states = {a.states.name for a in args if isinstance(a, Same) and a.states}
     numbers = [_numbers(a) for a in args]
-    if len(lanes) > 1 or any(n is None or not _is_countable(n.dtype) for n in numbers):
+    if len(states) > 1 or any(n is None or not _is_countable(n.dtype) for n in numbers):
         return None
     if name == "rem" and not np.all(numbers[1]):
         return None
@@ -130,7 +130,7 @@ def known_number(eqn: Any, args: list[Any]) -> Any:
         found = np.asarray(_KNOWN[name](*numbers)).astype(out.dtype)
     if found.ndim and np.any(found != found[0]):
         values = [a.value if isinstance(a, Same) else a for a in args]
-        return Same(bind(eqn, values)[0], tuple(out.shape), Lane(lanes.pop(), found))
+        return Same(bind(eqn, values)[0], tuple(out.shape), States(states.pop(), found))
     return Same(found.reshape(-1)[0], tuple(out.shape))
 
 
@@ -139,10 +139,10 @@ def _is_countable(dtype: Any) -> bool:
 
 
 def _numbers(x: Any) -> np.ndarray | None:
-    """What an operand is in each lane, or everywhere; None where that is not known."""
+    """What an operand is in each state, or everywhere; None where that is not known."""
     if isinstance(x, Same):
-        if x.lane:
-            return x.lane.numbers
+        if x.states:
+            return x.states.numbers
         x = x.value
     if isinstance(x, jax.Array) or np.ndim(x):
         return None
@@ -156,16 +156,16 @@ def _selected(args: list[Any]) -> Any:
 
 
 def _shows_all(index: Any, size: int) -> bool:
-    """Whether an index is 0, 1, ..., size - 1 in the lanes of its site."""
+    """Whether an index is 0, 1, ..., size - 1 in the states of its site."""
     return (
         isinstance(index, Same)
-        and index.lane is not None
-        and np.array_equal(index.lane.numbers, np.arange(size))
+        and index.states is not None
+        and np.array_equal(index.states.numbers, np.arange(size))
     )
 
 
 def _slice(eqn: Any, args: list[Any]) -> list[Any] | None:
-    """One row of a table, where the rows in all lanes together are the table."""
+    """One row of a table, where the rows in all states together are the table."""
     operand, *starts = args
     sizes = eqn.params["slice_sizes"]
     if isinstance(operand, Same):
@@ -181,7 +181,7 @@ def _slice(eqn: Any, args: list[Any]) -> list[Any] | None:
 
 
 def _row(operand: Array, number: Array, axis: int) -> Array:
-    """`operand` at `number` along an axis; `number` is 0, 1, ... in its lanes, so that all of them together are `operand`."""
+    """`operand` at `number` along an axis; `number` is 0, 1, ... in its states, so that all of them together are `operand`."""
     plain = lambda x, i: jax.lax.dynamic_index_in_dim(x, i, axis, keepdims=False)
     row = jax.custom_batching.custom_vmap(plain)
 

@@ -1,17 +1,17 @@
-"""The steps of a chain, all at once: arrays whose lanes show the states that each step sees.
+"""The steps of a chain, all at once: arrays whose enumeration dimensions show the states that each step sees.
 
 Terms
-- Step t of a chain of memory `lag` sees the states at t - lag, ..., t. A lane's number has lag + 1 digits, one for each of them.
-- Lanes are *relative* if a digit stands for an age: the state `age` steps back, the oldest first. What holds at all steps
+- Step t of a chain of memory `lag` sees the states at t - lag, ..., t. The number of such a window has lag + 1 digits, one for each of them.
+- Windows are *relative* if a digit stands for an age: the state `age` steps back, the oldest first. What holds at all steps
   alike, such as the transitions of a homogeneous chain, is then one array.
-- Lanes are *by place* if digit p stands for the steps s with s mod (lag + 1) = p. A lane then is one path, and a loop can run
+- Windows are *by place* if digit p stands for the steps s with s mod (lag + 1) = p. A window then is one path, and a loop can run
   along it.
 
-Arrays [lanes, axes] are in lanes by place, `Split`s [time, lanes, other axes] in relative ones. `whole_at` and `relative` turn
+Arrays [dimensions, axes] are in windows by place, `Split`s [time, dimensions, other axes] in relative ones. `whole_at` and `relative` turn
 one into the other.
 
-Rows of a plate may stand in front of lanes in the same way (`estimation/_sweep.py`): `Split`s [rows, lanes, other axes] without
-first steps. No lane is a chain's then, and both orders of lanes are one.
+Rows of a plate may stand in front of the dimensions in the same way (`estimation/_sweep.py`): `Split`s [rows, dimensions, other axes] without
+first steps. No dimension is a chain's then, and both orders are one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Layout:
 
 
 class Chain(NamedTuple):
-    """A chain among lanes: their axis, its layout, the site's index."""
+    """A chain among enumeration dimensions: its axis, its layout, the site's index."""
 
     axis: int
     layout: Layout
@@ -68,13 +68,13 @@ class Chain(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """An array with a time axis, in front, and relative lanes. Its first steps, whose past is not the chain's, stand apart.
+    """An array with a time axis, in front, and relative windows. Its first steps, whose past is not the chain's, stand apart.
 
     Attributes:
         first: the steps 0, 1, ..., each with a time axis of size 1.
         rest: the later steps, or one where all are the same.
         length: number of all steps.
-        start: (site, state) of chains that begin in a known state. Step 0 is then like all others, and counts in those lanes only
+        start: (site, state) of chains that begin in a known state. Step 0 is then like all others, and counts in those windows only
             whose digit of age 1 shows this state.
         older: age -> the same, seen that many steps later. While a program is evaluated only.
     """
@@ -141,48 +141,48 @@ def total_of(x: Any) -> Array:
 
 
 def whole_at(x: Split, axis: int, chains: Sequence[Chain]) -> Array:
-    """A split array as an array, with time at `axis`, in lanes by place."""
+    """A split array as an array, with time at `axis`, in windows by place."""
     x = begun(x, chains)
     joined = jnp.concatenate([*x.first, repeated(x.rest, x.length - len(x.first))])
     return jnp.moveaxis(_by_residue(joined, chains, _place_order), 0, axis)
 
 
 def relative(x: Array, axis: int, chains: Sequence[Chain], length: int) -> Split:
-    """An array in lanes by place, of `length` steps along `axis` or one for all, as a split one."""
+    """An array in windows by place, of `length` steps along `axis` or one for all, as a split one."""
     return Split([], _by_residue(jnp.moveaxis(x, axis, 0), chains, _age_order), length)
 
 
-def spread(x: Any, lanes: Sequence[int], target: Sequence[int]) -> Any:
-    """Add the lanes of `target` that an array in `lanes` does not have, of size 1."""
+def spread(x: Any, dims: Sequence[int], target: Sequence[int]) -> Any:
+    """Add the dimensions of `target` that an array with `dims` does not have, of size 1."""
     front = isinstance(x, Split)
-    missing = [front + a for a, lane in enumerate(target) if lane not in lanes]
+    missing = [front + a for a, dim in enumerate(target) if dim not in dims]
     return jax.tree.map(lambda x: jnp.expand_dims(x, missing), x)
 
 
-def lanes_at(index: Sequence[Any], x: Any) -> Any:
-    """An array indexed along its lanes."""
+def at_dims(index: Sequence[Any], x: Any) -> Any:
+    """An array indexed along its enumeration dimensions."""
     front = (slice(None),) if isinstance(x, Split) else ()
     return jax.tree.map(lambda x: x[*front, *index], x)
 
 
-def chains_of(lanes: Sequence[int], layouts: Any, time: str | None = None) -> list[Chain]:
-    """The chains among lanes; where they have times of their own, those of `time`.
+def chains_of(dims: Sequence[int], layouts: Any, time: str | None = None) -> list[Chain]:
+    """The chains among enumeration dimensions; where they have times of their own, those of `time`.
 
-    Only they are in relative lanes in an array that is split along this time: a chain of another time, such as one inside of
+    Only they are in relative windows in an array that is split along this time: a chain of another time, such as one inside of
     each step, is by place, along an axis that stands behind.
     """
     is_chain = lambda i: i in layouts and layouts[i].is_chain and layouts[i].time in (None, time)
-    return [Chain(a, layouts[i], i) for a, i in enumerate(lanes) if is_chain(i)]
+    return [Chain(a, layouts[i], i) for a, i in enumerate(dims) if is_chain(i)]
 
 
 def begun(x: Split, chains: Sequence[Chain]) -> Split:
-    """The same with step 0 apart, in all lanes alike, where it counts in some lanes only."""
+    """The same with step 0 apart, in all windows alike, where it counts in some only."""
     if not x.start:
         return x
     known, head = dict(x.start), x.steps(0, 1)
     for chain in chains:
         if chain.site in known and head.shape[1 + chain.axis] > 1:
-            opened = open_lane(head, 1 + chain.axis, chain.layout)
+            opened = open_window(head, 1 + chain.axis, chain.layout)
             before = chain.axis + chain.layout.lag  # the axis of age 1
             state = known[chain.site]
             one = jax.lax.slice_in_dim(opened, state, state + 1, axis=before)
@@ -190,19 +190,19 @@ def begun(x: Split, chains: Sequence[Chain]) -> Split:
     return Split([head], x.steps(1, x.length), x.length)
 
 
-def open_lane(x: Array, axis: int, layout: Layout) -> Array:
-    """The lane of a chain opened into its digits."""
+def open_window(x: Array, axis: int, layout: Layout) -> Array:
+    """The windows of a chain opened into their digits."""
     digits = (layout.num_states,) * (layout.lag + 1)
     return x.reshape(*x.shape[:axis], *digits, *x.shape[axis + 1 :])
 
 
-def open_lanes(x: Split, chains: Sequence[Chain]) -> Split:
-    """A split array with the lanes of chains opened into digits."""
+def open_windows(x: Split, chains: Sequence[Chain]) -> Split:
+    """A split array with the windows of chains opened into digits."""
 
     def opened(x: Array) -> Array:
         for chain in reversed(chains):
             if x.shape[1 + chain.axis] > 1:
-                x = open_lane(x, 1 + chain.axis, chain.layout)
+                x = open_window(x, 1 + chain.axis, chain.layout)
             else:
                 x = jnp.expand_dims(x, [1 + chain.axis + i for i in range(chain.layout.lag)])
         return x
@@ -210,8 +210,8 @@ def open_lanes(x: Split, chains: Sequence[Chain]) -> Split:
     return jax.tree.map(opened, x)
 
 
-def close_lanes(x: Split, chains: Sequence[Chain]) -> Split:
-    """The inverse of `open_lanes`."""
+def close_windows(x: Split, chains: Sequence[Chain]) -> Split:
+    """The inverse of `open_windows`."""
 
     def closed(x: Array) -> Array:
         for chain in chains:
@@ -241,7 +241,7 @@ def _age_order(residue: int, lag: int) -> list[int]:
 
 
 def _by_residue(x: Array, chains: Sequence[Chain], order: Callable[[int, int], list[int]]) -> Array:
-    """Reorder the digits of lanes at the steps of each residue mod (lag + 1); time is in front."""
+    """Reorder the digits of windows at the steps of each residue mod (lag + 1); time is in front."""
     turning = [(1 + a, layout) for a, layout, _ in chains if layout.lag and x.shape[1 + a] > 1]
     if not turning:
         return x
@@ -250,7 +250,7 @@ def _by_residue(x: Array, chains: Sequence[Chain], order: Callable[[int, int], l
     for residue in range(min(lag + 1, length)):
         part = x[residue :: lag + 1]
         for a, layout in turning:
-            opened = open_lane(part, a, layout)
+            opened = open_window(part, a, layout)
             axes = list(range(opened.ndim))
             axes[a : a + lag + 1] = [a + d for d in order(residue, lag)]
             part = jnp.transpose(opened, axes).reshape(part.shape)

@@ -1,7 +1,7 @@
-"""All steps of a loop, or all rows of a plate, as one batch, outside of all lanes.
+"""All steps of a loop, or all rows of a plate, as one batch, outside of all dimensions of enumeration.
 
-`jax.vmap` over steps in the lanes of `jax.vmap`s further out would put the lanes in front of time, where most arrays have no
-lanes, and XLA would transpose back and forth. Time goes in front here, as in code written by hand: the lanes are batched in one
+`jax.vmap` over steps inside of other `jax.vmap`s would put their dimensions in front of time, where most arrays have none of
+them, and XLA would transpose back and forth. Time goes in front here, as in code written by hand: the others are batched in one
 step. The same is done for rows where that is faster.
 """
 
@@ -26,7 +26,7 @@ steps_p.multiple_results = True
 
 
 def at_all_steps(
-    fn: Callable[..., list[Array]], size: int, moving: Any, still: Any, lanes: Sequence[Any]
+    fn: Callable[..., list[Array]], size: int, moving: Any, still: Any, batched: Sequence[Any]
 ) -> list[Array]:
     """`fn(moving, still)` at `size` steps: `moving` along its leading axes, `still` as it is.
 
@@ -35,23 +35,23 @@ def at_all_steps(
         size: number of steps.
         moving: a pytree of arrays, `Same` and `Uniform`.
         still: likewise.
-        lanes: values in whose `jax.vmap`s this runs, and which are to be batched in one step.
+        batched: values in whose `jax.vmap`s this runs, and which are to be batched in one step.
 
     Returns:
         The results of `fn`, with time in front.
     """
     moving, moving_of = _arrays(moving)
     still, still_of = _arrays(still)
-    traces = [t for x in lanes if (t := own_trace(x)) is not None]
+    traces = [t for x in batched if (t := own_trace(x)) is not None]
     return _steps(lambda m, s: fn(moving_of(m), still_of(s)), size, moving, still, traces)
 
 
-def row_by_row(size: int, lanes: Sequence[Any]) -> Callable[[Any, list[Any]], list[Any]]:
-    """How to evaluate an equation so that lanes stand behind the leading axis of its result, if this has `size` rows.
+def row_by_row(size: int, batched: Sequence[Any]) -> Callable[[Any, list[Any]], list[Any]]:
+    """How to evaluate an equation so that dimensions of enumeration stand behind the rows of its result, if it has `size` of them.
 
     Args:
         size: number of rows.
-        lanes: values in whose `jax.vmap`s this runs.
+        batched: values in whose `jax.vmap`s this runs.
     """
 
     def run(eqn: Any, args: list[Any]) -> list[Any]:
@@ -68,7 +68,7 @@ def row_by_row(size: int, lanes: Sequence[Any]) -> Callable[[Any, list[Any]], li
         def row(moving: list[Any], still: list[Any]) -> list[Array]:
             return bind(eqn, [s if m is None else m for m, s in zip(moving, still, strict=True)])
 
-        return at_all_steps(row, size, moving, still, lanes)
+        return at_all_steps(row, size, moving, still, batched)
 
     return run
 
@@ -91,14 +91,14 @@ def _batch(
     num_moving: int,
     traces: list[Any],
 ) -> tuple[list[Array], list[int]]:
-    lanes = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+    width = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     moving = [
         x if d is None else jnp.moveaxis(x, d, 1)
         for x, d in zip(args[:num_moving], dims[:num_moving], strict=True)
     ]
     axes = [None if d is None else 0 for d in dims[:num_moving]], list(dims[num_moving:])
-    in_lanes = jax.vmap(fn, axes, axis_size=lanes)
-    found = _steps(in_lanes, size, moving, list(args[num_moving:]), traces)
+    side_by_side = jax.vmap(fn, axes, axis_size=width)
+    found = _steps(side_by_side, size, moving, list(args[num_moving:]), traces)
     return found, [1] * len(found)
 
 

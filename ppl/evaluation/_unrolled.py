@@ -5,7 +5,7 @@ age a, whatever t is. Once sites are forced, the carry of a Markov chain is know
 the step before, one age up, and of what entered that, until nothing of a carry is left. All steps are then evaluated together,
 as one batch, and what is the same at all of them, such as the density of a homogeneous chain's state, is computed once. The
 first steps, which see the carry that comes from outside, stand apart, unless it is a state of the chain: then step 0 is like all
-others, in some of its lanes. Outputs are `Split` (`_split.py`).
+others, in some of its states. Outputs are `Split` (`_split.py`).
 
 A number of a window stands for different elements at different ages, so it never meets one that a loop made: where something
 cannot be done without a loop, `NeedsLoop` is raised, and the whole evaluation starts again with loops.
@@ -24,7 +24,7 @@ import numpy as np
 from .._compat import Literal, bind, scan_counts
 from ..jaxprs import ELEMENTWISE, inner_jaxprs, needed, site_p
 from ._evaluate import Evaluator, Forced
-from ._same import Lane, Same, Uniform, whole
+from ._same import Same, States, Uniform, whole
 from ._split import Split, Start, repeated
 from ._steps import at_all_steps
 
@@ -38,18 +38,18 @@ class NeedsLoop(Exception):
 class Windows(NamedTuple):
     """Replacements for the steps of a site in a scan: `values[-1]` for a step's own, `values[-2]` for the one before, and so on.
 
-    Each has the shape of one step. With `lanes`, each is one number in all of its elements.
+    Each has the shape of one step. With `states`, each is one number in all of its elements.
     """
 
     values: tuple[Array, ...]
-    lanes: tuple[Lane, ...] | None = None
+    states: tuple[States, ...] | None = None
 
     def at(self, age: int) -> Forced | Uniform:
         """The replacement `age` steps back; where that is too long ago, nothing that is read depends on it."""
         digit = max(len(self.values) - 1 - age, 0)
-        if self.lanes is None:
+        if self.states is None:
             return Forced(self.values[digit])
-        return Uniform(self.values[digit].reshape(-1)[0], self.lanes[digit])
+        return Uniform(self.values[digit].reshape(-1)[0], self.states[digit])
 
     def in_loop(self, length: int) -> Forced:
         """The same for a loop: all steps along a leading axis, digit t mod len(values) at step t."""
@@ -145,7 +145,7 @@ class _Loop:
         self.init = args[num_consts : num_consts + num_carry]
         self.xs = args[num_consts + num_carry :]
         windows = [f for f in forced.values() if isinstance(f, Windows)]
-        self.lanes = [value for f in windows for value in f.values]
+        self.states = [value for f in windows for value in f.values]
         self.cut = {i for i, f in forced.items() if isinstance(f, Windows) or f.mask is None}
         self.read = self.body.jaxpr.outvars
         self.variables = self.body.jaxpr.invars[num_consts:]
@@ -209,10 +209,10 @@ class _Loop:
         before, init = self._at([carry], 0, self.length, 1)[0], self.init[carry]
         if isinstance(init, Same):
             init = init.value
-        if not isinstance(before, Same) or before.lane is None or isinstance(init, jax.Array):
+        if not isinstance(before, Same) or before.states is None or isinstance(init, jax.Array):
             return None
-        site, age = before.lane.name
-        states = np.flatnonzero(before.lane.numbers == init)
+        site, age = before.states.name
+        states = np.flatnonzero(before.states.numbers == init)
         return (site, int(states[0])) if age == 1 and len(states) == 1 else None
 
     def _entering(self, carry: int, start: int, stop: int, age: int) -> Any:
@@ -256,7 +256,7 @@ class _Loop:
             now = [None if x is None else x[0] for x in inputs]
             found = self.evaluator(self.body, [*self.consts, *now], fixed | here).outputs(read)
             return [
-                Same(x.value, (1, *x.shape), x.lane)
+                Same(x.value, (1, *x.shape), x.states)
                 if isinstance(x, Same)
                 else jnp.asarray(x)[None]
                 for x in found
@@ -274,7 +274,7 @@ class _Loop:
                 return [jnp.asarray(whole(x)) for x in found]
 
             held = self.consts, still, fixed
-            return at_all_steps(one, size, (moving, given), held, self.lanes)
+            return at_all_steps(one, size, (moving, given), held, self.states)
 
         seeds = {v for v, m in zip(self.variables, moves, strict=True) if m}
         moving = set(given) if size > 1 else set()

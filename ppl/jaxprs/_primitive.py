@@ -26,7 +26,7 @@ def mark(
 ) -> jax.Array:
     """Return `draw`, leaving a marker equation for site `index` with the leaves of its parameters and of its support.
 
-    `is_aligned`: each parameter has the shape of `draw`, and keeps it in lanes.
+    `is_aligned`: each parameter has the shape of `draw`, and keeps it under `jax.vmap`.
     """
     parameters = [jnp.asarray(x) for x in jax.tree.leaves(parameters)]
     support = [jnp.asarray(x) for x in jax.tree.leaves(support)]
@@ -51,7 +51,7 @@ def mark_key(key: jax.Array, address: str) -> jax.Array:
 
 
 def _batch(args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
-    # The lane axis always comes first: forced values rely on this layout.
+    # The batch axis always comes first: forced values rely on this layout.
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     count = 1 + params["num_parameters"] if params.get("is_aligned") else 1
     first = [

@@ -16,7 +16,7 @@ class Salted(Messenger):
     """Draw the sites named in `salts` (name -> integer) under an expectation from keys of their own.
 
     Two runs with equal keys and salts draw equal values; a site whose salt differs gets independent noise, in all its
-    steps, rows and lanes, while every other site keeps its own.
+    steps, rows and particles, while every other site keeps its own.
     """
 
     def __init__(self, salts: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ contributed. Recorders know about *regions*: the bodies of `ppl.scan`, `ppl.cond
 arrays leave it stacked, so that no tracer leaks and a site keeps its name.
 
 Keys are derived from addresses (`_keys.py`): a site's key is that of its region and its name, a region's key for step t or
-lane k is fold_in(region key, t or k). Two runs that share a key therefore share the noise of every site that they share.
+particle k is fold_in(region key, t or k). Two runs that share a key therefore share the noise of every site that they share.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Recorder(Messenger, abc.ABC):
                         "generate, an objective, or all rows."
                     )
                 return
-            # The subsample is drawn once per run, whatever the region or lane: model and guide must see the
+            # The subsample is drawn once per run, whatever the region or particle: model and guide must see the
             # same rows.
             rng_key = fold_name(self.root_key, msg["name"], kind="plate")
             msg["value"] = msg["fn"](*msg["args"], rng_key=rng_key)
@@ -219,7 +219,7 @@ class Recorder(Messenger, abc.ABC):
                 f"Site '{msg['name']}' is a sample statement inside a raw JAX transformation (lax.scan, "
                 "lax.while_loop, lax.cond, lax.map, jit, vmap, grad or checkpoint), where its value and "
                 "density would be lost. Use ppl.scan for a loop, ppl.cond for a branch, ppl.plate for a "
-                "vectorised site or ppl.particles(K) for lanes, or move the statement out."
+                "vectorised site or ppl.particles(K) for independent runs, or move the statement out."
             )
         raise ValueError(
             f"Statement '{msg.get('name', msg['type'])}' ({msg['type']}) stands inside a raw JAX "

@@ -150,7 +150,7 @@ def cond(
 
 
 class particles:
-    """`particles(K)(fn)` runs `fn` in K independent lanes; results and sites get a leading particle axis of size K.
+    """`particles(K)(fn)` runs `fn` as K independent particles; results and sites get a leading particle axis of size K.
 
     Args:
         num_particles: K, at least 1.
@@ -173,7 +173,7 @@ class particles:
 
     def __enter__(self) -> None:
         raise TypeError(
-            "ppl.particles(K) is not a context: a lane is a function. Write "
+            "ppl.particles(K) is not a context: a particle is a function. Write "
             "ppl.particles(K)(fn)(*args); use ppl.plate for independent rows of one run."
         )
 
@@ -181,9 +181,9 @@ class particles:
         """Never reached."""
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """The function that runs `fn` in K lanes with the same arguments."""
+        """The function that runs `fn` as K particles with the same arguments."""
 
-        def lanes(*args: Any, **kwargs: Any) -> Any:
+        def runs(*args: Any, **kwargs: Any) -> Any:
             size, recorders = self.num_particles, _recorders()
             if not recorders:
                 raise RuntimeError(
@@ -197,13 +197,13 @@ class particles:
             _explore(recorders, lambda: _first((keys, slices)), lambda: fn(*args, **kwargs))
             frames: list[Frame] = []
 
-            def lane(key: Any, forced: Any) -> tuple[Any, Any]:
+            def one(key: Any, forced: Any) -> tuple[Any, Any]:
                 _push(recorders, "particles", key, forced)
                 out = fn(*args, **kwargs)
                 frames[:], numbers = _pop(recorders)
                 return out, numbers
 
-            out, numbers = jax.vmap(lane, axis_size=size)(keys, slices)
+            out, numbers = jax.vmap(one, axis_size=size)(keys, slices)
             _merge(
                 recorders,
                 frames,
@@ -212,7 +212,7 @@ class particles:
             )
             return out
 
-        return lanes
+        return runs
 
 
 def adopt(msg: dict[str, Any]) -> Any:

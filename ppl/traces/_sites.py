@@ -174,7 +174,7 @@ def without_support_check(fn: Any, value: Any) -> Any:
 
     Relaxed values, floating-point numbers for Bernoulli's, whose log-density is linear in them (NumPyro would return -inf between
     0 and 1); and laws in `LOUD` under an objective: nothing that is finite lies outside of their support, and the
-    check would cost several comparisons an element, in all lanes.
+    check would cost several comparisons an element, in all states.
     """
     is_relaxed = is_boolean(fn.support) and jnp.issubdtype(jnp.result_type(value), jnp.floating)
     if not is_relaxed and not (type(base_of(fn)) in LOUD and _is_under_objective()):
