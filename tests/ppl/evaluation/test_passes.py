@@ -1,5 +1,8 @@
 """Passes change no number: with each of them left out, and without any, programs give the estimates that they give with all."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from _random_programs import make
 
 from lapilli import inference, ppl
-from lapilli.ppl.evaluation import NAMES, is_on, passes
+from lapilli.ppl.evaluation import NAMES, _evaluate, is_on, passes
 
 KEY = jax.random.key(3)
 QUICK = (7, 25, 36)  # as in test_unbiased_random.py
@@ -144,6 +147,10 @@ def test_sums_are_those_of_the_reference():
         return jax.value_and_grad(lambda t: summed.log_density({}, t, x))(jnp.eye(3))
 
     agree(estimate, None)
+
+
+def test_the_reference_knows_no_pass():
+    assert not re.findall(r"from \.(\w+) import", Path(_evaluate.__file__).read_text())
 
 
 def test_where_passes_apply(monkeypatch):
