@@ -47,6 +47,27 @@ def windows(
     return close_windows(jax.lax.optimization_barrier(shown), recursion.chains)
 
 
+def total(
+    factors: Sequence[Any],
+    lags: Sequence[int | None],
+    chains: Sequence[Chain],
+    axis: int,
+    ring: Semiring,
+) -> Array:
+    """The sum over all paths of the product of factors, with time at `axis` where they are not split.
+
+    `lags`: how many steps back each factor sees the chains; None: as far as windows show.
+    """
+    length = max(x.length if isinstance(x, Split) else x.shape[axis] for x in factors)
+    split = [x if isinstance(x, Split) else relative(x, axis, chains, length) for x in factors]
+    start = {site: state for x in split for site, state in x.start}
+    recursion = _Recursion(split, lags, chains, ring, start)
+    last, _ = recursion.run()
+    return ring.sum(
+        last, [a + i for a in recursion.oldest for i in range(recursion.lag + 1)], length
+    )
+
+
 class _Recursion:
     """The recursion over split factors.
 

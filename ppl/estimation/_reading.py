@@ -1,7 +1,7 @@
 """The values of a program's variables along the enumeration dimensions that they need.
 
-Input: items, each a list of variables and the dimensions along which they are wanted. Items share sweeps: one evaluation serves all items
-whose dimensions it has.
+Input: items, each a list of variables and the dimensions along which they are wanted. Items share sweeps: one evaluation serves
+all items whose dimensions it has.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ class Sweep:
     def put_rows_first(self) -> None:
         """Let the rows of a plate stand in front of the dimensions, where that is faster; what has rows then comes out `Split`.
 
-        A CPU works along the last axis. States are best last if they fill its vector registers (4, 8 or 64 states: up to 1.4 times
-        as fast), rows are best last if not (3 or 10 states: up to 1.9 times as fast).
+        A CPU works along the last axis. States are best last if they fill its vector registers (4, 8 or 64: up to 1.4 times
+        as fast), rows are best last if not (3 or 10: up to 1.9 times as fast).
         """
         sizes = {self.sites[i].sizes for i in self.values}
         is_plain = set(self.dims) == set(self.values) and not any(

@@ -98,8 +98,8 @@ class Terms:
         """Terms times coefficients times weights of states, and the numbers of the `wanted` sites.
 
         Returns:
-            term -> array [replicates, the dimensions it is kept in, extra ones, its axes], where the first of several terms with the
-            same relations stands for all; site -> (numbers, weight), [replicates, its dimensions, elements].
+            term -> array [replicates, the dimensions it is kept in, extra ones, its axes], where the first of several terms with
+            the same relations stands for all; site -> (numbers, weight), [replicates, its dimensions, elements].
         """
         terms, local = self._weighted(forced, which, wanted, extra)
         kept = {j: self.dims(self.program.dimensions.kept[j]) + extra for j in terms}

@@ -1,17 +1,17 @@
 """The steps of a chain, all at once: arrays whose enumeration dimensions show the states that each step sees.
 
 Terms
-- Step t of a chain of memory `lag` sees the states at t - lag, ..., t. The number of such a window has lag + 1 digits, one for each of them.
+- Step t of a chain of memory `lag` sees the states at t - lag, ..., t, a *window*. Its number has lag + 1 digits, one for each.
 - Windows are *relative* if a digit stands for an age: the state `age` steps back, the oldest first. What holds at all steps
   alike, such as the transitions of a homogeneous chain, is then one array.
 - Windows are *by place* if digit p stands for the steps s with s mod (lag + 1) = p. A window then is one path, and a loop can run
   along it.
 
-Arrays [dimensions, axes] are in windows by place, `Split`s [time, dimensions, other axes] in relative ones. `whole_at` and `relative` turn
-one into the other.
+Arrays [dimensions, axes] are in windows by place, `Split`s [time, dimensions, other axes] in relative ones. `whole_at` and
+`relative` turn one into the other.
 
-Rows of a plate may stand in front of the dimensions in the same way (`estimation/_sweep.py`): `Split`s [rows, dimensions, other axes] without
-first steps. No dimension is a chain's then, and both orders are one.
+Rows of a plate may stand in front of the dimensions in the same way (`estimation/_sweep.py`): `Split`s [rows, dimensions, other
+axes] without first steps. No dimension is a chain's then, and both orders are one.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Split:
         first: the steps 0, 1, ..., each with a time axis of size 1.
         rest: the later steps, or one where all are the same.
         length: number of all steps.
-        start: (site, state) of chains that begin in a known state. Step 0 is then like all others, and counts in those windows only
-            whose digit of age 1 shows this state.
+        start: (site, state) of chains that begin in a known state. Step 0 is then like all others, and counts in windows
+            only whose digit of age 1 shows this state.
         older: age -> the same, seen that many steps later. While a program is evaluated only.
     """
 

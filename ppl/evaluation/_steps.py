@@ -47,7 +47,7 @@ def at_all_steps(
 
 
 def row_by_row(size: int, batched: Sequence[Any]) -> Callable[[Any, list[Any]], list[Any]]:
-    """How to evaluate an equation so that dimensions of enumeration stand behind the rows of its result, if it has `size` of them.
+    """How to evaluate an equation so that other dimensions stand behind the rows of its result, if it has `size` of them.
 
     Args:
         size: number of rows.
