@@ -13,7 +13,7 @@ MATRIX ?=
 # What a new version is most likely to break: the wall, the mends, the table of primitives, and a few whole programs.
 MATRIX_TESTS ?= -m "not slow" @.ci/matrix-tests.txt
 
-.PHONY: help setup demo quick test test-slow mutants test-matrix matrix-cells lint format bench lock clean
+.PHONY: help setup demo quick test test-slow mutants test-matrix matrix-cells lint format docs docs-outputs bench lock clean
 
 help:
 	@echo "make setup      build .venv with the locked dependencies and an editable install"
@@ -26,6 +26,8 @@ help:
 	@echo "make mutants    break the library in some lines, one by one, and see the fast tests fail"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make format     ruff: sort imports, mend what is safe to mend, format"
+	@echo "make docs       build the site into out/docs: offline, warnings are errors"
+	@echo "make docs-outputs  run the pages in full and write the outputs that they show   (PAGES=howto/hmm)"
 	@echo "make bench      all benchmarks, one by one"
 	@echo "make lock       resolve requirements.lock anew"
 	@echo "make clean      remove caches and environments"
@@ -105,6 +107,15 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going -b html docs out/docs
+	@echo "docs: out/docs/index.html"
+
+# Nothing is executed when the site is built: what pages show are files, which the tests of the pages write.
+PAGES ?=
+docs-outputs: setup
+	LAPILLI_WRITE_DOCS=1 $(BIN)/pytest -n 0 tests/docs/test_pages.py -k "test_pages_run and ($(or $(PAGES),_))" $(PYTEST)
 
 bench: setup
 	@set -e; for script in benchmarks/[!_]*/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script; done

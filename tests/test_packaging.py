@@ -143,6 +143,7 @@ DISTRIBUTIONS = {
 }  # fmt: skip
 # Not imported by any file, and who needs it: NumPyro sums discrete sites with funsor, ArviZ writes files with netCDF4.
 NOT_IMPORTED = {
+    "furo": "make docs", "myst-parser": "make docs", "sphinx-design": "make docs",
     "funsor": "numpyro", "jaxlib": "jax", "netcdf4": "arviz", "pyright": "make lint", "pytest-xdist": "make test",
     "ruff": "make lint", "setuptools": "the wheel under test",
 }  # fmt: skip
@@ -163,7 +164,7 @@ def test_imports_of_the_packages_are_declared():
 
 
 def test_every_declared_dependency_is_used():
-    everywhere = imports((*PACKAGES, "tests", "examples", "benchmarks"), on_use=True)
+    everywhere = imports((*PACKAGES, "tests", "docs", "examples", "benchmarks"), on_use=True)
     used = {DISTRIBUTIONS.get(package, package) for package in everywhere} | set(NOT_IMPORTED)
     assert declared(*PROJECT["project"]["optional-dependencies"]) <= used
 

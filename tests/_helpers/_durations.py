@@ -38,6 +38,7 @@ BUDGETS = {
     "tests/inference/objectives": 60,
     "tests/inference/particles": 80,
     "tests/models": 45,
+    "tests/docs": 120,
     "tests/examples": 15,
     "tests": 15,
 }

@@ -1,35 +1,26 @@
-"""The snippets of docs/from_numpyro_svi.md run, one after the other, as a reader would run them."""
-
-import re
-from pathlib import Path
+"""What docs/from_numpyro_svi.md says of its program holds; test_pages.py runs the page itself."""
 
 import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from _pages import BLOCK, Page
 from numpyro.primitives import mutable
 
 from lapilli import inference, ppl
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "from_numpyro_svi.md"
-
-
-def snippets():
-    return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+PAGE = Page("from_numpyro_svi")
 
 
 @pytest.fixture(scope="module")
 def names():
-    """What the snippets have defined after the last of them."""
-    found = {}
-    for snippet in snippets():
-        exec(compile(snippet, PAGE.name, "exec"), found)
-    return found
+    """What the page has defined at its end."""
+    return PAGE.run(is_full=True).names
 
 
 def test_the_page_has_all_its_snippets():
-    assert len(snippets()) == 6
+    assert len([block for block in BLOCK.finditer(PAGE.text) if block["code"]]) == 6
 
 
 def test_both_ways_find_the_components(names):
