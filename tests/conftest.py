@@ -57,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark as slow the variants that `make test` leaves out, by the marks `fast` and `one_in`."""
+    """Mark as slow the variants that `make test` leaves out, by the marks `fast`, `slow_for` and `one_in`."""
     kept: dict[str, bool] = {}
     met: dict[str, tuple[set[str], set[str]]] = {}  # function -> variants named, variants there are
     for item in items:
@@ -66,11 +66,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         function = item.nodeid.partition("[")[0]
         variant = item.callspec.id  # type: ignore[attr-defined]
         named = item.get_closest_marker("fast")
+        left_out = item.get_closest_marker("slow_for")
         share = item.get_closest_marker("one_in")
         is_kept = True
-        if named is not None:
-            met.setdefault(function, (set(named.args), set()))[1].add(variant)
-            is_kept = variant in named.args
+        if named is not None or left_out is not None:
+            listed = (named or left_out).args
+            met.setdefault(function, (set(listed), set()))[1].add(variant)
+            is_kept = (variant in listed) == (named is not None)
         if share is not None:
             is_kept &= crc32(item.name.encode()) % share.args[0] == 0 or function not in kept
             kept[function] = True
@@ -80,9 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return  # not all variants were collected
     for function, (named, there) in met.items():
         if unknown := sorted(named - there):
-            raise pytest.UsageError(
-                f"{function}: no variants {unknown}, which its mark `fast` names"
-            )
+            raise pytest.UsageError(f"{function}: its marks name no variants: {unknown}")
 
 
 @pytest.fixture(scope="session")
