@@ -37,6 +37,7 @@ def run(code, root, flags=None):
     )
 
 
+@pytest.mark.slow
 def test_sums_are_right_after_import(tmp_path):
     out = run("import lapilli" + SUMS, tmp_path).stdout
     assert out.split("]")[0] == "[1.0, 3.0, 28.0, 105.0" and out.split()[-1] == "8.0"
@@ -50,6 +51,7 @@ def test_flags_of_the_user_are_kept(tmp_path):
     assert run(code, tmp_path, mine).stdout.strip() == mine
 
 
+@pytest.mark.fast("-False")
 @pytest.mark.parametrize(
     ("first", "started"),
     [("", False), ("import jax; ", False), ("import jax; jax.devices(); ", True)],
@@ -60,6 +62,7 @@ def test_whether_jax_has_started_is_told_at_import(tmp_path, first, started):
     assert run(code, tmp_path).stdout.strip() == str(started)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "warned"),
     [
@@ -74,6 +77,7 @@ def test_a_backend_that_started_first_is_warned_of(first, warned, tmp_path):
     assert ("Import lapilli first" in result.stderr) == (warned and is_faulty)
 
 
+@pytest.mark.slow
 def test_the_flag_is_set_in_releases_with_the_fault_and_in_no_others(tmp_path):
     # Runs in every cell of the matrix: the range of releases in _compiler.py is what these cells find.
     right = run("import lapilli; print(lapilli._compiler.sums_are_right())", tmp_path).stdout

@@ -9,6 +9,43 @@ import pytest
 import lapilli
 
 PACKAGES = ("ppl", "inference", "models")
+# Modules whose examples take long, most of it compilation.
+SLOW = [
+    f"lapilli.{name}"
+    for name in """
+    _workarounds
+    inference.diagnostics._evidence_bracket
+    inference.diffusion._fkc
+    inference.diffusion._statement
+    inference.local._local_laplace
+    inference.objectives._fivo
+    inference.particles.diagnostics._evidence
+    inference.particles.engine._smc
+    inference.particles.parameters._liu_west
+    inference.particles.parameters._particle_gibbs
+    inference.particles.parameters._pmmh
+    inference.particles.parameters._smc2
+    inference.particles.resampling._partial
+    inference.particles.samplers._smc_sampler
+    inference.particles.scaling._islands
+    inference.particles.scaling._replicate
+    inference.particles.smoothing._smooth
+    models.air
+    models.deep_latent
+    models.gflownet._balance
+    models.gflownet._diffusion_sampler
+    models.imputation._programs
+    models.mam._distribution
+    models.mam._objectives
+    models.mam._particles
+    models.niw_meta._programs
+    models.pv_rnn._programs
+    models.pv_rnn._regression
+    ppl.densities._eliminate
+    ppl.densities._marginal
+    ppl.densities._normalize
+""".split()
+]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -27,6 +64,7 @@ def module_names():
     return sorted(names)
 
 
+@pytest.mark.slow_for(*SLOW)
 @pytest.mark.parametrize("name", module_names())
 def test_examples_in_docstrings_hold(name):
     report = []

@@ -97,6 +97,7 @@ def test_attributes_are_the_packages_and_no_others():
         lapilli.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_no_module_imports_the_package_by_its_absolute_name():
     # House rule: imports inside the package are relative, so that tools that do not know the
     # package's name (an editor, a type checker) can follow them.
@@ -156,6 +157,7 @@ def declared(*extras):
     return {r.name for r in map(Requirement, lines)} - {"lapilli"}
 
 
+@pytest.mark.slow
 def test_imports_of_the_packages_are_declared():
     extras = {e for e in PROJECT["project"]["optional-dependencies"] if e not in ("test", "dev")}
     name = lambda package: DISTRIBUTIONS.get(package, package)
@@ -163,6 +165,7 @@ def test_imports_of_the_packages_are_declared():
     assert set(map(name, imports(PACKAGES, on_use=True))) <= declared(*extras)
 
 
+@pytest.mark.slow
 def test_every_declared_dependency_is_used():
     everywhere = imports((*PACKAGES, "tests", "docs", "examples", "benchmarks"), on_use=True)
     used = {DISTRIBUTIONS.get(package, package) for package in everywhere} | set(NOT_IMPORTED)
@@ -175,6 +178,7 @@ def test_the_lock_holds_exact_versions_and_nothing_else():
         assert bound.operator == "==" and "/" not in line, line
 
 
+@pytest.mark.fast("ppl, inference, models-needed2")
 @pytest.mark.parametrize(
     ("packages", "needed"),
     [("ppl", []), ("ppl, inference", []), ("ppl, inference, models", ["equinox"])],
@@ -193,6 +197,7 @@ assert _p_values(np.arange(200) % 8, 7) > 0.9
     assert loaded_late(code, tmp_path) == []
 
 
+@pytest.mark.slow
 def test_late_modules_are_told_from_others(tmp_path):
     # NumPyro or JAX may come to load it themselves: then it is of no use in the list.
     assert "scipy.stats" in loaded_late("import scipy.stats", tmp_path)
@@ -240,6 +245,7 @@ def test_wheel_metadata_names_version_license_and_python(wheel):
         assert line in text.splitlines()
 
 
+@pytest.mark.slow
 def test_installed_wheel_imports_from_another_folder(wheel, tmp_path):
     target, cwd = tmp_path / "site", tmp_path / "elsewhere"
     cwd.mkdir()

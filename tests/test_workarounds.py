@@ -150,6 +150,7 @@ def mixture_of(weights, locs=(0.0, 1.0), **kwargs):
     )
 
 
+@pytest.mark.slow
 def test_weights_of_0_have_derivatives():
     f = lambda w, x: mixture_of(jnp.stack([w, 1 - w])).log_prob(x)
     for x in (-1.0, 0.4, 3.0):
@@ -159,6 +160,7 @@ def test_weights_of_0_have_derivatives():
         np.testing.assert_allclose(jax.jit(jax.grad(f))(1.0, x), 1 - 1 / ratio, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_mixtures_keep_their_values_and_other_derivatives():
     x, loc = jnp.linspace(-3.0, 3.0, 7)[:, None], jnp.array([[0.0, 1.0, 40.0]] * 3)
     weights = jnp.array([[0.2, 0.5, 0.3], [0.0, 0.6, 0.4], [1.0, 0.0, 0.0]])

@@ -49,6 +49,7 @@ def test_ratios_are_taken_pair_by_pair(timing):
     assert re.fullmatch(r"1\.50 \[1\.\d\d, 1\.\d\d\]", f"{ratio:.2f}")
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_median_as_often_as_it_says(timing):
     """400 samples of 30: 95% of the intervals, with a standard error of 1.1%; discreteness of the median costs up to 2%."""
     rng = np.random.default_rng(1)

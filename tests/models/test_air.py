@@ -80,6 +80,7 @@ def test_objects_beyond_the_count_have_no_density():
         np.testing.assert_array_equal(log_probs["more_2"] == 0, [True, False, False])
 
 
+@pytest.mark.slow
 def test_density_of_the_model_equals_the_formula():
     model, _ = make()
     params = model.init(jax.random.key(0), X)

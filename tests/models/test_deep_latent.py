@@ -126,6 +126,7 @@ def bound_by_hand(params):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["enum", "mvd", "reinforce_loo"])
 def test_bound_and_gradient_equal_explicit_enumeration(strategy, key):
     """Exact under enumeration; under sampling, the mean of 4000 estimates.

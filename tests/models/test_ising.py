@@ -80,6 +80,7 @@ def test_draws_follow_the_law(small, name):
     assert_unbiased(features(draws), p @ features(x))
 
 
+@pytest.mark.slow_for("10x10")
 @pytest.mark.parametrize("row", GOLDEN, ids=lambda row: f"{row[0]}x{row[0]}")
 def test_golden_values(row):
     n, log_z, spin, bits, log_z_free, bits_free = row
@@ -104,6 +105,7 @@ def test_kaufman_golden_values():
     np.testing.assert_allclose(got, [14.561093, 88.187701, 93.610301, 121.706390], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_golden_marginals(ten):
     site = np.arange(100)
     row, pair, far = site < 10, site < 2, (site == 0) | (site == 55)

@@ -22,6 +22,7 @@ def double():
         yield
 
 
+@pytest.mark.slow
 def test_nearest_centroid_scores_by_hand():
     episodes, network = classification(), mlp(num_outputs=3)
     head = niw_meta.NearestCentroid(3)

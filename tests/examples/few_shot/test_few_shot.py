@@ -63,6 +63,7 @@ def glyphs():
     return load_example("few_shot/glyphs")
 
 
+@pytest.mark.slow
 def test_glyphs_are_centred_distinct_and_split_without_a_shared_face(glyphs):
     images, scripts = glyphs.load_glyphs(40)
     assert images.shape[1:] == (12, 400) and len(set(scripts)) > 2

@@ -67,6 +67,7 @@ def test_problems_depend_on_the_seed_alone(task):
     assert len(task.valid.labels) == 14 and len(task.train.labels) == 53
 
 
+@pytest.mark.slow_for("mice")
 @pytest.mark.parametrize("name", FILLERS)
 def test_fillers_keep_observed_cells_and_fill_the_others(name, task):
     filled = FILLERS[name](task.train, task.test)
@@ -83,6 +84,7 @@ def test_fillers_of_a_series_by_hand():
         np.testing.assert_allclose(FILLERS[name](data, data)[0][0, :, 0], expected)
 
 
+@pytest.mark.slow
 def test_methods_that_ran_elsewhere_are_scored_as_peers_are(task):
     """Series filled there get the same classifier and the same temperature, probabilities the same scores."""
     size = len(task.train.values)
@@ -112,6 +114,7 @@ def test_linear_peers_reach_the_floors():
     assert {"interp+mask", "forest", "mask"} < set(found)
 
 
+@pytest.mark.slow
 def test_gru_d_is_its_formula_and_does_not_read_hidden_cells(key):
     """One channel of three steps, the second hidden, by hand; a padded step and hidden values change nothing."""
     network = GRUD(1, 2, 3, key=key)

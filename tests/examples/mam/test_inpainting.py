@@ -11,6 +11,7 @@ def example():
     return load_example("mam/inpainting")
 
 
+@pytest.mark.slow
 def test_data_are_split_without_overlap_of_rows(example):
     x, test = example.data(example.Config())
     assert x.shape == (1500, 64) and test.shape == (297, 64) and set(np.unique(x)) == {0, 1}

@@ -16,6 +16,7 @@ def example():
     return load_example("mam/ising")
 
 
+@pytest.mark.slow
 def test_particles_in_a_heat_bath_estimate_z(example, key):
     """Z from 16 particles, 2,000 runs; a bias of 3 % is more than 7 standard errors."""
     lattice = Ising(3, 4, coupling=0.2, field=0.2)
@@ -25,6 +26,7 @@ def test_particles_in_a_heat_bath_estimate_z(example, key):
     assert_unbiased(np.exp(log_z - lattice.log_partition()), 1.0)
 
 
+@pytest.mark.slow
 def test_questions_are_the_golden_ones_on_ten_by_ten(example):
     """The learned side asks the exact model itself here."""
     lattice = Ising(10, 10, coupling=0.2, field=0.2)

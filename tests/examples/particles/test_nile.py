@@ -34,6 +34,7 @@ def test_the_kalman_filter_is_the_joint_normal_law(nile):
         np.testing.assert_allclose(nile.kalman(flow, SEEN, change)[0], want, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_recursion_is_the_sum_over_all_sets_of_jumps(nile):
     flow = nile.series()[0][26:31]
     terms, sets = [], []

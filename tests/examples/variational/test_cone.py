@@ -19,6 +19,7 @@ def test_the_evidence_is_that_of_quadrature(cone):
     np.testing.assert_allclose(np.log(np.trapezoid(density, r)), cone.LOG_EVIDENCE, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["HVI", "ELBO"])
 def test_a_short_run_rises_to_near_its_optimum(cone, name, key):
     case = cone.CASES[name]

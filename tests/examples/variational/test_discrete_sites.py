@@ -68,6 +68,7 @@ def mixture():
     return load_example("variational/mixture")
 
 
+@pytest.mark.slow
 def test_rows_of_the_mixture_have_the_density_of_the_formula(mixture):
     marginal, _ = mixture.make_programs(3, 2)
     rng = np.random.default_rng(0)

@@ -36,6 +36,7 @@ def run(posterior_fn, seed, num_simulations=1_000):
     )
 
 
+@pytest.mark.fast("seed1")
 def test_the_exact_posterior_has_uniform_ranks(seed):
     """False alarm: 1e-4 for each seed."""
     result = run(posterior, seed)
@@ -45,6 +46,7 @@ def test_the_exact_posterior_has_uniform_ranks(seed):
     assert result.smallest_p_value > 1e-4
 
 
+@pytest.mark.fast("narrow")
 @pytest.mark.parametrize(
     ("shift", "width"), [(0.4, 1.0), (0.0, 1.5), (0.0, 0.7)], ids=["shifted", "wide", "narrow"]
 )

@@ -33,6 +33,7 @@ def bracket(key, guide=wide, **options):
     )
 
 
+@pytest.mark.fast("seed0")
 def test_one_particle_is_off_by_the_two_divergences(seed):
     """Sd about 1 on either side: a bias of 0.05 is 7 standard errors."""
     result = bracket(seed, num_simulations=20_000)

@@ -65,6 +65,7 @@ def test_sites_have_their_total_effects(report):
     np.testing.assert_allclose(report.variance, 56.0, rtol=4.5 * 0.02)
 
 
+@pytest.mark.slow
 def test_an_enumerated_site_has_no_noise_and_a_score_site_has():
     @ppl.model
     def model():

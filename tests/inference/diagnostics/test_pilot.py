@@ -102,6 +102,7 @@ def test_own_strategies_are_set_aside(trained):
     assert pilot.strategies == {"n": "mvd", "k": "mvd"}
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_does_not_win():
     def cost(z):
         return jnp.where(z > 0, jnp.sqrt(z), 0.0)  # its derivative below zero is NaN

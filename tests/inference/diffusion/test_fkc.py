@@ -91,6 +91,7 @@ def summary(key, row, num_steps, num_particles, zeta, weights):
     return jnp.stack([result.log_evidence, mean, square - mean**2, is_negative])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shift", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
 )
@@ -119,6 +120,7 @@ def evidences(key, row, zeta, max_score_norm=None):
     return jax.vmap(run)(jax.random.split(key, 1000))
 
 
+@pytest.mark.slow
 def test_evidence_is_exact_at_every_noise_scale_however_coarse_the_steps(key):
     for row, zeta in [((1.0, 0.0, 1.0), 0.5), ((1.0, 0.7, 1.0), 1.0), ((1.0, 0.7, 1.0), 2.0)]:
         assert_evidence(evidences(key, jnp.array(row), zeta), quadrature(row, 0.0)[0])
@@ -242,6 +244,7 @@ NOISE = 0.1 * 0.01 + 3.95 * (T**2 - STEPS[5] ** 2)  # the integral of g2 over it
 DRIFT = -NOISE / 2
 
 
+@pytest.mark.fast("rne")
 @pytest.mark.parametrize("weights", ["euler", "rne"])
 def test_a_model_alone_needs_no_weights(weights, key):
     model = inference.diffusion.fkc(blind(W1), WIDE.times(20), zeta=1.3, weights=weights)
@@ -281,6 +284,7 @@ def test_reward_weights(key):
     np.testing.assert_allclose(got, want, rtol=5e-4)
 
 
+@pytest.mark.slow
 def test_a_corrector_of_a_corrector_is_one_corrector(key):
     """Powers multiply, shared models and rewards are added, in whatever order: the same numbers, each model evaluated once."""
     times = np.linspace(1.0, 0.0, 21)

@@ -34,6 +34,7 @@ def on_tree(model, is_blind=False):
     return inference.diffusion.Diffusion(model.noising, score, {"a": (), "b": (2,)}, log_density)
 
 
+@pytest.mark.fast("euler")
 @pytest.mark.parametrize("weights", ["exact", pytest.param("rne", marks=pytest.mark.slow), "euler"])
 def test_sites_weigh_as_one_array_does(weights, key):
     """The step's mean and log-weights, at a state and the one after it, cut scores and a reward included."""
@@ -95,6 +96,7 @@ def exact():
     return joint.sum(), joint / joint.sum()
 
 
+@pytest.mark.slow
 def test_discrete_sites_of_a_program_are_resampled_with_the_point(key):
     """Over 300 runs of 1000 particles: the evidence, and the unnormalised posterior of each class, exact at 20 steps.
 
@@ -222,6 +224,7 @@ def drawn_path(model, key):
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     ["ancestor", *(pytest.param(p, marks=pytest.mark.slow) for p in ("genealogy", "backward"))],
@@ -250,6 +253,7 @@ def test_conditional_smc_moves_whole_paths_within_their_law(path, key):
     assert np.mean(is_new) > (0.1 if path == "genealogy" else 0.35)
 
 
+@pytest.mark.slow
 def test_paths_whose_weights_see_all_of_the_past_keep_their_ancestors(key):
     blind = inference.diffusion.Diffusion(VP, FLAT[0].score, (3,))
     moving = inference.diffusion.fkc(blind, TIMES, exponents=lambda t: 1 - 0.5 * t)

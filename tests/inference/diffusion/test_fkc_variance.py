@@ -52,6 +52,7 @@ def share(beta, zeta):
     return np.exp(2 * log_moment(1, beta, zeta) - log_moment(2, beta, zeta))
 
 
+@pytest.mark.slow_for("10.0", "2.0")
 @pytest.mark.parametrize("beta", TABLE)
 def test_riccati_equations_give_the_table(beta):
     """To the last printed digit, give or take one; where the second moment is infinite they blow up."""

@@ -65,6 +65,7 @@ def runs(model, key, n, num_particles, policy):
 SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("difference", "max", "sum"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["twisted", *SLOW])
 def test_evidence_is_exact_for_the_chain(name, key):
     """Mean of Z-hat / Z over 2000 runs of 64 particles: at a relative sd of 0.19 a bias of 3% is 7 standard errors."""

@@ -80,6 +80,7 @@ def tree(key):
     )
 
 
+@pytest.mark.slow
 def test_groups_variables_and_axes(tree):
     assert list(tree.children) == GROUPS
     posterior = {name: v.dims for name, v in tree["posterior"].data_vars.items()}
@@ -226,6 +227,7 @@ def autoguided(make_guide, key):
     return dataclasses.replace(result, params=params)
 
 
+@pytest.mark.slow
 def test_weights_of_an_autoguide_have_the_jacobian(key):
     result = autoguided(AutoMultivariateNormal, key)
     found = to_arviz(result, key=key, num_samples=30, groups=())
@@ -259,6 +261,7 @@ def test_an_auxiliary_site_has_no_weights(key):
     assert "auxiliary sites ['u']" in found["posterior"].attrs["log_weight"]
 
 
+@pytest.mark.slow
 def test_a_file_gives_the_tree_back(key, arviz, tmp_path):
     labels = [f"row {i}" for i in range(12)]
     path = tmp_path / "fit.nc"
@@ -269,6 +272,7 @@ def test_a_file_gives_the_tree_back(key, arviz, tmp_path):
         assert read["posterior"]["flip"].dtype.kind == "i"
 
 
+@pytest.mark.slow
 def test_arviz_reads_it(arviz, tree):
     summary = arviz.summary(tree)
     assert {"mu", "flip", "positive", "w[0, 0]"} <= set(summary.index)

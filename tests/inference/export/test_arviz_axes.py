@@ -27,6 +27,7 @@ def traces(fn, num_draws=3):
     return jax.vmap(ppl.model(fn).simulate)(keys)
 
 
+@pytest.mark.slow
 def test_axes_are_named_by_plates_regions_and_numbers():
     def program():
         with ppl.plate("columns", 2, dim=-1), ppl.plate("rows", 3, dim=-2):
@@ -69,6 +70,7 @@ def test_an_empty_axis_stays():
     assert found["posterior"]["z"].sizes == {"chain": 1, "draw": 3, "rows": 0}
 
 
+@pytest.mark.slow
 def test_names_given_to_axes():
     draws = {"w": np.zeros((4, 2, 3))}
     assert axes(to_arviz(draws)) == {"w": ("w_dim_0", "w_dim_1")}

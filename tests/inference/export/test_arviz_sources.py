@@ -41,6 +41,7 @@ def traces(program, key, num_draws, *args):
     return jax.vmap(lambda k: program.simulate(k, *args))(jax.random.split(key, num_draws))
 
 
+@pytest.mark.slow
 def test_a_batch_of_traces_speaks_for_itself(key):
     trace = traces(chain, key, 50, X)
     found = to_arviz(trace)
@@ -53,6 +54,7 @@ def test_a_batch_of_traces_speaks_for_itself(key):
     assert list(prior.children) == ["prior", "observed_data"]
 
 
+@pytest.mark.slow
 def test_a_mapping_with_a_model_has_the_groups_of_its_trace(key):
     trace = traces(chain, key, 50, X)
     alone = to_arviz(trace)
@@ -92,6 +94,7 @@ def test_deterministic_sites_among_the_draws_are_computed_anew(key):
     np.testing.assert_allclose(found["posterior"]["double"].values[0], 2 * np.arange(5.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_model", [False, True], ids=["trace", "model"])
 def test_missing_cells_are_kept_apart(key, with_model):
     trace = traces(missing, key, 40, jnp.where(MASK, X, jnp.nan), MASK)
@@ -109,6 +112,7 @@ def test_missing_cells_are_kept_apart(key, with_model):
     np.testing.assert_allclose(found["log_likelihood"]["x_observed"].values[0], log_prob, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_cells_of_discrete_data_are_told_in_spite_of_ties(key):
     @ppl.model
     def coins(mask):
@@ -161,6 +165,7 @@ def test_weighted_draws_are_resampled_or_shown_as_they_are(seed):
     assert shown["sample_stats"].attrs == found["sample_stats"].attrs | shown["sample_stats"].attrs
 
 
+@pytest.mark.slow
 def test_a_trace_is_resampled_whole(key):
     trace = traces(chain, key, 400, 0.1 * X)
     options = {"log_weights": np.zeros(400), "resample": "psis", "key": key}
@@ -175,6 +180,7 @@ def test_a_trace_is_resampled_whole(key):
     np.testing.assert_array_equal(found["log_likelihood"]["x"].values[0], likelihood)
 
 
+@pytest.mark.slow
 def test_mcmc_keeps_its_chains_and_statistics(key):
     def program(x, scale=1.0):
         mu = ppl.sample("mu", dist.Normal(0, 1))
@@ -204,6 +210,7 @@ def test_mcmc_keeps_its_chains_and_statistics(key):
     assert found["sample_stats"].attrs["inference_library"] == "numpyro"
 
 
+@pytest.mark.slow
 def test_mcmc_on_a_potential_is_read_by_arviz(key):
     kernel = NUTS(potential_fn=lambda z: 0.5 * z @ z)
     mcmc = MCMC(kernel, num_warmup=5, num_samples=6, progress_bar=False)
@@ -213,6 +220,7 @@ def test_mcmc_on_a_potential_is_read_by_arviz(key):
     assert found["posterior"]["Param:0"].shape == (1, 6, 2)
 
 
+@pytest.mark.fast("model")
 @pytest.mark.parametrize("with_model", [False, True], ids=["trace", "model"])
 def test_events_seen_in_part_keep_their_axes(key, with_model):
     """NaN stands in the cells that are not a site's own; log-probs are those of whole rows."""

@@ -101,6 +101,7 @@ def test_a_missing_arviz_is_named_with_its_remedy(monkeypatch, key):
         importance_diagnostics(rng(key).normal(size=100))
 
 
+@pytest.mark.fast("seed2")
 def test_resampling_is_unbiased_and_stratified(seed):
     # Counts of 6 indices over 4000 keys: a bias of 0.08 of one draw is 7 standard errors (variance below 1/2 each).
     weights = np.array([0.02, 0.4, 0.0, 0.33, 0.15, 0.1])

@@ -10,6 +10,7 @@ import pytest
 from lapilli import inference, ppl
 
 
+@pytest.mark.slow
 def test_rows_equal_runs_of_their_own(key):
     """Adam on a table with rows absent now and then: each row takes the steps of an Adam of its own over its own gradients."""
     grads = jax.random.normal(key, (7, 3, 2))
@@ -43,6 +44,7 @@ def test_plain_adam_drifts_where_rows_stay(key):
     assert abs(float(table[1, 0] - before[1, 0])) > 1e-3
 
 
+@pytest.mark.slow
 def test_fit_on_minibatches_moves_the_rows_that_it_read(key):
     """A table of means gathered by index, fitted by minibatches: every row ends at its own optimum."""
     target = jnp.array([-1.0, 0.5, 2.0, 3.0])

@@ -42,6 +42,7 @@ def test_fit_reaches_the_exact_posterior_in_both_directions(direction):
     assert values[0] < values[-1] if direction == "max" else values[0] > values[-1]
 
 
+@pytest.mark.slow
 def test_steps_equal_a_loop_written_by_hand():
     objective, tx = Objective(), optax.adam(1e-2)
     result = run(objective, tx, num_steps=7)
@@ -75,6 +76,7 @@ def test_step_is_traced_once_in_spite_of_weak_types_and_calls_of_different_lengt
     assert objective.num_traces == [1]
 
 
+@pytest.mark.slow
 def test_history_is_a_numpy_array_in_nats_with_the_objectives_sign():
     up, down = run(), run(Objective(direction="min"))
     assert isinstance(up.history["value"], np.ndarray) and up.history["value"].shape == (5,)
@@ -124,6 +126,7 @@ def test_frozen_parameters_stay_equal_to_the_bit_and_the_others_move():
     assert result.params["log_scale"] == 0.0 and result.params["loc"] != 1.0
 
 
+@pytest.mark.slow
 def test_groups_have_their_own_optimisers():
     result = run(optimizer={"loc": optax.sgd(1e-3), "log_scale": optax.sgd(0.0)}, num_steps=1)
     both = run(num_steps=1)
@@ -177,6 +180,7 @@ def test_average_keeps_frozen_parameters():
 # Seeds
 
 
+@pytest.mark.slow
 def test_each_seed_equals_a_single_run_with_its_key():
     objective = Objective()
     result = run(objective, optax.adam(1e-2), num_seeds=3, subsample={"rows": 4}, num_steps=9)
@@ -202,6 +206,7 @@ def test_best_picks_the_seed_with_the_best_final_mean(direction):
     assert best.best() is best
 
 
+@pytest.mark.slow
 def test_a_fit_with_seeds_has_no_single_guide():
     result = run(num_seeds=2)
     with pytest.raises(ValueError, match="2 runs, so there is no single guide.*fit.best"):

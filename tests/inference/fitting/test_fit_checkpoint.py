@@ -49,6 +49,7 @@ def crash_at(step):
     return callback
 
 
+@pytest.mark.fast("full")
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_resume_after_a_crash_is_exact(tmp_path, mode):
     path = tmp_path / "deep" / "run.ckpt"
@@ -64,6 +65,7 @@ def test_resume_after_a_crash_is_exact(tmp_path, mode):
     assert [p.name for p in path.parent.iterdir()] == ["run.ckpt"]
 
 
+@pytest.mark.slow
 def test_more_steps_go_on_from_the_end(tmp_path):
     path = tmp_path / "run.ckpt"
     run(num_steps=8, checkpoint=path)
@@ -90,6 +92,7 @@ def test_an_interrupt_writes_the_checkpoint(tmp_path):
     assert_same_fit(run(), run(checkpoint=path))
 
 
+@pytest.mark.slow
 def test_a_nonfinite_step_leaves_the_last_good_state_in_the_checkpoint(tmp_path):
     path = tmp_path / "run.ckpt"
     with pytest.raises(NonFiniteError):
@@ -128,6 +131,7 @@ def test_a_damaged_file_is_refused(tmp_path, content):
         run(checkpoint=path)
 
 
+@pytest.mark.fast("full")
 @pytest.mark.parametrize("options", [{}, {"subsample": {"rows": 5}}], ids=["full", "minibatches"])
 def test_other_data_of_the_same_shape_are_refused(tmp_path, options):
     path = tmp_path / "run.ckpt"

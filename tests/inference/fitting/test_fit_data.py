@@ -67,6 +67,7 @@ def test_the_last_partial_batch_is_dropped():
     assert len(set(rows.tolist())) == 10
 
 
+@pytest.mark.slow
 def test_rows_are_uniform():
     # 3000 first batches of 4 out of 12 rows: each row in a third of them. Binomial z, 12 comparisons, false alarm 8e-5.
     keys = jax.random.split(jax.random.key(2), 3000)
@@ -96,6 +97,7 @@ def test_the_comparison_above_sees_a_missing_scale():
     assert abs(batched.history["value"].mean() / full.history["value"][0] - 1) > 0.5
 
 
+@pytest.mark.slow
 def test_a_batch_of_all_rows_equals_the_full_data():
     full, batched = run(num_steps=3), run(num_steps=3, subsample={"rows": 12})
     np.testing.assert_allclose(batched.history["value"], full.history["value"], rtol=1e-5)

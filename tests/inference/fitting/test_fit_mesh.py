@@ -59,6 +59,7 @@ assert draws.log_weights.shape == (4,)
 """
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_numbers_of_one():
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM],
@@ -130,6 +131,7 @@ def assert_resumed(*processes):
         assert "same 20" in out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_devices_resumes_to_the_bit(tmp_path):
     assert_resumed(start(tmp_path / "run.ckpt", "", 0, devices=2))
 

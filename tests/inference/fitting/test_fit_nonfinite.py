@@ -43,6 +43,7 @@ def test_an_infinite_gradient_names_the_parameter():
     assert "on_nonfinite='skip'" in str(error)
 
 
+@pytest.mark.slow
 def test_a_draw_outside_of_the_support_is_not_to_be_skipped():
     def model(_):
         low = ppl.sample("low", dist.Normal(0.0, 0.1))  # a support that is not known while tracing
@@ -83,6 +84,7 @@ def test_a_bad_update_is_told_apart():
     assert caught.value.step == 4 and caught.value.broke == "update"
 
 
+@pytest.mark.slow
 def test_the_error_holds_the_fit_before_the_bad_step():
     good = run(Objective(), num_steps=2)
     with pytest.raises(NonFiniteError) as caught:
@@ -102,6 +104,7 @@ def test_a_report_that_fails_does_not_hide_the_error():
         run(Mute(break_at=("value", (0,))))
 
 
+@pytest.mark.slow
 def test_the_minibatch_of_the_bad_step_is_the_one_reported():
     class Spiked(Objective):
         def terms(self, params, key, x):
@@ -147,6 +150,7 @@ def test_frozen_parameters_may_have_bad_gradients():
     assert result.num_skipped == 0 and np.isfinite(result.params["log_scale"])
 
 
+@pytest.mark.slow
 def test_a_bad_seed_is_named_or_skipped_alone():
     # Step 0 is bad only for the seed that starts far away.
     class Far(Objective):

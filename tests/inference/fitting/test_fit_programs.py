@@ -36,6 +36,7 @@ def run(objective, args=(X,), optimizer=None, **options):
     return inference.fit(objective, optimizer or optax.adam(1e-2), args, **options)
 
 
+@pytest.mark.fast("full")
 @pytest.mark.parametrize("subsample", [None, {"rows": 4}], ids=["full", "minibatches"])
 def test_elbo_reaches_the_exact_posterior(subsample):
     schedule = optax.cosine_decay_schedule(0.05, 1500)
@@ -85,6 +86,7 @@ def test_batches_equal_the_scaled_objective():
         run(likelihood(), batches)
 
 
+@pytest.mark.slow
 def test_resume_is_exact_with_seeds_and_minibatches(tmp_path):
     options = {"num_seeds": 2, "subsample": {"rows": 5}, "average": "polyak"}
     straight = run(inference.elbo(model, guide), **options)
@@ -108,6 +110,7 @@ def test_a_moving_average_baseline_is_resumed_exactly(tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Out-of-support")  # NumPyro's, from the first, uncompiled call
 def test_the_bad_site_of_a_program_is_named():
     @ppl.model
@@ -141,6 +144,7 @@ def test_a_local_parameter_is_refused_with_minibatches():
         run(inference.elbo(local_model, local_guide), subsample={"rows": 4})
 
 
+@pytest.mark.slow
 def test_modules_are_groups_of_parameters():
     @ppl.model
     def vae(x):
@@ -169,6 +173,7 @@ def test_modules_are_groups_of_parameters():
     assert result.predict(jax.random.key(1), data[:3], num_samples=5)["x"].shape == (5, 3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_seeds", [None, 2], ids=["single", "seeds"])
 def test_an_autoguide_is_a_guide(num_seeds):
     result = run(inference.elbo(model, AutoNormal(model)), num_seeds=num_seeds, num_steps=5)
@@ -176,6 +181,7 @@ def test_an_autoguide_is_a_guide(num_seeds):
     assert draws.choices["mu"].shape == (3,)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Out-of-support")
 def test_the_first_of_two_bad_sites_is_named():
     @ppl.model

@@ -38,6 +38,7 @@ def test_parts_do_not_change_the_draws():
     assert len(set(whole.choices["mu"].tolist())) == 25
 
 
+@pytest.mark.slow
 def test_predictions_have_a_sample_axis_and_follow_new_arguments():
     draws = run().predict(jax.random.key(1), X[:5], num_samples=7, batch_size=3)
     assert {name: array.shape for name, array in draws.items()} == {"x": (7, 5), "double": (7,)}

@@ -113,6 +113,7 @@ def test_coordinate_ascent_has_the_golden_bounds_and_fixed_point():
     np.testing.assert_allclose([loc, scale], [M0, V0], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_guide_draws_from_the_fixed_points_site_and_the_bound_is_the_golden_one():
     """4,000 draws, |z| < 4.5 each; the bound by two-point quadrature in theta is not at hand, so it is a mean as well."""
     guide = local_laplace(slopes, slopes_guide, site="theta", parent="phi").bind(
@@ -202,6 +203,7 @@ def log_weight(model, guide, key, *args):
     return model.log_density(trace.choices, *args) - trace.log_density
 
 
+@pytest.mark.slow
 def test_linear_episodes_have_the_exact_evidence_and_its_gradient_in_every_draw():
     """Fewer points than weights; log p(x, z) - log q(z) is the evidence whatever z, and its gradient the evidence's."""
     data = linear_data()
@@ -237,6 +239,7 @@ def test_linear_episodes_have_the_exact_evidence_and_its_gradient_in_every_draw(
     np.testing.assert_allclose(dense, dense_expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_closed_form_site_minimises_the_expected_loss_plus_divergence():
     """Gradient zero in mean and Cholesky factor; the value there; the gap of a parent's law closes as O(1 / df)."""
     rng = np.random.default_rng(6)
@@ -368,6 +371,7 @@ def test_derivatives_of_the_low_rank_law_are_those_of_the_dense_one(is_own):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), one, two)
 
 
+@pytest.mark.fast("3")
 @pytest.mark.parametrize("m", [3, 14])  # products with vectors, and of matrices
 def test_gram_by_blocks_and_its_derivatives_are_those_of_whole_products(m):
     """5,000 columns, which nine blocks do not divide; in reverse and in forward mode, U a constant and not."""
@@ -432,6 +436,7 @@ MIXED = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gauss_newton_is_the_hessian_for_canonical_observations():
     @jax.jit
     def numbers(w):
@@ -460,6 +465,7 @@ def curves(x, y, k):
             ppl.sample("k", dist.Categorical(logits=3 * seen), obs=k)
 
 
+@pytest.mark.slow
 def test_jacobian_by_observation_is_the_whole_one_and_part_of_it_is_less():
     """Four observations of three directions each in eight numbers: 32 rows; of 4 and 30, one and seven for each observation."""
     rng = np.random.default_rng(4)
@@ -638,6 +644,7 @@ def test_stochastic_fit_with_subsampled_episodes_reaches_the_fixed_point_of_coor
     np.testing.assert_allclose([found["l"], found["n"]], [L0, N0], rtol=0.15)
 
 
+@pytest.mark.slow
 def test_heavy_tails_of_a_parent_are_no_jumps():
     """Where its degrees of freedom are few, draws of the scale reach 1e60, and steps toward one of them would be leaps."""
     guide = local_laplace(slopes, slopes_guide, site="theta", parent="phi")

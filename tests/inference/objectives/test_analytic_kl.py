@@ -44,6 +44,7 @@ def estimates(bound, key, rows, num=4000):
     return np.column_stack([values, *jax.tree.leaves(grads)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guide", "rows"),
     # A guide that draws the global site given all rows takes no subsample of them.
@@ -82,6 +83,7 @@ def test_vectors_against_independent_normals_use_the_closed_form():
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_sites_in_scan_and_masked_sites_are_sampled():
     def chain():
         ppl.sample("u", dist.Normal(0.0, 1.0).mask(jnp.array(True)))

@@ -60,6 +60,7 @@ def estimator(num_particles, per, x=X, model=rows, proposal=guide, **options):
 # Against closed forms.
 
 
+@pytest.mark.fast("reinforce")
 @pytest.mark.parametrize("strategy", [None, "reinforce", "mvd"])
 def test_the_bound_and_its_gradient_are_unbiased_at_two_particles(strategy):
     # sd below 3 in every coordinate: with 20,000 keys a bias of 0.15 is 7 errors.
@@ -80,6 +81,7 @@ def test_the_bound_and_its_gradient_are_unbiased_at_two_particles(strategy):
     )
 
 
+@pytest.mark.fast("rows")
 @pytest.mark.parametrize("per", ["joint", "plate", "rows"])
 def test_one_particle_is_the_elbo(per):
     one = inference.iwelbo(rows, guide, num_particles=1, per=per)
@@ -157,6 +159,7 @@ def bounds():
     return dict(zip(kinds, np.asarray(run(keys)).T, strict=True))
 
 
+@pytest.mark.fast("plate")
 @pytest.mark.parametrize("per", ["joint", "plate"])
 def test_the_bound_grows_with_the_number_of_particles_and_stays_below_the_evidence(bounds, per):
     # Neighbouring bounds differ by 0.1 to 1 nat, errors are below 0.03.
@@ -174,6 +177,7 @@ def test_row_by_row_is_tighter_than_joint_at_equal_particles(bounds):
         assert gap.mean() > 4.5 * gap.std() / 4_000**0.5, (size, gap.mean())
 
 
+@pytest.mark.slow_for("seed0")
 def test_weights_average_to_the_evidence(seed):
     """E[1/K sum w] = p(x): the bound's exponential at K = 1 is unbiased; weights are bounded here."""
 
@@ -191,6 +195,7 @@ def test_weights_average_to_the_evidence(seed):
 # Subsampling.
 
 
+@pytest.mark.fast("seed2")
 def test_row_by_row_is_unbiased_under_subsampling(seed):
     def half(f):
         @ppl.model
@@ -212,6 +217,7 @@ def test_row_by_row_is_unbiased_under_subsampling(seed):
     assert_unbiased(run(jax.random.split(seed, 10_000)), exact)
 
 
+@pytest.mark.slow
 def test_row_by_row_with_plate_sizes_averages_to_the_full_data():
     objective = inference.iwelbo(rows, guide, num_particles=2, per="plate")
     part = objective.with_plate_sizes({"rows": 3})
@@ -223,6 +229,7 @@ def test_row_by_row_with_plate_sizes_averages_to_the_full_data():
 # Where rows lie.
 
 
+@pytest.mark.slow
 def test_row_by_row_through_a_scan_and_events():
     """Every site of a row counts in its row: time axes and event axes are summed."""
 
@@ -251,6 +258,7 @@ def test_row_by_row_through_a_scan_and_events():
     assert jnp.isfinite(more)
 
 
+@pytest.mark.slow
 def test_the_outermost_common_plate_is_taken_and_others_are_summed():
     @ppl.model
     def grid(x):

@@ -51,6 +51,7 @@ def exact(f, params, size, log_scale=LOG_SCALE):
     )
 
 
+@pytest.mark.fast("jensen_shannon")
 @pytest.mark.parametrize("name", TEXTBOOK)
 def test_values_and_gradients_are_exact_under_enumeration(name):
     objective = inference.f_divergence(

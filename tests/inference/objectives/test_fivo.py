@@ -55,6 +55,7 @@ def estimates(bound, key, n, *args, params=None):
     return np.asarray(value, float), np.concatenate(leaves, 1)
 
 
+@pytest.mark.slow
 def test_one_particle_is_the_elbo(key):
     one, other = jax.random.split(key)
     bound = inference.fivo(walk, guide, num_particles=1, num_replicates=1)
@@ -64,6 +65,7 @@ def test_one_particle_is_the_elbo(key):
     assert_same_mean(filtered[1], straight[1])
 
 
+@pytest.mark.slow
 def test_more_particles_tighten_the_bound_from_below(key):
     """ELBO < bound of 16 particles < log p, each step by 4.5 standard errors or more."""
     sizes = {k: inference.fivo(walk, guide, num_particles=k) for k in (1, 16)}
@@ -145,6 +147,7 @@ def test_training_closes_the_gap_and_learns_the_model(gradient, key):
     assert kalman(float(fit.params["rho"])) > best - 0.03
 
 
+@pytest.mark.slow
 def test_a_guide_for_some_sites_and_a_report(key):
     @ppl.model
     def model(ys):
@@ -202,6 +205,7 @@ REFUSALS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_for("jump")
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_would_be_biased_is_refused(name):
     call, message = REFUSALS[name]

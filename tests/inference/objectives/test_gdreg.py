@@ -62,10 +62,12 @@ def check(n=20_000):
         assert_unbiased(grads[name], want_grads[name], names=[name])
 
 
+@pytest.mark.slow
 def test_it_is_unbiased_on_a_closed_form():
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["weights not squared", "downstream blind"])
 def test_a_broken_estimator_is_found(part, monkeypatch):
     if part == "downstream blind":  # the observations do not see the move
@@ -165,6 +167,7 @@ def near_posterior(x, sd):
         ppl.sample("z", dist.Normal(gain * x + (1 - gain) * loc, scale * sd * gain**0.5))
 
 
+@pytest.mark.slow
 def test_where_it_has_less_variance_and_where_more_and_the_same_values():
     """K = 64, the same keys. With data less sharp than the prior (sd 3) the score has ten times the variance and more.
 
@@ -205,6 +208,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("Cauchy", "Gumbel", "HalfCauchy", "InverseGamma", "LogNormal", "Logistic")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_draw_is_carried_along_by_its_distribution_function(name):
     """The derivative of F(T(noise; p); p) in p is 0, by central differences of step 1e-3 in float64."""
@@ -244,6 +248,7 @@ def pair(x):
     ppl.sample("z", dist.Normal(u, 1.0))
 
 
+@pytest.mark.slow_for("model-proposal2-ValueError-Site 'z'.*point mass.*'dreg'")
 @pytest.mark.parametrize(
     ("program", "proposal", "error", "words"),
     [

@@ -79,6 +79,7 @@ def test_more_draws_of_the_missing_cells_tighten_the_bound(key):
     assert exact() - found[-1][0] < 0.05
 
 
+@pytest.mark.fast("seed1-1", "seed2-1")
 @pytest.mark.parametrize("num_imputations", [1, 3])
 def test_dreg_has_the_gradient_of_the_bound(seed, num_imputations):
     """Two-sample z per parameter, 10,000 estimates each."""
@@ -90,12 +91,14 @@ def test_dreg_has_the_gradient_of_the_bound(seed, num_imputations):
     assert_same_mean(full[1], dreg[1], names=sorted(PARAMS))
 
 
+@pytest.mark.slow
 def test_dreg_of_the_guide_varies_less_at_many_particles(key):
     full = estimates(key, 2000, num_particles=50)[1][:, 1]
     dreg = estimates(key, 2000, num_particles=50, gradient="dreg")[1][:, 1]
     assert dreg.var() < 0.5 * full.var()
 
 
+@pytest.mark.slow
 def test_without_common_noise_dreg_would_be_wrong(key, monkeypatch):
     """Negative test: weights of one draw of the cells and gradients at another."""
     from lapilli.inference.objectives import _detached
@@ -202,6 +205,7 @@ def wake_exact(g):
     return chance @ cross, chance @ kl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["wake_phi", "forward_kl"])
 def test_wake_phases_count_the_cells_of_the_model_as_drawn(number):
     """20,000 estimates, |z| < 4.5; counting the cells' law as the guide's shifts `wake_phi` by 0.6."""

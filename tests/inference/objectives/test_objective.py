@@ -88,6 +88,7 @@ def test_a_wrong_estimator_is_caught(seed):
         assert_unbiased(run(jax.random.split(seed, 2_000)), jax.grad(closed_form)(PARAMS)["scale"])
 
 
+@pytest.mark.slow
 def test_value_under_jax_grad_is_grad():
     objective = inference.elbo(model, guide)
     value, grads = objective.value_and_grad(PARAMS, KEY, X)
@@ -99,6 +100,7 @@ def test_value_under_jax_grad_is_grad():
     jax.tree.map(close, jax.jit(jax.grad(objective.value))(PARAMS, KEY, X), grads)
 
 
+@pytest.mark.fast("reparam")
 @pytest.mark.parametrize("strategy", ["reinforce", "mvd", "reparam", "reinforce_loo"])
 def test_value_under_jax_grad_is_grad_for_every_strategy(strategy):
     objective = inference.elbo(model, guide, strategies={"z": strategy})
@@ -288,6 +290,7 @@ def test_plate_sizes_are_those_of_the_arguments():
     assert objective.plate_sizes(X[:2]) == {"rows": 2}
 
 
+@pytest.mark.slow
 def test_with_plate_sizes_scales_the_rows_and_leaves_the_original_alone():
     objective = inference.elbo(model, guide)
     part = objective.with_plate_sizes({"rows": 3})
@@ -303,6 +306,7 @@ def test_with_plate_sizes_scales_the_rows_and_leaves_the_original_alone():
     assert objective.full_sizes == {} and part.full_sizes == {"rows": 3}
 
 
+@pytest.mark.fast("mvd")
 @pytest.mark.parametrize("strategy", ["reinforce", "mvd", "enum"])
 def test_minibatches_average_to_the_full_gradient_under_every_strategy(strategy):
     """The scale must count once also where the guide's score meets scaled costs (pyro issue 531)."""

@@ -123,6 +123,7 @@ WITH_STRATEGIES = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("renyi 1")
 @pytest.mark.parametrize("name", WITH_STRATEGIES)
 def test_value_and_gradient_are_exact_under_enumeration(name):
     make, f, size = WITH_STRATEGIES[name]
@@ -155,6 +156,7 @@ def test_value_and_gradient_are_unbiased_under_score_functions(name):
 # Which side of the evidence.
 
 
+@pytest.mark.slow
 def test_the_sides_of_the_bounds():
     evidence = log_evidence(PARAMS)
     values = {
@@ -180,6 +182,7 @@ def test_vimco_is_the_gradient_of_the_importance_weighted_bound(size):
     sampled(objective, *reference(power_mean(1), size))
 
 
+@pytest.mark.slow
 def test_vimco_has_less_variance_than_reinforce():
     plain = inference.iwelbo(model, guide, num_particles=5, strategies="reinforce")
     control = inference.vimco(model, guide, num_particles=5)
@@ -199,6 +202,7 @@ def test_leave_one_out_terms_are_those_of_the_paper():
         np.testing.assert_allclose(_vimco.leave_one_out(jnp.asarray(lw))[k], want, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_baseline_with_the_particle_itself_is_found(monkeypatch):
     """Broken: the control variate of particle k sees w_k."""
     monkeypatch.setattr(
@@ -280,12 +284,14 @@ FIXED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXED)
 def test_objectives_with_fixed_draws(name):
     make, f = FIXED[name]
     sampled(make(), *reference(f, 3, fixed=True))
 
 
+@pytest.mark.slow
 def test_an_objective_that_differentiates_its_weights_is_found():
     """Broken: wake_phi whose weights are not held fixed."""
 
@@ -371,6 +377,7 @@ def amortised(x):
     ppl.sample("z", dist.Categorical(logits=ppl.param("logits", Q_X)[x]))
 
 
+@pytest.mark.slow
 def test_sleep_is_the_cross_entropy_over_the_models_own_data():
     params = {"prior": PARAMS["prior"], "logits": Q_X}
 

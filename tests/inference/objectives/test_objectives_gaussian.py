@@ -80,6 +80,7 @@ def check(objective, exact, params=PARAMS, n=20_000, seed=0):
 # Sticking the landing.
 
 
+@pytest.mark.fast("reinforce")
 @pytest.mark.parametrize("strategy", ["reparam", "reinforce", "mvd"])
 def test_sticking_the_landing_is_unbiased_under_every_strategy(strategy):
     check(inference.elbo(model, guide, gradient="stl", strategies=strategy), exact_elbo)
@@ -116,6 +117,7 @@ def test_sticking_the_landing_on_discrete_sites_is_exact():
 # Doubly reparameterised gradients.
 
 
+@pytest.mark.fast("plate")
 @pytest.mark.parametrize("per", ["plate", "joint"])
 def test_dreg_is_unbiased(per):
     exact = exact_iwelbo
@@ -142,6 +144,7 @@ def test_dreg_has_the_values_of_the_bound():
     np.testing.assert_allclose(values[1], values[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_dreg_has_less_variance_than_the_full_gradient():
     """At 64 particles the gradient in the guide's parameters: more than 4 times less variance here."""
     keys = jax.random.split(KEY, 2_000)
@@ -265,6 +268,7 @@ def mean_of(objective, params, n=20_000, seed=0):
     return np.asarray(jax.jit(jax.vmap(lambda k: objective.value(params, k, 1.0)))(keys))
 
 
+@pytest.mark.fast("1")
 @pytest.mark.parametrize("num_aux", [1, 4])
 def test_with_the_exact_reverse_a_hierarchical_bound_is_the_elbo_of_the_marginal(num_aux):
     objective = inference.iwhvi(
@@ -277,6 +281,7 @@ def test_with_the_exact_reverse_a_hierarchical_bound_is_the_elbo_of_the_marginal
     np.testing.assert_allclose(values.std(), mean_of(plain, {}).std(), rtol=0.03)
 
 
+@pytest.mark.slow
 def test_the_hierarchy_of_bounds():
     """HVI < IWHVI < ELBO of the marginal, and DIWHVI beyond it, below the evidence; gaps of 0.05 and more, errors below 0.015."""
     options = {"keep": ["z"]}
@@ -296,6 +301,7 @@ def test_the_hierarchy_of_bounds():
     assert elbo + 4.5 * error < mean["diwhvi"] < evidence - 0.001
 
 
+@pytest.mark.slow
 def test_the_reverse_program_learns_the_conditional():
     objective = inference.hvi(one, hierarchical.bind({"loc": LOC}), keep=["z"], reverse=reverse)
     start = {"gain": jnp.asarray(0.0), "loc": jnp.asarray(LOC)}
@@ -320,6 +326,7 @@ def test_names_and_directions():
         assert isinstance(objective.guide, ppl.densities.Marginal)
 
 
+@pytest.mark.slow
 def test_a_hierarchical_guide_fits():
     objective = inference.iwhvi(
         one, hierarchical, keep=["z"], num_aux_particles=4, num_replicates=20

@@ -116,6 +116,7 @@ FIXED = {
 }
 
 
+@pytest.mark.fast("f_divergence")
 @pytest.mark.parametrize("name", ENUMERATED)
 def test_rows_are_exact_under_enumeration(name):
     make, options, f = ENUMERATED[name]
@@ -135,12 +136,14 @@ def sampled(objective, want, want_grads, n=20_000):
         assert_unbiased(grads[name], want_grads[name])  # sd below 1: finds a bias of 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXED)
 def test_rows_with_fixed_draws(name):
     make, f = FIXED[name]
     sampled(make(model, guide, **OPTIONS), *over_rows(f, fixed=True))
 
 
+@pytest.mark.slow
 def test_a_minibatch_has_the_gradient_of_all_rows():
     """All three minibatches of one row each, every one scaled by 3: their mean, under enumeration."""
     objective = inference.cubo(model, guide, **OPTIONS, strategies="enum")
@@ -155,6 +158,7 @@ def test_a_minibatch_has_the_gradient_of_all_rows():
 
 
 # slow: the same without the wake part
+@pytest.mark.slow
 @pytest.mark.parametrize("insomnia", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_insomnia_mixes_the_directions_of_wake_and_sleep(insomnia):
     value, grads = over_rows(both, fixed=True)

@@ -69,6 +69,7 @@ def chain(ys):
 YS = jnp.array([[0.2, 1.0], [-0.4, 0.1], [0.9, -1.2]])  # [steps, rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", some_slow(["sampled", "analytic"], "sampled"))
 def test_schedule_over_steps_is_linear(kl, key):
     """The value is linear in the weights: a schedule is the sum of its unit schedules, draws being the same."""

@@ -16,6 +16,7 @@ EDM, VP = diffusion.EDM(), diffusion.VP()
 POINTS = jnp.array([[-1.0, 0.3], [0.8, -0.4]])
 
 
+@pytest.mark.slow_for("1")
 @pytest.mark.parametrize("num_extra", [1, 8, 500])
 def test_density_is_that_of_students_t(num_extra):
     x = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
@@ -58,6 +59,7 @@ def poisson_model(noising, num_extra):
     return inference.diffusion.Diffusion(noising, score, (2,), noise=noise), log_density
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "noising", [EDM, pytest.param(VP, marks=pytest.mark.slow)], ids=["EDM", "VP"]
 )

@@ -42,6 +42,7 @@ SAMPLERS = {
 LATER = ("flow by Euler", "heun", "heun with churn")  # variants of others
 
 
+@pytest.mark.fast("heun, EDM")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in LATER else n for n in SAMPLERS]
 )
@@ -55,6 +56,7 @@ def test_samplers_draw_the_mixture(name, key):
     assert_unbiased(values, [MEAN, SQUARE, below(0.0), below(1.0)])
 
 
+@pytest.mark.slow
 def test_one_point_is_reached_by_one_step():
     """Data that are one point: DDIM and Heun without churn are exact however long the step."""
     model = diffusion.gaussian_mixture(VP, [1.0], [[0.7, -0.2]], 1e-12)
@@ -97,6 +99,7 @@ def test_points_to_start_from(key):
 PLANE = (np.array([0.4, 0.6]), np.array([[-1.0, 0.5], [0.8, -0.3]]), np.array([[0.3, 0.2], [0.4, 0.5]]))  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "noising", [VP, pytest.param(diffusion.EDM(), marks=pytest.mark.slow)], ids=["VP", "EDM"]
 )

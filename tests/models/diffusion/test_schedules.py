@@ -16,6 +16,7 @@ SCHEDULES = [diffusion.VP(), diffusion.VP(0.1, 8.0), diffusion.Cosine(), diffusi
 every_schedule = pytest.mark.parametrize("noising", SCHEDULES, ids=repr)
 
 
+@pytest.mark.fast("EDM(sigma_min=0.002, sigma_max=80.0, rho=7.0)")
 @every_schedule
 def test_the_marginal_solves_the_differential_equation(noising):
     """That is, d log alpha = a dt and d variance = (2 a variance + g2) dt, integrated by quadrature."""
@@ -60,6 +61,9 @@ def test_equal_settings_are_one_process():
 NAMES = ("score", "noise", "data", "velocity", "flow")
 
 
+@pytest.mark.slow_for(
+    "Cosine(offset=0.008, first=0.001, last=0.9946)", "VP(beta_min=0.1, beta_max=20.0, first=0.001)"
+)
 @every_schedule
 def test_parametrisations_are_what_they_say(noising):
     """All conversions of one pair (x_0, eps), and back."""

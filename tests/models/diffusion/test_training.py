@@ -43,6 +43,7 @@ class Exact(eqx.Module):
         return value / power if self.predicts == "velocity" else value
 
 
+@pytest.mark.slow_for("noise-EDM", "noise-VP")
 @pytest.mark.parametrize("noising", [VP, diffusion.EDM()], ids=["VP", "EDM"])
 @pytest.mark.parametrize("predicts", PREDICTIONS)
 def test_the_optimal_network_has_the_true_score(predicts, noising):
@@ -53,6 +54,7 @@ def test_the_optimal_network_has_the_true_score(predicts, noising):
         np.testing.assert_allclose(learned.score(x, t), model.score(x, t), rtol=3e-3, atol=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "predicts",
     [*PREDICTIONS[:1], *(pytest.param(p, marks=pytest.mark.slow) for p in PREDICTIONS[1:])],

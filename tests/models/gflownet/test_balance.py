@@ -25,6 +25,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.fast("subtb-grid-5")
 @pytest.mark.parametrize("rows_per_chunk", [5, slow(1000)])
 @pytest.mark.parametrize(("name", "make"), PAIRS)
 def test_value_and_gradient_are_those_of_the_loss_at_the_trajectories_drawn(
@@ -243,6 +244,7 @@ PROGRAMS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_for("outputs of the prior")
 @pytest.mark.parametrize(("env", "options", "message"), PROGRAMS.values(), ids=PROGRAMS)
 def test_choices_that_do_not_go_together_are_refused(env, options, message, key):
     with pytest.raises(ValueError, match=message):

@@ -64,6 +64,7 @@ def untrained(flow="network", forward_looking=False, seed=0, **options):
     return sampler, jax.tree.unflatten(tree, noisy)
 
 
+@pytest.mark.fast("True")
 @pytest.mark.parametrize("is_known", [False, True])
 def test_the_exact_sampler_of_a_gaussian_has_no_residual(is_known, key):
     sampler = gflownet.diffusion_sampler(
@@ -79,6 +80,7 @@ def test_the_exact_sampler_of_a_gaussian_has_no_residual(is_known, key):
     assert_unbiased((ends - LOC) ** 2, SD**2)
 
 
+@pytest.mark.fast("True")
 @pytest.mark.parametrize("forward_looking", [False, True])
 def test_the_process_is_the_density_of_the_programs(forward_looking, key):
     sampler, params = untrained(forward_looking=forward_looking)
@@ -102,6 +104,7 @@ def test_the_process_is_the_density_of_the_programs(forward_looking, key):
     np.testing.assert_allclose(process.log_weight, want, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_weights_and_particles_estimate_z_without_bias(key):
     """Random policy, wider paths too; |z| < 4.5."""
     sampler, params = untrained()
@@ -172,6 +175,7 @@ def test_impossible_settings_are_refused(options, message, key):
         gflownet.diffusion_sampler(**{"log_density": log_r, "num_dims": 1, "key": key, **options})
 
 
+@pytest.mark.slow
 def test_losses_that_make_no_sense_are_refused(key):
     sampler = gflownet.diffusion_sampler(log_r, 1, num_steps=2, key=key)
     for options, message in (

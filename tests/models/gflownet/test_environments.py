@@ -34,6 +34,7 @@ NUM_OBJECTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["structures", *(slow(n, id=n) for n in ENVIRONMENTS if n != "structures")]
 )
@@ -246,6 +247,13 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.fast(
+    "mask of numbers",
+    "mask of wrong length",
+    "other shape of states",
+    "start has parents",
+    "zero reward",
+)
 @pytest.mark.parametrize(("methods", "message"), WRONG.values(), ids=WRONG)
 def test_environments_that_are_not_sound_are_refused(methods, message, key):
     with pytest.raises(ValueError, match=message):

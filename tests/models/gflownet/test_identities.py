@@ -59,6 +59,7 @@ def test_policies_are_laws_of_trajectories(make):
     np.testing.assert_allclose(jnp.exp(log_reward + log_pb).sum(), np.exp(table.log_z), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_z", [slow(0.0), 1.3, slow(7.0)])
 def test_on_policy_trajectory_balance_is_the_reverse_kl(make, log_z):
     """grad_F E[TB] = 2 grad_F KL(P_F || P_B R / Z), whatever log Z."""
@@ -79,6 +80,7 @@ def test_on_policy_trajectory_balance_is_the_reverse_kl(make, log_z):
     close({"policy": one["policy"]}, two)
 
 
+@pytest.mark.slow
 def test_backward_trajectory_balance_is_the_kl_of_the_backward_policy(make):
     """Trajectories from R / Z and P_B: grad_B E[TB] = 2 grad_B KL(P_B R / Z || P_F)."""
     net = make("total")
@@ -102,6 +104,7 @@ def test_backward_trajectory_balance_is_the_kl_of_the_backward_policy(make):
     close({"policy": one["policy"]}, two)
 
 
+@pytest.mark.slow
 def test_linex_is_the_forward_kl(make):
     """At the true log Z, grad_F E_F[exp(u_n - u_0) - (u_n - u_0) - 1] = grad_F KL(P_B R / Z || P_F)."""
     net = make("total", backward="uniform")
@@ -122,6 +125,7 @@ def test_linex_is_the_forward_kl(make):
     )
 
 
+@pytest.mark.slow
 def test_log_variance_is_the_score_function_with_leave_one_out_baseline(make):
     """For every batch: grad = 2/B sum_i (l_i - mean of the others) grad log P_F(path_i), up to P_B."""
     net = make("total", backward="uniform")
@@ -150,6 +154,7 @@ def test_log_variance_is_trajectory_balance_at_the_batch_mean():
     np.testing.assert_allclose(got, gflownet.trajectory_balance()(process) * 4 / 3, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forward_looking", [slow(False), True])
 def test_residuals_of_sub_trajectories_are_differences_of_one_process(make, forward_looking):
     net = make(forward_looking=forward_looking)
@@ -164,6 +169,7 @@ def test_residuals_of_sub_trajectories_are_differences_of_one_process(make, forw
         np.testing.assert_allclose(log_f[row, n], process.log_reward[row, -1], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_sub_trajectory_balance_is_the_weighted_sum_over_all_pairs():
     net = grid(forward_looking=True)
     _, actions, _ = enumerated(net)
@@ -190,6 +196,7 @@ def test_sub_trajectory_balance_has_trajectory_and_detailed_balance_as_limits():
     np.testing.assert_allclose(gflownet.subtrajectory_balance(1e-9)(process), mean, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_flow_matching_is_detailed_balance_of_edge_flows(make):
     """u_{t+1} - u_t = log[R or outflow](s_{t+1}) - log inflow(s_{t+1}), whatever the step that led there."""
     net = make("edges", "uniform")
@@ -215,6 +222,7 @@ def test_flow_matching_is_detailed_balance_of_edge_flows(make):
     np.testing.assert_allclose(increments[~np.asarray(process.is_step)], 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_modified_detailed_balance_is_the_forward_looking_one_with_the_flow_eliminated():
     net = grid("stop", "uniform", forward_looking=True)
     _, actions, _ = enumerated(net)
@@ -247,6 +255,7 @@ def solved():
     return gflownet.programs(env, flow_network=flow, key=jax.random.key(0), **options)
 
 
+@pytest.mark.slow
 def test_the_closed_form_has_no_residual_and_samples_the_target():
     net = solved()
     params = parameters(net)
@@ -260,6 +269,7 @@ def test_the_closed_form_has_no_residual_and_samples_the_target():
     np.testing.assert_allclose(net.env.inclusion(), inclusion, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_free_flow_at_the_end_is_zero_loss_for_any_policy():
     """Why the flow of an object is pinned: F := visits and the P_B they induce have no residual, and the policy is arbitrary."""
     net = sets(forward_looking=True)
@@ -290,6 +300,7 @@ def test_a_free_flow_at_the_end_is_zero_loss_for_any_policy():
     assert gflownet.detailed_balance()(process) > 0.1
 
 
+@pytest.mark.slow
 def test_the_bound_under_enumeration_has_the_gradient_of_trajectory_balance():
     """`inference.elbo` of the programs is -KL + log Z, its gradient in P_F -1/2 that of on-policy trajectory balance."""
     net = sets("total", "uniform")

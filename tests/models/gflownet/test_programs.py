@@ -28,6 +28,7 @@ def make(case):
     return MAKERS[name](*options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_densities_of_the_programs_are_the_log_weight_process(case):
     net = make(case)
@@ -44,6 +45,7 @@ def test_densities_of_the_programs_are_the_log_weight_process(case):
     np.testing.assert_array_equal(at_end, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [slow(CASES[0]), CASES[2]], ids=str)
 def test_the_backward_program_is_the_backward_policy(case, key):
     """Draws to one object: frequencies against P_B; z < 4.5 for each trajectory."""
@@ -60,6 +62,7 @@ def test_the_backward_program_is_the_backward_policy(case, key):
     assert_unbiased(shares, np.exp(process.log_pb.sum(1)[own]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_a_rollout_leaves_the_numbers_of_its_trajectories(case, key):
     net = make(case)
@@ -73,6 +76,7 @@ def test_a_rollout_leaves_the_numbers_of_its_trajectories(case, key):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_probability_of_an_object_is_estimated_without_bias(key):
     """E[exp] = p_T(x) for each of the 10 sets, at M = 2; |z| < 4.5 over 4,000 estimates of each."""
     net = sets("total", "learned")
@@ -83,6 +87,7 @@ def test_the_probability_of_an_object_is_estimated_without_bias(key):
     assert_unbiased(estimates, table.law(net, params))
 
 
+@pytest.mark.slow
 def test_rollouts_follow_the_forward_policy(key):
     """Objects of 20,000 trajectories against p_T by dynamic programming; exploring ones against the mixture."""
     net = grid("total", "uniform")
@@ -100,6 +105,7 @@ def test_rollouts_follow_the_forward_policy(key):
         assert_unbiased(shares, table.law_of(law))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_twist", [slow(False), True])
 @pytest.mark.parametrize("case", [CASES[0], slow(CASES[2])], ids=str)
 def test_particles_estimate_z_without_bias(case, with_twist, key):

@@ -62,6 +62,7 @@ def log_evidence(row):
     )
 
 
+@pytest.mark.slow
 def test_bounds_rise_with_the_particles_to_the_exact_evidence(key):
     """L_1 < L_5 < L_50 <= log p(x_o), and the gap closes."""
     found = []
@@ -191,6 +192,7 @@ def test_the_quadrature_values():
     np.testing.assert_allclose(variance, VARIANCE, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_values_that_hide_themselves_are_imputed_as_quadrature_says(key):
     """100,000 draws: P(miss), means and variances within 4.5 standard errors (about 0.01); at random the answer would be 0."""
     found, _ = imputed(key)
@@ -202,6 +204,7 @@ def test_values_that_hide_themselves_are_imputed_as_quadrature_says(key):
     np.testing.assert_allclose(found.mean[:, 0, 0], mean, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_of_hidden_values_are_weighted_to_what_quadrature_says(key):
     """The same answers from 2,000 draws of `hidden_law`, all but equal in weight where the logistic function is not steep."""
     holes = imputation.series(np.full((3, 1, 1), np.nan))
@@ -215,6 +218,7 @@ def test_draws_of_hidden_values_are_weighted_to_what_quadrature_says(key):
     assert np.all(found.ess > np.array([0.9, 0.9, 0.6]) * 2000)
 
 
+@pytest.mark.fast("t")
 @pytest.mark.parametrize(
     "law", [dist.Normal(0.3, 0.7), dist.StudentT(5.0, 0.3, 0.7)], ids=["normal", "t"]
 )
@@ -243,6 +247,7 @@ def test_hidden_partners_are_imputed_as_quadrature_says(key):
     assert np.all(np.abs(mean - PAIR_MEAN) < 4.5 * error) and np.all(error < 0.005)
 
 
+@pytest.mark.slow
 def test_without_the_mask_the_answer_is_that_of_missing_at_random(key):
     """MIWAE gives 0, and 0.8 x1."""
     single, pairs = imputed(key, knows_mask=False)

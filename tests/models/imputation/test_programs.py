@@ -83,6 +83,7 @@ def test_padding_a_series_changes_nothing(kind, prior):
     close(long.log_probs["z"] - score(padded(Z), longer(DATA)), ratio, atol=1e-4)
 
 
+@pytest.mark.fast("1000000.0")
 @pytest.mark.parametrize("fill", [0.0, 1e6])
 def test_what_stands_in_a_missing_cell_is_never_read(fill):
     model, guide = make()
@@ -109,11 +110,13 @@ def test_one_categorical_term_per_series():
     assert trace.log_probs["s"].shape == trace.log_probs["x_observed"].shape == (N,)
 
 
+@pytest.mark.slow
 def test_the_mask_is_scored_on_steps_that_exist():
     model, _ = make(missingness="self_masking")  # slope and bias zero: one half each
     close(scored(model).log_probs["s"], np.log(0.5) * D * DATA.valid.sum(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "observation", ["normal", pytest.param("student_t", marks=pytest.mark.slow)]
 )
@@ -146,6 +149,7 @@ def test_every_mechanism_can_express_any_rate(mechanism):
 SHIFT = np.log(0.5) * D * DATA.valid.sum(1)  # log p(s) where p(s | x) is one half
 
 
+@pytest.mark.slow
 def test_a_mask_that_does_not_depend_on_x_changes_no_prediction(key):
     """Weights shift by log p(s), and predictions are MIWAE's."""
     plain, masked = make(missingness=None), make(missingness="self_masking")
@@ -191,6 +195,7 @@ def test_members_of_the_family_have_their_sites(member):
     assert set(sites) == {"z", "x_observed", "x_unobserved"} | optional
 
 
+@pytest.mark.slow
 def test_the_untrained_imputer_is_near_gaussian_process_regression(key):
     """A smooth path seen at two thirds of its steps: better than its mean by far, without a step of training."""
     times = np.arange(24.0)
@@ -203,6 +208,7 @@ def test_the_untrained_imputer_is_near_gaussian_process_regression(key):
     assert error < 0.6 * np.abs(truth)[~seen].mean()
 
 
+@pytest.mark.slow
 def test_student_t_observations(key):
     model, _ = make(observation="student_t")
     assert np.isfinite(scored(model).log_density)
@@ -223,6 +229,7 @@ def test_a_causal_program_does_not_look_ahead():
     close(draw(later)[..., :2], draw(DATA)[..., :2])
 
 
+@pytest.mark.slow
 def test_an_early_observer_knows_nothing_of_later_steps():
     """The series until a step is the series of that length: weights there are filtering weights."""
     model, guide = make()
@@ -250,6 +257,7 @@ def test_obs_dropout_at_rate_zero_is_the_program_itself():
     assert imputation.obs_dropout(model, 0.0) is model
 
 
+@pytest.mark.slow
 def test_weights_do_not_know_of_obs_dropout():
     """Every factor of r = p(s | x) p(x_o | z) p(z) / q is the same, so the ESS with dropout on is that with dropout off."""
     model = make(has_decay=True).model
@@ -261,6 +269,7 @@ def test_weights_do_not_know_of_obs_dropout():
     assert np.any(np.abs(on.log_probs["y"] - off.log_probs["y"]) > 1e-4)
 
 
+@pytest.mark.slow
 def test_obs_dropout_shows_generated_values_in_dropped_cells():
     model = imputation.obs_dropout(make().model, 0.4)
     trace = scored(model)
@@ -274,6 +283,7 @@ def test_obs_dropout_shows_generated_values_in_dropped_cells():
     assert np.any(other != kept)
 
 
+@pytest.mark.slow
 def test_obs_dropout_at_rate_one_hides_all_observed_values():
     """The classifier's logits are then functions of z and the generated cells alone."""
     model = imputation.obs_dropout(make().model, 1.0)
@@ -302,6 +312,7 @@ def test_obs_dropout_trains(key):
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_obs_dropout_without_its_sites_is_refused_by_name():
     model = imputation.obs_dropout(make(num_classes=None).model, 0.3)
     with pytest.raises(ValueError, match=r"obs_dropout: .* has no site \['kept', 'seen'\]"):
@@ -396,6 +407,7 @@ def test_impute_refuses_impossible_numbers(key):
         _ = Imputation(**{**vars(plain), "logits": None}).probs
 
 
+@pytest.mark.slow
 def test_batches_of_series_give_what_one_batch_gives(key):
     """Draws differ by their keys; the series and their order do not."""
     found = imputation.impute(*make(), DATA, key, num_particles=3, batch_size=2)

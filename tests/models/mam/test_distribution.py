@@ -83,18 +83,21 @@ class TestExactLaws:
         # The orders really differ: this model is not consistent.
         assert np.abs(mixture - law).max() > 0.5
 
+    @pytest.mark.slow
     def test_an_ensemble_is_the_mixture_of_its_orders(self, odd, mixture):
         chosen = [0, 3, 4]
         model = mam.MaM(odd.networks, density="ensemble", orders=ORDERS[chosen])
         want = logsumexp(mixture[chosen], 0) - np.log(3)
         np.testing.assert_allclose(model.log_prob(X), want, atol=1e-5)
 
+    @pytest.mark.fast("seed2")
     def test_draws_follow_the_mixture(self, odd, seed):
         """27 states, |z| < 4.5: 2e-4 false alarms; a state's bias of 0.01 is at least 7 standard errors."""
         draws = odd.sample(seed, (40_000,))
         frequency = (draws[:, None] == X).all(-1)
         assert_unbiased(frequency, np.exp(mam.sampler_law(odd.networks)[1:, 1:, 1:]).ravel())
 
+    @pytest.mark.fast("seed2")
     def test_ensemble_draws_follow_the_ensemble(self, odd, seed):
         model = mam.MaM(odd.networks, density="ensemble", orders=ORDERS[[1, 5]])
         frequency = (model.sample(seed, (40_000,))[:, None] == X).all(-1)
@@ -122,6 +125,7 @@ class TestExactLaws:
         got = odd.consistency_residuals(X, order)
         np.testing.assert_allclose(got.sum(-1), gap, atol=1e-5)
 
+    @pytest.mark.fast("seed1")
     def test_one_residual_is_a_uniform_one(self, odd, seed):
         """Mean and second moment over orders and steps for 3 rows; a bias of 0.05 nats is 7 standard errors and more."""
         x = X[[0, 13, 20]]
@@ -152,6 +156,7 @@ class TestQueries:
                     got = logits[np.arange(len(X)), i, X[:, i]]
                     np.testing.assert_allclose(got, want, atol=1e-12)
 
+    @pytest.mark.slow
     def test_one_pass_takes_any_masks(self, odd):
         both = odd.log_marginal(X[:, None], MASKS)
         assert both.shape == (len(X), len(MASKS))
@@ -182,6 +187,7 @@ class TestEvidence:
             assert (log_prob[~agrees] == -np.inf).all()
             np.testing.assert_allclose(logsumexp(log_prob), 0, atol=1e-5)
 
+    @pytest.mark.slow
     def test_tables_give_bayes_rule(self):
         log_p = joint(D, K, 2)
         with jax.enable_x64(True):
@@ -198,6 +204,7 @@ class TestEvidence:
             want -= exact_marginal(log_p, self.x, self.observed)
             np.testing.assert_allclose(some, want, atol=1e-12)
 
+    @pytest.mark.slow
     def test_draws_keep_the_evidence_and_know_their_law(self, odd, key):
         observed = np.array([[False, True, False], [True, True, True]])
         model = odd.condition(self.x, observed)
@@ -232,6 +239,7 @@ class TestEvidence:
         with pytest.raises(ValueError, match="consistency_residuals: .* contradicts the evidence"):
             odd.condition(self.x, self.observed).consistency_residuals([0, 1, 1], ORDERS[0])
 
+    @pytest.mark.slow
     def test_residuals_are_those_of_the_free_variables(self, odd, key):
         model = odd.condition(self.x, [True, True, False])
         x = np.broadcast_to(self.x, (20, D))
@@ -269,6 +277,7 @@ class TestTheTrap:
                 )
                 bound.value(bound.init(key), key)
 
+    @pytest.mark.fast("seed1")
     def test_chain_weights_estimate_sums_and_amortised_ones_do_not(self, odd, seed):
         """E[f / p(x | order)] = sum f = 1; 40,000 draws, a bias of 0.05 is more than 7 standard errors."""
         log_f = joint(D, K, 3)
@@ -294,6 +303,7 @@ class TestTheTrap:
 
 
 class TestInPrograms:
+    @pytest.mark.slow
     def test_it_is_a_pytree_with_functions_inside(self, odd, key):
         model = odd.condition([0, 2, 1], [False, True, False])
         got = jax.jit(lambda m, x: m.with_order(ORDERS[0]).log_prob(x))(model, X)

@@ -27,6 +27,7 @@ def move_matrix(networks, block):
     return np.asarray(jax.vmap(lambda a: jax.vmap(lambda b: one(a, b))(x))(x))
 
 
+@pytest.mark.fast("[3, 2, 1, 0]")
 @pytest.mark.parametrize("block", [[0], [2, 0], [1, 3, 0], [3, 2, 1, 0]], ids=str)
 def test_redrawing_a_block_of_a_consistent_model_keeps_its_law(block):
     log_p = joint(4, 2)
@@ -46,6 +47,7 @@ def frequency(value):
     return np.asarray((value[:, None] == X).all(-1))
 
 
+@pytest.mark.fast("seed2")
 def test_a_call_moves_as_the_mean_of_its_blocks(seed):
     """From one state: 8 frequencies of 40,000 moves; a bias of 0.02 is 7 standard errors."""
     networks = odd_networks(D, K)
@@ -57,6 +59,7 @@ def test_a_call_moves_as_the_mean_of_its_blocks(seed):
     assert (acceptance == 1).all()
 
 
+@pytest.mark.fast("seed1")
 def test_corrected_moves_of_a_bad_model_keep_the_target(seed):
     """|z| < 4.5 for 8 states; without the correction the same moves drift by tens of standard errors."""
     log_p = joint(D, K, 1)
@@ -71,6 +74,7 @@ def test_corrected_moves_of_a_bad_model_keep_the_target(seed):
         assert_unbiased(frequency(mam.BlockGibbs(model, 2)(seed, x).value), np.exp(log_p.ravel()))
 
 
+@pytest.mark.slow_for("seed0")
 def test_moves_keep_evidence_and_the_conditional_law(seed):
     log_p = joint(D, K, 2)
     model = mam.MaM(mam.Tables(log_p)).condition([0, 1, 0], [False, True, False])

@@ -34,6 +34,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some_slow(MAKERS, "unet", "transformer"))  # long compilations
 def test_on_a_tiny_lattice(name, key):
     """Uniform at the start; away from it nothing observed has probability 1, and the 16 values of each of 24 orders sum to 1."""
@@ -105,6 +106,7 @@ def test_fitted_parameters_replace_their_network_only():
         np.testing.assert_array_equal(mixed.log_conditionals(tokens), pair.log_conditionals(tokens))
 
 
+@pytest.mark.slow
 def test_convolutions_carry_over_to_another_grid_and_other_shapes_do_not(key):
     """With all weights shared, what is observed in a corner of a large grid has the log-marginal it has on a small one."""
     make = lambda grid: mam.residual_cnns(grid, 2, channels=3, depth=1, key=key)
@@ -148,6 +150,7 @@ def test_a_unet_knows_how_much_is_observed(key):
     assert np.diff(np.sort([same[0] for same in by_count])).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_transformer_tells_positions_apart_and_reads_far_ones(key):
     options = {"is_summed": False, "width": 8, "depth": 1, "num_heads": 2, "reach": 1}
     network = shaken(mam.MaskedTransformer(9, 2, 3, **options, key=key))
@@ -167,6 +170,7 @@ ORDERED = {
 
 @pytest.mark.parametrize("make", ORDERED.values(), ids=ORDERED)
 class TestOneOrder:
+    @pytest.mark.fast("made")
     def test_it_is_a_normalised_law(self, make, key):
         """Probabilities sum to one over all values; logits of a variable do not see it, or those after it."""
         network = shaken(make(4, 3, key))

@@ -44,6 +44,7 @@ def mean_square(networks, tokens):
 
 
 class TestAnyOrder:
+    @pytest.mark.slow
     def test_value_and_gradient_are_those_of_the_sum_over_orders(self, key):
         """About 60 coordinates, |z| < 4.5; the bound of one row is off by nats where a step is left out."""
         bound, x = mam.any_order(NETWORKS), jnp.asarray(X[[1, 6]])
@@ -67,6 +68,7 @@ class TestAnyOrder:
         with pytest.raises(ValueError, match=r"any_order: x has shape \(8, 3\).*\[rows, 5\]"):
             mam.any_order(odd_networks(5, 2)).init(key, X)
 
+    @pytest.mark.fast("any_order")
     @pytest.mark.parametrize("make", [mam.any_order, mam.distil])
     def test_values_outside_of_the_support_are_refused(self, make, key):
         objective, x = make(NETWORKS), np.array([[0, 1, 1], [0, -1, 1], [2, 0, 0], [0, 0.5, 0]])
@@ -80,6 +82,7 @@ class TestAnyOrder:
 
 
 class TestDistil:
+    @pytest.mark.slow
     def test_without_samples_value_and_gradient_are_the_mean_square(self, key):
         objective, x = mam.distil(NETWORKS, share=0.0), jnp.asarray(X[[1, 6, 7]])
         params = objective.init(key, x)
@@ -113,6 +116,7 @@ class TestRegress:
         x, order = jnp.asarray(X[[1, 6, 7]]), jnp.asarray(orders(D)[[0, 3, 4]])
         return x, order, mam.MaM(NETWORKS).log_steps(x, order)
 
+    @pytest.mark.slow
     def test_value_and_gradient_are_the_mean_over_prefixes(self, key):
         objective, args = mam.regress(NETWORKS), self.rows()
         params = objective.init(key, *args)
@@ -161,6 +165,7 @@ class TestEnergy:
         for one, two in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_variance_is_the_covariance_with_a_leave_one_out_mean(self, key):
         params, (value, grads) = self.value_and_grad(key, spread="variance", penalty=0.0)
         gap = np.asarray(self.gaps(params)[1], float)
@@ -168,6 +173,7 @@ class TestEnergy:
         others = (gap.sum() - gap) / 5
         self.assert_close(grads, self.weighted(params, gap - others))
 
+    @pytest.mark.slow
     def test_std_is_the_normalised_step_of_the_released_code(self, key):
         params, (value, grads) = self.value_and_grad(key, spread="std", penalty=0.0, floor=0.0)
         gap = np.asarray(self.gaps(params)[1], float)
@@ -201,6 +207,7 @@ class TestEnergy:
         assert_unbiased(values, value)
         assert_tree_unbiased(estimates, grads)
 
+    @pytest.mark.slow
     def test_exact_tables_are_the_optimum(self, key):
         """At the truth every term vanishes; the marginal network alone is off by no constant."""
         tables = mam.Tables(LOG_F)
@@ -215,6 +222,7 @@ class TestEnergy:
         np.testing.assert_allclose(value, 0, atol=1e-9)
         assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) < 1e-4
 
+    @pytest.mark.slow
     def test_terms_are_reported_by_name_and_nothing_is_drawn(self, key):
         objective = mam.energy(NETWORKS, log_f, num_chains=6)
         params = objective.init(key)
@@ -236,6 +244,7 @@ class TestEnergy:
         one = jax.jit(jax.vmap(lambda key: objective.value(params, key)))
         assert_unbiased(one(jax.random.split(key, 300)), exact / 2)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("spread", some_slow(["variance", "plain"], "variance"))
     def test_what_a_spread_is_unbiased_for(self, spread, key):
         """Two chains in all 64 states under a law that is not the model's: the mean gradient is that of a fixed law's spread."""
@@ -256,6 +265,7 @@ class TestEnergy:
 
         self.assert_close(mean, jax.jit(jax.grad(exact))(params["marginal"]))
 
+    @pytest.mark.slow
     def test_chains_start_anew_when_their_time_has_come(self, key):
         """Every third move is a draw along a whole order; the others change two variables at most."""
         chains = Chains(lambda _: NETWORKS, lambda: 40_000, 2, 3)
@@ -266,6 +276,7 @@ class TestEnergy:
         law = np.exp(mam.sampler_law(NETWORKS)[1:, 1:, 1:]).ravel()
         assert_unbiased((move(2)[:, None] - 1 == X).all(-1), law)
 
+    @pytest.mark.slow
     def test_tempered_chains_are_those_of_conditionals_to_a_power(self, key):
         """Fresh chains of three powers against the law of sampling with c^power; 8 states each, |z| < 4.5."""
         powers = (-2.0, 0.5, 3.0)
@@ -314,6 +325,7 @@ class Lookup(eqx.Module):
         return out + (tokens > 0).sum() * jnp.log(K) if self.method == "log_marginal" else out
 
 
+@pytest.mark.slow
 def test_residuals_are_the_detailed_balance_of_a_flow_network():
     """Flow Z exp(l) / binomial(D, |S|), policies exp(c) / (D - |S|) and 1 / |S|: 48 trajectories of networks that fit nothing."""
     empty, log_z = jnp.zeros(D, int), 0.7

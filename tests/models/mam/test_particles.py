@@ -23,6 +23,7 @@ def log_f(x):
     return LOG_F[tuple(x)]
 
 
+@pytest.mark.slow
 def test_a_perfect_model_weighs_nothing(key):
     model = mam.MaM(mam.Tables(LOG_F))
     run = inference.smc(mam.feynman_kac(model, log_f), key, num_particles=20)
@@ -31,6 +32,7 @@ def test_a_perfect_model_weighs_nothing(key):
     np.testing.assert_allclose(run.ess, 20, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_evidence_is_unbiased_for_any_model(name, key):
     """Z from 8 particles, resampled at every step, 4000 runs; a bias of 5 % is 7 standard errors and more."""
@@ -41,6 +43,7 @@ def test_the_evidence_is_unbiased_for_any_model(name, key):
     assert_unbiased(np.exp(estimates), np.exp(1.5))
 
 
+@pytest.mark.slow
 def test_evidence_gives_the_sum_over_what_agrees(key):
     model = MODELS["random_order"].condition([0, 2, 0], [False, True, False])
     chain = mam.feynman_kac(model, log_f)
@@ -58,6 +61,7 @@ def test_without_anything_to_draw_the_evidence_is_the_target(key):
     np.testing.assert_allclose(run.log_evidence, log_f(x), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_weighted_particles_follow_the_target(key):
     """Frequencies of the 27 values from 4,000 particles, 50 runs: the mean of Z times them is unbiased."""
     model = mam.feynman_kac(MODELS["random_order"], log_f)

@@ -21,6 +21,7 @@ def double():
         yield
 
 
+@pytest.mark.slow
 def test_density_is_the_product_of_population_and_likelihoods():
     network, episodes = mlp(), regression(((3, 3), (2, 2)))
     model, _ = niw_meta.programs(network, niw_meta.Gaussian(0.3), prior_scale=0.2)
@@ -36,6 +37,7 @@ def test_density_is_the_product_of_population_and_likelihoods():
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_linear_layer_on_features_with_a_gaussian_head_is_ridge_regression():
     """The mean of the site is (Z'Z + rho)^-1 Z'y with rho = noise^2 / prior_scale^2, Z the features with a one."""
     features, episodes = mlp(num_outputs=5), regression(((4, 4), (2, 2)))
@@ -82,6 +84,7 @@ def test_variational_adaptation_finds_the_posterior_where_it_is_diagonal():
     assert np.all(np.abs(draws.var(0) / variance - 1) < 0.2 + 4.5 * (2 / 4000) ** 0.5)
 
 
+@pytest.mark.slow
 def test_unequal_episodes_are_those_without_padding():
     network = mlp()
     model, guide = niw_meta.programs(network, niw_meta.Gaussian(0.3))
@@ -189,6 +192,7 @@ def test_fitted_tails_are_the_most_probable_ones():
     assert vectors.batch_shape == (4,) and vectors.event_shape == (2,)
 
 
+@pytest.mark.slow
 def test_fitted_spread_undoes_draws_that_are_too_wide():
     """Draws four times as wide as the errors of their mean, and labels without noise: a quarter of the spread remains."""
     rng = np.random.default_rng(8)
@@ -221,6 +225,7 @@ def test_fitted_temperature_finds_the_one_that_labels_are_drawn_with():
     assert niw_meta.fitted_temperature(draws, points) < one
 
 
+@pytest.mark.slow
 def test_calibration_errors_of_calibrated_and_of_sure_predictions():
     rng = np.random.default_rng(3)
     y = rng.normal(size=(1, 20_000))

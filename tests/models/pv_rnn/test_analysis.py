@@ -61,6 +61,7 @@ def test_diverging_step():
     )
 
 
+@pytest.mark.slow
 def test_free_generation_has_the_law_of_the_program(key):
     """`rollout` is the model's own prior run: same mean of x at every step, 20,000 rows each."""
     network = Network([Layer(4, 1, 2.0), Layer(3, 1, 4.0)], Gaussian(1, 0.3), key=key)

@@ -63,6 +63,7 @@ def exact():
     return network, exact_log_evidence(network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", some_slow(["prior", "encoder"], "encoder"))
 def test_particle_filters_estimate_the_evidence(guide, exact, key):
     """Mean of Z over 4,000 runs of 50 particles is exact: z < 4.5; a bias of 5% is at least 7 standard errors."""
@@ -136,6 +137,7 @@ def kalman(network, scale, seen):
     return total, np.array(moments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", some_slow(["prior", "encoder"], "encoder"))
 def test_filters_of_a_linear_network_are_kalmans_and_forecast_unseen_steps(guide, key):
     """Two steps seen and two not: evidence, mean and variance of the forecasts, over 1,000 runs of 100 particles.

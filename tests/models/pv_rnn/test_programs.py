@@ -92,6 +92,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", some_slow(CASES, *list(CASES)[::2]))
 def test_objective_and_gradient_equal_a_loop_by_hand(case, key):
     network, _, bound = make(**CASES[case])
@@ -103,6 +104,7 @@ def test_objective_and_gradient_equal_a_loop_by_hand(case, key):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_categorical_output_equals_a_loop_by_hand(key):
     x = jax.random.randint(key, (N, T, 2), 0, 4)
     network, _, bound = make(Categorical(4, 2))
@@ -123,6 +125,7 @@ def test_weighted_objective_is_the_free_energy(key):
     assert bound.label(X, INDEX) == "elbo with site weights (not a bound)"
 
 
+@pytest.mark.slow
 def test_free_energy_is_linear_in_w_and_a_bound_under_the_identity(key):
     network, _, bound = make(layers=(Layer(4, 2, 2.0), Layer(3, 2, 4.0)))
     params = bound.init(key, X, INDEX)
@@ -201,6 +204,7 @@ def test_unit_time_constant_is_a_plain_rnn(key):
     np.testing.assert_allclose(network.advance((h,), [z])[0], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_reach_earlier_vectors_of_the_same_sequence_only(key):
     """dF_t / da_s is zero for s > t and for other sequences, and not zero for s <= t."""
     _, _, bound = make()

@@ -47,6 +47,7 @@ def test_without_iterations_new_prior_rows_roll_the_prior_out(key):
     np.testing.assert_allclose(predictions.window[-1, :, 0], emitted[4:7], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_window_moves_on(key):
     """Row k + 1 becomes row k; the edge is the state of a long unroll over all vectors that have left the window."""
     network = deterministic()
@@ -177,6 +178,7 @@ def test_weights_are_not_touched(by_weight):
             assert np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_predictions_do_not_see_what_they_predict(key):
     """The prediction made at t is the same whatever comes after t."""
     er = ErrorRegression(make_network(), window=3, num_iterations=3, horizon=2, num_particles=4)
@@ -186,6 +188,7 @@ def test_predictions_do_not_see_what_they_predict(key):
     assert not np.array_equal(one.emitted[4:], other.emitted[4:])
 
 
+@pytest.mark.slow
 def test_a_stream_is_fed_one_by_one_saved_and_resumed(key, tmp_path):
     er = ErrorRegression(make_network(), window=3, num_iterations=3, num_particles=4)
     _, together = er.run(er.init(key), XS)
@@ -234,6 +237,7 @@ def test_symbols(key):
         pv_rnn.interval(network, predictions.emitted, 0.9, key)
 
 
+@pytest.mark.slow
 def test_random_and_first_rows(key):
     """Rows of N(0, 1) by the stream's key and step; a first row of one's own is that of the first step only."""
     first = (jnp.arange(4.0), jnp.arange(2.0))
@@ -251,6 +255,7 @@ def test_random_and_first_rows(key):
     assert_unbiased(rows[:, :1] * rows[:, 1:], np.zeros(5))
 
 
+@pytest.mark.slow
 def test_intervals_hold_their_level(key):
     network = Network([(5, 1)], Gaussian(1, 2.0), key=key)
     lower, upper = pv_rnn.interval(network, jnp.zeros((1, 20_000, 1)), 0.9, key)

@@ -312,6 +312,7 @@ def test_the_second_derivative_of_an_estimate_is_refused(strategy, second):
         second(ppl.expectation(coin, strategies=strategy))
 
 
+@pytest.mark.fast("grad_of_grad_of_value", "jit")
 @pytest.mark.parametrize("second", SECOND.values(), ids=SECOND)
 def test_the_second_derivative_under_enumeration_is_exact_or_refused(second):
     try:
@@ -347,6 +348,7 @@ def rows_guide(x, subsample=None):
 X = jnp.arange(4.0)
 
 
+@pytest.mark.slow
 def test_iwelbo_joint_is_refused_under_subsampling():
     half = [lambda x, f=f: f(x, 2) for f in (rows_model, rows_guide)]
     objective = inference.iwelbo(*half, num_particles=3)
@@ -486,6 +488,7 @@ def test_transforms_outside_of_their_domain_are_refused(name):
             run()
 
 
+@pytest.mark.fast("affine", "logarithm", "lognormal")
 @pytest.mark.parametrize(
     "law",
     [

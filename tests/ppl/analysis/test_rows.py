@@ -106,6 +106,7 @@ OBJECTIVES = {
 REFUSED = "Site '[uz]': per='rows' takes the weights row by row, but a row's log-weight (depends on its|moves by|was not finite)"
 
 
+@pytest.mark.fast("neighbour", "sorted")
 @pytest.mark.parametrize("case", COUPLED)
 def test_coupled_rows_are_refused(case):
     bound = OBJECTIVES["iwelbo"](*COUPLED[case], "plate")
@@ -170,12 +171,14 @@ SEPARATE = {
 }
 
 
+@pytest.mark.fast("broadcast and summed")
 @pytest.mark.parametrize("case", SEPARATE)
 def test_rows_that_share_parameters_and_data_are_taken(case):
     bound = inference.iwelbo(SEPARATE[case], guide, num_particles=2, per="plate", check_jumps=False)
     assert np.isfinite(bound.value({"m": 0.3}, KEY, Y))
 
 
+@pytest.mark.slow
 def test_rows_behind_an_outer_axis_and_in_steps_are_taken():
     def model(y):
         with ppl.plate("rows", y.shape[0], dim=-1), ppl.plate("columns", 2, dim=-2):

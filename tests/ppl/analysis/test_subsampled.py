@@ -77,6 +77,7 @@ COUPLED = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("matrix-batch", "running sum-batch")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", COUPLED)
 def test_rows_that_meet_are_refused(case, way):
@@ -119,6 +120,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.fast("particles", "reinforce", "wake_theta")
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_refuses_them(name):
     """Of the values' own rows or of the data's: batch normalisation leaves the latent values apart."""
@@ -157,12 +159,23 @@ SEPARATE = {
 }  # fmt: skip
 
 
+@pytest.mark.fast(
+    "a factor in each row-batch",
+    "a factor in each row-plate",
+    "a mapped function-batch",
+    "a network on each row-plate",
+    "rows-batch",
+    "rows-plate",
+    "statistics of all rows-batch",
+    "statistics of all rows-plate",
+)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", SEPARATE)
 def test_rows_that_are_separate_pass(case, way):
     WAYS[way](*SEPARATE[case])
 
 
+@pytest.mark.slow
 def test_a_hierarchical_regression_passes_with_its_groups_and_local_parameters():
     groups, y = jnp.array([0, 1, 2, 0, 1, 2]), jnp.sin(X)
 
@@ -211,6 +224,7 @@ def test_two_batches_of_one_size_are_told_apart():
         bound.value({"m": 0.3}, KEY, X[:3], X[3:])
 
 
+@pytest.mark.slow
 def test_steps_and_eliminated_sites_pass_and_are_checked():
     couplings = (lambda z: z, lambda z: z + 0.1 * z.mean())
 
@@ -255,6 +269,7 @@ def test_steps_and_eliminated_sites_pass_and_are_checked():
         bounds[1].value({"m": 0.3}, KEY, X[:3])
 
 
+@pytest.mark.slow
 def test_what_one_row_cannot_show_is_refused():
     """A suspicion that only a trial can settle needs two rows."""
     scattered = lambda z: jnp.zeros(z.shape).at[jnp.arange(len(z))].set(z)
@@ -325,6 +340,7 @@ def test_the_refusals_are_those_of_biased_numbers(case):
             cost.value(1.0, KEY, X[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shifts", [(1, -1), (1,)], ids=["there and back", "neighbour"])
 def test_rows_are_tried_where_a_program_closes_over_what_jit_does_not_know(shifts):
     couple = lambda z: functools.reduce(jnp.roll, shifts, z)

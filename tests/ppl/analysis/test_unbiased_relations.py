@@ -81,6 +81,7 @@ def assert_claims_hold(fn, site_shape, value_shape=None, about=""):
 SHAPES = [(3,), (2, 3), (3, 1), (1, 3), (3, 3), (2, 1, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "group", range(0, len(UNARY), 10), ids=lambda i: list(UNARY)[i].replace(" ", "-")
 )
@@ -152,6 +153,7 @@ AFTER = {
 STEPS = 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("carry", CARRIES)
 def test_claims_of_sites_in_a_loop_hold(carry, reverse):
@@ -172,6 +174,7 @@ def test_claims_of_sites_in_a_loop_hold(carry, reverse):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["outer", "inner", "both rows"])
 def test_claims_of_sites_in_nested_loops_hold(where):
     """(outer time, inner time, rows) for a site of the inner loop, (outer time, rows) for one of the outer."""
@@ -198,6 +201,7 @@ def test_claims_of_sites_in_nested_loops_hold(where):
     assert_claims_hold(fn, shape, about=where)
 
 
+@pytest.mark.slow
 def test_claims_of_sites_in_lanes_of_a_loop_hold():
     """Vmap around the loop (`ppl.particles` around `ppl.scan`): times first, then lanes, then rows."""
 

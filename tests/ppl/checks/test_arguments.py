@@ -53,6 +53,7 @@ def in_place(x, value):
     return {"low": value} if isinstance(x, dict) else value
 
 
+@pytest.mark.fast("noise below a threshold-forward", "support-forward", "support-grad of jit")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", REFUSED)
 def test_unsound_derivatives_in_arguments_are_refused(name, way):
@@ -83,6 +84,7 @@ def test_unsound_derivatives_in_closed_over_values_are_refused(fn, way):
         WAYS[way](value)
 
 
+@pytest.mark.slow
 def test_inside_another_program():
     inner = ppl.expectation(moving, strategies="reinforce")
     outer = ppl.expectation(
@@ -140,6 +142,7 @@ def test_hyperparameters_of_a_bound_may_be_differentiated():
     np.testing.assert_allclose(got, square * np.exp(-0.4) - 1, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_rules_hold_no_tracers():
     objective = ppl.expectation(
         lambda t, x: t * ppl.sample("b", dist.Bernoulli(logits=x)), strategies="enum"

@@ -17,7 +17,7 @@ from jax.scipy.ndimage import map_coordinates
 from numpyro.infer.autoguide import AutoIAFNormal
 
 from lapilli import inference, ppl
-from lapilli.ppl.estimation import _expectation
+from lapilli.ppl.estimation import _checked
 
 KEY = jax.random.key(0)
 JUMPS = "Site 'z': the result jumps by .* as a function of its reparameterised value"
@@ -187,6 +187,27 @@ def cost_of(f, **site):
     return cost
 
 
+@pytest.mark.fast(
+    "abs",
+    "clip",
+    "convolutional_decoder",
+    "elu",
+    "gamma_value",
+    "half_normal",
+    "hinge",
+    "l2_norm",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "logsumexp",
+    "max",
+    "maximum",
+    "median",
+    "nan_guard",
+    "overflow_that_saturates",
+    "stop_gradient",
+    "top_k_values",
+)
 @pytest.mark.parametrize(
     "name",
     some_slow(
@@ -197,6 +218,7 @@ def test_a_continuous_use_passes(name):
     ppl.expectation(cost_of(CONTINUOUS[name])).plan(CENTRE)
 
 
+@pytest.mark.fast("in_a_log_prob")
 @pytest.mark.parametrize("name", JUMPING)
 def test_a_jump_is_refused_by_name(name):
     with pytest.raises(ValueError, match=JUMPS) as caught:
@@ -205,6 +227,7 @@ def test_a_jump_is_refused_by_name(name):
     assert "operation: " in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "noise",
     [lambda: ppl.sample("z", dist.Normal(0.0, 1.0)), lambda: jax.random.normal(ppl.rng_key("z"))],
@@ -251,6 +274,7 @@ def test_a_finer_threshold_finds_smaller_jumps():
         ppl.expectation(small, check_jumps=ppl.JumpSearch(threshold=1e-7)).plan(mean)
 
 
+@pytest.mark.slow
 def test_an_objective_searches_as_it_is_told():
     model = lambda: ppl.sample("z", dist.Normal(0.0, 1.0))
     guide = lambda: ppl.sample("z", dist.Normal(ppl.param("m", 0.3), 1.0))
@@ -291,6 +315,7 @@ def test_a_jump_far_outside_of_all_draws_is_not_found():
     ppl.expectation(cost_of(far)).plan(CENTRE)
 
 
+@pytest.mark.fast("2.5")
 @pytest.mark.parametrize("threshold", [-4.0, 2.5, 5.0, 9.0])
 def test_a_jump_at_moderate_distance_is_found(threshold):
     """At 2.5 standard deviations a jump of one biases the derivative by 0.018, though few draws cross it."""
@@ -299,6 +324,7 @@ def test_a_jump_at_moderate_distance_is_found(threshold):
         ppl.expectation(cost).plan(jnp.zeros(3))
 
 
+@pytest.mark.fast("equal_values")
 @pytest.mark.parametrize("kind", ["equal_values", "zero_weight"])
 def test_a_jump_that_vanishes_at_the_initial_parameters_is_found(kind):
     """The check is made once, where training starts; a jump that opens later would bias every step."""
@@ -313,6 +339,7 @@ def test_a_jump_that_vanishes_at_the_initial_parameters_is_found(kind):
         ppl.expectation(cost).plan({"m": 0.1, "a": 0.0, "b": 0.0})
 
 
+@pytest.mark.slow
 def test_every_entry_runs_the_check():
     expectation = ppl.expectation(cost_of(JUMPING["step"]))
     for run in (
@@ -333,6 +360,7 @@ TRANSFORMED = {
 }
 
 
+@pytest.mark.fast("jit_grad")
 @pytest.mark.parametrize("wrap", TRANSFORMED)
 def test_the_check_runs_when_parameters_are_tracers(wrap):
     """Called under an outer transformation only, there is no concrete parameter to probe at."""
@@ -343,6 +371,7 @@ def test_the_check_runs_when_parameters_are_tracers(wrap):
     TRANSFORMED[wrap](lambda m: continuous.value(m, KEY))
 
 
+@pytest.mark.slow
 def test_the_check_runs_when_data_are_tracers():
     def cost(m, x):
         z = ppl.sample("z", dist.Normal(m, 1.0))
@@ -366,6 +395,7 @@ def test_a_jump_in_the_parameters_of_another_site():
         ppl.expectation(cost).plan(0.3)
 
 
+@pytest.mark.fast("reinforce")
 @pytest.mark.parametrize("strategy", ["enum", "mvd", "reinforce"])
 def test_a_jump_in_the_parameters_of_a_site_with_another_strategy(strategy):
     def cost(m):
@@ -395,6 +425,7 @@ def test_a_jump_behind_another_reparameterised_site_is_attributed_to_a_site_upst
     assert "Site 'z'" in str(caught.value) or "Site 'a'" in str(caught.value)
 
 
+@pytest.mark.fast("True")
 @pytest.mark.parametrize("same", [True, False])
 def test_a_jump_through_a_cond_predicate(same):
     def cost(m):
@@ -436,6 +467,7 @@ def test_jumps_in_plates():
     ppl.expectation(cost(jax.nn.relu)).plan(0.3)
 
 
+@pytest.mark.fast("particles")
 @pytest.mark.parametrize("region", ["scan", "particles", "nested"])
 def test_jumps_in_regions(region):
     def cost(f):
@@ -511,6 +543,7 @@ BOUNDED = {
 }
 
 
+@pytest.mark.fast("Uniform-99th percentile")
 @pytest.mark.parametrize("where", ["median", "99th percentile"])
 @pytest.mark.parametrize("family", BOUNDED)
 def test_steps_are_found_under_other_laws_too(family, where):
@@ -634,8 +667,8 @@ def test_a_jump_in_a_value_without_a_parameter_upstream_is_harmless_or_refused_n
 
 def test_the_check_is_remembered_per_shape(monkeypatch):
     calls = []
-    real = _expectation.suspects_of
-    monkeypatch.setattr(_expectation, "suspects_of", lambda *a: (calls.append(1), real(*a))[1])
+    real = _checked.suspects_of
+    monkeypatch.setattr(_checked, "suspects_of", lambda *a: (calls.append(1), real(*a))[1])
     expectation = ppl.expectation(cost_of(CONTINUOUS["relu"]))
     for i in range(3):
         expectation.value(CENTRE + i, jax.random.key(i))
@@ -644,6 +677,7 @@ def test_the_check_is_remembered_per_shape(monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_of_several_suspects_the_one_that_jumps_is_named():
     """Gamma variates, in a loop as well, are drawn approximately by the search."""
 

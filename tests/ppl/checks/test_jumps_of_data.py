@@ -34,6 +34,7 @@ IN_ORDER, OTHERS, OUT_OF_ORDER = jnp.array([[-1.0, 0.0, 1.0], [-2.0, 0.5, 0.6], 
 CASES = {"weight": (annealed, 0.0, 1.0), "threshold": (above, 60.0, 0.5)}
 
 
+@pytest.mark.fast("threshold")
 @pytest.mark.parametrize("name", CASES)
 def test_a_jump_that_later_data_open_is_refused(name):
     cost, first, later = CASES[name]
@@ -44,6 +45,7 @@ def test_a_jump_that_later_data_open_is_refused(name):
         expectation.grad(0.3, KEY, jnp.array(later))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_and_so_are_data_that_nobody_knows(name):
     cost, first, later = CASES[name]
@@ -64,6 +66,7 @@ def test_a_jump_that_a_wider_law_reaches_is_refused_at_once():
         ppl.expectation(cost).plan({"m": 0.0, "s": -3.0})
 
 
+@pytest.mark.slow
 def test_data_that_make_it_continuous_pass_each_by_itself(monkeypatch):
     made = []
     probe = _jumps.Probe
@@ -76,12 +79,14 @@ def test_data_that_make_it_continuous_pass_each_by_itself(monkeypatch):
     assert len(made) == 1  # compiled once
 
 
+@pytest.mark.slow
 def test_the_remedy_for_data_under_jit_works():
     """A closed-over array has known values."""
     cost = lambda m: table(m, np.asarray(IN_ORDER))
     jax.jit(lambda m: ppl.expectation(cost).grad(m, KEY))(0.3)
 
 
+@pytest.mark.slow
 def test_fit_knows_its_data():
     @ppl.model
     def model(knots, x):
@@ -101,6 +106,7 @@ def test_fit_knows_its_data():
     assert np.isfinite(fit.history["value"]).all()
 
 
+@pytest.mark.slow
 def test_a_second_fit_does_not_search_again(monkeypatch):
     made = []
     probe = _jumps.Probe
@@ -124,6 +130,7 @@ def test_a_second_fit_does_not_search_again(monkeypatch):
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.slow
 def test_the_plan_tells_of_the_search():
     smooth = ppl.expectation(lambda m: ppl.sample("z", dist.Normal(m, 1.0)) ** 2)
     assert "jumps: nothing suspected" in str(smooth.plan(0.3))
@@ -134,6 +141,7 @@ def test_the_plan_tells_of_the_search():
     assert "because of 'z' (gt)" in str(ppl.expectation(leaky).plan(0.3))
 
 
+@pytest.mark.slow
 def test_a_sampler_that_takes_one_kind_of_random_numbers_only() -> None:
     def fn(t: Any) -> Any:
         z = ppl.sample("z", dist.Normal(t, 1.0))

@@ -46,6 +46,7 @@ JUMPING = {
 }
 
 
+@pytest.mark.fast("rounded")
 @pytest.mark.parametrize("name", some_slow(JUMPING, "poisson"))
 def test_noise_that_parameters_threshold_is_refused(name):
     with pytest.raises(ValueError, match=r"ppl.rng_key\('noise'\).*jumps by.*make the draw a site"):
@@ -82,6 +83,7 @@ def test_no_false_alarm(name):
     ppl.expectation(CONTINUOUS[name]).plan(0.3)
 
 
+@pytest.mark.fast("straight")
 @pytest.mark.parametrize("region", ["straight", "scan", "particles"])
 def test_noise_of_a_key_is_differentiated_through(region, key):
     """d/dp of sum of (p + e_i)^2 at the noise of this run, by hand."""

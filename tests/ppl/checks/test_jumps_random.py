@@ -40,6 +40,7 @@ def jumps_found(compositions):
     return [i in found and found[i].here > 0 for i in range(len(compositions))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jumps", [True, False])
 @pytest.mark.parametrize(
     "seed", [*range(5), *(pytest.param(s, marks=pytest.mark.slow) for s in range(5, 50))]
@@ -80,6 +81,7 @@ def threshold(piece, kind):
     return cost
 
 
+@pytest.mark.fast("exp(-inf)-mvd")
 @pytest.mark.parametrize("kind", ["reparam", "reinforce", "mvd", "key"])
 @pytest.mark.parametrize("piece", ["step", "angle", "exp(-inf)", "inverse, squashed"])
 def test_parameters_that_move_a_jump_are_refused(piece, kind):
@@ -99,6 +101,7 @@ def test_a_jump_that_stands_still_passes_under_scores(strategy):
     assert not suspects_of(ppl.expectation(cost).ready(PARAM))
 
 
+@pytest.mark.slow
 def test_continuous_functions_of_kept_noise_and_parameters_pass():
     fs = [f for name, f in CONTINUOUS.items() if name != "guarded logarithm"]
 

@@ -53,18 +53,21 @@ def assert_never_a_number(
     assert np.isnan(expectation.grad(jnp.asarray(t), jax.random.key(0)))
 
 
+@pytest.mark.fast("1.0-arm", "1.0-reinforce", "1.0-reinforce_loo")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("t", [0.0, 1.0])
 def test_bernoulli(strategy: str, t: float) -> None:
     assert_never_a_number(dist.Bernoulli, strategy, t, one_hot_cost)
 
 
+@pytest.mark.fast("reinforce")
 @pytest.mark.parametrize("strategy", ["reinforce", "disarm"])
 def test_categorical(strategy: str) -> None:
     law = lambda t: dist.Categorical(jnp.stack([1 - t, t / 2, t / 2]))
     assert_never_a_number(law, strategy, 0.0)
 
 
+@pytest.mark.fast("<lambda>1")
 @pytest.mark.parametrize(
     "law",
     [
@@ -93,6 +96,7 @@ def test_importance_is_exact() -> None:
     assert abs(found.mean() - exact) < 4 * found.std() / np.sqrt(len(found))
 
 
+@pytest.mark.fast("<lambda>2")
 @pytest.mark.parametrize(
     "law",
     [
@@ -115,6 +119,7 @@ def test_rounding_is_no_zero() -> None:
     assert np.isfinite(gradients(law, "reinforce", 20.0, one_hot_cost)).all()
 
 
+@pytest.mark.slow
 def test_one_row_of_a_plate() -> None:
     def fn(t: Any) -> Any:
         with ppl.plate("rows", 3):
@@ -127,6 +132,7 @@ def test_one_row_of_a_plate() -> None:
     assert np.isnan(grad).tolist() == [True, False, True]
 
 
+@pytest.mark.slow
 def test_the_value_differentiated_from_outside_is_beyond_reason() -> None:
     def fn(t: Any) -> Any:
         return 1.0 * ppl.sample("b", dist.Bernoulli(t), strategy="reinforce")
@@ -155,6 +161,7 @@ def test_what_is_proved_positive_costs_nothing() -> None:
 WEIGHTS = lambda t: dist.Categorical(jnp.stack([t, 1 - t]))
 
 
+@pytest.mark.fast("0.4")
 @pytest.mark.parametrize("t", [0.0, 0.4])
 def test_a_mixture_drawn_by_score(t: float) -> None:
     law = lambda t: dist.MixtureSameFamily(WEIGHTS(t), dist.Normal(jnp.array([0.0, 1.0]), 1.0))
@@ -164,6 +171,7 @@ def test_a_mixture_drawn_by_score(t: float) -> None:
     assert abs(found.mean() + 1) < 4.5 * found.std() / 4
 
 
+@pytest.mark.fast("1.0")
 @pytest.mark.parametrize("t", [0.0, 1.0])
 def test_components_of_different_support(t: float) -> None:
     parts = [dist.Uniform(0, 1), dist.Uniform(2, 3)]
@@ -171,6 +179,7 @@ def test_components_of_different_support(t: float) -> None:
     assert_never_a_number(law, "reinforce", t, one_hot_cost)
 
 
+@pytest.mark.slow
 def test_values_that_a_component_lacks() -> None:
     law = lambda t: dist.MixtureSameFamily(
         dist.Categorical(jnp.array([0.3, 0.7])), dist.Bernoulli(jnp.stack([t, t]))
@@ -204,6 +213,7 @@ def eliminated(law: Callable[..., Any], num_steps: int | None = None) -> Any:
     return objective, lambda t: {"t": jnp.asarray(t, float)}
 
 
+@pytest.mark.fast("1.0-None")
 @pytest.mark.parametrize("num_steps", [None, 3])
 @pytest.mark.parametrize("t", [0.0, 1.0])
 def test_states_that_are_never_reached(num_steps: int | None, t: float) -> None:
@@ -218,6 +228,7 @@ def test_states_that_are_never_reached(num_steps: int | None, t: float) -> None:
     assert np.isfinite(value) and np.isnan(grad["t"])
 
 
+@pytest.mark.fast("fixed")
 @pytest.mark.parametrize(
     "law",
     [

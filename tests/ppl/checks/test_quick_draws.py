@@ -55,6 +55,7 @@ def test_quantiles_that_the_program_asks_for_stay_exact():
 KEYS = jax.random.split(jax.random.key(3, impl=QUICK), 200)
 
 
+@pytest.mark.fast("False")
 @pytest.mark.parametrize("is_double", [False, True])
 def test_quick_keys_make_uniform_numbers(is_double):
     """Moments of numbers, of neighbours under one key, under neighbouring keys, and of keys that are split or folded again."""

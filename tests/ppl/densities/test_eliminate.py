@@ -35,6 +35,7 @@ def mixture(x, scale=1.0):
         ppl.sample("x", dist.Normal(2.0 * b, scale), obs=x)
 
 
+@pytest.mark.slow
 def test_a_mixture_is_summed_row_by_row():
     eliminated, _ = check(mixture, ["b"], {"p": jnp.array(0.3)}, (X,), num_draws=20_000)
     trace = eliminated.trace({"p": 0.3}, jnp.zeros(1000))  # 2 lanes, not 2^1000
@@ -56,6 +57,7 @@ def switching(x):
     ppl.scan(step, (0, 0.0), x)
 
 
+@pytest.mark.slow
 def test_a_switching_chain_with_continuous_states_is_exact():
     kept = {"w": jnp.array([0.4, -0.3, 0.9]), "v": jnp.array([0.1, 0.5, -0.2])}
     check(switching, ["c"], kept, (X,), num_draws=20_000)
@@ -144,6 +146,7 @@ STRUCTURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some_slow(STRUCTURES, "coupled", "emissions", "memory of two"))
 def test_plates_and_chains_in_every_arrangement_agree_with_brute_force(name):
     program, names = STRUCTURES[name]
@@ -151,6 +154,7 @@ def test_plates_and_chains_in_every_arrangement_agree_with_brute_force(name):
     check(program, names, {}, args, num_draws=20_000)
 
 
+@pytest.mark.slow
 def test_sites_of_a_branch_are_summed():
     """A site of the branch not taken counts once, whatever its value: compare the density alone."""
     total = jnp.array(
@@ -215,6 +219,7 @@ def test_the_likelihood_of_a_long_chain_agrees_with_the_forward_algorithm():
         np.testing.assert_allclose(grads[name][index], want, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_mode_of_a_long_chain_is_viterbi_and_the_marginals_are_smoothed():
     x = jax.random.normal(jax.random.key(1), (60,))
     params = ppl.model(hmm).init(KEY, x)
@@ -242,6 +247,7 @@ def test_the_mode_of_a_long_chain_is_viterbi_and_the_marginals_are_smoothed():
     np.testing.assert_allclose(probs, want, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_chain_agrees_with_the_sum_product_of_funsor():
     x = jax.random.normal(jax.random.key(1), (12,))
     params = ppl.model(hmm).init(KEY, x)
@@ -268,6 +274,7 @@ def test_the_size_of_a_chain_program_does_not_depend_on_its_length():
     assert size(1000) < 1.02 * size(100)
 
 
+@pytest.mark.slow
 def test_twenty_sites_in_a_row_are_summed_one_by_one():
     def program():
         b = 0
@@ -329,6 +336,7 @@ def test_minibatches_scale_the_sum_over_rows():
     objective.plan(objective.init(KEY, X), X)
 
 
+@pytest.mark.slow
 def test_parameters_of_an_eliminated_model_are_learned():
     def model(x):
         logits = ppl.param("logits", jnp.zeros(2))
@@ -375,6 +383,7 @@ def test_rows_stay_apart_in_an_importance_weighted_bound():
     assert -0.05 < values.mean() - evidence < 0.02
 
 
+@pytest.mark.slow
 def test_numpyro_sees_the_same_density():
     eliminated = ppl.eliminate(switching, "c")
     kept = {"w": jnp.array([0.4, -0.3, 0.9]), "v": jnp.array([0.1, 0.5, -0.2])}
@@ -406,6 +415,7 @@ def test_prior_draws_under_numpyro_are_those_of_the_program():
     assert abs(draws.mean() - 0.4) < 4.5 * 0.0045
 
 
+@pytest.mark.slow
 def test_predictions_draw_the_eliminated_sites_from_their_posterior():
     eliminated = ppl.eliminate(mixture, "b")
     x = jnp.array([-5.0, 7.0])
@@ -601,6 +611,7 @@ def test_states_that_are_never_reached_keep_derivatives_finite():
     assert float(probs[0, 2]) == 0.0
 
 
+@pytest.mark.slow
 def test_the_mode_weighs_a_branch_that_is_not_taken_once():
     def branching():
         c = ppl.sample("c", dist.Bernoulli(0.45))

@@ -41,6 +41,7 @@ def log_posterior(p):
     return np.log(p) + 2 * np.log1p(-p) + sum(map(np.log, rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", some_slow(STARTS, "sample", "uniform", "mean"))
 def test_a_point_estimate_finds_the_mode_of_the_marginal_from_every_start(start):
     """MAP under AutoDelta: the largest p of the marginal posterior on a grid of step 1e-5."""
@@ -52,6 +53,7 @@ def test_a_point_estimate_finds_the_mode_of_the_marginal_from_every_start(start)
     np.testing.assert_allclose(guide.median(params)["p"], p[log_posterior(p).argmax()], atol=2e-3)
 
 
+@pytest.mark.fast("median")
 @pytest.mark.parametrize("start", STARTS)
 def test_mcmc_starts_inside_of_the_support(start):
     info = initialize_model(
@@ -74,6 +76,7 @@ def improper(x):
         ppl.sample("x", dist.Normal(a + b, 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_an_improper_prior_stands_beside_eliminated_sites():
     eliminated = ppl.eliminate(improper, "b")
     same, _ = check(improper_by_a_mask, ["b"], {"a": jnp.array(0.7)}, (X,))
@@ -113,6 +116,7 @@ def three(x):
     ppl.sample("x", dist.Normal(a + b - 1.0 * c, 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_two_eliminations_are_one():
     once = ppl.eliminate(three, ["c", "b", "b_first"])
     twice = ppl.eliminate(ppl.eliminate(three, "c"), ["b", "b_first"])

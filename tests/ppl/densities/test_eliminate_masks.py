@@ -98,6 +98,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.fast("rows")
 @pytest.mark.parametrize("name", some_slow(PROGRAMS, "law", "events", "lengths", "power"))
 def test_masked_and_scaled_sites_are_summed_with_their_own_density(name):
     program, names, kept = PROGRAMS[name]
@@ -133,6 +134,7 @@ def test_a_mask_around_the_sum_leaves_the_law():
     np.testing.assert_allclose(inside, jnp.where(KEEP, alone, jnp.log(2.0)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_cells_that_are_seen_count_once():
     """The seen cells are no values of the site of the missing ones."""
 

@@ -36,6 +36,7 @@ def check_one(seed: int, program: ppl.Program, num_draws: int = 0) -> None:
     check(program, [n for n, _ in shapes if n[0] in VALUES], kept, num_draws=num_draws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 4000, 1000))
 def test_small_random_programs_are_summed_exactly(first):
     for seed, program in programs(first, 3, 64):

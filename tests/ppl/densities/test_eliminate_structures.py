@@ -216,17 +216,20 @@ PROGRAMS = {
 FAST = {"mixture_emissions", "chain_in_a_chain", "children_mixed_and_parents_apart"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some_slow(PROGRAMS, *(PROGRAMS.keys() - FAST)))
 def test_every_arrangement_agrees_with_brute_force(name):
     program = PROGRAMS[name]
     check(program, list(shapes_of(program, (Y,))), {}, (Y,), num_draws=20_000)
 
 
+@pytest.mark.slow
 def test_a_program_without_data_sums_to_one():
     program = ppl.eliminate(mixture_emissions_without_data, ["b", "b_own"])
     np.testing.assert_allclose(program.log_density({}, jnp.zeros(10)), 0.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_memory_longer_than_time_takes_no_lanes():
     """Rows that meet, 27 states, and a memory of three steps in a scan of one: 27 lanes, not 27^4."""
 

@@ -74,6 +74,7 @@ def both_identities(program, evidence, sites=("v",)):
 TABLE = {(0,): EVIDENCE[0], (1,): EVIDENCE[1]}
 
 
+@pytest.mark.fast("aux later-1", "prior-1")
 @pytest.mark.parametrize("num_particles", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["prior", "proposal", "aux later"])
 def test_both_identities_hold_on_a_two_state_model(kind, num_particles):
@@ -109,6 +110,7 @@ class NoProposal(NoRetained):
         return estimated("broken", {"v": v}, trace.sites, log_density)
 
 
+@pytest.mark.fast("NoProposal")
 @pytest.mark.parametrize("broken", [NoRetained, NoProposal])
 def test_the_identities_find_a_broken_marginal(broken):
     with pytest.raises(AssertionError):
@@ -116,6 +118,7 @@ def test_the_identities_find_a_broken_marginal(broken):
 
 
 # slow: 2^6 lanes of an outer and an inner marginal compile
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_marginals_nest(outer):
     """p(v) = sum over b, a of p(b) p(a | b) p(v | a, b): a is summed out inside, b outside."""
@@ -292,6 +295,7 @@ def exact_bound(params, num_particles, learned):
     return total
 
 
+@pytest.mark.fast("1-prior-enum")
 @pytest.mark.parametrize("strategy", ["enum", "mvd"])
 @pytest.mark.parametrize("learned", [False, True], ids=["prior", "learned"])
 @pytest.mark.parametrize("num_particles", [1, 2])
@@ -309,6 +313,7 @@ def test_gradients_of_bounds_built_on_a_marginal_are_unbiased(num_particles, lea
         assert_unbiased(got[name], grads[name], names=None)
 
 
+@pytest.mark.slow
 def test_one_particle_keeps_the_terms_of_rows_apart():
     """An enumerated auxiliary site per row of a plate costs two lanes, not 2^N."""
 
@@ -334,6 +339,7 @@ def test_one_particle_keeps_the_terms_of_rows_apart():
     assert np.isfinite(by_row.value({}, jax.random.key(0), x))
 
 
+@pytest.mark.slow
 def test_a_marginal_knows_its_side_and_prints_it():
     m = ppl.marginal(joint, keep=["v"], proposal=proposal)
     assert m.bounds == {"draw": "upper", "score": "lower"}
@@ -463,6 +469,7 @@ def test_keyed_methods_are_refused_inside_an_expectation():
             ppl.expectation(call).value((), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_sampler_whose_discrete_choices_follow_parameters_is_refused_inside_an_objective():
     class Sampler:
         def bind(self, params):

@@ -75,6 +75,7 @@ def both_identities(program, law, name="z"):
     close(got, [*law, *[1.0] * len(law)])
 
 
+@pytest.mark.fast("1")
 @pytest.mark.parametrize("num_particles", [1, 2, 3])
 def test_both_identities_hold_for_the_law_of_the_resampled_particle(num_particles):
     program = ppl.normalize(target, proposal=proposal, num_particles=num_particles)
@@ -101,6 +102,7 @@ class Unweighted(ppl.densities.Normalized):
         return dataclasses.replace(trace, log_probs={self.label: log_density})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [Selfish, Unweighted])
 def test_the_identities_find_a_broken_normalize(broken):
     program = broken(target, proposal, 2, "index", None)
@@ -141,6 +143,7 @@ def test_a_marginal_is_a_target():
     both_identities(program, sir_law(weights, q, 2).reshape(3, 2).sum(1))
 
 
+@pytest.mark.slow
 def test_a_marginal_is_a_proposal():
     m = ppl.marginal(mixture, keep=["z"], proposal=uniform_a, num_particles=1)
     program = ppl.normalize(target, proposal=m, num_particles=2)
@@ -163,6 +166,7 @@ def test_normalize_nests():
     assert distance(law) < 0.8 * distance(sir_law(TARGET / Q_Z, Q_Z, 2)), "resampled twice: closer"
 
 
+@pytest.mark.slow
 def test_a_normalized_program_is_the_proposal_of_a_marginal():
     """p(v) with the auxiliary site drawn by SIR given v."""
 
@@ -197,6 +201,7 @@ def wide(x):
     ppl.sample("z", dist.Normal(ppl.param("loc", 0.0), 1.5))
 
 
+@pytest.mark.fast("seed0-1", "seed1-1", "seed2-1")
 @pytest.mark.parametrize("num_particles", [1, 4])
 def test_simulate_has_unbiased_reciprocals(num_particles, seed):
     """E[1(z in bin) exp(-w)] = length of the bin."""
@@ -243,6 +248,7 @@ def learned():
     ppl.sample("z", dist.Categorical(logits=ppl.param("logits", LOGITS)))
 
 
+@pytest.mark.fast("enum-enum")
 @pytest.mark.parametrize(
     "strategies",
     [
@@ -272,6 +278,7 @@ def test_gradients_of_a_bound_with_a_normalized_guide_are_unbiased(strategies):
     assert_unbiased(grads["logits"], grad)
 
 
+@pytest.mark.slow
 def test_gradients_through_the_chosen_particle_are_exact():
     """A cost of the particle, so that the choice itself matters: E[c(z)] under the law of the draw."""
     cost = jnp.array([1.0, -2.0, 0.5])

@@ -44,6 +44,7 @@ def test_laws_that_do_not_fit_the_index_are_refused(locs):
         ppl.distributions.Chosen(dist.Normal(locs, 1.0), K)
 
 
+@pytest.mark.fast("mvd")
 @pytest.mark.parametrize("strategy", ["enum", "mvd"])
 def test_a_chosen_law_has_the_gradient_of_one_that_is_computed_in_each_row(strategy, key):
     """Two sites decide the index; the same key draws the same values in both programs."""

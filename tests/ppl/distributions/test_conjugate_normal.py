@@ -227,6 +227,7 @@ def laws(name):
     return random_law(14, d), random_law(15, d)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["wishart", pytest.param("gamma", marks=pytest.mark.slow)]
 )  # one is enough

@@ -54,6 +54,7 @@ def divided(q, p, numbers):
     return q(*numbers[:size]), p(*numbers[size:])
 
 
+@pytest.mark.fast("chi2", "chi2 twice", "gamma to chi2", "weibull", "weibull to chi2")
 @pytest.mark.parametrize("name", PAIRS)
 def test_formula_and_quadrature_agree(name):
     q, p, support, cases = PAIRS[name]
@@ -91,6 +92,7 @@ def test_formulas_of_vectors_agree_with_sums_and_quadrature():
         )
 
 
+@pytest.mark.fast("4")
 @pytest.mark.parametrize("size", [4, 5])
 def test_formulas_of_normal_vectors_agree(size):
     with jax.enable_x64(True):
@@ -173,6 +175,7 @@ def test_what_is_no_exact_formula_is_left_out(q, p):
     assert exact_kl(q, p) is None
 
 
+@pytest.mark.slow
 def test_a_cut_off_series_is_sampled_and_refused_by_name():
     def model():
         ppl.sample("z", dist.Beta(1.5, 3.0))

@@ -14,6 +14,7 @@ LAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 def test_derivatives_of_the_log_prob(name):
     make, n = LAWS[name]
@@ -28,6 +29,7 @@ def test_derivatives_of_the_log_prob(name):
         )
 
 
+@pytest.mark.slow
 def test_extreme_logits():
     l = jnp.array([-jnp.inf, -1e4, -90.0, 90.0, 1e4, jnp.inf])
     for value, exact in ((0, [0, 0, 0, -90, -1e4, -np.inf]), (1, [-np.inf, -1e4, -90, 0, 0, 0])):

@@ -38,6 +38,7 @@ NORMALS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_for("scale_tril")
 @pytest.mark.parametrize("name", NORMALS)
 def test_seen_and_missing_factors_make_the_joint_density(name):
     fn = NORMALS[name]()
@@ -48,6 +49,7 @@ def test_seen_and_missing_factors_make_the_joint_density(name):
     close(seen.log_prob(x) + missing.log_prob(x), np.full(8, fn.log_prob(X)), rtol=1e-4)
 
 
+@pytest.mark.slow_for("mmm", "omm")
 @pytest.mark.parametrize("mask", MASKS, ids=lambda m: "".join("om"[not x] for x in m))
 def test_normal_cells_equal_the_textbook(mask):
     fn = dist.MultivariateNormal(LOC, COV)
@@ -97,6 +99,7 @@ LAWS = {
 CELLS = np.array([[True, False, True], [False, False, True]])
 
 
+@pytest.mark.fast("exponential")
 @pytest.mark.parametrize("name", LAWS)
 def test_cells_of_an_event_are_scored_where_they_are_seen(name):
     base, x = LAWS[name]
@@ -140,6 +143,7 @@ def test_missing_cells_never_reach_a_value_or_a_gradient():
     jax.tree.map(lambda a, b: close(a, b, rtol=1e-4), found, expected)
 
 
+@pytest.mark.slow
 def test_a_mask_may_stop_within_the_event():
     """Whole vectors of an event of vectors: one entry each."""
     x = np.stack([[X, X + 1.0], [X - 1.0, 2 * X]])
@@ -241,6 +245,7 @@ def proposal(masked):
     return guide
 
 
+@pytest.mark.fast("seed1-prior", "seed1-proposal", "seed2-prior")
 @pytest.mark.parametrize("proposes", [False, True], ids=["prior", "proposal"])
 def test_weights_of_missing_cells_are_unbiased(seed, proposes):
     """E[w] = p(x_seen, y) for draws from the exact conditional and from a guide; a bias of 7% is 7 standard errors."""
@@ -327,6 +332,7 @@ def auxiliary(masked):
     return ppl.model(lambda kept, x: proposal(masked)(x))
 
 
+@pytest.mark.fast("seed1-prior", "seed1-proposal")
 @pytest.mark.parametrize("proposes", [False, True], ids=["prior", "proposal"])
 def test_missing_cells_are_integrated_out_by_marginal(seed, proposes):
     """E[Z] = p(u) p(x_seen, y) from three draws of the cells; a bias of 7% is 7 standard errors."""
@@ -338,6 +344,7 @@ def test_missing_cells_are_integrated_out_by_marginal(seed, proposes):
     assert_unbiased(np.exp(log_z - evidence() - stats.norm.logpdf(0.3)), 1.0)
 
 
+@pytest.mark.slow
 def test_marginal_and_normalize_refuse_missing_cells_without_their_mask(key):
     kept = ppl.marginal(offset, keep=["u"], proposal=auxiliary(False), num_particles=2)
     resampled = ppl.normalize(pairs, proposal=proposal(False), num_particles=2)

@@ -12,6 +12,7 @@ LOGITS = jnp.array([0.3, -1.0, 0.8])
 COST = jnp.array([1.0, -2.0, 0.5])
 
 
+@pytest.mark.slow
 def test_it_is_the_categorical_on_unit_vectors(key):
     law, plain = ppl.distributions.OneHotCategorical(LOGITS), dist.CategoricalLogits(LOGITS)
     np.testing.assert_allclose(law.log_prob(jnp.eye(3)), plain.log_prob(jnp.arange(3)), rtol=1e-6)
@@ -29,6 +30,7 @@ def relaxed(make, strategy):
     return ppl.expectation(fn)
 
 
+@pytest.mark.fast("straight_through")
 @pytest.mark.parametrize("strategy", ["gumbel_softmax", "straight_through"])
 def test_relaxed_gradient_is_that_of_the_relaxed_program(strategy, key):
     """By hand, from the same draw."""

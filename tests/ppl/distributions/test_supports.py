@@ -260,6 +260,22 @@ LAWS = {name: make(1.3) for name, make in FIXED.items() if "mixture" not in name
 SCALAR = [name for name, law in LAWS.items() if not law.event_shape and not law.is_discrete]
 
 
+@pytest.mark.fast(
+    "BetaProportion",
+    "Gamma",
+    "Gompertz",
+    "InverseGamma",
+    "Kumaraswamy",
+    "LogNormal",
+    "LogUniform, fixed",
+    "Pareto, fixed",
+    "RelaxedBernoulli",
+    "StudentT",
+    "flow that names its sets",
+    "inverse softplus",
+    "logit(Uniform)",
+    "softplus",
+)
 @pytest.mark.parametrize("name", SCALAR)
 def test_a_fixed_support_holds_the_draws_of_all_parameters(name: str) -> None:
     """The claim behind the table: draws under one parameter have a finite density under another."""

@@ -80,6 +80,7 @@ def sum_of(costs):
     return sum(costs) if isinstance(costs, list) else costs.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("result", RESULTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_scan_is_the_unrolled_loop(strategy, result):
@@ -97,6 +98,7 @@ def test_scan_is_the_unrolled_loop(strategy, result):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nested_scan_is_the_unrolled_loop(strategy):
     """One by one for enum and mvd; for score functions in the mean, since the steps of an inner scan meet in one cost."""
@@ -162,6 +164,7 @@ PLATE_COSTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cost", PLATE_COSTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_plate_is_repeated_sites(strategy, cost):
@@ -192,6 +195,7 @@ def test_plate_is_repeated_sites(strategy, cost):
     compare(one, other, params, jax.tree.map(lambda x: x[some], rows))
 
 
+@pytest.mark.slow
 def test_a_plate_around_a_scan_is_a_scan_over_a_plate():
     def around(p, noise):
         with ppl.plate("rows", 2):
@@ -217,6 +221,7 @@ def test_a_plate_around_a_scan_is_a_scan_over_a_plate():
         compare(*expectations, {"a": PARAMS["a"]}, all_bits({"z": (3, 2)}))
 
 
+@pytest.mark.slow
 def test_cond_is_a_choice_between_two_draws():
     """Branches with one site each against both sites drawn and a choice between values."""
 
@@ -269,6 +274,7 @@ def assert_close(a, b):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_over_keys_is_a_loop(expectation, key):
     keys = jax.random.split(key, 8)
     stacked = jax.vmap(lambda k: expectation.value_and_grad(MIXED, k))(keys)
@@ -277,6 +283,7 @@ def test_vmap_over_keys_is_a_loop(expectation, key):
     assert np.unique(np.asarray(stacked[0])).size == 8  # every key has its own noise
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters_is_a_loop(expectation, key):
     many = jax.tree.map(lambda x: jnp.stack([x, x + 0.5, -x]), MIXED)
     stacked = jax.vmap(lambda p: expectation.value_and_grad(p, key))(many)
@@ -286,6 +293,7 @@ def test_vmap_over_parameters_is_a_loop(expectation, key):
     assert_close(stacked, jax.tree.map(lambda *x: jnp.stack(x), *looped))
 
 
+@pytest.mark.slow
 def test_jit_is_no_jit(expectation, key):
     plain = expectation.value_and_grad(MIXED, key)
     assert_close(jax.jit(lambda p, k: expectation.value_and_grad(p, k))(MIXED, key), plain)
@@ -319,6 +327,7 @@ def test_raw_uint32_keys_are_accepted(expectation, key):
     assert_close(expectation.grad(MIXED, old), expectation.grad(MIXED, jax.random.key(7)))
 
 
+@pytest.mark.slow
 def test_value_grad_and_step_agree(expectation, key):
     """`value` has the same noise, and its derivative under jax.grad is the estimator."""
     value, grads = expectation.value_and_grad(MIXED, key)
@@ -329,6 +338,7 @@ def test_value_grad_and_step_agree(expectation, key):
     assert_close(expectation.step(MIXED, state, key)[:2], (value, grads))
 
 
+@pytest.mark.slow
 def test_forward_mode_is_reverse_mode(expectation, key):
     """One direction of jvp against the gradient: the estimator is linear in the tangent."""
     tangent = jax.tree.map(lambda x: jnp.cos(3 * x), MIXED)
@@ -396,6 +406,7 @@ def test_no_tracer_leaks(key):
         jax.jit(lambda k: expectation.value_and_grad(jnp.array(0.3), k))(key)
 
 
+@pytest.mark.fast("()-enum")
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 1)], ids=str)
 def test_shapes_at_the_edge(strategy, shape, key):
@@ -417,6 +428,7 @@ def test_shapes_at_the_edge(strategy, shape, key):
     assert abs(float(np.mean(grads)) - want) < 4.5 * error + 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per", ["joint", "plate"])
 def test_iwelbo_of_one_particle_is_the_elbo(per, key):
     model, guide = CONTEXTS["rows"].programs("bernoulli")

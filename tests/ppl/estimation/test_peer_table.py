@@ -118,6 +118,7 @@ RIGHT = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("flip by where, tail, enum", "flip in a branch, tail, enum", "flip, enum")
 @pytest.mark.parametrize("name", RIGHT)
 def test_gradient_is_right(name, key):
     fn, strategies, at, want = RIGHT[name]
@@ -200,6 +201,7 @@ def test_score_of_a_support_that_moves_is_refused(key):
         )
 
 
+@pytest.mark.slow
 def test_step_of_a_reparameterised_site_is_refused(key):
     """GenJAX: 0, without a warning."""
     with pytest.raises(ValueError, match="'x'.*jumps"):
@@ -215,6 +217,7 @@ class ScoreNormal(dist.Normal):
     reparametrized_params = []
 
 
+@pytest.mark.slow
 def test_renyi_with_a_score_site(key):
     """RenyiELBO(alpha=0) drops the score term. z ~ N(0, 1), guide N(m, 1), K = 5, m = 1; exact by 9^5 nodes."""
 
@@ -277,6 +280,7 @@ def paths(mean):
     return jnp.stack(out)
 
 
+@pytest.mark.slow
 def test_enumerated_hmm_in_a_scan_is_the_sum_over_paths(key):
     """TraceEnum_ELBO over scan gives a wrong number. E_prior[likelihood] under enum is the evidence, to 1e-5."""
 
@@ -292,6 +296,7 @@ def test_enumerated_hmm_in_a_scan_is_the_sum_over_paths(key):
     np.testing.assert_allclose(grads["mean"], want_grads, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_elbo_of_an_enumerated_chain_guide_is_the_sum_over_paths(key):
     """A chain of logits by time and previous state; at the posterior chain the bound is the log evidence."""
 
@@ -338,6 +343,7 @@ def test_a_guide_without_the_chain_is_refused(key):
         objective.value_and_grad(objective.init(key), key)
 
 
+@pytest.mark.slow
 def test_discrete_guide(key):
     """Trace_ELBO does a random walk. q = 0.45: d ELBO / dq = log(.3 / .45) - log(.7 / .55)."""
 

@@ -82,6 +82,7 @@ def test_a_parameter_in_the_cost_adds_no_variance(offset):
     np.testing.assert_allclose(got.variances, 0.5**2 + 2, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_rows_of_a_plate_meet_their_own_costs():
     def fn(p, noise):
         with ppl.plate("rows", 3):
@@ -119,6 +120,7 @@ def test_the_variance_of_a_plate_is_the_sum_of_its_rows():
     np.testing.assert_allclose(got.variances, rows.sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nested_plates_and_a_global_site():
     """A global site meets everything below it, a group its rows, a row itself."""
 
@@ -149,6 +151,7 @@ def test_nested_plates_and_a_global_site():
     compare(fn, params, {"g": bits(), "a": bits(2, 1), "b": bits(2, 2)}, by_hand)
 
 
+@pytest.mark.slow
 def test_steps_of_a_scan_meet_later_costs():
     """The chain's site meets the costs from its step on; a leaf site meets its own step's cost only."""
     costs_at = jnp.array([0.9, -0.2, 0.4])
@@ -206,6 +209,7 @@ def test_steps_of_a_scan_meet_later_costs():
     compare(split, params, {"z": bits(3), "e": bits(3)}, by_hand)
 
 
+@pytest.mark.slow
 def test_a_plate_around_a_scan_separates_rows_and_steps():
     def fn(p, noise):
         with ppl.plate("rows", 2):
@@ -229,6 +233,7 @@ def test_a_plate_around_a_scan_separates_rows_and_steps():
     compare(fn, {"w": jnp.array(0.3)}, {"z": bits(3, 2)}, by_hand)
 
 
+@pytest.mark.slow
 def test_the_elbo_of_a_plate_separates_its_rows():
     """The signal of a row is its own log p - log q, the global site's is everything."""
 
@@ -336,6 +341,7 @@ BASELINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_lowers_the_variance(name, key):
     """By more than half here; the plain estimator has the same number of runs."""

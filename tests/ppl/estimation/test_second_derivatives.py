@@ -27,6 +27,7 @@ def expectation_of(cost, **options):
     return ppl.expectation(lambda t: cost(ppl.sample("z", dist.Normal(t, 1.0))), **options)
 
 
+@pytest.mark.fast("exponential")
 @pytest.mark.parametrize("name", SMOOTH)
 def test_a_smooth_cost_has_the_exact_mean(name):
     cost, exact = SMOOTH[name]
@@ -37,6 +38,7 @@ def test_a_smooth_cost_has_the_exact_mean(name):
     assert abs(found.mean() - exact(0.3)) < 4.5 * found.std() / np.sqrt(12) + 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENT)
 def test_a_cost_with_a_kink_is_refused(name):
     expectation = expectation_of(BENT[name])
@@ -50,6 +52,7 @@ def test_a_cost_with_a_kink_is_refused(name):
     assert np.isfinite(expectation.grad(0.3, KEY))
 
 
+@pytest.mark.slow
 def test_slopes_that_bend_pass():
     """The Huber loss: its second derivative jumps, its first does not."""
     huber = lambda z: jnp.where(jnp.abs(z) < 1, 0.5 * z**2, jnp.abs(z) - 0.5)
@@ -75,6 +78,7 @@ def test_mixed_derivatives_in_an_argument():
         mixed(ppl.expectation(lambda t, a: cost(t, a, jax.nn.relu)))
 
 
+@pytest.mark.slow
 def test_summed_sites_beside_pathwise_ones():
     def cost(t):
         k = ppl.sample("k", dist.Bernoulli(t), strategy="enum")
@@ -136,6 +140,7 @@ def test_objectives_that_leave_out_derivatives_are_refused(objective):
         hessian_in_loc(objective(), 1)
 
 
+@pytest.mark.slow
 def test_particle_filters_are_refused():
     objective = inference.fivo(model, guide, num_particles=3)
     with pytest.raises(TypeError, match="resampling has no unbiased second derivative"):

@@ -44,6 +44,7 @@ def cost(x, l):
     )
 
 
+@pytest.mark.fast("Categorical probs")
 @pytest.mark.parametrize("name", FINITE)
 def test_enumeration_of_a_finite_support_is_exact(name, key):
     make, values, probs = FINITE[name]
@@ -58,6 +59,7 @@ def test_enumeration_of_a_finite_support_is_exact(name, key):
     np.testing.assert_allclose(grad, want[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["enum", "reinforce_loo"])
 @pytest.mark.parametrize("name", ["OneHotCategorical logits", "Binomial"])
 def test_finite_supports_in_a_plate_and_a_scan(name, strategy, key):
@@ -142,6 +144,7 @@ PATHWISE = (
 CASES = [*((n, "reinforce_loo") for n in CONTINUOUS), *((n, "reparam") for n in PATHWISE)]
 
 
+@pytest.mark.fast("Exponential-reparam")
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [
@@ -215,6 +218,7 @@ def test_a_degenerate_probability_gives_finite_gradients(key):
         )  # at the edge of its domain; NumPyro's density is clamped there
 
 
+@pytest.mark.fast("mvd")
 @pytest.mark.parametrize("strategy", ["reinforce", "mvd", "enum"])
 def test_elbo_of_a_point_mass_beside_a_discrete_site(strategy, key):
     """A Delta guide (pathwise) and a discrete site: the objective is E_k[log p(x, k, m)] - log q(k)."""

@@ -99,6 +99,7 @@ def check(objective, params, spec, truth, strategies, strategy):
     return got
 
 
+@pytest.mark.fast("scan-bernoulli-regression", "straight-bernoulli-reinforce")
 @cases(QUICK)
 def test_expectation_has_the_exact_mean(context, kind, strategy):
     program = CONTEXTS[context]
@@ -141,6 +142,7 @@ QUICK_ELBO = [
 ]
 
 
+@pytest.mark.fast("straight-bernoulli-enum")
 @cases(QUICK_ELBO)
 def test_elbo_has_the_exact_mean(context, kind, strategy):
     program = CONTEXTS[context]

@@ -82,6 +82,7 @@ QUICK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("context", "upstream", "downstream"),
     [
@@ -100,6 +101,7 @@ def test_two_discrete_strategies_in_one_program(context, upstream, downstream):
     check(program.raw("bernoulli"), PARAMS, program.spec("bernoulli"), strategies)
 
 
+@pytest.mark.fast("straight-bernoulli/normal-reinforce")
 @pytest.mark.parametrize("discrete", ["enum", "reinforce", "mvd"])
 @pytest.mark.parametrize(
     ("context", "order"),
@@ -146,6 +148,7 @@ FOUR = {
 FOUR_SPEC = {"x": nodes(3), "b": bits(), "k": digits(3), "c": bits(), "y": nodes(3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", list(itertools.permutations(("enum", "reinforce", "mvd"))), ids="-".join
 )
@@ -170,6 +173,7 @@ def chain_with_noise(params, noise):
     return costs.sum() + carry**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discrete", ["enum", "reinforce", "mvd"])
 def test_discrete_state_in_a_scan_feeds_the_carry(discrete):
     params = {"a": jnp.array(0.2), "m": jnp.array(0.5)}
@@ -178,6 +182,7 @@ def test_discrete_state_in_a_scan_feeds_the_carry(discrete):
     )
 
 
+@pytest.mark.fast("cumsum-reinforce")
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 @pytest.mark.parametrize(
     "cost",
@@ -204,6 +209,7 @@ def test_rows_that_meet_in_a_cost_share_no_lanes(strategy, cost):
     check(fn, {"r": PARAMS["r"]}, {"z": bits(3)}, {"z": strategy})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 def test_rows_that_separate_in_many_ways(strategy):
     """Costs row by row through reshapes, transposes, stacks, dot products and nested reductions."""
@@ -237,6 +243,7 @@ BROADCASTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [
@@ -277,6 +284,7 @@ def test_sites_of_different_plates_meet_by_broadcasting(name, strategy):
     )
 
 
+@pytest.mark.fast("plate-mvd")
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 @pytest.mark.parametrize("event", [0, 1], ids=["plate", "event"])
 def test_elements_that_meet_in_a_joint_density(strategy, event):
@@ -333,6 +341,7 @@ def test_branch_of_a_site_that_is_taken_half_of_the_time(strategy):
         check(fn, params, spec, {"k": first, "z": strategy, "s": strategy})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 def test_cond_inside_a_scan_and_a_scan_inside_a_plate(strategy):
     def fn(params, noise):
@@ -361,6 +370,7 @@ def test_cond_inside_a_scan_and_a_scan_inside_a_plate(strategy):
     check(fn, params, {"b": bits(2), "z": bits(2)}, {"b": "enum", "z": strategy})
 
 
+@pytest.mark.fast("number")
 @pytest.mark.parametrize(
     "strategy",
     ["enum", "reinforce", "mvd", ppl.Reinforce(0.4)],
@@ -392,6 +402,7 @@ def test_two_draws_of_one_guide(strategy):
     check_elbo(model, guide, {"z": bits(2)}, {"z": strategy}, contrast, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 def test_masked_rows_of_model_and_guide(strategy):
     """A mask removes log-densities, not draws: masked rows still reach what is downstream."""
@@ -409,6 +420,7 @@ def test_masked_rows_of_model_and_guide(strategy):
     check_elbo(model, guide, {"z": bits(3)}, {"z": strategy})
 
 
+@pytest.mark.fast("prior-reinforce")
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 @pytest.mark.parametrize("proposed", [False, True], ids=["prior", "guide"])
 def test_missing_cells_of_an_observation(strategy, proposed):
@@ -434,6 +446,7 @@ def test_missing_cells_of_an_observation(strategy, proposed):
     check_elbo(model, guide, {"x_unobserved": bits(3)}, {"x_unobserved": strategy})
 
 
+@pytest.mark.fast("reinforce")
 @pytest.mark.parametrize(
     "strategy",
     ["enum", "reinforce", "mvd", ppl.Reinforce(0.5)],
@@ -479,6 +492,7 @@ def test_minibatches_average_to_the_full_gradient(strategy):
         np.testing.assert_allclose(have, want, rtol=5e-5, atol=5e-5)
 
 
+@pytest.mark.fast("row")
 @pytest.mark.parametrize("baseline", ["upstream", "row", "carry"])
 def test_a_baseline_array_computed_before_the_draw(baseline):
     """A baseline at the site may depend on everything upstream, parameters too; it has no gradient of its own."""
@@ -523,6 +537,7 @@ OWN_SCORES = {
 }
 
 
+@pytest.mark.fast("times the draw-reinforce")
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [
@@ -572,6 +587,7 @@ def test_log_densities_in_the_cost(name, strategy):
         )
 
 
+@pytest.mark.fast("reinforce")
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 def test_own_log_densities_in_a_scan(strategy):
     """Log q of a chain, weighted step by step and alone."""

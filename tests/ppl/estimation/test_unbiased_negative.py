@@ -75,6 +75,7 @@ EXACT = {
 }
 
 
+@pytest.mark.fast("no score-plate-mixed")
 @pytest.mark.parametrize(
     ("name", "context"),
     [
@@ -140,6 +141,7 @@ SAMPLED = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("detached reparameterisation")
 @pytest.mark.parametrize("name", SAMPLED)
 def test_z_tests_find_a_broken_estimator(name, key):
     fn, strategy, at, value, grad = SAMPLED[name]
@@ -148,6 +150,7 @@ def test_z_tests_find_a_broken_estimator(name, key):
         assert_mean(expectation, jnp.float32(at), Exact(value, np.array(grad), {}), key, n=40_000)
 
 
+@pytest.mark.slow
 def test_a_strategy_of_ones_own_is_served_in_every_context():
     """The same subclasses, unbroken: 25 lines suffice, and the engine serves them in plates, scans and branches."""
 

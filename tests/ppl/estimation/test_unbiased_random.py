@@ -24,6 +24,7 @@ def small_program(seed):
         seed += 10_007
 
 
+@pytest.mark.fast("28")
 @pytest.mark.parametrize(
     "number",
     [

@@ -95,6 +95,7 @@ def raw_truth(context, kind):
     return exact(context.raw(kind), PARAMS, context.spec(kind, num_nodes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("context", "kind", "strategy"), marked(RAW, QUICK_RAW))
 def test_expectation_is_unbiased(context, kind, strategy, key):
     fn = CONTEXTS[context].raw(kind)
@@ -129,6 +130,7 @@ QUICK_ELBO = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("context", "kind", "strategy"), marked(ELBO, QUICK_ELBO))
 def test_elbo_is_unbiased(context, kind, strategy, key):
     program = CONTEXTS[context]
@@ -165,6 +167,7 @@ QUICK_IWELBO = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per", "context", "kind", "strategy"), marked(IWELBO, QUICK_IWELBO))
 def test_iwelbo_is_unbiased(per, context, kind, strategy, key):
     """Two particles; the Normal sites by 8 nodes each (log-mean-exp is smooth: the error is below 1e-4)."""
@@ -185,6 +188,7 @@ LANES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "context", ["straight", pytest.param("rows", marks=pytest.mark.slow)]
 )  # slow: the second context
@@ -274,6 +278,7 @@ SUBSAMPLED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategy"), marked(SUBSAMPLED, [("bernoulli", "loo"), ("normal", "mvd")])
 )
@@ -292,6 +297,7 @@ def test_subsampled_plates_have_the_full_gradient(kind, strategy, key):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 def test_subsampled_rows_under_a_raw_expectation(strategy, key):
     """The user scales: E[4/2 sum over the subsample] is the full sum; rows are those of `subsample` too."""
@@ -346,6 +352,7 @@ GAMMA = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("regions", "strategy"),
     marked(GAMMA, [("line", "implicit"), ("line", "reinforce"), ("scan", "rejection")]),
@@ -420,6 +427,7 @@ FAMILY = [(n, s) for n in CLOSED for s in ("implicit", "reinforce")]
 ACCEPTED = [(n, "rejection") for n in ("Dirichlet", "Beta", "Chi2")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "strategy"), marked(FAMILY + ACCEPTED, FAMILY[:4:2] + FAMILY[7:] + ACCEPTED[:1])
 )
@@ -446,6 +454,7 @@ JUMPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "strategy"),
     marked(JUMPS, [("line", "mvd"), ("plate", "loo"), ("scan", "mvd"), ("cond", "reinforce")]),
@@ -482,6 +491,7 @@ def test_jump_of_a_normal_site(where, strategy, key):
     assert_mean(expectation, params, of_function(truth, params), key, n=40_000, catches=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", some_slow(["mvd", "reinforce", "enum"], "enum"))
 def test_sampler_density_and_derivative_belong_together(strategy, key):
     """Real samplers in both parametrisations of Bernoulli and Categorical, with a downstream reparameterised site."""

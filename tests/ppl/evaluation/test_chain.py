@@ -67,6 +67,7 @@ def chain(p, noise, z0=Z0, x=X, after=lambda costs: costs.sum()):
     return after(ppl.scan(step, z0, (x, steps(noise, "z")))[1])
 
 
+@pytest.mark.slow
 def test_a_chain_is_summed_exactly_in_quadratic_lanes():
     check(chain, {"z": digits(3, 5)}, "enum", plan="forward recursion, 9 states x 5 steps")
 
@@ -106,6 +107,7 @@ def hmm(size):
     return ppl.model(model), ppl.model(guide)
 
 
+@pytest.mark.slow
 def test_the_elbo_of_a_hidden_markov_model_is_exact():
     model, guide = hmm(3)
     noise = {"z": jnp.full(5, 0.5)}
@@ -120,6 +122,7 @@ def test_the_elbo_of_a_hidden_markov_model_is_exact():
     assert "forward recursion" in objective.plan(params, noise)["z"].evaluations
 
 
+@pytest.mark.slow
 def test_rows_that_separate_share_the_lanes_of_their_chains():
     def fn(p, noise):
         def step(z, inputs):
@@ -148,6 +151,7 @@ def test_a_plate_around_the_scan_has_one_chain_a_row():
     check(fn, {"z": bits(3, 2)}, "enum", plan="forward recursion, 4 states x 3 steps")
 
 
+@pytest.mark.slow
 def test_rows_that_meet_within_a_step_are_one_state():
     def fn(p, noise):
         def step(z, inputs):
@@ -163,6 +167,7 @@ def test_rows_that_meet_within_a_step_are_one_state():
     assert plan["z"].evaluations.startswith("forward recursion, 16 states x 3 steps (elements meet")
 
 
+@pytest.mark.slow
 def test_a_memory_of_two_steps_takes_cubic_lanes():
     def fn(p, noise):
         def step(carry, inputs):
@@ -179,6 +184,7 @@ def test_a_memory_of_two_steps_takes_cubic_lanes():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, pytest.param(2, marks=pytest.mark.slow)])  # compiles twice
 def test_a_memory_longer_than_time_takes_no_states(length):
     """Rows that meet, 27 states, and a memory of three steps: in a scan of one 27 states, not 27^4, in one of two 27^2."""
@@ -197,6 +203,7 @@ def test_a_memory_longer_than_time_takes_no_states(length):
     check(fn, {"z": digits(3, length, 3)}, "enum")
 
 
+@pytest.mark.slow
 def test_independent_steps_whose_neighbours_meet_in_a_cost_are_a_chain():
     def fn(p, noise):
         def step(z, inputs):
@@ -238,6 +245,7 @@ def test_densities_of_a_chain_may_begin_in_different_states(begins):
     check(fn, {"z": digits(3, 3)}, "enum", plan="forward recursion, 9 states x 3 steps")
 
 
+@pytest.mark.slow
 def test_coupled_chains_share_one_recursion():
     def fn(p, noise):
         def step(carry, inputs):
@@ -322,6 +330,7 @@ def test_sampled_sites_above_and_below_a_chain_are_unbiased(strategies):
     check(fn, spec, chosen, enumerated=enumerated, plan="forward recursion, 4 states x 3 steps")
 
 
+@pytest.mark.slow
 def test_reparameterised_draws_in_transitions_and_costs_are_unbiased():
     """Polynomial costs, for which the quadrature over the draws is exact; s also moves the transitions."""
 
@@ -399,6 +408,7 @@ NO_CHAINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NO_CHAINS.values(), ids=NO_CHAINS)
 def test_what_is_no_chain_is_enumerated_jointly_up_to_the_limit(case):
     fn, spec, reason = case
@@ -553,6 +563,7 @@ def by_marginals(num_sites, t, *, chained=True):
     return total
 
 
+@pytest.mark.slow
 def test_twenty_chained_sites_are_summed_one_by_one():
     bound = straight_line(20, "enum", chained=True)
     value, grad = bound.value_and_grad(0.3, KEY)
@@ -563,6 +574,7 @@ def test_twenty_chained_sites_are_summed_one_by_one():
     assert max(int(np.prod(getattr(v.aval, "shape", ()))) for v in results) < 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "chained", "power"),
     [("enum", False, 1), ("enum", True, 1), ("mvd", False, 2), ("mvd", True, 2)],
@@ -589,6 +601,7 @@ def test_twenty_mvd_sites_compile_and_are_unbiased(chained, key):
     assert_unbiased(grad, (exact(0.3 + 1e-5) - exact(0.3 - 1e-5)) / 2e-5)
 
 
+@pytest.mark.slow
 def test_a_site_far_upstream_keeps_its_lanes_where_a_sampled_site_needs_them():
     """A path z -> s -> y; cost of y and z: the score of s meets its costs lane by lane."""
 
@@ -605,6 +618,7 @@ def test_a_site_far_upstream_keeps_its_lanes_where_a_sampled_site_needs_them():
         check(fn, spec, chosen, enumerated=("z", "y", "v"))
 
 
+@pytest.mark.fast("3")
 @pytest.mark.parametrize("lag", [1, 2, 3])
 def test_window_probabilities_agree_with_the_joint_distribution(lag):
     """Random transition tables of two states, five steps, two rows; every window of every step."""

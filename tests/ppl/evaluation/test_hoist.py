@@ -82,6 +82,7 @@ def both(monkeypatch: Any, fn: Any, key: Any) -> tuple[Any, Any, Jaxpr]:
     return before, jax.jit(ppl.expectation(fn).value_and_grad)(P, key), programs[-1].jaxpr
 
 
+@pytest.mark.fast("listed-1")
 @pytest.mark.parametrize(("fn", "left"), [(nested, 0), (lanes, 0), (listed, 1)])
 def test_the_numbers_are_the_same_and_nothing_is_drawn_in_the_loops(
     monkeypatch: Any, fn: Any, left: int
@@ -93,6 +94,7 @@ def test_the_numbers_are_the_same_and_nothing_is_drawn_in_the_loops(
     )  # a listed site's draw, which nobody reads, stays where it is
 
 
+@pytest.mark.slow
 def test_noise_too_large_for_the_outer_loop_leaves_the_inner_one(monkeypatch: Any) -> None:
     monkeypatch.setattr(_hoist, "MAX_BYTES", 8)  # the two numbers of the inner loop
     key = jax.random.key(1)

@@ -103,6 +103,7 @@ def agree(estimate, left_out):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left_out", LEFT_OUT)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_objectives_are_those_of_the_reference(name, left_out):
@@ -114,6 +115,7 @@ def test_objectives_are_those_of_the_reference(name, left_out):
     agree(estimate, left_out)
 
 
+@pytest.mark.fast("7-None")
 @pytest.mark.parametrize("left_out", LEFT_OUT)
 @pytest.mark.parametrize(
     "seed",
@@ -131,6 +133,7 @@ def test_random_programs_are_those_of_the_reference(seed, left_out):
     agree(estimate, left_out)
 
 
+@pytest.mark.slow
 def test_sums_are_those_of_the_reference():
     def estimate():
         _, x = chain("enum")

@@ -30,6 +30,14 @@ LOOKUPS = {
 }
 
 
+@pytest.mark.slow_for(
+    "a middle axis",
+    "arithmetic",
+    "each row its own table",
+    "log-probability",
+    "one hot",
+    "rows of a table",
+)
 @pytest.mark.parametrize("name", LOOKUPS)
 def test_one_number_serves_for_all_rows(name):
     k = jnp.zeros(5, int)
@@ -40,6 +48,9 @@ def test_one_number_serves_for_all_rows(name):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow_for(
+    "a middle axis", "arithmetic", "each row its own table", "in a function", "in a loop"
+)
 @pytest.mark.parametrize("name", LOOKUPS)
 def test_numbers_that_are_known_serve_in_all_lanes(name):
     k, numbers = jnp.zeros(5, int), np.arange(4)

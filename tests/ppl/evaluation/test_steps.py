@@ -90,6 +90,7 @@ def beside_draws(p):
     return observed(p, k) + (b * jnp.tanh(z) * data[:, 0]).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [one_site, two_sites, two_plates, beside_draws])
 def test_rows_in_front_of_lanes_change_no_number(program, monkeypatch):
     found, rows = [], []

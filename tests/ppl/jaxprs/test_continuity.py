@@ -25,6 +25,7 @@ print(*sorted({x.name for x in gc.get_objects() if isinstance(x, Primitive)}))
 ROWS = "PLACES SUMS PRODUCTS KEEPS_INFINITY SMOOTH STEPS CUTS INTEGERS OPAQUE CONTROL HANDLED ZEROS SOLVED DOMAINS".split()
 
 
+@pytest.mark.slow
 def test_every_primitive_of_jax_is_in_the_table():
     run = subprocess.run(
         [sys.executable, "-c", INVENTORY], capture_output=True, text=True, check=True
@@ -74,6 +75,7 @@ class Own(ppl.strategies.Strategy):
         return fn.sample(key)
 
 
+@pytest.mark.slow
 def test_a_pathwise_strategy_of_the_user_is_searched():
     step = lambda m: jnp.where(ppl.sample("z", dist.Normal(m, 1.0)) > 0, 1.0, 0.0)
     assert suspects(step, {"z": Own()}) == {"z"}

@@ -33,6 +33,7 @@ def test_every_name_is_tried():
     assert FUNCTIONS.keys() == CONTINUOUS
 
 
+@pytest.mark.fast("hard_silu", "hard_tanh", "leaky_relu", "relu", "relu6", "xlogy")
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_the_function_is_known_and_continuous(name):
     fn, (low, high) = FUNCTIONS[name]
@@ -46,6 +47,7 @@ def test_the_function_is_known_and_continuous(name):
     assert steps[1] < 0.2 * steps[0]  # a jump would stay; x log x has an infinite slope at 0
 
 
+@pytest.mark.slow
 def test_a_function_of_the_user_with_such_a_name_is_searched():
     @jax.jit
     def relu(x):

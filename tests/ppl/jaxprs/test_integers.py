@@ -36,6 +36,7 @@ WRAPPING = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("int32 reduction-enum", "int8 negation-enum")
 @pytest.mark.parametrize("strategy", ["enum", "mvd"])
 @pytest.mark.parametrize("name", WRAPPING)
 def test_integers_that_wrap_have_the_value_of_the_program(name, strategy):

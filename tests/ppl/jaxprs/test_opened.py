@@ -94,6 +94,7 @@ def exact(fn):
     return p * (1 - p) * float(fn(1.0) - fn(0.0))
 
 
+@pytest.mark.fast("custom_gradient", "defjvps around a function of JAX", "in jit")
 @pytest.mark.parametrize("name", COSTS)
 def test_rebar_has_the_mean_of_every_score_function(name):
     got = mean(COSTS[name], lambda u: Rebar(0.8, 1.0, u=u))
@@ -107,6 +108,7 @@ def test_a_learned_control_variate_may_have_derivatives_of_its_own(name):
     np.testing.assert_allclose(got, exact(lambda b: 3 * b), rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_values_stay_and_slopes_are_those_of_values():
     for name, fn in COSTS.items():
         true = with_true_derivatives(fn)

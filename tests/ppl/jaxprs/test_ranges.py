@@ -49,6 +49,7 @@ OTHERS = {
 FUNCTIONS = CONTINUOUS | OTHERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_values_lie_in_their_range(law):
     make, values = LAWS[law]

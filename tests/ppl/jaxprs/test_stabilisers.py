@@ -52,6 +52,7 @@ COUNTING = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("difference", "ratio")
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_what_cancels_changes_nothing(name):
     number, neutral = counts(*NEUTRAL[name])

@@ -79,6 +79,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", some_slow(MAKERS, "dreg", "stl", "iwelbo", "per plate"))
 def test_joint_run_gives_the_numbers_of_two_runs(make, key):
     """The same keys by address, hence the same draws: equal to rounding."""
@@ -99,6 +100,7 @@ def test_joint_run_steps_once():
     assert 2 * count(joint, params) == count(apart, params)
 
 
+@pytest.mark.slow
 def test_analytic_divergence_has_the_mean_of_the_sampled_one(key):
     """Over 20,000 draws; also of the gradient. A KL that is off by 5% of its size is found."""
     sampled, analytic = (inference.elbo(model, GUIDE, kl=kl) for kl in ("sampled", "analytic"))
@@ -119,6 +121,7 @@ def test_analytic_divergence_by_site(key):
     assert np.isfinite(value)
 
 
+@pytest.mark.slow
 def test_condition_and_intervention_win_over_the_proposal(key):
     given = ppl.condition(model, {"b": jnp.array([0.1, -0.2])})
     guide = ppl.guide_of(given)

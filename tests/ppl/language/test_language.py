@@ -73,6 +73,7 @@ def test_trace_keeps_each_kind_of_site_apart():
     close(trace.log_density, conjugate_density(0.7))
 
 
+@pytest.mark.slow
 def test_log_probs_carry_the_sites_dims():
     @ppl.model
     def nested():
@@ -119,6 +120,7 @@ def weights_of_generate(key):
     return jnp.stack([jnp.exp(coins.generate(k, given, 1.5)[1]) for k, given in pairs])
 
 
+@pytest.mark.slow_for("seed0")
 def test_weights_of_generate_average_to_the_evidence(seed):
     # Weights are bounded; a missing or doubled factor shifts their mean by over 20%, > 30 errors.
     weights = weights_of_generate(jax.random.split(seed, 10_000))
@@ -181,6 +183,9 @@ def test_choices_must_name_exactly_the_latent_sites(choices, message):
         coins.trace(choices, 1.5)
 
 
+@pytest.mark.slow_for(
+    "Beta-1.5", "BinomialProbs-4", "Dirichlet-value11", "Gamma--0.5", "Poisson--1.0"
+)
 @pytest.mark.parametrize(
     ("make", "value"),
     [
@@ -222,6 +227,7 @@ def test_only_the_element_outside_the_support_is_minus_infinity():
     assert trace.log_probs["z"][1] == -jnp.inf
 
 
+@pytest.mark.slow_for("Cauchy-inf", "Laplace-inf", "Logistic-inf", "StudentT--inf", "StudentT-inf")
 @pytest.mark.parametrize("value", [jnp.inf, -jnp.inf, jnp.nan])
 @pytest.mark.parametrize("law", LOUD, ids=lambda law: law.__name__)
 def test_objectives_leave_checks_out_only_where_what_is_no_number_stays_loud(law, value):
@@ -326,6 +332,7 @@ def test_vmap_equals_the_loop():
     close(densities, [conjugate_density(z) for z in (0.0, 1.0, 2.0)])
 
 
+@pytest.mark.slow
 def test_gradient_of_log_density_is_exact_in_latents_and_data():
     def density(z, x):
         return conjugate.log_density({"z": z}, x)

@@ -304,6 +304,7 @@ def walk_guide(ys):
         ppl.sample("z", dist.Normal(ppl.param("m", jnp.zeros(3)), 0.5))
 
 
+@pytest.mark.slow_for("elbo", "log_density")
 @pytest.mark.parametrize("method", ["simulate", "log_density", "generate", "elbo", "init"])
 def test_numpyros_scan_equals_ours_or_is_refused_clearly(method):
     program = ppl.as_program(numpyro_walk)

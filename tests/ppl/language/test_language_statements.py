@@ -175,6 +175,7 @@ def test_choices_in_observed_cells_are_ignored(filler):
     close(jax.jit(positive.log_density)({"x_unobserved": choice}, x), exact)
 
 
+@pytest.mark.slow
 def test_a_missing_cell_may_hold_anything_for_any_support():
     @ppl.model
     def events(x):
@@ -279,6 +280,7 @@ def test_a_subsample_is_drawn_from_the_key_and_scaled():
     assert set(rows.tolist()) != set(other.tolist())
 
 
+@pytest.mark.slow_for("seed0")
 def test_subsampled_log_weights_average_to_the_full_one(seed):
     keys = jax.random.split(seed, 10_000)
     weigh = jax.jit(jax.vmap(lambda k: subsampled.generate(k, {"z": 4.5}, DATA)[1]))
@@ -297,6 +299,7 @@ def test_ppl_subsample_slices_the_plates_rows():
     close(batch, DATA[rows])
 
 
+@pytest.mark.slow
 def test_model_and_guide_see_the_same_rows():
     """A guide's rows must be the model's: with an exact guide every estimate is the evidence."""
 
@@ -321,6 +324,7 @@ def test_model_and_guide_see_the_same_rows():
     assert len(set(map(float, values))) > 1
 
 
+@pytest.mark.slow
 def test_nested_subsamples_multiply_their_scales():
     @ppl.model
     def program():

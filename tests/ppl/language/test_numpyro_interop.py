@@ -51,6 +51,7 @@ def everything(ys):
 CHOICES = {"start": jnp.asarray(0.2), "z": jnp.array([0.1, 0.2, 0.3]), "w": jnp.asarray(0.4)}
 
 
+@pytest.mark.fast("false_branch")
 @pytest.mark.parametrize("sign", [1.0, -1.0], ids=["true_branch", "false_branch"])
 def test_numpyros_density_of_a_program_is_ours(sign):
     theirs = lambda choices: log_density(everything, (sign * YS,), {}, choices)[0]
@@ -115,6 +116,7 @@ FORMS = {
 }
 
 
+@pytest.mark.fast("bind", "condition", "intervene", "obs_mask")
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_program_has_one_density_in_both_worlds(form):
     program, choices = FORMS[form]
@@ -150,6 +152,7 @@ def test_what_numpyros_primitives_cannot_do_is_said_loudly():
             log_density(numpyro.handlers.seed(fn, rng_seed=0), (), {}, choices)
 
 
+@pytest.mark.slow
 def test_nuts_runs_a_program_with_control_flow():
     mcmc = MCMC(NUTS(everything, max_tree_depth=3), num_warmup=4, num_samples=4, progress_bar=False)
     mcmc.run(KEY, YS)
@@ -194,6 +197,7 @@ POSTERIOR = jnp.linalg.inv(jnp.linalg.inv(PRIOR) + jnp.eye(2))
 MEAN = POSTERIOR @ X
 
 
+@pytest.mark.slow
 def test_a_multivariate_autoguide_at_the_posterior_gives_the_evidence_every_time():
     guide = AutoMultivariateNormal(gaussian)
     objective = inference.elbo(gaussian, guide)
@@ -209,6 +213,7 @@ def test_a_multivariate_autoguide_at_the_posterior_gives_the_evidence_every_time
     assert set(objective.grad(params, KEY)) == {"auto_loc", "auto_scale_tril"}
 
 
+@pytest.mark.slow
 def test_a_delta_autoguide_is_the_log_joint():
     guide = AutoDelta(gaussian)
     objective = inference.elbo(gaussian, guide)
@@ -270,6 +275,7 @@ AUTOGUIDES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] * (n != "AutoNormal")) for n in AUTOGUIDES],
@@ -298,6 +304,7 @@ def test_an_autoguide_gives_the_value_and_gradient_of_numpyros_elbo(name):
             assert_same_mean(x, y, names=[f"{name}[{i}]" for i in range(x[0].size)])
 
 
+@pytest.mark.slow
 def test_autoguides_serve_a_program_with_a_scan():
     for make in (AutoNormal, AutoDelta):
         objective = inference.elbo(everything, make(everything))
@@ -334,6 +341,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.fast("elbo")
 @pytest.mark.parametrize("name", LOSSES)
 def test_svi_converges_with_our_objective_as_its_loss(name):
     # A falling step: at a constant one the last parameters of the importance-weighted bound spread by 0.13.
@@ -346,6 +354,7 @@ def test_svi_converges_with_our_objective_as_its_loss(name):
     close(result.losses[-50:].mean(), -evidence, atol=0.05)
 
 
+@pytest.mark.fast("elbo")
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_gradient_of_the_loss_is_our_gradient_in_expectation(name):
     """10,000 keys a side: 0.02 of a gradient of order 1 with sd 0.4 is over 7 errors."""
@@ -389,6 +398,7 @@ def test_svi_accepts_a_discrete_guide_with_a_strategy():
     close(result.params["l"], odds, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_svi_trains_a_module_and_a_scan():
     def guide(ys):
         for name, shape in (("start", ()), ("w", ())):
@@ -417,6 +427,7 @@ def test_keyword_arguments_of_svi_are_refused_clearly():
         svi.update(state, x=DATA)
 
 
+@pytest.mark.slow
 def test_numpyros_own_elbo_takes_programs():
     """Trace_ELBO of NumPyro on our statements, subsampled plate included, is unbiased for the same bound."""
 

@@ -59,6 +59,7 @@ def check(fn, exact, params, strategies, num=20_000, seed=0):
         assert_unbiased(found[name], target[name], names=[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["reparam", "reinforce"])
 def test_steps_of_each_law(base):
     """E[1(z < t)] = F(t): the derivative in t is exact in every draw. One program for all laws, each with its own parameters."""
@@ -181,6 +182,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.fast("censoring, kept")
 @pytest.mark.parametrize(("fn", "exact", "params", "strategies", "num"), FAST)
 def test_boundary_is_unbiased(fn, exact, params, strategies, num):
     check(fn, exact, params, strategies, num)

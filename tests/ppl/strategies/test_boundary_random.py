@@ -17,6 +17,7 @@ NUM_PROGRAMS = 3
 NUM_DRAWS = 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 60))]
 )  # slow: 59 compilations

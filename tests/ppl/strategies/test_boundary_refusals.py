@@ -68,6 +68,7 @@ UNTREATED = {
 FAST = ("no line", "two elements", "compared in a loop", "place cut off")
 
 
+@pytest.mark.fast("compared in a loop", "no line")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in UNTREATED],
@@ -79,6 +80,7 @@ def test_other_jumps_are_refused(name):
         ppl.expectation(UNTREATED[name]).plan(0.3)
 
 
+@pytest.mark.slow
 def test_place_cut_off_from_a_kept_value():
     cost = lambda p: step(draw("z", p, strategy=KEPT) < stop(p) ** 2)
     with pytest.raises(
@@ -87,6 +89,7 @@ def test_place_cut_off_from_a_kept_value():
         ppl.expectation(cost).plan(0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["reparam", pytest.param("boundary", marks=pytest.mark.slow)])
 def test_slope_that_changes_its_sign(strategy):
     """1(r z < 0) jumps at r = 0, too, which is no place of z."""
@@ -159,6 +162,7 @@ def test_slope_zero_is_loud():
     assert jnp.isnan(ppl.expectation(cost).grad(0.3, jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_jumps_of_other_strategies_name_it():
     for strategy in ("reparam", "reinforce"):
         cost = lambda p, s=strategy: step(draw("z", p, strategy=s) < p**2)
@@ -221,6 +225,7 @@ def test_estimators_that_integrate_by_parts_refuse_it(gradient):
             plan(bound)
 
 
+@pytest.mark.slow
 def test_sticking_the_landing():
     """Fine where the guide has no threshold of its own, refused where it has."""
     assert plan(inference.elbo(model, guide, gradient="stl", strategies="boundary"))

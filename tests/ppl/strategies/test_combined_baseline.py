@@ -21,6 +21,7 @@ def fixed_state(expectation, params, noise):
     return {site: STATE | {"parts": [moving, ()]} if s else s for site, s in state.items()}
 
 
+@pytest.mark.fast("plate-mixed")
 @pytest.mark.parametrize(
     "context",
     ["plate-mixed", "scan"]
@@ -37,6 +38,7 @@ def test_the_mean_is_exact_whatever_the_coefficients(context):
     assert_exact(moments(expectation, PARAMS, spec, truth, state=state), truth)
 
 
+@pytest.mark.slow
 def test_a_lane_keeps_its_weight():
     """Behind an enumerated site every part is weighted by the lane's probability."""
     program = CONTEXTS["straight"]
@@ -122,6 +124,7 @@ class OfThisStep(ppl.strategies.Combined):
         return super().value(downstream.__class__(**{**vars(downstream), "state": state}))
 
 
+@pytest.mark.slow
 def test_coefficients_of_the_own_step_are_found_out():
     program = CONTEXTS["plate-mixed"]
     fn, spec = program.raw("bernoulli"), program.spec("bernoulli")

@@ -87,6 +87,7 @@ QUICK = [
 QUICK += [("plate-mixed", "arm")]
 
 
+@pytest.mark.fast("event-disarm")
 @pytest.mark.parametrize(("context", "strategy"), cases(MATRIX, QUICK))
 def test_expectation_has_the_exact_mean(context, strategy):
     program = CONTEXTS[context]
@@ -96,6 +97,7 @@ def test_expectation_has_the_exact_mean(context, strategy):
     assert_exact(moments(expectation, PARAMS, spec, truth), truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("context", "strategy"),
     cases(MATRIX, [("plate-mixed", "disarm")]),
@@ -174,6 +176,7 @@ CATEGORICAL = [  # (context, language, strategy)
 ]
 
 
+@pytest.mark.fast("rows-BrokenOneHot-disarm")
 @pytest.mark.parametrize(("context", "language", "strategy"), CATEGORICAL)
 def test_categorical_sites_have_the_exact_mean(context, language, strategy):
     program = CONTEXTS[context]
@@ -208,6 +211,7 @@ MIXTURES = {
 }
 
 
+@pytest.mark.fast("weak derivatives around")
 @pytest.mark.parametrize("name", MIXTURES)
 def test_mixed_strategies_have_the_exact_mean(name):
     spec = {"x": bits(), "y": bits(2), "z": bits(), "n": Site((), 0, digits_rule())}
@@ -233,6 +237,7 @@ def digits_rule(num_nodes=5):
 # The samplers' own noise: lanes, multi-sample bounds, replicates.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "context", ["straight", pytest.param("rows", marks=pytest.mark.slow)]
 )  # slow: the second context
@@ -336,6 +341,7 @@ def variances(strategy):
     return weights @ (grads - mean) ** 2
 
 
+@pytest.mark.slow
 def test_disarm_varies_less_than_arm_and_than_leave_one_out_of_two():
     """All three cost two evaluations for four elements that meet. No random numbers."""
     p = np.asarray(sigmoid(LOGITS), float)
@@ -395,6 +401,7 @@ class Alone(DisARM):
         return (sticks - stop(sticks)) * stop(local["weight"] * (downstream.cost - partner)[..., None])  # fmt: skip
 
 
+@pytest.mark.fast("NoPartner-short-scan")
 @pytest.mark.parametrize("context", ["plate-mixed", "short-scan"])
 @pytest.mark.parametrize(
     "broken", [HalfWeight(), NoPartner(), Alone()], ids=lambda s: type(s).__name__
@@ -407,6 +414,7 @@ def test_exact_tests_find_a_broken_estimator(broken, context):
         assert_exact(moments(expectation, PARAMS, spec, truth), truth)
 
 
+@pytest.mark.slow
 def test_sure_draws_have_finite_gradients():
     """Probabilities 0 and 1, and logits beyond float32's reach: no NaN, and no estimate for what never varies."""
 

@@ -64,6 +64,7 @@ QUICK = [(c, "fixed") for c in ("plate-mixed", "scan", "cond")]
 QUICK += [(c, "tempered") for c in ("straight", "plate-around-scan")]
 
 
+@pytest.mark.fast("straight-tempered")
 @pytest.mark.parametrize(("context", "proposal"), cases(QUICK))
 def test_expectation_has_the_exact_mean(context, proposal):
     program, truth = CONTEXTS[context], proposed(truth_of(context), proposal)
@@ -71,6 +72,7 @@ def test_expectation_has_the_exact_mean(context, proposal):
     assert_exact(moments(expectation, PARAMS, program.spec("bernoulli"), truth), truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("context", "proposal"), cases([("plate", "tempered")]))
 def test_elbo_has_the_exact_mean(context, proposal):
     program = CONTEXTS[context]
@@ -99,6 +101,7 @@ MIXTURES = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("among score functions with a baseline")
 @pytest.mark.parametrize("name", MIXTURES)
 def test_mixed_strategies_have_the_exact_mean(name):
     spec = {"x": bits(), "y": bits(2), "z": bits(), "n": nodes(5)}
@@ -114,6 +117,7 @@ def test_mixed_strategies_have_the_exact_mean(name):
 # The proposals' own noise.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "context",
     [
@@ -133,6 +137,7 @@ def test_wider_normal_proposals_are_unbiased(context, key):
     assert_mean(expectation, PARAMS, truth, key, n=200_000, catches=0.4)
 
 
+@pytest.mark.slow
 def test_particles_under_a_cost_that_is_not_linear(key):
     """Lanes that meet: their weights multiply."""
     program = CONTEXTS["rows"]
@@ -161,6 +166,7 @@ def test_iwelbo_is_unbiased(key):
     assert_mean(objective, params, truth, key, catches=0.25)
 
 
+@pytest.mark.slow
 def test_leave_one_out_beside_it_is_unbiased(key):
     def fn(p, noise):
         x = ppl.sample("x", categorical(p["r"], of(noise, "x")))
@@ -177,6 +183,7 @@ def test_leave_one_out_beside_it_is_unbiased(key):
 # Variance.
 
 
+@pytest.mark.slow
 def test_the_best_proposal_has_no_variance():
     """For h proportional to p f, rho f is E[f] whatever is drawn."""
     logits, f = jnp.array([0.3, -0.5, 0.2]), jnp.array([1.0, 4.0, 0.5])
@@ -190,6 +197,7 @@ def test_the_best_proposal_has_no_variance():
     np.testing.assert_allclose(values, jax.nn.softmax(logits) @ f, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_that_separate_keep_weights_of_their_own():
     """The estimate of one row's gradient does not know what the other rows drew."""
     program = CONTEXTS["rows"]
@@ -219,6 +227,7 @@ class WithProposal(ppl.Importance):
         return draw.log_prob - self._of(draw.distribution).log_prob(draw.value)
 
 
+@pytest.mark.fast("Unweighted-straight")
 @pytest.mark.parametrize("context", ["straight", "plate-mixed"])
 @pytest.mark.parametrize("broken", [Unweighted, WithProposal])
 def test_exact_tests_find_a_broken_estimator(broken, context):
@@ -287,6 +296,7 @@ REACHES = {
 }
 
 
+@pytest.mark.fast("never")
 @pytest.mark.parametrize("name", REACHES)
 def test_values_that_the_proposal_never_makes(name):
     """The mean would lack their part, and no draw could tell."""

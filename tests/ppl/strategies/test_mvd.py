@@ -100,6 +100,7 @@ def truth_of(name):
         return Exact(float(value), np.asarray(grad), {})
 
 
+@pytest.mark.fast("Bernoulli probs")
 @pytest.mark.parametrize("name", CASES)
 def test_derivative_of_one_parameter(name, key):
     make, theta, _, _ = CASES[name]
@@ -111,6 +112,7 @@ def test_derivative_of_one_parameter(name, key):
     )
 
 
+@pytest.mark.fast("Geometric probs")
 @pytest.mark.parametrize("name", CASES)
 def test_score_function_agrees(name, key):
     """The same truth for Reinforce: sampler and density belong together."""
@@ -123,6 +125,7 @@ def test_score_function_agrees(name, key):
     )
 
 
+@pytest.mark.fast("Bernoulli-spec0")
 @pytest.mark.parametrize(("name", "spec"), [("Bernoulli", bits()), ("Categorical", digits(4))])
 def test_finite_triples_are_exact_in_each_draw(name, spec):
     """No randomness: the weak derivative of Bernoulli and Categorical is the exact derivative, whatever was drawn."""
@@ -211,6 +214,7 @@ def assert_law(samples, law):
     assert result.pvalue > LEVEL, result
 
 
+@pytest.mark.fast("seed1-Gamma", "seed2-Exponential")
 @pytest.mark.parametrize("name", POSITIVE)
 def test_laws_of_positive_triples(name, seed):
     fn, c, minus = POSITIVE[name]
@@ -221,6 +225,7 @@ def test_laws_of_positive_triples(name, seed):
     assert bool((triple.minus > draws).all())  # coupled to the draw
 
 
+@pytest.mark.fast("seed2")
 def test_laws_of_the_normal_triples(seed):
     _, (loc, scale) = triples_of(dist.Normal(0.9, 0.8), seed)
     np.testing.assert_allclose(loc.c, 1 / (0.8 * np.sqrt(2 * np.pi)), rtol=1e-5)
@@ -266,6 +271,7 @@ def assert_pmf(samples, pmf):
         )
 
 
+@pytest.mark.fast("seed0-GeometricProbs", "seed1-Poisson")
 @pytest.mark.parametrize("name", DISCRETE)
 def test_laws_of_counting_triples(name, seed):
     fn, c, plus, minus = DISCRETE[name]
@@ -290,6 +296,12 @@ SAMPLERS = {
 }  # fmt: skip
 
 
+@pytest.mark.fast(
+    "seed0-Geometric logits",
+    "seed1-Bernoulli logits",
+    "seed1-Categorical logits",
+    "seed1-Geometric logits",
+)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_site_draws_from_its_density(name, seed):
     """What the program draws has the probabilities that its density states: both parametrisations, by chi-square."""
@@ -308,6 +320,7 @@ def test_the_site_draws_from_its_density(name, seed):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "at",
     [

@@ -474,6 +474,7 @@ def test_biased_strategies_are_marked_and_never_automatic():
     assert not plan(make, "auto")["z"].is_biased
 
 
+@pytest.mark.slow
 def test_auto_says_when_nothing_is_sound():
     """The result jumps in the value and the support moves: neither pathwise nor score."""
     with pytest.raises(ValueError, match="Site 'z'"):

@@ -89,6 +89,7 @@ def mean_over_noise(strategy):
     return mean(value), jax.tree.map(mean, grads)
 
 
+@pytest.mark.slow
 def test_the_mean_over_all_noise_is_exact():
     truth = by_quadrature(cost, PARAMS)
     value, grads = mean_over_noise(Preset)
@@ -181,6 +182,7 @@ def test_above_and_below_score_functions_it_is_unbiased(key):
 # Refusals.
 
 
+@pytest.mark.slow
 def test_what_it_cannot_serve_is_refused():
     def plan(fn, strategies):
         return ppl.expectation(fn, strategies=strategies).plan(1.5)

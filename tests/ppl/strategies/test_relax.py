@@ -125,6 +125,7 @@ def meeting_steps(p, noise):
     return costs.sum() * (1 + p["w"]) + carry**3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [SOFT, RELAX], ids=["rebar", "relax"])
 def test_steps_that_meet_in_a_carry_have_the_exact_mean(strategy):
     spec = {"b": bits(3)}
@@ -133,6 +134,7 @@ def test_steps_that_meet_in_a_carry_have_the_exact_mean(strategy):
     assert_quadrature(moments(expectation, PARAMS, spec, truth), truth)
 
 
+@pytest.mark.slow
 def test_rebar_inside_branches_has_the_exact_mean():
     program, truth = CONTEXTS["cond"], truth_of("cond")
     strategies = {"x": "enum", "*": SOFT}
@@ -161,6 +163,7 @@ CASES = [
 SLOW = [("event", "relax", RELAX, 4)]  # slow: 70,000 outcomes
 
 
+@pytest.mark.fast("rows-rebar")
 @pytest.mark.parametrize(
     ("context", "strategy", "m"),
     [pytest.param(c, s, m, id=f"{c}-{n}") for c, n, s, m in CASES]
@@ -172,6 +175,7 @@ def test_expectation_has_the_exact_mean(context, strategy, m):
     assert_quadrature(moments(expectation, PARAMS, program.spec("bernoulli"), truth, m), truth)
 
 
+@pytest.mark.fast("rows-sharp")
 @pytest.mark.parametrize(
     ("context", "strategy"),
     [
@@ -213,6 +217,7 @@ MIXTURES = {
 }
 
 
+@pytest.mark.fast("relax before and behind others")
 @pytest.mark.parametrize(
     "name",
     [
@@ -266,6 +271,7 @@ SAMPLED = [
 QUICK = (0, 8, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("context", "kind", "strategy"),
     [
@@ -285,6 +291,7 @@ def test_estimates_with_their_own_noise_are_unbiased(context, kind, strategy, ke
     assert_mean(expectation, PARAMS, truth, key, n=40_000, catches=0.3, steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [NET, ppl.Rebar(0.7, 0.5)], ids=["relax", "rebar"])
 def test_particles_under_a_cost_that_is_not_linear(strategy, key):
     program = CONTEXTS["rows"]
@@ -388,6 +395,7 @@ class Plain(Preset, ppl.Relax):
 PLAIN = Plain(lambda w, z: w * jnp.sum(z), jnp.array(0.0), num_joint_axes=1)
 
 
+@pytest.mark.slow
 def test_rebar_lowers_the_variance_and_training_lowers_it_further():
     optimizer = optax.adam(0.02)
     before = variances(Rebar(0.3, 3.0))
@@ -414,6 +422,7 @@ def test_relax_lowers_the_variance_by_training_from_nothing():
     assert (after <= 0.5 * variances(PLAIN)).all(), (variances(PLAIN), after)
 
 
+@pytest.mark.slow
 def test_state_moves_with_an_optimizer_only_and_is_no_parameter(key):
     for optimizer, moves in ((None, False), (optax.sgd(0.1), True)):
         for strategy in (ppl.Relax(network, NETWORK, optimizer), ppl.Rebar(optimizer=optimizer)):
@@ -461,6 +470,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.fast("Unconditional")
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda s: type(s).__name__)
 def test_quadrature_finds_a_broken_estimator(broken):
     program, truth = CONTEXTS["rows"], truth_of("rows")
@@ -591,6 +601,7 @@ def test_values_given_between_zero_and_one_stay_impossible_outside_an_expectatio
     assert program.log_density({"b": jnp.array(0.4)}) == -jnp.inf
 
 
+@pytest.mark.slow
 def test_sure_draws_have_finite_gradients():
     def fn(p):
         with ppl.plate("rows", 3):

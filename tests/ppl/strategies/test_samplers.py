@@ -108,12 +108,14 @@ def has_exact_mean(expectation, exact, t=0.3):
     return abs(found.mean() - exact(t)) < 4.5 * found.std() / 4 + 1e-5
 
 
+@pytest.mark.fast("closed")
 @pytest.mark.parametrize("name", SMOOTH)
 def test_draws_that_do_not_jump_are_differentiated(name):
     law, cost, exact = SMOOTH[name]
     assert has_exact_mean(expectation_of(law, cost, "reparam", num_replicates=2000), exact)
 
 
+@pytest.mark.fast("gap")
 @pytest.mark.parametrize("name", JUMPING)
 def test_draws_that_jump_are_refused(name):
     law, cost, _ = JUMPING[name]
@@ -124,6 +126,7 @@ def test_draws_that_jump_are_refused(name):
     assert np.isfinite(expectation_of(law, cost, ppl.Reparam(allow_jumps=True)).grad(0.3, KEY))
 
 
+@pytest.mark.fast("gap-reinforce")
 @pytest.mark.parametrize("strategy", ["reinforce", "auto"])
 @pytest.mark.parametrize("name", JUMPING)
 def test_scores_do_not_differentiate_draws(name, strategy):

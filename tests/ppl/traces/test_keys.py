@@ -40,6 +40,7 @@ def test_no_name_of_a_site_shares_a_key_with_what_is_no_site():
     assert len(np.unique(data, axis=0)) == len(data)
 
 
+@pytest.mark.fast("rng:u")
 @pytest.mark.parametrize("site", ["rng:u", "u", "rows", "cond_1", "particles_1", "prng_key_0"])
 def test_draws_of_a_site_are_no_noise_of_statements(site):
     def normals():

@@ -103,6 +103,20 @@ OBJECTIVES = {
 SITE = r"Site '[bz]': model and guide scale its log-prob differently \(model x .*guide x .*plate"
 
 
+@pytest.mark.fast(
+    "elbo-a scale in the guide",
+    "elbo-an array of scales in the model",
+    "elbo-an event in place of rows",
+    "iwelbo-a scale in the guide",
+    "iwelbo-an array of scales in the model",
+    "log_variance-a scale in the guide",
+    "log_variance-a scale in the model",
+    "rws-a scale in the guide",
+    "rws-a scale in the model",
+    "wake_phi-a scale in the guide",
+    "wake_phi-a scale in the model",
+    "wake_phi-an array of scales in the model",
+)
 @pytest.mark.parametrize("case", SCALED)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_scales_that_differ_are_refused(case, name):
@@ -345,6 +359,9 @@ SOUND = {
 }
 
 
+@pytest.mark.slow_for(
+    "Beta for Uniform", "a scaled Gamma for HalfNormal", "counts up to 3 for counts"
+)
 @pytest.mark.parametrize("case", SOUND)
 def test_a_guide_within_the_support_is_taken(case):
     p, q = SOUND[case]

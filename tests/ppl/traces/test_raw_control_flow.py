@@ -159,6 +159,7 @@ CONTEXTS = {
 }
 
 
+@pytest.mark.fast("cond", "jit", "scan", "value_and_grad")
 @raw
 def test_cold_every_method_refuses_by_name(raw):
     for name, run in methods(program_of(MAKERS[raw]())).items():
@@ -167,6 +168,7 @@ def test_cold_every_method_refuses_by_name(raw):
             raise AssertionError(f"{name} accepted it")
 
 
+@pytest.mark.fast("lapilli-remat", "numpyro-vmap")
 @raw
 @pytest.mark.parametrize("warmed_by", ["numpyro", "lapilli"])
 def test_warm_every_method_refuses_by_name(raw, warmed_by):
@@ -185,6 +187,7 @@ def test_warm_every_method_refuses_by_name(raw, warmed_by):
                 raise AssertionError(f"{name} accepted it at attempt {attempt}")
 
 
+@pytest.mark.fast("jit-grad", "jit-jit", "jit-jvp", "jit-vmap")
 @raw
 @pytest.mark.parametrize("context", ["jit", "vmap", "grad", "jit_vmap_grad"])
 def test_it_is_refused_under_outer_transformations_cold_and_warm(raw, context):
@@ -201,6 +204,7 @@ def test_it_is_refused_under_outer_transformations_cold_and_warm(raw, context):
             raise AssertionError(f"{name} accepted it under {context} with warm caches")
 
 
+@pytest.mark.fast("eager")
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_no_false_alarm_without_raw_control_flow(context):
     """Outer transformations and inner ones without a site are fine."""

@@ -73,6 +73,7 @@ def pair(name):
     return model, guide, *(jnp.asarray(x, float) for x in numbers)
 
 
+@pytest.mark.fast("scaled")
 @rows
 def test_a_proposal_that_misses_values_makes_the_evidence_nan(name, key):
     model, guide, good, bad = pair(name)
@@ -84,6 +85,7 @@ def test_a_proposal_that_misses_values_makes_the_evidence_nan(name, key):
     assert jnp.isnan(run(bad))
 
 
+@pytest.mark.fast("scaled")
 @pytest.mark.parametrize("name", ("categorical", "scaled"))
 def test_a_proposal_that_misses_values_is_refused_outside_of_jit(name, key):
     model, guide, _, bad = pair(name)
@@ -93,6 +95,7 @@ def test_a_proposal_that_misses_values_is_refused_outside_of_jit(name, key):
         inference.smc(model, key, bad, num_particles=10, proposal=guide)
 
 
+@pytest.mark.fast("bernoulli logits")
 @rows
 def test_objectives_that_must_cover_the_model_are_nan_or_refused(name, key):
     model, guide, good, bad = pair(name)
@@ -107,6 +110,7 @@ def test_objectives_that_must_cover_the_model_are_nan_or_refused(name, key):
     assert jnp.isnan(jax.jit(lambda x: cross_entropy.value({}, key, x))(bad))
 
 
+@pytest.mark.fast("cubo")
 @pytest.mark.parametrize(
     "make",
     (
@@ -130,6 +134,7 @@ def test_a_lower_bound_needs_no_cover(key):
     assert jnp.isfinite(jax.jit(lambda x: inference.elbo(model, guide).value({}, key, x))(bad))
 
 
+@pytest.mark.fast("True")
 @pytest.mark.parametrize("is_bad", (False, True))
 def test_particles_of_a_normalised_program(is_bad, key):
     target, proposal, good, bad = pair("categorical")
@@ -140,6 +145,7 @@ def test_particles_of_a_normalised_program(is_bad, key):
     assert jnp.isnan(total.value({}, key, bad if is_bad else good)) == is_bad
 
 
+@pytest.mark.fast("True")
 @pytest.mark.parametrize("is_bad", (False, True))
 def test_importance_weights_of_a_fitted_guide(is_bad, key):
     model, _, good, bad = pair("categorical")
@@ -154,6 +160,7 @@ def test_importance_weights_of_a_fitted_guide(is_bad, key):
     assert bool(np.isnan(posterior.log_weights).all()) == is_bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_particles", (1, 2))
 def test_a_marginal_has_the_known_ends_of_its_sites(num_particles, key):
     @ppl.model
@@ -242,6 +249,7 @@ def exact(transition):
     return jnp.log(alpha.sum())
 
 
+@pytest.mark.fast("full")
 @pytest.mark.parametrize("history", ("none", "ancestors", "full"))
 def test_zeros_that_model_and_proposal_share_step_by_step_are_sound(history, key):
     other = jnp.array([[0.5, 0.5, 0.0], [0.0, 0.4, 0.6], [0.0, 0.0, 1.0]])
@@ -255,6 +263,7 @@ def test_zeros_that_model_and_proposal_share_step_by_step_are_sound(history, key
     assert abs(result - exact(LEFT_TO_RIGHT)) < 0.05
 
 
+@pytest.mark.slow
 def test_a_zero_of_the_proposal_alone_in_some_state_of_a_chain(key):
     other = LEFT_TO_RIGHT.at[1].set(jnp.array([0.0, 1.0, 0.0]))
     run = lambda t: inference.smc(chain, key, t, num_particles=2000, proposal=moved).log_evidence
@@ -263,6 +272,7 @@ def test_a_zero_of_the_proposal_alone_in_some_state_of_a_chain(key):
         run(other)
 
 
+@pytest.mark.slow
 def test_smoothing_by_backward_draws_scores_choices_without_their_proposal(key):
     other = jnp.array([[0.5, 0.5, 0.0], [0.0, 0.4, 0.6], [0.0, 0.0, 1.0]])
     smoothed = inference.smooth(

@@ -271,6 +271,7 @@ def test_only_the_branch_taken_counts(wrap):
     close(log_probs["a"], 0.0)
 
 
+@pytest.mark.slow
 def test_cond_under_vmap_and_grad_equals_the_loop():
     run = lambda flag, z: branches.log_density({"z": z, "a": 0.7}, flag)
     flags, zs = jnp.array([True, False, True]), jnp.array([0.1, 0.2, 0.3])
@@ -415,6 +416,7 @@ def test_particles_have_the_prior_as_their_law(seed):
     assert_unbiased(z * jnp.roll(z, 1, axis=1), np.zeros(3))
 
 
+@pytest.mark.slow
 def test_particles_nest_with_themselves_and_with_scan():
     @ppl.model
     def program():
@@ -490,6 +492,7 @@ def test_regions_without_a_program_are_jaxs_own():
     close(ppl.cond(True, lambda x: x, lambda x: -x, 2.0), 2.0)
 
 
+@pytest.mark.slow_for("expectation-scan")
 @pytest.mark.parametrize("region", ["scan", "cond", "particles"])
 @pytest.mark.parametrize("run", ["simulate", "expectation"])
 def test_no_tracer_leaks(region, run):
@@ -513,6 +516,7 @@ def test_no_tracer_leaks(region, run):
         runs[run]()
 
 
+@pytest.mark.slow
 def test_regions_compile_once_for_one_shape():
     count = 0
 

@@ -105,6 +105,7 @@ CELLS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "scheme", "policy"), CELLS)
 def test_evidence_is_unbiased(target, scheme, policy, key):
     size = 100 if policy == "never" else PARTICLES  # as noisy as the others
@@ -132,6 +133,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_biased_scheme_is_found(name, key):
     scheme = Scheme(name, BROKEN[name], BROKEN[name], is_unbiased=True)

@@ -59,6 +59,7 @@ def errors(z, v):
 SLOW = pytest.mark.slow  # a compilation each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy", ["every", "ess", *(pytest.param(p, marks=SLOW) for p in ("window", "never"))]
 )
@@ -82,6 +83,7 @@ def upper(result):
     return inference.particles.evidence_variance(result, form="upper")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheme",
     [
@@ -99,6 +101,7 @@ def test_upper_is_above_the_variance_and_not_idle(scheme, key):
     )
 
 
+@pytest.mark.slow
 def test_a_missing_factor_is_found(key):
     z, v = estimates(
         walk(Y), key, read=[upper], resampling="multinomial", policy=resampling.every()
@@ -107,6 +110,7 @@ def test_a_missing_factor_is_found(key):
         assert_unbiased(errors(z, v), 0.0)
 
 
+@pytest.mark.slow
 def test_without_resampling_it_is_the_variance_of_a_mean(key):
     result = inference.smc(
         walk(Y), key, num_particles=50, policy=resampling.never(), resampling="multinomial"
@@ -126,6 +130,7 @@ def brute_force(result):
     return np.stack(index)
 
 
+@pytest.mark.slow
 def test_counts_of_ancestors(key):
     for target, args in ((walk(Y), ()), (program, (Y,))):
         result = inference.smc(
@@ -186,6 +191,7 @@ def test_a_lag_finds_the_variance_of_a_long_run(key):
     assert (eves == 1).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_lost_particles_give_nan(key):
     lost = inference.FeynmanKac(
         jax.random.normal, lambda k, x, t: x, lambda p, x, t: jnp.where(t == 1, -jnp.inf, 0.0), 2
@@ -197,6 +203,7 @@ def test_lost_particles_give_nan(key):
 # Replicates.
 
 
+@pytest.mark.slow
 def test_replicates_combine_by_their_mean(key):
     run = lambda key: inference.smc(walk(Y), key, num_particles=20)
     together = inference.particles.replicate(run, key, 60, batch_size=20)
@@ -209,6 +216,7 @@ def test_replicates_combine_by_their_mean(key):
     np.testing.assert_allclose(w.reshape(60, 20).sum(1), z / z.sum(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_their_standard_error_covers_the_truth(key):
     """(log_evidence - exact) / std_error over 500 groups of 40 runs is near a standard normal: its mean square is 1 within 0.3.
 
@@ -253,6 +261,7 @@ ERRORS = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("conditional", "no genealogy to count")
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_input_is_refused_by_name(name, key):
     run, message = ERRORS[name]

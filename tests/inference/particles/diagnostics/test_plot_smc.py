@@ -55,6 +55,7 @@ def test_panels_show_the_run(result):
     assert distinct[-1] == 50 and np.all(np.diff(distinct) >= 0) and distinct[0] < 50
 
 
+@pytest.mark.slow
 def test_a_run_without_history_has_no_genealogy():
     short = inference.smc(walk, jax.random.key(0), YS, num_particles=8, history="none")
     assert len(inference.particles.plot_smc(short).axes) == 2

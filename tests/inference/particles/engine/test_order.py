@@ -42,6 +42,7 @@ def evidences(name, key, n, is_ordered=True, **options):
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(key, n)))
 
 
+@pytest.mark.fast("2-1", "4-2")
 @pytest.mark.parametrize(("dimension", "num_bits"), [(2, 1), (2, 4), (3, 2), (4, 2)])
 def test_the_curve_visits_each_cell_once_and_steps_to_neighbours(dimension, num_bits):
     axes = [np.arange(2**num_bits)] * dimension
@@ -52,6 +53,7 @@ def test_the_curve_visits_each_cell_once_and_steps_to_neighbours(dimension, num_
     assert (steps == 1).all()
 
 
+@pytest.mark.slow
 def test_places_are_sorted_whatever_they_are():
     places = jnp.array([[3.0], [jnp.nan], [-1.0], [2.0]])
     np.testing.assert_array_equal(nearby_order(places), [2, 3, 0, 1])
@@ -63,6 +65,7 @@ def test_places_are_sorted_whatever_they_are():
     assert gaps < 0.1 * jnp.abs(jnp.diff(cloud, axis=0)).sum(1).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("scheme", ["stratified", "systematic", "killing"])
 def test_evidence_is_unbiased(name, scheme, key):
@@ -71,6 +74,7 @@ def test_evidence_is_unbiased(name, scheme, key):
     assert_unbiased(np.exp(log_z - KALMAN), 1.0)
 
 
+@pytest.mark.fast("systematic-0.2")
 @pytest.mark.parametrize(
     ("scheme", "share"), [("stratified", 0.02), ("ssp", 0.02), ("systematic", 0.2)]
 )

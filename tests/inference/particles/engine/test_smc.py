@@ -54,21 +54,25 @@ def assert_evidence(target, exact, key, *args, n=4000, num_particles=40, **optio
     assert_unbiased(np.exp(np.asarray(z, float) - exact), 1.0)
 
 
+@pytest.mark.fast("never")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_evidence_of_a_program_is_unbiased_under_every_policy(policy, key):
     assert_evidence(walk, KALMAN, key, Y, policy=POLICIES[policy])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["ess", "every"])
 def test_evidence_of_a_feynman_kac_model_is_unbiased(policy, key):
     assert_evidence(WALK, KALMAN, key, policy=POLICIES[policy])
 
 
+@pytest.mark.fast("multinomial")
 @pytest.mark.parametrize("scheme", ["stratified", "residual", "multinomial"])
 def test_evidence_is_unbiased_under_every_scheme(scheme, key):
     assert_evidence(walk, KALMAN, key, Y, resampling=scheme, policy=resampling.every())
 
 
+@pytest.mark.slow
 def test_evidence_with_a_proposal_is_unbiased_and_less_noisy(key):
     assert_evidence(walk, KALMAN, key, Y, proposal=optimal)
     run = lambda proposal: jax.vmap(
@@ -81,11 +85,13 @@ def test_evidence_with_a_proposal_is_unbiased_and_less_noisy(key):
     assert np.std(run(optimal)) < 0.6 * np.std(run(None))
 
 
+@pytest.mark.slow
 def test_a_proposal_for_some_sites_leaves_the_others_to_the_prior(key):
     first = lambda ys: ppl.sample("x0", dist.Normal(0.5 * ys[0], 0.8))
     assert_evidence(walk, KALMAN, key, Y, proposal=first)
 
 
+@pytest.mark.slow
 def test_paths_have_the_smoothing_distribution(key):
     """Self-normalised means of 400 runs of 500 particles: their bias is O(1/K), far below the noise tested."""
     mean, _ = golden_posterior()
@@ -101,6 +107,7 @@ def test_paths_have_the_smoothing_distribution(key):
     assert_unbiased(jax.jit(jax.vmap(paths))(jax.random.split(key, 400)), mean)
 
 
+@pytest.mark.slow
 def test_filtered_moments(key):
     result = inference.smc(walk, key, Y, num_particles=20_000)
     mean, square = result.mean(lambda c: (c["x"][-1], c["x"][-1] ** 2))
@@ -143,6 +150,7 @@ def drifting_evidence(ys, last):
     return multivariate_normal(np.zeros(4), a * scale @ a.T).logpdf([*ys, last])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", ["full", "ancestors"])
 def test_values_from_before_a_scan_move_with_their_particle(history, key):
     ys, last = np.array([0.4, 1.1, 0.9], np.float32), 2.0
@@ -199,6 +207,7 @@ def twice_evidence(ys):
     return total
 
 
+@pytest.mark.slow
 def test_several_scans_and_observations_between_them(key):
     assert_evidence(twice, twice_evidence(Y[:4]), key, Y[:4], policy=resampling.every())
 
@@ -214,6 +223,7 @@ def gappy(ys, seen):
     ppl.scan(step, ppl.sample("x0", dist.Normal(0.0, 1.0)), (ys, seen))
 
 
+@pytest.mark.slow
 def test_missing_observations_contribute_nothing(key):
     ys, seen = np.array([0.5, np.nan, 0.25], np.float32), np.array([True, False, True])
     mean, var, exact = 0.0, 1.0, 0.0
@@ -233,6 +243,7 @@ def test_missing_observations_contribute_nothing(key):
         inference.smc(gappy, key, ys, seen, num_particles=2, proposal=blind)
 
 
+@pytest.mark.slow
 def test_a_proposal_of_other_missing_cells_is_refused(key):
     """At once where masks are known; under jit no particle is left, and failed_at says so."""
     ys, seen = np.array([0.5, 0.1, 0.25], np.float32), np.array([True, False, True])
@@ -253,6 +264,7 @@ def test_a_proposal_of_other_missing_cells_is_refused(key):
         inference.smc(gappy, key, ys, seen, num_particles=2, proposal=drawn)
 
 
+@pytest.mark.slow
 def test_a_constant_factor_counts_where_masks_are_compared_late(key):
     """Under jit a penalty waits for the first weighing, as the log-probs do that are known before any draw."""
     ys, seen = np.array([0.5, 0.1, 0.25], np.float32), np.array([True, False, True])
@@ -315,10 +327,12 @@ def joint_of_paths():
     return paths, joint
 
 
+@pytest.mark.slow
 def test_evidence_of_a_hidden_markov_chain(key):
     assert_evidence(switching, np.log(joint_of_paths()[1].sum()), key, COUNTS)
 
 
+@pytest.mark.slow
 def test_branches_inside_the_scan(key):
     """A branch with a site of its own: the exact evidence by summing over the chooser."""
 
@@ -403,6 +417,7 @@ def test_arviz_gets_equally_weighted_paths_with_named_axes(key):
 # Failures and bad input.
 
 
+@pytest.mark.slow
 def test_lost_particles_are_flagged_with_their_step(key):
     @ppl.model
     def impossible(ys):
@@ -418,6 +433,7 @@ def test_lost_particles_are_flagged_with_their_step(key):
     assert inference.smc(walk, key, Y, num_particles=50).failed_at == -1
 
 
+@pytest.mark.slow
 def test_weights_that_are_nan_are_refused_and_make_the_evidence_nan_under_jit(key):
     """Left out, as in other filters, they would make the evidence that of half the line."""
     broken = inference.FeynmanKac(
@@ -433,6 +449,7 @@ def test_weights_that_are_nan_are_refused_and_make_the_evidence_nan_under_jit(ke
     assert jnp.isnan(result.log_evidence) and result.failed_at == 1
 
 
+@pytest.mark.slow
 def test_a_particle_of_weight_zero_may_have_any_potential(key):
     """What is impossible once stays so, whatever its later potentials."""
     never = inference.FeynmanKac(
@@ -445,10 +462,12 @@ def test_a_particle_of_weight_zero_may_have_any_potential(key):
     assert abs(result.log_evidence - jnp.log(0.5)) < 0.2
 
 
+@pytest.mark.slow
 def test_batches_of_particles_give_a_result_of_the_same_law(key):
     assert_evidence(walk, KALMAN, key, Y, batch_size=20, n=1000)
 
 
+@pytest.mark.slow
 def test_same_key_same_result_under_jit_and_both_kinds_of_key(key):
     run = lambda key: inference.smc(walk, key, Y, num_particles=20).log_evidence
     np.testing.assert_allclose(run(key), jax.jit(run)(key), rtol=1e-5)
@@ -506,6 +525,7 @@ def test_bad_input_is_refused_by_name(name, key):
         run(key)
 
 
+@pytest.mark.slow
 def test_a_broken_engine_is_found(key, monkeypatch):
     """Weights that are reset though nobody was resampled: the evidence test fails."""
     from lapilli.inference.particles import population

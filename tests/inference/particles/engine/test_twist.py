@@ -92,6 +92,7 @@ def evidences(target, key, *args, n, **options):
     return jax.jit(jax.vmap(lambda key: run(key).increments))(jax.random.split(key, n))
 
 
+@pytest.mark.fast("chain-1")
 @pytest.mark.parametrize("num_particles", [1, 4])
 @pytest.mark.parametrize("target", ["program", "chain"])
 def test_with_the_exact_twist_and_proposal_the_evidence_has_no_variance(target, num_particles, key):
@@ -121,6 +122,7 @@ CRUDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CRUDE)
 def test_evidence_with_a_crude_twist_is_unbiased_at_every_step(case, key):
     """A bias of 2% at the end is 7 standard errors where the relative sd is below 0.18."""
@@ -132,12 +134,14 @@ def test_evidence_with_a_crude_twist_is_unbiased_at_every_step(case, key):
     assert_unbiased(np.exp(np.cumsum(increments, -1) - exact), np.ones(5))
 
 
+@pytest.mark.slow
 def test_evidence_of_two_particles_is_unbiased(key):
     options = {"resampling": "multinomial", "policy": resampling.every(), "num_particles": 2}
     increments = evidences(walk, key, Y, proposal=ahead, twist=crude, n=20_000, **options)
     assert_unbiased(np.exp(increments.sum(-1) - KALMAN), 1.0)
 
 
+@pytest.mark.slow
 def test_without_the_correction_the_evidence_is_biased(key, monkeypatch):
     """The test sees a broken estimator."""
 
@@ -152,6 +156,7 @@ def test_without_the_correction_the_evidence_is_biased(key, monkeypatch):
         assert_unbiased(np.exp(evidences(walk, key, Y, **options).sum(-1) - KALMAN), 1.0)
 
 
+@pytest.mark.slow
 def test_looking_ahead_lowers_the_variance_of_the_evidence(key):
     """The last observation is sharp and far off. Interval of the ratio of variances: far below 1 at 2000 runs each."""
 
@@ -173,6 +178,7 @@ def test_looking_ahead_lowers_the_variance_of_the_evidence(key):
     assert with_twist < 0.5 * without
 
 
+@pytest.mark.slow
 def test_the_state_is_the_carry_with_what_passes_through(key):
     """JAX takes a carry that never changes out of a scan; a scan inside the step has states of its own."""
 
@@ -203,6 +209,7 @@ def test_the_state_is_the_carry_with_what_passes_through(key):
     assert (run.ancestors[0] == run.ancestors[0, 0]).all()
 
 
+@pytest.mark.slow
 def test_the_conditional_run_leaves_the_posterior_invariant(key):
     """A binary chain of three steps: start in the exact posterior of the 8 paths, move once with 3 particles."""
     up = jnp.array([0.3, 0.8])
@@ -284,6 +291,7 @@ def test_errors(case, key):
         call(key, run)
 
 
+@pytest.mark.slow
 def test_a_bad_twist_makes_the_evidence_nan_under_jit(key):
     run = jax.jit(lambda key: inference.smc(walk, key, Y, num_particles=9, twist=bad).log_evidence)
     assert jnp.isnan(run(key))

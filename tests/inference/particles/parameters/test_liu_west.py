@@ -36,6 +36,7 @@ def run_level(key, **options):
     return inference.particles.liu_west(level, key, Y, parameters=["m"], **options)
 
 
+@pytest.mark.slow
 def test_a_normal_mean_is_learnt_as_exactly_as_by_a_sum(key):
     """The posterior after each step; K = 2,000 has a bias of order 1 / K, far below the standard errors of 200 runs, 0.001."""
     runs = jax.jit(jax.vmap(lambda key: run_level(key, num_particles=2000)))(
@@ -121,6 +122,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_for("mixed", "parameter")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_be_worse_than_biased_is_refused(name, key):
     change, options, message = REFUSED[name]

@@ -90,6 +90,7 @@ PARAMETER_CHAINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["ancestor", *(pytest.param(n, marks=pytest.mark.slow) for n in list(PARAMETER_CHAINS)[1:])]
 )  # fmt: skip
@@ -167,6 +168,7 @@ def test_a_start_without_density_is_refused(key):
         inference.particles.particle_gibbs(model, key, 2.0, init={"a": 2.0}, **options)
 
 
+@pytest.mark.slow
 def test_draws_are_named_and_go_to_arviz(key):
     result = gibbs(key, num_samples=4)
     assert set(result.choices) == {"slope", "x"}

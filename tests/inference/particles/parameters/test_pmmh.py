@@ -85,6 +85,7 @@ def chains(key, num_chains=400, **options):
 SLOW = pytest.mark.slow  # a long compilation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "proposal", [pytest.param(None, id="prior"), pytest.param(guided, id="guided", marks=SLOW)]
 )
@@ -185,6 +186,7 @@ def run_tilted(key, y, **options):
     ).log_joint
 
 
+@pytest.mark.slow
 def test_a_run_is_compiled_once_while_the_program_means_the_same(key, monkeypatch):
     size = _parameter_filter._run._cache_size
     before = size()
@@ -275,6 +277,9 @@ ERRORS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_for(
+    "after a scan", "empty", "in a scan", "init outside", "observed", "prior", "support"
+)
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_input_is_refused_by_name(name, key):
     run, message = ERRORS[name]

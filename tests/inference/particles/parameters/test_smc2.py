@@ -79,6 +79,7 @@ def run_walk(key, num_runs=60, **options):
     return jax.jit(lambda keys: jax.lax.map(run, keys))(jax.random.split(key, num_runs))
 
 
+@pytest.mark.slow
 def test_parameters_states_and_evidence_are_exact(key):
     """Ten particles for each filter. Standard errors are 0.01 and less, posterior sds about 0.5."""
     increments, moments, is_resampled = run_walk(key, target_ess=0.8)

@@ -49,6 +49,7 @@ LAWS = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("categorical", "folded")
 @pytest.mark.parametrize("name", LAWS)
 def test_particles_are_independent_and_have_the_law_of_one(name, key):
     """Mean, variance and correlations between particles; the replicates come from another map around."""
@@ -63,6 +64,7 @@ def test_particles_are_independent_and_have_the_law_of_one(name, key):
     assert_unbiased(centred[::2] * centred[1::2], np.zeros(3))
 
 
+@pytest.mark.fast("normal")
 @pytest.mark.parametrize("name", ["normal", "gamma", "loop over keys"])
 def test_batches_are_independent(name, key):
     fn, mean, _ = LAWS[name]

@@ -34,6 +34,7 @@ MODELS = {
 }
 
 
+@pytest.mark.fast("independent")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "rich")) for n in MODELS]
 )
@@ -159,6 +160,7 @@ ERRORS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_for("shape", "slope")
 @pytest.mark.parametrize("name", ERRORS)
 def test_what_has_no_density_is_refused_by_name(name, key):
     run, message = ERRORS[name]
@@ -166,5 +168,6 @@ def test_what_has_no_density_is_refused_by_name(name, key):
         run(key)
 
 
+@pytest.mark.slow
 def test_statements_after_a_scan_may_see_its_last_choice(key):
     assert move(end_seen, "ancestor", key)["x"].shape == (4,)

@@ -156,6 +156,7 @@ def cells(counts, law):
     return (counts[:, None, :] == np.array(list(law))).all(axis=-1)
 
 
+@pytest.mark.fast("seed1-birth_death-3", "seed1-killing-3", "seed1-killing-5", "seed1-residual-3")
 @pytest.mark.parametrize("num", (3, 5))
 @pytest.mark.parametrize("name", UNBIASED)
 def test_conditional_counts_follow_the_relabelled_scheme_given_slot_zero(name, num, seed):
@@ -172,6 +173,7 @@ def test_conditional_counts_follow_the_relabelled_scheme_given_slot_zero(name, n
     assert cells(counts, given).any(axis=-1).all()
 
 
+@pytest.mark.slow_for("seed0-systematic", "seed1-systematic")
 @pytest.mark.parametrize("name", ("systematic", "stratified", "ssp"))
 def test_conditional_slots_are_a_cyclic_shift_of_the_ascending_ones(name, seed):
     """The law of the whole vector: each slot of particle 0 is as likely to be slot 0 as any other."""
@@ -235,6 +237,7 @@ OFTEN = ("systematic", "stratified")
 SWEPT = [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in UNBIASED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEPT)
 def test_conditional_smc_keeps_its_target(name, seed):
     assert_unbiased(path_shares(RESAMPLERS[name].conditional, seed), posterior())
@@ -244,6 +247,7 @@ def overwritten(key, log_weights, num=None):
     return as_scheme("systematic").ancestors(key, log_weights, num).at[0].set(0)
 
 
+@pytest.mark.slow
 def test_overwriting_slot_zero_of_systematic_resampling_is_found_wrong(key):
     law = law_of_counts("systematic", WEIGHTS, 3)
     given = {c: p * c[0] / (3 * WEIGHTS[0]) for c, p in law.items() if c[0]}
@@ -270,6 +274,7 @@ def test_conditional_edges(name, key):
         conditional(key, jnp.zeros(3), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEPT)
 def test_conditional_version_of_many_particles_stays_near_their_shares(name, key):
     lw = np.array(-0.5 * jax.random.normal(key, (5000,)) ** 2)

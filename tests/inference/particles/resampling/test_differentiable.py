@@ -101,6 +101,7 @@ def estimates(key, n=20_000, params=HMM, target=hmm, args=(BITS,), **options):
 SLOW = pytest.mark.slow  # one more program to compile
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [multinomial, pytest.param(killing, marks=SLOW)])
 def test_score_is_unbiased_for_the_bound(law, key):
     """Dropping the ancestors' score is a bias of 9 standard errors here."""
@@ -108,6 +109,7 @@ def test_score_is_unbiased_for_the_bound(law, key):
     assert_unbiased(grads, exact_gradients(law)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["every", pytest.param("ess", marks=SLOW)])
 def test_stop_gradient_is_unbiased_for_the_evidence(policy, key):
     """E[Z-hat d log Z-hat] = dZ under every policy. Constant weights are a bias of 12 standard errors here."""
@@ -115,6 +117,7 @@ def test_stop_gradient_is_unbiased_for_the_evidence(policy, key):
     assert_unbiased(np.exp(log_z)[:, None] * grads, exact_gradients(multinomial)[2])
 
 
+@pytest.mark.slow
 def test_drop_is_biased_for_both_and_the_tests_see_it(key):
     bound, _, of_z = exact_gradients(multinomial)
     log_z, grads = estimates(key, gradient="drop", resampling="multinomial")
@@ -188,6 +191,7 @@ def bound_by_quadrature(params, num_nodes=14):
     return total
 
 
+@pytest.mark.slow
 def test_score_of_ancestors_joins_pathwise_states(key):
     _, exact = in_double(bound_by_quadrature, WALK)
     _, finer = in_double(lambda p: bound_by_quadrature(p, 18), WALK)
@@ -201,6 +205,7 @@ def test_score_of_ancestors_joins_pathwise_states(key):
 OF_WALK = {"params": WALK, "target": walk, "args": (YS,), "gradient": "stop_gradient"}
 
 
+@pytest.mark.slow
 def test_stop_gradient_weighted_by_the_evidence_is_the_exact_score(key):
     log_z, score = in_double(kalman, WALK)
     found, grads = estimates(key, 10_000, num_particles=20, **OF_WALK)
@@ -260,6 +265,7 @@ def test_a_feynman_kac_model_and_sites_asked_to_be_scored(key):
     assert_unbiased(np.exp(found - log_z)[:, None] * grads, score)
 
 
+@pytest.mark.slow
 def test_scored_draws_before_the_first_weighing_and_in_a_proposal(key):
     """Two coins, one from the prior, one from a proposal with a parameter: d log Z has no share of the proposal's."""
 
@@ -293,6 +299,7 @@ def test_scored_draws_before_the_first_weighing_and_in_a_proposal(key):
 # Optimal transport.
 
 
+@pytest.mark.slow
 def test_transport_couples_weighted_with_equally_weighted_particles():
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(0), (30, 2))
@@ -335,6 +342,7 @@ def test_transport_is_consistent(key):
     np.testing.assert_allclose(grads.mean(0), score, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_scheme_brings_the_law_of_its_ancestors():
     """A scheme of one's own is scored by its own law, and refused without one."""
     own = dataclasses.replace(inference.particles.resampling.RESAMPLERS["killing"], name="own")
@@ -401,6 +409,7 @@ REFUSALS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_for("ancestors", "scaled", "sites")
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_would_be_biased_is_refused(name):
     call, kind, message = REFUSALS[name]
@@ -408,6 +417,7 @@ def test_what_would_be_biased_is_refused(name):
         call()
 
 
+@pytest.mark.slow
 def test_derivatives_that_resampling_does_not_touch_are_allowed():
     """No resampling, or weights that do not depend on the parameter."""
     params = jax.tree.map(jnp.asarray, WALK)
@@ -419,6 +429,7 @@ def test_derivatives_that_resampling_does_not_touch_are_allowed():
     np.testing.assert_allclose(jax.grad(scaled)(params)["rho"][0], fixed(params), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_forward_mode_is_reverse_mode(key):
     """Under a traced decision that does not look at the weights, too."""
 

@@ -23,6 +23,7 @@ with np.errstate(divide="ignore"):
     LOG_WEIGHTS = np.log(WEIGHTS).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_sums_are_unbiased_by_enumeration():
     """Half of eight particles, 0 and 5 above, 1 and 2 below, their ancestors enumerated over the places of four points."""
     chosen, heavy = [0, 1, 2, 5], WEIGHTS[[0, 1, 2, 5]]
@@ -48,6 +49,7 @@ def test_sums_are_unbiased_by_enumeration():
     np.testing.assert_allclose(mean, WEIGHTS, atol=1e-6)
 
 
+@pytest.mark.fast("seed1-residual", "seed1-systematic", "seed2-ssp", "seed2-systematic")
 @pytest.mark.parametrize("scheme", ("systematic", "ssp", "residual"))
 def test_sums_are_unbiased(scheme, seed):
     """1e4 draws; a sum has a standard deviation below 0.2, so that 0.014 of bias is 7 standard errors."""
@@ -101,6 +103,7 @@ def shares(partial, key, num=100_000, **options):
     return np.asarray(jax.jit(jax.vmap(sweep))(jax.random.split(key, num)))[:, None] == np.arange(8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheme", some_slow(("systematic", "stratified", "killing"), "stratified", "killing")
 )
@@ -159,6 +162,7 @@ def test_sorted_particles_keep_the_evidence_unbiased(key):
     assert_unbiased(np.exp(np.asarray(z, float) - GOLDEN_EVIDENCE), 1.0)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(key):
     partial = resampling.partial_resampling(0.5)
     run = lambda **options: inference.smc(

@@ -51,6 +51,19 @@ def counts(ancestors, size):
     return (ancestors[..., None] == np.arange(size)).sum(axis=-2)
 
 
+@pytest.mark.fast(
+    "seed1-birth_death-numNone",
+    "seed1-killing-num13",
+    "seed1-multinomial-numNone",
+    "seed1-stratified-numNone",
+    "seed1-systematic-numNone",
+    "seed2-birth_death-numNone",
+    "seed2-killing-num13",
+    "seed2-killing-numNone",
+    "seed2-multinomial-numNone",
+    "seed2-residual-num13",
+    "seed2-ssp-num13",
+)
 @pytest.mark.parametrize("num", (None, 13), ids="num{}".format)
 @pytest.mark.parametrize("name", UNBIASED)
 def test_counts_of_offspring_are_unbiased(name, num, seed):
@@ -73,6 +86,7 @@ def test_a_scheme_without_its_random_shift_is_found_biased(key):
         assert_unbiased(counts(draws(scheme, LOG_WEIGHTS, key), 8), 8 * WEIGHTS)
 
 
+@pytest.mark.fast("seed2")
 def test_metropolis_approaches_the_weights_within_its_bound(seed):
     for num_steps in (1, 16):
         ancestors = draws(METROPOLIS[num_steps], LOG_WEIGHTS, seed)
@@ -134,6 +148,7 @@ def exact_law(name, weights, num):
     return law
 
 
+@pytest.mark.slow_for("full-stratified-3", "gap-stratified-4")
 @pytest.mark.parametrize("num", (3, 4))
 @pytest.mark.parametrize("name", ("systematic", "stratified"))
 @pytest.mark.parametrize("weights", ([0.5, 0.2, 0.3], [0.1, 0.0, 0.9]), ids=("full", "gap"))
@@ -145,6 +160,7 @@ def test_law_of_a_grid_scheme_is_exact_by_enumeration(monkeypatch, name, num, we
         assert abs(law.get(ancestors, 0) - float(exact.get(ancestors, 0))) < 1e-6
 
 
+@pytest.mark.fast("seed1-multinomial")
 @pytest.mark.parametrize("name", ("multinomial", "rejection"))
 def test_slots_of_multinomial_resampling_are_independent(name, seed):
     weights = [0.5, 0.2, 0.3]
@@ -203,6 +219,7 @@ def test_birth_and_death_keep_all_above_the_mean_and_some_below(seed):
     assert np.isin(ancestors[ancestors != np.arange(8)], np.flatnonzero(8 * WEIGHTS > 1)).all()
 
 
+@pytest.mark.fast("stratified")
 @pytest.mark.parametrize("name", SOME)
 def test_a_particle_without_weight_is_never_chosen(name, key):
     for log_weights in ([-np.inf, 0.0, -2.0, -np.inf], [0.0, -np.inf, -np.inf, -np.inf]):
@@ -210,6 +227,7 @@ def test_a_particle_without_weight_is_never_chosen(name, key):
         assert np.isfinite(np.float32(log_weights)[ancestors]).all()
 
 
+@pytest.mark.fast("seed0--inf-systematic", "seed0-inf-metropolis")
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("bad", (-np.inf, np.nan, np.inf), ids=str)
 def test_without_usable_weights_all_particles_count_as_equal(name, bad, seed):
@@ -218,18 +236,21 @@ def test_without_usable_weights_all_particles_count_as_equal(name, bad, seed):
     assert_unbiased(counts(ancestors, 4), np.ones(4))
 
 
+@pytest.mark.fast("residual")
 @pytest.mark.parametrize("name", ("systematic", "stratified", "residual", "ssp", *SQUARE))
 def test_equal_weights_leave_every_particle_in_place(name, key):
     ancestors = draws(RESAMPLERS[name], np.full(33, -7.3, np.float32), key, replicates=100)
     assert (ancestors == np.arange(33)).all()
 
 
+@pytest.mark.slow_for("residual", "systematic")
 @pytest.mark.parametrize("name", SOME)
 def test_one_particle_is_the_ancestor_of_all(name, key):
     num = 4 if name in RESIZABLE else 1
     assert (draws(RESAMPLERS[name], np.float32([-3.0]), key, num, 10) == np.zeros(num)).all()
 
 
+@pytest.mark.fast("stratified")
 @pytest.mark.parametrize("name", SOME)
 def test_shapes_types_vmap_and_scale(name, key):
     resample, lw = RESAMPLERS[name].ancestors, jnp.asarray(LOG_WEIGHTS)
@@ -241,6 +262,7 @@ def test_shapes_types_vmap_and_scale(name, key):
         np.testing.assert_array_equal(together[1], alone)
 
 
+@pytest.mark.slow
 def test_jit_changes_nothing(key):
     lw = jnp.asarray(LOG_WEIGHTS)
     for name in ("systematic", "residual"):
@@ -254,6 +276,7 @@ def test_half_precision_weights_are_taken(key):
     ]
 
 
+@pytest.mark.slow
 def test_double_precision_uses_whole_numbers_of_64_bits(key):
     with jax.enable_x64(True):
         lw = jnp.asarray(LOG_WEIGHTS, jnp.float64)
@@ -267,6 +290,7 @@ def test_double_precision_uses_whole_numbers_of_64_bits(key):
 # Numbers of particles at which float32 cumulative sums no longer hold.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ("systematic", "stratified", "residual", pytest.param("ssp", marks=pytest.mark.slow))
 )
@@ -316,6 +340,7 @@ def test_uniform_whole_numbers_lie_below_their_total_and_are_uniform(seed):
         assert_unbiased(values / total, (total - 1) / (2 * total))
 
 
+@pytest.mark.slow
 def test_running_sum_is_the_cumulative_sum(key):
     values = jax.random.randint(key, (1003,), 0, 1000)
     np.testing.assert_array_equal(_offspring.running_sum(values), np.cumsum(values))

@@ -72,6 +72,7 @@ def draws_and_estimates(sampler, key, n):
     return is_path, is_path * np.exp(-w)[:, None], np.exp(estimates)
 
 
+@pytest.mark.slow
 def test_both_identities_hold_for_the_enumerated_law(key):
     sampler = inference.smc_sampler(chain, num_particles=2, resampling="multinomial")
     is_path, reciprocal, estimates = draws_and_estimates(sampler, key, 20_000)
@@ -132,6 +133,7 @@ def joint():
     ppl.scan(step, 0, None, length=3)
 
 
+@pytest.mark.slow
 def test_a_marginal_with_a_particle_filter(key):
     """E[exp w] = p(y) at given data, E[exp(-w); y] = 1 at draws."""
     sampler = inference.smc_sampler(lambda kept: chain(kept["y"]), num_particles=2)
@@ -202,6 +204,7 @@ def gradient(model, sampler):
     return bound.grad(bound.init(jax.random.key(0), YS), jax.random.key(0), YS)
 
 
+@pytest.mark.slow
 def test_a_path_without_density_weighs_nothing():
     def target():
         z = ppl.sample("z", dist.Bernoulli(0.5))

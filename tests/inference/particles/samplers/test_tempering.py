@@ -81,6 +81,7 @@ def test_evidence_of_a_frozen_run_is_unbiased(kernel, key):
     assert_unbiased(np.exp(np.asarray(log_z, float) - rate_evidence()), 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [pytest.param("hmc", marks=pytest.mark.slow), "random walk"])
 def test_adapted_runs_find_posterior_and_evidence(kernel, key):
     """64 runs of 1,000 particles from a prior far away: their mean within 4.5 standard errors + 0.01 (bias of order 1/K)."""
@@ -169,6 +170,7 @@ def test_each_step_keeps_the_effective_sample_size(key):
     assert result.ess[steps - 1] >= 499
 
 
+@pytest.mark.fast("random walk")
 @pytest.mark.parametrize(
     "kernel", [pytest.param(k, marks=[pytest.mark.slow] * (k in ("hmc", "nuts"))) for k in KERNELS]
 )
@@ -256,6 +258,7 @@ ERRORS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_for("slots")
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_input_is_refused_by_name(name, key):
     run, message = ERRORS[name]

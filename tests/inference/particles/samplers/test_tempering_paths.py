@@ -41,6 +41,7 @@ def log_evidence(counts, rate=1.0):
 EVIDENCE = log_evidence(COUNTS)
 
 
+@pytest.mark.slow
 def test_rows_enter_one_after_another_with_unbiased_predictive_densities(key):
     """At temperature n / 4 the evidence is that of the first n counts, for every n."""
     options = {"kernel": WALK, "num_moves": 2, "data_axis": "n"}

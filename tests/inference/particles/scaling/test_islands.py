@@ -63,6 +63,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", some_slow(CASES, "feynman-kac, butterfly", "program, butterfly", "program, partly")
 )
@@ -86,6 +87,7 @@ def test_evidence_is_unbiased_under_every_pair_of_policies(policy, island_policy
         assert_unbiased(run(jax.random.split(seed, 20_000)), np.append(1.0, golden_posterior()[0]))
 
 
+@pytest.mark.slow
 def test_an_exchange_that_keeps_the_shares_is_caught(key, monkeypatch):
     """Negative control: offspring of islands must have equal shares."""
 
@@ -183,6 +185,7 @@ def test_history_none_keeps_no_genealogy(key):
     np.testing.assert_allclose(none.log_evidence, full.log_evidence, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_islands_that_lose_all_particles_count_as_zero(key):
     """Each of three steps keeps a particle with probability 1/2: Z = 1/8."""
     halves = inference.FeynmanKac(
@@ -236,6 +239,7 @@ def test_refusals(change, message, key):
         inference.particles.islands(WALK, key, **options_of(**change))
 
 
+@pytest.mark.slow
 def test_a_derivative_through_the_exchange_is_refused(key):
     shifted = lambda m: inference.FeynmanKac(
         jax.random.normal, lambda key, x, t: m + x, lambda _, x, t: -(x**2), 2
@@ -249,6 +253,7 @@ def test_a_derivative_through_the_exchange_is_refused(key):
         jax.grad(run)(0.5)
 
 
+@pytest.mark.slow
 def test_a_bad_look_ahead_is_an_error(key):
     with pytest.raises(ValueError, match="twist is NaN"):
         inference.particles.islands(

@@ -110,6 +110,7 @@ INVARIANT = {
 SLOW = {"ancestor, multinomial, ess", "backward, killing, ess", "ancestor, proposal"}  # compilation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in INVARIANT]
 )
@@ -124,6 +125,7 @@ def test_the_posterior_is_invariant(name, key):
     assert moved.min() > 0.03  # a kernel that stands still is invariant, too
 
 
+@pytest.mark.slow
 def test_offspring_of_the_retained_particle_draw_their_own_steps(key):
     ys = jnp.array([0.0, 6.0, 6.0])
     kept = {"x": jnp.array([0.0, 6.0, 6.0])}
@@ -135,6 +137,7 @@ def test_offspring_of_the_retained_particle_draw_their_own_steps(key):
     np.testing.assert_array_equal(result.particles["x"][0], kept["x"])
 
 
+@pytest.mark.slow
 def test_a_kernel_whose_retained_path_spreads_is_found(key, monkeypatch):
     """The flag of the retained particle copied to its offspring: the invariance test fails."""
     monkeypatch.setattr(_machine.Loop, "in_slots", lambda loop, state: state)
@@ -157,6 +160,7 @@ METHODS = {
 }
 
 
+@pytest.mark.fast("Metropolis")
 @pytest.mark.parametrize("name", METHODS)
 def test_paths_are_refused_where_a_density_ahead_is_nan(name, key):
     smooth = lambda key: inference.smooth(BROKEN, key, num_particles=50, **METHODS[name])
@@ -166,6 +170,7 @@ def test_paths_are_refused_where_a_density_ahead_is_nan(name, key):
     assert (result.paths == jnp.iinfo(jnp.int32).min).all() and jnp.isnan(result.excess)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ("ancestor", "backward"))
 def test_a_conditional_run_is_void_where_a_density_ahead_is_nan(path, key):
     step = lambda key: inference.particles.conditional_smc(
@@ -174,6 +179,7 @@ def test_a_conditional_run_is_void_where_a_density_ahead_is_nan(path, key):
     assert (jax.jit(step)(key) == jnp.iinfo(jnp.int32).min).all()
 
 
+@pytest.mark.fast("backward")
 @pytest.mark.parametrize("path", ("genealogy", "ancestor", "backward"))
 def test_a_conditional_run_is_void_where_a_weight_is_nan(path, key):
     never = dataclasses.replace(

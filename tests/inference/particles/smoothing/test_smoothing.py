@@ -60,6 +60,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some_slow(METHODS, "genealogy", "rejection"))
 def test_moments_of_a_chain(name, key):
     assert_kalman(CHAIN, key, **METHODS[name])
@@ -70,6 +71,7 @@ def test_moments_of_a_program(name, key):
     assert_kalman(walk, key, Y, **METHODS[name])
 
 
+@pytest.mark.slow
 def test_fixed_lag_forgets_later_data(key):
     """At each time the mean given the data up to `lag` steps later, which is not the smoothing mean."""
 
@@ -254,6 +256,7 @@ def test_kernels_without_density_keep_their_parents(key):
 # Failures and bad input.
 
 
+@pytest.mark.slow
 def test_a_bound_that_is_none_is_found(key):
     smooth = lambda key: inference.smooth(
         CHAIN, key, num_particles=20, method="rejection", log_bound=BOUND - 1.0
@@ -314,17 +317,20 @@ def test_bad_input_is_refused_by_name(name, key):
         run(key)
 
 
+@pytest.mark.slow
 def test_genealogy_needs_no_density(key):
     chain = dataclasses.replace(CHAIN, log_transition=None)
     assert smooth(key, chain, method="genealogy").paths.shape == (4, 5)
     assert smooth(key, chain, method="fixed_lag", lag=1).paths.shape == (4, 5)
 
 
+@pytest.mark.slow
 def test_lost_particles_are_reported(key):
     lost = dataclasses.replace(CHAIN, log_potential=lambda *_: jnp.asarray(-jnp.inf))
     assert smooth(key, lost).failed_at == 0 and smooth(key).failed_at == -1
 
 
+@pytest.mark.slow
 def test_broken_backward_weights_are_found(key, monkeypatch):
     """Densities of the steps ahead left out: the moments are the filter's."""
     monkeypatch.setattr(kernels.Future, "__call__", lambda future, states, window, t: jnp.zeros(()))
@@ -332,6 +338,7 @@ def test_broken_backward_weights_are_found(key, monkeypatch):
         assert_kalman(CHAIN, key)
 
 
+@pytest.mark.slow
 def test_a_bound_by_step_counts_steps_as_the_densities_do(key):
     """Moves of growing width: a bound that is tight at every move; one move late it would be exceeded."""
     widths = jnp.array([jnp.nan, 1.0, 2.0, 4.0, 8.0])

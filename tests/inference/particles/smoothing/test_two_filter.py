@@ -146,6 +146,7 @@ ERRORS = {
 }  # fmt: skip
 
 
+@pytest.mark.fast("endless", "of another method", "shapes")
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_input_is_refused_by_name(name, key):
     call, message = ERRORS[name]
@@ -156,6 +157,7 @@ def test_bad_input_is_refused_by_name(name, key):
         call(run)
 
 
+@pytest.mark.slow
 def test_data_after_the_scan_and_several_scans_are_refused(key):
     def ending(ys):
         step = lambda x, y: (ppl.sample("x", dist.Normal(x, 1.0)), ppl.factor("f", y * x))
@@ -189,6 +191,7 @@ def test_priors_that_miss_the_data_are_refused_and_nan_under_jit(key):
     assert jnp.isnan(jax.jit(run)(key)).all()
 
 
+@pytest.mark.slow
 def test_densities_that_are_nan_are_refused_and_void_under_jit(key):
     broken = inference.FeynmanKac(
         jax.random.normal, lambda key, x, t: x + jax.random.normal(key), lambda old, x, t: 0.0, 2,
