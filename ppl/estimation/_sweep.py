@@ -195,7 +195,7 @@ class Sweep:
             if numbers is None:
                 return windows
             ages = range(len(windows.values) - 1, -1, -1)
-            return windows._replace(dims=tuple(States((index, age), numbers) for age in ages))
+            return windows._replace(states=tuple(States((index, age), numbers) for age in ages))
         mask = None if given.mask is None else _transposed(given.mask, order)
         return Forced(_transposed(given.value, order), mask)
 

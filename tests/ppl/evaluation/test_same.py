@@ -8,7 +8,7 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.ppl.evaluation import Forced, evaluate, optimised
-from lapilli.ppl.evaluation._same import Lane, Uniform
+from lapilli.ppl.evaluation._same import States, Uniform
 from lapilli.ppl.jaxprs._primitive import mark
 
 TABLE = jnp.arange(24.0).reshape(4, 2, 3)
@@ -56,7 +56,7 @@ def test_numbers_that_are_known_serve_in_all_lanes(name):
     k, numbers = jnp.zeros(5, int), np.arange(4)
     closed = jax.make_jaxpr(lambda: LOOKUPS[name](mark(k, (), (), index=0)))()
     want = [evaluate(closed, [], {0: Forced(jnp.full(5, value))})[0] for value in numbers]
-    in_lane = lambda value: optimised(closed, [], {0: Uniform(value, Lane("k", numbers))})[0]
+    in_lane = lambda value: optimised(closed, [], {0: Uniform(value, States("k", numbers))})[0]
     np.testing.assert_array_equal(jax.vmap(in_lane)(jnp.asarray(numbers)), np.stack(want))
 
 
@@ -68,7 +68,7 @@ def test_rows_in_all_lanes_are_the_table_and_so_is_their_derivative():
     )
 
     def total(tables):
-        lane = Lane("k", np.arange(4))
+        lane = States("k", np.arange(4))
         rows = lambda table, k: optimised(closed, [table], {0: Uniform(k, lane)})[0]
         found = jax.vmap(lambda k: jax.vmap(rows, (0, None))(tables, k))(jnp.arange(4))
         return (found * weights[:, None]).sum()
