@@ -21,6 +21,7 @@ def run_in(folder, monkeypatch, page, is_full):
 
 
 @by_name
+@pytest.mark.slow_for("howto/compare_models")
 @pytest.mark.filterwarnings("ignore")  # readers see those of other packages, too
 def test_pages_run(page, tmp_path, monkeypatch):
     """At smoke size; pages without one run in full."""

@@ -150,6 +150,7 @@ def test_bound_and_gradient_equal_explicit_enumeration(strategy, key):
         assert_unbiased(one, two)
 
 
+@pytest.mark.slow
 def test_one_hot_site_is_the_same_program():
     (_, _, params), (model, guide, one_hot) = make(), make("one_hot")
     assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(one_hot)))

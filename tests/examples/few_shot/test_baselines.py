@@ -129,6 +129,7 @@ def test_neural_process_reads_a_set():
     assert np.isfinite(classes.log_density({}, classification()))
 
 
+@pytest.mark.slow
 def test_learned_scale_of_scores_is_a_parameter():
     episodes = classification()
     head = niw_meta.NearestCentroid(3, is_learned=True)

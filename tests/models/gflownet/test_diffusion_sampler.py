@@ -80,7 +80,7 @@ def test_the_exact_sampler_of_a_gaussian_has_no_residual(is_known, key):
     assert_unbiased((ends - LOC) ** 2, SD**2)
 
 
-@pytest.mark.fast("True")
+@pytest.mark.slow
 @pytest.mark.parametrize("forward_looking", [False, True])
 def test_the_process_is_the_density_of_the_programs(forward_looking, key):
     sampler, params = untrained(forward_looking=forward_looking)

@@ -204,6 +204,7 @@ def test_simulated_sequences_are_alike_where_nothing_changes():
     np.testing.assert_allclose(shares, 0.25, atol=4.5 * np.sqrt(0.25 * 0.75 / 4_000))
 
 
+@pytest.mark.slow
 def test_a_tree_of_fragments_is_worth_its_fragments_and_bonds():
     env = ENVIRONMENTS["fragments"]
     state = jnp.array([1, -1, 0])

@@ -31,6 +31,7 @@ def posterior(net):
     return joint.sum(), joint / joint.sum(), ahead, log_prior
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "base"), [(grid, 3), slow(sets, 2, id="sets")])
 def test_the_twisted_prior_has_no_residual_and_builds_the_posterior(make, base):
     net = make("network", "prior")

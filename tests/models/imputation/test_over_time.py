@@ -72,6 +72,7 @@ def exact(kernel=K):
     return log_z, np.where(np.isnan(VALUES), mean.reshape(T, 2), VALUES)
 
 
+@pytest.mark.slow
 def test_evidence_and_imputed_means_are_unbiased(key):
     """1,000 runs of 30 particles: E[Z] and E[Z mean] are exact at every K; a bias of 3% is 7 standard errors or more."""
     data = copies(VALUES, 1000)

@@ -125,7 +125,7 @@ class TestExactLaws:
         got = odd.consistency_residuals(X, order)
         np.testing.assert_allclose(got.sum(-1), gap, atol=1e-5)
 
-    @pytest.mark.fast("seed1")
+    @pytest.mark.slow
     def test_one_residual_is_a_uniform_one(self, odd, seed):
         """Mean and second moment over orders and steps for 3 rows; a bias of 0.05 nats is 7 standard errors and more."""
         x = X[[0, 13, 20]]

@@ -181,6 +181,7 @@ class TestEnergy:
         released = self.weighted(params, (gap - gap.mean()) / gap.std(ddof=1))
         self.assert_close(jax.tree.map(lambda g: 5 / 6 * g, grads), released)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("log_z", [None, 0.5], ids=["released", "given"])
     def test_plain_is_the_formula_of_the_paper(self, log_z, key):
         options = {"spread": "plain", "penalty": 0.0, "log_z": log_z}

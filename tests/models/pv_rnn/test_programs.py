@@ -113,6 +113,7 @@ def test_categorical_output_equals_a_loop_by_hand(key):
     np.testing.assert_allclose(value, by_hand(params, network, x), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_weighted_objective_is_the_free_energy(key):
     """F of `site_weights`, with w by layer and w1 at the first step."""
     network, _, bound = make()

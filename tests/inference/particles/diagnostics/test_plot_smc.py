@@ -61,6 +61,7 @@ def test_a_run_without_history_has_no_genealogy():
     assert len(inference.particles.plot_smc(short).axes) == 2
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(result):
     with pytest.raises(ValueError, match=r"'v' is not among the particles \['scale', 'x'\]"):
         inference.particles.plot_smc(result, ["v"])

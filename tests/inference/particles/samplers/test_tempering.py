@@ -272,6 +272,7 @@ def test_too_few_temperatures_are_reported(key):
         inference.tempered_smc(regression, key, DESIGN, RESPONSE, num_particles=100, max_steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["last", "persistent"])
 def test_lost_particles_are_reported(keep, key):
     def impossible():

@@ -160,7 +160,7 @@ METHODS = {
 }
 
 
-@pytest.mark.fast("Metropolis")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_paths_are_refused_where_a_density_ahead_is_nan(name, key):
     smooth = lambda key: inference.smooth(BROKEN, key, num_particles=50, **METHODS[name])

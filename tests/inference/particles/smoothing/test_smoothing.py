@@ -88,6 +88,7 @@ def test_fixed_lag_forgets_later_data(key):
     assert_unbiased(jax.jit(jax.vmap(of_run))(jax.random.split(key, 300)), exact)
 
 
+@pytest.mark.slow
 def test_a_lag_of_all_steps_is_the_genealogy(key):
     of = lambda **options: inference.smooth(CHAIN, key, num_particles=20, **options).paths
     np.testing.assert_array_equal(of(method="genealogy"), of(method="fixed_lag", lag=4))

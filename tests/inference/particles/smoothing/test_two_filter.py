@@ -74,6 +74,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", some_slow(CASES, "chain, odd", "program, odd"))
 def test_moments_are_those_of_the_smoother(case, key):
     target, args, backward = CASES[case]
