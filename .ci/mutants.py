@@ -1,7 +1,7 @@
 """Breaks the library on purpose, one line at a time, and sees whether the fast tests fail: `make mutants`.
 
 A mutant is a line that is replaced in a copy of the last commit. It is caught if a test fails; those of the folder that mirrors
-its own run first. One that survives is a hole in the fast tests, and the exit status is 1.
+its own run first, then those of its package. One that survives is a hole in the fast tests, and the exit status is 1.
 
 usage: python .ci/mutants.py [--only NAME ...] [--workers 2]
 """
@@ -121,7 +121,7 @@ def caught_by(mutant: Mutant, workers: str) -> str | None:
             raise SystemExit(f"{mutant.name}: {mutant.file} does not hold this once: {mutant.old}")
         file.write_text(text.replace(mutant.old, mutant.new))
         near = Path("tests", mutant.file).parent
-        for where in (near, Path("tests")):
+        for where in (near, Path("tests", near.parts[1]), Path("tests")):
             failed = first_failure(copy, where, workers)
             if failed is not None:
                 return failed
