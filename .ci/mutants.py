@@ -122,6 +122,8 @@ def caught_by(mutant: Mutant, workers: str) -> str | None:
         file.write_text(text.replace(mutant.old, mutant.new))
         near = Path("tests", mutant.file).parent
         for where in (near, Path("tests", near.parts[1]), Path("tests")):
+            if not (copy / where).is_dir():
+                continue
             failed = first_failure(copy, where, workers)
             if failed is not None:
                 return failed
@@ -156,7 +158,9 @@ def first_failure(copy: Path, where: Path, workers: str) -> str | None:
     if result.returncode == 0:
         return None
     failed = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return failed[0] if failed else result.stdout[-500:] + result.stderr[-500:]
+    if not failed:
+        raise SystemExit(f"{where} did not run:\n{result.stdout[-500:]}{result.stderr[-500:]}")
+    return failed[0]
 
 
 if __name__ == "__main__":

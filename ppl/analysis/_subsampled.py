@@ -37,7 +37,7 @@ from ._rows import MIXERS
 ARGUMENT = "argument:"
 
 
-class Term(NamedTuple):
+class SiteDensity(NamedTuple):
     """The log-prob of one site: its name, its program, its description, and the atom in the traced program."""
 
     site: str
@@ -55,7 +55,7 @@ class Term(NamedTuple):
 class Meeting(NamedTuple):
     """A term of which no relation says that it keeps the rows of a plate apart; `link`: to the rows that it may see."""
 
-    term: Term
+    term: SiteDensity
     plate: str
     source: int | str
     link: Link
@@ -89,7 +89,7 @@ class RowProgram:
     sites: Mapping[int, StrategySite]
     infos: Mapping[str, SiteInfo]
     values: Mapping[int, Any]
-    terms: list[Term]
+    terms: list[SiteDensity]
     facts: Analysis
 
     def rows(self, plate: str) -> list[int]:
@@ -132,7 +132,7 @@ def traced_rows(
     flags = [i < num_params for i in range(len(closed.jaxpr.invars))]
     infos = {a: i for a, i in record["infos"].items() if i.kind != TERM}
     terms = [
-        Term(i.name, i.distribution, i, numbers[a]["term"])
+        SiteDensity(i.name, i.distribution, i, numbers[a]["term"])
         for a, i in record["infos"].items()
         if i.kind == TERM and not isinstance(numbers[a]["term"], Literal)
     ]

@@ -27,7 +27,7 @@ Replaced = Mapping[int, tuple[Forced, Forced]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
+class ValueReader:
     """Evaluate an analysed program.
 
     Attributes:

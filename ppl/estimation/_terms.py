@@ -36,7 +36,7 @@ from ..evaluation import (
     whole_at,
 )
 from ..strategies import stop
-from ._reading import REPLICATE, Dims, Reader
+from ._reading import REPLICATE, Dims, ValueReader
 
 Array = jax.Array
 
@@ -65,7 +65,7 @@ class Terms:
             invariants = Invariants(
                 program.closed, [*inputs, key], is_lazy=bool(program.layouts) and is_on("numbers")
             )
-        self.reader = Reader(program, self.inputs, keys, self.replicates, invariants)
+        self.reader = ValueReader(program, self.inputs, keys, self.replicates, invariants)
 
     def fixed(self) -> Terms:
         """The same without derivatives in the parameters; those in the value that a site's own log-prob has are kept."""

@@ -5,9 +5,9 @@ and step numbers are drawn for all steps at once and enter the scan as one more 
 handful of small ones in each step. The keys, and so the numbers, are the same. Equations outside of the scans, and the variables
 that they define, are kept.
 
-Left in the loop: what depends on the carry or on real-valued inputs (a Gamma's draw depends on its shape), the draws of listed
-sites, which nobody reads, and noise of more than `MAX_BYTES` in all (reverse mode stores most noise in any case, plain
-evaluation does not).
+Left in the loop: what depends on the carry or on real-valued inputs (a Gamma's draw depends on its shape), the draws of sites
+that are always replaced, which nobody reads, and noise of more than `MAX_BYTES` in all (reverse mode stores most noise in any
+case, plain evaluation does not).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from ..jaxprs import (
 MAX_BYTES = 2**26
 
 
-def hoist_noise(closed: ClosedJaxpr, listed: Collection[int] = ()) -> ClosedJaxpr:
+def hoist_noise(closed: ClosedJaxpr, replaced: Collection[int] = ()) -> ClosedJaxpr:
     """`closed` with the noise of its scans drawn before them.
 
     Args:
         closed: a traced program with site markers.
-        listed: indices of sites whose values are always replaced.
+        replaced: indices of sites whose values are always replaced.
     """
     jaxpr = closed.jaxpr
     eqns, constvars, consts = [], list(jaxpr.constvars), list(closed.consts)
     is_changed = False
     for eqn in jaxpr.eqns:
-        made = _drawn_before(eqn, listed)
+        made = _drawn_before(eqn, replaced)
         if made is None:
             eqns.append(eqn)
             continue
@@ -57,16 +57,16 @@ def hoist_noise(closed: ClosedJaxpr, listed: Collection[int] = ()) -> ClosedJaxp
     return ClosedJaxpr(jaxpr.replace(eqns=eqns, constvars=constvars), consts)
 
 
-def _drawn_before(eqn: Any, listed: Collection[int]) -> ClosedJaxpr | None:
+def _drawn_before(eqn: Any, replaced: Collection[int]) -> ClosedJaxpr | None:
     """A program that does what a scan's equation does, its noise first; None where there is nothing to draw first."""
     if eqn.primitive.name != "scan" or not holds_marker(eqn):
         return None
-    inner = hoist_noise(eqn.params["jaxpr"], listed)  # the loops inside give theirs to this body
+    inner = hoist_noise(eqn.params["jaxpr"], replaced)  # the loops inside give theirs to this body
     body = _opened(inner) if any(_mixes(e) for e in inner.jaxpr.eqns) else inner
     num_consts, num_carry = scan_counts(eqn.params)
     first_x, length = num_consts + num_carry, eqn.params["length"]
     variables = body.jaxpr.invars
-    noise = _noise([*variables[:num_consts], *variables[first_x:]], body.jaxpr, listed)
+    noise = _noise([*variables[:num_consts], *variables[first_x:]], body.jaxpr, replaced)
     num_bytes = lambda v: math.prod(v.aval.shape) * v.aval.dtype.itemsize
     if length * sum(map(num_bytes, noise)) > MAX_BYTES:
         noise = []
@@ -107,7 +107,7 @@ def _mixes(eqn: Any) -> bool:
     )
 
 
-def _noise(inputs: Iterable[Var], jaxpr: Jaxpr, listed: Collection[int]) -> list[Var]:
+def _noise(inputs: Iterable[Var], jaxpr: Jaxpr, replaced: Collection[int]) -> list[Var]:
     """What is random, read in a loop with body `jaxpr`, and hangs on nothing but those `inputs` that are known before it."""
     known = {v for v in [*jaxpr.constvars, *inputs] if _is_discrete(v)}
     random: dict[Var, None] = {}
@@ -119,7 +119,7 @@ def _noise(inputs: Iterable[Var], jaxpr: Jaxpr, listed: Collection[int]) -> list
                 random.update(dict.fromkeys(eqn.outvars))
 
     def read(eqn: Any) -> list[Any]:
-        is_replaced = eqn.primitive is site_p and eqn.params["index"] in listed
+        is_replaced = eqn.primitive is site_p and eqn.params["index"] in replaced
         return eqn.invars[is_replaced:]
 
     late = [e for e in jaxpr.eqns if e.effects or not known.issuperset(e.outvars)]

@@ -31,14 +31,14 @@ SUM_PRESERVING = frozenset(
 )
 
 
-class Factor(NamedTuple):
+class Multiplier(NamedTuple):
     """One scalar factor of a coefficient: multiply by, or divide by, the value of an atom."""
 
     atom: Any
     divides: bool = False
 
 
-Path = tuple[float, tuple[Factor, ...]]
+Path = tuple[float, tuple[Multiplier, ...]]
 
 
 class Term(NamedTuple):
@@ -109,7 +109,7 @@ def _depends_on_site(analysis: Analysis, atom: Any) -> bool:
 
 def _open(
     jaxpr: Jaxpr, position: dict[Var, int], eqn: Any, analysis: Analysis
-) -> list[tuple[Any, float, tuple[Factor, ...]]] | None:
+) -> list[tuple[Any, float, tuple[Multiplier, ...]]] | None:
     """The operands of a linear equation with their signs and factors, or None."""
     name, operands = eqn.primitive.name, eqn.invars
     if not (
@@ -136,11 +136,11 @@ def _open(
         for factor, rest in ((operands[0], operands[1]), (operands[1], operands[0])):
             scalar = _scalar(jaxpr, position, factor, analysis)
             if scalar is not None and shape_of(rest) == shape_of(eqn.outvars[0]):
-                return [(rest, 1.0, (Factor(scalar),))]
+                return [(rest, 1.0, (Multiplier(scalar),))]
     if name == "div" and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
         scalar = _scalar(jaxpr, position, operands[1], analysis)
         if scalar is not None and shape_of(operands[0]) == shape_of(eqn.outvars[0]):
-            return [(operands[0], 1.0, (Factor(scalar, divides=True),))]
+            return [(operands[0], 1.0, (Multiplier(scalar, divides=True),))]
     return None
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from .._compat import CALLS
 from ._ranges import REALS, Range, number, range_of_constant, ranges_of, union
 from ._relation import PARAMS, Relations, join
-from ._seams import Term, agree_on_seam, is_idle
+from ._seams import Expression, agree_on_seam, is_idle
 
 
 def _names(text: str) -> frozenset[str]:
@@ -190,7 +190,7 @@ class Fact(NamedTuple):
     range: Range = REALS
     is_loud: bool = False
     keeps_sign: bool = False
-    term: Term | None = None
+    term: Expression | None = None
     before: Jumps = {}
     grows: bool = False
 

@@ -26,7 +26,7 @@ from ._interpreter import called
 from ._primitive import key_p, site_p
 from ._ranges import REALS, Range, widened
 from ._relation import PARAMS, Time, aligned, close_time, join, move
-from ._seams import Term, constant_term, term_of
+from ._seams import Expression, constant_term, term_of
 
 
 class Analysis:
@@ -74,7 +74,9 @@ class Analysis:
             facts = [_known(v.val) if isinstance(v, Literal) else env[v] for v in eqn.invars]
             outs = self._outputs(eqn, facts)
             if len(outs) == 1 and outs[0].term is None:
-                outs = [outs[0]._replace(term=term_of(eqn, [f.term or Term() for f in facts]))]
+                outs = [
+                    outs[0]._replace(term=term_of(eqn, [f.term or Expression() for f in facts]))
+                ]
             env.update(zip(eqn.outvars, map(_named, outs), strict=True))
         return env
 
@@ -188,7 +190,7 @@ def _known(value: Any) -> Fact:
 
 def _named(fact: Fact) -> Fact:
     """A fact with a term, if only that of a variable of which nothing is known."""
-    return fact if fact.term is not None else fact._replace(term=Term())
+    return fact if fact.term is not None else fact._replace(term=Expression())
 
 
 def _unnamed(facts: Sequence[Fact]) -> list[Fact]:

@@ -45,7 +45,7 @@ EQUALITIES = frozenset({"eq", "ne"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class Term:
+class Expression:
     """How one element of a variable comes about; by identity, so that one variable is one term.
 
     Attributes:
@@ -55,33 +55,33 @@ class Term:
     """
 
     operation: str = ""
-    operands: tuple[Term, ...] = ()
+    operands: tuple[Expression, ...] = ()
     number: float = 0.0
 
 
-def constant_term(value: Any) -> Term:
+def constant_term(value: Any) -> Expression:
     """The term of a value that is part of the program."""
     is_number = isinstance(value, int | float | np.number | np.ndarray) and np.isrealobj(value)
     is_number = is_number and np.ndim(value) == 0
-    return Term("constant", number=float(value)) if is_number else Term()
+    return Expression("constant", number=float(value)) if is_number else Expression()
 
 
-def term_of(eqn: Any, operands: list[Term]) -> Term:
+def term_of(eqn: Any, operands: list[Expression]) -> Expression:
     """The term of an equation's only result."""
     name = eqn.primitive.name
     out = eqn.outvars[0].aval
     if name in ANALYTIC or name in KINKED or name in ORDERS | EQUALITIES:
-        return Term(name, tuple(operands))
+        return Expression(name, tuple(operands))
     if name == "integer_pow":
-        return Term(name, tuple(operands), eqn.params["y"])
+        return Expression(name, tuple(operands), eqn.params["y"])
     if name == "copy" or (name == "broadcast_in_dim" and not eqn.invars[0].aval.shape):
         return operands[0]  # each element is the number
     if name == "convert_element_type" and jnp.issubdtype(out.dtype, jnp.floating):
         return operands[0]
-    return Term()
+    return Expression()
 
 
-def is_idle(choice: Term, no: Term, yes: Term) -> bool:
+def is_idle(choice: Expression, no: Expression, yes: Expression) -> bool:
     """Whether a choice is `where(x == c, c, x)`, also of an infinite c, as in NumPyro's mixtures: it changes derivatives only."""
     if choice.operation not in EQUALITIES:
         return False
@@ -90,7 +90,7 @@ def is_idle(choice: Term, no: Term, yes: Term) -> bool:
     return other is x and c.operation == same.operation == "constant" and c.number == same.number
 
 
-def agree_on_seam(choice: Term, no: Term, yes: Term) -> bool:
+def agree_on_seam(choice: Expression, no: Expression, yes: Expression) -> bool:
     """Whether `yes` and `no`, of a choice by the comparison `choice`, are proved equal on the seam."""
     if choice.operation not in ORDERS:
         return False
@@ -115,9 +115,9 @@ class _Trial:
 
     def __init__(self) -> None:
         self._rng = np.random.default_rng(0)
-        self._samples: dict[Term, Values] = {}
+        self._samples: dict[Expression, Values] = {}
 
-    def value(self, term: Term, known: dict[Term, Values]) -> Values:
+    def value(self, term: Expression, known: dict[Expression, Values]) -> Values:
         """The term's values, with those of some terms given; `known` is added to."""
         if term not in known:
             if len(known) > MAX_SIZE:
@@ -125,7 +125,7 @@ class _Trial:
             known[term] = self._computed(term, known)
         return known[term]
 
-    def _computed(self, term: Term, known: dict[Term, Values]) -> Values:
+    def _computed(self, term: Expression, known: dict[Expression, Values]) -> Values:
         if term.operation == "constant":
             return np.full(NUM_TRIALS, term.number)
         if not term.operation:
@@ -139,7 +139,7 @@ class _Trial:
             return KINKED[term.operation](*operands)
         raise _Unknown
 
-    def _sample(self, variable: Term) -> Values:
+    def _sample(self, variable: Expression) -> Values:
         """Of many magnitudes; in a quarter of the trials all variables are positive."""
         if variable not in self._samples:
             x = self._rng.normal(size=NUM_TRIALS) * 10 ** self._rng.uniform(-2, 3, NUM_TRIALS)
@@ -148,7 +148,9 @@ class _Trial:
             self._samples[variable] = x
         return self._samples[variable]
 
-    def solutions(self, a: Term, value: Values, b: Term) -> Iterator[dict[Term, Values]]:
+    def solutions(
+        self, a: Expression, value: Values, b: Expression
+    ) -> Iterator[dict[Expression, Values]]:
         """Where a has this value, which is that of b: pieces, in each of which one term is given; none if unknown.
 
         The first variable of `a` from the left that can be solved for is taken.
@@ -176,7 +178,7 @@ class _Trial:
                 self.solutions(
                     unknown,
                     _inverse(a.operation, is_first, value, self.value(other, {})),
-                    Term("add", (b, other)),
+                    Expression("add", (b, other)),
                 )
             )
             if found:
@@ -184,7 +186,11 @@ class _Trial:
                 return
 
     def agree(
-        self, no: Term, yes: Term, given: dict[Term, Values], seam: tuple[Term, Term]
+        self,
+        no: Expression,
+        yes: Expression,
+        given: dict[Expression, Values],
+        seam: tuple[Expression, Expression],
     ) -> bool:
         """Whether both branches are equal where these terms have these values, as far as these are on the seam."""
         a, b, x, y = (self.value(t, dict(given)) for t in (*seam, no, yes))
@@ -217,12 +223,12 @@ def _inverse(operation: str, is_first: bool, value: Values, other: Values) -> Va
     return value * other if is_first else other / value
 
 
-def _contains(term: Term, part: Term) -> bool:
+def _contains(term: Expression, part: Expression) -> bool:
     """Whether a variable of `part` is one of `term`."""
     return bool(_variables(term) & _variables(part))
 
 
-def _variables(term: Term) -> set[Term]:
+def _variables(term: Expression) -> set[Expression]:
     found, todo, seen = set(), [term], set()
     while todo:
         t = todo.pop()
