@@ -17,6 +17,7 @@ from jax.scipy.ndimage import map_coordinates
 from numpyro.infer.autoguide import AutoIAFNormal
 
 from lapilli import inference, ppl
+from lapilli.ppl.checks._jumps import suspects_of
 from lapilli.ppl.estimation import _checked
 
 KEY = jax.random.key(0)
@@ -216,6 +217,12 @@ def cost_of(f, **site):
 )
 def test_a_continuous_use_passes(name):
     ppl.expectation(cost_of(CONTINUOUS[name])).plan(CENTRE)
+
+
+@pytest.mark.parametrize("name", JUMPING)
+def test_a_jump_is_suspected(name):
+    """By the table of primitives alone, before anything is compiled."""
+    assert suspects_of(ppl.expectation(cost_of(JUMPING[name]), check_jumps=False).ready(CENTRE))
 
 
 @pytest.mark.fast("in_a_log_prob")

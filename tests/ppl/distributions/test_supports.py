@@ -16,7 +16,7 @@ from numpyro.distributions import (
 )
 
 from lapilli import inference, ppl
-from lapilli.ppl.distributions._supports import same_support, support_of_law
+from lapilli.ppl.distributions._supports import Support, same_support, support_of_law
 from lapilli.ppl.jaxprs._dependence import Analysis
 from lapilli.ppl.jaxprs._primitive import mark
 
@@ -422,3 +422,11 @@ def test_a_density_that_vanishes_at_the_edge_is_refused_and_its_remedy_has_the_g
     keys = jax.random.split(key, 20_000)
     grads = jax.vmap(lambda k: ppl.expectation(fixed).grad(1.5, k))(keys)
     assert abs(grads.mean() - 0.6 * 1.5) < 4.5 * grads.std() / np.sqrt(len(keys))
+
+
+def test_what_is_unknown_equals_nothing():
+    """Not even itself."""
+    unknown = Support(ends=(0.0, 1.0), unknown="a test says so")
+    assert same_support(Support(ends=(0.0, 1.0)), Support(ends=(0.0, 1.0)))
+    assert not same_support(unknown, unknown)
+    assert not same_support(unknown, Support(ends=(0.0, 1.0)))
