@@ -99,6 +99,7 @@ def test_groups_variables_and_axes(tree):
     assert tree["posterior"].attrs["inference_library"] == "lapilli"
 
 
+@pytest.mark.slow
 def test_densities_are_those_of_the_draws(tree):
     mu, flip, w = (tree["posterior"][name].values[0] for name in ("mu", "flip", "w"))
     normal = stats.norm.logpdf

@@ -122,6 +122,7 @@ def test_hutchinson_is_unbiased_for_the_log_likelihood(key):
     assert_unbiased(got, exact)
 
 
+@pytest.mark.slow
 def test_the_flow_draws_the_mixture(key):
     x = np.asarray(diffusion.flow_sample(mixture(VP), key, num_samples=2000), float)
     values = np.stack([x, x**2, x < 0, x < 1], 1)

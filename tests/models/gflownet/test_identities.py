@@ -50,6 +50,7 @@ def close(one, two, tolerance=1e-10):
                 np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_policies_are_laws_of_trajectories(make):
     net = make("total")
     table, actions, numbers = enumerated(net)
@@ -186,6 +187,7 @@ def test_sub_trajectory_balance_is_the_weighted_sum_over_all_pairs():
         np.testing.assert_allclose(got, np.mean(want), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_sub_trajectory_balance_has_trajectory_and_detailed_balance_as_limits():
     net = grid(forward_looking=True)
     process = along(net, parameters(net), exact(net)[1])

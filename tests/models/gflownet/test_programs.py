@@ -123,6 +123,7 @@ def test_particles_estimate_z_without_bias(case, with_twist, key):
     assert_unbiased(estimates, 1.0)
 
 
+@pytest.mark.slow
 def test_importance_weights_have_mean_z(key):
     net = sets("total", "learned")
     params, (table, _) = parameters(net), exact(net)

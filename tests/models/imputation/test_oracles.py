@@ -238,6 +238,7 @@ def test_the_law_of_hidden_values_moves_missing_cells_only(law):
     assert abs(moved.loc[0, 0] - mean) < 0.02 and abs(moved.scale[0, 0] - spread) < 0.02
 
 
+@pytest.mark.slow
 def test_hidden_partners_are_imputed_as_quadrature_says(key):
     """The exact conditional of the second value given the first, weighted by p(s | x)."""
     _, found = imputed(key)

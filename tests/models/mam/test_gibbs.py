@@ -47,7 +47,7 @@ def frequency(value):
     return np.asarray((value[:, None] == X).all(-1))
 
 
-@pytest.mark.fast("seed2")
+@pytest.mark.slow
 def test_a_call_moves_as_the_mean_of_its_blocks(seed):
     """From one state: 8 frequencies of 40,000 moves; a bias of 0.02 is 7 standard errors."""
     networks = odd_networks(D, K)

@@ -78,6 +78,7 @@ def test_a_convolution_is_that_of_xla(is_periodic, key):
     np.testing.assert_allclose(conv(x), want[0] + conv.linear.bias, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_a_torus_both_networks_move_with_the_grid(key):
     pair = shaken(mam.residual_cnns((4, 5), 2, channels=3, is_periodic=True, key=key))
     tokens = jax.random.randint(key, (4, 5), 0, 3)
@@ -186,6 +187,7 @@ class TestOneOrder:
             assert np.all(gap[: d + 1] < 1e-6)
             assert d == 3 or gap[d + 1] > 1e-4
 
+    @pytest.mark.slow
     def test_it_is_uniform_at_the_start_and_its_objective_is_the_likelihood(self, make, key):
         network = make(5, 2, key)
         x = jnp.array([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]])

@@ -288,6 +288,7 @@ class TestEnergy:
             law = mam.sampler_law(Tempered(NETWORKS, jnp.asarray(power)))[1:, 1:, 1:]
             assert_unbiased((tokens[:, row, None] - 1 == X).all(-1), np.exp(law).ravel())
 
+    @pytest.mark.slow
     def test_tempered_moves_keep_their_law_on_exact_tables(self, key):
         """One variable a move: c^power with all others given is the conditional of p^power, which stays invariant."""
         tables, power = mam.Tables(LOG_F), 2.0

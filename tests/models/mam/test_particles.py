@@ -54,6 +54,7 @@ def test_evidence_gives_the_sum_over_what_agrees(key):
     assert (runs.particles.value[..., 1] == 2).all()
 
 
+@pytest.mark.slow
 def test_without_anything_to_draw_the_evidence_is_the_target(key):
     x = jnp.array([1, 0, 2])
     model = MODELS["random_order"].condition(x, np.ones(D, bool))

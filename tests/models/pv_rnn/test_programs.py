@@ -197,6 +197,7 @@ def test_zero_weights_leak(tau):
         np.testing.assert_allclose(h[0], (1 - 1 / tau) ** t * np.array([0.3, -1.0, 2.0]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_unit_time_constant_is_a_plain_rnn(key):
     network = Network([(4, 2, 1.0)], Gaussian(1), key=key)
     w, h = network.weights[0], jax.random.normal(key, (4,))
