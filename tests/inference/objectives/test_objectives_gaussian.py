@@ -268,7 +268,7 @@ def mean_of(objective, params, n=20_000, seed=0):
     return np.asarray(jax.jit(jax.vmap(lambda k: objective.value(params, k, 1.0)))(keys))
 
 
-@pytest.mark.fast("1")
+@pytest.mark.fast("4")
 @pytest.mark.parametrize("num_aux", [1, 4])
 def test_with_the_exact_reverse_a_hierarchical_bound_is_the_elbo_of_the_marginal(num_aux):
     objective = inference.iwhvi(

@@ -146,7 +146,7 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.fast("rows of chains")
 @pytest.mark.parametrize("name", some_slow(STRUCTURES, "coupled", "emissions", "memory of two"))
 def test_plates_and_chains_in_every_arrangement_agree_with_brute_force(name):
     program, names = STRUCTURES[name]

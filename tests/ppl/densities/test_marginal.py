@@ -295,7 +295,7 @@ def exact_bound(params, num_particles, learned):
     return total
 
 
-@pytest.mark.fast("1-prior-enum")
+@pytest.mark.fast("2-prior-enum")
 @pytest.mark.parametrize("strategy", ["enum", "mvd"])
 @pytest.mark.parametrize("learned", [False, True], ids=["prior", "learned"])
 @pytest.mark.parametrize("num_particles", [1, 2])

@@ -420,7 +420,7 @@ def test_masked_rows_of_model_and_guide(strategy):
     check_elbo(model, guide, {"z": bits(3)}, {"z": strategy})
 
 
-@pytest.mark.fast("prior-reinforce")
+@pytest.mark.fast("guide-reinforce")
 @pytest.mark.parametrize("strategy", ["enum", "reinforce", "mvd"])
 @pytest.mark.parametrize("proposed", [False, True], ids=["prior", "guide"])
 def test_missing_cells_of_an_observation(strategy, proposed):

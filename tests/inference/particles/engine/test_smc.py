@@ -54,13 +54,13 @@ def assert_evidence(target, exact, key, *args, n=4000, num_particles=40, **optio
     assert_unbiased(np.exp(np.asarray(z, float) - exact), 1.0)
 
 
-@pytest.mark.fast("never")
+@pytest.mark.fast("every")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_evidence_of_a_program_is_unbiased_under_every_policy(policy, key):
     assert_evidence(walk, KALMAN, key, Y, policy=POLICIES[policy])
 
 
-@pytest.mark.slow
+@pytest.mark.fast("every")
 @pytest.mark.parametrize("policy", ["ess", "every"])
 def test_evidence_of_a_feynman_kac_model_is_unbiased(policy, key):
     assert_evidence(WALK, KALMAN, key, policy=POLICIES[policy])
