@@ -57,32 +57,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark as slow the variants that `make test` leaves out, by the marks `fast`, `slow_for` and `one_in`."""
-    kept: dict[str, bool] = {}
-    met: dict[str, tuple[set[str], set[str]]] = {}  # function -> variants named, variants there are
+    """Mark as slow the variants that `make test` leaves out, by the marks `slow_for` and `one_in`, or by `fast` alone."""
+    met: set[str] = set()  # functions
+    named: dict[str, set[str]] = {}  # function -> variants that its marks name and nobody met yet
     for item in items:
         if not hasattr(item, "callspec"):
             continue
         function = item.nodeid.partition("[")[0]
         variant = item.callspec.id  # type: ignore[attr-defined]
-        named = item.get_closest_marker("fast")
-        left_out = item.get_closest_marker("slow_for")
-        share = item.get_closest_marker("one_in")
-        is_kept = True
-        if named is not None or left_out is not None:
-            listed = (named or left_out).args
-            met.setdefault(function, (set(listed), set()))[1].add(variant)
-            is_kept = (variant in listed) == (named is not None)
-        if share is not None:
-            is_kept &= crc32(item.name.encode()) % share.args[0] == 0 or function not in kept
-            kept[function] = True
+        names = {mark.name: mark.args for mark in item.iter_markers()}
+        explicit = names.get("fast", names.get("slow_for", ()))
+        named.setdefault(function, set(explicit)).discard(variant)
+        if "fast" in names:
+            is_kept = variant in explicit
+            if is_kept and "slow" in names:
+                raise pytest.UsageError(f"{item.nodeid} is marked both fast and slow")
+        else:
+            chosen = crc32(item.name.encode()) % names.get("one_in", (1,))[0] == 0
+            is_kept = variant not in explicit and (chosen or function not in met)
+        met.add(function)
         if not is_kept:
             item.add_marker(pytest.mark.slow)
     if any("::" in name for name in config.args):
         return  # not all variants were collected
-    for function, (named, there) in met.items():
-        if unknown := sorted(named - there):
-            raise pytest.UsageError(f"{function}: its marks name no variants: {unknown}")
+    for function, unknown in named.items():
+        if unknown:
+            raise pytest.UsageError(f"{function}: its marks name no variants: {sorted(unknown)}")
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,16 @@ def test_evidence_of_a_feynman_kac_model_is_unbiased(policy, key):
     assert_evidence(WALK, KALMAN, key, policy=POLICIES[policy])
 
 
+def test_resampling_makes_weights_equal(key):
+    """What is kept of the weights before it would leave the evidence unbiased where ancestors are exchangeable, and noisier."""
+    first = lambda before, x, t: jnp.where(t == 0, x, 0.0)
+    model = inference.FeynmanKac(jax.random.normal, lambda key, x, t: x, first, 2)
+    run = inference.smc(model, key, num_particles=8, policy=resampling.every())
+    weights = np.exp(run.step_log_weights)
+    assert np.ptp(weights[0]) > 0.1
+    np.testing.assert_allclose(weights[1:], 1 / 8, rtol=1e-6)
+
+
 @pytest.mark.fast("multinomial")
 @pytest.mark.parametrize("scheme", ["stratified", "residual", "multinomial"])
 def test_evidence_is_unbiased_under_every_scheme(scheme, key):
