@@ -140,20 +140,8 @@ def first_failure(copy: Path, where: Path, workers: str) -> str | None:
         "XLA_FLAGS": flags,
         "JAX_COMPILATION_CACHE_DIR": cache,
     }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-n",
-        workers,
-        "--dist",
-        "worksteal",
-        "-m",
-        "not slow",
-        where,
-    ]
+    options = f"-q -x -n {workers} --dist worksteal".split()
+    command = [sys.executable, "-m", "pytest", *options, "-m", "not slow", where]
     result = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
     if result.returncode == 0:
         return None

@@ -117,3 +117,9 @@ def places() -> dict[str, str]:
             for short in (name, f"{face}.{name}", f"{face.split('.')[-1]}.{name}"):
                 found.setdefault(short, f"lapilli.{face}.{name}")
     return found
+
+
+def renew(path: Path, text: str) -> None:
+    """Write a generated page; one that has not changed keeps its date, so that Sphinx does not read it again."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)

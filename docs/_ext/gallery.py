@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from faces import ROOT
+from faces import ROOT, renew
 
 PAGE = ROOT / "docs" / "gallery.md"
 PICTURES = (
@@ -92,6 +92,4 @@ def text() -> str:
 
 
 def write() -> None:
-    made = text()
-    if not PAGE.exists() or PAGE.read_text() != made:
-        PAGE.write_text(made)
+    renew(PAGE, text())

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from docstrings import converted
-from faces import MAPPED, ROOT, Group, faces, first_line, groups, load, public
+from faces import MAPPED, ROOT, Group, faces, first_line, groups, load, public, renew
 
 API = ROOT / "docs" / "api"
 TITLES = {
@@ -89,14 +89,12 @@ def pages() -> dict[str, str]:
 
 
 def write() -> None:
-    """Write them all; a page that has not changed keeps its date, so that Sphinx does not read it again."""
+    """Write them all, and remove what no longer is one."""
     texts = {f"{name}.rst": text for name, text in pages().items()}
     texts["index.rst"] = index(list(pages()))
     API.mkdir(exist_ok=True)
     for name, text in texts.items():
-        path = API / name
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        renew(API / name, text)
     for stale in set(API.iterdir()) - {API / name for name in texts}:
         shutil.rmtree(stale) if stale.is_dir() else Path(stale).unlink()
 

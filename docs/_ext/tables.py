@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from faces import ROOT, groups, load
+from faces import ROOT, groups, load, renew
 
 from lapilli import ppl
 from lapilli.inference.particles.resampling import RESAMPLERS, _schemes
@@ -133,6 +132,4 @@ def texts() -> dict[str, str]:
 def write() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, text in texts().items():
-        path = Path(FOLDER / name)
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        renew(FOLDER / name, text)

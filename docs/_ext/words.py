@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 
-from faces import ROOT, faces, load, public
+from faces import ROOT, faces, load, public, renew
 
 # Words of particles and of objectives, which the language does not have.
 MORE = {
     "ESS": "effective sample size, (sum w)^2 / sum w^2: how many equally weighted draws weighted ones are worth.",
     "evidence": "p(data): the density of the observations, latent sites integrated out; its logarithm in nats.",
-    "guide": "the program that an objective compares with the model: the approximate posterior, or proposal.",
     "k-hat": "shape of the tail of importance weights; above its threshold weighted means cannot be trusted.",
     "reparameterise": "write a draw as a differentiable function of noise and parameters.",
     "score": "derivative of a log-density in its parameters.",
@@ -64,6 +63,4 @@ def texts() -> dict[str, str]:
 
 def write() -> None:
     for name, text in texts().items():
-        path = ROOT / "docs" / name
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        renew(ROOT / "docs" / name, text)

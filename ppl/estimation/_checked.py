@@ -199,7 +199,7 @@ class CheckedPrograms:
             check.data = (check.data or set()) | {fingerprint(data)}
 
     def _leaves(self, params: Any, args: Any) -> tuple[list[Any], list[Any]]:
-        """The inputs of the program that `_copy` makes, without the key."""
+        """The inputs of the program that `copy` makes, without the key."""
         return jax.tree.leaves(params), [x for x in jax.tree.leaves(args) if is_array(x)]
 
     def _look_again(self, check: _Check, params: Any, args: Any) -> None:

@@ -42,10 +42,6 @@ class Expectation:
     ) -> None:
         import equinox as eqx  # not at the top: 0.1 s of every import
 
-        self.fn = fn
-        self.strategies = strategies
-        self.num_replicates = num_replicates
-        self.check_jumps = check_jumps
         self.programs = CheckedPrograms(
             fn, strategies, num_replicates, check_jumps, examples, checks
         )
@@ -111,7 +107,9 @@ class Expectation:
     def _watched(self, params: Any, args: Any, key_impl: Any) -> Analysed:
         """The checked program, which checks derivatives in its arguments as well, if somebody takes them."""
         shapes = jax.tree.map(shape_of_input, (params, args))
-        search = (lambda leaf: self._with_argument(leaf, *shapes)) if self.check_jumps else None
+        search = (
+            (lambda leaf: self._with_argument(leaf, *shapes)) if self.programs.check_jumps else None
+        )
         return watched(self.programs.program(params, args, key_impl), args, search)
 
     def _again(self, params: Any, args: Any) -> Callable[[], None]:
@@ -124,8 +122,8 @@ class Expectation:
         def check() -> None:
             if signature in self._twice:
                 return
-            plain = Expectation(self.fn, self.strategies, check_jumps=False)
-            if self.check_jumps:
+            plain = Expectation(self.programs.fn, self.programs.strategies, check_jumps=False)
+            if self.programs.check_jumps:
                 self._search_gradient(plain, *shapes)
             _ready(plain, *shapes, use=lambda program: check_derivatives(program.closed.jaxpr))
             self._twice.add(signature)
@@ -137,7 +135,7 @@ class Expectation:
         split = lambda params, args: ((params, moving(args)[0]), (moving(args)[1],))
         inner = Expectation(
             slope_of(plain.value),
-            check_jumps=self.check_jumps,
+            check_jumps=self.programs.check_jumps,
             examples=[split(*known) for known in self.programs.examples],
         )
         try:
@@ -159,7 +157,7 @@ class Expectation:
 
         def fn(both: Any, leaves: list[Any]) -> Any:
             whole = [*leaves[:number], both[1], *leaves[number + 1 :]]
-            return self.fn(both[0], *jax.tree.unflatten(structure, whole))
+            return self.programs.fn(both[0], *jax.tree.unflatten(structure, whole))
 
         examples = []
         for known, others in self.programs.examples:
@@ -167,9 +165,9 @@ class Expectation:
             examples.append(((known, value), (rest,)))
         inner = Expectation(
             fn,
-            self.strategies,
-            num_replicates=self.num_replicates,
-            check_jumps=self.check_jumps,
+            self.programs.strategies,
+            num_replicates=self.programs.num_replicates,
+            check_jumps=self.programs.check_jumps,
             examples=examples,
         )
         moved, rest = move(jax.tree.leaves(args))

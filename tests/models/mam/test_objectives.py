@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 from _mam import joint, odd_networks, orders, rows
-from _slow import some_slow
 from scipy.special import comb
 
 from _stats import assert_unbiased
@@ -246,7 +245,7 @@ class TestEnergy:
         assert_unbiased(one(jax.random.split(key, 300)), exact / 2)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("spread", some_slow(["variance", "plain"], "variance"))
+    @pytest.mark.parametrize("spread", ["variance", "plain"])
     def test_what_a_spread_is_unbiased_for(self, spread, key):
         """Two chains in all 64 states under a law that is not the model's: the mean gradient is that of a fixed law's spread."""
         q = np.random.default_rng(4).dirichlet(np.ones(8))

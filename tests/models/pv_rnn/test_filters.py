@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _slow import some_slow
 from scipy.stats import norm
 
 from _stats import assert_unbiased
@@ -64,7 +63,7 @@ def exact():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", some_slow(["prior", "encoder"], "encoder"))
+@pytest.mark.parametrize("guide", ["prior", "encoder"])
 def test_particle_filters_estimate_the_evidence(guide, exact, key):
     """Mean of Z over 4,000 runs of 50 particles is exact: z < 4.5; a bias of 5% is at least 7 standard errors."""
     network, log_evidence = exact
@@ -138,7 +137,7 @@ def kalman(network, scale, seen):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", some_slow(["prior", "encoder"], "encoder"))
+@pytest.mark.parametrize("guide", ["prior", "encoder"])
 def test_filters_of_a_linear_network_are_kalmans_and_forecast_unseen_steps(guide, key):
     """Two steps seen and two not: evidence, mean and variance of the forecasts, over 1,000 runs of 100 particles.
 

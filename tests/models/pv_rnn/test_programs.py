@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _slow import some_slow
 
 from lapilli import inference, ppl
 from lapilli.models import pv_rnn
@@ -93,7 +92,7 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", some_slow(CASES, *list(CASES)[::2]))
+@pytest.mark.parametrize("case", CASES)
 def test_objective_and_gradient_equal_a_loop_by_hand(case, key):
     network, _, bound = make(**CASES[case])
     params = bound.init(key, X, INDEX)

@@ -211,9 +211,7 @@ def cost_of(f, **site):
 )
 @pytest.mark.parametrize(
     "name",
-    some_slow(
-        CONTINUOUS, "spline", "rational_spline", "linear_interpolation_by_terms", "ordered_logistic"
-    ),
+    CONTINUOUS,
 )
 def test_a_continuous_use_passes(name):
     ppl.expectation(cost_of(CONTINUOUS[name])).plan(CENTRE)

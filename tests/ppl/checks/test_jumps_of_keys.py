@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _slow import some_slow
 
 from lapilli import ppl
 
@@ -47,7 +46,7 @@ JUMPING = {
 
 
 @pytest.mark.fast("rounded")
-@pytest.mark.parametrize("name", some_slow(JUMPING, "poisson"))
+@pytest.mark.parametrize("name", JUMPING)
 def test_noise_that_parameters_threshold_is_refused(name):
     with pytest.raises(ValueError, match=r"ppl.rng_key\('noise'\).*jumps by.*make the draw a site"):
         ppl.expectation(JUMPING[name]).plan(0.3)

@@ -14,7 +14,6 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from _brute_force import check
-from _slow import some_slow
 from funsor.sum_product import naive_sequential_sum_product
 from numpyro.handlers import seed, trace
 from numpyro.infer import MCMC, NUTS, Predictive
@@ -147,7 +146,7 @@ STRUCTURES = {
 
 
 @pytest.mark.fast("rows of chains")
-@pytest.mark.parametrize("name", some_slow(STRUCTURES, "coupled", "emissions", "memory of two"))
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_plates_and_chains_in_every_arrangement_agree_with_brute_force(name):
     program, names = STRUCTURES[name]
     args = (X[:2] if program is emissions else X,)

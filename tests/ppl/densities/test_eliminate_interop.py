@@ -7,7 +7,6 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from _brute_force import check
-from _slow import some_slow
 from numpyro.infer import (
     MCMC,
     NUTS,
@@ -42,7 +41,7 @@ def log_posterior(p):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", some_slow(STARTS, "sample", "uniform", "mean"))
+@pytest.mark.parametrize("start", STARTS)
 def test_a_point_estimate_finds_the_mode_of_the_marginal_from_every_start(start):
     """MAP under AutoDelta: the largest p of the marginal posterior on a grid of step 1e-5."""
     eliminated = ppl.eliminate(mixture, "b")

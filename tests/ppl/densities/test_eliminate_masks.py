@@ -11,7 +11,6 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from _brute_force import check
-from _slow import some_slow
 from numpyro.contrib.funsor import enum, log_density
 from numpyro.handlers import mask, scale
 
@@ -99,7 +98,7 @@ PROGRAMS = {
 
 
 @pytest.mark.fast("rows")
-@pytest.mark.parametrize("name", some_slow(PROGRAMS, "law", "events", "lengths", "power"))
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_masked_and_scaled_sites_are_summed_with_their_own_density(name):
     program, names, kept = PROGRAMS[name]
     check(program, names, kept, (X,), num_draws=20_000)

@@ -8,7 +8,6 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from _brute_force import check, shapes_of
-from _slow import some_slow
 
 from lapilli import ppl
 
@@ -213,11 +212,9 @@ PROGRAMS = {
     )
 }  # fmt: skip
 
-FAST = {"mixture_emissions", "chain_in_a_chain", "children_mixed_and_parents_apart"}
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", some_slow(PROGRAMS, *(PROGRAMS.keys() - FAST)))
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_every_arrangement_agrees_with_brute_force(name):
     program = PROGRAMS[name]
     check(program, list(shapes_of(program, (Y,))), {}, (Y,), num_draws=20_000)

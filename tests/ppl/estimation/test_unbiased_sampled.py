@@ -30,7 +30,6 @@ from _oracles import (
     reference_elbo,
     reference_iwelbo,
 )
-from _slow import some_slow
 
 from lapilli import inference, ppl
 
@@ -492,7 +491,7 @@ def test_jump_of_a_normal_site(where, strategy, key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", some_slow(["mvd", "reinforce", "enum"], "enum"))
+@pytest.mark.parametrize("strategy", ["mvd", "reinforce", "enum"])
 def test_sampler_density_and_derivative_belong_together(strategy, key):
     """Real samplers in both parametrisations of Bernoulli and Categorical, with a downstream reparameterised site."""
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _slow import some_slow
 
 from _stats import assert_same_mean
 from lapilli import inference, ppl
@@ -80,7 +79,7 @@ MAKERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", some_slow(MAKERS, "dreg", "stl", "iwelbo", "per plate"))
+@pytest.mark.parametrize("make", MAKERS)
 def test_joint_run_gives_the_numbers_of_two_runs(make, key):
     """The same keys by address, hence the same draws: equal to rounding."""
     joint, apart = MAKERS[make](model, GUIDE), MAKERS[make](model, by_hand)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _slow import some_slow
 from _state_space import GOLDEN as Y, GOLDEN_EVIDENCE, golden as walk, golden_posterior
 
 from _stats import assert_unbiased
@@ -64,9 +63,7 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case", some_slow(CASES, "feynman-kac, butterfly", "program, butterfly", "program, partly")
-)
+@pytest.mark.parametrize("case", CASES)
 def test_evidence_and_smoothing_are_unbiased(case, key):
     """N = 4000, relative sd below 0.4: a bias of 4.5% of the evidence is 7 standard errors."""
     target, args, options = CASES[case]

@@ -61,7 +61,7 @@ METHODS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", some_slow(METHODS, "genealogy", "rejection"))
+@pytest.mark.parametrize("name", METHODS)
 def test_moments_of_a_chain(name, key):
     assert_kalman(CHAIN, key, **METHODS[name])
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _slow import some_slow
 from _state_space import (
     GOLDEN as Y,
     LINE,
@@ -75,7 +74,7 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", some_slow(CASES, "chain, odd", "program, odd"))
+@pytest.mark.parametrize("case", CASES)
 def test_moments_are_those_of_the_smoother(case, key):
     target, args, backward = CASES[case]
     assert_kalman(target, key, *args, backward=backward)
