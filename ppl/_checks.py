@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is a whole number of Python or NumPy, and no truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
 
 def check_counts(label: str, least: int = 1, /, **counts: Any) -> None:
     """Refuse what is no integer of at least `least`; `label` is the function that was called.
@@ -12,5 +19,5 @@ def check_counts(label: str, least: int = 1, /, **counts: Any) -> None:
         ValueError: with the argument's name and value.
     """
     for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+        if not is_integer(count) or count < least:
             raise ValueError(f"{label}: {name} must be an integer >= {least}, got {count!r}.")

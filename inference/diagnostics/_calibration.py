@@ -16,6 +16,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
+from ...ppl.language import joined
 
 Array = jax.Array
 
@@ -73,6 +74,7 @@ def calibrate(
     *args: Any,
     num_simulations: int = 200,
     batch_size: int | None = None,
+    **kwargs: Any,
 ) -> Calibration:
     """Draw parameters and data from the model, infer, and rank the true values among the draws.
 
@@ -85,6 +87,7 @@ def calibrate(
             (a subset will do). Must be traceable by JAX.
         key: PRNG key of either kind.
         args: the model's arguments; observations in them give shapes only.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_simulations: S.
         batch_size: simulations that run at once; None for all.
 
@@ -101,6 +104,7 @@ def calibrate(
     Reference: Talts, Betancourt, Simpson, Vehtari and Gelman 2018, arXiv:1804.06788; p-values by the chi-square test over 10
     bins (fewer where S < 100).
     """
+    args = joined(args, kwargs)
     program = ppl.as_program(model)
     check_counts("calibrate", 20, num_simulations=num_simulations)
     check_counts("calibrate", batch_size=1 if batch_size is None else batch_size)

@@ -15,6 +15,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
+from ...ppl.language import joined
 from ...ppl.traces import check_match, with_penalties
 
 Array = jax.Array
@@ -68,6 +69,7 @@ def evidence_bracket(
     num_particles: int = 1,
     num_simulations: int = 100,
     batch_size: int | None = None,
+    **kwargs: Any,
 ) -> EvidenceBracket:
     """Draw latent sites z* and data x from the model, and bound log p(x) from both sides by importance sampling.
 
@@ -82,6 +84,7 @@ def evidence_bracket(
         guide: the proposal, with its parameters bound (`Fit.guide`).
         key: PRNG key of either kind.
         args: the model's arguments; observations in them give shapes only.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         data_fn: observed sites by name, as the model drew them -> the arguments with which model and guide are then run.
         num_particles: K.
         num_simulations: S, data sets.
@@ -112,6 +115,7 @@ def evidence_bracket(
 
     Reference: Grosse, Ghahramani and Adams 2015, arXiv:1511.02543 (bidirectional Monte Carlo), for importance sampling.
     """
+    args = joined(args, kwargs)
     check_counts("evidence_bracket", num_particles=num_particles)
     check_counts("evidence_bracket", 2, num_simulations=num_simulations)
     programs = ppl.as_program(model), ppl.as_program(guide)

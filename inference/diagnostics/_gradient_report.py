@@ -15,6 +15,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
+from ...ppl.language import joined
 from ...ppl.traces import Salted
 from ..objectives._objective import Objective
 from ._operations import num_operations
@@ -111,7 +112,7 @@ class GradientReport:
 
 
 def gradient_report(
-    objective: Objective, params: Any, key: Any, *args: Any, num_draws: int = 200
+    objective: Objective, params: Any, key: Any, *args: Any, num_draws: int = 200, **kwargs: Any
 ) -> GradientReport:
     """Mean, spread and cost of an objective's gradient at fixed parameters, by parameter and by site.
 
@@ -125,6 +126,7 @@ def gradient_report(
         params: where, as from `objective.init` or a fit.
         key: PRNG key of either kind.
         args: data.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_draws: independent estimates; each is made once for every latent site and once more.
 
     Returns:
@@ -139,6 +141,7 @@ def gradient_report(
 
     Reference: Sobol 2001; Jansen 1999 (total effects); Rainforth et al. 2018, arXiv:1802.04537 (signal to noise).
     """
+    args = joined(args, kwargs)
     check_counts("gradient_report", 2, num_draws=num_draws)
     refuse_particle_runs("gradient_report", objective)
     if not jax.tree.leaves(params):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ...ppl._show import shown
 from ...ppl._table import table
+from ...ppl.language import joined
 from ...ppl.strategies import TRIED
 from ..objectives._objective import Objective
 from ._gradient_report import gradient_report, refuse_particle_runs
@@ -87,6 +88,7 @@ def pilot(
     *args: Any,
     candidates: Sequence[str] = TRIED,
     num_draws: int = 100,
+    **kwargs: Any,
 ) -> Pilot:
     """Try strategies site by site and keep, for each, the one with the smallest variance times cost.
 
@@ -99,6 +101,7 @@ def pilot(
         params: where; a point inside training says more than the first one.
         key: PRNG key of either kind.
         args: data.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         candidates: names of strategies; those that a site cannot have, or that the program makes unsound, are passed over
             with their reason. Gamma, Beta and Dirichlet sites have two pathwise ones, "reparam" (the implicit derivative) and
             "rejection_reparam", of nearly the same variance: only a trial tells which is cheaper.
@@ -113,6 +116,7 @@ def pilot(
 
     Validity: the choice is made before training and from its own key, so that it biases nothing.
     """
+    args = joined(args, kwargs)
     refuse_particle_runs("pilot", objective)
     by_rule = dataclasses.replace(objective, strategies="auto")
     sites = by_rule.plan(params, *args).sites

@@ -11,6 +11,7 @@ import jax
 
 from ... import ppl
 from ...ppl._compat import typed_key
+from ...ppl.language import as_arguments
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 from ..fitting._fit_result import Fit, Posterior
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
@@ -37,7 +38,7 @@ def to_arviz(
     *,
     key: jax.Array | None = None,
     num_samples: int = 1000,
-    args: tuple | None = None,
+    args: Any = None,
     model: Any = None,
     log_weights: Any = None,
     group: Literal["posterior", "prior"] = "posterior",
@@ -74,7 +75,7 @@ def to_arviz(
             program; or a NumPyro MCMC after its run, read by ArviZ itself.
         key: PRNG key; needed to draw from a guide, for predictions and for the prior.
         num_samples: draws from the guide, the prior, or the particles.
-        args: arguments of the model; default those of the fit or of the MCMC run, else ().
+        args: arguments of the model, a tuple or a dict; default those of the fit or of the MCMC run, else ().
         model: the program of draws given as a mapping or Trace: it names their axes and computes the other groups.
         log_weights: log-weights of draws given as a mapping or Trace, nats [S].
         group: what given draws are: of the posterior or of the prior.
@@ -113,6 +114,7 @@ def to_arviz(
         >>> dict(tree["posterior"].sizes)
         {'chain': 1, 'draw': 4, 'rows': 2}
     """
+    args = None if args is None else as_arguments(args)
     base = arviz_base()
     if path is not None:
         check_netcdf()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ...ppl.language import as_arguments
 from .._arguments import Arguments, shapes
 
 _UNBOUNDED = np.iinfo(np.int32).max
@@ -234,11 +235,12 @@ Source = FullData | Minibatches | Batches
 
 def _as_args(item: Any, number: int) -> tuple:
     # Data loaders collate into lists as often as into tuples.
-    if isinstance(item, tuple | list):
-        return tuple(item)
+    if isinstance(item, tuple | list | Mapping):
+        return as_arguments(item)
     raise TypeError(
         f"Argument 'args': batch {number} is a {type(item).__name__}, but each batch must be a tuple of the program's "
-        "arguments. Yield (x,) for a program of one argument; if 'args' holds the data itself, make it a tuple."
+        "arguments, or a dict from their names. Yield (x,) for a program of one argument; if 'args' holds the data itself, make "
+        "it a tuple."
     )
 
 
@@ -279,5 +281,5 @@ def _constrain(arrays: list[Any], mesh: Any, sharded: Iterable[Any]) -> list[Any
 
 
 def is_iterable_of_batches(args: Any) -> bool:
-    """Whether `args` is data that comes batch by batch, rather than a tuple of arguments."""
-    return isinstance(args, Iterable | Iterator) and not isinstance(args, tuple)
+    """Whether `args` is data that comes batch by batch, rather than arguments themselves."""
+    return isinstance(args, Iterable | Iterator) and not isinstance(args, tuple | Mapping)

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ...ppl._checks import is_integer
 from ...ppl._compat import typed_key
+from ...ppl.language import as_arguments
 from .._abstract_objective import AbstractObjective
 from ._callbacks import FitInfo
 from ._checkpoint import fingerprint, load
@@ -31,7 +33,7 @@ _MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
 def fit(
     objective: Any,
     optimizer: Any,
-    args: tuple | Iterable[tuple],
+    args: tuple | Mapping[str, Any] | Iterable[Any],
     *,
     num_steps: int | None,
     key: jax.Array,
@@ -62,8 +64,9 @@ def fit(
         optimizer: an optax transformation; or a dict from fnmatch patterns on parameter names to a transformation or "frozen".
             Each parameter must match exactly one pattern. A transformation such as clipping by global norm then acts within
             its group.
-        args: the arguments of the program, a tuple; array leaves are traced, other leaves stay Python values. Or an iterable
-            of such tuples, one minibatch each, all of one shape; an iterable that can be read again starts anew at its end.
+        args: the arguments of the program, a tuple, or a dict from their names to values; array leaves are traced, other
+            leaves stay Python values. Or an iterable of such tuples or dicts, one minibatch each, all of one shape; an
+            iterable that can be read again starts anew at its end.
         num_steps: total number of steps, those before a checkpoint included; None trains until an iterator ends.
         key: PRNG key, typed or raw uint32.
         subsample: plate name -> batch size n. Every array leaf whose leading axis is the plate's full size N is cut down to n
@@ -115,6 +118,7 @@ def fit(
     Reference: random reshuffling, arXiv:2006.05988; averaging, Polyak and Juditsky (1992).
     """
     _check_types(objective, optimizer, args, callbacks, mesh, average)
+    args = as_arguments(args) if isinstance(args, Mapping) else args
     _check_values(
         num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, args
     )
@@ -189,14 +193,10 @@ def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
             if wrong
             else "'optimizer' is an empty dict; map patterns to transformations"
         )
-    if (
-        isinstance(args, Mapping | str)
-        or hasattr(args, "__array__")
-        or not isinstance(args, Iterable)
-    ):
+    if isinstance(args, str) or hasattr(args, "__array__") or not isinstance(args, Iterable):
         problems.append(
-            f"'args' must be the tuple of the program's arguments, e.g. (x,), or an iterable of such tuples; got "
-            f"{type(args).__name__}"
+            "'args' must hold the program's arguments, a tuple such as (x,) or a dict such as {'x': x}, or be an iterable of "
+            f"such; got {type(args).__name__}"
         )
     if (
         callable(callbacks)
@@ -222,16 +222,16 @@ def _check_values(
     problems = []
     if num_steps is None and not is_iterable_of_batches(args):
         problems.append(
-            "'num_steps' is None, which trains until an iterator of batches ends, but 'args' is a tuple"
+            "'num_steps' is None, which trains until an iterator of batches ends, but 'args' holds the data itself"
         )
     counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
     counts |= {} if num_seeds is None else {"num_seeds": num_seeds}
     problems += [
         f"'{name}' must be an integer of at least 1; got {count!r}"
         for name, count in counts.items()
-        if not _is_int(count) or count < 1
+        if not is_integer(count) or count < 1
     ]
-    if num_steps is not None and (not _is_int(num_steps) or num_steps < 0):
+    if num_steps is not None and (not is_integer(num_steps) or num_steps < 0):
         problems.append(f"'num_steps' must be an integer of at least 0; got {num_steps!r}")
     if isinstance(average, float) and not 0 < average < 1:
         problems.append(f"'average' is {average}, but a decay lies strictly between 0 and 1")
@@ -239,10 +239,6 @@ def _check_values(
         problems.append(f"'on_nonfinite' must be 'raise' or 'skip'; got {on_nonfinite!r}")
     if problems:
         raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _describe(key, num_seeds, subsample, plate_sizes, average, source, params) -> dict[str, Any]:

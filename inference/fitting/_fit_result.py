@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import fnmatch
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
-from ...ppl.language import check_proposed_cells
+from ...ppl.language import as_arguments, check_proposed_cells, joined
 from ...ppl.traces import check_match
 from .._arguments import Arguments
 
@@ -157,14 +158,15 @@ class Fit:
         return self.seed(int(np.argmax(np.where(np.isfinite(gains), gains, -np.inf))))
 
     def posterior(
-        self, key: jax.Array, num_samples: int, *, args: tuple | None = None, batch_size: int = 100
+        self, key: jax.Array, num_samples: int, *, args: Any = None, batch_size: int = 100
     ) -> Posterior:
         """Draw latents from the guide and weigh them: log w = log p(z, x) - log q(z).
 
         Args:
             key: PRNG key.
             num_samples: number of draws S.
-            args: arguments of model and guide; default, those given to fit (in full, also after a fit on minibatches).
+            args: arguments of model and guide, a tuple or a dict; default, those given to fit (in full, also after a fit on
+                minibatches).
             batch_size: draws held on the device at once. It does not change which draws are made.
 
         Returns:
@@ -174,7 +176,7 @@ class Fit:
             ValueError: if the objective has no guide or no model, or there are no stored arguments.
         """
         model, guide = self._need("model", "posterior"), self._need("guide", "posterior")
-        args = self._args_or_stored(args, "posterior")
+        args = self._args_or_stored(None if args is None else as_arguments(args), "posterior")
 
         def draw(key, *args):
             guide_key, model_key = jax.random.split(key)
@@ -190,31 +192,47 @@ class Fit:
         return Posterior(*_map_keys(draw, key, num_samples, batch_size, args))
 
     def predict(
-        self, key: jax.Array, *new_args: Any, num_samples: int, batch_size: int = 100
+        self,
+        key: jax.Array,
+        *new_args: Any,
+        num_samples: int,
+        keep: Sequence[str] | None = None,
+        batch_size: int = 100,
+        **new_kwargs: Any,
     ) -> dict[str, np.ndarray]:
         """Draw from the posterior predictive p(x_new | z), z ~ q(z).
 
+        A statement whose `obs` is None at the new arguments is drawn: `model(X, y=None)` predicts y of new rows by
+        `fit.predict(key, X_new, num_samples=1000)`.
+
         Args:
             key: PRNG key.
-            *new_args: arguments of model and guide; default, those given to fit. An amortised guide sees the new ones.
+            *new_args: arguments of model and guide; default, those given to fit.
             num_samples: number of draws S.
+            keep: what the guide knows of new rows. None: it is run at the new arguments, as an amortised guide can be. Or
+                fnmatch patterns of sites, e.g. ["beta*", "sigma"]: it is run at the arguments of the fit, its draws of these
+                sites are kept, and all other sites (those of the rows) are drawn from the model at the new arguments.
             batch_size: draws held on the device at once, so that device memory does not grow with S. It does not change
                 which draws are made.
+            **new_kwargs: keyword arguments of model and guide.
 
         Returns:
-            Observed and deterministic sites by name, NumPy arrays of shape [S, *site shape].
+            All sites but those of the guide's draws by name, NumPy arrays of shape [S, *site shape].
 
         Raises:
-            ValueError: if the objective has no guide or no model, or there are no arguments.
+            ValueError: if the objective has no guide or no model, there are no arguments, or a pattern matches no site.
         """
         model, guide = self._need("model", "predict"), self._need("guide", "predict")
-        args = self._args_or_stored(new_args or None, "predict")
+        args = self._args_or_stored(joined(new_args, new_kwargs) or None, "predict")
+        guide_args = args if keep is None else self._args_or_stored(None, "predict(keep=...)")
 
-        def draw(key, *args):
+        def draw(key, args, guide_args):
             guide_key, model_key = jax.random.split(key)
-            return model.predict(model_key, guide.simulate(guide_key, *args).shared_choices, *args)
+            choices = guide.simulate(guide_key, *guide_args).shared_choices
+            kept = choices if keep is None else _matching(choices, keep)
+            return model.predict(model_key, kept, *args)
 
-        return _map_keys(draw, key, num_samples, batch_size, args)
+        return _map_keys(draw, key, num_samples, batch_size, (args, guide_args))
 
     def _bound(self, which: str) -> Any:
         program = getattr(self.objective, which)
@@ -260,6 +278,21 @@ def _last_values(fit: Fit) -> str:
     if means.ndim:
         return f"{means.min():.6g} to {means.max():.6g} nats over seeds, each the mean of the last {window} steps"
     return f"{values[-1]:.6g} nats at the last step; mean of the last {window}: {means:.6g} nats"
+
+
+def _matching(choices: dict[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+    """The choices of the sites that match a pattern."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    unmatched = [p for p in patterns if not fnmatch.filter(choices, p)]
+    if unmatched:
+        raise ValueError(
+            f"Fit.predict: argument 'keep' has {unmatched}, which match no site that the guide draws; these are {list(choices)}."
+        )
+    return {
+        name: x
+        for name, x in choices.items()
+        if any(fnmatch.fnmatchcase(name, p) for p in patterns)
+    }
 
 
 def _map_keys(draw: Callable, key: Any, num_samples: int, batch_size: int, args: tuple) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from ...ppl._checks import is_integer
 from .._arguments import Arguments, shapes
 from ._data import Batches, FullData, Minibatches, Source, is_iterable_of_batches
 
@@ -45,7 +46,7 @@ def _from_subsample(objective: Any, args: tuple, subsample: dict[str, int], mesh
     leading = [array.shape[0] for array in arrays if array.ndim]
     for name, size in named.items():
         batch = subsample[name]
-        if not isinstance(batch, int) or isinstance(batch, bool) or not 1 <= batch <= size:
+        if not is_integer(batch) or not 1 <= batch <= size:
             problems.append(
                 f"plate '{name}' has {size} rows, so a batch size of {batch!r} is impossible; choose 1 to {size}"
             )
@@ -62,6 +63,7 @@ def _from_subsample(objective: Any, args: tuple, subsample: dict[str, int], mesh
             )
     if problems:
         raise ValueError("Argument 'subsample': " + ";\n".join(problems) + ".")
+    subsample = {name: int(batch) for name, batch in subsample.items()}
     source = Minibatches(args, subsample, full, mesh)
     _check_plates_follow(objective.plate_sizes(*source.first()), full, subsample)
     _check_no_local_parameters(objective, args, source.first())

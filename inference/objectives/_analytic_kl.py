@@ -48,9 +48,9 @@ class Laws(Messenger):
     def watch(self, program: ppl.Program) -> ppl.Program:
         """The program, its statements seen."""
 
-        def watched(*args: Any) -> Any:
+        def watched(*args: Any, **kwargs: Any) -> Any:
             with self:
-                return program.fn(*args)
+                return program.fn(*args, **kwargs)
 
         watched.__name__ = getattr(program.fn, "__name__", "program")
         return ppl.Program(watched, program.params, program.site_weights)

@@ -16,7 +16,7 @@ from ...ppl._compat import is_concrete
 from ...ppl._show import shown
 from ...ppl.checks import concrete_tree
 from ...ppl.estimation import plate_sizes, run_once
-from ...ppl.language import set_up
+from ...ppl.language import apply, joined, set_up
 from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
 from .._abstract_objective import AbstractObjective, Direction
@@ -116,7 +116,7 @@ class Objective(AbstractObjective):
 
     def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
         model, guide = self._programs(params, args)
-        result = self.fn(model, guide, *args)
+        result = apply(self.fn, (model, guide, *args))
         if self.site_weights is not None:
             self._check_weights(model, guide)
         plates = plates_met()
@@ -130,7 +130,8 @@ class Objective(AbstractObjective):
 
     def _programs(self, params: Mapping[str, Any], args: tuple) -> tuple[Any, Any]:
         """Model and guide with parameters, plate sizes and site weights."""
-        weights = self.site_weights(*args) if callable(self.site_weights) else self.site_weights
+        weights = self.site_weights
+        weights = apply(weights, args) if callable(weights) else weights
 
         def made(program: Any) -> Any:
             program = ready(program, params, self.full_sizes)
@@ -176,7 +177,7 @@ class Objective(AbstractObjective):
         """
         return dataclasses.replace(self, site_weights=site_weights)
 
-    def label(self, *args: Any) -> str:
+    def label(self, *args: Any, **kwargs: Any) -> str:
         """The objective's name, and what site weights make of it (abstract evaluation).
 
         "elbo"; "elbo x 0.5" where all sites have one weight and the objective is linear in log-densities; else "elbo with site
@@ -189,7 +190,7 @@ class Objective(AbstractObjective):
             sites: list[str] = []
 
             def visit() -> Any:
-                result = self._run({}, *args)
+                result = self._run({}, *joined(args, kwargs))
                 for program in (self.model, self.guide):
                     sites.extend(() if program is None else program.sites_seen())
                 return result
@@ -202,8 +203,9 @@ class Objective(AbstractObjective):
             return f"{self.name} x {common:g}"
         return f"{self.name} with site weights (not a bound)"
 
-    def init(self, key: Any, *args: Any) -> ppl.Params:
+    def init(self, key: Any, *args: Any, **kwargs: Any) -> ppl.Params:
         """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
+        args = joined(args, kwargs)
         if self.guide is not None:
             set_up(self.guide, key, args)
         params = init_params(
@@ -215,30 +217,32 @@ class Objective(AbstractObjective):
             self.examples.append((params, args))
         return params
 
-    def value(self, params: Any, key: Any, *args: Any) -> Array:
+    def value(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Array:
         """One estimate of L (scalar, nats)."""
-        return self.expectation.value(params, key, *args)
+        return self.expectation.value(params, key, *joined(args, kwargs))
 
-    def grad(self, params: Any, key: Any, *args: Any) -> Any:
+    def grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
         """One unbiased estimate of dL/dparams."""
-        return self.expectation.grad(params, key, *args)
+        return self.expectation.grad(params, key, *joined(args, kwargs))
 
-    def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
+    def value_and_grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
         """One estimate of L and of its gradient, with fresh baselines."""
-        return self.expectation.value_and_grad(params, key, *args)
+        return self.expectation.value_and_grad(params, key, *joined(args, kwargs))
 
-    def init_state(self, params: Any, key: Any, *args: Any) -> dict[str, Any]:
+    def init_state(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Initial state of baselines; `key` is there for objectives whose state is random."""
-        return self.expectation.init_state(params, *args)
+        return self.expectation.init_state(params, *joined(args, kwargs))
 
-    def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
+    def step(
+        self, params: Any, state: Any, key: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Array, Any, Any]:
         """Value, gradient and next state: pure and traceable."""
-        return self.expectation.step(params, state, key, *args)
+        return self.expectation.step(params, state, key, *joined(args, kwargs))
 
-    def plan(self, params: Any, *args: Any) -> ppl.Plan:
+    def plan(self, params: Any, *args: Any, **kwargs: Any) -> ppl.Plan:
         """What each site gets, why, and what it costs; runs every check ahead of the first step."""
-        plan = self.expectation.plan(params, *args)
-        return dataclasses.replace(plan, label=self.label(*args))
+        plan = self.expectation.plan(params, *joined(args, kwargs))
+        return dataclasses.replace(plan, label=self.label(*args, **kwargs))
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> Objective:
         """The same objective for minibatches: plate `name` stands for `sizes[name]` rows, whatever number it is run on.
@@ -250,8 +254,9 @@ class Objective(AbstractObjective):
         endless = {name: size for name, size in self.full_sizes.items() if math.isinf(size)}
         return dataclasses.replace(self, full_sizes={**self.full_sizes, **sizes, **endless})
 
-    def plate_sizes(self, *args: Any) -> dict[str, int]:
+    def plate_sizes(self, *args: Any, **kwargs: Any) -> dict[str, int]:
         """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation)."""
+        args = joined(args, kwargs)
         if self.guide is not None:
             set_up(self.guide, jax.random.key(0), args)
         return plate_sizes(lambda: self._run({}, *args), self.strategies)
@@ -305,10 +310,7 @@ class Objective(AbstractObjective):
         **kwargs: Any,
     ) -> Array:
         """The loss that `numpyro.infer.SVI(model, guide, optim, loss=objective)` minimises; its gradient is this estimator."""
-        if kwargs:
-            raise TypeError(
-                f"{self.name}: pass the arguments of model and guide by position, got keywords {sorted(kwargs)}."
-            )
+        args = joined(args, kwargs)
         own = dataclasses.replace(self, model=ppl.as_program(model), guide=ppl.as_program(guide))
         # SVI hands over constrained values; constraints, and values to try the checks on, come from an initialisation.
         with jax.ensure_compile_time_eval():

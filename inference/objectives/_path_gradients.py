@@ -210,8 +210,8 @@ class _Carry(Messenger):
 def _within(handler: Messenger, program: ppl.Program) -> ppl.Program:
     """The program run under the handler, inside of any recorder."""
 
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         with handler:
-            return program.fn(*args)
+            return program.fn(*args, **kwargs)
 
     return ppl.Program(run, program.params)

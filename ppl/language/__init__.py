@@ -6,6 +6,7 @@ top of `ppl`; some results are
 
 Classes
     InlineGuide     what `guide_of` makes: the guide that is written at the model's statements
+    Keywords        keyword arguments of a program, where its arguments are one tuple
     SiteWeights     what `reweight` makes of weights by site
 """
 
@@ -19,6 +20,13 @@ from ._handlers import (
     rescale_plates as rescale_plates,
 )
 from ._inline_guide import InlineGuide as InlineGuide, JointRun as JointRun, guide_of as guide_of
+from ._keywords import (
+    Keywords as Keywords,
+    apply as apply,
+    as_arguments as as_arguments,
+    joined as joined,
+    parted as parted,
+)
 from ._program import (
     ChoiceMismatch as ChoiceMismatch,
     Program as Program,
@@ -46,5 +54,6 @@ from ._statements import (
 
 __all__ = [
     "InlineGuide",
+    "Keywords",
     "SiteWeights",
 ]

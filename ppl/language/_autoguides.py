@@ -7,12 +7,15 @@ from typing import Any
 import numpyro.handlers
 from numpyro.infer.autoguide import AutoGuide
 
+from ._keywords import parted
+
 
 def set_up(program: Any, key: Any, args: Any) -> None:
     """Let an autoguide meet its model; outside of any transformation, whose tracers it would keep."""
     if _is_new(program):
+        positional, keywords = parted(args)
         with numpyro.handlers.block():
-            numpyro.handlers.seed(program.fn, rng_seed=key)(*args)
+            numpyro.handlers.seed(program.fn, rng_seed=key)(*positional, **keywords)
 
 
 def check_set_up(program: Any) -> None:

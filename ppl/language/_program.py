@@ -32,6 +32,7 @@ from ..traces import (
     with_reach,
 )
 from ._autoguides import check_set_up, set_up
+from ._keywords import joined, parted
 
 Array = jax.Array
 
@@ -59,6 +60,7 @@ class Program:
         functools.update_wrapper(self, fn, updated=[])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = parted(joined(args, kwargs))
         if not self.params:
             return self.fn(*args, **kwargs)
         with Bound(self.params):
@@ -158,15 +160,21 @@ class Program:
     def predict(
         self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
-        """Draw the observed sites given latent `choices`; returns observed and deterministic sites by name.
+        """Draw every site that latent `choices` do not give; returns drawn, observed and deterministic sites by name.
 
-        Latent sites without a value are drawn from their prior.
+        Observed sites are drawn anew. Latent sites without a value are drawn from their prior; a statement whose `obs` is
+        None is one of them, so that `model(X, y=None)` draws y.
 
         Raises:
             ChoiceMismatch: `choices` names a site that the program does not have.
         """
         trace = self.predict_trace(key, choices, *args, **kwargs)
-        return {**trace.observed, **trace.deterministic}
+        drawn = {
+            name: value
+            for name, value in trace.choices.items()
+            if name not in choices and not trace.sites[name].is_imputed
+        }
+        return {**drawn, **trace.observed, **trace.deterministic}
 
     def predict_trace(
         self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
@@ -196,7 +204,7 @@ class Program:
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
         """Initial unconstrained parameters of every param and module statement the program meets."""
-        set_up(self, key, args)
+        set_up(self, key, joined(args, kwargs))
         return init_params(
             lambda: self(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
         )

@@ -9,6 +9,7 @@ import jax
 
 from .... import ppl
 from ....ppl._compat import typed_key
+from ....ppl.language import joined
 from ..resampling import (
     Order,
     Policy,
@@ -41,6 +42,7 @@ def smc(
     gradient: str | ResamplingGradient | None = None,
     mesh: jax.sharding.Mesh | None = None,
     mesh_axes: Axes = None,
+    **kwargs: Any,
 ) -> SMCResult:
     """Run particles through a Feynman-Kac model or a program.
 
@@ -54,6 +56,7 @@ def smc(
         model: a `FeynmanKac` or a program.
         key: PRNG key of either kind.
         args: the program's arguments.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_particles: number of particles K, fixed.
         proposal: program of the same arguments for some or all latent sites; a scan in it is advanced together with the
             model's scan over the same sites. Sites it does not draw come from the prior.
@@ -120,6 +123,7 @@ def smc(
     Whiteley and Lee 2014, arXiv:1210.0220, and Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted); Gerber and
     Chopin 2015, arXiv:1402.4039, and Gerber, Chopin and Whiteley 2019, arXiv:1708.02230 (order).
     """
+    args = joined(args, kwargs)
     key = typed_key(key)
     check_sizes("smc", num_particles, history, batch_size, mesh)
     place = as_placement("smc", "particles", num_particles, mesh, mesh_axes, key)

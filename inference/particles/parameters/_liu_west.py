@@ -25,6 +25,7 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import Literal, typed_key
 from ....ppl._show import shown
+from ....ppl.language import joined
 from ..._depends import depends, walk
 from ..engine import Cloud, Moved, Settings
 from ..moves import cholesky
@@ -94,6 +95,7 @@ def liu_west(
     discount: float = 0.98,
     resampling: str | Scheme = "systematic",
     policy: Policy | None = None,
+    **kwargs: Any,
 ) -> LiuWestResult:
     """Learn parameters and states of a program together, in one pass over its scan. **Biased**; `smc2` and `pmmh` are not.
 
@@ -105,6 +107,7 @@ def liu_west(
         model: a program with one top-level scan.
         key: PRNG key of either kind.
         args: the model's arguments.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         parameters: latent sites, continuous, drawn before the scan, as for `pmmh`.
         num_particles: K.
         discount: delta in (1/3, 1); near 1 the kernel is narrow, 0.95 to 0.99 are usual.
@@ -139,6 +142,7 @@ def liu_west(
     Reference: Liu and West 2001, Combined parameter and state estimation in simulation-based filtering, section 10.3 (there with
     a look-ahead at the next observation, which is left out here).
     """
+    args = joined(args, kwargs)
     check_counts("liu_west", num_particles=num_particles)
     if not 1 / 3 < discount < 1:
         raise ValueError(f"liu_west: discount must lie in (1/3, 1), got {discount}.")

@@ -13,9 +13,11 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
+from ....ppl.language import joined
 from ..engine import FeynmanKac, smc
 from ..moves import HMC, Kernel
-from ..smoothing import Model, conditional_smc, pick
+from ..resampling import Policy, Resampling
+from ..smoothing import Model, Path, conditional_smc, pick
 from ._parameter_moves import ParameterMoves
 from ._parameters import given, make_parameters
 
@@ -46,7 +48,12 @@ def particle_gibbs(
     parameters: Sequence[str] = (),
     kernel: Kernel | None = None,
     num_moves: int = 1,
-    **options: Any,
+    path: Path = "genealogy",
+    proposal: ppl.Program | Callable[..., Any] | None = None,
+    resampling: Resampling = "systematic",
+    policy: Policy | None = None,
+    batch_size: int | None = None,
+    **kwargs: Any,
 ) -> ParticleGibbsResult:
     """A chain of `conditional_smc` moves, and of moves of parameters.
 
@@ -57,6 +64,7 @@ def particle_gibbs(
         model: a `FeynmanKac` or a program.
         key: PRNG key of either kind.
         args: the program's arguments.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_samples: states to return.
         num_particles: K of each move.
         num_warmup: moves before the first returned state. `kernel` adapts in them only.
@@ -64,8 +72,11 @@ def particle_gibbs(
         parameters: latent sites, continuous, drawn before the scans.
         kernel: moves the parameters in unconstrained coordinates; `HMC()` by default.
         num_moves: moves of the parameters for each move of the states.
-        options: further options of `conditional_smc`, e.g. path="ancestor". A proposal may depend on parameters; those that it
-            draws take the chain's values.
+        path: how a path is made, see `conditional_smc`.
+        proposal: for some or all states. It may depend on parameters; those that it draws take the chain's values.
+        resampling: see `smc`.
+        policy: when to resample, see `conditional_smc`.
+        batch_size: particles that take a step at once; None for all.
 
     Returns:
         The draws after warmup.
@@ -94,10 +105,14 @@ def particle_gibbs(
 
     Reference: Andrieu, Doucet and Holenstein 2010, section 2.4.3; Lindsten, Jordan and Schön 2014, arXiv:1401.0604.
     """
+    args = joined(args, kwargs)
     check_counts("particle_gibbs", num_samples=num_samples, num_moves=num_moves)
     check_counts("particle_gibbs", 0, num_warmup=num_warmup)
     init_key, tune_key, chain_key = jax.random.split(typed_key(key), 3)
-    options = {**options, "num_particles": num_particles}
+    options = {
+        "num_particles": num_particles, "path": path, "proposal": proposal, "resampling": resampling,
+        "policy": policy, "batch_size": batch_size,
+    }  # fmt: skip
     moves = _moves_of(model, args, parameters, kernel, num_moves)
     state = _first(model, init_key, args, options) if init is None else init
     state = jax.tree.map(jnp.asarray, state)

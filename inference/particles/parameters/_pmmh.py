@@ -13,6 +13,7 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
+from ....ppl.language import joined
 from ..engine import smc
 from ..moves import acceptance, cholesky
 from ..resampling import Policy, Resampling
@@ -76,6 +77,7 @@ def pmmh(
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
+    **kwargs: Any,
 ) -> PMMHResult:
     """A Markov chain on parameters and states whose likelihood ratios come from particle filters.
 
@@ -91,6 +93,7 @@ def pmmh(
         model: a program.
         key: PRNG key of either kind.
         args: the model's arguments.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         parameters: latent sites, continuous, drawn before the scans; the particles do the rest. A prior may depend on other
             parameters, not on other latent sites.
         num_samples: samples after warmup.
@@ -135,6 +138,7 @@ def pmmh(
     Reference: Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods, section 2.4.2; Andrieu and Thoms
     2008, algorithm 4 (adaptation); Doucet, Pitt, Deligiannidis and Kohn 2015, arXiv:1210.1871 (number of particles).
     """
+    args = joined(args, kwargs)
     _check(num_samples, num_particles, num_warmup, target_accept, parameters, init)
     options = {
         "num_particles": num_particles, "resampling": resampling, "policy": policy, "batch_size": batch_size,

@@ -13,6 +13,7 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
+from ....ppl.language import joined
 from ..moves import RandomWalk, acceptance
 from ..population import evidence, reweight, uniform
 from ..resampling import Policy, Scheme, as_scheme, equally_weighted, ess_below, resample
@@ -74,6 +75,7 @@ def smc2(
     resampling: str | Scheme = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
+    **kwargs: Any,
 ) -> SMC2Result:
     """Move N parameters from prior to posterior as the data of a scan arrive, their likelihoods estimated by particle filters.
 
@@ -88,6 +90,7 @@ def smc2(
         model: a program; data arrive by the steps of its scans.
         key: PRNG key of either kind.
         args: the model's arguments.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         parameters: as for `pmmh`.
         num_parameter_particles: N.
         num_particles: K of each filter.
@@ -125,6 +128,7 @@ def smc2(
 
     Reference: Chopin, Jacob and Papaspiliopoulos 2013, SMC^2, arXiv:1101.1528.
     """
+    args = joined(args, kwargs)
     check_counts("smc2", 2, num_parameter_particles=num_parameter_particles)
     check_counts("smc2", num_particles=num_particles, num_moves=num_moves)
     if not 0 < target_ess < 1:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ....ppl.language import apply
 from ..population import reweight
 from ._hilbert import nearby_order
 from ._resample import Drawing, Offspring, Resampled, drawn_by, resample
@@ -39,7 +40,7 @@ class Look(NamedTuple):
         """[1 + coordinates of the place]."""
         log_psi = jnp.zeros(())
         if self.twist is not None:
-            log_psi = jnp.asarray(self.twist(state, t, *args), float)
+            log_psi = jnp.asarray(apply(self.twist, (state, t, *args)), float)
             if log_psi.shape != ():
                 raise ValueError(
                     f"smc: twist must return one number for one particle, the log of psi in nats, got shape {log_psi.shape}. Sum "
@@ -47,7 +48,7 @@ class Look(NamedTuple):
                 )
         if self.order is None:
             return log_psi[None]
-        place = jnp.asarray(self.order(state, t, *args), float)
+        place = jnp.asarray(apply(self.order, (state, t, *args)), float)
         if place.ndim > 1:
             raise ValueError(
                 f"smc: order must return a number or a vector for one particle, got shape {place.shape}. Ravel it."

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
+from ....ppl.language import joined
 from ..moves import HMC, Kernel, Standing
 from ..population import evidence, reweight, uniform
 from ..programs import map_particles
@@ -39,6 +40,7 @@ def tempered_smc(
     keep: Literal["last", "all", "persistent"] = "last",
     max_steps: int = 100,
     batch_size: int | None = None,
+    **kwargs: Any,
 ) -> TemperedResult:
     """Move particles from prior to posterior through p(z) p(data | z)^beta, beta rising from 0 to 1.
 
@@ -50,6 +52,7 @@ def tempered_smc(
         model: a program of continuous latent sites; observations and factors are its likelihood.
         key: PRNG key of either kind.
         args: the model's arguments.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_particles: K.
         kernel: `HMC()` by default; `RandomWalk()`, `MALA()`, or one of BlackJAX's, NUTS among them (`BlackJAX`).
         num_moves: moves at each temperature.
@@ -84,6 +87,7 @@ def tempered_smc(
     2022, arXiv:2011.02328 (waste-free); Chopin 2002, A sequential particle filter method for static models (data);
     Karamanis and Seljak 2024, arXiv:2407.20722 (persistent).
     """
+    args = joined(args, kwargs)
     key, kernel = typed_key(key), kernel or HMC()
     _check(num_particles, target_ess, temperatures, max_steps, num_moves, keep, batch_size)
     if frozen is not None and temperatures is not None:

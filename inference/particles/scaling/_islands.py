@@ -13,6 +13,7 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
+from ....ppl.language import joined
 from ..engine import (
     ONE_DEVICE,
     Axes,
@@ -122,6 +123,7 @@ def islands(
     twist: Twist | None = None,
     mesh: jax.sharding.Mesh | None = None,
     mesh_axes: Axes = None,
+    **kwargs: Any,
 ) -> IslandsResult:
     """M particle systems of K particles, each run as by `smc`, that are themselves resampled like particles.
 
@@ -139,6 +141,7 @@ def islands(
         model: a `FeynmanKac` or a program.
         key: PRNG key of either kind.
         args: the program's arguments.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_islands: M.
         num_particles: K, the particles of one island.
         proposal: as in `smc`.
@@ -178,6 +181,7 @@ def islands(
     Reference: Vergé, Dubarry, Del Moral and Moulines 2015, arXiv:1306.3911; Heine, Whiteley and Cemgil 2020,
     arXiv:1812.01502 (butterfly).
     """
+    args = joined(args, kwargs)
     check_counts("islands", num_islands=num_islands)
     _check_exchange(exchange, num_islands)
     check_sizes("islands", num_particles, history, batch_size, mesh)

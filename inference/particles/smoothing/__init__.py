@@ -4,6 +4,11 @@ Input: the record of a run (states and weights before each step) and the densiti
 are choices of the run's particles: from the genealogy, backwards, or where two filters meet.
 """
 
-from ._conditional_smc import Model as Model, conditional_smc as conditional_smc, pick as pick
+from ._conditional_smc import (
+    Model as Model,
+    Path as Path,
+    conditional_smc as conditional_smc,
+    pick as pick,
+)
 from ._smooth import Smoothing as Smoothing, smooth as smooth
 from ._two_filter import InformationFilter as InformationFilter

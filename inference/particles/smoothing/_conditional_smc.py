@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from .... import ppl
 from ....ppl._compat import typed_key
+from ....ppl.language import joined
 from ..engine import FeynmanKac, SMCResult, run
 from ..population import voided
 from ..resampling import Policy, Resampling, every
@@ -32,6 +33,7 @@ def conditional_smc(
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
+    **kwargs: Any,
 ) -> Any:
     """One move of a Markov chain on all latent sites, or on the path of a `FeynmanKac`, that leaves its law invariant.
 
@@ -54,6 +56,7 @@ def conditional_smc(
         choices: the current state, latent site -> value (sites in `ppl.scan` stacked along time); for a `FeynmanKac` its path
             x_0, ..., x_T, leaves [steps + 1, ...].
         args: the program's arguments.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_particles: K, at least 2.
         path: see above.
         proposal: as for `smc`; it must draw every latent site.
@@ -75,6 +78,7 @@ def conditional_smc(
     Reference: Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods, section 2.4.3; Lindsten, Jordan
     and Schön 2014, arXiv:1401.0604 (ancestor sampling); Whiteley 2010 and Lindsten and Schön 2012 (backward sampling).
     """
+    args = joined(args, kwargs)
     if num_particles < 2:
         raise ValueError(
             f"conditional_smc: num_particles must be at least 2, got {num_particles}: one particle keeps its path for ever."

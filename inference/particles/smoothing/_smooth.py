@@ -13,6 +13,7 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import Tracer, typed_key
 from ....ppl._show import shown
+from ....ppl.language import joined
 from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, run
 from ..population import underived, voided
 from ..resampling import Policy, Resampling, systematic
@@ -80,6 +81,7 @@ def smooth(
     num_proposals: int | None = None,
     lag: int | None = None,
     backward: InformationFilter | None = None,
+    **kwargs: Any,
 ) -> Smoothing:
     """Draw N paths given all data: a run of K particles forward, then each path from its end.
 
@@ -104,6 +106,7 @@ def smooth(
             `log_transition`.
         key: PRNG key of either kind.
         args: the program's arguments.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_particles: K.
         num_samples: N; K by default.
         method: see above.
@@ -153,6 +156,7 @@ def smooth(
     Olsson 2011 (rejection); Bunch and Godsill 2013, Dau and Chopin 2023, arXiv:2207.00976 (Metropolis); Kitagawa and Sato 2001
     (fixed lag); Briers, Doucet and Maskell 2010, Smoothing algorithms for state-space models (two filters).
     """
+    args = joined(args, kwargs)
     options = {
         "num_moves": num_moves, "log_bound": log_bound, "num_proposals": num_proposals, "lag": lag, "backward": backward,
     }  # fmt: skip

@@ -227,7 +227,7 @@ def test_a_fit_with_seeds_has_no_single_guide():
     [
         ({"num_steps": -1}, ValueError, "'num_steps' must be an integer of at least 0; got -1"),
         ({"num_steps": 1.5}, ValueError, "'num_steps' must be an integer"),
-        ({"num_steps": None}, ValueError, "'num_steps' is None.*'args' is a tuple"),
+        ({"num_steps": None}, ValueError, "'num_steps' is None.*'args' holds the data"),
         ({"key": 0}, TypeError, "PRNG key.*jax.random.key"),
         ({"key": jax.random.split(jax.random.key(0))}, TypeError, r"PRNG key.*shape \(2,\)"),
         ({"optimizer": 1e-3}, TypeError, "'optimizer' must be an optax transformation.*0.001"),
@@ -243,7 +243,7 @@ def test_a_fit_with_seeds_has_no_single_guide():
             TypeError,
             "'objective' must be an objective.*elbo.*AbstractObjective",
         ),
-        ({"args": X}, TypeError, r"'args' must be the tuple.*\(x,\).*ndarray"),
+        ({"args": X}, TypeError, r"'args' must hold.*\(x,\).*ndarray"),
         ({"args": [X, X]}, TypeError, "batch 0 is a ndarray.*must be a tuple"),
         ({"callbacks": print}, TypeError, "'callbacks' must be a sequence of callables"),
         ({"mesh": 2}, TypeError, "'mesh' must be a jax.sharding.Mesh"),

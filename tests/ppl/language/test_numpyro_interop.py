@@ -420,11 +420,12 @@ def test_svi_trains_a_module_and_a_scan():
     assert all(jax.tree.leaves(moved))
 
 
-def test_keyword_arguments_of_svi_are_refused_clearly():
+def test_svi_hands_on_keyword_arguments():
     svi = SVI(model, guide, numpyro.optim.Adam(0.03), loss=inference.elbo(model, guide))
     state = svi.init(KEY, DATA)
-    with pytest.raises(TypeError, match=r"by position, got keywords \['x'\]"):
-        svi.update(state, x=DATA)
+    _, by_position = svi.update(state, DATA)
+    _, by_name = svi.update(state, x=DATA)
+    assert by_position == by_name
 
 
 @pytest.mark.slow

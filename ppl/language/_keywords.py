@@ -1,0 +1,71 @@
+"""Keyword arguments of a program, carried among its positional ones.
+
+What compiles, samples or trains a program holds its arguments as one tuple. Keyword arguments travel at the end of that tuple, as
+one `Keywords`; the program's call takes them out again. So `elbo(model, guide).value(params, key, x, y=y)` reaches both programs
+as `(x, y=y)`, and a function in between, `fn(model, guide, *args)`, hands them on without knowing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Keywords:
+    """Keyword arguments of a program; the last of a tuple of arguments.
+
+    Attributes:
+        values: name -> value, in the order of the names.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = {name: values[name] for name in sorted(values)}
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """Children by name, for `jax.tree`."""
+        names = tuple(self.values)
+        return [(jax.tree_util.DictKey(n), self.values[n]) for n in names], names
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], children: Any) -> Keywords:
+        """The inverse of flattening, for `jax.tree`."""
+        new = object.__new__(cls)
+        new.values = dict(zip(names, children, strict=True))
+        return new
+
+    def __repr__(self) -> str:
+        return f"Keywords({', '.join(self.values)})"
+
+
+def joined(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """One tuple of positional and keyword arguments."""
+    args, before = parted(args)
+    both = {**before, **kwargs}
+    return (*args, Keywords(both)) if both else args
+
+
+def parted(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the keyword arguments in such a tuple."""
+    if args and isinstance(args[-1], Keywords):
+        return args[:-1], args[-1].values
+    return args, {}
+
+
+def as_arguments(args: Any) -> tuple[Any, ...]:
+    """The tuple of a program's arguments from a tuple, or from a mapping of names to values."""
+    return joined((), args) if isinstance(args, Mapping) else tuple(args)
+
+
+def apply(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """`fn` at such arguments. One that hands on `*args` and has no `**kwargs` gets the tuple as it is."""
+    positional, keywords = parted(args)
+    if not keywords:
+        return fn(*args)
+    kinds = {p.kind for p in inspect.signature(fn).parameters.values()}
+    if inspect.Parameter.VAR_POSITIONAL in kinds and inspect.Parameter.VAR_KEYWORD not in kinds:
+        return fn(*args)
+    return fn(*positional, **keywords)
