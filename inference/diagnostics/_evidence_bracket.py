@@ -15,7 +15,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
-from ...ppl.language import joined
+from ...ppl.language import arguments
 from ...ppl.traces import check_match, with_penalties
 
 Array = jax.Array
@@ -115,7 +115,7 @@ def evidence_bracket(
 
     Reference: Grosse, Ghahramani and Adams 2015, arXiv:1511.02543 (bidirectional Monte Carlo), for importance sampling.
     """
-    args = joined(args, kwargs)
+    args = arguments(evidence_bracket, model, args, kwargs)
     check_counts("evidence_bracket", num_particles=num_particles)
     check_counts("evidence_bracket", 2, num_simulations=num_simulations)
     programs = ppl.as_program(model), ppl.as_program(guide)

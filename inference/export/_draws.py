@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import typed_key
-from ...ppl.language import check_proposed_cells
+from ...ppl.language import check_proposed_cells, misses
 from ...ppl.traces import check_match
 from .._arguments import Arguments
 
@@ -112,9 +112,7 @@ def draw_guide(
     missing = [name for name in p.choices if name not in q.choices and not p.sites[name].is_imputed]
     if missing:
         raise ValueError(
-            f"to_arviz: the guide misses the latent site(s) {missing} of {model!r}, so it is no "
-            "approximation of their posterior. Propose them in the guide, or condition the model on "
-            "them."
+            f"to_arviz: the guide {misses(missing)}. Predictions of {model!r} at new arguments are made by fit.predict."
         )
     sites = {n: q.sites[n] for n in own}
     return GuideDraws(choices, log_p, log_q, _why_no_weight(q, choices), own, sites)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...ppl._compat import typed_key
 from ...ppl._show import shown
-from ...ppl.language import as_arguments, check_proposed_cells, joined
+from ...ppl.language import as_arguments, check_proposed_cells, joined, misses, parted
 from ...ppl.traces import check_match
-from .._arguments import Arguments
+from ._predictive import map_keys, predictive
 
 
 @shown
@@ -85,8 +83,18 @@ class Fit:
             if is_averaged
             else None,
             "state": self.state if jax.tree.leaves(self.state) else None,
-            "args": self.args,
+            "args": self._named_args(),
         }
+
+    def _named_args(self) -> Any:
+        if self.args is None:
+            return None
+        positional, keywords = parted(self.args)
+        return (
+            {**{f"[{i}]": x for i, x in enumerate(positional)}, **keywords}
+            if keywords
+            else positional
+        )
 
     @property
     def interrupted(self) -> bool:
@@ -183,20 +191,27 @@ class Fit:
             trace = guide.simulate(guide_key, *args)
             # Sites that the guide leaves to the prior (missing cells) cancel from the weight.
             scored, log_weight = model.generate(model_key, trace.shared_choices, *args)
+            missing = [
+                n
+                for n in scored.choices
+                if n not in trace.choices and not scored.sites[n].is_imputed
+            ]
+            if missing:
+                raise ValueError(f"Fit.posterior: the guide {misses(missing)}.")
             penalties = check_match(scored, trace, ("covers",))
             penalty = check_proposed_cells(scored, trace) + sum(
                 jnp.sum(x) for x in penalties.values()
             )
             return trace.choices, log_weight - trace.log_density + penalty
 
-        return Posterior(*_map_keys(draw, key, num_samples, batch_size, args))
+        return Posterior(*map_keys(draw, key, num_samples, batch_size, args))
 
     def predict(
         self,
         key: jax.Array,
         *new_args: Any,
         num_samples: int,
-        keep: Sequence[str] | None = None,
+        keep: str | Sequence[str] | None = None,
         batch_size: int = 100,
         **new_kwargs: Any,
     ) -> dict[str, np.ndarray]:
@@ -209,30 +224,25 @@ class Fit:
             key: PRNG key.
             *new_args: arguments of model and guide; default, those given to fit.
             num_samples: number of draws S.
-            keep: what the guide knows of new rows. None: it is run at the new arguments, as an amortised guide can be. Or
-                fnmatch patterns of sites, e.g. ["beta*", "sigma"]: it is run at the arguments of the fit, its draws of these
-                sites are kept, and all other sites (those of the rows) are drawn from the model at the new arguments.
+            keep: what the guide knows of new rows. None: it runs at the new arguments, as an amortised guide can, and one of
+                global sites only. Or fnmatch patterns of sites, e.g. ["beta*", "sigma"]: it runs at the arguments of the fit,
+                its draws of these sites are kept, and all other sites (those of the rows) are drawn from the model at the new
+                arguments. "*" keeps all: the rows are those of the fit.
             batch_size: draws held on the device at once, so that device memory does not grow with S. It does not change
                 which draws are made.
             **new_kwargs: keyword arguments of model and guide.
 
         Returns:
-            All sites but those of the guide's draws by name, NumPy arrays of shape [S, *site shape].
+            All sites but those that the guide drew by name, NumPy arrays of shape [S, *site shape].
 
         Raises:
-            ValueError: if the objective has no guide or no model, there are no arguments, or a pattern matches no site.
+            ValueError: if the objective has no guide or no model; there are no arguments; a pattern matches no site; the guide
+                cannot run at the new arguments, or draws a site of their rows without reading them (see `keep`).
         """
         model, guide = self._need("model", "predict"), self._need("guide", "predict")
         args = self._args_or_stored(joined(new_args, new_kwargs) or None, "predict")
-        guide_args = args if keep is None else self._args_or_stored(None, "predict(keep=...)")
-
-        def draw(key, args, guide_args):
-            guide_key, model_key = jax.random.split(key)
-            choices = guide.simulate(guide_key, *guide_args).shared_choices
-            kept = choices if keep is None else _matching(choices, keep)
-            return model.predict(model_key, kept, *args)
-
-        return _map_keys(draw, key, num_samples, batch_size, (args, guide_args))
+        draw, arguments = predictive(model, guide, args, self.args, keep)
+        return map_keys(draw, key, num_samples, batch_size, arguments)
 
     def _bound(self, which: str) -> Any:
         program = getattr(self.objective, which)
@@ -278,45 +288,3 @@ def _last_values(fit: Fit) -> str:
     if means.ndim:
         return f"{means.min():.6g} to {means.max():.6g} nats over seeds, each the mean of the last {window} steps"
     return f"{values[-1]:.6g} nats at the last step; mean of the last {window}: {means:.6g} nats"
-
-
-def _matching(choices: dict[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
-    """The choices of the sites that match a pattern."""
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    unmatched = [p for p in patterns if not fnmatch.filter(choices, p)]
-    if unmatched:
-        raise ValueError(
-            f"Fit.predict: argument 'keep' has {unmatched}, which match no site that the guide draws; these are {list(choices)}."
-        )
-    return {
-        name: x
-        for name, x in choices.items()
-        if any(fnmatch.fnmatchcase(name, p) for p in patterns)
-    }
-
-
-def _map_keys(draw: Callable, key: Any, num_samples: int, batch_size: int, args: tuple) -> Any:
-    """`draw(key_s, *args)` for s < num_samples, `batch_size` at a time; results on the host."""
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError(
-            f"num_samples and batch_size must be at least 1; got {num_samples} and {batch_size}."
-        )
-    batch_size = min(batch_size, num_samples)
-    split = Arguments(args)
-    arrays = split.arrays(args)
-    run = jax.jit(lambda keys, arrays: jax.vmap(lambda k: draw(k, *split.join(arrays)))(keys))
-    keys = jax.random.split(typed_key(key), num_samples)
-    parts = []
-    for start in range(0, num_samples, batch_size):
-        # The last part overlaps the one before, so that every part has one shape and compiles once.
-        start = min(start, num_samples - batch_size)
-        part = jax.tree.map(np.asarray, run(keys[start : start + batch_size], arrays))
-        parts.append((start, part))
-    return jax.tree.map(lambda *leaves: _join(num_samples, parts, leaves), *(p for _, p in parts))
-
-
-def _join(num_samples: int, parts: list, leaves: tuple) -> np.ndarray:
-    out = np.empty((num_samples, *leaves[0].shape[1:]), leaves[0].dtype)
-    for (start, _), leaf in zip(parts, leaves, strict=True):
-        out[start : start + len(leaf)] = leaf
-    return out

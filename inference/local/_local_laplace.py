@@ -27,6 +27,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from ... import ppl
 from ...ppl.checks import concrete_tree
+from ...ppl.language import joined
 from ...ppl.strategies import element
 from ...ppl.traces import Collector, trace_of
 from ..objectives._analytic_kl import Laws
@@ -144,7 +145,8 @@ def local_laplace(
     freeze = _identity if gradient == "unrolled" else _stopped
     strategy = None if gradient == "unrolled" else FrozenExpansion()
 
-    def with_local_laplace(*args: Any) -> None:
+    def with_local_laplace(*args: Any, **kwargs: Any) -> None:
+        args = joined(args, kwargs)
         choices, laws = _run_guide(guide, args)
         local = read(model, site, choices, args, observations, freeze, jacobian)
         student = None

@@ -50,10 +50,10 @@ def obs_dropout(
     if rate == 0:
         return model
 
-    def thinned(*args: Any) -> Any:
+    def thinned(*args: Any, **kwargs: Any) -> Any:
         dropout = _Dropout(ppl.rng_key("obs_dropout"), rate, f"{site}_unobserved", seen, kept)
         with dropout:
-            out = model.fn(*args)
+            out = model.fn(*args, **kwargs)
         absent = sorted({seen, kept, f"{site}_unobserved"} - dropout.met)
         if absent:
             raise ValueError(

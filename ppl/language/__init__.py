@@ -23,6 +23,7 @@ from ._inline_guide import InlineGuide as InlineGuide, JointRun as JointRun, gui
 from ._keywords import (
     Keywords as Keywords,
     apply as apply,
+    arguments as arguments,
     as_arguments as as_arguments,
     joined as joined,
     parted as parted,
@@ -38,6 +39,7 @@ from ._reweight import SiteWeights as SiteWeights, reweight as reweight
 from ._score import (
     check_proposed_cells as check_proposed_cells,
     matched as matched,
+    misses as misses,
     score as score,
     score_at as score_at,
 )

@@ -7,6 +7,7 @@ as `(x, y=y)`, and a function in between, `fn(model, guide, *args)`, hands them 
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,6 +54,30 @@ def parted(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if args and isinstance(args[-1], Keywords):
         return args[:-1], args[-1].values
     return args, {}
+
+
+def arguments(
+    caller: Callable[..., Any], program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """`joined`, for a function with options of its own that hands on all others: what is neither must be a slip.
+
+    Raises:
+        TypeError: a name that is neither an option of `caller` nor an argument of the program.
+    """
+    known = inspect.signature(program).parameters if callable(program) else {}
+    takes_all = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in known.values())
+    unknown = [] if takes_all else [name for name in kwargs if name not in known]
+    if unknown:
+        own = inspect.signature(caller).parameters.values()
+        options = [p.name for p in own if p.kind == inspect.Parameter.KEYWORD_ONLY]
+        close = difflib.get_close_matches(unknown[0], [*options, *known], 1)
+        name = getattr(program, "__name__", type(program).__name__)
+        raise TypeError(
+            f"{caller.__name__}: '{unknown[0]}' is neither an option of it nor an argument of {name}."
+            f"{f" Did you mean '{close[0]}'?" if close else ''} Options are {', '.join(options)}; arguments are "
+            f"{', '.join(known) or 'none'}."
+        )
+    return joined(args, kwargs)
 
 
 def as_arguments(args: Any) -> tuple[Any, ...]:

@@ -65,10 +65,7 @@ def score_at(
     except ChoiceMismatch as err:
         parts = []
         if err.missing:
-            parts.append(
-                f"it misses the latent site(s) {err.missing}; propose them in the guide, or condition the "
-                "model on them"
-            )
+            parts.append(f"it {misses(err.missing)}")
         if err.extra:
             parts.append(
                 f"it proposes {err.extra}, which are not latent in the model; remove them, or mark them "
@@ -76,6 +73,14 @@ def score_at(
                 "infer={'is_auxiliary': True}"
             )
         raise ValueError(f"The guide does not match {program!r}: {'; '.join(parts)}.") from err
+
+
+def misses(names: Collection[str]) -> str:
+    """Of latent sites that a guide does not draw: what happened and what to do, for messages."""
+    return (
+        f"misses the latent site(s) {list(names)}; if they are data, pass them (a statement whose obs is None is latent), else "
+        "propose them in the guide, or condition the model on them"
+    )
 
 
 def matched(model: Trace, guide: Trace, supports: Collection[Inclusion]) -> Trace:

@@ -22,6 +22,7 @@ from ....ppl._compat import Literal
 from ....ppl.traces import check_match, is_limit
 from ..population import in_batches
 from ..programs import (
+    OBSERVES_NOTHING,
     PARTICLE,
     SHARED,
     STREAM,
@@ -73,6 +74,8 @@ def run_program(
     if penalty is not None:
         run.add(penalty)
     run.all_segments()
+    if not run.records:
+        raise ValueError(f"smc: {program!r} {OBSERVES_NOTHING}")
     return run.result()
 
 

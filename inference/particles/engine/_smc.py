@@ -9,7 +9,7 @@ import jax
 
 from .... import ppl
 from ....ppl._compat import typed_key
-from ....ppl.language import joined
+from ....ppl.language import arguments
 from ..resampling import (
     Order,
     Policy,
@@ -123,7 +123,7 @@ def smc(
     Whiteley and Lee 2014, arXiv:1210.0220, and Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted); Gerber and
     Chopin 2015, arXiv:1402.4039, and Gerber, Chopin and Whiteley 2019, arXiv:1708.02230 (order).
     """
-    args = joined(args, kwargs)
+    args = arguments(smc, model, args, kwargs)
     key = typed_key(key)
     check_sizes("smc", num_particles, history, batch_size, mesh)
     place = as_placement("smc", "particles", num_particles, mesh, mesh_axes, key)

@@ -29,9 +29,9 @@ def transforms_of(
     def meet(key: Array, values: Mapping[str, Array]) -> dict[str, Any]:
         met = _Supports(list(values))
 
-        def watched(*args: Any) -> Any:
+        def watched(*args: Any, **kwargs: Any) -> Any:
             with met, fresh_caches():
-                return program(*args)
+                return program(*args, **kwargs)
 
         ppl.as_program(watched).generate(key, values, *args)
         return met.supports

@@ -132,13 +132,13 @@ def given(
 def _fixed(proposal: ppl.Program, values: Mapping[str, Array]) -> ppl.Program:
     """The proposal given `values`, whose sites are no longer its own."""
 
-    def fixed(*args: Any) -> Any:
+    def fixed(*args: Any, **kwargs: Any) -> Any:
         with (
             numpyro.handlers.block(hide=list(values)),
             numpyro.handlers.substitute(data=dict(values)),
             fresh_caches(),
         ):
-            return proposal(*args)
+            return proposal(*args, **kwargs)
 
     return ppl.as_program(fixed)
 

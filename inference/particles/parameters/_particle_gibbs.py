@@ -13,7 +13,7 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
-from ....ppl.language import joined
+from ....ppl.language import arguments
 from ..engine import FeynmanKac, smc
 from ..moves import HMC, Kernel
 from ..resampling import Policy, Resampling
@@ -105,7 +105,7 @@ def particle_gibbs(
 
     Reference: Andrieu, Doucet and Holenstein 2010, section 2.4.3; Lindsten, Jordan and Schön 2014, arXiv:1401.0604.
     """
-    args = joined(args, kwargs)
+    args = arguments(particle_gibbs, model, args, kwargs)
     check_counts("particle_gibbs", num_samples=num_samples, num_moves=num_moves)
     check_counts("particle_gibbs", 0, num_warmup=num_warmup)
     init_key, tune_key, chain_key = jax.random.split(typed_key(key), 3)

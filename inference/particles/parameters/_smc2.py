@@ -13,7 +13,7 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
-from ....ppl.language import joined
+from ....ppl.language import arguments
 from ..moves import RandomWalk, acceptance
 from ..population import evidence, reweight, uniform
 from ..resampling import Policy, Scheme, as_scheme, equally_weighted, ess_below, resample
@@ -128,7 +128,7 @@ def smc2(
 
     Reference: Chopin, Jacob and Papaspiliopoulos 2013, SMC^2, arXiv:1101.1528.
     """
-    args = joined(args, kwargs)
+    args = arguments(smc2, model, args, kwargs)
     check_counts("smc2", 2, num_parameter_particles=num_parameter_particles)
     check_counts("smc2", num_particles=num_particles, num_moves=num_moves)
     if not 0 < target_ess < 1:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._compat import jaxpr_as_fun
 from ..moves import transforms_of
+from ..programs import OBSERVES_NOTHING
 
 Array = jax.Array
 
@@ -51,7 +52,7 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
         data_axis: a plate, or "time" for a scan, whose observations enter row by row; None: all are tempered alike.
 
     Raises:
-        ValueError: there is a discrete latent site, or no latent site; no observation has the data axis.
+        ValueError: there is a discrete latent site, no latent site, or nothing observed; no observation has the data axis.
     """
     trace = jax.eval_shape(lambda key: program.simulate(key, *args), jax.random.key(0))
 
@@ -75,6 +76,8 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
         return {name: transforms[name](parts[name]) for name in latent}
 
     likelihood = [name for name in trace.log_probs if name not in latent]
+    if not likelihood:
+        raise ValueError(f"tempered_smc: {program!r} {OBSERVES_NOTHING}")
     rows, num_rows = _rows(trace, likelihood, data_axis)
 
     def parts(u: Array) -> tuple[Array, Array]:

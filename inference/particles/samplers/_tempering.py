@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
-from ....ppl.language import joined
+from ....ppl.language import arguments
 from ..moves import HMC, Kernel, Standing
 from ..population import evidence, reweight, uniform
 from ..programs import map_particles
@@ -87,7 +87,7 @@ def tempered_smc(
     2022, arXiv:2011.02328 (waste-free); Chopin 2002, A sequential particle filter method for static models (data);
     Karamanis and Seljak 2024, arXiv:2407.20722 (persistent).
     """
-    args = joined(args, kwargs)
+    args = arguments(tempered_smc, model, args, kwargs)
     key, kernel = typed_key(key), kernel or HMC()
     _check(num_particles, target_ess, temperatures, max_steps, num_moves, keep, batch_size)
     if frozen is not None and temperatures is not None:

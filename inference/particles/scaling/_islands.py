@@ -13,7 +13,7 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
-from ....ppl.language import joined
+from ....ppl.language import arguments
 from ..engine import (
     ONE_DEVICE,
     Axes,
@@ -181,7 +181,7 @@ def islands(
     Reference: Vergé, Dubarry, Del Moral and Moulines 2015, arXiv:1306.3911; Heine, Whiteley and Cemgil 2020,
     arXiv:1812.01502 (butterfly).
     """
-    args = joined(args, kwargs)
+    args = arguments(islands, model, args, kwargs)
     check_counts("islands", num_islands=num_islands)
     _check_exchange(exchange, num_islands)
     check_sizes("islands", num_particles, history, batch_size, mesh)

@@ -1,0 +1,161 @@
+"""Draws from a fitted guide, and predictions of new rows from them.
+
+What a guide knows of new rows is the question here. An amortised guide reads them. Any other guide has draws that belong to the
+rows it was fitted on, and these must not pass for draws of the new ones, not even where there happen to be as many: such sites
+are drawn from the model, given the sites that are kept.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...ppl._compat import typed_key
+from .._arguments import Arguments
+from .._depends import depends
+
+_REMEDY = (
+    "Say which sites of the fit are kept, as in keep={kept}: the guide then runs at the fit's own arguments, and the model draws "
+    "the others at the new ones; keep='*' keeps all, where the rows are those of the fit."
+)
+
+
+def predictive(
+    model: Any, guide: Any, args: tuple, fit_args: tuple | None, keep: Any
+) -> tuple[Callable[..., Any], tuple]:
+    """A function `(key, *arguments)` that draws from the posterior predictive, and its arguments.
+
+    Args:
+        model: with its parameters bound.
+        guide: likewise.
+        args: where to predict.
+        fit_args: arguments of the fit; None if they were not kept.
+        keep: see `Fit.predict`.
+    """
+    if keep is None:
+        if args is not fit_args:
+            _check_rows(model, guide, args, fit_args)
+        at, patterns = args, ["*"]
+    else:
+        patterns = [keep] if isinstance(keep, str) else list(keep)
+        at = args if fit_args is None else fit_args
+        _check_kept(guide, patterns, at, is_stored=fit_args is not None)
+
+    def draw(key: Any, args: tuple, at: tuple) -> Any:
+        guide_key, model_key = jax.random.split(key)
+        choices = guide.simulate(guide_key, *at).shared_choices
+        kept = {name: x for name, x in choices.items() if _matches(name, patterns)}
+        return model.predict(model_key, kept, *args)
+
+    return draw, (args, at)
+
+
+def _check_rows(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> None:
+    """Refuse a guide whose draws for the rows of these arguments do not depend on them."""
+    sites = _sites(model, args)
+    try:
+        from_args = _reads_arguments(guide, args)
+    except Exception as err:
+        kept = _global_sites(model, guide, fit_args)
+        raise ValueError(
+            f"Fit.predict: the guide cannot be run at the new arguments ({type(err).__name__}: {err}). "
+            + _REMEDY.format(kept=kept)
+        ) from err
+    num_rows = _leading(args)
+    for name, reads in from_args.items():
+        info = sites.get(name)
+        if reads or info is None:
+            continue
+        for dim, size in zip(info.dims, info.batch_shape, strict=True):
+            if size in num_rows:
+                where = f"plate '{dim}'" if dim else "an axis"
+                kept = _global_sites(model, guide, fit_args)
+                raise ValueError(
+                    f"Fit.predict: site '{name}' lies in {where} of {size} rows, as many as the new arguments have, and the "
+                    "guide draws it without reading them: these are draws for the rows of the fit. "
+                    + _REMEDY.format(kept=kept)
+                )
+
+
+def _check_kept(guide: Any, patterns: Sequence[str], args: tuple, *, is_stored: bool) -> None:
+    """Refuse patterns without a site, and sites that would need the arguments of the fit."""
+    from_args = _reads_arguments(guide, args)
+    unmatched = [p for p in patterns if not any(_matches(name, [p]) for name in from_args)]
+    if unmatched:
+        raise ValueError(
+            f"Fit.predict: argument 'keep' has {unmatched}, which match no site that the guide draws; these are "
+            f"{list(from_args)}."
+        )
+    reading = [name for name, reads in from_args.items() if reads and _matches(name, patterns)]
+    if reading and not is_stored:
+        raise ValueError(
+            f"Fit.predict: the guide draws {reading} from the arguments of the fit, which came from an iterable and were not "
+            "kept. Draw them with fit.guide.simulate(key, *batch) and hand them to fit.model.predict(key, choices, *new_args)."
+        )
+
+
+def _global_sites(model: Any, guide: Any, fit_args: tuple | None) -> list[str]:
+    """What a message proposes to keep: the guide's sites without an axis of rows."""
+    if fit_args is None:
+        return ["..."]
+    num_rows = _leading(fit_args)
+    sites = _sites(model, fit_args)
+    names = [n for n in _reads_arguments(guide, fit_args) if n in sites]
+    return [n for n in names if not num_rows & set(sites[n].batch_shape)]
+
+
+def _leading(args: tuple) -> set[int]:
+    """Lengths of the leading axes of the arguments' arrays."""
+    return {x.shape[0] for x in Arguments(args).arrays(args) if x.ndim}
+
+
+def _sites(program: Any, args: tuple) -> Mapping[str, Any]:
+    split = Arguments(args)
+    key = jax.random.key(0)
+    run = lambda arrays: program.simulate(key, *split.join(arrays))
+    return jax.eval_shape(run, split.arrays(args)).sites
+
+
+def _reads_arguments(guide: Any, args: tuple) -> dict[str, bool]:
+    """Site of the guide -> whether its draws may depend on the values of the arguments, not only on their shapes."""
+    split = Arguments(args)
+    arrays = split.arrays(args)
+    run = lambda arrays: guide.simulate(jax.random.key(0), *split.join(arrays)).shared_choices
+    closed, shapes = jax.make_jaxpr(run, return_shape=True)(arrays)
+    reads = depends(closed.jaxpr, [True] * len(closed.jaxpr.invars))
+    return jax.tree.unflatten(jax.tree.structure(shapes), reads)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def map_keys(draw: Callable, key: Any, num_samples: int, batch_size: int, args: tuple) -> Any:
+    """`draw(key_s, *args)` for s < num_samples, `batch_size` at a time; results on the host."""
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError(
+            f"num_samples and batch_size must be at least 1; got {num_samples} and {batch_size}."
+        )
+    batch_size = min(batch_size, num_samples)
+    split = Arguments(args)
+    arrays = split.arrays(args)
+    run = jax.jit(lambda keys, arrays: jax.vmap(lambda k: draw(k, *split.join(arrays)))(keys))
+    keys = jax.random.split(typed_key(key), num_samples)
+    parts = []
+    for start in range(0, num_samples, batch_size):
+        # The last part overlaps the one before, so that every part has one shape and compiles once.
+        start = min(start, num_samples - batch_size)
+        part = jax.tree.map(np.asarray, run(keys[start : start + batch_size], arrays))
+        parts.append((start, part))
+    return jax.tree.map(lambda *leaves: _join(num_samples, parts, leaves), *(p for _, p in parts))
+
+
+def _join(num_samples: int, parts: list, leaves: tuple) -> np.ndarray:
+    out = np.empty((num_samples, *leaves[0].shape[1:]), leaves[0].dtype)
+    for (start, _), leaf in zip(parts, leaves, strict=True):
+        out[start : start + len(leaf)] = leaf
+    return out

@@ -1,0 +1,114 @@
+"""Predictions at new arguments: what the guide knows of new rows, and what the model draws of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.infer.autoguide import AutoNormal
+
+from lapilli import inference, ppl
+
+KEY = jax.random.key(0)
+X = np.linspace(-1.0, 1.0, 8, dtype=np.float32)
+Y = 2.0 * X
+NEW = np.array([0.5, 2.0, -1.0], np.float32)
+
+
+def rows(x, y=None):
+    """Rows have an effect u of their own."""
+    slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", x.shape[0]):
+        u = ppl.sample("u", dist.Normal(0.0, 0.6))
+        ppl.deterministic("mean", slope * x + u)
+        ppl.sample("y", dist.Normal(slope * x + u, 0.3), obs=y)
+
+
+def by_row(x, y=None):
+    """One mean for each row of the fit."""
+    ppl.sample("slope", dist.Normal(ppl.param("loc", 1.5), 0.2))
+    mean = ppl.param("mean_u", jnp.arange(8.0))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("u", dist.Normal(mean, 1e-3))
+
+
+def amortised(x, y=None):
+    """Reads a row to guess its effect."""
+    ppl.sample("slope", dist.Normal(ppl.param("loc", 1.5), 0.2))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("u", dist.Normal(ppl.param("weight", 0.25) * y, 1e-3))
+
+
+def fitted(guide, args=(X, Y), **options):
+    return inference.fit(
+        inference.elbo(rows, guide),
+        optax.sgd(0.0),
+        args,
+        num_steps=1,
+        key=KEY,
+        progress=False,
+        **options,
+    )
+
+
+def test_kept_sites_come_from_the_fit_and_the_model_draws_the_others():
+    drawn = fitted(by_row).predict(KEY, NEW, keep=["slope"], num_samples=20_000)
+    assert {n: x.shape for n, x in drawn.items()} == dict.fromkeys(("u", "mean", "y"), (20000, 3))
+    variance = 0.2**2 * NEW**2 + 0.6**2 + 0.3**2
+    tolerance = 4 * np.sqrt(variance / 20_000)
+    assert (np.abs(drawn["y"].mean(0) - 1.5 * NEW) < tolerance).all()
+    np.testing.assert_allclose(drawn["y"].var(0), variance, rtol=4 * np.sqrt(2 / 20_000))
+
+
+def test_an_amortised_guide_reads_the_new_rows():
+    y = np.array([4.0, 0.0, -4.0], np.float32)
+    drawn = fitted(amortised).predict(KEY, NEW, y, num_samples=400)
+    effect = drawn["mean"] - 0.25 * y
+    np.testing.assert_allclose(effect.mean(0), 1.5 * NEW, atol=0.1)
+
+
+def test_all_that_is_kept_belongs_to_the_rows_of_the_fit():
+    drawn = fitted(by_row).predict(KEY, X, keep="*", num_samples=200)
+    assert set(drawn) == {"mean", "y"}
+    np.testing.assert_allclose((drawn["mean"] - 1.5 * X).mean(0), np.arange(8.0), atol=0.1)
+
+
+@pytest.mark.parametrize("guide", [by_row, AutoNormal(rows)], ids=["by_row", "auto"])
+def test_draws_of_the_fits_rows_do_not_pass_for_those_of_as_many_new_ones(guide):
+    with pytest.raises(ValueError, match=r"'u' lies in plate 'rows' of 8 rows.*keep=\['slope'\]"):
+        fitted(guide).predict(KEY, X[::-1], num_samples=5)
+
+
+def test_a_guide_that_cannot_run_at_the_new_arguments_says_what_to_keep():
+    with pytest.raises(ValueError, match=r"cannot be run at the new arguments.*keep=\['slope'\]"):
+        fitted(by_row).predict(KEY, NEW, num_samples=5)
+    with pytest.raises(ValueError, match=r"cannot be run.*NoneType.*keep=\['slope'\]"):
+        fitted(amortised).predict(KEY, NEW, num_samples=5)
+
+
+def test_patterns_that_match_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"\['slop'\], which match no site.*\['slope', 'u'\]"):
+        fitted(by_row).predict(KEY, NEW, keep=["slop", "u"], num_samples=5)
+
+
+def test_a_fit_that_kept_no_arguments_keeps_sites_that_need_none():
+    fit = fitted(amortised, [(X, Y)], plate_sizes={})
+    y = np.zeros(3, np.float32)
+    drawn = fit.predict(KEY, NEW, y, keep="slope", num_samples=5)
+    assert drawn["u"].shape == (5, 3)
+    with pytest.raises(
+        ValueError, match=r"draws \['u'\] from the arguments of the fit, which came"
+    ):
+        fit.predict(KEY, NEW, y, keep="*", num_samples=5)
+
+
+def test_a_posterior_is_of_data():
+    with pytest.raises(ValueError, match=r"misses the latent site\(s\) \['y'\]; if they are data"):
+        fitted(by_row).posterior(KEY, 5, args={"x": X})
+
+
+def test_programs_predict_what_they_draw():
+    drawn = ppl.as_program(rows).predict(KEY, {"slope": 1.0}, NEW)
+    assert set(drawn) == {"u", "mean", "y"}
+    assert set(ppl.as_program(rows).predict(KEY, {"slope": 1.0}, NEW, NEW)) == {"u", "mean", "y"}
