@@ -71,3 +71,9 @@ class Arguments:
 def shapes(arrays: list[Any]) -> list[str]:
     """Shape and dtype of each array, e.g. `float32[3, 2]`, for messages and comparisons."""
     return [f"{array.dtype}{list(array.shape)}" for array in arrays]
+
+
+def shapes_of(args: tuple) -> tuple:
+    """The arguments with shapes in the place of their arrays."""
+    struct = lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
+    return jax.tree.map(lambda x: struct(x) if is_array(x) else x, args)

@@ -17,8 +17,8 @@ from ...ppl._checks import is_integer
 from ...ppl._compat import typed_key
 from ...ppl.language import as_arguments
 from .._abstract_objective import AbstractObjective
+from .._arguments import shapes_of
 from ._callbacks import FitInfo
-from ._checkpoint import fingerprint, load
 from ._data import is_iterable_of_batches
 from ._fit_result import Fit
 from ._initial import initial_params
@@ -26,6 +26,7 @@ from ._loop import Carry, Config, initial_carry, strong
 from ._optimizer import FROZEN, is_optimizer, make_optimizer
 from ._subsample import make_source
 from ._train import Plan, Training
+from .storage import fingerprint, load
 
 _MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
 
@@ -162,6 +163,7 @@ def fit(
             num_skipped=int(carry.num_skipped) if is_single else np.asarray(carry.num_skipped),
             num_seeds=num_seeds,
             stop_reason=reason,
+            example=None if stored_args is not None else shapes_of(init_args),
         )
 
     if stopped and callbacks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from ...ppl._show import shown
 from ...ppl.language import as_arguments, check_proposed_cells, joined, misses, parted
 from ...ppl.traces import check_match
 from ._predictive import map_keys, predictive
+from .storage import load_fit, save_fit
 
 
 @shown
@@ -55,6 +57,7 @@ class Fit:
         steps: number of completed steps, skipped ones included.
         num_skipped: number of steps not applied because they were not finite; an array [num_seeds] with several seeds.
         num_seeds: number of independent runs, or None for a single one without a seed axis.
+        example: shapes of one step's arguments, where `args` is None.
         stop_reason: "num_steps" (done), "callback", "interrupt" (Ctrl-C), "data" (the iterator ended, num_steps=None) or
             "error" (the fit inside a `NonFiniteError`).
     """
@@ -69,6 +72,7 @@ class Fit:
     num_skipped: Any
     num_seeds: int | None
     stop_reason: Literal["num_steps", "callback", "interrupt", "data", "error"]
+    example: tuple | None = dataclasses.field(default=None, repr=False)
 
     def _facts(self) -> dict[str, Any]:
         is_averaged = self.params is not self.last_params
@@ -164,6 +168,44 @@ class Fit:
         sign = 1 if self.objective.direction == "max" else -1
         gains = sign * self.history["value"][-window:].mean(0, dtype=float)
         return self.seed(int(np.argmax(np.where(np.isfinite(gains), gains, -np.inf))))
+
+    def save(self, path: str | os.PathLike, *, data: bool = True) -> None:
+        """Write the fit to one file, whole or not at all.
+
+        The file is a NumPy archive without pickled objects: arrays by name ("params/loc", "history/value") and a header of JSON.
+        It does not hold the programs, which are code.
+
+        Args:
+            path: where.
+            data: whether the arguments of the fit go with it. Without them, a loaded fit must be given the arguments that it is
+                asked about.
+
+        Raises:
+            ValueError: an argument is neither an array nor a plain value, nor a tuple, list or dict of these.
+        """
+        save_fit(self, path, data=data)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, objective: Any, *, args: Any = None) -> Fit:
+        """Read what `save` wrote.
+
+        The objective is made anew, of the programs it was fitted with. They are compared with the file site by site: names,
+        laws, shapes, and, where the versions of lapilli, JAX and NumPyro are the same, also the computation of each
+        log-density with all numbers in it. Other versions are warned of.
+
+        Args:
+            path: the file.
+            objective: as given to `fit`.
+            args: arguments of the programs, a tuple or a dict, in place of those in the file.
+
+        Returns:
+            The fit; `fit(objective, ..., params=loaded.last_params)` trains on.
+
+        Raises:
+            ValueError: the file is none of `save`; it belongs to another objective, each difference named; it has no arguments
+                and none are given.
+        """
+        return load_fit(cls, path, objective, args)
 
     def posterior(
         self, key: jax.Array, num_samples: int, *, args: Any = None, batch_size: int = 100
@@ -266,7 +308,7 @@ class Fit:
             return args
         if self.args is None:
             raise ValueError(
-                f"Fit.{method} has no arguments: the data came from an iterable and was not kept. Pass the arguments of the "
+                f"Fit.{method} has no arguments: they came from an iterable or were not saved. Pass the arguments of the "
                 "program."
             )
         return self.args

@@ -20,9 +20,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ._callbacks import FitInfo, wants_stop
-from ._checkpoint import Checkpoint, save
 from ._loop import MAX_CONSECUTIVE_SKIPS, Carry, Config, compile_steps, step_args, step_key
 from ._nonfinite import NonFiniteError, diagnose
+from .storage import Checkpoint, save
 
 _SECONDS_PER_CALL = 0.3
 

@@ -10,7 +10,7 @@ Classes
     SiteWeights     what `reweight` makes of weights by site
 """
 
-from ._autoguides import set_up as set_up
+from ._autoguides import check_set_up as check_set_up, set_up as set_up
 from ._handlers import (
     GivenSites as GivenSites,
     block as block,

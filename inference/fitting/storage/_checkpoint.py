@@ -1,8 +1,7 @@
 """Checkpoints of fit: one file with everything that the next step depends on.
 
-Format: a NumPy archive. Entry `header` is JSON (format, step, description of the run and of each leaf); entries `leaf_<i>` and
-`values` are raw arrays. Written to a temporary file in the same folder and renamed, so that a checkpoint is either the old or the
-new one, never half of one. Nothing is pickled: loading a file runs no code from it.
+Format (`_archive.py`): the header has the step and descriptions of the run and of each leaf; the arrays are `leaf_<i>` and
+`values`.
 
 Over a mesh every device has all parameters, optimiser states and counters whole (see `_loop._replicate`), so nothing has to be
 gathered: the first of several processes writes the file, and each reads it, from a file system that they share.
@@ -13,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-import zipfile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ._archive import from_raw, read, to_raw, write
 
 _FORMAT = 2  # 2: the run knows the values of its data
 
@@ -47,7 +45,6 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `path`, atomically; with several processes, the first one writes."""
     if jax.process_index() != 0:
         return
-    path = Path(path)
     leaves, names = _flatten(checkpoint.carry)
     header = {
         "format": _FORMAT,
@@ -59,17 +56,8 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
             for name, leaf in zip(names, leaves, strict=True)
         ],
     }
-    arrays: dict[str, Any] = {f"leaf_{i}": _to_raw(leaf) for i, leaf in enumerate(leaves)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, header=np.array(json.dumps(header)), values=checkpoint.values, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    arrays = {f"leaf_{i}": to_raw(leaf) for i, leaf in enumerate(leaves)}
+    write(path, header, {"values": checkpoint.values, **arrays})
 
 
 def load(path: str | os.PathLike, carry: Any, run: dict[str, Any]) -> Checkpoint:
@@ -79,23 +67,14 @@ def load(path: str | os.PathLike, carry: Any, run: dict[str, Any]) -> Checkpoint
         ValueError: if the file is no checkpoint, or belongs to a run with other parameters, optimiser, key or data; the message
             lists every difference.
     """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            header = json.loads(str(archive["header"]))
-            raw = [archive[f"leaf_{i}"] for i in range(len(header["leaves"]))]
-            values = archive["values"]
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, TypeError) as err:
-        raise ValueError(
-            f"'{os.fspath(path)}' is no checkpoint of fit ({type(err).__name__}: {err}). Delete it or choose another path."
-        ) from err
-    if header["format"] != _FORMAT:
-        raise ValueError(
-            f"Checkpoint '{os.fspath(path)}' has format {header['format']}; this version reads format {_FORMAT}."
-        )
+    header, arrays = read(path, "checkpoint of fit", _FORMAT)
     _check_fits(path, header, carry, run)
-    leaves = [_from_raw(a, leaf) for a, leaf in zip(raw, jax.tree.leaves(carry), strict=True)]
+    leaves = [
+        jnp.asarray(from_raw(arrays[f"leaf_{i}"], leaf.dtype))
+        for i, leaf in enumerate(jax.tree.leaves(carry))
+    ]
     restored = jax.tree.unflatten(jax.tree.structure(carry), leaves)
-    return Checkpoint(header["step"], restored, values, header["run"], header["stopped"])
+    return Checkpoint(header["step"], restored, arrays["values"], header["run"], header["stopped"])
 
 
 def fingerprint(arrays: Any) -> list[str]:
@@ -106,7 +85,7 @@ def fingerprint(arrays: Any) -> list[str]:
 def _hash(array: Any) -> str:
     if not getattr(array, "is_fully_addressable", True):
         return "spread over processes"
-    raw = np.ascontiguousarray(_to_raw(jnp.asarray(array)))
+    raw = np.ascontiguousarray(to_raw(jnp.asarray(array)))
     return hashlib.blake2b(raw.view(np.uint8).data if raw.size else b"", digest_size=8).hexdigest()
 
 
@@ -134,17 +113,3 @@ def _check_fits(path: Any, header: dict, carry: Any, run: dict[str, Any]) -> Non
 def _flatten(carry: Any) -> tuple[list[Any], list[str]]:
     pairs, _ = jax.tree_util.tree_flatten_with_path(carry)
     return [leaf for _, leaf in pairs], [jax.tree_util.keystr(path) for path, _ in pairs]
-
-
-def _to_raw(leaf: jax.Array) -> np.ndarray:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
-    # NumPy cannot store bfloat16 and its kin; the header remembers the dtype.
-    return array if array.dtype.kind in "bifuc" else array.view(f"u{array.dtype.itemsize}")
-
-
-def _from_raw(raw: np.ndarray, like: jax.Array) -> jax.Array:
-    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(raw), impl=jax.random.key_impl(like))
-    return jnp.asarray(raw if raw.dtype == like.dtype else raw.view(like.dtype))

@@ -1,0 +1,155 @@
+"""Fits as files, and what is checked when they come back."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ....ppl.language import as_arguments, check_set_up
+from ..._arguments import Arguments
+from ._archive import from_raw, read, to_raw, write
+from ._skeleton import as_skeleton, from_skeleton
+from ._structure import differences, structure, versions
+
+_FORMAT = "fit 1"
+
+
+def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
+    """See `Fit.save`."""
+    if jax.process_index() != 0:
+        return
+    has_data = data and fit.args is not None
+    arrays: dict[str, np.ndarray] = {}
+    trees = {"params": fit.params, "state": fit.state, "history": fit.history}
+    if fit.last_params is not fit.params:
+        trees["last_params"] = fit.last_params
+    for part, tree in trees.items():
+        arrays |= {name: to_raw(leaf) for name, leaf in _named(part, tree).items()}
+    example = fit.example if fit.args is None else fit.args
+    header = {
+        "format": _FORMAT,
+        "versions": versions(),
+        "is_averaged": "last_params" in trees,
+        "steps": fit.steps,
+        "num_skipped": np.asarray(fit.num_skipped).tolist(),
+        "num_seeds": fit.num_seeds,
+        "stop_reason": fit.stop_reason,
+        "has_data": has_data,
+        "args": as_skeleton(example, arrays if has_data else None) if example is not None else None,
+    }
+    if example is not None:
+        header["structure"] = structure(fit.objective, _first_seed(fit), example)
+    write(path, header, arrays)
+
+
+def load_fit(make: Callable[..., Any], path: str | os.PathLike, objective: Any, args: Any) -> Any:
+    """See `Fit.load`; `make` is `Fit`."""
+    header, arrays = read(path, "file of Fit.save", _FORMAT)
+    name = os.fspath(path)
+    if args is None and header["args"] is None:
+        raise ValueError(
+            f"Fit.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."
+        )
+    example = from_skeleton(header["args"], arrays) if args is None else as_arguments(args)
+    has_data = header["has_data"] or args is not None
+    own = _own_params(objective, example, has_data)
+    if "structure" in header:
+        _check_structure(name, header, structure(objective, own, example))
+    num_seeds = header["num_seeds"]
+    restored = lambda part, like: _restored(name, part, like, num_seeds, arrays)
+    params, state = restored("params", own), restored("state", _state(objective, own, example))
+    num_skipped = header["num_skipped"]
+    return make(
+        objective=objective,
+        params=params,
+        last_params=restored("last_params", own) if header["is_averaged"] else params,
+        state=state,
+        history={n[8:]: x for n, x in arrays.items() if n.startswith("history/")},
+        args=example if has_data else None,
+        steps=header["steps"],
+        num_skipped=num_skipped if num_seeds is None else np.asarray(num_skipped),
+        num_seeds=num_seeds,
+        stop_reason=header["stop_reason"],
+        example=None if has_data else example,
+    )
+
+
+def _own_params(objective: Any, example: tuple, has_data: bool) -> Any:
+    """What the objective would begin with, or its shapes."""
+    key = jax.random.key(0)
+    if has_data:
+        return objective.init(key, *example)
+    guide = getattr(objective, "guide", None)
+    if guide is not None:
+        check_set_up(guide)
+    split = Arguments(example)
+    init = lambda arrays: objective.init(key, *split.join(arrays))
+    return jax.eval_shape(init, split.arrays(example))
+
+
+def _state(objective: Any, params: Any, example: tuple) -> Any:
+    """Shapes of the objective's state."""
+    split = Arguments(example)
+    init = lambda p, arrays: objective.init_state(p, jax.random.key(0), *split.join(arrays))
+    return jax.eval_shape(init, params, split.arrays(example))
+
+
+def _check_structure(name: str, header: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    was, current = header["versions"], versions()
+    others = [f"{n} {was[n]}, now {current[n]}" for n in was if was[n] != current.get(n)]
+    lines = differences(header["structure"], now, hashes=not others)
+    if lines:
+        raise ValueError(
+            f"Fit.load: '{name}' belongs to another objective:\n"
+            + "\n".join(lines)
+            + f"\nLoad it with the programs that it was fitted with{' (' + '; '.join(others) + ')' if others else ''}."
+        )
+    if others:
+        warnings.warn(
+            f"Fit.load: '{name}' was written by {'; '.join(others)}. Sites, shapes and options are the same; whether the "
+            "log-densities are, was not compared.",
+            stacklevel=4,
+        )
+
+
+def _restored(
+    name: str, part: str, like: Any, num_seeds: int | None, arrays: Mapping[str, np.ndarray]
+) -> Any:
+    """The arrays of one part in the structure of `like`, which has no axis of seeds."""
+    seeds = () if num_seeds is None else (num_seeds,)
+    needed = _named(part, like)
+    found = {n: x for n, x in arrays.items() if n == part or n.startswith(f"{part}/")}
+    lines = [f"{n}: absent now" for n in found if n not in needed]
+    for leaf_name, leaf in needed.items():
+        raw, shape = found.get(leaf_name), (*seeds, *jnp.shape(leaf))
+        if raw is None:
+            lines.append(f"{leaf_name}: absent in the file")
+        elif not _is_key(leaf) and raw.shape != shape:
+            lines.append(f"{leaf_name}: shape {raw.shape} in the file, {shape} now")
+    if lines:
+        raise ValueError(f"Fit.load: '{name}' belongs to another objective:\n" + "\n".join(lines))
+    leaves = [jnp.asarray(from_raw(found[n], jnp.result_type(x))) for n, x in needed.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _named(part: str, tree: Any) -> dict[str, Any]:
+    """Leaves by part and path, e.g. "params/loc"."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    path = lambda p: "/".join(
+        [part, *filter(None, [jax.tree_util.keystr(p, simple=True, separator="/")])]
+    )
+    return {path(p): leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for p, leaf in pairs}
+
+
+def _first_seed(fit: Any) -> Any:
+    return fit.params if fit.num_seeds is None else jax.tree.map(lambda x: x[0], fit.params)

@@ -1,0 +1,68 @@
+"""Arguments of a program as JSON, their arrays apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ....ppl.language import Keywords
+from ..._arguments import is_array
+from ._archive import from_raw, to_raw
+
+_PLAIN = bool | int | float | str | None
+
+
+def as_skeleton(args: Any, arrays: dict[str, np.ndarray] | None, path: str = "args") -> Any:
+    """Containers, plain values, and of arrays their dtypes and shapes; `arrays`, if given, receives them by path.
+
+    Raises:
+        ValueError: something is neither; with its path.
+    """
+    within = lambda items: {str(k): as_skeleton(x, arrays, f"{path}/{k}") for k, x in items}
+    if isinstance(args, Keywords):
+        return {"keywords": within(args.values.items())}
+    if type(args) in (tuple, list):
+        return {type(args).__name__: list(within(enumerate(args)).values())}
+    if type(args) is dict and all(isinstance(k, str) for k in args):
+        return {"dict": within(args.items())}
+    if is_array(args):
+        leaf: Any = args if hasattr(args, "dtype") else np.asarray(args)
+        if arrays is not None:
+            arrays[path] = to_raw(leaf)
+        return {"array": path, "dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+    if isinstance(args, _PLAIN):
+        return {"plain": args}
+    raise ValueError(
+        f"Fit.save: '{path}' is a {type(args).__name__}, which a file of arrays cannot hold. Leave the data out, data=False, and "
+        "pass them again to Fit.load(..., args=...)."
+    )
+
+
+def from_skeleton(skeleton: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
+    """The inverse; what has no array becomes a `jax.ShapeDtypeStruct`."""
+    kind, inside = next(iter(skeleton.items()))
+    again = lambda x: from_skeleton(x, arrays)
+    if kind in ("keywords", "dict"):
+        values = {name: again(x) for name, x in inside.items()}
+        return Keywords(values) if kind == "keywords" else values
+    if kind in ("tuple", "list"):
+        return (tuple if kind == "tuple" else list)(map(again, inside))
+    if kind == "plain":
+        return inside
+    dtype = _dtype(skeleton["dtype"])
+    if inside in arrays:
+        return from_raw(arrays[inside], dtype)
+    return jax.ShapeDtypeStruct(tuple(skeleton["shape"]), jax.dtypes.canonicalize_dtype(dtype))
+
+
+def _dtype(name: str) -> Any:
+    kinds = {str(key.dtype): key.dtype for key in map(_key, ("threefry2x32", "rbg", "unsafe_rbg"))}
+    return kinds.get(name) or jnp.dtype(name)
+
+
+def _key(impl: str) -> jax.Array:
+    return jax.random.key(0, impl=impl)
