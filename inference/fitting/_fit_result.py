@@ -15,7 +15,7 @@ from ...ppl._show import shown
 from ...ppl.language import as_arguments, check_proposed_cells, joined, misses, parted
 from ...ppl.traces import check_match
 from ._predictive import map_keys, predictive
-from .storage import load_fit, save_fit
+from .storage import export_fit, load_fit, save_fit
 
 
 @shown
@@ -284,7 +284,50 @@ class Fit:
         model, guide = self._need("model", "predict"), self._need("guide", "predict")
         args = self._args_or_stored(joined(new_args, new_kwargs) or None, "predict")
         draw, arguments = predictive(model, guide, args, self.args, keep)
-        return map_keys(draw, key, num_samples, batch_size, arguments)
+        return map_keys(lambda *a: draw(*a)[1], key, num_samples, batch_size, arguments)
+
+    def export(
+        self,
+        path: str | os.PathLike,
+        *args: Any,
+        keep: str | Sequence[str] | None = None,
+        symbolic_rows: bool = True,
+        platforms: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write draws and predictions as a compiled function, which runs with JAX alone: `jax.export`.
+
+        In a process without lapilli, NumPyro and the programs (JAX and flatbuffers are needed),
+
+            served = jax.export.deserialize(open(path, "rb").read())
+            keys = jax.random.key_data(jax.random.split(jax.random.key(0), 1000))
+            draws = served.call(keys, {"X": X_new})
+
+        returns {"posterior": the guide's sites, "predictive": all other sites}, each by name with one draw for each key: those
+        that `predict` makes with the key that was split.
+
+        Args:
+            path: the file.
+            *args: arguments as for `predict`, examples of those that will come; default, those given to fit. Arrays, by name of
+                the program's argument, are the inputs of the function; all else stays as it is here.
+            keep: see `predict`. Sites that the guide draws from the data of the fit take these into the file.
+            symbolic_rows: whether the function takes any number of rows: the leading axis of the first array, and of each that
+                is as long. Programs that need to know the number (a scan over rows) are compiled for one: False.
+            platforms: "cpu", "cuda", "tpu", "rocm"; default the one in use.
+            **kwargs: keyword arguments of model and guide.
+
+        Raises:
+            ImportError: flatbuffers is missing.
+            ValueError: as for `predict`; the programs cannot be compiled for any number of rows.
+
+        Validity: JAX loads such files for some versions to come (its compatibility guarantees); `save` keeps a fit for good.
+        """
+        model, guide = self._need("model", "export"), self._need("guide", "export")
+        arguments = self._args_or_stored(joined(args, kwargs) or None, "export")
+        export_fit(
+            model, guide, path, arguments, self.args,
+            keep=keep, symbolic_rows=symbolic_rows, platforms=platforms,
+        )  # fmt: skip
 
     def _bound(self, which: str) -> Any:
         program = getattr(self.objective, which)

@@ -27,7 +27,7 @@ _REMEDY = (
 def predictive(
     model: Any, guide: Any, args: tuple, fit_args: tuple | None, keep: Any
 ) -> tuple[Callable[..., Any], tuple]:
-    """A function `(key, *arguments)` that draws from the posterior predictive, and its arguments.
+    """A function `(key, args, guide_args) -> (kept draws of the guide, predictions)`, and these arguments.
 
     Args:
         model: with its parameters bound.
@@ -49,7 +49,7 @@ def predictive(
         guide_key, model_key = jax.random.split(key)
         choices = guide.simulate(guide_key, *at).shared_choices
         kept = {name: x for name, x in choices.items() if _matches(name, patterns)}
-        return model.predict(model_key, kept, *args)
+        return kept, model.predict(model_key, kept, *args)
 
     return draw, (args, at)
 

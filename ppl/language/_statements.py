@@ -191,7 +191,7 @@ def plate(
     Raises:
         ValueError: the sizes do not fit, or `size` is infinite.
     """
-    if math.isinf(size):
+    if isinstance(size, float) and math.isinf(size):
         raise ValueError(
             f"Plate '{name}': with infinitely many rows the program has no density, only a density per row. Give the plate the "
             f"rows of one batch and declare the population where rows are averaged: fit(..., plate_sizes={{'{name}': "

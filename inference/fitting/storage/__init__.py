@@ -6,6 +6,7 @@ from ._checkpoint import (
     load as load,
     save as save,
 )
+from ._exported import export_fit as export_fit
 from ._saved import load_fit as load_fit, save_fit as save_fit
 
 __all__: list[str] = []

@@ -5,13 +5,14 @@ The header is JSON in the entry `header`. `numpy.load` opens the file, and `json
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,25 @@ import numpy as np
 
 
 def write(path: str | os.PathLike, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write to a temporary file in the same folder and rename it, so that `path` is the old file or the new one."""
+    """Write an archive, whole or not at all."""
+    with _replacing(path) as file:
+        np.savez(file, header=np.array(json.dumps(header)), **arrays)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with _replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """A temporary file in the same folder, renamed at the end, so that `path` is the old file or the new one."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, header=np.array(json.dumps(header)), **arrays)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

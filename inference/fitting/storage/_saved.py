@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ....ppl.language import as_arguments, check_set_up
+from ....ppl.language import Program, as_arguments, check_set_up
 from ..._arguments import Arguments
 from ._archive import from_raw, read, to_raw, write
 from ._skeleton import as_skeleton, from_skeleton
@@ -86,7 +86,7 @@ def _own_params(objective: Any, example: tuple, has_data: bool) -> Any:
     if has_data:
         return objective.init(key, *example)
     guide = getattr(objective, "guide", None)
-    if guide is not None:
+    if isinstance(guide, Program):
         check_set_up(guide)
     split = Arguments(example)
     init = lambda arrays: objective.init(key, *split.join(arrays))
@@ -148,7 +148,7 @@ def _named(part: str, tree: Any) -> dict[str, Any]:
     path = lambda p: "/".join(
         [part, *filter(None, [jax.tree_util.keystr(p, simple=True, separator="/")])]
     )
-    return {path(p): leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for p, leaf in pairs}
+    return {path(p): leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for p, leaf in pairs}
 
 
 def _first_seed(fit: Any) -> Any:

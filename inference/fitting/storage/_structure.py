@@ -15,10 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ....ppl._compat import ClosedJaxpr, Literal
 from ....ppl.jaxprs import needed
+from ....ppl.language import Program
 from ..._arguments import Arguments, shapes
 
 _LIBRARIES = "lapilli", "jax", "numpyro"
@@ -49,13 +51,16 @@ def structure(objective: Any, params: Any, args: tuple) -> dict[str, Any]:
     constraints = getattr(params, "constraints", {})
     found["params"] = {
         name: ", ".join(
-            [*shapes(jax.tree.leaves(params[name])), *_constraint(constraints.get(name))]
+            [
+                *shapes([*map(_array, jax.tree.leaves(params[name]))]),
+                *_constraint(constraints.get(name)),
+            ]
         )
         for name in params
     }
     for which in ("model", "guide"):
         program = getattr(objective, which, None)
-        if program is not None:
+        if isinstance(program, Program):
             found[which] = _sites(program, params, args)
     return found
 
@@ -77,6 +82,10 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, hashes: bool)
                 as_text = lambda x: x[0] if isinstance(x, list) else x
                 lines.append(f"{label}: {as_text(before)} in the file, {as_text(after)} now")
     return lines
+
+
+def _array(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
 
 
 def _constraint(constraint: Any) -> list[str]:
@@ -107,10 +116,8 @@ def _sites(program: Any, params: Any, args: tuple) -> dict[str, Any]:
     numbers = jax.tree.unflatten(jax.tree.structure(out), range(len(closed.jaxpr.outvars)))
     found = {}
     for name, info in infos.items():
-        words = (
-            f"{info.kind} {info.distribution}, axes {[d or 'unnamed' for d in info.dims]} of {list(info.batch_shape)}, "
-            f"events {list(info.event_shape)}"
-        )
+        batch = [f"{d or '?'}={n}" for d, n in zip(info.dims, info.batch_shape, strict=True)]
+        words = f"{info.kind} {info.distribution}, batch [{', '.join(batch)}], event {list(info.event_shape)}"
         found[name] = [words, _hash(closed, numbers[name]) if name in numbers else ""]
     return found
 

@@ -146,7 +146,7 @@ def test_a_newer_format_is_refused(tmp_path):
     path = tmp_path / "run.ckpt"
     np.savez(path, header=np.array(json.dumps({"format": 99, "leaves": []})), values=np.zeros(0))
     path = path.with_name("run.ckpt.npz")
-    with pytest.raises(ValueError, match="has format 99"):
+    with pytest.raises(ValueError, match="has the format 99"):
         run(checkpoint=path)
 
 

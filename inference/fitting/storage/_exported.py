@@ -1,0 +1,76 @@
+"""Draws of a fit as a compiled function that needs neither this library nor the programs: an artefact of `jax.export`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+
+from ....ppl.language import parted
+from ..._arguments import Arguments, shapes_of
+from .._predictive import predictive
+from ._archive import write_bytes
+
+
+def export_fit(
+    model: Any, guide: Any, path: str | os.PathLike, args: tuple, fit_args: tuple | None,
+    *, keep: Any, symbolic_rows: bool, platforms: Sequence[str] | None,
+) -> None:  # fmt: skip
+    """See `Fit.export`."""
+    try:
+        import flatbuffers  # noqa: F401  # jax.export writes with it
+    except ImportError as err:
+        raise ImportError(
+            "Fit.export: the package flatbuffers is missing. Install it, or lapilli[export]."
+        ) from err
+    split = Arguments(args)
+    names = [n for n, is_array in zip(_names(model, args), split.is_array, strict=True) if is_array]
+    draw, (_, guide_args) = predictive(model, guide, args, fit_args, keep)
+
+    def run(key_data: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        new_args = split.join([inputs[name] for name in names])
+        at = new_args if keep is None else guide_args
+        keys = jax.random.wrap_key_data(key_data)
+        kept, predicted = jax.vmap(lambda key: draw(key, new_args, at))(keys)
+        return {"posterior": kept, "predictive": predicted}
+
+    shapes = dict(zip(names, split.arrays(shapes_of(args)), strict=True))
+    first = next((x.shape for x in shapes.values()), ())
+    num_rows = first[0] if symbolic_rows and first else None
+    num_draws, rows = jax.export.symbolic_shape("draws, rows")
+    for name, x in shapes.items():
+        if num_rows is not None and x.shape and x.shape[0] == num_rows:
+            shapes[name] = jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+    like = jax.random.key_data(jax.random.key(0))
+    key_data = jax.ShapeDtypeStruct((num_draws, *like.shape), like.dtype)
+    try:
+        exported = jax.export.export(jax.jit(run), platforms=platforms)(key_data, shapes)
+    except Exception as err:
+        if num_rows is None:
+            raise
+        reason = f"{type(err).__name__}: {str(err).splitlines()[0]}"
+        raise ValueError(
+            f"Fit.export: the programs cannot be compiled for any number of rows, the leading axis of '{names[0]}' ({reason}). "
+            "Export them for as many rows as these arguments have: symbolic_rows=False."
+        ) from err
+    write_bytes(path, bytes(exported.serialize()))
+
+
+def _names(model: Any, args: tuple) -> list[str]:
+    """A name for each leaf of the arguments: of the program's argument, and where in it."""
+    positional, _ = parted(args)
+    names = [p.name for p in inspect.signature(model).parameters.values()]
+    found = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(args)[0]:
+        number = path[0].idx
+        if number < len(positional):
+            head, rest = names[number] if number < len(names) else f"args{number}", path[1:]
+        else:
+            head, rest = path[1].key, path[2:]
+        within = jax.tree_util.keystr(rest, simple=True, separator="/")
+        found.append(f"{head}/{within}" if within else head)
+    return found
