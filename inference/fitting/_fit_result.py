@@ -318,7 +318,8 @@ class Fit:
 
         Raises:
             ImportError: flatbuffers is missing.
-            ValueError: as for `predict`; the programs cannot be compiled for any number of rows.
+            ValueError: as for `predict`; the programs cannot be compiled for any number of rows, or then draw something else
+                (tried at the rows of the arguments and at one more).
 
         Validity: JAX loads such files for some versions to come (its compatibility guarantees); `save` keeps a fit for good.
         """

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.export
+import numpy as np
 
 from ....ppl.language import parted
 from ..._arguments import Arguments, shapes_of
@@ -28,6 +29,7 @@ def export_fit(
             "Fit.export: the package flatbuffers is missing. Install it, or lapilli[export]."
         ) from err
     split = Arguments(args)
+    arrays = split.arrays(args)
     names = [n for n, is_array in zip(_names(model, args), split.is_array, strict=True) if is_array]
     draw, (_, guide_args) = predictive(model, guide, args, fit_args, keep)
 
@@ -57,7 +59,34 @@ def export_fit(
             f"Fit.export: the programs cannot be compiled for any number of rows, the leading axis of '{names[0]}' ({reason}). "
             "Export them for as many rows as these arguments have: symbolic_rows=False."
         ) from err
+    inputs = dict(zip(names, arrays, strict=True))
+    _check(exported, run, inputs)
+    if num_rows is not None:
+        _check(exported, run, {n: _longer(x, num_rows) for n, x in inputs.items()})
     write_bytes(path, bytes(exported.serialize()))
+
+
+def _check(exported: jax.export.Exported, run: Callable[..., Any], inputs: dict[str, Any]) -> None:
+    """Refuse a function that draws something else: to JAX, an open number of rows is equal to no number."""
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), 2))
+    found, expected = exported.call(keys, inputs), jax.jit(run)(keys, inputs)
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        # Rounding differs; a discrete draw may fall to the other side once in a while.
+        if np.mean(~np.isclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True)) > 0.01:
+            shapes = {name: np.shape(value) for name, value in inputs.items()}
+            raise ValueError(
+                f"Fit.export: compiled for any number of rows, site '{path[-1].key}' is drawn otherwise than by the programs at "
+                f"arguments of the shapes {shapes}: they must decide something by the number of rows. Export them for one "
+                "number: symbolic_rows=False."
+            )
+
+
+def _longer(x: Any, num_rows: int) -> Any:
+    """With one more row, if it has rows."""
+    x = np.asarray(x)
+    return np.concatenate([x, x[:1]]) if x.ndim and len(x) == num_rows else x
 
 
 def _names(model: Any, args: tuple) -> list[str]:

@@ -41,7 +41,7 @@ def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
         "num_seeds": fit.num_seeds,
         "stop_reason": fit.stop_reason,
         "has_data": has_data,
-        "args": as_skeleton(example, arrays if has_data else None) if example is not None else None,
+        "args": _arguments(example, arrays, has_data=has_data),
     }
     if example is not None:
         header["structure"] = structure(fit.objective, _first_seed(fit), example)
@@ -78,6 +78,16 @@ def load_fit(make: Callable[..., Any], path: str | os.PathLike, objective: Any, 
         stop_reason=header["stop_reason"],
         example=None if has_data else example,
     )
+
+
+def _arguments(example: Any, arrays: dict[str, np.ndarray], *, has_data: bool) -> Any:
+    """The arguments' skeleton; of data that stay out, None where there is none."""
+    if has_data:
+        return as_skeleton(example, arrays)
+    try:
+        return None if example is None else as_skeleton(example, None)
+    except ValueError:
+        return None
 
 
 def _own_params(objective: Any, example: tuple, has_data: bool) -> Any:

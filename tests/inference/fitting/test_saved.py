@@ -227,7 +227,7 @@ def test_an_argument_that_no_file_holds_is_refused(tmp_path):
     model, guide = (ppl.model(lambda x, y, fn, of=of: of.fn(fn(x), y)) for of in programs())
     objective = inference.elbo(model, guide, strategies={"kind": "enum"})
     fit = fitted(objective, (X, Y, jnp.square))
-    with pytest.raises(ValueError, match="'args/2' is a .*data=False"):
+    with pytest.raises(ValueError, match="'args/2' is a Pjit.*data=False"):
         fit.save(tmp_path / "fit.npz")
     fit.save(tmp_path / "fit.npz", data=False)
     with pytest.raises(ValueError, match="has no arguments of the program.*args="):
@@ -294,6 +294,23 @@ def test_a_program_that_must_know_its_rows_is_exported_for_one_number(tmp_path):
     keys = jax.random.key_data(jax.random.split(KEY, 2))
     drawn = served.call(keys, {"y": Y})["predictive"]["y"]
     np.testing.assert_allclose(drawn, fit.predict(KEY, num_samples=2)["y"], rtol=1e-6)
+
+
+def test_a_program_that_decides_by_its_number_of_rows_is_caught(tmp_path):
+    """An open number of rows is unequal to 6 without an error."""
+
+    def model(y):
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", y.shape[0]):
+            ppl.sample("y", dist.Normal(5.0 if y.shape[0] == 7 else slope, 1.0), obs=y)
+
+    guide = lambda y: ppl.sample("slope", dist.Normal(ppl.param("loc", 0.0), 1.0))
+    fit = fitted(inference.elbo(model, guide), (Y,), num_steps=1)
+    with pytest.raises(
+        ValueError, match=r"site 'y' is drawn otherwise.*'y': \(7,\).*symbolic_rows"
+    ):
+        fit.export(tmp_path / "served")
+    assert not (tmp_path / "served").exists()
 
 
 def test_export_names_the_package_that_it_needs(saved, tmp_path, monkeypatch):
