@@ -71,10 +71,6 @@ def test_the_differences_are_as_told(names):
 
 
 def test_the_limits_are_errors(names):
-    svi, x = names["svi"], names["x"]
-    with pytest.raises(TypeError, match="by position"):
-        svi.update(svi.init(jax.random.key(0), x), x=x)
-
     def raw(x):
         jax.lax.scan(lambda c, x: (c, numpyro.sample("z", dist.Normal(x, 1.0))), 0.0, x)
 
