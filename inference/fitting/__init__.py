@@ -4,6 +4,7 @@
 
 Optimisers
     by_row                  for tables of which a batch reads some rows
+    settling                slows down once the value has settled, and ends the run
 
 Callbacks
     EarlyStopping           stop where the objective no longer improves
@@ -21,9 +22,11 @@ from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
 from ._keep_best import KeepBest as KeepBest
 from ._nonfinite import NonFiniteError as NonFiniteError
+from ._settling import settling as settling
 
 __all__ = [
     "by_row",
+    "settling",
     "EarlyStopping",
     "KeepBest",
     "LogEvery",

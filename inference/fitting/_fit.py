@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal
 
 import jax
@@ -15,11 +16,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ...ppl._checks import is_integer
 from ...ppl._compat import typed_key
-from ...ppl.language import as_arguments
+from ...ppl.language import Program, as_arguments
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
 from ._callbacks import FitInfo
 from ._data import is_iterable_of_batches
+from ._defaults import (
+    RATES,
+    choose_objective,
+    default_optimizer,
+    report,
+    warn_if_unsettled,
+    warn_of_bad_weights,
+)
 from ._fit_result import Fit
 from ._initial import initial_params
 from ._loop import Carry, Config, initial_carry, strong
@@ -33,11 +42,11 @@ _MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
 
 def fit(
     objective: Any,
-    optimizer: Any,
-    args: tuple | Mapping[str, Any] | Iterable[Any],
+    optimizer: Any = None,
+    args: tuple | Mapping[str, Any] | Iterable[Any] | None = None,
     *,
-    num_steps: int | None,
-    key: jax.Array,
+    num_steps: int | None = None,
+    key: jax.Array | None = None,
     subsample: Mapping[str, int] | None = None,
     plate_sizes: Mapping[str, float] | None = None,
     params: Mapping[str, Any] | None = None,
@@ -60,16 +69,22 @@ def fit(
     The steps run in compiled loops on the device, compiled once; the numbers depend on `key`, the data and the step alone, not
     on where one device call ends, so a run resumed from a checkpoint equals an uninterrupted one to the bit.
 
+    `fit(model, args=(x,))` is enough: what is not said is chosen, and told.
+
     Args:
-        objective: what to fit, e.g. `inference.elbo(model, guide)`.
-        optimizer: an optax transformation; or a dict from fnmatch patterns on parameter names to a transformation or "frozen".
+        objective: what to fit, e.g. `inference.elbo(model, guide)`. Or a model alone: then `elbo` with a Normal guide,
+            multivariate for at most 30 coordinates, else mean field; discrete sites are summed out, missing cells come from the
+            model. After the run a k-hat above its threshold is warned of.
+        optimizer: default Adam, 0.02 for arrays and 0.001 for the weights of modules, along a cosine over `num_steps`. An optax
+            transformation; or a dict from fnmatch patterns on parameter names to a transformation or "frozen".
             Each parameter must match exactly one pattern. A transformation such as clipping by global norm then acts within
             its group.
         args: the arguments of the program, a tuple, or a dict from their names to values; array leaves are traced, other
             leaves stay Python values. Or an iterable of such tuples or dicts, one minibatch each, all of one shape; an
             iterable that can be read again starts anew at its end.
-        num_steps: total number of steps, those before a checkpoint included; None trains until an iterator ends.
-        key: PRNG key, typed or raw uint32.
+        num_steps: total number of steps, those before a checkpoint included. None trains until an iterator ends; on data
+            themselves until the value has settled, see `fitting.settling`.
+        key: PRNG key, typed or raw uint32; default `jax.random.key(0)`.
         subsample: plate name -> batch size n. Every array leaf whose leading axis is the plate's full size N is cut down to n
             rows by random reshuffling (each epoch a fresh permutation, its last N mod n rows left out), and the plate's terms
             are scaled by N / n. The program must take the plate's size from the sliced argument.
@@ -118,12 +133,15 @@ def fit(
 
     Reference: random reshuffling, arXiv:2006.05988; averaging, Polyak and Juditsky (1992).
     """
-    _check_types(objective, optimizer, args, callbacks, mesh, average)
+    is_model = isinstance(objective, Program | FunctionType)
+    _check_types(None if is_model else objective, optimizer, args, callbacks, mesh, average)
     args = as_arguments(args) if isinstance(args, Mapping) else args
-    _check_values(
-        num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, args
-    )
-    key = typed_key(key)
+    _check_values(num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every)
+    key = jax.random.key(0) if key is None else typed_key(key)
+    settles = num_steps is None and not is_iterable_of_batches(args)
+    reasons: dict[str, str] = {}
+    if is_model and isinstance(args, tuple):
+        objective, reasons = choose_objective(objective, args)
     if mesh is not None:
         # Explicitly typed axes would put the sharding into the types of the user's program.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
@@ -131,10 +149,17 @@ def fit(
     scaled, source = make_source(objective, args, subsample, plate_sizes, mesh)
     init_args = source.first()
     params = initial_params(scaled, params, keys, num_seeds, init_args)
-    one = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
+    one: Any = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
+    if optimizer is None:
+        optimizer = default_optimizer(one, num_steps)
+        reasons |= {"optimizer": RATES}
+    if settles:
+        reasons |= {"steps": "until the value has settled"}
+    if progress and reasons:
+        report(reasons)
     config = Config(
         objective=scaled,
-        optimizer=make_optimizer(optimizer, one),
+        optimizer=make_optimizer(optimizer, one, settles=settles),
         source=source,
         average=average,
         on_nonfinite=on_nonfinite,
@@ -174,26 +199,35 @@ def fit(
     plan = Plan(
         num_steps, tuple(callbacks), callback_every, checkpoint, checkpoint_every, run, progress
     )
-    return Training(config, plan, keys, carry, step, values, make_fit).finish()
+    result = Training(config, plan, keys, carry, step, values, make_fit).finish()
+    warn_if_unsettled(result)
+    if is_model and num_seeds is None and not result.interrupted:
+        warn_of_bad_weights(result, key)
+    return result
 
 
 def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
     problems = []
-    if not isinstance(objective, AbstractObjective):
+    if objective is not None and not isinstance(objective, AbstractObjective):
         problems.append(
             "'objective' must be an objective, e.g. inference.elbo(model, guide), or a class of your own made from "
-            f"inference.AbstractObjective; got {type(objective).__name__}"
+            f"inference.AbstractObjective, or a model; got {type(objective).__name__}"
         )
     groups = optimizer.values() if isinstance(optimizer, Mapping) else [optimizer]
     wrong = [
         g for g in groups if not (is_optimizer(g) or isinstance(optimizer, Mapping) and g == FROZEN)
     ]
-    if wrong or not groups:
+    if optimizer is not None and (wrong or not groups):
         problems.append(
             "'optimizer' must be an optax transformation such as optax.adam(1e-3), or a dict from patterns to transformations or "
             f"'frozen'; got {wrong[0]!r}{' of numpyro.optim' if hasattr(wrong[0], 'get_params') else ''}"
             if wrong
             else "'optimizer' is an empty dict; map patterns to transformations"
+        )
+    if objective is None and is_iterable_of_batches(args):
+        problems.append(
+            "'objective' is a model, and 'args' an iterable of batches: guide and objective are chosen for data themselves. Pass "
+            "them, e.g. (x,) with subsample={plate: size}, or write the guide and pass inference.elbo(model, guide)"
         )
     if isinstance(args, str) or hasattr(args, "__array__") or not isinstance(args, Iterable):
         problems.append(
@@ -218,14 +252,8 @@ def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
         raise TypeError("fit: argument " + ";\nargument ".join(problems) + ".")
 
 
-def _check_values(
-    num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, args
-):
+def _check_values(num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every):
     problems = []
-    if num_steps is None and not is_iterable_of_batches(args):
-        problems.append(
-            "'num_steps' is None, which trains until an iterator of batches ends, but 'args' holds the data itself"
-        )
     counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
     counts |= {} if num_seeds is None else {"num_seeds": num_seeds}
     problems += [

@@ -58,8 +58,8 @@ class Fit:
         num_skipped: number of steps not applied because they were not finite; an array [num_seeds] with several seeds.
         num_seeds: number of independent runs, or None for a single one without a seed axis.
         example: shapes of one step's arguments, where `args` is None.
-        stop_reason: "num_steps" (done), "callback", "interrupt" (Ctrl-C), "data" (the iterator ended, num_steps=None) or
-            "error" (the fit inside a `NonFiniteError`).
+        stop_reason: "num_steps" (done), "settled" (the value had), "callback", "interrupt" (Ctrl-C), "data" (the iterator ended)
+            or "error" (the fit inside a `NonFiniteError`).
     """
 
     objective: Any
@@ -71,7 +71,7 @@ class Fit:
     steps: int
     num_skipped: Any
     num_seeds: int | None
-    stop_reason: Literal["num_steps", "callback", "interrupt", "data", "error"]
+    stop_reason: Literal["num_steps", "settled", "callback", "interrupt", "data", "error"]
     example: tuple | None = dataclasses.field(default=None, repr=False)
 
     def _facts(self) -> dict[str, Any]:
@@ -359,7 +359,8 @@ class Fit:
 
 
 _ENDS = {
-    "num_steps": "all that were asked for", "callback": "ended by a callback", "interrupt": "ended by Ctrl-C",
+    "num_steps": "all that were asked for", "settled": "until the value had settled",
+    "callback": "ended by a callback", "interrupt": "ended by Ctrl-C",
     "data": "until the data ended", "error": "ended by an error",
 }  # fmt: skip
 

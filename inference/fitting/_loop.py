@@ -6,7 +6,8 @@ one was bad.
 
 Invariants: the number of steps is an input, so one compilation serves calls of every length; step t uses `fold_in(key, t)`,
 so where one call ends and the next begins changes nothing, to the bit; a step whose value, gradient or new parameters are
-not finite is not applied, parameters and state stay as they were before it.
+not finite is not applied, parameters and state stay as they were before it; an optimiser that is done (`_settling.py`) ends the
+loop after the step in which it was.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ...ppl.estimation import known_data
 from .._arguments import shapes
 from ._data import Source
 from ._optimizer import Optimizer, apply, average_step, trained_leaves
+from ._settling import is_done
 
 MAX_CONSECUTIVE_SKIPS = 100
 
@@ -129,14 +131,18 @@ def compile_steps(config: Config, donate: bool) -> Any:
                 step = first_step + index
                 return _step(config, carry, jax.random.fold_in(key, step), step, args)
 
-            return jax.lax.while_loop(lambda s: (s[0] < end) & ~is_stuck(s), step, loop)
+            return jax.lax.while_loop(lambda s: (s[0] < end) & ~is_over(s), step, loop)
+
+        def is_over(loop):
+            done = is_done(loop[1].opt_state)
+            return is_stuck(loop) if done is None else is_stuck(loop) | jnp.all(done)
 
         def is_stuck(loop):
             if config.on_nonfinite == "raise":
                 return jnp.any(loop[3])
             return jnp.all(loop[1].num_skipped_in_row >= MAX_CONSECUTIVE_SKIPS)
 
-        loop = jax.lax.while_loop(lambda s: (s[0] < num_steps) & ~is_stuck(s), segment, start)
+        loop = jax.lax.while_loop(lambda s: (s[0] < num_steps) & ~is_over(s), segment, start)
         num_taken, carry, values, is_bad = loop
         return carry, values, num_taken, is_bad
 

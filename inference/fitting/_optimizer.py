@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ._settling import settling
+
 FROZEN = "frozen"
 _ALL = "*"
 
@@ -28,12 +30,13 @@ def is_optimizer(value: Any) -> bool:
     return is_alike and not hasattr(value, "get_params")
 
 
-def make_optimizer(optimizer: Any, params: Any) -> Optimizer:
+def make_optimizer(optimizer: Any, params: Any, *, settles: bool = False) -> Optimizer:
     """Match the groups of `optimizer` with the names in `params`.
 
     Args:
         optimizer: an optax transformation, or a dict from fnmatch pattern to a transformation or "frozen".
         params: mapping from name to a pytree of arrays (or their shapes).
+        settles: whether it is to end the run by itself, `settling`.
 
     Raises:
         ValueError: if a parameter matches no pattern or several, a pattern matches nothing, or nothing is left to train.
@@ -56,7 +59,8 @@ def make_optimizer(optimizer: Any, params: Any) -> Optimizer:
         }
         tree = jax.tree.unflatten(jax.tree.structure(params), labels)
         optimizer = optax.partition(transforms, tree)
-    return Optimizer(optax.with_extra_args_support(optimizer), names, is_trained)
+    transform = settling(optimizer) if settles else optax.with_extra_args_support(optimizer)
+    return Optimizer(transform, names, is_trained)
 
 
 def leaf_names(params: Mapping[str, Any]) -> list[str]:

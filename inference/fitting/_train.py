@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ._callbacks import FitInfo, wants_stop
 from ._loop import MAX_CONSECUTIVE_SKIPS, Carry, Config, compile_steps, step_args, step_key
 from ._nonfinite import NonFiniteError, diagnose
+from ._settling import is_done
 from .storage import Checkpoint, save
 
 _SECONDS_PER_CALL = 0.3
@@ -109,16 +110,22 @@ class Training:
     def _loop(self, pressed: threading.Event, bar: tqdm) -> str:
         num_steps = self._plan.num_steps
         while num_steps is None or self._step < num_steps:
+            if self._is_settled():
+                return "settled"
             if not self._advance(bar):
                 return self._data_ended()
-            is_last = self._step == num_steps
+            is_last = self._step == num_steps or self._is_settled()
             if (is_last or self._step % self._plan.callback_every == 0) and self._call_back():
                 return "callback"
             if self._step % self._plan.checkpoint_every == 0:
                 self._save()
             if pressed.is_set():
                 return "interrupt"
-        return "num_steps"
+        return "settled" if self._is_settled() else "num_steps"
+
+    def _is_settled(self) -> bool:
+        done = is_done(self._carry.opt_state)
+        return done is not None and bool(np.all(np.asarray(done)))
 
     def _advance(self, bar: tqdm) -> bool:
         """One device call; False if the data has ended."""

@@ -71,6 +71,8 @@ def test_the_differences_are_as_told(names):
 
 
 def test_the_limits_are_errors(names):
+    x = names["x"]
+
     def raw(x):
         jax.lax.scan(lambda c, x: (c, numpyro.sample("z", dist.Normal(x, 1.0))), 0.0, x)
 

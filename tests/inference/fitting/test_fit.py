@@ -227,7 +227,6 @@ def test_a_fit_with_seeds_has_no_single_guide():
     [
         ({"num_steps": -1}, ValueError, "'num_steps' must be an integer of at least 0; got -1"),
         ({"num_steps": 1.5}, ValueError, "'num_steps' must be an integer"),
-        ({"num_steps": None}, ValueError, "'num_steps' is None.*'args' holds the data"),
         ({"key": 0}, TypeError, "PRNG key.*jax.random.key"),
         ({"key": jax.random.split(jax.random.key(0))}, TypeError, r"PRNG key.*shape \(2,\)"),
         ({"optimizer": 1e-3}, TypeError, "'optimizer' must be an optax transformation.*0.001"),

@@ -1,0 +1,128 @@
+"""What fit chooses where nothing was said: guide, objective, optimiser; and whether the answer can be trusted."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro.infer import init_to_median
+from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+
+from ... import ppl
+from ...ppl.language import Program
+from .._arguments import Arguments
+from ..diagnostics._weights import importance_diagnostics
+from ..objectives import elbo
+from ._optimizer import leaf_names
+from ._settling import MAX_STEPS
+
+MULTIVARIATE_UP_TO = 30  # coordinates: of more, the guide is mean field
+ARRAY_RATE, MODULE_RATE = 0.02, 0.001  # of Adam
+RATES = f"Adam, {ARRAY_RATE} for arrays, {MODULE_RATE} for the weights of modules"
+_NUM_DRAWS = 200  # for k-hat
+
+
+class Chosen(NamedTuple):
+    """An objective, and what was chosen with why, by subject; nothing, if the objective was given."""
+
+    objective: Any
+    reasons: dict[str, str]
+
+
+def choose_objective(model: Any, args: tuple) -> Chosen:
+    """The evidence lower bound of a model with a Normal guide on all continuous sites; discrete ones are summed out.
+
+    Raises:
+        ValueError: the discrete sites cannot be summed out.
+    """
+    program = ppl.as_program(model)
+    split = Arguments(args)
+    run = lambda arrays: program.simulate(jax.random.key(0), *split.join(arrays))
+    trace = jax.eval_shape(run, split.arrays(args))
+    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    missing = [name for name in trace.choices if trace.sites[name].is_imputed]
+    latent = {name: x for name, x in trace.choices.items() if name not in missing}
+    discrete = [name for name, x in latent.items() if not is_float(x)]
+    size = sum(math.prod(x.shape) for x in latent.values() if is_float(x))
+    reasons = {}
+    if discrete:
+        program = _summed(program, discrete, args)
+        reasons["discrete"] = f"{', '.join(discrete)} summed out, exactly (ppl.eliminate)"
+    if size == 0:
+        reasons["guide"] = "none, since no continuous site is latent"
+        return Chosen(elbo(program, lambda *args, **kwargs: None), reasons)
+    auto = AutoMultivariateNormal if size <= MULTIVARIATE_UP_TO else AutoNormal
+    bound = "at most" if auto is AutoMultivariateNormal else "more than"
+    reasons["guide"] = f"{auto.__name__}, for {size} coordinates ({bound} {MULTIVARIATE_UP_TO})"
+    seen = numpyro.handlers.block(program, hide=missing) if missing else program
+    if missing:
+        reasons["missing"] = f"{', '.join(missing)} left to the model"
+    guide = auto(seen, init_loc_fn=init_to_median(num_samples=15))
+    return Chosen(elbo(program, guide), reasons | {"objective": "elbo"})
+
+
+def _summed(program: Program, discrete: list[str], args: tuple) -> Program:
+    remedy = (
+        "Write a guide for them and choose strategies: fit(inference.elbo(model, guide, strategies='auto'), args=...), or use "
+        "inference.smc."
+    )
+    try:
+        summed = ppl.eliminate(program, *discrete)
+        split = Arguments(args)
+        run = lambda arrays: summed.simulate(jax.random.key(0), *split.join(arrays)).log_density
+        jax.eval_shape(run, split.arrays(args))
+    except (ValueError, TypeError) as err:
+        raise ValueError(
+            f"fit: the discrete sites {discrete} of {program!r} cannot be summed out ({err}), and there is no other default. "
+            + remedy
+        ) from err
+    return summed
+
+
+def default_optimizer(params: Mapping[str, Any], num_steps: int | None) -> Any:
+    """Adam: faster for arrays than for the weights of modules; slowed down to a halt over `num_steps` if these are known."""
+    import optax
+
+    def adam(rate: float) -> Any:
+        return optax.adam(optax.cosine_decay_schedule(rate, num_steps) if num_steps else rate)
+
+    rates = [ARRAY_RATE if hasattr(params[n], "dtype") else MODULE_RATE for n in leaf_names(params)]
+    labels = jax.tree.unflatten(jax.tree.structure(params), rates)
+    return optax.partition({rate: adam(rate) for rate in set(rates)}, labels)
+
+
+def report(reasons: Mapping[str, str]) -> None:
+    """Print what was chosen."""
+    width = max(map(len, reasons))
+    print(
+        "fit chooses", *(f"  {k:<{width}}  {v}" for k, v in reasons.items()), sep="\n", flush=True
+    )
+
+
+def warn_if_unsettled(fit: Any) -> None:
+    """Warn where the run slowed down because it had to."""
+    if fit.stop_reason == "settled" and fit.steps > MAX_STEPS:
+        warnings.warn(
+            f"fit: after {MAX_STEPS:,} steps the value had not settled, or its noise left that open. Look at "
+            "fit.history['value']; train on with params=fit.last_params, another optimizer, or num_steps.",
+            stacklevel=3,
+        )
+
+
+def warn_of_bad_weights(fit: Any, key: Any) -> None:
+    """Warn where importance weights say that the guide is no stand-in for the posterior."""
+    draws = fit.posterior(key, _NUM_DRAWS, batch_size=20)
+    worth = importance_diagnostics(draws.log_weights)
+    # The tail of weights that are all but equal may have any shape.
+    if worth.k_hat > worth.k_threshold and worth.ess < 0.9 * _NUM_DRAWS:
+        warnings.warn(
+            f"fit: k-hat is {worth.k_hat:.2f}, above {worth.k_threshold:.2f}, and {worth.ess:.0f} of {_NUM_DRAWS} draws count: "
+            "draws of this guide are no stand-in for the posterior, not even when weighted. A guide of your own, "
+            "inference.tempered_smc or NumPyro's NUTS may do better.",
+            stacklevel=3,
+        )

@@ -1,0 +1,230 @@
+"""A model and data are enough: what fit chooses, when it stops, what it warns of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import pytest
+from _fit_fakes import Objective
+
+from lapilli import inference, ppl
+from lapilli.inference.fitting import settling
+from lapilli.inference.fitting._settling import is_done
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(40, 3)).astype(np.float32)
+Y = (X @ [1.0, -1.0, 0.5] + 0.5 * RNG.normal(size=40)).astype(np.float32)
+
+
+def regression(x, y=None):
+    beta = ppl.sample("beta", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(x @ beta, 0.5), obs=y)
+
+
+def mixture(x):
+    weight = ppl.sample("weight", dist.Beta(2.0, 2.0))
+    with ppl.plate("rows", x.shape[0]):
+        z = ppl.sample("z", dist.Bernoulli(weight))
+        ppl.sample("x", dist.Normal(4.0 * z - 2.0, 1.0), obs=x)
+
+
+def test_a_model_and_data_reach_the_exact_posterior(capsys):
+    fit = inference.fit(regression, args={"x": X, "y": Y})
+    precision = np.eye(3) + X.T @ X / 0.25
+    mean, cov = np.linalg.solve(precision, X.T @ Y / 0.25), np.linalg.inv(precision)
+    sd = np.sqrt(np.diag(cov))
+    draws = fit.posterior(KEY, 4000).choices["beta"]
+    np.testing.assert_allclose((draws.mean(0) - mean) / sd, 0.0, atol=0.12)
+    np.testing.assert_allclose(draws.std(0) / sd, 1.0, atol=0.1)
+    assert fit.stop_reason == "settled"
+    said = capsys.readouterr().out
+    for words in ("AutoMultivariateNormal, for 3 coordinates", "elbo", "Adam, 0.02", "settled"):
+        assert words in said
+
+
+def test_discrete_sites_are_summed_out(capsys):
+    x = np.concatenate([-2 + RNG.normal(size=30), 2 + RNG.normal(size=10)]).astype(np.float32)
+    fit = inference.fit(mixture, args=(x,), num_steps=600, progress=False)
+    assert capsys.readouterr().out == ""
+    grid = jnp.linspace(0.005, 0.995, 200)
+    log_liks = [dist.Normal(m, 1.0).log_prob(x) for m in (-2.0, 2.0)]
+    each = jnp.logaddexp(
+        jnp.log1p(-grid)[:, None] + log_liks[0], jnp.log(grid)[:, None] + log_liks[1]
+    )
+    post = jax.nn.softmax(each.sum(1) + dist.Beta(2.0, 2.0).log_prob(grid))
+    exact = float(jnp.sum(grid * post))
+    assert abs(fit.posterior(KEY, 2000).choices["weight"].mean() - exact) < 0.01
+
+
+def test_missing_cells_are_left_to_the_model():
+    def model(y):
+        mean = ppl.sample("mean", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", y.shape[0]):
+            ppl.sample("y", dist.Normal(mean, 0.5), obs=jnp.nan_to_num(y), obs_mask=~jnp.isnan(y))
+
+    y = np.array([1.0, np.nan, 2.0, 1.5], np.float32)
+    fit = inference.fit(model, args=(y,), num_steps=800, progress=False)
+    exact = (4.5 / 0.25) / (1 + 3 / 0.25)
+    assert abs(fit.posterior(KEY, 2000).choices["mean"].mean() - exact) < 0.02
+
+
+@pytest.mark.filterwarnings("ignore:fit. k-hat")  # of few steps
+def test_many_coordinates_get_a_mean_field_and_none_get_no_guide(capsys):
+    def wide(y):
+        ppl.sample("z", dist.Normal(jnp.zeros(31), 1.0).to_event(1))
+
+    def none(y):
+        ppl.sample("y", dist.Normal(ppl.param("mean", 0.0), 1.0), obs=y)
+
+    settings = {"args": (jnp.asarray(2.0),), "num_steps": 200}
+    inference.fit(wide, **settings)
+    assert "AutoNormal, for 31 coordinates (more than 30)" in capsys.readouterr().out
+    fit = inference.fit(none, **settings)
+    assert "none, since no continuous site is latent" in capsys.readouterr().out
+    assert fit.params["mean"] > 1.5
+
+
+def test_a_bad_guide_is_warned_of():
+    def funnel(y):
+        scale = ppl.sample("scale", dist.Normal(0.0, 3.0))
+        ppl.sample("z", dist.Normal(jnp.zeros(40), jnp.exp(scale)).to_event(1))
+        ppl.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    with pytest.warns(UserWarning, match="k-hat is .*no stand-in"):
+        inference.fit(funnel, args=(0.0,), num_steps=100, progress=False)
+
+
+def test_what_has_no_default_is_refused_with_the_remedy():
+    def counts(y):
+        k = ppl.sample("k", dist.Poisson(3.0))
+        ppl.sample("y", dist.Normal(1.0 * k, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"sites \['k'\] of .*cannot be summed out.*Write a guide"):
+        inference.fit(counts, args=(1.0,), progress=False)
+    with pytest.raises(
+        TypeError, match="'objective' is a model, and 'args' an iterable of batches"
+    ):
+        inference.fit(regression, args=[(X, Y)], plate_sizes={}, progress=False)
+
+
+def test_an_objective_gets_an_optimiser_with_rates_by_kind():
+    import equinox as eqx
+
+    def model(x):
+        with ppl.plate("rows", x.shape[0]):
+            z = ppl.sample("z", dist.Normal(0.0, 1.0))
+            ppl.sample("x", dist.Normal(z + ppl.param("shift", 0.0), 1.0), obs=x)
+
+    def guide(x):
+        net = ppl.module("net", eqx.nn.Linear(1, 1, key=KEY))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("z", dist.Normal(jax.vmap(net)(x[:, None])[:, 0], 1.0))
+
+    bound = inference.elbo(model, guide)
+    x = jnp.arange(5.0)
+    start = bound.init(KEY, x)
+    fit = inference.fit(bound, args=(x,), num_steps=1, params=start, progress=False)
+    moved = {
+        n: max(
+            float(jnp.max(jnp.abs(a - b)))
+            for a, b in zip(*map(jax.tree.leaves, (fit.params[n], start[n])), strict=True)
+        )
+        for n in start
+    }
+    assert moved["shift"] == pytest.approx(0.02, rel=1e-3)
+    assert moved["net"] == pytest.approx(0.001, rel=1e-3)
+
+
+def descend(noise, *, rate=0.02, seed=0, drift=0.0, most=60_000, **options):
+    """Noisy steps down a bowl with curvatures 1 to 100, whose floor sinks by `drift` nats a step."""
+    optimizer = settling(optax.adam(rate), **options)
+    curvature = jnp.logspace(0, 2, 5)
+
+    def body(loop):
+        params, state, key, step = loop
+        key, one, two = jax.random.split(key, 3)
+        value = 0.5 * jnp.sum(curvature * params**2) - drift * step
+        value = value + noise * jax.random.normal(one)
+        grads = curvature * params + 0.3 * noise * jnp.sqrt(curvature) * jax.random.normal(
+            two, (5,)
+        )
+        updates, state = optimizer.update(grads, state, params, value=value)
+        return optax.apply_updates(params, updates), state, key, step + 1
+
+    def run(seed):
+        params = 5.0 * jnp.ones(5)
+        start = params, optimizer.init(params), jax.random.key(seed), 0
+        go_on = lambda loop: ~is_done(loop[1]) & (loop[3] < most)
+        params, state, _, step = jax.lax.while_loop(go_on, body, start)
+        return 0.5 * jnp.sum(curvature * params**2), state.settled_at, step
+
+    return jax.jit(jax.vmap(run))(jnp.arange(seed, seed + 20))
+
+
+@pytest.mark.parametrize(("noise", "rate"), [(0.1, 0.02), (1.0, 0.02), (10.0, 0.1)])
+def test_a_settled_run_is_near_the_bottom(noise, rate):
+    """What is left is a small part of one estimate's noise, for 20 seeds of 20, and the run does end."""
+    left, settled_at, step = descend(noise, rate=rate)
+    assert (settled_at > 0).all() and (step < 60_000).all()
+    assert (left < 0.1 * max(1.0, noise)).all()
+
+
+def test_a_slow_gain_worth_having_is_not_taken_for_the_end():
+    """1 nat in 1,000 steps, hidden in noise of 3 nats: over a third of the run more than the tolerance."""
+    _, settled_at, step = descend(3.0, drift=1e-3, most=15_000)
+    assert (settled_at == 0).all() and (step == 15_000).all()
+
+
+def test_the_pace_falls_to_zero_and_not_before():
+    left, settled_at, step = descend(0.1, max_steps=300)
+    assert (settled_at == 300).all() and (step == 500).all()
+
+
+@pytest.mark.parametrize("options", [{"tolerance": 0.0}, {"confidence": -1.0}, {"max_steps": 0}])
+def test_settling_refuses_what_is_not_positive(options):
+    with pytest.raises(ValueError, match="must be positive"):
+        settling(optax.adam(0.1), **options)
+
+
+def test_a_run_that_settles_resumes_to_the_bit_and_stays_ended(tmp_path):
+    bowl = lambda **options: inference.fit(
+        Objective(), optax.adam(0.05), (np.ones(4, np.float32),), key=KEY, progress=False, **options
+    )
+    whole = bowl()
+    path = tmp_path / "run.npz"
+    stop = lambda info: info.step >= 500
+    bowl(checkpoint=path, callbacks=[stop])
+    resumed = bowl(checkpoint=path)
+    assert whole.steps == resumed.steps and whole.stop_reason == resumed.stop_reason == "settled"
+    assert all(np.array_equal(whole.params[n], resumed.params[n]) for n in whole.params)
+    again = bowl(checkpoint=path)
+    assert again.steps == whole.steps and again.stop_reason == "settled"
+
+
+def test_seeds_settle_together():
+    fit = inference.fit(
+        Objective(),
+        optax.adam(0.05),
+        (np.ones(4, np.float32),),
+        num_seeds=2,
+        key=KEY,
+        progress=False,
+    )
+    assert fit.stop_reason == "settled" and fit.history["value"].shape == (fit.steps, 2)
+
+
+def test_a_run_that_does_not_settle_is_warned_of(monkeypatch):
+    from lapilli.inference.fitting import _defaults, _settling
+
+    fit = inference.fit(  # by a rule of its own, of which fit says nothing
+        Objective(), settling(optax.adam(0.05), max_steps=110), (np.ones(4, np.float32),), num_steps=1000, key=KEY,
+        progress=False,
+    )  # fmt: skip
+    assert fit.stop_reason == "settled" and fit.steps == 310
+    monkeypatch.setattr(_defaults, "MAX_STEPS", 100)
+    with pytest.warns(UserWarning, match="after 100 steps the value had not settled"):
+        _defaults.warn_if_unsettled(fit)
+    assert _settling.MAX_STEPS == 100_000
