@@ -24,7 +24,8 @@ Particles
     tempered_smc, TemperedResult        from prior to posterior by temperature
     smc_sampler                         a particle run as a program with an estimated density
 
-Export
+From results
+    predict                             new rows and forecasts, from the draws of any sampler
     to_arviz                            a result as a tree for ArviZ, which writes netCDF
 
 Sub-namespaces, each with a list like this one
@@ -43,7 +44,7 @@ from . import (
     particles as particles,
 )
 from ._abstract_objective import AbstractObjective as AbstractObjective
-from .export import to_arviz as to_arviz
+from .export import predict as predict, to_arviz as to_arviz
 from .fitting import Fit as Fit, Posterior as Posterior, fit as fit
 from .local import local_laplace as local_laplace
 from .objectives import (
@@ -112,6 +113,7 @@ __all__ = [
     "tempered_smc",
     "TemperedResult",
     "smc_sampler",
+    "predict",
     "to_arviz",
     "fitting",
     "local",

@@ -17,6 +17,7 @@ import numpy as np
 from ...ppl._compat import typed_key
 from .._arguments import Arguments
 from .._depends import depends
+from .._forward import forward_program
 
 _REMEDY = (
     "Say which sites of the fit are kept, as in keep={kept}: the guide then runs at the fit's own arguments, and the model draws "
@@ -44,6 +45,10 @@ def predictive(
         patterns = [keep] if isinstance(keep, str) else list(keep)
         at = args if fit_args is None else fit_args
         _check_kept(guide, patterns, at, is_stored=fit_args is not None)
+
+    choices = _choices(guide, at)
+    kept = {name: x for name, x in choices.items() if _matches(name, patterns)}
+    model = forward_program("Fit.predict", model, kept, args)
 
     def draw(key: Any, args: tuple, at: tuple) -> Any:
         guide_key, model_key = jax.random.split(key)
@@ -108,6 +113,12 @@ def _global_sites(model: Any, guide: Any, fit_args: tuple | None) -> list[str]:
     return [n for n in names if not num_rows & set(sites[n].batch_shape)]
 
 
+def _choices(guide: Any, args: tuple) -> dict[str, Any]:
+    split = Arguments(args)
+    run = lambda arrays: guide.simulate(jax.random.key(0), *split.join(arrays)).shared_choices
+    return jax.eval_shape(run, split.arrays(args))
+
+
 def _leading(args: tuple) -> set[int]:
     """Lengths of the leading axes of the arguments' arrays."""
     return {x.shape[0] for x in Arguments(args).arrays(args) if x.ndim}
@@ -134,8 +145,13 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
-def map_keys(draw: Callable, key: Any, num_samples: int, batch_size: int, args: tuple) -> Any:
-    """`draw(key_s, *args)` for s < num_samples, `batch_size` at a time; results on the host."""
+def map_keys(
+    draw: Callable, key: Any, num_samples: int, batch_size: int, args: tuple, each: Any = None
+) -> Any:
+    """`draw(key_s, *args)` for s < num_samples, `batch_size` at a time; results on the host.
+
+    With `each`, a tree of arrays [num_samples, ...], it is `draw(key_s, each_s, *args)`.
+    """
     if num_samples < 1 or batch_size < 1:
         raise ValueError(
             f"num_samples and batch_size must be at least 1; got {num_samples} and {batch_size}."
@@ -143,13 +159,16 @@ def map_keys(draw: Callable, key: Any, num_samples: int, batch_size: int, args: 
     batch_size = min(batch_size, num_samples)
     split = Arguments(args)
     arrays = split.arrays(args)
-    run = jax.jit(lambda keys, arrays: jax.vmap(lambda k: draw(k, *split.join(arrays)))(keys))
-    keys = jax.random.split(typed_key(key), num_samples)
+    one = lambda k, own, arrays: draw(k, *own, *split.join(arrays))
+    run = jax.jit(jax.vmap(one, (0, 0, None)))
+    keys, own = jax.random.split(typed_key(key), num_samples), () if each is None else (each,)
     parts = []
     for start in range(0, num_samples, batch_size):
         # The last part overlaps the one before, so that every part has one shape and compiles once.
         start = min(start, num_samples - batch_size)
-        part = jax.tree.map(np.asarray, run(keys[start : start + batch_size], arrays))
+        cut = slice(start, start + batch_size)
+        own_part = jax.tree.map(lambda x, cut=cut: x[cut], own)
+        part = jax.tree.map(np.asarray, run(keys[cut], own_part, arrays))
         parts.append((start, part))
     return jax.tree.map(lambda *leaves: _join(num_samples, parts, leaves), *(p for _, p in parts))
 

@@ -153,6 +153,17 @@ class Eliminated(Program):
         drawn = self.posterior(k1, choices, *args, **kwargs)
         return self.program.predict_trace(k2, {**choices, **drawn}, *args, **kwargs)
 
+    def forecast_trace(
+        self, key: Any, choices: Mapping[str, Any], num_seen: int | None, *args: Any, **kwargs: Any
+    ) -> Trace:
+        """`predict_trace`; steps to come are cells that `obs_mask` says are missing."""
+        if num_seen is not None:
+            raise TypeError(
+                f"{self.label}: its sites are drawn from all observations, so num_seen has no meaning. Mark the steps to come as "
+                "missing, with obs_mask."
+            )
+        return self.predict_trace(key, choices, *args, **kwargs)
+
     def propose(
         self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, **kwargs: Any
     ) -> Trace:

@@ -138,6 +138,8 @@ class StochasticProgram(Program, abc.ABC):
             f"{self.label}: it keeps choices only; predict from the program it was made of."
         )
 
+    forecast_trace = predict_trace
+
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
         """Initial unconstrained parameters of all its parts."""
         return init_params(

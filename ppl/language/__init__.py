@@ -34,6 +34,7 @@ from ._program import (
     as_program as as_program,
     draw as draw,
     model as model,
+    predictions as predictions,
 )
 from ._reweight import SiteWeights as SiteWeights, reweight as reweight
 from ._score import (

@@ -165,23 +165,33 @@ class Program:
         Observed sites are drawn anew. Latent sites without a value are drawn from their prior; a statement whose `obs` is
         None is one of them, so that `model(X, y=None)` draws y.
 
+        A forecast: values of the first steps of a `ppl.scan` that has more of them now are kept, and so are the observations of
+        these steps; the scan goes on from there by draws. The result holds such sites whole.
+
         Raises:
             ChoiceMismatch: `choices` names a site that the program does not have.
         """
         trace = self.predict_trace(key, choices, *args, **kwargs)
-        drawn = {
-            name: value
-            for name, value in trace.choices.items()
-            if name not in choices and not trace.sites[name].is_imputed
-        }
-        return {**drawn, **trace.observed, **trace.deterministic}
+        return predictions(trace, choices)
 
     def predict_trace(
         self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> Trace:
         """The whole trace behind `predict`: given and drawn latent sites, redrawn observations."""
+        return self.forecast_trace(key, choices, None, *args, **kwargs)
+
+    def forecast_trace(
+        self, key: Any, choices: Mapping[str, Any], num_seen: int | None, *args: Any, **kwargs: Any
+    ) -> Trace:
+        """`predict_trace` with the observations of the first `num_seen` steps of scans; None: of those that `choices` have."""
         refuse_inside_engine("predict")
-        runner = Runner(typed_key(key), _arrays(choices), redraw_observed=True)
+        runner = Runner(
+            typed_key(key),
+            _arrays(choices),
+            redraw_observed=True,
+            continues=True,
+            num_seen=num_seen,
+        )
         trace = self._run(runner, args, kwargs)
         _check_used(runner, choices, self)
         return trace
@@ -332,6 +342,17 @@ class ChoiceMismatch(ValueError):
     def __init__(self, message: str, missing: list[str], extra: list[str]) -> None:
         super().__init__(message)
         self.missing, self.extra = missing, extra
+
+
+def predictions(trace: Trace, choices: Mapping[str, Any]) -> dict[str, Array]:
+    """What such a trace holds beside the choices that were given whole."""
+    drawn = {
+        name: value
+        for name, value in trace.choices.items()
+        if (name not in choices or jnp.shape(value) != jnp.shape(choices[name]))
+        and not trace.sites[name].is_imputed
+    }
+    return {**drawn, **trace.observed, **trace.deterministic}
 
 
 def _check_used(runner: Runner, choices: Collection[str], program: Program) -> None:

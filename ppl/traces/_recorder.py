@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,21 @@ from ._reach import Reach, limits_of
 from ._sites import Region, SiteInfo, describe, describe_deterministic
 
 Array = jax.Array
+
+
+SEEN = " seen"  # no site: whether a step's observations hold
+
+
+class Begun(NamedTuple):
+    """A forced value that holds for the first steps of a scan.
+
+    Attributes:
+        value: one for each step; those after the end are not used.
+        holds: whether the step has one.
+    """
+
+    value: Array
+    holds: Array
 
 
 @dataclasses.dataclass
@@ -52,6 +67,11 @@ class HiddenDraw(ValueError):
 
 class Recorder(Messenger, abc.ABC):
     """Abstract: run a program, give every site a value, keep every site's numbers."""
+
+    continues: bool = False  # whether forced values of a shorter scan hold for its first steps
+    num_seen: int | None = (
+        None  # ... and its observations, for as many steps; None: where a forced value holds
+    )
 
     def __init__(self, key: Array | None = None, forced: dict[str, Array] | None = None) -> None:
         super().__init__()

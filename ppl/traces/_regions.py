@@ -22,7 +22,7 @@ from jax import lax
 from .._compat import control_flow, control_flow_value, handler_stack, numpyro_cond, numpyro_scan
 from ._branches import check_infos, joined
 from ._reach import completed
-from ._recorder import Frame, Recorder
+from ._recorder import SEEN, Begun, Frame, Recorder
 from ._sites import Region
 
 
@@ -54,7 +54,10 @@ def scan(
         recorder.begin_steps(init)
     threads = [r.open_region("scan") for r in recorders]
     keys = [key for key, _ in threads]
-    slices = [_leading(forced, length) for _, forced in threads]
+    slices = [
+        {**_leading(forced, length), **_begun(r, forced, length)}
+        for r, (_, forced) in zip(recorders, threads, strict=True)
+    ]
     _explore(recorders, lambda: (keys, _first(slices)), lambda: step(init, _first(xs)))
     frames: list[Frame] = []
 
@@ -276,11 +279,34 @@ def _merge(
 
 def _leading(forced: dict[str, Any], size: int) -> dict[str, Any]:
     """The forced values that can have an axis of this region: the names inside are not known before the body runs."""
-    return {
-        name: value
-        for name, value in forced.items()
-        if jnp.ndim(value) and jnp.shape(value)[0] == size
-    }
+
+    def stacked(value: Any) -> Any:
+        return (
+            Begun(value.value, jnp.broadcast_to(value.holds, size))
+            if isinstance(value, Begun)
+            else value
+        )
+
+    def shape(value: Any) -> tuple[int, ...]:
+        return jnp.shape(value.value if isinstance(value, Begun) else value)
+
+    return {name: stacked(value) for name, value in forced.items() if shape(value)[:1] == (size,)}
+
+
+def _begun(recorder: Recorder, forced: dict[str, Any], length: int) -> dict[str, Begun]:
+    """Of a recorder that continues, the forced values of the first steps of a scan, and which steps have been seen."""
+    if not recorder.continues:
+        return {}
+    found, step = {}, jnp.arange(length)
+    for name, value in forced.items():
+        if not isinstance(value, Begun) and jnp.ndim(value) and 0 < len(value) < length:
+            rest = jnp.broadcast_to(value[-1:], (length - len(value), *value.shape[1:]))
+            found[name] = Begun(jnp.concatenate([value, rest]), step < len(value))
+    if SEEN in forced:
+        found[SEEN] = Begun(step, jnp.broadcast_to(forced[SEEN].holds, length))
+    elif recorder.num_seen is not None:
+        found[SEEN] = Begun(step, step < recorder.num_seen)
+    return found
 
 
 def _axis_name(recorders: list[Recorder], kind: str) -> str:

@@ -16,7 +16,7 @@ from .._foreign import kind_of
 from ..distributions import is_boolean, is_masked, is_unbounded
 from ._keys import fold_name
 from ._reach import penalty_of_reach, reach_of
-from ._recorder import Recorder
+from ._recorder import Begun, Recorder
 from ._sites import PROPOSED, log_prob_of
 
 Array = jax.Array
@@ -34,6 +34,8 @@ class Runner(Recorder):
         exploring: meet the parameters inside regions as plain arrays.
         keep: boolean scalar; where it is false, forced values give way to draws. None: they always hold.
         draw: `(message, key) -> value`, draws a site; None: the distribution's sampler.
+        continues: take forced values of a shorter scan for its first steps, with the observations there, and draw the rest.
+        num_seen: steps of a scan whose observations hold; None: those with a forced value of a shorter scan.
     """
 
     def __init__(
@@ -46,9 +48,12 @@ class Runner(Recorder):
         defer_imputed: bool = False,
         exploring: bool = False,
         draw: Callable[[dict[str, Any], Array], Array] | None = None,
+        continues: bool = False,
+        num_seen: int | None = None,
     ) -> None:
         super().__init__(key, forced)
         self.keep, self.draw = keep, draw
+        self.continues, self.num_seen = continues, num_seen
         self.redraw_observed = redraw_observed
         self.defer_imputed = defer_imputed
         self.is_exploring = exploring
@@ -59,9 +64,10 @@ class Runner(Recorder):
         name = msg["name"]
         given = None if msg["is_observed"] else self.given(name)
         if given is not None:
-            msg["value"] = given
-            if self.keep is not None:
-                msg["value"] = jnp.where(self.keep, given, self._draw(msg))
+            keep = self.keep
+            if isinstance(given, Begun):
+                given, keep = given
+            msg["value"] = given if keep is None else jnp.where(keep, given, self._draw(msg))
             msg["_forced"] = True
             self.frame.used.add(name)
         elif msg["is_observed"] and not (
@@ -75,7 +81,14 @@ class Runner(Recorder):
             msg["_imputed"] = True
         elif self.frame.key is not None:
             if not (msg["is_observed"] and _is_unit(msg["fn"])):
-                msg["value"] = self._draw(msg)
+                seen = [x.holds for x in self.frame.forced.values() if isinstance(x, Begun)]
+                drawn = self._draw(msg)
+                held = msg["is_observed"] and seen
+                msg["value"] = (
+                    jnp.where(jnp.any(jnp.stack(seen)), jnp.asarray(msg["value"]), drawn)
+                    if held
+                    else drawn
+                )
                 msg["intermediates"] = []
         else:
             self.missing.append(name)

@@ -112,3 +112,60 @@ def test_programs_predict_what_they_draw():
     drawn = ppl.as_program(rows).predict(KEY, {"slope": 1.0}, NEW)
     assert set(drawn) == {"u", "mean", "y"}
     assert set(ppl.as_program(rows).predict(KEY, {"slope": 1.0}, NEW, NEW)) == {"u", "mean", "y"}
+
+
+def test_a_site_that_is_kept_brings_what_it_depends_on():
+    """U given and its mean drawn anew would not be a draw of the posterior."""
+
+    def model(x, y=None):
+        mean = ppl.sample("mean", dist.Normal(0.0, 1.0))
+        u = ppl.sample("u", dist.Normal(mean, 1.0))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(mean + u * x, 0.3), obs=y)
+
+    def guide(x, y=None):
+        ppl.sample("mean", dist.Normal(ppl.param("m", 0.0), 1.0))
+        ppl.sample("u", dist.Normal(ppl.param("l", 0.0), 1.0))
+
+    fit = inference.fit(
+        inference.elbo(model, guide), optax.sgd(0.0), (X, Y), num_steps=1, key=KEY, progress=False
+    )
+    with pytest.raises(ValueError, match=r"'u' is kept, and its law depends.*\['mean', 'y'\]"):
+        fit.predict(KEY, NEW, keep=["u"], num_samples=3)
+    assert set(fit.predict(KEY, NEW, keep=["mean"], num_samples=3)) == {"u", "y"}
+    assert set(fit.predict(KEY, NEW, keep="*", num_samples=3)) == {"y"}
+
+
+@pytest.mark.filterwarnings("ignore:fit. k-hat")  # of a single step
+def test_summed_sites_of_new_rows_are_drawn_from_the_model():
+    """A mixture of lines: each new row has a component of its own."""
+
+    def model(x, y=None):
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", x.shape[0]):
+            z = ppl.sample("z", dist.Bernoulli(0.25))
+            ppl.sample("y", dist.Normal(slope * x + 10.0 * z, 0.1), obs=y)
+
+    fit = inference.fit(model, None, (X, Y), num_steps=1, key=KEY, progress=False)
+    drawn = fit.predict(KEY, NEW, num_samples=4000)
+    assert set(drawn) == {"z", "y"}
+    np.testing.assert_allclose(drawn["z"].mean(0), 0.25, atol=0.03)
+    assert (np.abs(drawn["y"][drawn["z"] == 1].mean() - 10) < 1).all()
+    seen = fit.predict(KEY, num_samples=20)  # at the rows of the fit: what their y says of z
+    assert (seen["z"] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:fit. k-hat")
+def test_summed_sites_need_all_observations_or_none():
+    def model(x, y=None):
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", x.shape[0]):
+            z = ppl.sample("z", dist.Bernoulli(0.25))
+            ppl.sample("x", dist.Normal(1.0 * z, 1.0), obs=x)
+            ppl.sample("y", dist.Normal(slope * x + 10.0 * z, 0.1), obs=y)
+
+    fit = inference.fit(model, None, (X, Y), num_steps=1, key=KEY, progress=False)
+    with pytest.raises(
+        ValueError, match=r"draw \['z'\] from what \['x'\] tell.*\['y'\] are not given"
+    ):
+        fit.predict(KEY, NEW, num_samples=3)

@@ -1,0 +1,65 @@
+"""Which program draws what comes next, given draws of some of its sites.
+
+Forward simulation draws a site that is not given from its law given what lies before it. That is its law given the draws only
+if no given site depends on it: one that does would have told something about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..ppl.densities import Eliminated
+from ..ppl.language import Program
+from ._arguments import Arguments
+from ._depends import depends
+
+
+def forward_program(method: str, program: Any, choices: Mapping[str, Any], args: tuple) -> Any:
+    """The program to simulate with these choices (values or shapes) at these arguments.
+
+    That is the program itself; if its discrete sites are summed out and the observations that told of them are not there, the
+    program with these sites in it.
+
+    Raises:
+        ValueError: a given site depends on one that would be drawn; `method` is who asks.
+    """
+    if not isinstance(program, Program):
+        return program
+    split = Arguments(args)
+    arrays, key = split.arrays(args), jax.random.key(0)
+    if isinstance(program, Eliminated):
+        joint = program.program
+        sites = jax.eval_shape(lambda a: joint.simulate(key, *split.join(a)), arrays).sites
+        new = [n for n, s in sites.items() if s.kind == "latent" and not s.is_imputed]
+        new = [name for name in new if name not in choices and name not in program.sites]
+        if not new:
+            return program
+        seen = [name for name, s in sites.items() if s.kind == "observed"]
+        if seen:
+            raise ValueError(
+                f"{method}: {program!r} would draw {list(program.sites)} from what {seen} tell of them, but {new} are not given. "
+                "Give all observations, or none of them."
+            )
+        program = joint
+    shapes = jax.eval_shape(lambda a: program.simulate(key, *split.join(a)), arrays).choices
+    whole = {
+        name: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype)
+        for name, x in choices.items()
+        if name in shapes and jnp.shape(x) == shapes[name].shape
+    }
+    run = lambda key, given, a: program.generate(key, given, *split.join(a))[0].log_probs
+    closed, out = jax.make_jaxpr(run, return_shape=True)(key, whole, arrays)
+    marks = [True] + [False] * (len(closed.jaxpr.invars) - 1)
+    reads = jax.tree.unflatten(jax.tree.structure(out), depends(closed.jaxpr, marks))
+    for name in whole:
+        if reads.get(name):
+            drawn = [n for n in shapes if n not in choices]
+            raise ValueError(
+                f"{method}: site '{name}' is kept, and its law depends on a site that would be drawn anew (of {drawn}), which "
+                "the kept value tells something about. Keep what it depends on, too, or let it be drawn."
+            )
+    return program

@@ -1,0 +1,133 @@
+"""Predictions from the draws of any result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ... import ppl
+from ...ppl._checks import check_counts
+from ...ppl._compat import typed_key
+from ...ppl.language import arguments, predictions
+from .._forward import forward_program
+from ..diagnostics._weights import importance_diagnostics, resampling_indices
+from ..fitting import Fit, Posterior
+from ..fitting._predictive import map_keys
+from ..particles.parameters import ParticleGibbsResult, PMMHResult
+from ._arviz_source import PARTICLES, is_mcmc
+
+
+def predict(
+    model: Any,
+    result: Any,
+    key: jax.Array,
+    *args: Any,
+    num_samples: int = 1000,
+    num_seen: int | None = None,
+    batch_size: int = 100,
+    **kwargs: Any,
+) -> dict[str, np.ndarray]:
+    """Draw what comes next: p(new | z), z a draw of the posterior.
+
+    Sites that the draws give are kept; all others are drawn from the model at these arguments, observations included: new
+    rows, an observation whose `obs` is None.
+
+    A forecast is a run whose scan goes on. Its first steps keep the draws' values and their observations, and the steps after
+    them are drawn, so that `predict(model, result, key, longer)` continues each draw's own path.
+
+    Args:
+        model: the program.
+        result: whose draws: an `SMCResult` or another particle run, a `PMMHResult`, `ParticleGibbsResult`, a `Posterior`
+            (resampled by its weights), a NumPyro MCMC after its run, or a mapping from site to draws [S, ...]. A fit predicts
+            by `Fit.predict`.
+        key: PRNG key of either kind.
+        *args: arguments of the model: new rows, or a longer series, whose observations of the steps to come are not read.
+        num_samples: number of predictions; chains are thinned evenly or repeated to as many.
+        num_seen: steps of the scan whose observations are kept; default, those for which the draws have values of a shorter
+            scan. Say it where no site of the scan is latent and observations lead to the next ones (an autoregression).
+        batch_size: held on the device at once. It does not change which draws are made.
+        **kwargs: keyword arguments of the model; one with the name of an option here goes by position.
+
+    Returns:
+        All sites that the draws do not hold whole by name, NumPy arrays [num_samples, *site shape].
+
+    Raises:
+        TypeError: the result has no draws of named sites.
+        ValueError: the draws name a site that the program does not have, or have a shape that does not fit; a site that they give
+            depends on one that they do not give.
+
+    Validity: draws of the posterior predictive as far as `result` has draws of the posterior. A forecast asks for the joint law
+    of parameters and last states, which a filter has, too. In a program that leads an observation on to the next step, what is
+    led on must be what `ppl.sample` returned, not the argument that was passed as `obs`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
+        >>> from lapilli import inference, ppl
+        >>> def walk(y):
+        ...     def step(z, y):
+        ...         z = ppl.sample("z", dist.Normal(z, 1.0))
+        ...         ppl.sample("y", dist.Normal(z, 0.5), obs=y)
+        ...         return z, None
+        ...     ppl.scan(step, 0.0, y)
+        >>> run = inference.smc(walk, jax.random.key(0), jnp.arange(6.0), num_particles=100)
+        >>> ahead = inference.predict(walk, run, jax.random.key(1), jnp.zeros(6 + 4), num_samples=50)
+        >>> {name: draws.shape for name, draws in ahead.items()}  # the first six of z are the particles'
+        {'z': (50, 10), 'y': (50, 10)}
+    """
+    args = arguments(predict, model, args, kwargs)
+    check_counts("predict", num_samples=num_samples, batch_size=batch_size)
+    program = ppl.as_program(model)
+    draw_key, key = jax.random.split(typed_key(key))
+    choices = _draws(result, draw_key, num_samples)
+    one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), choices)
+    program = forward_program("predict", program, one, args)
+
+    def draw(key: Any, choices: dict[str, Any], *args: Any) -> dict[str, Any]:
+        trace = program.forecast_trace(key, choices, num_seen, *args)
+        return predictions(trace, choices)
+
+    return map_keys(draw, key, num_samples, batch_size, args, choices)
+
+
+def _draws(result: Any, key: Any, num_samples: int) -> dict[str, Any]:
+    """Equally weighted draws by site, as many as asked for."""
+    if isinstance(result, Fit):
+        raise TypeError(
+            "predict: a Fit has a method for this: fit.predict(key, *args, num_samples=...)."
+        )
+    if isinstance(result, PARTICLES):
+        drawn = result.sample(key, num_samples)
+        if isinstance(drawn, Mapping):
+            return dict(drawn)
+        raise TypeError(
+            "predict: the particles of a FeynmanKac have no names. Pass a mapping from the program's sites to draws."
+        )
+    if isinstance(result, PMMHResult):
+        axes = result.log_joint.ndim
+        choices = {n: x.reshape(-1, *x.shape[axes:]) for n, x in result.choices.items()}
+    elif isinstance(result, ParticleGibbsResult):
+        choices = result.choices
+    elif isinstance(result, Posterior):
+        worth = importance_diagnostics(result.log_weights)
+        rows = resampling_indices(key, worth.smoothed_log_weights)
+        choices = {name: x[rows] for name, x in result.choices.items()}
+    elif is_mcmc(result):
+        choices = result.get_samples()
+    elif isinstance(result, Mapping):
+        choices = result
+    else:
+        raise TypeError(
+            f"predict: argument 'result' is a {type(result).__name__}, which has no draws of named sites. Pass a particle run, a "
+            "chain, a Posterior, a NumPyro MCMC or a mapping from site to draws."
+        )
+    lengths = {name: len(x) for name, x in choices.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"predict: the sites have different numbers of draws, {lengths}. Give each one axis of draws in front."
+        )
+    num_draws = max(lengths.values(), default=0)
+    rows = (np.arange(num_samples) * num_draws) // num_samples  # evenly
+    return {name: x[rows] for name, x in choices.items()}

@@ -1,0 +1,208 @@
+"""Predictions from the draws of any result: what is given is kept, what is new is drawn, scans go on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC, NUTS
+
+from lapilli import inference, ppl
+
+KEY = jax.random.key(0)
+Y = jnp.array([0.4, 1.1, 0.3, 1.9, 1.2])
+DRIFT, NOISE = 0.7, 0.5
+
+
+def walk(y):
+    """Local level: exact forecasts by Kalman."""
+
+    def step(z, y):
+        z = ppl.sample("z", dist.Normal(z, DRIFT))
+        ppl.sample("y", dist.Normal(z, NOISE), obs=y)
+        return z, None
+
+    ppl.scan(step, 0.0, y)
+
+
+def learned(y):
+    drift = ppl.sample("drift", dist.LogNormal(jnp.log(DRIFT), 0.3))
+
+    def step(z, y):
+        z = ppl.sample("z", dist.Normal(z, drift))
+        ppl.sample("y", dist.Normal(z, NOISE), obs=y)
+        return z, None
+
+    ppl.scan(step, 0.0, y)
+
+
+def line(x, y=None):
+    slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(slope * x, NOISE), obs=y)
+
+
+def kalman(ys):
+    mean, var = 0.0, 0.0
+    for y in np.asarray(ys, float):
+        var += DRIFT**2
+        gain = var / (var + NOISE**2)
+        mean, var = mean + gain * (y - mean), (1 - gain) * var
+    return mean, var
+
+
+LONGER = jnp.append(Y, jnp.full(3, jnp.nan))  # what stands in the steps to come is not read
+
+
+def test_a_filter_forecasts_as_kalman_does():
+    run = inference.smc(walk, KEY, Y, num_particles=20_000)
+    ahead = inference.predict(walk, run, KEY, LONGER, num_samples=20_000, batch_size=5000)
+    assert {n: x.shape for n, x in ahead.items()} == {"z": (20_000, 8), "y": (20_000, 8)}
+    mean, var = kalman(Y)
+    for h in (1, 2, 3):
+        of_z, of_y = var + h * DRIFT**2, var + h * DRIFT**2 + NOISE**2
+        # Draws from particles, themselves draws: twice the variance of the mean.
+        assert abs(ahead["z"][:, 4 + h].mean() - mean) < 4 * np.sqrt(2 * of_z / 20_000)
+        np.testing.assert_allclose(ahead["z"][:, 4 + h].var(), of_z, rtol=0.06)
+        np.testing.assert_allclose(ahead["y"][:, 4 + h].var(), of_y, rtol=0.06)
+
+
+def test_the_steps_that_are_given_are_kept():
+    z = jnp.arange(10.0).reshape(2, 5)
+    ahead = inference.predict(walk, {"z": z}, KEY, LONGER, num_samples=2)
+    np.testing.assert_array_equal(ahead["z"][:, :5], z)
+    same = inference.predict(walk, {"z": z}, KEY, Y, num_samples=2)
+    assert set(same) == {"y"}
+    program = ppl.as_program(walk)
+    drawn = program.predict(KEY, {"z": z[0]}, LONGER)
+    np.testing.assert_array_equal(drawn["z"][:5], z[0])
+    assert np.isfinite(drawn["z"]).all() and drawn["z"].shape == (8,)
+
+
+def autoregression(y):
+    def step(last, y):
+        return ppl.sample("y", dist.Normal(0.9 * last, 0.2), obs=y), None
+
+    ppl.scan(step, 0.0, y)
+
+
+def test_observations_of_seen_steps_lead_on():
+    """AR(1) from its last value 5: forecasts 5 * 0.9^h."""
+    y = jnp.array([1.0, 3.0, 5.0, jnp.nan, jnp.nan])
+    drawn = inference.predict(autoregression, {}, KEY, y, num_samples=4000, num_seen=3)["y"]
+    np.testing.assert_array_equal(drawn[:, :3], np.tile(y[:3], (4000, 1)))
+    np.testing.assert_allclose(drawn[:, 3:].mean(0), [4.5, 4.05], atol=0.02)
+    np.testing.assert_allclose(drawn[:, 4].var(), 0.2**2 * (1 + 0.81), rtol=0.1)
+
+
+def test_a_latent_path_brings_the_observations_of_its_steps():
+    def model(y):
+        def step(carry, y):
+            z = ppl.sample("z", dist.Normal(carry[0], 1e-3))
+            return (z, ppl.sample("y", dist.Normal(z + carry[1], 1e-3), obs=y)), None
+
+        ppl.scan(step, (0.0, 0.0), y)
+
+    y = jnp.array([1.0, 7.0, jnp.nan])
+    drawn = inference.predict(model, {"z": jnp.zeros((1, 2))}, KEY, y, num_samples=1)["y"]
+    np.testing.assert_allclose(drawn[0], [1.0, 7.0, 7.0], atol=0.02)
+
+
+def test_nested_scans_go_on_from_what_is_given():
+    def nested(x):
+        def outer(c, row):
+            def inner(c, v):
+                return ppl.sample("z", dist.Normal(c, 1.0)), None
+
+            return ppl.scan(inner, c, row)[0], None
+
+        ppl.scan(outer, 0.0, x)
+
+    z = jnp.arange(6.0).reshape(2, 3)
+    drawn = ppl.as_program(nested).predict(KEY, {"z": z}, jnp.zeros((4, 3)))["z"]
+    np.testing.assert_array_equal(drawn[:2], z)
+    assert drawn.shape == (4, 3) and np.abs(drawn[2:] - z[-1, -1]).max() < 10
+
+
+def test_only_predictions_go_on():
+    """Densities and proposals refuse values of a shorter scan, as before."""
+    program = ppl.as_program(walk)
+    for run in (
+        lambda z: program.log_density({"z": z}, LONGER),
+        lambda z: program.generate(KEY, {"z": z}, LONGER),
+    ):
+        with pytest.raises(ValueError, match="'z' stands in scan.*without the leading"):
+            run(jnp.zeros(5))
+    with pytest.raises(ValueError, match="'z' stands in scan"):
+        program.predict(KEY, {"z": jnp.zeros(9)}, LONGER)  # more steps than there are
+
+
+def test_chains_forecast_with_the_parameters_of_their_draws():
+    chain = inference.particles.pmmh(
+        learned, KEY, Y, parameters=["drift"], num_particles=20, num_samples=30, num_warmup=10
+    )
+    ahead = inference.predict(learned, chain, KEY, LONGER, num_samples=60)
+    assert set(ahead) == {"z", "y"} and ahead["z"].shape == (60, 8)
+    np.testing.assert_array_equal(ahead["z"][::2, :5], chain.choices["z"])
+    gibbs = inference.particles.particle_gibbs(walk, KEY, Y, num_samples=4, num_particles=5)
+    assert inference.predict(walk, gibbs, KEY, LONGER, num_samples=4)["y"].shape == (4, 8)
+
+
+def test_fits_forecast_by_keeping_all():
+    def guide(y):
+        at, scale = ppl.param("at", jnp.zeros(5)), ppl.param("scale", 0.3 * jnp.ones(5))
+        ppl.scan(lambda c, p: (ppl.sample("z", dist.Normal(*p)), None), 0.0, (at, scale))
+
+    import optax
+
+    fit = inference.fit(
+        inference.elbo(walk, guide), optax.adam(0.1), (Y,), num_steps=2, key=KEY, progress=False
+    )
+    ahead = fit.predict(KEY, LONGER, keep="*", num_samples=3)
+    assert ahead["z"].shape == ahead["y"].shape == (3, 8)
+    np.testing.assert_allclose(ahead["z"][:, :5], 0.1, atol=2)
+
+
+def test_mcmc_and_weighted_draws_predict_new_rows():
+    x = jnp.linspace(-1.0, 1.0, 6)
+    mcmc = MCMC(NUTS(line), num_warmup=20, num_samples=20, progress_bar=False)
+    mcmc.run(KEY, x, 0.7 * x)
+    assert inference.predict(line, mcmc, KEY, x[:2], num_samples=10)["y"].shape == (10, 2)
+    # All the weight on the draw 3.
+    log_weights = np.where(np.arange(50) == 7, 0.0, -1e3)
+    slope = np.where(np.arange(50) == 7, 3.0, 0.0)
+    weighted = inference.Posterior({"slope": slope}, log_weights)
+    drawn = inference.predict(line, weighted, KEY, x=jnp.array([100.0]), num_samples=20)["y"]
+    assert (np.abs(drawn - 300.0) < 5).all()
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "message"),
+    [
+        ({"slope": jnp.zeros(3), "other": jnp.zeros(2)}, ValueError, "different numbers of draws"),
+        (3.0, TypeError, "'result' is a float"),
+        ({"slop": jnp.zeros(3)}, ppl.ChoiceMismatch, "slop"),
+    ],
+)
+def test_results_without_fitting_draws_are_refused(result, error, message):
+    with pytest.raises(error, match=message):
+        inference.predict(line, result, KEY, jnp.zeros(2))
+
+
+def test_fits_and_chains_without_names_are_sent_elsewhere():
+    import optax
+
+    empty = lambda x, y=None: ppl.sample("slope", dist.Normal(ppl.param("m", 0.0), 1.0))
+    x = jnp.ones(3)
+    fit = inference.fit(
+        inference.elbo(line, empty), optax.adam(0.1), (x, x), num_steps=0, key=KEY, progress=False
+    )
+    with pytest.raises(TypeError, match="fit.predict"):
+        inference.predict(line, fit, KEY, x)
+    model = inference.FeynmanKac(
+        init=lambda key: jax.random.normal(key), kernel=lambda key, x, t: x,
+        log_potential=lambda before, x, t: -(x**2), num_steps=2,
+    )  # fmt: skip
+    run = inference.smc(model, KEY, num_particles=5)
+    with pytest.raises(TypeError, match="FeynmanKac have no names"):
+        inference.predict(line, run, KEY, x)
