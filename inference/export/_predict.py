@@ -75,7 +75,7 @@ def predict(
         >>> run = inference.smc(walk, jax.random.key(0), jnp.arange(6.0), num_particles=100)
         >>> ahead = inference.predict(walk, run, jax.random.key(1), jnp.zeros(6 + 4), num_samples=50)
         >>> {name: draws.shape for name, draws in ahead.items()}  # the first six of z are the particles'
-        {'z': (50, 10), 'y': (50, 10)}
+        {'y': (50, 10), 'z': (50, 10)}
     """
     args = arguments(predict, model, args, kwargs)
     check_counts("predict", num_samples=num_samples, batch_size=batch_size)
