@@ -208,7 +208,9 @@ def sleep(
     """Sleep-phase update of the guide: -E_{(z, x) ~ p}[log q_phi(z | x)] (nats, minimised).
 
     Args:
-        model: program with observations; they are drawn, with the latent sites, at its present parameters.
+        model: program with observations; they are drawn, with the latent sites, at its present parameters. A simulator
+            without a density observes a point mass, `sample("x", Delta(made).to_event(made.ndim), obs=x)`, with `made` computed
+            from latent sites and noise of `ppl.rng_key`; no density of an observation is used.
         guide: program over the model's latent sites whose arguments hold the data.
         data_args: `(observed, *args) -> arguments of the guide`, where `observed` holds the drawn observations by site.
         num_replicates: independent pairs averaged.

@@ -333,3 +333,29 @@ def test_a_hierarchical_guide_fits():
     )
     fit = inference.fit(objective, optax.sgd(0.05), (1.0,), num_steps=300, key=KEY, progress=False)
     np.testing.assert_allclose(fit.params["loc"], 0.5, atol=0.15)
+
+
+def test_sleep_learns_from_a_simulator_without_a_density():
+    """Of z ~ N(0, 1), x = z + noise, q(z | x) = N(slope x + offset, scale): the square in closed form."""
+
+    @ppl.model
+    def simulator(x):
+        z = ppl.sample("z", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+        made = z + jax.random.normal(ppl.rng_key("noise"), (3,))
+        ppl.sample("x", dist.Delta(made).to_event(1), obs=x)
+
+    @ppl.model
+    def inverse(x):
+        loc = ppl.param("slope", 0.3) * x + ppl.param("offset", 0.1)
+        scale = ppl.param("scale", 0.8, constraint=dist.constraints.positive)
+        ppl.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    def exact(params, x):
+        square = (1 - params["slope"]) ** 2 + params["slope"] ** 2 + params["offset"] ** 2
+        log_scale = params["scale"]
+        one = 0.5 * jnp.log(2 * jnp.pi) + log_scale + 0.5 * square * jnp.exp(-2 * log_scale)
+        return 3 * one
+
+    objective = inference.sleep(simulator, inverse, data_args=lambda made, x: (made["x"],))
+    params = {"slope": jnp.asarray(0.3), "offset": jnp.asarray(0.1), "scale": jnp.log(0.8)}
+    check(objective, exact, params)
