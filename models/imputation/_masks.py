@@ -18,14 +18,14 @@ BLOCK_STEPS = (5, 20)
 
 
 def mcar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
-    """Missing completely at random: every cell with probability `rate`."""
+    """Missing completely at random: every cell with probability `rate`. Returns which cells stay visible."""
     return rng.random(values.shape) >= rate
 
 
 def mar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
     """Missing at random given channel 0, which is always seen: P(miss) = logistic(2 x_t0 + b) for the other channels.
 
-    `rate` is the share of hidden cells among the other channels.
+    `rate` is the share of hidden cells among the other channels. Returns which cells stay visible.
 
     Raises:
         ValueError: there is one channel only.
@@ -41,7 +41,7 @@ def mar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
 
 
 def mnar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
-    """Self-masked: P(miss | x_td) = logistic(2 x_td + b), so that high values hide themselves."""
+    """Self-masked: P(miss | x_td) = logistic(2 x_td + b), so high values hide themselves. Returns which stay visible."""
     drive = SLOPE * values
     return rng.random(drive.shape) >= expit(drive + _offset(drive, rate))
 
@@ -50,6 +50,7 @@ def blocks(values: Values, rate: float, rng: np.random.Generator) -> Mask:
     """Blocks of 5 to 20 steps of single channels, laid at random until at least `rate` of each channel's cells are hidden.
 
     The last block of a channel is cut to length, so that each channel of each series hides round(rate T) cells.
+    Returns which cells stay visible.
     """
     num_series, num_steps, num_channels = values.shape
     seen = np.ones(values.shape, bool)
