@@ -34,7 +34,9 @@ _MAX_PARAMETERS = 5000  # of a dense Hessian
 
 @dataclasses.dataclass(frozen=True)
 class FixedDrawsFit(Fit):
-    """A fit with fixed draws; else as `Fit`, and saved and loaded as one. `history` has the value of the best start at each step of L-BFGS.
+    """A fit with fixed draws; else as `Fit`, and saved and loaded as one.
+
+    `history` has the value of the best start at each step of L-BFGS.
 
     Attributes:
         key: of the draws.
