@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from ...ppl._checks import check_counts
 from ._callbacks import FitInfo
 
 
@@ -17,18 +19,20 @@ class KeepBest:
     """A callback of `fit` that keeps the parameters for which a validation loss is least.
 
     It looks every `callback_every` steps. A NaN counts as worse than any number. The loss is that of the rows and draws it is
-    computed from, and the least of many looks is too small an estimate of it: judge the parameters on other data.
+    computed from, and the least of many looks is too small an estimate of it: judge the parameters on other data. What it has
+    seen goes into the checkpoint of the run.
 
     Args:
         loss: `(params, key) -> loss`, a scalar; smaller is better.
         key: PRNG key, the same at every look, so that looks differ by their parameters alone.
+        patience: end the run after so many looks in a row without a smaller loss; None: never.
 
     Attributes:
         losses: step and loss of each look.
 
     Raises:
-        ValueError: the loss is no scalar (with several seeds, parameters have a leading seed axis: vectorise the loss and
-            reduce it); or `params` is asked for although no look had a loss that is a number.
+        ValueError: `patience` is not at least 1; the loss is no scalar (with several seeds, parameters have a leading seed axis:
+            vectorise the loss and reduce it); or `params` is asked for although no look had a loss that is a number.
 
     Example:
         >>> best = KeepBest(lambda params, key: (params["a"] - 2.0) ** 2, key=None)
@@ -38,13 +42,18 @@ class KeepBest:
         2.0
     """
 
-    def __init__(self, loss: Callable[[Any, Any], Float[Array, ""]], key: Any) -> None:
-        self._loss, self._key = loss, key
+    def __init__(
+        self, loss: Callable[[Any, Any], Float[Array, ""]], key: Any, *, patience: int | None = None
+    ) -> None:
+        if patience is not None:
+            check_counts("KeepBest", patience=patience)
+        self._loss, self._key, self._patience = loss, key, patience
         self._least, self._params = math.nan, None
+        self._num_worse = 0  # looks since the best one
         self.losses: list[tuple[int, float]] = []
 
-    def __call__(self, info: FitInfo) -> None:
-        """Look at the parameters."""
+    def __call__(self, info: FitInfo) -> bool:
+        """Look at the parameters; whether patience has ended."""
         found = self._loss(info.params, self._key)
         if jnp.shape(found):
             raise ValueError(
@@ -56,6 +65,27 @@ class KeepBest:
         if not math.isnan(value) and not value >= self._least:
             # A copy: the buffers of `info.params` are donated to the next step.
             self._least, self._params = value, jax.tree.map(jnp.copy, info.params)
+            self._num_worse = 0
+        else:
+            self._num_worse += 1
+        return self._patience is not None and self._num_worse >= self._patience
+
+    def get_state(self, params: Any) -> dict[str, Any]:
+        """What it has seen; `params` stand where none have been kept yet."""
+        return {
+            "least": np.asarray(self._least),
+            "num_worse": np.asarray(self._num_worse),
+            "losses": np.asarray(self.losses, float).reshape(-1, 2),
+            "params": params if self._params is None else self._params,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._least, self._num_worse = float(state["least"]), int(state["num_worse"])
+        self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        self._params = (
+            None if math.isnan(self._least) else jax.tree.map(jnp.asarray, state["params"])
+        )
 
     @property
     def params(self) -> Any:

@@ -175,3 +175,12 @@ def test_a_validation_loss_that_is_no_number_is_refused():
     best(record)
     with pytest.raises(ValueError, match="none of 1 looks had a loss that is a number"):
         best.params  # noqa: B018
+
+
+def test_patience_with_a_validation_loss_ends_the_run():
+    losses = iter([3.0, 2.0, 2.5, np.nan, 2.0, 1.0])
+    best = KeepBest(lambda params, key: next(losses), None, patience=3)
+    ends = [best(info(np.ones(step))) for step in range(1, 6)]
+    assert ends == [False, False, False, False, True]
+    with pytest.raises(ValueError, match="KeepBest: patience must be an integer >= 1"):
+        KeepBest(lambda params, key: 0.0, None, patience=0)
