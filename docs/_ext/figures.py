@@ -6,7 +6,7 @@ A file is {"title": ..., "figures": [record, ...]}; `examples/_record.py` writes
     what        is measured, at which size, in which unit
     value       text, or a mapping from names to numbers, printed to `digits` decimals
     spread      of the value (standard error or standard deviation, `what` or `note` says which), as `value`; `interval`: 95%
-    seeds       how many, or which, where it is known
+    seeds       how many (a number) or which (text), where it is known
     claim       what the paper, a peer or an exact answer says of it, as `value`; `claimed_by` where it is a mapping
     note        what the figure does not show by itself
     command     that measures it, and `time`, how long that takes
@@ -85,7 +85,14 @@ def figure(record: Mapping[str, Any]) -> str:
     """Value, spread, interval, seeds."""
     text = shown(record["value"], record.get("spread"), record.get("digits", 3))
     text += f" {record['interval']}" if "interval" in record else ""
-    return text + (f" (seeds: {record['seeds']})" if "seeds" in record else "")
+    return text + (f" ({seeds(record['seeds'])})" if "seeds" in record else "")
+
+
+def seeds(said: int | str) -> str:
+    """In words: a number counts them, text names them."""
+    if isinstance(said, int):
+        return f"{said} seeds" if said > 1 else "one seed"
+    return f"seed {said}" if said.isdigit() else f"seeds: {said}"
 
 
 def beside(record: Mapping[str, Any]) -> str:

@@ -37,6 +37,26 @@ def test_records_are_whole(name):
         assert record.get("claim", {}).keys() <= record["value"].keys()
 
 
+def git(*arguments, folder=faces.ROOT):
+    """What git says of a folder; None where there is no git, or nothing to say."""
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@pytest.mark.skipif(
+    git("rev-parse", "--is-shallow-repository") != "false", reason="needs the whole history"
+)
+def test_commits_of_records_are_in_the_history():
+    """A branch that is rebased or squashed loses the commit at which a figure was measured: merge it."""
+    commits = {record["commit"] for record in RECORDS.values()}
+    lost = [c for c in commits if git("merge-base", "--is-ancestor", c, "HEAD") is None]
+    assert lost == []
+
+
 def test_names_are_of_their_own():
     names = [r["name"] for part in figures.subjects().values() for r in part["figures"]]
     assert len(names) == len(set(names)) > 60
@@ -51,6 +71,11 @@ def test_the_page_shows_every_record():
         numbers = NUMBER.findall(figures.figure(record))
         assert is_within(numbers, NUMBER.findall(row[1])), name
     assert page.count("\n| ") == len(RECORDS) + 2 * len(figures.subjects())
+
+
+def test_how_many_seeds_is_told_from_which():
+    said = [figures.seeds(s) for s in (5, 1, "5", "0 / 1")]
+    assert said == ["5 seeds", "one seed", "seed 5", "seeds: 0 / 1"]
 
 
 def is_within(some, others):
@@ -108,25 +133,16 @@ def test_what_the_readme_counts():
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A repository whose `library/` changes after the first commit; the commits."""
-
-    def git(*arguments):
-        options = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        command = ["git", *options, *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        git("init", "-q")
-    except OSError:
+    if git("init", "-q", folder=tmp_path) is None:
         pytest.skip("needs git")
     (tmp_path / "library").mkdir()
     commits = []
     for text in ("one", "two"):
         (tmp_path / "library" / "code.py").write_text(text)
         (tmp_path / "script.py").write_text("same")
-        git("add", ".")
-        git("commit", "-q", "-m", text)
-        commits.append(git("rev-parse", "HEAD"))
+        git("add", ".", folder=tmp_path)
+        git("commit", "-q", "-m", text, folder=tmp_path)
+        commits.append(git("rev-parse", "HEAD", folder=tmp_path))
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     figures.changed.cache_clear()
     yield commits
@@ -191,3 +207,22 @@ def test_changes_that_are_not_committed_are_told(writer, tmp_path, monkeypatch):
     assert record["changed"] is True
     record |= {"what": "a thing", "value": "1", "name": "one"}
     assert "with changes that were not committed" in figures.origin(record, "")
+
+
+def test_pitfalls_tells_right_answers_from_wrong_ones():
+    pitfalls = load_example("language/pitfalls", faces.ROOT / "benchmarks")
+    answers = {
+        "-0.3320 +- 0.0233": True,  # within 4.5 standard errors of -0.3326
+        "+0.6620 +- 0.0044": False,
+        "-0.3327": True,
+        "-5.2446 (a warning)": False,
+        "refused: Site 'x'": False,
+    }
+    assert {said: pitfalls.is_right(said, "-0.3326") for said in answers} == answers
+    assert not pitfalls.is_right("-118.0066", "none")
+
+
+def test_a_smoke_run_is_no_figure(capsys):
+    with pytest.raises(SystemExit):
+        load_example("particles/nile").main(["--smoke", "--record"])
+    assert "full size" in capsys.readouterr().err
