@@ -9,6 +9,7 @@ import figures
 import gallery
 import llms
 import mathml
+import notebooks
 import reference
 import tables
 import words
@@ -41,9 +42,11 @@ def setup(app: Sphinx) -> dict:
     set_default_role(app)
     app.connect("builder-inited", generate)
     app.connect("source-read", strip)
+    app.connect("source-read", notebooks.offer)
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)
     app.connect("autodoc-process-docstring", docstrings.restore, priority=600)
     app.connect("autodoc-skip-member", docstrings.skip)
     app.connect("missing-reference", docstrings.plain_types)
     app.connect("build-finished", llms.write)
+    app.connect("build-finished", notebooks.write)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
