@@ -72,7 +72,7 @@ def _summed(program: Program, discrete: list[str], args: tuple) -> Program:
         "inference.smc."
     )
     try:
-        summed = ppl.eliminate(program, *discrete)
+        summed = ppl.eliminate(program, discrete)
         split = Arguments(args)
         run = lambda arrays: summed.simulate(jax.random.key(0), *split.join(arrays)).log_density
         jax.eval_shape(run, split.arrays(args))

@@ -16,16 +16,17 @@ from ._callbacks import FitInfo
 
 
 class KeepBest:
-    """A callback of `fit` that keeps the parameters for which a validation loss is least.
+    """A callback of `fit` that keeps the parameters for which a validation loss is least, and may end the run.
 
     It looks every `callback_every` steps. A NaN counts as worse than any number. The loss is that of the rows and draws it is
     computed from, and the least of many looks is too small an estimate of it: judge the parameters on other data. What it has
-    seen goes into the checkpoint of the run.
+    seen goes into the checkpoint of the run. `dataclasses.replace(fit, params=best.params, last_params=best.params)` is the fit
+    at the parameters kept.
 
     Args:
         loss: `(params, key) -> loss`, a scalar; smaller is better.
         key: PRNG key, the same at every look, so that looks differ by their parameters alone.
-        patience: end the run after so many looks in a row without a smaller loss; None: never.
+        patience: steps without a smaller loss after which the run ends; None: never.
 
     Attributes:
         losses: step and loss of each look.
@@ -37,7 +38,7 @@ class KeepBest:
     Example:
         >>> best = KeepBest(lambda params, key: (params["a"] - 2.0) ** 2, key=None)
         >>> for step in range(5):
-        ...     best(FitInfo(step, 1, {"a": jnp.asarray(float(step))}, None, None, 0, "max", 0.0))
+        ...     ended = best(FitInfo(step, 1, {"a": jnp.asarray(float(step))}, None, None, 0, "max", 0.0))
         >>> float(best.params["a"])
         2.0
     """
@@ -49,7 +50,7 @@ class KeepBest:
             check_counts("KeepBest", patience=patience)
         self._loss, self._key, self._patience = loss, key, patience
         self._least, self._params = math.nan, None
-        self._num_worse = 0  # looks since the best one
+        self._since: int | None = None  # step of the least loss, or of the first look
         self.losses: list[tuple[int, float]] = []
 
     def __call__(self, info: FitInfo) -> bool:
@@ -65,23 +66,24 @@ class KeepBest:
         if not math.isnan(value) and not value >= self._least:
             # A copy: the buffers of `info.params` are donated to the next step.
             self._least, self._params = value, jax.tree.map(jnp.copy, info.params)
-            self._num_worse = 0
-        else:
-            self._num_worse += 1
-        return self._patience is not None and self._num_worse >= self._patience
+            self._since = info.step
+        elif self._since is None:
+            self._since = info.step
+        return self._patience is not None and info.step - self._since >= self._patience
 
     def get_state(self, params: Any) -> dict[str, Any]:
         """What it has seen; `params` stand where none have been kept yet."""
         return {
             "least": np.asarray(self._least),
-            "num_worse": np.asarray(self._num_worse),
+            "since": np.asarray(-1 if self._since is None else self._since),
             "losses": np.asarray(self.losses, float).reshape(-1, 2),
             "params": params if self._params is None else self._params,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self._least, self._num_worse = float(state["least"]), int(state["num_worse"])
+        self._least, since = float(state["least"]), int(state["since"])
+        self._since = None if since < 0 else since
         self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
         self._params = (
             None if math.isnan(self._least) else jax.tree.map(jnp.asarray, state["params"])

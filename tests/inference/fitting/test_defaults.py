@@ -59,6 +59,18 @@ def test_discrete_sites_are_summed_out(capsys):
     assert abs(fit.posterior(KEY, 2000).choices["weight"].mean() - exact) < 0.01
 
 
+@pytest.mark.filterwarnings("ignore:fit. k-hat")  # of few steps
+def test_several_discrete_sites_are_summed_out(capsys):
+    def model(y):
+        mean = ppl.sample("mean", dist.Normal(0.0, 1.0))
+        a = ppl.sample("a", dist.Bernoulli(0.5))
+        b = ppl.sample("b", dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])))
+        ppl.sample("y", dist.Normal(mean + a + 2.0 * b, 1.0), obs=y)
+
+    inference.fit(model, args=(1.0,), num_steps=10)
+    assert "a, b summed out" in capsys.readouterr().out
+
+
 def test_missing_cells_are_left_to_the_model():
     def model(y):
         mean = ppl.sample("mean", dist.Normal(0.0, 1.0))
