@@ -2,15 +2,17 @@
 
 Each program is a plain NumPyro model, run by both as it stands. Sampled gradients: mean and standard error over draws.
 
-usage: python benchmarks/language/pitfalls.py [--draws 20000]
+usage: python benchmarks/language/pitfalls.py [--draws 20000] [--record]
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -178,14 +180,54 @@ def forgotten(num_draws: int) -> tuple[str, str, str, str]:
     return simple_case("ELBO of a guide that forgets a site", "none", model, guide)
 
 
+def is_right(said: str, exact: str) -> bool:
+    """Within 4.5 standard errors, or the digits that are printed."""
+    try:
+        value, _, error = said.removesuffix(" (a warning)").partition(" +- ")
+        return abs(float(value) - float(exact)) <= 4.5 * float(error or 0.0) + 1.01e-4
+    except ValueError:  # no number: a refusal, or nothing that would be right
+        return False
+
+
+def score(cases: list[tuple[str, str, str, str]], column: int) -> str:
+    """How many answers are right, how many programs are refused."""
+    right = sum(is_right(case[column], case[1]) for case in cases)
+    refused = sum(case[column].startswith("refused") for case in cases)
+    return f"{right} right, {refused} refused"
+
+
+def record(cases: list[tuple[str, str, str, str]]) -> None:
+    """The answers, for the page of figures."""
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
+    from _record import record_figure
+
+    said = lambda answer: answer.partition(":")[0].replace(" +- ", " ± ")
+    record_figure(
+        "gradients/pitfalls",
+        what=f"{len(cases)} programs on which NumPyro's objectives return a wrong number without an error; of gradients: "
+        "mean and standard error over draws",
+        value={name: said(ours) for name, _, _, ours in cases},
+        claim={name: f"{said(theirs)} (exact: {exact})" for name, exact, theirs, _ in cases},
+        claimed_by="NumPyro",
+        note=f"{score(cases, 3)} (NumPyro: {score(cases, 2)})",
+        seeds="0",
+        measures=["ppl", "inference/objectives"],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=20_000)
+    parser.add_argument("--record", action="store_true", help="write the figures to docs/_data")
     args = parser.parse_args()
+    cases = []
     print(f"jax {jax.__version__}, numpyro {numpyro.__version__}")
     for case in (importance_weighted, chain, discrete, broadcast, forgotten):
-        name, exact, theirs, ours = case(args.draws)
+        cases.append(case(args.draws))
+        name, exact, theirs, ours = cases[-1]
         print(f"{name}\n  exact    {exact}\n  NumPyro  {theirs}\n  lapilli  {ours}", flush=True)
+    if args.record:
+        record(cases)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ TITLES = {
 HEAD = """# Gallery
 
 Each example is one script with its source, its expected result and its run time in its docstring, and a `--smoke` size that
-ends in seconds. A picture is what the script wrote at the size that stands below it; cards without one are of scripts
-whose picture nobody has committed.
+ends in seconds. All run from anywhere, and print their figures beside the claim that they test, whatever they are; files named
+`_name.py` are helpers of the scripts beside them. A picture is what the script wrote at the size that stands below it; cards
+without one are of scripts whose picture nobody has committed.
 """
 
 

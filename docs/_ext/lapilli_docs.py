@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import docstrings
+import figures
 import gallery
 import llms
 import mathml
@@ -21,6 +22,7 @@ def generate(app: Sphinx) -> None:
     reference.write()
     tables.write()
     gallery.write()
+    figures.write()
     words.write()
 
 

@@ -14,11 +14,12 @@ Aswan was begun.
 Expected: every log evidence within 4 standard errors of the exact one. All years prefer jumps to drift by 2.6 nats, and both to
 one level by about 20; with 40 years hidden jumps and drift are equal. The change is at 1899. Run time: one minute on 2 CPU cores.
 
-    python examples/particles/nile.py [--smoke] [--seed 0] [--out nile_output]
+    python examples/particles/nile.py [--smoke] [--seed 0] [--out nile_output] [--record]
 """
 
 import argparse
 import functools
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -265,6 +266,26 @@ def report(results: dict[str, dict[str, Evidence]]) -> str:
     return "\n".join(lines)
 
 
+def record(results: dict[str, dict[str, Evidence]], config: Config, seed: int) -> None:
+    """The figures of all years, for the page of figures."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from _record import record_figure
+
+    rows = results["all 100 years"]
+    record_figure(
+        "particles/nile",
+        what="log evidence of the Nile under one level / jumps / drift, from particles, nats; spread: standard error of the "
+        f"mean of {config.num_runs} runs",
+        value={name: row.value for name, row in rows.items()},
+        spread={name: row.error for name, row in rows.items()},
+        seeds=str(seed),
+        claim={name: row.exact for name, row in rows.items()},
+        claimed_by="exact",
+        time=f"{sum(row.seconds for part in results.values() for row in part.values()):.0f} s",
+        measures=["inference/particles"],
+    )
+
+
 def draw(config: Config, key: jax.Array, out: Path) -> str:
     """Figures and netCDF; returns what they show in words."""
     import matplotlib.pyplot as plt
@@ -309,13 +330,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="few particles, some seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("nile_output"))
+    parser.add_argument("--record", action="store_true", help="write the figures to docs/_data")
     options = parser.parse_args(arguments)
+    if options.record and options.smoke:
+        parser.error("--record is for the full size, without --smoke")
     config = Config(2_000, 20_000, 200, 20) if options.smoke else Config()
     options.out.mkdir(parents=True, exist_ok=True)
     run_key, draw_key = jax.random.split(jax.random.key(options.seed))
-    text = report(run(config, run_key)) + "\n" + draw(config, draw_key, options.out)
+    results = run(config, run_key)
+    text = report(results) + "\n" + draw(config, draw_key, options.out)
     (options.out / "report.txt").write_text(text + "\n")
     print(text)
+    if options.record:
+        record(results, config, options.seed)
 
 
 if __name__ == "__main__":

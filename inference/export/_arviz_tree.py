@@ -66,8 +66,8 @@ def check_netcdf() -> None:
     """Raise unless a library that writes netCDF groups is installed."""
     if not any(importlib.util.find_spec(name) for name in ("netCDF4", "h5netcdf")):
         raise ImportError(
-            "to_arviz: argument 'path' writes netCDF, and neither netCDF4 nor h5netcdf is installed. Do "
-            "pip install netcdf4; without 'path' the tree stays in memory."
+            "to_arviz: argument 'path' writes netCDF, and neither netCDF4 nor h5netcdf is installed. Install "
+            "lapilli[netcdf]; without 'path' the tree stays in memory."
         )
 
 

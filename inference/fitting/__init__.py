@@ -6,6 +6,10 @@ Optimisers
     by_row                  for tables of which a batch reads some rows
     settling                slows down once the value has settled, and ends the run
 
+Without noise
+    fit_fixed_draws         L-BFGS on a bound whose draws are fixed once; standard errors, linear response
+    FixedDrawsFit           what it returns
+
 Callbacks
     EarlyStopping           stop where the objective no longer improves
     KeepBest                keep the parameters for which a validation loss is least
@@ -20,6 +24,7 @@ from ._by_row import by_row as by_row
 from ._callbacks import EarlyStopping as EarlyStopping, FitInfo as FitInfo, LogEvery as LogEvery
 from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
+from ._fixed_draws import FixedDrawsFit as FixedDrawsFit, fit_fixed_draws as fit_fixed_draws
 from ._keep_best import KeepBest as KeepBest
 from ._nonfinite import NonFiniteError as NonFiniteError
 from ._settling import settling as settling
@@ -27,6 +32,8 @@ from ._settling import settling as settling
 __all__ = [
     "by_row",
     "settling",
+    "fit_fixed_draws",
+    "FixedDrawsFit",
     "EarlyStopping",
     "KeepBest",
     "LogEvery",

@@ -69,6 +69,11 @@ def wants_stop(callbacks: Iterable[Callable[[FitInfo], Any]], info: FitInfo) -> 
     return stop
 
 
+def with_state(callbacks: Iterable[Any]) -> list[Any]:
+    """The callbacks that have a state: methods `get_state(params)`, a tree of arrays, and `set_state(state)`."""
+    return [c for c in callbacks if hasattr(c, "get_state") and hasattr(c, "set_state")]
+
+
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
     """Stop when the value has not improved for `patience` steps.

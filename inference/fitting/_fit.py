@@ -19,7 +19,7 @@ from ...ppl._compat import typed_key
 from ...ppl.language import Program, as_arguments
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
-from ._callbacks import FitInfo
+from ._callbacks import FitInfo, with_state
 from ._data import is_iterable_of_batches
 from ._defaults import (
     RATES,
@@ -101,17 +101,18 @@ def fit(
             and name what broke; "skip": leave parameters, optimiser and state as they were, and count. After 100 skipped steps
             in a row (of every seed) "skip" raises too.
         callbacks: called with a `FitInfo` every `callback_every` steps and after the last; returning True or "stop" ends the
-            run.
+            run. One with methods `get_state(params)`, a tree of arrays, and `set_state(state)` is resumed from a checkpoint.
         callback_every: steps between calls of the callbacks.
         checkpoint: path of a file. If it exists, the run goes on from it; it is written every `checkpoint_every` steps, at the
-            end and on Ctrl-C. It holds parameters, optimiser, objective state, step, key and history; an iterable is read
-            again from its start up to the step reached. The arguments' values are compared with those before; an iterable's
-            are not. Of several processes the first writes it and all read it: the path lies on a file system that they share.
+            end and on Ctrl-C. It holds parameters, optimiser, objective state, step, key, history and callbacks' states; an
+            iterable is read again from its start up to the step reached. The arguments' values are compared with those before;
+            an iterable's are not. Of several processes the first writes it and all read it: the path lies on a file system that
+            they share.
         checkpoint_every: steps between checkpoints.
         mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
             iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device
             up to rounding.
-        progress: show a progress bar with the running value.
+        progress: show a progress bar with the running value; where there is no terminal or notebook, a line now and then.
 
     Returns:
         The `Fit`. After Ctrl-C it holds what there is (`Fit.interrupted`).
@@ -172,7 +173,9 @@ def fit(
     run = _describe(key, num_seeds, subsample, plate_sizes, average, source, params)
     if checkpoint is not None and isinstance(args, tuple):
         run["values of args (hashes)"] = fingerprint(source.split.arrays(args))
-    carry, step, values, stopped = _resume(checkpoint, carry, run, num_steps, num_seeds)
+    carry, step, values, stopped = _resume(
+        checkpoint, carry, run, num_steps, num_seeds, with_state(callbacks)
+    )
     stored_args = args if isinstance(args, tuple) else None
 
     def make_fit(carry: Carry, values: np.ndarray, step: int, reason: Any) -> Fit:
@@ -287,7 +290,14 @@ def _describe(key, num_seeds, subsample, plate_sizes, average, source, params) -
     }
 
 
-def _resume(checkpoint: Any, carry: Carry, run: dict, num_steps: int | None, num_seeds: int | None):
+def _resume(
+    checkpoint: Any,
+    carry: Carry,
+    run: dict,
+    num_steps: int | None,
+    num_seeds: int | None,
+    callbacks: list[Any],
+):
     """(carry, step, values, whether a callback had ended the run) to begin with."""
     seeds = () if num_seeds is None else (num_seeds,)
     empty = np.zeros((0, *seeds), jnp.result_type(float))
@@ -296,10 +306,12 @@ def _resume(checkpoint: Any, carry: Carry, run: dict, num_steps: int | None, num
     if not Path(checkpoint).exists():
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
         return carry, 0, empty, False
-    found = load(checkpoint, carry, run)
+    found = load(checkpoint, carry, run, [c.get_state(carry.params) for c in callbacks])
     if num_steps is not None and found.step > num_steps:
         raise ValueError(
             f"Checkpoint '{os.fspath(checkpoint)}' is already at step {found.step}, beyond num_steps={num_steps}. Ask for more "
             "steps, or choose another path."
         )
+    for callback, state in zip(callbacks, found.callbacks, strict=True):
+        callback.set_state(state)
     return found.carry, found.step, found.values, found.stopped

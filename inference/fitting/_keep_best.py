@@ -3,48 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from ...ppl._checks import check_counts
 from ._callbacks import FitInfo
 
 
 class KeepBest:
-    """A callback of `fit` that keeps the parameters for which a validation loss is least.
+    """A callback of `fit` that keeps the parameters for which a validation loss is least, and may end the run.
 
     It looks every `callback_every` steps. A NaN counts as worse than any number. The loss is that of the rows and draws it is
-    computed from, and the least of many looks is too small an estimate of it: judge the parameters on other data.
+    computed from, and the least of many looks is too small an estimate of it: judge the parameters on other data. What it has
+    seen goes into the checkpoint of the run. `dataclasses.replace(fit, params=best.params, last_params=best.params)` is the fit
+    at the parameters kept.
 
     Args:
         loss: `(params, key) -> loss`, a scalar; smaller is better.
         key: PRNG key, the same at every look, so that looks differ by their parameters alone.
+        patience: steps without a smaller loss after which the run ends; None: never.
 
     Attributes:
         losses: step and loss of each look.
 
     Raises:
-        ValueError: the loss is no scalar (with several seeds, parameters have a leading seed axis: vectorise the loss and
-            reduce it); or `params` is asked for although no look had a loss that is a number.
+        ValueError: `patience` is not at least 1; the loss is no scalar (with several seeds, parameters have a leading seed axis:
+            vectorise the loss and reduce it); or `params` is asked for although no look had a loss that is a number.
 
     Example:
         >>> best = KeepBest(lambda params, key: (params["a"] - 2.0) ** 2, key=None)
         >>> for step in range(5):
-        ...     best(FitInfo(step, 1, {"a": jnp.asarray(float(step))}, None, None, 0, "max", 0.0))
+        ...     ended = best(FitInfo(step, 1, {"a": jnp.asarray(float(step))}, None, None, 0, "max", 0.0))
         >>> float(best.params["a"])
         2.0
     """
 
-    def __init__(self, loss: Callable[[Any, Any], Float[Array, ""]], key: Any) -> None:
-        self._loss, self._key = loss, key
+    def __init__(
+        self, loss: Callable[[Any, Any], Float[Array, ""]], key: Any, *, patience: int | None = None
+    ) -> None:
+        if patience is not None:
+            check_counts("KeepBest", patience=patience)
+        self._loss, self._key, self._patience = loss, key, patience
         self._least, self._params = math.nan, None
+        self._since: int | None = None  # step of the least loss, or of the first look
         self.losses: list[tuple[int, float]] = []
 
-    def __call__(self, info: FitInfo) -> None:
-        """Look at the parameters."""
+    def __call__(self, info: FitInfo) -> bool:
+        """Look at the parameters; whether patience has ended."""
         found = self._loss(info.params, self._key)
         if jnp.shape(found):
             raise ValueError(
@@ -56,6 +66,28 @@ class KeepBest:
         if not math.isnan(value) and not value >= self._least:
             # A copy: the buffers of `info.params` are donated to the next step.
             self._least, self._params = value, jax.tree.map(jnp.copy, info.params)
+            self._since = info.step
+        elif self._since is None:
+            self._since = info.step
+        return self._patience is not None and info.step - self._since >= self._patience
+
+    def get_state(self, params: Any) -> dict[str, Any]:
+        """What it has seen; `params` stand where none have been kept yet."""
+        return {
+            "least": np.asarray(self._least),
+            "since": np.asarray(-1 if self._since is None else self._since),
+            "losses": np.asarray(self.losses, float).reshape(-1, 2),
+            "params": params if self._params is None else self._params,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._least, since = float(state["least"]), int(state["since"])
+        self._since = None if since < 0 else since
+        self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        self._params = (
+            None if math.isnan(self._least) else jax.tree.map(jnp.asarray, state["params"])
+        )
 
     @property
     def params(self) -> Any:

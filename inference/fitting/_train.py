@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
-from ._callbacks import FitInfo, wants_stop
+from ._callbacks import FitInfo, wants_stop, with_state
 from ._loop import MAX_CONSECUTIVE_SKIPS, Carry, Config, compile_steps, step_args, step_key
 from ._nonfinite import NonFiniteError, diagnose
+from ._progress import progress_bar
 from ._settling import is_done
 from .storage import Checkpoint, save
 
@@ -107,7 +107,7 @@ class Training:
             self._save(stopped=reason == "callback")
         return self._fit(reason)
 
-    def _loop(self, pressed: threading.Event, bar: tqdm) -> str:
+    def _loop(self, pressed: threading.Event, bar: Any) -> str:
         num_steps = self._plan.num_steps
         while num_steps is None or self._step < num_steps:
             if self._is_settled():
@@ -127,7 +127,7 @@ class Training:
         done = is_done(self._carry.opt_state)
         return done is not None and bool(np.all(np.asarray(done)))
 
-    def _advance(self, bar: tqdm) -> bool:
+    def _advance(self, bar: Any) -> bool:
         """One device call; False if the data has ended."""
         began = time.monotonic()
         data, num_steps = self._config.source.load(self._next_length())
@@ -162,7 +162,7 @@ class Training:
         wanted = int(num_steps * _SECONDS_PER_CALL / max(seconds, 1e-6))
         self._length = min(max(1, wanted), 8 * num_steps)
 
-    def _show(self, bar: tqdm, values: np.ndarray) -> None:
+    def _show(self, bar: Any, values: np.ndarray) -> None:
         gains = self._config.sign * values.mean(0)
         text = f"value={self._config.sign * np.min(gains):.6g}"
         num_skipped = int(np.sum(np.asarray(self._carry.num_skipped)))
@@ -191,7 +191,8 @@ class Training:
         if self._plan.checkpoint is None or (self._saved == self._step and not stopped):
             return
         values = self._history.values()
-        contents = Checkpoint(self._step, self._carry, values, self._plan.run, stopped)
+        states = [c.get_state(self._carry.params) for c in with_state(self._plan.callbacks)]
+        contents = Checkpoint(self._step, self._carry, values, self._plan.run, stopped, states)
         save(self._plan.checkpoint, contents)
         self._saved = self._step
 
@@ -225,9 +226,8 @@ class Training:
         return self._make_fit(self._carry, self._history.values(), self._step, reason)
 
 
-def _bar(plan: Plan, step: int) -> tqdm:
-    is_shown = plan.progress and jax.process_index() == 0
-    return tqdm(total=plan.num_steps, initial=step, disable=not is_shown, desc="fit", unit="step")
+def _bar(plan: Plan, step: int) -> Any:
+    return progress_bar(plan.num_steps, step, is_shown=plan.progress and jax.process_index() == 0)
 
 
 @contextlib.contextmanager

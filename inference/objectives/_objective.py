@@ -14,7 +14,6 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
-from ...ppl.checks import concrete_tree
 from ...ppl.estimation import plate_sizes, run_once
 from ...ppl.language import apply, joined, set_up
 from ...ppl.strategies import Engine
@@ -312,9 +311,8 @@ class Objective(AbstractObjective):
         """The loss that `numpyro.infer.SVI(model, guide, optim, loss=objective)` minimises; its gradient is this estimator."""
         args = joined(args, kwargs)
         own = dataclasses.replace(self, model=ppl.as_program(model), guide=ppl.as_program(guide))
-        # SVI hands over constrained values; constraints, and values to try the checks on, come from an initialisation.
-        with jax.ensure_compile_time_eval():
-            known = own.init(jax.random.key(0), *concrete_tree(args))
+        # SVI hands over constrained values; their constraints come from an initialisation.
+        known = own.init(jax.random.key(0), *args)
         params = ppl.unconstrain(param_map, known.constraints)
         value = own.value(params, rng_key, *args)
         return -value if self.direction == "max" else value

@@ -11,7 +11,7 @@ primitives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ import numpyro
 from jax import lax
 
 from .._compat import control_flow, control_flow_value, handler_stack, numpyro_cond, numpyro_scan
+from ._at_step import AtStep, Given, given_around
 from ._branches import check_infos, joined
 from ._reach import completed
 from ._recorder import SEEN, Begun, Frame, Recorder
@@ -50,6 +51,8 @@ def scan(
     recorders = _recorders()
     if not recorders:
         return _numpyro_scan(step, init, xs, length)
+    if given := given_around():
+        step, xs = _at_steps(step, given, length), (jnp.arange(length), xs)
     for recorder in recorders:
         recorder.begin_steps(init)
     threads = [r.open_region("scan") for r in recorders]
@@ -78,6 +81,19 @@ def scan(
     carry, (ys, numbers) = lax.scan(body, init, (jnp.arange(length), slices, xs), length)
     _merge(recorders, frames, numbers, Region("scan", _axis_name(recorders, "scan"), length))
     return carry, ys
+
+
+def _at_steps(
+    step: Callable[..., Any], given: Sequence[Given], length: int
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """The step over (number of the step, x), under what the handlers around give to its sites."""
+
+    def stepped(carry: Any, numbered: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+        t, x = numbered
+        with AtStep(given, t, length):
+            return step(carry, x)
+
+    return stepped
 
 
 def cond(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.infer.autoguide import AutoGuide
 
@@ -130,6 +131,12 @@ def check_shape(msg: dict[str, Any]) -> None:
     fn, value = msg["fn"], msg["value"]
     if isinstance(base_of(fn), dist.Unit):
         return
+    if not _holds_numbers(value):
+        kind = f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(
+            f"Site '{msg['name']}': the value is a {kind}, not an array of numbers. Pass jnp.asarray(...) of it; "
+            "text needs a code first, e.g. np.unique(text, return_inverse=True)[1]."
+        )
     expected, got = tuple(fn.batch_shape) + tuple(fn.event_shape), jnp.shape(value)
     if got != expected:
         plates = {f.name: f.size for f in msg["cond_indep_stack"]}
@@ -140,6 +147,12 @@ def check_shape(msg: dict[str, Any]) -> None:
             f"is broadcast silently: give it shape {expected}, declare the missing plate, or mark event "
             "axes with .to_event(n)."
         )
+
+
+def _holds_numbers(value: Any) -> bool:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind not in "OUS"
+    return isinstance(value, jax.Array | int | float | complex)
 
 
 def _is_in_autoguide() -> bool:

@@ -175,7 +175,7 @@ def _is_close(shown: str, found: str) -> bool:
     return abs(float(shown) - float(found)) <= max(0.02 * abs(float(shown)), 2.001 * unit)
 
 
-GENERATED = ("gallery", "glossary", "bibliography")
+GENERATED = ("gallery", "glossary", "bibliography", "figures")
 
 
 def pages() -> list[Page]:

@@ -92,13 +92,18 @@ def test_the_glossary_has_the_words_of_the_language():
     assert set(re.findall(r"\*([\w -]+)\*", text)) - {"address"} <= set(words.words())
 
 
+def test_every_family_is_on_the_page_of_what_there_is():
+    text = (DOCS / "start" / "capabilities.md").read_text().partition("## Model families")[2]
+    assert [name for name in faces.load("models").__all__ if f"`{name}`" not in text] == []
+
+
 @pytest.mark.parametrize("page", HAND_WRITTEN, ids=lambda f: str(f.relative_to(DOCS)))
 def test_links_of_pages_lead_somewhere(page):
     """Files; the builder checks headings and names."""
     text = page.read_text()
     links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text)
     links += [f"{link}.md" for link in re.findall(r"^:link: (\S+)$", text, re.M)]
-    generated = {"api/index.md", "gallery.md", "glossary.md", "bibliography.md"}
+    generated = {"api/index.md", "gallery.md", "glossary.md", "bibliography.md", "figures.md"}
     lost = [
         link
         for link in links

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 
 from ._archive import from_raw, read, to_raw, write
 
-_FORMAT = 2  # 2: the run knows the values of its data
+_FORMAT = 3  # 2: the run knows the values of its data; 3: callbacks have states
 
 
 class Checkpoint(NamedTuple):
@@ -32,6 +33,7 @@ class Checkpoint(NamedTuple):
         values: the objective's value at each completed step, in nats.
         run: description of the run, JSON; a checkpoint resumes only a run with the same description.
         stopped: whether a callback ended the run.
+        callbacks: states of the callbacks that have one, in their order.
     """
 
     step: int
@@ -39,6 +41,7 @@ class Checkpoint(NamedTuple):
     values: np.ndarray
     run: dict[str, Any]
     stopped: bool
+    callbacks: Sequence[Any] = ()
 
 
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
@@ -51,30 +54,50 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
         "step": checkpoint.step,
         "stopped": checkpoint.stopped,
         "run": checkpoint.run,
+        "num_callbacks": len(checkpoint.callbacks),
         "leaves": [
             {"name": name, "dtype": str(leaf.dtype), "shape": list(leaf.shape)}
             for name, leaf in zip(names, leaves, strict=True)
         ],
     }
     arrays = {f"leaf_{i}": to_raw(leaf) for i, leaf in enumerate(leaves)}
+    for number, state in enumerate(checkpoint.callbacks):
+        for i, leaf in enumerate(jax.tree.leaves(state)):
+            arrays[f"callback_{number}_{i}"] = to_raw(leaf)
     write(path, header, {"values": checkpoint.values, **arrays})
 
 
-def load(path: str | os.PathLike, carry: Any, run: dict[str, Any]) -> Checkpoint:
-    """Read the checkpoint at `path` into the structure of `carry`.
+def load(
+    path: str | os.PathLike, carry: Any, run: dict[str, Any], callbacks: Sequence[Any] = ()
+) -> Checkpoint:
+    """Read the checkpoint at `path` into the structures of `carry` and of the callbacks' states.
 
     Raises:
-        ValueError: if the file is no checkpoint, or belongs to a run with other parameters, optimiser, key or data; the message
-            lists every difference.
+        ValueError: if the file is no checkpoint, or belongs to a run with other parameters, optimiser, key, data or number of
+            callbacks with a state; the message lists every difference.
     """
     header, arrays = read(path, "checkpoint of fit", _FORMAT)
+    run = {**run, "callbacks with a state": len(callbacks)}
+    header["run"]["callbacks with a state"] = header["num_callbacks"]
     _check_fits(path, header, carry, run)
     leaves = [
         jnp.asarray(from_raw(arrays[f"leaf_{i}"], leaf.dtype))
         for i, leaf in enumerate(jax.tree.leaves(carry))
     ]
     restored = jax.tree.unflatten(jax.tree.structure(carry), leaves)
-    return Checkpoint(header["step"], restored, arrays["values"], header["run"], header["stopped"])
+    states = [
+        jax.tree.unflatten(
+            jax.tree.structure(like),
+            [
+                from_raw(arrays[f"callback_{number}_{i}"], x.dtype)
+                for i, x in enumerate(jax.tree.leaves(like))
+            ],
+        )
+        for number, like in enumerate(callbacks)
+    ]
+    return Checkpoint(
+        header["step"], restored, arrays["values"], header["run"], header["stopped"], states
+    )
 
 
 def fingerprint(arrays: Any) -> list[str]:

@@ -246,7 +246,7 @@ def test_a_missing_netcdf_library_is_named_before_any_work(monkeypatch, tmp_path
     find = importlib.util.find_spec
     absent = lambda name, *rest: None if name in ("netCDF4", "h5netcdf") else find(name, *rest)
     monkeypatch.setattr(_arviz_tree.importlib.util, "find_spec", absent)
-    with pytest.raises(ImportError, match="neither netCDF4 nor h5netcdf.*pip install netcdf4"):
+    with pytest.raises(ImportError, match="neither netCDF4 nor h5netcdf.*lapilli.netcdf"):
         to_arviz(MU, path=tmp_path / "draws.nc")
     assert "posterior" in to_arviz(MU).children
 

@@ -297,6 +297,6 @@ def test_an_objective_without_parameters_is_refused():
 def test_progress_bar_shows_the_value_and_silence_is_silent(capsys):
     run(progress=True)
     shown = capsys.readouterr().err
-    assert "5/5" in shown and "value=" in shown
+    assert "5 of 5" in shown and "value=" in shown
     run(progress=False)
     assert capsys.readouterr() == ("", "")

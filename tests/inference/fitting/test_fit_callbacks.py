@@ -175,3 +175,24 @@ def test_a_validation_loss_that_is_no_number_is_refused():
     best(record)
     with pytest.raises(ValueError, match="none of 1 looks had a loss that is a number"):
         best.params  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("losses", "last"),
+    [([3.0, 1.0, 2.0, 0.5, 0.6, 0.5, 0.7, 0.1], 50), ([np.nan] * 8, 20), ([8 - i for i in range(8)], 70)],
+    ids=["least, then none less", "never a number", "always less"],
+)  # fmt: skip
+def test_a_run_ends_when_no_look_is_better_for_as_long_as_patience(losses, last):
+    best = KeepBest(lambda params, key: losses[params["step"] // 10], None, patience=20)
+    for step in range(0, 80, 10):
+        if best(FitInfo(step, 10, {"step": step}, {}, np.zeros(step), 0, "max", 0.0)):
+            break
+    assert step == last
+
+
+def test_patience_ends_the_fit_itself():
+    best = KeepBest(lambda params, key: 1.0, None, patience=20)
+    result = run(callbacks=[best], num_steps=60)
+    assert result.steps == 30 and result.stop_reason == "callback"
+    with pytest.raises(ValueError, match="KeepBest: patience must be an integer >= 1"):
+        KeepBest(lambda params, key: 1.0, None, patience=0)

@@ -9,6 +9,7 @@ import optax
 import pytest
 from _fit_fakes import Objective
 
+from lapilli.inference.fitting import KeepBest
 from lapilli.inference.fitting._fit import fit
 from lapilli.inference.fitting._nonfinite import NonFiniteError
 from lapilli.inference.fitting.storage import Checkpoint, load, save
@@ -169,3 +170,37 @@ def test_every_dtype_survives_and_a_failed_write_keeps_the_old_file(tmp_path):
         save(path, Checkpoint(6, carry, np.arange(5.0), {"key": object()}, False))
     assert load(path, carry, {"key": 1}).step == 5
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_what_a_callback_has_seen_is_resumed(tmp_path):
+    """The best parameters lie before the interruption, and are kept after it."""
+    loss = lambda params, key: jnp.abs(params["loc"] - 0.5)
+    whole, begun, resumed = (KeepBest(loss, None) for _ in range(3))
+
+    def train(best, steps, path=None):
+        return fit(
+            Objective(noisy=False), optax.sgd(0.02), (np.full(4, 3.0, np.float32),), num_steps=steps,
+            key=jax.random.key(0), callbacks=[best], callback_every=5, checkpoint=path, progress=False,
+        )  # fmt: skip
+
+    train(whole, 200)
+    path = tmp_path / "run.npz"
+    train(begun, 100, path)
+    train(resumed, 200, path)
+    assert resumed.losses == whole.losses and len(whole.losses) == 40
+    assert resumed.params["loc"] == whole.params["loc"] == begun.params["loc"]
+    with pytest.raises(ValueError, match="callbacks with a state.*1 in the checkpoint, 0 now"):
+        fit(
+            Objective(noisy=False), optax.sgd(0.02), (np.full(4, 3.0, np.float32),), num_steps=300,
+            key=jax.random.key(0), checkpoint=path, progress=False,
+        )  # fmt: skip
+
+
+def test_a_callback_that_has_seen_nothing_is_resumed_as_such():
+    best = KeepBest(lambda params, key: jnp.nan, None)
+    state = best.get_state({"loc": jnp.zeros(())})
+    again = KeepBest(lambda params, key: jnp.nan, None)
+    again.set_state(state)
+    assert again.losses == []
+    with pytest.raises(ValueError, match="none of 0 looks"):
+        again.params  # noqa: B018

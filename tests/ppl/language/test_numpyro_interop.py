@@ -420,6 +420,27 @@ def test_svi_trains_a_module_and_a_scan():
     assert all(jax.tree.leaves(moved))
 
 
+def test_a_compiled_update_needs_no_values_of_its_arguments():
+    """NumPyro's validation would refuse made-up ones: probabilities that do not sum to one, a factor that is not triangular."""
+
+    def model(probs, factor, y):
+        z = numpyro.sample("z", dist.MultivariateNormal(jnp.zeros(2), scale_tril=factor))
+        numpyro.sample("c", dist.Categorical(probs), obs=1)
+        with numpyro.plate("rows", 3):
+            numpyro.sample("y", dist.Normal(z[0], 1.0), obs=y)
+
+    def guide(probs, factor, y):
+        scale = numpyro.param("scale", 0.5, constraint=dist.constraints.positive)
+        numpyro.sample("z", dist.Normal(jnp.zeros(2), scale).to_event(1))
+
+    args = jnp.array([0.2, 0.3, 0.5]), jnp.array([[1.0, 0.0], [0.5, 1.0]]), jnp.arange(3.0)
+    svi = SVI(model, guide, numpyro.optim.Adam(0.03), loss=inference.elbo(model, guide))
+    state = svi.init(KEY, *args)
+    _, compiled = jax.jit(svi.update)(state, *args)
+    _, eager = svi.update(state, *args)
+    np.testing.assert_allclose(compiled, eager, rtol=1e-5)
+
+
 def test_svi_hands_on_keyword_arguments():
     svi = SVI(model, guide, numpyro.optim.Adam(0.03), loss=inference.elbo(model, guide))
     state = svi.init(KEY, DATA)

@@ -1,0 +1,147 @@
+"""The page of figures: what benchmarks and examples measured, from the records in `docs/_data/figures`, one file a subject.
+
+A file is {"title": ..., "figures": [record, ...]}; `examples/_record.py` writes records. Fields of one:
+
+    name        of its own in the file
+    what        is measured, at which size, in which unit
+    value       text, or a mapping from names to numbers, printed to `digits` decimals
+    spread      of the value (standard error or standard deviation, `what` or `note` says which), as `value`; `interval`: 95%
+    seeds       how many (a number) or which (text), where it is known
+    claim       what the paper, a peer or an exact answer says of it, as `value`; `claimed_by` where it is a mapping
+    note        what the figure does not show by itself
+    command     that measures it, and `time`, how long that takes
+    commit      at which it was measured, and `date`; `changed` if what it measures had been changed since that commit
+    processor, versions (package -> version)
+    source      "command", or "README at COMMIT": taken over from there, with the commit that wrote the figure into it
+    measures    files and folders whose change makes the figure an old one
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from faces import ROOT, renew
+from tables import markdown
+
+FOLDER = ROOT / "docs" / "_data" / "figures"
+PAGE = ROOT / "docs" / "figures.md"
+REQUIRED = (
+    "name", "what", "value", "command", "commit", "date", "processor", "versions", "source", "measures",
+)  # fmt: skip
+OPTIONAL = (
+    "digits", "spread", "interval", "seeds", "claim", "claimed_by", "note", "time", "changed",
+)  # fmt: skip
+HEAD = """# Figures
+
+What benchmarks and examples measured, beside what papers, peers and exact answers say, whatever came out. Each row has the
+command that measures it, the commit and the day. Rows "from README" were measured for the README of that commit, and have not
+been measured anew since; what it did not state (seeds, spreads) is not stated here either. A row is *older than its code* if
+the script, or the part of the library that it measures, has changed since, in whatever way: the paths that have stand beside
+it. The figure may still hold; nobody has looked.
+"""
+
+
+def subjects() -> dict[str, dict[str, Any]]:
+    """Name of the file -> its title and records, in the order of the page."""
+    found = {f.stem: json.loads(f.read_text()) for f in FOLDER.glob("*.json")}
+    return dict(sorted(found.items(), key=lambda item: item[1]["order"]))
+
+
+def records() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Subject/name and record."""
+    for subject, part in subjects().items():
+        for record in part["figures"]:
+            yield f"{subject}/{record['name']}", record
+
+
+@functools.cache
+def changed(commit: str, measures: tuple[str, ...]) -> list[str]:
+    """Those of the paths that differ from a commit. Without git, or without that commit, nothing is known, and none is named."""
+    command = ["git", "diff", "--name-only", commit, "HEAD", "--", *measures]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return []
+    files = done.stdout.splitlines() if done.returncode == 0 else []
+    return [p for p in measures if any(f == p or f.startswith(f"{p}/") for f in files)]
+
+
+def shown(value: Any, spread: Any = None, digits: int = 3) -> str:
+    """A value with its spread: text as it stands, numbers to some decimals."""
+    if isinstance(value, Mapping):
+        around = spread if isinstance(spread, Mapping) else {}
+        return "; ".join(f"{k} {shown(v, around.get(k), digits)}" for k, v in value.items())
+    text = f"{value:,.{digits}f}" if isinstance(value, float) else str(value)
+    return text if spread is None else f"{text} ± {shown(spread, None, digits)}"
+
+
+def figure(record: Mapping[str, Any]) -> str:
+    """Value, spread, interval, seeds."""
+    text = shown(record["value"], record.get("spread"), record.get("digits", 3))
+    text += f" {record['interval']}" if "interval" in record else ""
+    return text + (f" ({seeds(record['seeds'])})" if "seeds" in record else "")
+
+
+def seeds(said: int | str) -> str:
+    """In words: a number counts them, text names them."""
+    if isinstance(said, int):
+        return f"{said} seeds" if said > 1 else "one seed"
+    return f"seed {said}" if said.isdigit() else f"seeds: {said}"
+
+
+def beside(record: Mapping[str, Any]) -> str:
+    """What others say."""
+    said = shown(record.get("claim", ""), None, record.get("digits", 3))
+    return f"{record['claimed_by']}: {said}" if "claimed_by" in record else said
+
+
+def machine(record: Mapping[str, Any]) -> str:
+    """Processor and versions."""
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    return f"{record['processor']}; {versions}"
+
+
+def origin(record: Mapping[str, Any], usual: str) -> str:
+    """Command, time, commit, date; the machine where it is not the usual one; whether the figure is old."""
+    since = "from README at" if record["source"].startswith("README") else "measured at"
+    parts = [f"`{record['command']}`" + (f" ({record['time']})" if "time" in record else "")]
+    parts += [f"{since} {record['commit']}, {record['date']}"]
+    parts += ["with changes that were not committed"] if record.get("changed") else []
+    parts += [machine(record)] if machine(record) != usual else []
+    newer = ", ".join(f"`{p}`" for p in changed(record["commit"], tuple(record["measures"])))
+    return "; ".join(parts) + (f". **Older than its code**: {newer}" if newer else "")
+
+
+def escaped(text: str) -> str:
+    """As a cell of a table; what is in backticks stays."""
+    pieces = re.split(r"(`[^`]+`)", text)
+    pieces[::2] = [re.sub(r"([*_<$\[\]])", r"\\\1", piece) for piece in pieces[::2]]
+    return "".join(pieces).replace("|", r"\|")
+
+
+def rows(part: Mapping[str, Any], usual: str) -> list[list[str]]:
+    cells = []
+    for record in part["figures"]:
+        note = f". {record['note'][0].upper()}{record['note'][1:]}." if "note" in record else ""
+        row = [record["what"], figure(record) + note, beside(record)]
+        cells.append([*map(escaped, row), escaped(origin(record, usual)).replace(r"\*\*", "**")])
+    return cells
+
+
+def text() -> str:
+    blocks = [HEAD]
+    for part in subjects().values():
+        usual = Counter(machine(r) for r in part["figures"]).most_common(1)[0][0]
+        table = markdown(["what", "figure", "beside it", "where it is from"], rows(part, usual))
+        blocks += [f"## {part['title']}\n", f"Where a row says nothing else: {usual}.\n", table]
+    return "\n".join(blocks)
+
+
+def write() -> None:
+    renew(PAGE, text())

@@ -1,0 +1,124 @@
+"""Writes a figure that a script has measured to where the page of figures reads it: `docs/_data/figures`.
+
+The fields of a record are listed in `docs/_ext/figures.py`. Scripts write one when they are told to (`--record`), so that whoever
+merely runs them changes nothing. Commit the code first: what is measured belongs to a commit.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "_data" / "figures"
+
+
+def record_figure(
+    where: str,
+    *,
+    what: str,
+    value: str | Mapping[str, float | str],
+    measures: Sequence[str],
+    packages: Sequence[str] = (),
+    folder: Path = FOLDER,
+    **more: Any,
+) -> Path:
+    """Write or replace one record, with command, commit, date, processor and versions of this process.
+
+    Args:
+        where: "SUBJECT/NAME": the file, which exists, and the record in it; a new one comes last.
+        what: is measured, at which size, in which unit.
+        value: text, or numbers by name.
+        measures: files and folders, from the root, whose change makes the figure an old one; the script is one of them.
+        packages: whose versions count besides jax, numpyro and lapilli, e.g. a peer.
+        folder: of the files.
+        more: `spread`, `interval`, `seeds`, `claim`, `claimed_by`, `note`, `digits`, `time`.
+
+    Returns:
+        The file.
+    """
+    subject, _, name = where.partition("/")
+    file = folder / f"{subject}.json"
+    part = json.loads(file.read_text())
+    script = Path(sys.argv[0]).resolve()
+    paths = [*([str(script.relative_to(ROOT))] if script.is_relative_to(ROOT) else []), *measures]
+    digits = more.get("digits", 3)
+    given = {"what": what, "value": value} | more
+    record = (
+        {"name": name}
+        | {k: _rounded(v, digits) for k, v in given.items() if v is not None}
+        | provenance(paths, packages)
+    )
+    place = [r["name"] for r in part["figures"]]
+    if name in place:
+        part["figures"][place.index(name)] = record
+    else:
+        part["figures"].append(record)
+    file.write_text(json.dumps(part, indent=1, ensure_ascii=False) + "\n")
+    return file
+
+
+def provenance(measures: Sequence[str], packages: Sequence[str] = ()) -> dict[str, Any]:
+    """What a record says of how it came about."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changes = _git("status", "--porcelain", "--", *measures)
+    import lapilli
+
+    found = {p: importlib.metadata.version(p) for p in ("jax", "numpyro", *packages)}
+    return {
+        "command": command(),
+        "commit": commit,
+        **({"changed": True} if changes else {}),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": processor(),
+        "versions": found | {"lapilli": lapilli.__version__},
+        "source": "command",
+        "measures": list(dict.fromkeys(measures)),
+    }
+
+
+def command() -> str:
+    """This process's, from the root, without `--record` and where output goes."""
+    script = Path(sys.argv[0]).resolve()
+    name = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script.name
+    options = [a for a in sys.argv[1:] if a != "--record"]
+    if "--out" in options:
+        at = options.index("--out")
+        del options[at : at + 2]
+    return shlex.join(["python", str(name), *options])
+
+
+def processor() -> str:
+    """Its name, and how many of its cores this process may use; the accelerator that JAX uses, if there is one."""
+    import jax
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    allowed = getattr(os, "sched_getaffinity", None)
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    text = f"{names[0] if names else platform.machine()}, {cores} core{'s' * (cores > 1)}"
+    kind = jax.devices()[0]
+    return text if kind.platform == "cpu" else f"{kind.device_kind}; {text}"
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _rounded(v, digits) for k, v in value.items()}
+    is_number = hasattr(value, "__float__") and not isinstance(value, int | str)
+    return round(float(value), digits) if is_number else value
+
+
+def _git(*arguments: str) -> str:
+    """What git says, without its last line break."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,228 @@
+"""Figures are data: every record is whole, the page shows it, and README prints no other number."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from _examples import load_example
+from _pages import DOCS
+
+sys.path.insert(0, str(DOCS / "_ext"))
+
+import faces
+import figures
+import tables
+
+README = (faces.ROOT / "README.md").read_text()
+RECORDS = dict(figures.records())
+ROW = re.compile(r"^\| (.*?) <!-- (\S+) --> \| (.*?) \| (.*?) ?\| (\S+) \|$", re.M)
+NUMBER = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_are_whole(name):
+    record = RECORDS[name]
+    fields = set(record)
+    assert set(figures.REQUIRED) <= fields <= {*figures.REQUIRED, *figures.OPTIONAL}
+    assert re.fullmatch(r"[0-9a-f]{7,40}", record["commit"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"])
+    assert record["source"] in ("command", f"README at {record['commit']}")
+    assert record["versions"].keys() >= {"jax", "numpyro"}
+    for path in record["measures"]:
+        assert (faces.ROOT / path).exists(), f"{name} measures {path}, which is no more"
+    if isinstance(record["value"], dict):
+        assert set(record.get("spread", {})) <= set(record["value"])
+        assert record.get("claim", {}).keys() <= record["value"].keys()
+
+
+def git(*arguments, folder=faces.ROOT):
+    """What git says of a folder; None where there is no git, or nothing to say."""
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@pytest.mark.skipif(
+    git("rev-parse", "--is-shallow-repository") != "false", reason="needs the whole history"
+)
+def test_commits_of_records_are_in_the_history():
+    """A branch that is rebased or squashed loses the commit at which a figure was measured: merge it."""
+    commits = {record["commit"] for record in RECORDS.values()}
+    lost = [c for c in commits if git("merge-base", "--is-ancestor", c, "HEAD") is None]
+    assert lost == []
+
+
+def test_names_are_of_their_own():
+    names = [r["name"] for part in figures.subjects().values() for r in part["figures"]]
+    assert len(names) == len(set(names)) > 60
+
+
+def test_the_page_shows_every_record():
+    page = figures.text()
+    for name, record in RECORDS.items():
+        (row,) = figures.rows({"figures": [record]}, "")
+        assert row[0] == figures.escaped(record["what"]) and f"| {row[0]} |" in page, name
+        assert record["command"] in page and record["commit"] in row[3], name
+        numbers = NUMBER.findall(figures.figure(record))
+        assert is_within(numbers, NUMBER.findall(row[1])), name
+    assert page.count("\n| ") == len(RECORDS) + 2 * len(figures.subjects())
+
+
+def test_how_many_seeds_is_told_from_which():
+    said = [figures.seeds(s) for s in (5, 1, "5", "0 / 1")]
+    assert said == ["5 seeds", "one seed", "seed 5", "seeds: 0 / 1"]
+
+
+def is_within(some, others):
+    """All of some are among the others, in their order."""
+    rest = iter(others)
+    return all(number in rest for number in some)
+
+
+def wrong_cells(readme):
+    """Rows of README's table of figures with a number that its record does not have there."""
+    found = []
+    for what, name, value, claim, date in ROW.findall(readme):
+        record = RECORDS[name]
+        said = f"{figures.figure(record)} {record.get('note', '')}"
+        beside = f"{figures.beside(record)} {record.get('note', '')}"
+        pairs = ((what, record["what"]), (value, said), (claim, beside), (date, record["date"]))
+        ok = all(is_within(NUMBER.findall(a), NUMBER.findall(b)) for a, b in pairs)
+        found += [] if ok else [name]
+    return found
+
+
+def test_numbers_of_the_readme_are_those_of_the_records():
+    table = README.partition("## Ten figures")[2].partition("\n## ")[0]
+    assert len(ROW.findall(README)) == 10 == table.count("\n| ") - 1
+    assert wrong_cells(README) == []
+
+
+@pytest.mark.parametrize(
+    "old, new", [("1.42 [", "1.43 ["), ("NumPyro 8.5", "NumPyro 8.6"), ("10 x 10", "")]
+)
+def test_another_number_in_the_readme_is_found(old, new):
+    changed = README.replace(old, new)
+    assert bool(wrong_cells(changed)) == (changed != README)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", README)
+    assert len(links) > 20
+    assert [link for link in links if not (faces.ROOT / link).exists()] == []
+    tutorials = {str(f.relative_to(faces.ROOT)) for f in (DOCS / "tutorials").glob("*.md")}
+    assert tutorials - set(links) == set(), "README links every tutorial"
+
+
+def test_what_the_readme_counts():
+    biased = [name for name, make in tables.STRATEGIES.items() if make().is_biased]
+    said = f"{len(tables.STRATEGIES)} estimators by name, those that are biased ({len(biased)})"
+    assert said in README
+    assert f"| objectives | {len(tables.OBJECTIVES)}, with direction and bias" in README
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository whose `library/` changes after the first commit; the commits."""
+    if git("init", "-q", folder=tmp_path) is None:
+        pytest.skip("needs git")
+    (tmp_path / "library").mkdir()
+    commits = []
+    for text in ("one", "two"):
+        (tmp_path / "library" / "code.py").write_text(text)
+        (tmp_path / "script.py").write_text("same")
+        git("add", ".", folder=tmp_path)
+        git("commit", "-q", "-m", text, folder=tmp_path)
+        commits.append(git("rev-parse", "HEAD", folder=tmp_path))
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    figures.changed.cache_clear()
+    yield commits
+    figures.changed.cache_clear()
+
+
+def test_a_figure_that_is_older_than_its_code_is_marked(repository):
+    record = next(iter(RECORDS.values())) | {"measures": ["script.py", "library"]}
+    first, last = (figures.origin(record | {"commit": commit}, "") for commit in repository)
+    assert first.endswith("**Older than its code**: `library`")
+    assert "Older" not in last
+    same = record | {"commit": repository[0], "measures": ["script.py"]}
+    assert "Older" not in figures.origin(same, "")
+
+
+def test_without_git_or_the_commit_nothing_is_said(repository, monkeypatch):
+    assert figures.changed("0" * 40, ("library",)) == []
+
+    def missing(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(figures.subprocess, "run", missing)
+    assert figures.changed(repository[0], ("library",)) == []
+
+
+@pytest.fixture
+def writer(monkeypatch):
+    """The helper of scripts, told that it is a benchmark."""
+    module = load_example("_record")
+    script = faces.ROOT / "benchmarks" / "language" / "vae.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--record", "--out", "there", "--seed", "3"])
+    monkeypatch.setattr(module, "_git", lambda what, *rest: "abc1234" * (what == "rev-parse"))
+    return module
+
+
+def test_scripts_write_records_that_the_page_reads(writer, tmp_path):
+    file = tmp_path / "things.json"
+    file.write_text(json.dumps({"title": "Things", "order": 0, "figures": [{"name": "first"}]}))
+
+    def write(value):
+        writer.record_figure(
+            "things/second", what="a thing", value={"a": value}, spread={"a": 0.0123}, digits=2,
+            claim={"a": 1.2}, claimed_by="exact", measures=["ppl"], folder=tmp_path,
+        )  # fmt: skip
+        return json.loads(file.read_text())["figures"]
+
+    assert [r["name"] for r in write(1.0)] == ["first", "second"]
+    first, record = write(1.23456)  # in place of the former
+    assert first == {"name": "first"}
+    assert set(record) >= set(figures.REQUIRED) and record["source"] == "command"
+    assert set(record) <= {*figures.REQUIRED, *figures.OPTIONAL}
+    assert record["command"] == "python benchmarks/language/vae.py --seed 3"
+    assert record["measures"] == ["benchmarks/language/vae.py", "ppl"]
+    assert record["versions"].keys() == {"jax", "numpyro", "lapilli"}
+    assert figures.figure(record) == "a 1.23 ± 0.01"
+    assert figures.beside(record) == "exact: a 1.20"
+
+
+def test_changes_that_are_not_committed_are_told(writer, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "_git", lambda *arguments: "abc1234")
+    record = writer.provenance(["ppl"])
+    assert record["changed"] is True
+    record |= {"what": "a thing", "value": "1", "name": "one"}
+    assert "with changes that were not committed" in figures.origin(record, "")
+
+
+def test_pitfalls_tells_right_answers_from_wrong_ones():
+    pitfalls = load_example("language/pitfalls", faces.ROOT / "benchmarks")
+    answers = {
+        "-0.3320 +- 0.0233": True,  # within 4.5 standard errors of -0.3326
+        "+0.6620 +- 0.0044": False,
+        "-0.3327": True,
+        "-5.2446 (a warning)": False,
+        "refused: Site 'x'": False,
+    }
+    assert {said: pitfalls.is_right(said, "-0.3326") for said in answers} == answers
+    assert not pitfalls.is_right("-118.0066", "none")
+
+
+def test_a_smoke_run_is_no_figure(capsys):
+    with pytest.raises(SystemExit):
+        load_example("particles/nile").main(["--smoke", "--record"])
+    assert "full size" in capsys.readouterr().err
