@@ -45,7 +45,12 @@ class SettlingState(NamedTuple):
 
 
 def settling(
-    optimizer: Any, *, tolerance: float = 0.1, confidence: float = 3.0, max_steps: int = MAX_STEPS
+    optimizer: Any,
+    *,
+    tolerance: float = 0.02,
+    relative_tolerance: float = 0.1,
+    confidence: float = 3.0,
+    max_steps: int = MAX_STEPS,
 ) -> Any:
     """An optimiser that goes on at full pace until the value has settled, then slows down to a halt.
 
@@ -53,7 +58,7 @@ def settling(
     over the last third, s the standard error of m_2 - m_1, from the spread of the blocks' means (so correlation between steps
     counts), and sigma the standard deviation of one estimate. The value has settled when
 
-        m_2 - m_1 + confidence * s <= tolerance * max(1, sigma):
+        m_2 - m_1 + confidence * s <= max(tolerance, relative_tolerance * sigma):
 
     not when no gain is seen, but when a gain worth having is ruled out. While noise leaves that open, the run goes on, and the
     thirds grow with it. Then the updates shrink by half a cosine over half as many steps as there were; the parameters come to
@@ -61,8 +66,9 @@ def settling(
 
     Args:
         optimizer: an optax transformation.
-        tolerance: gain over a third of the run that is not worth having, in nats, or in standard deviations of one estimate
-            where these are larger.
+        tolerance: gain over a third of the run that is not worth having, nats.
+        relative_tolerance: the same in standard deviations of one estimate, where that is more. Small gains take long to rule out:
+            steps grow with the square of 1 / relative_tolerance.
         confidence: number of standard errors.
         max_steps: steps after which the run slows down in any case.
 
@@ -74,10 +80,10 @@ def settling(
     """
     import optax
 
-    if not (tolerance > 0 and confidence > 0 and max_steps > 0):
+    if not min(tolerance, relative_tolerance, confidence, max_steps) > 0:
         raise ValueError(
-            "settling: tolerance, confidence and max_steps must be positive, got "
-            f"{tolerance}, {confidence} and {max_steps}."
+            "settling: tolerance, relative_tolerance, confidence and max_steps must be positive, got "
+            f"{tolerance}, {relative_tolerance}, {confidence} and {max_steps}."
         )
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -92,7 +98,8 @@ def settling(
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         scale = _pace(state)
         state = _seen(state._replace(inner=inner), jnp.asarray(extra["value"], float))
-        has_settled = _has_settled(state, tolerance, confidence) | (state.step >= max_steps)
+        worth = jnp.maximum(tolerance, relative_tolerance * jnp.sqrt(state.square))
+        has_settled = _has_settled(state, worth, confidence) | (state.step >= max_steps)
         has_settled = has_settled & (state.settled_at == 0)
         state = state._replace(settled_at=jnp.where(has_settled, state.step, state.settled_at))
         return jax.tree.map(lambda u: scale.astype(u.dtype) * u, updates), state
@@ -146,7 +153,7 @@ def _seen(state: SettlingState, loss: Array) -> SettlingState:
     )
 
 
-def _has_settled(state: SettlingState, tolerance: float, confidence: float) -> Array:
+def _has_settled(state: SettlingState, worth: Array, confidence: float) -> Array:
     third = state.num_blocks // 3
     number = jnp.arange(_SLOTS)
     after = (number >= state.num_blocks - third) & (number < state.num_blocks)
@@ -158,6 +165,5 @@ def _has_settled(state: SettlingState, tolerance: float, confidence: float) -> A
 
     (m_1, v_1), (m_2, v_2) = moments(before), moments(after)
     gain, error = m_1 - m_2, jnp.sqrt((v_1 + v_2) / third)  # losses fall
-    worth = tolerance * jnp.maximum(1.0, jnp.sqrt(state.square))
     is_time = (state.num_blocks >= _ENOUGH) & (state.step % state.size == 0)
     return is_time & (gain + confidence * error <= worth)

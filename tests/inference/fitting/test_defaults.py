@@ -195,7 +195,10 @@ def test_the_pace_falls_to_zero_and_not_before():
     assert (settled_at == 300).all() and (step == 500).all()
 
 
-@pytest.mark.parametrize("options", [{"tolerance": 0.0}, {"confidence": -1.0}, {"max_steps": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"tolerance": 0.0}, {"relative_tolerance": 0.0}, {"confidence": -1.0}, {"max_steps": 0}],
+)
 def test_settling_refuses_what_is_not_positive(options):
     with pytest.raises(ValueError, match="must be positive"):
         settling(optax.adam(0.1), **options)
