@@ -67,8 +67,8 @@ def settling(
     Args:
         optimizer: an optax transformation.
         tolerance: gain over a third of the run that is not worth having, nats.
-        relative_tolerance: the same in standard deviations of one estimate, where that is more. Small gains take long to rule out:
-            steps grow with the square of 1 / relative_tolerance.
+        relative_tolerance: the same in standard deviations of one estimate, where that is more. Small gains take long to rule
+            out: steps grow with the square of 1 / relative_tolerance.
         confidence: number of standard errors.
         max_steps: steps after which the run slows down in any case.
 
