@@ -55,6 +55,9 @@ class FullData:
         """The arguments for initialisation."""
         return self.split.join(self._data)
 
+    def get_state(self, num_steps: int) -> None:
+        """None: every step has the same rows."""
+
     def skip(self, num_steps: int) -> None:
         """Move on by `num_steps`, when a run resumes."""
 
@@ -127,6 +130,9 @@ class Minibatches:
         ]
         return self.split.join(arrays)
 
+    def get_state(self, num_steps: int) -> None:
+        """None: the rows depend on the step alone."""
+
     def skip(self, num_steps: int) -> None:
         """Nothing to do: the rows depend on the step alone."""
 
@@ -190,6 +196,17 @@ class Batches:
         """The first batch: arguments for initialisation and for checks."""
         return self.split.join([jnp.asarray(array) for array in self._first])
 
+    def get_state(self, num_steps: int) -> Any:
+        """The state of a loader that has one, after `num_steps` batches; None if it has none, or stands elsewhere."""
+        if self._num_read != num_steps:
+            return None
+        return _state_of(self._iterator, self._iterable)
+
+    def set_state(self, state: Any, num_steps: int) -> None:
+        """Let the loader go on where it stood after `num_steps` batches."""
+        self._iterator = _restored(self._iterator, self._iterable, state)
+        self._peeked, self._num_read = None, num_steps
+
     def skip(self, num_steps: int) -> None:
         """Read and drop `num_steps` batches."""
         for _ in range(num_steps):
@@ -231,6 +248,24 @@ class Batches:
 
 
 Source = FullData | Minibatches | Batches
+
+
+def _state_of(iterator: Any, iterable: Any) -> Any:
+    """What Grain's iterators and PyTorch's stateful loaders say of where they stand: JSON, or bytes."""
+    if hasattr(iterator, "get_state") and hasattr(iterator, "set_state"):
+        return iterator.get_state()
+    if hasattr(iterable, "state_dict") and hasattr(iterable, "load_state_dict"):
+        return iterable.state_dict()
+    return None
+
+
+def _restored(iterator: Any, iterable: Any, state: Any) -> Any:
+    """The iterator that goes on from there."""
+    if hasattr(iterator, "set_state"):
+        iterator.set_state(state)
+        return iterator
+    iterable.load_state_dict(state)
+    return iter(iterable)
 
 
 def _as_args(item: Any, number: int) -> tuple:

@@ -76,7 +76,7 @@ def _summed(program: Program, discrete: list[str], args: tuple) -> Program:
         split = Arguments(args)
         run = lambda arrays: summed.simulate(jax.random.key(0), *split.join(arrays)).log_density
         jax.eval_shape(run, split.arrays(args))
-    except (ValueError, TypeError) as err:
+    except ValueError as err:
         raise ValueError(
             f"fit: the discrete sites {discrete} of {program!r} cannot be summed out ({err}), and there is no other default. "
             + remedy

@@ -20,7 +20,7 @@ from ...ppl.language import Program, as_arguments
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
 from ._callbacks import FitInfo, with_state
-from ._data import is_iterable_of_batches
+from ._data import Batches, is_iterable_of_batches
 from ._defaults import (
     RATES,
     choose_objective,
@@ -104,10 +104,11 @@ def fit(
             run. One with methods `get_state(params)`, a tree of arrays, and `set_state(state)` is resumed from a checkpoint.
         callback_every: steps between calls of the callbacks.
         checkpoint: path of a file. If it exists, the run goes on from it; it is written every `checkpoint_every` steps, at the
-            end and on Ctrl-C. It holds parameters, optimiser, objective state, step, key, history and callbacks' states; an
-            iterable is read again from its start up to the step reached. The arguments' values are compared with those before;
-            an iterable's are not. Of several processes the first writes it and all read it: the path lies on a file system that
-            they share.
+            end and on Ctrl-C. It holds parameters, optimiser, objective state, step, key, history and callbacks' states. An
+            iterable is read again from its start up to the step reached, or goes on from its own state, if it has one: methods
+            `get_state` and `set_state` of its iterator (Grain), or `state_dict` and `load_state_dict` of the loader (PyTorch's
+            stateful one). The arguments' values are compared with those before; an iterable's are not. Of several processes the
+            first writes it and all read it: the path lies on a file system that they share.
         checkpoint_every: steps between checkpoints.
         mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
             iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device
@@ -173,7 +174,7 @@ def fit(
     run = _describe(key, num_seeds, subsample, plate_sizes, average, source, params)
     if checkpoint is not None and isinstance(args, tuple):
         run["values of args (hashes)"] = fingerprint(source.split.arrays(args))
-    carry, step, values, stopped = _resume(
+    carry, step, values, stopped, loader = _resume(
         checkpoint, carry, run, num_steps, num_seeds, with_state(callbacks)
     )
     stored_args = args if isinstance(args, tuple) else None
@@ -196,7 +197,10 @@ def fit(
 
     if stopped and callbacks:
         return make_fit(carry, values, step, "callback")
-    source.skip(step)
+    if isinstance(source, Batches) and loader is not None:
+        source.set_state(loader, step)
+    else:
+        source.skip(step)
     if mesh is not None:
         carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
     plan = Plan(
@@ -298,14 +302,14 @@ def _resume(
     num_seeds: int | None,
     callbacks: list[Any],
 ):
-    """(carry, step, values, whether a callback had ended the run) to begin with."""
+    """(carry, step, values, whether a callback had ended the run, state of the loader) to begin with."""
     seeds = () if num_seeds is None else (num_seeds,)
     empty = np.zeros((0, *seeds), jnp.result_type(float))
     if checkpoint is None:
-        return carry, 0, empty, False
+        return carry, 0, empty, False, None
     if not Path(checkpoint).exists():
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
-        return carry, 0, empty, False
+        return carry, 0, empty, False, None
     found = load(checkpoint, carry, run, [c.get_state(carry.params) for c in callbacks])
     if num_steps is not None and found.step > num_steps:
         raise ValueError(
@@ -314,4 +318,4 @@ def _resume(
         )
     for callback, state in zip(callbacks, found.callbacks, strict=True):
         callback.set_state(state)
-    return found.carry, found.step, found.values, found.stopped
+    return found.carry, found.step, found.values, found.stopped, found.loader

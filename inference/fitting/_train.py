@@ -192,7 +192,10 @@ class Training:
             return
         values = self._history.values()
         states = [c.get_state(self._carry.params) for c in with_state(self._plan.callbacks)]
-        contents = Checkpoint(self._step, self._carry, values, self._plan.run, stopped, states)
+        loader = self._config.source.get_state(self._step)
+        contents = Checkpoint(
+            self._step, self._carry, values, self._plan.run, stopped, states, loader
+        )
         save(self._plan.checkpoint, contents)
         self._saved = self._step
 

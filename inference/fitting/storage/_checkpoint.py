@@ -9,6 +9,7 @@ gathered: the first of several processes writes the file, and each reads it, fro
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ class Checkpoint(NamedTuple):
         run: description of the run, JSON; a checkpoint resumes only a run with the same description.
         stopped: whether a callback ended the run.
         callbacks: states of the callbacks that have one, in their order.
+        loader: state of the loader of batches, JSON or bytes; None if it has none.
     """
 
     step: int
@@ -42,6 +44,7 @@ class Checkpoint(NamedTuple):
     run: dict[str, Any]
     stopped: bool
     callbacks: Sequence[Any] = ()
+    loader: Any = None
 
 
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
@@ -55,6 +58,7 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
         "stopped": checkpoint.stopped,
         "run": checkpoint.run,
         "num_callbacks": len(checkpoint.callbacks),
+        "loader": _as_json(checkpoint.loader),
         "leaves": [
             {"name": name, "dtype": str(leaf.dtype), "shape": list(leaf.shape)}
             for name, leaf in zip(names, leaves, strict=True)
@@ -96,8 +100,26 @@ def load(
         for number, like in enumerate(callbacks)
     ]
     return Checkpoint(
-        header["step"], restored, arrays["values"], header["run"], header["stopped"], states
-    )
+        header["step"], restored, arrays["values"], header["run"], header["stopped"], states,
+        _from_json(header["loader"]),
+    )  # fmt: skip
+
+
+def _as_json(state: Any) -> Any:
+    """None where there is no state, or one that JSON cannot hold: batches are then read again."""
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode()}
+    try:
+        again = json.loads(json.dumps(state))
+    except TypeError:
+        return None
+    return {"json": again} if state is not None and again == state else None
+
+
+def _from_json(state: Any) -> Any:
+    if state is None:
+        return None
+    return base64.b64decode(state["bytes"]) if "bytes" in state else state["json"]
 
 
 def fingerprint(arrays: Any) -> list[str]:
