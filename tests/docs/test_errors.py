@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import traceback
+import warnings
 
 import pytest
 from _pages import DOCS, Page
@@ -25,10 +26,13 @@ def refusals():
 
 @pytest.fixture(scope="module")
 def reached(tmp_path_factory):
-    frames = set()
-    with contextlib.chdir(tmp_path_factory.mktemp("errors")):  # the page writes files
-        raised = Page("errors").run(is_full=True).raised
-    for error in raised:
+    """The refusals that the page's programs reach; what it shows is what they print."""
+    page, folder, frames = Page("errors"), tmp_path_factory.mktemp("errors"), set()
+    with contextlib.chdir(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = page.run(is_full=True)
+        page.compare(run, folder)
+    for error in run.raised:
         frames |= {(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)}
     return {
         (file, first, last)

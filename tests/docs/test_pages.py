@@ -21,7 +21,17 @@ def run_in(folder, monkeypatch, page, is_full):
 
 
 @by_name
-@pytest.mark.slow_for("howto/compare_models")
+@pytest.mark.slow_for(
+    "howto/compare_models",
+    "errors",  # test_errors.py runs it
+    # Most of a tutorial's smoke run is compilation; of each kind one stays.
+    "tutorials/02_objectives",
+    "tutorials/05_missing_data",
+    "tutorials/08_gflownets",
+    "tutorials/09_air",
+    "tutorials/10_few_shot",
+    "tutorials/11_any_order",
+)
 @pytest.mark.filterwarnings("ignore")  # readers see those of other packages, too
 def test_pages_run(page, tmp_path, monkeypatch):
     """At smoke size; pages without one run in full."""

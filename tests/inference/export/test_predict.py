@@ -137,6 +137,7 @@ def test_only_predictions_go_on():
         program.predict(KEY, {"z": jnp.zeros(9)}, LONGER)  # more steps than there are
 
 
+@pytest.mark.slow
 def test_chains_forecast_with_the_parameters_of_their_draws():
     chain = inference.particles.pmmh(
         learned, KEY, Y, parameters=["drift"], num_particles=20, num_samples=30, num_warmup=10
