@@ -26,7 +26,13 @@ _REMEDY = (
 
 
 def predictive(
-    model: Any, guide: Any, args: tuple, fit_args: tuple | None, keep: Any
+    model: Any,
+    guide: Any,
+    args: tuple,
+    fit_args: tuple | None,
+    keep: Any,
+    *,
+    are_examples: bool = False,
 ) -> tuple[Callable[..., Any], tuple]:
     """A function `(key, args, guide_args) -> (kept draws of the guide, predictions)`, and these arguments.
 
@@ -36,9 +42,10 @@ def predictive(
         args: where to predict.
         fit_args: arguments of the fit; None if they were not kept.
         keep: see `Fit.predict`.
+        are_examples: whether other rows than those of `args` will come, even if these are the fit's.
     """
     if keep is None:
-        if args is not fit_args:
+        if are_examples or args is not fit_args:
             _check_rows(model, guide, args, fit_args)
         at, patterns = args, ["*"]
     else:
