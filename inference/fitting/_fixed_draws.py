@@ -172,8 +172,8 @@ def fit_fixed_draws(
     ends = [float(r[1]) for r in runs]
     if np.isnan(ends).all():
         raise ValueError(
-            "fit_fixed_draws: the value is NaN at the end of every start. Look for NaN in the data and in the log-densities at the "
-            "start: objective.value(params, key, *args)."
+            "fit_fixed_draws: the value is NaN at the end of every start. Look for NaN in the data and in the log-densities at "
+            "the start: objective.value(params, key, *args)."
         )
     best = int(np.nanargmin(ends))
     params, _, norm, steps, losses = runs[best]
