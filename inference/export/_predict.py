@@ -62,7 +62,8 @@ def predict(
 
     Validity: draws of the posterior predictive as far as `result` has draws of the posterior. A forecast asks for the joint law
     of parameters and last states, which a filter has, too. In a program that leads an observation on to the next step, what is
-    led on must be what `ppl.sample` returned, not the argument that was passed as `obs`.
+    led on must be what `ppl.sample` returned, not the argument that was passed as `obs`. Sites that `ppl.eliminate` summed out
+    are drawn from all observations in the arguments, those of steps to come included: forecast the program with its sites.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -80,6 +81,8 @@ def predict(
     """
     args = arguments(predict, model, args, kwargs)
     check_counts("predict", num_samples=num_samples, batch_size=batch_size)
+    if num_seen is not None:
+        check_counts("predict", 0, num_seen=num_seen)
     program = ppl.as_program(model)
     draw_key, key = jax.random.split(typed_key(key))
     choices = _draws(result, draw_key, num_samples)

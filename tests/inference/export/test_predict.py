@@ -292,3 +292,24 @@ def test_deterministic_and_auxiliary_sites_beside_the_draws():
         drawn = inference.predict(program, result, KEY, jnp.ones(2), num_samples=20)
         assert {n: x.shape for n, x in drawn.items()} == {"twice": (20,), "y": (20, 2)}
     np.testing.assert_array_equal(drawn["twice"], 2 * draws["slope"])
+
+
+def test_a_scan_goes_on_from_one_number_of_steps():
+    def program(y):
+        def step(c, y):
+            z = ppl.sample("z", dist.Normal(0.0, 1.0)) + ppl.sample("w", dist.Normal(0.0, 1.0))
+            ppl.sample("y", dist.Normal(z, 0.1), obs=y)
+            return c, None
+
+        ppl.scan(step, 0.0, y)
+
+    def run(num_z, num_w, **options):
+        given = {"z": jnp.zeros((3, num_z)), "w": jnp.zeros((3, num_w))}
+        return inference.predict(program, given, KEY, LONGER, **options)
+
+    for sizes, options in (((4, 2), {}), ((4, 4), {"num_seen": 5}), ((4, 4), {"num_seen": 1})):
+        with pytest.raises(ValueError, match="different numbers of steps"):
+            run(*sizes, **options)
+    assert run(4, 4, num_seen=4)["y"].shape == (1000, 8)
+    with pytest.raises(ValueError, match="num_seen must be an integer >= 0"):
+        run(4, 4, num_seen=-1)
