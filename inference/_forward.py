@@ -18,14 +18,17 @@ from ._arguments import Arguments
 from ._depends import depends
 
 
-def forward_program(method: str, program: Any, choices: Mapping[str, Any], args: tuple) -> Any:
+def forward_program(
+    method: str, program: Any, choices: Mapping[str, Any], args: tuple, num_seen: int | None = None
+) -> Any:
     """The program to simulate with these choices (values or shapes) at these arguments.
 
     That is the program itself; if its discrete sites are summed out and the observations that told of them are not there, the
     program with these sites in it.
 
     Raises:
-        ValueError: a given site depends on one that would be drawn; `method` is who asks.
+        ValueError: a given site, a factor or, where a scan goes on, an observation of it depends on one that would be drawn;
+            `method` is who asks, and `num_seen` as in `predict`.
     """
     if not isinstance(program, Program):
         return program
@@ -45,17 +48,28 @@ def forward_program(method: str, program: Any, choices: Mapping[str, Any], args:
                 "Give all observations, or none of them."
             )
         program = joint
-    shapes = jax.eval_shape(lambda a: program.simulate(key, *split.join(a)), arrays).choices
+    trace = jax.eval_shape(lambda a: program.simulate(key, *split.join(a)), arrays)
+    shapes = trace.choices
+    # Of a scan that goes on, the steps that are given: as if all were.
     whole = {
-        name: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype)
+        name: jax.ShapeDtypeStruct(shapes[name].shape, x.dtype)
         for name, x in choices.items()
-        if name in shapes and jnp.shape(x) == shapes[name].shape
+        if name in shapes
     }
+    goes_on = num_seen or any(jnp.shape(choices[n]) != x.shape for n, x in whole.items())
+    in_scan = lambda s: any(r.kind == "scan" for r in s.regions)
+    heard = lambda s: s.kind == "factor" or goes_on and s.kind == "observed" and in_scan(s)
+    seen = [n for n, s in trace.sites.items() if heard(s) and s.alters_law]
     run = lambda key, given, a: program.generate(key, given, *split.join(a))[0].log_probs
     closed, out = jax.make_jaxpr(run, return_shape=True)(key, whole, arrays)
     marks = [True] + [False] * (len(closed.jaxpr.invars) - 1)
     reads = jax.tree.unflatten(jax.tree.structure(out), depends(closed.jaxpr, marks))
-    for name in whole:
+    for name in (*whole, *seen):
+        if reads.get(name) and name in seen:
+            raise ValueError(
+                f"{method}: '{name}' depends on a site that would be drawn anew (of {[n for n in shapes if n not in choices]}), "
+                "and tells something about it that forward simulation does not hear. Give that site, too."
+            )
         if reads.get(name):
             drawn = [n for n in shapes if n not in choices]
             raise ValueError(

@@ -12,6 +12,7 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl.language import arguments, predictions
+from .._arguments import Arguments
 from .._forward import forward_program
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
@@ -61,7 +62,8 @@ def predict(
 
     Validity: draws of the posterior predictive as far as `result` has draws of the posterior. A forecast asks for the joint law
     of parameters and last states, which a filter has, too. In a program that leads an observation on to the next step, what is
-    led on must be what `ppl.sample` returned, not the argument that was passed as `obs`.
+    led on must be what `ppl.sample` returned, not the argument that was passed as `obs`. Sites that `ppl.eliminate` summed out
+    are drawn from all observations in the arguments, those of steps to come included: forecast the program with its sites.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -79,11 +81,21 @@ def predict(
     """
     args = arguments(predict, model, args, kwargs)
     check_counts("predict", num_samples=num_samples, batch_size=batch_size)
+    if num_seen is not None:
+        check_counts("predict", 0, num_seen=num_seen)
     program = ppl.as_program(model)
     draw_key, key = jax.random.split(typed_key(key))
     choices = _draws(result, draw_key, num_samples)
+    split = Arguments(args)
+    run = lambda arrays: program.simulate(jax.random.key(0), *split.join(arrays))
+    sites = jax.eval_shape(run, split.arrays(args)).sites
+    # Samplers return deterministic sites, and guides auxiliary ones, beside the latent sites.
+    also = {n for n, s in sites.items() if s.kind == "deterministic"}
+    if isinstance(result, Posterior) and any(n in sites for n in choices):
+        also |= {n for n in choices if n not in sites}
+    choices = {name: x for name, x in choices.items() if name not in also}
     one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), choices)
-    program = forward_program("predict", program, one, args)
+    program = forward_program("predict", program, one, args, num_seen)
 
     def draw(key: Any, choices: dict[str, Any], *args: Any) -> dict[str, Any]:
         trace = program.forecast_trace(key, choices, num_seen, *args)

@@ -106,7 +106,7 @@ def report(reasons: Mapping[str, str]) -> None:
 
 def warn_if_unsettled(fit: Any) -> None:
     """Warn where the run slowed down because it had to."""
-    if fit.stop_reason == "settled" and fit.steps > MAX_STEPS:
+    if fit.stop_reason == "settled" and fit.steps >= MAX_STEPS + MAX_STEPS // 2:  # with the decay
         warnings.warn(
             f"fit: after {MAX_STEPS:,} steps the value had not settled, or its noise left that open. Look at "
             "fit.history['value']; train on with params=fit.last_params, another optimizer, or num_steps.",

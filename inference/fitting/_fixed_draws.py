@@ -34,7 +34,7 @@ _MAX_PARAMETERS = 5000  # of a dense Hessian
 
 @dataclasses.dataclass(frozen=True)
 class FixedDrawsFit(Fit):
-    """A fit with fixed draws; else as `Fit`, and saved and loaded as one.
+    """A fit with fixed draws; else as `Fit`, and saved and loaded as one, without the draws and what is computed from them.
 
     `history` has the value of the best start at each step of L-BFGS.
 
@@ -84,7 +84,7 @@ class FixedDrawsFit(Fit):
             [d, d] (or a scalar), in the units of f squared.
 
         Raises:
-            ValueError: as `standard_errors`.
+            ValueError: as `standard_errors`; the objective is not the evidence lower bound; a site is summed out.
 
         Validity: exact for a Normal posterior, also where the guide is mean field; else as good as the guide's means are under
             small tilts of the density.
@@ -92,6 +92,18 @@ class FixedDrawsFit(Fit):
         arXiv:2304.05527.
         """
         bound, guide = _Bound.of(self), self.objective.guide
+        if self.objective.name != "elbo":
+            raise ValueError(
+                f"FixedDrawsFit: linear response is of the evidence lower bound, not of {self.objective.name}: only its top "
+                "moves with a tilt as the posterior's means do. Fit inference.elbo(model, guide)."
+            )
+        plan = self.objective.plan(self.params, *self.args)
+        summed = [s.site for s in plan.sites if as_strategy(s.strategy).kind == "enumerated"]
+        if summed:
+            raise ValueError(
+                f"FixedDrawsFit: linear response draws the sites pathwise, and {summed} are summed out, so that a draw does not "
+                "move with the parameters. Sum them out of the model, ppl.eliminate(model, sites)."
+            )
         flat, unflatten = jax.flatten_util.ravel_pytree(self.params)
         keys = jax.random.split(typed_key(key), num_samples)
         split, arrays = bound.split, bound.arrays
@@ -157,7 +169,13 @@ def fit_fixed_draws(
         starts += [objective.init(k, *args) for k in keys[1:]]
     run = jax.jit(lambda params: _climb(bound.loss, params, max_steps, tolerance))
     runs = [run(start) for start in starts]
-    best = int(np.nanargmin([float(r[1]) for r in runs]))
+    ends = [float(r[1]) for r in runs]
+    if np.isnan(ends).all():
+        raise ValueError(
+            "fit_fixed_draws: the value is NaN at the end of every start. Look for NaN in the data and in the log-densities at "
+            "the start: objective.value(params, key, *args)."
+        )
+    best = int(np.nanargmin(ends))
     params, _, norm, steps, losses = runs[best]
     sign = 1.0 if objective.direction == "max" else -1.0
     _check_gradient(bound, params)
@@ -186,6 +204,11 @@ class _Bound:
         if fit.args is None:
             raise ValueError(
                 "FixedDrawsFit: the data are gone; fit again, or load the fit with args=."
+            )
+        if fit.key is None:
+            raise ValueError(
+                "FixedDrawsFit: a file holds no draws, so a loaded fit has neither standard errors nor linear response. Repeat "
+                "fit_fixed_draws(..., params=loaded.params) with the key of old."
             )
         return cls(fit.objective, fit.args, fit.key, fit.num_draws)
 

@@ -26,7 +26,13 @@ _REMEDY = (
 
 
 def predictive(
-    model: Any, guide: Any, args: tuple, fit_args: tuple | None, keep: Any
+    model: Any,
+    guide: Any,
+    args: tuple,
+    fit_args: tuple | None,
+    keep: Any,
+    *,
+    are_examples: bool = False,
 ) -> tuple[Callable[..., Any], tuple]:
     """A function `(key, args, guide_args) -> (kept draws of the guide, predictions)`, and these arguments.
 
@@ -36,9 +42,10 @@ def predictive(
         args: where to predict.
         fit_args: arguments of the fit; None if they were not kept.
         keep: see `Fit.predict`.
+        are_examples: whether other rows than those of `args` will come, even if these are the fit's.
     """
     if keep is None:
-        if args is not fit_args:
+        if are_examples or args is not fit_args:
             _check_rows(model, guide, args, fit_args)
         at, patterns = args, ["*"]
     else:
@@ -84,6 +91,30 @@ def _check_rows(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> 
                     "guide draws it without reading them: these are draws for the rows of the fit. "
                     + _REMEDY.format(kept=kept)
                 )
+    laws = _laws_reading(model, guide, args)
+    sizes = {n for x in Arguments(args).arrays(args) for n in x.shape}
+    for name, reads in from_args.items():
+        info = sites.get(name)
+        if reads or info is None or name not in laws:
+            continue
+        if sizes & {*info.batch_shape, *info.event_shape}:
+            kept = [n for n in _global_sites(model, guide, fit_args) if n not in laws]
+            raise ValueError(
+                f"Fit.predict: the model's law of site '{name}' reads the new arguments and has an axis as long as one of "
+                "theirs, and the guide draws it without reading them: these are draws for the arguments of the fit. "
+                + _REMEDY.format(kept=kept)
+            )
+
+
+def _laws_reading(model: Any, guide: Any, args: tuple) -> set[str]:
+    """Sites whose law given all others reads the values of the arguments."""
+    split = Arguments(args)
+    arrays, choices, key = split.arrays(args), _choices(guide, args), jax.random.key(0)
+    run = lambda arrays, choices: model.generate(key, choices, *split.join(arrays))[0].log_probs
+    closed, shapes = jax.make_jaxpr(run, return_shape=True)(arrays, choices)
+    marks = [i < len(arrays) for i in range(len(closed.jaxpr.invars))]
+    reads = jax.tree.unflatten(jax.tree.structure(shapes), depends(closed.jaxpr, marks))
+    return {name for name in choices if reads.get(name)}
 
 
 def _check_kept(guide: Any, patterns: Sequence[str], args: tuple, *, is_stored: bool) -> None:

@@ -61,6 +61,8 @@ def scan(
         {**_leading(forced, length), **_begun(r, forced, length)}
         for r, (_, forced) in zip(recorders, threads, strict=True)
     ]
+    if any(r.continues for r in recorders):
+        slices = _of_sites(recorders, keys, slices, length, lambda: step(init, _first(xs)))
     _explore(recorders, lambda: (keys, _first(slices)), lambda: step(init, _first(xs)))
     frames: list[Frame] = []
 
@@ -323,6 +325,45 @@ def _begun(recorder: Recorder, forced: dict[str, Any], length: int) -> dict[str,
     elif recorder.num_seen is not None:
         found[SEEN] = Begun(step, step < recorder.num_seen)
     return found
+
+
+def _check_one_length(recorder: Recorder, own: set[str], length: int) -> None:
+    """Observations of a step hold only with the values that they tell of."""
+    given = {n: x for n, x in recorder.frame.forced.items() if n in own}
+    lengths = {n: len(x) for n, x in given.items() if not isinstance(x, Begun)}
+    lengths = {n: size for n, size in lengths.items() if size < length}
+    if SEEN not in recorder.frame.forced and recorder.num_seen is not None:
+        lengths["num_seen"] = recorder.num_seen
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"A scan goes on from {lengths}, different numbers of steps: where an observation holds and a site that it tells of "
+            "is drawn, or the other way round, the draws are not those given the data. Give as many steps of each."
+        )
+
+
+def _of_sites(
+    recorders: list[Recorder],
+    keys: list[Any],
+    slices: list[dict[str, Any]],
+    length: int,
+    run: Callable[[], Any],
+) -> list[dict[str, Any]]:
+    """Without values of a shorter scan that belong to no site of this one: they say nothing of the steps seen."""
+    used: list[set[str]] = []
+
+    def body() -> None:
+        _push(recorders, "scan", keys, _first(slices))
+        run()
+        used.extend(frame.used for frame in _pop(recorders)[0])
+
+    jax.eval_shape(body)
+    for recorder, own in zip(recorders, used, strict=True):
+        _check_one_length(recorder, own, length)
+    holds = lambda name, value, own: not isinstance(value, Begun) or name in (SEEN, *own)
+    return [
+        {name: value for name, value in forced.items() if holds(name, value, own)}
+        for forced, own in zip(slices, used, strict=True)
+    ]
 
 
 def _axis_name(recorders: list[Recorder], kind: str) -> str:

@@ -81,7 +81,8 @@ class Runner(Recorder):
             msg["_imputed"] = True
         elif self.frame.key is not None:
             if not (msg["is_observed"] and _is_unit(msg["fn"])):
-                seen = [x.holds for x in self.frame.forced.values() if isinstance(x, Begun)]
+                forced = [x for frame in self.frames for x in frame.forced.values()]
+                seen = [x.holds for x in forced if isinstance(x, Begun)]
                 drawn = self._draw(msg)
                 held = msg["is_observed"] and seen
                 msg["value"] = (

@@ -31,7 +31,7 @@ def export_fit(
     split = Arguments(args)
     arrays = split.arrays(args)
     names = [n for n, is_array in zip(_names(model, args), split.is_array, strict=True) if is_array]
-    draw, (_, guide_args) = predictive(model, guide, args, fit_args, keep)
+    draw, (_, guide_args) = predictive(model, guide, args, fit_args, keep, are_examples=True)
 
     def run(key_data: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         new_args = split.join([inputs[name] for name in names])

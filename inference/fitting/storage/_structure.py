@@ -98,9 +98,15 @@ def _options(objective: Any) -> dict[str, Any]:
         options |= {
             f.name: value
             for f in dataclasses.fields(objective)
-            if isinstance(value := getattr(objective, f.name), _PLAIN)
+            if f.repr and _is_plain(value := getattr(objective, f.name))
         }
     return options
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(n, str) and isinstance(x, _PLAIN) for n, x in value.items())
+    return isinstance(value, _PLAIN)
 
 
 def _sites(program: Any, params: Any, args: tuple) -> dict[str, Any]:

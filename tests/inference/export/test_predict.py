@@ -6,6 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC, NUTS
+from numpyro.infer.autoguide import AutoMultivariateNormal
 
 from lapilli import inference, ppl
 
@@ -207,3 +208,109 @@ def test_fits_and_chains_without_names_are_sent_elsewhere():
     run = inference.smc(model, KEY, num_particles=5)
     with pytest.raises(TypeError, match="FeynmanKac have no names"):
         inference.predict(line, run, KEY, x)
+
+
+def test_values_of_other_sites_say_nothing_of_the_steps_seen():
+    """A vector before the scan, rows of a plate and another scan may all be shorter than it."""
+
+    def program(y, w):
+        effects = ppl.sample("effects", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with ppl.plate("rows", 4):
+            rows = ppl.sample("rows_", dist.Normal(0.0, 1.0))
+
+        def step(name, mean):
+            def run(z, y):
+                z = ppl.sample(f"z_{name}", dist.Normal(z, DRIFT))
+                ppl.sample(name, dist.Normal(z + mean, 0.1), obs=y)
+                return z, None
+
+            return run
+
+        ppl.scan(step("y", effects.sum() + rows.sum()), 0.0, y)
+        ppl.scan(step("w", 0.0), 0.0, w)
+
+    sizes = {"effects": 3, "rows_": 4, "z_y": 6, "z_w": 2}
+    draws = {name: jnp.zeros((100, size)) for name, size in sizes.items()}
+    drawn = inference.predict(program, draws, KEY, jnp.full(6, 99.0), jnp.full(2, 99.0))
+    assert np.abs(drawn["y"]).max() < 1.0 and np.abs(drawn["w"]).max() < 1.0
+
+
+def test_observations_in_an_inner_scan_belong_to_the_step_seen():
+    def program(y):
+        def outer(z, y):
+            z = ppl.sample("z", dist.Normal(z, 0.1))
+            inner = lambda c, y: (c, ppl.sample("y", dist.Normal(z, 0.1), obs=y))
+            ppl.scan(inner, 0.0, y)
+            return z, None
+
+        ppl.scan(outer, 0.0, y)
+
+    ahead = inference.predict(program, {"z": jnp.zeros((5, 2))}, KEY, jnp.full((4, 3), 9.0))
+    assert (ahead["y"][:, :2] == 9.0).all() and np.abs(ahead["y"][:, 2:]).max() < 3.0
+
+
+def test_what_tells_of_a_site_to_be_drawn_is_refused():
+    """A kept path, an observation that holds, and a factor: forward draws do not hear of them."""
+    with pytest.raises(ValueError, match="site 'z' is kept, and its law depends"):
+        inference.predict(learned, {"z": jnp.zeros((5, 5))}, KEY, LONGER)
+
+    def regressive(y):
+        scale = ppl.sample("scale", dist.HalfNormal(1.0))
+
+        def step(last, y):
+            return ppl.sample("y", dist.Normal(0.5 * last, scale), obs=y), None
+
+        ppl.scan(step, 0.0, y)
+
+    with pytest.raises(ValueError, match="'y' depends on a site that would be drawn"):
+        inference.predict(regressive, {}, KEY, LONGER, num_seen=5)
+    given = {"scale": jnp.ones(5)}
+    assert (inference.predict(regressive, given, KEY, LONGER, num_seen=5)["y"][:, :5] == Y).all()
+
+    def pulled(x):
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+        b = ppl.sample("b", dist.Normal(a, 1.0).expand([3]).to_event(1))
+        ppl.factor("pull", -10.0 * ((b - x) ** 2).sum())
+
+    with pytest.raises(ValueError, match="'pull' depends on a site that would be drawn"):
+        inference.predict(pulled, {"a": jnp.ones(5)}, KEY, jnp.ones(3))
+
+
+def test_deterministic_and_auxiliary_sites_beside_the_draws():
+    """MCMC returns deterministic sites, the posterior of an autoguide its own."""
+
+    def program(x, y=None):
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        twice = ppl.deterministic("twice", 2 * slope)
+        ppl.sample("y", dist.Normal(twice * x, NOISE).to_event(1), obs=y)
+
+    bound = inference.elbo(program, AutoMultivariateNormal(program))
+    fit = inference.fit(bound, args=(Y, Y), num_steps=300, progress=False)
+    posterior = fit.posterior(KEY, 20)
+    assert set(posterior.choices) == {"slope", "_auto_latent"}
+    draws = {"slope": posterior.choices["slope"], "twice": jnp.zeros(20)}
+    for result in (posterior, draws):
+        drawn = inference.predict(program, result, KEY, jnp.ones(2), num_samples=20)
+        assert {n: x.shape for n, x in drawn.items()} == {"twice": (20,), "y": (20, 2)}
+    np.testing.assert_array_equal(drawn["twice"], 2 * draws["slope"])
+
+
+def test_a_scan_goes_on_from_one_number_of_steps():
+    def program(y):
+        def step(c, y):
+            z = ppl.sample("z", dist.Normal(0.0, 1.0)) + ppl.sample("w", dist.Normal(0.0, 1.0))
+            ppl.sample("y", dist.Normal(z, 0.1), obs=y)
+            return c, None
+
+        ppl.scan(step, 0.0, y)
+
+    def run(num_z, num_w, **options):
+        given = {"z": jnp.zeros((3, num_z)), "w": jnp.zeros((3, num_w))}
+        return inference.predict(program, given, KEY, LONGER, **options)
+
+    for sizes, options in (((4, 2), {}), ((4, 4), {"num_seen": 5}), ((4, 4), {"num_seen": 1})):
+        with pytest.raises(ValueError, match="different numbers of steps"):
+            run(*sizes, **options)
+    assert run(4, 4, num_seen=4)["y"].shape == (1000, 8)
+    with pytest.raises(ValueError, match="num_seen must be an integer >= 0"):
+        run(4, 4, num_seen=-1)

@@ -242,4 +242,6 @@ def test_a_run_that_does_not_settle_is_warned_of(monkeypatch):
     monkeypatch.setattr(_defaults, "MAX_STEPS", 100)
     with pytest.warns(UserWarning, match="after 100 steps the value had not settled"):
         _defaults.warn_if_unsettled(fit)
+    monkeypatch.setattr(_defaults, "MAX_STEPS", 250)
+    _defaults.warn_if_unsettled(fit)  # it may settle before the last step and slow down beyond it
     assert _settling.MAX_STEPS == 100_000

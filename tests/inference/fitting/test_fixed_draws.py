@@ -155,3 +155,35 @@ def test_an_end_that_is_no_optimum_has_no_errors():
     fit = fit_fixed_draws(inference.elbo(regression, superfluous), (X, Y), key=KEY)
     with pytest.raises(ValueError, match="no strict optimum.*superfluous parameters"):
         fit.standard_errors()
+
+
+def test_linear_response_is_of_the_evidence_lower_bound(fitted):
+    bound = inference.iwelbo(regression, mean_field, num_particles=3)
+    fit = fit_fixed_draws(bound, (X, Y), key=KEY, num_draws=50, max_steps=3)
+    with pytest.raises(ValueError, match="linear response is of the evidence lower bound"):
+        fit.linear_response(lambda z: z["beta"], KEY)
+
+    def mixed(y):
+        z = ppl.sample("z", dist.Bernoulli(0.5))
+        ppl.sample("y", dist.Normal(ppl.sample("a", dist.Normal(1.0 * z, 1.0)), 1.0), obs=y)
+
+    def guide(y):
+        ppl.sample("z", dist.Bernoulli(logits=ppl.param("logit", 0.0)))
+        ppl.sample("a", dist.Normal(ppl.param("mean", 0.0), 1.0))
+
+    bound = inference.elbo(mixed, guide, strategies={"z": "enum"})
+    fit = fit_fixed_draws(bound, (1.0,), key=KEY, num_draws=50)
+    with pytest.raises(ValueError, match=r"\['z'\] are summed out"):
+        fit.linear_response(lambda z: z["a"], KEY)
+
+
+def test_a_loaded_fit_says_that_its_draws_are_gone(fitted, tmp_path):
+    fitted.save(tmp_path / "fit.npz")
+    loaded = type(fitted).load(tmp_path / "fit.npz", BOUND)
+    with pytest.raises(ValueError, match="a file holds no draws"):
+        loaded.standard_errors()
+
+
+def test_a_value_that_is_nan_is_named():
+    with pytest.raises(ValueError, match="NaN at the end of every start"):
+        fit_fixed_draws(BOUND, (X, np.nan * Y), key=KEY, max_steps=3)

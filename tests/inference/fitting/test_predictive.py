@@ -169,3 +169,36 @@ def test_summed_sites_need_all_observations_or_none():
         ValueError, match=r"draw \['z'\] from what \['x'\] tell.*\['y'\] are not given"
     ):
         fit.predict(KEY, NEW, num_samples=3)
+
+
+def test_rows_on_an_axis_of_the_event_or_of_columns_do_not_pass_for_new_ones():
+    def process(x, y=None):
+        kernel = jnp.exp(-0.5 * (x[:, None] - x) ** 2) + 1e-2 * jnp.eye(len(x))
+        scale = ppl.sample("scale", dist.LogNormal(0.0, 0.1))
+        f = ppl.sample("f", dist.MultivariateNormal(jnp.zeros(len(x)), kernel))
+        ppl.sample("y", dist.Normal(f, scale).to_event(1), obs=y)
+
+    def columns(x, y=None):
+        with ppl.plate("rows", x.shape[1]):
+            u = ppl.sample("u", dist.Normal(x[0], 1.0))
+            ppl.sample("y", dist.Normal(u, 0.1), obs=y)
+
+    for model, x, site in ((process, X, "f"), (columns, np.stack([X, X]), "u")):
+        bound = inference.elbo(model, AutoNormal(model))
+        fit = inference.fit(bound, args=(x, Y), num_steps=1, progress=False)
+        with pytest.raises(ValueError, match=f"law of site '{site}' reads the new arguments"):
+            fit.predict(KEY, x + 5.0, num_samples=2)
+        assert fit.predict(KEY, x, keep="*", num_samples=2)["y"].shape == (2, 8)
+
+
+def test_coefficients_of_columns_are_global():
+    def line(x, y=None):
+        beta = ppl.sample("beta", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(x @ beta, 0.1), obs=y)
+
+    x = np.ones((8, 2), np.float32)
+    fit = inference.fit(
+        inference.elbo(line, AutoNormal(line)), args=(x, Y), num_steps=1, progress=False
+    )
+    assert fit.predict(KEY, x[:5], num_samples=2)["y"].shape == (2, 5)

@@ -191,6 +191,31 @@ def test_another_objective_and_guide_are_refused_by_name(saved):
         inference.Fit.load(saved[1], inference.elbo(ppl.condition(model, {"kind": 1.0}), other))
 
 
+def test_other_weights_and_strategies_are_refused(tmp_path):
+    programs_ = programs()
+    weighted = lambda w: inference.elbo(
+        *programs_, strategies={"kind": "enum"}, site_weights={"y": w}
+    )
+    fitted(weighted(0.1)).save(tmp_path / "fit.npz")
+    with pytest.raises(ValueError, match="'site_weights': {'y': 0.1} in the file, {'y': 0.9} now"):
+        inference.Fit.load(tmp_path / "fit.npz", weighted(0.9))
+
+
+def test_rows_of_the_fit_are_not_exported_for_others(tmp_path):
+    """An exported function is called with other rows, also where its examples are those of the fit."""
+
+    def rows(x, y=None):
+        with ppl.plate("rows", x.shape[0]):
+            u = ppl.sample("u", dist.Normal(x, 1.0))
+            ppl.sample("y", dist.Normal(u, 0.1), obs=y)
+
+    fit = fitted(inference.elbo(rows, AutoNormal(rows)))
+    for symbolic in (True, False):
+        with pytest.raises(ValueError, match="site 'u' lies in plate 'rows' of 6 rows"):
+            fit.export(tmp_path / "served", symbolic_rows=symbolic)
+    fit.export(tmp_path / "served", keep="*", symbolic_rows=False)
+
+
 def with_header(path, new, **changes):
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
