@@ -11,6 +11,7 @@ import numpy as np
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
+from ...ppl.densities import Eliminated
 from ...ppl.language import arguments, predictions
 from .._arguments import Arguments
 from .._forward import forward_program
@@ -62,8 +63,8 @@ def predict(
 
     Validity: draws of the posterior predictive as far as `result` has draws of the posterior. A forecast asks for the joint law
     of parameters and last states, which a filter has, too. In a program that leads an observation on to the next step, what is
-    led on must be what `ppl.sample` returned, not the argument that was passed as `obs`. Sites that `ppl.eliminate` summed out
-    are drawn from all observations in the arguments, those of steps to come included: forecast the program with its sites.
+    led on must be what `ppl.sample` returned, not the argument that was passed as `obs`. Draws of sites in a plate stand for
+    the rows that they were drawn for: leave them out of a mapping to predict other rows, even if there are as many.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -89,6 +90,7 @@ def predict(
     split = Arguments(args)
     run = lambda arrays: program.simulate(jax.random.key(0), *split.join(arrays))
     sites = jax.eval_shape(run, split.arrays(args)).sites
+    _check_summed_chain(program, sites)
     # Samplers return deterministic sites, and guides auxiliary ones, beside the latent sites.
     also = {n for n, s in sites.items() if s.kind == "deterministic"}
     if isinstance(result, Posterior) and any(n in sites for n in choices):
@@ -102,6 +104,19 @@ def predict(
         return predictions(trace, choices)
 
     return map_keys(draw, key, num_samples, batch_size, args, choices)
+
+
+def _check_summed_chain(program: Any, sites: Any) -> None:
+    """Refuse to draw the states of a chain from observations that may be of steps to come."""
+    if not isinstance(program, Eliminated):
+        return
+    in_scan = [n for n, s in sites.items() if any(r.kind == "scan" for r in s.regions)]
+    if in_scan:
+        raise ValueError(
+            f"predict: {program!r} would draw {list(program.sites)} from all observations in the arguments, those of steps to "
+            "come included. Draw the states of the steps that were seen, states = program.posterior(key, choices, *args), and "
+            "forecast the program with its sites: predict(program.program, {**choices, **states}, key, *longer_args)."
+        )
 
 
 def _draws(result: Any, key: Any, num_samples: int) -> dict[str, Any]:

@@ -50,6 +50,12 @@ def choose_objective(model: Any, args: tuple) -> Chosen:
     discrete = [name for name, x in latent.items() if not is_float(x)]
     size = sum(math.prod(x.shape) for x in latent.values() if is_float(x))
     reasons = {}
+    if discrete and missing:
+        raise ValueError(
+            f"fit: {program!r} has discrete sites {discrete} and missing cells {missing}, for which together there is no "
+            "default. Write a guide and choose strategies: fit(inference.elbo(model, guide, strategies='auto'), args=...), or "
+            "use inference.smc."
+        )
     if discrete:
         program = _summed(program, discrete, args)
         reasons["discrete"] = f"{', '.join(discrete)} summed out, exactly (ppl.eliminate)"

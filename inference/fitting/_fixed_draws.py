@@ -97,7 +97,7 @@ class FixedDrawsFit(Fit):
                 f"FixedDrawsFit: linear response is of the evidence lower bound, not of {self.objective.name}: only its top "
                 "moves with a tilt as the posterior's means do. Fit inference.elbo(model, guide)."
             )
-        plan = self.objective.plan(self.params, *self.args)
+        plan = self.objective.plan(self.params, *(self.args or ()))
         summed = [s.site for s in plan.sites if as_strategy(s.strategy).kind == "enumerated"]
         if summed:
             raise ValueError(
@@ -261,6 +261,11 @@ def _climb(loss: Callable[[Any], Array], params: Any, max_steps: int, tolerance:
 
 
 def _check_strategies(objective: Any, params: Any, args: tuple) -> None:
+    if getattr(objective, "gradient", "full") != "full":
+        raise ValueError(
+            f"fit_fixed_draws: gradient='{objective.gradient}' is not the derivative of the value at fixed draws. Leave it "
+            "'full'."
+        )
     for site in objective.plan(params, *args).sites:
         kind = as_strategy(site.strategy).kind
         if kind not in ("pathwise", "enumerated") or site.is_biased:

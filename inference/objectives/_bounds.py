@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -79,7 +80,7 @@ def elbo(
         q = ppl.draw(guide, *args)
         return ppl.score(model, q, *args).log_density - q.log_density
 
-    return elbo(
+    made = elbo(
         model,
         guide,
         strategies=strategies,
@@ -87,6 +88,7 @@ def elbo(
         check_jumps=check_jumps,
         site_weights=site_weights,
     )
+    return dataclasses.replace(made, gradient=gradient)
 
 
 def _analytic(kl: Any, gradient: str) -> list[str]:

@@ -45,6 +45,7 @@ class Objective(AbstractObjective):
             mapping; see `with_site_weights`.
         weighing: what weights make of the objective: "scaled" (one weight c for all sites gives c times the objective),
             "functional" (another number, estimated without bias), or "refused".
+        gradient: "full", the derivative of the value at its draws; or the name of one that only has the same mean.
     """
 
     fn: Callable[..., Any]
@@ -60,6 +61,7 @@ class Objective(AbstractObjective):
     checks: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
     site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None
     weighing: Weighing = "functional"
+    gradient: str = "full"
 
     def __post_init__(self) -> None:
         check_counts(self.name, num_replicates=self.num_replicates)

@@ -156,11 +156,11 @@ class Eliminated(Program):
     def forecast_trace(
         self, key: Any, choices: Mapping[str, Any], num_seen: int | None, *args: Any, **kwargs: Any
     ) -> Trace:
-        """`predict_trace`; steps to come are cells that `obs_mask` says are missing."""
+        """`predict_trace`, which knows no steps to come."""
         if num_seen is not None:
             raise TypeError(
-                f"{self.label}: its sites are drawn from all observations, so num_seen has no meaning. Mark the steps to come as "
-                "missing, with obs_mask."
+                f"{self.label}: its sites are drawn from all observations, so num_seen has no meaning. Draw them for the steps "
+                "that were seen, by posterior(key, choices, *args), and forecast the program that it was made of."
             )
         return self.predict_trace(key, choices, *args, **kwargs)
 

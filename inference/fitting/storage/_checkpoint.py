@@ -57,7 +57,7 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
         "step": checkpoint.step,
         "stopped": checkpoint.stopped,
         "run": checkpoint.run,
-        "num_callbacks": len(checkpoint.callbacks),
+        "callbacks": [str(jax.tree.structure(state)) for state in checkpoint.callbacks],
         "loader": _as_json(checkpoint.loader),
         "leaves": [
             {"name": name, "dtype": str(leaf.dtype), "shape": list(leaf.shape)}
@@ -77,12 +77,12 @@ def load(
     """Read the checkpoint at `path` into the structures of `carry` and of the callbacks' states.
 
     Raises:
-        ValueError: if the file is no checkpoint, or belongs to a run with other parameters, optimiser, key, data or number of
-            callbacks with a state; the message lists every difference.
+        ValueError: if the file is no checkpoint, or belongs to a run with other parameters, optimiser, key, data or callbacks'
+            states; the message lists every difference.
     """
     header, arrays = read(path, "checkpoint of fit", _FORMAT)
-    run = {**run, "callbacks with a state": len(callbacks)}
-    header["run"]["callbacks with a state"] = header["num_callbacks"]
+    run = {**run, "callbacks": [str(jax.tree.structure(state)) for state in callbacks]}
+    header["run"]["callbacks"] = header["callbacks"]
     _check_fits(path, header, carry, run)
     leaves = [
         jnp.asarray(from_raw(arrays[f"leaf_{i}"], leaf.dtype))

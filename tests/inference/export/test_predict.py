@@ -314,3 +314,34 @@ def test_a_scan_goes_on_from_one_number_of_steps():
     assert run(4, 4, num_seen=4)["y"].shape == (1000, 8)
     with pytest.raises(ValueError, match="num_seen must be an integer >= 0"):
         run(4, 4, num_seen=-1)
+
+
+def hidden(y):
+    def step(state, y):
+        state = ppl.sample("state", dist.Categorical(STAY[state]))
+        ppl.sample("y", dist.Normal(3.0 * state, 0.5), obs=y)
+        return state, None
+
+    ppl.scan(step, 0, y)
+
+
+STAY = jnp.array([[0.9, 0.1], [0.3, 0.7]])
+
+
+def test_a_chain_whose_states_are_summed_out_is_forecast_by_its_states():
+    """States of the seen steps from the exact posterior, the next ones from the chain; the filter by hand is the oracle."""
+    y = jnp.array([0.1, 2.7, 3.2, 0.4, 2.6])
+    summed, longer = ppl.eliminate(hidden, "state"), jnp.append(y, jnp.zeros(2))
+    with pytest.raises(ValueError, match="steps to come included.*program.posterior"):
+        inference.predict(summed, {}, KEY, longer, num_samples=3)
+    states = summed.posterior(KEY, {}, y, num_samples=4000)
+    ahead = inference.predict(summed.program, states, KEY, longer, num_samples=4000)
+    law = np.array([1.0, 0.0])
+    for value in np.asarray(y, float):
+        law = law @ np.asarray(STAY, float) * np.exp(-2.0 * (value - np.array([0.0, 3.0])) ** 2)
+        law /= law.sum()
+    for h in (1, 2):
+        law = law @ np.asarray(STAY, float)
+        share = ahead["state"][:, 4 + h].mean()
+        assert abs(share - law[1]) < 4 * np.sqrt(law[1] * law[0] / 4000)
+        np.testing.assert_allclose(ahead["y"][:, 4 + h].mean(), 3 * law[1], atol=0.12)

@@ -189,7 +189,9 @@ def test_what_a_callback_has_seen_is_resumed(tmp_path):
     train(resumed, 200, path)
     assert resumed.losses == whole.losses and len(whole.losses) == 40
     assert resumed.params["loc"] == whole.params["loc"] == begun.params["loc"]
-    with pytest.raises(ValueError, match="callbacks with a state.*1 in the checkpoint, 0 now"):
+    with pytest.raises(
+        ValueError, match=r"argument 'callbacks': .*least.* in the checkpoint, \[\] now"
+    ):
         fit(
             Objective(noisy=False), optax.sgd(0.02), (np.full(4, 3.0, np.float32),), num_steps=300,
             key=jax.random.key(0), checkpoint=path, progress=False,

@@ -147,6 +147,12 @@ def test_a_value_that_its_gradient_does_not_lead_is_refused():
         fit_fixed_draws(detached(regression, mean_field), (X, Y), key=KEY, max_steps=50)
 
 
+def test_a_gradient_that_leaves_a_score_out_is_refused():
+    bound = inference.elbo(regression, mean_field, gradient="stl")
+    with pytest.raises(ValueError, match="gradient='stl' is not the derivative"):
+        fit_fixed_draws(bound, (X, Y), key=KEY)
+
+
 def test_an_end_that_is_no_optimum_has_no_errors():
     def superfluous(x, y=None):
         a, b = ppl.param("a", jnp.zeros(3)), ppl.param("b", jnp.zeros(3))
