@@ -269,7 +269,8 @@ class Fit:
             keep: what the guide knows of new rows. None: it runs at the new arguments, as an amortised guide can, and one of
                 global sites only. Or fnmatch patterns of sites, e.g. ["beta*", "sigma"]: it runs at the arguments of the fit,
                 its draws of these sites are kept, and all other sites (those of the rows) are drawn from the model at the new
-                arguments. "*" keeps all: the rows are those of the fit.
+                arguments. "*" keeps all: the rows, or the past of a longer series, are those of the fit. Axes as long as one of
+                the arguments' count as rows; a number of rows that is passed as an integer does not.
             batch_size: draws held on the device at once, so that device memory does not grow with S. It does not change
                 which draws are made.
             **new_kwargs: keyword arguments of model and guide.

@@ -142,6 +142,8 @@ def _restored(
             lines.append(f"{leaf_name}: absent in the file")
         elif not _is_key(leaf) and raw.shape != shape:
             lines.append(f"{leaf_name}: shape {raw.shape} in the file, {shape} now")
+        elif not _is_key(leaf) and raw.dtype.itemsize != jnp.result_type(leaf).itemsize:
+            lines.append(f"{leaf_name}: {raw.dtype} in the file, {jnp.result_type(leaf)} now")
     if lines:
         raise ValueError(f"Fit.load: '{name}' belongs to another objective:\n" + "\n".join(lines))
     leaves = [jnp.asarray(from_raw(found[n], jnp.result_type(x))) for n, x in needed.items()]

@@ -239,6 +239,15 @@ def test_other_versions_are_warned_of(saved, tmp_path):
         inference.Fit.load(tmp_path / "old.npz", bound(law=dist.Laplace))
 
 
+def test_numbers_of_another_width_are_refused(saved, tmp_path):
+    with np.load(saved[1]) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["params/loc"] = arrays["params/loc"].astype(np.float64)
+    np.savez(tmp_path / "wide.npz", **arrays)
+    with pytest.raises(ValueError, match="params/loc: float64 in the file, float32 now"):
+        inference.Fit.load(tmp_path / "wide.npz", bound())
+
+
 def test_what_is_no_saved_fit_is_refused(saved, tmp_path):
     np.savez(tmp_path / "other.npz", x=X)
     with pytest.raises(ValueError, match="is no file of Fit.save.*header"):
