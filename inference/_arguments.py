@@ -7,6 +7,7 @@ the same static leaves.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -77,3 +78,9 @@ def shapes_of(args: tuple) -> tuple:
     """The arguments with shapes in the place of their arrays."""
     struct = lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
     return jax.tree.map(lambda x: struct(x) if is_array(x) else x, args)
+
+
+def outcome(fn: Callable[..., Any], args: tuple) -> Any:
+    """What `fn(*args)` returns, as shapes: its arrays are traced, nothing is computed."""
+    split = Arguments(args)
+    return jax.eval_shape(lambda arrays: fn(*split.join(arrays)), split.arrays(args))

@@ -6,6 +6,7 @@ if no given site depends on it: one that does would have told something about it
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from ..ppl.densities import Eliminated
 from ..ppl.language import Program
-from ._arguments import Arguments
+from ._arguments import Arguments, outcome
 from ._depends import depends
 
 
@@ -32,11 +33,10 @@ def forward_program(
     """
     if not isinstance(program, Program):
         return program
-    split = Arguments(args)
-    arrays, key = split.arrays(args), jax.random.key(0)
+    key = jax.random.key(0)
     if isinstance(program, Eliminated):
         joint = program.program
-        sites = jax.eval_shape(lambda a: joint.simulate(key, *split.join(a)), arrays).sites
+        sites = outcome(functools.partial(joint.simulate, key), args).sites
         new = [n for n, s in sites.items() if s.kind == "latent" and not s.is_imputed]
         new = [name for name in new if name not in choices and name not in program.sites]
         if not new:
@@ -48,7 +48,7 @@ def forward_program(
                 "Give all observations, or none of them."
             )
         program = joint
-    trace = jax.eval_shape(lambda a: program.simulate(key, *split.join(a)), arrays)
+    trace = outcome(functools.partial(program.simulate, key), args)
     shapes = trace.choices
     # Of a scan that goes on, the steps that are given: as if all were.
     whole = {
@@ -60,18 +60,21 @@ def forward_program(
     in_scan = lambda s: any(r.kind == "scan" for r in s.regions)
     heard = lambda s: s.kind == "factor" or goes_on and s.kind == "observed" and in_scan(s)
     seen = [n for n, s in trace.sites.items() if heard(s) and s.alters_law]
+    split = Arguments(args)
     run = lambda key, given, a: program.generate(key, given, *split.join(a))[0].log_probs
-    closed, out = jax.make_jaxpr(run, return_shape=True)(key, whole, arrays)
+    closed, out = jax.make_jaxpr(run, return_shape=True)(
+        key, whole, split.arrays(args)
+    )  # fmt: skip
     marks = [True] + [False] * (len(closed.jaxpr.invars) - 1)
     reads = jax.tree.unflatten(jax.tree.structure(out), depends(closed.jaxpr, marks))
-    for name in (*whole, *seen):
-        if reads.get(name) and name in seen:
+    drawn = [n for n in shapes if n not in choices]
+    for name in filter(reads.get, (*whole, *seen)):
+        if name in seen:
             raise ValueError(
-                f"{method}: '{name}' depends on a site that would be drawn anew (of {[n for n in shapes if n not in choices]}), "
+                f"{method}: '{name}' depends on a site that would be drawn anew (of {drawn}), "
                 "and tells something about it that forward simulation does not hear. Give that site, too."
             )
-        if reads.get(name):
-            drawn = [n for n in shapes if n not in choices]
+        else:
             raise ValueError(
                 f"{method}: site '{name}' is kept, and its law depends on a site that would be drawn anew (of {drawn}), which "
                 "the kept value tells something about. Keep what it depends on, too, or let it be drawn."

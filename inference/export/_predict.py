@@ -13,7 +13,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl.densities import Eliminated
 from ...ppl.language import arguments, predictions
-from .._arguments import Arguments
+from .._arguments import outcome
 from .._forward import forward_program
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
@@ -87,9 +87,7 @@ def predict(
     program = ppl.as_program(model)
     draw_key, key = jax.random.split(typed_key(key))
     choices = _draws(result, draw_key, num_samples)
-    split = Arguments(args)
-    run = lambda arrays: program.simulate(jax.random.key(0), *split.join(arrays))
-    sites = jax.eval_shape(run, split.arrays(args)).sites
+    sites = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
     _check_summed_chain(program, sites)
     # Samplers return deterministic sites, and guides auxiliary ones, beside the latent sites.
     also = {n for n, s in sites.items() if s.kind == "deterministic"}

@@ -15,7 +15,7 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from ... import ppl
 from ...ppl.language import Program
-from .._arguments import Arguments
+from .._arguments import outcome
 from ..diagnostics._weights import importance_diagnostics
 from ..objectives import elbo
 from ._optimizer import leaf_names
@@ -41,9 +41,7 @@ def choose_objective(model: Any, args: tuple) -> Chosen:
         ValueError: the discrete sites cannot be summed out.
     """
     program = ppl.as_program(model)
-    split = Arguments(args)
-    run = lambda arrays: program.simulate(jax.random.key(0), *split.join(arrays))
-    trace = jax.eval_shape(run, split.arrays(args))
+    trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     missing = [name for name in trace.choices if trace.sites[name].is_imputed]
     latent = {name: x for name, x in trace.choices.items() if name not in missing}
@@ -79,9 +77,7 @@ def _summed(program: Program, discrete: list[str], args: tuple) -> Program:
     )
     try:
         summed = ppl.eliminate(program, discrete)
-        split = Arguments(args)
-        run = lambda arrays: summed.simulate(jax.random.key(0), *split.join(arrays)).log_density
-        jax.eval_shape(run, split.arrays(args))
+        outcome(lambda *args: summed.simulate(jax.random.key(0), *args).log_density, args)
     except ValueError as err:
         raise ValueError(
             f"fit: the discrete sites {discrete} of {program!r} cannot be summed out ({err}), and there is no other default. "

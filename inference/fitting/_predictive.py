@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ...ppl._compat import typed_key
-from .._arguments import Arguments
+from .._arguments import Arguments, outcome
 from .._depends import depends
 from .._forward import forward_program
 
@@ -53,14 +53,12 @@ def predictive(
         at = args if fit_args is None else fit_args
         _check_kept(guide, patterns, at, is_stored=fit_args is not None)
 
-    choices = _choices(guide, at)
-    kept = {name: x for name, x in choices.items() if _matches(name, patterns)}
-    model = forward_program("Fit.predict", model, kept, args)
+    kept_of = lambda choices: {n: x for n, x in choices.items() if _matches(n, patterns)}
+    model = forward_program("Fit.predict", model, kept_of(_choices(guide, at)), args)
 
     def draw(key: Any, args: tuple, at: tuple) -> Any:
         guide_key, model_key = jax.random.split(key)
-        choices = guide.simulate(guide_key, *at).shared_choices
-        kept = {name: x for name, x in choices.items() if _matches(name, patterns)}
+        kept = kept_of(guide.simulate(guide_key, *at).shared_choices)
         return kept, model.predict(model_key, kept, *args)
 
     return draw, (args, at)
@@ -145,9 +143,7 @@ def _global_sites(model: Any, guide: Any, fit_args: tuple | None) -> list[str]:
 
 
 def _choices(guide: Any, args: tuple) -> dict[str, Any]:
-    split = Arguments(args)
-    run = lambda arrays: guide.simulate(jax.random.key(0), *split.join(arrays)).shared_choices
-    return jax.eval_shape(run, split.arrays(args))
+    return outcome(lambda *args: guide.simulate(jax.random.key(0), *args).shared_choices, args)
 
 
 def _leading(args: tuple) -> set[int]:
@@ -156,10 +152,7 @@ def _leading(args: tuple) -> set[int]:
 
 
 def _sites(program: Any, args: tuple) -> Mapping[str, Any]:
-    split = Arguments(args)
-    key = jax.random.key(0)
-    run = lambda arrays: program.simulate(key, *split.join(arrays))
-    return jax.eval_shape(run, split.arrays(args)).sites
+    return outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
 
 
 def _reads_arguments(guide: Any, args: tuple) -> dict[str, bool]:

@@ -61,7 +61,7 @@ def scan(
         {**_leading(forced, length), **_begun(r, forced, length)}
         for r, (_, forced) in zip(recorders, threads, strict=True)
     ]
-    if any(r.continues for r in recorders):
+    if any(isinstance(value, Begun) for forced in slices for value in forced.values()):
         slices = _of_sites(recorders, keys, slices, length, lambda: step(init, _first(xs)))
     _explore(recorders, lambda: (keys, _first(slices)), lambda: step(init, _first(xs)))
     frames: list[Frame] = []

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ....ppl.language import Program, as_arguments, check_set_up
-from ..._arguments import Arguments
+from ..._arguments import Arguments, outcome
 from ._archive import from_raw, read, to_raw, write
 from ._skeleton import as_skeleton, from_skeleton
 from ._structure import differences, structure, versions
@@ -98,9 +98,7 @@ def _own_params(objective: Any, example: tuple, has_data: bool) -> Any:
     guide = getattr(objective, "guide", None)
     if isinstance(guide, Program):
         check_set_up(guide)
-    split = Arguments(example)
-    init = lambda arrays: objective.init(key, *split.join(arrays))
-    return jax.eval_shape(init, split.arrays(example))
+    return outcome(lambda *args: objective.init(key, *args), example)
 
 
 def _state(objective: Any, params: Any, example: tuple) -> Any:
