@@ -74,9 +74,8 @@ def forward_program(
                 f"{method}: '{name}' depends on a site that would be drawn anew (of {drawn}), "
                 "and tells something about it that forward simulation does not hear. Give that site, too."
             )
-        else:
-            raise ValueError(
-                f"{method}: site '{name}' is kept, and its law depends on a site that would be drawn anew (of {drawn}), which "
-                "the kept value tells something about. Keep what it depends on, too, or let it be drawn."
-            )
+        raise ValueError(
+            f"{method}: site '{name}' is kept, and its law depends on a site that would be drawn anew (of {drawn}), which "
+            "the kept value tells something about. Keep what it depends on, too, or let it be drawn."
+        )
     return program

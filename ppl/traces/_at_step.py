@@ -75,9 +75,8 @@ def given_around() -> list[Given]:
     for handler in reversed(handler_stack()):
         if isinstance(handler, Recorder) and handler.is_final:
             break
-        if isinstance(
-            handler, AtStep
-        ):  # of the scan around this one; it has seen the handlers further out
+        if isinstance(handler, AtStep):
+            # Of the scan around this one; it has seen the handlers further out.
             found += [Given(_sliced(handler, g), g.observes) for g in handler.given]
             break
         if isinstance(handler, numpyro.handlers.condition):

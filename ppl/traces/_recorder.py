@@ -68,10 +68,10 @@ class HiddenDraw(ValueError):
 class Recorder(Messenger, abc.ABC):
     """Abstract: run a program, give every site a value, keep every site's numbers."""
 
-    continues: bool = False  # whether forced values of a shorter scan hold for its first steps
-    num_seen: int | None = (
-        None  # ... and its observations, for as many steps; None: where a forced value holds
-    )
+    # Whether forced values of a shorter scan hold for its first steps; and for how many of them its observations do, None: where
+    # a forced value does.
+    continues: bool = False
+    num_seen: int | None = None
 
     def __init__(self, key: Array | None = None, forced: dict[str, Array] | None = None) -> None:
         super().__init__()

@@ -299,11 +299,9 @@ def _leading(forced: dict[str, Any], size: int) -> dict[str, Any]:
     """The forced values that can have an axis of this region: the names inside are not known before the body runs."""
 
     def stacked(value: Any) -> Any:
-        return (
-            Begun(value.value, jnp.broadcast_to(value.holds, size))
-            if isinstance(value, Begun)
-            else value
-        )
+        if isinstance(value, Begun):
+            return Begun(value.value, jnp.broadcast_to(value.holds, size))
+        return value
 
     def shape(value: Any) -> tuple[int, ...]:
         return jnp.shape(value.value if isinstance(value, Begun) else value)

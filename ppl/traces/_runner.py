@@ -81,20 +81,20 @@ class Runner(Recorder):
             msg["_imputed"] = True
         elif self.frame.key is not None:
             if not (msg["is_observed"] and _is_unit(msg["fn"])):
-                forced = [x for frame in self.frames for x in frame.forced.values()]
-                seen = [x.holds for x in forced if isinstance(x, Begun)]
-                drawn = self._draw(msg)
-                held = msg["is_observed"] and seen
-                msg["value"] = (
-                    jnp.where(jnp.any(jnp.stack(seen)), jnp.asarray(msg["value"]), drawn)
-                    if held
-                    else drawn
-                )
+                msg["value"] = self._held(msg, self._draw(msg))
                 msg["intermediates"] = []
         else:
             self.missing.append(name)
             dtype = int if msg["fn"].support.is_discrete else float
             msg["value"] = jnp.zeros(msg["fn"].shape(), dtype)
+
+    def _held(self, msg: dict[str, Any], drawn: Array) -> Array:
+        """The draw, or in a step that has been seen the observation."""
+        forced = [x for frame in self.frames for x in frame.forced.values()]
+        seen = [x.holds for x in forced if isinstance(x, Begun)]
+        if not (msg["is_observed"] and seen):
+            return drawn
+        return jnp.where(jnp.any(jnp.stack(seen)), jnp.asarray(msg["value"]), drawn)
 
     def _draw(self, msg: dict[str, Any]) -> Array:
         assert self.frame.key is not None
