@@ -177,6 +177,7 @@ def iwelbo(
         )
         return jnp.sum(scale * log_mean_exp(log_weights))
 
-    return iwelbo(
+    made = iwelbo(
         model, guide, strategies=strategies, num_replicates=num_replicates, check_jumps=check_jumps
     )
+    return dataclasses.replace(made, gradient=gradient)

@@ -151,6 +151,9 @@ def test_a_gradient_that_leaves_a_score_out_is_refused():
     bound = inference.elbo(regression, mean_field, gradient="stl")
     with pytest.raises(ValueError, match="gradient='stl' is not the derivative"):
         fit_fixed_draws(bound, (X, Y), key=KEY)
+    bound = inference.iwelbo(regression, mean_field, num_particles=2, gradient="dreg")
+    with pytest.raises(ValueError, match="gradient='dreg' is not the derivative"):
+        fit_fixed_draws(bound, (X, Y), key=KEY)
 
 
 def test_an_end_that_is_no_optimum_has_no_errors():
