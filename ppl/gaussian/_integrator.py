@@ -1,0 +1,376 @@
+"""Running a lifted program with Gaussian sites integrated out.
+
+Values stay affine in what is believed of the sites (`_forms.py`, `_belief.py`). A site to be integrated adds noise to the basis; a
+statement whose law depends on the sites is given its law under the belief, and its value conditions the belief: Kalman's filter, in
+the order in which the program runs. All other statements are made as they stand. A `ppl.scan` carries the belief of the values that
+its steps hand on.
+
+    p(v) = prod_i p(v_i | v_<i),    v the statements that are left, in order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind
+from ..distributions import base_of
+from ..jaxprs import called
+from ._arranged import matrix_of, noise_of, spread, unit_forms
+from ._belief import Belief
+from ._control_flow import run_cond, run_scan
+from ._forms import Beyond, Form, RowsMeet, is_certain, propagate
+from ._laws import law_given, loc_of, reading_of
+from ._lift import Statement, holds_statement, statement_p
+from ._rows import flat, unflat
+
+Array = jax.Array
+MAX_NUMBERS = 2048
+
+
+class Emit(NamedTuple):
+    """How statements are made.
+
+    Attributes:
+        is_dry: whether nothing is: values are zeros, to see which are uncertain.
+        has_tilts: whether sites stand beside the statements that shift and tilt them (`densities/_integrated.py`).
+    """
+
+    is_dry: bool = False
+    has_tilts: bool = False
+
+
+class Integrator:
+    """One run of a lifted program.
+
+    Attributes:
+        belief: of the basis; None: there is none yet.
+        rows: names of the plates whose rows have a belief each; None: not known yet.
+        has_changed: whether a statement added to the basis or conditioned it.
+
+    Args:
+        label: for refusals.
+        names: sites to integrate.
+        joint: plates whose rows meet, so that they have one belief.
+        emit: how statements are made.
+    """
+
+    def __init__(self, label: str, names: Sequence[str], joint: set[str], emit: Emit) -> None:
+        self.label, self.names, self.joint, self.emit = label, names, joint, emit
+        self.belief: Belief | None = None
+        self.rows: tuple[str, ...] | None = None
+        self.has_changed = False
+        self.found: set[str] = set()
+        self.scales: dict[str, float | None] = {}
+        # The open programs: their values, and which of these are still read.
+        self.open: list[tuple[dict[Any, Any], set[Any]]] = []
+
+    def inner(self, *, is_dry: bool = False) -> Integrator:
+        """One that runs a body inside of this one's program, without a belief yet."""
+        emit = self.emit._replace(is_dry=self.emit.is_dry or is_dry)
+        inner = Integrator(self.label, self.names, self.joint, emit)
+        inner.rows, inner.found, inner.scales = self.rows, self.found, self.scales
+        return inner
+
+    # Equations.
+
+    def run(self, closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+        """The values of a program's outputs."""
+        jaxpr = closed.jaxpr
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        read = lambda v: v.val if isinstance(v, Literal) else env[v]
+        last = _last_reads(jaxpr)
+        for number, eqn in enumerate(jaxpr.eqns):
+            live = {v for v, n in last.items() if n > number and v in env}
+            self.open.append((env, live))
+            try:
+                outs = self._equation(eqn, [read(v) for v in eqn.invars])
+            finally:
+                self.open.pop()
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+        name, has_statements = eqn.primitive.name, holds_statement(eqn)
+        if eqn.primitive is statement_p:
+            return [self._statement(eqn.params["statement"], args)]
+        if not has_statements and all(map(is_certain, args)):
+            return bind(eqn, args)
+        if name in CALLS:
+            return self.run(called(eqn), args)
+        if name == "scan":
+            return run_scan(self, eqn, args)
+        if name == "cond":
+            return run_cond(self, eqn, args)
+        try:
+            return propagate(eqn, args)
+        except RowsMeet as met:
+            raise PlateMeets(self._plate(met.axis)) from met
+
+    # Statements.
+
+    def _statement(self, statement: Statement, args: list[Any]) -> Any:
+        if statement.treedef is None:
+            if is_certain(args[0]) and not self.emit.is_dry:
+                with statement.around(None):
+                    numpyro.deterministic(statement.name, args[0])
+            return args[0]
+        count = statement.treedef.num_leaves
+        leaves, rest = args[:count], args[count:]
+        scale = rest.pop() if statement.has_scale else statement.scale
+        obs = rest.pop() if statement.is_observed else None
+        is_own = statement.name in self.names and not statement.is_observed
+        is_touched = not all(map(is_certain, [*leaves, obs, scale]))
+        if not (is_own or is_touched):
+            fn = statement.law(leaves)
+            with statement.around(scale):
+                return self._made(statement, fn, obs)
+        self._check(statement, leaves, obs, scale, is_own)
+        loc = loc_of(statement.treedef)
+        assert loc is not None
+        fn = statement.law([x.const if isinstance(x, Form) else x for x in leaves])
+        mean = spread(leaves[loc], fn.shape())
+        is_imputed = bool(
+            statement.infer.get("imputed")
+        )  # missing cells go with what they depend on
+        if is_own or is_imputed:
+            value = self._integrated(statement, fn, mean)
+        else:
+            value = self._conditioned(statement, fn, mean, obs)
+        self._check_scale(statement, scale)
+        return value
+
+    def _made(self, statement: Statement, fn: Any, obs: Any) -> Any:
+        if self.emit.is_dry:
+            return jnp.zeros(statement.aval.shape, statement.aval.dtype)
+        return jnp.asarray(numpyro.sample(statement.name, fn, obs=obs, infer=statement.infer))
+
+    def _integrated(self, statement: Statement, fn: Any, mean: Any) -> Form:
+        """The value of a site that is integrated out: its mean and noise of its own."""
+        self.found.add(statement.name)
+        self.has_changed = True
+        rows = self._rows_of(statement, fn)
+        if isinstance(mean, Form) and mean.rows != rows:
+            raise PlateMeets(self._plate(0))
+        const = mean.const if isinstance(mean, Form) else mean
+        const = jnp.asarray(const, jnp.result_type(float, const.dtype))
+        noise = noise_of(reading_of(fn), rows).root
+        shift = self._beside(statement, "shift", const)
+        shift = flat(jnp.zeros_like(const) if shift is None else shift, rows)
+        start, size = self._size(), shift.shape[-1]
+        self._check_size(statement, start + size)
+        if self.belief is None:
+            empty = jnp.zeros((*shift.shape[:-1], 0), const.dtype)
+            self.belief = Belief(empty, empty[..., None])
+        self.belief = self.belief.with_noise(shift)
+        own = unflat(jnp.moveaxis(noise, -1, 0), rows, const.shape)
+        old = mean.wide(start) if isinstance(mean, Form) else jnp.zeros((start, *const.shape))
+        value = Form(const, jnp.concatenate([old.astype(own.dtype), own]), rows)
+        self._tilt(statement, value)
+        return self._rebased(value)
+
+    def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
+        """A statement whose mean is uncertain: its law given all before, and the belief given its value."""
+        self.has_changed = True
+        belief, rows, reading = self.belief, mean.rows, reading_of(fn)
+        assert belief is not None
+        noise, matrix = noise_of(reading, rows), matrix_of(mean, belief.size)
+        expected = flat(mean.const, rows) + (matrix @ belief.mean[..., None])[..., 0]
+        shift = self._beside(statement, "shift", mean.const)
+        if shift is not None:
+            expected = expected - (noise.root @ flat(shift, rows)[..., None])[..., 0]
+        if self.emit.is_dry:
+            value = jnp.zeros(statement.aval.shape, statement.aval.dtype)
+        else:
+            loc = unflat(expected, rows, mean.const.shape)
+            law, dropped = law_given(loc, matrix @ belief.root, noise, reading.cells, rows, fn)
+            with statement.around(statement.scale, dropped):
+                value = self._made(statement, law, obs)
+        residual = flat(value, rows) - expected
+        if reading.cells is not None:
+            cells = flat(reading.cells, rows)
+            residual, noise = jnp.where(cells, residual, 0), noise.apart(cells)
+            matrix = jnp.where(cells[..., None], matrix, 0)
+        self.belief = belief.given(residual, matrix, noise)
+        return value
+
+    def _beside(self, statement: Statement, what: str, like: Array) -> Array | None:
+        """The value of a site that stands beside a statement, without density; None where there are none."""
+        if not self.emit.has_tilts:
+            return None
+        if self.emit.is_dry:
+            return jnp.zeros_like(like)
+        law = dist.Normal(jnp.zeros_like(like), 1.0).to_event(like.ndim).mask(False)
+        return jnp.asarray(numpyro.sample(f"{statement.name} {what}", law))
+
+    def _tilt(self, statement: Statement, value: Form) -> None:
+        """Tilt the law of a site by exp(b (z - a) + c (z - a)^2 / 2), to first order in b and c.
+
+        The derivatives of the log-density in b and c are then E[z - a | v] and E[(z - a)^2 | v] / 2.
+        """
+        centre = self._beside(statement, "centre", value.const)
+        if centre is None or self.belief is None:
+            return
+        linear, square = (
+            flat(x, value.rows)
+            for x in (
+                self._beside(statement, "linear", value.const),
+                self._beside(statement, "square", value.const),
+            )
+            if x is not None
+        )
+        mean, root = self.belief
+        matrix = matrix_of(value, self.belief.size)
+        away = flat(value.const - centre, value.rows) + (matrix @ mean[..., None])[..., 0]
+        seen = matrix @ root
+        log_factor = linear * away + 0.5 * square * (away**2 + (seen**2).sum(-1))
+        pull = (seen.mT @ (linear + square * away)[..., None])[..., 0]
+        self.belief = Belief(
+            mean + (root @ pull[..., None])[..., 0],
+            root + 0.5 * root @ (seen.mT @ (square[..., None] * seen)),
+        )
+        if not self.emit.is_dry:
+            numpyro.factor(f"{statement.name} tilt", log_factor.sum())
+
+    # The basis.
+
+    def _size(self) -> int:
+        return 0 if self.belief is None else self.belief.size
+
+    def _plate(self, number: int) -> str:
+        assert self.rows is not None
+        return self.rows[number]
+
+    def _rows_of(self, statement: Statement, fn: Any) -> tuple[int, ...]:
+        """Axes of a site along which rows are separate.
+
+        Raises:
+            PlateMeets: sites integrated before have rows that this one has not.
+        """
+        axis_of = {f.name: len(fn.batch_shape) + f.dim for f in statement.frames}
+        if self.rows is None:
+            apart = [name for name in axis_of if name not in self.joint]
+            self.rows = tuple(sorted(apart, key=axis_of.__getitem__))
+        for name in self.rows:
+            if name not in axis_of:
+                raise PlateMeets(name)
+        return tuple(axis_of[name] for name in self.rows)
+
+    def _live(self) -> dict[int, Form]:
+        """The forms that are still read, by id."""
+        values = (env[v] for env, live in self.open for v in live)
+        return {id(x): x for x in values if isinstance(x, Form)}
+
+    def _replace(self, new: dict[int, Form]) -> None:
+        """Put other forms in the place of those with these ids."""
+        for env, _ in self.open:
+            env.update({v: new[id(x)] for v, x in env.items() if id(x) in new})
+
+    def _rebased(self, value: Form) -> Form:
+        """Make the values that are still read the basis, where that halves it."""
+        assert self.belief is not None
+        live = self._live()
+        forms = [*live.values(), value]
+        if 2 * sum(flat(f.const, f.rows).shape[-1] for f in forms) > self.belief.size:
+            return value
+        self.belief = self._law_of(forms)
+        *new, value = unit_forms(forms)
+        self._replace(dict(zip(live, new, strict=True)))
+        return value
+
+    def _law_of(self, forms: Sequence[Form], *, is_square: bool = False) -> Belief:
+        """The joint law of values."""
+        assert self.belief is not None
+        const = jnp.concatenate([flat(f.const, f.rows) for f in forms], -1)
+        matrix = jnp.concatenate([matrix_of(f, self.belief.size) for f in forms], -2)
+        return self.belief.of(const, matrix, is_square=is_square)
+
+    # Checks.
+
+    def _check_size(self, statement: Statement, size: int) -> None:
+        if size > MAX_NUMBERS:
+            raise ValueError(
+                f"Site '{statement.name}': {self.label} would integrate {size} numbers jointly, more than {MAX_NUMBERS}. Declare "
+                "separate rows in a ppl.plate, write a series as ppl.scan, eliminate sites that have nothing to do with each "
+                "other by two calls, or keep one of them as a choice."
+            )
+
+    def _check(
+        self, statement: Statement, leaves: list[Any], obs: Any, scale: Any, is_own: bool
+    ) -> None:
+        """Refuse what is no normal law with a mean affine in the sites."""
+        loc = loc_of(statement.treedef)
+        law = type(base_of(statement.law([None] * len(leaves)))).__name__
+        keep = "Keep the sites as choices, or leave them to particles (inference.smc)."
+        of = f"depends on sites that {self.label} integrates out"
+        where = f"Site '{statement.name}'"
+        if is_own and loc is None:
+            raise ValueError(
+                f"{where}: {self.label} integrates Normal and MultivariateNormal sites, and sums sites with a finite support, but "
+                f"this one is {law}. Keep it as a choice, or estimate the marginal with ppl.marginal."
+            )
+        if law == "Unit":
+            raise ValueError(
+                f"{where}: the factor {of}, so that the integral is not that of a normal law. Make it an observation with a "
+                f"normal law. {keep}"
+            )
+        if loc is None:
+            raise ValueError(f"{where}: its law, {law}, {of}, but is not normal. {keep}")
+        if isinstance(leaves[loc], Beyond):
+            raise ValueError(
+                f"{where}: its mean {of} through '{leaves[loc].why}', which is not known to be affine. {keep}"
+            )
+        if not all(is_certain(x) for i, x in enumerate(leaves) if i != loc):
+            raise ValueError(f"{where}: its scale or mask {of}; only its mean may. {keep}")
+        if not is_certain(obs) or not is_certain(scale):
+            raise ValueError(
+                f"{where}: what is observed (obs=), or its scale, {of}. Observe data, and put the sites into the mean."
+            )
+        if (
+            is_own
+            and reading_of(statement.law([getattr(x, "const", x) for x in leaves])).cells
+            is not None
+        ):
+            raise ValueError(
+                f"{where}: it is masked, and {self.label} integrates it out, which without its law is infinite. Mask the "
+                "observations only: an unobserved site integrates to one."
+            )
+
+    def _check_scale(self, statement: Statement, scale: Any) -> None:
+        """Refuse integrals over log-probs that count with different scales, or as a whole."""
+        known = 1.0 if scale is None else scale
+        known = float(known) if isinstance(known, int | float) else None
+        self.scales[statement.name] = known
+        plates = {f.name for f in statement.frames}
+        is_apart = known == 1.0 or plates and plates <= set(self.rows or plates)
+        if len(set(self.scales.values())) > 1 or known is None or not is_apart:
+            raise ValueError(
+                f"Site '{statement.name}': log-probs that meet in one integral of {self.label} are scaled (subsampling, "
+                f"handlers.scale) by {self.scales}, where a scaled part would make it wrong. Use all rows, or put the sites inside "
+                "of the subsampled plate."
+            )
+
+
+class PlateMeets(Exception):
+    """Rows of a plate that were taken to be separate meet in the basis."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def _last_reads(jaxpr: Jaxpr) -> dict[Any, int]:
+    """The number of the equation that reads a variable last; deterministic statements do not count."""
+    last: dict[Any, int] = {}
+    for number, eqn in enumerate(jaxpr.eqns):
+        statement = eqn.params.get("statement")
+        if statement is None or statement.treedef is not None:
+            last.update({v: number for v in eqn.invars if not isinstance(v, Literal)})
+    last.update({v: len(jaxpr.eqns) for v in jaxpr.outvars if not isinstance(v, Literal)})
+    return last

@@ -1,0 +1,67 @@
+"""Square roots of covariances: lower triangular ones with a density, and any root of what may be singular."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def lower(a: Array) -> Array:
+    """The lower triangular L with L L' = A A' and a positive diagonal, for A of full row rank, shape (*batch, m, k), k >= m.
+
+    By QR in single precision, where A A' would lose half of the digits; by Cholesky in double precision, which is faster.
+    """
+    if a.shape[-2] == 1:
+        return jnp.sqrt((a**2).sum(-1, keepdims=True))
+    if a.dtype == jnp.float64:
+        return jnp.linalg.cholesky(a @ a.mT)
+    found = jnp.linalg.qr(a.mT, mode="r").mT
+    return found * jnp.where(jnp.diagonal(found, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
+
+
+def compressed(a: Array) -> Array:
+    """A root of A A' with no more columns than rows; A may be singular.
+
+    Its derivative is that of *a* root of A A', not of the triangular one, which has none where A is singular. So what is
+    computed of it must be a function of A A'.
+    """
+    return a if a.shape[-1] <= a.shape[-2] else _compressed(a)[0]
+
+
+@jax.custom_jvp
+def _compressed(a: Array) -> tuple[Array, Array]:
+    """L and Q with A = L Q', Q' Q = 1."""
+    if a.shape[-2] == 1:
+        length = jnp.sqrt((a**2).sum(-1, keepdims=True))
+        unit = jnp.zeros_like(a).at[..., 0].set(1)
+        return length, jnp.where(length > 0, a / jnp.where(length > 0, length, 1), unit).mT
+    q, r = jnp.linalg.qr(a.mT)
+    return r.mT, q
+
+
+@_compressed.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    """The root that moves without turning: L' = A' Q, whose own derivative needs Q' = (1 - Q Q') A'^T L^-T."""
+    (a,), (da,) = primals, tangents
+    root, q = _compressed(a)
+    rest = da.mT - q @ (q.mT @ da.mT)
+    return (root, q), (da @ q, jnp.linalg.solve(root, rest.mT).mT)
+
+
+def upper(a: Array) -> Array:
+    """The upper triangular U with U' U = 1 + A' A, shape (*batch, k, k) for A of shape (*batch, m, k)."""
+    unit = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), (*a.shape[:-2], *2 * a.shape[-1:]))
+    return lower(jnp.concatenate([unit, a.mT], -1)).mT
+
+
+def solved(triangle: Array, x: Array, *, is_lower: bool, transposed: bool = False) -> Array:
+    """T^-1 x or T'^-1 x, for T of shape (*batch, m, m) and x of shape (*batch, m, k)."""
+    if triangle.shape[-1] == 1:
+        return x / triangle
+    return jax.lax.linalg.triangular_solve(
+        triangle, x, left_side=True, lower=is_lower, transpose_a=transposed
+    )
