@@ -19,8 +19,8 @@ def matrix_of(form: Form, columns: int) -> Array:
     wide = form.wide(columns)
     rows = tuple(a + 1 for a in form.rows)
     x = jnp.moveaxis(wide, rows, range(len(rows)))  # rows, columns, others
-    x = x.reshape(*x.shape[: len(rows) + 1], -1)
-    return x.mT
+    lead = x.shape[: len(rows) + 1]
+    return x.reshape(*lead, math.prod(x.shape[len(lead) :])).mT
 
 
 def unit_forms(forms: Sequence[Form]) -> list[Form]:

@@ -1,5 +1,7 @@
 """Arrays with the axes of rows in front and all other axes in one."""
 
+import math
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -7,7 +9,8 @@ from jax import Array
 def flat(x: Array, rows: tuple[int, ...]) -> Array:
     """From a value's shape to (*rows, numbers)."""
     x = jnp.moveaxis(x, rows, range(len(rows)))
-    return x.reshape(*x.shape[: len(rows)], -1)
+    lead = x.shape[: len(rows)]
+    return x.reshape(*lead, math.prod(x.shape[len(lead) :]))
 
 
 def unflat(x: Array, rows: tuple[int, ...], shape: tuple[int, ...]) -> Array:
