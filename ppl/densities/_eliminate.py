@@ -154,8 +154,9 @@ class Eliminated(Program):
         made = self.made(*args, **kwargs)
         if isinstance(made, Summed) and isinstance(made.program, Integrated):
             raise TypeError(
-                f"{self.label}: the most probable assignment of summed and integrated sites together is not known here. Eliminate "
-                f"{list(made.program.sites)} alone and compare values of {list(made.sites)}, or draw from the posterior."
+                f"{self.label}: the most probable assignment of summed and integrated sites together is not known here. "
+                f"Eliminate {list(made.program.sites)} alone and compare values of {list(made.sites)}, or draw from the "
+                "posterior."
             )
         return made.mode(choices, *args, **kwargs)
 

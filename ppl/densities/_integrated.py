@@ -4,8 +4,8 @@ Input: a program p(z, v), z the named sites, normal with means affine in each ot
 
     log p(v) = log integral p(z, v) dz = sum_i log p(v_i | v_<i),
 
-whose statements have these laws (`gaussian/`): Kalman's filter. What is known of z afterwards is found without a backward pass: the
-derivatives of log integral p(z, v) exp(b z) dz in b are the moments of z given v.
+whose statements have these laws (`gaussian/`): Kalman's filter. What is known of z afterwards is found without a backward pass:
+the derivatives of log integral p(z, v) exp(b z) dz in b are the moments of z given v.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Integrated(Program):
 
 
 class _Moments:
-    """Moments of integrated sites given everything else, as derivatives of the log-density in tilts (`gaussian/_integrator.py`)."""
+    """Moments of integrated sites given everything else: derivatives of the log-density in tilts (`gaussian/_integrator.py`)."""
 
     def __init__(
         self, program: Integrated, choices: Mapping[str, Any], args: Any, kwargs: Any

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._forms import Form, RowsMeet
-from ._laws import Noise, Reading
+from ._noise import Noise, Reading
 from ._rows import flat, unflat
 
 
@@ -43,7 +43,8 @@ def unit_form(
     unit = jnp.broadcast_to(
         unit.reshape(columns, *[1] * len(rows), size), (columns, *row_sizes, size)
     )
-    return Form(jnp.zeros(shape, dtype), unflat(unit, rows, shape), rows)
+    is_unit = len(shape) == 1 and not rows and size == columns
+    return Form(jnp.zeros(shape, dtype), unflat(unit, rows, shape), rows, is_unit)
 
 
 def spread(value: Any, shape: tuple[int, ...]) -> Any:

@@ -1,7 +1,7 @@
 """Scans and branches of a lifted program, with the belief carried along.
 
-A scan whose steps add to the basis or condition it hands on the belief of the values that the next step, or what follows the scan,
-reads. One that does not hands on the coefficients of its values in the basis as it is.
+A scan whose steps add to the basis or condition it hands on the belief of the values that the next step, or what follows the
+scan, reads. One that does not hands on the coefficients of its values in the basis as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from .._compat import scan_counts
 from ..traces import alone, cond, scan
 from ._arranged import unit_form
-from ._belief import Belief
+from ._belief import Belief, known, no_belief
 from ._forms import Beyond, Form, is_certain
 from ._lift import holds_statement
 from ._rows import flat
@@ -122,8 +122,8 @@ class _Scan:
         forms = self._forms()
         if forms:
             size = forms[0].coefs.shape[0]
-            zeros = lambda *shape: jnp.zeros((*self.rows, *shape), forms[0].const.dtype)
-            inner.belief = Belief(zeros(size), zeros(size, size)) if belief is None else belief
+            zeros = jnp.zeros((*self.rows, size), forms[0].const.dtype)
+            inner.belief = known(zeros) if belief is None else belief
         certain = iter(self._certain(self.init) if carry is None else carry)
         uncertain = iter(forms)
         values = [
@@ -180,9 +180,7 @@ class _Scan:
                 value = Form(jnp.asarray(value, dtype), jnp.zeros((0, *shape), dtype), rows)
             forms.append(value)
         if inner.belief is None:
-            dtype = forms[0].const.dtype
-            empty = jnp.zeros((*self.rows, 0), dtype)
-            inner.belief = Belief(empty, empty[..., None])
+            inner.belief = no_belief(self.rows, forms[0].const.dtype)
         return inner._law_of(forms, is_square=True)
 
     def _stacked(self, ys: Sequence[Any]) -> list[Any]:
@@ -271,8 +269,8 @@ def run_cond(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
             jax.eval_shape(run)
         if probe.has_changed or not is_certain(which) and has_statements:
             raise ValueError(
-                f"{outer.label}: a statement in a branch of ppl.cond meets the sites {list(outer.names)}, or chooses the branch by "
-                "them. Write it with jnp.where outside of the branches, or keep these sites as choices."
+                f"{outer.label}: a statement in a branch of ppl.cond meets the sites {list(outer.names)}, or chooses the "
+                "branch by them. Write it with jnp.where outside of the branches, or keep these sites as choices."
             )
         kinds = [_joined(a, b) for a, b in zip(kinds, outs, strict=True)]
     if not is_certain(which):

@@ -1,7 +1,7 @@
 """Values that are affine in Gaussian sites, and what an equation of a traced program makes of them.
 
-A value is an array that does not depend on the sites, a `Form`, or `Beyond`: it depends on them in a way that is not affine, or is
-not known to be. Affinity is proved, equation by equation: what has no rule here is beyond.
+A value is an array that does not depend on the sites, a `Form`, or `Beyond`: it depends on them in a way that is not affine, or
+is not known to be. Affinity is proved, equation by equation: what has no rule here is beyond.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ class Form(NamedTuple):
         const: the value where the basis is 0.
         coefs: shape (columns, *const.shape); the basis may have more columns, with coefficients 0.
         rows: axes of the value along which the rows of the basis stand: element i is affine in row i.
+        is_unit: whether it is a vector and the whole basis itself.
     """
 
     const: Array
     coefs: Array
     rows: tuple[int, ...]
+    is_unit: bool = False
 
     def wide(self, columns: int) -> Array:
         """Its coefficients for a basis with that many columns."""
@@ -91,6 +93,8 @@ def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
     together = _linear_in(eqn, uncertain)
     if together is None:
         return [Beyond(eqn.primitive.name)] * len(eqn.outvars)
+    if eqn.primitive.name == "dot_general" and args[uncertain[0]].is_unit:
+        return [_product(eqn, args, uncertain[0])]
     columns = max(args[i].coefs.shape[0] for i in uncertain)
     consts = [x.const if isinstance(x, Form) else x for x in args]
     base = bind(eqn, consts)
@@ -109,6 +113,17 @@ def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
     slopes = jax.vmap(column)(*(args[i].wide(columns) for i in uncertain))
     rows = _rows(eqn, args)
     return [Form(c, s, r) for c, s, r in zip(base, slopes, rows, strict=True)]
+
+
+def _product(eqn: Any, args: Sequence[Any], which: int) -> Form:
+    """The product of an array and the basis: its coefficients stand in the array."""
+    out, matrix = eqn.outvars[0].aval, args[1 - which]
+    (contract, batch), zeros = eqn.params["dimension_numbers"], jnp.zeros(out.shape, out.dtype)
+    if batch[0] or not contract[1 - which]:  # an outer product
+        return propagate(
+            eqn, [x._replace(is_unit=False) if i == which else x for i, x in enumerate(args)]
+        )[0]
+    return Form(zeros, jnp.moveaxis(matrix, contract[1 - which][0], 0).astype(out.dtype), ())
 
 
 def _linear_in(eqn: Any, uncertain: Sequence[int]) -> Sequence[int] | None:

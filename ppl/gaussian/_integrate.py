@@ -23,7 +23,7 @@ def integrate(
     params: Mapping[str, Any],
     args: Any,
     kwargs: Any,
-    emit: Emit = Emit(),
+    emit: Emit,
 ) -> Any:
     """Make the statements that are left; returns what the program returns, None where that depends on the sites.
 
@@ -37,7 +37,7 @@ def integrate(
         probe = Integrator(label, names, joint, emit._replace(is_dry=True))
         try:
             with alone():
-                jax.eval_shape(lambda probe=probe: probe.run(closed, []) and None)
+                jax.eval_shape(lambda probe=probe: probe.run(closed, [0]) and None)
             break
         except PlateMeets as met:
             joint = joint | {met.name}
@@ -50,7 +50,7 @@ def integrate(
     for recorder in handler_stack():
         if isinstance(recorder, Recorder):
             recorder.plates.update(lifter.plates)
-    outs = Integrator(label, names, joint, emit).run(closed, [])
+    outs = Integrator(label, names, joint, emit).run(closed, [0])
     if not all(map(is_certain, outs)):
         return None
     values = iter(outs)
@@ -63,8 +63,14 @@ def _lifted(
     """The lifted program; the tree of its return value, and those leaves of it that are no arrays (None: an array)."""
     found: list[Any] = []
 
-    def run() -> list[Any]:
-        with own_caches(), lifter, numpyro.handlers.substitute(data=dict(params)):
+    def run(start: Any) -> list[Any]:
+        lifter.start = start
+        with (
+            jax.disable_jit(False),
+            own_caches(),
+            lifter,
+            numpyro.handlers.substitute(data=dict(params)),
+        ):
             leaves, tree = jax.tree.flatten(program(*args, **kwargs))
         is_array = [isinstance(x, int | float | complex) or hasattr(x, "dtype") for x in leaves]
         static = [None if flag else (x,) for x, flag in zip(leaves, is_array, strict=True)]
@@ -72,5 +78,5 @@ def _lifted(
         return [jnp.asarray(x) for x, flag in zip(leaves, is_array, strict=True) if flag]
 
     with alone():
-        closed = jax.make_jaxpr(run)()
+        closed = jax.make_jaxpr(run)(0)
     return closed, *found

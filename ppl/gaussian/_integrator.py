@@ -1,9 +1,9 @@
 """Running a lifted program with Gaussian sites integrated out.
 
-Values stay affine in what is believed of the sites (`_forms.py`, `_belief.py`). A site to be integrated adds noise to the basis; a
-statement whose law depends on the sites is given its law under the belief, and its value conditions the belief: Kalman's filter, in
-the order in which the program runs. All other statements are made as they stand. A `ppl.scan` carries the belief of the values that
-its steps hand on.
+Values stay affine in what is believed of the sites (`_forms.py`, `_belief.py`). A site to be integrated adds noise to the basis;
+a statement whose law depends on the sites is given its law under the belief, and its value conditions the belief: Kalman's
+filter, in the order in which the program runs. All other statements are made as they stand. A `ppl.scan` carries the belief of
+the values that its steps hand on.
 
     p(v) = prod_i p(v_i | v_<i),    v the statements that are left, in order
 """
@@ -22,11 +22,12 @@ from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind
 from ..distributions import base_of
 from ..jaxprs import called
 from ._arranged import matrix_of, noise_of, spread, unit_forms
-from ._belief import Belief
+from ._belief import Belief, no_belief
 from ._control_flow import run_cond, run_scan
 from ._forms import Beyond, Form, RowsMeet, is_certain, propagate
-from ._laws import law_given, loc_of, reading_of
+from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
+from ._noise import loc_of, reading_of
 from ._rows import flat, unflat
 
 Array = jax.Array
@@ -99,7 +100,7 @@ class Integrator:
     def _equation(self, eqn: Any, args: list[Any]) -> list[Any]:
         name, has_statements = eqn.primitive.name, holds_statement(eqn)
         if eqn.primitive is statement_p:
-            return [self._statement(eqn.params["statement"], args)]
+            return [self._statement(eqn.params["statement"], args[:-1])]
         if not has_statements and all(map(is_certain, args)):
             return bind(eqn, args)
         if name in CALLS:
@@ -166,8 +167,7 @@ class Integrator:
         start, size = self._size(), shift.shape[-1]
         self._check_size(statement, start + size)
         if self.belief is None:
-            empty = jnp.zeros((*shift.shape[:-1], 0), const.dtype)
-            self.belief = Belief(empty, empty[..., None])
+            self.belief = no_belief(shift.shape[:-1], const.dtype)
         self.belief = self.belief.with_noise(shift)
         own = unflat(jnp.moveaxis(noise, -1, 0), rows, const.shape)
         old = mean.wide(start) if isinstance(mean, Form) else jnp.zeros((start, *const.shape))
@@ -181,23 +181,19 @@ class Integrator:
         belief, rows, reading = self.belief, mean.rows, reading_of(fn)
         assert belief is not None
         noise, matrix = noise_of(reading, rows), matrix_of(mean, belief.size)
-        expected = flat(mean.const, rows) + (matrix @ belief.mean[..., None])[..., 0]
+        expected = belief.at(flat(mean.const, rows), matrix)
         shift = self._beside(statement, "shift", mean.const)
         if shift is not None:
             expected = expected - (noise.root @ flat(shift, rows)[..., None])[..., 0]
+        loc = unflat(expected, rows, mean.const.shape)
+        law = JointNormal(loc, belief, matrix, noise, reading.cells, rows)
         if self.emit.is_dry:
             value = jnp.zeros(statement.aval.shape, statement.aval.dtype)
         else:
-            loc = unflat(expected, rows, mean.const.shape)
-            law, dropped = law_given(loc, matrix @ belief.root, noise, reading.cells, rows, fn)
+            plain, dropped = made_plain(law, fn)
             with statement.around(statement.scale, dropped):
-                value = self._made(statement, law, obs)
-        residual = flat(value, rows) - expected
-        if reading.cells is not None:
-            cells = flat(reading.cells, rows)
-            residual, noise = jnp.where(cells, residual, 0), noise.apart(cells)
-            matrix = jnp.where(cells[..., None], matrix, 0)
-        self.belief = belief.given(residual, matrix, noise)
+                value = self._made(statement, plain, obs)
+        self.belief = law.meeting.given(law.away(value - loc))
         return value
 
     def _beside(self, statement: Statement, what: str, like: Array) -> Array | None:
@@ -225,16 +221,11 @@ class Integrator:
             )
             if x is not None
         )
-        mean, root = self.belief
         matrix = matrix_of(value, self.belief.size)
-        away = flat(value.const - centre, value.rows) + (matrix @ mean[..., None])[..., 0]
-        seen = matrix @ root
-        log_factor = linear * away + 0.5 * square * (away**2 + (seen**2).sum(-1))
-        pull = (seen.mT @ (linear + square * away)[..., None])[..., 0]
-        self.belief = Belief(
-            mean + (root @ pull[..., None])[..., 0],
-            root + 0.5 * root @ (seen.mT @ (square[..., None] * seen)),
-        )
+        away = self.belief.at(flat(value.const - centre, value.rows), matrix)
+        variance = jnp.diagonal(self.belief.covariance_of(matrix), axis1=-2, axis2=-1)
+        log_factor = linear * away + 0.5 * square * (away**2 + variance)
+        self.belief = self.belief.tilted(matrix, linear + square * away, square)
         if not self.emit.is_dry:
             numpyro.factor(f"{statement.name} tilt", log_factor.sum())
 
@@ -312,8 +303,8 @@ class Integrator:
         where = f"Site '{statement.name}'"
         if is_own and loc is None:
             raise ValueError(
-                f"{where}: {self.label} integrates Normal and MultivariateNormal sites, and sums sites with a finite support, but "
-                f"this one is {law}. Keep it as a choice, or estimate the marginal with ppl.marginal."
+                f"{where}: {self.label} integrates Normal and MultivariateNormal sites, and sums sites with a finite support, "
+                f"but this one is {law}. Keep it as a choice, or estimate the marginal with ppl.marginal."
             )
         if law == "Unit":
             raise ValueError(
@@ -352,8 +343,8 @@ class Integrator:
         if len(set(self.scales.values())) > 1 or known is None or not is_apart:
             raise ValueError(
                 f"Site '{statement.name}': log-probs that meet in one integral of {self.label} are scaled (subsampling, "
-                f"handlers.scale) by {self.scales}, where a scaled part would make it wrong. Use all rows, or put the sites inside "
-                "of the subsampled plate."
+                f"handlers.scale) by {self.scales}, where a scaled part would make it wrong. Use all rows, or put the sites "
+                "inside of the subsampled plate."
             )
 
 

@@ -92,11 +92,20 @@ def holds_statement(eqn: Any) -> bool:
 
 
 class Lifter(Recorder):
-    """Turn statements into equations."""
+    """Turn statements into equations.
+
+    Args:
+        label: for refusals.
+    """
 
     def __init__(self, label: str) -> None:
         super().__init__(jax.random.key(0))
         self.label = label
+        # An input of the trace that every statement reads: without one, JAX may run it where it stands.
+        self.start: Any = None
+
+    def _equation(self, statement: Statement, operands: list[Any]) -> Array:
+        return statement_p.bind(*map(jnp.asarray, operands), self.start, statement=statement)
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "plate" and msg["value"] is None:
@@ -133,7 +142,7 @@ class Lifter(Recorder):
             tuple(msg["cond_indep_stack"]), None if has_scale else scale, has_scale,
             jax.core.ShapedArray(shaped.shape, shaped.dtype),
         )  # fmt: skip
-        msg["value"] = statement_p.bind(*map(jnp.asarray, operands), statement=statement)
+        msg["value"] = self._equation(statement, operands)
         msg["stop"] = True
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +155,7 @@ class Lifter(Recorder):
                 msg["name"], None, False, {}, tuple(msg["cond_indep_stack"]), None, False,
                 jax.core.ShapedArray(value.shape, value.dtype),
             )  # fmt: skip
-            statement_p.bind(value, statement=statement)
+            self._equation(statement, [value])
         super().postprocess_message(msg)
         for numbers in self.frame.numbers.values():
             numbers.clear()

@@ -23,13 +23,29 @@ def lower(a: Array) -> Array:
     return found * jnp.where(jnp.diagonal(found, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
 
 
-def compressed(a: Array) -> Array:
-    """A root of A A' with no more columns than rows; A may be singular.
+def upper(a: Array) -> Array:
+    """The upper triangular U with U' U = 1 + A' A, shape (*batch, k, k) for A of shape (*batch, m, k)."""
+    unit = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), (*a.shape[:-2], *2 * a.shape[-1:]))
+    return lower(jnp.concatenate([unit, a.mT], -1)).mT
 
-    Its derivative is that of *a* root of A A', not of the triangular one, which has none where A is singular. So what is
-    computed of it must be a function of A A'.
-    """
-    return a if a.shape[-1] <= a.shape[-2] else _compressed(a)[0]
+
+def solved(triangle: Array, x: Array, *, is_lower: bool, transposed: bool = False) -> Array:
+    """T^-1 x or T'^-1 x, for T of shape (*batch, m, m) and x of shape (*batch, m, k)."""
+    if triangle.shape[-1] == 1:
+        return x / triangle
+    return jax.lax.linalg.triangular_solve(
+        triangle, x, left_side=True, lower=is_lower, transpose_a=transposed
+    )
+
+
+# Roots that move freely. The value is lower triangular, its derivative is not: it is that of *a* root of A A'. The triangular one
+# has no derivative where A A' is singular, as it is at known starting values; what is computed of such a root has to be a
+# function of A A', by `free_solved` and `free_log_det` where it is inverted.
+
+
+def compressed(a: Array) -> Array:
+    """A root of A A' with no more columns than rows, shape (*batch, m, min(m, k)); A may be singular."""
+    return _compressed(a)[0]
 
 
 @jax.custom_jvp
@@ -49,19 +65,31 @@ def _(primals: Any, tangents: Any) -> Any:
     (a,), (da,) = primals, tangents
     root, q = _compressed(a)
     rest = da.mT - q @ (q.mT @ da.mT)
+    if root.shape[-1] != root.shape[-2]:  # no more columns than it had: nothing is left
+        return (root, q), (da @ q, jnp.zeros_like(q))
     return (root, q), (da @ q, jnp.linalg.solve(root, rest.mT).mT)
 
 
-def upper(a: Array) -> Array:
-    """The upper triangular U with U' U = 1 + A' A, shape (*batch, k, k) for A of shape (*batch, m, k)."""
-    unit = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), (*a.shape[:-2], *2 * a.shape[-1:]))
-    return lower(jnp.concatenate([unit, a.mT], -1)).mT
-
-
-def solved(triangle: Array, x: Array, *, is_lower: bool, transposed: bool = False) -> Array:
-    """T^-1 x or T'^-1 x, for T of shape (*batch, m, m) and x of shape (*batch, m, k)."""
-    if triangle.shape[-1] == 1:
-        return x / triangle
-    return jax.lax.linalg.triangular_solve(
-        triangle, x, left_side=True, lower=is_lower, transpose_a=transposed
+def free_solved(root: Array, x: Array) -> Array:
+    """root^-1 x for a square root that moves freely; x of shape (*batch, m, k)."""
+    if root.shape[-1] == 1:
+        return x / root
+    return jax.lax.custom_linear_solve(
+        lambda y: root @ y,
+        x,
+        lambda _, b: solved(jax.lax.stop_gradient(root), b, is_lower=True),
+        lambda _, b: solved(jax.lax.stop_gradient(root), b, is_lower=True, transposed=True),
     )
+
+
+@jax.custom_jvp
+def free_log_det(root: Array) -> Array:
+    """Log |det root| of a root that moves freely, shape batch."""
+    return jnp.log(jnp.abs(jnp.diagonal(root, axis1=-2, axis2=-1))).sum(-1)
+
+
+@free_log_det.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (root,), (moved,) = primals, tangents
+    slope = jnp.trace(free_solved(root, moved), axis1=-2, axis2=-1)
+    return free_log_det(root), slope

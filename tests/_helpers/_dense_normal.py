@@ -17,7 +17,7 @@ class Dense(NamedTuple):
 
 
 def dense(program: Any, sites: list[str], choices: dict, args: tuple = ()) -> Dense:
-    """log integral exp f(z) dz = f(mean) + (n log 2 pi - log det(-f'')) / 2, f quadratic, with the posterior of z."""
+    """The integral of exp f, f quadratic, and the posterior: f(mean) + (n log 2 pi - log det(-f'')) / 2, mean and -1 / f''."""
     program = ppl.as_program(program)
     shapes = jax.eval_shape(lambda: program.simulate(jax.random.key(0), *args).choices)
     zeros = {name: jnp.zeros(shapes[name].shape) for name in sites}
@@ -31,12 +31,19 @@ def dense(program: Any, sites: list[str], choices: dict, args: tuple = ()) -> De
 
 
 def check_integral(
-    program: Any, sites: list[str], choices: dict | None = None, args: tuple = (), rtol: float = 1e-9
+    program: Any,
+    sites: list[str],
+    choices: dict | None = None,
+    args: tuple = (),
+    rtol: float = 1e-9,
 ) -> Any:
     """Density, moments and mode of the program without the sites against the oracle, in double precision."""
     with jax.enable_x64(True):
         choices = {k: jnp.asarray(x, float) for k, x in (choices or {}).items()}
-        args = jax.tree.map(lambda x: jnp.asarray(x, float) if np.asarray(x).dtype.kind == "f" else jnp.asarray(x), args)
+        args = jax.tree.map(
+            lambda x: jnp.asarray(x, float) if np.asarray(x).dtype.kind == "f" else jnp.asarray(x),
+            args,
+        )
         exact = dense(program, sites, choices, args)
         eliminated = ppl.eliminate(program, sites)
 

@@ -41,7 +41,9 @@ def random_effects(y):
     with ppl.plate("rows", y.shape[0]):
         a = ppl.sample("a", dist.Normal(0.3, 1.5))
         ppl.sample("y", dist.Normal(2.0 * a, 0.5), obs=y)
-        ppl.sample("v", dist.Normal(jnp.stack([a, -a], -1), 0.8).to_event(1), obs=jnp.stack([y, y], -1))
+        ppl.sample(
+            "v", dist.Normal(jnp.stack([a, -a], -1), 0.8).to_event(1), obs=jnp.stack([y, y], -1)
+        )
 
 
 def panel(y):
@@ -53,7 +55,9 @@ def panel(y):
 
 def panel_by_columns(y):
     with ppl.plate("columns", y.shape[1], dim=-1):
-        a = ppl.sample("a", dist.MultivariateNormal(jnp.zeros(2), jnp.array([[1.0, 0.4], [0.4, 2.0]])))
+        a = ppl.sample(
+            "a", dist.MultivariateNormal(jnp.zeros(2), jnp.array([[1.0, 0.4], [0.4, 2.0]]))
+        )
         with ppl.plate("rows", y.shape[0], dim=-2):
             ppl.sample("y", dist.Normal(a.sum(-1), 0.5), obs=y)
 
@@ -230,7 +234,10 @@ def plate_around(y):
         start = ppl.sample("start", dist.Normal(0.0, 1.0))
 
         def step(z, y):
-            z = ppl.sample("z", dist.MultivariateNormal(z @ jnp.array([[0.9, 0.1], [0.0, 0.8]]), 0.3 * jnp.eye(2)))
+            z = ppl.sample(
+                "z",
+                dist.MultivariateNormal(z @ jnp.array([[0.9, 0.1], [0.0, 0.8]]), 0.3 * jnp.eye(2)),
+            )
             ppl.sample("y", dist.Normal(z.sum(-1), 0.3), obs=y)
             return z, None
 
