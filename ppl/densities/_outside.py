@@ -107,5 +107,6 @@ def is_predicting() -> bool:
 def check_stack(label: str) -> None:
     for handler in handler_stack():
         is_ours = isinstance(handler, Recorder) and not isinstance(handler, GivenSites)
+        is_ours |= getattr(handler, "only_watches", False)
         if not is_ours and type(handler) not in PLAIN:
             raise _foreign(label, handler)
