@@ -25,6 +25,8 @@ from ._outside import check_outside, check_stack, declared, is_predicting
 from ._stochastic import as_arrays
 
 Array = jax.Array
+PLAIN, TILTED, CENTRED = Emit(), Emit(has_tilts=True), Emit(has_tilts=True, is_centred=True)
+KINDS = (" shift", " linear", " square")
 
 
 class Integrated(Program):
@@ -34,15 +36,15 @@ class Integrated(Program):
         program: the program with its sites.
         sites: those that are integrated out.
         label: its name.
-        has_tilts: whether sites stand beside the statements that shift and tilt them.
+        emit: how its statements are made.
     """
 
     def __init__(
-        self, program: Program, sites: tuple[str, ...], label: str, *, has_tilts: bool = False
+        self, program: Program, sites: tuple[str, ...], label: str, emit: Emit = PLAIN
     ) -> None:
         super().__init__(self._statements)
         self.__name__ = self.label = label
-        self.program, self.sites, self.has_tilts = program, sites, has_tilts
+        self.program, self.sites, self.emit = program, sites, emit
 
     def _statements(self, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(h, Recorder) for h in handler_stack()):
@@ -52,8 +54,7 @@ class Integrated(Program):
         if is_predicting():
             return self.program(*args, **kwargs)
         params = declared(self.program, args, kwargs)[0]
-        emit = Emit(has_tilts=self.has_tilts)
-        return integrate(self.label, self.program, self.sites, params, args, kwargs, emit)
+        return integrate(self.label, self.program, self.sites, params, args, kwargs, self.emit)
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
         return self.program.init(key, *args, **kwargs)
@@ -110,43 +111,41 @@ class _Moments:
     def __init__(
         self, program: Integrated, choices: Mapping[str, Any], args: Any, kwargs: Any
     ) -> None:
-        tilted = Integrated(program.program, program.sites, program.label, has_tilts=True)
-        self.sites, self.choices = program.sites, as_arrays(choices)
-
-        def drawn() -> Any:
-            return tilted.simulate(jax.random.key(0), *args, **kwargs).choices
-
-        shapes = jax.eval_shape(drawn)
+        self.program, self.choices = program, as_arrays(choices)
+        self.args, self.kwargs = args, kwargs
+        tilted = self._with(TILTED)
+        drawn = lambda: tilted.simulate(jax.random.key(0), *args, **kwargs).choices
         self.beside = {
             name: jnp.zeros(x.shape, x.dtype)
-            for name, x in shapes.items()
+            for name, x in jax.eval_shape(drawn).items()
             if name.endswith(KINDS) and name not in self.choices
         }
-        self.density = lambda tilts: tilted.log_density(
-            {**self.choices, **self.beside, **tilts}, *args, **kwargs
-        )
 
-    def named(self, kind: str) -> dict[str, str]:
-        """Site -> the one beside it of this kind."""
-        return {site: f"{site} {kind}" for site in self.sites}
+    def _with(self, emit: Emit) -> Integrated:
+        return Integrated(self.program.program, self.program.sites, self.program.label, emit)
 
-    def _derivatives(self, kind: str, given: Mapping[str, Array]) -> dict[str, Array]:
-        names = self.named(kind)
-        at = {name: self.beside[name] for name in names.values()}
-        found = jax.grad(lambda tilts: self.density({**given, **tilts}))(at)
-        return {site: found[name] for site, name in names.items()}
+    def _derivatives(self, kind: str, emit: Emit, given: Mapping[str, Array]) -> dict[str, Array]:
+        """Those in the tilts of a kind, by site."""
+        tilted = self._with(emit)
+        at = {site: self.beside[f"{site} {kind}"] for site in self.program.sites}
+
+        def log_density(at: dict[str, Array]) -> Array:
+            tilts = {f"{site} {kind}": x for site, x in at.items()}
+            choices = {**self.choices, **self.beside, **given, **tilts}
+            return tilted.log_density(choices, *self.args, **self.kwargs)
+
+        return jax.grad(log_density)(at)
 
     def means(self) -> dict[str, Array]:
         """Posterior means."""
-        return self._derivatives("linear", {})
+        return self._derivatives("linear", TILTED, {})
 
     def marginals(self) -> dict[str, dist.Normal]:
         """Posterior marginals."""
-        means = self.means()
-        centres = {name: means[site] for site, name in self.named("centre").items()}
-        squares = self._derivatives("square", centres)
+        squares = self._derivatives("square", CENTRED, {})
         return {
-            site: dist.Normal(means[site], jnp.sqrt(2 * square)) for site, square in squares.items()
+            site: dist.Normal(mean, jnp.sqrt(2 * squares[site]))
+            for site, mean in self.means().items()
         }
 
     def draw(self, key: Array) -> dict[str, Array]:
@@ -157,7 +156,4 @@ class _Moments:
             name: jax.random.normal(k, self.beside[name].shape, self.beside[name].dtype)
             for k, name in zip(keys, shifts, strict=False)
         }
-        return self._derivatives("linear", drawn)
-
-
-KINDS = (" shift", " centre", " linear", " square")
+        return self._derivatives("linear", TILTED, drawn)

@@ -169,7 +169,7 @@ class _ByRoot(Meeting):
             factor = 1 / (root * (root + own))
             rest = belief.spread - (belief.spread @ seen.mT) * factor @ seen
             return cls(belief, matrix, noise, root, gain, rest)
-        joint = compressed(jnp.concatenate([above, below], -2))
+        joint = compressed(jnp.concatenate([above, below], -2), m)
         return cls(
             belief, matrix, noise, joint[..., :m, :m], joint[..., m:, :m], joint[..., m:, m:]
         )
@@ -324,6 +324,11 @@ for _kind, _more in (
     jax.tree_util.register_dataclass(_kind, ["belief", "matrix", "noise", *_more], [])
 
 
+def kind_for(dtype: Any) -> type[Root] | type[Covariance]:
+    """How beliefs are kept in a precision."""
+    return Covariance if dtype == jnp.float64 else Root
+
+
 def no_belief(rows: tuple[int, ...], dtype: Any) -> Belief:
     """The belief of an empty basis."""
     return known(jnp.zeros((*rows, 0), dtype))
@@ -331,5 +336,4 @@ def no_belief(rows: tuple[int, ...], dtype: Any) -> Belief:
 
 def known(value: Array) -> Belief:
     """The belief that the basis has a value, shape (*rows, n)."""
-    kind = Covariance if value.dtype == jnp.float64 else Root
-    return kind(value, jnp.zeros((*value.shape, value.shape[-1]), value.dtype))
+    return kind_for(value.dtype)(value, jnp.zeros((*value.shape, value.shape[-1]), value.dtype))

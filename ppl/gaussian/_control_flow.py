@@ -85,7 +85,9 @@ class _Scan:
         if isinstance(x, Beyond):
             return x
         if isinstance(x, Form):
-            return Beyond("a scan over sites outside of it")
+            return Beyond(
+                "a scan over sites outside of it", "Draw the site of each step inside of the step."
+            )
         return x[0]
 
     def _step(
@@ -185,7 +187,10 @@ class _Scan:
 
     def _stacked(self, ys: Sequence[Any]) -> list[Any]:
         found = iter(ys)
-        lost = Beyond("a scan, whose steps are put together")
+        lost = Beyond(
+            "a scan, whose steps are put together",
+            "Make the statement inside of the step, one for each (ppl.scan over the data).",
+        )
         return [
             next(found) if k is None else k if isinstance(k, Beyond) else lost for k in self.y_kinds
         ]

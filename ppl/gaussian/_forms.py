@@ -40,9 +40,15 @@ class Form(NamedTuple):
 
 
 class Beyond(NamedTuple):
-    """A value that is not affine in the sites; `why` names the operation."""
+    """A value that is not affine in the sites.
+
+    Attributes:
+        why: the operation.
+        remedy: what to do in place of it, if there is something better than keeping the sites.
+    """
 
     why: str
+    remedy: str = ""
 
 
 class RowsMeet(Exception):

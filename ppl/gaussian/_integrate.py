@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpyro.handlers
 
 from .._compat import ClosedJaxpr, handler_stack, own_caches
-from ..traces import Recorder, alone
+from ..traces import Recorder, alone, running_engine
 from ._forms import is_certain
 from ._integrator import Emit, Integrator, PlateMeets
 from ._lift import Lifter
@@ -50,6 +50,8 @@ def integrate(
     for recorder in handler_stack():
         if isinstance(recorder, Recorder):
             recorder.plates.update(lifter.plates)
+    if (engine := running_engine()) is not None:
+        engine.subsampled.update(lifter.subsampled)
     outs = Integrator(label, names, joint, emit).run(closed, [0])
     if not all(map(is_certain, outs)):
         return None

@@ -40,10 +40,12 @@ class Emit(NamedTuple):
     Attributes:
         is_dry: whether nothing is: values are zeros, to see which are uncertain.
         has_tilts: whether sites stand beside the statements that shift and tilt them (`densities/_integrated.py`).
+        is_centred: whether all values count as their means, for what does not depend on values: covariances.
     """
 
     is_dry: bool = False
     has_tilts: bool = False
+    is_centred: bool = False
 
 
 class Integrator:
@@ -191,9 +193,13 @@ class Integrator:
             value = jnp.zeros(statement.aval.shape, statement.aval.dtype)
         else:
             plain, dropped = made_plain(law, fn)
+            if self.emit.is_centred:
+                numpyro.factor(f"{statement.name} met", law.log_prob(loc).sum())
+                plain = plain.mask(False)
             with statement.around(statement.scale, dropped):
                 value = self._made(statement, plain, obs)
-        self.belief = law.meeting.given(law.away(value - loc))
+        away = jnp.zeros_like(loc) if self.emit.is_centred else value - loc
+        self.belief = law.meeting.given(law.away(away))
         return value
 
     def _beside(self, statement: Statement, what: str, like: Array) -> Array | None:
@@ -206,26 +212,22 @@ class Integrator:
         return jnp.asarray(numpyro.sample(f"{statement.name} {what}", law))
 
     def _tilt(self, statement: Statement, value: Form) -> None:
-        """Tilt the law of a site by exp(b (z - a) + c (z - a)^2 / 2), to first order in b and c.
+        """Tilt the law of a site by exp(b z + c z^2 / 2), to first order in b and c.
 
-        The derivatives of the log-density in b and c are then E[z - a | v] and E[(z - a)^2 | v] / 2.
+        The derivatives of the log-density in b and c are then E[z | v] and E[z^2 | v] / 2.
         """
-        centre = self._beside(statement, "centre", value.const)
-        if centre is None or self.belief is None:
+        linear = self._beside(statement, "linear", value.const)
+        square = self._beside(statement, "square", value.const)
+        if linear is None or square is None or self.belief is None:
             return
-        linear, square = (
-            flat(x, value.rows)
-            for x in (
-                self._beside(statement, "linear", value.const),
-                self._beside(statement, "square", value.const),
-            )
-            if x is not None
-        )
+        linear, square = flat(linear, value.rows), flat(square, value.rows)
         matrix = matrix_of(value, self.belief.size)
-        away = self.belief.at(flat(value.const - centre, value.rows), matrix)
+        mean = self.belief.at(flat(value.const, value.rows), matrix)
+        if self.emit.is_centred:
+            mean = jnp.zeros_like(mean)
         variance = jnp.diagonal(self.belief.covariance_of(matrix), axis1=-2, axis2=-1)
-        log_factor = linear * away + 0.5 * square * (away**2 + variance)
-        self.belief = self.belief.tilted(matrix, linear + square * away, square)
+        log_factor = linear * mean + 0.5 * square * (mean**2 + variance)
+        self.belief = self.belief.tilted(matrix, linear + square * mean, square)
         if not self.emit.is_dry:
             numpyro.factor(f"{statement.name} tilt", log_factor.sum())
 
@@ -315,7 +317,8 @@ class Integrator:
             raise ValueError(f"{where}: its law, {law}, {of}, but is not normal. {keep}")
         if isinstance(leaves[loc], Beyond):
             raise ValueError(
-                f"{where}: its mean {of} through '{leaves[loc].why}', which is not known to be affine. {keep}"
+                f"{where}: its mean {of} through '{leaves[loc].why}', which is not known to be affine. "
+                f"{leaves[loc].remedy or keep}"
             )
         if not all(is_certain(x) for i, x in enumerate(leaves) if i != loc):
             raise ValueError(f"{where}: its scale or mask {of}; only its mean may. {keep}")

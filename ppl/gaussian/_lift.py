@@ -103,6 +103,7 @@ class Lifter(Recorder):
         self.label = label
         # An input of the trace that every statement reads: without one, JAX may run it where it stands.
         self.start: Any = None
+        self.subsampled: dict[str, tuple[int, float]] = {}
 
     def _equation(self, statement: Statement, operands: list[Any]) -> Array:
         return statement_p.bind(*map(jnp.asarray, operands), self.start, statement=statement)
@@ -157,6 +158,10 @@ class Lifter(Recorder):
             )  # fmt: skip
             self._equation(statement, [value])
         super().postprocess_message(msg)
+        if msg["type"] == "plate":
+            rows, full = msg["value"].shape[0], msg.get("full_size", msg["args"][0])
+            if rows != full:
+                self.subsampled[msg["name"]] = (rows, full)
         for numbers in self.frame.numbers.values():
             numbers.clear()
 

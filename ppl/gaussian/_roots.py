@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -43,13 +44,16 @@ def solved(triangle: Array, x: Array, *, is_lower: bool, transposed: bool = Fals
 # function of A A', by `free_solved` and `free_log_det` where it is inverted.
 
 
-def compressed(a: Array) -> Array:
-    """A root of A A' with no more columns than rows, shape (*batch, m, min(m, k)); A may be singular."""
-    return _compressed(a)[0]
+def compressed(a: Array, top: int = 0) -> Array:
+    """A root of A A' with no more columns than rows, shape (*batch, m, min(m, k)); A may be singular.
+
+    `top`: the first rows, of full rank, stay 0 after as many columns, so that the blocks of the root may be used apart.
+    """
+    return _compressed(a, top)[0]
 
 
-@jax.custom_jvp
-def _compressed(a: Array) -> tuple[Array, Array]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _compressed(a: Array, top: int) -> tuple[Array, Array]:
     """L and Q with A = L Q', Q' Q = 1."""
     if a.shape[-2] == 1:
         length = jnp.sqrt((a**2).sum(-1, keepdims=True))
@@ -60,14 +64,26 @@ def _compressed(a: Array) -> tuple[Array, Array]:
 
 
 @_compressed.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    """The root that moves without turning: L' = A' Q, whose own derivative needs Q' = (1 - Q Q') A'^T L^-T."""
+def _(top: int, primals: Any, tangents: Any) -> Any:
+    """The root that moves without turning, L' = A' Q, or turns just so that its upper right block stays 0.
+
+    With an antisymmetric T that has L_11 T_12 = -(A' Q)_12 and zeros elsewhere: L' = A' Q + L T. For derivatives of this one,
+    Q' = (1 - Q Q') A'^T L^-T + Q T.
+    """
     (a,), (da,) = primals, tangents
-    root, q = _compressed(a)
-    rest = da.mT - q @ (q.mT @ da.mT)
-    if root.shape[-1] != root.shape[-2]:  # no more columns than it had: nothing is left
-        return (root, q), (da @ q, jnp.zeros_like(q))
-    return (root, q), (da @ q, jnp.linalg.solve(root, rest.mT).mT)
+    root, q = _compressed(a, top)
+    moved, rest = da @ q, da.mT - q @ (q.mT @ da.mT)
+    if root.shape[-1] == root.shape[-2]:
+        turned = jnp.linalg.solve(root, rest.mT).mT
+    else:  # no more columns than it had: nothing is left
+        turned = jnp.zeros_like(q)
+    if top:
+        corner = -free_solved(root[..., :top, :top], moved[..., :top, top:])
+        left = jnp.concatenate([jnp.zeros_like(root[..., :top, :top]), corner], -1)
+        right = jnp.pad(-corner.mT, [(0, 0)] * (corner.ndim - 1) + [(0, corner.shape[-1])])
+        turn = jnp.concatenate([left, right], -2)
+        moved, turned = moved + root @ turn, turned + q @ turn
+    return (root, q), (moved, turned)
 
 
 def free_solved(root: Array, x: Array) -> Array:

@@ -9,6 +9,7 @@ import pytest
 from _dense_normal import check_integral
 
 from lapilli import ppl
+from lapilli.ppl.gaussian import _belief
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(9, 3))
@@ -118,6 +119,13 @@ def left_choice(y):
     w = ppl.sample("w", dist.Normal(a, 0.5))
     b = ppl.sample("b", dist.Normal(w * a, 0.2))
     ppl.sample("y", dist.Normal(a + b, jnp.exp(w)), obs=y[0])
+
+
+@pytest.fixture(params=["covariance", "root"], autouse=True)
+def form(request, monkeypatch):
+    """Either way to keep a belief, both in double precision."""
+    kind = {"covariance": _belief.Covariance, "root": _belief.Root}[request.param]
+    monkeypatch.setattr(_belief, "kind_for", lambda dtype: kind)
 
 
 STRAIGHT = [

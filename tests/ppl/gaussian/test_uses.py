@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from _dense_normal import dense
 from jax.flatten_util import ravel_pytree
@@ -49,7 +50,9 @@ def switching_evidence():
     left = ppl.eliminate(switching, "z")
     found = jax.jit(jax.vmap(lambda s: left.log_density({"s": s}, Y)))(paths)
     some = {"s": paths[77]}
-    np.testing.assert_allclose(found[77], dense(switching, ["z"], some, (Y,)).log_density, rtol=1e-5)
+    np.testing.assert_allclose(
+        found[77], dense(switching, ["z"], some, (Y,)).log_density, rtol=1e-5
+    )
     return float(jax.scipy.special.logsumexp(found))
 
 
@@ -143,8 +146,8 @@ def test_second_derivatives():
     for is_double, rtol in ((False, 1e-3), (True, 1e-9)):
         with jax.enable_x64(is_double):
             y, at = jnp.asarray(np.asarray(Y)), jnp.array([0.7, 0.9])
-            found = jax.jit(jax.hessian(lambda u: left.log_density({}, y, *u)))(at)
-            exact = jax.hessian(lambda u: dense_level(y, *u))(at)
+            found = jax.jit(jax.hessian(lambda u, y=y: left.log_density({}, y, *u)))(at)
+            exact = jax.hessian(lambda u, y=y: dense_level(y, *u))(at)
             np.testing.assert_allclose(found, exact, rtol=rtol)
 
 
@@ -193,6 +196,41 @@ def test_numpyro_sees_a_plain_model():
         numpyro.handlers.seed(numpyro.handlers.condition(left, {"z": Y}), KEY)(Y)
     conditioned = ppl.condition(left, {"noise": jnp.array(0.6)})
     np.testing.assert_allclose(conditioned.log_density({}, Y), density, rtol=1e-6)
+
+
+def test_rows_of_a_minibatch_stand_for_others():
+    def effects(y):
+        mean = ppl.sample("mean", dist.Normal(0.0, 3.0))
+        with ppl.plate("rows", len(y)):
+            a = ppl.sample("a", dist.Normal(mean, 1.5))
+            ppl.sample("y", dist.Normal(a, 0.5), obs=y)
+
+    left = ppl.eliminate(effects, "a")
+    log_prob = dist.Normal(0.4, np.sqrt(1.5**2 + 0.5**2)).log_prob(Y).sum()
+    prior = dist.Normal(0.0, 3.0).log_prob(0.4)
+    scaled = ppl.rescale_plates(left, {"rows": 80}).log_density({"mean": 0.4}, Y)
+    np.testing.assert_allclose(scaled, prior + 10 * log_prob, rtol=1e-6)
+    with pytest.raises(ValueError, match="Site 'a'.*'mean': 1.0, 'a': 10.0"):
+        ppl.rescale_plates(ppl.eliminate(effects, ["a", "mean"]), {"rows": 80}).log_density({}, Y)
+    objective = inference.elbo(ppl.eliminate(effects_with_param, "a"), lambda y: None)
+    fit = inference.fit(
+        objective,
+        optax.sgd(0.02),
+        (Y,),
+        num_steps=400,
+        subsample={"rows": 4},
+        key=KEY,
+        progress=False,
+    )
+    # Each epoch of two batches is one step along the slope of all rows, but for the change in between.
+    assert abs(fit.params["mean"] - Y.mean()) < 0.05
+
+
+def effects_with_param(y):
+    mean = ppl.param("mean", 3.0)
+    with ppl.plate("rows", len(y)):
+        a = ppl.sample("a", dist.Normal(mean, 1.5))
+        ppl.sample("y", dist.Normal(a, 0.5), obs=y)
 
 
 def test_state_spaces_of_numpyro_are_the_same_law():
