@@ -211,35 +211,51 @@ class Eliminated(Program):
 
 
 def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
-    """The program with discrete sites summed out exactly: log p(v) = log sum_z p(z, v).
+    """The program without some of its sites: discrete ones summed out, normal ones integrated out, exactly.
 
-    Rows of a plate that separate are summed row by row (k states for N rows); chains in `ppl.scan` by a forward recursion
-    (k^(L + 1) states for a memory of L <= 3 steps, linear in the number of steps), chains in the steps of another one likewise;
-    other sites one after the other, jointly where they meet.
+        log p(v) = log sum_k integral p(k, z, v) dz
+
+    *Discrete sites.* Rows of a plate that separate are summed row by row (k states for N rows); chains in `ppl.scan` by a forward
+    recursion (k^(L + 1) states for a memory of L <= 3 steps, linear in the number of steps), chains in the steps of another one
+    likewise; other sites one after the other, jointly where they meet.
+
+    *Normal sites*, Normal or MultivariateNormal with means affine in each other and scales that do not depend on them, go in the
+    order of the program: a statement whose mean is affine in them becomes one with its law given the values before, and its value
+    conditions what is believed of them. In `ppl.scan` that is Kalman's filter (with matrices that change from step to step,
+    missing cells, several chains and what stands outside of the scan as it comes), in plates whose rows separate it is done row
+    by row. That a mean is affine is proved on the traced program. Sites whose laws are otherwise stay as they are and may be left
+    to particles: `inference.smc` then draws only these (a Rao-Blackwellised filter).
 
     Args:
         program: a program or NumPyro model.
-        sites: names of latent sites with a finite support; with an eliminated program, further ones.
+        sites: names of latent sites with a finite support, or with normal laws; with an eliminated program, further ones. Of
+            both kinds, the normal ones are integrated given the discrete ones, so that a discrete chain that moves a normal one
+            is summed over all its paths: for short series.
 
     Returns:
         A program over the other latent sites. `log_density(choices, *args)` is exact and differentiable; the program serves as
-        the model of `elbo`, `iwelbo` and other objectives, under `fit`, and under NumPyro's MCMC. Besides:
+        the model of `elbo`, `iwelbo` and other objectives, under `fit`, and under NumPyro's MCMC; where all its sites are normal
+        also as a guide, under particles, and for forecasts (`num_seen`). Besides:
         `posterior(key, choices, *args, num_samples=None)` draws the eliminated sites given everything else,
-        `posterior_probs(choices, *args)` gives their marginals, `mode(choices, *args)` the most probable assignment.
+        `posterior_probs(choices, *args)` gives the marginals of discrete ones, `posterior_marginals(choices, *args)` those of
+        normal ones (for a series: the smoother), `mode(choices, *args)` the most probable assignment.
         Handlers (`condition`, `intervene`, `mask`, ...) and plate sizes of minibatches act on the program inside.
 
     Raises:
         ValueError: sites are summed out already. At the first run, before any device work, naming site and remedy: a name
-            that is no latent site, or has no finite support, or stands in an eliminated program called inside; more than 65,536
-            states; log-probs scaled differently (subsampling) that meet in one sum; a program that subsamples a plate or uses
+            that is no latent site, or has neither a finite support nor a normal law, or stands in an eliminated program called
+            inside; more than 65,536 states, or 2,048 normal numbers that are believed jointly; a statement that depends on
+            normal sites and is no normal law with an affine mean, or stands in a branch; a normal site that is masked out;
+            log-probs scaled differently (subsampling) that meet in one sum; a program that subsamples a plate or uses
             `ppl.rng_key`; under NumPyro's inference, a support that is computed.
-        TypeError: it is drawn inside an objective (as a guide); NumPyro's handlers around it.
+        TypeError: discrete sites are summed out and it is drawn inside an objective (as a guide); NumPyro's handlers around it.
 
     Validity: exact, up to rounding, for p(z, v) as the program's own `log_density` has it, masks and scales (`handlers.scale`)
     included: a masked-out site with k values counts as k, as in NumPyro's enumeration. What is no value of the program counts
     once: sites of a branch not taken, the seen cells of `obs_mask`. The sum over the rows of a plate that is scaled by
     subsampling is scaled likewise. Where a parameter moves a probability that is exactly 0, the logarithm of the sum does not see
-    it: objectives refuse that, or return NaN; the gradient of `log_density` itself is then beyond 1e20.
+    it: objectives refuse that, or return NaN; the gradient of `log_density` itself is then beyond 1e20. Normal sites are kept as
+    roots of covariances in single precision, as covariances in double precision, where a step is faster.
 
     Example:
         >>> from lapilli import ppl
@@ -261,11 +277,27 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
         >>> round(float(log_density(enum(config_enumerate(mixture), -2), (x,), {}, {})[0]), 4)
         -6.2257
 
+        A level that drifts, seen with noise; the third value is missing.
+
+        >>> def drift(y):
+        ...     def step(level, y):
+        ...         level = ppl.sample("level", dist.Normal(level, 0.5))
+        ...         ppl.sample("y", dist.Normal(level, 1.0), obs=y, obs_mask=~jax.numpy.isnan(y))
+        ...         return level, None
+        ...     ppl.scan(step, 0.0, y)
+        >>> m = ppl.eliminate(drift, "level")
+        >>> y = jax.numpy.array([1.0, 2.0, jax.numpy.nan, 1.5])
+        >>> round(float(m.log_density({}, y)), 2)
+        -5.02
+        >>> [round(float(x), 2) for x in m.posterior_marginals({}, y)["level"].loc]
+        [0.5, 0.89, 0.99, 1.09]
+
     Funsor contracts tables that have been filled for all values of the sites that meet. A sum that is refused here is refused for
     the size of such a table, so that funsor could not take it either: it is the check, and no fallback.
 
     Reference: Zhang and Poole 1994 (variable elimination); Obermeyer et al. 2019, arXiv:1902.03210 (plates); Baum and Petrie
-    1966, Viterbi 1967, Chib 1996 (chains: sum, mode, draws).
+    1966, Viterbi 1967, Chib 1996 (chains: sum, mode, draws); Kalman 1960; Bierman 1977 (roots); Papandreou and Yuille 2010 (draws
+    of normal sites: the mean given perturbed data); Murray et al. 2018, arXiv:1708.07787 (conditioning in program order).
     """
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     if not sites or len(set(sites)) != len(sites):

@@ -54,6 +54,7 @@ class _Scan:
         self.kept.update({id(x): x for x in self.consts if isinstance(x, Form)})
         self.kinds = [_kind(x) for x in self.init]
         self.y_kinds: list[Kind] = []
+        self.out_kinds: list[Kind] = []
         self.rows = tuple(() if outer.belief is None else outer.belief.mean.shape[:-1])
         self.is_changed = self._explore()
 
@@ -67,14 +68,14 @@ class _Scan:
                 carry, kept = self._opened(probe)
                 xs = [self._first(x) for x in self.xs]
                 outs = self._step(probe, carry, kept, xs)
-                self._out_kinds = [_kind(x) for x in outs]
+                self.out_kinds = [_kind(x) for x in outs]
 
             with alone():
                 jax.eval_shape(run)
             self.outer.rows = probe.rows
             if probe.belief is not None:
                 self.rows = tuple(probe.belief.mean.shape[:-1])
-            found = self._out_kinds
+            found = self.out_kinds
             joined = [_joined(a, b) for a, b in zip(self.kinds, found[:num_carry], strict=True)]
             if joined == self.kinds:
                 self.y_kinds = found[num_carry:]
@@ -209,7 +210,7 @@ class _Scan:
 
         def values(arrays: Sequence[Any], kinds: Sequence[Kind]) -> list[Any]:
             return [
-                Form(*x, k) if isinstance(k, tuple) else k if isinstance(k, Beyond) else x
+                Form(x[0], x[1], k) if isinstance(k, tuple) else k if isinstance(k, Beyond) else x
                 for x, k in zip(arrays, kinds, strict=True)
             ]
 
@@ -300,6 +301,6 @@ def run_cond(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
     else:
         outs = jax.lax.switch(which, fns)
     return [
-        Form(*x, k) if isinstance(k, tuple) else k if isinstance(k, Beyond) else x
+        Form(x[0], x[1], k) if isinstance(k, tuple) else k if isinstance(k, Beyond) else x
         for x, k in zip(outs, kinds, strict=True)
     ]

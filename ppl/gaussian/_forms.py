@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import bind
-from ..jaxprs import aligned, relations_of_axes
+from ..jaxprs import Relations, aligned, relations_of_axes
 
 Array = jax.Array
 
@@ -153,12 +153,15 @@ def _rows(eqn: Any, args: Sequence[Any]) -> list[tuple[int, ...]]:
     num_rows = max((len(x.rows) for x in args if isinstance(x, Form)), default=0)
     if num_rows == 0:
         return [()] * len(eqn.outvars)
-    operands = [{0: tuple(map(aligned, x.rows))} if isinstance(x, Form) else {} for x in args]
+    operands: list[Relations] = [
+        {0: tuple(map(aligned, x.rows))} if isinstance(x, Form) else {} for x in args
+    ]
     found = []
     for relations in relations_of_axes(eqn, operands):
-        links = relations[0]
-        for number, link in enumerate(links):
-            if link.kind != "aligned":
+        axes = []
+        for number, link in enumerate(relations[0]):
+            if link.kind != "aligned" or not isinstance(link.axis, int):
                 raise RowsMeet(number)
-        found.append(tuple(int(link.axis) for link in links))
+            axes.append(link.axis)
+        found.append(tuple(axes))
     return found

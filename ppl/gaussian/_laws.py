@@ -52,7 +52,7 @@ class JointNormal(dist.Distribution):
         batch = len(rows) if is_leading(rows) else 0
         super().__init__(loc.shape[:batch], loc.shape[batch:])
 
-    @constraints.dependent_property(is_discrete=False)
+    @constraints.dependent_property(is_discrete=False)  # pyright: ignore[reportArgumentType]
     def support(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """All real arrays."""
         return constraints.independent(constraints.real, len(self.event_shape))

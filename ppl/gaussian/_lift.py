@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.primitives import Messenger
 
-from .._compat import Primitive
+from .._compat import Primitive, ShapedArray
 from ..jaxprs import inner_jaxprs
 from ..traces import Recorder
 
@@ -141,7 +141,7 @@ class Lifter(Recorder):
         statement = Statement(
             msg["name"], treedef, bool(msg["is_observed"]), dict(msg["infer"]),
             tuple(msg["cond_indep_stack"]), None if has_scale else scale, has_scale,
-            jax.core.ShapedArray(shaped.shape, shaped.dtype),
+            ShapedArray(shaped.shape, shaped.dtype),
         )  # fmt: skip
         msg["value"] = self._equation(statement, operands)
         msg["stop"] = True
@@ -154,7 +154,7 @@ class Lifter(Recorder):
             value = jnp.asarray(msg["value"])
             statement = Statement(
                 msg["name"], None, False, {}, tuple(msg["cond_indep_stack"]), None, False,
-                jax.core.ShapedArray(value.shape, value.dtype),
+                ShapedArray(value.shape, value.dtype),
             )  # fmt: skip
             self._equation(statement, [value])
         super().postprocess_message(msg)

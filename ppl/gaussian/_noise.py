@@ -83,7 +83,8 @@ def loc_of(treedef: Any) -> int | None:
 
 def reading_of(fn: Any) -> Reading:
     """The noise of a normal law."""
-    base, shape, cells = base_of(fn), fn.shape(), cells_of(fn)
+    base, cells = base_of(fn), cells_of(fn)
+    shape: Any = fn.shape()
     if isinstance(base, dist.Normal):
         return Reading(jnp.broadcast_to(base.scale, shape), True, cells)
     if isinstance(base, NormalCells):

@@ -53,6 +53,7 @@ def test_derivatives_of_free_roots_are_those_of_the_covariance():
             f, g = jax.grad(f), jax.grad(g)
 
 
+@pytest.mark.slow_for("1")
 @pytest.mark.parametrize("seed", range(2))
 def test_blocks_of_a_root_may_be_used_apart(seed):
     """The root of numbers above that of the basis: a normal law given the first numbers, up to third derivatives."""
@@ -110,6 +111,7 @@ def stiff(y, noise):
     ppl.scan(step, jnp.zeros(3), y)
 
 
+@pytest.mark.fast("0.001")
 @pytest.mark.parametrize("noise", [1.0, 1e-3])
 def test_single_precision_keeps_its_digits(noise):
     """A covariance of condition number 1e6 and more: what rounding of the data and of the densities leaves, not its square."""

@@ -150,9 +150,15 @@ STRAIGHT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("program", "sites", "choices", "args"), STRAIGHT, ids=lambda x: getattr(x, "__name__", "")
-)
+def case(*values):
+    """A variant named after the program and what of it is integrated."""
+    return pytest.param(*values, id=f"{values[0].__name__}-{'-'.join(values[1])}")
+
+
+@pytest.mark.fast(
+    "root-regression-beta", "covariance-grouped-a-mean", "root-panel_by_columns-a", "root-missing_cells-slope-a"
+)  # fmt: skip
+@pytest.mark.parametrize(("program", "sites", "choices", "args"), [case(*x) for x in STRAIGHT])
 def test_straight_code_and_plates(program, sites, choices, args):
     check_integral(program, sites, choices, args)
 
@@ -353,8 +359,9 @@ SERIES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("program", "sites", "choices", "args"), SERIES, ids=lambda x: getattr(x, "__name__", "")
+@pytest.mark.fast(
+    "root-time_varying-z", "covariance-autoregression-z", "covariance-fed_back-z", "root-gaps-z"
 )
+@pytest.mark.parametrize(("program", "sites", "choices", "args"), [case(*x) for x in SERIES])
 def test_series(program, sites, choices, args):
     check_integral(program, sites, choices, args)

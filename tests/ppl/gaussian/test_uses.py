@@ -133,6 +133,7 @@ def dense_level(y, noise, persistence):
     return dist.MultivariateNormal(jnp.zeros(len(y)), covariance).log_prob(y)
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     def program(y, noise, persistence):
         def step(z, y):
@@ -198,6 +199,7 @@ def test_numpyro_sees_a_plain_model():
     np.testing.assert_allclose(conditioned.log_density({}, Y), density, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_of_a_minibatch_stand_for_others():
     def effects(y):
         mean = ppl.sample("mean", dist.Normal(0.0, 3.0))
