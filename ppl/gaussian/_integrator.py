@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 
 from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind
 from ..distributions import base_of
-from ..jaxprs import called
+from ..jaxprs import Interpreter, called
 from ._arranged import matrix_of, noise_of, spread, unit_forms
 from ._belief import Belief, no_belief
 from ._control_flow import run_cond, run_scan
@@ -84,22 +84,12 @@ class Integrator:
 
     def run(self, closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         """The values of a program's outputs."""
-        jaxpr = closed.jaxpr
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-        env.update(zip(jaxpr.invars, args, strict=True))
-        read = lambda v: v.val if isinstance(v, Literal) else env[v]
-        last = _last_reads(jaxpr)
-        for number, eqn in enumerate(jaxpr.eqns):
-            live = {v for v, n in last.items() if n > number and v in env}
-            self.open.append((env, live))
-            try:
-                outs = self._equation(eqn, [read(v) for v in eqn.invars])
-            finally:
-                self.open.pop()
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(v) for v in jaxpr.outvars]
+        body = _Body(self, closed, args)
+        body.run(closed.jaxpr.eqns)  # all: statements count, whoever reads them
+        return [body.read(v) for v in closed.jaxpr.outvars]
 
-    def _equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+        """What an equation makes of values."""
         name, has_statements = eqn.primitive.name, holds_statement(eqn)
         if eqn.primitive is statement_p:
             return [self._statement(eqn.params["statement"], args[:-1])]
@@ -357,6 +347,23 @@ class PlateMeets(Exception):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
+
+
+class _Body(Interpreter):
+    """One program that an integrator runs: the whole, the body of a scan, a function called."""
+
+    def __init__(self, integrator: Integrator, closed: ClosedJaxpr, args: Sequence[Any]) -> None:
+        super().__init__(closed, args)
+        self.integrator, self.last, self.number = integrator, _last_reads(closed.jaxpr), 0
+
+    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+        live = {v for v, n in self.last.items() if n > self.number and v in self.env}
+        self.number += 1
+        self.integrator.open.append((self.env, live))
+        try:
+            return self.integrator.equation(eqn, args)
+        finally:
+            self.integrator.open.pop()
 
 
 def _last_reads(jaxpr: Jaxpr) -> dict[Any, int]:
