@@ -55,7 +55,7 @@ def spread(value: Any, shape: tuple[int, ...]) -> Any:
     rows = tuple(a + missing for a in value.rows)
     for number, (a, old) in enumerate(zip(rows, value.rows, strict=True)):
         if shape[a] != value.const.shape[old]:
-            raise RowsMeet(number)
+            raise RowsMeet.along(number)
     coefs = value.coefs.reshape(value.coefs.shape[0], *[1] * missing, *value.const.shape)
     coefs = jnp.broadcast_to(coefs, (value.coefs.shape[0], *shape))
     return Form(jnp.broadcast_to(value.const, shape), coefs, rows)

@@ -54,9 +54,14 @@ class Beyond(NamedTuple):
 class RowsMeet(Exception):
     """Rows that were taken to be separate are not; `axis` is their number among the axes of rows."""
 
-    def __init__(self, axis: int) -> None:
-        super().__init__(axis)
-        self.axis = axis
+    axis: int = 0
+
+    @classmethod
+    def along(cls, axis: int) -> RowsMeet:
+        """Those along an axis of rows."""
+        met = cls()
+        met.axis = axis
+        return met
 
 
 # Linear in all operands together.
@@ -161,7 +166,7 @@ def _rows(eqn: Any, args: Sequence[Any]) -> list[tuple[int, ...]]:
         axes = []
         for number, link in enumerate(relations[0]):
             if link.kind != "aligned" or not isinstance(link.axis, int):
-                raise RowsMeet(number)
+                raise RowsMeet.along(number)
             axes.append(link.axis)
         found.append(tuple(axes))
     return found

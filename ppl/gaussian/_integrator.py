@@ -19,19 +19,18 @@ import numpyro
 import numpyro.distributions as dist
 
 from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind
-from ..distributions import base_of
 from ..jaxprs import Interpreter, called
 from ._arranged import matrix_of, noise_of, spread, unit_forms
 from ._belief import Belief, no_belief
 from ._control_flow import run_cond, run_scan
-from ._forms import Beyond, Form, RowsMeet, is_certain, propagate
+from ._forms import Form, RowsMeet, is_certain, propagate
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
-from ._noise import loc_of, reading_of
+from ._noise import reading_of
+from ._refusals import check_scale, check_size, readable_loc
 from ._rows import flat, unflat
 
 Array = jax.Array
-MAX_NUMBERS = 2048
 
 
 class Emit(NamedTuple):
@@ -104,7 +103,7 @@ class Integrator:
         try:
             return propagate(eqn, args)
         except RowsMeet as met:
-            raise PlateMeets(self._plate(met.axis)) from met
+            raise self._meets(met.axis) from met
 
     # Statements.
 
@@ -124,9 +123,7 @@ class Integrator:
             fn = statement.law(leaves)
             with statement.around(scale):
                 return self._made(statement, fn, obs)
-        self._check(statement, leaves, obs, scale, is_own)
-        loc = loc_of(statement.treedef)
-        assert loc is not None
+        loc = readable_loc(self.label, statement, leaves, obs, scale, is_own)
         fn = statement.law([x.const if isinstance(x, Form) else x for x in leaves])
         mean = spread(leaves[loc], fn.shape())
         is_imputed = bool(
@@ -136,7 +133,7 @@ class Integrator:
             value = self._integrated(statement, fn, mean)
         else:
             value = self._conditioned(statement, fn, mean, obs)
-        self._check_scale(statement, scale)
+        check_scale(self.label, statement, scale, self.scales, self.rows or ())
         return value
 
     def _made(self, statement: Statement, fn: Any, obs: Any) -> Any:
@@ -150,14 +147,14 @@ class Integrator:
         self.has_changed = True
         rows = self._rows_of(statement, fn)
         if isinstance(mean, Form) and mean.rows != rows:
-            raise PlateMeets(self._plate(0))
+            raise self._meets(0)
         const = mean.const if isinstance(mean, Form) else mean
         const = jnp.asarray(const, jnp.result_type(float, const.dtype))
         noise = noise_of(reading_of(fn), rows).root
         shift = self._beside(statement, "shift", const)
         shift = flat(jnp.zeros_like(const) if shift is None else shift, rows)
         start, size = self._size(), shift.shape[-1]
-        self._check_size(statement, start + size)
+        check_size(self.label, statement, start + size)
         if self.belief is None:
             self.belief = no_belief(shift.shape[:-1], const.dtype)
         self.belief = self.belief.with_noise(shift)
@@ -226,9 +223,10 @@ class Integrator:
     def _size(self) -> int:
         return 0 if self.belief is None else self.belief.size
 
-    def _plate(self, number: int) -> str:
+    def _meets(self, number: int) -> PlateMeets:
+        """What is raised where rows along an axis of rows meet."""
         assert self.rows is not None
-        return self.rows[number]
+        return PlateMeets(self.rows[number])
 
     def _rows_of(self, statement: Statement, fn: Any) -> tuple[int, ...]:
         """Axes of a site along which rows are separate.
@@ -242,7 +240,7 @@ class Integrator:
             self.rows = tuple(sorted(apart, key=axis_of.__getitem__))
         for name in self.rows:
             if name not in axis_of:
-                raise PlateMeets(name)
+                raise self._meets(self.rows.index(name))
         return tuple(axis_of[name] for name in self.rows)
 
     def _live(self) -> dict[int, Form]:
@@ -273,72 +271,6 @@ class Integrator:
         const = jnp.concatenate([flat(f.const, f.rows) for f in forms], -1)
         matrix = jnp.concatenate([matrix_of(f, self.belief.size) for f in forms], -2)
         return self.belief.of(const, matrix, is_square=is_square)
-
-    # Checks.
-
-    def _check_size(self, statement: Statement, size: int) -> None:
-        if size > MAX_NUMBERS:
-            raise ValueError(
-                f"Site '{statement.name}': {self.label} would integrate {size} numbers jointly, more than {MAX_NUMBERS}. Declare "
-                "separate rows in a ppl.plate, write a series as ppl.scan, eliminate sites that have nothing to do with each "
-                "other by two calls, or keep one of them as a choice."
-            )
-
-    def _check(
-        self, statement: Statement, leaves: list[Any], obs: Any, scale: Any, is_own: bool
-    ) -> None:
-        """Refuse what is no normal law with a mean affine in the sites."""
-        loc = loc_of(statement.treedef)
-        law = type(base_of(statement.law([None] * len(leaves)))).__name__
-        keep = "Keep the sites as choices, or leave them to particles (inference.smc)."
-        of = f"depends on sites that {self.label} integrates out"
-        where = f"Site '{statement.name}'"
-        if is_own and loc is None:
-            raise ValueError(
-                f"{where}: {self.label} integrates Normal and MultivariateNormal sites, and sums sites with a finite support, "
-                f"but this one is {law}. Keep it as a choice, or estimate the marginal with ppl.marginal."
-            )
-        if law == "Unit":
-            raise ValueError(
-                f"{where}: the factor {of}, so that the integral is not that of a normal law. Make it an observation with a "
-                f"normal law. {keep}"
-            )
-        if loc is None:
-            raise ValueError(f"{where}: its law, {law}, {of}, but is not normal. {keep}")
-        if isinstance(leaves[loc], Beyond):
-            raise ValueError(
-                f"{where}: its mean {of} through '{leaves[loc].why}', which is not known to be affine. "
-                f"{leaves[loc].remedy or keep}"
-            )
-        if not all(is_certain(x) for i, x in enumerate(leaves) if i != loc):
-            raise ValueError(f"{where}: its scale or mask {of}; only its mean may. {keep}")
-        if not is_certain(obs) or not is_certain(scale):
-            raise ValueError(
-                f"{where}: what is observed (obs=), or its scale, {of}. Observe data, and put the sites into the mean."
-            )
-        if (
-            is_own
-            and reading_of(statement.law([getattr(x, "const", x) for x in leaves])).cells
-            is not None
-        ):
-            raise ValueError(
-                f"{where}: it is masked, and {self.label} integrates it out, which without its law is infinite. Mask the "
-                "observations only: an unobserved site integrates to one."
-            )
-
-    def _check_scale(self, statement: Statement, scale: Any) -> None:
-        """Refuse integrals over log-probs that count with different scales, or as a whole."""
-        known = 1.0 if scale is None else scale
-        known = float(known) if isinstance(known, int | float) else None
-        self.scales[statement.name] = known
-        plates = {f.name for f in statement.frames}
-        is_apart = known == 1.0 or plates and plates <= set(self.rows or plates)
-        if len(set(self.scales.values())) > 1 or known is None or not is_apart:
-            raise ValueError(
-                f"Site '{statement.name}': log-probs that meet in one integral of {self.label} are scaled (subsampling, "
-                f"handlers.scale) by {self.scales}, where a scaled part would make it wrong. Use all rows, or put the sites "
-                "inside of the subsampled plate."
-            )
 
 
 class PlateMeets(Exception):
