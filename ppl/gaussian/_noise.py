@@ -91,7 +91,8 @@ def reading_of(fn: Any) -> Reading:
     if isinstance(base, NormalCells):
         own = jnp.broadcast_to(base.cells, shape)
         cells = own if cells is None else cells & own
-    return Reading(jnp.broadcast_to(base.scale_tril, (*shape, shape[-1])), False, cells)
+    tril: Any = base.scale_tril
+    return Reading(jnp.broadcast_to(tril, (*shape, shape[-1])), False, cells)
 
 
 def cells_of(fn: Any) -> Array | None:
