@@ -87,12 +87,12 @@ def reading_of(fn: Any) -> Reading:
     shape: Any = fn.shape()
     cells = cells_of(fn)
     if isinstance(base, dist.Normal):
-        return Reading(jnp.broadcast_to(base.scale, shape), True, cells)
+        scale = jnp.broadcast_to(base.scale, shape)  # pyright: ignore[reportArgumentType]
+        return Reading(scale, True, cells)
     if isinstance(base, NormalCells):
         own = jnp.broadcast_to(base.cells, shape)
         cells = own if cells is None else cells & own
-    tril: Any = base.scale_tril
-    return Reading(jnp.broadcast_to(tril, (*shape, shape[-1])), False, cells)
+    return Reading(jnp.broadcast_to(base.scale_tril, (*shape, shape[-1])), False, cells)
 
 
 def cells_of(fn: Any) -> Array | None:
