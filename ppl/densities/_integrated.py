@@ -91,7 +91,11 @@ class Integrated(Program):
     def posterior_marginals(
         self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, dist.Normal]:
-        """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape."""
+        """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape.
+
+        A scale is NaN where rounding has left less than two digits of it: where the data tell of the site to less than
+        0.3 % of its scale before in single precision, 2e-7 in double precision.
+        """
         return _Moments(self, choices, args, kwargs).marginals()
 
     def mode(
@@ -120,32 +124,41 @@ class _Moments:
             for name, x in jax.eval_shape(drawn).items()
             if name.endswith(KINDS) and name not in self.choices
         }
+        # Those that were named, and missing cells that go with them.
+        self.sites = [n.removesuffix(" linear") for n in self.beside if n.endswith(" linear")]
 
     def _with(self, emit: Emit) -> Integrated:
         return Integrated(self.program.program, self.program.sites, self.program.label, emit)
 
-    def _derivatives(self, kind: str, emit: Emit, given: Mapping[str, Array]) -> dict[str, Array]:
-        """Those in the tilts of a kind, by site."""
+    def _derivatives(
+        self, kind: str, emit: Emit, given: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Those in the tilts of a kind, by site; and the sites' variances given what comes before them."""
         tilted = self._with(emit)
-        at = {site: self.beside[f"{site} {kind}"] for site in self.program.sites}
+        at = {site: self.beside[f"{site} {kind}"] for site in self.sites}
 
-        def log_density(at: dict[str, Array]) -> Array:
+        def log_density(at: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
             tilts = {f"{site} {kind}": x for site, x in at.items()}
             choices = {**self.choices, **self.beside, **given, **tilts}
-            return tilted.log_density(choices, *self.args, **self.kwargs)
+            trace = tilted.trace(choices, *self.args, **self.kwargs)
+            return trace.log_density, trace.deterministic
 
-        return jax.grad(log_density)(at)
+        found, beside = jax.grad(log_density, has_aux=True)(at)
+        return found, {site: beside[f"{site} variance"] for site in self.sites}
 
     def means(self) -> dict[str, Array]:
         """Posterior means."""
-        return self._derivatives("linear", TILTED, {})
+        return self._derivatives("linear", TILTED, {})[0]
 
     def marginals(self) -> dict[str, dist.Normal]:
         """Posterior marginals."""
-        squares = self._derivatives("square", CENTRED, {})
+        means = self.means()
+        halves, before = self._derivatives("square", CENTRED, {})
         return {
-            site: dist.Normal(mean, jnp.sqrt(2 * squares[site]))
-            for site, mean in self.means().items()
+            site: dist.Normal(
+                mean, _known_scale(2 * halves[site], before[site]), validate_args=False
+            )
+            for site, mean in means.items()
         }
 
     def draw(self, key: Array) -> dict[str, Array]:
@@ -156,4 +169,13 @@ class _Moments:
             name: jax.random.normal(k, self.beside[name].shape, self.beside[name].dtype)
             for k, name in zip(keys, shifts, strict=False)
         }
-        return self._derivatives("linear", TILTED, drawn)
+        return self._derivatives("linear", TILTED, drawn)[0]
+
+
+def _known_scale(variance: Array, before: Array) -> Array:
+    """The standard deviation; NaN where rounding has left less than two digits of it.
+
+    What is seen later is subtracted from the variance before, whose rounding stays.
+    """
+    is_known = variance > 100 * jnp.finfo(before.dtype).eps * before
+    return jnp.where(is_known, jnp.sqrt(jnp.where(is_known, variance, 1)), jnp.nan)

@@ -6,7 +6,6 @@ subsample: a row of it stands for several, whose sites are summed out each on th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpyro.distributions as dist
 from .._compat import mask_of
 from ..distributions import alarms, unlogged
 from ..strategies import Engine, Enum, Reparam, Strategy, element
+from ..traces import scales_of
 from ._stochastic import Constrained
 
 Array = jax.Array
@@ -35,24 +35,13 @@ class Kept(Constrained):
         self.scales: dict[str, float] = {}
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
-        self.scales[msg["name"]], scale = _scales(msg, self.plates)
+        self.scales[msg["name"]], scale = scales_of(msg, self.plates)
         return super().numbers_of({**msg, "scale": scale})
-
-
-def _scales(msg: dict[str, Any], plates: Mapping[str, int]) -> tuple[float, Any]:
-    """What a statement's log-prob is scaled by: for subsampling, and otherwise (None: by nothing)."""
-    rows = float(msg.get("rows_scale", 1.0))  # `ppl.rescale_plates`
-    for frame in msg["cond_indep_stack"]:
-        rows *= plates[frame.name] / frame.size
-    if msg["scale"] is None or rows == 0:
-        return rows, None
-    is_known = isinstance(msg["scale"], int | float)
-    return rows, None if is_known and math.isclose(msg["scale"], rows) else msg["scale"] / rows
 
 
 def _density_of(msg: dict[str, Any], plates: Mapping[str, int], elements: Array) -> Array:
     """The log-probs of a site's elements with what masks and scales make of them, as the program's own density has it."""
-    fn, scale = msg["fn"], _scales(msg, plates)[1]
+    fn, scale = msg["fn"], scales_of(msg, plates)[1]
     if scale is not None:
         scale = jnp.broadcast_to(scale, fn.batch_shape)
         elements = elements * scale.reshape(scale.shape + (1,) * (elements.ndim - scale.ndim))

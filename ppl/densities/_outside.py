@@ -67,6 +67,8 @@ def check_outside(label: str) -> None:
 class _Declarations(Messenger):
     """Remember param statements that have no value yet, and the supports of latent sites."""
 
+    only_watches = True
+
     def __init__(self) -> None:
         super().__init__()
         self.params: dict[str, tuple[Any, Any]] = {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,13 +100,14 @@ class Belief:
 
 
 def known(value: Array) -> Belief:
-    """The belief that the basis has a value, shape (*rows, n)."""
+    """The belief that the basis has a value, shape (*rows, n), in the precision that JAX is set to."""
+    value = jnp.asarray(value, float)
     return Belief(value, jnp.zeros((*value.shape, value.shape[-1]), value.dtype))
 
 
-def no_belief(rows: tuple[int, ...], dtype: Any) -> Belief:
+def no_belief(rows: tuple[int, ...]) -> Belief:
     """The belief of an empty basis."""
-    return known(jnp.zeros((*rows, 0), dtype))
+    return known(jnp.zeros((*rows, 0)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .._compat import scan_counts
 from ..traces import alone, cond, scan
 from ._arranged import unit_form
 from ._belief import Belief, known, no_belief
-from ._forms import Beyond, Form, is_certain
+from ._forms import Beyond, Form, RowsMeet, is_certain
 from ._lift import holds_statement
 from ._rows import flat
 
@@ -49,6 +49,7 @@ class _Scan:
         self.consts, self.init = args[:num_consts], args[num_consts : num_consts + num_carry]
         self.xs = args[num_consts + num_carry :]
         self.has_statements = holds_statement(eqn)
+        self.has_slices = True  # as long as no step changes the basis
         # What later steps or later statements read besides the carry, by id.
         self.kept = dict(outer._live())
         self.kept.update({id(x): x for x in self.consts if isinstance(x, Form)})
@@ -57,6 +58,10 @@ class _Scan:
         self.out_kinds: list[Kind] = []
         self.rows = tuple(() if outer.belief is None else outer.belief.mean.shape[:-1])
         self.is_changed = self._explore()
+        if self.is_changed and any(isinstance(x, Form) for x in self.xs):
+            self.has_slices = False
+            self.kinds = [_kind(x) for x in self.init]
+            self._explore()
 
     def _explore(self) -> bool:
         """Find which carried values are uncertain; whether the belief changes within the steps."""
@@ -85,6 +90,8 @@ class _Scan:
     def _first(self, x: Any) -> Any:
         if isinstance(x, Beyond):
             return x
+        if isinstance(x, Form) and self.has_slices:
+            return Form(x.const[0], x.coefs[:0, 0], _rows_of_step(x.rows))
         if isinstance(x, Form):
             return Beyond(
                 "a scan over sites outside of it", "Draw the site of each step inside of the step."
@@ -125,8 +132,7 @@ class _Scan:
         forms = self._forms()
         if forms:
             size = forms[0].coefs.shape[0]
-            zeros = jnp.zeros((*self.rows, size), forms[0].const.dtype)
-            inner.belief = known(zeros) if belief is None else belief
+            inner.belief = known(jnp.zeros((*self.rows, size))) if belief is None else belief
         certain = iter(self._certain(self.init) if carry is None else carry)
         uncertain = iter(forms)
         values = [
@@ -183,7 +189,7 @@ class _Scan:
                 value = Form(jnp.asarray(value, dtype), jnp.zeros((0, *shape), dtype), rows)
             forms.append(value)
         if inner.belief is None:
-            inner.belief = no_belief(self.rows, forms[0].const.dtype)
+            inner.belief = no_belief(self.rows)
         return inner._law_of(forms, is_square=True)
 
     def _stacked(self, ys: Sequence[Any]) -> list[Any]:
@@ -217,16 +223,23 @@ class _Scan:
         def step(carry: Any, x: Any) -> Any:
             inner = outer.inner()
             inner.belief = outer.belief
-            given = [
-                self._first(old) if new is None else new
-                for old, new in zip(self.xs, x, strict=True)
-            ]
+            given = []
+            for old, new in zip(self.xs, x, strict=True):
+                is_form = isinstance(old, Form)
+                given.append(
+                    Form(new[0], new[1], _rows_of_step(old.rows))
+                    if is_form
+                    else old
+                    if new is None
+                    else new
+                )
             outs = inner.run(self.body, [*self.consts, *values(carry, self.kinds), *given])
             made = arrays(outs, kinds)
             return made[:num_carry], made[num_carry:]
 
         init = arrays(self.init, self.kinds)
-        xs = [None if not is_certain(x) else x for x in self.xs]
+        in_steps = lambda x: (x.const, jnp.moveaxis(x.coefs, 1, 0)) if isinstance(x, Form) else x
+        xs = [None if isinstance(x, Beyond) else in_steps(x) for x in self.xs]
         if self.has_statements:
             carry, ys = scan(step, init, xs, self.eqn.params["length"])
         else:
@@ -239,6 +252,14 @@ class _Scan:
                 y = Form(y[0], jnp.moveaxis(y[1], 1, 0), rows)
             found.append(kind if isinstance(kind, Beyond) else y)
         return [*values(carry, self.kinds), *found]
+
+
+def _rows_of_step(rows: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of rows in one step of what is scanned over."""
+    for number, axis in enumerate(rows):
+        if axis == 0:
+            raise RowsMeet.along(number)
+    return tuple(axis - 1 for axis in rows)
 
 
 def _pair(value: Any, columns: int) -> tuple[Array, Array]:

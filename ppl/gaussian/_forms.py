@@ -6,6 +6,7 @@ is not known to be. Affinity is proved, equation by equation: what has no rule h
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +40,8 @@ class Form(NamedTuple):
         return jnp.pad(self.coefs, [(0, missing)] + [(0, 0)] * self.const.ndim)
 
 
-class Beyond(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Beyond:
     """A value that is not affine in the sites.
 
     Attributes:
@@ -80,6 +82,7 @@ LINEAR_IN = {
     "gather": (0,),
     "scatter": (0, 2),
     "scatter-add": (0, 2),
+    "scatter-mul": (0,),
     "triangular_solve": (1,),
 }
 # Linear in each operand, given the other.
@@ -115,11 +118,16 @@ def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
         for i, x in enumerate(consts)
     ]
 
+    # So has what a gather fills in for indices outside.
+    slope = (
+        eqn.replace(params=eqn.params | {"fill_value": 0}) if "fill_value" in eqn.params else eqn
+    )
+
     def column(*coefs: Array) -> list[Any]:
         operands = list(silent)
         for i, c in zip(uncertain, coefs, strict=True):
             operands[i] = c
-        return bind(eqn, operands)
+        return bind(slope, operands)
 
     slopes = jax.vmap(column)(*(args[i].wide(columns) for i in uncertain))
     rows = _rows(eqn, args)
@@ -147,6 +155,9 @@ def _linear_in(eqn: Any, uncertain: Sequence[int]) -> Sequence[int] | None:
     if name in LINEAR_IN:
         together = LINEAR_IN[name] or everything[1:]
         return together if set(uncertain) <= set(together) else None
+    if name == "custom_linear_solve":
+        right = everything[sum(eqn.params["const_lengths"]) :]
+        return right if set(uncertain) <= set(right) else None
     if name == "convert_element_type":
         is_real = jnp.issubdtype(eqn.params["new_dtype"], jnp.floating)
         return everything if is_real else None

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind
-from ..jaxprs import Interpreter, called
+from .._compat import CALLS, CUSTOM, ClosedJaxpr, Jaxpr, Literal, bind
+from ..jaxprs import Interpreter, called, has_other_derivative, name_of
 from ._arranged import matrix_of, noise_of, spread, unit_forms
 from ._belief import Belief, no_belief
 from ._control_flow import run_cond, run_scan
-from ._forms import Form, RowsMeet, is_certain, propagate
+from ._forms import Beyond, Form, RowsMeet, is_certain, propagate
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
 from ._noise import reading_of
@@ -90,17 +90,19 @@ class Integrator:
     def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
         """What an equation makes of values."""
         name, has_statements = eqn.primitive.name, holds_statement(eqn)
-        if eqn.primitive is statement_p:
-            return [self._statement(eqn.params["statement"], args[:-1])]
-        if not has_statements and all(map(is_certain, args)):
-            return bind(eqn, args)
-        if name in CALLS:
-            return self.run(called(eqn), args)
-        if name == "scan":
-            return run_scan(self, eqn, args)
-        if name == "cond":
-            return run_cond(self, eqn, args)
         try:
+            if eqn.primitive is statement_p:
+                return [self._statement(eqn.params["statement"], args[:-1])]
+            if not has_statements and all(map(is_certain, args)):
+                return bind(eqn, args)
+            if name in CUSTOM and has_other_derivative(eqn):
+                return [Beyond(name_of(eqn))] * len(eqn.outvars)
+            if name in CALLS:
+                return self.run(called(eqn), args)
+            if name == "scan":
+                return run_scan(self, eqn, args)
+            if name == "cond":
+                return run_cond(self, eqn, args)
             return propagate(eqn, args)
         except RowsMeet as met:
             raise self._meets(met.axis) from met
@@ -126,14 +128,13 @@ class Integrator:
         loc = readable_loc(self.label, statement, leaves, obs, scale, is_own)
         fn = statement.law([x.const if isinstance(x, Form) else x for x in leaves])
         mean = spread(leaves[loc], fn.shape())
-        is_imputed = bool(
-            statement.infer.get("imputed")
-        )  # missing cells go with what they depend on
+        # Missing cells go with what they depend on.
+        is_imputed = bool(statement.infer.get("imputed")) and not statement.is_observed
         if is_own or is_imputed:
             value = self._integrated(statement, fn, mean)
         else:
             value = self._conditioned(statement, fn, mean, obs)
-        check_scale(self.label, statement, scale, self.scales, self.rows or ())
+        check_scale(self.label, statement, self.scales, self.rows or ())
         return value
 
     def _made(self, statement: Statement, fn: Any, obs: Any) -> Any:
@@ -148,13 +149,13 @@ class Integrator:
         rows = self._rows_of(statement, fn)
         if isinstance(mean, Form) and mean.rows != rows:
             raise self._meets(0)
-        const = mean.const if isinstance(mean, Form) else mean
-        const = jnp.asarray(const, jnp.result_type(float, const.dtype))
-        noise = noise_of(reading_of(fn), rows).root
+        dtype = statement.aval.dtype
+        const = jnp.asarray(mean.const if isinstance(mean, Form) else mean, dtype)
+        noise = noise_of(reading_of(fn), rows).root.astype(dtype)
         start, size = self._size(), noise.shape[-1]
         check_size(self.label, statement, start + size)
         if self.belief is None:
-            self.belief = no_belief(noise.shape[:-2], const.dtype)
+            self.belief = no_belief(noise.shape[:-2])
         self.belief = self.belief.with_noise(size)
         shift = self._beside(statement, "shift", const)
         if shift is not None:
@@ -163,7 +164,7 @@ class Integrator:
             )
         own = unflat(jnp.moveaxis(noise, -1, 0), rows, const.shape)
         old = mean.wide(start) if isinstance(mean, Form) else jnp.zeros((start, *const.shape))
-        value = Form(const, jnp.concatenate([old.astype(own.dtype), own]), rows)
+        value = Form(const, jnp.concatenate([old.astype(dtype), own]), rows)
         self._tilt(statement, value)
         return self._rebased(value)
 
@@ -186,7 +187,8 @@ class Integrator:
             if self.emit.is_centred:
                 numpyro.factor(f"{statement.name} met", law.log_prob(loc).sum())
                 plain = plain.mask(False)
-            with statement.around(statement.scale, dropped):
+            # Moments are those of a row, however many others it stands for.
+            with statement.around(None if self.emit.has_tilts else statement.scale, dropped):
                 value = self._made(statement, plain, obs)
         away = jnp.zeros_like(loc) if self.emit.is_centred else value - loc
         self.belief = law.meeting.given(law.away(away))
@@ -204,7 +206,8 @@ class Integrator:
     def _tilt(self, statement: Statement, value: Form) -> None:
         """Tilt the law of a site by exp(b z + c z^2 / 2), to first order in b and c.
 
-        The derivatives of the log-density in b and c are then E[z | v] and E[z^2 | v] / 2.
+        The derivatives of the log-density in b and c are then E[z | v] and E[z^2 | v] / 2. Its variance given the values before
+        is kept beside it.
         """
         linear = self._beside(statement, "linear", value.const)
         square = self._beside(statement, "square", value.const)
@@ -220,6 +223,8 @@ class Integrator:
         self.belief = self.belief.tilted(matrix, linear + square * mean, square)
         if not self.emit.is_dry:
             numpyro.factor(f"{statement.name} tilt", log_factor.sum())
+            before = unflat(variance, value.rows, value.const.shape)
+            numpyro.deterministic(f"{statement.name} variance", before)
 
     # The basis.
 

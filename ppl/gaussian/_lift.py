@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger
 
 from .._compat import Primitive, ShapedArray
 from ..jaxprs import inner_jaxprs
-from ..traces import Recorder
+from ..traces import Recorder, scales_of
 
 Array = jax.Array
 
@@ -36,6 +36,8 @@ class Statement:
         frames: the plates around it, as NumPyro describes them.
         scale: factor on its log-probs; None: none, or an operand.
         has_scale: whether the last operand is the factor.
+        rows: how many rows each row of a subsample stands for, which is part of the factor; None: it is not the whole factor.
+        rows_scale: the part of it that `ppl.rescale_plates` has set.
         aval: shape and type of the value.
     """
 
@@ -46,6 +48,8 @@ class Statement:
     frames: tuple[Any, ...]
     scale: float | None
     has_scale: bool
+    rows: float | None
+    rows_scale: float
     aval: Any
 
     def law(self, leaves: list[Any]) -> Any:
@@ -57,16 +61,16 @@ class Statement:
         """Inside its plates and scale; `dropped` of its last batch axes have become axes of the event (None: all)."""
         frames = [] if dropped is None else [f for f in self.frames if -f.dim > dropped]
         moved = tuple(f._replace(dim=f.dim + (dropped or 0)) for f in frames)
-        with _Frames(moved, scale):
+        with _Frames(moved, scale, self.rows_scale):
             yield
 
 
 class _Frames(Messenger):
     """Plates around a statement whose law has their axes already."""
 
-    def __init__(self, frames: tuple[Any, ...], scale: Any) -> None:
+    def __init__(self, frames: tuple[Any, ...], scale: Any, rows_scale: float) -> None:
         super().__init__()
-        self.frames, self.scale = frames, scale
+        self.frames, self.scale, self.rows_scale = frames, scale, rows_scale
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] in ("sample", "deterministic"):
@@ -74,6 +78,7 @@ class _Frames(Messenger):
         if msg["type"] == "sample" and self.scale is not None:
             old = msg["scale"]
             msg["scale"] = self.scale if old is None else self.scale * old
+            msg["rows_scale"] = self.rows_scale * msg.get("rows_scale", 1.0)
 
 
 statement_p.def_abstract_eval(lambda *_, statement: statement.aval)
@@ -133,9 +138,11 @@ class Lifter(Recorder):
             shaped = jax.eval_shape(lambda: msg["fn"].sample(jax.random.key(0)))
         else:
             shaped = jax.eval_shape(lambda: jnp.asarray(value))
+        rows, more = scales_of(msg, self.plates)
         statement = Statement(
             msg["name"], treedef, bool(msg["is_observed"]), dict(msg["infer"]),
             tuple(msg["cond_indep_stack"]), None if has_scale else scale, has_scale,
+            rows if more is None else None, msg.get("rows_scale", 1.0),
             ShapedArray(shaped.shape, shaped.dtype),
         )  # fmt: skip
         msg["value"] = self._equation(statement, operands)
@@ -148,7 +155,7 @@ class Lifter(Recorder):
         if msg["type"] == "deterministic":
             value = jnp.asarray(msg["value"])
             statement = Statement(
-                msg["name"], None, False, {}, tuple(msg["cond_indep_stack"]), None, False,
+                msg["name"], None, False, {}, tuple(msg["cond_indep_stack"]), None, False, 1.0, 1.0,
                 ShapedArray(value.shape, value.dtype),
             )  # fmt: skip
             self._equation(statement, [value])

@@ -86,24 +86,18 @@ def check_size(label: str, statement: Statement, size: int) -> None:
 
 
 def check_scale(
-    label: str,
-    statement: Statement,
-    scale: Any,
-    scales: dict[str, float | None],
-    rows: Collection[str],
+    label: str, statement: Statement, scales: dict[str, float | None], rows: Collection[str]
 ) -> None:
     """Refuse integrals over log-probs that count with different scales, or scaled ones whose rows meet.
 
     `scales`: those of the statements met before; gains this one's.
     """
-    known = 1.0 if scale is None else scale
-    known = float(known) if isinstance(known, int | float) else None
-    scales[statement.name] = known
+    scales[statement.name] = statement.rows
     plates = {f.name for f in statement.frames}
-    is_apart = known == 1.0 or plates and plates <= set(rows)
-    if len(set(scales.values())) > 1 or known is None or not is_apart:
+    is_apart = statement.rows == 1.0 or plates and plates <= set(rows)
+    if len(set(scales.values())) > 1 or statement.rows is None or not is_apart:
         raise ValueError(
             f"Site '{statement.name}': log-probs that meet in one integral of {label} are scaled (subsampling, handlers.scale) "
-            f"by {scales}, where a scaled part would make it wrong. Use all rows, or put the sites inside of the subsampled "
-            "plate."
+            f"by {scales} (None: not by rows alone), where a scaled part would make it wrong. Use all rows, or put the sites "
+            "inside of the subsampled plate; scale log-probs of other statements only."
         )

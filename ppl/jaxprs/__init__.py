@@ -33,6 +33,7 @@ from ._lines import (
 from ._opened import (
     has_other_derivative as has_other_derivative,
     has_other_derivatives as has_other_derivatives,
+    name_of as name_of,
     opened as opened,
     other_derivatives as other_derivatives,
     with_true_derivatives as with_true_derivatives,

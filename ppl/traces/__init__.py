@@ -58,6 +58,7 @@ from ._sites import (
     check_shape as check_shape,
     describe as describe,
     log_prob_of as log_prob_of,
+    scales_of as scales_of,
 )
 from ._trace import (
     SiteInfos as SiteInfos,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -197,3 +198,14 @@ def without_support_check(fn: Any, value: Any) -> Any:
 
 def _is_under_objective() -> bool:
     return any(getattr(h, "has_gradients", False) for h in handler_stack())
+
+
+def scales_of(msg: dict[str, Any], plates: Mapping[str, int]) -> tuple[float, Any]:
+    """What a statement's log-prob is scaled by: for subsampling, and otherwise (None: by nothing)."""
+    rows = float(msg.get("rows_scale", 1.0))  # `ppl.rescale_plates`
+    for frame in msg["cond_indep_stack"]:
+        rows *= plates[frame.name] / frame.size
+    if msg["scale"] is None or rows == 0:
+        return rows, None
+    is_known = isinstance(msg["scale"], int | float)
+    return rows, None if is_known and math.isclose(msg["scale"], rows) else msg["scale"] / rows
