@@ -25,18 +25,29 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from ...ppl._compat import is_concrete
 from ...ppl._show import shown
 from ..particles.engine import FeynmanKac
 from ._composition import Composition, Exponent, Reward, as_composition, product
 from ._corrector import Corrector
 from ._diffusion import Diffusion, check_noise, check_times
-from ._grid import Ratios, Weighting, check_known, choose_ratios, make_grid, start_law
+from ._finite_variance import warn_of_infinite_variance
+from ._grid import (
+    Ratios,
+    Weighting,
+    as_grid,
+    check_integrable,
+    check_known,
+    check_reward,
+    choose_ratios,
+    coefficients,
+    start_law,
+)
 from ._langevin import Langevin
 from ._noise_scale import NoiseScale
+from ._steps import Integrator
 
 
 @shown
@@ -82,6 +93,7 @@ def fkc(
     start: Any = None,
     max_score_norm: float | None = None,
     langevin: Langevin | None = None,
+    integrator: Integrator = "euler",
 ) -> CorrectedDiffusion:
     """Sample p(x) proportional to exp(h(x)) prod_i q_i(x)^w_i from diffusion models q_i, by weighted particles.
 
@@ -146,14 +158,18 @@ def fkc(
     """
     composition = _compose(diffusions, exponents, reward)
     times = check_times("fkc", composition.models[0].noising, times)
-    grid = make_grid(composition, times, zeta, weights)
-    is_positive = not (isinstance(zeta, int | float) and zeta == 0)
-    if is_concrete(grid.zeta):
-        is_positive = bool(jnp.all(grid.zeta > 0))
+    known = coefficients(composition, np.asarray(times), zeta, weights, integrator)
+    is_positive = bool(np.all(known.zeta > 0))
     ratios = choose_ratios(weights, composition, is_positive)
-    check_known(composition, grid, ratios)
-    law = start_law(composition, grid, start)
-    corrector = Corrector(composition, grid, ratios, law, max_score_norm, langevin)
+    check_known(composition, known, ratios)
+    check_integrable(composition, known, start is not None)
+    law = start_law(composition, known, start)
+    is_unseen = start is None and check_reward(composition, known, law)
+    warn_of_infinite_variance(known, ratios, has_law=start is not None)
+    grid = as_grid(known)
+    corrector = Corrector(
+        composition, grid, ratios, law, max_score_norm, langevin, is_unseen
+    )
     if langevin is not None:
         _check_langevin(langevin, corrector)
     has_density = langevin is None and not corrector.is_followed and is_positive

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from ...ppl._compat import is_concrete
 from ...ppl._show import shown
 from ..particles.engine import FeynmanKac
 from ._diffusion import Diffusion, check_noise, check_times, reverse_step
@@ -197,8 +196,6 @@ def fk_steering(
 def _checked(name: str, diffusion: Diffusion, times: Array) -> Array:
     check_noise(name, diffusion)
     times = check_times(name, diffusion.noising, times)
-    if not is_concrete(times):
-        return times
     with jax.ensure_compile_time_eval():  # known times stay known within jit
         last = float(times[-1])
         variance = float(diffusion.noising.variance(last))
