@@ -179,6 +179,7 @@ def fkc(
         corrector.log_potential,
         len(times) - 1,
         corrector.log_transition if has_density else None,
+        has_memory=True,
         composition=composition,
         times=times,
         zeta=grid.zeta,

@@ -114,6 +114,7 @@ def twisted_diffusion(
         log_potential,
         last,
         lambda previous, state, n: move(previous, n, 1.0).log_prob(state.x).sum(),
+        has_memory=True,
     )
 
 
@@ -190,6 +191,7 @@ def fk_steering(
         log_potential,
         last,
         log_transition if potential == "difference" else None,
+        has_memory=True,
     )
 
 

@@ -108,4 +108,4 @@ def feynman_kac(
         )
         return level - jnp.where(t == 0, 0.0, before.log_marginal + after.log_conditional)
 
-    return FeynmanKac(init, kernel, log_potential, num_steps)
+    return FeynmanKac(init, kernel, log_potential, num_steps, has_memory=True)
