@@ -102,7 +102,7 @@ def _scan(
     return is_bad, is_far
 
 
-def warn_of_infinite_variance(grid: Coefficients, ratios: Any, *, has_law: bool) -> None:
+def warn_of_infinite_variance(grid: Coefficients, ratios: Any, *, is_auto: bool, has_law: bool) -> None:
     """Warn where weights have infinite variance: by too little noise, by steps too long, or by the first points."""
     w = grid.exponents[:-1]
     least = bound(w)
@@ -128,10 +128,11 @@ def warn_of_infinite_variance(grid: Coefficients, ratios: Any, *, has_law: bool)
         is_far |= far
     if worst_steps.any():
         at = int(np.argmax(worst_steps))
+        longer = "" if is_auto else "zeta='auto', "
         tell(
-            f"{worst_steps.sum()} of {len(w)} steps are too long at this noise, the first of them step {at} with zeta = "
+            f"{worst_steps.sum()} of {len(w)} steps are too long for their noise, the first of them step {at} with zeta = "
             f"{grid.zeta[at]:.3g}: their weights have infinite variance already for Gaussian data of variance 0.1 or 1, {unseen}. "
-            "Use integrator='exponential', times that are even in the log signal-to-noise ratio "
+            f"Use {longer}integrator='exponential', times that are even in the log signal-to-noise ratio "
             "(noising.log_snr_times(num_steps)), or more steps."
         )
     elif is_far:

@@ -165,7 +165,8 @@ def fkc(
     check_integrable(composition, known, start is not None)
     law = start_law(composition, known, start)
     is_unseen = start is None and check_reward(composition, known, law)
-    warn_of_infinite_variance(known, ratios, has_law=start is not None)
+    is_auto = isinstance(zeta, str)
+    warn_of_infinite_variance(known, ratios, is_auto=is_auto, has_law=start is not None)
     grid = as_grid(known)
     corrector = Corrector(
         composition, grid, ratios, law, max_score_norm, langevin, is_unseen
