@@ -169,7 +169,9 @@ class Corrector:
         value = state.tilt.value
         if self.is_reward_unseen:
             # Refused where the values are known, see `check_reward`; here the weights are made to say it.
-            value = jnp.where(jnp.abs(value) <= 0.01 * (1 + jnp.abs(self._last_reward(state.x))), value, jnp.nan)
+            value = jnp.where(
+                jnp.abs(value) <= 0.01 * (1 + jnp.abs(self._last_reward(state.x))), value, jnp.nan
+            )
         return total + value
 
     def _last_reward(self, x: Any) -> Array:

@@ -75,7 +75,10 @@ class Noising(abc.ABC):
             for _ in range(60):  # bisection, to the last bit
                 middle = 0.5 * (above + below)
                 is_noisy = log_snr(middle) < wanted
-                above, below = jnp.where(is_noisy, middle, above), jnp.where(is_noisy, below, middle)
+                above, below = (
+                    jnp.where(is_noisy, middle, above),
+                    jnp.where(is_noisy, below, middle),
+                )
             return jnp.concatenate([own[:1], 0.5 * (above + below), own[1:]])
 
     def alpha(self, t: Time) -> Float[Array, ""]:

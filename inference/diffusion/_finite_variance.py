@@ -28,7 +28,9 @@ import numpy as np
 from ._noise_scale import bound
 from ._steps import Coefficients
 
-TOLERATED = 0.25  # share of steps below the bound that is not worth a warning: near data zeta may shrink
+TOLERATED = (
+    0.25  # share of steps below the bound that is not worth a warning: near data zeta may shrink
+)
 WIDTHS = ((0.1, 0.1), (0.1, 1.0), (1.0, 1.0))  # of models with positive and with negative exponents
 
 
@@ -102,7 +104,9 @@ def _scan(
     return is_bad, is_far
 
 
-def warn_of_infinite_variance(grid: Coefficients, ratios: Any, *, is_auto: bool, has_law: bool) -> None:
+def warn_of_infinite_variance(
+    grid: Coefficients, ratios: Any, *, is_auto: bool, has_law: bool
+) -> None:
     """Warn where weights have infinite variance: by too little noise, by steps too long, or by the first points."""
     w = grid.exponents[:-1]
     least = bound(w)

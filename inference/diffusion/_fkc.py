@@ -168,9 +168,7 @@ def fkc(
     is_auto = isinstance(zeta, str)
     warn_of_infinite_variance(known, ratios, is_auto=is_auto, has_law=start is not None)
     grid = as_grid(known)
-    corrector = Corrector(
-        composition, grid, ratios, law, max_score_norm, langevin, is_unseen
-    )
+    corrector = Corrector(composition, grid, ratios, law, max_score_norm, langevin, is_unseen)
     if langevin is not None:
         _check_langevin(langevin, corrector)
     has_density = langevin is None and not corrector.is_followed and is_positive

@@ -48,9 +48,7 @@ def coefficients(
 ) -> Coefficients:  # fmt: skip
     """All quantities of the grid, which are known numbers even where a program is traced."""
     if integrator not in ("euler", "exponential"):
-        raise ValueError(
-            f"fkc: integrator must be 'euler' or 'exponential', got {integrator!r}."
-        )
+        raise ValueError(f"fkc: integrator must be 'euler' or 'exponential', got {integrator!r}.")
     noising = composition.models[0].noising
     with jax.ensure_compile_time_eval():
         at = jnp.asarray(times, float)

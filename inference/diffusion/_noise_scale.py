@@ -56,7 +56,9 @@ def bound(exponents: np.ndarray) -> np.ndarray:
     return 2 * (1 - 1 / np.maximum(positive_sum(exponents), 1.0))
 
 
-def automatic(exponents: np.ndarray, contraction: Numbers, *, is_exact: bool, is_euler: bool) -> Numbers:
+def automatic(
+    exponents: np.ndarray, contraction: Numbers, *, is_exact: bool, is_euler: bool
+) -> Numbers:
     """Zeta before each step, see `fkc`.
 
     Args:

@@ -47,12 +47,12 @@ def case(message, call, error=ValueError, makes_model=True):
 
 def run_network(one):
     net = diffusion.MLP((2,), key=jax.random.key(0), width=4, depth=1)
-    return diffusion.score_matching(NOISING, net, predicts="score")
+    return diffusion.score_matching(net, NOISING, predicts="score")
 
 
 def labelled(one):
     net = diffusion.MLP((2,), key=jax.random.key(0), width=4, depth=1)
-    objective = diffusion.score_matching(NOISING, net)
+    objective = diffusion.score_matching(net, NOISING)
     return objective.init(jax.random.key(0), jnp.zeros((3, 2)), jnp.zeros(3, int))
 
 

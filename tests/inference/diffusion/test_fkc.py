@@ -260,7 +260,8 @@ def test_guidance_weights(key):
     """(V / 2) b (b - 1) |s1 - s2|^2: zero at b = 0 and 1, positive beyond, negative between (proposition 3.1)."""
     scales = (0.0, 1.0, 3.0, -0.5, 0.5)
     found = euler_weights(tuple((1 - b, b) for b in scales), key)
-    for b, (got, x, s1, s2) in zip(scales, found, strict=True):
+    for b, (got, x, s1, s2) in zip(  # noqa: B007
+        scales, found, strict=True):
         np.testing.assert_allclose(
             got, 0.5 * NOISE * b * (b - 1) * (s1 - s2) ** 2, rtol=5e-4, atol=1e-7
         )
