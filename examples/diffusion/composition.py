@@ -270,8 +270,8 @@ def record(plane: dict[str, dict[str, float]], seed: int) -> None:
     """The figures of the plane, for the page of figures."""
     digit_models.record_figure(
         "diffusion/composition",
-        what="class and ink of digits composed, total variation to the product: scores added; with weights at noise 1; with weights "
-        "at the automatic noise",
+        what="class and ink of digits composed, total variation to the product: scores added; with weights at noise 1; with "
+        "weights at the automatic noise",
         value={f"{arm}, b = {b}": row[arm] for arm in ARMS for b, row in plane.items()},
         seeds=str(seed),
         claim={f"FKC, b = {b}": row["exact draws"] for b, row in plane.items()},

@@ -294,8 +294,8 @@ def record(plane: dict[str, dict[str, float]], seed: int) -> None:
     exact = {f"FKC, b = {b}": row["exact draws"] for b, row in plane.items()}
     digit_models.record_figure(
         "diffusion/guidance",
-        what="guided digits in two principal components, total variation to q^(1-b) q_c^b: guidance; with weights at the noise of "
-        "guidance (infinite variance); with weights at the automatic noise",
+        what="guided digits in two principal components, total variation to q^(1-b) q_c^b: guidance; with weights at the noise "
+        "of guidance (infinite variance); with weights at the automatic noise",
         value=value,
         seeds=str(seed),
         claim=exact,

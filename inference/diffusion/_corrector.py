@@ -1,8 +1,8 @@
 """The steps of a corrected diffusion and their weights, for one particle.
 
 On a grid the coefficients enter by their integrals over a step, A of a and V of g2 (to second order, exact where alpha or std
-is constant), so that only the path of (alpha, std) matters and not how fast time runs. With S = sum_i w_i s_i the step is, by Euler
-(exponential steps, with other coefficients: `_steps`),
+is constant), so that only the path of (alpha, std) matters and not how fast time runs. With S = sum_i w_i s_i the step is, by
+Euler (exponential steps have other coefficients, see `_steps`),
 
     M_n(y | x) = Normal(x - A x + (zeta^2 + 1)/2 V S(x) + zeta^2/2 V grad h(x), zeta^2 V)
 
@@ -238,9 +238,10 @@ class Corrector:
         return self._kernel_ratio(previous.x, state.x, there, back, n)
 
     def _kernel_ratio(self, x: Any, y: Any, there: Any, back: Any, n: Array) -> Array:
-        """The ratio log Normal(y; x + there, V) - log Normal(x; y + back, V), V the variance of the move of step n, in the units of x and y.
+        """The ratio log Normal(y; x + there, V) - log Normal(x; y + back, V), V the variance of step n.
 
-        As a product of sum and difference: the squares are of the size of the dimension, what is left of them is small.
+        Displacements and V are in the units of the step. As a product of sum and difference: the squares are of the size of the
+        dimension, what is left of them is small.
         """
         steps = self.grid.steps
         unit, to = steps.unit[n], steps.unit[n + 1]

@@ -69,7 +69,7 @@ class Noising(abc.ABC):
         check_counts("log_snr_times", num_steps=num_steps)
         with jax.ensure_compile_time_eval():
             own = self.times(1)
-            log_snr = jax.vmap(lambda t: 2 * self.log_alpha(t) - jnp.log(self.variance(t)))
+            log_snr = jax.jit(jax.vmap(lambda t: 2 * self.log_alpha(t) - jnp.log(self.variance(t))))
             wanted = jnp.linspace(*log_snr(own), num_steps + 1)[1:-1]
             above, below = (jnp.full(num_steps - 1, t) for t in own)
             for _ in range(60):  # bisection, to the last bit

@@ -1,18 +1,18 @@
 """Whether the weights of a corrected diffusion have a variance on its grid, for Gaussian data; if not, it is said.
 
 With Gaussian data all laws are Gaussian: a step has the kernel M(y | x) of mean m x, and log G is a quadratic form. With
-h_n(x) = E[G_n ... G_N | x_n = x], and r_n the law of the weighted particles before step n, the asymptotic variance of log Z under
-resampling at each step is a sum over steps of
+h_n(x) = E[G_n ... G_N | x_n = x] and r_n the law of the weighted particles before step n, the asymptotic variance of log Z under
+resampling at each step is the sum over steps of the second moment of the weights of a step and of what they lead to,
 
-    integral r_n(x) M(y | x) G_n(x, y)^2 h_{n+1}(y)^2 dx dy - 1     (r, G and h normalised),
+    integral r_n(x) M(y | x) G_n(x, y)^2 h_{n+1}(y)^2 dx dy - 1     (r, G and h normalised).
 
-the second moment of the weights of one step and of what they lead to. Each is the integral of exp(-(x, y) K (x, y) / 2), finite if
-and only if the 2 x 2 matrix K is positive definite; h and r follow by integrating one of the two out, backward and forward. As
-steps shrink this is the bound of `_noise_scale`. With "exact" weights r_n is the target itself, and h_n p_n the law of the kernels B
-run back from the data.
+Each is an integral of exp(-(x, y) K (x, y)' / 2), finite if and only if the 2 x 2 matrix K is positive definite; h and r follow
+by integrating out one of the two, backward and forward. As steps shrink this is the bound of `_noise_scale`. With "exact"
+weights r_n is the target itself, and h_n r_n the law of the kernels B run back from the data.
 
 The data are not known. Long steps hurt narrow data first, so Gaussians of variance 0.1 and 1 are taken (models with a negative
-exponent not narrower than the others), for data of about unit scale. Steps near the data that are too long for narrower ones go unsaid.
+exponent not narrower than the others), for data of about unit scale. Near the data steps may be too long for narrower ones;
+that goes unsaid.
 
 Reference: Chopin 2004, arXiv:math/0508594, and Del Moral 2004, chapter 9 (the variance); the matrices are worked out here.
 """
@@ -132,15 +132,20 @@ def warn_of_infinite_variance(
         is_far |= far
     if worst_steps.any():
         at = int(np.argmax(worst_steps))
-        longer = "" if is_auto else "zeta='auto', "
+        others = "times that are even in the log signal-to-noise ratio (noising.log_snr_times(num_steps))"
+        cures = (
+            ["zeta='auto'"] * (not is_auto)
+            + ["integrator='exponential'"] * (not is_exact)
+            + [others]
+        )
         tell(
             f"{worst_steps.sum()} of {len(w)} steps are too long for their noise, the first of them step {at} with zeta = "
-            f"{grid.zeta[at]:.3g}: their weights have infinite variance already for Gaussian data of variance 0.1 or 1, {unseen}. "
-            f"Use {longer}integrator='exponential', times that are even in the log signal-to-noise ratio "
-            "(noising.log_snr_times(num_steps)), or more steps."
+            f"{grid.zeta[at]:.3g}: their weights have infinite variance already for Gaussian data of variance 0.1 or 1, "
+            f"{unseen}. Use {', '.join(cures)}, or more steps."
         )
     elif is_far:
         tell(
-            "the weights of the first points have infinite variance already for Gaussian data of variance 1: Normal(0, variance / W) "
-            f"is too narrow there, {unseen}. Begin at the end of the process, or give a wider law as start=."
+            "the weights of the first points have infinite variance already for Gaussian data of variance 1: "
+            f"Normal(0, variance / W) is too narrow there, {unseen}. Begin at the end of the process, or give a "
+            "wider law as start=."
         )

@@ -1,29 +1,31 @@
 """The noise scale zeta of a corrected diffusion: its value on a grid, and its choice.
 
 For Gaussian data with marginal variances v_i let Lambda = sum_i w_i / v_i be the precision of the target, and
-c = (sum_i w_i / v_i^2) / Lambda^2. The mean of the weight that is still to come from x is exp(A + P x^2), and p = P / Lambda obeys
+c = (sum_i w_i / v_i^2) / Lambda^2. The mean of the weight that is still to come from x is exp(A + P x^2), and p = P / Lambda
+obeys, forward in the noising time,
 
-    dp/dt = 2 zeta^2 g2 Lambda (p - p*) (p - 1/2),   p* = (1 - c) / (2 zeta^2),   p = 0 at the data,
+    dp/dt = 2 zeta^2 g2 Lambda (p - p*) (p - 1/2),   p* = (1 - c) / (2 zeta^2),   p = 0 at the data.
 
-forward in the noising time. With frequent resampling the variance of the weights is finite if and only if p < 1/4 throughout, for
-which zeta^2 > 2 (1 - c) suffices. Where models with negative exponents are no narrower than those with positive ones are on
-average, c >= 1 / W+ with W+ the sum of the positive exponents (equality: the others are flat), hence the bound
+With frequent resampling the variance of the weights is finite if and only if p < 1/4 throughout, for which zeta^2 > 2 (1 - c)
+suffices. Where models with negative exponents are no narrower than those with positive ones are on average, c >= 1 / W+, with
+W+ the sum of the positive exponents, hence the bound
 
     zeta^2 > 2 (1 - 1 / W+).
 
-For one model, a product or guidance to b it reads 2 (1 - 1 / beta), 2 (1 - 1 / W), 2 (1 - 1 / b). The variance per dimension is that of
-p*: (1 - 2 p*) / sqrt(1 - 4 p*) - 1, for negative p* as well. With W < 1 it is finite but grows with 1 / W - 1, the bound of 1 - c on that
-side. The effective sample size of a run shows none of this: the particles that would carry the weight are never drawn.
+It is 2 (1 - 1 / beta) for annealing, and 2 (1 - 1 / b) for guidance by b. The variance that p* leaves in a dimension is
+(1 - 2 p*) / sqrt(1 - 4 p*) - 1, for negative p* as well: with W < 1 it is finite, but grows with c - 1, where c = 1 / W for
+models of one width. The effective sample size of a run shows none of this: the particles that would carry the weight are never
+drawn.
 
-On the other side a step is stable only while its contraction g2 (1 + zeta^2) W+ dt / (2 variance) stays below 1; the smallest variance
-that data can leave is that of the noise. The automatic choice is as large as that allows, up to p* = 1 / 20, five times the
-bound: for four modes in the plane annealed to 1.5, 2, 3 and 10 in 300 to 1000 steps, this had a fourth of the spread of log Z of a
-zeta just above the bound (1.25 of it), and 16 in place of 10 gained nothing more. What is wrong with the steps that remain too long is
-told by `_finite_variance`.
+Proof of c >= 1 / W+, with precisions y_i = 1 / v_i: let A_k and B_k be the sums of |w_i| y_i^k over positive and over negative
+exponents, and m = A_1 / W+. If no y of a negative exponent exceeds m, then B_2 <= m B_1, and A_2 >= m A_1 by Cauchy and Schwarz,
+so that A_2 - B_2 >= m Lambda >= Lambda^2 / W+, as Lambda = A_1 - B_1 <= A_1 = m W+.
 
-Proof of c >= 1 / W+, with precisions y_i = 1 / v_i: let A_k and B_k be the sums of |w_i| y_i^k over positive and negative exponents, and
-m = A_1 / W+. If no y of a negative exponent exceeds m, then B_2 <= m B_1, and A_2 >= m A_1 by Cauchy and Schwarz, so that A_2 - B_2 >= m Lambda
->= Lambda^2 / W+, as Lambda = A_1 - B_1 <= A_1 = m W+.
+On the other side a step is stable only while its contraction g2 (1 + zeta^2) W+ dt / (2 variance) stays below 1; the smallest
+variance that data can leave is that of the noise. The automatic choice is as large as that allows, up to |p*| = 1/20, at W > 1
+five times the bound: for four modes in the plane annealed to 1.5, 2, 3 and 10 in 300 to 1000 steps, this had a fourth of the
+spread of log Z of a zeta just above the bound (1.25 of it), and 16 in place of 10 gained nothing more. Steps that remain too long
+for their noise are told by `_finite_variance`.
 """
 
 from __future__ import annotations

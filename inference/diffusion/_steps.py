@@ -1,15 +1,15 @@
 """How steps of a corrected diffusion are made: their coordinate, and the coefficients of moves and of the backward kernels.
 
-A step goes from z = x / unit_n to z' = x' / unit_{n+1}. With c = (zeta^2 + 1)/2, e = (zeta^2 - 1)/2, S the score of the target without its
-reward h, and gradients in z,
+A step goes from z = x / unit_n to z' = x' / unit_{n+1}. With c = (zeta^2 + 1)/2, e = (zeta^2 - 1)/2, S the score of the target
+without its reward h, and gradients in z,
 
     M(z' | z) = Normal(z - drift z  + forward  (c S(z)  + zeta^2/2 grad h(z)),  zeta^2 noise)
     B(z | z') = Normal(z' + drift z' + backward (e S(z') + zeta^2/2 grad h(z')), zeta^2 noise).
 
 "euler": unit = 1; drift, and forward = backward = noise, are the integrals A of a and V of g2 over the step.
 
-"exponential": unit = alpha, in which the noising process is z = data + sqrt(u) eps, u = variance / alpha^2, without a drift. There
-S = -W (z - m) / u with m a mean of denoised points. A step from u to u' = u e^-L freezes m and solves the rest: over it
+"exponential": unit = alpha, in which the noising process is z = data + sqrt(u) eps, u = variance / alpha^2, without a drift.
+There S = -W (z - m) / u with m a mean of denoised points. A step from u to u' = u e^-L freezes m and solves the rest: over it
 z - m falls by e^(-c W L), and back by e^(-e W L). So with r(u, k) = u (1 - e^(-k L)) / k
 
     forward = r(u, c W),  backward = r(u', e W),  noise^2 = r(u', 2 c W - 1) r(u, 2 e W + 1),

@@ -37,8 +37,9 @@ class SMCResult:
         step_log_weights: normalised, after each weighing, [weighings, particles]; None with `history="none"`.
         paths: for a `FeynmanKac` with `history="full"`, the particles' paths [particles, steps + 1, ...].
         failed_at: number of the first weighing after which no particle had positive weight, or one was NaN; -1 if there is none.
-        k_hat: Pareto shape of the largest final weights, see `inference.importance_diagnostics`: well above 0.7 weighted averages
-            and the last increment are not to be trusted. -inf where weights are equal, NaN for fewer than 25 particles.
+        k_hat: Pareto shape of the largest final weights, see `inference.diagnostics.importance_diagnostics`: well above 0.7
+            weighted averages and the last increment are not to be trusted. -inf where weights are equal, NaN for fewer than 25
+            particles.
         num_ancestors: how many of the first particles have descendants of positive weight among the last; all of them under
             gradient="ot", which leaves no ancestors.
         offspring: the law of the offspring counts, that of the `Scheme`; "conditional" for a run with `retained`.

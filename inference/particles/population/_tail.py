@@ -19,8 +19,8 @@ def worst_shape(size: int) -> float:
 def pareto_shape(log_weights: Array) -> Array:
     """k-hat: shape of the generalised Pareto law fitted to the largest min(K / 5, 3 sqrt(K)) of K weights.
 
-    Weights of infinite variance have a shape above 1/2, without a mean above 1. -inf where the tail is equal, NaN for fewer than 25
-    particles. No derivative passes. `inference.importance_diagnostics` fits the same outside of jax.jit.
+    Weights of infinite variance have a shape above 1/2, without a mean above 1. -inf where the tail is equal, NaN for fewer than
+    25 particles. No derivative passes. `inference.diagnostics.importance_diagnostics` fits the same outside of jax.jit.
 
     Reference: Zhang and Stephens 2009; Vehtari et al. 2024, arXiv:1507.02646, sections 2 and 3.
     """

@@ -293,8 +293,8 @@ def _check(
     if temperatures is not None:
         if not is_concrete(temperatures):
             raise ValueError(
-                "tempered_smc: temperatures must be concrete numbers, and are traced by jax.jit, jax.grad or jax.vmap here: whether "
-                "they increase to 1 could not be checked. Make them outside, or with NumPy; those of a run go by frozen=."
+                "tempered_smc: temperatures must be concrete numbers, and are traced by jax.jit, jax.grad or jax.vmap here: "
+                "whether they increase to 1 could not be checked. Make them outside, or with NumPy; those of a run go by frozen=."
             )
         rising = np.asarray(temperatures, float).tolist()
         if (
