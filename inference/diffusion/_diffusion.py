@@ -70,7 +70,8 @@ class Noising(abc.ABC):
         with jax.ensure_compile_time_eval():
             own = self.times(1)
             log_snr = jax.jit(jax.vmap(lambda t: 2 * self.log_alpha(t) - jnp.log(self.variance(t))))
-            wanted = jnp.linspace(*log_snr(own), num_steps + 1)[1:-1]
+            first, last = log_snr(own)
+            wanted = jnp.linspace(first, last, num_steps + 1)[1:-1]
             above, below = (jnp.full(num_steps - 1, t) for t in own)
             for _ in range(60):  # bisection, to the last bit
                 middle = 0.5 * (above + below)

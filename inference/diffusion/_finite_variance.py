@@ -105,7 +105,7 @@ def _scan(
 
 
 def warn_of_infinite_variance(
-    grid: Coefficients, ratios: Any, *, is_auto: bool, has_law: bool
+    grid: Coefficients, ratios: Any, *, is_auto: bool, is_exact: bool, has_law: bool
 ) -> None:
     """Warn where weights have infinite variance: by too little noise, by steps too long, or by the first points."""
     w = grid.exponents[:-1]

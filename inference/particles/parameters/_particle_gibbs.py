@@ -117,7 +117,7 @@ def particle_gibbs(
     moves = _moves_of(model, args, parameters, kernel, num_moves)
     state = _first(model, init_key, args, options) if init is None else init
     state = jax.tree.map(jnp.asarray, state)
-    is_wrong = False
+    is_wrong = jnp.asarray(False)
     if init is not None and not isinstance(model, FeynmanKac):
         is_wrong = _check_start(model, state, args)
 
@@ -136,7 +136,7 @@ def particle_gibbs(
     return ParticleGibbsResult(voided(jax.tree.map(lambda x: x[num_warmup:], draws), is_wrong))
 
 
-def _check_start(model: Any, state: Any, args: tuple[Any, ...]) -> Any:
+def _check_start(model: Any, state: Any, args: tuple[Any, ...]) -> Array:
     """Whether a chain starts where the density is zero, which it might never leave: the prior of a retained site is not weighed.
 
     Raises:
