@@ -34,7 +34,9 @@ from . import _points as points
 from ._composition import Composition
 from ._diffusion import Diffusion
 from ._grid import Grid, Ratios
+from ._integrable import Unseen, penalty
 from ._langevin import Langevin, moved
+from ._steps import Coefficients
 
 
 class Tilt(NamedTuple):
@@ -75,7 +77,8 @@ class Corrector:
         law: of the first points.
         max_score_norm: scores longer than this are cut to it; None for no limit.
         langevin: moves after each step; None for none.
-        is_reward_unseen: whether it was not known beforehand that the reward vanishes at the first time.
+        known: the grid in double precision.
+        unseen: what of the target is checked by the weights of the first points.
     """
 
     composition: Composition
@@ -84,7 +87,8 @@ class Corrector:
     law: Any
     max_score_norm: float | None
     langevin: Langevin | None
-    is_reward_unseen: bool = False
+    known: Coefficients
+    unseen: Unseen
 
     @property
     def is_followed(self) -> bool:
@@ -164,19 +168,8 @@ class Corrector:
                 total = total + w * points.log_prob(model.prior(), state.x)
             else:
                 total = total + w * model.log_density(state.x, self.grid.times[0])
-        if state.tilt is None:
-            return total
-        value = state.tilt.value
-        if self.is_reward_unseen:
-            # Refused where the values are known, see `check_reward`; here the weights are made to say it.
-            value = jnp.where(
-                jnp.abs(value) <= 0.01 * (1 + jnp.abs(self._last_reward(state.x))), value, jnp.nan
-            )
-        return total + value
-
-    def _last_reward(self, x: Any) -> Array:
-        assert self.composition.reward is not None
-        return self.composition.reward(x, self.grid.times[-1])
+        total = total + penalty(self.unseen, self.composition, self.known, state.x)
+        return total if state.tilt is None else total + state.tilt.value
 
     def log_weight(self, previous: Diffused, state: Diffused, n: Array) -> Array:
         """Log G of step n, counting from 0."""

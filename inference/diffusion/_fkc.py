@@ -38,13 +38,12 @@ from ._grid import (
     Ratios,
     Weighting,
     as_grid,
-    check_integrable,
     check_known,
-    check_reward,
     choose_ratios,
     coefficients,
     start_law,
 )
+from ._integrable import check_exponents, check_target
 from ._langevin import Langevin
 from ._noise_scale import NoiseScale
 from ._steps import Integrator
@@ -133,12 +132,12 @@ def fkc(
 
     Raises:
         ValueError: models of several processes or shapes, or whose noise is not Normal; times that do not descend; W <= 0 at
-            any time (without a reward and `start`); a reward that does not vanish at the first time, without `start` (where its
-            values are traced by jax.jit the evidence is NaN then); times, exponents or zeta that are traced, so that nothing of
-            this could be checked; densities that "exact" needs, that exponents vary with at zeta = 0, or that times
-            which do not begin at the end of the process need; zeta = 0 with "rne" or "exact"; scores at noise 0 where they are
-            not known to exist; a score whose structure is not that of the points; Langevin moves with exponents that vary where
-            log q is not known.
+            any time (without a reward and `start`); a reward that does not vanish at the first time, without `start`; a target of
+            known densities that grows far out (where values are traced by jax.jit the evidence is NaN in these two cases); times,
+            exponents or zeta that are traced, so that nothing of this could be checked; densities that "exact" needs, that
+            exponents vary with at zeta = 0, or that times which do not begin at the end of the process need; zeta = 0 with "rne"
+            or "exact"; scores at noise 0 where they are not known to exist; a score whose structure is not that of the points;
+            Langevin moves with exponents that vary where log q is not known.
 
     Warns:
         UserWarning: zeta^2 <= 2 (1 - 1/W+), steps too long for their noise, or first points too narrow for the target at a time
@@ -147,9 +146,9 @@ def fkc(
 
     Validity: with "exact" weights E[exp(log_evidence)] is the integral for every grid, score and clipping. With "rne" and
     "euler" this holds as dt -> 0 (Euler's bias grows with zeta^2 dt) for true scores and marginals at the first time that are
-    Normal(0, variance) where their density is not known. The target must be integrable at all times, which exponents of
-    positive sum violate where models with negative ones are narrower than the others; those are also what the choice of zeta
-    and its warning do not cover. Learned scores and clipping make "rne" and "euler" approximate.
+    Normal(0, variance) where their density is not known. The target must be integrable at all times: negative exponents
+    of models narrower than the others violate it, which is seen where densities are known. The choice of zeta and its warning do
+    not cover such models. Learned scores and clipping make "rne" and "euler" approximate.
 
     Example:
         >>> import jax
@@ -170,15 +169,15 @@ def fkc(
     is_positive = bool(np.all(known.zeta > 0))
     ratios = choose_ratios(weights, composition, is_positive)
     check_known(composition, known, ratios)
-    check_integrable(composition, known, start is not None)
+    check_exponents(composition, known, start is not None)
     law = start_law(composition, known, start)
-    is_unseen = start is None and check_reward(composition, known, law)
+    unseen = check_target(composition, known, law, start is not None)
     is_auto, is_exact = isinstance(zeta, str), integrator == "exponential"
     warn_of_infinite_variance(
         known, ratios, is_auto=is_auto, is_exact=is_exact, has_law=start is not None
     )
     grid = as_grid(known)
-    corrector = Corrector(composition, grid, ratios, law, max_score_norm, langevin, is_unseen)
+    corrector = Corrector(composition, grid, ratios, law, max_score_norm, langevin, known, unseen)
     if langevin is not None:
         _check_langevin(langevin, corrector)
     has_density = langevin is None and not corrector.is_followed and is_positive

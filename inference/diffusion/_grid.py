@@ -16,8 +16,6 @@ from ._noise_scale import NoiseScale, automatic, given
 from ._steps import Coefficients, Integrator, Steps, euler, exponential, lengths
 
 Weighting = Literal["auto", "euler", "rne", "exact"]
-NUM_PROBES = 32  # points at which a reward is looked at
-SMALL = 0.01  # share of the reward at the data, in nats, that counts as nothing at the noise
 Ratios = Literal["euler"] | tuple[Literal["exact", "rne"], ...]
 
 
@@ -162,42 +160,3 @@ def start_law(composition: Composition, known: Coefficients, start: Any) -> Any:
     with jax.ensure_compile_time_eval():
         scale = jnp.sqrt(jnp.asarray(known.variance[0] / known.exponents[0].sum(), float))
     return points.normal_law(shape, scale)
-
-
-def check_integrable(composition: Composition, known: Coefficients, has_start: bool) -> None:
-    """Refuse exponents whose sum is not positive: far out, where models are alike, the target would not fall."""
-    totals = known.exponents.sum(1)
-    worst = int(np.argmin(totals))
-    if totals[worst] > 0 or (has_start and composition.reward is not None):
-        return
-    where = "the first time" if worst == 0 else f"time {known.times[worst]:g}"
-    raise ValueError(
-        f"fkc: the exponents add up to {totals[worst]:g} at {where}, where the target is then not integrable. Give exponents of "
-        "positive sum at all times; only with a reward that makes the target integrable, and the law of the first points as "
-        "start=, may it be 0 or less."
-    )
-
-
-def check_reward(composition: Composition, known: Coefficients, law: Any) -> bool:
-    """Refuse a reward that does not vanish at the first time; whether that is yet to be seen, since its values are not known.
-
-    Normal(0, variance / W) is the target there without a reward; with one it may be far from it, or there be no target at all.
-    """
-    reward = composition.reward
-    if reward is None:
-        return False
-    with jax.ensure_compile_time_eval():
-        keys = jax.random.split(jax.random.key(0), NUM_PROBES)
-        x = jax.vmap(lambda key: points.draw(law, key))(keys)
-        at = lambda t: jax.vmap(lambda x: reward(x, jnp.asarray(t, float)))(x)
-        first, last = at(known.times[0]), at(known.times[-1])
-    if not is_concrete((first, last)):
-        return True
-    size, most = (float(np.max(np.abs(values))) for values in (first, last))
-    if size <= SMALL * (1 + most):
-        return False
-    raise ValueError(
-        f"fkc: the reward does not vanish at the first time {known.times[0]:g}: it is up to {size:.3g} nats at points of "
-        f"Normal(0, variance / W), from which particles start, and {most:.3g} at the last time. Let it rise from 0, "
-        "e.g. (1 - t / noising.end) * r(x), and begin at the end of the process; or give the law of the first points as start=."
-    )

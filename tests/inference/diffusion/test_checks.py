@@ -32,6 +32,7 @@ OTHER = diffusion.gaussian_mixture(diffusion.VE(), [1.0], [0.0], 1.0)
 WIDE = diffusion.gaussian_mixture(EDM, [1.0], [0.0], 1.0)
 PLANE = diffusion.gaussian_mixture(NOISING, [1.0], [[0.0, 0.0]], 1.0)
 ONE = diffusion.gaussian_mixture(NOISING, [1.0], [0.0], 1.0)
+SHARP = diffusion.gaussian_mixture(NOISING, [1.0], [0.0], 0.1)
 BLIND = Diffusion(NOISING, Q.score)
 POISSON = Diffusion(NOISING, PLANE.score, (2,), noise=diffusion.PoissonNoise((2,), 4))
 BROKEN = Diffusion(NOISING, lambda x, t: jnp.ones(2))
@@ -103,6 +104,8 @@ CASES = {
     "reward": Case("does not vanish at the first time", lambda one: fkc(Q, TIMES, reward=lambda x, t: -(x**2))),
     "reward under EDM": Case("does not vanish at the first time", lambda one: fkc(WIDE, EDM.times(60), reward=ramped)),
     "reward NaN": Case("does not vanish", lambda one: fkc(Q, TIMES, reward=lambda x, t: jnp.nan * x)),
+    "tails of models": Case("grows far out", lambda one: fkc([SHARP, ONE], TIMES, exponents=[-4.0, 5.0])),
+    "tails of a reward": Case("grows far out", lambda one: fkc(ONE, TIMES, reward=lambda x, t: (1 - t) * x**2)),
     "start": Case("draw one point of shape", lambda one: fkc(Q, TIMES, start=dist.Normal(jnp.zeros(3), 1.0))),
     "langevin method": other("method must be", lambda one: Langevin(method="hmc")),
     "langevin size": other("between 0 and 4", lambda one: Langevin(step_size=4.0)),
@@ -141,7 +144,7 @@ TRACED = {
 }  # fmt: skip
 WARNED = {
     "noise": ("40 of 40 steps zeta^2 <= 2", lambda one: fkc(Q, TIMES, exponents=3.0, zeta=1.0)),
-    "noise of guidance": ("positive exponents' sum is W = 3", lambda one: fkc([Q, ONE], TIMES, exponents=[-2.0, 3.0], zeta=1.0)),
+    "noise of guidance": ("positive exponents' sum is W = 3", lambda one: fkc([ONE, Q], TIMES, exponents=[-2.0, 3.0], zeta=1.0)),
     "long steps": ("too long for their noise", lambda one: fkc(Q, TIMES, exponents=3.0)),
     "start": ("weights of the first points", lambda one: fkc(Q, TIMES[30:])),
 }  # fmt: skip
@@ -225,6 +228,30 @@ def test_a_reward_of_traced_values_that_does_not_vanish_makes_nan(key):
 
     assert jnp.isfinite(log_evidence(0.5, True))
     assert jnp.isnan(log_evidence(0.5, False))
+
+
+@pytest.mark.filterwarnings("ignore:fkc. .* too long")
+def test_models_of_traced_widths_whose_quotient_grows_make_nan(key):
+    @jax.jit
+    def log_evidence(variance):
+        models = [diffusion.gaussian_mixture(NOISING, [1.0], [0.0], v) for v in (variance, 1.0)]
+        model = fkc(models, NOISING.times(20), exponents=[-1.0, 2.0])
+        return inference.smc(model, key, num_particles=20, history="none").log_evidence
+
+    assert jnp.isfinite(log_evidence(2.0))
+    assert jnp.isnan(log_evidence(0.3))
+
+
+def test_tails_that_fall_are_not_refused():
+    """Wide models in the denominator, rewards that are linear, bounded, or 0 on a half-line, and far modes."""
+    far = diffusion.gaussian_mixture(NOISING, [0.5, 0.5], [-60.0, 80.0], 0.1)
+    rewards = (lambda x: 30 * x, jnp.sin, lambda x: -jnp.abs(x), lambda x: -(x**4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fkc([ONE, SHARP], NOISING.times(200), exponents=[-4.0, 5.0])
+        fkc([far, far], NOISING.times(200), exponents=[-0.5, 1.5])
+        for r in rewards:
+            fkc(Q, NOISING.times(40), reward=lambda x, t, r=r: (1 - t) * r(x))
 
 
 def test_all_refusals_of_the_rooms_are_here():

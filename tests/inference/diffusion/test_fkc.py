@@ -120,21 +120,21 @@ def evidences(key, row, zeta, max_score_norm=None):
     return jax.vmap(run)(jax.random.split(key, 1000))
 
 
-@pytest.mark.filterwarnings("ignore:fkc: .* too long for their noise")  # few steps
+@pytest.mark.filterwarnings("ignore:fkc. .* too long for their noise")  # few steps
 @pytest.mark.slow
 def test_evidence_is_exact_at_every_noise_scale_however_coarse_the_steps(key):
     for row, zeta in [((1.0, 0.0, 1.0), 0.5), ((1.0, 0.7, 1.0), 1.0), ((1.0, 0.7, 1.0), 2.0)]:
         assert_evidence(evidences(key, row, zeta), quadrature(row, 0.0)[0])
 
 
-@pytest.mark.filterwarnings("ignore:fkc: .* too long for their noise")  # few steps
+@pytest.mark.filterwarnings("ignore:fkc. .* too long for their noise")  # few steps
 @pytest.mark.slow  # one more compilation of many runs
 def test_evidence_is_exact_with_cut_scores(key):
     row = (1.0, 0.7, 0.0)
     assert_evidence(evidences(key, row, 1.5, 1.0), quadrature(row, 0.0)[0])
 
 
-@pytest.mark.filterwarnings("ignore:fkc: .* too long for their noise")  # few steps
+@pytest.mark.filterwarnings("ignore:fkc. .* too long for their noise")  # few steps
 @pytest.mark.slow  # one more compilation of many runs
 def test_evidence_is_exact_while_exponents_move(key):
     """From 1/2 at noise to 1 at data."""
@@ -291,7 +291,7 @@ def test_reward_weights(key):
     np.testing.assert_allclose(got, want, rtol=5e-4)
 
 
-@pytest.mark.filterwarnings("ignore:fkc: .* too long for their noise")  # few steps
+@pytest.mark.filterwarnings("ignore:fkc. .* too long for their noise")  # few steps
 @pytest.mark.slow
 def test_a_corrector_of_a_corrector_is_one_corrector(key):
     """Powers multiply, shared models and rewards are added, in whatever order: the same numbers, each model evaluated once."""
@@ -343,7 +343,7 @@ def test_the_start_is_weighed_by_target_over_law():
     )
 
 
-@pytest.mark.filterwarnings("ignore:fkc: .* too long for their noise")  # few steps
+@pytest.mark.filterwarnings("ignore:fkc. .* too long for their noise")  # few steps
 def test_particles_are_exchangeable(key):
     """Permuted states have permuted weights: nothing of a particle stays behind when it moves to another slot."""
     model = corrected((0.6, 0.9, 1.0), 10, 1.5, "rne")

@@ -12,7 +12,7 @@ from lapilli.inference.diffusion import _points as points
 from lapilli.models import diffusion
 
 # Few steps are enough for identities, and for evidence that is unbiased at any; their weights may have no variance.
-pytestmark = pytest.mark.filterwarnings("ignore:fkc: .* too long for their noise")
+pytestmark = pytest.mark.filterwarnings("ignore:fkc. .* too long for their noise")
 
 VP = diffusion.VP()
 FLAT = [
