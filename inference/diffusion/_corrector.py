@@ -226,8 +226,8 @@ class Corrector:
         """The ratio log R_i(y | x) - log F_i(x | y) over step n."""
         steps = self.grid.steps
         score = lambda state: jax.tree.map(lambda s: s[i], state.scores)
-        there = self._displacement(previous.x, score(previous), None, n, 1, steps.own_forward[n])
-        back = self._displacement(state.x, score(state), None, n, -1, steps.own_backward[n])
+        there = self._displacement(previous.x, score(previous), None, n, 1, steps.forward[n])
+        back = self._displacement(state.x, score(state), None, n, -1, steps.backward[n])
         return self._kernel_ratio(previous.x, state.x, there, back, n)
 
     def _kernel_ratio(self, x: Any, y: Any, there: Any, back: Any, n: Array) -> Array:

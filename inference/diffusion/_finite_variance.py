@@ -67,8 +67,8 @@ def infinite_steps(
             if ratio == "exact":
                 parts = [-before / v[:-1, i], 0.0, after / v[1:, i]]
             else:
-                mi = 1 - steps.drift - steps.own_forward * c / v[:-1, i]
-                bi = 1 + steps.drift - steps.own_backward * e / v[1:, i]
+                mi = 1 - steps.drift - steps.forward * c / v[:-1, i]
+                bi = 1 + steps.drift - steps.backward * e / v[1:, i]
                 parts = [
                     after * (mi**2 - 1) / s + (after - before) / v[:-1, i],
                     after * (bi - mi) / s,
@@ -141,7 +141,7 @@ def warn_of_infinite_variance(
         tell(
             f"{worst_steps.sum()} of {len(w)} steps are too long for their noise, the first of them step {at} with zeta = "
             f"{grid.zeta[at]:.3g}: their weights have infinite variance already for Gaussian data of variance 0.1 or 1, "
-            f"{unseen}. Use {', '.join(cures)}, or more steps."
+            f"{unseen}. Use {', '.join([*cures, others])}, or more steps."
         )
     elif is_far:
         tell(

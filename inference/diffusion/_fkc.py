@@ -125,7 +125,7 @@ def fkc(
         max_score_norm: scores longer than this are cut to it, in drift and weight alike.
         langevin: moves after each step that leave its target as it is (predictor-corrector), none by default.
         integrator: "euler", or "exponential": steps in log-SNR that solve the linear part of target and process exactly (see
-            `_steps`), for few and long steps; times must then end above noise 0.
+            `_steps`), for few and long steps. It needs "exact" weights, and times that end above noise 0.
 
     Returns:
         A `CorrectedDiffusion`.
@@ -167,7 +167,7 @@ def fkc(
     times = check_times("fkc", composition.models[0].noising, times)
     known = coefficients(composition, np.asarray(times), zeta, weights, integrator)
     is_positive = bool(np.all(known.zeta > 0))
-    ratios = choose_ratios(weights, composition, is_positive)
+    ratios = choose_ratios(weights, composition, is_positive, integrator)
     check_known(composition, known, ratios)
     check_exponents(composition, known, start is not None)
     law = start_law(composition, known, start)

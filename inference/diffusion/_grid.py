@@ -96,8 +96,21 @@ def _known(what: str, values: Array) -> np.ndarray:
     return np.asarray(values, np.float64)
 
 
-def choose_ratios(weights: Weighting, composition: Composition, is_positive: bool) -> Ratios:
+def choose_ratios(
+    weights: Weighting, composition: Composition, is_positive: bool, integrator: Integrator
+) -> Ratios:
     """Where the density ratio of each model comes from, or "euler"; `is_positive`: zeta is, at every step."""
+    ratios = _ratios(weights, composition, is_positive)
+    if integrator == "exponential" and set(ratios) != {"exact"}:
+        raise ValueError(
+            f"fkc: integrator='exponential' makes long steps, and weights {ratios!r} are those of short ones; only 'exact' "
+            "weights are right at any length. Give the log_density of every model and a positive zeta, or use "
+            "integrator='euler' with times even in the log signal-to-noise ratio (noising.log_snr_times(num_steps))."
+        )
+    return ratios
+
+
+def _ratios(weights: Weighting, composition: Composition, is_positive: bool) -> Ratios:
     if weights not in ("auto", "euler", "rne", "exact"):
         raise ValueError(
             f"fkc: weights must be 'auto', 'euler', 'rne' or 'exact', got {weights!r}."

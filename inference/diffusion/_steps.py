@@ -15,7 +15,7 @@ z - m falls by e^(-c W L), and back by e^(-e W L). So with r(u, k) = u (1 - e^(-
     forward = r(u, c W),  backward = r(u', e W),  noise^2 = r(u', 2 c W - 1) r(u, 2 e W + 1),
 
 the last the geometric mean of the variances of the two solutions: they agree for points without width only, and where B is much
-wider than M weights have no variance. A kernel of one model alone has W = 1.
+wider than M weights have no variance. Such weights must be "exact": path ratios and rates take a step for a short one.
 
 Reference: Lu et al. 2022, arXiv:2206.00927 (exponential integrators in log-SNR).
 """
@@ -33,14 +33,12 @@ Numbers = Float[np.ndarray, " steps"]
 
 
 class Steps(NamedTuple):
-    """See the module's text; all [steps] but `unit`, [steps + 1]; those with `own_` are of kernels of one model alone."""
+    """See the module's text; all [steps] but `unit`, [steps + 1]."""
 
     unit: Times
     drift: Numbers
     forward: Numbers
     backward: Numbers
-    own_forward: Numbers
-    own_backward: Numbers
     noise: Numbers
 
 
@@ -59,7 +57,7 @@ class Coefficients(NamedTuple):
 
 def euler(drift: Numbers, noise: Numbers) -> Steps:
     """Steps of Euler and Maruyama."""
-    return Steps(np.ones(len(drift) + 1), drift, noise, noise, noise, noise, noise)
+    return Steps(np.ones(len(drift) + 1), drift, noise, noise, noise)
 
 
 def exponential(log_alpha: Times, variance: Times, zeta: Numbers, totals: Numbers) -> Steps:
@@ -74,8 +72,6 @@ def exponential(log_alpha: Times, variance: Times, zeta: Numbers, totals: Number
         np.zeros(len(zeta)),
         r(before, c * totals),
         r(after, e * totals),
-        r(before, c),
-        r(after, e),
         np.sqrt(squared),
     )
 

@@ -88,6 +88,8 @@ CASES = {
     "weights": Case("weights must be", lambda one: fkc(Q, TIMES, weights="best")),
     "integrator": Case("integrator must be", lambda one: fkc(Q, TIMES, integrator="heun")),
     "no noise, exponential": Case("integrator='exponential' follows", lambda one: fkc(Q, TIMES, integrator="exponential")),
+    "density, exponential": Case("makes long steps", lambda one: fkc(BLIND, SOME, integrator="exponential")),
+    "rates, exponential": Case("makes long steps", lambda one: fkc(Q, SOME, zeta=0.0, integrator="exponential")),
     "zeta name": Case("zeta must be a number", lambda one: fkc(Q, TIMES, zeta="big")),
     "zeta negative": Case("zeta is a scale", lambda one: fkc(Q, TIMES, zeta=-1.0)),
     "zeta NaN": Case("zeta is a scale", lambda one: fkc(Q, TIMES, zeta=np.nan)),

@@ -171,15 +171,6 @@ def test_evidence_is_unbiased_in_log_snr_times_of_the_cosine_schedule(key):
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / 8 and np.std(errors) < 0.4
 
 
-def test_a_model_alone_needs_no_weights_in_exponential_steps(key):
-    """From scores alone: moves and backward kernels are those of the model itself."""
-    q = diffusion.gaussian_mixture(VP, [0.3, 0.7], [-1.5, 1.0], [0.2, 0.3])
-    blind = inference.diffusion.Diffusion(VP, q.score)
-    model = inference.diffusion.fkc(blind, VP.times(20), zeta=1.3, integrator="exponential")
-    result = jax.jit(lambda key: inference.smc(model, key, num_particles=50, history="none"))(key)
-    np.testing.assert_allclose(result.increments, 0.0, atol=2e-5)
-
-
 @pytest.mark.filterwarnings("ignore:fkc")  # few steps
 def test_exponential_steps_are_exact_for_a_point(key):
     """Data without width: M is the law of x_s given x_t and the data, and weights of the model itself are 1."""
