@@ -108,19 +108,17 @@ def test_a_run_in_256_dimensions_is_told(key):
 
 
 def heavy():
-    """Weights exp(0.6 x^2) of Normal draws, which have no mean: k is 1.2."""
-    return inference.FeynmanKac(
-        jax.random.normal, lambda key, x, t: x, lambda _, x, t: 0.6 * x**2, 0
-    )
+    """Weights exp(x^2) of Normal draws, which have no mean: k is 2, its estimate has an sd of a fourth."""
+    return inference.FeynmanKac(jax.random.normal, lambda key, x, t: x, lambda _, x, t: x**2, 0)
 
 
 def test_weights_without_a_mean_are_told(key):
     with pytest.warns(UserWarning, match=r"k-hat .* the largest ones decide"):
         result = inference.smc(heavy(), key, num_particles=2000)
-    assert result.k_hat > 0.9
+    assert result.k_hat > worst_shape(2000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # under jit the number alone
-        assert jax.jit(lambda key: inference.smc(heavy(), key, num_particles=2000).k_hat)(key) > 0.9
+        assert jax.jit(lambda key: inference.smc(heavy(), key, num_particles=2000).k_hat)(key) > 1
 
 
 def test_lineages_of_a_filter_that_forgets_raise_no_alarm(key):
