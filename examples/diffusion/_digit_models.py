@@ -6,6 +6,7 @@ Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels, scaled to mean 0 and 
 import argparse
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,18 @@ def options(description: str, name: str, smoke: str) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help=smoke)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(f"{name}_output"))
+    parser.add_argument("--record", action="store_true", help="write the page of figures' record")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     return chosen
+
+
+def record_figure(*args: Any, **kwargs: Any) -> None:
+    """See `examples/_record.py`."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from _record import record_figure
+
+    record_figure(*args, **kwargs)
 
 
 def keep(out: Path, text: str, metrics: dict, draws: dict[str, np.ndarray]) -> None:

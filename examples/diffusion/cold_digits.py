@@ -68,7 +68,7 @@ def anneal(config: Config, model: Any, arm: str, key: jax.Array) -> tuple[np.nda
     zeta, is_weighted = ARMS[arm]
     with warnings.catch_warnings():
         # zeta = 1 lies at the bound of finite variance, which is what its row shows.
-        warnings.filterwarnings("ignore", message="fkc: at .* infinite variance")
+        warnings.filterwarnings("ignore", message="fkc: .* infinite variance")
         target = inference.diffusion.fkc(
             model, VP.times(config.num_steps), exponents=BETA, zeta=zeta
         )

@@ -199,7 +199,7 @@ def anneal(config: Config, model: Any, arm: str, beta: float, key: jax.Array) ->
     """Equally weighted samples, [particles, 12, 3]."""
     zeta, is_weighted = ARMS[arm][0](beta), ARMS[arm][1]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fkc: at .* infinite variance")
+        warnings.filterwarnings("ignore", message="fkc: .* infinite variance")
         target = inference.diffusion.fkc(
             model, NOISING.times(config.num_steps), exponents=beta, zeta=zeta
         )

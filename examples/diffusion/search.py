@@ -98,7 +98,7 @@ def over_paths(config: Config, budget: int, key: jax.Array) -> jax.Array:
 
     def denoised(x: jax.Array, first: float, last: float) -> jax.Array:
         steps = max(1, round((first - last) * config.num_steps))
-        times = jnp.linspace(first, last, steps + 1)
+        times = np.linspace(first, last, steps + 1)
         return diffusion.ddim(MODEL, key, times, num_samples=len(x), start=x)
 
     levels = (0.7, 0.4, 0.1, VP.first)

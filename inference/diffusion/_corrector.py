@@ -1,7 +1,8 @@
 """The steps of a corrected diffusion and their weights, for one particle.
 
 On a grid the coefficients enter by their integrals over a step, A of a and V of g2 (to second order, exact where alpha or std
-is constant), so that only the path of (alpha, std) matters and not how fast time runs. With S = sum_i w_i s_i the step is
+is constant), so that only the path of (alpha, std) matters and not how fast time runs. With S = sum_i w_i s_i the step is, by
+Euler (exponential steps have other coefficients, see `_steps`),
 
     M_n(y | x) = Normal(x - A x + (zeta^2 + 1)/2 V S(x) + zeta^2/2 V grad h(x), zeta^2 V)
 
@@ -33,7 +34,9 @@ from . import _points as points
 from ._composition import Composition
 from ._diffusion import Diffusion
 from ._grid import Grid, Ratios
+from ._integrable import Unseen, penalty
 from ._langevin import Langevin, moved
+from ._steps import Coefficients
 
 
 class Tilt(NamedTuple):
@@ -74,6 +77,8 @@ class Corrector:
         law: of the first points.
         max_score_norm: scores longer than this are cut to it; None for no limit.
         langevin: moves after each step; None for none.
+        known: the grid in double precision.
+        unseen: what of the target is checked by the weights of the first points.
     """
 
     composition: Composition
@@ -82,6 +87,8 @@ class Corrector:
     law: Any
     max_score_norm: float | None
     langevin: Langevin | None
+    known: Coefficients
+    unseen: Unseen
 
     @property
     def is_followed(self) -> bool:
@@ -105,7 +112,7 @@ class Corrector:
         x = jax.tree.map(lambda m, e: m + scale * e, mean, noise)
         state = self.at(x, n, previous)
         log_weight = self.log_weight(previous, state, n - 1)
-        total = jnp.maximum(self.grid.exponents[n].sum(), 1.0)
+        total = jnp.maximum(jnp.maximum(self.grid.exponents[n], 0.0).sum(), 1.0)
         state = moved(self, self.langevin, key, state, n, self.grid.variance[n] / total)
         return state._replace(log_weight=log_weight)
 
@@ -161,6 +168,7 @@ class Corrector:
                 total = total + w * points.log_prob(model.prior(), state.x)
             else:
                 total = total + w * model.log_density(state.x, self.grid.times[0])
+        total = total + penalty(self.unseen, self.composition, self.known, state.x)
         return total if state.tilt is None else total + state.tilt.value
 
     def log_weight(self, previous: Diffused, state: Diffused, n: Array) -> Array:
@@ -189,9 +197,11 @@ class Corrector:
 
     def moments(self, previous: Diffused, n: Array) -> tuple[Any, Array]:
         """Mean and scale of M of step n, counting from 0."""
+        steps = self.grid.steps
         shift = self._shift(previous, n, self.grid.exponents[n], 1)
-        mean = jax.tree.map(jnp.add, previous.x, shift)
-        return mean, self.grid.zeta[n] * jnp.sqrt(self.grid.noise[n])
+        unit, to = steps.unit[n], steps.unit[n + 1]
+        mean = jax.tree.map(lambda x, a: to * (x / unit + a), previous.x, shift)
+        return mean, to * self.grid.zeta[n] * jnp.sqrt(steps.noise[n])
 
     def _log_densities(
         self, state: Diffused, n: Array, previous: Diffused | None
@@ -214,34 +224,43 @@ class Corrector:
 
     def _path_ratio(self, i: int, previous: Diffused, state: Diffused, n: Array) -> Array:
         """The ratio log R_i(y | x) - log F_i(x | y) over step n."""
-        grid, zeta2 = self.grid, self.grid.zeta[n] ** 2
-        shift = lambda sign: (
-            lambda x, s: 0.5 * (zeta2 + sign) * grid.noise[n] * s[i] - sign * grid.drift[n] * x
-        )
-        there = jax.tree.map(shift(1), previous.x, previous.scores)
-        back = jax.tree.map(shift(-1), state.x, state.scores)
+        steps = self.grid.steps
+        score = lambda state: jax.tree.map(lambda s: s[i], state.scores)
+        there = self._displacement(previous.x, score(previous), None, n, 1, steps.forward[n])
+        back = self._displacement(state.x, score(state), None, n, -1, steps.backward[n])
         return self._kernel_ratio(previous.x, state.x, there, back, n)
 
     def _kernel_ratio(self, x: Any, y: Any, there: Any, back: Any, n: Array) -> Array:
-        """The ratio log Normal(y; x + there, V) - log Normal(x; y + back, V), V the variance of the move of step n.
+        """The ratio log Normal(y; x + there, V) - log Normal(x; y + back, V), V the variance of step n.
 
-        As a product of sum and difference: the squares are of the size of the dimension, what is left of them is small.
+        Displacements and V are in the units of the step. As a product of sum and difference: the squares are of the size of the
+        dimension, what is left of them is small.
         """
-        variance = self.grid.zeta[n] ** 2 * self.grid.noise[n]
-        parts = lambda x, y, there, back: (there + back) * (2 * (y - x) + back - there)
-        return points.total(parts, x, y, there, back) / (2 * variance)
+        steps = self.grid.steps
+        unit, to = steps.unit[n], steps.unit[n + 1]
+        variance = self.grid.zeta[n] ** 2 * steps.noise[n]
+        parts = lambda x, y, there, back: (there + back) * (2 * (y / to - x / unit) + back - there)
+        size = points.size_of(self.composition.models[0].shape)
+        return points.total(parts, x, y, there, back) / (2 * variance) + size * jnp.log(unit / to)
 
     def _shift(self, state: Diffused, n: Array, w: Array, sign: int) -> Any:
         """The mean displacement of step n from a state: of M at its start with sign +1, of B at its end with sign -1."""
-        grid, zeta2 = self.grid, self.grid.zeta[n] ** 2
-        half = 0.5 * (zeta2 + sign) * grid.noise[n]
-        shift = jax.tree.map(
-            lambda s, x: half * s - sign * grid.drift[n] * x, _combined(state, w), state.x
-        )
-        if state.tilt is None:
+        steps = self.grid.steps
+        push = steps.forward[n] if sign > 0 else steps.backward[n]
+        return self._displacement(state.x, _combined(state, w), state.tilt, n, sign, push)
+
+    def _displacement(
+        self, x: Any, score: Any, tilt: Tilt | None, n: Array, sign: int, push: Array
+    ) -> Any:
+        """The same of a target of this score and reward, in units of the step; `push` is "forward" or "backward"."""
+        steps, zeta2 = self.grid.steps, self.grid.zeta[n] ** 2
+        unit = steps.unit[n] if sign > 0 else steps.unit[n + 1]
+        half, drift = 0.5 * (zeta2 + sign) * push * unit, sign * steps.drift[n] / unit
+        shift = jax.tree.map(lambda s, x: half * s - drift * x, score, x)
+        if tilt is None:
             return shift
-        tilted = 0.5 * zeta2 * grid.noise[n]
-        return jax.tree.map(lambda a, g: a + tilted * g, shift, state.tilt.gradient)
+        tilted = 0.5 * zeta2 * push * unit
+        return jax.tree.map(lambda a, g: a + tilted * g, shift, tilt.gradient)
 
     def _euler(self, state: Diffused, n: Array) -> Array:
         grid, w = self.grid, self.grid.exponents[n]

@@ -13,6 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
+from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
 from ._points import normal_law
@@ -47,7 +48,39 @@ class Noising(abc.ABC):
 
     @abc.abstractmethod
     def times(self, num_steps: int) -> Float[Array, " steps+1"]:
-        """The process's own grid for sampling: from `end` down to a time near 0."""
+        """The process's own grid for sampling: from `end` down to a time near 0; known numbers, also within jax.jit."""
+
+    def log_snr_times(self, num_steps: int) -> Float[Array, " steps+1"]:
+        """Times even in the log signal-to-noise ratio 2 log_alpha - log variance, between the ends of `times`.
+
+        Each step then multiplies that ratio by one factor, where even times may multiply it a hundredfold at the noise.
+
+        Args:
+            num_steps: number of steps.
+
+        Returns:
+            Descending times, [num_steps + 1].
+
+        Raises:
+            ValueError: fewer than one step.
+
+        Reference: Lu et al. 2022, arXiv:2206.00927, section 3.4.
+        """
+        check_counts("log_snr_times", num_steps=num_steps)
+        with jax.ensure_compile_time_eval():
+            own = self.times(1)
+            log_snr = jax.jit(jax.vmap(lambda t: 2 * self.log_alpha(t) - jnp.log(self.variance(t))))
+            first, last = log_snr(own)
+            wanted = jnp.linspace(first, last, num_steps + 1)[1:-1]
+            above, below = (jnp.full(num_steps - 1, t) for t in own)
+            for _ in range(60):  # bisection, to the last bit
+                middle = 0.5 * (above + below)
+                is_noisy = log_snr(middle) < wanted
+                above, below = (
+                    jnp.where(is_noisy, middle, above),
+                    jnp.where(is_noisy, below, middle),
+                )
+            return jnp.concatenate([own[:1], 0.5 * (above + below), own[1:]])
 
     def alpha(self, t: Time) -> Float[Array, ""]:
         """Factor of the data."""
@@ -140,10 +173,15 @@ def check_noise(name: str, diffusion: Diffusion) -> None:
 
 
 def check_times(name: str, noising: Noising, times: Array) -> Array:
-    """Times as an array; refuses what is no descending grid within [0, end]."""
-    if is_concrete(times):
-        _check_grid(name, noising, np.asarray(times, float))
-    return jnp.asarray(times, float)
+    """Times as a known array; refuses what is traced, or no descending grid within [0, end]."""
+    if not is_concrete(times):
+        raise ValueError(
+            f"{name}: times must be concrete numbers, and are traced by jax.jit, jax.grad or jax.vmap here: whether they fit the "
+            "process could not be checked. Make them outside, or by NumPy or noising.times(num_steps), which stay known within."
+        )
+    _check_grid(name, noising, np.asarray(times, float))
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(times, float)
 
 
 def _check_grid(name: str, noising: Noising, times: np.ndarray) -> None:

@@ -25,18 +25,28 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from ...ppl._compat import is_concrete
 from ...ppl._show import shown
 from ..particles.engine import FeynmanKac
 from ._composition import Composition, Exponent, Reward, as_composition, product
 from ._corrector import Corrector
 from ._diffusion import Diffusion, check_noise, check_times
-from ._grid import Ratios, Weighting, check_known, choose_ratios, make_grid, start_law
+from ._finite_variance import warn_of_infinite_variance
+from ._grid import (
+    Ratios,
+    Weighting,
+    as_grid,
+    check_known,
+    choose_ratios,
+    coefficients,
+    start_law,
+)
+from ._integrable import check_exponents, check_target
 from ._langevin import Langevin
 from ._noise_scale import NoiseScale
+from ._steps import Integrator
 
 
 @shown
@@ -82,6 +92,7 @@ def fkc(
     start: Any = None,
     max_score_norm: float | None = None,
     langevin: Langevin | None = None,
+    integrator: Integrator = "euler",
 ) -> CorrectedDiffusion:
     """Sample p(x) proportional to exp(h(x)) prod_i q_i(x)^w_i from diffusion models q_i, by weighted particles.
 
@@ -91,7 +102,7 @@ def fkc(
         annealing to temperature 1 / beta         fkc(q, times, exponents=beta)
         geometric average (guidance)              fkc([unconditional, conditional], times, exponents=[1 - beta, beta])
         product of experts                        fkc([q1, q2], times, exponents=[1, 1])
-        reward                                    fkc(q, times, reward=lambda x, t: (1 - t) * r(x))
+        reward                                    fkc(q, times, reward=lambda x, t: (1 - t / noising.end) * r(x))
         annealed product of guided models         fkc([guided, other], times, exponents=[beta, beta])
 
     In the last one `guided` is itself the result of `fkc`: exponents multiply, and one corrector runs for all. Only its models,
@@ -99,37 +110,45 @@ def fkc(
 
     Args:
         diffusions: one or several models of one noising process.
-        times: noising times, descending: `noising.times(num_steps)`.
+        times: noising times, descending: `noising.times(num_steps)`, or `noising.log_snr_times(num_steps)` where those are
+            too few for the noise at its start (`Cosine`). Known numbers, as are exponents and zeta.
         exponents: w, one for all models or one for each; numbers, or functions of the noising time (right at its end).
         reward: `(x, t) -> h_t(x)` for one point, in nats, differentiable in both; h at the last time is the reward of the result.
-            Best zero at the first time, where particles are drawn without it.
+            It must vanish at the first time, where particles are drawn without it, to a hundredth of its size at the last.
         zeta: scale of the noise, 1 for that of the reverse process; a number, a function of the noising time, or "auto":
-            zeta^2 = max(1, c (1 - 1/W)) with c = 10, less where the steps are too long for that, but at least 2.1 (with
-            "euler" weights 2.5 in place of 10).
+            zeta^2 = max(1, c (1 - 1/W+), c (1/W - 1)) with W+ the sum of the positive exponents and c = 10, less where the
+            steps are too long for that, but at least 1 and 2.1 (1 - 1/W+) (with "euler" weights 2.5 in place of 10).
         weights: "exact" (needs `log_density` of all models), "rne" (scores at both ends of a step), "euler"; "auto" takes
             "euler" where zeta may be 0, else for each model "exact" if its density is known and "rne" if it is not.
         start: law of x at the first time, a distribution or a tree of them as the models' `shape` says; Normal(0, variance / W)
             by default. Weights correct for it.
         max_score_norm: scores longer than this are cut to it, in drift and weight alike.
         langevin: moves after each step that leave its target as it is (predictor-corrector), none by default.
+        integrator: "euler", or "exponential": steps in log-SNR that solve the linear part of target and process exactly (see
+            `_steps`), for few and long steps. It needs "exact" weights, and times that end above noise 0.
 
     Returns:
         A `CorrectedDiffusion`.
 
     Raises:
         ValueError: models of several processes or shapes, or whose noise is not Normal; times that do not descend; W <= 0 at
-            the first time without `start`; densities that "exact" needs, that exponents vary with at zeta = 0, or that times
-            which do not begin at the end of the process need; zeta = 0 with "rne" or "exact"; scores at noise 0 where they are
-            not known to exist; a score whose structure is not that of the points; Langevin moves with exponents that vary where
-            log q is not known.
+            any time (without a reward and `start`); a reward that does not vanish at the first time, without `start`; a target of
+            known densities that grows far out (where values are traced by jax.jit the evidence is NaN in these two cases); times,
+            exponents or zeta that are traced, so that nothing of this could be checked; densities that "exact" needs, that
+            exponents vary with at zeta = 0, or that times which do not begin at the end of the process need; zeta = 0 with "rne"
+            or "exact"; scores at noise 0 where they are not known to exist; a score whose structure is not that of the points;
+            Langevin moves with exponents that vary where log q is not known.
 
     Warns:
-        UserWarning: zeta^2 <= 2 (1 - 1/W): the weights may have infinite variance, and their ESS will not show it.
+        UserWarning: zeta^2 <= 2 (1 - 1/W+), steps too long for their noise, or first points too narrow for the target at a time
+            inside the process: the weights have infinite variance for Gaussian data of variance 0.1 or 1, which their ESS does
+            not show.
 
     Validity: with "exact" weights E[exp(log_evidence)] is the integral for every grid, score and clipping. With "rne" and
     "euler" this holds as dt -> 0 (Euler's bias grows with zeta^2 dt) for true scores and marginals at the first time that are
-    Normal(0, variance) where their density is not known. The target must be integrable at all times, which negative exponents
-    may violate. Learned scores and clipping make "rne" and "euler" approximate.
+    Normal(0, variance) where their density is not known. The target must be integrable at all times: negative exponents
+    of models narrower than the others violate it, which is seen where densities are known. The choice of zeta and its warning do
+    not cover such models. Learned scores and clipping make "rne" and "euler" approximate.
 
     Example:
         >>> import jax
@@ -146,14 +165,19 @@ def fkc(
     """
     composition = _compose(diffusions, exponents, reward)
     times = check_times("fkc", composition.models[0].noising, times)
-    grid = make_grid(composition, times, zeta, weights)
-    is_positive = not (isinstance(zeta, int | float) and zeta == 0)
-    if is_concrete(grid.zeta):
-        is_positive = bool(jnp.all(grid.zeta > 0))
-    ratios = choose_ratios(weights, composition, is_positive)
-    check_known(composition, grid, ratios)
-    law = start_law(composition, grid, start)
-    corrector = Corrector(composition, grid, ratios, law, max_score_norm, langevin)
+    known = coefficients(composition, np.asarray(times), zeta, weights, integrator)
+    is_positive = bool(np.all(known.zeta > 0))
+    ratios = choose_ratios(weights, composition, is_positive, integrator)
+    check_known(composition, known, ratios)
+    check_exponents(composition, known, start is not None)
+    law = start_law(composition, known, start)
+    unseen = check_target(composition, known, law, start is not None)
+    is_auto, is_exact = isinstance(zeta, str), integrator == "exponential"
+    warn_of_infinite_variance(
+        known, ratios, is_auto=is_auto, is_exact=is_exact, has_law=start is not None
+    )
+    grid = as_grid(known)
+    corrector = Corrector(composition, grid, ratios, law, max_score_norm, langevin, known, unseen)
     if langevin is not None:
         _check_langevin(langevin, corrector)
     has_density = langevin is None and not corrector.is_followed and is_positive
@@ -163,6 +187,7 @@ def fkc(
         corrector.log_potential,
         len(times) - 1,
         corrector.log_transition if has_density else None,
+        has_memory=True,
         composition=composition,
         times=times,
         zeta=grid.zeta,

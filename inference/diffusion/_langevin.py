@@ -21,7 +21,7 @@ class Langevin:
 
         x' = x + eps/2 grad log p_n(x) + sqrt(eps) xi,   eps = step_size variance_n / max(W, 1),
 
-    variance_n that of the noise at the step's end. Each move evaluates the models once more.
+    W the sum of the positive exponents, variance_n that of the noise at the step's end. Each move evaluates the models once more.
 
     Args:
         num_moves: moves after each step.

@@ -1,24 +1,37 @@
-"""The noise scale zeta of a corrected diffusion: its value on a grid, its choice, and when weights have no variance.
+"""The noise scale zeta of a corrected diffusion: its value on a grid, and its choice.
 
-With W = sum of the exponents, the drift of a corrector aims at a law narrower than the target where W > 1. For Gaussian
-data and frequent resampling the asymptotic variance of the weights is finite if and only if
+For Gaussian data with marginal variances v_i let Lambda = sum_i w_i / v_i be the precision of the target, and
+c = (sum_i w_i / v_i^2) / Lambda^2. The mean of the weight that is still to come from x is exp(A + P x^2), and p = P / Lambda
+obeys, forward in the noising time,
 
-    zeta^2 > 2 (1 - 1 / W),
+    dp/dt = 2 zeta^2 g2 Lambda (p - p*) (p - 1/2),   p* = (1 - c) / (2 zeta^2),   p = 0 at the data.
 
-from the stable root of the Riccati equation of E[weight^2 | x]. The effective sample size of a run does not show it: the
-particles that would carry the weight are never drawn. On the other side an Euler step is stable only while its contraction
-g2 (1 + zeta^2) W dt / (2 variance) stays below 1; the smallest variance that data can leave is that of the noise.
+With frequent resampling the variance of the weights is finite if and only if p < 1/4 throughout, for which zeta^2 > 2 (1 - c)
+suffices. Where models with negative exponents are no narrower than those with positive ones are on average, c >= 1 / W+, with
+W+ the sum of the positive exponents, hence the bound
 
-The automatic choice is as large as that allows, up to five times the bound: for four modes in the plane annealed to 1.5, 2, 3 and
-10 in 300 to 1000 steps, this had a fourth of the spread of log Z of a zeta just above the bound (1.25 of it), and 16 in place of
-10 gained nothing more.
+    zeta^2 > 2 (1 - 1 / W+).
+
+It is 2 (1 - 1 / beta) for annealing, and 2 (1 - 1 / b) for guidance by b. The variance that p* leaves in a dimension is
+(1 - 2 p*) / sqrt(1 - 4 p*) - 1, for negative p* as well: with W < 1 it is finite, but grows with c - 1, where c = 1 / W for
+models of one width. The effective sample size of a run shows none of this: the particles that would carry the weight are never
+drawn.
+
+Proof of c >= 1 / W+, with precisions y_i = 1 / v_i: let A_k and B_k be the sums of |w_i| y_i^k over positive and over negative
+exponents, and m = A_1 / W+. If no y of a negative exponent exceeds m, then B_2 <= m B_1, and A_2 >= m A_1 by Cauchy and Schwarz,
+so that A_2 - B_2 >= m Lambda >= Lambda^2 / W+, as Lambda = A_1 - B_1 <= A_1 = m W+.
+
+On the other side a step is stable only while its contraction g2 (1 + zeta^2) W+ dt / (2 variance) stays below 1; the smallest
+variance that data can leave is that of the noise. The automatic choice is as large as that allows, up to |p*| = 1/20, at W > 1
+five times the bound: for four modes in the plane annealed to 1.5, 2, 3 and 10 in 300 to 1000 steps, this had a fourth of the
+spread of log Z of a zeta just above the bound (1.25 of it), and 16 in place of 10 gained nothing more. Steps that remain too long
+for their noise are told by `_finite_variance`.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,35 +41,48 @@ from jaxtyping import Array, Float
 from ...ppl._compat import is_concrete
 
 NoiseScale = float | Array | Callable[[Array], Array] | Literal["auto"]
+Numbers = Float[np.ndarray, " steps"]
 LEAST = 2.1  # in place of 2
 WANTED, WANTED_EULER = 10.0, 2.5  # the bias of Euler weights grows with zeta^2
 CONTRACTION = 0.7  # most of a step's contraction of the narrowest law that data can have, in place of 1 for stability
-TOLERATED = (
-    0.25  # share of steps below the bound that is not worth a warning: near data zeta may shrink
-)
+RELAXATION = 1.0  # the same for exponential steps, which are stable at any: the law relaxes by exp(-1) at most
 
 
-def on_grid(
-    zeta: NoiseScale, times: Array, totals: Array, noise: Array, variances: Array, is_euler: bool
-) -> Float[Array, " steps"]:
-    """Zeta before each step, see `fkc` for "auto".
+def positive_sum(exponents: np.ndarray) -> np.ndarray:
+    """W+, the sum of the positive exponents; [..., models] -> [...]."""
+    return np.maximum(exponents, 0.0).sum(-1)
+
+
+def bound(exponents: np.ndarray) -> np.ndarray:
+    """2 (1 - 1 / W+), above which zeta^2 has to be; [..., models] -> [...]."""
+    return 2 * (1 - 1 / np.maximum(positive_sum(exponents), 1.0))
+
+
+def automatic(
+    exponents: np.ndarray, contraction: Numbers, *, is_exact: bool, is_euler: bool
+) -> Numbers:
+    """Zeta before each step, see `fkc`.
 
     Args:
-        zeta: a number, a function of the noising time, or "auto".
-        times: [steps], where each step starts.
-        totals: W at these times.
-        noise: the integral of g2 over each step.
-        variances: std^2 of the noise at the steps' ends.
+        exponents: [steps, models], where each step starts.
+        contraction: of each step at zeta = 1 and exponents of sum 1, at most.
+        is_exact: whether steps solve the linear part exactly.
         is_euler: whether weights are Euler's.
     """
+    positive, total = positive_sum(exponents), np.maximum(exponents.sum(-1), 1e-6)
+    excess = 0.5 * bound(exponents)
+    wanted = np.maximum(excess, 1 / total - 1) * (WANTED_EULER if is_euler else WANTED)
+    limit = RELAXATION if is_exact else CONTRACTION
+    with np.errstate(divide="ignore"):
+        stable = 2 * limit / (contraction * np.maximum(positive, 1e-6)) - 1
+    least = np.maximum(1.0, LEAST * excess)
+    return np.sqrt(np.clip(stable, least, np.maximum(least, wanted)))
+
+
+def given(zeta: Any, times: Array) -> Array:
+    """The values of a number or function at times, each of which starts a step."""
     if isinstance(zeta, str):
-        if zeta != "auto":
-            raise ValueError(f"fkc: zeta must be a number, a function or 'auto', got {zeta!r}.")
-        excess = 1 - 1 / jnp.maximum(totals, 1.0)
-        factors = LEAST, WANTED_EULER if is_euler else WANTED
-        least, wanted = (jnp.maximum(1.0, factor * excess) for factor in factors)
-        stable = 2 * CONTRACTION * variances / (noise * jnp.maximum(totals, 1e-6)) - 1
-        return jnp.sqrt(jnp.clip(stable, least, wanted))
+        raise ValueError(f"fkc: zeta must be a number, a function or 'auto', got {zeta!r}.")
     at = zeta if callable(zeta) else lambda _: zeta
     values = jax.vmap(lambda t: jnp.asarray(at(t), float))(times)
     if values.shape != times.shape:
@@ -66,22 +92,3 @@ def on_grid(
     if is_concrete(values) and not bool(jnp.all(values >= 0)):
         raise ValueError(f"fkc: zeta is a scale and must be >= 0, got {float(values.min()):g}.")
     return values
-
-
-def warn_of_infinite_variance(zeta: Array, totals: Array) -> None:
-    """Warn where zeta^2 <= 2 (1 - 1 / W) on more than a quarter of the steps."""
-    if not is_concrete((zeta, totals)):
-        return
-    scales, sums = np.asarray(zeta), np.asarray(totals)
-    bound = 2 * (1 - 1 / np.maximum(sums, 1.0))
-    is_below = (sums > 1) & (scales**2 <= bound)
-    if is_below.mean() <= TOLERATED:
-        return
-    worst = int(np.argmax(np.where(is_below, bound - scales**2, -np.inf)))
-    warnings.warn(
-        f"fkc: at {is_below.sum()} of {len(scales)} steps zeta^2 <= 2 (1 - 1 / W), e.g. zeta = {scales[worst]:.3g} where the "
-        f"exponents' sum is W = {sums[worst]:.3g}. The weights then have infinite variance already for Gaussian data, which the "
-        f"effective sample size does not show. Use zeta='auto', or a zeta above {np.sqrt(bound[worst]):.3g}.",
-        UserWarning,
-        stacklevel=4,
-    )

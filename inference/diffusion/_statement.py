@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import ppl
-from ...ppl._compat import is_concrete
 from . import _points as points
 from ._corrector import Diffused
 from ._fkc import CorrectedDiffusion
@@ -57,7 +56,7 @@ def diffuse(name: str, diffusion: CorrectedDiffusion) -> Any:
             f"diffuse('{name}'): needs the result of inference.diffusion.fkc, got {type(diffusion).__name__}."
         )
     corrector = diffusion.corrector
-    has_noise = not is_concrete(diffusion.zeta) or bool(np.all(np.asarray(diffusion.zeta) > 0))
+    has_noise = bool(np.all(np.asarray(diffusion.zeta) > 0))
     if corrector.langevin is not None or not has_noise:
         what = "zeta = 0 at a step" if corrector.langevin is None else "Langevin moves"
         raise ValueError(

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from ...ppl._compat import is_concrete
 from ...ppl._show import shown
 from ..particles.engine import FeynmanKac
 from ._diffusion import Diffusion, check_noise, check_times, reverse_step
@@ -115,6 +114,7 @@ def twisted_diffusion(
         log_potential,
         last,
         lambda previous, state, n: move(previous, n, 1.0).log_prob(state.x).sum(),
+        has_memory=True,
     )
 
 
@@ -191,14 +191,13 @@ def fk_steering(
         log_potential,
         last,
         log_transition if potential == "difference" else None,
+        has_memory=True,
     )
 
 
 def _checked(name: str, diffusion: Diffusion, times: Array) -> Array:
     check_noise(name, diffusion)
     times = check_times(name, diffusion.noising, times)
-    if not is_concrete(times):
-        return times
     with jax.ensure_compile_time_eval():  # known times stay known within jit
         last = float(times[-1])
         variance = float(diffusion.noising.variance(last))

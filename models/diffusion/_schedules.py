@@ -5,11 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...inference.diffusion import Noising
 from ...inference.diffusion._diffusion import Time
+from ...ppl._checks import check_counts
+
+
+def even(first: float, last: float, num_steps: int, power: float = 1.0) -> Float[Array, " steps+1"]:
+    """Evenly spaced numbers to a power, known also within jax.jit: checks of a grid need its values."""
+    check_counts("times", num_steps=num_steps)
+    with jax.ensure_compile_time_eval():
+        spaced = jnp.linspace(first, last, num_steps + 1)
+        return spaced if power == 1 else spaced**power
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +56,7 @@ class VP(Noising):
 
     def times(self, num_steps: int) -> Float[Array, " steps+1"]:
         """Evenly spaced from 1 to `first`."""
-        return jnp.linspace(1.0, self.first, num_steps + 1)
+        return even(1.0, self.first, num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Cosine(Noising):
 
     def times(self, num_steps: int) -> Float[Array, " steps+1"]:
         """Evenly spaced from `last` to `first`."""
-        return jnp.linspace(self.last, self.first, num_steps + 1)
+        return even(self.last, self.first, num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +125,7 @@ class VE(Noising):
 
     def times(self, num_steps: int) -> Float[Array, " steps+1"]:
         """Evenly spaced from 1 to `first`."""
-        return jnp.linspace(1.0, self.first, num_steps + 1)
+        return even(1.0, self.first, num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,4 +160,4 @@ class EDM(Noising):
     def times(self, num_steps: int) -> Float[Array, " steps+1"]:
         """(sigma_max^(1/rho) + n / N (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, n = 0, ..., N."""
         first, last = (sigma ** (1 / self.rho) for sigma in (self.sigma_max, self.sigma_min))
-        return jnp.linspace(first, last, num_steps + 1) ** self.rho
+        return even(first, last, num_steps, self.rho)

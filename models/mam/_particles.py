@@ -16,6 +16,7 @@ model, the sum over x that agree with it) without bias for every pair of network
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -55,7 +56,8 @@ def feynman_kac(
         log_target: log f of one whole row `[D] -> scalar`, nats.
 
     Returns:
-        A `FeynmanKac` of T steps, T the number of variables without evidence (D where that is not known under jit).
+        A `FeynmanKac` of T steps, T the number of variables without evidence (D where the evidence is traced by jax.jit: the
+        steps of what is observed then move nothing).
 
     Raises:
         ValueError: the model has a batch shape.
@@ -83,8 +85,11 @@ def feynman_kac(
             "models, or condition on one row."
         )
     networks, size = mam.networks, mam.num_variables
-    evidence = mam._evidence((size,))
-    num_given = int((evidence > 0).sum()) if is_concrete(evidence) else 0
+    # Evidence that is known stays so while a program is traced.
+    is_known = is_concrete(mam.evidence)
+    with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
+        evidence = mam._evidence((size,))
+        num_given = int((evidence > 0).sum()) if is_known else 0
     num_steps = size - num_given
 
     def init(key: Array) -> Particle:
@@ -108,4 +113,4 @@ def feynman_kac(
         )
         return level - jnp.where(t == 0, 0.0, before.log_marginal + after.log_conditional)
 
-    return FeynmanKac(init, kernel, log_potential, num_steps)
+    return FeynmanKac(init, kernel, log_potential, num_steps, has_memory=True)

@@ -31,7 +31,7 @@ BUDGETS = {
     "tests/ppl/traces": 50,
     "tests/ppl": 15,
     "tests/inference/diagnostics": 14,
-    "tests/inference/diffusion": 22,
+    "tests/inference/diffusion": 32,
     "tests/inference/export": 20,
     "tests/inference/fitting": 38,
     "tests/inference/local": 18,

@@ -93,7 +93,10 @@ def corrected_diffusion():
         diffusion.gaussian_mixture(noising, [0.4, 0.6], [[-1.0, m], [m, 0.5]], 0.3) for m in (0.2, 0.7)
     )  # fmt: skip
     return inference.diffusion.fkc(
-        [q1, q2], np.linspace(1.0, 0.0, 21), reward=lambda x, t: (t - 1) * x.sum()
+        [q1, q2],
+        noising.log_snr_times(20),
+        reward=lambda x, t: (t - 1) * x.sum(),
+        integrator="exponential",
     )
 
 

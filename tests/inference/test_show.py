@@ -239,7 +239,7 @@ def test_diffusion_models_and_particles_print_shapes():
     noising = diffusion.VP(0.1, 8.0)
     model = diffusion.gaussian_mixture(noising, [0.4, 0.6], [[-1.0, 0.2], [0.2, 0.5]], 0.3)
     corrected = inference.diffusion.fkc(
-        [model, model], np.linspace(1.0, 0.0, 21), exponents=[0.5, 2.0]
+        [model, model], noising.log_snr_times(20), exponents=[0.5, 2.0], integrator="exponential"
     )
     assert "steps      20" in repr(corrected) and "float32[21]" in repr(corrected)
     state = Diffused(np.zeros((9, 2)), np.zeros((9, 1, 2)), (None,), None)

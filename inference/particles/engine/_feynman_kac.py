@@ -38,6 +38,9 @@ class FeynmanKac:
         num_steps: T, number of moves.
         log_transition: `(x_{t-1}, x_t, t) -> log M_t(x_{t-1}, x_t)`, the kernel's density in nats; only methods that give a
             path other ancestors need it.
+        has_memory: whether a particle at the end is what its whole path has made of it, as where one law is reached step by step
+            (diffusion models, rows drawn value by value), and not a state that forgets where it came from, as of a filter. `smc`
+            then warns where hardly any of the first particles has descendants.
 
     Reference: Del Moral 2004, Feynman-Kac Formulae; Chopin and Papaspiliopoulos 2020, chapter 5.
     """
@@ -47,6 +50,7 @@ class FeynmanKac:
     log_potential: Callable[[Any, Any, Array], Array]
     num_steps: int
     log_transition: Callable[[Any, Any, Array], Array] | None = None
+    has_memory: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.num_steps < 0:

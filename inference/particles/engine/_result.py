@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,9 +12,8 @@ import jax.numpy as jnp
 
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
-from ..resampling import (
-    equally_weighted,
-)
+from ..population import worst_shape
+from ..resampling import equally_weighted
 
 Array = jax.Array
 
@@ -37,6 +37,11 @@ class SMCResult:
         step_log_weights: normalised, after each weighing, [weighings, particles]; None with `history="none"`.
         paths: for a `FeynmanKac` with `history="full"`, the particles' paths [particles, steps + 1, ...].
         failed_at: number of the first weighing after which no particle had positive weight, or one was NaN; -1 if there is none.
+        k_hat: Pareto shape of the largest final weights, see `inference.diagnostics.importance_diagnostics`: well above 0.7
+            weighted averages and the last increment are not to be trusted. -inf where weights are equal, NaN for fewer than 25
+            particles.
+        num_ancestors: how many of the first particles have descendants of positive weight among the last; all of them under
+            gradient="ot", which leaves no ancestors.
         offspring: the law of the offspring counts, that of the `Scheme`; "conditional" for a run with `retained`.
     """
 
@@ -50,6 +55,8 @@ class SMCResult:
     step_log_weights: Array | None
     paths: Any
     failed_at: Array
+    k_hat: Array
+    num_ancestors: Array
     offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
 
     def mean(self, fn: Callable[[Any], Any]) -> Any:
@@ -82,3 +89,34 @@ def check_increments(increments: Array, has_twist: bool, limited: Sequence[str] 
         f"smc: a particle's weight is NaN at weighing {int(jnp.argmax(is_bad))}, and without it evidence and draws would be "
         f"biased. That is so where {', or where '.join(reasons)}."
     )
+
+
+FEW = 0.01  # share of the first particles
+LEAST_PARTICLES = 25  # below, one ancestor is no sign
+
+
+def warn_of_degeneracy(result: SMCResult, has_memory: bool) -> None:
+    """Warn of final weights without a variance and, where the model has a memory, of hardly any ancestors; known values only.
+
+    `has_memory`: see `FeynmanKac`. Lineages meet in every long run, and do no harm where the model forgets.
+    """
+    if not is_concrete(result) or int(result.failed_at) >= 0:
+        return
+    size, k_hat, num = len(result.log_weights), float(result.k_hat), int(result.num_ancestors)
+    worst = worst_shape(size)
+    told = []
+    if has_memory and size >= LEAST_PARTICLES and num <= max(1, FEW * size):
+        told.append(
+            f"all particles descend from {num} of {size} at the start and are near copies (num_ancestors)"
+        )
+    if k_hat > worst and float(result.ess[-1]) < 0.9 * size:
+        told.append(
+            f"the final weights have k-hat {k_hat:.2f}, above {worst:.2f}: the largest ones decide, and larger ones were not met"
+        )
+    if told:
+        warnings.warn(
+            f"smc: {'; and '.join(told)}. Particles and log_evidence are not to be trusted. Take more particles, smaller steps "
+            "between targets, or moves and proposals that look ahead; compare runs by inference.particles.replicate.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -19,7 +19,7 @@ from ..resampling import (
 )
 from ._feynman_kac import FeynmanKac
 from ._mesh import Axes, as_placement
-from ._result import SMCResult, check_increments
+from ._result import SMCResult, check_increments, warn_of_degeneracy
 from ._run import check_sizes, run
 from ._step import History
 
@@ -97,6 +97,11 @@ def smc(
             together with `batch_size`, or with a key that is not of the threefry generator.
         TypeError: a derivative is taken and `gradient` is not chosen, or does not serve the result that is differentiated.
 
+    Warns:
+        UserWarning: the final weights have a `k_hat` above 0.7 by more than a standard error; or hardly any of the first
+            particles of a model with a memory (see `FeynmanKac`) has descendants, `num_ancestors`. Under jit these numbers are
+            fields of the result, without a warning.
+
     Validity: E[exp(log_evidence)] = Z for every policy that looks at weights only, with an unbiased scheme. Weighted
     averages are consistent in K. Both hold with a twist, at every K, if psi is positive wherever later data are possible
     (log psi = -inf loses the particle); weights, increments and ess are those of the model, not of the twisted one. With
@@ -137,4 +142,6 @@ def smc(
 
     result = place.compiled(run_all)(key, retained, *args)
     check_increments(result.increments, twist is not None)
+    if retained is None:
+        warn_of_degeneracy(result, isinstance(model, FeynmanKac) and model.has_memory)
     return result

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..population import Weights, reweight, uniform
+from ..population import Weights, pareto_shape, reweight, uniform
 from ..programs import Future
 from ..resampling import Differentiation, Drawing, Look, Policy, Resampled, box, resample_ahead
 from ._descent import new_ancestor, turned
@@ -46,6 +46,7 @@ class Cloud(NamedTuple):
         seen: what resampling looks at besides weights, None without a look.
         score: log-prob of the discrete choices so far that enter no weight.
         shares: log-weights of islands, None for a run by itself.
+        roots: the particle of the first generation from which each descends, [particles].
     """
 
     particles: Any
@@ -53,6 +54,7 @@ class Cloud(NamedTuple):
     seen: Array | None
     score: Array
     shares: Any
+    roots: Array
 
 
 class Moved(NamedTuple):
@@ -119,7 +121,8 @@ class Settings:
     def start(self, particles: Any = None, seen: Array | None = None) -> Cloud:
         """Equally weighted particles."""
         log_weights, shares = uniform(self.num_particles), self.islands.start()
-        return Cloud(particles, log_weights, seen, jnp.zeros(()), shares)
+        roots = jnp.arange(self.num_particles, dtype=jnp.int32)
+        return Cloud(particles, log_weights, seen, jnp.zeros(()), shares, roots)
 
     def weigh(self, cloud: Cloud, log_potentials: Array) -> tuple[Cloud, Record]:
         """A weighing without a move; its record has one row."""
@@ -157,7 +160,7 @@ class Settings:
             states, log-weights, ancestors and choices of the step.
         """
         moving, log_weights, shares, met = self.islands.exchange(
-            number, (cloud.particles, cloud.seen), cloud.log_weights, cloud.shares
+            number, (cloud.particles, cloud.seen, cloud.roots), cloud.log_weights, cloud.shares
         )
         before, turn = (states(moving[0]), log_weights), 0
         if retained is not None:
@@ -182,14 +185,22 @@ class Settings:
         shares, increment, meeting = self.islands.weigh(shares, increment, met)
         record = self._record(weights, increment, meeting, score, chosen.is_resampled, ancestors)
         filtered = (*before, ancestors, new.made) if self.path == "filter" else ()
-        cloud = Cloud(particles, weights.log_weights, self.place.copy(new.seen), score, shares)
+        seen, roots = self.place.copy((new.seen, moving[2][chosen.ancestors]))
+        cloud = Cloud(particles, weights.log_weights, seen, score, shares, roots)
         return cloud, (record, kept, filtered)
 
     def fields(self, cloud: Cloud, particles: Any, records: list[Record]) -> dict[str, Any]:
         """Fields of an `SMCResult` from the rows of all weighings; a front end adds to them."""
         none = dict.fromkeys(("ancestors", "step_log_weights", "paths"))
         record = jax.tree.map(lambda *rows: jnp.concatenate(rows), *records)
-        own = {"particles": particles, "log_weights": cloud.log_weights}
+        is_there = cloud.log_weights > -jnp.inf
+        num_ancestors = jnp.zeros(self.num_particles, bool).at[cloud.roots].max(is_there).sum()
+        own = {
+            "particles": particles,
+            "log_weights": cloud.log_weights,
+            "k_hat": pareto_shape(cloud.log_weights),
+            "num_ancestors": num_ancestors,
+        }
         return none | record | own | {"is_scored": False, "limited": ()}
 
     def _reweight(self, log_weights: Array, log_potentials: Array) -> Weights:

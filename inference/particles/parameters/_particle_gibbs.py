@@ -16,6 +16,7 @@ from ....ppl._show import shown
 from ....ppl.language import arguments
 from ..engine import FeynmanKac, smc
 from ..moves import HMC, Kernel
+from ..population import voided
 from ..resampling import Policy, Resampling
 from ..smoothing import Model, Path, conditional_smc, pick
 from ._parameter_moves import ParameterMoves
@@ -83,7 +84,7 @@ def particle_gibbs(
 
     Raises:
         ValueError: as for `conditional_smc`; a number of samples or moves below 1; a parameter that is missing, discrete, in or
-            after a scan.
+            after a scan; an `init` of density 0 (under jit the draws are NaN then).
 
     Validity: the chain after warmup leaves the posterior of all latent sites invariant for every K >= 2.
 
@@ -116,8 +117,9 @@ def particle_gibbs(
     moves = _moves_of(model, args, parameters, kernel, num_moves)
     state = _first(model, init_key, args, options) if init is None else init
     state = jax.tree.map(jnp.asarray, state)
+    is_wrong = jnp.asarray(False)
     if init is not None and not isinstance(model, FeynmanKac):
-        _check_start(model, state, args)
+        is_wrong = _check_start(model, state, args)
 
     def of_states(state: Any, inputs: tuple[Array, Array]) -> Any:
         new = conditional_smc(model, inputs[1], state, *args, **options)
@@ -131,19 +133,23 @@ def particle_gibbs(
     total = num_warmup + num_samples
     inputs = jnp.arange(total), jax.random.split(chain_key, total)
     _, draws = jax.lax.scan(move, start, inputs)
-    return ParticleGibbsResult(jax.tree.map(lambda x: x[num_warmup:], draws))
+    return ParticleGibbsResult(voided(jax.tree.map(lambda x: x[num_warmup:], draws), is_wrong))
 
 
-def _check_start(model: Any, state: Any, args: tuple[Any, ...]) -> None:
-    """A chain that starts where the density is zero might never leave: the prior of a retained site is not weighed."""
-    if not is_concrete((state, args)):
-        return
+def _check_start(model: Any, state: Any, args: tuple[Any, ...]) -> Array:
+    """Whether a chain starts where the density is zero, which it might never leave: the prior of a retained site is not weighed.
+
+    Raises:
+        ValueError: it is known to.
+    """
     log_density = ppl.as_program(model).log_density(state, *args)
-    if not bool(jnp.isfinite(log_density)):
+    is_wrong = ~jnp.isfinite(log_density)
+    if is_concrete(is_wrong) and bool(is_wrong):
         raise ValueError(
             f"particle_gibbs: init has log-density {float(log_density)} under the program, and the chain might stay there. "
             "Start at values of positive density, or leave init out."
         )
+    return is_wrong
 
 
 def _alternate(

@@ -9,6 +9,7 @@ refused where it is taken.
 
 from ._batches import Batch as Batch, in_batches as in_batches, is_key as is_key
 from ._guard import drawn as drawn, floats as floats, underived as underived, unused as unused
+from ._tail import pareto_shape as pareto_shape, worst_shape as worst_shape
 from ._weights import (
     Weights as Weights,
     evidence as evidence,

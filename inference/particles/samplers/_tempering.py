@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl.language import arguments
 from ..moves import HMC, Kernel, Standing
-from ..population import evidence, reweight, uniform
+from ..population import evidence, reweight, uniform, voided
 from ..programs import map_particles
 from ..resampling import Scheme, as_scheme, resample
 from ._persistent import run_persistent
@@ -77,7 +78,7 @@ def tempered_smc(
     Raises:
         ValueError: a discrete latent site; temperatures that do not increase to 1; wrong sizes; with `keep="all"` a K that
             `num_moves` + 1 does not divide, or a scheme that cannot draw fewer ancestors ("killing").
-        RuntimeError: `max_steps` were not enough (outside of jit).
+        RuntimeError: `max_steps` were not enough (under jit particles, weights and evidence are NaN then).
 
     Validity: E[exp(log_evidence)] = p(data) with `frozen`, whose numbers must come from an independent key. Adapted runs
     are consistent in K, with a bias of order 1 / K; so is "persistent" even with `frozen`, since the evidence estimates of
@@ -113,6 +114,12 @@ def tempered_smc(
         raise RuntimeError(
             f"tempered_smc: {max_steps} temperatures ended at {float(result.temperatures[-1]):.3g} of 1. Raise max_steps, lower "
             "target_ess, or use more particles."
+        )
+    if not is_concrete(is_short):
+        told = (result.particles, result.log_weights, result.log_evidence)
+        particles, log_weights, log_evidence = voided(told, is_short)
+        result = dataclasses.replace(
+            result, particles=particles, log_weights=log_weights, log_evidence=log_evidence
         )
     return result
 
@@ -284,7 +291,12 @@ def _check(
     if not 0 < target_ess < 1:
         raise ValueError(f"tempered_smc: target_ess must lie in (0, 1), got {target_ess}.")
     if temperatures is not None:
-        rising = list(temperatures)
+        if not is_concrete(temperatures):
+            raise ValueError(
+                "tempered_smc: temperatures must be concrete numbers, and are traced by jax.jit, jax.grad or jax.vmap here: "
+                "whether they increase to 1 could not be checked. Make them outside, or with NumPy; those of a run go by frozen=."
+            )
+        rising = np.asarray(temperatures, float).tolist()
         if (
             not rising
             or rising[-1] != 1

@@ -69,7 +69,7 @@ NOISING = diffusion.VP(BETA_0, BETA_1)
 MODEL = diffusion.gaussian_mixture(NOISING, [1.0], [0.0], V0)
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def found(key, beta, zeta, num_particles):
     """The share from particles, with Euler weights: their ess is that of the exact rate."""
     model = inference.diffusion.fkc(

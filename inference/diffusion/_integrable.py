@@ -1,0 +1,130 @@
+"""Whether a corrected diffusion has a target at all times, and begins at it: what is refused, or makes the weights NaN.
+
+What can be seen beforehand raises. Values that are traced by jax.jit are looked at by the run, where a target that is none makes
+the weights of the first particles NaN, and with them the evidence.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ...ppl._compat import is_concrete
+from . import _points as points
+from ._composition import Composition
+from ._steps import Coefficients
+
+NUM_PROBES = 32  # points at which a reward is looked at, and directions of the tails
+SMALL = 0.01  # share of the reward at the data, in nats, that counts as nothing at the noise
+FAR = 1e3  # where tails are looked at, and at twice this, in units of the noise at the end, at least 1
+NUM_TIMES = 5  # at which tails are looked at
+
+
+class Unseen(NamedTuple):
+    """What the run has to look at: whether the reward vanishes at the first time, whether the tails fall."""
+
+    reward: bool = False
+    tails: bool = False
+
+
+def check_target(
+    composition: Composition, known: Coefficients, law: Any, has_start: bool
+) -> Unseen:
+    """Refuse targets that are none, or are not begun at; returns what could not be seen.
+
+    Args:
+        composition: models, exponents and reward.
+        known: the grid.
+        law: of the first points.
+        has_start: whether that is the user's.
+
+    Raises:
+        ValueError: a reward that does not vanish at the first time, or a target that grows far out.
+    """
+    with jax.ensure_compile_time_eval():
+        is_late = False if has_start else _is_late(composition, known, _draws(law))
+        rises = _rises(composition, known)
+    if is_concrete(is_late) and bool(is_late):
+        raise ValueError(
+            f"fkc: the reward does not vanish at the first time {known.times[0]:g}, where particles are drawn from "
+            "Normal(0, variance / W) as if there were none. Let it rise from 0, e.g. (1 - t / noising.end) * r(x), and begin at "
+            "the end of the process; or give the law of the first points as start=."
+        )
+    if is_concrete(rises) and bool(rises):
+        raise ValueError(
+            f"fkc: the target with exponents {_shown(known.exponents[-1])} grows far out, at a distance of {FAR:g}, and is not "
+            "integrable: models with a negative exponent have narrower tails than the others, or the reward grows faster than "
+            "the models fall. Use smaller negative exponents, wider models for them, or a reward that is bounded."
+        )
+    return Unseen(not is_concrete(is_late), not is_concrete(rises))
+
+
+def check_exponents(composition: Composition, known: Coefficients, has_start: bool) -> None:
+    """Refuse exponents whose sum is not positive: far out, where models are alike, the target would not fall."""
+    totals = known.exponents.sum(1)
+    worst = int(np.argmin(totals))
+    if totals[worst] > 0 or (has_start and composition.reward is not None):
+        return
+    where = "the first time" if worst == 0 else f"time {known.times[worst]:g}"
+    raise ValueError(
+        f"fkc: the exponents add up to {totals[worst]:g} at {where}, where the target is then not integrable. Give exponents of "
+        "positive sum at all times; only with a reward that makes the target integrable, and the law of the first points as "
+        "start=, may it be 0 or less."
+    )
+
+
+def penalty(unseen: Unseen, composition: Composition, known: Coefficients, x: Any) -> Array:
+    """0, or NaN where what could not be seen beforehand is wrong; x is a first point."""
+    is_wrong = jnp.asarray(False)
+    if unseen.reward:
+        is_wrong |= _is_late(composition, known, jax.tree.map(lambda x: x[None], x))
+    if unseen.tails:
+        is_wrong |= _rises(composition, known)
+    return jnp.where(is_wrong, jnp.nan, 0.0)
+
+
+def _draws(law: Any) -> Any:
+    keys = jax.random.split(jax.random.key(0), NUM_PROBES)
+    return jax.vmap(lambda key: points.draw(law, key))(keys)
+
+
+def _is_late(composition: Composition, known: Coefficients, x: Any) -> Any:
+    """Whether the reward at the first time is more than a small share of that at the last, at some of the points."""
+    reward = composition.reward
+    if reward is None:
+        return False
+    at = lambda t: jnp.abs(jax.vmap(lambda x: reward(x, jnp.asarray(t, float)))(x)).max()
+    return ~(at(known.times[0]) <= SMALL * (1 + at(known.times[-1])))
+
+
+def _rises(composition: Composition, known: Coefficients) -> Any:
+    """Whether the log-density of the target grows in some direction far out, at one of a few times; where it is known and may."""
+    models, reward = composition.models, composition.reward
+    may = reward is not None or bool((known.exponents < 0).any())
+    if not may or any(m.log_density is None for m in models):
+        return False
+    unit = points.normal_law(models[0].shape, 1.0)
+    far = FAR * max(1.0, float(known.variance[0]) ** 0.5)
+
+    def log_target(x: Any, t: Array, w: Float[Array, " models"]) -> Array:
+        parts = [m.log_density(x, t) for m in models if m.log_density is not None]
+        return w @ jnp.stack(parts) + (0.0 if reward is None else reward(x, t))
+
+    def one(direction: Any, t: Array, w: Array) -> Array:
+        norm = jnp.sqrt(points.total(jnp.square, direction))
+        at = lambda size: log_target(jax.tree.map(lambda x: size * x / norm, direction), t, w)
+        near, beyond = at(far), at(2 * far)
+        return (beyond > near) | ((beyond == near) & jnp.isfinite(near))
+
+    rows = np.unique(np.linspace(0, len(known.times) - 1, NUM_TIMES).round().astype(int))
+    over_times = jax.vmap(one, (None, 0, 0))
+    times, exponents = (jnp.asarray(x[rows], float) for x in (known.times, known.exponents))
+    return jax.vmap(over_times, (0, None, None))(_draws(unit), times, exponents).any()
+
+
+def _shown(exponents: np.ndarray) -> str:
+    return "[" + ", ".join(f"{w:g}" for w in exponents) + "]"

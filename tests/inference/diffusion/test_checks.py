@@ -1,0 +1,281 @@
+"""Every refusal and warning of the diffusion rooms, provoked eagerly, under jit, and within a program where it can be reached."""
+
+import ast
+import pathlib
+import traceback
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import lapilli
+from lapilli import inference, ppl
+from lapilli.inference.diffusion import (
+    Diffusion,
+    Langevin,
+    diffuse,
+    fk_steering,
+    fkc,
+    twisted_diffusion,
+)
+from lapilli.models import diffusion
+
+KEY = jax.random.key(0)
+NOISING = diffusion.VP(0.1, 8.0)
+EDM = diffusion.EDM(0.01, 10.0)
+Q = diffusion.gaussian_mixture(NOISING, [0.3, 0.7], [-1.5, 1.0], [0.2, 0.3])
+OTHER = diffusion.gaussian_mixture(diffusion.VE(), [1.0], [0.0], 1.0)
+WIDE = diffusion.gaussian_mixture(EDM, [1.0], [0.0], 1.0)
+PLANE = diffusion.gaussian_mixture(NOISING, [1.0], [[0.0, 0.0]], 1.0)
+ONE = diffusion.gaussian_mixture(NOISING, [1.0], [0.0], 1.0)
+SHARP = diffusion.gaussian_mixture(NOISING, [1.0], [0.0], 0.1)
+BLIND = Diffusion(NOISING, Q.score)
+POISSON = Diffusion(NOISING, PLANE.score, (2,), noise=diffusion.PoissonNoise((2,), 4))
+BROKEN = Diffusion(NOISING, lambda x, t: jnp.ones(2))
+TIMES = np.linspace(1.0, 0.0, 41)
+SOME = TIMES[:-1]
+NORMAL = dist.Normal(0.0, 1.0)
+DATA = jnp.linspace(-1.0, 1.0, 4)
+
+
+rising, falling = lambda t: 2 - t, lambda t: 1 - t
+ramped = lambda x, t: (1 - t) * x
+
+
+def sample(times, **options):
+    return diffusion.heun(Q, KEY, times, num_samples=1, **options)
+
+
+class Case(NamedTuple):
+    """Key words, `call(one)` with a 1 that is traced under jit, error, and whether a program could draw from what it makes."""
+
+    message: str
+    call: object
+    error: type[Exception] = ValueError
+    makes_model: bool = True
+
+
+def other(message, call):
+    return Case(message, call, makes_model=False)
+
+
+def run_network(one):
+    net = diffusion.MLP((2,), key=KEY, width=4, depth=1)
+    return diffusion.score_matching(net, NOISING, predicts="score")
+
+
+def labelled(one):
+    net = diffusion.MLP((2,), key=KEY, width=4, depth=1)
+    objective = diffusion.score_matching(net, NOISING)
+    return objective.init(KEY, jnp.zeros((3, 2)), jnp.zeros(3, int))
+
+
+CASES = {
+    "models": Case("Diffusion or results of fkc", lambda one: fkc([Q, Q.score], TIMES), TypeError),
+    "exponents": Case("1 exponents for 2 models", lambda one: fkc([Q, OTHER], TIMES, exponents=[1.0])),
+    "process": Case("one noising process", lambda one: fkc([Q, OTHER], TIMES)),
+    "shape": Case("points of one shape", lambda one: fkc([Q, PLANE], TIMES)),
+    "noise": Case("no reverse process", lambda one: fkc(POISSON, TIMES)),
+    "score": other(r"a score has shape \(2,\)", lambda one: fkc(BROKEN, SOME).init(KEY)),
+    "times descend": Case("must descend", lambda one: fkc(Q, TIMES[::-1])),
+    "times within": Case(r"lie in \[0, 1\]", lambda one: fkc(Q, TIMES * 2)),
+    "times vector": Case("vector of two or more", lambda one: fkc(Q, TIMES[:1])),
+    "times NaN": Case("must descend", lambda one: fkc(Q, np.where(TIMES == 1, np.nan, TIMES))),
+    "weights": Case("weights must be", lambda one: fkc(Q, TIMES, weights="best")),
+    "integrator": Case("integrator must be", lambda one: fkc(Q, TIMES, integrator="heun")),
+    "no noise, exponential": Case("integrator='exponential' follows", lambda one: fkc(Q, TIMES, integrator="exponential")),
+    "density, exponential": Case("makes long steps", lambda one: fkc(BLIND, SOME, integrator="exponential")),
+    "rates, exponential": Case("makes long steps", lambda one: fkc(Q, SOME, zeta=0.0, integrator="exponential")),
+    "zeta name": Case("zeta must be a number", lambda one: fkc(Q, TIMES, zeta="big")),
+    "zeta negative": Case("zeta is a scale", lambda one: fkc(Q, TIMES, zeta=-1.0)),
+    "zeta NaN": Case("zeta is a scale", lambda one: fkc(Q, TIMES, zeta=np.nan)),
+    "zeta shape": Case("zeta must be one number for one time", lambda one: fkc(Q, TIMES, zeta=lambda t: jnp.ones(2))),
+    "zeta 0": Case("zeta is 0", lambda one: fkc(Q, TIMES, zeta=0.0, weights="rne")),
+    "exponent shape": Case("exponent must be one number", lambda one: fkc(Q, TIMES, exponents=lambda t: jnp.ones(2))),
+    "no density": Case("log_density of every model", lambda one: fkc(BLIND, TIMES, weights="exact")),
+    "no noise left": Case("no noise is left", lambda one: fkc(BLIND, TIMES)),
+    "begins inside": Case("short of the end", lambda one: fkc(BLIND, TIMES[1:-1])),
+    "followed": Case("followed along the path", lambda one: fkc(BLIND, SOME, exponents=lambda t: 1 + t, zeta=0.0)),
+    "W 0": Case("add up to 0 at the first time", lambda one: fkc([Q, ONE], TIMES, exponents=[1.0, -1.0])),
+    "W negative at the data": Case("add up to -0.5 at time 0", lambda one: fkc(Q, TIMES, exponents=lambda t: 2 * t - 0.5)),
+    "W 0 with a law alone": Case("not integrable", lambda one: fkc(Q, TIMES, exponents=falling, start=NORMAL)),
+    "reward": Case("does not vanish at the first time", lambda one: fkc(Q, TIMES, reward=lambda x, t: -(x**2))),
+    "reward under EDM": Case("does not vanish at the first time", lambda one: fkc(WIDE, EDM.times(60), reward=ramped)),
+    "reward NaN": Case("does not vanish", lambda one: fkc(Q, TIMES, reward=lambda x, t: jnp.nan * x)),
+    "tails of models": Case("grows far out", lambda one: fkc([SHARP, ONE], TIMES, exponents=[-4.0, 5.0])),
+    "tails of a reward": Case("grows far out", lambda one: fkc(ONE, TIMES, reward=lambda x, t: (1 - t) * x**2)),
+    "start": Case("draw one point of shape", lambda one: fkc(Q, TIMES, start=dist.Normal(jnp.zeros(3), 1.0))),
+    "langevin method": other("method must be", lambda one: Langevin(method="hmc")),
+    "langevin size": other("between 0 and 4", lambda one: Langevin(step_size=4.0)),
+    "langevin density": Case("MALA needs", lambda one: fkc(BLIND, SOME, langevin=Langevin(method="mala"))),
+    "langevin followed": Case("not along Langevin moves", lambda one: fkc(BLIND, SOME, exponents=rising, langevin=Langevin())),
+    "diffuse model": Case("needs the result of inference.diffusion.fkc", lambda one: Q, TypeError),
+    "diffuse zeta": Case("zeta = 0 at a step", lambda one: fkc(Q, TIMES, zeta=0.0)),
+    "diffuse langevin": Case("Langevin moves, so", lambda one: fkc(Q, TIMES, langevin=Langevin())),
+    "steering": other("potential must be", lambda one: fk_steering(Q, SOME, lambda x: x, potential="min")),
+    "steering noise": other("last step has no density", lambda one: fk_steering(Q, TIMES, lambda x: x)),
+    "twisted noise": other("last step has no density", lambda one: twisted_diffusion(Q, TIMES, lambda x: x)),
+    "log_snr": other("num_steps must be an integer", lambda one: NOISING.log_snr_times(0)),
+    "times of none": other("num_steps must be an integer", lambda one: NOISING.times(0)),
+    "sampler times": other("heun: times must descend", lambda one: sample(SOME[::-1])),
+    "sampler start": other("start has shape", lambda one: sample(SOME, start=jnp.zeros(3))),
+    "mixture": other("must agree in their leading axis", lambda one: diffusion.gaussian_mixture(NOISING, [1.0], [0.0, 1.0], 1.0)),
+    "mixture variances": other("do not broadcast", lambda one: diffusion.gaussian_mixture(NOISING, [1.0], [0.0], [1.0, 2.0])),
+    "parametrisation": other("unknown parametrisation", lambda one: diffusion.convert(1.0, 1.0, 0.5, NOISING, "score", "x")),
+    "predicts": other("predicts must be one of", run_network),
+    "labels": other("num_classes=0", labelled),
+    "flow divergence": other("'exact' or 'hutchinson'", lambda one: diffusion.flow_log_likelihood(Q, DATA, divergence="no")),
+    "flow key": other("Give a key", lambda one: diffusion.flow_log_likelihood(Q, DATA, divergence="hutchinson")),
+}  # fmt: skip
+IN_PROGRAMS_ONLY = ("diffuse model", "diffuse zeta", "diffuse langevin")
+# What a traced number decides, and could not be checked: refused under jit, right outside.
+TRACED = {
+    "times": lambda one: fkc(Q, one * TIMES),
+    "exponents": lambda one: fkc(Q, TIMES, exponents=one * 0.5),
+    "moving exponents": lambda one: fkc(Q, TIMES, exponents=lambda t: one + t),
+    "zeta": lambda one: fkc(Q, TIMES, zeta=1.5 * one),
+    "moving zeta": lambda one: fkc(Q, TIMES, zeta=lambda t: one + t),
+    "process": lambda one: fkc(diffusion.gaussian_mixture(diffusion.VP(0.1 * one, 8.0), [1.0], [0.0], 1.0), TIMES),
+    "steering": lambda one: fk_steering(Q, one * SOME, lambda x: x),
+    "twisted": lambda one: twisted_diffusion(Q, one * SOME, lambda x: x),
+    "sampler": lambda one: sample(one * SOME),
+}  # fmt: skip
+WARNED = {
+    "noise": ("40 of 40 steps zeta^2 <= 2", lambda one: fkc(Q, TIMES, exponents=3.0, zeta=1.0)),
+    "noise of guidance": ("positive exponents' sum is W = 3", lambda one: fkc([ONE, Q], TIMES, exponents=[-2.0, 3.0], zeta=1.0)),
+    "long steps": ("too long for their noise", lambda one: fkc(Q, TIMES, exponents=3.0)),
+    "start": ("weights of the first points", lambda one: fkc(Q, TIMES[30:])),
+}  # fmt: skip
+
+
+def in_program(call):
+    """A run of a program that diffuses what `call` makes, its argument traced as all of a program is."""
+
+    @ppl.model
+    def program(one):
+        x = diffuse("x", call(one))
+        ppl.sample("y", dist.Normal(x, 1.0), obs=0.0)
+
+    run = lambda one: inference.smc(program, KEY, one, num_particles=2).log_evidence
+    return jax.eval_shape(run, 1.0)
+
+
+def under_jit(call):
+    return jax.eval_shape(jax.jit(lambda one: (call(one), one)[1]), 1.0)
+
+
+MODES = {"eagerly": lambda call: call(1.0), "jit": under_jit, "program": in_program}
+
+
+def reachable():
+    """Pairs of case and mode: a program draws from models alone, and `diffuse` is a statement of programs."""
+    for name, found in CASES.items():
+        for mode in MODES:
+            if found.makes_model if mode == "program" else name not in IN_PROGRAMS_ONLY:
+                yield pytest.param(name, mode, id=f"{name}-{mode}")
+
+
+@pytest.mark.filterwarnings("ignore:fkc")
+@pytest.mark.parametrize(("name", "mode"), list(reachable()))
+def test_it_is_refused(name, mode):
+    message, call, error, _ = CASES[name]
+    with pytest.raises(error, match=message):
+        MODES[mode](call)
+
+
+@pytest.mark.filterwarnings("ignore:fkc")
+@pytest.mark.parametrize("name", TRACED)
+def test_what_is_traced_and_could_not_be_checked_is_refused(name):
+    call = TRACED[name]
+    call(1.0)
+    with pytest.raises(ValueError, match="must be concrete numbers"):
+        under_jit(call)
+    with pytest.raises(ValueError, match="must be concrete numbers"):
+        jax.jvp(lambda one: (call(one), one)[1], (1.0,), (1.0,))
+    if isinstance(call(1.0), inference.diffusion.CorrectedDiffusion):
+        with pytest.raises(ValueError, match="must be concrete numbers"):
+            in_program(call)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", WARNED)
+def test_it_is_warned_of(name, mode):
+    message, call = WARNED[name]
+    with pytest.warns(UserWarning, match=message.replace("^", r"\^")):
+        MODES[mode](call)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_known_grids_stay_known(mode):
+    """Made by the process within jit or a program: right as it is outside of them, and without a warning."""
+    call = lambda one: fkc(Q, NOISING.times(20), exponents=lambda t: 1 + 0.1 * t)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MODES[mode](call)
+        MODES[mode](lambda one: fkc(Q, NOISING.log_snr_times(20), integrator="exponential"))
+
+
+def test_a_reward_of_traced_values_that_does_not_vanish_makes_nan(key):
+    """Whether it vanishes is known by the run only; one that does is right."""
+
+    @jax.jit
+    def log_evidence(y, rising):
+        reward = lambda x, t: -jnp.where(rising, 1 - t, 1.0) * (x - y) ** 2
+        model = fkc(Q, NOISING.times(20), reward=reward)
+        return inference.smc(model, key, num_particles=20, history="none").log_evidence
+
+    assert jnp.isfinite(log_evidence(0.5, True))
+    assert jnp.isnan(log_evidence(0.5, False))
+
+
+@pytest.mark.filterwarnings("ignore:fkc. .* too long")
+def test_models_of_traced_widths_whose_quotient_grows_make_nan(key):
+    @jax.jit
+    def log_evidence(variance):
+        models = [diffusion.gaussian_mixture(NOISING, [1.0], [0.0], v) for v in (variance, 1.0)]
+        model = fkc(models, NOISING.times(20), exponents=[-1.0, 2.0])
+        return inference.smc(model, key, num_particles=20, history="none").log_evidence
+
+    assert jnp.isfinite(log_evidence(2.0))
+    assert jnp.isnan(log_evidence(0.3))
+
+
+def test_tails_that_fall_are_not_refused():
+    """Wide models in the denominator, rewards that are linear, bounded, or 0 on a half-line, and far modes."""
+    far = diffusion.gaussian_mixture(NOISING, [0.5, 0.5], [-60.0, 80.0], 0.1)
+    rewards = (lambda x: 30 * x, jnp.sin, lambda x: -jnp.abs(x), lambda x: -(x**4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fkc([ONE, SHARP], NOISING.times(200), exponents=[-4.0, 5.0])
+        fkc([far, far], NOISING.times(200), exponents=[-0.5, 1.5])
+        for r in rewards:
+            fkc(Q, NOISING.times(40), reward=lambda x, t, r=r: (1 - t) * r(x))
+
+
+def test_all_refusals_of_the_rooms_are_here():
+    """Each statement that raises is reached by a case, all but the one of a package that is not installed."""
+    root = pathlib.Path(lapilli.__file__).parent
+    statements, reached = set(), set()
+    for file in [*(root / "inference/diffusion").glob("*.py"), *(root / "models/diffusion").glob("*.py")]:  # fmt: skip
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Raise) and "ImportError" not in ast.unparse(node):
+                statements.add((str(file), node.lineno, node.end_lineno))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        calls = [(c.call, in_program if n in IN_PROGRAMS_ONLY else MODES["eagerly"]) for n, c in CASES.items()]  # fmt: skip
+        for call, run in [*calls, *((call, under_jit) for call in TRACED.values())]:
+            try:
+                run(call)
+            except (ValueError, TypeError) as err:
+                frames = traceback.extract_tb(err.__traceback__)
+                reached |= {(f.filename, f.lineno) for f in frames}
+    missing = {
+        (file, first)
+        for file, first, last in statements
+        if not any((file, line) in reached for line in range(first, last + 1))
+    }
+    assert not missing

@@ -1,0 +1,129 @@
+"""What a result tells of its own degeneracy, and the warning: k-hat of the last weights, and the ancestors that are left."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from lapilli import inference, ppl
+from lapilli.inference.diagnostics import importance_diagnostics
+from lapilli.inference.particles.engine._result import warn_of_degeneracy
+from lapilli.inference.particles.population import pareto_shape, worst_shape
+from lapilli.models import diffusion
+
+VP = diffusion.VP(0.1, 12.0)
+
+
+@pytest.mark.parametrize("size", [30, 100, 1000])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_k_hat_is_that_of_arviz(size, spread, key):
+    log_weights = spread * jax.random.normal(key, (size,))
+    want = importance_diagnostics(np.asarray(log_weights)).k_hat
+    np.testing.assert_allclose(jax.jit(pareto_shape)(log_weights), want, rtol=2e-3, atol=2e-3)
+
+
+def test_k_hat_of_equal_or_few_weights():
+    assert pareto_shape(jnp.full(100, -np.log(100))) == -jnp.inf
+    assert jnp.isnan(pareto_shape(jnp.arange(20.0)))
+    assert worst_shape(100) > worst_shape(10_000) > 0.7
+
+
+def test_no_derivative_passes_k_hat(key):
+    log_weights = jax.random.normal(key, (50,))
+    assert not jnp.any(jax.grad(pareto_shape)(log_weights))
+
+
+@ppl.model
+def walk(ys):
+    def step(x, y):
+        x = ppl.sample("x", dist.Normal(0.9 * x, 1.0))
+        return x, ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    ppl.scan(step, 0.0, ys)
+
+
+@pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
+def test_ancestors_are_those_of_the_genealogy(resampling, key):
+    ys = jnp.linspace(-2.0, 3.0, 12)
+    result = inference.smc(walk, key, ys, num_particles=40, resampling=resampling)
+    want = inference.particles.unique_ancestors(result)[0]
+    assert result.num_ancestors == want and 1 <= want < 40
+    bare = inference.smc(walk, key, ys, num_particles=40, resampling=resampling, history="none")
+    assert bare.num_ancestors == want and bare.k_hat == result.k_hat
+
+
+def annealed(dim, num_steps, beta):
+    mixture = diffusion.gaussian_mixture(
+        VP, [0.3, 0.7], np.stack([np.full(dim, -0.5), np.full(dim, 0.5)]), 0.3
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fkc")
+        return inference.diffusion.fkc(mixture, VP.times(num_steps), exponents=beta)
+
+
+def alarms(run, key, num_runs=200):
+    """How many runs warn, the results made in one compilation."""
+    results = jax.jit(lambda keys: jax.lax.map(run, keys, batch_size=20))(
+        jax.random.split(key, num_runs)
+    )
+    results = jax.tree.map(np.asarray, results)
+    total = 0
+    for n in range(num_runs):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_of_degeneracy(jax.tree.map(lambda x, n=n: x[n], results), True)
+        total += bool(caught)
+    return total
+
+
+@pytest.mark.slow  # three compilations, 200 runs each
+def test_healthy_runs_raise_no_alarm(key):
+    """At most 1 % of 200: one by a tail fitted to 20 weights; counted 0 to 1 of 200."""
+    runs = {
+        "line": (annealed(1, 100, 2.0), 100),
+        "four dimensions": (annealed(4, 100, 2.0), 200),
+        "warmer": (annealed(8, 100, 0.5), 200),
+    }
+    for model, num_particles in runs.values():
+        run = lambda key, m=model, k=num_particles: inference.smc(
+            m, key, num_particles=k, history="none"
+        )
+        assert alarms(run, key) <= 2
+
+
+@pytest.mark.slow  # a long run
+def test_a_run_in_256_dimensions_is_told(key):
+    """256 particles whose evidence is off by many nats while their last ess and k-hat look well."""
+    model = annealed(256, 200, 2.0)
+    with pytest.warns(UserWarning, match=r"all particles descend from 1 of 256 .*num_ancestors"):
+        result = inference.smc(model, key, num_particles=256, history="none")
+    assert result.num_ancestors == 1 and result.ess[-1] > 30
+    under_jit = jax.jit(
+        lambda key: inference.smc(model, key, num_particles=256, history="none").num_ancestors
+    )
+    assert under_jit(key) == 1
+
+
+def heavy():
+    """Weights exp(x^2) of Normal draws, which have no mean: k is 2, its estimate has an sd of a fourth."""
+    return inference.FeynmanKac(jax.random.normal, lambda key, x, t: x, lambda _, x, t: x**2, 0)
+
+
+def test_weights_without_a_mean_are_told(key):
+    with pytest.warns(UserWarning, match=r"k-hat .* the largest ones decide"):
+        result = inference.smc(heavy(), key, num_particles=2000)
+    assert result.k_hat > worst_shape(2000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # under jit the number alone
+        assert jax.jit(lambda key: inference.smc(heavy(), key, num_particles=2000).k_hat)(key) > 1
+
+
+def test_lineages_of_a_filter_that_forgets_raise_no_alarm(key):
+    ys = 1.8 * jax.random.normal(key, (150,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = inference.smc(walk, key, ys, num_particles=50, history="none")
+    assert result.num_ancestors <= 2
