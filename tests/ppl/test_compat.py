@@ -112,12 +112,11 @@ def _():
     with handlers.trace(), (taken := TakeOver((1.0, jnp.zeros(2)))):
         carry, ys = scan(step, 7.0, jnp.arange(2.0), length=2)
         scan(step, 7.0, jnp.arange(2.0), reverse=True)
-        scan(step, 7.0, jnp.arange(2.0), history=2)
     assert carry == 1.0 and ys.shape == (2,)
-    one, backward, with_history = taken.seen
+    one, backward = taken.seen
     assert one.is_scan and one.operand == 7.0 and one.length == 2 and one.xs.tolist() == [0.0, 1.0]
     assert one.step(1.0, 2.0) == (1.0, 2.0)
-    assert one.is_plain and not backward.is_plain and not with_history.is_plain
+    assert not one.is_reversed and backward.is_reversed
     with handlers.trace(), (taken := TakeOver(4.0)):
         assert cond(True, lambda x: x, lambda x: -x, 5.0) == 4.0
     (found,) = taken.seen
