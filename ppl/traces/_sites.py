@@ -137,6 +137,13 @@ def check_shape(msg: dict[str, Any]) -> None:
             f"Site '{msg['name']}': the value is a {kind}, not an array of numbers. Pass jnp.asarray(...) of it; "
             "text needs a code first, e.g. np.unique(text, return_inverse=True)[1]."
         )
+    if msg.get("done") and not msg.get(
+        "_forced"
+    ):  # NumPyro's mark of a site that it has enumerated
+        raise ValueError(
+            f"Site '{msg['name']}': numpyro.contrib.funsor's enum gives it all its values at once, as other sums than ours need "
+            "them. Take the handler off; sum a model's site by ppl.eliminate, a guide's by strategies={...: 'enum'}."
+        )
     expected, got = tuple(fn.batch_shape) + tuple(fn.event_shape), jnp.shape(value)
     if got != expected:
         plates = {f.name: f.size for f in msg["cond_indep_stack"]}
