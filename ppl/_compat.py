@@ -267,6 +267,12 @@ def rule_file(eqn: Any) -> str | None:
     return None if os.path.basename(file or "") == "custom_derivatives.py" else file
 
 
+def files_of(eqn: Any) -> list[str]:
+    """The files of the calls in which an equation was made, innermost first; [] where that is not known."""
+    found = eqn.source_info.traceback
+    return [] if found is None else [frame.file_name for frame in found.frames]
+
+
 def bind(eqn: Any, args: list[Any]) -> list[Any]:
     """Run one jaxpr equation on `args`."""
     bound = eqn.primitive.get_bind_params(eqn.params)

@@ -155,6 +155,10 @@ CATALOGUE = frozenset().union(
 )  # fmt: skip
 
 
+# Continuous and finite in all finite operands; integer_pow but for negative powers.
+EVERYWHERE = PLACES | SUMS | PRODUCTS | KEEPS_INFINITY | SMOOTH | INTEGERS | {"integer_pow"}
+
+
 class Cause(NamedTuple):
     """Why a value may jump: the operation, the noise that decides, and whether it passes through a pole, or is an overflow."""
 

@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -358,6 +359,14 @@ def _():
     by_terms.defjvps(lambda t, out, x: t)
     assert c.rule_file(equation(by_terms, 1.0)) is None  # JAX's file does not say whose rule it is
     assert c.rule_file(equation(jnp.sin, 1.0)) is None
+
+
+@row("files_of")
+def _():
+    eqn = equation(lambda x: jnp.sin(x), 1.0)
+    assert next(f for f in c.files_of(eqn) if f.startswith(str(Path(__file__).parent))) == __file__
+    unknown = SimpleNamespace(source_info=SimpleNamespace(traceback=None))
+    assert c.files_of(unknown) == []
 
 
 @row("scan_counts")
