@@ -68,9 +68,24 @@ def named_site(msg: dict[str, Any]) -> Iterator[None]:
         if "Site '" in str(err) or _files(err)[-1].startswith(_OURS):
             raise
         law = type(msg["fn"]).__name__
+        if isinstance(err, NotImplementedError) and not str(err):
+            raise NotImplementedError(f"Site '{msg['name']}': {law} {_lacking(err)}") from err
         raise kind_of(err)(
             f"Site '{msg['name']}': {law} failed: {str(err) or type(err).__name__} Correct its arguments or its value."
         ) from err
+
+
+def _lacking(err: BaseException) -> str:
+    """What a law does not have."""
+    if any(f.f_code.co_name == "log_prob" for f, _ in traceback.walk_tb(err.__traceback__)):
+        return (
+            "has a sampler and no density, so that its value cannot be scored. Use a law that has one. A simulator trains a "
+            "guide by inference.sleep, and observes its output as a point mass, dist.Delta(made).to_event(made.ndim)."
+        )
+    return (
+        "has a density and no sampler, so that the program cannot be simulated. Give the site a value (log_density, a guide that "
+        "draws it), or a law that can be drawn from."
+    )
 
 
 def kind_of(err: BaseException) -> type[Exception]:

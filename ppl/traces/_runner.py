@@ -101,11 +101,6 @@ class Runner(Recorder):
         key = fold_name(self.frame.key, msg["name"])
         try:
             return msg["fn"].sample(key) if self.draw is None else self.draw(msg, key)
-        except NotImplementedError as err:
-            raise NotImplementedError(
-                f"Site '{msg['name']}': {type(msg['fn']).__name__} has a density and no sampler, so that the program cannot be "
-                "simulated. Give the site a value (log_density, a guide that draws it), or a law that can be drawn from."
-            ) from err
         except (ValueError, TypeError) as err:
             raise kind_of(err)(
                 f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed: {err}"

@@ -135,7 +135,7 @@ def check_shape(msg: dict[str, Any]) -> None:
         kind = f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
         raise TypeError(
             f"Site '{msg['name']}': the value is a {kind}, not an array of numbers. Pass jnp.asarray(...) of it; "
-            "text needs a code first, e.g. np.unique(text, return_inverse=True)[1]."
+            "text needs a code first, e.g. np.unique(text, return_inverse=True)[1], and dates are counted, e.g. in days."
         )
     if msg.get("done") and not msg.get(
         "_forced"
@@ -158,7 +158,7 @@ def check_shape(msg: dict[str, Any]) -> None:
 
 def _holds_numbers(value: Any) -> bool:
     if isinstance(value, np.ndarray | np.generic):
-        return value.dtype.kind not in "OUS"
+        return value.dtype.kind not in "OUSMm"
     return isinstance(value, jax.Array | int | float | complex)
 
 
