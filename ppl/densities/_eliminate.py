@@ -60,6 +60,10 @@ class Eliminated(Program):
         made._seen, made.params = self._seen, self.params
         return made
 
+    def is_summed(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether discrete sites are summed out."""
+        return isinstance(self.made(*args, **kwargs), Summed)
+
     def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
         """Draw the choices that are left (and everything else) from the prior; the log-density is the marginal one."""
         return self.made(*args, **kwargs).simulate(key, *args, **kwargs)

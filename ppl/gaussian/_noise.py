@@ -84,7 +84,8 @@ def loc_of(treedef: Any) -> int | None:
 def reading_of(fn: Any) -> Reading:
     """The noise of a normal law."""
     base: Any = base_of(fn)
-    shape, cells = fn.shape(), cells_of(fn)
+    shape: Any = fn.shape()
+    cells = cells_of(fn)
     if isinstance(base, dist.Normal):
         return Reading(jnp.broadcast_to(base.scale, shape), True, cells)
     if isinstance(base, NormalCells):
