@@ -233,7 +233,8 @@ def _adaptive(
         f"The program calls {solver}, whose adaptive steps jump within their tolerance, and more so behind a logarithm or a "
         "quotient near zero. Of odeint with a smooth field that is taken for the solution, if what reads it is smooth, too: keep "
         "it inside of the domain, e.g. jnp.log(jnp.maximum(z, 1e-6)). Or take fixed steps (a scan of Runge-Kutta steps), or "
-        "accept steps that you know to be fine enough by check_jumps=False."
+        "accept steps that you know to be fine enough by check_jumps=False. If the program jumps by itself, use "
+        "'reinforce' for the site, or smooth the jump."
     )
     return StrategyError(site.name, message) if site else ValueError(message)
 

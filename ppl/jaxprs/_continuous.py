@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from .._compat import CALLS, files_of
-from ._continuity import EVERYWHERE
+from ._continuity import EVERYWHERE, is_complex, is_real
 from ._jaxprs import inner_jaxprs
 
 # By the name under which JAX defines them. Continuous on the whole of their domain, beyond which they are infinite or NaN.
@@ -63,7 +63,8 @@ def _of_field(jaxpr: Any, *, is_field: bool) -> Iterator[Any]:
     """The equations of a solver's field: those made inside of a call of other code than the solver's."""
     for eqn in jaxpr.eqns:
         own = next((f for f in files_of(eqn) if f == SOLVER or not f.startswith(SOURCES)), None)
-        inside = is_field if own is None else own != SOLVER
+        # Functions of JAX are traced once, and keep the frames of whoever called them first.
+        inside = is_field or own not in (None, SOLVER)
         is_call = eqn.primitive.name in CALLS
         if inside and not is_call:
             yield eqn
@@ -73,5 +74,8 @@ def _of_field(jaxpr: Any, *, is_field: bool) -> Iterator[Any]:
 
 
 def _is_continuous(eqn: Any) -> bool:
-    name = eqn.primitive.name
+    name, atoms = eqn.primitive.name, [*eqn.invars, *eqn.outvars]
+    is_cast = any(map(is_real, eqn.invars)) and not all(map(is_real, eqn.outvars))
+    if is_cast or any(map(is_complex, atoms)):
+        return False
     return name in EVERYWHERE and (name != "integer_pow" or eqn.params["y"] >= 0)

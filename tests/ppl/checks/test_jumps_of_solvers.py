@@ -71,6 +71,9 @@ FIELDS = {
     "jump": (lambda z, t, w: jnp.where(z > 0.5, -w * z, w), False),
     "pole": (lambda z, t, w: w / z, False),
     "negative power": (lambda z, t, w: w * z**-2, False),
+    "cast": (lambda z, t, w: 1.0 * (w * z).astype(int), False),
+    "complex": (lambda z, t, w: jnp.exp(1j * w * z).real, False),
+    "choice": (lambda z, t, w: jnp.where(t > 0.5, w * z, z), False),
     "loop": (lambda z, t, w: jax.lax.fori_loop(0, 2, lambda _, x: jnp.floor(x), w * z), False),
 }
 
