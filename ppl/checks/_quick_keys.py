@@ -31,7 +31,7 @@ def _hashed(x: Array) -> Array:
 @functools.partial(jax.jit, static_argnums=1)
 def _words(key: Array, num: int) -> Array:
     # A search runs where constants of JAX are computed at once, and each operation on one is compiled.
-    few = np.arange(min(num, MANY), dtype=np.uint32)
+    few: Any = np.arange(min(num, MANY), dtype=np.uint32)
     counts = few if num <= MANY else jax.lax.broadcasted_iota(jnp.uint32, (num,), 0)
     return _hashed((counts * np.uint32(GOLDEN) + key[0]) ^ key[1])
 
