@@ -258,8 +258,8 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
     included: a masked-out site with k values counts as k, as in NumPyro's enumeration. What is no value of the program counts
     once: sites of a branch not taken, the seen cells of `obs_mask`. The sum over the rows of a plate that is scaled by
     subsampling is scaled likewise. Where a parameter moves a probability that is exactly 0, the logarithm of the sum does not see
-    it: objectives refuse that, or return NaN; the gradient of `log_density` itself is then beyond 1e20. Normal sites are kept as
-    roots of covariances in single precision, as covariances in double precision, where a step is faster.
+    it: objectives refuse that, or return NaN; the gradient of `log_density` itself is then beyond 1e20. What is believed of
+    normal sites is kept as a root of the covariance, so that single precision does.
 
     Example:
         >>> from lapilli import ppl

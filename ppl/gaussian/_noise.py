@@ -87,7 +87,8 @@ def reading_of(fn: Any) -> Reading:
     shape: Any = fn.shape()
     cells = cells_of(fn)
     if isinstance(base, dist.Normal):
-        return Reading(jnp.broadcast_to(base.scale, shape), True, cells)
+        scale = jnp.broadcast_to(base.scale, shape)  # pyright: ignore[reportArgumentType]
+        return Reading(scale, True, cells)
     if isinstance(base, NormalCells):
         own = jnp.broadcast_to(base.cells, shape)
         cells = own if cells is None else cells & own

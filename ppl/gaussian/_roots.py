@@ -12,14 +12,9 @@ Array = jax.Array
 
 
 def lower(a: Array) -> Array:
-    """The lower triangular L with L L' = A A' and a positive diagonal, for A of full row rank, shape (*batch, m, k), k >= m.
-
-    By QR in single precision, where A A' would lose half of the digits; by Cholesky in double precision, which is faster.
-    """
+    """The lower triangular L with L L' = A A' and a positive diagonal, for A of full row rank, shape (*batch, m, k), k >= m."""
     if a.shape[-2] == 1:
         return jnp.sqrt((a**2).sum(-1, keepdims=True))
-    if a.dtype == jnp.float64:
-        return jnp.linalg.cholesky(a @ a.mT)
     found = jnp.linalg.qr(a.mT, mode="r").mT
     return found * jnp.where(jnp.diagonal(found, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
 

@@ -9,7 +9,6 @@ import pytest
 from _dense_normal import check_integral
 
 from lapilli import ppl
-from lapilli.ppl.gaussian import _belief
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(9, 3))
@@ -121,13 +120,6 @@ def left_choice(y):
     ppl.sample("y", dist.Normal(a + b, jnp.exp(w)), obs=y[0])
 
 
-@pytest.fixture(params=["covariance", "root"], autouse=True)
-def form(request, monkeypatch):
-    """Either way to keep a belief, both in double precision."""
-    kind = {"covariance": _belief.Covariance, "root": _belief.Root}[request.param]
-    monkeypatch.setattr(_belief, "kind_for", lambda dtype: kind)
-
-
 STRAIGHT = [
     (chain_of_three, ["a", "b", "c"], {}, ()),
     (regression, ["beta"], {}, (X, Y)),
@@ -156,7 +148,7 @@ def case(*values):
 
 
 @pytest.mark.fast(
-    "root-regression-beta", "covariance-grouped-a-mean", "root-panel_by_columns-a", "root-missing_cells-slope-a"
+    "regression-beta", "grouped-a-mean", "panel_by_columns-a", "missing_cells-slope-a"
 )  # fmt: skip
 @pytest.mark.parametrize(("program", "sites", "choices", "args"), [case(*x) for x in STRAIGHT])
 def test_straight_code_and_plates(program, sites, choices, args):
@@ -359,9 +351,7 @@ SERIES = [
 ]
 
 
-@pytest.mark.fast(
-    "root-time_varying-z", "covariance-autoregression-z", "covariance-fed_back-z", "root-gaps-z"
-)
+@pytest.mark.fast("time_varying-z", "autoregression-z", "fed_back-z", "gaps-z")
 @pytest.mark.parametrize(("program", "sites", "choices", "args"), [case(*x) for x in SERIES])
 def test_series(program, sites, choices, args):
     check_integral(program, sites, choices, args)
