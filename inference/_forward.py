@@ -19,6 +19,21 @@ from ._arguments import Arguments, outcome
 from ._depends import depends
 
 
+def _check_cells(
+    method: str, program: Eliminated, sites: Mapping[str, Any], choices: Mapping[str, Any]
+) -> None:
+    """Refuse to draw summed sites given cells that nobody gives."""
+    cells = [
+        n for n, s in sites.items() if s.is_imputed and n not in choices and n not in program.sites
+    ]
+    if cells:
+        raise ValueError(
+            f"{method}: {program!r} draws {list(program.sites)} given all cells, and the missing ones, {cells}, have no values. "
+            "Leave missing cells out of the density of the model: ppl.sample(name, law.mask(seen), obs=filled) in place of "
+            "obs_mask."
+        )
+
+
 def forward_program(
     method: str, program: Any, choices: Mapping[str, Any], args: tuple, num_seen: int | None = None
 ) -> Any:
@@ -40,6 +55,7 @@ def forward_program(
         new = [n for n, s in sites.items() if s.kind == "latent" and not s.is_imputed]
         new = [name for name in new if name not in choices and name not in program.sites]
         if not new:
+            _check_cells(method, program, sites, choices)
             return program
         seen = [name for name, s in sites.items() if s.kind == "observed"]
         if seen:

@@ -106,7 +106,7 @@ class ControlFlow(NamedTuple):
     step: Any = None
     xs: Any = None
     length: Any = None
-    is_plain: bool = True  # forward, without a history for enumeration
+    is_reversed: bool = False
     pred: Any = None
     branches: tuple[Any, ...] = ()
 
@@ -115,8 +115,7 @@ def control_flow(msg: dict[str, Any]) -> ControlFlow:
     """What a message of type "control_flow" holds."""
     if msg["fn"].__name__ == "scan_wrapper":
         step, init, xs, length, reverse = msg["args"]
-        is_plain = not reverse and msg["kwargs"].get("history", 1) == 1
-        return ControlFlow(True, init, step, xs, length, is_plain)
+        return ControlFlow(True, init, step, xs, length, reverse)
     pred, true_fn, false_fn, operand = msg["args"]
     return ControlFlow(False, operand, pred=pred, branches=(true_fn, false_fn))
 
@@ -266,6 +265,12 @@ def rule_file(eqn: Any) -> str | None:
     file = getattr(getattr(rule, "debug_info", None), "func_filename", None)
     # Rules given term by term (defjvps) all seem to stand in this file, whoever wrote them.
     return None if os.path.basename(file or "") == "custom_derivatives.py" else file
+
+
+def files_of(eqn: Any) -> list[str]:
+    """The files of the calls in which an equation was made, innermost first; [] where that is not known."""
+    found = eqn.source_info.traceback
+    return [] if found is None else [frame.file_name for frame in found.frames]
 
 
 def bind(eqn: Any, args: list[Any]) -> list[Any]:

@@ -37,6 +37,7 @@ _READ = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+_NO_KEY = "unexpected PRNG key type <class 'NoneType'>"  # jax.random's, of no key
 _LINES = 12  # a statement's lines before the one that failed
 _SAMPLE = re.compile(r"""\bsample\(\s*(?P<quote>["'])(?P<name>[^"']+)(?P=quote)""")
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -67,9 +68,24 @@ def named_site(msg: dict[str, Any]) -> Iterator[None]:
         if "Site '" in str(err) or _files(err)[-1].startswith(_OURS):
             raise
         law = type(msg["fn"]).__name__
+        if isinstance(err, NotImplementedError) and not str(err):
+            raise NotImplementedError(f"Site '{msg['name']}': {law} {_lacking(err)}") from err
         raise kind_of(err)(
             f"Site '{msg['name']}': {law} failed: {str(err) or type(err).__name__} Correct its arguments or its value."
         ) from err
+
+
+def _lacking(err: BaseException) -> str:
+    """What a law does not have."""
+    if any(f.f_code.co_name == "log_prob" for f, _ in traceback.walk_tb(err.__traceback__)):
+        return (
+            "has a sampler and no density, so that its value cannot be scored. Use a law that has one. A simulator trains a "
+            "guide by inference.sleep, and observes its output as a point mass, dist.Delta(made).to_event(made.ndim)."
+        )
+    return (
+        "has a density and no sampler, so that the program cannot be simulated. Give the site a value (log_density, a guide that "
+        "draws it), or a law that can be drawn from."
+    )
 
 
 def kind_of(err: BaseException) -> type[Exception]:
@@ -86,13 +102,17 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
     if "Site '" in str(err):
         return None
     files = _files(err)
-    is_read = isinstance(err, _READ)
-    last = next((f for f in reversed(files) if not f.startswith(_JAX)), "")
-    if not (is_read or last.startswith(_NUMPYRO)):
-        return None
+    is_read, is_keyless = isinstance(err, _READ), _NO_KEY in str(err)
     entries = traceback.extract_tb(err.__traceback__)
+    loading = next((i for i, e in enumerate(entries) if e.name == "<module>"), len(entries))
+    is_import = isinstance(err, ImportError | AttributeError) and loading < len(entries)
+    last = next((f for f in reversed(files) if not f.startswith(_JAX)), "")
+    if not (is_read or is_keyless or is_import or last.startswith(_NUMPYRO)):
+        return None
     foreign = (*_OURS, _NUMPYRO, _JAX, _NUMPY)
-    own = [e for e, f in zip(entries, files, strict=True) if not f.startswith(foreign)]
+    own = [
+        e for e, f in list(zip(entries, files, strict=True))[:loading] if not f.startswith(foreign)
+    ]
     if not own:
         return None
     file, number = own[-1].filename, own[-1].lineno or 0
@@ -106,6 +126,17 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
             "place of `if`, `while`, int() and NumPy functions on parameters and draws, use jnp.where, ppl.cond and jax.numpy. "
             "An argument that decides on sizes or branches is bound beforehand, functools.partial(program, x), or is a number or "
             "tuple of Python's."
+        )
+    if is_keyless:
+        return (
+            f"{where}: `{line}` needs a random key, and there is none where given choices are scored. Bind parameters that start "
+            "at random beforehand, program.bind(program.init(key, *args)); draw other noise by ppl.rng_key in a run that has a "
+            "key (simulate, generate, an objective)."
+        )
+    if is_import or isinstance(err, ImportError):
+        return (
+            f"{where}: `{line}` needs a package that is missing or does not fit jax {jax.__version__} ({err}). "
+            "Install a version that does."
         )
     name = _statement(file, number)
     return (

@@ -49,7 +49,8 @@ def predict(
         *args: arguments of the model: new rows, or a longer series, whose observations of the steps to come are not read.
         num_samples: number of predictions; chains are thinned evenly or repeated to as many.
         num_seen: steps of the scan whose observations are kept; default, those for which the draws have values of a shorter
-            scan. Say it where no site of the scan is latent and observations lead to the next ones (an autoregression).
+            scan. Must be said where a scan has observations and no latent site (an autoregression); 0 draws the whole series
+            anew.
         batch_size: held on the device at once. It does not change which draws are made.
         **kwargs: keyword arguments of the model; one with the name of an option here goes by position.
 
@@ -59,7 +60,7 @@ def predict(
     Raises:
         TypeError: the result has no draws of named sites.
         ValueError: the draws name a site that the program does not have, or have a shape that does not fit; a site that they give
-            depends on one that they do not give.
+            depends on one that they do not give; `num_seen` is given without a scan, or missing where nothing else tells it.
 
     Validity: draws of the posterior predictive as far as `result` has draws of the posterior. A forecast asks for the joint law
     of parameters and last states, which a filter has, too. In a program that leads an observation on to the next step, what is
@@ -89,6 +90,8 @@ def predict(
     choices = _draws(result, draw_key, num_samples)
     sites = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
     _check_eliminated_chain(program, args, sites, num_seen)
+    if not isinstance(program, Eliminated):
+        _check_num_seen(sites, num_seen)
     # Samplers return deterministic sites, and guides auxiliary ones, beside the latent sites.
     also = {n for n, s in sites.items() if s.kind == "deterministic"}
     if isinstance(result, Posterior) and any(n in sites for n in choices):
@@ -121,6 +124,22 @@ def _check_eliminated_chain(program: Any, args: Any, sites: Any, num_seen: int |
             f"predict: {program!r} would draw {list(program.sites)} from all observations in the arguments, those of steps to "
             "come included. Draw the states of the steps that were seen, states = program.posterior(key, choices, *args), and "
             "forecast the program with its sites: predict(program.program, {**choices, **states}, key, *longer_args)."
+        )
+
+
+def _check_num_seen(sites: Any, num_seen: int | None) -> None:
+    """Refuse a number of steps that nothing has, and one that is left to a guess."""
+    stepped = {n: s for n, s in sites.items() if any(r.kind == "scan" for r in s.regions)}
+    if num_seen is not None and not stepped:
+        raise ValueError(
+            f"predict: num_seen={num_seen} is a number of steps, and no site of the program lies in a ppl.scan: {list(sites)}. "
+            "Leave it out; rows to predict have no observation (obs=None)."
+        )
+    observed = [n for n, s in stepped.items() if s.kind == "observed"]
+    if num_seen is None and observed and not any(s.kind == "latent" for s in stepped.values()):
+        raise ValueError(
+            f"predict: {observed} lie in a scan without latent sites, so that no draw tells how many of their steps were seen. "
+            "Say num_seen=: as many are kept and the rest is a forecast; num_seen=0 draws the whole series anew."
         )
 
 

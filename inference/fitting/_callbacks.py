@@ -74,6 +74,22 @@ def with_state(callbacks: Iterable[Any]) -> list[Any]:
     return [c for c in callbacks if hasattr(c, "get_state") and hasattr(c, "set_state")]
 
 
+def labels(callbacks: Iterable[Any]) -> list[str]:
+    """What tells the callbacks with a state apart in a checkpoint: class and name.
+
+    Raises:
+        ValueError: two are alike.
+    """
+    found = [f"{type(c).__name__} {getattr(c, 'name', '')}".strip() for c in with_state(callbacks)]
+    for label in found:
+        if found.count(label) > 1:
+            raise ValueError(
+                f"fit: argument 'callbacks' has {found.count(label)} of '{label}', and a checkpoint could not tell them apart. "
+                "Name them, e.g. KeepBest(loss, key, name='validation')."
+            )
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
     """Stop when the value has not improved for `patience` steps.

@@ -19,7 +19,7 @@ from ...ppl._compat import typed_key
 from ...ppl.language import Program, as_arguments
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
-from ._callbacks import FitInfo, with_state
+from ._callbacks import FitInfo, labels, with_state
 from ._data import Batches, is_iterable_of_batches
 from ._defaults import (
     RATES,
@@ -82,8 +82,8 @@ def fit(
         args: the arguments of the program, a tuple, or a dict from their names to values; array leaves are traced, other
             leaves stay Python values. Or an iterable of such tuples or dicts, one minibatch each, all of one shape; an
             iterable that can be read again starts anew at its end.
-        num_steps: total number of steps, those before a checkpoint included. None trains until an iterator ends; on data
-            themselves until the value has settled, see `fitting.settling`.
+        num_steps: total number of steps, those before a checkpoint included; 0 takes `params` as they are. None trains until an
+            iterator ends; on data themselves until the value has settled, see `fitting.settling`.
         key: PRNG key, typed or raw uint32; default `jax.random.key(0)`.
         subsample: plate name -> batch size n. Every array leaf whose leading axis is the plate's full size N is cut down to n
             rows by random reshuffling (each epoch a fresh permutation, its last N mod n rows left out), and the plate's terms
@@ -139,6 +139,11 @@ def fit(
     _check_types(None if is_model else objective, optimizer, args, callbacks, mesh, average)
     args = as_arguments(args) if isinstance(args, Mapping) else args
     _check_values(num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every)
+    if num_steps == 0 and params is None:
+        raise ValueError(
+            "fit: num_steps=0 takes no step, and the result would be the initial parameters. Ask for steps; a fit of parameters "
+            "that you have takes params=, e.g. objective.init(key, *args)."
+        )
     key = jax.random.key(0) if key is None else typed_key(key)
     settles = num_steps is None and not is_iterable_of_batches(args)
     reasons: dict[str, str] = {}
@@ -172,6 +177,8 @@ def fit(
     start = lambda key, params: initial_carry(config, key, params, init_args)
     carry = strong(config.over_seeds(start)(keys, params))
     run = _describe(key, num_seeds, subsample, plate_sizes, average, source, params)
+    if checkpoint is not None and with_state(callbacks):
+        run["callbacks with a state"] = labels(callbacks)
     if checkpoint is not None and isinstance(args, tuple):
         run["values of args (hashes)"] = fingerprint(source.split.arrays(args))
     carry, step, values, stopped, loader = _resume(

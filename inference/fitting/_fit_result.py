@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 
 from ...ppl._show import shown
 from ...ppl.language import as_arguments, check_proposed_cells, joined, misses, parted
-from ...ppl.traces import check_match
+from ...ppl.traces import check_match, strong
 from ._predictive import map_keys, predictive
 from .storage import export_fit, load_fit, save_fit
 
@@ -124,6 +125,33 @@ class Fit:
     def guide(self) -> Any:
         """The objective's guide with the fitted parameters bound, or None if it has none."""
         return self._bound("guide")
+
+    def with_params(self, params: Mapping[str, Any]) -> Fit:
+        """The fit at other parameters, e.g. those that a `KeepBest` kept: its model, guide, draws and files are then theirs.
+
+        Args:
+            params: unconstrained parameters, all or some of them by name; those left out stay.
+
+        Raises:
+            ValueError: a name or a shape is not that of the fit's parameters.
+        """
+        unknown = sorted(set(params) - set(self.params))
+        if unknown:
+            raise ValueError(
+                f"Fit.with_params: {unknown} are no parameters of the fit, which has {sorted(self.params)}. Name some of these."
+            )
+        shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+        for name, value in params.items():
+            if shapes(value) != shapes(self.params[name]):
+                raise ValueError(
+                    f"Fit.with_params: parameter '{name}' has shapes {shapes(value)}, in the fit {shapes(self.params[name])}. "
+                    "Give unconstrained values, with an axis of seeds in front if the fit has one."
+                )
+        as_own = lambda new, own: strong(jnp.asarray(new, own.dtype))
+        given = {name: jax.tree.map(as_own, params[name], self.params[name]) for name in params}
+        other = copy.copy(self.params)  # of its own class, which knows constraints
+        other.update(given)
+        return dataclasses.replace(self, params=other, last_params=other)
 
     def seed(self, number: int) -> Fit:
         """The run number `number` of a fit with several seeds, as a fit of its own.
@@ -270,7 +298,7 @@ class Fit:
                 global sites only. Or fnmatch patterns of sites, e.g. ["beta*", "sigma"]: it runs at the arguments of the fit,
                 its draws of these sites are kept, and all other sites (those of the rows) are drawn from the model at the new
                 arguments. "*" keeps all: the rows, or the past of a longer series, are those of the fit. Axes as long as one of
-                the arguments' count as rows; a number of rows that is passed as an integer does not.
+                the arguments', or as an integer among them, count as rows. A longer series begins as that of the fit.
             batch_size: draws held on the device at once, so that device memory does not grow with S. It does not change
                 which draws are made.
             **new_kwargs: keyword arguments of model and guide.

@@ -20,13 +20,13 @@ class KeepBest:
 
     It looks every `callback_every` steps. A NaN counts as worse than any number. The loss is that of the rows and draws it is
     computed from, and the least of many looks is too small an estimate of it: judge the parameters on other data. What it has
-    seen goes into the checkpoint of the run. `dataclasses.replace(fit, params=best.params, last_params=best.params)` is the fit
-    at the parameters kept.
+    seen goes into the checkpoint of the run. `fit.with_params(best.params)` is the fit at the parameters kept.
 
     Args:
         loss: `(params, key) -> loss`, a scalar; smaller is better.
         key: PRNG key, the same at every look, so that looks differ by their parameters alone.
         patience: steps without a smaller loss after which the run ends; None: never.
+        name: tells several of them apart in a checkpoint; default, the name of `loss`.
 
     Attributes:
         losses: step and loss of each look.
@@ -44,11 +44,17 @@ class KeepBest:
     """
 
     def __init__(
-        self, loss: Callable[[Any, Any], Float[Array, ""]], key: Any, *, patience: int | None = None
+        self,
+        loss: Callable[[Any, Any], Float[Array, ""]],
+        key: Any,
+        *,
+        patience: int | None = None,
+        name: str | None = None,
     ) -> None:
         if patience is not None:
             check_counts("KeepBest", patience=patience)
         self._loss, self._key, self._patience = loss, key, patience
+        self.name = name or getattr(loss, "__qualname__", type(loss).__name__)
         self._least, self._params = math.nan, None
         self._since: int | None = None  # step of the least loss, or of the first look
         self.losses: list[tuple[int, float]] = []

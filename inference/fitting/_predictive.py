@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ...ppl._compat import typed_key
+from ...ppl._checks import check_counts, is_integer
+from ...ppl._compat import is_concrete, typed_key
 from .._arguments import Arguments, outcome
 from .._depends import depends
 from .._forward import forward_program
@@ -52,6 +53,8 @@ def predictive(
         patterns = [keep] if isinstance(keep, str) else list(keep)
         at = args if fit_args is None else fit_args
         _check_kept(guide, patterns, at, is_stored=fit_args is not None)
+    if fit_args is not None and args is not fit_args and not are_examples:
+        _check_past(model, args, fit_args)
 
     kept_of = lambda choices: {n: x for n, x in choices.items() if _matches(n, patterns)}
     model = forward_program("Fit.predict", model, kept_of(_choices(guide, at)), args)
@@ -104,6 +107,45 @@ def _check_rows(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> 
             )
 
 
+def _check_past(model: Any, args: tuple, fit_args: tuple) -> None:
+    """Refuse a longer series that is not that of the fit, or of which nothing tells where the fit's ends."""
+    was, now = _steps(_sites(model, fit_args)), _steps(_sites(model, args))
+    longer = {name: was[name][0] for name in now if name in was and was[name][0] < now[name][0]}
+    if not longer:
+        return
+    if not any(kind == "latent" for _, kind in now.values()):
+        raise ValueError(
+            f"Fit.predict: {list(longer)} lie in a scan that is longer than at the fit and has no latent sites, so that the "
+            "whole series would be drawn anew. Forecast by inference.predict(fit.model, fit.posterior(key, num_samples), key, "
+            "*args, num_seen=...), which keeps the steps that were seen."
+        )
+    pairs = zip(Arguments(args).arrays(args), Arguments(fit_args).arrays(fit_args), strict=False)
+    for new, old in pairs:
+        size = old.shape[0] if old.ndim else 0
+        if (
+            size not in longer.values()
+            or new.shape[:1] <= old.shape[:1]
+            or not is_concrete((new, old))
+        ):
+            continue
+        if not np.array_equal(np.asarray(new)[:size], np.asarray(old), equal_nan=True):
+            raise ValueError(
+                f"Fit.predict: {list(longer)} go on from {size} steps of the fit, but the first {size} rows of an argument of "
+                f"shape {new.shape} are not those of the fit: draws given one past would be continued after another. Append the "
+                "steps to come to the arguments of the fit, or fit the other series."
+            )
+
+
+def _steps(sites: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """Site in a scan -> number of steps of the outermost one, and its kind."""
+    found = {}
+    for name, info in sites.items():
+        sizes = [r.size for r in info.regions if r.kind == "scan"]
+        if sizes and info.kind in ("latent", "observed"):
+            found[name] = (sizes[0], info.kind)
+    return found
+
+
 def _laws_reading(model: Any, guide: Any, args: tuple) -> set[str]:
     """Sites whose law given all others reads the values of the arguments."""
     split = Arguments(args)
@@ -147,8 +189,9 @@ def _choices(guide: Any, args: tuple) -> dict[str, Any]:
 
 
 def _leading(args: tuple) -> set[int]:
-    """Lengths of the leading axes of the arguments' arrays."""
-    return {x.shape[0] for x in Arguments(args).arrays(args) if x.ndim}
+    """Numbers of rows that the arguments tell: lengths of their arrays' leading axes, and integers."""
+    numbers = {x for x in jax.tree.leaves(args) if is_integer(x)}
+    return {int(x) for x in numbers} | {x.shape[0] for x in Arguments(args).arrays(args) if x.ndim}
 
 
 def _sites(program: Any, args: tuple) -> Mapping[str, Any]:
@@ -176,10 +219,7 @@ def map_keys(
 
     With `each`, a tree of arrays [num_samples, ...], it is `draw(key_s, each_s, *args)`.
     """
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError(
-            f"num_samples and batch_size must be at least 1; got {num_samples} and {batch_size}."
-        )
+    check_counts("draws", num_samples=num_samples, batch_size=batch_size)
     batch_size = min(batch_size, num_samples)
     split = Arguments(args)
     arrays = split.arrays(args)

@@ -283,10 +283,12 @@ class _ParticleExpectation:
         signature = of, signature_of((params, args))
         if signature not in self._ones:
             o = self.objective
+            run = o._run
             if isinstance(self.differentiation.strategy, StopGradient):
                 self._refuse_guide_parameters(params, args)
+                run = o.run_at  # the guide's stay as they are
             self._ones[signature] = ppl.expectation(
-                lambda params, *args: of(o._run(params, *args)),
+                lambda params, *args: of(run(params, *args)),
                 strategies={
                     **dict.fromkeys(self._scored(params, args), "reinforce"),
                     "*": "reparam",

@@ -116,6 +116,10 @@ class Objective(AbstractObjective):
             return None
 
     def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
+        return self.run_at(ppl.traces.Whole(params), *args)
+
+    def run_at(self, params: Mapping[str, Any], *args: Any) -> Any:
+        """One run at these parameters; those that are left out have their initial values, if `params` are not `Whole`."""
         model, guide = self._programs(params, args)
         result = apply(self.fn, (model, guide, *args))
         if self.site_weights is not None:
@@ -219,7 +223,11 @@ class Objective(AbstractObjective):
         return params
 
     def value(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Array:
-        """One estimate of L (scalar, nats)."""
+        """One estimate of L (scalar, nats).
+
+        Raises:
+            ValueError: `params` lack a parameter of model or guide; {} stands for all initial values.
+        """
         return self.expectation.value(params, key, *joined(args, kwargs))
 
     def grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Any:

@@ -38,7 +38,13 @@ stop = jax.lax.stop_gradient
 
 
 def wake_phi(
-    model: Any, guide: Any, *, num_particles: int, proposal: Any = None, per: str = "joint"
+    model: Any,
+    guide: Any,
+    *,
+    num_particles: int,
+    proposal: Any = None,
+    per: str = "joint",
+    num_replicates: int = 1,
 ) -> Objective:
     """Wake-phase update of the guide: -sum_k v_k log q_phi(z_k) (nats, minimised); cross-entropy from posterior to guide.
 
@@ -48,6 +54,7 @@ def wake_phi(
         num_particles: K.
         proposal: r, a fixed program over the same sites (bind its parameters); None: the guide at its present parameters.
         per: "joint", "plate" or a plate's name; see above.
+        num_replicates: independent estimates averaged.
 
     Raises:
         ValueError: a latent site of the model is not proposed; a log-prob is scaled by subsampling under per="joint"; a site lies
@@ -65,11 +72,17 @@ def wake_phi(
         weights, log_q, _, scale = _particles(model, guide, proposal, args, num_particles, per)
         return -jnp.sum(scale * stop(jax.nn.softmax(weights, axis=0)) * log_q)
 
-    return wake_phi(model, guide, strategies=CONSTANT)
+    return wake_phi(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
 
 
 def forward_kl(
-    model: Any, guide: Any, *, num_particles: int, proposal: Any = None, per: str = "joint"
+    model: Any,
+    guide: Any,
+    *,
+    num_particles: int,
+    proposal: Any = None,
+    per: str = "joint",
+    num_replicates: int = 1,
 ) -> Objective:
     """KL(p(z | x) || q_phi(z)) by self-normalised importance sampling (nats, minimised).
 
@@ -81,6 +94,7 @@ def forward_kl(
         num_particles: K.
         proposal: r; None: the guide at its present parameters.
         per: "joint", "plate" or a plate's name; see above.
+        num_replicates: independent estimates averaged.
 
     Validity: as `wake_phi`: consistent in K, biased by O(1/K) at finite K. With the posterior itself as `proposal` both are
     unbiased.
@@ -94,10 +108,12 @@ def forward_kl(
         shares = stop(jax.nn.softmax(weights, axis=0))
         return jnp.sum(scale * ((shares * (log_p - log_q)).sum(0) - log_mean_exp(weights)))
 
-    return forward_kl(model, guide, strategies=CONSTANT)
+    return forward_kl(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
 
 
-def wake_theta(model: Any, guide: Any, *, num_particles: int, per: str = "joint") -> Objective:
+def wake_theta(
+    model: Any, guide: Any, *, num_particles: int, per: str = "joint", num_replicates: int = 1
+) -> Objective:
     """Wake-phase update of the model: log 1/K sum_k w_k (nats, maximised) with the guide held fixed.
 
     Args:
@@ -105,6 +121,7 @@ def wake_theta(model: Any, guide: Any, *, num_particles: int, per: str = "joint"
         guide: program over the model's latent sites; it gets no gradient. `ppl.marginal` and `ppl.normalize` too.
         num_particles: K.
         per: "joint", "plate" or a plate's name; see above.
+        num_replicates: independent estimates averaged.
 
     Validity: value unbiased for the importance-weighted bound, a lower bound of log p(x); gradient, sum_k v_k d/dtheta log
     p_theta(x, z_k), unbiased for the bound's derivative in theta, and biased by O(1/K) for that of log p(x).
@@ -124,7 +141,7 @@ def wake_theta(model: Any, guide: Any, *, num_particles: int, per: str = "joint"
         weights, scale = ppl.particles(num_particles)(particle)()
         return jnp.sum(scale[0] * log_mean_exp(weights))
 
-    return wake_theta(model, guide, strategies=CONSTANT)
+    return wake_theta(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
 
 
 def rws(

@@ -30,7 +30,7 @@ import numpy as np
 
 from ..analysis import Analysed
 from ..distributions import LAWS
-from ..jaxprs import PARAMS, SAMPLER, Cause, merged
+from ..jaxprs import PARAMS, SAMPLER, Cause, merged, solver_in
 from ..strategies import Boundary, StrategyError, StrategySite
 from ._inputs import as_wide
 from ._jump_probe import DEFAULT, Found, Probe
@@ -165,7 +165,12 @@ class Search:
                     if np.isfinite(size)
                     else "was not finite anywhere it was tried"
                 )
-                raise refusal(self.sites, source, what, self.suspects, elsewhere)
+                raise refusal(self.sites, source, what, self.suspects, elsewhere, self._solver())
+
+    def _solver(self) -> str:
+        """The solver of differential equations that the program calls."""
+        probe = self._probe
+        return "" if probe is None else solver_in(probe.program.closed.jaxpr)
 
     @staticmethod
     def is_settled(found: Mapping[int | str, Found]) -> bool:
@@ -179,9 +184,12 @@ def refusal(
     found: str,
     suspects: Suspects,
     where: str = "",
+    solver: str = "",
 ) -> ValueError:
-    """The error for a source that jumps."""
+    """The error for a source that jumps; `solver` is one of differential equations that the program calls."""
     operation = suspects[source].operation
+    if solver:
+        return _adaptive(sites, source, found, operation, where, solver)
     if isinstance(source, str):
         return _threshold(sites, suspects[source], found, where)
     site = sites[source]
@@ -207,6 +215,28 @@ def refusal(
         f"'reinforce' or 'mvd', e.g. {name}'reinforce'}}, or smooth the jump; {_boundary(site)}"
         "ppl.Reparam(allow_jumps=True) accepts the bias.",
     )
+
+
+def _adaptive(
+    sites: Mapping[int, StrategySite],
+    source: int | str,
+    found: str,
+    operation: str,
+    where: str,
+    solver: str,
+) -> ValueError:
+    """A program with a solver whose steps follow its error: its own jumps are not told from others."""
+    site = sites[source] if isinstance(source, int) else None
+    who = f"Site '{site.address}'" if site else "Parameters"
+    message = (
+        f"{who}: the result {found} as {'its value moves' if site else 'they move'} (operation: {operation}){where}. "
+        f"The program calls {solver}, whose adaptive steps jump within their tolerance, and more so behind a logarithm or a "
+        "quotient near zero. Of odeint with a smooth field that is taken for the solution, if what reads it is smooth, too: keep "
+        "it inside of the domain, e.g. jnp.log(jnp.maximum(z, 1e-6)). Or take fixed steps (a scan of Runge-Kutta steps), or "
+        "accept steps that you know to be fine enough by check_jumps=False. If the program jumps by itself, use "
+        "'reinforce' for the site, or smooth the jump."
+    )
+    return StrategyError(site.name, message) if site else ValueError(message)
 
 
 def _boundary(site: StrategySite) -> str:

@@ -19,17 +19,21 @@ from .._compat import define_prng_impl
 Array = jax.Array
 GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: spreads small counters over all bits
 
+MANY = 4096  # constants of more numbers are made in the program
+
 
 def _hashed(x: Array) -> Array:
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = (x ^ (x >> shift)) * jnp.uint32(factor)
+        x = (x ^ (x >> shift)) * np.uint32(factor)
     return x ^ (x >> 16)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _words(key: Array, num: int) -> Array:
-    counts = jax.lax.iota(jnp.uint32, num) * jnp.uint32(GOLDEN)
-    return _hashed((counts + key[0]) ^ key[1])
+    # A search runs where constants of JAX are computed at once, and each operation on one is compiled.
+    few: Any = np.arange(min(num, MANY), dtype=np.uint32)
+    counts = few if num <= MANY else jax.lax.broadcasted_iota(jnp.uint32, (num,), 0)
+    return _hashed((counts * np.uint32(GOLDEN) + key[0]) ^ key[1])
 
 
 def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
@@ -46,11 +50,12 @@ def _split(key: Array, shape: tuple[int, ...]) -> Array:
 
 @jax.jit
 def _fold_in(key: Array, data: Any) -> Array:
-    return jnp.stack([_hashed(key[0] ^ jnp.uint32(data)), _hashed(key[1] + jnp.uint32(data))])
+    data = data.astype(jnp.uint32) if isinstance(data, jax.Array) else np.uint32(data)
+    return jnp.stack([_hashed(key[0] ^ data), _hashed(key[1] + data)])
 
 
 def _seed(seed: Array) -> Array:
-    return jnp.stack([_hashed(seed.astype(jnp.uint32)), jnp.uint32(GOLDEN)])
+    return jnp.stack([_hashed(seed.astype(jnp.uint32)), np.uint32(GOLDEN)])
 
 
 QUICK = define_prng_impl(

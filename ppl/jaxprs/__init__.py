@@ -14,7 +14,7 @@ from ._axis_rules import (
     shape_of as shape_of,
 )
 from ._continuity import Cause as Cause, Fact as Fact, Jumps as Jumps, merged as merged
-from ._continuous import is_continuous_call as is_continuous_call
+from ._continuous import is_continuous_call as is_continuous_call, solver_in as solver_in
 from ._dependence import Analysis as Analysis
 from ._interpreter import Interpreter as Interpreter, called as called, scan_again as scan_again
 from ._jaxprs import (

@@ -155,6 +155,10 @@ CATALOGUE = frozenset().union(
 )  # fmt: skip
 
 
+# Continuous and finite in all finite operands; integer_pow but for negative powers.
+EVERYWHERE = PLACES | SUMS | PRODUCTS | KEEPS_INFINITY | SMOOTH | INTEGERS | {"integer_pow"}
+
+
 class Cause(NamedTuple):
     """Why a value may jump: the operation, the noise that decides, and whether it passes through a pole, or is an overflow."""
 
@@ -256,7 +260,7 @@ def is_real(atom: Any) -> bool:
     return jnp.issubdtype(getattr(atom.aval, "dtype", np.int32), jnp.inexact)
 
 
-def _is_complex(atom: Any) -> bool:
+def is_complex(atom: Any) -> bool:
     return jnp.issubdtype(getattr(atom.aval, "dtype", np.int32), jnp.complexfloating)
 
 
@@ -306,10 +310,10 @@ def _fact(name: str, eqn: Any, which: int, facts: Sequence[Fact], atom: Any, fou
     swallowed = kept._replace(jumps=silent(facts), loud={})
     if name in COMPARISONS or name == "is_finite":
         return _compared(name, eqn, facts, found)
-    is_complex = any(map(_is_complex, [*eqn.invars, *eqn.outvars]))
+    has_complex = any(map(is_complex, [*eqn.invars, *eqn.outvars]))
     if name in STEPS or (not is_real(atom) and any(map(is_real, eqn.invars))):
         return _stepped(name, eqn, facts, found)
-    if is_complex and name not in PLACES | SUMS | ENTIRE:
+    if has_complex and name not in PLACES | SUMS | ENTIRE:
         return swallowed._replace(jumps=merged([swallowed.jumps, movers(name, facts)]))
     if name in PLACES:
         is_loud = facts[0].is_loud and name in (

@@ -1,12 +1,23 @@
-"""Functions of JAX that compare, round or branch, and are continuous all the same: no search for jumps is needed there."""
+"""Functions of JAX that compare, round or branch, and are continuous all the same: no search for jumps is needed there.
+
+Among them are solutions of ordinary differential equations by `jax.experimental.ode.odeint`. An adaptive solver compares its
+error with its tolerance, so that the number that it returns jumps, within that tolerance, where another step is taken. The
+solution itself is continuous, with the derivative that the solver's adjoint equation gives, if the field is. So a call is taken
+for the solution, of which it falls short by its tolerance, if no operation of the field can jump. The field's operations are
+those with a frame of other code than the solver's before the solver's own; where that is not known, the call is opened like any
+other. (Steps beyond `mxstep` are not taken, and the value is then no solution, here as anywhere.)
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from .._compat import CALLS, files_of
+from ._continuity import EVERYWHERE, is_complex, is_real
 from ._jaxprs import inner_jaxprs
 
 # By the name under which JAX defines them. Continuous on the whole of their domain, beyond which they are infinite or NaN.
@@ -14,16 +25,57 @@ CONTINUOUS = frozenset(
     "celu elu hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid logaddexp logaddexp2 log_ndtr _ndtri relu relu6 selu silu "
     "softplus sparse_plus squareplus xlog1py xlogy _erfcx _xlogx".split()
 )
+SOLUTIONS = frozenset({"_odeint_wrapper", "_odeint"})
 SOURCES = os.path.dirname(jax.__file__) + os.sep
+SOLVER = os.path.join(SOURCES, "experimental", "ode.py")
+_DIFFRAX = f"{os.sep}diffrax{os.sep}"
 
 
 def is_continuous_call(eqn: Any) -> bool:
-    """Whether an equation calls one of JAX's own functions in `CONTINUOUS`; a user's function of that name does not count.
+    """Whether an equation calls one of JAX's own functions in `CONTINUOUS`, or solves an equation with a continuous field.
 
-    JAX tells where a function stands in its debugging information; without it the answer is no, which costs time only.
+    A user's function of that name does not count. JAX tells where a function stands in its debugging information; without it
+    the answer is no, which costs time only.
     """
     jaxpr = next(inner_jaxprs(eqn), None)
     info = getattr(jaxpr, "debug_info", None)
-    return getattr(info, "func_name", None) in CONTINUOUS and (
-        getattr(info, "func_filename", None) or ""
-    ).startswith(SOURCES)
+    name, file = getattr(info, "func_name", None), getattr(info, "func_filename", None) or ""
+    if name in SOLUTIONS and file == SOLVER:
+        field = list(_of_field(jaxpr, is_field=False))
+        return bool(field) and all(map(_is_continuous, field))
+    return name in CONTINUOUS and file.startswith(SOURCES)
+
+
+def solver_in(jaxpr: Any) -> str:
+    """The name of a solver with adaptive steps that a program calls, "" where there is none."""
+    for eqn in jaxpr.eqns:
+        files = files_of(eqn)
+        if SOLVER in files:
+            return "jax.experimental.ode.odeint"
+        if any(_DIFFRAX in file for file in files):
+            return "diffrax"
+        if found := next(filter(None, map(solver_in, inner_jaxprs(eqn))), ""):
+            return found
+    return ""
+
+
+def _of_field(jaxpr: Any, *, is_field: bool) -> Iterator[Any]:
+    """The equations of a solver's field: those made inside of a call of other code than the solver's."""
+    for eqn in jaxpr.eqns:
+        own = next((f for f in files_of(eqn) if f == SOLVER or not f.startswith(SOURCES)), None)
+        # Functions of JAX are traced once, and keep the frames of whoever called them first.
+        inside = is_field or own not in (None, SOLVER)
+        is_call = eqn.primitive.name in CALLS
+        if inside and not is_call:
+            yield eqn
+        if not (inside and is_call and is_continuous_call(eqn)):
+            for inner in inner_jaxprs(eqn):
+                yield from _of_field(inner, is_field=inside)
+
+
+def _is_continuous(eqn: Any) -> bool:
+    name, atoms = eqn.primitive.name, [*eqn.invars, *eqn.outvars]
+    is_cast = any(map(is_real, eqn.invars)) and not all(map(is_real, eqn.outvars))
+    if is_cast or any(map(is_complex, atoms)):
+        return False
+    return name in EVERYWHERE and (name != "integer_pow" or eqn.params["y"] >= 0)

@@ -69,6 +69,8 @@ def _do(given: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
 def condition(program: Program | Callable[..., Any], values: Mapping[str, Any]) -> Program:
     """The program with latent sites observed: they count in the density and are no longer choices.
 
+    What is observed tells of what lies before it; a value that is set from outside, and tells nothing, is `intervene`'s.
+
     Args:
         program: a program or NumPyro model.
         values: latent site -> value; a site in `ppl.scan` takes its stacked values.
@@ -83,6 +85,8 @@ def condition(program: Program | Callable[..., Any], values: Mapping[str, Any]) 
 
 def intervene(program: Program | Callable[..., Any], values: Mapping[str, Any]) -> Program:
     """The program under the intervention do(site = value): the value is used downstream and the site has no density.
+
+    It tells nothing of what lies before it; a value that was seen is `condition`'s.
 
     Args and errors are those of `condition`.
     """

@@ -62,9 +62,20 @@ class Program:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = parted(joined(args, kwargs))
         if not self.params:
-            return self.fn(*args, **kwargs)
+            return self._called(args, kwargs)
         with Bound(self.params):
+            return self._called(args, kwargs)
+
+    def _called(self, args: Any, kwargs: Any) -> Any:
+        try:
             return self.fn(*args, **kwargs)
+        except TypeError as err:
+            if err.__traceback__ is None or err.__traceback__.tb_next is not None:
+                raise
+            raise TypeError(
+                f"{self!r}: {err}. Model and guide are called with the same arguments, those of fit(args=) or those after "
+                "the key; data that are to be drawn have a default, as in def model(x, y=None)."
+            ) from None
 
     def bind(self, params: Mapping[str, Any]) -> Program:
         """The program with unconstrained parameters fixed to `params` (others in the dict are ignored)."""

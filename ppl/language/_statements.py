@@ -237,14 +237,35 @@ def module(name: str, equinox_module: Any) -> Any:
 
     Args:
         name: name of the parameter (a pytree).
-        equinox_module: any `equinox.Module`, already initialised.
+        equinox_module: any `equinox.Module`, already initialised, or another pytree of arrays.
+
+    Raises:
+        TypeError: nothing in it could be learned: it is a class or holds no floating-point arrays; it belongs to Flax or Haiku,
+            whose modules `numpyro.contrib.module` declares.
     """
     import equinox as eqx
 
     arrays, static = eqx.partition(equinox_module, eqx.is_inexact_array)
+    _check_module(name, equinox_module, arrays)
     if not handler_stack():
         return equinox_module
     return eqx.combine(numpyro.param(name, lambda _: arrays), static)
+
+
+def _check_module(name: str, module: Any, arrays: Any) -> None:
+    kind = module if isinstance(module, type) else type(module)
+    packages = {c.__module__.partition(".")[0] for c in kind.__mro__}
+    if packages & {"flax", "haiku"}:
+        raise TypeError(
+            f"Module '{name}' is a {kind.__name__} of {min(packages & {'flax', 'haiku'})}, and ppl.module declares the arrays of "
+            "equinox modules. Declare it by flax_module or nnx_module of numpyro.contrib.module, which our runs take."
+        )
+    if not jax.tree.leaves(arrays):
+        got = f"the class {kind.__name__}" if kind is module else f"a {kind.__name__}"
+        raise TypeError(
+            f"Module '{name}' is {got} without floating-point arrays, so that nothing would be learned. Pass an initialised "
+            "module, e.g. eqx.nn.Linear(2, 1, key=key), or a pytree of arrays; call what has nothing to learn without ppl.module."
+        )
 
 
 def factor(name: str, log_weight: Any) -> None:

@@ -22,6 +22,7 @@ from ._params import (
     Bound as Bound,
     ParamCollector as ParamCollector,
     Params as Params,
+    Whole as Whole,
     constrain as constrain,
     strong as strong,
     unconstrain as unconstrain,

@@ -116,17 +116,35 @@ def _is_array(x: Any) -> bool:
     return isinstance(x, int | float) or (hasattr(x, "dtype") and hasattr(x, "shape"))
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Whole(Params):
+    """Parameters that are all there are: a program bound to them may not meet another one."""
+
+
 class Bound(Messenger):
-    """Give param statements their values from unconstrained parameters; the statement's own constraint applies."""
+    """Give param statements their values from unconstrained parameters; the statement's own constraint applies.
+
+    Raises:
+        ValueError: the parameters are `Whole`, and lack the statement's.
+    """
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__()
         self.params = params
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "param" and msg["value"] is None and msg["name"] in self.params:
+        if msg["type"] != "param" or msg["value"] is not None:
+            return
+        if msg["name"] in self.params:
             constraint = msg["kwargs"].get("constraint", constraints.real)
             msg["value"] = to_constrained(self.params[msg["name"]], constraint)
+        elif isinstance(self.params, Whole) and msg["args"] != (None,):
+            # Without a value, `numpyro.module` asks whether there is one.
+            raise ValueError(
+                f"Parameter '{msg['name']}' has no value among those given, {sorted(self.params)}, and its initial value would "
+                "stand in for it. Give all that objective.init(key, *args) has, e.g. {**objective.init(key, *args), **params}; "
+                "{} stands for all initial values."
+            )
 
 
 class ParamCollector(Messenger):

@@ -133,6 +133,8 @@ class Recorder(Messenger, abc.ABC):
             name = msg.get("name") or self._unnamed_key()
             self.frame.used.add(name)
             msg["value"] = self.hand_out(fold_name(self.frame.key, name, kind="key"), name)
+        elif kind == "prng_key" and msg["value"] is None and not msg.get("name"):
+            self._check_not_hidden()
         elif kind == "plate" and msg["value"] is None:
             if self.root_key is None:
                 if self.is_final and not self._is_answered_outside():
@@ -197,13 +199,16 @@ class Recorder(Messenger, abc.ABC):
         return any(isinstance(h, Recorder) and h.root_key is not None for h in outside)
 
     def _unnamed_key(self) -> str:
+        self._check_not_hidden()
+        return f"prng_key_{len(self.frame.used)}"
+
+    def _check_not_hidden(self) -> None:
         stack = handler_stack()
         if any(isinstance(h, numpyro.handlers.block) for h in stack[stack.index(self) :]):
             raise HiddenDraw(
                 "numpyro.handlers.block hides a random statement of this program, so its draw would "
                 "have no density and no gradient. Use ppl.condition, ppl.intervene or ppl.block."
             )
-        return f"prng_key_{len(self.frame.used)}"
 
     def given(self, name: str) -> Array | None:
         """The forced value of a site, sliced to the open regions; None when there is none.

@@ -28,7 +28,12 @@ from ._sites import Region
 
 
 def scan(
-    step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length: int | None = None
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any,
+    length: int | None = None,
+    *,
+    reverse: bool = False,
 ) -> tuple[Any, Any]:
     """Run `step` over the leading axis of `xs`, as `jax.lax.scan`, with sample statements allowed in the step.
 
@@ -40,14 +45,29 @@ def scan(
         init: initial carry, a pytree.
         xs: pytree of arrays with a common leading axis, or None with `length`.
         length: number of steps, needed when `xs` holds no arrays.
+        reverse: begin at the end of `xs`. The stacked `y` stand beside their `x`; values of sites, in the order of the steps,
+            as NumPyro substitutes them.
 
     Returns:
         The final carry and the stacked `y`.
 
     Raises:
-        ValueError: the number of steps is unknown or contradictory.
+        ValueError: the number of steps is unknown or contradictory; a reversed scan is longer than the one it is to go on from.
     """
     length = _scan_length(xs, length)
+    if reverse:
+        carry, ys = _scan(step, init, _reversed(xs), length, is_reversed=True)
+        return carry, _reversed(ys)
+    return _scan(step, init, xs, length, is_reversed=False)
+
+
+def _reversed(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x)[::-1], tree)
+
+
+def _scan(
+    step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length: int, is_reversed: bool
+) -> tuple[Any, Any]:
     recorders = _recorders()
     if not recorders:
         return _numpyro_scan(step, init, xs, length)
@@ -63,6 +83,8 @@ def scan(
     ]
     if any(isinstance(value, Begun) for forced in slices for value in forced.values()):
         slices = _of_sites(recorders, keys, slices, length, lambda: step(init, _first(xs)))
+        if is_reversed:
+            _check_begins_anew(slices)
     _explore(recorders, lambda: (keys, _first(slices)), lambda: step(init, _first(xs)))
     frames: list[Frame] = []
 
@@ -239,18 +261,11 @@ class particles:
 def adopt(msg: dict[str, Any]) -> Any:
     """Run a control-flow statement of numpyro.contrib under our recorders; returns the value that NumPyro expects.
 
-    Raises:
-        ValueError: a reversed scan, or one with enumeration history.
+    A scan's `history` says how many steps an enumerated site is remembered; here that is read off the program.
     """
     found = control_flow(msg)
     if found.is_scan:
-        if not found.is_plain:
-            raise ValueError(
-                "numpyro.contrib.control_flow.scan with reverse=True or a history is not supported "
-                "here. Use ppl.scan (reverse xs for a backward pass, carry what a longer history "
-                "needs)."
-            )
-        result = scan(found.step, found.operand, found.xs, found.length)
+        result = scan(found.step, found.operand, found.xs, found.length, reverse=found.is_reversed)
     else:
         result = cond(found.pred, *found.branches, found.operand)
     return control_flow_value(found, result)
@@ -336,6 +351,16 @@ def _check_one_length(recorder: Recorder, own: set[str], length: int) -> None:
         raise ValueError(
             f"A scan goes on from {lengths}, different numbers of steps: where an observation holds and a site that it tells of "
             "is drawn, or the other way round, the draws are not those given the data. Give as many steps of each."
+        )
+
+
+def _check_begins_anew(slices: list[dict[str, Any]]) -> None:
+    """The first steps of a longer scan that runs backward are those of other `xs`."""
+    begun = sorted(n for forced in slices for n, x in forced.items() if isinstance(x, Begun))
+    if begun:
+        raise ValueError(
+            f"A scan with reverse=True is longer than the one that the values of {begun} come from: it begins at the end of xs, "
+            "so its first steps are not those that these values belong to. Forecast by a scan that runs forward."
         )
 
 

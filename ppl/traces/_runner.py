@@ -101,7 +101,7 @@ class Runner(Recorder):
         key = fold_name(self.frame.key, msg["name"])
         try:
             return msg["fn"].sample(key) if self.draw is None else self.draw(msg, key)
-        except (ValueError, TypeError, NotImplementedError) as err:
+        except (ValueError, TypeError) as err:
             raise kind_of(err)(
                 f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed: {err}"
             ) from err

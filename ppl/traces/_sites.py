@@ -136,7 +136,14 @@ def check_shape(msg: dict[str, Any]) -> None:
         kind = f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
         raise TypeError(
             f"Site '{msg['name']}': the value is a {kind}, not an array of numbers. Pass jnp.asarray(...) of it; "
-            "text needs a code first, e.g. np.unique(text, return_inverse=True)[1]."
+            "text needs a code first, e.g. np.unique(text, return_inverse=True)[1], and dates are counted, e.g. in days."
+        )
+    if msg.get("done") and not msg.get(
+        "_forced"
+    ):  # NumPyro's mark of a site that it has enumerated
+        raise ValueError(
+            f"Site '{msg['name']}': numpyro.contrib.funsor's enum gives it all its values at once, as other sums than ours need "
+            "them. Take the handler off; sum a model's site by ppl.eliminate, a guide's by strategies={...: 'enum'}."
         )
     expected, got = tuple(fn.batch_shape) + tuple(fn.event_shape), jnp.shape(value)
     if got != expected:
@@ -152,7 +159,7 @@ def check_shape(msg: dict[str, Any]) -> None:
 
 def _holds_numbers(value: Any) -> bool:
     if isinstance(value, np.ndarray | np.generic):
-        return value.dtype.kind not in "OUS"
+        return value.dtype.kind not in "OUSMm"
     return isinstance(value, jax.Array | int | float | complex)
 
 

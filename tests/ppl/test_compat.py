@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -112,12 +113,11 @@ def _():
     with handlers.trace(), (taken := TakeOver((1.0, jnp.zeros(2)))):
         carry, ys = scan(step, 7.0, jnp.arange(2.0), length=2)
         scan(step, 7.0, jnp.arange(2.0), reverse=True)
-        scan(step, 7.0, jnp.arange(2.0), history=2)
     assert carry == 1.0 and ys.shape == (2,)
-    one, backward, with_history = taken.seen
+    one, backward = taken.seen
     assert one.is_scan and one.operand == 7.0 and one.length == 2 and one.xs.tolist() == [0.0, 1.0]
     assert one.step(1.0, 2.0) == (1.0, 2.0)
-    assert one.is_plain and not backward.is_plain and not with_history.is_plain
+    assert not one.is_reversed and backward.is_reversed
     with handlers.trace(), (taken := TakeOver(4.0)):
         assert cond(True, lambda x: x, lambda x: -x, 5.0) == 4.0
     (found,) = taken.seen
@@ -359,6 +359,14 @@ def _():
     by_terms.defjvps(lambda t, out, x: t)
     assert c.rule_file(equation(by_terms, 1.0)) is None  # JAX's file does not say whose rule it is
     assert c.rule_file(equation(jnp.sin, 1.0)) is None
+
+
+@row("files_of")
+def _():
+    eqn = equation(lambda x: jnp.sin(x), 1.0)
+    assert next(f for f in c.files_of(eqn) if f.startswith(str(Path(__file__).parent))) == __file__
+    unknown = SimpleNamespace(source_info=SimpleNamespace(traceback=None))
+    assert c.files_of(unknown) == []
 
 
 @row("scan_counts")

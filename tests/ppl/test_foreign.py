@@ -204,3 +204,22 @@ def test_a_statement_outside_of_a_run_says_so():
 def test_the_result_of_a_call_is_no_program():
     with pytest.raises(TypeError, match=r"got NoneType. Pass the function itself"):
         inference.elbo(None, first)
+
+
+def test_a_start_at_random_is_bound_before_scoring():
+    def program():
+        ppl.sample("z", dist.Normal(ppl.param("loc", lambda key: jax.random.normal(key)), 1.0))
+
+    with pytest.raises(TypeError, match=r"test_foreign.py.*needs a random key.*program.bind"):
+        ppl.model(program).log_density({"z": 0.0})
+
+
+def test_a_package_that_does_not_fit_is_told_with_its_line(tmp_path, monkeypatch):
+    (tmp_path / "misfit.py").write_text("import jax\njax.no_such_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def program():
+        import misfit  # noqa: F401
+
+    with pytest.raises(AttributeError, match=r"`import misfit.*does not fit jax \d.*no_such_name"):
+        ppl.model(program).simulate(KEY)

@@ -76,7 +76,8 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, hashes: bool)
             if isinstance(before, list) and isinstance(after, list):
                 (before, old_hash), (after, new_hash) = before, after
                 if before == after and hashes and old_hash != new_hash:
-                    lines.append(f"{label}: another computation of its log-density")
+                    what = "value" if before.startswith("deterministic") else "log-density"
+                    lines.append(f"{label}: another computation of its {what}")
                     break  # the sites after it read its value
             if before != after:
                 as_text = lambda x: x[0] if isinstance(x, list) else x
@@ -116,7 +117,7 @@ def _sites(program: Any, params: Any, args: tuple) -> dict[str, Any]:
     def run(params: Any, arrays: Any) -> dict[str, Any]:
         trace = program.bind(params).simulate(jax.random.key(0), *split.join(arrays))
         infos.update(trace.sites)
-        return dict(trace.log_probs)
+        return {**trace.log_probs, **trace.deterministic}
 
     closed, out = jax.make_jaxpr(run, return_shape=True)(params, split.arrays(args))
     numbers = jax.tree.unflatten(jax.tree.structure(out), range(len(closed.jaxpr.outvars)))

@@ -197,7 +197,7 @@ def test_fits_and_chains_without_names_are_sent_elsewhere():
     empty = lambda x, y=None: ppl.sample("slope", dist.Normal(ppl.param("m", 0.0), 1.0))
     x = jnp.ones(3)
     fit = inference.fit(
-        inference.elbo(line, empty), optax.adam(0.1), (x, x), num_steps=0, key=KEY, progress=False
+        inference.elbo(line, empty), optax.adam(0.1), (x, x), num_steps=1, key=KEY, progress=False
     )
     with pytest.raises(TypeError, match="fit.predict"):
         inference.predict(line, fit, KEY, x)
@@ -345,3 +345,45 @@ def test_a_chain_whose_states_are_summed_out_is_forecast_by_its_states():
         share = ahead["state"][:, 4 + h].mean()
         assert abs(share - law[1]) < 4 * np.sqrt(law[1] * law[0] / 4000)
         np.testing.assert_allclose(ahead["y"][:, 4 + h].mean(), 3 * law[1], atol=0.12)
+
+
+def learned_drift(y):
+    drift = ppl.sample("drift", dist.Normal(0.0, 1.0))
+    step = lambda last, y: (ppl.sample("y", dist.Normal(drift * last, NOISE), obs=y), None)
+    ppl.scan(step, 0.0, y)
+
+
+def test_steps_seen_are_said_where_no_draw_tells_them():
+    draws = {"drift": jnp.full(4, 0.9)}
+    with pytest.raises(ValueError, match=r"\['y'\] lie in a scan without latent.*Say num_seen="):
+        inference.predict(learned_drift, draws, KEY, LONGER, num_samples=4)
+    anew = inference.predict(learned_drift, draws, KEY, Y, num_seen=0, num_samples=4)["y"]
+    kept = inference.predict(learned_drift, draws, KEY, LONGER, num_seen=5, num_samples=4)["y"]
+    assert anew.std(0).min() > 0
+    np.testing.assert_array_equal(kept[:, :5], np.broadcast_to(Y, (4, 5)))
+    with pytest.raises(ValueError, match="num_seen=2 .*no site of the program lies in a ppl.scan"):
+        inference.predict(line, {"slope": jnp.zeros(4)}, KEY, Y, num_seen=2)
+
+
+def test_missing_cells_beside_sites_that_are_summed_out_are_masked_instead():
+    """A cell that the model would draw is given to nobody; a mask leaves it out of sum and posterior."""
+
+    def groups(y, seen, is_masked):
+        loc = ppl.sample("loc", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", 5):
+            k = ppl.sample("k", dist.Bernoulli(0.3))
+            law = dist.Normal(loc + 4.0 * k, 0.1)
+            if is_masked:
+                ppl.sample("y", law.mask(seen), obs=y)
+            else:
+                ppl.sample("y", law, obs=y, obs_mask=seen)
+
+    y, seen = jnp.array([4.0, 0.0, 4.0, 0.0, 4.0]), jnp.array([True, True, True, False, False])
+    summed = ppl.eliminate(groups, "k")
+    draws = {"loc": jnp.zeros(400)}
+    with pytest.raises(ValueError, match=r"\['y_unobserved'\], have no values.*law.mask\(seen\)"):
+        inference.predict(summed, draws, KEY, y, seen, False, num_samples=400)
+    k = inference.predict(summed, draws, KEY, y, seen, True, num_samples=400)["k"]
+    np.testing.assert_array_equal(k[:, :3], np.broadcast_to([1, 0, 1], (400, 3)))
+    # Without its cell a row has the prior, 0.3: 4.5 standard errors of 400 draws.
+    assert (np.abs(k[:, 3:].mean(0) - 0.3) < 4.5 * (0.21 / 400) ** 0.5).all()

@@ -83,10 +83,13 @@ def test_history_is_a_numpy_array_in_nats_with_the_objectives_sign():
     np.testing.assert_allclose(up.history["value"], -down.history["value"], rtol=1e-6)
 
 
-def test_no_steps_return_the_initial_parameters():
-    result = run(num_steps=0)
+def test_no_steps_are_taken_from_given_parameters_only():
+    start = {"loc": 0.0, "log_scale": 0.5}
+    result = run(params=start, num_steps=0)
     assert result.history["value"].shape == (0,) and result.stop_reason == "num_steps"
-    assert result.params["log_scale"] == 0.0
+    assert result.params["log_scale"] == 0.5
+    with pytest.raises(ValueError, match="num_steps=0 takes no step.*params="):
+        run(num_steps=0)
 
 
 def test_raw_and_typed_keys_give_the_same_fit():

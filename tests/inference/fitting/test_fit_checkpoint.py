@@ -206,3 +206,15 @@ def test_a_callback_that_has_seen_nothing_is_resumed_as_such():
     assert again.losses == []
     with pytest.raises(ValueError, match="none of 0 looks"):
         again.params  # noqa: B018
+
+
+def test_states_of_two_callbacks_are_told_apart(tmp_path):
+    low, high = (lambda params, key, a=a: jnp.abs(params["loc"] - a) for a in (0.0, 9.0))
+    path = tmp_path / "run"
+    with pytest.raises(ValueError, match="2 of 'KeepBest .*lambda.*name='validation'"):
+        run(callbacks=[KeepBest(low, None), KeepBest(high, None)], checkpoint=path)
+    make = lambda: [KeepBest(low, None, name="low"), KeepBest(high, None, name="high")]
+    run(callbacks=make(), checkpoint=path)
+    with pytest.raises(ValueError, match=r"callbacks with a state.*KeepBest low.*KeepBest high"):
+        run(callbacks=make()[::-1], checkpoint=path, num_steps=40)
+    run(callbacks=make(), checkpoint=path, num_steps=40)

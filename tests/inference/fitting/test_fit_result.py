@@ -82,10 +82,22 @@ def test_missing_parts_are_named():
     with pytest.raises(ValueError, match="predict has no arguments.*iterable"):
         batches.predict(jax.random.key(0), num_samples=3)
     assert batches.posterior(jax.random.key(0), 3, args=(X,)).log_weights.shape == (3,)
-    with pytest.raises(ValueError, match="num_samples and batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="num_samples must be an integer >= 1"):
         run().posterior(jax.random.key(0), 0)
 
 
 def test_a_fit_is_frozen():
     with pytest.raises(AttributeError):
         run().steps = 3
+
+
+def test_a_fit_at_other_parameters():
+    result = run()
+    other = result.with_params({"loc": 3})
+    assert other.params["loc"] == 3.0 and other.params["loc"].dtype == result.params["loc"].dtype
+    assert other.params["log_scale"] == result.params["log_scale"]
+    assert other.last_params is other.params and type(other.params) is type(result.params)
+    with pytest.raises(ValueError, match=r"\['lok'\] are no parameters.*\['loc', 'log_scale'\]"):
+        result.with_params({"lok": 3.0})
+    with pytest.raises(ValueError, match=r"'loc' has shapes \(2,\), in the fit \(\)"):
+        result.with_params({"loc": np.zeros(2)})

@@ -202,3 +202,71 @@ def test_coefficients_of_columns_are_global():
         inference.elbo(line, AutoNormal(line)), args=(x, Y), num_steps=1, progress=False
     )
     assert fit.predict(KEY, x[:5], num_samples=2)["y"].shape == (2, 5)
+
+
+def series(y):
+    def step(z, y):
+        z = ppl.sample("z", dist.Normal(z, 1.0))
+        ppl.sample("y", dist.Normal(z, 0.5), obs=y)
+        return z, None
+
+    ppl.scan(step, 0.0, y)
+
+
+def states(y):
+    step = lambda carry, at: (carry, ppl.sample("z", dist.Normal(at, 1e-3)))
+    ppl.scan(step, 0.0, ppl.param("at", jnp.asarray(PAST)))
+
+
+PAST = np.array([0.3, -0.2, 0.8], np.float32)
+
+
+def quick_fit(model, guide, args):
+    bound = inference.elbo(model, guide)
+    return inference.fit(bound, optax.sgd(0.0), args, num_steps=1, key=KEY, progress=False)
+
+
+def test_a_series_goes_on_from_the_past_of_the_fit_only():
+    fit = quick_fit(series, states, (PAST,))
+    longer = np.append(PAST, [np.nan, np.nan]).astype(np.float32)
+    ahead = fit.predict(KEY, longer, keep="*", num_samples=3)
+    np.testing.assert_allclose(ahead["z"][:, :3], np.broadcast_to(PAST, (3, 3)), atol=0.01)
+    np.testing.assert_array_equal(ahead["y"][:, :3], np.broadcast_to(PAST, (3, 3)))
+    with pytest.raises(ValueError, match=r"go on from 3 steps.*not those of the fit"):
+        fit.predict(KEY, longer + 1.0, keep="*", num_samples=3)
+
+
+def test_a_longer_autoregression_is_sent_to_where_its_steps_can_be_said():
+    def model(y):
+        drift = ppl.sample("drift", dist.Normal(0.0, 1.0))
+        step = lambda last, y: (ppl.sample("y", dist.Normal(drift * last, 0.5), obs=y), None)
+        ppl.scan(step, 0.0, y)
+
+    def guide(y):
+        ppl.sample("drift", dist.Normal(ppl.param("loc", 0.5), 0.1))
+
+    fit, longer = quick_fit(model, guide, (PAST,)), np.append(PAST, 0.0)
+    with pytest.raises(ValueError, match="drawn anew.*inference.predict.*num_seen"):
+        fit.predict(KEY, longer, keep="*", num_samples=3)
+    draws = fit.posterior(KEY, 50)
+    y = inference.predict(fit.model, draws, KEY, longer, num_seen=3, num_samples=3)["y"]
+    np.testing.assert_array_equal(y[:, :3], np.broadcast_to(PAST, (3, 3)))
+    assert fit.predict(KEY, num_samples=3)["y"].shape == (3, 3)  # replicates of the fit's own
+
+
+def test_rows_that_an_integer_counts_are_those_of_the_fit():
+    def model(num_rows, y=None):
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", num_rows):
+            u = ppl.sample("u", dist.Normal(0.0, 1.0))
+            ppl.sample("y", dist.Normal(slope + u, 1.0), obs=y)
+
+    def guide(num_rows, y=None):
+        ppl.sample("slope", dist.Normal(ppl.param("loc", 0.0), 1.0))
+        with ppl.plate("rows", num_rows):
+            ppl.sample("u", dist.Normal(ppl.param("at", jnp.zeros(3)), 1.0))
+
+    fit = quick_fit(model, guide, (3, PAST))
+    with pytest.raises(ValueError, match=r"site 'u'.*of the fit.*keep=\['slope'\]"):
+        fit.predict(KEY, 3, num_samples=2)
+    assert fit.predict(KEY, 5, keep=["slope"], num_samples=2)["y"].shape == (2, 5)

@@ -299,7 +299,7 @@ def test_an_exported_fit_draws_the_same_with_jax_alone(saved, tmp_path):
 
 def test_kept_sites_leave_the_data_of_the_fit_out_of_the_file(tmp_path):
     many = np.linspace(0.0, 1.0, 100_000, dtype=np.float32)
-    fit = fitted(args=(many, many), num_steps=0)
+    fit = fitted(args=(many, many), num_steps=1)
     fit.export(tmp_path / "served", X, keep="*")
     assert os.path.getsize(tmp_path / "served") < 100_000
 
@@ -351,3 +351,19 @@ def test_export_names_the_package_that_it_needs(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(ImportError, match=r"flatbuffers is missing.*lapilli\[export\]"):
         saved[0].export(tmp_path / "served", X)
+
+
+def test_values_that_a_program_records_belong_to_it(tmp_path):
+    def bound_of(factor):
+        def model(x, y=None):
+            slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+            ppl.deterministic("doubled", factor * slope)
+
+        return inference.elbo(
+            model, lambda x, y=None: ppl.sample("slope", dist.Normal(ppl.param("loc", 0.0), 1.0))
+        )
+
+    fitted(bound_of(2.0)).save(tmp_path / "fit.npz")
+    inference.Fit.load(tmp_path / "fit.npz", bound_of(2.0))
+    with pytest.raises(ValueError, match="model, 'doubled': another computation of its value"):
+        inference.Fit.load(tmp_path / "fit.npz", bound_of(3.0))

@@ -227,7 +227,17 @@ def estimated():
 )  # fmt: skip
 def test_refusals(make, error, words):
     with pytest.raises(error, match=words):
-        make().value({"high": jnp.asarray(2.0)}, KEY, X)
+        objective = make()
+        objective.value({**objective.init(KEY, X), "high": jnp.asarray(2.0)}, KEY, X)
+
+
+@pytest.mark.parametrize("make", [inference.wake_phi, inference.forward_kl, inference.wake_theta])
+def test_replicates_are_averaged(make):
+    """Twenty have a twentieth of the variance; a quarter is five times as much, far outside of what 200 values leave open."""
+    one, many = (make(model, guide, num_particles=2, num_replicates=r) for r in (1, 20))
+    params, keys = one.init(KEY, X), jax.random.split(KEY, 200)
+    values = [jax.jit(jax.vmap(lambda k, o=o: o.value(params, k, X)))(keys) for o in (one, many)]
+    assert values[1].var() < values[0].var() / 4
 
 
 # Hierarchical guides.

@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -403,3 +404,15 @@ def test_mutable_state_is_refused_by_name():
 
     with pytest.raises(TypeError, match="'counter'.*cannot be replayed"):
         program.simulate(KEY)
+
+
+@pytest.mark.parametrize("module", [eqx.nn.Linear, eqx.nn.Identity(), jnp.sin], ids=str)
+def test_a_module_with_nothing_to_learn_is_refused(module):
+    with pytest.raises(TypeError, match="Module 'net' is .*without floating-point arrays"):
+        ppl.model(lambda: ppl.module("net", module)).simulate(KEY)
+
+
+def test_a_pytree_of_arrays_is_a_module():
+    program = ppl.model(lambda: ppl.module("net", {"w": jnp.ones(2), "name": "a"})["w"].sum())
+    assert program.simulate(KEY).retval == 2.0
+    assert jax.tree.leaves(program.init(KEY))[0].shape == (2,)

@@ -288,12 +288,6 @@ def test_a_module_outside_a_program_is_itself():
     assert ppl.module("net", net) is net
 
 
-def test_something_that_is_no_module_or_has_no_arrays_is_refused_or_empty():
-    program = ppl.model(lambda: ppl.module("f", jax.nn.tanh)(0.5))
-    close(program.simulate(KEY).retval, jnp.tanh(0.5))
-    assert jax.tree.leaves(program.init(KEY)) == []
-
-
 def test_numpyros_own_param_statement_is_met_too():
     program = ppl.as_program(lambda: numpyro.param("s", 2.0, constraint=constraints.positive))
     params = program.init(KEY)

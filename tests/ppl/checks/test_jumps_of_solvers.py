@@ -1,0 +1,112 @@
+"""Adaptive solvers jump within their tolerance: solutions of smooth fields are taken for continuous, others are searched."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax.experimental.ode import odeint
+
+from lapilli import inference, ppl
+from lapilli.ppl.jaxprs import is_continuous_call, solver_in
+
+KEY = jax.random.key(0)
+TIMES = jnp.array([0.0, 0.7, 1.5])
+Y = jnp.array([0.8, 0.3])
+
+
+def decay(z, t, rate):
+    return -rate * z
+
+
+def solved(rate, tolerance=1e-5):
+    return odeint(decay, jnp.ones(1), TIMES, rate, rtol=tolerance, atol=tolerance)[1:, 0]
+
+
+def exact(rate):
+    return jnp.exp(-rate * TIMES[1:])
+
+
+def model_of(solution):
+    def model():
+        rate = ppl.sample("rate", dist.LogNormal(0.0, 0.5))
+        ppl.sample("y", dist.Normal(solution(rate), 0.3).to_event(1), obs=Y)
+
+    return model
+
+
+def guide():
+    loc = ppl.param("loc", 0.1)
+    ppl.sample("rate", dist.LogNormal(loc, 0.2))
+
+
+def test_a_smooth_solution_has_the_gradient_of_the_exact_one():
+    """Value and pathwise gradient at one key; the solver's tolerance is 1e-5."""
+    found, expected = (
+        inference.elbo(model_of(s), guide).value_and_grad({"loc": jnp.asarray(0.1)}, KEY)
+        for s in (solved, exact)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), found, expected)
+
+
+def test_what_reads_it_outside_of_its_domain_is_refused_with_the_remedy():
+    def model(guard):
+        rate = ppl.sample("rate", dist.LogNormal(0.0, 0.5))
+        level = guard(solved(rate, tolerance=0.1))
+        ppl.sample("y", dist.LogNormal(jnp.log(level), 0.3).to_event(1), obs=Y)
+
+    start = {"loc": jnp.asarray(0.1)}
+    guarded = inference.elbo(lambda: model(lambda z: jnp.maximum(z, 1e-6)), guide)
+    assert "nothing suspected" in str(guarded.plan(start))
+    with pytest.raises(
+        ValueError, match=r"operation: log.*odeint.*jnp.log\(jnp.maximum.*check_jumps=False"
+    ):
+        inference.elbo(lambda: model(lambda z: z), guide).value(start, KEY)
+
+
+FIELDS = {
+    "linear": (decay, True),
+    "network": (lambda z, t, w: jnp.tanh(w * z) + jax.nn.softplus(z) + jnp.sin(t), True),
+    "relu": (lambda z, t, w: jax.nn.relu(w * z), True),
+    "jump": (lambda z, t, w: jnp.where(z > 0.5, -w * z, w), False),
+    "pole": (lambda z, t, w: w / z, False),
+    "negative power": (lambda z, t, w: w * z**-2, False),
+    "cast": (lambda z, t, w: 1.0 * (w * z).astype(int), False),
+    "complex": (lambda z, t, w: jnp.exp(1j * w * z).real, False),
+    "choice": (lambda z, t, w: jnp.where(t > 0.5, w * z, z), False),
+    "loop": (lambda z, t, w: jax.lax.fori_loop(0, 2, lambda _, x: jnp.floor(x), w * z), False),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_only_smooth_fields_are_solutions(name):
+    field, is_smooth = FIELDS[name]
+    closed = jax.make_jaxpr(lambda w: odeint(field, jnp.ones(1), TIMES, w))(0.7)
+    calls = [eqn for eqn in closed.jaxpr.eqns if is_continuous_call(eqn)]
+    assert len(calls) == is_smooth
+    assert solver_in(closed.jaxpr) == "jax.experimental.ode.odeint"
+
+
+def test_other_calls_are_no_solutions():
+    def odeint(rate):
+        return jax.jit(lambda x: jnp.floor(x), inline=False)(rate)
+
+    closed = jax.make_jaxpr(odeint)(0.7)
+    assert not any(map(is_continuous_call, closed.jaxpr.eqns)) and not solver_in(closed.jaxpr)
+
+
+def test_diffrax_is_told_from_other_jumps():
+    diffrax = pytest.importorskip("diffrax")
+
+    def run(rate):
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, z, rate: -rate * z),
+            diffrax.Tsit5(),
+            t0=0.0,
+            t1=1.0,
+            dt0=0.1,
+            y0=jnp.ones(1),
+            args=rate,
+        ).ys
+
+    assert solver_in(jax.make_jaxpr(run)(0.7).jaxpr) == "diffrax"
