@@ -18,9 +18,8 @@ from ...ppl._checks import is_integer
 from ...ppl._compat import typed_key
 from ...ppl.language import Program, as_arguments
 from .._abstract_objective import AbstractObjective
-from .._arguments import shapes_of
+from .._arguments import plain_arrays, shapes_of
 from ._callbacks import FitInfo, with_state
-from ._data import Batches, is_iterable_of_batches
 from ._defaults import (
     RATES,
     choose_objective,
@@ -33,8 +32,8 @@ from ._fit_result import Fit
 from ._initial import initial_params
 from ._loop import Carry, Config, initial_carry, strong
 from ._optimizer import FROZEN, is_optimizer, make_optimizer
-from ._subsample import make_source
 from ._train import Plan, Training
+from .data import is_iterable_of_batches, make_source
 from .storage import fingerprint, load
 
 _MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
@@ -58,6 +57,7 @@ def fit(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 1000,
     mesh: Mesh | None = None,
+    prefetch: int = 2,
     progress: bool = True,
 ) -> Fit:
     """Fit the parameters of an objective by stochastic gradient steps.
@@ -80,8 +80,9 @@ def fit(
             Each parameter must match exactly one pattern. A transformation such as clipping by global norm then acts within
             its group.
         args: the arguments of the program, a tuple, or a dict from their names to values; array leaves are traced, other
-            leaves stay Python values. Or an iterable of such tuples or dicts, one minibatch each, all of one shape; an
-            iterable that can be read again starts anew at its end.
+            leaves stay Python values. Frames and series of numbers are arrays, too. Or an iterable of such tuples or dicts, one
+            minibatch each, all of one shape but that the last of an epoch may have fewer rows; an iterable that can be read
+            again starts anew at its end.
         num_steps: total number of steps, those before a checkpoint included. None trains until an iterator ends; on data
             themselves until the value has settled, see `fitting.settling`.
         key: PRNG key, typed or raw uint32; default `jax.random.key(0)`.
@@ -113,6 +114,9 @@ def fit(
         mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
             iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device
             up to rounding.
+        prefetch: stacks of up to 16 batches of an iterable that a thread reads ahead, and moves to the device, while the caller's
+            thread waits; never beyond `num_steps`. 0 reads in the caller's thread, as loaders need that are tied to it
+            (a database connection) or that callbacks change on the way.
         progress: show a progress bar with the running value; where there is no terminal or notebook, a line now and then.
 
     Returns:
@@ -127,7 +131,8 @@ def fit(
     Validity:
         The gradient is as good as the objective's. With `subsample` each step's rows are uniform without replacement, so value
         and gradient stay unbiased for terms that are sums over the plate; a parameter with one entry per row is refused. For
-        an iterable, that its batches are uniform draws is up to the caller.
+        an iterable, that its batches are uniform draws is up to the caller. A batch of r rows where the first had n counts
+        r / n of a step (its gradient is multiplied by that), so that every row has the same weight over an epoch in any order.
 
     Example:
         >>> result = fit(elbo(model, guide), optax.adam(1e-2), (x,), num_steps=1000, key=key)  # doctest: +SKIP
@@ -138,7 +143,10 @@ def fit(
     is_model = isinstance(objective, Program | FunctionType)
     _check_types(None if is_model else objective, optimizer, args, callbacks, mesh, average)
     args = as_arguments(args) if isinstance(args, Mapping) else args
-    _check_values(num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every)
+    args = plain_arrays(args) if isinstance(args, tuple) else args
+    _check_values(
+        num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, prefetch
+    )
     key = jax.random.key(0) if key is None else typed_key(key)
     settles = num_steps is None and not is_iterable_of_batches(args)
     reasons: dict[str, str] = {}
@@ -148,7 +156,7 @@ def fit(
         # Explicitly typed axes would put the sharding into the types of the user's program.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
     keys = key if num_seeds is None else jax.random.split(key, num_seeds)
-    scaled, source = make_source(objective, args, subsample, plate_sizes, mesh)
+    scaled, source = make_source(objective, args, subsample, plate_sizes, mesh, prefetch)
     init_args = source.first()
     params = initial_params(scaled, params, keys, num_seeds, init_args)
     one: Any = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
@@ -197,10 +205,7 @@ def fit(
 
     if stopped and callbacks:
         return make_fit(carry, values, step, "callback")
-    if isinstance(source, Batches) and loader is not None:
-        source.set_state(loader, step)
-    else:
-        source.skip(step)
+    source.resume(loader, step)
     if mesh is not None:
         carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
     plan = Plan(
@@ -259,10 +264,14 @@ def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
         raise TypeError("fit: argument " + ";\nargument ".join(problems) + ".")
 
 
-def _check_values(num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every):
+def _check_values(
+    num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, prefetch
+):
     problems = []
     counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
     counts |= {} if num_seeds is None else {"num_seeds": num_seeds}
+    if not is_integer(prefetch) or prefetch < 0:
+        problems.append(f"'prefetch' must be an integer of at least 0; got {prefetch!r}")
     problems += [
         f"'{name}' must be an integer of at least 1; got {count!r}"
         for name, count in counts.items()

@@ -14,6 +14,7 @@ import numpy as np
 from ...ppl._show import shown
 from ...ppl.language import as_arguments, check_proposed_cells, joined, misses, parted
 from ...ppl.traces import check_match
+from .._arguments import plain_arrays
 from ._predictive import map_keys, predictive
 from .storage import export_fit, load_fit, save_fit
 
@@ -350,7 +351,7 @@ class Fit:
 
     def _args_or_stored(self, args: tuple | None, method: str) -> tuple:
         if args is not None:
-            return args
+            return plain_arrays(args)
         if self.args is None:
             raise ValueError(
                 f"Fit.{method} has no arguments: they came from an iterable or were not saved. Pass the arguments of the "

@@ -25,7 +25,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl.language import as_arguments
 from ...ppl.strategies import as_strategy
-from .._arguments import Arguments
+from .._arguments import Arguments, plain_arrays
 from ._fit_result import Fit
 
 Array = jax.Array
@@ -159,7 +159,7 @@ def fit_fixed_draws(
     check_counts("fit_fixed_draws", 2, num_draws=num_draws)
     check_counts("fit_fixed_draws", num_starts=num_starts, max_steps=max_steps)
     draw_key, start_key = jax.random.split(typed_key(key))
-    args = as_arguments(args)
+    args = plain_arrays(as_arguments(args))
     first = objective.init(start_key, *args) if params is None else params
     _check_strategies(objective, first, args)
     bound = _Bound(objective, args, draw_key, num_draws)

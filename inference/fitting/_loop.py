@@ -20,9 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ...ppl.estimation import known_data
 from .._arguments import shapes
-from ._data import Source
 from ._optimizer import Optimizer, apply, average_step, trained_leaves
 from ._settling import is_done
+from .data import Source
 
 MAX_CONSECUTIVE_SKIPS = 100
 
@@ -129,7 +129,8 @@ def compile_steps(config: Config, donate: bool) -> Any:
             def one_step(carry, key, order, index):
                 args = config.source.batch(data, order, index, first_step + index)
                 step = first_step + index
-                return _step(config, carry, jax.random.fold_in(key, step), step, args)
+                weight = config.source.weight(data)
+                return _step(config, carry, jax.random.fold_in(key, step), step, args, weight)
 
             return jax.lax.while_loop(lambda s: (s[0] < end) & ~is_over(s), step, loop)
 
@@ -149,10 +150,12 @@ def compile_steps(config: Config, donate: bool) -> Any:
     return jax.jit(run, donate_argnums=(0,) if donate else ())
 
 
-def _step(config: Config, carry: Carry, key: jax.Array, step: Any, args: tuple):
+def _step(config: Config, carry: Carry, key: jax.Array, step: Any, args: tuple, weight: float):
     params = carry.params
     with known_data():
         value, grads, state = config.objective.step(params, carry.state, key, *args)
+    if weight != 1:
+        grads = jax.tree.map(lambda g: weight * g, grads)
     moved, opt_state = apply(config.optimizer, params, carry.opt_state, grads, value, config.sign)
     average = carry.average
     if config.average is not None:
