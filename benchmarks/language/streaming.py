@@ -1,9 +1,9 @@
 """Question: does `fit` from a file keep up with the memory that the rows pass through?
 
 A linear regression of 15 slopes on rows of 16 float32 numbers, which lie in a memory-mapped file of 1 GB; batches are blocks of
-8,192 rows in an order drawn anew for each pass, ten passes stand for a file of 10 GB. Beside each pass, in pauses of the same run,
-the same rows are copied from memory into a buffer, block by block: that is the reading speed. Variants: the file read ahead by
-a thread (default), the file read between device calls (prefetch=0), the rows in memory read ahead; and one batch that stays on
+8,192 rows in an order drawn anew for each pass, ten passes stand for a file of 10 GB. Beside each pass, in pauses of the same
+run, the same rows are copied from memory into a buffer, block by block: that is the reading speed. Variants: the file read ahead
+by a thread (default), the file read between device calls (prefetch=0), the rows in memory read ahead; and one batch that stays on
 the device, which is what the steps cost by themselves. Figures are medians over the passes of paired ratios (pass of `fit` /
 pass of copying), with a 95% bootstrap interval. The file is in the page cache of the system after the pass that writes it: where
 it is larger than memory, the disk's own speed is the bound.

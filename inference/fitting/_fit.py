@@ -114,9 +114,9 @@ def fit(
         mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
             iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device
             up to rounding.
-        prefetch: stacks of up to 16 batches of an iterable that a thread reads ahead, and moves to the device, while the caller's
-            thread waits; never beyond `num_steps`. 0 reads in the caller's thread, as loaders need that are tied to it
-            (a database connection) or that callbacks change on the way.
+        prefetch: stacks of batches (16 to 64, those in 32 MB) of an iterable that a thread reads ahead, and moves to the device,
+            while the caller's thread waits; never beyond `num_steps`. 0 reads in the caller's thread, as loaders need that are
+            tied to it (a database connection) or that callbacks change on the way.
         progress: show a progress bar with the running value; where there is no terminal or notebook, a line now and then.
 
     Returns:

@@ -20,20 +20,26 @@ from jax.sharding import PartitionSpec
 
 from ..._arguments import Arguments, plain_arrays
 from ._ahead import Ahead
+from ._buffers import Buffers
 from ._interface import Source
 from ._reader import LoaderState, Reader, as_args
 from ._sharding import check_divisible, constrain, put, with_leading
 
-_LENGTH = 16  # batches in a stack: bounds the memory
+_LENGTHS = (
+    16,
+    64,
+)  # batches in a stack, at least and at most: each device call costs the host about a millisecond
+_BYTES = 2**25  # of a stack of more than the least
 _SECONDS = 0.1  # after which a stack is handed over half full, if it is waited for
 
 
 class _Stack(NamedTuple):
-    """Arrays of shape [length, *batch], how many batches they hold, and from where these can be read again."""
+    """Arrays of shape [length, *batch], how many batches they hold, from where these can be read again, and their memory."""
 
     arrays: list[Any]
     size: int
     origin: LoaderState
+    buffers: list[np.ndarray]
 
 
 class Batches(Source):
@@ -48,8 +54,6 @@ class Batches(Source):
         prefetch: stacks that a thread reads ahead; 0 for no thread.
     """
 
-    steps_per_call = _LENGTH
-
     def __init__(self, iterable: Iterable, prefetch: int = 0):
         self._reader, self._prefetch = Reader(iterable), prefetch
         origin = LoaderState(self._reader.get_state(), 0)
@@ -60,9 +64,12 @@ class Batches(Source):
         self.split = Arguments(args)
         self._first = self.split.arrays(args)
         self.shapes = _shapes(self._first)
+        num_bytes = sum(_dtype(a).itemsize * int(np.size(a)) for a in self._first)
+        self.steps_per_call = int(np.clip(_BYTES // max(num_bytes, 1), *_LENGTHS))
+        self._buffers = Buffers()
         self._num_taken = 0  # into stacks
         self._held: list | None = self._first  # read, and in no stack yet
-        self._stack, self._used = _Stack([], 0, origin), 0
+        self._stack, self._used = _Stack([], 0, origin, []), 0
         self._origin = origin  # of the next stack, while a batch is held
         self._mesh: Any = None
         self._sharded: list[bool] = []
@@ -70,7 +77,7 @@ class Batches(Source):
         self._other: list[str] = []  # shapes of batches with fewer rows
         self._check_plates, self._is_checked = (lambda args: None), False
         self._ahead: Ahead | None = None
-        self._wanted = _LENGTH
+        self._wanted = self.steps_per_call
 
     def set_sharding(self, mesh: jax.sharding.Mesh, batch_sizes: Iterable[int]) -> None:
         """Shard the leaves whose leading axis is one of `batch_sizes`."""
@@ -92,6 +99,8 @@ class Batches(Source):
             if not self._is_checked and self.weight(data) != 1:
                 self._check_plates(self.batch(data, (), 0, 0))
                 self._is_checked = True
+            # The device calls with the stack before have ended: their results were waited for.
+            self._buffers.give_back(self._stack.buffers)
             self._stack, self._used = stack, 0
         begin = self._used
         count = min(num_steps, self._stack.size - begin)
@@ -121,7 +130,7 @@ class Batches(Source):
         if state is not None:
             self._reader.set_state(state.state)
             self._held, self._num_taken = None, state.num_read
-            self._stack = _Stack([], 0, state)
+            self._stack = _Stack([], 0, state, [])
         while self._num_taken < num_steps:
             if self._take() is None:
                 raise ValueError(
@@ -160,7 +169,7 @@ class Batches(Source):
             if self._held is None:
                 with turn():
                     self._origin = LoaderState(self._reader.get_state(), self._num_taken)
-            while len(items) < _LENGTH and self._num_taken < self._limit:
+            while len(items) < self.steps_per_call and self._num_taken < self._limit:
                 try:
                     with turn():
                         self._hold()
@@ -185,20 +194,20 @@ class Batches(Source):
         return ahead.is_awaited and time.monotonic() - began > _SECONDS
 
     def _stacked(self, items: list[list]) -> _Stack:
-        length = 1 if self._has_fewer_rows(items[0]) else _LENGTH
-        stacks = []
-        for leaf in zip(*items, strict=True):
-            like = np.asarray(leaf[0])
-            stack = np.zeros((length, *like.shape), _dtype(like))
-            for number, array in enumerate(leaf):
-                stack[number] = array
-            stacks.append(stack)
-        return _Stack(self._to_device(stacks, length), len(items), self._origin)
+        length = 1 if self._has_fewer_rows(items[0]) else self.steps_per_call
+        first = [np.asarray(array) for array in items[0]]
+        shapes = [(length, *array.shape) for array in first]
+        buffers = self._buffers.take(shapes, [_dtype(array) for array in first])
+        for number, arrays in enumerate(items):
+            for buffer, array in zip(buffers, arrays, strict=True):
+                buffer[number] = array
+        arrays = self._to_device(buffers, length)
+        return _Stack(arrays, len(items), self._origin, buffers)
 
     def _to_device(self, stacks: list[Any], length: int) -> list[Any]:
         if self._mesh is None:
             return [jax.device_put(stack) for stack in stacks]
-        sharded = self._sharded if length == _LENGTH else [False] * len(stacks)
+        sharded = self._sharded if length > 1 else [False] * len(stacks)
         spec = PartitionSpec(None, self._mesh.axis_names)
         return put(stacks, self._mesh, sharded, spec)
 

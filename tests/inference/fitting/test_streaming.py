@@ -140,10 +140,10 @@ def test_reading_ahead_is_bounded():
             yield (X[:4],)
 
     look = lambda info: ahead.append(read[0] - info.step)
-    options = {"callbacks": [look], "callback_every": 10, "num_steps": 400}
+    options = {"callbacks": [look], "callback_every": 10, "num_steps": 1000}
     run(counted(), plate_sizes={"rows": 12}, prefetch=2, **options)
     # One stack in use, two that wait, one in the making.
-    assert 16 < max(ahead) <= 4 * 16
+    assert 64 < max(ahead) <= 4 * 64
 
 
 @PREFETCHES
