@@ -88,6 +88,8 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
         raise ValueError(
             "to_arviz: argument 'key' is missing: a fit has no draws yet. Pass key=jax.random.key(0)."
         )
+    if fit.num_seeds is not None:
+        return _from_seeds(fit, keys, num_samples, args, batch_size)
     model, guide = fit.model, fit.guide
     if model is None or guide is None:
         raise ValueError(
@@ -112,7 +114,35 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
         stats["log_weight"] = draws.log_p - draws.log_q
     return Source(
         draws.choices, "from the guide", model, args, stats, {"deterministic": draws.deterministic},
-        Content(sites=draws.sites), no_weight=draws.no_weight, attrs={"objective": fit.label},
+        Content(sites=draws.sites), no_weight=draws.no_weight,
+        attrs={"objective": fit.label, "chains": "one run, so that R-hat says nothing of its fit"},
+    )  # fmt: skip
+
+
+def _from_seeds(
+    fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_size: int
+) -> Source:
+    """The draws of each seed's guide as a chain: R-hat then tells whether the seeds found the same."""
+    known = fit.args if args is None else args
+    model = fit.objective.model
+    own = [] if model is None or known is None else list(model.init(jax.random.key(0), *known))
+    if own:
+        raise ValueError(
+            f"to_arviz: this fit holds {fit.num_seeds} runs, each with a model of its own: its parameters are {own}. Choose a "
+            "run, fit.best() or fit.seed(0), or fit a model without parameters."
+        )
+    parts = [
+        _from_fit(
+            fit.seed(s), {**keys, "guide": jax.random.fold_in(keys["guide"], s)}, num_samples, args, batch_size
+        )
+        for s in range(fit.num_seeds)
+    ]  # fmt: skip
+    chain = lambda *arrays: np.concatenate(arrays)
+    stack = lambda field: jax.tree.map(chain, *(getattr(p, field) for p in parts))
+    text = "one for each seed: R-hat compares what they found, and not how a chain moves"
+    return dataclasses.replace(
+        parts[0], choices=stack("choices"), stats=stack("stats"), given=stack("given"),
+        num_chains=fit.num_seeds, attrs={**parts[0].attrs, "chains": text},
     )  # fmt: skip
 
 
