@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ from ._loop import Carry, Config, initial_carry, strong
 from ._optimizer import FROZEN, is_optimizer, make_optimizer
 from ._train import Plan, Training
 from .data import is_iterable_of_batches, make_source
+from .stationarity import Averaging, averaged, noise_shares, summary
 from .storage import fingerprint, load
 
 _MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
@@ -50,7 +52,7 @@ def fit(
     plate_sizes: Mapping[str, float] | None = None,
     params: Mapping[str, Any] | None = None,
     num_seeds: int | None = None,
-    average: float | Literal["polyak"] | None = None,
+    average: float | Literal["polyak", "stationary"] | None = None,
     on_nonfinite: Literal["raise", "skip"] = "raise",
     callbacks: Sequence[Callable[[FitInfo], Any]] = (),
     callback_every: int = 100,
@@ -97,7 +99,10 @@ def fit(
             up to rounding; it has its own initial parameters, noise and order of data. Results get a leading seed axis.
         average: report the average of the iterates instead of the last one: "polyak" for the uniform mean, or a decay d in (0,
             1) for the exponential mean, normalised so that the starting point leaves no trace. Taken on the unconstrained
-            parameters.
+            parameters. "stationary" begins once the value has settled (the rule of `fitting.settling`), at full pace, and ends
+            with the run; without `num_steps` after as many steps again, at least 1,000, and begins anew as long as R-hat of the
+            iterates is above 1.1. `Fit.averaging` has the spread of the iterates, the error of their average, and both beside
+            the posterior's width; the summary tells.
         on_nonfinite: what to do when the value, a trained parameter's gradient or its new value is not finite. "raise": stop
             and name what broke; "skip": leave parameters, optimiser and state as they were, and count. After 100 skipped steps
             in a row (of every seed) "skip" raises too.
@@ -138,7 +143,8 @@ def fit(
         >>> result = fit(elbo(model, guide), optax.adam(1e-2), (x,), num_steps=1000, key=key)  # doctest: +SKIP
         >>> result.guide, result.history["value"][-1]  # doctest: +SKIP
 
-    Reference: random reshuffling, arXiv:2006.05988; averaging, Polyak and Juditsky (1992).
+    Reference: random reshuffling, arXiv:2006.05988; averaging, Polyak and Juditsky (1992); of
+    stationary iterates, Dhaka et al. 2020, arXiv:2009.00666, and Welandawe et al. 2022, arXiv:2203.15945.
     """
     is_model = isinstance(objective, Program | FunctionType)
     _check_types(None if is_model else objective, optimizer, args, callbacks, mesh, average)
@@ -161,20 +167,23 @@ def fit(
     params = initial_params(scaled, params, keys, num_seeds, init_args)
     one: Any = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     if optimizer is None:
-        optimizer = default_optimizer(one, num_steps)
+        optimizer = default_optimizer(one, None if average == "stationary" else num_steps)
         reasons |= {"optimizer": RATES}
     if settles:
-        reasons |= {"steps": "until the value has settled"}
+        more = ", and as many again for the average" if average == "stationary" else ""
+        reasons |= {"steps": "until the value has settled" + more}
+    ending = "watches" if average == "stationary" else "settles" if settles else None
     if progress and reasons:
         report(reasons)
     config = Config(
         objective=scaled,
-        optimizer=make_optimizer(optimizer, one, settles=settles),
+        optimizer=make_optimizer(optimizer, one, ending=ending, num_steps=num_steps),
         source=source,
         average=average,
         on_nonfinite=on_nonfinite,
         num_seeds=num_seeds,
         mesh=mesh,
+        num_steps=num_steps,
         max_steps=min(_MAX_STEPS_PER_CALL, source.steps_per_call, max(num_steps or 1000, 1)),
     )
     start = lambda key, params: initial_carry(config, key, params, init_args)
@@ -189,9 +198,16 @@ def fit(
 
     def make_fit(carry: Carry, values: np.ndarray, step: int, reason: Any) -> Fit:
         is_single = num_seeds is None
+        params, averaging = carry.params, None
+        if average == "stationary":
+            params = config.over_seeds(averaged)(carry.average, carry.params)
+            averaging = config.over_seeds(summary)(carry.average)
+            averaging = dataclasses.replace(averaging, noise=_noise(params, averaging))
+        elif average is not None:
+            params = carry.average
         return Fit(
             objective=objective,
-            params=carry.params if average is None else carry.average,
+            params=params,
             last_params=carry.params,
             state=carry.state,
             history={"value": values},
@@ -201,7 +217,18 @@ def fit(
             num_seeds=num_seeds,
             stop_reason=reason,
             example=None if stored_args is not None else shapes_of(init_args),
+            averaging=averaging,
         )
+
+    def _noise(params: Any, averaging: Averaging) -> dict[str, tuple[float, float]]:
+        guide = getattr(objective, "guide", None)
+        if not isinstance(guide, Program) or num_seeds is not None or averaging.start < 0:
+            return {}
+        shares = [
+            noise_shares(guide, params, deviations, key, init_args)
+            for deviations in (averaging.spread, averaging.error)
+        ]
+        return {name: (shares[0][name], shares[1][name]) for name in shares[0]}
 
     if stopped and callbacks:
         return make_fit(carry, values, step, "callback")
@@ -256,9 +283,9 @@ def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
         )
     if mesh is not None and not isinstance(mesh, Mesh):
         problems.append(f"'mesh' must be a jax.sharding.Mesh; got {type(mesh).__name__}")
-    if not (average is None or average == "polyak" or isinstance(average, float)):
+    if not (average in (None, "polyak", "stationary") or isinstance(average, float)):
         problems.append(
-            f"'average' must be None, 'polyak' or a decay such as 0.999; got {average!r}"
+            f"'average' must be None, 'polyak', 'stationary' or a decay such as 0.999; got {average!r}"
         )
     if problems:
         raise TypeError("fit: argument " + ";\nargument ".join(problems) + ".")

@@ -22,7 +22,7 @@ from ._callbacks import FitInfo, wants_stop, with_state
 from ._loop import MAX_CONSECUTIVE_SKIPS, Carry, Config, compile_steps, step_args, step_key
 from ._nonfinite import NonFiniteError, diagnose
 from ._progress import progress_bar
-from ._settling import is_done
+from .stationarity import is_done
 from .storage import Checkpoint, save
 
 _SECONDS_PER_CALL = 0.3
@@ -129,7 +129,7 @@ class Training:
         return "settled" if self._is_settled() else "num_steps"
 
     def _is_settled(self) -> bool:
-        done = is_done(self._carry.opt_state)
+        done = is_done((self._carry.opt_state, self._carry.average))
         return done is not None and bool(np.all(np.asarray(done)))
 
     def _advance(self, bar: Any) -> bool:
