@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import biject_to
-from numpyro.primitives import Messenger
 
 from ... import ppl
-from ...ppl.densities import Eliminated
 from ...ppl.language import as_arguments
 from .._arguments import Arguments
+from ..particles.moves import transforms_of
 from ._draws import describe, whole
 from ._summed import likelihoods
 
@@ -73,7 +71,15 @@ def moment_matching(
     flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in draws.items()}
     sites = describe(program, jax.random.key(0), flat, args)
     latents = {n: flat[n] for n in sites.latents}
-    transforms = {n: biject_to(s) for n, s in _supports(program, args).items() if n in latents}
+    discrete = [n for n, x in latents.items() if not np.issubdtype(x.dtype, np.floating)]
+    if discrete:
+        raise ValueError(
+            f"moment_matching: sites {discrete} are discrete, and draws are moved along R^d. Sum them out: "
+            f"ppl.eliminate(model, {discrete})."
+        )
+    transforms = transforms_of(
+        "moment_matching", program, args, {n: x[0] for n, x in latents.items()}
+    )
     parts = {n: transforms[n].inv(jnp.asarray(x)) for n, x in latents.items()}
     shapes = {n: x.shape[1:] for n, x in parts.items()}
     _, unravel = jax.flatten_util.ravel_pytree({n: x[0] for n, x in parts.items()})
@@ -125,41 +131,6 @@ def _over_draws(fn: Callable[..., Array], args: tuple) -> Callable[..., Any]:
 
 def _coords(upars: Any) -> dict[Any, Any]:
     return {d: upars.coords[d] for d in upars.dims[:-1] if d in upars.coords}
-
-
-def _supports(program: ppl.Program, args: tuple) -> dict[str, Any]:
-    """The supports of all latent sites, which must be fixed."""
-    inner = program.program if isinstance(program, Eliminated) else program
-
-    class Supports(Messenger):
-        def process_message(self, msg: Any) -> None:
-            if msg["type"] == "sample" and not msg["is_observed"]:
-                found.setdefault(msg["name"], msg["fn"].support)
-
-    found: dict[str, Any] = {}
-
-    def run(*args: Any, **kwargs: Any) -> None:
-        with Supports():
-            inner(*args, **kwargs)
-
-    split = Arguments(args)
-    draw = lambda key, arrays: ppl.Program(run).simulate(key, *split.join(arrays)).choices
-    jax.eval_shape(draw, jax.random.key(0), split.arrays(args))
-    summed = program.sites if isinstance(program, Eliminated) else ()
-    for name, support in found.items():
-        if name in summed:
-            continue
-        if support.is_discrete:
-            raise ValueError(
-                f"moment_matching: site '{name}' is discrete, and draws are moved along R^d. Sum it out: "
-                f"ppl.eliminate(model, '{name}')."
-            )
-        if not all(isinstance(x, int | float | np.ndarray) for x in jax.tree.leaves(support)):
-            raise ValueError(
-                f"moment_matching: the support of site '{name}' is computed, so that its unconstrained space may depend on other "
-                "sites. Give it fixed bounds (Python numbers or NumPy arrays), or transform a site that has."
-            )
-    return {n: s for n, s in found.items() if n not in summed}
 
 
 def _observed(

@@ -63,7 +63,7 @@ class Averaging:
         error: parameters -> standard error of their average, from batch means.
         r_hat: the largest over parameters, of 20 blocks taken for chains; NaN with fewer than 40 iterates.
         noise: site -> (noise of an iterate, noise of the average), each the largest over coordinates of the standard deviation
-            over the posterior's. Of one run with a guide; else empty.
+            over that of the guide's draws. Of one run with a guide; else empty.
     """
 
     start: Any
@@ -86,12 +86,12 @@ class Averaging:
         return text if np.max(self.r_hat) <= R_HAT else f"{text}: above {R_HAT}, take more steps"
 
     def noise_text(self) -> str | None:
-        """Noise of iterates and of their average, in posterior standard deviations; what to do where it is too much."""
+        """Noise of iterates and of their average, in standard deviations of the guide; what to do where it is too much."""
         if not self.noise:
             return None
         site = max(self.noise, key=lambda n: self.noise[n])
         one, mean = self.noise[site]
-        text = f"'{site}': {one:.2g} posterior sd in iterates, {mean:.2g} in their average"
+        text = f"'{site}': {one:.2g} of the guide's sd in iterates, {mean:.2g} in their average"
         if one > NOISE[0]:
             return f"{text}. So much biases widths: lower the rate"
         return text if mean <= NOISE[1] else f"{text}. Take more steps"

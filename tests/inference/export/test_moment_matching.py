@@ -81,7 +81,7 @@ def test_a_repaired_leave_one_out_is_nearer_to_the_exact_one():
 def test_what_cannot_be_moved_is_refused():
     draws = {"mu": np.zeros(3), "sd": np.ones(3), "k": np.zeros((3, len(Y)), int)}
     tree = inference.to_arviz(draws, model=model, args=(Y,), groups=("log_likelihood",))
-    with pytest.raises(ValueError, match=r"site 'k' is discrete.*ppl.eliminate\(model, 'k'\)"):
+    with pytest.raises(ValueError, match=r"sites \['k'\] are discrete.*ppl.eliminate"):
         inference.moment_matching(tree, model, (Y,))
 
     def moving(y):
@@ -90,7 +90,7 @@ def test_what_cannot_be_moved_is_refused():
         ppl.sample("y", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1), obs=y)
 
     tree = inference.to_arviz({"top": np.ones(3), "mu": 0.5 * np.ones(3)}, model=moving, args=(Y,))
-    with pytest.raises(ValueError, match="support of site 'mu' is computed"):
+    with pytest.raises(ValueError, match="moment_matching: the support of one of the sites"):
         inference.moment_matching(tree, moving, (Y,))
     with pytest.raises(ValueError, match=r"var_name='z', and the observed sites.*\['y'\]"):
         inference.moment_matching(tree_of(np.zeros(3), np.ones(3)), PROGRAM, (Y,), var_name="z")
