@@ -45,8 +45,8 @@ class AffineCoupling(Transform):
     Reference: Dinh, Sohl-Dickstein and Bengio 2017, arXiv:1605.08803, equations 7 and 8.
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
+    domain = constraints.real_vector  # pyright: ignore[reportAssignmentType]
+    codomain = constraints.real_vector  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, net: Any, kept: np.ndarray, context: Array | None = None) -> None:
         self.net, self.kept, self.context = net, kept, context

@@ -135,14 +135,14 @@ def _from_seeds(
         _from_fit(
             fit.seed(s), {**keys, "guide": jax.random.fold_in(keys["guide"], s)}, num_samples, args, batch_size
         )
-        for s in range(fit.num_seeds)
+        for s in range(fit.num_seeds or 0)
     ]  # fmt: skip
     chain = lambda *arrays: np.concatenate(arrays)
     stack = lambda field: jax.tree.map(chain, *(getattr(p, field) for p in parts))
     text = "one for each seed: R-hat compares what they found, and not how a chain moves"
     return dataclasses.replace(
         parts[0], choices=stack("choices"), stats=stack("stats"), given=stack("given"),
-        num_chains=fit.num_seeds, attrs={**parts[0].attrs, "chains": text},
+        num_chains=len(parts), attrs={**parts[0].attrs, "chains": text},
     )  # fmt: skip
 
 

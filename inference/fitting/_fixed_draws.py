@@ -159,14 +159,14 @@ def fit_fixed_draws(
     check_counts("fit_fixed_draws", 2, num_draws=num_draws)
     check_counts("fit_fixed_draws", num_starts=num_starts, max_steps=max_steps)
     draw_key, start_key = jax.random.split(typed_key(key))
-    args = plain_arrays(as_arguments(args))
-    first = objective.init(start_key, *args) if params is None else params
-    _check_strategies(objective, first, args)
-    bound = _Bound(objective, args, draw_key, num_draws)
+    arguments: tuple = plain_arrays(as_arguments(args))
+    first = objective.init(start_key, *arguments) if params is None else params
+    _check_strategies(objective, first, arguments)
+    bound = _Bound(objective, arguments, draw_key, num_draws)
     starts = [first]
     if params is None:
         keys = jax.random.split(start_key, num_starts)
-        starts += [objective.init(k, *args) for k in keys[1:]]
+        starts += [objective.init(k, *arguments) for k in keys[1:]]
     run = jax.jit(lambda params: _climb(bound.loss, params, max_steps, tolerance))
     runs = [run(start) for start in starts]
     ends = [float(r[1]) for r in runs]
@@ -181,9 +181,9 @@ def fit_fixed_draws(
     _check_gradient(bound, params)
     return FixedDrawsFit(
         objective=objective, params=params, last_params=params,
-        state=objective.init_state(params, start_key, *args),
+        state=objective.init_state(params, start_key, *arguments),
         history={"value": -sign * np.asarray(losses)[: int(steps)]},
-        args=args, steps=int(steps), num_skipped=0, num_seeds=None,
+        args=arguments, steps=int(steps), num_skipped=0, num_seeds=None,
         stop_reason="settled" if float(norm) <= tolerance else "num_steps",
         key=draw_key, num_draws=num_draws, gradient_norm=float(norm),
         values=-sign * np.array([float(r[1]) for r in runs]),

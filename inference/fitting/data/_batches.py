@@ -154,7 +154,7 @@ class Batches(Source):
         return contextlib.nullcontext() if self._ahead is None else self._ahead.waiting()
 
     def _next_stack(self) -> _Stack | None:
-        if self._prefetch == 0:
+        if self._stacks is not None:
             return next(self._stacks, None)
         if self._ahead is None:
             self._ahead = Ahead(self._make_stacks, self._prefetch)

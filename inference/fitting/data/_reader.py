@@ -19,8 +19,8 @@ class Reader:
     """An iterable that can be iterated again (a list, a data loader) starts anew at its end; an iterator has one."""
 
     def __init__(self, iterable: Iterable):
-        self._iterable = iterable
-        self._iterator = iter(iterable)
+        self._iterable: Any = iterable
+        self._iterator: Any = iter(iterable)
         self._is_one_shot = self._iterator is iterable
 
     def next(self) -> Any:

@@ -32,7 +32,7 @@ def check_divisible(mesh: Any, sharded: list[bool], arrays: list[Any], what: str
 
 def put(arrays: list[Any], mesh: Any, sharded: list[bool], spec: PartitionSpec) -> list[jax.Array]:
     return [
-        jax.deviceput(array, NamedSharding(mesh, spec if shard else PartitionSpec()))
+        jax.device_put(array, NamedSharding(mesh, spec if shard else PartitionSpec()))
         for array, shard in zip(arrays, sharded, strict=True)
     ]
 

@@ -27,7 +27,7 @@ def watching(optimizer: Any, num_steps: int | None) -> Any:
     # A fixed number of steps is no reason to take the last ones for stationary.
     most = MAX_STEPS if num_steps is None else num_steps + 1
 
-    def update(updates: Any, state: WatchingState, params: Any = None, **extra: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         loss = jnp.asarray(extra["value"], float)
         return updates, WatchingState(inner, noticed(state.seen, loss, max_steps=most))

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import optax
 import pandas as pd
 import pytest
 from _fit_fakes import Objective, Params
+from _on_mesh import environment
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting._fit import fit
@@ -295,3 +298,23 @@ def test_times_are_no_numbers():
     times = pd.Series(pd.to_datetime(["2020-01-01", "2020-01-02"]))
     with pytest.raises(TypeError, match=r"shape \[2\] holds datetime64.*Subtract an origin"):
         run((times,))
+
+
+@pytest.mark.slow  # a process of its own
+def test_over_a_mesh_a_smaller_batch_is_on_every_device():
+    program = """
+import jax, numpy as np, optax
+from _fit_fakes import Objective
+from lapilli.inference.fitting._fit import fit
+X = np.linspace(0.5, 3.0, 14, dtype=np.float32)
+batches = [(X[i : i + 4],) for i in (0, 4, 8, 12)]
+options = {"num_steps": 12, "key": jax.random.key(0), "progress": False, "plate_sizes": {"rows": 14}}
+one = fit(Objective(), optax.adam(1e-2), batches, **options)
+two = fit(Objective(), optax.adam(1e-2), batches, mesh=jax.make_mesh((2,), ("data",)), **options)
+np.testing.assert_allclose(two.history["value"], one.history["value"], rtol=1e-5)
+print("equal")
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment(2), capture_output=True, text=True
+    )
+    assert run.stdout == "equal\n", run.stderr
