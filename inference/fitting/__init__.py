@@ -13,6 +13,9 @@ Without noise
     fit_fixed_draws         L-BFGS on a bound whose draws are fixed once; standard errors, linear response
     FixedDrawsFit           what it returns
 
+Starts
+    pathfinder              parameters near the Normal that Pathfinder finds (BlackJAX)
+
 Callbacks
     EarlyStopping           stop where the objective no longer improves
     KeepBest                keep the parameters for which a validation loss is least
@@ -30,6 +33,7 @@ from ._fit_result import Fit as Fit, Posterior as Posterior
 from ._fixed_draws import FixedDrawsFit as FixedDrawsFit, fit_fixed_draws as fit_fixed_draws
 from ._keep_best import KeepBest as KeepBest
 from ._nonfinite import NonFiniteError as NonFiniteError
+from ._pathfinder import pathfinder as pathfinder
 from .stationarity import Averaging as Averaging, settling as settling
 
 __all__ = [
@@ -38,6 +42,7 @@ __all__ = [
     "Averaging",
     "fit_fixed_draws",
     "FixedDrawsFit",
+    "pathfinder",
     "EarlyStopping",
     "KeepBest",
     "LogEvery",

@@ -167,7 +167,7 @@ def fit_fixed_draws(
     if params is None:
         keys = jax.random.split(start_key, num_starts)
         starts += [objective.init(k, *arguments) for k in keys[1:]]
-    run = jax.jit(lambda params: _climb(bound.loss, params, max_steps, tolerance))
+    run = jax.jit(lambda params: climb(bound.loss, params, max_steps, tolerance))
     runs = [run(start) for start in starts]
     ends = [float(r[1]) for r in runs]
     if np.isnan(ends).all():
@@ -239,7 +239,7 @@ class _Bound:
         return jnp.asarray((vectors / values) @ vectors.T, flat.dtype)
 
 
-def _climb(loss: Callable[[Any], Array], params: Any, max_steps: int, tolerance: float) -> Any:
+def climb(loss: Callable[[Any], Array], params: Any, max_steps: int, tolerance: float) -> Any:
     """(params, loss, norm of the gradient, steps, losses) after L-BFGS."""
     import optax
 
