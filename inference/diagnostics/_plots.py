@@ -1,11 +1,10 @@
-"""Pictures of a run, of weights and of a calibration. Matplotlib loads on use."""
+"""Pictures of a run, of weights and of a calibration. Matplotlib and scipy.stats load on use."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import binom
 
 from ._calibration import Calibration
 from ._weights import ImportanceDiagnostics
@@ -146,7 +145,7 @@ def _plot_ranks(axis: Any, ranks: np.ndarray, num_draws: int) -> None:
     edges = np.round(np.linspace(0, num_draws + 1, num_bins + 1)) - 0.5
     counts = np.mean([np.histogram(column, edges)[0] for column in ranks.T], 0)
     probs = np.diff(edges) / (num_draws + 1)
-    low, high = binom.interval(0.99, len(ranks), probs)
+    low, high = _interval(len(ranks), probs)
     axis.stairs(counts, edges, fill=True, color="C0", alpha=0.7)
     axis.stairs(high, edges, baseline=low, fill=True, color="0.5", alpha=0.35)
     axis.set_ylim(0, 1.15 * max(counts.max(), high.max()))
@@ -157,12 +156,19 @@ def _plot_coverage(axis: Any, ranks: np.ndarray, num_draws: int) -> None:
     out = np.arange(0, (num_draws + 1) // 2)
     level = 1 - 2 * out / (num_draws + 1)
     inside = (ranks >= out[:, None, None]) & (ranks <= num_draws - out[:, None, None])
-    low, high = np.array(binom.interval(0.99, len(ranks), level)) / len(ranks)
+    low, high = _interval(len(ranks), level) / len(ranks)
     axis.fill_between(level, low - level, high - level, color="0.5", alpha=0.35, lw=0)
     axis.plot(level, inside.mean((1, 2)) - level, color="C0")
     axis.axhline(0.0, color="0.3", lw=0.8)
     largest = 1.1 * max(np.abs(inside.mean((1, 2)) - level).max(), (high - level).max())
     axis.set_ylim(-largest, largest)
+
+
+def _interval(number: int, probs: np.ndarray) -> np.ndarray:
+    """Low and high ends of where 99% of binomial counts lie."""
+    from scipy.stats import binom  # on use: a fifth of a second
+
+    return np.array(binom.interval(0.99, number, probs))
 
 
 def _blocks(values: np.ndarray) -> tuple[np.ndarray, ...]:
