@@ -25,10 +25,8 @@ from ._interface import Source
 from ._reader import LoaderState, Reader, as_args
 from ._sharding import check_divisible, constrain, put, with_leading
 
-_LENGTHS = (
-    16,
-    64,
-)  # batches in a stack, at least and at most: each device call costs the host about a millisecond
+# Batches in a stack, at least and at most: each device call costs the host about a millisecond.
+_LENGTHS = 16, 64
 _BYTES = 2**25  # of a stack of more than the least
 _SECONDS = 0.1  # after which a stack is handed over half full, if it is waited for
 

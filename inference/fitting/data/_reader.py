@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -33,11 +34,12 @@ class Reader:
 
     def get_state(self) -> Any:
         """What Grain's iterators and PyTorch's stateful loaders say of where they stand; None of others."""
+        state = None
         if hasattr(self._iterator, "get_state") and hasattr(self._iterator, "set_state"):
-            return self._iterator.get_state()
-        if hasattr(self._iterable, "state_dict") and hasattr(self._iterable, "load_state_dict"):
-            return self._iterable.state_dict()
-        return None
+            state = self._iterator.get_state()
+        elif hasattr(self._iterable, "state_dict") and hasattr(self._iterable, "load_state_dict"):
+            state = self._iterable.state_dict()
+        return copy.deepcopy(state)  # it is kept while the loader reads on, and may be its own
 
     def set_state(self, state: Any) -> None:
         """Go on from there."""

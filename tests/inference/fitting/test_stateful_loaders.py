@@ -176,3 +176,25 @@ def test_bytes_are_a_state(tmp_path, whole):
     path = tmp_path / "run.npz"
     train(Bytes(), path, num_steps=21)
     assert train(Bytes(), path).params == whole.params
+
+
+def test_a_state_that_the_loader_goes_on_to_change_is_copied(tmp_path, whole):
+    class Live(Stream):
+        """Hands out the very object that it counts in."""
+
+        def __init__(self):
+            super().__init__()
+            self.state = {}
+
+        def get_state(self):
+            self.state.update(super().get_state())
+            return self.state
+
+        def __next__(self):
+            batch = super().__next__()
+            self.state.update(super().get_state())
+            return batch
+
+    path = tmp_path / "run.npz"
+    train(Live(), path, num_steps=21)
+    assert train(Live(), path).params == whole.params
