@@ -75,9 +75,9 @@ def to_arviz(
             parameters); a mapping from site to draws [S, ...]; a `Trace` with a leading axis S, as
             `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult`, `SMC2Result`,
             `TemperedResult`, `IslandsResult` or `LiuWestResult`, resampled to equal weights, with attributes log_evidence,
-            min_ess and, where it is said, what the evidence is; a `PMMHResult`, of chains if it has two leading
-            axes, with sample_stats log_joint and is_accepted; a `ParticleGibbsResult` of a
-            program; or a NumPyro MCMC after its run, read by ArviZ itself.
+            log_evidence_std_error (where the run's genealogy shows it), min_ess and, where it is said, what the evidence is; a
+            `PMMHResult`, of chains if it has two leading axes, with sample_stats log_joint and is_accepted; a
+            `ParticleGibbsResult` of a program; or a NumPyro MCMC after its run, read by ArviZ itself.
         key: PRNG key; needed to draw from a guide, for predictions and for the prior.
         num_samples: draws from the guide, the prior, or the particles.
         args: arguments of the model, a tuple or a dict; default those of the fit or of the MCMC run, else ().

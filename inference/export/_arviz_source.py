@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 from ... import ppl
 from ...ppl._compat import mcmc_arguments
 from ..fitting._fit_result import Fit, Posterior
+from ..particles.diagnostics import evidence_variance
 from ..particles.engine import SMCResult
 from ..particles.parameters import LiuWestResult, ParticleGibbsResult, PMMHResult, SMC2Result
 from ..particles.samplers import TemperedResult
@@ -162,6 +164,7 @@ def _from_particles(
             "from names to arrays."
         )
     attrs = {"log_evidence": float(result.log_evidence), "min_ess": float(result.ess.min())}
+    attrs["log_evidence_std_error"] = _evidence_error(result)
     if hasattr(result, "evidence"):
         attrs["evidence"] = result.evidence
     program = None if model is None else ppl.as_program(model)
@@ -169,6 +172,16 @@ def _from_particles(
         {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program,
         args or (), attrs=attrs,
     )  # fmt: skip
+
+
+def _evidence_error(result: Any) -> float | str:
+    """The standard error of a run's log evidence from its genealogy, nats, or why one run does not show it."""
+    for form in ("unbiased", "upper") if isinstance(result, SMCResult) else ():
+        with contextlib.suppress(ValueError):  # no genealogy, or a scheme of which it says nothing
+            variance = float(evidence_variance(result, form=form))
+            if variance >= 0 and np.isfinite(variance):
+                return variance**0.5
+    return "not known from this run; inference.particles.replicate tells it from several"
 
 
 def _from_chains(result: PMMHResult, args: tuple | None, model: Any) -> Source:

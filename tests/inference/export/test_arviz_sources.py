@@ -287,3 +287,30 @@ def test_seeds_with_models_of_their_own_are_refused():
     fit = inference.fit(bound, optax.sgd(0.1), (0.0,), num_steps=1, num_seeds=2, progress=False)
     with pytest.raises(ValueError, match=r"2 runs, each with a model of its own.*\['prior'\]"):
         inference.to_arviz(fit, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
+def test_the_evidence_of_particles_has_an_error_where_the_run_shows_one(scheme):
+    walk = inference.FeynmanKac(
+        jax.random.normal,
+        lambda key, x, t: x + jax.random.normal(key),
+        lambda _, x, t: -(x**2),
+        5,
+    )
+    run = lambda key: inference.smc(
+        walk, key, num_particles=400, resampling=scheme, history="ancestors"
+    )
+    keys = jax.random.split(jax.random.key(0), 40)
+    runs = jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
+    of = lambda i: jax.tree.map(lambda x: x[i], runs)
+    attrs = [
+        inference.to_arviz(of(i), key=jax.random.key(1), num_samples=5)["posterior"].attrs
+        for i in range(8)
+    ]
+    errors = [a["log_evidence_std_error"] for a in attrs]
+    if scheme == "systematic":
+        assert all("replicate" in e for e in errors)
+        return
+    # Over 40 runs the spread is known to 11 %; eight runs' variances scatter by half each.
+    spread = float(np.asarray(runs.log_evidence).std(ddof=1))
+    assert 0.5 < float(np.mean(np.square(errors)) ** 0.5) / spread < 1.7
