@@ -28,7 +28,7 @@ Gradient strategies, one per site
 
 Programs with densities that are sums or estimates
     marginal, normalize                   estimated by importance sampling
-    eliminate                             exact sums over discrete sites
+    eliminate                             exact sums over discrete sites, exact integrals over normal ones
 
 Wings with more names
     strategies                            the protocol of a strategy, baselines
@@ -36,7 +36,7 @@ Wings with more names
     densities, language                   the classes behind eliminate, marginal, normalize, guide_of and reweight
 
 The other wings are the engine, and each says at its head what it is. From the bottom up: distributions, jaxprs, evaluation,
-traces, language, strategies, enumeration, analysis, checks, estimation, densities; a wing imports those before it.
+traces, language, strategies, enumeration, analysis, checks, estimation, gaussian, densities; a wing imports those before it.
 
 A gradient takes this way: `language` runs the function under the engine of `strategies`, which leaves markers in the jaxpr;
 `analysis` finds, with `jaxprs`, what depends on what, and with `enumeration` which states are evaluated together; `checks` tries

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro
-from jax.core import Tracer as Tracer
+from jax.core import ShapedArray as ShapedArray, Tracer as Tracer
 from jax.custom_derivatives import SymbolicZero as SymbolicZero, linear_call as linear_call
 from jax.extend.core import (
     ClosedJaxpr as ClosedJaxpr,

@@ -62,8 +62,8 @@ def to_arviz(
         posterior_predictive  observed sites drawn anew for each draw
         log_likelihood        log-probs of observed sites, one per batch element (nats), or one per row of those that meet sites
                               summed out by `ppl.eliminate`; log_prior: of latent sites
-        log_predictive        of a hidden Markov chain whose states are summed out, log p(y_t | y_<t, z) of each step given those
-                              before it. Its sum is the log-likelihood; leave-one-out cannot be made of it
+        log_predictive        of a hidden chain whose states `ppl.eliminate` takes out, log p(y_t | y_<t, z) of each step given
+                              those before it. Its sum is the log-likelihood; leave-one-out cannot be made of it
         prior, prior_predictive   joint draws from the model
         observed_data, constant_data
 

@@ -150,8 +150,8 @@ def _describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple)
         trace, _ = model.generate(key, choices, *args)
         if set(trace.choices) != set(choices):
             model.trace(choices, *args)  # raises, naming the sites
-        sites.update(trace.sites, **likelihoods(model, trace)[1])
-        why.append(why_no_likelihood(model, trace))
+        sites.update(trace.sites, **likelihoods(model, args, trace)[1])
+        why.append(why_no_likelihood(model, args, trace))
         return trace.observed, trace.deterministic
 
     # A second run with other values in the imputed sites: the cells of `name` that follow are the missing ones.
@@ -186,13 +186,12 @@ def replay(
         trace, _ = model.generate(trace_key, choices, *args)
         out = {"deterministic": trace.deterministic}
         if "log_likelihood" in groups:
-            out["log_likelihood"] = likelihoods(model, trace)[0]
+            out["log_likelihood"] = likelihoods(model, args, trace)[0]
         if "log_prior" in groups:
             is_latent = lambda n: trace.sites[n].kind == "latent"
             out["log_prior"] = {n: lp for n, lp in trace.log_probs.items() if is_latent(n)}
         if "log_predictive" in groups:
-            name, steps = one_step_ahead(model, trace.choices, args)
-            out["log_predictive"] = {name: steps}
+            out["log_predictive"] = one_step_ahead(model, trace.choices, args)
         if "posterior_predictive" in groups:
             out["posterior_predictive"] = model.predict_trace(predict_key, choices, *args).observed
         return out

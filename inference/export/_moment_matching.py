@@ -100,7 +100,7 @@ def moment_matching(
 
     def log_lik(row: Array, i: Any, *args: Any) -> Array:
         trace = program.trace(choices_of(row)[0], *args)
-        return likelihoods(program, trace)[0][name].reshape(-1)[i]
+        return likelihoods(program, args, trace)[0][name].reshape(-1)[i]
 
     name = _observed(program, {n: x[0] for n, x in latents.items()}, args, var_name)
     labels = [f"{n}{list(i)}" for n in sorted(shapes) for i in np.ndindex(*shapes[n])]
@@ -138,7 +138,7 @@ def _observed(
     program: ppl.Program, choices: Mapping[str, Any], args: tuple, given: str | None
 ) -> str:
     """The name of the observed site."""
-    names = list(likelihoods(program, program.trace(choices, *args))[0])
+    names = list(likelihoods(program, args, program.trace(choices, *args))[0])
     if given in names or (given is None and len(names) == 1):
         return given or names[0]
     raise ValueError(

@@ -88,7 +88,7 @@ def predict(
     draw_key, key = jax.random.split(typed_key(key))
     choices = _draws(result, draw_key, num_samples)
     sites = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
-    _check_summed_chain(program, sites)
+    _check_eliminated_chain(program, args, sites, num_seen)
     # Samplers return deterministic sites, and guides auxiliary ones, beside the latent sites.
     also = {n for n, s in sites.items() if s.kind == "deterministic"}
     if isinstance(result, Posterior) and any(n in sites for n in choices):
@@ -104,12 +104,19 @@ def predict(
     return map_keys(draw, key, num_samples, batch_size, args, choices)
 
 
-def _check_summed_chain(program: Any, sites: Any) -> None:
+def _check_eliminated_chain(program: Any, args: Any, sites: Any, num_seen: int | None) -> None:
     """Refuse to draw the states of a chain from observations that may be of steps to come."""
     if not isinstance(program, Eliminated):
         return
+    if num_seen is not None and not program.is_summed(*args):
+        return  # each observation is drawn given those before it
     in_scan = [n for n, s in sites.items() if any(r.kind == "scan" for r in s.regions)]
     if in_scan:
+        if not program.is_summed(*args):
+            raise ValueError(
+                f"predict: {program!r} would draw {list(program.sites)} from all observations in the arguments, those of steps "
+                "to come included. Say for how many steps they hold: num_seen=..."
+            )
         raise ValueError(
             f"predict: {program!r} would draw {list(program.sites)} from all observations in the arguments, those of steps to "
             "come included. Draw the states of the steps that were seen, states = program.posterior(key, choices, *args), and "

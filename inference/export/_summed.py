@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ... import ppl
-from ...ppl.densities import Eliminated, as_arrays
+from ...ppl.densities import Eliminated, Summed, as_arrays
 from ...ppl.enumeration import Factor, sum_product
 from ...ppl.evaluation import Split
 
@@ -22,7 +22,7 @@ Array = jax.Array
 
 
 def likelihoods(
-    program: ppl.Program, trace: ppl.Trace
+    program: ppl.Program, args: tuple, trace: ppl.Trace
 ) -> tuple[dict[str, Array], dict[str, ppl.SiteInfo]]:
     """Log-probs of observed sites, one for each batch element or row, and descriptions of names that are no sites.
 
@@ -32,9 +32,11 @@ def likelihoods(
     of_kind = {n: lp for n, lp in trace.log_probs.items() if trace.sites[n].kind == "observed"}
     if not isinstance(program, Eliminated):
         return of_kind, {}
+    if not program.is_summed(*args):
+        return {}, {}
     sums = _sums(program, trace)
     rows = {n: lp for n, lp in sums.items() if lp.ndim}
-    if why_no_likelihood(program, trace) or len(rows) < len(sums):
+    if why_no_likelihood(program, args, trace) or len(rows) < len(sums):
         return of_kind, {}
     inside = [n for n in trace.observed if n not in trace.log_probs]
     if len(sums) > 1:
@@ -49,10 +51,15 @@ def likelihoods(
     return of_kind | {name: log_prob}, {name: info}
 
 
-def why_no_likelihood(program: ppl.Program, trace: ppl.Trace) -> str | None:
-    """Why observations that meet summed sites have no log-probs by row, or None if they have or there are none."""
+def why_no_likelihood(program: ppl.Program, args: tuple, trace: ppl.Trace) -> str | None:
+    """Why observations that meet eliminated sites have no log-probs by row, or None if they have or there are none."""
     if not isinstance(program, Eliminated):
         return None
+    if not program.is_summed(*args):
+        return (
+            f"with {list(program.sites)} integrated out, observations have the densities given those before them: "
+            "groups={'log_predictive'}"
+        )
     sums = _sums(program, trace)
     latent = [n for n in trace.choices if n not in trace.log_probs]
     if latent:
@@ -70,8 +77,10 @@ def _sums(program: Eliminated, trace: ppl.Trace) -> dict[str, Array]:
     return {n: lp for n, lp in trace.log_probs.items() if n == label or n.startswith(f"{label} ")}
 
 
-def one_step_ahead(program: ppl.Program, choices: Any, args: tuple) -> tuple[str, Array]:
-    """Log p(y_t | y_<t, v) of the observations of a hidden Markov chain: their name, and array [time, *rows].
+def one_step_ahead(program: ppl.Program, choices: Any, args: tuple) -> dict[str, Array]:
+    """Log p(y_t | y_<t, v) of the observations of a hidden chain, by name: arrays [time, *rows].
+
+    Normal states are integrated out statement by statement, and the trace has these densities.
 
     With the emissions after step t left out, what is left of the sum is log p(y_<=t | v), since the laws of all later states
     sum to one; differences of neighbours are the densities.
@@ -81,11 +90,15 @@ def one_step_ahead(program: ppl.Program, choices: Any, args: tuple) -> tuple[str
     """
     listing, times, why = None, set(), f"{program!r} sums no sites out"
     if isinstance(program, Eliminated):
-        listing = program._listing(as_arrays(choices), args, {})
+        made = program.made(*args)
+        if not isinstance(made, Summed):
+            trace = program.trace(choices, *args)
+            return {n: x for n, x in trace.log_probs.items() if trace.sites[n].kind == "observed"}
+        listing = made._listing(as_arrays(choices), args, {})
         times, why = _times(listing, program.trace(choices, *args))
     if listing is None or why:
         raise ValueError(
-            "to_arviz: group 'log_predictive' is of observations along one hidden Markov chain that ppl.eliminate sums out, but "
+            "to_arviz: group 'log_predictive' is of observations along one hidden Markov chain that ppl.eliminate takes out, but "
             f"{why}. Leave it out of groups=(...)."
         )
     seen = _seen(listing)
@@ -104,7 +117,7 @@ def one_step_ahead(program: ppl.Program, choices: Any, args: tuple) -> tuple[str
 
     totals = jax.lax.map(until, jnp.arange(length))
     steps = jnp.diff(totals, axis=0, prepend=jnp.zeros_like(totals[:1]))
-    return "+".join(seen), steps
+    return {"+".join(seen): steps}
 
 
 def _seen(listing: Any) -> list[str]:

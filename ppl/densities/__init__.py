@@ -1,7 +1,7 @@
 """Programs whose densities are sums or estimates over another program's choices.
 
 `marginal` and `normalize` estimate (unbiasedly: E[exp] = p, and E[1 / exp] = 1 / p for their own draws), `eliminate` sums
-discrete sites exactly. These three stand on top of `ppl`; their results are
+discrete sites and integrates normal ones exactly. These three stand on top of `ppl`; their results are
 
 Programs
     StochasticProgram       a program whose density is estimated
@@ -21,6 +21,7 @@ from ._stochastic import (
     log_mean_exp as log_mean_exp,
     refuse_scaled as refuse_scaled,
 )
+from ._sums import Summed as Summed
 
 __all__ = [
     "StochasticProgram",

@@ -6,11 +6,10 @@ static analysis tells how it depends on the eliminated sites, and so in which of
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.handlers
 
-from .._compat import ClosedJaxpr, handler_stack, is_concrete, own_caches
+from .._compat import ClosedJaxpr, is_concrete, own_caches
 from ..analysis import relations_of
 from ..enumeration import Factor, Kind, Structure, digits, states, structure_of, sum_product
 from ..estimation import Sweep
@@ -37,7 +36,7 @@ from ..evaluation import (
 from ..jaxprs import Analysis, Relation
 from ..language import ChoiceMismatch, Program
 from ..strategies import StrategySite
-from ..traces import SiteInfo, SiteInfos, Trace, running_engine
+from ..traces import SiteInfo, SiteInfos, Trace, alone, running_engine
 from ._lister import Kept, Lister
 
 Array = jax.Array
@@ -325,18 +324,6 @@ def _check_scales(
                 f"in the sum over {sorted(sites[i].address for i in members)}, where a scaled part would make it wrong. "
                 "Use all rows, or put the site inside the subsampled plate."
             )
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Run without the handlers outside: what they do to a program they do to its eliminated form."""
-    stack = handler_stack()
-    outside = stack[:]
-    stack.clear()
-    try:
-        yield
-    finally:
-        stack[:] = outside
 
 
 def _elements(array: Array, site: StrategySite, layout: Layout, event: tuple[int, ...]) -> Array:

@@ -39,7 +39,7 @@ from ._laws import (
     is_unbounded as is_unbounded,
     log_prob_at as log_prob_at,
 )
-from ._missing import law_of_cells as law_of_cells
+from ._missing import NormalCells as NormalCells, law_of_cells as law_of_cells
 from ._normal_inverse_gamma import (
     ExpectedNormal as ExpectedNormal,
     NormalInverseGamma as NormalInverseGamma,

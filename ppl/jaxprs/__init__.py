@@ -8,7 +8,11 @@ All claims err on the safe side: what no rule covers depends on everything, can 
 """
 
 from ._additive import Term as Term, split as split
-from ._axis_rules import ELEMENTWISE as ELEMENTWISE, shape_of as shape_of
+from ._axis_rules import (
+    ELEMENTWISE as ELEMENTWISE,
+    relations_of_axes as relations_of_axes,
+    shape_of as shape_of,
+)
 from ._continuity import Cause as Cause, Fact as Fact, Jumps as Jumps, merged as merged
 from ._continuous import is_continuous_call as is_continuous_call
 from ._dependence import Analysis as Analysis

@@ -259,3 +259,8 @@ RULES: dict[str, Rule] = {
     "top_k": _top_k,
     "transpose": _transpose,
 }
+
+
+def relations_of_axes(eqn: Any, operands: list[Relations]) -> list[Relations]:
+    """The relations of an equation's outputs, from those of its operands."""
+    return RULES.get(eqn.primitive.name, mix)(eqn, operands)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, Var, scan_counts, while_counts
-from ._axis_rules import RULES, mix, shape_of
+from ._axis_rules import relations_of_axes, shape_of
 from ._continuity import NOTHING, Fact, constant, facts_of, join_facts, merged, silent
 from ._continuous import is_continuous_call
 from ._interpreter import called
@@ -107,7 +107,7 @@ class Analysis:
             return self._cond(eqn, facts)
         if name == "while":
             return self._while(eqn, facts)
-        relations = RULES.get(name, mix)(eqn, [f.relations for f in facts])
+        relations = relations_of_axes(eqn, [f.relations for f in facts])
         return facts_of(eqn, facts, relations)
 
     def _site(self, eqn: Any, facts: list[Fact]) -> Fact:

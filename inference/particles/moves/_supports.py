@@ -49,6 +49,8 @@ def transforms_of(
 class _Supports(Messenger):
     """Collects the supports of sites."""
 
+    only_watches = True  # programs that let no handler act on them let it stay
+
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
         self.names, self.supports = names, {}

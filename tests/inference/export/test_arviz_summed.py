@@ -173,3 +173,33 @@ def test_steps_foretold_need_a_chain(model, why):
     program = ppl.eliminate(mixture, "k") if model else lambda y: ppl.sample("mu", dist.Normal())
     with pytest.raises(ValueError, match="log_predictive.*hidden Markov chain.*" + why):
         inference.to_arviz({"mu": MU}, model=program, args=(Y,), groups=("log_predictive",))
+
+
+def test_integrated_states_foretell_steps_and_have_no_likelihood_for_leave_one_out():
+    def level(y):
+        mu = ppl.sample("mu", dist.Normal(0.0, 2.0))
+
+        def step(z, y_t):
+            z = ppl.sample("z", dist.Normal(z, 0.5))
+            ppl.sample("y", dist.Normal(mu + z, 1.0), obs=y_t)
+            return z, None
+
+        ppl.scan(step, 0.0, y)
+
+    tree = tree_of(level, Y, ("log_likelihood", "log_predictive", "prior"), sites="z")
+    assert "log_likelihood" not in tree.children
+    assert "log_predictive" in tree["posterior"].attrs["log_likelihood"]
+    found = tree["log_predictive"]["y"]
+    assert found.dims == ("chain", "draw", "time")
+    want = []
+    for mu in MU:
+        mean, var = 0.0, 0.0
+        row = []
+        for y_t in Y:
+            var = var + 0.25
+            row.append(norm.logpdf(y_t, mu + mean, (var + 1) ** 0.5))
+            gain = var / (var + 1)
+            mean, var = mean + gain * (y_t - mu - mean), (1 - gain) * var
+        want.append(row)
+    np.testing.assert_allclose(found[0], want, rtol=1e-4)
+    assert float(tree["prior"]["mu"].std()) > 1.0

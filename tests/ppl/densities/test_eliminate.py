@@ -484,7 +484,11 @@ def test_refusals_name_site_and_remedy():
     refuse(r"Site 'b'.*2\^20 states.*\(20,\).*reduce_sum.*keep the site", sites_that_meet(20))
     refuse(r"Site 'b'.*2\^20 states.*all earlier ones.*by step", carried)
     refuse(r"\['k'\] are no latent sites.*are \['b'\]", sites_that_meet(2), "k")
-    refuse(r"Site 'z'.*finite support, but Normal", lambda: ppl.sample("z", dist.Normal(0, 1)), "z")
+    refuse(
+        r"Site 'z'.*finite support, but this one is Laplace",
+        lambda: ppl.sample("z", dist.Laplace()),
+        "z",
+    )
     refuse(r"missing \['p'\]", lambda: mixture(X))
     refuse(r"extra \['q'\]", sites_that_meet(2), kept={"q": 1.0})
     with pytest.raises(ValueError, match="name distinct latent sites"):

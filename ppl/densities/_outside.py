@@ -1,0 +1,112 @@
+"""A program made of another one, in the hands of handlers outside: which may act on it, and its parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.primitives import Messenger
+
+from .._compat import handler_stack, own_caches, typed_key
+from ..language import GivenSites, Program
+from ..traces import Bound, ParamCollector, Recorder, Runner, alone
+
+Array = jax.Array
+# NumPyro's handlers that do not see inside a sum, and those that only give values, names and keys.
+BLIND = (
+    numpyro.plate, handlers.condition, handlers.do, handlers.lift, handlers.reparam, GivenSites,
+)  # fmt: skip
+PLAIN = (
+    Bound, ParamCollector, handlers.seed, handlers.trace, handlers.substitute, handlers.block, handlers.replay,
+)  # fmt: skip
+
+
+def declared(
+    program: Program, args: Any, kwargs: Any
+) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+    """Parameters as the handlers outside give them; each latent site: support and prior draw."""
+    key = numpyro.prng_key() if any(type(h) is handlers.seed for h in handler_stack()) else None
+    met, run = _met(program, jax.random.key(0) if key is None else typed_key(key), args, kwargs)
+    params = {name: numpyro.param(name, *a, **k) for name, (a, k) in met.params.items()}
+    numbers = run.frame.numbers
+    return params, {name: (s, numbers[name]["value"]) for name, s in met.supports.items()}
+
+
+def supports_of(program: Program, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The support of each latent site."""
+    found: dict[str, Any] = {}
+
+    def run() -> None:
+        found.update(_met(program, jax.random.key(0), args, kwargs)[0].supports)
+
+    jax.eval_shape(run)
+    return found
+
+
+def _met(program: Program, key: Array, args: Any, kwargs: Any) -> tuple[_Declarations, Runner]:
+    met, run = _Declarations(), Runner(key, exploring=True, draw=_prior_draw)
+    with alone(), own_caches(), run, met:
+        program(*args, **kwargs)
+    return met, run
+
+
+def check_outside(label: str) -> None:
+    """Refuse handlers of NumPyro around a program whose statements are not those of the program it was made of."""
+    for handler in handler_stack():
+        is_array = isinstance(handler, handlers.mask | handlers.scale) and (
+            jnp.ndim(getattr(handler, type(handler).__name__)) > 0
+        )
+        if is_array or isinstance(handler, BLIND):
+            raise _foreign(label, handler)
+
+
+class _Declarations(Messenger):
+    """Remember param statements that have no value yet, and the supports of latent sites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.params: dict[str, tuple[Any, Any]] = {}
+        self.supports: dict[str, Any] = {}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "param" and msg["value"] is None:
+            self.params.setdefault(msg["name"], (msg["args"], msg["kwargs"]))
+        elif msg["type"] == "sample" and not msg["is_observed"]:
+            self.supports.setdefault(msg["name"], msg["fn"].support)
+
+
+def _prior_draw(msg: dict[str, Any], key: Array) -> Array:
+    """A draw of a site; where its law has no sampler (`ImproperUniform`), one in its support, as NumPyro starts from."""
+    fn = msg["fn"]
+    try:
+        return jnp.asarray(fn.sample(key))
+    except NotImplementedError:
+        transform = biject_to(fn.support)
+        shape = transform.inverse_shape(fn.shape())
+        return jnp.asarray(transform(jax.random.uniform(key, shape, minval=-2.0, maxval=2.0)))
+
+
+def _foreign(label: str, handler: Any) -> TypeError:
+    return TypeError(
+        f"{label}: the handler or plate {type(handler).__name__} around it cannot act on a sum. Transform the program "
+        "first, ppl.eliminate(ppl.condition(program, ...), ...), or use the transformations of ppl, which do that."
+    )
+
+
+def is_predicting() -> bool:
+    """Whether no density counts and all is drawn, as under NumPyro's `Predictive`: there is nothing to sum then."""
+    stack = handler_stack()
+    is_off = any(isinstance(h, handlers.mask) and h.mask is False for h in stack)
+    return is_off and any(type(h) is handlers.seed for h in stack)
+
+
+def check_stack(label: str) -> None:
+    for handler in handler_stack():
+        is_ours = isinstance(handler, Recorder) and not isinstance(handler, GivenSites)
+        is_ours |= getattr(handler, "only_watches", False)
+        if not is_ours and type(handler) not in PLAIN:
+            raise _foreign(label, handler)

@@ -1,0 +1,198 @@
+"""Programs without some of their discrete sites, which are summed out exactly: part of `ppl.eliminate`.
+
+Input: a program p(z, v), z the named sites. Output: the program over v with
+
+    log p(v) = log sum_z p(z, v),
+
+by variable elimination on the traced program: every site's log-prob is a factor, the static analysis (`jaxprs/_dependence.py`)
+proves along which plates factors separate and which sites are chains, and `enumeration/_total.py` sums. The program is
+traced at given v, so that only z is enumerated; what does not depend on z keeps its own log-prob.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from .._compat import handler_stack, typed_key
+from ..language import ChoiceMismatch, Program
+from ..traces import Params, Trace, keep_terms, refuse_inside_engine
+from ._listing import Listing, list_factors
+from ._outside import check_outside, check_stack, declared, is_predicting
+from ._stochastic import as_arrays
+
+Array = jax.Array
+
+
+class Summed(Program):
+    """A program over the choices that are left. Part of what `ppl.eliminate` makes."""
+
+    def __init__(self, program: Program, sites: tuple[str, ...], label: str) -> None:
+        super().__init__(self._statements)
+        self.__name__ = self.label = label
+        self.program, self.sites = program, sites
+
+    def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
+        """Draw the choices that are left (and everything else) from the prior; the log-density is the marginal one."""
+        refuse_inside_engine("simulate")
+        joint = self.program.simulate(key, *args, **kwargs)
+        trace = self._score(self._without(joint.choices), *args, **kwargs)
+        return dataclasses.replace(trace, retval=joint.retval)
+
+    def generate(
+        self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Trace, Array]:
+        """With every choice given: its trace and log-density; else the weight of a draw of the whole program, unbiased too."""
+        refuse_inside_engine("generate")
+        self._check_left(constraints)
+        joint, log_weight = self.program.generate(key, constraints, *args, **kwargs)
+        kept = self._without(joint.choices)
+        trace = self._score(kept, *args, **kwargs)
+        return trace, trace.log_density if set(kept) == set(constraints) else log_weight
+
+    def trace(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+        """The trace of given choices (without the program's return value).
+
+        Its log-probs are those of the sites that do not depend on the eliminated ones, and the marginal log-weight of
+        all others, row by row where they separate.
+
+        Raises:
+            ValueError: the choices are not exactly those that are left; any refusal of `ppl.eliminate`.
+        """
+        return super().trace(choices, *args, **kwargs)
+
+    def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+        listing = self._listing(as_arrays(choices), args, kwargs)
+        return self._remember_listing(listing, listing.trace(self.label))
+
+    def posterior(
+        self,
+        key: Any,
+        choices: Mapping[str, Any],
+        *args: Any,
+        num_samples: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        """Joint draws of the eliminated sites given the choices and the data: the recursion run backwards.
+
+        Args:
+            key: PRNG key.
+            choices: a value for every site that is left.
+            args: the program's arguments.
+            num_samples: number of independent draws (a leading axis); None: one, without that axis.
+            kwargs: its keyword arguments.
+        """
+        refuse_inside_engine("posterior")
+        listing = self._listing(as_arrays(choices), args, kwargs)
+        draw = lambda key: listing.assignment("sample", key)
+        if num_samples is None:
+            return draw(typed_key(key))
+        return jax.vmap(draw)(jax.random.split(typed_key(key), num_samples))
+
+    def posterior_probs(
+        self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Array]:
+        """Posterior probability of each value of each eliminated site: site -> array (*elements, values)."""
+        return self._listing(as_arrays(choices), args, kwargs).probabilities()
+
+    def mode(
+        self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[dict[str, Array], Array]:
+        """The most probable joint assignment of the eliminated sites, and its log-density with everything else (nats).
+
+        By max-product elimination (Viterbi, for a chain).
+        """
+        listing = self._listing(as_arrays(choices), args, kwargs)
+        found = listing.assignment("max", None)
+        return found, self.program.log_density({**choices, **found}, *args, **kwargs)
+
+    def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
+        return self.program.init(key, *args, **kwargs)
+
+    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+        raise TypeError(
+            f"{self.label}: it is scored, not drawn, inside an objective: a draw would need the eliminated sites and their "
+            "gradient strategies. Use it as the model; as a guide, use the program it was made of, or ppl.marginal."
+        )
+
+    def _without(self, choices: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: value for name, value in choices.items() if name not in self.sites}
+
+    def _remember_listing(self, listing: Listing, trace: Trace) -> Trace:
+        self._seen.update(sites=trace.sites, params=listing.params)
+        keep_terms(trace, self)
+        return trace
+
+    def _check_left(self, choices: Mapping[str, Any]) -> None:
+        """Refuse values of sites that are summed out."""
+        given = sorted(set(choices) & set(self.sites))
+        if given:
+            raise ChoiceMismatch(
+                f"{self.label}: {given} are summed out and take no value. Give the sites that are left only, or use the program "
+                "it was made of, which has them all.",
+                [],
+                given,
+            )
+
+    def _listing(self, kept: dict[str, Array], args: Any, kwargs: Any) -> Listing:
+        check_stack(self.label)
+        self._check_left(kept)
+        params = declared(self.program, args, kwargs)[0] if handler_stack() else {}
+        return list_factors(self.label, self.program, self.sites, kept, params, args, kwargs)
+
+    def _statements(self, *args: Any, **kwargs: Any) -> None:
+        """For NumPyro's inference: each kept site as a flat statement, and one factor with the marginal density."""
+        check_outside(self.label)
+        if is_predicting():
+            self.program(*args, **kwargs)
+            return
+        params, latent = declared(self.program, args, kwargs)
+        kept = {}
+        for name, (support, draw) in latent.items():
+            if name in self.sites:
+                continue
+            if not all(isinstance(x, int | float | np.ndarray) for x in jax.tree.leaves(support)):
+                raise ValueError(
+                    f"Site '{name}': its support {support} is computed and may depend on other sites or on the step, but "
+                    f"{self.label} hands it to NumPyro's inference ahead of them. Give it fixed bounds (Python numbers or "
+                    "NumPy arrays), or transform a site that has."
+                )
+            kept[name] = numpyro.sample(name, _Flat(support, draw, self.label))
+        listing = list_factors(self.label, self.program, self.sites, kept, params, args, kwargs)
+        numpyro.factor(self.label, listing.trace(self.label).log_density)
+
+    def __repr__(self) -> str:
+        return f"<Program {self.label} of {self.program!r}>"
+
+
+class _Flat(dist.Distribution):
+    """No density of its own; its samples are draws from the whole program's prior, the first made beforehand."""
+
+    support: Any = constraints.dependent
+    pytree_data_fields = ("draw_made", "support")
+    pytree_aux_fields = ("eliminated",)
+
+    def __init__(self, support: Any, draw_made: Array, eliminated: str = "") -> None:
+        self.eliminated = eliminated
+        self.support = constraints.independent(support, draw_made.ndim - support.event_dim)
+        self.draw_made = draw_made
+        super().__init__((), draw_made.shape)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """The draw, which NumPyro's starting points (`init_to_median`, `init_to_mean`) are then made of as well."""
+        return jnp.broadcast_to(self.draw_made, (*sample_shape, *self.draw_made.shape))
+
+    @property
+    def mean(self) -> Array:
+        raise NotImplementedError  # `init_to_mean` then falls back on draws
+
+    def log_prob(self, value: Any) -> Array:
+        return jnp.zeros(())

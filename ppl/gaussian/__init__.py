@@ -1,0 +1,11 @@
+"""Gaussian sites integrated out of a program: `ppl.eliminate` for linear-Gaussian structure.
+
+Input: a program and the names of sites with normal laws whose means are affine in each other. Output: the statements that are
+left, made one after the other, each with its law given those before. `_lift.py` traces the program with its statements as
+equations, `_integrator.py` runs it with values that are affine in what is believed of the sites (`_forms.py`, `_belief.py`),
+scans and branches included (`_control_flow.py`).
+"""
+
+from ._integrate import integrate as integrate
+from ._integrator import Emit as Emit
+from ._laws import JointNormal as JointNormal

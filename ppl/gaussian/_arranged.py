@@ -1,0 +1,70 @@
+"""Forms, and the noise of statements, arranged row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from ._forms import Form, RowsMeet
+from ._noise import Noise, Reading
+from ._rows import flat, unflat
+
+
+def matrix_of(form: Form, columns: int) -> Array:
+    """The coefficients of a form, shape (*rows, numbers, columns)."""
+    wide = form.wide(columns)
+    rows = tuple(a + 1 for a in form.rows)
+    x = jnp.moveaxis(wide, rows, range(len(rows)))  # rows, columns, others
+    lead = x.shape[: len(rows) + 1]
+    return x.reshape(*lead, math.prod(x.shape[len(lead) :])).mT
+
+
+def unit_forms(forms: Sequence[Form]) -> list[Form]:
+    """Forms of the same values when they, one after the other, are the basis."""
+    sizes = [flat(f.const, f.rows).shape[-1] for f in forms]
+    total, start, found = sum(sizes), 0, []
+    for form, size in zip(forms, sizes, strict=True):
+        found.append(unit_form(form.const.shape, form.const.dtype, form.rows, start, total))
+        start += size
+    return found
+
+
+def unit_form(
+    shape: tuple[int, ...], dtype: Any, rows: tuple[int, ...], start: int, columns: int
+) -> Form:
+    """The form of a value whose numbers are the basis from `start` on."""
+    row_sizes = [shape[a] for a in rows]
+    size = math.prod(n for a, n in enumerate(shape) if a not in rows)
+    unit = jnp.eye(columns, size, -start, dtype=dtype)
+    unit = jnp.broadcast_to(
+        unit.reshape(columns, *[1] * len(rows), size), (columns, *row_sizes, size)
+    )
+    is_unit = len(shape) == 1 and not rows and size == columns
+    return Form(jnp.zeros(shape, dtype), unflat(unit, rows, shape), rows, is_unit)
+
+
+def spread(value: Any, shape: tuple[int, ...]) -> Any:
+    """An array or form broadcast to a shape."""
+    if not isinstance(value, Form):
+        return jnp.broadcast_to(value, shape)
+    missing = len(shape) - value.const.ndim
+    rows = tuple(a + missing for a in value.rows)
+    for number, (a, old) in enumerate(zip(rows, value.rows, strict=True)):
+        if shape[a] != value.const.shape[old]:
+            raise RowsMeet.along(number)
+    coefs = value.coefs.reshape(value.coefs.shape[0], *[1] * missing, *value.const.shape)
+    coefs = jnp.broadcast_to(coefs, (value.coefs.shape[0], *shape))
+    return Form(jnp.broadcast_to(value.const, shape), coefs, rows)
+
+
+def noise_of(reading: Reading, rows: tuple[int, ...]) -> Noise:
+    """The noise of a statement whose basis has these rows."""
+    if reading.is_scale:
+        return Noise(flat(reading.blocks, rows)[..., None, None])
+    size = reading.blocks.shape[-1]
+    x = jnp.moveaxis(reading.blocks, rows, range(len(rows)))
+    return Noise(x.reshape(*x.shape[: len(rows)], -1, size, size))

@@ -1,0 +1,172 @@
+"""Values that are affine in Gaussian sites, and what an equation of a traced program makes of them.
+
+A value is an array that does not depend on the sites, a `Form`, or `Beyond`: it depends on them in a way that is not affine, or
+is not known to be. Affinity is proved, equation by equation: what has no rule here is beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._compat import bind
+from ..jaxprs import Relations, aligned, relations_of_axes
+
+Array = jax.Array
+
+
+class Form(NamedTuple):
+    """const + sum_d coefs[d] basis[d].
+
+    Attributes:
+        const: the value where the basis is 0.
+        coefs: shape (columns, *const.shape); the basis may have more columns, with coefficients 0.
+        rows: axes of the value along which the rows of the basis stand: element i is affine in row i.
+        is_unit: whether it is a vector and the whole basis itself.
+    """
+
+    const: Array
+    coefs: Array
+    rows: tuple[int, ...]
+    is_unit: bool = False
+
+    def wide(self, columns: int) -> Array:
+        """Its coefficients for a basis with that many columns."""
+        missing = columns - self.coefs.shape[0]
+        return jnp.pad(self.coefs, [(0, missing)] + [(0, 0)] * self.const.ndim)
+
+
+class Beyond(NamedTuple):
+    """A value that is not affine in the sites.
+
+    Attributes:
+        why: the operation.
+        remedy: what to do in place of it, if there is something better than keeping the sites.
+    """
+
+    why: str
+    remedy: str = ""
+
+
+class RowsMeet(Exception):
+    """Rows that were taken to be separate are not; `axis` is their number among the axes of rows."""
+
+    axis: int = 0
+
+    @classmethod
+    def along(cls, axis: int) -> RowsMeet:
+        """Those along an axis of rows."""
+        met = cls()
+        met.axis = axis
+        return met
+
+
+# Linear in all operands together.
+LINEAR = frozenset(
+    """
+    add add_any broadcast_in_dim concatenate copy copy_p cumsum device_put expand_dims neg pad reduce_sum reshape rev
+    sharding_constraint slice split squeeze stack sub transpose
+    """.split()
+)
+# Linear in some operands together, given the others.
+LINEAR_IN = {
+    "select_n": None,  # all cases: all operands but the first
+    "div": (0,),
+    "dynamic_slice": (0,),
+    "dynamic_update_slice": (0, 1),
+    "gather": (0,),
+    "scatter": (0, 2),
+    "scatter-add": (0, 2),
+    "triangular_solve": (1,),
+}
+# Linear in each operand, given the other.
+BILINEAR = frozenset("mul dot_general conv_general_dilated".split())
+
+
+def is_certain(value: Any) -> bool:
+    """Whether a value does not depend on the sites."""
+    return not isinstance(value, Form | Beyond)
+
+
+def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
+    """What an equation makes of values, one of which is uncertain.
+
+    Raises:
+        RowsMeet: rows of the basis do not stay apart.
+    """
+    beyond = next((x for x in args if isinstance(x, Beyond)), None)
+    if beyond is not None:
+        return [beyond] * len(eqn.outvars)
+    uncertain = [i for i, x in enumerate(args) if isinstance(x, Form)]
+    together = _linear_in(eqn, uncertain)
+    if together is None:
+        return [Beyond(eqn.primitive.name)] * len(eqn.outvars)
+    if eqn.primitive.name == "dot_general" and args[uncertain[0]].is_unit:
+        return [_product(eqn, args, uncertain[0])]
+    columns = max(args[i].coefs.shape[0] for i in uncertain)
+    consts = [x.const if isinstance(x, Form) else x for x in args]
+    base = bind(eqn, consts)
+    # What stands beside an uncertain operand in a sum has no part in the coefficients.
+    silent = [
+        jnp.zeros_like(x) if i in together and i not in uncertain else x
+        for i, x in enumerate(consts)
+    ]
+
+    def column(*coefs: Array) -> list[Any]:
+        operands = list(silent)
+        for i, c in zip(uncertain, coefs, strict=True):
+            operands[i] = c
+        return bind(eqn, operands)
+
+    slopes = jax.vmap(column)(*(args[i].wide(columns) for i in uncertain))
+    rows = _rows(eqn, args)
+    return [Form(c, s, r) for c, s, r in zip(base, slopes, rows, strict=True)]
+
+
+def _product(eqn: Any, args: Sequence[Any], which: int) -> Form:
+    """The product of an array and the basis: its coefficients stand in the array."""
+    out, matrix = eqn.outvars[0].aval, args[1 - which]
+    (contract, batch), zeros = eqn.params["dimension_numbers"], jnp.zeros(out.shape, out.dtype)
+    if batch[0] or not contract[1 - which]:  # an outer product
+        return propagate(
+            eqn, [x._replace(is_unit=False) if i == which else x for i, x in enumerate(args)]
+        )[0]
+    return Form(zeros, jnp.moveaxis(matrix, contract[1 - which][0], 0).astype(out.dtype), ())
+
+
+def _linear_in(eqn: Any, uncertain: Sequence[int]) -> Sequence[int] | None:
+    """The operands in which an equation is linear together, the uncertain ones among them; None: it is not known to be."""
+    name, everything = eqn.primitive.name, range(len(eqn.invars))
+    if name in LINEAR:
+        return everything
+    if name in BILINEAR:
+        return uncertain if len(uncertain) == 1 else None
+    if name in LINEAR_IN:
+        together = LINEAR_IN[name] or everything[1:]
+        return together if set(uncertain) <= set(together) else None
+    if name == "convert_element_type":
+        is_real = jnp.issubdtype(eqn.params["new_dtype"], jnp.floating)
+        return everything if is_real else None
+    return everything if name == "integer_pow" and eqn.params["y"] == 1 else None
+
+
+def _rows(eqn: Any, args: Sequence[Any]) -> list[tuple[int, ...]]:
+    """Where the rows of the basis stand in the outputs."""
+    num_rows = max((len(x.rows) for x in args if isinstance(x, Form)), default=0)
+    if num_rows == 0:
+        return [()] * len(eqn.outvars)
+    operands: list[Relations] = [
+        {0: tuple(map(aligned, x.rows))} if isinstance(x, Form) else {} for x in args
+    ]
+    found = []
+    for relations in relations_of_axes(eqn, operands):
+        axes = []
+        for number, link in enumerate(relations[0]):
+            if link.kind != "aligned" or not isinstance(link.axis, int):
+                raise RowsMeet.along(number)
+            axes.append(link.axis)
+        found.append(tuple(axes))
+    return found

@@ -1,0 +1,84 @@
+"""One run of a program with Gaussian sites integrated out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.handlers
+
+from .._compat import ClosedJaxpr, handler_stack, own_caches
+from ..traces import Recorder, alone, running_engine
+from ._forms import is_certain
+from ._integrator import Emit, Integrator, PlateMeets
+from ._lift import Lifter
+
+
+def integrate(
+    label: str,
+    program: Callable[..., Any],
+    names: tuple[str, ...],
+    params: Mapping[str, Any],
+    args: Any,
+    kwargs: Any,
+    emit: Emit,
+) -> Any:
+    """Make the statements that are left; returns what the program returns, None where that depends on the sites.
+
+    Raises:
+        ValueError: sites that are not latent, or not normal with an affine mean, and other refusals of `ppl.eliminate`.
+    """
+    lifter = Lifter(label)
+    closed, tree, static = _lifted(lifter, program, params, args, kwargs)
+    joint: set[str] = set()
+    while True:
+        probe = Integrator(label, names, joint, emit._replace(is_dry=True))
+        try:
+            with alone():
+                jax.eval_shape(lambda probe=probe: probe.run(closed, [0]) and None)
+            break
+        except PlateMeets as met:
+            joint = joint | {met.name}
+    if absent := sorted(set(names) - probe.found):
+        latent = sorted(n for n, info in lifter.frame.infos.items() if info.kind == "latent")
+        raise ValueError(
+            f"{label}: {absent} are no latent sites of the program; its latent sites are {latent}. Name sites to integrate out; "
+            "observed and conditioned ones are fixed already."
+        )
+    for recorder in handler_stack():
+        if isinstance(recorder, Recorder):
+            recorder.plates.update(lifter.plates)
+    if (engine := running_engine()) is not None:
+        engine.subsampled.update(lifter.subsampled)
+    outs = Integrator(label, names, joint, emit).run(closed, [0])
+    if not all(map(is_certain, outs)):
+        return None
+    values = iter(outs)
+    return jax.tree.unflatten(tree, [next(values) if x is None else x[0] for x in static])
+
+
+def _lifted(
+    lifter: Lifter, program: Callable[..., Any], params: Mapping[str, Any], args: Any, kwargs: Any
+) -> tuple[ClosedJaxpr, Any, list[Any]]:
+    """The lifted program; the tree of its return value, and those leaves of it that are no arrays (None: an array)."""
+    found: list[Any] = []
+
+    def run(start: Any) -> list[Any]:
+        lifter.start = start
+        with (
+            jax.disable_jit(False),
+            own_caches(),
+            lifter,
+            numpyro.handlers.substitute(data=dict(params)),
+        ):
+            leaves, tree = jax.tree.flatten(program(*args, **kwargs))
+        is_array = [isinstance(x, int | float | complex) or hasattr(x, "dtype") for x in leaves]
+        static = [None if flag else (x,) for x, flag in zip(leaves, is_array, strict=True)]
+        found[:] = [tree, static]
+        return [jnp.asarray(x) for x, flag in zip(leaves, is_array, strict=True) if flag]
+
+    with alone():
+        closed = jax.make_jaxpr(run)(0)
+    return closed, *found

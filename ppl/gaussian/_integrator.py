@@ -1,0 +1,309 @@
+"""Running a lifted program with Gaussian sites integrated out.
+
+Values stay affine in what is believed of the sites (`_forms.py`, `_belief.py`). A site to be integrated adds noise to the basis;
+a statement whose law depends on the sites is given its law under the belief, and its value conditions the belief: Kalman's
+filter, in the order in which the program runs. All other statements are made as they stand. A `ppl.scan` carries the belief of
+the values that its steps hand on.
+
+    p(v) = prod_i p(v_i | v_<i),    v the statements that are left, in order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind
+from ..jaxprs import Interpreter, called
+from ._arranged import matrix_of, noise_of, spread, unit_forms
+from ._belief import Belief, no_belief
+from ._control_flow import run_cond, run_scan
+from ._forms import Form, RowsMeet, is_certain, propagate
+from ._laws import JointNormal, made_plain
+from ._lift import Statement, holds_statement, statement_p
+from ._noise import reading_of
+from ._refusals import check_scale, check_size, readable_loc
+from ._rows import flat, unflat
+
+Array = jax.Array
+
+
+class Emit(NamedTuple):
+    """How statements are made.
+
+    Attributes:
+        is_dry: whether nothing is: values are zeros, to see which are uncertain.
+        has_tilts: whether sites stand beside the statements that shift and tilt them (`densities/_integrated.py`).
+        is_centred: whether all values count as their means, for what does not depend on values: covariances.
+    """
+
+    is_dry: bool = False
+    has_tilts: bool = False
+    is_centred: bool = False
+
+
+class Integrator:
+    """One run of a lifted program.
+
+    Attributes:
+        belief: of the basis; None: there is none yet.
+        rows: names of the plates whose rows have a belief each; None: not known yet.
+        has_changed: whether a statement added to the basis or conditioned it.
+
+    Args:
+        label: for refusals.
+        names: sites to integrate.
+        joint: plates whose rows meet, so that they have one belief.
+        emit: how statements are made.
+    """
+
+    def __init__(self, label: str, names: Sequence[str], joint: set[str], emit: Emit) -> None:
+        self.label, self.names, self.joint, self.emit = label, names, joint, emit
+        self.belief: Belief | None = None
+        self.rows: tuple[str, ...] | None = None
+        self.has_changed = False
+        self.found: set[str] = set()
+        self.scales: dict[str, float | None] = {}
+        # The open programs: their values, and which of these are still read.
+        self.open: list[tuple[dict[Any, Any], set[Any]]] = []
+
+    def inner(self, *, is_dry: bool = False) -> Integrator:
+        """One that runs a body inside of this one's program, without a belief yet."""
+        emit = self.emit._replace(is_dry=self.emit.is_dry or is_dry)
+        inner = Integrator(self.label, self.names, self.joint, emit)
+        inner.rows, inner.found, inner.scales = self.rows, self.found, self.scales
+        return inner
+
+    # Equations.
+
+    def run(self, closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+        """The values of a program's outputs."""
+        body = _Body(self, closed, args)
+        body.run(closed.jaxpr.eqns)  # all: statements count, whoever reads them
+        return [body.read(v) for v in closed.jaxpr.outvars]
+
+    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+        """What an equation makes of values."""
+        name, has_statements = eqn.primitive.name, holds_statement(eqn)
+        if eqn.primitive is statement_p:
+            return [self._statement(eqn.params["statement"], args[:-1])]
+        if not has_statements and all(map(is_certain, args)):
+            return bind(eqn, args)
+        if name in CALLS:
+            return self.run(called(eqn), args)
+        if name == "scan":
+            return run_scan(self, eqn, args)
+        if name == "cond":
+            return run_cond(self, eqn, args)
+        try:
+            return propagate(eqn, args)
+        except RowsMeet as met:
+            raise self._meets(met.axis) from met
+
+    # Statements.
+
+    def _statement(self, statement: Statement, args: list[Any]) -> Any:
+        if statement.treedef is None:
+            if is_certain(args[0]) and not self.emit.is_dry:
+                with statement.around(None):
+                    numpyro.deterministic(statement.name, args[0])
+            return args[0]
+        count = statement.treedef.num_leaves
+        leaves, rest = args[:count], args[count:]
+        scale = rest.pop() if statement.has_scale else statement.scale
+        obs = rest.pop() if statement.is_observed else None
+        is_own = statement.name in self.names and not statement.is_observed
+        is_touched = not all(map(is_certain, [*leaves, obs, scale]))
+        if not (is_own or is_touched):
+            fn = statement.law(leaves)
+            with statement.around(scale):
+                return self._made(statement, fn, obs)
+        loc = readable_loc(self.label, statement, leaves, obs, scale, is_own)
+        fn = statement.law([x.const if isinstance(x, Form) else x for x in leaves])
+        mean = spread(leaves[loc], fn.shape())
+        is_imputed = bool(
+            statement.infer.get("imputed")
+        )  # missing cells go with what they depend on
+        if is_own or is_imputed:
+            value = self._integrated(statement, fn, mean)
+        else:
+            value = self._conditioned(statement, fn, mean, obs)
+        check_scale(self.label, statement, scale, self.scales, self.rows or ())
+        return value
+
+    def _made(self, statement: Statement, fn: Any, obs: Any) -> Any:
+        if self.emit.is_dry:
+            return jnp.zeros(statement.aval.shape, statement.aval.dtype)
+        return jnp.asarray(numpyro.sample(statement.name, fn, obs=obs, infer=statement.infer))
+
+    def _integrated(self, statement: Statement, fn: Any, mean: Any) -> Form:
+        """The value of a site that is integrated out: its mean and noise of its own."""
+        self.found.add(statement.name)
+        self.has_changed = True
+        rows = self._rows_of(statement, fn)
+        if isinstance(mean, Form) and mean.rows != rows:
+            raise self._meets(0)
+        const = mean.const if isinstance(mean, Form) else mean
+        const = jnp.asarray(const, jnp.result_type(float, const.dtype))
+        noise = noise_of(reading_of(fn), rows).root
+        shift = self._beside(statement, "shift", const)
+        shift = flat(jnp.zeros_like(const) if shift is None else shift, rows)
+        start, size = self._size(), shift.shape[-1]
+        check_size(self.label, statement, start + size)
+        if self.belief is None:
+            self.belief = no_belief(shift.shape[:-1], const.dtype)
+        self.belief = self.belief.with_noise(shift)
+        own = unflat(jnp.moveaxis(noise, -1, 0), rows, const.shape)
+        old = mean.wide(start) if isinstance(mean, Form) else jnp.zeros((start, *const.shape))
+        value = Form(const, jnp.concatenate([old.astype(own.dtype), own]), rows)
+        self._tilt(statement, value)
+        return self._rebased(value)
+
+    def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
+        """A statement whose mean is uncertain: its law given all before, and the belief given its value."""
+        self.has_changed = True
+        belief, rows, reading = self.belief, mean.rows, reading_of(fn)
+        assert belief is not None
+        noise, matrix = noise_of(reading, rows), matrix_of(mean, belief.size)
+        expected = belief.at(flat(mean.const, rows), matrix)
+        shift = self._beside(statement, "shift", mean.const)
+        if shift is not None:
+            expected = expected - (noise.root @ flat(shift, rows)[..., None])[..., 0]
+        loc = unflat(expected, rows, mean.const.shape)
+        law = JointNormal(loc, belief, matrix, noise, reading.cells, rows)
+        if self.emit.is_dry:
+            value = jnp.zeros(statement.aval.shape, statement.aval.dtype)
+        else:
+            plain, dropped = made_plain(law, fn)
+            if self.emit.is_centred:
+                numpyro.factor(f"{statement.name} met", law.log_prob(loc).sum())
+                plain = plain.mask(False)
+            with statement.around(statement.scale, dropped):
+                value = self._made(statement, plain, obs)
+        away = jnp.zeros_like(loc) if self.emit.is_centred else value - loc
+        self.belief = law.meeting.given(law.away(away))
+        return value
+
+    def _beside(self, statement: Statement, what: str, like: Array) -> Array | None:
+        """The value of a site that stands beside a statement, without density; None where there are none."""
+        if not self.emit.has_tilts:
+            return None
+        if self.emit.is_dry:
+            return jnp.zeros_like(like)
+        law = dist.Normal(jnp.zeros_like(like), 1.0).to_event(like.ndim).mask(False)
+        return jnp.asarray(numpyro.sample(f"{statement.name} {what}", law))
+
+    def _tilt(self, statement: Statement, value: Form) -> None:
+        """Tilt the law of a site by exp(b z + c z^2 / 2), to first order in b and c.
+
+        The derivatives of the log-density in b and c are then E[z | v] and E[z^2 | v] / 2.
+        """
+        linear = self._beside(statement, "linear", value.const)
+        square = self._beside(statement, "square", value.const)
+        if linear is None or square is None or self.belief is None:
+            return
+        linear, square = flat(linear, value.rows), flat(square, value.rows)
+        matrix = matrix_of(value, self.belief.size)
+        mean = self.belief.at(flat(value.const, value.rows), matrix)
+        if self.emit.is_centred:
+            mean = jnp.zeros_like(mean)
+        variance = jnp.diagonal(self.belief.covariance_of(matrix), axis1=-2, axis2=-1)
+        log_factor = linear * mean + 0.5 * square * (mean**2 + variance)
+        self.belief = self.belief.tilted(matrix, linear + square * mean, square)
+        if not self.emit.is_dry:
+            numpyro.factor(f"{statement.name} tilt", log_factor.sum())
+
+    # The basis.
+
+    def _size(self) -> int:
+        return 0 if self.belief is None else self.belief.size
+
+    def _meets(self, number: int) -> PlateMeets:
+        """What is raised where rows along an axis of rows meet."""
+        assert self.rows is not None
+        return PlateMeets(self.rows[number])
+
+    def _rows_of(self, statement: Statement, fn: Any) -> tuple[int, ...]:
+        """Axes of a site along which rows are separate.
+
+        Raises:
+            PlateMeets: sites integrated before have rows that this one has not.
+        """
+        axis_of = {f.name: len(fn.batch_shape) + f.dim for f in statement.frames}
+        if self.rows is None:
+            apart = [name for name in axis_of if name not in self.joint]
+            self.rows = tuple(sorted(apart, key=axis_of.__getitem__))
+        for name in self.rows:
+            if name not in axis_of:
+                raise self._meets(self.rows.index(name))
+        return tuple(axis_of[name] for name in self.rows)
+
+    def _live(self) -> dict[int, Form]:
+        """The forms that are still read, by id."""
+        values = (env[v] for env, live in self.open for v in live)
+        return {id(x): x for x in values if isinstance(x, Form)}
+
+    def _replace(self, new: dict[int, Form]) -> None:
+        """Put other forms in the place of those with these ids."""
+        for env, _ in self.open:
+            env.update({v: new[id(x)] for v, x in env.items() if id(x) in new})
+
+    def _rebased(self, value: Form) -> Form:
+        """Make the values that are still read the basis, where that halves it."""
+        assert self.belief is not None
+        live = self._live()
+        forms = [*live.values(), value]
+        if 2 * sum(flat(f.const, f.rows).shape[-1] for f in forms) > self.belief.size:
+            return value
+        self.belief = self._law_of(forms)
+        *new, value = unit_forms(forms)
+        self._replace(dict(zip(live, new, strict=True)))
+        return value
+
+    def _law_of(self, forms: Sequence[Form], *, is_square: bool = False) -> Belief:
+        """The joint law of values."""
+        assert self.belief is not None
+        const = jnp.concatenate([flat(f.const, f.rows) for f in forms], -1)
+        matrix = jnp.concatenate([matrix_of(f, self.belief.size) for f in forms], -2)
+        return self.belief.of(const, matrix, is_square=is_square)
+
+
+class PlateMeets(Exception):
+    """Rows of a plate that were taken to be separate meet in the basis."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class _Body(Interpreter):
+    """One program that an integrator runs: the whole, the body of a scan, a function called."""
+
+    def __init__(self, integrator: Integrator, closed: ClosedJaxpr, args: Sequence[Any]) -> None:
+        super().__init__(closed, args)
+        self.integrator, self.last, self.number = integrator, _last_reads(closed.jaxpr), 0
+
+    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+        live = {v for v, n in self.last.items() if n > self.number and v in self.env}
+        self.number += 1
+        self.integrator.open.append((self.env, live))
+        try:
+            return self.integrator.equation(eqn, args)
+        finally:
+            self.integrator.open.pop()
+
+
+def _last_reads(jaxpr: Jaxpr) -> dict[Any, int]:
+    """The number of the equation that reads a variable last; deterministic statements do not count."""
+    last: dict[Any, int] = {}
+    for number, eqn in enumerate(jaxpr.eqns):
+        statement = eqn.params.get("statement")
+        if statement is None or statement.treedef is not None:
+            last.update({v: number for v in eqn.invars if not isinstance(v, Literal)})
+    last.update({v: len(jaxpr.eqns) for v in jaxpr.outvars if not isinstance(v, Literal)})
+    return last

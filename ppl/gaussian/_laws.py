@@ -1,0 +1,121 @@
+"""The law of a normal statement whose mean is uncertain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from ._belief import LOG_2_PI, Belief, Meeting
+from ._noise import Noise
+from ._rows import flat, unflat
+
+Array = jax.Array
+
+
+class JointNormal(dist.Distribution):
+    """The law of arrays x = loc + H (basis - E[basis]) + noise under a belief of the basis, some cells of which may be missing.
+
+    Args:
+        loc: mean, shape (*batch, *event).
+        belief: of the basis.
+        matrix: H, shape (*rows, m, n), m the number of numbers in a row.
+        noise: of a row's numbers.
+        cells: boolean, shape of loc: the numbers that have a density; None: all.
+        rows: axes of loc along which rows are independent. The leading ones, in order: these are the batch axes; else there are
+            none.
+    """
+
+    arg_constraints = {"loc": constraints.real}
+    pytree_data_fields = ("loc", "belief", "matrix", "noise", "cells", "meeting")
+    pytree_aux_fields = ("rows",)
+    reparametrized_params = ["loc"]
+
+    def __init__(
+        self,
+        loc: Array,
+        belief: Belief,
+        matrix: Array,
+        noise: Noise,
+        cells: Array | None,
+        rows: tuple[int, ...],
+    ) -> None:
+        self.loc, self.belief, self.matrix, self.noise = loc, belief, matrix, noise
+        self.cells, self.rows = cells, rows
+        if cells is not None:
+            seen = flat(cells, rows)
+            noise, matrix = noise.apart(seen), jnp.where(seen[..., None], matrix, 0)
+        self.meeting: Meeting = belief.met(matrix, noise)
+        batch = len(rows) if is_leading(rows) else 0
+        super().__init__(loc.shape[:batch], loc.shape[batch:])
+
+    @constraints.dependent_property(is_discrete=False)  # pyright: ignore[reportArgumentType]
+    def support(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All real arrays."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def mean(self) -> Array:
+        """Loc."""
+        return self.loc
+
+    @property
+    def covariance(self) -> Array:
+        """Of the numbers of a row, missing ones included, shape (*rows, m, m)."""
+        return self.belief.covariance_of(self.matrix) + self.noise.covariance
+
+    @property
+    def variance(self) -> Array:
+        """Of each number."""
+        found = jnp.diagonal(self.covariance, axis1=-2, axis2=-1)
+        return unflat(found, self.rows, self.loc.shape)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """By the Cholesky factor of the covariance."""
+        tril = jnp.linalg.cholesky(self.covariance)
+        draws = jax.random.normal(key, (*sample_shape, *tril.shape[:-1]), self.loc.dtype)
+        return self.loc + unflat((tril @ draws[..., None])[..., 0], self.rows, self.loc.shape)
+
+    def log_prob(self, value: Any) -> Array:
+        """Log-density of the cells that count, in nats."""
+        away = value - self.loc
+        if away.ndim == self.loc.ndim:
+            return self._log_prob(away)
+        lead = away.shape[: away.ndim - self.loc.ndim]
+        each = jax.vmap(self._log_prob)(away.reshape(-1, *self.loc.shape))
+        return each.reshape(*lead, *self.batch_shape)
+
+    def _log_prob(self, away: Array) -> Array:
+        away = self.away(away)
+        count: Any = away.shape[-1]
+        if self.cells is not None:
+            count = flat(self.cells, self.rows).sum(-1)
+        each = self.meeting.log_prob(away) - 0.5 * LOG_2_PI * count
+        return each if len(self.batch_shape) == len(self.rows) else each.sum()
+
+    def away(self, away: Array) -> Array:
+        """A value's distance from its mean, 0 in missing cells, row by row."""
+        if self.cells is not None:
+            away = jnp.where(self.cells, away, 0)
+        return flat(away, self.rows)
+
+
+def is_leading(rows: tuple[int, ...]) -> bool:
+    """Whether the axes of rows are the first ones, in order."""
+    return rows == tuple(range(len(rows)))
+
+
+def made_plain(law: JointNormal, fn: Any) -> tuple[Any, int | None]:
+    """The law in place of a normal statement's `fn`, with the least of machinery; how many batch axes became event axes.
+
+    Returns:
+        The law: `Normal` where a row has one number. The number of axes; None: all.
+    """
+    is_first = is_leading(law.rows)
+    if is_first and law.loc.ndim == len(law.rows) and fn.event_dim == 0:
+        plain = dist.Normal(law.loc, jnp.sqrt(law.covariance[..., 0, 0]))
+        return (plain if law.cells is None else plain.mask(law.cells)), 0
+    return law, len(fn.batch_shape) - len(law.rows) if is_first and law.rows else None

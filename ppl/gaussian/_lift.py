@@ -1,0 +1,168 @@
+"""Lifting a program: tracing it so that its statements stay equations of the jaxpr, in order.
+
+Input: a program and its arguments. Output: a jaxpr in which each sample and deterministic statement is an equation whose operands
+are the leaves of its law and its observation, and whose result is its value. `_integrator.py` runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.primitives import Messenger
+
+from .._compat import Primitive, ShapedArray
+from ..jaxprs import inner_jaxprs
+from ..traces import Recorder
+
+Array = jax.Array
+
+statement_p = Primitive("lapilli_statement")
+
+
+@dataclasses.dataclass(eq=False)
+class Statement:
+    """A sample or deterministic statement without its arrays.
+
+    Attributes:
+        name: of the site.
+        treedef: of its law; None: a deterministic one.
+        is_observed: whether its value is given.
+        infer: NumPyro's options of the site.
+        frames: the plates around it, as NumPyro describes them.
+        scale: factor on its log-probs; None: none, or an operand.
+        has_scale: whether the last operand is the factor.
+        aval: shape and type of the value.
+    """
+
+    name: str
+    treedef: Any
+    is_observed: bool
+    infer: dict[str, Any]
+    frames: tuple[Any, ...]
+    scale: float | None
+    has_scale: bool
+    aval: Any
+
+    def law(self, leaves: list[Any]) -> Any:
+        """The law with these leaves."""
+        return self.treedef.unflatten(leaves[: self.treedef.num_leaves])
+
+    @contextlib.contextmanager
+    def around(self, scale: Any, dropped: int | None = 0) -> Iterator[None]:
+        """Inside its plates and scale; `dropped` of its last batch axes have become axes of the event (None: all)."""
+        frames = [] if dropped is None else [f for f in self.frames if -f.dim > dropped]
+        moved = tuple(f._replace(dim=f.dim + (dropped or 0)) for f in frames)
+        with _Frames(moved, scale):
+            yield
+
+
+class _Frames(Messenger):
+    """Plates around a statement whose law has their axes already."""
+
+    def __init__(self, frames: tuple[Any, ...], scale: Any) -> None:
+        super().__init__()
+        self.frames, self.scale = frames, scale
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] in ("sample", "deterministic"):
+            msg["cond_indep_stack"] = [*msg["cond_indep_stack"], *self.frames]
+        if msg["type"] == "sample" and self.scale is not None:
+            old = msg["scale"]
+            msg["scale"] = self.scale if old is None else self.scale * old
+
+
+statement_p.def_abstract_eval(lambda *_, statement: statement.aval)
+
+
+def holds_statement(eqn: Any) -> bool:
+    """Whether an equation is a statement or has one inside."""
+    return eqn.primitive is statement_p or any(
+        holds_statement(inner) for jaxpr in inner_jaxprs(eqn) for inner in jaxpr.eqns
+    )
+
+
+class Lifter(Recorder):
+    """Turn statements into equations.
+
+    Args:
+        label: for refusals.
+    """
+
+    def __init__(self, label: str) -> None:
+        super().__init__(jax.random.key(0))
+        self.label = label
+        # An input of the trace that every statement reads: without one, JAX may run it where it stands.
+        self.start: Any = None
+        self.subsampled: dict[str, tuple[int, float]] = {}
+
+    def _equation(self, statement: Statement, operands: list[Any]) -> Array:
+        return statement_p.bind(*map(jnp.asarray, operands), self.start, statement=statement)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate" and msg["value"] is None:
+            raise ValueError(
+                f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows by itself, and {self.label} has no "
+                "random key to choose them. Use all rows, or minibatches of the data (fit(..., subsample=...))."
+            )
+        super().process_message(msg)
+
+    def open_region(self, kind: str) -> Any:
+        if kind == "particles":
+            raise ValueError(
+                f"{self.label}: ppl.particles stands inside the program, whose runs are independent copies. Eliminate sites of "
+                "the program that is run as particles."
+            )
+        return super().open_region(kind)
+
+    def visit(self, msg: dict[str, Any]) -> None:
+        leaves, treedef = jax.tree.flatten(msg["fn"])
+        operands = list(leaves)
+        value = msg["value"]
+        if msg["is_observed"]:
+            operands.append(value)
+        scale = msg["scale"]
+        has_scale = scale is not None and not isinstance(scale, int | float)
+        if has_scale:
+            operands.append(scale)
+        if value is None:
+            shaped = jax.eval_shape(lambda: msg["fn"].sample(jax.random.key(0)))
+        else:
+            shaped = jax.eval_shape(lambda: jnp.asarray(value))
+        statement = Statement(
+            msg["name"], treedef, bool(msg["is_observed"]), dict(msg["infer"]),
+            tuple(msg["cond_indep_stack"]), None if has_scale else scale, has_scale,
+            ShapedArray(shaped.shape, shaped.dtype),
+        )  # fmt: skip
+        msg["value"] = self._equation(statement, operands)
+        msg["stop"] = True
+
+    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "deterministic":
+            value = jnp.asarray(msg["value"])
+            statement = Statement(
+                msg["name"], None, False, {}, tuple(msg["cond_indep_stack"]), None, False,
+                ShapedArray(value.shape, value.dtype),
+            )  # fmt: skip
+            self._equation(statement, [value])
+        super().postprocess_message(msg)
+        if msg["type"] == "plate":
+            rows, full = msg["value"].shape[0], msg.get("full_size", msg["args"][0])
+            if rows != full:
+                self.subsampled[msg["name"]] = (rows, full)
+        for numbers in self.frame.numbers.values():
+            numbers.clear()
+
+    def hand_out(self, key: Array, name: str) -> Array:
+        if name.startswith("rng:"):
+            raise ValueError(
+                f"ppl.rng_key('{name.removeprefix('rng:')}'): {self.label} is an integral without noise. Make the draw a site."
+            )
+        return key

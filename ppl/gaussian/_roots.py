@@ -1,0 +1,111 @@
+"""Square roots of covariances: lower triangular ones with a density, and any root of what may be singular."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def lower(a: Array) -> Array:
+    """The lower triangular L with L L' = A A' and a positive diagonal, for A of full row rank, shape (*batch, m, k), k >= m.
+
+    By QR in single precision, where A A' would lose half of the digits; by Cholesky in double precision, which is faster.
+    """
+    if a.shape[-2] == 1:
+        return jnp.sqrt((a**2).sum(-1, keepdims=True))
+    if a.dtype == jnp.float64:
+        return jnp.linalg.cholesky(a @ a.mT)
+    found = jnp.linalg.qr(a.mT, mode="r").mT
+    return found * jnp.where(jnp.diagonal(found, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
+
+
+def upper(a: Array) -> Array:
+    """The upper triangular U with U' U = 1 + A' A, shape (*batch, k, k) for A of shape (*batch, m, k)."""
+    unit = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), (*a.shape[:-2], *2 * a.shape[-1:]))
+    return lower(jnp.concatenate([unit, a.mT], -1)).mT
+
+
+def solved(triangle: Array, x: Array, *, is_lower: bool, transposed: bool = False) -> Array:
+    """T^-1 x or T'^-1 x, for T of shape (*batch, m, m) and x of shape (*batch, m, k)."""
+    if triangle.shape[-1] == 1:
+        return x / triangle
+    return jax.lax.linalg.triangular_solve(
+        triangle, x, left_side=True, lower=is_lower, transpose_a=transposed
+    )
+
+
+# Roots that move freely. The value is lower triangular, its derivative is not: it is that of *a* root of A A'. The triangular one
+# has no derivative where A A' is singular, as it is at known starting values; what is computed of such a root has to be a
+# function of A A', by `free_solved` and `free_log_det` where it is inverted.
+
+
+def compressed(a: Array, top: int = 0) -> Array:
+    """A root of A A' with no more columns than rows, shape (*batch, m, min(m, k)); A may be singular.
+
+    `top`: the first rows, of full rank, stay 0 after as many columns, so that the blocks of the root may be used apart.
+    """
+    return _compressed(a, top)[0]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _compressed(a: Array, top: int) -> tuple[Array, Array]:
+    """L and Q with A = L Q', Q' Q = 1."""
+    if a.shape[-2] == 1:
+        length = jnp.sqrt((a**2).sum(-1, keepdims=True))
+        unit = jnp.zeros_like(a).at[..., 0].set(1)
+        return length, jnp.where(length > 0, a / jnp.where(length > 0, length, 1), unit).mT
+    q, r = jnp.linalg.qr(a.mT)
+    return r.mT, q
+
+
+@_compressed.defjvp
+def _(top: int, primals: Any, tangents: Any) -> Any:
+    """The root that moves without turning, L' = A' Q, or turns just so that its upper right block stays 0.
+
+    With an antisymmetric T that has L_11 T_12 = -(A' Q)_12 and zeros elsewhere: L' = A' Q + L T. For derivatives of this one,
+    Q' = (1 - Q Q') A'^T L^-T + Q T.
+    """
+    (a,), (da,) = primals, tangents
+    root, q = _compressed(a, top)
+    moved, rest = da @ q, da.mT - q @ (q.mT @ da.mT)
+    if root.shape[-1] == root.shape[-2]:
+        turned = jnp.linalg.solve(root, rest.mT).mT
+    else:  # no more columns than it had: nothing is left
+        turned = jnp.zeros_like(q)
+    if top:
+        corner = -free_solved(root[..., :top, :top], moved[..., :top, top:])
+        left = jnp.concatenate([jnp.zeros_like(root[..., :top, :top]), corner], -1)
+        right = jnp.pad(-corner.mT, [(0, 0)] * (corner.ndim - 1) + [(0, corner.shape[-1])])
+        turn = jnp.concatenate([left, right], -2)
+        moved, turned = moved + root @ turn, turned + q @ turn
+    return (root, q), (moved, turned)
+
+
+def free_solved(root: Array, x: Array) -> Array:
+    """root^-1 x for a square root that moves freely; x of shape (*batch, m, k)."""
+    if root.shape[-1] == 1:
+        return x / root
+    return jax.lax.custom_linear_solve(
+        lambda y: root @ y,
+        x,
+        lambda _, b: solved(jax.lax.stop_gradient(root), b, is_lower=True),
+        lambda _, b: solved(jax.lax.stop_gradient(root), b, is_lower=True, transposed=True),
+    )
+
+
+@jax.custom_jvp
+def free_log_det(root: Array) -> Array:
+    """Log |det root| of a root that moves freely, shape batch."""
+    return jnp.log(jnp.abs(jnp.diagonal(root, axis1=-2, axis2=-1))).sum(-1)
+
+
+@free_log_det.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (root,), (moved,) = primals, tangents
+    slope = jnp.trace(free_solved(root, moved), axis1=-2, axis2=-1)
+    return free_log_det(root), slope
