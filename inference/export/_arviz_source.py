@@ -163,7 +163,10 @@ def _from_particles(
             "to_arviz: the particles of this FeynmanKac have no names. Pass result.sample(key, num_samples) as a mapping "
             "from names to arrays."
         )
-    attrs = {"log_evidence": float(result.log_evidence), "min_ess": float(result.ess.min())}
+    attrs: dict[str, Any] = {
+        "log_evidence": float(result.log_evidence),
+        "min_ess": float(result.ess.min()),
+    }
     attrs["log_evidence_std_error"] = _evidence_error(result)
     if hasattr(result, "evidence"):
         attrs["evidence"] = result.evidence

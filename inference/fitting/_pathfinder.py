@@ -74,7 +74,8 @@ def pathfinder(
         density = lambda flat: space.log_prob(flat, *split.join(arrays))
         start = space.prior(keys[0], *split.join(arrays))
         state, _ = paths.approximate(keys[1], density, start, num_draws)
-        return state, paths.sample(draw_key, state, num_draws)[0]
+        drawn: Any = paths.sample(draw_key, state, num_draws)
+        return state, drawn[0]
 
     keys = jnp.stack([jax.random.split(k) for k in jax.random.split(path_key, num_starts)])
     states, draws = jax.jit(lambda keys: jax.lax.map(path, keys))(keys)

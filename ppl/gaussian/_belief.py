@@ -24,11 +24,11 @@ LOG_2_PI = math.log(2 * math.pi)
 
 @dataclasses.dataclass(frozen=True)
 class Belief(abc.ABC):
-    """Abstract: a normal law of one vector a row, whose last numbers are independent N(., 1).
+    """Abstract: a normal law of one vector a row, whose last numbers are fresh noise, independent and N(0, 1).
 
     Attributes:
-        mean: shape (*rows, n).
-        spread: of the first n - fresh numbers.
+        mean: of the first n - fresh numbers, shape (*rows, n - fresh).
+        spread: of these.
         fresh: how many of the last numbers are fresh noise.
     """
 
@@ -39,21 +39,24 @@ class Belief(abc.ABC):
     @property
     def size(self) -> int:
         """N."""
-        return self.mean.shape[-1]
+        return self.old + self.fresh
 
     @property
     def old(self) -> int:
-        """N - fresh."""
-        return self.size - self.fresh
+        """How many numbers are no fresh noise."""
+        return self.mean.shape[-1]
 
-    def with_noise(self, mean: Array) -> Self:
-        """With fresh noise at the end, of this mean, shape (*rows, number)."""
-        mean_of_all = jnp.concatenate([self.mean, mean], -1)
-        return dataclasses.replace(self, mean=mean_of_all, fresh=self.fresh + mean.shape[-1])
+    def with_noise(self, number: int) -> Self:
+        """With more fresh noise at the end."""
+        return dataclasses.replace(self, fresh=self.fresh + number)
 
     def at(self, const: Array, matrix: Array) -> Array:
         """The mean of const + matrix basis."""
-        return const + (matrix @ self.mean[..., None])[..., 0]
+        return const + (matrix[..., : self.old] @ self.mean[..., None])[..., 0]
+
+    def whole_mean(self) -> Array:
+        """The mean of all n numbers."""
+        return jnp.pad(self.mean, [(0, 0)] * (self.mean.ndim - 1) + [(0, self.fresh)])
 
     @abc.abstractmethod
     def of(self, const: Array, matrix: Array, *, is_square: bool = False) -> Self:
@@ -106,7 +109,7 @@ class Root(Belief):
         k = self.spread.shape[-1]
         above = jnp.pad(self.spread, [(0, 0)] * (self.spread.ndim - 1) + [(0, self.fresh)])
         below = jnp.pad(unit, [(0, 0)] * (unit.ndim - 1) + [(k, 0)])
-        return Root(self.mean, jnp.concatenate([above, below], -2))
+        return Root(self.whole_mean(), jnp.concatenate([above, below], -2))
 
     def seen(self, matrix: Array) -> Array:
         """Matrix root, shape (*rows, m, k + fresh)."""
@@ -222,12 +225,8 @@ class Covariance(Belief):
     """With spread the covariance, shape (*rows, old, old)."""
 
     def whole(self) -> Covariance:
-        return Covariance(self.mean, self.covariance_of(jnp.eye(self.size, dtype=self.mean.dtype)))
-
-    def crossed(self, matrix: Array) -> Array:
-        """The covariance of matrix basis and the basis, shape (*rows, m, n)."""
-        old = matrix[..., : self.old] @ self.spread
-        return jnp.concatenate([old, matrix[..., self.old :]], -1) if self.fresh else old
+        unit = jnp.eye(self.size, dtype=self.mean.dtype)
+        return Covariance(self.whole_mean(), self.covariance_of(unit))
 
     def of(self, const: Array, matrix: Array, *, is_square: bool = False) -> Covariance:
         return Covariance(self.at(const, matrix), self.covariance_of(matrix))
@@ -243,9 +242,9 @@ class Covariance(Belief):
         return (_ByPrecision if m > n else _ByCovariance).of(belief, matrix, noise)
 
     def tilted(self, matrix: Array, linear: Array, square: Array) -> Covariance:
-        crossed = self.crossed(matrix)
-        mean = self.mean + (crossed.mT @ linear[..., None])[..., 0]
         belief = self.whole()
+        crossed = matrix @ belief.spread
+        mean = belief.mean + (crossed.mT @ linear[..., None])[..., 0]
         return Covariance(mean, belief.spread + crossed.mT @ (square[..., None] * crossed))
 
 

@@ -151,13 +151,16 @@ class Integrator:
         const = mean.const if isinstance(mean, Form) else mean
         const = jnp.asarray(const, jnp.result_type(float, const.dtype))
         noise = noise_of(reading_of(fn), rows).root
-        shift = self._beside(statement, "shift", const)
-        shift = flat(jnp.zeros_like(const) if shift is None else shift, rows)
-        start, size = self._size(), shift.shape[-1]
+        start, size = self._size(), noise.shape[-1]
         check_size(self.label, statement, start + size)
         if self.belief is None:
-            self.belief = no_belief(shift.shape[:-1], const.dtype)
-        self.belief = self.belief.with_noise(shift)
+            self.belief = no_belief(noise.shape[:-2], const.dtype)
+        self.belief = self.belief.with_noise(size)
+        shift = self._beside(statement, "shift", const)
+        if shift is not None:
+            const = const + unflat(
+                (noise @ flat(shift, rows)[..., None])[..., 0], rows, const.shape
+            )
         own = unflat(jnp.moveaxis(noise, -1, 0), rows, const.shape)
         old = mean.wide(start) if isinstance(mean, Form) else jnp.zeros((start, *const.shape))
         value = Form(const, jnp.concatenate([old.astype(own.dtype), own]), rows)
