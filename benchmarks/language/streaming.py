@@ -98,7 +98,7 @@ def streamed(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--passes", type=int, default=10)
     parser.add_argument("--rows", type=int, default=8192, help="rows of a batch")
