@@ -91,10 +91,10 @@ class Averaging:
             return None
         site = max(self.noise, key=lambda n: self.noise[n])
         one, mean = self.noise[site]
-        text = f"'{site}': {one:.2g} of the guide's sd in iterates, {mean:.2g} in their average"
+        text = f"'{site}' by {one:.2g} of the guide's sd, averaged {mean:.2g}"
         if one > NOISE[0]:
-            return f"{text}. So much biases widths: lower the rate"
-        return text if mean <= NOISE[1] else f"{text}. Take more steps"
+            return f"widths are biased, lower the rate: {text}"
+        return text if mean <= NOISE[1] else f"take more steps: {text}"
 
 
 def no_iterates(params: Any) -> Iterates:

@@ -157,6 +157,6 @@ def test_a_fit_tells_the_noise_of_its_iterates():
         # The location's noise over the posterior's width, by hand; 16 points: 18 %, the width of the guide: 20 %.
         by_hand = float(fit.averaging.spread["loc"]) * precision**0.5
         assert 0.3 < one / by_hand < 2.5 and mean < 0.2 * one
-        assert ("biases widths" in repr(fit)) == (rate == 0.3)
+        assert ("widths are biased, lower the rate: 'mu' by" in repr(fit)) == (rate == 0.3)
     widths = {r: float(jnp.exp(f.params["scale"])) * precision**0.5 for r, f in fits.items()}
     assert abs(widths[0.01] - 1) < 0.03 and widths[0.3] < 0.93
