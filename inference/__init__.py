@@ -27,6 +27,7 @@ Particles
 From results
     predict                             new rows and forecasts, from the draws of any sampler
     to_arviz                            a result as a tree for ArviZ, which writes netCDF
+    moment_matching, MomentMatching     what ArviZ's loo_moment_match needs of a model
 
 Sub-namespaces, each with a list like this one
     fitting                             callbacks of `fit`, an optimiser for tables, its error
@@ -44,7 +45,12 @@ from . import (
     particles as particles,
 )
 from ._abstract_objective import AbstractObjective as AbstractObjective
-from .export import predict as predict, to_arviz as to_arviz
+from .export import (
+    MomentMatching as MomentMatching,
+    moment_matching as moment_matching,
+    predict as predict,
+    to_arviz as to_arviz,
+)
 from .fitting import Fit as Fit, Posterior as Posterior, fit as fit
 from .local import local_laplace as local_laplace
 from .objectives import (
@@ -115,6 +121,8 @@ __all__ = [
     "smc_sampler",
     "predict",
     "to_arviz",
+    "moment_matching",
+    "MomentMatching",
     "fitting",
     "local",
     "particles",

@@ -6,6 +6,9 @@ Latent variables
     air             images as a random number of objects
     deep_latent     a discrete class and a continuous code, amortised
 
+Guides
+    flows           normalising flows as the laws of guides
+
 Series
     imputation      series with missing cells: filled in and classified
     pv_rnn          a recurrent network whose posterior is inferred online
@@ -26,6 +29,7 @@ from . import (
     air as air,
     deep_latent as deep_latent,
     diffusion as diffusion,
+    flows as flows,
     gflownet as gflownet,
     imputation as imputation,
     ising as ising,
@@ -37,6 +41,7 @@ from . import (
 __all__ = [
     "air",
     "deep_latent",
+    "flows",
     "imputation",
     "pv_rnn",
     "ising",

@@ -8,6 +8,11 @@ Posteriors and guides
 Predictions
     expected_calibration_error                      whether predicted classes are as sure as they are right
 
+Pictures
+    plot_fit                                        values of a run with their noise
+    plot_weights                                    the largest importance weights, and k-hat
+    plot_calibration                                ranks and coverage of simulation-based calibration
+
 Gradients
     gradient_report, GradientReport                 mean, spread and cost of a gradient,
     ParameterGradient, SiteGradient                 ... by parameter and by site
@@ -29,6 +34,11 @@ from ._gradient_report import (
 )
 from ._gradient_views import gradient_tree as gradient_tree, plot_gradients as plot_gradients
 from ._pilot import Pilot as Pilot, Trial as Trial, pilot as pilot
+from ._plots import (
+    plot_calibration as plot_calibration,
+    plot_fit as plot_fit,
+    plot_weights as plot_weights,
+)
 from ._weights import (
     ImportanceDiagnostics as ImportanceDiagnostics,
     importance_diagnostics as importance_diagnostics,
@@ -42,6 +52,9 @@ __all__ = [
     "calibrate",
     "Calibration",
     "expected_calibration_error",
+    "plot_fit",
+    "plot_weights",
+    "plot_calibration",
     "gradient_report",
     "GradientReport",
     "ParameterGradient",

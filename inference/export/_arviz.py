@@ -30,6 +30,7 @@ _COMPUTED = (
     "log_prior",
     "observed_data",
 )
+_ASKED = ("log_predictive",)  # computed only if asked for
 _NEED_KEY = frozenset({"posterior_predictive", "prior", "prior_predictive"})
 
 
@@ -59,7 +60,10 @@ def to_arviz(
         sample_stats          per draw lp = log p(x, z), log_q = log q(z), log_weight = lp - log_q (nats); attributes pareto_k,
                               pareto_k_threshold, ess, log_evidence, log_evidence_std_error, elbo of `importance_diagnostics`
         posterior_predictive  observed sites drawn anew for each draw
-        log_likelihood        log-probs of observed sites, one per batch element (nats); log_prior: of latent sites
+        log_likelihood        log-probs of observed sites, one per batch element (nats), or one per row of those that meet sites
+                              summed out by `ppl.eliminate`; log_prior: of latent sites
+        log_predictive        of a hidden chain whose states `ppl.eliminate` takes out, log p(y_t | y_<t, z) of each step given
+                              those before it. Its sum is the log-likelihood; leave-one-out cannot be made of it
         prior, prior_predictive   joint draws from the model
         observed_data, constant_data
 
@@ -67,12 +71,13 @@ def to_arviz(
     `loo_approximate_posterior(tree, log_p=tree.sample_stats["lp"], log_q=tree.sample_stats["log_q"])` does use them.
 
     Args:
-        result: a `Fit` (draws from its guide); a mapping from site to draws [S, ...]; a `Trace` with a leading axis S, as
+        result: a `Fit` (draws from its guide; of several seeds num_samples each, a chain for each seed, if the model has no
+            parameters); a mapping from site to draws [S, ...]; a `Trace` with a leading axis S, as
             `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult`, `SMC2Result`,
             `TemperedResult`, `IslandsResult` or `LiuWestResult`, resampled to equal weights, with attributes log_evidence,
-            min_ess and, where it is said, what the evidence is; a `PMMHResult`, of chains if it has two leading
-            axes, with sample_stats log_joint and is_accepted; a `ParticleGibbsResult` of a
-            program; or a NumPyro MCMC after its run, read by ArviZ itself.
+            log_evidence_std_error (where the run's genealogy shows it), min_ess and, where it is said, what the evidence is; a
+            `PMMHResult`, of chains if it has two leading axes, with sample_stats log_joint and is_accepted; a
+            `ParticleGibbsResult` of a program; or a NumPyro MCMC after its run, read by ArviZ itself.
         key: PRNG key; needed to draw from a guide, for predictions and for the prior.
         num_samples: draws from the guide, the prior, or the particles.
         args: arguments of the model, a tuple or a dict; default those of the fit or of the MCMC run, else ().
@@ -80,7 +85,8 @@ def to_arviz(
         log_weights: log-weights of draws given as a mapping or Trace, nats [S].
         group: what given draws are: of the posterior or of the prior.
         groups: which to compute of "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "log_prior",
-            "observed_data"; default, all that the arguments allow.
+            "observed_data", "log_predictive"; default, all that the arguments allow but the last, whose cost grows with the
+            square of the number of steps.
         resample: "none" keeps the draws. "psis" replaces them by S draws with replacement in proportion to Pareto-smoothed
             weights; sample_stats then holds "source_draw", and no log_weight, which would be counted twice. The attribute
             "draws" of the posterior group says which. Default "none" for a fit; weighted draws need a choice.
@@ -174,7 +180,7 @@ def _wanted(
     if source.model is None:
         possible = {*source.given, *source.content.data} & set(_COMPUTED)
     else:
-        possible = {g for g in _COMPUTED if keys is not None or g not in _NEED_KEY}
+        possible = {g for g in (*_COMPUTED, *_ASKED) if keys is not None or g not in _NEED_KEY}
     if group == "prior":
         possible &= {"prior_predictive", "observed_data"}
     wrong = sorted(set(groups or ()) - possible)
@@ -184,7 +190,7 @@ def _wanted(
         raise ValueError(
             f"to_arviz: argument 'groups' asks for {wrong}, which cannot be computed for these draws. {remedy}."
         )
-    return frozenset(possible if groups is None else groups)
+    return frozenset(possible - set(_ASKED) if groups is None else groups)
 
 
 def _content(
@@ -200,6 +206,8 @@ def _content(
         # Without a key every latent site is given, and nothing is left to draw.
         key = jax.random.key(0) if keys is None else keys["replay"]
         sites = describe(source.model, key, values, source.args)
+        if sites.no_likelihood and group == "posterior":
+            attrs[group]["log_likelihood"] = f"none: {sites.no_likelihood}"
         values = {name: values[name] for name in sites.latents}
         given = replay(source.model, key, values, source.args, _replayed(wanted, group), batch_size)
         given["deterministic"] = {
@@ -215,6 +223,8 @@ def _content(
             cells=sites.cells,
         )
     draws = {g: by_site for g, by_site in given.items() if g in wanted}
+    if "log_predictive" in draws:
+        attrs["log_predictive"] = {"what": _ONE_STEP}
     draws[group] = {**values, **given.get("deterministic", {})}
     draws["sample_stats"] = source.stats
     return dataclasses.replace(
@@ -225,6 +235,9 @@ def _content(
         num_chains=source.num_chains,
         mcmc=source.mcmc,
     )
+
+
+_ONE_STEP = "log p(y_t | y_<t, z), nats: each step given those before it; leave-one-out cannot be made of it"
 
 
 def _replayed(wanted: frozenset[str], group: str) -> frozenset[str]:
@@ -269,11 +282,10 @@ def _check_options(
             "'resample' is needed for weighted draws, since ArviZ ignores weights: 'psis' for draws of the target, "
             "or 'none' to look at the proposal"
         )
-    unknown = sorted(set(groups or ()) - set(_COMPUTED))
+    known = [*_COMPUTED, *_ASKED]
+    unknown = sorted(set(groups or ()) - set(known))
     if unknown or isinstance(groups, str):
-        problems.append(
-            f"'groups' must be a collection of some of {list(_COMPUTED)}; got {groups!r}"
-        )
+        problems.append(f"'groups' must be a collection of some of {known}; got {groups!r}")
     problems += [
         f"'{n}' must be at least 1; got {v}"
         for n, v in {"num_samples": num_samples, "batch_size": batch_size}.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 from ... import ppl
 from ...ppl._compat import mcmc_arguments
 from ..fitting._fit_result import Fit, Posterior
+from ..particles.diagnostics import evidence_variance
 from ..particles.engine import SMCResult
 from ..particles.parameters import LiuWestResult, ParticleGibbsResult, PMMHResult, SMC2Result
 from ..particles.samplers import TemperedResult
@@ -88,6 +90,8 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
         raise ValueError(
             "to_arviz: argument 'key' is missing: a fit has no draws yet. Pass key=jax.random.key(0)."
         )
+    if fit.num_seeds is not None:
+        return _from_seeds(fit, keys, num_samples, args, batch_size)
     model, guide = fit.model, fit.guide
     if model is None or guide is None:
         raise ValueError(
@@ -112,7 +116,35 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
         stats["log_weight"] = draws.log_p - draws.log_q
     return Source(
         draws.choices, "from the guide", model, args, stats, {"deterministic": draws.deterministic},
-        Content(sites=draws.sites), no_weight=draws.no_weight, attrs={"objective": fit.label},
+        Content(sites=draws.sites), no_weight=draws.no_weight,
+        attrs={"objective": fit.label, "chains": "one run, so that R-hat says nothing of its fit"},
+    )  # fmt: skip
+
+
+def _from_seeds(
+    fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_size: int
+) -> Source:
+    """The draws of each seed's guide as a chain: R-hat then tells whether the seeds found the same."""
+    known = fit.args if args is None else args
+    model = fit.objective.model
+    own = [] if model is None or known is None else list(model.init(jax.random.key(0), *known))
+    if own:
+        raise ValueError(
+            f"to_arviz: this fit holds {fit.num_seeds} runs, each with a model of its own: its parameters are {own}. Choose a "
+            "run, fit.best() or fit.seed(0), or fit a model without parameters."
+        )
+    parts = [
+        _from_fit(
+            fit.seed(s), {**keys, "guide": jax.random.fold_in(keys["guide"], s)}, num_samples, args, batch_size
+        )
+        for s in range(fit.num_seeds or 0)
+    ]  # fmt: skip
+    chain = lambda *arrays: np.concatenate(arrays)
+    stack = lambda field: jax.tree.map(chain, *(getattr(p, field) for p in parts))
+    text = "one for each seed: R-hat compares what they found, and not how a chain moves"
+    return dataclasses.replace(
+        parts[0], choices=stack("choices"), stats=stack("stats"), given=stack("given"),
+        num_chains=len(parts), attrs={**parts[0].attrs, "chains": text},
     )  # fmt: skip
 
 
@@ -131,7 +163,11 @@ def _from_particles(
             "to_arviz: the particles of this FeynmanKac have no names. Pass result.sample(key, num_samples) as a mapping "
             "from names to arrays."
         )
-    attrs = {"log_evidence": float(result.log_evidence), "min_ess": float(result.ess.min())}
+    attrs: dict[str, Any] = {
+        "log_evidence": float(result.log_evidence),
+        "min_ess": float(result.ess.min()),
+    }
+    attrs["log_evidence_std_error"] = _evidence_error(result)
     if hasattr(result, "evidence"):
         attrs["evidence"] = result.evidence
     program = None if model is None else ppl.as_program(model)
@@ -139,6 +175,16 @@ def _from_particles(
         {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program,
         args or (), attrs=attrs,
     )  # fmt: skip
+
+
+def _evidence_error(result: Any) -> float | str:
+    """The standard error of a run's log evidence from its genealogy, nats, or why one run does not show it."""
+    for form in ("unbiased", "upper") if isinstance(result, SMCResult) else ():
+        with contextlib.suppress(ValueError):  # no genealogy, or a scheme of which it says nothing
+            variance = float(evidence_variance(result, form=form))
+            if variance >= 0 and np.isfinite(variance):
+                return variance**0.5
+    return "not known from this run; inference.particles.replicate tells it from several"
 
 
 def _from_chains(result: PMMHResult, args: tuple | None, model: Any) -> Source:

@@ -19,6 +19,7 @@ _ORDER = [
     "sample_stats",
     "posterior_predictive",
     "log_likelihood",
+    "log_predictive",
     "log_prior",
     *_PRIOR,
     "observed_data",

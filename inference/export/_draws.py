@@ -17,9 +17,11 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import typed_key
+from ...ppl.densities import Eliminated
 from ...ppl.language import check_proposed_cells, misses
 from ...ppl.traces import check_match
 from .._arguments import Arguments
+from ._summed import likelihoods, one_step_ahead, why_no_likelihood
 
 Choices = Mapping[str, Any]
 
@@ -55,12 +57,14 @@ class Description:
         observed: observed site -> value.
         cells: site made by `obs_mask` -> boolean array, the cells that belong to it: over its batch axes, or, where events are
             seen in part, over its event axes too.
+        no_likelihood: why observations have no log-probs by row, or None.
     """
 
     sites: dict[str, ppl.SiteInfo]
     latents: tuple[str, ...]
     observed: dict[str, np.ndarray]
     cells: dict[str, np.ndarray]
+    no_likelihood: str | None = None
 
 
 def in_parts(fn: Callable[..., Any], inputs: Any, args: tuple, batch_size: int) -> Any:
@@ -140,13 +144,14 @@ def describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple) 
 
 
 def _describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple) -> Description:
-    model, sites = whole(model), {}
+    model, sites, why = whole(model), {}, []
 
     def run(choices: Choices, *args: Any) -> Any:
         trace, _ = model.generate(key, choices, *args)
         if set(trace.choices) != set(choices):
             model.trace(choices, *args)  # raises, naming the sites
-        sites.update(trace.sites)
+        sites.update(trace.sites, **likelihoods(model, args, trace)[1])
+        why.append(why_no_likelihood(model, args, trace))
         return trace.observed, trace.deterministic
 
     # A second run with other values in the imputed sites: the cells of `name` that follow are the missing ones.
@@ -160,7 +165,8 @@ def _describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple)
         differs = ~((first == second) | ((first != first) & (second != second)))
         missing = whole_events(differs, len(sites[f"{name}_observed"].dims))
         cells |= {f"{name}_unobserved": missing, f"{name}_observed": ~missing}
-    return Description(sites, latents, {n: v[0] for n, v in observed.items()}, cells)
+    seen = {n: v[0] for n, v in observed.items()}
+    return Description(sites, latents, seen, cells, why[0])
 
 
 def replay(
@@ -179,11 +185,13 @@ def replay(
         trace_key, predict_key = jax.random.split(key)
         trace, _ = model.generate(trace_key, choices, *args)
         out = {"deterministic": trace.deterministic}
-        for group, kind in (("log_likelihood", "observed"), ("log_prior", "latent")):
-            if group in groups:
-                out[group] = {
-                    n: lp for n, lp in trace.log_probs.items() if trace.sites[n].kind == kind
-                }
+        if "log_likelihood" in groups:
+            out["log_likelihood"] = likelihoods(model, args, trace)[0]
+        if "log_prior" in groups:
+            is_latent = lambda n: trace.sites[n].kind == "latent"
+            out["log_prior"] = {n: lp for n, lp in trace.log_probs.items() if is_latent(n)}
+        if "log_predictive" in groups:
+            out["log_predictive"] = one_step_ahead(model, trace.choices, args)
         if "posterior_predictive" in groups:
             out["posterior_predictive"] = model.predict_trace(predict_key, choices, *args).observed
         return out
@@ -196,12 +204,14 @@ def draw_prior(
     model: ppl.Program, key: jax.Array, num_samples: int, args: tuple, batch_size: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Joint draws of latent, deterministic ("prior") and observed ("prior_predictive") sites."""
-    model = whole(model)
+    summed = model.sites if isinstance(model, Eliminated) else ()
+    model = whole(model.program if isinstance(model, Eliminated) else model)
 
     def draw(key: jax.Array, *args: Any) -> Any:
         trace = model.predict_trace(key, {}, *args)
+        choices = {n: v for n, v in trace.choices.items() if n not in summed}
         return {
-            "prior": {**trace.choices, **trace.deterministic},
+            "prior": {**choices, **trace.deterministic},
             "prior_predictive": trace.observed,
         }
 
@@ -216,6 +226,8 @@ def draw_prior(
 
 def whole(program: ppl.Program) -> ppl.Program:
     """The program, which must run on all rows of its plates: a weight estimated from a subsample would be biased."""
+    if isinstance(program, Eliminated):
+        return program.rebuilt(whole)
 
     class _Whole(Messenger):
         def process_message(self, msg: dict[str, Any]) -> None:

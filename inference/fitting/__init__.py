@@ -6,9 +6,15 @@ Optimisers
     by_row                  for tables of which a batch reads some rows
     settling                slows down once the value has settled, and ends the run
 
+Results
+    Averaging               what `fit(average="stationary")` knows of the iterates that it averaged
+
 Without noise
     fit_fixed_draws         L-BFGS on a bound whose draws are fixed once; standard errors, linear response
     FixedDrawsFit           what it returns
+
+Starts
+    pathfinder              parameters near the Normal that Pathfinder finds (BlackJAX)
 
 Callbacks
     EarlyStopping           stop where the objective no longer improves
@@ -27,13 +33,16 @@ from ._fit_result import Fit as Fit, Posterior as Posterior
 from ._fixed_draws import FixedDrawsFit as FixedDrawsFit, fit_fixed_draws as fit_fixed_draws
 from ._keep_best import KeepBest as KeepBest
 from ._nonfinite import NonFiniteError as NonFiniteError
-from ._settling import settling as settling
+from ._pathfinder import pathfinder as pathfinder
+from .stationarity import Averaging as Averaging, settling as settling
 
 __all__ = [
     "by_row",
     "settling",
+    "Averaging",
     "fit_fixed_draws",
     "FixedDrawsFit",
+    "pathfinder",
     "EarlyStopping",
     "KeepBest",
     "LogEvery",

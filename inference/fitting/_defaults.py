@@ -19,7 +19,7 @@ from .._arguments import outcome
 from ..diagnostics._weights import importance_diagnostics
 from ..objectives import elbo
 from ._optimizer import leaf_names
-from ._settling import MAX_STEPS
+from .stationarity import MAX_STEPS
 
 MULTIVARIATE_UP_TO = 30  # coordinates: of more, the guide is mean field
 ARRAY_RATE, MODULE_RATE = 0.02, 0.001  # of Adam

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,9 +19,8 @@ from ...ppl._checks import is_integer
 from ...ppl._compat import typed_key
 from ...ppl.language import Program, as_arguments
 from .._abstract_objective import AbstractObjective
-from .._arguments import shapes_of
+from .._arguments import plain_arrays, shapes_of
 from ._callbacks import FitInfo, labels, with_state
-from ._data import Batches, is_iterable_of_batches
 from ._defaults import (
     RATES,
     choose_objective,
@@ -33,8 +33,9 @@ from ._fit_result import Fit
 from ._initial import initial_params
 from ._loop import Carry, Config, initial_carry, strong
 from ._optimizer import FROZEN, is_optimizer, make_optimizer
-from ._subsample import make_source
 from ._train import Plan, Training
+from .data import is_iterable_of_batches, make_source
+from .stationarity import Averaging, averaged, noise_shares, summary
 from .storage import fingerprint, load
 
 _MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
@@ -51,13 +52,14 @@ def fit(
     plate_sizes: Mapping[str, float] | None = None,
     params: Mapping[str, Any] | None = None,
     num_seeds: int | None = None,
-    average: float | Literal["polyak"] | None = None,
+    average: float | Literal["polyak", "stationary"] | None = None,
     on_nonfinite: Literal["raise", "skip"] = "raise",
     callbacks: Sequence[Callable[[FitInfo], Any]] = (),
     callback_every: int = 100,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 1000,
     mesh: Mesh | None = None,
+    prefetch: int = 2,
     progress: bool = True,
 ) -> Fit:
     """Fit the parameters of an objective by stochastic gradient steps.
@@ -80,10 +82,11 @@ def fit(
             Each parameter must match exactly one pattern. A transformation such as clipping by global norm then acts within
             its group.
         args: the arguments of the program, a tuple, or a dict from their names to values; array leaves are traced, other
-            leaves stay Python values. Or an iterable of such tuples or dicts, one minibatch each, all of one shape; an
-            iterable that can be read again starts anew at its end.
-        num_steps: total number of steps, those before a checkpoint included; 0 takes `params` as they are. None trains until an
-            iterator ends; on data themselves until the value has settled, see `fitting.settling`.
+            leaves stay Python values. Frames and series of numbers are arrays, too. Or an iterable of such tuples or dicts, one
+            minibatch each, all of one shape but that the last of an epoch may have fewer rows; an iterable that can be read
+            again starts anew at its end.
+        num_steps: total number of steps, those before a checkpoint included; 0 takes `params` as they are. None trains until
+            an iterator ends; on data themselves until the value has settled, see `fitting.settling`.
         key: PRNG key, typed or raw uint32; default `jax.random.key(0)`.
         subsample: plate name -> batch size n. Every array leaf whose leading axis is the plate's full size N is cut down to n
             rows by random reshuffling (each epoch a fresh permutation, its last N mod n rows left out), and the plate's terms
@@ -96,7 +99,10 @@ def fit(
             up to rounding; it has its own initial parameters, noise and order of data. Results get a leading seed axis.
         average: report the average of the iterates instead of the last one: "polyak" for the uniform mean, or a decay d in (0,
             1) for the exponential mean, normalised so that the starting point leaves no trace. Taken on the unconstrained
-            parameters.
+            parameters. "stationary" begins once the value has settled (the rule of `fitting.settling`), at full pace, and ends
+            with the run; without `num_steps` after as many steps again, at least 1,000, and begins anew as long as R-hat of the
+            iterates is above 1.1. `Fit.averaging` has the spread of the iterates, the error of their average, and both beside
+            the posterior's width; the summary tells.
         on_nonfinite: what to do when the value, a trained parameter's gradient or its new value is not finite. "raise": stop
             and name what broke; "skip": leave parameters, optimiser and state as they were, and count. After 100 skipped steps
             in a row (of every seed) "skip" raises too.
@@ -113,6 +119,9 @@ def fit(
         mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
             iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device
             up to rounding.
+        prefetch: stacks of batches (16 to 64, those in 32 MB) of an iterable that a thread reads ahead, and moves to the device,
+            while the caller's thread waits; never beyond `num_steps`. 0 reads in the caller's thread, as loaders need that are
+            tied to it (a database connection) or that callbacks change on the way.
         progress: show a progress bar with the running value; where there is no terminal or notebook, a line now and then.
 
     Returns:
@@ -127,18 +136,23 @@ def fit(
     Validity:
         The gradient is as good as the objective's. With `subsample` each step's rows are uniform without replacement, so value
         and gradient stay unbiased for terms that are sums over the plate; a parameter with one entry per row is refused. For
-        an iterable, that its batches are uniform draws is up to the caller.
+        an iterable, that its batches are uniform draws is up to the caller. A batch of r rows where the first had n counts
+        r / n of a step (its gradient is multiplied by that), so that every row has the same weight over an epoch in any order.
 
     Example:
         >>> result = fit(elbo(model, guide), optax.adam(1e-2), (x,), num_steps=1000, key=key)  # doctest: +SKIP
         >>> result.guide, result.history["value"][-1]  # doctest: +SKIP
 
-    Reference: random reshuffling, arXiv:2006.05988; averaging, Polyak and Juditsky (1992).
+    Reference: random reshuffling, arXiv:2006.05988; averaging, Polyak and Juditsky (1992); of
+    stationary iterates, Dhaka et al. 2020, arXiv:2009.00666, and Welandawe et al. 2022, arXiv:2203.15945.
     """
     is_model = isinstance(objective, Program | FunctionType)
     _check_types(None if is_model else objective, optimizer, args, callbacks, mesh, average)
     args = as_arguments(args) if isinstance(args, Mapping) else args
-    _check_values(num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every)
+    args = plain_arrays(args) if isinstance(args, tuple) else args
+    _check_values(
+        num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, prefetch
+    )
     if num_steps == 0 and params is None:
         raise ValueError(
             "fit: num_steps=0 takes no step, and the result would be the initial parameters. Ask for steps; a fit of parameters "
@@ -153,25 +167,28 @@ def fit(
         # Explicitly typed axes would put the sharding into the types of the user's program.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
     keys = key if num_seeds is None else jax.random.split(key, num_seeds)
-    scaled, source = make_source(objective, args, subsample, plate_sizes, mesh)
+    scaled, source = make_source(objective, args, subsample, plate_sizes, mesh, prefetch)
     init_args = source.first()
     params = initial_params(scaled, params, keys, num_seeds, init_args)
     one: Any = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     if optimizer is None:
-        optimizer = default_optimizer(one, num_steps)
+        optimizer = default_optimizer(one, None if average == "stationary" else num_steps)
         reasons |= {"optimizer": RATES}
     if settles:
-        reasons |= {"steps": "until the value has settled"}
+        more = ", and as many again for the average" if average == "stationary" else ""
+        reasons |= {"steps": "until the value has settled" + more}
+    ending = "watches" if average == "stationary" else "settles" if settles else None
     if progress and reasons:
         report(reasons)
     config = Config(
         objective=scaled,
-        optimizer=make_optimizer(optimizer, one, settles=settles),
+        optimizer=make_optimizer(optimizer, one, ending=ending, num_steps=num_steps),
         source=source,
         average=average,
         on_nonfinite=on_nonfinite,
         num_seeds=num_seeds,
         mesh=mesh,
+        num_steps=num_steps,
         max_steps=min(_MAX_STEPS_PER_CALL, source.steps_per_call, max(num_steps or 1000, 1)),
     )
     start = lambda key, params: initial_carry(config, key, params, init_args)
@@ -188,9 +205,16 @@ def fit(
 
     def make_fit(carry: Carry, values: np.ndarray, step: int, reason: Any) -> Fit:
         is_single = num_seeds is None
+        params, averaging = carry.params, None
+        if average == "stationary":
+            params = config.over_seeds(averaged)(carry.average, carry.params)
+            averaging = config.over_seeds(summary)(carry.average)
+            averaging = dataclasses.replace(averaging, noise=_noise(params, averaging))
+        elif average is not None:
+            params = carry.average
         return Fit(
             objective=objective,
-            params=carry.params if average is None else carry.average,
+            params=params,
             last_params=carry.params,
             state=carry.state,
             history={"value": values},
@@ -200,14 +224,22 @@ def fit(
             num_seeds=num_seeds,
             stop_reason=reason,
             example=None if stored_args is not None else shapes_of(init_args),
+            averaging=averaging,
         )
+
+    def _noise(params: Any, averaging: Averaging) -> dict[str, tuple[float, float]]:
+        guide = getattr(objective, "guide", None)
+        if not isinstance(guide, Program) or num_seeds is not None or averaging.start < 0:
+            return {}
+        shares = [
+            noise_shares(guide, params, deviations, key, init_args)
+            for deviations in (averaging.spread, averaging.error)
+        ]
+        return {name: (shares[0][name], shares[1][name]) for name in shares[0]}
 
     if stopped and callbacks:
         return make_fit(carry, values, step, "callback")
-    if isinstance(source, Batches) and loader is not None:
-        source.set_state(loader, step)
-    else:
-        source.skip(step)
+    source.resume(loader, step)
     if mesh is not None:
         carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
     plan = Plan(
@@ -258,18 +290,22 @@ def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
         )
     if mesh is not None and not isinstance(mesh, Mesh):
         problems.append(f"'mesh' must be a jax.sharding.Mesh; got {type(mesh).__name__}")
-    if not (average is None or average == "polyak" or isinstance(average, float)):
+    if not (average in (None, "polyak", "stationary") or isinstance(average, float)):
         problems.append(
-            f"'average' must be None, 'polyak' or a decay such as 0.999; got {average!r}"
+            f"'average' must be None, 'polyak', 'stationary' or a decay such as 0.999; got {average!r}"
         )
     if problems:
         raise TypeError("fit: argument " + ";\nargument ".join(problems) + ".")
 
 
-def _check_values(num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every):
+def _check_values(
+    num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, prefetch
+):
     problems = []
     counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
     counts |= {} if num_seeds is None else {"num_seeds": num_seeds}
+    if not is_integer(prefetch) or prefetch < 0:
+        problems.append(f"'prefetch' must be an integer of at least 0; got {prefetch!r}")
     problems += [
         f"'{name}' must be an integer of at least 1; got {count!r}"
         for name, count in counts.items()

@@ -15,7 +15,9 @@ import numpy as np
 from ...ppl._show import shown
 from ...ppl.language import as_arguments, check_proposed_cells, joined, misses, parted
 from ...ppl.traces import check_match, strong
+from .._arguments import plain_arrays
 from ._predictive import map_keys, predictive
+from .stationarity import Averaging
 from .storage import export_fit, load_fit, save_fit
 
 
@@ -59,6 +61,7 @@ class Fit:
         num_skipped: number of steps not applied because they were not finite; an array [num_seeds] with several seeds.
         num_seeds: number of independent runs, or None for a single one without a seed axis.
         example: shapes of one step's arguments, where `args` is None.
+        averaging: of `average="stationary"`, what is known of the iterates; not saved.
         stop_reason: "num_steps" (done), "settled" (the value had), "callback", "interrupt" (Ctrl-C), "data" (the iterator ended)
             or "error" (the fit inside a `NonFiniteError`).
     """
@@ -74,6 +77,7 @@ class Fit:
     num_seeds: int | None
     stop_reason: Literal["num_steps", "settled", "callback", "interrupt", "data", "error"]
     example: tuple | None = dataclasses.field(default=None, repr=False)
+    averaging: Averaging | None = dataclasses.field(default=None, repr=False)
 
     def _facts(self) -> dict[str, Any]:
         is_averaged = self.params is not self.last_params
@@ -84,12 +88,17 @@ class Fit:
             "steps": f"{self.steps}{f' ({skipped} skipped)' if skipped else ''}, {_ENDS[self.stop_reason]}",
             "seeds": self.num_seeds,
             "params": self.params,
-            "averaged": "params are the running average; the last iterate is last_params"
-            if is_averaged
-            else None,
+            "averaged": self._averaged(is_averaged),
+            "noise": None if self.averaging is None else self.averaging.noise_text(),
             "state": self.state if jax.tree.leaves(self.state) else None,
             "args": self._named_args(),
         }
+
+    def _averaged(self, is_averaged: bool) -> str | None:
+        if self.averaging is not None:
+            return str(self.averaging)
+        text = "params are the running average; the last iterate is last_params"
+        return text if is_averaged else None
 
     def _named_args(self) -> Any:
         if self.args is None:
@@ -378,7 +387,7 @@ class Fit:
 
     def _args_or_stored(self, args: tuple | None, method: str) -> tuple:
         if args is not None:
-            return args
+            return plain_arrays(args)
         if self.args is None:
             raise ValueError(
                 f"Fit.{method} has no arguments: they came from an iterable or were not saved. Pass the arguments of the "

@@ -25,7 +25,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl.language import as_arguments
 from ...ppl.strategies import as_strategy
-from .._arguments import Arguments
+from .._arguments import Arguments, plain_arrays
 from ._fit_result import Fit
 
 Array = jax.Array
@@ -159,15 +159,15 @@ def fit_fixed_draws(
     check_counts("fit_fixed_draws", 2, num_draws=num_draws)
     check_counts("fit_fixed_draws", num_starts=num_starts, max_steps=max_steps)
     draw_key, start_key = jax.random.split(typed_key(key))
-    args = as_arguments(args)
-    first = objective.init(start_key, *args) if params is None else params
-    _check_strategies(objective, first, args)
-    bound = _Bound(objective, args, draw_key, num_draws)
+    arguments: tuple = plain_arrays(as_arguments(args))
+    first = objective.init(start_key, *arguments) if params is None else params
+    _check_strategies(objective, first, arguments)
+    bound = _Bound(objective, arguments, draw_key, num_draws)
     starts = [first]
     if params is None:
         keys = jax.random.split(start_key, num_starts)
-        starts += [objective.init(k, *args) for k in keys[1:]]
-    run = jax.jit(lambda params: _climb(bound.loss, params, max_steps, tolerance))
+        starts += [objective.init(k, *arguments) for k in keys[1:]]
+    run = jax.jit(lambda params: climb(bound.loss, params, max_steps, tolerance))
     runs = [run(start) for start in starts]
     ends = [float(r[1]) for r in runs]
     if np.isnan(ends).all():
@@ -181,9 +181,9 @@ def fit_fixed_draws(
     _check_gradient(bound, params)
     return FixedDrawsFit(
         objective=objective, params=params, last_params=params,
-        state=objective.init_state(params, start_key, *args),
+        state=objective.init_state(params, start_key, *arguments),
         history={"value": -sign * np.asarray(losses)[: int(steps)]},
-        args=args, steps=int(steps), num_skipped=0, num_seeds=None,
+        args=arguments, steps=int(steps), num_skipped=0, num_seeds=None,
         stop_reason="settled" if float(norm) <= tolerance else "num_steps",
         key=draw_key, num_draws=num_draws, gradient_norm=float(norm),
         values=-sign * np.array([float(r[1]) for r in runs]),
@@ -239,7 +239,7 @@ class _Bound:
         return jnp.asarray((vectors / values) @ vectors.T, flat.dtype)
 
 
-def _climb(loss: Callable[[Any], Array], params: Any, max_steps: int, tolerance: float) -> Any:
+def climb(loss: Callable[[Any], Array], params: Any, max_steps: int, tolerance: float) -> Any:
     """(params, loss, norm of the gradient, steps, losses) after L-BFGS."""
     import optax
 

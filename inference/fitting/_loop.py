@@ -20,9 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ...ppl.estimation import known_data
 from .._arguments import shapes
-from ._data import Source
 from ._optimizer import Optimizer, apply, average_step, trained_leaves
-from ._settling import is_done
+from .data import Source
+from .stationarity import is_done, no_iterates, settled_at, with_iterate
 
 MAX_CONSECUTIVE_SKIPS = 100
 
@@ -49,6 +49,7 @@ class Config(NamedTuple):
     num_seeds: int | None
     mesh: jax.sharding.Mesh | None
     max_steps: int  # in one device call
+    num_steps: int | None
 
     @property
     def sign(self) -> float:
@@ -81,6 +82,8 @@ def initial_carry(config: Config, key: jax.Array, params: Any, args: tuple) -> C
     state = config.objective.init_state(params, run_keys(key)[1], *args)
     opt_state = config.optimizer.transform.init(params)
     average = () if config.average is None else params
+    if config.average == "stationary":
+        average = no_iterates(params)
     return Carry(params, opt_state, average, state, jnp.int32(0), jnp.int32(0))
 
 
@@ -129,12 +132,13 @@ def compile_steps(config: Config, donate: bool) -> Any:
             def one_step(carry, key, order, index):
                 args = config.source.batch(data, order, index, first_step + index)
                 step = first_step + index
-                return _step(config, carry, jax.random.fold_in(key, step), step, args)
+                weight = config.source.weight(data)
+                return _step(config, carry, jax.random.fold_in(key, step), step, args, weight)
 
             return jax.lax.while_loop(lambda s: (s[0] < end) & ~is_over(s), step, loop)
 
         def is_over(loop):
-            done = is_done(loop[1].opt_state)
+            done = is_done((loop[1].opt_state, loop[1].average))
             return is_stuck(loop) if done is None else is_stuck(loop) | jnp.all(done)
 
         def is_stuck(loop):
@@ -149,13 +153,17 @@ def compile_steps(config: Config, donate: bool) -> Any:
     return jax.jit(run, donate_argnums=(0,) if donate else ())
 
 
-def _step(config: Config, carry: Carry, key: jax.Array, step: Any, args: tuple):
+def _step(config: Config, carry: Carry, key: jax.Array, step: Any, args: tuple, weight: float):
     params = carry.params
     with known_data():
         value, grads, state = config.objective.step(params, carry.state, key, *args)
+    if weight != 1:
+        grads = jax.tree.map(lambda g: weight * g, grads)
     moved, opt_state = apply(config.optimizer, params, carry.opt_state, grads, value, config.sign)
     average = carry.average
-    if config.average is not None:
+    if config.average == "stationary":
+        average = with_iterate(average, moved, step, settled_at(opt_state), config.num_steps)
+    elif config.average is not None:
         count = step + 1 - carry.num_skipped
         average = average_step(config.optimizer, average, moved, count, config.average)
     zero = jnp.zeros_like(carry.num_skipped_in_row)

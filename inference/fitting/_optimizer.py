@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ._settling import settling
+from .stationarity import settling, watching
 
 FROZEN = "frozen"
 _ALL = "*"
@@ -30,13 +30,20 @@ def is_optimizer(value: Any) -> bool:
     return is_alike and not hasattr(value, "get_params")
 
 
-def make_optimizer(optimizer: Any, params: Any, *, settles: bool = False) -> Optimizer:
+def make_optimizer(
+    optimizer: Any,
+    params: Any,
+    *,
+    ending: Literal["settles", "watches"] | None = None,
+    num_steps: int | None = None,
+) -> Optimizer:
     """Match the groups of `optimizer` with the names in `params`.
 
     Args:
         optimizer: an optax transformation, or a dict from fnmatch pattern to a transformation or "frozen".
         params: mapping from name to a pytree of arrays (or their shapes).
-        settles: whether it is to end the run by itself, `settling`.
+        ending: whether it is to end the run by itself, `settling`, or to see when it could, `watching`.
+        num_steps: of the run, for the latter.
 
     Raises:
         ValueError: if a parameter matches no pattern or several, a pattern matches nothing, or nothing is left to train.
@@ -59,7 +66,9 @@ def make_optimizer(optimizer: Any, params: Any, *, settles: bool = False) -> Opt
         }
         tree = jax.tree.unflatten(jax.tree.structure(params), labels)
         optimizer = optax.partition(transforms, tree)
-    transform = settling(optimizer) if settles else optax.with_extra_args_support(optimizer)
+    transform = optax.with_extra_args_support(optimizer)
+    if ending is not None:
+        transform = settling(transform) if ending == "settles" else watching(transform, num_steps)
     return Optimizer(transform, names, is_trained)
 
 

@@ -22,7 +22,7 @@ from ._callbacks import FitInfo, wants_stop, with_state
 from ._loop import MAX_CONSECUTIVE_SKIPS, Carry, Config, compile_steps, step_args, step_key
 from ._nonfinite import NonFiniteError, diagnose
 from ._progress import progress_bar
-from ._settling import is_done
+from .stationarity import is_done
 from .storage import Checkpoint, save
 
 _SECONDS_PER_CALL = 0.3
@@ -96,7 +96,12 @@ class Training:
         """Train to the end and return the fit."""
         self._start = time.monotonic()
         plan = self._plan
-        with _deferred_interrupt() as pressed, _bar(plan, self._step) as bar:
+        source = self._config.source
+        with (
+            _deferred_interrupt() as pressed,
+            source.reading(plan.num_steps, pressed.is_set),
+            _bar(plan, self._step) as bar,
+        ):
             try:
                 reason = self._loop(pressed, bar)
             except KeyboardInterrupt:
@@ -113,7 +118,7 @@ class Training:
             if self._is_settled():
                 return "settled"
             if not self._advance(bar):
-                return self._data_ended()
+                return "interrupt" if pressed.is_set() else self._data_ended()
             is_last = self._step == num_steps or self._is_settled()
             if (is_last or self._step % self._plan.callback_every == 0) and self._call_back():
                 return "callback"
@@ -124,7 +129,7 @@ class Training:
         return "settled" if self._is_settled() else "num_steps"
 
     def _is_settled(self) -> bool:
-        done = is_done(self._carry.opt_state)
+        done = is_done((self._carry.opt_state, self._carry.average))
         return done is not None and bool(np.all(np.asarray(done)))
 
     def _advance(self, bar: Any) -> bool:
@@ -135,7 +140,8 @@ class Training:
             return False
         result = self._run(self._carry, self._keys, self._step, num_steps, data)
         self._carry, values, num_taken, is_bad = result
-        num_taken, is_bad = int(num_taken), np.asarray(is_bad)
+        with self._config.source.waiting():
+            num_taken, is_bad = int(num_taken), np.asarray(is_bad)
         values = np.asarray(values)[:num_taken]
         if self._config.on_nonfinite == "raise" and is_bad.any():
             self._history.append(values[:-1])

@@ -21,6 +21,7 @@ from ._stochastic import (
     log_mean_exp as log_mean_exp,
     refuse_scaled as refuse_scaled,
 )
+from ._sums import Summed as Summed
 
 __all__ = [
     "StochasticProgram",

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..data import LoaderState
 from ._archive import from_raw, read, to_raw, write
 
-_FORMAT = 3  # 2: the run knows the values of its data; 3: callbacks have states
+_FORMAT = 4  # 2: the run knows the values of its data; 3: callbacks have states; 4: where the loader's state is from
 
 
 class Checkpoint(NamedTuple):
@@ -35,7 +36,7 @@ class Checkpoint(NamedTuple):
         run: description of the run, JSON; a checkpoint resumes only a run with the same description.
         stopped: whether a callback ended the run.
         callbacks: states of the callbacks that have one, in their order.
-        loader: state of the loader of batches, JSON or bytes; None if it has none.
+        loader: `LoaderState` of the loader of batches; None if it has none.
     """
 
     step: int
@@ -44,7 +45,7 @@ class Checkpoint(NamedTuple):
     run: dict[str, Any]
     stopped: bool
     callbacks: Sequence[Any] = ()
-    loader: Any = None
+    loader: LoaderState | None = None
 
 
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
@@ -59,6 +60,7 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
         "run": checkpoint.run,
         "callbacks": [str(jax.tree.structure(state)) for state in checkpoint.callbacks],
         "loader": _as_json(checkpoint.loader),
+        "loader_read": checkpoint.loader.num_read if checkpoint.loader is not None else 0,
         "leaves": [
             {"name": name, "dtype": str(leaf.dtype), "shape": list(leaf.shape)}
             for name, leaf in zip(names, leaves, strict=True)
@@ -101,25 +103,29 @@ def load(
     ]
     return Checkpoint(
         header["step"], restored, arrays["values"], header["run"], header["stopped"], states,
-        _from_json(header["loader"]),
+        _loader_state(header),
     )  # fmt: skip
 
 
-def _as_json(state: Any) -> Any:
+def _as_json(loader: LoaderState | None) -> Any:
     """None where there is no state, or one that JSON cannot hold: batches are then read again."""
-    if isinstance(state, bytes):
-        return {"bytes": base64.b64encode(state).decode()}
+    if loader is None:
+        return None
+    if isinstance(loader.state, bytes):
+        return {"bytes": base64.b64encode(loader.state).decode()}
     try:
-        again = json.loads(json.dumps(state))
+        again = json.loads(json.dumps(loader.state))
     except TypeError:
         return None
-    return {"json": again} if state is not None and again == state else None
+    return {"json": again} if loader.state is not None and again == loader.state else None
 
 
-def _from_json(state: Any) -> Any:
+def _loader_state(header: dict[str, Any]) -> LoaderState | None:
+    state = header["loader"]
     if state is None:
         return None
-    return base64.b64decode(state["bytes"]) if "bytes" in state else state["json"]
+    state = base64.b64decode(state["bytes"]) if "bytes" in state else state["json"]
+    return LoaderState(state, header["loader_read"])
 
 
 def fingerprint(arrays: Any) -> list[str]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ....ppl.language import Program, as_arguments, check_set_up
-from ..._arguments import Arguments, outcome
+from ..._arguments import Arguments, outcome, plain_arrays
 from ._archive import from_raw, read, to_raw, write
 from ._skeleton import as_skeleton, from_skeleton
 from ._structure import differences, structure, versions
@@ -56,7 +56,8 @@ def load_fit(make: Callable[..., Any], path: str | os.PathLike, objective: Any, 
         raise ValueError(
             f"Fit.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."
         )
-    example = from_skeleton(header["args"], arrays) if args is None else as_arguments(args)
+    given = None if args is None else plain_arrays(as_arguments(args))
+    example = from_skeleton(header["args"], arrays) if given is None else given
     has_data = header["has_data"] or args is not None
     own = _own_params(objective, example, has_data)
     if "structure" in header:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.infer import MCMC, NUTS
 from scipy import stats
@@ -245,3 +246,71 @@ def test_events_seen_in_part_keep_their_axes(key, with_model):
     np.testing.assert_allclose(
         found["log_likelihood"]["x_observed"].values[0, 0], expected, rtol=1e-5
     )
+
+
+def test_seeds_are_chains_so_that_r_hat_compares_them():
+    import arviz
+
+    def model(y):
+        mu = ppl.sample("mu", dist.Normal(0.0, 2.0))
+        with ppl.plate("rows", 3):
+            ppl.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    def guide(y):
+        # Starts apart; 400 steps bring all to one place.
+        loc = ppl.param("loc", lambda key: 3.0 * jax.random.normal(key))
+        ppl.sample("mu", dist.Normal(loc, 0.5))
+
+    bound, y, r_hat = inference.elbo(model, guide), np.zeros(3, np.float32), {}
+    for steps in (1, 400):
+        fit = inference.fit(
+            bound, optax.adam(0.05), (y,), num_steps=steps, num_seeds=3, progress=False
+        )
+        tree = inference.to_arviz(fit, key=jax.random.key(0), num_samples=100, groups=())
+        assert dict(tree["posterior"].sizes) == {"chain": 3, "draw": 100}
+        assert "one for each seed" in tree["posterior"].attrs["chains"]
+        r_hat[steps] = float(arviz.rhat(tree)["mu"])
+        one = inference.to_arviz(fit.seed(0), key=jax.random.key(0), num_samples=9, groups=())
+        assert "R-hat says nothing" in one["posterior"].attrs["chains"]
+    assert r_hat[1] > 1.5 and r_hat[400] < 1.05
+
+
+def test_seeds_with_models_of_their_own_are_refused():
+    def model(y):
+        ppl.sample("mu", dist.Normal(ppl.param("prior", 0.0), 2.0))
+        ppl.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    def guide(y):
+        ppl.sample("mu", dist.Normal(ppl.param("loc", 0.0), 0.5))
+
+    bound = inference.elbo(model, guide)
+    fit = inference.fit(bound, optax.sgd(0.1), (0.0,), num_steps=1, num_seeds=2, progress=False)
+    with pytest.raises(ValueError, match=r"2 runs, each with a model of its own.*\['prior'\]"):
+        inference.to_arviz(fit, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
+def test_the_evidence_of_particles_has_an_error_where_the_run_shows_one(scheme):
+    walk = inference.FeynmanKac(
+        jax.random.normal,
+        lambda key, x, t: x + jax.random.normal(key),
+        lambda _, x, t: -(x**2),
+        5,
+    )
+    run = lambda key: inference.smc(
+        walk, key, num_particles=400, resampling=scheme, history="ancestors"
+    )
+    keys = jax.random.split(jax.random.key(0), 40)
+    runs = jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
+    of = lambda i: jax.tree.map(lambda x: x[i], runs)
+    attrs = [
+        inference.to_arviz(of(i), key=jax.random.key(1), num_samples=5)["posterior"].attrs
+        for i in range(8)
+    ]
+    errors = [a["log_evidence_std_error"] for a in attrs]
+    if scheme == "systematic":
+        assert all("replicate" in e for e in errors)
+        return
+    # Over 40 runs the spread is known to 11 %; eight runs' variances scatter by half each.
+    spread = float(np.asarray(runs.log_evidence).std(ddof=1))
+    assert 0.5 < float(np.mean(np.square(errors)) ** 0.5) / spread < 1.7

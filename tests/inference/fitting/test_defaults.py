@@ -10,7 +10,7 @@ from _fit_fakes import Objective
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting import settling
-from lapilli.inference.fitting._settling import is_done
+from lapilli.inference.fitting.stationarity import is_done
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -232,7 +232,8 @@ def test_seeds_settle_together():
 
 
 def test_a_run_that_does_not_settle_is_warned_of(monkeypatch):
-    from lapilli.inference.fitting import _defaults, _settling
+    from lapilli.inference.fitting import _defaults
+    from lapilli.inference.fitting.stationarity import _settling
 
     fit = inference.fit(  # by a rule of its own, of which fit says nothing
         Objective(), settling(optax.adam(0.05), max_steps=110), (np.ones(4, np.float32),), num_steps=1000, key=KEY,

@@ -249,7 +249,11 @@ def test_a_fit_with_seeds_has_no_single_guide():
         ({"args": [X, X]}, TypeError, "batch 0 is a ndarray.*must be a tuple"),
         ({"callbacks": print}, TypeError, "'callbacks' must be a sequence of callables"),
         ({"mesh": 2}, TypeError, "'mesh' must be a jax.sharding.Mesh"),
-        ({"average": "ema"}, TypeError, "'average' must be None, 'polyak' or a decay"),
+        (
+            {"average": "ema"},
+            TypeError,
+            "'average' must be None, 'polyak', 'stationary' or a decay",
+        ),
         ({"average": 1.0}, ValueError, "'average' is 1.0.*between 0 and 1"),
         ({"num_seeds": 0}, ValueError, "'num_seeds' must be an integer of at least 1"),
         ({"checkpoint_every": 0}, ValueError, "'checkpoint_every' must be"),

@@ -6,8 +6,8 @@ import optax
 import pytest
 from _fit_fakes import Objective
 
-from lapilli.inference.fitting._data import Minibatches
 from lapilli.inference.fitting._fit import fit
+from lapilli.inference.fitting.data import Minibatches
 
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
 SGD = optax.sgd(1e-3)
@@ -217,7 +217,7 @@ def test_batches_of_complete_data_need_an_empty_declaration():
         ([], {"plate_sizes": {}}, "holds no batch"),
         (
             [(X[:4],), (X[:3],)],
-            {"plate_sizes": {"rows": 12}},
+            {"plate_sizes": {}},
             r"batch 1 has \['float32\[3\]'\], but batch 0 has \['float32\[4\]'\].*drop_last",
         ),
         ([(X[:4],), (X[:4], 1)], {"plate_sizes": {"rows": 12}}, "batch 1 differs from batch 0"),

@@ -1,14 +1,22 @@
 """Loaders that say where they stand: a killed run goes on there, to the bit, no batch lost, doubled or read again."""
 
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import _killed_run
 import jax
 import numpy as np
 import optax
 import pytest
+from _on_mesh import environment
 
 from lapilli import inference, ppl
 
 KEY = jax.random.key(0)
-NUM_STEPS = 60
+NUM_STEPS = 300
 
 
 class Killed(Exception):
@@ -97,16 +105,45 @@ def test_a_killed_run_goes_on_where_its_loader_stood(tmp_path, whole, seed):
     deaths = sorted(np.random.default_rng(seed).choice(np.arange(1, NUM_STEPS), 3, replace=False))
     read = killed_again_and_again(tmp_path / "run.npz", whole, deaths)
     for before, after in zip(deaths[:-1], read[1:-1], strict=True):
-        # The first batch tells the shapes; the others begin at the last checkpoint, at most 7 steps (and 16 in flight) back.
-        assert after[0] == 0 and (len(after) < 2 or after[1] >= before - 7 - 16)
+        # The first batch tells the shapes; the others begin at the last checkpoint, at most 7 steps and a stack back.
+        assert after[0] == 0 and (len(after) < 2 or after[1] >= before - 7 - 64)
 
 
-@pytest.mark.slow
-def test_a_run_killed_a_hundred_times_is_the_same_run(tmp_path, whole):
-    rng = np.random.default_rng(1)
-    for number in range(25):
-        deaths = sorted(rng.choice(np.arange(1, NUM_STEPS), 4, replace=False))
-        killed_again_and_again(tmp_path / f"{number}.npz", whole, deaths)
+def life(path, num_steps, dies_after=None):
+    """Start the run in a process of its own; kill it so many seconds after it has begun to read, or let it end."""
+    seconds = 0.0 if dies_after is None else 0.002  # for each batch
+    command = [sys.executable, _killed_run.__file__, path, num_steps, seconds]
+    with subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, env=environment(1)
+    ) as run:
+        assert run.stdout.readline() == b"reads\n"
+        if dies_after is not None:
+            time.sleep(dies_after)
+            run.send_signal(signal.SIGKILL)
+    assert run.returncode == (0 if dies_after is None else -signal.SIGKILL)
+
+
+def step_of(path):
+    if not path.exists():
+        return 0
+    with np.load(path) as file:
+        return json.loads(str(file["header"]))["step"]
+
+
+@pytest.mark.slow  # a process for each kill, some 3.5 seconds
+@pytest.mark.parametrize("num_kills", [100])
+def test_a_process_killed_at_any_time_is_the_same_run(tmp_path, num_kills):
+    # At most 80 + 0.4 s / 2 ms steps a life, so that no life ends by itself.
+    path, num_steps = tmp_path / "run.npz", 280 * num_kills
+    rng, steps = np.random.default_rng(1), [0]
+    for _ in range(num_kills):
+        life(path, num_steps, rng.uniform(0.0, 0.4))
+        steps.append(step_of(path))
+    assert np.all(np.diff(steps) >= 0) and 0 < steps[-1] < num_steps
+    life(path, num_steps)
+    whole = _killed_run.train(_killed_run.Stream(), num_steps)
+    np.testing.assert_array_equal(np.load(f"{path}.values.npy"), whole.history["value"])
+    print(f"{num_kills} kills, {np.count_nonzero(np.diff(steps))} after a checkpoint of that life")
 
 
 def test_loaders_that_keep_their_own_state(tmp_path, whole):
@@ -139,3 +176,25 @@ def test_bytes_are_a_state(tmp_path, whole):
     path = tmp_path / "run.npz"
     train(Bytes(), path, num_steps=21)
     assert train(Bytes(), path).params == whole.params
+
+
+def test_a_state_that_the_loader_goes_on_to_change_is_copied(tmp_path, whole):
+    class Live(Stream):
+        """Hands out the very object that it counts in."""
+
+        def __init__(self):
+            super().__init__()
+            self.state = {}
+
+        def get_state(self):
+            self.state.update(super().get_state())
+            return self.state
+
+        def __next__(self):
+            batch = super().__next__()
+            self.state.update(super().get_state())
+            return batch
+
+    path = tmp_path / "run.npz"
+    train(Live(), path, num_steps=21)
+    assert train(Live(), path).params == whole.params

@@ -14,6 +14,7 @@ _FIRST_BLOCK = 16  # steps in a block at the beginning
 _ENOUGH = 48  # blocks before the question is asked
 _LEAST_DECAY = 200  # steps
 MAX_STEPS = 100_000
+TOLERANCE, RELATIVE_TOLERANCE, CONFIDENCE = 0.02, 0.1, 3.0
 
 
 class SettlingState(NamedTuple):
@@ -47,9 +48,9 @@ class SettlingState(NamedTuple):
 def settling(
     optimizer: Any,
     *,
-    tolerance: float = 0.02,
-    relative_tolerance: float = 0.1,
-    confidence: float = 3.0,
+    tolerance: float = TOLERANCE,
+    relative_tolerance: float = RELATIVE_TOLERANCE,
+    confidence: float = CONFIDENCE,
     max_steps: int = MAX_STEPS,
 ) -> Any:
     """An optimiser that goes on at full pace until the value has settled, then slows down to a halt.
@@ -87,33 +88,54 @@ def settling(
         )
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def init(params: Any) -> Any:
-        number, count = jnp.zeros(()), jnp.int32(0)
-        return SettlingState(
-            optimizer.init(params), count, count, number, number, jnp.zeros(_SLOTS), count,
-            jnp.int32(_FIRST_BLOCK), number, number,
-        )  # fmt: skip
-
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         scale = _pace(state)
-        state = _seen(state._replace(inner=inner), jnp.asarray(extra["value"], float))
-        worth = jnp.maximum(tolerance, relative_tolerance * jnp.sqrt(state.square))
-        has_settled = _has_settled(state, worth, confidence) | (state.step >= max_steps)
-        has_settled = has_settled & (state.settled_at == 0)
-        state = state._replace(settled_at=jnp.where(has_settled, state.step, state.settled_at))
+        loss = jnp.asarray(extra["value"], float)
+        state = noticed(
+            state._replace(inner=inner), loss, tolerance, relative_tolerance, confidence, max_steps
+        )
         return jax.tree.map(lambda u: scale.astype(u.dtype) * u, updates), state
 
+    init = lambda params: start(optimizer.init(params))
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def is_done(opt_state: Any) -> Array | None:
-    """Whether the settling optimiser in this state has come to rest; None if there is none."""
-    is_one = lambda x: isinstance(x, SettlingState)
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(x)]
+def start(inner: Any) -> SettlingState:
+    """The state before the first step."""
+    number, count = jnp.zeros(()), jnp.int32(0)
+    return SettlingState(
+        inner, count, count, number, number, jnp.zeros(_SLOTS), count, jnp.int32(_FIRST_BLOCK), number, number
+    )  # fmt: skip
+
+
+def noticed(
+    state: SettlingState,
+    loss: Array,
+    tolerance: float = TOLERANCE,
+    relative_tolerance: float = RELATIVE_TOLERANCE,
+    confidence: float = CONFIDENCE,
+    max_steps: int = MAX_STEPS,
+) -> SettlingState:
+    """With one more loss; `settled_at` is this step if the value has settled now."""
+    state = _seen(state, loss)
+    worth = jnp.maximum(tolerance, relative_tolerance * jnp.sqrt(state.square))
+    has_settled = _has_settled(state, worth, confidence) | (state.step >= max_steps)
+    has_settled = has_settled & (state.settled_at == 0)
+    return state._replace(settled_at=jnp.where(has_settled, state.step, state.settled_at))
+
+
+def is_done(state: Any) -> Array | None:
+    """Whether something in this tree ends the run: an optimiser that has come to rest, iterates that are enough for an average.
+
+    None if there is nothing of the kind.
+    """
+    is_one = lambda x: isinstance(x, SettlingState) or hasattr(x, "is_done")
+    found = [x for x in jax.tree.leaves(state, is_leaf=is_one) if is_one(x)]
     if not found:
         return None
-    return jnp.all(jnp.stack([_pace(state) == 0 for state in found]), 0)
+    done = [_pace(x) == 0 if isinstance(x, SettlingState) else x.is_done for x in found]
+    return jnp.all(jnp.stack(done), 0)
 
 
 def _pace(state: SettlingState) -> Array:

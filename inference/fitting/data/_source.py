@@ -12,9 +12,12 @@ from typing import Any
 
 import jax
 
-from ...ppl._checks import is_integer
-from .._arguments import Arguments, shapes
-from ._data import Batches, FullData, Minibatches, Source, is_iterable_of_batches
+from ....ppl._checks import is_integer
+from ..._arguments import Arguments, shapes
+from ._batches import Batches, is_iterable_of_batches
+from ._full import FullData
+from ._interface import Source
+from ._minibatches import Minibatches
 
 
 def make_source(
@@ -23,10 +26,11 @@ def make_source(
     subsample: Mapping[str, int] | None,
     plate_sizes: Mapping[str, float] | None,
     mesh: jax.sharding.Mesh | None,
+    prefetch: int = 0,
 ) -> tuple[Any, Source]:
     """The objective with its plates' full sizes declared, and the source of its arguments."""
     if is_iterable_of_batches(args):
-        return _from_iterable(objective, args, subsample, plate_sizes, mesh)
+        return _from_iterable(objective, args, subsample, plate_sizes, mesh, prefetch)
     if plate_sizes is not None:
         raise ValueError(
             "Argument 'plate_sizes' declares the full sizes behind an iterable of batches; 'args' is one tuple of "
@@ -82,13 +86,15 @@ def _check_plates_follow(seen: Mapping[str, int], full: Mapping, subsample: Mapp
         )
 
 
-def _from_iterable(objective: Any, iterable: Any, subsample: Any, plate_sizes: Any, mesh: Any):
+def _from_iterable(
+    objective: Any, iterable: Any, subsample: Any, plate_sizes: Any, mesh: Any, prefetch: int
+):
     if subsample:
         raise ValueError(
             "Argument 'subsample' draws minibatches from a tuple of arrays, but 'args' already yields batches. Pass "
             f"plate_sizes={{plate: full_size}} for the plates {sorted(subsample)} instead."
         )
-    source = Batches(iterable)
+    source = Batches(iterable, prefetch)
     seen = dict(objective.plate_sizes(*source.first()))
     if plate_sizes is None:
         raise ValueError(
@@ -105,10 +111,23 @@ def _from_iterable(objective: Any, iterable: Any, subsample: Any, plate_sizes: A
     if problems:
         raise ValueError("Argument 'plate_sizes': " + ";\n".join(problems) + ".")
     sizes = [seen[name] for name in plate_sizes]
+    source.set_plates(
+        sizes, lambda args: _check_fewer_rows(seen, dict(objective.plate_sizes(*args)), plate_sizes)
+    )
     _check_no_local_parameters(objective, source.first(), _one_row_less(source, sizes))
     if mesh is not None:
         source.set_sharding(mesh, sizes or seen.values())
     return (objective.with_plate_sizes(dict(plate_sizes)) if plate_sizes else objective), source
+
+
+def _check_fewer_rows(seen: Mapping[str, int], now: Mapping[str, int], declared: Any) -> None:
+    changed = [name for name in seen if now.get(name) != seen[name]]
+    if len(changed) != 1 or changed[0] not in declared or set(now) != set(seen):
+        raise ValueError(
+            f"Argument 'args': with the rows of a smaller batch the plates have the sizes {dict(now)}, and {dict(seen)} with "
+            "those of the first. One plate of 'plate_sizes' must follow the batch, as in ppl.plate('rows', x.shape[0]), and no "
+            "other. Or let the loader drop its last batch (drop_last=True)."
+        )
 
 
 def _one_row_less(source: Batches, sizes: list[int]) -> tuple:

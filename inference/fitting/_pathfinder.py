@@ -1,0 +1,162 @@
+"""Parameters to start from: a guide near the Normal that Pathfinder finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+from ... import ppl
+from ...ppl._checks import check_counts
+from ...ppl._compat import typed_key
+from ...ppl.language import as_arguments
+from .._arguments import Arguments, plain_arrays
+from ._fixed_draws import climb
+
+Array = jax.Array
+
+
+def pathfinder(
+    objective: Any,
+    args: tuple | Mapping[str, Any],
+    *,
+    key: Any,
+    num_starts: int = 4,
+    num_draws: int = 500,
+    max_steps: int = 200,
+) -> ppl.Params:
+    """Parameters to start from: `fit(objective, ..., params=pathfinder(objective, args, key=key))`, or `fit_fixed_draws`.
+
+    Pathfinder (BlackJAX's) follows L-BFGS from draws of the prior and takes, of all Normals along the paths of all starts, the
+    one with the largest evidence lower bound. NumPyro's AutoNormal and AutoMultivariateNormal take its mean and scale; any other
+    guide q is fitted to draws z_1, ..., z_S of it by maximum likelihood: max over its parameters of (1 / S) sum_s log q(z_s).
+
+    Args:
+        objective: of a model and a guide.
+        args: all data, a tuple or a dict.
+        key: PRNG key.
+        num_starts: paths.
+        num_draws: S, also for the bound of each Normal.
+        max_steps: of L-BFGS for the guide.
+
+    Returns:
+        The objective's parameters; those of the model as they are initialised.
+
+    Raises:
+        ImportError: BlackJAX is missing.
+        ValueError: the model has a discrete site, or a support that moves; no path ends at a finite bound; the guide has no
+            density for values of the model's sites.
+
+    Validity: a start. Where the posterior has several modes, it is near the one whose Normal has the largest bound.
+    Reference: Zhang, Carpenter, Gelman and Vehtari 2022, arXiv:2108.03782.
+    """
+    try:
+        from blackjax.vi import pathfinder as paths
+    except ImportError as err:
+        raise ImportError(
+            "pathfinder needs BlackJAX. Install it with: pip install 'lapilli[mcmc]'."
+        ) from err
+    check_counts("pathfinder", 2, num_draws=num_draws)
+    check_counts("pathfinder", num_starts=num_starts, max_steps=max_steps)
+    init_key, prior_key, path_key, draw_key = jax.random.split(typed_key(key), 4)
+    arguments: tuple = plain_arrays(as_arguments(args))
+    params = objective.init(init_key, *arguments)
+    model = objective.model.bind(params)
+    space = _Space(model, prior_key, arguments)
+    split = Arguments(arguments)
+    arrays = split.arrays(arguments)
+
+    def path(keys: Any) -> Any:
+        density = lambda flat: space.log_prob(flat, *split.join(arrays))
+        start = space.prior(keys[0], *split.join(arrays))
+        state, _ = paths.approximate(keys[1], density, start, num_draws)
+        drawn: Any = paths.sample(draw_key, state, num_draws)
+        return state, drawn[0]
+
+    keys = jnp.stack([jax.random.split(k) for k in jax.random.split(path_key, num_starts)])
+    states, draws = jax.jit(lambda keys: jax.lax.map(path, keys))(keys)
+    bounds = np.asarray(states.elbo)
+    if not np.isfinite(bounds).any():
+        raise ValueError(
+            f"pathfinder: none of {num_starts} starts has a Normal with a finite bound. Look for a log-density that is not "
+            "finite at draws of the prior, or start from the objective's own parameters."
+        )
+    best = draws[int(np.argmax(np.where(np.isfinite(bounds), bounds, -np.inf)))]
+    return _moved(objective.guide, params, space, best, arguments, max_steps)
+
+
+class _Space:
+    """The latent sites of a model as coordinates of R^d."""
+
+    def __init__(self, model: ppl.Program, key: Array, args: tuple) -> None:
+        from ..particles.moves import transforms_of
+
+        self.model = model
+        template = model.simulate(key, *args).choices
+        discrete = [n for n, x in template.items() if not jnp.issubdtype(x.dtype, jnp.floating)]
+        if discrete:
+            raise ValueError(
+                f"pathfinder: sites {discrete} are discrete, and paths lead through R^d. Sum them out: "
+                f"ppl.eliminate(model, {discrete})."
+            )
+        self.transforms = transforms_of("pathfinder", model, args, template)
+        flat = {n: self.transforms[n].inv(x) for n, x in template.items()}
+        _, self.unravel = jax.flatten_util.ravel_pytree(flat)
+
+    def choices(self, flat: Array) -> dict[str, Array]:
+        return {n: self.transforms[n](x) for n, x in self.unravel(flat).items()}
+
+    def log_prob(self, flat: Array, *args: Any) -> Array:
+        total = self.model.log_density(self.choices(flat), *args)
+        for name, x in self.unravel(flat).items():
+            transform = self.transforms[name]
+            total += jnp.sum(transform.log_abs_det_jacobian(x, transform(x)))
+        return total
+
+    def prior(self, key: Array, *args: Any) -> Array:
+        choices = self.model.simulate(key, *args).choices
+        free = {n: self.transforms[n].inv(choices[n]) for n in self.transforms}
+        return jax.flatten_util.ravel_pytree(free)[0]
+
+
+def _moved(
+    guide: Any, params: ppl.Params, space: _Space, draws: Array, args: tuple, max_steps: int
+) -> ppl.Params:
+    """The parameters with those of the guide near the draws [S, d]."""
+    values = _of_autoguide(params, space, draws)
+    if values:
+        known = {n: c for n, c in params.constraints.items() if n in values}
+        free = ppl.unconstrain(values, known)
+        return ppl.Params({**params, **free}, params.constraints)
+    choices = jax.vmap(space.choices)(draws)
+    q = guide.simulate(jax.random.key(0), *args)
+    if q.auxiliary or not set(q.choices) <= set(choices):
+        raise ValueError(
+            f"pathfinder: the guide draws {sorted(set(q.choices) | set(q.auxiliary))}, of which some are not the model's sites "
+            f"{sorted(choices)}, so that values of these have no density under it. Start from the objective's own parameters."
+        )
+    own = {n: choices[n] for n in q.choices}
+
+    def loss(params: Any) -> Array:
+        bound = guide.bind(params)
+        return -jax.vmap(lambda z: bound.log_density(z, *args))(own).mean()
+
+    return jax.jit(lambda p: climb(loss, p, max_steps, 1e-3)[0])(params)
+
+
+def _of_autoguide(params: Mapping[str, Any], space: _Space, draws: Array) -> dict[str, Array]:
+    """Constrained values for NumPyro's AutoNormal and AutoMultivariateNormal with their own prefix; else none."""
+    mean, sites = draws.mean(0), space.unravel(draws[0])
+    if {"auto_loc", "auto_scale_tril"} <= set(params):
+        cov = jnp.atleast_2d(jnp.cov(draws.T)) + 1e-8 * jnp.eye(draws.shape[1])
+        return {"auto_loc": mean, "auto_scale_tril": jnp.linalg.cholesky(cov)}
+    if all(f"{n}_auto_loc" in params and f"{n}_auto_scale" in params for n in sites):
+        locs, scales = space.unravel(mean), space.unravel(draws.std(0))
+        return {f"{n}_auto_loc": x for n, x in locs.items()} | {
+            f"{n}_auto_scale": x for n, x in scales.items()
+        }
+    return {}

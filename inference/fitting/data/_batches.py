@@ -1,0 +1,274 @@
+"""An iterable of batches: stacked, moved to the device and read ahead.
+
+Several batches make a stack, which one or more device calls use up. The length of a stack's arrays is constant, whatever is
+missing is zero and never read, so that one compilation serves all stacks. A batch with fewer rows is a stack by itself, and the
+second compilation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from ..._arguments import Arguments, plain_arrays
+from ._ahead import Ahead
+from ._buffers import Buffers
+from ._interface import Source
+from ._reader import LoaderState, Reader, as_args
+from ._sharding import check_divisible, constrain, put, with_leading
+
+# Batches in a stack, at least and at most: each device call costs the host about a millisecond.
+_LENGTHS = 16, 64
+_BYTES = 2**25  # of a stack of more than the least
+_SECONDS = 0.1  # after which a stack is handed over half full, if it is waited for
+
+
+class _Stack(NamedTuple):
+    """Arrays of shape [length, *batch], how many batches they hold, from where these can be read again, and their memory."""
+
+    arrays: list[Any]
+    size: int
+    origin: LoaderState
+    buffers: list[np.ndarray]
+
+
+class Batches(Source):
+    """One item of an iterable per step.
+
+    A batch with fewer rows r of a plate than the first one's n has the plate's terms scaled by N / r, and its gradient counts
+    r / n of a step. Then every row has the same weight over an epoch, N / n, in the order of a list as in a random one, and the
+    terms outside of the plate have the weight N / n, too: the sum over an epoch is N / n times the gradient of all data.
+
+    Args:
+        iterable: of batches.
+        prefetch: stacks that a thread reads ahead; 0 for no thread.
+    """
+
+    def __init__(self, iterable: Iterable, prefetch: int = 0):
+        self._reader, self._prefetch = Reader(iterable), prefetch
+        origin = LoaderState(self._reader.get_state(), 0)
+        item = self._reader.next()
+        if item is None:
+            raise ValueError("Argument 'args': the iterable holds no batch.")
+        args = plain_arrays(as_args(item, 0))
+        self.split = Arguments(args)
+        self._first = self.split.arrays(args)
+        self.shapes = _shapes(self._first)
+        num_bytes = sum(_dtype(a).itemsize * int(np.size(a)) for a in self._first)
+        self.steps_per_call = int(np.clip(_BYTES // max(num_bytes, 1), *_LENGTHS))
+        self._buffers = Buffers()
+        self._num_taken = 0  # into stacks
+        self._held: list | None = self._first  # read, and in no stack yet
+        self._stack, self._used = _Stack([], 0, origin, []), 0
+        self._origin = origin  # of the next stack, while a batch is held
+        self._mesh: Any = None
+        self._sharded: list[bool] = []
+        self._plates: Collection[int] = ()
+        self._other: list[str] = []  # shapes of batches with fewer rows
+        self._check_plates, self._is_checked = (lambda args: None), False
+        self._ahead: Ahead | None = None
+        self._wanted = self.steps_per_call
+
+    def set_sharding(self, mesh: jax.sharding.Mesh, batch_sizes: Iterable[int]) -> None:
+        """Shard the leaves whose leading axis is one of `batch_sizes`."""
+        self._mesh = mesh
+        self._sharded = with_leading(self._first, batch_sizes)
+        check_divisible(mesh, self._sharded, self._first, "a batch")
+
+    def set_plates(self, sizes: Collection[int], check: Callable[[tuple], None]) -> None:
+        """Leading axes of which a later batch may have fewer; `check` is called with the arguments of the first such batch."""
+        self._plates, self._check_plates = sizes, check
+
+    def load(self, num_steps: int) -> tuple[Any, int]:
+        if self._used == self._stack.size:
+            self._wanted = num_steps
+            stack = self._next_stack()
+            if stack is None:
+                return None, 0
+            data = [np.int32(0), *stack.arrays]
+            if not self._is_checked and self.weight(data) != 1:
+                self._check_plates(self.batch(data, (), 0, 0))
+                self._is_checked = True
+            # The device calls with the stack before have ended: their results were waited for.
+            self._buffers.give_back(self._stack.buffers)
+            self._stack, self._used = stack, 0
+        begin = self._used
+        count = min(num_steps, self._stack.size - begin)
+        self._used += count
+        return [np.int32(begin), *self._stack.arrays], count
+
+    def batch(self, data: Any, order: Any, index: Any, step: Any) -> tuple:
+        begin, *stacks = data
+        arrays = [jax.lax.dynamic_index_in_dim(a, begin + index, keepdims=False) for a in stacks]
+        sharded = self._sharded if self.weight(data) == 1 else [False] * len(stacks)
+        return self.split.join(constrain(arrays, self._mesh, sharded))
+
+    def weight(self, data: Any) -> float:
+        pairs = zip(data[1:], self._first, strict=True)
+        parts = {a.shape[1] / len(f) for a, f in pairs if a.shape[1:] != np.shape(f)}
+        return parts.pop() if parts else 1.0
+
+    def first(self) -> tuple:
+        """The first batch: arguments for initialisation and for checks."""
+        return self.split.join([jnp.asarray(array) for array in self._first])
+
+    def get_state(self, num_steps: int) -> LoaderState | None:
+        origin = self._stack.origin
+        return None if origin.state is None or origin.num_read > num_steps else origin
+
+    def resume(self, state: LoaderState | None, num_steps: int) -> None:
+        if state is not None:
+            self._reader.set_state(state.state)
+            self._held, self._num_taken = None, state.num_read
+            self._stack = _Stack([], 0, state, [])
+        while self._num_taken < num_steps:
+            if self._take() is None:
+                raise ValueError(
+                    f"Argument 'args': the iterator ended after {self._num_taken} batches, but the checkpoint is at step "
+                    f"{num_steps}. Pass an iterable that yields the same batches again from the start."
+                )
+
+    @contextlib.contextmanager
+    def reading(self, num_steps: int | None, gives_up: Callable[[], bool]) -> Iterator[None]:
+        self._limit = math.inf if num_steps is None else num_steps
+        self._gives_up = gives_up
+        self._stacks = self._make_stacks(None) if self._prefetch == 0 else None
+        try:
+            yield
+        finally:
+            if self._ahead is not None:
+                self._ahead.stop()
+                self._ahead = None
+
+    def waiting(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self._ahead is None else self._ahead.waiting()
+
+    def _next_stack(self) -> _Stack | None:
+        if self._stacks is not None:
+            return next(self._stacks, None)
+        if self._ahead is None:
+            self._ahead = Ahead(self._make_stacks, self._prefetch)
+        return self._ahead.get(self._gives_up)
+
+    def _make_stacks(self, ahead: Ahead | None) -> Iterator[_Stack]:
+        """Stacks up to the limit or the end. In a thread they are full, or as much as there is when they are waited for."""
+        turn = contextlib.nullcontext if ahead is None else ahead.turn
+        error, has_ended = None, False
+        while error is None and not has_ended and self._num_taken < self._limit:
+            began, items = time.monotonic(), []
+            if self._held is None:
+                with turn():
+                    self._origin = LoaderState(self._reader.get_state(), self._num_taken)
+            while len(items) < self.steps_per_call and self._num_taken < self._limit:
+                try:
+                    with turn():
+                        self._hold()
+                except BaseException as err:  # after what has been read before it
+                    error = err
+                    break
+                has_ended = self._held is None
+                is_part = not has_ended and self._has_fewer_rows(self._held)
+                if has_ended or (is_part and items):
+                    break
+                items.append(self._take())
+                if is_part or self._is_enough(ahead, len(items), began):
+                    break
+            if items:
+                yield self._stacked(items)
+        if error is not None:
+            raise error
+
+    def _is_enough(self, ahead: Ahead | None, num_items: int, began: float) -> bool:
+        if ahead is None:
+            return num_items >= self._wanted
+        return ahead.is_awaited and time.monotonic() - began > _SECONDS
+
+    def _stacked(self, items: list[list]) -> _Stack:
+        length = 1 if self._has_fewer_rows(items[0]) else self.steps_per_call
+        first = [np.asarray(array) for array in items[0]]
+        shapes = [(length, *array.shape) for array in first]
+        buffers = self._buffers.take(shapes, [_dtype(array) for array in first])
+        for number, arrays in enumerate(items):
+            for buffer, array in zip(buffers, arrays, strict=True):
+                buffer[number] = array
+        arrays = self._to_device(buffers, length)
+        return _Stack(arrays, len(items), self._origin, buffers)
+
+    def _to_device(self, stacks: list[Any], length: int) -> list[Any]:
+        if self._mesh is None:
+            return [jax.device_put(stack) for stack in stacks]
+        sharded = self._sharded if length > 1 else [False] * len(stacks)
+        spec = PartitionSpec(None, self._mesh.axis_names)
+        return put(stacks, self._mesh, sharded, spec)
+
+    def _take(self) -> list | None:
+        """The next batch, for a stack."""
+        self._hold()
+        batch, self._held = self._held, None
+        self._num_taken += batch is not None
+        return batch
+
+    def _hold(self) -> None:
+        """Read a batch, if none is held; none is held then at the end."""
+        if self._held is not None:
+            return
+        item = self._reader.next()
+        self._held = None if item is None else self._check(item)
+
+    def _check(self, item: Any) -> list:
+        number = self._num_taken
+        try:
+            arrays = self.split.arrays(plain_arrays(as_args(item, number)))
+        except ValueError as err:
+            raise ValueError(
+                f"Argument 'args': batch {number} differs from batch 0. {err}"
+            ) from err
+        seen = _shapes(arrays)
+        if seen == self.shapes or seen == self._other:
+            return arrays
+        if self._other or not self._is_part(arrays):
+            other = f" and an earlier one {self._other}" if self._other else ""
+            raise ValueError(
+                f"Argument 'args': batch {number} has {seen}, but batch 0 has {self.shapes}{other}. All batches must have equal "
+                "shapes; the last of an epoch alone may have fewer rows of a plate in 'plate_sizes'. Else drop it "
+                "(drop_last=True in most data loaders), or pad it and mask it."
+            )
+        self._other = seen
+        return arrays
+
+    def _is_part(self, arrays: list) -> bool:
+        """Whether these have fewer rows of a plate, and else the shapes of the first batch."""
+        found = set()
+        for array, first in zip(arrays, self._first, strict=True):
+            if _shapes([array]) == _shapes([first]):
+                continue
+            like = np.shape(array)[1:] == np.shape(first)[1:] and _dtype(array) == _dtype(first)
+            if not (like and array.ndim and 0 < len(array) < len(first) in self._plates):
+                return False
+            found.add((len(array), len(first)))
+        return len(found) == 1
+
+    def _has_fewer_rows(self, arrays: Any) -> bool:
+        return bool(self._other) and _shapes(arrays) == self._other
+
+
+def _dtype(array: Any) -> Any:
+    """The type on the device, so that a loader may mix float32 and float64."""
+    return jax.dtypes.canonicalize_dtype(array.dtype)
+
+
+def _shapes(arrays: list[Any]) -> list[str]:
+    return [f"{_dtype(array)}{list(np.shape(array))}" for array in arrays]
+
+
+def is_iterable_of_batches(args: Any) -> bool:
+    """Whether `args` is data that comes batch by batch, rather than arguments themselves."""
+    return isinstance(args, Iterable | Iterator) and not isinstance(args, tuple | Mapping)

@@ -1,0 +1,69 @@
+"""What the training loop asks of a source of arguments."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+UNBOUNDED = int(np.iinfo(np.int32).max)
+
+
+class Source(abc.ABC):
+    """Arguments for each step.
+
+    `load`, on the host, gives the arrays for the next device call and the number of steps they last. `segment`, `batch` and
+    `weight` are traced.
+
+    Attributes:
+        split: arrays and other leaves of the arguments.
+        shapes: of the arrays, for descriptions.
+        steps_per_call: the most steps that one device call takes.
+    """
+
+    split: Any
+    shapes: list[str]
+    steps_per_call: int = UNBOUNDED
+
+    @abc.abstractmethod
+    def load(self, num_steps: int) -> tuple[Any, int]:
+        """Arrays for at most `num_steps` steps, and for how many; 0 where there are none."""
+
+    @abc.abstractmethod
+    def batch(self, data: Any, order: Any, index: Any, step: Any) -> tuple:
+        """The arguments of the `index`-th step of a device call, which is step number `step` of the run."""
+
+    @abc.abstractmethod
+    def first(self) -> tuple:
+        """Arguments for initialisation and for checks."""
+
+    def segment(self, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
+        """A pytree `order` and the number of steps, counted from `step`, for which it is valid."""
+        return (), jnp.int32(UNBOUNDED)
+
+    def weight(self, data: Any) -> float:
+        """What a step with these arrays counts, in steps."""
+        return 1.0
+
+    def get_state(self, num_steps: int) -> Any:
+        """The `LoaderState` from which step number `num_steps` can be reached; None if only from the start."""
+        return None
+
+    @abc.abstractmethod
+    def resume(self, state: Any, num_steps: int) -> None:
+        """Go on with step number `num_steps`, from a `LoaderState` if there is one."""
+
+    def reading(
+        self, num_steps: int | None, gives_up: Callable[[], bool]
+    ) -> contextlib.AbstractContextManager:
+        """Inside, `load` may be called: for steps up to number `num_steps`, and until `gives_up()`."""
+        return contextlib.nullcontext()
+
+    def waiting(self) -> contextlib.AbstractContextManager:
+        """Inside, the caller waits for the device."""
+        return contextlib.nullcontext()

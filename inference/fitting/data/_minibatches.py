@@ -1,0 +1,84 @@
+"""Random minibatches of data in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ..._arguments import Arguments, shapes
+from ._interface import UNBOUNDED, Source
+from ._sharding import check_divisible, constrain, put
+
+
+class Minibatches(Source):
+    """Rows drawn by random reshuffling: in each epoch every row at most once, the last partial batch dropped.
+
+    Step t lies in epoch e = t // (N // n) and takes entries number (t mod (N // n)) n ... of the e-th permutation, which is
+    drawn from `fold_in(fold_in(key, plate), e)`. Each step's indices are uniform without replacement, so N / n times the sum
+    over a batch is unbiased for the sum over all rows; over one epoch with n dividing N their mean is exact.
+    """
+
+    def __init__(
+        self,
+        args: tuple,
+        batch_sizes: Mapping[str, int],
+        plate_sizes: Mapping[str, int],
+        mesh: jax.sharding.Mesh | None,
+    ):
+        self.split = Arguments(args)
+        arrays = self.split.arrays(args)
+        self.shapes = shapes(arrays)
+        self._plates = {name: (plate_sizes[name], batch) for name, batch in batch_sizes.items()}
+        names = {size: name for name, (size, _) in self._plates.items()}
+        self._plate_of = [names.get(array.shape[0]) if array.ndim else None for array in arrays]
+        self._mesh = mesh
+        if mesh is not None:
+            batches = [
+                array[: self._plates[p][1]]
+                for array, p in zip(arrays, self._plate_of, strict=True)
+                if p
+            ]
+            check_divisible(mesh, [True] * len(batches), batches, "a minibatch")
+            arrays = put(arrays, mesh, [False] * len(arrays), PartitionSpec())
+        self._data = [jnp.asarray(array) for array in arrays]
+
+    def load(self, num_steps: int) -> tuple[Any, int]:
+        return self._data, num_steps
+
+    def segment(self, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
+        order, valid = {}, jnp.int32(UNBOUNDED)
+        for number, (name, (size, batch)) in enumerate(sorted(self._plates.items())):
+            epoch, position = jnp.divmod(step, size // batch)
+            epoch_key = jax.random.fold_in(jax.random.fold_in(key, number), epoch)
+            order[name] = jax.random.permutation(epoch_key, size)
+            valid = jnp.minimum(valid, size // batch - position)
+        return order, valid
+
+    def batch(self, data: Any, order: Any, index: Any, step: Any) -> tuple:
+        rows = {}
+        for name, (size, batch) in self._plates.items():
+            start = step % (size // batch) * batch
+            rows[name] = jax.lax.dynamic_slice(order[name], (start,), (batch,))
+        arrays = [
+            # The indices are a slice of a permutation: in bounds and distinct.
+            array.at[rows[plate]].get(mode="promise_in_bounds", unique_indices=True)
+            if plate
+            else array
+            for array, plate in zip(data, self._plate_of, strict=True)
+        ]
+        return self.split.join(constrain(arrays, self._mesh, self._plate_of))
+
+    def first(self) -> tuple:
+        """The first rows of the data, not shuffled: arguments for initialisation and for checks."""
+        arrays = [
+            array[: self._plates[plate][1]] if plate else array
+            for array, plate in zip(self._data, self._plate_of, strict=True)
+        ]
+        return self.split.join(arrays)
+
+    def resume(self, state: Any, num_steps: int) -> None:
+        """Nothing to do: the rows depend on the step alone."""
