@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpyro.distributions as dist
 
-from .._compat import typed_key
+from .._compat import no_handlers, typed_key
 from ..language import Program, as_program
-from ..traces import Params, Trace, alone
+from ..traces import Params, Trace
 from ._integrated import Integrated
 from ._outside import supports_of
 from ._sums import Summed
@@ -51,7 +51,7 @@ class Eliminated(Program):
         """The program that this one stands for: what is integrated, then what is summed."""
         signature = _signature(args, kwargs)
         if signature not in self._kinds:
-            with alone():
+            with no_handlers():
                 supports = supports_of(self.program, args, kwargs)
             self._kinds[signature] = tuple(
                 name for name in self.sites if name in supports and not supports[name].is_discrete

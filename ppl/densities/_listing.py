@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.handlers
 
-from .._compat import ClosedJaxpr, is_concrete, own_caches
+from .._compat import ClosedJaxpr, is_concrete, no_handlers, own_caches
 from ..analysis import relations_of
 from ..enumeration import Factor, Kind, Structure, digits, states, structure_of, sum_product
 from ..estimation import Sweep
@@ -36,7 +36,7 @@ from ..evaluation import (
 from ..jaxprs import Analysis, Relation
 from ..language import ChoiceMismatch, Program
 from ..strategies import StrategySite
-from ..traces import SiteInfo, SiteInfos, Trace, alone, running_engine
+from ..traces import SiteInfo, SiteInfos, Trace, running_engine
 from ._lister import Kept, Lister
 
 Array = jax.Array
@@ -243,7 +243,7 @@ def list_factors(
             program(*args, **kwargs)
         return given.frame.numbers, lister.frame.numbers
 
-    with alone():
+    with no_handlers():
         closed, shapes = jax.make_jaxpr(run, return_shape=True)()
     _check_sites(label, lister, given, names, kept)
     outer = running_engine()

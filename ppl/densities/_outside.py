@@ -11,9 +11,9 @@ from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.primitives import Messenger
 
-from .._compat import handler_stack, own_caches, typed_key
+from .._compat import handler_stack, no_handlers, own_caches, typed_key
 from ..language import GivenSites, Program
-from ..traces import Bound, ParamCollector, Recorder, Runner, alone
+from ..traces import Bound, ParamCollector, Recorder, Runner
 
 Array = jax.Array
 # NumPyro's handlers that do not see inside a sum, and those that only give values, names and keys.
@@ -49,7 +49,7 @@ def supports_of(program: Program, args: Any, kwargs: Any) -> dict[str, Any]:
 
 def _met(program: Program, key: Array, args: Any, kwargs: Any) -> tuple[_Declarations, Runner]:
     met, run = _Declarations(), Runner(key, exploring=True, draw=_prior_draw)
-    with alone(), own_caches(), run, met:
+    with no_handlers(), own_caches(), run, met:
         program(*args, **kwargs)
     return met, run
 

@@ -40,7 +40,7 @@ class NormalCells(dist.Distribution):
     }
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
     reparametrized_params = ["loc", "covariance_matrix"]
-    pytree_data_fields = ("cells", "scale_tril")
+    pytree_data_fields = ("loc", "covariance_matrix", "cells", "scale_tril")
 
     def __init__(
         self,

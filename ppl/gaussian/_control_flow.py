@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from .._compat import scan_counts
-from ..traces import alone, cond, scan
+from .._compat import no_handlers, scan_counts
+from ..traces import cond, scan
 from ._arranged import unit_form
 from ._belief import Belief, known, no_belief
 from ._forms import Beyond, Form, RowsMeet, is_certain
@@ -71,11 +71,13 @@ class _Scan:
 
             def run(probe: Integrator = probe) -> None:
                 carry, kept = self._opened(probe)
+                if probe.belief is None and self.outer.belief is not None:
+                    probe.belief = no_belief(self.rows)  # of slices of what stands outside
                 xs = [self._first(x) for x in self.xs]
                 outs = self._step(probe, carry, kept, xs)
                 self.out_kinds = [_kind(x) for x in outs]
 
-            with alone():
+            with no_handlers():
                 jax.eval_shape(run)
             self.outer.rows = probe.rows
             if probe.belief is not None:
@@ -292,7 +294,7 @@ def run_cond(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
         def run(branch: Any = branch, probe: Integrator = probe, outs: list[Any] = outs) -> None:
             outs.extend(_kind(x) for x in probe.run(branch, operands))
 
-        with alone():
+        with no_handlers():
             jax.eval_shape(run)
         if probe.has_changed or not is_certain(which) and has_statements:
             raise ValueError(

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpyro.handlers
 
-from .._compat import ClosedJaxpr, handler_stack, own_caches
-from ..traces import Recorder, alone, running_engine
+from .._compat import ClosedJaxpr, handler_stack, no_handlers, own_caches
+from ..traces import Recorder, running_engine
 from ._forms import is_certain
 from ._integrator import Emit, Integrator, PlateMeets
 from ._lift import Lifter
@@ -36,7 +36,7 @@ def integrate(
     while True:
         probe = Integrator(label, names, joint, emit._replace(is_dry=True))
         try:
-            with alone():
+            with no_handlers():
                 jax.eval_shape(lambda probe=probe: probe.run(closed, [0]) and None)
             break
         except PlateMeets as met:
@@ -79,6 +79,6 @@ def _lifted(
         found[:] = [tree, static]
         return [jnp.asarray(x) for x, flag in zip(leaves, is_array, strict=True) if flag]
 
-    with alone():
+    with no_handlers():
         closed = jax.make_jaxpr(run)(0)
     return closed, *found

@@ -67,7 +67,9 @@ def _reason(
     if not all(map(is_certain, others)):
         return f"what is observed (obs=), or its scale, {of}. Observe data, and put the sites into the mean."
     consts = [x.const if isinstance(x, Form) else x for x in leaves]
-    if is_own and cells_of(statement.law(consts)) is not None:
+    # Of missing cells the mask only says that the others are no sites.
+    is_missing = bool(statement.infer.get("imputed"))
+    if is_own and not is_missing and cells_of(statement.law(consts)) is not None:
         return (
             f"it is masked, and {label} integrates it out, which without its law is infinite. Mask the observations only: an "
             "unobserved site integrates to one."

@@ -43,7 +43,6 @@ from ._runner import (
 )
 from ._running import (
     TERM as TERM,
-    alone as alone,
     drawn_before as drawn_before,
     keep_terms as keep_terms,
     plates_met as plates_met,

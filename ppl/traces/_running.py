@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -46,18 +44,6 @@ def drawn_before() -> list[Trace]:
     """The traces that were drawn before in the run of the engine."""
     engine = running_engine()
     return engine.drawn if getattr(engine, "has_gradients", False) else []
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Run without the handlers outside: what they do to a program they do to its eliminated form."""
-    stack = handler_stack()
-    outside = stack[:]
-    stack.clear()
-    try:
-        yield
-    finally:
-        stack[:] = outside
 
 
 def refuse_inside_engine(method: str) -> None:

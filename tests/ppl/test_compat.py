@@ -327,6 +327,15 @@ def _():
     assert equation(primitive.bind, 1.0).primitive is primitive
 
 
+@row("ShapedArray")
+def _():
+    aval = c.ShapedArray((2, 3), jnp.float32)
+    assert (
+        equation(jnp.sin, jnp.zeros((2, 3), jnp.float32)).outvars[0].aval.update(weak_type=False)
+        == aval
+    )
+
+
 @row("JITS", "CALLS")
 def _():
     eqn = equation(jax.jit(lambda x: x + 1), 1.0)

@@ -406,7 +406,9 @@ def test_mutable_state_is_refused_by_name():
         program.simulate(KEY)
 
 
-@pytest.mark.parametrize("module", [eqx.nn.Linear, eqx.nn.Identity(), jnp.sin], ids=str)
+@pytest.mark.parametrize(
+    "module", [eqx.nn.Linear, eqx.nn.Identity(), jnp.sin], ids=["class", "no_arrays", "function"]
+)
 def test_a_module_with_nothing_to_learn_is_refused(module):
     with pytest.raises(TypeError, match="Module 'net' is .*without floating-point arrays"):
         ppl.model(lambda: ppl.module("net", module)).simulate(KEY)

@@ -1,0 +1,225 @@
+"""At the edge of what is integrated: scales, missing cells, fills, derivatives of their own, kinds that depend on arguments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from _dense_normal import check_integral, dense
+from jax.flatten_util import ravel_pytree
+from scipy.special import logsumexp
+
+from lapilli import inference, ppl
+
+KEY = jax.random.key(0)
+Y = jnp.asarray(np.random.default_rng(7).normal(size=9), jnp.float32)
+MASK = np.array([1, 0, 1, 1, 0, 1, 1, 0, 1], bool)
+
+
+def effects(y):
+    with ppl.plate("rows", len(y)):
+        a = ppl.sample("a", dist.Normal(0.3, 1.0))
+        ppl.sample("y", dist.Normal(a, 0.5), obs=y)
+
+
+def test_moments_are_those_of_a_row_however_many_it_stands_for():
+    exact = dense(effects, ["a"], {}, (Y,))
+    left = ppl.eliminate(ppl.rescale_plates(effects, {"rows": 90}), "a")
+    found = left.posterior_marginals({}, Y)["a"]
+    np.testing.assert_allclose(found.loc, exact.mean["a"], rtol=1e-5)
+    np.testing.assert_allclose(found.scale, np.sqrt(np.diag(exact.covariance)), rtol=1e-4)
+    draws = np.asarray(left.posterior(KEY, {}, Y, num_samples=4000)["a"])
+    error = np.sqrt(np.diag(exact.covariance) / 4000)
+    assert (np.abs(draws.mean(0) - exact.mean["a"]) < 4.5 * error).all()
+
+
+def mixed_rows(y):
+    with ppl.plate("rows", len(y)):
+        k = ppl.sample("k", dist.Bernoulli(0.3))
+        a = ppl.sample("a", dist.Normal(2.0 * k, 1.0))
+        ppl.sample("y", dist.Normal(a, 0.5), obs=y)
+
+
+def test_rows_of_a_minibatch_that_are_summed_and_integrated():
+    y, scale = np.asarray(Y, float), np.sqrt(1.25)
+    each = logsumexp(
+        [np.log(p) + dist.Normal(m, scale).log_prob(y) for p, m in ((0.7, 0.0), (0.3, 2.0))], axis=0
+    )
+    left = ppl.rescale_plates(ppl.eliminate(mixed_rows, ["a", "k"]), {"rows": 90})
+    np.testing.assert_allclose(left.log_density({}, Y), 10 * each.sum(), rtol=1e-5)
+    objective = inference.elbo(ppl.eliminate(mixed_rows, ["a", "k"]), lambda y: None)
+    value, _ = objective.value_and_grad(objective.init(KEY, Y), KEY, Y)
+    np.testing.assert_allclose(value, each.sum(), rtol=1e-5)
+
+
+def test_a_scale_around_a_plate_is_no_minibatch():
+    def powered(y):
+        with numpyro.handlers.scale(scale=2.0):
+            effects(y)
+
+    with pytest.raises(ValueError, match="Site 'a'.*'a': None.*not by rows alone"):
+        ppl.eliminate(powered, "a").log_density({}, Y)
+
+
+def missing(y):
+    with ppl.plate("rows", len(y)):
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+        value = ppl.sample("y", dist.Normal(a, 0.4), obs=y, obs_mask=MASK)
+    ppl.sample("t", dist.Normal(value.sum(), 0.3), obs=1.0)
+
+
+def explicit(y):
+    """The same with a site for the missing cells alone."""
+    with ppl.plate("rows", len(y)):
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(a, 0.4).mask(MASK), obs=y)
+    u = ppl.sample("u", dist.Normal(a[~MASK], 0.4).to_event(1))
+    ppl.sample("t", dist.Normal(jnp.asarray(y).at[~MASK].set(u).sum(), 0.3), obs=1.0)
+
+
+def test_missing_cells_are_integrated_or_observed():
+    both = dense(explicit, ["a", "u"], {}, (Y,)).log_density
+    for sites in ("a", ["a", "y_unobserved"]):
+        np.testing.assert_allclose(
+            ppl.eliminate(missing, sites).log_density({}, Y), both, rtol=1e-5
+        )
+    given = {"y_unobserved": Y + 1}
+    fixed = ppl.condition(ppl.eliminate(missing, "a"), given).log_density({}, Y)
+    exact = dense(ppl.condition(missing, given), ["a"], {}, (Y,)).log_density
+    np.testing.assert_allclose(fixed, exact, rtol=1e-5)
+    found, log_density = ppl.eliminate(missing, "a").mode({}, Y)
+    assert set(found) == {"a", "y_unobserved"}
+    assert np.isfinite(log_density)
+
+
+def missing_in_events(y):
+    a = ppl.sample("a", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+    with ppl.plate("rows", 3):
+        law = dist.MultivariateNormal(a, jnp.eye(3) + 0.5)
+        ppl.sample("y", law, obs=y.reshape(3, 3), obs_mask=MASK.reshape(3, 3))
+
+
+def test_missing_cells_within_events():
+    cells = MASK.reshape(3, 3)
+    at = [(i, j) for i in range(3) for j in range(3) if cells[i, j]]
+    same = lambda x, y: float(x == y)
+    covariance = [[same(j, m) + same(i, k) * (same(j, m) + 0.5) for k, m in at] for i, j in at]
+    law = dist.MultivariateNormal(jnp.zeros(len(at)), jnp.array(covariance))
+    exact = law.log_prob(Y.reshape(3, 3)[tuple(np.array(at).T)])
+    found = ppl.eliminate(missing_in_events, "a").log_density({}, Y)
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+
+
+def filled(y):
+    a = ppl.sample("a", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+    b = a.at[jnp.array([0, 5, 1])].get(mode="fill", fill_value=2.0)
+    c = jnp.take(a, jnp.array([7, 2]), mode="fill", fill_value=-1.0)
+    d = jnp.linalg.solve(jnp.array([[2.0, 1.0, 0.0], [0.0, 1.0, 0.3], [0.1, 0.0, 3.0]]), a)
+    e = a.at[jnp.array([0, 1])].multiply(jnp.array([2.0, -1.0]))
+    ppl.sample("y", dist.Normal(b + d + e, 0.5).to_event(1), obs=y[:3])
+    ppl.sample("w", dist.Normal(c, 0.5).to_event(1), obs=y[3:5])
+
+
+def looped(y):
+    """Loops of JAX over sites, with and without a state."""
+    a = ppl.sample("a", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+    b = jax.lax.map(lambda x: 2.0 * x + 1.0, a)
+    c, _ = jax.lax.scan(lambda c, x: (0.5 * c + x, c**2), 0.1 * a.sum(), a)
+    ppl.sample("y", dist.Normal(b + c, 0.5).to_event(1), obs=y[:3])
+
+
+def one_row_for_all(y):
+    with ppl.plate("one", 1, dim=-1):
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", len(y), dim=-1):
+        ppl.sample("y", dist.Normal(a, 0.5), obs=y)
+
+
+@pytest.mark.parametrize("program", [filled, looped, one_row_for_all])
+def test_affine_operations(program):
+    check_integral(program, ["a"], {}, (Y,))
+
+
+@jax.custom_jvp
+def other(x):
+    return 2.0 * x
+
+
+other.defjvp(lambda primals, tangents: (other(*primals), 0.0 * tangents[0]))
+
+
+def test_a_derivative_of_its_own_is_not_dropped():
+    def program(y):
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(other(a), 1.0), obs=y[0])
+
+    with pytest.raises(ValueError, match="Site 'y': its mean.*custom derivative of other"):
+        ppl.eliminate(program, "a").log_density({}, Y)
+
+
+def test_a_scale_that_rounding_has_left_nothing_of_is_not_a_number():
+    def program(noise):
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(a, noise), obs=2.0)
+
+    left = jax.jit(
+        lambda noise: ppl.eliminate(program, "a").posterior_marginals({}, noise)["a"].scale
+    )
+    np.testing.assert_allclose(left(0.02), 0.02 / np.sqrt(1 + 0.02**2), rtol=0.05)
+    assert np.isnan(left(1e-4))
+
+
+def test_what_a_site_is_may_depend_on_an_argument():
+    def program(y, is_normal):
+        law = dist.Normal(0.0, 1.0) if is_normal else dist.Bernoulli(0.3)
+        a = ppl.sample("a", law)
+        ppl.sample("y", dist.Normal(1.0 * a, 1.0), obs=y[0])
+
+    left = ppl.eliminate(program, "a")
+    y = float(Y[0])
+    of = lambda mean, scale: float(dist.Normal(mean, scale).log_prob(y))
+    summed = logsumexp([np.log(0.7) + of(0.0, 1.0), np.log(0.3) + of(1.0, 1.0)])
+    np.testing.assert_allclose(left.log_density({}, Y, False), summed, rtol=1e-5)
+    np.testing.assert_allclose(left.log_density({}, Y, True), of(0.0, np.sqrt(2)), rtol=1e-5)
+
+
+def test_gradients_in_single_precision():
+    """Several numbers at once, and statements after them: by finite roots, whose blocks are used apart."""
+
+    def program(y, scale, persistence):
+        def step(z, y):
+            z = ppl.sample("z", dist.Normal(persistence * z, scale).to_event(1))
+            ppl.sample("y", dist.Normal(jnp.stack([z.sum(), z[0], z[1]]), 0.5).to_event(1), obs=y)
+            return z, None
+
+        ppl.scan(step, jnp.zeros(2), y.reshape(3, 3))
+
+    def exact(u):
+        value = dense(program, ["z"], {}, (Y, *u))
+        return value.log_density
+
+    left = jax.jit(jax.grad(lambda u: ppl.eliminate(program, "z").log_density({}, Y, *u)))
+    found = left(jnp.array([0.7, 0.9]))
+    with jax.enable_x64(True):
+        step = 1e-4
+        for i in range(2):
+            at = np.array([0.7, 0.9])
+            up, down = at.copy(), at.copy()
+            up[i] += step
+            down[i] -= step
+            slope = (exact(jnp.asarray(up)) - exact(jnp.asarray(down))) / (2 * step)
+            np.testing.assert_allclose(found[i], slope, rtol=1e-3)
+
+
+def test_draws_of_seen_and_missing_cells_together():
+    left = ppl.eliminate(missing, "a")
+    draws = jax.jit(lambda key: left.posterior(key, {}, Y, num_samples=4000))(KEY)
+    exact = dense(explicit, ["a", "u"], {}, (Y,))
+    mean, _ = ravel_pytree(exact.mean)
+    flat = np.concatenate([draws["a"], draws["y_unobserved"][:, ~MASK]], -1)
+    error = np.sqrt(np.diag(exact.covariance) / 4000)
+    assert (np.abs(flat.mean(0) - mean) < 4.5 * error).all()
+    variance = np.diag(exact.covariance)
+    bound = 4.5 * np.sqrt(2 / 4000) * np.sqrt(np.outer(variance, variance))
+    assert (np.abs(np.cov(flat.T) - exact.covariance) < bound).all()
