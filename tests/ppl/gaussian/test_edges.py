@@ -53,6 +53,43 @@ def test_rows_of_a_minibatch_that_are_summed_and_integrated():
     np.testing.assert_allclose(value, each.sum(), rtol=1e-5)
 
 
+def schools(y):
+    mean = ppl.sample("mean", dist.Normal(0.0, 3.0))
+    with ppl.plate("rows", len(y)):
+        a = ppl.sample("a", dist.Normal(mean, 1.5))
+        ppl.sample("y", dist.Normal(a, 0.5), obs=y)
+
+
+def test_calls_are_done_one_after_the_other():
+    """Ten thousand rows, then their mean: a joint law of all would not be possible."""
+    exact = dense(schools, ["a", "mean"], {}, (Y,))
+    left = ppl.eliminate(ppl.eliminate(schools, "a"), "mean")
+    np.testing.assert_allclose(left.log_density({}, Y), exact.log_density, rtol=1e-5)
+    found, log_density = left.mode({}, Y)
+    for name, mean in exact.mean.items():
+        np.testing.assert_allclose(found[name], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        log_density, ppl.as_program(schools).log_density(found, Y), rtol=1e-6
+    )
+    draws = jax.jit(lambda key: left.posterior(key, {}, Y, num_samples=8000))(KEY)
+    flat = np.concatenate([draws["a"], draws["mean"][:, None]], -1)
+    variance = np.diag(exact.covariance)
+    bound = 4.5 * np.sqrt(2 / 8000) * np.sqrt(np.outer(variance, variance))
+    assert (np.abs(np.cov(flat.T) - exact.covariance) < bound).all()
+    with pytest.raises(
+        TypeError, match=r"\['a'\] were integrated out by an earlier call.*name all"
+    ):
+        left.posterior_marginals({}, Y)
+    y = jax.random.normal(KEY, (10_000,))
+    total, inner = 9.0, 1.5**2 + 0.5**2
+    quad = (y**2).sum() / inner - total * y.sum() ** 2 / inner / (inner + total * 10_000)
+    log_det = 9_999 * np.log(inner) + np.log(inner + total * 10_000)
+    many = -0.5 * (quad + log_det + 10_000 * np.log(2 * np.pi))
+    np.testing.assert_allclose(left.log_density({}, y), many, rtol=1e-5)
+    with pytest.raises(ValueError, match="more than 2048.*by two calls"):
+        ppl.eliminate(schools, ["a", "mean"]).log_density({}, y)
+
+
 def test_a_scale_around_a_plate_is_no_minibatch():
     def powered(y):
         with numpyro.handlers.scale(scale=2.0):
