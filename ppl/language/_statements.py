@@ -246,7 +246,9 @@ def module(name: str, equinox_module: Any) -> Any:
     import equinox as eqx
 
     arrays, static = eqx.partition(equinox_module, eqx.is_inexact_array)
-    is_module = isinstance(equinox_module, eqx.Module)  # one without arrays is a fixed network in place of another
+    is_module = isinstance(
+        equinox_module, eqx.Module
+    )  # one without arrays is a fixed network in place of another
     _check_module(name, equinox_module, arrays, is_module)
     if not handler_stack():
         return equinox_module
