@@ -80,7 +80,8 @@ class Newton(Inner):
         check_counts(type(self).__name__, 0, num_steps=self.num_steps)
         if not 0 < self.damping <= 1:
             raise ValueError(
-                f"Newton: damping is {self.damping}, but a step length lies in (0, 1]; 1 is the full step."
+                f"Newton: damping is {self.damping}, but a step length lies in (0, 1]. Give 1 for the full step, "
+                "less for shorter ones."
             )
 
     def run(self, problem: InnerProblem, key: Array) -> InnerResult:

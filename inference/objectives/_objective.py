@@ -155,8 +155,8 @@ class Objective(AbstractObjective):
         unmatched = programs[0].site_weights.unmatched(sites)
         if unmatched:
             raise ValueError(
-                f"{self.name}: site_weights {unmatched} match no site. The sites are {list(dict.fromkeys(sites))}; patterns are "
-                "names or shell-style wildcards such as 'z*'."
+                f"{self.name}: site_weights {unmatched} match no site. The sites are {list(dict.fromkeys(sites))}; use "
+                "their names, or shell-style wildcards such as 'z*' that match one."
             )
 
     def with_site_weights(

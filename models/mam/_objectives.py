@@ -335,7 +335,7 @@ def _check_energy(
     if min(shares.values()) < 0 or sum(shares.values()) > 1:
         raise ValueError(
             f"energy: {' and '.join(f'{name}={x}' for name, x in shares.items())} are shares of the rows; neither may be "
-            "negative, nor their sum exceed 1."
+            "negative, nor their sum exceed 1. Lower them, or leave them out."
         )
     if log_z is not None and spread != "plain":
         raise ValueError(

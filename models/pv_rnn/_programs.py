@@ -286,11 +286,15 @@ def check_data(network: Network, x: Any, num_steps: int) -> None:
     shape, size = jnp.shape(x), network.output.size
     if len(shape) != 3 or shape[1:] != (num_steps, size):
         raise ValueError(
-            f"pv_rnn: x has shape {shape}, but [sequences, {num_steps} steps, {size} dimensions] were declared."
+            f"pv_rnn: x has shape {shape}, but [sequences, {num_steps} steps, {size} dimensions] were declared. "
+            "Give x this shape, or the network and the programs the sizes of the data."
         )
     is_integer = jnp.issubdtype(jnp.result_type(x), jnp.integer)
     if isinstance(network.output, Categorical) and not is_integer:
-        raise ValueError(f"pv_rnn: x has dtype {jnp.result_type(x)}, but symbols are integers.")
+        raise ValueError(
+            f"pv_rnn: x has dtype {jnp.result_type(x)}, but symbols are integers. Convert it to integers, or "
+            "use the output Gaussian(size)."
+        )
 
 
 def frozen(params: Mapping[str, Any], network: Network) -> Network:

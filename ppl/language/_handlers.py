@@ -164,13 +164,13 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, fl
                 size, own = msg["args"]
                 if own not in (None, size):
                     raise ValueError(
-                        f"Plate '{msg['name']}' already subsamples {own} of {size} rows; subsample it in "
+                        f"Plate '{msg['name']}' already subsamples {own} of {size} rows. Subsample it in "
                         "one place only."
                     )
                 if size > sizes[msg["name"]]:
                     raise ValueError(
                         f"Plate '{msg['name']}' has {size} rows, more than its full size "
-                        f"{sizes[msg['name']]}."
+                        f"{sizes[msg['name']]}. Give the number of rows that there are in all, or more."
                     )
                 msg["full_size"] = sizes[msg["name"]]  # for `strategies/_engine.py`
             if msg["type"] == "sample":
@@ -202,7 +202,7 @@ def _transformed(
             if names - met:
                 raise ValueError(
                     f"ppl.{statement}: no site named {sorted(names - met)}; the program's sites are "
-                    f"{sorted(met)}."
+                    f"{sorted(met)}. Name one of these."
                 )
         # NumPyro's own scan and cond, which are not ours, fix their sites themselves.
         if isinstance(active, GivenSites) and _is_ours() and (left := sorted(names - active.fixed)):

@@ -200,7 +200,7 @@ def plate(
     if size < 1 or (subsample_size is not None and not 1 <= subsample_size <= size):
         raise ValueError(
             f"Plate '{name}': size {size} and subsample_size {subsample_size} do not fit; a plate has at "
-            "least one row, and a subsample at most as many rows as the plate."
+            "least one row, and a subsample at most as many rows as the plate. Give a size >= 1, and 1 <= subsample_size <= size."
         )
     return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
 

@@ -232,7 +232,7 @@ class particles:
                 raise RuntimeError(
                     "ppl.particles(K) runs inside ppl.expectation, an objective or a program's own "
                     "methods (simulate, log_density, ...), which hold the random key; here there is "
-                    "none."
+                    "none. Call it in a program, and run that."
                 )
             threads = [r.open_region("particles") for r in recorders]
             keys = [None if key is None else jax.random.split(key, size) for key, _ in threads]

@@ -103,7 +103,14 @@ def test_links_of_pages_lead_somewhere(page):
     text = page.read_text()
     links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text)
     links += [f"{link}.md" for link in re.findall(r"^:link: (\S+)$", text, re.M)]
-    generated = {"api/index.md", "gallery.md", "glossary.md", "bibliography.md", "figures.md", "messages.md"}
+    generated = {
+        "api/index.md",
+        "gallery.md",
+        "glossary.md",
+        "bibliography.md",
+        "figures.md",
+        "messages.md",
+    }
     lost = [
         link
         for link in links
