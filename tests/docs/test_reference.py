@@ -7,11 +7,13 @@ import sys
 
 import pytest
 from _pages import DOCS
+from _search_index import SearchIndex
 
 sys.path.insert(0, str(DOCS / "_ext"))
 
 import faces
 import gallery
+import messages
 import tables
 import words
 
@@ -145,3 +147,6 @@ def test_the_site_builds(tmp_path):
     assert not re.search(
         r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)"', pages
     )  # nothing from a network
+    index = SearchIndex(tmp_path)  # each message is found by any piece of it
+    pieces = [p for m in messages.messages() for p in re.split(r"\{[^{}]*\}|[][|]", m.text)]
+    assert [p for p in pieces if not all(index.has(w, "messages") for w in index.words(p))] == []
