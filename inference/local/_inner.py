@@ -71,6 +71,9 @@ class Newton(Inner):
     Args:
         num_steps: number of steps, at least 0.
         damping: step length, 0 < damping <= 1.
+
+    Raises:
+        ValueError: `damping` is outside of (0, 1], or `num_steps` negative.
     """
 
     num_steps: int = 1
@@ -129,6 +132,9 @@ class SGLD(Inner):
         step_size: step size.
         num_steps: number of steps, `burn_in` included.
         burn_in: steps that are dropped; at least two have to remain.
+
+    Raises:
+        ValueError: fewer than two draws are left after `burn_in`, which may not be negative; `step_size` is not positive.
 
     Reference: Welling and Teh 2011, Bayesian learning via stochastic gradient Langevin dynamics.
     """

@@ -46,6 +46,9 @@ class Objective(AbstractObjective):
         weighing: what weights make of the objective: "scaled" (one weight c for all sites gives c times the objective),
             "functional" (another number, estimated without bias), or "refused".
         gradient: "full", the derivative of the value at its draws; or the name of one that only has the same mean.
+
+    Raises:
+        ValueError: the direction is unknown, or `num_replicates` no integer of at least 1.
     """
 
     fn: Callable[..., Any]

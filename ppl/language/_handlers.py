@@ -88,7 +88,11 @@ def intervene(program: Program | Callable[..., Any], values: Mapping[str, Any]) 
 
     It tells nothing of what lies before it; a value that was seen is `condition`'s.
 
-    Args and errors are those of `condition`.
+    Errors are those of `condition`.
+
+    Args:
+        program: a program, or a function of sample statements.
+        values: site name -> value, as for `condition`.
     """
     return _transformed(
         program, lambda: GivenSites(values, observed=False), set(values), "intervene"
@@ -99,6 +103,13 @@ def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Prog
     """The program with observed sites, factors or deterministic sites hidden: they no longer count.
 
     A latent site cannot be hidden, since its draw would then have no density; use `ppl.marginal` for that.
+
+    Args:
+        program: a program, or a function of sample statements.
+        sites: names of the sites to hide.
+
+    Raises:
+        ValueError: one of the sites is latent, or the program has none of that name.
     """
     hidden = frozenset(sites)
 
@@ -126,6 +137,10 @@ def mask(program: Program | Callable[..., Any], mask: Any) -> Program:
 
     Around `ppl.eliminate(...)` the sites that are summed out keep their law, so that what is masked adds nothing. A mask inside
     of the program that is eliminated masks their densities as well: a site with k values then counts as k, as it does there.
+
+    Args:
+        program: a program, or a function of sample statements.
+        mask: boolean, a scalar or an array along the plates; False counts nothing.
     """
     program = as_program(program)
     summed_out = getattr(program, "summed_out", ())
@@ -147,6 +162,10 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, fl
     scaled by 1 / n, the mean over rows, and what lies outside counts zero.
 
     A name that the program does not have is passed over: a plate may belong to the model only.
+
+    Args:
+        program: a program, or a function of sample statements.
+        sizes: plate name -> number of rows that it stands for; at most one is infinite.
 
     Raises:
         ValueError: the plate subsamples by itself, or has more rows than its full size; more than one size is infinite.

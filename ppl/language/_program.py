@@ -291,6 +291,12 @@ class Program:
 def model(fn: Callable[..., Any]) -> Program:
     """Turn a Python function of sample statements into a `Program`.
 
+    Args:
+        fn: the function; a Program stays as it is.
+
+    Returns:
+        The program.
+
     Example:
         >>> from lapilli import ppl
         >>> import jax, numpyro.distributions as dist
@@ -308,6 +314,9 @@ def model(fn: Callable[..., Any]) -> Program:
 def as_program(fn: Any) -> Program:
     """`fn` itself if it is a Program, else the NumPyro model wrapped in one.
 
+    Args:
+        fn: a program, or any function that NumPyro takes for a model.
+
     Raises:
         TypeError: `fn` is not callable.
     """
@@ -323,6 +332,11 @@ def as_program(fn: Any) -> Program:
 
 def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
     """Run `program` inside `ppl.expectation`; each draw gets its gradient strategy.
+
+    Args:
+        program: a program, or a function of sample statements.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
 
     Returns:
         The trace: choices, log_probs, log_density, retval.

@@ -210,7 +210,11 @@ class Strategy(abc.ABC):
 
 
 def element(fn: dist.Distribution) -> tuple[dist.Distribution, tuple[int, ...]]:
-    """The distribution of one element and the shape of the elements of a site's distribution."""
+    """The distribution of one element and the shape of the elements of a site's distribution.
+
+    Args:
+        fn: the law of a site, as its statement has it.
+    """
     base = fn
     while isinstance(base, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         base = base.base_dist

@@ -134,6 +134,9 @@ def cond(
         false_fn: branch for a false predicate; must return the same structure.
         operands: arguments of both branches.
 
+    Returns:
+        What the branch taken returns.
+
     Raises:
         ValueError: the predicate is not a scalar; one name stands in both branches for sites of other kinds, shapes, distribution
             classes, strategies or enumerated values.
@@ -197,6 +200,10 @@ class particles:
 
     Args:
         num_particles: K, at least 1.
+
+    Raises:
+        ValueError: `num_particles` is no integer of at least 1.
+        TypeError: it is used as a context.
 
     Example:
         >>> from lapilli import ppl
