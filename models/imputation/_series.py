@@ -135,6 +135,9 @@ def standardise(train: Series) -> Standard:
     """Statistics of the observed cells of `train`, for `Standard.apply` on it and on test series.
 
     A channel with fewer than two observed cells, or without spread, keeps its scale.
+
+    Args:
+        train: the series that are trained on.
     """
     seen = np.asarray(train.observed)
     cells = np.where(seen, np.asarray(train.values, float), np.nan)
