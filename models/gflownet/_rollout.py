@@ -29,7 +29,7 @@ def rollout(
 
     Args:
         net: policy, flow and environment.
-        modules: name -> module, as the parameters of a fit have them.
+        modules: its networks with their weights, `net.modules(params)`.
         key: PRNG key.
         batch_size: number of trajectories.
         epsilon: share of uniform actions, in [0, 1].

@@ -31,11 +31,11 @@ def mcar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
 def mar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
     """Missing at random given channel 0, which is always seen: P(miss) = logistic(2 x_t0 + b) for the other channels.
 
-    `rate` is the share of hidden cells among the other channels. Returns which cells stay visible.
+    Returns which cells stay visible.
 
     Args:
         values: [series, time, channels], complete.
-        rate: share of cells to hide, in (0, 1).
+        rate: share of hidden cells among the other channels, in (0, 1).
         rng: NumPy's generator.
 
     Raises:
@@ -71,7 +71,7 @@ def blocks(values: Values, rate: float, rng: np.random.Generator) -> Mask:
 
     Args:
         values: [series, time, channels], complete.
-        rate: share of cells to hide, in (0, 1).
+        rate: share of hidden cells of each channel, in (0, 1).
         rng: NumPy's generator.
     """
     num_series, num_steps, num_channels = values.shape

@@ -1,7 +1,4 @@
-"""Docstrings of public names say what goes in, what comes out, what is refused, and when a number is unbiased.
-
-What a docstring still lacks stands in `docstrings_missing.txt`, a line a name; the list may only become shorter.
-"""
+"""Docstrings of public names say what goes in, what comes out, what is refused, and when a number is unbiased."""
 
 import ast
 import enum
@@ -10,7 +7,6 @@ import re
 import sys
 import textwrap
 import typing
-from pathlib import Path
 
 from _pages import DOCS
 
@@ -18,7 +14,6 @@ sys.path.insert(0, str(DOCS / "_ext"))
 
 import faces
 
-MISSING = Path(__file__).with_name("docstrings_missing.txt")
 ENTRY = re.compile(r"((?:\*{0,2}\w+)(?:, \*{0,2}\w+)*)(?: \([^)]*\))?:(?:\s|$)")
 # Summaries that begin so say what is done; what is returned has a section, or a sentence.
 ORDERS = "Add|Check|Choose|Declare|Draw|Fit|Learn|Move|Plot|Put|Record|Resample|Run|State|Try|Turn"
@@ -115,9 +110,8 @@ def missing():
     ]
 
 
-def test_docstrings_are_complete_but_for_those_listed():
-    """A docstring that was completed leaves the list; no name is added to it."""
-    assert missing() == MISSING.read_text().splitlines()
+def test_docstrings_are_complete():
+    assert missing() == []
 
 
 def test_the_check_sees_what_is_missing():

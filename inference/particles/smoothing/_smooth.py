@@ -232,7 +232,7 @@ def _draw(method: str, options: dict[str, Any], num_samples: Any) -> kernels.Dra
     for name in ("log_bound", "lag", "backward"):
         if OPTIONS[name] == method and options[name] is None:
             raise ValueError(
-                f"smooth: method {method!r} needs the argument {name}. Give it, or use another method."
+                f"smooth: method {method!r} needs {name}. Give it, or use another method."
             )
     bound = options["log_bound"]
     if method == "rejection":
