@@ -1,5 +1,7 @@
 """The text of a message as far as the source tells it: what is computed shows as `{name}`, what may be missing as `[text]`.
 
+Until it is shown, a text has marks of its own for these, since braces and brackets stand in messages too.
+
 Names are followed to where they are assigned, calls to the texts that a function of the library returns; both a few levels deep.
 """
 
@@ -16,7 +18,9 @@ from faces import ROOT
 
 DEPTH = 6  # of names and calls that are followed
 ALTERNATIVES = 4  # of one place; of more the first are shown
-HELD = re.compile(r"\{[^{}]*\}")
+HOLD, HELD_END, EITHER, OR, EITHER_END = "\ue000\ue001\ue002\ue003\ue004"
+HELD = re.compile(f"{HOLD}[^{HELD_END}]*{HELD_END}")
+SHOWN = str.maketrans({HOLD: "{", HELD_END: "}", EITHER: "[", OR: "|", EITHER_END: "]"})
 LIBRARIES = ("np", "jnp", "jax", "math", "os", "ast", "operator")
 SUM = re.compile(r"[\w.]{1,20} [-+*] [\w.]{1,20}")
 WORDS = re.compile(r"[A-Za-z]{3,}")
@@ -56,6 +60,23 @@ class Scope:
 
     def at(self, node: ast.AST) -> Scope:
         return dataclasses.replace(self, function=self.module.around(node, (ast.FunctionDef,)))
+
+
+def shown(text: str) -> str:
+    """A text as readers see it."""
+    return text.translate(SHOWN)
+
+
+def plain(text: str) -> list[str]:
+    """The pieces of a text that a printed message has as they stand."""
+    return re.split(f"[{EITHER}{OR}{EITHER_END}]", HELD.sub(OR, text))
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """What a text may read like when it is printed."""
+    made = re.escape(HELD.sub(HOLD, text)).replace(HOLD, ".*?")
+    made = re.sub(rf"(?:\\ )?{OR}(?:\\ )?", "|", made)
+    return re.compile(made.replace(EITHER, "(?:").replace(EITHER_END, "|)"))
 
 
 def has_words(text: str) -> bool:
@@ -124,19 +145,20 @@ def _is_number(node: ast.AST) -> bool:
 def alternatives(texts: list[str], held: str) -> str:
     """One of several texts; `[text]` if one of them is empty."""
     kinds = list(dict.fromkeys(texts))
-    said = [t for t in kinds if has_words(t)]
-    if not said:
-        return kinds[0] if len(kinds) == 1 and "{" not in kinds[0] else held
+    if not any(map(has_words, kinds)):
+        return kinds[0] if len(kinds) == 1 and HOLD not in kinds[0] else held
     if len(kinds) == 1:
-        return said[0]
-    shown = " | ".join(t.strip() for t in said[:ALTERNATIVES])
+        return kinds[0]
+    said = [t for t in kinds if t.strip()]
+    said = said[:ALTERNATIVES] + [f"{HOLD}...{HELD_END}"] * (len(said) > ALTERNATIVES)
+    both = f" {OR} ".join(t.strip() for t in said)
     space = " " if said[0].startswith((" ", "\n")) else ""
-    return f"{space}[{shown}]" + (" " if said[0].endswith(" ") else "")
+    return f"{space}{EITHER}{both}{EITHER_END}" + (" " if said[0].endswith(" ") else "")
 
 
 def read(node: ast.AST, scope: Scope) -> str:
     """The text of an expression."""
-    held = "{" + placeholder(node) + "}"
+    held = HOLD + placeholder(node) + HELD_END
     if scope.depth > DEPTH:
         return held
     match node:
@@ -154,6 +176,8 @@ def read(node: ast.AST, scope: Scope) -> str:
             return alternatives([read(body, scope), read(orelse, scope)], held)
         case ast.Call(func=ast.Attribute(value=value, attr="join"), args=[of]):
             return alternatives(items(of, scope), held)
+        case ast.Call(func=ast.Attribute(value=value, attr="format")):
+            return re.sub(r"\{(\w*)\}", rf"{HOLD}\1{HELD_END}", read(value, scope))
         case ast.Call(func=ast.Attribute(value=value, attr=attr)) if attr in TEXT_METHODS:
             return read(value, scope)
         case ast.Call(func=ast.Name(id="str" | "repr"), args=[of]):
@@ -168,7 +192,7 @@ def read(node: ast.AST, scope: Scope) -> str:
             return held
 
 
-TEXT_METHODS = {"format", "removesuffix", "removeprefix", "strip", "rstrip", "lstrip", "capitalize"}
+TEXT_METHODS = {"removesuffix", "removeprefix", "strip", "rstrip", "lstrip", "capitalize"}
 
 
 def items(node: ast.AST, scope: Scope) -> list[str]:
@@ -223,7 +247,10 @@ def assigned(name: str, scope: Scope) -> list[str]:
     for tree in (scope.function, scope.module.tree):
         values, more = assignments(tree).get(name, ([], [])) if tree is not None else ([], [])
         if values:
-            added = [f"[{m}]" if len(values) > 1 else m for m in (read(v, inner) for v in more)]
+            added = [
+                f"{EITHER}{m}{EITHER_END}" if len(values) > 1 else m
+                for m in (read(v, inner) for v in more)
+            ]
             return [read(value, inner) + "".join(added) for value in values]
     there = source(name, scope.module)
     if there is None or scope.depth > DEPTH:
@@ -317,7 +344,7 @@ def of_exception(call: ast.Call, scope: Scope) -> list[Text]:
         there, values = found
         made = [t for v in values if isinstance(v, ast.Call) for t in of_exception(v, there)]
         if made:
-            return made
+            return [t for t in made if t.kind] or made
     said = [read(value, scope) for value in call.args]
     lists = [t for value in call.args for t in items(value, scope)]
     best = max([*said, *lists], key=lambda t: len(HELD.sub("", t)))

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from faces import ROOT, faces, load, public, renew
-from message_text import HELD, Scope, Text, has_words, module, of_exception, read
+from message_text import HELD, Scope, Text, has_words, module, of_exception, pattern, read, shown
 
 # Folder -> what readers call it. A folder belongs to the longest of these that begins it.
 TOPICS = {
@@ -51,12 +51,18 @@ INTRO = """# All messages
 What every error of the library says. To find yours, search for a piece of it without the names and numbers of your program:
 `{name}` stands for such a value here, and `[a | b]` for a part that reads one way or the other, or is missing.
 [Each refusal and why](errors.md) has programs that provoke errors, and reasons; a message that has one there is linked with it.
+
+```{raw} html
+<input id="pasted" type="search" placeholder="Or paste an error here" aria-label="Paste an error" autocomplete="off">
+<ul id="found" aria-live="polite"></ul>
+<script src="_static/messages.js" defer></script>
+```
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """A message, and the `raise` statements that say it: file and line."""
+    """A message, its text with marks, and the `raise` statements that say it: file and line."""
 
     topic: str
     kind: str
@@ -158,21 +164,15 @@ def headings() -> dict[str, str]:
     for line in (ROOT / "docs" / "errors.md").read_text().splitlines():
         if line.startswith("#"):
             heading = line.lstrip("# ")
-        elif shown := re.match(r"```\{literalinclude\} /_outputs/(\S+\.txt)", line):
-            found[shown[1]] = heading
+        elif output := re.match(r"```\{literalinclude\} /_outputs/(\S+\.txt)", line):
+            found[output[1]] = heading
     return found
-
-
-def pattern(text: str) -> re.Pattern[str]:
-    """What a message may read like when it is printed."""
-    pieces = re.split(r"(\{[^{}]*\}|\[[^\[\]]*\])", text)
-    return re.compile("".join(".*?" if i % 2 else re.escape(p) for i, p in enumerate(pieces)))
 
 
 def programs() -> list[tuple[str, str]]:
     """What the programs of `errors.md` print, in one line each, and the heading of each."""
     folder = ROOT / "docs" / "_outputs"
-    return [(tidy((folder / shown).read_text()), heading) for shown, heading in headings().items()]
+    return [(tidy((folder / name).read_text()), heading) for name, heading in headings().items()]
 
 
 def slug(heading: str) -> str:
@@ -180,8 +180,8 @@ def slug(heading: str) -> str:
 
 
 def link(message: Message, printed: list[tuple[str, str]]) -> str:
-    if len(HELD.sub("", message.text)) < 20:
-        return ""
+    if len(HELD.sub("", message.text)) < 40:
+        return ""  # most errors would be like it
     like = pattern(message.text)
     heading = next((heading for text, heading in printed if like.search(text)), None)
     return f" ([program and reason](errors.md#{slug(heading)}))" if heading else ""
@@ -189,7 +189,7 @@ def link(message: Message, printed: list[tuple[str, str]]) -> str:
 
 def line(message: Message, printed: list[tuple[str, str]]) -> str:
     kind = f"{message.kind}: " if message.kind else ""
-    return f"- {kind}{literal(message.text)}{link(message, printed)}"
+    return f"- {kind}{literal(shown(message.text))}{link(message, printed)}"
 
 
 def literal(text: str) -> str:

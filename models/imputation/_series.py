@@ -81,7 +81,7 @@ def series(
     lengths = np.full(num_series, num_steps) if lengths is None else np.asarray(lengths)
     labels = None if labels is None else np.asarray(labels)
     problems = [
-        f"argument '{name}' has shape {array.shape}, not {shape}"
+        f"argument '{name}' has shape {array.shape}, not {shape}, which it needs"
         for name, array, shape in (
             ("observed", seen, values.shape),
             ("times", times, (num_series, num_steps)),

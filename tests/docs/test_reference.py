@@ -16,6 +16,7 @@ import gallery
 import messages
 import tables
 import words
+from message_text import plain
 
 from lapilli.inference.particles.resampling import RESAMPLERS
 from lapilli.ppl.strategies._registry import STRATEGIES
@@ -148,5 +149,5 @@ def test_the_site_builds(tmp_path):
         r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)"', pages
     )  # nothing from a network
     index = SearchIndex(tmp_path)  # each message is found by any piece of it
-    pieces = [p for m in messages.messages() for p in re.split(r"\{[^{}]*\}|[][|]", m.text)]
+    pieces = [piece for m in messages.messages() for piece in plain(m.text)]
     assert [p for p in pieces if not all(index.has(w, "messages") for w in index.words(p))] == []
