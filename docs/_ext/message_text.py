@@ -20,6 +20,7 @@ DEPTH = 6  # of names and calls that are followed
 ALTERNATIVES = 4  # of one place; of more the first are shown
 HOLD, HELD_END, EITHER, OR, EITHER_END = "\ue000\ue001\ue002\ue003\ue004"
 HELD = re.compile(f"{HOLD}[^{HELD_END}]*{HELD_END}")
+INNERMOST = re.compile(f"{EITHER}([^{EITHER}{EITHER_END}]*){EITHER_END}")
 SHOWN = str.maketrans({HOLD: "{", HELD_END: "}", EITHER: "[", OR: "|", EITHER_END: "]"})
 LIBRARIES = ("np", "jnp", "jax", "math", "os", "ast", "operator")
 SUM = re.compile(r"[\w.]{1,20} [-+*] [\w.]{1,20}")
@@ -64,7 +65,7 @@ class Scope:
 
 def shown(text: str) -> str:
     """A text as readers see it."""
-    return text.translate(SHOWN)
+    return re.sub(f" ?{OR}{EITHER_END}", EITHER_END, text).translate(SHOWN)
 
 
 def plain(text: str) -> list[str]:
@@ -76,7 +77,15 @@ def pattern(text: str) -> re.Pattern[str]:
     """What a text may read like when it is printed."""
     made = re.escape(HELD.sub(HOLD, text)).replace(HOLD, ".*?")
     made = re.sub(rf"(?:\\ )?{OR}(?:\\ )?", "|", made)
-    return re.compile(made.replace(EITHER, "(?:").replace(EITHER_END, "|)"))
+    return re.compile(made.replace(EITHER, "(?:").replace(EITHER_END, ")"))
+
+
+def least(text: str) -> int:
+    """The number of characters that a printed message shares with the text at the least."""
+    text = HELD.sub("", text)
+    while EITHER in text:
+        text = INNERMOST.sub(lambda m: min(m[1].split(OR), key=len), text)
+    return len(text)
 
 
 def has_words(text: str) -> bool:
@@ -146,14 +155,17 @@ def alternatives(texts: list[str], held: str) -> str:
     """One of several texts; `[text]` if one of them is empty."""
     kinds = list(dict.fromkeys(texts))
     if not any(map(has_words, kinds)):
-        return kinds[0] if len(kinds) == 1 and HOLD not in kinds[0] else held
+        is_whole = len(kinds) == 1 and not re.search(rf"{HOLD}|\.", kinds[0])
+        return kinds[0] if is_whole else held
     if len(kinds) == 1:
         return kinds[0]
     said = [t for t in kinds if t.strip()]
+    is_optional = len(said) < len(kinds)
     said = said[:ALTERNATIVES] + [f"{HOLD}...{HELD_END}"] * (len(said) > ALTERNATIVES)
     both = f" {OR} ".join(t.strip() for t in said)
     space = " " if said[0].startswith((" ", "\n")) else ""
-    return f"{space}{EITHER}{both}{EITHER_END}" + (" " if said[0].endswith(" ") else "")
+    end = f" {OR}{EITHER_END}" if is_optional else EITHER_END
+    return f"{space}{EITHER}{both}{end}" + (" " if said[0].endswith(" ") else "")
 
 
 def read(node: ast.AST, scope: Scope) -> str:
@@ -248,7 +260,7 @@ def assigned(name: str, scope: Scope) -> list[str]:
         values, more = assignments(tree).get(name, ([], [])) if tree is not None else ([], [])
         if values:
             added = [
-                f"{EITHER}{m}{EITHER_END}" if len(values) > 1 else m
+                f"{EITHER}{m} {OR}{EITHER_END}" if len(values) > 1 else m
                 for m in (read(v, inner) for v in more)
             ]
             return [read(value, inner) + "".join(added) for value in values]

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from faces import ROOT, faces, load, public, renew
-from message_text import HELD, Scope, Text, has_words, module, of_exception, pattern, read, shown
+from message_text import Scope, Text, has_words, least, module, of_exception, pattern, read, shown
 
 # Folder -> what readers call it. A folder belongs to the longest of these that begins it.
 TOPICS = {
@@ -172,7 +172,10 @@ def headings() -> dict[str, str]:
 def programs() -> list[tuple[str, str]]:
     """What the programs of `errors.md` print, in one line each, and the heading of each."""
     folder = ROOT / "docs" / "_outputs"
-    return [(tidy((folder / name).read_text()), heading) for name, heading in headings().items()]
+    return [
+        (tidy((folder / name).read_text().replace("-\n", "-")), heading)
+        for name, heading in headings().items()
+    ]
 
 
 def slug(heading: str) -> str:
@@ -180,7 +183,7 @@ def slug(heading: str) -> str:
 
 
 def link(message: Message, printed: list[tuple[str, str]]) -> str:
-    if len(HELD.sub("", message.text)) < 40:
+    if least(message.text) < 25:
         return ""  # most errors would be like it
     like = pattern(message.text)
     heading = next((heading for text, heading in printed if like.search(text)), None)

@@ -1,7 +1,13 @@
 // Which message of the page "All messages" a pasted error is: names and numbers of the reader's program are in none, and do not count.
 
+// Words of a text, and pairs of neighbours.
 function words(text) {
-  return new Set(text.replace(/\{[^{}]*\}/g, " ").toLowerCase().match(/[a-z_]{3,}/g) || []);
+  const found = new Set();
+  for (const piece of text.toLowerCase().split(/\{[^{}]*\}|[[\]|]/)) {
+    const here = piece.match(/[a-z_]+/g) || [];
+    here.forEach((word, i) => found.add(word).add(`${here[i - 1]} ${word}`));
+  }
+  return found;
 }
 
 // Numbers of the messages that share most with a query, best first; a rare word counts more than a common one.
