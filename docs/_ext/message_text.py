@@ -111,6 +111,8 @@ def placeholder(node: ast.AST) -> str:
             return attr.lstrip("_")
         case ast.Call(func=ast.Name(id="len"), args=[of]):
             return f"number of {placeholder(of)}"
+        case ast.Call(func=ast.Name(id="getattr"), args=[of, ast.Constant(value=str(attr)), *_]):
+            return f"{attr} of {placeholder(of)}"
         case ast.Call(func=ast.Name(id="type"), args=[of]):
             return f"type of {placeholder(of)}"
         case ast.Call(func=ast.Attribute(value=ast.Constant(), attr="join"), args=[of]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import dataclasses
 import functools
 import re
@@ -97,7 +98,7 @@ def known_kinds() -> set[str]:
         for name in public(face)
         if _is_exception(getattr(load(face), name))
     }
-    return ours | {n for n, x in vars(__import__("builtins")).items() if _is_exception(x)}
+    return ours | {n for n, x in vars(builtins).items() if _is_exception(x)}
 
 
 def _is_exception(thing) -> bool:
@@ -155,7 +156,7 @@ def messages() -> list[Message]:
         )
         for (kind, text), lines in found.items()
     ]
-    return sorted(made, key=lambda m: m.text.lower())
+    return sorted(made, key=lambda m: shown(m.text).lower())
 
 
 def headings() -> dict[str, str]:

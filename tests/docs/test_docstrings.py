@@ -79,7 +79,10 @@ def is_estimator(face, name):
     ]
     if inspect.isclass(getattr(faces.load(face), name)):
         return any(title.startswith("Gradient strategies") for title in titles)
-    return any(title.startswith(ESTIMATORS) for title in titles) and name != "objective"
+    is_random = face.startswith("inference.") and "key" in parameters(
+        getattr(faces.load(face), name)
+    )
+    return is_random or any(t.startswith(ESTIMATORS) for t in titles) and name != "objective"
 
 
 def lacks(face, name):

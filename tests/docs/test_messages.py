@@ -54,6 +54,12 @@ def test_every_message_is_on_the_page(everything):
     assert len(own) > 0.98 * len(raised)  # the others hand on another's text
 
 
+def test_every_wing_has_a_heading(everything):
+    files = {file.relative_to(ROOT) for message in everything for file, _ in message.lines}
+    wings = {"/".join(file.parent.parts[:2]) for file in files}
+    assert wings <= set(messages.TOPICS)
+
+
 def test_equal_messages_are_one(everything):
     kinds = [(message.kind, message.text) for message in everything]
     assert len(kinds) == len(set(kinds))
@@ -100,7 +106,8 @@ def test_a_pasted_error_is_found(everything):
     "source, text",
     [
         ('raise ValueError(f"Site {site.name!r}: " "no.")', "Site {site}: no."),
-        ('raise ValueError("a" + (" b" if x else " cde fgh"))', "a [cde fgh]"),
+        ('raise ValueError("a" + (" b" if x else " cde fgh"))', "a [b | cde fgh]"),
+        ('raise ValueError("a" + (" cde fgh" if x else ""))', "a [cde fgh]"),
         ('raise TypeError("fit: " + "; ".join(f"{k} is bad" for k in names))', "fit: {k} is bad"),
         ('problems.append("one bad"); raise TypeError("; ".join(problems))', "one bad"),
         ('why = "too many"; raise ValueError(f"{why}: {len(xs)} rows")', "too many: {number of xs} rows"),
