@@ -137,6 +137,7 @@ def handed(node: ast.Raise, here: Scope) -> list[Text]:
     return [said for said in calls if has_words(said.text)]
 
 
+@functools.cache
 def messages() -> list[Message]:
     """All of them, equal ones merged, by topic and alphabet."""
     known = known_kinds()
@@ -203,6 +204,7 @@ def literal(text: str) -> str:
     return f"{ticks}{space}{text}{space}{ticks}"
 
 
+@functools.cache
 def text() -> str:
     printed, lines = programs(), [INTRO]
     everything = messages()

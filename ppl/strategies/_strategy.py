@@ -126,7 +126,7 @@ class Strategy(abc.ABC):
         kind = vars(cls).get("kind", "held")
         if isinstance(kind, str) and kind not in get_args(Kind):
             raise TypeError(
-                f"{cls.__name__}: the attribute kind must be one of {get_args(Kind)}, got {kind!r}."
+                f"{cls.__name__}: kind must be one of {get_args(Kind)}, got {kind!r}. Correct the attribute."
             )
         calls = vars(cls).get("calls", ())
         if not (isinstance(calls, tuple) and set(calls) <= set(get_args(Call))):

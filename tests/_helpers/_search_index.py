@@ -15,9 +15,11 @@ class SearchIndex:
         self.terms = [index["terms"], index["titleterms"]]
 
     def words(self, text):
-        """The terms that a query is taken apart into; short ones and the language's commonest do not count."""
+        """The terms that a query is taken apart into; short ones, numbers and the language's commonest do not count."""
         words = [word.lower() for word in self.language.split(text)]
-        kept = [w for w in words if len(w) > 2 and w not in self.language.stopwords]
+        kept = [
+            w for w in words if len(w) > 2 and not w.isdigit() and w not in self.language.stopwords
+        ]
         return {self.language.stem(word) for word in kept}
 
     def has(self, term, page):
