@@ -133,8 +133,8 @@ def placeholder(node: ast.AST) -> str:
             ast.Subscript(value=value) | ast.Starred(value=value) | ast.FormattedValue(value=value)
         ):
             return placeholder(value)
-        case ast.BinOp() if SUM.fullmatch(shown := ast.unparse(node).replace("self.", "")):
-            return shown
+        case ast.BinOp() if SUM.fullmatch(whole := ast.unparse(node).replace("self.", "")):
+            return whole
         case ast.BinOp(left=left, right=right):
             return placeholder(right if isinstance(left, ast.Constant) else left)
         case ast.UnaryOp(operand=operand):
