@@ -72,6 +72,18 @@ MUTANTS = (
         "if a.unknown or b.unknown:\n        return False", "if a.unknown or b.unknown:\n        return True",
     ),
     Mutant(
+        "roots whose blocks turn freely", "ppl/gaussian/_roots.py",
+        "moved, turned = moved + root @ turn, turned + q @ turn", "pass",
+    ),
+    Mutant(
+        "missing cells seen by the belief", "ppl/gaussian/_laws.py",
+        "noise, matrix = noise.apart(seen), jnp.where(seen[..., None], matrix, 0)", "del seen",
+    ),
+    Mutant(
+        "what stands beside a site counted in its coefficients", "ppl/gaussian/_forms.py",
+        "jnp.zeros_like(x) if i in together and i not in uncertain else x", "x",
+    ),
+    Mutant(
         "rows of a minibatch unscaled", "inference/objectives/_bounds.py",
         "return jnp.sum(scale * log_mean_exp(log_weights))", "return jnp.sum(log_mean_exp(log_weights))",
     ),

@@ -19,19 +19,26 @@ Array = jax.Array
 
 
 class Eliminated(Program):
-    """A program over the choices that are left. Made by `ppl.eliminate`."""
+    """A program over the choices that are left. Made by `ppl.eliminate`.
+
+    Attributes:
+        program: the program with all its sites.
+        calls: the sites of each call, the first one's first.
+        sites: all of them.
+    """
 
     def __init__(
         self,
         program: Program,
-        sites: tuple[str, ...],
-        kinds: dict[Any, tuple[str, ...]] | None = None,
+        calls: tuple[tuple[str, ...], ...],
+        continuous: dict[Any, frozenset[str]] | None = None,
     ) -> None:
         super().__init__(self._statements)
-        self.__name__ = self.label = f"eliminate[{', '.join(sites)}]"
-        self.program, self.sites = program, sites
+        self.program, self.calls = program, calls
+        self.sites = tuple(name for call in calls for name in call)
+        self.__name__ = self.label = f"eliminate[{', '.join(self.sites)}]"
         # shapes and other properties of arguments -> which of the sites are continuous
-        self._kinds: dict[Any, tuple[str, ...]] = {} if kinds is None else kinds
+        self._continuous: dict[Any, frozenset[str]] = {} if continuous is None else continuous
 
     @property
     def summed_out(self) -> tuple[str, ...]:
@@ -40,26 +47,28 @@ class Eliminated(Program):
 
     def rebuilt(self, transform: Any) -> Eliminated:
         """The same elimination of a transformed program."""
-        return Eliminated(transform(self.program), self.sites)
+        return Eliminated(transform(self.program), self.calls)
 
     def bind(self, params: Mapping[str, Any]) -> Eliminated:
-        bound = Eliminated(self.program.bind(params), self.sites, self._kinds)
+        bound = Eliminated(self.program.bind(params), self.calls, self._continuous)
         bound.params = params
         return bound
 
     def made(self, *args: Any, **kwargs: Any) -> Summed | Integrated:
-        """The program that this one stands for: what is integrated, then what is summed."""
+        """The program that this one stands for: normal sites integrated out call by call, then discrete ones summed out."""
         signature = _signature(args, kwargs)
-        if signature not in self._kinds:
+        if signature not in self._continuous:
             with no_handlers():
                 supports = supports_of(self.program, args, kwargs)
-            self._kinds[signature] = tuple(
+            self._continuous[signature] = frozenset(
                 name for name in self.sites if name in supports and not supports[name].is_discrete
             )
-        continuous = self._kinds[signature]
-        others = tuple(name for name in self.sites if name not in continuous)
-        inner = Integrated(self.program, continuous, self.label) if continuous else self.program
-        made = Summed(inner, others, self.label) if others else inner
+        continuous, made = self._continuous[signature], self.program
+        for call in self.calls:
+            if names := tuple(name for name in call if name in continuous):
+                made = Integrated(made, names, self.label)
+        if others := tuple(name for name in self.sites if name not in continuous):
+            made = Summed(made, others, self.label)
         assert isinstance(made, Summed | Integrated)
         made._seen, made.params = self._seen, self.params
         return made
@@ -103,7 +112,8 @@ class Eliminated(Program):
     ) -> dict[str, Array]:
         """Joint draws of the eliminated sites given the choices and the data.
 
-        Sites that are summed out are drawn by the recursion run backwards, then those that are integrated out given them.
+        Sites that are summed out are drawn by the recursion run backwards, then those that are integrated out given them, those
+        of the last call first.
 
         Args:
             key: PRNG key.
@@ -113,18 +123,10 @@ class Eliminated(Program):
             kwargs: its keyword arguments.
         """
         made = self.made(*args, **kwargs)
-        key_1, key_2 = jax.random.split(typed_key(key))
-        drawn = made.posterior(key_1, choices, *args, num_samples=num_samples, **kwargs)
-        if isinstance(made, Integrated) or not isinstance(made.program, Integrated):
-            return drawn
-        inner = made.program
-
-        def rest(key: Array, drawn: dict[str, Array]) -> dict[str, Array]:
-            return inner.posterior(key, {**choices, **drawn}, *args, **kwargs)
-
         if num_samples is None:
-            return {**drawn, **rest(key_2, drawn)}
-        return {**drawn, **jax.vmap(rest)(jax.random.split(key_2, num_samples), drawn)}
+            return _drawn(made, typed_key(key), choices, args, kwargs)
+        draw = lambda key: _drawn(made, key, choices, args, kwargs)
+        return jax.vmap(draw)(jax.random.split(typed_key(key), num_samples))
 
     def posterior_probs(
         self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
@@ -151,6 +153,12 @@ class Eliminated(Program):
                 f"{self.label}: sites {list(made.sites)} are summed out, so that the marginals of the others are no normal laws. "
                 "Draw them, posterior(key, choices, *args, num_samples=...), or eliminate the normal sites alone."
             )
+        if isinstance(made.program, Integrated):
+            raise TypeError(
+                f"{self.label}: {list(made.program.sites)} were integrated out by an earlier call, and their marginals need "
+                f"those of {list(made.sites)}. Draw them, posterior(key, choices, *args, num_samples=...), or name all in one "
+                "call."
+            )
         return made.posterior_marginals(choices, *args, **kwargs)
 
     def mode(
@@ -161,13 +169,20 @@ class Eliminated(Program):
         By max-product elimination (Viterbi, for a chain) where sites are summed out; the posterior mean where they are normal.
         """
         made = self.made(*args, **kwargs)
-        if isinstance(made, Summed) and isinstance(made.program, Integrated):
-            raise TypeError(
-                f"{self.label}: the most probable assignment of summed and integrated sites together is not known here. "
-                f"Eliminate {list(made.program.sites)} alone and compare values of {list(made.sites)}, or draw from the "
-                "posterior."
-            )
-        return made.mode(choices, *args, **kwargs)
+        if isinstance(made, Summed):
+            if isinstance(made.program, Integrated):
+                raise TypeError(
+                    f"{self.label}: the most probable assignment of summed and integrated sites together is not known here. "
+                    f"Eliminate {list(made.program.sites)} alone and compare values of {list(made.sites)}, or draw from the "
+                    "posterior."
+                )
+            return made.mode(choices, *args, **kwargs)
+        found: dict[str, Array] = {}
+        program: Program = made
+        while isinstance(program, Integrated):  # the mode of a joint normal law, part by part
+            found |= program.means({**choices, **found}, *args, **kwargs)
+            program = program.program
+        return found, program.log_density({**choices, **found}, *args, **kwargs)
 
     def predict_trace(
         self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
@@ -232,8 +247,10 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
     order of the program: a statement whose mean is affine in them becomes one with its law given the values before, and its value
     conditions what is believed of them. In `ppl.scan` that is Kalman's filter (with matrices that change from step to step,
     missing cells, several chains and what stands outside of the scan as it comes), in plates whose rows separate it is done row
-    by row. That a mean is affine is proved on the traced program. Sites whose laws are otherwise stay as they are and may be left
-    to particles: `inference.smc` then draws only these (a Rao-Blackwellised filter).
+    by row. Sites of one call are believed jointly; those of an earlier call are integrated first, given the later ones:
+    `eliminate(eliminate(program, "effect"), "mean")` does rows of effects one by one and then their mean, for any number of rows.
+    That a mean is affine is proved on the traced program. Sites whose laws are otherwise stay as they are and may be left to
+    particles: `inference.smc` then draws only these (a Rao-Blackwellised filter).
 
     Args:
         program: a program or NumPyro model.
@@ -312,14 +329,26 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
     if not sites or len(set(sites)) != len(sites):
         raise ValueError(f"ppl.eliminate: name distinct latent sites, got {list(sites)}.")
     program = as_program(program)
-    if isinstance(program, Eliminated):  # one sum over both: no order of the two has to be kept
+    if isinstance(program, Eliminated):
         twice = sorted(set(sites) & set(program.sites))
         if twice:
             raise ValueError(
                 f"ppl.eliminate: {twice} are summed out of {program.label} already. Name sites that are left."
             )
-        return Eliminated(program.program, program.sites + sites)
-    return Eliminated(program, sites)
+        return Eliminated(program.program, (*program.calls, sites))
+    return Eliminated(program, (sites,))
+
+
+def _drawn(
+    program: Program, key: Array, choices: Mapping[str, Any], args: Any, kwargs: Any
+) -> dict[str, Array]:
+    """One joint draw of what a program and those inside of it are without, each given those outside."""
+    found: dict[str, Array] = {}
+    while isinstance(program, Summed | Integrated):
+        key, now = jax.random.split(key)
+        found |= program.posterior(now, {**choices, **found}, *args, **kwargs)
+        program = program.program
+    return found
 
 
 def _signature(args: Any, kwargs: Any) -> Any:

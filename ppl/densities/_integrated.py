@@ -71,22 +71,14 @@ class Integrated(Program):
         return super()._traced(choices, *args, **kwargs)
 
     def posterior(
-        self,
-        key: Any,
-        choices: Mapping[str, Any],
-        *args: Any,
-        num_samples: int | None = None,
-        **kwargs: Any,
+        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
-        """Joint draws of the integrated sites given the choices and the data.
+        """One joint draw of the integrated sites given the choices and the data.
 
         The mean of a normal law whose data and prior means are perturbed by noise of their own is a draw from it.
         """
         refuse_inside_engine("posterior")
-        moments = _Moments(self, choices, args, kwargs)
-        if num_samples is None:
-            return moments.draw(typed_key(key))
-        return jax.vmap(moments.draw)(jax.random.split(typed_key(key), num_samples))
+        return _Moments(self, choices, args, kwargs).draw(typed_key(key))
 
     def posterior_marginals(
         self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
@@ -98,12 +90,9 @@ class Integrated(Program):
         """
         return _Moments(self, choices, args, kwargs).marginals()
 
-    def mode(
-        self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
-    ) -> tuple[dict[str, Array], Array]:
-        """The most probable values of the integrated sites, their means, and the log-density with everything else (nats)."""
-        found = _Moments(self, choices, args, kwargs).means()
-        return found, self.program.log_density({**choices, **found}, *args, **kwargs)
+    def means(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Posterior means of the integrated sites, which are their most probable values."""
+        return _Moments(self, choices, args, kwargs).means()
 
     def __repr__(self) -> str:
         return f"<Program {self.label} of {self.program!r}>"

@@ -74,28 +74,12 @@ class Summed(Program):
         return self._remember_listing(listing, listing.trace(self.label))
 
     def posterior(
-        self,
-        key: Any,
-        choices: Mapping[str, Any],
-        *args: Any,
-        num_samples: int | None = None,
-        **kwargs: Any,
+        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
-        """Joint draws of the eliminated sites given the choices and the data: the recursion run backwards.
-
-        Args:
-            key: PRNG key.
-            choices: a value for every site that is left.
-            args: the program's arguments.
-            num_samples: number of independent draws (a leading axis); None: one, without that axis.
-            kwargs: its keyword arguments.
-        """
+        """One joint draw of the summed sites given the choices and the data: the recursion run backwards."""
         refuse_inside_engine("posterior")
         listing = self._listing(as_arrays(choices), args, kwargs)
-        draw = lambda key: listing.assignment("sample", key)
-        if num_samples is None:
-            return draw(typed_key(key))
-        return jax.vmap(draw)(jax.random.split(typed_key(key), num_samples))
+        return listing.assignment("sample", typed_key(key))
 
     def posterior_probs(
         self, choices: Mapping[str, Any], *args: Any, **kwargs: Any

@@ -5,6 +5,7 @@ Laws for programs
     Chosen                                      one of several laws, by an index
     NormalInverseGamma, NormalInverseWishart    a mean and its variance or covariance
     ExpectedNormal                              expected natural parameters of a Normal under such a law
+    Orthonormal, UniformFrames                  orthonormal columns: a constraint, the uniform law
 
 For the library: derivatives of NumPyro's that some versions get wrong (`_mends.py`); and questions: where a law can be
 (`_inclusion.py` before anything is drawn, `_supports.py` with what the set depends on), whether two laws have an exact
@@ -21,6 +22,7 @@ from ._distribution_functions import (
     law_parameters as law_parameters,
 )
 from ._exact_kl import exact_kl as exact_kl
+from ._frames import Orthonormal as Orthonormal, UniformFrames as UniformFrames
 from ._inclusion import (
     NOWHERE_KNOWN as NOWHERE_KNOWN,
     Extent as Extent,
@@ -67,4 +69,6 @@ __all__ = [
     "NormalInverseGamma",
     "NormalInverseWishart",
     "ExpectedNormal",
+    "Orthonormal",
+    "UniformFrames",
 ]

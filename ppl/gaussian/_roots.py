@@ -63,7 +63,7 @@ def _(top: int, primals: Any, tangents: Any) -> Any:
     """The root that moves without turning, L' = A' Q, or turns just so that its upper right block stays 0.
 
     With an antisymmetric T that has L_11 T_12 = -(A' Q)_12 and zeros elsewhere: L' = A' Q + L T. For derivatives of this one,
-    Q' = (1 - Q Q') A'^T L^-T + Q T.
+    Q' = (1 - Q Q') A'^T L^-T + Q T, which is not finite where L is singular.
     """
     (a,), (da,) = primals, tangents
     root, q = _compressed(a, top)

@@ -248,19 +248,22 @@ def module(name: str, equinox_module: Any) -> Any:
         equinox_module: any `equinox.Module`, already initialised, or another pytree of arrays.
 
     Raises:
-        TypeError: nothing in it could be learned: it is a class or holds no floating-point arrays; it belongs to Flax or Haiku,
-            whose modules `numpyro.contrib.module` declares.
+        TypeError: it is a class, or neither a module nor a pytree with floating-point arrays, so that nothing could be learned;
+            it belongs to Flax or Haiku, whose modules `numpyro.contrib.module` declares.
     """
     import equinox as eqx
 
     arrays, static = eqx.partition(equinox_module, eqx.is_inexact_array)
-    _check_module(name, equinox_module, arrays)
+    is_module = isinstance(
+        equinox_module, eqx.Module
+    )  # one without arrays is a fixed network in place of another
+    _check_module(name, equinox_module, arrays, is_module)
     if not handler_stack():
         return equinox_module
     return eqx.combine(numpyro.param(name, lambda _: arrays), static)
 
 
-def _check_module(name: str, module: Any, arrays: Any) -> None:
+def _check_module(name: str, module: Any, arrays: Any, is_module: bool) -> None:
     kind = module if isinstance(module, type) else type(module)
     packages = {c.__module__.partition(".")[0] for c in kind.__mro__}
     if packages & {"flax", "haiku"}:
@@ -268,7 +271,7 @@ def _check_module(name: str, module: Any, arrays: Any) -> None:
             f"Module '{name}' is a {kind.__name__} of {min(packages & {'flax', 'haiku'})}, and ppl.module declares the arrays of "
             "equinox modules. Declare it by flax_module or nnx_module of numpyro.contrib.module, which our runs take."
         )
-    if not jax.tree.leaves(arrays):
+    if not is_module and not jax.tree.leaves(arrays):
         got = f"the class {kind.__name__}" if kind is module else f"a {kind.__name__}"
         raise TypeError(
             f"Module '{name}' is {got} without floating-point arrays, so that nothing would be learned. Pass an initialised "

@@ -24,9 +24,12 @@ def run_in(folder, monkeypatch, page, is_full):
 @pytest.mark.slow_for(
     "howto/compare_models",
     "errors",  # test_errors.py runs it
+    "explain/feynman_kac",
+    "howto/networks",
     # Most of a tutorial's smoke run is compilation; of each kind one stays.
     "tutorials/02_objectives",
     "tutorials/05_missing_data",
+    "tutorials/06_simulator",
     "tutorials/08_gflownets",
     "tutorials/09_air",
     "tutorials/10_few_shot",

@@ -17,6 +17,11 @@ Y = jnp.asarray(np.random.default_rng(7).normal(size=9), jnp.float32)
 MASK = np.array([1, 0, 1, 1, 0, 1, 1, 0, 1], bool)
 
 
+def density(program, choices, *args):
+    """Compiled as a whole: op by op each would be compiled by itself."""
+    return jax.jit(lambda choices, *args: program.log_density(choices, *args))(choices, *args)
+
+
 def effects(y):
     with ppl.plate("rows", len(y)):
         a = ppl.sample("a", dist.Normal(0.3, 1.0))
@@ -26,10 +31,11 @@ def effects(y):
 def test_moments_are_those_of_a_row_however_many_it_stands_for():
     exact = dense(effects, ["a"], {}, (Y,))
     left = ppl.eliminate(ppl.rescale_plates(effects, {"rows": 90}), "a")
-    found = left.posterior_marginals({}, Y)["a"]
+    found = jax.jit(left.posterior_marginals)({}, Y)["a"]
     np.testing.assert_allclose(found.loc, exact.mean["a"], rtol=1e-5)
     np.testing.assert_allclose(found.scale, np.sqrt(np.diag(exact.covariance)), rtol=1e-4)
-    draws = np.asarray(left.posterior(KEY, {}, Y, num_samples=4000)["a"])
+    draw = jax.jit(lambda key: left.posterior(key, {}, Y, num_samples=4000)["a"])
+    draws = np.asarray(draw(KEY))
     error = np.sqrt(np.diag(exact.covariance) / 4000)
     assert (np.abs(draws.mean(0) - exact.mean["a"]) < 4.5 * error).all()
 
@@ -47,10 +53,47 @@ def test_rows_of_a_minibatch_that_are_summed_and_integrated():
         [np.log(p) + dist.Normal(m, scale).log_prob(y) for p, m in ((0.7, 0.0), (0.3, 2.0))], axis=0
     )
     left = ppl.rescale_plates(ppl.eliminate(mixed_rows, ["a", "k"]), {"rows": 90})
-    np.testing.assert_allclose(left.log_density({}, Y), 10 * each.sum(), rtol=1e-5)
+    np.testing.assert_allclose(density(left, {}, Y), 10 * each.sum(), rtol=1e-5)
     objective = inference.elbo(ppl.eliminate(mixed_rows, ["a", "k"]), lambda y: None)
     value, _ = objective.value_and_grad(objective.init(KEY, Y), KEY, Y)
     np.testing.assert_allclose(value, each.sum(), rtol=1e-5)
+
+
+def schools(y):
+    mean = ppl.sample("mean", dist.Normal(0.0, 3.0))
+    with ppl.plate("rows", len(y)):
+        a = ppl.sample("a", dist.Normal(mean, 1.5))
+        ppl.sample("y", dist.Normal(a, 0.5), obs=y)
+
+
+def test_calls_are_done_one_after_the_other():
+    """Ten thousand rows, then their mean: a joint law of all would not be possible."""
+    exact = dense(schools, ["a", "mean"], {}, (Y,))
+    left = ppl.eliminate(ppl.eliminate(schools, "a"), "mean")
+    np.testing.assert_allclose(density(left, {}, Y), exact.log_density, rtol=1e-5)
+    found, log_density = jax.jit(left.mode)({}, Y)
+    for name, mean in exact.mean.items():
+        np.testing.assert_allclose(found[name], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        log_density, ppl.as_program(schools).log_density(found, Y), rtol=1e-6
+    )
+    draws = jax.jit(lambda key: left.posterior(key, {}, Y, num_samples=8000))(KEY)
+    flat = np.concatenate([draws["a"], draws["mean"][:, None]], -1)
+    variance = np.diag(exact.covariance)
+    bound = 4.5 * np.sqrt(2 / 8000) * np.sqrt(np.outer(variance, variance))
+    assert (np.abs(np.cov(flat.T) - exact.covariance) < bound).all()
+    with pytest.raises(
+        TypeError, match=r"\['a'\] were integrated out by an earlier call.*name all"
+    ):
+        left.posterior_marginals({}, Y)
+    y = jax.random.normal(KEY, (10_000,))
+    total, inner = 9.0, 1.5**2 + 0.5**2
+    quad = (y**2).sum() / inner - total * y.sum() ** 2 / inner / (inner + total * 10_000)
+    log_det = 9_999 * np.log(inner) + np.log(inner + total * 10_000)
+    many = -0.5 * (quad + log_det + 10_000 * np.log(2 * np.pi))
+    np.testing.assert_allclose(density(left, {}, y), many, rtol=1e-5)
+    with pytest.raises(ValueError, match="more than 2048.*by two calls"):
+        ppl.eliminate(schools, ["a", "mean"]).log_density({}, y)
 
 
 def test_a_scale_around_a_plate_is_no_minibatch():
@@ -81,14 +124,12 @@ def explicit(y):
 def test_missing_cells_are_integrated_or_observed():
     both = dense(explicit, ["a", "u"], {}, (Y,)).log_density
     for sites in ("a", ["a", "y_unobserved"]):
-        np.testing.assert_allclose(
-            ppl.eliminate(missing, sites).log_density({}, Y), both, rtol=1e-5
-        )
+        np.testing.assert_allclose(density(ppl.eliminate(missing, sites), {}, Y), both, rtol=1e-5)
     given = {"y_unobserved": Y + 1}
-    fixed = ppl.condition(ppl.eliminate(missing, "a"), given).log_density({}, Y)
+    fixed = density(ppl.condition(ppl.eliminate(missing, "a"), given), {}, Y)
     exact = dense(ppl.condition(missing, given), ["a"], {}, (Y,)).log_density
     np.testing.assert_allclose(fixed, exact, rtol=1e-5)
-    found, log_density = ppl.eliminate(missing, "a").mode({}, Y)
+    found, log_density = jax.jit(ppl.eliminate(missing, "a").mode)({}, Y)
     assert set(found) == {"a", "y_unobserved"}
     assert np.isfinite(log_density)
 
@@ -107,7 +148,7 @@ def test_missing_cells_within_events():
     covariance = [[same(j, m) + same(i, k) * (same(j, m) + 0.5) for k, m in at] for i, j in at]
     law = dist.MultivariateNormal(jnp.zeros(len(at)), jnp.array(covariance))
     exact = law.log_prob(Y.reshape(3, 3)[tuple(np.array(at).T)])
-    found = ppl.eliminate(missing_in_events, "a").log_density({}, Y)
+    found = density(ppl.eliminate(missing_in_events, "a"), {}, Y)
     np.testing.assert_allclose(found, exact, rtol=1e-5)
 
 

@@ -406,8 +406,13 @@ def test_mutable_state_is_refused_by_name():
         program.simulate(KEY)
 
 
+def test_a_fixed_network_is_a_module():
+    program = ppl.model(lambda: ppl.module("net", eqx.nn.Identity())(3.0))
+    assert program.simulate(KEY).retval == 3.0
+
+
 @pytest.mark.parametrize(
-    "module", [eqx.nn.Linear, eqx.nn.Identity(), jnp.sin], ids=["class", "no_arrays", "function"]
+    "module", [eqx.nn.Linear, {"n": 3}, jnp.sin], ids=["class", "no_arrays", "function"]
 )
 def test_a_module_with_nothing_to_learn_is_refused(module):
     with pytest.raises(TypeError, match="Module 'net' is .*without floating-point arrays"):
