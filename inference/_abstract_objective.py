@@ -51,39 +51,86 @@ class AbstractObjective(abc.ABC):
 
     @abc.abstractmethod
     def init(self, key: Any, *args: Any) -> ppl.Params:
-        """Initial parameters: name -> unconstrained arrays."""
+        """Initial parameters: name -> unconstrained arrays.
+
+        Args:
+            key: PRNG key of either kind.
+            args: the data, as `fit` has them.
+        """
 
     @abc.abstractmethod
     def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
-        """Value, gradient and next state: pure and traceable."""
+        """Value, gradient and next state: pure and traceable.
+
+        Args:
+            params: as `init` gives them.
+            state: of `init_state`, or of the step before.
+            key: PRNG key of either kind.
+            args: the data.
+        """
 
     def init_state(self, params: Any, key: Any, *args: Any) -> Any:
-        """The state before the first step, a pytree."""
+        """The state before the first step, a pytree.
+
+        Args:
+            params: as `init` gives them.
+            key: PRNG key of either kind.
+            args: the data.
+        """
         return {}
 
     def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
-        """One estimate of the value and of its gradient, with a fresh state."""
+        """One estimate of the value and of its gradient, with a fresh state.
+
+        Args:
+            params: as `init` gives them.
+            key: PRNG key of either kind.
+            args: the data.
+        """
         value, grads, _ = self.step(params, self.init_state(params, key, *args), key, *args)
         return value, grads
 
     def value(self, params: Any, key: Any, *args: Any) -> Array:
-        """One estimate of the value."""
+        """One estimate of the value.
+
+        Args:
+            params: as `init` gives them.
+            key: PRNG key of either kind.
+            args: the data.
+        """
         return self.value_and_grad(params, key, *args)[0]
 
     def grad(self, params: Any, key: Any, *args: Any) -> Any:
-        """One estimate of the gradient in `params`."""
+        """One estimate of the gradient in `params`.
+
+        Args:
+            params: as `init` gives them.
+            key: PRNG key of either kind.
+            args: the data.
+        """
         return self.value_and_grad(params, key, *args)[1]
 
     def label(self, *args: Any) -> str:
-        """What `value` is, in words."""
+        """What `value` is, in words.
+
+        Args:
+            args: the data.
+        """
         return self.name
 
     def plate_sizes(self, *args: Any) -> dict[str, int]:
-        """Plates with the number of rows that they have under these arguments."""
+        """Plates with the number of rows that they have under these arguments.
+
+        Args:
+            args: the data.
+        """
         return {}
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> AbstractObjective:
         """The same objective for minibatches: plate `name` stands for `sizes[name]` rows.
+
+        Args:
+            sizes: plate name -> number of rows.
 
         Raises:
             TypeError: it has no plates.
@@ -94,5 +141,11 @@ class AbstractObjective(abc.ABC):
         )
 
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
-        """Parts of one estimate, name -> {"log_prob", "value"}, among which `fit` finds the first that is not finite."""
+        """Parts of one estimate, name -> {"log_prob", "value"}, among which `fit` finds the first that is not finite.
+
+        Args:
+            params: as `init` gives them.
+            key: PRNG key of either kind.
+            args: the data.
+        """
         return {}

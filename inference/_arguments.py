@@ -75,13 +75,16 @@ class Arguments:
         leaves, treedef = jax.tree.flatten(args)
         if treedef != self.treedef:
             raise ValueError(
-                f"Arguments have the structure {treedef}, but {self.treedef} came before."
+                f"Arguments have the structure {treedef}, but {self.treedef} came before. Pass arguments of one structure."
             )
         static = [
             None if array else leaf for leaf, array in zip(leaves, self.is_array, strict=True)
         ]
         if static != self.static:
-            raise ValueError(f"Non-array arguments are {static}, but {self.static} came before.")
+            raise ValueError(
+                f"Non-array arguments are {static}, but {self.static} came before. Keep them as they are, "
+                "or pass what changes as an array."
+            )
         return [
             leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else np.asarray(leaf)
             for leaf, array in zip(leaves, self.is_array, strict=True)

@@ -125,7 +125,15 @@ def _tent(distance: Array) -> Array:
 
 
 class Reader(eqx.Module):
-    """The guide's networks."""
+    """The guide's networks.
+
+    Args:
+        num_pixels: pixels of an image.
+        num_cells: pixels along a side of a patch.
+        num_what: numbers that describe a patch.
+        num_hidden: width of the recurrent cell and of the patch encoder.
+        key: PRNG key of the initial weights.
+    """
 
     embed: eqx.nn.Linear
     cell: eqx.nn.GRUCell

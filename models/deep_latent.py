@@ -50,7 +50,15 @@ class DeepLatent(NamedTuple):
 
 
 class Encoder(eqx.Module):
-    """Mean offset and scale of the code given pixels and class: (m, s) = V act(trunk(x) + E k), where k is one-hot."""
+    """Mean offset and scale of the code given pixels and class: (m, s) = V act(trunk(x) + E k), where k is one-hot.
+
+    Args:
+        num_pixels: D.
+        num_classes: number of classes.
+        num_latents: d, numbers of a code.
+        num_hidden: width of the trunk.
+        key: PRNG key of the initial weights.
+    """
 
     trunk: eqx.nn.MLP
     from_class: eqx.nn.Linear

@@ -40,6 +40,9 @@ class Ising:
         coupling: K, per edge; the critical value without a field is log(1 + sqrt 2) / 2 = 0.4407.
         field: b.
 
+    Raises:
+        ValueError: fewer than 3 rows or columns.
+
     Example:
         >>> from lapilli.models.ising import Ising
         >>> round(Ising(3, 3, coupling=0.2, field=0.2).log_partition(), 6)

@@ -9,6 +9,7 @@ import figures
 import gallery
 import llms
 import mathml
+import messages
 import notebooks
 import reference
 import tables
@@ -25,6 +26,7 @@ def generate(app: Sphinx) -> None:
     gallery.write()
     figures.write()
     words.write()
+    messages.write()
 
 
 def strip(app: Sphinx, docname: str, source: list[str]) -> None:

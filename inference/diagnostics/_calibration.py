@@ -147,11 +147,14 @@ def _rank(key: Array, truth: Array, draws: Array) -> Array:
 
 def _check(draws: Mapping[str, Any], choices: Mapping[str, Array]) -> None:
     if not draws:
-        raise ValueError("calibrate: posterior_fn returned no site.")
+        raise ValueError(
+            "calibrate: posterior_fn returned no site. Let it return a dict from latent sites to their posterior draws."
+        )
     unknown = sorted(set(draws) - set(choices))
     if unknown:
         raise ValueError(
-            f"calibrate: posterior_fn returned {unknown}, which are not latent sites of the model {sorted(choices)}."
+            f"calibrate: posterior_fn returned {unknown}, which are not latent sites of the model {sorted(choices)}. Let "
+            "it return draws of these sites only, under their names."
         )
     lengths = {name: jnp.shape(x)[:1] for name, x in draws.items()}
     if len(set(lengths.values())) > 1 or () in lengths.values():

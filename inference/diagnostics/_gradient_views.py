@@ -18,6 +18,9 @@ def gradient_tree(report: GradientReport) -> xarray.DataTree:
 
     Groups: gradient_parameter with size, mean, sd, snr on the axis "parameter"; gradient_site with strategy, variance, error,
     share on the axis "site"; the attributes of both hold value, value_sd, variance, num_draws, seconds, num_operations.
+
+    Args:
+        report: of `gradient_report`.
     """
     import xarray
 
@@ -46,6 +49,9 @@ def plot_gradients(report: GradientReport) -> Figure:
 
     Args:
         report: of `gradient_report`.
+
+    Returns:
+        The figure, two panels.
 
     Raises:
         ImportError: matplotlib is missing.

@@ -135,7 +135,9 @@ def pilot(
         sound = [t for t in here if t.refusal is None]
         if not sound:
             reasons = "; ".join(f"{t.strategy}: {t.refusal}" for t in here)
-            raise ValueError(f"pilot: no candidate serves site '{name}'. {reasons}")
+            raise ValueError(
+                f"pilot: no candidate serves site '{name}'. {reasons} Add a strategy to the candidates that serves it."
+            )
         floor = _ROUNDING * max(t.variance for t in sound)
         cost = lambda t, floor=floor: max(t.variance, floor) * t.num_operations
         chosen[name] = min(sound, key=cost).strategy

@@ -36,7 +36,7 @@ def plot_fit(fit: Any) -> Figure:
     values = np.asarray(fit.history["value"], float)
     if len(values) < 2:
         raise ValueError(
-            f"plot_fit: the fit has {len(values)} steps, and noise is told by two or more."
+            f"plot_fit: the fit has {len(values)} steps, and noise is told by two or more. Fit for more steps."
         )
     figure = _figure((7.0, 4.0))
     axis = figure.subplots()

@@ -52,7 +52,7 @@ from ._steps import Integrator
 @shown
 @dataclasses.dataclass(frozen=True)
 class CorrectedDiffusion(FeynmanKac):
-    """The Feynman-Kac model that `fkc` makes; a particle's state has its place `.x`, and the scores there.
+    """A Feynman-Kac model over noised points; a particle's state has its place `.x`, and the scores there. Made by `fkc`.
 
     Attributes:
         composition: the models, exponents and reward of the target.

@@ -29,6 +29,9 @@ class Langevin:
         method: "mala" accepts by Metropolis' rule, which needs the log_density of all models; "ula" accepts always; "auto"
             takes "mala" where it can.
 
+    Raises:
+        ValueError: `num_moves` is below 1, `step_size` outside of (0, 4), or the method unknown.
+
     Validity: "mala" leaves p_n invariant, so that with "exact" weights the evidence stays unbiased. "ula" does so as
     step_size -> 0 only.
 

@@ -172,7 +172,9 @@ class Fit:
         if self.num_seeds is None:
             raise ValueError("This fit has one run and no seed axis; use it as it is.")
         if not 0 <= number < self.num_seeds:
-            raise IndexError(f"Seed {number} is out of range; there are {self.num_seeds} seeds.")
+            raise IndexError(
+                f"Seed {number} is out of range; there are {self.num_seeds} seeds. Give a number from 0 to {self.num_seeds - 1}."
+            )
         take = lambda tree: jax.tree.map(lambda leaf: leaf[number], tree)
         return dataclasses.replace(
             self,
@@ -201,7 +203,9 @@ class Fit:
             return self
         window = max(1, self.steps // 10) if window is None else window
         if not 1 <= window <= self.steps:
-            raise ValueError(f"Argument 'window' is {window}, but there are {self.steps} steps.")
+            raise ValueError(
+                f"Argument 'window' is {window}, but there are {self.steps} steps. Give a number of steps from 1 to {self.steps}."
+            )
         sign = 1 if self.objective.direction == "max" else -1
         gains = sign * self.history["value"][-window:].mean(0, dtype=float)
         return self.seed(int(np.argmax(np.where(np.isfinite(gains), gains, -np.inf))))

@@ -36,6 +36,8 @@ _MAX_PARAMETERS = 5000  # of a dense Hessian
 class FixedDrawsFit(Fit):
     """A fit with fixed draws; else as `Fit`, and saved and loaded as one, without the draws and what is computed from them.
 
+    Made by `fitting.fit_fixed_draws`.
+
     `history` has the value of the best start at each step of L-BFGS.
 
     Attributes:

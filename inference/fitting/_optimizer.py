@@ -52,13 +52,18 @@ def make_optimizer(
 
     names = leaf_names(params)
     if not names:
-        raise ValueError("The objective has no parameters, so there is nothing to fit.")
+        raise ValueError(
+            "The objective has no parameters, so there is nothing to fit. Declare what is to be learned by ppl.param or "
+            "ppl.module, in the model or in the guide."
+        )
     groups = optimizer if isinstance(optimizer, Mapping) else {_ALL: optimizer}
     group_of = _match(groups, list(params))
     labels = [group_of[name] for name in names]
     is_trained = [not isinstance(groups[label], str) for label in labels]
     if not any(is_trained):
-        raise ValueError(f"Argument 'optimizer': every parameter is frozen: {list(params)}.")
+        raise ValueError(
+            f"Argument 'optimizer': every parameter is frozen: {list(params)}. Give at least one pattern a transformation."
+        )
     if isinstance(optimizer, Mapping):
         transforms: dict[Any, Any] = {
             pattern: optax.set_to_zero() if isinstance(group, str) else group

@@ -71,6 +71,9 @@ class Newton(Inner):
     Args:
         num_steps: number of steps, at least 0.
         damping: step length, 0 < damping <= 1.
+
+    Raises:
+        ValueError: `damping` is outside of (0, 1], or `num_steps` negative.
     """
 
     num_steps: int = 1
@@ -80,7 +83,8 @@ class Newton(Inner):
         check_counts(type(self).__name__, 0, num_steps=self.num_steps)
         if not 0 < self.damping <= 1:
             raise ValueError(
-                f"Newton: damping is {self.damping}, but a step length lies in (0, 1]; 1 is the full step."
+                f"Newton: damping is {self.damping}, but a step length lies in (0, 1]. Give 1 for the full step, "
+                "less for shorter ones."
             )
 
     def run(self, problem: InnerProblem, key: Array) -> InnerResult:
@@ -128,6 +132,9 @@ class SGLD(Inner):
         step_size: step size.
         num_steps: number of steps, `burn_in` included.
         burn_in: steps that are dropped; at least two have to remain.
+
+    Raises:
+        ValueError: fewer than two draws are left after `burn_in`, which may not be negative; `step_size` is not positive.
 
     Reference: Welling and Teh 2011, Bayesian learning via stochastic gradient Langevin dynamics.
     """

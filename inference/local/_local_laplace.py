@@ -252,7 +252,7 @@ def _check_parent(parent: str, choices: dict[str, Array], laws: Laws) -> None:
     if parent not in laws.found or parent not in choices:
         raise ValueError(
             f"local_laplace: the parent '{parent}' is not a latent site of the guide outside of control flow; its sites are "
-            f"{sorted(choices)}."
+            f"{sorted(choices)}. Name one of these, or draw it before scans and branches."
         )
     base = element(laws.found[parent][0])[0]
     if not isinstance(

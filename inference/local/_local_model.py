@@ -199,7 +199,8 @@ class _RefuseSubsampling(Messenger):
 def _check_latents(trace: ppl.Trace, site: str, choices: dict[str, Array]) -> None:
     if site not in trace.choices:
         raise ValueError(
-            f"local_laplace: there is no latent site '{site}' in the model; its latent sites are {sorted(trace.choices)}."
+            f"local_laplace: there is no latent site '{site}' in the model; its latent sites are {sorted(trace.choices)}. Name "
+            "one of these."
         )
     missing = sorted(set(trace.choices) - set(choices) - {site})
     if missing or site in choices:

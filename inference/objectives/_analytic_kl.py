@@ -100,7 +100,8 @@ def _check_named(patterns: Sequence[str], q: ppl.Trace, kl: Mapping[str, Any]) -
         matching = [name for name in q.choices if fnmatch.fnmatchcase(name, pattern)]
         if pattern != "*" and not matching:
             raise ValueError(
-                f"elbo: kl={{'{pattern}': 'analytic'}} matches no latent site; they are {list(q.choices)}."
+                f"elbo: kl={{'{pattern}': 'analytic'}} matches no latent site; they are {list(q.choices)}. Give the name "
+                "of one of them, or a pattern that one matches."
             )
         if pattern in matching and pattern not in kl:
             raise ValueError(

@@ -139,6 +139,13 @@ def _check_strategies(strategies: Mapping[str, Any]) -> None:
 def vsmc(model: Any, guide: Any = None, *, num_particles: int, **options: Any) -> Objective:
     """Variational sequential Monte Carlo: `fivo` with resampling at every step (`policy` is not an option).
 
+    Args:
+        model: as for `fivo`.
+        guide: as for `fivo`.
+        num_particles: K.
+        **options: of `fivo`, without `policy`.
+
+    Validity: as `fivo`.
     Reference: Naesseth et al. 2018, arXiv:1705.11140.
     """
     return fivo(model, guide, num_particles=num_particles, policy=every(), **options)

@@ -46,6 +46,9 @@ class Objective(AbstractObjective):
         weighing: what weights make of the objective: "scaled" (one weight c for all sites gives c times the objective),
             "functional" (another number, estimated without bias), or "refused".
         gradient: "full", the derivative of the value at its draws; or the name of one that only has the same mean.
+
+    Raises:
+        ValueError: the direction is unknown, or `num_replicates` no integer of at least 1.
     """
 
     fn: Callable[..., Any]
@@ -155,8 +158,8 @@ class Objective(AbstractObjective):
         unmatched = programs[0].site_weights.unmatched(sites)
         if unmatched:
             raise ValueError(
-                f"{self.name}: site_weights {unmatched} match no site. The sites are {list(dict.fromkeys(sites))}; patterns are "
-                "names or shell-style wildcards such as 'z*'."
+                f"{self.name}: site_weights {unmatched} match no site. The sites are {list(dict.fromkeys(sites))}; use "
+                "their names, or shell-style wildcards such as 'z*' that match one."
             )
 
     def with_site_weights(
@@ -187,6 +190,10 @@ class Objective(AbstractObjective):
 
         "elbo"; "elbo x 0.5" where all sites have one weight and the objective is linear in log-densities; else "elbo with site
         weights (not a bound)". Weights that are computed from arguments, or not known, count as unequal.
+
+        Args:
+            args: the arguments of model and guide.
+            kwargs: their keyword arguments.
         """
         if self.site_weights is None:
             return self.name
@@ -209,7 +216,13 @@ class Objective(AbstractObjective):
         return f"{self.name} with site weights (not a bound)"
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> ppl.Params:
-        """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
+        """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them).
+
+        Args:
+            key: PRNG key of either kind.
+            args: the arguments of model and guide.
+            kwargs: their keyword arguments.
+        """
         args = joined(args, kwargs)
         if self.guide is not None:
             set_up(self.guide, key, args)
@@ -225,31 +238,72 @@ class Objective(AbstractObjective):
     def value(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Array:
         """One estimate of L (scalar, nats).
 
+        Args:
+            params: name -> unconstrained arrays, as `init` gives them.
+            key: PRNG key of either kind.
+            args: the arguments of model and guide.
+            kwargs: their keyword arguments.
+
         Raises:
             ValueError: `params` lack a parameter of model or guide; {} stands for all initial values.
         """
         return self.expectation.value(params, key, *joined(args, kwargs))
 
     def grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
-        """One unbiased estimate of dL/dparams."""
+        """One unbiased estimate of dL/dparams.
+
+        Args:
+            params: name -> unconstrained arrays, as `init` gives them.
+            key: PRNG key of either kind.
+            args: the arguments of model and guide.
+            kwargs: their keyword arguments.
+        """
         return self.expectation.grad(params, key, *joined(args, kwargs))
 
     def value_and_grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
-        """One estimate of L and of its gradient, with fresh baselines."""
+        """One estimate of L and of its gradient, with fresh baselines.
+
+        Args:
+            params: name -> unconstrained arrays, as `init` gives them.
+            key: PRNG key of either kind.
+            args: the arguments of model and guide.
+            kwargs: their keyword arguments.
+        """
         return self.expectation.value_and_grad(params, key, *joined(args, kwargs))
 
     def init_state(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Initial state of baselines; `key` is there for objectives whose state is random."""
+        """Initial state of baselines; `key` is there for objectives whose state is random.
+
+        Args:
+            params: name -> unconstrained arrays, as `init` gives them.
+            key: PRNG key of either kind.
+            args: the arguments of model and guide.
+            kwargs: their keyword arguments.
+        """
         return self.expectation.init_state(params, *joined(args, kwargs))
 
     def step(
         self, params: Any, state: Any, key: Any, *args: Any, **kwargs: Any
     ) -> tuple[Array, Any, Any]:
-        """Value, gradient and next state: pure and traceable."""
+        """Value, gradient and next state: pure and traceable.
+
+        Args:
+            params: name -> unconstrained arrays, as `init` gives them.
+            state: of the baselines, by `init_state` or the step before; None starts afresh.
+            key: PRNG key of either kind.
+            args: the arguments of model and guide.
+            kwargs: their keyword arguments.
+        """
         return self.expectation.step(params, state, key, *joined(args, kwargs))
 
     def plan(self, params: Any, *args: Any, **kwargs: Any) -> ppl.Plan:
-        """What each site gets, why, and what it costs; runs every check ahead of the first step."""
+        """What each site gets, why, and what it costs; runs every check ahead of the first step.
+
+        Args:
+            params: name -> unconstrained arrays, as `init` gives them.
+            args: the arguments of model and guide.
+            kwargs: their keyword arguments.
+        """
         plan = self.expectation.plan(params, *joined(args, kwargs))
         return dataclasses.replace(plan, label=self.label(*args, **kwargs))
 
@@ -259,12 +313,20 @@ class Objective(AbstractObjective):
         With `math.inf` rows the objective is that of one row, in nats per row: the limit of L / N for a growing number of rows N,
         in which terms inside the plate are averaged and terms outside of it count zero. An infinite size stays: the rows at
         hand, all or a minibatch, are then a pool drawn from the population.
+
+        Args:
+            sizes: plate name -> number of rows, or `math.inf`.
         """
         endless = {name: size for name, size in self.full_sizes.items() if math.isinf(size)}
         return dataclasses.replace(self, full_sizes={**self.full_sizes, **sizes, **endless})
 
     def plate_sizes(self, *args: Any, **kwargs: Any) -> dict[str, int]:
-        """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation)."""
+        """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation).
+
+        Args:
+            args: the arguments of model and guide.
+            kwargs: their keyword arguments.
+        """
         args = joined(args, kwargs)
         if self.guide is not None:
             set_up(self.guide, jax.random.key(0), args)
@@ -273,14 +335,26 @@ class Objective(AbstractObjective):
     def traces(
         self, model: ppl.Program, guide: ppl.Program | None, *args: Any
     ) -> dict[str, ppl.Trace]:
-        """One run inside `ppl.expectation`: the guide's trace, and the model's at its choices."""
+        """One run inside `ppl.expectation`: the guide's trace, and the model's at its choices.
+
+        Args:
+            model: the model, with its parameters.
+            guide: the guide, with its parameters, or None.
+            args: their arguments.
+        """
         if guide is None:
             return {"model": ppl.draw(model, *args)}
         trace = ppl.draw(guide, *args)
         return {"guide": trace, "model": ppl.score(model, trace, *args)}
 
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
-        """Value and log-prob of every site of one run, in program order: "guide.<site>", then "model.<site>"."""
+        """Value and log-prob of every site of one run, in program order: "guide.<site>", then "model.<site>".
+
+        Args:
+            params: name -> unconstrained arrays, as `init` gives them.
+            key: PRNG key of either kind.
+            args: the arguments of model and guide.
+        """
         report: dict[str, dict[str, Array]] = {}
         order: dict[str, list[str]] = {}
 

@@ -106,7 +106,8 @@ def _rows(trace: ppl.Trace, plate: str, scales: set[float]) -> Array:
             )
         if info.scale is None:
             raise ValueError(
-                f"Site '{name}': its scale is not one number; per='{plate}') cannot undo it."
+                f"Site '{name}': its scale is not one number, and per='{plate}' cannot undo it. Scale it by one number, or use "
+                "per='joint'."
             )
         scales.add(info.scale)
         axis = info.dims.index(plate)
@@ -118,7 +119,8 @@ def _rows(trace: ppl.Trace, plate: str, scales: set[float]) -> Array:
 def _one(scales: set[float], plate: str) -> float:
     if len(scales) != 1:
         raise ValueError(
-            f"per='{plate}'): the sites of plate '{plate}' are scaled differently ({sorted(scales)})."
+            f"per='{plate}': the sites of plate '{plate}' are scaled differently ({sorted(scales)}), so that a row has no weight "
+            "of its own. Give all of them one scale (one subsample, one handlers.scale), or use per='joint'."
         )
     return scales.pop()
 

@@ -48,7 +48,8 @@ def gaussian_mixture(
         variances = jnp.broadcast_to(variances, means.shape)
     except ValueError as err:
         raise ValueError(
-            f"gaussian_mixture: variances {variances.shape} do not broadcast to the means {means.shape}."
+            f"gaussian_mixture: variances {variances.shape} do not broadcast to the means {means.shape}. Give "
+            "one variance, or one for each entry of the means."
         ) from err
     log_weights = jnp.log(weights / weights.sum())
 

@@ -102,6 +102,13 @@ def ancestral(
 ) -> Float[Array, " samples *shape"]:
     """DDPM's sampler: x_s drawn from the noising process given x_t and the denoised x_0; `ddim` with eta = 1.
 
+    Args:
+        diffusion: the model.
+        key: PRNG key.
+        times: descending noising times.
+        num_samples: number of points.
+        start: points at the first time; draws from `diffusion.prior()` by default.
+
     Reference: Ho, Jain and Abbeel 2020, arXiv:2006.11239, equations 6 and 7, with the smaller of its two variances.
     """
     return ddim(diffusion, key, times, num_samples=num_samples, eta=1.0, start=start)

@@ -136,6 +136,11 @@ def guided(unconditional: Diffusion, conditional: Diffusion, scale: float) -> Di
     `inference.diffusion.fkc([unconditional, conditional], times, exponents=[1 - scale, scale])`, whose particles move just so and
     are weighted.
 
+    Args:
+        unconditional: the model with the score s_u.
+        conditional: the model with the score s_c, whose noising and shape are taken.
+        scale: 1 for the conditional model, above 1 for more guidance.
+
     Reference: Ho and Salimans 2022, arXiv:2207.12598, equation 6.
     """
     score = lambda x, t: (1 - scale) * unconditional.score(x, t) + scale * conditional.score(x, t)

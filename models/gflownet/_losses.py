@@ -59,7 +59,11 @@ class Loss:
 
 
 def trajectory_balance(shape: Shape = "square") -> Loss:
-    """Mean over trajectories of g(u_n - u_0) (TB; Malkin et al. 2022, arXiv:2201.13259)."""
+    """Mean over trajectories of g(u_n - u_0) (TB; Malkin et al. 2022, arXiv:2201.13259).
+
+    Args:
+        shape: g, by name or as a function; see `subtrajectory_balance`.
+    """
     g = as_shape(shape)
     return Loss(lambda p: g(p.increments.sum(1)).mean(), "trajectory_balance", needs_whole=True)
 
@@ -79,6 +83,9 @@ def detailed_balance(shape: Shape = "square") -> Loss:
 
     Forward-looking DB, modified DB and flow matching are this loss of other flows, see `programs`. The last two have no
     residual at stop steps, which count in the mean all the same.
+
+    Args:
+        shape: g, by name or as a function; see `subtrajectory_balance`.
     """
     g = as_shape(shape)
 
@@ -95,6 +102,9 @@ def subtrajectory_balance(decay: float = 0.9, shape: Shape = "square") -> Loss:
     Args:
         decay: positive; towards 0 it is detailed balance of each trajectory, towards infinity trajectory balance.
         shape: g.
+
+    Raises:
+        ValueError: `decay` is not positive, or the shape unknown.
     """
     if not decay > 0:
         raise ValueError(

@@ -11,12 +11,22 @@ from numpy.typing import ArrayLike
 
 
 def total_variation(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> float:
-    """1/2 sum |p - q|."""
+    """1/2 sum |p - q|.
+
+    Args:
+        p: probabilities, [n].
+        q: probabilities, [n].
+    """
     return float(0.5 * np.abs(p - q).sum())
 
 
 def jensen_shannon(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> float:
-    """1/2 KL(p || m) + 1/2 KL(q || m), m = (p + q) / 2, nats; at most log 2."""
+    """1/2 KL(p || m) + 1/2 KL(q || m), m = (p + q) / 2, nats; at most log 2.
+
+    Args:
+        p: probabilities, [n].
+        q: probabilities, [n].
+    """
     mid = (p + q) / 2
     kl = lambda a: float(np.sum(a[a > 0] * np.log(a[a > 0] / mid[a > 0])))
     return 0.5 * (kl(p) + kl(q))

@@ -11,7 +11,13 @@ Numbers = tuple[Array, Array, Array]
 
 
 class Batch(NamedTuple):
-    """Trajectories: actions [batch, T]; positions, and the `Process`'s log_pf, log_pb and log_flow, [batch, T + 1]."""
+    """Trajectories, as `rollout` draws them.
+
+    Attributes:
+        actions: integers, [batch, T].
+        positions: trees of arrays, [batch, T + 1].
+        numbers: log_pf, log_pb and log_flow of the `Process`, [batch, T + 1].
+    """
 
     actions: Int[Array, "batch steps"]
     positions: Any

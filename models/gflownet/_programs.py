@@ -125,8 +125,8 @@ def _check_choices(
         )
     if (backward == "prior") != (prior is not None):
         raise ValueError(
-            f"programs: backward={backward!r} and prior={'None' if prior is None else 'a policy'} do not go together; "
-            "backward='prior' takes prior=, a policy from features to the logits of all actions."
+            f"programs: backward={backward!r} and prior={'None' if prior is None else 'a policy'} do not go together. "
+            "Give backward='prior' a prior=, a policy from features to the logits of all actions, and leave it out elsewhere."
         )
     if backward == "prior" and flow in ("stop", "edges"):
         raise ValueError(

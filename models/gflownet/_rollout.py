@@ -26,6 +26,17 @@ def rollout(
 
     Each action is uniform among legal ones with probability epsilon, else from P_F^(1 / temperature). The numbers are those of
     P_F itself, not of what explored.
+
+    Args:
+        net: policy, flow and environment.
+        modules: its networks with their weights, `net.modules(params)`.
+        key: PRNG key.
+        batch_size: number of trajectories.
+        epsilon: share of uniform actions, in [0, 1].
+        temperature: above 1 flatter than P_F, below 1 sharper.
+
+    Returns:
+        The trajectories, T steps each; those that end before are padded.
     """
     env, size = net.env, batch_size
     repeat = lambda x: jnp.broadcast_to(x, (size, *jnp.shape(x)))

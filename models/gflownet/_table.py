@@ -107,6 +107,10 @@ def _log_pf(net: GFlowNet, params: dict[str, Any], states: Any) -> Array:
 def tabulate(env: Environment, *, max_states: int = 200_000) -> Table:
     """All states of an environment, by breadth-first search.
 
+    Args:
+        env: the environment.
+        max_states: most states that are listed.
+
     Raises:
         ValueError: more than `max_states` states.
     """

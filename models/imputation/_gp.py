@@ -40,7 +40,12 @@ def cauchy_kernel(
 def own_cholesky(
     covariance: Float[Array, "*batch T T"], valid: Bool[Array, "*batch T"]
 ) -> Float[Array, "*batch T T"]:
-    """Cholesky factor of each series' own block of K, with ones on the diagonal of the other steps."""
+    """Cholesky factor of each series' own block of K, with ones on the diagonal of the other steps.
+
+    Args:
+        covariance: K, [*batch, T, T].
+        valid: whether a step belongs to the series, [*batch, T].
+    """
     pair = valid[..., :, None] & valid[..., None, :]
     return jnp.linalg.cholesky(jnp.where(pair, covariance, jnp.eye(valid.shape[-1])))
 
@@ -138,6 +143,10 @@ def step_log_prob(
     """Log p(z_t | z_1, ..., z_{t-1}) of every step, nats: with u = L^-1 z, log N(u_t; 0, 1) - log L_tt.
 
     Their cumulative sum is the log-density of each prefix, which is what a filter may know at step t.
+
+    Args:
+        z: values, [*batch, T].
+        scale_tril: L, lower triangular, [*batch, T, T].
     """
     scale = jnp.broadcast_to(scale_tril, (*z.shape, z.shape[-1]))
     u = _solved(scale, z)

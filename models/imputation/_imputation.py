@@ -85,7 +85,9 @@ class Imputation:
     def draw_probs(self) -> Float[np.ndarray, "K J series classes"]:
         """Class probabilities at each draw."""
         if self.logits is None:
-            raise ValueError("Imputation: the model has no classifier, so that there are no probs.")
+            raise ValueError(
+                "Imputation: the model has no classifier, so that there are no probs. Make the programs with num_classes=."
+            )
         raw = np.exp(self.logits - self.logits.max(-1, keepdims=True), dtype=float)
         return raw / raw.sum(-1, keepdims=True)
 

@@ -129,7 +129,15 @@ def impute(
 
 
 class Draws(NamedTuple):
-    """What `draws` returns: the first attributes of `Imputation`, and what particles over time leave."""
+    """What `draws` returns: the first attributes of `Imputation`, and what particles over time leave.
+
+    Attributes:
+        x: observed and drawn cells, [K, J, series, time, channels].
+        x_loc: the decoder's location of every cell, [K, series, time, channels].
+        log_weights: nats, [K, J, series].
+        logits: class logits at each draw, [K, J, series, classes]; None without a classifier.
+        origins: [K, series], particles of the first step from which draws descend; None without resampling.
+    """
 
     x: Any
     x_loc: Any

@@ -18,14 +18,25 @@ BLOCK_STEPS = (5, 20)
 
 
 def mcar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
-    """Missing completely at random: every cell with probability `rate`. Returns which cells stay visible."""
+    """Missing completely at random: every cell with probability `rate`. Returns which cells stay visible.
+
+    Args:
+        values: [series, time, channels], complete.
+        rate: share of cells to hide, in (0, 1).
+        rng: NumPy's generator.
+    """
     return rng.random(values.shape) >= rate
 
 
 def mar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
     """Missing at random given channel 0, which is always seen: P(miss) = logistic(2 x_t0 + b) for the other channels.
 
-    `rate` is the share of hidden cells among the other channels. Returns which cells stay visible.
+    Returns which cells stay visible.
+
+    Args:
+        values: [series, time, channels], complete.
+        rate: share of hidden cells among the other channels, in (0, 1).
+        rng: NumPy's generator.
 
     Raises:
         ValueError: there is one channel only.
@@ -41,7 +52,13 @@ def mar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
 
 
 def mnar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
-    """Self-masked: P(miss | x_td) = logistic(2 x_td + b), so high values hide themselves. Returns which stay visible."""
+    """Self-masked: P(miss | x_td) = logistic(2 x_td + b), so high values hide themselves. Returns which stay visible.
+
+    Args:
+        values: [series, time, channels], complete.
+        rate: share of cells to hide, in (0, 1).
+        rng: NumPy's generator.
+    """
     drive = SLOPE * values
     return rng.random(drive.shape) >= expit(drive + _offset(drive, rate))
 
@@ -51,6 +68,11 @@ def blocks(values: Values, rate: float, rng: np.random.Generator) -> Mask:
 
     The last block of a channel is cut to length, so that each channel of each series hides round(rate T) cells.
     Returns which cells stay visible.
+
+    Args:
+        values: [series, time, channels], complete.
+        rate: share of hidden cells of each channel, in (0, 1).
+        rng: NumPy's generator.
     """
     num_series, num_steps, num_channels = values.shape
     seen = np.ones(values.shape, bool)

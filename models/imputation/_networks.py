@@ -143,7 +143,15 @@ def backbone(
 ) -> Backbone:
     """A freshly initialised backbone.
 
-    "gru", "transformer" (one block, two heads), "conv" (width 3) or "linear" (each step by itself).
+    Args:
+        kind: "gru", "transformer" (one block, two heads), "conv" (width 3) or "linear" (each step by itself).
+        num_features: F, numbers read at each step.
+        num_hidden: H, numbers made of each step.
+        is_causal: whether a step sees only those before it and itself.
+        key: PRNG key of the initial weights.
+
+    Returns:
+        A module from features [T, F] and the steps that exist, [T], to [T, H].
 
     Raises:
         ValueError: unknown kind.
@@ -155,7 +163,11 @@ def backbone(
 
 
 def memory(kind: Kind) -> int | None:
-    """Number of earlier steps that a causal backbone reads at each step; None if all."""
+    """Number of earlier steps that a causal backbone reads at each step; None if all.
+
+    Args:
+        kind: of the backbone, see `backbone`.
+    """
     return {"conv": 2, "linear": 0}.get(kind)
 
 
@@ -167,7 +179,17 @@ def time_features(times: Float[Array, " T"]) -> Float[Array, "T n"]:
 
 
 class GaussianHead(eqx.Module):
-    """Location and scale of every step from a backbone; scale = softplus(.) + min_scale."""
+    """Location and scale of every step from a backbone; scale = softplus(.) + min_scale.
+
+    Args:
+        kind: of the backbone, see `backbone`.
+        num_features: F, numbers read at each step.
+        num_outputs: numbers that each step's law is of.
+        num_hidden: width of the backbone.
+        min_scale: least scale.
+        is_causal: whether a step sees only those before it and itself.
+        key: PRNG key of the initial weights.
+    """
 
     backbone: Backbone
     head: eqx.nn.Linear
@@ -211,6 +233,9 @@ class Decay(eqx.Module):
 
     delta the time since the last kept value of the channel; before the first, x_last = 0 at the first step's time. Kept cells
     pass unchanged.
+
+    Args:
+        num_channels: D.
 
     Reference: Che et al. 2018, arXiv:1606.01865 (GRU-D), with a generated value in place of the channel's mean.
     """
@@ -309,6 +334,12 @@ def missingness(
 
     "self_masking": a_d x_d + b_d, zero at first. "linear": A x + b. "network": two layers of H tanh units and a *linear* output,
     so that any rate can be expressed.
+
+    Args:
+        mechanism: one of these three.
+        num_channels: D.
+        num_hidden: H, of "network" alone.
+        key: PRNG key of the initial weights.
 
     Raises:
         ValueError: unknown mechanism.

@@ -81,7 +81,7 @@ def series(
     lengths = np.full(num_series, num_steps) if lengths is None else np.asarray(lengths)
     labels = None if labels is None else np.asarray(labels)
     problems = [
-        f"argument '{name}' has shape {array.shape}, not {shape}"
+        f"argument '{name}' has shape {array.shape}, not {shape}, which it needs"
         for name, array, shape in (
             ("observed", seen, values.shape),
             ("times", times, (num_series, num_steps)),
@@ -135,6 +135,9 @@ def standardise(train: Series) -> Standard:
     """Statistics of the observed cells of `train`, for `Standard.apply` on it and on test series.
 
     A channel with fewer than two observed cells, or without spread, keeps its scale.
+
+    Args:
+        train: the series that are trained on.
     """
     seen = np.asarray(train.observed)
     cells = np.where(seen, np.asarray(train.values, float), np.nan)

@@ -19,7 +19,12 @@ from ._orders import random_orders
 
 
 class Move(NamedTuple):
-    """States after a move, [*shape, D], and the probability with which each was accepted, [*shape]."""
+    """What a move of `BlockGibbs` leaves.
+
+    Attributes:
+        value: states, [*shape, D].
+        acceptance: probability with which each was accepted, [*shape].
+    """
 
     value: Int[Array, "*shape variables"]
     acceptance: Float[Array, "*shape"]
@@ -36,6 +41,9 @@ class BlockGibbs:
         mam: the model.
         block_size: M.
         log_target: log f of one row `[D] -> scalar`, nats, up to a constant; None for no correction.
+
+    Raises:
+        ValueError: `block_size` is no integer from 1 to D.
 
     Validity: with `log_target` the move is Metropolis-Hastings with the redrawn block as proposal, and leaves f (given the
     evidence) invariant exactly, however bad the networks are. Without it the invariant law is that of the conditional network

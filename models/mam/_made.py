@@ -86,6 +86,9 @@ def autoregressive(network: Autoregressive) -> inference.Objective:
     """Maximum likelihood of a `MADE` or `CausalTransformer`: sum_n log p(x_n), nats.
 
     Argument: x, [rows, D]; plate "rows"; parameter "network".
+
+    Args:
+        network: what is trained.
     """
 
     @ppl.model

@@ -22,6 +22,9 @@ class Marginal(dist.Distribution):
         mam: the model of the whole row.
         observed: true in S, [*batch, D].
 
+    Raises:
+        ValueError: the last axis of `observed` is not of length D.
+
     Validity: as good as the training of the marginal network. Drawing is refused: no draw has this law.
     """
 

@@ -25,7 +25,12 @@ from ... import ppl
 
 
 class Networks(eqx.Module):
-    """Abstract: what a `MaM` needs to know of a joint law."""
+    """Abstract: what a `MaM` needs to know of a joint law.
+
+    Attributes:
+        num_variables: D.
+        num_values: K.
+    """
 
     num_variables: eqx.AbstractVar[int]
     num_values: eqx.AbstractVar[int]

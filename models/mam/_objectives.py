@@ -103,6 +103,9 @@ def distil(
         block_size: variables redrawn by one move.
         refresh_every: steps after which all chains are drawn anew along whole orders; None for never.
 
+    Raises:
+        ValueError: `share` is outside of [0, 1].
+
     Validity: for the chains at hand value and gradient are unbiased, minibatches included; the chains follow the conditional
     network's law up to its inconsistency.
     """
@@ -137,6 +140,9 @@ def regress(networks: Pair) -> Objective:
 
     Args:
         networks: the pair; its conditional network is not used.
+
+    Raises:
+        ValueError: when it is evaluated: `order` or s has another shape than x.
 
     Validity: value and gradient are unbiased for the mean over t at the given orders, minibatches included. Over random orders
     the optimum at x_S is the mean of what the chain says over all orders that begin with S: the log-marginal of a consistent c,
@@ -232,6 +238,9 @@ def energy(
         log_z: constant of "plain", nats; D log K by default.
         floor: smallest sensible standard deviation, nats; it keeps the step of "std" from becoming noise of unit size at the
             optimum.
+
+    Returns:
+        The objective, with the chains as its state.
 
     Raises:
         ValueError: an impossible size or share, an unknown spread, a constant that the spread does not use.
@@ -335,7 +344,7 @@ def _check_energy(
     if min(shares.values()) < 0 or sum(shares.values()) > 1:
         raise ValueError(
             f"energy: {' and '.join(f'{name}={x}' for name, x in shares.items())} are shares of the rows; neither may be "
-            "negative, nor their sum exceed 1."
+            "negative, nor their sum exceed 1. Lower them, or leave them out."
         )
     if log_z is not None and spread != "plain":
         raise ValueError(

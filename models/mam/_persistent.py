@@ -24,7 +24,13 @@ from ._orders import random_orders
 
 
 class ChainState(NamedTuple):
-    """Tokens of the chains, [chains, D], the number of moves they have made, and the state of the objective's baselines."""
+    """State of an objective with persistent chains.
+
+    Attributes:
+        tokens: of the chains, [chains, D].
+        num_moves: moves they have made.
+        baselines: state of the objective's baselines.
+    """
 
     tokens: Int[Array, "chains variables"]
     num_moves: Int[Array, ""]

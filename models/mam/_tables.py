@@ -20,8 +20,14 @@ _MAX_ENTRIES = 2**22
 class Tables(Networks):
     """A law by its table of marginals: both "networks" look up what they say, and they agree with each other.
 
+    Args:
+        log_joint: log p(x) up to a constant, nats, [K] * D.
+
     Attributes:
         table: log p(x_S) for all partial assignments, [K + 1] * D, indexed by tokens.
+
+    Raises:
+        ValueError: axes of different lengths, or of fewer than 2 values; more than 4 million partial assignments.
     """
 
     table: Array
@@ -71,6 +77,9 @@ def sampler_law(networks: Networks) -> np.ndarray:
 
     Where all variables are observed v is the law of `MaM.sample` in random order, E_order[p(x | order)]. If the conditionals
     are those of one law p, v(x_S) = p(x_S) / binomial(D, |S|).
+
+    Args:
+        networks: whose conditional network is asked, at every partial assignment.
 
     Returns:
         log v in nats, [K + 1] * D, indexed by tokens.

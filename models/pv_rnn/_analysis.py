@@ -55,7 +55,15 @@ def rollout(
 def generate(
     network: Network, key: Array, num_steps: int, *, num_rows: int = 1, burn_in: int = 0
 ) -> Array:
-    """Observations of free generation from h = 0, [num_rows, num_steps, size], after `burn_in` steps are dropped."""
+    """Observations of free generation from h = 0, [num_rows, num_steps, size], after `burn_in` steps are dropped.
+
+    Args:
+        network: trained weights.
+        key: PRNG key.
+        num_steps: steps that are kept.
+        num_rows: sequences.
+        burn_in: steps before these.
+    """
     prior_key, key = jax.random.split(key)
     start = network.initial_state(num_rows)
     _, emitted = rollout(network, prior_key, start, burn_in + num_steps, is_start=True)
@@ -142,7 +150,16 @@ def _by_element(law: Any) -> Any:
 
 
 def ngram_counts(symbols: Int[Array, "rows steps"], n: int, num_symbols: int = 2) -> np.ndarray:
-    """Number of occurrences of each string of n symbols, in all rows, [num_symbols^n]; the first symbol counts most."""
+    """Number of occurrences of each string of n symbols, in all rows, [num_symbols^n]; the first symbol counts most.
+
+    Args:
+        symbols: integers from 0 to num_symbols - 1, [rows, steps].
+        n: length of a string.
+        num_symbols: number of symbols.
+
+    Raises:
+        ValueError: rows have fewer than n steps, or the array has other axes.
+    """
     rows = np.asarray(symbols)
     if rows.ndim != 2 or rows.shape[1] < n:
         raise ValueError(
@@ -154,7 +171,12 @@ def ngram_counts(symbols: Int[Array, "rows steps"], n: int, num_symbols: int = 2
 
 
 class NGramDivergence(NamedTuple):
-    """Attributes: divergence: KL(P || P_gen) (nats); illegal: mass of P_gen on strings with P = 0."""
+    """What `ngram_divergence` returns.
+
+    Attributes:
+        divergence: KL(P || P_gen), nats.
+        illegal: mass of P_gen on strings with P = 0.
+    """
 
     divergence: float
     illegal: float
@@ -247,7 +269,15 @@ class Skeleton(NamedTuple):
 def skeleton(
     network: Network, key: Array, *, num_starts: int = 10, num_steps: int = 5000, burn_in: int = 500
 ) -> Skeleton:
-    """Largest exponents and size of the attractor of the deterministic map h -> h, every prior at its mean."""
+    """Largest exponents and size of the attractor of the deterministic map h -> h, every prior at its mean.
+
+    Args:
+        network: trained weights.
+        key: PRNG key of starts and tangents.
+        num_starts: states drawn from Normal(0, 1), from which the map is followed.
+        num_steps: steps that count.
+        burn_in: steps before these.
+    """
     start_key, tangent_key = jax.random.split(key)
     keys = jax.random.split(start_key, len(network.layers))
     states = tuple(

@@ -52,7 +52,12 @@ class Gaussian(NamedTuple):
 
 
 class Categorical(NamedTuple):
-    """Output of `size` independent symbols, x_t ~ Categorical(softmax(W d_t^1 + b)), each of `num_classes` values."""
+    """Output of `size` independent symbols, x_t ~ Categorical(softmax(W d_t^1 + b)), each of `num_classes` values.
+
+    Attributes:
+        num_classes: values of a symbol.
+        size: symbols of a step.
+    """
 
     num_classes: int
     size: int = 1
@@ -198,7 +203,11 @@ class Network(eqx.Module):
 
 
 def latent_law(pre: Float[Array, "*batch zz"]) -> dist.Distribution:
-    """N(tanh(a_mu), exp(a_sigma)^2) for a pre-activation (a_mu, a_sigma)."""
+    """N(tanh(a_mu), exp(a_sigma)^2) for a pre-activation (a_mu, a_sigma).
+
+    Args:
+        pre: a_mu and a_sigma, one after the other, [*batch, 2 Z].
+    """
     loc, log_scale = jnp.split(pre, 2, axis=-1)
     return dist.Normal(jnp.tanh(loc), jnp.exp(log_scale)).to_event(1)
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 def plot_latents(latents: Latents, row: int = 0) -> Figure:
     """Scales of posterior and prior and the divergence between them, for one sequence; a column for each layer.
 
+    Args:
+        latents: of `latents`.
+        row: number of the sequence.
+
     Returns:
         A matplotlib figure.
 

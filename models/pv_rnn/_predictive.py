@@ -15,13 +15,24 @@ from ._network import Categorical, Network
 def log_score(
     network: Network, emitted: Float[Array, "*batch particles out"], x: Float[Array, "*batch size"]
 ) -> Float[Array, "*batch"]:
-    """Log 1/K sum_k p(x | emitted_k): the log-score of the mixture (nats)."""
+    """Log 1/K sum_k p(x | emitted_k): the log-score of the mixture (nats).
+
+    Args:
+        network: trained weights.
+        emitted: what particles emit before the output's law is made of it, [*batch, K, out].
+        x: what was observed, [*batch, size].
+    """
     log_probs = network.law(emitted).log_prob(jnp.asarray(x)[..., None, :])
     return jax.nn.logsumexp(log_probs, axis=-1) - jnp.log(emitted.shape[-2])
 
 
 def mean(network: Network, emitted: Float[Array, "*batch particles out"]) -> Array:
-    """Mean of the mixture, [*batch, size]; for symbols the probabilities [*batch, size, num_classes]."""
+    """Mean of the mixture, [*batch, size]; for symbols the probabilities [*batch, size, num_classes].
+
+    Args:
+        network: trained weights.
+        emitted: what particles emit before the output's law is made of it, [*batch, K, out].
+    """
     output = network.output
     if not isinstance(output, Categorical):
         return emitted.mean(-2)
@@ -32,7 +43,17 @@ def mean(network: Network, emitted: Float[Array, "*batch particles out"]) -> Arr
 def interval(
     network: Network, emitted: Float[Array, "*batch particles out"], level: float, key: Array
 ) -> tuple[Array, Array]:
-    """Central interval of each dimension, by one draw of every particle: (lower, upper), [*batch, size]."""
+    """Central interval of each dimension, by one draw of every particle: (lower, upper), [*batch, size].
+
+    Args:
+        network: trained weights.
+        emitted: what particles emit before the output's law is made of it, [*batch, K, out].
+        level: probability inside, in (0, 1).
+        key: PRNG key.
+
+    Raises:
+        ValueError: the output is of symbols, which have no order.
+    """
     if isinstance(network.output, Categorical):
         raise ValueError(
             "pv_rnn.interval: symbols have no order; use the probabilities of pv_rnn.mean."

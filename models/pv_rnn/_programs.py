@@ -92,7 +92,18 @@ def adaptive_vectors(
     scale: float = 0.0,
     key: Array | None = None,
 ) -> Table:
-    """Initial adaptive vectors, [num_sequences, num_steps, 2 Z] by layer: zeros, or Normal(0, scale^2)."""
+    """Initial adaptive vectors, [num_sequences, num_steps, 2 Z] by layer: zeros, or Normal(0, scale^2).
+
+    Args:
+        network: whose layers have Z latents each.
+        num_sequences: sequences of the training data.
+        num_steps: steps of each.
+        scale: standard deviation of the start.
+        key: PRNG key, for a scale above 0.
+
+    Raises:
+        ValueError: a scale above 0 without a key.
+    """
     shapes = [(num_sequences, num_steps, 2 * layer.num_latents) for layer in network.layers]
     if not scale:
         return tuple(jnp.zeros(shape) for shape in shapes)
@@ -286,13 +297,22 @@ def check_data(network: Network, x: Any, num_steps: int) -> None:
     shape, size = jnp.shape(x), network.output.size
     if len(shape) != 3 or shape[1:] != (num_steps, size):
         raise ValueError(
-            f"pv_rnn: x has shape {shape}, but [sequences, {num_steps} steps, {size} dimensions] were declared."
+            f"pv_rnn: x has shape {shape}, but [sequences, {num_steps} steps, {size} dimensions] were declared. "
+            "Give x this shape, or the network and the programs the sizes of the data."
         )
     is_integer = jnp.issubdtype(jnp.result_type(x), jnp.integer)
     if isinstance(network.output, Categorical) and not is_integer:
-        raise ValueError(f"pv_rnn: x has dtype {jnp.result_type(x)}, but symbols are integers.")
+        raise ValueError(
+            f"pv_rnn: x has dtype {jnp.result_type(x)}, but symbols are integers. Convert it to integers, or "
+            "use the output Gaussian(size)."
+        )
 
 
 def frozen(params: Mapping[str, Any], network: Network) -> Network:
-    """The network with fitted weights, e.g. `frozen(fit.params, network)`."""
+    """The network with fitted weights, e.g. `frozen(fit.params, network)`.
+
+    Args:
+        params: of a fit; "network" is read.
+        network: the network that was declared, for its sizes.
+    """
     return eqx.combine(params["network"], eqx.partition(network, eqx.is_inexact_array)[1])

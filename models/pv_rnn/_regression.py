@@ -90,6 +90,10 @@ class ErrorRegression(eqx.Module):
         horizon: number of steps predicted.
         num_particles: K.
 
+    Raises:
+        ValueError: a number is too small, `new_row` or `keep` is unknown, or `first_row` has other shapes than the layers'
+            vectors; all problems at once.
+
     Validity: an approximation of the filter, whose error no number here measures: q is local, the past before the edge is one
     draw, and the optimiser stops early. Predictions use observations up to t only. Scores of the K-particle mixture
     are those of that mixture.

@@ -62,7 +62,9 @@ class Plan:
         for plan in self.sites:
             if plan.site == site:
                 return plan
-        raise KeyError(f"no latent site '{site}'; the sites are {[p.site for p in self.sites]}")
+        raise KeyError(
+            f"The plan has no latent site '{site}'. Name one of {[p.site for p in self.sites]}."
+        )
 
     def _facts(self) -> dict[str, Any]:
         return {

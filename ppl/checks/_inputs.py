@@ -26,12 +26,13 @@ def as_arrays(params: Any) -> Any:
             array = strong(x)
         except TypeError as err:
             raise TypeError(
-                f"Parameter '{jax.tree_util.keystr(path)}' is a {type(x).__name__}; parameters are real arrays."
+                f"Parameter '{jax.tree_util.keystr(path)}' is a {type(x).__name__}; parameters are real arrays. "
+                "Pass an array or a number, or leave it out of the parameters."
             ) from err
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(
                 f"Parameter '{jax.tree_util.keystr(path)}' has dtype {array.dtype}; parameters are real "
-                "floating-point arrays."
+                "floating-point arrays. Convert it, e.g. by jnp.asarray(x, float)."
             )
         return array
 

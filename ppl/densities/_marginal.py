@@ -109,7 +109,7 @@ class Marginal(StochasticProgram):
         twice = sorted(set(drawn.choices) & set(kept))
         if twice:
             raise ValueError(
-                f"{self.label}: the proposal draws {twice}, which are kept. It is to draw the auxiliary "
+                f"{self.label}: the proposal draws {twice}, which are kept. Let it draw the auxiliary "
                 "sites only, given the kept ones (its first argument)."
             )
         try:
@@ -128,7 +128,7 @@ class Marginal(StochasticProgram):
     def _mismatch(self, missing: list[str], extra: list[str]) -> ValueError:
         return ValueError(
             f"{self.label}: the proposal does not match the program's auxiliary sites: it misses {missing} "
-            f"and draws {extra}, which the program does not have. The proposal is a program of (kept, *args) "
+            f"and draws {extra}, which the program does not have. Give a program of (kept, *args) "
             "that draws exactly the sites that are not kept."
         )
 

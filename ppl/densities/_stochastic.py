@@ -51,6 +51,9 @@ class StochasticProgram(Program, abc.ABC):
     Attributes:
         label: what it is, for tables and messages.
         parts: the programs that it is made of, by role.
+
+    Raises:
+        TypeError: it is called as a function, as handlers and MCMC do: its density is not that of one run.
     """
 
     def __init__(self, label: str, parts: Mapping[str, Any]) -> None:

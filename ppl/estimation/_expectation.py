@@ -50,36 +50,76 @@ class Expectation:
         self._compiled_value = eqx.filter_jit(self._surrogate)
 
     def value(self, params: Any, key: Any, *args: Any) -> Array:
-        """One estimate of L (scalar, the unit of `fn`). Its derivative under `jax.grad` is the estimator of `grad`."""
+        """One estimate of L (scalar, the unit of `fn`). Its derivative under `jax.grad` is the estimator of `grad`.
+
+        Args:
+            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
+            key: PRNG key of either kind.
+            args: the arguments of `fn` after the parameters.
+        """
         params = as_arrays(params)
         with self.programs.shown(params, args):
             return self._compiled_value(params, typed_key(key), args)
 
     def grad(self, params: Any, key: Any, *args: Any) -> Any:
-        """One estimate of dL/dparams, a pytree like `params`."""
+        """One estimate of dL/dparams, a pytree like `params`.
+
+        Args:
+            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
+            key: PRNG key of either kind.
+            args: the arguments of `fn` after the parameters.
+        """
         return self.step(params, None, key, *args)[1]
 
     def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
-        """One estimate of L and of its gradient, from the same draws."""
+        """One estimate of L and of its gradient, from the same draws.
+
+        Args:
+            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
+            key: PRNG key of either kind.
+            args: the arguments of `fn` after the parameters.
+        """
         return self.step(params, None, key, *args)[:2]
 
     def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
-        """Value, gradient and the next state of baselines; `state` None starts afresh."""
+        """Value, gradient and the next state of baselines; `state` None starts afresh.
+
+        Args:
+            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
+            state: of the baselines, by `init_state` or the step before; None starts afresh.
+            key: PRNG key of either kind.
+            args: the arguments of `fn` after the parameters.
+        """
         params = as_arrays(params)
         with self.programs.shown(params, args):
             return self._compiled(params, state, typed_key(key), args)
 
     def init_state(self, params: Any, *args: Any) -> dict[str, Any]:
-        """The initial state of baselines and control variates: site -> state."""
+        """The initial state of baselines and control variates: site -> state.
+
+        Args:
+            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
+            args: the arguments of `fn` after the parameters.
+        """
         return _fresh_state(self.ready(params, *args))
 
     def plan(self, params: Any, *args: Any) -> Plan:
-        """What each site will get, why, and what it costs; printing it shows a table. Runs every check."""
+        """What each site will get, why, and what it costs; printing it shows a table. Runs every check.
+
+        Args:
+            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
+            args: the arguments of `fn` after the parameters.
+        """
         plan = plan_of(self.ready(params, *args))
         return dataclasses.replace(plan, search=self.programs.outcome(as_arrays(params), args))
 
     def ready(self, params: Any, *args: Any) -> Analysed:
-        """The analysed program, with every check done."""
+        """The analysed program, with every check done.
+
+        Args:
+            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
+            args: the arguments of `fn` after the parameters.
+        """
         params = as_arrays(params)
         with self.programs.shown(params, args):
             return self.programs.program(params, args)

@@ -88,7 +88,11 @@ def intervene(program: Program | Callable[..., Any], values: Mapping[str, Any]) 
 
     It tells nothing of what lies before it; a value that was seen is `condition`'s.
 
-    Args and errors are those of `condition`.
+    Errors are those of `condition`.
+
+    Args:
+        program: a program, or a function of sample statements.
+        values: site name -> value, as for `condition`.
     """
     return _transformed(
         program, lambda: GivenSites(values, observed=False), set(values), "intervene"
@@ -99,6 +103,13 @@ def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Prog
     """The program with observed sites, factors or deterministic sites hidden: they no longer count.
 
     A latent site cannot be hidden, since its draw would then have no density; use `ppl.marginal` for that.
+
+    Args:
+        program: a program, or a function of sample statements.
+        sites: names of the sites to hide.
+
+    Raises:
+        ValueError: one of the sites is latent, or the program has none of that name.
     """
     hidden = frozenset(sites)
 
@@ -126,6 +137,10 @@ def mask(program: Program | Callable[..., Any], mask: Any) -> Program:
 
     Around `ppl.eliminate(...)` the sites that are summed out keep their law, so that what is masked adds nothing. A mask inside
     of the program that is eliminated masks their densities as well: a site with k values then counts as k, as it does there.
+
+    Args:
+        program: a program, or a function of sample statements.
+        mask: boolean, a scalar or an array along the plates; False counts nothing.
     """
     program = as_program(program)
     summed_out = getattr(program, "summed_out", ())
@@ -148,6 +163,10 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, fl
 
     A name that the program does not have is passed over: a plate may belong to the model only.
 
+    Args:
+        program: a program, or a function of sample statements.
+        sizes: plate name -> number of rows that it stands for; at most one is infinite.
+
     Raises:
         ValueError: the plate subsamples by itself, or has more rows than its full size; more than one size is infinite.
     """
@@ -164,13 +183,13 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, fl
                 size, own = msg["args"]
                 if own not in (None, size):
                     raise ValueError(
-                        f"Plate '{msg['name']}' already subsamples {own} of {size} rows; subsample it in "
+                        f"Plate '{msg['name']}' already subsamples {own} of {size} rows. Subsample it in "
                         "one place only."
                     )
                 if size > sizes[msg["name"]]:
                     raise ValueError(
                         f"Plate '{msg['name']}' has {size} rows, more than its full size "
-                        f"{sizes[msg['name']]}."
+                        f"{sizes[msg['name']]}. Give the number of rows that there are in all, or more."
                     )
                 msg["full_size"] = sizes[msg["name"]]  # for `strategies/_engine.py`
             if msg["type"] == "sample":
@@ -202,7 +221,7 @@ def _transformed(
             if names - met:
                 raise ValueError(
                     f"ppl.{statement}: no site named {sorted(names - met)}; the program's sites are "
-                    f"{sorted(met)}."
+                    f"{sorted(met)}. Name one of these."
                 )
         # NumPyro's own scan and cond, which are not ours, fix their sites themselves.
         if isinstance(active, GivenSites) and _is_ours() and (left := sorted(names - active.fixed)):

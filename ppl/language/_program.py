@@ -89,7 +89,17 @@ class Program:
         return [name for name, info in sites.items() if info.kind != "deterministic"]
 
     def reweighted(self, weights: Any) -> Program:
-        """What `ppl.reweight` does with this program."""
+        """What `ppl.reweight` does with this program.
+
+        Args:
+            weights: a `SiteWeights`, as `ppl.reweight` makes it of a mapping.
+
+        Returns:
+            The program.
+
+        Raises:
+            TypeError: the density is estimated, or sites are summed out.
+        """
         if type(self) is not Program:
             raise TypeError(
                 f"{self!r}: site weights need one log-prob for each site, but its density is estimated or summed out. "
@@ -107,6 +117,9 @@ class Program:
             args: the program's arguments.
             kwargs: its keyword arguments.
 
+        Returns:
+            The trace: choices, log_probs, log_density, retval.
+
         Raises:
             RuntimeError: called inside `ppl.expectation` or an objective, where its draws would carry no
                 gradient.
@@ -118,6 +131,12 @@ class Program:
         self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Trace, Array]:
         """Run the program with some latent sites fixed and the others drawn from the prior.
+
+        Args:
+            key: PRNG key of either kind.
+            constraints: latent site -> value; the others are drawn.
+            args: the program's arguments.
+            kwargs: its keyword arguments.
 
         Returns:
             The trace, and log_weight = log p(choices, data) - log q(drawn choices): the log-probs of the
@@ -138,6 +157,11 @@ class Program:
     def trace(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
         """The trace of the run in which every latent site takes its value from `choices`.
 
+        Args:
+            choices: latent site -> value; within `ppl.scan` and `ppl.particles` with their axis first.
+            args: the program's arguments.
+            kwargs: its keyword arguments.
+
         Raises:
             ValueError: `choices` misses a latent site or names one that the program does not have; inside of an objective, it
                 scales or subsamples a site in another way than the program that drew it.
@@ -157,6 +181,11 @@ class Program:
 
         A value outside its site's support gives -inf.
 
+        Args:
+            choices: latent site -> value; within `ppl.scan` and `ppl.particles` with their axis first.
+            args: the program's arguments.
+            kwargs: its keyword arguments.
+
         Raises:
             ValueError: `choices` misses a latent site or names one that the program does not have.
         """
@@ -165,7 +194,14 @@ class Program:
     def estimate_log_density(
         self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> Array:
-        """`log_density`, which is exact here; programs whose density is only estimated use `key` (`ppl.marginal`)."""
+        """`log_density`, which is exact here; programs whose density is only estimated use `key` (`ppl.marginal`).
+
+        Args:
+            key: PRNG key of either kind.
+            choices: latent site -> value; within `ppl.scan` and `ppl.particles` with their axis first.
+            args: the program's arguments.
+            kwargs: its keyword arguments.
+        """
         return self.log_density(choices, *args, **kwargs)
 
     def predict(
@@ -179,6 +215,12 @@ class Program:
         A forecast: values of the first steps of a `ppl.scan` that has more of them now are kept, and so are the observations of
         these steps; the scan goes on from there by draws. The result holds such sites whole.
 
+        Args:
+            key: PRNG key of either kind.
+            choices: latent site -> value; those that are left out are drawn.
+            args: the program's arguments.
+            kwargs: its keyword arguments.
+
         Raises:
             ChoiceMismatch: `choices` names a site that the program does not have.
         """
@@ -188,13 +230,28 @@ class Program:
     def predict_trace(
         self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> Trace:
-        """The whole trace behind `predict`: given and drawn latent sites, redrawn observations."""
+        """The whole trace behind `predict`: given and drawn latent sites, redrawn observations.
+
+        Args:
+            key: PRNG key of either kind.
+            choices: as for `predict`.
+            args: the program's arguments.
+            kwargs: its keyword arguments.
+        """
         return self.forecast_trace(key, choices, None, *args, **kwargs)
 
     def forecast_trace(
         self, key: Any, choices: Mapping[str, Any], num_seen: int | None, *args: Any, **kwargs: Any
     ) -> Trace:
-        """`predict_trace` with the observations of the first `num_seen` steps of scans; None: of those that `choices` have."""
+        """`predict_trace` with the observations of the first `num_seen` steps of scans; None: of those that `choices` have.
+
+        Args:
+            key: PRNG key of either kind.
+            choices: as for `predict`.
+            num_seen: steps whose observations are kept.
+            args: the program's arguments.
+            kwargs: its keyword arguments.
+        """
         refuse_inside_engine("predict")
         runner = Runner(
             typed_key(key),
@@ -224,7 +281,13 @@ class Program:
         return trace
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
-        """Initial unconstrained parameters of every param and module statement the program meets."""
+        """Initial unconstrained parameters of every param and module statement the program meets.
+
+        Args:
+            key: PRNG key of either kind.
+            args: the program's arguments.
+            kwargs: its keyword arguments.
+        """
         set_up(self, key, joined(args, kwargs))
         return init_params(
             lambda: self(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
@@ -291,6 +354,12 @@ class Program:
 def model(fn: Callable[..., Any]) -> Program:
     """Turn a Python function of sample statements into a `Program`.
 
+    Args:
+        fn: the function; a Program stays as it is.
+
+    Returns:
+        The program.
+
     Example:
         >>> from lapilli import ppl
         >>> import jax, numpyro.distributions as dist
@@ -308,6 +377,9 @@ def model(fn: Callable[..., Any]) -> Program:
 def as_program(fn: Any) -> Program:
     """`fn` itself if it is a Program, else the NumPyro model wrapped in one.
 
+    Args:
+        fn: a program, or any function that NumPyro takes for a model.
+
     Raises:
         TypeError: `fn` is not callable.
     """
@@ -323,6 +395,11 @@ def as_program(fn: Any) -> Program:
 
 def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
     """Run `program` inside `ppl.expectation`; each draw gets its gradient strategy.
+
+    Args:
+        program: a program, or a function of sample statements.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
 
     Returns:
         The trace: choices, log_probs, log_density, retval.

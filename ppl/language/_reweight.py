@@ -34,7 +34,7 @@ class SiteWeights:
                 np.all(np.isfinite(weight)) and np.all(np.asarray(weight) >= 0)
             ):
                 raise ValueError(
-                    f"site_weights['{pattern}'] is {weight}; a weight is a finite number >= 0."
+                    f"site_weights['{pattern}'] is {weight}, and a weight must be a finite number >= 0."
                 )
 
     def of(self, site: str) -> Any:

@@ -26,6 +26,12 @@ def score(
 
     `trace` may also be a dict of choices, of which nothing but their values is then checked.
 
+    Args:
+        program: a program, or a function of sample statements.
+        trace: of the guide, by `ppl.draw`; or site name -> value.
+        *args: the program's arguments.
+        **kwargs: its keyword arguments.
+
     Raises:
         ValueError: the guide misses a latent site of the program, proposes one that the program does not
             have, proposes missing cells with a density in the seen ones too, has auxiliary sites whose marginal is not

@@ -178,6 +178,9 @@ def plate(
     With `subsample_size` a fresh uniform subsample is used and log-probs inside are scaled by size /
     subsample_size.
 
+    Returns:
+        A context; entering it gives the indices of the rows in use, integers, [subsample_size or size].
+
     Validity: the scaled sum is unbiased for that over all rows if a row's log-prob depends on its own latent values and data, and
     on what lies outside of the plate, and if nothing outside depends on rows (no mean over the rows, no batch normalisation).
     Objectives and `ppl.expectation` refuse what is otherwise (`analysis/_subsampled.py`).
@@ -200,13 +203,18 @@ def plate(
     if size < 1 or (subsample_size is not None and not 1 <= subsample_size <= size):
         raise ValueError(
             f"Plate '{name}': size {size} and subsample_size {subsample_size} do not fit; a plate has at "
-            "least one row, and a subsample at most as many rows as the plate."
+            "least one row, and a subsample at most as many rows as the plate. Give a size >= 1, and 1 <= subsample_size <= size."
         )
     return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
 
 
 def subsample(data: Any, event_dim: int) -> Array:
-    """The rows of `data` that the enclosing subsampled plates use, as `numpyro.subsample`."""
+    """The rows of `data` that the enclosing subsampled plates use, as `numpyro.subsample`.
+
+    Args:
+        data: an array with an axis for each subsampled plate around, at the plate's `dim`.
+        event_dim: number of axes at its end that are not of plates.
+    """
     return jnp.asarray(numpyro.subsample(data, event_dim))
 
 
@@ -272,12 +280,25 @@ def _check_module(name: str, module: Any, arrays: Any, is_module: bool) -> None:
 
 
 def factor(name: str, log_weight: Any) -> None:
-    """Add `log_weight` (nats, any batch shape) to the program's log-density."""
+    """Add `log_weight` (nats, any batch shape) to the program's log-density.
+
+    Args:
+        name: name of the site.
+        log_weight: what is added, nats; within plates, one number per row.
+    """
     numpyro.factor(name, jnp.asarray(log_weight))
 
 
 def deterministic(name: str, value: Any) -> Any:
-    """Record `value` under `name`; it adds nothing to the density."""
+    """Record `value` under `name`; it adds nothing to the density.
+
+    Args:
+        name: name of the site.
+        value: an array.
+
+    Returns:
+        `value`.
+    """
     return numpyro.deterministic(name, value)
 
 
@@ -286,6 +307,9 @@ def rng_key(name: str) -> Array:
 
     The noise may be moved and scaled by parameters. A draw whose value jumps as they move (`bernoulli(key, p)`) is refused
     by `ppl.expectation`: it has to be a site.
+
+    Args:
+        name: name of the key, apart from other keys of the program.
     """
     message: dict[str, Any] = {
         "type": "prng_key",

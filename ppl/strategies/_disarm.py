@@ -112,7 +112,9 @@ class DisARM(Antithetic):
 class ARM(Antithetic):
     """Augment-REINFORCE-merge: dp * (f(b) - f(b')) (1/2 - u) / (p (1 - p)) per element; see `DisARM`.
 
-    Its variance is at least DisARM's, at the same cost. Validity: as `DisARM`.
+    Its variance is at least DisARM's, at the same cost.
+
+    Validity: as `DisARM`.
     Reference: Yin and Zhou 2019, arXiv:1807.11143.
     """
 

@@ -165,7 +165,8 @@ class Engine(Recorder):
                 (draw, noise), intermediates = strategy.draw_with_noise(fn, key), []
         except (ValueError, TypeError, NotImplementedError) as err:
             raise kind_of(err)(
-                f"Site '{msg['name']}': drawing from {type(fn).__name__} failed: {err}"
+                f"Site '{msg['name']}': drawing from {type(fn).__name__} failed ({err}). "
+                "Correct the law's arguments, or its sampler."
             ) from err
         if not strategy.moves_value:
             draw = stop(draw)  # the sampler would add a derivative of its own
@@ -191,7 +192,8 @@ class Engine(Recorder):
             msg["_log_prob"] = log_prob
         except (ValueError, TypeError) as err:
             raise kind_of(err)(
-                f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
+                f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed ({err}). Correct the value, the "
+                "law's arguments, or its log_prob."
             ) from err
         values = support_of(base) if strategy.kind == "enumerated" else None
         fixed = strategy.fixed_parameters(base)

@@ -23,8 +23,7 @@ class Enum(Strategy):
     depends on for longer than L <= 3 steps, is summed by a forward recursion, linear in the number of steps
     (k^(L + 1) states), where the cost is a sum over the steps. Other elements that meet in one cost are enumerated jointly
     (k^n states), up to a limit. Sites that a cost sees only through other enumerated sites are summed out one
-    after the other. Validity: always exact in this site, also where a probability is exactly 0 or 1 and a parameter moves it (the
-    derivative is then the one-sided one): laws given by their probabilities weigh by these, not by logarithms, which have none.
+    after the other.
 
     Exact zeros under the other strategies. The derivative in a probability that is 0 holds the cost at a value that is never
     drawn, so that no function of draws alone estimates it:
@@ -37,6 +36,8 @@ class Enum(Strategy):
                                               probability falls. Keep probabilities strictly inside, e.g. by logits
         logits                                never 0 or 1 but by rounding, where the derivative is 0 as well
 
+    Validity: always exact in this site, also where a probability is exactly 0 or 1 and a parameter moves it (the derivative is
+    then the one-sided one): laws given by their probabilities weigh by these, not by logarithms, which have none.
     Reference: Baum and Petrie 1966 (the recursion); Obermeyer et al. 2019, arXiv:1902.03210 (plates).
     """
 

@@ -27,6 +27,9 @@ class Pathwise(Strategy):
 class Reparam(Pathwise):
     """Pathwise gradient: x = g(noise, parameters), differentiate through g.
 
+    Args:
+        allow_jumps: waive the search for jumps at this site.
+
     Validity: unbiased if g and everything downstream are continuous and piecewise smooth in x. Jumps are
     searched for at trace time and refused; `allow_jumps=True` waives this check for the site.
     Reference: Kingma and Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082.
@@ -46,7 +49,12 @@ class Implicit(Pathwise):
     """Implicit reparameterisation: dx/dtheta = -(dF/dtheta) / p(x) with F the distribution function.
 
     For the Gamma family (Gamma, Beta, Dirichlet, Chi2, InverseGamma, StudentT, NormalInverseGamma, NormalInverseWishart): the
-    derivative that JAX's gamma sampler carries. Validity: as `Reparam`.
+    derivative that JAX's gamma sampler carries.
+
+    Args:
+        allow_jumps: waive the search for jumps at this site.
+
+    Validity: as `Reparam`.
     Reference: Figurnov et al. 2018, arXiv:1805.08498.
     """
 

@@ -70,7 +70,8 @@ def as_strategy(chosen: Any, site: str = "*") -> Strategy:
             )
         return STRATEGIES[chosen]()
     raise TypeError(
-        f"Site '{site}': a strategy is a ppl.strategies.Strategy or a name, got {type(chosen).__name__}."
+        f"Site '{site}': a strategy is a ppl.strategies.Strategy or a name, got {type(chosen).__name__}. Give "
+        f"one of {', '.join(sorted(STRATEGIES))}, or an instance such as ppl.Reinforce()."
     )
 
 

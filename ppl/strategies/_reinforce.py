@@ -46,6 +46,9 @@ class LeaveOneOut(Baseline):
         num_samples: replicates, at least 2; with `elbo(..., num_particles=K)` the K particles serve when K is
             larger.
 
+    Raises:
+        ValueError: `num_samples` is below 2.
+
     Reference: Kool et al. 2019 (Buy 4 REINFORCE samples, get a baseline for free).
     """
 
@@ -73,6 +76,9 @@ class MovingAverage(Baseline):
     Args:
         decay: weight of the past, in [0, 1). The average is corrected for its start; before the first step b
             = 0.
+
+    Raises:
+        ValueError: `decay` is outside of [0, 1).
     """
 
     decay: float = 0.9
@@ -160,6 +166,10 @@ class Combined(Baseline):
 
     The fit lowers the mean square of cost - b, not the variance of the gradient itself. Validity: as each b_k; the
     coefficients come from earlier steps, so that they are independent of the site's own draw.
+
+    Raises:
+        ValueError: `decay` is outside of [0, 1); there is no baseline, or one of them is none.
+
     Reference: Owen 2013, Monte Carlo theory, methods and examples, section 8.9 (several control variates); Geffner and
     Domke 2018, arXiv:1810.12482.
     """

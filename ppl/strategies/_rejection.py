@@ -48,6 +48,9 @@ class RejectionReparam(Strategy):
         boost: B, by which concentrations are raised before the rejection sampler, an integer of at least 1.
         baseline: control variate of the score function's part, as for `Reinforce`.
 
+    Raises:
+        ValueError: `boost` is no integer of at least 1, or the baseline has an unknown name.
+
     Validity: unbiased if everything downstream is continuous and piecewise smooth in the value; jumps are searched for at trace
     time and refused.
     Reference: Naesseth et al. 2017, arXiv:1610.05683.

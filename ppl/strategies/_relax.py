@@ -211,6 +211,9 @@ class Rebar(ControlVariate):
         temperature: initial temperature.
         optimizer: an optax transformation that trains both; None keeps them.
 
+    Raises:
+        ValueError: `temperature` is not positive.
+
     Validity: unbiased for any scale and temperature. Where the cost stops gradients or has custom derivatives, its value is what
     is differentiated, as by every score function. The cost must be continuous and piecewise smooth in the softened
     values: jumps are searched for at trace time and refused, and so is a sampled site that depends on this one

@@ -30,7 +30,13 @@ class _Relaxed(Strategy):
 class GumbelSoftmax(_Relaxed):
     """Relaxed sample softmax((logits + Gumbel noise) / temperature). **Biased**: the gradient is that of the relaxed program.
 
-    For OneHotCategorical and Bernoulli sites. Reference: Jang et al. 2017, arXiv:1611.01144; Maddison et al.
+    For OneHotCategorical and Bernoulli sites.
+
+    Args:
+        temperature: of the softmax, positive; the lower, the nearer to a category, and the larger the variance.
+
+    Validity: value and gradient are those of the relaxed program, and the bias does not go away with more draws.
+    Reference: Jang et al. 2017, arXiv:1611.01144; Maddison et al.
     2017, arXiv:1611.00712.
     """
 
@@ -44,7 +50,13 @@ class GumbelSoftmax(_Relaxed):
 class StraightThrough(_Relaxed):
     """Hard sample forward, gradient of the relaxed sample backward. **Biased**.
 
-    For OneHotCategorical and Bernoulli sites. Reference: Bengio et al. 2013, arXiv:1308.3432; Jang et al.
+    For OneHotCategorical and Bernoulli sites.
+
+    Args:
+        temperature: of the softmax whose derivative is taken, positive.
+
+    Validity: the value is unbiased, the gradient is not, however many draws are taken.
+    Reference: Bengio et al. 2013, arXiv:1308.3432; Jang et al.
     2017, arXiv:1611.01144.
     """
 

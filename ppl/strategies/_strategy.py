@@ -125,7 +125,9 @@ class Strategy(abc.ABC):
             )
         kind = vars(cls).get("kind", "held")
         if isinstance(kind, str) and kind not in get_args(Kind):
-            raise TypeError(f"{cls.__name__}: kind must be one of {get_args(Kind)}, got {kind!r}.")
+            raise TypeError(
+                f"{cls.__name__}: kind must be one of {get_args(Kind)}, got {kind!r}. Correct the attribute."
+            )
         calls = vars(cls).get("calls", ())
         if not (isinstance(calls, tuple) and set(calls) <= set(get_args(Call))):
             raise TypeError(
@@ -210,7 +212,11 @@ class Strategy(abc.ABC):
 
 
 def element(fn: dist.Distribution) -> tuple[dist.Distribution, tuple[int, ...]]:
-    """The distribution of one element and the shape of the elements of a site's distribution."""
+    """The distribution of one element and the shape of the elements of a site's distribution.
+
+    Args:
+        fn: the law of a site, as its statement has it.
+    """
     base = fn
     while isinstance(base, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         base = base.base_dist

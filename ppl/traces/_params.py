@@ -73,7 +73,12 @@ def constrain(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unconstrain(values: Mapping[str, Any], known: Mapping[str, Any]) -> Params:
-    """The inverse of `constrain`: `Params` that `constrain` maps to `values`."""
+    """The inverse of `constrain`: `Params` that `constrain` maps to `values`.
+
+    Args:
+        values: parameter name -> value that satisfies its constraint.
+        known: parameter name -> constraint; names that are left out are unconstrained.
+    """
     params = {}
     for name, value in values.items():
         transform = dist.transforms.biject_to(known.get(name, constraints.real))

@@ -134,6 +134,9 @@ def cond(
         false_fn: branch for a false predicate; must return the same structure.
         operands: arguments of both branches.
 
+    Returns:
+        What the branch taken returns.
+
     Raises:
         ValueError: the predicate is not a scalar; one name stands in both branches for sites of other kinds, shapes, distribution
             classes, strategies or enumerated values.
@@ -198,6 +201,10 @@ class particles:
     Args:
         num_particles: K, at least 1.
 
+    Raises:
+        ValueError: `num_particles` is no integer of at least 1.
+        TypeError: it is used as a context.
+
     Example:
         >>> from lapilli import ppl
         >>> import jax, numpyro.distributions as dist
@@ -232,7 +239,7 @@ class particles:
                 raise RuntimeError(
                     "ppl.particles(K) runs inside ppl.expectation, an objective or a program's own "
                     "methods (simulate, log_density, ...), which hold the random key; here there is "
-                    "none."
+                    "none. Call it in a program, and run that."
                 )
             threads = [r.open_region("particles") for r in recorders]
             keys = [None if key is None else jax.random.split(key, size) for key, _ in threads]

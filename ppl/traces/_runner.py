@@ -103,7 +103,8 @@ class Runner(Recorder):
             return msg["fn"].sample(key) if self.draw is None else self.draw(msg, key)
         except (ValueError, TypeError) as err:
             raise kind_of(err)(
-                f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed: {err}"
+                f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed ({err}). "
+                "Correct the law's arguments, or its sampler."
             ) from err
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:

@@ -185,7 +185,8 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
         log_prob = log_prob_at(fn, value, intermediates)
     except (ValueError, TypeError) as err:
         raise kind_of(err)(
-            f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed: {err}"
+            f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed ({err}). Correct the value, the "
+            "law's arguments, or its log_prob."
         ) from err
     return log_prob if msg["scale"] is None else msg["scale"] * log_prob
 

@@ -7,13 +7,16 @@ import sys
 
 import pytest
 from _pages import DOCS
+from _search_index import SearchIndex
 
 sys.path.insert(0, str(DOCS / "_ext"))
 
 import faces
 import gallery
+import messages
 import tables
 import words
+from message_text import plain
 
 from lapilli.inference.particles.resampling import RESAMPLERS
 from lapilli.ppl.strategies._registry import STRATEGIES
@@ -103,7 +106,14 @@ def test_links_of_pages_lead_somewhere(page):
     text = page.read_text()
     links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text)
     links += [f"{link}.md" for link in re.findall(r"^:link: (\S+)$", text, re.M)]
-    generated = {"api/index.md", "gallery.md", "glossary.md", "bibliography.md", "figures.md"}
+    generated = {
+        "api/index.md",
+        "gallery.md",
+        "glossary.md",
+        "bibliography.md",
+        "figures.md",
+        "messages.md",
+    }
     lost = [
         link
         for link in links
@@ -138,3 +148,6 @@ def test_the_site_builds(tmp_path):
     assert not re.search(
         r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)"', pages
     )  # nothing from a network
+    index = SearchIndex(tmp_path)  # each message is found by any piece of it
+    pieces = [piece for m in messages.messages() for piece in plain(m.text)]
+    assert [p for p in pieces if not all(index.has(w, "messages") for w in index.words(p))] == []

@@ -57,7 +57,10 @@ class Batches(Source):
         origin = LoaderState(self._reader.get_state(), 0)
         item = self._reader.next()
         if item is None:
-            raise ValueError("Argument 'args': the iterable holds no batch.")
+            raise ValueError(
+                "Argument 'args': the iterable holds no batch. Pass one that yields at least one tuple or dict of arguments; a "
+                "generator that was read to its end is empty."
+            )
         args = plain_arrays(as_args(item, 0))
         self.split = Arguments(args)
         self._first = self.split.arrays(args)
@@ -229,7 +232,7 @@ class Batches(Source):
             arrays = self.split.arrays(plain_arrays(as_args(item, number)))
         except ValueError as err:
             raise ValueError(
-                f"Argument 'args': batch {number} differs from batch 0. {err}"
+                f"Argument 'args': batch {number} differs from batch 0, and all must be of one kind. {err}"
             ) from err
         seen = _shapes(arrays)
         if seen == self.shapes or seen == self._other:

@@ -104,7 +104,7 @@ def _from_iterable(
         )
     problems = _unknown(plate_sizes, seen)
     problems += [
-        f"plate '{name}' has {seen[name]} rows in the first batch, more than its full size {size}"
+        f"plate '{name}' has {seen[name]} rows in the first batch, more than its full size {size}; give the number of all rows"
         for name, size in plate_sizes.items()
         if name in seen and size < seen[name]
     ]

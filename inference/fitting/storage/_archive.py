@@ -67,7 +67,8 @@ def read(
         ) from err
     if found != file_format:
         raise ValueError(
-            f"'{name}' has the format {found!r}; what is read here is a {what} of format {file_format!r}."
+            f"'{name}' has the format {found!r}; what is read here is a {what} of format {file_format!r}. Give the path of one, "
+            "or write it anew with this version."
         )
     return header, arrays
 

@@ -123,7 +123,8 @@ def _plot_genealogy(axis: Any, lines: np.ndarray, max_lines: int) -> None:
 def _check(result: Any, sites: Sequence[str], times: Any) -> None:
     if not isinstance(result, SMCResult):
         raise ValueError(
-            f"plot_smc: takes the result of smc, got {type(result).__name__}. A temperature schedule is read from its attributes."
+            f"plot_smc: takes the result of smc, got {type(result).__name__}. Pass an SMCResult; of a "
+            "TemperedResult, read the temperatures off its attributes."
         )
     shape = np.shape(result.log_weights)
     if len(shape) != 1:
@@ -137,8 +138,8 @@ def _check(result: Any, sites: Sequence[str], times: Any) -> None:
     for name in sites:
         if name not in result.particles:
             raise ValueError(
-                f"plot_smc: site '{name}' is not among the particles {sorted(result.particles)}. Sites in ppl.scan are kept with "
-                "history='full' only."
+                f"plot_smc: site '{name}' is not among the particles {sorted(result.particles)}. Name one of these; sites in "
+                "ppl.scan are kept with smc(..., history='full') only."
             )
         have = np.shape(result.particles[name])
         if len(have) != 2:

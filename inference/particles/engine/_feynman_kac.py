@@ -42,6 +42,9 @@ class FeynmanKac:
             (diffusion models, rows drawn value by value), and not a state that forgets where it came from, as of a filter. `smc`
             then warns where hardly any of the first particles has descendants.
 
+    Raises:
+        ValueError: `num_steps` is negative.
+
     Reference: Del Moral 2004, Feynman-Kac Formulae; Chopin and Papaspiliopoulos 2020, chapter 5.
     """
 

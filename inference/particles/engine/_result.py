@@ -87,7 +87,7 @@ def check_increments(increments: Array, has_twist: bool, limited: Sequence[str] 
     ]  # fmt: skip
     raise ValueError(
         f"smc: a particle's weight is NaN at weighing {int(jnp.argmax(is_bad))}, and without it evidence and draws would be "
-        f"biased. That is so where {', or where '.join(reasons)}."
+        f"biased. Look for where {', or where '.join(reasons)}."
     )
 
 

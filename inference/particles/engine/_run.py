@@ -151,7 +151,8 @@ def check_sizes(name: str, num_particles: Any, history: Any, batch_size: Any, me
         raise ValueError(f"{name}: batch_size must be None or an integer >= 1, got {batch_size!r}.")
     if batch_size is not None and num_particles % batch_size:
         raise ValueError(
-            f"{name}: batch_size {batch_size} does not divide num_particles {num_particles}; all batches have one size."
+            f"{name}: batch_size {batch_size} does not divide num_particles {num_particles}; all batches have one size. "
+            "Give a divisor of num_particles."
         )
     if batch_size is not None and mesh is not None:
         raise ValueError(

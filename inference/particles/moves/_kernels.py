@@ -64,6 +64,9 @@ class Kernel(abc.ABC):
 class RandomWalk(Kernel):
     """Random-walk Metropolis: u' = u + scale * L eps, L L' the particles' covariance.
 
+    Args:
+        target_accept: rate of acceptance that `scale` is adapted to.
+
     Reference: Haario, Saksman and Tamminen 2001; scale 2.38 / sqrt(d) to start with, Roberts and Rosenthal 2001.
     """
 
@@ -134,7 +137,11 @@ class HMC(Kernel):
 
 
 def MALA(target_accept: float = 0.57) -> HMC:
-    """Metropolis-adjusted Langevin: `HMC` with one leapfrog step."""
+    """Metropolis-adjusted Langevin: `HMC` with one leapfrog step.
+
+    Args:
+        target_accept: rate of acceptance that the step size is adapted to.
+    """
     return HMC(1, target_accept)
 
 

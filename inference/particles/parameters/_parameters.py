@@ -164,7 +164,7 @@ def _check_sites(method: str, trace: ppl.Trace, names: list[str]) -> None:
         if name not in candidates:
             where = f"in a {info.regions[0].kind}" if info.regions else "after a scan"
             raise ValueError(
-                f"{method}: parameter '{name}' stands {where}; a parameter is drawn once, before every scan. Candidates are "
+                f"{method}: parameter '{name}' stands {where}; a parameter is drawn once, before every scan. Choose from "
                 f"{candidates}."
             )
         if not jnp.issubdtype(trace.choices[name].dtype, jnp.floating):

@@ -108,5 +108,6 @@ def check_sites(
     unmatched = sorted(set(gradient.sites) - {"*"} - {p for d in draws.values() for p in d.matched})
     if unmatched:
         raise ValueError(
-            f"strategies: {unmatched} match no latent site that is drawn. Patterns are names or shell-style wildcards."
+            f"strategies: {unmatched} match no latent site that is drawn. Give names of such sites, or "
+            "shell-style wildcards such as 'z*' that match one."
         )

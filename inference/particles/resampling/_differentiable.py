@@ -154,6 +154,9 @@ class Soft(ResamplingGradient):
     Args:
         alpha: share of the weights in the ancestors' law, in (0, 1].
 
+    Raises:
+        ValueError: `alpha` is outside of (0, 1].
+
     Reference: Karkus, Hsu and Lee 2018, arXiv:1805.08975, equation 5.
     """
 
@@ -186,6 +189,10 @@ class Transport(ResamplingGradient):
     Args:
         epsilon: strength of the regularisation, > 0.
         num_iterations: Sinkhorn iterations.
+
+    Raises:
+        ValueError: `epsilon` is not positive, or `num_iterations` below 1.
+        TypeError: particles hold values that cannot be averaged.
 
     Reference: Corenflos, Thornton, Deligiannidis and Doucet 2021, arXiv:2102.07850, sections 3 and 4.
     """

@@ -22,6 +22,12 @@ def ess_below(fraction: float = 0.5) -> Policy:
 
     Args:
         fraction: between 0 and 1.
+
+    Returns:
+        The policy, for `smc` and what stands on it.
+
+    Raises:
+        ValueError: `fraction` is outside of (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"ess_below: fraction must lie in (0, 1], got {fraction}.")
@@ -34,6 +40,12 @@ def every(period: int = 1) -> Policy:
 
     Args:
         period: number of steps, at least 1.
+
+    Returns:
+        The policy, for `smc` and what stands on it.
+
+    Raises:
+        ValueError: `period` is no integer of at least 1.
     """
     check_counts("every", period=period)
     return _Every(period)
@@ -51,6 +63,9 @@ def window(start: int, stop: int, policy: Policy | None = None) -> Policy:
         start: first step.
         stop: end of the window.
         policy: the policy inside.
+
+    Raises:
+        ValueError: not 0 <= start < stop.
     """
     if not 0 <= start < stop:
         raise ValueError(f"window: needs 0 <= start < stop, got {start} and {stop}.")

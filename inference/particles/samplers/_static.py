@@ -58,7 +58,10 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
 
     latent = list(trace.choices)
     if not latent:
-        raise ValueError("tempered_smc: the program has no latent site.")
+        raise ValueError(
+            "tempered_smc: the program has no latent site, so that there is nothing to draw. "
+            "Leave at least one site without a value."
+        )
     for name in latent:
         if trace.sites[name].regions or not jnp.issubdtype(trace.choices[name].dtype, jnp.floating):
             raise ValueError(

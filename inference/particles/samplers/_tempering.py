@@ -286,7 +286,8 @@ def _check(
     num_chains = num_particles // (num_moves + 1) if keep == "all" else num_particles
     if batch_size is not None and (batch_size < 1 or num_chains % batch_size):
         raise ValueError(
-            f"tempered_smc: batch_size {batch_size} does not divide the {num_chains} chains; all batches have one size."
+            f"tempered_smc: batch_size {batch_size} does not divide the {num_chains} chains; all batches have one size. "
+            "Give a divisor of their number."
         )
     if not 0 < target_ess < 1:
         raise ValueError(f"tempered_smc: target_ess must lie in (0, 1), got {target_ess}.")

@@ -231,7 +231,9 @@ def _draw(method: str, options: dict[str, Any], num_samples: Any) -> kernels.Dra
             check_counts("smooth", least, **{name: options[name]})
     for name in ("log_bound", "lag", "backward"):
         if OPTIONS[name] == method and options[name] is None:
-            raise ValueError(f"smooth: method {method!r} needs {name}.")
+            raise ValueError(
+                f"smooth: method {method!r} needs {name}. Give it, or use another method."
+            )
     bound = options["log_bound"]
     if method == "rejection":
         log_bound = bound if callable(bound) else lambda t: bound

@@ -46,7 +46,8 @@ class Bits(Writing):
             )
         if word_length < 1 or modes.shape[1] % word_length:
             raise ValueError(
-                f"Bits: word_length {word_length} does not divide the {modes.shape[1]} bits of the modes."
+                f"Bits: word_length {word_length} does not divide the {modes.shape[1]} bits of the modes. Give a "
+                "divisor of their number."
             )
         super().__init__(modes.shape[1] // word_length, 2**word_length, order)
         self.beta, self.modes = beta, modes.astype(int)

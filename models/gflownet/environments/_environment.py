@@ -82,7 +82,12 @@ class Environment(abc.ABC):
 
 
 class Position(NamedTuple):
-    """Where a trajectory stands; `is_done` stays false in environments of fixed length."""
+    """Where a trajectory stands; `is_done` stays false in environments of fixed length.
+
+    Attributes:
+        state: of the environment, a tree of arrays.
+        is_done: whether the trajectory has ended, boolean.
+    """
 
     state: Any
     is_done: Array
@@ -152,6 +157,11 @@ def walk(env: Environment, actions: Int[Array, " steps"]) -> Position:
 
 def check(env: Environment, key: Array, *, num_trajectories: int = 64) -> None:
     """Random trajectories on which forward and backward steps must be each other's inverse.
+
+    Args:
+        env: the environment.
+        key: PRNG key.
+        num_trajectories: how many are tried.
 
     Raises:
         ValueError: a wrong shape; an action whose `undo` does not lead back, or that is not `removable` afterwards; a start with

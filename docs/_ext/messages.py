@@ -1,0 +1,219 @@
+"""The page "All messages": what every `raise` statement says, read off the sources."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+from faces import ROOT, faces, load, public, renew
+from message_text import Scope, Text, has_words, least, module, of_exception, pattern, read, shown
+
+# Folder -> what readers call it. A folder belongs to the longest of these that begins it.
+TOPICS = {
+    "ppl": "Errors of NumPyro and of tables, with the site's name",
+    "ppl/language": "Statements, programs and handlers",
+    "ppl/traces": "Choices, shapes, plates and branches of a program",
+    "ppl/distributions": "Distributions",
+    "ppl/strategies": "Gradient strategies",
+    "ppl/analysis": "Strategies that cannot serve a site soundly",
+    "ppl/checks": "Jumps, rows and values outside of their ranges",
+    "ppl/estimation": "Expectations and their gradients",
+    "ppl/jaxprs": "Operations that cannot be looked into",
+    "ppl/evaluation": "Operations that cannot be evaluated again",
+    "ppl/enumeration": "Exact sums over discrete sites",
+    "ppl/gaussian": "Exact integrals over normal sites",
+    "ppl/densities": "Marginals, normalising constants, elimination",
+    "inference": "Arguments of objectives, and what depends on data",
+    "inference/objectives": "Objectives",
+    "inference/fitting": "Fitting",
+    "inference/fitting/data": "Data of a fit: batches and streams",
+    "inference/fitting/stationarity": "Averages and the end of a fit",
+    "inference/fitting/storage": "Checkpoints and saved fits",
+    "inference/local": "Laplace posteriors of rows",
+    "inference/particles": "Particles",
+    "inference/diffusion": "Diffusion models and their correction by particles",
+    "inference/diagnostics": "Diagnostics",
+    "inference/export": "Predictions and ArviZ",
+    "models": "Networks and model families",
+    "models/diffusion": "Models: diffusion",
+    "models/gflownet": "Models: GFlowNets",
+    "models/imputation": "Models: imputation",
+    "models/mam": "Models: marginalisation models",
+    "models/niw_meta": "Models: few-shot learning",
+    "models/pv_rnn": "Models: recurrent networks",
+    "": "Errors whose text is another's",  # handed on, or made at run time
+}
+INTRO = """# All messages
+
+What every error of the library says. To find yours, search for a piece of it without the names and numbers of your program:
+`{name}` stands for such a value here, and `[a | b]` for a part that reads one way or the other, or is missing.
+[Each refusal and why](errors.md) has programs that provoke errors, and reasons; a message that has one there is linked with it.
+
+```{raw} html
+<input id="pasted" type="search" placeholder="Or paste an error here" aria-label="Paste an error" autocomplete="off">
+<ul id="found" aria-live="polite"></ul>
+<script src="_static/messages.js" defer></script>
+```
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """A message, its text with marks, and the `raise` statements that say it: file and line."""
+
+    topic: str
+    kind: str
+    text: str
+    lines: tuple[tuple[Path, int], ...]
+
+
+def raises(path: Path) -> list[ast.Raise]:
+    """The statements of a file that raise an exception with a message."""
+    return [
+        node
+        for node in ast.walk(module(path).tree)
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args
+    ]
+
+
+def topic(path: Path) -> str:
+    folder = path.relative_to(ROOT).parent
+    return next(str(f) for f in (folder, *folder.parents) if str(f) in TOPICS)
+
+
+def tidy(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+@functools.cache
+def known_kinds() -> set[str]:
+    """Exceptions that a user can name."""
+    ours = {
+        name
+        for face in faces()
+        for name in public(face)
+        if _is_exception(getattr(load(face), name))
+    }
+    return ours | {n for n, x in vars(builtins).items() if _is_exception(x)}
+
+
+def _is_exception(thing) -> bool:
+    return isinstance(thing, type) and issubclass(thing, BaseException)
+
+
+def sources() -> list[Path]:
+    return [
+        f
+        for package in ("ppl", "inference", "models")
+        for f in sorted((ROOT / package).rglob("*.py"))
+    ]
+
+
+def handed(node: ast.Raise, here: Scope) -> list[Text]:
+    """The texts that functions of this file are called with, if a statement raises what one of them was handed."""
+    arg = node.exc.args[-1]
+    if not isinstance(arg, ast.Name):
+        return []
+    takers = {
+        f.name
+        for f in ast.walk(here.module.tree)
+        if isinstance(f, ast.FunctionDef)
+        and f.name != "_"
+        and arg.id in [a.arg for a in f.args.args[:1]]
+    }
+    calls = [
+        Text(ast.unparse(node.exc.func), read(call.args[0], Scope(module(path)).at(call)))
+        for path in sources()
+        for call in ast.walk(module(path).tree)
+        if isinstance(call, ast.Call)
+        and call.args
+        and isinstance(call.func, ast.Name)
+        and call.func.id in takers
+    ]
+    return [said for said in calls if has_words(said.text)]
+
+
+@functools.cache
+def messages() -> list[Message]:
+    """All of them, equal ones merged, by topic and alphabet."""
+    known = known_kinds()
+    found: dict[tuple[str, str], list] = {}
+    for path in sources():
+        for node in raises(path):
+            here = Scope(module(path)).at(node)
+            texts = of_exception(node.exc, here)
+            if not any(has_words(said.text) for said in texts):
+                texts = handed(node, here) or texts
+            for said in texts:
+                kind = said.kind if said.kind in known else ""
+                found.setdefault((kind, tidy(said.text)), []).append((path, node.lineno))
+    made = [
+        Message(
+            topic(lines[0][0]) if has_words(text) else "", kind, text, tuple(dict.fromkeys(lines))
+        )
+        for (kind, text), lines in found.items()
+    ]
+    return sorted(made, key=lambda m: shown(m.text).lower())
+
+
+def headings() -> dict[str, str]:
+    """Output of a program of `errors.md` -> the heading above it."""
+    found, heading = {}, ""
+    for line in (ROOT / "docs" / "errors.md").read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif output := re.match(r"```\{literalinclude\} /_outputs/(\S+\.txt)", line):
+            found[output[1]] = heading
+    return found
+
+
+def programs() -> list[tuple[str, str]]:
+    """What the programs of `errors.md` print, in one line each, and the heading of each."""
+    folder = ROOT / "docs" / "_outputs"
+    return [
+        (tidy((folder / name).read_text().replace("-\n", "-")), heading)
+        for name, heading in headings().items()
+    ]
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def link(message: Message, printed: list[tuple[str, str]]) -> str:
+    if least(message.text) < 25:
+        return ""  # most errors would be like it
+    like = pattern(message.text)
+    heading = next((heading for text, heading in printed if like.search(text)), None)
+    return f" ([program and reason](errors.md#{slug(heading)}))" if heading else ""
+
+
+def line(message: Message, printed: list[tuple[str, str]]) -> str:
+    kind = f"{message.kind}: " if message.kind else ""
+    return f"- {kind}{literal(shown(message.text))}{link(message, printed)}"
+
+
+def literal(text: str) -> str:
+    """Code of one line, whatever ticks are in it."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{space}{text}{space}{ticks}"
+
+
+@functools.cache
+def text() -> str:
+    printed, lines = programs(), [INTRO]
+    everything = messages()
+    for folder, title in TOPICS.items():
+        here = [m for m in everything if m.topic == folder]
+        if here:
+            lines += [f"## {title}", "", *(line(m, printed) for m in here), ""]
+    return "\n".join(lines)
+
+
+def write() -> None:
+    renew(ROOT / "docs" / "messages.md", text())

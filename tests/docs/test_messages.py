@@ -1,0 +1,124 @@
+"""The page of all messages has every one, and each says enough: what happened, and what to do."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from _pages import DOCS
+
+sys.path.insert(0, str(DOCS / "_ext"))
+
+import messages
+from message_text import HELD, has_words, least, pattern, shown
+
+ROOT = DOCS.parent
+# Messages without a word for what to do. The number may only fall.
+WITHOUT_REMEDY = 7
+LEAST = 30  # characters, beside what is computed
+# What to do: an order at the beginning of a clause, or what would have been right.
+VERBS = (
+    "add|ask|begin|bound|build|call|change|check|choose|close|code|combine|compare|condition|convert|correct|count|cut|declare|define"
+    "|delete|draw|drop|eliminate|end|enumerate|estimate|expand|find|fit|fix|flatten|forecast|give|hand|have|initialise|install|keep|label|lay|leave|let"
+    "|load|look|lower|make|mark|mask|mend|move|name|observe|open|pad|pass|pick|predict|propose|put|raise|remove|rename|repeat|replace|reshape|return|reverse"
+    "|reweight|run|sample|save|say|score|select|set|simulate|sort|split|stack|standardise|start|store|subsample|subtract|sum|take|tell"
+    "|transform|try|turn|update|use|write"
+)
+REMEDY = re.compile(
+    rf"(?:[.;:,)}}|] |\[|^|\b(?:or|and|then|either|please) )(?:{VERBS})\b"
+    r"|\b(?:must|needs?|needed|expected|wanted|choose from|one of|has to|have to|should)\b",
+    re.I,
+)
+
+
+@pytest.fixture(scope="module")
+def everything():
+    return messages.messages()
+
+
+def test_every_message_is_on_the_page(everything):
+    raised = {
+        (file, node.lineno)
+        for package in ("ppl", "inference", "models")
+        for file in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args
+    }
+    assert raised == {line for message in everything for line in message.lines}
+    text = messages.text()
+    assert [m.text for m in everything if messages.literal(shown(m.text)) not in text] == []
+    own = {line for message in everything if has_words(message.text) for line in message.lines}
+    assert len(own) > 0.98 * len(raised)  # the others hand on another's text
+
+
+def test_every_wing_has_a_heading(everything):
+    files = {file.relative_to(ROOT) for message in everything for file, _ in message.lines}
+    wings = {"/".join(file.parent.parts[:2]) for file in files}
+    assert wings <= set(messages.TOPICS)
+
+
+def test_equal_messages_are_one(everything):
+    kinds = [(message.kind, message.text) for message in everything]
+    assert len(kinds) == len(set(kinds))
+
+
+def test_messages_with_a_program_lead_to_it():
+    text = messages.text()
+    slugs = {messages.slug(heading) for heading in messages.headings().values()}
+    linked = set(re.findall(r"errors\.md#([^)]+)", text))
+    assert linked <= slugs and len(linked) > 0.8 * len(slugs), sorted(slugs - linked)
+
+
+def test_every_message_says_enough(everything):
+    said = [m.text for m in everything if has_words(m.text)]
+    short = [text for text in said if len(HELD.sub("", text)) < LEAST]
+    assert [text for text in short if not re.search("cause|remedy", text)] == []
+
+
+def test_every_message_says_what_to_do(everything):
+    poor = [
+        shown(m.text) for m in everything if has_words(m.text) and not REMEDY.search(shown(m.text))
+    ]
+    assert len(poor) <= WITHOUT_REMEDY, f"{len(poor)} messages name no remedy: {poor}"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="the page's script needs node")
+def test_a_pasted_error_is_found(everything):
+    """What the programs of the catalogue print, with names and numbers, is nearly always among the first five."""
+    said = [m for m in everything if least(m.text) >= 25]
+    like = [pattern(m.text) for m in said]
+    printed = [text for text, _ in messages.programs() if any(p.search(text) for p in like)]
+    script = f"""
+        const {{ ranked }} = require({json.dumps(str(DOCS / "_static" / "messages.js"))});
+        const texts = {json.dumps([shown(m.text) for m in said])};
+        console.log(JSON.stringify({json.dumps(printed)}.map((query) => ranked(texts, query).slice(0, 5))));
+    """
+    done = subprocess.run(["node", "-"], input=script, capture_output=True, text=True, check=True)
+    found = zip(printed, json.loads(done.stdout), strict=True)
+    lost = [text for text, first in found if not any(like[i].search(text) for i in first)]
+    assert len(printed) > 100 and len(lost) <= 0.03 * len(printed), lost
+
+
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        ('raise ValueError(f"Site {site.name!r}: " "no.")', "Site {site}: no."),
+        ('raise ValueError("a" + (" b" if x else " cde fgh"))', "a [b | cde fgh]"),
+        ('raise ValueError("a" + (" cde fgh" if x else ""))', "a [cde fgh]"),
+        ('raise TypeError("fit: " + "; ".join(f"{k} is bad" for k in names))', "fit: {k} is bad"),
+        ('problems.append("one bad"); raise TypeError("; ".join(problems))', "one bad"),
+        ('why = "too many"; raise ValueError(f"{why}: {len(xs)} rows")', "too many: {number of xs} rows"),
+        ('raise made("z")\ndef made(name): return KeyError(f"no site {name}")', "no site z"),
+    ],
+)  # fmt: skip
+def test_a_text_is_read_off_the_source(tmp_path, source, text):
+    file = tmp_path / "source.py"
+    function, _, rest = source.partition("\n")
+    file.write_text(f"def f(x, names, xs, problems):\n    {function}\n{rest}\n")
+    (node,) = messages.raises(file)
+    here = messages.Scope(messages.module(file)).at(node)
+    (said,) = messages.of_exception(node.exc, here)
+    assert shown(messages.tidy(said.text)) == text
