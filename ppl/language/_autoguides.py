@@ -24,7 +24,8 @@ def set_up(program: Any, key: Any, args: Any) -> None:
     if _is_new(program):
         positional, keywords = parted(args)
         try:
-            with numpyro.handlers.block():
+            with numpyro.handlers.block(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*Out-of-support")  # then there is no place
                 numpyro.handlers.seed(program.fn, rng_seed=key)(*positional, **keywords)
         except (RuntimeError, ValueError) as err:  # NumPyro's, which name no site
             reason = _reason(type(program)(program.fn.model), args)
