@@ -16,6 +16,7 @@ import numpy as np
 
 from ...ppl._checks import check_counts, is_integer
 from ...ppl._compat import is_concrete, typed_key
+from ...ppl.language import Program
 from .._arguments import Arguments, outcome
 from .._depends import depends
 from .._forward import forward_program
@@ -139,6 +140,8 @@ def _check_past(model: Any, args: tuple, fit_args: tuple) -> None:
 
 def _check_given(model: Any, guide_choices: Mapping[str, Any], args: tuple) -> None:
     """Refuse observations that would be drawn anew before a prediction is made from them."""
+    if not isinstance(model, Program):
+        return
     trace = outcome(lambda *args: model.simulate(jax.random.key(0), *args), args)
     latent = [n for n, s in trace.sites.items() if s.kind == "latent"]
     predicted = [n for n in latent if n not in guide_choices and not trace.sites[n].is_imputed]
