@@ -301,7 +301,8 @@ class Fit:
         """Draw from the posterior predictive p(x_new | z), z ~ q(z).
 
         A statement whose `obs` is None at the new arguments is drawn: `model(X, y=None)` predicts y of new rows by
-        `fit.predict(key, X_new, num_samples=1000)`.
+        `fit.predict(key, X_new, num_samples=1000)`. Statements that have an `obs` there are drawn anew, as a posterior predictive
+        check asks for.
 
         Args:
             key: PRNG key.
@@ -321,7 +322,8 @@ class Fit:
 
         Raises:
             ValueError: if the objective has no guide or no model; there are no arguments; a pattern matches no site; the guide
-                cannot run at the new arguments, or draws a site of their rows without reading them (see `keep`).
+                cannot run at the new arguments, or draws a site of their rows without reading them (see `keep`); what is
+                predicted depends on an observation that is given, and would be drawn anew.
         """
         model, guide = self._need("model", "predict"), self._need("guide", "predict")
         args = self._args_or_stored(joined(new_args, new_kwargs) or None, "predict")

@@ -21,3 +21,26 @@ from ._training import (
     guided as guided,
     score_matching as score_matching,
 )
+
+__all__ = [
+    "flow_log_likelihood",
+    "flow_sample",
+    "gaussian_mixture",
+    "MLP",
+    "ImageNet",
+    "Parametrisation",
+    "convert",
+    "PoissonNoise",
+    "ancestral",
+    "ddim",
+    "euler_maruyama",
+    "heun",
+    "EDM",
+    "VE",
+    "VP",
+    "Cosine",
+    "classifier_guided",
+    "from_network",
+    "guided",
+    "score_matching",
+]

@@ -26,3 +26,27 @@ from ._heads import (
 from ._programs import NIWMeta as NIWMeta, observe as observe, programs as programs
 from ._variational import adapt_by_vi as adapt_by_vi
 from ._weights import Weights as Weights
+
+__all__ = [
+    "Episodes",
+    "Points",
+    "pad_points",
+    "Prediction",
+    "adapt",
+    "fitted_temperature",
+    "predict",
+    "regression_ece",
+    "with_fitted_noise",
+    "Gaussian",
+    "GaussianWithScale",
+    "Head",
+    "NearestCentroid",
+    "Softmax",
+    "Student",
+    "Tempered",
+    "NIWMeta",
+    "observe",
+    "programs",
+    "adapt_by_vi",
+    "Weights",
+]

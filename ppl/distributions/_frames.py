@@ -190,7 +190,7 @@ class UniformFrames(dist.Distribution):
 
     def log_prob(self, value: Any) -> Array:
         """0 on frames, -inf elsewhere."""
-        return jnp.where(self.support(value), 0.0, -jnp.inf)
+        return jnp.where(Orthonormal(self.d, self.n)(value), 0.0, -jnp.inf)
 
 
 biject_to.register(Orthonormal, lambda constraint: FrameTransform(constraint.d, constraint.n))

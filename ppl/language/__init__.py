@@ -27,6 +27,7 @@ from ._keywords import (
     as_arguments as as_arguments,
     joined as joined,
     parted as parted,
+    told_of_nan as told_of_nan,
 )
 from ._program import (
     ChoiceMismatch as ChoiceMismatch,

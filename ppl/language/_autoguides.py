@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpyro.handlers
 from numpyro.infer.autoguide import AutoGuide
 
-from ._keywords import parted
+from ._keywords import parted, told_of_nan
+
+_NUM_LOOKS = 10  # draws of the prior, when NumPyro has found no place to start from
 
 
 def set_up(program: Any, key: Any, args: Any) -> None:
-    """Let an autoguide meet its model; outside of any transformation, whose tracers it would keep."""
+    """Let an autoguide meet its model; outside of any transformation, whose tracers it would keep.
+
+    Raises:
+        ValueError: there is no place to start from; the message names the site.
+    """
     if _is_new(program):
         positional, keywords = parted(args)
-        with numpyro.handlers.block():
-            numpyro.handlers.seed(program.fn, rng_seed=key)(*positional, **keywords)
+        try:
+            with numpyro.handlers.block(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*Out-of-support")  # then there is no place
+                numpyro.handlers.seed(program.fn, rng_seed=key)(*positional, **keywords)
+        except (RuntimeError, ValueError) as err:  # NumPyro's, which name no site
+            reason = _reason(type(program)(program.fn.model), args)
+            if reason is None:
+                raise
+            raise ValueError(
+                f"{type(program.fn).__name__} finds no place to start: {reason}"
+            ) from err
+
+
+def _reason(model: Any, args: Any) -> str | None:
+    """The first site that has no finite log-density where the prior draws, and what is wrong with it."""
+    for key in jax.random.split(jax.random.key(0), _NUM_LOOKS):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # NumPyro's, of what is said here
+                trace = model.simulate(key, *args)
+        except ValueError as err:
+            return str(err) + told_of_nan(args)
+        for name, log_prob in trace.log_probs.items():
+            values = jnp.asarray(trace.observed.get(name, 0.0))
+            if bool(jnp.isfinite(log_prob).all()):
+                continue
+            if bool(jnp.isnan(log_prob).any() or jnp.isnan(values).any()):
+                return f"the log-density of site '{name}' is no number." + told_of_nan(args)
+            return (
+                f"the log-density of site '{name}' is {float(log_prob.min()):g} at a draw of the prior. An observation outside "
+                "of its law's support, or of probability 0 there, needs another law; a simulator, whose data are a point mass, "
+                "needs inference.sleep."
+            )
+    return None
 
 
 def check_set_up(program: Any) -> None:

@@ -34,6 +34,7 @@ class GivenSites(Recorder):
         msg["value"], msg["is_observed"] = value, True
         if not self.observed:
             msg["fn"] = msg["fn"].mask(False)
+            msg["is_set"] = True  # no observation, so that predictions do not draw it anew
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
         return {}
@@ -86,7 +87,8 @@ def condition(program: Program | Callable[..., Any], values: Mapping[str, Any]) 
 def intervene(program: Program | Callable[..., Any], values: Mapping[str, Any]) -> Program:
     """The program under the intervention do(site = value): the value is used downstream and the site has no density.
 
-    It tells nothing of what lies before it; a value that was seen is `condition`'s.
+    It tells nothing of what lies before it; a value that was seen is `condition`'s. Predictions keep it, where they draw what was
+    observed anew.
 
     Errors are those of `condition`.
 

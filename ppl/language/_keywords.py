@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from .._compat import is_concrete
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -94,3 +97,17 @@ def apply(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     if inspect.Parameter.VAR_POSITIONAL in kinds and inspect.Parameter.VAR_KEYWORD not in kinds:
         return fn(*args)
     return fn(*positional, **keywords)
+
+
+def told_of_nan(args: Any) -> str:
+    """What an error says of the first argument with a NaN in it; nothing, if there is none."""
+    positional, keywords = parted(args)
+    for name, x in (*enumerate(positional, 1), *keywords.items()):
+        for leaf in jax.tree.leaves(x):
+            is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            if is_float and is_concrete(leaf) and jnp.isnan(leaf).any():
+                return (
+                    f" Argument {name} holds NaN, in {int(jnp.isnan(leaf).sum())} of {jnp.size(leaf)} numbers: remove such "
+                    "rows, or mark the cells as missing, x = ppl.sample(name, law, obs=filled, obs_mask=seen)."
+                )
+    return ""

@@ -70,8 +70,8 @@ class Runner(Recorder):
             msg["value"] = given if keep is None else jnp.where(keep, given, self._draw(msg))
             msg["_forced"] = True
             self.frame.used.add(name)
-        elif msg["is_observed"] and not (
-            self.redraw_observed and msg["fn"].event_shape is not None
+        elif msg["is_observed"] and (
+            not self.redraw_observed or msg.get("is_set") or msg["fn"].event_shape is None
         ):
             return
         elif msg["value"] is not None and not msg["is_observed"]:

@@ -5,6 +5,7 @@ A row is a program with one mistake, the words that say where it is, and those t
 
 import argparse
 import re
+import warnings
 
 import equinox as eqx
 import jax
@@ -19,6 +20,7 @@ from lapilli import inference, ppl
 
 KEY = jax.random.key(0)
 X = np.array([0.5, -0.2, 1.3], np.float32)
+GAP = np.array([0.5, np.nan, 1.3], np.float32)
 
 
 def line(x, y=None):
@@ -113,6 +115,16 @@ def raw_vmap(x, y=None):
 def sized(x, y=None):
     with ppl.plate("groups", int(x.max()) + 1):
         ppl.sample("slope", dist.Normal(0.0, 1.0))
+
+
+def alone(model=line, args=(X, X), **options):
+    return inference.fit(model, args=args, num_steps=1, progress=False, **options)
+
+
+def tempered(model, *args):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPyro's, of values outside of the support
+        return inference.tempered_smc(model, KEY, *args, num_particles=4, max_steps=3)
 
 
 def with_class(x, y=None):
@@ -377,7 +389,35 @@ MISTAKES = {
         "model, 'slope'",
         "Load it with the programs",
     ),
+    "a batch size without its plate": (
+        lambda _: fit(subsample=2),
+        "'subsample'",
+        "subsample={'rows': 256}",
+    ),
+    # A model alone.
+    "a missing cell": (lambda _: alone(args=(X, GAP)), "site 'y'", "obs_mask=seen"),
+    "a missing covariate": (lambda _: alone(args=(GAP, X)), "Site 'y'", "Argument 1 holds NaN"),
+    "a missing cell by name": (
+        lambda _: alone(args={"x": X, "y": GAP}),
+        "Argument y",
+        "obs_mask=seen",
+    ),
+    "data outside of their law's support": (
+        lambda _: alone(of_slope(lambda slope, x: dist.LogNormal(slope * x, 1.0).to_event(1))),
+        "site 'y'",
+        "needs another law",
+    ),
+    "a scale without a positive law": (
+        lambda _: alone(of_slope(lambda slope, x: dist.Normal(x, slope).to_event(1))),
+        "scale parameter",
+        "Correct the arguments",
+    ),
     # Samplers and programs.
+    "a missing cell under tempering": (
+        lambda _: tempered(line, X, GAP),
+        "Argument 2 holds NaN",
+        "obs_mask=seen",
+    ),
     "particles for a program without data": (
         lambda _: inference.smc(line, KEY, X, num_particles=4),
         "<Program line>",

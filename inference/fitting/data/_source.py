@@ -37,6 +37,11 @@ def make_source(
             "arguments. Leave it out; to draw minibatches from the tuple, pass subsample={plate: batch_size}."
         )
     if subsample:
+        if not isinstance(subsample, Mapping):
+            raise TypeError(
+                "Argument 'subsample' is a dict from plate to batch size, as in subsample={'rows': 256}; got "
+                f"{subsample!r}."
+            )
         return _from_subsample(objective, args, dict(subsample), mesh)
     sizes = objective.plate_sizes(*args) if mesh is not None else {}
     return objective, FullData(args, mesh, sizes)

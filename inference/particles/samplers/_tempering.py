@@ -13,7 +13,7 @@ import numpy as np
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
-from ....ppl.language import arguments
+from ....ppl.language import arguments, told_of_nan
 from ..moves import HMC, Kernel, Standing
 from ..population import evidence, reweight, uniform, voided
 from ..programs import map_particles
@@ -113,7 +113,7 @@ def tempered_smc(
     if is_concrete(is_short) and bool(is_short):
         raise RuntimeError(
             f"tempered_smc: {max_steps} temperatures ended at {float(result.temperatures[-1]):.3g} of 1. Raise max_steps, lower "
-            "target_ess, or use more particles."
+            f"target_ess, or use more particles.{told_of_nan(args)}"
         )
     if not is_concrete(is_short):
         told = (result.particles, result.log_weights, result.log_evidence)

@@ -270,3 +270,25 @@ def test_rows_that_an_integer_counts_are_those_of_the_fit():
     with pytest.raises(ValueError, match=r"site 'u'.*of the fit.*keep=\['slope'\]"):
         fit.predict(KEY, 3, num_samples=2)
     assert fit.predict(KEY, 5, keep=["slope"], num_samples=2)["y"].shape == (2, 5)
+
+
+def test_a_prediction_from_an_observation_that_would_be_drawn_anew_is_refused():
+    def model(dose, y=None):
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", 3):
+            dose = ppl.sample("dose", dist.Normal(0.0, 1.0), obs=dose)
+            ppl.sample("y", dist.Normal(slope * dose, 0.1), obs=y)
+
+    def guide(dose, y=None):
+        ppl.sample("slope", dist.Normal(ppl.param("loc", 2.0), 0.01))
+
+    fit, dose = quick_fit(model, guide, (PAST, PAST)), np.array([10.0, 0.0, -10.0], np.float32)
+    with pytest.raises(ValueError, match=r"\['y'\] are to be predicted.*\['dose'\].*ppl.intervene"):
+        fit.predict(KEY, dose, num_samples=2)
+    assert fit.predict(KEY, dose, dose, num_samples=2)["dose"].shape == (2, 3)  # replicates of both
+    assert fit.predict(KEY, None, num_samples=2)["y"].shape == (2, 3)
+    draws = fit.posterior(KEY, 50)
+    set_to = ppl.intervene(fit.model, {"dose": dose})
+    y = inference.predict(set_to, draws, KEY, None, num_samples=50)["y"]
+    slope = float(fit.params["loc"])
+    assert np.abs(y.mean(0) - slope * dose).max() < 4.5 * np.hypot(0.1, 10 * 0.01) / 50**0.5

@@ -337,3 +337,21 @@ def test_numpyros_cond_is_refused_clearly_or_equals_ours():
         assert "numpyro" in str(error) and "ppl.cond" in str(error), str(error)
     else:
         close(got, norm.logpdf(0.5))
+
+
+def test_predictions_keep_an_intervention_and_draw_observations_anew():
+    done = ppl.intervene(chain, {"b": 3.0}).predict(KEY, {"a": 0.0}, 1.0)
+    assert float(done["b"]) == 3.0 and float(done["x"]) != 1.0
+
+    def walk(y):
+        def step(z, y):
+            z = ppl.sample("z", dist.Normal(z, 1.0))
+            ppl.sample("y", dist.Normal(z, 1e-3), obs=y)
+            return z, None
+
+        ppl.scan(step, 0.0, y)
+
+    path = jnp.array([5.0, -5.0, 5.0])
+    done = ppl.intervene(walk, {"z": path}).predict(KEY, {}, jnp.zeros(3))
+    close(done["z"], path)
+    close(done["y"], path, atol=1e-2)
