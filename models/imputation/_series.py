@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ...ppl._show import shown
 
+
+@shown
 class Series(NamedTuple):
     """N series of at most T steps and D channels; made by `series`.
 

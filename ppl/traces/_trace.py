@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from .._show import shown
 from ._reach import Reach
 from ._recorder import Recorder
 from ._sites import SiteInfo
@@ -16,6 +17,7 @@ from ._sites import SiteInfo
 Array = jax.Array
 
 
+@shown
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trace:
@@ -49,6 +51,13 @@ class Trace:
     reach: ClassVar[Mapping[str, Reach]] = {}
     # The model's side of a joint run (`_inline_guide`), set on the one object that it belongs to.
     scored: ClassVar[Any] = None
+
+    def _facts(self) -> dict[str, Any]:
+        """What prints: values by kind."""
+        kinds = ("choices", "observed", "deterministic", "log_probs", "retval")
+        found = {kind: getattr(self, kind) for kind in kinds}
+        is_empty = lambda x: x is None or isinstance(x, dict) and not x
+        return {kind: x for kind, x in found.items() if not is_empty(x)}
 
     @property
     def log_density(self) -> Array:

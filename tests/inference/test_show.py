@@ -14,7 +14,7 @@ import pytest
 from lapilli import inference, ppl
 from lapilli.inference.diffusion._corrector import Diffused
 from lapilli.inference.local._inner import InnerResult
-from lapilli.models import diffusion
+from lapilli.models import diffusion, imputation
 from lapilli.ppl import _show
 from lapilli.ppl._show import MAX_LINES, MAX_WIDTH, shown
 
@@ -245,3 +245,18 @@ def test_diffusion_models_and_particles_print_shapes():
     state = Diffused(np.zeros((9, 2)), np.zeros((9, 1, 2)), (None,), None)
     for result in (model, corrected, state, InnerResult(np.zeros(9))):
         assert lines(result)[0] == type(result).__name__
+
+
+def test_traces_and_series_print_shapes():
+    trace = ppl.model(
+        lambda: ppl.sample("z", dist.Normal(jnp.zeros(30), 1.0).to_event(1))
+    ).simulate(jax.random.key(0))
+    assert repr(trace).splitlines() == [
+        "Trace",
+        "  choices    z float32[30]",
+        "  log_probs  z float32[]",
+        "  retval     float32[30]",
+    ]
+    cells = np.ones((3, 4, 2), bool)
+    series = imputation.Series(np.zeros((3, 4, 2)), cells, np.zeros((3, 4)), np.ones((3, 4), bool))
+    assert repr(series).splitlines()[:2] == ["Series", "  values    float64[3, 4, 2]"]
