@@ -16,6 +16,7 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from ... import ppl
 from ...ppl.language import Program
 from .._arguments import outcome
+from .._depends import depends
 from ..diagnostics._weights import importance_diagnostics
 from ..objectives import elbo
 from ._optimizer import leaf_names
@@ -38,7 +39,7 @@ def choose_objective(model: Any, args: tuple) -> Chosen:
     """The evidence lower bound of a model with a Normal guide on all continuous sites; discrete ones are summed out.
 
     Raises:
-        ValueError: the discrete sites cannot be summed out.
+        ValueError: the discrete sites cannot be summed out; missing cells are read by other statements.
     """
     program = ppl.as_program(model)
     trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
@@ -48,6 +49,7 @@ def choose_objective(model: Any, args: tuple) -> Chosen:
     discrete = [name for name, x in latent.items() if not is_float(x)]
     size = sum(math.prod(x.shape) for x in latent.values() if is_float(x))
     reasons = {}
+    _refuse_read_cells(program, missing, trace, args)
     if discrete and missing:
         raise ValueError(
             f"fit: {program!r} has discrete sites {discrete} and missing cells {missing}, for which together there is no "
@@ -68,6 +70,26 @@ def choose_objective(model: Any, args: tuple) -> Chosen:
         reasons["missing"] = f"{', '.join(missing)} left to the model"
     guide = auto(seen, init_loc_fn=init_to_median(num_samples=15))
     return Chosen(elbo(program, guide), reasons | {"objective": "elbo"})
+
+
+def _refuse_read_cells(program: Program, missing: list[str], trace: Any, args: tuple) -> None:
+    """Refuse to leave to their prior missing cells of which other statements tell."""
+    zeros = {n: jnp.zeros(x.shape, x.dtype) for n, x in trace.choices.items()}
+    for name in missing:
+
+        def others(cells: Any, name: str = name) -> dict[str, Any]:
+            log_probs = program.trace({**zeros, name: cells}, *args).log_probs
+            return {n: x for n, x in log_probs.items() if n not in missing}
+
+        closed, shapes = jax.make_jaxpr(others, return_shape=True)(zeros[name])
+        marks = depends(closed.jaxpr, [True])
+        if readers := [n for n, mark in zip(sorted(shapes), marks, strict=True) if mark]:
+            raise ValueError(
+                f"fit: {readers} depend on the missing cells '{name}', and the default guide proposes no missing cells: they "
+                f"would be drawn from their prior, which hears nothing of {readers}. Write a guide that proposes them, "
+                f"ppl.sample('{name}', law, obs_mask=mask), and pass fit(inference.elbo(model, guide), args=...), or use "
+                "NumPyro's NUTS, which draws them with the rest."
+            )
 
 
 def _summed(program: Program, discrete: list[str], args: tuple) -> Program:

@@ -246,3 +246,27 @@ def test_a_run_that_does_not_settle_is_warned_of(monkeypatch):
     monkeypatch.setattr(_defaults, "MAX_STEPS", 250)
     _defaults.warn_if_unsettled(fit)  # it may settle before the last step and slow down beyond it
     assert _settling.MAX_STEPS == 100_000
+
+
+def test_missing_cells_that_others_read_need_a_guide():
+    """Left to their prior they would bias what is learned of the others; cells that nobody reads are left to it."""
+
+    def gaps(dose, seen, y):
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", 3):
+            dose = ppl.sample("dose", dist.Normal(0.0, 1.0), obs=dose, obs_mask=seen)
+            ppl.sample("y", dist.Normal(slope * dose, 1.0), obs=y, obs_mask=seen)
+
+    x, seen = jnp.array([0.5, -0.2, 1.3]), jnp.array([True, False, True])
+    with pytest.raises(
+        ValueError, match=r"\['y_observed'\] depend on the missing cells 'dose_unob"
+    ):
+        inference.fit(gaps, args=(x, seen, x))
+
+    def outcome(x, seen, y):
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", 3):
+            ppl.sample("y", dist.Normal(slope * x, 1.0), obs=y, obs_mask=seen)
+
+    fit = inference.fit(outcome, args=(x, seen, x), num_steps=2, progress=False)
+    assert fit.steps == 2
