@@ -39,8 +39,8 @@ def make_source(
     if subsample:
         if not isinstance(subsample, Mapping):
             raise TypeError(
-                "Argument 'subsample' is a dict from plate to batch size, as in subsample={'rows': 256}; got "
-                f"{subsample!r}."
+                f"Argument 'subsample' is {subsample!r}, not a dict from plate to batch size. Write e.g. "
+                "subsample={'rows': 256}."
             )
         return _from_subsample(objective, args, dict(subsample), mesh)
     sizes = objective.plate_sizes(*args) if mesh is not None else {}
