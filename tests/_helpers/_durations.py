@@ -23,7 +23,7 @@ BUDGETS = {
     "tests/ppl/checks": 48,
     "tests/ppl/densities": 45,
     "tests/ppl/distributions": 44,
-    "tests/ppl/estimation": 40,
+    "tests/ppl/estimation": 30,
     "tests/ppl/gaussian": 45,
     "tests/ppl/evaluation": 25,
     "tests/ppl/jaxprs": 13,
