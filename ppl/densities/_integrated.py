@@ -19,9 +19,9 @@ import numpyro.distributions as dist
 
 from .._compat import handler_stack, typed_key
 from ..gaussian import Emit, integrate
-from ..language import ChoiceMismatch, Program
+from ..language import Program
 from ..traces import Params, Recorder, Trace, refuse_inside_engine
-from ._outside import check_outside, check_stack, declared, is_predicting
+from ._outside import check_left, check_outside, check_stack, declared, is_predicting
 from ._stochastic import as_arrays
 
 Array = jax.Array
@@ -60,14 +60,7 @@ class Integrated(Program):
         return self.program.init(key, *args, **kwargs)
 
     def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
-        given = sorted(set(choices) & set(self.sites))
-        if given:
-            raise ChoiceMismatch(
-                f"{self.label}: {given} are integrated out and take no value. Give the sites that are left only, or use the "
-                "program it was made of, which has them all.",
-                [],
-                given,
-            )
+        check_left(self.label, self.sites, choices, "integrated")
         return super()._traced(choices, *args, **kwargs)
 
     def posterior(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from numpyro.distributions import biject_to
 from numpyro.primitives import Messenger
 
 from .._compat import handler_stack, no_handlers, own_caches, typed_key
-from ..language import GivenSites, Program
+from ..language import ChoiceMismatch, GivenSites, Program
 from ..traces import Bound, ParamCollector, Recorder, Runner
 
 Array = jax.Array
@@ -104,6 +105,17 @@ def is_predicting() -> bool:
     stack = handler_stack()
     is_off = any(isinstance(h, handlers.mask) and h.mask is False for h in stack)
     return is_off and any(type(h) is handlers.seed for h in stack)
+
+
+def check_left(label: str, sites: Collection[str], choices: Collection[str], gone: str) -> None:
+    """Refuse values of sites that are gone: summed or integrated out."""
+    if given := sorted(set(choices) & set(sites)):
+        raise ChoiceMismatch(
+            f"{label}: {given} are {gone} out and take no value. Give the sites that are left only, or use the program it was "
+            "made of, which has them all.",
+            [],
+            given,
+        )
 
 
 def check_stack(label: str) -> None:

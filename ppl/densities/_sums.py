@@ -23,10 +23,10 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from .._compat import handler_stack, typed_key
-from ..language import ChoiceMismatch, Program
+from ..language import Program
 from ..traces import Params, Trace, keep_terms, refuse_inside_engine
 from ._listing import Listing, list_factors
-from ._outside import check_outside, check_stack, declared, is_predicting
+from ._outside import check_left, check_outside, check_stack, declared, is_predicting
 from ._stochastic import as_arrays
 
 Array = jax.Array
@@ -52,22 +52,11 @@ class Summed(Program):
     ) -> tuple[Trace, Array]:
         """With every choice given: its trace and log-density; else the weight of a draw of the whole program, unbiased too."""
         refuse_inside_engine("generate")
-        self._check_left(constraints)
+        check_left(self.label, self.sites, constraints, "summed")
         joint, log_weight = self.program.generate(key, constraints, *args, **kwargs)
         kept = self._without(joint.choices)
         trace = self._score(kept, *args, **kwargs)
         return trace, trace.log_density if set(kept) == set(constraints) else log_weight
-
-    def trace(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
-        """The trace of given choices (without the program's return value).
-
-        Its log-probs are those of the sites that do not depend on the eliminated ones, and the marginal log-weight of
-        all others, row by row where they separate.
-
-        Raises:
-            ValueError: the choices are not exactly those that are left; any refusal of `ppl.eliminate`.
-        """
-        return super().trace(choices, *args, **kwargs)
 
     def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
         listing = self._listing(as_arrays(choices), args, kwargs)
@@ -115,20 +104,9 @@ class Summed(Program):
         keep_terms(trace, self)
         return trace
 
-    def _check_left(self, choices: Mapping[str, Any]) -> None:
-        """Refuse values of sites that are summed out."""
-        given = sorted(set(choices) & set(self.sites))
-        if given:
-            raise ChoiceMismatch(
-                f"{self.label}: {given} are summed out and take no value. Give the sites that are left only, or use the program "
-                "it was made of, which has them all.",
-                [],
-                given,
-            )
-
     def _listing(self, kept: dict[str, Array], args: Any, kwargs: Any) -> Listing:
         check_stack(self.label)
-        self._check_left(kept)
+        check_left(self.label, self.sites, kept, "summed")
         params = declared(self.program, args, kwargs)[0] if handler_stack() else {}
         return list_factors(self.label, self.program, self.sites, kept, params, args, kwargs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -23,27 +23,41 @@ def matrix_of(form: Form, columns: int) -> Array:
     return x.reshape(*lead, math.prod(x.shape[len(lead) :])).mT
 
 
-def unit_forms(forms: Sequence[Form]) -> list[Form]:
-    """Forms of the same values when they, one after the other, are the basis."""
-    sizes = [flat(f.const, f.rows).shape[-1] for f in forms]
-    total, start, found = sum(sizes), 0, []
-    for form, size in zip(forms, sizes, strict=True):
-        found.append(unit_form(form.const.shape, form.const.dtype, form.rows, start, total))
-        start += size
+class Shaped(NamedTuple):
+    """What of a value does not depend on the basis: shape, type, and axes along which its rows stand."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, form: Form) -> Shaped:
+        """That of a form."""
+        return cls(form.const.shape, form.const.dtype, form.rows)
+
+    @property
+    def size(self) -> int:
+        """How many numbers a row has."""
+        return math.prod(n for a, n in enumerate(self.shape) if a not in self.rows)
+
+
+def unit_forms(values: Sequence[Shaped]) -> list[Form]:
+    """Forms of values that, one after the other, are the basis."""
+    total, start, found = sum(x.size for x in values), 0, []
+    for value in values:
+        found.append(_unit_form(value, start, total))
+        start += value.size
     return found
 
 
-def unit_form(
-    shape: tuple[int, ...], dtype: Any, rows: tuple[int, ...], start: int, columns: int
-) -> Form:
+def _unit_form(value: Shaped, start: int, columns: int) -> Form:
     """The form of a value whose numbers are the basis from `start` on."""
+    shape, dtype, rows = value
     row_sizes = [shape[a] for a in rows]
-    size = math.prod(n for a, n in enumerate(shape) if a not in rows)
-    unit = jnp.eye(columns, size, -start, dtype=dtype)
-    unit = jnp.broadcast_to(
-        unit.reshape(columns, *[1] * len(rows), size), (columns, *row_sizes, size)
-    )
-    is_unit = len(shape) == 1 and not rows and size == columns
+    unit = jnp.eye(columns, value.size, -start, dtype=dtype)
+    unit = unit.reshape(columns, *[1] * len(rows), value.size)
+    unit = jnp.broadcast_to(unit, (columns, *row_sizes, value.size))
+    is_unit = len(shape) == 1 and not rows and value.size == columns
     return Form(jnp.zeros(shape, dtype), unflat(unit, rows, shape), rows, is_unit)
 
 

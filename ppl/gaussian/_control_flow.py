@@ -14,11 +14,10 @@ import jax.numpy as jnp
 
 from .._compat import no_handlers, scan_counts
 from ..traces import cond, scan
-from ._arranged import unit_form
+from ._arranged import Shaped, unit_forms
 from ._belief import Belief, known, no_belief
 from ._forms import Beyond, Form, RowsMeet, is_certain
 from ._lift import holds_statement
-from ._rows import flat
 
 if TYPE_CHECKING:
     from ._integrator import Integrator
@@ -107,31 +106,21 @@ class _Scan:
         inner.open.append((kept, set(kept)))
         return inner.run(self.body, [*consts, *carry, *xs])
 
-    def _shapes(self) -> list[tuple[tuple[int, ...], Any, tuple[int, ...]]]:
-        """Shape, type and rows of the uncertain values that are handed on."""
+    def _handed_on(self) -> list[Shaped]:
+        """The uncertain values that are handed on."""
         invars = self.body.jaxpr.invars[len(self.consts) :]
         carried = [
-            (v.aval.shape, v.aval.dtype, kind)
+            Shaped(v.aval.shape, v.aval.dtype, kind)
             for v, kind in zip(invars, self.kinds, strict=False)
             if isinstance(kind, tuple)
         ]
-        return [*carried, *((f.const.shape, f.const.dtype, f.rows) for f in self.kept.values())]
-
-    def _forms(self) -> list[Form]:
-        """Forms of what is handed on in the basis of the carried belief."""
-        shapes = self._shapes()
-        sizes = [flat(jnp.zeros(shape), rows).shape[-1] for shape, _, rows in shapes]
-        found, start = [], 0
-        for (shape, dtype, rows), size in zip(shapes, sizes, strict=True):
-            found.append(unit_form(shape, dtype, rows, start, sum(sizes)))
-            start += size
-        return found
+        return [*carried, *map(Shaped.of, self.kept.values())]
 
     def _opened(
         self, inner: Integrator, carry: Sequence[Any] | None = None, belief: Belief | None = None
     ) -> tuple[list[Any], dict[int, Form]]:
         """The carried values and those kept, in a step; the belief of the step is that of them all."""
-        forms = self._forms()
+        forms = unit_forms(self._handed_on())
         if forms:
             size = forms[0].coefs.shape[0]
             inner.belief = known(jnp.zeros((*self.rows, size))) if belief is None else belief
@@ -157,7 +146,7 @@ class _Scan:
     def _filtered(self) -> list[Any]:
         """With the belief carried: of what is handed on, in one vector."""
         outer, num_carry = self.outer, len(self.init)
-        start = self._closed(outer, self.init, self.kept) if self._shapes() else None
+        start = self._closed(outer, self.init, self.kept) if self._handed_on() else None
         xs = [None if not is_certain(x) else x for x in self.xs]
 
         def step(carry: Any, x: Any) -> Any:
@@ -169,7 +158,7 @@ class _Scan:
                 for old, new in zip(self.xs, x, strict=True)
             ]
             outs = self._step(inner, values, kept, given)
-            belief = self._closed(inner, outs[:num_carry], kept) if self._shapes() else None
+            belief = self._closed(inner, outs[:num_carry], kept) if self._handed_on() else None
             ys = [y for y in outs[num_carry:] if is_certain(y)]
             return (self._certain(outs[:num_carry]), belief), ys
 
@@ -185,7 +174,7 @@ class _Scan:
         carried = [x for x, k in zip(values, self.kinds, strict=False) if isinstance(k, tuple)]
         forms = []
         for value, (shape, dtype, rows) in zip(
-            [*carried, *kept.values()], self._shapes(), strict=True
+            [*carried, *kept.values()], self._handed_on(), strict=True
         ):
             if is_certain(value):  # at the start, or set anew
                 value = Form(jnp.asarray(value, dtype), jnp.zeros((0, *shape), dtype), rows)

@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 
 from .._compat import CALLS, CUSTOM, ClosedJaxpr, Jaxpr, Literal, bind
 from ..jaxprs import Interpreter, called, has_other_derivative, name_of
-from ._arranged import matrix_of, noise_of, spread, unit_forms
+from ._arranged import Shaped, matrix_of, noise_of, spread, unit_forms
 from ._belief import Belief, no_belief
 from ._control_flow import run_cond, run_scan
 from ._forms import Beyond, Form, RowsMeet, is_certain, propagate
@@ -266,10 +266,11 @@ class Integrator:
         assert self.belief is not None
         live = self._live()
         forms = [*live.values(), value]
-        if 2 * sum(flat(f.const, f.rows).shape[-1] for f in forms) > self.belief.size:
+        values = list(map(Shaped.of, forms))
+        if 2 * sum(x.size for x in values) > self.belief.size:
             return value
         self.belief = self._law_of(forms)
-        *new, value = unit_forms(forms)
+        *new, value = unit_forms(values)
         self._replace(dict(zip(live, new, strict=True)))
         return value
 
