@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from .._compat import mask_of
 from ..distributions import alarms, unlogged
 from ..strategies import Engine, Enum, Reparam, Strategy, element
-from ..traces import scales_of
+from ..traces import Noiseless, scales_of
 from ._stochastic import Constrained
 
 Array = jax.Array
@@ -54,8 +54,10 @@ def _density_of(msg: dict[str, Any], plates: Mapping[str, int], elements: Array)
     return elements
 
 
-class Lister(Engine):
+class Lister(Noiseless, Engine):
     """Mark the eliminated sites; everything else has its value already."""
+
+    is_called = "a sum"
 
     def __init__(self, label: str, names: tuple[str, ...]) -> None:
         super().__init__(jax.random.key(0), dict.fromkeys(names, Enum()))
@@ -92,18 +94,3 @@ class Lister(Engine):
                 "ppl.marginal."
             )
         return Enum(), ""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "plate" and msg["value"] is None:
-            raise ValueError(
-                f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows by itself, and {self.label} has no "
-                "random key to choose them. Use all rows, or minibatches of the data (fit(..., subsample=...))."
-            )
-        super().process_message(msg)
-
-    def hand_out(self, key: Array, name: str) -> Array:
-        if name.startswith("rng:"):
-            raise ValueError(
-                f"ppl.rng_key('{name.removeprefix('rng:')}'): {self.label} is a sum without noise. Make the draw a site."
-            )
-        return key

@@ -107,7 +107,7 @@ def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
     together = _linear_in(eqn, uncertain)
     if together is None:
         return [Beyond(eqn.primitive.name)] * len(eqn.outvars)
-    if eqn.primitive.name == "dot_general" and args[uncertain[0]].is_unit:
+    if args[uncertain[0]].is_unit and _is_product(eqn):
         return [_product(eqn, args, uncertain[0])]
     columns = max(args[i].coefs.shape[0] for i in uncertain)
     consts = [x.const if isinstance(x, Form) else x for x in args]
@@ -134,15 +134,20 @@ def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
     return [Form(c, s, r) for c, s, r in zip(base, slopes, rows, strict=True)]
 
 
+def _is_product(eqn: Any) -> bool:
+    """Whether an equation sums over an axis of both operands, without axes that stay side by side."""
+    if eqn.primitive.name != "dot_general":
+        return False
+    contract, batch = eqn.params["dimension_numbers"]
+    return bool(contract[0]) and not batch[0]
+
+
 def _product(eqn: Any, args: Sequence[Any], which: int) -> Form:
     """The product of an array and the basis: its coefficients stand in the array."""
     out, matrix = eqn.outvars[0].aval, args[1 - which]
-    (contract, batch), zeros = eqn.params["dimension_numbers"], jnp.zeros(out.shape, out.dtype)
-    if batch[0] or not contract[1 - which]:  # an outer product
-        return propagate(
-            eqn, [x._replace(is_unit=False) if i == which else x for i, x in enumerate(args)]
-        )[0]
-    return Form(zeros, jnp.moveaxis(matrix, contract[1 - which][0], 0).astype(out.dtype), ())
+    axis = eqn.params["dimension_numbers"][0][1 - which][0]
+    coefs = jnp.moveaxis(matrix, axis, 0).astype(out.dtype)
+    return Form(jnp.zeros(out.shape, out.dtype), coefs, ())
 
 
 def _linear_in(eqn: Any, uncertain: Sequence[int]) -> Sequence[int] | None:

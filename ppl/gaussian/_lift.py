@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger
 
 from .._compat import Primitive, ShapedArray
 from ..jaxprs import inner_jaxprs
-from ..traces import Recorder, scales_of
+from ..traces import Noiseless, scales_of
 
 Array = jax.Array
 
@@ -91,12 +91,14 @@ def holds_statement(eqn: Any) -> bool:
     )
 
 
-class Lifter(Recorder):
+class Lifter(Noiseless):
     """Turn statements into equations.
 
     Args:
         label: for refusals.
     """
+
+    is_called = "an integral"
 
     def __init__(self, label: str) -> None:
         super().__init__(jax.random.key(0))
@@ -107,14 +109,6 @@ class Lifter(Recorder):
 
     def _equation(self, statement: Statement, operands: list[Any]) -> Array:
         return statement_p.bind(*map(jnp.asarray, operands), self.start, statement=statement)
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "plate" and msg["value"] is None:
-            raise ValueError(
-                f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows by itself, and {self.label} has no "
-                "random key to choose them. Use all rows, or minibatches of the data (fit(..., subsample=...))."
-            )
-        super().process_message(msg)
 
     def open_region(self, kind: str) -> Any:
         if kind == "particles":
@@ -166,10 +160,3 @@ class Lifter(Recorder):
                 self.subsampled[msg["name"]] = (rows, full)
         for numbers in self.frame.numbers.values():
             numbers.clear()
-
-    def hand_out(self, key: Array, name: str) -> Array:
-        if name.startswith("rng:"):
-            raise ValueError(
-                f"ppl.rng_key('{name.removeprefix('rng:')}'): {self.label} is an integral without noise. Make the draw a site."
-            )
-        return key

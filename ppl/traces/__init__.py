@@ -33,7 +33,7 @@ from ._reach import (
     sites_of as sites_of,
     unlimited as unlimited,
 )
-from ._recorder import HiddenDraw as HiddenDraw, Recorder as Recorder
+from ._recorder import HiddenDraw as HiddenDraw, Noiseless as Noiseless, Recorder as Recorder
 from ._regions import cond as cond, particles as particles, scan as scan
 from ._runner import (
     Collector as Collector,

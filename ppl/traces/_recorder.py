@@ -300,6 +300,34 @@ class Recorder(Messenger, abc.ABC):
         self.frame.used |= frame.used
 
 
+class Noiseless(Recorder):
+    """Abstract: run a program whose density is a number without noise, a sum or an integral.
+
+    Attributes:
+        label: whose density it is.
+        is_called: what the density is, in words.
+    """
+
+    label: str
+    is_called: str
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate" and msg["value"] is None:
+            raise ValueError(
+                f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows by itself, and {self.label} has no "
+                "random key to choose them. Use all rows, or minibatches of the data (fit(..., subsample=...))."
+            )
+        super().process_message(msg)
+
+    def hand_out(self, key: Array, name: str) -> Array:
+        if name.startswith("rng:"):
+            raise ValueError(
+                f"ppl.rng_key('{name.removeprefix('rng:')}'): {self.label} is {self.is_called} without noise. Make the draw a "
+                "site."
+            )
+        return key
+
+
 def _refuse_sample_shape(msg: dict[str, Any]) -> None:
     shape = msg["kwargs"].get("sample_shape")
     if shape:
