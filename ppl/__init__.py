@@ -29,6 +29,7 @@ Gradient strategies, one per site
 Programs with densities that are sums or estimates
     marginal, normalize                   estimated by importance sampling
     eliminate                             exact sums over discrete sites, exact integrals over normal ones
+    kalman_proposal                       normal states given what a step observes, for particles
 
 Wings with more names
     strategies                            the protocol of a strategy, baselines
@@ -61,7 +62,12 @@ from . import (
 )
 from .analysis import Plan as Plan
 from .checks import JumpSearch as JumpSearch
-from .densities import eliminate as eliminate, marginal as marginal, normalize as normalize
+from .densities import (
+    eliminate as eliminate,
+    kalman_proposal as kalman_proposal,
+    marginal as marginal,
+    normalize as normalize,
+)
 from .estimation import Expectation as Expectation, expectation as expectation
 from .language import (
     ChoiceMismatch as ChoiceMismatch,
@@ -166,6 +172,7 @@ __all__ = [
     "marginal",
     "normalize",
     "eliminate",
+    "kalman_proposal",
     "strategies",
     "distributions",
     "densities",
