@@ -288,6 +288,10 @@ def test_a_prediction_from_an_observation_that_would_be_drawn_anew_is_refused():
     assert fit.predict(KEY, dose, dose, num_samples=2)["dose"].shape == (2, 3)  # replicates of both
     assert fit.predict(KEY, None, num_samples=2)["y"].shape == (2, 3)
     draws = fit.posterior(KEY, 50)
+    with pytest.raises(
+        ValueError, match=r"predict: \['y'\] are to be predicted.*\['dose'\].*ppl.intervene"
+    ):
+        inference.predict(model, draws, KEY, dose, num_samples=2)
     set_to = ppl.intervene(fit.model, {"dose": dose})
     y = inference.predict(set_to, draws, KEY, None, num_samples=50)["y"]
     slope = float(fit.params["loc"])

@@ -1,5 +1,6 @@
 """A saved fit comes back as it was, to its own programs only; an exported one draws what it drew."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
+from lapilli.inference.fitting.stationarity import Averaging
 
 KEY = jax.random.key(0)
 X = np.linspace(-1.0, 1.0, 6, dtype=np.float32)
@@ -99,6 +101,25 @@ def test_the_file_is_plain_numpy_and_json(saved):
         np.testing.assert_array_equal(file["params/loc"], fit.params["loc"])
         header = json.loads(str(file["header"]))
     assert header["steps"] == 6 and header["versions"]["jax"] == jax.__version__
+
+
+def test_what_is_known_of_averaged_iterates_comes_back(tmp_path):
+    fit = fitted(average="stationary")
+    known = Averaging(
+        *map(jnp.asarray, (4, 2)),
+        jax.tree.map(jnp.ones_like, fit.params),
+        jax.tree.map(jnp.zeros_like, fit.params),
+        jnp.asarray(jnp.nan),
+        {"w": (0.5, 0.1)},
+    )
+    fit = dataclasses.replace(fit, averaging=known)
+    fit.save(tmp_path / "fit.npz")
+    again = as_it_was(fit, tmp_path / "fit.npz").averaging
+    assert same(
+        (again.start, again.count, again.spread, again.error),
+        (known.start, known.count, known.spread, known.error),
+    )
+    assert np.isnan(again.r_hat) and again.noise == known.noise
 
 
 @pytest.mark.parametrize("average", [None, "polyak"])
@@ -253,7 +274,7 @@ def test_what_is_no_saved_fit_is_refused(saved, tmp_path):
     with pytest.raises(ValueError, match="is no file of Fit.save.*header"):
         inference.Fit.load(tmp_path / "other.npz", bound())
     with_header(saved[1], tmp_path / "old.npz", format="fit 0")
-    with pytest.raises(ValueError, match="has the format 'fit 0'.*'fit 1'"):
+    with pytest.raises(ValueError, match="has the format 'fit 0'.*'fit 2'"):
         inference.Fit.load(tmp_path / "old.npz", bound())
 
 
