@@ -42,6 +42,7 @@ def test_one_particle_is_off_by_the_two_divergences(seed):
     assert_unbiased(result.upper - result.lower, sum(DIVERGENCES.values()))
 
 
+@pytest.mark.slow
 def test_more_particles_close_the_gap_around_the_evidence(key):
     gaps = []
     for num_particles in (1, 10, 100):

@@ -136,6 +136,7 @@ def test_a_site_that_is_kept_brings_what_it_depends_on():
     assert set(fit.predict(KEY, NEW, keep="*", num_samples=3)) == {"y"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fit. k-hat")  # of a single step
 def test_summed_sites_of_new_rows_are_drawn_from_the_model():
     """A mixture of lines: each new row has a component of its own."""
@@ -254,6 +255,7 @@ def test_a_longer_autoregression_is_sent_to_where_its_steps_can_be_said():
     assert fit.predict(KEY, num_samples=3)["y"].shape == (3, 3)  # replicates of the fit's own
 
 
+@pytest.mark.slow
 def test_rows_that_an_integer_counts_are_those_of_the_fit():
     def model(num_rows, y=None):
         slope = ppl.sample("slope", dist.Normal(0.0, 1.0))

@@ -122,6 +122,7 @@ def test_what_is_known_of_averaged_iterates_comes_back(tmp_path):
     assert np.isnan(again.r_hat) and again.noise == known.noise
 
 
+@pytest.mark.slow_for("polyak")
 @pytest.mark.parametrize("average", [None, "polyak"])
 def test_fits_with_seeds_and_averages_come_back(tmp_path, average):
     fit = fitted(num_seeds=2, average=average)
@@ -318,6 +319,7 @@ def test_an_exported_fit_draws_the_same_with_jax_alone(saved, tmp_path):
         np.testing.assert_allclose(draws["y"], predicted["y"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_kept_sites_leave_the_data_of_the_fit_out_of_the_file(tmp_path):
     many = np.linspace(0.0, 1.0, 100_000, dtype=np.float32)
     fit = fitted(args=(many, many), num_steps=1)
@@ -325,6 +327,7 @@ def test_kept_sites_leave_the_data_of_the_fit_out_of_the_file(tmp_path):
     assert os.path.getsize(tmp_path / "served") < 100_000
 
 
+@pytest.mark.slow
 def test_a_program_that_must_know_its_rows_is_exported_for_one_number(tmp_path):
     @ppl.model
     def model(y):
