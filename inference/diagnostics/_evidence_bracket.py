@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from ...ppl.language import arguments
 from ...ppl.traces import check_match, with_penalties
 
 Array = jax.Array
+LEAST_UNSEEN = 0.05  # share of the draws' mass that is worth a warning
 
 
 @shown
@@ -44,6 +46,17 @@ class EvidenceBracket:
         """Mean of upper - lower and its standard error: what inference loses, at most; 0 for the exact posterior."""
         return _mean(self.upper - self.lower)
 
+    @property
+    def unseen(self) -> tuple[float, float] | None:
+        """Share of the posterior where the guide hardly ever draws, and its standard error; None with simulated data or K > 1.
+
+        The share of the given draws whose weight is above every weight that as many draws of the guide had. Near 1 / S times the
+        largest weight for a guide that covers the posterior; the mass of the modes that it has lost, for one that has.
+        """
+        if self.of != "draws" or self.num_particles > 1:
+            return None
+        return _mean((self.upper > self.lower.max()).astype(float))
+
     def _bounds(self) -> dict[str, str]:
         rows = {"lower": _mean(self.lower), "upper": _mean(self.upper), "gap": self.gap}
         return {name: f"{mean:.4g} +- {error:.2g}" for name, (mean, error) in rows.items()}
@@ -53,7 +66,7 @@ class EvidenceBracket:
         return bounds | {
             self.of: len(self.lower),
             "num_particles": f"{self.num_particles} behind each bound",
-        }
+        } | ({} if self.unseen is None else {"unseen": f"{self.unseen[0]:.2g} +- {self.unseen[1]:.1g} of the draws' mass"})
 
     def __str__(self) -> str:
         parts = [f"{name} {bound}" for name, bound in self._bounds().items()]
@@ -107,6 +120,9 @@ def evidence_bracket(
         ValueError: sizes below 1; log-probs scaled by subsampling; neither or both of `data_fn` and `draws`, or draws of
             different numbers.
         TypeError: model or guide with an estimated density.
+
+    Warns:
+        UserWarning: with `draws` and K = 1, more than 5 % of the draws' mass is `unseen`, by three standard errors.
 
     Validity: both inequalities hold in expectation, for every K and every guide; averages over S have the errors printed. That
     the gap is small on data of the model says nothing about other data. Given `draws` are taken at their word: the upper bound
@@ -176,7 +192,25 @@ def evidence_bracket(
     run = jax.jit(lambda *rows: jax.lax.map(lambda row: simulate(*row), rows, batch_size=size))
     lower, upper = run(keys, given)
     of = "simulated data sets" if draws is None else "draws"
-    return EvidenceBracket(np.asarray(lower), np.asarray(upper), num_particles, of)
+    bracket = EvidenceBracket(np.asarray(lower), np.asarray(upper), num_particles, of)
+    _warn_of_lost_modes(bracket)
+    return bracket
+
+
+def _warn_of_lost_modes(bracket: EvidenceBracket) -> None:
+    """Say so where more of the draws' mass is unseen than sampling explains."""
+    if bracket.unseen is None:
+        return
+    share, error = bracket.unseen
+    if share - 3 * error > LEAST_UNSEEN:
+        warnings.warn(
+            f"evidence_bracket: {share:.0%} of the given draws have weights above all those of {len(bracket.lower)} draws of the "
+            f"guide: it has lost that much of the posterior, and its own draws and weights do not show it. "
+            f"Evidence in nats: lower {bracket.lower.mean():.4g}, upper {bracket.upper.mean():.4g}. Train it on these draws, or "
+            "temper the target.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _count(draws: Mapping[str, Array]) -> int:
