@@ -118,7 +118,7 @@ def unnormalised(log_target: LogTarget, num_variables: int, num_values: int) -> 
 
 
 def bracket(
-    model: MaM, log_target: LogTarget, rows: Int[Array, "rows variables"], key: Array, *, num_rows: int = 2_000
+    model: MaM, log_target: LogTarget, rows: Int[Array, "rows variables"], key: Array, *, num_rows: int = 1_000
 ) -> EvidenceBracket:  # fmt: skip
     """Log Z from both sides: from the model's own draws, and from draws of the target.
 

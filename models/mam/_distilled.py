@@ -1,8 +1,8 @@
 """Fitting the marginal network to sums of the chain, until held-out sums say that it is enough.
 
 How long is enough depends on the law: too few steps leave the network behind the chain, too many fit the orders that were scored.
-The rule: a tenth of the scored rows is held out; at a constant rate the run goes on until the error on them has not fallen for
-`patience` steps; then the rate falls to zero over as many steps again, and the best parameters that were seen are kept.
+The rule: a tenth of the scored rows is held out; the rate falls as 1 / (1 + step / patience), and the run ends once the error on
+them has not fallen for `patience` steps; the best parameters that were seen are kept.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ._objectives import regress
 from ._orders import UniformOrder
 
 Scored = tuple[Array, Array, Array]
+_BLOCK = 2_000
 
 
 @shown
@@ -81,7 +82,12 @@ def scored(
         drawn = model.draw(draw_key, (num_draws,))
         rows = jnp.concatenate([rows, drawn.value])
         orders = jnp.concatenate([orders, drawn.order])
-    return rows, orders, model.log_steps(rows, orders)
+    # Blocks of one size are compiled once, whatever the number of rows.
+    pad = -len(rows) % _BLOCK
+    blocks = [jnp.pad(x, ((0, pad), (0, 0)), "edge") for x in (rows, orders)]
+    cut = lambda x, i: x[i : i + _BLOCK]
+    steps = [model.log_steps(*(cut(x, i) for x in blocks)) for i in range(0, len(blocks[0]), _BLOCK)]
+    return rows, orders, jnp.concatenate(steps)[: len(rows)]
 
 
 def distilled(
@@ -92,7 +98,7 @@ def distilled(
     num_scored: int = 10_000,
     num_draws: int = 10_000,
     batch: int = 256,
-    rate: float = 3e-3,
+    rate: float = 5e-3,
     patience: int = 500,
     max_steps: int = 20_000,
     warm: bool = True,
@@ -101,8 +107,8 @@ def distilled(
     """Fit the marginal network to a fixed conditional one, and stop by held-out rows.
 
     Minimises E[(l(x_S) - log p(x_S | order))^2] by `regress`, over `rows` and draws of the model, the chain scored once for
-    each. A tenth of both is held out. Adam runs at a constant rate until the held-out error has not fallen for `patience` steps,
-    then the rate falls to zero over `patience` steps; the best parameters seen are kept.
+    each. A tenth of both is held out. Adam's rate falls as 1 / (1 + step / patience), and the run ends once the held-out error
+    has not fallen for `patience` steps; the best parameters seen are kept.
 
     Args:
         networks: the pair; its conditional network is taken as it is.
@@ -111,9 +117,9 @@ def distilled(
         num_scored: rows that are scored at most, drawn without replacement.
         num_draws: draws of the model beside them.
         batch: rows of a step.
-        rate: Adam's rate.
-        patience: steps without a smaller held-out error after which the rate falls.
-        max_steps: steps at the constant rate at most.
+        rate: Adam's rate at the start.
+        patience: steps without a smaller held-out error after which the run ends.
+        max_steps: steps at most.
         warm: start from the layers of the conditional network (`Pair.with_warm_marginal`).
         progress: show progress bars.
 
@@ -140,15 +146,16 @@ def distilled(
     sizes = {"num_scored": num_scored, "batch": batch, "patience": patience, "max_steps": max_steps}
     check_counts("distilled", **sizes)
     check_counts("distilled", 0, num_draws=num_draws)
-    pick_key, score_key, split_key, fit_key, cool_key, look_key = jax.random.split(typed_key(key), 6)
+    pick_key, score_key, split_key, fit_key, look_key = jax.random.split(typed_key(key), 5)
     rows = jnp.asarray(rows)
-    chosen = jax.random.choice(pick_key, len(rows), (min(num_scored, len(rows)),), replace=False)
-    table = scored(networks, rows[chosen], score_key, num_draws=num_draws)
-    total = len(table[0])
+    num_scored = min(num_scored, len(rows))
+    total = num_scored + num_draws
     if total < 20:
         raise ValueError(
             f"distilled: {total} rows in all, and a tenth of them is held out to stop by. Give at least 20 rows, or num_draws."
         )
+    chosen = jax.random.choice(pick_key, len(rows), (num_scored,), replace=False)
+    table = scored(networks, rows[chosen], score_key, num_draws=num_draws)
     order = jax.random.permutation(split_key, total)
     cut = total // 10
     held_out, table = ([x[part] for x in table] for part in (order[:cut], order[cut:]))
@@ -159,18 +166,12 @@ def distilled(
     )
     batch = min(batch, len(table[0]))
     options = {"subsample": {"rows": batch}, "progress": progress, "callbacks": [best]}
-    options |= {"callback_every": max(patience // 5, 1)}
-    first = inference.fit(
-        objective, optax.adam(rate), tuple(table), num_steps=max_steps, key=fit_key, **options
-    )
-    looks = list(best.losses)
-    cooling = optax.adam(optax.cosine_decay_schedule(rate, patience))
-    inference.fit(
-        objective, cooling, tuple(table), num_steps=patience, key=cool_key, params=best.params, **options
+    fit = inference.fit(
+        objective, optax.adam(lambda step: rate / (1 + step / patience)), tuple(table),
+        num_steps=max_steps, key=fit_key, callback_every=max(patience // 5, 1), **options,
     )  # fmt: skip
-    looks += [(first.steps + step, loss) for step, loss in best.losses[len(looks) :]]
-    reason = "settled" if first.steps < max_steps else "max_steps"
-    return Distilled(start.with_params(best.params), np.asarray(looks, float), reason)
+    reason = "settled" if fit.steps < max_steps else "max_steps"
+    return Distilled(start.with_params(best.params), np.asarray(best.losses, float), reason)
 
 
 def _held_out_error(networks: Pair, table: list[Array]) -> Callable[[Any, Array], Array]:

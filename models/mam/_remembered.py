@@ -3,17 +3,23 @@
 Of an energy the relative masses of any states A are known exactly, f(x) / sum_A f. What a network would have to learn of the few
 states that hold most of a law is there already; what lies outside is left to it:
 
-    p(x) = w p_A(x) + (1 - w) q(x),        p_A(x) = f(x) 1{x in A} / sum_A f,
+    p(x) = w p_A(x) + (1 - w - u) q(x) + u K^-D,        p_A(x) = f(x) 1{x in A} / sum_A f,
 
-q the law of a pair of networks. A mixture's marginals are the mixture's of the marginals,
+q the law of a pair of networks. A little of the uniform law keeps weights of rare states that neither knows bounded (a defensive
+mixture): without it an estimate of Z would leave them out, and its standard error would not tell. The marginals of a mixture are
+the mixture of the marginals,
 
-    exp(l(x_S)) = w p_A(x_S) + (1 - w) exp(l_q(x_S)),
-    exp(c(i, k | x_S)) = [w p_A(x_S, x_i = k) + (1 - w) exp(l_q(x_S) + c_q(i, k | x_S))] / exp(l(x_S)),
+    exp(l(x_S)) = w p_A(x_S) + (1 - w - u) exp(l_q(x_S)) + u K^-|S|,
+    exp(c(i, k | x_S)) = [w p_A(x_S, x_i = k) + (1 - w - u) exp(l_q(x_S) + c_q(i, k | x_S)) + u K^-(|S| + 1)] / exp(l(x_S)),
 
 so that l and c fit together as far as those of q do. The weight w is the one that independent draws of the law like best.
+
+Reference: Hesterberg 1995, Weighted average importance sampling and defensive mixture distributions (the uniform part).
 """
 
 from __future__ import annotations
+
+import math
 
 import equinox as eqx
 import jax
@@ -25,6 +31,7 @@ from numpy.typing import ArrayLike
 from ._networks import Networks
 
 _MAX_ATOMS, _KEPT = 2**14, 0.999
+UNIFORM = 0.005
 
 
 class Remembered(Networks):
@@ -35,10 +42,11 @@ class Remembered(Networks):
         rows: draws of the law, values 0 to K - 1; A are the heaviest states among them that hold 99.9 % of their mass, 16,384
             at most.
         log_masses: log f of each row, nats.
-        share: w, in [0, 1).
+        share: w.
+        uniform: u, above 0.
 
     Raises:
-        ValueError: a share outside of [0, 1); rows of another width, or not one mass for each.
+        ValueError: shares that are negative or leave nothing to the networks; rows of another width, or not one mass for each.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -46,7 +54,8 @@ class Remembered(Networks):
         >>> networks = mam.residual_mlps(2, 2, width=8, key=jax.random.key(0))
         >>> both = mam.Remembered(networks, jnp.array([[0, 0], [1, 1]]), jnp.log(jnp.array([3.0, 1.0])), 0.5)
         >>> model = mam.MaM(both)
-        >>> float(jnp.exp(model.log_marginal(jnp.array([0, 0]), jnp.array([True, True]))))  # (3 / 4 + 1 / 4) / 2
+        >>> level = model.log_marginal(jnp.array([0, 0]), jnp.array([True, True]))
+        >>> round(float(jnp.exp(level)), 4)  # (3 / 4 + 1 / 4) / 2
         0.5
     """
 
@@ -54,6 +63,7 @@ class Remembered(Networks):
     atoms: Array
     masses: Array
     share: float = eqx.field(static=True)
+    uniform: float = eqx.field(static=True)
     num_variables: int = eqx.field(static=True)
     num_values: int = eqx.field(static=True)
 
@@ -63,13 +73,17 @@ class Remembered(Networks):
         rows: Int[ArrayLike, "rows variables"],
         log_masses: Float[ArrayLike, " rows"],
         share: float,
+        *,
+        uniform: float = UNIFORM,
     ) -> None:
         values, log_f = np.asarray(rows), np.asarray(log_masses, np.float64)
         self.num_variables, self.num_values = networks.num_variables, networks.num_values
-        if values.shape != (len(log_f), self.num_variables) or not 0 <= share < 1:
+        is_mixture = min(share, uniform) >= 0 and share + uniform < 1
+        if values.shape != (len(log_f), self.num_variables) or not is_mixture:
             raise ValueError(
-                f"Remembered: rows of shape {values.shape}, {log_f.size} masses, share {share}; needs rows [n, {self.num_variables}], "
-                "one mass each, and a share from 0 to below 1, so that no state is ruled out. Score every row once."
+                f"Remembered: rows of shape {values.shape}, {log_f.size} masses, shares {share} and {uniform}; needs rows [n, "
+                f"{self.num_variables}], one mass each, and shares that are not negative and leave something to the networks. Score "
+                "every row once, and lower the shares."
             )
         atoms, first = np.unique(values, axis=0, return_index=True)
         heaviest = np.argsort(-log_f[first])[:_MAX_ATOMS]
@@ -77,15 +91,15 @@ class Remembered(Networks):
         # Each atom costs a comparison in every pass: the lightest ones are left to q.
         is_kept = np.cumsum(masses) - masses <= _KEPT * masses.sum()
         atoms, masses = atoms[heaviest][is_kept], masses[is_kept]
-        self.networks, self.share = networks, float(share)
+        self.networks, self.share, self.uniform = networks, float(share), float(uniform)
         self.atoms = jnp.asarray(atoms + 1)
         self.masses = jnp.asarray(masses / masses.sum(), jnp.result_type(float))
 
     def log_marginal(self, tokens: Int[Array, " variables"]) -> Float[Array, ""]:
         mass = self._matched(tokens).sum()
-        outside = jnp.log1p(-self.share) + self.networks.log_marginal(tokens)
+        flat = self._flat(tokens)
+        level = jnp.logaddexp(jnp.log(self.share * mass + flat), self._outside(tokens))
         # Nothing observed is 0 exactly only if said so.
-        level = jnp.logaddexp(jnp.log(self.share * mass), outside)
         return jnp.where((tokens > 0).any(), level, 0.0)
 
     def log_conditionals(
@@ -93,9 +107,15 @@ class Remembered(Networks):
     ) -> Float[Array, "variables values"]:
         of_value = jax.nn.one_hot(self.atoms - 1, self.num_values)
         mass = jnp.tensordot(self._matched(tokens), of_value, 1)
-        level = jnp.log1p(-self.share) + self.networks.log_marginal(tokens)
-        outside = level + self.networks.log_conditionals(tokens)
-        return jax.nn.log_softmax(jnp.logaddexp(jnp.log(self.share * mass), outside))
+        flat = self._flat(tokens) / self.num_values
+        outside = self._outside(tokens) + self.networks.log_conditionals(tokens)
+        return jax.nn.log_softmax(jnp.logaddexp(jnp.log(self.share * mass + flat), outside))
+
+    def _outside(self, tokens: Array) -> Array:
+        return math.log1p(-self.share - self.uniform) + self.networks.log_marginal(tokens)
+
+    def _flat(self, tokens: Array) -> Array:
+        return self.uniform * jnp.exp(-(tokens > 0).sum() * jnp.log(float(self.num_values)))
 
     def log_masses(self, values: Int[ArrayLike, "rows variables"]) -> Float[np.ndarray, " rows"]:
         """Log p_A of whole rows of values 0 to K - 1, -inf outside of A."""
@@ -113,7 +133,7 @@ class Remembered(Networks):
 def best_share(
     log_inside: Float[np.ndarray, " rows"], log_outside: Float[np.ndarray, " rows"]
 ) -> float:
-    """The w that maximises the mean of log[w p_A(x) + (1 - w) q(x)] over independent draws x, between 0 and 1 - 1e-4.
+    """The w that maximises the mean of log[w p_A(x) + (1 - w) q(x)] over independent draws x, at most 1 - 2 u.
 
     Args:
         log_inside: log p_A(x), -inf outside of A.
@@ -126,5 +146,5 @@ def best_share(
         for _ in range(200):
             inside, outside = np.log(share) + log_inside, np.log1p(-share) + log_outside
             share = float(np.exp(inside - np.logaddexp(inside, outside)).mean())
-            share = min(share, 1 - 1e-4)
+            share = min(share, 1 - 2 * UNIFORM)
     return share
