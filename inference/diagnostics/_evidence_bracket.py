@@ -63,10 +63,18 @@ class EvidenceBracket:
 
     def _facts(self) -> dict[str, Any]:
         bounds = {name: f"{bound} nats" for name, bound in self._bounds().items()}
-        return bounds | {
-            self.of: len(self.lower),
-            "num_particles": f"{self.num_particles} behind each bound",
-        } | ({} if self.unseen is None else {"unseen": f"{self.unseen[0]:.2g} +- {self.unseen[1]:.1g} of the draws' mass"})
+        return (
+            bounds
+            | {
+                self.of: len(self.lower),
+                "num_particles": f"{self.num_particles} behind each bound",
+            }
+            | (
+                {}
+                if self.unseen is None
+                else {"unseen": f"{self.unseen[0]:.2g} +- {self.unseen[1]:.1g} of the draws' mass"}
+            )
+        )
 
     def __str__(self) -> str:
         parts = [f"{name} {bound}" for name, bound in self._bounds().items()]
@@ -218,8 +226,8 @@ def _count(draws: Mapping[str, Array]) -> int:
     counts = {name: np.shape(x)[0] if np.ndim(x) else 0 for name, x in draws.items()}
     if len(set(counts.values())) != 1:
         raise ValueError(
-            f"evidence_bracket: draws have the numbers {counts} by site. Give every latent site's values along one leading axis of "
-            "draws, at least two."
+            f"evidence_bracket: draws have the numbers {counts} by site. Give every latent site's values along one leading "
+            "axis of draws, at least two."
         )
     return next(iter(counts.values()))
 

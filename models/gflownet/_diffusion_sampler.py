@@ -9,9 +9,9 @@ where the integrand is exp of -(1 - 1 / (2 r^2)) y^2 / s^2 + O(y): the integral 
 
     r > 1 / sqrt(2),        and then it is  r^2 / sqrt(2 r^2 - 1) exp(m^2 / (s^2 (2 r^2 - 1))).
 
-Where r stays above a least value r_0 > 1 / sqrt(2), and |f| below a largest one, each factor is bounded whatever x is, and so is the
-product over steps and coordinates: with a bounded h the second moment of the weight is finite. With h = 1, m = 0 and a constant r
-it is (r^2 / sqrt(2 r^2 - 1))^(T d) exactly, and infinite for r <= 1 / sqrt(2): for such h the bound cannot be lowered.
+Where r stays above a least value r_0 > 1 / sqrt(2), and |f| below a largest one, each factor is bounded whatever x is, and so is
+the product over steps and coordinates: with a bounded h the second moment of the weight is finite. With h = 1, m = 0 and a
+constant r it is (r^2 / sqrt(2 r^2 - 1))^(T d) exactly, and infinite for r <= 1 / sqrt(2): for such h the bound cannot be lowered.
 """
 
 from __future__ import annotations
@@ -309,13 +309,13 @@ def diffusion_sampler(
         key: PRNG key of the initial values.
 
     Raises:
-        ValueError: sizes that are not positive; a `min_relative_scale` outside of (1 / sqrt(2), 1]; a density that does not map one point to one number; choices that do not go
-            together.
+        ValueError: sizes that are not positive; a `min_relative_scale` outside of (1 / sqrt(2), 1]; a density that does not map
+            one point to one number; choices that do not go together.
 
     Validity: weights R P_B / P_F have a finite variance if R is bounded by a multiple of Normal(0, sigma^2), so that tails are no
     wider than the reference's: standard deviations of the steps are kept above `min_relative_scale` of the reference's, those
-    that a control of one's own returns included, and the norm of the drift below 100 sigma. A Gaussian target of standard deviation
-    v needs T of at least (sigma^2 / v^2 - 1) / (1 / min_relative_scale^2 - 1) steps then for an exact sampler to exist.
+    that a control of one's own returns included, and the norm of the drift below 100 sigma. A Gaussian target of standard
+    deviation v needs T of at least (sigma^2 / v^2 - 1) / (1 / min_relative_scale^2 - 1) steps then for an exact sampler to exist.
 
     Reference: Lahlou et al. 2023, arXiv:2301.12594 (continuous GFlowNets); Zhang and Chen 2022, arXiv:2111.15141 (path integral
     sampler); Sendera et al. 2024, arXiv:2402.05098 (losses, exploration, learned variances).
@@ -344,8 +344,8 @@ def diffusion_sampler(
     point = jax.ShapeDtypeStruct((num_dims,), jnp.result_type(float))
     if not LEAST_SCALE < min_relative_scale <= 1:
         problems.append(
-            f"min_relative_scale must lie above 1 / sqrt(2) = {LEAST_SCALE:.4f}, where weights of the paths have an infinite variance, "
-            f"and not above 1, got {min_relative_scale}. The default is 0.75"
+            f"min_relative_scale must lie above 1 / sqrt(2) = {LEAST_SCALE:.4f}, where weights of the paths have an "
+            f"infinite variance, and not above 1, got {min_relative_scale}. The default is 0.75"
         )
     shape = jax.eval_shape(log_density, point).shape
     if shape != ():

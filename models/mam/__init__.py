@@ -1,13 +1,6 @@
 """Marginalization models: any marginal of a discrete law in one pass of a network, and draws in any order (arXiv:2310.12920)."""
 
-from ._annealing import (
-    Annealed as Annealed,
-    anneal as anneal,
-    bracket as bracket,
-    unnormalised as unnormalised,
-)
 from ._convolutions import ResidualCNN as ResidualCNN, residual_cnns as residual_cnns
-from ._distilled import Distilled as Distilled, distilled as distilled, scored as scored
 from ._distribution import Draw as Draw, MaM as MaM
 from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
 from ._images import MaskedUNet as MaskedUNet, unets as unets
@@ -29,13 +22,22 @@ from ._objectives import (
 from ._orders import UniformOrder as UniformOrder
 from ._particles import Particle as Particle, feynman_kac as feynman_kac
 from ._persistent import ChainState as ChainState, PersistentObjective as PersistentObjective
-from ._remembered import Remembered as Remembered
 from ._sequences import (
     CausalTransformer as CausalTransformer,
     MaskedTransformer as MaskedTransformer,
     transformers as transformers,
 )
 from ._tables import Tables as Tables, sampler_law as sampler_law
+from .annealing import (
+    Annealed as Annealed,
+    Distilled as Distilled,
+    Remembered as Remembered,
+    anneal as anneal,
+    bracket as bracket,
+    distilled as distilled,
+    scored as scored,
+    unnormalised as unnormalised,
+)
 
 __all__ = [
     "Annealed",

@@ -79,7 +79,9 @@ class _FiniteSupports(Messenger):
         base, _ = element(msg["fn"])
         problem = Enum().refuse(base)
         if problem is None and base.event_dim:
-            problem = f"needs values of one number each, but those of {type(base).__name__} are vectors"
+            problem = (
+                f"needs values of one number each, but those of {type(base).__name__} are vectors"
+            )
         self.laws.setdefault(msg["name"], []).append(problem or support_of(base))
 
 
@@ -91,7 +93,7 @@ def _support(name: str, found: list[np.ndarray | str], trace: ppl.Trace) -> np.n
         told = ["moves sites outside of scans and branches"]
     if told:
         raise ValueError(
-            f"Site '{name}': kernel Gibbs {told[0]}. Sum discrete sites out and keep HMC() for continuous ones, code the values as "
-            "Categorical ones, or use smc on the program."
+            f"Site '{name}': kernel Gibbs {told[0]}. Sum discrete sites out and keep HMC() for continuous ones, code the values "
+            "as Categorical ones, or use smc on the program."
         )
     return found[0]  # type: ignore[return-value]

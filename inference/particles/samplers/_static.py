@@ -96,7 +96,9 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
     def point(values: Mapping[str, Array]) -> Array:
         return jax.flatten_util.ravel_pytree({n: transforms[n].inv(values[n]) for n in latent})[0]
 
-    return static_of(program, args, trace, Coordinates(flat, choices, log_jacobian, point), data_axis)
+    return static_of(
+        program, args, trace, Coordinates(flat, choices, log_jacobian, point), data_axis
+    )
 
 
 def latent_sites(program: ppl.Program, args: tuple[Any, ...]) -> tuple[ppl.Trace, list[str]]:

@@ -59,7 +59,7 @@ def test_batches_change_nothing_and_it_prints(key):
 
 
 def test_given_draws_of_the_posterior_bound_from_above(seed):
-    """x = 1 in all: exact draws N(1 / 2, 1 / 2), sd about 1 on either side; a bias of 0.05 is 7 standard errors."""
+    """Data 1: exact draws N(1 / 2, 1 / 2), sd about 1 on either side; a bias of 0.05 is 7 standard errors."""
     z = 0.5 + np.sqrt(0.5) * np.random.default_rng(0).normal(size=20_000)
     result = inference.diagnostics.evidence_bracket(model, wide, seed, 1.0, draws={"z": z})
     log_z = -0.5 * np.log(4 * np.pi) - 0.25

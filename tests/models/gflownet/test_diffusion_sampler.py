@@ -201,13 +201,21 @@ def test_weights_have_a_variance_whatever_the_control_says(relative_scale, key):
     # E_q[w^2] = int w R dx.
     log_r = np.asarray(jax.vmap(log_reference)(jnp.asarray(x)))
     found = np.trapezoid(np.exp(np.asarray(log_weight, float) + log_r), x)
-    np.testing.assert_allclose(found, second_moment(max(relative_scale, 0.75), 0.2, 60.0), rtol=2e-3)
+    np.testing.assert_allclose(
+        found, second_moment(max(relative_scale, 0.75), 0.2, 60.0), rtol=2e-3
+    )
 
 
 def test_the_networks_own_scale_ends_at_the_bound(key):
     sampler = gflownet.diffusion_sampler(log_r, 1, num_steps=2, min_relative_scale=0.8, key=key)
     bias = lambda c: c.body.layers[-1].bias
-    for raw, want in ((-50.0, 0.8), (-1e-3, np.exp(-1e-3)), (0.0, 1.0), (1e-3, np.exp(1e-3)), (50.0, np.e)):
+    for raw, want in (
+        (-50.0, 0.8),
+        (-1e-3, np.exp(-1e-3)),
+        (0.0, 1.0),
+        (1e-3, np.exp(1e-3)),
+        (50.0, np.e),
+    ):
         control = eqx.tree_at(bias, sampler.control, jnp.array([0.0, raw]))
         log_scale = control(jnp.zeros(1), jnp.zeros(()), jnp.zeros(1))[1]
         np.testing.assert_allclose(np.exp(log_scale), want, rtol=1e-5)

@@ -1,5 +1,6 @@
 """Learning from an energy without losing modes: mixtures against enumeration, bounds, stopping, ten random tables."""
 
+import functools
 import itertools
 import time
 import warnings
@@ -15,7 +16,7 @@ from scipy.special import logsumexp
 
 from lapilli import inference
 from lapilli.models import mam
-from lapilli.models.mam._remembered import best_share
+from lapilli.models.mam.annealing._remembered import best_share
 
 D, K = 3, 2
 X = rows(D, K)
@@ -165,6 +166,10 @@ def random_table(seed):
     return high * z
 
 
+def look_up(table, x):
+    return table[tuple(x)]
+
+
 def evidence(networks, log_target, key, num_runs=100):
     """Z-hat of runs of 128 particles."""
     chain = mam.feynman_kac(mam.MaM(networks), log_target)
@@ -181,7 +186,7 @@ def test_ten_random_tables_keep_their_modes(capsys):
     for seed in range(10):
         table = random_table(seed)
         log_z, p = logsumexp(table), np.exp(table - logsumexp(table))
-        log_target = lambda x, t=jnp.asarray(table): t[tuple(x)]
+        log_target = functools.partial(look_up, jnp.asarray(table))
         networks = mam.residual_mlps(BITS, 2, width=128, depth=2, key=jax.random.key(seed))
         start = time.process_time()
         schedule = optax.cosine_decay_schedule(3e-3, 2_000)

@@ -56,7 +56,7 @@ def test_a_value_of_no_density_is_never_drawn_and_no_move_from_nowhere_breaks(ke
     kernel = Gibbs((4,))
     for start in (0, 2):
         at = kernel.start(jnp.array([start]), density)
-        ends = jax.vmap(lambda k: kernel.step(k, at, density, 1.0, 0.0)[0].point[0])(
+        ends = jax.vmap(lambda k, at=at: kernel.step(k, at, density, 1.0, 0.0)[0].point[0])(
             jax.random.split(key, 50)
         )
         assert (ends == 2).all()

@@ -18,15 +18,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ... import inference
-from ...ppl._checks import check_counts
-from ...ppl._compat import typed_key
-from ...ppl._show import shown
-from . import _chain
-from ._distribution import MaM
-from ._networks import Pair
-from ._objectives import regress
-from ._orders import UniformOrder
+from .... import inference
+from ....ppl._checks import check_counts
+from ....ppl._compat import typed_key
+from ....ppl._show import shown
+from .. import _chain
+from .._distribution import MaM
+from .._networks import Pair
+from .._objectives import regress
+from .._orders import UniformOrder
 
 Scored = tuple[Array, Array, Array]
 _BLOCK = 2_000
@@ -86,7 +86,9 @@ def scored(
     pad = -len(rows) % _BLOCK
     blocks = [jnp.pad(x, ((0, pad), (0, 0)), "edge") for x in (rows, orders)]
     cut = lambda x, i: x[i : i + _BLOCK]
-    steps = [model.log_steps(*(cut(x, i) for x in blocks)) for i in range(0, len(blocks[0]), _BLOCK)]
+    steps = [
+        model.log_steps(*(cut(x, i) for x in blocks)) for i in range(0, len(blocks[0]), _BLOCK)
+    ]
     return rows, orders, jnp.concatenate(steps)[: len(rows)]
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from ._networks import Networks
+from .._networks import Networks
 
 _MAX_ATOMS, _KEPT = 2**14, 0.999
 UNIFORM = 0.005
@@ -82,8 +82,8 @@ class Remembered(Networks):
         if values.shape != (len(log_f), self.num_variables) or not is_mixture:
             raise ValueError(
                 f"Remembered: rows of shape {values.shape}, {log_f.size} masses, shares {share} and {uniform}; needs rows [n, "
-                f"{self.num_variables}], one mass each, and shares that are not negative and leave something to the networks. Score "
-                "every row once, and lower the shares."
+                f"{self.num_variables}], one mass each, and shares that are not negative and leave something to the networks. "
+                "Score every row once, and lower the shares."
             )
         atoms, first = np.unique(values, axis=0, return_index=True)
         heaviest = np.argsort(-log_f[first])[:_MAX_ATOMS]
@@ -119,7 +119,10 @@ class Remembered(Networks):
 
     def log_masses(self, values: Int[ArrayLike, "rows variables"]) -> Float[np.ndarray, " rows"]:
         """Log p_A of whole rows of values 0 to K - 1, -inf outside of A."""
-        known = {row.tobytes(): m for row, m in zip(np.asarray(self.atoms - 1, np.int32), self.masses, strict=True)}
+        known = {
+            row.tobytes(): m
+            for row, m in zip(np.asarray(self.atoms - 1, np.int32), self.masses, strict=True)
+        }
         masses = [float(known.get(row.tobytes(), 0.0)) for row in np.asarray(values, np.int32)]
         with np.errstate(divide="ignore"):
             return np.log(np.array(masses))

@@ -1,7 +1,7 @@
 """Learning a law known up to its constant from particles that came to it by temperature.
 
-A model that learns from its own draws (`energy`) never hears of a mode that it does not draw, and nothing it can compute says so. Here
-draws come from elsewhere:
+A model that learns from its own draws (`energy`) never hears of a mode that it does not draw, and nothing it can compute says
+so. Here draws come from elsewhere:
 
 1. tempered SMC from the uniform law to f / Z, moved by Gibbs sweeps at each temperature (`inference.tempered_smc`), twice and
    independently: one run to learn from, one to judge by;
@@ -28,19 +28,22 @@ import numpyro.distributions as dist
 import optax
 from jaxtyping import Array, Float, Int
 
-from ... import inference, ppl
-from ...inference.diagnostics import EvidenceBracket
-from ...ppl._checks import check_counts
-from ...ppl._compat import typed_key
-from ...ppl._show import shown
+from .... import inference, ppl
+from ....inference.diagnostics import EvidenceBracket
+from ....ppl._checks import check_counts
+from ....ppl._compat import typed_key
+from ....ppl._show import shown
+from .._distribution import MaM
+from .._networks import Networks, Pair
+from .._objectives import any_order
+from .._orders import UniformOrder
 from ._distilled import Distilled, distilled, scored
-from ._distribution import MaM
-from ._networks import Networks, Pair
-from ._objectives import any_order
-from ._orders import UniformOrder
 from ._remembered import Remembered, best_share
 
-_NUM_JUDGED, _LEAST_SHARE = 2_000, 1e-3  # rows that choose the weight of the memory; one that is not worth its cost
+_NUM_JUDGED, _LEAST_SHARE = (
+    2_000,
+    1e-3,
+)  # rows that choose the weight of the memory; one that is not worth its cost
 LogTarget = Callable[[Int[Array, " variables"]], Float[Array, ""]]
 
 
@@ -60,9 +63,9 @@ class Annealed:
     """
 
     networks: Networks
-    rows: Int[Array, "two particles variables"]
-    log_evidence: Float[Array, "two"]
-    temperatures: Float[Array, "two steps"]
+    rows: Int[Array, "runs particles variables"]
+    log_evidence: Float[Array, " runs"]
+    temperatures: Float[Array, "runs steps"]
     share: float
     distillation: Distilled
     bracket: EvidenceBracket
@@ -81,7 +84,7 @@ class Annealed:
 
 
 def unnormalised(log_target: LogTarget, num_variables: int, num_values: int) -> ppl.Program:
-    """f as a program: a uniform row "x" and the factor "target", log f(x) + D log K, so that its evidence is Z.
+    """F as a program: a uniform row "x" and the factor "target", log f(x) + D log K, so that its evidence is Z.
 
     For `inference.tempered_smc(program, key, kernel=moves.Gibbs(), ...)`: the law at temperature beta is f^beta, normalised.
 
@@ -267,7 +270,9 @@ def _with_memory(
     log_f = jax.jit(jax.vmap(log_target))(learned)
     remember = functools.partial(Remembered, networks, np.asarray(learned), np.asarray(log_f))
     log_steps = scored(networks, judged, key)[2]
-    share = best_share(remember(0.5).log_masses(np.asarray(judged)), np.asarray(log_steps.sum(1), float))
+    share = best_share(
+        remember(0.5).log_masses(np.asarray(judged)), np.asarray(log_steps.sum(1), float)
+    )
     if share < _LEAST_SHARE:
         return networks, 0.0
     return remember(share), share
