@@ -113,7 +113,7 @@ def unnormalised(log_target: LogTarget, num_variables: int, num_values: int) -> 
     @ppl.model
     def target() -> Array:
         logits = jnp.zeros((num_variables, num_values))
-        x = ppl.sample("x", dist.Categorical(logits=logits).to_event(1))
+        x = ppl.sample("x", dist.CategoricalLogits(logits).to_event(1))
         ppl.factor("target", log_target(x) + num_variables * math.log(num_values))
         return x
 
@@ -159,7 +159,7 @@ def bracket(
 
     def target() -> None:
         ppl.sample("order", UniformOrder(size))
-        uniform = dist.Categorical(logits=jnp.zeros((size, model.networks.num_values)))
+        uniform = dist.CategoricalLogits(jnp.zeros((size, model.networks.num_values)))
         x = ppl.sample("x", uniform.to_event(1))
         ppl.factor("target", log_target(x) + size * math.log(model.networks.num_values))
 
