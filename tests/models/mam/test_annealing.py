@@ -181,7 +181,11 @@ def evidence(networks, log_target, key, num_runs=100):
 
 @pytest.mark.slow  # twenty trainings, about a quarter of an hour
 def test_ten_random_tables_keep_their_modes(capsys):
-    """Total variation below 0.1 and Z-hat / Z within 3 standard errors of 1 for seeds 0 to 9; settings from seeds 100 to 104."""
+    """Total variation below 0.1 and Z-hat / Z within 3 standard errors of 1 for seeds 0 to 9; settings from seeds 100 to 104.
+
+    The standard error is the exact one of as many independent draws, (sum p^2 / q - 1) / n: that of the runs themselves is too
+    small where rare states with large weights were not drawn (seed 5: 3.9 of its own errors below 1).
+    """
     lines, found = [], []
     for seed in range(10):
         table = random_table(seed)
@@ -208,12 +212,13 @@ def test_ten_random_tables_keep_their_modes(capsys):
         level = np.asarray(jax.vmap(old.log_marginal)(jnp.asarray(ALL) + 1))
         law_before = np.exp(level - logsumexp(level)).reshape(p.shape)
         ratio = np.exp(evidence(new.networks, log_target, jax.random.key(4)) - log_z)
-        mean, error = ratio.mean(), ratio.std(ddof=1) / np.sqrt(len(ratio))
+        mean, own_error = ratio.mean(), ratio.std(ddof=1) / np.sqrt(len(ratio))
+        error = np.sqrt(((p**2 / law).sum() - 1) / (128 * len(ratio)))
         distance, distance_before = (0.5 * np.abs(p - q).sum() for q in (law, law_before))
         found.append((distance, (mean - 1) / error, before.unseen[0]))
         lines.append(
-            f"{seed}  {distance_before:.3f} {distance:.3f}  {mean:.4f} +- {error:.4f}  {before.unseen[0]:.2f} "
-            f"{new.bracket.unseen[0]:.3f}  {middle - start:.1f} {end - middle:.1f}"
+            f"{seed}  {distance_before:.3f} {distance:.3f}  {mean:.4f} +- {error:.4f} (own {own_error:.4f})  "
+            f"{before.unseen[0]:.2f} {new.bracket.unseen[0]:.3f}  {middle - start:.1f} {end - middle:.1f}"
         )
     with capsys.disabled():
         print("\nseed  TV (energy, anneal)  Z-hat / Z  unseen (energy, anneal)  processor seconds")
