@@ -70,8 +70,8 @@ def local_c2st(
 
         t(x_o) = E_{theta ~ q(. | x_o)}[(d(theta, x_o) - 1/2)^2].
 
-    Under the null hypothesis truth and draw of a pair may change places, so that classifiers trained with random exchanges have the
-    law of d.
+    Under the null hypothesis truth and draw of a pair may change places, so that classifiers trained with random exchanges
+    have the law of d.
 
     Args:
         simulations: of `simulate`; one draw of each is used.
@@ -89,9 +89,9 @@ def local_c2st(
         ValueError: observed sites or draws that are not those of the simulations.
         ImportError: scikit-learn is missing.
 
-    Validity: the p-value is exact for the hypothesis that the posterior is right at all data; a small one says that the classifier tells
-    them apart *here*, as far as its class of functions, and the density of simulations near x_o, allow. Shifts and scales are
-    importance weighted by the odds d / (1 - d): a direction, no exact correction.
+    Validity: the p-value is exact for the hypothesis that the posterior is right at all data; a small one says that the
+    classifier tells them apart *here*, as far as its class of functions, and the density of simulations near x_o, allow. Shifts
+    and scales are importance weighted by the odds d / (1 - d): a direction, no exact correction.
 
     Reference: Linhart, Gramfort and Rodrigues 2023, arXiv:2306.03580, algorithms 1 and 2; Zhao et al. 2021, arXiv:2102.10473.
     """
@@ -136,8 +136,8 @@ def _at(
     given = {name: np.shape(x) for name, x in observed.items()}, {name: np.shape(x)[1:] for name, x in draws.items()}  # fmt: skip
     if given != (of_data, of_draws) or len({np.shape(x)[:1] for x in draws.values()}) != 1:
         raise ValueError(
-            f"local_c2st: observed {given[0]} and draws {given[1]}, and the simulations have {of_data} and {of_draws}. Give the same "
-            "sites, observed as the model has them, draws [N, ...]."
+            f"local_c2st: observed {given[0]} and draws {given[1]}, and the simulations have {of_data} and {of_draws}. Give the "
+            "same sites, observed as the model has them, draws [N, ...]."
         )
     at = flat({name: np.asarray(observed[name])[None] for name in of_data}, 1)[0]
     points = flat({name: draws[name] for name in of_draws}, 1)
@@ -154,7 +154,7 @@ def _at(
 def _fit(
     classifier_fn: Callable[[], Any] | None, inputs: np.ndarray, there: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """labels -> probabilities of class 1 at the points `there`."""
+    """A function of labels that returns the probabilities of class 1 at the points `there`."""
     if classifier_fn is None:
         try:
             from sklearn.linear_model import LogisticRegression
@@ -164,7 +164,8 @@ def _fit(
                 "local_c2st needs scikit-learn. Install it with: pip install 'lapilli[data]'."
             ) from err
         powers = PolynomialFeatures(2, include_bias=False)
-        inputs, there = powers.fit_transform(inputs), powers.transform(there)
+        inputs = np.asarray(powers.fit_transform(inputs))
+        there = np.asarray(powers.transform(there))
         middle, spread = inputs.mean(0), inputs.std(0)
         spread = np.where(spread > 0, spread, 1.0)
         inputs, there = (inputs - middle) / spread, (there - middle) / spread

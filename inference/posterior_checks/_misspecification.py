@@ -87,8 +87,8 @@ def misspecification(
     Raises:
         ValueError: other sites or shapes than the simulated ones, summaries that are not finite, fewer than 20 simulations.
 
-    Validity: the p-value is exact for data from the prior predictive law. Posterior predictions have seen the data: their p-value is
-    then too large on average, never to be read as a level. What the summaries leave out is not seen.
+    Validity: the p-value is exact for data from the prior predictive law. Posterior predictions have seen the data: their
+    p-value is then too large on average, never to be read as a level. What the summaries leave out is not seen.
 
     Reference: Gretton et al. 2012, JMLR 13 (MMD and its permutation test); Schmitt et al. 2024, arXiv:2112.08866 (MMD of
     summaries as a score of misspecification); Box 1980 (prior predictive checks).

@@ -106,8 +106,8 @@ def check_posterior(
 
     The checks: coverage from below (the ranks of `inference.diagnostics.calibrate`), of central intervals, of densest regions
     and of all coordinates together; TARP with random points and with points near the truth's prediction; intervals along the
-    directions that look worst; symmetry (VSBC); ranks regressed on the data. With `observed` also a local classifier test at these
-    data, and whether the model predicts them.
+    directions that look worst; symmetry (VSBC); ranks regressed on the data. With `observed` also a local classifier test at
+    these data, and whether the model predicts them.
 
     Args:
         model: the program.
@@ -128,8 +128,8 @@ def check_posterior(
         ValueError: a level outside of (0, 1), and what `simulate`, `local_c2st` and `misspecification` refuse.
         ImportError: `observed` is given, and scikit-learn is missing.
 
-    Validity: for independent draws each p-value is exact or, far out and for ties, too large; `level` holds for all together by Holm's
-    correction. No objection does not prove a posterior right: each check sees its kind of error, given enough simulations.
+    Validity: for independent draws each p-value is exact or, far out and for ties, too large; `level` holds for all together by
+    Holm's correction. No objection does not prove a posterior right: each check sees its kind of error, given enough simulations.
 
     Example:
         >>> from lapilli import inference, ppl
@@ -208,7 +208,8 @@ def check_simulations(
     corrected, z = words.holm(p_values), z_scores(simulations)
     wrong = {name for name, p in corrected.items() if p < level}
     # A check that objects names its columns at the level that is left to it.
-    sentences = _sentences({n: c for n, c in checks.items() if n in wrong}, z, ways, simulations, level / len(checks))  # fmt: skip
+    objecting = {name: check for name, check in checks.items() if name in wrong}
+    sentences = _sentences(objecting, z, ways, simulations, level / len(checks))
     return PosteriorReport(simulations, checks, p_values, corrected, z, ways, level, sentences)
 
 

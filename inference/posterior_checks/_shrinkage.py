@@ -54,7 +54,9 @@ class ZScores:
         for i, label in enumerate(self.labels):
             z = self.z_scores[:, i]
             middle = np.median(self.shrinkage[:, i])
-            rows.append((label, f"{z.mean():+.2f}", f"{(z**2).mean() ** 0.5:.2f}", f"{middle:.2f}", self.verdicts[i]))  # fmt: skip
+            size = (z**2).mean() ** 0.5
+            numbers = f"{z.mean():+.2f}", f"{size:.2f}", f"{middle:.2f}"
+            rows.append((label, *numbers, self.verdicts[i]))
         return [rows]
 
     def __str__(self) -> str:
@@ -68,7 +70,8 @@ def z_scores(simulations: Simulations) -> ZScores:
 
     moments of the draws, and of all truths for the prior. Under a right posterior E[z] = 0 and, with many draws, E[z^2] = 1.
     Shrinkage near 1 says that the data decide, near 0 that the prior does; together with |z| they tell an overfitted
-    coordinate (large, near 1) from a poorly identified one (small, near 0) and from a prior that the data contradict (large, near 0).
+    coordinate (large, near 1) from a poorly identified one (small, near 0) and from a prior that the data contradict (large,
+    near 0).
 
     Args:
         simulations: of `simulate`, with two draws or more.

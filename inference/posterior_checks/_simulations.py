@@ -203,11 +203,18 @@ def _check(simulations: Simulations) -> None:
     sizes = {np.shape(x)[:1] for values in (truths, draws, observed) for x in values.values()}
     lengths = {shape[1:2] for _, shape in shapes.values()}
     fits = all(t[1:] == d[2:] for t, d in shapes.values())
-    if len(sizes) > 1 or () in sizes or len(lengths) > 1 or () in lengths or not fits or (0,) in lengths:
+    if (
+        len(sizes) > 1
+        or () in sizes
+        or len(lengths) > 1
+        or () in lengths
+        or not fits
+        or (0,) in lengths
+    ):
         raise ValueError(
             f"Simulations: shapes of truths and draws are {shapes}, of observed sites "
-            f"{ {name: np.shape(x) for name, x in observed.items()} }. Give truths [S, ...], draws [S, L, ...] with one S and one "
-            "L >= 1 for all, observed [S, ...]."
+            f"{ {name: np.shape(x) for name, x in observed.items()} }. Give truths [S, ...], draws [S, L, ...] with one S and "
+            "one L >= 1 for all, observed [S, ...]."
         )  # fmt: skip
     if next(iter(sizes)) < (20,):
         raise ValueError(

@@ -25,8 +25,8 @@ def vsbc(simulations: Simulations, key: Any) -> RankCheck:
     Returns:
         A `RankCheck` of the ranks whose p-values are those of symmetry (its `band` is of uniform ranks).
 
-    Validity: exact where ranks are independent and symmetric, by random reflections of each; a bias whose sign changes with the data
-    may average out. Width is not looked at: use it beside `coverage`.
+    Validity: exact where ranks are independent and symmetric, by random reflections of each; a bias whose sign changes with the
+    data may average out. Width is not looked at: use it beside `coverage`.
 
     Reference: Yao, Vehtari, Simpson and Gelman 2018, arXiv:1802.02538, algorithm 2; reflections in place of their
     Kolmogorov-Smirnov test, which takes p and 1 - p for independent.

@@ -35,8 +35,8 @@ def tarp(
     Raises:
         ValueError: unknown references, or points of another shape.
 
-    Validity: exact for any number of draws. A posterior is right if the coverage is, for *all* laws of r that may depend on the data;
-    with one law it is necessary only.
+    Validity: exact for any number of draws. A posterior is right if the coverage is, for *all* laws of r that may depend on the
+    data; with one law it is necessary only.
 
     Reference: Lemos et al. 2023, arXiv:2302.03026, algorithm 2 and theorem 3.
     """
@@ -92,7 +92,7 @@ def directions(simulations: Simulations, key: Any) -> tuple[RankCheck, np.ndarra
     number, dim = truth.shape
     if dim < 2 or draws.shape[1] < 2:
         raise ValueError(
-            f"directions: {dim} coordinates and {draws.shape[1]} draws; give two or more of both. Use coverage for one coordinate."
+            f"directions: {dim} coordinates and {draws.shape[1]} draws; give two or more of both, or use coverage."
         )
     halves = np.array_split(rng.permutation(number), 2)
     ranks = np.empty((number, 2), int)

@@ -25,7 +25,8 @@ def bias(check: RankCheck, threshold: float) -> list[str]:
             continue
         side = "low" if above > 0.5 else "high"
         out.append(
-            f"{check.labels[i]}: biased, its draws lie too {side}: the truth is above their median in {above:.0%} of the simulations"
+            f"{check.labels[i]}: biased, its draws lie too {side}: the truth is above their median in {above:.0%} of the "
+            "simulations"
         )
     return out
 
@@ -66,7 +67,9 @@ def locally(check: LocalCoverage, z: ZScores, threshold: float) -> list[str]:
             most = int(np.abs(check.shift_slopes[i]).argmax())
             slope = check.shift_slopes[i, most]
             side = "low" if slope > 0 else "high"
-            why = "; it is as wide as the prior, as if the data had not been used" if unmoved else ""
+            why = (
+                "; it is as wide as the prior, as if the data had not been used" if unmoved else ""
+            )
             out.append(
                 f"{label}: locally wrong, too {side} where {check.features[most]} is large and the other way where it is small "
                 f"({abs(slope):.2f} posterior deviations for each of its own){why}"
@@ -106,9 +109,10 @@ def surprised(check: Misspecification, threshold: float) -> list[str]:
 
 
 def combination(way: np.ndarray, labels: Sequence[str]) -> str:
-    """The largest terms of a direction: "0.71 a - 0.71 b"."""
-    order = np.argsort(-np.abs(way))[:4]
-    kept = [i for i in order if abs(way[i]) > 0.1 * np.abs(way).max()]
+    """The largest terms of a direction, the first positive: "0.71 a - 0.71 b"."""
+    largest = sorted(np.argsort(-np.abs(way))[:4])
+    kept = [i for i in largest if abs(way[i]) > 0.1 * np.abs(way).max()]
+    way = way * np.sign(way[kept[0]])
     terms = [f"{'-' if way[i] < 0 else '+'} {abs(way[i]):.2f} {labels[i]}" for i in kept]
     return " ".join(terms).removeprefix("+ ") + (" ..." if len(kept) < len(way) else "")
 
