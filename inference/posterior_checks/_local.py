@@ -58,7 +58,16 @@ class LocalCoverage:
         }
 
     def _tables(self) -> list[list[tuple[str, ...]]]:
-        rows: list[tuple[str, ...]] = [("coordinate", "p shift", "steepest with", "slope", "p width", "steepest with", "slope")]  # fmt: skip
+        head = (
+            "coordinate",
+            "p shift",
+            "steepest with",
+            "slope",
+            "p width",
+            "steepest with",
+            "slope",
+        )
+        rows: list[tuple[str, ...]] = [head]
         for i, label in enumerate(self.labels):
             cells: list[str] = []
             for j, slopes in enumerate((self.shift_slopes[i], self.width_slopes[i])):
@@ -80,7 +89,8 @@ def local_coverage(
     """Regress the ranks on the data: a posterior that is right at all data has ranks that know nothing of them.
 
     With u_i = (r_i + uniform) / (L + 1), normal scores g_i = Phi^{-1}(u_i) and h_i = Phi^{-1}(|2 u_i - 1|) are N(0, 1)
-    whatever the data, if the posterior is right: F-tests of linear regressions of g (shift) and of h (width) on features of the data.
+    whatever the data, if the posterior is right: F-tests of linear regressions of g (shift) and of h (width) on features of the
+    data.
 
     Args:
         simulations: of `simulate`.

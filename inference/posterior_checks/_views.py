@@ -89,8 +89,8 @@ def plot_report(report: PosteriorReport) -> Figure:
 
     Upper left: share of simulations whose truth lies below each quantile, less its level, a line for each coordinate; above the
     band the draws lie too high. Upper right: likewise of central intervals; below the band they are too narrow. Lower left: of
-    regions of all coordinates, and along the worst directions. Lower right: normal scores of the ranks over the feature of the data with
-    which they rise most, means in tenths; flat if the posterior is right everywhere. Bands hold 95% of whole curves.
+    regions of all coordinates, and along the worst directions. Lower right: normal scores of the ranks over the feature of the
+    data with which they rise most, means in tenths; flat if the posterior is right everywhere. Bands hold 95% of whole curves.
 
     Args:
         report: of `check_posterior`.
