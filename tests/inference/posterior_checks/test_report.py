@@ -90,9 +90,9 @@ def test_samplers_pass(sampler):
 
     def particles(key, observed):
         run, choose = jax.random.split(key)
-        result = inference.smc(model, 400, observed["x"], key=run)
+        result = inference.smc(model, run, observed["x"], num_particles=2_000)
         picked = jax.random.categorical(choose, result.log_weights, shape=(19,))
-        return {"m": result.choices["m"][picked]}
+        return {"m": result.particles["m"][picked]}
 
     fn = {"nuts": chains, "smc": particles}[sampler]
     report = pc.check_posterior(
