@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..diagnostics import empty_figure
 from ._local import LocalCoverage
 from ._ranks import RankCheck
 from ._report import PosteriorReport
@@ -101,13 +102,7 @@ def plot_report(report: PosteriorReport) -> Figure:
     Raises:
         ImportError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as err:
-        raise ImportError(
-            "plot_report needs matplotlib. Install it with: pip install 'lapilli[plot]'."
-        ) from err
-    figure = Figure(figsize=(9.0, 6.4), layout="constrained")
+    figure = empty_figure((9.0, 6.4))
     axes = figure.subplots(2, 2)
     checks: dict[str, Any] = report.checks
     _plot_curves(axes[0, 0], [checks["below"]], "bias: truth below a quantile, less level")
