@@ -29,6 +29,8 @@ class LocalC2ST:
         p_value: share of the null at least as large.
         shifts: [coordinates], by how many posterior deviations the classifier moves the mean.
         scales: [coordinates], its deviation over the posterior's: above 1 where the posterior is too narrow.
+        way: [coordinates], direction whose deviation the classifier changes most, in units of the posterior's deviations.
+        way_scale: by which factor.
         probs: [draws], d, how probably a draw is one of the true posterior's.
     """
 
@@ -38,6 +40,8 @@ class LocalC2ST:
     p_value: float
     shifts: Float[np.ndarray, " coordinates"]
     scales: Float[np.ndarray, " coordinates"]
+    way: Float[np.ndarray, " coordinates"]
+    way_scale: float
     probs: Float[np.ndarray, " draws"]
 
     @property
@@ -119,12 +123,27 @@ def local_c2st(
     weights = weights / weights.sum()
     mean, sd = points.mean(0), points.std(0)
     sd = np.where(sd > 0, sd, 1.0)
-    moved = weights @ points
-    scale = np.sqrt(weights @ (points - moved) ** 2) / sd
+    units_here = (points - mean) / sd
+    shift = weights @ units_here
+    centred = units_here - shift
+    scale = np.sqrt(weights @ centred**2)
+    way, way_scale = _most_changed((weights * centred.T) @ centred, units_here)
     p_value = float((1 + (null >= statistic).sum()) / (1 + num_null))
     return LocalC2ST(
-        simulations.coordinates, statistic, null, p_value, (moved - mean) / sd, scale, probs
+        simulations.coordinates, statistic, null, p_value, shift, scale, way, way_scale, probs
     )
+
+
+def _most_changed(corrected: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
+    """The direction whose deviation differs most between a covariance and that of points, and by which factor."""
+    from scipy.linalg import eigh
+
+    held = np.cov(points.T).reshape(corrected.shape) + 1e-6 * np.eye(len(corrected))
+    squares, ways = eigh(corrected, held)
+    squares = squares.clip(1e-6)
+    most = int(np.abs(np.log(squares)).argmax())
+    way = ways[:, most] / np.linalg.norm(ways[:, most])
+    return way * np.sign(way[np.abs(way).argmax()]), float(squares[most] ** 0.5)
 
 
 def _at(

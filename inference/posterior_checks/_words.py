@@ -92,6 +92,9 @@ def here(check: LocalC2ST, threshold: float) -> list[str]:
         f"{check.labels[i]} by {check.shifts[i]:+.1f} deviations and to {check.scales[i]:.1f} times its width"
         for i in order[:3]
     ]
+    if len(check.labels) > 1:
+        where = combination(check.way, check.labels)
+        moves.append(f"and {where} (each in deviations) to {check.way_scale:.1f} times its width")
     return [f"at the observed data: a classifier would move {', '.join(moves)}"]
 
 

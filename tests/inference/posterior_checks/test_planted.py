@@ -83,6 +83,12 @@ def test_the_local_classifier_sees_it_at_these_data(kind, sign):
     assert found.p_value <= 0.02
     if sign:
         assert found.shifts[0] > 0.2  # the truth is above
+    else:  # along (1, 1) the truth is wider, by a factor of 1.34; a correlation has no place in single coordinates
+        assert (
+            np.abs(found.way @ np.array([1, -1])) / 2**0.5 < 0.2
+            or np.abs(found.way.sum()) / 2**0.5 < 0.2
+        )
+        assert abs(np.log(found.way_scale)) > np.abs(np.log(found.scales)).max()
 
 
 @pytest.mark.slow  # many seeds
