@@ -40,7 +40,7 @@ def vsbc(simulations: Simulations, key: Any) -> RankCheck:
 
 
 def _p_value(rng: np.random.Generator, ranks: np.ndarray, num_draws: int) -> float:
-    signs = rng.choice([-1, 1], (_FLIPS, len(ranks)))
+    signs = 2 * rng.integers(0, 2, (_FLIPS, len(ranks)), np.int8) - 1
     centred = 2 * ranks - num_draws
     # Both tails at once: #{r >= t} - #{r <= -t}, a walk of signs over |r| from the outside in.
     order = np.argsort(-np.abs(centred), kind="stable")
@@ -54,5 +54,5 @@ def _p_value(rng: np.random.Generator, ranks: np.ndarray, num_draws: int) -> flo
 
 
 def _largest(signs: Float[np.ndarray, "rows simulations"], ends: np.ndarray) -> np.ndarray:
-    walks = np.abs(np.cumsum(signs, axis=1))
+    walks = np.abs(np.cumsum(signs, axis=1, dtype=np.int32))
     return (walks * ends).max(1)
