@@ -127,7 +127,8 @@ def controlled(value: Any, control: Any, mean: Any) -> Controlled:
 
     Validity: value and gradient are unbiased if `mean` is the exact mean of `control`; that it does not depend on draws is
     checked, that it is right is not. A coefficient that is best for
-    the value need not be best for its gradient: `inference.diagnostics.gradient_report` measures it.
+    the value need not be best for its gradient (a score without a baseline meets the mean of the cost, which no coefficient
+    removes): `inference.diagnostics.gradient_report` measures it.
 
     Example:
         >>> from lapilli import ppl

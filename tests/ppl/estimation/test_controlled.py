@@ -191,3 +191,33 @@ def test_arithmetic_and_second_derivatives_are_refused():
     expectation = ppl.expectation(cost, num_replicates=8)
     with pytest.raises(TypeError, match="differentiated again"):
         jax.grad(jax.grad(lambda m: expectation.value(m, KEY)))(ZERO)
+
+
+@pytest.mark.slow  # two estimators of a whole bound
+@pytest.mark.parametrize("strategy", ["reparam", "reinforce"])
+def test_the_gradient_of_a_bound_with_a_control_is_that_of_the_closed_form(strategy):
+    """Normal mean with four observations: d/dm = sum x - 5 m, d/ds = 1 / s - 5 s; the guide returns its mean, the control's."""
+    x = jnp.array([0.3, -0.5, 1.1, 0.8])
+
+    @inference.objective
+    def bound(model, guide):
+        q = ppl.draw(guide)
+        value = ppl.score(model, q).log_density - q.log_density
+        return ppl.controlled(value, q.choices["z"], q.retval)
+
+    def model():
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", 4):
+            ppl.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide():
+        m = ppl.param("m", 0.2)
+        ppl.sample("z", dist.Normal(m, ppl.param("s", 0.6)))
+        return m
+
+    made = bound(model, guide, strategies={"z": strategy}, num_replicates=8)
+    params = made.init(KEY)
+    keys = jax.random.split(KEY, 20_000)
+    grads = jax.jit(jax.vmap(lambda key: made.grad(params, key)))(keys)
+    assert abs(z_score(grads["m"], float(x.sum()) - 5 * 0.2)) < 4.5
+    assert abs(z_score(grads["s"], 1 / 0.6 - 5 * 0.6)) < 4.5
