@@ -59,7 +59,8 @@ class Votes(NamedTuple):
 
 @ppl.model
 def davidson(first, second, outcome, num_models, scale=1.0):
-    strength = ppl.sample("strength", dist.Normal(0.0, scale).expand([num_models]).to_event(1))
+    with ppl.plate("model", num_models):
+        strength = ppl.sample("strength", dist.Normal(0.0, scale))
     nu = ppl.sample("nu", dist.HalfNormal(scale))
     a, b = strength[first], strength[second]
     logits = jnp.stack([a, jnp.log(nu) + (a + b) / 2, b], -1)
@@ -211,10 +212,8 @@ def main(arguments: list[str] | None = None):
     print(text)
     (options.out / "report.txt").write_text(text + "\n")
     draw(names, strengths, ranks, options.out / "ranking.png")
-    tree = inference.to_arviz(
-        mcmc, dims={"strength": ["model"]}, coords={"model": names}, groups=["log_likelihood"]
-    )
-    drawn = tree["posterior"]["strength"]
+    tree = inference.to_arviz(mcmc, coords={"model": names}, groups=["log_likelihood"])
+    drawn = tree["posterior"].to_dataset()["strength"]
     best_first = np.argsort(np.argsort(-drawn.values, -1), -1)
     tree["posterior"]["rank"] = drawn.copy(data=1 + best_first)
     tree.to_netcdf(options.out / "posterior.nc")
