@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
     vocabularies: tuple[int, ...] = (100, 300, 1000)
     num_lines: int | None = None
     first: int = 6000  # tokens to begin with
-    steps: int = 4  # of expectation-maximisation at each size
+    steps: int = 4  # of expectation-maximisation at each size, twice as many at the last
 
 
 SMOKE = Sizes((40, 60), 60, 120, 2)
@@ -157,7 +157,7 @@ def fit(lines: list[str], tokens: list[str], size: int, num_steps: int) -> Fit:
     history = []
     while True:
         history.append([])
-        for _ in range(num_steps):
+        for _ in range(num_steps if len(tokens) > size else 2 * num_steps):
             log_probs = np.log(counts / counts.sum())
             value, counts = in_batches(lines, tokens, log_probs)
             history[-1].append(value)
@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
             for steps in own.steps
             for a, b in zip(steps, steps[1:], strict=False)
         )
-        theirs = fit(train, sorted(pairs[size][0]), size, 2 * sizes.steps)
+        theirs = fit(train, sorted(pairs[size][0]), size, sizes.steps)
         per_character = lambda found: (
             -in_batches(test, found.tokens, found.log_probs)[0] / scored(test)
         )
