@@ -99,13 +99,13 @@ def predict(
         also |= {n for n in choices if n not in sites}
     choices = {name: x for name, x in choices.items() if name not in also}
     one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), choices)
+    program = forward_program("predict", program, one, args, num_seen)
     in_scan = lambda s: any(r.kind == "scan" for r in s.regions)
     if not any(
         s.kind == "observed" and in_scan(s) for s in sites.values()
     ):  # a scan that goes on keeps its observations
         set_first = "predict(ppl.intervene(model, {site: values}), draws, key, *args)"
         check_given("predict", program, one, args, set_first)
-    program = forward_program("predict", program, one, args, num_seen)
 
     def draw(key: Any, choices: dict[str, Any], *args: Any) -> dict[str, Any]:
         trace = program.forecast_trace(key, choices, num_seen, *args)

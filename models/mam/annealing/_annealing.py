@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
 from jaxtyping import Array, Float, Int
 
 from .... import inference, ppl
@@ -242,6 +241,8 @@ def anneal(
             "100 temperatures were not enough. Make log_target finite where rows may go, lower target_ess, or give temperatures."
         )
     learned, judged = rows = runs.particles["x"]
+    import optax
+
     fit = inference.fit(
         any_order(networks), optax.adam(optax.cosine_decay_schedule(rate, num_steps)), (learned,),
         num_steps=num_steps, key=fit_key, subsample={"rows": min(batch, num_particles)}, progress=progress,

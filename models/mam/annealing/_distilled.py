@@ -15,7 +15,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
 from .... import inference
@@ -168,6 +167,8 @@ def distilled(
     )
     batch = min(batch, len(table[0]))
     options = {"subsample": {"rows": batch}, "progress": progress, "callbacks": [best]}
+    import optax
+
     fit = inference.fit(
         objective, optax.adam(lambda step: rate / (1 + step / patience)), tuple(table),
         num_steps=max_steps, key=fit_key, callback_every=max(patience // 5, 1), **options,
