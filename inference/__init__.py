@@ -35,11 +35,13 @@ Sub-namespaces, each with a list like this one
     particles                           parameters of filters, many runs, what a run tells; with `resampling` and `moves`
     diffusion                           diffusion models: their products and tilts, guidance by particles
     diagnostics                         what a posterior, a guide or a gradient is worth
+    evaluation                          what samples of a generative model are worth
 """
 
 from . import (
     diagnostics as diagnostics,
     diffusion as diffusion,
+    evaluation as evaluation,
     fitting as fitting,
     local as local,
     particles as particles,
@@ -128,4 +130,5 @@ __all__ = [
     "particles",
     "diffusion",
     "diagnostics",
+    "evaluation",
 ]

@@ -21,6 +21,7 @@ FACES = (
     inference.local,
     inference.diffusion,
     inference.diagnostics,
+    inference.evaluation,
     inference.particles,
     inference.particles.moves,
     inference.particles.resampling,

@@ -27,6 +27,7 @@ MAPPED = (
     "inference.particles.moves",
     "inference.diffusion",
     "inference.diagnostics",
+    "inference.evaluation",
 )
 NAME = r"[A-Za-z]\w*"
 ROW = re.compile(rf"    ({NAME}(?:, {NAME})*)  +(\S.*)")

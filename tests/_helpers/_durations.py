@@ -33,6 +33,7 @@ BUDGETS = {
     "tests/ppl": 15,
     "tests/inference/diagnostics": 14,
     "tests/inference/diffusion": 32,
+    "tests/inference/evaluation": 15,
     "tests/inference/export": 20,
     "tests/inference/fitting": 60,
     "tests/inference/local": 18,
