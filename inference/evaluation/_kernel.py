@@ -13,7 +13,7 @@ from ...ppl._checks import check_counts
 from ._estimate import Estimate
 from ._inputs import Features, rows, with_floor
 
-_AT_ONCE = 2**24  # entries of a kernel matrix
+_AT_ONCE = 2**21  # entries of a kernel matrix: some passes over them are made in the cache
 
 
 def kernel_distance(
@@ -62,7 +62,7 @@ def kernel_distance(
         label, features, {"real": real, "generated": generated, "held_out": held_out},
         least=4, why="the variance of a U-statistic",
     )  # fmt: skip
-    used = kernel or (lambda a, b: (a @ b.T / a.shape[1] + 1) ** degree)
+    used = kernel or (lambda a, b: _polynomial(a, b, degree))
 
     def compute(x: np.ndarray, y: np.ndarray) -> Estimate:
         xx, yy, xy = _sums(label, used, x, x), _sums(label, used, y, y), _sums(label, used, x, y)
@@ -74,6 +74,18 @@ def kernel_distance(
         return Estimate(float(value), float(error), exact=0.0, name=label, sizes=(n, m))
 
     return with_floor(label, compute, x, y, other[0] if other else None)
+
+
+def _polynomial(a: np.ndarray, b: np.ndarray, degree: int) -> np.ndarray:
+    """(a'b / d + 1)^degree by products, many times as fast as a power of double precision."""
+    k = (a / a.shape[1]) @ b.T
+    k += 1
+    if degree == 1:
+        return k
+    power = k * k
+    for _ in range(degree - 2):
+        power *= k
+    return power
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +108,7 @@ def _sums(
     by_row, by_column, squares, shift = np.zeros(len(x)), np.zeros(len(y)), 0.0, None
     for start in range(0, len(x), step):
         part = x[start : start + step]
-        k = np.array(kernel(part, y), float)
+        k = np.array(kernel(part, y), float)  # a copy: it is changed below
         if k.shape != (len(part), len(y)) or not np.isfinite(k).all():
             raise ValueError(
                 f"{label}: kernel returned shape {k.shape} for {len(part)} and {len(y)} rows, or numbers that are not finite. "

@@ -14,7 +14,7 @@ from ._estimate import Estimate
 from ._inputs import Features, check_held_out, groups, jackknife_error, rows
 
 _GROUPS = 10
-_AT_ONCE = 2**23  # entries of a matrix of distances
+_AT_ONCE = 2**21  # entries of a matrix of distances
 NAMES = ("precision", "recall", "density", "coverage")
 
 
@@ -90,9 +90,9 @@ def fidelity_diversity(
         ValueError: what `rows` are not, or samples of fewer than 2 k + 20 rows.
 
     Validity: where both laws are one with a density, whatever it is, E[density] = 1 and E[coverage] is `expected_coverage`:
-    these are `exact`. The jackknife is too
-    wide there, by a factor of 1 to 2 (counts of neighbours are no smooth functions of the sample). Precision and recall have no such value, they depend on law and dimension, and only their floor says what
-    they are worth. Rows that repeat have balls of radius 0, and neither value is exact then.
+    these are `exact`. The jackknife is too wide there, by a factor of 1 to 2 (counts of neighbours are no smooth functions of the
+    sample). Precision and recall have no such value, they depend on law and dimension, and only their floor says what they are
+    worth. Rows that repeat have balls of radius 0, and neither value is exact then.
 
     Reference: Kynkaanniemi et al. 2019, arXiv:1904.06991 (precision, recall); Naeem et al. 2020, arXiv:2002.09797 (density,
     coverage, and the latter's expectation).

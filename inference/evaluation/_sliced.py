@@ -49,8 +49,8 @@ def sliced_wasserstein(
         generated: m rows; where m differs from n, quantile functions are compared exactly.
         key: PRNG key of the directions.
         num_directions: L, at least 4 for one control, 8 for both.
-        control: "lower" is exact for shifts, "upper" for scales; "both" by least squares; "none" is plain Monte Carlo. By how much
-            each lowers the variance depends on the samples: of digits, class against class, "both" is the best by far.
+        control: "lower" is exact for shifts, "upper" for scales; "both" by least squares; "none" is plain Monte Carlo. By how
+            much each lowers the variance depends on the samples; of digits, class against class, "both" does most.
         coefficient: "cross" corrects each half of the directions with the other half's a. "plug-in" takes one a from all.
         features: a function of each sample.
         held_out: real rows for the floor, as many as `generated`.
@@ -181,8 +181,8 @@ class Controls:
 def corrected(w: np.ndarray, g: np.ndarray, coefficient: str) -> tuple[float, float, float]:
     """Mean of W less a times the controls, its standard error, and the first coefficient.
 
-    The error has the residuals' spread and, cross-fitted, what either coefficient's noise makes of the other half's mean of G, which
-    all its residuals share.
+    The error has the residuals' spread and, cross-fitted, what either coefficient's noise makes of the other half's mean of G,
+    which all its residuals share.
     """
     if not g.shape[1]:
         return float(w.mean()), float(w.std(ddof=1) / len(w) ** 0.5), 0.0
