@@ -64,13 +64,12 @@ def disturbed(model: Any, error: float, key: jax.Array) -> Any:
 
 def table(config: Config, key: jax.Array, seed: int) -> tuple[dict[str, dict[str, float]], dict]:
     x, _ = digit_models.load()
-    judge = digit_models.Judge(seed)
-    chosen = np.random.default_rng(seed).permutation(len(x))[: config.num_samples]
+    judge = digit_models.Classifier(seed)
     rows: dict[str, dict[str, float]] = {
         "distance to Normal": {str(d): distance_to_normal(d) for d in (1, 8, 64, 512, 4096)},
-        "real": {"0": judge.frechet(x[chosen])},
+        "real": {"0": judge.frechet(judge.held_out).value},
     }
-    images = {}
+    images, errors = {}, {}
     keys = jax.random.split(key, 3)
     times = jnp.append(EDM.times(config.num_steps - 1), 0.0)
     for dim in config.dims:
@@ -86,8 +85,11 @@ def table(config: Config, key: jax.Array, seed: int) -> tuple[dict[str, dict[str
         rows[f"D = {dim}"] = {}
         for error in config.errors:
             found = np.asarray(run(error, keys[1]))
-            rows[f"D = {dim}"][f"{error:g}"] = judge.frechet(found)
+            distance = judge.frechet(found)
+            rows[f"D = {dim}"][f"{error:g}"] = distance.value
+            errors[f"D = {dim}, alpha = {error:g}"] = distance.standard_error
             images[f"D = {dim}, alpha = {error:g}"] = found
+    rows["standard errors"] = errors
     return rows, images
 
 

@@ -67,18 +67,18 @@ def table(config: Config, key: jax.Array, seed: int) -> tuple[dict[str, dict[str
     model = digit_models.train(
         x, labels, train_key, num_classes=CLASSES, width=config.width, num_steps=config.num_training_steps
     )  # fmt: skip
-    judge = digit_models.Judge(seed)
-    # As many real images as are drawn, for the distance of a sample of this size.
-    chosen = np.random.default_rng(seed).permutation(len(x))[: CLASSES * config.per_class]
-    rows = {"real": {"Frechet": judge.frechet(x[chosen]), "accuracy": judge.accuracy}}
+    judge = digit_models.Classifier(seed)
+    # Real images that are not among those that distances are taken from.
+    floor = digit_models.cells(judge.frechet(judge.held_out))
+    rows = {"real": floor | {"accuracy": judge.accuracy}}
     images = {}
     for w in config.guidance:
         for name in SAMPLERS:
             for num in config.evaluations:  # all from the same noise
                 found = sample(model, name, num, w, config.per_class, key)
                 is_right = judge.classes(found) == np.arange(CLASSES)[:, None]
-                cell = {"Frechet": judge.frechet(found), "accuracy": float(is_right.mean())}
-                rows[f"w = {w:g}, {name}, {num}"] = cell
+                cell = digit_models.cells(judge.frechet(found))
+                rows[f"w = {w:g}, {name}, {num}"] = cell | {"accuracy": float(is_right.mean())}
                 images[f"w = {w:g}, {name}, {num}"] = found.reshape(-1, SIZE)
     return rows, images
 
