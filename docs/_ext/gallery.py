@@ -23,6 +23,7 @@ TITLES = {
     "few_shot": "Few-shot learning",
     "pv_rnn": "PV-RNN",
     "imputation": "Missing data",
+    "evaluation": "Judging samples",
 }
 HEAD = """# Gallery
 
