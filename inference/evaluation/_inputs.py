@@ -97,7 +97,9 @@ def choice(label: str, /, *, among: Sequence[Any], **given: Any) -> None:
     """
     for name, value in given.items():
         if value not in among:
-            raise ValueError(f"{label}: {name} is {value!r}; choose from {list(among)}.")
+            raise ValueError(
+                f"{label}: {name} is {value!r}, which is no option that it knows; choose from {list(among)}."
+            )
 
 
 def labelled(label: str, name: str, x: np.ndarray, labels: Any) -> np.ndarray:

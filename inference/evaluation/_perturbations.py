@@ -62,8 +62,8 @@ def quantise(
         ValueError: what no images are, fewer than 2 levels, or an empty range.
 
     Example:
-        >>> quantise(np.linspace(0, 1, 32).reshape(2, 4, 4), 2, low=0.0, high=1.0).mean()
-        np.float64(0.5)
+        >>> quantise(np.linspace(0, 1, 32).reshape(2, 4, 4), 2, low=0.0, high=1.0).mean().item()
+        0.5
     """
     (x,) = checked("quantise", images=images)
     check_counts("quantise", 2, levels=levels)

@@ -92,8 +92,8 @@ def spectral_gap(
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(50, 8, 8))
-        >>> spectral_gap(x, 2 * x).top_octave.value.round(12) == np.log(4).round(12)  # amplitudes by 2, everywhere
-        np.True_
+        >>> round(spectral_gap(x, 2 * x).top_octave.value, 6)  # log 4: amplitudes by 2, everywhere
+        1.386294
     """
     label = "spectral_gap"
     x, y, *other = checked(label, real=real, generated=generated, held_out=held_out)

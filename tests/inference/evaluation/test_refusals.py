@@ -46,7 +46,7 @@ CASES = {
     "floor of the same rows": (lambda key: evaluation.kernel_distance(X, Y, held_out=X), "100% of held_out are rows of real"),
     "metric": (
         lambda key: evaluation.compare_samples(X, {"a": Y, "b": Y}, key, metrics=["inception"]),
-        "metric is 'inception'; choose from",
+        "metric is 'inception', which is no option .* choose from",
     ),
     "control": (lambda key: evaluation.sliced_wasserstein(X, Y, key, control="lowest"), "choose from"),
     "directions": (
