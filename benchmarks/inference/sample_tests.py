@@ -7,7 +7,7 @@ held-out rows, kernel and classifier also by "z of the estimate above 1.645", wh
 
 Answer: ANSWER
 
-    python benchmarks/inference/sample_tests.py [--repeats 500] [--power 100] [--seed 0]
+    python benchmarks/inference/sample_tests.py [--repeats 500] [--power 100] [--seed 0] [--tests NAME ...]
 """
 
 import argparse
@@ -86,9 +86,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--power", type=int, default=100, help="repeats of each alternative")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tests", nargs="+", choices=list(TESTS), default=list(TESTS))
     options = parser.parse_args()
     print(f"{'test':<22}{'false alarms':>13}{'z':>7}" + "".join(f"{n:>11}" for n in OTHERS))
-    for name, test in TESTS.items():
+    for name in options.tests:
+        test = TESTS[name]
         level = share(test, lambda x: x, options.repeats, options.seed)
         z = (level - 0.05) / (0.05 * 0.95 / options.repeats) ** 0.5
         power = [share(test, change, options.power, options.seed) for change in OTHERS.values()]

@@ -12,15 +12,15 @@ Kang, Shim and Park 2022, arXiv:2206.09479 (studiogan: orders of models depend o
 arXiv:2403.02332 (imaginet: detectors of synthetic images, perturbed as networks do); no number for digits is published.
 
 Expected, one seed. Frechet distance of the hidden layer, plain and extrapolated: latent-variable models 3.3 to 4.0 and 1.9 to
-2.9, DDPM of 10 / 100 steps 2.3 / 1.8 and 0.9 / 0.1, DDIM 10 1.6 and 0.1, Heun of 19 evaluations 1.3 and -0.3, with errors of 0.4 to
-1.2; real images 1.5 and -0.04. So most of the plain distance of the better samplers is bias, and they cannot be told from real
-images by it; the order is that of the plain one, at 200 images as well, a null result. The two feature maps agree on the order up
-to Kendall's tau of 0.5 (coverage) to 0.9, never 1. Density and coverage prefer the smooth images of the latent-variable models
-(density 1.8 where equal laws give 1), recall does not (0.55 to 0.6 beside 0.97). A detector of pixels is right about 86% of the
-latter and 80% of the samplers' images, whichever sampler; blurred 75% and 54% to 68%. Power missing in the top octave: 0.5 nats of
-the former, 0.09 (DDPM 100) to 0.34 (DDPM 10), +- 0.02. Learned from samples a linear classifier has 0.92 to 0.93, from real images
-0.94. The nearest training image of DDPM 100 and Heun is farther than that of real images (2.9), of latent-variable models it is
-nearer (2.6 to 2.7). Run time: four minutes on 2 CPU cores.
+2.9, DDPM of 10 / 100 steps 2.3 / 1.8 and 0.9 / 0.1, DDIM 10 1.6 and 0.1, Heun of 19 evaluations 1.3 and -0.3, with errors of
+0.4 to 1.2; real images 1.5 and -0.04. So most of the plain distance of the better samplers is bias, and they cannot be told
+from real images by it; the order is that of the plain one, at 200 images as well, a null result. The two feature maps agree on
+the order up to Kendall's tau of 0.5 (coverage) to 0.9, never 1. Density and coverage prefer the smooth images of the latent-
+variable models (density 1.8 where equal laws give 1), recall does not (0.55 to 0.6 beside 0.97). A detector of pixels is right
+about 86% of the latter and 80% of the samplers' images, whichever sampler; blurred 75% and 54% to 68%. Power missing in the top
+octave: 0.5 nats of the former, 0.09 (DDPM 100) to 0.34 (DDPM 10), +- 0.02. Learned from samples a linear classifier has 0.92 to
+0.93, from real images 0.94. The nearest training image of DDPM 100 and Heun is farther than that of real images (2.9), of
+latent-variable models it is nearer (2.6 to 2.7). Run time: four minutes on 2 CPU cores.
 
     python examples/evaluation/judge.py [--smoke] [--seed 0] [--out judge_output]
 """

@@ -129,8 +129,9 @@ def _all_four(x: np.ndarray, y: np.ndarray, k: int) -> dict[str, Estimate]:
             balls[part, g] = inside.sum(1)
             in_real[part, g] = inside.any(1)
             rest = kept_y[part, g]
-            has_generated[:, g] |= inside[rest].any(0)
-            in_generated[:, g] |= (distance[rest] < y_radius[part][rest, g, None]).any(0)
+            has_generated[:, g] |= (inside & rest[:, None]).any(0)
+            radius = np.where(rest, y_radius[part, g], -1.0)
+            in_generated[:, g] |= (distance < radius[:, None]).any(0)
     means = {
         "precision": _mean(in_real, kept_y),
         "recall": _mean(in_generated, kept_x),
