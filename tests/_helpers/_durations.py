@@ -33,15 +33,15 @@ BUDGETS = {
     "tests/ppl": 15,
     "tests/inference/diagnostics": 14,
     "tests/inference/diffusion": 32,
-    "tests/inference/evaluation": 15,
+    "tests/inference/evaluation": 10,
     "tests/inference/export": 20,
-    "tests/inference/fitting": 60,
+    "tests/inference/fitting": 54,
     "tests/inference/local": 18,
     "tests/inference/objectives": 54,
     "tests/inference/particles": 80,
     "tests/models": 88,
     "tests/docs": 130,
-    "tests/examples": 10,
+    "tests/examples": 7,
     "tests": 34,
 }
 

@@ -54,7 +54,7 @@ def test_intercepts_have_mean_zero_and_no_too_small_errors(seed):
     assert (plain > 2 * plain_error).mean() > 0.99
 
 
-@pytest.mark.fast("seed0")
+@pytest.mark.slow  # 100 repeats, each with a jackknife
 def test_errors_of_different_laws_are_right(seed):
     draws, found = generator(seed), []
     for number in range(100):
