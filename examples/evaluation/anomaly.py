@@ -1,8 +1,9 @@
 """Anomalies by likelihood: a model of nine digits, and the tenth.
 
-What it shows: the program of demo.py, trained on the images of nine digits, scores images that it has not seen; the tenth digit is
-the anomaly. The score is minus a bound of log p(x): the ELBO, and the importance-weighted one of 50 draws. How well it finds the
-tenth is the area under the curve (one half: not at all). Then where a likelihood fails: blank and blurred images are no digits.
+What it shows: the program of demo.py, trained on the images of nine digits, scores images that it has not seen; the tenth digit
+is the anomaly. The score is minus a bound of log p(x): the ELBO, and the importance-weighted one of 50 draws. How well it finds
+the tenth is the area under the curve (one half: not at all). Then where a likelihood fails: blank and blurred images are no
+digits.
 
 Data: scikit-learn's digits, 8 x 8 binary pixels drawn from the grey values, half of the images to train on. Source: the task of
 monai (Pinaya et al. 2023, arXiv:2307.15208), where published figures are of medical images; no number for digits is published.
