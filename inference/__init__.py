@@ -36,6 +36,7 @@ Sub-namespaces, each with a list like this one
     diffusion                           diffusion models: their products and tilts, guidance by particles
     diagnostics                         what a posterior, a guide or a gradient is worth
     evaluation                          what samples of a generative model are worth
+    posterior_checks                    whether a posterior is right, and how it is wrong
 """
 
 from . import (
@@ -45,6 +46,7 @@ from . import (
     fitting as fitting,
     local as local,
     particles as particles,
+    posterior_checks as posterior_checks,
 )
 from ._abstract_objective import AbstractObjective as AbstractObjective
 from .export import (
@@ -131,4 +133,5 @@ __all__ = [
     "diffusion",
     "diagnostics",
     "evaluation",
+    "posterior_checks",
 ]

@@ -15,6 +15,7 @@ Programs
 
 Expectations and their gradients
     expectation, Expectation              of a function that draws
+    controlled, Controlled                a value with a control variate, for such a function to return
     Plan, JumpSearch                      what each site gets; how hard jumps are looked for
     StrategyError                         a site that its strategy cannot serve
 
@@ -29,6 +30,7 @@ Gradient strategies, one per site
 Programs with densities that are sums or estimates
     marginal, normalize                   estimated by importance sampling
     eliminate                             exact sums over discrete sites, exact integrals over normal ones
+    kalman_proposal                       normal states given what a step observes, for particles
 
 Wings with more names
     strategies                            the protocol of a strategy, baselines
@@ -59,10 +61,19 @@ from . import (
     language as language,
     strategies as strategies,
 )
-from .analysis import Plan as Plan
+from .analysis import Controlled as Controlled, Plan as Plan
 from .checks import JumpSearch as JumpSearch
-from .densities import eliminate as eliminate, marginal as marginal, normalize as normalize
-from .estimation import Expectation as Expectation, expectation as expectation
+from .densities import (
+    eliminate as eliminate,
+    kalman_proposal as kalman_proposal,
+    marginal as marginal,
+    normalize as normalize,
+)
+from .estimation import (
+    Expectation as Expectation,
+    controlled as controlled,
+    expectation as expectation,
+)
 from .language import (
     ChoiceMismatch as ChoiceMismatch,
     Program as Program,
@@ -146,6 +157,8 @@ __all__ = [
     "ChoiceMismatch",
     "expectation",
     "Expectation",
+    "controlled",
+    "Controlled",
     "Plan",
     "JumpSearch",
     "StrategyError",
@@ -166,6 +179,7 @@ __all__ = [
     "marginal",
     "normalize",
     "eliminate",
+    "kalman_proposal",
     "strategies",
     "distributions",
     "densities",

@@ -21,6 +21,7 @@ SLOW = [
     inference.objectives._fivo
     inference.particles.diagnostics._evidence
     inference.particles.engine._smc
+    inference.particles.moves._gibbs
     inference.particles.parameters._liu_west
     inference.particles.parameters._particle_gibbs
     inference.particles.parameters._pmmh
@@ -36,6 +37,8 @@ SLOW = [
     models.gflownet._diffusion_sampler
     models.imputation._programs
     models.mam._distribution
+    models.mam.annealing._annealing
+    models.mam.annealing._distilled
     models.mam._objectives
     models.mam._particles
     models.niw_meta._programs

@@ -22,6 +22,7 @@ FACES = (
     inference.diffusion,
     inference.diagnostics,
     inference.evaluation,
+    inference.posterior_checks,
     inference.particles,
     inference.particles.moves,
     inference.particles.resampling,

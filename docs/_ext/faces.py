@@ -28,6 +28,7 @@ MAPPED = (
     "inference.diffusion",
     "inference.diagnostics",
     "inference.evaluation",
+    "inference.posterior_checks",
 )
 NAME = r"[A-Za-z]\w*"
 ROW = re.compile(rf"    ({NAME}(?:, {NAME})*)  +(\S.*)")

@@ -23,7 +23,7 @@ TITLES = {
     "few_shot": "Few-shot learning",
     "pv_rnn": "PV-RNN",
     "imputation": "Missing data",
-    "evaluation": "Judging samples",
+    "evaluation": "Evaluation",
 }
 HEAD = """# Gallery
 

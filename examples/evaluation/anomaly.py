@@ -60,13 +60,13 @@ def scores(train: np.ndarray, tests: dict[str, np.ndarray], config: Config, key:
     )  # fmt: skip
     x = np.concatenate(list(tests.values()))
 
-    def weigh(key: Any) -> Any:
-        q = guide.bind(fit.params).simulate(key, x)
-        p = model.bind(fit.params).trace(q.choices, x)
+    def weigh(params: Any, key: Any) -> Any:
+        q = guide.bind(params).simulate(key, x)
+        p = model.bind(params).trace(q.choices, x)
         return sum(p.log_probs.values()) - sum(q.log_probs.values())
 
-    run = jax.jit(lambda keys: jax.lax.map(weigh, keys))
-    log_weights = np.asarray(run(jax.random.split(draw_key, config.draws)))
+    run = jax.jit(lambda params, keys: jax.lax.map(lambda key: weigh(params, key), keys))
+    log_weights = np.asarray(run(fit.params, jax.random.split(draw_key, config.draws)))
     both = log_weights.mean(0), logsumexp(log_weights, axis=0) - np.log(config.draws)
     ends = np.cumsum([len(t) for t in tests.values()])[:-1]
     parts = [np.split(b, ends) for b in both]

@@ -9,6 +9,7 @@ import jax
 import numpyro.distributions as dist
 
 from .._compat import no_handlers, typed_key
+from ..gaussian import APPROXIMATIONS
 from ..language import Program, as_program
 from ..traces import Params, Trace
 from ._integrated import Integrated
@@ -23,20 +24,21 @@ class Eliminated(Program):
 
     Attributes:
         program: the program with all its sites.
-        calls: the sites of each call, the first one's first.
+        calls: the sites of each call and how means that are not affine are approximated, the first one's first.
         sites: all of them.
     """
 
     def __init__(
         self,
         program: Program,
-        calls: tuple[tuple[str, ...], ...],
+        calls: tuple[tuple[tuple[str, ...], str | None], ...],
         continuous: dict[Any, frozenset[str]] | None = None,
     ) -> None:
         super().__init__(self._statements)
         self.program, self.calls = program, calls
-        self.sites = tuple(name for call in calls for name in call)
-        self.__name__ = self.label = f"eliminate[{', '.join(self.sites)}]"
+        self.sites = tuple(name for names, _ in calls for name in names)
+        biased = sorted({f"{kind}: approximate" for _, kind in calls if kind})
+        self.__name__ = self.label = f"eliminate[{'; '.join([', '.join(self.sites), *biased])}]"
         # shapes and other properties of arguments -> which of the sites are continuous
         self._continuous: dict[Any, frozenset[str]] = {} if continuous is None else continuous
 
@@ -64,9 +66,9 @@ class Eliminated(Program):
                 name for name in self.sites if name in supports and not supports[name].is_discrete
             )
         continuous, made = self._continuous[signature], self.program
-        for call in self.calls:
+        for call, approximation in self.calls:
             if names := tuple(name for name in call if name in continuous):
-                made = Integrated(made, names, self.label)
+                made = Integrated(made, names, self.label, approximation=approximation)
         if others := tuple(name for name in self.sites if name not in continuous):
             made = Summed(made, others, self.label)
         assert isinstance(made, Summed | Integrated)
@@ -234,7 +236,9 @@ class Eliminated(Program):
         return f"<Program {self.label} of {self.program!r}>"
 
 
-def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
+def eliminate(
+    program: Any, sites: Collection[str] | str, *, approximation: str | None = None
+) -> Eliminated:
     """The program without some of its sites: discrete ones summed out, normal ones integrated out, exactly.
 
         log p(v) = log sum_k integral p(k, z, v) dz
@@ -257,6 +261,10 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
         sites: names of latent sites with a finite support, or with normal laws; with an eliminated program, further ones. Of
             both kinds, the normal ones are integrated given the discrete ones, so that a discrete chain that moves a normal one
             is summed over all its paths: for short series.
+        approximation: what to do where the mean of a normal law is not affine in the sites: None refuses it; "ekf" linearises it
+            where the sites are believed to be (extended Kalman filter), "ukf" matches its mean and covariance at points around
+            there (unscented). The result is another model's density, and *biased* for this one's; it says so in its name. As a
+            proposal for particles the same approximation is sound: `inference.smc(program, ..., proposal="ekf")`.
 
     Returns:
         A program over the other latent sites. `log_density(choices, *args)` is exact and differentiable; the program serves as
@@ -328,6 +336,11 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     if not sites or len(set(sites)) != len(sites):
         raise ValueError(f"ppl.eliminate: name distinct latent sites, got {list(sites)}.")
+    if approximation is not None and approximation not in APPROXIMATIONS:
+        raise ValueError(
+            f"ppl.eliminate: approximation={approximation!r} is none of {', '.join(map(repr, APPROXIMATIONS))}. Choose one of "
+            "them, or leave it out: means that are not affine are then refused."
+        )
     program = as_program(program)
     if isinstance(program, Eliminated):
         twice = sorted(set(sites) & set(program.sites))
@@ -335,8 +348,8 @@ def eliminate(program: Any, sites: Collection[str] | str) -> Eliminated:
             raise ValueError(
                 f"ppl.eliminate: {twice} are summed out of {program.label} already. Name sites that are left."
             )
-        return Eliminated(program.program, (*program.calls, sites))
-    return Eliminated(program, (sites,))
+        return Eliminated(program.program, (*program.calls, (sites, approximation)))
+    return Eliminated(program, ((sites, approximation),))
 
 
 def _drawn(

@@ -26,7 +26,8 @@ from ._stochastic import as_arrays
 
 Array = jax.Array
 PLAIN, TILTED, CENTRED = Emit(), Emit(has_tilts=True), Emit(has_tilts=True, is_centred=True)
-KINDS = (" shift", " linear", " square")
+POINTED = Emit(has_points=True)
+KINDS = (" shift", " linear", " square", " linearised")
 
 
 class Integrated(Program):
@@ -37,14 +38,21 @@ class Integrated(Program):
         sites: those that are integrated out.
         label: its name.
         emit: how its statements are made.
+        approximation: of means that are not affine; None: they are refused.
     """
 
     def __init__(
-        self, program: Program, sites: tuple[str, ...], label: str, emit: Emit = PLAIN
+        self,
+        program: Program,
+        sites: tuple[str, ...],
+        label: str,
+        emit: Emit = PLAIN,
+        approximation: str | None = None,
     ) -> None:
         super().__init__(self._statements)
         self.__name__ = self.label = label
-        self.program, self.sites, self.emit = program, sites, emit
+        self.program, self.sites, self.approximation = program, sites, approximation
+        self.emit = emit._replace(approximation=approximation)
 
     def _statements(self, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(h, Recorder) for h in handler_stack()):
@@ -97,6 +105,11 @@ class _Moments:
     def __init__(
         self, program: Integrated, choices: Mapping[str, Any], args: Any, kwargs: Any
     ) -> None:
+        if program.approximation == "ukf":
+            raise TypeError(
+                f"{program.label}: the unscented approximation keeps no law of {list(program.sites)} given later data. Use "
+                'approximation="ekf", or particles: inference.smc(program, ..., proposal="ukf") and inference.particles.smooth.'
+            )
         self.program, self.choices = program, as_arrays(choices)
         self.args, self.kwargs = args, kwargs
         tilted = self._with(TILTED)
@@ -106,11 +119,18 @@ class _Moments:
             for name, x in jax.eval_shape(drawn).items()
             if name.endswith(KINDS) and name not in self.choices
         }
+        if (
+            program.approximation
+        ):  # means are linearised where the data put them, whatever the tilts
+            pointed = self._with(POINTED).trace(self.choices, *args, **kwargs)
+            found = pointed.deterministic
+            self.beside |= {n: found[n] for n in self.beside if n.endswith(" linearised")}
         # Those that were named, and missing cells that go with them.
         self.sites = [n.removesuffix(" linear") for n in self.beside if n.endswith(" linear")]
 
     def _with(self, emit: Emit) -> Integrated:
-        return Integrated(self.program.program, self.program.sites, self.program.label, emit)
+        made = self.program
+        return Integrated(made.program, made.sites, made.label, emit, made.approximation)
 
     def _derivatives(
         self, kind: str, emit: Emit, given: Mapping[str, Array]

@@ -6,6 +6,7 @@ Laws for programs
     NormalInverseGamma, NormalInverseWishart    a mean and its variance or covariance
     ExpectedNormal                              expected natural parameters of a Normal under such a law
     Orthonormal, UniformFrames                  orthonormal columns: a constraint, the uniform law
+    LinearConstraints, TruncatedInTurn          coordinates that keep linear relations: a constraint, a law
 
 For the library: derivatives of NumPyro's that some versions get wrong (`_mends.py`); and questions: where a law can be
 (`_inclusion.py` before anything is drawn, `_supports.py` with what the set depends on), whether two laws have an exact
@@ -62,6 +63,7 @@ from ._supports import (
     same_support as same_support,
     support_of_law as support_of_law,
 )
+from .linear import LinearConstraints as LinearConstraints, TruncatedInTurn as TruncatedInTurn
 
 __all__ = [
     "OneHotCategorical",
@@ -71,4 +73,6 @@ __all__ = [
     "ExpectedNormal",
     "Orthonormal",
     "UniformFrames",
+    "LinearConstraints",
+    "TruncatedInTurn",
 ]

@@ -3,9 +3,10 @@
 Input: a program and the names of sites with normal laws whose means are affine in each other. Output: the statements that are
 left, made one after the other, each with its law given those before. `_lift.py` traces the program with its statements as
 equations, `_integrator.py` runs it with values that are affine in what is believed of the sites (`_forms.py`, `_belief.py`),
-scans and branches included (`_control_flow.py`).
+scans and branches included (`_control_flow.py`). On request, what is not affine is approximated (`_approximate.py`).
 """
 
-from ._integrate import integrate as integrate
+from ._approximate import APPROXIMATIONS as APPROXIMATIONS
+from ._integrate import integrate as integrate, propose as propose
 from ._integrator import Emit as Emit
 from ._laws import JointNormal as JointNormal

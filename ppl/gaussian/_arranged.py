@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ._forms import Form, RowsMeet
+from ._forms import Form, Points, RowsMeet
 from ._noise import Noise, Reading
 from ._rows import flat, unflat
 
@@ -31,9 +31,11 @@ class Shaped(NamedTuple):
     rows: tuple[int, ...]
 
     @classmethod
-    def of(cls, form: Form) -> Shaped:
-        """That of a form."""
-        return cls(form.const.shape, form.const.dtype, form.rows)
+    def of(cls, value: Form | Points) -> Shaped:
+        """That of a form, or of a value at points."""
+        if isinstance(value, Points):
+            return cls(value.values.shape[1:], value.values.dtype, value.rows)
+        return cls(value.const.shape, value.const.dtype, value.rows)
 
     @property
     def size(self) -> int:

@@ -56,6 +56,13 @@ class Belief:
         zeros = [(0, 0)] * (self.mean.ndim - 1)
         return Belief(jnp.pad(self.mean, [*zeros, (0, self.fresh)]), self.seen(unit))
 
+    def squared(self) -> Belief:
+        """The same law without fresh numbers apart, its root with no more columns than rows."""
+        belief = self.whole()
+        if belief.root.shape[-1] <= belief.size:
+            return belief
+        return Belief(belief.mean, compressed(belief.root))
+
     def at(self, const: Array, matrix: Array) -> Array:
         """The mean of const + matrix basis."""
         return const + (matrix[..., : self.old] @ self.mean[..., None])[..., 0]

@@ -104,7 +104,7 @@ class _Scan:
     ) -> list[Any]:
         consts = [kept.get(id(x), x) for x in self.consts]
         inner.open.append((kept, set(kept)))
-        return inner.run(self.body, [*consts, *carry, *xs])
+        return inner.settled(inner.run(self.body, [*consts, *carry, *xs]))
 
     def _handed_on(self) -> list[Shaped]:
         """The uncertain values that are handed on."""

@@ -53,6 +53,18 @@ class Beyond:
     remedy: str = ""
 
 
+class Points(NamedTuple):
+    """A value at the points of a belief (`_approximate.py`).
+
+    Attributes:
+        values: shape (2 k, *shape).
+        rows: axes of the value along which the rows of the basis stand.
+    """
+
+    values: Array
+    rows: tuple[int, ...]
+
+
 class RowsMeet(Exception):
     """Rows that were taken to be separate are not; `axis` is their number among the axes of rows."""
 
@@ -91,7 +103,7 @@ BILINEAR = frozenset("mul dot_general conv_general_dilated".split())
 
 def is_certain(value: Any) -> bool:
     """Whether a value does not depend on the sites."""
-    return not isinstance(value, Form | Beyond)
+    return not isinstance(value, Form | Points | Beyond)
 
 
 def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
@@ -130,7 +142,7 @@ def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
         return bind(slope, operands)
 
     slopes = jax.vmap(column)(*(args[i].wide(columns) for i in uncertain))
-    rows = _rows(eqn, args)
+    rows = rows_of(eqn, args)
     return [Form(c, s, r) for c, s, r in zip(base, slopes, rows, strict=True)]
 
 
@@ -169,14 +181,16 @@ def _linear_in(eqn: Any, uncertain: Sequence[int]) -> Sequence[int] | None:
     return everything if name == "integer_pow" and eqn.params["y"] == 1 else None
 
 
-def _rows(eqn: Any, args: Sequence[Any]) -> list[tuple[int, ...]]:
-    """Where the rows of the basis stand in the outputs."""
-    num_rows = max((len(x.rows) for x in args if isinstance(x, Form)), default=0)
-    if num_rows == 0:
+def rows_of(eqn: Any, args: Sequence[Any]) -> list[tuple[int, ...]]:
+    """Where the rows of the basis stand in the outputs.
+
+    Raises:
+        RowsMeet: they do not stay apart.
+    """
+    rows = [getattr(x, "rows", ()) for x in args]
+    if not any(rows):
         return [()] * len(eqn.outvars)
-    operands: list[Relations] = [
-        {0: tuple(map(aligned, x.rows))} if isinstance(x, Form) else {} for x in args
-    ]
+    operands: list[Relations] = [{0: tuple(map(aligned, r))} if r else {} for r in rows]
     found = []
     for relations in relations_of_axes(eqn, operands):
         axes = []

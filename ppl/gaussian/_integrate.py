@@ -1,4 +1,4 @@
-"""One run of a program with Gaussian sites integrated out."""
+"""One run of a program with Gaussian sites integrated out, or proposed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..traces import Recorder, running_engine
 from ._forms import is_certain
 from ._integrator import Emit, Integrator, PlateMeets
 from ._lift import Lifter
+from ._proposal import Proposer
 
 
 def integrate(
@@ -57,6 +58,23 @@ def integrate(
         return None
     values = iter(outs)
     return jax.tree.unflatten(tree, [next(values) if x is None else x[0] for x in static])
+
+
+def propose(
+    label: str,
+    program: Callable[..., Any],
+    params: Mapping[str, Any],
+    args: Any,
+    kwargs: Any,
+    approximation: str | None,
+) -> None:
+    """Draw the program's latent sites, normal ones in the steps of a scan given the step's observations (`_proposal.py`).
+
+    Raises:
+        ValueError: a step with sites in an inner scan or a branch, or a law that depends on normal sites of the same step.
+    """
+    closed, _, _ = _lifted(Lifter(label), program, params, args, kwargs)
+    Proposer(label, closed, [0], approximation).all()
 
 
 def _lifted(

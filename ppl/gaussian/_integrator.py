@@ -20,10 +20,11 @@ import numpyro.distributions as dist
 
 from .._compat import CALLS, CUSTOM, ClosedJaxpr, Jaxpr, Literal, bind
 from ..jaxprs import Interpreter, called, has_other_derivative, name_of
+from ._approximate import at_points, is_smooth, joint_of, linearised, mean_of
 from ._arranged import Shaped, matrix_of, noise_of, spread, unit_forms
 from ._belief import Belief, no_belief
 from ._control_flow import run_cond, run_scan
-from ._forms import Beyond, Form, RowsMeet, is_certain, propagate
+from ._forms import Beyond, Form, Points, RowsMeet, is_certain, propagate
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
 from ._noise import reading_of
@@ -40,11 +41,16 @@ class Emit(NamedTuple):
         is_dry: whether nothing is: values are zeros, to see which are uncertain.
         has_tilts: whether sites stand beside the statements that shift and tilt them (`densities/_integrated.py`).
         is_centred: whether all values count as their means, for what does not depend on values: covariances.
+        approximation: of means that are not affine, see `_approximate.py`; None: they are refused.
+        has_points: whether deterministic statements tell around which points means were linearised. With tilts these are sites,
+            to be given: a tilt is not to move them.
     """
 
     is_dry: bool = False
     has_tilts: bool = False
     is_centred: bool = False
+    approximation: str | None = None
+    has_points: bool = False
 
 
 class Integrator:
@@ -69,6 +75,7 @@ class Integrator:
         self.has_changed = False
         self.found: set[str] = set()
         self.scales: dict[str, float | None] = {}
+        self.numbers: dict[int, int] = {}  # of linearised equations, by id
         # The open programs: their values, and which of these are still read.
         self.open: list[tuple[dict[Any, Any], set[Any]]] = []
 
@@ -77,6 +84,7 @@ class Integrator:
         emit = self.emit._replace(is_dry=self.emit.is_dry or is_dry)
         inner = Integrator(self.label, self.names, self.joint, emit)
         inner.rows, inner.found, inner.scales = self.rows, self.found, self.scales
+        inner.numbers = self.numbers
         return inner
 
     # Equations.
@@ -92,20 +100,72 @@ class Integrator:
         name, has_statements = eqn.primitive.name, holds_statement(eqn)
         try:
             if eqn.primitive is statement_p:
+                args = self.settled(args)
                 return [self._statement(eqn.params["statement"], args[:-1])]
             if not has_statements and all(map(is_certain, args)):
                 return bind(eqn, args)
-            if name in CUSTOM and has_other_derivative(eqn):
+            if name == "scan" and (has_statements or not self.emit.approximation):
+                return run_scan(self, eqn, self.settled(args))
+            if name == "cond" and (has_statements or not self.emit.approximation):
+                return run_cond(self, eqn, self.settled(args))
+            if name in CUSTOM and has_other_derivative(eqn) and not self.emit.approximation:
                 return [Beyond(name_of(eqn))] * len(eqn.outvars)
-            if name in CALLS:
+            is_whole = name in CUSTOM and self.emit.approximation and not has_other_derivative(eqn)
+            if name in CALLS and not is_whole:
                 return self.run(called(eqn), args)
-            if name == "scan":
-                return run_scan(self, eqn, args)
-            if name == "cond":
-                return run_cond(self, eqn, args)
-            return propagate(eqn, args)
+            return self._propagated(eqn, args)
         except RowsMeet as met:
             raise self._meets(met.axis) from met
+
+    def _propagated(self, eqn: Any, args: list[Any]) -> list[Any]:
+        """What an equation without statements makes of uncertain values."""
+        is_free = not any(isinstance(x, Points | Beyond) for x in args)
+        found = propagate(eqn, args) if is_free else []
+        kind, belief = self.emit.approximation, self.belief
+        if is_free and not (kind and any(isinstance(x, Beyond) for x in found)):
+            return found
+        beyond = next((x for x in args if isinstance(x, Beyond)), None)
+        if beyond is not None or belief is None:
+            return [beyond or Beyond(name_of(eqn))] * len(eqn.outvars)
+        if kind == "ukf":
+            self.belief = belief = belief.squared()
+            return at_points(eqn, args, belief)
+        if not is_smooth(eqn):
+            return found
+        forms = [x for x in args if isinstance(x, Form)]
+        return linearised(eqn, args, belief, [self._point(eqn, i, x) for i, x in enumerate(forms)])
+
+    def _point(self, eqn: Any, operand: int, form: Form) -> Array:
+        """Around which value of an operand an equation is linearised: its mean."""
+        assert self.belief is not None
+        number = self.numbers.setdefault(id(eqn), len(self.numbers))
+        name, mean = f"{number} {operand} linearised", mean_of(form, self.belief)
+        if self.emit.is_dry:
+            return mean
+        if self.emit.has_tilts:
+            law = dist.Normal(jnp.zeros_like(mean), 1.0).to_event(mean.ndim).mask(False)
+            return jnp.asarray(numpyro.sample(name, law))
+        if self.emit.has_points:
+            numpyro.deterministic(name, mean)
+        return mean
+
+    def settled(self, values: Sequence[Any]) -> list[Any]:
+        """Values with forms in place of points, which a statement or another basis follows."""
+        live = [env[v] for env, names in self.open for v in names]
+        every = {id(x): x for x in [*live, *values]}
+        if not any(isinstance(x, Points) for x in every.values()):
+            return list(values)
+        assert self.belief is not None
+        new: dict[int, Any] = {
+            i: Beyond("a comparison")
+            for i, x in every.items()
+            if isinstance(x, Points) and not jnp.issubdtype(x.values.dtype, jnp.floating)
+        }
+        kept = {i: x for i, x in every.items() if isinstance(x, Form | Points) and i not in new}
+        self.belief = joint_of(list(kept.values()), self.belief)
+        new |= dict(zip(kept, unit_forms(list(map(Shaped.of, kept.values()))), strict=True))
+        self._replace(new)
+        return [new.get(id(x), x) for x in values]
 
     # Statements.
 
@@ -256,7 +316,7 @@ class Integrator:
         values = (env[v] for env, live in self.open for v in live)
         return {id(x): x for x in values if isinstance(x, Form)}
 
-    def _replace(self, new: dict[int, Form]) -> None:
+    def _replace(self, new: dict[int, Any]) -> None:
         """Put other forms in the place of those with these ids."""
         for env, _ in self.open:
             env.update({v: new[id(x)] for v, x in env.items() if id(x) in new})

@@ -22,6 +22,8 @@ def run_in(folder, monkeypatch, page, is_full):
 
 @by_name
 @pytest.mark.slow_for(
+    "howto/missing_cells",
+    "howto/when_to_stop",
     "howto/compare_models",
     "errors",  # test_errors.py runs it
     "explain/feynman_kac",

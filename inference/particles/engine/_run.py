@@ -49,7 +49,7 @@ def run(
     args: tuple[Any, ...],
     *,
     num_particles: int,
-    proposal: ppl.Program | Callable[..., Any] | None = None,
+    proposal: ppl.Program | Callable[..., Any] | str | None = None,
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     history: History = "full",
@@ -132,6 +132,8 @@ def run_engine(
 ) -> dict[str, Any]:
     """The fields of a result, by the front end for this kind of model."""
     if not isinstance(model, FeynmanKac):
+        if isinstance(proposal, str):
+            proposal = ppl.kalman_proposal(model, proposal)
         guide = None if proposal is None else ppl.as_program(proposal)
         return run_program(ppl.as_program(model), guide, key, args, settings, retained)
     if args or proposal is not None:

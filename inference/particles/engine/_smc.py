@@ -31,7 +31,7 @@ def smc(
     key: Any,
     *args: Any,
     num_particles: int,
-    proposal: ppl.Program | Callable[..., Any] | None = None,
+    proposal: ppl.Program | Callable[..., Any] | str | None = None,
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     history: History = "full",
@@ -59,7 +59,8 @@ def smc(
         kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_particles: number of particles K, fixed.
         proposal: program of the same arguments for some or all latent sites; a scan in it is advanced together with the
-            model's scan over the same sites. Sites it does not draw come from the prior.
+            model's scan over the same sites. Sites it does not draw come from the prior. "ekf" or "ukf": normal states given
+            the step's observations, see `ppl.kalman_proposal`.
         resampling: "systematic", "stratified", "residual", "multinomial", ..., a `Scheme`, or `partial_resampling`.
         policy: when to resample, `ess_below(0.5)` by default; others are in `inference.particles.resampling`.
         history: "full" keeps the particles' paths, "ancestors" only the genealogy, "none" neither (memory).

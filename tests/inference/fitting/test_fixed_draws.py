@@ -72,6 +72,7 @@ def test_linear_response_mends_the_variances_of_a_mean_field(fitted):
     np.testing.assert_allclose(one, exact, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_a_full_rank_guide_needs_no_response():
     objective = inference.elbo(regression, AutoMultivariateNormal(regression))
     fit = fit_fixed_draws(objective, (X, Y), key=KEY, num_draws=300)
@@ -80,6 +81,7 @@ def test_a_full_rank_guide_needs_no_response():
     np.testing.assert_allclose(draws.std(0) / SD, 1.0, atol=0.15)
 
 
+@pytest.mark.slow
 def test_the_best_of_several_starts_is_kept():
     def two(y):
         z = ppl.sample("z", dist.Normal(0.0, 3.0))
@@ -97,6 +99,7 @@ def test_the_best_of_several_starts_is_kept():
     assert abs(fit.params["loc"] - 3.0) < 0.2
 
 
+@pytest.mark.slow
 def test_minimised_objectives_and_summed_sites():
     def model(y):
         k = ppl.sample("k", dist.Bernoulli(0.3))

@@ -136,6 +136,7 @@ def test_a_site_that_is_kept_brings_what_it_depends_on():
     assert set(fit.predict(KEY, NEW, keep="*", num_samples=3)) == {"y"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fit. k-hat")  # of a single step
 def test_summed_sites_of_new_rows_are_drawn_from_the_model():
     """A mixture of lines: each new row has a component of its own."""
@@ -254,6 +255,7 @@ def test_a_longer_autoregression_is_sent_to_where_its_steps_can_be_said():
     assert fit.predict(KEY, num_samples=3)["y"].shape == (3, 3)  # replicates of the fit's own
 
 
+@pytest.mark.slow
 def test_rows_that_an_integer_counts_are_those_of_the_fit():
     def model(num_rows, y=None):
         slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
@@ -288,6 +290,10 @@ def test_a_prediction_from_an_observation_that_would_be_drawn_anew_is_refused():
     assert fit.predict(KEY, dose, dose, num_samples=2)["dose"].shape == (2, 3)  # replicates of both
     assert fit.predict(KEY, None, num_samples=2)["y"].shape == (2, 3)
     draws = fit.posterior(KEY, 50)
+    with pytest.raises(
+        ValueError, match=r"predict: \['y'\] are to be predicted.*\['dose'\].*ppl.intervene"
+    ):
+        inference.predict(model, draws, KEY, dose, num_samples=2)
     set_to = ppl.intervene(fit.model, {"dose": dose})
     y = inference.predict(set_to, draws, KEY, None, num_samples=50)["y"]
     slope = float(fit.params["loc"])

@@ -491,6 +491,7 @@ def test_jacobian_by_observation_is_the_whole_one_and_part_of_it_is_less():
         assert np.all(np.linalg.matrix_rank(part, tol=1e-6) == rank)
 
 
+@pytest.mark.slow
 def test_the_slope_survives_probabilities_of_zero():
     """Single precision; labels of probability exp(-60): the whitened slope is huge, its product with the factor is not."""
 
