@@ -21,6 +21,7 @@ FACES = (
     inference.local,
     inference.diffusion,
     inference.diagnostics,
+    inference.evaluation,
     inference.posterior_checks,
     inference.particles,
     inference.particles.moves,

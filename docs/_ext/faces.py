@@ -27,6 +27,7 @@ MAPPED = (
     "inference.particles.moves",
     "inference.diffusion",
     "inference.diagnostics",
+    "inference.evaluation",
     "inference.posterior_checks",
 )
 NAME = r"[A-Za-z]\w*"
