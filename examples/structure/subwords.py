@@ -22,8 +22,10 @@ Source: Kudo 2018 (sub-word regularisation, the unigram model), whose likelihood
     claimed there for nats per
 character.
 
-Expected: fewer nats per character than greedy byte pairs at every size of the vocabulary, by some 0.1 to 0.2; part of it by the
-vocabulary and part by summing over segmentations. The likelihood falls at no step of a size. Run time: three minutes on 2 cores.
+Expected, held-out nats per character (byte pairs greedy / byte pairs summed / by likelihood): 2.51 / 2.48 / 2.26 with 100 tokens,
+2.13 / 2.10 / 1.93 with 300, 1.73 / 1.72 / 1.73 with 1,000: small vocabularies are better chosen by likelihood, a large one is not,
+and summing over segmentations is worth 0.01 to 0.03 by itself. The likelihood falls at no step of a size. Run time: four minutes
+of one core.
 
     python examples/structure/subwords.py [--smoke] [--out subwords_output]
 """
@@ -321,6 +323,7 @@ def save(rows: list[dict[str, float]], found: Fit, out: Path) -> None:
     )[:15]
     right.barh([repr(t) for _, t in longer][::-1], [np.exp(p) for p, _ in longer][::-1])
     right.set(xlabel=f"probability, vocabulary of {len(found.tokens)}")
+    right.locator_params(axis="x", nbins=5)
     figure.savefig(out / "subwords.png", dpi=150)
     plt.close(figure)
 
