@@ -99,9 +99,9 @@ def plot_estimates(estimates: Mapping[str, Estimate]) -> Figure:
     Raises:
         ImportError: matplotlib is missing.
     """
-    from ..diagnostics._plots import _figure
+    from ..diagnostics._plots import empty_figure
 
-    figure = _figure((6.0, 1.0 + 0.4 * len(estimates)))
+    figure = empty_figure((6.0, 1.0 + 0.4 * len(estimates)))
     axis = figure.subplots()
     for row, estimate in enumerate(estimates.values()):
         axis.errorbar(

@@ -52,9 +52,9 @@ class SpectralGap:
 
     def plot(self) -> Figure:
         """The gap with two standard errors over the frequency."""
-        from ..diagnostics._plots import _figure
+        from ..diagnostics._plots import empty_figure
 
-        figure = _figure((6.0, 3.5))
+        figure = empty_figure((6.0, 3.5))
         axis = figure.subplots()
         low, high = (self.gap + sign * 2 * self.standard_error for sign in (-1, 1))
         axis.fill_between(self.frequency, low, high, color="C0", alpha=0.3, lw=0)
