@@ -19,8 +19,7 @@ count (Gage 1994; Sennrich et al. 2016), with the frequencies of the tokens that
 vocabulary under this program.
 
 Source: Kudo 2018 (sub-word regularisation, the unigram model), whose likelihood and way to drop tokens these are. No figure is
-    claimed there for nats per
-character.
+claimed there for nats per character.
 
 Expected, held-out nats per character (byte pairs greedy / byte pairs summed / by likelihood): 2.51 / 2.48 / 2.26 with 100 tokens,
 2.13 / 2.10 / 1.93 with 300, 1.73 / 1.72 / 1.73 with 1,000: small vocabularies are better chosen by likelihood, a large one is

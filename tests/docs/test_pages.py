@@ -22,6 +22,9 @@ def run_in(folder, monkeypatch, page, is_full):
 
 @by_name
 @pytest.mark.slow_for(
+    "howto/hmm",
+    "tutorials/03_vae",
+    "howto/normal_states",
     "howto/missing_cells",
     "howto/when_to_stop",
     "howto/compare_models",

@@ -42,7 +42,7 @@ def test_the_density_integrates_to_one():
     assert abs(jnp.exp(law.log_prob(jnp.zeros(2))) - 1 / (2 * np.pi)) > 0.01  # it is stirred
 
 
-@pytest.mark.slow_for("5-context2")
+@pytest.mark.slow_for("3-None", "5-context2")
 @pytest.mark.parametrize(("size", "context"), [(2, None), (3, None), (5, np.ones((4, 2)))])
 def test_draws_have_the_density_that_the_map_gives_them(size, context):
     flow = stirred(size, 0 if context is None else 2)

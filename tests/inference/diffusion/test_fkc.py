@@ -259,6 +259,7 @@ def test_a_model_alone_needs_no_weights(weights, key):
     np.testing.assert_allclose(result.log_weights, -np.log(50), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_guidance_weights(key):
     """(V / 2) b (b - 1) |s1 - s2|^2: zero at b = 0 and 1, positive beyond, negative between (proposition 3.1)."""
     scales = (0.0, 1.0, 3.0, -0.5, 0.5)

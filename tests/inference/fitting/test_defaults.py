@@ -186,6 +186,7 @@ def test_a_settled_run_is_near_the_bottom(noise, rate):
     assert (left < 0.1 * max(1.0, noise)).all()
 
 
+@pytest.mark.slow
 def test_a_slow_gain_worth_having_is_not_taken_for_the_end():
     """1 nat in 1,000 steps, hidden in noise of 3 nats: over a third of the run more than the tolerance."""
     _, settled_at, step = descend(3.0, drift=1e-3, most=15_000)

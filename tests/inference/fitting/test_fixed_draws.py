@@ -39,6 +39,7 @@ def fitted():
     return fit_fixed_draws(BOUND, {"x": X, "y": Y}, key=KEY, num_draws=200)
 
 
+@pytest.mark.slow
 def test_the_end_is_an_optimum_near_that_of_the_bound(fitted):
     assert fitted.stop_reason == "settled" and fitted.gradient_norm <= 1e-3
     assert fitted.steps == len(fitted.history["value"]) < 200
@@ -159,6 +160,7 @@ def test_a_gradient_that_leaves_a_score_out_is_refused():
         fit_fixed_draws(bound, (X, Y), key=KEY)
 
 
+@pytest.mark.slow
 def test_an_end_that_is_no_optimum_has_no_errors():
     def superfluous(x, y=None):
         a, b = ppl.param("a", jnp.zeros(3)), ppl.param("b", jnp.zeros(3))

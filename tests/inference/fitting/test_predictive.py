@@ -74,6 +74,7 @@ def test_all_that_is_kept_belongs_to_the_rows_of_the_fit():
     np.testing.assert_allclose((drawn["mean"] - 1.5 * X).mean(0), np.arange(8.0), atol=0.1)
 
 
+@pytest.mark.slow_for("auto")
 @pytest.mark.parametrize("guide", [by_row, AutoNormal(rows)], ids=["by_row", "auto"])
 def test_draws_of_the_fits_rows_do_not_pass_for_those_of_as_many_new_ones(guide):
     with pytest.raises(ValueError, match=r"'u' lies in plate 'rows' of 8 rows.*keep=\['slope'\]"):
@@ -114,6 +115,7 @@ def test_programs_predict_what_they_draw():
     assert set(ppl.as_program(rows).predict(KEY, {"slope": 1.0}, NEW, NEW)) == {"u", "mean", "y"}
 
 
+@pytest.mark.slow
 def test_a_site_that_is_kept_brings_what_it_depends_on():
     """U given and its mean drawn anew would not be a draw of the posterior."""
 
@@ -156,6 +158,7 @@ def test_summed_sites_of_new_rows_are_drawn_from_the_model():
     assert (seen["z"] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fit. k-hat")
 def test_summed_sites_need_all_observations_or_none():
     def model(x, y=None):
@@ -172,6 +175,7 @@ def test_summed_sites_need_all_observations_or_none():
         fit.predict(KEY, NEW, num_samples=3)
 
 
+@pytest.mark.slow
 def test_rows_on_an_axis_of_the_event_or_of_columns_do_not_pass_for_new_ones():
     def process(x, y=None):
         kernel = jnp.exp(-0.5 * (x[:, None] - x) ** 2) + 1e-2 * jnp.eye(len(x))

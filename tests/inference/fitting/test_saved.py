@@ -146,6 +146,7 @@ def test_without_data_shapes_are_known(tmp_path):
         assert not [name for name in file.files if name.startswith("args")]
 
 
+@pytest.mark.slow
 def test_a_fit_of_batches_knows_the_shapes_of_one(tmp_path):
     fit = fitted(args=[(X, Y)], plate_sizes={})
     fit.save(tmp_path / "fit.npz")
@@ -171,6 +172,7 @@ def test_arguments_of_many_kinds_come_back(tmp_path):
     assert jnp.array_equal(jax.random.key_data(again[1]), jax.random.key_data(KEY))
 
 
+@pytest.mark.slow
 def test_an_autoguide_meets_its_model_in_the_file(tmp_path):
     auto = lambda: (lambda model: inference.elbo(model, AutoNormal(model)))(
         ppl.condition(programs()[0], {"kind": 1.0})
@@ -223,6 +225,7 @@ def test_other_weights_and_strategies_are_refused(tmp_path):
         inference.Fit.load(tmp_path / "fit.npz", weighted(0.9))
 
 
+@pytest.mark.slow
 def test_rows_of_the_fit_are_not_exported_for_others(tmp_path):
     """An exported function is called with other rows, also where its examples are those of the fit."""
 

@@ -135,6 +135,7 @@ def test_noise_beside_the_posterior_is_the_ratio_of_widths():
     assert abs(found / 0.3 - 1) < 4.5 * (0.18**2 + 0.07**2) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_fit_tells_the_noise_of_its_iterates():
     x = np.random.default_rng(0).normal(size=50).astype(np.float32)
 

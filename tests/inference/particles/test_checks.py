@@ -181,7 +181,7 @@ DRAWN = {
 }  # fmt: skip
 
 
-@pytest.mark.slow_for("NaN at weighing", "temperatures ended")
+@pytest.mark.slow_for("exceeds log_bound", "NaN at weighing", "temperatures ended")
 @pytest.mark.parametrize("words", DRAWN)
 def test_what_draws_decide_is_refused_or_nan(words):
     call = DRAWN[words]
@@ -190,6 +190,7 @@ def test_what_draws_decide_is_refused_or_nan(words):
     assert jnp.isnan(jax.jit(call)(KEY)).all()
 
 
+@pytest.mark.slow
 def test_a_chain_that_is_lost_says_so_under_jit():
     """`log_joint` is the status of pmmh: its chain may come to the posterior later."""
     call = lambda key: pmmh(walk, key, YS + jnp.inf).log_joint
