@@ -1,0 +1,255 @@
+"""The variational bound of a diffusion model on log p(x), in nats, and the denoising error, which is none.
+
+With gamma = log(variance / alpha^2), which grows with the time, and x_t = alpha x + std eps,
+
+    log p(x) >= -KL(Normal(alpha_T x, variance_T) || Normal(0, variance_T)) - d/2 log(2 pi e variance_s / alpha_s^2) - loss,
+    loss = 1/2 int_s^T E|eps - eps^(x_t, t)|^2 d gamma        in continuous time,
+    loss = 1/2 sum_n expm1(gamma_n - gamma_{n+1}) E|eps - eps^(x_{t_n}, t_n)|^2        along t_0 = T > ... > t_N = s,
+
+where eps^ = -std score is the predicted noise. The second line is the mean of log p(path, x) / q(path | x) of the chain that
+`reverse_chain` and `law` are; the first its limit of many steps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ...inference.diffusion import Diffusion, Noising
+from ...inference.diffusion._diffusion import check_noise, check_times
+from ...inference.diffusion._points import is_shape
+from ...ppl._checks import check_counts
+from ...ppl._compat import is_concrete, typed_key
+from ._samplers import time_of
+
+
+def bound(
+    diffusion: Diffusion,
+    x: Float[Array, "*batch *shape"],
+    key: Array,
+    *,
+    num_times: int | None = None,
+    times: Float[Array, " steps+1"] | None = None,
+    at: float | None = None,
+    importance: Float[Array, " bins"] | None = None,
+) -> Float[Array, "*batch"]:
+    """An unbiased estimate of the variational lower bound on log p(x), in nats, with gradients in the network and in x.
+
+    Args:
+        diffusion: the model.
+        x: points, with any leading axes; each has its own noise. The same key gives the same noise and times to another model
+            (paired differences).
+        key: PRNG key.
+        num_times: noise levels drawn for each point, stratified; 16 by default, or all steps of `times`.
+        times: a descending grid of times: the bound of the chain along it. None: continuous time, with levels uniform in gamma,
+            which is the bound's own weight.
+        at: the time s > 0 at which the noise ends, in continuous time; the last of `noising.times` by default.
+        importance: weights > 0 of equal bins of gamma, from s to T, in proportion to which levels are drawn instead, e.g. the roots
+            of `denoising_errors`' means of squares; the estimate stays unbiased and varies less.
+
+    Returns:
+        One number for each point, nats.
+
+    Raises:
+        ValueError: noise that is not Normal; points that are trees or have another shape; times that do not descend or end without
+            noise; `times` together with `at` or `importance`; weights that are not positive numbers.
+
+    Validity: the mean over noise and levels is the right side at any score, learned or not; it is a lower bound of the log
+    density of x itself, for the chain along `times`, or for the reverse diffusion (`euler_maruyama` with short steps) followed by
+    x ~ Normal(x_s / alpha_s, variance_s / alpha_s^2). It is tight for the true score and s near 0. The exponential of an estimate
+    is biased: for weights use `law` or `reverse_chain`. With levels in single precision, log(variance / alpha^2) has to move
+    visibly between them: s not below 1e-6.
+
+    Example:
+        >>> import jax
+        >>> from lapilli.models import diffusion
+        >>> model = diffusion.gaussian_mixture(diffusion.EDM(), [1.0], [[0.0]], 1.0)  # Normal(0, 1)
+        >>> estimate = diffusion.bound(model, jax.numpy.array([0.5]), jax.random.key(0), num_times=20_000)
+        >>> print(f"{estimate:.2f} of {-0.5 * (0.25 + math.log(2 * math.pi)):.2f}")
+        -1.04 of -1.04
+
+    Reference: Kingma, Salimans, Poole and Ho 2021, arXiv:2107.00630, equations 11 to 17.
+    """
+    shape = _check("bound", diffusion, x)
+    noising = diffusion.noising
+    if times is not None:
+        if at is not None or importance is not None:
+            raise ValueError(
+                "bound: times are a grid, whose last time and steps say what at= and importance= do in continuous time. Give times "
+                "alone, or leave them out."
+            )
+        times = check_chain("bound", noising, times)
+        ends = (times[0], times[-1])
+        num_times = len(times) - 1 if num_times is None else num_times
+    else:
+        ends = (noising.end, _last_time(noising, at))
+        num_times = 16 if num_times is None else num_times
+    check_counts("bound", num_times=num_times)
+    gammas = jnp.stack([gamma(noising, t) for t in ends])
+    log_bins = None if importance is None else _log_bins(importance)
+
+    def levels(key: Array) -> tuple[Array, Array]:
+        """Times and weights of one point, whose mean product with the errors is the loss."""
+        u = _strata(key, num_times)
+        if times is not None:
+            n = jnp.minimum(jnp.floor(u * (len(times) - 1)).astype(int), len(times) - 2)
+            by_time = jax.vmap(lambda t: gamma(noising, t))(times)
+            return times[n], 0.5 * (len(times) - 1) * jnp.expm1(by_time[n] - by_time[n + 1])
+        place, weight = (u, jnp.ones_like(u)) if log_bins is None else _placed(u, log_bins)
+        at = gammas[1] + place * (gammas[0] - gammas[1])
+        found = jax.vmap(lambda g: time_of(noising, jnp.exp(0.5 * g)))(at)
+        return jax.lax.stop_gradient(found), 0.5 * (gammas[0] - gammas[1]) * weight
+
+    def one(x: Array, key: Array) -> Array:
+        time_key, noise_key = jax.random.split(key)
+        t, weight = levels(time_key)
+        errors, noise = squared_errors(diffusion, x, noise_key, t)
+        # Near the data nothing is predicted, and the error is that of the noise itself, whose mean is known: what is left of it
+        # for normal data of unit variance is taken out.
+        share = jax.vmap(lambda t: jnp.square(1 / (1 + jnp.exp(gamma(noising, t)))))(t)
+        loss = jnp.mean(weight * (errors - share * (noise - x.size)))
+        far = 0.5 * jnp.exp(-gammas[0]) * jnp.sum(jnp.square(x))
+        near = 0.5 * x.size * (math.log(2 * math.pi) + 1 + gammas[1])
+        return -far - near - loss
+
+    return _over_points(one, x, typed_key(key), shape)
+
+
+def denoising_errors(
+    diffusion: Diffusion,
+    x: Float[Array, "*batch *shape"],
+    key: Array,
+    *,
+    num_times: int = 16,
+    at: float | None = None,
+) -> tuple[Float[Array, " times"], Float[Array, "*batch times"]]:
+    """Squared errors |eps - eps^(x_t, t)|^2 at times even in the process's own time, without weights. They bound nothing.
+
+    Their mean is what a network is often trained on, and what classifies by "the least denoising error". For log p use `bound`.
+
+    Args:
+        diffusion: the model.
+        x: points, with any leading axes.
+        key: PRNG key; the same key gives the same noise to another model.
+        num_times: number of times, the middles of as many equal parts of [s, T].
+        at: the time s; the last of `noising.times` by default.
+
+    Returns:
+        gamma = log(variance / alpha^2) at the times, ascending, and the errors.
+
+    Raises:
+        ValueError: as `bound`.
+
+    Reference: Ho, Jain and Abbeel 2020, arXiv:2006.11239, equation 14.
+    """
+    shape = _check("denoising_errors", diffusion, x)
+    check_counts("denoising_errors", num_times=num_times)
+    first = _last_time(diffusion.noising, at)
+    t = first + (jnp.arange(num_times) + 0.5) / num_times * (diffusion.noising.end - first)
+    gammas = jax.vmap(lambda t: gamma(diffusion.noising, t))(t)
+    one = lambda x, key: squared_errors(diffusion, x, key, t)[0]
+    return gammas, _over_points(one, x, typed_key(key), shape)
+
+
+def squared_errors(
+    diffusion: Diffusion, x: Array, key: Array, t: Float[Array, " times"]
+) -> tuple[Float[Array, " times"], Float[Array, " times"]]:
+    """|eps - eps^(x_t, t)|^2 of one point, with noise of its own at each time, and |eps|^2."""
+    noising = diffusion.noising
+    eps = jax.random.normal(key, (len(t), *x.shape), x.dtype)
+
+    def one(t: Array, eps: Array) -> Array:
+        std = noising.std(t)
+        return jnp.sum(jnp.square(eps + std * diffusion.score(noising.alpha(t) * x + std * eps, t)))
+
+    return jax.vmap(one)(t, eps), jnp.sum(jnp.square(eps), tuple(range(1, eps.ndim)))
+
+
+def gamma(noising: Noising, t: Any) -> Float[Array, ""]:
+    """log(variance / alpha^2)."""
+    return jnp.log(noising.variance(t)) - 2 * noising.log_alpha(t)
+
+
+def check_chain(name: str, noising: Noising, times: Any) -> Array:
+    """Known descending times that end with some noise."""
+    times = check_times(name, noising, times)
+    if np.asarray(times)[-1] <= 0:
+        raise ValueError(
+            f"{name}: times end at 0, where no noise is left and the last step has no density. End at a small positive time, e.g. "
+            "noising.times(num_steps)."
+        )
+    return times
+
+
+def point_shape(name: str, diffusion: Diffusion) -> tuple[int, ...]:
+    """The shape of a point that is one array; refuses trees and noise that is not Normal."""
+    check_noise(name, diffusion)
+    if not is_shape(diffusion.shape):
+        raise ValueError(
+            f"{name}: points are one array, and the model's are a tree of shapes {diffusion.shape}. Ravel them into one array, e.g. "
+            "by jax.flatten_util.ravel_pytree."
+        )
+    return diffusion.shape
+
+
+def _check(name: str, diffusion: Diffusion, x: Any) -> tuple[int, ...]:
+    shape = point_shape(name, diffusion)
+    found = jnp.shape(x)
+    if found[len(found) - len(shape) :] != shape:
+        raise ValueError(
+            f"{name}: x has shape {found}, and its last axes must be those of a point, {shape}. Reshape x."
+        )
+    return shape
+
+
+def _last_time(noising: Noising, at: float | None) -> Any:
+    if at is None:
+        return noising.times(1)[-1]
+    if not 0 < at < noising.end:
+        raise ValueError(
+            f"bound: at={at:g} must lie between 0 and the end {noising.end:g} of the process, both excluded. Use a small time, "
+            "e.g. 1e-4."
+        )
+    return at
+
+
+def _strata(key: Array, num: int) -> Float[Array, " num"]:
+    """One uniform number in each of as many equal parts of [0, 1]."""
+    return (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+
+
+def _log_bins(importance: Any) -> Array:
+    """Log probabilities of the bins."""
+    weights = jnp.asarray(importance, float)
+    is_wrong = weights.ndim != 1 or not weights.size
+    if not is_wrong and is_concrete(weights):
+        known = np.asarray(weights)
+        is_wrong = not (np.all(np.isfinite(known)) and np.all(known > 0))
+    if is_wrong:
+        raise ValueError(
+            f"bound: importance must be a vector of positive weights, one for each of equal bins of gamma, got shape {weights.shape} "
+            "or a weight that is not positive. Without weight a bin's part of the bound would be lost: add a small number."
+        )
+    return jnp.log(weights) - jnp.log(weights.sum())
+
+
+def _placed(u: Array, log_bins: Array) -> tuple[Array, Array]:
+    """Places in [0, 1] by the piecewise even law of the bins, and one over their density."""
+    num, probs = len(log_bins), jnp.exp(log_bins)
+    ends = jnp.cumsum(probs)
+    n = jnp.minimum(jnp.searchsorted(ends, u, side="right"), num - 1)
+    inside = jnp.clip((u - (ends[n] - probs[n])) / probs[n], 0.0, 1.0)
+    return (n + inside) / num, 1 / (num * probs[n])
+
+
+def _over_points(one: Any, x: Any, key: Array, shape: tuple[int, ...]) -> Array:
+    x = jnp.asarray(x, float)
+    batch = x.shape[: x.ndim - len(shape)]
+    flat = x.reshape(math.prod(batch), *shape)
+    found = jax.vmap(one)(flat, jax.random.split(key, len(flat)))
+    return found.reshape(*batch, *found.shape[1:])
