@@ -4,10 +4,16 @@ With gamma = log(variance / alpha^2), which grows with the time, and x_t = alpha
 
     log p(x) >= -KL(Normal(alpha_T x, variance_T) || Normal(0, variance_T)) - d/2 log(2 pi e variance_s / alpha_s^2) - loss,
     loss = 1/2 int_s^T E|eps - eps^(x_t, t)|^2 d gamma        in continuous time,
-    loss = 1/2 sum_n expm1(gamma_n - gamma_{n+1}) E|eps - eps^(x_{t_n}, t_n)|^2        along t_0 = T > ... > t_N = s,
+    loss = sum_n E KL(q(x_{n+1} | x_n, x) || p(x_{n+1} | x_n))                          along t_0 = T > ... > t_N = s,
 
 where eps^ = -std score is the predicted noise. The second line is the mean of log p(path, x) / q(path | x) of the chain that
-`reverse_chain` and `law` are; the first its limit of many steps.
+`reverse_chain` and `law` are; the first its limit of many steps. The chain's kernels have the mean of `ancestral` and the variance
+
+    u = v + c^2 rho,   v = Var(x_{n+1} | x_n, x),   c = d E[x_{n+1} | x_n, x] / dx,   rho = l variance / (l alpha^2 + variance) at t_n,
+
+what it is for data of the law Normal(0, l), l the data variance: exact for these at any step. The two choices of DDPM are l = 0,
+right for data at one point, and l = 1. A smooth density looks even at small noise, where rho is the noise's own variance at any
+l > 0.
 """
 
 from __future__ import annotations
@@ -35,6 +41,7 @@ def bound(
     *,
     num_times: int | None = None,
     times: Float[Array, " steps+1"] | None = None,
+    data_variance: Float[Array, "*shape"] | float = 1.0,
     at: float | None = None,
     importance: Float[Array, " bins"] | None = None,
 ) -> Float[Array, "*batch"]:
@@ -48,6 +55,7 @@ def bound(
         num_times: noise levels drawn for each point, stratified; 16 by default, or all steps of `times`.
         times: a descending grid of times: the bound of the chain along it. None: continuous time, with levels uniform in gamma,
             which is the bound's own weight.
+        data_variance: l >= 0 of the chain's variances, a number or one for each coordinate; continuous time has none.
         at: the time s > 0 at which the noise ends, in continuous time; the last of `noising.times` by default.
         importance: weights > 0 of equal bins of gamma, from s to T, in proportion to which levels are drawn instead, e.g. the roots
             of `denoising_errors`' means of squares; the estimate stays unbiased and varies less.
@@ -93,26 +101,29 @@ def bound(
     gammas = jnp.stack([gamma(noising, t) for t in ends])
     log_bins = None if importance is None else _log_bins(importance)
 
-    def levels(key: Array) -> tuple[Array, Array]:
-        """Times and weights of one point, whose mean product with the errors is the loss."""
+    def levels(key: Array) -> tuple[Array, Array, Any]:
+        """Times and weights of one point, whose mean product with the errors is the loss, and a constant."""
         u = _strata(key, num_times)
         if times is not None:
             n = jnp.minimum(jnp.floor(u * (len(times) - 1)).astype(int), len(times) - 2)
-            by_time = jax.vmap(lambda t: gamma(noising, t))(times)
-            return times[n], 0.5 * (len(times) - 1) * jnp.expm1(by_time[n] - by_time[n + 1])
+            kernel = jax.vmap(lambda n: _weight(noising, times[n], times[n + 1], data_variance, shape))
+            weight, constant = kernel(n)
+            return times[n], (len(times) - 1) * weight, (len(times) - 1) * constant.mean()
         place, weight = (u, jnp.ones_like(u)) if log_bins is None else _placed(u, log_bins)
         at = gammas[1] + place * (gammas[0] - gammas[1])
         found = jax.vmap(lambda g: time_of(noising, jnp.exp(0.5 * g)))(at)
-        return jax.lax.stop_gradient(found), 0.5 * (gammas[0] - gammas[1]) * weight
+        weight = 0.5 * (gammas[0] - gammas[1]) * weight
+        return found, weight.reshape(-1, *(1 for _ in shape)), 0.0
 
     def one(x: Array, key: Array) -> Array:
         time_key, noise_key = jax.random.split(key)
-        t, weight = levels(time_key)
+        t, weight, constant = levels(time_key)
         errors, noise = squared_errors(diffusion, x, noise_key, t)
         # Near the data nothing is predicted, and the error is that of the noise itself, whose mean is known: what is left of it
         # for normal data of unit variance is taken out.
         share = jax.vmap(lambda t: jnp.square(1 / (1 + jnp.exp(gamma(noising, t)))))(t)
-        loss = jnp.mean(weight * (errors - share * (noise - x.size)))
+        each = errors - share.reshape(-1, *(1 for _ in shape)) * (noise - 1)
+        loss = jnp.sum(weight * each) / num_times + constant
         far = 0.5 * jnp.exp(-gammas[0]) * jnp.sum(jnp.square(x))
         near = 0.5 * x.size * (math.log(2 * math.pi) + 1 + gammas[1])
         return -far - near - loss
@@ -152,22 +163,44 @@ def denoising_errors(
     first = _last_time(diffusion.noising, at)
     t = first + (jnp.arange(num_times) + 0.5) / num_times * (diffusion.noising.end - first)
     gammas = jax.vmap(lambda t: gamma(diffusion.noising, t))(t)
-    one = lambda x, key: squared_errors(diffusion, x, key, t)[0]
+    axes = tuple(range(1, 1 + len(shape)))
+    one = lambda x, key: squared_errors(diffusion, x, key, t)[0].sum(axes)
     return gammas, _over_points(one, x, typed_key(key), shape)
 
 
 def squared_errors(
     diffusion: Diffusion, x: Array, key: Array, t: Float[Array, " times"]
-) -> tuple[Float[Array, " times"], Float[Array, " times"]]:
-    """|eps - eps^(x_t, t)|^2 of one point, with noise of its own at each time, and |eps|^2."""
+) -> tuple[Float[Array, "times *shape"], Float[Array, "times *shape"]]:
+    """(eps - eps^(x_t, t))^2 of one point, with noise of its own at each time, and eps^2."""
     noising = diffusion.noising
     eps = jax.random.normal(key, (len(t), *x.shape), x.dtype)
 
     def one(t: Array, eps: Array) -> Array:
         std = noising.std(t)
-        return jnp.sum(jnp.square(eps + std * diffusion.score(noising.alpha(t) * x + std * eps, t)))
+        return jnp.square(eps + std * diffusion.score(noising.alpha(t) * x + std * eps, t))
 
-    return jax.vmap(one)(t, eps), jnp.sum(jnp.square(eps), tuple(range(1, eps.ndim)))
+    return jax.vmap(one)(t, eps), jnp.square(eps)
+
+
+def reverse_variance(noising: Noising, t: Any, s: Any, data_variance: Any) -> tuple[Array, Array, Array]:
+    """v, c and u of the step from t to s < t."""
+    kept = jnp.exp(2 * (noising.log_alpha(t) - noising.log_alpha(s)))
+    before, after = noising.variance(t), noising.variance(s)
+    narrow = after * (before - kept * after) / before
+    slope = noising.alpha(s) * (1 - kept * after / before)
+    rho = data_variance * before / (data_variance * noising.alpha(t) ** 2 + before)
+    return narrow, slope, narrow + slope**2 * rho
+
+
+def _weight(
+    noising: Noising, t: Array, s: Array, data_variance: Any, shape: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Of a step's divergence: the factor of each coordinate's squared error, and what does not depend on it."""
+    narrow, slope, wide = reverse_variance(noising, t, s, data_variance)
+    wide = jnp.broadcast_to(wide, shape)
+    ratio = narrow / wide
+    factor = 0.5 * slope**2 * jnp.exp(gamma(noising, t)) / wide
+    return factor, 0.5 * jnp.sum(ratio - 1 - jnp.log(ratio))
 
 
 def gamma(noising: Noising, t: Any) -> Float[Array, ""]:

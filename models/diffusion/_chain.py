@@ -2,10 +2,10 @@
 
 Along t_0 > ... > t_N = s > 0, with a path x_0, ..., x_N and a point x,
 
-    p(path, x) = Normal(x_0; 0, variance(t_0)) prod_n Normal(x_{n+1}; m(x_n), v_n) Normal(x; x_N / alpha_s, variance_s / alpha_s^2),
+    p(path, x) = Normal(x_0; 0, variance(t_0)) prod_n Normal(x_{n+1}; m(x_n), u_n) Normal(x; x_N / alpha_s, variance_s / alpha_s^2),
     q(path | x) = Normal(x_N; alpha_s x, variance_s) prod_n Normal(x_n; a_n x_{n+1}, tau_n),
 
-m and v_n those of `ancestral`, the rest the noising process. The first is a statement of a model, the second one of its guide:
+m the mean of `ancestral`, u_n the variance of `_bound.py`, the rest the noising process. The first is a statement of a model, the second one of its guide:
 both have exact densities, so that a program with them is one as any other.
 """
 
@@ -24,7 +24,7 @@ from numpyro.distributions import constraints
 from ... import ppl
 from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import reverse_step
-from ._bound import check_chain, point_shape
+from ._bound import check_chain, point_shape, reverse_variance
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 Models = Diffusion | Callable[[Any], Diffusion]
@@ -37,14 +37,16 @@ class ReverseChain(dist.Distribution):
         diffusion: the model, or a function of one row's context that returns it.
         times: the grid, checked.
         context: arrays with one leading axis, the batch shape; None: one model and no batch shape.
+        data_variance: of the steps' variances.
     """
 
     arg_constraints: dict[str, Any] = {}
-    pytree_data_fields = ("times", "context")
+    pytree_data_fields = ("times", "context", "data_variance")
     pytree_aux_fields = ("diffusion", "noising")
 
-    def __init__(self, diffusion: Models, times: Array, context: Any = None) -> None:
+    def __init__(self, diffusion: Models, times: Array, context: Any = None, data_variance: Any = 1.0) -> None:
         self.diffusion, self.times, self.context = diffusion, times, context
+        self.data_variance = data_variance
         model = self.model_of(jax.tree.map(lambda c: c[0], context))
         self.noising = model.noising
         batch_shape = () if context is None else (len(jax.tree.leaves(context)[0]),)
@@ -60,9 +62,9 @@ class ReverseChain(dist.Distribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """The steps of `ancestral`."""
+        """Step by step."""
         keys = jax.random.split(key, (math.prod(sample_shape), *self.batch_shape))
-        found = self._over(lambda model, key: draw_path(model, self.times, key), keys)
+        found = self._over(lambda model, key: draw_path(model, self.times, key, self.data_variance), keys)
         return found.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
     def log_prob(self, value: Float[Array, "*batch steps+1 *shape"]) -> Float[Array, "*batch"]:
@@ -72,7 +74,7 @@ class ReverseChain(dist.Distribution):
         value = jnp.broadcast_to(value, (*batch, *self.event_shape))
         lead = math.prod(batch[: len(batch) - len(self.batch_shape)])
         paths = value.reshape(lead, *self.batch_shape, *self.event_shape)
-        return self._over(lambda m, path: log_path(m, self.times, path), paths).reshape(batch)
+        return self._over(lambda m, path: log_path(m, self.times, path, self.data_variance), paths).reshape(batch)
 
     def _over(self, one: Callable[[Diffusion, Array], Array], values: Array) -> Array:
         """Over draws, and over rows with a context."""
@@ -139,8 +141,9 @@ class NoisingChain(dist.Distribution):
 
 
 def reverse_chain(
-    name: str, diffusion: Models, times: Float[Array, " steps+1"], *, context: Any = None
-) -> Array:
+    name: str, diffusion: Models, times: Float[Array, " steps+1"], *, context: Any = None,
+    data_variance: Float[Array, "*shape"] | float = 1.0,
+) -> Array:  # fmt: skip
     """Draw a point of a diffusion model within a program: sites for its path from noise, `<name>_path`, and for itself, `name`.
 
     Args:
@@ -149,6 +152,8 @@ def reverse_chain(
             returns it.
         times: descending, from about the process's end to s > 0, e.g. `noising.log_snr_times(20)`.
         context: any tree of arrays whose leading axis is that of the plate around the statement.
+        data_variance: of the variances of the steps, a number >= 0 or one for each coordinate: for data Normal(0, data_variance)
+            the chain is exact on any grid. It may be a parameter: `ppl.param("l", 1.0, constraint=constraints.positive)`.
 
     Returns:
         The point, of the shape of the model's points, with the axes of plates before.
@@ -185,7 +190,7 @@ def reverse_chain(
         model = model(jax.tree.map(lambda c: jnp.asarray(c)[0], context))
     point_shape(f"reverse_chain('{name}')", model)
     times = check_chain(f"reverse_chain('{name}')", model.noising, times)
-    path = ppl.sample(f"{name}_path", ReverseChain(diffusion, times, context))
+    path = ppl.sample(f"{name}_path", ReverseChain(diffusion, times, context, data_variance))
     mean, scale = last_step(model.noising, times[-1])
     ndim = len(model.shape)
     last = jax.lax.index_in_dim(path, -1, path.ndim - ndim - 1, keepdims=False)
@@ -226,11 +231,19 @@ def last_step(noising: Noising, s: Any) -> tuple[Array, Array]:
 
 def log_normal(x: Array, mean: Any, variance: Any) -> Array:
     """Log Normal(x; mean, variance I)."""
-    square = jnp.sum(jnp.square(x - mean)) / variance
-    return -0.5 * (square + x.size * (2 * HALF_LOG_2_PI + jnp.log(variance)))
+    each = jnp.square(x - mean) / variance + jnp.log(variance) + 2 * HALF_LOG_2_PI
+    return -0.5 * jnp.sum(each)
 
 
-def draw_path(diffusion: Diffusion, times: Array, key: Array) -> Array:
+def kernel(
+    diffusion: Diffusion, x: Array, t: Array, s: Array, data_variance: Any
+) -> tuple[Array, Array]:
+    """Mean and variance of the chain's step from x at t to s."""
+    mean, _ = reverse_step(diffusion.noising, x, diffusion.score(x, t), t, s)
+    return mean, reverse_variance(diffusion.noising, t, s, data_variance)[2]
+
+
+def draw_path(diffusion: Diffusion, times: Array, key: Array, data_variance: Any) -> Array:
     """A path of the reverse chain."""
     noising = diffusion.noising
     start_key, step_key = jax.random.split(key)
@@ -239,7 +252,7 @@ def draw_path(diffusion: Diffusion, times: Array, key: Array) -> Array:
     @jax.checkpoint
     def step(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         n, t, s = inputs
-        mean, variance = reverse_step(noising, x, diffusion.score(x, t), t, s)
+        mean, variance = kernel(diffusion, x, t, s, data_variance)
         noise = jax.random.normal(jax.random.fold_in(step_key, n), x.shape)
         x = mean + jnp.sqrt(variance) * noise
         return x, x
@@ -249,14 +262,14 @@ def draw_path(diffusion: Diffusion, times: Array, key: Array) -> Array:
     return jnp.concatenate([first[None], rest])
 
 
-def log_path(diffusion: Diffusion, times: Array, path: Array) -> Array:
+def log_path(diffusion: Diffusion, times: Array, path: Array, data_variance: Any) -> Array:
     """Log p(path)."""
     noising = diffusion.noising
 
     @jax.checkpoint
     def step(total: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
         x, then, t, s = inputs
-        mean, variance = reverse_step(noising, x, diffusion.score(x, t), t, s)
+        mean, variance = kernel(diffusion, x, t, s, data_variance)
         return total + log_normal(then, mean, variance), None
 
     first = log_normal(path[0], 0.0, noising.variance(times[0]))

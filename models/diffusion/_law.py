@@ -16,27 +16,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...inference.diffusion import Diffusion, Noising
-from ...inference.diffusion._diffusion import reverse_step
 from ...ppl.densities import StochasticProgram, as_arrays, estimated
 from ...ppl.densities._stochastic import same_sites
 from ...ppl.traces import Bound, SiteInfo, Trace
 from ._bound import check_chain, point_shape
-from ._chain import last_step, log_normal
+from ._chain import kernel, last_step, log_normal
 
 
 class DiffusionLaw(StochasticProgram):
     """The law of the last point of a diffusion model's chain. Made by `law`."""
 
-    def __init__(self, diffusion: Callable[..., Diffusion] | Diffusion, times: Any, name: str) -> None:
+    def __init__(
+        self, diffusion: Callable[..., Diffusion] | Diffusion, times: Any, name: str, data_variance: Any
+    ) -> None:
         super().__init__(f"diffusion law[{name}]", {})
         self.diffusion, self.times, self.name = diffusion, times, name
+        self.data_variance = data_variance
 
     def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
-        return DiffusionLaw(self.diffusion, self.times, self.name)
+        return DiffusionLaw(self.diffusion, self.times, self.name, self.data_variance)
 
     def _draw(self, *args: Any, **kwargs: Any) -> Trace:
         model, times = self._model(args, kwargs)
-        x, log_weight = _down(model, times, self.own_key())
+        x, log_weight = _down(model, times, self.own_key(), self.data_variance)
         return self._trace(x, log_weight)
 
     def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
@@ -52,7 +54,7 @@ class DiffusionLaw(StochasticProgram):
                 f"{self.label}: the value of '{self.name}' has shape {x.shape}, and a point has {model.shape}. Give one point; for "
                 "rows, use reverse_chain in a plate."
             )
-        return self._trace(x, _up(model, times, self.own_key(), x))
+        return self._trace(x, _up(model, times, self.own_key(), x, self.data_variance))
 
     def _model(self, args: Any, kwargs: Any) -> tuple[Diffusion, Array]:
         model = self.diffusion
@@ -68,11 +70,12 @@ class DiffusionLaw(StochasticProgram):
 
 
 def law(
-    diffusion: Diffusion | Callable[..., Diffusion], times: Float[Array, " steps+1"], *, name: str = "x"
+    diffusion: Diffusion | Callable[..., Diffusion], times: Float[Array, " steps+1"], *, name: str = "x",
+    data_variance: Float[Array, "*shape"] | float = 1.0,
 ) -> DiffusionLaw:  # fmt: skip
     """The law of a diffusion model's point as a program with one site; its density p(x), that of the chain, is estimated.
 
-    simulate(key): the ancestral chain along `times`, and a w with E[exp(-w) | x] = 1 / p(x).
+    simulate(key): the chain of `ancestral` along `times`, and a w with E[exp(-w) | x] = 1 / p(x).
     estimate_log_density(key, {name: x}): w = log prod_n p(x_{n+1} | x_n) / q(x_n | x_{n+1}) along a noised path of x;
     E[exp w] = p(x) on every grid, E[w] = the bound of `bound(times=)`.
 
@@ -81,6 +84,7 @@ def law(
             its network by `ppl.module`.
         times: descending, to s > 0, e.g. `noising.log_snr_times(50)`.
         name: of its site.
+        data_variance: as for `reverse_chain`.
 
     Returns:
         A program, for `ppl.draw` and `ppl.score`, objectives, `ppl.normalize` and `ppl.marginal`. Within a larger program use
@@ -105,10 +109,10 @@ def law(
 
     Reference: Ho, Jain and Abbeel 2020, arXiv:2006.11239, equation 3; Lew et al. 2023, doi:10.1145/3591290.
     """
-    return DiffusionLaw(diffusion, times, name)
+    return DiffusionLaw(diffusion, times, name, data_variance)
 
 
-def _up(diffusion: Diffusion, times: Array, key: Array, x: Array) -> Array:
+def _up(diffusion: Diffusion, times: Array, key: Array, x: Array, data_variance: Any) -> Array:
     """W along a noised path of x."""
     noising = diffusion.noising
     first = noising.alpha(times[-1]) * x + noising.std(times[-1]) * _noise(key, 0, x)
@@ -119,9 +123,9 @@ def _up(diffusion: Diffusion, times: Array, key: Array, x: Array) -> Array:
         kept, variance = _forward(noising, t, s)
         noise = _noise(key, n, x)
         then = kept * x + jnp.sqrt(variance) * noise
-        mean, narrow = reverse_step(noising, then, diffusion.score(then, t), t, s)
-        change = jnp.sum(jnp.square(noise)) - jnp.sum(jnp.square(x - mean)) / narrow
-        return (then, total + 0.5 * (change + x.size * jnp.log(variance / narrow))), None
+        mean, wide = kernel(diffusion, then, t, s, data_variance)
+        change = jnp.square(noise) - jnp.square(x - mean) / wide + jnp.log(variance / wide)
+        return (then, total + 0.5 * jnp.sum(change)), None
 
     numbers = jnp.arange(1, len(times))
     start = first, _last_ratio(noising, times, x)
@@ -129,7 +133,7 @@ def _up(diffusion: Diffusion, times: Array, key: Array, x: Array) -> Array:
     return total + log_normal(last, 0.0, noising.variance(times[0]))
 
 
-def _down(diffusion: Diffusion, times: Array, key: Array) -> tuple[Array, Array]:
+def _down(diffusion: Diffusion, times: Array, key: Array, data_variance: Any) -> tuple[Array, Array]:
     """The chain's point, and w along its path."""
     noising = diffusion.noising
     first = noising.std(times[0]) * _noise(key, 0, jnp.zeros(diffusion.shape))
@@ -138,11 +142,11 @@ def _down(diffusion: Diffusion, times: Array, key: Array) -> tuple[Array, Array]
     def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> Any:
         (x, total), (n, t, s) = carry, inputs
         kept, variance = _forward(noising, t, s)
-        mean, narrow = reverse_step(noising, x, diffusion.score(x, t), t, s)
+        mean, wide = kernel(diffusion, x, t, s, data_variance)
         noise = _noise(key, n, x)
-        then = mean + jnp.sqrt(narrow) * noise
-        change = jnp.sum(jnp.square(x - kept * then)) / variance - jnp.sum(jnp.square(noise))
-        return (then, total + 0.5 * (change + x.size * jnp.log(variance / narrow))), None
+        then = mean + jnp.sqrt(wide) * noise
+        change = jnp.square(x - kept * then) / variance - jnp.square(noise) + jnp.log(variance / wide)
+        return (then, total + 0.5 * jnp.sum(change)), None
 
     numbers = jnp.arange(1, len(times))
     start = first, log_normal(first, 0.0, noising.variance(times[0]))
