@@ -66,7 +66,7 @@ def network_noise(config: Config, x: np.ndarray, labels: np.ndarray, key: jax.Ar
     )
 
     def noise(x: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
-        return -VP.std(t) * model(label=c).score(x, t)
+        return -VP.std(t) * model(context=c).score(x, t)
 
     return noise
 

@@ -69,8 +69,14 @@ def programs(config: Config, nets: Networks, *, is_diffusion: bool, num_chain: i
         if is_diffusion:
             denoiser = ppl.module("denoiser", nets.denoiser)
             prior = diffusion.from_network(denoiser, NOISING, (config.num_codes,))
+            spread = ppl.param(
+                "spread", jnp.ones(config.num_codes), constraint=dist.constraints.positive
+            )
         with ppl.plate("rows", x.shape[0]):
-            z = diffusion.reverse_chain("z", prior, times) if is_diffusion else ppl.sample("z", normal)
+            if is_diffusion:
+                z = diffusion.reverse_chain("z", prior, times, data_variance=spread)
+            else:
+                z = ppl.sample("z", normal)
             ppl.sample("x", dist.Normal(jax.vmap(decode)(z), scale).to_event(1), obs=x)
 
     @ppl.model
@@ -85,11 +91,15 @@ def programs(config: Config, nets: Networks, *, is_diffusion: bool, num_chain: i
     return model, guide
 
 
-def fitted(config: Config, nets: Networks, x: Any, key: Any, *, is_diffusion: bool, start: Any = None) -> Any:
+def fitted(
+    config: Config, nets: Networks, x: Any, key: Any, *, is_diffusion: bool, start: Any = None
+) -> Any:
     """Parameters; with those of `start`, only the denoiser's move."""
-    objective = inference.elbo(*programs(config, nets, is_diffusion=is_diffusion, num_chain=config.train_chain))
+    objective = inference.elbo(
+        *programs(config, nets, is_diffusion=is_diffusion, num_chain=config.train_chain)
+    )
     adam = optax.adam(optax.cosine_decay_schedule(2e-3, config.num_steps))
-    optimizer: Any = adam if start is None else {"denoiser": adam, "*": "frozen"}
+    optimizer: Any = adam if start is None else {"denoiser": adam, "spread": adam, "*": "frozen"}
     fit = inference.fit(
         objective, optimizer, (x,), num_steps=config.num_steps, key=key, subsample={"rows": 128},
         average=0.999, params=start, progress=False,
@@ -97,7 +107,9 @@ def fitted(config: Config, nets: Networks, x: Any, key: Any, *, is_diffusion: bo
     return fit.params
 
 
-def held_out(config: Config, nets: Networks, params: Any, x: Any, key: Any, *, is_diffusion: bool) -> float:
+def held_out(
+    config: Config, nets: Networks, params: Any, x: Any, key: Any, *, is_diffusion: bool
+) -> float:
     """The bound, nats an image."""
     model, guide = programs(config, nets, is_diffusion=is_diffusion, num_chain=config.test_chain)
     value = jax.jit(inference.elbo(model, guide).value)

@@ -5,6 +5,8 @@ Correctors for powers, products and tilts of these models are `inference.diffusi
 
 from ._bound import bound as bound, denoising_errors as denoising_errors
 from ._chain import noising_chain as noising_chain, reverse_chain as reverse_chain
+from ._classifier import Classification as Classification, classify as classify
+from ._contexts import Context as Context, SetEncoder as SetEncoder
 from ._flow import flow_log_likelihood as flow_log_likelihood, flow_sample as flow_sample
 from ._law import DiffusionLaw as DiffusionLaw, law as law
 from ._mixtures import gaussian_mixture as gaussian_mixture
@@ -32,11 +34,15 @@ __all__ = [
     "DiffusionLaw",
     "reverse_chain",
     "noising_chain",
+    "classify",
+    "Classification",
     "flow_log_likelihood",
     "flow_sample",
     "gaussian_mixture",
     "MLP",
     "ImageNet",
+    "SetEncoder",
+    "Context",
     "Parametrisation",
     "convert",
     "PoissonNoise",

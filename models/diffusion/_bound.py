@@ -106,7 +106,9 @@ def bound(
         u = _strata(key, num_times)
         if times is not None:
             n = jnp.minimum(jnp.floor(u * (len(times) - 1)).astype(int), len(times) - 2)
-            kernel = jax.vmap(lambda n: _weight(noising, times[n], times[n + 1], data_variance, shape))
+            kernel = jax.vmap(
+                lambda n: _weight(noising, times[n], times[n + 1], data_variance, shape)
+            )
             weight, constant = kernel(n)
             return times[n], (len(times) - 1) * weight, (len(times) - 1) * constant.mean()
         place, weight = (u, jnp.ones_like(u)) if log_bins is None else _placed(u, log_bins)
@@ -182,7 +184,9 @@ def squared_errors(
     return jax.vmap(one)(t, eps), jnp.square(eps)
 
 
-def reverse_variance(noising: Noising, t: Any, s: Any, data_variance: Any) -> tuple[Array, Array, Array]:
+def reverse_variance(
+    noising: Noising, t: Any, s: Any, data_variance: Any
+) -> tuple[Array, Array, Array]:
     """v, c and u of the step from t to s < t."""
     kept = jnp.exp(2 * (noising.log_alpha(t) - noising.log_alpha(s)))
     before, after = noising.variance(t), noising.variance(s)
@@ -257,18 +261,19 @@ def _strata(key: Array, num: int) -> Float[Array, " num"]:
 
 
 def _log_bins(importance: Any) -> Array:
-    """Log probabilities of the bins."""
-    weights = jnp.asarray(importance, float)
-    is_wrong = weights.ndim != 1 or not weights.size
-    if not is_wrong and is_concrete(weights):
-        known = np.asarray(weights)
-        is_wrong = not (np.all(np.isfinite(known)) and np.all(known > 0))
-    if is_wrong:
+    """Log probabilities of the bins; NaN where a weight that is known by the run only is not positive."""
+    shape, known = np.shape(importance), is_concrete(importance)
+    is_right = len(shape) == 1 and shape[0] > 0
+    if is_right and known:
+        weights = np.asarray(importance, float)
+        is_right = bool(np.all(np.isfinite(weights)) and np.all(weights > 0))
+    if not is_right:
         raise ValueError(
-            f"bound: importance must be a vector of positive weights, one for each of equal bins of gamma, got shape {weights.shape} "
-            "or a weight that is not positive. Without weight a bin's part of the bound would be lost: add a small number."
+            f"bound: importance must be a vector of positive weights, one for each of equal bins of gamma, got shape {shape} or a "
+            "weight that is not positive. Without weight a bin's part of the bound would be lost: add a small number."
         )
-    return jnp.log(weights) - jnp.log(weights.sum())
+    weights = jnp.asarray(importance, float)
+    return jnp.log(weights) - jnp.log(weights.sum()) + jnp.where(weights.min() > 0, 0.0, jnp.nan)
 
 
 def _placed(u: Array, log_bins: Array) -> tuple[Array, Array]:

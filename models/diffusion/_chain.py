@@ -44,7 +44,9 @@ class ReverseChain(dist.Distribution):
     pytree_data_fields = ("times", "context", "data_variance")
     pytree_aux_fields = ("diffusion", "noising")
 
-    def __init__(self, diffusion: Models, times: Array, context: Any = None, data_variance: Any = 1.0) -> None:
+    def __init__(
+        self, diffusion: Models, times: Array, context: Any = None, data_variance: Any = 1.0
+    ) -> None:
         self.diffusion, self.times, self.context = diffusion, times, context
         self.data_variance = data_variance
         model = self.model_of(jax.tree.map(lambda c: c[0], context))
@@ -64,7 +66,9 @@ class ReverseChain(dist.Distribution):
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Step by step."""
         keys = jax.random.split(key, (math.prod(sample_shape), *self.batch_shape))
-        found = self._over(lambda model, key: draw_path(model, self.times, key, self.data_variance), keys)
+        found = self._over(
+            lambda model, key: draw_path(model, self.times, key, self.data_variance), keys
+        )
         return found.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
     def log_prob(self, value: Float[Array, "*batch steps+1 *shape"]) -> Float[Array, "*batch"]:
@@ -74,7 +78,9 @@ class ReverseChain(dist.Distribution):
         value = jnp.broadcast_to(value, (*batch, *self.event_shape))
         lead = math.prod(batch[: len(batch) - len(self.batch_shape)])
         paths = value.reshape(lead, *self.batch_shape, *self.event_shape)
-        return self._over(lambda m, path: log_path(m, self.times, path, self.data_variance), paths).reshape(batch)
+        return self._over(
+            lambda m, path: log_path(m, self.times, path, self.data_variance), paths
+        ).reshape(batch)
 
     def _over(self, one: Callable[[Diffusion, Array], Array], values: Array) -> Array:
         """Over draws, and over rows with a context."""

@@ -27,7 +27,11 @@ class DiffusionLaw(StochasticProgram):
     """The law of the last point of a diffusion model's chain. Made by `law`."""
 
     def __init__(
-        self, diffusion: Callable[..., Diffusion] | Diffusion, times: Any, name: str, data_variance: Any
+        self,
+        diffusion: Callable[..., Diffusion] | Diffusion,
+        times: Any,
+        name: str,
+        data_variance: Any,
     ) -> None:
         super().__init__(f"diffusion law[{name}]", {})
         self.diffusion, self.times, self.name = diffusion, times, name
@@ -133,7 +137,9 @@ def _up(diffusion: Diffusion, times: Array, key: Array, x: Array, data_variance:
     return total + log_normal(last, 0.0, noising.variance(times[0]))
 
 
-def _down(diffusion: Diffusion, times: Array, key: Array, data_variance: Any) -> tuple[Array, Array]:
+def _down(
+    diffusion: Diffusion, times: Array, key: Array, data_variance: Any
+) -> tuple[Array, Array]:
     """The chain's point, and w along its path."""
     noising = diffusion.noising
     first = noising.std(times[0]) * _noise(key, 0, jnp.zeros(diffusion.shape))
@@ -145,7 +151,9 @@ def _down(diffusion: Diffusion, times: Array, key: Array, data_variance: Any) ->
         mean, wide = kernel(diffusion, x, t, s, data_variance)
         noise = _noise(key, n, x)
         then = mean + jnp.sqrt(wide) * noise
-        change = jnp.square(x - kept * then) / variance - jnp.square(noise) + jnp.log(variance / wide)
+        change = (
+            jnp.square(x - kept * then) / variance - jnp.square(noise) + jnp.log(variance / wide)
+        )
         return (then, total + 0.5 * jnp.sum(change)), None
 
     numbers = jnp.arange(1, len(times))
