@@ -1,14 +1,14 @@
 """A VAE whose prior on the code is a diffusion model, trained with it by one bound.
 
-What it shows: `diffusion.reverse_chain` is a statement, so that "code ~ diffusion, image ~ decoder" is a program; with
-`diffusion.noising_chain` in the guide `inference.elbo` trains encoder, decoder and denoiser together. Beside it the same VAE with the
-prior Normal(0, I), and that VAE with a diffusion model learned on its codes afterwards (encoder and decoder frozen). All three are
-judged by the same lower bound of log p(image), on images that no training saw.
+What it shows: `diffusion.reverse_chain` is a statement, so that "code ~ diffusion, image ~ decoder" is a program, and with
+`diffusion.noising_chain` in the guide `inference.elbo` trains encoder, decoder and denoiser together. Beside it the same VAE
+with the prior Normal(0, I), and that VAE with a diffusion model learned on its codes afterwards (encoder and decoder frozen). All
+three are judged by a lower bound of log p(image), one draw of code and path for each, on images that no training saw.
 
-Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels, scaled to variance 1 over all pixels, 300 held out. Source: Vahdat et al.
-2021, arXiv:2106.05931, section 3 (joint training of code and score model); its figures are for CIFAR-10.
+Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels, scaled to variance 1 over all pixels, 300 held out. Source: Vahdat et
+al. 2021, arXiv:2106.05931, section 3 (joint training of code and score model); its figures are for CIFAR-10.
 
-Expected: see the end of this docstring in README's terms.
+EXPECTED
 
     python examples/diffusion/latent_prior.py [--smoke] [--seed 0] [--out latent_prior_output]
 """
@@ -29,6 +29,7 @@ from lapilli import inference, ppl
 from lapilli.models import diffusion
 
 NOISING = diffusion.VP(first=5e-3)
+ROWS = ("Normal(0, I)", "diffusion, learned afterwards", "diffusion, learned together")
 
 
 class Config(NamedTuple):
@@ -77,7 +78,8 @@ def programs(config: Config, nets: Networks, *, is_diffusion: bool, num_chain: i
                 z = diffusion.reverse_chain("z", prior, times, data_variance=spread)
             else:
                 z = ppl.sample("z", normal)
-            ppl.sample("x", dist.Normal(jax.vmap(decode)(z), scale).to_event(1), obs=x)
+            image = ppl.deterministic("image", jax.vmap(decode)(z))
+            ppl.sample("x", dist.Normal(image, scale).to_event(1), obs=x)
 
     @ppl.model
     def guide(x: Any) -> None:
@@ -99,7 +101,11 @@ def fitted(
         *programs(config, nets, is_diffusion=is_diffusion, num_chain=config.train_chain)
     )
     adam = optax.adam(optax.cosine_decay_schedule(2e-3, config.num_steps))
-    optimizer: Any = adam if start is None else {"denoiser": adam, "spread": adam, "*": "frozen"}
+    optimizer: Any = (
+        adam
+        if start is None
+        else {"denoiser": adam, "spread": adam, "*coder": "frozen", "scale": "frozen"}
+    )
     fit = inference.fit(
         objective, optimizer, (x,), num_steps=config.num_steps, key=key, subsample={"rows": 128},
         average=0.999, params=start, progress=False,
@@ -115,3 +121,76 @@ def held_out(
     value = jax.jit(inference.elbo(model, guide).value)
     keys = jax.random.split(key, config.num_draws)
     return float(np.mean([value(params, k, x) for k in keys])) / len(x)
+
+
+def table(
+    config: Config, key: jax.Array, seed: int
+) -> tuple[dict[str, dict[str, list[float]]], Any]:
+    """Bounds by row and set, one for each seed of networks and training; programs and parameters of the last joint fit."""
+    x, _ = digit_models.load()
+    order = np.random.default_rng(seed).permutation(len(x))
+    test, train = (jnp.asarray(x[i]) for i in np.split(order, [config.num_test]))
+    rows: dict[str, dict[str, list[float]]] = {n: {"train": [], "held out": []} for n in ROWS}
+    params: Any = None
+    for number in range(config.num_seeds):
+        run_key, test_key = jax.random.split(jax.random.fold_in(key, number))
+        nets = Networks.make(config, run_key)
+        normal = fitted(config, nets, train, run_key, is_diffusion=False)
+        start = {
+            "denoiser": eqx.filter(nets.denoiser, eqx.is_inexact_array),
+            "spread": jnp.zeros(config.num_codes),
+        }
+        after = fitted(config, nets, train, run_key, is_diffusion=True, start={**normal, **start})
+        params = fitted(config, nets, train, run_key, is_diffusion=True)
+        for row, found in zip(ROWS, (normal, after, params), strict=True):
+            for name, images in (("train", train[: config.num_test]), ("held out", test)):
+                value = held_out(config, nets, found, images, test_key, is_diffusion=row != ROWS[0])
+                rows[row][name].append(value)
+    return rows, (programs(config, nets, is_diffusion=True, num_chain=config.test_chain)[0], params)
+
+
+def report(rows: dict[str, dict[str, list[float]]]) -> str:
+    lines = [
+        f"{'bound, nats an image: mean (sd of seeds)':<42}{'train':>16}{'held out':>16}{'gain':>16}"
+    ]
+    base = np.asarray(rows[ROWS[0]]["held out"])
+    show = lambda v: f"{np.mean(v):.2f} ({np.std(v):.2f})"
+    for name, row in rows.items():
+        cells = [
+            show(row["train"]),
+            show(row["held out"]),
+            show(np.asarray(row["held out"]) - base),
+        ]
+        lines.append(f"{name:<42}" + "".join(f"{c:>16}" for c in cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = digit_models.options(
+        "A VAE with a diffusion prior, trained by one bound.", "latent_prior", "small networks, few steps"
+    )  # fmt: skip
+    config = Config(150, 1, 2, 16, 4, 8, 60, 2) if options.smoke else Config()
+    rows, (program, params) = table(config, jax.random.key(options.seed), options.seed)
+    trace = program.bind(params).simulate(jax.random.key(options.seed), jnp.zeros((60, SIZE)))
+    images = np.asarray(trace.deterministic["image"])
+    bounds = {
+        f"{name}_{kind}": np.asarray(v) for name, row in rows.items() for kind, v in row.items()
+    }
+    digit_models.keep(options.out, report(rows), rows, bounds)
+    draw(images, options.out / "images.png")
+
+
+def draw(images: np.ndarray, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(5, 12, figsize=(8, 3.6), layout="constrained")
+    for axis, image in zip(axes.flat, images, strict=True):
+        axis.imshow(image.reshape(8, 8), cmap="gray_r", vmin=-1, vmax=2)
+        axis.set_axis_off()
+    figure.suptitle("Images decoded from codes of the diffusion prior", fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,13 +7,14 @@ With gamma = log(variance / alpha^2), which grows with the time, and x_t = alpha
     loss = sum_n E KL(q(x_{n+1} | x_n, x) || p(x_{n+1} | x_n))                          along t_0 = T > ... > t_N = s,
 
 where eps^ = -std score is the predicted noise. The second line is the mean of log p(path, x) / q(path | x) of the chain that
-`reverse_chain` and `law` are; the first its limit of many steps. The chain's kernels have the mean of `ancestral` and the variance
+`reverse_chain` and `law` are; the first its limit of many steps. The chain's kernels have the mean of `ancestral` and the
+variance
 
-    u = v + c^2 rho,   v = Var(x_{n+1} | x_n, x),   c = d E[x_{n+1} | x_n, x] / dx,   rho = l variance / (l alpha^2 + variance) at t_n,
+    u = v + c^2 rho,   v = Var(x_{n+1} | x_n, x),   c = d E[x_{n+1} | x_n, x] / dx,   rho = Var(x | x_n),
 
-what it is for data of the law Normal(0, l), l the data variance: exact for these at any step. The two choices of DDPM are l = 0,
-right for data at one point, and l = 1. A smooth density looks even at small noise, where rho is the noise's own variance at any
-l > 0.
+the last under data of the law Normal(0, l), l variance / (l alpha^2 + variance) at t_n. With l the data variance the chain is
+exact for such data at any step. The two choices of DDPM are l = 0, right for data at one point, and l = 1. A smooth density looks
+even at small noise, where rho is the noise's own variance at any l > 0.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...inference.diffusion import Diffusion, Noising
-from ...inference.diffusion._diffusion import check_noise, check_times
-from ...inference.diffusion._points import is_shape
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete, typed_key
+from ._grid import check_chain, gamma, point_shape, reverse_variance
 from ._samplers import time_of
 
 
@@ -57,15 +57,15 @@ def bound(
             which is the bound's own weight.
         data_variance: l >= 0 of the chain's variances, a number or one for each coordinate; continuous time has none.
         at: the time s > 0 at which the noise ends, in continuous time; the last of `noising.times` by default.
-        importance: weights > 0 of equal bins of gamma, from s to T, in proportion to which levels are drawn instead, e.g. the roots
-            of `denoising_errors`' means of squares; the estimate stays unbiased and varies less.
+        importance: weights > 0 of equal bins of gamma, from s to T, in proportion to which levels are drawn instead; the estimate
+            stays unbiased, and varies less where they follow the spread of its terms.
 
     Returns:
         One number for each point, nats.
 
     Raises:
-        ValueError: noise that is not Normal; points that are trees or have another shape; times that do not descend or end without
-            noise; `times` together with `at` or `importance`; weights that are not positive numbers.
+        ValueError: noise that is not Normal; points that are trees or have another shape; times that do not descend or end
+            without noise; `times` together with `at` or `importance`; weights that are not positive numbers.
 
     Validity: the mean over noise and levels is the right side at any score, learned or not; it is a lower bound of the log
     density of x itself, for the chain along `times`, or for the reverse diffusion (`euler_maruyama` with short steps) followed by
@@ -88,46 +88,24 @@ def bound(
     if times is not None:
         if at is not None or importance is not None:
             raise ValueError(
-                "bound: times are a grid, whose last time and steps say what at= and importance= do in continuous time. Give times "
-                "alone, or leave them out."
+                "bound: times are a grid, whose last time and steps say what at= and importance= do in continuous time. Give "
+                "times alone, or leave them out."
             )
-        times = check_chain("bound", noising, times)
-        ends = (times[0], times[-1])
-        num_times = len(times) - 1 if num_times is None else num_times
+        levels, num, ends = _steps(noising, times, num_times, data_variance, shape)
     else:
-        ends = (noising.end, _last_time(noising, at))
-        num_times = 16 if num_times is None else num_times
-    check_counts("bound", num_times=num_times)
-    gammas = jnp.stack([gamma(noising, t) for t in ends])
-    log_bins = None if importance is None else _log_bins(importance)
-
-    def levels(key: Array) -> tuple[Array, Array, Any]:
-        """Times and weights of one point, whose mean product with the errors is the loss, and a constant."""
-        u = _strata(key, num_times)
-        if times is not None:
-            n = jnp.minimum(jnp.floor(u * (len(times) - 1)).astype(int), len(times) - 2)
-            kernel = jax.vmap(
-                lambda n: _weight(noising, times[n], times[n + 1], data_variance, shape)
-            )
-            weight, constant = kernel(n)
-            return times[n], (len(times) - 1) * weight, (len(times) - 1) * constant.mean()
-        place, weight = (u, jnp.ones_like(u)) if log_bins is None else _placed(u, log_bins)
-        at = gammas[1] + place * (gammas[0] - gammas[1])
-        found = jax.vmap(lambda g: time_of(noising, jnp.exp(0.5 * g)))(at)
-        weight = 0.5 * (gammas[0] - gammas[1]) * weight
-        return found, weight.reshape(-1, *(1 for _ in shape)), 0.0
+        levels, num, ends = _levels(noising, at, num_times, importance, shape)
 
     def one(x: Array, key: Array) -> Array:
         time_key, noise_key = jax.random.split(key)
-        t, weight, constant = levels(time_key)
+        t, weight, constant = levels(_strata(time_key, num))
         errors, noise = squared_errors(diffusion, x, noise_key, t)
         # Near the data nothing is predicted, and the error is that of the noise itself, whose mean is known: what is left of it
         # for normal data of unit variance is taken out.
         share = jax.vmap(lambda t: jnp.square(1 / (1 + jnp.exp(gamma(noising, t)))))(t)
         each = errors - share.reshape(-1, *(1 for _ in shape)) * (noise - 1)
-        loss = jnp.sum(weight * each) / num_times + constant
-        far = 0.5 * jnp.exp(-gammas[0]) * jnp.sum(jnp.square(x))
-        near = 0.5 * x.size * (math.log(2 * math.pi) + 1 + gammas[1])
+        loss = jnp.sum(weight * each) / num + constant
+        far = 0.5 * jnp.exp(-ends[0]) * jnp.sum(jnp.square(x))
+        near = 0.5 * x.size * (math.log(2 * math.pi) + 1 + ends[1])
         return -far - near - loss
 
     return _over_points(one, x, typed_key(key), shape)
@@ -170,10 +148,55 @@ def denoising_errors(
     return gammas, _over_points(one, x, typed_key(key), shape)
 
 
+def _levels(
+    noising: Noising, at: Any, num_times: int | None, importance: Any, shape: tuple[int, ...]
+) -> tuple[Any, int, Array]:
+    """Of continuous time: from places in [0, 1] to times, weights and a constant; the number of places; gamma at both ends."""
+    num = 16 if num_times is None else num_times
+    check_counts("bound", num_times=num)
+    with jax.ensure_compile_time_eval():
+        first = _last_time(noising, at)
+        ends = jnp.stack([gamma(noising, t) for t in (noising.end, first)])
+    if not is_concrete(ends):
+        raise ValueError(
+            "bound: the noising process must be known numbers, and depends on a traced value here: the levels are even in gamma, "
+            "and a derivative would miss how their times move. Make it outside of jax.jit and jax.grad, or learn it by a chain, "
+            "times=."
+        )
+    log_bins = None if importance is None else _log_bins(importance)
+
+    def levels(u: Array) -> tuple[Array, Array, Any]:
+        place, weight = (u, jnp.ones_like(u)) if log_bins is None else _placed(u, log_bins)
+        at = ends[1] + place * (ends[0] - ends[1])
+        found = jax.vmap(lambda g: time_of(noising, jnp.exp(0.5 * g)))(at)
+        weight = 0.5 * (ends[0] - ends[1]) * weight
+        return found, weight.reshape(-1, *(1 for _ in shape)), 0.0
+
+    return levels, num, ends
+
+
+def _steps(
+    noising: Noising, times: Any, num_times: int | None, data_variance: Any, shape: tuple[int, ...]
+) -> tuple[Any, int, Array]:
+    """The same of a chain, whose steps are drawn."""
+    times = check_chain("bound", noising, times)
+    num_steps = len(times) - 1
+    num = num_steps if num_times is None else num_times
+    check_counts("bound", num_times=num)
+    of_step = lambda t, s: _weight(noising, t, s, data_variance, shape)
+    weights, constants = jax.vmap(of_step)(times[:-1], times[1:])
+
+    def levels(u: Array) -> tuple[Array, Array, Any]:
+        n = jnp.minimum(jnp.floor(u * num_steps).astype(int), num_steps - 1)
+        return times[n], num_steps * weights[n], constants.sum()
+
+    return levels, num, jnp.stack([gamma(noising, t) for t in (times[0], times[-1])])
+
+
 def squared_errors(
     diffusion: Diffusion, x: Array, key: Array, t: Float[Array, " times"]
-) -> tuple[Float[Array, "times *shape"], Float[Array, "times *shape"]]:
-    """(eps - eps^(x_t, t))^2 of one point, with noise of its own at each time, and eps^2."""
+) -> tuple[Array, Array]:
+    """(eps - eps^(x_t, t))^2 of one point, with noise of its own at each time, and eps^2; [times, *shape]."""
     noising = diffusion.noising
     eps = jax.random.normal(key, (len(t), *x.shape), x.dtype)
 
@@ -182,18 +205,6 @@ def squared_errors(
         return jnp.square(eps + std * diffusion.score(noising.alpha(t) * x + std * eps, t))
 
     return jax.vmap(one)(t, eps), jnp.square(eps)
-
-
-def reverse_variance(
-    noising: Noising, t: Any, s: Any, data_variance: Any
-) -> tuple[Array, Array, Array]:
-    """v, c and u of the step from t to s < t."""
-    kept = jnp.exp(2 * (noising.log_alpha(t) - noising.log_alpha(s)))
-    before, after = noising.variance(t), noising.variance(s)
-    narrow = after * (before - kept * after) / before
-    slope = noising.alpha(s) * (1 - kept * after / before)
-    rho = data_variance * before / (data_variance * noising.alpha(t) ** 2 + before)
-    return narrow, slope, narrow + slope**2 * rho
 
 
 def _weight(
@@ -205,33 +216,6 @@ def _weight(
     ratio = narrow / wide
     factor = 0.5 * slope**2 * jnp.exp(gamma(noising, t)) / wide
     return factor, 0.5 * jnp.sum(ratio - 1 - jnp.log(ratio))
-
-
-def gamma(noising: Noising, t: Any) -> Float[Array, ""]:
-    """log(variance / alpha^2)."""
-    return jnp.log(noising.variance(t)) - 2 * noising.log_alpha(t)
-
-
-def check_chain(name: str, noising: Noising, times: Any) -> Array:
-    """Known descending times that end with some noise."""
-    times = check_times(name, noising, times)
-    if np.asarray(times)[-1] <= 0:
-        raise ValueError(
-            f"{name}: times end at 0, where no noise is left and the last step has no density. End at a small positive time, e.g. "
-            "noising.times(num_steps)."
-        )
-    return times
-
-
-def point_shape(name: str, diffusion: Diffusion) -> tuple[int, ...]:
-    """The shape of a point that is one array; refuses trees and noise that is not Normal."""
-    check_noise(name, diffusion)
-    if not is_shape(diffusion.shape):
-        raise ValueError(
-            f"{name}: points are one array, and the model's are a tree of shapes {diffusion.shape}. Ravel them into one array, e.g. "
-            "by jax.flatten_util.ravel_pytree."
-        )
-    return diffusion.shape
 
 
 def _check(name: str, diffusion: Diffusion, x: Any) -> tuple[int, ...]:
@@ -269,8 +253,8 @@ def _log_bins(importance: Any) -> Array:
         is_right = bool(np.all(np.isfinite(weights)) and np.all(weights > 0))
     if not is_right:
         raise ValueError(
-            f"bound: importance must be a vector of positive weights, one for each of equal bins of gamma, got shape {shape} or a "
-            "weight that is not positive. Without weight a bin's part of the bound would be lost: add a small number."
+            f"bound: importance must be a vector of positive weights, one for each of equal bins of gamma, got shape {shape} or "
+            "a weight that is not positive. Without weight a bin's part of the bound would be lost: add a small number."
         )
     weights = jnp.asarray(importance, float)
     return jnp.log(weights) - jnp.log(weights.sum()) + jnp.where(weights.min() > 0, 0.0, jnp.nan)

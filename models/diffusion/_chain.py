@@ -2,11 +2,11 @@
 
 Along t_0 > ... > t_N = s > 0, with a path x_0, ..., x_N and a point x,
 
-    p(path, x) = Normal(x_0; 0, variance(t_0)) prod_n Normal(x_{n+1}; m(x_n), u_n) Normal(x; x_N / alpha_s, variance_s / alpha_s^2),
-    q(path | x) = Normal(x_N; alpha_s x, variance_s) prod_n Normal(x_n; a_n x_{n+1}, tau_n),
+    p(path, x) = Normal(x_0; 0, var_0) prod_n Normal(x_{n+1}; m(x_n), u_n) Normal(x; x_N / alpha_s, var_s / alpha_s^2),
+    q(path | x) = Normal(x_N; alpha_s x, var_s) prod_n Normal(x_n; a_n x_{n+1}, tau_n),
 
-m the mean of `ancestral`, u_n the variance of `_bound.py`, the rest the noising process. The first is a statement of a model, the second one of its guide:
-both have exact densities, so that a program with them is one as any other.
+m the mean of `ancestral`, u_n the variance of `_bound.py`, the rest the noising process. The first is a statement of a model, the
+second one of its guide: both have exact densities, so that a program with them is one as any other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpyro.distributions import constraints
 from ... import ppl
 from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import reverse_step
-from ._bound import check_chain, point_shape, reverse_variance
+from ._grid import check_chain, point_shape, reverse_variance
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 Models = Diffusion | Callable[[Any], Diffusion]
@@ -154,8 +154,8 @@ def reverse_chain(
 
     Args:
         name: of the site of the point.
-        diffusion: the model; its network may be a `ppl.module` of the program. With `context`, a function of one row's context that
-            returns it.
+        diffusion: the model; its network may be a `ppl.module` of the program. With `context`, a function of one row's context
+            that returns it.
         times: descending, from about the process's end to s > 0, e.g. `noising.log_snr_times(20)`.
         context: any tree of arrays whose leading axis is that of the plate around the statement.
         data_variance: of the variances of the steps, a number >= 0 or one for each coordinate: for data Normal(0, data_variance)

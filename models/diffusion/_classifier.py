@@ -90,7 +90,8 @@ def classify(
         p(c | x) in proportion to exp(bound_c(x) / T),   T = 1 if the bounds were the log densities.
 
     Args:
-        model: function of one context that returns the diffusion model, e.g. `lambda c: from_network(net, noising, shape, context=c)`.
+        model: function of one context that returns the diffusion model, e.g.
+            `lambda c: from_network(net, noising, shape, context=c)`.
         contexts: of the classes, a tree of arrays with the classes as leading axis; `jnp.arange(10)` for labels.
         x: points, with any leading axes.
         key: PRNG key.
@@ -106,9 +107,9 @@ def classify(
     Raises:
         ValueError: another weighting; as `bound`.
 
-    Validity: scores are unbiased for the bounds, their softmax is not the exact posterior: gaps of the bounds differ between classes,
-    and noise of a difference of some nats makes probabilities of nearly 0 and 1. They are over-confident, as a rule; a temperature
-    fitted on other points mends their size.
+    Validity: scores are unbiased for the bounds, their softmax is not the exact posterior: gaps of the bounds differ between
+    classes, and noise of a difference of some nats makes probabilities of nearly 0 and 1. They are over-confident, as a rule; a
+    temperature fitted on other points mends their size. Common noise helps where points are far from all classes, as images are.
 
     Example:
         >>> import jax, jax.numpy as jnp

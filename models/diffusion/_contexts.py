@@ -1,6 +1,6 @@
 """Conditions of diffusion networks: any tree of arrays, which may be hidden; an encoder of sets.
 
-A network that `takes_context` is called as network(x, level, context) with `Context(value, is_shown)`, or None where the context is
+A network that `takes_context` is called as network(x, level, context) with `Context(value, is_shown)`, or None where it is
 hidden for certain. Others see an integer label, `num_classes` for a hidden one.
 """
 
@@ -103,15 +103,15 @@ def shown_or(unknown: Array, encode: Callable[[Any], Array], context: Context | 
 def _check_label(name: str, network: Any, label: Any) -> None:
     if network.num_classes == 0:
         raise ValueError(
-            f"{name}: a context is given, but the network takes none (num_classes=0). Build it with num_classes= for integer labels, "
-            "or with encoder= or context_channels= for arrays."
+            f"{name}: a context is given, but the network takes none (num_classes=0). Build it with num_classes= for integer "
+            "labels, or with encoder= or context_channels= for arrays."
         )
     leaves = jax.tree.leaves(label)
     is_label = len(leaves) == 1 and jnp.issubdtype(jnp.result_type(leaves[0]), jnp.integer)
     if not is_label or jax.tree.structure(label) != jax.tree.structure(0):
         raise ValueError(
             f"{name}: the network has num_classes={network.num_classes} and takes integer labels, and the context is "
-            f"{jax.tree.map(lambda c: (jnp.shape(c), str(jnp.result_type(c))), label)}. Give labels, or build the network with encoder=."
+            f"{jax.tree.map(lambda c: (jnp.shape(c), str(jnp.result_type(c))), label)}. Give labels, or build it with encoder=."
         )
 
 
@@ -119,6 +119,6 @@ def _check_rows(name: str, context: Any, rows: int) -> None:
     shapes = [jnp.shape(c) for c in jax.tree.leaves(context)]
     if any(s[:1] != (rows,) for s in shapes):
         raise ValueError(
-            f"{name}: each array of the context needs the {rows} rows of x as its leading axis, and their shapes are {shapes}. Repeat "
-            "or reshape them."
+            f"{name}: each array of the context needs the {rows} rows of x as its leading axis, and their shapes are {shapes}. "
+            "Repeat or reshape them."
         )

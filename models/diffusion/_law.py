@@ -19,8 +19,8 @@ from ...inference.diffusion import Diffusion, Noising
 from ...ppl.densities import StochasticProgram, as_arrays, estimated
 from ...ppl.densities._stochastic import same_sites
 from ...ppl.traces import Bound, SiteInfo, Trace
-from ._bound import check_chain, point_shape
 from ._chain import kernel, last_step, log_normal
+from ._grid import check_chain, point_shape
 
 
 class DiffusionLaw(StochasticProgram):
@@ -55,8 +55,8 @@ class DiffusionLaw(StochasticProgram):
         x = choices[self.name]
         if x.shape != model.shape:
             raise ValueError(
-                f"{self.label}: the value of '{self.name}' has shape {x.shape}, and a point has {model.shape}. Give one point; for "
-                "rows, use reverse_chain in a plate."
+                f"{self.label}: the value of '{self.name}' has shape {x.shape}, and a point has {model.shape}. Give one point; "
+                "for rows, use reverse_chain in a plate."
             )
         return self._trace(x, _up(model, times, self.own_key(), x, self.data_variance))
 

@@ -54,8 +54,8 @@ class MLP(eqx.Module):
     Args:
         shape: shape of a point.
         num_classes: number of labels, 0 for none.
-        encoder: in place of labels, any equinox module from one point's context, a tree of arrays, to a vector of 32 numbers, e.g.
-            `eqx.nn.MLP(5, 32, 64, 1, key=key)` or `SetEncoder`. It is trained with the network.
+        encoder: in place of labels, any equinox module from one point's context, a tree of arrays, to a vector of 32 numbers,
+            e.g. `eqx.nn.MLP(5, 32, 64, 1, key=key)` or `SetEncoder`. It is trained with the network.
         width: hidden units.
         depth: number of residual layers.
         key: PRNG key of the initial values.
@@ -162,5 +162,6 @@ def check_one_kind(name: str, num_classes: int, has_context: bool) -> None:
     """Refuse labels beside other contexts."""
     if num_classes and has_context:
         raise ValueError(
-            f"{name}: num_classes={num_classes} and a context of arrays. Put the label into the context, and embed it in the encoder."
+            f"{name}: num_classes={num_classes} and a context of arrays. Put the label into the context, and embed it in the "
+            "encoder."
         )

@@ -45,8 +45,8 @@ def score_matching(
         noise: law of eps for one point, e.g. `PoissonNoise`; Normal(0, I) by default.
 
     Returns:
-        An objective of the arguments `(x, context)`, x [rows, *shape] of about unit variance and the context integer labels [rows],
-        a tree of arrays [rows, ...] (for a network with an encoder or context channels), or None, with the plate "rows":
+        An objective of the arguments `(x, context)`, x [rows, *shape] of about unit variance and the context integer labels
+        [rows], a tree of arrays [rows, ...] (for a network with an encoder or context channels), or None, with the plate "rows":
         `fit(..., subsample={"rows": 128})`. The parameter is "network".
 
     Raises:

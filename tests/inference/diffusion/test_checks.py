@@ -82,6 +82,10 @@ def with_context(context):
     return diffusion.score_matching(net, NOISING).init(KEY, jnp.zeros((3, 2)), context)
 
 
+def rated(rate):
+    return diffusion.gaussian_mixture(diffusion.VP(0.1, rate), [1.0], [0.0], 1.0)
+
+
 LABELLED, SCORED = network(num_classes=3), diffusion.Classification(jnp.zeros((3, 2)), "bound")
 CASES = {
     "models": Case("Diffusion or results of fkc", lambda one: fkc([Q, Q.score], TIMES), TypeError),
@@ -147,6 +151,7 @@ CASES = {
     "bound grid": other("times end at 0", lambda one: diffusion.bound(Q, 0.0, KEY, times=TIMES)),
     "bound grid and time": other("times are a grid", lambda one: diffusion.bound(Q, 0.0, KEY, times=SOME, at=0.1)),
     "bound importance": other("positive weights", lambda one: diffusion.bound(Q, 0.0, KEY, importance=[1.0, 0.0])),
+    "bound process": other("learn it by a chain", lambda one: jax.jit(lambda b: diffusion.bound(rated(b), 0.0, KEY))(8.0)),
     "law site": other("missing", lambda one: diffusion.law(Q, SOME).estimate_log_density(KEY, {"z": 0.0})),
     "law shape": other("a point has", lambda one: diffusion.law(Q, SOME).estimate_log_density(KEY, {"x": jnp.zeros(2)})),
     "classify": other("'bound' or 'error'", lambda one: diffusion.classify(lambda c: Q, SOME, 0.0, KEY, weighting="all")),

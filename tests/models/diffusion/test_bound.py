@@ -83,8 +83,7 @@ def test_a_mixtures_bound_is_its_density(noising, key):
 
 
 def test_the_chains_bound_tends_to_that_of_continuous_time(key):
-    """A chain of 10 steps is exact for data of its own variance, but for the rest of x at the end and the last step; with the
-    variance of data at one point 80 steps lose less than half of what 40 lose."""
+    """80 steps lose less than half of what 40 lose; 10 are exact for data of the chain's own variance, but for their ends."""
 
     def gaps(num_steps, data_variance):
         times = EDM.log_snr_times(num_steps)

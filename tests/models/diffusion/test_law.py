@@ -100,7 +100,7 @@ def test_the_two_chains_are_the_law(density, key):
 
 
 def test_particles_have_the_evidence_of_a_program_with_a_chain(key):
-    """smc of the joint program, against the density of the chain by draws: the mean of the evidence within 4.5 errors."""
+    """Of the joint program by smc, against the density of the chain by draws: the mean of the evidence within 4.5 errors."""
     y = jnp.array([0.4])
     program = ppl.model(joint)
     one = lambda k: inference.smc(program, k, y, num_particles=100).log_evidence
