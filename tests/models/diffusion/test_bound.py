@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pytest
 
 from _stats import assert_unbiased
+from lapilli import inference
 from lapilli.models import diffusion
 
 EDM, VP = diffusion.EDM(), diffusion.VP()
@@ -122,3 +124,27 @@ def test_equal_keys_give_equal_noise(key):
     other = diffusion.gaussian_mixture(EDM, [0.5, 0.5], [[0.0], [0.0]], 1.0)
     one, two = (diffusion.bound(m, POINTS[:, None], key) for m in (NORMAL, other))
     np.testing.assert_allclose(one, two, atol=2e-4)
+
+
+@pytest.mark.slow  # a network is trained, and its flow solved with exact divergences
+def test_the_bound_of_learned_digits_lies_below_the_likelihood_of_their_flow(key):
+    """Two processes of one score: the bound is at most the flow's likelihood + 0.1 nats, and not far below."""
+    from sklearn.datasets import load_digits
+
+    x = load_digits().data.astype(np.float32)
+    x = (x - x.mean()) / x.std() + np.random.default_rng(0).normal(size=x.shape).astype(np.float32) * 0.3  # fmt: skip
+    net = diffusion.MLP((64,), width=128, key=key)
+    fit = inference.fit(
+        diffusion.score_matching(net, VP), optax.adam(optax.cosine_decay_schedule(2e-3, 2000)), (x[200:], None),
+        num_steps=2000, subsample={"rows": 128}, key=key, average=0.999, progress=False,
+    )  # fmt: skip
+    model = diffusion.from_network(net, VP, (64,), params=fit.params)
+    held = jnp.asarray(x[:100])
+    found = jax.jit(lambda k: diffusion.bound(model, held, k, num_times=200))
+    values = np.stack([found(k) for k in jax.random.split(key, 10)]).mean(-1)
+    flow = float(jax.jit(lambda x: diffusion.flow_log_likelihood(model, x))(held).mean())
+    print(
+        f"bound {values.mean():.2f} +- {values.std() / 10**0.5:.2f}, flow {flow:.2f} nats an image"
+    )
+    assert values.mean() < flow + 0.1 + 4.5 * values.std() / 10**0.5
+    assert values.mean() > flow - 3
