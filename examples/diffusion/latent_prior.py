@@ -33,7 +33,7 @@ ROWS = ("Normal(0, I)", "diffusion, learned afterwards", "diffusion, learned tog
 
 
 class Config(NamedTuple):
-    num_steps: int = 4_000
+    num_steps: int = 2_500
     num_seeds: int = 3
     num_codes: int = 8
     width: int = 128

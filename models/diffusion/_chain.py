@@ -186,8 +186,8 @@ def reverse_chain(
         ...     diffusion.noising_chain("z", z, noising, times)
         >>> bound = inference.elbo(model, guide, num_replicates=500).value({}, jax.random.key(0), jax.numpy.array([1.0]))
         >>> exact = dist.Normal(0.0, 2**0.5).log_prob(1.0)
-        >>> bool(exact - 0.5 < bound < exact)  # a coarse chain
-        True
+        >>> print(f"{bound:.2f} of {exact:.2f}")  # the guide is the posterior, and the chain exact for this prior
+        -1.52 of -1.52
 
     Reference: Ho, Jain and Abbeel 2020, arXiv:2006.11239; Kingma et al. 2021, arXiv:2107.00630.
     """
