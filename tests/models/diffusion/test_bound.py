@@ -74,6 +74,7 @@ def mixture_bound(noising, at):
     ) * POINTS**2, exact
 
 
+@pytest.mark.slow_for("EDM")
 @pytest.mark.parametrize("noising", [VP, EDM], ids=["VP", "EDM"])
 def test_a_mixtures_bound_is_its_density(noising, key):
     """Within 0.02 nats with the noise ending at 1e-4, by quadrature, of which the estimate is unbiased."""
@@ -81,9 +82,10 @@ def test_a_mixtures_bound_is_its_density(noising, key):
     np.testing.assert_allclose(bound, density, atol=0.02)
     model = diffusion.gaussian_mixture(noising, [0.3, 0.7], [[-1.5], [1.0]], 0.2)
     one = lambda k: diffusion.bound(model, POINTS[:, None], k, num_times=100, at=1e-4)
-    assert_unbiased(jax.jit(jax.vmap(one))(jax.random.split(key, 1000)), bound)
+    assert_unbiased(jax.jit(jax.vmap(one))(jax.random.split(key, 400)), bound)
 
 
+@pytest.mark.slow  # three grids are compiled
 def test_the_chains_bound_tends_to_that_of_continuous_time(key):
     """80 steps lose less than half of what 40 lose; 10 are exact for data of the chain's own variance, but for their ends."""
 
@@ -102,6 +104,7 @@ def test_the_chains_bound_tends_to_that_of_continuous_time(key):
     assert some.shape == (4,)
 
 
+@pytest.mark.slow  # several derivatives are compiled
 def test_gradients_pass_to_the_point_and_to_the_model(key):
     """Of the closed form: d bound / dx, and d bound / d variance at a model of another variance, against differences."""
     keys = jax.random.split(key, 400)

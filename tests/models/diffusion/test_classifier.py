@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from _stats import assert_unbiased
 from lapilli import inference
@@ -30,6 +31,7 @@ def test_scores_are_unbiased_for_the_log_densities(key):
     np.testing.assert_array_equal(right.argmax(-1), exact.argmax(-1))
 
 
+@pytest.mark.slow  # three classifiers are compiled
 def test_common_noise_takes_most_of_the_variance_of_differences(key):
     """Where points are far from all classes, as images are: here 4 and 2.5 scales from two that are 1.5 apart."""
     x = jnp.full((300, 1), 3.0)

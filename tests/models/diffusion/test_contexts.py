@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from lapilli import inference
 from lapilli.models import diffusion
@@ -86,6 +87,7 @@ def test_an_image_beside_the_image(key):
     assert np.abs(call(is_shown(True)) - none).max() > 1e-4
 
 
+@pytest.mark.slow  # a network is trained
 def test_a_network_learns_what_its_context_says(key):
     """Data at the context's first number: the denoised point follows it, and has its mean where it is hidden."""
     rows = 256

@@ -99,6 +99,7 @@ def test_the_two_chains_are_the_law(density, key):
     )
 
 
+@pytest.mark.slow  # many runs
 def test_particles_have_the_evidence_of_a_program_with_a_chain(key):
     """Of the joint program by smc, against the density of the chain by draws: the mean of the evidence within 4.5 errors."""
     y = jnp.array([0.4])
@@ -113,6 +114,7 @@ def test_particles_have_the_evidence_of_a_program_with_a_chain(key):
     assert abs(found.mean() - exact.mean()) < 4.5 * error and error < 0.02 * exact.mean()
 
 
+@pytest.mark.slow  # a network within an objective is compiled
 def test_a_chain_in_a_plate_trains_with_its_network_by_elbo(key):
     """Rows, a module, minibatches, and row-wise weights; sums over rows are those of single rows."""
     net = diffusion.MLP((2,), width=8, depth=1, key=key)
