@@ -46,7 +46,7 @@ def point_shape(name: str, diffusion: Diffusion) -> tuple[int, ...]:
     check_noise(name, diffusion)
     if not is_shape(diffusion.shape):
         raise ValueError(
-            f"{name}: points are one array, and the model's are a tree of shapes {diffusion.shape}. Ravel them into one array, "
+            f"{name}: points are one array, and the model's are a tree of shapes {diffusion.shape}. Flatten them into one array, "
             "e.g. by jax.flatten_util.ravel_pytree."
         )
     return diffusion.shape
