@@ -8,7 +8,10 @@ three are judged by a lower bound of log p(image), one draw of code and path for
 Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels, scaled to variance 1 over all pixels, 300 held out. Source: Vahdat et
 al. 2021, arXiv:2106.05931, section 3 (joint training of code and score model); its figures are for CIFAR-10.
 
-EXPECTED
+Expected, mean (sd) of three seeds, nats an image held out: Normal(0, I) -28.94 (0.78), diffusion learned afterwards -27.39
+(0.89), together -24.72 (0.45): gains of 1.55 (0.11) and 4.23 (0.59). All overfit (-21.2, -19.5 and -14.6 on images of the
+training). The first gain can be no more than the divergence of the codes' law from Normal(0, I); trained together, codes need not
+look normal. Run time: four minutes on 2 CPU cores.
 
     python examples/diffusion/latent_prior.py [--smoke] [--seed 0] [--out latent_prior_output]
 """
