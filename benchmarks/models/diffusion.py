@@ -43,7 +43,7 @@ def models(width: int) -> tuple[Any, Any, Any]:
     """A network of random weights, and its models of everything and of one class."""
     network = diffusion.MLP((SIZE,), num_classes=CLASSES, width=width, key=jax.random.key(0))
     make = functools.partial(diffusion.from_network, network, VP, (SIZE,), predicts="noise")
-    return network, make(), make(label=3)
+    return network, make(), make(context=3)
 
 
 def noise_by_hand(network: Any, label: int, x: Any, t: Any) -> Any:

@@ -50,7 +50,7 @@ def train(
     shape = x.shape[1:]
     network = diffusion.MLP(shape, num_classes=num_classes, width=width, depth=depth, key=key)
     fit = inference.fit(
-        diffusion.score_matching(network, noising, drop_label=0.15, noise=noise),
+        diffusion.score_matching(network, noising, drop_context=0.15, noise=noise),
         optax.adam(optax.cosine_decay_schedule(2e-3, num_steps)),
         (jnp.asarray(x), None if labels is None else jnp.asarray(labels)),
         num_steps=num_steps, key=key, subsample={"rows": 128}, average=0.999,

@@ -173,7 +173,7 @@ def digits_run(
 
     def one(inputs: Any) -> jax.Array:
         key, c, a = inputs
-        models = [by_class(label=c), by_ink(label=a), by_class()]
+        models = [by_class(context=c), by_ink(context=a), by_class()]
         run_key, rest_key = jax.random.split(key)
         x = particles(models, times[: split + 1], num, arm, run_key)
         if split == config.num_steps:
@@ -208,7 +208,7 @@ def digits_table(config: Config, key: jax.Array, seed: int) -> tuple[dict, dict]
     judge = digit_models.Classifier(seed)
     table: dict[str, dict[str, float]] = {"real": {"class": judge.accuracy}}
     images = {}
-    nothing = lambda label=None: by_class()
+    nothing = lambda context=None: by_class()
     arms = {
         "class alone": (by_class, nothing, "scores added", 0.0),
         "scores added": (by_class, by_ink, "scores added", 0.0),

@@ -3,7 +3,9 @@
 What it shows: of a class-conditional model, -E_{t, eps} |eps - eps(x_t, t, c)|^2 bounds log p(x | c) up to weights and a
 constant, so that its largest value over c classifies x without any training for that. Errors of one image differ far more
 between draws of (t, eps) than between classes; the same draws for all classes, which is what common random numbers are, take
-that away. First with denoisers that are exact, Gaussian for each class; then with a network.
+that away. With the weights of the bound the score is one of log p(x | c) in nats, and its softmax a posterior: how sure it is and
+how right, before and after one temperature. First with models that are exact, Gaussian for each class; then with a network.
+All by `diffusion.classify`.
 
 Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels, 200 of them to test. Source: Li et al. 2023, arXiv:2303.16203,
 section 3 and figure 2: paired draws reach with few evaluations what independent ones do not with many. No number for digits is
@@ -18,6 +20,7 @@ Expected, share of 200 images right at 2 / 5 / 20 / 100 draws: exact denoisers 0
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +31,11 @@ import numpy as np
 from _digit_models import CLASSES, SIZE, VP
 from sklearn.linear_model import LogisticRegression
 
-Noise = Callable[[Any, Any, Any], Any]  # (x_t, t, class) -> predicted noise
+from lapilli.inference.diagnostics import expected_calibration_error
+from lapilli.inference.diffusion import Diffusion
+from lapilli.models import diffusion
+
+Models = Callable[[Any], Diffusion]  # of a class
 
 
 class Config(NamedTuple):
@@ -45,102 +52,107 @@ def split(config: Config, seed: int) -> tuple[np.ndarray, ...]:
     return x[train], labels[train], x[test], labels[test]
 
 
-def gaussian_noise(x: np.ndarray, labels: np.ndarray) -> Noise:
-    """The exact denoiser of a Gaussian for each class: eps = std (alpha^2 S + std^2)^-1 (x - alpha m)."""
+def gaussian_models(x: np.ndarray, labels: np.ndarray) -> Models:
+    """A Gaussian for each class, exactly: score = -(alpha^2 S + std^2)^-1 (x - alpha m)."""
     means = np.stack([x[labels == c].mean(0) for c in range(CLASSES)])
     covariances = [np.cov(x[labels == c].T) + 0.1 * np.eye(SIZE) for c in range(CLASSES)]
     values, vectors = np.linalg.eigh(np.stack(covariances))
     means, values, vectors = (jnp.asarray(a, jnp.float32) for a in (means, values, vectors))
 
-    def noise(x: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
-        alpha, variance = VP.alpha(t), VP.variance(t)
-        turned = vectors[c].T @ (x - alpha * means[c])
-        return jnp.sqrt(variance) * (vectors[c] @ (turned / (alpha**2 * values[c] + variance)))
+    def model(c: jax.Array) -> Diffusion:
+        def score(x: jax.Array, t: jax.Array) -> jax.Array:
+            alpha, variance = VP.alpha(t), VP.variance(t)
+            turned = vectors[c].T @ (x - alpha * means[c])
+            return -vectors[c] @ (turned / (alpha**2 * values[c] + variance))
 
-    return noise
+        return Diffusion(VP, score, (SIZE,))
+
+    return model
 
 
-def network_noise(config: Config, x: np.ndarray, labels: np.ndarray, key: jax.Array) -> Noise:
+def network_models(config: Config, x: np.ndarray, labels: np.ndarray, key: jax.Array) -> Models:
     model = digit_models.train(
         x, labels, key, num_classes=CLASSES, width=config.width, num_steps=config.num_training_steps
     )
-
-    def noise(x: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
-        return -VP.std(t) * model(label=c).score(x, t)
-
-    return noise
+    return lambda c: model(context=c)
 
 
-def errors(noise: Noise, x: Any, key: Any, num_draws: int, is_paired: bool) -> jax.Array:
-    """Mean squared errors of one image, [classes], over an even grid of times, one eps for each, for all classes or each."""
-    times = (jnp.arange(num_draws) + 0.5) / num_draws
-
-    def one(key: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
-        key = key if is_paired else jax.random.fold_in(key, c)
-        eps = jax.random.normal(key, x.shape)
-        return jnp.sum((eps - noise(VP.alpha(t) * x + VP.std(t) * eps, t, c)) ** 2)
-
-    over_classes = jax.vmap(one, (None, None, 0))
-    keys = jax.random.split(key, num_draws)
-    found = jax.lax.map(lambda i: over_classes(*i, jnp.arange(CLASSES)), (keys, times))
-    return found.mean(0)
-
-
-def eliminate(noise: Noise, x: Any, key: Any, stages: tuple[tuple[int, int], ...]) -> jax.Array:
+def eliminate(model: Models, x: Any, key: Any, stages: tuple[tuple[int, int], ...]) -> jax.Array:
     """The class left over: each stage (draws, kept) takes paired draws for the classes that the one before kept."""
     left, total = jnp.arange(CLASSES), jnp.zeros(CLASSES)
     for i, (num_draws, num_kept) in enumerate(stages):
-        times = (jnp.arange(num_draws) + 0.5) / num_draws
-
-        def one(key: Any, t: Any, left: Any = left) -> Any:
-            eps = jax.random.normal(key, x.shape)
-            noisy = VP.alpha(t) * x + VP.std(t) * eps
-            return jax.vmap(lambda c: jnp.sum((eps - noise(noisy, t, c)) ** 2))(left)
-
-        keys = jax.random.split(jax.random.fold_in(key, i), num_draws)
-        total = total + jax.lax.map(lambda a, one=one: one(*a), (keys, times)).sum(0)
+        stage_key = jax.random.fold_in(key, i)
+        of = lambda c, n=num_draws, k=stage_key: diffusion.denoising_errors(
+            model(c), x, k, num_times=n
+        )[1].sum()
+        total = total + jax.vmap(of)(left)
         best = jnp.argsort(total)[:num_kept]
         left, total = left[best], total[best]
     return left[0]
 
 
-def accuracy(classify: Callable[[Any, Any], Any], x: Any, labels: Any, key: Any) -> float:
-    found = jax.jit(jax.vmap(classify))(x, jax.random.split(key, len(x)))
-    return float(np.mean(np.asarray(found) == labels))
+def calibration(found: diffusion.Classification, labels: np.ndarray) -> dict[str, float]:
+    """Expected calibration errors at temperature 1, and at that of the other half of the images."""
+    error = lambda c, y: expected_calibration_error(jnp.exp(c.log_probs), y)
+    halves = [(replace(found, scores=found.scores[i::2]), labels[i::2]) for i in (0, 1)]
+    fitted = [one.with_temperature(y).temperature for one, y in halves]
+    mended = [
+        error(replace(one, temperature=t), y)
+        for (one, y), t in zip(halves, fitted[::-1], strict=True)
+    ]
+    return {
+        "T = 1": error(found, labels),
+        "fitted T": float(np.mean(mended)),
+        "T": float(np.mean(fitted)),
+    }
 
 
 STAGES = ((10, 3), (40, 1))
+KINDS: dict[str, dict[str, Any]] = {
+    "paired": {"weighting": "error"},
+    "independent": {"weighting": "error", "is_paired": False},
+    "bound": {"weighting": "bound"},
+}
 
 
 def table(config: Config, key: jax.Array, seed: int) -> dict[str, dict[str, float]]:
     x, labels, test, answers = split(config, seed)
-    denoisers = {
-        "Gaussians": gaussian_noise(x, labels),
-        "network": network_noise(config, x, labels, jax.random.fold_in(key, 0)),
+    models = {
+        "Gaussians": gaussian_models(x, labels),
+        "network": network_models(config, x, labels, jax.random.fold_in(key, 0)),
     }
     linear = LogisticRegression(max_iter=2000).fit(x, labels)
     rows: dict[str, dict[str, float]] = {
         "logistic regression": {"accuracy": float(linear.score(test, answers))}
     }
-    for name, noise in denoisers.items():
-        for is_paired in (True, False):
-            row = {}
+    for name, model in models.items():
+        for number, (kind, options) in enumerate(KINDS.items()):
+            row, found = {}, None
             for n in config.num_draws:
-                run_key = jax.random.fold_in(key, 10 * n + is_paired)
-                pick = lambda x, k, n=n, p=is_paired, f=noise: jnp.argmin(errors(f, x, k, n, p))
-                row[str(n)] = accuracy(pick, test, answers, run_key)
-            rows[f"{name}, {'paired' if is_paired else 'independent'}"] = row
-        race = functools.partial(eliminate, noise, stages=STAGES)
-        rows[f"{name}, eliminated"] = {
-            "accuracy": accuracy(race, test, answers, jax.random.fold_in(key, 1))
-        }
+                run_key = jax.random.fold_in(key, 10 * n + number)
+                call = functools.partial(
+                    diffusion.classify, model, jnp.arange(CLASSES), num_times=n, **options
+                )
+                scores = jax.jit(lambda x, k, call=call: call(x, k).scores)(test, run_key)
+                found = diffusion.Classification(scores, options["weighting"])
+                row[str(n)] = float(np.mean(np.asarray(found.classes) == answers))
+            rows[f"{name}, {kind}"] = row
+            if kind == "bound":
+                rows[f"{name}, calibration"] = calibration(found, answers)
+        race = jax.vmap(lambda x, k, m=model: eliminate(m, x, k, STAGES))
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(test))
+        share = np.mean(np.asarray(jax.jit(race)(test, keys)) == answers)
+        rows[f"{name}, eliminated"] = {"accuracy": float(share)}
     return rows
 
 
 def report(config: Config, rows: dict) -> str:
     columns = [*map(str, config.num_draws), "accuracy"]
     lines = [f"{'share right, by draws of (t, eps)':<36}" + "".join(f"{c:>10}" for c in columns)]
+    calibrations = {name: row for name, row in rows.items() if "T" in row}
     for name, row in rows.items():
+        if name in calibrations:
+            continue
         cells = [f"{row[c]:.3f}" if c in row else "-" for c in columns]
         lines.append(f"{name:<36}" + "".join(f"{cell:>10}" for cell in cells))
     (many, kept), (more, _) = STAGES
@@ -148,7 +160,14 @@ def report(config: Config, rows: dict) -> str:
     lines.append(
         f"eliminated: {many} draws for all, {more} more for the best {kept}: {cost} evaluations"
     )
+    for name, row in calibrations.items():
+        lines.append(
+            f"{name} error of softmax of bounds: {row['T = 1']:.3f}, at temperature {row['T']:.1f} {row['fitted T']:.3f}"
+        )
     return "\n".join(lines)
+
+
+LABELS = {"paired": "paired noise", "independent": "independent noise", "bound": "bounds"}
 
 
 def draw(config: Config, rows: dict, path: Path) -> None:
@@ -156,10 +175,12 @@ def draw(config: Config, rows: dict, path: Path) -> None:
 
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for i, name in enumerate(("Gaussians", "network")):
-        for style, kind in (("-o", "paired"), ("--s", "independent")):
+        for style, kind in (("-o", "paired"), ("--s", "independent"), (":^", "bound")):
             row = rows[f"{name}, {kind}"]
             values = [row[str(n)] for n in config.num_draws]
-            axis.plot(config.num_draws, values, style, color=f"C{i}", label=f"{name}, {kind} noise")
+            axis.plot(
+                config.num_draws, values, style, color=f"C{i}", label=f"{name}, {LABELS[kind]}"
+            )
     axis.axhline(
         rows["logistic regression"]["accuracy"], color="C7", ls=":", label="logistic regression"
     )
@@ -179,7 +200,7 @@ def main() -> None:
     accuracies = {
         name.replace(", ", "_"): np.array([row[str(n)] for n in config.num_draws])
         for name, row in rows.items()
-        if "accuracy" not in row
+        if "accuracy" not in row and "T" not in row
     }
     digit_models.keep(options.out, report(config, rows), rows, accuracies)
     draw(config, rows, options.out / "accuracies.png")

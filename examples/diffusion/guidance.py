@@ -190,7 +190,7 @@ def digits_run(
 
     def one(key: jax.Array, label: jax.Array) -> jax.Array:
         run_key, draw_key, rest_key = jax.random.split(key, 3)
-        one_class = model(label=label)
+        one_class = model(context=label)
         x = particles(
             everything, one_class, times[: split + 1], scale, arm, num, run_key, draw_key
         )[:1]

@@ -55,8 +55,8 @@ def sample(model: Any, name: str, num: int, w: float, per_class: int, key: jax.A
 
     def one(inputs: Any) -> jax.Array:
         key, label = inputs
-        guided = diffusion.guided(model(), model(label=label), 1 + w)
-        chosen = model(label=label) if w == 0 else guided
+        guided = diffusion.guided(model(), model(context=label), 1 + w)
+        chosen = model(context=label) if w == 0 else guided
         return sampler(chosen, key, times, num_samples=per_class)
 
     run = jax.jit(lambda keys: jax.lax.map(one, (keys, jnp.arange(CLASSES))))

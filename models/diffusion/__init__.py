@@ -3,7 +3,12 @@
 Correctors for powers, products and tilts of these models are `inference.diffusion.fkc`.
 """
 
+from ._bound import bound as bound, denoising_errors as denoising_errors
+from ._chain import noising_chain as noising_chain, reverse_chain as reverse_chain
+from ._classifier import Classification as Classification, classify as classify
+from ._contexts import Context as Context, SetEncoder as SetEncoder
 from ._flow import flow_log_likelihood as flow_log_likelihood, flow_sample as flow_sample
+from ._law import DiffusionLaw as DiffusionLaw, law as law
 from ._mixtures import gaussian_mixture as gaussian_mixture
 from ._networks import MLP as MLP, ImageNet as ImageNet
 from ._parametrisations import Parametrisation as Parametrisation, convert as convert
@@ -23,11 +28,21 @@ from ._training import (
 )
 
 __all__ = [
+    "bound",
+    "denoising_errors",
+    "law",
+    "DiffusionLaw",
+    "reverse_chain",
+    "noising_chain",
+    "classify",
+    "Classification",
     "flow_log_likelihood",
     "flow_sample",
     "gaussian_mixture",
     "MLP",
     "ImageNet",
+    "SetEncoder",
+    "Context",
     "Parametrisation",
     "convert",
     "PoissonNoise",

@@ -1,41 +1,51 @@
-"""Networks that learn a diffusion model: they see the noise level and, where there are classes, a label that may be missing.
+"""Networks that learn a diffusion model: they see the noise level and a condition, a label or arrays, that may be hidden.
 
-A network maps `(x, level, label)` to an array of the shape of x. x is the noisy point, scaled to unit variance for data of unit
-variance; `level` = log(std / alpha) / 4; `label` is an integer, or `num_classes` for "unknown".
+A network maps `(x, level, context)` to an array of the shape of x. x is the noisy point, scaled to unit variance for data of unit
+variance; `level` = log(std / alpha) / 4; `context` is an integer, or `num_classes` for "unknown", or of `_contexts.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from .._unet import UNet
+from ._contexts import Context, shown_or
 
 NUM_FEATURES = 32
 
 
 class Condition(eqx.Module):
-    """Vector of noise level and label: sines and cosines of the level and an embedding, through one hidden layer."""
+    """Vector of noise level and context: sines and cosines of the level and a code of the context, through one hidden layer."""
 
     labels: eqx.nn.Embedding
+    encoder: Any
     mix: eqx.nn.MLP
 
-    def __init__(self, num_classes: int, num_out: int, *, key: Array) -> None:
+    def __init__(self, num_classes: int, encoder: Any, num_out: int, *, key: Array) -> None:
         keys = jax.random.split(key)
         self.labels = eqx.nn.Embedding(num_classes + 1, NUM_FEATURES, key=keys[0])
+        self.encoder = encoder
         self.mix = eqx.nn.MLP(2 * NUM_FEATURES, num_out, num_out, 1, jax.nn.silu, key=keys[1])
 
-    def __call__(self, level: Float[Array, ""], label: Int[Array, ""]) -> Float[Array, " out"]:
+    def __call__(self, level: Float[Array, ""], context: Any) -> Float[Array, " out"]:
         """The vector for one point."""
         # Levels lie within about (-2, 2): wave lengths from 12 down to 0.4.
         angles = level * jnp.geomspace(0.5, 16.0, NUM_FEATURES // 2)
-        features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles), self.labels(label)])
-        return self.mix(features)
+        code = self._code(context)
+        return self.mix(jnp.concatenate([jnp.sin(angles), jnp.cos(angles), code]))
+
+    def _code(self, context: Any) -> Array:
+        if context is not None and not isinstance(context, Context):
+            return self.labels(context)
+        unknown = self.labels.weight[-1]
+        return unknown if self.encoder is None else shown_or(unknown, self.encoder, context)
 
 
 class MLP(eqx.Module):
@@ -44,9 +54,14 @@ class MLP(eqx.Module):
     Args:
         shape: shape of a point.
         num_classes: number of labels, 0 for none.
+        encoder: in place of labels, any equinox module from one point's context, a tree of arrays, to a vector of 32 numbers,
+            e.g. `eqx.nn.MLP(5, 32, 64, 1, key=key)` or `SetEncoder`. It is trained with the network.
         width: hidden units.
         depth: number of residual layers.
         key: PRNG key of the initial values.
+
+    Raises:
+        ValueError: classes and an encoder.
     """
 
     first: eqx.nn.Linear
@@ -54,29 +69,32 @@ class MLP(eqx.Module):
     last: eqx.nn.Linear
     condition: Condition
     num_classes: int = eqx.field(static=True)
+    takes_context: bool = eqx.field(static=True)
 
     def __init__(
         self,
         shape: Sequence[int],
         *,
         num_classes: int = 0,
+        encoder: Any = None,
         width: int = 128,
         depth: int = 3,
         key: Array,
     ) -> None:
+        check_one_kind("MLP", num_classes, encoder is not None)
         keys = jax.random.split(key, depth + 3)
         size = math.prod(shape)
-        self.num_classes = num_classes
+        self.num_classes, self.takes_context = num_classes, encoder is not None
         self.first = eqx.nn.Linear(size, width, key=keys[0])
         self.layers = [eqx.nn.MLP(width, width, width, 1, jax.nn.silu, key=k) for k in keys[3:]]
         self.last = eqx.nn.Linear(width, size, key=keys[1])
-        self.condition = Condition(num_classes, width, key=keys[2])
+        self.condition = Condition(num_classes, encoder, width, key=keys[2])
 
     def __call__(
-        self, x: Float[Array, " *shape"], level: Float[Array, ""], label: Int[Array, ""]
+        self, x: Float[Array, " *shape"], level: Float[Array, ""], context: Any
     ) -> Float[Array, " *shape"]:
         """The prediction at one point."""
-        condition = self.condition(level, label)
+        condition = self.condition(level, context)
         hidden = self.first(x.ravel())
         for layer in self.layers:
             hidden = hidden + layer(jax.nn.silu(hidden + condition))
@@ -84,37 +102,66 @@ class MLP(eqx.Module):
 
 
 class ImageNet(eqx.Module):
-    """`UNet` on images [channels, height, width] with noise level and label.
+    """`UNet` on images [channels, height, width] with noise level and context.
 
     Args:
         num_channels: channels of an image.
         num_classes: number of labels, 0 for none.
+        encoder: in place of labels, as for `MLP`.
+        context_channels: channels of an image of the same height and width that is the context, and is put beside x with one
+            channel that says whether it is shown. With an encoder too, the context is a pair (image, what the encoder takes).
         widths: as for `UNet`.
         key: PRNG key of the initial values.
+
+    Raises:
+        ValueError: classes together with an encoder or with context channels.
     """
 
     net: UNet
     condition: Condition
     num_classes: int = eqx.field(static=True)
+    context_channels: int = eqx.field(static=True)
+    takes_context: bool = eqx.field(static=True)
 
     def __init__(
         self,
         num_channels: int = 1,
         *,
         num_classes: int = 0,
+        encoder: Any = None,
+        context_channels: int = 0,
         widths: Sequence[int] = (32, 64, 64),
         key: Array,
     ) -> None:
+        self.takes_context = encoder is not None or context_channels > 0
+        check_one_kind("ImageNet", num_classes, self.takes_context)
         keys = jax.random.split(key)
-        self.num_classes = num_classes
-        self.net = UNet(num_channels, widths, 4 * NUM_FEATURES, key=keys[0])
-        self.condition = Condition(num_classes, 4 * NUM_FEATURES, key=keys[1])
+        self.num_classes, self.context_channels = num_classes, context_channels
+        num_in = num_channels + (context_channels + 1 if context_channels else 0)
+        self.net = UNet(num_in, widths, 4 * NUM_FEATURES, num_outputs=num_channels, key=keys[0])
+        self.condition = Condition(num_classes, encoder, 4 * NUM_FEATURES, key=keys[1])
 
     def __call__(
-        self,
-        x: Float[Array, "channels height width"],
-        level: Float[Array, ""],
-        label: Int[Array, ""],
+        self, x: Float[Array, "channels height width"], level: Float[Array, ""], context: Any
     ) -> Float[Array, "channels height width"]:
         """The prediction at one image."""
-        return self.net(x, self.condition(level, label))
+        if not self.context_channels:
+            return self.net(x, self.condition(level, context))
+        rest, beside = context, jnp.zeros((self.context_channels + 1, *x.shape[1:]), x.dtype)
+        if context is not None:
+            image = context.value
+            if self.condition.encoder is not None:
+                image, others = context.value
+                rest = Context(others, context.is_shown)
+            shown = jnp.concatenate([image, jnp.ones((1, *x.shape[1:]), x.dtype)])
+            beside = jnp.where(context.is_shown, shown, beside)
+        return self.net(jnp.concatenate([x, beside]), self.condition(level, rest))
+
+
+def check_one_kind(name: str, num_classes: int, has_context: bool) -> None:
+    """Refuse labels beside other contexts."""
+    if num_classes and has_context:
+        raise ValueError(
+            f"{name}: num_classes={num_classes} and a context of arrays. Put the label into the context, and embed it in the "
+            "encoder."
+        )

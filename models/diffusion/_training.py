@@ -14,6 +14,7 @@ from ... import ppl
 from ...inference import Objective, objective
 from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import check_noise
+from ._contexts import one_context, row_contexts
 from ._parametrisations import Parametrisation, convert
 
 TARGETS = ("noise", "data", "velocity")
@@ -25,63 +26,59 @@ def score_matching(
     *,
     predicts: Parametrisation = "velocity",
     num_times: int = 1000,
-    drop_label: float = 0.1,
+    drop_context: float = 0.1,
     noise: dist.Distribution | None = None,
 ) -> Objective:
     """Denoising score matching as maximum likelihood of a regression, in nats.
 
-        L = E_{t, eps} sum_n log Normal(target_n; network(x_n, level(t_n), label_n), 1),   x_n = alpha x_0 + std eps,
+        L = E_{t, eps} sum_n log Normal(target_n; network(x_n, level(t_n), context_n), 1),   x_n = alpha x_0 + std eps,
 
     with the target (eps, x_0 or the velocity) scaled to unit variance for data of unit variance. Times are drawn along the
     process's own grid, stratified over the rows of a batch.
 
     Args:
-        network: an equinox module as in `MLP` and `ImageNet`, with `num_classes`.
+        network: an equinox module as in `MLP` and `ImageNet`, with `num_classes`, or that takes a context of arrays.
         noising: the noising process.
         predicts: "noise", "data" or "velocity"; the last is that of EDM's preconditioning, up to sign.
         num_times: length of the grid of times, between whose points times are drawn evenly.
-        drop_label: probability that a row's label is hidden, for classifier-free guidance.
+        drop_context: probability that a row's context is hidden, for classifier-free guidance and for the law without it.
         noise: law of eps for one point, e.g. `PoissonNoise`; Normal(0, I) by default.
 
     Returns:
-        An objective of the arguments `(x, labels)`, x [rows, *shape] of about unit variance and labels [rows] or None, with the
-        plate "rows": `fit(..., subsample={"rows": 128})`. The parameter is "network".
+        An objective of the arguments `(x, context)`, x [rows, *shape] of about unit variance and the context integer labels
+        [rows], a tree of arrays [rows, ...] (for a network with an encoder or context channels), or None, with the plate "rows":
+        `fit(..., subsample={"rows": 128})`. The parameter is "network".
 
     Raises:
-        ValueError: another parametrisation; labels for a network without classes.
+        ValueError: another parametrisation; a context that the network does not take, or without the rows of x.
 
     Validity: unbiased for L. At its optimum the prediction is E[target | x_t], so that `from_network` has the true score.
 
     Reference: Vincent 2011; Ho, Jain and Abbeel 2020, arXiv:2006.11239; Karras et al. 2022, arXiv:2206.00364; Ho and Salimans
-    2022, arXiv:2207.12598 (hidden labels); Kingma et al. 2021, arXiv:2107.00630 (stratified times).
+    2022, arXiv:2207.12598 (hidden contexts); Kingma et al. 2021, arXiv:2107.00630 (stratified times).
     """
     if predicts not in TARGETS:
         raise ValueError(f"score_matching: predicts must be one of {TARGETS}, got {predicts!r}.")
     grid = noising.times(num_times)[::-1]
 
     @ppl.model
-    def regression(x: Any, labels: Any = None) -> None:
+    def regression(x: Any, context: Any = None) -> None:
         net, rows = ppl.module("network", network), x.shape[0]
-        if labels is not None and network.num_classes == 0:
-            raise ValueError(
-                "score_matching: labels are given, but the network has num_classes=0. Build it with num_classes=."
-            )
         time_key, noise_key, label_key = jax.random.split(ppl.rng_key("noise"), 3)
         strata = (jnp.arange(rows) + jax.random.uniform(time_key, (rows,))) / rows
         t = jnp.interp(strata * num_times, jnp.arange(num_times + 1), grid)
         eps = jax.random.normal(noise_key, x.shape)
         if noise is not None:
             eps = jnp.asarray(noise.sample(noise_key, (rows,)))
-        is_hidden = jax.random.uniform(label_key, (rows,)) < drop_label
-        known = jnp.full(rows, network.num_classes) if labels is None else labels
-        label = jnp.where(is_hidden, network.num_classes, known)
+        is_hidden = jax.random.uniform(label_key, (rows,)) < drop_context
+        seen = row_contexts("score_matching", network, context, rows, is_hidden)
 
-        def one(x0: Array, eps: Array, t: Array, label: Array) -> tuple[Array, Array]:
+        def one(x0: Array, eps: Array, t: Array, seen: Any) -> tuple[Array, Array]:
             x = noising.alpha(t) * x0 + noising.std(t) * eps
             target = convert(x0, x, t, noising, "data", predicts) if predicts != "noise" else eps
-            return _prediction(net, noising, x, t, label), target / _scale(noising, t, predicts)
+            return _prediction(net, noising, x, t, seen), target / _scale(noising, t, predicts)
 
-        predicted, target = jax.vmap(one)(x, eps, t, label)
+        predicted, target = jax.vmap(one)(x, eps, t, seen)
         with ppl.plate("rows", rows):
             law = dist.Normal(predicted, 1.0).to_event(x.ndim - 1)
             ppl.sample("target", law, obs=target)
@@ -100,7 +97,7 @@ def from_network(
     *,
     params: Any = None,
     predicts: Parametrisation = "velocity",
-    label: Any = None,
+    context: Any = None,
     noise: dist.Distribution | None = None,
 ) -> Diffusion:
     """The diffusion model of a network trained by `score_matching`.
@@ -111,19 +108,22 @@ def from_network(
         shape: shape of one point.
         params: `fit.params` of its training (with fit's `average=`, the averaged ones); the network's own values by default.
         predicts: what it was trained to predict.
-        label: the class, or None for the law over all classes.
+        context: of one point: the class, or the tree of arrays that its network takes; None for the law over all contexts.
         noise: that of its training.
 
     Returns:
         A `Diffusion` without a known log-density.
+
+    Raises:
+        ValueError: a context that the network does not take.
     """
     if params is not None:
         static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
         network = eqx.combine(params["network"], static)
-    label = jnp.asarray(network.num_classes if label is None else label)
+    seen = one_context("from_network", network, context)
 
     def score(x: Array, t: Array) -> Array:
-        value = _prediction(network, noising, x, t, label) * _scale(noising, t, predicts)
+        value = _prediction(network, noising, x, t, seen) * _scale(noising, t, predicts)
         return convert(value, x, t, noising, predicts, "score")
 
     return Diffusion(noising, score, tuple(shape), noise=noise)
@@ -165,9 +165,9 @@ def classifier_guided(diffusion: Diffusion, log_prob: Any, scale: float = 1.0) -
     return Diffusion(diffusion.noising, score, diffusion.shape)
 
 
-def _prediction(network: Any, noising: Noising, x: Array, t: Array, label: Array) -> Array:
+def _prediction(network: Any, noising: Noising, x: Array, t: Array, context: Any) -> Array:
     alpha, std = noising.alpha(t), noising.std(t)
-    return network(x / jnp.sqrt(alpha**2 + std**2), 0.25 * jnp.log(std / alpha), label)
+    return network(x / jnp.sqrt(alpha**2 + std**2), 0.25 * jnp.log(std / alpha), context)
 
 
 def _scale(noising: Noising, t: Array, predicts: str) -> Array:

@@ -6,6 +6,7 @@ import traceback
 import warnings
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,16 +65,28 @@ def other(message, call):
 
 
 def run_network(one):
-    net = diffusion.MLP((2,), key=KEY, width=4, depth=1)
-    return diffusion.score_matching(net, NOISING, predicts="score")
+    return diffusion.score_matching(network(), NOISING, predicts="score")
 
 
 def labelled(one):
-    net = diffusion.MLP((2,), key=KEY, width=4, depth=1)
-    objective = diffusion.score_matching(net, NOISING)
+    objective = diffusion.score_matching(network(), NOISING)
     return objective.init(KEY, jnp.zeros((3, 2)), jnp.zeros(3, int))
 
 
+def network(**options):
+    return diffusion.MLP((2,), key=KEY, width=4, depth=1, **options)
+
+
+def with_context(context):
+    net = network(encoder=eqx.nn.Linear(3, 32, key=KEY))
+    return diffusion.score_matching(net, NOISING).init(KEY, jnp.zeros((3, 2)), context)
+
+
+def rated(rate):
+    return diffusion.gaussian_mixture(diffusion.VP(0.1, rate), [1.0], [0.0], 1.0)
+
+
+LABELLED, SCORED = network(num_classes=3), diffusion.Classification(jnp.zeros((3, 2)), "bound")
 CASES = {
     "models": Case("Diffusion or results of fkc", lambda one: fkc([Q, Q.score], TIMES), TypeError),
     "exponents": Case("1 exponents for 2 models", lambda one: fkc([Q, OTHER], TIMES, exponents=[1.0])),
@@ -128,6 +141,21 @@ CASES = {
     "parametrisation": other("unknown parametrisation", lambda one: diffusion.convert(1.0, 1.0, 0.5, NOISING, "score", "x")),
     "predicts": other("predicts must be one of", run_network),
     "labels": other("num_classes=0", labelled),
+    "context of rows": other("needs the 3 rows of x", lambda one: with_context(jnp.zeros((2, 3)))),
+    "label": other("takes integer labels", lambda one: diffusion.from_network(LABELLED, NOISING, (2,), context=0.5)),
+    "labels and encoder": other("num_classes=3 and a context", lambda one: network(num_classes=3, encoder=LABELLED)),
+    "bound shape": other("last axes must be those", lambda one: diffusion.bound(PLANE, jnp.zeros(3), KEY)),
+    "bound trees": other("a tree of shapes", lambda one: diffusion.bound(Diffusion(NOISING, Q.score, {"a": (1,)}), 0.0, KEY)),
+    "bound noise": other("no reverse process", lambda one: diffusion.denoising_errors(POISSON, jnp.zeros(2), KEY)),
+    "bound time": other("must lie between 0 and", lambda one: diffusion.bound(Q, 0.0, KEY, at=0.0)),
+    "bound grid": other("times end at 0", lambda one: diffusion.bound(Q, 0.0, KEY, times=TIMES)),
+    "bound grid and time": other("times are a grid", lambda one: diffusion.bound(Q, 0.0, KEY, times=SOME, at=0.1)),
+    "bound importance": other("positive weights", lambda one: diffusion.bound(Q, 0.0, KEY, importance=[1.0, 0.0])),
+    "bound process": other("learn it by a chain", lambda one: jax.jit(lambda b: diffusion.bound(rated(b), 0.0, KEY))(8.0)),
+    "law site": other("missing", lambda one: diffusion.law(Q, SOME).estimate_log_density(KEY, {"z": 0.0})),
+    "law shape": other("a point has", lambda one: diffusion.law(Q, SOME).estimate_log_density(KEY, {"x": jnp.zeros(2)})),
+    "classify": other("'bound' or 'error'", lambda one: diffusion.classify(lambda c: Q, SOME, 0.0, KEY, weighting="all")),
+    "classified labels": other("one is needed for each", lambda one: SCORED.with_temperature(jnp.zeros(2, int))),
     "flow divergence": other("'exact' or 'hutchinson'", lambda one: diffusion.flow_log_likelihood(Q, DATA, divergence="no")),
     "flow key": other("Give a key", lambda one: diffusion.flow_log_likelihood(Q, DATA, divergence="hutchinson")),
 }  # fmt: skip

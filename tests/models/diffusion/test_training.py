@@ -76,7 +76,7 @@ def test_labels_are_hidden_at_random(key):
     x = jnp.tile(jnp.array([[1.0], [-1.0]]), (8, 1))
     labels = jnp.full(16, 3)
     network = Constant(jnp.zeros(()), 0.25, 4)
-    objective = diffusion.score_matching(network, VP, predicts="noise", drop_label=0.2)
+    objective = diffusion.score_matching(network, VP, predicts="noise", drop_context=0.2)
     params = objective.init(key, x, labels)
     values = jax.jit(jax.vmap(lambda key: objective.value(params, key, x, labels)))(jax.random.split(key, 4000))  # fmt: skip
     square = 0.8 * 0.75**2 + 0.2

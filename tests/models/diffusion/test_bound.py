@@ -1,0 +1,153 @@
+"""The bound: closed forms, quadrature, the likelihood of the flow; its gradient; what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import pytest
+
+from _stats import assert_unbiased
+from lapilli import inference
+from lapilli.models import diffusion
+
+EDM, VP = diffusion.EDM(), diffusion.VP()
+NORMAL = diffusion.gaussian_mixture(EDM, [1.0], [[0.0]], 1.0)
+POINTS = np.array([0.0, 0.5, -1.0, 2.5])
+
+
+def integral(v, x):
+    """An antiderivative of 1/2 E|eps - eps^|^2 / v for data Normal(0, 1) and alpha = 1."""
+    return 0.5 * (np.log(v / (1 + v)) + (1 - x**2) / (1 + v))
+
+
+def exact(x, first, last):
+    """The bound for data Normal(0, 1) between the variances first and last."""
+    near = -0.5 * np.log(2 * np.pi * np.e * first)
+    return near - x**2 / (2 * last) - integral(last, x) + integral(first, x)
+
+
+def test_the_closed_form_tends_to_the_density():
+    np.testing.assert_allclose(
+        exact(POINTS, 1e-8, 1e8), dist.Normal(0.0, 1.0).log_prob(POINTS), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("importance", [None, [0.5, 1.0, 1.0, 0.2]], ids=["even", "importance"])
+def test_the_bound_is_unbiased_point_by_point(importance, key):
+    """Each of 2,000 estimates has sd 0.02 to 0.6 nats: a bias of 0.1 nats is over 7 standard errors."""
+    one = jax.jit(
+        lambda k: diffusion.bound(NORMAL, POINTS[:, None], k, num_times=20, importance=importance)
+    )
+    found = jax.vmap(one)(jax.random.split(key, 2000))
+    assert_unbiased(found, exact(POINTS, 0.002**2, 80.0**2))
+
+
+def test_the_weights_matter(key):
+    """Without them the mean error is no bound: the same errors, averaged over even times, are off by nats."""
+    _, errors = diffusion.denoising_errors(NORMAL, POINTS[:, None], key, num_times=400)
+    assert errors.shape == (4, 400)
+    unweighted = -0.5 * errors.mean(-1)
+    assert np.abs(unweighted - dist.Normal(0.0, 1.0).log_prob(POINTS)).min() > 0.4
+
+
+def mixture_bound(noising, at):
+    """The right side for a mixture on the line by quadrature, double precision, and its log density."""
+    weights, means, variance = np.array([0.3, 0.7]), np.array([-1.5, 1.0]), 0.2
+    nodes, probs = np.polynomial.hermite_e.hermegauss(80)
+    probs = probs / probs.sum()
+    log_probs = lambda x: np.log(weights) - 0.5 * (x[..., None] - means) ** 2 / variance
+    exact = np.logaddexp.reduce(log_probs(POINTS), -1) - 0.5 * np.log(2 * np.pi * variance)
+    gamma = lambda t: float(jnp.log(noising.variance(t)) - 2 * noising.log_alpha(t))
+    low, high = gamma(at), gamma(noising.end)
+    edges = np.linspace(low, high, 4001)
+    sigma = np.exp(0.25 * (edges[1:] + edges[:-1]))[:, None, None]  # of x_t / alpha_t
+    y = POINTS[:, None] + sigma * nodes
+    wide = variance + sigma[..., None] ** 2
+    logits = np.log(weights) - 0.5 * (y[..., None] - means) ** 2 / wide
+    shares = np.exp(logits - np.logaddexp.reduce(logits, -1, keepdims=True))
+    data = (shares * (means + variance / wide * (y[..., None] - means))).sum(-1)
+    errors = (((POINTS[:, None] - data) / sigma) ** 2 * probs).sum(-1)
+    loss = 0.5 * (high - low) * errors.mean(0)
+    return -loss - 0.5 * np.log(2 * np.pi * np.e) - 0.5 * low - 0.5 * np.exp(
+        -high
+    ) * POINTS**2, exact
+
+
+@pytest.mark.slow_for("EDM")
+@pytest.mark.parametrize("noising", [VP, EDM], ids=["VP", "EDM"])
+def test_a_mixtures_bound_is_its_density(noising, key):
+    """Within 0.02 nats with the noise ending at 1e-4, by quadrature, of which the estimate is unbiased."""
+    bound, density = mixture_bound(noising, 1e-4)
+    np.testing.assert_allclose(bound, density, atol=0.02)
+    model = diffusion.gaussian_mixture(noising, [0.3, 0.7], [[-1.5], [1.0]], 0.2)
+    one = lambda k: diffusion.bound(model, POINTS[:, None], k, num_times=100, at=1e-4)
+    assert_unbiased(jax.jit(jax.vmap(one))(jax.random.split(key, 400)), bound)
+
+
+@pytest.mark.slow  # three grids are compiled
+def test_the_chains_bound_tends_to_that_of_continuous_time(key):
+    """80 steps lose less than half of what 40 lose; 10 are exact for data of the chain's own variance, but for their ends."""
+
+    def gaps(num_steps, data_variance):
+        times = EDM.log_snr_times(num_steps)
+        one = lambda k: diffusion.bound(
+            NORMAL, POINTS[:, None], k, times=times, data_variance=data_variance
+        )
+        found = jax.jit(jax.vmap(one))(jax.random.split(key, 80_000 // num_steps)).mean(0)
+        return exact(POINTS, 0.002**2, 80.0**2) - found
+
+    few, more = gaps(40, 0.0), gaps(80, 0.0)
+    assert np.all(more < 0.5 * few) and np.all(more > 0), (few, more)
+    assert np.abs(gaps(10, jnp.ones(1))).mean() < 0.02
+    some = diffusion.bound(NORMAL, POINTS[:, None], key, times=EDM.log_snr_times(10), num_times=7)
+    assert some.shape == (4,)
+
+
+@pytest.mark.slow  # several derivatives are compiled
+def test_gradients_pass_to_the_point_and_to_the_model(key):
+    """Of the closed form: d bound / dx, and d bound / d variance at a model of another variance, against differences."""
+    keys = jax.random.split(key, 400)
+
+    def mean(x, variance):
+        model = diffusion.gaussian_mixture(EDM, [1.0], jnp.zeros((1, 1)), variance)
+        return jax.vmap(lambda k: diffusion.bound(model, x, k, num_times=50))(keys).mean()
+
+    x, h = jnp.array([0.7]), 1e-2
+    by_x, by_variance = jax.jit(jax.grad(mean, (0, 1)))(x, 1.5)
+    wider = mean(x, 1.5 + h) - mean(x, 1.5 - h)
+    np.testing.assert_allclose(by_variance, wider / (2 * h), rtol=0.02, atol=5e-3)
+    by_hand = jax.jit(jax.grad(mean))(x, 1.0)
+    np.testing.assert_allclose(by_hand, -x, atol=0.02)
+    assert by_x.shape == (1,)
+
+
+def test_equal_keys_give_equal_noise(key):
+    """A model and its copy differ by nothing, so that differences of models are those of their errors alone."""
+    other = diffusion.gaussian_mixture(EDM, [0.5, 0.5], [[0.0], [0.0]], 1.0)
+    one, two = (diffusion.bound(m, POINTS[:, None], key) for m in (NORMAL, other))
+    np.testing.assert_allclose(one, two, atol=2e-4)
+
+
+@pytest.mark.slow  # a network is trained, and its flow solved with exact divergences
+def test_the_bound_of_learned_digits_lies_below_the_likelihood_of_their_flow(key):
+    """Two processes of one score: the bound is at most the flow's likelihood + 0.1 nats, and not far below."""
+    from sklearn.datasets import load_digits
+
+    x = load_digits().data.astype(np.float32)
+    x = (x - x.mean()) / x.std() + np.random.default_rng(0).normal(size=x.shape).astype(np.float32) * 0.3  # fmt: skip
+    net = diffusion.MLP((64,), width=128, key=key)
+    fit = inference.fit(
+        diffusion.score_matching(net, VP), optax.adam(optax.cosine_decay_schedule(2e-3, 2000)), (x[200:], None),
+        num_steps=2000, subsample={"rows": 128}, key=key, average=0.999, progress=False,
+    )  # fmt: skip
+    model = diffusion.from_network(net, VP, (64,), params=fit.params)
+    held = jnp.asarray(x[:100])
+    found = jax.jit(lambda k: diffusion.bound(model, held, k, num_times=200))
+    values = np.stack([found(k) for k in jax.random.split(key, 10)]).mean(-1)
+    flow = float(jax.jit(lambda x: diffusion.flow_log_likelihood(model, x))(held).mean())
+    print(
+        f"bound {values.mean():.2f} +- {values.std() / 10**0.5:.2f}, flow {flow:.2f} nats an image"
+    )
+    assert values.mean() < flow + 0.1 + 4.5 * values.std() / 10**0.5
+    assert values.mean() > flow - 3
