@@ -81,12 +81,12 @@ def impute(
         )
     data = data._replace(labels=None)
     size, num_steps = np.shape(data.valid)
-    has_own_keys = _is_typed(key) and key.ndim == 1
-    key = key if has_own_keys else typed_key(key)
-    if has_own_keys and len(key) != size:
+    own = _key_data(key)
+    if own is not None and len(own) != size:
         raise ValueError(
-            f"impute: argument 'key' has shape {key.shape} for {size} series. Give one key, or one for each series."
+            f"impute: argument 'key' holds {len(own)} keys for {size} series. Give one key, or one for each series."
         )
+    key = typed_key(key) if own is None else None
     kinds = _kinds(model, data)
     if num_refinements and not {"looks", "look_precision"} <= set(_kinds(guide, data)):
         raise ValueError(
@@ -121,13 +121,12 @@ def impute(
     for number, start in enumerate(range(0, size, width)):
         first = min(start, size - width)  # the last part overlaps the one before: one shape
         rows = jax.tree.map(jnp.asarray, data.rows(slice(first, first + width)))
-        inputs = (
-            (params, key[first : first + width], rows)
-            if has_own_keys
-            else (params, jax.random.fold_in(key, number), rows)
-        )
+        if own is not None:
+            inputs = (params, own[first : first + width], rows)
+        else:
+            inputs = (params, jax.random.fold_in(key, number), rows)
         # Parameters are inputs: as constants they would be folded, and compiled anew for each fit.
-        whole = whole or compiled(_by_series(batch) if has_own_keys else batch, *inputs)
+        whole = whole or compiled(batch if own is None else _by_series(batch), *inputs)
         part = whole(*inputs)
         fresh = slice(start - first, None)
         parts.append(
@@ -231,8 +230,11 @@ def _draws_over_time(
     )  # fmt: skip
 
 
-def _is_typed(key: Any) -> bool:
-    return jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
+def _key_data(keys: Any) -> np.ndarray | None:
+    """The data of several keys of either kind, [series, words]; None if there is one key."""
+    if jnp.issubdtype(getattr(keys, "dtype", None), jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(keys)) if keys.ndim == 1 else None
+    return np.asarray(keys, np.uint32) if np.ndim(keys) == 2 else None
 
 
 def _by_series(batch: Callable[..., Draws]) -> Callable[..., Draws]:
@@ -240,7 +242,7 @@ def _by_series(batch: Callable[..., Draws]) -> Callable[..., Draws]:
 
     def over(params: Any, keys: Any, data: Series) -> Draws:
         one = lambda key, row: batch(params, key, jax.tree.map(lambda x: x[None], row))
-        found = jax.vmap(one)(keys, data)
+        found = jax.vmap(one)(jax.random.wrap_key_data(keys), data)
         joined = [
             None if array is None else jnp.moveaxis(jnp.squeeze(array, axis + 1), 0, axis)
             for array, axis in zip(found, Draws.series_axis, strict=True)

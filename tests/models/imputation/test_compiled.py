@@ -78,7 +78,7 @@ def test_with_own_keys_a_series_does_not_depend_on_the_others():
 
 
 def test_keys_of_another_number_are_refused():
-    with pytest.raises(ValueError, match="argument 'key' has shape .4,. for 5 series. Give one"):
+    with pytest.raises(ValueError, match="argument 'key' holds 4 keys for 5 series. Give one"):
         run(*toy(), series(5), key=jax.random.split(jax.random.key(0), 4))
 
 
