@@ -232,7 +232,8 @@ def _draws_over_time(
 
 def _key_data(keys: Any) -> np.ndarray | None:
     """The data of several keys of either kind, [series, words]; None if there is one key."""
-    if jnp.issubdtype(getattr(keys, "dtype", None), jax.dtypes.prng_key):
+    dtype = getattr(keys, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return np.asarray(jax.random.key_data(keys)) if keys.ndim == 1 else None
     return np.asarray(keys, np.uint32) if np.ndim(keys) == 2 else None
 

@@ -1,4 +1,4 @@
-"""Members of the family as estimators of scikit-learn, for data of one's own; loaded when `SeriesImputer` or `SeriesClassifier` is."""
+"""Members of the family as estimators of scikit-learn, for data of one's own; loaded on first use."""
 
 try:
     import sklearn as sklearn

@@ -34,7 +34,10 @@ class SeriesEstimator(BaseEstimator):
 
     # Made from what is fitted, whenever it is not there: programs are code, and go into no file.
     _made: tuple[Imputer, Any] | None = None
-    _own_switches: dict[str, Any] = {}
+    # Where they are known.
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+    classes_: np.ndarray
 
     def _recipe(self) -> Recipe:
         raise NotImplementedError
@@ -51,14 +54,10 @@ class SeriesEstimator(BaseEstimator):
             problems.append(
                 f"validation_fraction must lie in [0, 1), got {own['validation_fraction']!r}"
             )
-        if own["patience"] is not None and (
-            not is_integer(own["patience"]) or own["patience"] < 1
-        ):
+        if own["patience"] is not None and (not is_integer(own["patience"]) or own["patience"] < 1):
             problems.append(f"patience must be an integer >= 1 or None, got {own['patience']!r}")
         if own["method"] not in ("auto", "importance", "smc"):
-            problems.append(
-                f"method must be 'auto', 'importance' or 'smc', got {own['method']!r}"
-            )
+            problems.append(f"method must be 'auto', 'importance' or 'smc', got {own['method']!r}")
         if not own["learning_rate"] > 0:
             problems.append(f"learning_rate must be positive, got {own['learning_rate']!r}")
         return problems
@@ -106,7 +105,7 @@ class SeriesEstimator(BaseEstimator):
             if counts.min() < 2 or num_held < len(counts) or size - num_held < len(counts):
                 strata = None
         parts = train_test_split(rows, test_size=num_held, random_state=seed, stratify=strata)
-        return parts[0], parts[1]
+        return np.asarray(parts[0]), np.asarray(parts[1])
 
     def _programs(self) -> Imputer:
         own, is_table = self.get_params(), self._layout == "table"
@@ -127,7 +126,7 @@ class SeriesEstimator(BaseEstimator):
                 "has_decay": own["has_decay"], "sees_mask": own["sees_mask"],
             }  # fmt: skip
         key = jax.random.fold_in(jax.random.key(self._seed), 2)
-        return programs(int(self.n_features_in_), **switches, key=key)  # pyright: ignore[reportAttributeAccessIssue]
+        return programs(int(self.n_features_in_), **switches, key=key)
 
     def _ready(self) -> tuple[Imputer, Any]:
         """Programs and parameters."""
@@ -138,7 +137,7 @@ class SeriesEstimator(BaseEstimator):
         return self._made
 
     def _blank(self) -> Series:
-        cells = np.zeros((1, self.n_steps_, self.n_features_in_), np.float32)  # pyright: ignore[reportAttributeAccessIssue]
+        cells = np.zeros((1, self.n_steps_, self.n_features_in_), np.float32)
         times = np.arange(self.n_steps_, dtype=np.float32)[None]
         labels = np.zeros(1, np.int32) if hasattr(self, "classes_") else None
         return Series(cells, cells == 0, times, np.ones((1, self.n_steps_), bool), labels)
@@ -149,7 +148,7 @@ class SeriesEstimator(BaseEstimator):
         if found.layout != self._layout:
             raise ValueError(
                 f"{type(self).__name__}: X is a {found.layout}, but the estimator was fitted on a {self._layout}. Give [rows, "
-                "features] to an estimator of tables, and [series, time, features] or a list of [time, features] to one of series."
+                "features] to one of tables, and [series, time, features] or a list of [time, features] to one of series."
             )
         return found
 
@@ -224,7 +223,7 @@ class SeriesEstimator(BaseEstimator):
             "layout": self._layout,
             "seed": self._seed,
             "n_steps": int(self.n_steps_),
-            "n_features": int(self.n_features_in_),  # pyright: ignore[reportAttributeAccessIssue]
+            "n_features": int(self.n_features_in_),
             "names": None if names is None else list(names),
             "validation": [[int(step), float(loss)] for step, loss in self.validation_],
         }
@@ -263,7 +262,8 @@ class SeriesEstimator(BaseEstimator):
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k != "_made"}
+        state: Any = super().__getstate__()
+        return {k: v for k, v in state.items() if k != "_made"}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

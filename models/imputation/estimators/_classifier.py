@@ -23,7 +23,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
         L <= log p(y, x_o, s)      (s, the mask, where `missingness` says that holes tell something),
 
     and a class has the probability that the classifier gives it on average over what the missing cells may be,
-    sum_k w_k p(y | x_k). Parameters are those for which the labels of held-out rows are most likely, and training stops when these
+    sum_k w_k p(y | x_k). Parameters are those for which the labels of held-out rows are most likely, and training stops when they
     no longer improve.
 
     Args:
@@ -152,8 +152,8 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"SeriesClassifier: y has one class only, {self.classes_[0]!r}, and there is nothing to tell apart. Give rows of "
-                "at least two classes."
+                f"SeriesClassifier: y has one class only, {self.classes_.tolist()}, and there is nothing to tell apart. Give "
+                "rows of at least two classes."
             )
         return self._fit(X, labels.astype(np.int32))
 

@@ -190,9 +190,7 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
             size, num_series = found.weights[..., 0].size, found.weights.shape[-1]
             weights = found.weights.reshape(size, num_series)
             flat = found.x.reshape(size, *found.x.shape[2:])
-            index = np.stack(
-                [rng.choice(size, num_samples, p=w / w.sum()) for w in weights.T], 1
-            )
+            index = np.stack([rng.choice(size, num_samples, p=w / w.sum()) for w in weights.T], 1)
             return flat[index, np.arange(num_series)]
 
         seed = int(np.random.default_rng([1, random_state]).integers(2**32))

@@ -42,10 +42,12 @@ def series(num, seed=0):
     return imputation.series(values)
 
 
-def run(model, guide, data, shift=0.0, key=None, **options):
+def run(model, guide, data, shift=0.0, key=None):
     key = jax.random.key(0) if key is None else key
-    options = {"num_particles": 4, "num_imputations": 2, "batch_size": 8} | options
-    return imputation.impute(model.bind({"shift": jnp.asarray(shift)}), guide, data, key, **options)
+    model = model.bind({"shift": jnp.asarray(shift)})
+    return imputation.impute(
+        model, guide, data, key, num_particles=4, num_imputations=2, batch_size=8
+    )
 
 
 def test_impute_compiles_once_while_the_programs_mean_the_same(monkeypatch):
