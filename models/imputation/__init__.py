@@ -106,7 +106,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in ("SeriesImputer", "SeriesClassifier"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(
+            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
+        )
     from . import estimators  # on use: they are classes of scikit-learn, which takes half a second
 
     return getattr(estimators, name)

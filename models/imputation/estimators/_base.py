@@ -199,16 +199,12 @@ class SeriesEstimator(BaseEstimator):
             path: where.
 
         Raises:
-            ValueError: `random_state` or the classes are no plain values.
+            ValueError: `random_state` is neither an integer nor None.
         """
         check_is_fitted(self, "_leaves")
         own = self.get_params()
         classes = getattr(self, "classes_", np.zeros(0))
-        if classes.dtype == object:
-            if not all(isinstance(c, str) for c in classes):
-                raise ValueError(
-                    f"{type(self).__name__}.save: classes {classes.tolist()} are no plain values. Use numbers or texts."
-                )
+        if classes.dtype == object:  # texts: other objects are no labels for scikit-learn
             classes = classes.astype(str)
         if own["random_state"] is not None and not is_integer(own["random_state"]):
             raise ValueError(

@@ -97,8 +97,10 @@ def train(
 def _optimizer(recipe: Recipe, has_classifier: bool) -> Any:
     import optax  # on use: a tenth of a second
 
-    steps = recipe.num_steps
-    rate = optax.warmup_cosine_decay_schedule(0, recipe.learning_rate, max(1, steps // 20), steps)
+    warm = max(1, recipe.num_steps // 20)
+    rate = optax.warmup_cosine_decay_schedule(
+        0, recipe.learning_rate, warm, max(recipe.num_steps, warm + 1)
+    )
     adam = optax.chain(optax.clip_by_global_norm(1e3), optax.adam(rate))
     if not has_classifier:
         return adam
