@@ -180,4 +180,5 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
         Raises:
             ValueError: as `predict_proba`.
         """
-        return self.classes_[self.predict_proba(X).argmax(-1)]
+        best = self.predict_proba(X).argmax(-1)
+        return self.classes_[best]
