@@ -36,6 +36,8 @@ SLOW = [
     models.gflownet._balance
     models.gflownet._diffusion_sampler
     models.imputation._programs
+    models.imputation.estimators._classifier
+    models.imputation.estimators._imputer
     models.mam._distribution
     models.mam.annealing._annealing
     models.mam.annealing._distilled

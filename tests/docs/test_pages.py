@@ -26,6 +26,7 @@ def run_in(folder, monkeypatch, page, is_full):
     "tutorials/03_vae",
     "howto/normal_states",
     "howto/missing_cells",
+    "howto/own_table",
     "howto/when_to_stop",
     "howto/compare_models",
     "errors",  # test_errors.py runs it
