@@ -109,7 +109,8 @@ def classify(
 
     Validity: scores are unbiased for the bounds, their softmax is not the exact posterior: gaps of the bounds differ between
     classes, and noise of a difference of some nats makes probabilities of nearly 0 and 1. They are over-confident, as a rule; a
-    temperature fitted on other points lowers that. At few draws "error" classifies better: its times lie where classes differ. Common noise helps where points are far from all classes, as images are.
+    temperature fitted on other points lowers that. Common noise helps where points are far from all classes, as images are. At
+    few draws "error" classifies better: its times lie where classes differ.
 
     Example:
         >>> import jax, jax.numpy as jnp
