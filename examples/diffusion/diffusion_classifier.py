@@ -131,7 +131,8 @@ def table(config: Config, key: jax.Array, seed: int) -> dict[str, dict[str, floa
     }
     for name, model in models.items():
         for number, (kind, options) in enumerate(KINDS.items()):
-            row, found = {}, None
+            row: dict[str, float] = {}
+            found: Any = None
             for n in config.num_draws:
                 run_key = jax.random.fold_in(key, 10 * n + number)
                 call = functools.partial(

@@ -44,11 +44,11 @@ class Classification:
         """The most probable class, as its number among the contexts."""
         return jnp.argmax(self.scores, -1)
 
-    def with_temperature(self, labels: Int[Array, "*batch"]) -> Classification:
+    def with_temperature(self, labels: Any) -> Classification:
         """The same scores at the temperature of largest likelihood of labels, which others are then judged by.
 
         Args:
-            labels: true classes of these points; use points that are not judged afterwards.
+            labels: true classes of these points, integers [*batch]; use points that are not judged afterwards.
 
         Returns:
             The classification with that T, from 1e-3 to 1e4. For others' scores:

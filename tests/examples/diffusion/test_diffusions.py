@@ -59,7 +59,9 @@ def test_the_smallest_denoising_error_classifies(tmp_path):
     found = metrics("diffusion_classifier", tmp_path)
     paired, independent = (found[f"Gaussians, {kind}"] for kind in ("paired", "independent"))
     assert paired["10"] > 0.9 and paired["3"] >= independent["3"]
-    assert found["Gaussians, eliminated"]["accuracy"] > 0.9 and found["Gaussians, bound"]["10"] > 0.9
+    assert (
+        found["Gaussians, eliminated"]["accuracy"] > 0.9 and found["Gaussians, bound"]["10"] > 0.9
+    )
 
 
 def test_a_diffusion_prior_of_codes_is_better_than_a_normal_one(tmp_path):
