@@ -20,6 +20,7 @@ from ._samplers import (
     heun as heun,
 )
 from ._schedules import EDM as EDM, VE as VE, VP as VP, Cosine as Cosine
+from ._tokens import TokenLaw as TokenLaw, masked_bound as masked_bound, token_law as token_law
 from ._training import (
     classifier_guided as classifier_guided,
     from_network as from_network,
@@ -34,6 +35,9 @@ __all__ = [
     "DiffusionLaw",
     "reverse_chain",
     "noising_chain",
+    "token_law",
+    "TokenLaw",
+    "masked_bound",
     "classify",
     "Classification",
     "flow_log_likelihood",

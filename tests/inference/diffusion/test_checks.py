@@ -82,6 +82,13 @@ def with_context(context):
     return diffusion.score_matching(net, NOISING).init(KEY, jnp.zeros((3, 2)), context)
 
 
+def tokens(row, t):
+    return jnp.zeros((2, 3))
+
+
+row_law = diffusion.token_law(lambda: tokens, 2, 3, 4)
+
+
 def rated(rate):
     return diffusion.gaussian_mixture(diffusion.VP(0.1, rate), [1.0], [0.0], 1.0)
 
@@ -159,6 +166,8 @@ CASES = {
     "bound process": other("learn it by a chain", lambda one: jax.jit(lambda b: diffusion.bound(rated(b), 0.0, KEY))(8.0)),
     "law site": other("missing", lambda one: diffusion.law(Q, SOME).estimate_log_density(KEY, {"z": 0.0})),
     "law shape": other("a point has", lambda one: diffusion.law(Q, SOME).estimate_log_density(KEY, {"x": jnp.zeros(2)})),
+    "token kind": other("'masked' or 'uniform'", lambda one: diffusion.token_law(lambda: tokens, 2, 3, 4, kind="blurred")),
+    "token shape": other("a row has", lambda one: row_law.estimate_log_density(KEY, {"x": DATA})),
     "classify": other("'bound' or 'error'", lambda one: diffusion.classify(lambda c: Q, SOME, 0.0, KEY, weighting="all")),
     "classified labels": other("one is needed for each", lambda one: SCORED.with_temperature(jnp.zeros(2, int))),
     "flow divergence": other("'exact' or 'hutchinson'", lambda one: diffusion.flow_log_likelihood(Q, DATA, divergence="no")),

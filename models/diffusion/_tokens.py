@@ -1,0 +1,228 @@
+"""Discrete diffusion: tokens that are masked or replaced at random, as a program, and the bound of masked diffusion.
+
+Terms: x in {0, ..., K - 1}^D; tokens 0 for masked, v + 1 for the value v. Each variable on its own keeps its value with
+probability a(t) = 1 - t, and is masked ("masked") or drawn evenly ("uniform") otherwise. Along 1 = t_0 > ... > t_N = 0, with a
+network's p(x_i = k | tokens at t), the chain's kernels and its weight along a noised path are, by variable,
+
+    p(x_s = j | x_t = i) = sum_k p(k | x_t) q(x_s = j | x_t = i, x = k),
+    log p(path) - log q(path | x) = log p(x_{t_0}) + sum_n log sum_k p(k | x_t) q(x_s = j | k) / q(x_t = i | k),
+
+since q(x_t | x_s) stands in both. In masked diffusion a variable's terms come to log p(x_i | x_t) of the step that unmasks it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ...ppl._checks import check_counts
+from ...ppl._compat import typed_key
+from ...ppl.densities import StochasticProgram, as_arrays, estimated
+from ...ppl.densities._stochastic import same_sites
+from ...ppl.traces import Bound, SiteInfo, Trace
+
+Network = Callable[[Array, Array], Array]  # (tokens [D], t) -> log p(x_i = k | tokens), [D, K]
+Kind = Literal["masked", "uniform"]
+
+
+class TokenLaw(StochasticProgram):
+    """The law of what a discrete diffusion model's chain ends with. Made by `token_law`."""
+
+    def __init__(
+        self, network: Any, shape: tuple[int, int], num_steps: int, kind: str, name: str
+    ) -> None:
+        super().__init__(f"{kind} diffusion law[{name}]", {})
+        self.network, self.shape, self.num_steps = network, shape, num_steps
+        self.kind, self.name = kind, name
+
+    def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
+        return TokenLaw(self.network, self.shape, self.num_steps, self.kind, self.name)
+
+    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+        network, size = self._network(args, kwargs), self.shape[0]
+        keys = jax.random.split(self.own_key(), self.num_steps + 1)
+        first = jnp.zeros(size, int)
+        if self.kind == "uniform":
+            first = jax.random.randint(keys[0], (size,), 1, self.shape[1] + 1)
+
+        @jax.checkpoint
+        def step(carry: tuple[Array, Array], inputs: Any) -> Any:
+            (tokens, total), (t, s, key) = carry, inputs
+            ratios, chances = self._reverse(network, tokens, t, s)
+            then = jax.random.categorical(key, jnp.log(chances))
+            at = jnp.take_along_axis(ratios, then[:, None], 1)
+            return (then, total + jnp.log(at).sum()), None
+
+        grid = self._grid()
+        start = first, self._log_prior()
+        (tokens, total), _ = jax.lax.scan(step, start, (grid[:-1], grid[1:], keys[1:]))
+        return self._trace(tokens - 1, total)
+
+    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+        choices = as_arrays(choices)
+        same_sites(
+            f"{self.label}: the choices do not match its site",
+            choices, [self.name], "Give a value for this site and no other.",
+        )  # fmt: skip
+        network, x = self._network(args, kwargs), choices[self.name]
+        if x.shape != self.shape[:1]:
+            raise ValueError(
+                f"{self.label}: the value of '{self.name}' has shape {x.shape}, and a row has ({self.shape[0]},). Give one row."
+            )
+
+        @jax.checkpoint
+        def step(carry: tuple[Array, Array], inputs: Any) -> Any:
+            (tokens, total), (t, s, key) = carry, inputs
+            noised = self._noise(key, tokens, (1 - t) / (1 - s))
+            ratios, _ = self._reverse(network, noised, t, s)
+            at = jnp.take_along_axis(ratios, tokens[:, None], 1)
+            return (noised, total + jnp.log(at).sum()), None
+
+        grid, keys = self._grid(), jax.random.split(self.own_key(), self.num_steps)
+        start = x.astype(int) + 1, self._log_prior()
+        (_, total), _ = jax.lax.scan(step, start, (grid[-2::-1], grid[:0:-1], keys))
+        is_inside = ((x >= 0) & (x < self.shape[1])).all()
+        return self._trace(x, jnp.where(is_inside, total, -jnp.inf))
+
+    def _network(self, args: Any, kwargs: Any) -> Network:
+        with Bound(self.params or {}):
+            return self.network(*args, **kwargs)
+
+    def _grid(self) -> Array:
+        return jnp.arange(self.num_steps, -1, -1) / self.num_steps
+
+    def _log_prior(self) -> Array:
+        size, num_values = self.shape
+        return jnp.asarray(0.0 if self.kind == "masked" else -size * math.log(num_values))
+
+    def _noise(self, key: Array, tokens: Array, kept: Array) -> Array:
+        """Each token kept with this probability, or masked, or drawn evenly."""
+        keep_key, draw_key = jax.random.split(key)
+        other = jnp.zeros_like(tokens)
+        if self.kind == "uniform":
+            other = jax.random.randint(draw_key, tokens.shape, 1, self.shape[1] + 1)
+        return jnp.where(jax.random.uniform(keep_key, tokens.shape) < kept, tokens, other)
+
+    def _reverse(self, network: Network, tokens: Array, t: Array, s: Array) -> tuple[Array, Array]:
+        """For each token j at s: sum_k p(k | x_t) q(x_s = j | k) / q(x_t | k), and this times q(x_t | x_s = j); [D, K + 1]."""
+        num_values, a_t, a_s = self.shape[1], 1 - t, 1 - s
+        probs, kept = jnp.exp(network(tokens, t)), a_t / a_s
+        if self.kind == "uniform":
+            even = lambda a: a * jnp.eye(num_values) + (1 - a) / num_values
+            ratios = (probs / even(a_t)[tokens - 1]) @ even(a_s)
+            given = even(kept)[tokens - 1]
+            pad = lambda x: jnp.pad(x, ((0, 0), (1, 0)))
+            return pad(ratios), pad(given * ratios)
+        stays = jnp.full((len(tokens), 1), (1 - a_s) / (1 - a_t))
+        ratios = jnp.concatenate([stays, probs * a_s / (1 - a_t)], 1)
+        chances = ratios * jnp.where(jnp.arange(num_values + 1) == 0, 1.0, 1 - kept)
+        # What is not masked keeps its value; at t = 1 all are, and a_t = 0 divides nothing.
+        is_its = jax.nn.one_hot(tokens, num_values + 1)
+        is_masked = (tokens == 0)[:, None]
+        shown = is_its * jnp.where(a_t > 0, a_s / jnp.where(a_t > 0, a_t, 1.0), 0.0)
+        return jnp.where(is_masked, ratios, shown), jnp.where(is_masked, chances, is_its)
+
+    def _trace(self, x: Array, log_density: Array) -> Trace:
+        info = SiteInfo(self.name, "latent", (), (), x.shape, "TokenChain")
+        return estimated(self.label, {self.name: x}, {self.name: info}, log_density)
+
+
+def token_law(
+    network: Callable[..., Network],
+    num_variables: int,
+    num_values: int,
+    num_steps: int,
+    *,
+    kind: Kind = "masked",
+    name: str = "x",
+) -> TokenLaw:
+    """The law of a discrete diffusion model's last tokens as a program with one site; its density, the chain's, is estimated.
+
+    simulate(key): the chain along the even grid of `num_steps`, and a w with E[exp(-w) | x] = 1 / p(x).
+    estimate_log_density(key, {name: x}): w = log p(path, x) - log q(path | x) along noised tokens; E[exp w] = p(x).
+
+    Args:
+        network: function of the program's arguments that returns a function (tokens [D], t) -> log p(x_i = k | tokens at t),
+            [D, K], tokens 0 for masked and v + 1 for v; it may declare its parameters by `ppl.module`. An any-order network of
+            `mam`: `lambda: lambda tokens, t: networks.log_conditionals(tokens)`.
+        num_variables: D.
+        num_values: K.
+        num_steps: N; in a step of "masked" several variables may be unmasked, independently of each other.
+        kind: "masked" (absorbing) or "uniform".
+        name: of its site, integers 0 to K - 1, [D].
+
+    Returns:
+        A program, as `law` makes one.
+
+    Raises:
+        ValueError: another kind; a value of another shape.
+
+    Validity: both identities hold at every N. Derivatives of an estimate in the network's parameters are exact; tokens of a draw
+    jump as these move, which objectives refuse.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lapilli.models import diffusion
+        >>> even = lambda: lambda tokens, t: jnp.full((3, 2), -jnp.log(2.0))
+        >>> law = diffusion.token_law(even, 3, 2, 4)
+        >>> round(float(law.estimate_log_density(jax.random.key(0), {"x": jnp.array([0, 1, 1])})), 4)  # -3 log 2
+        -2.0794
+
+    Reference: Austin et al. 2021, arXiv:2107.03006, equations 3 and 4; Sahoo et al. 2024, arXiv:2406.07524, equation 7.
+    """
+    if kind not in ("masked", "uniform"):
+        raise ValueError(f"token_law: kind must be 'masked' or 'uniform', got {kind!r}.")
+    check_counts(
+        "token_law", num_variables=num_variables, num_values=num_values, num_steps=num_steps
+    )
+    return TokenLaw(network, (num_variables, num_values), num_steps, kind, name)
+
+
+def masked_bound(
+    network: Network, x: Int[Array, "*batch variables"], key: Array, *, num_times: int = 16
+) -> Float[Array, "*batch"]:
+    """An unbiased estimate of masked diffusion's lower bound on log p(x) in continuous time, nats.
+
+        E_t[ 1/t sum_{i masked at t} log p(x_i | x_t) ],   t uniform in [0, 1], each variable masked with probability t.
+
+    Args:
+        network: function (tokens [D], t) -> log p(x_i = k | tokens), [D, K].
+        x: values 0 to K - 1, with any leading axes.
+        key: PRNG key; the same key masks the same variables for another network.
+        num_times: times drawn for each row, stratified.
+
+    Returns:
+        One number for each row.
+
+    Validity: for a network that does not look at t the mean is that of any-order autoregression, E_order[sum_d log p(x_order(d) |
+    x_before)], whatever the masking rates were: a bound of the mixture of all orders, and exact where its conditionals are those
+    of one law.
+
+    Reference: Sahoo et al. 2024, arXiv:2406.07524, equation 10; Ou et al. 2024, arXiv:2406.03736, theorem 2; Uria et al. 2014,
+    arXiv:1310.1757, equation 7.
+    """
+    check_counts("masked_bound", num_times=num_times)
+    x = jnp.asarray(x)
+    batch, size = x.shape[:-1], x.shape[-1]
+
+    def one(x: Array, key: Array) -> Array:
+        time_key, mask_key = jax.random.split(key)
+        t = (jnp.arange(num_times) + jax.random.uniform(time_key, (num_times,))) / num_times
+        t = jnp.maximum(t, jnp.finfo(t.dtype).tiny)
+        is_masked = jax.random.uniform(mask_key, (num_times, size)) < t[:, None]
+
+        def at(t: Array, is_masked: Array) -> Array:
+            log_probs = network(jnp.where(is_masked, 0, x + 1), t)
+            chosen = jnp.take_along_axis(log_probs, x[:, None], 1)[:, 0]
+            return jnp.sum(jnp.where(is_masked, chosen, 0.0)) / t
+
+        return jax.vmap(at)(t, is_masked).mean()
+
+    flat = x.reshape(math.prod(batch), size)
+    keys = jax.random.split(typed_key(key), len(flat))
+    return jax.vmap(one)(flat, keys).reshape(batch)
