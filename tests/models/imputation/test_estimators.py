@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from lapilli.models.imputation import SeriesClassifier, SeriesImputer, series
 
 # Networks that compile fastest.
-TINY = {
+TINY: dict[str, Any] = {
     "encoder": "linear", "decoder": "linear", "num_hidden": 2, "num_latents": 2, "num_particles": 2, "num_draws": 20,
     "num_steps": 40, "check_every": 20, "batch_size": 16, "random_state": 0,
 }  # fmt: skip
@@ -225,7 +226,9 @@ def test_imputed_cells_are_near_the_conditional_mean():
     assert 0.8 < covered < 0.98
 
 
-CHECKED = {"num_hidden": 4, "num_draws": 4, "num_particles": 2, "validation_fraction": 0.0, "random_state": 0}  # fmt: skip
+CHECKED: dict[str, Any] = {
+    "num_hidden": 4, "num_draws": 4, "num_particles": 2, "validation_fraction": 0.0, "random_state": 0
+}  # fmt: skip
 
 
 @pytest.mark.slow  # some sixty fits, minutes
