@@ -45,13 +45,14 @@ def as_exponents(exponents: Any, times: Any, num_models: int) -> list[Exponent]:
         num_models: number of models.
     """
     if not isinstance(exponents, Sequence) and (callable(exponents) or np.ndim(exponents) == 0):
-        return [exponents] * num_models
+        shared: Any = exponents
+        return [shared] * num_models
     if isinstance(exponents, Sequence):
         if len(exponents) != num_models:
             raise ValueError(
                 f"fkc: {len(exponents)} exponents for {num_models} models. Give one number for all, or one for each."
             )
-        columns = [w if callable(w) or np.ndim(w) == 0 else _array(w) for w in exponents]
+        columns: list[Any] = [w if callable(w) or np.ndim(w) == 0 else _array(w) for w in exponents]
     else:
         columns = _columns(_array(exponents), len(times), num_models)
     return [_checked(w, times, index) for index, w in enumerate(columns)]
@@ -76,7 +77,7 @@ def _columns(table: Any, num_times: int, num_models: int) -> list[Any]:
     )
 
 
-def _checked(w: Any, times: Any, index: int) -> Exponent:
+def _checked(w: Any, times: Any, index: int) -> Any:
     """A number, a function, or a table made of an array with a value for each time."""
     if callable(w) or np.ndim(w) == 0:
         return w

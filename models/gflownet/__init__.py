@@ -12,7 +12,8 @@ its differences. The same programs go to `inference.smc`, `elbo` and `iwelbo`.
     table = gflownet.tabulate(env)
     gflownet.total_variation(table.law(net, fit.params), table.target)
 
-A new environment is a subclass of `Environment` with eight short methods.
+A new environment is a subclass of `Environment` with eight short methods. Rewards that depend on an argument are those of
+`Conditional`, and `net.given(argument)` is the GFlowNet of one argument.
 
 Reference: Bengio et al. 2021, arXiv:2106.04399, and 2023, arXiv:2111.09266; the view taken here: Malkin et al. 2023,
 arXiv:2210.00580.
@@ -44,6 +45,7 @@ from ._rollout import rollout as rollout
 from ._table import Table as Table, tabulate as tabulate
 from .environments import (
     Bits as Bits,
+    Conditional as Conditional,
     Environment as Environment,
     Forest as Forest,
     Fragments as Fragments,
@@ -82,6 +84,7 @@ __all__ = [
     "Table",
     "tabulate",
     "Bits",
+    "Conditional",
     "Environment",
     "Forest",
     "Fragments",

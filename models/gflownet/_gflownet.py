@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from ... import ppl
 from ._process import Batch, Process
 from ._target import target_of
-from .environments import _environment as walks
+from .environments import Conditional, _environment as walks
 from .environments._environment import EXCLUDED, Environment, Position, log_softmax
 
 Flow = Literal["total", "network", "shared", "stop", "edges"]
@@ -298,6 +298,29 @@ class GFlowNet:
         first = walks.start(self.env)
         log_flow = self.heads(self.modules(params), first, jnp.zeros((), int)).log_flow
         return log_flow + (self.env.log_reward(first.state) if self.forward_looking else 0.0)
+
+    def given(self, argument: Any) -> GFlowNet:
+        """The GFlowNet of one argument of a `Conditional` environment, with the same parameters.
+
+        Its programs build objects under R(x | c), and its `log_z(params)` is the learned log Z(c) (without `log_weights`).
+
+        Args:
+            argument: one of those that were trained on, or a new one like them.
+
+        Raises:
+            ValueError: the environment has no arguments; only one log Z is learned, that of all arguments; a shape that does not
+                fit.
+        """
+        if not isinstance(self.env, Conditional):
+            raise ValueError(
+                f"GFlowNet.given: {type(self.env).__name__} has no arguments. Make the programs over Conditional(env, ...)."
+            )
+        if self.flow == "total":
+            raise ValueError(
+                "GFlowNet.given: programs(flow='total') learns one log Z, that of all arguments together. Use flow='network', "
+                "whose flow reads the argument."
+            )
+        return dataclasses.replace(self, env=self.env.at(argument))
 
     def twist(self, params: Mapping[str, Any]) -> Callable[..., Array]:
         """The learned flow as look-ahead for `inference.smc(net.target, key, proposal=net.forward, twist=net.twist(params))`."""

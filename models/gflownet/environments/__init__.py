@@ -4,6 +4,7 @@
 """
 
 from ._bits import Bits as Bits
+from ._conditional import Conditional as Conditional
 from ._environment import Environment as Environment, Position as Position, check as check
 from ._fragments import Fragments as Fragments
 from ._hypergrid import Hypergrid as Hypergrid

@@ -88,7 +88,9 @@ class SeriesEstimator(BaseEstimator):
         )  # fmt: skip
         self.history_, self.validation_ = found.history, found.validation
         self.n_iter_ = len(found.history)
-        self._leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(dict(found.params))]
+        leaves, treedef = jax.tree.flatten(dict(found.params))
+        self._leaves = [np.asarray(leaf) for leaf in leaves]
+        self._made = imputer, jax.tree.unflatten(treedef, self._leaves)
         return self
 
     def _split(

@@ -152,7 +152,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"SeriesClassifier: y has one class only, {self.classes_.tolist()}, and there is nothing to tell apart. Give "
+                f"SeriesClassifier: y has only the class {self.classes_.tolist()}, and there is nothing to tell apart. Give "
                 "rows of at least two classes."
             )
         return self._fit(X, labels.astype(np.int32))
