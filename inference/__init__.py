@@ -35,14 +35,18 @@ Sub-namespaces, each with a list like this one
     particles                           parameters of filters, many runs, what a run tells; with `resampling` and `moves`
     diffusion                           diffusion models: their products and tilts, guidance by particles
     diagnostics                         what a posterior, a guide or a gradient is worth
+    evaluation                          what samples of a generative model are worth
+    posterior_checks                    whether a posterior is right, and how it is wrong
 """
 
 from . import (
     diagnostics as diagnostics,
     diffusion as diffusion,
+    evaluation as evaluation,
     fitting as fitting,
     local as local,
     particles as particles,
+    posterior_checks as posterior_checks,
 )
 from ._abstract_objective import AbstractObjective as AbstractObjective
 from .export import (
@@ -128,4 +132,6 @@ __all__ = [
     "particles",
     "diffusion",
     "diagnostics",
+    "evaluation",
+    "posterior_checks",
 ]

@@ -95,3 +95,43 @@ def forward_program(
             "the kept value tells something about. Keep what it depends on, too, or let it be drawn."
         )
     return program
+
+
+def check_given(
+    method: str, model: Any, given_choices: Mapping[str, Any], args: tuple, remedy: str
+) -> None:
+    """Refuse observations that would be drawn anew before a prediction is made from them.
+
+    Args:
+        method: who asks.
+        model: the program.
+        given_choices: the sites that draws hold.
+        args: arguments of the prediction.
+        remedy: a call that predicts with observations set.
+    """
+    if not isinstance(model, Program):
+        return
+    trace = outcome(lambda *args: model.simulate(jax.random.key(0), *args), args)
+    latent = [n for n, s in trace.sites.items() if s.kind == "latent"]
+    predicted = [n for n in latent if n not in given_choices and not trace.sites[n].is_imputed]
+    given = [n for n, s in trace.sites.items() if s.kind == "observed"]
+    if not (predicted and given):
+        return
+    split = Arguments(args)
+    choices = {n: x for n, x in trace.choices.items() if n in latent}
+
+    def reads(program: Any) -> dict[str, bool]:
+        run = lambda key, choices, a: program(key, choices, *split.join(a)).log_probs
+        closed, shapes = jax.make_jaxpr(run, return_shape=True)(
+            jax.random.key(0), choices, split.arrays(args)
+        )
+        marks = [True] + [False] * (len(closed.jaxpr.invars) - 1)
+        return jax.tree.unflatten(jax.tree.structure(shapes), depends(closed.jaxpr, marks))
+
+    # All latent sites are given, so that only `rng_key` and observations that are drawn anew read the key.
+    anew, noise = reads(model.predict_trace), reads(lambda *a: model.generate(*a)[0])
+    if wrong := [n for n in predicted if anew.get(n) and not noise.get(n)]:
+        raise ValueError(
+            f"{method}: {wrong} are to be predicted from values that these arguments give for {given}, but predictions draw "
+            f"observations anew, and the values would not count. Leave them out of the arguments (None) and set them: {remedy}."
+        )

@@ -15,6 +15,7 @@ Programs
 
 Expectations and their gradients
     expectation, Expectation              of a function that draws
+    controlled, Controlled                a value with a control variate, for such a function to return
     Plan, JumpSearch                      what each site gets; how hard jumps are looked for
     StrategyError                         a site that its strategy cannot serve
 
@@ -60,7 +61,7 @@ from . import (
     language as language,
     strategies as strategies,
 )
-from .analysis import Plan as Plan
+from .analysis import Controlled as Controlled, Plan as Plan
 from .checks import JumpSearch as JumpSearch
 from .densities import (
     eliminate as eliminate,
@@ -68,7 +69,11 @@ from .densities import (
     marginal as marginal,
     normalize as normalize,
 )
-from .estimation import Expectation as Expectation, expectation as expectation
+from .estimation import (
+    Expectation as Expectation,
+    controlled as controlled,
+    expectation as expectation,
+)
 from .language import (
     ChoiceMismatch as ChoiceMismatch,
     Program as Program,
@@ -152,6 +157,8 @@ __all__ = [
     "ChoiceMismatch",
     "expectation",
     "Expectation",
+    "controlled",
+    "Controlled",
     "Plan",
     "JumpSearch",
     "StrategyError",

@@ -21,6 +21,7 @@ SLOW = [
     inference.objectives._fivo
     inference.particles.diagnostics._evidence
     inference.particles.engine._smc
+    inference.particles.moves._gibbs
     inference.particles.parameters._liu_west
     inference.particles.parameters._particle_gibbs
     inference.particles.parameters._pmmh
@@ -35,7 +36,11 @@ SLOW = [
     models.gflownet._balance
     models.gflownet._diffusion_sampler
     models.imputation._programs
+    models.imputation.estimators._classifier
+    models.imputation.estimators._imputer
     models.mam._distribution
+    models.mam.annealing._annealing
+    models.mam.annealing._distilled
     models.mam._objectives
     models.mam._particles
     models.niw_meta._programs

@@ -21,6 +21,8 @@ FACES = (
     inference.local,
     inference.diffusion,
     inference.diagnostics,
+    inference.evaluation,
+    inference.posterior_checks,
     inference.particles,
     inference.particles.moves,
     inference.particles.resampling,

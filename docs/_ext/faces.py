@@ -27,6 +27,8 @@ MAPPED = (
     "inference.particles.moves",
     "inference.diffusion",
     "inference.diagnostics",
+    "inference.evaluation",
+    "inference.posterior_checks",
 )
 NAME = r"[A-Za-z]\w*"
 ROW = re.compile(rf"    ({NAME}(?:, {NAME})*)  +(\S.*)")

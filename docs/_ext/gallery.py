@@ -23,6 +23,8 @@ TITLES = {
     "few_shot": "Few-shot learning",
     "pv_rnn": "PV-RNN",
     "imputation": "Missing data",
+    "structure": "Structure summed out",
+    "evaluation": "Evaluation",
 }
 HEAD = """# Gallery
 

@@ -37,6 +37,8 @@ TOPICS = {
     "inference/particles": "Particles",
     "inference/diffusion": "Diffusion models and their correction by particles",
     "inference/diagnostics": "Diagnostics",
+    "inference/evaluation": "Metrics of samples",
+    "inference/posterior_checks": "Checks of posteriors",
     "inference/export": "Predictions and ArviZ",
     "models": "Networks and model families",
     "models/diffusion": "Models: diffusion",

@@ -188,7 +188,7 @@ def digits_run(
     return np.asarray(x).reshape(CLASSES, INKS, num, 64)
 
 
-def shares(judge: digit_models.Judge, x: np.ndarray) -> dict[str, float]:
+def shares(judge: digit_models.Classifier, x: np.ndarray) -> dict[str, float]:
     """Of images [classes, inks, particles, 64]: those with the class, the ink, and both that were asked for."""
     has_class = judge.classes(x) == np.arange(CLASSES)[:, None, None]
     has_ink = np.digitize(x.sum(-1), ink()[1]) == np.arange(INKS)[:, None]
@@ -205,7 +205,7 @@ def digits_table(config: Config, key: jax.Array, seed: int) -> tuple[dict, dict]
     keys = jax.random.split(key, 2)
     by_class = learn(labels, keys[0], num_classes=CLASSES)
     by_ink = learn(ink()[0], keys[1], num_classes=INKS)
-    judge = digit_models.Judge(seed)
+    judge = digit_models.Classifier(seed)
     table: dict[str, dict[str, float]] = {"real": {"class": judge.accuracy}}
     images = {}
     nothing = lambda context=None: by_class()

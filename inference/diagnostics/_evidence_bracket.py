@@ -1,12 +1,14 @@
-"""Lower and upper bounds of the evidence, on data of which an exact posterior draw is known: those that the model draws."""
+"""Lower and upper bounds of the evidence where a posterior draw is known: on data that the model draws, or from draws at hand."""
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -19,6 +21,7 @@ from ...ppl.language import arguments
 from ...ppl.traces import check_match, with_penalties
 
 Array = jax.Array
+LEAST_UNSEEN = 0.05  # share of the draws' mass that is worth a warning
 
 
 @shown
@@ -30,16 +33,29 @@ class EvidenceBracket:
         lower: one estimate below log p(data) for each simulation, in expectation.
         upper: one above.
         num_particles: behind each.
+        of: what there is one of for each estimate, "simulated data sets" or "draws".
     """
 
     lower: Float[np.ndarray, " simulations"]
     upper: Float[np.ndarray, " simulations"]
     num_particles: int
+    of: str = "simulated data sets"
 
     @property
     def gap(self) -> tuple[float, float]:
         """Mean of upper - lower and its standard error: what inference loses, at most; 0 for the exact posterior."""
         return _mean(self.upper - self.lower)
+
+    @property
+    def unseen(self) -> tuple[float, float] | None:
+        """Share of the posterior where the guide hardly ever draws, and its standard error; None with simulated data or K > 1.
+
+        The share of the given draws whose weight is above every weight that as many draws of the guide had. Near 1 / S times the
+        largest weight for a guide that covers the posterior; the mass of the modes that it has lost, for one that has.
+        """
+        if self.of != "draws" or self.num_particles > 1:
+            return None
+        return _mean((self.upper > self.lower.max()).astype(float))
 
     def _bounds(self) -> dict[str, str]:
         rows = {"lower": _mean(self.lower), "upper": _mean(self.upper), "gap": self.gap}
@@ -47,15 +63,23 @@ class EvidenceBracket:
 
     def _facts(self) -> dict[str, Any]:
         bounds = {name: f"{bound} nats" for name, bound in self._bounds().items()}
-        return bounds | {
-            "simulations": len(self.lower),
-            "num_particles": f"{self.num_particles} behind each bound",
-        }
+        return (
+            bounds
+            | {
+                self.of: len(self.lower),
+                "num_particles": f"{self.num_particles} behind each bound",
+            }
+            | (
+                {}
+                if self.unseen is None
+                else {"unseen": f"{self.unseen[0]:.2g} +- {self.unseen[1]:.1g} of the draws' mass"}
+            )
+        )
 
     def __str__(self) -> str:
         parts = [f"{name} {bound}" for name, bound in self._bounds().items()]
         return (
-            f"log evidence in nats, mean over {len(self.lower)} simulated data sets with {self.num_particles} particles: "
+            f"log evidence in nats, mean over {len(self.lower)} {self.of} with {self.num_particles} particles: "
             + ", ".join(parts)
         )
 
@@ -65,40 +89,52 @@ def evidence_bracket(
     guide: ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
-    data_fn: Callable[[Mapping[str, Array]], tuple[Any, ...]],
+    data_fn: Callable[[Mapping[str, Array]], tuple[Any, ...]] | None = None,
+    draws: Mapping[str, Array] | None = None,
     num_particles: int = 1,
     num_simulations: int = 100,
     batch_size: int | None = None,
     **kwargs: Any,
 ) -> EvidenceBracket:
-    """Draw latent sites z* and data x from the model, and bound log p(x) from both sides by importance sampling.
+    """Bound log p(x) from both sides by importance sampling, with draws z* of the posterior: the model's own, or given ones.
 
         lower = log 1/K sum_{k=1..K} w(z_k),   upper = log 1/K [w(z*) + sum_{k=2..K} w(z_k)],
 
-    with z_k ~ q(. | x) and w(z) = p(x, z) / q(z | x). Given x, z* is an exact draw from the posterior, so that
-    E[lower] <= log p(x) <= E[upper]. For K = 1 the mean gap is KL(q || p) + KL(p || q) of guide and posterior, whatever the
-    evidence is, and it vanishes as K grows: how far a trained guide (or a proposal with K particles) is from the truth.
+    with z_k ~ q(. | x) and w(z) = p(x, z) / q(z | x). With `data_fn` the model draws z* and x together: given x, z* is an exact
+    draw from the posterior, so that E[lower] <= log p(x) <= E[upper]. For K = 1 the mean gap is KL(q || p) + KL(p || q) of guide
+    and posterior, whatever the evidence is, and it vanishes as K grows: how far a trained guide (or a proposal with K particles)
+    is from the truth.
+
+    With `draws` x is the data at hand and z* are draws of its posterior from elsewhere, tempered particles or a long chain. The
+    mean of `upper` at K = 1 is then the evidence upper bound (EUBO), which sees what the lower one cannot: modes where the guide
+    never goes.
 
     Args:
         model: the program, with its parameters bound (`Fit.model`).
         guide: the proposal, with its parameters bound (`Fit.guide`).
         key: PRNG key of either kind.
-        args: the model's arguments; observations in them give shapes only.
+        args: the model's arguments; with `data_fn` observations in them give shapes only.
         kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         data_fn: observed sites by name, as the model drew them -> the arguments with which model and guide are then run.
+        draws: in place of `data_fn`, latent site -> values [S, ...], equally weighted draws of the posterior given `args`.
         num_particles: K.
-        num_simulations: S, data sets.
+        num_simulations: S, data sets; with `draws` their number counts.
         batch_size: simulations that run at once; None for all.
 
     Returns:
         An `EvidenceBracket`.
 
     Raises:
-        ValueError: sizes below 1; log-probs scaled by subsampling.
+        ValueError: sizes below 1; log-probs scaled by subsampling; neither or both of `data_fn` and `draws`, or draws of
+            different numbers.
         TypeError: model or guide with an estimated density.
 
+    Warns:
+        UserWarning: with `draws` and K = 1, more than 5 % of the draws' mass is `unseen`, by three standard errors.
+
     Validity: both inequalities hold in expectation, for every K and every guide; averages over S have the errors printed. That
-    the gap is small on data of the model says nothing about other data.
+    the gap is small on data of the model says nothing about other data. Given `draws` are taken at their word: the upper bound
+    is one for those of the posterior, and errors are those of independent draws.
 
     Example:
         >>> from lapilli import inference, ppl
@@ -117,7 +153,13 @@ def evidence_bracket(
     """
     args = arguments(evidence_bracket, model, args, kwargs)
     check_counts("evidence_bracket", num_particles=num_particles)
+    num_simulations = num_simulations if draws is None else _count(draws)
     check_counts("evidence_bracket", 2, num_simulations=num_simulations)
+    if (data_fn is None) == (draws is None):
+        raise ValueError(
+            f"evidence_bracket: {'neither' if draws is None else 'both'} of data_fn and draws were given. Give data_fn, for data "
+            "that the model draws, or draws of the posterior given the arguments."
+        )
     programs = ppl.as_program(model), ppl.as_program(guide)
     for role, program in zip(("model", "guide"), programs, strict=True):
         if isinstance(program, StochasticProgram):
@@ -130,10 +172,15 @@ def evidence_bracket(
     def log_weight(choices: Mapping[str, Array], data: tuple[Any, ...]) -> Array:
         return p.log_density(choices, *data) - q.log_density(choices, *data)
 
-    def simulate(key: Array) -> tuple[Array, Array]:
+    def simulate(key: Array, given: Mapping[str, Array] | None) -> tuple[Array, Array]:
         model_key, guide_key = jax.random.split(key)
-        trace = p.predict_trace(model_key, {}, *args)
-        data = tuple(data_fn(trace.observed))
+        if data_fn is not None:
+            trace = p.predict_trace(model_key, {}, *args)
+            truth, data = trace.choices, tuple(data_fn(trace.observed))
+        else:
+            assert given is not None
+            truth, data = dict(given), args
+            trace = p.trace(truth, *data)
 
         def particle(key: Array) -> Array:
             drawn = q.simulate(key, *data)
@@ -144,13 +191,45 @@ def evidence_bracket(
             return scored.log_density - drawn.log_density
 
         log_weights = jax.vmap(particle)(jax.random.split(guide_key, num_particles))
-        with_truth = log_weights.at[0].set(log_weight(trace.choices, data))
+        with_truth = log_weights.at[0].set(log_weight(truth, data))
         return log_mean_exp(log_weights), log_mean_exp(with_truth)
 
     keys = jax.random.split(typed_key(key), num_simulations)
-    run = jax.jit(lambda keys: jax.lax.map(simulate, keys, batch_size=batch_size or len(keys)))
-    lower, upper = run(keys)
-    return EvidenceBracket(np.asarray(lower), np.asarray(upper), num_particles)
+    given = None if draws is None else {name: jnp.asarray(x) for name, x in draws.items()}
+    size = batch_size or num_simulations
+    run = jax.jit(lambda *rows: jax.lax.map(lambda row: simulate(*row), rows, batch_size=size))
+    lower, upper = run(keys, given)
+    of = "simulated data sets" if draws is None else "draws"
+    bracket = EvidenceBracket(np.asarray(lower), np.asarray(upper), num_particles, of)
+    _warn_of_lost_modes(bracket)
+    return bracket
+
+
+def _warn_of_lost_modes(bracket: EvidenceBracket) -> None:
+    """Say so where more of the draws' mass is unseen than sampling explains."""
+    if bracket.unseen is None:
+        return
+    share, error = bracket.unseen
+    if share - 3 * error > LEAST_UNSEEN:
+        warnings.warn(
+            f"evidence_bracket: {share:.0%} of the given draws have weights above all those of {len(bracket.lower)} draws of the "
+            f"guide: it has lost that much of the posterior, and its own draws and weights do not show it. "
+            f"Evidence in nats: lower {bracket.lower.mean():.4g}, upper {bracket.upper.mean():.4g}. Train it on these draws, or "
+            "temper the target.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _count(draws: Mapping[str, Array]) -> int:
+    """The number of draws, which all sites agree on."""
+    counts = {name: np.shape(x)[0] if np.ndim(x) else 0 for name, x in draws.items()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(
+            f"evidence_bracket: draws have the numbers {counts} by site. Give every latent site's values along one leading "
+            "axis of draws, at least two."
+        )
+    return next(iter(counts.values()))
 
 
 def _mean(x: np.ndarray) -> tuple[float, float]:

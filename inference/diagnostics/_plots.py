@@ -38,7 +38,7 @@ def plot_fit(fit: Any) -> Figure:
         raise ValueError(
             f"plot_fit: the fit has {len(values)} steps, and noise is told by two or more. Fit for more steps."
         )
-    figure = _figure((7.0, 4.0))
+    figure = empty_figure((7.0, 4.0))
     axis = figure.subplots()
     values = values.reshape(len(values), -1)
     shown = []
@@ -91,7 +91,7 @@ def plot_weights(diagnostics: ImportanceDiagnostics, log_weights: Any) -> Figure
         )
     number = min(len(raw), max(20, int(3 * len(raw) ** 0.5)))
     share = lambda x: np.sort(np.exp(x - np.logaddexp.reduce(x)))[::-1][:number]
-    figure = _figure((6.0, 4.0))
+    figure = empty_figure((6.0, 4.0))
     axis = figure.subplots()
     ranks = np.arange(1, number + 1)
     axis.plot(ranks, share(raw), "o", ms=4, mfc="none", color="C0", label="raw")
@@ -126,7 +126,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
         ImportError: matplotlib is missing.
     """
     sites = list(calibration.ranks)
-    figure = _figure((8.0, 0.6 + 2.2 * len(sites)))
+    figure = empty_figure((8.0, 0.6 + 2.2 * len(sites)))
     axes = figure.subplots(len(sites), 2, squeeze=False)
     for (left, right), name in zip(axes, sites, strict=True):
         ranks = calibration.ranks[name].reshape(len(calibration.ranks[name]), -1)
@@ -197,7 +197,12 @@ def _limit(axis: Any, shown: list[tuple[np.ndarray, np.ndarray]]) -> None:
         axis.set_ylim(max(first, low - height), min(last, high + height))
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def empty_figure(size: tuple[float, float]) -> Figure:
+    """A matplotlib figure outside of pyplot.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as err:

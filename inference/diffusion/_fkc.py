@@ -33,6 +33,7 @@ from ..particles.engine import FeynmanKac
 from ._composition import Composition, Exponent, Reward, as_composition, product
 from ._corrector import Corrector
 from ._diffusion import Diffusion, check_noise, check_times
+from ._exponents import as_exponents
 from ._finite_variance import warn_of_infinite_variance
 from ._grid import (
     Ratios,
@@ -85,7 +86,7 @@ def fkc(
     diffusions: Diffusion | CorrectedDiffusion | Sequence[Diffusion | CorrectedDiffusion],
     times: Float[Array, " steps+1"],
     *,
-    exponents: Exponent | Sequence[Exponent] = 1.0,
+    exponents: Exponent | Sequence[Exponent] | Array = 1.0,
     reward: Reward | None = None,
     zeta: NoiseScale = "auto",
     weights: Weighting = "auto",
@@ -112,7 +113,9 @@ def fkc(
         diffusions: one or several models of one noising process.
         times: noising times, descending: `noising.times(num_steps)`, or `noising.log_snr_times(num_steps)` where those are
             too few for the noise at its start (`Cosine`). Known numbers, as are exponents and zeta.
-        exponents: w, one for all models or one for each; numbers, or functions of the noising time (right at its end).
+        exponents: w, one for all models or one for each; numbers, functions of the noising time (right at its end), or arrays
+            [steps + 1] with a value at each of the times, linear in between. An array [models] has a number for each model, one
+            of shape [steps + 1, models] a table for each, [steps + 1, 1] one table for all.
         reward: `(x, t) -> h_t(x)` for one point, in nats, differentiable in both; h at the last time is the reward of the result.
             It must vanish at the first time, where particles are drawn without it, to a hundredth of its size at the last.
         zeta: scale of the noise, 1 for that of the reverse process; a number, a function of the noising time, or "auto":
@@ -136,7 +139,8 @@ def fkc(
             known densities that grows far out (where values are traced by jax.jit the evidence is NaN in these two cases); times,
             exponents or zeta that are traced, so that nothing of this could be checked; densities that "exact" needs, that
             exponents vary with at zeta = 0, or that times which do not begin at the end of the process need; zeta = 0 with "rne"
-            or "exact"; scores at noise 0 where they are not known to exist; a score whose structure is not that of the points;
+            or "exact"; arrays of exponents of another shape, or that are not finite; scores at noise 0 where they are not
+            known to exist; a score whose structure is not that of the points;
             Langevin moves with exponents that vary where log q is not known.
 
     Warns:
@@ -163,7 +167,7 @@ def fkc(
 
     Reference: Skreta et al. 2025, arXiv:2503.02819, propositions 3.1 to 3.4 and D.1 to D.6; weights as in the module's text.
     """
-    composition = _compose(diffusions, exponents, reward)
+    composition = _compose(diffusions, exponents, reward, times)
     times = check_times("fkc", composition.models[0].noising, times)
     known = coefficients(composition, np.asarray(times), zeta, weights, integrator)
     is_positive = bool(np.all(known.zeta > 0))
@@ -205,16 +209,12 @@ def _check_langevin(langevin: Langevin, corrector: Corrector) -> None:
         )
 
 
-def _compose(diffusions: Any, exponents: Any, reward: Reward | None) -> Composition:
+def _compose(diffusions: Any, exponents: Any, reward: Reward | None, times: Any) -> Composition:
     several = diffusions if isinstance(diffusions, Sequence) else [diffusions]
     if not several or not all(isinstance(m, Diffusion | CorrectedDiffusion) for m in several):
         kinds = [type(m).__name__ for m in several]
         raise TypeError(f"fkc: diffusions must be Diffusion or results of fkc, got {kinds}.")
-    powers = exponents if isinstance(exponents, Sequence) else [exponents] * len(several)
-    if len(powers) != len(several):
-        raise ValueError(
-            f"fkc: {len(powers)} exponents for {len(several)} models. Give one number for all, or one for each."
-        )
+    powers = as_exponents(exponents, times, len(several))
     factors = [
         m.composition if isinstance(m, CorrectedDiffusion) else as_composition(m) for m in several
     ]

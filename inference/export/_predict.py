@@ -14,7 +14,7 @@ from ...ppl._compat import typed_key
 from ...ppl.densities import Eliminated
 from ...ppl.language import arguments, predictions
 from .._arguments import outcome
-from .._forward import forward_program
+from .._forward import check_given, forward_program
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
 from ..fitting._predictive import map_keys
@@ -60,7 +60,8 @@ def predict(
     Raises:
         TypeError: the result has no draws of named sites.
         ValueError: the draws name a site that the program does not have, or have a shape that does not fit; a site that they give
-            depends on one that they do not give; `num_seen` is given without a scan, or missing where nothing else tells it.
+            depends on one that they do not give; one to be predicted depends on an observation that is given, and would be drawn
+            anew; `num_seen` is given without a scan, or missing where nothing else tells it.
 
     Validity: draws of the posterior predictive as far as `result` has draws of the posterior. A forecast asks for the joint law
     of parameters and last states, which a filter has, too. In a program that leads an observation on to the next step, what is
@@ -99,6 +100,12 @@ def predict(
     choices = {name: x for name, x in choices.items() if name not in also}
     one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), choices)
     program = forward_program("predict", program, one, args, num_seen)
+    in_scan = lambda s: any(r.kind == "scan" for r in s.regions)
+    if not any(
+        s.kind == "observed" and in_scan(s) for s in sites.values()
+    ):  # a scan that goes on keeps its observations
+        set_first = "predict(ppl.intervene(model, {site: values}), draws, key, *args)"
+        check_given("predict", program, one, args, set_first)
 
     def draw(key: Any, choices: dict[str, Any], *args: Any) -> dict[str, Any]:
         trace = program.forecast_trace(key, choices, num_seen, *args)

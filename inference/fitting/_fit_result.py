@@ -61,7 +61,7 @@ class Fit:
         num_skipped: number of steps not applied because they were not finite; an array [num_seeds] with several seeds.
         num_seeds: number of independent runs, or None for a single one without a seed axis.
         example: shapes of one step's arguments, where `args` is None.
-        averaging: of `average="stationary"`, what is known of the iterates; not saved.
+        averaging: of `average="stationary"`, what is known of the iterates.
         stop_reason: "num_steps" (done), "settled" (the value had), "callback", "interrupt" (Ctrl-C), "data" (the iterator ended)
             or "error" (the fit inside a `NonFiniteError`).
     """

@@ -16,10 +16,9 @@ import numpy as np
 
 from ...ppl._checks import check_counts, is_integer
 from ...ppl._compat import is_concrete, typed_key
-from ...ppl.language import Program
 from .._arguments import Arguments, outcome
 from .._depends import depends
-from .._forward import forward_program
+from .._forward import check_given, forward_program
 
 _REMEDY = (
     "Say which sites of the fit are kept, as in keep={kept}: the guide then runs at the fit's own arguments, and the model draws "
@@ -59,7 +58,10 @@ def predictive(
 
     kept_of = lambda choices: {n: x for n, x in choices.items() if _matches(n, patterns)}
     model = forward_program("Fit.predict", model, kept_of(_choices(guide, at)), args)
-    _check_given(model, _choices(guide, at), args)
+    check_given(
+        "Fit.predict", model, _choices(guide, at), args,
+        "inference.predict(ppl.intervene(fit.model, {site: values}), fit.posterior(key, num_samples), key, *args)",
+    )  # fmt: skip
 
     def draw(key: Any, args: tuple, at: tuple) -> Any:
         guide_key, model_key = jax.random.split(key)
@@ -136,37 +138,6 @@ def _check_past(model: Any, args: tuple, fit_args: tuple) -> None:
                 f"shape {new.shape} are not those of the fit: draws given one past would be continued after another. Append the "
                 "steps to come to the arguments of the fit, or fit the other series."
             )
-
-
-def _check_given(model: Any, guide_choices: Mapping[str, Any], args: tuple) -> None:
-    """Refuse observations that would be drawn anew before a prediction is made from them."""
-    if not isinstance(model, Program):
-        return
-    trace = outcome(lambda *args: model.simulate(jax.random.key(0), *args), args)
-    latent = [n for n, s in trace.sites.items() if s.kind == "latent"]
-    predicted = [n for n in latent if n not in guide_choices and not trace.sites[n].is_imputed]
-    given = [n for n, s in trace.sites.items() if s.kind == "observed"]
-    if not (predicted and given):
-        return
-    split = Arguments(args)
-    choices = {n: x for n, x in trace.choices.items() if n in latent}
-
-    def reads(program: Any) -> dict[str, bool]:
-        run = lambda key, choices, a: program(key, choices, *split.join(a)).log_probs
-        closed, shapes = jax.make_jaxpr(run, return_shape=True)(
-            jax.random.key(0), choices, split.arrays(args)
-        )
-        marks = [True] + [False] * (len(closed.jaxpr.invars) - 1)
-        return jax.tree.unflatten(jax.tree.structure(shapes), depends(closed.jaxpr, marks))
-
-    # All latent sites are given, so that only `rng_key` and observations that are drawn anew read the key.
-    anew, noise = reads(model.predict_trace), reads(lambda *a: model.generate(*a)[0])
-    if wrong := [n for n in predicted if anew.get(n) and not noise.get(n)]:
-        raise ValueError(
-            f"Fit.predict: {wrong} are to be predicted from values that these arguments give for {given}, but predictions draw "
-            "observations anew, and the values would not count. Leave them out of the arguments (None) and set them: "
-            "inference.predict(ppl.intervene(fit.model, {site: values}), fit.posterior(key, num_samples), key, *args)."
-        )
 
 
 def _steps(sites: Mapping[str, Any]) -> dict[str, tuple[int, str]]:

@@ -412,7 +412,8 @@ def objective(
 
     Args:
         fn: draws with `ppl.draw(guide, *args)` and scores with `ppl.score(model, trace, *args)` or
-            `model.log_density`; what it returns is estimated without bias, and so is its gradient.
+            `model.log_density`; what it returns is estimated without bias, and so is its gradient. It may return
+            `ppl.controlled(value, control, mean)`, a value with a control variate over its replicates.
         direction: whether L is maximised or minimised.
         weighing: what site weights do, see `Objective`. Say "refused" where `fn` holds a score of its own making or relies on
             normalised densities: the log-probs that it sees are then no log-densities.

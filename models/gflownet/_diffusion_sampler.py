@@ -1,8 +1,23 @@
-"""Continuous GFlowNets: samplers of an unnormalised density that learn the drift of a diffusion."""
+"""Continuous GFlowNets: samplers of an unnormalised density that learn the drift of a diffusion.
+
+Weights of finite variance. A step of the policy has the mean x + m, m = f dt, and the standard deviation r s in a coordinate, the
+reference's has x and s = sigma sqrt(dt), and the weight of a path is h(x_1) times the product of the steps' ratios. Of one ratio
+
+    E_policy[ratio^2 | x] = int N(y; x, s^2)^2 / N(y; x + m, r^2 s^2) dy,
+
+where the integrand is exp of -(1 - 1 / (2 r^2)) y^2 / s^2 + O(y): the integral is finite if and only if
+
+    r > 1 / sqrt(2),        and then it is  r^2 / sqrt(2 r^2 - 1) exp(m^2 / (s^2 (2 r^2 - 1))).
+
+Where r stays above a least value r_0 > 1 / sqrt(2), and |f| below a largest one, each factor is bounded whatever x is, and so is
+the product over steps and coordinates: with a bounded h the second moment of the weight is finite. With h = 1, m = 0 and a
+constant r it is (r^2 / sqrt(2 r^2 - 1))^(T d) exactly, and infinite for r <= 1 / sqrt(2): for such h the bound cannot be lowered.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -15,10 +30,12 @@ from jaxtyping import Array, Float
 from ... import inference, ppl
 from ...inference.objectives._detached import CONSTANT
 from ...ppl._checks import check_counts
+from ...ppl._compat import is_concrete
 from ._losses import Loss
 from ._process import Process
 
 Flow = Literal["total", "network"]
+LEAST_SCALE = 0.5**0.5  # of a step relative to the reference's, for weights of finite variance
 stop = jax.lax.stop_gradient
 
 
@@ -26,15 +43,24 @@ class Control(eqx.Module):
     """The policy's network: a perceptron of (x, t), and a gain of the target's score; both zero before training.
 
     Returns the drift and the log of the step's standard deviation relative to the reference's, [2 d]. The score enters with its
-    norm cut at `max_score`, and the log relative scale lies within +-1: single steps cannot leave this world.
+    norm cut at `max_score`, and the relative scale lies between `min_relative_scale` and e: single steps cannot leave this world,
+    nor be so narrow that weights have no variance.
     """
 
     body: eqx.nn.MLP
     gain: eqx.nn.MLP
     max_score: float = eqx.field(static=True)
+    min_relative_scale: float = eqx.field(static=True)
 
     def __init__(
-        self, num_dims: int, *, width: int, depth: int, max_score: float = 10.0, key: Array
+        self,
+        num_dims: int,
+        *,
+        width: int,
+        depth: int,
+        max_score: float = 10.0,
+        min_relative_scale: float = 0.75,
+        key: Array,
     ) -> None:
         keys = jax.random.split(key)
         body = eqx.nn.MLP(num_dims + 1, 2 * num_dims, width, depth, jax.nn.gelu, key=keys[0])
@@ -43,6 +69,7 @@ class Control(eqx.Module):
             lambda m: (m.layers[-1].weight, m.layers[-1].bias), mlp, replace_fn=jnp.zeros_like
         )
         self.body, self.gain, self.max_score = zero(body), zero(gain), max_score
+        self.min_relative_scale = min_relative_scale
 
     def __call__(
         self, x: Float[Array, " dims"], t: Float[Array, ""], score: Float[Array, " dims"]
@@ -51,14 +78,19 @@ class Control(eqx.Module):
         drift, log_scale = jnp.split(self.body(jnp.append(x, t)), 2)
         norm = jnp.sqrt((score**2).sum() + 1e-12)
         score = score * jnp.minimum(1.0, self.max_score / norm)
-        return jnp.append(drift + self.gain(t[None]) * score, jnp.tanh(log_scale))
+        # Slope 1 at 0 on both sides; the lower end is log min_relative_scale.
+        low = -jnp.log(self.min_relative_scale)
+        below = low * jnp.tanh(jnp.minimum(log_scale, 0.0) / low)
+        log_scale = jnp.where(log_scale < 0, below, jnp.tanh(log_scale))
+        return jnp.append(drift + self.gain(t[None]) * score, log_scale)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiffusionSampler:
     """A Gaussian forward policy over T steps from 0, against a target on paths; made by `diffusion_sampler`.
 
-    P_F(x_{t+1} | x_t) = Normal(x_t + f dt, sigma^2 dt exp(2 g)), f and g learned, dt = 1 / T. P_B is the Brownian bridge to 0
+    P_F(x_{t+1} | x_t) = Normal(x_t + f dt, r^2 sigma^2 dt), f and log r learned, dt = 1 / T, with r no less than
+    `min_relative_scale` and the norm of f cut at `max_drift` (see the module's text for why). P_B is the Brownian bridge to 0
     of standard deviation sigma. Together with R it makes the path measure R(x_1) P_B(path | x_1), which is Brownian motion (the
     reference) times h(x_1) = R(x_1) / Normal(x_1; 0, sigma^2); flows are kept relative to the reference likewise, log F(x_t) -
     log Normal(x_t; 0, sigma^2 t).
@@ -78,6 +110,8 @@ class DiffusionSampler:
         flow: "total" or "network".
         flow_network: initial network [d + 1] -> [1], or None.
         forward_looking: whether t log h(x_t) is a known part of the flow.
+        min_relative_scale: least r.
+        max_drift: largest norm of f.
     """
 
     log_density: Callable[[Array], Array]
@@ -88,15 +122,32 @@ class DiffusionSampler:
     flow: Flow
     flow_network: Any
     forward_looking: bool
+    min_relative_scale: float
+    max_drift: float
 
     @property
     def forward(self) -> ppl.Program:
         """P_F."""
-        return self.explore(1.0)
+        return self._explore(1.0)
 
     def explore(self, noise: float | Array) -> ppl.Program:
-        """P_F with its standard deviations times `noise`: a proposal of paths that go further."""
+        """P_F with its standard deviations times `noise`: a proposal of paths that go further.
 
+        Args:
+            noise: the factor.
+
+        Raises:
+            ValueError: steps so narrow that importance weights of the target have no variance (known factors only).
+        """
+        if is_concrete(noise) and not noise * self.min_relative_scale > LEAST_SCALE:
+            raise ValueError(
+                f"explore: noise {noise} times min_relative_scale {self.min_relative_scale} is not above 1 / sqrt(2) = "
+                f"{LEAST_SCALE:.4f}, and weights of such paths have an infinite variance. Use noise of at least 1, or a larger "
+                "min_relative_scale."
+            )
+        return self._explore(noise)
+
+    def _explore(self, noise: float | Array) -> ppl.Program:
         @ppl.model
         def forward() -> Array:
             control, flow = self._declare()
@@ -105,6 +156,10 @@ class DiffusionSampler:
             def step(x: Array, t: Array) -> tuple[Array, None]:
                 ppl.deterministic("log_flow", flow(x, t))
                 drift, log_scale = jnp.split(control(x, t, stop(score(x))), 2)
+                norm = jnp.sqrt((drift**2).sum() + 1e-12)
+                drift = drift * jnp.minimum(1.0, self.max_drift / norm)
+                # Half a rounding error of the network's own bound is no reason to cut its gradient.
+                log_scale = jnp.maximum(log_scale, math.log(self.min_relative_scale) - 1e-6)
                 law = dist.Normal(
                     x + drift / self.num_steps, noise * self._step_scale * jnp.exp(log_scale)
                 )
@@ -156,7 +211,7 @@ class DiffusionSampler:
 
         @inference.objective(direction="min", weighing="refused")
         def balance(model: ppl.Program, guide: ppl.Program) -> Array:
-            source = self.explore(noise).bind(jax.tree.map(stop, guide.params))
+            source = self._explore(noise).bind(jax.tree.map(stop, guide.params))
 
             def particle() -> Process:
                 path = ppl.draw(source).choices
@@ -228,6 +283,7 @@ def diffusion_sampler(
     forward_looking: bool = False,
     control: Any = None,
     flow_network: Any = None,
+    min_relative_scale: float = 0.75,
     width: int = 64,
     depth: int = 2,
     key: Array,
@@ -246,13 +302,20 @@ def diffusion_sampler(
         forward_looking: t log R(x) / Normal(x; 0, sigma^2) is a known part of log F.
         control: an equinox module (x, t, score) -> [2 d], drift and log relative scale; None: `Control`, zero before training.
         flow_network: for flow="network", an equinox module [d + 1] -> [1]; None: a perceptron.
+        min_relative_scale: least standard deviation of a step relative to the reference's, above 1 / sqrt(2), below which
+            importance weights have an infinite variance, and at most 1.
         width: width of the perceptrons.
         depth: number of hidden layers.
         key: PRNG key of the initial values.
 
     Raises:
-        ValueError: sizes that are not positive; a density that does not map one point to one number; choices that do not go
-            together.
+        ValueError: sizes that are not positive; a `min_relative_scale` outside of (1 / sqrt(2), 1]; a density that does not map
+            one point to one number; choices that do not go together.
+
+    Validity: weights R P_B / P_F have a finite variance if R is bounded by a multiple of Normal(0, sigma^2), so that tails are no
+    wider than the reference's: standard deviations of the steps are kept above `min_relative_scale` of the reference's, those
+    that a control of one's own returns included, and the norm of the drift below 100 sigma. A Gaussian target of standard
+    deviation v needs T of at least (sigma^2 / v^2 - 1) / (1 / min_relative_scale^2 - 1) steps then for an exact sampler to exist.
 
     Reference: Lahlou et al. 2023, arXiv:2301.12594 (continuous GFlowNets); Zhang and Chen 2022, arXiv:2111.15141 (path integral
     sampler); Sendera et al. 2024, arXiv:2402.05098 (losses, exploration, learned variances).
@@ -279,6 +342,11 @@ def diffusion_sampler(
             "flow='total' learns log Z alone, and takes neither forward_looking nor flow_network. Use flow='network'"
         )
     point = jax.ShapeDtypeStruct((num_dims,), jnp.result_type(float))
+    if not LEAST_SCALE < min_relative_scale <= 1:
+        problems.append(
+            f"min_relative_scale must lie above 1 / sqrt(2) = {LEAST_SCALE:.4f}, where weights of the paths have an "
+            f"infinite variance, and not above 1, got {min_relative_scale}. The default is 0.75"
+        )
     shape = jax.eval_shape(log_density, point).shape
     if shape != ():
         problems.append(
@@ -288,9 +356,11 @@ def diffusion_sampler(
         raise ValueError("diffusion_sampler: " + ";\n".join(problems) + ".")
     control_key, flow_key = jax.random.split(key)
     if control is None:
-        control = Control(num_dims, width=width, depth=depth, key=control_key)
+        least = {"min_relative_scale": min_relative_scale}
+        control = Control(num_dims, width=width, depth=depth, **least, key=control_key)
     if flow == "network" and flow_network is None:
         flow_network = eqx.nn.MLP(num_dims + 1, 1, width, depth, jax.nn.gelu, key=flow_key)
     return DiffusionSampler(
-        log_density, num_dims, num_steps, scale, control, flow, flow_network, forward_looking
-    )
+        log_density, num_dims, num_steps, scale, control, flow, flow_network, forward_looking,
+        min_relative_scale, 100.0 * scale,
+    )  # fmt: skip

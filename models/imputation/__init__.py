@@ -23,9 +23,12 @@ logarithm is `num_replicates=J` instead.
 
 `obs_dropout` is the training transformation of the last. `impute` draws from a trained member: with `data.until(t)` as an
 observer at step t does, and with `method="smc"` by particles over time, where the weights of whole series collapse;
-`cell_scores` says how good they are where the truth is known. The protocol that compares the members with light peers is
+`cell_scores` says how good they are where the truth is known. `SeriesImputer` and `SeriesClassifier` are members of the family as
+estimators of scikit-learn, for tables and series of one's own. The protocol that compares the members with light peers is
 `examples/imputation/protocol`.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from ._arviz import to_arviz as to_arviz
 from ._dropout import obs_dropout as obs_dropout
@@ -64,7 +67,12 @@ from ._series import (
     standardise as standardise,
 )
 
+if TYPE_CHECKING:
+    from .estimators import SeriesClassifier as SeriesClassifier, SeriesImputer as SeriesImputer
+
 __all__ = [
+    "SeriesImputer",
+    "SeriesClassifier",
     "to_arviz",
     "obs_dropout",
     "cauchy_kernel",
@@ -94,3 +102,17 @@ __all__ = [
     "series",
     "standardise",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("SeriesImputer", "SeriesClassifier"):
+        raise AttributeError(
+            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
+        )
+    from . import estimators  # on use: they are classes of scikit-learn, which takes half a second
+
+    return getattr(estimators, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ... import ppl
 from ...inference.objectives._row_weights import log_density_of
+from ...ppl._compat import typed_key
+from ._compiled import compiled
 from ._imputation import Imputation
 from ._over_time import OF_GUIDE, OF_MODEL, paths
 from ._refine import refined
@@ -39,11 +43,14 @@ def impute(
     Weights of whole series collapse on a few draws where series are long (see `Imputation.ess`). `method="smc"` draws and
     weighs step by step, and resamples on the way (`_over_time`): with the same number of particles more of them count.
 
+    What is compiled is kept: another call with the same programs, whatever their parameters, and as many series of as many steps
+    (or at least `batch_size` of them both times) compiles nothing.
+
     Args:
         model: with its parameters bound (`Fit.model`); without `obs_dropout`: `imputer.model.bind(fit.params)`.
         guide: with its parameters bound (`Fit.guide`).
         data: series; labels are not used.
-        key: PRNG key.
+        key: PRNG key; or one for each series, [series], so that what is found for a series does not depend on the others.
         num_particles: K, draws from the guide.
         num_imputations: J, draws of the missing cells at each, 5 by default. With "smc" 1: particles carry their missing cells.
         average: which weights, see `Imputation`.
@@ -59,7 +66,7 @@ def impute(
 
     Raises:
         ValueError: K, J or the batch size is not positive, or `average` or `method` is unknown; "smc" with J > 1, with programs
-            that lack its sites (those of `programs` have them).
+            that lack its sites (those of `programs` have them); keys of another number than the series.
 
     Validity:
         Consistent as K grows, with a bias of order 1 / ESS; a larger J alone leaves the error of K draws of z. Only as good as
@@ -74,6 +81,12 @@ def impute(
         )
     data = data._replace(labels=None)
     size, num_steps = np.shape(data.valid)
+    own = _key_data(key)
+    if own is not None and len(own) != size:
+        raise ValueError(
+            f"impute: argument 'key' holds {len(own)} keys for {size} series. Give one key, or one for each series."
+        )
+    key = typed_key(key) if own is None else None
     kinds = _kinds(model, data)
     if num_refinements and not {"looks", "look_precision"} <= set(_kinds(guide, data)):
         raise ValueError(
@@ -95,7 +108,6 @@ def impute(
     else:
         raise ValueError(f"impute: no method {method!r}; choose 'importance' or 'smc'.")
 
-    @jax.jit  # parameters as an argument: as constants they would be folded, and compiled anew for each fit
     def batch(params: Any, key: Any, data: Series) -> Draws:
         programs = model.bind(params[0]), guide.bind(params[1])
         if num_refinements:
@@ -105,11 +117,17 @@ def impute(
 
     params = (model.params or {}, guide.params or {})
     width = min(batch_size, size)
-    parts = []
+    parts, whole = [], None
     for number, start in enumerate(range(0, size, width)):
         first = min(start, size - width)  # the last part overlaps the one before: one shape
-        rows = data.rows(slice(first, first + width))
-        part = batch(params, jax.random.fold_in(key, number), rows)
+        rows = jax.tree.map(jnp.asarray, data.rows(slice(first, first + width)))
+        if own is not None:
+            inputs = (params, own[first : first + width], rows)
+        else:
+            inputs = (params, jax.random.fold_in(key, number), rows)
+        # Parameters are inputs: as constants they would be folded, and compiled anew for each fit.
+        whole = whole or compiled(batch if own is None else _by_series(batch), *inputs)
+        part = whole(*inputs)
         fresh = slice(start - first, None)
         parts.append(
             [
@@ -210,6 +228,29 @@ def _draws_over_time(
     return Draws(
         sites["x"][:, None], sites["x_loc"], found.log_weights[:, None], logits, found.origins
     )  # fmt: skip
+
+
+def _key_data(keys: Any) -> np.ndarray | None:
+    """The data of several keys of either kind, [series, words]; None if there is one key."""
+    dtype = getattr(keys, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(keys)) if keys.ndim == 1 else None
+    return np.asarray(keys, np.uint32) if np.ndim(keys) == 2 else None
+
+
+def _by_series(batch: Callable[..., Draws]) -> Callable[..., Draws]:
+    """The same, each series by itself with its own key."""
+
+    def over(params: Any, keys: Any, data: Series) -> Draws:
+        one = lambda key, row: batch(params, key, jax.tree.map(lambda x: x[None], row))
+        found = jax.vmap(one)(jax.random.wrap_key_data(keys), data)
+        joined = [
+            None if array is None else jnp.moveaxis(jnp.squeeze(array, axis + 1), 0, axis)
+            for array, axis in zip(found, Draws.series_axis, strict=True)
+        ]
+        return Draws(*joined)
+
+    return over
 
 
 def _kinds(program: ppl.Program, data: Series) -> dict[str, str]:

@@ -28,8 +28,25 @@ from ._sequences import (
     transformers as transformers,
 )
 from ._tables import Tables as Tables, sampler_law as sampler_law
+from .annealing import (
+    Annealed as Annealed,
+    Distilled as Distilled,
+    Remembered as Remembered,
+    anneal as anneal,
+    bracket as bracket,
+    distilled as distilled,
+    scored as scored,
+    unnormalised as unnormalised,
+)
 
 __all__ = [
+    "Annealed",
+    "anneal",
+    "bracket",
+    "unnormalised",
+    "Distilled",
+    "distilled",
+    "scored",
     "ResidualCNN",
     "residual_cnns",
     "Draw",
@@ -55,6 +72,7 @@ __all__ = [
     "feynman_kac",
     "ChainState",
     "PersistentObjective",
+    "Remembered",
     "CausalTransformer",
     "MaskedTransformer",
     "transformers",

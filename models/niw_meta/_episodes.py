@@ -15,7 +15,8 @@ class Points(NamedTuple):
 
     Attributes:
         x: inputs, [episodes, n, *input].
-        y: labels, [episodes, n], floating point or integer, or vectors [episodes, n, k].
+        y: labels, [episodes, n], floating point or integer, or vectors [episodes, n, k]; None for queries whose labels are not
+            known.
         mask: true where a point is no padding, [episodes, n].
     """
 
@@ -32,6 +33,14 @@ class Episodes(NamedTuple):
         query: the points that it is to predict.
     """
 
+    def stated(self) -> Episodes:
+        """With zeros for labels of the queries that are not known, in the form of the support's, for programs that state some."""
+        if self.query.y is not None:
+            return self
+        like = np.shape(self.support.y)[2:], self.support.y.dtype
+        y = np.zeros((*np.shape(self.query.x)[:2], *like[0]), like[1])
+        return self._replace(query=self.query._replace(y=y))
+
     support: Points
     query: Points
 
@@ -40,17 +49,19 @@ def pad_points(parts: Sequence[tuple[Any, Any]], num_points: int | None = None) 
     """Episodes of unequal size in one array each.
 
     Args:
-        parts: (x [n_i, *input], y [n_i]) of each episode.
+        parts: (x [n_i, *input], y [n_i]) of each episode; (x, None) for queries whose labels are not known, then in all of them.
         num_points: size to pad to; default, that of the largest episode.
 
     Returns:
         `Points`; padding is zero and masked, and moves no number of a masked likelihood.
 
     Raises:
-        ValueError: x and y of an episode differ in length, or an episode is larger than `num_points`.
+        ValueError: x and y of an episode differ in length, some episodes have labels and others not, or an episode is larger
+            than `num_points`.
     """
     sizes = [len(x) for x, _ in parts]
-    labels = [len(y) for _, y in parts]
+    is_blind = bool(parts) and all(y is None for _, y in parts)
+    labels = sizes if is_blind else [0 if y is None else len(y) for _, y in parts]
     if not parts or sizes != labels:
         raise ValueError(
             f"pad_points: {len(parts)} episodes of {sizes} points with {labels} labels. Give at least one episode, and one label "
@@ -67,5 +78,6 @@ def pad_points(parts: Sequence[tuple[Any, Any]], num_points: int | None = None) 
         array = np.asarray(array)
         return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 
-    xs, ys = ([padded(part[i]) for part in parts] for i in (0, 1))
-    return Points(np.stack(xs), np.stack(ys), np.arange(length) < np.asarray(sizes)[:, None])
+    xs = np.stack([padded(x) for x, _ in parts])
+    ys = None if is_blind else np.stack([padded(y) for _, y in parts])
+    return Points(xs, ys, np.arange(length) < np.asarray(sizes)[:, None])

@@ -24,14 +24,20 @@ class Prediction(NamedTuple):
 
     Attributes:
         scores: outputs of the head, [S, episodes, n, c].
-        log_prob: log-probability of the queries' labels under each draw, nats [S, episodes, n]; 0 where masked.
+        log_prob: log-probability of the queries' labels under each draw, nats [S, episodes, n]; 0 where masked. None where the
+            labels are not known.
     """
 
     scores: Array
-    log_prob: Array
+    log_prob: Array | None
 
     def log_density(self) -> Array:
-        """Log of the mean probability over draws, nats [episodes, n]."""
+        """Log of the mean probability over draws, nats [episodes, n]; a ValueError where the labels are not known."""
+        if self.log_prob is None:
+            raise ValueError(
+                "Prediction.log_density: the queries have no labels (query.y is None). Predict episodes with labels to score "
+                "them."
+            )
         return jax.nn.logsumexp(self.log_prob, axis=0) - jnp.log(self.log_prob.shape[0])
 
     def class_probs(self) -> Array:
@@ -45,12 +51,13 @@ def adapt(guide: ppl.Program, key: Array, episodes: Episodes, num_draws: int) ->
     Args:
         guide: guide with fitted parameters (`Fit.guide`).
         key: PRNG key.
-        episodes: new episodes.
+        episodes: new episodes; `query.y` may be None.
         num_draws: S.
 
     Returns:
         Draws by site, "theta" [S, episodes, 1, d].
     """
+    episodes = episodes.stated()
     draw = lambda key: guide.simulate(key, episodes).choices
     return jax.vmap(draw)(jax.random.split(key, num_draws))
 
@@ -61,15 +68,17 @@ def predict(model: ppl.Program, draws: dict[str, Array], episodes: Episodes) -> 
     Args:
         model: model with fitted parameters (`Fit.model`).
         draws: by site, each with a leading axis of draws.
-        episodes: the episodes that were adapted to.
+        episodes: the episodes that were adapted to; `query.y` may be None.
 
     Returns:
         `Prediction`, with one draw for {}.
     """
+    is_blind, episodes = episodes.query.y is None, episodes.stated()
 
     def one(choices: dict[str, Array]) -> Prediction:
         trace = model.trace(choices, episodes)
-        return Prediction(trace.deterministic["query_scores"], trace.log_probs["query"])
+        log_prob = None if is_blind else trace.log_probs["query"]
+        return Prediction(trace.deterministic["query_scores"], log_prob)
 
     return jax.vmap(one)(draws) if draws else jax.tree.map(lambda leaf: leaf[None], one({}))
 
@@ -88,11 +97,12 @@ def with_fitted_noise[H: Gaussian | Student | Tempered](head: H, scores: Any, po
         points: the queries.
 
     Raises:
-        ValueError: the spread of a single draw is asked for.
+        ValueError: the spread of a single draw is asked for, or the points have no labels.
     Reference: the counterpart of temperature scaling, Guo et al. 2017, arXiv:1706.04599.
     """
     from scipy.optimize import minimize  # on use: a tenth of a second
 
+    labels = _labels("with_fitted_noise", points)
     mask, scores = jnp.asarray(points.mask), jnp.asarray(scores)
     if isinstance(head, Tempered) and len(scores) < 2:
         raise ValueError(
@@ -105,7 +115,7 @@ def with_fitted_noise[H: Gaussian | Student | Tempered](head: H, scores: Any, po
 
     @jax.jit
     def loss(logs: Array) -> Array:
-        log_density = jax.nn.logsumexp(at(jnp.exp(logs)).law(scores).log_prob(points.y), axis=0)
+        log_density = jax.nn.logsumexp(at(jnp.exp(logs)).law(scores).log_prob(labels), axis=0)
         return -jnp.where(mask, log_density, 0.0).sum() / mask.sum()
 
     top = [np.log(LARGEST.get(name, np.inf)) for name in names]
@@ -126,11 +136,14 @@ def fitted_temperature(scores: Any, points: Points) -> float:
         scores: draws of the head's scores, [S, episodes, n, classes].
         points: the queries.
 
+    Raises:
+        ValueError: the points have no labels.
     Reference: Guo et al. 2017, arXiv:1706.04599.
     """
     from scipy.optimize import minimize_scalar  # on use: a tenth of a second
 
-    scores, mask, y = jnp.asarray(scores), jnp.asarray(points.mask), jnp.asarray(points.y)
+    scores, mask = jnp.asarray(scores), jnp.asarray(points.mask)
+    y = _labels("fitted_temperature", points)
 
     @jax.jit
     def loss(log_temperature: Array) -> Array:
@@ -139,6 +152,14 @@ def fitted_temperature(scores: Any, points: Points) -> float:
 
     found = minimize_scalar(lambda x: float(loss(x)), bounds=(-3.0, 3.0), method="bounded")
     return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _labels(method: str, points: Points) -> Array:
+    if points.y is None:
+        raise ValueError(
+            f"{method}: the points have no labels (y is None). Give points whose labels are known."
+        )
+    return jnp.asarray(points.y)
 
 
 def _numbers(head: Any) -> dict[str, float]:
@@ -162,10 +183,12 @@ def regression_ece(head: Head, scores: Any, points: Points) -> float:
         scores: draws of the head's scores, [S, episodes, n, c].
         points: the queries.
 
+    Raises:
+        ValueError: the points have no labels.
     Reference: Kuleshov et al. 2018, arXiv:1807.00263.
     """
-    law = head.law(jnp.asarray(scores))
+    labels, law = _labels("regression_ece", points), head.law(jnp.asarray(scores))
     by_coordinate = law.base_dist if isinstance(law, dist.Independent) else law
-    cdf = np.asarray(by_coordinate.cdf(points.y).mean(0))[np.asarray(points.mask)]
+    cdf = np.asarray(by_coordinate.cdf(labels).mean(0))[np.asarray(points.mask)]
     levels = np.linspace(0.1, 0.9, 9)
     return float(np.mean([abs(p - np.mean(cdf <= p)) for p in levels]))

@@ -35,7 +35,7 @@ def adapt_by_vi(
     Args:
         model: model with fitted parameters (`Fit.model`), of an infinite population.
         key: PRNG key.
-        episodes: new episodes; labels of the queries are not read.
+        episodes: new episodes; labels of the queries are not read, and may be None.
         num_draws: S.
         optimizer: an optax transformation.
         num_steps: gradient steps, each with one draw of every episode's weights.
@@ -67,6 +67,7 @@ def adapt_by_vi(
         with ppl.plate("episodes", num_episodes, dim=-2):
             ppl.sample("theta", law.to_event(1))
 
+    episodes = episodes.stated()
     hidden = episodes._replace(
         query=episodes.query._replace(mask=jnp.zeros_like(jnp.asarray(episodes.query.mask)))
     )

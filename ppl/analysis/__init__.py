@@ -6,6 +6,7 @@ is in the compiled program. `plan_of` tells it to the user.
 """
 
 from ._analyse import Analysed as Analysed, analyse as analyse, check_sites as check_sites
+from ._control import Controlled as Controlled
 from ._flip_groups import flip_groups as flip_groups
 from ._plan import Plan as Plan, SitePlan as SitePlan, plan_of as plan_of
 from ._replay import (

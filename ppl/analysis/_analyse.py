@@ -40,6 +40,7 @@ from ..jaxprs import (
 )
 from ..strategies import GAMMA_FAMILY, Boundary, Decision, Engine, StrategyError, StrategySite
 from ..traces import SiteInfo
+from ._control import Controlled, check_mean
 from ._decisions import with_decisions
 from ._flip_groups import check_flips
 from ._replay import check_replay, replay_axes, replay_groups
@@ -90,6 +91,7 @@ class Analysed:
         rows: rows of plates that may meet, to be tried.
         subsampled: plates that stand for more rows than they run on: name -> (rows they run on, rows they stand for).
         alarmed: eliminated programs that may have a probability of 0 which parameters move.
+        is_controlled: the function returns a `Controlled`; the program is that of the coefficient 1.
     """
 
     closed: ClosedJaxpr
@@ -110,6 +112,7 @@ class Analysed:
     rows: list[RowSuspect]
     subsampled: dict[str, tuple[int, float]]
     alarmed: set[str]
+    is_controlled: bool = False
 
     @property
     def may_have_null_values(self) -> bool:
@@ -160,7 +163,10 @@ def analyse(
         engine.check_patterns()
         record.update(sites=engine.frame.sites, infos=engine.frame.infos, plates=engine.plates)
         record.update(subsampled=engine.subsampled, alarmed=engine.alarmed)
-        return _as_scalar(result), engine.frame.numbers
+        means = []
+        if isinstance(result, Controlled):
+            means, result = [result.mean], result.with_unit_coefficient
+        return _as_scalar(result), engine.frame.numbers, means
 
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
     sites = {s.index: s for s in record["sites"].values()}
@@ -171,12 +177,14 @@ def analyse(
     is_parameter = [i < num_params for i in range(len(closed.jaxpr.invars))]
     outvars = closed.jaxpr.outvars
     tree = jax.tree.structure(shapes)
-    _, numbers = jax.tree.unflatten(tree, outvars[: tree.num_leaves])
+    _, numbers, means = jax.tree.unflatten(tree, outvars[: tree.num_leaves])
     table = {s.index: _numbers(numbers[s.address]) for s in sites.values()}
     for index, (decision, found) in decisions.items():
         sites[index], table[index] = decision, _numbers(found)
     draws = {i: (s.range, s.noise) for i, s in sites.items()}
     facts = Analysis(closed, is_parameter, draws, jax.tree.leaves(args))
+    for mean in means:
+        check_mean(facts, mean, sites)
     for s in record["sites"].values():
         found = numbers[s.address]
         moved = [p for p in found["probabilities"] if _may_vanish(facts[p])]
@@ -218,7 +226,7 @@ def analyse(
     return Analysed(
         closed, result, terms, relations, upstream, sites, table, scores, layouts, dimensions, replicates,
         {a: i for a, i in record["infos"].items() if i.kind != ROWS}, record["plates"], facts, shapes[0].dtype, rows,
-        record["subsampled"], record["alarmed"],
+        record["subsampled"], record["alarmed"], bool(means),
     )  # fmt: skip
 
 

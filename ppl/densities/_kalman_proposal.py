@@ -71,7 +71,7 @@ def kalman_proposal(program: Any, approximation: str | None = "ekf") -> KalmanPr
         ... def bearing(ys):
         ...     def step(x, y):
         ...         x = ppl.sample("x", dist.Normal(x, 1.0))
-        ...         return x, ppl.sample("y", dist.Normal(jnp.arctan(x), 0.05), obs=y)
+        ...         return x, ppl.sample("y", dist.Normal(jnp.arctan(x), 0.3), obs=y)
         ...     ppl.scan(step, 0.0, ys)
         >>> ys = jnp.array([0.5, 0.9, 0.4])
         >>> run = inference.smc(

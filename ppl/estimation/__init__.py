@@ -7,6 +7,7 @@ program's terms (`_terms.py`, `_reading.py`) with each site's costs (`_downstrea
 
 from ._again import watched_again as watched_again
 from ._checked import known_data as known_data
+from ._controlled import controlled as controlled
 from ._expectation import Expectation as Expectation, expectation as expectation
 from ._single_run import plate_sizes as plate_sizes, run_once as run_once
 from ._sweep import Sweep as Sweep

@@ -144,6 +144,16 @@ class CheckedPrograms:
         self.checks[signature] = check
         return program
 
+    def checked_before(
+        self, fn: Callable[..., Any], num_replicates: int, params: Any, args: Any, known: Any
+    ) -> Analysed:
+        """The analysed program of another function of the same sites, when that of `fn(params, *known)` has been checked."""
+        demoted = self.checks[signature_of((params, known))].demoted
+        return analyse(
+            fn, params, jax.random.key(0), args,
+            strategies=self.strategies, num_replicates=num_replicates, demoted=demoted,
+        )  # fmt: skip
+
     def outcome(self, params: Any, args: Any) -> str:
         """What came of the search for jumps, in words."""
         return str(self.checks[signature_of((params, args))])

@@ -22,6 +22,7 @@ from ..distributions import sound
 from ..strategies import Decision
 from ._again import check_derivatives, moving, refusal_of_jump, slope_of
 from ._checked import CheckedPrograms
+from ._controlled import Combined, check_replicates, mean_of_halves, refuse_twice
 from ._estimate import surrogate_of
 
 Array = jax.Array
@@ -122,22 +123,41 @@ class Expectation:
         """
         params = as_arrays(params)
         with self.programs.shown(params, args):
-            return self.programs.program(params, args)
+            return self._program(params, args)
+
+    def _program(self, params: Any, args: Any, key_impl: Any = None) -> Analysed:
+        program = self.programs.program(params, args, key_impl)
+        if program.is_controlled:
+            check_replicates(program.num_replicates)
+        return program
 
     def _surrogate(self, params: Any, key: Array, args: Any) -> Array:
         program = self._watched(params, args, jax.random.key_impl(key))
+        return self._surrogate_of(program, params, args, key, _fresh_state(program))[0]
+
+    def _surrogate_of(
+        self, program: Analysed, params: Any, args: Any, key: Array, state: Any
+    ) -> tuple[Array, Any]:
         leaves = jax.tree.leaves(params)
-        again = self._again(params, args)
-        return surrogate_of(program, leaves, key, _fresh_state(program), again)[0]
+        if not program.is_controlled:
+            return surrogate_of(program, leaves, key, state, self._again(params, args))
+        half = program.num_replicates // 2
+
+        def surrogate(is_single: bool, key: Array, inputs: tuple[Any, ...]) -> tuple[Array, Any]:
+            fn, number = Combined(self.programs.fn), 1 if is_single else half
+            part = self.programs.checked_before(fn, number, params, inputs, args)
+            part = self._with_watch(part, params, args, inputs)
+            return surrogate_of(part, leaves, key, state, refuse_twice)
+
+        return mean_of_halves(surrogate, program.num_replicates, key, args)
 
     def _estimate(self, params: Any, state: Any, key: Array, args: Any) -> tuple[Array, Any, Any]:
         program = self._watched(params, args, jax.random.key_impl(key))
         leaves, tree = jax.tree.flatten(params)
         state = _fresh_state(program) if state is None else state
-        again = self._again(params, args)
 
         def surrogate(leaves: list[Array]) -> Any:
-            return surrogate_of(program, leaves, key, state, again)
+            return self._surrogate_of(program, jax.tree.unflatten(tree, leaves), args, key, state)
 
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
         if program.may_have_null_values:
@@ -146,11 +166,18 @@ class Expectation:
 
     def _watched(self, params: Any, args: Any, key_impl: Any) -> Analysed:
         """The checked program, which checks derivatives in its arguments as well, if somebody takes them."""
+        return self._with_watch(self._program(params, args, key_impl), params, args, args)
+
+    def _with_watch(self, program: Analysed, params: Any, args: Any, inputs: Any) -> Analysed:
+        """A program of `inputs`: the arguments, which may have coefficients before them."""
         shapes = jax.tree.map(shape_of_input, (params, args))
+        shift = len(inputs) - len(args)
         search = (
-            (lambda leaf: self._with_argument(leaf, *shapes)) if self.programs.check_jumps else None
+            (lambda leaf: self._with_argument(leaf - shift, *shapes))
+            if self.programs.check_jumps
+            else None
         )
-        return watched(self.programs.program(params, args, key_impl), args, search)
+        return watched(program, inputs, search)
 
     def _again(self, params: Any, args: Any) -> Callable[[], None]:
         """What to do when a gradient is differentiated: see that it is one, and search it for jumps, once per shape."""
@@ -225,10 +252,11 @@ def expectation(
 ) -> Expectation:
     """The expected value L(params) = E[fn(params, *args)] with unbiased estimates of its value and gradient.
 
-    `fn` draws with `ppl.sample` or `ppl.draw(program, ...)` and returns one real number.
+    `fn` draws with `ppl.sample` or `ppl.draw(program, ...)` and returns one real number, or one with a control variate
+    (`ppl.controlled`).
 
     Args:
-        fn: `(params, *args) -> scalar`.
+        fn: `(params, *args) -> scalar`, or `Controlled`.
         strategies: pattern -> strategy for latent sites: a `Strategy`, or "reparam", "implicit", "rejection_reparam",
             "reinforce", "reinforce_loo", "enum", "mvd", "disarm", "arm", "rebar", "boundary", "auto", or the biased
             "gumbel_softmax" and "straight_through".

@@ -21,7 +21,7 @@ fits its strategy, draws, and leaves the markers that the analysis reads.
 from ._boundary import Boundary as Boundary, Decision as Decision, Peer as Peer
 from ._disarm import ARM as ARM, DisARM as DisARM
 from ._engine import Engine as Engine, StrategySite as StrategySite
-from ._enum import Enum as Enum
+from ._enum import Enum as Enum, support_of as support_of
 from ._importance import Importance as Importance
 from ._mvd import MVD as MVD
 from ._pathwise import (

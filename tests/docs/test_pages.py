@@ -22,6 +22,12 @@ def run_in(folder, monkeypatch, page, is_full):
 
 @by_name
 @pytest.mark.slow_for(
+    "howto/hmm",
+    "tutorials/03_vae",
+    "howto/normal_states",
+    "howto/missing_cells",
+    "howto/own_table",
+    "howto/when_to_stop",
     "howto/compare_models",
     "errors",  # test_errors.py runs it
     "explain/feynman_kac",

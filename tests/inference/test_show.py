@@ -211,7 +211,7 @@ def test_reports_print_facts_and_show_tables_in_notebooks():
     bracket = inference.diagnostics.EvidenceBracket(
         np.array([-2.0, -1.0]), np.array([-1.0, 0.0]), 5
     )
-    assert "gap            1 +- 0 nats" in repr(bracket) and lines(bracket)
+    assert "gap                  1 +- 0 nats" in repr(bracket) and lines(bracket)
 
     weights = inference.diagnostics.importance_diagnostics(np.log(np.arange(1.0, 101)))
     assert "of 100 draws" in repr(weights) and "nats" in lines(weights)[3]

@@ -25,6 +25,7 @@ def stirred(size=2, context_size=0, seed=1):
     return jax.tree.unflatten(treedef, noisy)
 
 
+@pytest.mark.slow
 def test_it_begins_as_the_standard_normal():
     law = flows.RealNVP(3, key=KEY).law()
     x = jax.random.normal(KEY, (5, 3))
@@ -41,6 +42,7 @@ def test_the_density_integrates_to_one():
     assert abs(jnp.exp(law.log_prob(jnp.zeros(2))) - 1 / (2 * np.pi)) > 0.01  # it is stirred
 
 
+@pytest.mark.slow_for("3-None", "5-context2")
 @pytest.mark.parametrize(("size", "context"), [(2, None), (3, None), (5, np.ones((4, 2)))])
 def test_draws_have_the_density_that_the_map_gives_them(size, context):
     flow = stirred(size, 0 if context is None else 2)
@@ -105,6 +107,7 @@ def test_a_flow_reaches_a_posterior_that_a_normal_cannot():
     assert bound["flow"] > -0.1 and bound["normal"] < -0.5
 
 
+@pytest.mark.slow
 def test_gradients_of_the_bound_reach_every_array():
     objective = inference.elbo(banana(), flow_guide)
     params = objective.init(KEY)

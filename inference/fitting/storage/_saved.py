@@ -13,11 +13,13 @@ import numpy as np
 
 from ....ppl.language import Program, as_arguments, check_set_up
 from ..._arguments import Arguments, outcome, plain_arrays
+from ..stationarity import Averaging
 from ._archive import from_raw, read, to_raw, write
 from ._skeleton import as_skeleton, from_skeleton
 from ._structure import differences, structure, versions
 
-_FORMAT = "fit 1"
+_FORMAT = "fit 2"
+_AVERAGING = ("start", "count", "spread", "error", "r_hat")
 
 
 def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
@@ -29,6 +31,9 @@ def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
     trees = {"params": fit.params, "state": fit.state, "history": fit.history}
     if fit.last_params is not fit.params:
         trees["last_params"] = fit.last_params
+    if fit.averaging is not None:
+        kept = fit.averaging
+        trees |= {f"averaging/{name}": getattr(kept, name) for name in _AVERAGING}
     for part, tree in trees.items():
         arrays |= {name: to_raw(leaf) for name, leaf in _named(part, tree).items()}
     example = fit.example if fit.args is None else fit.args
@@ -36,6 +41,7 @@ def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
         "format": _FORMAT,
         "versions": versions(),
         "is_averaged": "last_params" in trees,
+        "noise": None if fit.averaging is None else fit.averaging.noise,
         "steps": fit.steps,
         "num_skipped": np.asarray(fit.num_skipped).tolist(),
         "num_seeds": fit.num_seeds,
@@ -71,6 +77,7 @@ def load_fit(make: Callable[..., Any], path: str | os.PathLike, objective: Any, 
         params=params,
         last_params=restored("last_params", own) if header["is_averaged"] else params,
         state=state,
+        averaging=_averaging(own, header["noise"], arrays),
         history={n[8:]: x for n, x in arrays.items() if n.startswith("history/")},
         args=example if has_data else None,
         steps=header["steps"],
@@ -147,6 +154,24 @@ def _restored(
         raise ValueError(f"Fit.load: '{name}' belongs to another objective:\n" + "\n".join(lines))
     leaves = [jnp.asarray(from_raw(found[n], jnp.result_type(x))) for n, x in needed.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _averaging(own: Any, noise: Any, arrays: Mapping[str, np.ndarray]) -> Averaging | None:
+    """What is known of averaged iterates; spreads and errors are of unconstrained parameters, whose shapes may be others."""
+    if noise is None:
+        return None
+
+    def tree(part: str) -> Any:
+        leaves = [jnp.asarray(arrays[name]) for name in _named(part, own)]
+        return jax.tree.unflatten(jax.tree.structure(own), leaves)
+
+    parts = {
+        name: tree(f"averaging/{name}")
+        if name in ("spread", "error")
+        else jnp.asarray(arrays[f"averaging/{name}"])
+        for name in _AVERAGING
+    }
+    return Averaging(**parts, noise={site: tuple(pair) for site, pair in noise.items()})
 
 
 def _is_key(leaf: Any) -> bool:

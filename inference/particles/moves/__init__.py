@@ -1,4 +1,4 @@
-"""Markov kernels on R^d that move particles, and the maps from R^d onto supports.
+"""Markov kernels on R^d, and on discrete values, that move particles, and the maps from R^d onto supports.
 
 A kernel leaves exp(log_density) invariant for every tuning; scale and spread are learnt from acceptance rates and from particles.
 
@@ -6,9 +6,11 @@ Kernels
     RandomWalk          Gaussian steps with the spread of the particles
     MALA, HMC           steps along the gradient
     BlackJAX            any sampling algorithm of BlackJAX
+    Gibbs               one discrete coordinate after the other, given the others
     Kernel              what these are: a kernel of one's own
 """
 
+from ._gibbs import Gibbs as Gibbs
 from ._kernels import (
     HMC as HMC,
     MALA as MALA,
@@ -27,5 +29,6 @@ __all__ = [
     "MALA",
     "HMC",
     "BlackJAX",
+    "Gibbs",
     "Kernel",
 ]

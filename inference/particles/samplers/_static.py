@@ -1,9 +1,9 @@
-"""A program without time as prior and likelihood on R^d: what tempering and Markov kernels work on."""
+"""A program without time as prior and likelihood of a point: what tempering and Markov kernels work on."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """Log-densities in unconstrained coordinates u of all latent sites.
+    """Log-densities in coordinates u of all latent sites: unconstrained ones, or the numbers of discrete values.
 
     Attributes:
         dimension: length of u.
@@ -43,8 +43,25 @@ class Static:
         return jnp.where(rise > 0, rise * terms, 0.0).sum(-1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """How points are coded.
+
+    Attributes:
+        flat: a point of zeros, [d].
+        choices: u -> latent site -> value.
+        log_jacobian: (u, values) -> log-volume of the map to values, nats.
+        point: latent site -> value, to u.
+    """
+
+    flat: Array
+    choices: Callable[[Array], dict[str, Array]]
+    log_jacobian: Callable[[Array, dict[str, Array]], Array]
+    point: Callable[[Mapping[str, Array]], Array]
+
+
 def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None = None) -> Static:
-    """Prior and likelihood of `program(*args)`.
+    """Prior and likelihood of `program(*args)` in unconstrained coordinates.
 
     Args:
         program: the program.
@@ -54,19 +71,13 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
     Raises:
         ValueError: there is a discrete latent site, no latent site, or nothing observed; no observation has the data axis.
     """
-    trace = jax.eval_shape(lambda key: program.simulate(key, *args), jax.random.key(0))
-
-    latent = list(trace.choices)
-    if not latent:
-        raise ValueError(
-            "tempered_smc: the program has no latent site, so that there is nothing to draw. "
-            "Leave at least one site without a value."
-        )
+    trace, latent = latent_sites(program, args)
     for name in latent:
         if trace.sites[name].regions or not jnp.issubdtype(trace.choices[name].dtype, jnp.floating):
             raise ValueError(
                 f"Site '{name}': tempering moves particles in continuous coordinates, and this site is discrete or stands in "
-                "a scan. Sum a discrete site out, or use smc on the program."
+                "a scan. Sum a discrete site out, give kernel=inference.particles.moves.Gibbs() if all are discrete, or use smc "
+                "on the program."
             )
     template = {n: jnp.zeros(trace.choices[n].shape, trace.choices[n].dtype) for n in latent}
     transforms = transforms_of("tempered_smc", program, args, template)
@@ -78,21 +89,52 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
         parts = unflatten(u)
         return {name: transforms[name](parts[name]) for name in latent}
 
+    def log_jacobian(u: Array, x: dict[str, Array]) -> Array:
+        v = unflatten(u)
+        return sum(jnp.sum(transforms[n].log_abs_det_jacobian(v[n], x[n])) for n in latent)  # type: ignore[return-value]
+
+    def point(values: Mapping[str, Array]) -> Array:
+        return jax.flatten_util.ravel_pytree({n: transforms[n].inv(values[n]) for n in latent})[0]
+
+    return static_of(
+        program, args, trace, Coordinates(flat, choices, log_jacobian, point), data_axis
+    )
+
+
+def latent_sites(program: ppl.Program, args: tuple[Any, ...]) -> tuple[ppl.Trace, list[str]]:
+    """The program's abstract trace and its latent sites, of which there is at least one."""
+    trace = jax.eval_shape(lambda key: program.simulate(key, *args), jax.random.key(0))
+    if not trace.choices:
+        raise ValueError(
+            "tempered_smc: the program has no latent site, so that there is nothing to draw. "
+            "Leave at least one site without a value."
+        )
+    return trace, list(trace.choices)
+
+
+def static_of(
+    program: ppl.Program,
+    args: tuple[Any, ...],
+    trace: ppl.Trace,
+    at: Coordinates,
+    data_axis: str | None,
+) -> Static:
+    """The program's densities in these coordinates."""
+    latent = list(trace.choices)
     likelihood = [name for name in trace.log_probs if name not in latent]
     if not likelihood:
         raise ValueError(f"tempered_smc: {program!r} {OBSERVES_NOTHING}")
     rows, num_rows = _rows(trace, likelihood, data_axis)
 
     def parts(u: Array) -> tuple[Array, Array]:
-        x, v = choices(u), unflatten(u)
+        x = at.choices(u)
         log_probs = program.trace(x, *args).log_probs
         total = lambda names: sum((jnp.sum(log_probs[n]) for n in names), jnp.zeros(()))
-        jacobian = sum(jnp.sum(transforms[n].log_abs_det_jacobian(v[n], x[n])) for n in latent)
         terms = total(n for n in likelihood if n not in rows)[None]
         if rows:
             by_row = lambda n: jnp.moveaxis(log_probs[n], rows[n], 0).reshape(num_rows, -1).sum(1)
             terms = jnp.concatenate([sum(map(by_row, rows), jnp.zeros(num_rows)), terms])
-        return total(latent) + jacobian, terms
+        return total(latent) + at.log_jacobian(u, x), terms
 
     def exponents(temperature: Array) -> Array:
         place = num_rows * temperature
@@ -101,13 +143,12 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
         return jnp.append(jnp.clip(place - jnp.arange(num_rows), 0.0, 1.0), temperature)
 
     def draw(key: Array) -> Array:
-        values = program.simulate(key, *args).choices
-        return jax.flatten_util.ravel_pytree({n: transforms[n].inv(values[n]) for n in latent})[0]
+        return at.point(program.simulate(key, *args).choices)
 
     # Traced once: moves evaluate it in many places.
-    closed = jax.make_jaxpr(parts)(flat)
+    closed = jax.make_jaxpr(parts)(at.flat)
     log_densities = jaxpr_as_fun(closed)
-    return Static(flat.size, draw, lambda u: tuple(log_densities(u)), exponents, choices)  # type: ignore[arg-type]
+    return Static(at.flat.size, draw, lambda u: tuple(log_densities(u)), exponents, at.choices)  # type: ignore[arg-type]
 
 
 def _rows(trace: ppl.Trace, names: list[str], axis: str | None) -> tuple[dict[str, int], int]:

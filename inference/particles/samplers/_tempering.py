@@ -14,10 +14,11 @@ from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl.language import arguments, told_of_nan
-from ..moves import HMC, Kernel, Standing
+from ..moves import HMC, Gibbs, Kernel, Standing
 from ..population import evidence, reweight, uniform, voided
 from ..programs import map_particles
 from ..resampling import Scheme, as_scheme, resample
+from ._discrete import as_discrete
 from ._persistent import run_persistent
 from ._static import Static, as_static
 from ._tempered import TemperedResult, trimmed
@@ -50,12 +51,14 @@ def tempered_smc(
     is `target_ess` K (bisection), and the kernel's scale and spread are tuned from the particles.
 
     Args:
-        model: a program of continuous latent sites; observations and factors are its likelihood.
+        model: a program of continuous latent sites, or, with `kernel=Gibbs()`, of discrete ones of finite supports;
+            observations and factors are its likelihood.
         key: PRNG key of either kind.
         args: the model's arguments.
         kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_particles: K.
-        kernel: `HMC()` by default; `RandomWalk()`, `MALA()`, or one of BlackJAX's, NUTS among them (`BlackJAX`).
+        kernel: `HMC()` by default; `RandomWalk()`, `MALA()`, or one of BlackJAX's, NUTS among them (`BlackJAX`); `Gibbs()`
+            where all latent sites are discrete.
         num_moves: moves at each temperature.
         target_ess: fraction of K, in (0, 1). With "persistent" all particles count, which makes steps longer.
         temperatures: increasing exponents that end with 1, instead of adapting them.
@@ -76,8 +79,9 @@ def tempered_smc(
         A `TemperedResult`.
 
     Raises:
-        ValueError: a discrete latent site; temperatures that do not increase to 1; wrong sizes; with `keep="all"` a K that
-            `num_moves` + 1 does not divide, or a scheme that cannot draw fewer ancestors ("killing").
+        ValueError: a discrete latent site, or with `Gibbs()` one whose values are not finitely many, known and the same at
+            every draw; temperatures that do not increase to 1; wrong sizes; with `keep="all"` a K that `num_moves` + 1 does
+            not divide, or a scheme that cannot draw fewer ancestors ("killing").
         RuntimeError: `max_steps` were not enough (under jit particles, weights and evidence are NaN then).
 
     Validity: E[exp(log_evidence)] = p(data) with `frozen`, whose numbers must come from an independent key. Adapted runs
@@ -93,7 +97,11 @@ def tempered_smc(
     _check(num_particles, target_ess, temperatures, max_steps, num_moves, keep, batch_size)
     if frozen is not None and temperatures is not None:
         raise ValueError("tempered_smc: give temperatures or a frozen result, not both.")
-    target = as_static(ppl.as_program(model), args, data_axis)
+    if isinstance(kernel, Gibbs):
+        target, num_values = as_discrete(ppl.as_program(model), args, data_axis)
+        kernel = dataclasses.replace(kernel, num_values=num_values)
+    else:
+        target = as_static(ppl.as_program(model), args, data_axis)
     if temperatures is not None:
         max_steps = len(temperatures)
     schedule = None if temperatures is None else jnp.asarray(temperatures, float)

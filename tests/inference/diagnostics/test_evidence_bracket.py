@@ -42,6 +42,7 @@ def test_one_particle_is_off_by_the_two_divergences(seed):
     assert_unbiased(result.upper - result.lower, sum(DIVERGENCES.values()))
 
 
+@pytest.mark.slow
 def test_more_particles_close_the_gap_around_the_evidence(key):
     gaps = []
     for num_particles in (1, 10, 100):
@@ -56,6 +57,26 @@ def test_batches_change_nothing_and_it_prints(key):
     whole, parts = (bracket(key, num_simulations=20, batch_size=size) for size in (None, 4))
     np.testing.assert_allclose(whole.lower, parts.lower, rtol=1e-5)
     assert "mean over 20 simulated data sets with 1 particles: lower -" in str(whole)
+
+
+def test_given_draws_of_the_posterior_bound_from_above(seed):
+    """Data 1: exact draws N(1 / 2, 1 / 2), sd about 1 on either side; a bias of 0.05 is 7 standard errors."""
+    z = 0.5 + np.sqrt(0.5) * np.random.default_rng(0).normal(size=20_000)
+    result = inference.diagnostics.evidence_bracket(model, wide, seed, 1.0, draws={"z": z})
+    log_z = -0.5 * np.log(4 * np.pi) - 0.25
+    assert_unbiased(result.lower, log_z - DIVERGENCES["lower"])
+    assert_unbiased(result.upper, log_z + DIVERGENCES["upper"])
+    assert "mean over 20000 draws with 1 particles" in str(result)
+
+
+def test_draws_of_different_numbers_or_two_sources_are_refused(key):
+    of = inference.diagnostics.evidence_bracket
+    with pytest.raises(ValueError, match="neither of data_fn and draws"):
+        of(model, wide, key, 0.0)
+    with pytest.raises(ValueError, match="both of data_fn and draws"):
+        of(model, wide, key, 0.0, data_fn=lambda seen: (0.0,), draws={"z": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"numbers \{'z': 3, 'y': 2\} by site"):
+        of(model, wide, key, 0.0, draws={"z": np.zeros(3), "y": np.zeros(2)})
 
 
 def test_bad_input_is_refused(key):

@@ -259,6 +259,7 @@ def test_a_model_alone_needs_no_weights(weights, key):
     np.testing.assert_allclose(result.log_weights, -np.log(50), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_guidance_weights(key):
     """(V / 2) b (b - 1) |s1 - s2|^2: zero at b = 0 and 1, positive beyond, negative between (proposition 3.1)."""
     scales = (0.0, 1.0, 3.0, -0.5, 0.5)
@@ -404,6 +405,40 @@ def test_product_of_gaussians_in_two_dimensions(name, key):
     log_zs, means = jax.jit(jax.vmap(run))(jax.random.split(key, 50))
     assert_evidence(log_zs, log_z)
     assert_unbiased(means, (m1 / v1 + m2 / v2) / (1 / v1 + 1 / v2))
+
+
+# Exponents as arrays.
+
+
+@pytest.mark.filterwarnings("ignore:fkc")  # the grid is coarse, and is not run
+def test_exponents_as_arrays_are_those_as_numbers_and_functions():
+    """All that the steps are made of is a number for each time, so that no run is needed to compare."""
+    times = np.linspace(1.0, 0.0, 21)
+    made = lambda models, w: inference.diffusion.fkc(models, times, exponents=w, zeta=1.5)
+    grid = lambda models, w: made(models, w).corrector.grid
+    falling, rising = 1 - 0.5 * times, 0.2 + times**2
+    of_time = [lambda t: 1 - 0.5 * t, lambda t: 0.2 + t**2]
+    cases = [
+        ([Q1, Q2], np.array([0.6, 0.9]), [0.6, 0.9]),
+        ([Q1, Q2], np.stack([falling, rising], 1), of_time),
+        ([Q1, Q2], [falling, rising], of_time),
+        ([Q1, Q2], [jnp.asarray(falling), 0.9], [of_time[0], 0.9]),
+        ([Q1, Q2], falling[:, None], of_time[0]),
+        (Q1, rising, of_time[1]),
+        (Q1, np.array([1.5]), 1.5),
+    ]
+    for models, arrays, others in cases:
+        found, expected = grid(models, arrays), grid(models, others)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, expected
+        )
+    table = np.stack([falling, rising], 1)
+    # In nested models exponents multiply, at the times of the outer steps.
+    inner = made([Q1, Q2], table)
+    outer = inference.diffusion.fkc(inner, times[::2], exponents=2.0 - times[::2], zeta=1.5)
+    np.testing.assert_allclose(
+        outer.corrector.grid.exponents, (table * (2 - times)[:, None])[::2], rtol=1e-5
+    )
 
 
 # The noise scale.

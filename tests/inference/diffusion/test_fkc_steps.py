@@ -151,6 +151,7 @@ def log_evidence_error(noising, times, beta, integrator, keys, num_particles, di
     return jax.jit(lambda keys: jax.lax.map(run, keys, batch_size=8))(keys)
 
 
+@pytest.mark.slow_for("exponential, log-SNR", "exponential")
 @pytest.mark.parametrize("name", REMEDIES)
 def test_evidence_is_unbiased_in_few_exponential_steps(name, key):
     """Four dimensions annealed to 3 in 50 steps, where Euler's have Z-hat / Z = 0.36: more than 7 standard errors off."""

@@ -248,6 +248,7 @@ def test_events_seen_in_part_keep_their_axes(key, with_model):
     )
 
 
+@pytest.mark.slow
 def test_seeds_are_chains_so_that_r_hat_compares_them():
     import arviz
 
@@ -289,6 +290,7 @@ def test_seeds_with_models_of_their_own_are_refused():
         inference.to_arviz(fit, key=jax.random.key(0))
 
 
+@pytest.mark.slow_for("multinomial")
 @pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
 def test_the_evidence_of_particles_has_an_error_where_the_run_shows_one(scheme):
     walk = inference.FeynmanKac(

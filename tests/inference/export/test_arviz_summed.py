@@ -133,6 +133,7 @@ def test_several_chains_are_rows_and_their_steps_are_foretold():
     np.testing.assert_allclose(of_rows[0], want.sum(2), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_steps_foretold_are_not_made_unless_asked_for():
     tree = tree_of(chain, Y, None)
     assert "log_predictive" not in tree.children and "prior_predictive" in tree.children

@@ -38,6 +38,7 @@ def tree_of(mu, sd):
     )
 
 
+@pytest.mark.slow
 def test_densities_are_those_of_unconstrained_draws():
     mu, sd = np.array([0.3, -1.0, 2.0]), np.array([0.7, 1.5, 3.9])
     hooks = inference.moment_matching(tree_of(mu, sd), PROGRAM, (Y,))

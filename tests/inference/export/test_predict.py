@@ -328,6 +328,7 @@ def hidden(y):
 STAY = jnp.array([[0.9, 0.1], [0.3, 0.7]])
 
 
+@pytest.mark.slow
 def test_a_chain_whose_states_are_summed_out_is_forecast_by_its_states():
     """States of the seen steps from the exact posterior, the next ones from the chain; the filter by hand is the oracle."""
     y = jnp.array([0.1, 2.7, 3.2, 0.4, 2.6])

@@ -45,6 +45,7 @@ def test_a_model_and_data_reach_the_exact_posterior(capsys):
         assert words in said
 
 
+@pytest.mark.slow
 def test_discrete_sites_are_summed_out(capsys):
     x = np.concatenate([-2 + RNG.normal(size=30), 2 + RNG.normal(size=10)]).astype(np.float32)
     fit = inference.fit(mixture, args=(x,), num_steps=600, progress=False)
@@ -176,6 +177,7 @@ def descend(noise, *, rate=0.02, seed=0, drift=0.0, most=60_000, **options):
     return jax.jit(jax.vmap(run))(jnp.arange(seed, seed + 20))
 
 
+@pytest.mark.slow_for("10.0-0.1", "1.0-0.02")
 @pytest.mark.parametrize(("noise", "rate"), [(0.1, 0.02), (1.0, 0.02), (10.0, 0.1)])
 def test_a_settled_run_is_near_the_bottom(noise, rate):
     """What is left is a small part of one estimate's noise, for 20 seeds of 20, and the run does end."""
@@ -184,6 +186,7 @@ def test_a_settled_run_is_near_the_bottom(noise, rate):
     assert (left < 0.1 * max(1.0, noise)).all()
 
 
+@pytest.mark.slow
 def test_a_slow_gain_worth_having_is_not_taken_for_the_end():
     """1 nat in 1,000 steps, hidden in noise of 3 nats: over a third of the run more than the tolerance."""
     _, settled_at, step = descend(3.0, drift=1e-3, most=15_000)
@@ -219,6 +222,7 @@ def test_a_run_that_settles_resumes_to_the_bit_and_stays_ended(tmp_path):
     assert again.steps == whole.steps and again.stop_reason == "settled"
 
 
+@pytest.mark.slow
 def test_seeds_settle_together():
     fit = inference.fit(
         Objective(),

@@ -92,6 +92,7 @@ def test_no_steps_are_taken_from_given_parameters_only():
         run(num_steps=0)
 
 
+@pytest.mark.slow
 def test_raw_and_typed_keys_give_the_same_fit():
     assert_tree_equal(run(key=jax.random.PRNGKey(3)).params, run(key=jax.random.key(3)).params)
 

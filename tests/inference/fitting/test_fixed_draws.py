@@ -39,6 +39,7 @@ def fitted():
     return fit_fixed_draws(BOUND, {"x": X, "y": Y}, key=KEY, num_draws=200)
 
 
+@pytest.mark.slow
 def test_the_end_is_an_optimum_near_that_of_the_bound(fitted):
     assert fitted.stop_reason == "settled" and fitted.gradient_norm <= 1e-3
     assert fitted.steps == len(fitted.history["value"]) < 200
@@ -72,6 +73,7 @@ def test_linear_response_mends_the_variances_of_a_mean_field(fitted):
     np.testing.assert_allclose(one, exact, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_a_full_rank_guide_needs_no_response():
     objective = inference.elbo(regression, AutoMultivariateNormal(regression))
     fit = fit_fixed_draws(objective, (X, Y), key=KEY, num_draws=300)
@@ -80,6 +82,7 @@ def test_a_full_rank_guide_needs_no_response():
     np.testing.assert_allclose(draws.std(0) / SD, 1.0, atol=0.15)
 
 
+@pytest.mark.slow
 def test_the_best_of_several_starts_is_kept():
     def two(y):
         z = ppl.sample("z", dist.Normal(0.0, 3.0))
@@ -97,6 +100,7 @@ def test_the_best_of_several_starts_is_kept():
     assert abs(fit.params["loc"] - 3.0) < 0.2
 
 
+@pytest.mark.slow
 def test_minimised_objectives_and_summed_sites():
     def model(y):
         k = ppl.sample("k", dist.Bernoulli(0.3))
@@ -156,6 +160,7 @@ def test_a_gradient_that_leaves_a_score_out_is_refused():
         fit_fixed_draws(bound, (X, Y), key=KEY)
 
 
+@pytest.mark.slow
 def test_an_end_that_is_no_optimum_has_no_errors():
     def superfluous(x, y=None):
         a, b = ppl.param("a", jnp.zeros(3)), ppl.param("b", jnp.zeros(3))

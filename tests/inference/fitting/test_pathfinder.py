@@ -36,6 +36,7 @@ def by_hand(x, y):
 GUIDES = {"by hand": by_hand, "multivariate": AutoMultivariateNormal(model)}
 
 
+@pytest.mark.slow_for("by hand")
 @pytest.mark.parametrize("name", list(GUIDES))
 def test_a_full_guide_starts_at_a_normal_posterior(name):
     objective = inference.elbo(model, GUIDES[name])
@@ -56,6 +57,7 @@ def test_mean_field_takes_means_and_widths():
     np.testing.assert_allclose(found["beta_auto_scale"], np.sqrt(np.diag(COV)), rtol=0.25)
 
 
+@pytest.mark.slow
 def test_fits_go_on_from_there():
     objective = inference.elbo(model, by_hand)
     params = pathfinder(objective, (X, Y), key=KEY)
@@ -65,6 +67,7 @@ def test_fits_go_on_from_there():
     assert climbed.steps < own.steps
 
 
+@pytest.mark.slow
 def test_of_several_starts_the_best_mode_is_taken():
     def modes():
         z = ppl.sample("z", dist.Normal(0.0, 5.0))

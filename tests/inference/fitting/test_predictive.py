@@ -74,6 +74,7 @@ def test_all_that_is_kept_belongs_to_the_rows_of_the_fit():
     np.testing.assert_allclose((drawn["mean"] - 1.5 * X).mean(0), np.arange(8.0), atol=0.1)
 
 
+@pytest.mark.slow_for("auto")
 @pytest.mark.parametrize("guide", [by_row, AutoNormal(rows)], ids=["by_row", "auto"])
 def test_draws_of_the_fits_rows_do_not_pass_for_those_of_as_many_new_ones(guide):
     with pytest.raises(ValueError, match=r"'u' lies in plate 'rows' of 8 rows.*keep=\['slope'\]"):
@@ -114,6 +115,7 @@ def test_programs_predict_what_they_draw():
     assert set(ppl.as_program(rows).predict(KEY, {"slope": 1.0}, NEW, NEW)) == {"u", "mean", "y"}
 
 
+@pytest.mark.slow
 def test_a_site_that_is_kept_brings_what_it_depends_on():
     """U given and its mean drawn anew would not be a draw of the posterior."""
 
@@ -136,6 +138,7 @@ def test_a_site_that_is_kept_brings_what_it_depends_on():
     assert set(fit.predict(KEY, NEW, keep="*", num_samples=3)) == {"y"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fit. k-hat")  # of a single step
 def test_summed_sites_of_new_rows_are_drawn_from_the_model():
     """A mixture of lines: each new row has a component of its own."""
@@ -155,6 +158,7 @@ def test_summed_sites_of_new_rows_are_drawn_from_the_model():
     assert (seen["z"] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fit. k-hat")
 def test_summed_sites_need_all_observations_or_none():
     def model(x, y=None):
@@ -171,6 +175,7 @@ def test_summed_sites_need_all_observations_or_none():
         fit.predict(KEY, NEW, num_samples=3)
 
 
+@pytest.mark.slow
 def test_rows_on_an_axis_of_the_event_or_of_columns_do_not_pass_for_new_ones():
     def process(x, y=None):
         kernel = jnp.exp(-0.5 * (x[:, None] - x) ** 2) + 1e-2 * jnp.eye(len(x))
@@ -254,6 +259,7 @@ def test_a_longer_autoregression_is_sent_to_where_its_steps_can_be_said():
     assert fit.predict(KEY, num_samples=3)["y"].shape == (3, 3)  # replicates of the fit's own
 
 
+@pytest.mark.slow
 def test_rows_that_an_integer_counts_are_those_of_the_fit():
     def model(num_rows, y=None):
         slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
@@ -288,6 +294,10 @@ def test_a_prediction_from_an_observation_that_would_be_drawn_anew_is_refused():
     assert fit.predict(KEY, dose, dose, num_samples=2)["dose"].shape == (2, 3)  # replicates of both
     assert fit.predict(KEY, None, num_samples=2)["y"].shape == (2, 3)
     draws = fit.posterior(KEY, 50)
+    with pytest.raises(
+        ValueError, match=r"predict: \['y'\] are to be predicted.*\['dose'\].*ppl.intervene"
+    ):
+        inference.predict(model, draws, KEY, dose, num_samples=2)
     set_to = ppl.intervene(fit.model, {"dose": dose})
     y = inference.predict(set_to, draws, KEY, None, num_samples=50)["y"]
     slope = float(fit.params["loc"])

@@ -1,5 +1,6 @@
 """A saved fit comes back as it was, to its own programs only; an exported one draws what it drew."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
+from lapilli.inference.fitting.stationarity import Averaging
 
 KEY = jax.random.key(0)
 X = np.linspace(-1.0, 1.0, 6, dtype=np.float32)
@@ -101,6 +103,26 @@ def test_the_file_is_plain_numpy_and_json(saved):
     assert header["steps"] == 6 and header["versions"]["jax"] == jax.__version__
 
 
+def test_what_is_known_of_averaged_iterates_comes_back(tmp_path):
+    fit = fitted(average="stationary")
+    known = Averaging(
+        *map(jnp.asarray, (4, 2)),
+        jax.tree.map(jnp.ones_like, fit.params),
+        jax.tree.map(jnp.zeros_like, fit.params),
+        jnp.asarray(jnp.nan),
+        {"w": (0.5, 0.1)},
+    )
+    fit = dataclasses.replace(fit, averaging=known)
+    fit.save(tmp_path / "fit.npz")
+    again = as_it_was(fit, tmp_path / "fit.npz").averaging
+    assert same(
+        (again.start, again.count, again.spread, again.error),
+        (known.start, known.count, known.spread, known.error),
+    )
+    assert np.isnan(again.r_hat) and again.noise == known.noise
+
+
+@pytest.mark.slow_for("polyak")
 @pytest.mark.parametrize("average", [None, "polyak"])
 def test_fits_with_seeds_and_averages_come_back(tmp_path, average):
     fit = fitted(num_seeds=2, average=average)
@@ -124,6 +146,7 @@ def test_without_data_shapes_are_known(tmp_path):
         assert not [name for name in file.files if name.startswith("args")]
 
 
+@pytest.mark.slow
 def test_a_fit_of_batches_knows_the_shapes_of_one(tmp_path):
     fit = fitted(args=[(X, Y)], plate_sizes={})
     fit.save(tmp_path / "fit.npz")
@@ -149,6 +172,7 @@ def test_arguments_of_many_kinds_come_back(tmp_path):
     assert jnp.array_equal(jax.random.key_data(again[1]), jax.random.key_data(KEY))
 
 
+@pytest.mark.slow
 def test_an_autoguide_meets_its_model_in_the_file(tmp_path):
     auto = lambda: (lambda model: inference.elbo(model, AutoNormal(model)))(
         ppl.condition(programs()[0], {"kind": 1.0})
@@ -201,6 +225,7 @@ def test_other_weights_and_strategies_are_refused(tmp_path):
         inference.Fit.load(tmp_path / "fit.npz", weighted(0.9))
 
 
+@pytest.mark.slow
 def test_rows_of_the_fit_are_not_exported_for_others(tmp_path):
     """An exported function is called with other rows, also where its examples are those of the fit."""
 
@@ -253,7 +278,7 @@ def test_what_is_no_saved_fit_is_refused(saved, tmp_path):
     with pytest.raises(ValueError, match="is no file of Fit.save.*header"):
         inference.Fit.load(tmp_path / "other.npz", bound())
     with_header(saved[1], tmp_path / "old.npz", format="fit 0")
-    with pytest.raises(ValueError, match="has the format 'fit 0'.*'fit 1'"):
+    with pytest.raises(ValueError, match="has the format 'fit 0'.*'fit 2'"):
         inference.Fit.load(tmp_path / "old.npz", bound())
 
 
@@ -297,6 +322,7 @@ def test_an_exported_fit_draws_the_same_with_jax_alone(saved, tmp_path):
         np.testing.assert_allclose(draws["y"], predicted["y"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_kept_sites_leave_the_data_of_the_fit_out_of_the_file(tmp_path):
     many = np.linspace(0.0, 1.0, 100_000, dtype=np.float32)
     fit = fitted(args=(many, many), num_steps=1)
@@ -304,6 +330,7 @@ def test_kept_sites_leave_the_data_of_the_fit_out_of_the_file(tmp_path):
     assert os.path.getsize(tmp_path / "served") < 100_000
 
 
+@pytest.mark.slow
 def test_a_program_that_must_know_its_rows_is_exported_for_one_number(tmp_path):
     @ppl.model
     def model(y):

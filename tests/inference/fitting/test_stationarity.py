@@ -41,6 +41,7 @@ def runs():
     return run(num_steps=12_000, num_seeds=64)
 
 
+@pytest.mark.slow
 def test_spread_and_error_are_those_of_the_autoregression(runs):
     found = runs.averaging
     assert np.all(found.start > 100) and np.all(found.count + found.start == 12_000)
@@ -98,6 +99,7 @@ def test_where_the_value_never_settles_nothing_is_averaged():
     assert "these are the last iterates" in repr(fit)
 
 
+@pytest.mark.slow_for("2")
 @pytest.mark.parametrize("seeds", [None, 2])
 def test_a_resumed_run_averages_the_same(tmp_path, seeds):
     options = {"num_steps": 3000, "num_seeds": seeds}
@@ -133,6 +135,7 @@ def test_noise_beside_the_posterior_is_the_ratio_of_widths():
     assert abs(found / 0.3 - 1) < 4.5 * (0.18**2 + 0.07**2) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_fit_tells_the_noise_of_its_iterates():
     x = np.random.default_rng(0).normal(size=50).astype(np.float32)
 

@@ -300,6 +300,7 @@ def test_padding_has_no_influence_on_site_value_and_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), one, two)
 
 
+@pytest.mark.slow
 def test_precision_factor_normal_is_the_dense_law():
     rng = np.random.default_rng(1)
     loc, scale, factor = rng.normal(size=6), rng.uniform(0.5, 2, 6), rng.normal(size=(4, 6))
@@ -491,6 +492,7 @@ def test_jacobian_by_observation_is_the_whole_one_and_part_of_it_is_less():
         assert np.all(np.linalg.matrix_rank(part, tol=1e-6) == rank)
 
 
+@pytest.mark.slow
 def test_the_slope_survives_probabilities_of_zero():
     """Single precision; labels of probability exp(-60): the whitened slope is huge, its product with the factor is not."""
 

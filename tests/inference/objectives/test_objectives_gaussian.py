@@ -231,6 +231,7 @@ def test_refusals(make, error, words):
         objective.value({**objective.init(KEY, X), "high": jnp.asarray(2.0)}, KEY, X)
 
 
+@pytest.mark.slow_for("forward_kl", "wake_theta")
 @pytest.mark.parametrize("make", [inference.wake_phi, inference.forward_kl, inference.wake_theta])
 def test_replicates_are_averaged(make):
     """Twenty have a twentieth of the variance; a quarter is five times as much, far outside of what 200 values leave open."""

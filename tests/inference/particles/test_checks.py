@@ -181,6 +181,7 @@ DRAWN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_for("exceeds log_bound", "NaN at weighing", "temperatures ended")
 @pytest.mark.parametrize("words", DRAWN)
 def test_what_draws_decide_is_refused_or_nan(words):
     call = DRAWN[words]
@@ -189,6 +190,7 @@ def test_what_draws_decide_is_refused_or_nan(words):
     assert jnp.isnan(jax.jit(call)(KEY)).all()
 
 
+@pytest.mark.slow
 def test_a_chain_that_is_lost_says_so_under_jit():
     """`log_joint` is the status of pmmh: its chain may come to the posterior later."""
     call = lambda key: pmmh(walk, key, YS + jnp.inf).log_joint
@@ -197,6 +199,7 @@ def test_a_chain_that_is_lost_says_so_under_jit():
     assert not jnp.isfinite(jax.jit(call)(KEY)).any()
 
 
+@pytest.mark.slow
 def test_known_evidence_of_a_mam_stays_known(key):
     """As many steps under jit as outside of it, and the same evidence."""
     model = mam.MaM(networks).condition(np.array([0, 1, 0]), np.array([False, True, True]))

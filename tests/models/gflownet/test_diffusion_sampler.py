@@ -160,7 +160,77 @@ def test_training_learns_the_law_and_its_constant(key):
     assert LOG_Z - 0.05 < values.mean() < LOG_Z + 4.5 * values.std() / np.sqrt(200)
 
 
+class Constant(eqx.Module):
+    """A drift and a relative scale that are the same everywhere."""
+
+    drift: float
+    relative_scale: float
+
+    def __call__(self, x, t, score):
+        return jnp.array([self.drift, np.log(self.relative_scale)])
+
+
+def second_moment(relative_scale, shift, reach):
+    """E[ratio^2] / R's mass of one step, integrated over `reach` standard deviations s = SIGMA, m = shift."""
+    y = np.linspace(-reach, reach, 200_001) * SIGMA
+    log_n = lambda y, m, s: -0.5 * np.log(2 * np.pi * s**2) - (y - m) ** 2 / (2 * s**2)
+    log_square = 2 * log_n(y, 0, SIGMA) - log_n(y, shift, relative_scale * SIGMA)
+    return np.trapezoid(np.exp(log_square), y)
+
+
+@pytest.mark.parametrize("relative_scale", [0.72, 0.9])
+def test_the_second_moment_of_a_step_is_finite_above_the_bound_alone(relative_scale):
+    """By quadrature: the closed form above 1 / sqrt(2); below, the integral grows with its range without end."""
+    square = 2 * relative_scale**2 - 1
+    exact = relative_scale**2 / np.sqrt(square) * np.exp(0.3**2 / (SIGMA**2 * square))
+    np.testing.assert_allclose(second_moment(relative_scale, 0.3, 60.0), exact, rtol=1e-6)
+    below = [second_moment(0.69, 0.3, reach) for reach in (10.0, 20.0, 40.0)]
+    assert below[2] > 1e3 * below[1] > 1e4 * below[0]
+
+
+@pytest.mark.parametrize("relative_scale", [0.3, 0.72, 0.9])
+def test_weights_have_a_variance_whatever_the_control_says(relative_scale, key):
+    """R = Normal(0, SIGMA), one step: the sampler's E[w^2] by quadrature is the closed form at the scale that it takes."""
+    log_reference = lambda x: dist.Normal(0.0, SIGMA).log_prob(x).sum()
+    sampler = gflownet.diffusion_sampler(
+        log_reference, 1, num_steps=1, scale=SIGMA, control=Constant(0.2, relative_scale), key=key
+    )
+    x = np.linspace(-12, 12, 20_001) * SIGMA
+    params = {"log_z": jnp.zeros(())}
+    log_weight = sampler.log_weight_process(params, jnp.asarray(x)[:, None, None]).log_weight
+    # E_q[w^2] = int w R dx.
+    log_r = np.asarray(jax.vmap(log_reference)(jnp.asarray(x)))
+    found = np.trapezoid(np.exp(np.asarray(log_weight, float) + log_r), x)
+    np.testing.assert_allclose(
+        found, second_moment(max(relative_scale, 0.75), 0.2, 60.0), rtol=2e-3
+    )
+
+
+def test_the_networks_own_scale_ends_at_the_bound(key):
+    sampler = gflownet.diffusion_sampler(log_r, 1, num_steps=2, min_relative_scale=0.8, key=key)
+    bias = lambda c: c.body.layers[-1].bias
+    for raw, want in (
+        (-50.0, 0.8),
+        (-1e-3, np.exp(-1e-3)),
+        (0.0, 1.0),
+        (1e-3, np.exp(1e-3)),
+        (50.0, np.e),
+    ):
+        control = eqx.tree_at(bias, sampler.control, jnp.array([0.0, raw]))
+        log_scale = control(jnp.zeros(1), jnp.zeros(()), jnp.zeros(1))[1]
+        np.testing.assert_allclose(np.exp(log_scale), want, rtol=1e-5)
+
+
+def test_narrow_exploration_is_refused(key):
+    sampler = gflownet.diffusion_sampler(log_r, 1, num_steps=2, key=key)
+    with pytest.raises(ValueError, match=r"explore: noise 0.9 times .* infinite variance"):
+        sampler.explore(0.9)
+    sampler.explore(0.95)
+
+
 SETTINGS = {
+    "narrow steps": ({"min_relative_scale": 0.7}, r"above 1 / sqrt\(2\) = 0.7071"),
+    "wide steps": ({"min_relative_scale": 1.2}, "not above 1, got 1.2"),
     "scale": ({"scale": 0.0}, "scale must be positive"),
     "flow": ({"flow": "edges"}, "flow must be one of"),
     "nothing to look at": ({"forward_looking": True}, "log Z alone"),

@@ -144,6 +144,7 @@ def test_log_variance_is_the_score_function_with_leave_one_out_baseline(make):
     close({"policy": one["policy"]}, jax.jit(jax.grad(reinforce))(params))
 
 
+@pytest.mark.slow
 def test_log_variance_is_trajectory_balance_at_the_batch_mean():
     net = grid("total", "uniform")
     _, actions, _ = enumerated(net)

@@ -148,6 +148,7 @@ def test_bounds_take_the_programs(key):
     assert law @ weight < law @ two @ law < table.log_z
 
 
+@pytest.mark.slow
 def test_backward_trajectories_of_exact_objects_give_an_upper_bound(key):
     """EUBO: the mean of log w over x from R / Z and paths from P_B, |z| < 4.5; above log Z as the ELBO is below."""
     net = sets("total", "learned")

@@ -258,6 +258,7 @@ def test_without_the_mask_the_answer_is_that_of_missing_at_random(key):
         assert np.all(np.abs(mean - exact) < 4.5 * error)
 
 
+@pytest.mark.slow
 def test_the_weighted_location_would_be_wrong_for_values_that_hide_themselves(key):
     """The released not-MIWAE imputes sum_k w_k mu(z_k); here that is 0."""
     found, _ = imputed(key)

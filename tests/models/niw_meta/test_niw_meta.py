@@ -11,7 +11,7 @@ import pytest
 from _few_shot import classification, mlp, regression, weights_of
 from scipy import stats
 
-from lapilli import inference
+from lapilli import inference, ppl
 from lapilli.models import niw_meta
 
 
@@ -162,6 +162,40 @@ def test_classification_episode_is_adapted_and_predicted():
     np.testing.assert_allclose(
         log_density[episodes.query.mask], np.log(seen)[episodes.query.mask], rtol=1e-5
     )
+    blind = episodes._replace(query=episodes.query._replace(y=None))
+    draws = jax.jit(lambda key: niw_meta.adapt(guide, key, blind, 5))(jax.random.key(0))
+    again = niw_meta.predict(model, draws, blind)
+    np.testing.assert_allclose(again.class_probs(), probs, rtol=1e-6)
+
+
+def test_queries_without_labels_are_predicted_and_not_scored():
+    """By a program without latent sites: the nearest class mean of the support."""
+    episodes = classification()
+    parts = [(x[mask], None) for x, _, mask in zip(*episodes.query, strict=True)]
+    blind = episodes._replace(query=niw_meta.pad_points(parts))
+    assert blind.query.y is None and np.array_equal(blind.query.x, episodes.query.x)
+
+    @ppl.model
+    def model(episodes):
+        support, query = episodes
+        with ppl.plate("episodes", support.x.shape[0], dim=-2):
+            niw_meta.observe("query", niw_meta.NearestCentroid(3), query.x, support.x, episodes)
+
+    found, seen = (niw_meta.predict(model, {}, each) for each in (blind, episodes))
+    np.testing.assert_array_equal(found.scores, seen.scores)
+    assert found.log_prob is None and np.isfinite(seen.log_density()).all()
+    with pytest.raises(ValueError, match="queries have no labels .* Predict episodes with labels"):
+        found.log_density()
+    head = niw_meta.Gaussian(1.0)
+    for method in (
+        lambda scores, points: niw_meta.with_fitted_noise(head, scores, points),
+        niw_meta.fitted_temperature,
+        lambda scores, points: niw_meta.regression_ece(head, scores, points),
+    ):
+        with pytest.raises(ValueError, match="the points have no labels"):
+            method(found.scores, blind.query)
+    with pytest.raises(ValueError, match=r"2 episodes of \[1, 1\] points with \[0, 1\] labels"):
+        niw_meta.pad_points([(np.zeros((1, 2)), None), (np.zeros((1, 2)), [0])])
 
 
 def test_fitted_noise_is_the_most_probable_one():

@@ -277,6 +277,7 @@ def test_encoder_sees_the_present_step_only(key):
     assert reach == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_one_model_three_guides_share_the_density(key):
     """The model's density does not know which guide it was written with."""
     densities = []

@@ -243,6 +243,7 @@ def test_a_memory_longer_than_time_takes_no_lanes():
     check(program, ["c"], {}, (Y,))
 
 
+@pytest.mark.slow
 def test_an_order_is_found_that_keeps_a_long_chain_a_chain():
     """Rows of chains that see one site a step: 2^2 states of the rows at each of 50 steps, instead of 2^50 paths."""
     y = jnp.zeros(50)

@@ -160,6 +160,7 @@ def test_mode_is_where_the_density_of_mean_and_covariance_is_flat_and_curved_dow
     assert np.linalg.eigvalsh(curvature).max() < 0
 
 
+@pytest.mark.slow
 def test_pair_is_the_wishart_law_in_one_dimension():
     law, other = random_law(5, 1, (3,)), random_law(6, 1, (3,))
     x = np.random.default_rng(7).normal(size=(3, 4))

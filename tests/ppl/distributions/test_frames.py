@@ -16,6 +16,7 @@ from lapilli.ppl.distributions import Orthonormal, UniformFrames
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow_for("5-3", "60-20")
 @pytest.mark.parametrize(("d", "n"), [(2, 1), (5, 3), (60, 20)])
 def test_free_vectors_make_frames_and_back(d, n):
     transform = biject_to(Orthonormal(d, n))

@@ -319,6 +319,7 @@ def test_disable_jit_is_jit(key):
         assert_close(expectation.value_and_grad(jnp.array(0.3), key), plain)
 
 
+@pytest.mark.slow
 def test_raw_uint32_keys_are_accepted(expectation, key):
     raw = jax.random.key_data(key)
     assert raw.dtype == jnp.uint32

@@ -216,6 +216,7 @@ def test_independent_steps_whose_neighbours_meet_in_a_cost_are_a_chain():
     check(fn, {"z": bits(5)}, "enum", plan="forward recursion, 4 states x 5 steps")
 
 
+@pytest.mark.slow_for("two states")
 @pytest.mark.parametrize(
     "begins",
     [

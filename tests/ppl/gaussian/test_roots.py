@@ -53,7 +53,7 @@ def test_derivatives_of_free_roots_are_those_of_the_covariance():
             f, g = jax.grad(f), jax.grad(g)
 
 
-@pytest.mark.slow_for("1")
+@pytest.mark.slow_for("0", "1")
 @pytest.mark.parametrize("seed", range(2))
 def test_blocks_of_a_root_may_be_used_apart(seed):
     """The root of numbers above that of the basis: a normal law given the first numbers, up to third derivatives."""

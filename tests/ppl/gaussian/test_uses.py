@@ -133,6 +133,7 @@ def dense_level(y, noise, persistence):
     return dist.MultivariateNormal(jnp.zeros(len(y)), covariance).log_prob(y)
 
 
+@pytest.mark.slow
 def test_a_guide_with_a_site_integrated_out_is_the_marginal_one():
     def model(x):
         z = ppl.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
@@ -173,6 +174,7 @@ def test_second_derivatives():
             np.testing.assert_allclose(found, exact, rtol=rtol)
 
 
+@pytest.mark.slow
 def test_joint_draws_have_the_posterior_covariance():
     exact = dense(local_level, ["z"], {"noise": 0.6}, (Y,))
     left = ppl.eliminate(local_level, "z")

@@ -84,6 +84,7 @@ def test_objectives_take_names(of):
     assert jax.tree.all(jax.tree.map(np.array_equal, by_position, call(**NAMES)))
 
 
+@pytest.mark.slow
 def test_fit_takes_names_and_batches_of_names():
     fit = lambda args, **options: inference.fit(
         BOUND, optax.adam(0.1), args, num_steps=4, key=KEY, progress=False, **options
@@ -101,6 +102,7 @@ def test_fit_takes_names_and_batches_of_names():
     np.testing.assert_array_equal(posterior.log_weights, by_position.posterior(KEY, 5).log_weights)
 
 
+@pytest.mark.slow_for("particle_gibbs")
 @pytest.mark.parametrize(
     "run",
     [
@@ -115,6 +117,7 @@ def test_samplers_take_names(run):
     np.testing.assert_array_equal(run(Y), run(y=Y))
 
 
+@pytest.mark.slow
 def test_tempering_and_reports_take_names():
     run = inference.tempered_smc
     by_name = run(line, KEY, X, y=Y, num_particles=8)

@@ -404,6 +404,7 @@ def test_rebar_lowers_the_variance_and_training_lowers_it_further():
     assert (after <= 0.5 * variances(PLAIN)).all(), (variances(PLAIN), after)
 
 
+@pytest.mark.slow
 def test_relax_lowers_the_variance_by_training_from_nothing():
     weights = jax.tree.map(
         lambda w: 0.0 * w if w.shape == (3,) else w,

@@ -40,6 +40,7 @@ def test_weighted_quantiles_are_those_of_repeated_values():
     np.testing.assert_array_equal(weighted_quantiles(values, counts / counts.sum(), levels), want)
 
 
+@pytest.mark.slow
 def test_panels_show_the_run(result):
     figure = inference.particles.plot_smc(result, ["x"], times=[2001, 2002, 2003, 2004])
     fan, ess, evidence, genealogy, count = figure.axes

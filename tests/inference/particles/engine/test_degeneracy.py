@@ -45,6 +45,7 @@ def walk(ys):
     ppl.scan(step, 0.0, ys)
 
 
+@pytest.mark.slow_for("systematic")
 @pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
 def test_ancestors_are_those_of_the_genealogy(resampling, key):
     ys = jnp.linspace(-2.0, 3.0, 12)
@@ -112,6 +113,7 @@ def heavy():
     return inference.FeynmanKac(jax.random.normal, lambda key, x, t: x, lambda _, x, t: x**2, 0)
 
 
+@pytest.mark.slow
 def test_weights_without_a_mean_are_told(key):
     with pytest.warns(UserWarning, match=r"k-hat .* the largest ones decide"):
         result = inference.smc(heavy(), key, num_particles=2000)

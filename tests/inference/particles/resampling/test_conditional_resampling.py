@@ -156,7 +156,9 @@ def cells(counts, law):
     return (counts[:, None, :] == np.array(list(law))).all(axis=-1)
 
 
-@pytest.mark.fast("seed1-birth_death-3", "seed1-killing-3", "seed1-killing-5", "seed1-residual-3")
+@pytest.mark.fast(
+    "seed1-birth_death-3", "seed1-killing-3", "seed1-residual-3", "seed1-systematic-3"
+)
 @pytest.mark.parametrize("num", (3, 5))
 @pytest.mark.parametrize("name", UNBIASED)
 def test_conditional_counts_follow_the_relabelled_scheme_given_slot_zero(name, num, seed):

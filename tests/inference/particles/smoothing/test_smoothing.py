@@ -122,6 +122,7 @@ def law_of_slots(segments, log_weights):
     return tuples, law
 
 
+@pytest.mark.slow_for("exact")
 @pytest.mark.parametrize(
     "name", some_slow(["exact", "rejection", "rejection that gives up", "metropolis"], "metropolis")
 )

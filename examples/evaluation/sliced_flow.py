@@ -1,0 +1,136 @@
+"""Sliced Wasserstein distances with control variates: how much variance they save, and whether a flow ends nearer.
+
+What it shows: the distance between two classes of digits from L random directions, 400 times, by each control; then points that
+start as a Normal and move along the gradient of the distance to the images of a class, each step with ten directions of its own,
+and how far they are at the end by the exact Wasserstein distance.
+
+Data: scikit-learn's digits, 8 x 8 pixels, grey values over 16. Source: Leluc et al. 2024, arXiv:2402.01493, and Nguyen and Ho
+2024, arXiv:2305.00402 (control variates lower the variance of sliced distances, and gradient flows end nearer); no number for
+digits is published.
+
+Expected: the variance falls by a factor of 35 to 160 at ten directions and 200 to 640 at a hundred with both controls, 10 to
+170 and 70 to 510 with the lower one, 5 to 13 and 9 to 35 with the upper one. The flows end equally near, a null result: W2
+1.463 without control, 1.474 / 1.461 / 1.467 with lower / upper / both, where seeds differ by 0.003 to 0.008. Run time: one
+minute on 2 CPU cores.
+
+    python examples/evaluation/sliced_flow.py [--smoke] [--seed 0] [--out sliced_flow_output]
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from sklearn.datasets import load_digits
+
+from lapilli.inference import evaluation
+
+CONTROLS = ("none", "lower", "upper", "both")
+PAIRS = ((3, 5), (0, 1), (4, 9))
+
+
+class Config(NamedTuple):
+    repeats: int = 400
+    num_directions: tuple[int, ...] = (10, 100)
+    steps: int = 500
+    seeds: int = 3
+    step_sizes: tuple[float, ...] = (1.0,)
+    rows: int = 150
+
+
+def of_class(number: int) -> np.ndarray:
+    x, labels = load_digits(return_X_y=True)
+    return x[labels == number] / 16
+
+
+def variances(config: Config, key: jax.Array) -> dict[str, dict[str, float]]:
+    """Standard deviation over repeats without a control, and ratios of variances to that, by pair of classes and L."""
+    rows = {}
+    for a, b in PAIRS:
+        for num in config.num_directions:
+            x, y, sd = of_class(a), of_class(b), {}
+            for control in CONTROLS:
+                keys = jax.random.split(key, config.repeats)
+                values = [value(x, y, k, num, control) for k in keys]
+                sd[control] = float(np.std(values))
+            ratios = {c: (sd["none"] / sd[c]) ** 2 for c in CONTROLS[1:]}
+            rows[f"{a} against {b}, L = {num}"] = {"sd": sd["none"], **ratios}
+    return rows
+
+
+def value(x: np.ndarray, y: np.ndarray, key: jax.Array, num: int, control: Any) -> float:
+    """An estimate of SW^2, without the noise of rows, which is the same for all directions."""
+    from lapilli.inference.evaluation._inputs import generator
+    from lapilli.inference.evaluation._sliced import corrected, directions, projected
+
+    theta = directions(generator(key), num, x.shape[1])
+    return corrected(*projected(x, y, theta, control), "cross")[0]
+
+
+def distances(config: Config, key: jax.Array) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Exact W2 of the points at the end, by step size and control, [seeds]; and the points of the first seed."""
+    import ot
+
+    real, rows, points = of_class(3)[: config.rows], {}, {}
+    for size in config.step_sizes:
+        for control in CONTROLS:
+            found = []
+            for seed in range(config.seeds):
+                start_key, run_key = jax.random.split(jax.random.fold_in(key, seed))
+                start = np.asarray(jax.random.normal(start_key, real.shape), float)
+                flow = evaluation.sliced_wasserstein_flow(
+                    start, real, run_key, num_steps=config.steps, step_size=size, control=control
+                )
+                cost = ot.dist(flow.points, real)
+                found.append(float(ot.emd2(ot.unif(len(real)), ot.unif(len(real)), cost)) ** 0.5)
+                points.setdefault(f"{control}, step {size:g}", flow.points)
+            rows[f"{control}, step {size:g}"] = found
+    return rows, points
+
+
+def draw(points: dict[str, np.ndarray], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(points), 1, figsize=(8, 0.8 * len(points)), layout="constrained"
+    )
+    for axis, (name, x) in zip(axes, points.items(), strict=True):
+        frames = [np.pad(i.reshape(8, 8), 1, constant_values=0) for i in x[:16]]
+        axis.imshow(np.concatenate(frames, 1), cmap="gray_r", vmin=0, vmax=1)
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Sliced distances with control variates.")
+    parser.add_argument("--smoke", action="store_true", help="few repeats, steps and seeds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("sliced_flow_output"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    config = Config(60, (10,), 40, 2, (1.0,), 40) if options.smoke else Config()
+    one, two = jax.random.split(jax.random.key(options.seed))
+    ends, points = distances(config, two)
+    ratios = variances(config, one)
+    lines = ["variance without control over the variance with it"]
+    for name, row in ratios.items():
+        cells = ", ".join(f"{c} {row[c]:.1f}" for c in CONTROLS[1:])
+        lines.append(f"  {name:<24} {cells}")
+    lines.append(
+        f"W2 to the images after {config.steps} steps of ten directions, mean and sd of seeds"
+    )
+    lines += [f"  {n:<16} {np.mean(v):.4f} +- {np.std(v):.4f}" for n, v in ends.items()]
+    text = "\n".join(lines)
+    print(text)
+    (options.out / "report.txt").write_text(text + "\n")
+    found = {"ratios": ratios, "W2": ends}
+    (options.out / "metrics.json").write_text(json.dumps(found, indent=1))
+    draw(points, options.out / "points.png")
+
+
+if __name__ == "__main__":
+    main()

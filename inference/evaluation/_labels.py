@@ -1,0 +1,125 @@
+"""Metrics of conditional models: what a classifier learns from generated rows, and distances class by class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Shaped
+from numpy.typing import ArrayLike
+
+from ._estimate import Estimate
+from ._frechet import frechet_distance
+from ._inputs import Features, equal_sizes, fitted, generator, labelled, rows
+
+Labels = Shaped[ArrayLike, " n"]
+
+
+def classification_accuracy_score(
+    real: Float[ArrayLike, "n d"],
+    real_labels: Labels,
+    generated: Float[ArrayLike, "n d"],
+    generated_labels: Labels,
+    test: Float[ArrayLike, "t d"],
+    test_labels: Labels,
+    key: Any,
+    *,
+    classifier: Any = None,
+    features: Features | None = None,
+) -> Estimate:
+    """Accuracy on real rows of a classifier that was trained on generated ones.
+
+    Args:
+        real: rows to train on for the floor.
+        real_labels: their classes.
+        generated: as many generated rows.
+        generated_labels: the classes that they were generated for.
+        test: real rows that neither the model nor a classifier was trained on.
+        test_labels: their classes.
+        key: PRNG key of the classifier.
+        classifier: as in `classifier_test`.
+        features: a function of each sample.
+
+    Returns:
+        The accuracy with its binomial error; `floor` is that of training on as many real rows, with the same seed. Details:
+        "difference" to it, and "difference_error" of the paired rows.
+
+    Raises:
+        ValueError: what `rows` are not; different sizes; labels that do not fit; a classifier without probabilities.
+        ImportError: scikit-learn is missing.
+
+    Validity: errors are given both classifiers. A model that repeats its training rows scores well.
+
+    Reference: Ravuri and Vinyals 2019, arXiv:1905.10887.
+    """
+    label = "classification_accuracy_score"
+    x, y, t = rows(label, features, {"real": real, "generated": generated, "test": test})
+    equal_sizes(label, {"real": x, "generated": y})
+    of_x, of_y = labelled(label, "real", x, real_labels), labelled(label, "generated", y, generated_labels)  # fmt: skip
+    of_t = labelled(label, "test", t, test_labels)
+    seed = int(generator(key).integers(2**31))
+    right = [fitted(label, classifier, a, b, seed).predict(t) == of_t for a, b in ((x, of_x), (y, of_y))]  # fmt: skip
+
+    def estimate(hits: np.ndarray, **more: Any) -> Estimate:
+        share = float(hits.mean())
+        error = float((share * (1 - share) / len(hits)) ** 0.5)
+        return Estimate(share, error, name=label, sizes=(len(t), len(y)), **more)
+
+    on_real, on_generated = right
+    gap = on_generated.astype(float) - on_real
+    details = {
+        "difference": float(gap.mean()),
+        "difference_error": float(gap.std(ddof=1) / len(gap) ** 0.5),
+    }
+    return estimate(on_generated, floor=estimate(on_real), details=details)
+
+
+def intra_class_frechet(
+    real: Float[ArrayLike, "n d"],
+    real_labels: Labels,
+    generated: Float[ArrayLike, "m d"],
+    generated_labels: Labels,
+    key: Any,
+    *,
+    features: Features | None = None,
+) -> Estimate:
+    """Mean over classes of the extrapolated Frechet distance within each: a model that confuses its classes is seen.
+
+    Args:
+        real: n rows.
+        real_labels: their classes.
+        generated: m rows.
+        generated_labels: the classes that they were generated for.
+        key: PRNG key, as in `frechet_distance`.
+        features: a function of each sample; few, since every class needs some four rows for each.
+
+    Returns:
+        The mean, its jackknife error from those of the classes. Details: the distance of each class, "class NAME"; "plain", the
+        mean of the uncorrected ones.
+
+    Raises:
+        ValueError: what `rows` are not; labels that do not fit; other classes in one sample than in the other; classes of too few
+            rows for `frechet_distance`.
+
+    Validity: as `frechet_distance`, class by class. Classes of different sizes count alike.
+    """
+    label = "intra_class_frechet"
+    x, y = rows(label, features, {"real": real, "generated": generated})
+    of_x, of_y = labelled(label, "real", x, real_labels), labelled(label, "generated", y, generated_labels)  # fmt: skip
+    classes = np.unique(of_x)
+    if not np.array_equal(classes, np.unique(of_y)):
+        raise ValueError(
+            f"{label}: real has the classes {classes.tolist()}, generated {np.unique(of_y).tolist()}. Give rows of the same "
+            "classes."
+        )
+    found = {
+        f"class {c}": frechet_distance(x[of_x == c], y[of_y == c], jax.random.fold_in(key, i))
+        for i, c in enumerate(classes)
+    }
+    errors = np.array([e.standard_error for e in found.values()])
+    details = {name: e.value for name, e in found.items()}
+    details["plain"] = float(np.mean([e.details["plain"] for e in found.values()]))
+    value = float(np.mean([e.value for e in found.values()]))
+    error = float((errors**2).sum() ** 0.5 / len(errors))
+    return Estimate(value, error, exact=0.0, name=label, sizes=(len(x), len(y)), details=details)

@@ -1,0 +1,230 @@
+"""Truths, data and posterior draws of many simulations, on which every check stands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from ... import ppl
+from ...ppl._checks import check_counts
+from ...ppl._compat import typed_key
+from ...ppl._show import shown
+from ...ppl.language import arguments
+
+Array = jax.Array
+
+
+@shown
+@dataclasses.dataclass(frozen=True, eq=False)
+class Simulations:
+    """Parameters and data drawn from a model together, and posterior draws given the data. Made by `simulate`, or from arrays.
+
+    Attributes:
+        truths: latent site -> [S, ...], what the data were drawn with.
+        observed: observed site -> [S, ...].
+        draws: latent site -> [S, L, ...], from the posterior that is checked.
+
+    Raises:
+        ValueError: sites of truths and draws differ, shapes that do not belong together, fewer than 20 simulations, or values
+            that are not finite.
+
+    Validity: that draws are as if independent is believed; thin those of a Markov chain.
+
+    Example:
+        >>> import numpy as np
+        >>> from lapilli.inference.posterior_checks import Simulations
+        >>> m = np.zeros(20)
+        >>> Simulations({"m": m}, {"x": m}, {"m": np.zeros((20, 9))}).num_draws
+        9
+    """
+
+    truths: Mapping[str, ArrayLike]
+    observed: Mapping[str, ArrayLike]
+    draws: Mapping[str, ArrayLike]
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def num_simulations(self) -> int:
+        """S."""
+        return len(np.asarray(next(iter(self.truths.values()))))
+
+    @property
+    def num_draws(self) -> int:
+        """L, of each simulation."""
+        return np.shape(next(iter(self.draws.values())))[1]
+
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        """Names of the latent coordinates: "m" of a scalar, "m[0, 1]" of an element."""
+        return names_of({name: np.shape(x)[1:] for name, x in self.truths.items()})
+
+    @property
+    def data_coordinates(self) -> tuple[str, ...]:
+        """Names of the observed coordinates."""
+        return names_of({name: np.shape(x)[1:] for name, x in self.observed.items()})
+
+    @property
+    def truth_matrix(self) -> Float[np.ndarray, "simulations coordinates"]:
+        """Truths side by side."""
+        return flat(self.truths, 1)
+
+    @property
+    def data_matrix(self) -> Float[np.ndarray, "simulations data"]:
+        """Data side by side."""
+        return flat(self.observed, 1)
+
+    @property
+    def draw_matrix(self) -> Float[np.ndarray, "simulations draws coordinates"]:
+        """Posterior draws side by side."""
+        return flat({name: self.draws[name] for name in self.truths}, 2)
+
+    def _facts(self) -> dict[str, Any]:
+        shapes = lambda values: {name: np.shape(x)[1:] for name, x in values.items()}
+        return {
+            "simulations": self.num_simulations,
+            "num_draws": f"{self.num_draws} for each",
+            "latent": shapes(self.truths),
+            "observed": shapes(self.observed),
+        }
+
+
+def simulate(
+    model: ppl.Program | Callable[..., Any],
+    posterior_fn: Callable[[Array, Mapping[str, Array]], Mapping[str, Any]],
+    key: Any,
+    *args: Any,
+    num_simulations: int = 400,
+    batch_size: int | None = None,
+    loop: Literal["compiled", "python"] = "compiled",
+    **kwargs: Any,
+) -> Simulations:
+    """Draw parameters and data from the model, and infer, many times.
+
+    Args:
+        model: the program.
+        posterior_fn: `(key, observed) -> draws`, as `inference.diagnostics.calibrate` has it: observed sites by name as the model
+            drew them; latent sites by name, [L, ...] (a subset will do).
+        key: PRNG key of either kind.
+        args: the model's arguments; observations in them give shapes only.
+        kwargs: keyword arguments of the program; one with the name of an option here goes by position.
+        num_simulations: S.
+        batch_size: simulations that run at once in a compiled loop; None for all.
+        loop: "compiled" traces `posterior_fn` once (a guide, an exact posterior); "python" calls it with numbers, one simulation
+            after the other (`fit`, `smc`, `numpyro.infer.MCMC`).
+
+    Returns:
+        `Simulations`.
+
+    Raises:
+        ValueError: fewer than 20 simulations, an unknown loop, draws of unknown sites or none, and what `Simulations` refuses.
+
+    Validity: draws of a Markov chain must be thinned until they are nearly independent.
+
+    Reference: Talts et al. 2018, arXiv:1804.06788.
+    """
+    args = arguments(simulate, model, args, kwargs)
+    program = ppl.as_program(model)
+    check_counts("simulate", 20, num_simulations=num_simulations)
+    check_counts("simulate", batch_size=1 if batch_size is None else batch_size)
+    if loop not in ("compiled", "python"):
+        raise ValueError(f"simulate: loop must be 'compiled' or 'python', got {loop!r}.")
+
+    def forward(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        trace = program.predict_trace(key, {}, *args)
+        return dict(trace.choices), dict(trace.observed)
+
+    def infer(key: Array, choices: Mapping[str, Any], observed: Mapping[str, Any]) -> Any:
+        draws = dict(posterior_fn(key, observed))
+        _check_names(draws, choices)
+        return {name: jnp.asarray(x) for name, x in draws.items()}
+
+    model_key, posterior_key = jax.random.split(typed_key(key))
+    keys = jax.random.split(posterior_key, num_simulations)
+    truths, observed = jax.jit(jax.vmap(forward))(jax.random.split(model_key, num_simulations))
+    if loop == "compiled":
+        each = lambda inputs: infer(*inputs)
+        run = jax.jit(lambda *all: jax.lax.map(each, all, batch_size=batch_size or len(keys)))
+        draws = run(keys, truths, observed)
+    else:
+        at = lambda values, i: {name: x[i] for name, x in values.items()}
+        rows = [infer(k, at(truths, i), at(observed, i)) for i, k in enumerate(keys)]
+        draws = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+    numbers = lambda values: {name: np.asarray(x) for name, x in values.items()}
+    kept = {name: np.asarray(x) for name, x in truths.items() if name in draws}
+    return Simulations(kept, numbers(observed), numbers(draws))
+
+
+def flat(values: Mapping[str, Any], num_axes: int) -> np.ndarray:
+    """Values side by side behind their first axes, as doubles."""
+    parts = [np.asarray(x, float) for x in values.values()]
+    return np.concatenate([x.reshape(*x.shape[:num_axes], -1) for x in parts], axis=-1)
+
+
+def names_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Names of coordinates in the order of `flat`."""
+    return tuple(
+        f"{name}[{', '.join(map(str, index))}]" if index else name
+        for name, shape in shapes.items()
+        for index in np.ndindex(*shape)
+    )
+
+
+def generator(key: Any) -> np.random.Generator:
+    """NumPy's generator of a JAX key: ranks, references and permutations are drawn on the host."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(typed_key(key))).ravel().tolist())
+
+
+def _check_names(draws: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+    unknown = sorted(set(draws) - set(choices))
+    if unknown or not draws:
+        raise ValueError(
+            f"simulate: posterior_fn returned sites {unknown or 'none'}, and the latent sites of the model are "
+            f"{sorted(choices)}. Let it return a dict from these names to draws, [draws, *site shape]."
+        )
+
+
+def _check(simulations: Simulations) -> None:
+    truths, draws, observed = simulations.truths, simulations.draws, simulations.observed
+    if not truths or not observed or set(truths) != set(draws):
+        raise ValueError(
+            f"Simulations: truths of {sorted(truths)}, draws of {sorted(draws)}, observed {sorted(observed)}. Give at least "
+            "one latent and one observed site, and draws of each latent one."
+        )
+    shapes = {name: (np.shape(truths[name]), np.shape(draws[name])) for name in truths}
+    sizes = {np.shape(x)[:1] for values in (truths, draws, observed) for x in values.values()}
+    lengths = {shape[1:2] for _, shape in shapes.values()}
+    fits = all(t[1:] == d[2:] for t, d in shapes.values())
+    if (
+        len(sizes) > 1
+        or () in sizes
+        or len(lengths) > 1
+        or () in lengths
+        or not fits
+        or (0,) in lengths
+    ):
+        raise ValueError(
+            f"Simulations: shapes of truths and draws are {shapes}, of observed sites "
+            f"{ {name: np.shape(x) for name, x in observed.items()} }. Give truths [S, ...], draws [S, L, ...] with one S and "
+            "one L >= 1 for all, observed [S, ...]."
+        )  # fmt: skip
+    if next(iter(sizes)) < (20,):
+        raise ValueError(
+            f"Simulations: {next(iter(sizes))[0]} of them, and no check can tell anything. Give at least 20."
+        )
+    for kind, values in (("truths", truths), ("draws", draws), ("observed", observed)):
+        for name, x in values.items():
+            if not np.isfinite(np.asarray(x, float)).all():
+                raise ValueError(
+                    f"Simulations: {kind} of site '{name}' are not finite in "
+                    f"{int((~np.isfinite(np.asarray(x, float).reshape(len(np.asarray(x)), -1))).any(1).sum())} simulations, so "
+                    "they have no rank. Mend posterior_fn or the model where it fails."
+                )

@@ -1,0 +1,274 @@
+"""What both estimators share: training, draws that depend on a row alone, files."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any, Self
+
+import jax
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from ....inference.fitting.storage._archive import read, write
+from ....ppl._checks import is_integer
+from .._imputation import Imputation
+from .._impute import impute
+from .._networks import memory
+from .._programs import Imputer, programs
+from .._series import Series, Standard, standardise
+from ._inputs import Given, given
+from ._training import Recipe, bind, shapes, train
+
+FORMAT = "series estimator 1"
+MOST_CELLS = 2**26  # drawn at once
+_COUNTS = ("num_hidden", "num_particles", "num_draws", "num_steps", "batch_size", "check_every")
+
+
+class SeriesEstimator(BaseEstimator):
+    """See `SeriesImputer` and `SeriesClassifier`."""
+
+    # Made from what is fitted, whenever it is not there: programs are code, and go into no file.
+    _made: tuple[Imputer, Any] | None = None
+    # Where they are known.
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+    classes_: np.ndarray
+
+    def _recipe(self) -> Recipe:
+        raise NotImplementedError
+
+    def _checks(self) -> list[str]:
+        """Problems of the parameters."""
+        own = self.get_params()
+        problems = [
+            f"{name} must be an integer >= 1, got {own[name]!r}"
+            for name in _COUNTS
+            if not is_integer(own[name]) or own[name] < 1
+        ]
+        if not 0 <= own["validation_fraction"] < 1:
+            problems.append(
+                f"validation_fraction must lie in [0, 1), got {own['validation_fraction']!r}"
+            )
+        if own["patience"] is not None and (not is_integer(own["patience"]) or own["patience"] < 1):
+            problems.append(f"patience must be an integer >= 1 or None, got {own['patience']!r}")
+        if own["method"] not in ("auto", "importance", "smc"):
+            problems.append(f"method must be 'auto', 'importance' or 'smc', got {own['method']!r}")
+        if not own["learning_rate"] > 0:
+            problems.append(f"learning_rate must be positive, got {own['learning_rate']!r}")
+        return problems
+
+    def _fit(self, X: Any, labels: np.ndarray | None) -> Self:
+        """Train on series, with labels 0, 1, ... or None."""
+        name = type(self).__name__
+        if problems := self._checks():
+            raise ValueError(f"{name}: {'; '.join(problems)}.")
+        source = given(self, X, reset=True)
+        data = source.data._replace(labels=labels)
+        self._made, self._layout, self.n_steps_ = None, source.layout, data.values.shape[1]
+        unseen = np.flatnonzero(~np.asarray(data.observed).any((0, 1)))
+        if len(unseen):
+            raise ValueError(
+                f"{name}: nothing was observed of features {unseen.tolist()} of X, so that nothing is known of their values. "
+                "Leave these features out."
+            )
+        rng = check_random_state(self.get_params()["random_state"])  # pyright: ignore[reportArgumentType]
+        self._seed, split_seed = (int(n) for n in rng.randint(2**31 - 1, size=2))
+        rows, held = self._split(len(data.valid), labels, split_seed)
+        self._standard = standardise(data.rows(rows))
+        own = self._standard.apply(data)
+        imputer = self._programs()
+        found = train(
+            imputer, own.rows(rows), None if held is None else own.rows(held), self._recipe(),
+            jax.random.fold_in(jax.random.key(self._seed), 1),
+        )  # fmt: skip
+        self.history_, self.validation_ = found.history, found.validation
+        self.n_iter_ = len(found.history)
+        self._leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(dict(found.params))]
+        return self
+
+    def _split(
+        self, size: int, labels: np.ndarray | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows to train on, and rows that are held out; None where the share is less than one row."""
+        num_held = int(self.get_params()["validation_fraction"] * size)
+        rows = np.arange(size)
+        if num_held < 1:
+            return rows, None
+        strata = labels
+        if labels is not None:
+            counts = np.bincount(labels)
+            if counts.min() < 2 or num_held < len(counts) or size - num_held < len(counts):
+                strata = None
+        parts = train_test_split(rows, test_size=num_held, random_state=seed, stratify=strata)
+        return np.asarray(parts[0]), np.asarray(parts[1])
+
+    def _programs(self) -> Imputer:
+        own, is_table = self.get_params(), self._layout == "table"
+        network = lambda kind: ("conv" if is_table else "gru") if kind == "auto" else kind
+        switches = {
+            "num_latents": own["num_latents"],
+            "missingness": own["missingness"],
+            "prior": "normal" if is_table else own["prior"],
+            "length_scale": own["length_scale"],
+            "num_hidden": own["num_hidden"],
+            "encoder": network(own["encoder"]),
+            "decoder": own["decoder"],
+            "has_skip": not is_table,
+        }
+        if hasattr(self, "classes_"):
+            switches |= {
+                "num_classes": len(self.classes_), "classifier": network(own["classifier"]),
+                "has_decay": own["has_decay"], "sees_mask": own["sees_mask"],
+            }  # fmt: skip
+        key = jax.random.fold_in(jax.random.key(self._seed), 2)
+        return programs(int(self.n_features_in_), **switches, key=key)
+
+    def _ready(self) -> tuple[Imputer, Any]:
+        """Programs and parameters."""
+        if self._made is None:
+            imputer, blank = self._programs(), self._blank()
+            treedef = jax.tree.structure(shapes(imputer, self._recipe(), blank))
+            self._made = imputer, jax.tree.unflatten(treedef, self._leaves)
+        return self._made
+
+    def _blank(self) -> Series:
+        cells = np.zeros((1, self.n_steps_, self.n_features_in_), np.float32)
+        times = np.arange(self.n_steps_, dtype=np.float32)[None]
+        labels = np.zeros(1, np.int32) if hasattr(self, "classes_") else None
+        return Series(cells, cells == 0, times, np.ones((1, self.n_steps_), bool), labels)
+
+    def _given(self, X: Any) -> Given:
+        check_is_fitted(self, "_leaves")
+        found = given(self, X, reset=False, least=self.n_steps_)
+        if found.layout != self._layout:
+            raise ValueError(
+                f"{type(self).__name__}: X is a {found.layout}, but the estimator was fitted on a {self._layout}. Give [rows, "
+                "features] to one of tables, and [series, time, features] or a list of [time, features] to one of series."
+            )
+        return found
+
+    def _imputations(
+        self, data: Series, seed: int | None = None
+    ) -> Iterator[tuple[slice, Imputation]]:
+        """Imputations of the series in standard units, part by part.
+
+        The key of a series is made of what is known of it, so that its draws depend on nothing else; with a seed, of the seed
+        and the series' place.
+        """
+        own, size = self.get_params(), len(data.valid)
+        model, guide = bind(*self._ready())
+        kind = self._layout if own["method"] == "auto" else own["method"]
+        method = "smc" if kind in ("smc", "series") else "importance"
+        keys = np.array([[self._seed, _digest(data, row)] for row in range(size)], np.uint32)
+        if seed is not None:
+            keys = np.stack([np.full(size, seed, np.uint32), np.arange(size, dtype=np.uint32)], 1)
+        words = jax.random.key_data(jax.random.key(0)).shape[-1]
+        keys = np.tile(keys, (1, words // 2))
+        width, cells = own["batch_size"], own["num_draws"] * np.prod(data.values.shape[1:])
+        length = max(1, int(MOST_CELLS // (5 * cells * width))) * width
+        for start in range(0, size, length):
+            part = slice(start, min(start + length, size))
+            # Few rows are filled up to a batch, so that any number of them is of one shape.
+            rows = np.resize(np.arange(part.start, part.stop), max(part.stop - part.start, width))
+            found = impute(
+                model, guide, self._standard.apply(data.rows(rows)), keys[rows], num_particles=own["num_draws"],
+                method=method, memory=memory(own["decoder"]) if method == "smc" else None, batch_size=width,
+            )  # fmt: skip
+            yield part, found.rows(slice(0, part.stop - part.start))
+
+    def _rows_with_holes(self, data: Series) -> np.ndarray:
+        holes = np.asarray(data.valid)[..., None] & ~np.asarray(data.observed)
+        return np.flatnonzero(holes.any((1, 2)))
+
+    def _filled(self, source: Given, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The given cells, those that are missing from values [..., rows, time, channels]; NaN at steps that do not exist."""
+        found = np.broadcast_to(source.cells, (*values.shape[:-3], *source.cells.shape)).copy()
+        holes = np.isnan(source.cells[rows]) & np.asarray(source.data.valid)[rows][..., None]
+        found[..., rows, :, :] = np.where(holes, values, source.cells[rows])
+        return found
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the fitted estimator to one file, whole or not at all: a NumPy archive without pickled objects.
+
+        Args:
+            path: where.
+
+        Raises:
+            ValueError: `random_state` is neither an integer nor None.
+        """
+        check_is_fitted(self, "_leaves")
+        own = self.get_params()
+        classes = getattr(self, "classes_", np.zeros(0))
+        if classes.dtype == object:  # texts: other objects are no labels for scikit-learn
+            classes = classes.astype(str)
+        if own["random_state"] is not None and not is_integer(own["random_state"]):
+            raise ValueError(
+                f"{type(self).__name__}.save: random_state is a {type(own['random_state']).__name__}, which has no place in the "
+                "file. Set an integer or None with set_params(random_state=...)."
+            )
+        names = getattr(self, "feature_names_in_", None)
+        header = {
+            "format": FORMAT,
+            "class": type(self).__name__,
+            "params": {k: v.item() if isinstance(v, np.generic) else v for k, v in own.items()},
+            "layout": self._layout,
+            "seed": self._seed,
+            "n_steps": int(self.n_steps_),
+            "n_features": int(self.n_features_in_),
+            "names": None if names is None else list(names),
+            "validation": [[int(step), float(loss)] for step, loss in self.validation_],
+        }
+        leaves = {f"leaf{i}": leaf for i, leaf in enumerate(self._leaves)}
+        rest = {"mean": self._standard.mean, "scale": self._standard.scale, "classes": classes}
+        write(path, header, {**rest, **leaves, "history": self.history_})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            ValueError: the file is none of `save`, or of another class.
+        """
+        header, arrays = read(path, f"file of {cls.__name__}.save", FORMAT)
+        if header["class"] != cls.__name__:
+            raise ValueError(
+                f"{cls.__name__}.load: '{os.fspath(path)}' holds a {header['class']}. Load it with {header['class']}.load."
+            )
+        found = cls(**header["params"])
+        found._layout, found._seed = header["layout"], header["seed"]
+        found.n_steps_, found.n_features_in_ = header["n_steps"], header["n_features"]
+        if header["names"] is not None:
+            found.feature_names_in_ = np.array(header["names"], object)
+        if len(arrays["classes"]):
+            found.classes_ = arrays["classes"]
+        found._standard = Standard(arrays["mean"], arrays["scale"])
+        found.validation_ = [(int(step), float(loss)) for step, loss in header["validation"]]
+        found.history_ = arrays["history"]
+        found.n_iter_ = len(found.history_)
+        count = sum(name.startswith("leaf") for name in arrays)
+        found._leaves = [arrays[f"leaf{i}"] for i in range(count)]
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        return {k: v for k, v in state.items() if k != "_made"}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+def _digest(data: Series, row: int) -> int:
+    """A number made of what is known of a series."""
+    steps = int(np.asarray(data.valid)[row].sum())
+    known = (data.values[row, :steps], data.observed[row, :steps], data.times[row, :steps])
+    return zlib.crc32(b"".join(np.ascontiguousarray(a).tobytes() for a in known))

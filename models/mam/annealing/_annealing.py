@@ -1,0 +1,279 @@
+"""Learning a law known up to its constant from particles that came to it by temperature.
+
+A model that learns from its own draws (`energy`) never hears of a mode that it does not draw, and nothing it can compute says
+so. Here draws come from elsewhere:
+
+1. tempered SMC from the uniform law to f / Z, moved by Gibbs sweeps at each temperature (`inference.tempered_smc`), twice and
+   independently: one run to learn from, one to judge by;
+2. the conditional network learns from the particles by the order-agnostic bound (`any_order`), which is KL(p || q) up to a
+   constant: a mode left out costs without bound;
+3. the marginal network is fitted to the chain of the conditional one (`distilled`), until held-out rows say that it is enough;
+4. states that hold much of the law are known by heart, with their exact relative masses, as far as particles of the other run
+   like it (`Remembered`);
+5. the evidence is bounded from both sides, by draws of the model and by particles of the other run (`bracket`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Int
+
+from .... import inference, ppl
+from ....inference.diagnostics import EvidenceBracket
+from ....ppl._checks import check_counts
+from ....ppl._compat import typed_key
+from ....ppl._show import shown
+from .._distribution import MaM
+from .._networks import Networks, Pair
+from .._objectives import any_order
+from .._orders import UniformOrder
+from ._distilled import Distilled, distilled, scored
+from ._remembered import Remembered, best_share
+
+_NUM_JUDGED, _LEAST_SHARE = (
+    2_000,
+    1e-3,
+)  # rows that choose the weight of the memory; one that is not worth its cost
+LogTarget = Callable[[Int[Array, " variables"]], Float[Array, ""]]
+
+
+@shown
+@dataclasses.dataclass(frozen=True)
+class Annealed:
+    """What `anneal` returns.
+
+    Attributes:
+        networks: the trained networks: a pair, or a `Remembered` one.
+        rows: particles of both runs, values 0 to K - 1, [2, particles, D]; the networks have learned from the first.
+        log_evidence: log Z by each run, nats, [2]: where they differ, modes were missed.
+        temperatures: exponents of each run, [2, max_steps], filled up with 1.
+        share: weight of the states that are known by heart, 0 if there are none.
+        distillation: how the training of the marginal network ended.
+        bracket: log Z from both sides; its `unseen` is the share of the law that the model hardly ever draws.
+    """
+
+    networks: Networks
+    rows: Int[Array, "runs particles variables"]
+    log_evidence: Float[Array, " runs"]
+    temperatures: Float[Array, "runs steps"]
+    share: float
+    distillation: Distilled
+    bracket: EvidenceBracket
+
+    def _facts(self) -> dict[str, Any]:
+        one, two = (float(x) for x in self.log_evidence)
+        facts = self.bracket._facts()
+        return {
+            "log Z": f"{one:.4f} and {two:.4f} nats, by tempered particles",
+            "lower": facts["lower"],
+            "upper": facts["upper"],
+            "unseen": facts["unseen"],
+            "share": f"{self.share:.3g} of the model's mass on states that are known by heart",
+            "distillation": f"{self.distillation.error:.3g} nats rms on held-out rows",
+        }
+
+
+def unnormalised(log_target: LogTarget, num_variables: int, num_values: int) -> ppl.Program:
+    """F as a program: a uniform row "x" and the factor "target", log f(x) + D log K, so that its evidence is Z.
+
+    For `inference.tempered_smc(program, key, kernel=moves.Gibbs(), ...)`: the law at temperature beta is f^beta, normalised.
+
+    Args:
+        log_target: log f of one row `[D] -> scalar`, nats.
+        num_variables: D.
+        num_values: K.
+
+    Raises:
+        ValueError: D below 1, or K below 2.
+
+    Example:
+        >>> import jax
+        >>> from lapilli import inference
+        >>> from lapilli.models import ising, mam
+        >>> lattice = ising.Ising(3, 3, coupling=0.2, field=0.2)
+        >>> program = mam.unnormalised(lattice.log_density, 9, 2)
+        >>> gibbs = inference.particles.moves.Gibbs()
+        >>> run = inference.tempered_smc(program, jax.random.key(0), num_particles=2000, kernel=gibbs)
+        >>> bool(abs(run.log_evidence - lattice.log_partition()) < 0.1)
+        True
+    """
+    check_counts("unnormalised", num_variables=num_variables)
+    check_counts("unnormalised", 2, num_values=num_values)
+
+    @ppl.model
+    def target() -> Array:
+        logits = jnp.zeros((num_variables, num_values))
+        x = ppl.sample("x", dist.CategoricalLogits(logits).to_event(1))
+        ppl.factor("target", log_target(x) + num_variables * math.log(num_values))
+        return x
+
+    return target
+
+
+def bracket(
+    model: MaM, log_target: LogTarget, rows: Int[Array, "rows variables"], key: Array, *, num_rows: int = 1_000
+) -> EvidenceBracket:  # fmt: skip
+    """Log Z from both sides: from the model's own draws, and from draws of the target.
+
+        lower = log f(x) - log q(x | order), x and order from the model,       E[lower] = log Z - KL(q || p)
+        upper = the same, x from the target, any order,                        E[upper] = log Z + KL(p || q)
+
+    with p and q extended by the law of the order. Modes that the model has lost do not lower the first; they raise the second
+    (EUBO), and `EvidenceBracket.unseen` is their mass.
+
+    Args:
+        model: the model, density "chain" and without orders or evidence.
+        log_target: log f of one row `[D] -> scalar`, nats.
+        rows: draws of the target, values 0 to K - 1: particles, or exact ones.
+        key: PRNG key of either kind.
+        num_rows: how many of the rows are scored, drawn without replacement, and how many draws of the model.
+
+    Returns:
+        An `EvidenceBracket` of one particle behind each bound.
+
+    Raises:
+        ValueError: a model under evidence, or with an order of its own, or another density than "chain".
+
+    Validity: see `inference.diagnostics.evidence_bracket`; particles are draws of the target as far as they found it.
+    """
+    if model.density != "chain" or model.orders is not None or model.evidence is not None:
+        raise ValueError(
+            f"bracket: the model has density {model.density!r}, {'no ' if model.orders is None else ''}orders and "
+            f"{'no ' if model.evidence is None else ''}evidence; the bounds are those of whole draws in random order. Give "
+            "MaM(networks)."
+        )
+    size, rows = model.num_variables, jnp.asarray(rows)
+    pick_key, order_key, run_key = jax.random.split(typed_key(key), 3)
+    count = min(num_rows, len(rows))
+    chosen = rows[jax.random.choice(pick_key, len(rows), (count,), replace=False)]
+
+    def target() -> None:
+        ppl.sample("order", UniformOrder(size))
+        uniform = dist.CategoricalLogits(jnp.zeros((size, model.networks.num_values)))
+        x = ppl.sample("x", uniform.to_event(1))
+        ppl.factor("target", log_target(x) + size * math.log(model.networks.num_values))
+
+    def guide() -> None:
+        order = ppl.sample("order", UniformOrder(size))
+        ppl.sample("x", model.with_order(order))
+
+    draws = {"order": UniformOrder(size).sample(order_key, (count,)), "x": chosen}
+    return inference.diagnostics.evidence_bracket(target, guide, run_key, draws=draws)
+
+
+def anneal(
+    networks: Pair,
+    log_target: LogTarget,
+    key: Array,
+    *,
+    num_particles: int = 16_384,
+    num_moves: int = 2,
+    target_ess: float = 0.8,
+    temperatures: Any = None,
+    num_steps: int = 3_000,
+    batch: int = 512,
+    remember: bool = True,
+    rate: float = 1e-2,
+    progress: bool = False,
+    **options: Any,
+) -> Annealed:
+    """Learn a law p = f / Z known up to its constant from tempered particles: the steps 1 to 5 of the module's text.
+
+    Args:
+        networks: the pair to start from.
+        log_target: log f of one row `[D] -> scalar`, nats; also of rows that p hardly ever draws.
+        key: PRNG key of either kind.
+        num_particles: particles of each of two tempering runs.
+        num_moves: Gibbs sweeps at each temperature, D (K - 1) evaluations of f for each particle.
+        target_ess: effective sample size, of `num_particles`, down to which a temperature may go; near 1 for small steps.
+        temperatures: increasing exponents that end with 1, instead of adapting them.
+        num_steps: steps of the conditional network.
+        batch: rows of a step.
+        remember: whether heavy states may be known by heart (`Remembered`), for laws that no network fits as well; a law spread
+            over many more states than particles gives them no weight.
+        rate: Adam's rate, which falls to zero along a cosine.
+        progress: show progress bars.
+        options: of `distilled`.
+
+    Returns:
+        An `Annealed`.
+
+    Raises:
+        ValueError: as `inference.tempered_smc`, `any_order` and `distilled`.
+        RuntimeError: the tempering runs have no finite evidence.
+
+    Warns:
+        UserWarning: draws of the target lie where the model hardly ever draws (`evidence_bracket`).
+
+    Validity: particles are consistent for p, and the networks learn what the particles say: a mode that no particle finds at any
+    temperature is lost to them, and the bracket does not show it. Runs with other keys and more particles, whose log Z agree,
+    say that none is. `mam.feynman_kac` corrects what the networks have not learned.
+
+    Example:
+        >>> import jax
+        >>> from lapilli.models import ising, mam
+        >>> lattice = ising.Ising(3, 3, coupling=0.2, field=0.2)
+        >>> networks = mam.residual_mlps(9, 2, width=8, key=jax.random.key(0))
+        >>> options = {"num_particles": 500, "num_steps": 20, "batch": 64, "max_steps": 20, "patience": 10}
+        >>> found = mam.anneal(networks, lattice.log_density, jax.random.key(1), **options)  # doctest: +SKIP
+
+    Reference: Del Moral, Doucet and Jasra 2006 (tempered SMC); Blessing et al. 2024, arXiv:2406.07423 (EUBO).
+    """
+    smc_key, fit_key, distil_key, share_key, bracket_key = jax.random.split(typed_key(key), 5)
+    program = unnormalised(log_target, networks.num_variables, networks.num_values)
+    temper = lambda key: inference.tempered_smc(
+        program, key, num_particles=num_particles, num_moves=num_moves, target_ess=target_ess,
+        temperatures=temperatures, kernel=inference.particles.moves.Gibbs(),
+    )  # fmt: skip
+    runs = jax.jit(lambda keys: jax.lax.map(temper, keys))(jax.random.split(smc_key))
+    if not jnp.isfinite(runs.log_evidence).all():
+        raise RuntimeError(
+            f"anneal: the tempering runs give log Z {runs.log_evidence}: at some temperature no particle had a finite weight, or "
+            "100 temperatures were not enough. Make log_target finite where rows may go, lower target_ess, or give temperatures."
+        )
+    learned, judged = rows = runs.particles["x"]
+    import optax
+
+    fit = inference.fit(
+        any_order(networks), optax.adam(optax.cosine_decay_schedule(rate, num_steps)), (learned,),
+        num_steps=num_steps, key=fit_key, subsample={"rows": min(batch, num_particles)}, progress=progress,
+    )  # fmt: skip
+    pair = networks.with_params(fit.params)
+    distillation = distilled(pair, learned, distil_key, progress=progress, **options)
+    found, share = _with_memory(distillation.networks, log_target, rows, share_key, remember)
+    return Annealed(
+        networks=found,
+        rows=rows,
+        log_evidence=runs.log_evidence,
+        temperatures=runs.temperatures,
+        share=share,
+        distillation=distillation,
+        bracket=bracket(MaM(found), log_target, judged, bracket_key),
+    )
+
+
+def _with_memory(
+    networks: Pair, log_target: LogTarget, rows: Array, key: Array, is_wanted: bool
+) -> tuple[Networks, float]:
+    """The networks beside states of the first run, with the weight that rows of the second one like best; and that weight."""
+    if not is_wanted:
+        return networks, 0.0
+    learned, judged = rows[0], rows[1, :_NUM_JUDGED]
+    log_f = jax.jit(jax.vmap(log_target))(learned)
+    remember = functools.partial(Remembered, networks, np.asarray(learned), np.asarray(log_f))
+    log_steps = scored(networks, judged, key)[2]
+    share = best_share(
+        remember(0.5).log_masses(np.asarray(judged)), np.asarray(log_steps.sum(1), float)
+    )
+    if share < _LEAST_SHARE:
+        return networks, 0.0
+    return remember(share), share
