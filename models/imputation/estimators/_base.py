@@ -70,15 +70,15 @@ class SeriesEstimator(BaseEstimator):
         source = given(self, X, reset=True)
         data = source.data._replace(labels=labels)
         self._made, self._layout, self.n_steps_ = None, source.layout, data.values.shape[1]
-        unseen = np.flatnonzero(~np.asarray(data.observed).any((0, 1)))
-        if len(unseen):
-            raise ValueError(
-                f"{name}: nothing was observed of features {unseen.tolist()} of X, so that nothing is known of their values. "
-                "Leave these features out."
-            )
         rng = check_random_state(self.get_params()["random_state"])  # pyright: ignore[reportArgumentType]
         self._seed, split_seed = (int(n) for n in rng.randint(2**31 - 1, size=2))
         rows, held = self._split(len(data.valid), labels, split_seed)
+        unseen = np.flatnonzero(~np.asarray(data.observed)[rows].any((0, 1)))
+        if len(unseen):
+            raise ValueError(
+                f"{name}: nothing was observed of features {unseen.tolist()} of X in the rows to train on, so that "
+                "their values are not known. Leave these features out."
+            )
         self._standard = standardise(data.rows(rows))
         own = self._standard.apply(data)
         imputer = self._programs()

@@ -150,10 +150,10 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
         if hasattr(rows, "__len__") or hasattr(rows, "shape"):
             check_consistent_length(rows, y)
         self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
+        if len(self.classes_) == 1:  # of no rows at all the table is refused
             raise ValueError(
-                f"SeriesClassifier: y has only the class {self.classes_.tolist()}, and there is nothing to tell apart. Give "
-                "rows of at least two classes."
+                f"SeriesClassifier: y has one class only, {self.classes_.tolist()}, and there is nothing to tell apart. "
+                "Give rows of at least two classes."
             )
         return self._fit(X, labels.astype(np.int32))
 

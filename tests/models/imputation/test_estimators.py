@@ -147,7 +147,7 @@ def test_data_that_nothing_can_be_learned_from_are_refused():
         SeriesImputer().fit(table)
     with pytest.raises(ValueError, match="infinity"):
         SeriesImputer().fit(np.where(HOLES, np.inf, TRUTH))
-    with pytest.raises(ValueError, match=r"y has only the class \['a'\]"):
+    with pytest.raises(ValueError, match=r"y has one class only, \['a'\]"):
         SeriesClassifier().fit(TABLE, np.full(60, "a"))
     with pytest.raises(ValueError, match="requires y to be passed"):
         SeriesClassifier().fit(TABLE, None)
