@@ -35,7 +35,8 @@ def offences(text: str, whole: str, order: Sequence[str], folder: str) -> list[s
             continue
         inner = name.removeprefix(whole).removeprefix(".")
         first, _, rest = inner.partition(".")
-        is_own = first == folder and (not rest or rest.startswith("_"))
+        own = ROOT / whole.replace(".", "/") / folder / rest  # a folder within is known by its face
+        is_own = first == folder and (not rest or rest.startswith("_") or own.is_dir())
         is_beside = (
             first.startswith("_") and (ROOT / whole.replace(".", "/") / f"{first}.py").exists()
         )
