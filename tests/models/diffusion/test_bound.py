@@ -122,6 +122,7 @@ def test_gradients_pass_to_the_point_and_to_the_model(key):
     assert by_x.shape == (1,)
 
 
+@pytest.mark.slow
 def test_equal_keys_give_equal_noise(key):
     """A model and its copy differ by nothing, so that differences of models are those of their errors alone."""
     other = diffusion.gaussian_mixture(EDM, [0.5, 0.5], [[0.0], [0.0]], 1.0)

@@ -71,6 +71,7 @@ def test_a_hidden_context_is_the_unconditional_model(key):
     np.testing.assert_allclose(score(turned), score(one), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_image_beside_the_image(key):
     net = diffusion.ImageNet(
         1, context_channels=2, encoder=eqx.nn.Linear(3, 32, key=key), widths=(8,), key=key

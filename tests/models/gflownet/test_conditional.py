@@ -34,6 +34,7 @@ def exact(table, argument):
     return np.exp(logs - log_z), log_z
 
 
+@pytest.mark.slow
 def test_the_programs_of_an_argument_are_the_conditionals_of_the_whole():
     """At random parameters: p(c, x) = p(c) p(x | c)."""
     env = sets()

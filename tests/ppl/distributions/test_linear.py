@@ -32,9 +32,10 @@ def _check_bounds(seed, num_systems):
         dim = int(rng.integers(1, 7))
         weights, bounds = _random_system(rng, dim, int(rng.integers(1, 2 * dim + 2)))
         constraint = LinearConstraints.from_matrix(weights, bounds)
+        transform = biject_to(constraint)
+        ends = jax.jit(lambda u, t=transform, c=constraint: (t(u), *c.bounds(t(u))))
         with jax.enable_x64(True):
-            x = np.asarray(biject_to(constraint)(jnp.asarray(rng.normal(size=dim))))
-            low, high = (np.asarray(end) for end in constraint.bounds(jnp.asarray(x)))
+            x, low, high = (np.asarray(a) for a in ends(jnp.asarray(rng.normal(size=dim))))
         for i in range(dim):
             fixed = [(value, value) for value in x[:i]] + [(None, None)] * (dim - i)
             for end, sign in ((low[i], 1), (high[i], -1)):
@@ -49,7 +50,7 @@ def _check_bounds(seed, num_systems):
 
 
 def test_bounds_are_those_of_linear_programs():
-    _check_bounds(0, 12)
+    _check_bounds(0, 6)
 
 
 @pytest.mark.slow
@@ -77,14 +78,22 @@ def test_free_numbers_make_vectors_that_keep_the_statements_and_back():
     assert not constraint(x.at[:, 4].add(0.01)).any()
     with jax.enable_x64(True):
         free = jnp.asarray(np.asarray(free[:20]), float)
-        x = transform(free)
-        np.testing.assert_allclose(transform.inv(x), free, atol=1e-7)
-        left = x[:, jnp.array([0, 1, 2, 3, 5])]  # equalities take a coordinate away
-        jacobian = jax.vmap(jax.jacobian(lambda u: transform(u)[jnp.array([0, 1, 2, 3, 5])]))(free)
-        assert left.shape == (20, 5)
-        np.testing.assert_allclose(
-            transform.log_abs_det_jacobian(free, x), np.linalg.slogdet(jacobian)[1], atol=1e-9
-        )
+
+        @jax.jit
+        def run(free):
+            x = transform(free)
+            left = lambda u: transform(u)[
+                np.array([0, 1, 2, 3, 5])
+            ]  # an equality takes a coordinate away
+            return (
+                transform.inv(x),
+                transform.log_abs_det_jacobian(free, x),
+                jax.vmap(jax.jacobian(left))(free),
+            )
+
+        back, log_det, jacobian = run(free)
+        np.testing.assert_allclose(back, free, atol=1e-7)
+        np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-9)
 
 
 def test_strictness_cancelled_terms_and_weights_of_eliminations():
@@ -111,9 +120,9 @@ def test_densities_integrate_to_one_in_the_plane(order):
     else:
         a, b, area = 2 * (1 - first) * share, first, 2 * (1 - first)
     grid = jnp.stack([jnp.asarray(a), jnp.asarray(b)], -1)
-    density = np.exp(np.asarray(law.log_prob(grid))) * area / 400**2
+    density = np.exp(np.asarray(jax.jit(law.log_prob)(grid))) * area / 400**2
     assert abs(density.sum() - 1) < 1e-4
-    draws = np.asarray(law.sample(KEY, (20_000,)))
+    draws = np.asarray(jax.jit(lambda key: law.sample(key, (20_000,)))(KEY))
     assert constraint(draws).all()
     for i, axis in enumerate((a, b)):
         error = draws[:, i].std() / np.sqrt(len(draws))
@@ -134,7 +143,7 @@ def test_a_truncated_normal_in_a_triangle_under_nuts_against_rejection():
         x = numpyro.sample("x", dist.ImproperUniform(TRIANGLE, (), (2,)))
         numpyro.factor("normal", dist.Normal(loc, 0.5).log_prob(x).sum())
 
-    mcmc = MCMC(NUTS(model), num_warmup=500, num_samples=4000, progress_bar=False)
+    mcmc = MCMC(NUTS(model), num_warmup=300, num_samples=3000, progress_bar=False)
     mcmc.run(KEY)
     draws = np.asarray(mcmc.get_samples()["x"])
     tried = np.asarray(loc + 0.5 * jax.random.normal(jax.random.key(1), (200_000, 2)))
@@ -172,7 +181,8 @@ def test_a_site_with_constraints_in_a_program_and_its_guide():
 
     a, b = np.meshgrid((np.arange(300) + 0.5) / 150, (np.arange(300) + 0.5) / 300, indexing="ij")
     grid = jnp.stack([jnp.asarray(a), jnp.asarray(b)], -1)
-    joint = np.asarray(law.log_prob(grid) + dist.Normal(grid.sum(-1), 0.3).log_prob(0.9))
+    score = jax.jit(lambda x: law.log_prob(x) + dist.Normal(x.sum(-1), 0.3).log_prob(0.9))
+    joint = np.asarray(score(grid))
     exact = np.log(np.exp(joint).sum() / 150 / 300)
     log_weight = inference.elbo(program, guide).value  # of one draw
     weights = jax.jit(jax.vmap(lambda key: log_weight({}, key)))(jax.random.split(KEY, 20_000))
