@@ -148,9 +148,10 @@ def plain_types(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
 
 
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
-    """Fields of named tuples say nothing of their own: the class lists its attributes."""
+    """Fields of named tuples say nothing of their own: the class lists its attributes. Nor do methods that scikit-learn adds."""
     doc = getattr(obj, "__doc__", None) or ""
-    return True if doc.startswith("Alias for field number") else None
+    is_added = name.startswith("set_") and name.endswith("_request")
+    return True if is_added or doc.startswith("Alias for field number") else None
 
 
 def link(role: str, rawtext: str, text: str, lineno: int, inliner: Any, options=None, content=()):
