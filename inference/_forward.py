@@ -34,6 +34,11 @@ def _check_cells(
         )
 
 
+def in_scan(site: Any) -> bool:
+    """Whether a site (its `SiteInfo`) stands in the steps of a scan."""
+    return any(r.kind == "scan" for r in site.regions)
+
+
 def forward_program(
     method: str, program: Any, choices: Mapping[str, Any], args: tuple, num_seen: int | None = None
 ) -> Any:
@@ -73,7 +78,6 @@ def forward_program(
         if name in shapes
     }
     goes_on = num_seen or any(jnp.shape(choices[n]) != x.shape for n, x in whole.items())
-    in_scan = lambda s: any(r.kind == "scan" for r in s.regions)
     heard = lambda s: s.kind == "factor" or goes_on and s.kind == "observed" and in_scan(s)
     seen = [n for n, s in trace.sites.items() if heard(s) and s.alters_law]
     split = Arguments(args)

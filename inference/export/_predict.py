@@ -14,7 +14,7 @@ from ...ppl._compat import typed_key
 from ...ppl.densities import Eliminated
 from ...ppl.language import arguments, predictions
 from .._arguments import outcome
-from .._forward import check_given, forward_program
+from .._forward import check_given, forward_program, in_scan
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
 from ..fitting._predictive import map_keys
@@ -100,7 +100,6 @@ def predict(
     choices = {name: x for name, x in choices.items() if name not in also}
     one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), choices)
     program = forward_program("predict", program, one, args, num_seen)
-    in_scan = lambda s: any(r.kind == "scan" for r in s.regions)
     if not any(
         s.kind == "observed" and in_scan(s) for s in sites.values()
     ):  # a scan that goes on keeps its observations
@@ -120,8 +119,7 @@ def _check_eliminated_chain(program: Any, args: Any, sites: Any, num_seen: int |
         return
     if num_seen is not None and not program.is_summed(*args):
         return  # each observation is drawn given those before it
-    in_scan = [n for n, s in sites.items() if any(r.kind == "scan" for r in s.regions)]
-    if in_scan:
+    if any(map(in_scan, sites.values())):
         if not program.is_summed(*args):
             raise ValueError(
                 f"predict: {program!r} would draw {list(program.sites)} from all observations in the arguments, those of steps "
@@ -136,7 +134,7 @@ def _check_eliminated_chain(program: Any, args: Any, sites: Any, num_seen: int |
 
 def _check_num_seen(sites: Any, num_seen: int | None) -> None:
     """Refuse a number of steps that nothing has, and one that is left to a guess."""
-    stepped = {n: s for n, s in sites.items() if any(r.kind == "scan" for r in s.regions)}
+    stepped = {n: s for n, s in sites.items() if in_scan(s)}
     if num_seen is not None and not stepped:
         raise ValueError(
             f"predict: num_seen={num_seen} is a number of steps, and no site of the program lies in a ppl.scan: {list(sites)}. "

@@ -23,8 +23,35 @@ from ._chain import kernel, last_step, log_normal
 from ._grid import check_chain, point_shape
 
 
-class DiffusionLaw(StochasticProgram):
+class OneSiteLaw(StochasticProgram):
+    """A stochastic program with one site.
+
+    Attributes:
+        name: of the site.
+        kind_shown: its law, as traces name it.
+    """
+
+    name: str
+    kind_shown: str
+
+    def _value(self, choices: Mapping[str, Any]) -> Array:
+        """The value of the site, which is all that is chosen."""
+        choices = as_arrays(choices)
+        same_sites(
+            f"{self.label}: the choices do not match its site",
+            choices, [self.name], "Give a value for this site and no other.",
+        )  # fmt: skip
+        return choices[self.name]
+
+    def _trace(self, x: Array, log_density: Array) -> Trace:
+        info = SiteInfo(self.name, "latent", (), (), x.shape, self.kind_shown)
+        return estimated(self.label, {self.name: x}, {self.name: info}, log_density)
+
+
+class DiffusionLaw(OneSiteLaw):
     """The law of the last point of a diffusion model's chain. Made by `law`."""
+
+    kind_shown = "ReverseChain"
 
     def __init__(
         self,
@@ -46,13 +73,8 @@ class DiffusionLaw(StochasticProgram):
         return self._trace(x, log_weight)
 
     def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
-        choices = as_arrays(choices)
-        same_sites(
-            f"{self.label}: the choices do not match its site",
-            choices, [self.name], "Give a value for this site and no other.",
-        )  # fmt: skip
+        x = self._value(choices)
         model, times = self._model(args, kwargs)
-        x = choices[self.name]
         if x.shape != model.shape:
             raise ValueError(
                 f"{self.label}: the value of '{self.name}' has shape {x.shape}, and a point has {model.shape}. Give one point; "
@@ -67,10 +89,6 @@ class DiffusionLaw(StochasticProgram):
                 model = model(*args, **kwargs)
         point_shape(self.label, model)
         return model, check_chain(self.label, model.noising, self.times)
-
-    def _trace(self, x: Array, log_density: Array) -> Trace:
-        info = SiteInfo(self.name, "latent", (), (), x.shape, "ReverseChain")
-        return estimated(self.label, {self.name: x}, {self.name: info}, log_density)
 
 
 def law(

@@ -22,16 +22,18 @@ from jaxtyping import Array, Float, Int
 
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
-from ...ppl.densities import StochasticProgram, as_arrays, estimated
-from ...ppl.densities._stochastic import same_sites
-from ...ppl.traces import Bound, SiteInfo, Trace
+from ...ppl.densities import StochasticProgram
+from ...ppl.traces import Bound, Trace
+from ._law import OneSiteLaw
 
 Network = Callable[[Array, Array], Array]  # (tokens [D], t) -> log p(x_i = k | tokens), [D, K]
 Kind = Literal["masked", "uniform"]
 
 
-class TokenLaw(StochasticProgram):
+class TokenLaw(OneSiteLaw):
     """The law of what a discrete diffusion model's chain ends with. Made by `token_law`."""
+
+    kind_shown = "TokenChain"
 
     def __init__(
         self, network: Any, shape: tuple[int, int], num_steps: int, kind: str, name: str
@@ -64,12 +66,8 @@ class TokenLaw(StochasticProgram):
         return self._trace(tokens - 1, total)
 
     def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
-        choices = as_arrays(choices)
-        same_sites(
-            f"{self.label}: the choices do not match its site",
-            choices, [self.name], "Give a value for this site and no other.",
-        )  # fmt: skip
-        network, x = self._network(args, kwargs), choices[self.name]
+        x = self._value(choices)
+        network = self._network(args, kwargs)
         if x.shape != self.shape[:1]:
             raise ValueError(
                 f"{self.label}: the value of '{self.name}' has shape {x.shape}, and a row has ({self.shape[0]},). Give one row."
@@ -126,10 +124,6 @@ class TokenLaw(StochasticProgram):
         is_masked = (tokens == 0)[:, None]
         shown = is_its * jnp.where(a_t > 0, a_s / jnp.where(a_t > 0, a_t, 1.0), 0.0)
         return jnp.where(is_masked, ratios, shown), jnp.where(is_masked, chances, is_its)
-
-    def _trace(self, x: Array, log_density: Array) -> Trace:
-        info = SiteInfo(self.name, "latent", (), (), x.shape, "TokenChain")
-        return estimated(self.label, {self.name: x}, {self.name: info}, log_density)
 
 
 def token_law(

@@ -12,7 +12,7 @@ import numpyro.handlers
 from .._compat import ClosedJaxpr, handler_stack, no_handlers, own_caches
 from ..traces import Recorder, running_engine
 from ._forms import is_certain
-from ._integrator import Emit, Integrator, PlateMeets
+from ._integrator import Emit, Integrator, tried
 from ._lift import Lifter
 from ._proposal import Proposer
 
@@ -33,15 +33,8 @@ def integrate(
     """
     lifter = Lifter(label)
     closed, tree, static = _lifted(lifter, program, params, args, kwargs)
-    joint: set[str] = set()
-    while True:
-        probe = Integrator(label, names, joint, emit._replace(is_dry=True))
-        try:
-            with no_handlers():
-                jax.eval_shape(lambda probe=probe: probe.run(closed, [0]) and None)
-            break
-        except PlateMeets as met:
-            joint = joint | {met.name}
+    dry = emit._replace(is_dry=True)
+    probe, joint = tried(lambda joint: Integrator(label, names, joint, dry), closed, [0])
     if absent := sorted(set(names) - probe.found):
         latent = sorted(n for n, info in lifter.frame.infos.items() if info.kind == "latent")
         raise ValueError(

@@ -10,7 +10,7 @@ the values that its steps hand on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from .._compat import CALLS, CUSTOM, ClosedJaxpr, Jaxpr, Literal, bind
+from .._compat import CALLS, CUSTOM, ClosedJaxpr, Jaxpr, Literal, bind, no_handlers
 from ..jaxprs import Interpreter, called, has_other_derivative, name_of
 from ._approximate import at_points, is_smooth, joint_of, linearised, mean_of
 from ._arranged import Shaped, matrix_of, noise_of, spread, unit_forms
@@ -143,8 +143,7 @@ class Integrator:
         if self.emit.is_dry:
             return mean
         if self.emit.has_tilts:
-            law = dist.Normal(jnp.zeros_like(mean), 1.0).to_event(mean.ndim).mask(False)
-            return jnp.asarray(numpyro.sample(name, law))
+            return _without_density(name, mean)
         if self.emit.has_points:
             numpyro.deterministic(name, mean)
         return mean
@@ -260,8 +259,7 @@ class Integrator:
             return None
         if self.emit.is_dry:
             return jnp.zeros_like(like)
-        law = dist.Normal(jnp.zeros_like(like), 1.0).to_event(like.ndim).mask(False)
-        return jnp.asarray(numpyro.sample(f"{statement.name} {what}", law))
+        return _without_density(f"{statement.name} {what}", like)
 
     def _tilt(self, statement: Statement, value: Form) -> None:
         """Tilt the law of a site by exp(b z + c z^2 / 2), to first order in b and c.
@@ -342,12 +340,36 @@ class Integrator:
         return self.belief.of(const, matrix, is_square=is_square)
 
 
+def _without_density(name: str, like: Array) -> Array:
+    """A site that is given, of the shape of an array, and has no part in the density."""
+    law = dist.Normal(jnp.zeros_like(like), 1.0).to_event(like.ndim).mask(False)
+    return jnp.asarray(numpyro.sample(name, law))
+
+
 class PlateMeets(Exception):
     """Rows of a plate that were taken to be separate meet in the basis."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
+
+
+def tried[Kind: Integrator](
+    make: Callable[[set[str]], Kind], closed: ClosedJaxpr, args: Sequence[Any]
+) -> tuple[Kind, set[str]]:
+    """A dry run of a program, and the plates whose rows meet in it.
+
+    `make`: an integrator that makes nothing, given such plates.
+    """
+    joint: set[str] = set()
+    while True:
+        probe = make(joint)
+        try:
+            with no_handlers():
+                jax.eval_shape(lambda probe=probe: probe.run(closed, args) and None)
+            return probe, joint
+        except PlateMeets as met:
+            joint = joint | {met.name}
 
 
 class _Body(Interpreter):

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpyro
 
-from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, no_handlers, scan_counts
+from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, scan_counts
 from ..jaxprs import Interpreter, called
 from ..traces import scan
 from ._belief import known
 from ._forms import Form, is_certain
-from ._integrator import Emit, Integrator, PlateMeets
+from ._integrator import Emit, Integrator, tried
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
 from ._noise import Noise, loc_of
@@ -100,15 +100,8 @@ def _proposed(
     label: str, body: ClosedJaxpr, args: list[Any], approximation: str | None
 ) -> dict[str, Array]:
     """The sites of a step: normal ones from their law given the step's data, others from their own."""
-    joint: set[str] = set()
-    while True:
-        probe = _Updated(label, joint, Emit(is_dry=True, approximation=approximation))
-        try:
-            with no_handlers():
-                jax.eval_shape(lambda probe=probe: probe.run(body, args) and None)
-            break
-        except PlateMeets as met:
-            joint = joint | {met.name}
+    dry = Emit(is_dry=True, approximation=approximation)
+    _, joint = tried(lambda joint: _Updated(label, joint, dry), body, args)
     updated = _Updated(label, joint, Emit(approximation=approximation))
     updated.settled(updated.run(body, args))
     return updated.values | updated.draws()

@@ -48,9 +48,7 @@ class TriangularTransform(Transform):
             where = stage.coordinates
             if isinstance(stage, Fixed):
                 if x is None:
-                    value = made @ stage.weights.T.astype(made.dtype) + stage.constants.astype(
-                        made.dtype
-                    )
+                    value = stage.values(made)
                     made = made.at[..., where].set(value)
                 continue
             low, high = stage.interval(made)

@@ -50,6 +50,10 @@ class Fixed:
     weights: np.ndarray  # (m, D)
     constants: np.ndarray  # (m,)
 
+    def values(self, x: Array) -> Array:
+        """Shape (..., m) given x, of which coordinates of earlier stages are read."""
+        return x @ self.weights.T.astype(x.dtype) + self.constants.astype(x.dtype)
+
 
 def stages_of(solved: Sequence[Solved], num: int) -> list[Stage | Fixed]:
     """Coordinates in stages, in an order in which each reads earlier ones only."""

@@ -129,7 +129,7 @@ class LinearConstraints(constraints.Constraint):
         low = high = x
         for stage in self.stages:
             if isinstance(stage, Fixed):
-                value = x @ stage.weights.T.astype(x.dtype) + stage.constants.astype(x.dtype)
+                value = stage.values(x)
                 ends = value, value
             else:
                 ends = stage.interval(x)
@@ -152,7 +152,7 @@ class LinearConstraints(constraints.Constraint):
         x = self._vector(x)
         for stage in self.stages:
             if isinstance(stage, Fixed):
-                new = x @ stage.weights.T.astype(x.dtype) + stage.constants.astype(x.dtype)
+                new = stage.values(x)
             else:
                 low, high = stage.interval(x)
                 new = jnp.minimum(jnp.maximum(x[..., stage.coordinates], low), high)

@@ -94,7 +94,7 @@ class TruncatedInTurn(dist.Distribution):
         total = jnp.zeros(x.shape[:-1], x.dtype)
         for stage in self.constraint.stages:
             if isinstance(stage, Fixed):
-                value = x @ stage.weights.T.astype(x.dtype) + stage.constants.astype(x.dtype)
+                value = stage.values(x)
                 if key is not None:
                     x = x.at[..., stage.coordinates].set(value)
                 continue
