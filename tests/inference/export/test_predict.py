@@ -150,6 +150,7 @@ def test_chains_forecast_with_the_parameters_of_their_draws():
     assert inference.predict(walk, gibbs, KEY, LONGER, num_samples=4)["y"].shape == (4, 8)
 
 
+@pytest.mark.slow
 def test_fits_forecast_by_keeping_all():
     def guide(y):
         at, scale = ppl.param("at", jnp.zeros(5)), ppl.param("scale", 0.3 * jnp.ones(5))
@@ -165,6 +166,7 @@ def test_fits_forecast_by_keeping_all():
     np.testing.assert_allclose(ahead["z"][:, :5], 0.1, atol=2)
 
 
+@pytest.mark.slow
 def test_mcmc_and_weighted_draws_predict_new_rows():
     x = jnp.linspace(-1.0, 1.0, 6)
     mcmc = MCMC(NUTS(line), num_warmup=20, num_samples=20, progress_bar=False)
@@ -276,6 +278,7 @@ def test_what_tells_of_a_site_to_be_drawn_is_refused():
         inference.predict(pulled, {"a": jnp.ones(5)}, KEY, jnp.ones(3))
 
 
+@pytest.mark.slow
 def test_deterministic_and_auxiliary_sites_beside_the_draws():
     """MCMC returns deterministic sites, the posterior of an autoguide its own."""
 

@@ -171,6 +171,7 @@ def test_an_end_that_is_no_optimum_has_no_errors():
         fit.standard_errors()
 
 
+@pytest.mark.slow
 def test_linear_response_is_of_the_evidence_lower_bound(fitted):
     bound = inference.iwelbo(regression, mean_field, num_particles=3)
     fit = fit_fixed_draws(bound, (X, Y), key=KEY, num_draws=50, max_steps=3)

@@ -196,6 +196,7 @@ def test_rows_on_an_axis_of_the_event_or_of_columns_do_not_pass_for_new_ones():
         assert fit.predict(KEY, x, keep="*", num_samples=2)["y"].shape == (2, 8)
 
 
+@pytest.mark.slow
 def test_coefficients_of_columns_are_global():
     def line(x, y=None):
         beta = ppl.sample("beta", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
@@ -241,6 +242,7 @@ def test_a_series_goes_on_from_the_past_of_the_fit_only():
         fit.predict(KEY, longer + 1.0, keep="*", num_samples=3)
 
 
+@pytest.mark.slow
 def test_a_longer_autoregression_is_sent_to_where_its_steps_can_be_said():
     def model(y):
         drift = ppl.sample("drift", dist.Normal(0.0, 1.0))

@@ -103,6 +103,7 @@ def test_the_file_is_plain_numpy_and_json(saved):
     assert header["steps"] == 6 and header["versions"]["jax"] == jax.__version__
 
 
+@pytest.mark.slow
 def test_what_is_known_of_averaged_iterates_comes_back(tmp_path):
     fit = fitted(average="stationary")
     known = Averaging(
@@ -309,6 +310,7 @@ np.savez(sys.argv[3], **draws["posterior"], **draws["predictive"])
 """
 
 
+@pytest.mark.slow
 def test_an_exported_fit_draws_the_same_with_jax_alone(saved, tmp_path):
     fit, _ = saved
     fit.export(tmp_path / "served", X)
@@ -357,6 +359,7 @@ def test_a_program_that_must_know_its_rows_is_exported_for_one_number(tmp_path):
     np.testing.assert_allclose(drawn, fit.predict(KEY, num_samples=2)["y"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_program_that_decides_by_its_number_of_rows_is_caught(tmp_path):
     """An open number of rows is unequal to 6 without an error."""
 

@@ -174,6 +174,7 @@ def test_ctrl_c_in_a_loader_ends_the_run_as_elsewhere(prefetch):
     assert result.interrupted and (result.steps == 20 or prefetch == 0)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_loader_is_slow():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -107,6 +107,7 @@ def test_golden_values_of_the_conjugate_posterior():
     close(numbers(), expected, rtol=1e-12)
 
 
+@pytest.mark.slow_for("3")
 @pytest.mark.parametrize("d", [pytest.param(1, marks=pytest.mark.slow), 3])  # one is enough
 def test_bayes_rule_jacobian_and_scipy(d):
     """Prior + likelihood - posterior = evidence at any mean and covariance; the packed density by autodiff's Jacobian."""

@@ -74,6 +74,7 @@ def test_a_coefficient_of_the_same_half_is_seen_to_be_biased():
     assert abs(z_score(own, MEAN)) > 15 and abs(z_score(crossed, MEAN)) < 4.5
 
 
+@pytest.mark.slow
 def test_mixed_sites_in_a_plate_are_unbiased_in_every_coordinate():
     """E[sum_i k_i (z + i)^2], k_i ~ Bernoulli(p), z ~ N(m, 1); the control is the count of k with its mean 3 p."""
 

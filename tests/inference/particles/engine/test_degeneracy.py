@@ -45,7 +45,7 @@ def walk(ys):
     ppl.scan(step, 0.0, ys)
 
 
-@pytest.mark.slow_for("systematic")
+@pytest.mark.slow_for("multinomial", "systematic")
 @pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
 def test_ancestors_are_those_of_the_genealogy(resampling, key):
     ys = jnp.linspace(-2.0, 3.0, 12)
