@@ -22,6 +22,10 @@ def run_in(folder, monkeypatch, page, is_full):
 
 @by_name
 @pytest.mark.slow_for(
+    "tutorials/01_estimators",
+    "howto/stream_data",
+    "howto/variance",
+    "howto/nan",
     "howto/diffusion_law",
     "tutorials/04_state_space",
     "howto/forecast",

@@ -68,6 +68,7 @@ def test_a_filter_forecasts_as_kalman_does():
         np.testing.assert_allclose(ahead["y"][:, 4 + h].var(), of_y, rtol=0.06)
 
 
+@pytest.mark.slow
 def test_the_steps_that_are_given_are_kept():
     z = jnp.arange(10.0).reshape(2, 5)
     ahead = inference.predict(walk, {"z": z}, KEY, LONGER, num_samples=2)
@@ -369,6 +370,7 @@ def test_steps_seen_are_said_where_no_draw_tells_them():
         inference.predict(line, {"slope": jnp.zeros(4)}, KEY, Y, num_seen=2)
 
 
+@pytest.mark.slow
 def test_missing_cells_beside_sites_that_are_summed_out_are_masked_instead():
     """A cell that the model would draw is given to nobody; a mask leaves it out of sum and posterior."""
 

@@ -73,6 +73,7 @@ def test_several_discrete_sites_are_summed_out(capsys):
     assert "a, b summed out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_missing_cells_are_left_to_the_model():
     def model(y):
         mean = ppl.sample("mean", dist.Normal(0.0, 1.0))

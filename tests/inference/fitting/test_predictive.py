@@ -93,6 +93,7 @@ def test_patterns_that_match_nothing_are_refused():
         fitted(by_row).predict(KEY, NEW, keep=["slop", "u"], num_samples=5)
 
 
+@pytest.mark.slow
 def test_a_fit_that_kept_no_arguments_keeps_sites_that_need_none():
     fit = fitted(amortised, [(X, Y)], plate_sizes={})
     y = np.zeros(3, np.float32)
@@ -232,6 +233,7 @@ def quick_fit(model, guide, args):
     return inference.fit(bound, optax.sgd(0.0), args, num_steps=1, key=KEY, progress=False)
 
 
+@pytest.mark.slow
 def test_a_series_goes_on_from_the_past_of_the_fit_only():
     fit = quick_fit(series, states, (PAST,))
     longer = np.append(PAST, [np.nan, np.nan]).astype(np.float32)

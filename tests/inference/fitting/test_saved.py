@@ -123,7 +123,7 @@ def test_what_is_known_of_averaged_iterates_comes_back(tmp_path):
     assert np.isnan(again.r_hat) and again.noise == known.noise
 
 
-@pytest.mark.slow_for("polyak")
+@pytest.mark.slow_for("None", "polyak")
 @pytest.mark.parametrize("average", [None, "polyak"])
 def test_fits_with_seeds_and_averages_come_back(tmp_path, average):
     fit = fitted(num_seeds=2, average=average)
@@ -133,6 +133,7 @@ def test_fits_with_seeds_and_averages_come_back(tmp_path, average):
     assert same(again.best().params, fit.best().params)
 
 
+@pytest.mark.slow
 def test_without_data_shapes_are_known(tmp_path):
     fit = fitted()
     fit.save(tmp_path / "fit.npz", data=False)

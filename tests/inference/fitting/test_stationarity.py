@@ -94,6 +94,7 @@ def test_iterates_that_drift_are_told():
     assert "above 1.1, take more steps" in str(fit.averaging)
 
 
+@pytest.mark.slow
 def test_where_the_value_never_settles_nothing_is_averaged():
     fit = run(num_steps=300)
     assert fit.averaging.start == -1 and not fit.averaging.is_averaged

@@ -267,7 +267,9 @@ def table_guide(x):
 BOUND = inference.elbo(table, table_guide)
 
 
-@pytest.mark.slow_for("float32", "nullable frame", "other byte order", "float64", "long double")
+@pytest.mark.slow_for(
+    "frame", "float32", "nullable frame", "other byte order", "float64", "long double"
+)
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_all_kinds_of_numbers_give_the_same_fit(kind):
     x = KINDS[kind]()

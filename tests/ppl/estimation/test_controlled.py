@@ -43,6 +43,7 @@ def test_a_value_that_is_its_control_has_no_variance():
     np.testing.assert_allclose(grads, 3.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_variance_falls_by_one_over_one_minus_the_squared_correlation():
     """Corr(exp(z), z)^2 = 1 / (e - 1): a factor of 2.392, less some 1.4% for the noise of 256 coefficients' pairs.
 

@@ -214,6 +214,7 @@ def test_the_evidence_of_particles_is_unbiased_with_the_proposal(approximation):
     assert found.var() < 0.6 * run(None).var()
 
 
+@pytest.mark.slow
 def test_an_affine_step_gets_the_optimal_proposal():
     """All particles of a step then have the same weight given their past: the first step's evidence has no noise."""
 

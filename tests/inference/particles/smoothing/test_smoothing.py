@@ -283,6 +283,7 @@ def test_discrete_paths_under_no_bound_are_marked(key):
     assert (run(key).paths["k"] == jnp.iinfo(jnp.int32).min).all()
 
 
+@pytest.mark.slow
 def test_a_derivative_through_the_draws_is_refused(key):
     def mean(shift):
         chain = dataclasses.replace(
