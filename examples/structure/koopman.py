@@ -86,7 +86,7 @@ def by_step(num_channels: int, encoder: Any, decoder: Any) -> koopman.Koopman:
 
     @ppl.model
     def model(x: Any, seen: Any = None, num_series: int | None = None) -> Any:
-        num = num_series if x is None else len(x)
+        num: Any = num_series if x is None else len(x)
         net = ppl.module("decoder", decoder)
         noise = ppl.param(
             "noise", 0.3 * jnp.ones(num_channels), constraint=dist.constraints.positive

@@ -11,6 +11,7 @@ Classes
 """
 
 from ._autoguides import check_set_up as check_set_up, set_up as set_up
+from ._choices import ChoiceMismatch as ChoiceMismatch, predictions as predictions
 from ._handlers import (
     GivenSites as GivenSites,
     block as block,
@@ -30,12 +31,10 @@ from ._keywords import (
     told_of_nan as told_of_nan,
 )
 from ._program import (
-    ChoiceMismatch as ChoiceMismatch,
     Program as Program,
     as_program as as_program,
     draw as draw,
     model as model,
-    predictions as predictions,
 )
 from ._reweight import SiteWeights as SiteWeights, reweight as reweight
 from ._score import (

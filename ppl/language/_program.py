@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from ..traces import (
     with_reach,
 )
 from ._autoguides import check_set_up, set_up
+from ._choices import arrays, check_used, predictions
 from ._keywords import joined, parted
 
 Array = jax.Array
@@ -144,9 +145,9 @@ class Program:
             observations and factors (scalar, nats). E[exp(log_weight)] = p(constraints, data).
         """
         refuse_inside_engine("generate")
-        runner = Runner(typed_key(key), _arrays(constraints))
+        runner = Runner(typed_key(key), arrays(constraints))
         trace = self._run(runner, args, kwargs)
-        _check_used(runner, constraints, self)
+        check_used(runner, constraints, self)
         drawn = set(trace.choices) - set(constraints)
         weight = sum(
             (jnp.sum(lp) for name, lp in trace.log_probs.items() if name not in drawn),
@@ -171,9 +172,9 @@ class Program:
     def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
         check_set_up(self)
         engine = running_engine()
-        runner = Runner(None, _arrays(choices), defer_imputed=engine is not None)
+        runner = Runner(None, arrays(choices), defer_imputed=engine is not None)
         trace = self._run(runner, args, kwargs)
-        _check_used(runner, choices, self)
+        check_used(runner, choices, self)
         return trace
 
     def log_density(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Array:
@@ -255,13 +256,13 @@ class Program:
         refuse_inside_engine("predict")
         runner = Runner(
             typed_key(key),
-            _arrays(choices),
+            arrays(choices),
             redraw_observed=True,
             continues=True,
             num_seen=num_seen,
         )
         trace = self._run(runner, args, kwargs)
-        _check_used(runner, choices, self)
+        check_used(runner, choices, self)
         return trace
 
     def propose(
@@ -275,9 +276,9 @@ class Program:
         more. `runner` makes the recorder, a `Runner` with the same arguments.
         """
         refuse_inside_engine("propose")
-        recorder = runner(typed_key(key), _arrays(choices), keep=keep, draw=draw)
+        recorder = runner(typed_key(key), arrays(choices), keep=keep, draw=draw)
         trace = self._run(recorder, args, {})
-        _check_used(recorder, [name for name in choices if not is_limit(name)], self)
+        check_used(recorder, [name for name in choices if not is_limit(name)], self)
         return trace
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
@@ -413,44 +414,3 @@ def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Tr
             "Elsewhere use program.simulate(key, *args)."
         )
     return as_program(program)._draw(*args, **kwargs)
-
-
-def _arrays(choices: Mapping[str, Any]) -> dict[str, Array]:
-    return {name: jnp.asarray(value) for name, value in choices.items()}
-
-
-class ChoiceMismatch(ValueError):
-    """Choices that do not name exactly the latent sites of a program.
-
-    Attributes:
-        missing: latent sites without a value.
-        extra: values without a latent site.
-    """
-
-    def __init__(self, message: str, missing: list[str], extra: list[str]) -> None:
-        super().__init__(message)
-        self.missing, self.extra = missing, extra
-
-
-def predictions(trace: Trace, choices: Mapping[str, Any]) -> dict[str, Array]:
-    """What such a trace holds beside the choices that were given whole."""
-    drawn = {
-        name: value
-        for name, value in trace.choices.items()
-        if (name not in choices or jnp.shape(value) != jnp.shape(choices[name]))
-        and not trace.sites[name].is_imputed
-    }
-    return {**drawn, **trace.observed, **trace.deterministic}
-
-
-def _check_used(runner: Runner, choices: Collection[str], program: Program) -> None:
-    latent = [name for name, info in runner.frame.infos.items() if info.kind == "latent"]
-    extra = sorted(set(choices) - runner.frame.used)
-    missing = sorted(set(runner.missing))
-    if extra or missing:
-        raise ChoiceMismatch(
-            f"{program!r}: the choices do not match the program's latent sites {latent}: missing {missing}, "
-            f"extra {extra}. Give a value for every latent site (time and particle axes first) and no other.",
-            missing,
-            extra,
-        )

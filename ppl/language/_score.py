@@ -11,7 +11,8 @@ import numpy as np
 
 from .._compat import is_concrete
 from ..traces import Inclusion, Trace, check_match, check_reach, check_supports, with_penalties
-from ._program import ChoiceMismatch, Program, _arrays, as_program
+from ._choices import ChoiceMismatch, arrays
+from ._program import Program, as_program
 
 Array = jax.Array
 
@@ -51,7 +52,7 @@ def score_at(
     """`score`, for a weight that needs these inclusions of the supports (`traces/_match.py`)."""
     kwargs = dict(kwargs or {})
     if not isinstance(trace, Trace):
-        return as_program(program)._score(_arrays(trace), *args, **kwargs)
+        return as_program(program)._score(arrays(trace), *args, **kwargs)
     if trace.scored is not None and trace.scored.is_run_of(program, args, kwargs):
         model = trace.scored.trace
         check_supports(model.sites, trace.sites, list(trace.choices), supports)

@@ -21,6 +21,7 @@ from jax import lax
 
 from .._compat import control_flow, control_flow_value, handler_stack, numpyro_cond, numpyro_scan
 from ._at_step import AtStep, Given, given_around
+from ._begun import begun, check_begins_anew, check_one_length, leading
 from ._branches import check_infos, joined
 from ._reach import completed
 from ._recorder import SEEN, Begun, Frame, Recorder
@@ -78,13 +79,13 @@ def _scan(
     threads = [r.open_region("scan") for r in recorders]
     keys = [key for key, _ in threads]
     slices = [
-        {**_leading(forced, length), **_begun(r, forced, length)}
+        {**leading(forced, length), **begun(r, forced, length)}
         for r, (_, forced) in zip(recorders, threads, strict=True)
     ]
     if any(isinstance(value, Begun) for forced in slices for value in forced.values()):
         slices = _of_sites(recorders, keys, slices, length, lambda: step(init, _first(xs)))
         if is_reversed:
-            _check_begins_anew(slices)
+            check_begins_anew(slices)
     _explore(recorders, lambda: (keys, _first(slices)), lambda: step(init, _first(xs)))
     frames: list[Frame] = []
 
@@ -243,7 +244,7 @@ class particles:
                 )
             threads = [r.open_region("particles") for r in recorders]
             keys = [None if key is None else jax.random.split(key, size) for key, _ in threads]
-            slices = [_leading(forced, size) for _, forced in threads]
+            slices = [leading(forced, size) for _, forced in threads]
             _explore(recorders, lambda: _first((keys, slices)), lambda: fn(*args, **kwargs))
             frames: list[Frame] = []
 
@@ -317,60 +318,6 @@ def _merge(
         recorder.merge(frame, values, region)
 
 
-def _leading(forced: dict[str, Any], size: int) -> dict[str, Any]:
-    """The forced values that can have an axis of this region: the names inside are not known before the body runs."""
-
-    def stacked(value: Any) -> Any:
-        if isinstance(value, Begun):
-            return Begun(value.value, jnp.broadcast_to(value.holds, size))
-        return value
-
-    def shape(value: Any) -> tuple[int, ...]:
-        return jnp.shape(value.value if isinstance(value, Begun) else value)
-
-    return {name: stacked(value) for name, value in forced.items() if shape(value)[:1] == (size,)}
-
-
-def _begun(recorder: Recorder, forced: dict[str, Any], length: int) -> dict[str, Begun]:
-    """Of a recorder that continues, the forced values of the first steps of a scan, and which steps have been seen."""
-    if not recorder.continues:
-        return {}
-    found, step = {}, jnp.arange(length)
-    for name, value in forced.items():
-        if not isinstance(value, Begun) and jnp.ndim(value) and 0 < len(value) < length:
-            rest = jnp.broadcast_to(value[-1:], (length - len(value), *value.shape[1:]))
-            found[name] = Begun(jnp.concatenate([value, rest]), step < len(value))
-    if SEEN in forced:
-        found[SEEN] = Begun(step, jnp.broadcast_to(forced[SEEN].holds, length))
-    elif recorder.num_seen is not None:
-        found[SEEN] = Begun(step, step < recorder.num_seen)
-    return found
-
-
-def _check_one_length(recorder: Recorder, own: set[str], length: int) -> None:
-    """Observations of a step hold only with the values that they tell of."""
-    given = {n: x for n, x in recorder.frame.forced.items() if n in own}
-    lengths = {n: len(x) for n, x in given.items() if not isinstance(x, Begun)}
-    lengths = {n: size for n, size in lengths.items() if size < length}
-    if SEEN not in recorder.frame.forced and recorder.num_seen is not None:
-        lengths["num_seen"] = recorder.num_seen
-    if len(set(lengths.values())) > 1:
-        raise ValueError(
-            f"A scan goes on from {lengths}, different numbers of steps: where an observation holds and a site that it tells of "
-            "is drawn, or the other way round, the draws are not those given the data. Give as many steps of each."
-        )
-
-
-def _check_begins_anew(slices: list[dict[str, Any]]) -> None:
-    """The first steps of a longer scan that runs backward are those of other `xs`."""
-    begun = sorted(n for forced in slices for n, x in forced.items() if isinstance(x, Begun))
-    if begun:
-        raise ValueError(
-            f"A scan with reverse=True is longer than the one that the values of {begun} come from: it begins at the end of xs, "
-            "so its first steps are not those that these values belong to. Forecast by a scan that runs forward."
-        )
-
-
 def _of_sites(
     recorders: list[Recorder],
     keys: list[Any],
@@ -388,7 +335,7 @@ def _of_sites(
 
     jax.eval_shape(body)
     for recorder, own in zip(recorders, used, strict=True):
-        _check_one_length(recorder, own, length)
+        check_one_length(recorder, own, length)
     holds = lambda name, value, own: not isinstance(value, Begun) or name in (SEEN, *own)
     return [
         {name: value for name, value in forced.items() if holds(name, value, own)}
