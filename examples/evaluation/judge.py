@@ -116,7 +116,7 @@ def diffusion_images(data: Split, config: Config, key: jax.Array) -> dict[str, n
     def images(name: str) -> np.ndarray:
         sampler, steps = SAMPLERS[name]
         times = jnp.append(VP.times(steps)[:-1], 0.0)
-        one = lambda a: sampler(model(label=a[1]), a[0], times, num_samples=per_class)
+        one = lambda a: sampler(model(context=a[1]), a[0], times, num_samples=per_class)
         run = jax.jit(lambda keys: jax.lax.map(one, (keys, jnp.arange(CLASSES))))
         return np.asarray(run(jax.random.split(key, CLASSES))).reshape(-1, SIZE)
 
