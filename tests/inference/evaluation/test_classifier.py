@@ -102,7 +102,7 @@ def test_learning_from_generated_rows(seed, key):
 
 
 def test_generated_rows_beside_real_ones(seed, key):
-    """Twelve real rows and 3,000 of the same law: the classifier of all together is the better one, by its paired error (9 of them)."""
+    """Twelve real rows and 3,000 of the same law: all together are the better ones, by 9 paired errors."""
     draws = generator(seed)
     make = lambda labels: 1.5 * np.eye(3)[labels] + draws.normal(size=(len(labels), 3))
     few, many, test = (np.arange(n) % 3 for n in (12, 3_000, 10_000))
