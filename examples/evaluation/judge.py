@@ -205,6 +205,72 @@ def draw(found: dict[str, Any], samples: dict[str, np.ndarray], data: Split, out
     plt.close("all")
 
 
+def record(orders: dict, others: dict, stability: dict, metrics: dict, seed: int) -> None:
+    """The figures, for the page of figures."""
+    column = lambda rows, name: {n: float(row[name]) for n, row in rows.items() if name in row}
+    base = {
+        "seeds": str(seed),
+        "measures": ["inference/evaluation", "examples/diffusion/_digit_models.py"],
+    }
+    images = (
+        "digits drawn by latent-variable models (enum, reinforce, mvd) and by samplers of one diffusion network, 400 "
+        "beside 400 real"
+    )
+    digit_models.record_figure(
+        "evaluation/frechet",
+        what=f"{images}: Frechet distance of a classifier's hidden layer, extrapolated to infinite samples; spread: "
+        "jackknife",
+        value=column(orders, "extrapolated"),
+        spread=column(orders, "error"),
+        claim=column(orders, "plain"),
+        claimed_by="without correction",
+        digits=2,
+        **base,
+    )
+    density, coverage = (
+        {n: e.value for n, e in metrics[m].items()} for m in ("density", "coverage")
+    )
+    digit_models.record_figure(
+        "evaluation/density_coverage",
+        what="the same images, density / coverage in 16 components of the pixels",
+        value={n: f"{density[n]:.2f} / {coverage[n]:.2f}" for n in density},
+        claim=f"equal laws 1 / {evaluation.expected_coverage(400, 400):.2f}",
+        note="smooth images of latent-variable models are denser than real ones",
+        **base,
+    )
+    digit_models.record_figure(
+        "evaluation/rank_stability",
+        what="Kendall's tau between the orders of seven models by two feature maps, metric by metric",
+        value={m: e.value for m, e in stability.items()},
+        digits=2,
+        **base,
+    )
+    digit_models.record_figure(
+        "evaluation/detectors",
+        what="the same images, balanced accuracy of a detector of pixels, sharp / after a blur of one pixel",
+        value={n: f"{row['detector']:.2f} / {row['blurred']:.2f}" for n, row in others.items()},
+        claim="equal laws 0.5",
+        note=f"error {max(column(others, 'error').values()):.2f} at most",
+        **base,
+    )
+    digit_models.record_figure(
+        "evaluation/top_octave",
+        what="the same images, log power in the top octave of frequencies less that of real images, nats; spread: jackknife",
+        value=column(others, "top octave, nats"),
+        spread=column(others, "gap error"),
+        digits=2,
+        **base,
+    )
+    digit_models.record_figure(
+        "evaluation/learned_from",
+        what="accuracy on real images of a linear classifier that was trained on 400 generated ones",
+        value=column(others, "learned from"),
+        claim=column(others, "from real"),
+        claimed_by="trained on as many real ones",
+        **base,
+    )
+
+
 def main() -> None:
     options = digit_models.options(
         "Generative models of digits, judged.", "judge", "short training, two models"
@@ -254,6 +320,8 @@ def main() -> None:
     for name, comparison in found.items():
         comparison.to_xarray().to_netcdf(options.out / f"{name.replace(' ', '_')}.nc")
     draw(found, samples, data, options.out)
+    if options.record:
+        record(orders, others, stability, found["16 components"].estimates, options.seed)
 
 
 if __name__ == "__main__":
