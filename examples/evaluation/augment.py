@@ -236,7 +236,7 @@ def draw(law: list, digits: dict, points: dict, config: Config, path: Path) -> N
     normal, few, *shifted = axes
     some = [r for r in law if r["d"] == 10 and r["m"] == 10]
     column = lambda name: np.array([r[name] for r in some])
-    gammas = np.linspace(0, max(config.amounts), 200)
+    gammas = np.append(0, np.geomspace(0.01, max(config.amounts), 200))
     nll = [_normal_law.mean_excess_nll(10, 10, g) for g in gammas]
     normal.plot(gammas, nll, "C0-", lw=1, label="nll, exact")
     for name, style in (("nll", "C0o"), ("risk", "C1s")):

@@ -188,21 +188,49 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join([head, *(f"{n:<14}" + "".join(cell(r, c) for c in columns) for n, r in rows.items())])  # fmt: skip
 
 
-def draw(found: dict[str, Any], samples: dict[str, np.ndarray], data: Split, out: Path) -> None:
+def draw(
+    orders: dict, others: dict, metrics: dict, samples: dict[str, np.ndarray], data: Split, path: Path
+) -> None:  # fmt: skip
+    """A row for each model: images, Frechet distance, density, detectors, and power missing in the top octave."""
     import matplotlib.pyplot as plt
 
-    figure = evaluation.plot_estimates(found["hidden layer"].estimates["frechet"])
-    figure.savefig(out / "frechet.png", dpi=120)
     shown = samples | {"real": data.real}
-    figure, axes = plt.subplots(len(shown), 1, figsize=(8, 0.75 * len(shown)), layout="constrained")
-    for axis, (name, x) in zip(axes, shown.items(), strict=True):
-        chosen = x[:: len(x) // 20][:20].reshape(-1, 8, 8)
-        stripe = np.concatenate([np.pad(i, 1, constant_values=-1) for i in chosen], 1)
-        axis.imshow(stripe, cmap="gray_r", vmin=-1, vmax=2)
-        axis.set(xticks=[], yticks=[])
-        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.savefig(out / "samples.png", dpi=120)
-    plt.close("all")
+    names, place = list(shown), np.arange(len(shown))
+    figure, (images, *axes) = plt.subplots(
+        1, 5, figsize=(15, 0.5 * len(shown) + 1), layout="constrained", width_ratios=(3, 1, 1, 1, 1)
+    )
+    frame = lambda image: np.pad(image.reshape(8, 8), 1, constant_values=-1)
+    rows = [np.concatenate([frame(i) for i in x[:: len(x) // 12][:12]], 1) for x in shown.values()]
+    extent = (0, 12, len(shown) - 0.5, -0.5)
+    images.imshow(np.concatenate(rows), cmap="gray_r", vmin=-1, vmax=2, extent=extent, aspect="auto")  # fmt: skip
+    images.set(xticks=[])
+    images.set_yticks(place, names)
+    column = lambda rows, name: np.array([rows[n][name] for n in names])
+    frechet, density, detector, octave = axes
+    value, error = (column(orders, name) for name in ("extrapolated", "error"))
+    frechet.errorbar(value, place, xerr=2 * error, fmt="C0o", ms=4, label="extrapolated")
+    frechet.plot(column(orders, "plain"), place, "C1x", label="plain")
+    frechet.set_xlabel("Frechet distance")
+    found = [metrics["density"][n] for n in samples]
+    found = [*found, found[0].floor]
+    value, error = np.array([(e.value, e.standard_error) for e in found]).T
+    density.errorbar(value, place, xerr=2 * error, fmt="C0o", ms=4)
+    density.set_xlabel("density")
+    error = 2 * column(others, "error")
+    detector.errorbar(column(others, "detector"), place, xerr=error, fmt="C0o", ms=4, label="sharp")
+    detector.plot(column(others, "blurred"), place, "C1x", label="blurred")
+    detector.set_xlabel("accuracy of a detector")
+    error = 2 * column(others, "gap error")
+    octave.errorbar(column(others, "top octave, nats"), place, xerr=error, fmt="C0o", ms=4)
+    octave.set_xlabel("top octave, nats")
+    for axis, exact in zip(axes, (0.0, 1.0, 0.5, 0.0), strict=True):
+        has_legend = axis in (frechet, detector)
+        axis.axvline(exact, color="0.4", ls=":", lw=1, label=None if has_legend else "equal laws")
+        axis.set(ylim=(len(shown) - 0.5, -0.5), yticks=[])
+        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2}
+        axis.legend(frameon=False, fontsize=8, columnspacing=1.0, **above)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def record(orders: dict, others: dict, stability: dict, metrics: dict, seed: int) -> None:
@@ -319,9 +347,10 @@ def main() -> None:
     digit_models.keep(options.out, "\n".join(lines), metrics, samples)
     for name, comparison in found.items():
         comparison.to_xarray().to_netcdf(options.out / f"{name.replace(' ', '_')}.nc")
-    draw(found, samples, data, options.out)
+    estimates = found["16 components"].estimates
+    draw(orders, others, estimates, samples, data, options.out / "judge.png")
     if options.record:
-        record(orders, others, stability, found["16 components"].estimates, options.seed)
+        record(orders, others, stability, estimates, options.seed)
 
 
 if __name__ == "__main__":

@@ -104,17 +104,28 @@ def distances(config: Config, key: jax.Array) -> tuple[dict[str, Any], dict[str,
     return rows, points
 
 
-def draw(points: dict[str, np.ndarray], path: Path) -> None:
+def draw(ratios: dict, most: dict, ends: dict, points: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
-        len(points), 1, figsize=(8, 0.8 * len(points)), layout="constrained"
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 3.8), layout="constrained", width_ratios=(1.3, 1)
     )
-    for axis, (name, x) in zip(axes, points.items(), strict=True):
-        frames = [np.pad(i.reshape(8, 8), 1, constant_values=0) for i in x[:16]]
-        axis.imshow(np.concatenate(frames, 1), cmap="gray_r", vmin=0, vmax=1)
-        axis.set(xticks=[], yticks=[])
-        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    place = np.arange(len(ratios))
+    for i, control in enumerate(CONTROLS[1:]):
+        at = place + 0.27 * (i - 1)
+        left.bar(at, [row[control] for row in ratios.values()], 0.24, color=f"C{i}", label=control)
+        limit = [most[name.partition(",")[0]][control] for name in ratios]
+        left.hlines(limit, at - 0.12, at + 0.12, color="k", label="" if i else "any coefficient")
+    left.set(yscale="log", ylabel="variance without control / with it")
+    left.set_xticks(place, [name.replace(", ", "\n") for name in ratios], fontsize=8)
+    left.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    frames = [
+        np.concatenate([np.pad(i.reshape(8, 8), 1) for i in x[:10]], 1) for x in points.values()
+    ]
+    right.imshow(np.concatenate(frames), cmap="gray_r", vmin=0, vmax=1)
+    names = [f"{n.partition(',')[0]}\nW2 {np.mean(ends[n]):.3f}" for n in points]
+    right.set(xticks=[], title="points at the end of the flow")
+    right.set_yticks(4.5 + 10 * np.arange(len(points)), names, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -161,7 +172,7 @@ def main() -> None:
     )
     lines += [f"  {n:<16} {np.mean(v):.4f} +- {np.std(v):.4f}" for n, v in ends.items()]
     _scripts.keep(options.out, "\n".join(lines), {"ratios": ratios, "limits": most, "W2": ends})
-    draw(points, options.out / "sliced_flow.png")
+    draw(ratios, most, ends, points, options.out / "sliced_flow.png")
     if options.record:
         record(ratios, most, ends, config, options.seed)
 
