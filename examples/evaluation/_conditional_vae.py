@@ -27,6 +27,7 @@ def programs(size: int, classes: int, codes: int, width: int, key: jax.Array) ->
     def model(labels, x=None):
         decode = ppl.module("decoder", decoder)
         scale = ppl.param("scale", 0.2, constraint=dist.constraints.positive)
+        ppl.deterministic("noise", scale)
         with ppl.plate("rows", labels.shape[0]):
             z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([codes]).to_event(1))
             image = beside(decode, z, labels)
@@ -44,8 +45,8 @@ def programs(size: int, classes: int, codes: int, width: int, key: jax.Array) ->
 
 def trained(
     x: np.ndarray, labels: np.ndarray, key: jax.Array, *, classes: int, steps: int, codes: int = 8, width: int = 64
-) -> Callable[[np.ndarray, jax.Array], np.ndarray]:  # fmt: skip
-    """A function of labels and a key that draws as many images, noise of the pixels included."""
+) -> tuple[Callable[[np.ndarray, jax.Array], np.ndarray], float]:  # fmt: skip
+    """A function of labels and a key that draws as many images, noise of the pixels included; and the scale of that noise."""
     init_key, fit_key = jax.random.split(key)
     model, guide = programs(x.shape[1], classes, codes, width, init_key)
     fit = inference.fit(
@@ -55,4 +56,5 @@ def trained(
     )  # fmt: skip
     bound = model.bind(fit.params)
     draw = jax.jit(lambda labels, key: bound.simulate(key, labels).choices["x"])
-    return lambda labels, key: np.asarray(draw(jnp.asarray(labels), key), float)
+    scale = float(bound.simulate(key, jnp.zeros(1, int)).deterministic["noise"])
+    return lambda labels, key: np.asarray(draw(jnp.asarray(labels), key), float), scale

@@ -8,13 +8,21 @@ and negative log-likelihood of theta are exact,
 
 and so is the mean of the latter, d / (2 m) (1 + gamma / (1 + gamma)^2): the generator knows no more than the rows that it was
 fitted to, and its noise is added. Then digits: few labelled images, with images of the classes' normals and of a conditional
-variational autoencoder. Last, robustness: classifiers of rotated and noisy images, beside the line of classifiers of real images.
+variational autoencoder. Last, robustness: networks on rotated and noisy images, beside the line of networks that were trained on
+real images, of several widths and amounts.
 
 Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels, over 16. Source: Zheng, Wu and Li 2023, arXiv:2305.17476 (augmentation
 helps at a constant level where rows are few: a bound), Bansal and Grover 2023, arXiv:2302.02503 (generated images raise
 robustness under natural shifts of ImageNet); no number for digits is published.
 
-Expected: TODO. Run time: TODO on 2 CPU cores.
+Expected, seed 0. Ten rows in ten dimensions: nll rises from 0.501 to 0.626 at gamma = 1 and is 0.524 at 20 (exact: 0.500, 0.625,
+0.523), the excess error from 0.0284 to 0.0356 and 0.0297. In 1 to 50 dimensions, with 10 to 200 rows, generated rows help nowhere;
+in one dimension the error is the same for all theta > 0. Digits, change of accuracy in points by 1 / 5 / 20 generated images for a
+real one: of 50 real ones (86.7%) -1.3 / -1.5 / -2.2 by class normals and 0.0 / -1.0 / -1.0 by the autoencoder, of 200 (92.7%) -1.2
+/ -2.3 / -2.9 and -0.8 / -1.1 / -1.5, +- 0.2 to 0.7: a null result, and a harm. Robustness, points above the line, rotated / noisy:
+real and generated images +3.6 / +0.7, generated ones alone +6.3 / +5.6 (+- 0.5 to 1.0 over three seeds), at an accuracy of 92% in
+place of 95%; copies of real images with the noise of the generator's pixels +1.3 / -1.5, so that it is not the noise. But usual
+networks lie 3 to 6 points (sd) beside the line. Run time: three minutes on 2 CPU cores.
 
     python examples/evaluation/augment.py [--smoke] [--seed 0] [--out augment_output]
 """
@@ -65,7 +73,7 @@ def normal_law(config: Config, seed: int) -> list[dict[str, Any]]:
                 nll = _normal_law.excess_nll(theta, mu)
                 gain = each - risks[0]
                 rows.append({
-                    "d": d, "m": m, "gamma": gamma, "risk": float(each.mean()) - best, "risk error": error(each),
+                    "d": d, "m": m, "gamma": gamma, "risk": float(np.maximum(each - best, 0).mean()), "risk error": error(each),
                     "alone, exact": alone, "change": float(gain.mean()), "change error": error(gain),
                     "nll": float(nll.mean()), "nll error": error(nll), "nll, exact": _normal_law.mean_excess_nll(d, m, gamma),
                 })  # fmt: skip
@@ -107,8 +115,14 @@ def normals(x: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray, jax.Arra
 
 
 def generators(data: Digits, config: Config, key: jax.Array) -> dict[str, Callable]:
-    vae = conditional_vae.trained(data.x, data.labels, key, classes=CLASSES, steps=config.vae_steps)
+    vae, _ = vae_of(data, config, key)
     return dict(zip(GENERATORS, (normals(data.x, data.labels), vae), strict=True))
+
+
+def vae_of(data: Digits, config: Config, key: jax.Array) -> tuple[Callable, float]:
+    return conditional_vae.trained(
+        data.x, data.labels, key, classes=CLASSES, steps=config.vae_steps
+    )
 
 
 def few_labels(config: Config, seed: int) -> dict[str, list[float]]:
@@ -150,9 +164,11 @@ def robustness(config: Config, seed: int) -> tuple[list[dict[str, Any]], dict[st
     for number in range(config.robust_seeds):
         data = split(config.robust_rows, seed + number)
         key = jax.random.fold_in(jax.random.key(seed), 100 + number)
-        draw = generators(data, config, key)["conditional VAE"]
+        draw, scale = vae_of(data, config, key)
         asked = np.tile(data.labels, 3)
         made = draw(asked, key)
+        # What the noise of the generator's pixels does by itself.
+        copies = np.tile(data.x, (3, 1)) + scale * np.random.default_rng(number).normal(size=made.shape)  # fmt: skip
         tests = {"test": data.test, **shifts(data.test, seed + number)}
 
         def hits(x: np.ndarray, labels: np.ndarray, width: int) -> dict[str, np.ndarray]:
@@ -164,6 +180,7 @@ def robustness(config: Config, seed: int) -> tuple[list[dict[str, Any]], dict[st
             "real": (data.x, data.labels),
             "real and generated": (np.concatenate([data.x, made]), np.concatenate([data.labels, asked])),
             "generated": (made, asked),
+            "copies with noise": (copies, asked),
         }  # fmt: skip
         width = config.widths[-2]
         rest = lambda k, share: (k[0][: int(share * len(k[0]))], k[1][: int(share * len(k[0]))])
@@ -257,7 +274,7 @@ def draw(law: list, digits: dict, points: dict, config: Config, path: Path) -> N
         axis.set_xscale("symlog")
         axis.set_xticks([0, 1, 5, 20], labels=["0", "1", "5", "20"])
         axis.minorticks_off()
-    kinds = {"real": "o", "real and generated": "C0o", "generated": "C1s"}
+    kinds = {"real": "o", "real and generated": "C0o", "generated": "C1s", "copies with noise": "C2^"}  # fmt: skip
     for axis, shift in zip(shifted, ("rotated", "noisy"), strict=True):
         for kind, style in kinds.items():
             x, y = np.array(points[f"{kind}, {shift}"]).T
