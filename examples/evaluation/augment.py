@@ -15,14 +15,15 @@ Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels, over 16. Source: Zhen
 helps at a constant level where rows are few: a bound), Bansal and Grover 2023, arXiv:2302.02503 (generated images raise
 robustness under natural shifts of ImageNet); no number for digits is published.
 
-Expected, seed 0. Ten rows in ten dimensions: nll rises from 0.501 to 0.626 at gamma = 1 and is 0.524 at 20 (exact: 0.500, 0.625,
-0.523), the excess error from 0.0284 to 0.0356 and 0.0297. In 1 to 50 dimensions, with 10 to 200 rows, generated rows help nowhere;
-in one dimension the error is the same for all theta > 0. Digits, change of accuracy in points by 1 / 5 / 20 generated images for a
-real one: of 50 real ones (86.7%) -1.3 / -1.5 / -2.2 by class normals and 0.0 / -1.0 / -1.0 by the autoencoder, of 200 (92.7%) -1.2
-/ -2.3 / -2.9 and -0.8 / -1.1 / -1.5, +- 0.2 to 0.7: a null result, and a harm. Robustness, points above the line, rotated / noisy:
-real and generated images +3.6 / +0.7, generated ones alone +6.3 / +5.6 (+- 0.5 to 1.0 over three seeds), at an accuracy of 92% in
-place of 95%; copies of real images with the noise of the generator's pixels +1.3 / -1.5, so that it is not the noise. But usual
-networks lie 3 to 6 points (sd) beside the line. Run time: three minutes on 2 CPU cores.
+Expected, seed 0. Ten rows in ten dimensions: nll rises from 0.501 to 0.626 at gamma = 1 and is 0.524 at 20 (exact: 0.500,
+0.625, 0.523), the excess error from 0.0284 to 0.0356 and 0.0297. In 1 to 50 dimensions, with 10 to 200 rows, generated rows
+help nowhere; in one dimension the error is the same for all theta > 0. Digits, change of accuracy in points by 1 / 5 / 20
+generated images for a real one: of 50 real ones (86.7%) -1.3 / -1.5 / -2.2 by class normals and 0.0 / -1.0 / -1.0 by the
+autoencoder, of 200 (92.7%) -1.2 / -2.3 / -2.9 and -0.8 / -1.1 / -1.5, +- 0.2 to 0.7: a null result, and a harm. Robustness,
+points above the line, rotated / noisy: real and generated images +3.6 / +0.7, generated ones alone +6.3 / +5.6 (+- 0.5 to 1.0
+over three seeds), at an accuracy of 92% in place of 95%; copies of real images with the noise of the generator's pixels +1.3 /
+-1.5, so that it is not the noise. But usual networks lie 3 to 6 points (sd) beside the line. Run time: three minutes on 2 CPU
+cores.
 
     python examples/evaluation/augment.py [--smoke] [--seed 0] [--out augment_output]
 """
