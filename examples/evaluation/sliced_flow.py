@@ -139,7 +139,8 @@ def record(ratios: dict, most: dict, ends: dict, config: Config, seed: int) -> N
         what=f"variance of sliced distances between classes of digits without a control over that with one, {config.repeats} "
         "repeats (relative error 10%)",
         value=flat(ratios),
-        note="any coefficient gives at most 1 / (1 - rho^2): " + ", ".join(f"{n} {v:.0f}" for n, v in flat(most).items()),
+        claim=flat({name: most[name.partition(",")[0]] for name in ratios}),
+        claimed_by="the most by any coefficient, 1 / (1 - rho^2)",
         digits=1, seeds=str(seed), measures=measures,
     )  # fmt: skip
     _scripts.record_figure(
