@@ -4,7 +4,7 @@ x | y ~ Normal(y mu, sigma^2 I), y = +-1, |mu| = 1; half of m rows of each class
 generator has the class means and, pooled over classes, the variance of each coordinate; it draws gamma m rows, half of each
 class.
 
-Reference: Zheng, Wu and Li 2023, arXiv:2305.17476, section 3.3.
+Reference: Zheng, Wu and Li 2023, arXiv:2305.17476 (the case of two normal classes).
 """
 
 from typing import Any
