@@ -101,6 +101,7 @@ def test_learning_from_generated_rows(seed, key):
     assert found.details["difference"] == pytest.approx(gap)
 
 
+@pytest.mark.fast("seed0")
 def test_generated_rows_beside_real_ones(seed, key):
     """Twelve real rows and 3,000 of the same law: all together are the better ones, by 9 paired errors."""
     draws = generator(seed)
