@@ -133,15 +133,15 @@ def draw(ratios: dict, most: dict, ends: dict, points: dict, path: Path) -> None
 def record(ratios: dict, most: dict, ends: dict, config: Config, seed: int) -> None:
     """The figures, for the page of figures."""
     measures = ["inference/evaluation/_sliced.py", "inference/evaluation/_sliced_flow.py"]
-    flat = lambda rows: {f"{n}, {c}": r[c] for n, r in rows.items() for c in CONTROLS[1:]}
+    shown = lambda row: " / ".join(f"{row[c]:.1f}" for c in CONTROLS[1:])
     _scripts.record_figure(
         "evaluation/sliced_variance",
-        what=f"variance of sliced distances between classes of digits without a control over that with one, {config.repeats} "
-        "repeats (relative error 10%)",
-        value=flat(ratios),
-        claim=flat({name: most[name.partition(",")[0]] for name in ratios}),
+        what=f"variance of sliced distances between classes of digits without a control over that with {' / '.join(CONTROLS[1:])}, "
+        f"{config.repeats} repeats (relative error 10%)",
+        value={name: shown(row) for name, row in ratios.items()},
+        claim={name: shown(most[name.partition(",")[0]]) for name in ratios},
         claimed_by="the most by any coefficient, 1 / (1 - rho^2)",
-        digits=1, seeds=str(seed), measures=measures,
+        seeds=str(seed), measures=measures,
     )  # fmt: skip
     _scripts.record_figure(
         "evaluation/sliced_flow",
