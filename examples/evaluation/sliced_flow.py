@@ -136,8 +136,8 @@ def record(ratios: dict, most: dict, ends: dict, config: Config, seed: int) -> N
     shown = lambda row: " / ".join(f"{row[c]:.1f}" for c in CONTROLS[1:])
     _scripts.record_figure(
         "evaluation/sliced_variance",
-        what=f"variance of sliced distances between classes of digits without a control over that with {' / '.join(CONTROLS[1:])}, "
-        f"{config.repeats} repeats (relative error 10%)",
+        what="variance of sliced distances between classes of digits without a control over that with "
+        f"{' / '.join(CONTROLS[1:])}, {config.repeats} repeats (relative error 10%)",
         value={name: shown(row) for name, row in ratios.items()},
         claim={name: shown(most[name.partition(",")[0]]) for name in ratios},
         claimed_by="the most by any coefficient, 1 / (1 - rho^2)",
