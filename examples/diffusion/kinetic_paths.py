@@ -17,7 +17,8 @@ transport as n / sqrt(d) goes to zero.
 Expected, KE / d of the optimal path / conditional optimal transport / the cosine path: digits 1.36 / 1.54 / 1.74, ten of them
 1.60 / 1.71 / 2.01, 20 points 1.90 / 1.94 / 2.37, the ring 0.27 / 0.76 / 0.52. So both claims hold, and in few dimensions
 conditional optimal transport can be the worst. That fewer Euler steps would do along the optimal path does not show, a null
-result: at 4 steps of the exact flow digits come 0.25 / 0.18 / 0.20 from the data. Run time: a minute on 2 CPU cores.
+result: at 4 steps of the exact flow digits have a squared sliced Wasserstein distance of 0.058 / 0.031 / 0.037 from the data, +-
+0.005, where other data have 0.023. Run time: a minute on 2 CPU cores.
 
     python examples/diffusion/kinetic_paths.py [--smoke] [--seed 0] [--out kinetic_paths_output]
 """
