@@ -9,9 +9,9 @@ Answer, seed 0: false alarms of 4.2 to 6.2% (kernels 5.2 and 4.4, Frechet 6.0, s
 4.8, default one 4.2; z within 1.2). "Accuracy 1.645 errors above 1/2" has 5.2%, but the kernel distance 1.645 errors above 0
 only 0.6%: its law is no Normal under equality. But for coverage, a shift of half a standard deviation is found in 0.85 to
 1.00 of samples; but for it and the linear classifier, marginals of 0.6 times the spread in 0.93 and more, correlations of 0.8
-in 0.68 (sliced) and more; the linear classifier sees none of the last two (0.07), the cubic kernel is weaker than the
+in 0.69 (sliced) and more; the linear classifier sees none of the last two (0.07), the cubic kernel is weaker than the
 Gaussian one at spreads of 0.8 (0.22, 0.39) and stronger at correlations of 0.4 (0.50, 0.18). Coverage is the weakest, and
-blind to what is too narrow (power of 50 repeats for sliced and coverage, of 100 for the others).
+blind to what is too narrow.
 
     python benchmarks/inference/sample_tests.py [--repeats 500] [--power 100] [--seed 0] [--tests NAME ...] [--record]
 """
