@@ -75,7 +75,7 @@ class Table(NamedTuple):
 
 
 def load() -> Table:
-    data = load_breast_cancer()
+    data: Any = load_breast_cancer()
     columns = [i for i, name in enumerate(data.feature_names) if not name.endswith("error")]
     x = data.data[:, columns]
     mean, worst = np.split(x, 2, axis=1)

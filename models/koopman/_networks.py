@@ -29,6 +29,7 @@ class Decoder(eqx.Module):
         flat = z.reshape(-1, z.shape[-1])
         if len(self.mlp.layers) == 1:  # written out, so that it is seen to be affine
             layer = self.mlp.layers[0]
+            assert layer.bias is not None
             made = flat @ layer.weight.T + layer.bias
         else:
             made = jax.vmap(self.mlp)(flat)
