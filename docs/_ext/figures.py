@@ -48,9 +48,10 @@ it. The figure may still hold; nobody has looked.
 
 
 def subjects() -> dict[str, dict[str, Any]]:
-    """Name of the file -> its title and records, in the order of the page."""
+    """Name of the file -> its title and records, in the order of the page; without files that wait for their first record."""
     found = {f.stem: json.loads(f.read_text()) for f in FOLDER.glob("*.json")}
-    return dict(sorted(found.items(), key=lambda item: item[1]["order"]))
+    order = sorted(found.items(), key=lambda item: item[1]["order"])
+    return {name: part for name, part in order if part["figures"]}
 
 
 def records() -> Iterator[tuple[str, dict[str, Any]]]:

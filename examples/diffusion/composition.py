@@ -16,7 +16,7 @@ belongs to. Source: Skreta et al. 2025, arXiv:2503.02819, propositions 3.3 and D
 
 Expected: in the plane added scores are 0.095 (b = 1) and 0.169 (b = 2) away from the product in total variation, with weights
 0.098 and 0.100 at noise 1, 0.099 and 0.100 at the automatic noise; exact draws come to 0.094 and 0.076. With networks, at b = 1,
-0.72 of the images have both class and ink (0.34 from the class alone), with weights 0.71, a null result: there is little to
+0.725 of the images have both class and ink (0.34 from the class alone), with weights 0.716, a null result: there is little to
 correct. Run time: three minutes on 2 CPU cores.
 
     python examples/diffusion/composition.py [--smoke] [--seed 0] [--out composition_output]

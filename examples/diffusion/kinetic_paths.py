@@ -17,7 +17,8 @@ transport as n / sqrt(d) goes to zero.
 Expected, KE / d of the optimal path / conditional optimal transport / the cosine path: digits 1.36 / 1.54 / 1.74, ten of them
 1.60 / 1.71 / 2.01, 20 points 1.90 / 1.94 / 2.37, the ring 0.27 / 0.76 / 0.52. So both claims hold, and in few dimensions
 conditional optimal transport can be the worst. That fewer Euler steps would do along the optimal path does not show, a null
-result: at 4 steps of the exact flow digits come 0.25 / 0.18 / 0.20 from the data. Run time: a minute on 2 CPU cores.
+result: at 4 steps of the exact flow digits have a squared sliced Wasserstein distance of 0.058 / 0.031 / 0.037 from the data, +-
+0.005, where other data have 0.023. Run time: a minute on 2 CPU cores.
 
     python examples/diffusion/kinetic_paths.py [--smoke] [--seed 0] [--out kinetic_paths_output]
 """
@@ -32,8 +33,9 @@ import arviz
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ot
 from sklearn.datasets import load_digits
+
+from lapilli.inference import evaluation
 
 
 class Config(NamedTuple):
@@ -147,8 +149,14 @@ def flow(path: Path2, data: np.ndarray, num: int, num_steps: int, key: jax.Array
     return np.asarray(x)
 
 
+def squared(reference: np.ndarray, x: np.ndarray) -> list[float]:
+    """Squared sliced Wasserstein distance and its error."""
+    found = evaluation.sliced_wasserstein(reference, x, jax.random.key(0), num_directions=200)
+    return [found.value, found.standard_error]
+
+
 def table(config: Config, key: jax.Array, seed: int) -> tuple[dict, dict]:
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     shown: dict[str, Any] = {}
     for i, (name, data) in enumerate(data_sets(seed).items()):
         theta, separations = separation(config, data, jax.random.fold_in(key, i))
@@ -159,14 +167,12 @@ def table(config: Config, key: jax.Array, seed: int) -> tuple[dict, dict]:
         row["Phi / (pi/2)"] = opening / (np.pi / 2)
         if name in ("digits", "ring"):
             reference = data[: config.num_samples]
-            distance: Callable[[np.ndarray], float] = lambda x, r=reference: float(
-                ot.sliced_wasserstein_distance(x, r, n_projections=200, seed=0)
-            )
-            row["SW, other data"] = distance(data[-config.num_samples :])
+            distance: Callable[[np.ndarray], list[float]] = lambda x, r=reference: squared(r, x)
+            row["SW^2, other data"] = distance(data[-config.num_samples :])
             for steps in config.num_steps:
                 for p, path in paths.items():
                     x = flow(path, data, len(reference), steps, jax.random.fold_in(key, 100))
-                    row[f"SW, {p}, {steps} steps"] = distance(x)
+                    row[f"SW^2, {p}, {steps} steps"] = distance(x)
         rows[name], shown[name] = row, (paths, theta, separations)
     return rows, shown
 
@@ -177,12 +183,14 @@ def report(config: Config, rows: dict) -> str:
     for name, row in rows.items():
         lines.append(f"{name:<22}" + "".join(f"{row[c]:>17.3f}" for c in columns))
     for name, row in rows.items():
-        if "SW, other data" in row:
+        if "SW^2, other data" in row:
+            show = lambda name, row=row: "{:.4f} +- {:.4f}".format(*row[name])
+            floor = show("SW^2, other data")
             lines.append(
-                f"{name}: sliced Wasserstein distance to data (between two sets of data {row['SW, other data']:.3f})"
+                f"{name}: squared sliced Wasserstein distance to data (other data {floor})"
             )
             for steps in config.num_steps:
-                cells = ", ".join(f"{c} {row[f'SW, {c}, {steps} steps']:.3f}" for c in columns[:3])
+                cells = ", ".join(f"{c} {show(f'SW^2, {c}, {steps} steps')}" for c in columns[:3])
                 lines.append(f"  {steps} Euler steps: {cells}")
     return "\n".join(lines)
 

@@ -116,7 +116,7 @@ def diffusion_images(data: Split, config: Config, key: jax.Array) -> dict[str, n
     def images(name: str) -> np.ndarray:
         sampler, steps = SAMPLERS[name]
         times = jnp.append(VP.times(steps)[:-1], 0.0)
-        one = lambda a: sampler(model(label=a[1]), a[0], times, num_samples=per_class)
+        one = lambda a: sampler(model(context=a[1]), a[0], times, num_samples=per_class)
         run = jax.jit(lambda keys: jax.lax.map(one, (keys, jnp.arange(CLASSES))))
         return np.asarray(run(jax.random.split(key, CLASSES))).reshape(-1, SIZE)
 
@@ -188,21 +188,114 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join([head, *(f"{n:<14}" + "".join(cell(r, c) for c in columns) for n, r in rows.items())])  # fmt: skip
 
 
-def draw(found: dict[str, Any], samples: dict[str, np.ndarray], data: Split, out: Path) -> None:
+def draw(
+    orders: dict, others: dict, metrics: dict, samples: dict[str, np.ndarray], data: Split, path: Path
+) -> None:  # fmt: skip
+    """A row for each model: images, Frechet distance, density, detectors, and power missing in the top octave."""
     import matplotlib.pyplot as plt
 
-    figure = evaluation.plot_estimates(found["hidden layer"].estimates["frechet"])
-    figure.savefig(out / "frechet.png", dpi=120)
     shown = samples | {"real": data.real}
-    figure, axes = plt.subplots(len(shown), 1, figsize=(8, 0.75 * len(shown)), layout="constrained")
-    for axis, (name, x) in zip(axes, shown.items(), strict=True):
-        chosen = x[:: len(x) // 20][:20].reshape(-1, 8, 8)
-        stripe = np.concatenate([np.pad(i, 1, constant_values=-1) for i in chosen], 1)
-        axis.imshow(stripe, cmap="gray_r", vmin=-1, vmax=2)
-        axis.set(xticks=[], yticks=[])
-        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.savefig(out / "samples.png", dpi=120)
-    plt.close("all")
+    names, place = list(shown), np.arange(len(shown))
+    figure, (images, *axes) = plt.subplots(
+        1, 5, figsize=(15, 0.5 * len(shown) + 1), layout="constrained", width_ratios=(3, 1, 1, 1, 1)
+    )
+    frame = lambda image: np.pad(image.reshape(8, 8), 1, constant_values=-1)
+    rows = [np.concatenate([frame(i) for i in x[:: len(x) // 12][:12]], 1) for x in shown.values()]
+    extent = (0, 12, len(shown) - 0.5, -0.5)
+    images.imshow(np.concatenate(rows), cmap="gray_r", vmin=-1, vmax=2, extent=extent, aspect="auto")  # fmt: skip
+    images.set(xticks=[])
+    images.set_yticks(place, names)
+    column = lambda rows, name: np.array([rows[n][name] for n in names])
+    frechet, density, detector, octave = axes
+    value, error = (column(orders, name) for name in ("extrapolated", "error"))
+    frechet.errorbar(value, place, xerr=2 * error, fmt="C0o", ms=4, label="extrapolated")
+    frechet.plot(column(orders, "plain"), place, "C1x", label="plain")
+    frechet.set_xlabel("Frechet distance")
+    found = [metrics["density"][n] for n in samples]
+    found = [*found, found[0].floor]
+    value, error = np.array([(e.value, e.standard_error) for e in found]).T
+    density.errorbar(value, place, xerr=2 * error, fmt="C0o", ms=4)
+    density.set_xlabel("density")
+    error = 2 * column(others, "error")
+    detector.errorbar(column(others, "detector"), place, xerr=error, fmt="C0o", ms=4, label="sharp")
+    detector.plot(column(others, "blurred"), place, "C1x", label="blurred")
+    detector.set_xlabel("accuracy of a detector")
+    error = 2 * column(others, "gap error")
+    octave.errorbar(column(others, "top octave, nats"), place, xerr=error, fmt="C0o", ms=4)
+    octave.set_xlabel("top octave, nats")
+    for axis, exact in zip(axes, (0.0, 1.0, 0.5, 0.0), strict=True):
+        has_legend = axis in (frechet, detector)
+        axis.axvline(exact, color="0.4", ls=":", lw=1, label=None if has_legend else "equal laws")
+        axis.set(ylim=(len(shown) - 0.5, -0.5), yticks=[])
+        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2}
+        axis.legend(frameon=False, fontsize=8, columnspacing=1.0, **above)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def record(orders: dict, others: dict, stability: dict, metrics: dict, seed: int) -> None:
+    """The figures, for the page of figures."""
+    column = lambda rows, name: {n: float(row[name]) for n, row in rows.items() if name in row}
+    base = {
+        "seeds": str(seed),
+        "measures": ["inference/evaluation", "examples/diffusion/_digit_models.py"],
+    }
+    images = (
+        "digits drawn by latent-variable models (enum, reinforce, mvd) and by samplers of one diffusion network, 400 "
+        "beside 400 real"
+    )
+    digit_models.record_figure(
+        "evaluation/frechet",
+        what=f"{images}: Frechet distance of a classifier's hidden layer, extrapolated to infinite samples; spread: "
+        "jackknife",
+        value=column(orders, "extrapolated"),
+        spread=column(orders, "error"),
+        claim=column(orders, "plain"),
+        claimed_by="without correction",
+        digits=2,
+        **base,
+    )
+    density, coverage = (
+        {n: e.value for n, e in metrics[m].items()} for m in ("density", "coverage")
+    )
+    digit_models.record_figure(
+        "evaluation/density_coverage",
+        what="the same images, density / coverage in 16 components of the pixels (equal laws: 1 / "
+        f"{evaluation.expected_coverage(400, 400, 5):.2f})",
+        value={n: f"{density[n]:.2f} / {coverage[n]:.2f}" for n in density},
+        note="smooth images of latent-variable models are denser than real ones",
+        **base,
+    )
+    digit_models.record_figure(
+        "evaluation/rank_stability",
+        what="Kendall's tau between the orders of seven models by two feature maps, metric by metric",
+        value={m: e.value for m, e in stability.items()},
+        digits=2,
+        **base,
+    )
+    digit_models.record_figure(
+        "evaluation/detectors",
+        what="the same images, balanced accuracy of a detector of pixels, sharp / after a blur of one pixel (equal laws: 0.5)",
+        value={n: f"{row['detector']:.2f} / {row['blurred']:.2f}" for n, row in others.items()},
+        note=f"error {max(column(others, 'error').values()):.2f} at most",
+        **base,
+    )
+    digit_models.record_figure(
+        "evaluation/top_octave",
+        what="the same images, log power in the top octave of frequencies less that of real images, nats; spread: jackknife",
+        value=column(others, "top octave, nats"),
+        spread=column(others, "gap error"),
+        digits=2,
+        **base,
+    )
+    digit_models.record_figure(
+        "evaluation/learned_from",
+        what="accuracy on real images of a linear classifier that was trained on 400 generated ones",
+        value=column(others, "learned from"),
+        claim=column(others, "from real"),
+        claimed_by="trained on as many real ones",
+        **base,
+    )
 
 
 def main() -> None:
@@ -253,7 +346,10 @@ def main() -> None:
     digit_models.keep(options.out, "\n".join(lines), metrics, samples)
     for name, comparison in found.items():
         comparison.to_xarray().to_netcdf(options.out / f"{name.replace(' ', '_')}.nc")
-    draw(found, samples, data, options.out)
+    estimates = found["16 components"].estimates
+    draw(orders, others, estimates, samples, data, options.out / "judge.png")
+    if options.record:
+        record(orders, others, stability, estimates, options.seed)
 
 
 if __name__ == "__main__":

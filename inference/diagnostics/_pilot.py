@@ -19,12 +19,15 @@ from ._gradient_report import gradient_report, refuse_particle_runs
 _ROUNDING = 1e-9
 
 
+CONTROL = "(control)"
+
+
 class Trial(NamedTuple):
     """One strategy tried at one site.
 
     Attributes:
-        site: name.
-        strategy: name.
+        site: name; "(control)" in the two trials of an objective's control variate.
+        strategy: name; there "with" and "without".
         variance: of the whole gradient, summed over coordinates; NaN where refused.
         num_operations: arithmetic of one estimate, see `GradientReport`.
         refusal: why it cannot be used, or None.
@@ -50,18 +53,21 @@ class Pilot:
     Attributes:
         strategies: site -> name of the chosen strategy, for `strategies=`.
         trials: all of them, in order.
-        objective: the objective with these strategies.
+        objective: the objective with these strategies, and with its control variate where that is worth its cost.
+        control: "with" or "without", what was chosen of the objective's control variate; None if it has none.
     """
 
     strategies: dict[str, str]
     trials: tuple[Trial, ...]
     objective: Objective
+    control: str | None = None
 
     def _facts(self) -> dict[str, Any]:
         refused = sum(t.refusal is not None for t in self.trials)
         return {
             "objective": self.objective.name,
             "strategies": self.strategies,
+            "control variate": self.control,
             "trials": f"{len(self.trials)}, {refused} of them refused; print(pilot) shows each",
         }
 
@@ -72,7 +78,8 @@ class Pilot:
                 note = textwrap.shorten(t.refusal, 90, placeholder=" ...")
                 rows.append((t.site, t.strategy, "-", "-", "-", note))
                 continue
-            note = "chosen" if self.strategies[t.site] == t.strategy else ""
+            choice = self.control if t.site == CONTROL else self.strategies[t.site]
+            note = "chosen" if choice == t.strategy else ""
             numbers = f"{t.variance:.3g}", f"{t.num_operations:.3g}", f"{t.score:.3g}"
             rows.append((t.site, t.strategy, *numbers, note))
         return [rows]
@@ -94,7 +101,9 @@ def pilot(
 
     Sites are taken in program order; those already decided keep their choice, the others follow the rule of "auto". The
     variance is that of the whole gradient at `params`, the cost its number of operations, so that
-    the choice depends on the key alone. Each trial compiles the gradient once.
+    the choice depends on the key alone. Each trial compiles the gradient once. If the objective brings a control variate
+    (`ppl.controlled`), the last two trials are with and without it, at as many replicates: its coefficient is the best one for
+    the value, and what the gradient gains may be less than it costs.
 
     Args:
         objective: what is estimated; its own `strategies` are set aside.
@@ -138,11 +147,21 @@ def pilot(
             raise ValueError(
                 f"pilot: no candidate serves site '{name}'. {reasons} Add a strategy to the candidates that serves it."
             )
-        floor = _ROUNDING * max(t.variance for t in sound)
-        cost = lambda t, floor=floor: max(t.variance, floor) * t.num_operations
-        chosen[name] = min(sound, key=cost).strategy
+        chosen[name] = _cheapest(sound)
         trials += here
-    return Pilot(chosen, tuple(trials), dataclasses.replace(objective, strategies=chosen))
+    found = dataclasses.replace(objective, strategies=chosen)
+    if not found.is_controlled(params, *args):
+        return Pilot(chosen, tuple(trials), found)
+    options = {"with": found, "without": found.without_control()}
+    here = [_try(o, CONTROL, n, params, key, args, num_draws) for n, o in options.items()]
+    sound = [t for t in here if t.refusal is None]
+    control = _cheapest(sound) if sound else "with"
+    return Pilot(chosen, (*trials, *here), options[control], control)
+
+
+def _cheapest(trials: Sequence[Trial]) -> str:
+    floor = _ROUNDING * max(t.variance for t in trials)
+    return min(trials, key=lambda t: max(t.variance, floor) * t.num_operations).strategy
 
 
 def _try(

@@ -32,8 +32,9 @@ Images
     blur, rescale, quantise             what becomes of images on their way
 
 Labels
-    classification_accuracy_score       what a classifier learns from generated rows
+    classification_accuracy_score       what a classifier learns from generated rows, alone or beside real ones
     intra_class_frechet                 distances within classes
+    effective_robustness                what a classifier keeps under a shift, beside usual ones
 
 Models
     compare_samples, SampleComparison   several models by several metrics
@@ -76,6 +77,7 @@ from ._permutation import (
 )
 from ._perturbations import blur as blur, quantise as quantise, rescale as rescale
 from ._ranks import rank_stability as rank_stability
+from ._robustness import effective_robustness as effective_robustness
 from ._sliced import sliced_wasserstein as sliced_wasserstein
 from ._sliced_flow import (
     SlicedFlow as SlicedFlow,
@@ -117,6 +119,7 @@ __all__ = [
     "quantise",
     "classification_accuracy_score",
     "intra_class_frechet",
+    "effective_robustness",
     "compare_samples",
     "SampleComparison",
     "rank_stability",

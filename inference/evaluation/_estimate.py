@@ -88,7 +88,7 @@ def to_xarray(estimates: Mapping[str, Estimate]) -> xarray.Dataset:
 
 
 def plot_estimates(estimates: Mapping[str, Estimate]) -> Figure:
-    """Plot estimates of one metric by name: two standard errors each, and floors as crosses.
+    """Plot estimates of one metric by name: two standard errors each, and floors as grey crosses.
 
     Args:
         estimates: by name, e.g. of models.
@@ -102,19 +102,30 @@ def plot_estimates(estimates: Mapping[str, Estimate]) -> Figure:
     from ..diagnostics._plots import empty_figure
 
     figure = empty_figure((6.0, 1.0 + 0.4 * len(estimates)))
-    axis = figure.subplots()
+    axis, named = figure.subplots(), {}
     for row, estimate in enumerate(estimates.values()):
         axis.errorbar(
             estimate.value, row, xerr=2 * estimate.standard_error, fmt="o", color="C0", ms=4
         )
         if estimate.floor is not None:
             floor = estimate.floor
-            axis.errorbar(
+            bars = axis.errorbar(
                 floor.value, row - 0.18, xerr=2 * floor.standard_error, fmt="x", color="0.5", ms=4
             )
+            named["floor"] = bars
     exact = {e.exact for e in estimates.values() if e.exact is not None}
     if len(exact) == 1:
-        axis.axvline(exact.pop(), color="0.4", ls=":", lw=1)
+        named["equal laws"] = axis.axvline(exact.pop(), color="0.4", ls=":", lw=1)
+    if named:
+        axis.legend(
+            named.values(),
+            named,
+            frameon=False,
+            fontsize=8,
+            ncols=2,
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+        )
     axis.set_yticks(range(len(estimates)), labels=list(estimates))
     axis.set_ylim(len(estimates) - 0.5, -0.5)
     names = {e.name for e in estimates.values()}

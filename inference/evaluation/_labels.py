@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from ._estimate import Estimate
 from ._frechet import frechet_distance
-from ._inputs import Features, equal_sizes, fitted, generator, labelled, rows
+from ._inputs import Features, choice, equal_sizes, fitted, generator, labelled, rows
 
 Labels = Shaped[ArrayLike, " n"]
 
@@ -19,46 +19,55 @@ Labels = Shaped[ArrayLike, " n"]
 def classification_accuracy_score(
     real: Float[ArrayLike, "n d"],
     real_labels: Labels,
-    generated: Float[ArrayLike, "n d"],
+    generated: Float[ArrayLike, "m d"],
     generated_labels: Labels,
     test: Float[ArrayLike, "t d"],
     test_labels: Labels,
     key: Any,
     *,
+    train_on: Literal["generated", "both"] = "generated",
     classifier: Any = None,
     features: Features | None = None,
 ) -> Estimate:
-    """Accuracy on real rows of a classifier that was trained on generated ones.
+    """Accuracy on real rows of a classifier that was trained on generated ones, or on real and generated ones together.
 
     Args:
         real: rows to train on for the floor.
         real_labels: their classes.
-        generated: as many generated rows.
+        generated: generated rows, as many as real ones unless the classifier is trained on both.
         generated_labels: the classes that they were generated for.
         test: real rows that neither the model nor a classifier was trained on.
         test_labels: their classes.
         key: PRNG key of the classifier.
+        train_on: "generated" asks what generated rows are worth in place of real ones, "both" whether they help beside them.
         classifier: as in `classifier_test`.
         features: a function of each sample.
 
     Returns:
-        The accuracy with its binomial error; `floor` is that of training on as many real rows, with the same seed. Details:
+        The accuracy with its binomial error; `floor` is that of training on the real rows alone, with the same seed. Details:
         "difference" to it, and "difference_error" of the paired rows.
 
     Raises:
-        ValueError: what `rows` are not; different sizes; labels that do not fit; a classifier without probabilities.
+        ValueError: what `rows` are not; different sizes where "generated" is asked for; labels that do not fit; a classifier
+            without probabilities; an unknown option.
         ImportError: scikit-learn is missing.
 
-    Validity: errors are given both classifiers. A model that repeats its training rows scores well.
+    Validity: errors are given both classifiers: whether generated rows help a kind of classifier takes several samples of all
+    rows. A model that repeats its training rows scores well. One that was trained on the real rows knows no more than
+    they do: what "both" gains is what the model assumes.
 
-    Reference: Ravuri and Vinyals 2019, arXiv:1905.10887.
+    Reference: Ravuri and Vinyals 2019, arXiv:1905.10887; Zheng, Wu and Li 2023, arXiv:2305.17476 ("both").
     """
     label = "classification_accuracy_score"
     x, y, t = rows(label, features, {"real": real, "generated": generated, "test": test})
-    equal_sizes(label, {"real": x, "generated": y})
+    choice(label, train_on=train_on, among=("generated", "both"))
+    if train_on == "generated":
+        equal_sizes(label, {"real": x, "generated": y})
     of_x, of_y = labelled(label, "real", x, real_labels), labelled(label, "generated", y, generated_labels)  # fmt: skip
     of_t = labelled(label, "test", t, test_labels)
     seed = int(generator(key).integers(2**31))
+    if train_on == "both":
+        y, of_y = np.concatenate([x, y]), np.concatenate([of_x, of_y])
     right = [fitted(label, classifier, a, b, seed).predict(t) == of_t for a, b in ((x, of_x), (y, of_y))]  # fmt: skip
 
     def estimate(hits: np.ndarray, **more: Any) -> Estimate:

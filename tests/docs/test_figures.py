@@ -98,8 +98,8 @@ def wrong_cells(readme):
 
 
 def test_numbers_of_the_readme_are_those_of_the_records():
-    table = README.partition("## Ten figures")[2].partition("\n## ")[0]
-    assert len(ROW.findall(README)) == 10 == table.count("\n| ") - 1
+    table = README.partition("## Eleven figures")[2].partition("\n## ")[0]
+    assert len(ROW.findall(README)) == 11 == table.count("\n| ") - 1
     assert wrong_cells(README) == []
 
 

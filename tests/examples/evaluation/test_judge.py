@@ -17,5 +17,5 @@ def test_every_metric_tells_models_from_real_images(tmp_path):
     for judged in found["metrics"].values():
         assert all(len(row) == 5 for row in judged.values()) and len(judged) == 9
     assert found["pixels"]["real"]["detector"] < 0.6 < found["pixels"]["enum"]["detector"]
-    for name in ("samples.png", "frechet.png", "draws.nc", "hidden_layer.nc", "report.txt"):
+    for name in ("judge.png", "draws.nc", "hidden_layer.nc", "report.txt"):
         assert (tmp_path / name).stat().st_size > 100

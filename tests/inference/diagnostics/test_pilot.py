@@ -119,3 +119,66 @@ def test_a_gradient_that_is_not_finite_does_not_win():
         objective, params, jax.random.key(1), candidates=("reparam", "mvd")
     )
     assert pilot.strategies == {"z": "mvd"} and "not finite" in pilot.trials[0].refusal
+
+
+P = jnp.array([0.3, 0.6, 0.8])
+
+
+@inference.objective
+def counted(model, guide, gain):
+    """E[gain (sum k)^2 + cos(k . weights)], whose control is the count of k."""
+    q = ppl.draw(guide, gain)
+    k = q.choices["k"]
+    total = k.sum()
+    value = gain * total**2 + jnp.cos(k @ jnp.arange(1.0, 4.0))
+    return ppl.controlled(value, 1.0 * total, jax.nn.sigmoid(q.retval).sum())
+
+
+@ppl.model
+def coins(gain):
+    logits = ppl.param("l", jnp.log(P / (1 - P)))
+    with ppl.plate("rows", 3):
+        ppl.sample("k", dist.Bernoulli(logits=logits))
+    return logits
+
+
+def enumerated(logits, gain):
+    """The mean over all eight outcomes."""
+    k = jnp.array([[i, j, n] for i in (0, 1) for j in (0, 1) for n in (0, 1)], float)
+    p = jax.nn.sigmoid(logits)
+    law = jnp.prod(jnp.where(k == 1, p, 1 - p), 1)
+    return law @ (gain * k.sum(1) ** 2 + jnp.cos(k @ jnp.arange(1.0, 4.0)))
+
+
+@pytest.mark.slow  # three gradients compile
+@pytest.mark.parametrize("gain", [5.0, 0.0], ids=["a control that helps", "one that does not"])
+def test_a_control_variate_is_a_candidate_and_biases_nothing(gain):
+    """The gradient of both candidates against the enumerated one: 20,000 estimates, |z| < 4.5 in each coordinate."""
+    made = counted(coins, coins, strategies={"k": "reinforce_loo"}, num_replicates=8)
+    params = made.init(jax.random.key(0), gain)
+    pilot = inference.diagnostics.pilot(
+        made, params, jax.random.key(1), gain, candidates=["reinforce_loo"], num_draws=2_000
+    )
+    rows = {t.strategy: t for t in pilot.trials if t.site == "(control)"}
+    assert set(rows) == {"with", "without"}
+    assert pilot.control == min(rows.values(), key=lambda t: t.score).strategy
+    assert pilot.objective.is_controlled(params, gain) == (pilot.control == "with")
+    assert sum("chosen" in line for line in str(pilot).splitlines()) == 2
+    if (
+        gain
+    ):  # a score without a baseline of its own, and a value that is nearly quadratic in the control
+        assert rows["with"].variance < rows["without"].variance
+    exact = jax.grad(enumerated)(params["l"], gain)
+    keys = jax.random.split(jax.random.key(2), 20_000)
+    for objective in (made, made.without_control()):
+        grads = jax.jit(jax.vmap(lambda key, o=objective: o.grad(params, key, gain)))(keys)["l"]
+        z = (grads.mean(0) - exact) / (grads.std(0) / len(keys) ** 0.5)
+        assert jnp.abs(z).max() < 4.5
+
+
+def test_an_objective_without_control_stays_as_it_is(trained):
+    objective, params = trained
+    assert not objective.is_controlled(params, X)
+    same = objective.without_control()
+    key = jax.random.key(3)
+    assert same.value(params, key, X) == objective.value(params, key, X)

@@ -99,3 +99,20 @@ def test_learning_from_generated_rows(seed, key):
     assert found.floor.value > 0.95 and found.value < 0.5
     gap = found.value - found.floor.value
     assert found.details["difference"] == pytest.approx(gap)
+
+
+@pytest.mark.fast("seed0")
+def test_generated_rows_beside_real_ones(seed, key):
+    """Twelve real rows and 3,000 of the same law: all together are the better ones, by 9 paired errors."""
+    draws = generator(seed)
+    make = lambda labels: 1.5 * np.eye(3)[labels] + draws.normal(size=(len(labels), 3))
+    few, many, test = (np.arange(n) % 3 for n in (12, 3_000, 10_000))
+    real, generated, rows = make(few), make(many), make(test)
+    score = lambda x, of, **how: evaluation.classification_accuracy_score(
+        real, few, x, of, rows, test, key, classifier=LogisticRegression(), **how
+    )
+    both = score(generated, many, train_on="both")
+    assert both.details["difference"] > 4.5 * both.details["difference_error"]
+    assert both.floor.value == score(real, few).value  # of the real rows alone
+    # Real rows twice are a training set of twice the weight, not the same one as alone.
+    assert score(real, few, train_on="both").sizes == (10_000, 24)

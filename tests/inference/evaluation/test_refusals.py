@@ -11,6 +11,7 @@ from lapilli.inference import evaluation
 X = np.random.default_rng(0).normal(size=(60, 3))
 Y = X + 0.5
 LABELS = np.arange(60) % 2
+HITS = np.arange(60) < 40
 IMAGES = np.random.default_rng(1).normal(size=(30, 8, 8))
 
 
@@ -78,6 +79,26 @@ CASES = {
     "other classes": (
         lambda key: evaluation.intra_class_frechet(X, LABELS, Y, LABELS + 1, key),
         "Give rows of the same classes",
+    ),
+    "what is trained on": (
+        lambda key: evaluation.classification_accuracy_score(X, LABELS, Y, LABELS, X, LABELS, key, train_on="real"),
+        "train_on is 'real', which is no option",
+    ),
+    "two other models": (
+        lambda key: evaluation.effective_robustness(HITS, HITS, [HITS] * 2, [HITS] * 2),
+        r"others': \(2, 60\).* at least 3 others",
+    ),
+    "other rows": (
+        lambda key: evaluation.effective_robustness(HITS, HITS, [HITS[:50]] * 3, [HITS] * 3),
+        "on the same test rows",
+    ),
+    "shares": (
+        lambda key: evaluation.effective_robustness(HITS, 0.9 * HITS, [HITS] * 3, [HITS] * 3),
+        "right_shifted has values that are neither true nor false",
+    ),
+    "no line": (
+        lambda key: evaluation.effective_robustness(HITS, HITS, [HITS] * 3, [~HITS] * 3),
+        "all 3 other models have the accuracy 0.6667",
     ),
     "other models": (
         lambda key: evaluation.rank_stability({"a": evaluation.Estimate(0.0, 1.0)}, {}, key),

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 from lapilli.inference import evaluation
 from lapilli.inference.evaluation._inputs import generator
-from lapilli.inference.evaluation._sliced import corrected, directions, projected, transport
+from lapilli.inference.evaluation._sliced import corrected, directions, projected, slope, transport
 from lapilli.inference.evaluation._sliced_flow import _gradient
 
 
@@ -85,6 +85,17 @@ def test_controls_lower_the_variance_of_digits_and_leave_the_mean(digits, num, l
     assert 0.8 < (errors**2).mean() ** 0.5 / values.std() < 1.8
 
 
+@pytest.mark.slow  # twenty thousand directions
+@pytest.mark.parametrize("pair, reach", [((3, 5), (9, 280, 410)), ((0, 1), (39, 83, 250))])
+def test_what_any_coefficient_can_reach_is_told_by_correlations(pair, reach, draws):
+    """1 / (1 - rho^2) of "upper", "lower", "both" to 20%, where the noise is 5%: "upper" cannot reach 30 for 3 and 5."""
+    images, labels = load_digits(return_X_y=True)
+    x, y = (images[labels == c] / 16 for c in pair)
+    w, g = projected(x, y, directions(draws, 20_000, 64), "both")
+    found = [w.var() / (w - g[:, part] @ slope(w, g[:, part])).var() for part in ([1], [0], [0, 1])]
+    np.testing.assert_allclose(found, reach, rtol=0.2)
+
+
 def test_plug_in_is_biased_where_crossing_is_not():
     """Directions that are two, W = G^2 in form: the mean over all pairs of halves, enumerated."""
     g = np.array([0.0, 1.0, 2.0, 5.0])[:, None] - 2.0
@@ -98,8 +109,6 @@ def test_plug_in_is_biased_where_crossing_is_not():
 @pytest.mark.parametrize("control", ["none", "lower", "upper", "both"])
 @pytest.mark.parametrize("rows", [40, 30])
 def test_gradients_are_those_of_differences_at_fixed_coefficients(control, rows, draws):
-    from lapilli.inference.evaluation._sliced import slope
-
     x, y = draws.normal(size=(40, 3)), 1 + 2 * draws.normal(size=(rows, 3))
     theta = directions(draws, 10, 3)
     w, g = projected(x, y, theta, control)
