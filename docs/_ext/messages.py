@@ -55,6 +55,7 @@ TOPICS = {
     "models/diffusion": "Models: diffusion",
     "models/gflownet": "Models: GFlowNets",
     "models/imputation": "Models: imputation",
+    "models/koopman": "Models: linear laws of series",
     "models/mam": "Models: marginalisation models",
     "models/niw_meta": "Models: few-shot learning",
     "models/pv_rnn": "Models: recurrent networks",
