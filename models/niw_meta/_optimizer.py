@@ -15,8 +15,8 @@ def optimizer(
 ) -> Any:
     """Adam along a cosine over `num_steps`, with rates by what a parameter of `programs` is.
 
-    Adam moves a parameter by at most about half of rate times `num_steps` in all. A weight needs a fraction of one; widths and the
-    scale of a head are learned on a log scale, where a rate that suits weights may end before they are anywhere near their
+    Adam moves a parameter by at most about half of rate times `num_steps` in all. A weight needs a fraction of one; widths and
+    the scale of a head are learned on a log scale, where a rate that suits weights may end before they are anywhere near their
     optimum: a covariance that is where it started, and a temperature that the number of steps has chosen.
 
     Args:

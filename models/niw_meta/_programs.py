@@ -59,8 +59,8 @@ def programs(
         features: an equinox module that maps one input to the network's input, the same for all episodes (parameter "features").
             With `network` a linear layer, adapting is a Bayesian readout: with a `Gaussian` head the site is then exact, and its
             mean is ridge regression.
-        prior_scale: initial standard deviation of the weights in the population: one number, or one of each weight [d], or of each
-            layer [L] with `widths="layer"`.
+        prior_scale: initial standard deviation of the weights in the population: one number, or one of each weight [d], or of
+            each layer [L] with `widths="layer"`.
         widths: what has a standard deviation of its own in the population: each "weight", or each "layer", shared by its weights
             (L modules that hold arrays, e.g. an `equinox.nn.Linear`). Of one weight among thousands a batch of episodes
             says next to nothing, and its width may stay where it starts; those of a layer say it together.

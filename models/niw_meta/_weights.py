@@ -20,8 +20,8 @@ class Weights:
 
     Attributes:
         start: the network's own weights, [d].
-        layer: number of the layer of each weight, 0 ... L - 1, [d]; a layer is a module that holds arrays, e.g. weight and bias of
-            an `equinox.nn.Linear`.
+        layer: number of the layer of each weight, 0 ... L - 1, [d]; a layer is a module that holds arrays, e.g. weight and bias
+            of an `equinox.nn.Linear`.
     """
 
     def __init__(self, network: Any) -> None:

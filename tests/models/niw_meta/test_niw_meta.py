@@ -152,8 +152,10 @@ def test_gradient_of_a_layers_width_is_that_of_the_exact_evidence():
 
 @pytest.mark.slow  # a fit
 def test_known_widths_of_layers_are_recovered_at_the_rate_of_widths():
-    """200 episodes, two weights a layer, well observed: standard errors of 1 / sqrt(800) on the log scale, 4.5 of them. At a
-    low rate they stay near their start in as many steps. Queries count under draws that have not seen them: narrower."""
+    """200 episodes, two weights a layer, well observed: standard errors of 1 / sqrt(800) on the log scale, 4.5 of them.
+
+    At a low rate they stay near their start in as many steps. Queries count under draws that have not seen them: narrower.
+    """
     bound = layered_bound("analytic")
     bound = bound.with_plate_sizes({"episodes": math.inf})
 
