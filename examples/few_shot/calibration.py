@@ -26,7 +26,9 @@ nearest-centroid methods with a rate of 1e-2 for the scale of their scores, at w
 
 import argparse
 import math
+import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import _baselines as baselines
@@ -334,6 +336,59 @@ def report(found, ends):
         print(f"{letters:5}{row:28}" + "  ".join(f"{w:.3f} {s:.1f}" for w, s in values))
 
 
+def record(found, ends, seconds):
+    """The figures of the page on what reproduces: differences, levels of ProtoNet, and where widths and scales ended."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from _record import record_figure
+
+    more = {
+        "seeds": len(next(iter(found.values()))),
+        "time": f"{seconds / 60:.0f} minutes",
+        "measures": ["models/niw_meta", "inference/local"],
+    }
+    letters = {"all": "trained on all Latin letters", "few": f"trained on {CLASSES['few']} letters"}
+    words = "accuracy, log probability (nats), calibration error, and the last two with a fitted temperature (% and nats)"
+    named = lambda cells: {
+        f"{damage} {measure}": cells[damage][i]
+        for damage in DAMAGES
+        for i, measure in enumerate(MEASURES)
+    }
+    for group in CLASSES:
+        for row, other in AGAINST.items():
+            cells = {d: paired(found[group, row, d] - found[group, other, d]) for d in DAMAGES}
+            record_figure(
+                f"few_shot/calibration_{group}_{row.replace(', ', '_').replace(' ', '_')}",
+                what=f"letters, clean and damaged, {letters[group]}, NIW-Meta ({row}) less {other}: {words}; spread: half of the "
+                "95% interval, paired by seed",
+                value=named({d: mean for d, (mean, _) in cells.items()}),
+                spread=named({d: reach for d, (_, reach) in cells.items()}),
+                **more,
+            )
+        for row in ("ProtoNet", "ProtoNet, free scale"):
+            name = row.replace(", ", "_").replace(" ", "_")
+            record_figure(
+                f"few_shot/calibration_{group}_{name}",
+                what=f"letters, clean and damaged, {letters[group]}, {row}: {words}; mean of the seeds",
+                value=named({d: found[group, row, d].mean(0) for d in DAMAGES}),
+                **more,
+            )
+    for i, (name, what) in enumerate(
+        (
+            ("widths", "width of the population (median over weights)"),
+            ("scales", "scale of the scores, from 10"),
+        )
+    ):
+        rows = {f"{group} {row}": v[:, i] for (group, row), v in ends.items()}
+        rows = {row: v for row, v in rows.items() if np.isfinite(v).all()}
+        record_figure(
+            f"few_shot/calibration_{name}",
+            what=f"letters, after training: {what}, mean over seeds; spread: standard deviation",
+            value={row: v.mean() for row, v in rows.items()},
+            spread={row: v.std(ddof=1) for row, v in rows.items()},
+            **more,
+        )
+
+
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description="Calibration of few-shot methods.")
     parser.add_argument("--smoke", action="store_true", help="a small run that finishes in seconds")
@@ -352,8 +407,11 @@ def main(arguments: list[str] | None = None):
         config, num_seeds = Config(40, 100, 20, 4, 5, (16, 8), 100), 2
     if options.choose:
         return choose(config)
+    began = time.perf_counter()
     found, ends = run(config, num_seeds)
     report(found, ends)
+    if options.record:
+        record(found, ends, time.perf_counter() - began)
     return found
 
 

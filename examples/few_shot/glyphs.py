@@ -212,14 +212,9 @@ def make_objective(name, config, setting):
 
 def train(name, episodes, config, setting):
     """One fit."""
-    rate = lambda start: optax.adam(optax.cosine_decay_schedule(start, config.num_steps))
-    is_log = lambda path: path[0].key in ("scale", "head_log_scale")
-    kinds = lambda params: jax.tree.map_with_path(
-        lambda path, _: "log" if is_log(path) else "weight", params
-    )
-    rates = {"weight": rate(setting.rate), "log": rate(setting.log_rate)}
+    rates = {"weights": setting.rate, "widths": setting.log_rate, "head": setting.log_rate}
     return inference.fit(
-        make_objective(name, config, setting), optax.partition(rates, kinds), (episodes,),
+        make_objective(name, config, setting), niw_meta.optimizer(config.num_steps, **rates), (episodes,),
         num_steps=config.num_steps, key=jax.random.key(config.seed), subsample={"episodes": config.batch_size},
     )  # fmt: skip
 
