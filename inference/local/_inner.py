@@ -69,10 +69,9 @@ class Newton(Inner):
     ignores the coupling of the coordinates, and its steps may diverge for networks: use `Descent` there.
 
     Ten full steps end at the mode, to many digits, of up to a hundred Bernoulli observations of a row, whatever they are, under
-    normal priors of their logit as wide as 5. One step ends within a few posterior standard deviations, and takes a curvature
-    there that may be several times that of the mode. Where the loss is quadratic in the site one step is exact; where it is
-    steeper than its expansion tells, as that of large counts far from the prior's mean, full steps overshoot: give a damping, or
-    `Descent`.
+    normal priors of their logit as wide as 5. There one step may end three posterior standard deviations away, and take a
+    curvature tens of times too large. Where the loss is quadratic in the site one step is exact; where it is steeper than its
+    expansion tells, as that of large counts far from the prior's mean, full steps overshoot: give a damping, or `Descent`.
 
     Args:
         num_steps: number of steps, at least 0.
