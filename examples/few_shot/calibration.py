@@ -77,7 +77,11 @@ CANDIDATES = {
     for kind, starts in {"layer": (0.05, 0.2), "weight": (0.05, 0.2), "ProtoNet": (0.05,)}.items()
 }
 CHOSEN = {
-    "all": {"layer": Setting(), "weight": Setting(), "ProtoNet": Setting()},
+    "all": {
+        "layer": Setting(),
+        "weight": Setting(head=1e-2, start=0.2),
+        "ProtoNet": Setting(),
+    },
     "few": {"layer": Setting(), "weight": Setting(), "ProtoNet": Setting()},
 }
 FREE = {
@@ -85,12 +89,15 @@ FREE = {
     "ProtoNet, free scale": ("ProtoNet", Setting(head=1e-2)),
 }
 # "mean": the population's mean in place of draws of the adapted weights.
-AGAINST = {
-    "layer": "ProtoNet",
-    "weight": "ProtoNet",
-    "wide, free scale": "ProtoNet, free scale",
-    "wide, free scale, mean": "ProtoNet, free scale",
-}
+PAIRS = (
+    ("layer", "ProtoNet"),
+    ("weight", "ProtoNet"),
+    ("weight", "ProtoNet, free scale"),
+    ("wide, free scale", "ProtoNet, free scale"),
+    ("wide, free scale, mean", "ProtoNet, free scale"),
+    ("ProtoNet, free scale", "ProtoNet"),
+)
+ROWS = tuple(dict.fromkeys(row for pair in PAIRS for row in pair))
 
 
 def occluded(rng, images, side=6):
@@ -287,7 +294,7 @@ def run(config, num_seeds):
                     (width, np.exp(params["head_log_scale"]))
                 )
                 for label, is_mean in ((row, False), (f"{row}, mean", True)):
-                    if is_mean and label not in AGAINST:
+                    if is_mean and label not in ROWS:
                         continue
                     predict = lambda part, m=method, p=params, i=is_mean: m.predict(
                         p, part, is_mean=i
@@ -309,13 +316,9 @@ def paired(difference):
     return difference.mean(0), reach * difference.std(0, ddof=min(1, count - 1)) / np.sqrt(count)
 
 
-def differences(found):
-    """`paired` by letters to train on, row and damage."""
-    return {
-        (letters, row, name): paired(values - found[letters, AGAINST[row], name])
-        for (letters, row, name), values in found.items()
-        if row in AGAINST
-    }
+def differences(found, letters, row, other):
+    """`paired` by damage, of a row less another."""
+    return {d: paired(found[letters, row, d] - found[letters, other, d]) for d in DAMAGES}
 
 
 def report(found, ends):
@@ -323,10 +326,12 @@ def report(found, ends):
     print(f"\n{'mean over seeds':45}{head}")
     for (letters, row, name), values in found.items():
         print(f"{letters:5}{row:28}{name:12}" + "".join(f"{v:20.3f}" for v in values.mean(0)))
-    print(f"\n{'less ProtoNet':45}{head}")
-    for (letters, row, name), (mean, reach) in differences(found).items():
-        cells = "".join(f"{m:+11.3f} +- {r:5.3f}" for m, r in zip(mean, reach, strict=True))
-        print(f"{letters:5}{row:28}{name:12}{cells}")
+    print(f"\n{'difference, paired by seed':77}{head}")
+    for letters in CLASSES:
+        for row, other in PAIRS:
+            for damage, (mean, reach) in differences(found, letters, row, other).items():
+                cells = "".join(f"{m:+11.3f} +- {r:5.3f}" for m, r in zip(mean, reach, strict=True))
+                print(f"{letters:5}{row:28}less {other:28}{damage:11}{cells}")
     print("\nat the end: width (median), scale of the scores")
     for (letters, row), values in ends.items():
         print(f"{letters:5}{row:28}" + "  ".join(f"{w:.3f} {s:.1f}" for w, s in values))
@@ -339,35 +344,34 @@ def record(found, ends, seconds):
 
     more = {
         "seeds": len(next(iter(found.values()))),
-        "time": f"{seconds / 60:.0f} minutes",
+        "time": f"{seconds / 60:.0f} minutes of processor time",
         "measures": ["models/niw_meta", "inference/local"],
     }
     letters = {"all": "trained on all Latin letters", "few": f"trained on {CLASSES['few']} letters"}
     words = "accuracy, log probability (nats), calibration error, and the last two with a fitted temperature (% and nats)"
+    plain = lambda row: row.replace(",", "").replace(" ", "_").lower()
     named = lambda cells: {
         f"{damage} {measure}": cells[damage][i]
         for damage in DAMAGES
         for i, measure in enumerate(MEASURES)
     }
     for group in CLASSES:
-        for row, other in AGAINST.items():
-            cells = {d: paired(found[group, row, d] - found[group, other, d]) for d in DAMAGES}
+        for row, other in PAIRS:
+            cells = differences(found, group, row, other)
             record_figure(
-                f"few_shot/calibration_{group}_{row.replace(', ', '_').replace(' ', '_')}",
-                what=f"letters, clean and damaged, {letters[group]}, NIW-Meta ({row}) less {other}: {words}; spread: half of the "
-                "95% interval, paired by seed",
+                f"few_shot/calibration_{group}_{plain(row)}_less_{plain(other)}",
+                what=f"letters, clean and damaged, {letters[group]}, {row} less {other}: {words}; spread: half of the 95% "
+                "interval, paired by seed",
                 value=named({d: mean for d, (mean, _) in cells.items()}),
                 spread=named({d: reach for d, (_, reach) in cells.items()}),
                 **more,
             )
-        for row in ("ProtoNet", "ProtoNet, free scale"):
-            name = row.replace(", ", "_").replace(" ", "_")
-            record_figure(
-                f"few_shot/calibration_{group}_{name}",
-                what=f"letters, clean and damaged, {letters[group]}, {row}: {words}; mean of the seeds",
-                value=named({d: found[group, row, d].mean(0) for d in DAMAGES}),
-                **more,
-            )
+        record_figure(
+            f"few_shot/calibration_{group}_protonet",
+            what=f"letters, clean and damaged, {letters[group]}, ProtoNet: {words}; mean of the seeds",
+            value=named({d: found[group, "ProtoNet", d].mean(0) for d in DAMAGES}),
+            **more,
+        )
     for i, (name, what) in enumerate(
         (
             ("widths", "width of the population (median over weights)"),
@@ -403,11 +407,10 @@ def main(arguments: list[str] | None = None):
         config, num_seeds = Config(40, 100, 20, 20, 4, 5, (16, 8), 100), 2
     if options.choose:
         return choose(config)
-    began = time.perf_counter()
     found, ends = run(config, num_seeds)
     report(found, ends)
     if options.record:
-        record(found, ends, time.perf_counter() - began)
+        record(found, ends, time.process_time())
     return found
 
 
