@@ -17,9 +17,9 @@ after one temperature for each method, fitted on the undamaged validation script
 training letters and episodes; differences from ProtoNet are paired by seed, with 95 % intervals of Student's t (four degrees of
 freedom).
 
-Settings, chosen by the log probability of the validation scripts (`--choose`, seed 100): see `CHOSEN`. "Free scale" is both
-nearest-centroid methods with a rate of 1e-2 for the scale of their scores, at which it settles; the chosen one stops early.
-"wide" is a layer's width that starts at 0.5 there: a condition, no choice.
+Settings, chosen by the log probability of the validation scripts (`--choose`, seed 100): see `CHOSEN`. Rows beside these are
+conditions, and no choices. "Free scale": the scale of the scores has a rate of 1e-2, at which it settles; with the one chosen
+for ProtoNet it stops early. "wide": a layer's width that starts at 0.5. "held": one that stays at 0.2.
 
     python examples/few_shot/calibration.py [--smoke] [--seeds 5] [--choose] [--record]
 """
@@ -86,6 +86,7 @@ CHOSEN = {
 }
 FREE = {
     "wide, free scale": ("layer", Setting(head=1e-2, start=0.5)),
+    "held, free scale": ("layer", Setting(head=1e-2, width=0.0, start=0.2)),
     "ProtoNet, free scale": ("ProtoNet", Setting(head=1e-2)),
 }
 # "mean": the population's mean in place of draws of the adapted weights.
@@ -93,6 +94,8 @@ PAIRS = (
     ("layer", "ProtoNet"),
     ("weight", "ProtoNet"),
     ("weight", "ProtoNet, free scale"),
+    ("held, free scale", "ProtoNet"),
+    ("weight", "held, free scale"),
     ("wide, free scale", "ProtoNet, free scale"),
     ("wide, free scale, mean", "ProtoNet, free scale"),
     ("ProtoNet, free scale", "ProtoNet"),
@@ -173,7 +176,7 @@ class Method:
                 last,
                 head,
                 features=first,
-                widths=kind,  # pyright: ignore[reportArgumentType]
+                widths=kind,
                 inner=inference.local.Newton(2, damping=0.5),
             )
             bound = inference.elbo(self.model, self.guide, kl="analytic")

@@ -44,5 +44,7 @@ def optimizer(
         return "widths" if name in WIDTHS else "head" if name in HEAD else "weights"
 
     rates = {"weights": weights, "widths": widths, "head": head}
-    adam = {k: optax.adam(optax.cosine_decay_schedule(v, num_steps)) for k, v in rates.items()}
+    adam: dict[Any, Any] = {
+        k: optax.adam(optax.cosine_decay_schedule(v, num_steps)) for k, v in rates.items()
+    }
     return optax.partition(adam, lambda params: jax.tree.map_with_path(kind, params))
