@@ -357,6 +357,7 @@ def record(found, ends, seconds):
     }
     letters = {"all": "trained on all Latin letters", "few": f"trained on {CLASSES['few']} letters"}
     words = "accuracy, log probability (nats), calibration error, and the last two with a fitted temperature (% and nats)"
+    title = lambda row: row if row.startswith("ProtoNet") else f"NIW-Meta ({row})"
     plain = lambda row: row.replace(",", "").replace(" ", "_").lower()
     named = lambda cells: {
         f"{damage} {measure}": cells[damage][i]
@@ -368,15 +369,15 @@ def record(found, ends, seconds):
             cells = differences(found, group, row, other)
             record_figure(
                 f"few_shot/calibration_{group}_{plain(row)}_less_{plain(other)}",
-                what=f"letters, clean and damaged, {letters[group]}, {row} less {other}: {words}; spread: half of the 95% "
-                "interval, paired by seed",
+                what=f"few-shot letters, clean and damaged, {letters[group]}, {title(row)} less {title(other)}: {words}; "
+                "spread: half of the 95% interval, paired by seed",
                 value=named({d: mean for d, (mean, _) in cells.items()}),
                 spread=named({d: reach for d, (_, reach) in cells.items()}),
                 **more,
             )
         record_figure(
             f"few_shot/calibration_{group}_protonet",
-            what=f"letters, clean and damaged, {letters[group]}, ProtoNet: {words}; mean of the seeds",
+            what=f"few-shot letters, clean and damaged, {letters[group]}, ProtoNet: {words}; mean of the seeds",
             value=named({d: found[group, "ProtoNet", d].mean(0) for d in DAMAGES}),
             **more,
         )
@@ -390,7 +391,7 @@ def record(found, ends, seconds):
         rows = {row: v for row, v in rows.items() if np.isfinite(v).all()}
         record_figure(
             f"few_shot/calibration_{name}",
-            what=f"letters, after training: {what}, mean over seeds; spread: standard deviation",
+            what=f"few-shot letters, after training: {what}, mean over seeds; spread: standard deviation",
             value={row: v.mean() for row, v in rows.items()},
             spread={row: v.std(ddof=1) for row, v in rows.items()},
             **more,
