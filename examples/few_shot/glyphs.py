@@ -34,9 +34,9 @@ On the validation scripts NIW-Meta is ahead where the scale of the scores is lea
 but ten times as slowly both have 0.9 % and a higher log probability, and that setting was chosen for both. At that rate the
 population's widths, one of each weight, stay where they start, so that no covariance is learned, and the scale of the scores
 stops early, which happens to calibrate both. `calibration.py` gives each a rate of its own, ties the widths, and looks at few
-training classes and damaged letters. MAML of first order is far from converged. Run time: one minute for
-5-way, 1-shot on 2 CPU cores, some three for each other line. The rank of NIW-Meta's curvature is the number of labels times
-that of classes less one, beyond 128 a projection of rank 64.
+training classes and damaged letters. MAML of first order is far from converged. Run time: one minute for 5-way, 1-shot on
+2 CPU cores, some three for each other line. The rank of NIW-Meta's curvature is the number of labels times that of classes
+less one, beyond 128 a projection of rank 64.
 
     python examples/few_shot/glyphs.py [--smoke] [--steps 1000] [--ways 5] [--shots 1] [--seeds 1] [--choose]
         [--out glyphs_output]

@@ -23,7 +23,8 @@ def optimizer(
         num_steps: of the fit.
         weights: rate of all parameters but the following: the population's "loc", weights of modules.
         widths: of the population's "scale", and of "mean_precision", "concentration" and "rate" of a finite one.
-        head: of "head_log_scale", see `NearestCentroid`.
+        head: of "head_log_scale", see `NearestCentroid`. A scale that has settled on the classes of training may be too sure of
+            others: the remedy is `fitted_temperature`, not a rate that stops it early.
 
     Returns:
         An optax transformation, for `inference.fit`; also for programs of one's own, whose parameters are weights unless they
