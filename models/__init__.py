@@ -11,6 +11,7 @@ Guides
 
 Series
     imputation      series with missing cells: filled in and classified
+    koopman         a linear law of hidden states with a known spectrum, and any decoder
     pv_rnn          a recurrent network whose posterior is inferred online
 
 Discrete laws
@@ -33,6 +34,7 @@ from . import (
     gflownet as gflownet,
     imputation as imputation,
     ising as ising,
+    koopman as koopman,
     mam as mam,
     niw_meta as niw_meta,
     pv_rnn as pv_rnn,
@@ -43,6 +45,7 @@ __all__ = [
     "deep_latent",
     "flows",
     "imputation",
+    "koopman",
     "pv_rnn",
     "ising",
     "mam",

@@ -71,8 +71,14 @@ def named_site(msg: dict[str, Any]) -> Iterator[None]:
         if isinstance(err, NotImplementedError) and not str(err):
             raise NotImplementedError(f"Site '{msg['name']}': {law} {_lacking(err)}") from err
         raise kind_of(err)(
-            f"Site '{msg['name']}': {law} failed: {str(err) or type(err).__name__} Correct its arguments or its value."
+            f"Site '{msg['name']}': {law} failed: {_sentence(err)} Correct its arguments or its value."
         ) from err
+
+
+def _sentence(err: BaseException) -> str:
+    """What an error says, or its class, with a full stop."""
+    text = str(err).rstrip() or type(err).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _lacking(err: BaseException) -> str:
@@ -141,7 +147,7 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
     name = _statement(file, number)
     return (
         f"{f"Site '{name}': " if name else ''}{where}: "
-        f"{str(err) or type(err).__name__} The statement is `{line}`. Correct the arguments of its distribution."
+        f"{_sentence(err)} The statement is `{line}`. Correct the arguments of its distribution."
     )
 
 

@@ -17,6 +17,7 @@ SLOW = [
     inference.diagnostics._evidence_bracket
     inference.diffusion._fkc
     inference.diffusion._statement
+    inference.export._predict
     inference.local._local_laplace
     inference.objectives._fivo
     inference.particles.diagnostics._evidence
@@ -33,23 +34,30 @@ SLOW = [
     inference.particles.smoothing._smooth
     models.air
     models.deep_latent
+    models.diffusion._bound
+    models.diffusion._classifier
+    models.diffusion._law
     models.gflownet._balance
     models.gflownet._diffusion_sampler
     models.imputation._programs
     models.imputation.estimators._classifier
     models.imputation.estimators._imputer
     models.mam._distribution
-    models.mam.annealing._annealing
-    models.mam.annealing._distilled
     models.mam._objectives
     models.mam._particles
+    models.mam.annealing._annealing
+    models.mam.annealing._distilled
+    models.mam.annealing._remembered
     models.niw_meta._programs
     models.pv_rnn._programs
     models.pv_rnn._regression
     ppl.densities._eliminate
+    ppl.densities._kalman_proposal
     ppl.densities._marginal
     ppl.densities._normalize
-""".split()
+    ppl.distributions._frames
+    ppl.distributions.linear._truncated
+    """.split()
 ]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

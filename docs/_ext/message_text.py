@@ -12,6 +12,7 @@ import builtins
 import dataclasses
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from faces import ROOT
@@ -78,6 +79,16 @@ def pattern(text: str) -> re.Pattern[str]:
     made = re.escape(HELD.sub(HOLD, text)).replace(HOLD, ".*?")
     made = re.sub(rf"(?:\\ )?{OR}(?:\\ )?", "|", made)
     return re.compile(made.replace(EITHER, "(?:").replace(EITHER_END, ")"))
+
+
+def matcher(text: str) -> Callable[[str], bool]:
+    """Whether a printed message may be this text."""
+    outside = text
+    while EITHER in outside:
+        outside = INNERMOST.sub(OR, outside)
+    piece = max((p.strip() for p in plain(outside)), key=len)  # first, since patterns are slow
+    like = pattern(text)
+    return lambda printed: piece in printed and like.search(printed) is not None
 
 
 def least(text: str) -> int:

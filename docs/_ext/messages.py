@@ -10,7 +10,18 @@ import re
 from pathlib import Path
 
 from faces import ROOT, faces, load, public, renew
-from message_text import Scope, Text, has_words, least, module, of_exception, pattern, read, shown
+from message_text import (
+    Module,
+    Scope,
+    Text,
+    has_words,
+    least,
+    matcher,
+    module,
+    of_exception,
+    read,
+    shown,
+)
 
 # Folder -> what readers call it. A folder belongs to the longest of these that begins it.
 TOPICS = {
@@ -115,6 +126,17 @@ def sources() -> list[Path]:
     ]
 
 
+@functools.cache
+def calls_of() -> dict[str, list[tuple[Module, ast.Call]]]:
+    """Name of a function -> the calls by that name that have a first argument."""
+    found: dict[str, list[tuple[Module, ast.Call]]] = {}
+    for path in sources():
+        for call in ast.walk(module(path).tree):
+            if isinstance(call, ast.Call) and call.args and isinstance(call.func, ast.Name):
+                found.setdefault(call.func.id, []).append((module(path), call))
+    return found
+
+
 def handed(node: ast.Raise, here: Scope) -> list[Text]:
     """The texts that functions of this file are called with, if a statement raises what one of them was handed."""
     arg = node.exc.args[-1]
@@ -128,13 +150,9 @@ def handed(node: ast.Raise, here: Scope) -> list[Text]:
         and arg.id in [a.arg for a in f.args.args[:1]]
     }
     calls = [
-        Text(ast.unparse(node.exc.func), read(call.args[0], Scope(module(path)).at(call)))
-        for path in sources()
-        for call in ast.walk(module(path).tree)
-        if isinstance(call, ast.Call)
-        and call.args
-        and isinstance(call.func, ast.Name)
-        and call.func.id in takers
+        Text(ast.unparse(node.exc.func), read(call.args[0], Scope(there).at(call)))
+        for name in takers
+        for there, call in calls_of().get(name, ())
     ]
     return [said for said in calls if has_words(said.text)]
 
@@ -189,8 +207,8 @@ def slug(heading: str) -> str:
 def link(message: Message, printed: list[tuple[str, str]]) -> str:
     if least(message.text) < 25:
         return ""  # most errors would be like it
-    like = pattern(message.text)
-    heading = next((heading for text, heading in printed if like.search(text)), None)
+    is_like = matcher(message.text)
+    heading = next((heading for text, heading in printed if is_like(text)), None)
     return f" ([program and reason](errors.md#{slug(heading)}))" if heading else ""
 
 

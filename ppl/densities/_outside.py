@@ -32,7 +32,7 @@ def declared(
     """Parameters as the handlers outside give them; each latent site: support and prior draw."""
     key = numpyro.prng_key() if any(type(h) is handlers.seed for h in handler_stack()) else None
     met, run = _met(program, jax.random.key(0) if key is None else typed_key(key), args, kwargs)
-    params = {name: numpyro.param(name, *a, **k) for name, (a, k) in met.params.items()}
+    params = {name: numpyro.param(name, init, **k) for name, (init, k) in met.params.items()}
     numbers = run.frame.numbers
     return params, {name: (s, numbers[name]["value"]) for name, s in met.supports.items()}
 
@@ -66,7 +66,7 @@ def check_outside(label: str) -> None:
 
 
 class _Declarations(Messenger):
-    """Remember param statements that have no value yet, and the supports of latent sites."""
+    """Remember param statements that have no value yet, with what they start from, and the supports of latent sites."""
 
     only_watches = True
 
@@ -77,7 +77,9 @@ class _Declarations(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "param" and msg["value"] is None:
-            self.params.setdefault(msg["name"], (msg["args"], msg["kwargs"]))
+            # An initial value that is made by a function of a key stands in `fn`, and there are no arguments then.
+            init = msg["args"][0] if msg["args"] else lambda _, made=msg["fn"]: made()
+            self.params.setdefault(msg["name"], (init, msg["kwargs"]))
         elif msg["type"] == "sample" and not msg["is_observed"]:
             self.supports.setdefault(msg["name"], msg["fn"].support)
 

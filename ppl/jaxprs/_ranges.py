@@ -302,7 +302,7 @@ def ranges_of(eqn: Any, operands: Sequence[Range]) -> list[Range]:
         return list(operands)
     if name == "top_k":
         return [operands[0], REALS]
-    if len(outs) != 1 and name not in CARRIED:
+    if not outs or (len(outs) != 1 and name not in CARRIED):
         return [REALS] * len(outs)
     return [_range(name, eqn, operands)] * len(outs)
 

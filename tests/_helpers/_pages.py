@@ -8,6 +8,7 @@ A page is one namespace. Its python fences run in order; between them, in commen
     <!-- check full                 ... only where the page runs in full
     <!-- smoke: 2000 -> 50 -->      in make test, every "2000" of the code is "50"
     <!-- raises -->                 the next fence ends in an exception; its text is printed
+    <!-- raises full -->            ... which only happens where the page runs in full; else its last statement is left out
     <!-- budget: 90 -->             seconds of processor time at smoke size, in place of 60
 
 What a page shows was seen by its test: `_outputs/PAGE/NAME.txt`, included after a fence, is what that fence prints, and
@@ -16,6 +17,7 @@ What a page shows was seen by its test: `_outputs/PAGE/NAME.txt`, included after
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import hashlib
@@ -36,7 +38,7 @@ BUDGET = 60.0
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```$"
     r"|^<!-- check(?P<full> full)?\n(?P<check>.*?)^-->$"
-    r"|^<!-- (?P<raises>raises) -->$"
+    r"|^<!-- (?P<raises>raises(?: full)?) -->$"
     r"|^```\{literalinclude\} \S*_outputs/(?P<shown>\S+\.txt)$",
     re.M | re.S,
 )
@@ -48,12 +50,13 @@ NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 @dataclasses.dataclass
 class Run:
-    """What a page left: its names, what each shown fence printed, exceptions, seconds of processor time."""
+    """What a page left: its names, what each shown fence printed, exceptions, seconds of processor time, statements left out."""
 
     names: dict[str, Any]
     printed: dict[str, str]
     raised: list[BaseException]
     seconds: float
+    num_left_out: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,32 +92,45 @@ class Page:
     def run(self, is_full: bool) -> Run:
         """All fences and checks in this process, in the current folder."""
         run, started = Run({"__name__": "page"}, {}, [], 0.0), time.process_time()
-        last, is_to_raise = "", False
+        last, raises = "", None
         for block in BLOCK.finditer(self.text):
             if block["raises"]:
-                is_to_raise = True
+                raises = block["raises"]
             elif block["code"]:
-                last, error = self._execute(block, "code", run.names, is_full, is_to_raise)
-                run.raised += [error] if error else []
-                is_to_raise = False
-            elif block["shown"]:
+                if raises == "raises full" and not is_full:
+                    self._execute(block, "code", run.names, is_full, is_to_end=False)
+                    last, run.num_left_out = None, run.num_left_out + 1
+                else:
+                    last, error = self._execute(block, "code", run.names, is_full, bool(raises))
+                    run.raised += [error] if error else []
+                raises = None
+            elif block["shown"] and last is not None:
                 run.printed[block["shown"]] = last
-            elif is_full or not block["full"]:
-                self._execute(block, "check", run.names, is_full, False)
+            elif block["check"] and (is_full or not block["full"]):
+                self._execute(block, "check", run.names, is_full)
         run.seconds = time.process_time() - started
         return run
 
     def _execute(
-        self, block: re.Match, kind: str, names: dict, is_full: bool, is_to_raise: bool
+        self,
+        block: re.Match,
+        kind: str,
+        names: dict,
+        is_full: bool,
+        is_to_raise: bool = False,
+        is_to_end: bool = True,
     ) -> tuple[str, BaseException | None]:
         code = block[kind]
         for old, new in [] if is_full else SMOKE.findall(self.text):
             code = code.replace(old, new)
         line = self.text.count("\n", 0, block.start(kind))
+        tree = ast.parse("\n" * line + code)
+        if not is_to_end:
+            tree.body.pop()
         out, error = io.StringIO(), None
         with contextlib.redirect_stdout(out):
             try:
-                exec(compile("\n" * line + code, f"docs/{self.name}.md", "exec"), names)
+                exec(compile(tree, f"docs/{self.name}.md", "exec"), names)
             except Exception as raised:
                 if not is_to_raise:
                     raise

@@ -23,6 +23,7 @@ def test_the_page_has_all_its_snippets():
     assert len([block for block in BLOCK.finditer(PAGE.text) if block["code"]]) == 6
 
 
+@pytest.mark.slow
 def test_both_ways_find_the_components(names):
     # The means of 60 and 40 rows, shrunk by the prior and by shared rows: 0.15 and more is a wrong assignment.
     expected = [names["x"][:60].mean(), names["x"][60:].mean()]

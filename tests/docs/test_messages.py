@@ -13,7 +13,7 @@ from _pages import DOCS
 sys.path.insert(0, str(DOCS / "_ext"))
 
 import messages
-from message_text import HELD, has_words, least, pattern, shown
+from message_text import HELD, has_words, least, matcher, shown
 
 ROOT = DOCS.parent
 # Messages without a word for what to do. The number may only fall.
@@ -89,8 +89,8 @@ def test_every_message_says_what_to_do(everything):
 def test_a_pasted_error_is_found(everything):
     """What the programs of the catalogue print, with names and numbers, is nearly always among the first five."""
     said = [m for m in everything if least(m.text) >= 25]
-    like = [pattern(m.text) for m in said]
-    printed = [text for text, _ in messages.programs() if any(p.search(text) for p in like)]
+    like = [matcher(m.text) for m in said]
+    printed = [text for text, _ in messages.programs() if any(is_like(text) for is_like in like)]
     script = f"""
         const {{ ranked }} = require({json.dumps(str(DOCS / "_static" / "messages.js"))});
         const texts = {json.dumps([shown(m.text) for m in said])};
@@ -98,7 +98,7 @@ def test_a_pasted_error_is_found(everything):
     """
     done = subprocess.run(["node", "-"], input=script, capture_output=True, text=True, check=True)
     found = zip(printed, json.loads(done.stdout), strict=True)
-    lost = [text for text, first in found if not any(like[i].search(text) for i in first)]
+    lost = [text for text, first in found if not any(like[i](text) for i in first)]
     assert len(printed) > 100 and len(lost) <= 0.03 * len(printed), lost
 
 

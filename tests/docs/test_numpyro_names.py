@@ -25,7 +25,12 @@ PAGE = DOCS / "numpyro_names.md"
 TABLE = r"(<!-- table {} -->\n).*?(?=\n<!-- end -->)"
 
 
-@pytest.mark.slow_for("`einstein.SteinVI`", "`ecs_proxies`, `HMCECS`", "`funsor.infer_discrete`")
+@pytest.mark.slow_for(
+    "`hsgp.hsgp_squared_exponential`",
+    "`einstein.SteinVI`",
+    "`ecs_proxies`, `HMCECS`",
+    "`funsor.infer_discrete`",
+)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.filterwarnings("ignore:.*vectorize_particles:UserWarning")
 def test_a_name_does_what_its_row_says(row):

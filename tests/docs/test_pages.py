@@ -22,6 +22,19 @@ def run_in(folder, monkeypatch, page, is_full):
 
 @by_name
 @pytest.mark.slow_for(
+    "tutorials/01_estimators",
+    "howto/stream_data",
+    "howto/variance",
+    "howto/nan",
+    "howto/diffusion_law",
+    "tutorials/04_state_space",
+    "howto/forecast",
+    "start/coming_from",
+    "howto/which_sampler",
+    "howto/devices",
+    "howto/own_scheme",
+    "howto/which_estimator",
+    "howto/check_posterior",
     "howto/hmm",
     "tutorials/03_vae",
     "howto/normal_states",

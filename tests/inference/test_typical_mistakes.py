@@ -442,6 +442,7 @@ MISTAKES = {
 ERRORS = (ValueError, TypeError, RuntimeError, inference.fitting.NonFiniteError)
 
 
+@pytest.mark.slow_for("a missing cell under tempering", "data outside of the law's support")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_with_its_place_and_its_remedy(mistake, tmp_path):
     make, where, remedy = MISTAKES[mistake]

@@ -32,6 +32,7 @@ def test_it_begins_as_the_standard_normal():
     np.testing.assert_allclose(law.log_prob(x), dist.Normal().log_prob(x).sum(-1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_density_integrates_to_one():
     # A grid of 601 points a side over the bulk; the trapezoid rule is exact to 1e-4 for smooth densities that vanish at the ends.
     law = stirred().law()
@@ -61,6 +62,7 @@ def test_draws_have_the_density_that_the_map_gives_them(size, context):
     assert law.log_prob(law.sample(KEY)).shape == law.batch_shape
 
 
+@pytest.mark.slow
 def test_the_context_moves_the_law_row_by_row():
     flow = stirred(2, 1)
     context = jnp.array([[0.0], [2.0]])

@@ -482,6 +482,7 @@ def test_every_name_of_the_wall_has_a_row():
     assert exported() == set(ROWS)
 
 
+@pytest.mark.slow_for("mcmc_arguments")
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_a_name_of_the_wall_does_what_we_rely_on(name):
     ROWS[name]()

@@ -55,6 +55,7 @@ def test_the_mode_under_the_prior_solves_its_equations(ranking):
     assert 12 - 52 * p[1] == pytest.approx(nu**2, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_order_of_votes_moves_elo_and_not_the_posterior(ranking):
     rng = np.random.default_rng(0)
     first = rng.integers(0, MODELS, VOTES)

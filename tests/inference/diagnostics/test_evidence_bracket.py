@@ -53,6 +53,7 @@ def test_more_particles_close_the_gap_around_the_evidence(key):
     assert gaps[0] > 4 * gaps[1] > 16 * gaps[2] > 0
 
 
+@pytest.mark.slow
 def test_batches_change_nothing_and_it_prints(key):
     whole, parts = (bracket(key, num_simulations=20, batch_size=size) for size in (None, 4))
     np.testing.assert_allclose(whole.lower, parts.lower, rtol=1e-5)

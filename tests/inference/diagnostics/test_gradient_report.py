@@ -45,6 +45,7 @@ def report():
     )
 
 
+@pytest.mark.slow
 def test_parameters_have_their_means_and_spreads(report):
     """Reparameterised: d/da = u, d/db = sum w, d/dc = 4 v. Relative error of an sd of 4,000 draws is 0.011."""
     for name, mean, sd in (("a", 1.0, 2.0), ("b", 0.0, 6.0), ("c", 2.0, 4.0)):

@@ -263,6 +263,7 @@ def test_known_grids_stay_known(mode):
         MODES[mode](lambda one: fkc(Q, NOISING.log_snr_times(20), integrator="exponential"))
 
 
+@pytest.mark.slow
 def test_a_reward_of_traced_values_that_does_not_vanish_makes_nan(key):
     """Whether it vanishes is known by the run only; one that does is right."""
 

@@ -250,7 +250,7 @@ NOISE = 0.1 * 0.01 + 3.95 * (T**2 - STEPS[5] ** 2)  # the integral of g2 over it
 DRIFT = -NOISE / 2
 
 
-@pytest.mark.fast("rne")
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["euler", "rne"])
 def test_a_model_alone_needs_no_weights(weights, key):
     model = inference.diffusion.fkc(blind(W1), WIDE.times(20), zeta=1.3, weights=weights)

@@ -147,6 +147,7 @@ def test_a_diffusion_at_each_step_of_a_scan_is_filtered(key):
     assert_unbiased(np.exp(np.asarray(log_zs, float) - log_z), 1.0)
 
 
+@pytest.mark.slow
 def test_a_program_has_the_density_of_path_and_weights(key):
     """Of a path of the program, recomputed from the corrector step by step; choices score as they were drawn."""
     model = inference.diffusion.fkc(

@@ -162,6 +162,7 @@ def test_the_exact_guide_has_the_evidence_in_every_weight(key):
     assert abs(found.attrs["log_evidence"] - LOG_EVIDENCE) < 1e-4
 
 
+@pytest.mark.slow
 def test_batch_size_changes_no_draw(key):
     options = {"key": key, "num_samples": 25, "groups": ("posterior_predictive",)}
     whole, parts = (to_arviz(normal(), batch_size=size, **options) for size in (25, 10))

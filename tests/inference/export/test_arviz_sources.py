@@ -221,7 +221,7 @@ def test_mcmc_on_a_potential_is_read_by_arviz(key):
     assert found["posterior"]["Param:0"].shape == (1, 6, 2)
 
 
-@pytest.mark.fast("model")
+@pytest.mark.slow
 @pytest.mark.parametrize("with_model", [False, True], ids=["trace", "model"])
 def test_events_seen_in_part_keep_their_axes(key, with_model):
     """NaN stands in the cells that are not a site's own; log-probs are those of whole rows."""
@@ -290,7 +290,7 @@ def test_seeds_with_models_of_their_own_are_refused():
         inference.to_arviz(fit, key=jax.random.key(0))
 
 
-@pytest.mark.slow_for("multinomial")
+@pytest.mark.slow_for("systematic", "multinomial")
 @pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
 def test_the_evidence_of_particles_has_an_error_where_the_run_shows_one(scheme):
     walk = inference.FeynmanKac(

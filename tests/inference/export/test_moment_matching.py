@@ -79,6 +79,7 @@ def test_a_repaired_leave_one_out_is_nearer_to_the_exact_one():
     assert after < 0.5 * before
 
 
+@pytest.mark.slow
 def test_what_cannot_be_moved_is_refused():
     draws = {"mu": np.zeros(3), "sd": np.ones(3), "k": np.zeros((3, len(Y)), int)}
     tree = inference.to_arviz(draws, model=model, args=(Y,), groups=("log_likelihood",))

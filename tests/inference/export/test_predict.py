@@ -68,6 +68,7 @@ def test_a_filter_forecasts_as_kalman_does():
         np.testing.assert_allclose(ahead["y"][:, 4 + h].var(), of_y, rtol=0.06)
 
 
+@pytest.mark.slow
 def test_the_steps_that_are_given_are_kept():
     z = jnp.arange(10.0).reshape(2, 5)
     ahead = inference.predict(walk, {"z": z}, KEY, LONGER, num_samples=2)
@@ -150,6 +151,7 @@ def test_chains_forecast_with_the_parameters_of_their_draws():
     assert inference.predict(walk, gibbs, KEY, LONGER, num_samples=4)["y"].shape == (4, 8)
 
 
+@pytest.mark.slow
 def test_fits_forecast_by_keeping_all():
     def guide(y):
         at, scale = ppl.param("at", jnp.zeros(5)), ppl.param("scale", 0.3 * jnp.ones(5))
@@ -165,6 +167,7 @@ def test_fits_forecast_by_keeping_all():
     np.testing.assert_allclose(ahead["z"][:, :5], 0.1, atol=2)
 
 
+@pytest.mark.slow
 def test_mcmc_and_weighted_draws_predict_new_rows():
     x = jnp.linspace(-1.0, 1.0, 6)
     mcmc = MCMC(NUTS(line), num_warmup=20, num_samples=20, progress_bar=False)
@@ -276,6 +279,7 @@ def test_what_tells_of_a_site_to_be_drawn_is_refused():
         inference.predict(pulled, {"a": jnp.ones(5)}, KEY, jnp.ones(3))
 
 
+@pytest.mark.slow
 def test_deterministic_and_auxiliary_sites_beside_the_draws():
     """MCMC returns deterministic sites, the posterior of an autoguide its own."""
 
@@ -366,6 +370,7 @@ def test_steps_seen_are_said_where_no_draw_tells_them():
         inference.predict(line, {"slope": jnp.zeros(4)}, KEY, Y, num_seen=2)
 
 
+@pytest.mark.slow
 def test_missing_cells_beside_sites_that_are_summed_out_are_masked_instead():
     """A cell that the model would draw is given to nobody; a mask leaves it out of sum and posterior."""
 

@@ -60,6 +60,7 @@ def test_discrete_sites_are_summed_out(capsys):
     assert abs(fit.posterior(KEY, 2000).choices["weight"].mean() - exact) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fit. k-hat")  # of few steps
 def test_several_discrete_sites_are_summed_out(capsys):
     def model(y):
@@ -72,6 +73,7 @@ def test_several_discrete_sites_are_summed_out(capsys):
     assert "a, b summed out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_missing_cells_are_left_to_the_model():
     def model(y):
         mean = ppl.sample("mean", dist.Normal(0.0, 1.0))
@@ -84,6 +86,7 @@ def test_missing_cells_are_left_to_the_model():
     assert abs(fit.posterior(KEY, 2000).choices["mean"].mean() - exact) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fit. k-hat")  # of few steps
 def test_many_coordinates_get_a_mean_field_and_none_get_no_guide(capsys):
     def wide(y):
@@ -177,7 +180,7 @@ def descend(noise, *, rate=0.02, seed=0, drift=0.0, most=60_000, **options):
     return jax.jit(jax.vmap(run))(jnp.arange(seed, seed + 20))
 
 
-@pytest.mark.slow_for("10.0-0.1", "1.0-0.02")
+@pytest.mark.slow_for("0.1-0.02", "10.0-0.1", "1.0-0.02")
 @pytest.mark.parametrize(("noise", "rate"), [(0.1, 0.02), (1.0, 0.02), (10.0, 0.1)])
 def test_a_settled_run_is_near_the_bottom(noise, rate):
     """What is left is a small part of one estimate's noise, for 20 seeds of 20, and the run does end."""
@@ -252,6 +255,7 @@ def test_a_run_that_does_not_settle_is_warned_of(monkeypatch):
     assert _settling.MAX_STEPS == 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fit. k-hat")  # after two steps
 def test_missing_cells_that_others_read_need_a_guide():
     """Left to their prior they would bias what is learned of the others; cells that nobody reads are left to it."""

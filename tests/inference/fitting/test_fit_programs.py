@@ -98,6 +98,7 @@ def test_resume_is_exact_with_seeds_and_minibatches(tmp_path):
         np.testing.assert_array_equal(straight.params[name], resumed.params[name])
 
 
+@pytest.mark.slow
 def test_a_moving_average_baseline_is_resumed_exactly(tmp_path):
     strategies = {"mu": ppl.Reinforce(baseline=ppl.strategies.MovingAverage())}
     make = lambda: inference.elbo(model, guide, strategies=strategies)

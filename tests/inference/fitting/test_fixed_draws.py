@@ -138,6 +138,7 @@ def test_other_strategies_are_refused():
         fit_fixed_draws(bound, (1.0,), key=KEY)
 
 
+@pytest.mark.slow
 def test_a_value_that_its_gradient_does_not_lead_is_refused():
     """A score term is missing from the derivative of this value."""
 
@@ -171,6 +172,7 @@ def test_an_end_that_is_no_optimum_has_no_errors():
         fit.standard_errors()
 
 
+@pytest.mark.slow
 def test_linear_response_is_of_the_evidence_lower_bound(fitted):
     bound = inference.iwelbo(regression, mean_field, num_particles=3)
     fit = fit_fixed_draws(bound, (X, Y), key=KEY, num_draws=50, max_steps=3)
@@ -198,6 +200,7 @@ def test_a_loaded_fit_says_that_its_draws_are_gone(fitted, tmp_path):
         loaded.standard_errors()
 
 
+@pytest.mark.slow
 def test_a_value_that_is_nan_is_named():
     with pytest.raises(ValueError, match="NaN at the end of every start"):
         fit_fixed_draws(BOUND, (X, np.nan * Y), key=KEY, max_steps=3)

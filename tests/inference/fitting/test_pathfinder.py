@@ -36,7 +36,7 @@ def by_hand(x, y):
 GUIDES = {"by hand": by_hand, "multivariate": AutoMultivariateNormal(model)}
 
 
-@pytest.mark.slow_for("by hand")
+@pytest.mark.slow_for("multivariate", "by hand")
 @pytest.mark.parametrize("name", list(GUIDES))
 def test_a_full_guide_starts_at_a_normal_posterior(name):
     objective = inference.elbo(model, GUIDES[name])

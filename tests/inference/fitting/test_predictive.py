@@ -93,6 +93,7 @@ def test_patterns_that_match_nothing_are_refused():
         fitted(by_row).predict(KEY, NEW, keep=["slop", "u"], num_samples=5)
 
 
+@pytest.mark.slow
 def test_a_fit_that_kept_no_arguments_keeps_sites_that_need_none():
     fit = fitted(amortised, [(X, Y)], plate_sizes={})
     y = np.zeros(3, np.float32)
@@ -196,6 +197,7 @@ def test_rows_on_an_axis_of_the_event_or_of_columns_do_not_pass_for_new_ones():
         assert fit.predict(KEY, x, keep="*", num_samples=2)["y"].shape == (2, 8)
 
 
+@pytest.mark.slow
 def test_coefficients_of_columns_are_global():
     def line(x, y=None):
         beta = ppl.sample("beta", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
@@ -231,6 +233,7 @@ def quick_fit(model, guide, args):
     return inference.fit(bound, optax.sgd(0.0), args, num_steps=1, key=KEY, progress=False)
 
 
+@pytest.mark.slow
 def test_a_series_goes_on_from_the_past_of_the_fit_only():
     fit = quick_fit(series, states, (PAST,))
     longer = np.append(PAST, [np.nan, np.nan]).astype(np.float32)
@@ -241,6 +244,7 @@ def test_a_series_goes_on_from_the_past_of_the_fit_only():
         fit.predict(KEY, longer + 1.0, keep="*", num_samples=3)
 
 
+@pytest.mark.slow
 def test_a_longer_autoregression_is_sent_to_where_its_steps_can_be_said():
     def model(y):
         drift = ppl.sample("drift", dist.Normal(0.0, 1.0))

@@ -103,6 +103,7 @@ def test_the_file_is_plain_numpy_and_json(saved):
     assert header["steps"] == 6 and header["versions"]["jax"] == jax.__version__
 
 
+@pytest.mark.slow
 def test_what_is_known_of_averaged_iterates_comes_back(tmp_path):
     fit = fitted(average="stationary")
     known = Averaging(
@@ -122,7 +123,7 @@ def test_what_is_known_of_averaged_iterates_comes_back(tmp_path):
     assert np.isnan(again.r_hat) and again.noise == known.noise
 
 
-@pytest.mark.slow_for("polyak")
+@pytest.mark.slow_for("None", "polyak")
 @pytest.mark.parametrize("average", [None, "polyak"])
 def test_fits_with_seeds_and_averages_come_back(tmp_path, average):
     fit = fitted(num_seeds=2, average=average)
@@ -132,6 +133,7 @@ def test_fits_with_seeds_and_averages_come_back(tmp_path, average):
     assert same(again.best().params, fit.best().params)
 
 
+@pytest.mark.slow
 def test_without_data_shapes_are_known(tmp_path):
     fit = fitted()
     fit.save(tmp_path / "fit.npz", data=False)
@@ -309,6 +311,7 @@ np.savez(sys.argv[3], **draws["posterior"], **draws["predictive"])
 """
 
 
+@pytest.mark.slow
 def test_an_exported_fit_draws_the_same_with_jax_alone(saved, tmp_path):
     fit, _ = saved
     fit.export(tmp_path / "served", X)
@@ -357,6 +360,7 @@ def test_a_program_that_must_know_its_rows_is_exported_for_one_number(tmp_path):
     np.testing.assert_allclose(drawn, fit.predict(KEY, num_samples=2)["y"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_program_that_decides_by_its_number_of_rows_is_caught(tmp_path):
     """An open number of rows is unequal to 6 without an error."""
 

@@ -57,6 +57,7 @@ def test_spread_and_error_are_those_of_the_autoregression(runs):
         assert np.all(np.abs(ratio.mean(0) - 1) < 4.5 * ratio.std(0) / 8 + slack)
 
 
+@pytest.mark.slow
 def test_the_average_is_as_far_from_the_optimum_as_it_says(runs):
     z = np.asarray((runs.params["x"] - OPTIMUM) / runs.averaging.error["x"])
     assert np.all(np.abs(z.mean(0)) < 4.5 / 8)
@@ -76,6 +77,7 @@ def test_it_beats_the_last_iterate_and_the_average_from_the_start(runs):
     assert off(runs.params) < 0.75 * off(everything.params)
 
 
+@pytest.mark.slow
 def test_without_a_number_of_steps_it_goes_on_until_the_iterates_have_mixed():
     fit = run()
     found = fit.averaging
@@ -92,6 +94,7 @@ def test_iterates_that_drift_are_told():
     assert "above 1.1, take more steps" in str(fit.averaging)
 
 
+@pytest.mark.slow
 def test_where_the_value_never_settles_nothing_is_averaged():
     fit = run(num_steps=300)
     assert fit.averaging.start == -1 and not fit.averaging.is_averaged
@@ -99,7 +102,7 @@ def test_where_the_value_never_settles_nothing_is_averaged():
     assert "these are the last iterates" in repr(fit)
 
 
-@pytest.mark.slow_for("2")
+@pytest.mark.slow_for("None", "2")
 @pytest.mark.parametrize("seeds", [None, 2])
 def test_a_resumed_run_averages_the_same(tmp_path, seeds):
     options = {"num_steps": 3000, "num_seeds": seeds}

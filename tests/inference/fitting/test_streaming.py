@@ -174,6 +174,7 @@ def test_ctrl_c_in_a_loader_ends_the_run_as_elsewhere(prefetch):
     assert result.interrupted and (result.steps == 20 or prefetch == 0)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_loader_is_slow():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -266,7 +267,9 @@ def table_guide(x):
 BOUND = inference.elbo(table, table_guide)
 
 
-@pytest.mark.slow_for("float32", "nullable frame", "other byte order", "float64", "long double")
+@pytest.mark.slow_for(
+    "frame", "float32", "nullable frame", "other byte order", "float64", "long double"
+)
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_all_kinds_of_numbers_give_the_same_fit(kind):
     x = KINDS[kind]()

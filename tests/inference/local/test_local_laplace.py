@@ -557,6 +557,7 @@ def test_unrolled_gradient_of_a_noise_scale_passes_through_the_gauss_newton_fact
     np.testing.assert_allclose(*numbers(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gauss_newton_iterations_reach_the_mode():
     @jax.jit
     def numbers():

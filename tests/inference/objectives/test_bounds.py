@@ -159,7 +159,7 @@ def bounds():
     return dict(zip(kinds, np.asarray(run(keys)).T, strict=True))
 
 
-@pytest.mark.fast("plate")
+@pytest.mark.slow
 @pytest.mark.parametrize("per", ["joint", "plate"])
 def test_the_bound_grows_with_the_number_of_particles_and_stays_below_the_evidence(bounds, per):
     # Neighbouring bounds differ by 0.1 to 1 nat, errors are below 0.03.

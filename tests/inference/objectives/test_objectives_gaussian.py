@@ -136,6 +136,7 @@ def test_dreg_is_unbiased(per):
         check(objective, exact)
 
 
+@pytest.mark.slow
 def test_dreg_has_the_values_of_the_bound():
     values = [
         inference.iwelbo(model, guide, num_particles=3, gradient=g).value(PARAMS, KEY, X)

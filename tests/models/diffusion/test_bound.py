@@ -43,6 +43,7 @@ def test_the_bound_is_unbiased_point_by_point(importance, key):
     assert_unbiased(found, exact(POINTS, 0.002**2, 80.0**2))
 
 
+@pytest.mark.slow
 def test_the_weights_matter(key):
     """Without them the mean error is no bound: the same errors, averaged over even times, are off by nats."""
     _, errors = diffusion.denoising_errors(NORMAL, POINTS[:, None], key, num_times=400)

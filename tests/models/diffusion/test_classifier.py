@@ -20,6 +20,7 @@ def model(mean):
     return diffusion.gaussian_mixture(VP, [1.0], mean[None], 1.0)
 
 
+@pytest.mark.slow
 def test_scores_are_unbiased_for_the_log_densities(key):
     """Differences between exact classes, 400 estimates at 50 levels of each of four points: half a nat is over 7 errors."""
     x = jnp.tile(POINTS, (400, 1, 1))

@@ -30,6 +30,7 @@ class Encoder(eqx.Module):
 MEMBERS = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_order_and_missing_members_change_nothing(key):
     encoder = eqx.filter_jit(diffusion.SetEncoder(2, key=key))
     mask = np.array([True, True, True, False, False])

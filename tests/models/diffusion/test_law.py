@@ -47,6 +47,7 @@ def density():
     return (last * p).sum(1) * h
 
 
+@pytest.mark.slow
 def test_the_estimate_has_the_chains_density_as_its_mean(density, key):
     """E[exp w] at four points, 20,000 estimates each: a bias of 8 % is over 7 standard errors."""
     law = diffusion.law(MIXTURE, TIMES, data_variance=0.5)
@@ -151,6 +152,7 @@ def test_a_chain_in_a_plate_trains_with_its_network_by_elbo(key):
     np.testing.assert_allclose(program.log_density(choices, y), of_rows, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_have_their_own_context(key):
     """Each row's chain is that of its own model: log-probs equal those of the rows' models one by one."""
     model_of = lambda mean: diffusion.gaussian_mixture(VP, [1.0], mean[None], 0.2)
@@ -171,6 +173,7 @@ def test_rows_have_their_own_context(key):
     np.testing.assert_allclose(trace.log_probs["z_path"], jnp.stack(alone), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_of_a_derivative_grows_by_the_path_alone(key):
     """From 8 to 512 steps of a network of width 64 a derivative of the law keeps a point a step, 64 bytes, not activations."""
     net = diffusion.MLP((16,), width=64, depth=2, key=key)

@@ -58,6 +58,7 @@ def exact(kind):
     return found
 
 
+@pytest.mark.slow_for("masked")
 @pytest.mark.parametrize("kind", ["masked", "uniform"])
 def test_the_estimate_has_the_chains_law_as_its_mean(kind, key):
     """All nine rows, 20,000 estimates each; and draws have these shares, and the inverse density."""

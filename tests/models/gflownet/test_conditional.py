@@ -64,6 +64,7 @@ def test_the_programs_of_an_argument_are_the_conditionals_of_the_whole():
     assert np.abs(laws[0] - laws[1]).max() > 1e-4  # the policy reads the argument
 
 
+@pytest.mark.slow
 def test_what_has_no_arguments_is_refused():
     with pytest.raises(ValueError, match="Sets has no arguments. Make the programs over Cond"):
         make(gflownet.Sets(ENERGIES, 2)).given(0.5)

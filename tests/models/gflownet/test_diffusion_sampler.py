@@ -188,6 +188,7 @@ def test_the_second_moment_of_a_step_is_finite_above_the_bound_alone(relative_sc
     assert below[2] > 1e3 * below[1] > 1e4 * below[0]
 
 
+@pytest.mark.slow_for("0.3")
 @pytest.mark.parametrize("relative_scale", [0.3, 0.72, 0.9])
 def test_weights_have_a_variance_whatever_the_control_says(relative_scale, key):
     """R = Normal(0, SIGMA), one step: the sampler's E[w^2] by quadrature is the closed form at the scale that it takes."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
 from _stats import assert_unbiased
@@ -72,6 +73,7 @@ def test_a_normal_by_the_root_of_its_precision(seed):
     assert_unbiased(offset[:, :, None] * offset[:, None], covariance)
 
 
+@pytest.mark.slow
 def test_a_draw_has_the_density_that_its_noise_says():
     """Equal values; and equal derivatives along the draw, in which the score of the location cancels."""
 

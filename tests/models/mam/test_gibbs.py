@@ -59,7 +59,7 @@ def test_a_call_moves_as_the_mean_of_its_blocks(seed):
     assert (acceptance == 1).all()
 
 
-@pytest.mark.fast("seed1")
+@pytest.mark.slow
 def test_corrected_moves_of_a_bad_model_keep_the_target(seed):
     """|z| < 4.5 for 8 states; without the correction the same moves drift by tens of standard errors."""
     log_p = joint(D, K, 1)

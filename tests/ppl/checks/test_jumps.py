@@ -271,6 +271,7 @@ def test_a_finer_search_finds_narrower_windows():
             ppl.expectation(window(width), check_jumps=finer).plan(mean)
 
 
+@pytest.mark.slow
 def test_a_finer_threshold_finds_smaller_jumps():
     small = cost_of(lambda z: 1e-6 * jnp.where(z[0] > 0, 1.0, 0.0) + z[0])
     mean = jnp.full(1, 0.3)

@@ -49,6 +49,7 @@ def test_a_smooth_solution_has_the_gradient_of_the_exact_one():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), found, expected)
 
 
+@pytest.mark.slow
 def test_what_reads_it_outside_of_its_domain_is_refused_with_the_remedy():
     def model(guard):
         rate = ppl.sample("rate", dist.LogNormal(0.0, 0.5))

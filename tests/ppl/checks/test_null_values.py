@@ -88,6 +88,7 @@ def test_multinomial() -> None:
     assert_never_a_number(law, "reinforce", 0.0, lambda x: 1.0 + x[0])
 
 
+@pytest.mark.slow
 def test_importance_is_exact() -> None:
     proposal = ppl.Importance(dist.Categorical(jnp.array([0.3, 0.3, 0.4])))
     law = lambda t: dist.Categorical(jnp.stack([1 - t, t / 4, 3 * t / 4]))

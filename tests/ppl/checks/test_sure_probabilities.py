@@ -59,7 +59,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.fast("Bernoulli at 1-enum", "Binomial at 1-enum", "Binomial inside-mvd")
+@pytest.mark.fast("Bernoulli at 1-enum", "Binomial at 1-enum")
 @pytest.mark.parametrize("strategy", ["enum", "mvd"])
 @pytest.mark.parametrize("name", CASES)
 def test_the_derivative_is_exact(name, strategy):

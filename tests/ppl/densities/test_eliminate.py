@@ -425,6 +425,7 @@ def test_predictions_draw_the_eliminated_sites_from_their_posterior():
     assert np.abs(np.asarray(new.mean(0)) - [0.0, 2.0]).max() < 0.1
 
 
+@pytest.mark.slow
 def test_draws_of_the_program_have_the_marginal_density():
     trace = ppl.eliminate(mixture, "b").simulate(KEY, X)
     assert set(trace.choices) == {"p"}

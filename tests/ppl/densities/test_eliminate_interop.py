@@ -52,7 +52,7 @@ def test_a_point_estimate_finds_the_mode_of_the_marginal_from_every_start(start)
     np.testing.assert_allclose(guide.median(params)["p"], p[log_posterior(p).argmax()], atol=2e-3)
 
 
-@pytest.mark.fast("median")
+@pytest.mark.slow
 @pytest.mark.parametrize("start", STARTS)
 def test_mcmc_starts_inside_of_the_support(start):
     info = initialize_model(

@@ -209,6 +209,7 @@ def test_simulate_has_unbiased_reciprocals(seed):
     assert_unbiased(inside * jnp.exp(-w)[:, None], np.diff(bins))
 
 
+@pytest.mark.slow
 def test_many_particles_come_close_to_the_density():
     m = ppl.marginal(gaussian, keep=["v"], num_particles=100_000)
     key = jax.random.key(0)

@@ -75,7 +75,7 @@ def both_identities(program, law, name="z"):
     close(got, [*law, *[1.0] * len(law)])
 
 
-@pytest.mark.fast("2")
+@pytest.mark.slow
 @pytest.mark.parametrize("num_particles", [1, 2, 3])
 def test_both_identities_hold_for_the_law_of_the_resampled_particle(num_particles):
     program = ppl.normalize(target, proposal=proposal, num_particles=num_particles)

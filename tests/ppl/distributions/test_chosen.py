@@ -17,6 +17,7 @@ def laws():
     return dist.Normal(jnp.asarray(LOCS)[:, None], 0.5).to_event(1)
 
 
+@pytest.mark.slow
 def test_each_row_has_the_law_of_its_index():
     law, rows = ppl.distributions.Chosen(laws(), K), dist.Normal(LOCS[K], 0.5).to_event(1)
     assert (law.batch_shape, law.event_shape) == ((4,), (2,))

@@ -107,6 +107,7 @@ def test_golden_values_of_the_conjugate_posterior():
     close(numbers(), expected, rtol=1e-12)
 
 
+@pytest.mark.slow_for("3")
 @pytest.mark.parametrize("d", [pytest.param(1, marks=pytest.mark.slow), 3])  # one is enough
 def test_bayes_rule_jacobian_and_scipy(d):
     """Prior + likelihood - posterior = evidence at any mean and covariance; the packed density by autodiff's Jacobian."""
@@ -277,6 +278,7 @@ def test_draws_and_pathwise_gradients_have_the_moments_of_the_formulas(name, req
             assert_unbiased(one, two)
 
 
+@pytest.mark.slow_for("wishart")
 @pytest.mark.parametrize("name", ["wishart", "gamma"])
 def test_unconstrained_form_is_a_bijection_with_the_stated_jacobian(name):
     p, tril = random_law(14, 2) if name == "wishart" else random_pair(18), np.tril_indices(2)

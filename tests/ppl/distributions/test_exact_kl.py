@@ -92,7 +92,7 @@ def test_formulas_of_vectors_agree_with_sums_and_quadrature():
         )
 
 
-@pytest.mark.fast("4")
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 5])
 def test_formulas_of_normal_vectors_agree(size):
     with jax.enable_x64(True):

@@ -29,6 +29,7 @@ def test_free_vectors_make_frames_and_back(d, n):
     np.testing.assert_allclose(transform(transform.inv(frames)), frames, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_uniform_law_is_haars():
     """The square of an entry has Beta(1/2, (d - 1)/2), whatever the entry; products have the moments of random rotations."""
     draws = np.asarray(UniformFrames(5, 3).sample(KEY, (20_000,)))

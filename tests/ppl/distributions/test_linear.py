@@ -108,6 +108,7 @@ def test_strictness_cancelled_terms_and_weights_of_eliminations():
             LinearConstraints(strict, names=["a", "b"])
 
 
+@pytest.mark.slow_for("order0")
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
 def test_densities_integrate_to_one_in_the_plane(order):
     constraint = LinearConstraints(["a >= 0", "b >= 0", "a + 2 * b < 2"], ["a", "b"], order=order)
@@ -136,6 +137,7 @@ def test_densities_integrate_to_one_in_the_plane(order):
     assert abs((np.exp(np.asarray(log_density)) * area / 400**2).sum() - 1) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_truncated_normal_in_a_triangle_under_nuts_against_rejection():
     loc = jnp.array([0.5, 0.8])
 
@@ -166,6 +168,7 @@ def test_a_projection_is_idempotent_and_leaves_what_is_inside():
     assert inside.any() and (projected[inside] == x[inside]).all()
 
 
+@pytest.mark.slow
 def test_a_site_with_constraints_in_a_program_and_its_guide():
     """The evidence of a law in a triangle, by importance weights of a guide on the triangle, against quadrature."""
     law = TruncatedInTurn(dist.Normal(jnp.array([0.3, 0.5]), 0.7), TRIANGLE)

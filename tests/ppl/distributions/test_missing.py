@@ -38,7 +38,7 @@ NORMALS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow_for("scale_tril")
+@pytest.mark.slow_for("covariance", "scale_tril")
 @pytest.mark.parametrize("name", NORMALS)
 def test_seen_and_missing_factors_make_the_joint_density(name):
     fn = NORMALS[name]()

@@ -43,6 +43,7 @@ def test_a_value_that_is_its_control_has_no_variance():
     np.testing.assert_allclose(grads, 3.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_variance_falls_by_one_over_one_minus_the_squared_correlation():
     """Corr(exp(z), z)^2 = 1 / (e - 1): a factor of 2.392, less some 1.4% for the noise of 256 coefficients' pairs.
 
@@ -74,6 +75,7 @@ def test_a_coefficient_of_the_same_half_is_seen_to_be_biased():
     assert abs(z_score(own, MEAN)) > 15 and abs(z_score(crossed, MEAN)) < 4.5
 
 
+@pytest.mark.slow
 def test_mixed_sites_in_a_plate_are_unbiased_in_every_coordinate():
     """E[sum_i k_i (z + i)^2], k_i ~ Bernoulli(p), z ~ N(m, 1); the control is the count of k with its mean 3 p."""
 

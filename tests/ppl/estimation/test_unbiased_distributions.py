@@ -159,6 +159,7 @@ def test_closed_forms(name, strategy, key):
     assert_mean(expectation, params, Exact(float(value), grads, {}), key, n=100_000, catches=0.25)
 
 
+@pytest.mark.slow
 def test_double_precision_is_exact_to_1e_10():
     """Everything enumerated, in a plate, a scan and a branch: value and gradient to rtol 1e-10 of an independent sum."""
     with jax.enable_x64(True):

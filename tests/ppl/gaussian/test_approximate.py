@@ -120,7 +120,7 @@ def test_the_unscented_filter_is_the_textbooks():
         program.posterior_marginals({}, Y)
 
 
-@pytest.mark.slow_for("ukf")
+@pytest.mark.slow_for("ekf", "ukf")
 @pytest.mark.parametrize("approximation", ["ekf", "ukf"])
 def test_derivatives_are_those_of_the_approximation(approximation):
     program = ppl.eliminate(system, ["first", "x"], approximation=approximation)
@@ -194,7 +194,7 @@ def evidence_of_growth(y):
     return np.log(density.sum() * width)
 
 
-@pytest.mark.slow_for("ukf")
+@pytest.mark.slow_for("ekf", "ukf")
 @pytest.mark.parametrize("approximation", ["ekf", "ukf"])
 def test_the_evidence_of_particles_is_unbiased_with_the_proposal(approximation):
     y = jnp.array([0.6, 1.9, 2.1])
@@ -214,6 +214,7 @@ def test_the_evidence_of_particles_is_unbiased_with_the_proposal(approximation):
     assert found.var() < 0.6 * run(None).var()
 
 
+@pytest.mark.slow
 def test_an_affine_step_gets_the_optimal_proposal():
     """All particles of a step then have the same weight given their past: the first step's evidence has no noise."""
 

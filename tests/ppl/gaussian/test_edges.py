@@ -66,6 +66,7 @@ def schools(y):
         ppl.sample("y", dist.Normal(a, 0.5), obs=y)
 
 
+@pytest.mark.slow
 def test_calls_are_done_one_after_the_other():
     """Ten thousand rows, then their mean: a joint law of all would not be possible."""
     exact = dense(schools, ["a", "mean"], {}, (Y,))
@@ -141,6 +142,7 @@ def missing_in_events(y):
         ppl.sample("y", law, obs=y.reshape(3, 3), obs_mask=MASK.reshape(3, 3))
 
 
+@pytest.mark.slow
 def test_missing_cells_within_events():
     cells = MASK.reshape(3, 3)
     at = [(i, j) for i in range(3) for j in range(3) if cells[i, j]]
@@ -177,6 +179,7 @@ def one_row_for_all(y):
         ppl.sample("y", dist.Normal(a, 0.5), obs=y)
 
 
+@pytest.mark.slow_for("filled", "looped")
 @pytest.mark.parametrize("program", [filled, looped, one_row_for_all])
 def test_affine_operations(program):
     check_integral(program, ["a"], {}, (Y,))
@@ -225,6 +228,7 @@ def test_what_a_site_is_may_depend_on_an_argument():
     np.testing.assert_allclose(left.log_density({}, Y, True), of(0.0, np.sqrt(2)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_in_single_precision():
     """Several numbers at once, and statements after them: by finite roots, whose blocks are used apart."""
 
@@ -253,6 +257,7 @@ def test_gradients_in_single_precision():
             np.testing.assert_allclose(found[i], slope, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_draws_of_seen_and_missing_cells_together():
     left = ppl.eliminate(missing, "a")
     draws = jax.jit(lambda key: left.posterior(key, {}, Y, num_samples=4000))(KEY)

@@ -27,6 +27,7 @@ def test_triangles(is_double):
         np.testing.assert_allclose(root @ root.mT, a @ a.mT, **tol)
 
 
+@pytest.mark.slow
 def test_derivatives_of_free_roots_are_those_of_the_covariance():
     """First and second derivatives of functions of A A', also through the inverse and the determinant."""
     with jax.enable_x64(True):
@@ -111,7 +112,7 @@ def stiff(y, noise):
     ppl.scan(step, jnp.zeros(3), y)
 
 
-@pytest.mark.fast("0.001")
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [1.0, 1e-3])
 def test_single_precision_keeps_its_digits(noise):
     """A covariance of condition number 1e6 and more: what rounding of the data and of the densities leaves, not its square."""

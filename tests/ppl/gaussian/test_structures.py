@@ -147,10 +147,7 @@ def case(*values):
     return pytest.param(*values, id=f"{values[0].__name__}-{'-'.join(values[1])}")
 
 
-@pytest.mark.fast(
-    "regression-beta", "grouped-a-mean", "panel_by_columns-a", "missing_cells-slope-a"
-)  # fmt: skip
-@pytest.mark.parametrize(("program", "sites", "choices", "args"), [case(*x) for x in STRAIGHT])
+@pytest.mark.fast("regression-beta", "program", "sites", "choices", "args")
 def test_straight_code_and_plates(program, sites, choices, args):
     check_integral(program, sites, choices, args)
 
@@ -351,7 +348,7 @@ SERIES = [
 ]
 
 
-@pytest.mark.fast("time_varying-z", "autoregression-z", "fed_back-z", "gaps-z")
+@pytest.mark.fast("time_varying-z")
 @pytest.mark.parametrize(("program", "sites", "choices", "args"), [case(*x) for x in SERIES])
 def test_series(program, sites, choices, args):
     check_integral(program, sites, choices, args)

@@ -211,6 +211,7 @@ def test_forecasts_are_those_of_the_joint_law():
     np.testing.assert_allclose(np.cov(future.T), rest, atol=4.5 * np.sqrt(2 / 20_000) * rest.max())
 
 
+@pytest.mark.slow
 def test_numpyro_sees_a_plain_model():
     left = ppl.eliminate(local_level, "z")
     density, trace = numpyro.infer.util.log_density(left, (Y,), {}, {"noise": jnp.array(0.6)})
@@ -258,6 +259,7 @@ def effects_with_param(y):
         ppl.sample("y", dist.Normal(a, 0.5), obs=y)
 
 
+@pytest.mark.slow
 def test_state_spaces_of_numpyro_are_the_same_law():
     """`GaussianStateSpace` is a law of paths; here the same paths are integrated out of one line less."""
     move = np.array([[0.9, 0.2], [-0.1, 0.8]])

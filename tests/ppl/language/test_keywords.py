@@ -102,7 +102,7 @@ def test_fit_takes_names_and_batches_of_names():
     np.testing.assert_array_equal(posterior.log_weights, by_position.posterior(KEY, 5).log_weights)
 
 
-@pytest.mark.slow_for("particle_gibbs")
+@pytest.mark.slow_for("smc", "particle_gibbs")
 @pytest.mark.parametrize(
     "run",
     [

@@ -420,6 +420,7 @@ def test_svi_trains_a_module_and_a_scan():
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_a_compiled_update_needs_no_values_of_its_arguments():
     """NumPyro's validation would refuse made-up ones: probabilities that do not sum to one, a factor that is not triangular."""
 

@@ -195,6 +195,7 @@ def test_boundary_is_unbiased_in_more_programs(fn, exact, params, strategies, nu
     check(fn, exact, params, strategies, num, seed)
 
 
+@pytest.mark.slow
 def test_without_its_term_it_is_found_biased():
     params = MSAB
     with pytest.raises(AssertionError, match="z ="):

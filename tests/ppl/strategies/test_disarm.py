@@ -289,6 +289,7 @@ def test_strategies_of_several_replicates_mix_with_others(key):
     assert_mean(expectation, params, truth, key, catches=0.15)
 
 
+@pytest.mark.slow_for("Categorical")
 @pytest.mark.parametrize(
     "make",
     [dist.Categorical, pytest.param(ppl.distributions.OneHotCategorical, marks=pytest.mark.slow)],

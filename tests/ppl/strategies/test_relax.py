@@ -502,6 +502,7 @@ def p_free():
     return 0.3
 
 
+@pytest.mark.slow_for("comparison")
 @pytest.mark.parametrize("name", JUMPING)
 def test_a_cost_that_jumps_in_relaxed_values_is_refused_by_rebar_only(name):
     with pytest.raises(

@@ -47,6 +47,7 @@ def test_each_step_gets_its_slice(which):
         )
 
 
+@pytest.mark.slow
 def test_handlers_around_the_program_act_alike():
     outer = condition(_bare, {"y": Y})
     np.testing.assert_allclose(

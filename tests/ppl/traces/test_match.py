@@ -405,6 +405,7 @@ def test_lower_bounds_take_a_guide_on_a_part_of_the_support():
     assert np.isfinite(inference.f_divergence(*NARROW, f="hellinger").value({}, KEY))
 
 
+@pytest.mark.slow
 def test_particles_take_a_proposal_beyond_the_support():
     p, q = prior(dist.Uniform(-1.0, 1.0)), drawn_from(dist.Normal(0.0, 1.0))
     exact = (0.5 * (jax.scipy.stats.norm.cdf(1.5) - jax.scipy.stats.norm.cdf(-0.5))).item()

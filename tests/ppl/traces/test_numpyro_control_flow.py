@@ -35,6 +35,7 @@ def second_order(y, history):
     scan(step, (0, 0), y, history=history)
 
 
+@pytest.mark.slow_for("1", "2")
 @pytest.mark.parametrize("history", [0, 1, 2])
 def test_a_hidden_chain_is_summed_whatever_history_says(history):
     p = jnp.array([0.4, 0.6])
@@ -79,6 +80,7 @@ def test_a_reversed_scan_has_numpyros_density_and_order(which):
     np.testing.assert_allclose(again, trace.log_density, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_particles_step_through_a_reversed_scan():
     """The chain is linear and Gaussian, its evidence that of the joint Normal."""
 

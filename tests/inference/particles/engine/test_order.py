@@ -74,7 +74,7 @@ def test_evidence_is_unbiased(name, scheme, key):
     assert_unbiased(np.exp(log_z - KALMAN), 1.0)
 
 
-@pytest.mark.fast("systematic-0.2")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "share"), [("stratified", 0.02), ("ssp", 0.02), ("systematic", 0.2)]
 )

@@ -148,6 +148,7 @@ def test_a_rejected_proposal_leaves_everything_in_place(key):
     assert chain.spread.shape == (2, 2) and chain.choices.keys() == {"a", "s", "x0", "x"}
 
 
+@pytest.mark.slow
 def test_a_chain_starts_at_init(key):
     """Without warmup a first sample that was not accepted is the start itself."""
     init = {"p": jnp.array([0.2, 0.3, 0.5])}

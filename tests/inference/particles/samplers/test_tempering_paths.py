@@ -173,6 +173,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.slow_for("slots")
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_input_is_refused_by_name(name, key):
     options, message = ERRORS[name]

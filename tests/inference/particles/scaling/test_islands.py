@@ -138,6 +138,7 @@ def test_paths_follow_particles_through_exchanges(exchange, num_islands, key):
         assert len(np.unique(index[0] // 7)) < 6  # islands did die out
 
 
+@pytest.mark.slow
 def test_a_butterfly_evens_shares_and_spreads_descendants(key):
     """One island has nearly all the weight: after three stages every island descends from it, in equal parts."""
     own = lambda key: jax.lax.axis_index("lapilli_islands").astype(float)

@@ -269,6 +269,7 @@ def test_a_bound_that_is_none_is_found(key):
     assert result.excess > 0 and jnp.isnan(result.paths).all()
 
 
+@pytest.mark.slow
 def test_discrete_paths_under_no_bound_are_marked(key):
     def chain(ys):
         def step(k, y):
@@ -282,6 +283,7 @@ def test_discrete_paths_under_no_bound_are_marked(key):
     assert (run(key).paths["k"] == jnp.iinfo(jnp.int32).min).all()
 
 
+@pytest.mark.slow
 def test_a_derivative_through_the_draws_is_refused(key):
     def mean(shift):
         chain = dataclasses.replace(
