@@ -17,7 +17,7 @@ after one temperature for each method, fitted on the undamaged validation script
 training letters and episodes; differences from ProtoNet are paired by seed, with 95 % intervals of Student's t (four degrees of
 freedom).
 
-Found, see docs/explain/reproduced.md: clean letters, no difference that a temperature leaves. Damaged letters after training on
+Found, see docs/explain/reproduced.md: clean letters, no gain that a temperature leaves. Damaged letters after training on
 all of Latin, "weight" less ProtoNet, calibration error after a temperature: occluded -4.4 +- 1.1, moved -3.9 +- 1.2, noise
 -4.1 +- 1.1 points. Its widths do not move from where they start, 0.2, and "held" has the same; "layer" learns a width of 0.015,
 and differs in nothing. Run time: nine minutes of one core for five seeds, three to choose settings.
