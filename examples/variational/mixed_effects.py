@@ -84,9 +84,10 @@ def shared(x, y):
 
 
 def guides():
+    at = {"site": "theta", "inner": inference.local.Newton(1)}  # exact: normal and linear
     return {
-        "mean field": inference.local_laplace(model, shared, site="theta", parent="phi"),
-        "conditional": inference.local_laplace(model, shared, site="theta"),
+        "mean field": inference.local_laplace(model, shared, parent="phi", **at),
+        "conditional": inference.local_laplace(model, shared, **at),
     }
 
 

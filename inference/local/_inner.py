@@ -68,6 +68,11 @@ class Newton(Inner):
     Newton's method with curvature="hessian", the (damped) Gauss-Newton method with a Gauss-Newton curvature. A diagonal curvature
     ignores the coupling of the coordinates, and its steps may diverge for networks: use `Descent` there.
 
+    Ten full steps end at the mode, to many digits, of up to a hundred Bernoulli observations of a row, whatever they are, under
+    normal priors of their logit as wide as 5. There one step may end three posterior standard deviations away, and take a
+    curvature tens of times too large. Where the loss is quadratic in the site one step is exact; where it is steeper than its
+    expansion tells, as that of large counts far from the prior's mean, full steps overshoot: give a damping, or `Descent`.
+
     Args:
         num_steps: number of steps, at least 0.
         damping: step length, 0 < damping <= 1.
@@ -76,7 +81,7 @@ class Newton(Inner):
         ValueError: `damping` is outside of (0, 1], or `num_steps` negative.
     """
 
-    num_steps: int = 1
+    num_steps: int = 10
     damping: float = 1.0
 
     def __post_init__(self) -> None:

@@ -78,7 +78,8 @@ def local_laplace(
         model: program with the local site, a Normal (number, or vector by to_event(1)) or MultivariateNormal in plates.
         guide: program over the model's other latent sites; None if there are none.
         site: name of the local site.
-        inner: inner program: `Newton`, `Descent` (SGD, Adam), `SGLD`. It starts at the prior's mean.
+        inner: inner program: `Newton`, `Descent` (SGD, Adam), `SGLD`. It starts at the prior's mean. The default, ten full Newton
+            steps, goes to the mode; `Newton(1)` is enough, and cheaper, where observations are normal and linear in the site.
         curvature: A_i. "hessian"; "gauss_newton", the Fisher information of the observations pulled back by the Jacobian U of
             their parameters, U'U; "diagonal_gauss_newton", its diagonal; "low_rank_gauss_newton", U'U kept as a factor, for long
             vectors with few observations: O(d m^2 + m^3); "sgld_variance", one over the variance of the draws of `SGLD`, less P.

@@ -1,8 +1,8 @@
 """Few-shot meta-learning by a hierarchical Bayesian model (Kim and Hospedales 2024, arXiv:2306.09702).
 
-`programs` gives model and guide, for `inference.elbo` and `inference.fit`; `adapt` and `predict` take fitted programs to new
-episodes. A program of one's own is read by `predict` if it states its queries by `observe`: MAML, Reptile, prototypical networks
-and neural processes are written so in `examples/few_shot/_baselines.py`.
+`programs` gives model and guide, for `inference.elbo` and `inference.fit`, `optimizer` rates for what they learn; `adapt` and
+`predict` take fitted programs to new episodes. A program of one's own is read by `predict` if it states its queries by `observe`:
+MAML, Reptile, prototypical networks and neural processes are written so in `examples/few_shot/_baselines.py`.
 """
 
 from ._episodes import Episodes as Episodes, Points as Points, pad_points as pad_points
@@ -23,6 +23,7 @@ from ._heads import (
     Student as Student,
     Tempered as Tempered,
 )
+from ._optimizer import optimizer as optimizer
 from ._programs import NIWMeta as NIWMeta, observe as observe, programs as programs
 from ._variational import adapt_by_vi as adapt_by_vi
 from ._weights import Weights as Weights
@@ -46,6 +47,7 @@ __all__ = [
     "Tempered",
     "NIWMeta",
     "observe",
+    "optimizer",
     "programs",
     "adapt_by_vi",
     "Weights",

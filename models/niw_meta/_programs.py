@@ -37,6 +37,7 @@ def programs(
     *,
     features: Any = None,
     prior_scale: float | Float[Array, " d"] = 0.1,
+    widths: Literal["weight", "layer"] = "weight",
     population: Literal["infinite", "finite"] = "infinite",
     inner: inference.local.Inner = inference.local.Newton(3, damping=0.5),  # noqa: B008, frozen
     curvature: Any = "low_rank_gauss_newton",
@@ -58,10 +59,14 @@ def programs(
         features: an equinox module that maps one input to the network's input, the same for all episodes (parameter "features").
             With `network` a linear layer, adapting is a Bayesian readout: with a `Gaussian` head the site is then exact, and its
             mean is ridge regression.
-        prior_scale: initial standard deviation of the weights in the population, one number or [d].
+        prior_scale: initial standard deviation of the weights in the population: one number, or one of each weight [d], or of
+            each layer [L] with `widths="layer"`.
+        widths: what has a standard deviation of its own in the population: each "weight", or each "layer", shared by its weights
+            (L modules that hold arrays, e.g. an `equinox.nn.Linear`). Of one weight among thousands a batch of episodes
+            says next to nothing, and its width may stay where it starts; those of a layer say it together.
         population: "finite": phi is a site with the prior NormalInverseGamma(start, 1, 1, prior_scale^2), and its law in the
             guide is learned (parameters "loc", "mean_precision", "concentration", "rate", [d]). "infinite": the optimal q(phi) is
-            a point then; mean and scale are the parameters "loc" and "scale", [d].
+            a point then; mean and scale are the parameters "loc", [d], and "scale", [d] or [L].
         inner: inner program, see `local_laplace`.
         curvature: see `local_laplace`.
         rank: see `local_laplace`; a few dozen where labels times classes are many. With a head that looks at each point by
@@ -76,13 +81,15 @@ def programs(
 
     Returns:
         `NIWMeta`, for `elbo(model, guide, kl="analytic")`; with an infinite population for
-        `elbo(...).with_plate_sizes({"episodes": math.inf})`.
+        `elbo(...).with_plate_sizes({"episodes": math.inf})`. `optimizer` gives rates to go with it.
 
     Raises:
-        ValueError: `parent_at` is not "expected" with an infinite population; any refusal of `local_laplace`.
+        ValueError: `parent_at` is not "expected" with an infinite population; `widths` is unknown, or not "weight" with a finite
+            one; any refusal of `local_laplace`.
 
     Validity: `local_laplace` says when the gradient is that of the bound. With an infinite population there is no posterior of
-    phi, and none is reported.
+    phi, and none is reported. Widths are those of the population where support alone is observed and the site is exact; labels
+    of queries count under draws that have not seen them, which charges for spread and makes the widths narrower.
     Reference: Kim and Hospedales 2024, ICLR, arXiv:2306.09702.
 
     Example:
@@ -97,8 +104,15 @@ def programs(
     """
     weights = Weights(network)
     loc = weights.start
-    scale = jnp.broadcast_to(jnp.asarray(prior_scale, loc.dtype), loc.shape)
     is_finite = population == "finite"
+    if widths not in ("weight", "layer") or (widths == "layer" and is_finite):
+        raise ValueError(
+            f"niw_meta.programs: widths={widths!r} with population={population!r}; known are 'weight' and, with an infinite "
+            "population, 'layer': the law of phi of a finite one is that of each weight alone. Give one of these."
+        )
+    group = weights.layer if widths == "layer" else None
+    shape = loc.shape if group is None else (group.max() + 1,)
+    scale = jnp.broadcast_to(jnp.asarray(prior_scale, loc.dtype), shape)
     if parent_at != "expected" and not is_finite:
         raise ValueError(
             f"niw_meta.programs: parent_at={parent_at!r} needs population='finite'; with an infinite one q(phi) is a point."
@@ -111,7 +125,8 @@ def programs(
             prior = ppl.distributions.NormalInverseGamma(loc, 1.0, 1.0, scale**2).to_event(1)
             law = ppl.distributions.NormalInverseGamma.conditional(ppl.sample("phi", prior))
         else:
-            law = dist.Normal(ppl.param("loc", loc), ppl.param("scale", scale, constraint=POSITIVE))
+            width = ppl.param("scale", scale, constraint=POSITIVE)
+            law = dist.Normal(ppl.param("loc", loc), width if group is None else width[group])
         own = head.declared()
         inputs = support.x, query.x
         if features is not None:

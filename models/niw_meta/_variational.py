@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from ... import inference, ppl
+from ...inference.local._local_model import law_at, normal_prior
 from ._episodes import Episodes
 from ._evaluate import adapt
 
@@ -53,10 +54,10 @@ def adapt_by_vi(
             f"adapt_by_vi: the model has the fitted parameters {sorted(bound or {})}, but the population's 'loc' and 'scale' are "
             "needed. Give the model of a fit (Fit.model) with population='infinite'; for a finite one use adapt."
         )
-    known = ppl.constrain(bound)
     num_episodes = len(episodes.support.x)
-    on_episodes = lambda x: jnp.broadcast_to(x, (num_episodes, 1, x.size))
-    loc, scale = (on_episodes(known[name]) for name in ("loc", "scale"))
+    episodes = episodes.stated()
+    population = law_at(model, "theta", {}, (episodes,), ppl.constrain(bound))
+    loc, scale, _ = normal_prior(population, "theta")
 
     @ppl.model
     def guide(episodes: Episodes) -> None:
@@ -67,7 +68,6 @@ def adapt_by_vi(
         with ppl.plate("episodes", num_episodes, dim=-2):
             ppl.sample("theta", law.to_event(1))
 
-    episodes = episodes.stated()
     hidden = episodes._replace(
         query=episodes.query._replace(mask=jnp.zeros_like(jnp.asarray(episodes.query.mask)))
     )

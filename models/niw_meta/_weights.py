@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 Array = jax.Array
@@ -19,11 +20,18 @@ class Weights:
 
     Attributes:
         start: the network's own weights, [d].
+        layer: number of the layer of each weight, 0 ... L - 1, [d]; a layer is a module that holds arrays, e.g. weight and bias
+            of an `equinox.nn.Linear`.
     """
 
     def __init__(self, network: Any) -> None:
         arrays, self._static = eqx.partition(network, eqx.is_inexact_array)
         self.start, self._unravel = ravel_pytree(arrays)
+        leaves = jax.tree_util.tree_leaves_with_path(arrays)
+        holders = [path[:-1] for path, _ in leaves]
+        numbers = {holder: i for i, holder in enumerate(dict.fromkeys(holders))}
+        sizes = [np.size(leaf) for _, leaf in leaves]
+        self.layer = np.repeat([numbers[holder] for holder in holders], sizes)
 
     def __call__(self, theta: Array, x: Array) -> Array:
         """Outputs [n, k] with weights `theta` [d] at inputs `x` [n, *input]."""

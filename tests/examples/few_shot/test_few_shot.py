@@ -90,3 +90,49 @@ def test_letters_are_learned(glyphs, tmp_path):
     assert tables[5, 1]["NIW-Meta"]["accuracy, %"] > 50
     assert (tmp_path / "glyphs_5_way_1_shot.png").exists()
     assert (tmp_path / "last_layers_5_way_1_shot.nc").exists()
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return load_example("few_shot/calibration")
+
+
+def test_damages_are_of_the_stated_size_and_apart_for_each_image(calibration):
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (3, 50, 400)).astype(np.uint8)
+    square = calibration.occluded(rng, images).reshape(150, 20, 20)
+    blank = square == 0
+    for axis in (1, 2):
+        assert np.all(blank.any(axis).sum(1) == 6)
+    assert np.all(blank.sum((1, 2)) == 36) and np.all(square[~blank] > 0)
+    assert len(np.unique(blank.reshape(150, -1), axis=0)) > 50
+    moved = calibration.moved(rng, images).reshape(150, 20, 20)
+    padded = np.pad(images.reshape(150, 20, 20), ((0, 0), (1, 1), (1, 1)))
+    places = [padded[:, i : i + 20, j : j + 20] for i in range(3) for j in range(3)]
+    is_at = np.array([(moved == place).all((1, 2)) for place in places])
+    assert np.all(is_at.sum(0) == 1) and np.all(is_at.sum(1) > 0)
+    grey = np.full((4, 400), 128, np.uint8)
+    change = calibration.noisy(rng, grey, deviation=20).astype(float) - 128
+    assert abs(change.std() - 20) < 4.5 * 20 / np.sqrt(2 * 1600)
+    assert calibration.noisy(rng, images).dtype == np.uint8
+
+
+def test_intervals_are_those_of_student(calibration):
+    """Of differences 1 ... 5: mean 3, t_4 (0.975) = 2.776 standard errors of sqrt(0.5)."""
+    mean, reach = calibration.paired(np.arange(1.0, 6.0)[:, None])
+    np.testing.assert_allclose([mean[0], reach[0]], [3.0, 2.776445 * 0.5**0.5], rtol=1e-6)
+
+
+@pytest.mark.slow  # compiles three programs that train
+def test_every_method_is_measured_on_every_damage(calibration):
+    found = calibration.main(["--smoke"])
+    assert {row for _, row, _ in found} == set(calibration.ROWS)
+    assert len(found) == 2 * len(calibration.ROWS) * 4
+    for values in found.values():
+        assert values.shape == (2, 5) and np.isfinite(values).all()
+    clean, noise = (
+        np.mean([v[:, 0] for k, v in found.items() if k[2] == d]) for d in ("clean", "noise")
+    )
+    assert clean > max(noise, 30)
+    with pytest.raises(SystemExit):
+        calibration.main(["--smoke", "--record"])

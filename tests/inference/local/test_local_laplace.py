@@ -517,7 +517,7 @@ def test_unrolled_gradient_is_the_derivative_of_the_value_and_frozen_expansions_
 
     def value(t, gradient):
         params = {"m": t * direction}
-        guide = local_laplace(mixed, site="w", gradient=gradient)
+        guide = local_laplace(mixed, site="w", inner=Newton(1), gradient=gradient)
         return log_weight(mixed.bind(params), guide.bind(params), jax.random.key(1), *MIXED)
 
     @jax.jit
@@ -575,6 +575,49 @@ def test_gauss_newton_iterations_reach_the_mode():
 
     for zero in numbers():
         np.testing.assert_allclose(zero, 0, atol=1e-8)
+
+
+# Random intercepts: every number of successes in 5, 20 and 100 trials.
+TRIALS = np.repeat([5.0, 20.0, 100.0], [6, 21, 101])
+SUCCESSES = np.concatenate([np.arange(n + 1.0) for n in (5, 20, 100)])
+
+
+@ppl.model
+def intercepts(width):
+    with ppl.plate("rows", TRIALS.size):
+        x = ppl.sample("x", dist.Normal(0.0, width))
+        ppl.sample("k", dist.Binomial(TRIALS, logits=x), obs=SUCCESSES)
+
+
+def test_default_site_is_the_laplace_approximation_of_the_logistic_posterior():
+    """Mode, curvature and KL(q || p) of every row, under three prior widths, by quadrature; one step is further off."""
+    grid = np.linspace(-20, 20, 4001)
+    step = grid[1] - grid[0]
+
+    @jax.jit
+    def numbers(width):
+        def densities(program):
+            log_probs = lambda x: program.trace({"x": jnp.full(TRIALS.size, x)}, width).log_probs
+            return sum(jax.vmap(log_probs)(grid).values())
+
+        log_p = densities(intercepts)
+        log_p = log_p - jax.nn.logsumexp(log_p, axis=0) - jnp.log(step)
+        rows = []
+        for options in ({}, {"inner": Newton(1)}):
+            log_q = densities(local_laplace(intercepts, site="x", **options))
+            q = step * jnp.exp(log_q)
+            mean = (q * grid[:, None]).sum(0)
+            variance = (q * grid[:, None] ** 2).sum(0) - mean**2
+            rows.append((q.sum(0), mean, 1 / variance, (q * (log_q - log_p)).sum(0)))
+        return rows
+
+    for width in (0.5, 2.0, 5.0):
+        (mass, mean, precision, kl), (*_, one_step) = numbers(width)
+        p = 1 / (1 + np.exp(-mean))
+        np.testing.assert_allclose(mass, 1, rtol=1e-10)
+        np.testing.assert_allclose(TRIALS * p + mean / width**2, SUCCESSES, atol=1e-6)
+        np.testing.assert_allclose(precision, TRIALS * p * (1 - p) + width**-2, rtol=1e-6)
+        assert np.all(kl < one_step + 1e-8) and one_step.max() > 5 * kl.max()
 
 
 def test_langevin_steps_have_the_stationary_variance_of_the_formula():
