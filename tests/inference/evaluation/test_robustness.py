@@ -39,7 +39,7 @@ def test_a_straight_line_of_accuracies_is_another_one():
     assert abs(sigmoid(0.8 * logit(0.8) - 1.0) - start - 0.8 * slope) > 0.02
 
 
-@pytest.mark.fast("seed0")
+@pytest.mark.fast("seed0-same rows", "seed0-other rows")
 @pytest.mark.parametrize("is_paired", [True, False], ids=["same rows", "other rows"])
 def test_errors_are_those_of_test_rows(seed, is_paired):
     """Standard deviation over 300 test sets against the root mean square error, 4% of noise and a jackknife of ten groups.

@@ -147,7 +147,8 @@ def case(*values):
     return pytest.param(*values, id=f"{values[0].__name__}-{'-'.join(values[1])}")
 
 
-@pytest.mark.fast("regression-beta", "program", "sites", "choices", "args")
+@pytest.mark.fast("regression-beta")
+@pytest.mark.parametrize(("program", "sites", "choices", "args"), [case(*x) for x in STRAIGHT])
 def test_straight_code_and_plates(program, sites, choices, args):
     check_integral(program, sites, choices, args)
 
