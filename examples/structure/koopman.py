@@ -53,8 +53,8 @@ NUM_STEPS, NUM_STATES, NUM_HIDDEN, LAGS = 24, 8, 32, 8
 class Sizes(NamedTuple):
     """Of a run."""
 
-    num_series: int = 500
-    num_steps: int = 1000
+    num_series: int = 400
+    num_steps: int = 600
     rates: tuple[float, ...] = (0.0, 0.5)
     data: tuple[str, ...] = ("sines", "ItalyPowerDemand")
 
@@ -76,7 +76,7 @@ def load(name: str, num: int, rng: np.random.Generator) -> tuple[np.ndarray, np.
     sys.path.append(str(Path(__file__).resolve().parents[1] / "imputation"))
     from protocol.data_sets import load as read
 
-    small, large = (np.asarray(part.x, np.float32) for part in read(name))
+    small, large = (np.asarray(part.values, np.float32) for part in read(name))
     low, high = large.min(), large.max()
     return (large - low) / (high - low), (small - low) / (high - low)
 
@@ -270,6 +270,19 @@ def draw(found: dict[str, tuple[np.ndarray, dict[str, Made]]], path: Path) -> No
     plt.close(figure)
 
 
+def table_of(scores: dict[tuple[str, float, str], list[Score]]) -> list[str]:
+    """Means and standard deviations over seeds, a line each."""
+    lines = [f"    {'':50}" + "".join(f"{field:>18}" for field in Score._fields)]
+    for (name, rate, kind), rows in scores.items():
+        cells = "".join(
+            f"{f'{m:.3f} +- {s:.3f}' if np.isfinite(m) else 'none':>18}"
+            for m, s in zip(np.mean(rows, 0), np.std(rows, 0), strict=True)
+        )
+        missing = "" if np.isnan(rate) else f"{rate:.0%} missing"
+        lines.append(f"    {name:17}{missing:>12}  {kind:19}{cells}")
+    return lines
+
+
 def main(arguments: list[str] | None = None) -> dict[tuple[str, float, str], np.ndarray]:
     parser = argparse.ArgumentParser(description="Series made by a linear law of hidden states.")
     parser.add_argument("--smoke", action="store_true", help="a size that ends in seconds")
@@ -300,15 +313,7 @@ def main(arguments: list[str] | None = None) -> dict[tuple[str, float, str], np.
                 if seed == 0 and rate == sizes.rates[0]:
                     pictures[name] = test, made
             print(f"seed {seed}, {name} done", flush=True)
-    print(f"    {'':52}" + "".join(f"{field:>18}" for field in Score._fields))
-    for (name, rate, kind), rows in scores.items():
-        mean, spread = np.mean(rows, 0), np.std(rows, 0)
-        cells = "".join(
-            f"{f'{m:.3f} +- {s:.3f}' if np.isfinite(m) else 'none':>18}"
-            for m, s in zip(mean, spread, strict=True)
-        )
-        missing = "" if np.isnan(rate) else f"{rate:.0%} missing"
-        print(f"    {name:18}{missing:>12}  {kind:20}{cells}")
+    print("\n".join(table_of(scores)))
     draw(pictures, options.out / "koopman.png")
     xr.Dataset(
         {
