@@ -1,8 +1,8 @@
 """When does ObsDropout help? Three classifiers, four pairs of missingness in training and at test, with and without it.
 
-What it shows: supnotMIWAE (Kim et al. 2023, arXiv:2308.06738) trains imputation and classification together. A classifier that can
-tell observed cells from generated ones may come to rely on the former alone; ObsDropout shows it generated values also where
-observed ones stand. Whether there is something to cure depends on what the classifier sees:
+What it shows: supnotMIWAE (Kim et al. 2023, arXiv:2308.06738) trains imputation and classification together. A classifier that
+can tell observed cells from generated ones may come to rely on the former alone; ObsDropout shows it generated values also
+where observed ones stand. Whether there is something to cure depends on what the classifier sees:
 
 - "mask-blind": values only, and generated ones start near Gaussian process regression (`has_skip`). This is the default recipe;
 - "with mask": the same, and which cells are observed (`sees_mask`);
@@ -162,7 +162,9 @@ def log_probs(
     return jax.nn.logsumexp(log_weights[..., None] + log_y, 0), mean
 
 
-def further_hidden(config: Config, data: imputation.Series, rate: float, test_rate: float, seed: int) -> imputation.Series:  # fmt: skip
+def further_hidden(
+    config: Config, data: imputation.Series, rate: float, test_rate: float, seed: int
+) -> imputation.Series:
     """Copies of series of which so many more cells are hidden at random that a share of `test_rate` is."""
     rng = np.random.default_rng([seed, 3])
     rows = np.tile(np.arange(len(data.values)), config.num_masks)
@@ -253,9 +255,10 @@ def foretold(found: Any) -> dict[str, tuple[int, int]]:
 
 def report(config: Config, found: Any) -> str:
     lines = [
-        f"{config.data}, {config.num_seeds} seeds; means without / with ObsDropout, and the paired difference +- half of its 95% interval",
+        f"{config.data}, {config.num_seeds} seeds; means without / with ObsDropout, and the paired difference with half of its "
+        "95% interval; seeds in which validation series hidden as at test / as in training prefer what is better at test",
         f"{'':<36}" + "".join(f"{m:>34}" for m in ("accuracy", "nll", "ece", "mae"))
-        + "   choice on validation series hidden as at test / as in training right",
+        + "   foretold",
     ]  # fmt: skip
     by_measure = {m: differences(found, m) for m in ("accuracy", "nll", "ece", "mae")}
     counts = foretold(found)
@@ -268,9 +271,7 @@ def report(config: Config, found: Any) -> str:
                 ]
                 mean, half = gaps[key]
                 line += f"{levels[0]:.3f} / {levels[1]:.3f}, {mean:+.3f} +- {half:.3f}".rjust(34)
-            lines.append(
-                line + f"   {counts[key][0]} / {counts[key][1]} of {config.num_seeds} seeds"
-            )
+            lines.append(line + f"   {counts[key][0]} / {counts[key][1]} of {config.num_seeds}")
     return "\n".join(lines)
 
 
