@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 import optax
-from _predictors import CHANNELS, Config, Fits, Predictor, ascend, side_by_side, unseen_ahead, with_drops  # fmt: skip
+from _predictors import (  # fmt: skip
+    CHANNELS,
+    Config,
+    Fits,
+    Predictor,
+    ascend,
+    side_by_side,
+    unseen_ahead,
+    with_drops,
+)
 
 from lapilli import inference, ppl
 

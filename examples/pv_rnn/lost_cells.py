@@ -1,11 +1,11 @@
 """Predicting motion when sensors fail: train by an encoder, infer by error regression.
 
 What it shows: the motions of motions.py (BasicMotions, six channels: accelerometer and gyroscope along three axes). On unseen
-sequences cells are lost: three of the six channels throughout, half of all cells, both sensors along one axis from step 15 on, all
-channels for five steps in every fifteen. Who never met a lost cell in training predicts one to five steps ahead, all channels:
+sequences cells are lost: three of the six channels throughout, half of all cells, both sensors along one axis from step 15 on,
+all channels for five steps in every fifteen. One to five steps ahead, all channels, are predicted by:
 
-- error regression on the network of a PV-RNN (Ahmadi and Tani 2019, arXiv:1811.01339) that was trained with an encoder: the vectors
-  of the last ten steps by gradients on the cells that are seen. Lost cells have no term; nothing is trained for them;
+- error regression on the network of a PV-RNN (Ahmadi and Tani 2019, arXiv:1811.01339) that was trained with an encoder: the
+  vectors of the last ten steps by gradients on the cells that are seen. Lost cells have no term; nothing is trained for them;
 - the same on a network that was trained with vectors for each sequence, as published;
 - the encoder itself, which reads zeros where cells are lost; the encoder trained with cells dropped at random; a particle filter
   with the encoder as proposal;
