@@ -1,8 +1,8 @@
 """Do 90 % bands hold 90 % of the hidden cells? Weights of whole series, particles over time, draws moved after weighting.
 
-What it shows: a long series has more to explain than a few hundred weighted draws can: the weights collapse on one or two of them,
-and bands are those of one path. On BasicMotions (100 steps of six channels, half of the cells hidden at random) particles over
-time have an effective number of about one as well. Moving the draws after weighting by Hamiltonian Monte Carlo
+What it shows: a long series has more to explain than a few hundred weighted draws can: the weights collapse on one or two of
+them, and bands are those of one path. On BasicMotions (100 steps of six channels, half of the cells hidden at random) particles
+over time have an effective number of about one as well. Moving the draws after weighting by Hamiltonian Monte Carlo
 (`impute(num_moves=)`) repairs bands as far as weights are the cause; what is left is the model's own.
 
 Settings: those of speakers.py; parameters by the NLL of validation labels; moves are a number fixed beforehand. Draws of a row:
@@ -87,7 +87,7 @@ def cell_scores(task: protocol.Problem, made: imputation.Imputation) -> dict[str
 
 def report(config: Config, found: dict[str, dict[str, list[float]]]) -> str:
     lines = [
-        f"{config.data}, half of the cells hidden, {config.num_seeds} seeds, {config.num_draws} draws; means with halves of 95% intervals",
+        f"{config.data}, half of the cells hidden, {config.num_seeds} seeds, {config.num_draws} draws; halves of 95% intervals",
         f"{'':<26}" + "".join(f"{m:>18}" for m in MEASURES),
     ]
     for name, row in found.items():
@@ -106,9 +106,10 @@ def record(config: Config, found: dict[str, dict[str, list[float]]]) -> None:
     pairs = {name: interval(np.array(row["coverage"])) for name, row in found.items()}
     record_figure(
         "missing_data/bands_moved",
-        what=f"coverage of 90% bands, {config.data}, half of the cells hidden, {config.num_draws} draws; halves of 95% intervals",
+        what=f"coverage of 90% bands (0.90 is right), {config.data}, half of the cells hidden, {config.num_draws} draws; halves of "
+        "95% intervals",
         value={k: v[0] for k, v in pairs.items()}, spread={k: v[1] for k, v in pairs.items()},
-        claim="0.90", seeds=config.num_seeds, time="five minutes of processor time a seed",
+        seeds=config.num_seeds, time="five minutes of processor time a seed",
         measures=["models/imputation", "examples/imputation/protocol"],
     )  # fmt: skip
 

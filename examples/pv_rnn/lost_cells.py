@@ -179,7 +179,7 @@ def record(data: xarray.Dataset) -> None:
             what=f"{where}: squared error {n} ahead of error regression on a network trained with an encoder, minus that of each "
             "other, halves of 95% intervals",
             value={k: v[0] for k, v in flat.items()}, spread={k: v[1] for k, v in flat.items()},
-            claim="the paper: error regression ahead of a VRNN", **common,
+            note="the paper: error regression ahead of a VRNN", **common,
         )  # fmt: skip
     means = data.mse.sel(n=1).mean(("seed", "test"))
     record_figure(
