@@ -106,8 +106,8 @@ def record(config: Config, found: dict[str, dict[str, list[float]]]) -> None:
     pairs = {name: interval(np.array(row["coverage"])) for name, row in found.items()}
     record_figure(
         "missing_data/bands_moved",
-        what=f"coverage of 90% bands (0.90 is right), {config.data}, half of the cells hidden, {config.num_draws} draws; halves of "
-        "95% intervals",
+        what=f"coverage of 90% bands (0.90 is right), {config.data}, half of the cells hidden, {config.num_draws} draws; halves "
+        "of 95% intervals",
         value={k: v[0] for k, v in pairs.items()}, spread={k: v[1] for k, v in pairs.items()},
         seeds=config.num_seeds, time="five minutes of processor time a seed",
         measures=["models/imputation", "examples/imputation/protocol"],
