@@ -61,11 +61,11 @@ def test_vrnn_equals_a_loop_by_hand(key):
     np.testing.assert_allclose(found, total, rtol=1e-5)
 
 
-@pytest.mark.slow  # six fits and eight predictors are compiled: two minutes of CPU
+@pytest.mark.slow  # six fits and nine predictors are compiled: two minutes of CPU
 def test_lost_cells_at_smoke_size(script, tmp_path, capsys):
     data = script.main(["--smoke", "--out", str(tmp_path)])
     assert (tmp_path / "lost_cells.nc").exists()
     assert capsys.readouterr().out.count(" is chosen") == 6
-    assert data.mse.shape == (8, 5, 2, 2, 5) and np.all(np.isfinite(data.mse))
+    assert data.mse.shape == (9, 5, 2, 2, 5) and np.all(np.isfinite(data.mse))
     complete, lost = (data.mse.sel(pattern=p) for p in ("complete", "half the cells"))
     assert not np.allclose(complete, lost)
