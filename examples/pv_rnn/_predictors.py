@@ -22,7 +22,7 @@ from lapilli.models.pv_rnn import ErrorRegression, Gaussian, Layer, Network
 LAYERS = (Layer(24, 3, 2.0), Layer(12, 2, 8.0))
 HORIZON, WARM_UP, CHANNELS, NUM_GRU_UNITS = 5, 10, 6, 48
 
-Predictor = Callable[[jax.Array, jax.Array, Any], jax.Array]
+Predictor = Callable[..., jax.Array]  # (sequence, key, seen=None)
 
 
 class Config(NamedTuple):
