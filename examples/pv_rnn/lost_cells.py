@@ -18,7 +18,7 @@ every third step is scored. Halves of 95% intervals add the variances over seeds
 with four degrees of freedom.
 
 Published: a PV-RNN with error regression predicts the motion of another robot better than a comparable model (a VRNN) without.
-The page docs/explain/reproduced.md has what came of it. Run time: half an hour of processor time.
+The page docs/explain/reproduced.md has what came of it. Run time: a quarter of an hour of processor time.
 
     python examples/pv_rnn/lost_cells.py [--smoke] [--seed 0] [--out pv_rnn_lost_cells_output]
 """
@@ -168,7 +168,7 @@ def record(data: xarray.Dataset) -> None:
     from _record import record_figure
 
     common: dict[str, Any] = {
-        "seeds": data.sizes["seed"], "time": "half an hour of processor time",
+        "seeds": data.sizes["seed"], "time": "a quarter of an hour of processor time",
         "measures": ["examples/pv_rnn/_predictors.py", "examples/pv_rnn/_vrnn.py", "models/pv_rnn"],
     }  # fmt: skip
     where = f"motions with lost cells, {data.sizes['test']} unseen sequences"
