@@ -7,8 +7,8 @@ Weights and inference are chosen apart. Train by an encoder, infer by error regr
     regression = ErrorRegression(frozen(fit.params, network), window=10, w=[layer.num_latents / size for layer in network.layers])
     stream, prediction = regression.observe(regression.init(key), x_t, seen)
 
-An encoder needs no table of vectors, and serves where all is seen; gradients on a window need no training for cells that are lost.
-What this gains, where, and where not, has a page: docs/explain/reproduced.md.
+An encoder needs no table of vectors, and serves where all is seen; gradients on a window need no training for cells that are
+lost. What this gains, where, and where not, has a page: docs/explain/reproduced.md.
 """
 
 from ._analysis import (
