@@ -256,7 +256,7 @@ def against_default(found: Any, measure: str) -> dict[str, tuple[float, float]]:
 
 
 def foretold(found: Any) -> dict[str, tuple[int, int, int]]:
-    """Seeds in which the better NLL is had by a choice on further hidden validation series, on the usual ones, by always "with"."""
+    """Seeds in which the better NLL is had by choice on further hidden validation series, on the usual ones, by "with" always."""
     counts = {}
     for row in ROWS:
         for column in COLUMNS:
@@ -272,8 +272,8 @@ def foretold(found: Any) -> dict[str, tuple[int, int, int]]:
 def report(config: Config, found: Any) -> str:
     lines = [
         f"{config.data}, {config.num_seeds} seeds; means without / with ObsDropout, and the paired difference with half of its "
-        "95% interval; seeds in which the better NLL is had by a choice on validation series hidden as at test / as in training / "
-        "by ObsDropout always",
+        "95% interval; seeds in which the better NLL is had by a choice on validation series hidden as at test / as in training "
+        "/ by ObsDropout always",
         f"{'':<36}" + "".join(f"{m:>34}" for m in ("accuracy", "nll", "ece", "mae"))
         + "   foretold",
     ]  # fmt: skip
