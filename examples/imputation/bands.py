@@ -5,6 +5,9 @@ them, and bands are those of one path. On BasicMotions (100 steps of six channel
 over time have an effective number of about one as well. Moving the draws after weighting by Hamiltonian Monte Carlo
 (`impute(num_moves=)`) repairs bands as far as weights are the cause; what is left is the model's own.
 
+Expected (three seeds): bands hold 0.26 of the cells by weights, 0.80 by particles over time, 0.94 once moved, and means are nearer
+to the truth, too (mean absolute error 0.45 and 0.37).
+
 Settings: those of speakers.py; parameters by the NLL of validation labels; moves are a number fixed beforehand. Draws of a row:
 50; test series: the first 20 of a random order, for time. Run time: five minutes of processor time a seed.
 
@@ -99,19 +102,23 @@ def report(config: Config, found: dict[str, dict[str, list[float]]]) -> str:
 
 
 def record(config: Config, found: dict[str, dict[str, list[float]]]) -> None:
-    """The figure for docs/_data."""
+    """Figures for docs/_data."""
     sys.path.append(str(Path(__file__).resolve().parents[1]))
     from _record import record_figure
 
-    pairs = {name: interval(np.array(row["coverage"])) for name, row in found.items()}
-    record_figure(
-        "missing_data/bands_moved",
-        what=f"coverage of 90% bands (0.90 is right), {config.data}, half of the cells hidden, {config.num_draws} draws; halves "
-        "of 95% intervals",
-        value={k: v[0] for k, v in pairs.items()}, spread={k: v[1] for k, v in pairs.items()},
-        seeds=config.num_seeds, time="five minutes of processor time a seed",
-        measures=["models/imputation", "examples/imputation/protocol"],
-    )  # fmt: skip
+    titles = {
+        "coverage": "coverage of 90% bands (0.90 is right)",
+        "mae": "mean absolute error of hidden cells",
+    }
+    for measure, title in titles.items():
+        pairs = {name: interval(np.array(row[measure])) for name, row in found.items()}
+        record_figure(
+            f"missing_data/bands_moved_{measure}",
+            what=f"{title}, {config.data}, half of the cells hidden, {config.num_draws} draws; halves of 95% intervals",
+            value={k: v[0] for k, v in pairs.items()}, spread={k: v[1] for k, v in pairs.items()},
+            seeds=config.num_seeds, time="five minutes of processor time a seed",
+            measures=["models/imputation", "examples/imputation/protocol"],
+        )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, list[float]]]:
