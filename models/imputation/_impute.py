@@ -323,10 +323,10 @@ def _check_moves(num_moves: int, model: dict[str, str], guide: dict[str, str]) -
             f"impute: num_moves={num_moves} moves draws of z with the missing cells integrated out, but observed sites lie "
             "downstream of these, as in a model of the mask. Use num_moves=0 and more particles."
         )
-    if num_moves and not ("step_log_prob" in model and set(OF_GUIDE) <= set(guide)):
+    if num_moves and not ({"z", *OF_GUIDE} <= set(guide) and "z" in model):
         raise ValueError(
-            f"impute: num_moves={num_moves} needs the deterministic sites 'step_log_prob' of the model and "
-            f"{list(OF_GUIDE)} of the guide. Use programs(), or num_moves=0."
+            f"impute: num_moves={num_moves} needs site 'z' of model and guide, and the deterministic sites {list(OF_GUIDE)} of "
+            "the guide. Use programs(), or num_moves=0."
         )
 
 

@@ -10,12 +10,14 @@ Reference: Gilks and Berzuini 2001 (resample-move); Neal 2011, arXiv:1206.1901 (
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ... import ppl
+from ...inference.objectives._row_weights import log_density_of
 from ...inference.particles.resampling import systematic
 from ._gp import _solved, smoothed
 from ._series import Series
@@ -37,7 +39,7 @@ def moved(
     """White noise of equally weighted draws, and the share of the last half of the moves that were accepted; traceable.
 
     Args:
-        model: with its parameters bound; it has the site "step_log_prob".
+        model: with its parameters bound.
         guide: of `programs`, with its parameters bound.
         data: series without labels.
         key: PRNG key.
@@ -57,7 +59,8 @@ def moved(
     def log_target(e: Array) -> Array:
         z = law.loc + _solved(law.root, e)
         trace, _ = model.generate(guide_key, {"z": z}, data)
-        return trace.deterministic["step_log_prob"].sum(-1) - 0.5 * (z**2).sum((-2, -1))
+        own = {n: lp for n, lp in trace.log_probs.items() if not trace.sites[n].is_imputed}
+        return log_density_of(dataclasses.replace(trace, log_probs=own), "rows")
 
     def slope(e: Array) -> Array:
         return jax.grad(lambda e: log_target(e).sum())(e)

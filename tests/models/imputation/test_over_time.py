@@ -28,14 +28,17 @@ def mixing(data):
     return imputation.own_cholesky(kernel, jnp.asarray(data.valid))
 
 
-def regression(reads=lambda path: path):
-    """Two channels that mix two Gaussian process paths, under noise; `reads` is what the decoder makes of the paths first."""
+def regression(reads=lambda path: path, spread=1.0):
+    """Two channels that mix two Gaussian process paths, under noise; `reads` is what the decoder makes of the paths first.
+
+    z has the standard deviation `spread`.
+    """
 
     @ppl.model
     def model(data):
         size, steps = data.valid.shape
         with ppl.plate("rows", size):
-            z = ppl.sample("z", dist.Normal(0, 1).expand([size, 2, steps]).to_event(2))
+            z = ppl.sample("z", dist.Normal(0, spread).expand([size, 2, steps]).to_event(2))
             matrix = ppl.deterministic("mixing", mixing(data))
             path = ppl.deterministic("path", jnp.einsum("nts,nds->ntd", matrix, z))
             loc = ppl.deterministic("x_loc", reads(path) @ MIX.T)
@@ -108,13 +111,14 @@ def test_a_refined_guide_leaves_no_bias_and_has_weights_that_vary_less(key):
 
 
 @pytest.mark.slow  # compiles Hamiltonian Monte Carlo
-@pytest.mark.parametrize("method", ["importance", "smc"])
-def test_moves_repair_what_a_few_weighted_draws_miss(method, key):
+@pytest.mark.parametrize("method, spread", [("importance", 1.0), ("smc", 1.0), ("importance", 2.0)])
+def test_moves_repair_what_a_few_weighted_draws_miss(method, spread, key):
     """1,000 runs of 2 draws: mean and variance of missing cells are exact after moves; without, 7 standard errors off."""
+    model = regression(lambda path: path / spread, spread)
     data, missing = copies(VALUES, 1000), np.isnan(VALUES)
     more = {"num_imputations": 1} if method == "importance" else {"memory": 0}
     run = lambda num: imputation.impute(
-        regression(), rough, data, key, num_particles=2, method=method, num_moves=num, batch_size=1000, **more
+        model, rough, data, key, num_particles=2, method=method, num_moves=num, batch_size=1000, **more
     )  # fmt: skip
     before, after = run(0), run(40)
     _, mean = exact()
@@ -235,5 +239,5 @@ def test_what_cannot_be_run_over_time_is_refused_by_name(key):
         imputation.impute(regression(), rough, data, key, num_moves=-1)
     with pytest.raises(ValueError, match="num_moves=5 moves draws of z .* a model of the mask"):
         imputation.impute(hiding, blind, copies(np.full((5, 1), np.nan), 1), key, num_moves=5)
-    with pytest.raises(ValueError, match="num_moves=5 needs .* 'step_log_prob' .*'looks'"):
+    with pytest.raises(ValueError, match="num_moves=5 needs site 'z' .*'looks'"):
         imputation.impute(regression(), regression(), data, key, num_moves=5)
