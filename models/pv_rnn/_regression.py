@@ -39,7 +39,7 @@ class Stream(eqx.Module):
 
     Attributes:
         key: data of the PRNG key of the whole stream, of which step t uses its own part.
-        num_seen: number of observations so far.
+        num_seen: number of steps so far, of which something was seen or not.
         adaptive: vectors of the window's steps, [W, 2 Z] by layer, the latest last.
         x: observations of the window, [W, size]; zero in cells that are not seen.
         seen: which cells are, boolean [W, size].
