@@ -1,7 +1,7 @@
-"""Recurrent networks learned on sequences, and how each predicts the steps to come (for motions.py, patterns.py).
+"""Recurrent networks learned on sequences, and how each predicts the steps to come (for motions.py, lost_cells.py, patterns.py).
 
-A predictor gives, for a sequence [steps, channels] and a key, what K particles emit for x_{t+1} .. x_{t+H} once x_1 .. x_t are
-known: [steps, H, K, channels], where row t - 1 stands for t observations.
+A predictor gives, for a sequence [steps, channels], a key, and the cells that are seen (None: all), what K particles emit for
+x_{t+1} .. x_{t+H} once what is seen of x_1 .. x_t is known: [steps, H, K, channels], where row t - 1 stands for t steps.
 """
 
 import time
@@ -22,7 +22,7 @@ from lapilli.models.pv_rnn import ErrorRegression, Gaussian, Layer, Network
 LAYERS = (Layer(24, 3, 2.0), Layer(12, 2, 8.0))
 HORIZON, WARM_UP, CHANNELS, NUM_GRU_UNITS = 5, 10, 6, 48
 
-Predictor = Callable[[jax.Array, jax.Array], jax.Array]
+Predictor = Callable[..., jax.Array]  # (sequence, key, seen=None)
 
 
 class Config(NamedTuple):
@@ -39,6 +39,8 @@ class Config(NamedTuple):
     num_iterations: int = 20
     num_particles: int = 32
     num_filter_particles: int = 100
+    stride: int = 1  # of the steps that are scored
+    batch_rows: int = 10  # sequences that are predicted at once
 
 
 class Fits(NamedTuple):
@@ -103,8 +105,20 @@ def side_by_side(name: str, one: Any, settings: Any, config: Config, x: Any, key
     return params, by_fit
 
 
-def learn_pv_rnn(config: Config, x: jax.Array, guide: Any, key: jax.Array) -> Fits:
-    """A PV-RNN for each beta and seed, with vectors ("adaptive") or an encoder as its guide."""
+def dropped(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Cells that are left, [rows, steps, channels]: each row loses a share of its own, between nothing and 0.8, at random."""
+    rate_key, key = jax.random.split(key)
+    rate = jax.random.uniform(rate_key, (shape[0], 1, 1), maxval=0.8)
+    return jax.random.uniform(key, shape) > rate
+
+
+def learn_pv_rnn(
+    config: Config, x: jax.Array, guide: Any, key: jax.Array, *, drops: bool = False
+) -> Fits:
+    """A PV-RNN for each beta and seed, with vectors ("adaptive") or an encoder as its guide.
+
+    With `drops` each step's sequences lose cells, and the bound is of those that are left.
+    """
     template = Network(LAYERS, Gaussian(CHANNELS), key=key)
     programs = pv_rnn.programs(
         template, guide=guide, num_sequences=len(x), num_steps=config.length, key=key
@@ -125,11 +139,24 @@ def learn_pv_rnn(config: Config, x: jax.Array, guide: Any, key: jax.Array) -> Fi
         network = Network(LAYERS, Gaussian(CHANNELS), key=network_key)
         params["network"] = jax.tree.map(jnp.asarray, network)
         weights = pv_rnn.site_weights(network, meta_prior(network, beta), num_steps=config.length)
-        weighted = bound.with_site_weights(weights)
-        return ascend(weighted.value_and_grad, params, optimizer, config, x, key)
+        weighted = bound.with_site_weights(weights).value_and_grad
+        return ascend(
+            with_drops(weighted) if drops else weighted, params, optimizer, config, x, key
+        )
 
-    params, betas = side_by_side(guide, one, config.betas, config, x, key)
+    name = f"{guide}, dropped cells" if drops else guide
+    params, betas = side_by_side(name, one, config.betas, config, x, key)
     return Fits(params, betas, programs, pv_rnn.frozen(params, template))
+
+
+def with_drops(value_and_grad: Callable[..., Any]) -> Callable[..., Any]:
+    """`(params, key, x, rows)`, with cells dropped by the key."""
+
+    def run(params: Any, key: jax.Array, x: jax.Array, rows: jax.Array) -> Any:
+        drop_key, key = jax.random.split(key)
+        return value_and_grad(params, key, x, rows, dropped(drop_key, x.shape))
+
+    return run
 
 
 def gru_of(key: jax.Array) -> ppl.Program:
@@ -187,18 +214,20 @@ def by_regression(config: Config, fits: Fits, params: Any, network: Any, beta: A
         network, window=config.window, num_iterations=config.num_iterations, w=meta_prior(network, beta),
         horizon=HORIZON, num_particles=config.num_particles,
     )  # fmt: skip
-    return lambda xs, key: er.run(er.init(key), xs)[1].emitted
+    return lambda xs, key, seen=None: er.run(er.init(key), xs, seen)[1].emitted
 
 
 def by_encoder(config: Config, fits: Fits, params: Any, network: Any, beta: Any) -> Predictor:
     """Latents from q(z_t | x_t, d_{t-1}) up to t, from the prior after it: no weights."""
     guide = fits.programs.guide.bind(params)
 
-    def predict(xs: jax.Array, key: jax.Array) -> jax.Array:
+    def predict(xs: jax.Array, key: jax.Array, seen: Any = None) -> jax.Array:
         filter_key, ahead_key = jax.random.split(key)
-        copies = jnp.broadcast_to(xs, (config.num_particles, *xs.shape))
+        copies = lambda a: (
+            None if a is None else jnp.broadcast_to(a, (config.num_particles, *a.shape))
+        )
         index = jnp.arange(config.num_particles)
-        states = guide.simulate(filter_key, copies, index).retval
+        states = guide.simulate(filter_key, copies(xs), index, copies(seen)).retval
         return jnp.swapaxes(pv_rnn.rollout(network, ahead_key, states, HORIZON)[1], 0, 1)
 
     return predict
@@ -224,7 +253,7 @@ def by_filter(config: Config, fits: Fits, params: Any, network: Any, beta: Any) 
 
         return jax.lax.scan(step, network.initial_state(config.num_filter_particles), z)[1]
 
-    return unseen_ahead(emitted)
+    return unseen_ahead(config, emitted)
 
 
 def by_gru(config: Config, fits: Fits, params: Any, network: Any, beta: Any) -> Predictor:
@@ -235,38 +264,40 @@ def by_gru(config: Config, fits: Fits, params: Any, network: Any, beta: Any) -> 
         copies = lambda a: jnp.broadcast_to(a, (config.num_particles, *a.shape))
         return model.simulate(key, copies(xs), copies(seen)).retval
 
-    return unseen_ahead(emitted)
+    return unseen_ahead(config, emitted)
 
 
-def unseen_ahead(emitted: Callable[..., jax.Array]) -> Predictor:
+def unseen_ahead(config: Config, emitted: Callable[..., jax.Array]) -> Predictor:
     """Predict by `emitted(xs, seen, key)`, [steps, K, channels], which does not read what is not seen, for each end of `seen`.
 
-    The first steps, which are not scored, stay zero; so do steps behind the end.
+    Steps that are not scored stay zero; so do steps behind the end.
     """
 
-    def predict(xs: jax.Array, key: jax.Array) -> jax.Array:
-        ends = jnp.arange(WARM_UP, len(xs))
+    def predict(xs: jax.Array, key: jax.Array, cells: Any = None) -> jax.Array:
+        ends = jnp.arange(WARM_UP, len(xs), config.stride)
         seen = jnp.arange(len(xs)) <= ends[:, None]
+        seen = seen if cells is None else seen[..., None] & cells
         found = jax.vmap(emitted, (None, 0, 0))(xs, seen, jax.random.split(key, len(ends)))
         found = jnp.pad(found, ((0, 0), (0, HORIZON), (0, 0), (0, 0)))
         ahead = lambda one, t: jax.lax.dynamic_slice_in_dim(one, t + 1, HORIZON)
         rows = jax.vmap(ahead)(found, ends)
-        return jnp.pad(rows, ((WARM_UP, 0), (0, 0), (0, 0), (0, 0)))
+        return jnp.zeros((len(xs), *rows.shape[1:])).at[ends].set(rows)
 
     return predict
 
 
-def scores(law: Any, emitted: jax.Array, xs: jax.Array) -> dict[str, jax.Array]:
+def scores(law: Any, emitted: jax.Array, xs: jax.Array, stride: int) -> dict[str, jax.Array]:
     """Squared error per channel and -log p (nats) of one sequence at each lead n, means after the warm-up, [n].
 
     Args:
         law: what was emitted -> law of x.
         emitted: what a predictor gives.
-        xs: the sequence.
+        xs: the sequence, whole.
+        stride: of the steps that are scored.
     """
     mse, nll = [], []
     for n in range(1, HORIZON + 1):
-        made, target = emitted[WARM_UP : len(xs) - n, n - 1], xs[WARM_UP + n :]
+        made, target = emitted[WARM_UP : len(xs) - n : stride, n - 1], xs[WARM_UP + n :: stride]
         mse.append(((made.mean(-2) - target) ** 2).mean())
         log_probs = law(made).log_prob(target[:, None])
         nll.append((jnp.log(made.shape[-2]) - jax.nn.logsumexp(log_probs, -1)).mean())
@@ -274,9 +305,9 @@ def scores(law: Any, emitted: jax.Array, xs: jax.Array) -> dict[str, jax.Array]:
 
 
 def predict(
-    config: Config, fits: Fits, method: Callable[..., Predictor], xs: jax.Array, key: jax.Array
-) -> dict[str, np.ndarray]:
-    """Scores of every fit on every sequence, [fits, sequences, n]."""
+    config: Config, fits: Fits, method: Callable[..., Predictor], xs: jax.Array, key: jax.Array, seen: Any = None
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Scores of every fit on every sequence, [fits, sequences, n]; `seen` are the cells that it is predicted from."""
     start = time.perf_counter()
 
     def one_fit(inputs: Any) -> Any:
@@ -286,8 +317,9 @@ def predict(
             law = lambda mean: dist.Normal(mean, jnp.exp(params["log_scale"])).to_event(1)
         else:
             law = network.law
-        one = lambda pair: scores(law, predictor(*pair), pair[0])
-        return jax.lax.map(one, (xs, jax.random.split(key, len(xs))), batch_size=10)
+        one = lambda row: scores(law, predictor(*row), row[0], config.stride)
+        rows = (xs, jax.random.split(key, len(xs)), seen)
+        return jax.lax.map(one, rows, batch_size=config.batch_rows)
 
     run = jax.jit(lambda inputs: jax.lax.map(one_fit, inputs))  # fit by fit: memory
     found = jax.tree.map(np.asarray, run((fits.params, fits.networks, fits.settings)))

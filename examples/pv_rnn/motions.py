@@ -18,10 +18,10 @@ proposal, and with the encoder. Squared errors are in units of the training vari
 Published (abstract): a PV-RNN with error regression predicts the motion of another robot better than a comparable model (a VRNN)
 without. Here the data are others, and the networks small and trained for minutes.
 
-Expected: the paper's claim does not show. Error regression and the twin are not distinguishable one step ahead (squared error
-0.51 both, three seeds), further on the twin is better (0.74 and 0.66 at five); by -log p the twin is ahead throughout. The
-reason seen here: the twin learns to infer from 30 sequences, vectors are learned for these alone, and a window's gradient
-steps recover less. Where it can be seen what inference adds, error regression does: on its own network a particle filter
+Expected: on whole sequences the paper's claim does not show. Error regression and the twin are not distinguishable one step ahead
+(squared error 0.51 both, three seeds), further on the twin is better (0.74 and 0.66 at five); by -log p the twin is ahead
+throughout. Inference is not the reason: on the twin's network error regression predicts as its encoder does, and better where
+cells are lost (lost_cells.py, five seeds, where Chung's own VRNN stands beside it, too). On its own network a particle filter
 with the prior as proposal has 0.77. The GRU is best one step ahead (0.46), the twin from three steps on; by -log p the twin's
 particle filter is ahead of all. All are below persistence (0.86).
 

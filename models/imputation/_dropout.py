@@ -24,6 +24,10 @@ def obs_dropout(
 
     What does not read `kept` or `seen` is untouched: encoder, likelihood of the observed cells, missingness model.
 
+    It is for classifiers that can tell observed cells from generated ones (`sees_mask`, `has_decay`): these come to rely on the
+    former, and suffer where more is missing than in training. One that sees values alone it makes neither better nor worse; the
+    table is on the page docs/explain/reproduced.md.
+
     Args:
         model: a program with a partially observed `site` whose cells are independent given its latents.
         rate: probability in [0, 1]. At 0 the program is the old one, to the bit.

@@ -36,6 +36,7 @@ class Imputation:
         average: "outer" or "inner".
         is_collapsed: the weights do not depend on the missing cells, so that their law given z can be averaged exactly.
         origins: [K, series], numbers of the particles of the first step from which draws descend; None without resampling.
+        acceptance: share of the moves of each series that were accepted, [series]; None without moves.
     """
 
     observed: np.ndarray
@@ -46,6 +47,7 @@ class Imputation:
     average: Literal["outer", "inner"]
     is_collapsed: bool
     origins: np.ndarray | None = None
+    acceptance: np.ndarray | None = None
 
     def rows(self, index: Any) -> Imputation:
         """The imputation of the series that `index` chooses."""
@@ -54,6 +56,7 @@ class Imputation:
         return dataclasses.replace(
             self, observed=cut(self.observed, 0), x=cut(self.x, 2), x_loc=cut(self.x_loc, 1), logits=cut(self.logits, 2),
             log_weights=cut(self.log_weights, 2), origins=cut(self.origins, 1),
+            acceptance=cut(self.acceptance, 0),
         )  # fmt: skip
 
     @functools.cached_property
@@ -69,7 +72,8 @@ class Imputation:
     def ess(self) -> Float[np.ndarray, " series"]:
         """Effective sample size of the weights: of K draws, averaged over j ("outer"), or of K J draws ("inner").
 
-        After resampling that of the first step, where draws of one origin count as one: later steps have more.
+        After resampling that of the first step, where draws of one origin count as one: later steps have more. After moves the
+        number of draws.
         """
         if self.origins is not None:
             shares = (self.origins == np.arange(len(self.origins))[:, None, None]) * self.weights[

@@ -19,6 +19,7 @@ from ...inference.objectives._row_weights import log_density_of
 from ...ppl._compat import typed_key
 from ._compiled import compiled
 from ._imputation import Imputation
+from ._moves import moved
 from ._over_time import OF_GUIDE, OF_MODEL, paths
 from ._refine import refined
 from ._series import Series
@@ -36,6 +37,7 @@ def impute(
     method: Literal["importance", "smc"] = "importance",
     memory: int | None = None,
     num_refinements: int = 0,
+    num_moves: int = 0,
     batch_size: int = 64,
 ) -> Imputation:
     """Draw missing cells and classes given the observed cells, with importance weights.
@@ -59,6 +61,8 @@ def impute(
             What it reads (`imputation.memory`) is enough; fewer cost effective sample size, and more cost time.
         num_refinements: steps of Adam that suit the guide to these series before draws are made, see `_refine`: for series
             on which the encoder does badly, long ones of a small training set.
+        num_moves: steps of Hamiltonian Monte Carlo after weighting, see `_moves`: draws are resampled, moved, and weigh the same.
+            For bands of series whose weights collapse; 30 or more, of eight gradients each. Half of them set the step size.
         batch_size: series on the device at once.
 
     Returns:
@@ -66,12 +70,14 @@ def impute(
 
     Raises:
         ValueError: K, J or the batch size is not positive, or `average` or `method` is unknown; "smc" with J > 1, with programs
-            that lack its sites (those of `programs` have them); keys of another number than the series.
+            that lack its sites (those of `programs` have them); keys of another number than the series; `num_moves` with a
+            model of the mask, or with programs that lack the sites that moves need.
 
     Validity:
         Consistent as K grows, with a bias of order 1 / ESS; a larger J alone leaves the error of K draws of z. Only as good as
         the model is: bands cover if p(x | z) and p(s | x) do. The mean of exp(log_weights) is an unbiased estimate of p(x_o, s)
-        at every K, by either method.
+        at every K, by either method. Moves leave p(z | x_o) as it is and the estimate of p(x_o) what it was; weights no longer
+        tell how good the draws are, `acceptance` tells whether they move.
     """
     sizes = (num_particles, num_imputations or 1, batch_size)
     if min(sizes) < 1 or num_imputations == 0 or average not in ("outer", "inner"):
@@ -93,6 +99,7 @@ def impute(
             f"impute: num_refinements={num_refinements} moves the deterministic sites 'looks' and 'look_precision' of the guide, "
             "which it lacks. Use a guide of programs(), or num_refinements=0."
         )
+    _check_moves(num_moves, kinds, _kinds(guide, data) if num_moves else {})
     if method == "importance":
         run = functools.partial(
             draws, num_particles=num_particles, num_imputations=num_imputations or 5
@@ -113,7 +120,11 @@ def impute(
         if num_refinements:
             own = refined(*programs, data, jax.random.fold_in(key, 1), num_refinements, draws)
             programs = programs[0], own
-        return run(*programs, data, key)
+        found = run(*programs, data, key)
+        if num_moves:
+            moves_key = jax.random.fold_in(key, 2)
+            found = _after_moves(*programs, data, moves_key, found, num_moves)
+        return found._replace(z=None)
 
     params = (model.params or {}, guide.params or {})
     width = min(batch_size, size)
@@ -142,8 +153,9 @@ def impute(
     found = Draws(*joined)
     arrays = (found.x, found.x_loc, found.log_weights, found.logits)
     return Imputation(
-        np.asarray(data.observed), *arrays, average, _is_collapsed(kinds), found.origins
-    )
+        np.asarray(data.observed), *arrays, average, _is_collapsed(kinds), found.origins,
+        found.acceptance,
+    )  # fmt: skip
 
 
 class Draws(NamedTuple):
@@ -155,6 +167,8 @@ class Draws(NamedTuple):
         log_weights: nats, [K, J, series].
         logits: class logits at each draw, [K, J, series, classes]; None without a classifier.
         origins: [K, series], particles of the first step from which draws descend; None without resampling.
+        z: white noise, [K, series, latents, time].
+        acceptance: share of the moves that were accepted, [series]; None without moves.
     """
 
     x: Any
@@ -162,8 +176,10 @@ class Draws(NamedTuple):
     log_weights: Any
     logits: Any
     origins: Any = None
+    z: Any = None
+    acceptance: Any = None
 
-    series_axis = (2, 1, 2, 2, 1)  # of each
+    series_axis = (2, 1, 2, 2, 1, 1, 0)  # of each
 
 
 def draws(
@@ -201,7 +217,7 @@ def draws(
 
         found = jax.vmap(imputation)(jax.random.split(model_key, num_imputations))
         log_weights = found.log_weights - log_density_of(q, "rows")
-        return found._replace(x_loc=found.x_loc[0], log_weights=log_weights)
+        return found._replace(x_loc=found.x_loc[0], log_weights=log_weights, z=q.choices.get("z"))
 
     return jax.vmap(particle)(jax.random.split(key, num_particles))
 
@@ -226,8 +242,36 @@ def _draws_over_time(
     sites = jax.vmap(whole)(jax.random.split(model_key, num_particles), found.z, found.x)
     logits = sites["logits"][:, None] if "logits" in sites else None
     return Draws(
-        sites["x"][:, None], sites["x_loc"], found.log_weights[:, None], logits, found.origins
+        sites["x"][:, None], sites["x_loc"], found.log_weights[:, None], logits, found.origins, found.z
     )  # fmt: skip
+
+
+def _after_moves(
+    model: ppl.Program, guide: ppl.Program, data: Series, key: Any, found: Draws, num_moves: int
+) -> Draws:
+    """Equally weighted draws, moved, with as many draws of the missing cells each as before."""
+    moves_key, cells_key = jax.random.split(key)
+    num_particles, num_imputations = found.log_weights.shape[:2]
+    log_mean = jax.nn.logsumexp(found.log_weights, (0, 1)) - jnp.log(
+        num_particles * num_imputations
+    )
+    by_particle = jax.nn.logsumexp(found.log_weights, 1)
+    z, acceptance = moved(model, guide, data, moves_key, found.z, by_particle, num_moves)
+
+    def cells(key: Any, z: Any) -> dict[str, Any]:
+        again = lambda key: model.generate(key, {"z": z}, data)[0].deterministic
+        return jax.vmap(again)(jax.random.split(key, num_imputations))
+
+    sites = jax.vmap(cells)(jax.random.split(cells_key, num_particles), z)
+    log_weights = jnp.broadcast_to(log_mean, found.log_weights.shape)
+    return Draws(
+        sites["x"],
+        sites["x_loc"][:, 0],
+        log_weights,
+        sites.get("logits"),
+        z=z,
+        acceptance=acceptance,
+    )
 
 
 def _key_data(keys: Any) -> np.ndarray | None:
@@ -269,6 +313,21 @@ def _kinds(program: ppl.Program, data: Series) -> dict[str, str]:
 def _is_collapsed(kinds: dict[str, str]) -> bool:
     """Whether nothing that is observed lies downstream of the missing cells: "x_observed" is all there is."""
     return not any(k in ("observed", "factor") and n != "x_observed" for n, k in kinds.items())
+
+
+def _check_moves(num_moves: int, model: dict[str, str], guide: dict[str, str]) -> None:
+    if num_moves < 0:
+        raise ValueError(f"impute: num_moves must not be negative, got {num_moves}.")
+    if num_moves and not _is_collapsed(model):
+        raise ValueError(
+            f"impute: num_moves={num_moves} moves draws of z with the missing cells integrated out, but observed sites lie "
+            "downstream of these, as in a model of the mask. Use num_moves=0 and more particles."
+        )
+    if num_moves and not ({"z", *OF_GUIDE} <= set(guide) and "z" in model):
+        raise ValueError(
+            f"impute: num_moves={num_moves} needs site 'z' of model and guide, and the deterministic sites {list(OF_GUIDE)} of "
+            "the guide. Use programs(), or num_moves=0."
+        )
 
 
 def _check_sequential(

@@ -1,4 +1,15 @@
-"""PV-RNN: a variational recurrent network whose posterior is inferred, not encoded, and its online inference."""
+"""PV-RNN: a variational recurrent network whose posterior is inferred, not encoded, and its online inference.
+
+Weights and inference are chosen apart. Train by an encoder, infer by error regression:
+
+    model, guide = programs(network, guide="encoder", num_steps=T, key=key)
+    fit = inference.fit(inference.elbo(model, guide, kl="analytic"), optimizer, (x, index), num_steps=..., key=key)
+    regression = ErrorRegression(frozen(fit.params, network), window=10, w=[layer.num_latents / size for layer in network.layers])
+    stream, prediction = regression.observe(regression.init(key), x_t, seen)
+
+An encoder needs no table of vectors, and serves where all is seen; gradients on a window need no training for cells that are
+lost. What this gains, where, and where not, has a page: docs/explain/reproduced.md.
+"""
 
 from ._analysis import (
     Latents as Latents,

@@ -205,6 +205,9 @@ class Network(eqx.Module):
 def latent_law(pre: Float[Array, "*batch zz"]) -> dist.Distribution:
     """N(tanh(a_mu), exp(a_sigma)^2) for a pre-activation (a_mu, a_sigma).
 
+    The mean lies in (-1, 1), of prior and posterior alike, as published: what lies farther out cannot be inferred as a mean. The
+    weights from the latents are free, and learn to reach the data from there.
+
     Args:
         pre: a_mu and a_sigma, one after the other, [*batch, 2 Z].
     """

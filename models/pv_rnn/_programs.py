@@ -11,6 +11,9 @@ once. Three guides for one model:
   whose recurrence does not see x. Cells that are not seen enter as zeros; a step of which none is has the prior.
 - prior: q = p.
 
+Vectors behind the last seen step of a sequence tell nothing, and q = p there: the exact posterior, whose divergence is zero. So
+sequences of unequal lengths are padded with steps that are not seen.
+
 With `inference.smc(model, proposal=guide)` the last two are particle filters.
 
 Reference: Ahmadi and Tani 2019, arXiv:1811.01339.
@@ -25,7 +28,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from ... import ppl
 from ._network import Categorical, Network, State, latent_law
@@ -180,6 +183,7 @@ def programs(
         if table_0 is not None:
             table = ppl.param("adaptive", table_0)
             extra = tuple(jnp.swapaxes(a[index], 0, 1) for a in table)
+            informed = None if seen is None else has_more(jnp.reshape(seen, (*x.shape[:2], -1)))
         elif encoder_0 is not None:
             encoded = x
             if seen is not None:
@@ -209,6 +213,7 @@ def unroll(
     is_first: Any = None,
     valid: Any = None,
     seen: Any = None,
+    counted: Any = None,
     informed: Any = None,
 ) -> State:
     """The statements of all steps for rows in the plate "sequences"; returns the states after each step, [steps, rows, D].
@@ -224,13 +229,15 @@ def unroll(
         state: h before the first step; None: zeros.
         is_first: [steps], marks the step whose prior is that of t = 1; None: the first.
         valid: [steps]; a step that is not valid leaves the state and counts for nothing. None: all are.
-        seen: observed steps [rows, steps], or cells [rows, steps, size]; None: all.
+        seen: observed steps [rows, steps], or cells [rows, steps, size]; the rest is drawn. None: all.
+        counted: cells [rows, steps, size] that count; the others, which must be finite, are neither drawn nor add to the
+            density. None: all.
         informed: [rows, steps], steps that have a posterior of their own; the others' proposal is the prior. None: all.
     """
     first = jnp.arange(num_steps) == 0 if is_first is None else is_first
 
     def step(h: State, inputs: Any) -> tuple[State, State]:
-        x, extra, seen, informed, first, valid = inputs
+        x, extra, seen, counted, informed, first, valid = inputs
         z = []
         for l in range(len(network.layers)):
             prior = network.prior(l, h, first)
@@ -240,7 +247,9 @@ def unroll(
                 q = q if informed is None else jnp.where(informed[:, None], q, prior)
             z.append(ppl.sample(f"z{l + 1}", latent_law(prior), proposal=latent_law(q)))
         new = network.advance(h, z)
-        ppl.sample("x", network.law(network.emit(new)), obs=x, obs_mask=seen)
+        law: Any = network.law(network.emit(new))
+        law = law if counted is None else law.base_dist.mask(counted).to_event(1)
+        ppl.sample("x", law, obs=x, obs_mask=seen)
         if valid is not None:
             new = tuple(jnp.where(valid, a, b) for a, b in zip(new, h, strict=True))
         return new, new
@@ -254,8 +263,14 @@ def unroll(
     by_time = lambda a: None if a is None else jnp.swapaxes(jnp.asarray(a), 0, 1)
     h = network.initial_state(num_rows) if state is None else state
     with ppl.plate("sequences", num_rows):
-        xs = (by_time(x), extra, by_time(seen), by_time(informed), first, valid)
-        return ppl.scan(masked, h, xs, num_steps)[1]
+        cells = (by_time(seen), by_time(counted), by_time(informed))
+        return ppl.scan(masked, h, (by_time(x), extra, *cells, first, valid), num_steps)[1]
+
+
+def has_more(seen: Bool[Array, "*rows steps size"]) -> Bool[Array, "*rows steps"]:
+    """Whether a cell of the step, or of a later one, is seen."""
+    steps = jnp.asarray(seen, bool).any(-1).astype(jnp.int32)
+    return jax.lax.cummax(steps, axis=steps.ndim - 1, reverse=True) > 0
 
 
 def site_weights(
@@ -265,14 +280,15 @@ def site_weights(
     w1: float | Sequence[float] | Array | None = None,
     num_steps: int,
 ) -> dict[str, Array]:
-    """The meta-prior as site weights: 1/O for "x", w_l / Z_l for "z<l>", w1_l / Z_l at the first step.
+    """The meta-prior as site weights: 1/O for "x", seen in whole or in part, w_l / Z_l for "z<l>", w1_l / Z_l at the first step.
 
     The weighted elbo is then -F with
 
-        F = sum_t { 1/O (-log p(x_t)) + sum_l w_{l,t} / Z_l KL[q(z_t^l) || p(z_t^l)] }.
+        F = sum_t { 1/O (-log p(x_t)) + sum_l w_{l,t} / Z_l KL[q(z_t^l) || p(z_t^l)] },
 
-    It is an evidence bound times 1/O where w_l / Z_l = 1/O for every layer and step, and no bound elsewhere
-    (`Objective.label`). For squared errors, -log p with scale sqrt(1/2), the bound is that of noise of variance w O / (2 Z).
+    of x_t the cells that are seen. It is an evidence bound times 1/O where w_l / Z_l = 1/O for every layer and step, and no bound
+    elsewhere (`Objective.label`). For squared errors, -log p with scale sqrt(1/2), the bound is that of noise of variance
+    w O / (2 Z).
 
     Args:
         network: sizes.
@@ -283,7 +299,8 @@ def site_weights(
     num_layers = len(network.layers)
     w = jnp.broadcast_to(jnp.asarray(w, float), (num_layers,))
     w1 = w if w1 is None else jnp.broadcast_to(jnp.asarray(w1, float), (num_layers,))
-    weights: dict[str, Any] = {"x": jnp.asarray(1 / network.output.size)}
+    # With missing cells the sites of x are "x_observed" and "x_unobserved".
+    weights: dict[str, Any] = {"x*": jnp.asarray(1 / network.output.size)}
     for l, layer in enumerate(network.layers):
         schedule = jnp.full(num_steps, w[l]).at[0].set(w1[l])
         weights[f"z{l + 1}"] = schedule / layer.num_latents

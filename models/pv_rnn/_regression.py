@@ -9,7 +9,7 @@ At each observation x_t, with W the window's length:
 
 The objective is the one of training, on the window: `inference.elbo` of the same statements (`unroll`). All arrays have the size
 of the full window at once; steps before the first observation are masked, so that one compilation serves all times, and a window
-that grows is one whose masked part shrinks.
+that grows is one whose masked part shrinks. Cells that are not seen do not count, and behind the last seen one q is the prior.
 
 Reference: Ahmadi and Tani 2019, arXiv:1811.01339; Matsumoto et al. 2022 (growing windows).
 """
@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ... import inference, ppl
-from ...ppl._compat import typed_key
+from ...ppl._compat import is_concrete, typed_key
 from ._network import Network, State
-from ._programs import Table, unroll
+from ._programs import Table, has_more, unroll
 
 if TYPE_CHECKING:
     import optax
@@ -38,9 +39,10 @@ class Stream(eqx.Module):
 
     Attributes:
         key: data of the PRNG key of the whole stream, of which step t uses its own part.
-        num_seen: number of observations so far.
+        num_seen: number of steps so far, of which something was seen or not.
         adaptive: vectors of the window's steps, [W, 2 Z] by layer, the latest last.
-        x: observations of the window, [W, size].
+        x: observations of the window, [W, size]; zero in cells that are not seen.
+        seen: which cells are, boolean [W, size].
         edge: state before the window, [D] by layer.
         after_first: state after the window's first step.
         last: state after its last step.
@@ -50,6 +52,7 @@ class Stream(eqx.Module):
     num_seen: Int[Array, ""]
     adaptive: Table
     x: Array
+    seen: Bool[Array, "window size"]
     edge: State
     after_first: State
     last: State
@@ -95,8 +98,11 @@ class ErrorRegression(eqx.Module):
             vectors; all problems at once.
 
     Validity: an approximation of the filter, whose error no number here measures: q is local, the past before the edge is one
-    draw, and the optimiser stops early. Predictions use observations up to t only. Scores of the K-particle mixture
-    are those of that mixture.
+    draw, and the optimiser stops early. Means of q lie in (-1, 1) (`latent_law`): latents far out are not found. Predictions
+    use observations up to t only. Scores of the K-particle mixture are those of that mixture. The objective has no term for
+    cells that are not seen, which integrates them out: given the latents they are independent of all else.
+
+    The weights may come from training with any guide.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -171,18 +177,43 @@ class ErrorRegression(eqx.Module):
         vectors = tuple(jnp.zeros((window, 2 * layer.num_latents)) for layer in net.layers)
         return Stream(
             jax.random.key_data(typed_key(key)), jnp.int32(0), vectors,
-            jnp.zeros((window, net.output.size), kind), zero, zero, zero,
+            jnp.zeros((window, net.output.size), kind), jnp.zeros((window, net.output.size), bool),
+            zero, zero, zero,
         )  # fmt: skip
 
-    def observe(self, stream: Stream, x: Array) -> tuple[Stream, Prediction]:
-        """Take in one observation [size]; compiled once. Returns the stream and the prediction of what follows."""
-        self._check(x, 1)
-        return _observe(self, stream, jnp.asarray(x))
+    def observe(self, stream: Stream, x: Array, seen: Any = None) -> tuple[Stream, Prediction]:
+        """Take in one observation; compiled once.
 
-    def run(self, stream: Stream, xs: Array) -> tuple[Stream, Prediction]:
-        """`observe` for each row of `xs` [steps, size], in one compiled scan; predictions are stacked along the first axis."""
-        self._check(xs, 2)
-        return _run(self, stream, jnp.asarray(xs))
+        Args:
+            stream: what is known so far.
+            x: the observation, [size]. What stands in cells that are not seen is never read.
+            seen: boolean, a number or by cell, [size]: what of it is seen; a step of which nothing is goes by all the same.
+                None: all.
+
+        Returns:
+            The stream, and the prediction of what follows.
+
+        Raises:
+            ValueError: a shape does not fit; a cell that counts as seen is not finite. Under a transformation of JAX values are
+                not known, and such a cell makes NaN of all that follows.
+        """
+        return _observe(self, stream, *self._checked(x, seen, 1))
+
+    def run(self, stream: Stream, xs: Array, seen: Any = None) -> tuple[Stream, Prediction]:
+        """`observe` for each row, in one compiled scan; predictions are stacked along the first axis.
+
+        Args:
+            stream: what is known so far.
+            xs: observations, [steps, size].
+            seen: by step or by cell, boolean [steps] or [steps, size]; None: all.
+
+        Returns:
+            The stream, and the predictions.
+
+        Raises:
+            ValueError: as `observe`.
+        """
+        return _run(self, stream, *self._checked(xs, seen, 2))
 
     def save(self, path: Any, stream: Stream) -> None:
         """Write a stream to a file."""
@@ -192,28 +223,47 @@ class ErrorRegression(eqx.Module):
         """Read a stream that `save` wrote, of a regression with the same sizes."""
         return eqx.tree_deserialise_leaves(path, self.init(jax.random.key(0)))
 
-    def _check(self, x: Any, ndim: int) -> None:
-        size = self.network.output.size
-        if jnp.ndim(x) != ndim or jnp.shape(x)[-1] != size:
+    def _checked(self, x: Any, seen: Any, ndim: int) -> tuple[Array, Array]:
+        """Observations, zero where they are not seen, and the cells that are."""
+        size, shape = self.network.output.size, jnp.shape(x)
+        if len(shape) != ndim or shape[-1] != size:
             axes = "[size]" if ndim == 1 else "[steps, size]"
             raise ValueError(
-                f"ErrorRegression: observations have shape {jnp.shape(x)}; {axes} with size {size} is needed."
+                f"ErrorRegression: observations have shape {shape}; {axes} with size {size} is needed."
             )
+        array = jnp if isinstance(seen, jax.Array) else np
+        cells = np.ones(shape, bool) if seen is None else array.asarray(seen, bool)
+        if cells.shape not in (shape, shape[:-1]):
+            raise ValueError(
+                f"ErrorRegression: argument 'seen' has shape {cells.shape}; give one entry for each cell, {shape}, or for each "
+                f"step, {shape[:-1]}."
+            )
+        cells = cells if cells.shape == shape else array.broadcast_to(cells[..., None], shape)
+        if is_concrete((x, cells)):
+            wrong = np.argwhere(np.asarray(cells) & ~np.isfinite(np.asarray(x)))
+            if len(wrong):
+                raise ValueError(
+                    f"ErrorRegression: {len(wrong)} cells that count as seen are not finite, the first at {wrong[0].tolist()}. "
+                    "Say which cells are seen, e.g. seen=~np.isnan(x); the others are left out."
+                )
+        return jnp.where(cells, jnp.asarray(x), 0), jnp.asarray(cells)
 
 
 @eqx.filter_jit
-def _run(er: ErrorRegression, stream: Stream, xs: Array) -> tuple[Stream, Prediction]:
-    return jax.lax.scan(lambda s, x: _step(er, s, x), stream, xs)
+def _run(er: ErrorRegression, stream: Stream, xs: Array, seen: Array) -> tuple[Stream, Prediction]:
+    return jax.lax.scan(lambda s, inputs: _step(er, s, *inputs), stream, (xs, seen))
 
 
 @eqx.filter_jit
-def _observe(er: ErrorRegression, stream: Stream, x: Array) -> tuple[Stream, Prediction]:
-    return _step(er, stream, x)
+def _observe(
+    er: ErrorRegression, stream: Stream, x: Array, seen: Array
+) -> tuple[Stream, Prediction]:
+    return _step(er, stream, x, seen)
 
 
-def _step(er: ErrorRegression, stream: Stream, x: Array) -> tuple[Stream, Prediction]:
+def _step(er: ErrorRegression, stream: Stream, x: Array, seen: Array) -> tuple[Stream, Prediction]:
     _, fit_key, window_key, ahead_key = _keys(stream)
-    moved = shift(er, stream, x)
+    moved = shift(er, stream, x, seen)
     slots = jnp.arange(er.window)
     is_valid = slots >= er.window - moved.num_seen
     is_first = slots == er.window - moved.num_seen
@@ -240,7 +290,7 @@ def _keys(stream: Stream) -> Array:
     return jax.random.split(key, 4)
 
 
-def shift(er: ErrorRegression, stream: Stream, x: Array) -> Stream:
+def shift(er: ErrorRegression, stream: Stream, x: Array, seen: Array) -> Stream:
     """The stream with one observation more, before its vectors are inferred."""
     is_full = stream.num_seen >= er.window
     edge = tuple(
@@ -250,9 +300,10 @@ def shift(er: ErrorRegression, stream: Stream, x: Array) -> Stream:
         jnp.concatenate([old[1:], _new_row(er, stream, l)[None]])
         for l, old in enumerate(stream.adaptive)
     )
-    seen = jnp.concatenate([stream.x[1:], x[None].astype(stream.x.dtype)])
+    xs = jnp.concatenate([stream.x[1:], x[None].astype(stream.x.dtype)])
+    cells = jnp.concatenate([stream.seen[1:], seen[None]])
     return Stream(
-        stream.key, stream.num_seen + 1, rows, seen, edge, stream.after_first, stream.last
+        stream.key, stream.num_seen + 1, rows, xs, cells, edge, stream.after_first, stream.last
     )
 
 
@@ -275,7 +326,7 @@ def _regress(
     import optax
 
     objective = window_objective(er)
-    args = (er.network, stream.x, stream.edge, is_first, is_valid, er.w, er.w1)
+    args = (er.network, stream.x, stream.seen, stream.edge, is_first, is_valid, er.w, er.w1)
 
     def body(i: Array, carry: Any) -> Any:
         params, opt_state, _, best, best_value = carry
@@ -296,18 +347,22 @@ def _regress(
 
 
 def window_objective(er: ErrorRegression) -> inference.Objective:
-    """The elbo of a window under the meta-prior, in its vectors: args (network, x, edge, is_first, is_valid, w, w1)."""
+    """The elbo of a window under the meta-prior, in its vectors: args (network, x, seen, edge, is_first, is_valid, w, w1)."""
     network = er.network
 
     @ppl.model
-    def window(net: Any, x: Any, edge: Any, is_first: Any, is_valid: Any, w: Any, w1: Any) -> Any:
+    def window(
+        net: Any, x: Any, seen: Any, edge: Any, is_first: Any, is_valid: Any, w: Any, w1: Any
+    ) -> Any:
         vectors = ppl.param(
             "adaptive",
             tuple(jnp.zeros((er.window, 2 * layer.num_latents)) for layer in network.layers),
         )
-        return _window(net, x, vectors, edge, is_first, is_valid, 1)
+        return _window(net, x, seen, vectors, edge, is_first, is_valid, 1)
 
-    def weights(net: Any, x: Any, edge: Any, is_first: Any, is_valid: Any, w: Any, w1: Any) -> Any:
+    def weights(
+        net: Any, x: Any, seen: Any, edge: Any, is_first: Any, is_valid: Any, w: Any, w1: Any
+    ) -> Any:
         by_step = jnp.where(is_first[:, None], w1, w)  # [W, layers]
         latent = {
             f"z{l + 1}": by_step[:, l] / layer.num_latents for l, layer in enumerate(net.layers)
@@ -321,13 +376,14 @@ def window_objective(er: ErrorRegression) -> inference.Objective:
 
 
 def _window(
-    net: Network, x: Any, vectors: Table, edge: State, is_first: Any, is_valid: Any, num_rows: int
-) -> State:
+    net: Network, x: Any, seen: Any, vectors: Table, edge: State, is_first: Any, is_valid: Any, num_rows: int
+) -> State:  # fmt: skip
     """The statements of a window, for rows that share everything but their noise."""
     rows = lambda a: jnp.broadcast_to(a, (num_rows, *a.shape))
     return unroll(
         net, rows(x), lambda l, h, a: rows(a[l]), vectors, num_rows=num_rows, num_steps=len(x),
-        state=tuple(rows(h) for h in edge), is_first=is_first, valid=is_valid,
+        state=tuple(rows(h) for h in edge), is_first=is_first, valid=is_valid, counted=rows(seen),
+        informed=rows(has_more(seen)),
     )  # fmt: skip
 
 
@@ -335,7 +391,7 @@ def _posterior_particles(
     er: ErrorRegression, key: Array, stream: Stream, is_first: Array, is_valid: Array
 ) -> State:
     """States of K particles through the window by q, [W, K, D] by layer."""
-    args = (er.network, stream.x, stream.adaptive, stream.edge, is_first, is_valid)
+    args = (er.network, stream.x, stream.seen, stream.adaptive, stream.edge, is_first, is_valid)
     guide = ppl.guide_of(_window)
     return guide.simulate(key, *args, er.num_particles).retval
 

@@ -9,7 +9,7 @@ from .comparison import classified as classified, outside_peers as outside_peers
 from .data_sets import load as load
 from .fillers import FILLERS as FILLERS
 from .gru_d import GRUD as GRUD
-from .problem import Problem as Problem, problem as problem
+from .problem import Problem as Problem, joined as joined, problem as problem
 from .training import (
     Recipe as Recipe,
     Trained as Trained,

@@ -69,7 +69,13 @@ class Problem(NamedTuple):
 
 
 def problem(
-    name: str, mechanism: str, rate: float, seed: int, *, valid_share: float = 0.2
+    name: str,
+    mechanism: str,
+    rate: float,
+    seed: int,
+    *,
+    test_rate: float | None = None,
+    valid_share: float = 0.2,
 ) -> Problem:
     """The problem (data set, mechanism, rate, seed).
 
@@ -78,6 +84,7 @@ def problem(
         mechanism: "mcar", "mar", "mnar" or "blocks", or "none".
         rate: share of the cells that the mechanism may hide.
         seed: of masks and split; train and test masks have streams of their own.
+        test_rate: share of the test cells that it may hide, by default as in training.
         valid_share: share of the training series held out.
 
     Raises:
@@ -91,12 +98,13 @@ def problem(
     whole = standardise(train)
     streams = [np.random.default_rng([seed, stream]) for stream in range(3)]
     complete, parts = [], []
-    for data, rng in zip((train, test), streams, strict=False):
+    rates = (rate, rate if test_rate is None else test_rate)
+    for data, hidden, rng in zip((train, test), rates, streams, strict=False):
         data = whole.apply(data)
         complete.append(data)
         seen = np.ones(data.observed.shape, bool)
         if mechanism != "none":
-            seen = MECHANISMS[mechanism](np.asarray(data.values), rate, rng)
+            seen = MECHANISMS[mechanism](np.asarray(data.values), hidden, rng)
         parts.append(data.hidden(seen))
     units = standardise(parts[0])
     own = [units.apply(part) for part in parts]

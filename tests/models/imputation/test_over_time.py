@@ -28,14 +28,17 @@ def mixing(data):
     return imputation.own_cholesky(kernel, jnp.asarray(data.valid))
 
 
-def regression(reads=lambda path: path):
-    """Two channels that mix two Gaussian process paths, under noise; `reads` is what the decoder makes of the paths first."""
+def regression(reads=lambda path: path, spread=1.0):
+    """Two channels that mix two Gaussian process paths, under noise; `reads` is what the decoder makes of the paths first.
+
+    z has the standard deviation `spread`.
+    """
 
     @ppl.model
     def model(data):
         size, steps = data.valid.shape
         with ppl.plate("rows", size):
-            z = ppl.sample("z", dist.Normal(0, 1).expand([size, 2, steps]).to_event(2))
+            z = ppl.sample("z", dist.Normal(0, spread).expand([size, 2, steps]).to_event(2))
             matrix = ppl.deterministic("mixing", mixing(data))
             path = ppl.deterministic("path", jnp.einsum("nts,nds->ntd", matrix, z))
             loc = ppl.deterministic("x_loc", reads(path) @ MIX.T)
@@ -105,6 +108,35 @@ def test_a_refined_guide_leaves_no_bias_and_has_weights_that_vary_less(key):
     assert_unbiased(ratios[1].mean(0), 1.0)
     gaps = [-np.log(ratio.reshape(13, 4, 200).mean(1)).mean() for ratio in ratios]
     assert 0 < gaps[1] < 0.5 * gaps[0]
+
+
+@pytest.mark.slow  # compiles Hamiltonian Monte Carlo
+@pytest.mark.parametrize("method, spread", [("importance", 1.0), ("smc", 1.0), ("importance", 2.0)])
+def test_moves_repair_what_a_few_weighted_draws_miss(method, spread, key):
+    """1,000 runs of 2 draws: mean and variance of missing cells are exact after moves; without, 7 standard errors off."""
+    model = regression(lambda path: path / spread, spread)
+    data, missing = copies(VALUES, 1000), np.isnan(VALUES)
+    more = {"num_imputations": 1} if method == "importance" else {"memory": 0}
+    run = lambda num: imputation.impute(
+        model, rough, data, key, num_particles=2, method=method, num_moves=num, batch_size=1000, **more
+    )  # fmt: skip
+    before, after = run(0), run(40)
+    _, mean = exact()
+    law = np.kron(K, MIX @ MIX.T) + NOISE**2 * np.eye(2 * T)
+    seen = ~missing.ravel()
+    rest = law[np.ix_(~seen, ~seen)] - law[np.ix_(~seen, seen)] @ np.linalg.solve(
+        law[np.ix_(seen, seen)], law[np.ix_(seen, ~seen)]
+    )
+    draws = after.x[0, 0][:, missing]  # of two draws of a run one: runs are independent
+    assert_unbiased(draws, mean[missing])
+    assert_unbiased((draws - mean[missing]) ** 2, np.diag(rest))
+    np.testing.assert_allclose(after.weights, 0.5)
+    log_mean = np.log(np.exp(before.log_weights).mean((0, 1)))
+    np.testing.assert_allclose(after.log_weights[0, 0], log_mean, rtol=1e-4)
+    assert 0.7 < after.acceptance.mean() < 0.95 and after.acceptance.shape == (1000,)
+    poor = before.mean[:, missing]
+    z = (poor.mean(0) - mean[missing]) / (poor.std(0) / np.sqrt(1000))
+    assert np.abs(z).max() > 7
 
 
 @ppl.model
@@ -203,3 +235,9 @@ def test_what_cannot_be_run_over_time_is_refused_by_name(key):
         imputation.impute(regression(), rough, data, key, method="smc", memory=-1)
     with pytest.raises(ValueError, match="num_refinements=5 moves .* of the guide, which it lacks"):
         imputation.impute(regression(), regression(), data, key, num_refinements=5)
+    with pytest.raises(ValueError, match="num_moves must not be negative"):
+        imputation.impute(regression(), rough, data, key, num_moves=-1)
+    with pytest.raises(ValueError, match="num_moves=5 moves draws of z .* a model of the mask"):
+        imputation.impute(hiding, blind, copies(np.full((5, 1), np.nan), 1), key, num_moves=5)
+    with pytest.raises(ValueError, match="num_moves=5 needs site 'z' .*'looks'"):
+        imputation.impute(regression(), regression(), data, key, num_moves=5)

@@ -16,6 +16,7 @@ from lapilli.models.pv_rnn._regression import shift, window_objective
 
 LAYERS = (Layer(5, 2, 2.0), Layer(3, 1, 4.0))
 XS = 0.5 * jax.random.normal(jax.random.key(7), (7, 2))
+ALL = jnp.ones(2, bool)
 
 
 def make_network(**options):
@@ -54,7 +55,7 @@ def test_the_window_moves_on(key):
     er = ErrorRegression(network, window=3, num_iterations=2, w=0.0, num_particles=1)
     stream, h = er.init(key), network.initial_state()
     for t, x in enumerate(XS):
-        moved = shift(er, stream, x)
+        moved = shift(er, stream, x, ALL)
         for old, new in zip(stream.adaptive, moved.adaptive, strict=True):
             np.testing.assert_array_equal(old[1:], new[:-1])
         np.testing.assert_array_equal(moved.x[:-1], stream.x[1:])
@@ -80,6 +81,7 @@ def test_window_of_the_whole_sequence_has_the_objective_of_training(key):
     args = (
         network,
         XS[:4],
+        jnp.ones((4, 2), bool),
         network.initial_state(),
         jnp.arange(4) == 0,
         jnp.ones(4, bool),
@@ -113,6 +115,7 @@ def test_masked_steps_count_for_nothing(key):
         args = (
             network,
             x,
+            jnp.ones((size, 2), bool),
             network.initial_state(),
             slots == size - 2,
             slots >= size - 2,
@@ -214,7 +217,7 @@ def test_fixed_windows_wait(key):
 def test_new_rows(new_row, key):
     er = ErrorRegression(make_network(), window=3, num_iterations=2, new_row=new_row, keep="best")
     stream, _ = er.observe(er.init(key), XS[0])
-    moved = shift(er, stream, XS[1])
+    moved = shift(er, stream, XS[1], ALL)
     for old, new in zip(stream.adaptive, moved.adaptive, strict=True):
         np.testing.assert_array_equal(new[-1], old[-1] if new_row == "copy" else 0.0)
 
@@ -242,12 +245,12 @@ def test_random_and_first_rows(key):
     """Rows of N(0, 1) by the stream's key and step; a first row of one's own is that of the first step only."""
     first = (jnp.arange(4.0), jnp.arange(2.0))
     er = ErrorRegression(make_network(), window=3, new_row="normal", first_row=first)
-    stream = shift(er, er.init(key), XS[0])
+    stream = shift(er, er.init(key), XS[0], ALL)
     for row, table in zip(first, stream.adaptive, strict=True):
         np.testing.assert_array_equal(table[-1], row)
     rows = jax.vmap(
         lambda k: jnp.concatenate(
-            [a[-1] for a in shift(er, shift(er, er.init(k), XS[0]), XS[1]).adaptive]
+            [a[-1] for a in shift(er, shift(er, er.init(k), XS[0], ALL), XS[1], ALL).adaptive]
         )
     )(jax.random.split(key, 2000))
     assert_unbiased(rows, np.zeros(6))
