@@ -32,6 +32,7 @@ def test_both_ways_find_the_components(names):
     assert abs(names["fit"].history["value"][-50:].mean() + names["result"].losses[-50:].mean()) < 1
 
 
+@pytest.mark.slow
 def test_the_plan_is_the_one_that_is_told(names):
     plan = names["objective"].plan(names["params"], names["x"])
     assert plan["k"].strategy == "enum" and plan["k"].evaluations.startswith("2")

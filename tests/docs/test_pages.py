@@ -22,6 +22,7 @@ def run_in(folder, monkeypatch, page, is_full):
 
 @by_name
 @pytest.mark.slow_for(
+    "explain/reproduced",
     "tutorials/01_estimators",
     "howto/stream_data",
     "howto/variance",

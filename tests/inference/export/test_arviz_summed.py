@@ -120,6 +120,7 @@ def test_leaving_emissions_in_would_be_seen():
     assert np.abs(want - other).max() > 0.1
 
 
+@pytest.mark.slow
 def test_several_chains_are_rows_and_their_steps_are_foretold():
     tree = tree_of(chains, PAIRS, ("log_likelihood", "log_predictive"))
     want = np.array([[forward(c, m, 0.5) for c in PAIRS.T] for m in MU])  # draws, rows, time

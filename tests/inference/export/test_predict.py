@@ -194,6 +194,7 @@ def test_results_without_fitting_draws_are_refused(result, error, message):
         inference.predict(line, result, KEY, jnp.zeros(2))
 
 
+@pytest.mark.slow
 def test_fits_and_chains_without_names_are_sent_elsewhere():
     import optax
 

@@ -65,6 +65,7 @@ def test_the_average_is_as_far_from_the_optimum_as_it_says(runs):
     assert np.all(np.abs((z**2).mean(0) * 17 / 19 - 1) < 4.5 * (3 / 64) ** 0.5)
 
 
+@pytest.mark.slow
 def test_errors_as_of_independent_iterates_would_be_far_too_small(runs):
     naive = runs.averaging.spread["x"] / np.sqrt(np.asarray(runs.averaging.count))[:, None]
     assert np.all(naive.mean(0) < 0.35 * np.asarray(runs.averaging.error["x"]).mean(0))

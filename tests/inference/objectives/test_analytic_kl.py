@@ -111,6 +111,7 @@ def test_options_are_checked():
 # Plates of infinite size.
 
 
+@pytest.mark.slow_for("analytic")
 @pytest.mark.parametrize("kl", [pytest.param("sampled", marks=pytest.mark.slow), "analytic"])
 def test_infinite_plate_is_the_limit_of_the_bound_per_row(kl):
     bound = inference.elbo(model, guide, kl=kl)

@@ -170,6 +170,7 @@ def test_the_bound_grows_with_the_number_of_particles_and_stays_below_the_eviden
     assert 0 < EVIDENCE.sum() - mean[-1] < 0.5
 
 
+@pytest.mark.slow
 def test_row_by_row_is_tighter_than_joint_at_equal_particles(bounds):
     # On common draws the gap is 0.08 (K = 2) and 0.05 (K = 8) nats with errors below 0.01.
     for size in (2, 8):

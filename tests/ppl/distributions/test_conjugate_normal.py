@@ -278,7 +278,7 @@ def test_draws_and_pathwise_gradients_have_the_moments_of_the_formulas(name, req
             assert_unbiased(one, two)
 
 
-@pytest.mark.slow_for("wishart")
+@pytest.mark.slow_for("gamma", "wishart")
 @pytest.mark.parametrize("name", ["wishart", "gamma"])
 def test_unconstrained_form_is_a_bijection_with_the_stated_jacobian(name):
     p, tril = random_law(14, 2) if name == "wishart" else random_pair(18), np.tril_indices(2)

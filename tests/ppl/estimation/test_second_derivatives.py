@@ -69,6 +69,7 @@ def test_third_derivatives_are_refused():
         third(0.3)
 
 
+@pytest.mark.slow
 def test_mixed_derivatives_in_an_argument():
     cost = lambda t, a, bend: bend(ppl.sample("z", dist.Normal(t, 1.0)) + a)
     mixed = lambda e: jax.grad(lambda a: jax.grad(lambda t: e.value(t, KEY, a))(0.3))(0.1)

@@ -48,6 +48,7 @@ def iwelbo_exact(p):
     return (weights[:, None] * weights * both).sum()
 
 
+@pytest.mark.slow_for("elbo-reparam")
 @pytest.mark.parametrize(
     ("name", "base"),
     [

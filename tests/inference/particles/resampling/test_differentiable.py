@@ -409,7 +409,7 @@ REFUSALS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow_for("ancestors", "scaled", "sites")
+@pytest.mark.slow_for("weights", "ancestors", "scaled", "sites")
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_would_be_biased_is_refused(name):
     call, kind, message = REFUSALS[name]
