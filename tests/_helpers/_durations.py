@@ -19,7 +19,7 @@ RECORD = Path(__file__).with_name("durations.txt")
 SHORT = 0.5
 # Seconds of one core, on the machine of the record: `make test` is to end in eight minutes on two cores.
 BUDGETS = {
-    "tests/ppl/analysis": 22,
+    "tests/ppl/analysis": 16,
     "tests/ppl/checks": 44,
     "tests/ppl/densities": 45,
     "tests/ppl/distributions": 44,
