@@ -225,7 +225,7 @@ def test_laws_of_positive_triples(name, seed):
     assert bool((triple.minus > draws).all())  # coupled to the draw
 
 
-@pytest.mark.slow
+@pytest.mark.fast("seed2")
 def test_laws_of_the_normal_triples(seed):
     _, (loc, scale) = triples_of(dist.Normal(0.9, 0.8), seed)
     np.testing.assert_allclose(loc.c, 1 / (0.8 * np.sqrt(2 * np.pi)), rtol=1e-5)
@@ -271,7 +271,7 @@ def assert_pmf(samples, pmf):
         )
 
 
-@pytest.mark.fast("seed0-GeometricProbs")
+@pytest.mark.fast("seed0-GeometricProbs", "seed1-Poisson")
 @pytest.mark.parametrize("name", DISCRETE)
 def test_laws_of_counting_triples(name, seed):
     fn, c, plus, minus = DISCRETE[name]

@@ -45,7 +45,7 @@ def walk(ys):
     ppl.scan(step, 0.0, ys)
 
 
-@pytest.mark.slow_for("multinomial", "systematic")
+@pytest.mark.slow_for("systematic")
 @pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
 def test_ancestors_are_those_of_the_genealogy(resampling, key):
     ys = jnp.linspace(-2.0, 3.0, 12)
@@ -123,7 +123,6 @@ def test_weights_without_a_mean_are_told(key):
         assert jax.jit(lambda key: inference.smc(heavy(), key, num_particles=2000).k_hat)(key) > 1
 
 
-@pytest.mark.slow
 def test_lineages_of_a_filter_that_forgets_raise_no_alarm(key):
     ys = 1.8 * jax.random.normal(key, (150,))
     with warnings.catch_warnings():
