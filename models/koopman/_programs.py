@@ -19,7 +19,7 @@ class Koopman(NamedTuple):
     """A model and its guide, programs of (x, seen, num_series).
 
     x: [series, steps, channels], or None to draw them. seen: marks the cells that are observed; None: all. num_series: how many
-    to draw where x is None.
+    to draw where x is None. Steps behind the last seen one are forecast: the guide draws their states from the law of states.
 
     Attributes:
         model: sites "z" [steps, series, states] and "x" [steps, series, channels]; returns the channels' means, [steps, series,
