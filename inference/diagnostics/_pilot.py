@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ...ppl._show import shown
 from ...ppl._table import table
-from ...ppl.language import joined
+from ...ppl.analysis import Controlled
+from ...ppl.language import apply, joined
 from ...ppl.strategies import TRIED
 from ..objectives._objective import Objective
 from ._gradient_report import gradient_report, refuse_particle_runs
 
 # Relative to the largest variance among a site's candidates: below it, a variance is rounding.
 _ROUNDING = 1e-9
-
-
 CONTROL = "(control)"
 
 
@@ -150,13 +149,29 @@ def pilot(
         chosen[name] = _cheapest(sound)
         trials += here
     found = dataclasses.replace(objective, strategies=chosen)
-    if not found.is_controlled(params, *args):
+    if not found.expectation.ready(params, *args).is_controlled:
         return Pilot(chosen, tuple(trials), found)
-    options = {"with": found, "without": found.without_control()}
+    options = {"with": found, "without": without_control(found)}
     here = [_try(o, CONTROL, n, params, key, args, num_draws) for n, o in options.items()]
     sound = [t for t in here if t.refusal is None]
     control = _cheapest(sound) if sound else "with"
     return Pilot(chosen, (*trials, *here), options[control], control)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ValueAlone:
+    """`fn` without its control variate: a value, so that checks are shared by those that are equal."""
+
+    fn: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        found = apply(self.fn, args)
+        return found.value if isinstance(found, Controlled) else found
+
+
+def without_control(objective: Objective) -> Objective:
+    """The same objective without the control variate that its function may return: value and gradient have the same mean."""
+    return dataclasses.replace(objective, fn=_ValueAlone(objective.fn))
 
 
 def _cheapest(trials: Sequence[Trial]) -> str:

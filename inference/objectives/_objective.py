@@ -14,7 +14,6 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
-from ...ppl.analysis import Controlled
 from ...ppl.estimation import plate_sizes, run_once
 from ...ppl.language import apply, joined, set_up
 from ...ppl.strategies import Engine
@@ -308,23 +307,6 @@ class Objective(AbstractObjective):
         plan = self.expectation.plan(params, *joined(args, kwargs))
         return dataclasses.replace(plan, label=self.label(*args, **kwargs))
 
-    def is_controlled(self, params: Any, *args: Any, **kwargs: Any) -> bool:
-        """Whether `fn` returns a control variate (`ppl.controlled`) beside its value.
-
-        Args:
-            params: name -> unconstrained arrays, as `init` gives them.
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
-        """
-        return self.expectation.ready(params, *joined(args, kwargs)).is_controlled
-
-    def without_control(self) -> Objective:
-        """The same objective without the control variate that `fn` returns (`ppl.controlled`), if it returns one.
-
-        Its value and gradient have the same mean; `inference.diagnostics.pilot` compares the two.
-        """
-        return dataclasses.replace(self, fn=_ValueAlone(self.fn))
-
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> Objective:
         """The same objective for minibatches: plate `name` stands for `sizes[name]` rows, whatever number it is run on.
 
@@ -418,17 +400,6 @@ class Objective(AbstractObjective):
         params = ppl.unconstrain(param_map, known.constraints)
         value = own.value(params, rng_key, *args)
         return -value if self.direction == "max" else value
-
-
-@dataclasses.dataclass(frozen=True)
-class _ValueAlone:
-    """`fn` without its control variate: a value, so that checks are shared by those that are equal."""
-
-    fn: Callable[..., Any]
-
-    def __call__(self, *args: Any) -> Any:
-        found = apply(self.fn, args)
-        return found.value if isinstance(found, Controlled) else found
 
 
 def objective(

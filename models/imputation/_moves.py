@@ -18,13 +18,13 @@ import jax.numpy as jnp
 
 from ... import ppl
 from ...inference.objectives._row_weights import log_density_of
+from ...inference.particles.moves import HMC
 from ...inference.particles.resampling import systematic
 from ._gp import _solved, smoothed
 from ._series import Series
 
 Array = jax.Array
-NUM_LEAPS = 8
-ACCEPTED = 0.8
+KERNEL = HMC(num_leapfrog=8, target_accept=0.8)
 
 
 def moved(
@@ -56,47 +56,37 @@ def moved(
     sites = guide.simulate(guide_key, data).deterministic
     law = smoothed(sites["looked"], sites["looks"], sites["look_precision"])
 
-    def log_target(e: Array) -> Array:
-        z = law.loc + _solved(law.root, e)
-        trace, _ = model.generate(guide_key, {"z": z}, data)
-        own = {n: lp for n, lp in trace.log_probs.items() if not trace.sites[n].is_imputed}
-        return log_density_of(dataclasses.replace(trace, log_probs=own), "rows")
+    def of_one(row: Series, loc: Array, root: Array, e: Array, key: Array) -> tuple[Array, Array]:
+        """Noise [K, latents, time] of one series after the moves, and the share that was accepted."""
+        one = jax.tree.map(lambda a: jnp.asarray(a)[None], row)
 
-    def slope(e: Array) -> Array:
-        return jax.grad(lambda e: log_target(e).sum())(e)
+        def log_density(point: Array) -> Array:
+            z = loc + _solved(root, point.reshape(loc.shape))
+            trace, _ = model.generate(guide_key, {"z": z[None]}, one)
+            own = {n: lp for n, lp in trace.log_probs.items() if not trace.sites[n].is_imputed}
+            return log_density_of(dataclasses.replace(trace, log_probs=own), "rows")[0]
 
-    def move(e: Array, key: Array, size: Array) -> tuple[Array, Array]:
-        """One step of a draw of all series, and the probabilities of acceptance."""
-        momentum_key, size_key, accept_key = jax.random.split(key, 3)
-        size = size * jax.random.uniform(size_key, minval=0.7, maxval=1.3)
-        size = size[:, None, None]
-        start = jax.random.normal(momentum_key, e.shape)
-        momentum, place = start + 0.5 * size * slope(e), e
-        for leap in range(NUM_LEAPS):
-            place = place + size * momentum
-            last = 0.5 if leap == NUM_LEAPS - 1 else 1.0
-            momentum = momentum + last * size * slope(place)
-        kinetic = lambda p: 0.5 * (p**2).sum((-2, -1))
-        gain = log_target(place) - log_target(e) - kinetic(momentum) + kinetic(start)
-        gain = jnp.where(jnp.isnan(gain), -jnp.inf, gain)  # a path that ran away is not taken
-        taken = jnp.log(jax.random.uniform(accept_key, gain.shape)) < gain
-        return jnp.where(taken[:, None, None], place, e), jnp.exp(jnp.minimum(gain, 0.0))
+        def step(carry: Any, inputs: Any) -> Any:
+            at, log_scale = carry
+            number, key = inputs
+            size_key, key = jax.random.split(key)
+            # Sizes of their own keep paths from returning to where they began.
+            scales = jnp.exp(log_scale) * jax.random.uniform(
+                size_key, e.shape[:1], minval=0.7, maxval=1.3
+            )
+            move = lambda key, at, scale: KERNEL.step(key, at, log_density, scale, jnp.ones(()))
+            at, accepted = jax.vmap(move)(jax.random.split(key, len(e)), at, scales)
+            gap = accepted.mean() - KERNEL.target_accept
+            return (at, log_scale + jnp.where(number < num_moves // 2, gap, 0.0)), accepted.mean()
 
-    def step(carry: Any, inputs: Any) -> Any:
-        e, log_size = carry
-        number, key = inputs
-        keys = jax.random.split(key, len(e))
-        e, accepted = jax.vmap(move, (0, 0, None))(e, keys, jnp.exp(log_size))
-        accepted = accepted.mean(0)
-        is_setting = number < num_moves // 2
-        log_size = log_size + jnp.where(is_setting, accepted - ACCEPTED, 0.0)
-        return (e, log_size), accepted
+        points = e.reshape(len(e), -1)
+        at = jax.vmap(lambda point: KERNEL.start(point, log_density))(points)
+        log_scale = jnp.log(KERNEL.init_scale(points.shape[1]))
+        inputs = (jnp.arange(num_moves), jax.random.split(key, num_moves))
+        (at, _), accepted = jax.lax.scan(step, (at, log_scale), inputs)
+        return at.point.reshape(e.shape), accepted[num_moves // 2 :].mean()
 
     e = jnp.einsum("ndts,knds->kndt", law.root, z - law.loc)
-    num_numbers = z.shape[-1] * z.shape[-2]
-    log_size = jnp.full(z.shape[1], jnp.log(num_numbers**-0.25))
-    inputs = (jnp.arange(num_moves), jax.random.split(key, num_moves))
-    (e, _), accepted = jax.lax.scan(step, (e, log_size), inputs)
-    return law.loc + _solved(jnp.broadcast_to(law.root, (*e.shape, e.shape[-1])), e), accepted[
-        num_moves // 2 :
-    ].mean(0)
+    keys = jax.random.split(key, z.shape[1])
+    e, accepted = jax.vmap(of_one, (0, 0, 0, 1, 0), (1, 0))(data, law.loc, law.root, e, keys)
+    return law.loc + _solved(jnp.broadcast_to(law.root, (*e.shape, e.shape[-1])), e), accepted

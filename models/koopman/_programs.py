@@ -110,13 +110,9 @@ def programs(spectrum: Spectrum, decoder: Decoder, encoder: Encoder, *, num_step
         def step(z: Array, inputs: Any) -> tuple[Array, None]:
             root, info, first = inputs
             pull = jax.scipy.linalg.cho_solve((jnp.where(first, p, q), True), (z @ a.T).T).T
-            # The root R of the precision: mean = (R R')^{-1} (info + Q^{-1} A z), covariance = (R R')^{-1}.
-            half = _solve(root, info + pull)
-            mean = _solve(root, half, transposed=True)
-            z = ppl.sample(
-                "z", dist.MultivariateNormal(mean, scale_tril=_lower_root_of_inverse(root))
-            )
-            return z, None
+            # S = root root', mean = S (info + Q^{-1} A z).
+            mean = jnp.einsum("nij,nkj,nk->ni", root, root, info + pull)
+            return ppl.sample("z", dist.MultivariateNormal(mean, scale_tril=root)), None
 
         with ppl.plate("series", num):
             inputs = (roots, infos, jnp.arange(num_steps) == 0)
@@ -132,7 +128,7 @@ def _messages(
     y: Float[Array, "t d"],
     precision: Float[Array, "t d"],
 ) -> tuple[Float[Array, "t d d"], Float[Array, "t d"]]:
-    """Precision roots and information of q(z_t | z_{t-1}) but for the pull of z_{t-1}: what all later observations say.
+    """Of q(z_t | z_{t-1}): the triangular root of its covariance S_t, and its information but for the pull of z_{t-1}.
 
     With W = Q^{-1} and the message N(eta, Lam) of y_t, ..., y_T on z_t in information form, backwards
 
@@ -140,35 +136,21 @@ def _messages(
     """
     eye = jnp.eye(a.shape[0])
     inverse = lambda root: jax.scipy.linalg.cho_solve((root, True), eye)
+    root_of_inverse = lambda matrix: dist.MultivariateNormal(precision_matrix=matrix).scale_tril
     w, start = inverse(q), inverse(p)
 
     def back(later: Any, inputs: Any) -> tuple[Any, Any]:
         lam, eta = later
         here, d = inputs
         lam, eta = lam + jnp.diag(d), eta + d * here
-        root = jnp.linalg.cholesky(w + lam)
-        solved = jax.scipy.linalg.cho_solve((root, True), w @ a)
+        root = root_of_inverse(w + lam)
+        solved = root @ (root.T @ w @ a)
         earlier = a.T @ lam @ solved  # symmetric but for rounding, and without a difference
         return ((earlier + earlier.T) / 2, solved.T @ eta), (lam, eta, root)
 
     zero = (jnp.zeros_like(w), jnp.zeros(a.shape[0]))
     _, (lams, etas, roots) = jax.lax.scan(back, zero, (y, precision), reverse=True)
-    first = jnp.linalg.cholesky(start + lams[0])
-    return roots.at[0].set(first), etas
-
-
-def _solve(root: Array, rhs: Array, transposed: bool = False) -> Array:
-    """Of triangular systems, rows of `rhs` with their own `root`."""
-    return jax.scipy.linalg.solve_triangular(
-        root, rhs[..., None], lower=True, trans="T" if transposed else 0
-    )[..., 0]
-
-
-def _lower_root_of_inverse(root: Array) -> Array:
-    """L with L L' = (R R')^{-1}, R lower triangular."""
-    eye = jnp.broadcast_to(jnp.eye(root.shape[-1]), root.shape)
-    inverse = jax.scipy.linalg.solve_triangular(root, eye, lower=True)
-    return jnp.linalg.cholesky(jnp.swapaxes(inverse, -1, -2) @ inverse)
+    return roots.at[0].set(root_of_inverse(start + lams[0])), etas
 
 
 def _by_step(x: Any) -> Any:

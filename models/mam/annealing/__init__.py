@@ -19,14 +19,3 @@ from ._annealing import (
 )
 from ._distilled import Distilled as Distilled, distilled as distilled, scored as scored
 from ._remembered import Remembered as Remembered
-
-__all__ = [
-    "Annealed",
-    "anneal",
-    "bracket",
-    "unnormalised",
-    "Distilled",
-    "distilled",
-    "scored",
-    "Remembered",
-]

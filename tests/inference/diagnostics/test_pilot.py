@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
+from lapilli.inference.diagnostics._pilot import without_control
 from lapilli.ppl.strategies import TRIED
 
 X = jnp.linspace(-1.0, 3.0, 4)
@@ -162,7 +163,9 @@ def test_a_control_variate_is_a_candidate_and_biases_nothing(gain):
     rows = {t.strategy: t for t in pilot.trials if t.site == "(control)"}
     assert set(rows) == {"with", "without"}
     assert pilot.control == min(rows.values(), key=lambda t: t.score).strategy
-    assert pilot.objective.is_controlled(params, gain) == (pilot.control == "with")
+    assert pilot.objective.expectation.ready(params, gain).is_controlled == (
+        pilot.control == "with"
+    )
     assert sum("chosen" in line for line in str(pilot).splitlines()) == 2
     if (
         gain
@@ -170,7 +173,7 @@ def test_a_control_variate_is_a_candidate_and_biases_nothing(gain):
         assert rows["with"].variance < rows["without"].variance
     exact = jax.grad(enumerated)(params["l"], gain)
     keys = jax.random.split(jax.random.key(2), 20_000)
-    for objective in (made, made.without_control()):
+    for objective in (made, without_control(made)):
         grads = jax.jit(jax.vmap(lambda key, o=objective: o.grad(params, key, gain)))(keys)["l"]
         z = (grads.mean(0) - exact) / (grads.std(0) / len(keys) ** 0.5)
         assert jnp.abs(z).max() < 4.5
@@ -178,7 +181,7 @@ def test_a_control_variate_is_a_candidate_and_biases_nothing(gain):
 
 def test_an_objective_without_control_stays_as_it_is(trained):
     objective, params = trained
-    assert not objective.is_controlled(params, X)
-    same = objective.without_control()
+    assert not objective.expectation.ready(params, X).is_controlled
+    same = without_control(objective)
     key = jax.random.key(3)
     assert same.value(params, key, X) == objective.value(params, key, X)

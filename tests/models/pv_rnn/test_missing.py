@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _frozen import Frozen
 
 from _stats import assert_unbiased
-from lapilli import inference, ppl
+from lapilli import inference
 from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import Categorical, ErrorRegression, Gaussian, Network
 from lapilli.models.pv_rnn._regression import window_objective
@@ -117,19 +118,6 @@ def test_predictions_are_those_of_kalman(ends_in_gap, key):
     x = jnp.asarray(np.where(seen, XS, np.nan), jnp.float32)
     run = jax.jit(jax.vmap(lambda k: er.run(er.init(k), x, seen)[1].emitted[:, 0].mean(1)))
     assert_unbiased(run(jax.random.split(key, 200)), kalman(seen))
-
-
-class Frozen(ppl.strategies.Strategy):
-    """A reparameterised draw whose noise is 0.5 everywhere."""
-
-    name = "frozen"
-    kind = "pathwise"
-
-    def refuse(self, distribution):
-        return None
-
-    def draw(self, fn, key):
-        return fn.mean + 0.5 * jnp.sqrt(fn.variance)
 
 
 def trained_bound(num_steps, seen, x, key):

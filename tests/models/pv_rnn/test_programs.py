@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from _frozen import Frozen
 
 from lapilli import inference, ppl
 from lapilli.models import pv_rnn
@@ -14,19 +15,6 @@ N, T, O = 2, 4, 3
 LAYERS = (Layer(4, 2, 2.0), Layer(3, 1, 4.0))
 X = jax.random.normal(jax.random.key(7), (N, T, O))
 INDEX = jnp.arange(N)
-
-
-class Frozen(ppl.strategies.Strategy):
-    """loc + scale eps with eps = 0.5 everywhere: a reparameterised draw whose noise is known."""
-
-    name = "frozen"
-    kind = "pathwise"
-
-    def refuse(self, distribution):
-        return None
-
-    def draw(self, fn, key):
-        return fn.mean + 0.5 * jnp.sqrt(fn.variance)
 
 
 def make(output=None, *, guide="adaptive", kl="analytic", layers=LAYERS, seed=0, **options):
