@@ -249,7 +249,9 @@ def test_the_checks_of_scikit_learn_pass(estimator):
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    for name in [n for n in sys.modules if n.startswith("lapilli.models.imputation.estimators")]:
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    ours = ("lapilli.models._estimator", "lapilli.models.imputation.estimators")
+    for name in [n for n in sys.modules if n.startswith(ours)]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"pip install 'lapilli\[data\]'"):
         importlib.import_module("lapilli.models.imputation.estimators")
