@@ -14,8 +14,13 @@ Data: MNIST, 14 x 14 pixels in 8 grey levels, 3,000 images to learn from, 1,000 
 Source: Pandey et al. 2022, arXiv:2201.00308 (DiffuseVAE): best at few steps, Frechet inception distance 16.5 of DiffuseVAE and
 34.4 of DDIM at 10 steps on CelebA-HQ; robust to noise in the condition.
 
-Expected: Frechet distance at 10 steps a third of that of diffusion alone, the mixture of codes better than Normal(0, I), and
-bounds of diffusion and of two stages within a nat of each other. Run time: four minutes on 2 CPU cores.
+Expected, three seeds, mean (sd), Frechet distance at 5 / 10 / 50 steps (real images 0.28, error 0.28): diffusion alone 5.10
+(0.54) / 2.41 (0.36) / 1.26 (0.20), two stages with the mixture of codes 1.86 (0.34) / 1.31 (0.26) / 1.04 (0.22): best at few
+steps, and at 50 no more than the spread of seeds. With codes from Normal(0, I) 3.63 / 2.89 / 2.46 (0.04), worse than diffusion
+alone from ten steps on; the VAE's images alone 11.07 (mixture) and 14.11. Noise in the VAE's image of 0.25, 0.5 and 1 standard
+deviations of pixels does not hurt at 10 steps, 1.28 / 1.19 / 1.04: of codes that are drawn the image is off anyway. No row
+copies: draws are farther from the training images (8 to 9.5) than real ones (7.2). In nats two stages gain nothing: VAE -115.0
+(0.7), diffusion -108.7 (0.4), two stages -110.0 (0.6). Run time: four and a half minutes of processor time.
 
     python examples/images/two_stage.py [--smoke] [--seed 0] [--out two_stage_output]
 """
