@@ -39,7 +39,7 @@ def test_bits_of_all_families_compare(tmp_path):
     nats = {name: values[0] for name, values in found["nats"].items()}
     assert nats["VAE, ELBO"] < nats["VAE, IWELBO"]
     plain = nats["plain, uniform noise"], nats["diffusion, plain network"]
-    assert plain[0] < plain[1] < nats["diffusion"]
+    assert max(plain) < nats["diffusion"]
     assert nats["independent pixels"] < nats["any order"] < 0
     assert found["samples"]["real"]["precision"][0] > 0.5
 
