@@ -18,21 +18,25 @@ to right (2.04), which know which characters they will be given. The marginal ne
 groups of redrawn copies Spearman is 0.77 and Pearson 0.78, after thinning 1.00 and 1.00. Short words come out, longer ones
 seldom. Run time: four minutes on 2 CPU cores.
 
-    python examples/mam/text.py [--smoke] [--out text_output]
+    python examples/mam/text.py [--smoke] [--out text_output] [--record]
 """
 
 import argparse
 import pydoc_data.topics
 import re
+import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from _sequences import Config, Gap, backoff, draw, fill, measure, report, text_of, train_causal
-from _two_stages import Stages, leave, train
+from _two_stages import Stages, in_words, leave, train
 
 from lapilli.models import mam
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _record import parsed, record_figure
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 LENGTH, STRIDE = 32, 8  # of a line; between the starts of lines to train on
@@ -78,9 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="small networks, some seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("text_output"))
-    options = parser.parse_args(arguments)
+    options = parsed(parser, arguments)
     config = SMOKE if options.smoke else FULL
-    options.out.mkdir(parents=True, exist_ok=True)
     keys = jax.random.split(jax.random.key(options.seed), 5)
     init_key, train_key, measure_key, fill_key, causal_key = keys
 
@@ -98,6 +101,17 @@ def main(arguments: list[str] | None = None) -> None:
     text = f"trained in {took:.0f} s\n{report(result, 'test lines', {'bits a character': bits})}"
     draw(result, bits, options.out / "text.png")
     leave(f"{text}\n\n{filled}", draws, "character", options.out)
+    if options.record:
+        found = {n: -v * bits for n, v in result.log_likelihood.items() if n != "marginal network"}
+        record_figure(
+            "marginalization/text",
+            what=f"letters in any order, {LENGTH} characters of Python's language reference, bits a character",
+            value=found,
+            seeds=str(options.seed),
+            note=in_words(result.error, result.correlations),
+            digits=2,
+            measures=["models/mam"],
+        )
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ at 0.001 to about zero, and 9 of 25 networks are chaotic (at most 0.11). Some wi
 
 Run time: 4 minutes on 2 CPU cores.
 
-    python examples/pv_rnn/machine.py [--smoke] [--steps 20000] [--seeds 5] [--out pv_rnn_machine_output]
+    python examples/pv_rnn/machine.py [--smoke] [--steps 20000] [--seeds 5] [--out pv_rnn_machine_output] [--record]
 """
 
 import argparse
 import functools
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +42,9 @@ from scipy import stats
 from lapilli import inference
 from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import Categorical, ErrorRegression, Layer, Network
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _record import parsed, record_figure
 
 # Probability of symbol and next state given the state: [state, symbol, next state].
 MACHINE = np.zeros((3, 2, 3))
@@ -315,6 +319,28 @@ def report(data: xarray.Dataset) -> None:
     )
 
 
+def record(data: xarray.Dataset) -> None:
+    """Log-losses above the machine's, for the page of figures."""
+    cells = {
+        f"{method}, w = {w:g}": interval(data[f"excess_{method}"].sel(w=w).values)
+        for method in ("particles", "regression")
+        for w in data.w.values
+    }
+    kl = {w: interval(data.string_kl.sel(w=w).values) for w in data.w.values}
+    record_figure(
+        "pv_rnn/machine",
+        what=f"PV-RNN on a probabilistic machine (entropy rate {RATE:.5f} nats), {data.lyapunov.size} networks: log-loss "
+        "above the machine, by particles and by error regression; spread: half of a 95% interval",
+        value={name: mean for name, (mean, _) in cells.items()},
+        spread={name: half for name, (_, half) in cells.items()},
+        seeds=data.sizes["seed"],
+        note="KL of strings that are generated: "
+        + "; ".join(f"w = {w:g} {mean:.2f} ± {half:.2f}" for w, (mean, half) in kl.items())
+        + f"; positive Lyapunov exponents: {int((data.lyapunov > 0).sum())} networks",
+        measures=["models/pv_rnn"],
+    )
+
+
 def plot(data: xarray.Dataset, path: Path) -> None:
     """Four panels over w: information, strings, prediction with its floor, exponents; a dot for each seed."""
     import matplotlib.pyplot as plt
@@ -360,13 +386,14 @@ def main(arguments: list[str] | None = None) -> xarray.Dataset:
     parser.add_argument("--seeds", type=int, default=Config().num_seeds)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("pv_rnn_machine_output"))
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parsed(parser, arguments)
     config = Config(num_steps=options.steps, num_seeds=options.seeds)
     data = run(SMOKE if options.smoke else config, options.seed)
     report(data)
     data.to_netcdf(options.out / "machine.nc")
     plot(data, options.out / "machine.png")
+    if options.record:
+        record(data)
     return data
 
 
