@@ -39,11 +39,12 @@ training classes and damaged letters. MAML of first order is far from converged.
 less one, beyond 128 a projection of rank 64.
 
     python examples/few_shot/glyphs.py [--smoke] [--steps 1000] [--ways 5] [--shots 1] [--seeds 1] [--choose]
-        [--out glyphs_output]
+        [--out glyphs_output] [--record]
 """
 
 import argparse
 import math
+import sys
 import time
 import unicodedata
 from pathlib import Path
@@ -57,6 +58,9 @@ import optax
 
 from lapilli import inference
 from lapilli.models import niw_meta
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _record import parsed, record_figure
 
 FACES = [f"DejaVu{family}{style}" for family, styles in {
     "Sans": ("", "-Bold", "-Oblique", "-BoldOblique"),
@@ -357,6 +361,31 @@ def draw(results, test, title, path):
     figure.savefig(path, dpi=120)
 
 
+def record(rows, config, num_shots):
+    """Accuracy and calibration of one setting, for the page of figures."""
+    cells = {
+        f"{method}, {measure}": np.array([row[method][measure] for row in rows])
+        for measure in (
+            "accuracy, %",
+            "calibration error, %",
+            "fitted calibration error, %",
+            "log probability",
+        )
+        for method in rows[0]
+    }
+    record_figure(
+        f"few_shot/glyphs_{config.num_ways}_{num_shots}",
+        what=f"letters of unseen scripts, {config.num_ways} ways, {num_shots} shot{'s' * (num_shots > 1)}, {config.num_steps:,} "
+        "steps, settings chosen on other scripts; fitted: by a temperature from these"
+        + ("; spread: standard deviation over seeds" if len(rows) > 1 else ""),
+        value={name: x.mean() for name, x in cells.items()},
+        spread={name: x.std(ddof=1) for name, x in cells.items()} if len(rows) > 1 else None,
+        seeds=len(rows),
+        digits=2,
+        measures=["examples/few_shot/_baselines.py", "models/niw_meta"],
+    )  # fmt: skip
+
+
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description="Few-shot classification of rendered letters.")
     parser.add_argument("--smoke", action="store_true", help="a small run that finishes in seconds")
@@ -368,8 +397,7 @@ def main(arguments: list[str] | None = None):
         "--choose", action="store_true", help="compare settings on validation scripts"
     )
     parser.add_argument("--out", type=Path, default=Path("glyphs_output"))
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parsed(parser, arguments)
     cells = [(ways, shots) for ways in options.ways for shots in options.shots]
     config = Config(num_steps=options.steps)
     if options.smoke:
@@ -399,6 +427,8 @@ def main(arguments: list[str] | None = None):
             method: {m: float(np.mean([row[method][m] for row in rows])) for m in rows[0][method]}
             for method in rows[0]
         }
+        if options.record:
+            record(rows, config, num_shots)
         if options.seeds > 1:
             print(f"{title}, mean of {options.seeds} seeds: {tables[num_ways, num_shots]}")
     return tables

@@ -39,7 +39,7 @@ ends too large, and episodes adapt too little (0.26 after the same steps; square
 since it starts by paying for the errors of an untrained population. Run time: five minutes on 2 CPU cores, most of it
 NIW-Meta's.
 
-    python examples/few_shot/pose.py [--smoke] [--steps 5000] [--seeds 3] [--out pose_output]
+    python examples/few_shot/pose.py [--smoke] [--steps 5000] [--seeds 3] [--out pose_output] [--record]
 """
 
 from pathlib import Path
@@ -106,7 +106,7 @@ def draw(results: dict[str, methods.Result], test: niw_meta.Episodes, path: Path
 
 
 def main(arguments: list[str] | None = None) -> dict[str, methods.Result]:
-    config, _, out = methods.arguments("Few-shot regression of an azimuth.", "pose", arguments)
+    config, options = methods.arguments("Few-shot regression of an azimuth.", "pose", arguments)
     sizes = config.num_train, config.num_test, config.num_spare
     episodes, test, spare = (make_episodes(seed, size) for seed, size in enumerate(sizes))
 
@@ -118,8 +118,10 @@ def main(arguments: list[str] | None = None) -> dict[str, methods.Result]:
 
     results = methods.run(config, TASK, episodes, spare, test, error)
     methods.report(results)
-    draw(results, test, out / "pose.png")
-    methods.save_posterior(results, test, out / "posterior.nc")
+    draw(results, test, options.out / "pose.png")
+    methods.save_posterior(results, test, options.out / "posterior.nc")
+    if options.record:
+        methods.record("few_shot/pose", "azimuth of unseen objects from ten images", results)
     return results
 
 

@@ -40,7 +40,7 @@ processor time is that of first-order MAML times 2.8 at 5 inner steps, 1.6 at 20
 five points and 1,761 weights, work on vectors of weights costs more than the points (`benchmarks/models/few_shot.py`, which has
 networks for images too). Run time: some three minutes on 2 CPU cores.
 
-    python examples/few_shot/sine_line.py [--smoke] [--steps 5000] [--seeds 3] [--out sine_line_output]
+    python examples/few_shot/sine_line.py [--smoke] [--steps 5000] [--seeds 3] [--out sine_line_output] [--record]
 """
 
 import _methods as methods
@@ -114,7 +114,7 @@ def draw(results, test, truth, path):
 
 
 def main(arguments: list[str] | None = None):
-    config, is_small, out = methods.arguments(
+    config, options = methods.arguments(
         "Few-shot regression of sines and lines.", "sine_line", arguments
     )
     episodes, _ = make_episodes(0, config.num_train)
@@ -123,9 +123,11 @@ def main(arguments: list[str] | None = None):
     error = lambda mean: {"squared error": float(np.mean((mean - truth) ** 2))}
     results = methods.run(config, TASK, episodes, spare, test, error)
     methods.report(results)
-    methods.costs(config, TASK, episodes, (1, 5) if is_small else (1, 5, 20, 80))
-    draw(results, test, truth, out / "sine_line.png")
-    methods.save_posterior(results, test, out / "posterior.nc")
+    methods.costs(config, TASK, episodes, (1, 5) if options.smoke else (1, 5, 20, 80))
+    draw(results, test, truth, options.out / "sine_line.png")
+    methods.save_posterior(results, test, options.out / "posterior.nc")
+    if options.record:
+        methods.record("few_shot/sine_line", "few-shot sines and lines, five points", results)
     return results
 
 
