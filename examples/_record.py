@@ -86,14 +86,13 @@ def record_figure(
 
 def provenance(measures: Sequence[str], packages: Sequence[str] = ()) -> dict[str, Any]:
     """What a record says of how it came about."""
-    commit = _git("rev-parse", "--short", "HEAD")
     changes = _git("status", "--porcelain", "--", *measures)
     import lapilli
 
     found = {p: importlib.metadata.version(p) for p in ("jax", "numpyro", *packages)}
     return {
         "command": command(),
-        "commit": commit,
+        "commit": commit(),
         **({"changed": True} if changes else {}),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": processor(),
@@ -101,6 +100,11 @@ def provenance(measures: Sequence[str], packages: Sequence[str] = ()) -> dict[st
         "source": "command",
         "measures": list(dict.fromkeys(measures)),
     }
+
+
+def commit() -> str:
+    """The one that is checked out."""
+    return _git("rev-parse", "--short", "HEAD")
 
 
 def command() -> str:
