@@ -144,7 +144,7 @@ def _rounded(value: Any, digits: int) -> Any:
     if isinstance(value, Mapping):
         return {k: _rounded(v, digits) for k, v in value.items()}
     is_number = hasattr(value, "__float__") and not isinstance(value, int | str)
-    return round(float(value), digits) if is_number else value
+    return round(float(value), digits) + 0.0 if is_number else value  # no -0.0
 
 
 def _git(*arguments: str) -> str:

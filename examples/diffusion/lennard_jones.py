@@ -11,10 +11,9 @@ base model of iDEM's, 1,000 steps and 50,000 particles; at T = 1.5 weights broug
 score) and from 0.095 to 0.066 (tempered noise), W2 of energies from 6.21 to 3.39 and from 3.92 to 0.94. Here it is the same
 experiment at the size of a small computer: numbers compare between rows, not with the paper.
 
-Expected at T = 1.5, W2 of distances / of energies (two halves of the molecular samples: 0.013 / 0.8; samples not annealed: 0.76
-/ 27): target score 0.049 / 60 without and 0.033 / 14 with weights, as in the paper; tempered noise 0.090 / 75 and 0.052 / 139,
-where weights do harm; automatic zeta with weights 0.027 / 3.2. Energies have a few outliers, where atoms of learned samples
-overlap. Run time: about four minutes on 2 free CPU cores.
+Expected: weights bring target score nearer in distances and energies, as in the paper; with tempered noise they do harm to
+energies; automatic zeta with weights is the nearest in both. Energies have a few outliers, where atoms of learned samples
+overlap. Figures: docs/_data/figures, diffusion/lennard_jones. Run time: about four minutes on 2 free CPU cores.
 
     python examples/diffusion/lennard_jones.py [--smoke] [--temperature 1.5] [--seed 0] [--out lennard_jones_output] [--record]
 """

@@ -10,9 +10,9 @@ Source: Zhou et al., "PhyloGFN: Phylogenetic inference with generative flow netw
 close to the target over its whole range, near-optimal ones too, on alignments of 27 and more species that are not here. The gain
 of forward-looking flows is the claim of Pan et al. 2023, arXiv:2302.01687.
 
-Expected: the law spreads over 22 trees. In 3,000 steps of 16 trees TB, whose log Z starts at an estimate, comes to a total
-variation of 0.02 (split support within 0.01), FL-DB to 0.09 (0.04), DB to 0.66 (0.15): forward-looking flows are a large gain for
-local losses, and over six joins no match for TB. Run time: 3 minutes on 2 CPU cores that were busy otherwise.
+Expected: the law spreads over 22 trees. In 3,000 steps of 16 trees TB, whose log Z starts at an estimate, comes closest, then
+FL-DB, and DB last by far: forward-looking flows are a large gain for local losses, and over six joins no match for TB. Figures:
+docs/_data/figures, gflownets/phylogeny. Run time: 3 minutes on 2 CPU cores that were busy otherwise.
 
     python examples/gflownet/phylogeny.py [--smoke] [--out phylogeny_output] [--record]
 """

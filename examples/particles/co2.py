@@ -12,8 +12,8 @@ The figure is a fan chart of the *filtering* distribution: in each week what the
 `inference.smooth` with a fixed lag of 0). It opens in a gap and closes with the first sample after it.
 
 Expected: the log evidence of normal noise within 4 standard errors of Kalman's. Student's t with 5 or 10 degrees of freedom is
-ahead of normal noise by 18 nats; a scale that drifts is not (-2 at best): single weeks stick out, not years. Run time: one
-minute on 2 CPU cores.
+ahead of normal noise; a scale that drifts is not: single weeks stick out, not years. Figures: docs/_data/figures, particles/co2.
+Run time: one minute on 2 CPU cores.
 
     python examples/particles/co2.py [--smoke] [--seed 0] [--out co2_output] [--record]
 """

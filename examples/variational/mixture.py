@@ -15,9 +15,10 @@ one number; 1,297 rows to train on, 500 held out. Beside it, on the same rows: s
 by EM) and BayesianGaussianMixture (coordinate ascent on a mean-field bound, whose guide has the assignments too). All start from
 k-means, have diagonal covariances and take the best of four starts by their own criterion.
 
-Expected: held-out log density about 0.1 nats per row above EM, within two standard errors of it, whether on all rows or on
-minibatches; BayesianGaussianMixture with its default priors lies below both, by 1 nat with 40 components. EM takes a second, the
-fits half a minute on minibatches and up to three on all rows. Run time: about 4 minutes on 2 busy CPU cores.
+Expected: held-out log density some hundredths of a nat per row above EM, within two standard errors of it, whether on all rows or
+on minibatches; BayesianGaussianMixture with its default priors lies below both. Figures: docs/_data/figures,
+gradients/digit_mixture. EM takes a second, the fits half a minute on minibatches and up to three on all rows. Run time: about 4
+minutes on 2 busy CPU cores.
 
     python examples/variational/mixture.py [--smoke] [--seed 0] [--out mixture_output] [--record]
 """
