@@ -14,10 +14,10 @@ and -4 at tau = 1, and at tau = 0.1, between 1.2 and 2.6 nats above an autoregre
 computed by RDKit, whose log Z nobody knows. Here contributions are tenths, the size of Crippen's for common atoms, and the
 distance to the best possible value is known. No chemistry decides here which atoms may stand where.
 
-Expected: at tau = 1 E[log p - log f] within 0.1 nats of the best possible value for g = 4 and 0.02 for g = -4, log-marginals of
-random parts of draws within 0.12 and 0.06 nats rms, and fillings around a fragment with the exact mean property up to their
-standard error. At tau = 0.1, which holds h within some tenths, 6.7 and 4.0 nats are missing, log-marginals are off by 1.3
-and 0.8 nats, and fillings by 0.13 and 0.15. Run time: four minutes on 2 CPU cores.
+Expected: at tau = 1 E[log p - log f] within 0.1 nats of the best possible value, log-marginals of random parts of draws as near,
+and fillings around a fragment with the exact mean property up to their standard error. At tau = 0.1, which holds h within some
+tenths, some nats are missing, log-marginals are off by about one, and fillings by 0.13 and 0.15. Figures: docs/_data/figures,
+marginalization/molecule_property. Run time: four minutes on 2 CPU cores.
 
     python examples/mam/molecule_property.py [--smoke] [--out molecule_property_output] [--record]
 """

@@ -16,12 +16,10 @@ Source: Liu, Ramadge and Adams 2024, arXiv:2310.12920, table 2: 0.655 bits a pla
 of characters, 25.9 and 25.8 nats a molecule (12 blocks of width 768, up to 200 epochs of 1.4 million molecules); Spearman and
 Pearson of the marginal network 0.998 and 0.995 after thinning to 2 nats.
 
-Expected, trained for minutes, nats a molecule: 32.9 in any order and 31.5 by five, about what counts of the four tokens before
-need (32.7), and far more than a transformer of the same size and as many steps from left to right (20.0): to know the ring
-numbers and brackets of one order is easier. One draw in 13 is well formed in any order, one in 8 from left to right, one in 5
-where a gap is filled; three in four of the left-to-right transformer's. The marginal network is off by 1.8 nats for a whole
-molecule; in groups of redrawn copies Spearman is 0.71 and Pearson 0.78, after thinning 0.85 and 0.85. Run time: a quarter of an
-hour of processor time.
+Expected, trained for minutes, nats a molecule: in any order about what counts of the four tokens before need, and far more than a
+transformer of the same size and as many steps from left to right: to know the ring numbers and brackets of one order is easier.
+Few draws are well formed in any order, more where a gap is filled; three in four of the left-to-right transformer's. Figures:
+docs/_data/figures, marginalization/molecules. Run time: a quarter of an hour of processor time.
 
     python examples/mam/molecules.py [--smoke] [--out molecules_output] [--record]
 """

@@ -12,11 +12,10 @@ Source: Liu, Ramadge and Adams 2024, arXiv:2310.12920, table 3, on text8 (100 mi
 width 768): 1.529 bits a character by one order and 1.494 by five; Spearman and Pearson of the marginal network 0.937 and 0.945
 after thinning to 10 nats, the weakest of its data sets.
 
-Expected, trained in pieces of the sizes below: 2.84 bits a character by one order, 2.75 by five, far fewer than the frequencies
-of characters ask for (4.10); more than counts of the four characters before (1.96) and a transformer of the same size from left
-to right (2.04), which know which characters they will be given. The marginal network is off by 2.2 nats for a whole line; in
-groups of redrawn copies Spearman is 0.77 and Pearson 0.78, after thinning 1.00 and 1.00. Short words come out, longer ones
-seldom. Run time: four minutes on 2 CPU cores.
+Expected, trained in pieces of the sizes below: far fewer bits a character than the frequencies of characters ask for, and fewer
+by five orders than by one; more than counts of the four characters before and a transformer of the same size from left to right,
+which know which characters they will be given. The marginal network is off by some nats for a whole line. Short words come out,
+longer ones seldom. Figures: docs/_data/figures, marginalization/text. Run time: four minutes on 2 CPU cores.
 
     python examples/mam/text.py [--smoke] [--out text_output] [--record]
 """

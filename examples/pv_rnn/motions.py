@@ -18,12 +18,12 @@ proposal, and with the encoder. Squared errors are in units of the training vari
 Published (abstract): a PV-RNN with error regression predicts the motion of another robot better than a comparable model (a VRNN)
 without. Here the data are others, and the networks small and trained for minutes.
 
-Expected: on whole sequences the paper's claim does not show. Error regression and the twin are not distinguishable one step ahead
-(squared error 0.51 both, three seeds), further on the twin is better (0.74 and 0.66 at five); by -log p the twin is ahead
-throughout. Inference is not the reason: on the twin's network error regression predicts as its encoder does, and better where
-cells are lost (lost_cells.py, five seeds, where Chung's own VRNN stands beside it, too). On its own network a particle filter
-with the prior as proposal has 0.77. The GRU is best one step ahead (0.46), the twin from three steps on; by -log p the twin's
-particle filter is ahead of all. All are below persistence (0.86).
+Expected: on whole sequences the paper's claim does not show. Error regression and the twin are not distinguishable one step
+ahead, further on the twin is better; by -log p the twin is ahead throughout. Inference is not the reason: on the twin's network
+error regression predicts as its encoder does, and better where cells are lost (lost_cells.py, five seeds, where Chung's own VRNN
+stands beside it, too). On its own network a particle filter with the prior as proposal is worse. The GRU is best one step ahead,
+the twin from three steps on; by -log p the twin's particle filter is ahead of all. All are below persistence. Figures:
+docs/_data/figures, pv_rnn/motions.
 
 Run time: 5 minutes on 2 CPU cores that others use too.
 

@@ -21,10 +21,9 @@ vocabulary under this program.
 Source: Kudo 2018 (sub-word regularisation, the unigram model), whose likelihood and way to drop tokens these are. No figure is
 claimed there for nats per character.
 
-Expected, held-out nats per character (byte pairs greedy / byte pairs summed / by likelihood): 2.51 / 2.48 / 2.26 with 100 tokens,
-2.13 / 2.10 / 1.93 with 300, 1.73 / 1.72 / 1.73 with 1,000: small vocabularies are better chosen by likelihood, a large one is
-not, and summing over segmentations is worth 0.01 to 0.03 by itself. The likelihood falls at no step of a size. Run time: four
-minutes of one core.
+Expected: small vocabularies are better chosen by likelihood, one of 1,000 tokens is not, and summing over segmentations is worth
+0.01 to 0.03 nats per character by itself. The likelihood falls at no step of a size. Figures: docs/_data/figures,
+structure/subwords. Run time: four minutes of one core.
 
     python examples/structure/subwords.py [--smoke] [--out subwords_output] [--record]
 """
