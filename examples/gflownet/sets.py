@@ -22,18 +22,12 @@ trajectories. Settings are the paper's (P_B learned, one network of 2 x 256, Ada
 of random actions for each loss), at a fraction of its 10,000 steps, and with log F pinned at complete sets: left free, as in the
 published code, any policy has zero loss.
 
-Expected (three seeds): of 6 of 12 items FL-DB learns the law to a total variation of 0.01 from two steps of each trajectory, DB
-to 0.02. Of the losses as published FL-DB is ahead where trajectories are long, not where they are short, KL in nats:
-
-                           FL-DB     DB  SubTB     TB   TB, log Z estimated
-    small, 1,000 steps     0.059  0.227  0.027  0.030   0.004
-    medium, 500 steps        7.5   22.8   29.7   40.7   0.053
-    large, 500 steps        15.5   59.3   46.5   45.0   0.089
-
-But TB started at an estimate of log Z beats all of them a hundredfold, and its P(i in x) cannot be told from those of exact
-draws: what held TB back was not credit but a log Z that is 44 nats off, to which policy and learned P_B then bend. By the paper's
-measure FL-DB and DB are ahead of exact draws on the large sets (0.13 and 0.12 against 0.007), since their policies are too sharp.
-Run time: 17 minutes on 2 CPU cores that were busy otherwise; 33 with --full.
+Expected: of 6 of 12 items FL-DB learns the law to a total variation of 0.01 from two steps of each trajectory, DB to 0.02. Of the
+losses as published FL-DB is ahead where trajectories are long, not where they are short. But TB started at an estimate of log Z
+beats all of them a hundredfold, and its P(i in x) cannot be told from those of exact draws: what held TB back was not credit but
+a log Z that is 44 nats off, to which policy and learned P_B then bend. By the paper's measure FL-DB and DB are ahead of exact
+draws on the large sets (0.13 and 0.12 against 0.007), since their policies are too sharp. Figures: docs/_data/figures,
+gflownets/sets. Run time: 17 minutes on 2 CPU cores that were busy otherwise; 33 with --full.
 
     python examples/gflownet/sets.py [--smoke | --full] [--sizes twelve small medium large] [--out sets_output] [--record]
 """
