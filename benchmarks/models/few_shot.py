@@ -11,9 +11,10 @@ Both are measured twice, as programs of `niw_meta` and written out in JAX, with 
 checked. All run in one process, interleaved, several steps in a compiled loop as `fit` runs them; the answer is the median of
 paired ratios of processor times, with a bootstrap interval. NIW-Meta's curvature has all of its rows or, of images, one for each.
 
-Answer, 1 shot / 5 shots: images 1.17 / 1.45 (1.07 / 1.24 with one row of curvature for each image); letters 2.0 / 4.4
-(1.35 / 1.8), where a row has 112,709 numbers and an image costs little; points 2.8, 1.6 at 20 inner steps, 1.2 at 80. By hand
-NIW-Meta costs 1.17 / 1.51, 2.2 / 4.7, and 3.6, 1.9, 1.3.
+Answer: of images NIW-Meta costs little more than MAML, of letters, where a row of the curvature has 112,709 numbers and an image
+costs little, twice as much and more; one row for each image brings both down. Of points it costs the less more, the more inner
+steps there are. By hand it costs as much. Figures: docs/_data/figures, few_shot/few_shot_step_images, and few_shot_step_points
+(`--networks points --steps 5 20 80`).
 
 usage: taskset -c 0 python benchmarks/models/few_shot.py [--networks images letters points] [--shots 1 5] [--queries 15]
     [--repeats 20] [--record]

@@ -8,9 +8,9 @@ log Z at 0.1 from 0, lambda 0.9; float32, one thread, one core. The peers' figur
 same kind (torch 2.13.0; jax 0.7.1), one core and batch 16, and are quoted; ours are measured now. On one core the ratios are of
 CPU seconds of this process, which a loaded machine inflates somewhat; on several, of wall time. What differs: finished
 trajectories are not stepped on once all are finished, and gradients are taken of real positions only, packed; gfnx always pays
-for 33 positions. Answer, TB / DB / SubTB: 7,502 / 3,544 / 3,763 trajectories per second, 2.1 / 1.8 / 1.8 times gfnx and 10.6 /
-6.1 / 7.7 times torchgfn; 16,037 / 3,965 / 5,358 in batches of 1,024. A second thread halves the speed in batches of 16
-and makes 23,723 / 6,717 / 8,825 of that in batches of 1,024.
+for 33 positions. Answer: about twice as fast as gfnx and six to ten times as torchgfn; a second thread halves the speed in
+batches of 16 and raises it by half and more in batches of 1,024. Figures: docs/_data/figures, gflownets/gflownet_speed (`--batch
+16 1024`).
 
 --explore asks another thing: how soon trajectory balance leaves the plateau of the 20^2 grid (total variation 0.75, one of four
 modes found), on policy (gfnx: between 3,250 and 3,500 iterations), with random actions, with a memory of good objects. Answer, of
