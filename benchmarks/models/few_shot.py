@@ -11,10 +11,10 @@ Both are measured twice, as programs of `niw_meta` and written out in JAX, with 
 checked. All run in one process, interleaved, several steps in a compiled loop as `fit` runs them; the answer is the median of
 paired ratios of processor times, with a bootstrap interval. NIW-Meta's curvature has all of its rows or, of images, one for each.
 
-Answer: of images NIW-Meta costs little more than MAML, of letters, where a row of the curvature has 112,709 numbers and an image
-costs little, twice as much and more; one row for each image brings both down. Of points it costs the less more, the more inner
-steps there are. By hand it costs as much. Figures: docs/_data/figures, few_shot/few_shot_step_images, and few_shot_step_points
-(`--networks points --steps 5 20 80`).
+Answer: of images NIW-Meta costs up to half more than MAML, of letters, where a row of the curvature has 112,709 numbers and an
+image costs little, twice as much and more; one row for each image brings both down. Of points it costs the less more, the more
+inner steps there are. By hand it costs as much. Figures: docs/_data/figures, few_shot/few_shot_step_images, and
+few_shot_step_points (`--networks points --steps 5 20 80`).
 
 usage: taskset -c 0 python benchmarks/models/few_shot.py [--networks images letters points] [--shots 1 5] [--queries 15]
     [--repeats 20] [--record]
