@@ -13,9 +13,9 @@ views, that is sums along rows, columns and both diagonals. Source: Wu et al. 20
 weights make guidance exact as particles grow in number.
 
 Expected: the rising reward meets the posterior mean nearest, to a tenth or so of a posterior standard deviation, and log p(y) to
-a fraction of a nat; with the learned prior it is twice as far off. Guidance alone is further off, and its weights (TDS) do not
-mend that here, a null result: they degenerate, for the gradient at the denoised point pulls too hard at high noise. Figures:
-docs/_data/figures, diffusion/inverse. Run time: three minutes on 2 CPU cores.
+a fraction of a nat; with the learned prior it is somewhat further off. Guidance alone is two or three times as far off, and its
+weights (TDS) do not mend that here, a null result: they degenerate, and log p(y) is off by nats, for the gradient at the denoised
+point pulls too hard at high noise. Figures: docs/_data/figures, diffusion/inverse. Run time: three minutes on 2 CPU cores.
 
     python examples/diffusion/inverse.py [--smoke] [--seed 0] [--out inverse_output] [--record]
 """
