@@ -9,7 +9,7 @@ A file is {"title": ..., "figures": [record, ...]}; `examples/_record.py` writes
     seeds       how many (a number) or which (text), where it is known
     claim       what the paper, a peer or an exact answer says of it, as `value`; `claimed_by` where it is a mapping
     note        what the figure does not show by itself
-    command     that measures it, and `time`, how long that takes
+    command     that measures it, and `time`, what that took of processors
     commit      at which it was measured, and `date`; `changed` if what it measures had been changed since that commit
     processor, versions (package -> version)
     source      "command", or "README at COMMIT": taken over from there, with the commit that wrote the figure into it

@@ -34,7 +34,8 @@ def test_records_are_whole(name):
         assert (faces.ROOT / path).exists(), f"{name} measures {path}, which is no more"
     if isinstance(record["value"], dict):
         assert set(record.get("spread", {})) <= set(record["value"])
-        assert record.get("claim", {}).keys() <= record["value"].keys()
+        claim = record.get("claim", {})
+        assert isinstance(claim, str) or claim.keys() <= record["value"].keys()
 
 
 def git(*arguments, folder=faces.ROOT):
@@ -200,6 +201,29 @@ def test_scripts_write_records_that_the_page_reads(writer, tmp_path):
     assert record["versions"].keys() == {"jax", "numpyro", "lapilli"}
     assert figures.figure(record) == "a 1.23 ± 0.01"
     assert figures.beside(record) == "exact: a 1.20"
+
+
+def test_a_record_says_what_its_run_took_of_processors(writer, tmp_path, monkeypatch):
+    file = tmp_path / "things.json"
+    file.write_text(json.dumps({"title": "Things", "order": 0, "figures": []}))
+    said = []
+    for seconds, more in ((59.6, {}), (91.0, {}), (500.0, {}), (500.0, {"time": "once"})):
+        monkeypatch.setattr(writer.time, "process_time", lambda seconds=seconds: seconds)
+        writer.record_figure(
+            "things/one", what="a thing", value={"a": -1e-9}, measures=["ppl"], folder=tmp_path, **more
+        )  # fmt: skip
+        (record,) = json.loads(file.read_text())["figures"]
+        said.append(record["time"])
+    of = "of processor time"
+    assert said == [f"60 seconds {of}", f"2 minutes {of}", f"8 minutes {of}", "once"]
+    assert figures.figure(record) == "a 0.000"  # not -0.000
+
+
+def test_medians_of_benchmarks_come_with_their_intervals():
+    common = load_example("_common", faces.ROOT / "benchmarks")
+    fields = common.with_intervals({"a": common.Ratio(1.0, 0.9, 1.3)})
+    assert fields["value"] == {"a": 1.0}
+    assert fields["spread"] == {"a": pytest.approx(0.2)}
 
 
 def test_changes_that_are_not_committed_are_told(writer, tmp_path, monkeypatch):
