@@ -5,7 +5,9 @@ Models
 
 Other laws from trained models
     fkc, CorrectedDiffusion             powers, products and tilts of models
+    DriftControl                        a drift fitted so that its weights vary little
     Langevin                            moves after each of its steps
+    replica_exchange, ReplicaExchange   the same laws by chains in place of particles
     twisted_diffusion, fk_steering      posteriors and rewards, with and without gradients
 
 Within a program
@@ -13,8 +15,13 @@ Within a program
 """
 
 from ._diffusion import Diffusion as Diffusion, Noising as Noising
+from ._drift_control import DriftControl as DriftControl
 from ._fkc import CorrectedDiffusion as CorrectedDiffusion, fkc as fkc
 from ._langevin import Langevin as Langevin
+from ._replica_exchange import (
+    ReplicaExchange as ReplicaExchange,
+    replica_exchange as replica_exchange,
+)
 from ._statement import diffuse as diffuse
 from ._steering import fk_steering as fk_steering, twisted_diffusion as twisted_diffusion
 
@@ -23,7 +30,10 @@ __all__ = [
     "Noising",
     "fkc",
     "CorrectedDiffusion",
+    "DriftControl",
     "Langevin",
+    "replica_exchange",
+    "ReplicaExchange",
     "twisted_diffusion",
     "fk_steering",
     "diffuse",
