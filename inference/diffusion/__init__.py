@@ -10,6 +10,10 @@ Other laws from trained models
     replica_exchange, ReplicaExchange   the same laws by chains in place of particles
     twisted_diffusion, fk_steering      posteriors and rewards, with and without gradients
 
+Rows of tokens (discrete diffusion, any-order models)
+    TokenDiffusion                      a model
+    fkc_tokens, TokenParticle           powers, products and tilts of such models
+
 Within a program
     diffuse                             a point of such a law
 """
@@ -24,6 +28,11 @@ from ._replica_exchange import (
 )
 from ._statement import diffuse as diffuse
 from ._steering import fk_steering as fk_steering, twisted_diffusion as twisted_diffusion
+from .tokens import (
+    TokenDiffusion as TokenDiffusion,
+    TokenParticle as TokenParticle,
+    fkc_tokens as fkc_tokens,
+)
 
 __all__ = [
     "Diffusion",
@@ -36,5 +45,8 @@ __all__ = [
     "ReplicaExchange",
     "twisted_diffusion",
     "fk_steering",
+    "TokenDiffusion",
+    "fkc_tokens",
+    "TokenParticle",
     "diffuse",
 ]

@@ -19,9 +19,11 @@ from lapilli.inference.diffusion import (
     Diffusion,
     DriftControl,
     Langevin,
+    TokenDiffusion,
     diffuse,
     fk_steering,
     fkc,
+    fkc_tokens,
     replica_exchange,
     twisted_diffusion,
 )
@@ -97,6 +99,8 @@ def tokens(row, t):
     return jnp.zeros((2, 3))
 
 
+ROW = TokenDiffusion(tokens, 2, 3)
+UNSUMMED = TokenDiffusion(tokens, 2, 3, log_marginal=lambda row, t: jnp.zeros(2))
 row_law = diffusion.token_law(lambda: tokens, 2, 3, 4)
 
 
@@ -164,6 +168,15 @@ CASES = {
     "exchange followed": other("points that were exchanged", lambda one: exchange(fkc(BLIND, SOME, exponents=rising))),
     "exchange sweeps": other("num_sweeps must be", lambda one: exchange(fkc(Q, SOME), num_sweeps=0)),
     "exchange NaN": other("a log-weight is NaN", lambda one: exchange(fkc(NAN, SOME))),
+    "tokens model": other("must be TokenDiffusion", lambda one: fkc_tokens(Q), TypeError),
+    "tokens kind": other("TokenDiffusion: kind must be", lambda one: TokenDiffusion(tokens, 2, 3, "blurred")),
+    "tokens size": other("rows of one size", lambda one: fkc_tokens([ROW, TokenDiffusion(tokens, 3, 3)])),
+    "tokens uniform": other("one variable a step", lambda one: fkc_tokens(TokenDiffusion(tokens, 2, 3, "uniform"))),
+    "tokens steps": other("num_steps must be an integer", lambda one: fkc_tokens(ROW, 0)),
+    "tokens weights": other("weights must be 'auto', 'exact' or 'path'", lambda one: fkc_tokens(ROW, weights="rne")),
+    "tokens marginal": other("model 0 has none", lambda one: fkc_tokens(ROW, weights="exact")),
+    "tokens network": other("the network returned shape", lambda one: fkc_tokens(TokenDiffusion(tokens, 2, 4)).init(KEY)),
+    "tokens marginal shape": other("log_marginal returned shape", lambda one: fkc_tokens(UNSUMMED).init(KEY)),
     "steering": other("potential must be", lambda one: fk_steering(Q, SOME, lambda x: x, potential="min")),
     "steering noise": other("last step has no density", lambda one: fk_steering(Q, TIMES, lambda x: x)),
     "twisted noise": other("last step has no density", lambda one: twisted_diffusion(Q, TIMES, lambda x: x)),
