@@ -31,7 +31,7 @@ def tempered_smc(
     model: ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
-    num_particles: int,
+    num_particles: int = 1000,
     kernel: Kernel | None = None,
     num_moves: int = 5,
     target_ess: float = 0.5,
@@ -56,7 +56,7 @@ def tempered_smc(
         key: PRNG key of either kind.
         args: the model's arguments.
         kwargs: keyword arguments of the program; one with the name of an option here goes by position.
-        num_particles: K.
+        num_particles: K. At 1,000 errors of averages are about 3 % of the posterior's widths.
         kernel: `HMC()` by default; `RandomWalk()`, `MALA()`, or one of BlackJAX's, NUTS among them (`BlackJAX`); `Gibbs()`
             where all latent sites are discrete.
         num_moves: moves at each temperature.

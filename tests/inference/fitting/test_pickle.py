@@ -3,7 +3,6 @@
 import copy
 import pickle
 
-import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from lapilli import inference, ppl
 
+cloudpickle = pytest.importorskip("cloudpickle")
 KEY = jax.random.key(0)
 X = jnp.array([0.5, -0.2, 1.3])
 
