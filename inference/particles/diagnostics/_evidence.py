@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from ..engine import SMCResult
 from ..parameters import SMC2Result
-from ..population import FORMS, family_variance, log_apart
+from ..population import FORMS, family_variance, law_of, log_apart
 from ..resampling import lineages
 from ..samplers import TemperedResult
 
@@ -52,7 +52,8 @@ def evidence_variance(
     exp(log_evidence), under "multinomial" and "rejection", for every policy that looks at weights only. With "upper" that
     expectation is at most Z^2, under these two and "stratified", "residual", "ssp", "killing" and "birth_death", since the
     families of such a scheme are not positively correlated. "systematic" is refused: one run does not show its variance; use
-    `replicate`. v is the variance of log_evidence itself to first order in 1/K, with a lag up to the model's memory.
+    `replicate`. Where nothing was resampled every scheme will do. v is the variance of log_evidence itself to first order in
+    1/K, with a lag up to the model's memory.
     Runs that adapt (temperatures, kernels, moves of parameters) have the variance of those that do not, to first order in 1/K.
 
     Example:
@@ -155,7 +156,7 @@ def _check(result: Any, form: str, lag: int | None) -> None:
         raise ValueError(
             "evidence_variance: the evidence of a run with retained choices is not unbiased. Run smc without `retained`."
         )
-    if result.offspring not in FORMS[form]:
+    if law_of(result) not in FORMS[form]:
         raise ValueError(
             f"evidence_variance: form={form!r} says nothing about this run, whose scheme has {result.offspring} offspring "
             f"counts. Run it with resampling={SCHEMES[form]}, or estimate the variance by replicate."

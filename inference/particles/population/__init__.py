@@ -13,6 +13,7 @@ from ._families import (
     facts_with_error as facts_with_error,
     family_error as family_error,
     family_variance as family_variance,
+    law_of as law_of,
     log_apart as log_apart,
 )
 from ._guard import drawn as drawn, floats as floats, underived as underived, unused as unused

@@ -52,6 +52,14 @@ class Weighed(Protocol):
     def _num_resamplings(self, read: Callable[[Array], Any]) -> Any: ...
 
 
+def law_of(run: Weighed) -> str:
+    """The law of the offspring counts: that of the scheme, but where nothing was resampled, known values only."""
+    num = run._num_resamplings(lambda x: x)
+    if run.offspring == "unknown" and is_readable(num) and not np.asarray(num).any():
+        return "multinomial"  # of no draws
+    return run.offspring
+
+
 def family_variance(run: Weighed, form: str, read: Callable[[Array], Any] = lambda x: x) -> Any:
     """The v of the module's formula, nats squared; `read` makes the arrays that it is computed of."""
     assert run.log_apart is not None
@@ -64,13 +72,13 @@ def family_error(run: Weighed, read: Callable[[Array], Any] = lambda x: x) -> An
 
     The root of v, or of its bound: where the offspring counts allow no more, or v is negative by its own noise.
     """
-    is_alone = run.log_weights.shape[-1] < 2
-    if run.log_apart is None or is_alone or run.offspring not in FORMS["upper"]:
+    law, is_alone = law_of(run), run.log_weights.shape[-1] < 2
+    if run.log_apart is None or is_alone or law not in FORMS["upper"]:
         return None
     bound: Any = family_variance(run, "upper", read)
     numbers: Any = np if isinstance(bound, np.ndarray | np.generic) else jnp
     bound = numbers.maximum(bound, 0.0)  # but for rounding
-    if run.offspring not in FORMS["unbiased"]:
+    if law not in FORMS["unbiased"]:
         return numbers.sqrt(bound)
     value = family_variance(run, "unbiased", read)
     return numbers.sqrt(numbers.where(value > 0, value, bound))
@@ -81,14 +89,14 @@ def facts_with_error(run: Any, remedy: str) -> dict[str, Any]:
     facts = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
     del facts["log_apart"]
     if is_readable(run.log_evidence) and np.ndim(run.log_evidence) == 0:
-        told = _told(family_error(run, np.asarray), run.offspring, remedy)
+        told = _told(family_error(run, np.asarray), law_of(run), remedy)
         facts["log_evidence"] = f"{float(run.log_evidence):.6g} (standard error {told})"
     return facts
 
 
-def _told(error: Any | None, offspring: str, remedy: str) -> str:
+def _told(error: Any | None, law: str, remedy: str) -> str:
     if error is None:
         return f"unknown: {remedy}"
     if not np.isfinite(error):
         return "unknown: the particles are all related; take more"
-    return f"{'' if offspring in FORMS['unbiased'] else 'at most about '}{float(error):.2g}"
+    return f"{'' if law in FORMS['unbiased'] else 'at most about '}{float(error):.2g}"

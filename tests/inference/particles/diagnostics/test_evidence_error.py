@@ -113,6 +113,16 @@ def test_results_print_their_error_or_how_to_get_one(key):
     assert f"at most about {float(variance) ** 0.5:.2g}" in repr(run)
 
 
+def test_where_nothing_is_resampled_every_scheme_will_do(key):
+    """The root of the variance of a mean of weights."""
+    once = inference.smc(model, key, DATA)
+    w = np.exp(np.asarray(once.log_weights, float)) * 1000
+    error = (-np.log1p(-w.var(ddof=1) / 1000)) ** 0.5
+    np.testing.assert_allclose(once.log_evidence_std_error, error, rtol=1e-3)
+    assert f"(standard error {error:.2g})" in repr(once)
+    assert jax.jit(lambda k: inference.smc(model, k, DATA).log_evidence_std_error)(key) is None
+
+
 @pytest.mark.parametrize(
     ("options", "lag", "message"),
     [
