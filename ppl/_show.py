@@ -92,7 +92,7 @@ def _leaf(value: Any, *, by_value: bool = True) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return (
             _entries(value)
-            if by_value and _is_small(value)
+            if by_value and is_readable(value)
             else f"{value.dtype}{list(value.shape)}"
         )
     if dataclasses.is_dataclass(value) and all(isinstance(x, _PLAIN) for x in vars(value).values()):
@@ -104,7 +104,7 @@ def _leaf(value: Any, *, by_value: bool = True) -> str:
     return str(getattr(value, "name", getattr(value, "__name__", type(value).__name__)))
 
 
-def _is_small(x: Any) -> bool:
+def is_readable(x: Any) -> bool:
     """Whether an array holds a few numbers that can be read now."""
     is_there = isinstance(x, np.ndarray | jax.Array) and is_concrete(x)
     is_there = is_there and getattr(x, "is_fully_addressable", True)

@@ -22,6 +22,10 @@ from ..particles.scaling import IslandsResult
 from ._arviz_tree import Content
 from ._draws import draw_guide, whole_events
 
+_ONE_RUN = (
+    "one run, so that R-hat says nothing of its fit, and ArviZ writes NaN: arviz.summary(kind='stats') leaves it out; "
+    "fit(num_seeds=4) makes a chain of each seed"
+)
 PARTICLES = SMCResult | SMC2Result | TemperedResult | IslandsResult | LiuWestResult
 
 
@@ -117,7 +121,7 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
     return Source(
         draws.choices, "from the guide", model, args, stats, {"deterministic": draws.deterministic},
         Content(sites=draws.sites), no_weight=draws.no_weight,
-        attrs={"objective": fit.label, "chains": "one run, so that R-hat says nothing of its fit"},
+        attrs={"objective": fit.label, "chains": _ONE_RUN},
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from .._arguments import outcome
 from .._forward import check_given, forward_program, in_scan
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
-from ..fitting._predictive import map_keys
+from ..fitting.prediction import map_keys
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ._arviz_source import PARTICLES, is_mcmc
 

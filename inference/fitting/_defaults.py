@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from numpyro.infer import init_to_median
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
@@ -26,6 +27,15 @@ MULTIVARIATE_UP_TO = 30  # coordinates: of more, the guide is mean field
 ARRAY_RATE, MODULE_RATE = 0.02, 0.001  # of Adam
 RATES = f"Adam, {ARRAY_RATE} for arrays, {MODULE_RATE} for the weights of modules"
 _NUM_DRAWS = 200  # for k-hat
+TRIAL = 1000  # steps: nobody takes a shorter run under a guide of their own for a posterior
+MOST_JUDGED = (
+    100  # coordinates: of more, the weights of all but exact guides have k-hat above the threshold
+)
+_BOUNDS = ("elbo", "iwelbo")
+_GUIDE_REMEDY = (
+    "Another guide (models.flows.AutoSpline, an AutoMultivariateNormal), inference.tempered_smc or NumPyro's NUTS may do better; "
+    "k_hat='skip' leaves this check out."
+)
 
 
 class Chosen(NamedTuple):
@@ -138,15 +148,40 @@ def warn_if_unsettled(fit: Any) -> None:
         )
 
 
+def is_judged(fit: Any, *, is_chosen: bool, has_minibatches: bool) -> bool:
+    """Whether draws of the guide are compared with the posterior after the run; see `fit(k_hat=)`."""
+    objective = fit.objective
+    if fit.num_seeds is not None or fit.interrupted or fit.args is None:
+        return False
+    if is_chosen:
+        return True
+    if getattr(objective, "name", "") not in _BOUNDS or objective.site_weights is not None:
+        return False
+    if has_minibatches or fit.steps < TRIAL:
+        return False
+    draw = lambda *args: fit.guide.simulate(jax.random.key(0), *args).shared_choices
+    return 0 < sum(math.prod(x.shape) for x in outcome(draw, fit.args).values()) <= MOST_JUDGED
+
+
 def warn_of_bad_weights(fit: Any, key: Any) -> None:
     """Warn where importance weights say that the guide is no stand-in for the posterior."""
     draws = fit.posterior(key, _NUM_DRAWS, batch_size=20)
-    worth = importance_diagnostics(draws.log_weights)
+    if (verdict := verdict_on(draws.log_weights)) is not None:
+        warnings.warn(verdict, stacklevel=3)
+
+
+def verdict_on(log_weights: np.ndarray) -> str | None:
+    """What is wrong with a guide whose draws have these weights; None if nothing is known to be."""
+    num, remedy = len(log_weights), _GUIDE_REMEDY
+    if num_broken := int((~(log_weights < np.inf)).sum()):
+        return f"fit: the log-weights of {num_broken} of {num} draws of the guide are no numbers. {remedy}"
+    if (log_weights == -np.inf).all():
+        return f"fit: none of {num} draws of the guide has any weight under the model. {remedy}"
+    worth = importance_diagnostics(log_weights)
     # The tail of weights that are all but equal may have any shape.
-    if worth.k_hat > worth.k_threshold and worth.ess < 0.9 * _NUM_DRAWS:
-        warnings.warn(
-            f"fit: k-hat is {worth.k_hat:.2f}, above {worth.k_threshold:.2f}, and {worth.ess:.0f} of {_NUM_DRAWS} draws count: "
-            "draws of this guide are no stand-in for the posterior, not even when weighted. A guide of your own, "
-            "inference.tempered_smc or NumPyro's NUTS may do better.",
-            stacklevel=3,
-        )
+    if not (worth.k_hat > worth.k_threshold and worth.ess < 0.9 * num):
+        return None
+    return (
+        f"fit: k-hat is {worth.k_hat:.2f}, above {worth.k_threshold:.2f}, and {worth.ess:.0f} of {num} draws count: "
+        f"draws of this guide are no stand-in for the posterior, not even when weighted. {remedy}"
+    )

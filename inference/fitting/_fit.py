@@ -25,6 +25,7 @@ from ._defaults import (
     RATES,
     choose_objective,
     default_optimizer,
+    is_judged,
     report,
     warn_if_unsettled,
     warn_of_bad_weights,
@@ -54,6 +55,7 @@ def fit(
     num_seeds: int | None = None,
     average: float | Literal["polyak", "stationary"] | None = None,
     on_nonfinite: Literal["raise", "skip"] = "raise",
+    k_hat: Literal["warn", "skip"] = "warn",
     callbacks: Sequence[Callable[[FitInfo], Any]] = (),
     callback_every: int = 100,
     checkpoint: str | os.PathLike | None = None,
@@ -76,7 +78,7 @@ def fit(
     Args:
         objective: what to fit, e.g. `inference.elbo(model, guide)`. Or a model alone: then `elbo` with a Normal guide,
             multivariate for at most 30 coordinates, else mean field; discrete sites are summed out, missing cells come from the
-            model. After the run a k-hat above its threshold is warned of.
+            model.
         optimizer: default Adam, 0.02 for arrays and 0.001 for the weights of modules, along a cosine over `num_steps`. An optax
             transformation; or a dict from fnmatch patterns on parameter names to a transformation or "frozen".
             Each parameter must match exactly one pattern. A transformation such as clipping by global norm then acts within
@@ -106,6 +108,10 @@ def fit(
         on_nonfinite: what to do when the value, a trained parameter's gradient or its new value is not finite. "raise": stop
             and name what broke; "skip": leave parameters, optimiser and state as they were, and count. After 100 skipped steps
             in a row (of every seed) "skip" raises too.
+        k_hat: whether weighted draws of the guide are compared with the posterior after the run: "warn" if k-hat is above its
+            threshold, or "skip". Compared are runs of a model alone; and under a guide of your own single runs of `elbo` and
+            `iwelbo` on all data at once, of at least 1,000 steps and at most 100 latent coordinates (of more, all but exact
+            guides fail jointly: judge rows one by one). It compiles the draws, which takes seconds.
         callbacks: called with a `FitInfo` every `callback_every` steps and after the last; returning True or "stop" ends the
             run. One with methods `get_state(params)`, a tree of arrays, and `set_state(state)` is resumed from a checkpoint.
         callback_every: steps between calls of the callbacks.
@@ -151,7 +157,14 @@ def fit(
     args = as_arguments(args) if isinstance(args, Mapping) else args
     args = plain_arrays(args) if isinstance(args, tuple) else args
     _check_values(
-        num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, prefetch
+        num_steps,
+        num_seeds,
+        average,
+        on_nonfinite,
+        k_hat,
+        callback_every,
+        checkpoint_every,
+        prefetch,
     )
     if num_steps == 0 and params is None:
         raise ValueError(
@@ -247,7 +260,9 @@ def fit(
     )
     result = Training(config, plan, keys, carry, step, values, make_fit).finish()
     warn_if_unsettled(result)
-    if is_model and num_seeds is None and not result.interrupted:
+    if k_hat == "warn" and is_judged(
+        result, is_chosen=is_model, has_minibatches=subsample is not None
+    ):
         warn_of_bad_weights(result, key)
     return result
 
@@ -299,7 +314,7 @@ def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
 
 
 def _check_values(
-    num_steps, num_seeds, average, on_nonfinite, callback_every, checkpoint_every, prefetch
+    num_steps, num_seeds, average, on_nonfinite, k_hat, callback_every, checkpoint_every, prefetch
 ):
     problems = []
     counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
@@ -317,6 +332,8 @@ def _check_values(
         problems.append(f"'average' is {average}, but a decay lies strictly between 0 and 1")
     if on_nonfinite not in ("raise", "skip"):
         problems.append(f"'on_nonfinite' must be 'raise' or 'skip'; got {on_nonfinite!r}")
+    if k_hat not in ("warn", "skip"):
+        problems.append(f"'k_hat' must be 'warn' or 'skip'; got {k_hat!r}")
     if problems:
         raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
 

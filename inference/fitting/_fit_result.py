@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from ...ppl._show import shown
 from ...ppl.language import as_arguments, check_proposed_cells, joined, misses, parted
 from ...ppl.traces import check_match, strong
 from .._arguments import plain_arrays
-from ._predictive import map_keys, predictive
+from .prediction import map_keys, predict_batches, predictive
 from .stationarity import Averaging
 from .storage import export_fit, load_fit, save_fit
 
@@ -329,6 +329,45 @@ class Fit:
         args = self._args_or_stored(joined(new_args, new_kwargs) or None, "predict")
         draw, arguments = predictive(model, guide, args, self.args, keep)
         return map_keys(lambda *a: draw(*a)[1], key, num_samples, batch_size, arguments)
+
+    def predict_batches(
+        self,
+        key: jax.Array,
+        batches: Iterable[tuple | Mapping[str, Any]],
+        *,
+        num_samples: int,
+        keep: str | Sequence[str] | None = None,
+        batch_size: int = 100,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Draw from the posterior predictive of rows that come in batches, more of them than memory holds.
+
+        All batches have the same S draws of what the rows share, so that sample s of all batches together is one draw of all
+        rows; what belongs to rows (their latent sites, their noise) is drawn with each batch.
+
+        Args:
+            key: PRNG key.
+            batches: iterable of arguments of model and guide, a tuple or a dict for each batch. They are read one by one, the
+                first at once; batches of one shape are compiled once.
+            num_samples: number of draws S.
+            keep: as for `predict`. None: sites that the guide draws without reading the rows are shared; those that it draws
+                from rows must lie in a plate of theirs.
+            batch_size: draws held on the device at once.
+
+        Returns:
+            An iterator over dicts as `predict` returns them, one for each batch.
+
+        Raises:
+            TypeError: a batch is neither a tuple nor a dict.
+            ValueError: there is no batch; a site that all rows share would be drawn anew with each batch; what `predict` refuses,
+                of the first batch; a later batch has another structure than the first.
+
+        Validity: given the shared draws the rows of different batches must be independent in the model.
+        """
+        model, guide = (
+            self._need("model", "predict_batches"),
+            self._need("guide", "predict_batches"),
+        )
+        return predict_batches(model, guide, self.args, key, batches, num_samples, keep, batch_size)
 
     def export(
         self,

@@ -19,12 +19,14 @@ from ._path_gradients import (
     generalized_doubly_reparameterized,
     sticking_the_landing,
 )
+from ._recreated import recreated
 from ._row_weights import particle_weights
 
 Array = jax.Array
 Kl = Literal["sampled", "analytic"]
 
 
+@recreated
 def elbo(
     model: Any,
     guide: Any,
@@ -106,6 +108,7 @@ def _analytic(kl: Any, gradient: str) -> list[str]:
     return analytic
 
 
+@recreated
 def iwelbo(
     model: Any,
     guide: Any,

@@ -14,6 +14,7 @@ from ...ppl._checks import check_counts
 from ...ppl.densities import log_mean_exp
 from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
+from ._recreated import recreated
 from ._row_weights import particle_weights
 
 Array = jax.Array
@@ -48,6 +49,7 @@ GENERATORS: dict[str, Callable[[Array], Array]] = {
 _SUPPORTS: dict[str, tuple[Inclusion, ...]] = {"reverse_kl": ("inside",), "hellinger": ()}
 
 
+@recreated
 def f_divergence(
     model: Any,
     guide: Any,

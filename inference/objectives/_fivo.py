@@ -37,10 +37,12 @@ from ..particles.resampling import (
     scored,
 )
 from ._objective import Objective, ready
+from ._recreated import recreated
 
 Array = jax.Array
 
 
+@recreated
 def fivo(
     model: Any,
     guide: Any = None,
@@ -136,6 +138,7 @@ def _check_strategies(strategies: Mapping[str, Any]) -> None:
             )
 
 
+@recreated
 def vsmc(model: Any, guide: Any = None, *, num_particles: int, **options: Any) -> Objective:
     """Variational sequential Monte Carlo: `fivo` with resampling at every step (`policy` is not an option).
 

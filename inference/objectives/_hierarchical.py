@@ -9,8 +9,10 @@ from typing import Any
 from ... import ppl
 from ._bounds import elbo, iwelbo
 from ._objective import Objective
+from ._recreated import recreated
 
 
+@recreated
 def hvi(
     model: Any,
     guide: Any,
@@ -47,6 +49,7 @@ def hvi(
     return _named(bound, "hvi")
 
 
+@recreated
 def iwhvi(
     model: Any,
     guide: Any,
@@ -82,6 +85,7 @@ def iwhvi(
     return _named(bound, "iwhvi")
 
 
+@recreated
 def diwhvi(
     model: Any,
     guide: Any,

@@ -12,11 +12,13 @@ from ...ppl._checks import check_counts
 from ...ppl.traces import check_match
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
+from ._recreated import recreated
 from ._row_weights import joint_weight
 
 Array = jax.Array
 
 
+@recreated
 def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = None) -> Objective:
     """Half the variance of the log-weight: 1/2 Var_{z ~ r}[log p(x, z) - log q_phi(z)] (nats squared, minimised).
 

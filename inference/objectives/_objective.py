@@ -19,6 +19,7 @@ from ...ppl.language import apply, joined, set_up
 from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
 from .._abstract_objective import AbstractObjective, Direction
+from ._recreated import Recipe, recreate, recreated
 
 Array = jax.Array
 Weighing = Literal["scaled", "functional", "refused"]
@@ -46,6 +47,7 @@ class Objective(AbstractObjective):
         weighing: what weights make of the objective: "scaled" (one weight c for all sites gives c times the objective),
             "functional" (another number, estimated without bias), or "refused".
         gradient: "full", the derivative of the value at its draws; or the name of one that only has the same mean.
+        recipe: the call that made it, by which it goes into a pickle: model and guide must be functions of a module then.
 
     Raises:
         ValueError: the direction is unknown, or `num_replicates` no integer of at least 1.
@@ -65,6 +67,7 @@ class Objective(AbstractObjective):
     site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None
     weighing: Weighing = "functional"
     gradient: str = "full"
+    recipe: Recipe | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_counts(self.name, num_replicates=self.num_replicates)
@@ -78,6 +81,13 @@ class Objective(AbstractObjective):
                 "densities of model and guide. Use elbo, iwelbo(gradient='full') or another objective that is a function of "
                 "log-weights."
             )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.recipe is None or not self.recipe.is_global:
+            return super().__reduce_ex__(protocol)
+        # What may have been changed since; the rest is what the call makes of its arguments.
+        kept = ("model", "guide", "num_replicates", "full_sizes", "site_weights")
+        return recreate, (self.recipe, {name: getattr(self, name) for name in kept})
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -439,6 +449,7 @@ def objective(
     if fn is None:
         return functools.partial(objective, direction=direction, weighing=weighing)
 
+    @recreated
     @functools.wraps(fn)
     def make(
         model: Any,

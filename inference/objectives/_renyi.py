@@ -14,11 +14,13 @@ from ...ppl._checks import check_counts
 from ...ppl.densities import log_mean_exp
 from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
+from ._recreated import recreated
 from ._row_weights import particle_weights
 
 Array = jax.Array
 
 
+@recreated
 def renyi(
     model: Any,
     guide: Any,
@@ -74,6 +76,7 @@ def renyi(
     )
 
 
+@recreated
 def cubo(
     model: Any,
     guide: Any,
@@ -122,6 +125,7 @@ def cubo(
     )
 
 
+@recreated
 def chi(
     model: Any,
     guide: Any,

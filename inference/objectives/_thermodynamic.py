@@ -13,11 +13,13 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
+from ._recreated import recreated
 from ._row_weights import particle_weights
 
 Array = jax.Array
 
 
+@recreated
 def tvo(
     model: Any,
     guide: Any,

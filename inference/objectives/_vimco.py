@@ -13,12 +13,14 @@ from ...ppl._checks import check_counts
 from ...ppl.traces import strategies_met
 from ._detached import refuse_estimated
 from ._objective import Objective, objective
+from ._recreated import recreated
 from ._row_weights import row_weights, weight_of
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
 
 
+@recreated
 def vimco(
     model: Any,
     guide: Any,

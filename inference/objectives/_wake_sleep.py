@@ -31,12 +31,14 @@ from ...ppl.language import score_at
 from ...ppl.traces import Inclusion, check_is_law, check_match, with_penalties
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
+from ._recreated import recreated
 from ._row_weights import log_density_of, plate_of, weight_of
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
 
 
+@recreated
 def wake_phi(
     model: Any,
     guide: Any,
@@ -75,6 +77,7 @@ def wake_phi(
     return wake_phi(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
 
 
+@recreated
 def forward_kl(
     model: Any,
     guide: Any,
@@ -111,6 +114,7 @@ def forward_kl(
     return forward_kl(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
 
 
+@recreated
 def wake_theta(
     model: Any, guide: Any, *, num_particles: int, per: str = "joint", num_replicates: int = 1
 ) -> Objective:
@@ -144,6 +148,7 @@ def wake_theta(
     return wake_theta(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
 
 
+@recreated
 def rws(
     model: Any,
     guide: Any,
@@ -215,6 +220,7 @@ def rws(
     return rws(model, guide, strategies=CONSTANT)
 
 
+@recreated
 def sleep(
     model: Any,
     guide: Any,

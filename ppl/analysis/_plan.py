@@ -23,6 +23,7 @@ class SitePlan:
         site: address.
         distribution: class name.
         shape: shape of the site's elements, outermost axis first.
+        event_shape: shape of one element's draw.
         strategy: name of the strategy.
         why: how it was chosen.
         evaluations: evaluations of what lies downstream, in words.
@@ -32,6 +33,7 @@ class SitePlan:
     site: str
     distribution: str
     shape: tuple[int, ...]
+    event_shape: tuple[int, ...]
     strategy: str
     why: str
     evaluations: str
@@ -76,10 +78,13 @@ class Plan:
         }
 
     def _tables(self) -> list[list[tuple[str, ...]]]:
-        rows = [("site", "distribution", "shape", "strategy", "evaluations downstream", "why")]
+        has_events = any(p.event_shape for p in self.sites)
+        event = lambda text: (text,) if has_events else ()
+        head = "site", "distribution", "shape", *event("event")
+        rows = [(*head, "strategy", "evaluations downstream", "why")]
         for p in self.sites:
-            row = p.site, p.distribution, str(p.shape), _strategy(p), p.evaluations, p.why
-            rows.append(row)
+            row = p.site, p.distribution, str(p.shape), *event(str(p.event_shape))
+            rows.append((*row, _strategy(p), p.evaluations, p.why))
         return [rows]
 
     def __str__(self) -> str:
@@ -131,6 +136,7 @@ def plan_of(program: Analysed) -> Plan:
                 site.address,
                 site.distribution,
                 site.sizes,
+                site.event_shape,
                 strategy.name,
                 site.why,
                 cost,

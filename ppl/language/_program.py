@@ -34,6 +34,7 @@ from ..traces import (
 from ._autoguides import check_set_up, set_up
 from ._choices import arrays, check_used, predictions
 from ._keywords import joined, parted
+from ._named import by_name, of_name
 
 Array = jax.Array
 
@@ -77,6 +78,14 @@ class Program:
                 f"{self!r}: {err}. Model and guide are called with the same arguments, those of fit(args=) or those after "
                 "the key; data that are to be drawn have a default, as in def model(x, y=None)."
             ) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: x for name, x in vars(self).items() if name != "__wrapped__"}
+        return state | {"fn": by_name(self.fn)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"fn": of_name(state["fn"])})
+        self.__wrapped__ = self.fn
 
     def bind(self, params: Mapping[str, Any]) -> Program:
         """The program with unconstrained parameters fixed to `params` (others in the dict are ignored)."""

@@ -240,36 +240,44 @@ def param(
     return numpyro.param(name, init, constraint=constraint, **options)
 
 
-def module(name: str, equinox_module: Any) -> Any:
-    """Declare the floating-point arrays of an equinox module as the parameter `name`; returns the module to call.
+def module(name: str, module: Any) -> Any:
+    """Declare the floating-point arrays of a network as the parameter `name`; returns the network to call.
 
     Args:
         name: name of the parameter (a pytree).
-        equinox_module: any `equinox.Module`, already initialised, or another pytree of arrays.
+        module: any `equinox.Module`, already initialised, or another pytree of arrays; or an `nnx.Module` of Flax, of which
+            `nnx.Param` are learned, as a nested dict. What comes back of the latter is a copy that lives as long as the run:
+            state that a call changes (batch statistics) ends with the run, and the keys of its streams of random numbers
+            (`nnx.Dropout`) come from the run as those of `ppl.rng_key`.
 
     Raises:
         TypeError: it is a class, or neither a module nor a pytree with floating-point arrays, so that nothing could be learned;
-            it belongs to Flax or Haiku, whose modules `numpyro.contrib.module` declares.
+            it belongs to Flax's linen or to Haiku; `numpyro.contrib.module` declares modules of linen.
     """
     import equinox as eqx
 
-    arrays, static = eqx.partition(equinox_module, eqx.is_inexact_array)
-    is_module = isinstance(
-        equinox_module, eqx.Module
-    )  # one without arrays is a fixed network in place of another
-    _check_module(name, equinox_module, arrays, is_module)
+    is_nnx = not isinstance(module, type) and any(
+        c.__module__.startswith("flax.nnx") for c in type(module).__mro__
+    )
+    arrays, static = (module, None) if is_nnx else eqx.partition(module, eqx.is_inexact_array)
+    # One without arrays is a fixed network in place of another.
+    _check_module(name, module, arrays, is_nnx or isinstance(module, eqx.Module))
     if not handler_stack():
-        return equinox_module
+        return module
+    if is_nnx:
+        from ._nnx import declare
+
+        return declare(name, module)
     return eqx.combine(numpyro.param(name, lambda _: arrays), static)
 
 
 def _check_module(name: str, module: Any, arrays: Any, is_module: bool) -> None:
     kind = module if isinstance(module, type) else type(module)
-    packages = {c.__module__.partition(".")[0] for c in kind.__mro__}
-    if packages & {"flax", "haiku"}:
+    packages = {c.__module__.partition(".")[0] for c in kind.__mro__} & {"flax", "haiku"}
+    if packages and not is_module and kind is not module:
         raise TypeError(
-            f"Module '{name}' is a {kind.__name__} of {min(packages & {'flax', 'haiku'})}, and ppl.module declares the arrays of "
-            "equinox modules. Declare it by flax_module or nnx_module of numpyro.contrib.module, which our runs take."
+            f"Module '{name}' is a {kind.__name__} of {min(packages)}, and ppl.module declares the arrays of equinox's modules "
+            "and of Flax's nnx. Declare one of linen by flax_module of numpyro.contrib.module, which our runs take."
         )
     if not is_module and not jax.tree.leaves(arrays):
         got = f"the class {kind.__name__}" if kind is module else f"a {kind.__name__}"

@@ -62,6 +62,7 @@ class StrategySite:
         is_one_hot: its last axis holds one 1, and 0 else.
         is_on_sphere: its last axis has norm 1.
         regions: control flow around the site, outermost first.
+        event_shape: shape of one element's draw.
     """
 
     index: int
@@ -84,6 +85,7 @@ class StrategySite:
     is_on_sphere: bool = False
     is_one_hot: bool = False
     regions: tuple[Region, ...] = ()
+    event_shape: tuple[int, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -203,7 +205,7 @@ class Engine(Recorder):
             1 if strategy.is_weighted else None if values is None else values.shape[0],
             None if values is None else np.reshape(values, (values.shape[0], *base.event_shape)), fixed,
             support.is_unbounded, support.unknown, Reparam().refuse(base) is None, support.bounds,
-            **_kind_of_values(base, support, strategy),
+            **_kind_of_values(base, support, strategy), event_shape=jnp.shape(value)[len(shape):],
         )  # fmt: skip
         drawn = Draw(base, shape, value, log_prob, key, noise)
         self.frame.numbers[address] = {

@@ -1,12 +1,15 @@
 """Rows of NumPyro's contributed modules; each module of `numpyro.contrib` has one."""
 
+import importlib.util
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.contrib.funsor as contrib_funsor
 import numpyro.distributions as dist
-from _numpyro_rows import KEY, Row
+import pytest
+from _numpyro_rows import KEY, Row, assert_same_density
 from numpyro.contrib import module as nets
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.contrib.einstein import RBFKernel, SteinVI
@@ -94,8 +97,50 @@ def random_net():
     numpyro.sample("x", dist.Normal(net(jnp.ones(1)), 1.0).to_event(1), obs=jnp.ones(2))
 
 
+def check_flax(plain, with_prior, with_state):
+    """A net of parameters and one of sites have NumPyro's density, and one with batch statistics is refused."""
+    if importlib.util.find_spec("flax") is None:
+        for declare in (nets.flax_module, nets.nnx_module):
+            with pytest.raises(ImportError, match="(?s)needs a package that is missing.*flax"):
+                ppl.as_program(lambda declare=declare: declare("net", None)).simulate(KEY)
+        return
+    assert_same_density(with_net(plain), {"z": jnp.asarray(0.4)})
+    prior = dist.Normal(0.0, 1.0)
+    sites = {"net/kernel": jnp.ones((1, 2)), "net/bias": jnp.ones(2)}
+    observed = lambda net: numpyro.sample(
+        "x", dist.Normal(net(jnp.ones(1)), 1.0).to_event(1), obs=jnp.ones(2)
+    )
+    assert_same_density(lambda: observed(with_prior("net", prior)), sites)
+    with pytest.raises(TypeError, match="numpyro.mutable keeps state inside a program"):
+        ppl.as_program(lambda: with_state("net")).simulate(KEY)
+
+
+def check_linen():
+    linen = lambda kind: __import__("flax.linen").linen.__dict__[kind]
+    module = lambda name, *prior: (nets.random_flax_module if prior else nets.flax_module)(
+        name, linen("Dense")(2), *prior, input_shape=(1,)
+    )
+    norm = lambda name: nets.flax_module(
+        name,
+        linen("BatchNorm")(use_running_average=False),
+        input_shape=(1,),
+        mutable=["batch_stats"],
+    )
+    check_flax(lambda name, _=None: module(name), module, norm)
+
+
+def check_nnx():
+    nnx = lambda: __import__("flax.nnx").nnx
+    linear = lambda: nnx().Linear(1, 2, rngs=nnx().Rngs(0))
+    check_flax(
+        lambda name, _=None: nets.nnx_module(name, linear()),
+        lambda name, prior: nets.random_nnx_module(name, linear(), prior),
+        lambda name: nets.nnx_module(name, nnx().BatchNorm(1, rngs=nnx().Rngs(0))),
+    )
+
+
 class Dense:
-    """Stands for a module of Flax, which ours do not need."""
+    """Stands for a module of linen."""
 
     __module__ = "flax.linen.linear"
 
@@ -220,22 +265,20 @@ ROWS = [
     Row(
         "`module.flax_module`, `random_flax_module`",
         "with Flax's linen; batch statistics (`mutable=`) are state and refused",
-        lambda: nets.flax_module("net", None, input_shape=(1,)),
-        refused="needs a package that is missing or does not fit jax.*flax",
+        check=check_linen,
         verdict="with Flax",
     ),
     Row(
         "`module.nnx_module`, `random_nnx_module`",
-        "needs a Flax that fits JAX; none does JAX 0.12",
-        lambda: nets.nnx_module("net", None),
-        refused="needs a package that is missing or does not fit jax.*flax",
+        "batch statistics and dropout are state and refused; `ppl.module` takes such modules",
+        check=check_nnx,
         verdict="with Flax",
     ),
     Row(
-        "`ppl.module` of a Flax or Haiku module",
-        "`flax_module`, `nnx_module`",
+        "`ppl.module` of a module of Flax's linen, or of Haiku",
+        "`flax_module`; `ppl.module` takes modules of equinox and of Flax's nnx",
         with_net(lambda name, _: ppl.module(name, Dense())),
-        refused="Module 'net' is a Dense of flax.*flax_module or nnx_module",
+        refused="Module 'net' is a Dense of flax.*flax_module",
     ),
     Row(
         "`funsor.config_enumerate`", "a mark; here `ppl.eliminate`, or strategy `enum`", marked, XS

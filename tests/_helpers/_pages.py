@@ -10,6 +10,7 @@ A page is one namespace. Its python fences run in order; between them, in commen
     <!-- raises -->                 the next fence ends in an exception; its text is printed
     <!-- raises full -->            ... which only happens where the page runs in full; else its last statement is left out
     <!-- budget: 90 -->             seconds of processor time at smoke size, in place of 60
+    <!-- needs: flax -->            a package without which the page is not run
 
 What a page shows was seen by its test: `_outputs/PAGE/NAME.txt`, included after a fence, is what that fence prints, and
 `_outputs/PAGE/NAME.png` is a file that the page writes. `LAPILLI_WRITE_DOCS=1` writes them, once all checks have passed.
@@ -21,6 +22,7 @@ import ast
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import os
 import re
@@ -43,6 +45,7 @@ BLOCK = re.compile(
     re.M | re.S,
 )
 SMOKE = re.compile(r"^<!-- smoke: (.+?) -> (.+?) -->$", re.M)
+NEEDS = re.compile(r"^<!-- needs: (\w+) -->$", re.M)
 BUDGETED = re.compile(r"^<!-- budget: (\d+) -->$", re.M)
 PICTURE = re.compile(r"_outputs/(\S+?\.png)")
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -73,6 +76,12 @@ class Page:
     def budget(self) -> float:
         found = BUDGETED.search(self.text)
         return float(found[1]) if found else BUDGET
+
+    @property
+    def lacks(self) -> str | None:
+        """A package that it needs and that is not here."""
+        found = NEEDS.search(self.text)
+        return found[1] if found and importlib.util.find_spec(found[1]) is None else None
 
     @property
     def has_smoke_size(self) -> bool:

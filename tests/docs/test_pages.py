@@ -10,6 +10,8 @@ by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def run_in(folder, monkeypatch, page, is_full):
     import matplotlib.pyplot as plt
 
+    if page.lacks:
+        pytest.skip(f"needs {page.lacks}")
     monkeypatch.chdir(folder)
     try:
         run = page.run(is_full)

@@ -235,6 +235,19 @@ def test_a_plan_prints_its_strategies_and_shows_its_table_in_notebooks():
     assert "elbo" in repr(BOUND.plan(fitted().params, jnp.ones(3)))
 
 
+def test_a_plan_tells_the_shape_of_events_where_there_are_any():
+    def program():
+        ppl.sample("z", dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(1))
+        ppl.sample("k", dist.Bernoulli(0.5).expand([4]).to_event(1), strategy="enum")
+        ppl.sample("p", dist.Dirichlet(jnp.ones(3)))
+
+    plan = ppl.expectation(lambda _: ppl.draw(program).log_density).plan(0.5)
+    shapes = {site: (plan[site].shape, plan[site].event_shape) for site in ("z", "k", "p")}
+    assert shapes == {"z": ((2,), (3,)), "k": ((4,), ()), "p": ((), (3,))}
+    head, row = (str(plan).splitlines()[i].split() for i in (0, 2))
+    assert head[2:5] == ["shape", "event", "strategy"] and row[2:5] == ["(2,)", "(3,)", "reparam"]
+
+
 def test_diffusion_models_and_particles_print_shapes():
     noising = diffusion.VP(0.1, 8.0)
     model = diffusion.gaussian_mixture(noising, [0.4, 0.6], [[-1.0, 0.2], [0.2, 0.5]], 0.3)

@@ -82,7 +82,10 @@ class Averaging:
         if not self.is_averaged:
             return "nothing: the value had not settled, these are the last iterates"
         span = lambda x: f"{np.min(x):,}" if np.ptp(x) == 0 else f"{np.min(x):,} to {np.max(x):,}"
-        text = f"{span(self.count)} iterates from step {span(self.start)} on, R-hat {np.max(self.r_hat):.2f}"
+        text = f"{span(self.count)} iterates from step {span(self.start)} on"
+        if np.isnan(self.r_hat).any():
+            return f"{text}: too few to tell whether they have mixed, take more steps"
+        text += f", R-hat {np.max(self.r_hat):.2f}"
         return text if np.max(self.r_hat) <= R_HAT else f"{text}: above {R_HAT}, take more steps"
 
     def noise_text(self) -> str | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ....ppl.language import parted
 from ..._arguments import Arguments, shapes_of
-from .._predictive import predictive
+from ..prediction import predictive
 from ._archive import write_bytes
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..engine import SMCResult
+from ..parameters import SMC2Result
+from ..population import FORMS, family_variance, law_of, log_apart
 from ..resampling import lineages
+from ..samplers import TemperedResult
 
 
 def evidence_variance(
-    result: SMCResult, *, form: Literal["unbiased", "upper"] = "unbiased", lag: int | None = None
+    result: SMCResult | TemperedResult | SMC2Result,
+    *,
+    form: Literal["unbiased", "upper"] = "unbiased",
+    lag: int | None = None,
 ) -> Float[Array, ""]:
     """Variance of log_evidence (nats squared), from the genealogy of one run.
 
@@ -29,21 +35,26 @@ def evidence_variance(
     of the model. Where all particles are related, v is infinite: use a (shorter) lag.
 
     Args:
-        result: of `smc` with `history` "full" or "ancestors".
+        result: of `smc`, `tempered_smc` (`keep="last"`) or `smc2`, whose particles are those of parameters. Each result has the
+            root as `log_evidence_std_error`, where there is one, and prints it.
         form: "unbiased" needs multinomial offspring counts, "upper" non-positively correlated ones.
-        lag: L, number of weighings; None for the whole genealogy. Only with form "unbiased".
+        lag: L, number of weighings; None for the whole genealogy. Only of `smc` with `history` "full" or "ancestors", and with
+            form "unbiased".
 
     Returns:
         v, scalar; its root is a standard error in nats. It may be negative, and is NaN for a run whose particles were lost.
 
     Raises:
-        ValueError: no genealogy; a scheme for which the form says nothing; a run with `retained` choices; one particle.
+        ValueError: no genealogy for a lag; chains that are kept whole; a scheme for which the form says nothing; a run with
+            `retained` choices; one particle.
 
     Validity: E[exp(2 log_evidence - v)] = Z^2, so that 1 - exp(-v) times the squared estimate is unbiased for the variance of
     exp(log_evidence), under "multinomial" and "rejection", for every policy that looks at weights only. With "upper" that
     expectation is at most Z^2, under these two and "stratified", "residual", "ssp", "killing" and "birth_death", since the
     families of such a scheme are not positively correlated. "systematic" is refused: one run does not show its variance; use
-    `replicate`. v is the variance of log_evidence itself to first order in 1/K, with a lag up to the model's memory.
+    `replicate`. Where nothing was resampled every scheme will do. v is the variance of log_evidence itself to first order in
+    1/K, with a lag up to the model's memory.
+    Runs that adapt (temperatures, kernels, moves of parameters) have the variance of those that do not, to first order in 1/K.
 
     Example:
         >>> from lapilli import inference
@@ -54,15 +65,16 @@ def evidence_variance(
         True
 
     Reference: Chan and Lai 2013, arXiv:1312.5114; Lee and Whiteley 2018, arXiv:1509.00394, section 3; Olsson and
-    Douc 2019, arXiv:1701.01001 (lag), here applied to each step's term of the evidence.
+    Douc 2019, arXiv:1701.01001 (lag), here applied to each step's term of the evidence; Beskos, Jasra, Kantas and Thiery 2016,
+    arXiv:1306.6462 (adaptation).
     """
-    ancestors = _checked(result, form, lag)
-    if lag is None:
-        apart = _log_apart(ancestors[0][lineages(ancestors)[0]], result.log_weights)
+    _check(result, form, lag)
+    if lag is not None and isinstance(result, SMCResult):
+        num_draws = 1 + result.is_resampled.sum()
+        apart = _lagged(_genealogy(result), result, lag)
+        value = num_draws * math.log1p(-1 / len(result.log_weights)) - apart
     else:
-        apart = _lagged(ancestors, result, lag)
-    num_draws = 1 + (result.is_resampled.sum() if form == "unbiased" else 0)
-    value = num_draws * math.log1p(-1 / ancestors.shape[1]) - apart
+        value = family_variance(result, form)
     return jnp.where(result.failed_at >= 0, jnp.nan, value)
 
 
@@ -98,20 +110,11 @@ def _lagged(ancestors: Array, result: SMCResult, lag: int) -> Array:
         window = jax.lax.dynamic_slice_in_dim(parents, t, lag)  # parents at t, ..., s + lag
         child = lineages(window)[0]
         weights = log_weights[t - 1 + lag]
-        after = _log_apart(child, weights)
-        change = _log_apart(window[0][child], weights) - after
+        after = log_apart(child, weights)
+        change = log_apart(window[0][child], weights) - after
         return jnp.where(after > -jnp.inf, change, -jnp.inf)
 
-    return jax.lax.map(term, jnp.arange(steps)).sum() + _log_apart(identity[0], result.log_weights)
-
-
-def _log_apart(families: Array, log_weights: Array) -> Array:
-    """log(1 - sum_e W_e^2), the log-weight of the pairs of particles of different families, given by a number each."""
-    masses = jnp.zeros_like(log_weights).at[families].add(jnp.exp(log_weights))
-    # With m the mass outside the largest family: 1 - (1 - m)^2 - ..., which loses no digits as m vanishes.
-    others = masses.at[masses.argmax()].set(0.0)
-    m = others.sum()
-    return jnp.log(m * (2 - m) - jnp.vdot(others, others))
+    return jax.lax.map(term, jnp.arange(steps)).sum() + log_apart(identity[0], result.log_weights)
 
 
 def _genealogy(result: SMCResult) -> Array:
@@ -122,15 +125,14 @@ def _genealogy(result: SMCResult) -> Array:
     return result.ancestors
 
 
-FORMS = {"unbiased": ("multinomial",), "upper": ("multinomial", "negative")}
 SCHEMES = {
     "unbiased": "'multinomial' or 'rejection'",
     "upper": "'multinomial', 'rejection', 'stratified', 'residual', 'ssp', 'killing' or 'birth_death'",
 }
 
 
-def _checked(result: SMCResult, form: str, lag: int | None) -> Array:
-    """The genealogy, if the form is sound for it."""
+def _check(result: Any, form: str, lag: int | None) -> None:
+    """Refuse a form that is not sound for the run."""
     if form not in FORMS:
         raise ValueError(f"evidence_variance: form must be 'unbiased' or 'upper', got {form!r}.")
     if lag is not None and (not isinstance(lag, int) or lag < 1):
@@ -139,16 +141,23 @@ def _checked(result: SMCResult, form: str, lag: int | None) -> Array:
         raise ValueError(
             "evidence_variance: a lag shortens families, so form='upper' would be no bound. Use form='unbiased' or no lag."
         )
-    ancestors = _genealogy(result)
-    if ancestors.shape[-1] < 2:
+    if lag is not None and not isinstance(result, SMCResult):
+        raise ValueError(
+            f"evidence_variance: a {type(result).__name__} keeps no genealogy to shorten. Leave out lag=."
+        )
+    if result.log_apart is None:
+        raise ValueError(
+            "evidence_variance: of chains that are kept whole (keep='all' or 'persistent') families say nothing. Use "
+            "keep='last', or estimate the variance by replicate."
+        )
+    if result.log_weights.shape[-1] < 2:
         raise ValueError("evidence_variance: one particle shows no variance; use at least two.")
     if result.offspring == "conditional":
         raise ValueError(
             "evidence_variance: the evidence of a run with retained choices is not unbiased. Run smc without `retained`."
         )
-    if result.offspring not in FORMS[form]:
+    if law_of(result) not in FORMS[form]:
         raise ValueError(
             f"evidence_variance: form={form!r} says nothing about this run, whose scheme has {result.offspring} offspring "
-            f"counts. Run smc with resampling={SCHEMES[form]}, or estimate the variance by replicate."
+            f"counts. Run it with resampling={SCHEMES[form]}, or estimate the variance by replicate."
         )
-    return ancestors

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
-from ..population import worst_shape
+from ..population import facts_with_error, family_error, worst_shape
 from ..resampling import equally_weighted
 
 Array = jax.Array
+_REMEDY = "resampling='ssp', or particles.replicate"
 
 
 @shown
@@ -42,6 +43,7 @@ class SMCResult:
             particles.
         num_ancestors: how many of the first particles have descendants of positive weight among the last; all of them under
             gradient="ot", which leaves no ancestors.
+        log_apart: log-share of the pairs of last particles that descend from different first ones, nats: see `evidence_variance`.
         offspring: the law of the offspring counts, that of the `Scheme`; "conditional" for a run with `retained`.
     """
 
@@ -57,7 +59,23 @@ class SMCResult:
     failed_at: Array
     k_hat: Array
     num_ancestors: Array
+    log_apart: Array
     offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
+
+    def _facts(self) -> dict[str, Any]:
+        return facts_with_error(self, _REMEDY)
+
+    @property
+    def log_evidence_std_error(self) -> Array | None:
+        """Standard error of `log_evidence`, nats, by `evidence_variance`; None where one run does not show it.
+
+        Under "negative" offspring counts (resampling="ssp", "stratified", ...) about the most that it can be. Infinite where all
+        particles descend from one: `evidence_variance(result, lag=)` may tell more.
+        """
+        return family_error(self)
+
+    def _num_resamplings(self, read: Callable[[Array], Any]) -> Any:
+        return read(self.is_resampled).sum(-1)
 
     def mean(self, fn: Callable[[Any], Any]) -> Any:
         """sum_k W_k fn(particle_k)."""

@@ -24,6 +24,7 @@ from ..resampling import (
     Resampling,
     ResamplingGradient,
     Score,
+    Soft,
     Transport,
     Twist,
     as_gradient,
@@ -116,9 +117,17 @@ def run(
         **fields,
         log_evidence=log_evidence,
         failed_at=failed_at,
-        offspring=scheme.offspring if retained is None else "conditional",
+        offspring=_offspring(scheme, strategy, retained),
     )
     return result, segments
+
+
+def _offspring(scheme: Any, strategy: ResamplingGradient | None, retained: Any) -> str:
+    """What is known of the offspring counts, see `SMCResult`."""
+    if retained is not None:
+        return "conditional"
+    # These two draw other offspring than the scheme does by the weights.
+    return "unknown" if isinstance(strategy, Soft | Transport) else scheme.offspring
 
 
 def run_engine(

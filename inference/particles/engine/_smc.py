@@ -30,7 +30,7 @@ def smc(
     model: FeynmanKac | ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
-    num_particles: int,
+    num_particles: int = 1000,
     proposal: ppl.Program | Callable[..., Any] | str | None = None,
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
@@ -57,7 +57,8 @@ def smc(
         key: PRNG key of either kind.
         args: the program's arguments.
         kwargs: keyword arguments of the program; one with the name of an option here goes by position.
-        num_particles: number of particles K, fixed.
+        num_particles: number of particles K, fixed. At 1,000 errors of averages are about 3 % of the posterior's widths, where
+            weights are even; `log_evidence_std_error` and `ess` tell what K a run needs.
         proposal: program of the same arguments for some or all latent sites; a scan in it is advanced together with the
             model's scan over the same sites. Sites it does not draw come from the prior. "ekf" or "ukf": normal states given
             the step's observations, see `ppl.kalman_proposal`.

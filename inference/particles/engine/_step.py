@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..population import Weights, pareto_shape, reweight, uniform
+from ..population import Weights, log_apart, pareto_shape, reweight, uniform
 from ..programs import Future
 from ..resampling import Differentiation, Drawing, Look, Policy, Resampled, box, resample_ahead
 from ._descent import new_ancestor, turned
@@ -200,6 +200,7 @@ class Settings:
             "log_weights": cloud.log_weights,
             "k_hat": pareto_shape(cloud.log_weights),
             "num_ancestors": num_ancestors,
+            "log_apart": log_apart(cloud.roots, cloud.log_weights),
         }
         return none | record | own | {"is_scored": False, "limited": ()}
 

@@ -15,7 +15,14 @@ from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl.language import arguments
 from ..moves import RandomWalk, acceptance
-from ..population import evidence, reweight, uniform
+from ..population import (
+    evidence,
+    facts_with_error,
+    family_error,
+    log_apart,
+    reweight,
+    uniform,
+)
 from ..resampling import Policy, Scheme, as_scheme, equally_weighted, ess_below, resample
 from ._parameter_filter import ParameterFilter, compiled, make_task
 from ._parameters import Parameters
@@ -39,6 +46,9 @@ class SMC2Result:
         ess: effective number of parameter particles after each weighing.
         is_resampled: whether they were then resampled and moved.
         acceptance: mean acceptance probability of these moves, 0 where there were none.
+        log_apart: log-share of the pairs of parameter particles that descend from different draws of the prior, at the last
+            weighing, nats: see `evidence_variance`.
+        offspring: the law of the offspring counts, that of the `Scheme`.
         failed_at: number of the first weighing after which no parameter had positive weight, or one was NaN; -1 if there is none.
     """
 
@@ -51,6 +61,21 @@ class SMC2Result:
     is_resampled: Array
     acceptance: Array
     failed_at: Array
+    log_apart: Array
+    offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
+
+    def _facts(self) -> dict[str, Any]:
+        return facts_with_error(self, "resampling='ssp', or particles.replicate")
+
+    @property
+    def log_evidence_std_error(self) -> Array | None:
+        """Standard error of `log_evidence`, nats, by `evidence_variance`; None where one run does not show it."""
+        return family_error(self)
+
+    def _num_resamplings(self, read: Callable[[Array], Any]) -> Any:
+        return read(self.is_resampled)[..., :-1].sum(
+            -1
+        )  # one after the last weighing does not count
 
     @property
     def particles(self) -> dict[str, Array]:
@@ -186,25 +211,29 @@ class _Run:
         scale = jnp.asarray(RandomWalk().init_scale(self.space.dimension))
 
         def step(carry: Any, t: Array) -> tuple[Any, dict[str, Array]]:
-            cloud, log_weights, scale = carry
+            cloud, log_weights, scale, eves = carry
             weights = reweight(log_weights, cloud.increments[:, t])
+            apart = log_apart(eves, weights.log_weights)
             is_low = ess_below(self.target_ess)(t, weights.log_weights)
-            cloud, log_weights, scale, rate = jax.lax.cond(
-                is_low, self.rejuvenate, lambda *same: (*same[1:4], jnp.zeros(())),
-                jax.random.fold_in(loop_key, t), cloud, weights.log_weights, scale, t,
+            cloud, log_weights, scale, eves, rate = jax.lax.cond(
+                is_low, self.rejuvenate, lambda *same: (*same[1:5], jnp.zeros(())),
+                jax.random.fold_in(loop_key, t), cloud, weights.log_weights, scale, eves, t,
             )  # fmt: skip
             record = {"increments": weights.increment, "ess": weights.ess, "is_resampled": is_low}
-            return (cloud, log_weights, scale), record | {"acceptance": rate}
+            return (cloud, log_weights, scale, eves), record | {"acceptance": rate, "apart": apart}
 
         steps = jnp.arange(cloud.increments.shape[1])
-        (cloud, log_weights, _), record = jax.lax.scan(
-            step, (cloud, uniform(self.size), scale), steps
+        eves = jnp.arange(self.size, dtype=jnp.int32)
+        (cloud, log_weights, *_), record = jax.lax.scan(
+            step, (cloud, uniform(self.size), scale, eves), steps
         )
+        apart = record.pop("apart")[-1]
         log_evidence, failed_at = evidence(record["increments"])
         values = jax.vmap(self.space.values)(cloud.points)
         return SMC2Result(
-            values, cloud.states, log_weights, log_evidence, failed_at=failed_at, **record
-        )
+            values, cloud.states, log_weights, log_evidence, failed_at=failed_at, log_apart=apart,
+            offspring=self.scheme.offspring, **record,
+        )  # fmt: skip
 
     def cloud(self, key: Array, points: Array) -> _Cloud:
         """A filter for every point."""
@@ -220,13 +249,14 @@ class _Run:
         return jax.lax.map(one, inputs, batch_size=self.batch_size)
 
     def rejuvenate(
-        self, key: Array, cloud: _Cloud, log_weights: Array, scale: Array, t: Array
-    ) -> tuple[_Cloud, Array, Array, Array]:
+        self, key: Array, cloud: _Cloud, log_weights: Array, scale: Array, eves: Array, t: Array
+    ) -> tuple[_Cloud, Array, Array, Array, Array]:
         """Resample the parameters and move them by particle marginal Metropolis-Hastings on the data up to t."""
         resample_key, move_key = jax.random.split(key)
-        chosen = resample(resample_key, cloud, log_weights, self.scheme.ancestors, True)
+        chosen = resample(resample_key, (cloud, eves), log_weights, self.scheme.ancestors, True)
+        cloud, eves = chosen.particles
         kernel = RandomWalk()
-        spread = kernel.spread(chosen.particles.points)
+        spread = kernel.spread(cloud.points)
 
         def move(cloud: _Cloud, key: Array) -> tuple[_Cloud, Array]:
             noise_key, filter_key, accept_key = jax.random.split(key, 3)
@@ -237,13 +267,12 @@ class _Run:
             choose = lambda a, b: jnp.where(is_accepted.reshape(-1, *[1] * (a.ndim - 1)), a, b)
             return jax.tree.map(choose, new, cloud), rates.mean()
 
-        cloud, rates = jax.lax.scan(
-            move, chosen.particles, jax.random.split(move_key, self.num_moves)
-        )
+        cloud, rates = jax.lax.scan(move, cloud, jax.random.split(move_key, self.num_moves))
         # Noisy likelihoods reject at every scale: it must not vanish.
         widest = kernel.init_scale(self.space.dimension)
         scale = scale * jnp.exp(rates.mean() - kernel.target_accept)
-        return cloud, chosen.log_weights, jnp.clip(scale, widest / 10, widest), rates.mean()
+        scale = jnp.clip(scale, widest / 10, widest)
+        return cloud, chosen.log_weights, scale, eves, rates.mean()
 
 
 def _log_target(cloud: _Cloud, t: Array) -> Array:

@@ -8,6 +8,14 @@ refused where it is taken.
 """
 
 from ._batches import Batch as Batch, in_batches as in_batches, is_key as is_key
+from ._families import (
+    FORMS as FORMS,
+    facts_with_error as facts_with_error,
+    family_error as family_error,
+    family_variance as family_variance,
+    law_of as law_of,
+    log_apart as log_apart,
+)
 from ._guard import drawn as drawn, floats as floats, underived as underived, unused as unused
 from ._tail import pareto_shape as pareto_shape, worst_shape as worst_shape
 from ._weights import (

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
+from ..population import facts_with_error, family_error
 from ..resampling import equally_weighted
 
 Array = jax.Array
@@ -34,6 +35,9 @@ class TemperedResult:
         num_steps: number of temperatures used.
         tuning: scale and spread of the kernel at each temperature.
         failed_at: number of the first temperature at which no particle had positive weight, or one was NaN; -1 if there is none.
+        log_apart: log-share of the pairs of particles that descend from different draws of the prior, at the last weighing, nats;
+            None with `keep` "all" or "persistent". See `evidence_variance`.
+        offspring: the law of the offspring counts, that of the `Scheme`.
         evidence: "unbiased" if exp(log_evidence) is, else "consistent" in the number of particles.
     """
 
@@ -47,7 +51,28 @@ class TemperedResult:
     num_steps: Array
     tuning: Any
     failed_at: Array
+    log_apart: Array | None = None
+    offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
     evidence: str = dataclasses.field(default="consistent", metadata={"static": True})
+
+    def _facts(self) -> dict[str, Any]:
+        return facts_with_error(self, self._remedy)
+
+    @property
+    def log_evidence_std_error(self) -> Array | None:
+        """Standard error of `log_evidence`, nats, by `evidence_variance`; None where one run does not show it."""
+        return family_error(self)
+
+    @property
+    def _remedy(self) -> str:
+        return (
+            "particles.replicate"
+            if self.log_apart is None
+            else "resampling='ssp', or particles.replicate"
+        )
+
+    def _num_resamplings(self, read: Callable[[Array], Any]) -> Any:
+        return read(self.num_steps) - 1  # that of the last temperature comes after its weighing
 
     def mean(self, fn: Callable[[Any], Any]) -> Any:
         """sum_k W_k fn(particle_k)."""

@@ -15,7 +15,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl.language import arguments, told_of_nan
 from ..moves import HMC, Gibbs, Kernel, Standing
-from ..population import evidence, reweight, uniform, voided
+from ..population import evidence, log_apart, reweight, uniform, voided
 from ..programs import map_particles
 from ..resampling import Scheme, as_scheme, resample
 from ._discrete import as_discrete
@@ -31,7 +31,7 @@ def tempered_smc(
     model: ppl.Program | Callable[..., Any],
     key: Any,
     *args: Any,
-    num_particles: int,
+    num_particles: int = 1000,
     kernel: Kernel | None = None,
     num_moves: int = 5,
     target_ess: float = 0.5,
@@ -56,7 +56,7 @@ def tempered_smc(
         key: PRNG key of either kind.
         args: the model's arguments.
         kwargs: keyword arguments of the program; one with the name of an option here goes by position.
-        num_particles: K.
+        num_particles: K. At 1,000 errors of averages are about 3 % of the posterior's widths.
         kernel: `HMC()` by default; `RandomWalk()`, `MALA()`, or one of BlackJAX's, NUTS among them (`BlackJAX`); `Gibbs()`
             where all latent sites are discrete.
         num_moves: moves at each temperature.
@@ -115,8 +115,14 @@ def tempered_smc(
         result = trimmed(TemperedResult(**run_persistent(run, key)), num_particles)
     else:
         result = run(key)
-        is_unbiased = frozen is not None and as_scheme(resampling).is_unbiased
-        result = dataclasses.replace(result, evidence="unbiased" if is_unbiased else "consistent")
+        scheme = as_scheme(resampling)
+        is_unbiased = frozen is not None and scheme.is_unbiased
+        result = dataclasses.replace(
+            result,
+            evidence="unbiased" if is_unbiased else "consistent",
+            offspring=scheme.offspring,
+            log_apart=result.log_apart if keep == "last" else None,
+        )
     is_short = result.temperatures[-1] < 1
     if is_concrete(is_short) and bool(is_short):
         raise RuntimeError(
@@ -153,10 +159,11 @@ class _Run:
         spread = jnp.zeros((size, *jax.eval_shape(self.kernel.spread, points).shape))
         buffers = {
             "temperatures": jnp.ones(size), "increments": jnp.zeros(size), "ess": jnp.full(size, float(count)),
-            "acceptance": jnp.ones(size), "scale": jnp.zeros(size), "spread": spread,
+            "acceptance": jnp.ones(size), "scale": jnp.zeros(size), "spread": spread, "log_apart": jnp.zeros(size),
         }  # fmt: skip
         scale = jnp.asarray(self.kernel.init_scale(self.target.dimension), float)
-        start = (jnp.int32(0), jnp.zeros(()), points, likelihoods, scale, buffers)
+        eves = jnp.arange(count, dtype=jnp.int32)
+        start = (jnp.int32(0), jnp.zeros(()), points, likelihoods, eves, scale, buffers)
 
         def go_on(state: Any) -> Array:
             return (state[1] < 1) & (state[0] < size)
@@ -164,7 +171,7 @@ class _Run:
         def step(state: Any) -> Any:
             return self._step(jax.random.fold_in(loop_key, state[0]), *state)
 
-        n, beta, points, _, _, record = jax.lax.while_loop(go_on, step, start)
+        n, beta, points, _, _, _, record = jax.lax.while_loop(go_on, step, start)
         record["temperatures"] = jnp.where(jnp.arange(size) < n, record["temperatures"], beta)
         log_evidence, failed_at = evidence(record["increments"])
         return TemperedResult(
@@ -178,6 +185,7 @@ class _Run:
             num_steps=n,
             tuning={"scale": record["scale"], "spread": record["spread"]},
             failed_at=failed_at,
+            log_apart=record["log_apart"][n - 1],
         )
 
     def start(self, key: Array) -> tuple[Array, Array]:
@@ -199,6 +207,7 @@ class _Run:
         beta: Array,
         points: Array,
         likelihoods: Array,
+        eves: Array,
         scale: Array,
         record: dict[str, Array],
     ) -> Any:
@@ -208,16 +217,19 @@ class _Run:
         weights = reweight(uniform(self.num_particles), ratios)
         chains = self.num_particles // (self.num_moves + 1 if self.keep == "all" else 1)
         scheme = lambda key, log_weights: self.scheme(key, log_weights, chains)
-        chosen = resample(resample_key, points, weights.log_weights, scheme, True)
-        scale, spread = self.tuned(n, chosen.particles, scale)
-        points, rate = self.moved(move_key, chosen.particles, new_beta, scale, spread)
+        chosen = resample(resample_key, (points, eves), weights.log_weights, scheme, True)
+        apart = log_apart(eves, weights.log_weights)
+        points, eves = chosen.particles
+        scale, spread = self.tuned(n, points, scale)
+        points, rate = self.moved(move_key, points, new_beta, scale, spread)
+        eves = jnp.resize(eves, (self.num_particles,))  # of chains kept whole nobody asks
         new = {
             "temperatures": new_beta, "increments": weights.increment, "ess": weights.ess,
-            "acceptance": rate, "scale": scale, "spread": spread,
+            "acceptance": rate, "scale": scale, "spread": spread, "log_apart": apart,
         }  # fmt: skip
         record = {name: buffer.at[n].set(new[name]) for name, buffer in record.items()}
         scale = scale * jnp.exp(rate - self.kernel.target_accept)
-        return n + 1, new_beta, points, self.likelihoods(points), scale, record
+        return n + 1, new_beta, points, self.likelihoods(points), eves, scale, record
 
     def tuned(self, n: Array, points: Array, scale: Array) -> tuple[Array, Array]:
         """Scale and spread of the kernel at temperature n, for points that have been resampled."""

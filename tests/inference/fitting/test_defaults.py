@@ -1,5 +1,7 @@
 """A model and data are enough: what fit chooses, when it stops, what it warns of."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from _fit_fakes import Objective
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting import settling
+from lapilli.inference.fitting._defaults import verdict_on
 from lapilli.inference.fitting.stationarity import is_done
 
 KEY = jax.random.key(0)
@@ -111,6 +114,65 @@ def test_a_bad_guide_is_warned_of():
 
     with pytest.warns(UserWarning, match="k-hat is .*no stand-in"):
         inference.fit(funnel, args=(0.0,), num_steps=100, progress=False)
+
+
+def pair(x):
+    """Two means of which the data know the sum much better than the difference."""
+    z = ppl.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    ppl.sample("x", dist.Normal(z.sum(), 0.1), obs=x)
+
+
+def exact(x):
+    """Its posterior is Normal, and so is the guide."""
+    root = ppl.param("root", jnp.eye(2), constraint=dist.constraints.lower_cholesky)
+    ppl.sample("z", dist.MultivariateNormal(ppl.param("loc", jnp.zeros(2)), scale_tril=root))
+
+
+def mean_field(x):
+    scale = ppl.param("scale", jnp.ones(2), constraint=dist.constraints.positive)
+    ppl.sample("z", dist.Normal(ppl.param("loc", jnp.zeros(2)), scale).to_event(1))
+
+
+@pytest.mark.slow  # 100 fits, vectorised
+@pytest.mark.parametrize(("guide", "alarms"), [(exact, range(1)), (mean_field, range(60, 101))])
+def test_100_fits_with_an_exact_guide_raise_no_alarm_and_most_with_a_bad_one_do(guide, alarms):
+    """The weights of the bad one have k about 0.8, near enough to the threshold for 200 draws to miss it now and then."""
+    rate = optax.adam(optax.cosine_decay_schedule(0.05, 1000))
+    x = jnp.asarray(0.5)
+    objective = inference.elbo(pair, guide, num_replicates=8)
+    fit = inference.fit(objective, rate, (x,), num_steps=1000, num_seeds=100, progress=False)
+
+    def log_weight(params, key):
+        trace = objective.guide.bind(params).simulate(key, x)
+        return objective.model.log_density(trace.choices, x) - trace.log_density
+
+    keys = jax.random.split(jax.random.key(1), (100, 200))
+    weights = jax.jit(jax.vmap(jax.vmap(log_weight, (None, 0))))(fit.params, keys)
+    assert sum(verdict_on(w) is not None for w in np.asarray(weights)) in alarms
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "is_told"),
+    [
+        (1000, {}, True),
+        (999, {}, False),
+        (1000, {"k_hat": "skip"}, False),
+        (1000, {"num_seeds": 2}, False),
+    ],
+)
+def test_a_bad_guide_of_ones_own_is_warned_of(steps, options, is_told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        objective = inference.elbo(pair, mean_field)
+        settings = {"num_steps": steps, "progress": False, **options}
+        inference.fit(objective, optax.adam(0.02), (jnp.asarray(0.5),), **settings)
+    told = [str(w.message) for w in caught if "k-hat is" in str(w.message)]
+    assert len(told) == is_told and all("k_hat='skip' leaves this check out" in t for t in told)
+
+
+def test_weights_that_are_no_numbers_and_weights_of_zero_are_told():
+    assert "of 1 of 3 draws of the guide are no numbers" in verdict_on(np.array([0.0, np.nan, 1.0]))
+    assert "none of 2 draws" in verdict_on(np.full(2, -np.inf))
 
 
 def test_what_has_no_default_is_refused_with_the_remedy():

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference.fitting.stationarity import noise_shares
+from lapilli.inference.fitting.stationarity import Averaging, noise_shares
 
 KEY = jax.random.key(0)
 CURVATURE, SIGMA, RATE = np.array([1.0, 0.2]), 1.0, 0.1
@@ -167,3 +167,11 @@ def test_a_fit_tells_the_noise_of_its_iterates():
         assert ("widths are biased, lower the rate: 'mu' by" in repr(fit)) == (rate == 0.3)
     widths = {r: float(jnp.exp(f.params["scale"])) * precision**0.5 for r, f in fits.items()}
     assert abs(widths[0.01] - 1) < 0.03 and widths[0.3] < 0.93
+
+
+def test_too_few_iterates_for_r_hat_are_told_in_words():
+    few = Averaging(start=5, count=12, spread={}, error={}, r_hat=np.nan)
+    assert (
+        str(few)
+        == "12 iterates from step 5 on: too few to tell whether they have mixed, take more steps"
+    )

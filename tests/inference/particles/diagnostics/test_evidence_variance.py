@@ -233,7 +233,10 @@ def result(key, **options):
 
 
 ERRORS = {
-    "no genealogy": (lambda k: inference.particles.evidence_variance(result(k, history="none")), "kept no genealogy"),
+    "no genealogy": (lambda k: inference.particles.evidence_variance(result(k, history="none"), lag=2), "kept no genealogy"),
+    "soft offspring": (
+        lambda k: inference.particles.evidence_variance(result(k, gradient=resampling.Soft(0.5))), "unknown offspring",
+    ),
     "no genealogy to count": (lambda k: inference.particles.unique_ancestors(result(k, history="none")), "kept no genealogy"),
     "systematic": (
         lambda k: inference.particles.evidence_variance(result(k, resampling="systematic")), "unknown offspring.*'multinomial'",

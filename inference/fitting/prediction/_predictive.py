@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ...ppl._checks import check_counts, is_integer
-from ...ppl._compat import is_concrete, typed_key
-from .._arguments import Arguments, outcome
-from .._depends import depends
-from .._forward import check_given, forward_program
+from ....ppl._checks import is_integer
+from ....ppl._compat import is_concrete
+from ..._arguments import Arguments, outcome
+from ..._depends import depends
+from ..._forward import check_given, forward_program
 
 _REMEDY = (
     "Say which sites of the fit are kept, as in keep={kept}: the guide then runs at the fit's own arguments, and the model draws "
@@ -47,16 +47,16 @@ def predictive(
     """
     if keep is None:
         if are_examples or args is not fit_args:
-            _check_rows(model, guide, args, fit_args)
+            check_rows(model, guide, args, fit_args)
         at, patterns = args, ["*"]
     else:
         patterns = [keep] if isinstance(keep, str) else list(keep)
         at = args if fit_args is None else fit_args
-        _check_kept(guide, patterns, at, is_stored=fit_args is not None)
+        check_kept(guide, patterns, at, is_stored=fit_args is not None)
     if fit_args is not None and args is not fit_args and not are_examples:
         _check_past(model, args, fit_args)
 
-    kept_of = lambda choices: {n: x for n, x in choices.items() if _matches(n, patterns)}
+    kept_of = lambda choices: {n: x for n, x in choices.items() if matches(n, patterns)}
     model = forward_program("Fit.predict", model, kept_of(_choices(guide, at)), args)
     check_given(
         "Fit.predict", model, _choices(guide, at), args,
@@ -71,18 +71,18 @@ def predictive(
     return draw, (args, at)
 
 
-def _check_rows(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> None:
+def check_rows(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> None:
     """Refuse a guide whose draws for the rows of these arguments do not depend on them."""
-    sites = _sites(model, args)
+    sites = sites_of(model, args)
     try:
-        from_args = _reads_arguments(guide, args)
+        from_args = reads_arguments(guide, args)
     except Exception as err:
         kept = _global_sites(model, guide, fit_args)
         raise ValueError(
             f"Fit.predict: the guide cannot be run at the new arguments ({type(err).__name__}: {err}). "
             + _REMEDY.format(kept=kept)
         ) from err
-    num_rows = _leading(args)
+    num_rows = leading(args)
     for name, reads in from_args.items():
         info = sites.get(name)
         if reads or info is None:
@@ -113,7 +113,7 @@ def _check_rows(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> 
 
 def _check_past(model: Any, args: tuple, fit_args: tuple) -> None:
     """Refuse a longer series that is not that of the fit, or of which nothing tells where the fit's ends."""
-    was, now = _steps(_sites(model, fit_args)), _steps(_sites(model, args))
+    was, now = _steps(sites_of(model, fit_args)), _steps(sites_of(model, args))
     longer = {name: was[name][0] for name in now if name in was and was[name][0] < now[name][0]}
     if not longer:
         return
@@ -161,16 +161,16 @@ def _laws_reading(model: Any, guide: Any, args: tuple) -> set[str]:
     return {name for name in choices if reads.get(name)}
 
 
-def _check_kept(guide: Any, patterns: Sequence[str], args: tuple, *, is_stored: bool) -> None:
+def check_kept(guide: Any, patterns: Sequence[str], args: tuple, *, is_stored: bool) -> None:
     """Refuse patterns without a site, and sites that would need the arguments of the fit."""
-    from_args = _reads_arguments(guide, args)
-    unmatched = [p for p in patterns if not any(_matches(name, [p]) for name in from_args)]
+    from_args = reads_arguments(guide, args)
+    unmatched = [p for p in patterns if not any(matches(name, [p]) for name in from_args)]
     if unmatched:
         raise ValueError(
             f"Fit.predict: argument 'keep' has {unmatched}, which match no site that the guide draws; these are "
             f"{list(from_args)}."
         )
-    reading = [name for name, reads in from_args.items() if reads and _matches(name, patterns)]
+    reading = [name for name, reads in from_args.items() if reads and matches(name, patterns)]
     if reading and not is_stored:
         raise ValueError(
             f"Fit.predict: the guide draws {reading} from the arguments of the fit, which came from an iterable and were not "
@@ -182,9 +182,9 @@ def _global_sites(model: Any, guide: Any, fit_args: tuple | None) -> list[str]:
     """What a message proposes to keep: the guide's sites without an axis of rows."""
     if fit_args is None:
         return ["..."]
-    num_rows = _leading(fit_args)
-    sites = _sites(model, fit_args)
-    names = [n for n in _reads_arguments(guide, fit_args) if n in sites]
+    num_rows = leading(fit_args)
+    sites = sites_of(model, fit_args)
+    names = [n for n in reads_arguments(guide, fit_args) if n in sites]
     return [n for n in names if not num_rows & set(sites[n].batch_shape)]
 
 
@@ -192,17 +192,17 @@ def _choices(guide: Any, args: tuple) -> dict[str, Any]:
     return outcome(lambda *args: guide.simulate(jax.random.key(0), *args).shared_choices, args)
 
 
-def _leading(args: tuple) -> set[int]:
+def leading(args: tuple) -> set[int]:
     """Numbers of rows that the arguments tell: lengths of their arrays' leading axes, and integers."""
     numbers = {x for x in jax.tree.leaves(args) if is_integer(x)}
     return {int(x) for x in numbers} | {x.shape[0] for x in Arguments(args).arrays(args) if x.ndim}
 
 
-def _sites(program: Any, args: tuple) -> Mapping[str, Any]:
+def sites_of(program: Any, args: tuple) -> Mapping[str, Any]:
     return outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
 
 
-def _reads_arguments(guide: Any, args: tuple) -> dict[str, bool]:
+def reads_arguments(guide: Any, args: tuple) -> dict[str, bool]:
     """Site of the guide -> whether its draws may depend on the values of the arguments, not only on their shapes."""
     split = Arguments(args)
     arrays = split.arrays(args)
@@ -212,37 +212,5 @@ def _reads_arguments(guide: Any, args: tuple) -> dict[str, bool]:
     return jax.tree.unflatten(jax.tree.structure(shapes), reads)
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, p) for p in patterns)
-
-
-def map_keys(
-    draw: Callable, key: Any, num_samples: int, batch_size: int, args: tuple, each: Any = None
-) -> Any:
-    """`draw(key_s, *args)` for s < num_samples, `batch_size` at a time; results on the host.
-
-    With `each`, a tree of arrays [num_samples, ...], it is `draw(key_s, each_s, *args)`.
-    """
-    check_counts("draws", num_samples=num_samples, batch_size=batch_size)
-    batch_size = min(batch_size, num_samples)
-    split = Arguments(args)
-    arrays = split.arrays(args)
-    one = lambda k, own, arrays: draw(k, *own, *split.join(arrays))
-    run = jax.jit(jax.vmap(one, (0, 0, None)))
-    keys, own = jax.random.split(typed_key(key), num_samples), () if each is None else (each,)
-    parts = []
-    for start in range(0, num_samples, batch_size):
-        # The last part overlaps the one before, so that every part has one shape and compiles once.
-        start = min(start, num_samples - batch_size)
-        cut = slice(start, start + batch_size)
-        own_part = jax.tree.map(lambda x, cut=cut: x[cut], own)
-        part = jax.tree.map(np.asarray, run(keys[cut], own_part, arrays))
-        parts.append((start, part))
-    return jax.tree.map(lambda *leaves: _join(num_samples, parts, leaves), *(p for _, p in parts))
-
-
-def _join(num_samples: int, parts: list, leaves: tuple) -> np.ndarray:
-    out = np.empty((num_samples, *leaves[0].shape[1:]), leaves[0].dtype)
-    for (start, _), leaf in zip(parts, leaves, strict=True):
-        out[start : start + len(leaf)] = leaf
-    return out

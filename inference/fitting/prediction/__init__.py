@@ -1,0 +1,7 @@
+"""Draws from a fitted guide, and what the model predicts from them: of rows at hand, and of more rows than memory holds."""
+
+from ._batches import predict_batches as predict_batches
+from ._map_keys import MappedKeys as MappedKeys, map_keys as map_keys
+from ._predictive import predictive as predictive
+
+__all__: list[str] = []

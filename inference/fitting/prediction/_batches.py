@@ -1,0 +1,118 @@
+"""Predictions of rows that come in batches: global draws are made once, what belongs to rows is drawn with each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from ....ppl._compat import typed_key
+from ....ppl.language import as_arguments
+from ..._arguments import outcome, plain_arrays
+from ..._forward import check_given, forward_program
+from ._map_keys import MappedKeys, map_keys
+from ._predictive import check_kept, check_rows, leading, matches, reads_arguments, sites_of
+
+METHOD = "Fit.predict_batches"
+
+
+def predict_batches(
+    model: Any,
+    guide: Any,
+    fit_args: tuple | None,
+    key: Any,
+    batches: Iterable[Any],
+    num_samples: int,
+    keep: Any,
+    batch_size: int,
+) -> Iterator[dict[str, Any]]:
+    """What `Fit.predict_batches` does, model and guide with their parameters bound."""
+    rest = (_as_args(batch) for batch in batches)
+    first = next(rest, None)
+    if first is None:
+        raise ValueError(f"{METHOD}: there are no batches. Pass an iterable of arguments.")
+    if keep is None:
+        at, patterns = first, _kept_of_all(model, guide, first, fit_args)
+    else:
+        patterns = [keep] if isinstance(keep, str) else list(keep)
+        at = first if fit_args is None else fit_args
+        check_kept(guide, patterns, at, is_stored=fit_args is not None)
+    is_kept = lambda name: matches(name, patterns)
+    key, rows_key = jax.random.split(typed_key(key))
+
+    def globals_of(key: Any, *args: Any) -> dict[str, Any]:
+        choices = guide.simulate(key, *args).choices
+        return {name: x for name, x in choices.items() if is_kept(name)}
+
+    kept = map_keys(globals_of, key, num_samples, batch_size, at)
+    reads_rows = keep is None and any(reads_arguments(guide, first).values())
+    shared = _shared(guide, at)
+    one = jax.eval_shape(lambda kept: jax.tree.map(lambda x: x[0], kept), kept)
+
+    def given(key: Any, kept: Mapping[str, Any], args: tuple) -> dict[str, Any]:
+        """The guide's values of a batch: the kept ones, and those of its rows."""
+        if not reads_rows:
+            return {name: x for name, x in kept.items() if name in shared}
+        return guide.generate(key, kept, *args)[0].shared_choices
+
+    choices = outcome(lambda kept, *args: given(jax.random.key(0), kept, args), (one, *first))
+    _check_rest(model, choices, first)
+    program = forward_program(METHOD, model, choices, first)
+    check_given(METHOD, program, choices, first, "ppl.intervene(fit.model, {site: values})")
+
+    def draw(key: Any, kept: Any, *args: Any) -> dict[str, Any]:
+        guide_key, model_key = jax.random.split(key)
+        return program.predict(model_key, given(guide_key, kept, args), *args)
+
+    mapped = MappedKeys(draw, first)
+
+    def predictions() -> Iterator[dict[str, Any]]:
+        args, number = first, 0
+        while args is not None:
+            # Rows of different batches have noise of their own.
+            yield mapped(jax.random.fold_in(rows_key, number), num_samples, batch_size, args, kept)
+            args, number = next(rest, None), number + 1
+
+    return predictions()
+
+
+def _as_args(batch: Any) -> tuple:
+    if not isinstance(batch, tuple | Mapping):
+        raise TypeError(
+            f"{METHOD}: a batch must hold the program's arguments, a tuple such as (x,) or a dict such as {{'x': x}}; got "
+            f"{type(batch).__name__}."
+        )
+    return plain_arrays(as_arguments(batch))
+
+
+def _kept_of_all(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> list[str]:
+    """Names of the guide's sites that are the same for all batches; the others belong to rows, which is checked."""
+    check_rows(model, guide, args, fit_args)
+    reads, sites, num_rows = reads_arguments(guide, args), sites_of(model, args), leading(args)
+    for name, is_read in reads.items():
+        info = sites.get(name)
+        if is_read and not (info and num_rows & set(info.batch_shape)):
+            raise ValueError(
+                f"{METHOD}: the guide draws '{name}' from the rows at hand, and it is no site of single rows: each batch would "
+                "have other draws of what all rows share. Name the sites whose draws at the fit's own arguments are kept, "
+                f"keep=['{name}'], or predict all rows at once."
+            )
+    kept = outcome(lambda *args: guide.simulate(jax.random.key(0), *args).choices, args)
+    return [name for name in kept if not reads.get(name, False)]
+
+
+def _check_rest(model: Any, choices: Mapping[str, Any], args: tuple) -> None:
+    """Refuse to draw from the model, with each batch anew, what all rows share."""
+    num_rows = leading(args)
+    for name, info in sites_of(model, args).items():
+        if info.kind == "latent" and name not in choices and not num_rows & set(info.batch_shape):
+            raise ValueError(
+                f"{METHOD}: site '{name}' is shared by all rows, and no draw of the guide is kept for it: the model would draw "
+                "it anew with each batch. Add it to keep, or predict all rows at once."
+            )
+
+
+def _shared(guide: Any, args: tuple) -> set[str]:
+    draw = lambda *args: guide.simulate(jax.random.key(0), *args).shared_choices
+    return set(outcome(draw, args))

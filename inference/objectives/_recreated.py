@@ -1,0 +1,42 @@
+"""Objectives in pickles: by the call that made them, since what they compute is a function inside of another."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Recipe(NamedTuple):
+    """A call of a function that can be found by its names."""
+
+    module: str
+    name: str
+    args: tuple
+    kwargs: Mapping[str, Any]
+
+    @property
+    def is_global(self) -> bool:
+        """Whether the function stands in a module, and not inside of another function."""
+        return "<locals>" not in self.name
+
+
+def recreated[F: Callable[..., Any]](factory: F) -> F:
+    """Decorator of a function that makes an objective: the objective remembers the call."""
+
+    @functools.wraps(factory)
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        recipe = Recipe(factory.__module__, factory.__qualname__, args, kwargs)
+        return dataclasses.replace(factory(*args, **kwargs), recipe=recipe)
+
+    return remembered  # pyright: ignore[reportReturnType]
+
+
+def recreate(recipe: Recipe, fields: Mapping[str, Any]) -> Any:
+    """The objective that a call makes, with other fields."""
+    made: Any = importlib.import_module(recipe.module)
+    for name in recipe.name.split("."):
+        made = getattr(made, name)
+    return dataclasses.replace(made(*recipe.args, **recipe.kwargs), **fields)

@@ -1,0 +1,23 @@
+"""Normalising flows as the laws of guides, conditional on data or not.
+
+All names, by task:
+
+    NeuralSplineFlow    an equinox module whose `law(context)` is a distribution on R^d: splines, for several modes
+    RealNVP             ... with affine couplings, which cost less
+    AutoSpline          a spline flow as the guide of all sites of a model
+    SplineCoupling, AffineCoupling      their layers, NumPyro transforms
+
+A flow stands where a guide's Normal would be, inside a program:
+
+    flow = ppl.module("flow", flows.NeuralSplineFlow(2, key=ppl.rng_key("init")))
+    ppl.sample("z", flow.law())
+
+Draws have a pathwise gradient, densities are exact, and both cost one pass through the networks. NumPyro's `AutoIAFNormal` and
+`AutoBNAFNormal` serve as guides, too; the densities of given values cost `AutoIAFNormal` d passes.
+"""
+
+from ._auto_spline import AutoSpline as AutoSpline
+from ._couplings import AffineCoupling as AffineCoupling, SplineCoupling as SplineCoupling
+from ._flows import NeuralSplineFlow as NeuralSplineFlow, RealNVP as RealNVP
+
+__all__ = ["NeuralSplineFlow", "RealNVP", "AutoSpline", "SplineCoupling", "AffineCoupling"]
