@@ -134,14 +134,15 @@ def test_what_the_readme_counts():
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository whose `library/` changes after the first commit; the commits."""
+    """A repository whose `library/` changes after the first commit, and whose script's words do; the commits."""
     if git("init", "-q", folder=tmp_path) is None:
         pytest.skip("needs git")
     (tmp_path / "library").mkdir()
     commits = []
     for text in ("one", "two"):
         (tmp_path / "library" / "code.py").write_text(text)
-        (tmp_path / "script.py").write_text("same")
+        script = f'''"""{text}"""\n\ndef same():  # {text}\n    """{text}"""\n    return 1\n'''
+        (tmp_path / "script.py").write_text(script)
         git("add", ".", folder=tmp_path)
         git("commit", "-q", "-m", text, folder=tmp_path)
         commits.append(git("rev-parse", "HEAD", folder=tmp_path))
