@@ -18,6 +18,8 @@ import tables
 README = (faces.ROOT / "README.md").read_text()
 RECORDS = dict(figures.records())
 ROW = re.compile(r"^\| (.*?) <!-- (\S+) --> \| (.*?) \| (.*?) ?\| (\S+) \|$", re.M)
+# Records that were typed from an older README. The number may only fall: run the command of one with `--record`.
+TYPED = 43
 NUMBER = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
@@ -36,6 +38,11 @@ def test_records_are_whole(name):
         assert set(record.get("spread", {})) <= set(record["value"])
         claim = record.get("claim", {})
         assert isinstance(claim, str) or claim.keys() <= record["value"].keys()
+
+
+def test_no_new_figure_is_typed():
+    typed = [name for name, record in RECORDS.items() if record["source"] != "command"]
+    assert len(typed) <= TYPED, typed
 
 
 def git(*arguments, folder=faces.ROOT):
