@@ -72,7 +72,8 @@ class Config(NamedTuple):
     num_steps: int = 1_000
     num_seeds: int = 5
     num_compared: int = 1_000  # samples in a transport distance
-    num_ladders: int = 50  # of replica exchange, which has a tenth of the steps as levels; as many draws as particles
+    num_ladders: int = 50  # of replica exchange, with as many draws as particles
+    num_levels: int = 100  # of a ladder, steps of the sampler
 
 
 def cold_mixture() -> tuple[float, np.ndarray, np.ndarray, float]:
@@ -122,8 +123,8 @@ def run_arm(name: str, config: Config, key: jax.Array) -> dict[str, np.ndarray]:
 
 
 def run_exchange(config: Config, key: jax.Array) -> dict[str, np.ndarray]:
-    """The same by replica exchange along a tenth of the steps, with a fitted drift; half of the sweeps are left out."""
-    times = np.linspace(1.0, 0.0, config.num_steps // 10 + 1)
+    """The same by replica exchange along fewer steps, with a fitted drift; half of the sweeps are left out."""
+    times = np.linspace(1.0, 0.0, config.num_levels + 1)
     model = inference.diffusion.fkc(WARM, times, exponents=BETA, zeta=1.0, control=drift(key))
     num_sweeps = config.num_particles // config.num_ladders
 
@@ -305,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("annealing_output"))
     options = parsed(parser, arguments)
-    config = Config(400, 150, 2, 300, 20) if options.smoke else Config()
+    config = Config(400, 150, 2, 300, 20, 60) if options.smoke else Config()
     key = jax.random.key(options.seed)
     table = run(config, key)
     samples = table.pop("samples")
