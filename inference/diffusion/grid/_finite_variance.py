@@ -153,7 +153,7 @@ def warn_of_infinite_variance(
         tell(
             f"{worst_steps.sum()} of {len(w)} steps are too long for their noise, the first of them step {at} with zeta = "
             f"{grid.zeta[at]:.3g}: their weights have infinite variance already for Gaussian data of variance 0.1 or 1, "
-            f"{unseen}. Use {', '.join([*cures, others])}, or more steps."
+            f"{unseen}. Use {', '.join(cures)}, or more steps."
         )
     elif is_far:
         tell(
