@@ -57,7 +57,7 @@ COLUMNS = ("both", "class", "thickness", "Frechet", "pixels", "divergence", "bou
 
 
 class Config(NamedTuple):
-    num_steps: int = 1_200
+    num_steps: int = 900
     num_seeds: int = 3
     num_codes: int = 8
     width: int = 128
