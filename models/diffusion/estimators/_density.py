@@ -172,17 +172,14 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
             ValueError: a class that `fit` did not see.
         """
         check_is_fitted(self, "_leaves")
-        seed = (
-            self._seed
-            if random_state is None
-            else check_random_state(random_state).randint(2**31 - 1)
-        )
-        key, times = (
-            jax.random.fold_in(jax.random.key(seed), 3),
-            NOISING.times(self.num_sampling_steps),
-        )
+        seed = self._seed
+        if random_state is not None:
+            seed = check_random_state(random_state).randint(2**31 - 1)
+        key = jax.random.fold_in(jax.random.key(seed), 3)
         number = None if label is None else self._number(label)
-        drawn = _drawn(self._network(), self._ready(), number, key, times, n_samples)
+        drawn = _drawn(
+            self._network(), self._ready(), number, key, self.num_sampling_steps, n_samples
+        )
         return np.asarray(drawn, float) * self._scale + self._mean
 
     def score_samples(self, X: Any, label: Any = None) -> Float[np.ndarray, " rows"]:
@@ -274,12 +271,12 @@ def _loss(value: Any, args: tuple[np.ndarray, ...], size: int, params: Any, key:
 
 @eqx.filter_jit
 def _drawn(
-    network: Any, params: Any, label: int | None, key: Array, times: Array, count: int
+    network: Any, params: Any, label: int | None, key: Array, num_steps: int, count: int
 ) -> Array:
     model = from_network(
         network, NOISING, (network.first.in_features,), params=params, context=label
     )
-    return heun(model, key, times, num_samples=count)
+    return heun(model, key, NOISING.times(num_steps), num_samples=count)
 
 
 @eqx.filter_jit
