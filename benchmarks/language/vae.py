@@ -132,7 +132,7 @@ def steady(batch: int, repeats: int) -> dict[str, tuple[float, Ratio]]:
     arguments = {n: params if n == "lapilli" else dict(params) for n in NAMES}
     calls = {n: lambda i, n=n: functions[n](arguments[n], jax.random.key(i), x) for n in NAMES}
     times = interleaved(calls, repeats).steady
-    return {n: (1e3 * np.median(t), paired(t, times["hand"])) for n, t in times.items()}
+    return {n: (1e3 * float(np.median(t)), paired(t, times["hand"])) for n, t in times.items()}
 
 
 def check_agreement() -> None:
