@@ -53,6 +53,7 @@ TOPICS = {
     "inference/export": "Predictions and ArviZ",
     "models": "Networks and model families",
     "models/diffusion": "Models: diffusion",
+    "models/flows": "Models: normalising flows",
     "models/gflownet": "Models: GFlowNets",
     "models/imputation": "Models: imputation",
     "models/koopman": "Models: linear laws of series",

@@ -11,9 +11,8 @@ between the ends is best on CIFAR-10, FID 1.92 and 1.91 at D = 128 and 2,048 bes
 the network).
 
 Expected: Kolmogorov-Smirnov distances of |eps|^2 from chi^2 in 64 coordinates of 0.58 / 0.32 / 0.10 / 0.02 at D = 1 / 8 / 64 /
-512. Frechet distances extrapolated to infinite samples, +- 0.4 without errors (real images -0.40), at alpha = 0 / 0.8 / 1.6: D
-= 16 0.08 / 1.8 / 13.6, D = 128 0.00 / 2.0 / 15.6, Normal noise 0.12 / 1.6 / 16.8. At the largest error heavy tails are more
-robust, as the paper says; below it, and without errors, nothing can be told apart. Run time: two minutes on 2 CPU cores.
+512. At the largest error of the network heavy tails are more robust, as the paper says; below it, and without errors, nothing can
+be told apart by Frechet distances. Figures: docs/_data/figures, diffusion/poisson_flow. Run time: two minutes on 2 CPU cores.
 
     python examples/diffusion/poisson_flow.py [--smoke] [--seed 0] [--out poisson_flow_output] [--record]
 """

@@ -10,9 +10,10 @@ Data: four Gaussians in the plane; a verifier that prefers one of them but has a
 Ma et al. 2025, arXiv:2501.09732, section 4 (search over noises, and "verifier hacking"); Singhal et al. 2025, arXiv:2501.06848
 (steering).
 
-Expected, total variation to the tilt (exact draws 0.10): best-of-N is nearest at N = 4 (0.24) and 0.80 away at N = 64, where
-everything sits at the verifier's maxima; zero-order search 0.31 and 0.86, with the largest verifier of all; search over paths
-0.26 at N = 2 and 0.88; steering is 0.13 away from N = 16 on. Run time: two minutes on 2 CPU cores.
+Expected, total variation to the tilt: best-of-N is nearest at few trajectories, and moves away as N grows, until everything sits
+at the verifier's maxima; so does zero-order search, with the largest verifier of all, and search over paths soonest. Steering
+comes nearer with every particle, and is as near as exact draws but for some hundredths. Figures: docs/_data/figures,
+diffusion/search. Run time: two minutes on 2 CPU cores.
 
     python examples/diffusion/search.py [--smoke] [--seed 0] [--out search_output] [--record]
 """

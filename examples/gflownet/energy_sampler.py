@@ -15,10 +15,10 @@ estimate of log Z (true value: 0) is known to be unbiased for Z.
 Source: Lahlou et al. 2023, "A theory of continuous generative flow networks", arXiv:2301.12594; Sendera et al. 2024, "Improved
 off-policy training of diffusion samplers", arXiv:2402.05098, whose claim is that exploration makes samplers better.
 
-Expected: all losses find the nine modes, which lie within reach of Brownian motion. TB on the policy comes closest (W2 0.9, exact
-draws 0.85), then the pathwise KL (1.5) and FL-SubTB (1.0, but the lower ELBO). The paper's claim does not show: wider paths make
-TB slower, since there is nothing left to find. log Z is near 0 by all weights. Figures: docs/_data/figures,
-gflownets/energy_sampler. Run time: 2 minutes on 2 CPU cores.
+Expected: all losses find the nine modes, which lie within reach of Brownian motion. TB on the policy comes closest (W2 as of
+exact draws), then the pathwise KL by its ELBO, FL-SubTB by W2. The paper's claim does not show: wider paths bring TB nothing but
+weights that vary most, since there is nothing left to find. log Z is near 0 by the weights of the others. Figures:
+docs/_data/figures, gflownets/energy_sampler. Run time: 2 minutes on 2 CPU cores.
 
     python examples/gflownet/energy_sampler.py [--smoke] [--seed 0] [--out energy_sampler_output] [--record]
 """

@@ -16,7 +16,14 @@ standard error over images of the mean over seeds. Source: Theis et al. 2016, ar
 samples are largely independent; uniform noise), Kingma et al. 2021, arXiv:2107.00630 (levels in a diffusion bound), Hoogeboom
 et al. 2022, arXiv:2110.02037 (any order). No number for these images is published.
 
-Expected: all of the four families between 0.75 and 0.85 bits per dimension. Run time: five minutes of processor time.
+Expected, two seeds, +- errors over 300 images: independent pixels 1.013 +- 0.012 exactly, VAE at most 0.839 (ELBO) and 0.827
+(IWELBO), two stages at most 0.805, diffusion at most 0.790, any-order model 0.796 exactly given an order, all +- 0.012; paired
+with the latter diffusion is better by 0.006 +- 0.003 or more, two stages have 0.008 +- 0.003 more at most. A plain network of
+the same width loses 2 bits to one that knows of levels: 2.86, and 1.95 with uniform noise, where it need not resolve them.
+Frechet distance, precision, recall: diffusion 1.13, 0.90, 0.91; any order 1.09, 0.85, 0.90; two stages 1.30, 0.94, 0.88; VAE
+5.1, 0.88, 0.78; its means 13.7, 1.00, 0.21; real images 0.16, 0.94, 0.97. So the VAE is last by both, and the other three
+differ by neither beyond noise: that likelihood and quality part is not seen here. Run time: four and a half minutes of
+processor time.
 
     python examples/images/bits_per_dimension.py [--smoke] [--seed 0] [--out bits_per_dimension_output]
 """
@@ -190,24 +197,27 @@ def judge_all(judge: Judge, samples: dict[str, np.ndarray], data: Split) -> dict
     return rows | {"real": {m: f.value for m, f in floors.items() if f is not None}}
 
 
-def draw(nats: dict, samples: dict[str, np.ndarray], data: Split, path: Path) -> None:
-    """Samples of each model, and bits per dimension."""
+def draw(
+    found: dict[str, tuple[float, float]], samples: dict[str, np.ndarray], real: np.ndarray, path: Path
+) -> None:  # fmt: skip
+    """Samples of each model, and bits per dimension with their errors; networks far beyond the others are left out."""
     import matplotlib.pyplot as plt
 
-    shown = samples | {"real": data.held_out}
+    shown = samples | {"real": real}
     figure, (images, axis) = plt.subplots(
-        1, 2, figsize=(12, 3.4), layout="constrained", width_ratios=(2.2, 1)
+        1, 2, figsize=(12, 2.6), layout="constrained", width_ratios=(2.6, 1)
     )
-    images.imshow(np.concatenate([tiles(x[:20]) for x in shown.values()]), cmap="gray_r", vmin=0, vmax=LEVELS - 1)  # fmt: skip
+    picture = np.concatenate([tiles(x[:20]) for x in shown.values()])
+    images.imshow(picture, cmap="gray_r", vmin=0, vmax=LEVELS - 1)
     images.set(xticks=[])
     images.set_yticks(8 + 16 * np.arange(len(shown)), list(shown))
-    for row, (name, side) in enumerate(SIDES.items()):
-        each = bits(nats[name])
-        error = 2 * each.std(ddof=1) / len(each) ** 0.5
-        marker = "o" if side == "exact" else "<"
-        axis.errorbar(each.mean(), row, xerr=error, fmt=marker, color="C0" if side == "exact" else "C1", ms=5)  # fmt: skip
-    axis.set_yticks(range(len(SIDES)), list(SIDES))
-    axis.set(ylim=(len(SIDES) - 0.5, -0.5), xlabel="bits per dimension: exact (dots), at most (arrows)")  # fmt: skip
+    names = [n for n in SIDES if found[n][0] < 1.5 * found["any order"][0]]
+    for row, name in enumerate(names):
+        marker, color = ("o", "C0") if SIDES[name] == "exact" else ("<", "C1")
+        axis.errorbar(found[name][0], row, xerr=2 * found[name][1], fmt=marker, color=color, ms=5)
+    axis.set_yticks(range(len(names)), names)
+    axis.set(ylim=(len(names) - 0.5, -0.5), xlabel="bits per dimension")
+    axis.set_title("dots: exact; arrows: at most; two errors", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -260,7 +270,9 @@ def main() -> None:
     means = {name: [float(v.mean()) for v in values] for name, values in nats.items()}
     text = report(nats, judged)
     keep(chosen.out, text, {"nats": means, "samples": judged}, samples)
-    draw(nats, samples, data, chosen.out / "bits_per_dimension.png")
+    each = {name: bits(nats[name]) for name in SIDES}
+    bars = {n: (float(v.mean()), float(v.std(ddof=1) / len(v) ** 0.5)) for n, v in each.items()}
+    draw(bars, samples, data.held_out, chosen.out / "bits_per_dimension.png")
     if chosen.record:
         record(nats, judged, config)
 

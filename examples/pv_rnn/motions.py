@@ -22,8 +22,8 @@ Expected: on whole sequences the paper's claim does not show. Error regression a
 ahead, further on the twin is better; by -log p the twin is ahead throughout. Inference is not the reason: on the twin's network
 error regression predicts as its encoder does, and better where cells are lost (lost_cells.py, five seeds, where Chung's own VRNN
 stands beside it, too). On its own network a particle filter with the prior as proposal is worse. The GRU is best one step ahead,
-the twin from three steps on; by -log p the twin's particle filter is ahead of all. All are below persistence. Figures:
-docs/_data/figures, pv_rnn/motions.
+the twin and its particle filter further on; by -log p that filter is ahead of all, but at five steps, where the GRU is level. All
+are below persistence. Figures: docs/_data/figures, pv_rnn/motions.
 
 Run time: 5 minutes on 2 CPU cores that others use too.
 

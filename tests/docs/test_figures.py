@@ -18,6 +18,8 @@ import tables
 README = (faces.ROOT / "README.md").read_text()
 RECORDS = dict(figures.records())
 ROW = re.compile(r"^\| (.*?) <!-- (\S+) --> \| (.*?) \| (.*?) ?\| (\S+) \|$", re.M)
+# Records that were typed from an older README. The number may only fall: run the command of one with `--record`.
+TYPED = 43
 NUMBER = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
@@ -36,6 +38,11 @@ def test_records_are_whole(name):
         assert set(record.get("spread", {})) <= set(record["value"])
         claim = record.get("claim", {})
         assert isinstance(claim, str) or claim.keys() <= record["value"].keys()
+
+
+def test_no_new_figure_is_typed():
+    typed = [name for name, record in RECORDS.items() if record["source"] != "command"]
+    assert len(typed) <= TYPED, typed
 
 
 def git(*arguments, folder=faces.ROOT):
@@ -134,14 +141,15 @@ def test_what_the_readme_counts():
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository whose `library/` changes after the first commit; the commits."""
+    """A repository whose `library/` changes after the first commit, and whose script's words do; the commits."""
     if git("init", "-q", folder=tmp_path) is None:
         pytest.skip("needs git")
     (tmp_path / "library").mkdir()
     commits = []
     for text in ("one", "two"):
         (tmp_path / "library" / "code.py").write_text(text)
-        (tmp_path / "script.py").write_text("same")
+        script = f'''"""{text}"""\n\ndef same():  # {text}\n    """{text}"""\n    return 1\n'''
+        (tmp_path / "script.py").write_text(script)
         git("add", ".", folder=tmp_path)
         git("commit", "-q", "-m", text, folder=tmp_path)
         commits.append(git("rev-parse", "HEAD", folder=tmp_path))

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 from sklearn.base import DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ....inference import fit, fitting
 from ..._estimator import StoredEstimator
-from .. import _chain
 from .._networks import Pair, residual_mlps
 from .._objectives import any_order
 from .._orders import random_orders
 from ._levels import cells, levels, tokens
-
-PART = 256  # rows at once
+from ._queries import Possible, arguments, by_parts, conditionals, filled, held_out_loss, log_prob
 
 
 class AnyOrderModel(DensityMixin, StoredEstimator):
@@ -142,13 +139,13 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         fit_key, held_key = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), 1))
         callbacks = []
         if held is not None:
-            loss = functools.partial(_loss, objective, seen[held])
+            loss = functools.partial(held_out_loss, objective, seen[held])
             callbacks = [
                 fitting.KeepBest(loss, held_key, patience=self.patience, name="held-out rows")
             ]
         rate = optax.cosine_decay_schedule(self.learning_rate, self.num_steps)
         found = fit(
-            objective, optax.adamw(rate, weight_decay=self.weight_decay), _arguments(seen[rows]),
+            objective, optax.adamw(rate, weight_decay=self.weight_decay), arguments(seen[rows]),
             num_steps=self.num_steps, key=fit_key, progress=False, callbacks=callbacks,
             subsample={"rows": self.batch_size} if self.batch_size < len(rows) else None,
             callback_every=self.check_every,
@@ -169,7 +166,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         wanted = self._tokens(X)
         key = jax.random.fold_in(jax.random.key(self._seed), 2)
         orders = random_orders(key, jnp.zeros((self.num_orders, wanted.shape[1]), bool))
-        return _by_parts(functools.partial(_log_prob, self._ready(), orders), wanted)
+        return by_parts(functools.partial(log_prob, self._ready(), orders), wanted)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`.
@@ -191,7 +188,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         table = self._read(X, reset=False)
         table[:, number] = None
         seen = tokens(type(self).__name__, table, self.levels_, self._names())
-        found = _by_parts(functools.partial(_conditionals, self._ready()), seen)[:, number]
+        found = by_parts(functools.partial(conditionals, self._ready()), seen)[:, number]
         return np.exp(found[:, : len(self.levels_[number])])
 
     def sample(self, n_samples: int = 1, given: Any = None, random_state: Any = None) -> Any:
@@ -217,7 +214,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         key = jax.random.fold_in(jax.random.key(seed), 3)
         rows = np.repeat(seen, n_samples, 0)
         drawn = np.asarray(
-            _filled(self._ready(), jax.random.split(key, len(rows)), jnp.asarray(rows))
+            filled(self._ready(), jax.random.split(key, len(rows)), jnp.asarray(rows))
         )
         values = np.empty(drawn.shape, object)
         for j, own in enumerate(self.levels_):
@@ -242,7 +239,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         if self._made is None:
             networks, blank = self._networks(), np.ones((1, self.n_features_in_), np.int32)
             treedef = jax.tree.structure(
-                any_order(networks).init(jax.random.key(0), *_arguments(blank))
+                any_order(networks).init(jax.random.key(0), *arguments(blank))
             )
             self._made = networks.with_params(jax.tree.unflatten(treedef, self._leaves))
         return self._made
@@ -295,72 +292,3 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
     def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         super()._restore(state, arrays)
         self.levels_ = [np.array(values, object) for values in state["levels"]]
-
-
-class Possible(eqx.Module):
-    """A conditional network that gives no probability to values that a column has not.
-
-    Args:
-        network: `tokens -> logits [D, K]`.
-        is_possible: which of the K values a column has, [D, K].
-    """
-
-    network: Any
-    is_possible: Bool[np.ndarray, "variables values"]
-
-    def __call__(self, tokens: Int[Array, " variables"]) -> Float[Array, "variables values"]:
-        """Logits of one row."""
-        return jnp.where(self.is_possible, self.network(tokens), -jnp.inf)
-
-
-def _arguments(seen: Int[np.ndarray, "rows columns"]) -> tuple[np.ndarray, np.ndarray]:
-    """Values, and which cells have one."""
-    return np.maximum(seen - 1, 0), seen > 0
-
-
-def _loss(objective: Any, held: np.ndarray, params: Any, key: Array) -> Array:
-    return -objective.value(params, key, *_arguments(held)) / len(held)
-
-
-def _by_parts(fn: Callable[[Array], Any], rows: np.ndarray) -> np.ndarray:
-    """`fn` on parts of one size, so that any number of rows is compiled once."""
-    found = []
-    for start in range(0, len(rows), PART):
-        part = rows[start : start + PART]
-        found.append(
-            np.asarray(fn(jnp.asarray(np.resize(part, (PART, rows.shape[1])))))[: len(part)]
-        )
-    return np.concatenate(found)
-
-
-@eqx.filter_jit
-def _log_prob(networks: Pair, orders: Array, wanted: Array) -> Float[Array, " rows"]:
-    """Log of the mean over orders of the probability of the known cells."""
-
-    def score(wanted: Array, order: Array) -> Array:
-        def step(seen: Array, position: Array) -> tuple[Array, Array]:
-            token = wanted[position]
-            log_p = networks.log_conditionals(seen)[position, jnp.maximum(token - 1, 0)]
-            return seen.at[position].set(token), jnp.where(token > 0, log_p, 0.0)
-
-        return jax.lax.scan(step, jnp.zeros_like(wanted), order)[1].sum()
-
-    found = jax.vmap(jax.vmap(score, (None, 0)), (0, None))(wanted, orders)
-    return jax.nn.logsumexp(found, 1) - jnp.log(orders.shape[0])
-
-
-@eqx.filter_jit
-def _conditionals(networks: Pair, seen: Array) -> Float[Array, "rows variables values"]:
-    return jax.vmap(networks.log_conditionals)(seen)
-
-
-@eqx.filter_jit
-def _filled(networks: Pair, keys: Array, seen: Array) -> Int[Array, "rows variables"]:
-    """Missing cells drawn one after the other, in an order of each row's own."""
-
-    def draw(key: Array, seen: Array) -> Array:
-        order_key, draw_key = jax.random.split(key)
-        order = random_orders(order_key, seen > 0)
-        return _chain.generate(networks, draw_key, seen, order)[0]
-
-    return jax.vmap(draw)(keys, seen)

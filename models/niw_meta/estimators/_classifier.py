@@ -25,6 +25,7 @@ from .._evaluate import adapt, fitted_temperature, predict
 from .._heads import NearestCentroid
 from .._optimizer import optimizer
 from .._programs import NIWMeta, programs
+from ._sampling import made_episodes
 
 PART = 64  # queries at once
 
@@ -160,8 +161,9 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         spread = own.std(0)
         self._mean, self._scale = own.mean(0), np.where(spread > 0, spread, 1.0)
         rows = [np.flatnonzero(number == k) for k in range(len(counts))]
-        standard = self._standard(X)
-        make = functools.partial(self._episodes, draw, standard, rows)
+        make = functools.partial(
+            made_episodes, draw, self._standard(X), rows, self.shots, self.queries
+        )
         bound = self._bound(self.ways)
         fit_key, held_key = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), 1))
         callbacks, checks = [], None
@@ -245,7 +247,8 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         Args:
             X: rows to classify.
         """
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        found = self.predict_proba(X).argmax(1)
+        return self.classes_[found]
 
     def _data(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(self, X, y, reset=reset)
@@ -254,27 +257,6 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
 
     def _standard(self, X: np.ndarray) -> np.ndarray:
         return ((X - self._mean) / self._scale).astype(np.float32)
-
-    def _episodes(
-        self,
-        draw: np.random.Generator,
-        X: np.ndarray,
-        rows: list[np.ndarray],
-        classes: np.ndarray,
-        ways: int,
-        count: int,
-    ) -> Episodes:
-        size = self.shots + self.queries
-        index = np.empty((count, ways, size), int)
-        for episode in index:
-            for own, k in zip(episode, draw.choice(classes, ways, replace=False), strict=True):
-                own[:] = draw.choice(rows[k], size, replace=False)
-        labels = np.broadcast_to(np.arange(ways, dtype=np.int32)[:, None], (count, ways, size))
-        return Episodes(*(
-            Points(X[index[..., part]].reshape(count, -1, X.shape[1]), labels[..., part].reshape(count, -1),
-                   np.ones((count, ways * labels[..., part].shape[2]), bool))
-            for part in (slice(None, self.shots), slice(self.shots, None))
-        ))  # fmt: skip
 
     def _programs(self, ways: int) -> NIWMeta:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), 0))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -18,13 +17,12 @@ from sklearn.utils.validation import check_is_fitted
 from ....inference import elbo, fit, fitting
 from ..._estimator import StoredEstimator
 from ..._series import Series, Standard, standardise
-from ..._series_inputs import digest, given
+from ..._series_inputs import given
 from .._network import Gaussian, Network
 from .._predictive import log_score
 from .._programs import PVRNN, frozen, programs, site_weights
 from .._regression import ErrorRegression
-
-PART = 16  # series at once
+from ._inference import PART, Inferred, inferred
 
 
 class SeriesForecaster(StoredEstimator):
@@ -263,34 +261,12 @@ class SeriesForecaster(StoredEstimator):
 
     def _inferred(self, data: Series, horizon: int) -> Iterator[Inferred]:
         """Error regression along the series, part by part."""
-        network, own = self._ready(), self._standard.apply(data)
+        network = self._ready()
         regression = ErrorRegression(
             network, window=self.window, num_iterations=self.num_iterations,
             w=self._meta_prior(network), horizon=horizon, num_particles=self.num_draws,
         )  # fmt: skip
-        words = np.array(
-            [[self._seed, digest(data, row)] for row in range(len(data.valid))], np.uint32
-        )
-        lengths = np.asarray(data.valid).sum(1)
-        for start in range(0, len(lengths), PART):
-            size = min(PART, len(lengths) - start)
-            rows = np.resize(np.arange(start, start + size), PART)
-            keys = jax.vmap(lambda w: jax.random.fold_in(jax.random.key(w[0]), w[1]))(
-                jnp.asarray(words[rows])
-            )
-            emitted, at_end = _run(
-                regression,
-                keys,
-                *map(jnp.asarray, (own.values[rows], own.observed[rows], lengths[rows])),
-            )
-            yield Inferred(
-                network,
-                jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
-                rows[:size],
-                size,
-                emitted,
-                at_end,
-            )
+        return inferred(regression, self._standard.apply(data), self._seed)
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         state, arrays = super()._state()
@@ -308,37 +284,6 @@ class SeriesForecaster(StoredEstimator):
         tags.input_tags.allow_nan = tags.input_tags.three_d_array = True
         tags.input_tags.two_d_array = False
         return tags
-
-
-class Inferred(NamedTuple):
-    """Predictions of some series.
-
-    Attributes:
-        network: the trained one.
-        keys: PRNG keys of draws, one for each series.
-        rows: which series.
-        size: how many; arrays have `PART` rows.
-        emitted: of the step after each, [PART, time, horizon, draws, out].
-        emitted_at_end: after the last one, [PART, horizon, draws, out].
-    """
-
-    network: Network
-    keys: Array
-    rows: Int[np.ndarray, " series"]
-    size: int
-    emitted: Array
-    emitted_at_end: Array
-
-
-@eqx.filter_jit
-def _run(
-    regression: ErrorRegression, keys: Array, xs: Array, seen: Array, lengths: Array
-) -> tuple[Array, Array]:
-    def one(key: Array, xs: Array, seen: Array, length: Array) -> tuple[Array, Array]:
-        emitted = regression.run(regression.init(key), xs, seen)[1].emitted
-        return emitted, emitted[length - 1]
-
-    return jax.vmap(one)(keys, xs, seen, lengths)
 
 
 def _arguments(data: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -52,7 +52,7 @@ def test_digits_have_the_attributes_that_were_asked_for(tmp_path):
     assert min(little["both"]) > 0.15
     assert min(little["divergence"]) > max(much["divergence"])
     assert min(little["pixels"]) > max(much["pixels"])
-    assert found["real"]["thickness"] == 1 and found["real"]["class"] > 0.85
+    assert found["real"]["ink"] == 1 and found["real"]["class"] > 0.85
 
 
 @pytest.mark.slow  # trains two models
@@ -68,18 +68,6 @@ def test_a_swapped_database_brings_its_classes(tmp_path):
     share = {name: row["share 5 to 9"][0] for name, row in found.items()}
     assert share["held-out images"] > 0.9 and share["neighbour and noise"] > 0.8
     assert share["and around the mean"] > share["without retrieval"] + 0.2
-
-
-def test_thickness_is_that_of_strokes():
-    """Bars of one to four pixels; half as dark, of the same thickness."""
-    attributes = load_example("images/attributes")
-    bars = np.zeros((4, attributes.SIDE, attributes.SIDE), int)
-    for width in range(1, 5):
-        bars[width - 1, 1:13, 5 : 5 + width] = attributes.LEVELS - 1
-    found = attributes.thickness(bars.reshape(4, -1))
-    assert np.all(np.diff(found) > 0.3) and np.all(np.abs(found - np.arange(1, 5)) < 1)
-    some = attributes.thickness((bars // (attributes.LEVELS - 1) * 3).reshape(4, -1))
-    np.testing.assert_allclose(some, found, rtol=1e-6)
 
 
 def test_a_network_of_levels_is_exact_where_pixels_are_independent():

@@ -30,6 +30,7 @@ def test_what_follows_a_series_depends_on_it_alone(model):
     assert (low <= high).all() and low.shape == (12, 2, 2)
 
 
+@pytest.mark.slow  # compiles for each form
 def test_missing_cells_and_unequal_lengths(model):
     holes = X.copy()
     holes[::2, 3:6, 1] = np.nan
