@@ -344,7 +344,7 @@ def test_tails_that_fall_are_not_refused():
 
 
 def test_all_refusals_of_the_rooms_are_here():
-    """Each statement that raises is reached by a case, all but those of packages that are not installed and names that are not."""
+    """Each statement that raises is reached by a case, all but those of packages and names that are not there."""
     root = pathlib.Path(lapilli.__file__).parent
     statements, reached, of_names = set(), set(), ("ImportError", "AttributeError")
     for file in [*(root / "inference/diffusion").rglob("*.py"), *(root / "models/diffusion").glob("*.py")]:  # fmt: skip
