@@ -262,7 +262,8 @@ def _level_grid(levels: Any, x: Any) -> Array:
         )
     grid = jnp.asarray(found)
     if is_concrete(x):
-        away = np.asarray(~_is_level(jnp.asarray(x, float), grid)[0])
+        with jax.ensure_compile_time_eval():  # what is known stays so within jit
+            away = np.asarray(~_is_level(jnp.asarray(x, float), jnp.asarray(found))[0])
         if away.any():
             raise ValueError(
                 f"bound: {away.sum()} of {away.size} coordinates of x lie at none of the {len(found)} levels, and have no "

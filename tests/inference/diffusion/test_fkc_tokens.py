@@ -160,7 +160,13 @@ def indicator(place):
 
 @pytest.mark.parametrize("kind", [pytest.param("masked", marks=pytest.mark.slow), "uniform"])
 @pytest.mark.parametrize(
-    "powers", [(1.0, 0.0), (2.0, 0.0), pytest.param((-0.5, 1.2), marks=pytest.mark.slow)], ids=str
+    "powers",
+    [
+        pytest.param((1.0, 0.0), marks=pytest.mark.slow),
+        (2.0, 0.0),
+        pytest.param((-0.5, 1.2), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_on_a_coarse_grid_the_target_is_the_mean_over_noised_paths(kind, powers, key):
     """Row by row, by its probability as the evidence of a reward that keeps it: nine comparisons, 40,000 particles each."""
