@@ -14,7 +14,12 @@ Data: MNIST, 14 x 14 pixels in 8 grey levels, 3,000 images to learn from, 1,000 
 arXiv:2305.00980 (a weight on the divergence improves samples; a multimodal prior), on faces and birds and without figures.
 Expected before the run: consistency of both attributes of at least 0.95, and a best beta between the ends.
 
-Expected: most digits as asked, and a trade of the divergence for the pixels. Run time: four minutes of processor time.
+Expected, three seeds, mean (sd), learned prior at beta = 0.1 / 0.5 / 1 / 4. Both attributes as asked 0.25 (0.06) / 0.68 (0.04)
+/ 0.92 (0.01) / 0.99 (0.00), where the classifier is right about 0.91 of real images: 0.95 only at the largest weight. Frechet
+distance 6.5 (0.7) / 5.4 (0.1) / 5.8 (0.1) / 11.0 (0.3), so a best weight lies between the ends; with N(0, I) 22.9 / 7.9 / 7.4 /
+11.8: learning the prior helps at every weight. Bound, nats an image held out, -116.3 (0.4) / -110.5 (0.3) / -111.7 (0.3) /
+-119.2 (0.0), N(0, I) a nat less at 0.5 and 1: after 900 steps it is best at 0.5, although beta = 1 is what it is trained by.
+Run time: three minutes of processor time.
 
     python examples/images/attributes.py [--smoke] [--seed 0] [--out attributes_output]
 """

@@ -13,7 +13,10 @@ Data: MNIST, 28 x 28 pixels and averages, 3,000 images to learn from, 1,000 to c
 arXiv:2401.12517 (domain-agnostic latent diffusion: grids at random resolutions, shared network, adaptive positions), whose
 figures are for other data. Expected before the run: Frechet distance lower by 20 % with diffusion, and errors below 0.01.
 
-Expected: the first holds, the second nearly. Run time: two minutes of processor time.
+Expected, three seeds, mean (sd): Frechet distance 7.35 (0.46) with N(0, I), 1.62 (0.08) with diffusion, real images 0.10: lower
+by 78 %. Averaged down to 14 pixels, images rendered at 28 are off by 0.025 (root mean square of grey values from 0 to 1), at 56
+by 0.036: more than 0.01, though small beside the error of held-out images, 0.059 at 7, 0.107 at 14 and 0.143 at 28 pixels. So
+one network serves all grids, and does not quite agree with itself. Run time: two minutes of processor time.
 
     python examples/images/coordinates.py [--smoke] [--seed 0] [--out coordinates_output]
 """
