@@ -66,15 +66,19 @@ class Probe:
             return jax.lax.map(one, jobs, batch_size=BATCH)
 
         self._run = run
+        self._compiled: Any = None
 
     def __call__(self, inputs: Inputs) -> dict[int | str, Found]:
         if not self._paths.groups.size:  # in this precision nothing is suspected
             return dict.fromkeys(self.sources, Found(0.0, 0.0))
         source, group, number = self._jobs(inputs)
-        keys = jax.random.split(inputs.key, len(number))
+        with jax.ensure_compile_time_eval():
+            keys = jax.random.split(inputs.key, len(number))
         parts = (inputs.params, inputs.data, inputs.key)
-        jobs = (keys, source, group, number)
-        sizes, finite = jax.tree.map(np.asarray, self._run(self.program.closed.consts, parts, jobs))
+        given = self.program.closed.consts, parts, (keys, source, group, number)
+        if self._compiled is None:  # traced as every program is, see `Search`
+            self._compiled = self._run.lower(*given).compile()
+        sizes, finite = jax.tree.map(np.asarray, self._compiled(*given))
 
         def largest(mine: Any) -> float:
             return float(sizes[mine].max(initial=0.0)) if finite[mine].any() else math.inf

@@ -110,13 +110,13 @@ class Search:
 
     def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, Found]:
         """What is found at these values, which may not be tracers."""
-        with jax.ensure_compile_time_eval(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             # NumPyro warns of values outside the support, which probing may meet.
             warnings.simplefilter("ignore")
             if self._probe is None or self._probe.is_double:
                 try:
                     with jax.enable_x64(True):
-                        found = self._run(as_wide(params), as_wide(data), is_double=True)
+                        found = self._run(params, data, is_double=True)
                     return self._with_overflow(found, params, data)
                 except (TypeError, ValueError):  # the program insists on float32
                     self._probe = None
@@ -124,8 +124,14 @@ class Search:
 
     def _run(self, params: Any, data: Any, *, is_double: bool) -> dict[int | str, Found]:
         if self._probe is None:
-            self._probe = Probe(self.suspects, self._copy(), is_double=is_double, how=self._how)
-        return self._probe(inputs_of(params, data, self._probe.program.closed))
+            self._probe = self._made(self.suspects, is_double=is_double)
+        return _tried(self._probe, params, data)
+
+    def _made(self, suspects: Any, *, is_double: bool) -> Probe:
+        # Traced as every program is: where constants of JAX are computed at once, each operation on one would be compiled.
+        copy = self._copy()
+        with jax.ensure_compile_time_eval():
+            return Probe(suspects, copy, is_double=is_double, how=self._how)
 
     def _with_overflow(
         self, found: dict[int | str, Found], params: Any, data: Any
@@ -138,8 +144,8 @@ class Search:
         if not over or jax.config.jax_enable_x64:
             return found
         if self._narrow is None:
-            self._narrow = Probe(over, self._copy(), is_double=False, how=self._how)
-        sizes = self._narrow(inputs_of(params, data, self._narrow.program.closed))
+            self._narrow = self._made(over, is_double=False)
+        sizes = _tried(self._narrow, params, data)
         finite = lambda x: x if np.isfinite(x) else 0.0  # what is nowhere finite is loud
         larger = lambda a, b: Found(
             max(a.here, finite(b.here)), max(a.elsewhere, finite(b.elsewhere))
@@ -176,6 +182,14 @@ class Search:
     def is_settled(found: Mapping[int | str, Found]) -> bool:
         """Whether no other data make it jump either."""
         return all(there == 0 for _, there in found.values())
+
+
+def _tried(probe: Probe, params: list[Any], data: list[Any]) -> dict[int | str, Found]:
+    with jax.ensure_compile_time_eval():
+        if probe.is_double:
+            params, data = as_wide(params), as_wide(data)
+        inputs = inputs_of(params, data, probe.program.closed)
+    return probe(inputs)
 
 
 def refusal(
