@@ -200,8 +200,12 @@ def draw(samples: dict[str, np.ndarray], data: Data, path: Path) -> None:
 def record(rows: dict[str, dict[str, list[float]]], num_seeds: int) -> None:
     """The figures, for the page of figures."""
     helpers = ["examples/images/_two_stage.py", "examples/images/_mnist.py"]
-    for column, what, claim in (
-        ("share 5 to 9", "share of draws classified 5 to 9", "0.7 expected, without retrieval 0"),
+    for column, what, note in (
+        (
+            "share 5 to 9",
+            "share of draws classified 5 to 9",
+            "claim: 0.7 expected, without retrieval 0",
+        ),
         ("Frechet", "Frechet distance from real images of 5 to 9, extrapolated", None),
         ("nearest", "distance to the nearest image of the database", None),
     ):
@@ -210,7 +214,7 @@ def record(rows: dict[str, dict[str, list[float]]], num_seeds: int) -> None:
             what=f"diffusion of digits 0 to 4 given neighbours, database of 5 to 9: {what}; spread: sd over seeds",
             value={n: float(np.mean(row[column])) for n, row in rows.items()},
             spread={n: float(np.std(row[column])) for n, row in rows.items()},
-            claim=claim,
+            note=note,
             digits=2,
             seeds=num_seeds,
             measures=helpers,

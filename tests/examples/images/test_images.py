@@ -70,6 +70,7 @@ def test_a_swapped_database_brings_its_classes(tmp_path):
     assert share["and around the mean"] > share["without retrieval"] + 0.2
 
 
+@pytest.mark.slow  # imports what the scripts need
 def test_a_network_of_levels_is_exact_where_pixels_are_independent():
     """Nothing learned beyond the set's mean m: each pixel has the weights exp(-(v - m)^2 / 2) on its levels."""
     models, noising = load_example("images/_two_stage"), diffusion.VP()
