@@ -13,7 +13,7 @@ MATRIX ?=
 # What a new version is most likely to break: the wall, the mends, the table of primitives, and a few whole programs.
 MATRIX_TESTS ?= -m "not slow" @.ci/matrix-tests.txt
 
-.PHONY: help setup demo quick test test-slow mutants test-matrix matrix-cells lint format docs docs-outputs bench lock clean
+.PHONY: help setup demo quick test test-slow refusals mutants test-matrix matrix-cells lint format docs docs-outputs bench lock clean
 
 help:
 	@echo "make setup      build .venv with the locked dependencies and an editable install"
@@ -21,6 +21,7 @@ help:
 	@echo "make quick      the fast tests of what has changed since a commit   (SINCE=HEAD~1)"
 	@echo "make test       tests and doctests, without the slow ones   (WORKERS=2 PYTEST='-k name')"
 	@echo "make test-slow  the slow tests only"
+	@echo "make refusals   all tests, and which refusals of the library none of them provokes"
 	@echo "make test-matrix  a few tests with each Python, jax, oldest and newest dependencies"
 	@echo "                (MATRIX='py3.13-* py3.12-jax0.11-oldest' PYTEST='tests/ppl -k name')"
 	@echo "make mutants    break the library in some lines, one by one, and see the fast tests fail"
@@ -86,6 +87,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow --durations 10 $(PYTEST)
+
+refusals: setup
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --refusals $(PYTEST)
 
 # Each cell has an environment of its own in .venv-matrix; the list of cells is in .ci/matrix.py.
 test-matrix:

@@ -6,6 +6,7 @@ merely runs them changes nothing. Commit the code first: what is measured belong
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -14,12 +15,26 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "_data" / "figures"
+
+
+def parsed(
+    parser: argparse.ArgumentParser, arguments: list[str] | None = None
+) -> argparse.Namespace:
+    """The options of a script, `--record` among them, which smoke runs are refused; the folder `out` exists afterwards."""
+    parser.add_argument("--record", action="store_true", help="write the figures to docs/_data")
+    options = parser.parse_args(arguments)
+    if options.record and getattr(options, "smoke", False):
+        parser.error("--record is for the full size, without --smoke")
+    if "out" in options:
+        options.out.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 def record_figure(
@@ -41,7 +56,8 @@ def record_figure(
         measures: files and folders, from the root, whose change makes the figure an old one; the script is one of them.
         packages: whose versions count besides jax, numpyro and lapilli, e.g. a peer.
         folder: of the files.
-        more: `spread`, `interval`, `seeds`, `claim`, `claimed_by`, `note`, `digits`, `time`.
+        more: `spread`, `interval`, `seeds`, `claim`, `claimed_by`, `note`, `digits`, and `time` where it is not what this
+            process has taken of processors.
 
     Returns:
         The file.
@@ -52,7 +68,8 @@ def record_figure(
     script = Path(sys.argv[0]).resolve()
     paths = [*([str(script.relative_to(ROOT))] if script.is_relative_to(ROOT) else []), *measures]
     digits = more.get("digits", 3)
-    given = {"what": what, "value": value} | more
+    given = {"what": what, "value": value, **more}
+    given.setdefault("time", processor_time())
     record = (
         {"name": name}
         | {k: _rounded(v, digits) for k, v in given.items() if v is not None}
@@ -69,14 +86,13 @@ def record_figure(
 
 def provenance(measures: Sequence[str], packages: Sequence[str] = ()) -> dict[str, Any]:
     """What a record says of how it came about."""
-    commit = _git("rev-parse", "--short", "HEAD")
     changes = _git("status", "--porcelain", "--", *measures)
     import lapilli
 
     found = {p: importlib.metadata.version(p) for p in ("jax", "numpyro", *packages)}
     return {
         "command": command(),
-        "commit": commit,
+        "commit": commit(),
         **({"changed": True} if changes else {}),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": processor(),
@@ -84,6 +100,11 @@ def provenance(measures: Sequence[str], packages: Sequence[str] = ()) -> dict[st
         "source": "command",
         "measures": list(dict.fromkeys(measures)),
     }
+
+
+def commit() -> str:
+    """The one that is checked out."""
+    return _git("rev-parse", "--short", "HEAD")
 
 
 def command() -> str:
@@ -95,6 +116,14 @@ def command() -> str:
         at = options.index("--out")
         del options[at : at + 2]
     return shlex.join(["python", str(name), *options])
+
+
+def processor_time() -> str:
+    """Of this process up to now, in words."""
+    seconds = time.process_time()
+    amount, unit = (seconds / 60, "minute") if seconds > 90 else (seconds, "second")
+    number = max(1, round(amount))
+    return f"{number} {unit}{'s' * (number > 1)} of processor time"
 
 
 def processor() -> str:
@@ -115,7 +144,7 @@ def _rounded(value: Any, digits: int) -> Any:
     if isinstance(value, Mapping):
         return {k: _rounded(v, digits) for k, v in value.items()}
     is_number = hasattr(value, "__float__") and not isinstance(value, int | str)
-    return round(float(value), digits) if is_number else value
+    return round(float(value), digits) + 0.0 if is_number else value  # no -0.0
 
 
 def _git(*arguments: str) -> str:

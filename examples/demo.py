@@ -16,7 +16,7 @@ Expected: held-out bounds near -110 nats per image; samples that look like digit
 40% to 55% of the images, depending on the seed more than on the estimator.
 Run time: about 3 minutes on 2 CPU cores; under one minute with `--smoke`.
 
-    python examples/demo.py [--smoke] [--data mnist|digits] [--biased] [--out demo_output]
+    python examples/demo.py [--smoke] [--data mnist|digits] [--biased] [--out demo_output] [--record]
 """
 
 import argparse
@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _demo import figures, measures, report
+from _record import parsed
 
 from lapilli import inference, ppl
 from lapilli.models import deep_latent
@@ -147,7 +148,6 @@ def train(objective: inference.Objective, data: Data, config: argparse.Namespace
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse(arguments)
-    config.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     data = load_data(config)
     print(f"{config.data}: {len(data.train)} binary images to train on, {len(data.test)} held out")
@@ -190,6 +190,8 @@ def main(arguments: list[str] | None = None) -> None:
     report.write_metrics(config, data, runs, found, noise, kmeans)
     text = report.report(runs, found, noise, kmeans, set(BIASED))
     (config.out / "report.txt").write_text(text + "\n")
+    if config.record:
+        report.record(config, runs, found, noise)
     print(f"\n{text}\n")
     print(
         f"{config.out / 'posterior.nc'} holds {', '.join(tree.children)}; figures, metrics.json and"
@@ -208,7 +210,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--biased", action="store_true", help="train under gumbel_softmax too")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
-    config = parser.parse_args(arguments)
+    config = parsed(parser, arguments)
     config.data = config.data or ("digits" if config.smoke else "mnist")
     config.steps = config.steps or (400 if config.smoke else 1500)
     config.hidden = 64 if config.smoke else 256

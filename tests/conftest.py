@@ -8,7 +8,7 @@ from zlib import crc32
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest_plugins = ["_durations"]
+pytest_plugins = ["_durations", "_refusals"]
 
 
 def _configure() -> None:

@@ -16,7 +16,9 @@ SLOW = [
     _workarounds
     inference.diagnostics._evidence_bracket
     inference.diffusion._fkc
+    inference.diffusion._replica_exchange
     inference.diffusion._statement
+    inference.diffusion.tokens._fkc_tokens
     inference.export._predict
     inference.local._local_laplace
     inference.objectives._fivo

@@ -1,5 +1,10 @@
-"""What benchmarks share: how times are taken and compared."""
+"""What benchmarks share: how times are taken and compared, and records for the page of figures."""
 
+from .records import (  # fmt: skip
+    parsed as parsed,
+    record_figure as record_figure,
+    with_intervals as with_intervals,
+)
 from .timing import (  # fmt: skip
     Ratio as Ratio,
     interleaved as interleaved,

@@ -6,7 +6,7 @@ q(z_t | z_{t-1}, x_t) (`strategies="enum"`, the hand-written forward recursion o
 interleaved; the answer is the median of paired ratios to the hand-written call, with the first call of each (tracing,
 checks, compilation) in this process.
 
-usage: python benchmarks/language/hmm.py [--steps 200] [--states 8] [--repeats 100]
+usage: python benchmarks/language/hmm.py [--steps 200] [--states 8] [--repeats 100] [--record]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from numpyro.contrib.funsor import config_enumerate, enum, log_density as enumer
 from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _common import interleaved
+from _common import interleaved, paired, parsed, record_figure, with_intervals
 
 Run = Callable[[Any, jax.Array], Any]
 
@@ -136,8 +136,8 @@ def runs(states: int) -> dict[str, dict[str, Run]]:
     }
 
 
-def measure(functions: dict[str, Run], params: Any, x: jax.Array, repeats: int) -> None:
-    """Check agreement, then print first calls, medians and paired ratios."""
+def measure(functions: dict[str, Run], params: Any, x: jax.Array, repeats: int) -> dict[str, Any]:
+    """Check agreement, then print first calls, medians and paired ratios; name -> (ratio, ratio of first calls)."""
     first, results = {}, {}
     for name, run in functions.items():
         start = time.perf_counter()
@@ -151,12 +151,29 @@ def measure(functions: dict[str, Run], params: Any, x: jax.Array, repeats: int) 
             assert error < 1e-3, f"{name} disagrees in the gradient of {key}: {error}"
     calls = {name: lambda i, run=run: run(params, x) for name, run in functions.items()}
     times = interleaved(calls, repeats).steady
+    ratios = {name: paired(seconds, times["hand"]) for name, seconds in times.items()}
     for name, seconds in times.items():
-        ratio = np.median(seconds / times["hand"])
         print(
-            f"  {name:8s} {1e3 * np.median(seconds):7.2f} ms (x{ratio:.2f}), first call {first[name]:.2f} s",
+            f"  {name:8s} {1e3 * np.median(seconds):7.2f} ms (x{ratios[name]:.2f}), first call {first[name]:.2f} s",
             flush=True,
         )
+    return {name: (ratio, first[name] / first["hand"]) for name, ratio in ratios.items()}
+
+
+def record(found: dict[str, dict[str, Any]], steps: int, states: int) -> None:
+    """The ratios, for the page of figures."""
+    record_figure(
+        "gradients/hidden_markov_chain",
+        what=f"a hidden Markov chain of {steps} steps and {states} states summed out, time of the gradient relative to JAX by "
+        "hand; spread: half of the 95% interval of the median",
+        claim={q: rows["numpyro"][0].median for q, rows in found.items() if "numpyro" in rows},
+        claimed_by="NumPyro",
+        note="first call: "
+        + "; ".join(f"{q} {rows['lapilli'][1]:.2f}" for q, rows in found.items()),
+        digits=2,
+        measures=["ppl"],
+        **with_intervals({quantity: rows["lapilli"][0] for quantity, rows in found.items()}),
+    )
 
 
 def main() -> None:
@@ -164,16 +181,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--states", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=100)
-    args = parser.parse_args()
+    args = parsed(parser)
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
     print(
         f"{args.steps} steps, {args.states} states; median ms per gradient (median of paired ratios)"
     )
     x = jax.random.normal(jax.random.key(1), (args.steps,))
     params = init(jax.random.key(0), args.states)
+    found = {}
     for quantity, functions in runs(args.states).items():
         print(quantity)
-        measure(functions, params, x, args.repeats)
+        found[quantity] = measure(functions, params, x, args.repeats)
+    if args.record:
+        record(found, args.steps, args.states)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Each import runs in a fresh interpreter, interleaved (A B C D A B C D ...), afte
 that fills the byte-code and file caches; the clock runs around the import statement only. The
 budget is 0.3 s for `import lapilli` over `import numpyro`.
 
-Run: python benchmarks/language/import_time.py [--repeats 20]   (about two minutes on 2 CPU cores)
+Run: python benchmarks/language/import_time.py [--repeats 20] [--record]   (about two minutes on 2 CPU cores)
 """
 
 import argparse
@@ -14,6 +14,10 @@ import statistics
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
+from _record import parsed, record_figure
 
 BASE = "numpyro"
 IMPORTS = (BASE, "lapilli", "lapilli.ppl", "lapilli.inference")
@@ -39,7 +43,8 @@ def measure(repeats: int) -> dict[str, list[float]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
-    times = measure(parser.parse_args().repeats)
+    options = parsed(parser)
+    times = measure(options.repeats)
 
     versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("jax", "numpyro"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
@@ -49,6 +54,15 @@ def main() -> int:
         low, median, high = statistics.quantiles(values, n=4)
         print(f"{module:<20}{median:>10.3f}{f'{low:.3f} .. {high:.3f}':>18}{median - base:>+16.3f}")
 
+    if options.record:
+        record_figure(
+            "gradients/import_time",
+            what=f"imports beyond `import {BASE}`, seconds, median of {options.repeats}",
+            value={m: statistics.median(t) - base for m, t in times.items() if m != BASE},
+            note=f"aim for `import lapilli`: {BUDGET} s",
+            digits=2,
+            measures=["ppl", "inference"],
+        )
     extra = statistics.median(times["lapilli"]) - base
     print(f"\nimport lapilli: {extra:+.3f} s over import numpyro (budget {BUDGET:+.1f} s)")
     return int(extra > BUDGET)

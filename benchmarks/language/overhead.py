@@ -7,6 +7,7 @@ the median of paired ratios of processor time in one process (pin it to one core
 are measured in fresh processes without a compilation cache.
 
 usage: taskset -c 0 python benchmarks/language/overhead.py [--repeats 100] [--first-calls 3] [--cases "AIR, enum" ...]
+    [--record]
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from lapilli import inference, ppl
 from lapilli.models import air
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _common import interleaved, output_of
+from _common import Ratio, interleaved, output_of, paired, parsed, record_figure, with_intervals
 
 Run = Callable[[Any, jax.Array, jax.Array], Any]
 NUM_DRAWS = 5
@@ -208,13 +209,30 @@ def first_calls(name: str, repeats: int) -> dict[str, float]:
     return {version: statistics.median(t) for version, t in times.items()}
 
 
+def record(found: dict[str, Ratio], first: dict[str, float]) -> None:
+    """The ratios of bounds and of mixtures, for the page of figures; records of cases that have not been run stay as they are."""
+    groups = {"mixtures": "mixtures of 1,000 rows, enumerated row by row", "bounds": "other bounds"}
+    for group, words in groups.items():
+        rows = {n: r for n, r in found.items() if n.startswith("mixture") == (group == "mixtures")}
+        calls = "; ".join(f"{name} {first[name]:.2f}" for name in rows if name in first)
+        if rows:
+            record_figure(
+                f"gradients/overhead_{group}",
+                what=f"{words}, processor time of a gradient relative to JAX by hand, median; spread: half of its 95% interval",
+                note=f"first call: {calls}" if calls else None,
+                digits=2,
+                measures=["ppl"],
+                **with_intervals(rows),
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--first-calls", type=int, default=3)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--first-call", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parsed(parser)
     if args.first_call:
         print(first_call(*args.first_call))
         return
@@ -222,20 +240,23 @@ def main() -> None:
     print(
         "median ms of processor time per gradient, median of paired ratios to the hand-written one"
     )
+    found, shares = {}, {}
     for name in args.cases:
         case = CASES[name]()
         check_agreement(case)
         times = steady(case, args.repeats)
-        ratio = np.median(times["lapilli"] / times["by hand"])
+        found[name] = ratio = paired(times["lapilli"], times["by hand"])
         ms = {version: 1e3 * np.median(seconds) for version, seconds in times.items()}
         line = f"  {name:28s} by hand {ms['by hand']:7.3f}, lapilli {ms['lapilli']:7.3f} (x{ratio:.3f})"
         if args.first_calls:
             first = first_calls(name, args.first_calls)
-            share = first["lapilli"] / first["by hand"]
+            shares[name] = share = first["lapilli"] / first["by hand"]
             line += (
                 f"; first call {first['by hand']:.2f} s, {first['lapilli']:.2f} s (x{share:.2f})"
             )
         print(line, flush=True)
+    if args.record:
+        record(found, shares)
 
 
 if __name__ == "__main__":

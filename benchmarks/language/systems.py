@@ -15,7 +15,7 @@ GenJAX 1.0.14 needs jax < 0.12, and Pyro brings PyTorch; both take environments 
     uv venv --python 3.13 pyro-env && uv pip install --python pyro-env pyro-ppl numpy
 
 usage: python benchmarks/language/systems.py [--genjax-python genjax-env/bin/python] [--pyro-python pyro-env/bin/python]
-    [--repeats 60]
+    [--repeats 60] [--record]
 
 A system whose environment is not given is left out.
 """
@@ -39,7 +39,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "variatio
 
 import _air_scenes as air_scenes
 import air_nets
-from _common import paired, without_cache
+from _common import paired, parsed, record_figure, with_intervals, without_cache
 
 PEERS = Path(air_nets.__file__).parent
 COLUMNS = (
@@ -151,14 +151,37 @@ def line(found: dict, column: str, name: str, batch: int) -> str:
     reference = found[REFERENCE[column.split(", ")[0]], "lapilli"]
     apart = distance(row["values"], reference["values"])
     assert apart < Z_MAX, f"{name}, {column}: another bound, {apart:.1f} standard errors away"
-    off = distance(row["grads"], reference["grads"])
     paper = PAPER.get(name, (None,) * len(COLUMNS))[COLUMNS.index(column)]
     return (
         f"  {name:8s} {1e3 * np.median(row['seconds']):8.1f} {f'{paired(row["seconds"], ours["seconds"]):.2f}':>20s}"
         f" {1e3 * np.median(row['cpu']):8.1f} {f'{paired(row["cpu"], ours["cpu"]):.2f}':>20s} {row['first']:7.1f}"
         f"  {np.mean(row['values']) / batch:8.2f} {np.mean(row['grads']) / batch:7.2f} {np.std(row['grads']) / batch:7.2f}"
-        f"  {'-' if paper is None else paper:>7}{'  BIASED' if off > Z_MAX else ''}"
+        f"  {'-' if paper is None else paper:>7}{'  BIASED' if is_biased(found, column, name) else ''}"
     )
+
+
+def is_biased(found: dict, column: str, name: str) -> bool:
+    """Whether the mean derivative in the bias of the count is another than the reference's."""
+    reference = found[REFERENCE[column.split(", ")[0]], "lapilli"]
+    return distance(found[column, name]["grads"], reference["grads"]) > Z_MAX
+
+
+def record(found: dict, systems: list[System]) -> None:
+    """Times relative to ours, for the page of figures."""
+    rows = {k: r for k, r in found.items() if k[1] != "lapilli" and "error" not in r}
+    biased = [f"{name}, {column}" for column, name in rows if is_biased(found, column, name)]
+    record_figure(
+        "gradients/air_systems",
+        what="one gradient of attend, infer, repeat in other systems, processor time relative to lapilli; spread: half of the "
+        "95% interval of the median",
+        note="; ".join(f"{s.name}: {s.versions}" for s in systems) + f"; biased: {', '.join(biased) or 'none'}",
+        digits=2,
+        measures=["benchmarks/_peers", "models/air.py", "ppl"],
+        **with_intervals({
+            f"{name}, {column}": paired(row["cpu"], found[column, "lapilli"]["cpu"])
+            for (column, name), row in rows.items()
+        }),
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -168,7 +191,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
-    args = parser.parse_args()
+    args = parsed(parser)
     needed = {REFERENCE[c.split(", ")[0]] for c in args.columns}
     columns = [c for c in COLUMNS if c in {*args.columns, *needed}]
     with tempfile.TemporaryDirectory() as folder:
@@ -196,6 +219,8 @@ def main() -> None:
         "ms: median of a value and gradient on the clock; CPU ms: of the process; first: CPU seconds of the first call;\n"
         "bound, grad, sd: nats per image, of the gradient in the bias of the count; paper: seconds per epoch."
     )
+    if args.record:
+        record(found, systems)
 
 
 if __name__ == "__main__":

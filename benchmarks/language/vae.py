@@ -5,7 +5,7 @@ and lapilli compute the ELBO with a reparameterised Normal. All run in one proce
 the median of paired ratios. First calls (tracing, compilation, checks) are measured in fresh processes, since
 the first program a process compiles pays for what later ones share.
 
-usage: python benchmarks/language/vae.py [--batches 64 256 1024] [--repeats 60] [--first-calls 5]
+usage: python benchmarks/language/vae.py [--batches 64 256 1024] [--repeats 60] [--first-calls 5] [--record]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpyro.infer import Trace_ELBO
 from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _common import interleaved, output_of
+from _common import Ratio, interleaved, output_of, paired, parsed, record_figure, with_intervals
 
 HIDDEN, LATENT, PIXELS = 400, 20, 784
 NAMES = ("hand", "numpyro", "lapilli")
@@ -125,14 +125,14 @@ def first_calls(names: list[str], batch: int, repeats: int) -> dict[str, float]:
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def steady(batch: int, repeats: int) -> dict[str, tuple[float, float]]:
+def steady(batch: int, repeats: int) -> dict[str, tuple[float, Ratio]]:
     """Name -> (median ms, median ratio to the hand-written call beside it)."""
     params, x = data(batch)
     functions = {name: make(name) for name in NAMES}
     arguments = {n: params if n == "lapilli" else dict(params) for n in NAMES}
     calls = {n: lambda i, n=n: functions[n](arguments[n], jax.random.key(i), x) for n in NAMES}
     times = interleaved(calls, repeats).steady
-    return {n: (1e3 * np.median(t), np.median(t / times["hand"])) for n, t in times.items()}
+    return {n: (1e3 * float(np.median(t)), paired(t, times["hand"])) for n, t in times.items()}
 
 
 def check_agreement() -> None:
@@ -150,26 +150,52 @@ def check_agreement() -> None:
             assert z < 6, f"{name} disagrees with the hand-written gradient: {z} standard errors"
 
 
+def record(found: dict[int, dict[str, tuple[float, Ratio]]], first: dict[str, float]) -> None:
+    """Ratios and first calls, for the page of figures."""
+    of = lambda name: {f"batch {batch}": row[name][1] for batch, row in found.items()}
+    record_figure(
+        "gradients/vae_gradient",
+        what=f"one ELBO gradient of a {PIXELS}-{HIDDEN}-{LATENT} VAE beside hand-written JAX, median of paired ratios; spread: "
+        "half of its 95% interval",
+        claim={name: ratio.median for name, ratio in of("numpyro").items()},
+        claimed_by="NumPyro",
+        measures=["ppl"],
+        **with_intervals(of("lapilli")),
+    )
+    if first:
+        record_figure(
+            "gradients/vae_first_call",
+            what="first call of that gradient (tracing, checks, compilation), seconds",
+            value=first,
+            digits=2,
+            measures=["ppl"],
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--first-calls", type=int, default=5)
     parser.add_argument("--first-call", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parsed(parser)
     if args.first_call:
         print(first_call(args.first_call, args.batches[0]))
         return
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
     check_agreement()
     print("median ms per call (median of paired ratios to hand-written)")
+    found, first = {}, {}
     for batch in args.batches:
-        cells = [f"{n} {ms:.2f} (x{r:.3f})" for n, (ms, r) in steady(batch, args.repeats).items()]
+        found[batch] = steady(batch, args.repeats)
+        cells = [f"{n} {ms:.2f} (x{ratio:.3f})" for n, (ms, ratio) in found[batch].items()]
         print(f"batch {batch:5d}: {', '.join(cells)}", flush=True)
     if args.first_calls:
         first = first_calls([*NAMES, "lapilli, no jump checks"], args.batches[0], args.first_calls)
         cells = [f"{name} {t:.2f} s (x{t / first['hand']:.2f})" for name, t in first.items()]
         print(f"first call: {', '.join(cells)}")
+    if args.record:
+        record(found, first)
 
 
 if __name__ == "__main__":

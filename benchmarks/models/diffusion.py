@@ -11,6 +11,7 @@ Runs are interleaved in one process; the answer is the median of paired ratios w
 and of the processors' time, which other work on the machine hardly touches. A corrector's own cost is its ratio less 1.
 
 usage: python benchmarks/models/diffusion.py [--repeats 30] [--width 256] [--num-particles 256] [--num-steps 50]
+    [--record]
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from lapilli import inference
 from lapilli.models import diffusion
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _common import interleaved, paired
+from _common import interleaved, paired, parsed, record_figure, with_intervals
 
 VP = diffusion.VP()
 SIZE, CLASSES, SCALE = 64, 10, 2.0
@@ -148,22 +149,32 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--num-particles", type=int, default=256)
     parser.add_argument("--num-steps", type=int, default=50)
-    options = parser.parse_args()
+    options = parsed(parser)
     print(platform.machine(), os.cpu_count(), "cores, jax", jax.__version__, jax.devices()[0])
     print(
         f"width {options.width}, {options.num_particles} points, {options.num_steps} steps; seconds for all steps, median"
     )
+    found = {}
     for name, functions in pairs(options.width, options.num_particles, options.num_steps).items():
         runs = tuple(map(jax.jit, functions))
         if "resampled" not in name:
             check(runs, options.num_particles)
         seconds = measure(runs, options.repeats)
+        found[name] = paired(*seconds[1])
         for clock, pair in zip(("passed", "of processors"), seconds, strict=True):
             ours, theirs = np.median(pair, axis=1)
             print(
                 f"{name:<26} {clock:<14} lapilli {ours:.3f}  by hand {theirs:.3f}  "
                 f"ratio {paired(*pair):.3f}"
             )
+    if options.record:
+        record_figure(
+            "diffusion/diffusion_speed",
+            what="diffusion sampling beside JAX by hand, processor time, median of paired ratios (guidance with weights and "
+            "resampling beside guidance alone); spread: half of its 95% interval",
+            measures=["inference/diffusion", "models/diffusion"],
+            **with_intervals(found),
+        )
 
 
 if __name__ == "__main__":

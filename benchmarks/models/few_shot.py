@@ -11,12 +11,13 @@ Both are measured twice, as programs of `niw_meta` and written out in JAX, with 
 checked. All run in one process, interleaved, several steps in a compiled loop as `fit` runs them; the answer is the median of
 paired ratios of processor times, with a bootstrap interval. NIW-Meta's curvature has all of its rows or, of images, one for each.
 
-Answer, 1 shot / 5 shots: images 1.17 / 1.45 (1.07 / 1.24 with one row of curvature for each image); letters 2.0 / 4.4
-(1.35 / 1.8), where a row has 112,709 numbers and an image costs little; points 2.8, 1.6 at 20 inner steps, 1.2 at 80. By hand
-NIW-Meta costs 1.17 / 1.51, 2.2 / 4.7, and 3.6, 1.9, 1.3.
+Answer: of images NIW-Meta costs up to half more than MAML, of letters, where a row of the curvature has 112,709 numbers and an
+image costs little, twice as much and more; one row for each image brings both down. Of points it costs the less more, the more
+inner steps there are. By hand it costs as much. Figures: docs/_data/figures, few_shot/few_shot_step_images, and
+few_shot_step_points (`--networks points --steps 5 20 80`).
 
 usage: taskset -c 0 python benchmarks/models/few_shot.py [--networks images letters points] [--shots 1 5] [--queries 15]
-    [--repeats 20]
+    [--repeats 20] [--record]
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from lapilli.models import niw_meta
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "few_shot"))
 import _baselines as baselines
-from _common import interleaved, paired
+from _common import Ratio, interleaved, paired, parsed, record_figure, with_intervals
 
 WAYS = 5
 SGD = optax.sgd(1e-3)
@@ -261,6 +262,18 @@ def functions(case: Case, episodes: Any, num_steps: int, rank: int) -> dict[str,
     return found
 
 
+def record(found: dict[str, Ratio], networks: list[str]) -> None:
+    """The ratios, for the page of figures; those of points alone are a record of their own."""
+    record_figure(
+        f"few_shot/few_shot_step_{'points' if networks == ['points'] else 'images'}",
+        what="processor time of a training step with all weights adapted, beside first-order MAML; spread: half of the 95% "
+        "interval of the median",
+        digits=2,
+        measures=["examples/few_shot/_baselines.py", "models/niw_meta"],
+        **with_intervals(found),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", nargs="+", default=["images", "letters", "points"])
@@ -273,8 +286,9 @@ def main() -> None:
         help="of a second NIW-Meta; default, one row for each image of the support",
     )
     parser.add_argument("--repeats", type=int, default=20)
-    config = parser.parse_args()
+    config = parsed(parser)
     print(f"{os.cpu_count()} cores, jax {jax.__version__}, float32; processor time of one step")
+    found = {}
     for name in config.networks:
         case = cases()[name]
         count = ravel_pytree(eqx.filter(case.network, eqx.is_inexact_array))[0].size
@@ -296,6 +310,11 @@ def main() -> None:
                         f"    {other:22s} {1e3 * np.median(seconds) / case.num_loops:9.2f} ms   / MAML: {ratio:.3f}",
                         flush=True,
                     )
+                    if other != "MAML":
+                        size = f"{num_steps} inner steps, {shots} shot{'s' * (shots > 1)}"
+                        found[f"{name}, {size}, {other}"] = ratio
+    if config.record:
+        record(found, config.networks)
 
 
 if __name__ == "__main__":

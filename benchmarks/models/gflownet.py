@@ -8,9 +8,9 @@ log Z at 0.1 from 0, lambda 0.9; float32, one thread, one core. The peers' figur
 same kind (torch 2.13.0; jax 0.7.1), one core and batch 16, and are quoted; ours are measured now. On one core the ratios are of
 CPU seconds of this process, which a loaded machine inflates somewhat; on several, of wall time. What differs: finished
 trajectories are not stepped on once all are finished, and gradients are taken of real positions only, packed; gfnx always pays
-for 33 positions. Answer, TB / DB / SubTB: 7,502 / 3,544 / 3,763 trajectories per second, 2.1 / 1.8 / 1.8 times gfnx and 10.6 /
-6.1 / 7.7 times torchgfn; 16,037 / 3,965 / 5,358 in batches of 1,024. A second thread halves the speed in batches of 16
-and makes 23,723 / 6,717 / 8,825 of that in batches of 1,024.
+for 33 positions. Answer: about twice as fast as gfnx and six to ten times as torchgfn; a second thread halves the speed in
+batches of 16 and raises it by half and more in batches of 1,024. Figures: docs/_data/figures, gflownets/gflownet_speed (`--batch
+16 1024`).
 
 --explore asks another thing: how soon trajectory balance leaves the plateau of the 20^2 grid (total variation 0.75, one of four
 modes found), on policy (gfnx: between 3,250 and 3,500 iterations), with random actions, with a memory of good objects. Answer, of
@@ -18,13 +18,16 @@ three seeds: on policy after 2,500, 2,750 and not within 3,000 iterations; with 
 2,250, and at 0.04 after 3,000; the memory never leaves it, since it holds only what was found.
 
     taskset -c 0 python benchmarks/models/gflownet.py [--losses TB DB SubTB] [--batch 16 1024] [--converge] [--explore]
+        [--record]
 
 Without taskset on all cores.
 """
 
 import argparse
 import os
+import sys
 import time
+from pathlib import Path
 
 NUM_CORES = len(os.sched_getaffinity(0))
 if NUM_CORES == 1:
@@ -39,6 +42,9 @@ import optax  # noqa: E402
 
 from lapilli import inference  # noqa: E402  (the flags come first)
 from lapilli.models import gflownet  # noqa: E402
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _common import parsed, record_figure  # noqa: E402
 
 # Trajectories a second: (torchgfn, gfnx).
 PEERS = {"TB": (708, 3598), "DB": (577, 1970), "SubTB": (487, 2067)}
@@ -74,7 +80,8 @@ def make(name: str, batch_size: int = 16, env=None, **options):
     return net, objective, rates
 
 
-def speed(name: str, batch_size: int) -> None:
+def speed(name: str, batch_size: int) -> float:
+    """Trajectories per second."""
     num_steps = 1_000 if batch_size < 256 else 40
     _, objective, rates = make(name, batch_size)
     clock = []
@@ -93,6 +100,23 @@ def speed(name: str, batch_size: int) -> None:
         f"{name:6} {batch_size:6} {1e3 * cpu:10.2f} {1e3 * wall:10.2f} {per_second:12.0f} {per_second / torchgfn:9.1f}"
         f" {per_second / gfnx:6.2f} {compile_s:10.1f}",
         flush=True,
+    )
+    return per_second
+
+
+def record(found: dict[tuple[str, int], float]) -> None:
+    """The speeds, for the page of figures; one record for one core, one for several."""
+    record_figure(
+        "gflownets/gflownet_speed" + ("_cores" if NUM_CORES > 1 else ""),
+        what=f"trajectories per second of {'processor time' if NUM_CORES == 1 else 'time'}, 8^4 hypergrid, {NUM_CORES} "
+        f"core{'s' * (NUM_CORES > 1)}",
+        value={f"{name}, batch {size}": per_second for (name, size), per_second in found.items()},
+        claim={
+            f"{name}, batch {size}": float(PEERS[name][1]) for name, size in found if size == 16
+        },
+        claimed_by="gfnx 0.0.1, one core",
+        digits=0,
+        measures=["models/gflownet"],
     )
 
 
@@ -132,16 +156,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="*", default=[16])
     parser.add_argument("--converge", action="store_true", help="total variation over five seeds")
     parser.add_argument("--explore", action="store_true", help="the plateau of the 20^2 grid")
-    options = parser.parse_args()
+    options = parsed(parser)
     clock = "CPU s" if NUM_CORES == 1 else "s"
     print(f"jax {jax.__version__}, {NUM_CORES} core(s), load {os.getloadavg()[0]:.1f}, float32")
     print(
         f"{'loss':6} {'batch':>6} {'CPU ms/it':>10} {'wall ms/it':>10} {'traj/' + clock:>12} "
         f"{'torchgfn':>9} {'gfnx':>6} {'compile s':>10}"
     )
-    for name in options.losses:
-        for batch_size in options.batch:
-            speed(name, batch_size)
+    speeds = {(name, size): speed(name, size) for name in options.losses for size in options.batch}
+    if options.record:
+        record(speeds)
     if options.converge:
         for name in options.losses:
             converge(name, name)

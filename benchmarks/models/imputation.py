@@ -10,7 +10,7 @@ class probabilities at the temperature that suits the method's predictions of th
 With an environment that has PyPOTS, its networks take part, see _peers/imputation_pypots.py.
 
 usage: python benchmarks/models/imputation.py [--cells ItalyPowerDemand/mcar/0.5 ...] [--seeds 2] [--steps 400] [--minirocket]
-    [--pypots-python pypots-env/bin/python] [--out imputation_table]
+    [--pypots-python pypots-env/bin/python] [--out imputation_table] [--record]
 """
 
 import argparse
@@ -31,6 +31,9 @@ from lapilli.models.imputation import Series
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "imputation"))
 import protocol
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
+from _record import commit, parsed, record_figure
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -136,17 +139,51 @@ def table(cell: str, runs: list[dict[str, dict[str, float]]]) -> str:
             mean, half = interval(values)
             line += " " * 15 if np.isnan(values).all() else f"{mean:8.3f}±{half:<6.3f}"
         lines.append(line)
-    for column, choose in BEST.items():
-        means = {
-            m: np.mean([run[m][column] for run in runs]) for m in runs[0] if column in runs[0][m]
-        }
-        peer = choose((m for m in means if m not in DROPOUT), key=means.__getitem__)
+    for column in BEST:
+        peer = best_peer(runs, column)
         gaps = [run["with ObsDropout"][column] - run[peer][column] for run in runs]
         mean, half = interval(np.array(gaps))
         lines.append(
             f"{COLUMNS[column]}: with ObsDropout less the best peer, {peer}: {mean:+.3f} ± {half:.3f}"
         )
     return "\n".join(lines)
+
+
+def best_peer(runs: list[dict[str, dict[str, float]]], column: str) -> str:
+    """The one with the best mean over seeds."""
+    peers = [m for m in runs[0] if m not in DROPOUT and column in runs[0][m]]
+    return BEST[column](peers, key=lambda m: np.mean([run[m][column] for run in runs]))
+
+
+def record(found: dict[str, list[dict[str, dict[str, float]]]], config: argparse.Namespace) -> None:
+    """Scores with ObsDropout beside those of the best peers, for the page of figures."""
+    own = "with ObsDropout"
+    light = {
+        "hidden_cells": ("accuracy", "nll", "ece", "coverage"),
+        "hidden_cells_temperatures": ("calibrated_nll", "calibrated_ece", "mae"),
+    }
+    groups = {"pypots": ("accuracy", "calibrated_nll")} if config.pypots_python else light
+    scores = lambda runs, method, column: np.array([run[method][column] for run in runs])
+    for name, columns in groups.items():
+        cells = {
+            f"{cell}, {COLUMNS[c]}": (runs, c) for cell, runs in found.items() for c in columns
+        }
+        pairs = {title: interval(scores(runs, own, c)) for title, (runs, c) in cells.items()}
+        record_figure(
+            f"missing_data/{name}",
+            what="series with hidden cells (data / mechanism / rate), supnotMIWAE with ObsDropout; a star: at a temperature "
+            "fitted on the validation series; spread: half of a 95% interval over seeds",
+            value={title: mean for title, (mean, _) in pairs.items()},
+            spread={title: half for title, (_, half) in pairs.items() if np.isfinite(half)},
+            seeds=config.seeds,
+            claim={
+                title: scores(runs, best_peer(runs, c), c).mean()
+                for title, (runs, c) in cells.items()
+                if c in BEST
+            },
+            claimed_by="best peers" + (" (SAITS, BRITS and others among them)" if config.pypots_python else ""),
+            measures=["benchmarks/_peers/imputation_pypots.py", "examples/imputation/protocol", "models/imputation"],
+        )  # fmt: skip
 
 
 def main() -> None:
@@ -161,12 +198,18 @@ def main() -> None:
     )
     parser.add_argument("--pypots-python", help="a Python that has PyPOTS and notmiwae-pytorch")
     parser.add_argument("--out", type=Path, default=Path("imputation_table"))
-    config = parser.parse_args()
+    config = parsed(parser)
+    if config.record:  # what another commit has left there does not count
+        config.out = config.out / commit()
     print(
         f"lapilli {lapilli.__version__}, jax {jax.__version__}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}"
     )
+    found = {}
     for cell in config.cells:
-        print(table(cell, [known(cell, seed, config) for seed in range(config.seeds)]), flush=True)
+        found[cell] = [known(cell, seed, config) for seed in range(config.seeds)]
+        print(table(cell, found[cell]), flush=True)
+    if config.record:
+        record(found, config)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ times, with a bootstrap interval, which other work on the machine disturbs least
 over draws are compared. The model of lapilli puts a barrier behind its draws of hidden cells, without which XLA makes them anew
 from random bits in every loop that reads them; `--barrier` gives one to the hand-written step too.
 
-usage: python benchmarks/models/imputation_step.py [--batch 64] [--repeats 40] [--barrier]
+usage: python benchmarks/models/imputation_step.py [--batch 64] [--repeats 40] [--barrier] [--record]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lapilli.models.imputation._hidden_law import hidden_law
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "imputation"))
 import protocol
-from _common import interleaved, paired
+from _common import interleaved, paired, parsed, record_figure, with_intervals
 
 PARTICLES, DROPOUT, HIDDEN, LENGTH = 5, 0.3, 32, 3.0
 CHANNELS, CLASSES = 12, 9
@@ -151,16 +151,27 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--barrier", action="store_true", help="behind draws by hand too")
-    args = parser.parse_args()
+    args = parsed(parser)
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
     functions, params, data = pair(args.batch, args.barrier)
     check_agreement(functions, params, data)
     calls = {n: lambda i, n=n: functions[n](params[n], jax.random.key(i), data) for n in functions}
     hand, ours = interleaved(calls, args.repeats, clock=time.process_time).steady.values()
+    ratio = paired(ours, hand)
     print(
         f"batch {len(data.values)}: by hand {1e3 * np.median(hand):.1f} ms, lapilli {1e3 * np.median(ours):.1f} ms of processor "
-        f"time; median of paired ratios {paired(ours, hand):.3f}"
+        f"time; median of paired ratios {ratio:.3f}"
     )
+    if args.record:
+        peer = "hand-written JAX" + (" with a barrier behind its draws" if args.barrier else "")
+        record_figure(
+            "missing_data/imputation_step" + ("_barrier" if args.barrier else ""),
+            what="training step of supnotMIWAE where cells hide themselves, processor time beside hand-written JAX; spread: half "
+            "of the 95% interval of the median",
+            digits=2,
+            measures=["examples/imputation/protocol", "models/imputation", "ppl"],
+            **with_intervals({peer: ratio}),
+        )
 
 
 if __name__ == "__main__":

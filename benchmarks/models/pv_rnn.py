@@ -6,7 +6,7 @@ is drawn either at each step of the scan or for all steps at once before it, whe
 interleaved; the answer is the median of paired ratios, with a bootstrap interval. First calls (tracing, checks, compilation) are
 measured in a fresh process each, in seconds of wall clock and of CPU.
 
-usage: python benchmarks/models/pv_rnn.py [--repeats 40] [--sizes small medium]
+usage: python benchmarks/models/pv_rnn.py [--repeats 40] [--sizes small medium] [--record]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import Gaussian, Layer, Network
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _common import interleaved, output_of, paired
+from _common import interleaved, output_of, paired, parsed, record_figure, with_intervals
 
 NAMES = ("by hand, noise in the scan", "by hand, noise before it", "lapilli")
 
@@ -177,13 +177,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--sizes", nargs="+", default=["small", "medium"], choices=list(SIZES))
     parser.add_argument("--first-call", choices=NAMES)
-    config = parser.parse_args()
+    config = parsed(parser)
     if config.first_call:
         print(first_call(config.first_call, SIZES[config.sizes[0]]))
         return
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}"
     )
+    found = {}
     for name in config.sizes:
         size = SIZES[name]
         check(size)
@@ -193,9 +194,23 @@ def main() -> None:
             low = np.median(seconds) * 1e3
             ratio = paired(times["lapilli"], seconds)
             print(f"  {other:28s} {low:8.3f} ms/step   lapilli / this: {ratio:.3f}")
+            if other != "lapilli":
+                found[f"{name}, {other}"] = ratio
         for other in NAMES[1:]:
             first = output_of(__file__, "--first-call", other, "--sizes", name)
             print(f"  first step, {other}: {first}")
+    if config.record:
+        words = (
+            f"{n}: {SIZES[n].num_sequences} x {SIZES[n].num_steps} steps" for n in config.sizes
+        )
+        record_figure(
+            "pv_rnn/pv_rnn_step",
+            what=f"PV-RNN training step beside hand-written JAX ({'; '.join(words)}), median of paired ratios; spread: half of "
+            "its 95% interval",
+            digits=2,
+            measures=["models/pv_rnn", "ppl"],
+            **with_intervals(found),
+        )
 
 
 if __name__ == "__main__":

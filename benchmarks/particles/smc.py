@@ -11,7 +11,7 @@ With --peers also cuthbert, if it can be imported, and with --particles-python t
 (it needs numpy < 2), timed inside that process in turn with the others.
 
 usage: python benchmarks/particles/smc.py [--particles 100 1000 10000 100000 1000000] [--repeats 9] [--steps 200] [--peers]
-    [--particles-python PYTHON]
+    [--particles-python PYTHON] [--record]
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import numpyro.distributions as dist
 from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _common import paired
+from _common import Ratio, paired, parsed, record_figure, with_intervals
 
 NUM_STEPS = 200
 
@@ -205,23 +205,28 @@ class Particles:
         return {"particles": run}
 
 
-def compare(runs: dict[str, Run], repeats: int, steps: int, size: int, exact: float) -> None:
-    """One line for each; the first is the reference."""
+def compare(
+    runs: dict[str, Run], repeats: int, steps: int, size: int, exact: float
+) -> dict[str, Ratio]:
+    """One line for each; the first is the reference. Speeds relative to it."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for i in range(repeats + 2):
         for name in list(runs)[:: 1 if i % 2 else -1]:
             found[name].append(runs[name](i))
     reference = np.array([seconds for seconds, _ in found[next(iter(runs))]])[2:]
+    speeds = {}
     for name, pairs in found.items():
         seconds, log_z = np.array(pairs).T
         median = statistics.median(seconds[2:])
         z = np.exp(log_z - exact)
+        speeds[name] = paired(reference, seconds[2:])
         print(
             f"T = {steps:3d}  K = {size:7d}  {name:10s} {1e3 * median:8.1f} ms  {size * steps / median / 1e6:6.1f} M/s  "
-            f"x{paired(reference, seconds[2:]):.2f}  first call {seconds[0]:.2f} s  "
+            f"x{speeds[name]:.2f}  first call {seconds[0]:.2f} s  "
             f"Z / exact {z.mean():.3f} +- {z.std() / len(z) ** 0.5:.3f}",
             flush=True,
         )
+    return speeds
 
 
 def main() -> None:
@@ -233,12 +238,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[NUM_STEPS])
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--particles-python")
-    args = parser.parse_args()
+    args = parsed(parser)
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32")
     print(
         "median ms per run, million particle-steps a second, median of paired speeds (by hand = 1)"
     )
     package = Particles(args.particles_python) if args.particles_python else None
+    found = {}
     for steps in args.steps:
         ys = data()[:steps]
         for count in args.particles:
@@ -248,7 +254,21 @@ def main() -> None:
             if package is not None:
                 runs |= package.runs(jnp.asarray(ys), count)
             repeats = args.repeats if count <= 100_000 else max(3, args.repeats // 3)
-            compare(runs, repeats, steps, count, kalman(ys))
+            speeds = compare(runs, repeats, steps, count, kalman(ys))
+            found |= {
+                f"{name}, {count:,} particles, {steps} steps": r
+                for name, r in speeds.items()
+                if name != "hand"
+            }
+    if args.record:
+        record_figure(
+            "particles/bootstrap_filter",
+            what="bootstrap filter, resampling at every step, speed relative to JAX by hand; spread: half of the 95% interval of "
+            "the median",
+            digits=2,
+            measures=["inference/particles"],
+            **with_intervals(found),
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ temperature (those of a pilot run of ours), and systematic resampling at every t
 process, interleaved; the ratio is the median of paired ratios with a 95% bootstrap interval. Both estimate one evidence, which is
 compared by a z score over the repeats.
 
-usage: python benchmarks/particles/tempering.py [--particles 1000 4000] [--rows 500] [--repeats 20]
+usage: python benchmarks/particles/tempering.py [--particles 1000 4000] [--rows 500] [--repeats 20] [--record]
     (needs blackjax: lapilli[mcmc])
 """
 
@@ -31,7 +31,7 @@ from blackjax.smc import resampling, tempered
 from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _common import interleaved, paired
+from _common import interleaved, paired, parsed, record_figure, with_intervals
 
 LEAPFROG, MOVES, DIMENSION = 5, 5, 11
 
@@ -104,11 +104,12 @@ def main() -> None:
     parser.add_argument("--particles", type=int, nargs="+", default=[1000, 4000])
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=20)
-    args = parser.parse_args()
+    args = parsed(parser)
     print(
         f"jax {jax.__version__}, blackjax {blackjax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32"
     )
     x, y = data(args.rows)
+    found = {}
     for size in args.particles:
         pilot = inference.tempered_smc(
             logistic,
@@ -130,7 +131,9 @@ def main() -> None:
         values: dict[str, list[float]] = {name: [] for name in runs}
         see = lambda name, log_z, values=values: values[name].append(float(log_z))
         times = interleaved(calls, args.repeats, see=see)
-        speed = paired(times.steady["blackjax"], times.steady["lapilli"])
+        speed = found[f"{size:,} particles, {args.rows} rows"] = paired(
+            times.steady["blackjax"], times.steady["lapilli"]
+        )
         error = np.hypot(*(np.std(v, ddof=1) / len(v) ** 0.5 for v in values.values()))
         z = (np.mean(values["lapilli"]) - np.mean(values["blackjax"])) / error
         print(
@@ -144,6 +147,16 @@ def main() -> None:
         print(
             f"  speed x{speed:.2f} of blackjax; z of the evidences {z:.1f}",
             flush=True,
+        )
+    if args.record:
+        record_figure(
+            "particles/tempering",
+            what="tempered particles, same temperatures and moves, speed relative to BlackJAX's; spread: half of the 95% "
+            "interval of the median",
+            digits=2,
+            measures=["inference/particles"],
+            packages=["blackjax"],
+            **with_intervals(found),
         )
 
 

@@ -9,7 +9,7 @@ A file is {"title": ..., "figures": [record, ...]}; `examples/_record.py` writes
     seeds       how many (a number) or which (text), where it is known
     claim       what the paper, a peer or an exact answer says of it, as `value`; `claimed_by` where it is a mapping
     note        what the figure does not show by itself
-    command     that measures it, and `time`, how long that takes
+    command     that measures it, and `time`, what that took of processors
     commit      at which it was measured, and `date`; `changed` if what it measures had been changed since that commit
     processor, versions (package -> version)
     source      "command", or "README at COMMIT": taken over from there, with the commit that wrote the figure into it
@@ -18,6 +18,7 @@ A file is {"title": ..., "figures": [record, ...]}; `examples/_record.py` writes
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import re
@@ -42,8 +43,8 @@ HEAD = """# Figures
 What benchmarks and examples measured, beside what papers, peers and exact answers say, whatever came out. Each row has the
 command that measures it, the commit and the day. Rows "from README" were measured for the README of that commit, and have not
 been measured anew since; what it did not state (seeds, spreads) is not stated here either. A row is *older than its code* if
-the script, or the part of the library that it measures, has changed since, in whatever way: the paths that have stand beside
-it. The figure may still hold; nobody has looked.
+the code of the script, or of the part of the library that it measures, has changed since, in whatever way: the paths that have
+stand beside it. The figure may still hold; nobody has looked.
 """
 
 
@@ -63,14 +64,29 @@ def records() -> Iterator[tuple[str, dict[str, Any]]]:
 
 @functools.cache
 def changed(commit: str, measures: tuple[str, ...]) -> list[str]:
-    """Those of the paths that differ from a commit. Without git, or without that commit, nothing is known, and none is named."""
+    """Those of the paths whose code differs from a commit's. Without git or that commit nothing is known, and none is named."""
     command = ["git", "diff", "--name-only", commit, "HEAD", "--", *measures]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     except OSError:
         return []
     files = done.stdout.splitlines() if done.returncode == 0 else []
-    return [p for p in measures if any(f == p or f.startswith(f"{p}/") for f in files)]
+    is_other = lambda f: code(commit, f) != code("HEAD", f)
+    inside = lambda p: (f for f in files if f == p or f.startswith(f"{p}/"))
+    return [p for p in measures if any(is_other(f) for f in inside(p))]
+
+
+def code(commit: str, file: str) -> str:
+    """A file of a commit; if it is Python, without what changes no figure: docstrings, comments, layout."""
+    command = ["git", "show", f"{commit}:{file}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
+    if not file.endswith(".py") or done.returncode:
+        return done.stdout
+    tree = ast.parse(done.stdout)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
+    return ast.dump(tree)
 
 
 def shown(value: Any, spread: Any = None, digits: int = 3) -> str:

@@ -18,6 +18,7 @@ TITLES = {
     "variational": "Variational inference",
     "particles": "Particles",
     "diffusion": "Diffusion models",
+    "images": "Models of images",
     "gflownet": "GFlowNets",
     "mam": "Marginalization models",
     "few_shot": "Few-shot learning",

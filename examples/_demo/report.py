@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from _record import record_figure
+
 REPORTED = """\
 Reported elsewhere under other conditions, so not comparable (here: 4,500 images, 10 classes, minutes on a CPU):
   -86.8 nats  log-likelihood of a variational autoencoder with one stochastic layer; 60,000 images, 5,000 importance
@@ -68,6 +70,29 @@ def report(runs: dict, found: dict, noise: dict, kmeans: float, biased: set[str]
             "",
             REPORTED,
         ]
+    )
+
+
+def record(config: argparse.Namespace, runs: dict, found: dict, noise: dict) -> None:
+    """Bounds and variances, for the page of figures."""
+    more: dict[str, Any] = {
+        "seeds": str(config.seed), "digits": 2, "measures": ["examples/_demo", "models/deep_latent.py", "ppl"],
+    }  # fmt: skip
+    record_figure(
+        "gradients/demo_bound",
+        what=f"a discrete class and a continuous code on images ({config.data}), {config.steps:,} steps: held-out ELBO by "
+        "estimator of the class, nats per image",
+        value={name: found[name].elbo for name in runs},
+        **more,
+    )
+    late = noise["late"]
+    record_figure(
+        "gradients/demo_variance",
+        what="variance of the class gradient there after training, relative to enum",
+        value={name: row["variance"] / late["enum"]["variance"] for name, row in late.items()},
+        note="squared distance of the mean from enum's, about 1 if unbiased: "
+        + "; ".join(f"{n} {row['distance']:.2f}" for n, row in late.items() if n != "enum"),
+        **more,
     )
 
 

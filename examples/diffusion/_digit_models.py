@@ -23,6 +23,9 @@ from lapilli import inference
 from lapilli.inference import evaluation
 from lapilli.models import diffusion
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _record import parsed, record_figure as record_figure
+
 VP = diffusion.VP()
 CLASSES, SIZE = 10, 64
 
@@ -113,18 +116,7 @@ def options(description: str, name: str, smoke: str) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help=smoke)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(f"{name}_output"))
-    parser.add_argument("--record", action="store_true", help="write the page of figures' record")
-    chosen = parser.parse_args()
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    return chosen
-
-
-def record_figure(*args: Any, **kwargs: Any) -> None:
-    """See `examples/_record.py`."""
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from _record import record_figure
-
-    record_figure(*args, **kwargs)
+    return parsed(parser)
 
 
 def keep(out: Path, text: str, metrics: dict, draws: dict[str, np.ndarray]) -> None:

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _record import parsed, record_figure as record_figure
+
 
 def options(
     description: str, name: str, smoke: str, arguments: list[str] | None = None
@@ -15,12 +18,7 @@ def options(
     parser.add_argument("--smoke", action="store_true", help=smoke)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(f"{name}_output"))
-    parser.add_argument("--record", action="store_true", help="write the figures to docs/_data")
-    chosen = parser.parse_args(arguments)
-    if chosen.record and chosen.smoke:
-        parser.error("--record is for the full size, without --smoke")
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    return chosen
+    return parsed(parser, arguments)
 
 
 def keep(out: Path, text: str, metrics: Any) -> None:
@@ -28,11 +26,3 @@ def keep(out: Path, text: str, metrics: Any) -> None:
     print(text)
     (out / "report.txt").write_text(text + "\n")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
-
-
-def record_figure(*args: Any, **kwargs: Any) -> None:
-    """See `examples/_record.py`."""
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from _record import record_figure
-
-    record_figure(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from jax.flatten_util import ravel_pytree
 
 from lapilli import inference, ppl
 from lapilli.models import niw_meta
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _record import parsed, record_figure
 
 
 class Config(NamedTuple):
@@ -88,17 +92,18 @@ class Result(NamedTuple):
     seconds: float
 
 
-def arguments(description: str, name: str, given: list[str] | None) -> tuple[Config, bool, Path]:
-    """Sizes of the run, whether it is a small one, and the folder of its results, from the command line."""
+def arguments(
+    description: str, name: str, given: list[str] | None
+) -> tuple[Config, argparse.Namespace]:
+    """Sizes of the run, and the options of the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--smoke", action="store_true", help="a small run that finishes in seconds")
     parser.add_argument("--steps", type=int, default=Config().num_steps)
     parser.add_argument("--seeds", type=int, default=Config().num_seeds)
     parser.add_argument("--out", type=Path, default=Path(f"{name}_output"))
-    options = parser.parse_args(given)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parsed(parser, given)
     config = Config(num_steps=options.steps, num_seeds=options.seeds)
-    return SMOKE if options.smoke else config, options.smoke, options.out
+    return SMOKE if options.smoke else config, options
 
 
 def methods(config: Config, task: Task) -> dict[str, Method]:
@@ -235,6 +240,24 @@ def report(results: dict[str, Result]) -> None:
     print(f"{'seconds':26}" + "".join(f"{r.seconds:24.0f}" for r in results.values()))
     for name, result in results.items():
         print(f"{name}, fitted last, first seed: {result.heads[0]}")
+
+
+def record(where: str, task: str, results: dict[str, Result]) -> None:
+    """Errors, densities and calibration, for the page of figures."""
+    cells = {
+        f"{name}, {measure}": result.measures[measure]
+        for measure in next(iter(results.values())).measures
+        for name, result in results.items()
+    }
+    record_figure(
+        where,
+        what=f"{task}: error, log density (nats) and calibration error, with the noise of the training, and with Normal noise, "
+        "Student t noise, and this and the spread of the draws fitted on spare episodes; spread: standard deviation over seeds",
+        value={name: np.mean(values) for name, values in cells.items()},
+        spread={name: np.std(values, ddof=1) for name, values in cells.items()},
+        seeds=len(next(iter(cells.values()))),
+        measures=["examples/few_shot/_methods.py", "examples/few_shot/_baselines.py", "models/niw_meta"],
+    )  # fmt: skip
 
 
 def save_posterior(results: dict[str, Result], test: Any, path: Path) -> None:

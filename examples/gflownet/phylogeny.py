@@ -10,14 +10,15 @@ Source: Zhou et al., "PhyloGFN: Phylogenetic inference with generative flow netw
 close to the target over its whole range, near-optimal ones too, on alignments of 27 and more species that are not here. The gain
 of forward-looking flows is the claim of Pan et al. 2023, arXiv:2302.01687.
 
-Expected: the law spreads over 22 trees. In 3,000 steps of 16 trees TB, whose log Z starts at an estimate, comes to a total
-variation of 0.02 (split support within 0.01), FL-DB to 0.09 (0.04), DB to 0.66 (0.15): forward-looking flows are a large gain for
-local losses, and over six joins no match for TB. Run time: 3 minutes on 2 CPU cores that were busy otherwise.
+Expected: the law spreads over 22 trees. In 3,000 steps of 16 trees TB, whose log Z starts at an estimate, comes closest, then
+FL-DB, and DB last by far: forward-looking flows are a large gain for local losses, and over six joins no match for TB. Figures:
+docs/_data/figures, gflownets/phylogeny. Run time: 3 minutes on 2 CPU cores that were busy otherwise.
 
-    python examples/gflownet/phylogeny.py [--smoke] [--out phylogeny_output]
+    python examples/gflownet/phylogeny.py [--smoke] [--out phylogeny_output] [--record]
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,9 @@ import xarray
 
 from lapilli import inference
 from lapilli.models import gflownet
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _record import parsed, record_figure
 
 METHODS = {
     "FL-DB": (gflownet.detailed_balance(), "shared", True),
@@ -106,6 +110,11 @@ def support(table: gflownet.Table) -> dict[frozenset[int], np.ndarray]:
     return {split: np.array([split in tree for tree in of_tree]) for split in every}
 
 
+def split_error(answer: Answer, table: gflownet.Table, has_split) -> float:
+    """The largest error of the support of a split."""
+    return max(abs((table.target - answer.law) @ has) for has in has_split.values())
+
+
 def report(answers: dict[str, Answer], table: gflownet.Table, has_split) -> str:
     exact, changes = table.target, -table.log_reward
     best = changes == changes.min()
@@ -117,12 +126,29 @@ def report(answers: dict[str, Answer], table: gflownet.Table, has_split) -> str:
         f"{'exact':8} {0:7.3f} {0:10.4f} {0:12.3f} {exact @ best:18.3f}",
     ]
     for name, answer in answers.items():
-        error = max(abs((exact - answer.law) @ has) for has in has_split.values())
+        error = split_error(answer, table, has_split)
         lines.append(
             f"{name:8} {gflownet.total_variation(answer.law, exact):7.3f} {gflownet.jensen_shannon(answer.law, exact):10.4f} "
             f"{answer.log_z - table.log_z:12.3f} {answer.law @ best:18.3f} {error:20.3f} {answer.seconds:7.0f}"
         )
     return "\n".join(lines)
+
+
+def record(answers: dict[str, Answer], table: gflownet.Table, has_split, config: Config) -> None:
+    """Distances from the exact law, for the page of figures."""
+    errors = {name: split_error(answer, table, has_split) for name, answer in answers.items()}
+    record_figure(
+        "gflownets/phylogeny",
+        what=f"{len(table.target):,} trees of {config.num_leaves} sequences, {config.num_steps:,} steps, total variation by loss",
+        value={
+            name: gflownet.total_variation(answer.law, table.target)
+            for name, answer in answers.items()
+        },
+        seeds=1,
+        note="largest error of the support of a split: "
+        + "; ".join(f"{name} {error:.3f}" for name, error in errors.items()),
+        measures=["models/gflownet"],
+    )
 
 
 def draw(answers: dict[str, Answer], table: gflownet.Table, has_split, out: Path) -> None:
@@ -157,9 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Trees by parsimony, exact and learned.")
     parser.add_argument("--smoke", action="store_true", help="five sequences, few steps")
     parser.add_argument("--out", type=Path, default=Path("phylogeny_output"))
-    options = parser.parse_args(arguments)
+    options = parsed(parser, arguments)
     config = Config(5, 20, 40, 8, 32, 20) if options.smoke else Config()
-    options.out.mkdir(parents=True, exist_ok=True)
     env = gflownet.Phylogenies.simulated(config.num_leaves, config.num_sites, rate=0.1)
     table = gflownet.tabulate(env)
     has_split = support(table)
@@ -172,6 +197,8 @@ def main(arguments: list[str] | None = None) -> None:
     laws = {name: ("tree", answer.law) for name, answer in answers.items()}
     tree["laws"] = xarray.DataTree(xarray.Dataset({"exact": ("tree", table.target)} | laws))
     tree.to_netcdf(options.out / "posterior.nc")
+    if options.record:
+        record(answers, table, has_split, config)
 
 
 if __name__ == "__main__":

@@ -22,23 +22,18 @@ trajectories. Settings are the paper's (P_B learned, one network of 2 x 256, Ada
 of random actions for each loss), at a fraction of its 10,000 steps, and with log F pinned at complete sets: left free, as in the
 published code, any policy has zero loss.
 
-Expected (three seeds): of 6 of 12 items FL-DB learns the law to a total variation of 0.01 from two steps of each trajectory, DB
-to 0.02. Of the losses as published FL-DB is ahead where trajectories are long, not where they are short, KL in nats:
+Expected: of 6 of 12 items FL-DB learns the law to a total variation of 0.01 from two steps of each trajectory, DB to 0.02. Of the
+losses as published FL-DB is ahead where trajectories are long, not where they are short. But TB started at an estimate of log Z
+beats all of them a hundredfold, and its P(i in x) cannot be told from those of exact draws: what held TB back was not credit but
+a log Z that is 44 nats off, to which policy and learned P_B then bend. By the paper's measure FL-DB and DB are ahead of exact
+draws on the large sets (0.13 and 0.12 against 0.007), since their policies are too sharp. Figures: docs/_data/figures,
+gflownets/sets. Run time: 17 minutes on 2 CPU cores that were busy otherwise; 33 with --full.
 
-                           FL-DB     DB  SubTB     TB   TB, log Z estimated
-    small, 1,000 steps     0.059  0.227  0.027  0.030   0.004
-    medium, 500 steps        7.5   22.8   29.7   40.7   0.053
-    large, 500 steps        15.5   59.3   46.5   45.0   0.089
-
-But TB started at an estimate of log Z beats all of them a hundredfold, and its P(i in x) cannot be told from those of exact
-draws: what held TB back was not credit but a log Z that is 44 nats off, to which policy and learned P_B then bend. By the paper's
-measure FL-DB and DB are ahead of exact draws on the large sets (0.13 and 0.12 against 0.007), since their policies are too sharp.
-Run time: 17 minutes on 2 CPU cores that were busy otherwise; 33 with --full.
-
-    python examples/gflownet/sets.py [--smoke | --full] [--sizes twelve small medium large] [--out sets_output]
+    python examples/gflownet/sets.py [--smoke | --full] [--sizes twelve small medium large] [--out sets_output] [--record]
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +46,9 @@ import xarray
 
 from lapilli import inference
 from lapilli.models import gflownet
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _record import parsed, record_figure
 
 
 class Method(NamedTuple):
@@ -165,12 +163,14 @@ def learn(size: str, name: str, config: Config, key) -> xarray.DataTree:
     return judge.tree(fit, time.perf_counter() - begin)
 
 
-def run(size: str, methods, config: Config, key, out: Path) -> dict[str, xarray.DataTree]:
-    """The methods on one size; what an earlier run of as many steps has left in `out` is read from there."""
+def run(
+    size: str, methods, config: Config, key, out: Path, *, anew: bool
+) -> dict[str, xarray.DataTree]:
+    """The methods on one size; unless `anew`, what an earlier run of as many steps has left in `out` is read from there."""
     found = {}
     for name in methods:
         path = out / f"{size}_{name.replace(', ', '_').replace(' ', '_')}.nc"
-        kept = xarray.open_datatree(path).load() if path.exists() else None
+        kept = xarray.open_datatree(path).load() if path.exists() and not anew else None
         if kept is None or kept.attrs["steps"] != config.steps[size]:
             kept = learn(size, name, config, key)
             kept.to_netcdf(path)
@@ -264,6 +264,27 @@ def against_forward_looking(found: dict[str, dict[str, xarray.DataTree]]) -> str
     return "\n".join(lines)
 
 
+def record(found: dict[str, dict[str, xarray.DataTree]], config: Config, distances: dict) -> None:
+    """Divergences from the exact law, for the page of figures."""
+    kl = {
+        f"{size}, {name}": tree["final"]["kl"].values
+        for size, methods in found.items()
+        for name, tree in methods.items()
+    }
+    steps = ", ".join(f"{size} {config.steps[size]:,}" for size in found)
+    record_figure(
+        "gflownets/sets",
+        what=f"sets of the forward-looking paper, KL to the exact law in nats, by size and loss (steps: {steps}); spread: "
+        "standard deviation over seeds",
+        value={name: x.mean() for name, x in kl.items()},
+        spread={name: x.std(ddof=1) for name, x in kl.items()},
+        seeds=config.num_seeds,
+        note="total variation on 6 of 12 items: "
+        + "; ".join(f"{name} {spread(x)}" for name, x in distances.items()),
+        measures=["models/gflownet"],
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Balance losses on sets with additive energies.")
     length = parser.add_mutually_exclusive_group()
@@ -275,24 +296,25 @@ def main(arguments: list[str] | None = None) -> None:
         "--out",
         type=Path,
         default=Path("sets_output"),
-        help="results there are read, not run again",
+        help="results there are read, not run again, but under --record",
     )
-    options = parser.parse_args(arguments)
+    options = parsed(parser, arguments)
+    if options.record and (not options.full or options.sizes or options.methods != list(METHODS)):
+        parser.error("--record is for --full, with all sizes and methods")
     config = SMOKE if options.smoke else DEFAULT
     sizes = ["twelve", *CEILING][: 4 if options.full else 3]
-    options.out.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(0)
-    found = {}
+    found, distances = {}, {}
     for size in options.sizes or sizes:
         if size == "twelve":
             print(
                 f"6 of 12 items: {config.incomplete_steps} steps, exact total variation, mean (sd)"
             )
-            incomplete(config, key)
+            distances = incomplete(config, key)
             continue
         print(f"{size}: {config.steps[size]} steps, {config.num_seeds} seeds, mean (sd)")
         print(f"  {'':19} " + " ".join(f"{title:>18}" for title in MEASURES.values()), "seconds")
-        found[size] = run(size, options.methods, config, key, options.out)
+        found[size] = run(size, options.methods, config, key, options.out, anew=options.record)
         ideal = exact(size, config)
         print(
             f"  {'exact draws':19} "
@@ -301,6 +323,8 @@ def main(arguments: list[str] | None = None) -> None:
     if found:
         print(against_forward_looking(found))
         draw(found, config, options.out)
+    if options.record:
+        record(found, config, distances)
 
 
 if __name__ == "__main__":

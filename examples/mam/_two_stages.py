@@ -146,6 +146,12 @@ def compared(
     ]
 
 
+def in_words(error: float, correlations: dict[str, tuple[float, float]]) -> str:
+    """How far the marginal network is from the ensemble, as a record's note says it."""
+    ranks = "; ".join(f"{name} {rank:.2f}" for name, (rank, _) in correlations.items())
+    return f"error of the one-pass log-likelihood of a whole row {error:.1f} nats, Spearman in groups of redrawn copies: {ranks}"
+
+
 def leave(text: str, draws: dict[str, np.ndarray], place: str, out: Path) -> None:
     """Prints a report and leaves it and the draws [draws, places] in a folder."""
     draws = {name.replace(" ", "_"): value for name, value in draws.items()}

@@ -35,7 +35,6 @@ from ._gradient_report import (
 from ._gradient_views import gradient_tree as gradient_tree, plot_gradients as plot_gradients
 from ._pilot import Pilot as Pilot, Trial as Trial, pilot as pilot
 from ._plots import (
-    empty_figure as empty_figure,
     plot_calibration as plot_calibration,
     plot_fit as plot_fit,
     plot_weights as plot_weights,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._figure import empty_figure
 from ._gradient_report import GradientReport
 
 if TYPE_CHECKING:
@@ -56,14 +57,8 @@ def plot_gradients(report: GradientReport) -> Figure:
     Raises:
         ImportError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as err:
-        raise ImportError(
-            "plot_gradients needs matplotlib. Install it with: pip install 'lapilli[plot]'."
-        ) from err
     rows = max(len(report.parameters), len(report.sites))
-    figure = Figure(figsize=(9.0, 1.4 + 0.45 * rows), layout="constrained")
+    figure = empty_figure((9.0, 1.4 + 0.45 * rows))
     left, right = figure.subplots(1, 2)
     _plot_parameters(left, report)
     _plot_sites(right, report)

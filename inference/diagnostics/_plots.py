@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._figure import empty_figure
 from ._calibration import Calibration
 from ._weights import ImportanceDiagnostics
 
@@ -195,18 +196,3 @@ def _limit(axis: Any, shown: list[tuple[np.ndarray, np.ndarray]]) -> None:
     if np.isfinite([first, low, high, last]).all() and high > low:
         height = high - low
         axis.set_ylim(max(first, low - height), min(last, high + height))
-
-
-def empty_figure(size: tuple[float, float]) -> Figure:
-    """A matplotlib figure outside of pyplot.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as err:
-        raise ImportError(
-            "Plots need matplotlib. Install it with: pip install 'lapilli[plot]'."
-        ) from err
-    return Figure(figsize=size, layout="constrained")

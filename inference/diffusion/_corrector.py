@@ -2,7 +2,7 @@
 
 On a grid the coefficients enter by their integrals over a step, A of a and V of g2 (to second order, exact where alpha or std
 is constant), so that only the path of (alpha, std) matters and not how fast time runs. With S = sum_i w_i s_i the step is, by
-Euler (exponential steps have other coefficients, see `_steps`),
+Euler (exponential steps have other coefficients, see `grid/_steps.py`),
 
     M_n(y | x) = Normal(x - A x + (zeta^2 + 1)/2 V S(x) + zeta^2/2 V grad h(x), zeta^2 V)
 
@@ -14,6 +14,9 @@ and its weight one of
     rne     the same with each log q_i,n+1(y) - log q_i,n(x) replaced by log R_i(y | x) - log F_i(x | y), the model's own
             kernels at this noise: M_n and B_n for the target q_i alone.
 
+A control (see `_drift_control`) adds V sum_i c_i b_i(x) to the mean of M, takes V sum_i c_i b_i(y) from that of B, and adds
+V sum_i c_i (div b_i + b_i . grad log p)(x) to Euler's weights.
+
 Invariants: the state of a particle holds the scores (and what else the weights need) at its place, so that every model is
 evaluated once a step and all of it moves with its particle; "exact" weights have the mean Z_{n+1} / Z_n for every dt and
 every score, since B and M are densities whatever their drifts; a model alone has weights 1; a weight depends on no state but
@@ -23,6 +26,7 @@ the two at the ends of its step, unless log q of a model is followed along the p
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,11 +36,8 @@ from jaxtyping import Array, Float
 from ...ppl._show import shown
 from . import _points as points
 from ._composition import Composition
-from ._diffusion import Diffusion
-from ._grid import Grid, Ratios
-from ._integrable import Unseen, penalty
 from ._langevin import Langevin, moved
-from ._steps import Coefficients
+from .grid import Coefficients, Grid, Ratios, Unseen, penalty
 
 
 class Tilt(NamedTuple):
@@ -56,6 +57,8 @@ class Diffused(NamedTuple):
         scores: of each model there, of the structure of x, leaves [models, ...].
         log_densities: for each model log q_i there, or its estimate along the path, or None where no weight needs it.
         tilt: the reward there, None without.
+        fields: functions of the user's that a control is made of, leaves [functions, ...], None without.
+        divergences: of all that a control is made of, [bases], None where no weight needs them.
         log_weight: of the step that led here, where Langevin moves came after it; None without.
     """
 
@@ -63,7 +66,26 @@ class Diffused(NamedTuple):
     scores: Any
     log_densities: tuple[Any, ...]
     tilt: Tilt | None
+    fields: Any = None
+    divergences: Any = None
     log_weight: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """A drift beyond that of the target, sum_i c_i b_i, with the b_i in this order.
+
+    Attributes:
+        num_scores: how many of the b_i are scores of the models, all or none.
+        has_reward: whether the reward's gradient is one.
+        functions: others, `(x, t) -> b(x, t)`.
+        coefficients: c of each step, [steps, bases].
+    """
+
+    num_scores: int
+    has_reward: bool
+    functions: tuple[Callable[[Any, Array], Any], ...]
+    coefficients: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +101,7 @@ class Corrector:
         langevin: moves after each step; None for none.
         known: the grid in double precision.
         unseen: what of the target is checked by the weights of the first points.
+        control: a drift beyond that of the target; None for none.
     """
 
     composition: Composition
@@ -89,6 +112,7 @@ class Corrector:
     langevin: Langevin | None
     known: Coefficients
     unseen: Unseen
+    control: Control | None = None
 
     @property
     def is_followed(self) -> bool:
@@ -134,9 +158,20 @@ class Corrector:
 
     def at(self, x: Any, n: Array, previous: Diffused | None) -> Diffused:
         """The state at x after n steps, the one before it being `previous`."""
+        state = self.plain_at(x, n, previous)
+        if self.control is None or self.ratios != "euler":
+            return state
+        pushes = lambda x: self.pushes(self.plain_at(x, n, previous))
+        return state._replace(divergences=points.divergences(pushes, x))
+
+    def plain_at(self, x: Any, n: Array, previous: Diffused | None) -> Diffused:
+        """The same without divergences."""
         t = self.grid.times[n]
         models, reward = self.composition.models, self.composition.reward
-        scores = [_clipped(_score(m, x, t), self.max_score_norm) for m in models]
+        scores = [
+            _clipped(points.checked("a score", m.score(x, t), x), self.max_score_norm)
+            for m in models
+        ]
         tilt = None
         if reward is not None:
             value, gradient = jax.value_and_grad(reward)(x, t)
@@ -145,7 +180,11 @@ class Corrector:
             tilt = Tilt(value, gradient, slope)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *scores)
         log_weight = None if self.langevin is None else jnp.zeros(())
-        state = Diffused(x, stacked, (), tilt, log_weight)
+        fields = None
+        if self.control is not None and self.control.functions:
+            values = [points.checked("a control", fn(x, t), x) for fn in self.control.functions]
+            fields = jax.tree.map(lambda *leaves: jnp.stack(leaves), *values)
+        state = Diffused(x, stacked, (), tilt, fields, None, log_weight)
         return state._replace(log_densities=self._log_densities(state, n, previous))
 
     def log_target(self, state: Diffused, n: Array) -> Array:
@@ -174,7 +213,11 @@ class Corrector:
     def log_weight(self, previous: Diffused, state: Diffused, n: Array) -> Array:
         """Log G of step n, counting from 0."""
         if self.ratios == "euler":
-            return self._euler(previous, n)
+            rate = self.rate(previous, n)
+            if self.control is None:
+                return rate
+            pushed = self.pushed_rates(previous, previous.divergences, n)
+            return rate + pushed @ self.control.coefficients[n]
         now, then = self.grid.exponents[n], self.grid.exponents[n + 1]
         log_weight = -self._kernel_ratio(
             previous.x,
@@ -202,6 +245,31 @@ class Corrector:
         unit, to = steps.unit[n], steps.unit[n + 1]
         mean = jax.tree.map(lambda x, a: to * (x / unit + a), previous.x, shift)
         return mean, to * self.grid.zeta[n] * jnp.sqrt(steps.noise[n])
+
+    def backward_moments(self, state: Diffused, n: Array) -> tuple[Any, Array]:
+        """Mean and scale of B of step n, counting from 0, given where it ends."""
+        steps = self.grid.steps
+        shift = self._shift(state, n, self.grid.exponents[n + 1], -1)
+        to, unit = steps.unit[n], steps.unit[n + 1]
+        mean = jax.tree.map(lambda y, a: to * (y / unit + a), state.x, shift)
+        return mean, to * self.grid.zeta[n] * jnp.sqrt(steps.noise[n])
+
+    def pushes(self, state: Diffused) -> Any:
+        """The functions b_i of the control at a particle, leaves [bases, ...]."""
+        control = self.control
+        assert control is not None
+        parts = [state.scores] * bool(control.num_scores)
+        if control.has_reward and state.tilt is not None:
+            parts.append(jax.tree.map(lambda g: g[None], state.tilt.gradient))
+        if state.fields is not None:
+            parts.append(state.fields)
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    def pushed_rates(self, state: Diffused, divergences: Array, n: Array) -> Array:
+        """What each b_i adds to the log-weight of step n by Euler, per unit of its coefficient."""
+        slope, pushes = self.slope(state, n), self.pushes(state)
+        along = jax.vmap(lambda push: points.total(jnp.multiply, push, slope))
+        return self.grid.noise[n] * (divergences + along(pushes))
 
     def _log_densities(
         self, state: Diffused, n: Array, previous: Diffused | None
@@ -247,7 +315,12 @@ class Corrector:
         """The mean displacement of step n from a state: of M at its start with sign +1, of B at its end with sign -1."""
         steps = self.grid.steps
         push = steps.forward[n] if sign > 0 else steps.backward[n]
-        return self._displacement(state.x, _combined(state, w), state.tilt, n, sign, push)
+        shift = self._displacement(state.x, _combined(state, w), state.tilt, n, sign, push)
+        if self.control is None:
+            return shift
+        unit = steps.unit[n] if sign > 0 else steps.unit[n + 1]
+        c = sign * push * unit * self.control.coefficients[n]
+        return jax.tree.map(lambda a, b: a + jnp.tensordot(c, b, 1), shift, self.pushes(state))
 
     def _displacement(
         self, x: Any, score: Any, tilt: Tilt | None, n: Array, sign: int, push: Array
@@ -262,7 +335,8 @@ class Corrector:
         tilted = 0.5 * zeta2 * push * unit
         return jax.tree.map(lambda a, g: a + tilted * g, shift, tilt.gradient)
 
-    def _euler(self, state: Diffused, n: Array) -> Array:
+    def rate(self, state: Diffused, n: Array) -> Array:
+        """The log-weight of step n by Euler, without a control."""
         grid, w = self.grid, self.grid.exponents[n]
         score, half = _combined(state, w), 0.5 * grid.noise[n]
         size = points.size_of(self.composition.models[0].shape)
@@ -284,18 +358,6 @@ class Corrector:
 
 def _combined(state: Diffused, w: Array) -> Any:
     return jax.tree.map(lambda s: jnp.tensordot(w, s, 1), state.scores)
-
-
-def _score(model: Diffusion, x: Any, t: Array) -> Any:
-    """The model's score, which must have the structure and shapes of x."""
-    score = model.score(x, t)
-    have, want = (jax.tree.map(jnp.shape, tree) for tree in (score, x))
-    if have != want:
-        raise ValueError(
-            f"fkc: a score has shape {have} at a point of shape {want}. Return the gradient of log q_t for one point, with the "
-            "point's own structure; nothing is broadcast."
-        )
-    return score
 
 
 def _clipped(score: Any, max_norm: float | None) -> Any:

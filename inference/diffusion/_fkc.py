@@ -25,29 +25,33 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from ...ppl._compat import is_concrete
 from ...ppl._show import shown
 from ..particles.engine import FeynmanKac
 from ._composition import Composition, Exponent, Reward, as_composition, product
 from ._corrector import Corrector
 from ._diffusion import Diffusion, check_noise, check_times
-from ._exponents import as_exponents
-from ._finite_variance import warn_of_infinite_variance
-from ._grid import (
+from ._drift_control import DriftControl, fitted, planned
+from ._langevin import Langevin
+from .grid import (
+    Integrator,
+    NoiseScale,
     Ratios,
     Weighting,
+    as_exponents,
     as_grid,
+    check_exponents,
     check_known,
+    check_target,
     choose_ratios,
     coefficients,
     start_law,
+    warn_of_infinite_variance,
 )
-from ._integrable import check_exponents, check_target
-from ._langevin import Langevin
-from ._noise_scale import NoiseScale
-from ._steps import Integrator
 
 
 @shown
@@ -60,6 +64,7 @@ class CorrectedDiffusion(FeynmanKac):
         times: the noising times of the grid, [steps + 1].
         zeta: the noise scale before each step, [steps].
         weights: how each model's density ratio enters: "euler" for all, or "exact" or "rne" for each.
+        control: coefficients of the control's drift, [steps, bases]; None without.
         corrector: the steps.
     """
 
@@ -68,6 +73,11 @@ class CorrectedDiffusion(FeynmanKac):
     zeta: Float[Array, " steps"] = dataclasses.field(kw_only=True)
     weights: Ratios = dataclasses.field(kw_only=True)
     corrector: Corrector = dataclasses.field(kw_only=True, repr=False)
+
+    @property
+    def control(self) -> Float[Array, "steps bases"] | None:
+        """See above."""
+        return None if self.corrector.control is None else self.corrector.control.coefficients
 
     def _facts(self) -> dict[str, Any]:
         parts = self.composition
@@ -79,6 +89,7 @@ class CorrectedDiffusion(FeynmanKac):
             "times": self.times,
             "zeta": self.zeta,
             "weights": self.weights,
+            "control": self.control,
         }
 
 
@@ -94,6 +105,7 @@ def fkc(
     max_score_norm: float | None = None,
     langevin: Langevin | None = None,
     integrator: Integrator = "euler",
+    control: DriftControl | None = None,
 ) -> CorrectedDiffusion:
     """Sample p(x) proportional to exp(h(x)) prod_i q_i(x)^w_i from diffusion models q_i, by weighted particles.
 
@@ -128,7 +140,10 @@ def fkc(
         max_score_norm: scores longer than this are cut to it, in drift and weight alike.
         langevin: moves after each step that leave its target as it is (predictor-corrector), none by default.
         integrator: "euler", or "exponential": steps in log-SNR that solve the linear part of target and process exactly (see
-            `_steps`), for few and long steps. It needs "exact" weights, and times that end above noise 0.
+            `grid/_steps.py`), for few and long steps. It needs "exact" weights, and times that end above noise 0.
+        control: a drift beyond that of the target, fitted by a pilot run so that weights vary less; see `DriftControl`. Costs the
+            pilot, and no evaluation of a model more in the run (with "euler" weights as many derivatives as a point has
+            coordinates).
 
     Returns:
         A `CorrectedDiffusion`.
@@ -141,12 +156,13 @@ def fkc(
             exponents vary with at zeta = 0, or that times which do not begin at the end of the process need; zeta = 0 with "rne"
             or "exact"; arrays of exponents of another shape, or that are not finite; scores at noise 0 where they are not
             known to exist; a score whose structure is not that of the points;
-            Langevin moves with exponents that vary where log q is not known.
+            Langevin moves with exponents that vary where log q is not known; a control with "euler" weights in more than 64
+            coordinates, or whose pilot run broke down.
 
     Warns:
         UserWarning: zeta^2 <= 2 (1 - 1/W+), steps too long for their noise, or first points too narrow for the target at a time
             inside the process: the weights have infinite variance for Gaussian data of variance 0.1 or 1, which their ESS does
-            not show.
+            not show. A control counts by its scores' coefficients, where these are known (not where jax.jit traces the pilot).
 
     Validity: with "exact" weights E[exp(log_evidence)] is the integral for every grid, score and clipping. With "rne" and
     "euler" this holds as dt -> 0 (Euler's bias grows with zeta^2 dt) for true scores and marginals at the first time that are
@@ -176,12 +192,14 @@ def fkc(
     check_exponents(composition, known, start is not None)
     law = start_law(composition, known, start)
     unseen = check_target(composition, known, law, start is not None)
-    is_auto, is_exact = isinstance(zeta, str), integrator == "exponential"
-    warn_of_infinite_variance(
-        known, ratios, is_auto=is_auto, is_exact=is_exact, has_law=start is not None
-    )
     grid = as_grid(known)
     corrector = Corrector(composition, grid, ratios, law, max_score_norm, langevin, known, unseen)
+    if control is not None:
+        corrector = _controlled(corrector, control)
+    is_auto, is_exact = isinstance(zeta, str), integrator == "exponential"
+    warn_of_infinite_variance(
+        known, ratios, is_auto=is_auto, is_exact=is_exact, has_law=start is not None, control=_of_scores(corrector)
+    )  # fmt: skip
     if langevin is not None:
         _check_langevin(langevin, corrector)
     has_density = langevin is None and not corrector.is_followed and is_positive
@@ -197,6 +215,29 @@ def fkc(
         zeta=grid.zeta,
         weights=ratios,
         corrector=corrector,
+    )
+
+
+def _controlled(corrector: Corrector, control: DriftControl) -> Corrector:
+    if not isinstance(control, DriftControl):
+        raise TypeError(
+            f"fkc: control must be a DriftControl, got {type(control).__name__}. Use "
+            "control=inference.diffusion.DriftControl(key)."
+        )
+    num_steps, is_euler = len(corrector.known.zeta), corrector.ratios == "euler"
+    with jax.ensure_compile_time_eval():  # what is known stays so within jit
+        plan = planned(control, corrector.composition, num_steps, is_euler)
+        return fitted(dataclasses.replace(corrector, control=plan), control)
+
+
+def _of_scores(corrector: Corrector) -> np.ndarray | None:
+    """The control's coefficients of the models' scores, [steps, models], where they are known."""
+    control = corrector.control
+    if control is None or not is_concrete(control.coefficients):
+        return None
+    table = np.asarray(control.coefficients, np.float64)[:, : control.num_scores]
+    return (
+        table if control.num_scores else np.zeros((len(table), len(corrector.composition.models)))
     )
 
 

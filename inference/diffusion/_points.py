@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
 
 Array = jax.Array
 
@@ -76,6 +77,32 @@ def total(fn: Callable[..., Array], *trees: Any) -> Array:
     """The sum of fn(leaves) over all coordinates."""
     parts = jax.tree.map(lambda *leaves: jnp.sum(fn(*leaves)), *trees)
     return functools.reduce(jnp.add, jax.tree.leaves(parts))
+
+
+def checked(what: str, value: Any, x: Any) -> Any:
+    """A vector at a point, which must have the structure and shapes of x."""
+    have, want = (jax.tree.map(jnp.shape, tree) for tree in (value, x))
+    if have != want:
+        raise ValueError(
+            f"fkc: {what} has shape {have} at a point of shape {want}. Return a vector for one point (a score is the gradient of "
+            "log q_t), with the point's own structure; nothing is broadcast."
+        )
+    return value
+
+
+def divergences(fn: Callable[[Any], Any], x: Any) -> Array:
+    """The divergences of several vector fields, x -> leaves [fields, ...], at a point, by a derivative for each coordinate."""
+    flat, unravel = ravel_pytree(x)
+    stacked = lambda v: jax.vmap(lambda tree: ravel_pytree(tree)[0])(fn(unravel(v)))
+    return jnp.trace(jax.jacfwd(stacked)(flat), axis1=1, axis2=2)
+
+
+def probed_divergences(key: Array, fn: Callable[[Any], Any], x: Any) -> Array:
+    """Estimates of the same from one derivative, along independent signs (Hutchinson)."""
+    flat, unravel = ravel_pytree(x)
+    stacked = lambda v: jax.vmap(lambda tree: ravel_pytree(tree)[0])(fn(unravel(v)))
+    signs = jax.random.rademacher(key, flat.shape, flat.dtype)
+    return jax.jvp(stacked, (flat,), (signs,))[1] @ signs
 
 
 def _keys(key: Array, num: int) -> Any:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .._figure import empty_figure
+
 if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
@@ -99,8 +101,6 @@ def plot_estimates(estimates: Mapping[str, Estimate]) -> Figure:
     Raises:
         ImportError: matplotlib is missing.
     """
-    from ..diagnostics._plots import empty_figure
-
     figure = empty_figure((6.0, 1.0 + 0.4 * len(estimates)))
     axis, named = figure.subplots(), {}
     for row, estimate in enumerate(estimates.values()):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from .._figure import empty_figure
 from ._estimate import Estimate
 from ._inputs import check_held_out, groups, images as checked, jackknife_error
 
@@ -52,8 +53,6 @@ class SpectralGap:
 
     def plot(self) -> Figure:
         """The gap with two standard errors over the frequency."""
-        from ..diagnostics._plots import empty_figure
-
         figure = empty_figure((6.0, 3.5))
         axis = figure.subplots()
         low, high = (self.gap + sign * 2 * self.standard_error for sign in (-1, 1))

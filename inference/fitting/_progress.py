@@ -19,8 +19,8 @@ def progress_bar(num_steps: int | None, step: int, *, is_shown: bool) -> Any:
 
 
 def _can_redraw() -> bool:
-    """Whether a bar can be drawn over: a terminal, or a notebook (which is what tqdm's automatic class is then of)."""
-    return sys.stderr.isatty() or "notebook" in tqdm.__module__
+    """Whether a bar can be drawn over: a terminal, or a notebook (whose class tqdm's automatic one then derives from)."""
+    return sys.stderr.isatty() or any(c.__module__ == "tqdm.notebook" for c in tqdm.__mro__)
 
 
 class Lines:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..diagnostics import empty_figure
+from .._figure import empty_figure
 from ._local import LocalCoverage
 from ._ranks import RankCheck
 from ._report import PosteriorReport

@@ -1,7 +1,10 @@
 """Diffusion models: noise schedules, parametrisations, exact mixtures.
 
-Correctors for powers, products and tilts of these models are `inference.diffusion.fkc`.
+Correctors for powers, products and tilts of these models are `inference.diffusion.fkc`. `DiffusionDensity` takes a table of one's
+own, as an estimator of scikit-learn.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from ._bound import bound as bound, denoising_errors as denoising_errors
 from ._chain import noising_chain as noising_chain, reverse_chain as reverse_chain
@@ -28,7 +31,11 @@ from ._training import (
     score_matching as score_matching,
 )
 
+if TYPE_CHECKING:
+    from .estimators import DiffusionDensity as DiffusionDensity
+
 __all__ = [
+    "DiffusionDensity",
     "bound",
     "denoising_errors",
     "law",
@@ -63,3 +70,17 @@ __all__ = [
     "guided",
     "score_matching",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "DiffusionDensity":
+        raise AttributeError(
+            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
+        )
+    from . import estimators  # on use: scikit-learn takes half a second
+
+    return estimators.DiffusionDensity
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
 from ...inference.diffusion import Diffusion, Noising
 from ...ppl._checks import check_counts
@@ -44,8 +45,13 @@ def bound(
     data_variance: Float[Array, "*shape"] | float = 1.0,
     at: float | None = None,
     importance: Float[Array, " bins"] | None = None,
+    levels: Float[ArrayLike, " levels"] | None = None,
 ) -> Float[Array, "*batch"]:
     """An unbiased estimate of the variational lower bound on log p(x), in nats, with gradients in the network and in x.
+
+    With `levels` x is discrete and p a probability: the last step draws one level of each coordinate,
+
+        p(x_i = v | x_s)  in proportion to  Normal(x_s; alpha_s v, variance_s).
 
     Args:
         diffusion: the model.
@@ -59,19 +65,23 @@ def bound(
         at: the time s > 0 at which the noise ends, in continuous time; the last of `noising.times` by default.
         importance: weights > 0 of equal bins of gamma, from s to T, in proportion to which levels are drawn instead; the estimate
             stays unbiased, and varies less where they follow the spread of its terms.
+        levels: all values that a coordinate may have, e.g. the grey levels of pixels. The end s should leave their gap some
+            standard deviations: with more noise the last step guesses, which is bounded too.
 
     Returns:
         One number for each point, nats.
 
     Raises:
         ValueError: noise that is not Normal; points that are trees or have another shape; times that do not descend or end
-            without noise; `times` together with `at` or `importance`; weights that are not positive numbers.
+            without noise; `times` together with `at` or `importance`; weights that are not positive numbers; levels that are not
+            two or more different numbers, or a coordinate at none of them (under `jax.jit` the bound of that point is NaN).
 
     Validity: the mean over noise and levels is the right side at any score, learned or not; it is a lower bound of the log
-    density of x itself, for the chain along `times`, or for the reverse diffusion (`euler_maruyama` with short steps) followed by
-    x ~ Normal(x_s / alpha_s, variance_s / alpha_s^2). It is tight for the true score and s near 0. The exponential of an estimate
-    is biased: for weights use `law` or `reverse_chain`. With levels in single precision, log(variance / alpha^2) has to move
-    visibly between them: s not below 1e-6.
+    density of x itself, for the chain along `times`, or for the reverse diffusion (`euler_maruyama` with short steps) followed
+    by x ~ Normal(x_s / alpha_s, variance_s / alpha_s^2), or of its probability, followed by the draw of levels. It is tight for
+    the true score and s near 0. Densities and probabilities do not compare: the former bounds the latter after uniform noise of
+    a level's width is added to x. The exponential of an estimate is biased: for weights use `law` or `reverse_chain`. With
+    levels in single precision, log(variance / alpha^2) has to move visibly between them: s not below 1e-6.
 
     Example:
         >>> import jax, math
@@ -81,9 +91,10 @@ def bound(
         >>> print(f"{estimate:.2f} of {-0.5 * math.log(2 * math.pi):.2f}")
         -0.92 of -0.92
 
-    Reference: Kingma, Salimans, Poole and Ho 2021, arXiv:2107.00630, equations 11 to 17.
+    Reference: Kingma, Salimans, Poole and Ho 2021, arXiv:2107.00630, equations 11 to 17; levels: section 3.3.
     """
     shape = _check("bound", diffusion, x)
+    grid = None if levels is None else _level_grid(levels, x)
     noising = diffusion.noising
     if times is not None:
         if at is not None or importance is not None:
@@ -91,13 +102,13 @@ def bound(
                 "bound: times are a grid, whose last time and steps say what at= and importance= do in continuous time. Give "
                 "times alone, or leave them out."
             )
-        levels, num, ends = _steps(noising, times, num_times, data_variance, shape)
+        placed, num, ends = _steps(noising, times, num_times, data_variance, shape)
     else:
-        levels, num, ends = _levels(noising, at, num_times, importance, shape)
+        placed, num, ends = _levels(noising, at, num_times, importance, shape)
 
     def one(x: Array, key: Array) -> Array:
-        time_key, noise_key = jax.random.split(key)
-        t, weight, constant = levels(_strata(time_key, num))
+        time_key, noise_key, level_key = jax.random.split(key, 3)
+        t, weight, constant = placed(_strata(time_key, num))
         errors, noise = squared_errors(diffusion, x, noise_key, t)
         # Near the data nothing is predicted, and the error is that of the noise itself, whose mean is known: what is left of it
         # for normal data of unit variance is taken out.
@@ -106,6 +117,8 @@ def bound(
         loss = jnp.sum(weight * each) / num + constant
         far = 0.5 * jnp.exp(-ends[0]) * jnp.sum(jnp.square(x))
         near = 0.5 * x.size * (math.log(2 * math.pi) + 1 + ends[1])
+        if grid is not None:
+            near = _level_surprise(x, grid, ends[1], level_key)
         return -far - near - loss
 
     return _over_points(one, x, typed_key(key), shape)
@@ -237,6 +250,43 @@ def _last_time(noising: Noising, at: float | None) -> Any:
             "e.g. 1e-4."
         )
     return at
+
+
+def _level_grid(levels: Any, x: Any) -> Array:
+    """The levels as a vector; refuses what is known to be no level."""
+    found = np.asarray(levels, float)
+    if found.ndim != 1 or len(found) < 2 or not np.all(np.isfinite(found)) or len(set(found.tolist())) < len(found):  # fmt: skip
+        raise ValueError(
+            f"bound: levels must be two or more different numbers, got shape {found.shape}. Give all values that a coordinate "
+            "may have, in the scale of x."
+        )
+    grid = jnp.asarray(found)
+    if is_concrete(x):
+        with jax.ensure_compile_time_eval():  # what is known stays so within jit
+            away = np.asarray(~_is_level(jnp.asarray(x, float), jnp.asarray(found))[0])
+        if away.any():
+            raise ValueError(
+                f"bound: {away.sum()} of {away.size} coordinates of x lie at none of the {len(found)} levels, and have no "
+                "probability. Round x to them, or leave levels= out for a density."
+            )
+    return grid
+
+
+def _is_level(x: Array, grid: Array) -> tuple[Array, Array]:
+    """Whether each coordinate is a level, up to rounding, and the number of the nearest."""
+    gaps = jnp.abs(x[..., None] - grid)
+    gap = jnp.min(jnp.diff(jnp.sort(grid)))
+    return gaps.min(-1) < 1e-3 * gap, gaps.argmin(-1)
+
+
+def _level_surprise(x: Array, grid: Array, last: Array, key: Array) -> Array:
+    """-log p(x | x_s), with noise of its own; `last` is gamma at s. NaN for what is no level."""
+    is_level, number = _is_level(x, grid)
+    std = jnp.exp(0.5 * last)
+    y = x + std * jax.random.normal(key, x.shape, x.dtype)
+    log_probs = jax.nn.log_softmax(-0.5 * jnp.square((y[..., None] - grid) / std), -1)
+    found = jnp.take_along_axis(log_probs, number[..., None], -1)
+    return jnp.where(is_level.all(), -found.sum(), jnp.nan)
 
 
 def _strata(key: Array, num: int) -> Float[Array, " num"]:

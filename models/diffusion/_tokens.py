@@ -1,11 +1,9 @@
 """Discrete diffusion: tokens that are masked or replaced at random, as a program, and the bound of masked diffusion.
 
-Terms: x in {0, ..., K - 1}^D; tokens 0 for masked, v + 1 for the value v. Each variable on its own keeps its value with
-probability a(t) = 1 - t, and is masked ("masked") or drawn evenly ("uniform") otherwise. Along 1 = t_0 > ... > t_N = 0, with a
-network's p(x_i = k | tokens at t), the chain's kernels and its weight along a noised path are, by variable,
+Terms and kernels are those of `inference.diffusion.tokens`. Along 1 = t_0 > ... > t_N = 0, with a network's p(x_i = k | tokens
+at t), the chain's weight along a noised path is, by variable,
 
-    p(x_s = j | x_t = i) = sum_k p(k | x_t) q(x_s = j | x_t = i, x = k),
-    log p(path) - log q(path | x) = log p(x_{t_0}) + sum_n log sum_k p(k | x_t) q(x_s = j | k) / q(x_t = i | k),
+    log p(path) - log q(path | x) = log p(x_{t_0}) + sum_n log rho_n(x_{t_{n+1}} | x_{t_n}),
 
 since q(x_t | x_s) stands in both. In masked diffusion a variable's terms come to log p(x_i | x_t) of the step that unmasks it.
 """
@@ -14,20 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ...inference.diffusion.tokens import Kind, Network, log_ratios, log_reference, noised
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl.densities import StochasticProgram
 from ...ppl.traces import Bound, Trace
 from ._law import OneSiteLaw
-
-Network = Callable[[Array, Array], Array]  # (tokens [D], t) -> log p(x_i = k | tokens), [D, K]
-Kind = Literal["masked", "uniform"]
 
 
 class TokenLaw(OneSiteLaw):
@@ -36,11 +32,12 @@ class TokenLaw(OneSiteLaw):
     kind_shown = "TokenChain"
 
     def __init__(
-        self, network: Any, shape: tuple[int, int], num_steps: int, kind: str, name: str
+        self, network: Any, shape: tuple[int, int], num_steps: int, kind: Kind, name: str
     ) -> None:
         super().__init__(f"{kind} diffusion law[{name}]", {})
         self.network, self.shape, self.num_steps = network, shape, num_steps
-        self.kind, self.name = kind, name
+        self.kind: Kind = kind
+        self.name = name
 
     def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
         return TokenLaw(self.network, self.shape, self.num_steps, self.kind, self.name)
@@ -55,10 +52,10 @@ class TokenLaw(OneSiteLaw):
         @jax.checkpoint
         def step(carry: tuple[Array, Array], inputs: Any) -> Any:
             (tokens, total), (t, s, key) = carry, inputs
-            ratios, chances = self._reverse(network, tokens, t, s)
-            then = jax.random.categorical(key, jnp.log(chances))
+            ratios, logits = self._reverse(network, tokens, t, s)
+            then = jax.random.categorical(key, logits)
             at = jnp.take_along_axis(ratios, then[:, None], 1)
-            return (then, total + jnp.log(at).sum()), None
+            return (then, total + at.sum()), None
 
         grid = self._grid()
         start = first, self._log_prior()
@@ -76,10 +73,10 @@ class TokenLaw(OneSiteLaw):
         @jax.checkpoint
         def step(carry: tuple[Array, Array], inputs: Any) -> Any:
             (tokens, total), (t, s, key) = carry, inputs
-            noised = self._noise(key, tokens, (1 - t) / (1 - s))
-            ratios, _ = self._reverse(network, noised, t, s)
+            before = noised(key, tokens, (1 - t) / (1 - s), self.kind, self.shape[1])
+            ratios, _ = self._reverse(network, before, t, s)
             at = jnp.take_along_axis(ratios, tokens[:, None], 1)
-            return (noised, total + jnp.log(at).sum()), None
+            return (before, total + at.sum()), None
 
         grid, keys = self._grid(), jax.random.split(self.own_key(), self.num_steps)
         start = x.astype(int) + 1, self._log_prior()
@@ -98,32 +95,10 @@ class TokenLaw(OneSiteLaw):
         size, num_values = self.shape
         return jnp.asarray(0.0 if self.kind == "masked" else -size * math.log(num_values))
 
-    def _noise(self, key: Array, tokens: Array, kept: Array) -> Array:
-        """Each token kept with this probability, or masked, or drawn evenly."""
-        keep_key, draw_key = jax.random.split(key)
-        other = jnp.zeros_like(tokens)
-        if self.kind == "uniform":
-            other = jax.random.randint(draw_key, tokens.shape, 1, self.shape[1] + 1)
-        return jnp.where(jax.random.uniform(keep_key, tokens.shape) < kept, tokens, other)
-
     def _reverse(self, network: Network, tokens: Array, t: Array, s: Array) -> tuple[Array, Array]:
-        """For each token j at s: sum_k p(k | x_t) q(x_s = j | k) / q(x_t | k), and this times q(x_t | x_s = j); [D, K + 1]."""
-        num_values, a_t, a_s = self.shape[1], 1 - t, 1 - s
-        probs, kept = jnp.exp(network(tokens, t)), a_t / a_s
-        if self.kind == "uniform":
-            even = lambda a: a * jnp.eye(num_values) + (1 - a) / num_values
-            ratios = (probs / even(a_t)[tokens - 1]) @ even(a_s)
-            given = even(kept)[tokens - 1]
-            pad = lambda x: jnp.pad(x, ((0, 0), (1, 0)))
-            return pad(ratios), pad(given * ratios)
-        stays = jnp.full((len(tokens), 1), (1 - a_s) / (1 - a_t))
-        ratios = jnp.concatenate([stays, probs * a_s / (1 - a_t)], 1)
-        chances = ratios * jnp.where(jnp.arange(num_values + 1) == 0, 1.0, 1 - kept)
-        # What is not masked keeps its value; at t = 1 all are, and a_t = 0 divides nothing.
-        is_its = jax.nn.one_hot(tokens, num_values + 1)
-        is_masked = (tokens == 0)[:, None]
-        shown = is_its * jnp.where(a_t > 0, a_s / jnp.where(a_t > 0, a_t, 1.0), 0.0)
-        return jnp.where(is_masked, ratios, shown), jnp.where(is_masked, chances, is_its)
+        """For each token at s: log rho, and the log of its probability; [D, K + 1]."""
+        ratios = log_ratios(network(tokens, t), tokens, t, s, self.kind)
+        return ratios, log_reference(tokens, t, s, self.kind, self.shape[1]) + ratios
 
 
 def token_law(

@@ -118,10 +118,11 @@ def _check_choices(
             f"programs: flow='{flow}' learns no flow of states that a known part could be split from. Use 'network', 'shared' or "
             "'stop', or forward_looking=False (trajectory balance is the same either way)."
         )
-    if flow == "stop" and not (forward_looking and env.stops):
+    if flow == "stop" and not (forward_looking and walks.every_state_is_object(env)):
+        where = "some states cannot stop" if env.stops else f"stops is {env.stops}"
         raise ValueError(
-            f"programs: flow='stop' is log R(s) - log P_F(stop | s), which needs a stop action in every state ({name}.stops is "
-            f"{env.stops}) and forward_looking=True (it is {forward_looking}). Use flow='network'."
+            f"programs: flow='stop' is log R(s) - log P_F(stop | s), which needs a stop action in every state ({name}: {where}) "
+            f"and forward_looking=True (it is {forward_looking}). Use flow='network'."
         )
     if (backward == "prior") != (prior is not None):
         raise ValueError(

@@ -81,13 +81,15 @@ class Table:
         """Every trajectory, as padded actions. Their number grows factorially."""
         out: list[list[int]] = []
         below: dict[int, list[tuple[int, int]]] = {}
+        objects = set(self.objects.tolist())
         for parent, action, child in zip(self.parents, self.actions, self.children, strict=True):
             below.setdefault(int(parent), []).append((int(action), int(child)))
 
         def extend(state: int, path: list[int]) -> None:
             if self.env.stops:
                 pads = self.env.length - len(path)
-                out.append(path + [self.env.num_actions] * pads)
+                if state in objects:
+                    out.append(path + [self.env.num_actions] * pads)
             elif len(path) == self.env.length:
                 out.append(path)
             for action, child in below.get(state, []):
@@ -144,7 +146,9 @@ def tabulate(env: Environment, *, max_states: int = 200_000) -> Table:
     states = jax.tree.map(lambda *x: np.concatenate(x), *found)
     parents, actions, ends = np.array(edges, int).reshape(-1, 3).T
     levels = _levels(len(number_of), parents, ends)
-    is_object = np.ones(len(levels), bool) if env.stops else levels == env.num_steps
+    is_object = levels == env.num_steps
+    if env.stops:
+        is_object = np.asarray(jax.vmap(env.can_stop)(jax.tree.map(jnp.asarray, states)))
     objects = np.flatnonzero(is_object)
     log_reward = jax.vmap(env.log_reward)(jax.tree.map(lambda x: jnp.asarray(x[objects]), states))
     return Table(

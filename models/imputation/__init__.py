@@ -30,6 +30,12 @@ estimators of scikit-learn, for tables and series of one's own. The protocol tha
 
 from typing import TYPE_CHECKING, Any
 
+from .._series import (
+    Series as Series,
+    Standard as Standard,
+    series as series,
+    standardise as standardise,
+)
 from ._arviz import to_arviz as to_arviz
 from ._dropout import obs_dropout as obs_dropout
 from ._gp import (
@@ -60,12 +66,6 @@ from ._programs import (
     programs as programs,
 )
 from ._scores import cell_scores as cell_scores
-from ._series import (
-    Series as Series,
-    Standard as Standard,
-    series as series,
-    standardise as standardise,
-)
 
 if TYPE_CHECKING:
     from .estimators import SeriesClassifier as SeriesClassifier, SeriesImputer as SeriesImputer

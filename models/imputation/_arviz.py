@@ -9,8 +9,8 @@ import numpy as np
 
 from ...inference.diagnostics._weights import resampling_indices
 from ...inference.export._arviz_tree import arviz_base
+from .._series import Series
 from ._imputation import Imputation
-from ._series import Series
 
 
 def to_arviz(

@@ -17,12 +17,12 @@ import numpy as np
 from ... import ppl
 from ...inference.objectives._row_weights import log_density_of
 from ...ppl._compat import typed_key
+from .._series import Series
 from ._compiled import compiled
 from ._imputation import Imputation
 from ._moves import moved
 from ._over_time import OF_GUIDE, OF_MODEL, paths
 from ._refine import refined
-from ._series import Series
 
 
 def impute(

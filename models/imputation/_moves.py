@@ -20,8 +20,8 @@ from ... import ppl
 from ...inference.objectives._row_weights import log_density_of
 from ...inference.particles.moves import HMC
 from ...inference.particles.resampling import systematic
+from .._series import Series
 from ._gp import _solved, smoothed
-from ._series import Series
 
 Array = jax.Array
 KERNEL = HMC(num_leapfrog=8, target_accept=0.8)

@@ -35,9 +35,9 @@ from jaxtyping import Array
 
 from ... import ppl
 from ...inference import FeynmanKac, smc
+from .._series import Series
 from ._gp import PrecisionNormal, smoothed
 from ._refine import set_sites
-from ._series import Series
 
 # Deterministic sites of the model and of the guide that the steps are made from.
 OF_MODEL = ("mixing", "path", "step_log_prob", "step_log_draw")

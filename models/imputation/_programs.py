@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 
 from ... import ppl
+from .._series import Series
 from ._gp import cauchy_kernel, own_cholesky, smoothed
 from ._hidden_law import hidden_law
 from ._networks import (
@@ -20,7 +21,6 @@ from ._networks import (
     SelfMasking,
     missingness as mechanism_of,
 )
-from ._series import Series
 
 MIN_LOOK_SCALE = 1e-2
 # Of a network's freshly initialised looks at a channel's own latent, relative to softplus(.): a tight one where a cell is seen.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from numpyro.primitives import Messenger
 
 from ... import ppl
-from ._series import Series
+from .._series import Series
 
 Array = jax.Array
 NUM_DRAWS = 4

@@ -1,4 +1,9 @@
-"""Marginalization models: any marginal of a discrete law in one pass of a network, and draws in any order (arXiv:2310.12920)."""
+"""Marginalization models: any marginal of a discrete law in one pass of a network, and draws in any order (arXiv:2310.12920).
+
+`AnyOrderModel` takes a table of one's own, as an estimator of scikit-learn: from a file to conditionals, draws and a file again.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from ._convolutions import ResidualCNN as ResidualCNN, residual_cnns as residual_cnns
 from ._distribution import Draw as Draw, MaM as MaM
@@ -39,7 +44,11 @@ from .annealing import (
     unnormalised as unnormalised,
 )
 
+if TYPE_CHECKING:
+    from .estimators import AnyOrderModel as AnyOrderModel
+
 __all__ = [
+    "AnyOrderModel",
     "Annealed",
     "anneal",
     "bracket",
@@ -79,3 +88,17 @@ __all__ = [
     "Tables",
     "sampler_law",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "AnyOrderModel":
+        raise AttributeError(
+            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
+        )
+    from . import estimators  # on use: scikit-learn takes half a second
+
+    return estimators.AnyOrderModel
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

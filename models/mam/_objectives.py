@@ -40,15 +40,20 @@ _SPREADS = ("variance", "std", "plain")
 def any_order(networks: Pair) -> Objective:
     """Stage 1 of maximum likelihood: the order-agnostic bound on log p(x), for the conditional network.
 
-        sum_n E_{order, t} [D / (D - t) sum_{i after t} c(i, x_ni | first t variables)] <= sum_n log E_order p(x_n | order)
+        sum_n E_{order, t} [D_n / (D_n - t) sum_{i after t} c(i, x_ni | first t variables)] <= sum_n log E_order p(x_n | order)
 
-    in nats, maximised, with t uniform on 0, ..., D - 1. One pass per row scores all hidden variables in parallel. Argument:
-    x, values 0 to K - 1, [rows, D]; plate "rows"; parameter "conditional".
+    in nats, maximised, with t uniform on 0, ..., D_n - 1. One pass per row scores all hidden variables in parallel. Arguments: x,
+    values 0 to K - 1, [rows, D], and optionally which cells are seen, boolean [rows, D]; plate "rows"; parameter "conditional".
+    Of a row with missing cells only its D_n seen ones are ordered, and the bound is on their log-marginal, log p(x_S).
 
     Args:
         networks: the pair to start from; `networks.with_params(fit.params)` is the trained one.
 
-    Validity: value and gradient are unbiased for the bound, minibatches included.
+    Raises:
+        ValueError: when it is evaluated: x or `seen` has another shape, or a seen cell another value.
+
+    Validity: value and gradient are unbiased for the bound, minibatches included. It says nothing of why cells are missing: what
+    is learned is the law of rows where cells go missing at random, given those that are seen.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -59,25 +64,34 @@ def any_order(networks: Pair) -> Objective:
         >>> value = bound.value(bound.init(jax.random.key(1), x), jax.random.key(2), x)
         >>> round(float(value), 4)  # uniform before training: -6 log 2
         -4.1589
+
+    Reference: Uria et al. 2014, arXiv:1310.1757.
     """
 
     @ppl.model
-    def model(x: Any) -> None:
+    def model(x: Any, seen: Any = None) -> None:
         declared = networks.declared("conditional")
-        tokens, unknown = _tokens("any_order", networks, x)
-        num_rows, size = tokens.shape
+        if seen is None:
+            tokens, unknown = _tokens("any_order", networks, x)
+            known = jnp.ones(tokens.shape, bool)
+        else:
+            known = _seen("any_order", x, seen)
+            tokens, unknown = _tokens("any_order", networks, _where_seen(known, x))
+        num_rows = len(tokens)
         order_key, step_key = jax.random.split(ppl.rng_key("order"))
-        order = random_orders(order_key, jnp.zeros(tokens.shape, bool))
-        step = jax.random.randint(step_key, (num_rows,), 0, size)
+        order = random_orders(order_key, known)
+        size = known.sum(1)
+        step = jax.random.randint(step_key, (num_rows,), 0, jnp.maximum(size, 1))
 
-        def bound(tokens: Array, order: Array, step: Array) -> Array:
-            seen = _chain.prefix(tokens, jnp.zeros_like(tokens), order, step)
-            log_probs = declared.log_conditionals(seen)
+        def bound(tokens: Array, known: Array, order: Array, step: Array, size: Array) -> Array:
+            before = _chain.prefix(tokens, jnp.zeros_like(tokens), order, step)
+            log_probs = declared.log_conditionals(before)
             chosen = jnp.take_along_axis(log_probs, tokens[:, None] - 1, 1)[:, 0]
-            return size / (size - step) * jnp.where(seen == 0, chosen, 0.0).sum()
+            share = size / jnp.maximum(size - step, 1)
+            return share * jnp.where(known & (before == 0), chosen, 0.0).sum()
 
         with ppl.plate("rows", num_rows):
-            ppl.factor("x", jax.vmap(bound)(tokens, order, step) + unknown)
+            ppl.factor("x", jax.vmap(bound)(tokens, known, order, step, size) + unknown)
 
     return _log_density("max", "any_order")(model)
 
@@ -328,10 +342,28 @@ def _tokens(name: str, networks: Networks, x: Any) -> tuple[Array, Array]:
     if is_concrete(x) and not is_known.all():
         raise ValueError(
             f"{name}: {(~is_known).sum()} of {len(x)} rows have values that are no integers from 0 to "
-            f"{networks.num_values - 1}. Code the values so; rows with missing values cannot be trained on."
+            f"{networks.num_values - 1}. Code the values so; `any_order` takes `seen` where cells are missing."
         )
     # Token 0 would mean marginalised out: a stray -1 must not train as if it did.
     return jnp.where(is_known[:, None], x, 0).astype(int) + 1, jnp.where(is_known, 0.0, jnp.nan)
+
+
+def _seen(name: str, x: Any, seen: Any) -> Any:
+    """Which cells are seen, [rows, D].
+
+    Raises:
+        ValueError: another shape than that of x.
+    """
+    if jnp.shape(seen) != jnp.shape(x):
+        raise ValueError(
+            f"{name}: seen has shape {jnp.shape(seen)}, and x {jnp.shape(x)}. Give one truth value for each cell."
+        )
+    return (np if is_concrete(seen) else jnp).asarray(seen, bool)
+
+
+def _where_seen(seen: Any, x: Any) -> Any:
+    """x, with zero for what stands in the other cells."""
+    return (np if is_concrete((seen, x)) else jnp).where(seen, x, 0)
 
 
 def _check_energy(

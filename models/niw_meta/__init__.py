@@ -2,8 +2,11 @@
 
 `programs` gives model and guide, for `inference.elbo` and `inference.fit`, `optimizer` rates for what they learn; `adapt` and
 `predict` take fitted programs to new episodes. A program of one's own is read by `predict` if it states its queries by `observe`:
-MAML, Reptile, prototypical networks and neural processes are written so in `examples/few_shot/_baselines.py`.
+MAML, Reptile, prototypical networks and neural processes are written so in `examples/few_shot/_baselines.py`. `FewShotClassifier`
+does all this for rows and classes of one's own, as an estimator of scikit-learn.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from ._episodes import Episodes as Episodes, Points as Points, pad_points as pad_points
 from ._evaluate import (
@@ -28,7 +31,11 @@ from ._programs import NIWMeta as NIWMeta, observe as observe, programs as progr
 from ._variational import adapt_by_vi as adapt_by_vi
 from ._weights import Weights as Weights
 
+if TYPE_CHECKING:
+    from .estimators import FewShotClassifier as FewShotClassifier
+
 __all__ = [
+    "FewShotClassifier",
     "Episodes",
     "Points",
     "pad_points",
@@ -52,3 +59,17 @@ __all__ = [
     "adapt_by_vi",
     "Weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "FewShotClassifier":
+        raise AttributeError(
+            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
+        )
+    from . import estimators  # on use: scikit-learn takes half a second
+
+    return estimators.FewShotClassifier
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,8 +8,11 @@ Weights and inference are chosen apart. Train by an encoder, infer by error regr
     stream, prediction = regression.observe(regression.init(key), x_t, seen)
 
 An encoder needs no table of vectors, and serves where all is seen; gradients on a window need no training for cells that are
-lost. What this gains, where, and where not, has a page: docs/explain/reproduced.md.
+lost. What this gains, where, and where not, has a page: docs/explain/reproduced.md. `SeriesForecaster` does all this for
+series of one's own, as an estimator of scikit-learn.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from ._analysis import (
     Latents as Latents,
@@ -49,7 +52,11 @@ from ._regression import (
     Stream as Stream,
 )
 
+if TYPE_CHECKING:
+    from .estimators import SeriesForecaster as SeriesForecaster
+
 __all__ = [
+    "SeriesForecaster",
     "Latents",
     "NGramDivergence",
     "Skeleton",
@@ -82,3 +89,17 @@ __all__ = [
     "Prediction",
     "Stream",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "SeriesForecaster":
+        raise AttributeError(
+            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
+        )
+    from . import estimators  # on use: scikit-learn takes half a second
+
+    return estimators.SeriesForecaster
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

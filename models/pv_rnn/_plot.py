@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...inference._figure import empty_figure
 from ._analysis import Latents
 
 if TYPE_CHECKING:
@@ -25,14 +26,8 @@ def plot_latents(latents: Latents, row: int = 0) -> Figure:
     Raises:
         ImportError: matplotlib is not installed (the extra "plot").
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as err:
-        raise ImportError(
-            "plot_latents needs matplotlib. Install it with: pip install 'lapilli[plot]'."
-        ) from err
     num_layers = len(latents.kl)
-    figure = Figure(figsize=(5.0 * num_layers, 4.5), layout="constrained")
+    figure = empty_figure((5.0 * num_layers, 4.5))
     axes = figure.subplots(2, num_layers, sharex=True, squeeze=False)
     for l in range(num_layers):
         scales = {"posterior": latents.posterior_scale, "prior": latents.prior_scale}

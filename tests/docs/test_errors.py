@@ -1,27 +1,15 @@
 """How much of the catalogue of errors there is: which `raise` statements its programs reach."""
 
-import ast
 import contextlib
 import traceback
 import warnings
 
 import pytest
-from _pages import DOCS, Page
+from _pages import Page
+from _refusals import not_among
 
-ROOT = DOCS.parent
 # Refusals without an entry in docs/errors.md. The number may only fall: a new refusal comes with an entry.
 WITHOUT_ENTRY = 569
-
-
-def refusals():
-    """(file, first line, last line) of every statement that raises an exception with a message."""
-    found = []
-    for package in ("ppl", "inference", "models"):
-        for file in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text())):
-                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-                    found.append((file, node.lineno, node.end_lineno))
-    return found
 
 
 @pytest.mark.parametrize("is_full", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -34,11 +22,7 @@ def test_refusals_without_an_entry_become_fewer(is_full, tmp_path):
         page.compare(run, tmp_path)
     for error in run.raised:
         frames |= {(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)}
-    missing = [
-        f"{file.relative_to(ROOT)}:{first}"
-        for file, first, last in refusals()
-        if not any((str(file), line) in frames for line in range(first, last + 1))
-    ]
+    missing = not_among(frames)
     # Each program that was left out reaches one.
     assert len(missing) <= WITHOUT_ENTRY + run.num_left_out, (
         f"{len(missing)} refusals have no entry in docs/errors.md, more than {WITHOUT_ENTRY}. Add a program for the new one; "

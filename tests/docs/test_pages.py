@@ -29,6 +29,7 @@ def run_in(folder, monkeypatch, page, is_full):
     "howto/stream_data",
     "howto/variance",
     "howto/nan",
+    "howto/correctors",
     "howto/diffusion_law",
     "tutorials/04_state_space",
     "howto/forecast",

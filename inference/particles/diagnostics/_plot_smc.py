@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._figure import empty_figure
 from ..engine import SMCResult
 from ..resampling import lineages
 
@@ -43,14 +44,8 @@ def plot_smc(
         ImportError: matplotlib is missing.
     """
     _check(result, sites, times)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as err:
-        raise ImportError(
-            "plot_smc needs matplotlib. Install it with: pip install 'lapilli[plot]'."
-        ) from err
     panels = [*sites, "ess", "evidence"] + ["genealogy"] * (result.ancestors is not None)
-    figure = Figure(figsize=(8.0, 1.0 + 1.9 * len(panels)), layout="constrained")
+    figure = empty_figure((8.0, 1.0 + 1.9 * len(panels)))
     axes = dict(zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0], strict=True))
     weights = np.exp(np.asarray(result.log_weights, float))
     for name in sites:

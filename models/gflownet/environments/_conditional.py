@@ -27,8 +27,8 @@ class Conditional(Environment):
     `GFlowNet.given(argument)` is the GFlowNet of one argument, one of these or a new one, with the same parameters: its policy
     and its flow read the argument.
 
-    The state is (number of the argument, state of `env`); the actions are those of `env`, then one for each argument. Where
-    every state is an object (`stops`), the state without an argument is one more, of reward 1, which no argument sees.
+    The state is (number of the argument, state of `env`); the actions are those of `env`, then one for each argument. The state
+    without an argument is no object.
 
     Args:
         env: how objects are built; its own reward is not read.
@@ -107,6 +107,11 @@ class Conditional(Environment):
         is_there = number < len(self.arguments)
         choices = jnp.broadcast_to(~is_there, len(self.arguments))
         return jnp.concatenate([self.env.legal(inner) & is_there, choices])
+
+    def can_stop(self, state: State) -> Array:
+        """Where `env` can, once there is an argument."""
+        number, inner = state
+        return self.env.can_stop(inner) & (number < len(self.arguments))
 
     def removable(self, state: State) -> Array:
         """Of the empty object, the choice of its argument."""

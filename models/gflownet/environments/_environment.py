@@ -3,7 +3,8 @@
 An environment is a pointed directed acyclic graph given by functions of one state. Two kinds:
 
 - of fixed length (`stops` false): every object is complete after exactly `num_steps` actions (sets of k items, strings);
-- with a stop action (`stops` true): every state is an object, which the extra action `num_actions` completes (grids, graphs).
+- with a stop action (`stops` true): every state that `can_stop` is an object, which the extra action `num_actions` completes
+  (grids, graphs); all states are, unless the environment says otherwise.
   The object then keeps taking the stop action, with probability one, until the fixed number of steps is over: padding that
   adds nothing to any density, and needs no masks.
 
@@ -33,7 +34,7 @@ class Environment(abc.ABC):
         num_actions: A, the number of actions, the stop action not counted.
         num_steps: the largest number of actions of a trajectory, the stop action not counted; with `stops` false every
             trajectory has as many.
-        stops: whether every state is an object that a stop action completes.
+        stops: whether objects are completed by a stop action, see `can_stop`.
         rewards_prefixes: whether `log_reward` is meaningful for incomplete objects, as forward-looking flows need.
     """
 
@@ -69,6 +70,10 @@ class Environment(abc.ABC):
     @abc.abstractmethod
     def log_reward(self, state: Any) -> Float[Array, ""]:
         """Log R of a complete object, nats; with `rewards_prefixes` also of an incomplete one."""
+
+    def can_stop(self, state: Any) -> Bool[Array, ""]:
+        """Whether a state is an object, with `stops`: all are, unless this is overridden. Others need a legal action."""
+        return jnp.ones((), bool)
 
     @property
     def num_choices(self) -> int:
@@ -108,7 +113,7 @@ def legal(env: Environment, position: Position) -> Bool[Array, " choices"]:
     mask = env.legal(position.state)
     if not env.stops:
         return mask
-    return jnp.append(mask & ~position.is_done, True)
+    return jnp.append(mask & ~position.is_done, position.is_done | env.can_stop(position.state))
 
 
 def removable(env: Environment, position: Position) -> Bool[Array, " choices"]:
@@ -118,6 +123,11 @@ def removable(env: Environment, position: Position) -> Bool[Array, " choices"]:
         return mask
     mask = mask & ~position.is_done
     return jnp.append(mask, ~mask.any())
+
+
+def every_state_is_object(env: Environment) -> bool:
+    """Whether all states may stop."""
+    return env.stops and type(env).can_stop is Environment.can_stop
 
 
 def advance(env: Environment, position: Position, action: Array) -> Position:
@@ -165,8 +175,8 @@ def check(env: Environment, key: Array, *, num_trajectories: int = 64) -> None:
 
     Raises:
         ValueError: a wrong shape; an action whose `undo` does not lead back, or that is not `removable` afterwards; a start with
-            a removable action; a trajectory without a legal action before its end, or with one after it; a log-reward that
-            is not a finite number.
+            a removable action; a trajectory without a legal action before its end, or with one after it; one that ends where it
+            cannot stop; a log-reward that is not a finite number.
     """
     name, first = type(env).__name__, start(env)
     for called in ("legal", "removable"):
@@ -176,6 +186,11 @@ def check(env: Environment, key: Array, *, num_trajectories: int = 64) -> None:
                 f"{name}.{called} returns {shape.dtype}{list(shape.shape)}, expected bool[{env.num_actions}], one entry "
                 "for each of the num_actions actions (without the stop action)."
             )
+    may_stop = jax.eval_shape(env.can_stop, first.state)
+    if (may_stop.shape, may_stop.dtype) != ((), np.dtype(bool)):
+        raise ValueError(
+            f"{name}.can_stop returns {may_stop.dtype}{list(may_stop.shape)}, expected one bool for one state."
+        )
     for called in ("step", "undo"):
         found = jax.eval_shape(getattr(env, called), first.state, jnp.zeros((), jnp.int32))
         if _shapes(found) != _shapes(first.state):
@@ -199,14 +214,21 @@ def check(env: Environment, key: Array, *, num_trajectories: int = 64) -> None:
             is_back = jnp.stack(jax.tree.leaves(back)).all() | ~mask.any()
             is_paired = env.removable(child)[action] | ~mask.any()
             child = state_of(child)
-            return child, (action, mask.any(), is_back, is_paired, env.log_reward(child))
+            went_on = mask.any() | (env.can_stop(state) if env.stops else False)
+            has_reward = env.can_stop(child) if env.stops else jnp.ones((), bool)
+            found = (action, went_on, is_back, is_paired)
+            return child, (
+                *found,
+                jnp.where(has_reward | env.rewards_prefixes, env.log_reward(child), 0.0),
+            )
 
         last, found = jax.lax.scan(step, first.state, jax.random.split(key, env.num_steps))
-        return env.legal(last).any(), env.log_reward(last), found
+        is_object = env.can_stop(last) if env.stops else jnp.ones((), bool)
+        return env.legal(last).any(), is_object, env.log_reward(last), found
 
-    goes_on, last, (actions, had_any, is_back, is_paired, log_reward) = jax.jit(jax.vmap(explore))(
-        jax.random.split(key, num_trajectories)
-    )
+    goes_on, is_object, last, (actions, went_on, is_back, is_paired, log_reward) = jax.jit(
+        jax.vmap(explore)
+    )(jax.random.split(key, num_trajectories))
     if jnp.shape(last) != (num_trajectories,):
         raise ValueError(
             f"{name}.log_reward returns shape {jnp.shape(last)[1:]}, expected one number for one state."
@@ -229,10 +251,16 @@ def check(env: Environment, key: Array, *, num_trajectories: int = 64) -> None:
             f"{name}: actions are legal after num_steps={env.num_steps} steps; raise num_steps, or let legal be "
             "all false at the end."
         )
-    if not env.stops and not bool(had_any.all()):
+    went_on = np.concatenate([went_on, is_object[:, None]], 1)
+    if not went_on.all():
+        why = (
+            "nor can it stop"
+            if env.stops
+            else "but without a stop action all objects have one length"
+        )
         raise ValueError(
-            f"{name}: a trajectory has no legal action after {int(np.argwhere(~np.asarray(had_any))[0][1])} of {env.num_steps} "
-            "steps, but without a stop action all objects have one length. Set stops=True, or mend legal."
+            f"{name}: a trajectory has no legal action after {int(np.argwhere(~went_on)[0][1])} of {env.num_steps} steps, {why}. "
+            f"{'Let can_stop be true there' if env.stops else 'Set stops=True'}, or mend legal."
         )
     rewards = log_reward if env.rewards_prefixes or env.stops else last
     if not bool(jnp.isfinite(rewards).all()):

@@ -1,12 +1,7 @@
 """Members of the family as estimators of scikit-learn, for data of one's own; loaded on first use."""
 
-try:
-    import sklearn as sklearn
-except ImportError as err:
-    raise ImportError(
-        "SeriesImputer and SeriesClassifier are estimators of scikit-learn. Install it with: pip install 'lapilli[data]'."
-    ) from err
-
+# First: it says what is missing without scikit-learn.
+from ..._estimator import StoredEstimator as StoredEstimator
 from ._classifier import SeriesClassifier as SeriesClassifier
 from ._imputer import SeriesImputer as SeriesImputer
 

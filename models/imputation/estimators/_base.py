@@ -2,71 +2,47 @@
 
 from __future__ import annotations
 
-import os
-import zlib
 from collections.abc import Iterator
 from typing import Any, Self
 
 import jax
 import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ....inference.fitting.storage._archive import read, write
-from ....ppl._checks import is_integer
+from ..._estimator import StoredEstimator
+from ..._series import Series, Standard, standardise
+from ..._series_inputs import Given, digest, given
 from .._imputation import Imputation
 from .._impute import impute
 from .._networks import memory
 from .._programs import Imputer, programs
-from .._series import Series, Standard, standardise
-from ._inputs import Given, given
 from ._training import Recipe, bind, shapes, train
 
-FORMAT = "series estimator 1"
 MOST_CELLS = 2**26  # drawn at once
-_COUNTS = ("num_hidden", "num_particles", "num_draws", "num_steps", "batch_size", "check_every")
 
 
-class SeriesEstimator(BaseEstimator):
+class SeriesEstimator(StoredEstimator):
     """See `SeriesImputer` and `SeriesClassifier`."""
 
-    # Made from what is fitted, whenever it is not there: programs are code, and go into no file.
-    _made: tuple[Imputer, Any] | None = None
-    # Where they are known.
-    n_features_in_: int
-    feature_names_in_: np.ndarray
-    classes_: np.ndarray
+    FORMAT = "series estimator 1"
+    COUNTS = ("num_hidden", "num_particles", "num_draws", "num_steps", "batch_size", "check_every")
+    classes_: np.ndarray  # of a classifier
 
     def _recipe(self) -> Recipe:
         raise NotImplementedError
 
     def _checks(self) -> list[str]:
         """Problems of the parameters."""
-        own = self.get_params()
-        problems = [
-            f"{name} must be an integer >= 1, got {own[name]!r}"
-            for name in _COUNTS
-            if not is_integer(own[name]) or own[name] < 1
-        ]
-        if not 0 <= own["validation_fraction"] < 1:
-            problems.append(
-                f"validation_fraction must lie in [0, 1), got {own['validation_fraction']!r}"
-            )
-        if own["patience"] is not None and (not is_integer(own["patience"]) or own["patience"] < 1):
-            problems.append(f"patience must be an integer >= 1 or None, got {own['patience']!r}")
+        own, problems = self.get_params(), self._check_counts()
         if own["method"] not in ("auto", "importance", "smc"):
             problems.append(f"method must be 'auto', 'importance' or 'smc', got {own['method']!r}")
-        if not own["learning_rate"] > 0:
-            problems.append(f"learning_rate must be positive, got {own['learning_rate']!r}")
         return problems
 
     def _fit(self, X: Any, labels: np.ndarray | None) -> Self:
         """Train on series, with labels 0, 1, ... or None."""
         name = type(self).__name__
-        if problems := self._checks():
-            raise ValueError(f"{name}: {'; '.join(problems)}.")
+        self._refuse(self._checks())
         source = given(self, X, reset=True)
         data = source.data._replace(labels=labels)
         self._made, self._layout, self.n_steps_ = None, source.layout, data.values.shape[1]
@@ -88,26 +64,8 @@ class SeriesEstimator(BaseEstimator):
         )  # fmt: skip
         self.history_, self.validation_ = found.history, found.validation
         self.n_iter_ = len(found.history)
-        leaves, treedef = jax.tree.flatten(dict(found.params))
-        self._leaves = [np.asarray(leaf) for leaf in leaves]
-        self._made = imputer, jax.tree.unflatten(treedef, self._leaves)
+        self._made = imputer, self._keep(dict(found.params))
         return self
-
-    def _split(
-        self, size: int, labels: np.ndarray | None, seed: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Rows to train on, and rows that are held out; None where the share is less than one row."""
-        num_held = int(self.get_params()["validation_fraction"] * size)
-        rows = np.arange(size)
-        if num_held < 1:
-            return rows, None
-        strata = labels
-        if labels is not None:
-            counts = np.bincount(labels)
-            if counts.min() < 2 or num_held < len(counts) or size - num_held < len(counts):
-                strata = None
-        parts = train_test_split(rows, test_size=num_held, random_state=seed, stratify=strata)
-        return np.asarray(parts[0]), np.asarray(parts[1])
 
     def _programs(self) -> Imputer:
         own, is_table = self.get_params(), self._layout == "table"
@@ -166,7 +124,7 @@ class SeriesEstimator(BaseEstimator):
         model, guide = bind(*self._ready())
         kind = self._layout if own["method"] == "auto" else own["method"]
         method = "smc" if kind in ("smc", "series") else "importance"
-        keys = np.array([[self._seed, _digest(data, row)] for row in range(size)], np.uint32)
+        keys = np.array([[self._seed, digest(data, row)] for row in range(size)], np.uint32)
         if seed is not None:
             keys = np.stack([np.full(size, seed, np.uint32), np.arange(size, dtype=np.uint32)], 1)
         words = jax.random.key_data(jax.random.key(0)).shape[-1]
@@ -194,83 +152,23 @@ class SeriesEstimator(BaseEstimator):
         found[..., rows, :, :] = np.where(holes, values, source.cells[rows])
         return found
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the fitted estimator to one file, whole or not at all: a NumPy archive without pickled objects.
-
-        Args:
-            path: where.
-
-        Raises:
-            ValueError: `random_state` is neither an integer nor None.
-        """
-        check_is_fitted(self, "_leaves")
-        own = self.get_params()
+    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         classes = getattr(self, "classes_", np.zeros(0))
         if classes.dtype == object:  # texts: other objects are no labels for scikit-learn
             classes = classes.astype(str)
-        if own["random_state"] is not None and not is_integer(own["random_state"]):
-            raise ValueError(
-                f"{type(self).__name__}.save: random_state is a {type(own['random_state']).__name__}, which has no place in the "
-                "file. Set an integer or None with set_params(random_state=...)."
-            )
-        names = getattr(self, "feature_names_in_", None)
-        header = {
-            "format": FORMAT,
-            "class": type(self).__name__,
-            "params": {k: v.item() if isinstance(v, np.generic) else v for k, v in own.items()},
-            "layout": self._layout,
-            "seed": self._seed,
-            "n_steps": int(self.n_steps_),
-            "n_features": int(self.n_features_in_),
-            "names": None if names is None else list(names),
-            "validation": [[int(step), float(loss)] for step, loss in self.validation_],
-        }
-        leaves = {f"leaf{i}": leaf for i, leaf in enumerate(self._leaves)}
-        rest = {"mean": self._standard.mean, "scale": self._standard.scale, "classes": classes}
-        write(path, header, {**rest, **leaves, "history": self.history_})
+        state, arrays = super()._state()
+        state |= {"layout": self._layout, "n_steps": int(self.n_steps_)}
+        arrays |= {"mean": self._standard.mean, "scale": self._standard.scale, "classes": classes}
+        return state, arrays
 
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Self:
-        """Read what `save` wrote.
-
-        Args:
-            path: the file.
-
-        Raises:
-            ValueError: the file is none of `save`, or of another class.
-        """
-        header, arrays = read(path, f"file of {cls.__name__}.save", FORMAT)
-        if header["class"] != cls.__name__:
-            raise ValueError(
-                f"{cls.__name__}.load: '{os.fspath(path)}' holds a {header['class']}. Load it with {header['class']}.load."
-            )
-        found = cls(**header["params"])
-        found._layout, found._seed = header["layout"], header["seed"]
-        found.n_steps_, found.n_features_in_ = header["n_steps"], header["n_features"]
-        if header["names"] is not None:
-            found.feature_names_in_ = np.array(header["names"], object)
+    def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        super()._restore(state, arrays)
+        self._layout, self.n_steps_ = state["layout"], state["n_steps"]
         if len(arrays["classes"]):
-            found.classes_ = arrays["classes"]
-        found._standard = Standard(arrays["mean"], arrays["scale"])
-        found.validation_ = [(int(step), float(loss)) for step, loss in header["validation"]]
-        found.history_ = arrays["history"]
-        found.n_iter_ = len(found.history_)
-        count = sum(name.startswith("leaf") for name in arrays)
-        found._leaves = [arrays[f"leaf{i}"] for i in range(count)]
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: Any = super().__getstate__()
-        return {k: v for k, v in state.items() if k != "_made"}
+            self.classes_ = arrays["classes"]
+        self._standard = Standard(arrays["mean"], arrays["scale"])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
-
-
-def _digest(data: Series, row: int) -> int:
-    """A number made of what is known of a series."""
-    steps = int(np.asarray(data.valid)[row].sum())
-    known = (data.values[row, :steps], data.observed[row, :steps], data.times[row, :steps])
-    return zlib.crc32(b"".join(np.ascontiguousarray(a).tobytes() for a in known))

@@ -12,10 +12,10 @@ from jaxtyping import Array
 
 from .... import ppl
 from ....inference import fit, fitting, iwelbo
+from ..._series import Series
 from .._dropout import obs_dropout
 from .._impute import draws
 from .._programs import Imputer
-from .._series import Series
 
 
 class Recipe(NamedTuple):

@@ -22,7 +22,7 @@ def test_the_cold_mixture_is_the_cube_of_the_warm_one():
     np.testing.assert_allclose(cube @ x / cube.sum(), weights @ means, atol=1e-4)
 
 
-@pytest.mark.slow  # six arms compile
+@pytest.mark.slow  # nine arms compile
 def test_weights_and_noise_bring_the_samples_to_the_target(tmp_path):
     run_example("diffusion/annealing", "--smoke", "--out", tmp_path, timeout=600)
     table = json.loads((tmp_path / "metrics.json").read_text())
@@ -35,6 +35,11 @@ def test_weights_and_noise_bring_the_samples_to_the_target(tmp_path):
         < 1
         < abs(mean("tempered noise, FKC", "log Z error"))
     )
+    # A control is what tempered noise lacks.
+    controlled = "tempered noise, control, FKC"
+    assert abs(mean(controlled, "log Z error")) < 0.3
+    assert mean(controlled, "TV") < mean("tempered noise, FKC", "TV")
+    assert abs(mean("replica exchange", "log Z error")) < 1
     for shares in table["shares"].values():  # of the toys' modes, which weigh the same
         assert np.abs(np.array(shares) * len(shares) - 1).max() < 0.05 * len(shares)
     for name in ("annealing.png", "samples.nc", "report.txt"):

@@ -11,9 +11,9 @@ from scipy.integrate import solve_ivp
 
 from lapilli import inference
 from lapilli.inference.diffusion._composition import Composition
-from lapilli.inference.diffusion._finite_variance import infinite_steps
-from lapilli.inference.diffusion._grid import coefficients
-from lapilli.inference.diffusion._noise_scale import bound
+from lapilli.inference.diffusion.grid._finite_variance import infinite_steps
+from lapilli.inference.diffusion.grid._grid import coefficients
+from lapilli.inference.diffusion.grid._noise_scale import bound
 from lapilli.models import diffusion
 
 VP, COSINE, EDM = diffusion.VP(), diffusion.Cosine(), diffusion.EDM(0.01, 10.0)

@@ -99,12 +99,12 @@ def test_policy_and_log_z_of_each_argument_are_those_of_enumeration(seed):
 
 @pytest.mark.slow  # compiles
 def test_objects_of_a_grid_that_stops_have_arguments():
-    """The object without an argument is of none of them."""
+    """The state without an argument is no object."""
     grid = gflownet.Hypergrid(2, 3)
     env = gflownet.Conditional(grid, [[0.3], [1.0]], lambda state, c: c[0] * grid.log_reward(state))
     net = make(env)
     whole, own = gflownet.tabulate(env), gflownet.tabulate(env.at([0.3]))
-    assert len(whole.objects) == 2 * 9 + 1 and len(own.objects) == 9
+    assert len(whole.objects) == 2 * 9 and len(own.objects) == 9
     params = gflownet.balance(net, gflownet.detailed_balance()).init(jax.random.key(0))
     assert np.isclose(whole.law(net, params).sum(), 1, rtol=1e-5)
     assert np.isclose(own.law(net.given([0.3]), params).sum(), 1, rtol=1e-5)

@@ -1,7 +1,9 @@
 """Imputation and classification as scikit-learn estimators: forms of X, rows by themselves, files, refusals, the checks."""
 
 import copy
+import importlib
 import pickle
+import sys
 from typing import Any
 
 import numpy as np
@@ -243,3 +245,13 @@ CHECKED: dict[str, Any] = {
 )
 def test_the_checks_of_scikit_learn_pass(estimator):
     check_estimator(estimator)
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    ours = ("lapilli.models._estimator", "lapilli.models.imputation.estimators")
+    for name in [n for n in sys.modules if n.startswith(ours)]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=r"pip install 'lapilli\[data\]'"):
+        importlib.import_module("lapilli.models.imputation.estimators")

@@ -1,5 +1,7 @@
 """Objectives of marginalization models: unbiased for what they say, and what the formulas of the literature are."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -63,7 +65,30 @@ class TestAnyOrder:
         assert_unbiased(values, value)
         assert_tree_unbiased(estimates, grads)
 
+    @pytest.mark.slow
+    def test_of_missing_cells_the_bound_is_on_the_others(self, key):
+        """Value and gradient are the mean over orders of the seen cells; what stands in the others is never read."""
+        bound, x = mam.any_order(NETWORKS), np.array([[0, 1, -9], [1, 0, 1], [7, 7, 7]])
+        seen = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 0]], bool)
+        params, empty = bound.init(key, x, seen), jnp.zeros(D, int)
+
+        def exact(params):
+            score = functools.partial(_chain.score, NETWORKS.with_params(params))
+            total = jnp.zeros(())
+            for row, cells in zip(x[:2] + 1, ([0, 1], [1, 2]), strict=True):
+                for order in (cells, cells[::-1]):
+                    total = total + score(jnp.asarray(row), empty, jnp.array(order)) / 2
+            return total
+
+        value, grads = jax.value_and_grad(exact)(params)
+        estimate = jax.jit(jax.vmap(lambda key: bound.value_and_grad(params, key, x, seen)))
+        values, estimates = estimate(jax.random.split(key, 10_000))
+        assert_unbiased(values, value)
+        assert_tree_unbiased(estimates, grads)
+
     def test_another_number_of_columns_is_refused(self, key):
+        with pytest.raises(ValueError, match=r"seen has shape \(3,\), and x \(8, 3\)"):
+            mam.any_order(NETWORKS).init(key, X, np.ones(3, bool))
         with pytest.raises(ValueError, match=r"any_order: x has shape \(8, 3\).*\[rows, 5\]"):
             mam.any_order(odd_networks(5, 2)).init(key, X)
 

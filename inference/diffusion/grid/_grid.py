@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ...ppl._compat import is_concrete
-from . import _points as points
-from ._composition import Composition
+from ....ppl._compat import is_concrete
+from .. import _points as points
+from .._composition import Composition
 from ._noise_scale import NoiseScale, automatic, given
 from ._steps import Coefficients, Integrator, Steps, euler, exponential, lengths
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ...ppl._show import shown
+from ..ppl._show import shown
 
 
 @shown

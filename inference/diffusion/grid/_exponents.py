@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...ppl._compat import is_concrete
-from ._composition import Exponent
+from ....ppl._compat import is_concrete
+from .._composition import Exponent
 
 FORMS = (
     "[models], [steps + 1] for one model, [steps + 1, models], or [steps + 1, 1] for all of them"

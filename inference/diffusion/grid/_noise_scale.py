@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...ppl._compat import is_concrete
+from ....ppl._compat import is_concrete
 
 NoiseScale = float | Array | Callable[[Array], Array] | Literal["auto"]
 Numbers = Float[np.ndarray, " steps"]

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...ppl._compat import is_concrete
-from . import _points as points
-from ._composition import Composition
+from ....ppl._compat import is_concrete
+from .. import _points as points
+from .._composition import Composition
 from ._steps import Coefficients
 
 NUM_PROBES = 32  # points at which a reward is looked at, and directions of the tails

@@ -1,13 +1,14 @@
-"""What may be given as X: tables, arrays of series, lists of series of unequal lengths, `Series`."""
+"""What estimators of series take as X: tables, arrays of series, lists of series of unequal lengths, `Series`."""
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from sklearn.utils.validation import check_array, validate_data
 
-from .._series import Series, series
+from ._series import Series, series
 
 Layout = Literal["table", "series"]
 
@@ -101,3 +102,10 @@ def _made(
         later = times[:, -1:] + np.arange(1, more + 1)
         times = np.concatenate([times, later.astype(times.dtype)], 1)
     return Given(series(cells, times=times, lengths=lengths), cells, kind, num_steps)
+
+
+def digest(data: Series, row: int) -> int:
+    """A number made of what is known of a series, for draws that depend on nothing else."""
+    steps = int(np.asarray(data.valid)[row].sum())
+    known = (data.values[row, :steps], data.observed[row, :steps], data.times[row, :steps])
+    return zlib.crc32(b"".join(np.ascontiguousarray(a).tobytes() for a in known))

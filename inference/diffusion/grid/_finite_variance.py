@@ -8,7 +8,8 @@ resampling at each step is the sum over steps of the second moment of the weight
 
 Each is an integral of exp(-(x, y) K (x, y)' / 2), finite if and only if the 2 x 2 matrix K is positive definite; h and r follow
 by integrating out one of the two, backward and forward. As steps shrink this is the bound of `_noise_scale`. With "exact"
-weights r_n is the target itself, and h_n r_n the law of the kernels B run back from the data.
+weights r_n is the target itself, and h_n r_n the law of the kernels B run back from the data. A control that is a sum of scores
+(`_drift_control`) is linear as well, and enters the means of M and B.
 
 The data are not known. Long steps hurt narrow data first, so Gaussians of variance 0.1 and 1 are taken (models with a negative
 exponent not narrower than the others), for data of about unit scale. Near the data steps may be too long for narrower ones;
@@ -35,8 +36,9 @@ WIDTHS = ((0.1, 0.1), (0.1, 1.0), (1.0, 1.0))  # of models with positive and wit
 
 
 def infinite_steps(
-    grid: Coefficients, ratios: str | Sequence[str], variances: np.ndarray, *, has_law: bool = False
-) -> tuple[np.ndarray, bool]:
+    grid: Coefficients, ratios: str | Sequence[str], variances: np.ndarray, *, has_law: bool = False,
+    control: np.ndarray | None = None,
+) -> tuple[np.ndarray, bool]:  # fmt: skip
     """Whether each step's term is infinite, [steps], and whether that of the first points is.
 
     Args:
@@ -44,6 +46,7 @@ def infinite_steps(
         ratios: "euler", or "exact" or "rne" for each model.
         variances: of the data, one for each model.
         has_law: whether the law of the first points is the user's, and not known here.
+        control: coefficients of the models' scores in the control's drift, [steps, models].
     """
     w, steps = grid.exponents, grid.steps
     alpha2 = np.exp(2 * grid.log_alpha)
@@ -55,10 +58,15 @@ def infinite_steps(
     s = grid.zeta**2 * steps.noise
     c, e = 0.5 * (grid.zeta**2 + 1), 0.5 * (grid.zeta**2 - 1)
     m, b = 1 - steps.drift - steps.forward * c * target[:-1], 1 + steps.drift - steps.backward * e * target[1:]  # fmt: skip
+    if control is not None:
+        m = m - steps.forward * (control / v[:-1]).sum(1)
+        b = b + steps.backward * (control / v[1:]).sum(1)
     if isinstance(ratios, str):
         rate = np.square((w / marginal).sum(1)) - (w / np.square(marginal)).sum(1)
         xx = -(0.5 * grid.noise * rate[:-1] * 2) * np.square(steps.unit[:-1])
         xx = xx + (np.diff(w, axis=0) / v[:-1]).sum(1)
+        if control is not None:
+            xx = xx - 2 * steps.noise * (control / v[:-1]).sum(1) * target[:-1]
         potential = [xx, 0 * xx, 0 * xx]
     else:
         potential = [1 / s - m**2 / s, (m - b) / s, b**2 / s - 1 / s]  # B / M
@@ -105,15 +113,19 @@ def _scan(
 
 
 def warn_of_infinite_variance(
-    grid: Coefficients, ratios: Any, *, is_auto: bool, is_exact: bool, has_law: bool
-) -> None:
-    """Warn where weights have infinite variance: by too little noise, by steps too long, or by the first points."""
+    grid: Coefficients, ratios: Any, *, is_auto: bool, is_exact: bool, has_law: bool, control: np.ndarray | None = None
+) -> None:  # fmt: skip
+    """Warn where weights have infinite variance: by too little noise, by steps too long, or by the first points.
+
+    The first of these is a bound for steps without a control; with one (coefficients of the scores, [steps, models]) the matrices
+    decide alone.
+    """
     w = grid.exponents[:-1]
     least = bound(w)
     is_below = (least > 0) & (grid.zeta**2 <= least)
     tell = lambda text: warnings.warn(f"fkc: {text}", UserWarning, stacklevel=4)
     unseen = "which the effective sample size does not show"
-    if is_below.mean() > TOLERATED:
+    if control is None and is_below.mean() > TOLERATED:
         worst = int(np.argmax(np.where(is_below, least - grid.zeta**2, -np.inf)))
         positive = np.maximum(w[worst], 0).sum()
         tell(
@@ -127,7 +139,7 @@ def warn_of_infinite_variance(
     worst_steps, is_far = np.zeros(len(w), bool), False
     for positive, negative in WIDTHS:
         widths = np.where(w[0] < 0, negative, positive)
-        is_bad, far = infinite_steps(grid, ratios, widths, has_law=has_law)
+        is_bad, far = infinite_steps(grid, ratios, widths, has_law=has_law, control=control)
         worst_steps = is_bad if is_bad.sum() > worst_steps.sum() else worst_steps
         is_far |= far
     if worst_steps.any():
@@ -141,7 +153,7 @@ def warn_of_infinite_variance(
         tell(
             f"{worst_steps.sum()} of {len(w)} steps are too long for their noise, the first of them step {at} with zeta = "
             f"{grid.zeta[at]:.3g}: their weights have infinite variance already for Gaussian data of variance 0.1 or 1, "
-            f"{unseen}. Use {', '.join([*cures, others])}, or more steps."
+            f"{unseen}. Use {', '.join(cures)}, or more steps."
         )
     elif is_far:
         tell(

@@ -1,0 +1,15 @@
+"""Discrete diffusion: tokens that are masked, or replaced at random, and particles that correct their samplers.
+
+Input: networks that say what each variable may have been, and exponents. Output: a Feynman-Kac model whose steps have exact
+kernels: no limit of short steps is taken.
+"""
+
+from ._fkc_tokens import TokenParticle as TokenParticle, fkc_tokens as fkc_tokens
+from ._kernels import (
+    Kind as Kind,
+    Network as Network,
+    log_ratios as log_ratios,
+    log_reference as log_reference,
+    noised as noised,
+)
+from ._model import TokenDiffusion as TokenDiffusion

@@ -1,0 +1,7 @@
+"""A marginalization model as an estimator of scikit-learn, for tables of one's own; loaded on first use."""
+
+# First: it says what is missing without scikit-learn.
+from ..._estimator import StoredEstimator as StoredEstimator
+from ._any_order import AnyOrderModel as AnyOrderModel
+
+__all__ = ["AnyOrderModel"]

@@ -1,0 +1,79 @@
+"""Which of the library's `raise` statements the tests reach.
+
+Option `--refusals`: after the run, refusals that none of its tests provoked are listed. In all tests, slow ones included, there
+should be none: a message that no test has seen may say what is not so. (A refusal counts as provoked in the process of the tests,
+not in one that they start.)
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from types import CodeType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("ppl", "inference", "models")
+_seen: set[tuple[str, int]] = set()
+_TOOL = 4  # a number that neither debuggers, coverage nor profilers take
+
+
+def refusals() -> list[tuple[Path, int, int]]:
+    """(file, first line, last line) of every statement that raises an exception with a message."""
+    found = []
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+                    found.append((file, node.lineno, node.end_lineno or node.lineno))
+    return found
+
+
+def not_among(lines: set[tuple[str, int]]) -> list[str]:
+    """`FILE:LINE` of those that are on none of the lines, given as (file, line)."""
+    return [
+        f"{file.relative_to(ROOT)}:{first}"
+        for file, first, last in refusals()
+        if not any((str(file), line) in lines for line in range(first, last + 1))
+    ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--refusals", action="store_true", help="list refusals that no test provoked")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--refusals"):
+        sys.monitoring.use_tool_id(_TOOL, "refusals")
+        sys.monitoring.register_callback(_TOOL, sys.monitoring.events.RAISE, _note)
+        sys.monitoring.set_events(_TOOL, sys.monitoring.events.RAISE)
+
+
+def _note(code: CodeType, offset: int, error: BaseException) -> None:
+    if code.co_filename.startswith(str(ROOT)):
+        _seen.add((code.co_filename, sys._getframe(1).f_lineno))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    worker = getattr(session.config, "workeroutput", None)
+    if worker is not None:
+        worker["refusals"] = sorted(_seen)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    _seen.update(
+        (file, line) for file, line in getattr(node, "workeroutput", {}).get("refusals", ())
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    if config.getoption("--refusals"):
+        missing = not_among(_seen)
+        terminalreporter.section(
+            f"{len(missing)} of {len(refusals())} refusals provoked by no test"
+        )
+        for line in missing:
+            terminalreporter.write_line(line)
