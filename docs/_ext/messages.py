@@ -42,6 +42,7 @@ TOPICS = {
     "inference/objectives": "Objectives",
     "inference/fitting": "Fitting",
     "inference/fitting/data": "Data of a fit: batches and streams",
+    "inference/fitting/prediction": "Predictions of a fit",
     "inference/fitting/stationarity": "Averages and the end of a fit",
     "inference/fitting/storage": "Checkpoints and saved fits",
     "inference/local": "Laplace posteriors of rows",
