@@ -51,7 +51,7 @@ def bound(
 
     With `levels` x is discrete and p a probability: the last step draws one level of each coordinate,
 
-        p(x_i = v | x_s)  in proportion to  Normal(x_s; alpha_s v, variance_s).
+        p(x_i = v | x_s)  in proportion to  Normal(x_si; alpha_s v, variance_s).
 
     Args:
         diffusion: the model.
@@ -63,7 +63,7 @@ def bound(
             which is the bound's own weight.
         data_variance: l >= 0 of the chain's variances, a number or one for each coordinate; continuous time has none.
         at: the time s > 0 at which the noise ends, in continuous time; the last of `noising.times` by default.
-        importance: weights > 0 of equal bins of gamma, from s to T, in proportion to which levels are drawn instead; the estimate
+        importance: weights > 0 of equal bins of gamma, from s to T, in proportion to which times are drawn instead; the estimate
             stays unbiased, and varies less where they follow the spread of its terms.
         levels: all values that a coordinate may have, e.g. the grey levels of pixels. The end s should leave their gap some
             standard deviations: with more noise the last step guesses, which is bounded too.
@@ -76,12 +76,12 @@ def bound(
             without noise; `times` together with `at` or `importance`; weights that are not positive numbers; levels that are not
             two or more different numbers, or a coordinate at none of them (under `jax.jit` the bound of that point is NaN).
 
-    Validity: the mean over noise and levels is the right side at any score, learned or not; it is a lower bound of the log
+    Validity: the mean over noise and times is the right side at any score, learned or not; it is a lower bound of the log
     density of x itself, for the chain along `times`, or for the reverse diffusion (`euler_maruyama` with short steps) followed
     by x ~ Normal(x_s / alpha_s, variance_s / alpha_s^2), or of its probability, followed by the draw of levels. It is tight for
     the true score and s near 0. Densities and probabilities do not compare: the former bounds the latter after uniform noise of
     a level's width is added to x. The exponential of an estimate is biased: for weights use `law` or `reverse_chain`. With
-    levels in single precision, log(variance / alpha^2) has to move visibly between them: s not below 1e-6.
+    times in single precision, log(variance / alpha^2) has to move visibly between them: s not below 1e-6.
 
     Example:
         >>> import jax, math
@@ -104,7 +104,7 @@ def bound(
             )
         placed, num, ends = _steps(noising, times, num_times, data_variance, shape)
     else:
-        placed, num, ends = _levels(noising, at, num_times, importance, shape)
+        placed, num, ends = _continuous(noising, at, num_times, importance, shape)
 
     def one(x: Array, key: Array) -> Array:
         time_key, noise_key, level_key = jax.random.split(key, 3)
@@ -161,7 +161,7 @@ def denoising_errors(
     return gammas, _over_points(one, x, typed_key(key), shape)
 
 
-def _levels(
+def _continuous(
     noising: Noising, at: Any, num_times: int | None, importance: Any, shape: tuple[int, ...]
 ) -> tuple[Any, int, Array]:
     """Of continuous time: from places in [0, 1] to times, weights and a constant; the number of places; gamma at both ends."""
@@ -178,14 +178,14 @@ def _levels(
         )
     log_bins = None if importance is None else _log_bins(importance)
 
-    def levels(u: Array) -> tuple[Array, Array, Any]:
+    def placed(u: Array) -> tuple[Array, Array, Any]:
         place, weight = (u, jnp.ones_like(u)) if log_bins is None else _placed(u, log_bins)
         at = ends[1] + place * (ends[0] - ends[1])
         found = jax.vmap(lambda g: time_of(noising, jnp.exp(0.5 * g)))(at)
         weight = 0.5 * (ends[0] - ends[1]) * weight
         return found, weight.reshape(-1, *(1 for _ in shape)), 0.0
 
-    return levels, num, ends
+    return placed, num, ends
 
 
 def _steps(
@@ -199,11 +199,11 @@ def _steps(
     of_step = lambda t, s: _weight(noising, t, s, data_variance, shape)
     weights, constants = jax.vmap(of_step)(times[:-1], times[1:])
 
-    def levels(u: Array) -> tuple[Array, Array, Any]:
+    def placed(u: Array) -> tuple[Array, Array, Any]:
         n = jnp.minimum(jnp.floor(u * num_steps).astype(int), num_steps - 1)
         return times[n], num_steps * weights[n], constants.sum()
 
-    return levels, num, jnp.stack([gamma(noising, t) for t in (times[0], times[-1])])
+    return placed, num, jnp.stack([gamma(noising, t) for t in (times[0], times[-1])])
 
 
 def squared_errors(
