@@ -38,11 +38,13 @@ class Sizes(NamedTuple):
     num_code_draws: int = 10  # of each training image, for the second stage
 
 
-def fitted(objective: Any, args: tuple, num_steps: int, key: jax.Array, batch: int = 128) -> Any:
+def fitted(
+    objective: Any, args: tuple, num_steps: int, key: jax.Array, batch: int = 128, *, average: float = 0.998
+) -> Any:  # fmt: skip
     """Averaged parameters of Adam, the rate falling to zero along a cosine."""
     return inference.fit(
         objective, optax.adam(optax.cosine_decay_schedule(2e-3, num_steps)), args, num_steps=num_steps,
-        key=key, subsample={"rows": batch}, average=0.998, progress=False,
+        key=key, subsample={"rows": batch}, average=average, progress=False,
     ).params  # fmt: skip
 
 

@@ -253,7 +253,7 @@ def record(rows: dict[str, dict[str, list[float]]], num_seeds: int) -> None:
     base = {"seeds": num_seeds, "measures": ["examples/images/_mnist.py", "inference/objectives"]}
     column = lambda f, name: {n: float(f(c[name])) for n, c in rows.items()}
     for name, what, more in (
-        ("both", "share of class and ink as asked", {"claim": "0.95 expected", "digits": 3}),
+        ("both", "share of class and ink as asked", {"note": "claim: 0.95 expected", "digits": 3}),
         ("Frechet", "Frechet distance of prior draws, extrapolated", {"digits": 2}),
         ("bound", "bound on log p(image | attributes), nats held out", {"digits": 1}),
     ):

@@ -242,7 +242,7 @@ def record(nats: dict, judged: dict, config: Config) -> None:
         what=f"the same models, {config.num_samples} samples each: Frechet distance (extrapolated) / precision / recall in a "
         "classifier's hidden layer",
         value={n: " / ".join(f"{np.mean(row[m]):.2f}" for m in METRICS) for n, row in judged.items()},
-        claim="likelihood and quality of samples are largely independent (arXiv:1511.01844)",
+        note="claim: likelihood and quality of samples are largely independent (arXiv:1511.01844)",
         **base,
     )  # fmt: skip
 

@@ -259,12 +259,12 @@ def record(rows: dict[str, list[float]], num_seeds: int) -> None:
     record_figure(
         "images/coordinates_prior",
         what="digits as functions of a place, prior of the code: Frechet distance at 14 x 14 pixels, extrapolated; spread: sd",
-        value=pick(np.mean, "Frechet"), spread=pick(np.std, "Frechet"), claim="lower by 20 % expected", digits=2, **base,
+        value=pick(np.mean, "Frechet"), spread=pick(np.std, "Frechet"), note="claim: lower by 20 % expected", digits=2, **base,
     )  # fmt: skip
     record_figure(
         "images/coordinates_grids",
         what="the same functions rendered at other resolutions: root mean square error of grey values; spread: sd over seeds",
-        value=pick(np.mean, "rms"), spread=pick(np.std, "rms"), claim="averaged: below 0.01 expected", digits=4, **base,
+        value=pick(np.mean, "rms"), spread=pick(np.std, "rms"), note="claim: averaged: below 0.01 expected", digits=4, **base,
     )  # fmt: skip
 
 

@@ -15,8 +15,13 @@ Data: MNIST, 14 x 14 pixels in 8 grey levels, 3,000 images to learn from and as 
 Blattmann et al. 2022, arXiv:2204.11824 (retrieval-augmented diffusion; the database may be swapped after training), whose
 figures are for ImageNet. Expected before the run: a share of at least 0.7 classified as 5 to 9, without retrieval 0.
 
-Expected: the set encoder alone does not carry over, around the mean all draws are of the new classes and no copies. Run time:
-three minutes of processor time.
+Expected, two seeds, mean (sd), images of 5 to 9: share of draws classified so 0.12 by the set encoder alone, a null, 0.98
+around the mean, 0.09 without retrieval, 0.96 of real images. Frechet distance 29.7, 1.20 (0.33), 34.4; a neighbour with noise
+1.71 (0.31), real images 0.39. Distance to the nearest image of the database 7.08 (0.03) around the mean, 7.50 of held-out
+images, 3.51 of a neighbour with noise: draws are a little nearer than new images are, and no copies. Bound, nats an image: set
+encoder -150.2 (0.6), around the mean -124.6 (0.3), without retrieval -129.8 (0.2). Images of unseen classes are found in the
+code of a set that was learned on others only where the pixels themselves are handed on. Run time: three minutes of processor
+time.
 
     python examples/images/retrieval.py [--smoke] [--seed 0] [--out retrieval_output]
 """
@@ -147,15 +152,15 @@ def run(config: Config, data: Data, judge: Judge, seed: int) -> tuple[dict, dict
             "Frechet": frechet.value,
             "nearest": near.value,
         }
-        columns["held-out images"] = {
-            "share 5 to 9": float((judge.classes(data.held_out) >= 5).mean()),
-            "Frechet": frechet.floor.value,
-            "nearest": near.floor.value,
-        }
         if name == "without retrieval":
             columns[name]["bound"] = float(models[name].bound(held_out, None, keys[3], config.num_times).mean())  # fmt: skip
         elif name in models:
             columns[name]["bound"] = bound(models[name], data.unseen, held_out, config, keys[3])
+    columns["held-out images"] = {
+        "share 5 to 9": float((judge.classes(data.held_out) >= 5).mean()),
+        "Frechet": frechet.floor.value,
+        "nearest": near.floor.value,
+    }
     return columns, samples
 
 
@@ -195,8 +200,12 @@ def draw(samples: dict[str, np.ndarray], data: Data, path: Path) -> None:
 def record(rows: dict[str, dict[str, list[float]]], num_seeds: int) -> None:
     """The figures, for the page of figures."""
     helpers = ["examples/images/_two_stage.py", "examples/images/_mnist.py"]
-    for column, what, claim in (
-        ("share 5 to 9", "share of draws classified 5 to 9", "0.7 expected, without retrieval 0"),
+    for column, what, note in (
+        (
+            "share 5 to 9",
+            "share of draws classified 5 to 9",
+            "claim: 0.7 expected, without retrieval 0",
+        ),
         ("Frechet", "Frechet distance from real images of 5 to 9, extrapolated", None),
         ("nearest", "distance to the nearest image of the database", None),
     ):
@@ -205,7 +214,7 @@ def record(rows: dict[str, dict[str, list[float]]], num_seeds: int) -> None:
             what=f"diffusion of digits 0 to 4 given neighbours, database of 5 to 9: {what}; spread: sd over seeds",
             value={n: float(np.mean(row[column])) for n, row in rows.items()},
             spread={n: float(np.std(row[column])) for n, row in rows.items()},
-            claim=claim,
+            note=note,
             digits=2,
             seeds=num_seeds,
             measures=helpers,

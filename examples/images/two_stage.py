@@ -179,7 +179,7 @@ def record(cells: dict[str, list[dict]], bounds: dict[str, list[float]], num_see
         what="MNIST of 14 x 14 pixels, Frechet distance of a classifier's hidden layer, extrapolated; spread: sd over seeds",
         value=column(np.mean, few),
         spread=column(np.std, few),
-        claim="DiffuseVAE 16.5, DDIM 34.4 at 10 steps, CelebA-HQ (arXiv:2201.00308)",
+        note="claim: DiffuseVAE 16.5, DDIM 34.4 at 10 steps, CelebA-HQ (arXiv:2201.00308)",
         **base,
     )
     noisy = {n.rpartition(", ")[2]: row for n, row in cells.items() if "noise" in n}
@@ -188,7 +188,7 @@ def record(cells: dict[str, list[dict]], bounds: dict[str, list[float]], num_see
         what="DiffuseVAE at 10 steps with noise in the VAE's image at test time, by its sd in those of pixels; the same distance",
         value=column(np.mean, noisy),
         spread=column(np.std, noisy),
-        claim="hurts little (arXiv:2201.00308, abstract)",
+        note="claim: hurts little (arXiv:2201.00308, abstract)",
         **base,
     )
     record_figure(

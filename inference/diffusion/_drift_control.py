@@ -15,9 +15,9 @@ the weight's mean given where a step starts,
     r_c(x) = integral p_{n+1}(y) B_{n,c}(x | y) dy / p_n(x),
 
 depends on c: only its mean over p_n does not. If c is a function of the very particles whose r_c enters the estimate, the two are
-not independent, and E[exp(log_evidence)] differs from Z by a term of order 1/K. With c from an independent run it is Z, for each
-value of c. With one backward kernel for all c the proposal might follow its particles without a bias; but that leaves the rate as
-it is and adds noise to the weights.
+not independent, and E[exp(log_evidence)] in general differs from Z, by a term of order 1/K. With c from an independent run it is
+Z, for each value of c. With one backward kernel for all c the proposal might follow its particles without a bias; but that leaves
+the rate as it is and adds noise to the weights.
 
 Where weights are ratios of kernels, u enters by the means of both, and no divergence occurs in them. That in the fit may be
 rough: it only chooses c.
@@ -58,8 +58,8 @@ class DriftControl:
         key: PRNG key of the pilot run.
         num_particles: of the pilot run. The coefficients are few; some hundreds suffice.
         bases: functions that the drift is a sum of: "scores", those of all models; "reward", the reward's gradient where there is
-            a reward; functions `(x, t) -> b(x, t)` of the structure of x. (The gradient of the weights' rate, a third one of the
-            reference, gained nothing beside the scores on mixtures.)
+            a reward; functions `(x, t) -> b(x, t)` of the structure of x. (The gradient of the weights' rate, as a further one,
+            gained nothing beside the scores on mixtures.)
 
     Raises:
         ValueError: fewer than 2 particles, no or an unknown basis.

@@ -1,7 +1,7 @@
 """Diffusion models: noise schedules, parametrisations, exact mixtures.
 
-Correctors for powers, products and tilts of these models are `inference.diffusion.fkc`. `DiffusionDensity` takes a table of one's
-own, as an estimator of scikit-learn.
+Correctors for powers, products and tilts of these models are `inference.diffusion.fkc`, and for networks of `token_law`
+`fkc_tokens`. `DiffusionDensity` takes a table of one's own, as an estimator of scikit-learn.
 """
 
 from typing import TYPE_CHECKING, Any

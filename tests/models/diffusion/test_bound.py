@@ -141,7 +141,7 @@ def chains_bound(rate, x, times):
 
 @pytest.mark.parametrize("num_times", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_schedule_is_learned_by_the_gradient_of_the_chains_bound(num_times, key):
-    """In the rate of a VP process, against central differences of the closed form; a bias of 3% is 7 standard errors."""
+    """In the rate of a VP process, against central differences of the closed form; a bias of 6% is 7 standard errors."""
     times, x, rate, h = np.linspace(1.0, 0.05, 9), 0.8, 4.0, 1e-4
 
     def bound(rate, key):
