@@ -80,10 +80,10 @@ class Plan:
     def _tables(self) -> list[list[tuple[str, ...]]]:
         has_events = any(p.event_shape for p in self.sites)
         event = lambda text: (text,) if has_events else ()
-        head = "site", "distribution", "shape", *event("event")
-        rows = [(*head, "strategy", "evaluations downstream", "why")]
+        head = ("site", "distribution", "shape", *event("event"))
+        rows: list[tuple[str, ...]] = [(*head, "strategy", "evaluations downstream", "why")]
         for p in self.sites:
-            row = p.site, p.distribution, str(p.shape), *event(str(p.event_shape))
+            row = (p.site, p.distribution, str(p.shape), *event(str(p.event_shape)))
             rows.append((*row, _strategy(p), p.evaluations, p.why))
         return [rows]
 
