@@ -95,9 +95,8 @@ def evidences(key, row, num_steps):
     return jax.vmap(run)(jax.random.split(key, 1000))
 
 
-@pytest.mark.parametrize(
-    "row", [(2.0, 0.0, 0.0)] + [pytest.param(r, marks=pytest.mark.slow) for r in [(3.0, 0.0, 0.0), (1.0, 0.7, 1.0)]]
-)  # fmt: skip
+@pytest.mark.slow  # a thousand runs each
+@pytest.mark.parametrize("row", [(2.0, 0.0, 0.0), (3.0, 0.0, 0.0), (1.0, 0.7, 1.0)])
 def test_evidence_is_exact_with_a_control_however_coarse_the_steps(row, key):
     """20 steps at zeta = 1, at which annealing has weights of infinite variance without a control."""
     assert_evidence(evidences(key, row, 20), quadrature(row, 0.0)[0])
@@ -217,6 +216,7 @@ def test_divergences_are_probed_in_many_dimensions(key):
     np.testing.assert_allclose(cold.control, 0.25, rtol=1e-3)
 
 
+@pytest.mark.slow  # compiles a pilot twice
 def test_a_known_control_stays_known_under_jit(key):
     """Its warning as well; where the pilot's key is traced the control is not known, and the warning is that of none."""
     make = lambda key: fkc(Q1, NOISING.times(100), exponents=3.0, zeta=1.0, control=DriftControl(key, 100)).control  # fmt: skip
