@@ -251,7 +251,7 @@ class _ParticleExpectation:
         size, strategy = self.objective.settings.num_particles, self.differentiation.strategy
         scheme = self.differentiation.scheme.name
         ancestors = SitePlan(
-            "ancestors", scheme, (size,), strategy.name, "gradient=", "1", strategy.is_biased
+            "ancestors", scheme, (size,), (), strategy.name, "gradient=", "1", strategy.is_biased
         )
         return dataclasses.replace(plan, sites=(*plan.sites, ancestors))
 
