@@ -39,6 +39,7 @@ SLOW = [
     models.diffusion._bound
     models.diffusion._classifier
     models.diffusion._law
+    models.diffusion.estimators._density
     models.gflownet._balance
     models.gflownet._diffusion_sampler
     models.imputation._programs
@@ -47,12 +48,15 @@ SLOW = [
     models.mam._distribution
     models.mam._objectives
     models.mam._particles
+    models.mam.estimators._any_order
     models.mam.annealing._annealing
     models.mam.annealing._distilled
     models.mam.annealing._remembered
     models.niw_meta._programs
+    models.niw_meta.estimators._classifier
     models.pv_rnn._programs
     models.pv_rnn._regression
+    models.pv_rnn.estimators._forecaster
     ppl.densities._eliminate
     ppl.densities._kalman_proposal
     ppl.densities._marginal

@@ -44,6 +44,10 @@ def run_in(folder, monkeypatch, page, is_full):
     "howto/normal_states",
     "howto/missing_cells",
     "howto/own_table",
+    "howto/own_categories",
+    "howto/own_classes",
+    "howto/own_numbers",
+    "howto/own_series",
     "howto/when_to_stop",
     "howto/compare_models",
     "errors",  # test_errors.py runs it

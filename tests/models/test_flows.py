@@ -40,7 +40,7 @@ def test_it_begins_as_the_standard_normal(kind):
     np.testing.assert_allclose(law.log_prob(x), dist.Normal().log_prob(x).sum(-1), rtol=1e-5)
 
 
-@pytest.mark.slow_for("affine")
+@pytest.mark.slow  # a grid of densities
 @both
 def test_the_density_integrates_to_one(kind):
     # A grid of 601 points a side over the bulk; the trapezoid rule is exact to 1e-4 for smooth densities that vanish at the ends.
@@ -67,7 +67,7 @@ def test_the_density_of_a_single_coordinate_integrates_to_one():
         assert abs((drawn < edge).mean() - below) < 4.5 * (0.25 / 4000) ** 0.5
 
 
-@pytest.mark.slow_for("affine-3-None", "affine-5-context2", "spline-3-None")
+@pytest.mark.slow_for("affine-3-None", "affine-5-context2", "spline-3-None", "spline-5-context5")
 @pytest.mark.parametrize(
     ("kind", "size", "context"),
     [(k, *c) for k in KINDS for c in ((2, None), (3, None), (5, np.ones((4, 2))))],

@@ -189,7 +189,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         table[:, number] = None
         seen = tokens(type(self).__name__, table, self.levels_, self._names())
         found = by_parts(functools.partial(conditionals, self._ready()), seen)[:, number]
-        return np.exp(found[:, : len(self.levels_[number])])
+        return np.exp(found[:, : len(self.levels_[number])]).astype(float)
 
     def sample(self, n_samples: int = 1, given: Any = None, random_state: Any = None) -> Any:
         """Whole rows, with the columns in random order.

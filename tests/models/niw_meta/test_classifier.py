@@ -31,6 +31,7 @@ def adapted(learned):
     return learned.adapt(X[few], NAMES[Y[few] - 11])
 
 
+@pytest.mark.slow  # half a minute of compilation
 def test_new_classes_have_probabilities_of_their_own(learned, adapted):
     found = adapted.predict_proba(X)
     assert found.shape == (84, 3) and np.allclose(found.sum(1), 1) and (found > 0).all()
@@ -41,6 +42,7 @@ def test_new_classes_have_probabilities_of_their_own(learned, adapted):
     assert learned._support is None and not hasattr(learned, "classes_")
 
 
+@pytest.mark.slow
 def test_files_and_pickles(learned, adapted, tmp_path):
     want = adapted.predict_proba(X[:4])
     adapted.save(tmp_path / "model.npz")
@@ -58,17 +60,28 @@ def test_files_and_pickles(learned, adapted, tmp_path):
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
-        (lambda m: FewShotClassifier(**SMALL | {"ways": 1}).fit(X, Y), ValueError, "ways must be at least 2"),
-        (lambda m: FewShotClassifier(**SMALL | {"shots": 0}).fit(X, Y), ValueError, "shots must be an integer >= 1"),
-        (lambda m: FewShotClassifier(**SMALL | {"shots": 9}).fit(X, Y), ValueError, "0 of 14 classes have 11 rows"),
-        (lambda m: m.adapt(X[:3], Y[:3]), ValueError, r"y has the class \[0\] alone"),
-        (lambda m: m.predict(X), ValueError, "no classes yet to choose from. Call adapt"),
-        (lambda m: m.adapt(X[:, :2], Y), ValueError, "2 features"),
-        (lambda m: FewShotClassifier().predict(X), NotFittedError, "not fitted"),
+        (lambda _: FewShotClassifier(**SMALL | {"ways": 1}).fit(X, Y), ValueError, "ways must be at least 2"),
+        (lambda _: FewShotClassifier(**SMALL | {"shots": 0}).fit(X, Y), ValueError, "shots must be an integer >= 1"),
+        (lambda _: FewShotClassifier(**SMALL | {"shots": 9}).fit(X, Y), ValueError, "0 of 14 classes have 11 rows"),
+        (lambda _: FewShotClassifier().predict(X), NotFittedError, "not fitted"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(learned, act, error, message):
+def test_what_does_not_fit_is_refused(act, error, message):
     with pytest.raises(error, match=message):
+        act(None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda m: m.adapt(X[:3], Y[:3]), r"y has the class \[0\] alone"),
+        (lambda m: m.predict(X), "no classes yet to choose from. Call adapt"),
+        (lambda m: m.adapt(X[:, :2], Y), "2 features"),
+    ],
+)
+def test_what_cannot_be_adapted_to_is_refused(learned, act, message):
+    with pytest.raises(ValueError, match=message):
         act(learned)
 
 

@@ -44,6 +44,7 @@ def test_missing_cells_and_unequal_lengths(model):
     assert np.isfinite(listed).all()
 
 
+@pytest.mark.slow
 def test_files_and_pickles(model, tmp_path):
     model.save(tmp_path / "model.npz")
     want = model.predict(X, 2)

@@ -37,6 +37,7 @@ def walk(ys):
     ppl.scan(step, 0.0, ys)
 
 
+@pytest.mark.slow
 def test_tempering_frozen_is_unbiased_for_the_variance_of_the_evidence(key):
     """As of `smc`, see `test_evidence_variance.errors`: 10,000 runs, an sd of 0.2; 0.012 is 7 standard errors."""
     frozen = tempered(jax.random.key(5), num_particles=500, target_ess=0.7)
@@ -96,6 +97,7 @@ def test_parameters_with_filters_tell_the_spread_over_200_runs(scheme, most, key
     assert 1 - error < found < most + error
 
 
+@pytest.mark.slow
 def test_results_print_their_error_or_how_to_get_one(key):
     told = {s: repr(tempered(key, resampling=s)) for s in ("ssp", "systematic")}
     assert "(standard error at most about 0." in told["ssp"]
