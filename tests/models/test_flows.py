@@ -195,6 +195,7 @@ def bump():
     ppl.sample("x", dist.Normal(z, 0.5), obs=1.5)
 
 
+@pytest.mark.slow
 def test_the_guide_of_a_model_bounds_its_evidence_and_is_no_jump():
     guide = flows.AutoSpline(bump, num_layers=2, num_bins=4, width=4, depth=1)
     objective = inference.elbo(bump, guide, num_replicates=200)

@@ -23,6 +23,7 @@ def model():
     return DiffusionDensity(**SMALL).fit(X, Y)
 
 
+@pytest.mark.slow
 def test_rows_have_bounds_and_classes_have_draws(model, tmp_path):
     found = model.score_samples(X)
     assert found.shape == (60,) and np.isfinite(found).all()

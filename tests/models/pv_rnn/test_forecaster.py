@@ -21,6 +21,7 @@ def model():
     return SeriesForecaster(**SMALL).fit(X)
 
 
+@pytest.mark.slow  # compiles error regression
 def test_what_follows_a_series_depends_on_it_alone(model):
     drawn = model.sample(X, 2)
     assert drawn.shape == (8, 12, 2, 2) and np.isfinite(drawn).all()

@@ -68,7 +68,7 @@ def ratio(run, key, num_runs=200):
     return told.mean() / squares.mean(), 4.5 * spread / num_runs**0.5
 
 
-@pytest.mark.slow_for("multinomial-1.0")
+@pytest.mark.slow  # 200 runs
 @pytest.mark.parametrize(("scheme", "most"), [("multinomial", 1.0), ("ssp", 2.0)])
 def test_tempering_adapted_tells_the_spread_over_200_runs(scheme, most, key):
     """Right for "multinomial"; for "ssp" an upper bound, here of at most twice the variance."""
