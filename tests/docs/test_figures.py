@@ -19,7 +19,7 @@ README = (faces.ROOT / "README.md").read_text()
 RECORDS = dict(figures.records())
 ROW = re.compile(r"^\| (.*?) <!-- (\S+) --> \| (.*?) \| (.*?) ?\| (\S+) \|$", re.M)
 # Records that were typed from an older README. The number may only fall: run the command of one with `--record`.
-TYPED = 38
+TYPED = 33
 NUMBER = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
@@ -112,7 +112,7 @@ def test_numbers_of_the_readme_are_those_of_the_records():
 
 
 @pytest.mark.parametrize(
-    "old, new", [("1.42 [", "1.43 ["), ("NumPyro 8.5", "NumPyro 8.6"), ("10 x 10", "")]
+    "old, new", [("1.45 ±", "1.46 ±"), ("NumPyro 7.42", "NumPyro 7.43"), ("10 x 10", "")]
 )
 def test_another_number_in_the_readme_is_found(old, new):
     changed = README.replace(old, new)
