@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 try:
     from sklearn.base import BaseEstimator
@@ -17,6 +19,7 @@ except ImportError as err:
         "Estimators for data of one's own are estimators of scikit-learn. Install it with: pip install 'lapilli[data]'."
     ) from err
 
+from ..inference import fit, fitting
 from ..inference.fitting.storage._archive import read, write
 from ..ppl._checks import is_integer
 
@@ -34,6 +37,8 @@ class StoredEstimator(BaseEstimator):
     # Where they are known.
     _leaves: list[np.ndarray]
     _seed: int
+    _mean: np.ndarray  # of tables
+    _scale: np.ndarray
     n_features_in_: int
     feature_names_in_: np.ndarray
     history_: np.ndarray
@@ -96,6 +101,58 @@ class StoredEstimator(BaseEstimator):
                 strata = None
         parts = train_test_split(rows, test_size=num_held, random_state=seed, stratify=strata)
         return np.asarray(parts[0]), np.asarray(parts[1])
+
+    def _keys(self) -> tuple[Array, Array]:
+        """PRNG keys of training and of what is held out."""
+        fit_key, held_key = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), 1))
+        return fit_key, held_key
+
+    def _train(
+        self,
+        objective: Any,
+        optimizer: Any,
+        args: tuple[Any, ...],
+        loss: Callable[[Any, Any], Array] | None,
+        *,
+        plate: str,
+        size: int,
+        per: int,
+    ) -> Any:
+        """Fit, and keep the parameters that are best for what is held out, or the last ones.
+
+        Args:
+            objective: what is trained.
+            optimizer: of its parameters.
+            args: data, with the rows of `plate` as leading axis.
+            loss: of what is held out, `(params, key) -> scalar`; None if nothing is.
+            plate: whose rows go by batches.
+            size: how many rows it has.
+            per: rows that the objective's value is divided by in `history_`.
+        """
+        own, (fit_key, held_key) = self.get_params(), self._keys()
+        callbacks = []
+        if loss is not None:
+            callbacks = [
+                fitting.KeepBest(loss, held_key, patience=own["patience"], name="held out")
+            ]
+        found = fit(
+            objective, optimizer, args,
+            num_steps=own["num_steps"], key=fit_key, progress=False, callbacks=callbacks,
+            subsample={plate: own["batch_size"]} if own["batch_size"] < size else None,
+            callback_every=own["check_every"],
+        )  # fmt: skip
+        self.history_ = np.asarray(found.history["value"]) / per
+        self.n_iter_ = len(self.history_)
+        self.validation_ = callbacks[0].losses if callbacks else []
+        return self._keep(dict(callbacks[0].params if callbacks else found.params))
+
+    def _set_units(self, X: np.ndarray) -> None:
+        """Mean and spread of the columns of a table, for `_in_units`; a column without spread keeps its scale."""
+        spread = X.std(0)
+        self._mean, self._scale = X.mean(0), np.where(spread > 0, spread, 1.0)
+
+    def _in_units(self, X: np.ndarray) -> np.ndarray:
+        return ((X - self._mean) / self._scale).astype(np.float32)
 
     def _keep(self, params: Any) -> Any:
         """Remember a tree of parameters; the same tree of NumPy arrays."""

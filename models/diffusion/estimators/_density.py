@@ -15,7 +15,6 @@ from sklearn.base import DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ....inference import fit, fitting
 from ..._estimator import StoredEstimator
 from .._bound import bound
 from .._networks import MLP
@@ -130,32 +129,23 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
         self._seed, split_seed = (int(n) for n in rng.randint(2**31 - 1, size=2))
         X = np.asarray(X, float)
         rows, held = self._split(len(X), labels, split_seed)
-        spread = X[rows].std(0)
-        self._mean, self._scale = X[rows].mean(0), np.where(spread > 0, spread, 1.0)
-        data = self._standard(X)
+        self._set_units(X[rows])
+        data = self._in_units(X)
         args = lambda index: (data[index],) if labels is None else (data[index], labels[index])
         network = self._network()
         objective = score_matching(network, NOISING)
-        fit_key, held_key = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), 1))
-        callbacks = []
+        loss = None
         if held is not None:
             # Each row several times: the error of one depends on the noise that it was given.
             many = np.resize(held, max(len(held), 1000))
             loss = functools.partial(_loss, jax.jit(objective.value), args(many), len(many))
-            callbacks = [
-                fitting.KeepBest(loss, held_key, patience=self.patience, name="held-out rows")
-            ]
-        rate = optax.cosine_decay_schedule(self.learning_rate, self.num_steps)
-        found = fit(
-            objective, optax.adam(rate), args(rows),
-            num_steps=self.num_steps, key=fit_key, progress=False, callbacks=callbacks,
-            subsample={"rows": self.batch_size} if self.batch_size < len(rows) else None,
-            callback_every=self.check_every,
-        )  # fmt: skip
-        self.history_ = np.asarray(found.history["value"]) / len(rows)
-        self.n_iter_ = len(self.history_)
-        self.validation_ = callbacks[0].losses if callbacks else []
-        self._made = self._keep(dict(callbacks[0].params if callbacks else found.params))
+        adam, size = (
+            optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.num_steps)),
+            len(rows),
+        )
+        self._made = self._train(
+            objective, adam, args(rows), loss, plate="rows", size=size, per=size
+        )
         return self
 
     def sample(
@@ -193,7 +183,7 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
             ValueError: X has other columns than in `fit`; a class that `fit` did not see.
         """
         check_is_fitted(self, "_leaves")
-        data = self._standard(np.asarray(validate_data(self, X, reset=False), float))
+        data = self._in_units(np.asarray(validate_data(self, X, reset=False), float))
         number = None if label is None else self._number(label)
         network, params, parts = self._network(), self._ready(), []
         for start in range(0, len(data), PART):
@@ -214,9 +204,6 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
             y: not used.
         """
         return float(self.score_samples(X).mean())
-
-    def _standard(self, X: np.ndarray) -> np.ndarray:
-        return ((X - self._mean) / self._scale).astype(np.float32)
 
     def _network(self) -> MLP:
         count, key = (

@@ -17,7 +17,7 @@ from .._imputation import Imputation
 from .._impute import impute
 from .._networks import memory
 from .._programs import Imputer, programs
-from ._training import Recipe, bind, shapes, train
+from ._training import Recipe, bind, bound, held_out_loss, optimizer, shapes
 
 MOST_CELLS = 2**26  # drawn at once
 
@@ -58,13 +58,20 @@ class SeriesEstimator(StoredEstimator):
         self._standard = standardise(data.rows(rows))
         own = self._standard.apply(data)
         imputer = self._programs()
-        found = train(
-            imputer, own.rows(rows), None if held is None else own.rows(held), self._recipe(),
-            jax.random.fold_in(jax.random.key(self._seed), 1),
-        )  # fmt: skip
-        self.history_, self.validation_ = found.history, found.validation
-        self.n_iter_ = len(found.history)
-        self._made = imputer, self._keep(dict(found.params))
+        recipe, loss = self._recipe(), None
+        if held is not None:
+            loss = held_out_loss(imputer, own.rows(held), recipe.num_particles)
+        rates, size = optimizer(recipe, labels is not None), len(rows)
+        params = self._train(
+            bound(imputer, recipe),
+            rates,
+            (own.rows(rows),),
+            loss,
+            plate="rows",
+            size=size,
+            per=size,
+        )
+        self._made = imputer, params
         return self
 
     def _programs(self) -> Imputer:

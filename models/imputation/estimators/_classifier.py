@@ -126,8 +126,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
 
     def _recipe(self) -> Recipe:
         return Recipe(
-            self.num_particles, self.num_steps, self.batch_size, self.learning_rate, self.patience, self.check_every,
-            self.obs_dropout, self.weight_decay,
+            self.num_particles, self.num_steps, self.learning_rate, self.obs_dropout, self.weight_decay
         )  # fmt: skip
 
     def fit(self, X: Any, y: Any) -> Self:

@@ -115,9 +115,7 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
         self.random_state = random_state
 
     def _recipe(self) -> Recipe:
-        return Recipe(
-            self.num_particles, self.num_steps, self.batch_size, self.learning_rate, self.patience, self.check_every
-        )  # fmt: skip
+        return Recipe(self.num_particles, self.num_steps, self.learning_rate)
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Train.

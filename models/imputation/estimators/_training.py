@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from .... import ppl
-from ....inference import fit, fitting, iwelbo
+from ....inference import iwelbo
 from ..._series import Series
 from .._dropout import obs_dropout
 from .._impute import draws
@@ -24,36 +23,16 @@ class Recipe(NamedTuple):
     Attributes:
         num_particles: K.
         num_steps: of the optimiser, at most.
-        batch_size: series a step.
         learning_rate: of Adam, after a linear warm-up over 5% of the steps, with a cosine decay to zero.
-        patience: steps without a smaller loss of the held-out series after which training ends.
-        check_every: steps between looks at these series.
         dropout: rate of `obs_dropout`.
         weight_decay: of the classifier.
     """
 
     num_particles: int
     num_steps: int
-    batch_size: int
     learning_rate: float
-    patience: int | None
-    check_every: int
     dropout: float = 0.0
     weight_decay: float = 0.0
-
-
-class Trained(NamedTuple):
-    """What training left.
-
-    Attributes:
-        params: of model and guide.
-        history: the bound at every step, nats per series.
-        validation: steps and losses (nats per series) of the looks at held-out series.
-    """
-
-    params: Any
-    history: np.ndarray
-    validation: list[tuple[int, float]]
 
 
 def bound(imputer: Imputer, recipe: Recipe) -> Any:
@@ -64,37 +43,7 @@ def bound(imputer: Imputer, recipe: Recipe) -> Any:
     )
 
 
-def train(
-    imputer: Imputer, data: Series, held: Series | None, recipe: Recipe, key: Array
-) -> Trained:
-    """Train on `data`.
-
-    Args:
-        imputer: model and guide.
-        data: series in standard units, with labels if the model has a classifier.
-        held: series whose loss decides which parameters are kept and when to stop; None: the last parameters are.
-        recipe: how.
-        key: PRNG key.
-    """
-    fit_key, held_key = jax.random.split(key)
-    size = len(data.valid)
-    callbacks = []
-    if held is not None:
-        loss = _loss(imputer, held, recipe.num_particles)
-        callbacks = [fitting.KeepBest(loss, held_key, patience=recipe.patience)]
-    found = fit(
-        bound(imputer, recipe), _optimizer(recipe, data.labels is not None), (data,),
-        num_steps=recipe.num_steps, key=fit_key, progress=False, callbacks=callbacks,
-        subsample={"rows": recipe.batch_size} if recipe.batch_size < size else None,
-        callback_every=recipe.check_every,
-    )  # fmt: skip
-    history = np.asarray(found.history["value"]) / size
-    if not callbacks:
-        return Trained(found.params, history, [])
-    return Trained(callbacks[0].params, history, callbacks[0].losses)
-
-
-def _optimizer(recipe: Recipe, has_classifier: bool) -> Any:
+def optimizer(recipe: Recipe, has_classifier: bool) -> Any:
     import optax  # on use: a tenth of a second
 
     warm = max(1, recipe.num_steps // 20)
@@ -107,7 +56,9 @@ def _optimizer(recipe: Recipe, has_classifier: bool) -> Any:
     return {"classifier": optax.adamw(rate, weight_decay=recipe.weight_decay), "[!c]*": adam}
 
 
-def _loss(imputer: Imputer, held: Series, num_particles: int) -> Callable[[Any, Any], Array]:
+def held_out_loss(
+    imputer: Imputer, held: Series, num_particles: int
+) -> Callable[[Any, Any], Array]:
     """Minus the log-evidence estimate of the held-out series, or of their labels given the series; nats per series."""
 
     @jax.jit

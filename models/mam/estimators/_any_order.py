@@ -14,7 +14,6 @@ from sklearn.base import DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ....inference import fit, fitting
 from ..._estimator import StoredEstimator
 from .._networks import Pair, residual_mlps
 from .._objectives import any_order
@@ -136,25 +135,13 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         rows, held = self._split(len(seen), None, split_seed)
         networks = self._networks()
         objective = any_order(networks)
-        fit_key, held_key = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), 1))
-        callbacks = []
-        if held is not None:
-            loss = functools.partial(held_out_loss, objective, seen[held])
-            callbacks = [
-                fitting.KeepBest(loss, held_key, patience=self.patience, name="held-out rows")
-            ]
+        loss = None if held is None else functools.partial(held_out_loss, objective, seen[held])
         rate = optax.cosine_decay_schedule(self.learning_rate, self.num_steps)
-        found = fit(
-            objective, optax.adamw(rate, weight_decay=self.weight_decay), arguments(seen[rows]),
-            num_steps=self.num_steps, key=fit_key, progress=False, callbacks=callbacks,
-            subsample={"rows": self.batch_size} if self.batch_size < len(rows) else None,
-            callback_every=self.check_every,
-        )  # fmt: skip
-        self.history_ = np.asarray(found.history["value"]) / len(rows)
-        self.n_iter_ = len(self.history_)
-        self.validation_ = callbacks[0].losses if callbacks else []
-        params = callbacks[0].params if callbacks else found.params
-        self._made = networks.with_params(self._keep(dict(params)))
+        adam, size = optax.adamw(rate, weight_decay=self.weight_decay), len(rows)
+        params = self._train(
+            objective, adam, arguments(seen[rows]), loss, plate="rows", size=size, per=size
+        )
+        self._made = networks.with_params(params)
         return self
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " rows"]:

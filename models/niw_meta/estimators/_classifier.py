@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ....inference import elbo, fit, fitting, local
+from ....inference import elbo, local
 from ..._estimator import StoredEstimator
 from .._episodes import Episodes, Points
 from .._evaluate import adapt, fitted_temperature, predict
@@ -157,37 +157,27 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
             )
         mixed = draw.permutation(usable)
         learned, held = mixed[num_held:], mixed[:num_held]
-        own = X[np.isin(number, learned)]
-        spread = own.std(0)
-        self._mean, self._scale = own.mean(0), np.where(spread > 0, spread, 1.0)
+        self._set_units(X[np.isin(number, learned)])
         rows = [np.flatnonzero(number == k) for k in range(len(counts))]
         make = functools.partial(
-            made_episodes, draw, self._standard(X), rows, self.shots, self.queries
+            made_episodes, draw, self._in_units(X), rows, self.shots, self.queries
         )
         bound = self._bound(self.ways)
-        fit_key, held_key = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), 1))
-        callbacks, checks = [], None
+        loss, checks = None, None
         if num_held:
             ways = min(self.ways, num_held)
             checks = make(held, ways, 50)
             loss = functools.partial(_loss, jax.jit(functools.partial(self._scores, ways)), checks)
-            callbacks = [
-                fitting.KeepBest(loss, held_key, patience=self.patience, name="held-out classes")
-            ]
-        found = fit(
-            bound, optimizer(self.num_steps, weights=self.learning_rate), (make(learned, self.ways, self.num_episodes),),
-            num_steps=self.num_steps, key=fit_key, progress=False, callbacks=callbacks,
-            subsample={"episodes": self.batch_size} if self.batch_size < self.num_episodes else None,
-            callback_every=self.check_every,
-        )  # fmt: skip
-        self.history_ = np.asarray(found.history["value"])
-        self.n_iter_ = len(self.history_)
-        self.validation_ = callbacks[0].losses if callbacks else []
-        params = callbacks[0].params if callbacks else found.params
-        self._made, self._compiled = self._keep(dict(params)), {}
+        rates = optimizer(self.num_steps, weights=self.learning_rate)
+        args = (make(learned, self.ways, self.num_episodes),)
+        # The value is that of one episode: there are infinitely many.
+        self._made = self._train(
+            bound, rates, args, loss, plate="episodes", size=self.num_episodes, per=1
+        )
+        self._compiled = {}
         self.temperature_ = 1.0
         if checks is not None:
-            scores = self._scores(min(self.ways, num_held), self._made, held_key, checks)[0]
+            scores = self._scores(min(self.ways, num_held), self._made, self._keys()[1], checks)[0]
             self.temperature_ = fitted_temperature(scores, checks.query)
         self._support = None
         return self
@@ -210,7 +200,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
                 f"FewShotClassifier.adapt: y has the class {classes.tolist()} alone. Give examples of two classes or more."
             )
         other = copy.copy(self)
-        other.classes_, other._support = classes, (self._standard(X), number.astype(np.int32))
+        other.classes_, other._support = classes, (self._in_units(X), number.astype(np.int32))
         return other
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "rows classes"]:
@@ -227,7 +217,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
             raise ValueError(
                 "FewShotClassifier: there are no classes yet to choose from. Call adapt(X, y) with a few examples of each."
             )
-        X = self._standard(np.asarray(validate_data(self, X, reset=False)))
+        X = self._in_units(np.asarray(validate_data(self, X, reset=False)))
         x, y = self._support
         support = Points(x[None], y[None], np.ones((1, len(y)), bool))
         run = self._compiled.setdefault(
@@ -254,9 +244,6 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         X, y = validate_data(self, X, y, reset=reset)
         check_classification_targets(y)
         return X, y
-
-    def _standard(self, X: np.ndarray) -> np.ndarray:
-        return ((X - self._mean) / self._scale).astype(np.float32)
 
     def _programs(self, ways: int) -> NIWMeta:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), 0))

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ....inference import elbo, fit, fitting
+from ....inference import elbo
 from ..._estimator import StoredEstimator
 from ..._series import Series, Standard, standardise
 from ..._series_inputs import given
@@ -137,25 +137,14 @@ class SeriesForecaster(StoredEstimator):
         weights = None if self.beta == 1 else self._weights(network, self.n_steps_)
         bound = elbo(*pair, kl="analytic", check_jumps=False)
         trained = elbo(*pair, kl="analytic", check_jumps=False, site_weights=weights)
-        fit_key, held_key = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), 1))
-        callbacks = []
+        loss = None
         if held is not None:
             loss = functools.partial(_loss, bound, _arguments(own.rows(held)))
-            callbacks = [
-                fitting.KeepBest(loss, held_key, patience=self.patience, name="held-out series")
-            ]
         adam = optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.num_steps))
-        found = fit(
-            trained, optax.chain(optax.clip_by_global_norm(1e3), adam), _arguments(own.rows(rows)),
-            num_steps=self.num_steps, key=fit_key, progress=False, callbacks=callbacks,
-            subsample={"sequences": self.batch_size} if self.batch_size < len(rows) else None,
-            callback_every=self.check_every,
-        )  # fmt: skip
-        self.history_ = np.asarray(found.history["value"]) / len(rows)
-        self.n_iter_ = len(self.history_)
-        self.validation_ = callbacks[0].losses if callbacks else []
-        params = callbacks[0].params if callbacks else found.params
-        self._made = frozen(self._keep(dict(params)), network)
+        clipped, size = optax.chain(optax.clip_by_global_norm(1e3), adam), len(rows)
+        args = _arguments(own.rows(rows))
+        params = self._train(trained, clipped, args, loss, plate="sequences", size=size, per=size)
+        self._made = frozen(params, network)
         return self
 
     def predict(self, X: Any, horizon: int = 1) -> Float[np.ndarray, "series horizon features"]:
