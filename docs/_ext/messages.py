@@ -238,7 +238,7 @@ def label(message: Message) -> str:
 
 
 def keep_examples(seen: Mapping[tuple[str, int], list[tuple[str, str]]]) -> None:
-    """Write an example of every message without a program that tests have provoked: those of old, if they still say so, and new ones.
+    """Write an example of every message without a program: what a test has provoked, the one of old if it was not seen to change.
 
     Args:
         seen: file and line that raised -> (what was said, test), some of each.

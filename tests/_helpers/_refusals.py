@@ -1,9 +1,9 @@
 """Which of the library's `raise` statements the tests reach, and what they say there.
 
 Option `--refusals`: after the run, refusals that none of its tests provoked are listed. In all tests, slow ones included, there
-should be none: a message that no test has seen may say what is not so. What messages without a program on the page of errors said,
-and in which test, is written to `docs/_data/messages.json`, from which the page of all messages shows it. (A refusal counts as
-provoked in the process of the tests, not in one that they start.)
+should be none: a message that no test has seen may say what is not so. What was said for messages without a program on the page
+of errors is written to `docs/_data/messages.json` with the test, from which the page of all messages shows it. (A refusal
+counts as provoked in the process of the tests, not in one that they start.)
 """
 
 from __future__ import annotations
