@@ -45,6 +45,7 @@ SLOW = [
     models.imputation._programs
     models.imputation.estimators._classifier
     models.imputation.estimators._imputer
+    models.mam._bracket
     models.mam._distribution
     models.mam._objectives
     models.mam._particles
