@@ -8,11 +8,13 @@ of another, so that a mode is found by looking there, and by nothing else. Two w
 
 Measures: total variation between the sampler's exact law and the table; share of the table that tempered particles find and the
 model does not (`mam.bracket`, `unseen`); processor time; and of "anneal" the mean of Z-hat / Z over runs of 128 particles, with
-three standard errors: from the spread of the runs, from both sides (`EvidenceBracket.standard_error`), and the exact one of as
-many independent draws, the root of (sum p^2 / q - 1) / n. Published: nothing on lost modes.
+three standard errors: from the spread of the runs ("own"), from both sides (`EvidenceBracket.standard_error`), and the exact one
+of as many independent draws, the root of (sum p^2 / q - 1) / n. Published: nothing on lost modes.
 
 Expected: "energy" loses most of the table, and weights and effective sample size do not show it; "anneal" stays below 0.1. The
-spread of the runs is too small an error where rare states with large weights were not drawn; that from both sides is not.
+spread of the runs is too small an error where rare states with large weights were not drawn, of which both sides tell. These know
+of independent draws only: where the marginal network is off, particles that are resampled on the way spread more. The larger one
+of the two counts.
 Settings are those found on the seeds 100 to 104. Run time: a quarter of an hour on 2 CPU cores.
 
     python examples/mam/random_tables.py [--smoke] [--first 0] [--tables 10] [--record]
@@ -163,8 +165,7 @@ def summary(rows: list[Row]) -> dict[str, float]:
         "unseen by energy, mean": found.unseen_energy.mean(),
         "|Z-hat / Z - 1|, largest": off.max(),
         "in own errors, largest": (off / found.own).max(),
-        "in errors from both sides, largest": (off / found.both).max(),
-        "in exact errors, largest": (off / found.exact).max(),
+        "in errors, largest": (off / np.maximum(found.own, found.both)).max(),
         "time over that of energy, median": np.median(found.time_anneal / found.time_energy),
         "time over that of energy, largest": (found.time_anneal / found.time_energy).max(),
     }
@@ -188,8 +189,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         record_figure(
             "marginalization/random_tables",
             what="random tables of 12 bits learned from their energies: total variation of the sampler, share of the table that "
-            "the model hardly ever draws, Z-hat / Z of 12,800 particles in standard errors of three kinds, processor time of "
-            "anneal over that of energy",
+            "the model hardly ever draws, Z-hat / Z of 12,800 particles in standard errors (own: by the spread of 100 runs; "
+            "else this or that from both sides, the larger one), processor time of anneal over that of energy",
             value=summary(rows),
             seeds=f"{options.first} to {options.first + count - 1}",
             measures=["models/mam", "inference/diagnostics/_evidence_bracket.py"],
