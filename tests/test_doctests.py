@@ -42,6 +42,7 @@ SLOW = [
     models.diffusion.estimators._density
     models.gflownet._balance
     models.gflownet._diffusion_sampler
+    models.gflownet._object_sampler
     models.imputation._programs
     models.imputation.estimators._classifier
     models.imputation.estimators._imputer

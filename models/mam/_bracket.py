@@ -29,11 +29,8 @@ from ._orders import UniformOrder
 
 LogTarget = Callable[[Int[Array, " variables"]], Float[Array, ""]]
 NUM_MOVES = 2  # Gibbs sweeps at each temperature
-_LEAST, _MOST, _TEMPERATURES = (
-    100,
-    1_000,
-    20,
-)  # particles that say something; temperatures of usual energies
+_LEAST, _MOST = 100, 1_000  # particles that say something
+_TEMPERATURES = 20  # of usual energies
 _REMEDY = "mam.anneal learns from tempered particles, and keeps such modes"
 
 
