@@ -28,7 +28,7 @@ from ... import inference
 from ...inference.diagnostics import EvidenceBracket
 from ...inference.diagnostics._evidence_bracket import lost_modes
 from ...inference.fitting.storage._archive import read, write
-from ...ppl._checks import is_integer
+from ...ppl._checks import check_counts
 from ._balance import balance
 from ._gflownet import GFlowNet
 from ._losses import (
@@ -49,8 +49,12 @@ _LOSSES: dict[str, Callable[[], Loss]] = {
     "log_variance": log_variance,
 }
 _FORMAT = "object sampler 1"
-_LEAST = {"num_hidden": 1, "num_steps": 1, "batch_size": 2, "num_runs": 2, "num_judged": 2}
-_LEAST |= {"patience": 1, "check_every": 1}
+# Least value -> parameters.
+_COUNTS = {
+    0: ("random_state",),
+    1: ("num_hidden", "num_steps", "patience", "check_every"),
+    2: ("batch_size", "num_runs", "num_judged"),
+}
 
 
 class Drawn(NamedTuple):
@@ -83,7 +87,7 @@ class ObjectSampler:
         num_judged: trajectories of each run by which it is judged.
         patience: steps after the exploration without a smaller spread of the log-weights, after which training ends.
         check_every: steps between looks.
-        random_state: an integer.
+        random_state: an integer, not negative.
 
     Attributes:
         bracket_: log Z from both sides for the run that is kept, on trajectories that did not choose it (`EvidenceBracket`).
@@ -123,21 +127,13 @@ class ObjectSampler:
         random_state: int = 0,
     ) -> None:
         own = {k: v for k, v in locals().items() if k not in ("self", "env")}
-        problems = [
-            f"{name} must be an integer >= {least}, got {own[name]!r}"
-            for name, least in _LEAST.items()
-            if not is_integer(own[name]) or own[name] < least
-        ]
-        if loss not in _LOSSES:
-            problems.append(f"loss must be one of {sorted(_LOSSES)}, got {loss!r}")
-        if not 0 <= explore <= 1:
-            problems.append(f"explore must lie in [0, 1], got {explore!r}")
-        if not learning_rate > 0:
-            problems.append(f"learning_rate must be positive, got {learning_rate!r}")
-        if not is_integer(random_state):
-            problems.append(f"random_state must be an integer, got {random_state!r}")
-        if problems:
-            raise ValueError(f"ObjectSampler: {'; '.join(problems)}.")
+        for least, names in _COUNTS.items():
+            check_counts("ObjectSampler", least, **{name: own[name] for name in names})
+        if loss not in _LOSSES or not 0 <= explore <= 1 or not learning_rate > 0:
+            raise ValueError(
+                f"ObjectSampler: loss={loss!r}, explore={explore!r}, learning_rate={learning_rate!r}; loss must be one of "
+                f"{sorted(_LOSSES)}, explore must lie in [0, 1], and learning_rate must be positive."
+            )
         self.env, self._own = env, own
         self._net: GFlowNet | None = None
         self._params: Mapping[str, Any] = {}
