@@ -91,11 +91,12 @@ def test_runs_judge_each_other(table, key):
 
 
 def test_what_is_impossible_is_refused():
-    with pytest.raises(ValueError, match="num_runs must be an integer >= 2, got 1; loss must be"):
-        gflownet.ObjectSampler(GRID, num_runs=1, loss="square")
-    with pytest.raises(
-        ValueError, match="explore must lie.*learning_rate must be positive.*random"
-    ):
-        gflownet.ObjectSampler(GRID, explore=2.0, learning_rate=0.0, random_state=None)
+    with pytest.raises(ValueError, match="num_runs must be an integer >= 2, got 1"):
+        gflownet.ObjectSampler(GRID, num_runs=1)
+    with pytest.raises(ValueError, match="random_state must be an integer >= 0, got None"):
+        gflownet.ObjectSampler(GRID, random_state=None)
+    for option in ({"loss": "square"}, {"explore": 2.0}, {"learning_rate": 0.0}):
+        with pytest.raises(ValueError, match="loss must be one of.*explore must lie in.*positive"):
+            gflownet.ObjectSampler(GRID, **option)
     with pytest.raises(ValueError, match=r"ObjectSampler.sample: nothing is fitted yet. Call fit"):
         gflownet.ObjectSampler(GRID).sample(3)
