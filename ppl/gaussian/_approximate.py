@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import bind
-from ._arranged import matrix_of
+from ._arranged import flat, matrix_of, unflat
 from ._belief import Belief
 from ._forms import Form, Points, rows_of
 from ._roots import compressed
-from ._rows import flat, unflat
 
 Array = jax.Array
 APPROXIMATIONS = ("ekf", "ukf")

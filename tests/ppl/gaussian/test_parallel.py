@@ -1,0 +1,190 @@
+"""Filters in parallel: the numbers of those that go step by step, dense laws, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import numpyro.infer.util
+import pytest
+from _dense_normal import dense
+from _linear_systems import dense_log_density, program, system
+from test_structures import SERIES, case
+
+from lapilli import inference, ppl
+from lapilli.ppl.gaussian import _control_flow
+
+KEY = jax.random.key(0)
+Y = jnp.array([0.3, -0.2, 0.9, 1.1, 0.4])
+NOT_IN_PARALLEL = {"nested"}
+
+
+def both(program, sites, choices, args):
+    """Value and gradient step by step and in parallel."""
+
+    def run(choices, *args):
+        of = lambda parallel: ppl.eliminate(program, sites, parallel=parallel).log_density
+        f = lambda parallel: jax.value_and_grad(of(parallel), argnums=1)(choices, *args)
+        return f(False), f(True)
+
+    return jax.jit(run)(choices, *args)
+
+
+@pytest.mark.fast("with_regression-z-beta")
+@pytest.mark.parametrize(
+    ("program", "sites", "choices", "args"),
+    [case(*x) for x in SERIES if x[0].__name__ not in NOT_IN_PARALLEL],
+)
+def test_series_in_parallel(program, sites, choices, args):
+    """Rows, several chains, values handed on beside the states, observations fed back, no state at all."""
+    with jax.enable_x64(True):
+        wide = lambda x: jnp.asarray(x, float) if np.asarray(x).dtype.kind == "f" else x
+        choices, args = jax.tree.map(wide, (choices, args))
+        exact = dense(program, sites, choices, args).log_density
+        (value, slope), (parallel, parallel_slope) = both(program, sites, choices, args)
+        np.testing.assert_allclose(value, exact, rtol=1e-9)
+        np.testing.assert_allclose(parallel, exact, rtol=1e-9)
+        np.testing.assert_allclose(parallel_slope, slope, rtol=1e-8, atol=1e-10)
+
+
+def with_left_site(y):
+    def step(state, y):
+        s, z = state
+        s = ppl.sample("s", dist.Bernoulli(0.3 + 0.4 * s))
+        z = ppl.sample("z", dist.Normal(0.9 * z + s, 0.5))
+        ppl.sample("y", dist.Normal(z, 0.3), obs=y)
+        return (s, z), None
+
+    ppl.scan(step, (0, 0.0), y)
+
+
+def with_inner_scan(y):
+    def step(z, y):
+        z = ppl.sample("z", dist.Normal(0.9 * z, 0.5))
+        inner = lambda u, y: (ppl.sample("u", dist.Normal(u, 0.2)), None)
+        u, _ = ppl.scan(inner, z, None, 2)
+        ppl.sample("y", dist.Normal(u, 0.3), obs=y)
+        return z, None
+
+    ppl.scan(step, 0.0, y)
+
+
+def local_level(y):
+    noise = ppl.sample("noise", dist.LogNormal(-0.5, 1.0))
+
+    def step(z, y):
+        z = ppl.sample("z", dist.Normal(0.9 * z, 0.5))
+        ppl.sample("y", dist.Normal(z, noise), obs=y)
+        return z, None
+
+    ppl.scan(step, 0.0, y)
+
+
+@pytest.mark.parametrize(
+    ("program", "sites", "choices", "why"),
+    [
+        (with_left_site, "z", {"s": jnp.array([0, 1, 1, 0, 1])}, "site 's', which is left"),
+        (with_left_site, ["s", "z"], {}, "site 's', which is left"),
+        (with_inner_scan, ["z", "u"], {}, "a ppl.scan inside of the step"),
+    ],
+    ids=["left", "summed", "inner"],
+)
+def test_steps_that_are_no_maps_are_refused_or_taken_one_by_one(
+    program, sites, choices, why, monkeypatch
+):
+    with pytest.raises(
+        ValueError, match=f"parallel=True filters all steps .* {why}.*Leave parallel=True out"
+    ):
+        ppl.eliminate(program, sites, parallel=True).log_density(choices, Y)
+    traced = lambda parallel: str(
+        jax.make_jaxpr(ppl.eliminate(program, sites, parallel=parallel).log_density)(choices, Y)
+    )
+    monkeypatch.setattr(_control_flow, "pays", lambda num_steps: True)
+    assert traced(None) == traced(False)
+
+
+def test_what_is_chosen_where_nothing_is_said(monkeypatch):
+    choices = {"noise": 0.4}
+    traced = lambda parallel: str(
+        jax.make_jaxpr(ppl.eliminate(local_level, "z", parallel=parallel).log_density)(choices, Y)
+    )
+    one_by_one, parallel = traced(False), traced(True)
+    assert one_by_one != parallel
+    assert traced(None) == one_by_one  # on a CPU
+    monkeypatch.setattr(_control_flow, "pays", lambda num_steps: num_steps == 5)
+    assert traced(None) == parallel
+
+
+def test_particles_and_approximations_take_one_step_after_the_other(monkeypatch):
+    run = lambda parallel: jax.eval_shape(
+        lambda key: (
+            inference.smc(
+                ppl.eliminate(local_level, "z", parallel=parallel), key, Y, num_particles=4
+            ).log_evidence
+        ),
+        KEY,
+    )
+    with pytest.raises(
+        ValueError, match="parallel=True filters all steps .* particles, which are weighed"
+    ):
+        run(True)
+    monkeypatch.setattr(_control_flow, "pays", lambda num_steps: True)
+    assert run(None).shape == ()
+    with pytest.raises(
+        ValueError, match="approximation='ekf' expands each mean .*Leave one of the two out"
+    ):
+        ppl.eliminate(local_level, "z", approximation="ekf", parallel=True)
+
+
+@pytest.mark.slow  # several compilations
+def test_numpyro_and_traces_see_the_same_log_probs():
+    choices = {"noise": jnp.asarray(0.4)}
+    programs = [ppl.eliminate(local_level, "z", parallel=p) for p in (False, True)]
+    traces = [jax.jit(lambda y, p=p: p.trace(choices, y).log_probs)(Y) for p in programs]
+    assert traces[1]["y"].shape == (5,)
+    for name, log_prob in traces[0].items():
+        np.testing.assert_allclose(traces[1][name], log_prob, rtol=1e-5)
+    potentials = [numpyro.infer.util.log_density(p, (Y,), {}, choices)[0] for p in programs]
+    np.testing.assert_allclose(potentials[1], potentials[0], rtol=1e-5)
+    np.testing.assert_allclose(potentials[1], sum(x.sum() for x in traces[0].values()), rtol=1e-5)
+
+
+@pytest.mark.slow  # several compilations
+def test_moments_draws_and_forecasts_are_those_of_the_filter_step_by_step():
+    choices = {"noise": jnp.full((2,), 0.4)}
+    found = []
+    for parallel in (False, True):
+        left = ppl.eliminate(local_level, "z", parallel=parallel)
+        law = left.posterior_marginals({"noise": 0.4}, Y)["z"]
+        draw = left.posterior(KEY, {"noise": 0.4}, Y)["z"]
+        ahead = inference.predict(left, choices, KEY, jnp.pad(Y, (0, 2)), num_seen=5, num_samples=2)
+        found.append((law.loc, law.scale, draw, ahead["y"]))
+    for one_by_one, parallel in zip(*found, strict=True):
+        np.testing.assert_array_equal(one_by_one, parallel)
+
+
+@pytest.mark.slow  # eight compilations
+@pytest.mark.parametrize("d", [1, 2, 4, 6])
+def test_systems_of_any_condition_against_dense_laws(d):
+    """60 steps, a fifth of them unseen; single precision loses what it loses step by step, but for a factor."""
+    runs = {}
+    for condition in (1.0, 1e3, 1e6):
+        for seed in range(4):
+            s = system(d, 60, condition, seed)
+            exact = dense_log_density(s)
+            found = {}
+            for is_wide in (False, True):
+                with jax.enable_x64(is_wide):
+                    args = [jnp.asarray(x, bool if x.dtype == bool else float) for x in s]
+                    run = runs.setdefault(is_wide, jax.jit(lambda *a: both(program, "z", {}, a)))
+                    found[is_wide] = jax.device_get(run(*args))
+            (_, slope), (parallel, parallel_slope) = found[True]
+            np.testing.assert_allclose(parallel, exact, rtol=1e-9)
+            size = np.abs(slope).max()
+            np.testing.assert_allclose(parallel_slope, slope, atol=1e-7 * size)
+            (value, single), (parallel, parallel_single) = found[False]
+            assert abs(parallel - exact) < ROUNDING * (1 + abs(exact)), (value, parallel, exact)
+            away = [np.abs(x - slope).max() / size for x in (single, parallel_single)]
+            assert away[1] < 0.05, away
+
+
+ROUNDING = 1e-4
