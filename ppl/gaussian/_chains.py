@@ -7,9 +7,9 @@ A step makes of the numbers x that are handed to it, and of noise u ~ N(0, 1) of
 *In parallel* (Sarkka and Garcia-Fernandez 2021, arXiv:1905.13002; with roots Yaghoobi et al. 2022, arXiv:2207.00426): what
 is known of x' given x and w, and what w tells of x,
 
-    x' | x, w ~ N(F x + b, C),    p(w | x) in proportion to exp(h' x - x' J x / 2),
+    x' | x, w ~ N(F x + b, C),    p(w | x) in proportion to exp(-|z - Z' x|^2 / 2),
 
-are of the same form for several steps together, so that all prefixes are found in log2 T rounds. C and J are kept as roots.
+are of the same form for several steps together, so that all prefixes are found in log2 T rounds. C is kept as a root, too.
 """
 
 from __future__ import annotations
@@ -123,19 +123,24 @@ def joined(steps: Step, start: Belief, is_centred: bool) -> tuple[Belief, Affine
 
 
 class Element(NamedTuple):
-    """Consecutive steps: x' | x, w ~ N(move x + shift, root root'), p(w | x) ~ exp(pull' x - |look' x|^2 / 2)."""
+    """Consecutive steps: x' | x, w ~ N(move x + shift, root root'), p(w | x) in proportion to exp(-|seen - look' x|^2 / 2).
+
+    `look`, of shape (*rows, n, n + 1), has a column more than J = look look' needs: [look; seen'] is one root.
+    """
 
     move: Array
     shift: Array
     root: Array
-    pull: Array
     look: Array
+    seen: Array
 
 
 def filtered(steps: Step, start: Belief) -> Belief:
     """The beliefs of x before the first step, and after each one, given what was seen until then: a leading axis of T + 1."""
     blank = jnp.zeros_like(start.root)
-    prior = Element(blank, start.mean, start.root, jnp.zeros_like(start.mean), blank)
+    nothing = jnp.zeros((*start.mean.shape[:-1], start.mean.shape[-1] + 1), start.mean.dtype)
+    look = jnp.zeros((*start.mean.shape, nothing.shape[-1]), nothing.dtype)
+    prior = Element(blank, start.mean, start.root, look, nothing)
     rest = jax.vmap(_element)(steps)
     elements = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), prior, rest)
     found = jax.lax.associative_scan(jax.vmap(_after), elements)
@@ -150,23 +155,21 @@ def _element(step: Step) -> Element:
     new, seen, size = step.new, step.seen, step.new.const.shape[-1]
     noise, moved = new.matrix[..., size:], new.matrix[..., :size]
     u, x = seen.matrix[..., size:].mT, seen.matrix[..., :size].mT
-    unit = jnp.broadcast_to(jnp.eye(u.shape[-2], dtype=u.dtype), (*u.shape[:-1], u.shape[-2]))
-    own = unit.shape[-1]
-    top = jnp.concatenate([unit, u], -1)
+    own = u.shape[-2]
+    unit = jnp.broadcast_to(jnp.eye(own, dtype=u.dtype), (*u.shape[:-1], own))
     below = jnp.concatenate([x, seen.const[..., None, :]], -2)
     below = jnp.pad(below, [(0, 0)] * (below.ndim - 1) + [(own, 0)])
-    joint = compressed(jnp.concatenate([top, below], -2), own)
-    corner, left = joint[..., :own, :own], joint[..., own:, :own]
-    whole = joint[..., own:, own:]
-    # [B; left] U^-1: of U' = corner.
-    gain = free_solved(corner, noise.mT).mT
-    look, last = whole[..., :-1, :], whole[..., -1, :]
+    above = jnp.concatenate([unit, u], -1)
+    joint = compressed(jnp.concatenate([above, below], -2), own)
+    gain = free_solved(joint[..., :own, :own], noise.mT).mT  # of x' on t - V x
+    left = joint[..., own:, :own]
+    told = _square(joint[..., own:, own:])
     return Element(
         moved - gain @ left[..., :-1, :].mT,
         new.const + _times(gain, left[..., -1, :]),
         _square(gain),
-        _times(look, last),
-        _square(look),
+        told[..., :-1, :],
+        told[..., -1, :],
     )
 
 
@@ -179,20 +182,30 @@ def _square(root: Array) -> Array:
 
 
 def _after(first: Element, second: Element) -> Element:
-    """Steps, and those after them: by (1 + C J)^-1 C = P P' and (1 + J C)^-1 J = R R', C of the first and J of the second."""
+    """Steps, and those after them: Kalman's update of what is known after the first ones by what the others tell.
+
+    With M = C^1/2' Z, 1 + M M' = L L' and 1 + M' M = R R', products stay as large as M, not as its square: the gain is
+    C^1/2 L^-T (L^-1 M).
+    """
     met = first.root.mT @ second.look
-    unit = jnp.broadcast_to(jnp.eye(met.shape[-1], dtype=met.dtype), met.shape)
-    left, right = (lower(jnp.concatenate([unit, x], -1)) for x in (met, met.mT))
+    left, right = (_lower_beside_unit(x) for x in (met, met.mT))
     inner = solved(left, first.root.mT, is_lower=True).mT
-    outer = solved(right, second.look.mT, is_lower=True).mT
-    looked = second.look @ (second.look.mT @ first.move)
-    pull = second.pull - _times(second.look, _times(second.look.mT, first.shift))
-    moved = _times(inner, _times(inner.mT, pull))
-    left_pull = pull - _times(second.look, _times(second.look.mT, moved))
+    gain = inner @ solved(left, met, is_lower=True)
+    away = second.seen - _times(second.look.mT, first.shift)
+    told = jnp.concatenate([first.move.mT @ second.look, away[..., None, :]], -2)
+    told = solved(right, told.mT, is_lower=True).mT
+    before = jnp.concatenate([first.look, first.seen[..., None, :]], -2)
+    both = compressed(jnp.concatenate([told, before], -1))
     return Element(
-        second.move @ (first.move - inner @ (inner.mT @ looked)),
-        _times(second.move, first.shift + moved) + second.shift,
+        second.move @ (first.move - gain @ (second.look.mT @ first.move)),
+        _times(second.move, first.shift + _times(gain, away)) + second.shift,
         compressed(jnp.concatenate([second.move @ inner, second.root], -1)),
-        _times(first.move.mT, left_pull) + first.pull,
-        compressed(jnp.concatenate([first.move.mT @ outer, first.look], -1)),
+        both[..., :-1, :],
+        both[..., -1, :],
     )
+
+
+def _lower_beside_unit(x: Array) -> Array:
+    """The lower triangular L with L L' = 1 + X X'."""
+    unit = jnp.broadcast_to(jnp.eye(x.shape[-2], dtype=x.dtype), (*x.shape[:-1], x.shape[-2]))
+    return lower(jnp.concatenate([unit, x], -1))

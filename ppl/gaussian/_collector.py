@@ -13,7 +13,6 @@ from ._chains import Affine, NotCollected, Step
 from ._forms import Form
 from ._integrator import Integrator
 from ._lift import Statement, holds_statement
-from ._noise import reading_of
 
 
 class Collector(Integrator):
@@ -70,7 +69,7 @@ class Collector(Integrator):
 
     def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
         self.has_changed = True
-        rows, reading = mean.rows, reading_of(fn)
+        rows, reading = mean.rows, self._reading(fn)
         noise, matrix = noise_of(reading, rows), matrix_of(mean, self._size())
         value = self._made(statement, fn, obs)
         away = flat(value - mean.const, rows)
@@ -87,9 +86,9 @@ class Collector(Integrator):
     def _beside(self, statement: Statement, what: str, like: Array) -> Array | None:
         return None if self.before is None else self.before.get(f"{statement.name} {what}")
 
-    def _point(self, eqn: Any, operand: int, form: Form) -> Array:
-        assert self.before is not None
-        return self.before[self._name_of_point(eqn, operand)]
+    def _at_mean(self, name: str, form: Form) -> Array:
+        assert self.before is not None  # no approximation is run in parallel
+        return self.before[name]
 
     def _tilt(self, statement: Statement, value: Form) -> None:
         linear = self._beside(statement, "linear", value.const)

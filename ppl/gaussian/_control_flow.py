@@ -359,8 +359,8 @@ class _Scan:
                 obstacle = str(err)
         if is_asked and obstacle is not None:
             raise ValueError(
-                f"{self.outer.label}: parallel=True filters all steps of a ppl.scan at once, which does not go with {obstacle}: a "
-                "step is to be an affine map of the state before, by data and parameters alone. Leave parallel=True out: the "
+                f"{self.outer.label}: parallel=True filters all steps of a ppl.scan at once, which does not go with {obstacle}: "
+                "a step is to be an affine map of the state before, by data and parameters alone. Leave parallel=True out: the "
                 "steps are then filtered one after the other, with the same result."
             )
         return obstacle is None

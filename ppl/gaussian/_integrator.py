@@ -27,7 +27,7 @@ from ._control_flow import run_cond, run_scan
 from ._forms import Beyond, Form, Points, RowsMeet, is_certain, propagate
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
-from ._noise import reading_of
+from ._noise import Reading, loc_of, reading_of
 from ._refusals import check_scale, check_size, readable_loc
 
 Array = jax.Array
@@ -150,9 +150,14 @@ class Integrator:
         return linearised(eqn, args, belief, [self._point(eqn, i, x) for i, x in enumerate(forms)])
 
     def _point(self, eqn: Any, operand: int, form: Form) -> Array:
-        """Around which value of an operand an equation is linearised: its mean."""
+        """Around which value of an operand an equation is linearised."""
+        number = self.numbers.setdefault(id(eqn), len(self.numbers))
+        return self._at_mean(f"{number} {operand} linearised", form)
+
+    def _at_mean(self, name: str, form: Form) -> Array:
+        """What a value is where the sites are believed to be."""
         assert self.belief is not None
-        name, mean = self._name_of_point(eqn, operand), mean_of(form, self.belief)
+        mean = mean_of(form, self.belief)
         self.made[name] = mean
         if self.emit.is_dry:
             return mean
@@ -161,9 +166,6 @@ class Integrator:
         if self.emit.has_points:
             numpyro.deterministic(name, mean)
         return mean
-
-    def _name_of_point(self, eqn: Any, operand: int) -> str:
-        return f"{self.numbers.setdefault(id(eqn), len(self.numbers))} {operand} linearised"
 
     def settled(self, values: Sequence[Any]) -> list[Any]:
         """Values with forms in place of points, which a statement or another basis follows."""
@@ -201,7 +203,16 @@ class Integrator:
             fn = statement.law(leaves)
             with statement.around(scale):
                 return self._made(statement, fn, obs)
-        loc = readable_loc(self.label, statement, leaves, obs, scale, is_own)
+        is_extended = self.emit.approximation == "ekf"
+        loc = loc_of(statement.treedef)
+        if is_extended and loc is not None and isinstance(leaves[loc], Form):
+            leaves = [
+                self._at_mean(f"{statement.name} {i} linearised", x)
+                if isinstance(x, Form) and i != loc
+                else x
+                for i, x in enumerate(leaves)
+            ]
+        loc = readable_loc(self.label, statement, leaves, obs, scale, is_own, is_extended)
         fn = statement.law([x.const if isinstance(x, Form) else x for x in leaves])
         mean = spread(leaves[loc], fn.shape())
         # Missing cells go with what they depend on.
@@ -230,7 +241,7 @@ class Integrator:
             raise self._meets(0)
         dtype = statement.aval.dtype
         const = jnp.asarray(mean.const if isinstance(mean, Form) else mean, dtype)
-        noise = noise_of(reading_of(fn), rows).root.astype(dtype)
+        noise = noise_of(self._reading(fn), rows).root.astype(dtype)
         start, size = self._size(), noise.shape[-1]
         check_size(self.label, statement, start + size)
         if self.belief is None:
@@ -250,7 +261,7 @@ class Integrator:
     def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
         """A statement whose mean is uncertain: its law given all before, and the belief given its value."""
         self.has_changed = True
-        belief, rows, reading = self.belief, mean.rows, reading_of(fn)
+        belief, rows, reading = self.belief, mean.rows, self._reading(fn)
         assert belief is not None
         noise, matrix = noise_of(reading, rows), matrix_of(mean, belief.size)
         expected = belief.at(flat(mean.const, rows), matrix)
@@ -272,6 +283,15 @@ class Integrator:
         away = jnp.zeros_like(loc) if self.emit.is_centred else value - loc
         self.belief = law.meeting.given(law.away(away))
         return value
+
+    def _reading(self, fn: Any) -> Reading:
+        """The noise of a normal law; NaN where an expansion has made a scale negative."""
+        reading = reading_of(fn)
+        if self.emit.approximation is None:
+            return reading
+        blocks = reading.blocks
+        scales = blocks if reading.is_scale else jnp.diagonal(blocks, axis1=-2, axis2=-1)[..., None]
+        return reading._replace(blocks=jnp.where(scales > 0, blocks, jnp.nan))
 
     def _beside(self, statement: Statement, what: str, like: Array) -> Array | None:
         """The value of a site that stands beside a statement, without density; None where there are none."""

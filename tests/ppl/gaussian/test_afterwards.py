@@ -114,7 +114,14 @@ CASES = [
 ]
 
 
-@pytest.mark.fast("mean_and_some")
+def test_a_path_that_is_observed_in_a_plate():
+    found = jax.jit(ppl.eliminate(path_then_data, "z").log_density)({}, jnp.asarray(Y[:3]))
+    root = 0.5 * np.array([[1.0, 0.0, 0.0], [0.9, 1.0, 0.0], [0.81, 0.9, 1.0]])
+    law = dist.MultivariateNormal(np.zeros(3), 4 * root @ root.T + 0.09 * np.eye(3))
+    np.testing.assert_allclose(found, law.log_prob(Y[:3]), rtol=1e-5)
+
+
+@pytest.mark.slow  # densities, moments and their oracle
 @pytest.mark.parametrize(
     ("program", "sites", "args"), [pytest.param(*x, id=x[0].__name__) for x in CASES]
 )

@@ -6,44 +6,19 @@ import numpy as np
 import numpyro.distributions as dist
 import numpyro.infer.util
 import pytest
-from _dense_normal import dense
 from _linear_systems import dense_log_density, program, system
-from test_structures import SERIES, case
 
 from lapilli import inference, ppl
 from lapilli.ppl.gaussian import _control_flow
 
 KEY = jax.random.key(0)
 Y = jnp.array([0.3, -0.2, 0.9, 1.1, 0.4])
-NOT_IN_PARALLEL = {"nested"}
 
 
-def both(program, sites, choices, args):
+def both(*system):
     """Value and gradient step by step and in parallel."""
-
-    def run(choices, *args):
-        of = lambda parallel: ppl.eliminate(program, sites, parallel=parallel).log_density
-        f = lambda parallel: jax.value_and_grad(of(parallel), argnums=1)(choices, *args)
-        return f(False), f(True)
-
-    return jax.jit(run)(choices, *args)
-
-
-@pytest.mark.fast("with_regression-z-beta")
-@pytest.mark.parametrize(
-    ("program", "sites", "choices", "args"),
-    [case(*x) for x in SERIES if x[0].__name__ not in NOT_IN_PARALLEL],
-)
-def test_series_in_parallel(program, sites, choices, args):
-    """Rows, several chains, values handed on beside the states, observations fed back, no state at all."""
-    with jax.enable_x64(True):
-        wide = lambda x: jnp.asarray(x, float) if np.asarray(x).dtype.kind == "f" else x
-        choices, args = jax.tree.map(wide, (choices, args))
-        exact = dense(program, sites, choices, args).log_density
-        (value, slope), (parallel, parallel_slope) = both(program, sites, choices, args)
-        np.testing.assert_allclose(value, exact, rtol=1e-9)
-        np.testing.assert_allclose(parallel, exact, rtol=1e-9)
-        np.testing.assert_allclose(parallel_slope, slope, rtol=1e-8, atol=1e-10)
+    of = lambda parallel: ppl.eliminate(program, "z", parallel=parallel).log_density
+    return [jax.value_and_grad(of(p), argnums=1)({}, *system) for p in (False, True)]
 
 
 def with_left_site(y):
@@ -79,6 +54,24 @@ def local_level(y):
     ppl.scan(step, 0.0, y)
 
 
+def test_a_level_with_a_missing_value():
+    def level(y, seen):
+        def step(z, x):
+            y, seen = x
+            z = ppl.sample("z", dist.Normal(0.9 * z, 0.5))
+            ppl.sample("y", dist.Normal(z, 0.3).mask(seen), obs=y)
+            return z, None
+
+        ppl.scan(step, 1.0, (y, seen))
+
+    left = ppl.eliminate(level, "z", parallel=True)
+    found = jax.jit(left.log_density)({}, Y[:3], jnp.array([True, False, True]))
+    mean, variance = np.array([0.9, 0.9**3]), 0.25 * np.array([1.0, 1 + 0.9**2 + 0.9**4])
+    covariance = np.array([[variance[0], 0.9**2 * 0.25], [0.9**2 * 0.25, variance[1]]])
+    law = dist.MultivariateNormal(mean, covariance + 0.09 * np.eye(2))
+    np.testing.assert_allclose(found, law.log_prob(Y[jnp.array([0, 2])]), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("program", "sites", "choices", "why"),
     [
@@ -92,13 +85,14 @@ def test_steps_that_are_no_maps_are_refused_or_taken_one_by_one(
     program, sites, choices, why, monkeypatch
 ):
     with pytest.raises(
-        ValueError, match=f"parallel=True filters all steps .* {why}.*Leave parallel=True out"
+        ValueError,
+        match=f"parallel=True filters all steps .*go with {why}.*Leave parallel=True out",
     ):
         ppl.eliminate(program, sites, parallel=True).log_density(choices, Y)
     traced = lambda parallel: str(
         jax.make_jaxpr(ppl.eliminate(program, sites, parallel=parallel).log_density)(choices, Y)
     )
-    monkeypatch.setattr(_control_flow, "pays", lambda num_steps: True)
+    monkeypatch.setattr(_control_flow, "pays", lambda num_steps: num_steps == 5)
     assert traced(None) == traced(False)
 
 
@@ -162,6 +156,9 @@ def test_moments_draws_and_forecasts_are_those_of_the_filter_step_by_step():
         np.testing.assert_array_equal(one_by_one, parallel)
 
 
+ROUNDING = 1e-6  # of the density, in single precision
+
+
 @pytest.mark.slow  # eight compilations
 @pytest.mark.parametrize("d", [1, 2, 4, 6])
 def test_systems_of_any_condition_against_dense_laws(d):
@@ -175,7 +172,7 @@ def test_systems_of_any_condition_against_dense_laws(d):
             for is_wide in (False, True):
                 with jax.enable_x64(is_wide):
                     args = [jnp.asarray(x, bool if x.dtype == bool else float) for x in s]
-                    run = runs.setdefault(is_wide, jax.jit(lambda *a: both(program, "z", {}, a)))
+                    run = runs.setdefault(is_wide, jax.jit(both))
                     found[is_wide] = jax.device_get(run(*args))
             (_, slope), (parallel, parallel_slope) = found[True]
             np.testing.assert_allclose(parallel, exact, rtol=1e-9)
@@ -185,6 +182,3 @@ def test_systems_of_any_condition_against_dense_laws(d):
             assert abs(parallel - exact) < ROUNDING * (1 + abs(exact)), (value, parallel, exact)
             away = [np.abs(x - slope).max() / size for x in (single, parallel_single)]
             assert away[1] < 0.05, away
-
-
-ROUNDING = 1e-4
