@@ -280,7 +280,7 @@ def eliminate(
             there (unscented). The result is another model's density, and *biased* for this one's; it says so in its name. As a
             proposal for particles the same approximation is sound: `inference.smc(program, ..., proposal="ekf")`.
         parallel: how the steps of a `ppl.scan` over normal sites are filtered for the density: False, one after the other; True,
-            all at once in log2 T rounds (by `jax.lax.associative_scan`), with more arithmetic, and the same result up to
+            all at once in log2 T rounds (an associative scan), with more arithmetic, and the same result up to
             rounding; None, at once on other devices than the CPU from 128 steps on where the program allows it. On two cores of
             a CPU it is slower (`benchmarks/language/kalman.py`); other devices were not measured. The smoother, draws and
             forecasts take one step after the other.

@@ -156,13 +156,10 @@ def test_moments_draws_and_forecasts_are_those_of_the_filter_step_by_step():
         np.testing.assert_array_equal(one_by_one, parallel)
 
 
-ROUNDING = 1e-6  # of the density, in single precision
-
-
 @pytest.mark.slow  # eight compilations
 @pytest.mark.parametrize("d", [1, 2, 4, 6])
 def test_systems_of_any_condition_against_dense_laws(d):
-    """60 steps, a fifth of them unseen; single precision loses what it loses step by step, but for a factor."""
+    """60 steps, a fifth of them unseen. Single precision loses half of the digits that the condition number has."""
     runs = {}
     for condition in (1.0, 1e3, 1e6):
         for seed in range(4):
@@ -179,6 +176,8 @@ def test_systems_of_any_condition_against_dense_laws(d):
             size = np.abs(slope).max()
             np.testing.assert_allclose(parallel_slope, slope, atol=1e-7 * size)
             (value, single), (parallel, parallel_single) = found[False]
-            assert abs(parallel - exact) < ROUNDING * (1 + abs(exact)), (value, parallel, exact)
+            rounding = 10 * np.finfo(np.float32).eps * abs(exact)
+            assert abs(value - exact) < rounding
+            assert abs(parallel - exact) < rounding * np.sqrt(condition)
             away = [np.abs(x - slope).max() / size for x in (single, parallel_single)]
-            assert away[1] < 0.05, away
+            assert max(away) < 3e-3, away
