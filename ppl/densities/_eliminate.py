@@ -276,14 +276,16 @@ def eliminate(
             both kinds, the normal ones are integrated given the discrete ones, so that a discrete chain that moves a normal one
             is summed over all its paths: for short series.
         approximation: what to do where the mean of a normal law is not affine in the sites: None refuses it; "ekf" linearises it
-            where the sites are believed to be (extended Kalman filter), "ukf" matches its mean and covariance at points around
-            there (unscented). The result is another model's density, and *biased* for this one's; it says so in its name. As a
-            proposal for particles the same approximation is sound: `inference.smc(program, ..., proposal="ekf")`.
+            where the sites are believed to be (extended Kalman filter), and takes a scale that depends on them beside such a mean
+            for what it is there; "ukf" matches its mean and covariance at points around there (unscented). The result is another
+            model's density, and *biased* for this one's; it says so in its name. As a proposal for particles the same
+            approximation is sound: `inference.smc(program, ..., proposal="ekf")`.
         parallel: how the steps of a `ppl.scan` over normal sites are filtered for the density: False, one after the other; True,
-            all at once in log2 T rounds (an associative scan), with more arithmetic, and the same result up to
-            rounding; None, at once on other devices than the CPU from 128 steps on where the program allows it. On two cores of
-            a CPU it is slower (`benchmarks/language/kalman.py`); other devices were not measured. The smoother, draws and
-            forecasts take one step after the other.
+            all at once in log2 T rounds (an associative scan), with more arithmetic; None, at once on other devices than the CPU
+            from 128 steps on, where the program allows it. The result is the same up to rounding, which in single precision grows
+            with the root of the condition number of the noise's covariances. On two cores of a CPU it is slower
+            (`benchmarks/language/kalman.py`); other devices were not measured. The smoother, draws and forecasts take one step
+            after the other.
 
     Returns:
         A program over the other latent sites. `log_density(choices, *args)` is exact and differentiable; the program serves as

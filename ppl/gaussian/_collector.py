@@ -35,7 +35,8 @@ class Collector(Integrator):
 
     def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
         if eqn.primitive.name in ("scan", "cond") and holds_statement(eqn):
-            raise NotCollected(f"a ppl.{eqn.primitive.name} inside of the step")
+            met = NotCollected(f"a ppl.{eqn.primitive.name} inside of the step")
+            raise met
         return super().equation(eqn, args)
 
     def step(self, new: Sequence[Form], read: Sequence[Form]) -> Step:
@@ -64,7 +65,8 @@ class Collector(Integrator):
         if self.before is not None:
             return self.before[statement.name]
         if obs is None:
-            raise NotCollected(f"site '{statement.name}', which is left")
+            left = NotCollected(f"site '{statement.name}', which is left")
+            raise left
         return jnp.asarray(obs, statement.aval.dtype)
 
     def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:

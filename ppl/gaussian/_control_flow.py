@@ -8,14 +8,16 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
+import numpyro.handlers
 
 from .._compat import handler_stack, no_handlers, scan_counts
+from ..jaxprs import inner_jaxprs
 from ..traces import Recorder, Runner, all_steps, cond, scan
 from ._arranged import Shaped, unflat, unit_forms
 from ._belief import Belief, known, no_belief
@@ -344,7 +346,8 @@ class _Scan:
         if emit.is_dry or emit.has_tilts or emit.parallel is False:
             return False
         recorders = [h for h in handler_stack() if isinstance(h, Recorder)]
-        if any(r.continues for r in recorders):  # observations of later steps are drawn
+        is_kept = _is_data_kept(_observed(self.body.jaxpr))
+        if not is_kept or any(r.continues for r in recorders):  # later ones are drawn
             return False
         is_asked = emit.parallel is True
         if not is_asked and not pays(self.eqn.params["length"]):
@@ -448,6 +451,27 @@ def _forms_of(numbers: Affine, values: Sequence[Shaped], num_lead: int = 0) -> l
         found.append(Form(const.astype(value.dtype), slope.astype(value.dtype), rows))
         start = stop
     return found
+
+
+def _observed(jaxpr: Any) -> Iterator[str]:
+    """The names of observed statements."""
+    for eqn in jaxpr.eqns:
+        statement = eqn.params.get("statement")
+        if statement is not None and statement.is_observed:
+            yield statement.name
+        for inner in inner_jaxprs(eqn):
+            yield from _observed(inner)
+
+
+def _is_data_kept(names: Iterable[str]) -> bool:
+    """Whether the handlers on the stack leave observations their values."""
+    stack, names = handler_stack(), set(names)
+    is_recorded = any(isinstance(h, Recorder) for h in stack)
+    given = [h for h in stack if isinstance(h, numpyro.handlers.substitute)]
+    is_given = any(names & (h.data or {}).keys() for h in given)
+    is_unknown = is_recorded and any(h.substitute_fn is not None for h in given)
+    is_drawn = any(getattr(h, "redraw_observed", False) for h in stack)
+    return not (is_given or is_unknown or is_drawn)
 
 
 def _made_at_once(step: Callable[[Any], Any], xs: Any, length: int) -> Any:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import numpyro.infer.util
 import pytest
@@ -104,6 +105,10 @@ def test_what_is_chosen_where_nothing_is_said(monkeypatch):
     one_by_one, parallel = traced(False), traced(True)
     assert one_by_one != parallel
     assert traced(None) == one_by_one  # on a CPU
+    with numpyro.handlers.substitute(data={"y": Y}):  # data may not be those of the statement
+        given = traced(True)
+    with numpyro.handlers.substitute(data={"y": Y}):
+        assert given == traced(False)
     monkeypatch.setattr(_control_flow, "pays", lambda num_steps: num_steps == 5)
     assert traced(None) == parallel
 
