@@ -44,20 +44,26 @@ class Collector(Integrator):
         rows = () if self.belief is None else self.belief.mean.shape[:-1]
         columns = max(self._size(), self.handed + 1)  # no noise is one column of zeros
 
+        def stacked(consts: Sequence[Array], matrices: Sequence[Array]) -> Affine:
+            wide = [
+                jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, columns - x.shape[-1])]) for x in matrices
+            ]
+            empty = jnp.zeros((*rows, 0, columns))
+            return Affine(
+                jnp.concatenate([empty[..., 0], *consts], -1), jnp.concatenate([empty, *wide], -2)
+            )
+
         def maps(forms: Sequence[Form]) -> Affine:
             consts = [flat(f.const, f.rows) for f in forms]
-            matrices = [matrix_of(f, columns) for f in forms]
-            return _stacked(consts, matrices, rows, columns)
+            return stacked(consts, [matrix_of(f, columns) for f in forms])
 
-        tilts = [[flat(x, f.rows) for f, *tilt in self.tilted for x in [tilt[i]]] for i in (0, 1)]
+        seen = stacked([x.const for x in self.seen], [x.matrix for x in self.seen])
+        tilted = maps([form for form, _, _ in self.tilted])
         empty = jnp.zeros((*rows, 0))
-        linear, square = (jnp.concatenate([empty, *x], -1) for x in tilts)
-        wide = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, columns - x.shape[-1])])
-        seen = _stacked(
-            [x.const for x in self.seen], [wide(x.matrix) for x in self.seen], rows, columns
-        )
-        tilted = maps([f for f, *_ in self.tilted])
-        return Step(maps(new), seen, maps(read), tilted, linear, square)
+        linear = [flat(x, form.rows) for form, x, _ in self.tilted]
+        square = [flat(x, form.rows) for form, _, x in self.tilted]
+        beside = (jnp.concatenate([empty, *x], -1) for x in (linear, square))
+        return Step(maps(new), seen, maps(read), tilted, *beside)
 
     # What an integrator does with statements.
 
@@ -100,11 +106,3 @@ class Collector(Integrator):
 
     def _rebased(self, value: Form) -> Form:
         return value
-
-
-def _stacked(
-    consts: Sequence[Array], matrices: Sequence[Array], rows: tuple[int, ...], columns: int
-) -> Affine:
-    """Maps, one after the other."""
-    const = jnp.concatenate([jnp.zeros((*rows, 0)), *consts], -1)
-    return Affine(const, jnp.concatenate([jnp.zeros((*rows, 0, columns)), *matrices], -2))
