@@ -24,7 +24,7 @@ class Call(NamedTuple):
 
     sites: tuple[str, ...]
     approximation: str | None
-    parallel: bool | None
+    parallel: bool
 
 
 class Eliminated(Program):
@@ -250,7 +250,7 @@ def eliminate(
     sites: Collection[str] | str,
     *,
     approximation: str | None = None,
-    parallel: bool | None = None,
+    parallel: bool = False,
 ) -> Eliminated:
     """The program without some of its sites: discrete ones summed out, normal ones integrated out, exactly.
 
@@ -280,12 +280,11 @@ def eliminate(
             for what it is there; "ukf" matches its mean and covariance at points around there (unscented). The result is another
             model's density, and *biased* for this one's; it says so in its name. As a proposal for particles the same
             approximation is sound: `inference.smc(program, ..., proposal="ekf")`.
-        parallel: how the steps of a `ppl.scan` over normal sites are filtered for the density: False, one after the other; True,
-            all at once in log2 T rounds (an associative scan), with more arithmetic; None, at once on other devices than the CPU
-            from 128 steps on, where the program allows it. The result is the same up to rounding, which in single precision grows
-            with the root of the condition number of the noise's covariances. On two cores of a CPU it is slower
-            (`benchmarks/language/kalman.py`); other devices were not measured. The smoother, draws and forecasts take one step
-            after the other.
+        parallel: filter all steps of a `ppl.scan` over normal sites at once, in log2 T rounds (an associative scan) with more
+            arithmetic: for devices that run much at once. On a CPU it is slower (`benchmarks/language/kalman.py`); others were
+            not measured. The density and its gradient are the same up to rounding, which in single precision grows with the root
+            of the condition number of the noise's covariances; second derivatives are NaN. The smoother, draws and forecasts take
+            one step after the other.
 
     Returns:
         A program over the other latent sites. `log_density(choices, *args)` is exact and differentiable; the program serves as
@@ -369,7 +368,7 @@ def eliminate(
             f"ppl.eliminate: approximation={approximation!r} expands each mean where the steps before have put the sites, and "
             "parallel=True takes no step after another. Leave one of the two out."
         )
-    call = Call(sites, approximation, False if approximation else parallel)
+    call = Call(sites, approximation, parallel)
     program = as_program(program)
     if isinstance(program, Eliminated):
         twice = sorted(set(sites) & set(program.sites))

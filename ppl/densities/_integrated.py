@@ -39,7 +39,7 @@ class Integrated(Program):
         label: its name.
         emit: how its statements are made.
         approximation: of means that are not affine; None: they are refused.
-        parallel: whether the steps of scans are filtered in parallel; None: where that pays.
+        parallel: whether all steps of a scan are filtered at once.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Integrated(Program):
         label: str,
         emit: Emit = PLAIN,
         approximation: str | None = None,
-        parallel: bool | None = False,
+        parallel: bool = False,
     ) -> None:
         super().__init__(self._statements)
         self.__name__ = self.label = label

@@ -24,16 +24,10 @@ from ._noise import Noise
 from ._roots import compressed, free_solved, lower, solved
 
 Array = jax.Array
-MIN_STEPS = 128  # with fewer, log2 T rounds of larger steps save little
 
 
 class NotCollected(Exception):
     """A step is no affine map, with what stands in the way."""
-
-
-def pays(num_steps: int) -> bool:
-    """Whether a filter in parallel is faster than one step after the other: on devices that run many things at once."""
-    return jax.default_backend() != "cpu" and num_steps >= MIN_STEPS
 
 
 class Affine(NamedTuple):

@@ -21,7 +21,7 @@ from ..jaxprs import inner_jaxprs
 from ..traces import Recorder, Runner, all_steps, cond, scan
 from ._arranged import Shaped, unflat, unit_forms
 from ._belief import Belief, known, no_belief
-from ._chains import Affine, NotCollected, Step, filtered, joined, pays
+from ._chains import Affine, NotCollected, Step, filtered, joined
 from ._forms import Beyond, Form, RowsMeet, is_certain
 from ._lift import holds_statement
 from ._refusals import MAX_NUMBERS
@@ -343,30 +343,25 @@ class _Scan:
             ValueError: that is asked for, and impossible.
         """
         emit = self.outer.emit
-        if emit.is_dry or emit.has_tilts or emit.parallel is False:
+        if not emit.parallel or emit.is_dry or emit.has_tilts:
             return False
         recorders = [h for h in handler_stack() if isinstance(h, Recorder)]
         is_kept = _is_data_kept(_observed(self.body.jaxpr))
         if not is_kept or any(r.continues for r in recorders):  # later ones are drawn
             return False
-        is_asked = emit.parallel is True
-        if not is_asked and not pays(self.eqn.params["length"]):
-            return False
-        obstacle = None
-        if any(r.is_stepped for r in recorders):
-            obstacle = "particles, which are weighed after each step"
-        else:
+        obstacle = "particles, which are weighed after each step"
+        if not any(r.is_stepped for r in recorders):
             try:
                 self._probed(is_made=False)
             except NotCollected as err:
                 obstacle = str(err)
-        if is_asked and obstacle is not None:
-            raise ValueError(
-                f"{self.outer.label}: parallel=True filters all steps of a ppl.scan at once, which does not go with {obstacle}: "
-                "a step is to be an affine map of the state before, by data and parameters alone. Leave parallel=True out: the "
-                "steps are then filtered one after the other, with the same result."
-            )
-        return obstacle is None
+            else:
+                return True
+        raise ValueError(
+            f"{self.outer.label}: parallel=True filters all steps of a ppl.scan at once, which does not go with {obstacle}: a "
+            "step is to be an affine map of the state before, by data and parameters alone. Leave parallel=True out: the steps "
+            "are then filtered one after the other, with the same result."
+        )
 
     # A basis that stays as it is.
 

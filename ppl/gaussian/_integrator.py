@@ -43,7 +43,7 @@ class Emit(NamedTuple):
         approximation: of means that are not affine, see `_approximate.py`; None: they are refused.
         has_points: whether deterministic statements tell around which points means were linearised. With tilts these are sites,
             to be given: a tilt is not to move them.
-        parallel: whether the steps of a scan are filtered in parallel; None: where that is known to pay (`_control_flow.py`).
+        parallel: whether all steps of a scan are filtered at once.
     """
 
     is_dry: bool = False
@@ -51,7 +51,7 @@ class Emit(NamedTuple):
     is_centred: bool = False
     approximation: str | None = None
     has_points: bool = False
-    parallel: bool | None = False
+    parallel: bool = False
 
 
 class Integrator:
