@@ -130,6 +130,23 @@ def test_what_steps_have_made_is_read_after_them(program, sites, args):
 
 
 @pytest.mark.slow
+def test_draws_are_joint():
+    left, sites, args = (
+        ppl.eliminate(mean_and_some, ["start", "z"]),
+        ["start", "z"],
+        (jnp.asarray(Y),),
+    )
+    exact = dense(mean_and_some, sites, {}, args)
+    draws = jax.jit(lambda key: left.posterior(key, {}, *args, num_samples=4000))(KEY)
+    flat = np.concatenate([draws["start"][:, None], draws["z"]], -1)
+    variance = np.diag(exact.covariance)
+    mean = np.r_[exact.mean["start"], exact.mean["z"]]
+    assert (np.abs(flat.mean(0) - mean) < 4.5 * np.sqrt(variance / 4000)).all()
+    bound = 4.5 * np.sqrt(2 / 4000) * np.sqrt(np.outer(variance, variance))
+    assert (np.abs(np.cov(flat.T) - exact.covariance) < bound).all()
+
+
+@pytest.mark.slow
 def test_gradients_and_parallel_steps_agree_with_the_quadratic_form():
     def scaled(y, scale):
         def step(z, y):
