@@ -209,13 +209,16 @@ class _Scan:
     def _slices(self) -> list[Any]:
         return [None if not is_certain(x) else x for x in self.xs]
 
+    def _given(self, x: Sequence[Any]) -> list[Any]:
+        """A slice of what is scanned over, with what of it is uncertain."""
+        return [self._first(a) if b is None else b for a, b in zip(self.xs, x, strict=True)]
+
     def _run(
         self, inner: Integrator, certain: Sequence[Any], belief: Belief | None, x: Sequence[Any]
     ) -> tuple[list[Any], Belief | None]:
         """One step, and the belief of what it hands on."""
         values, kept = self._opened(inner, certain, belief)
-        given = [self._first(a) if b is None else b for a, b in zip(self.xs, x, strict=True)]
-        outs = self._step(inner, values, kept, given)
+        outs = self._step(inner, values, kept, self._given(x))
         carry = outs[: len(self.init)]
         return outs, self._closed(inner, carry, kept) if self._handed_on() else None
 
@@ -267,8 +270,7 @@ class _Scan:
         values, kept = self._opened(collector, certain)
         if collector.belief is None:
             collector.belief = no_belief(self.rows)
-        given = [self._first(a) if b is None else b for a, b in zip(self.xs, x, strict=True)]
-        outs = self._step(collector, values, kept, given)
+        outs = self._step(collector, values, kept, self._given(x))
         num_carry = len(self.init)
         read = [outs[num_carry + i] for i, _ in self._read()]
         return outs, collector.step(self._forms(outs[:num_carry], kept), read)
