@@ -6,7 +6,7 @@ hand: the textbook filter with covariances and Cholesky factors, and the filter 
 run in one process, interleaved; the answer is the median of paired ratios to the filter with roots. For the parallel filter,
 which uses all cores, processor time is printed beside.
 
-usage: python benchmarks/language/kalman.py [--steps 1000] [--repeats 40] [--double] [--record kalman parallel]
+usage: python benchmarks/language/kalman.py [--steps 1000] [--repeats 40] [--double] [--record]
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def by_roots(params: Params, sensors: Array, data: Array) -> Array:
     return total - 0.5 * math.log(2 * math.pi) * data.size
 
 
+FIGURES = ["kalman", "parallel"]
 Ratios = dict[str, float]  # of lapilli to another filter, and of the parallel filter to lapilli
 
 
@@ -177,12 +178,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--double", action="store_true", help="64-bit numbers")
+    parser.add_argument("--record", action="store_true", help="write figures to docs/_data")
     parser.add_argument(
-        "--record",
-        nargs="*",
-        default=[],
-        choices=["kalman", "parallel"],
-        help="write these figures to docs/_data",
+        "--figures", nargs="+", default=FIGURES, choices=FIGURES, help="which to write"
     )
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", args.double)
@@ -196,7 +194,7 @@ def main() -> None:
     functions["parallel"] = functools.partial(integrated, parallel=True)
     found = {d: measure(d, args.steps, args.repeats, functions) for d in (1, 4, 16)}
     if args.record:
-        record(found, args.record, args.steps, width)
+        record(found, args.figures, args.steps, width)
 
 
 if __name__ == "__main__":
