@@ -186,9 +186,8 @@ def main() -> None:
     jax.config.update("jax_enable_x64", args.double)
     width = "float64" if args.double else "float32"
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, {width}")
-    base = "covariances" if args.double else "roots"
     print(
-        f"{args.steps} steps; median ms per value and gradient (median of paired ratios to {base})"
+        f"{args.steps} steps; median ms per value and gradient (median of paired ratios to roots)"
     )
     functions = {"covariances": by_covariances, "roots": by_roots, "lapilli": integrated}
     functions["parallel"] = functools.partial(integrated, parallel=True)
