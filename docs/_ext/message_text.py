@@ -80,6 +80,10 @@ def pattern(text: str) -> re.Pattern[str]:
     """What a text may read like when it is printed."""
     made = re.escape(HELD.sub(HOLD, text)).replace(HOLD, ".*?")
     made = re.sub(rf"(?:\\ )?{OR}(?:\\ )?", "|", made)
+    # What may be missing takes the space beside it along.
+    made = made.replace(f"\\ {EITHER}", f"(?:\\ )?{EITHER}").replace(
+        f"{EITHER_END}\\ ", f"{EITHER_END}(?:\\ )?"
+    )
     return re.compile(made.replace(EITHER, "(?:").replace(EITHER_END, ")"))
 
 
@@ -283,6 +287,17 @@ def parameters(function: ast.FunctionDef) -> list[str]:
     return [a.arg for a in (*every.posonlyargs, *every.args, *every.kwonlyargs)]
 
 
+@functools.cache
+def calls(tree: ast.Module) -> dict[str, list[ast.Call]]:
+    """Name of a function or method -> the calls by that name in a file."""
+    found: dict[str, list[ast.Call]] = {}
+    for call in ast.walk(tree):
+        match call:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+                found.setdefault(name, []).append(call)
+    return found
+
+
 def homes(name: str, function: ast.AST | None, here: Module, depth: int = 0) -> list[ast.AST]:
     """Where a name of a function is assigned: there, around it, or, of a parameter, where callers in this file hand it on."""
     if function is None:
@@ -293,10 +308,8 @@ def homes(name: str, function: ast.AST | None, here: Module, depth: int = 0) -> 
         return homes(name, here.around(function, (ast.FunctionDef,)), here, depth)
     callers = [
         here.around(call, (ast.FunctionDef,))
-        for call in ast.walk(here.tree)
-        if isinstance(call, ast.Call)
-        and ast.unparse(call.func).rpartition(".")[2] == function.name
-        and any(isinstance(a, ast.Name) and a.id == name for a in call.args)
+        for call in calls(here.tree).get(function.name, ())
+        if any(isinstance(a, ast.Name) and a.id == name for a in call.args)
     ]
     found = [t for c in callers if depth < DEPTH for t in homes(name, c, here, depth + 1)]
     return list(dict.fromkeys(found))

@@ -20,7 +20,7 @@ ROOT = DOCS.parent
 # Messages without a word for what to do. The number may only fall.
 WITHOUT_REMEDY = 7
 # Messages that no program of the page of errors and no test was seen to provoke. The number may only fall: `make refusals`.
-WITHOUT_EXAMPLE = 34
+WITHOUT_EXAMPLE = 0
 LEAST = 30  # characters, beside what is computed
 # What to do: an order at the beginning of a clause, or what would have been right.
 VERBS = (
@@ -154,6 +154,12 @@ def said_by(folder, source):
 )  # fmt: skip
 def test_a_text_is_read_off_the_source(tmp_path, source, text):
     assert shown(said_by(tmp_path, source)) == text
+
+
+def test_what_is_missing_takes_its_space_along(tmp_path):
+    text = said_by(tmp_path, 'end = " Once more." if x else ""; raise ValueError(f"No.{end}")')
+    assert shown(text) == "No. [Once more.]"
+    assert all(matcher(text)(said) for said in ("No.", "No. Once more."))
 
 
 def test_a_list_of_remedies_is_one_of_them_or_several(tmp_path):
