@@ -304,7 +304,7 @@ def homes(name: str, function: ast.AST | None, here: Module, depth: int = 0) -> 
         return [here.tree]
     if name in assignments(function):
         return [function]
-    if name not in parameters(function):
+    if not isinstance(function, ast.FunctionDef) or name not in parameters(function):
         return homes(name, here.around(function, (ast.FunctionDef,)), here, depth)
     callers = [
         here.around(call, (ast.FunctionDef,))
