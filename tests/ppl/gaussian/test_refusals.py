@@ -187,6 +187,18 @@ def test_choices_are_those_that_are_left():
         left.posterior_probs({"a": 0.0})
 
 
+def test_a_site_that_numbers_leave_out_is_refused():
+    def program(flag):
+        ppl.sample("a", dist.Normal(ppl.sample("z", dist.Normal(0.0, 1.0)) if flag else 0.0, 1.0))
+
+    left = ppl.eliminate(program, "z")
+    left.log_density({"a": 0.0}, np.array(True))
+    with pytest.raises(
+        ValueError, match=r"\['z'\] are no latent sites.*are \['a'\].*integrate out"
+    ):
+        left.log_density({"a": 0.0}, np.array(False))
+
+
 def test_mixed_sites_have_no_normal_marginals_and_no_known_mode():
     def mixed():
         k = ppl.sample("k", dist.Bernoulli(0.3))
