@@ -140,6 +140,15 @@ class AbstractObjective(abc.ABC):
             "with_plate_sizes, or train without minibatches."
         )
 
+    def verdict(self, result: Any, key: Any) -> str | None:
+        """What is wrong with what was trained, which `fit` warns of after 1,000 steps or more; None if nothing is known to be.
+
+        Args:
+            result: the `Fit`.
+            key: PRNG key of either kind.
+        """
+        return None
+
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
         """Parts of one estimate, name -> {"log_prob", "value"}, among which `fit` finds the first that is not finite.
 

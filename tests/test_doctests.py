@@ -42,9 +42,11 @@ SLOW = [
     models.diffusion.estimators._density
     models.gflownet._balance
     models.gflownet._diffusion_sampler
+    models.gflownet._object_sampler
     models.imputation._programs
     models.imputation.estimators._classifier
     models.imputation.estimators._imputer
+    models.mam._bracket
     models.mam._distribution
     models.mam._objectives
     models.mam._particles

@@ -109,7 +109,9 @@ def learn(lattice, networks, config, schedule, num_steps, key, **options) -> mam
         explore=config.explore,
         **options,
     )
-    fit = inference.fit(objective, optax.adam(schedule), (), num_steps=num_steps, key=key)
+    # Lost modes are looked for with exact draws of the lattice (`bracket`).
+    options = {"num_steps": num_steps, "key": key, "k_hat": "skip"}
+    fit = inference.fit(objective, optax.adam(schedule), (), **options)
     return networks.with_params(fit.params)
 
 

@@ -57,6 +57,24 @@ class EvidenceBracket:
             return None
         return _mean((self.upper > self.lower.max()).astype(float))
 
+    def standard_error(self, num_draws: int) -> float | None:
+        """Relative standard error of Z-hat, the mean weight of `num_draws` draws of the guide; None with simulated data or K > 1.
+
+            sqrt(Var[w / Z] / num_draws),     Var[w / Z] = E_guide[(w / Z)^2] - 1 = E_posterior[w / Z] - 1
+
+        by both expectations, the larger one. The first is the spread of the weights of the guide's own draws: too small where
+        rare draws have large weights, of which most samples have none. The posterior draws these as often as they count, so that
+        the second, from given draws, sees them, and what the guide has lost.
+
+        Args:
+            num_draws: independent draws behind Z-hat.
+        """
+        if self.of != "draws" or self.num_particles > 1:
+            return None
+        log_z = np.logaddexp.reduce(self.lower) - np.log(len(self.lower))
+        own, given = np.exp(self.lower - log_z), np.exp(self.upper - log_z)
+        return float(np.sqrt(max(own.var(ddof=1), given.mean() - 1) / num_draws))
+
     def _bounds(self) -> dict[str, str]:
         rows = {"lower": _mean(self.lower), "upper": _mean(self.upper), "gap": self.gap}
         return {name: f"{mean:.4g} +- {error:.2g}" for name, (mean, error) in rows.items()}
@@ -201,24 +219,24 @@ def evidence_bracket(
     lower, upper = run(keys, given)
     of = "simulated data sets" if draws is None else "draws"
     bracket = EvidenceBracket(np.asarray(lower), np.asarray(upper), num_particles, of)
-    _warn_of_lost_modes(bracket)
+    remedy = "Train it on these draws, or temper the target"
+    if (text := lost_modes(bracket, "evidence_bracket", remedy)) is not None:
+        warnings.warn(text, UserWarning, stacklevel=2)
     return bracket
 
 
-def _warn_of_lost_modes(bracket: EvidenceBracket) -> None:
-    """Say so where more of the draws' mass is unseen than sampling explains."""
+def lost_modes(bracket: EvidenceBracket, name: str, remedy: str) -> str | None:
+    """What to say where more of the draws' mass is unseen than sampling explains; None elsewhere."""
     if bracket.unseen is None:
-        return
+        return None
     share, error = bracket.unseen
-    if share - 3 * error > LEAST_UNSEEN:
-        warnings.warn(
-            f"evidence_bracket: {share:.0%} of the given draws have weights above all those of {len(bracket.lower)} draws of the "
-            f"guide: it has lost that much of the posterior, and its own draws and weights do not show it. "
-            f"Evidence in nats: lower {bracket.lower.mean():.4g}, upper {bracket.upper.mean():.4g}. Train it on these draws, or "
-            "temper the target.",
-            UserWarning,
-            stacklevel=3,
-        )
+    if not share - 3 * error > LEAST_UNSEEN:
+        return None
+    return (
+        f"{name}: {share:.0%} of the draws of the target have weights above all those of {len(bracket.lower)} draws of the "
+        f"guide: it has lost that much of the posterior, and its own draws and weights do not show it. "
+        f"Evidence in nats: lower {bracket.lower.mean():.4g}, upper {bracket.upper.mean():.4g}. {remedy}."
+    )
 
 
 def _count(draws: Mapping[str, Array]) -> int:

@@ -151,7 +151,7 @@ def warn_if_unsettled(fit: Any) -> None:
 def is_judged(fit: Any, *, is_chosen: bool, has_minibatches: bool) -> bool:
     """Whether draws of the guide are compared with the posterior after the run; see `fit(k_hat=)`."""
     objective = fit.objective
-    if fit.num_seeds is not None or fit.interrupted or fit.args is None:
+    if not _is_whole(fit):
         return False
     if is_chosen:
         return True
@@ -161,6 +161,21 @@ def is_judged(fit: Any, *, is_chosen: bool, has_minibatches: bool) -> bool:
         return False
     draw = lambda *args: fit.guide.simulate(jax.random.key(0), *args).shared_choices
     return 0 < sum(math.prod(x.shape) for x in outcome(draw, fit.args).values()) <= MOST_JUDGED
+
+
+def is_trained(fit: Any) -> bool:
+    """Whether the objective judges its result; see `AbstractObjective.verdict`."""
+    return _is_whole(fit) and fit.steps >= TRIAL
+
+
+def _is_whole(fit: Any) -> bool:
+    return fit.num_seeds is None and not fit.interrupted and fit.args is not None
+
+
+def warn_of_verdict(fit: Any, key: Any) -> None:
+    """Warn of what the objective has against its result."""
+    if (text := fit.objective.verdict(fit, key)) is not None:
+        warnings.warn(text, stacklevel=3)
 
 
 def warn_of_bad_weights(fit: Any, key: Any) -> None:

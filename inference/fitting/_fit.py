@@ -26,9 +26,11 @@ from ._defaults import (
     choose_objective,
     default_optimizer,
     is_judged,
+    is_trained,
     report,
     warn_if_unsettled,
     warn_of_bad_weights,
+    warn_of_verdict,
 )
 from ._fit_result import Fit
 from ._initial import initial_params
@@ -111,7 +113,9 @@ def fit(
         k_hat: whether weighted draws of the guide are compared with the posterior after the run: "warn" if k-hat is above its
             threshold, or "skip". Compared are runs of a model alone; and under a guide of your own single runs of `elbo` and
             `iwelbo` on all data at once, of at least 1,000 steps and at most 100 latent coordinates (of more, all but exact
-            guides fail jointly: judge rows one by one). It compiles the draws, which takes seconds.
+            guides fail jointly: judge rows one by one). It compiles the draws, which takes seconds. An objective that judges
+            its own results (`AbstractObjective.verdict`, of `mam.energy`) does so under the same option, after single runs of
+            1,000 steps or more.
         callbacks: called with a `FitInfo` every `callback_every` steps and after the last; returning True or "stop" ends the
             run. One with methods `get_state(params)`, a tree of arrays, and `set_state(state)` is resumed from a checkpoint.
         callback_every: steps between calls of the callbacks.
@@ -264,6 +268,8 @@ def fit(
         result, is_chosen=is_model, has_minibatches=subsample is not None
     ):
         warn_of_bad_weights(result, key)
+    if k_hat == "warn" and is_trained(result):
+        warn_of_verdict(result, key)
     return result
 
 

@@ -12,6 +12,7 @@ its differences. The same programs go to `inference.smc`, `elbo` and `iwelbo`.
     table = gflownet.tabulate(env)
     gflownet.total_variation(table.law(net, fit.params), table.target)
 
+`ObjectSampler(env).fit()` does all of this with defaults, judges itself from both sides, samples, scores, and goes into a file.
 A new environment is a subclass of `Environment` with eight short methods. Rewards that depend on an argument are those of
 `Conditional`, and `net.given(argument)` is the GFlowNet of one argument.
 
@@ -39,6 +40,7 @@ from ._metrics import (
     rank_correlation as rank_correlation,
     total_variation as total_variation,
 )
+from ._object_sampler import Drawn as Drawn, ObjectSampler as ObjectSampler
 from ._process import Batch as Batch, Process as Process
 from ._programs import programs as programs
 from ._rollout import rollout as rollout
@@ -77,6 +79,8 @@ __all__ = [
     "jensen_shannon",
     "rank_correlation",
     "total_variation",
+    "Drawn",
+    "ObjectSampler",
     "Batch",
     "Process",
     "programs",

@@ -5,6 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ._bracket import bracket as bracket, unnormalised as unnormalised
 from ._convolutions import ResidualCNN as ResidualCNN, residual_cnns as residual_cnns
 from ._distribution import Draw as Draw, MaM as MaM
 from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
@@ -38,10 +39,8 @@ from .annealing import (
     Distilled as Distilled,
     Remembered as Remembered,
     anneal as anneal,
-    bracket as bracket,
     distilled as distilled,
     scored as scored,
-    unnormalised as unnormalised,
 )
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ from ... import ppl
 from ...inference import Objective, objective as as_objective
 from ...ppl._compat import is_concrete
 from . import _chain
+from ._bracket import verdict
 from ._networks import Networks, Pair
 from ._orders import random_orders
 from ._persistent import Chains, PersistentObjective
@@ -259,9 +260,14 @@ def energy(
     Raises:
         ValueError: an impossible size or share, an unknown spread, a constant that the spread does not use.
 
-    Validity: the law of the rows shapes where the fit is good, not what its optimum is. With "variance" and "std", and with
-    "plain" at log_z = log Z, the optimum is l = log p and c its conditionals wherever the rows and parts of them have positive
-    probability, tempered and explored rows included.
+    Warns:
+        UserWarning: after `inference.fit` of 1,000 steps or more, tempered particles lie where the model hardly ever draws
+            (`mam.bracket`), or would take more evaluations of f than the training. Under `fit(k_hat="skip")` nobody looks.
+
+    Validity: rows are the model's own, so that a mode that it never draws is lost, and nothing that is estimated from its draws
+    shows it, the value included: `mam.bracket` does, and `mam.anneal` keeps modes. The law of the rows shapes where the fit is
+    good, not what its optimum is. With "variance" and "std", and with "plain" at log_z = log Z, the optimum is l = log p and c
+    its conditionals wherever the rows and parts of them have positive probability, tempered and explored rows included.
 
     Reference: Liu, Ramadge and Adams 2024, arXiv:2310.12920, section 4.2, equation 9 (penalty 4, 512 chains, 4 variables a move).
     """
@@ -284,7 +290,8 @@ def energy(
     num_tempered = min(round(tempered * num_chains), num_chains - num_explored)
     each = tuple(float(p) for p in np.linspace(*powers, num_tempered))
     chains = Chains(networks.with_params, lambda: num_chains, block_size, refresh_every, each)
-    return PersistentObjective(_log_density("min", "energy")(model), chains)
+    judge = lambda params, *how: verdict(networks.with_params(params), log_target, *how)
+    return PersistentObjective(_log_density("min", "energy")(model), chains, judge)
 
 
 def _spread(spread: Spread, gap: Array, level: Array, log_z: float, floor: float) -> Array:

@@ -125,10 +125,12 @@ class PersistentObjective(AbstractObjective):
     Attributes:
         inner: the objective of `(chains, *args)`.
         chains: how chains are run.
+        judge: `(params, key, rows that were seen) -> text or None`, what is wrong with a result; None: nothing is looked for.
     """
 
     inner: Objective
     chains: Chains
+    judge: Callable[[Any, Array, int], str | None] | None = None
 
     @property
     def direction(self) -> Any:
@@ -184,6 +186,12 @@ class PersistentObjective(AbstractObjective):
     def with_plate_sizes(self, sizes: Mapping[str, int]) -> PersistentObjective:
         """The same objective for minibatches."""
         return dataclasses.replace(self, inner=self.inner.with_plate_sizes(sizes))
+
+    def verdict(self, result: Any, key: Any) -> str | None:
+        """That of `judge`."""
+        if self.judge is None:
+            return None
+        return self.judge(result.params, key, result.steps * self.chains.count(*result.args))
 
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
         """Value and log-prob of every site of one run with fresh chains."""

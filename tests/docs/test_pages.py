@@ -50,6 +50,7 @@ def run_in(folder, monkeypatch, page, is_full):
     "howto/own_categories",
     "howto/own_classes",
     "howto/own_numbers",
+    "howto/own_objects",
     "howto/own_series",
     "howto/when_to_stop",
     "howto/compare_models",

@@ -17,25 +17,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
-from .... import inference, ppl
+from .... import inference
 from ....inference.diagnostics import EvidenceBracket
-from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
+from .._bracket import LogTarget, bracket, unnormalised
 from .._distribution import MaM
 from .._networks import Networks, Pair
 from .._objectives import any_order
-from .._orders import UniformOrder
 from ._distilled import Distilled, distilled, scored
 from ._remembered import Remembered, best_share
 
@@ -43,7 +39,6 @@ _NUM_JUDGED, _LEAST_SHARE = (
     2_000,
     1e-3,
 )  # rows that choose the weight of the memory; one that is not worth its cost
-LogTarget = Callable[[Int[Array, " variables"]], Float[Array, ""]]
 
 
 @shown
@@ -80,94 +75,6 @@ class Annealed:
             "share": f"{self.share:.3g} of the model's mass on states that are known by heart",
             "distillation": f"{self.distillation.error:.3g} nats rms on held-out rows",
         }
-
-
-def unnormalised(log_target: LogTarget, num_variables: int, num_values: int) -> ppl.Program:
-    """F as a program: a uniform row "x" and the factor "target", log f(x) + D log K, so that its evidence is Z.
-
-    For `inference.tempered_smc(program, key, kernel=moves.Gibbs(), ...)`: the law at temperature beta is f^beta, normalised.
-
-    Args:
-        log_target: log f of one row `[D] -> scalar`, nats.
-        num_variables: D.
-        num_values: K.
-
-    Raises:
-        ValueError: D below 1, or K below 2.
-
-    Example:
-        >>> import jax
-        >>> from lapilli import inference
-        >>> from lapilli.models import ising, mam
-        >>> lattice = ising.Ising(3, 3, coupling=0.2, field=0.2)
-        >>> program = mam.unnormalised(lattice.log_density, 9, 2)
-        >>> gibbs = inference.particles.moves.Gibbs()
-        >>> run = inference.tempered_smc(program, jax.random.key(0), num_particles=2000, kernel=gibbs)
-        >>> bool(abs(run.log_evidence - lattice.log_partition()) < 0.1)
-        True
-    """
-    check_counts("unnormalised", num_variables=num_variables)
-    check_counts("unnormalised", 2, num_values=num_values)
-
-    @ppl.model
-    def target() -> Array:
-        logits = jnp.zeros((num_variables, num_values))
-        x = ppl.sample("x", dist.CategoricalLogits(logits).to_event(1))
-        ppl.factor("target", log_target(x) + num_variables * math.log(num_values))
-        return x
-
-    return target
-
-
-def bracket(
-    model: MaM, log_target: LogTarget, rows: Int[Array, "rows variables"], key: Array, *, num_rows: int = 1_000
-) -> EvidenceBracket:  # fmt: skip
-    """Log Z from both sides: from the model's own draws, and from draws of the target.
-
-        lower = log f(x) - log q(x | order), x and order from the model,       E[lower] = log Z - KL(q || p)
-        upper = the same, x from the target, any order,                        E[upper] = log Z + KL(p || q)
-
-    with p and q extended by the law of the order. Modes that the model has lost do not lower the first; they raise the second
-    (EUBO), and `EvidenceBracket.unseen` is their mass.
-
-    Args:
-        model: the model, density "chain" and without orders or evidence.
-        log_target: log f of one row `[D] -> scalar`, nats.
-        rows: draws of the target, values 0 to K - 1: particles, or exact ones.
-        key: PRNG key of either kind.
-        num_rows: how many of the rows are scored, drawn without replacement, and how many draws of the model.
-
-    Returns:
-        An `EvidenceBracket` of one particle behind each bound.
-
-    Raises:
-        ValueError: a model under evidence, or with an order of its own, or another density than "chain".
-
-    Validity: see `inference.diagnostics.evidence_bracket`; particles are draws of the target as far as they found it.
-    """
-    if model.density != "chain" or model.orders is not None or model.evidence is not None:
-        raise ValueError(
-            f"bracket: the model has density {model.density!r}, {'no ' if model.orders is None else ''}orders and "
-            f"{'no ' if model.evidence is None else ''}evidence; the bounds are those of whole draws in random order. Give "
-            "MaM(networks)."
-        )
-    size, rows = model.num_variables, jnp.asarray(rows)
-    pick_key, order_key, run_key = jax.random.split(typed_key(key), 3)
-    count = min(num_rows, len(rows))
-    chosen = rows[jax.random.choice(pick_key, len(rows), (count,), replace=False)]
-
-    def target() -> None:
-        ppl.sample("order", UniformOrder(size))
-        uniform = dist.CategoricalLogits(jnp.zeros((size, model.networks.num_values)))
-        x = ppl.sample("x", uniform.to_event(1))
-        ppl.factor("target", log_target(x) + size * math.log(model.networks.num_values))
-
-    def guide() -> None:
-        order = ppl.sample("order", UniformOrder(size))
-        ppl.sample("x", model.with_order(order))
-
-    draws = {"order": UniformOrder(size).sample(order_key, (count,)), "x": chosen}
-    return inference.diagnostics.evidence_bracket(target, guide, run_key, draws=draws)
 
 
 def anneal(

@@ -70,6 +70,20 @@ def test_given_draws_of_the_posterior_bound_from_above(seed):
     assert "mean over 20000 draws with 1 particles" in str(result)
 
 
+@pytest.mark.parametrize("rare", [0.2, 1e-6], ids=["seen", "rare"])
+def test_the_standard_error_from_both_sides_is_that_of_the_weights(rare):
+    """Three states; the third has probability 0.02, and the guide draws it now and then, or never: its own draws cannot tell."""
+    p, q = np.array([0.6, 0.38, 0.02]), np.array([0.5 - rare / 2, 0.5 - rare / 2, rare])
+    rng, log_w, size = np.random.default_rng(0), 3.0 + np.log(p / q), 20_000
+    lower, upper = (log_w[rng.choice(3, size, p=law)] for law in (q, p))
+    bracket = inference.diagnostics.EvidenceBracket(lower, upper, 1, "draws")
+    exact = np.sqrt((p**2 / q).sum() - 1)
+    assert abs(bracket.standard_error(100) / (exact / 10) - 1) < 0.15
+    own = np.exp(lower - lower.max())
+    assert (own.std() / own.mean() < 0.05 * exact) == (rare < 1e-3)
+    assert inference.diagnostics.EvidenceBracket(lower, upper, 1).standard_error(100) is None
+
+
 def test_draws_of_different_numbers_or_two_sources_are_refused(key):
     of = inference.diagnostics.evidence_bracket
     with pytest.raises(ValueError, match="neither of data_fn and draws"):

@@ -1,0 +1,188 @@
+"""What a model of a law known up to its constant has lost: the evidence from both sides.
+
+Everything that a model estimates from its own draws is one-sided: a mode that it never draws lowers log Z-hat, and leaves weights
+and effective sample size as they are. The other side takes draws that came about without the model: given ones, or particles of
+a tempering run from the uniform law. Where such a particle has a weight above all those of the model's draws, the model hardly
+ever goes, however the particle was found.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Int
+
+from ... import inference, ppl
+from ...inference.diagnostics import EvidenceBracket
+from ...inference.diagnostics._evidence_bracket import lost_modes
+from ...ppl._checks import check_counts
+from ...ppl._compat import typed_key
+from ._distribution import MaM
+from ._networks import Networks
+from ._orders import UniformOrder
+
+LogTarget = Callable[[Int[Array, " variables"]], Float[Array, ""]]
+NUM_MOVES = 2  # Gibbs sweeps at each temperature
+_LEAST, _MOST = 100, 1_000  # particles that say something
+_TEMPERATURES = 20  # of usual energies
+_REMEDY = "mam.anneal learns from tempered particles, and keeps such modes"
+
+
+def unnormalised(log_target: LogTarget, num_variables: int, num_values: int) -> ppl.Program:
+    """F as a program: a uniform row "x" and the factor "target", log f(x) + D log K, so that its evidence is Z.
+
+    For `inference.tempered_smc(program, key, kernel=moves.Gibbs(), ...)`: the law at temperature beta is f^beta, normalised.
+
+    Args:
+        log_target: log f of one row `[D] -> scalar`, nats.
+        num_variables: D.
+        num_values: K.
+
+    Raises:
+        ValueError: D below 1, or K below 2.
+
+    Example:
+        >>> import jax
+        >>> from lapilli import inference
+        >>> from lapilli.models import ising, mam
+        >>> lattice = ising.Ising(3, 3, coupling=0.2, field=0.2)
+        >>> program = mam.unnormalised(lattice.log_density, 9, 2)
+        >>> gibbs = inference.particles.moves.Gibbs()
+        >>> run = inference.tempered_smc(program, jax.random.key(0), num_particles=2000, kernel=gibbs)
+        >>> bool(abs(run.log_evidence - lattice.log_partition()) < 0.1)
+        True
+    """
+    check_counts("unnormalised", num_variables=num_variables)
+    check_counts("unnormalised", 2, num_values=num_values)
+
+    @ppl.model
+    def target() -> Array:
+        logits = jnp.zeros((num_variables, num_values))
+        x = ppl.sample("x", dist.CategoricalLogits(logits).to_event(1))
+        ppl.factor("target", log_target(x) + num_variables * math.log(num_values))
+        return x
+
+    return target
+
+
+def bracket(
+    model: MaM,
+    log_target: LogTarget,
+    rows: Int[Array, "rows variables"] | None,
+    key: Array,
+    *,
+    num_rows: int = 1_000,
+) -> EvidenceBracket:
+    """Log Z from both sides: from the model's own draws, and from draws of the target.
+
+        lower = log f(x) - log q(x | order), x and order from the model,       E[lower] = log Z - KL(q || p)
+        upper = the same, x from the target, any order,                        E[upper] = log Z + KL(p || q)
+
+    with p and q extended by the law of the order. Modes that the model has lost do not lower the first; they raise the second
+    (EUBO), and `EvidenceBracket.unseen` is their mass. `EvidenceBracket.standard_error` is what Z-hat from the model's draws is
+    worth, by both.
+
+    Args:
+        model: the model, density "chain" and without orders or evidence.
+        log_target: log f of one row `[D] -> scalar`, nats.
+        rows: draws of the target, values 0 to K - 1: particles, or exact ones; None for those of a tempering run of as many
+            particles as `num_rows`, two Gibbs sweeps at each temperature.
+        key: PRNG key of either kind.
+        num_rows: how many of the rows are scored, drawn without replacement, and how many draws of the model.
+
+    Returns:
+        An `EvidenceBracket` of one particle behind each bound.
+
+    Raises:
+        ValueError: a model under evidence, or with an order of its own, or another density than "chain"; `num_rows` below 2.
+        RuntimeError: without rows, the tempering run has no finite evidence.
+
+    Warns:
+        UserWarning: draws of the target lie where the model hardly ever draws (`evidence_bracket`).
+
+    Validity: see `inference.diagnostics.evidence_bracket`; particles are draws of the target as far as they found it. What
+    neither particles nor model have met shows on no side.
+    """
+    found = two_sided(model, log_target, rows, key, num_rows)
+    if (text := lost_modes(found, "mam.bracket", _REMEDY)) is not None:
+        warnings.warn(text, UserWarning, stacklevel=2)
+    return found
+
+
+def two_sided(
+    model: MaM,
+    log_target: LogTarget,
+    rows: Int[Array, "rows variables"] | None,
+    key: Array,
+    num_rows: int,
+) -> EvidenceBracket:
+    """`bracket` without its warning."""
+    if model.density != "chain" or model.orders is not None or model.evidence is not None:
+        raise ValueError(
+            f"bracket: the model has density {model.density!r}, {'no ' if model.orders is None else ''}orders and "
+            f"{'no ' if model.evidence is None else ''}evidence; the bounds are those of whole draws in random order. Give "
+            "MaM(networks)."
+        )
+    check_counts("bracket", 2, num_rows=num_rows)
+    pick_key, order_key, draw_key = jax.random.split(typed_key(key), 3)
+    rows = _tempered(model, log_target, pick_key, num_rows) if rows is None else jnp.asarray(rows)
+    count = min(num_rows, len(rows))
+    chosen = rows[jax.random.choice(pick_key, len(rows), (count,), replace=False)]
+    orders = UniformOrder(model.num_variables).sample(order_key, (count,))
+    drawn, log_f = model.draw(draw_key, (count,)), jax.jit(jax.vmap(log_target))
+    lower = log_f(drawn.value) - drawn.log_prob
+    upper = log_f(chosen) - model.log_steps(chosen, orders).sum(1)
+    return EvidenceBracket(np.asarray(lower), np.asarray(upper), 1, "draws")
+
+
+def verdict(
+    networks: Networks, log_target: LogTarget, key: Array, num_evaluations: int
+) -> str | None:
+    """What `inference.fit` warns of after training from an energy: modes that tempered particles find, and the model does not.
+
+    Args:
+        networks: trained.
+        log_target: log f of one row, nats.
+        key: PRNG key.
+        num_evaluations: of f, that the particles may take, about.
+    """
+    leave = "k_hat='skip' leaves this check out"
+    each = networks.num_variables * (networks.num_values - 1) * NUM_MOVES * _TEMPERATURES
+    count = min(num_evaluations // each, _MOST)
+    if count < _LEAST:
+        return (
+            f"fit: nobody has looked for modes that energy may have lost: {_LEAST} tempered particles take some "
+            f"{_LEAST * each:,} evaluations of log_target, and the training took {num_evaluations:,}. "
+            f"mam.bracket(model, log_target, None, key) looks; {leave}."
+        )
+    try:
+        found = two_sided(MaM(networks), log_target, None, key, count)
+    except RuntimeError as err:
+        return f"fit: nobody knows whether energy has lost modes: {err} {leave}."
+    return lost_modes(found, "fit", f"{_REMEDY}; {leave}")
+
+
+def _tempered(model: MaM, log_target: LogTarget, key: Array, count: int) -> Array:
+    """Particles of the target, which have not seen the model."""
+    program = unnormalised(log_target, model.num_variables, model.networks.num_values)
+    temper = lambda key: inference.tempered_smc(
+        program,
+        key,
+        num_particles=count,
+        num_moves=NUM_MOVES,
+        kernel=inference.particles.moves.Gibbs(),
+    )
+    run = jax.jit(temper)(key)
+    if not jnp.isfinite(run.log_evidence):
+        raise RuntimeError(
+            f"bracket: the tempering run from the uniform law gives log Z {run.log_evidence}: at some temperature none of "
+            f"{count} particles had a finite weight, or 100 temperatures were not enough. Give rows, draws of the target from "
+            "elsewhere."
+        )
+    return run.particles["x"]
