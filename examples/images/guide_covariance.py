@@ -195,8 +195,8 @@ def record(scores: dict[str, list[Score]]) -> None:
         gains = {kind: gain(scores, kind, field) for kind in scores if kind != BASE}
         record_figure(
             f"images/guide_covariance_{field}",
-            what=f"VAE of black and white digits, {what} on images held out, nats an image more than with independent coordinates "
-            "in the guide; spread: half of the 95 % interval, paired",
+            what=f"VAE of black and white digits, {what} on images held out, nats an image more than with independent "
+            "coordinates in the guide; spread: half of the 95 % interval, paired",
             value={kind: mean for kind, (mean, _) in gains.items()},
             spread={kind: half for kind, (_, half) in gains.items()},
             seeds=len(scores[BASE]),

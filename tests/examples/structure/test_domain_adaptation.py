@@ -27,20 +27,20 @@ def joint(x, y):
 
 
 def guides(mean, covariance):
-    """A normal law of (z, s), and the same with the factor p(y | z, s)."""
+    """A normal law of (z, s) with the factor p(y | z, s), and without."""
     gain = np.linalg.solve(covariance[:2, :2], covariance[:2, 2])
     width = np.sqrt(covariance[2, 2] - gain @ covariance[:2, 2])
 
     @ppl.model
-    def untold(x, y):
+    def guide(x, y):
         z = ppl.sample("z", dist.MultivariateNormal(mean[:2], covariance[:2, :2]))
         return jnp.append(z, ppl.sample("s", dist.Normal(mean[2] + gain @ (z - mean[:2]), width)))
 
     @ppl.model
-    def told(x, y):
-        ppl.sample("y", dist.Normal(B @ untold(x, y), FUTURE).to_event(1), obs=y)
+    def seeing(x, y):
+        ppl.sample("y", dist.Normal(B @ guide(x, y), FUTURE).to_event(1), obs=y)
 
-    return told, untold
+    return seeing, guide
 
 
 def given(mean, covariance, matrix, noise, seen):
@@ -130,8 +130,10 @@ def test_a_paths_domain_is_summed_out_and_the_new_one_waits():
 def test_the_script_runs_and_moves_what_it_is_told(tmp_path):
     example = load_example("structure/domain_adaptation")
     scores = example.main(["--smoke", "--out", str(tmp_path)])
-    assert len({name for name, _ in scores}) == 9
+    assert len({name for name, _ in scores}) == 16
     assert all(np.isfinite(rows).all() for rows in scores.values())
-    # The guide alone: what the law of s says changes nothing.
+    # Weights alone separate these two: the law of s that has moved, and that it began with.
+    one, other = (f"{example.TOLD}: {moved}, by model" for moved in ("nothing", "law of s"))
+    assert scores[one, 0] != scores[other, 5]
     assert (tmp_path / "domain_adaptation.png").exists()
     assert (tmp_path / "domain_adaptation.nc").exists()
