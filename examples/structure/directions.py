@@ -9,8 +9,8 @@ What it shows: the first layer of a VAE's decoder as a product of frames, column
 so that four directions of the eight of a code reach the image. Are they the four factors that images were made of? Held-out
 images are encoded, codes are projected on the directions, and each is matched with a factor: the mean of the four correlations,
 absolute, of the best matching. Rows: a free layer and the leading eigenvectors of W'W; frames with one singular value for all, as
-published; frames with singular values of their own. Beside them the leading coordinates of the free layer's codes, and
-random directions of them.
+published; frames with singular values of their own; and, to tell rank from frames, a free product of two matrices and the
+eigenvectors of that. Beside them the leading coordinates of the free layer's codes, and random directions of them.
 
 With one singular value the product is the same for (u r, v r) with any rotation r, so that nothing in the model's density
 prefers one of these bases of four directions.
@@ -46,7 +46,8 @@ from _record import parsed, record_figure
 
 SIDE, CODES, RANK, HIDDEN = 8, 8, 4, 32
 PIXELS = SIDE**2
-FREE, EQUAL, OWN = "free layer", "frames, one value", "frames, own values"
+FREE, LOW = "free layer", "free product of rank 4"
+EQUAL, OWN = "frames, one value", "frames, own values"
 EIGEN, COORDINATES, RANDOM = (
     f"{FREE}: eigenvectors",
     f"{FREE}: coordinates",
@@ -84,9 +85,12 @@ def shapes(num: int, rng: np.random.Generator) -> Shapes:
 
 def first_layer(kind: str) -> Any:
     """W [32, 8], of independent normals at first, or of frames."""
+    normal = lambda rows, columns: lambda key: jax.random.normal(key, (rows, columns))
     if kind == FREE:
-        start = lambda key: jax.random.normal(key, (HIDDEN, CODES)) / CODES**0.5
-        return ppl.param("w", start)
+        return ppl.param("w", normal(HIDDEN, CODES)) / CODES**0.5
+    if kind == LOW:
+        product = ppl.param("a", normal(HIDDEN, RANK)) @ ppl.param("b", normal(CODES, RANK)).T
+        return product / (CODES * RANK) ** 0.5
     positive = dist.constraints.positive
     u = ppl.param("u", UniformFrames(HIDDEN, RANK).sample, constraint=Orthonormal(HIDDEN, RANK))
     v = ppl.param("v", UniformFrames(CODES, RANK).sample, constraint=Orthonormal(CODES, RANK))
@@ -122,16 +126,15 @@ def programs(kind: str) -> tuple[ppl.Program, ppl.Program]:
 
 def directions(kind: str, params: Any, loc: np.ndarray) -> dict[str, np.ndarray]:
     """Four directions [8, 4] by what they are; `loc` are the codes' means, [images, 8]."""
-    if kind != FREE:
+    if kind in (EQUAL, OWN):
         return {kind: np.asarray(params["v"])}
-    w = np.asarray(params["w"])
+    w = np.asarray(params["w"] if kind == FREE else params["a"] @ params["b"].T)
+    eigen = {f"{kind}: eigenvectors": np.linalg.eigh(w.T @ w)[1][:, ::-1][:, :RANK]}
+    if kind == LOW:
+        return eigen
     by_spread = np.argsort(-loc.var(0))[:RANK]
     turned = np.linalg.qr(np.random.default_rng(0).normal(size=(CODES, RANK)))[0]
-    return {
-        EIGEN: np.linalg.eigh(w.T @ w)[1][:, ::-1][:, :RANK],
-        COORDINATES: np.eye(CODES)[:, by_spread],
-        RANDOM: turned,
-    }
+    return eigen | {COORDINATES: np.eye(CODES)[:, by_spread], RANDOM: turned}
 
 
 def matched(loc: np.ndarray, along: np.ndarray, factors: np.ndarray) -> np.ndarray:
@@ -216,8 +219,8 @@ def compared(found: dict[str, Found]) -> dict[str, tuple[float, float]]:
     free = found[FREE]
     eigen = free.correlations[EIGEN].mean(1)
     differences = {}
-    for kind in (EQUAL, OWN):
-        more = found[kind].correlations[kind].mean(1) - eigen
+    for kind in (LOW, EQUAL, OWN):
+        more = next(iter(found[kind].correlations.values())).mean(1) - eigen
         differences[f"{kind}, less eigenvectors"] = float(more.mean()), interval(more)
         nats = found[kind].nats - free.nats
         differences[f"{kind}, nats less free layer"] = float(nats.mean()), interval(nats)
@@ -275,7 +278,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Found]:
     rng = np.random.default_rng(0)
     train, test = shapes(sizes.num_images, rng), shapes(sizes.num_images // 2, rng)
     found = {}
-    for kind in (FREE, EQUAL, OWN):
+    for kind in (FREE, LOW, EQUAL, OWN):
         found[kind] = fitted(kind, train, test, num_seeds, sizes)
         print(f"{kind} done", flush=True)
     print("\n".join(table_of(found)))
