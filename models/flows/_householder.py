@@ -32,7 +32,7 @@ class Reflections(Transform):
         >>> from lapilli.models import flows
         >>> import jax.numpy as jnp
         >>> turn = flows.Reflections(jnp.array([[1.0, 0.0], [1.0, -1.0]]))
-        >>> turn(jnp.array([2.0, 3.0])).round(3).tolist()
+        >>> turn(jnp.array([2.0, 3.0])).round().tolist()
         [3.0, -2.0]
     """
 

@@ -8,7 +8,7 @@ import pytest
 from _examples import load_example
 from scipy.stats import multivariate_normal
 
-from lapilli import ppl
+from lapilli import inference, ppl
 
 # A linear version: causes c = (z, s), x = A c + noise, y = B c + noise, all normal.
 A = np.array([[1.0, 0.3, -0.5], [0.2, -0.8, 1.0], [0.5, 0.5, 0.4]])
@@ -124,6 +124,26 @@ def test_a_paths_domain_is_summed_out_and_the_new_one_waits():
     *each, summed = map(float, densities(programs[0].init(jax.random.key(0), x, y)))
     np.testing.assert_allclose(summed, np.logaddexp.reduce(each) - np.log(len(each)), rtol=1e-6)
     assert np.ptp(each) > 0.1
+
+
+def test_what_is_not_told_to_move_stays():
+    example = load_example("structure/domain_adaptation")
+
+    @ppl.model
+    def line(x, y):
+        mean = ppl.param("a", jnp.array(0.0)) * x + ppl.param("b", jnp.array(0.0))
+        ppl.sample("y", dist.Normal(mean, 0.1), obs=y)
+
+    train = example.trainer(inference.elbo(line, example.NOTHING))
+    data, start = (jnp.arange(4.0), 2.0 + 0.0 * jnp.arange(4.0)), {"a": 0.0, "b": 0.0}
+    rest = data, 4, 0.1, 300, jax.random.key(0)
+    moved = train(jax.tree.map(jnp.asarray, start), ("b",), *rest)
+    assert moved["a"] == 0.0
+    np.testing.assert_allclose(moved["b"], 2.0, atol=1e-2)
+    # Rows after the first three are not seen.
+    wild = data[0], data[1].at[3].set(1e6)
+    again = train(jax.tree.map(jnp.asarray, start), ("b",), wild, 3, *rest[2:])
+    np.testing.assert_allclose(again["b"], 2.0, atol=1e-2)
 
 
 @pytest.mark.slow  # compiles what trains and predicts
