@@ -1,8 +1,8 @@
 """Paths in a new domain: invariant and specific causes, and adapting the specific one alone.
 
 What it shows: paths whose past x and future y have two causes, z with one law everywhere and s with a law of its own in each
-domain e. Paths to train on tell their domain, or do not, and it is summed out; a new domain is a component that nothing has
-used so far, set by an intervention:
+domain e. The domain of a path to train on is summed out, or told; or its causes are told, too. A new domain is a component
+that nothing has used so far, set by an intervention:
 
     everywhere = ppl.eliminate(model, "e")
     elsewhere = ppl.intervene(model, {"e": NEW})
@@ -54,6 +54,7 @@ from _record import parsed, record_figure
 PAST, FUTURE, BATCH, HIDDEN = 8, 8, 32, 32
 KNOWN, VALIDATION, TEST = (-0.8, 0.0, 0.8), -1.8, 1.8
 NEW = len(KNOWN)
+SPEED, TURN = (0.5, 0.1), (0.0, 0.03)  # means and standard deviations, metres and radians a step
 
 
 class Sizes(NamedTuple):
@@ -62,7 +63,7 @@ class Sizes(NamedTuple):
     num_paths: int = 400  # of each domain
     num_steps: int = 16_000
     few: tuple[int, ...] = (5, 10, 50)  # paths to adapt to
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     num_adapting: int = 200  # steps
     num_draws: int = 200
 
@@ -81,8 +82,7 @@ class Paths(NamedTuple):
 
 def simulate(num: int, swerve: float, rng: np.random.Generator, e: int = NEW) -> Paths:
     """Paths that start at the origin along the first axis."""
-    speed = rng.normal(0.5, 0.1, num)
-    turn = rng.normal(0.0, 0.03, num)
+    speed, turn = rng.normal(*SPEED, num), rng.normal(*TURN, num)
     s = rng.normal(swerve, 0.3, num)
     time = np.arange(1, PAST + FUTURE + 1)
     heading = turn[:, None] * time
@@ -177,6 +177,12 @@ def causal_bound(joint: Any, seeing: Any, guide: Any, num_particles: int = 8) ->
     return inference.elbo(joint, given_both)
 
 
+@inference.objective
+def supervised(model: Any, guide: Any, x: Any, y: Any, e: Any, causes: Any) -> Any:
+    """Log p(x, y, z, s) + log q(z, s | x) of causes that are told."""
+    return model.log_density(causes, x, y, e) + guide.log_density(causes, x, y)
+
+
 NOTHING = ppl.model(lambda *_: None)
 ALL, LAW, ENCODER = ("*",), ("place", "log_width"), ("encoder_s",)
 
@@ -185,7 +191,7 @@ class Row(NamedTuple):
     """A way to train, to adapt and to predict.
 
     Attributes:
-        trained: how the model was trained: without causes, or domains told or summed out.
+        trained: how the model was trained: without causes, or causes or domains told, or domains summed out.
         joint: program of z, s, past and future.
         seeing: the guide with the factor p(y | z, s), which returns the future's mean.
         guide: ... without.
@@ -207,7 +213,8 @@ class Row(NamedTuple):
         return causal_bound(self.joint, self.seeing, self.guide)
 
 
-PLAIN, TOLD, SUMMED = "regression", "domains told", "domains summed out"
+PLAIN = "regression"
+SUMMED, TOLD, CAUSES = CAUSAL = "domains summed out", "domains told", "causes told"
 
 
 def make_rows(programs: Programs) -> dict[str, Row]:
@@ -215,7 +222,7 @@ def make_rows(programs: Programs) -> dict[str, Row]:
     known, new = ppl.eliminate(model, "e"), ppl.intervene(model, {"e": NEW})
     plain = PLAIN, programs.regression, programs.regression, NOTHING
     rows = {f"{PLAIN}: nothing": Row(*plain, ()), f"{PLAIN}: all": Row(*plain, ALL)}
-    for name in (TOLD, SUMMED):
+    for name in CAUSAL:
         rows |= {
             f"{name}: nothing, by guide": Row(name, known, *guides, ()),
             f"{name}: s, by guide": Row(name, new, *guides, LAW + ENCODER),
@@ -331,6 +338,7 @@ def machinery(sizes: Sizes) -> Machinery:
     train = {
         TOLD: Row(TOLD, programs.model, *guides, ALL).bound,
         SUMMED: rows[f"{SUMMED}: nothing, by guide"].bound,
+        CAUSES: supervised(programs.model, programs.guide),
         PLAIN: rows[f"{PLAIN}: all"].bound,
     }
     joints = {row.joint: row for row in rows.values() if row.moved}
@@ -366,13 +374,20 @@ def trained(seed: int, sizes: Sizes, tools: Machinery) -> Trained:
     nets = networks(init_key)
     params = {}
     for name, run in tools.train.items():
-        data = known.x, known.y, *([known.e] if name == TOLD else [])
+        told = {TOLD: (known.e,), CAUSES: (known.e, standard(known.causes))}.get(name, ())
+        data = known.x, known.y, *told
         row = tools.rows[f"{name}: all" if name == PLAIN else f"{name}: all, by guide"]
         first = dict(row.bound.init(init_key, known.x[0], known.y[0]))
         first |= {n: eqx.filter(nets[n], eqx.is_inexact_array) for n in nets if n in first}
         found = run(first, ALL, data, len(known.x), 3e-3, sizes.num_steps, fit_key)
         params[name] = found if name == PLAIN else with_new(found)
     return Trained(params, known, few, many)
+
+
+def standard(causes: np.ndarray) -> dict[str, np.ndarray]:
+    """True causes, as sites: z with mean 0 and variance 1, s in metres."""
+    z = (causes[:, :2] - np.array([SPEED[0], TURN[0]])) / np.array([SPEED[1], TURN[1]])
+    return {"z": z.astype(np.float32), "s": causes[:, 2].astype(np.float32)}
 
 
 def with_new(params: Any) -> Any:
@@ -444,7 +459,7 @@ def difference(scores: Scores, one: str, other: str, num: int, field: str) -> tu
 
 COMPARED = [
     pair
-    for name in (TOLD, SUMMED)
+    for name in CAUSAL
     for pair in (
         (f"{name}: s, by guide", f"{name}: all, by guide"),
         (f"{name}: s, by model", f"{name}: all, by model"),
@@ -455,8 +470,8 @@ COMPARED = [
 
 
 def draw(scores: Scores, sizes: Sizes, path: Path) -> None:
-    """Paths of the domains; error by number of paths, for both ways to train."""
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    """Paths of the domains; error by number of paths, for each way to train."""
+    figure, axes = plt.subplots(1, 4, figsize=(17, 4), layout="constrained")
     rng = np.random.default_rng(0)
     for i, swerve in enumerate((*KNOWN, TEST)):
         paths = simulate(8, swerve, rng)
@@ -466,7 +481,7 @@ def draw(scores: Scores, sizes: Sizes, path: Path) -> None:
             axes[0].plot(*one.T, color=f"C{i}", linewidth=0.8, label=None if j else label)
     axes[0].set(xlabel="m", ylabel="m", title="paths")
     axes[0].legend(fontsize=7)
-    for axis, source in zip(axes[1:], (TOLD, SUMMED), strict=True):
+    for axis, source in zip(axes[1:], CAUSAL, strict=True):
         names = dict.fromkeys(n for n, _ in scores if n.startswith((source, PLAIN)))
         for i, name in enumerate(names):
             nums = [num for other, num in scores if other == name]
@@ -488,6 +503,7 @@ def draw(scores: Scores, sizes: Sizes, path: Path) -> None:
 def record(scores: Scores, correlations: dict[str, np.ndarray], sizes: Sizes) -> None:
     """The errors, and the differences that the claim is about."""
     num_seeds, ends = len(next(iter(scores.values()))), (min(sizes.few), max(sizes.few))
+    middle = sizes.few[len(sizes.few) // 2]
     told = "; ".join(
         f"{name} {found[:, 0].mean():.2f}, s alone {found[:, 1].mean():.2f}"
         for name, found in correlations.items()
@@ -497,14 +513,14 @@ def record(scores: Scores, correlations: dict[str, np.ndarray], sizes: Sizes) ->
         ("nats", "log-density of the future, nats per path", 1),
     ):
         columns = {
-            f"{name}{f', {num} paths' if num else ''}": [getattr(s, field) for s in rows]
+            name: [getattr(s, field) for s in rows]
             for (name, num), rows in scores.items()
-            if num in (0, *ends)
+            if num in (0, middle)
         }
         record_figure(
             f"structure/domain_adaptation_{field}",
-            what=f"paths in a domain that was not trained on, by what is adapted to few of its paths: {what}; spread: standard "
-            "deviation over seeds",
+            what=f"paths in a domain that was not trained on, by what is adapted to {middle} of its paths: {what}; spread: "
+            "standard deviation over seeds",
             value={name: np.mean(x) for name, x in columns.items()},
             spread={name: np.std(x, ddof=1) for name, x in columns.items()},
             seeds=num_seeds,
@@ -544,7 +560,7 @@ def main(arguments: list[str] | None = None) -> Scores:
         print(f"seed {seed} trained", flush=True)
     correlations = {
         name: np.array([correlation(tools.programs.guide, o.params[name], o.known) for o in ones])
-        for name in (TOLD, SUMMED)
+        for name in CAUSAL
     }
     for name, found in correlations.items():
         print(f"{name}: correlation with the true causes, best matching, and of s alone:")

@@ -150,7 +150,7 @@ def test_what_is_not_told_to_move_stays():
 def test_the_script_runs_and_moves_what_it_is_told(tmp_path):
     example = load_example("structure/domain_adaptation")
     scores = example.main(["--smoke", "--out", str(tmp_path)])
-    assert len({name for name, _ in scores}) == 16
+    assert len({name for name, _ in scores}) == 23
     assert all(np.isfinite(rows).all() for rows in scores.values())
     # Weights alone separate these two: the law of s that has moved, and that it began with.
     one, other = (f"{example.TOLD}: {moved}, by model" for moved in ("nothing", "law of s"))
