@@ -17,7 +17,23 @@ prefers one of these bases of four directions.
 
 Data: 8 x 8 images of soft ellipses: place, size, and which way they are long, 2,000 to learn from and 1,000 held out. Source:
 Song et al. 2023 (ICCV, Householder projector): directions of orthogonal low-rank layers of image generators are more
-disentangled, at no cost in quality. Their generators are trained networks of faces.
+disentangled, at no cost in quality. Their generators are trained networks of faces. Expected before the run: the same in small,
+the bound within 2 %.
+
+Expected, five seeds, correlation and bound on images held out, each with half of its 95 % interval:
+
+    free layer: eigenvectors               0.60 +- 0.07    76.7 +- 0.4
+    free layer: coordinates                0.52 +- 0.07
+    free layer: random directions          0.44 +- 0.07
+    free product of rank 4: eigenvectors   0.61 +- 0.05    76.1 +- 2.2
+    frames, one value                      0.46 +- 0.03    74.8 +- 0.4
+    frames, own values                     0.48 +- 0.04    74.7 +- 0.5
+
+The claim does not show, and its opposite does: directions of frames are about as good as random ones, below the eigenvectors of a
+free layer by 0.14 +- 0.09 (own values 0.12 +- 0.08, paired), and the bound is lower by 1.9 +- 0.3 nats, 2.5 %. It is the frames
+and not the rank, with which a free product does well. What singles out eigenvectors is that directions which change much have
+large values; frames with one value know none, and those with values of their own start there. Run time: a minute and a half of
+processor time.
 
     python examples/structure/directions.py [--smoke] [--seeds 5] [--out directions_output] [--record]
 """

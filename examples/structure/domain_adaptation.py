@@ -491,11 +491,12 @@ def draw(scores: Scores, sizes: Sizes, path: Path) -> None:
                 axis.axhline(means[0], color=f"C{i}", linestyle=":", linewidth=1, label=label)
             else:
                 axis.plot(nums, means, "o-", color=f"C{i}", markersize=3, label=label)
-        axis.set(xscale="log", yscale="log", xlabel="paths of the new domain", title=source)
+        axis.set(xscale="log", ylim=(0, None), xlabel="paths of the new domain", title=source)
         axis.set_xticks(sizes.few, [str(n) for n in sizes.few])
         axis.minorticks_off()
-        axis.legend(fontsize=6, title="what is adapted", title_fontsize=7)
     axes[1].set_ylabel("mean distance, m")
+    lines = axes[-1].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside right center", fontsize=8, title="what is adapted")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
