@@ -63,7 +63,7 @@ class Sizes(NamedTuple):
     num_paths: int = 400  # of each domain
     num_steps: int = 16_000
     few: tuple[int, ...] = (5, 10, 50)  # paths to adapt to
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     num_adapting: int = 200  # steps
     num_draws: int = 200
 
