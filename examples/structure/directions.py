@@ -31,9 +31,9 @@ Expected, five seeds, correlation and bound on images held out, each with half o
 
 The claim does not show, and its opposite does: directions of frames are about as good as random ones, below the eigenvectors of a
 free layer by 0.14 +- 0.09 (own values 0.12 +- 0.08, paired), and the bound is lower by 1.9 +- 0.3 nats, 2.5 %. It is the frames
-and not the rank, with which a free product does well. What singles out eigenvectors is that directions which change much have
-large values; frames with one value know none, and those with values of their own start there. Run time: a minute and a half of
-processor time.
+and not the rank: a free product of the same rank has eigenvectors as good as the free layer's. Frames with one value have no
+preferred directions, see above; why those with values of their own, which have, do no better was not found. Run time: a minute
+and a half of processor time.
 
     python examples/structure/directions.py [--smoke] [--seeds 5] [--out directions_output] [--record]
 """
