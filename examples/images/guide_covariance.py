@@ -51,8 +51,8 @@ BASE = "independent"
 class Sizes(NamedTuple):
     """Of a run."""
 
-    num_steps: int = 3000
-    look_every: int = 250
+    num_steps: int = 6000
+    look_every: int = 500
     num_images: int | None = None
     num_draws: int = 100
 
