@@ -24,7 +24,27 @@ Data: simulated paths of 8 and 8 steps: speed and turning rate (z), and a swerve
 -0.8, 0 and 0.8 m in the three domains to train on, 1.8 m in the new one, and -1.8 m in that for rates.
 
 Source: Shirahmad Gale Bagi et al. 2023 (ICML, generative causal representation learning): adapting to a few batches goes better
-than by models without causes, the more so where the specific part alone is adapted. Their pedestrians are other data.
+than by models without causes, the more so where the specific part alone is adapted. Their pedestrians are other data. Expected
+before the run: with few paths, adapting s alone is no worse than adapting all.
+
+Expected, five seeds, mean distance from the true path in metres, after 0 / 5 / 10 / 50 paths of the new domain:
+
+    regression, all                       0.43 / 0.34 / 0.25 / 0.21
+    domains summed out, s, by guide       0.47 / 0.46 / 0.44 / 0.43
+    domains summed out, all, by guide     0.47 / 0.28 / 0.23 / 0.21
+    domains told, s, by guide             0.48 / 0.41 / 0.38 / 0.36
+    domains told, all, by guide           0.48 / 0.28 / 0.24 / 0.21
+    causes told, s, by guide              0.50 / 0.54 / 0.51 / 0.50
+    causes told, all, by guide            0.50 / 0.39 / 0.35 / 0.22
+    causes told, law of s, by model       0.36 / 0.32 / 0.31 / 0.30
+
+That s alone suffices does not show: adapting it is worse than adapting all with any number of paths, by 0.19 +- 0.09 m (95 %,
+paired) after 5 where domains are summed out, by 0.13 +- 0.08 m where they are told. One reason is that s is not the swerve: its
+correlation with it is 0.17 where domains are summed out, and 0.62 where they are told, which place a mixture but do not turn its
+axes. It is not the only one: where causes are told, networks that have seen swerves to 1.5 m go wrong about larger ones. There
+the law of s alone is worth 0.05 +- 0.01 m, and by the model only. That causes help where all is adapted shows after 5 paths,
+0.07 +- 0.06 m and 18 +- 7 nats better than the regression, whose errors are independent; after 10 and 50 in nats only. The
+lowest rate was chosen in most rows: what validation asks for is little of it. Run time: four minutes of processor time.
 
     python examples/structure/domain_adaptation.py [--smoke] [--seeds 5] [--out domain_adaptation_output] [--record]
 """
