@@ -6,7 +6,9 @@ import ast
 import builtins
 import dataclasses
 import functools
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from faces import ROOT, faces, load, public, renew
@@ -63,11 +65,13 @@ TOPICS = {
     "models/pv_rnn": "Models: recurrent networks",
     "": "Errors whose text is another's",  # handed on, or made at run time
 }
+EXAMPLES = ROOT / "docs" / "_data" / "messages.json"
 INTRO = """# All messages
 
 What every error of the library says. To find yours, search for a piece of it without the names and numbers of your program:
 `{name}` stands for such a value here, and `[a | b]` for a part that reads one way or the other, or is missing.
 [Each refusal and why](errors.md) has programs that provoke errors, and reasons; a message that has one there is linked with it.
+Below the others stands what one of our tests has provoked, and which.
 
 ```{raw} html
 <input id="pasted" type="search" placeholder="Or paste an error here" aria-label="Paste an error" autocomplete="off">
@@ -79,12 +83,17 @@ What every error of the library says. To find yours, search for a piece of it wi
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """A message, its text with marks, and the `raise` statements that say it: file and line."""
+    """A message, its text with marks, and the `raise` statements that say it: file, first and last line."""
 
     topic: str
     kind: str
     text: str
-    lines: tuple[tuple[Path, int], ...]
+    spans: tuple[tuple[Path, int, int], ...]
+
+    @property
+    def lines(self) -> list[tuple[Path, int]]:
+        """Where the statements begin."""
+        return [(file, first) for file, first, _ in self.spans]
 
 
 def raises(path: Path) -> list[ast.Raise]:
@@ -173,12 +182,14 @@ def messages() -> list[Message]:
                 texts = handed(node, here) or texts
             for said in texts:
                 kind = said.kind if said.kind in known else ""
-                found.setdefault((kind, tidy(said.text)), []).append((path, node.lineno))
+                found.setdefault((kind, tidy(said.text)), []).append(
+                    (path, node.lineno, node.end_lineno)
+                )
     made = [
         Message(
-            topic(lines[0][0]) if has_words(text) else "", kind, text, tuple(dict.fromkeys(lines))
+            topic(spans[0][0]) if has_words(text) else "", kind, text, tuple(dict.fromkeys(spans))
         )
-        for (kind, text), lines in found.items()
+        for (kind, text), spans in found.items()
     ]
     return sorted(made, key=lambda m: shown(m.text).lower())
 
@@ -215,9 +226,66 @@ def link(message: Message, printed: list[tuple[str, str]]) -> str:
     return f" ([program and reason](errors.md#{slug(heading)}))" if heading else ""
 
 
+@functools.cache
+def examples() -> dict[str, dict[str, str]]:
+    """Message without a program -> what a test has provoked (`said`), and the test."""
+    return json.loads(EXAMPLES.read_text())
+
+
+def label(message: Message) -> str:
+    """A message by its kind and text."""
+    return f"{message.kind}: {shown(message.text)}" if message.kind else shown(message.text)
+
+
+def keep_examples(seen: Mapping[tuple[str, int], list[tuple[str, str]]]) -> None:
+    """Write an example of every message without a program: what a test has provoked, the one of old if it was not seen to change.
+
+    Args:
+        seen: file and line that raised -> (what was said, test), some of each.
+    """
+    old, printed = examples() if EXAMPLES.exists() else {}, programs()
+    by_file: dict[str, list[tuple[int, str, str]]] = {}
+    for (file, line), said in seen.items():
+        by_file.setdefault(file, []).extend((line, text, test) for text, test in said)
+    kept = {}
+    for message in messages():
+        if not has_words(message.text) or link(message, printed):
+            continue
+        is_like, found = matcher(message.text), []
+        for file, first, last in message.spans:
+            found += [
+                (plainness(text), test, anonymous(text))
+                for line, text, test in by_file.get(str(file), ())
+                if first <= line <= last and test and is_like(tidy(text))
+            ]
+        known = old.get(label(message))
+        if known and (not found or any(known["test"] == test for _, test, _ in found)):
+            kept[label(message)] = known
+        elif found:
+            _, test, text = min(found)
+            kept[label(message)] = {"said": text, "test": test}
+    EXAMPLES.write_text(json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def anonymous(text: str) -> str:
+    """A message in one line, without folders and addresses of whoever ran the test."""
+    text = tidy(text).replace(f"{ROOT}/", "")
+    text = re.sub(r"/[^\s'\"]*/(?=[^\s/'\"]+)", ".../", text)
+    return re.sub(r"0x[0-9a-f]{6,}", "0x...", text)
+
+
+def plainness(text: str) -> tuple[bool, int]:
+    """Smaller for what is better read: nothing of the machine in it, and short."""
+    return anonymous(text) != tidy(text), len(text)
+
+
 def line(message: Message, printed: list[tuple[str, str]]) -> str:
     kind = f"{message.kind}: " if message.kind else ""
-    return f"- {kind}{literal(shown(message.text))}{link(message, printed)}"
+    text = f"- {kind}{literal(shown(message.text))}{link(message, printed)}"
+    example = examples().get(label(message))
+    if example is None:
+        return text
+    return f"{text}\n  - {literal(example['said'])} (`{example['test']}`)"
 
 
 def literal(text: str) -> str:

@@ -33,7 +33,7 @@ if (typeof module !== "undefined") {
   const box = document.getElementById("pasted");
   const found = document.getElementById("found");
   const items = [...document.querySelectorAll("article section section > ul > li")];
-  const texts = items.map((item) => item.textContent);
+  const texts = items.map((item) => item.querySelector("code").textContent); // without the example below it
   box.addEventListener("input", () => {
     const numbers = box.value.trim() ? ranked(texts, box.value).slice(0, 5) : [];
     found.replaceChildren(...numbers.map((i) => items[i].cloneNode(true)));

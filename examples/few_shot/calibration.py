@@ -26,7 +26,7 @@ Settings, chosen by the log probability of the validation scripts (`--choose`, s
 conditions, and no choices. "Free scale": the scale of the scores has a rate of 1e-2, at which it settles; with the one chosen
 for ProtoNet it stops early. "wide": a layer's width that starts at 0.5. "held": one that stays at 0.2.
 
-    python examples/few_shot/calibration.py [--smoke] [--seeds 5] [--choose] [--record]
+    python examples/few_shot/calibration.py [--smoke] [--seeds 5] [--choose] [--out calibration_output]
 """
 
 import argparse
@@ -47,6 +47,10 @@ from jax.flatten_util import ravel_pytree
 
 from lapilli import inference
 from lapilli.models import niw_meta
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _intervals import draw_intervals, interval
+from _record import parsed, record_figure
 
 SIZE = glyphs.SIZE
 CLASSES = {"all": None, "few": 40}  # letters to train on
@@ -317,11 +321,7 @@ def run(config, num_seeds):
 
 def paired(difference):
     """Mean over seeds [seeds, measures], and half of its 95 % interval."""
-    from scipy import stats
-
-    count = len(difference)
-    reach = stats.t.ppf(0.975, count - 1) if count > 1 else np.nan
-    return difference.mean(0), reach * difference.std(0, ddof=min(1, count - 1)) / np.sqrt(count)
+    return np.transpose([interval(column) for column in difference.T])
 
 
 def differences(found, letters, row, other):
@@ -345,11 +345,20 @@ def report(found, ends):
         print(f"{letters:5}{row:28}" + "  ".join(f"{w:.3f} {s:.1f}" for w, s in values))
 
 
+def draw(found, path):
+    """Calibration errors at a fitted temperature, each less ProtoNet's, after training on all letters."""
+    rows = [row for row, other in PAIRS if other == "ProtoNet"]
+    column = MEASURES.index("fitted error")
+    gaps = {row: differences(found, "all", row, "ProtoNet") for row in rows}
+    panels = {
+        damage: {row: (cells[damage][0][column], cells[damage][1][column]) for row, cells in gaps.items()}
+        for damage in DAMAGES
+    }  # fmt: skip
+    draw_intervals(panels, path)
+
+
 def record(found, ends, seconds):
     """The figures of the page on what reproduces: differences, levels of ProtoNet, and where widths and scales ended."""
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from _record import record_figure
-
     more = {
         "seeds": len(next(iter(found.values()))),
         "time": f"{seconds / 60:.0f} minutes of processor time",
@@ -405,12 +414,10 @@ def main(arguments: list[str] | None = None):
     parser.add_argument(
         "--choose", action="store_true", help="compare settings on validation scripts"
     )
-    parser.add_argument(
-        "--record", action="store_true", help="write the figures of the documentation"
-    )
-    options = parser.parse_args(arguments)
-    if options.record and (options.smoke or options.seeds < 5):
-        parser.error("--record is for the full size, without --smoke, and five seeds")
+    parser.add_argument("--out", type=Path, default=Path("calibration_output"))
+    options = parsed(parser, arguments)
+    if options.record and options.seeds < 5:
+        parser.error("--record is for five seeds")
     config, num_seeds = Config(), options.seeds
     if options.smoke:
         config, num_seeds = Config(40, 100, 20, 20, 4, 5, (16, 8), 100), 2
@@ -418,6 +425,7 @@ def main(arguments: list[str] | None = None):
         return choose(config)
     found, ends = run(config, num_seeds)
     report(found, ends)
+    draw(found, options.out / "calibration.png")
     if options.record:
         record(found, ends, time.process_time())
     return found

@@ -24,9 +24,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import protocol
-from obs_dropout import interval
 
 from lapilli.models import imputation
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _intervals import draw_intervals, interval
+from _record import parsed, record_figure
 
 MEASURES = ("coverage", "width", "mae", "crps", "ess", "accuracy", "acceptance")
 
@@ -103,9 +106,6 @@ def report(config: Config, found: dict[str, dict[str, list[float]]]) -> str:
 
 def record(config: Config, found: dict[str, dict[str, list[float]]]) -> None:
     """Figures for docs/_data."""
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from _record import record_figure
-
     titles = {
         "coverage": "coverage of 90% bands (0.90 is right)",
         "mae": "mean absolute error of hidden cells",
@@ -127,19 +127,20 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, list[float]]
     parser.add_argument("--data", default="BasicMotions")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("bands_output"))
-    parser.add_argument("--record", action="store_true", help="write the figure to docs/_data")
-    options = parser.parse_args(arguments)
-    if options.record and options.smoke:
-        parser.error("--record is for the full size, without --smoke")
+    options = parsed(parser, arguments)
     config = Config(options.data, options.seeds)
     if options.smoke:
         config = Config("ItalyPowerDemand", 2, 20, 8, 10, 6, 6)
-    options.out.mkdir(parents=True, exist_ok=True)
     found = run(config)
     (options.out / "scores.json").write_text(json.dumps(found, indent=1))
     text = report(config, found)
     print(text)
     (options.out / "report.txt").write_text(text + "\n")
+    panels = {
+        title: {name: interval(np.array(row[measure])) for name, row in found.items()}
+        for measure, title in (("coverage", "cells in 90 % bands"), ("mae", "mean absolute error"))
+    }
+    draw_intervals(panels, options.out / "bands.png", mark=None)
     if options.record:
         record(config, found)
     return found

@@ -41,10 +41,13 @@ import numpy as np
 import optax
 import protocol
 from protocol import scores
-from scipy import stats
 
 from lapilli import inference
 from lapilli.models import imputation
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _intervals import draw_intervals, interval
+from _record import parsed, record_figure
 
 DROPOUT = 0.3
 ROWS = {
@@ -224,12 +227,6 @@ def scored(
     return classes | cells | {"shifted_nll": scores.nll(probs[size:], np.asarray(held.labels))}
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean over seeds and half of its 95% t interval."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(half)
-
-
 def differences(found: Any, measure: str) -> dict[str, tuple[float, float]]:
     """With ObsDropout minus without, by "row, column"."""
     return {
@@ -294,9 +291,6 @@ def report(config: Config, found: Any) -> str:
 
 def record(config: Config, found: Any) -> None:
     """Figures for docs/_data."""
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from _record import record_figure
-
     where = f"{config.data}, training and test rate of cells hidden at random"
     common: dict[str, Any] = {
         "seeds": config.num_seeds, "time": "half an hour of processor time",
@@ -344,20 +338,19 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data", default="ItalyPowerDemand")
     parser.add_argument("--out", type=Path, default=Path("obs_dropout_output"))
-    parser.add_argument("--record", action="store_true", help="write the figures to docs/_data")
-    options = parser.parse_args(arguments)
-    if options.record and options.smoke:
-        parser.error("--record is for the full size, without --smoke")
+    options = parsed(parser, arguments)
     config = Config(options.data, options.seeds)
     if options.smoke:
         config = Config(options.data, 2, 8, 4, 2, 20, 2, 4, 2, 100)
-    options.out.mkdir(parents=True, exist_ok=True)
     found = run(config)
     plain = {k: {m: a.tolist() for m, a in v.items()} for k, v in found.items()}
     (options.out / "scores.json").write_text(json.dumps(plain, indent=1))
     text = report(config, found)
     print(text)
     (options.out / "report.txt").write_text(text + "\n")
+    titles = {"accuracy": "accuracy", "nll": "NLL, nats", "ece": "calibration error"}
+    panels = {f"{title}, with less without": differences(found, m) for m, title in titles.items()}
+    draw_intervals(panels, options.out / "obs_dropout.png")
     if options.record:
         record(config, found)
     return found

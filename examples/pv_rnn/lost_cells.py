@@ -39,6 +39,10 @@ from _predictors import HORIZON, Config, Fits
 from motions import chosen, motions, subset
 from scipy import stats
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _intervals import draw_intervals
+from _record import parsed, record_figure
+
 PATTERNS = ("complete", "3 of 6 channels", "half the cells", "a dead axis", "gaps")
 ITERATIONS = (10, 20, 60)
 OURS = "error regression on twin"
@@ -164,9 +168,6 @@ def report(data: xarray.Dataset) -> str:
 
 def record(data: xarray.Dataset) -> None:
     """Figures for docs/_data."""
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from _record import record_figure
-
     common: dict[str, Any] = {
         "seeds": data.sizes["seed"], "time": "a quarter of an hour of processor time",
         "measures": ["examples/pv_rnn/_predictors.py", "examples/pv_rnn/_vrnn.py", "models/pv_rnn"],
@@ -195,16 +196,15 @@ def main(arguments: list[str] | None = None) -> xarray.Dataset:
     parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("pv_rnn_lost_cells_output"))
-    parser.add_argument("--record", action="store_true", help="write the figures to docs/_data")
-    options = parser.parse_args(arguments)
-    if options.record and options.smoke:
-        parser.error("--record is for the full size, without --smoke")
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parsed(parser, arguments)
     data = run(SMOKE if options.smoke else FULL, options.seed)
     data.to_netcdf(options.out / "lost_cells.nc")
     text = report(data)
     print(text)
     (options.out / "report.txt").write_text(text + "\n")
+    rows = gaps(data, "mse", 1)
+    panels = {q: {p: row[q] for p, row in rows.items()} for q in PATTERNS}
+    draw_intervals(panels, options.out / "lost_cells.png")
     if options.record:
         record(data)
     return data

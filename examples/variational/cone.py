@@ -18,7 +18,7 @@ iterate; averaging is why ours lies at the optimum.
 
 Expected: every bound within 0.03 of its optimum, on either side. Run time: about one minute on 2 CPU cores.
 
-    python examples/variational/cone.py [--smoke] [--seed 0] [--record]
+    python examples/variational/cone.py [--smoke] [--seed 0] [--out cone_output]
 """
 
 import argparse
@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 import optax
 
@@ -179,6 +180,32 @@ def report(results: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
+def draw(results: dict[str, Result], key: jax.Array, path: Path) -> None:
+    """Draws of three guides over the posterior of (x, y)."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    axis = np.linspace(-4, 4, 161)
+    x, y = np.meshgrid(axis, axis)
+    radius = x**2 + y**2
+    width = 0.1 + radius / 100
+    log_density = -0.5 * ((Z - radius) / width) ** 2 - np.log(width) - radius / 200
+    shown = {"ELBO": point_guide, "IWELBO 5": point_guide, "DIWHVI 5, 5": ring_guide}
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(10, 3.5), sharex=True, sharey=True, layout="constrained"
+    )
+    for panel, (name, guide) in zip(axes, shown.items(), strict=True):
+        bound = guide.bind(results[name].params)
+        draws = jax.vmap(lambda k, g=bound: g.simulate(k, Z).choices)(jax.random.split(key, 400))
+        panel.contourf(x, y, np.exp(log_density - log_density.max()), levels=8, cmap="Greys")
+        panel.scatter(draws["x"], draws["y"], s=5, alpha=0.6, color="C1")
+        panel.set(title=f"{name}: {results[name].value:.2f} nats", xlim=(-4, 4), ylim=(-4, 4), aspect="equal")  # fmt: skip
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def record(results: dict[str, Result], config: Config, seed: int) -> None:
     """Distances from the optima, for the page of figures."""
     record_figure(
@@ -197,6 +224,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Result]:
     parser = argparse.ArgumentParser(description="Five bounds on the cone.")
     parser.add_argument("--smoke", action="store_true", help="few steps, some seconds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("cone_output"))
     options = parsed(parser, arguments)
     config = Config(1_000, 200, 16, 20_000) if options.smoke else Config()
     key = jax.random.key(options.seed)
@@ -205,6 +233,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Result]:
         for i, (name, case) in enumerate(CASES.items())
     }
     print(report(results))
+    draw(results, key, options.out / "cone.png")
     if options.record:
         record(results, config, options.seed)
     return results

@@ -1,13 +1,15 @@
-"""Which of the library's `raise` statements the tests reach.
+"""Which of the library's `raise` statements the tests reach, and what they say there.
 
 Option `--refusals`: after the run, refusals that none of its tests provoked are listed. In all tests, slow ones included, there
-should be none: a message that no test has seen may say what is not so. (A refusal counts as provoked in the process of the tests,
-not in one that they start.)
+should be none: a message that no test has seen may say what is not so. What was said for messages without a program on the page
+of errors is written to `docs/_data/messages.json` with the test, from which the page of all messages shows it. (A refusal
+counts as provoked in the process of the tests, not in one that they start.)
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from pathlib import Path
 from types import CodeType
@@ -16,7 +18,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("ppl", "inference", "models")
-_seen: set[tuple[str, int]] = set()
+_seen: dict[
+    tuple[str, int], list[tuple[str, str]]
+] = {}  # file, line -> what was said, by which test
+_MOST = 12  # of a line
+_OURS = tuple(str(ROOT / package) + os.sep for package in PACKAGES)
 _TOOL = 4  # a number that neither debuggers, coverage nor profilers take
 
 
@@ -52,28 +58,37 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _note(code: CodeType, offset: int, error: BaseException) -> None:
-    if code.co_filename.startswith(str(ROOT)):
-        _seen.add((code.co_filename, sys._getframe(1).f_lineno))
+    if code.co_filename.startswith(_OURS):
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        _keep((code.co_filename, sys._getframe(1).f_lineno), [(str(error), test)])
+
+
+def _keep(line: tuple[str, int], said: list[tuple[str, str]]) -> None:
+    known = _seen.setdefault(line, [])
+    known += [pair for pair in said if pair not in known][: _MOST - len(known)]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     worker = getattr(session.config, "workeroutput", None)
     if worker is not None:
-        worker["refusals"] = sorted(_seen)
+        worker["refusals"] = list(_seen.items())
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error) -> None:
-    _seen.update(
-        (file, line) for file, line in getattr(node, "workeroutput", {}).get("refusals", ())
-    )
+    for line, said in getattr(node, "workeroutput", {}).get("refusals", ()):
+        _keep(tuple(line), [tuple(pair) for pair in said])
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if config.getoption("--refusals"):
-        missing = not_among(_seen)
+        missing = not_among(set(_seen))
         terminalreporter.section(
             f"{len(missing)} of {len(refusals())} refusals provoked by no test"
         )
         for line in missing:
             terminalreporter.write_line(line)
+        sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+        import messages
+
+        messages.keep_examples(_seen)

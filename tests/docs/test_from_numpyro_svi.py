@@ -39,6 +39,7 @@ def test_the_plan_is_the_one_that_is_told(names):
     assert plan["loc"].strategy == "reparam"
 
 
+@pytest.mark.slow
 def test_the_tree_has_the_axes_that_are_told(names):
     assert names["tree"]["posterior"]["k"].sizes == {"chain": 1, "draw": 1000, "rows": 100}
     assert names["tree"]["posterior"]["loc"].dims == ("chain", "draw", "loc_dim_0")

@@ -18,6 +18,8 @@ from message_text import HELD, has_words, least, matcher, shown
 ROOT = DOCS.parent
 # Messages without a word for what to do. The number may only fall.
 WITHOUT_REMEDY = 7
+# Messages that no program of the page of errors and no test was seen to provoke. The number may only fall: `make refusals`.
+WITHOUT_EXAMPLE = 34
 LEAST = 30  # characters, beside what is computed
 # What to do: an order at the beginning of a clause, or what would have been right.
 VERBS = (
@@ -70,6 +72,27 @@ def test_messages_with_a_program_lead_to_it():
     slugs = {messages.slug(heading) for heading in messages.headings().values()}
     linked = set(re.findall(r"errors\.md#([^)]+)", text))
     assert linked <= slugs and len(linked) > 0.8 * len(slugs), sorted(slugs - linked)
+
+
+def test_every_message_has_a_program_or_an_example(everything):
+    printed, known = messages.programs(), messages.examples()
+    of_own = [m for m in everything if has_words(m.text)]
+    bare = [messages.label(m) for m in of_own if not messages.link(m, printed)]
+    missing = [label for label in bare if label not in known]
+    assert len(missing) <= WITHOUT_EXAMPLE, (
+        f"{len(missing)} messages have neither a program in docs/errors.md nor an example of a test, more than "
+        f"{WITHOUT_EXAMPLE}. Run the test that provokes it with --refusals: {missing}"
+    )
+
+
+def test_examples_are_what_their_tests_provoke(everything):
+    """As far as texts tell: the message is one of the library's, the example is like it, the test stands where it is said to."""
+    by_label = {messages.label(m): m for m in everything}
+    for label, example in messages.examples().items():
+        assert matcher(by_label[label].text)(example["said"]), label
+        file, _, name = example["test"].partition("::")
+        function = name.partition("[")[0].rpartition("::")[2]
+        assert f"def {function}(" in (ROOT / file).read_text(), example["test"]
 
 
 def test_every_message_says_enough(everything):

@@ -25,6 +25,9 @@ def run_in(folder, monkeypatch, page, is_full):
 @by_name
 @pytest.mark.slow_for(
     "explain/reproduced",
+    "explain/evidence_sides",
+    "howto/nnx",
+    "howto/posterior_right",
     "tutorials/01_estimators",
     "howto/stream_data",
     "howto/variance",

@@ -52,6 +52,7 @@ def test_the_density_integrates_to_one(kind):
     assert abs(jnp.exp(law.log_prob(jnp.zeros(2))) - 1 / (2 * np.pi)) > 0.01  # it is stirred
 
 
+@pytest.mark.slow  # a grid of densities
 def test_the_density_of_a_single_coordinate_integrates_to_one():
     law = stirred("spline", size=1).law()
     axis = jnp.linspace(-12, 12, 20001)

@@ -27,7 +27,8 @@ def corrected(row, times, control, weights="exact", zeta=1.0):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("beta", [pytest.param(0.5, marks=pytest.mark.slow), 3.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("beta", [0.5, 3.0])
 def test_an_annealed_gaussian_gets_the_drift_that_leaves_no_weights(beta, key):
     """U = -(beta - 1)/2 g2 s, for which rate + div u + u . beta s is constant, at every noise scale; tempered noise included."""
     model = diffusion.gaussian_mixture(NOISING, [1.0], [[0.5, -1.0]], 0.3)

@@ -71,6 +71,7 @@ def test_errors_as_of_independent_iterates_would_be_far_too_small(runs):
     assert np.all(naive.mean(0) < 0.35 * np.asarray(runs.averaging.error["x"]).mean(0))
 
 
+@pytest.mark.slow  # 12,000 steps of 64 seeds
 def test_it_beats_the_last_iterate_and_the_average_from_the_start(runs):
     off = lambda params: float(np.sqrt(np.mean((np.asarray(params["x"]) - OPTIMUM) ** 2)))
     everything = run("polyak", num_steps=12_000, num_seeds=64)

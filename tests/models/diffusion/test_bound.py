@@ -226,6 +226,7 @@ def test_the_bound_of_levels_is_their_log_probability(key):
     assert_unbiased(found, np.log(SHARES))
 
 
+@pytest.mark.slow
 def test_the_bound_of_levels_stays_below_where_the_last_step_guesses(key):
     """Two standard deviations apart, by quadrature: log(share) is missed by the divergence of the guess from the posterior."""
     at = 0.15
@@ -240,6 +241,7 @@ def test_the_bound_of_levels_stays_below_where_the_last_step_guesses(key):
     assert_unbiased(discrete_bounds(at, 400, key), exact)
 
 
+@pytest.mark.slow
 def test_the_chains_bound_of_levels_is_below_that_of_continuous_time(key):
     """By 0.23 nats on 48 steps, six standard errors of 400 estimates away from 0 and from 0.5."""
     times = np.asarray(VP.log_snr_times(60))

@@ -98,6 +98,7 @@ def test_what_does_not_fit_is_refused(model, act, error, message):
         act(model)
 
 
+@pytest.mark.slow
 def test_a_file_holds_plain_values_only(tmp_path):
     dates = pd.DataFrame({"day": pd.to_datetime(["2020-01-01", "2020-01-02"] * 5), "n": [0, 1] * 5})
     fitted = AnyOrderModel(**SMALL).fit(dates)

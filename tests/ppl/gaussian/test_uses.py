@@ -190,6 +190,7 @@ def test_joint_draws_have_the_posterior_covariance():
     np.testing.assert_allclose(log_density, whole, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_forecasts_are_those_of_the_joint_law():
     """Four steps after eight that were seen: the conditional law of a multivariate normal."""
     steps = np.arange(12)

@@ -115,6 +115,7 @@ def test_results_print_their_error_or_how_to_get_one(key):
     assert f"at most about {float(variance) ** 0.5:.2g}" in repr(run)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_resampled_every_scheme_will_do(key):
     """The root of the variance of a mean of weights."""
     once = inference.smc(model, key, DATA)

@@ -123,6 +123,7 @@ def test_weights_without_a_mean_are_told(key):
         assert jax.jit(lambda key: inference.smc(heavy(), key, num_particles=2000).k_hat)(key) > 1
 
 
+@pytest.mark.slow
 def test_lineages_of_a_filter_that_forgets_raise_no_alarm(key):
     ys = 1.8 * jax.random.normal(key, (150,))
     with warnings.catch_warnings():

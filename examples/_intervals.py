@@ -1,0 +1,52 @@
+"""Means over seeds with 95 % intervals: the numbers, and a picture of many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Mean of independent values (seeds, sequences) and half of its 95 % t interval, which is infinite for one value."""
+    count = len(values)
+    if count < 2:
+        return float(np.mean(values)), np.inf
+    half = stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)
+    return float(np.mean(values)), float(half)
+
+
+def draw_intervals(
+    panels: Mapping[str, Mapping[str, tuple[float, float]]], path: Path, mark: float | None = 0.0
+) -> None:
+    """A panel for each measure, in it a line for each row; the rows are those of the first panel.
+
+    Args:
+        panels: title of a panel -> name of a row -> mean and half of its interval.
+        path: of the PNG file.
+        mark: where a thin line stands, e.g. 0 for differences.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    names = list(next(iter(panels.values())))
+    size = (2.2 + 3.0 * len(panels), 1.0 + 0.28 * len(names))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (title, rows) in zip(axes[0], panels.items(), strict=True):
+        if mark is not None:
+            axis.axvline(mark, color="0.7", linewidth=1)
+        places = [i for i, name in enumerate(names) if name in rows]
+        means, halves = np.array([rows[names[i]] for i in places]).T
+        halves = np.where(np.isfinite(halves), halves, 0.0)
+        axis.errorbar(means, places, xerr=halves, fmt="o", markersize=4, capsize=2, linewidth=1)
+        axis.set(title=title, yticks=range(len(names)), yticklabels=names)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
