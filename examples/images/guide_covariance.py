@@ -11,7 +11,20 @@ draws of the same guide hardly does, so that it tells whether the model got bett
 
 Data: MNIST, 14 x 14 pixels, black or white, 3,000 images to learn from, 1,000 to choose the number of steps, 1,000 held out;
 another split for each seed. Source: Tomczak and Welling 2016, arXiv:1611.09630: the bound of a VAE rises by reflections, one
-of them giving most of it.
+of them giving most of it (28 x 28 pixels, 40 coordinates, all of MNIST).
+
+Expected, five seeds, nats an image held out, and what is more than independent coordinates with half of its 95 % interval:
+
+                            bound                     importance-weighted bound
+    independent            -35.47                        -33.47
+    1 reflection           -35.49    -0.02 +- 0.72       -33.62    -0.15 +- 0.74
+    4 reflections          -36.05    -0.59 +- 0.71       -34.09    -0.62 +- 0.65
+    15 reflections         -36.69    -1.22 +- 0.73       -34.73    -1.26 +- 0.69
+
+The claim does not show: one reflection changes nothing, all of them cost a nat in both bounds alike, so that the distance between
+the bounds is the same 2.0 nats for all. It is not a lack of reach, a linear model's posterior is found (tests of
+`HouseholderFlow`); whether larger encoders learn more of 3,000 images by heart was not looked into. Run time: three minutes of
+processor time.
 
     python examples/images/guide_covariance.py [--smoke] [--seeds 5] [--out guide_covariance_output] [--record]
 """
