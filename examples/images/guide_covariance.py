@@ -10,8 +10,8 @@ bound that is trained falls short of log p(x) by the guide's divergence from the
 draws of the same guide hardly does, so that it tells whether the model got better or the guide only.
 
 Data: MNIST, 14 x 14 pixels, black or white, 3,000 images to learn from, 1,000 to choose the number of steps, 1,000 held out;
-another split for each seed. Source: Tomczak and Welling 2016, arXiv:1611.09630: the bound of a VAE rises by reflections, one
-of them giving most of it (28 x 28 pixels, 40 coordinates, all of MNIST).
+another split for each seed. Source: Tomczak and Welling 2016, arXiv:1611.09630: reflections improve a VAE of digits. That one of
+them gives most of it, and that codes had 40 coordinates, is quoted from memory.
 
 Expected, five seeds, nats an image held out, and what is more than independent coordinates with half of its 95 % interval:
 

@@ -26,7 +26,7 @@ class Reflections(Transform):
     Raises:
         ValueError: `vectors` has fewer than two axes.
 
-    Reference: Householder 1958, J. ACM 5, 339; Tomczak and Welling 2016, arXiv:1611.09630, equation 8.
+    Reference: Householder 1958, J. ACM 5, 339; Tomczak and Welling 2016, arXiv:1611.09630.
 
     Example:
         >>> from lapilli.models import flows
