@@ -20,6 +20,7 @@ from faces import ROOT
 DEPTH = 6  # of names and calls that are followed
 ALTERNATIVES = 4  # of one place; of more the first are shown
 HOLD, HELD_END, EITHER, OR, EITHER_END = "\ue000\ue001\ue002\ue003\ue004"
+MORE = HOLD + HELD_END  # what is not shown: further items of a list
 HELD = re.compile(f"{HOLD}[^{HELD_END}]*{HELD_END}")
 INNERMOST = re.compile(f"{EITHER}([^{EITHER}{EITHER_END}]*){EITHER_END}")
 SHOWN = str.maketrans({HOLD: "{", HELD_END: "}", EITHER: "[", OR: "|", EITHER_END: "]"})
@@ -66,6 +67,7 @@ class Scope:
 
 def shown(text: str) -> str:
     """A text as readers see it."""
+    text = text.replace(MORE, "")
     return re.sub(f" ?{OR}{EITHER_END}", EITHER_END, text).translate(SHOWN)
 
 
@@ -78,6 +80,10 @@ def pattern(text: str) -> re.Pattern[str]:
     """What a text may read like when it is printed."""
     made = re.escape(HELD.sub(HOLD, text)).replace(HOLD, ".*?")
     made = re.sub(rf"(?:\\ )?{OR}(?:\\ )?", "|", made)
+    # What may be missing takes the space beside it along.
+    made = made.replace(f"\\ {EITHER}", f"(?:\\ )?{EITHER}").replace(
+        f"{EITHER_END}\\ ", f"{EITHER_END}(?:\\ )?"
+    )
     return re.compile(made.replace(EITHER, "(?:").replace(EITHER_END, ")"))
 
 
@@ -200,7 +206,9 @@ def read(node: ast.AST, scope: Scope) -> str:
         case ast.IfExp(body=body, orelse=orelse):
             return alternatives([read(body, scope), read(orelse, scope)], held)
         case ast.Call(func=ast.Attribute(value=value, attr="join"), args=[of]):
-            return alternatives(items(of, scope), held)
+            said = items(of, scope)
+            more = MORE if len(set(said)) > 1 else ""
+            return more + alternatives(said, held) + more
         case ast.Call(func=ast.Attribute(value=value, attr="format")):
             return re.sub(r"\{(\w*)\}", rf"{HOLD}\1{HELD_END}", read(value, scope))
         case ast.Call(func=ast.Attribute(value=value, attr=attr)) if attr in TEXT_METHODS:
@@ -228,6 +236,8 @@ def items(node: ast.AST, scope: Scope) -> list[str]:
             return [read(e, inner) for e in elements]
         case ast.GeneratorExp(elt=element) | ast.ListComp(elt=element):
             return [read(element, inner)]
+        case ast.IfExp(body=body, orelse=orelse):
+            return items(body, inner) + items(orelse, inner)
         case ast.Call(args=[of]) if isinstance(node.func, ast.Name) and node.func.id in (
             "sorted",
             "list",
@@ -253,12 +263,18 @@ def items(node: ast.AST, scope: Scope) -> list[str]:
 
 @functools.cache
 def assignments(tree: ast.AST) -> dict[str, tuple[list[ast.expr], list[ast.expr]]]:
-    """Name -> what a function or file assigns to it, and adds to it."""
+    """Name -> what a function assigns to it, and adds to it; or a file, outside of its functions and classes."""
     found: dict[str, tuple[list, list]] = {}
-    for step in ast.walk(tree):
+    for step in tree.body if isinstance(tree, ast.Module) else ast.walk(tree):
         match step:
             case ast.Assign(targets=[ast.Name(id=of)], value=value):
                 found.setdefault(of, ([], []))[0].append(value)
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=value):
+                unknown = [ast.Starred(of) for of in names]  # read as the name itself
+                values = value.elts if isinstance(value, ast.Tuple) else unknown
+                for of, part in zip(names, values, strict=False):
+                    if isinstance(of, ast.Name):
+                        found.setdefault(of.id, ([], []))[0].append(part)
             case ast.NamedExpr(target=ast.Name(id=of), value=value):
                 found.setdefault(of, ([], []))[0].append(value)
             case ast.AugAssign(target=ast.Name(id=of), value=value):
@@ -266,20 +282,53 @@ def assignments(tree: ast.AST) -> dict[str, tuple[list[ast.expr], list[ast.expr]
     return found
 
 
+def parameters(function: ast.FunctionDef) -> list[str]:
+    every = function.args
+    return [a.arg for a in (*every.posonlyargs, *every.args, *every.kwonlyargs)]
+
+
+@functools.cache
+def calls(tree: ast.Module) -> dict[str, list[ast.Call]]:
+    """Name of a function or method -> the calls by that name in a file."""
+    found: dict[str, list[ast.Call]] = {}
+    for call in ast.walk(tree):
+        match call:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+                found.setdefault(name, []).append(call)
+    return found
+
+
+def homes(name: str, function: ast.AST | None, here: Module, depth: int = 0) -> list[ast.AST]:
+    """Where a name of a function is assigned: there, around it, or, of a parameter, where callers in this file hand it on."""
+    if function is None:
+        return [here.tree]
+    if name in assignments(function):
+        return [function]
+    if not isinstance(function, ast.FunctionDef) or name not in parameters(function):
+        return homes(name, here.around(function, (ast.FunctionDef,)), here, depth)
+    callers = [
+        here.around(call, (ast.FunctionDef,))
+        for call in calls(here.tree).get(function.name, ())
+        if any(isinstance(a, ast.Name) and a.id == name for a in call.args)
+    ]
+    found = [t for c in callers if depth < DEPTH for t in homes(name, c, here, depth + 1)]
+    return list(dict.fromkeys(found))
+
+
 def assigned(name: str, scope: Scope) -> list[str]:
     """What a name may stand for: assignments of the function around, else of the file, else of the file it is imported from."""
     inner = dataclasses.replace(scope, depth=scope.depth + 1)
-    for tree in (scope.function, scope.module.tree):
-        values, more = assignments(tree).get(name, ([], [])) if tree is not None else ([], [])
-        if values:
-            added = [
-                f"{EITHER}{m} {OR}{EITHER_END}" if len(values) > 1 else m
-                for m in (read(v, inner) for v in more)
-            ]
-            return [read(value, inner) + "".join(added) for value in values]
+    trees, found = homes(name, scope.function, scope.module), []
+    for tree in trees:
+        values, more = assignments(tree).get(name, ([], []))
+        added = [
+            f"{EITHER}{m} {OR}{EITHER_END}" if len(values) > 1 else m
+            for m in (read(v, inner) for v in more)
+        ]
+        found += [read(value, inner) + "".join(added) for value in values]
     there = source(name, scope.module)
-    if there is None or scope.depth > DEPTH:
-        return []
+    if found or scope.module.tree not in trees or there is None or scope.depth > DEPTH:
+        return found
     return assigned(there[1], Scope(there[0], depth=scope.depth + 1))
 
 

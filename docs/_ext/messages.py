@@ -245,6 +245,7 @@ def keep_examples(seen: Mapping[tuple[str, int], list[tuple[str, str]]]) -> None
     """
     old, printed = examples() if EXAMPLES.exists() else {}, programs()
     by_file: dict[str, list[tuple[int, str, str]]] = {}
+    ran = {test for said in seen.values() for _, test in said}
     for (file, line), said in seen.items():
         by_file.setdefault(file, []).extend((line, text, test) for text, test in said)
     kept = {}
@@ -259,7 +260,7 @@ def keep_examples(seen: Mapping[tuple[str, int], list[tuple[str, str]]]) -> None
                 if first <= line <= last and test and is_like(tidy(text))
             ]
         known = old.get(label(message))
-        if known and (not found or any(known["test"] == test for _, test, _ in found)):
+        if known and (known["test"] not in ran or any(known["test"] == t for _, t, _ in found)):
             kept[label(message)] = known
         elif found:
             _, test, text = min(found)

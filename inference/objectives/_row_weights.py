@@ -67,9 +67,10 @@ def joint_weight(p: ppl.Trace, q: ppl.Trace) -> tuple[Array, Array]:
     for trace in (p, q):
         for name, info in trace.sites.items():
             if info.kind != "deterministic" and info.scale != 1.0:
+                by = "several numbers" if info.scale is None else info.scale
                 raise ValueError(
                     f"Site '{name}': per='joint' takes the log of a mean of whole-program "
-                    f"weights, and a log-prob scaled by {info.scale} (subsampling) would make it biased. "
+                    f"weights, and a log-prob scaled by {by} (subsampling) would make it biased. "
                     "Use per='plate', or all rows."
                 )
     return p.log_density - q.log_density, jnp.ones(())
@@ -106,8 +107,8 @@ def _rows(trace: ppl.Trace, plate: str, scales: set[float]) -> Array:
             )
         if info.scale is None:
             raise ValueError(
-                f"Site '{name}': its scale is not one number, and per='{plate}' cannot undo it. Scale it by one number, or use "
-                "per='joint'."
+                f"Site '{name}': its scale is not one number, and per='{plate}' cannot undo it. Scale all its rows by "
+                "one number."
             )
         scales.add(info.scale)
         axis = info.dims.index(plate)
@@ -120,7 +121,7 @@ def _one(scales: set[float], plate: str) -> float:
     if len(scales) != 1:
         raise ValueError(
             f"per='{plate}': the sites of plate '{plate}' are scaled differently ({sorted(scales)}), so that a row has no weight "
-            "of its own. Give all of them one scale (one subsample, one handlers.scale), or use per='joint'."
+            "of its own. Give all of them one scale (one subsample, one handlers.scale)."
         )
     return scales.pop()
 
@@ -132,7 +133,7 @@ def _common_plate(p: ppl.Trace, q: ppl.Trace) -> str:
     if not plates:
         outside = {name: t.sites[name].dims for t in (p, q) for name in t.log_probs}
         raise ValueError(
-            f"per='plate'): no plate contains every site (axes by site: {outside}). Use "
+            f"per='plate': no plate contains every site (axes by site: {outside}). Use "
             "per='joint', or name the plate."
         )
     return str(plates[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpyro.distributions as dist
@@ -19,25 +19,33 @@ from ._sums import Summed
 Array = jax.Array
 
 
+class Call(NamedTuple):
+    """One call of `ppl.eliminate`."""
+
+    sites: tuple[str, ...]
+    approximation: str | None
+    parallel: bool
+
+
 class Eliminated(Program):
     """A program over the choices that are left. Made by `ppl.eliminate`.
 
     Attributes:
         program: the program with all its sites.
-        calls: the sites of each call and how means that are not affine are approximated, the first one's first.
+        calls: what each call said, the first one's first.
         sites: all of them.
     """
 
     def __init__(
         self,
         program: Program,
-        calls: tuple[tuple[tuple[str, ...], str | None], ...],
+        calls: tuple[Call, ...],
         continuous: dict[Any, frozenset[str]] | None = None,
     ) -> None:
         super().__init__(self._statements)
         self.program, self.calls = program, calls
-        self.sites = tuple(name for names, _ in calls for name in names)
-        biased = sorted({f"{kind}: approximate" for _, kind in calls if kind})
+        self.sites = tuple(name for call in calls for name in call.sites)
+        biased = sorted({f"{c.approximation}: approximate" for c in calls if c.approximation})
         self.__name__ = self.label = f"eliminate[{'; '.join([', '.join(self.sites), *biased])}]"
         # shapes and other properties of arguments -> which of the sites are continuous
         self._continuous: dict[Any, frozenset[str]] = {} if continuous is None else continuous
@@ -66,9 +74,10 @@ class Eliminated(Program):
                 name for name in self.sites if name in supports and not supports[name].is_discrete
             )
         continuous, made = self._continuous[signature], self.program
-        for call, approximation in self.calls:
-            if names := tuple(name for name in call if name in continuous):
-                made = Integrated(made, names, self.label, approximation=approximation)
+        for call in self.calls:
+            if names := tuple(name for name in call.sites if name in continuous):
+                how = {"approximation": call.approximation, "parallel": call.parallel}
+                made = Integrated(made, names, self.label, **how)
         if others := tuple(name for name in self.sites if name not in continuous):
             made = Summed(made, others, self.label)
         assert isinstance(made, Summed | Integrated)
@@ -237,7 +246,11 @@ class Eliminated(Program):
 
 
 def eliminate(
-    program: Any, sites: Collection[str] | str, *, approximation: str | None = None
+    program: Any,
+    sites: Collection[str] | str,
+    *,
+    approximation: str | None = None,
+    parallel: bool = False,
 ) -> Eliminated:
     """The program without some of its sites: discrete ones summed out, normal ones integrated out, exactly.
 
@@ -250,7 +263,8 @@ def eliminate(
     *Normal sites*, Normal or MultivariateNormal with means affine in each other and scales that do not depend on them, go in the
     order of the program: a statement whose mean is affine in them becomes one with its law given the values before, and its value
     conditions what is believed of them. In `ppl.scan` that is Kalman's filter (with matrices that change from step to step,
-    missing cells, several chains and what stands outside of the scan as it comes), in plates whose rows separate it is done row
+    missing cells, several chains and what stands outside of the scan as it comes; a statement after it that reads the states of
+    all steps makes the noise of all steps one joint law of at most 2,048 numbers), in plates whose rows separate it is done row
     by row. Sites of one call are believed jointly; those of an earlier call are integrated first, given the later ones:
     `eliminate(eliminate(program, "effect"), "mean")` does rows of effects one by one and then their mean, for any number of rows.
     That a mean is affine is proved on the traced program. Sites whose laws are otherwise stay as they are and may be left to
@@ -262,9 +276,15 @@ def eliminate(
             both kinds, the normal ones are integrated given the discrete ones, so that a discrete chain that moves a normal one
             is summed over all its paths: for short series.
         approximation: what to do where the mean of a normal law is not affine in the sites: None refuses it; "ekf" linearises it
-            where the sites are believed to be (extended Kalman filter), "ukf" matches its mean and covariance at points around
-            there (unscented). The result is another model's density, and *biased* for this one's; it says so in its name. As a
-            proposal for particles the same approximation is sound: `inference.smc(program, ..., proposal="ekf")`.
+            where the sites are believed to be (extended Kalman filter), and takes a scale that depends on them beside such a mean
+            for what it is there; "ukf" matches its mean and covariance at points around there (unscented). The result is another
+            model's density, and *biased* for this one's; it says so in its name. As a proposal for particles the same
+            approximation is sound: `inference.smc(program, ..., proposal="ekf")`.
+        parallel: filter all steps of a `ppl.scan` over normal sites at once, in log2 T rounds (an associative scan) with more
+            arithmetic: for devices that run much at once. On a CPU it is slower (`benchmarks/language/kalman.py`); others were
+            not measured. The density and its gradient are the same up to rounding, which in single precision grows with the root
+            of the condition number of the noise's covariances; second derivatives are NaN. The smoother, draws and forecasts take
+            one step after the other.
 
     Returns:
         A program over the other latent sites. `log_density(choices, *args)` is exact and differentiable; the program serves as
@@ -276,12 +296,13 @@ def eliminate(
         Handlers (`condition`, `intervene`, `mask`, ...) and plate sizes of minibatches act on the program inside.
 
     Raises:
-        ValueError: sites are summed out already. At the first run, before any device work, naming site and remedy: a name
-            that is no latent site, or has neither a finite support nor a normal law, or stands in an eliminated program called
-            inside; more than 65,536 states, or 2,048 normal numbers that are believed jointly; a statement that depends on
-            normal sites and is no normal law with an affine mean, or stands in a branch; a normal site that is masked out;
-            log-probs scaled differently (subsampling) that meet in one sum; a program that subsamples a plate or uses
-            `ppl.rng_key`; under NumPyro's inference, a support that is computed.
+        ValueError: sites are summed out already; an unknown approximation, or one with parallel=True. At the first run, before
+            any device work, naming site and remedy: a name that is no latent site, or has neither a finite support nor a normal
+            law, or stands in an eliminated program called inside; more than 65,536 states, or 2,048 normal numbers that are
+            believed jointly; a statement that depends on normal sites and is no normal law with an affine mean, or stands in a
+            branch; a normal site that is masked out; log-probs scaled differently (subsampling) that meet in one sum;
+            parallel=True under particles, or with a step in which sites are left or that has a scan or branch of its own; a
+            program that subsamples a plate or uses `ppl.rng_key`; under NumPyro's inference, a support that is computed.
         TypeError: discrete sites are summed out and it is drawn inside an objective (as a guide); NumPyro's handlers around it.
 
     Validity: exact, up to rounding, for p(z, v) as the program's own `log_density` has it, masks and scales (`handlers.scale`)
@@ -331,7 +352,8 @@ def eliminate(
 
     Reference: Zhang and Poole 1994 (variable elimination); Obermeyer et al. 2019, arXiv:1902.03210 (plates); Baum and Petrie
     1966, Viterbi 1967, Chib 1996 (chains: sum, mode, draws); Kalman 1960; Bierman 1977 (roots); Papandreou and Yuille 2010 (draws
-    of normal sites: the mean given perturbed data); Murray et al. 2018, arXiv:1708.07787 (conditioning in program order).
+    of normal sites: the mean given perturbed data); Murray et al. 2018, arXiv:1708.07787 (conditioning in program order); Sarkka
+    and Garcia-Fernandez 2021, arXiv:1905.13002, and Yaghoobi et al. 2022, arXiv:2207.00426 (parallel filters, with roots).
     """
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     if not sites or len(set(sites)) != len(sites):
@@ -341,6 +363,12 @@ def eliminate(
             f"ppl.eliminate: approximation={approximation!r} is none of {', '.join(map(repr, APPROXIMATIONS))}. Choose one of "
             "them, or leave it out: means that are not affine are then refused."
         )
+    if approximation is not None and parallel:
+        raise ValueError(
+            f"ppl.eliminate: approximation={approximation!r} expands each mean where the steps before have put the sites, and "
+            "parallel=True takes no step after another. Leave one of the two out."
+        )
+    call = Call(sites, approximation, parallel)
     program = as_program(program)
     if isinstance(program, Eliminated):
         twice = sorted(set(sites) & set(program.sites))
@@ -348,8 +376,8 @@ def eliminate(
             raise ValueError(
                 f"ppl.eliminate: {twice} are summed out of {program.label} already. Name sites that are left."
             )
-        return Eliminated(program.program, (*program.calls, (sites, approximation)))
-    return Eliminated(program, ((sites, approximation),))
+        return Eliminated(program.program, (*program.calls, call))
+    return Eliminated(program, (call,))
 
 
 def _drawn(

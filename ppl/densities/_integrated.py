@@ -39,6 +39,7 @@ class Integrated(Program):
         label: its name.
         emit: how its statements are made.
         approximation: of means that are not affine; None: they are refused.
+        parallel: whether all steps of a scan are filtered at once.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class Integrated(Program):
         label: str,
         emit: Emit = PLAIN,
         approximation: str | None = None,
+        parallel: bool = False,
     ) -> None:
         super().__init__(self._statements)
         self.__name__ = self.label = label
         self.program, self.sites, self.approximation = program, sites, approximation
-        self.emit = emit._replace(approximation=approximation)
+        self.emit = emit._replace(approximation=approximation, parallel=parallel)
 
     def _statements(self, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(h, Recorder) for h in handler_stack()):

@@ -1,6 +1,7 @@
 """Equations that are not affine in the sites, by affine ones: approximations that a user has asked for.
 
-*Extended*: at the mean that is believed when the equation runs, f(x) becomes f(m) + f'(m) (x - m).
+*Extended*: at the mean that is believed when the equation runs, f(x) becomes f(m) + f'(m) (x - m). The scale of a law whose mean
+depends on the sites becomes what it is there (Sarkka 2013, algorithm 5.5: noise that is not additive).
 
 *Unscented*: values are computed at the points m +- sqrt(k) r_i, r_i the k columns of the root of what is believed, up to the next
 statement. There they become what has their means and covariances,
@@ -20,11 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import bind
-from ._arranged import matrix_of
+from ._arranged import flat, matrix_of, unflat
 from ._belief import Belief
 from ._forms import Form, Points, rows_of
 from ._roots import compressed
-from ._rows import flat, unflat
 
 Array = jax.Array
 APPROXIMATIONS = ("ekf", "ukf")

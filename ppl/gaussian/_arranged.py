@@ -1,4 +1,4 @@
-"""Forms, and the noise of statements, arranged row by row."""
+"""Forms, and the noise of statements, arranged row by row: axes of rows in front, all other axes in one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from jax import Array
 
 from ._forms import Form, Points, RowsMeet
 from ._noise import Noise, Reading
-from ._rows import flat, unflat
 
 
 def matrix_of(form: Form, columns: int) -> Array:
@@ -84,3 +83,18 @@ def noise_of(reading: Reading, rows: tuple[int, ...]) -> Noise:
     size = reading.blocks.shape[-1]
     x = jnp.moveaxis(reading.blocks, rows, range(len(rows)))
     return Noise(x.reshape(*x.shape[: len(rows)], -1, size, size))
+
+
+def flat(x: Array, rows: tuple[int, ...]) -> Array:
+    """From a value's shape to (*rows, numbers)."""
+    x = jnp.moveaxis(x, rows, range(len(rows)))
+    lead = x.shape[: len(rows)]
+    return x.reshape(*lead, math.prod(x.shape[len(lead) :]))
+
+
+def unflat(x: Array, rows: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """From (*lead, *rows, numbers) to (*lead, *shape)."""
+    lead = x.ndim - len(rows) - 1
+    others = [n for a, n in enumerate(shape) if a not in rows]
+    x = x.reshape(*x.shape[:-1], *others)
+    return jnp.moveaxis(x, range(lead, lead + len(rows)), [lead + a for a in rows])

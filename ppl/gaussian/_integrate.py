@@ -46,7 +46,9 @@ def integrate(
             recorder.plates.update(lifter.plates)
     if (engine := running_engine()) is not None:
         engine.subsampled.update(lifter.subsampled)
-    outs = Integrator(label, names, joint, emit).run(closed, [0])
+    # What the program returns is no statement.
+    is_read = [False] * len(closed.jaxpr.outvars)
+    outs = Integrator(label, names, joint, emit).run(closed, [0], is_read)
     if not all(map(is_certain, outs)):
         return None
     values = iter(outs)

@@ -21,15 +21,14 @@ import numpyro.distributions as dist
 from .._compat import CALLS, CUSTOM, ClosedJaxpr, Jaxpr, Literal, bind, no_handlers
 from ..jaxprs import Interpreter, called, has_other_derivative, name_of
 from ._approximate import at_points, is_smooth, joint_of, linearised, mean_of
-from ._arranged import Shaped, matrix_of, noise_of, spread, unit_forms
+from ._arranged import Shaped, flat, matrix_of, noise_of, spread, unflat, unit_forms
 from ._belief import Belief, no_belief
 from ._control_flow import run_cond, run_scan
 from ._forms import Beyond, Form, Points, RowsMeet, is_certain, propagate
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
-from ._noise import reading_of
+from ._noise import Reading, loc_of, reading_of
 from ._refusals import check_scale, check_size, readable_loc
-from ._rows import flat, unflat
 
 Array = jax.Array
 
@@ -44,6 +43,7 @@ class Emit(NamedTuple):
         approximation: of means that are not affine, see `_approximate.py`; None: they are refused.
         has_points: whether deterministic statements tell around which points means were linearised. With tilts these are sites,
             to be given: a tilt is not to move them.
+        parallel: whether all steps of a scan are filtered at once.
     """
 
     is_dry: bool = False
@@ -51,6 +51,7 @@ class Emit(NamedTuple):
     is_centred: bool = False
     approximation: str | None = None
     has_points: bool = False
+    parallel: bool = False
 
 
 class Integrator:
@@ -60,6 +61,8 @@ class Integrator:
         belief: of the basis; None: there is none yet.
         rows: names of the plates whose rows have a belief each; None: not known yet.
         has_changed: whether a statement added to the basis or conditioned it.
+        made: the values of its statements, and what was made beside them, by name.
+        is_read: of the equation that is run, which of its results a statement depends on.
 
     Args:
         label: for refusals.
@@ -76,6 +79,8 @@ class Integrator:
         self.found: set[str] = set()
         self.scales: dict[str, float | None] = {}
         self.numbers: dict[int, int] = {}  # of linearised equations, by id
+        self.made: dict[str, Array] = {}
+        self.is_read: Sequence[bool] = ()
         # The open programs: their values, and which of these are still read.
         self.open: list[tuple[dict[Any, Any], set[Any]]] = []
 
@@ -87,11 +92,20 @@ class Integrator:
         inner.numbers = self.numbers
         return inner
 
+    def collector(self, handed: int, made: dict[str, Array] | None) -> Any:
+        """One that collects a step as affine maps (`_collector.py`)."""
+        from ._collector import Collector
+
+        return Collector(self, handed, made)
+
     # Equations.
 
-    def run(self, closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-        """The values of a program's outputs."""
-        body = _Body(self, closed, args)
+    def run(self, closed: ClosedJaxpr, args: Sequence[Any], is_read: Sequence[bool]) -> list[Any]:
+        """The values of a program's outputs.
+
+        `is_read`: which of them a statement depends on afterwards.
+        """
+        body = _Body(self, closed, args, is_read)
         body.run(closed.jaxpr.eqns)  # all: statements count, whoever reads them
         return [body.read(v) for v in closed.jaxpr.outvars]
 
@@ -112,7 +126,7 @@ class Integrator:
                 return [Beyond(name_of(eqn))] * len(eqn.outvars)
             is_whole = name in CUSTOM and self.emit.approximation and not has_other_derivative(eqn)
             if name in CALLS and not is_whole:
-                return self.run(called(eqn), args)
+                return self.run(called(eqn), args, self.is_read)
             return self._propagated(eqn, args)
         except RowsMeet as met:
             raise self._meets(met.axis) from met
@@ -136,10 +150,15 @@ class Integrator:
         return linearised(eqn, args, belief, [self._point(eqn, i, x) for i, x in enumerate(forms)])
 
     def _point(self, eqn: Any, operand: int, form: Form) -> Array:
-        """Around which value of an operand an equation is linearised: its mean."""
-        assert self.belief is not None
+        """Around which value of an operand an equation is linearised."""
         number = self.numbers.setdefault(id(eqn), len(self.numbers))
-        name, mean = f"{number} {operand} linearised", mean_of(form, self.belief)
+        return self._at_mean(f"{number} {operand} linearised", form)
+
+    def _at_mean(self, name: str, form: Form) -> Array:
+        """What a value is where the sites are believed to be."""
+        assert self.belief is not None
+        mean = mean_of(form, self.belief)
+        self.made[name] = mean
         if self.emit.is_dry:
             return mean
         if self.emit.has_tilts:
@@ -184,7 +203,16 @@ class Integrator:
             fn = statement.law(leaves)
             with statement.around(scale):
                 return self._made(statement, fn, obs)
-        loc = readable_loc(self.label, statement, leaves, obs, scale, is_own)
+        is_extended = self.emit.approximation == "ekf"
+        loc = loc_of(statement.treedef)
+        if is_extended and loc is not None and isinstance(leaves[loc], Form):
+            leaves = [
+                self._at_mean(f"{statement.name} {i} linearised", x)
+                if isinstance(x, Form) and i != loc
+                else x
+                for i, x in enumerate(leaves)
+            ]
+        loc = readable_loc(self.label, statement, leaves, obs, scale, is_own, is_extended)
         fn = statement.law([x.const if isinstance(x, Form) else x for x in leaves])
         mean = spread(leaves[loc], fn.shape())
         # Missing cells go with what they depend on.
@@ -198,8 +226,11 @@ class Integrator:
 
     def _made(self, statement: Statement, fn: Any, obs: Any) -> Any:
         if self.emit.is_dry:
-            return jnp.zeros(statement.aval.shape, statement.aval.dtype)
-        return jnp.asarray(numpyro.sample(statement.name, fn, obs=obs, infer=statement.infer))
+            value = jnp.zeros(statement.aval.shape, statement.aval.dtype)
+        else:
+            value = jnp.asarray(numpyro.sample(statement.name, fn, obs=obs, infer=statement.infer))
+        self.made[statement.name] = value
+        return value
 
     def _integrated(self, statement: Statement, fn: Any, mean: Any) -> Form:
         """The value of a site that is integrated out: its mean and noise of its own."""
@@ -210,7 +241,7 @@ class Integrator:
             raise self._meets(0)
         dtype = statement.aval.dtype
         const = jnp.asarray(mean.const if isinstance(mean, Form) else mean, dtype)
-        noise = noise_of(reading_of(fn), rows).root.astype(dtype)
+        noise = noise_of(self._reading(fn), rows).root.astype(dtype)
         start, size = self._size(), noise.shape[-1]
         check_size(self.label, statement, start + size)
         if self.belief is None:
@@ -230,7 +261,7 @@ class Integrator:
     def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
         """A statement whose mean is uncertain: its law given all before, and the belief given its value."""
         self.has_changed = True
-        belief, rows, reading = self.belief, mean.rows, reading_of(fn)
+        belief, rows, reading = self.belief, mean.rows, self._reading(fn)
         assert belief is not None
         noise, matrix = noise_of(reading, rows), matrix_of(mean, belief.size)
         expected = belief.at(flat(mean.const, rows), matrix)
@@ -240,7 +271,7 @@ class Integrator:
         loc = unflat(expected, rows, mean.const.shape)
         law = JointNormal(loc, belief, matrix, noise, reading.cells, rows)
         if self.emit.is_dry:
-            value = jnp.zeros(statement.aval.shape, statement.aval.dtype)
+            value = self._made(statement, fn, obs)
         else:
             plain, dropped = made_plain(law, fn)
             if self.emit.is_centred:
@@ -253,13 +284,22 @@ class Integrator:
         self.belief = law.meeting.given(law.away(away))
         return value
 
+    def _reading(self, fn: Any) -> Reading:
+        """The noise of a normal law; NaN where an expansion has made a scale negative."""
+        reading = reading_of(fn)
+        if self.emit.approximation is None:
+            return reading
+        blocks = reading.blocks
+        scales = blocks if reading.is_scale else jnp.diagonal(blocks, axis1=-2, axis2=-1)[..., None]
+        return reading._replace(blocks=jnp.where(scales > 0, blocks, jnp.nan))
+
     def _beside(self, statement: Statement, what: str, like: Array) -> Array | None:
         """The value of a site that stands beside a statement, without density; None where there are none."""
         if not self.emit.has_tilts:
             return None
-        if self.emit.is_dry:
-            return jnp.zeros_like(like)
-        return _without_density(f"{statement.name} {what}", like)
+        name = f"{statement.name} {what}"
+        self.made[name] = jnp.zeros_like(like) if self.emit.is_dry else _without_density(name, like)
+        return self.made[name]
 
     def _tilt(self, statement: Statement, value: Form) -> None:
         """Tilt the law of a site by exp(b z + c z^2 / 2), to first order in b and c.
@@ -362,11 +402,12 @@ def tried[Kind: Integrator](
     `make`: an integrator that makes nothing, given such plates.
     """
     joint: set[str] = set()
+    is_read = [False] * len(closed.jaxpr.outvars)
     while True:
         probe = make(joint)
         try:
             with no_handlers():
-                jax.eval_shape(lambda probe=probe: probe.run(closed, args) and None)
+                jax.eval_shape(lambda probe=probe: probe.run(closed, args, is_read) and None)
             return probe, joint
         except PlateMeets as met:
             joint = joint | {met.name}
@@ -375,13 +416,21 @@ def tried[Kind: Integrator](
 class _Body(Interpreter):
     """One program that an integrator runs: the whole, the body of a scan, a function called."""
 
-    def __init__(self, integrator: Integrator, closed: ClosedJaxpr, args: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        integrator: Integrator,
+        closed: ClosedJaxpr,
+        args: Sequence[Any],
+        is_read: Sequence[bool],
+    ) -> None:
         super().__init__(closed, args)
         self.integrator, self.last, self.number = integrator, _last_reads(closed.jaxpr), 0
+        self.counts = _counting(closed.jaxpr, is_read)
 
     def results(self, eqn: Any, args: list[Any]) -> list[Any]:
         live = {v for v, n in self.last.items() if n > self.number and v in self.env}
         self.number += 1
+        self.integrator.is_read = [v in self.counts for v in eqn.outvars]
         self.integrator.open.append((self.env, live))
         try:
             return self.integrator.equation(eqn, args)
@@ -398,3 +447,18 @@ def _last_reads(jaxpr: Jaxpr) -> dict[Any, int]:
             last.update({v: number for v in eqn.invars if not isinstance(v, Literal)})
     last.update({v: len(jaxpr.eqns) for v in jaxpr.outvars if not isinstance(v, Literal)})
     return last
+
+
+def _counting(jaxpr: Jaxpr, is_read: Sequence[bool]) -> set[Any]:
+    """The variables that a statement depends on; deterministic ones do not count."""
+    found = {
+        v
+        for v, flag in zip(jaxpr.outvars, is_read, strict=True)
+        if flag and not isinstance(v, Literal)
+    }
+    for eqn in reversed(jaxpr.eqns):
+        statement = eqn.params.get("statement")
+        is_made = holds_statement(eqn) and (statement is None or statement.treedef is not None)
+        if is_made or any(v in found for v in eqn.outvars):
+            found.update(v for v in eqn.invars if not isinstance(v, Literal))
+    return found

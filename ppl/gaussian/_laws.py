@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from ._arranged import flat, unflat
 from ._belief import LOG_2_PI, Belief, Meeting
 from ._noise import Noise
-from ._rows import flat, unflat
 
 Array = jax.Array
 

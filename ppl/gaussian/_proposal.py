@@ -16,6 +16,7 @@ import numpyro
 from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, scan_counts
 from ..jaxprs import Interpreter, called
 from ..traces import scan
+from ._arranged import flat, unflat
 from ._belief import known
 from ._forms import Form, is_certain
 from ._integrator import Emit, Integrator, tried
@@ -23,7 +24,6 @@ from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
 from ._noise import Noise, loc_of
 from ._roots import lower
-from ._rows import flat, unflat
 
 Array = jax.Array
 
@@ -103,7 +103,7 @@ def _proposed(
     dry = Emit(is_dry=True, approximation=approximation)
     _, joint = tried(lambda joint: _Updated(label, joint, dry), body, args)
     updated = _Updated(label, joint, Emit(approximation=approximation))
-    updated.settled(updated.run(body, args))
+    updated.settled(updated.run(body, args, [False] * len(body.jaxpr.outvars)))
     return updated.values | updated.draws()
 
 

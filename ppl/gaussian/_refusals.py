@@ -15,7 +15,13 @@ KEEP = "Keep the sites as choices, or leave them to particles (inference.smc)."
 
 
 def readable_loc(
-    label: str, statement: Statement, leaves: list[Any], obs: Any, scale: Any, is_own: bool
+    label: str,
+    statement: Statement,
+    leaves: list[Any],
+    obs: Any,
+    scale: Any,
+    is_own: bool,
+    is_extended: bool,
 ) -> int:
     """Which leaf of a statement's law is its mean.
 
@@ -26,12 +32,13 @@ def readable_loc(
         obs: its observation.
         scale: the factor on its log-prob.
         is_own: whether it is itself integrated.
+        is_extended: whether scales were put where the sites are believed to be, beside means that depend on them.
 
     Raises:
         ValueError: it is no normal law with a mean affine in the sites and all else known.
     """
     loc = loc_of(statement.treedef)
-    reason = _reason(label, statement, leaves, [obs, scale], loc, is_own)
+    reason = _reason(label, statement, leaves, [obs, scale], loc, is_own, is_extended)
     if reason is not None:
         raise ValueError(f"Site '{statement.name}': {reason}")
     assert loc is not None
@@ -45,6 +52,7 @@ def _reason(
     others: list[Any],
     loc: int | None,
     is_own: bool,
+    is_extended: bool,
 ) -> str | None:
     law = type(base_of(statement.law([None] * len(leaves)))).__name__
     of = f"depends on sites that {label} integrates out"
@@ -62,7 +70,10 @@ def _reason(
         return f"its law, {law}, {of}, but is not normal. {KEEP}"
     if isinstance(mean := leaves[loc], Beyond):
         return f"its mean {of} through '{mean.why}', which is not known to be affine. {mean.remedy or KEEP}"
-    if not all(is_certain(x) for i, x in enumerate(leaves) if i != loc):
+    is_known = all(is_certain(x) for i, x in enumerate(leaves) if i != loc)
+    if not is_known and is_extended and is_certain(mean):
+        return f"its scale or mask {of}, and its mean does not: an extended filter would learn nothing of them from it. {KEEP}"
+    if not is_known:
         return f"its scale or mask {of}; only its mean may. {KEEP}"
     if not all(map(is_certain, others)):
         return f"what is observed (obs=), or its scale, {of}. Observe data, and put the sites into the mean."

@@ -221,7 +221,7 @@ class Engine(Recorder):
         return mark_key(key, name)
 
     def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
-        raise AssertionError("the engine records its sites when it visits them")
+        raise NotImplementedError  # sites are recorded when they are visited
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if (

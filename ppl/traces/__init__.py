@@ -34,7 +34,12 @@ from ._reach import (
     unlimited as unlimited,
 )
 from ._recorder import HiddenDraw as HiddenDraw, Noiseless as Noiseless, Recorder as Recorder
-from ._regions import cond as cond, particles as particles, scan as scan
+from ._regions import (
+    all_steps as all_steps,
+    cond as cond,
+    particles as particles,
+    scan as scan,
+)
 from ._runner import (
     Collector as Collector,
     Runner as Runner,

@@ -72,6 +72,8 @@ class Recorder(Messenger, abc.ABC):
     # a forced value does.
     continues: bool = False
     num_seen: int | None = None
+    # Whether what is recorded is run step by step afterwards.
+    is_stepped: bool = False
 
     def __init__(self, key: Array | None = None, forced: dict[str, Array] | None = None) -> None:
         super().__init__()

@@ -62,12 +62,34 @@ def scan(
     return _scan(step, init, xs, length, is_reversed=False)
 
 
+def all_steps(step: Callable[[Any], Any], xs: Any, length: int) -> Any:
+    """Run `step` over the leading axis of `xs`, all steps at once: a scan whose steps hand nothing on, and so a `vmap`.
+
+    Args:
+        step: `x -> y`.
+        xs: pytree of arrays with a leading axis of `length`.
+        length: number of steps.
+
+    Returns:
+        The stacked `y`.
+    """
+    if not _recorders():
+        return jax.vmap(step, axis_size=length)(xs)
+    handing_on = lambda carry, x: (carry, step(x))
+    return _scan(handing_on, None, xs, length, is_reversed=False, is_parallel=True)[1]
+
+
 def _reversed(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(x)[::-1], tree)
 
 
 def _scan(
-    step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, length: int, is_reversed: bool
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any,
+    length: int,
+    is_reversed: bool,
+    is_parallel: bool = False,
 ) -> tuple[Any, Any]:
     recorders = _recorders()
     if not recorders:
@@ -103,7 +125,11 @@ def _scan(
         frames[:], numbers = _pop(recorders)
         return carry, (y, numbers)
 
-    carry, (ys, numbers) = lax.scan(body, init, (jnp.arange(length), slices, xs), length)
+    inputs = jnp.arange(length), slices, xs
+    if is_parallel:
+        carry, (ys, numbers) = jax.vmap(lambda x: body(init, x))(inputs)
+    else:
+        carry, (ys, numbers) = lax.scan(body, init, inputs, length)
     _merge(recorders, frames, numbers, Region("scan", _axis_name(recorders, "scan"), length))
     return carry, ys
 

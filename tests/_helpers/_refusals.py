@@ -21,7 +21,8 @@ PACKAGES = ("ppl", "inference", "models")
 _seen: dict[
     tuple[str, int], list[tuple[str, str]]
 ] = {}  # file, line -> what was said, by which test
-_MOST = 12  # of a line
+_MOST = 200  # of a line; one that raises what another function made says many things
+_raising: set[tuple[str, int]] = set()  # lines of `refusals`
 _OURS = tuple(str(ROOT / package) + os.sep for package in PACKAGES)
 _TOOL = 4  # a number that neither debuggers, coverage nor profilers take
 
@@ -52,6 +53,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--refusals"):
+        _raising.update(
+            (str(f), n) for f, first, last in refusals() for n in range(first, last + 1)
+        )
         sys.monitoring.use_tool_id(_TOOL, "refusals")
         sys.monitoring.register_callback(_TOOL, sys.monitoring.events.RAISE, _note)
         sys.monitoring.set_events(_TOOL, sys.monitoring.events.RAISE)
@@ -59,8 +63,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _note(code: CodeType, offset: int, error: BaseException) -> None:
     if code.co_filename.startswith(_OURS):
-        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        _keep((code.co_filename, sys._getframe(1).f_lineno), [(str(error), test)])
+        line = code.co_filename, sys._getframe(1).f_lineno
+        if line in _raising:
+            test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+            _keep(line, [(_text(error), test)])
+
+
+def _text(error: BaseException) -> str:
+    """What was said; `str` of a KeyError is in quotes."""
+    is_quoted = isinstance(error, KeyError) and len(error.args) == 1
+    return str(error.args[0] if is_quoted else error)
 
 
 def _keep(line: tuple[str, int], said: list[tuple[str, str]]) -> None:

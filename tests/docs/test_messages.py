@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from _pages import DOCS
+from _refusals import _text
 
 sys.path.insert(0, str(DOCS / "_ext"))
 
@@ -19,7 +20,7 @@ ROOT = DOCS.parent
 # Messages without a word for what to do. The number may only fall.
 WITHOUT_REMEDY = 7
 # Messages that no program of the page of errors and no test was seen to provoke. The number may only fall: `make refusals`.
-WITHOUT_EXAMPLE = 34
+WITHOUT_EXAMPLE = 0
 LEAST = 30  # characters, beside what is computed
 # What to do: an order at the beginning of a clause, or what would have been right.
 VERBS = (
@@ -125,6 +126,16 @@ def test_a_pasted_error_is_found(everything):
     assert len(printed) > 100 and len(lost) <= 0.03 * len(printed), lost
 
 
+def said_by(folder, source):
+    """The text of the statement that raises in a source file."""
+    file = folder / "source.py"
+    function, _, rest = source.partition("\n")
+    file.write_text(f"def f(x, names, xs, problems):\n    {function}\n{rest}\n")
+    (node,) = messages.raises(file)
+    (said,) = messages.of_exception(node.exc, messages.Scope(messages.module(file)).at(node))
+    return messages.tidy(said.text)
+
+
 @pytest.mark.parametrize(
     "source, text",
     [
@@ -135,13 +146,50 @@ def test_a_pasted_error_is_found(everything):
         ('problems.append("one bad"); raise TypeError("; ".join(problems))', "one bad"),
         ('why = "too many"; raise ValueError(f"{why}: {len(xs)} rows")', "too many: {number of xs} rows"),
         ('raise made("z")\ndef made(name): return KeyError(f"no site {name}")', "no site z"),
+        ('raise ValueError(f"{names}: no")\nclass A: names = "others"', "{names}: no"),
+        ('raise ValueError(f"{names}: no")\ndef g(): names = "ours"; f(0, names, 0, 0)', "ours: no"),
+        ('why, n = "few", 1; raise ValueError(f"{why} rows")', "few rows"),
+        ('why, n = x; raise ValueError(f"{why} rows")\nwhy = "few"', "{why} rows"),
     ],
 )  # fmt: skip
 def test_a_text_is_read_off_the_source(tmp_path, source, text):
-    file = tmp_path / "source.py"
-    function, _, rest = source.partition("\n")
-    file.write_text(f"def f(x, names, xs, problems):\n    {function}\n{rest}\n")
-    (node,) = messages.raises(file)
-    here = messages.Scope(messages.module(file)).at(node)
-    (said,) = messages.of_exception(node.exc, here)
-    assert shown(messages.tidy(said.text)) == text
+    assert shown(said_by(tmp_path, source)) == text
+
+
+def test_what_is_missing_takes_its_space_along(tmp_path):
+    text = said_by(tmp_path, 'end = " Once more." if x else ""; raise ValueError(f"No.{end}")')
+    assert shown(text) == "No. [Once more.]"
+    assert all(matcher(text)(said) for said in ("No.", "No. Once more."))
+
+
+def test_a_list_of_remedies_is_one_of_them_or_several(tmp_path):
+    source = 'able = ["enum"] if x else []; able.append("mvd"); raise ValueError(f"Use {\' or \'.join(able)}.")'
+    text = said_by(tmp_path, source)
+    assert shown(text) == "Use [enum | mvd]."
+    assert all(matcher(text)(said) for said in ("Use mvd.", "Use enum or mvd."))
+    assert not matcher(text)("Use neither.")
+
+
+def test_what_a_key_error_says_has_no_quotes_around_it():
+    assert _text(KeyError("no site 'z'")) == str(ValueError("no site 'z'"))
+
+
+def test_an_example_stays_until_its_test_says_something_else(tmp_path, monkeypatch):
+    message = messages.Message("ppl", "KeyError", "no site there", ((tmp_path / "a.py", 3, 4),))
+    line, other = (str(tmp_path / "a.py"), 4), (str(tmp_path / "b.py"), 1)
+    monkeypatch.setattr(messages, "EXAMPLES", tmp_path / "examples.json")
+    monkeypatch.setattr(messages, "messages", lambda: [message])
+
+    def kept(seen):
+        messages.examples.cache_clear()
+        messages.keep_examples(seen)
+        return json.loads(messages.EXAMPLES.read_text()).get("KeyError: no site there")
+
+    first = {"said": "so: no site there", "test": "t.py::test_a"}
+    assert kept({line: [("another message", "t.py::test_b")]}) is None
+    assert kept({line: [("so: no site there", "t.py::test_a")]}) == first
+    assert kept({line: [("no site there", "t.py::test_c")]}) == first
+    assert kept({other: [("x", "t.py::test_a")], line: [("no site there", "t.py::test_c")]}) == {
+        "said": "no site there", "test": "t.py::test_c",
+    }  # fmt: skip
+    messages.examples.cache_clear()

@@ -23,7 +23,13 @@ Array = jax.Array
 STEP, START = "(seen, steps) {}", "(seen, start) {}"
 
 
-class Watcher(Runner):
+class Stepped(Runner):
+    """A runner of a program whose scans are run step by step afterwards."""
+
+    is_stepped = True
+
+
+class Watcher(Stepped):
     """A runner that keeps what is seen at the start and after each step of every top-level scan, as deterministic sites."""
 
     def __init__(self, *args: Any, look: Callable[[Any, Array], Array], **options: Any) -> None:
@@ -55,7 +61,7 @@ class Watcher(Runner):
 def watching(look: Look | None, args: tuple[Any, ...]) -> Callable[..., Runner]:
     """The runner of a program, at whose states of the same arguments resampling looks."""
     if look is None:
-        return Runner
+        return Stepped
     # `t` is traced, and NumPy arrays take no traced index.
     args = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, args)
     return functools.partial(Watcher, look=lambda state, t: look(state, t, *args))

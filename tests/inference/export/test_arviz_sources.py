@@ -290,6 +290,15 @@ def test_seeds_with_models_of_their_own_are_refused():
         inference.to_arviz(fit, key=jax.random.key(0))
 
 
+@pytest.mark.slow
+def test_particles_without_names_are_refused():
+    pair = lambda key: (jax.random.normal(key), jax.random.normal(key))
+    walk = inference.FeynmanKac(pair, lambda key, x, t: x, lambda _, x, t: -(x[0] ** 2), 2)
+    run = inference.smc(walk, jax.random.key(0), num_particles=4)
+    with pytest.raises(ValueError, match="have no names.*result.sample"):
+        inference.to_arviz(run, key=jax.random.key(0))
+
+
 @pytest.mark.slow_for("systematic", "multinomial")
 @pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
 def test_the_evidence_of_particles_has_an_error_where_the_run_shows_one(scheme):

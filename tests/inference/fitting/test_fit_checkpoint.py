@@ -121,6 +121,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path_factory, options, messa
         run(checkpoint=path, **options)
 
 
+def test_an_iterator_that_ends_before_the_checkpoint_is_refused(tmp_path):
+    options = {"plate_sizes": {"rows": 12}, "checkpoint": tmp_path / "run.ckpt"}
+    run(args=iter(BATCHES), num_steps=3, **options)
+    with pytest.raises(ValueError, match="ended after 2 batches.*checkpoint is at step 3"):
+        run(args=iter(BATCHES[:2]), num_steps=6, **options)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None], ids=["empty", "text", "cut"])
 def test_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "run.ckpt"

@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 
@@ -191,9 +192,31 @@ def unobserved(x):
         ppl.sample("z", dist.Bernoulli(0.5).expand(x.shape))
 
 
+def scaled(by):
+    """Model and guide whose draws are scaled and whose observations are not."""
+
+    def rows(x, is_model):
+        with ppl.plate("rows", x.shape[0]):
+            with numpyro.handlers.scale(scale=by):
+                ppl.sample("z", dist.Bernoulli(0.5))
+            if is_model:
+                ppl.sample("x", dist.Bernoulli(0.5), obs=x)
+
+    return (lambda x: rows(x, True)), (lambda x: rows(x, False))
+
+
+def of_scaled(by, per):
+    bound = inference.iwelbo(*scaled(by), num_particles=2, per=per, strategies="enum")
+    return bound.value({}, KEY, X)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (lambda: of_scaled(2.0, "rows"), r"sites of plate 'rows' are scaled differently \(\[1.0, 2.0\]\)"),
+        (lambda: of_scaled(jnp.arange(1.0, 4.0), "rows"), "Site 'z': its scale is not one number, and per='rows'"),
+        (lambda: of_scaled(2.0, "joint"), r"Site 'z': per='joint' .* a log-prob scaled by 2.0 .*would make it biased"),
+        (lambda: of_scaled(jnp.arange(1.0, 4.0), "joint"), "Site 'z': .* a log-prob scaled by several numbers"),
         (lambda: inference.rws(model, guide, num_particles=2, insomnia=1.5), "insomnia must lie in"),
         (lambda: inference.rws(model, guide, num_particles=2, insomnia=0.5), "insomnia 0.5.*data_args"),
         (

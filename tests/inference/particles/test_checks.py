@@ -47,6 +47,40 @@ def discrete(ys):
         ppl.sample("y", dist.Normal(z, 1.0), obs=ys)
 
 
+def summarised(ys):
+    def step(x, y):
+        x = ppl.sample("x", dist.Normal(x, 1.0))
+        return ppl.sample("y", dist.Normal(x, 1.0), obs=y), x
+
+    _, xs = ppl.scan(step, 0.0, ys)
+    ppl.factor("squares", -jnp.sum(xs**2))
+
+
+def backwards(ys):
+    z = ppl.sample("z", dist.Normal(0.0, 1.0))
+    ppl.factor("y", jax.lax.scan(lambda c, y: (c + y * z, -(c**2)), 0.0, ys, reverse=True)[1])
+
+
+def five(ys):
+    with ppl.plate("five", 5):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+    ppl.scan(lambda c, y: (c, ppl.sample("y", dist.Normal(z.sum(), 1.0), obs=y)), 0.0, ys)
+
+
+def five_steps(ys):
+    ppl.scan(lambda c, _: (c, ppl.sample("z", dist.Normal(0.0, 1.0))), 0.0, None, length=5)
+
+
+def late(ys):
+    ppl.scan(lambda x, _: (ppl.sample("x", dist.Normal(x, 1.0)), None), 0.0, ys)
+    ppl.sample("a", dist.Uniform(-1.0, 1.0))
+
+
+def auxiliary(ys):
+    u = ppl.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+    ppl.sample("z", dist.Normal(u, 1.0))
+
+
 def unseen(ys):
     ppl.sample("z", dist.Normal(ys.sum(), 1.0))
 
@@ -101,6 +135,11 @@ STRUCTURE = {
     "coordinates, and a curve": lambda key, ys: chain(key, order=lambda x, t: jnp.zeros(16)),
     "num_steps must be >= 0": lambda key, ys: inference.FeynmanKac(WALK.init, WALK.kernel, WALK.log_potential, -1),
     "nothing": lambda key, ys: smc(unseen, key, ys),
+    "uses the stacked values of a scan": lambda key, ys: smc(summarised, key, ys, history="none"),
+    "scan with sites runs backwards": lambda key, ys: smc(backwards, key, ys),
+    "has 5 steps, the model's 3": lambda key, ys: smc(five, key, ys, proposal=five_steps),
+    "needs site 'a' before the proposal": lambda key, ys: smc(walk, key, ys, proposal=late),
+    r"auxiliary sites \['u'\]": lambda key, ys: smc(straight, key, ys, proposal=auxiliary),
     "retained path has no values": lambda key, ys: smc(walk, key, ys, retained={"a": 0.5}),
     "top-level scans": lambda key, ys: smc(straight, key, ys, twist=lambda x, t: x),
     "ess_below: fraction": lambda key, ys: resampling.ess_below(0.0),

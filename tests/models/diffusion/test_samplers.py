@@ -1,6 +1,7 @@
 """Samplers and likelihoods against exact mixtures and Gaussian recursions."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,12 @@ def test_samplers_draw_the_mixture(name, key):
     x = np.asarray(draw(key), float)
     values = np.stack([x, x**2, x < 0, x < 1], 1)
     assert_unbiased(values, [MEAN, SQUARE, below(0.0), below(1.0)])
+
+
+def test_a_flow_without_diffrax_is_refused(monkeypatch, key):
+    monkeypatch.setitem(sys.modules, "diffrax", None)
+    with pytest.raises(ImportError, match=r"solved by diffrax.*pip install lapilli\[ode\]"):
+        diffusion.flow_sample(mixture(VP), key, num_samples=1)
 
 
 @pytest.mark.slow

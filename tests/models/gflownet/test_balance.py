@@ -197,6 +197,11 @@ class Opaque(gflownet.Sets):
     rewards_prefixes = False
 
 
+class Picture(gflownet.Hypergrid):
+    def observe(self, state):
+        return jnp.outer(state, state)
+
+
 REFUSED = {
     "db without flows": (lambda: gflownet.balance(sets("total"), DB), "flow='total'.*log Z alone"),
     "tb on parts": (
@@ -240,6 +245,7 @@ PROGRAMS = {
     "outputs of the prior": (GRID, {"backward": "prior", "prior": abs}, r"prior returns shape \(6,\), expected \(3,\)"),
     "unused network": (SETS, {"flow": "total", "flow_network": abs}, "does not use it"),
     "another flow": (SETS, {"flow": "state"}, "flow must be one of"),
+    "features that are no vector": (Picture(2, 3), {}, r"Picture.observe returns shape \(2, 2\).*take a vector"),
     "outputs": (GRID, {"backward": "learned", "policy": lambda x: x}, r"shape \(6,\), expected \(5,\): 3 actions, 2 last"),
 }  # fmt: skip
 

@@ -123,6 +123,24 @@ def test_every_objective_by_rows_refuses_them(name):
         bound.value({"m": 0.3}, KEY, Y)
 
 
+def test_a_draw_that_rows_share_is_refused():
+    """The evidence of all rows is an integral over u, no product."""
+
+    def shared(y):
+        u = ppl.sample("u", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", y.shape[0]):
+            ppl.sample("z", dist.Normal(u, 1.0))
+
+    def model(y):
+        with ppl.plate("rows", y.shape[0]):
+            ppl.sample("y", dist.Normal(ppl.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    guide = ppl.marginal(shared, keep=["z"])
+    bound = inference.iwelbo(model, guide, num_particles=2, per="rows")
+    with pytest.raises(ValueError, match="Site 'u': per='rows'.*outside of plate 'rows'.*joint"):
+        bound.value({}, KEY, Y)
+
+
 def test_discrete_rows_and_vimco_too():
     def model(y):
         with ppl.plate("rows", y.shape[0]):

@@ -267,3 +267,98 @@ def test_what_has_no_derivative_or_no_proposal_is_refused():
 
     with pytest.raises(ValueError, match="statements stand in a scan inside of a step"):
         inference.smc(nested, KEY, jnp.zeros(2), num_particles=4, proposal="ekf")
+
+
+def test_a_scale_is_what_it_is_where_the_state_is_believed_to_be():
+    def noisy(y):
+        x = ppl.sample("x", dist.Normal(1.0, 0.5))
+        ppl.sample("y", dist.Normal(2.0 * x, jnp.exp(0.3 * x)), obs=y)
+
+    found = jax.jit(ppl.eliminate(noisy, "x", approximation="ekf").log_density)({}, 1.4)
+    scale = np.sqrt(4 * 0.25 + np.exp(0.6))
+    np.testing.assert_allclose(found, dist.Normal(2.0, scale).log_prob(1.4), rtol=1e-5)
+
+    def volatility(y):
+        x = ppl.sample("x", dist.Normal(1.0, 0.5))
+        ppl.sample("y", dist.Normal(0.0, jnp.exp(x)), obs=y)
+
+    with pytest.raises(ValueError, match="'y': its scale or mask .*would learn nothing of them"):
+        ppl.eliminate(volatility, "x", approximation="ekf").log_density({}, 1.4)
+    for approximation in (None, "ukf"):
+        with pytest.raises(ValueError, match="'y': its scale or mask .*only its mean may"):
+            ppl.eliminate(noisy, "x", approximation=approximation).log_density({}, 1.4)
+
+
+def multiplicative(y):
+    def step(x, y):
+        x = ppl.sample("x", dist.Normal(x + 0.5 * jnp.sin(x), 0.3 + 0.2 * jnp.tanh(x)))
+        ppl.sample("y", dist.Normal(jnp.exp(0.5 * x), 0.2 * jnp.exp(0.5 * x)), obs=y)
+        return x, x
+
+    ppl.scan(step, ppl.sample("first", dist.Normal(0.2, 0.7)), y)
+
+
+@pytest.mark.slow
+def test_noise_that_is_not_additive_is_the_textbooks():
+    """Algorithms 5.5 and 9.1 of Sarkka 2013, in one dimension."""
+    y = np.array([1.3, 0.8, 1.9, 1.1])
+    m, p, total, kept = 0.2, 0.49, 0.0, []
+    for value in y:
+        slope, noise = 1 + 0.5 * np.cos(m), 0.3 + 0.2 * np.tanh(m)
+        before, m, p = (m, p), m + 0.5 * np.sin(m), slope**2 * p + noise**2
+        predicted, h = (m, p), np.exp(0.5 * m)
+        s = (0.5 * h) ** 2 * p + (0.2 * h) ** 2
+        total += -0.5 * ((value - h) ** 2 / s + np.log(2 * np.pi * s))
+        gain = 0.5 * h * p / s
+        m, p = m + gain * (value - h), p - gain**2 * s
+        kept.append((before, slope, predicted))
+    means, variances = [m], [p]
+    for before, slope, predicted in kept[:0:-1]:
+        back = before[1] * slope / predicted[1]
+        m = before[0] + back * (m - predicted[0])
+        p = before[1] + back**2 * (p - predicted[1])
+        means.append(m)
+        variances.append(p)
+    program = ppl.eliminate(multiplicative, ["first", "x"], approximation="ekf")
+    with jax.enable_x64(True):
+        run = lambda y: (program.log_density({}, y), program.posterior_marginals({}, y)["x"])
+        found, law = jax.jit(run)(jnp.asarray(y))
+        np.testing.assert_allclose(found, total, rtol=1e-9)
+        np.testing.assert_allclose(law.loc, means[::-1], rtol=1e-8)
+        np.testing.assert_allclose(law.scale**2, variances[::-1], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_scale_that_an_expansion_makes_negative_is_no_number():
+    """It was expanded before the first observation, which moves the state far."""
+
+    def moved(y):
+        x = ppl.sample("x", dist.Normal(0.0, 3.0))
+        scale = 0.5 + jnp.tanh(x) / 2
+        ppl.sample("y", dist.Normal(x, 0.1), obs=y)
+        ppl.sample("w", dist.Normal(x, scale), obs=y)
+
+    run = jax.jit(ppl.eliminate(moved, "x", approximation="ekf").log_density)
+    assert np.isfinite(run({}, 0.5))
+    assert np.isnan(run({}, -3.0))
+
+
+@pytest.mark.slow
+def test_the_proposal_takes_such_scales_and_stays_sound():
+    y = jnp.array([1.3, 2.2])
+    x = np.linspace(-8, 8, 3001)
+    width = x[1] - x[0]
+    normal = lambda v, m, s: np.exp(-0.5 * ((v - m) / s) ** 2) / (s * np.sqrt(2 * np.pi))
+    density = normal(x, 0.2, 0.7)
+    for value in np.asarray(y, float):
+        mean, scale = x + 0.5 * np.sin(x), 0.3 + 0.2 * np.tanh(x)
+        moved = np.array([(density * normal(v, mean, scale)).sum() * width for v in x])
+        density = moved * normal(value, np.exp(0.5 * x), 0.2 * np.exp(0.5 * x))
+    exact = np.log(density.sum() * width)
+    run = lambda key: (
+        inference.smc(
+            multiplicative, key, y, num_particles=32, proposal="ekf", history="none"
+        ).log_evidence
+    )
+    ratio = np.exp(np.asarray(jax.jit(jax.vmap(run))(jax.random.split(KEY, 4000))) - exact)
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(len(ratio))

@@ -103,14 +103,6 @@ def subsampled_data():
         ppl.sample("y", dist.Normal(x, 1.0), obs=Y)
 
 
-def steps_afterwards():
-    def step(x, _):
-        x = ppl.sample("z", dist.Normal(x, 1.0))
-        return x, x
-
-    observed(ppl.scan(step, 0.0, None, 3)[1])
-
-
 def steps_before():
     x = z()
     ppl.scan(lambda c, x: (ppl.sample("y", dist.Normal(x + c, 1.0), obs=0.0), None), 0.0, x)
@@ -166,10 +158,6 @@ def too_many():
         (scaled_data, r"Site 'y': log-probs that meet.*'z': 1.0, 'y': None"),
         (scaled_altogether, r"Site 'z': log-probs that meet.*None"),
         (subsampled_data, r"Plate 'rows' subsamples 3 of 10 rows by itself"),
-        (
-            steps_afterwards,
-            r"Site 'y': its mean.*a scan, whose steps are put together.*inside of the step",
-        ),
         (steps_before, r"Site 'y': its mean.*a scan over sites outside of it.*inside of the step"),
         (in_a_branch, r"a statement in a branch of ppl.cond meets the sites \['z'\]"),
         (branch_by_it, r"a statement in a branch of ppl.cond meets the sites \['z'\]"),
@@ -197,6 +185,18 @@ def test_choices_are_those_that_are_left():
         ppl.eliminate(two, ["z", "b"]).log_density({"a": 0.0})
     with pytest.raises(TypeError, match=r"its sites are normal.*posterior_marginals"):
         left.posterior_probs({"a": 0.0})
+
+
+def test_a_site_that_numbers_leave_out_is_refused():
+    def program(flag):
+        ppl.sample("a", dist.Normal(ppl.sample("z", dist.Normal(0.0, 1.0)) if flag else 0.0, 1.0))
+
+    left = ppl.eliminate(program, "z")
+    left.log_density({"a": 0.0}, np.array(True))
+    with pytest.raises(
+        ValueError, match=r"\['z'\] are no latent sites.*are \['a'\].*integrate out"
+    ):
+        left.log_density({"a": 0.0}, np.array(False))
 
 
 def test_mixed_sites_have_no_normal_marginals_and_no_known_mode():

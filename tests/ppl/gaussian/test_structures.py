@@ -353,3 +353,24 @@ SERIES = [
 @pytest.mark.parametrize(("program", "sites", "choices", "args"), [case(*x) for x in SERIES])
 def test_series(program, sites, choices, args):
     check_integral(program, sites, choices, args)
+
+
+@pytest.mark.slow  # two filters and their gradients
+@pytest.mark.parametrize(
+    ("program", "sites", "choices", "args"),
+    [case(*x) for x in SERIES if x[0] not in (nested, raw_loops)],
+)
+def test_series_in_parallel(program, sites, choices, args):
+    """Equal to the filter step by step, which is held against the oracle above."""
+    with jax.enable_x64(True):
+        wide = lambda x: jnp.asarray(x, float) if np.asarray(x).dtype.kind == "f" else x
+        choices, args = jax.tree.map(wide, (choices, args))
+
+        @jax.jit
+        def run(choices, *args):
+            of = lambda parallel: ppl.eliminate(program, sites, parallel=parallel).log_density
+            return [jax.value_and_grad(of(p), argnums=1)(choices, *args) for p in (False, True)]
+
+        (value, slope), (parallel, parallel_slope) = run(choices, *args)
+        np.testing.assert_allclose(parallel, value, rtol=1e-11)
+        np.testing.assert_allclose(parallel_slope, slope, rtol=1e-9, atol=1e-12)

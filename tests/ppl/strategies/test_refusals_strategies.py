@@ -243,6 +243,8 @@ def test_an_exact_name_with_wildcard_characters_is_itself():
     cost = lambda t: ppl.sample("z[0]", dist.Normal(t, 1.0)) + ppl.sample("z*", dist.Normal(t, 1.0))
     plan = ppl.expectation(cost, strategies={"z[0]": "mvd", "z*": "reinforce"}).plan(0.3)
     assert plan["z[0]"].strategy == "mvd" and plan["z*"].strategy == "reinforce"
+    with pytest.raises(KeyError, match=r"no latent site 'z'. Name one of \['z\[0\]', 'z\*'\]"):
+        plan["z"]
 
 
 def test_the_outside_wins_over_the_site_and_the_site_over_the_default():

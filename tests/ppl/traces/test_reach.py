@@ -110,6 +110,13 @@ def test_objectives_that_must_cover_the_model_are_nan_or_refused(name, key):
     assert jnp.isnan(jax.jit(lambda x: cross_entropy.value({}, key, x))(bad))
 
 
+def test_a_guide_that_misses_values_at_known_numbers_is_refused(key):
+    model, guide, _, bad = pair("categorical")
+    known = inference.forward_kl(lambda: model.fn(bad), lambda: guide.fn(bad), num_particles=2)
+    with pytest.raises(ValueError, match="Site 'z': .* probability 0 to a value.*must reach all"):
+        known.value({}, key)
+
+
 @pytest.mark.fast("cubo")
 @pytest.mark.parametrize(
     "make",

@@ -560,6 +560,17 @@ def test_a_name_with_two_meanings_in_the_branches_is_refused(case, wrap):
         (jax.jit(objective.grad) if wrap == "jit" else objective.grad)(0.3, KEY)
 
 
+def test_a_name_in_other_regions_of_the_branches_is_refused():
+    @ppl.model
+    def program(flag):
+        site = lambda: ppl.sample("x", dist.Normal(0.0, 1.0))
+        ppl.cond(flag, site, lambda: ppl.cond(flag, site, lambda: jnp.zeros(())))
+
+    words = "within (cond of size 1 and within no other region|no other region and within cond)"
+    with pytest.raises(ValueError, match=f"Site 'x' stands in both branches.*{words}"):
+        program.simulate(KEY, True)
+
+
 def test_a_name_observed_in_one_branch_only_is_refused():
     @ppl.model
     def program(flag):

@@ -191,18 +191,25 @@ def test_priors_that_miss_the_data_are_refused_and_nan_under_jit(key):
     assert jnp.isnan(jax.jit(run)(key)).all()
 
 
+NAN = {  # the backward run meets all transitions but the first
+    "of the backward run": (lambda old, x, t: old > x + 1.5, "smc: a particle's weight is NaN"),
+    "of pairs alone": (lambda old, x, t: t == 1, "before step 0 a density of a pair.* is NaN"),
+}
+
+
 @pytest.mark.slow
-def test_densities_that_are_nan_are_refused_and_void_under_jit(key):
+@pytest.mark.parametrize(("where", "words"), NAN.values(), ids=NAN)
+def test_densities_that_are_nan_are_refused_and_void_under_jit(where, words, key):
     broken = inference.FeynmanKac(
         jax.random.normal, lambda key, x, t: x + jax.random.normal(key), lambda old, x, t: 0.0, 2,
-        log_transition=lambda old, x, t: jnp.where(old > x + 1.5, jnp.nan, -0.5 * (x - old) ** 2),
+        log_transition=lambda *at: jnp.where(where(*at), jnp.nan, -0.5 * (at[1] - at[0]) ** 2),
     )  # fmt: skip
     run = lambda key: (
         inference.smooth(
             broken, key, num_particles=50, method="two_filter", backward=information(*REVERSED)
         ).paths
     )
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match=words):
         run(key)
     assert jnp.isnan(jax.jit(run)(key)).all()
 

@@ -1,0 +1,108 @@
+"""A step of a scan collected as affine maps: nothing is conditioned, and no statement is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from ._arranged import flat, matrix_of, noise_of
+from ._chains import Affine, NotCollected, Step
+from ._forms import Form
+from ._integrator import Integrator
+from ._lift import Statement, holds_statement
+
+
+class Collector(Integrator):
+    """One run of a step whose basis starts with the numbers that are handed to it.
+
+    Args:
+        outer: whose scan it is.
+        handed: how many numbers are.
+        made: what the step has made, by name, where it has run before; None: it has not, so that all statements have to be
+            observed.
+    """
+
+    def __init__(self, outer: Integrator, handed: int, made: Mapping[str, Array] | None) -> None:
+        emit = outer.emit._replace(is_dry=True)
+        super().__init__(outer.label, outer.names, outer.joint, emit)
+        self.rows, self.numbers = outer.rows, outer.numbers
+        self.handed, self.before = handed, made
+        self.seen: list[Affine] = []
+        self.tilted: list[tuple[Form, Array, Array]] = []
+
+    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+        if eqn.primitive.name in ("scan", "cond") and holds_statement(eqn):
+            met = NotCollected(f"a ppl.{eqn.primitive.name} inside of the step")
+            raise met
+        return super().equation(eqn, args)
+
+    def step(self, new: Sequence[Form], read: Sequence[Form]) -> Step:
+        """The maps of what is handed on, and of what is read after all steps."""
+        rows = () if self.belief is None else self.belief.mean.shape[:-1]
+        columns = max(self._size(), self.handed + 1)  # no noise is one column of zeros
+
+        def stacked(consts: Sequence[Array], matrices: Sequence[Array]) -> Affine:
+            wide = [
+                jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, columns - x.shape[-1])]) for x in matrices
+            ]
+            empty = jnp.zeros((*rows, 0, columns))
+            return Affine(
+                jnp.concatenate([empty[..., 0], *consts], -1), jnp.concatenate([empty, *wide], -2)
+            )
+
+        def maps(forms: Sequence[Form]) -> Affine:
+            consts = [flat(f.const, f.rows) for f in forms]
+            return stacked(consts, [matrix_of(f, columns) for f in forms])
+
+        seen = stacked([x.const for x in self.seen], [x.matrix for x in self.seen])
+        tilted = maps([form for form, _, _ in self.tilted])
+        empty = jnp.zeros((*rows, 0))
+        linear = [flat(x, form.rows) for form, x, _ in self.tilted]
+        square = [flat(x, form.rows) for form, _, x in self.tilted]
+        beside = (jnp.concatenate([empty, *x], -1) for x in (linear, square))
+        return Step(maps(new), seen, maps(read), tilted, *beside)
+
+    # What an integrator does with statements.
+
+    def _made(self, statement: Statement, fn: Any, obs: Any) -> Any:
+        if self.before is not None:
+            return self.before[statement.name]
+        if obs is None:
+            left = NotCollected(f"site '{statement.name}', which is left")
+            raise left
+        return jnp.asarray(obs, statement.aval.dtype)
+
+    def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
+        self.has_changed = True
+        rows, reading = mean.rows, self._reading(fn)
+        noise, matrix = noise_of(reading, rows), matrix_of(mean, self._size())
+        value = self._made(statement, fn, obs)
+        away = flat(value - mean.const, rows)
+        shift = self._beside(statement, "shift", mean.const)
+        if shift is not None:
+            away = away + (noise.root @ flat(shift, rows)[..., None])[..., 0]
+        if reading.cells is not None:
+            seen = flat(reading.cells, rows)
+            noise, matrix = noise.apart(seen), jnp.where(seen[..., None], matrix, 0)
+            away = jnp.where(seen, away, 0)
+        self.seen.append(Affine(noise.whitened(away[..., None])[..., 0], noise.whitened(matrix)))
+        return value
+
+    def _beside(self, statement: Statement, what: str, like: Array) -> Array | None:
+        return None if self.before is None else self.before.get(f"{statement.name} {what}")
+
+    def _at_mean(self, name: str, form: Form) -> Array:
+        assert self.before is not None  # no approximation is run in parallel
+        return self.before[name]
+
+    def _tilt(self, statement: Statement, value: Form) -> None:
+        linear = self._beside(statement, "linear", value.const)
+        square = self._beside(statement, "square", value.const)
+        if linear is not None and square is not None:
+            self.tilted.append((value, linear, square))
+
+    def _rebased(self, value: Form) -> Form:
+        return value
