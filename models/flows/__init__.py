@@ -4,8 +4,9 @@ All names, by task:
 
     NeuralSplineFlow    an equinox module whose `law(context)` is a distribution on R^d: splines, for several modes
     RealNVP             ... with affine couplings, which cost less
+    HouseholderFlow     ... a Normal, its covariance turned by reflections: from independent coordinates to any covariance
     AutoSpline          a spline flow as the guide of all sites of a model
-    SplineCoupling, AffineCoupling      their layers, NumPyro transforms
+    SplineCoupling, AffineCoupling, Reflections     their layers, NumPyro transforms
 
 A flow stands where a guide's Normal would be, inside a program:
 
@@ -19,5 +20,14 @@ Draws have a pathwise gradient, densities are exact, and both cost one pass thro
 from ._auto_spline import AutoSpline as AutoSpline
 from ._couplings import AffineCoupling as AffineCoupling, SplineCoupling as SplineCoupling
 from ._flows import NeuralSplineFlow as NeuralSplineFlow, RealNVP as RealNVP
+from ._householder import HouseholderFlow as HouseholderFlow, Reflections as Reflections
 
-__all__ = ["NeuralSplineFlow", "RealNVP", "AutoSpline", "SplineCoupling", "AffineCoupling"]
+__all__ = [
+    "NeuralSplineFlow",
+    "RealNVP",
+    "HouseholderFlow",
+    "AutoSpline",
+    "SplineCoupling",
+    "AffineCoupling",
+    "Reflections",
+]

@@ -21,6 +21,22 @@ def affine(loc: Array, scale: Array) -> dist.transforms.Transform:
     return dist.transforms.IndependentTransform(transform, 1)
 
 
+def with_zeros_last(net: eqx.nn.MLP) -> eqx.nn.MLP:
+    """The network with a last layer of zeros: it gives 0 at first, and learns."""
+    last = lambda net: (net.layers[-1].weight, net.layers[-1].bias)
+    return eqx.tree_at(last, net, tuple(jnp.zeros_like(x) for x in last(net)))
+
+
+def check_context(flow: Any, context: Any) -> None:
+    """Refuse a context of another length than the flow's `context_size`."""
+    length = 0 if context is None else jnp.shape(context)[-1]
+    if length != flow.context_size:
+        raise ValueError(
+            f"{type(flow).__name__}: the context has length {length}, and the flow was made for "
+            f"context_size={flow.context_size}. Pass what it was made for."
+        )
+
+
 class Flow(eqx.Module):
     """Abstract: a standard Normal on R^d through couplings, then scaled and shifted coordinate by coordinate.
 
@@ -58,12 +74,7 @@ class Flow(eqx.Module):
         Raises:
             ValueError: the context has another length than `context_size`.
         """
-        length = 0 if context is None else jnp.shape(context)[-1]
-        if length != self.context_size:
-            raise ValueError(
-                f"{type(self).__name__}: the context has length {length}, and the flow was made for "
-                f"context_size={self.context_size}. Pass what it was made for."
-            )
+        check_context(self, context)
         batch = () if context is None else jnp.shape(context)[:-1]
         base = dist.Normal(jnp.zeros((*batch, self.size)), 1.0).to_event(1)
         last = affine(self.loc, jnp.exp(self.log_scale))
@@ -79,9 +90,7 @@ class Flow(eqx.Module):
     def _net(self, key: Any, layer: int, num_outputs: int, width: int, depth: int) -> eqx.nn.MLP:
         kept = int(self._kept(layer).sum())
         num_in, num_out = max(kept + self.context_size, 1), num_outputs * (self.size - kept)
-        net = eqx.nn.MLP(num_in, num_out, width, depth, activation=jax.nn.tanh, key=key)
-        last = lambda net: (net.layers[-1].weight, net.layers[-1].bias)
-        return eqx.tree_at(last, net, tuple(jnp.zeros_like(x) for x in last(net)))
+        return with_zeros_last(eqx.nn.MLP(num_in, num_out, width, depth, jax.nn.tanh, key=key))
 
 
 class RealNVP(Flow):
