@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts
+from ....ppl._checks import check_counts, told_what_is_missing
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl.language import arguments
@@ -87,6 +87,7 @@ class SMC2Result:
         return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
 
 
+@told_what_is_missing
 def smc2(
     model: ppl.Program | Callable[..., Any],
     key: Any,
