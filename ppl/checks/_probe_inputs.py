@@ -12,7 +12,7 @@ import numpy as np
 from .._compat import ClosedJaxpr
 from ..analysis import axis_order
 from ..strategies import StrategySite
-from ._quick_keys import QUICK
+from ._quick_keys import GOLDEN, QUICK
 
 IMPLS = (QUICK, "threefry2x32")  # the second one serves every sampler
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}  # a trial runs once
@@ -48,8 +48,9 @@ def with_quick_key[Traced](trace: Callable[[jax.Array], Traced]) -> Traced:
 
 
 def _key(impl: Any) -> jax.Array:
-    """A key of its words: each operation by which a key is made of a number would be compiled."""
-    return jax.random.wrap_key_data(np.array([0, 1], np.uint32), impl=impl)
+    """The key of the seed 0, of its words: each operation by which they are made of the seed would be compiled."""
+    words = [0, GOLDEN if impl is QUICK else 0]
+    return jax.random.wrap_key_data(np.array(words, np.uint32), impl=impl)
 
 
 def marker_layout(value: jax.Array, site: StrategySite) -> jax.Array:
