@@ -72,6 +72,10 @@ class SMC2Result:
         """Standard error of `log_evidence`, nats, by `evidence_variance`; None where one run does not show it."""
         return family_error(self)
 
+    @property
+    def _num_first(self) -> int:
+        return self.log_weights.shape[-1]
+
     def _num_resamplings(self, read: Callable[[Array], Any]) -> Any:
         return read(self.is_resampled)[..., :-1].sum(
             -1
