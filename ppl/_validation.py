@@ -35,8 +35,8 @@ def _validate_args(self: Any, strict: bool = True) -> None:
         with contextlib.nullcontext() if is_traced else jax.ensure_compile_time_eval():
             is_valid = constraint(value)
         if not isinstance(is_valid, Tracer) and not np.asarray(is_valid).all():
-            what = f"{type(self).__name__} distribution got invalid {name} parameter."
-            raise ValueError(what)  # NumPyro's words
+            return _theirs(self, strict)  # which says so
+    return None
 
 
 dist.Distribution.validate_args = _validate_args

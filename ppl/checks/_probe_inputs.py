@@ -49,8 +49,8 @@ def with_quick_key[Traced](trace: Callable[[jax.Array], Traced]) -> Traced:
 
 def _key(impl: Any) -> jax.Array:
     """The key of the seed 0, of its words: each operation by which they are made of the seed would be compiled."""
-    words = [0, GOLDEN if impl is QUICK else 0]
-    return jax.random.wrap_key_data(np.array(words, np.uint32), impl=impl)
+    words: Any = np.array([0, GOLDEN if impl is QUICK else 0], np.uint32)
+    return jax.random.wrap_key_data(words, impl=impl)
 
 
 def marker_layout(value: jax.Array, site: StrategySite) -> jax.Array:
