@@ -76,8 +76,8 @@ def quick_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def quick_integers(key: jax.Array, shape: tuple[int, ...], num: int) -> jax.Array:
-    """Integers from 0 to num - 1, nearly uniform while `num` is far below 2^32."""
-    return (jax.random.bits(key, shape, np.uint32) % np.uint32(num)).astype(int)
+    """Integers from 0 to num - 1 (below 2^31 - 1 of more), nearly uniform where they are few."""
+    return (jax.random.bits(key, shape, np.uint32) % np.uint32(min(num, 2**31 - 1))).astype(int)
 
 
 def _quantile(x: jax.Array) -> jax.Array:
