@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+import typing
 from importlib.metadata import version
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.distributions import discrete, mixtures
+from numpyro.distributions import constraints, discrete, mixtures
 
 import lapilli
 from lapilli import _compiler, _workarounds
@@ -82,7 +83,7 @@ def test_the_list_says_what_was_found_in_which_version():
     found = {w.name: w for w in lapilli.workarounds()}
     assert list(found) == [
         "xla-cpu-sums", "bernoulli-logits", "binomial-logits", "clamped-probabilities",
-        "mixture-weights", "numpyro-lazy-modules",
+        "mixture-weights", "numpyro-traced-arguments", "numpyro-lazy-modules",
     ]  # fmt: skip
     assert found["xla-cpu-sums"].package == f"jaxlib {version('jaxlib')}"
     for name, function, ours in (
@@ -189,3 +190,41 @@ def test_values_outside_of_a_mixture_are_impossible():
     law = dist.MixtureGeneral(weights, parts, support=dist.constraints.real)
     found = law.log_prob(jnp.array([0.5, 1.5, 2.5]))
     np.testing.assert_allclose(jnp.exp(found), [0.3, 0.0, 0.7], rtol=1e-6)
+
+
+class Kept(constraints.Constraint):
+    """All values are allowed; notes whether what is computed of constants is known."""
+
+    is_discrete, event_dim = False, 0
+
+    def __init__(self):
+        self.known = []
+
+    def __call__(self, x):
+        self.known.append(not isinstance(jnp.ones(3) * 2, jax.core.Tracer))
+        return x == x
+
+
+def test_constants_that_go_with_a_traced_argument_are_traced():
+    """NumPyro computes them at once, each by a program of its own, and finds nothing out."""
+    kept = Kept()
+
+    class Law(dist.Distribution):
+        arg_constraints: typing.ClassVar = {"a": kept}
+
+        def __init__(self, a):
+            self.a = a
+            super().__init__(validate_args=True)
+
+    jax.make_jaxpr(lambda a: Law(a).a)(1.0)
+    Law(1.0)
+    assert kept.known == [False, True]
+    assert lapilli.ppl._validation.record().is_applied
+
+
+def test_what_is_known_of_a_traced_law_is_checked():
+    for law in (lambda mean: dist.Normal(mean, -1.0), lambda _: dist.Normal(0.0, -1.0)):
+        with pytest.raises(ValueError, match="Normal distribution got invalid scale parameter"):
+            jax.make_jaxpr(lambda mean, law=law: law(mean).mean)(0.0)
+    with pytest.raises(RuntimeError, match="inside jitted code"):
+        jax.make_jaxpr(lambda s: dist.Normal(0.0, s).validate_args(strict=True))(1.0)

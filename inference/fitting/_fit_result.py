@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...ppl._checks import told_what_is_missing
 from ...ppl._show import shown
 from ...ppl.language import as_arguments, check_proposed_cells, joined, misses, parted
 from ...ppl.traces import check_match, strong
@@ -289,6 +290,7 @@ class Fit:
 
         return Posterior(*map_keys(draw, key, num_samples, batch_size, args))
 
+    @told_what_is_missing
     def predict(
         self,
         key: jax.Array,
@@ -330,6 +332,7 @@ class Fit:
         draw, arguments = predictive(model, guide, args, self.args, keep)
         return map_keys(lambda *a: draw(*a)[1], key, num_samples, batch_size, arguments)
 
+    @told_what_is_missing
     def predict_batches(
         self,
         key: jax.Array,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import ppl
-from ...ppl._checks import check_counts
+from ...ppl._checks import check_counts, told_what_is_missing
 from ...ppl._compat import typed_key
 from ...ppl.language import as_arguments
 from .._arguments import Arguments, plain_arrays
@@ -20,6 +20,7 @@ from ._fixed_draws import climb
 Array = jax.Array
 
 
+@told_what_is_missing
 def pathfinder(
     objective: Any,
     args: tuple | Mapping[str, Any],

@@ -26,6 +26,7 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer.autoguide import AutoGuide
 
 from ... import ppl
+from ...ppl._checks import told_what_is_missing
 from ...ppl.checks import concrete_tree
 from ...ppl.language import joined
 from ...ppl.strategies import element
@@ -52,6 +53,7 @@ class FrozenExpansion(ppl.Reparam):
     is_biased = True
 
 
+@told_what_is_missing
 def local_laplace(
     model: Any,
     guide: Any = None,

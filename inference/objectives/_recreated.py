@@ -8,6 +8,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ...ppl._checks import told_what_is_missing
+
 
 class Recipe(NamedTuple):
     """A call of a function that can be found by its names."""
@@ -25,11 +27,12 @@ class Recipe(NamedTuple):
 
 def recreated[F: Callable[..., Any]](factory: F) -> F:
     """Decorator of a function that makes an objective: the objective remembers the call."""
+    make = told_what_is_missing(factory)
 
     @functools.wraps(factory)
     def remembered(*args: Any, **kwargs: Any) -> Any:
         recipe = Recipe(factory.__module__, factory.__qualname__, args, kwargs)
-        return dataclasses.replace(factory(*args, **kwargs), recipe=recipe)
+        return dataclasses.replace(make(*args, **kwargs), recipe=recipe)
 
     return remembered  # pyright: ignore[reportReturnType]
 

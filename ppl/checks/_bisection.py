@@ -22,6 +22,7 @@ class _State(NamedTuple):
 
     n: Any
     num_lost: Any
+    goes_on: Any
     largest: jax.Array
     a: jax.Array
     b: jax.Array
@@ -80,9 +81,10 @@ def largest_change(
         lost = ~on_grid & (counts & jnp.stack(_are_lost(s.fa, f, s.fb))[:-1]).any()
         left = ~on_grid & ~lost & (change(s.fa, f, start) >= change(f, s.fb, start))
         right = ~on_grid & ~lost & ~left
-        return _State(
+        s = _State(
             n=s.n + 1,
             num_lost=jnp.where(lost, s.num_lost + 1, 0),
+            goes_on=True,
             largest=jnp.where(on_grid, jnp.maximum(size, s.largest), s.largest),
             a=jnp.where(is_largest, t - 1 / num_points, jnp.where(right, t, s.a)),
             b=jnp.where(is_largest | left, t, s.b),
@@ -92,12 +94,14 @@ def largest_change(
             last=f,
             is_finite=s.is_finite | (counts & jnp.stack(_is_finite(f))[:-1]).any(),
         )
+        return s._replace(goes_on=goes_on(s))  # here, as what it calls would be compiled once more
 
     shapes = jax.eval_shape(at, jnp.zeros(()))
     empty = [jnp.zeros(x.shape, x.dtype) for x in shapes]
     zero = jnp.zeros(())
-    state = _State(0, 0, zero, zero, zero, empty, empty, empty, empty, jnp.zeros((), bool))
-    s = jax.lax.while_loop(goes_on, go, state)
+    no, yes = jnp.zeros((), bool), jnp.ones((), bool)
+    state = _State(0, 0, yes, zero, zero, zero, empty, empty, empty, empty, no)
+    s = jax.lax.while_loop(lambda s: s.goes_on, go, state)
     changes = jnp.stack(_changes(s.fa, s.fb, s.fa))
     # Terms may jump against each other: compare the result's own jump with theirs.
     in_result = jnp.abs(s.fb[-1] - s.fa[-1])

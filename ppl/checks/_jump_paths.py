@@ -20,7 +20,7 @@ from ..evaluation import Forced, evaluate
 from ..jaxprs import PARAMS, Jumps, split
 from ._bisection import largest_change
 from ._jump_search import JumpSearch
-from ._moves import any_value, moved, other_data, reaching, resolved
+from ._moves import any_value, flat, moved, other_data, parts, reaching, resolved
 from ._probe_inputs import Inputs, marker_layout
 
 MAX_GROUPS = 4
@@ -81,9 +81,9 @@ class Job(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """The two ends of a path: parameters and values of sites; and what is the same all along."""
+    """The two ends of a path: parameters in one vector, and values of sites; and what is the same all along."""
 
-    params: tuple[list[Any], list[Any]]
+    params: tuple[jax.Array, jax.Array]
     values: dict[int, tuple[jax.Array, jax.Array]]
     data: list[Any]
     noise: jax.Array
@@ -159,15 +159,12 @@ class Paths:
         keys = jax.random.split(job.key, 8)
         number, sites = job.number, self.program.sites
         data = other_data(job.inputs.data, keys[0], leaves_data(number))
-        params = moved(job.inputs.params, keys[1], *_start(number))
+        params = moved(flat(job.inputs.params), keys[1], *_start(number))
         length = _length(number)
         far = moved(params, keys[3], *_step(number))
         is_far = jnp.asarray(self.moves_params)[job.source]
-        far = [
-            jnp.where(is_far, x + length * (y - x), x).astype(x.dtype)
-            for x, y in zip(params, far, strict=True)
-        ]
-        draws = self._draws(job.closed, [*params, *data], keys[4])
+        far = jnp.where(is_far, params + length * (far - params), params)
+        draws = self._draws(job.closed, [*parts(params, job.inputs.params), *data], keys[4])
         values = {i: (x[0], x[0]) for i, x in draws.items()}
         # Rare values of discrete sites may open a branch: all are tried alike in half of the paths.
         for i, (x, _) in values.items():
@@ -202,7 +199,7 @@ class Paths:
     def _at(self, job: Job, ends: _Ends, t: jax.Array) -> list[jax.Array]:
         """The outputs at a point of the path."""
         between = lambda a, b: (a + t * (b - a)).astype(a.dtype) if a.dtype != bool else a
-        params = [between(a, b) for a, b in zip(*ends.params, strict=True)]
+        params = parts(between(*ends.params), job.inputs.params)
         is_far = jnp.asarray(self.moves_params)[job.source]
         forced = {}
         for i, (a, b) in ends.values.items():

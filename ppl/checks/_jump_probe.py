@@ -57,13 +57,15 @@ class Probe:
         self.program = program
         self._paths = Paths(program, self.sources, is_double, how)
         self._work = work_of(program.closed.jaxpr)
+        self._batch = batch = batch_of(program.closed.jaxpr)
 
         @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
         def run(consts: list[Any], inputs: Any, jobs: Any) -> tuple[jax.Array, jax.Array]:
             """Data are operands: XLA would fold what it can compute from constants, slowly."""
             closed = with_quick_draws(ClosedJaxpr(program.closed.jaxpr, consts))
             one = lambda job: self._paths.jump(Job(closed, Inputs(*inputs), *job))
-            return jax.lax.map(one, jobs, batch_size=BATCH)
+            keys = jax.random.split(Inputs(*inputs).key, len(jobs[0]))
+            return jax.lax.map(one, (keys, *jobs), batch_size=None if batch == 1 else batch)
 
         self._run = run
         self._compiled: Any = None
@@ -72,10 +74,8 @@ class Probe:
         if not self._paths.groups.size:  # in this precision nothing is suspected
             return dict.fromkeys(self.sources, Found(0.0, 0.0))
         source, group, number = self._jobs(inputs)
-        with jax.ensure_compile_time_eval():
-            keys = jax.random.split(inputs.key, len(number))
         parts = (inputs.params, inputs.data, inputs.key)
-        given = self.program.closed.consts, parts, (keys, source, group, number)
+        given = self.program.closed.consts, parts, (source, group, number)
         if self._compiled is None:  # traced as every program is, see `Search`
             self._compiled = self._run.lower(*given).compile()
         sizes, finite = jax.tree.map(np.asarray, self._compiled(*given))
@@ -104,8 +104,25 @@ class Probe:
             jobs += itertools.product([n], range(num_groups[n]), range(count))
         # Those alike run together, since they take equally many steps.
         jobs.sort(key=lambda job: (bool(is_short(job[2])), job))
-        jobs += jobs[-1:] * (-len(jobs) % BATCH)  # a rest would be compiled by itself
+        jobs += jobs[-1:] * (-len(jobs) % self._batch)  # a rest would be compiled by itself
         return tuple(np.array(jobs).T)
+
+
+def batch_of(jaxpr: Jaxpr) -> int:
+    """How many paths are evaluated at once: several where what starts an operation costs more than what it computes.
+
+    That is so in loops, and on accelerators. Elsewhere one path at a time takes no longer, and is traced and compiled in half
+    the time.
+    """
+    is_fast = jax.default_backend() == "cpu" and not _has_loop(jaxpr)
+    return 1 if is_fast else BATCH
+
+
+def _has_loop(jaxpr: Jaxpr) -> bool:
+    return any(
+        eqn.primitive.name in ("scan", "while") or any(map(_has_loop, inner_jaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )
 
 
 def work_of(jaxpr: Jaxpr) -> float:

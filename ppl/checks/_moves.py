@@ -12,17 +12,25 @@ import numpy as np
 
 from ..jaxprs import REALS
 from ..strategies import StrategySite
-from ._quick_draws import quick_normal
+from ._quick_draws import quick_integers, quick_normal
 
 
-def moved(leaves: list[Any], key: jax.Array, relative: jax.Array, absolute: jax.Array) -> list[Any]:
+def flat(leaves: list[Any]) -> jax.Array:
+    """Arrays in one vector: an operation on each of them would take as long to compile as one on all."""
+    return jnp.concatenate([jnp.ravel(x) for x in leaves]) if leaves else jnp.zeros(0)
+
+
+def parts(vector: jax.Array, like: list[Any]) -> list[jax.Array]:
+    """The arrays, in the shapes and types of these, that make up a vector."""
+    ends = np.cumsum([x.size for x in like])
+    cut = jnp.split(vector, ends[:-1]) if like else []
+    return [part.reshape(x.shape).astype(x.dtype) for part, x in zip(cut, like, strict=True)]
+
+
+def moved(x: jax.Array, key: jax.Array, relative: jax.Array, absolute: jax.Array) -> jax.Array:
     """Parameters with noise: relative noise keeps the sign of those that must be positive (mostly), and is absolute at zero."""
-    noise = _drawn(quick_normal, key, leaves)
-    by = [
-        (relative * jnp.where(x == 0, 1.0, x) + absolute) * n
-        for x, n in zip(leaves, noise, strict=True)
-    ]
-    return [x + b.astype(x.dtype) for x, b in zip(leaves, by, strict=True)]
+    noise = quick_normal(key, x.shape)
+    return x + ((relative * jnp.where(x == 0, 1.0, x) + absolute) * noise).astype(x.dtype)
 
 
 def other_data(data: list[Any], key: jax.Array, leaves: jax.Array) -> list[Any]:
@@ -32,11 +40,11 @@ def other_data(data: list[Any], key: jax.Array, leaves: jax.Array) -> list[Any]:
     normals = iter(
         _drawn(quick_normal, k1, [x for x, real in zip(data, is_real, strict=True) if real])
     )
-    draw_digits = lambda key, shape: jax.random.randint(key, shape, 0, 6)
+    draw_digits = lambda key, shape: quick_integers(key, shape, 6)
     digits = iter(
         _drawn(draw_digits, k2, [x for x, real in zip(data, is_real, strict=True) if not real])
     )
-    kinds = jax.random.randint(k3, (len(data), 2), 0, 3)
+    kinds = quick_integers(k3, (len(data), 2), 3)
     out = []
     for x, real, (kind, spread) in zip(data, is_real, kinds, strict=True):
         if not real:
@@ -54,19 +62,20 @@ def other_data(data: list[Any], key: jax.Array, leaves: jax.Array) -> list[Any]:
 def _drawn(draw: Callable[..., jax.Array], key: jax.Array, like: list[Any]) -> list[jax.Array]:
     """Random arrays of these shapes, by one call: each call of a sampler takes a tenth of a second to compile."""
     sizes = [x.size for x in like]
-    parts = jnp.split(draw(key, (sum(sizes),)), np.cumsum(sizes)[:-1]) if like else []
-    return [part.reshape(x.shape) for part, x in zip(parts, like, strict=True)]
+    cut = jnp.split(draw(key, (sum(sizes),)), np.cumsum(sizes)[:-1]) if like else []
+    return [part.reshape(x.shape) for part, x in zip(cut, like, strict=True)]
 
 
 def any_value(site: StrategySite, x: jax.Array, key: jax.Array) -> jax.Array:
     """A value of a discrete site with few values, all with the same probability; else `x`."""
     key = jax.random.fold_in(key, site.index)
     if site.is_one_hot:
-        hot = jax.random.randint(key, x.shape[:-1], 0, x.shape[-1])
+        hot = quick_integers(key, x.shape[:-1], x.shape[-1])
         return jax.nn.one_hot(hot, x.shape[-1], dtype=x.dtype)
     if site.bounds is None or not site.is_discrete:
         return x
-    return jax.random.randint(key, x.shape, site.bounds[0], site.bounds[1] + 1).astype(x.dtype)
+    low, high = site.bounds
+    return (low + quick_integers(key, x.shape, high + 1 - low)).astype(x.dtype)
 
 
 def reaching(

@@ -12,7 +12,7 @@ import numpy as np
 from .._compat import ClosedJaxpr
 from ..analysis import axis_order
 from ..strategies import StrategySite
-from ._quick_keys import QUICK
+from ._quick_keys import GOLDEN, QUICK
 
 IMPLS = (QUICK, "threefry2x32")  # the second one serves every sampler
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}  # a trial runs once
@@ -34,18 +34,23 @@ class Inputs(NamedTuple):
 def inputs_of(params: list[Any], data: list[Any], closed: ClosedJaxpr) -> Inputs:
     """The inputs of a traced program as arrays of the types that it was traced with; its last one is the key."""
     types: list[Any] = [v.aval.dtype for v in closed.jaxpr.invars]  # pyright: ignore[reportAttributeAccessIssue]
-    leaves = [jnp.asarray(x, dtype) for x, dtype in zip([*params, *data], types, strict=False)]
-    keys = (jax.random.key(0, impl=impl) for impl in IMPLS)
-    key = next(k for k in keys if k.dtype == types[-1])
+    leaves = [np.asarray(x, dtype) for x, dtype in zip([*params, *data], types, strict=False)]
+    key = next(k for k in map(_key, IMPLS) if k.dtype == types[-1])
     return Inputs(leaves[: len(params)], leaves[len(params) :], key)
 
 
 def with_quick_key[Traced](trace: Callable[[jax.Array], Traced]) -> Traced:
     """What `trace` makes with a key of quick random numbers, or with one that serves every sampler."""
     try:
-        return trace(jax.random.key(0, impl=IMPLS[0]))
+        return trace(_key(IMPLS[0]))
     except NotImplementedError:  # a sampler for one kind of random numbers only
-        return trace(jax.random.key(0, impl=IMPLS[1]))
+        return trace(_key(IMPLS[1]))
+
+
+def _key(impl: Any) -> jax.Array:
+    """The key of the seed 0, of its words: each operation by which they are made of the seed would be compiled."""
+    words: Any = np.array([0, GOLDEN if impl is QUICK else 0], np.uint32)
+    return jax.random.wrap_key_data(words, impl=impl)
 
 
 def marker_layout(value: jax.Array, site: StrategySite) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._compat import ClosedJaxpr, Jaxpr
 
@@ -72,6 +73,11 @@ def _call(eqn: Any, fn: Any) -> Any:
 def quick_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Numbers nearly of the standard Normal law."""
     return jax.random.logistic(key, shape) / SPREAD
+
+
+def quick_integers(key: jax.Array, shape: tuple[int, ...], num: int) -> jax.Array:
+    """Integers from 0 to num - 1 (below 2^31 - 1 of more), nearly uniform where they are few."""
+    return (jax.random.bits(key, shape, np.uint32) % np.uint32(min(num, 2**31 - 1))).astype(int)
 
 
 def _quantile(x: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from .._compat import ClosedJaxpr
 from ..analysis import Analysed, rows_meet
 from ..evaluation import Forced, evaluate
 from ._inputs import as_wide
-from ._moves import moved
+from ._moves import flat, moved, parts
 from ._probe_inputs import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout
 from ._quick_draws import with_quick_draws
 
@@ -62,14 +62,13 @@ def _moves(program: Analysed, params: list[Any], data: list[Any]) -> list[float]
     inputs = inputs_of(params, data, program.closed)
 
     @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
-    def run(consts: list[Any], inputs: Any, keys: jax.Array) -> list[jax.Array]:
+    def run(consts: list[Any], inputs: Any) -> list[jax.Array]:
         closed, inputs = ClosedJaxpr(program.closed.jaxpr, consts), Inputs(*inputs)
         trial = lambda key: [_move(program, closed, inputs, s, key) for s in program.rows]
-        return jax.lax.map(trial, keys)
+        return jax.lax.map(trial, jax.random.split(inputs.key, NUM_TRIALS))
 
-    keys = jax.random.split(inputs.key, NUM_TRIALS)
-    parts = (inputs.params, inputs.data, inputs.key)
-    sizes = [np.asarray(x) for x in run(program.closed.consts, parts, keys)]
+    given = (inputs.params, inputs.data, inputs.key)
+    sizes = [np.asarray(x) for x in run(program.closed.consts, given)]
     return [float("nan") if np.isnan(x).all() else float(np.nanmax(x)) for x in sizes]
 
 
@@ -78,7 +77,8 @@ def _move(
 ) -> jax.Array:
     site = program.sites[suspect.index]
     k1, k2, k3, k4 = jax.random.split(key, 4)
-    leaves = [*moved(inputs.params, k1, jnp.asarray(0.1), jnp.asarray(0.0)), *inputs.data]
+    params = moved(flat(inputs.params), k1, jnp.asarray(0.1), jnp.asarray(0.0))
+    leaves = [*parts(params, inputs.params), *inputs.data]
     quick, order = with_quick_draws(closed), list(program.sites)
     atoms = [program.numbers[i].value for i in order]
     draws = lambda k: dict(zip(order, evaluate(quick, [*leaves, k], {}, atoms), strict=True))

@@ -20,7 +20,7 @@ from .._compat import ClosedJaxpr
 from ..analysis import Meeting, RowProgram, meetings, population_differs
 from ..evaluation import Forced, evaluate
 from ._inputs import as_wide
-from ._moves import moved
+from ._moves import flat, moved, parts
 from ._probe_inputs import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout
 from ._quick_draws import with_quick_draws
 from ._row_probe import NUM_TRIALS
@@ -73,15 +73,14 @@ def _moves(
     inputs = inputs_of(params, data, program.closed)
 
     @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
-    def run(consts: list[Any], inputs: Any, keys: jax.Array) -> dict[str, list[jax.Array]]:
+    def run(consts: list[Any], inputs: Any) -> dict[str, list[jax.Array]]:
         closed, inputs = ClosedJaxpr(program.closed.jaxpr, consts), Inputs(*inputs)
         trial = lambda key: {
             p: _move(program, closed, inputs, p, found, key) for p in program.plates
         }
-        return jax.lax.map(trial, keys)
+        return jax.lax.map(trial, jax.random.split(inputs.key, NUM_TRIALS))
 
-    keys = jax.random.split(inputs.key, NUM_TRIALS)
-    sizes = run(program.closed.consts, (inputs.params, inputs.data, inputs.key), keys)
+    sizes = run(program.closed.consts, (inputs.params, inputs.data, inputs.key))
     by_plate = {p: iter(map(np.asarray, many)) for p, many in sizes.items()}
     own = [next(by_plate[m.plate]) for m in found]
     return [float("nan") if np.isnan(x).all() else float(np.nanmax(x)) for x in own]
@@ -100,7 +99,8 @@ def _move(
     rows, full = program.plates[plate]
     stays = jax.random.permutation(k4, jnp.arange(rows) < max(1, rows // 2))
     at = lambda axis, ndim: stays.reshape([-1 if a == axis else 1 for a in range(ndim)])
-    params = moved(inputs.params, k1, jnp.asarray(0.1), jnp.asarray(0.0))
+    params = moved(flat(inputs.params), k1, jnp.asarray(0.1), jnp.asarray(0.0))
+    params = parts(params, inputs.params)
     order = list(program.sites)
     indices = [
         jax.random.randint(jax.random.fold_in(k5, n), (m,), 0, int(min(size, 2**31 - 1)))

@@ -35,8 +35,9 @@ def evidence_variance(
     of the model. Where all particles are related, v is infinite: use a (shorter) lag.
 
     Args:
-        result: of `smc`, `tempered_smc` (`keep="last"`) or `smc2`, whose particles are those of parameters. Each result has the
-            root as `log_evidence_std_error`, where there is one, and prints it.
+        result: of `smc`, `tempered_smc` (`keep="last"`; with `keep="all"` K is the number of chains, and families are theirs) or
+            `smc2`, whose particles are those of parameters. Each result has the root as `log_evidence_std_error`, where there is
+            one, and prints it.
         form: "unbiased" needs multinomial offspring counts, "upper" non-positively correlated ones.
         lag: L, number of weighings; None for the whole genealogy. Only of `smc` with `history` "full" or "ancestors", and with
             form "unbiased".
@@ -45,7 +46,7 @@ def evidence_variance(
         v, scalar; its root is a standard error in nats. It may be negative, and is NaN for a run whose particles were lost.
 
     Raises:
-        ValueError: no genealogy for a lag; chains that are kept whole; a scheme for which the form says nothing; a run with
+        ValueError: no genealogy for a lag; persistent particles; a scheme for which the form says nothing; a run with
             `retained` choices; one particle.
 
     Validity: E[exp(2 log_evidence - v)] = Z^2, so that 1 - exp(-v) times the squared estimate is unbiased for the variance of
@@ -54,6 +55,8 @@ def evidence_variance(
     families of such a scheme are not positively correlated. "systematic" is refused: one run does not show its variance; use
     `replicate`. Where nothing was resampled every scheme will do. v is the variance of log_evidence itself to first order in
     1/K, with a lag up to the model's memory.
+    With `keep="all"` a chain of states is one particle of such a system, so that all of this holds with M = K / (num_moves + 1)
+    chains in the place of K.
     Runs that adapt (temperatures, kernels, moves of parameters) have the variance of those that do not, to first order in 1/K.
 
     Example:
@@ -65,7 +68,8 @@ def evidence_variance(
         True
 
     Reference: Chan and Lai 2013, arXiv:1312.5114; Lee and Whiteley 2018, arXiv:1509.00394, section 3; Olsson and
-    Douc 2019, arXiv:1701.01001 (lag), here applied to each step's term of the evidence; Beskos, Jasra, Kantas and Thiery 2016,
+    Douc 2019, arXiv:1701.01001 (lag), here applied to each step's term of the evidence; Dau and Chopin 2022, arXiv:2011.02328,
+    section 2 (chains as particles); Beskos, Jasra, Kantas and Thiery 2016,
     arXiv:1306.6462 (adaptation).
     """
     _check(result, form, lag)
@@ -147,11 +151,13 @@ def _check(result: Any, form: str, lag: int | None) -> None:
         )
     if result.log_apart is None:
         raise ValueError(
-            "evidence_variance: of chains that are kept whole (keep='all' or 'persistent') families say nothing. Use "
-            "keep='last', or estimate the variance by replicate."
+            "evidence_variance: of particles that persist (keep='persistent') families say nothing, since the evidence of all "
+            "temperatures before is part of each weight. Use keep='last' or 'all', or estimate the variance by replicate."
         )
-    if result.log_weights.shape[-1] < 2:
-        raise ValueError("evidence_variance: one particle shows no variance; use at least two.")
+    if result._num_first < 2:
+        raise ValueError(
+            "evidence_variance: one particle, or chain, shows no variance; use at least two."
+        )
     if result.offspring == "conditional":
         raise ValueError(
             "evidence_variance: the evidence of a run with retained choices is not unbiased. Run smc without `retained`."

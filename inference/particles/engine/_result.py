@@ -74,6 +74,10 @@ class SMCResult:
         """
         return family_error(self)
 
+    @property
+    def _num_first(self) -> int:
+        return self.log_weights.shape[-1]
+
     def _num_resamplings(self, read: Callable[[Array], Any]) -> Any:
         return read(self.is_resampled).sum(-1)
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts
+from ....ppl._checks import check_counts, told_what_is_missing
 from ....ppl._compat import Literal, typed_key
 from ....ppl._show import shown
 from ....ppl.language import arguments
@@ -86,6 +86,7 @@ class LiuWestResult:
         return equally_weighted(typed_key(key), self.parameters, self.log_weights, num_samples)
 
 
+@told_what_is_missing
 def liu_west(
     model: ppl.Program | Callable[..., Any],
     key: Any,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts
+from ....ppl._checks import check_counts, told_what_is_missing
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl.language import arguments
@@ -72,6 +72,10 @@ class SMC2Result:
         """Standard error of `log_evidence`, nats, by `evidence_variance`; None where one run does not show it."""
         return family_error(self)
 
+    @property
+    def _num_first(self) -> int:
+        return self.log_weights.shape[-1]
+
     def _num_resamplings(self, read: Callable[[Array], Any]) -> Any:
         return read(self.is_resampled)[..., :-1].sum(
             -1
@@ -87,6 +91,7 @@ class SMC2Result:
         return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
 
 
+@told_what_is_missing
 def smc2(
     model: ppl.Program | Callable[..., Any],
     key: Any,

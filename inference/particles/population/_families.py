@@ -8,6 +8,10 @@ With K particles and R resamplings before the last weighing the variance of the 
 minus the log-share of the pairs of particles that are not related. It needs multinomial offspring counts. With R = 0 it is an
 upper bound, also for counts that are not positively correlated, and never negative.
 
+Of M chains that are kept whole (waste-free) a chain is the particle: its weight is the mean of those of its states, and the state
+that goes on is drawn by their shares, which is part of the next chain's kernel. So the same holds with M in the place of K, and
+families of chains.
+
 Reference: Chan and Lai 2013, arXiv:1312.5114; Lee and Whiteley 2018, arXiv:1509.00394, section 3.
 """
 
@@ -49,6 +53,8 @@ class Weighed(Protocol):
     def log_apart(self) -> Array | None: ...
     @property
     def offspring(self) -> str: ...
+    @property
+    def _num_first(self) -> int: ...  # particles of the first generation, as families count them
     def _num_resamplings(self, read: Callable[[Array], Any]) -> Any: ...
 
 
@@ -64,7 +70,7 @@ def family_variance(run: Weighed, form: str, read: Callable[[Array], Any] = lamb
     """The v of the module's formula, nats squared; `read` makes the arrays that it is computed of."""
     assert run.log_apart is not None
     num = run._num_resamplings(read) if form == "unbiased" else 0
-    return (num + 1) * math.log1p(-1 / run.log_weights.shape[-1]) - read(run.log_apart)
+    return (num + 1) * math.log1p(-1 / run._num_first) - read(run.log_apart)
 
 
 def family_error(run: Weighed, read: Callable[[Array], Any] = lambda x: x) -> Any | None:
@@ -72,7 +78,7 @@ def family_error(run: Weighed, read: Callable[[Array], Any] = lambda x: x) -> An
 
     The root of v, or of its bound: where the offspring counts allow no more, or v is negative by its own noise.
     """
-    law, is_alone = law_of(run), run.log_weights.shape[-1] < 2
+    law, is_alone = law_of(run), run._num_first < 2
     if run.log_apart is None or is_alone or law not in FORMS["upper"]:
         return None
     bound: Any = family_variance(run, "upper", read)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts
+from ....ppl._checks import check_counts, told_what_is_missing
 from ....ppl._compat import no_handlers
 from ....ppl.densities import Ambient, StochasticProgram, as_arrays, estimated
 from ....ppl.traces import running_engine
@@ -108,6 +108,7 @@ _NO_GRADIENT = (
 )
 
 
+@told_what_is_missing
 def smc_sampler(
     model: Any,
     *,

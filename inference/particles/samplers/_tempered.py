@@ -36,7 +36,8 @@ class TemperedResult:
         tuning: scale and spread of the kernel at each temperature.
         failed_at: number of the first temperature at which no particle had positive weight, or one was NaN; -1 if there is none.
         log_apart: log-share of the pairs of particles that descend from different draws of the prior, at the last weighing, nats;
-            None with `keep` "all" or "persistent". See `evidence_variance`.
+            None with `keep="persistent"`. See `evidence_variance`.
+        chain_length: states that are kept of each chain, those of a prior draw's block among them; 1 but with `keep="all"`.
         offspring: the law of the offspring counts, that of the `Scheme`.
         evidence: "unbiased" if exp(log_evidence) is, else "consistent" in the number of particles.
     """
@@ -52,6 +53,7 @@ class TemperedResult:
     tuning: Any
     failed_at: Array
     log_apart: Array | None = None
+    chain_length: int = dataclasses.field(default=1, metadata={"static": True})
     offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
     evidence: str = dataclasses.field(default="consistent", metadata={"static": True})
 
@@ -60,7 +62,11 @@ class TemperedResult:
 
     @property
     def log_evidence_std_error(self) -> Array | None:
-        """Standard error of `log_evidence`, nats, by `evidence_variance`; None where one run does not show it."""
+        """Standard error of `log_evidence`, nats, by `evidence_variance`; None where one run does not show it.
+
+        Never with `keep="persistent"`: a weight holds the evidence estimates of all temperatures before, so that no pair of
+        families is independent of the others; a proof of what they tell is missing.
+        """
         return family_error(self)
 
     @property
@@ -70,6 +76,10 @@ class TemperedResult:
             if self.log_apart is None
             else "resampling='ssp', or particles.replicate"
         )
+
+    @property
+    def _num_first(self) -> int:
+        return self.log_weights.shape[-1] // self.chain_length
 
     def _num_resamplings(self, read: Callable[[Array], Any]) -> Any:
         return read(self.num_steps) - 1  # that of the last temperature comes after its weighing

@@ -121,7 +121,7 @@ def tempered_smc(
             result,
             evidence="unbiased" if is_unbiased else "consistent",
             offspring=scheme.offspring,
-            log_apart=result.log_apart if keep == "last" else None,
+            chain_length=num_moves + 1 if keep == "all" else 1,
         )
     is_short = result.temperatures[-1] < 1
     if is_concrete(is_short) and bool(is_short):
@@ -152,6 +152,11 @@ class _Run:
     max_steps: int
     batch_size: int | None
 
+    @property
+    def chain_length(self) -> int:
+        """States that are kept of each chain."""
+        return self.num_moves + 1 if self.keep == "all" else 1
+
     def __call__(self, key: Array) -> TemperedResult:
         init_key, loop_key = jax.random.split(key)
         size, count = self.max_steps, self.num_particles
@@ -162,7 +167,7 @@ class _Run:
             "acceptance": jnp.ones(size), "scale": jnp.zeros(size), "spread": spread, "log_apart": jnp.zeros(size),
         }  # fmt: skip
         scale = jnp.asarray(self.kernel.init_scale(self.target.dimension), float)
-        eves = jnp.arange(count, dtype=jnp.int32)
+        eves = jnp.arange(count, dtype=jnp.int32) // self.chain_length
         start = (jnp.int32(0), jnp.zeros(()), points, likelihoods, eves, scale, buffers)
 
         def go_on(state: Any) -> Array:
@@ -215,14 +220,14 @@ class _Run:
         new_beta = self._next(beta, likelihoods) if self.schedule is None else self.schedule[n]
         ratios = self.target.log_likelihood(likelihoods, new_beta, beta)
         weights = reweight(uniform(self.num_particles), ratios)
-        chains = self.num_particles // (self.num_moves + 1 if self.keep == "all" else 1)
+        chains = self.num_particles // self.chain_length
         scheme = lambda key, log_weights: self.scheme(key, log_weights, chains)
         chosen = resample(resample_key, (points, eves), weights.log_weights, scheme, True)
         apart = log_apart(eves, weights.log_weights)
         points, eves = chosen.particles
         scale, spread = self.tuned(n, points, scale)
         points, rate = self.moved(move_key, points, new_beta, scale, spread)
-        eves = jnp.resize(eves, (self.num_particles,))  # of chains kept whole nobody asks
+        eves = jnp.repeat(eves, self.chain_length)
         new = {
             "temperatures": new_beta, "increments": weights.increment, "ess": weights.ess,
             "acceptance": rate, "scale": scale, "spread": spread, "log_apart": apart,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts
+from ....ppl._checks import check_counts, told_what_is_missing
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl.language import arguments
@@ -106,6 +106,7 @@ class IslandsResult:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[index], self.particles)
 
 
+@told_what_is_missing
 def islands(
     model: FeynmanKac | ppl.Program | Callable[..., Any],
     key: Any,

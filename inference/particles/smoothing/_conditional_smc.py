@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
+from ....ppl._checks import told_what_is_missing
 from ....ppl._compat import typed_key
 from ....ppl.language import arguments
 from ..engine import FeynmanKac, SMCResult, run
@@ -22,6 +23,7 @@ Path = Literal["genealogy", "ancestor", "backward"]
 Model = FeynmanKac | ppl.Program | Callable[..., Any]
 
 
+@told_what_is_missing
 def conditional_smc(
     model: Model,
     key: Any,

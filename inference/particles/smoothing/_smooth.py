@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts
+from ....ppl._checks import check_counts, told_what_is_missing
 from ....ppl._compat import Tracer, typed_key
 from ....ppl._show import shown
 from ....ppl.language import arguments
@@ -65,6 +65,7 @@ class Smoothing:
         return jax.tree.map(lambda x: x.mean(0), jax.vmap(fn)(self.paths))
 
 
+@told_what_is_missing
 def smooth(
     model: FeynmanKac | ppl.Program | Callable[..., Any],
     key: Any,
