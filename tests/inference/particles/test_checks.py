@@ -151,7 +151,9 @@ STRUCTURE = {
     "form must be 'unbiased' or": lambda key, ys: particles.evidence_variance(chain(key), form="best"),
     "lag must be None or": lambda key, ys: particles.evidence_variance(chain(key), lag=0),
     "says nothing about this run": lambda key, ys: particles.evidence_variance(chain(key, policy=resampling.every())),
-    "one particle, or chain, shows no variance": lambda key, ys: particles.evidence_variance(inference.smc(WALK, key, num_particles=1)),
+    "one particle, or chain, shows no variance": lambda key, ys: particles.evidence_variance(
+        inference.smc(WALK, key, num_particles=1)
+    ),
     "with retained choices is not unbiased": lambda key, ys: particles.evidence_variance(chain(key, retained=jnp.zeros(4))),
     "num_particles must be at least 2": lambda key, ys: conditional(key, jnp.zeros(4), num_particles=1),
     "path must be 'genealogy'": lambda key, ys: conditional(key, jnp.zeros(4), path="old", **few),
