@@ -21,10 +21,9 @@ freedom).
 Found, see docs/explain/reproduced.md: clean letters, no gain that a temperature leaves. Damaged letters after training on
 all of Latin, "weight" less ProtoNet, calibration error after a temperature: occluded -4.4 +- 1.1, moved -3.9 +- 1.2, noise
 -4.1 +- 1.1 points. Its widths do not move from where they start, 0.2, and "held" has the same; "layer" learns a width of 0.015,
-and differs in nothing. MAML, far from converged,
-is 12 to 30 points less accurate than ProtoNet, clean and damaged; at a fitted temperature its calibration error is higher on clean
-letters (+4.2 +- 3.6 points), and not told apart on damaged ones. Run time: twelve minutes of one core for five seeds, three more
-to choose settings.
+and differs in nothing. MAML, far from converged, is 12 to 30 points less accurate than ProtoNet, clean and damaged; at a fitted
+temperature its calibration error is higher on clean letters (+4.2 +- 3.6 points), and not told apart on damaged ones. Run time:
+twelve minutes of one core for five seeds, three more to choose settings.
 
 Settings, chosen by the log probability of the validation scripts (`--choose`, seed 100): see `CHOSEN`. Rows beside these are
 conditions, and no choices. "Free scale": the scale of the scores has a rate of 1e-2, at which it settles; with the one chosen
