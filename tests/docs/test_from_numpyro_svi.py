@@ -46,12 +46,14 @@ def test_the_tree_has_the_axes_that_are_told(names):
     assert {"log_weight", "lp", "log_q"} == set(names["tree"]["sample_stats"].data_vars)
 
 
+@pytest.mark.slow
 def test_the_guide_is_as_good_as_is_told(names):
     attrs = names["tree"]["sample_stats"].attrs
     assert attrs["pareto_k"] < attrs["pareto_k_threshold"] and attrs["ess"] > 300
     assert "resampled" in names["posterior"]["posterior"].attrs["draws"]
 
 
+@pytest.mark.slow
 def test_the_differences_are_as_told(names):
     model, guide, x = names["model"], names["guide"], names["x"]
     with pytest.raises(ValueError, match="Site 'k'.*no strategy was chosen.*'enum'"):
@@ -73,6 +75,7 @@ def test_the_differences_are_as_told(names):
         inference.elbo(wrong, guide, strategies={"k": "enum"}).init(jax.random.key(0), x)
 
 
+@pytest.mark.slow
 def test_the_limits_are_errors(names):
     x = names["x"]
 

@@ -51,7 +51,7 @@ def outputs(ran):
 
 
 @by_page
-@pytest.mark.slow_for(*(p.stem for p in tutorials() if p.stem != "07_diffusion"))
+@pytest.mark.slow  # a kernel at work is seen by the fast tests, too
 def test_a_kernel_runs_it(path, tmp_path):
     """At the page's smoke size; what is drawn shows."""
     text = path.read_text()

@@ -32,7 +32,7 @@ def stirred(kind, size=2, context_size=0, seed=1):
     return jax.tree.unflatten(treedef, noisy)
 
 
-@pytest.mark.slow_for("affine")
+@pytest.mark.slow
 @both
 def test_it_begins_as_the_standard_normal(kind):
     law = KINDS[kind](3, key=KEY).law()
@@ -68,7 +68,9 @@ def test_the_density_of_a_single_coordinate_integrates_to_one():
         assert abs((drawn < edge).mean() - below) < 4.5 * (0.25 / 4000) ** 0.5
 
 
-@pytest.mark.slow_for("affine-3-None", "affine-5-context2", "spline-3-None", "spline-5-context5")
+@pytest.mark.slow_for(
+    "affine-2-None", "affine-3-None", "affine-5-context2", "spline-3-None", "spline-5-context5"
+)
 @pytest.mark.parametrize(
     ("kind", "size", "context"),
     [(k, *c) for k in KINDS for c in ((2, None), (3, None), (5, np.ones((4, 2))))],

@@ -110,6 +110,7 @@ def test_a_fitted_flow_reaches_the_evidence_and_independent_coordinates_stop_sho
         assert want - 0.01 - 4.5 * error < values.mean() < want + 4.5 * error, num_reflections
 
 
+@pytest.mark.slow
 def test_it_begins_as_the_standard_normal_and_a_context_turns_it_row_by_row():
     flow = flows.HouseholderFlow(3, key=KEY, context_size=2, num_reflections=2)
     context = jax.random.normal(KEY, (4, 2))

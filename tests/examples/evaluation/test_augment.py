@@ -53,7 +53,7 @@ def test_sufficient_statistics_have_the_law_of_rows(law, gamma):
     assert abs(a.mean() - b.mean()) < 4.5 * np.hypot(a.std() / len(a) ** 0.5, b.std() / len(b) ** 0.5)  # fmt: skip
 
 
-@pytest.mark.slow_for("2")
+@pytest.mark.slow_for("2", "10")
 @pytest.mark.parametrize("d", [1, 2, 10])
 def test_the_mean_error_without_generated_rows_is_its_quadrature(law, d):
     m, mu = 10, np.eye(d)[0]

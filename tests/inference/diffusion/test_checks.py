@@ -266,6 +266,7 @@ def reachable():
 
 
 @pytest.mark.filterwarnings("ignore:fkc")
+@pytest.mark.slow_for("exchange NaN-eagerly", "control breaks-eagerly", "steering noise-jit")
 @pytest.mark.parametrize(("name", "mode"), list(reachable()))
 def test_it_is_refused(name, mode):
     message, call, error, _ = CASES[name]
@@ -319,6 +320,7 @@ def test_a_reward_of_traced_values_that_does_not_vanish_makes_nan(key):
     assert jnp.isnan(log_evidence(0.5, False))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fkc. .* too long")
 def test_models_of_traced_widths_whose_quotient_grows_make_nan(key):
     @jax.jit

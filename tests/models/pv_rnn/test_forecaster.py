@@ -58,15 +58,26 @@ def test_files_and_pickles(model, tmp_path):
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda m: SeriesForecaster(window=0, beta=0.0).fit(X), "window must be an integer >= 1.*beta must be positive"),
-        (lambda m: SeriesForecaster(**SMALL).fit(X[0]), r"X is a table of shape \(9, 2\), and series are needed"),
-        (lambda m: SeriesForecaster(**SMALL).fit(X * [1, np.nan]), r"nothing was observed of features \[1\]"),
+        (lambda: SeriesForecaster(window=0, beta=0.0).fit(X), "window must be an integer >= 1.*beta must be positive"),
+        (lambda: SeriesForecaster(**SMALL).fit(X[0]), r"X is a table of shape \(9, 2\), and series are needed"),
+        (lambda: SeriesForecaster(**SMALL).fit(X * [1, np.nan]), r"nothing was observed of features \[1\]"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(act, message):
+    with pytest.raises(ValueError, match=message):
+        act()
+
+
+@pytest.mark.slow  # of a fitted model
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
         (lambda m: m.score(X[:, :1]), "no step after the first is seen in whole"),
         (lambda m: m.predict(X[..., :1]), "1 features"),
         (lambda m: m.predict(X, 0), "horizon must be >= 1"),
     ],
-)  # fmt: skip
-def test_what_does_not_fit_is_refused(model, act, message):
+)
+def test_what_does_not_fit_a_fitted_model_is_refused(model, act, message):
     with pytest.raises(ValueError, match=message):
         act(model)
 

@@ -108,7 +108,7 @@ def test_strictness_cancelled_terms_and_weights_of_eliminations():
             LinearConstraints(strict, names=["a", "b"])
 
 
-@pytest.mark.slow_for("order0")
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
 def test_densities_integrate_to_one_in_the_plane(order):
     constraint = LinearConstraints(["a >= 0", "b >= 0", "a + 2 * b < 2"], ["a", "b"], order=order)
