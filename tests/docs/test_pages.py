@@ -29,6 +29,7 @@ def run_in(folder, monkeypatch, page, is_full):
     "howto/nnx",
     "howto/posterior_right",
     "howto/judge_samples",
+    "from_numpyro_svi",
     "howto/predict_new_rows",
     "start/capabilities",
     "tutorials/01_estimators",

@@ -84,6 +84,7 @@ def test_of_several_starts_the_best_mode_is_taken():
     assert abs(float(params["loc"]) - 4.0) < 0.5
 
 
+@pytest.mark.slow  # compiles a guide for each
 def test_what_has_no_path_is_refused(monkeypatch):
     def discrete(x, y):
         ppl.sample("k", dist.Bernoulli(0.5))

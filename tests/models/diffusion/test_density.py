@@ -41,14 +41,25 @@ def test_rows_have_bounds_and_classes_have_draws(model, tmp_path):
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda m: DiffusionDensity(width=0).fit(X), "width must be an integer >= 1"),
-        (lambda m: DiffusionDensity(**SMALL).fit(X[:1]), "n_samples = 1|minimum of 2"),
-        (lambda m: DiffusionDensity(**SMALL).fit(pd.DataFrame(X).mask(X > 5)), "NaN"),
+        (lambda: DiffusionDensity(width=0).fit(X), "width must be an integer >= 1"),
+        (lambda: DiffusionDensity(**SMALL).fit(X[:1]), "n_samples = 1|minimum of 2"),
+        (lambda: DiffusionDensity(**SMALL).fit(pd.DataFrame(X).mask(X > 5)), "NaN"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(act, message):
+    with pytest.raises(ValueError, match=message):
+        act()
+
+
+@pytest.mark.slow  # of a fitted model
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
         (lambda m: m.sample(3, label="c"), r"no class 'c'; there are \['a', 'b'\]"),
         (lambda m: m.score_samples(X[:, :1]), "1 features"),
     ],
-)  # fmt: skip
-def test_what_does_not_fit_is_refused(model, act, message):
+)
+def test_what_does_not_fit_a_fitted_model_is_refused(model, act, message):
     with pytest.raises(ValueError, match=message):
         act(model)
 

@@ -71,6 +71,7 @@ def test_value_of_a_constant_network(predicts, key):
     assert_unbiased(values, -0.5 * x.size * (1 + 0.3**2 + np.log(2 * np.pi)))
 
 
+@pytest.mark.slow
 def test_labels_are_hidden_at_random(key):
     """A network that returns its label: 3 where it is shown, 4 (unknown) in a fifth of the rows."""
     x = jnp.tile(jnp.array([[1.0], [-1.0]]), (8, 1))

@@ -24,6 +24,7 @@ class Even(gflownet.Hypergrid):
 ENV = Even(2, 4)
 
 
+@pytest.mark.slow
 def test_states_that_cannot_stop_are_no_objects(key):
     gflownet.check(ENV, key)
     table, whole = gflownet.tabulate(ENV), gflownet.tabulate(gflownet.Hypergrid(2, 4))
