@@ -33,6 +33,11 @@ def moved(x: jax.Array, key: jax.Array, relative: jax.Array, absolute: jax.Array
     return x + ((relative * jnp.where(x == 0, 1.0, x) + absolute) * noise).astype(x.dtype)
 
 
+def nudged(leaves: list[Any], key: jax.Array) -> list[jax.Array]:
+    """Arrays moved by a tenth of their numbers."""
+    return parts(moved(flat(leaves), key, jnp.asarray(0.1), jnp.asarray(0.0)), leaves)
+
+
 def other_data(data: list[Any], key: jax.Array, leaves: jax.Array) -> list[Any]:
     """Arrays of the same kind with other contents, where they leave those given."""
     k1, k2, k3 = jax.random.split(key, 3)

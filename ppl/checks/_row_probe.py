@@ -20,7 +20,7 @@ from .._compat import ClosedJaxpr
 from ..analysis import Analysed, rows_meet
 from ..evaluation import Forced, evaluate
 from ._inputs import as_wide
-from ._moves import flat, moved, parts
+from ._moves import nudged
 from ._probe_inputs import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout
 from ._quick_draws import with_quick_draws
 
@@ -77,8 +77,7 @@ def _move(
 ) -> jax.Array:
     site = program.sites[suspect.index]
     k1, k2, k3, k4 = jax.random.split(key, 4)
-    params = moved(flat(inputs.params), k1, jnp.asarray(0.1), jnp.asarray(0.0))
-    leaves = [*parts(params, inputs.params), *inputs.data]
+    leaves = [*nudged(inputs.params, k1), *inputs.data]
     quick, order = with_quick_draws(closed), list(program.sites)
     atoms = [program.numbers[i].value for i in order]
     draws = lambda k: dict(zip(order, evaluate(quick, [*leaves, k], {}, atoms), strict=True))

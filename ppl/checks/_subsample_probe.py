@@ -20,7 +20,7 @@ from .._compat import ClosedJaxpr
 from ..analysis import Meeting, RowProgram, meetings, population_differs
 from ..evaluation import Forced, evaluate
 from ._inputs import as_wide
-from ._moves import flat, moved, parts
+from ._moves import nudged
 from ._probe_inputs import COMPILER_OPTIONS, Inputs, inputs_of, marker_layout
 from ._quick_draws import with_quick_draws
 from ._row_probe import NUM_TRIALS
@@ -99,8 +99,7 @@ def _move(
     rows, full = program.plates[plate]
     stays = jax.random.permutation(k4, jnp.arange(rows) < max(1, rows // 2))
     at = lambda axis, ndim: stays.reshape([-1 if a == axis else 1 for a in range(ndim)])
-    params = moved(flat(inputs.params), k1, jnp.asarray(0.1), jnp.asarray(0.0))
-    params = parts(params, inputs.params)
+    params = nudged(inputs.params, k1)
     order = list(program.sites)
     indices = [
         jax.random.randint(jax.random.fold_in(k5, n), (m,), 0, int(min(size, 2**31 - 1)))
