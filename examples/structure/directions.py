@@ -52,12 +52,12 @@ import numpyro.distributions as dist
 import optax
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import t as student
 
 from lapilli import inference, ppl
 from lapilli.ppl.distributions import Orthonormal, UniformFrames
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _intervals import interval
 from _record import parsed, record_figure
 
 SIDE, CODES, RANK, HIDDEN = 8, 8, 4, 32
@@ -211,21 +211,14 @@ def walk(model: ppl.Program, params: Any, codes: np.ndarray) -> np.ndarray:
     return np.asarray(traces.mean(0))
 
 
-def interval(found: np.ndarray) -> float:
-    """Half the width of the 95 % interval of the mean."""
-    if len(found) < 2:
-        return np.inf
-    return float(student.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5)
-
-
 def table_of(found: dict[str, Found]) -> list[str]:
     """Means over seeds with their 95 % interval, a line each."""
     lines = [f"    {'':34}{'correlation':>18}{'bound, nats':>20}"]
     for one in found.values():
-        nats = f"{one.nats.mean():.2f} +- {interval(one.nats):.2f}"
+        nats = "{:.2f} +- {:.2f}".format(*interval(one.nats))
         for name, correlations in one.correlations.items():
             each = correlations.mean(1)
-            text = f"{each.mean():.3f} +- {interval(each):.3f}"
+            text = "{:.3f} +- {:.3f}".format(*interval(each))
             lines.append(f"    {name:34}{text:>18}{nats:>20}")
     return lines
 
@@ -237,9 +230,9 @@ def compared(found: dict[str, Found]) -> dict[str, tuple[float, float]]:
     differences = {}
     for kind in (LOW, EQUAL, OWN):
         more = next(iter(found[kind].correlations.values())).mean(1) - eigen
-        differences[f"{kind}, less eigenvectors"] = float(more.mean()), interval(more)
+        differences[f"{kind}, less eigenvectors"] = interval(more)
         nats = found[kind].nats - free.nats
-        differences[f"{kind}, nats less free layer"] = float(nats.mean()), interval(nats)
+        differences[f"{kind}, nats less free layer"] = interval(nats)
     return differences
 
 
@@ -274,7 +267,7 @@ def record(found: dict[str, Found]) -> None:
         what="VAE of 8 x 8 ellipses of four factors, absolute correlation of directions of the code with factors, best matching; "
         "spread: half of the 95 % interval over seeds",
         value={name: each.mean() for name, each in rows.items()},
-        spread={name: interval(each) for name, each in rows.items()},
+        spread={name: interval(each)[1] for name, each in rows.items()},
         seeds=len(next(iter(rows.values()))),
         claim="orthogonal low-rank layers have more disentangled directions, at no cost in quality",
         claimed_by="Song et al. 2023, generators of faces",

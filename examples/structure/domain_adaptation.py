@@ -64,11 +64,11 @@ import numpyro.distributions as dist
 import optax
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import t as student
 
 from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _intervals import interval
 from _record import parsed, record_figure
 
 PAST, FUTURE, BATCH, HIDDEN = 8, 8, 32, 32
@@ -470,11 +470,7 @@ def table_of(scores: Scores) -> list[str]:
 def difference(scores: Scores, one: str, other: str, num: int, field: str) -> tuple[float, float]:
     """Mean of one less other over seeds, and half the width of its 95 % interval."""
     pairs = zip(scores[one, num], scores[other, num], strict=True)
-    found = np.array([getattr(a, field) - getattr(b, field) for a, b in pairs])
-    if len(found) < 2:
-        return float(found.mean()), np.inf
-    half = student.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5
-    return float(found.mean()), float(half)
+    return interval(np.array([getattr(a, field) - getattr(b, field) for a, b in pairs]))
 
 
 COMPARED = [
