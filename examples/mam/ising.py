@@ -107,6 +107,7 @@ def learn(lattice, networks, config, schedule, num_steps, key, **options) -> mam
         tempered=config.tempered,
         powers=config.powers,
         explore=config.explore,
+        replay=0.0,
         **options,
     )
     # Lost modes are looked for with exact draws of the lattice (`bracket`).

@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ._bracket import bracket as bracket, unnormalised as unnormalised
+from ._bracket import bracket as bracket
 from ._convolutions import ResidualCNN as ResidualCNN, residual_cnns as residual_cnns
 from ._distribution import Draw as Draw, MaM as MaM
 from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
@@ -34,6 +34,7 @@ from ._sequences import (
     transformers as transformers,
 )
 from ._tables import Tables as Tables, sampler_law as sampler_law
+from ._tempering import unnormalised as unnormalised
 from .annealing import (
     Annealed as Annealed,
     Distilled as Distilled,

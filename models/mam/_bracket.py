@@ -8,17 +8,13 @@ ever goes, however the particle was found.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from ... import inference, ppl
 from ...inference.diagnostics import EvidenceBracket
 from ...inference.diagnostics._evidence_bracket import lost_modes
 from ...ppl._checks import check_counts
@@ -26,49 +22,11 @@ from ...ppl._compat import typed_key
 from ._distribution import MaM
 from ._networks import Networks
 from ._orders import UniformOrder
+from ._tempering import NUM_MOVES, LogTarget, tempered_rows
 
-LogTarget = Callable[[Int[Array, " variables"]], Float[Array, ""]]
-NUM_MOVES = 2  # Gibbs sweeps at each temperature
 _LEAST, _MOST = 100, 1_000  # particles that say something
 _TEMPERATURES = 20  # of usual energies
 _REMEDY = "mam.anneal learns from tempered particles, and keeps such modes"
-
-
-def unnormalised(log_target: LogTarget, num_variables: int, num_values: int) -> ppl.Program:
-    """F as a program: a uniform row "x" and the factor "target", log f(x) + D log K, so that its evidence is Z.
-
-    For `inference.tempered_smc(program, key, kernel=moves.Gibbs(), ...)`: the law at temperature beta is f^beta, normalised.
-
-    Args:
-        log_target: log f of one row `[D] -> scalar`, nats.
-        num_variables: D.
-        num_values: K.
-
-    Raises:
-        ValueError: D below 1, or K below 2.
-
-    Example:
-        >>> import jax
-        >>> from lapilli import inference
-        >>> from lapilli.models import ising, mam
-        >>> lattice = ising.Ising(3, 3, coupling=0.2, field=0.2)
-        >>> program = mam.unnormalised(lattice.log_density, 9, 2)
-        >>> gibbs = inference.particles.moves.Gibbs()
-        >>> run = inference.tempered_smc(program, jax.random.key(0), num_particles=2000, kernel=gibbs)
-        >>> bool(abs(run.log_evidence - lattice.log_partition()) < 0.1)
-        True
-    """
-    check_counts("unnormalised", num_variables=num_variables)
-    check_counts("unnormalised", 2, num_values=num_values)
-
-    @ppl.model
-    def target() -> Array:
-        logits = jnp.zeros((num_variables, num_values))
-        x = ppl.sample("x", dist.CategoricalLogits(logits).to_event(1))
-        ppl.factor("target", log_target(x) + num_variables * math.log(num_values))
-        return x
-
-    return target
 
 
 def bracket(
@@ -170,14 +128,8 @@ def verdict(
 
 def _tempered(model: MaM, log_target: LogTarget, key: Array, count: int) -> Array:
     """Particles of the target, which have not seen the model."""
-    program = unnormalised(log_target, model.num_variables, model.networks.num_values)
-    temper = lambda key: inference.tempered_smc(
-        program,
-        key,
-        num_particles=count,
-        num_moves=NUM_MOVES,
-        kernel=inference.particles.moves.Gibbs(),
-    )
+    size, num_values = model.num_variables, model.networks.num_values
+    temper = lambda key: tempered_rows(log_target, size, num_values, key, num_particles=count)
     run = jax.jit(temper)(key)
     if not jnp.isfinite(run.log_evidence):
         raise RuntimeError(

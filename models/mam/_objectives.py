@@ -23,16 +23,18 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from ... import ppl
 from ...inference import Objective, objective as as_objective
+from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from . import _chain
 from ._bracket import verdict
 from ._networks import Networks, Pair
 from ._orders import random_orders
-from ._persistent import Chains, PersistentObjective
+from ._persistent import Chains, PersistentObjective, Replay
+from ._tempering import LogTarget, tempered_rows
 
 Spread = Literal["variance", "std", "plain"]
 _SPREADS = ("variance", "std", "plain")
@@ -202,7 +204,7 @@ def regress(networks: Pair) -> Objective:
 
 def energy(
     networks: Pair,
-    log_target: Callable[[Int[Array, " variables"]], Float[Array, ""]],
+    log_target: LogTarget,
     *,
     num_chains: int = 128,
     spread: Spread = "std",
@@ -212,6 +214,8 @@ def energy(
     tempered: float = 0.0,
     powers: tuple[float, float] = (-1.0, 1.0),
     explore: float = 0.0,
+    replay: float | None = None,
+    num_particles: int = 1_024,
     log_z: float | None = None,
     floor: float = 1e-2,
 ) -> PersistentObjective:
@@ -219,12 +223,14 @@ def energy(
 
         spread of w = l(x) - log f(x)   +   penalty D E rho^2
 
-    minimised, x from B persistent chains of block Gibbs moves of the present conditional network. The spread teaches l alone;
-    the conditional network learns from the residuals. No arguments; parameters "marginal" and "conditional". The spreads, V the
-    unbiased sample variance of w over the chains:
+    minimised over B rows x: half from persistent chains of block Gibbs moves of the present conditional network, half replayed
+    from particles of f, which came by temperature from the uniform law (`unnormalised`) and have not seen the model: from its own
+    draws alone a model never hears of a mode that it does not draw. The spread teaches l alone; the conditional network learns
+    from the residuals. No arguments; parameters "marginal" and "conditional". The spreads, V the unbiased sample variance of w
+    over the rows:
 
-    "variance"  V / 2 (nats^2). Unbiased, in value and gradient, for half the variance of w at the chains' present law held fixed,
-                at every B: the log-variance divergence, zero exactly at l = log f - log Z on the support of the chains.
+    "variance"  V / 2 (nats^2). Unbiased, in value and gradient, for half the variance of w at the rows' present law held fixed,
+                at every B: the log-variance divergence, zero exactly at l = log f - log Z on the support of the rows.
     "std"       sqrt(V + floor^2) (nats). The released code normalises advantages to unit spread, and its step is
                 (B - 1) / B times the gradient of this one at floor 0: unbiased for E[sqrt(V)] at this B, which is the
                 standard deviation of w up to O(1 / B). The gradient does not grow with w, so that the penalty's relative
@@ -237,7 +243,7 @@ def energy(
     Args:
         networks: the pair to start from; `networks.with_params(fit.params)` is the trained one.
         log_target: log f of one row `[D] -> scalar`, nats.
-        num_chains: B.
+        num_chains: B, the rows of a step; those that are replayed take the places of as many chains.
         spread: see above.
         penalty: weight of the residuals, lambda in the paper.
         block_size: variables redrawn by one move, M.
@@ -250,6 +256,11 @@ def energy(
             what is least likely: order of the opposite kind.
         explore: share of rows replaced, in both terms, by independent values whose frequencies are themselves drawn uniformly
             (Dirichlet), a different draw for each row, with the same purpose.
+        replay: share of rows that are replayed, by default half of what `tempered` and `explore` leave. 0 is the published
+            training, from the model's own draws alone. At 1 nothing corrects what the model believes of states that no particle
+            holds: of 12 bits with random energies it lost nearly all, where 0.25 to 0.75 did alike.
+        num_particles: particles of the tempering run, two Gibbs sweeps at each temperature: 2 D (K - 1) evaluations of f for each
+            particle and temperature, once, when training starts.
         log_z: constant of "plain", nats; D log K by default.
         floor: smallest sensible standard deviation, nats; it keeps the step of "std" from becoming noise of unit size at the
             optimum.
@@ -264,34 +275,46 @@ def energy(
         UserWarning: after `inference.fit` of 1,000 steps or more, tempered particles lie where the model hardly ever draws
             (`mam.bracket`), or would take more evaluations of f than the training. Under `fit(k_hat="skip")` nobody looks.
 
-    Validity: rows are the model's own, so that a mode that it never draws is lost, and nothing that is estimated from its draws
-    shows it, the value included: `mam.bracket` does, and `mam.anneal` keeps modes. The law of the rows shapes where the fit is
-    good, not what its optimum is. With "variance" and "std", and with "plain" at log_z = log Z, the optimum is l = log p and c
-    its conditionals wherever the rows and parts of them have positive probability, tempered and explored rows included.
+    Validity: the law of the rows shapes where the fit is good, not what its optimum is. With "variance" and "std", and with
+    "plain" at log_z = log Z, the optimum is l = log p and c its conditionals wherever the rows and parts of them have positive
+    probability, whatever their shares. A mode that neither the particles nor the model's draws meet is lost, and nothing that is
+    estimated from these draws shows it, the value included: `mam.bracket` does, with particles of another run. `mam.anneal`
+    learns from more particles, and knows heavy states by heart.
 
     Reference: Liu, Ramadge and Adams 2024, arXiv:2310.12920, section 4.2, equation 9 (penalty 4, 512 chains, 4 variables a move).
     """
-    _check_energy(num_chains, spread, {"tempered": tempered, "explore": explore}, log_z)
-    num_explored = round(explore * num_chains)
+    replay = max(1 - tempered - explore, 0) / 2 if replay is None else replay
+    shares = {"tempered": tempered, "explore": explore, "replay": replay}
+    _check_energy(num_chains, spread, shares, log_z)
+    check_counts("energy", num_particles=num_particles)
+    num_replayed, num_explored = round(replay * num_chains), round(explore * num_chains)
+    num_own = num_chains - num_replayed
     anchor = networks.num_variables * math.log(networks.num_values) if log_z is None else log_z
 
     @ppl.model
-    def model(chains: Any) -> None:
+    def model(rows: Any) -> None:
         declared = networks.declared("marginal", "conditional")
         order_key, explore_key = jax.random.split(ppl.rng_key("order"))
         explored = _independent_rows(networks, explore_key, num_explored)
-        tokens = jnp.concatenate([explored, chains[num_explored:]])
+        tokens = jnp.concatenate([explored, rows[num_explored:]])
         level = jax.vmap(declared.log_marginal)(tokens)
         gap = level - jax.vmap(log_target)(tokens - 1)
         ppl.factor("spread", -_spread(spread, gap, level, anchor, floor))
         ppl.factor("residuals", -penalty * _penalty(declared, order_key, tokens).mean())
 
+    def particles(key: Array) -> Array:
+        sizes = (networks.num_variables, networks.num_values)
+        return (
+            tempered_rows(log_target, *sizes, key, num_particles=num_particles).particles["x"] + 1
+        )
+
     # The last chains are tempered, the first ones replaced: the shares do not meet.
-    num_tempered = min(round(tempered * num_chains), num_chains - num_explored)
+    num_tempered = min(round(tempered * num_chains), num_own - num_explored)
     each = tuple(float(p) for p in np.linspace(*powers, num_tempered))
-    chains = Chains(networks.with_params, lambda: num_chains, block_size, refresh_every, each)
+    chains = Chains(networks.with_params, lambda: num_own, block_size, refresh_every, each)
+    replayed = Replay(num_replayed, particles) if num_replayed else None
     judge = lambda params, *how: verdict(networks.with_params(params), log_target, *how)
-    return PersistentObjective(_log_density("min", "energy")(model), chains, judge)
+    return PersistentObjective(_log_density("min", "energy")(model), chains, replayed, judge)
 
 
 def _spread(spread: Spread, gap: Array, level: Array, log_z: float, floor: float) -> Array:

@@ -1,8 +1,8 @@
-"""Objectives that learn from persistent chains of the model they train.
+"""Objectives that learn from persistent chains of the model they train, and from particles that have not seen it.
 
-State between steps: tokens of all chains and the number of moves. Each step first moves the chains by one block Gibbs move of
-the present conditional network, then estimates value and gradient with the chains as a constant: no derivative passes through
-how they came about.
+State between steps: tokens of all chains, the number of moves, and the particles. Each step first moves the chains by one block
+Gibbs move of the present conditional network, then estimates value and gradient with the chains, and some of the particles, as a
+constant: no derivative passes through how they came about.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class ChainState(NamedTuple):
         tokens: of the chains, [chains, D].
         num_moves: moves they have made.
         baselines: state of the objective's baselines.
+        particles: tokens to be replayed, [particles, D]; None where none are.
     """
 
     tokens: Int[Array, "chains variables"]
     num_moves: Int[Array, ""]
     baselines: Any
+    particles: Int[Array, "particles variables"] | None = None
 
 
 class Tempered(Networks):
@@ -118,18 +120,37 @@ class Chains:
         return jax.vmap(one)(powers, jax.random.split(draw_key, len(powers)), empty, orders)
 
 
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Rows that do not come from the model.
+
+    Args:
+        count: rows of a step.
+        draw: from a key to the tokens that they are drawn from, [particles, D], once for a training.
+    """
+
+    count: int
+    draw: Callable[[Array], Array]
+
+    def pick(self, key: Array, particles: Array) -> Array:
+        """Rows of one step, drawn with replacement."""
+        return particles[jax.random.randint(key, (self.count,), 0, len(particles))]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class PersistentObjective(AbstractObjective):
     """An objective with persistent chains; `inference.fit` runs it like any other. Made by `distil` and `energy`.
 
     Attributes:
-        inner: the objective of `(chains, *args)`.
+        inner: the objective of `(rows, *args)`, rows being the chains with those that are replayed behind them.
         chains: how chains are run.
+        replay: rows that do not come from the model; None for none.
         judge: `(params, key, rows that were seen) -> text or None`, what is wrong with a result; None: nothing is looked for.
     """
 
     inner: Objective
     chains: Chains
+    replay: Replay | None = None
     judge: Callable[[Any, Array, int], str | None] | None = None
 
     @property
@@ -155,9 +176,12 @@ class PersistentObjective(AbstractObjective):
         return self.inner.init(key, self._blank(*args), *args)
 
     def init_state(self, params: Any, key: Any, *args: Any) -> ChainState:
-        """Chains drawn along whole orders."""
+        """Chains drawn along whole orders, and the particles."""
         tokens = self.chains.start(params, key, *args)
-        return ChainState(tokens, jnp.int32(0), self.inner.init_state(params, key, tokens, *args))
+        particles = None if self.replay is None else self.replay.draw(key)
+        rows = self._rows(tokens, particles, key)
+        baselines = self.inner.init_state(params, key, rows, *args)
+        return ChainState(tokens, jnp.int32(0), baselines, particles)
 
     def step(
         self, params: Any, state: ChainState, key: Any, *args: Any
@@ -165,15 +189,14 @@ class PersistentObjective(AbstractObjective):
         """Move the chains, then value, gradient and next state."""
         move_key, key = jax.random.split(key)
         tokens = self.chains.advance(params, move_key, state.tokens, state.num_moves)
-        value, grads, baselines = self.inner.step(params, state.baselines, key, tokens, *args)
-        return value, grads, ChainState(tokens, state.num_moves + 1, baselines)
+        rows = self._rows(tokens, state.particles, move_key)
+        value, grads, baselines = self.inner.step(params, state.baselines, key, rows, *args)
+        return value, grads, ChainState(tokens, state.num_moves + 1, baselines, state.particles)
 
     def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
-        """The same with fresh chains."""
-        chain_key, key = jax.random.split(key)
-        return self.inner.value_and_grad(
-            params, key, self.chains.start(params, chain_key, *args), *args
-        )
+        """The same with fresh chains and particles."""
+        row_key, key = jax.random.split(key)
+        return self.inner.value_and_grad(params, key, self._fresh(params, row_key, *args), *args)
 
     def plan(self, params: Any, *args: Any) -> ppl.Plan:
         """That of the inner objective."""
@@ -194,11 +217,21 @@ class PersistentObjective(AbstractObjective):
         return self.judge(result.params, key, result.steps * self.chains.count(*result.args))
 
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
-        """Value and log-prob of every site of one run with fresh chains."""
-        chain_key, key = jax.random.split(key)
-        tokens = self.chains.start(params, chain_key, *args)
-        return self.inner.site_report(params, key, tokens, *args)
+        """Value and log-prob of every site of one run with fresh chains and particles."""
+        row_key, key = jax.random.split(key)
+        return self.inner.site_report(params, key, self._fresh(params, row_key, *args), *args)
+
+    def _fresh(self, params: Any, key: Array, *args: Any) -> Array:
+        particles = None if self.replay is None else self.replay.draw(key)
+        return self._rows(self.chains.start(params, key, *args), particles, key)
+
+    def _rows(self, tokens: Array, particles: Array | None, key: Array) -> Array:
+        """The chains, and behind them the rows that are replayed."""
+        if self.replay is None or particles is None:
+            return tokens
+        # Folded: the chains use the key itself.
+        return jnp.concatenate([tokens, self.replay.pick(jax.random.fold_in(key, 1), particles)])
 
     def _blank(self, *args: Any) -> Array:
-        networks = self.chains.networks({})
-        return jnp.ones((self.chains.count(*args), networks.num_variables), int)
+        count = self.chains.count(*args) + (0 if self.replay is None else self.replay.count)
+        return jnp.ones((count, self.chains.networks({}).num_variables), int)

@@ -28,10 +28,11 @@ from .... import inference
 from ....inference.diagnostics import EvidenceBracket
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
-from .._bracket import LogTarget, bracket, unnormalised
+from .._bracket import bracket
 from .._distribution import MaM
 from .._networks import Networks, Pair
 from .._objectives import any_order
+from .._tempering import LogTarget, tempered_rows
 from ._distilled import Distilled, distilled, scored
 from ._remembered import Remembered, best_share
 
@@ -136,10 +137,9 @@ def anneal(
     Reference: Del Moral, Doucet and Jasra 2006 (tempered SMC); Blessing et al. 2024, arXiv:2406.07423 (EUBO).
     """
     smc_key, fit_key, distil_key, share_key, bracket_key = jax.random.split(typed_key(key), 5)
-    program = unnormalised(log_target, networks.num_variables, networks.num_values)
-    temper = lambda key: inference.tempered_smc(
-        program, key, num_particles=num_particles, num_moves=num_moves, target_ess=target_ess,
-        temperatures=temperatures, kernel=inference.particles.moves.Gibbs(),
+    temper = lambda key: tempered_rows(
+        log_target, networks.num_variables, networks.num_values, key, num_particles=num_particles,
+        num_moves=num_moves, target_ess=target_ess, temperatures=temperatures,
     )  # fmt: skip
     runs = jax.jit(lambda keys: jax.lax.map(temper, keys))(jax.random.split(smc_key))
     if not jnp.isfinite(runs.log_evidence).all():

@@ -290,6 +290,27 @@ class TestEnergy:
 
         self.assert_close(mean, jax.jit(jax.grad(exact))(params["marginal"]))
 
+    def test_replayed_rows_stand_behind_the_chains(self, key):
+        """Each of the particles equally often, |z| < 4.5; the shares of rows add up."""
+        objective = mam.energy(NETWORKS, log_f, num_chains=400, explore=0.2)
+        assert objective.replay.count == 160 and objective.chains.count() == 240
+        particles = jnp.arange(5)[:, None] * jnp.ones(D, int) + 10
+        rows = objective._rows(jnp.zeros((240, D), int), particles, key)
+        assert rows.shape == (400, D) and (rows[:240] == 0).all()
+        assert_unbiased(rows[240:, :1] == particles[:, 0], np.full(5, 0.2))
+        assert mam.energy(NETWORKS, log_f, explore=1.0).replay is None
+
+    @pytest.mark.slow  # a tempering run
+    def test_particles_are_kept_over_steps_and_follow_the_law(self, key):
+        """Of 8 states, after two Gibbs sweeps all but independent: |z| < 4.5. Every step has the same particles."""
+        objective = mam.energy(NETWORKS, log_f, num_chains=8, num_particles=4_000)
+        params = objective.init(key)
+        state = objective.init_state(params, key)
+        after = jax.jit(objective.step)(params, state, key)[2]
+        np.testing.assert_array_equal(after.particles, state.particles)
+        law = np.exp(LOG_F - np.logaddexp.reduce(LOG_F.ravel())).ravel()
+        assert_unbiased((state.particles[:, None] - 1 == X).all(-1), law)
+
     @pytest.mark.slow
     def test_chains_start_anew_when_their_time_has_come(self, key):
         """Every third move is a draw along a whole order; the others change two variables at most."""
@@ -329,7 +350,9 @@ class TestEnergy:
             ({"spread": "kl"}, "spread must be one of.*'kl'"),
             ({"num_chains": 1}, "num_chains must be an integer >= 2, got 1"),
             ({"explore": 2.0}, "explore=2.0 are shares of the rows"),
-            ({"tempered": 0.6, "explore": 0.5}, "tempered=0.6 and explore=0.5 are shares"),
+            ({"tempered": 0.6, "explore": 0.5}, "tempered=0.6 and explore=0.5 and replay=0.0 are"),
+            ({"explore": 0.6, "replay": 0.5}, "explore=0.6 and replay=0.5 are shares of the rows"),
+            ({"num_particles": 0}, "energy: num_particles .* 0"),
             ({"tempered": -0.1}, "tempered=-0.1"),
             ({"log_z": 1.0}, "log_z=1.0 is for spread='plain'"),
             ({"block_size": 0}, "block_size must be an integer >= 1"),
@@ -445,6 +468,19 @@ class TestThresholds:
         fit = train(mam.energy(networks, LATTICE.log_density), key, 2000)
         kl, rms, log_mass = quality(networks.with_params(fit.params), LATTICE)
         assert kl < 0.03 and rms < 0.2 and abs(log_mass) < 0.15, (kl, rms, log_mass)
+
+    @pytest.mark.parametrize("replay, keeps", [(0.0, False), (None, True)], ids=["own", "replayed"])
+    def test_replayed_rows_keep_the_heaviest_state(self, replay, keeps, key):
+        """Independent energies of 12 bits, none of which tells of another; the heaviest state has probability 0.475."""
+        log_f = np.random.default_rng(3).normal(size=(2,) * 12)
+        log_f *= 3.5
+        table = jnp.asarray(log_f)
+        networks = mam.residual_mlps(12, 2, width=128, key=key)
+        fit = train(mam.energy(networks, lambda x: table[tuple(x)], replay=replay), key, 2000)
+        law = np.exp(mam.sampler_law(networks.with_params(fit.params))[(slice(1, None),) * 12])
+        top = np.unravel_index(log_f.argmax(), log_f.shape)
+        p = np.exp(log_f[top] - np.logaddexp.reduce(log_f.ravel()))
+        assert (law[top] > p / 2) == keeps
 
     def test_energy_on_four_by_four(self, key):
         """65,536 states: the law of the marginal network by enumeration, that of the sampler by its draws."""
