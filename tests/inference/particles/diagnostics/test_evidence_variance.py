@@ -147,6 +147,7 @@ def test_counts_of_ancestors(key):
 
 
 @pytest.mark.slow  # a long compilation
+@pytest.mark.filterwarnings("ignore:smc. the final weights have k-hat")  # of 60 particles
 def test_families_by_brute_force_with_and_without_a_lag(key):
     """A lag of the whole run changes nothing."""
     for policy in POLICIES.values():

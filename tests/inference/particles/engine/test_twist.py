@@ -203,9 +203,10 @@ def test_the_state_is_the_carry_with_what_passes_through(key):
     increments = evidences(passing, key, LINE, twist=twist, **options)
     assert_unbiased(np.exp(increments.sum(-1) - exact), 1.0)
     only_slope = lambda state, t, ys: 100.0 * state["slope"]
-    run = inference.smc(
-        passing, key, LINE, num_particles=50, twist=only_slope, policy=resampling.every()
-    )
+    with pytest.warns(UserWarning, match="smc: the final weights have k-hat"):
+        run = inference.smc(
+            passing, key, LINE, num_particles=50, twist=only_slope, policy=resampling.every()
+        )
     assert (run.ancestors[0] == run.ancestors[0, 0]).all()
 
 
