@@ -19,6 +19,7 @@ import numpy as np
 
 from .... import ppl
 from ....ppl._compat import is_concrete
+from ....ppl._foreign import is_of_tracing
 from ..._arguments import Arguments, shapes
 from ..engine import SMCResult, smc
 from ..resampling import as_resampling
@@ -180,7 +181,9 @@ def _fingerprint(programs: list[ppl.Program], data: Arguments, arrays: list[Any]
         simulate = lambda key, arrays, p=program: p.simulate(key, *data.join(arrays))
         try:
             closed, result = jax.make_jaxpr(simulate, return_shape=True)(jax.random.key(0), arrays)
-        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+        except (TypeError, IndexError) as err:
+            if not is_of_tracing(err):
+                raise
             return None
         if not all(is_concrete(x) for x in closed.consts):
             return None
