@@ -3,7 +3,7 @@
 Input: a program and the names of sites with normal laws whose means are affine in each other. Output: the statements that are
 left, made one after the other, each with its law given those before. `_lift.py` traces the program with its statements as
 equations, `_integrator.py` runs it with values that are affine in what is believed of the sites (`_forms.py`, `_belief.py`),
-scans and branches included (`_control_flow.py`). A step of a scan may be collected as affine maps (`_collector.py`), to be put
+scans and branches included (`control_flow`). A step of a scan may be collected as affine maps (`_collector.py`), to be put
 together for what reads all steps, or filtered in parallel (`_chains.py`). On request, what is not affine is approximated
 (`_approximate.py`).
 """

@@ -23,12 +23,12 @@ from ..jaxprs import Interpreter, called, has_other_derivative, name_of
 from ._approximate import at_points, is_smooth, joint_of, linearised, mean_of
 from ._arranged import Shaped, flat, matrix_of, noise_of, spread, unflat, unit_forms
 from ._belief import Belief, no_belief
-from ._control_flow import run_cond, run_scan
 from ._forms import Beyond, Form, Points, RowsMeet, is_certain, propagate
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
 from ._noise import Reading, loc_of, reading_of
 from ._refusals import check_scale, check_size, readable_loc
+from .control_flow import run_cond, run_scan
 
 Array = jax.Array
 

@@ -1,0 +1,242 @@
+"""Scans with the belief carried along, or with a basis that stays as it is.
+
+A scan whose steps add to the basis or condition it hands on the belief of the values that the next step, or what follows the
+scan, reads; or the beliefs are found in parallel, and then all steps run at once. Where a statement reads the stacked values of
+the steps, the noise of all steps is the basis afterwards. A scan that leaves the basis as it is hands on the coefficients of its
+values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from ..._compat import no_handlers, scan_counts
+from ...traces import scan as scan_statements
+from .._arranged import Shaped, unit_forms
+from .._belief import Belief, known, no_belief
+from .._forms import Beyond, Form, is_certain
+from .._lift import holds_statement
+from ._constant_basis import pushed
+from ._kinds import Kind, either, kind_of, rows_of_step
+from ._maps import PUT_TOGETHER, joined_results, read_results, step_maps, why_lost
+from ._parallel import is_parallel, together
+
+if TYPE_CHECKING:
+    from .._integrator import Integrator
+
+
+class Scan:
+    """One scan of a lifted program.
+
+    Attributes:
+        kept: what later steps or later statements read besides the carry, by id.
+        kinds: of the carried values, the same in every step.
+        y_kinds: of the stacked results.
+        reads: which results a statement depends on.
+        lost: what stands for stacked results that are read; None: they are known.
+
+    Args:
+        outer: whose program the scan stands in.
+        eqn: the scan.
+        args: its arguments.
+    """
+
+    def __init__(self, outer: Integrator, eqn: Any, args: list[Any]) -> None:
+        self.outer, self.eqn, self.body = outer, eqn, eqn.params["jaxpr"]
+        num_consts, num_carry = scan_counts(eqn.params)
+        self.consts, self.init = args[:num_consts], args[num_consts : num_consts + num_carry]
+        self.xs = args[num_consts + num_carry :]
+        self.length = eqn.params["length"]
+        self.has_statements = holds_statement(eqn)
+        self.has_slices = True  # as long as no step changes the basis
+        self.kept = dict(outer._live())
+        self.kept.update({id(x): x for x in self.consts if isinstance(x, Form)})
+        self.kinds = [kind_of(x) for x in self.init]
+        self.reads = list(outer.is_read)
+        self.y_kinds: list[Kind] = []
+        self.out_kinds: list[Kind] = []
+        self.rows = tuple(() if outer.belief is None else outer.belief.mean.shape[:-1])
+        self.is_changed = self._explore()
+        if self.is_changed and any(isinstance(x, Form) for x in self.xs):
+            self.has_slices = False
+            self.kinds = [kind_of(x) for x in self.init]
+            self._explore()
+        self.lost = why_lost(self) if self.is_changed else None
+        self.is_joined = self.is_changed and self.lost is None and bool(read_results(self))
+
+    def _explore(self) -> bool:
+        """Find which carried values are uncertain; whether the belief changes within the steps."""
+        num_carry = len(self.init)
+        while True:
+            probe = self.outer.inner(is_dry=True)
+
+            def run(probe: Integrator = probe) -> None:
+                carry, kept = self.open_step(probe)
+                if probe.belief is None and self.outer.belief is not None:
+                    probe.belief = no_belief(self.rows)  # of slices of what stands outside
+                xs = [self.first(x) for x in self.xs]
+                outs = self.step(probe, carry, kept, xs)
+                self.out_kinds = [kind_of(x) for x in outs]
+
+            with no_handlers():
+                jax.eval_shape(run)
+            self.outer.rows = probe.rows
+            if probe.belief is not None:
+                self.rows = tuple(probe.belief.mean.shape[:-1])
+            found = self.out_kinds
+            joined = [either(a, b) for a, b in zip(self.kinds, found[:num_carry], strict=True)]
+            if joined == self.kinds:
+                self.y_kinds = found[num_carry:]
+                return probe.has_changed
+            self.kinds = joined
+
+    def first(self, x: Any) -> Any:
+        """The slice of what is scanned over that stands for all of them."""
+        if isinstance(x, Beyond):
+            return x
+        if isinstance(x, Form) and self.has_slices:
+            return Form(x.const[0], x.coefs[:0, 0], rows_of_step(x.rows))
+        if isinstance(x, Form):
+            return Beyond(
+                "a scan over sites outside of it", "Draw the site of each step inside of the step."
+            )
+        return x[0]
+
+    def step(
+        self, inner: Integrator, carry: list[Any], kept: dict[int, Form], xs: list[Any]
+    ) -> list[Any]:
+        """What the body of the scan makes of carried values and a slice."""
+        consts = [kept.get(id(x), x) for x in self.consts]
+        inner.open.append((kept, set(kept)))
+        is_read = [True] * len(self.init) + self.reads[len(self.init) :]
+        return inner.settled(inner.run(self.body, [*consts, *carry, *xs], is_read))
+
+    def handed_on(self) -> list[Shaped]:
+        """The uncertain values that are handed on."""
+        invars = self.body.jaxpr.invars[len(self.consts) :]
+        carried = [
+            Shaped(v.aval.shape, v.aval.dtype, kind)
+            for v, kind in zip(invars, self.kinds, strict=False)
+            if isinstance(kind, tuple)
+        ]
+        return [*carried, *map(Shaped.of, self.kept.values())]
+
+    def open_step(
+        self, inner: Integrator, carry: Sequence[Any] | None = None, belief: Belief | None = None
+    ) -> tuple[list[Any], dict[int, Form]]:
+        """The carried values and those kept, in a step; the belief of the step is that of them all."""
+        forms = unit_forms(self.handed_on())
+        if forms:
+            size = forms[0].coefs.shape[0]
+            inner.belief = known(jnp.zeros((*self.rows, size))) if belief is None else belief
+        return self.values(self.certain(self.init) if carry is None else carry, forms)
+
+    def values(
+        self, certain: Sequence[Any], forms: Sequence[Form]
+    ) -> tuple[list[Any], dict[int, Form]]:
+        """The carried values and those kept."""
+        sure, uncertain = iter(certain), iter(forms)
+        values = [
+            next(uncertain) if isinstance(k, tuple) else k if isinstance(k, Beyond) else next(sure)
+            for k in self.kinds
+        ]
+        return values, dict(zip(self.kept, uncertain, strict=True))
+
+    def certain(self, values: Sequence[Any]) -> list[Any]:
+        """Those carried values that are certain."""
+        return [x for x, k in zip(values, self.kinds, strict=False) if k is None]
+
+    def run(self) -> list[Any]:
+        """The results of the scan."""
+        if not self.is_changed:
+            return pushed(self)
+        return together(self) if is_parallel(self) else self._filtered()
+
+    def _filtered(self) -> list[Any]:
+        """With the belief carried: of what is handed on, in one vector."""
+        outer, num_carry = self.outer, len(self.init)
+        start = self.start()
+
+        def step(carry: Any, x: Any) -> Any:
+            certain, belief = carry
+            inner = outer.inner()
+            outs, belief = self.filter_step(inner, certain, belief, x)
+            maps = step_maps(self, certain, x, inner.made)[1] if self.is_joined else None
+            ys = [y for y in outs[num_carry:] if is_certain(y)]
+            return (self.certain(outs[:num_carry]), belief), (ys, maps)
+
+        init = [jnp.asarray(x) for x in self.certain(self.init)]
+        (certain, belief), (ys, maps) = scan_statements(
+            step, (init, start), self.slices(), self.length
+        )
+        if self.is_joined:
+            return joined_results(self, certain, maps, start, ys)
+        return self.results(certain, belief, ys)
+
+    def start(self) -> Belief | None:
+        """The belief of what is handed to the first step."""
+        return self.belief_of(self.outer, self.init, self.kept) if self.handed_on() else None
+
+    def slices(self) -> list[Any]:
+        """What of the scanned arrays is certain."""
+        return [None if not is_certain(x) else x for x in self.xs]
+
+    def given(self, x: Sequence[Any]) -> list[Any]:
+        """A slice of what is scanned over, with what of it is uncertain."""
+        return [self.first(a) if b is None else b for a, b in zip(self.xs, x, strict=True)]
+
+    def filter_step(
+        self, inner: Integrator, certain: Sequence[Any], belief: Belief | None, x: Sequence[Any]
+    ) -> tuple[list[Any], Belief | None]:
+        """One step, and the belief of what it hands on."""
+        values, kept = self.open_step(inner, certain, belief)
+        outs = self.step(inner, values, kept, self.given(x))
+        carry = outs[: len(self.init)]
+        return outs, self.belief_of(inner, carry, kept) if self.handed_on() else None
+
+    def results(self, certain: Any, belief: Belief | None, ys: Sequence[Any]) -> list[Any]:
+        """The results, in a basis of what is handed on."""
+        outer = self.outer
+        outer.has_changed, outer.belief = True, belief
+        values, kept = self.open_step(outer, certain, belief)
+        outer._replace(kept)
+        return [*values, *self.stacked(ys)]
+
+    def belief_of(self, inner: Integrator, values: Sequence[Any], kept: dict[int, Form]) -> Belief:
+        """The belief of what is handed on."""
+        if inner.belief is None:
+            inner.belief = no_belief(self.rows)
+        return inner._law_of(self.forms(values, kept), is_square=True)
+
+    def forms(self, values: Sequence[Any], kept: dict[int, Form]) -> list[Form]:
+        """What is handed on."""
+        carried = [x for x, k in zip(values, self.kinds, strict=False) if isinstance(k, tuple)]
+        forms = []
+        for value, (shape, dtype, rows) in zip(
+            [*carried, *kept.values()], self.handed_on(), strict=True
+        ):
+            if is_certain(value):  # at the start, or set anew
+                value = Form(jnp.asarray(value, dtype), jnp.zeros((0, *shape), dtype), rows)
+            forms.append(value)
+        return forms
+
+    def stacked(self, ys: Sequence[Any], forms: Sequence[Form] = ()) -> list[Any]:
+        """The stacked results: certain ones, and those that are read."""
+        found, read = iter(ys), iter(forms)
+        return [
+            next(found)
+            if k is None
+            else k
+            if isinstance(k, Beyond)
+            else self.lost or (next(read) if is_read else Beyond(PUT_TOGETHER))
+            for k, is_read in zip(self.y_kinds, self.reads[len(self.init) :], strict=True)
+        ]
+
+
+def run_scan(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
+    """The results of a scan."""
+    return Scan(outer, eqn, args).run()
