@@ -405,7 +405,7 @@ def _check_energy(
         raise ValueError(f"energy: num_chains must be an integer >= 2, got {num_chains!r}.")
     if min(shares.values()) < 0 or sum(shares.values()) > 1:
         raise ValueError(
-            f"energy: {' and '.join(f'{name}={x}' for name, x in shares.items())} are shares of the rows; neither may be "
+            f"energy: {', '.join(f'{name}={x}' for name, x in shares.items())} are shares of the rows; none may be "
             "negative, nor their sum exceed 1. Lower them, or leave them out."
         )
     if log_z is not None and spread != "plain":

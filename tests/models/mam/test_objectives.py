@@ -349,9 +349,9 @@ class TestEnergy:
         for options, text in [
             ({"spread": "kl"}, "spread must be one of.*'kl'"),
             ({"num_chains": 1}, "num_chains must be an integer >= 2, got 1"),
-            ({"explore": 2.0}, "explore=2.0 are shares of the rows"),
-            ({"tempered": 0.6, "explore": 0.5}, "tempered=0.6 and explore=0.5 and replay=0.0 are"),
-            ({"explore": 0.6, "replay": 0.5}, "explore=0.6 and replay=0.5 are shares of the rows"),
+            ({"explore": 2.0}, "explore=2.0, replay=0.0 are shares of the rows"),
+            ({"tempered": 0.6, "explore": 0.5}, "tempered=0.6, explore=0.5, replay=0.0 are"),
+            ({"explore": 0.6, "replay": 0.5}, "explore=0.6, replay=0.5 are shares of the rows"),
             ({"num_particles": 0}, "energy: num_particles .* 0"),
             ({"tempered": -0.1}, "tempered=-0.1"),
             ({"log_z": 1.0}, "log_z=1.0 is for spread='plain'"),
