@@ -42,7 +42,7 @@ class Collector(Integrator):
     def step(self, new: Sequence[Form], read: Sequence[Form]) -> Step:
         """The maps of what is handed on, and of what is read after all steps."""
         rows = () if self.belief is None else self.belief.mean.shape[:-1]
-        columns = max(self._size(), self.handed + 1)  # no noise is one column of zeros
+        columns = max(self.size, self.handed + 1)  # no noise is one column of zeros
 
         def stacked(consts: Sequence[Array], matrices: Sequence[Array]) -> Affine:
             wide = [
@@ -78,7 +78,7 @@ class Collector(Integrator):
     def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
         self.has_changed = True
         rows, reading = mean.rows, self._reading(fn)
-        noise, matrix = noise_of(reading, rows), matrix_of(mean, self._size())
+        noise, matrix = noise_of(reading, rows), matrix_of(mean, self.size)
         value = self._made(statement, fn, obs)
         away = flat(value - mean.const, rows)
         shift = self._beside(statement, "shift", mean.const)

@@ -18,15 +18,17 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from .._compat import CALLS, CUSTOM, ClosedJaxpr, Jaxpr, Literal, bind, no_handlers
+from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, no_handlers
 from ..jaxprs import Interpreter, called, has_other_derivative, name_of
-from ._approximate import at_points, is_smooth, joint_of, linearised, mean_of
-from ._arranged import Shaped, flat, matrix_of, noise_of, spread, unflat, unit_forms
-from ._belief import Belief, no_belief
+from ._approximate import at_points, is_smooth, linearised, mean_of
+from ._arranged import flat, matrix_of, noise_of, spread, unflat
+from ._basis import Basis, PlateMeets
+from ._belief import no_belief
 from ._forms import Beyond, Form, Points, RowsMeet, is_certain, propagate
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
 from ._noise import Reading, loc_of, reading_of
+from ._reads import counting, last_reads
 from ._refusals import check_scale, check_size, readable_loc
 from .control_flow import run_cond, run_scan
 
@@ -54,12 +56,10 @@ class Emit(NamedTuple):
     parallel: bool = False
 
 
-class Integrator:
+class Integrator(Basis):
     """One run of a lifted program.
 
     Attributes:
-        belief: of the basis; None: there is none yet.
-        rows: names of the plates whose rows have a belief each; None: not known yet.
         has_changed: whether a statement added to the basis or conditioned it.
         made: the values of its statements, and what was made beside them, by name.
         is_read: of the equation that is run, which of its results a statement depends on.
@@ -72,17 +72,14 @@ class Integrator:
     """
 
     def __init__(self, label: str, names: Sequence[str], joint: set[str], emit: Emit) -> None:
-        self.label, self.names, self.joint, self.emit = label, names, joint, emit
-        self.belief: Belief | None = None
-        self.rows: tuple[str, ...] | None = None
+        super().__init__(joint)
+        self.label, self.names, self.emit = label, names, emit
         self.has_changed = False
         self.found: set[str] = set()
         self.scales: dict[str, float | None] = {}
         self.numbers: dict[int, int] = {}  # of linearised equations, by id
         self.made: dict[str, Array] = {}
         self.is_read: Sequence[bool] = ()
-        # The open programs: their values, and which of these are still read.
-        self.open: list[tuple[dict[Any, Any], set[Any]]] = []
 
     def inner(self, *, is_dry: bool = False) -> Integrator:
         """One that runs a body inside of this one's program, without a belief yet."""
@@ -129,7 +126,7 @@ class Integrator:
                 return self.run(called(eqn), args, self.is_read)
             return self._propagated(eqn, args)
         except RowsMeet as met:
-            raise self._meets(met.axis) from met
+            raise self.meets(met.axis) from met
 
     def _propagated(self, eqn: Any, args: list[Any]) -> list[Any]:
         """What an equation without statements makes of uncertain values."""
@@ -166,24 +163,6 @@ class Integrator:
         if self.emit.has_points:
             numpyro.deterministic(name, mean)
         return mean
-
-    def settled(self, values: Sequence[Any]) -> list[Any]:
-        """Values with forms in place of points, which a statement or another basis follows."""
-        live = [env[v] for env, names in self.open for v in names]
-        every = {id(x): x for x in [*live, *values]}
-        if not any(isinstance(x, Points) for x in every.values()):
-            return list(values)
-        assert self.belief is not None
-        new: dict[int, Any] = {
-            i: Beyond("a comparison")
-            for i, x in every.items()
-            if isinstance(x, Points) and not jnp.issubdtype(x.values.dtype, jnp.floating)
-        }
-        kept = {i: x for i, x in every.items() if isinstance(x, Form | Points) and i not in new}
-        self.belief = joint_of(list(kept.values()), self.belief)
-        new |= dict(zip(kept, unit_forms(list(map(Shaped.of, kept.values()))), strict=True))
-        self._replace(new)
-        return [new.get(id(x), x) for x in values]
 
     # Statements.
 
@@ -236,13 +215,13 @@ class Integrator:
         """The value of a site that is integrated out: its mean and noise of its own."""
         self.found.add(statement.name)
         self.has_changed = True
-        rows = self._rows_of(statement, fn)
+        rows = self.rows_of(statement, fn)
         if isinstance(mean, Form) and mean.rows != rows:
-            raise self._meets(0)
+            raise self.meets(0)
         dtype = statement.aval.dtype
         const = jnp.asarray(mean.const if isinstance(mean, Form) else mean, dtype)
         noise = noise_of(self._reading(fn), rows).root.astype(dtype)
-        start, size = self._size(), noise.shape[-1]
+        start, size = self.size, noise.shape[-1]
         check_size(self.label, statement, start + size)
         if self.belief is None:
             self.belief = no_belief(noise.shape[:-2])
@@ -256,7 +235,7 @@ class Integrator:
         old = mean.wide(start) if isinstance(mean, Form) else jnp.zeros((start, *const.shape))
         value = Form(const, jnp.concatenate([old.astype(dtype), own]), rows)
         self._tilt(statement, value)
-        return self._rebased(value)
+        return self.rebased(value)
 
     def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
         """A statement whose mean is uncertain: its law given all before, and the belief given its value."""
@@ -324,74 +303,11 @@ class Integrator:
             before = unflat(variance, value.rows, value.const.shape)
             numpyro.deterministic(f"{statement.name} variance", before)
 
-    # The basis.
-
-    def _size(self) -> int:
-        return 0 if self.belief is None else self.belief.size
-
-    def _meets(self, number: int) -> PlateMeets:
-        """What is raised where rows along an axis of rows meet."""
-        assert self.rows is not None
-        return PlateMeets(self.rows[number])
-
-    def _rows_of(self, statement: Statement, fn: Any) -> tuple[int, ...]:
-        """Axes of a site along which rows are separate.
-
-        Raises:
-            PlateMeets: sites integrated before have rows that this one has not.
-        """
-        axis_of = {f.name: len(fn.batch_shape) + f.dim for f in statement.frames}
-        if self.rows is None:
-            apart = [name for name in axis_of if name not in self.joint]
-            self.rows = tuple(sorted(apart, key=axis_of.__getitem__))
-        for name in self.rows:
-            if name not in axis_of:
-                raise self._meets(self.rows.index(name))
-        return tuple(axis_of[name] for name in self.rows)
-
-    def _live(self) -> dict[int, Form]:
-        """The forms that are still read, by id."""
-        values = (env[v] for env, live in self.open for v in live)
-        return {id(x): x for x in values if isinstance(x, Form)}
-
-    def _replace(self, new: dict[int, Any]) -> None:
-        """Put other forms in the place of those with these ids."""
-        for env, _ in self.open:
-            env.update({v: new[id(x)] for v, x in env.items() if id(x) in new})
-
-    def _rebased(self, value: Form) -> Form:
-        """Make the values that are still read the basis, where that halves it."""
-        assert self.belief is not None
-        live = self._live()
-        forms = [*live.values(), value]
-        values = list(map(Shaped.of, forms))
-        if 2 * sum(x.size for x in values) > self.belief.size:
-            return value
-        self.belief = self._law_of(forms)
-        *new, value = unit_forms(values)
-        self._replace(dict(zip(live, new, strict=True)))
-        return value
-
-    def _law_of(self, forms: Sequence[Form], *, is_square: bool = False) -> Belief:
-        """The joint law of values."""
-        assert self.belief is not None
-        const = jnp.concatenate([flat(f.const, f.rows) for f in forms], -1)
-        matrix = jnp.concatenate([matrix_of(f, self.belief.size) for f in forms], -2)
-        return self.belief.of(const, matrix, is_square=is_square)
-
 
 def _without_density(name: str, like: Array) -> Array:
     """A site that is given, of the shape of an array, and has no part in the density."""
     law = dist.Normal(jnp.zeros_like(like), 1.0).to_event(like.ndim).mask(False)
     return jnp.asarray(numpyro.sample(name, law))
-
-
-class PlateMeets(Exception):
-    """Rows of a plate that were taken to be separate meet in the basis."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
 
 
 def tried[Kind: Integrator](
@@ -424,8 +340,8 @@ class _Body(Interpreter):
         is_read: Sequence[bool],
     ) -> None:
         super().__init__(closed, args)
-        self.integrator, self.last, self.number = integrator, _last_reads(closed.jaxpr), 0
-        self.counts = _counting(closed.jaxpr, is_read)
+        self.integrator, self.last, self.number = integrator, last_reads(closed.jaxpr), 0
+        self.counts = counting(closed.jaxpr, is_read)
 
     def results(self, eqn: Any, args: list[Any]) -> list[Any]:
         live = {v for v, n in self.last.items() if n > self.number and v in self.env}
@@ -436,29 +352,3 @@ class _Body(Interpreter):
             return self.integrator.equation(eqn, args)
         finally:
             self.integrator.open.pop()
-
-
-def _last_reads(jaxpr: Jaxpr) -> dict[Any, int]:
-    """The number of the equation that reads a variable last; deterministic statements do not count."""
-    last: dict[Any, int] = {}
-    for number, eqn in enumerate(jaxpr.eqns):
-        statement = eqn.params.get("statement")
-        if statement is None or statement.treedef is not None:
-            last.update({v: number for v in eqn.invars if not isinstance(v, Literal)})
-    last.update({v: len(jaxpr.eqns) for v in jaxpr.outvars if not isinstance(v, Literal)})
-    return last
-
-
-def _counting(jaxpr: Jaxpr, is_read: Sequence[bool]) -> set[Any]:
-    """The variables that a statement depends on; deterministic ones do not count."""
-    found = {
-        v
-        for v, flag in zip(jaxpr.outvars, is_read, strict=True)
-        if flag and not isinstance(v, Literal)
-    }
-    for eqn in reversed(jaxpr.eqns):
-        statement = eqn.params.get("statement")
-        is_made = holds_statement(eqn) and (statement is None or statement.treedef is not None)
-        if is_made or any(v in found for v in eqn.outvars):
-            found.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return found

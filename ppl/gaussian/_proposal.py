@@ -168,7 +168,7 @@ class _Updated(Integrator):
             return {}
         assert self.belief is not None
         forms = [self.kept[name] for name in self.sites]
-        law = self._law_of(forms)
+        law = self.law_of(forms)
         root, at = lower(law.root), 0
         steps: list[Array] = []  # of the sites before, whitened
         found = {}

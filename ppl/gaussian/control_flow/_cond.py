@@ -45,7 +45,7 @@ def run_cond(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
         kinds = [either(a, b) for a, b in zip(kinds, outs, strict=True)]
     if not is_certain(which):
         return [Beyond("a branch chosen by it")] * len(kinds)
-    columns = outer._size()
+    columns = outer.size
 
     def taken(branch: Any) -> Callable[[], Any]:
         def fn() -> list[Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def pushed(scan: Scan) -> list[Any]:
     """The results of a scan."""
-    outer, num_carry, columns = scan.outer, len(scan.init), scan.outer._size()
+    outer, num_carry, columns = scan.outer, len(scan.init), scan.outer.size
     kinds = [*scan.kinds, *scan.y_kinds]
 
     def given(old: Any, new: Any) -> Any:

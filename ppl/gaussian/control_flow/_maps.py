@@ -98,7 +98,7 @@ def joined_results(
     belief, last, read = joined(maps, start, outer.emit.is_centred)
     outer.has_changed, outer.belief = True, belief
     values, kept = scan.values(certain, _forms_of(last, scan.handed_on()))
-    outer._replace(kept)
+    outer.replace(kept)
     forms = _forms_of(read, [shaped for _, shaped in read_results(scan)], num_lead=1)
     return [*values, *scan.stacked(ys, forms)]
 

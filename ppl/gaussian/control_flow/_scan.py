@@ -53,7 +53,7 @@ class Scan:
         self.length = eqn.params["length"]
         self.has_statements = holds_statement(eqn)
         self.has_slices = True  # as long as no step changes the basis
-        self.kept = dict(outer._live())
+        self.kept = dict(outer.live())
         self.kept.update({id(x): x for x in self.consts if isinstance(x, Form)})
         self.kinds = [kind_of(x) for x in self.init]
         self.reads = list(outer.is_read)
@@ -203,14 +203,14 @@ class Scan:
         outer = self.outer
         outer.has_changed, outer.belief = True, belief
         values, kept = self.open_step(outer, certain, belief)
-        outer._replace(kept)
+        outer.replace(kept)
         return [*values, *self.stacked(ys)]
 
     def belief_of(self, inner: Integrator, values: Sequence[Any], kept: dict[int, Form]) -> Belief:
         """The belief of what is handed on."""
         if inner.belief is None:
             inner.belief = no_belief(self.rows)
-        return inner._law_of(self.forms(values, kept), is_square=True)
+        return inner.law_of(self.forms(values, kept), is_square=True)
 
     def forms(self, values: Sequence[Any], kept: dict[int, Form]) -> list[Form]:
         """What is handed on."""

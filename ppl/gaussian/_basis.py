@@ -1,0 +1,114 @@
+"""The basis of a run: what is believed of the sites, and the values that are affine in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from ._approximate import joint_of
+from ._arranged import Shaped, flat, matrix_of, unit_forms
+from ._belief import Belief
+from ._forms import Beyond, Form, Points
+from ._lift import Statement
+
+
+class PlateMeets(Exception):
+    """Rows of a plate that were taken to be separate meet in the basis."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class Basis:
+    """The belief of a run, and the values of its open programs.
+
+    Attributes:
+        belief: of the basis; None: there is none yet.
+        rows: names of the plates whose rows have a belief each; None: not known yet.
+        open: the open programs: their values, and which of these are still read.
+
+    Args:
+        joint: plates whose rows meet, so that they have one belief.
+    """
+
+    def __init__(self, joint: set[str]) -> None:
+        self.joint = joint
+        self.belief: Belief | None = None
+        self.rows: tuple[str, ...] | None = None
+        self.open: list[tuple[dict[Any, Any], set[Any]]] = []
+
+    def settled(self, values: Sequence[Any]) -> list[Any]:
+        """Values with forms in place of points, which a statement or another basis follows."""
+        live = [env[v] for env, names in self.open for v in names]
+        every = {id(x): x for x in [*live, *values]}
+        if not any(isinstance(x, Points) for x in every.values()):
+            return list(values)
+        assert self.belief is not None
+        new: dict[int, Any] = {
+            i: Beyond("a comparison")
+            for i, x in every.items()
+            if isinstance(x, Points) and not jnp.issubdtype(x.values.dtype, jnp.floating)
+        }
+        kept = {i: x for i, x in every.items() if isinstance(x, Form | Points) and i not in new}
+        self.belief = joint_of(list(kept.values()), self.belief)
+        new |= dict(zip(kept, unit_forms(list(map(Shaped.of, kept.values()))), strict=True))
+        self.replace(new)
+        return [new.get(id(x), x) for x in values]
+
+    @property
+    def size(self) -> int:
+        """Of the basis."""
+        return 0 if self.belief is None else self.belief.size
+
+    def meets(self, number: int) -> PlateMeets:
+        """What is raised where rows along an axis of rows meet."""
+        assert self.rows is not None
+        return PlateMeets(self.rows[number])
+
+    def rows_of(self, statement: Statement, fn: Any) -> tuple[int, ...]:
+        """Axes of a site along which rows are separate.
+
+        Raises:
+            PlateMeets: sites integrated before have rows that this one has not.
+        """
+        axis_of = {f.name: len(fn.batch_shape) + f.dim for f in statement.frames}
+        if self.rows is None:
+            apart = [name for name in axis_of if name not in self.joint]
+            self.rows = tuple(sorted(apart, key=axis_of.__getitem__))
+        for name in self.rows:
+            if name not in axis_of:
+                raise self.meets(self.rows.index(name))
+        return tuple(axis_of[name] for name in self.rows)
+
+    def live(self) -> dict[int, Form]:
+        """The forms that are still read, by id."""
+        values = (env[v] for env, live in self.open for v in live)
+        return {id(x): x for x in values if isinstance(x, Form)}
+
+    def replace(self, new: dict[int, Any]) -> None:
+        """Put other forms in the place of those with these ids."""
+        for env, _ in self.open:
+            env.update({v: new[id(x)] for v, x in env.items() if id(x) in new})
+
+    def rebased(self, value: Form) -> Form:
+        """Make the values that are still read the basis, where that halves it."""
+        assert self.belief is not None
+        live = self.live()
+        forms = [*live.values(), value]
+        values = list(map(Shaped.of, forms))
+        if 2 * sum(x.size for x in values) > self.belief.size:
+            return value
+        self.belief = self.law_of(forms)
+        *new, value = unit_forms(values)
+        self.replace(dict(zip(live, new, strict=True)))
+        return value
+
+    def law_of(self, forms: Sequence[Form], *, is_square: bool = False) -> Belief:
+        """The joint law of values."""
+        assert self.belief is not None
+        const = jnp.concatenate([flat(f.const, f.rows) for f in forms], -1)
+        matrix = jnp.concatenate([matrix_of(f, self.belief.size) for f in forms], -2)
+        return self.belief.of(const, matrix, is_square=is_square)
