@@ -104,5 +104,5 @@ class Collector(Integrator):
         if linear is not None and square is not None:
             self.tilted.append((value, linear, square))
 
-    def _rebased(self, value: Form) -> Form:
+    def rebased(self, value: Form) -> Form:
         return value
