@@ -46,7 +46,7 @@ SLOW = [
     models.imputation._programs
     models.imputation.estimators._classifier
     models.imputation.estimators._imputer
-    models.mam._bracket
+    models.mam._tempering
     models.mam._distribution
     models.mam._objectives
     models.mam._particles

@@ -6,19 +6,10 @@
 from typing import TYPE_CHECKING, Any
 
 from ._bracket import bracket as bracket
-from ._convolutions import ResidualCNN as ResidualCNN, residual_cnns as residual_cnns
 from ._distribution import Draw as Draw, MaM as MaM
 from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
-from ._images import MaskedUNet as MaskedUNet, unets as unets
 from ._made import MADE as MADE, autoregressive as autoregressive
 from ._marginal import Marginal as Marginal
-from ._networks import (
-    Gathered as Gathered,
-    Networks as Networks,
-    Pair as Pair,
-    ResidualMLP as ResidualMLP,
-    residual_mlps as residual_mlps,
-)
 from ._objectives import (
     any_order as any_order,
     distil as distil,
@@ -28,12 +19,6 @@ from ._objectives import (
 from ._orders import UniformOrder as UniformOrder
 from ._particles import Particle as Particle, feynman_kac as feynman_kac
 from ._persistent import ChainState as ChainState, PersistentObjective as PersistentObjective
-from ._sequences import (
-    CausalTransformer as CausalTransformer,
-    MaskedTransformer as MaskedTransformer,
-    transformers as transformers,
-)
-from ._tables import Tables as Tables, sampler_law as sampler_law
 from ._tempering import unnormalised as unnormalised
 from .annealing import (
     Annealed as Annealed,
@@ -42,6 +27,22 @@ from .annealing import (
     anneal as anneal,
     distilled as distilled,
     scored as scored,
+)
+from .networks import (
+    CausalTransformer as CausalTransformer,
+    Gathered as Gathered,
+    MaskedTransformer as MaskedTransformer,
+    MaskedUNet as MaskedUNet,
+    Networks as Networks,
+    Pair as Pair,
+    ResidualCNN as ResidualCNN,
+    ResidualMLP as ResidualMLP,
+    Tables as Tables,
+    residual_cnns as residual_cnns,
+    residual_mlps as residual_mlps,
+    sampler_law as sampler_law,
+    transformers as transformers,
+    unets as unets,
 )
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from ...inference.diagnostics._evidence_bracket import lost_modes
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ._distribution import MaM
-from ._networks import Networks
 from ._orders import UniformOrder
 from ._tempering import NUM_MOVES, LogTarget, tempered_rows
+from .networks import Networks
 
 _LEAST, _MOST = 100, 1_000  # particles that say something
 _TEMPERATURES = 20  # of usual energies

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._networks import Networks
+from .networks import Networks
 
 # Tokens after a step along an order, [variables], and the log-probability of the value chosen, 0 for evidence (nats).
 Step = tuple[Array, Array]

@@ -31,8 +31,8 @@ from numpyro.distributions import constraints
 from ...ppl._compat import is_concrete, typed_key
 from . import _chain
 from ._marginal import Marginal
-from ._networks import Networks
 from ._orders import random_orders
+from .networks import Networks
 
 Density = Literal["chain", "ensemble", "marginal", "amortised"]
 _DENSITIES = ("chain", "ensemble", "marginal", "amortised")

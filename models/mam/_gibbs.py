@@ -14,8 +14,8 @@ from ...inference.particles.moves import accept
 from ...ppl._compat import typed_key
 from . import _chain
 from ._distribution import MaM
-from ._networks import Networks
 from ._orders import random_orders
+from .networks import Networks
 
 
 class Move(NamedTuple):

@@ -31,10 +31,10 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from . import _chain
 from ._bracket import verdict
-from ._networks import Networks, Pair
 from ._orders import random_orders
 from ._persistent import Chains, PersistentObjective, Replay
 from ._tempering import LogTarget, tempered_rows
+from .networks import Networks, Pair
 
 Spread = Literal["variance", "std", "plain"]
 _SPREADS = ("variance", "std", "plain")

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int
 from ... import ppl
 from ...inference import AbstractObjective, Objective
 from . import _chain, _gibbs
-from ._networks import Networks
 from ._orders import random_orders
+from .networks import Networks
 
 
 class ChainState(NamedTuple):

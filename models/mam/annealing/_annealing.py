@@ -30,9 +30,9 @@ from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from .._bracket import bracket
 from .._distribution import MaM
-from .._networks import Networks, Pair
 from .._objectives import any_order
 from .._tempering import LogTarget, tempered_rows
+from ..networks import Networks, Pair
 from ._distilled import Distilled, distilled, scored
 from ._remembered import Remembered, best_share
 

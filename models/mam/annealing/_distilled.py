@@ -23,9 +23,9 @@ from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from .. import _chain
 from .._distribution import MaM
-from .._networks import Pair
 from .._objectives import regress
 from .._orders import UniformOrder
+from ..networks import Pair
 
 Scored = tuple[Array, Array, Array]
 _BLOCK = 2_000

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from .._networks import Networks
+from ..networks import Networks
 
 _MAX_ATOMS, _KEPT = 2**14, 0.999
 UNIFORM = 0.005

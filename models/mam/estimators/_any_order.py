@@ -15,9 +15,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..._estimator import StoredEstimator
-from .._networks import Pair, residual_mlps
 from .._objectives import any_order
 from .._orders import random_orders
+from ..networks import Pair, residual_mlps
 from ._levels import cells, levels, tokens
 from ._queries import Possible, arguments, by_parts, conditionals, filled, held_out_loss, log_prob
 

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .. import _chain
-from .._networks import Pair
 from .._orders import random_orders
+from ..networks import Pair
 
 PART = 256  # rows at once
 

@@ -11,8 +11,8 @@ from _mam import odd_networks, orders, rows
 
 from _stats import assert_unbiased
 from lapilli.models import mam
-from lapilli.models.mam._convolutions import Conv3x3
-from lapilli.models.mam._tables import all_tokens
+from lapilli.models.mam.networks._convolutions import Conv3x3
+from lapilli.models.mam.networks._tables import all_tokens
 
 
 def shaken(pair, seed=0):

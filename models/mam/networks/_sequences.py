@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._transformer import Block
+from ..._transformer import Block
 from ._networks import Pair, pair_of
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._unet import UNet
+from ..._unet import UNet
 from ._networks import Pair, pair_of
 
 _NUM_WAVES = 16

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ... import ppl
+from .... import ppl
 
 
 class Networks(eqx.Module):
