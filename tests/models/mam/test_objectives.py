@@ -472,11 +472,12 @@ class TestThresholds:
     @pytest.mark.parametrize("replay, keeps", [(0.0, False), (None, True)], ids=["own", "replayed"])
     def test_replayed_rows_keep_the_heaviest_state(self, replay, keeps, key):
         """Independent energies of 12 bits, none of which tells of another; the heaviest state has probability 0.475."""
-        log_f = np.random.default_rng(3).normal(size=(2,) * 12)
-        log_f *= 3.5
+        log_f = 3.5 * np.random.default_rng(3).normal(size=(2,) * 12)
         table = jnp.asarray(log_f)
         networks = mam.residual_mlps(12, 2, width=128, key=key)
-        fit = train(mam.energy(networks, lambda x: table[tuple(x)], replay=replay), key, 2000)
+        objective = mam.energy(networks, lambda x: table[tuple(x)], replay=replay)
+        options = {"rate": optax.cosine_decay_schedule(3e-3, 2000), "k_hat": "skip"}
+        fit = train(objective, key, 2000, **options)
         law = np.exp(mam.sampler_law(networks.with_params(fit.params))[(slice(1, None),) * 12])
         top = np.unravel_index(log_f.argmax(), log_f.shape)
         p = np.exp(log_f[top] - np.logaddexp.reduce(log_f.ravel()))
