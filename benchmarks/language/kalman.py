@@ -4,9 +4,9 @@ Log-likelihood and gradient (transition matrix, both scales) of T = 1,000 steps 
 hand: the textbook filter with covariances and Cholesky factors, and the filter with square roots by QR, which is what
 `ppl.eliminate` does; and with all steps in parallel (`parallel=True`). The error of each against double precision is printed. All
 run in one process, interleaved; the answer is the median of paired ratios to the filter with roots. For the parallel filter,
-which uses all cores, processor time is printed beside.
+which uses all cores, processor time is printed beside. With `--peers` the filters of dynamax and cuthbert run there, too.
 
-usage: python benchmarks/language/kalman.py [--steps 1000] [--repeats 40] [--double] [--record]
+usage: python benchmarks/language/kalman.py [--steps 1000] [--repeats 40] [--double] [--peers] [--record]
 """
 
 from __future__ import annotations
@@ -106,8 +106,11 @@ def by_roots(params: Params, sensors: Array, data: Array) -> Array:
     return total - 0.5 * math.log(2 * math.pi) * data.size
 
 
-FIGURES = ["kalman", "parallel"]
-Ratios = dict[str, float]  # of lapilli to another filter, and of the parallel filter to lapilli
+FIGURES = ["kalman", "parallel", "peers"]
+PEERS = ("dynamax", "cuthbert")
+Ratios = dict[
+    str, float
+]  # of lapilli to another filter; of the parallel filter to lapilli, processor time
 
 
 def measure(d: int, steps: int, repeats: int, functions: dict[str, Callable]) -> Ratios:
@@ -135,9 +138,10 @@ def measure(d: int, steps: int, repeats: int, functions: dict[str, Callable]) ->
             flush=True,
         )
     ratio = lambda a, b, clock: float(np.median((times[a] / times[b])[:, clock]))
-    found = {name: ratio("lapilli", name, 0) for name in ("covariances", "roots")}
-    of_parallel = (ratio("parallel", "lapilli", clock) for clock in (0, 1))
-    return found | dict(zip(("wall", "processor"), of_parallel, strict=True))
+    found = {n: ratio("lapilli", n, 0) for n in ("covariances", "roots", *PEERS) if n in times}
+    if "parallel" in times:
+        found["parallel"] = ratio("parallel", "lapilli", 1)
+    return found
 
 
 def reference(params: Params, sensors: Array, data: Array) -> float:
@@ -167,9 +171,20 @@ def record(found: dict[int, Ratios], names: list[str], steps: int, width: str) -
         record_figure(
             "gradients/kalman_parallel",
             what=f"{what}: processor time of the filter in parallel, ratio to one step after the other",
-            value={f"d = {d}": f"{r['processor']:.1f}" for d, r in found.items()},
+            value={f"d = {d}": f"{r['parallel']:.1f}" for d, r in found.items()},
             note="on a CPU one step after the other is faster; other devices were not measured",
             measures=["ppl/gaussian"],
+        )
+    if "peers" in names:
+        record_figure(
+            "gradients/kalman_peers",
+            what=f"{what}: ratio to dynamax / to cuthbert",
+            value={
+                f"d = {d}": " / ".join(f"{r[peer]:.2f}" for peer in PEERS) for d, r in found.items()
+            },
+            note="aim: 1; dynamax filters with covariances, cuthbert and lapilli with square roots",
+            measures=["ppl/gaussian"],
+            packages=PEERS,
         )
 
 
@@ -178,9 +193,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--double", action="store_true", help="64-bit numbers")
+    parser.add_argument("--peers", action="store_true", help="dynamax and cuthbert, too")
     parser.add_argument("--record", action="store_true", help="write figures to docs/_data")
     parser.add_argument(
-        "--figures", nargs="+", default=FIGURES, choices=FIGURES, help="which to write"
+        "--figures", nargs="+", choices=FIGURES, help="which to write; those of all that ran"
     )
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", args.double)
@@ -190,10 +206,16 @@ def main() -> None:
         f"{args.steps} steps; median ms per value and gradient (median of paired ratios to roots)"
     )
     functions = {"covariances": by_covariances, "roots": by_roots, "lapilli": integrated}
-    functions["parallel"] = functools.partial(integrated, parallel=True)
+    names = args.figures or [name for name in FIGURES if name != "peers" or args.peers]
+    if "parallel" in names:
+        functions["parallel"] = functools.partial(integrated, parallel=True)
+    if args.peers:
+        from _peers.kalman import by_cuthbert, by_dynamax
+
+        functions |= {"dynamax": by_dynamax, "cuthbert": by_cuthbert}
     found = {d: measure(d, args.steps, args.repeats, functions) for d in (1, 4, 16)}
     if args.record:
-        record(found, args.figures, args.steps, width)
+        record(found, names, args.steps, width)
 
 
 if __name__ == "__main__":
