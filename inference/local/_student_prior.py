@@ -1,8 +1,8 @@
 """A Student t prior of a local site, as a normal one of unknown precision.
 
-Terms: x | tau ~ N(loc, S / tau), tau ~ Gamma(df / 2, df / 2), so that x ~ t_df(loc, S); one tau for each coordinate, for each group
-of them, or for a vector. Output: the normal q(x) of the best q(x) q(tau) given a potential: that of the prior N(loc, S / E_q[tau])
-with
+Terms: x | tau ~ N(loc, S / tau), tau ~ Gamma(df / 2, df / 2), so that x ~ t_df(loc, S); one tau for each coordinate, each group
+of them, or a whole vector. Output: the normal q(x) of the best q(x) q(tau) given a potential: that of the prior
+N(loc, S / E_q[tau]) with
 
     E_q[tau] = (df + k) / (df + E_q[(x - loc)' S^-1 (x - loc)]),   k coordinates to a tau,
 

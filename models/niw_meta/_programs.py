@@ -24,7 +24,8 @@ class NIWMeta(NamedTuple):
 
     Attributes:
         model: sites "theta" [episodes, 1, d] (local weights), "support" and "query" (observed labels), with a finite population
-            also "phi", mean and width of each weight [d, 2], or all means and the width of each layer [d + L]; deterministic "support_scores" and "query_scores" [episodes, n, c], see `Head.scores`.
+            also "phi", mean and width of each weight [d, 2], or all means and the width of each layer [d + L]; deterministic
+            "support_scores" and "query_scores" [episodes, n, c], see `Head.scores`.
         guide: sites "phi" and "theta".
     """
 

@@ -3,8 +3,8 @@
 Terms: s2_g ~ InverseGamma(a, b) for each group of n elements, mean_j | s2 ~ Normal(m_j, s2_g / k), x_j ~ Normal(mean_j, s2_g).
 What follows for one group; groups are independent.
 
-Expected conditional. log N(x; mean, s2) = sum_j -1/2 [log 2 pi + log s2 + (x_j - mean_j)^2 / s2] is a sum over elements, and so is
-its expectation, in which sharing s2 has no say: with E[1 / s2] = a / b, E[log s2] = log b - digamma(a) and
+Expected conditional. log N(x; mean, s2) = sum_j -1/2 [log 2 pi + log s2 + (x_j - mean_j)^2 / s2] is a sum over elements, and so
+is its expectation, in which sharing s2 has no say: with E[1 / s2] = a / b, E[log s2] = log b - digamma(a) and
 E[(x_j - mean_j)^2 / s2] = (a / b) (x_j - m_j)^2 + 1 / k it is
 
     log N(x; m, b / a) - (n / 2) [1 / k + log a - digamma(a)].
@@ -49,8 +49,8 @@ class GroupedNormalInverseGamma(dist.Distribution):
 
         s2_g ~ InverseGamma(concentration_g, rate_g),   mean_j | s2 ~ Normal(loc_j, s2_g / mean_precision_g),   g the group of j.
 
-    One event is [mean_1 ... mean_d, scale_1 ... scale_G], scale = sqrt(s2), shape (d + G,); densities are in these coordinates. With
-    groups of one element it equals d independent pairs, `NormalInverseGamma(...).to_event(1)`, arranged otherwise.
+    One event is [mean_1 ... mean_d, scale_1 ... scale_G], scale = sqrt(s2), shape (d + G,); densities are in these coordinates.
+    With groups of one element it equals d independent pairs, `NormalInverseGamma(...).to_event(1)`, arranged otherwise.
 
     Args:
         loc: shape [*batch, d].
@@ -65,8 +65,8 @@ class GroupedNormalInverseGamma(dist.Distribution):
 
     Validity: `sample` is differentiable in all parameters; the concentration's part is the implicit derivative that JAX's
     gamma sampler carries.
-    Reference: Murphy 2007, Conjugate Bayesian analysis of the Gaussian distribution, section 6; what sharing changes is derived in
-    the module.
+    Reference: Murphy 2007, Conjugate Bayesian analysis of the Gaussian distribution, section 6; what sharing changes is derived
+    in the module.
 
     Example:
         >>> from lapilli import ppl
@@ -180,10 +180,10 @@ class GroupedNormalInverseGamma(dist.Distribution):
 
     def posterior(
         self,
-        x: Float[Array, "rows *batch elements"],
+        x: Float[Array, " rows *batch elements"],
         *,
-        variance: Float[Array, "rows *batch elements"] | float = 0.0,
-        weight: Float[Array, "rows *batch"] | float = 1.0,
+        variance: Float[Array, " rows *batch elements"] | float = 0.0,
+        weight: Float[Array, " rows *batch"] | float = 1.0,
     ) -> GroupedNormalInverseGamma:
         """The law given independent observations of the normal vector.
 
@@ -211,11 +211,11 @@ class GroupedNormalInverseGamma(dist.Distribution):
 
     def predictive(self) -> GroupedStudentT:
         """The marginal law of the normal vector: by groups, with 2 concentration degrees of freedom."""
-        variance = self.rate * (self.mean_precision + 1) / (self.concentration * self.mean_precision)
-        scale = self.groups.spread(jnp.sqrt(variance))
-        return GroupedStudentT(
-            2 * self.concentration, self.loc, scale, group=self.groups.numbers
+        variance = (
+            self.rate * (self.mean_precision + 1) / (self.concentration * self.mean_precision)
         )
+        scale = self.groups.spread(jnp.sqrt(variance))
+        return GroupedStudentT(2 * self.concentration, self.loc, scale, group=self.groups.numbers)
 
 
 def _kl_grouped(p: GroupedNormalInverseGamma, q: GroupedNormalInverseGamma) -> Array:

@@ -37,9 +37,9 @@ class Groups:
         if not (is_whole and sizes == index.shape and fits):
             shapes = ", ".join(f"{name} {jnp.shape(x)}" for name, x in others.items())
             raise ValueError(
-                f"{law}: group has shape {index.shape} and numbers {sorted(set(index.flatten().tolist()))[:6]}, loc {jnp.shape(loc)}, "
-                f"{shapes}. Give group one whole number for each element of loc, 0 to G - 1 with none left out, and the others "
-                "one number for each group, or one for all."
+                f"{law}: group has shape {index.shape} and numbers {sorted(set(index.flatten().tolist()))[:6]}, loc "
+                f"{jnp.shape(loc)}, {shapes}. Give group one whole number for each element of loc, 0 to G - 1 with none left "
+                "out, and the others one number for each group, or one for all."
             )
         return cls(tuple(index.tolist()))
 

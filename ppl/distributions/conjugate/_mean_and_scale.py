@@ -1,4 +1,4 @@
-"""Supports of means packed with scales, [mean, scale], [means, scales] and [mean | Cholesky factor], and their unconstrained forms."""
+"""Supports of means packed with scales, [mean, scale], [means, scales], [mean | Cholesky factor], and their free forms."""
 
 from __future__ import annotations
 
