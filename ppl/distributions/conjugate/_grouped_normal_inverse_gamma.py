@@ -110,8 +110,8 @@ class GroupedNormalInverseGamma(dist.Distribution):
         )
         super().__init__(batch, (d + num_groups,), validate_args=validate_args)
 
-    @constraints.dependent_property(is_discrete=False, event_dim=1)
-    def support(self) -> Any:
+    @constraints.dependent_property(is_discrete=False, event_dim=1)  # pyright: ignore[reportArgumentType]
+    def support(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """[means, positive scales]."""
         return MeansAndScales(len(self.groups.numbers), self.groups.count)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class Groups:
     numbers: tuple[int, ...]
 
     @classmethod
-    def of(cls, law: str, group: Sequence[int], loc: Any, others: dict[str, Any]) -> Groups:
+    def of(cls, law: str, group: Sequence[int], loc: Any, others: Mapping[str, Any]) -> Groups:
         """Checked for a law with `loc` [*batch, d] and other parameters [*batch, G], or numbers.
 
         Raises:
