@@ -1,5 +1,6 @@
 """A model and data are enough: what fit chooses, when it stops, what it warns of."""
 
+import re
 import warnings
 
 import jax
@@ -168,6 +169,38 @@ def test_a_bad_guide_of_ones_own_is_warned_of(steps, options, is_told):
         inference.fit(objective, optax.adam(0.02), (jnp.asarray(0.5),), **settings)
     told = [str(w.message) for w in caught if "k-hat is" in str(w.message)]
     assert len(told) == is_told and all("k_hat='skip' leaves this check out" in t for t in told)
+
+
+class Judging(Objective):
+    """Its verdict is plain Python: a location below zero is wrong."""
+
+    def verdict(self, result, key):
+        assert result.num_seeds is None and jnp.shape(key) == ()
+        loc = float(result.params["loc"])
+        return f"fit: loc is {loc:.0f}." if loc < 0 else None
+
+
+@pytest.mark.parametrize(
+    ("locs", "told"),
+    [
+        ([-2.0, 1.0, -2.0, -3.0], r"3 of 4 seeds, \[0, 2, 3\]; Fit.seed.*\nSeed 0, 2: loc is -2.\nSeed 3: loc is -3.$"),
+        ([-1.0, -1.0], r"2 of 2 seeds, \[0, 1\]; no other is left.\nSeed 0, 1: loc is -1.$"),
+        ([-1.0, -2.0, -3.0, -4.0, -5.0], r"Seed 2: loc is -3.\n2 more of the kind.$"),
+        ([1.0, 2.0], None),
+        (-2.0, "^fit: loc is -2.$"),
+    ],
+)  # fmt: skip
+def test_each_seed_is_judged_in_one_warning(locs, told):
+    """At rate 0 parameters stay where they start; 1,000 steps of a closed form."""
+    seeds = len(locs) if isinstance(locs, list) else None
+    start = {"loc": jnp.asarray(locs), "log_scale": jnp.zeros(np.shape(locs))}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inference.fit(
+            Judging(), optax.sgd(0.0), (jnp.zeros(2),), num_steps=1000, num_seeds=seeds, params=start, progress=False
+        )  # fmt: skip
+    texts = [str(w.message) for w in caught]
+    assert len(texts) == (told is not None) and all(re.search(told, t) for t in texts), texts
 
 
 def test_weights_that_are_no_numbers_and_weights_of_zero_are_told():
