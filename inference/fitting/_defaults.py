@@ -192,10 +192,10 @@ def of_seeds(verdicts: Sequence[str | None]) -> str | None:
         return None
     wrong = [number for number, text in enumerate(verdicts) if text is not None]
     is_any_left = len(wrong) < len(verdicts)
-    rest = "Fit.seed(number) takes one of the others" if is_any_left else "no other is left"
+    rest = "Fit.seed(number) takes another one" if is_any_left else "no other is left"
     lines = [f"Seed {', '.join(map(str, those))}: {text}" for text, those in said.items()]
     more = [f"{len(lines) - 3} more of the kind."] if len(lines) > 3 else []
-    head = f"fit: something is wrong with {len(wrong)} of {len(verdicts)} seeds, {wrong}; {rest}."
+    head = f"fit: {len(wrong)} of {len(verdicts)} seeds, {wrong}, do not pass; {rest}."
     return "\n".join([head, *lines[:3], *more])
 
 

@@ -127,10 +127,10 @@ def verdicts(
     run_key, key = jax.random.split(typed_key(key))
     try:
         rows = _tempered(MaM(first), log_target, run_key, count)
+        found = [two_sided(MaM(networks), log_target, rows, key, count) for networks in several]
     except RuntimeError as err:
         text = f"fit: nobody knows whether energy has lost modes: {err} {leave}."
         return [text] * len(several)
-    found = (two_sided(MaM(networks), log_target, rows, key, count) for networks in several)
     return [lost_modes(bracket, "fit", f"{_REMEDY}; {leave}") for bracket in found]
 
 

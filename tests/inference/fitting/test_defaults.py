@@ -183,8 +183,8 @@ class Judging(Objective):
 @pytest.mark.parametrize(
     ("locs", "told"),
     [
-        ([-2.0, 1.0, -2.0, -3.0], r"3 of 4 seeds, \[0, 2, 3\]; Fit.seed.*\nSeed 0, 2: loc is -2.\nSeed 3: loc is -3.$"),
-        ([-1.0, -1.0], r"2 of 2 seeds, \[0, 1\]; no other is left.\nSeed 0, 1: loc is -1.$"),
+        ([-2.0, 1.0, -2.0, -3.0], r"3 of 4 seeds, \[0, 2, 3\], do not pass; Fit.seed.*\nSeed 0, 2: loc is -2.\nSeed 3: loc is -3.$"),
+        ([-1.0, -1.0], r"2 of 2 seeds, \[0, 1\], do not pass; no other is left.\nSeed 0, 1: loc is -1.$"),
         ([-1.0, -2.0, -3.0, -4.0, -5.0], r"Seed 2: loc is -3.\n2 more of the kind.$"),
         ([1.0, 2.0], None),
         (-2.0, "^fit: loc is -2.$"),

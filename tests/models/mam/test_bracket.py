@@ -98,7 +98,7 @@ def test_fit_warns_of_an_energy_that_has_lost_modes(k_hat, num_seeds, key):
     told = [str(w.message) for w in caught]
     assert ["mam.anneal learns" in text for text in told] == [True] * (k_hat == "warn")
     if num_seeds is not None:
-        assert all("something is wrong with 2 of 2 seeds, [0, 1]" in text for text in told)
+        assert all("fit: 2 of 2 seeds, [0, 1], do not pass" in text for text in told)
 
 
 def test_a_model_of_another_density_is_refused(key):
