@@ -98,9 +98,8 @@ class GroupedNormalInverseGamma(dist.Distribution):
         validate_args: bool | None = None,
     ) -> None:
         loc = jnp.asarray(loc, float)
-        names = "mean_precision", "concentration", "rate"
-        values = (jnp.asarray(x, float) for x in (mean_precision, concentration, rate))
-        others = dict(zip(names, values, strict=True))
+        given = {"mean_precision": mean_precision, "concentration": concentration, "rate": rate}
+        others = {name: jnp.asarray(x, float) for name, x in given.items()}
         self.groups = Groups.of("GroupedNormalInverseGamma", group, loc, others)
         batch = jnp.broadcast_shapes(loc.shape[:-1], *(x.shape[:-1] for x in others.values()))
         d, num_groups = loc.shape[-1], self.groups.count
