@@ -144,10 +144,20 @@ class AbstractObjective(abc.ABC):
         """What is wrong with what was trained, which `fit` warns of after 1,000 steps or more; None if nothing is known to be.
 
         Args:
-            result: the `Fit`.
+            result: the `Fit`, of a single run.
             key: PRNG key of either kind.
         """
         return None
+
+    def verdicts(self, result: Any, key: Any) -> list[str | None]:
+        """What is wrong with each seed of a `Fit` with several: `verdict`, one after the other, with keys of their own.
+
+        Args:
+            result: the `Fit`.
+            key: PRNG key of either kind.
+        """
+        keys = jax.random.split(key, result.num_seeds)
+        return [self.verdict(result.seed(i), key) for i, key in enumerate(keys)]
 
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
         """Parts of one estimate, name -> {"log_prob", "value"}, among which `fit` finds the first that is not finite.

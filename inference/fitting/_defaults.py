@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -151,7 +151,7 @@ def warn_if_unsettled(fit: Any) -> None:
 def is_judged(fit: Any, *, is_chosen: bool, has_minibatches: bool) -> bool:
     """Whether draws of the guide are compared with the posterior after the run; see `fit(k_hat=)`."""
     objective = fit.objective
-    if not _is_whole(fit):
+    if not _is_whole(fit) or fit.num_seeds is not None:
         return False
     if is_chosen:
         return True
@@ -169,13 +169,34 @@ def is_trained(fit: Any) -> bool:
 
 
 def _is_whole(fit: Any) -> bool:
-    return fit.num_seeds is None and not fit.interrupted and fit.args is not None
+    return not fit.interrupted and fit.args is not None
 
 
 def warn_of_verdict(fit: Any, key: Any) -> None:
-    """Warn of what the objective has against its result."""
-    if (text := fit.objective.verdict(fit, key)) is not None:
+    """Warn of what the objective has against its result; once, whatever the number of seeds."""
+    if fit.num_seeds is None:
+        text = fit.objective.verdict(fit, key)
+    else:
+        text = of_seeds(fit.objective.verdicts(fit, key))
+    if text is not None:
         warnings.warn(text, stacklevel=3)
+
+
+def of_seeds(verdicts: Sequence[str | None]) -> str | None:
+    """One text of those of several seeds, the first three that differ in full; None if there is none."""
+    said: dict[str, list[int]] = {}
+    for number, text in enumerate(verdicts):
+        if text is not None:
+            said.setdefault(text.removeprefix("fit: "), []).append(number)
+    if not said:
+        return None
+    wrong = [number for number, text in enumerate(verdicts) if text is not None]
+    is_any_left = len(wrong) < len(verdicts)
+    rest = "Fit.seed(number) takes another one" if is_any_left else "no other is left"
+    lines = [f"Seed {', '.join(map(str, those))}: {text}" for text, those in said.items()]
+    more = [f"{len(lines) - 3} more of the kind."] if len(lines) > 3 else []
+    head = f"fit: {len(wrong)} of {len(verdicts)} seeds, {wrong}, do not pass; {rest}."
+    return "\n".join([head, *lines[:3], *more])
 
 
 def warn_of_bad_weights(fit: Any, key: Any) -> None:

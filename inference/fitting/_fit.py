@@ -114,8 +114,8 @@ def fit(
             threshold, or "skip". Compared are runs of a model alone; and under a guide of your own single runs of `elbo` and
             `iwelbo` on all data at once, of at least 1,000 steps and at most 100 latent coordinates (of more, all but exact
             guides fail jointly: judge rows one by one). It compiles the draws, which takes seconds. An objective that judges
-            its own results (`AbstractObjective.verdict`, of `mam.energy`) does so under the same option, after single runs of
-            1,000 steps or more.
+            its own results (`AbstractObjective.verdict`, of `mam.energy`) does so under the same option, after 1,000 steps or
+            more; of several seeds each is judged, and one warning names those affected.
         callbacks: called with a `FitInfo` every `callback_every` steps and after the last; returning True or "stop" ends the
             run. One with methods `get_state(params)`, a tree of arrays, and `set_state(state)` is resumed from a checkpoint.
         callback_every: steps between calls of the callbacks.

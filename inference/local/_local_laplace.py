@@ -43,6 +43,11 @@ stop = jax.lax.stop_gradient
 Curvature = Literal[
     "hessian", "gauss_newton", "diagonal_gauss_newton", "low_rank_gauss_newton", "sgld_variance"
 ]
+PARENTS = (
+    ppl.distributions.NormalInverseWishart,
+    ppl.distributions.NormalInverseGamma,
+    ppl.distributions.GroupedNormalInverseGamma,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +95,10 @@ def local_laplace(
             then kept in memory. "closed_form": m_i and V_i as functions of m_0 and P, with b_i and A_i as constants.
             "partial": m_i and V_i as constants. The last two keep no inner steps.
         parent: a latent site of the guide that gives the prior's mean and scale, its law a
-            `ppl.distributions.NormalInverseWishart`, or a `ppl.distributions.NormalInverseGamma` by coordinate. m_0 and P are
-            then those of the expected natural parameters, and q is of mean field. None: m_0 and P at the values that the guide
-            has drawn, so that q(x_i | phi) is conditional.
+            `ppl.distributions.NormalInverseWishart`, a `ppl.distributions.NormalInverseGamma` by coordinate, or a
+            `ppl.distributions.GroupedNormalInverseGamma`, in which coordinates share variances. m_0 and P are then those of the
+            expected natural parameters, and q is of mean field. None: m_0 and P at the values that the guide has drawn, so that
+            q(x_i | phi) is conditional.
         parent_at: "expected" natural parameters, as in training; the "mode" of the parent's law, a tighter prior; or the
             "marginal" law of the site, Student t, which has heavy tails where the parent is uncertain: m_i and V_i are then
             those under a normal prior of the most probable width in each row, found by turns (`_student_prior.py`). The
@@ -258,12 +264,10 @@ def _check_parent(parent: str, choices: dict[str, Array], laws: Laws) -> None:
             f"{sorted(choices)}. Name one of these, or draw it before scans and branches."
         )
     base = element(laws.found[parent][0])[0]
-    if not isinstance(
-        base, ppl.distributions.NormalInverseWishart | ppl.distributions.NormalInverseGamma
-    ):
+    if not isinstance(base, PARENTS):
         raise ValueError(
             f"Site '{parent}': a parent's law must have the expected natural parameters of a normal law "
-            f"(ppl.distributions.NormalInverseWishart, ppl.distributions.NormalInverseGamma), but it is "
+            "(NormalInverseWishart, NormalInverseGamma or GroupedNormalInverseGamma of ppl.distributions), but it is "
             f"{type(base).__name__}. Leave parent out: then m_0 and P are those at the parent's draw."
         )
 
@@ -296,7 +300,7 @@ def _check_conjugate(
                 raise ValueError(
                     f"Site '{site}': its law is not {type(base).__name__}.conditional({parent}), normal with the mean and scale "
                     f"that '{parent}' holds, so the expected natural parameters of '{parent}' are not its own. Draw it as "
-                    f"ppl.sample('{site}', ppl.distributions.{type(base).__name__}.conditional({parent})), or leave out "
+                    f"ppl.sample('{site}', law.conditional({parent})) with the law of '{parent}', or leave out "
                     f"parent='{parent}'."
                 )
 
@@ -314,6 +318,8 @@ def _parent_prior(parent: str, at: str, laws: Laws, local: LocalModel) -> Normal
         mean, spread = base.mode
         if isinstance(base, ppl.distributions.NormalInverseWishart):
             law = dist.MultivariateNormal(mean, covariance_matrix=spread)
+        elif isinstance(base, ppl.distributions.GroupedNormalInverseGamma):
+            law = base.conditional(jnp.concatenate([mean, jnp.sqrt(spread)], -1))
         else:
             law = dist.Normal(mean, jnp.sqrt(spread))
     else:
@@ -331,6 +337,10 @@ def _student_prior(parent: str, laws: Laws, local: LocalModel) -> StudentPrior:
         return StudentPrior(
             df, on_rows(dist.MultivariateNormal(law.loc, scale_tril=law.scale_tril))
         )
+    if isinstance(base, ppl.distributions.GroupedNormalInverseGamma):
+        df = jnp.broadcast_to(law.df, (*local.info.batch_shape, law.groups.count))
+        normal = on_rows(dist.Normal(law.loc, law.scale).to_event(1))
+        return StudentPrior(df, normal, law.groups)
     df = on_rows(dist.Normal(law.df, 1.0)).loc
     return StudentPrior(df, on_rows(dist.Normal(law.loc, law.scale)))
 

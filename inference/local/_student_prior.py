@@ -1,7 +1,8 @@
 """A Student t prior of a local site, as a normal one of unknown precision.
 
-Terms: x | tau ~ N(loc, S / tau), tau ~ Gamma(df / 2, df / 2), so that x ~ t_df(loc, S); one tau for each coordinate, or one for a
-vector. Output: the normal q(x) of the best q(x) q(tau) given a potential: that of the prior N(loc, S / E_q[tau]) with
+Terms: x | tau ~ N(loc, S / tau), tau ~ Gamma(df / 2, df / 2), so that x ~ t_df(loc, S); one tau for each coordinate, each group
+of them, or a whole vector. Output: the normal q(x) of the best q(x) q(tau) given a potential: that of the prior
+N(loc, S / E_q[tau]) with
 
     E_q[tau] = (df + k) / (df + E_q[(x - loc)' S^-1 (x - loc)]),   k coordinates to a tau,
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 
+from ... import ppl
 from ._local_site import NormalPrior, Potential, posterior
 
 Array = jax.Array
@@ -30,19 +32,25 @@ class StudentPrior(NamedTuple):
     """t_df(loc, S).
 
     Attributes:
-        df: degrees of freedom, [*batch, d] for independent coordinates, [*batch] for a vector.
+        df: degrees of freedom, [*batch, d] for independent coordinates, [*batch, G] for groups of them, [*batch] for a vector.
         normal: N(loc, S).
+        groups: of coordinates that share a tau; None where each has its own, or all of them have one.
     """
 
     df: Array
     normal: NormalPrior
+    groups: ppl.distributions.Groups | None = None
 
     def given(self, law: dist.Distribution) -> NormalPrior:
         """N(loc, S / E[tau]) for x ~ `law`."""
         mean, spread = law.mean - self.normal.loc, law.variance
         if self.normal.scale is not None:
             distance = (mean**2 + spread) / self.normal.scale**2
-            inverse = (self.df + distance) / (self.df + 1)
+            if self.groups is None:
+                inverse = (self.df + distance) / (self.df + 1)
+            else:
+                shared = self.df + self.groups.total(distance)
+                inverse = self.groups.spread(shared / (self.df + self.groups.sizes))
             return self.normal._replace(scale=self.normal.scale * jnp.sqrt(inverse))
         normal: Any = law
         tril = self.normal.scale_tril

@@ -9,6 +9,7 @@ ever goes, however the particle was found.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -99,31 +100,38 @@ def two_sided(
     return EvidenceBracket(np.asarray(lower), np.asarray(upper), 1, "draws")
 
 
-def verdict(
-    networks: Networks, log_target: LogTarget, key: Array, num_evaluations: int
-) -> str | None:
+def verdicts(
+    several: Sequence[Networks], log_target: LogTarget, key: Array, num_evaluations: int
+) -> list[str | None]:
     """What `inference.fit` warns of after training from an energy: modes that tempered particles find, and the model does not.
 
+    The particles have seen none of the models, and stand before all of them.
+
     Args:
-        networks: trained.
+        several: trained networks, of each seed.
         log_target: log f of one row, nats.
         key: PRNG key.
         num_evaluations: of f, that the particles may take, about.
     """
     leave = "k_hat='skip' leaves this check out"
-    each = networks.num_variables * (networks.num_values - 1) * NUM_MOVES * _TEMPERATURES
+    first = several[0]
+    each = first.num_variables * (first.num_values - 1) * NUM_MOVES * _TEMPERATURES
     count = min(num_evaluations // each, _MOST)
     if count < _LEAST:
-        return (
+        text = (
             f"fit: nobody has looked for modes that energy may have lost: {_LEAST} tempered particles take some "
             f"{_LEAST * each:,} evaluations of log_target, and the training took {num_evaluations:,}. "
             f"mam.bracket(model, log_target, None, key) looks; {leave}."
         )
+        return [text] * len(several)
+    run_key, key = jax.random.split(typed_key(key))
     try:
-        found = two_sided(MaM(networks), log_target, None, key, count)
+        rows = _tempered(MaM(first), log_target, run_key, count)
+        found = [two_sided(MaM(networks), log_target, rows, key, count) for networks in several]
     except RuntimeError as err:
-        return f"fit: nobody knows whether energy has lost modes: {err} {leave}."
-    return lost_modes(found, "fit", f"{_REMEDY}; {leave}")
+        text = f"fit: nobody knows whether energy has lost modes: {err} {leave}."
+        return [text] * len(several)
+    return [lost_modes(bracket, "fit", f"{_REMEDY}; {leave}") for bracket in found]
 
 
 def _tempered(model: MaM, log_target: LogTarget, key: Array, count: int) -> Array:

@@ -30,7 +30,7 @@ from ...inference import Objective, objective as as_objective
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from . import _chain
-from ._bracket import verdict
+from ._bracket import verdicts
 from ._orders import random_orders
 from ._persistent import Chains, PersistentObjective, Replay
 from ._tempering import LogTarget, tempered_rows
@@ -313,7 +313,7 @@ def energy(
     each = tuple(float(p) for p in np.linspace(*powers, num_tempered))
     chains = Chains(networks.with_params, lambda: num_own, block_size, refresh_every, each)
     replayed = Replay(num_replayed, particles) if num_replayed else None
-    judge = lambda params, *how: verdict(networks.with_params(params), log_target, *how)
+    judge = lambda several, *how: verdicts([*map(networks.with_params, several)], log_target, *how)
     return PersistentObjective(_log_density("min", "energy")(model), chains, replayed, judge)
 
 

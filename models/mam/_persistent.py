@@ -145,13 +145,14 @@ class PersistentObjective(AbstractObjective):
         inner: the objective of `(rows, *args)`, rows being the chains with those that are replayed behind them.
         chains: how chains are run.
         replay: rows that do not come from the model; None for none.
-        judge: `(params, key, rows that were seen) -> text or None`, what is wrong with a result; None: nothing is looked for.
+        judge: `([params, ...], key, rows that each has seen) -> [text or None, ...]`, what is wrong with results; None: nothing
+            is looked for.
     """
 
     inner: Objective
     chains: Chains
     replay: Replay | None = None
-    judge: Callable[[Any, Array, int], str | None] | None = None
+    judge: Callable[[list[Any], Array, int], list[str | None]] | None = None
 
     @property
     def direction(self) -> Any:
@@ -212,9 +213,17 @@ class PersistentObjective(AbstractObjective):
 
     def verdict(self, result: Any, key: Any) -> str | None:
         """That of `judge`."""
+        return self._judged([result.params], result, key)[0]
+
+    def verdicts(self, result: Any, key: Any) -> list[str | None]:
+        """Those of `judge`, which looks at all seeds together."""
+        several = [result.seed(i).params for i in range(result.num_seeds)]
+        return self._judged(several, result, key)
+
+    def _judged(self, several: list[Any], result: Any, key: Any) -> list[str | None]:
         if self.judge is None:
-            return None
-        return self.judge(result.params, key, result.steps * self.chains.count(*result.args))
+            return [None] * len(several)
+        return self.judge(several, key, result.steps * self.chains.count(*result.args))
 
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
         """Value and log-prob of every site of one run with fresh chains and particles."""

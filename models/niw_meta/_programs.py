@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
@@ -23,7 +24,8 @@ class NIWMeta(NamedTuple):
 
     Attributes:
         model: sites "theta" [episodes, 1, d] (local weights), "support" and "query" (observed labels), with a finite population
-            also "phi" [d, 2]; deterministic "support_scores" and "query_scores" [episodes, n, c], see `Head.scores`.
+            also "phi", mean and width of each weight [d, 2], or all means and the width of each layer [d + L]; deterministic
+            "support_scores" and "query_scores" [episodes, n, c], see `Head.scores`.
         guide: sites "phi" and "theta".
     """
 
@@ -64,9 +66,10 @@ def programs(
         widths: what has a standard deviation of its own in the population: each "weight", or each "layer", shared by its weights
             (L modules that hold arrays, e.g. an `equinox.nn.Linear`). Of one weight among thousands a batch of episodes
             says next to nothing, and its width may stay where it starts; those of a layer say it together.
-        population: "finite": phi is a site with the prior NormalInverseGamma(start, 1, 1, prior_scale^2), and its law in the
-            guide is learned (parameters "loc", "mean_precision", "concentration", "rate", [d]). "infinite": the optimal q(phi) is
-            a point then; mean and scale are the parameters "loc", [d], and "scale", [d] or [L].
+        population: "finite": phi is a site with the prior NormalInverseGamma(start, 1, 1, prior_scale^2) for each weight, or
+            GroupedNormalInverseGamma of the same numbers for each layer, and its law in the guide is learned (parameters "loc",
+            [d], "mean_precision", "concentration" and "rate", [d] or [L]). "infinite": the optimal q(phi) is a point then; mean
+            and scale are the parameters "loc", [d], and "scale", [d] or [L].
         inner: inner program, see `local_laplace`.
         curvature: see `local_laplace`.
         rank: see `local_laplace`; a few dozen where labels times classes are many. With a head that looks at each point by
@@ -75,17 +78,18 @@ def programs(
         gradient: see `local_laplace`; the paper's is "closed_form".
         parent_at: what an episode's weights are drawn from, for a finite population: normal laws at the "expected" natural
             parameters or the "mode" of q(phi), of which the paper trains with the first and tests with the second, or the exact
-            "marginal" law, Student t. The guide of training goes with "expected", where the bound is tightest; to adapt a new
-            episode, "marginal" when the population was learned from few episodes, whose weights a new one may lie far from.
-            "mode" is the narrowest: its precision is that of "expected" times 1 + 3 / (2 concentration).
+            "marginal" law, Student t: of each weight, or of the weights of a layer together, whose widths are one. The guide of
+            training goes with "expected", where the bound is tightest; to adapt a new episode, "marginal" when the population was
+            learned from few episodes, whose weights a new one may lie far from. "mode" is the narrowest: its precision is that
+            of "expected" times 1 + (n + 2) / (2 concentration), n weights to a width.
 
     Returns:
         `NIWMeta`, for `elbo(model, guide, kl="analytic")`; with an infinite population for
         `elbo(...).with_plate_sizes({"episodes": math.inf})`. `optimizer` gives rates to go with it.
 
     Raises:
-        ValueError: `parent_at` is not "expected" with an infinite population; `widths` is unknown, or not "weight" with a finite
-            one; any refusal of `local_laplace`.
+        ValueError: `widths` or `population` is unknown; `parent_at` is not "expected" with an infinite population; any refusal
+            of `local_laplace`.
 
     Validity: `local_laplace` says when the gradient is that of the bound. With an infinite population there is no posterior of
     phi, and none is reported. Widths are those of the population where support alone is observed and the site is exact; labels
@@ -102,51 +106,60 @@ def programs(
         >>> trace.choices["theta"].shape
         (1, 1, 25)
     """
-    weights = Weights(network)
-    loc = weights.start
-    is_finite = population == "finite"
-    if widths not in ("weight", "layer") or (widths == "layer" and is_finite):
+    if widths not in ("weight", "layer") or population not in ("infinite", "finite"):
         raise ValueError(
-            f"niw_meta.programs: widths={widths!r} with population={population!r}; known are 'weight' and, with an infinite "
-            "population, 'layer': the law of phi of a finite one is that of each weight alone. Give one of these."
+            f"niw_meta.programs: widths={widths!r}, population={population!r}. Give widths 'weight' or 'layer', and population "
+            "'infinite' or 'finite'."
         )
-    group = weights.layer if widths == "layer" else None
-    shape = loc.shape if group is None else (group.max() + 1,)
-    scale = jnp.broadcast_to(jnp.asarray(prior_scale, loc.dtype), shape)
+    is_finite = population == "finite"
     if parent_at != "expected" and not is_finite:
         raise ValueError(
             f"niw_meta.programs: parent_at={parent_at!r} needs population='finite'; with an infinite one q(phi) is a point."
         )
+    weights = Weights(network)
+    loc = weights.start
+    group = weights.layer if widths == "layer" else None
+    sizes = np.ones(loc.shape, int) if group is None else np.bincount(group)
+    scale = jnp.broadcast_to(jnp.asarray(prior_scale, loc.dtype), sizes.shape)
+
+    def of_population(loc: Array, *numbers: Any) -> tuple[dist.Distribution, Any]:
+        """Law of phi, and that of weights as a function of phi."""
+        if group is not None:
+            law = ppl.distributions.GroupedNormalInverseGamma(loc, *numbers, group=group)
+            return law, law.conditional
+        pairs = ppl.distributions.NormalInverseGamma(loc, *numbers)
+        return pairs.to_event(1), lambda phi: pairs.conditional(phi).to_event(1)
 
     @ppl.model
     def model(episodes: Episodes) -> None:
         support, query = episodes
         if is_finite:
-            prior = ppl.distributions.NormalInverseGamma(loc, 1.0, 1.0, scale**2).to_event(1)
-            law = ppl.distributions.NormalInverseGamma.conditional(ppl.sample("phi", prior))
+            prior, conditional = of_population(loc, 1.0, 1.0, scale**2)
+            law = conditional(ppl.sample("phi", prior))
         else:
             width = ppl.param("scale", scale, constraint=POSITIVE)
-            law = dist.Normal(ppl.param("loc", loc), width if group is None else width[group])
+            width = width if group is None else width[group]
+            law = dist.Normal(ppl.param("loc", loc), width).to_event(1)
         own = head.declared()
         inputs = support.x, query.x
         if features is not None:
             inputs = map(jax.vmap(jax.vmap(ppl.module("features", features))), inputs)
         with ppl.plate("episodes", support.x.shape[0], dim=-2):
-            theta = ppl.sample("theta", law.to_event(1))
+            theta = ppl.sample("theta", law)
             at_support, at_query = (weights.of_episodes(theta, x) for x in inputs)
             observe("support", own, at_support, at_support, episodes)
             observe("query", own, at_query, at_support, episodes)
 
     @ppl.model
     def guide(episodes: Episodes) -> None:
-        # Ten pseudo-observations to start from.
-        law = ppl.distributions.NormalInverseGamma(
+        # Ten episodes whose weights are known, to start from.
+        law, _ = of_population(
             ppl.param("loc", loc),
-            ppl.param("mean_precision", jnp.full_like(loc, 10.0), constraint=POSITIVE),
-            ppl.param("concentration", jnp.full_like(loc, 5.0), constraint=POSITIVE),
-            ppl.param("rate", 5.0 * scale**2, constraint=POSITIVE),
+            ppl.param("mean_precision", jnp.full_like(scale, 10.0), constraint=POSITIVE),
+            ppl.param("concentration", jnp.full_like(scale, 5.0) * sizes, constraint=POSITIVE),
+            ppl.param("rate", 5.0 * sizes * scale**2, constraint=POSITIVE),
         )
-        ppl.sample("phi", law.to_event(1))
+        ppl.sample("phi", law)
 
     local_guide = inference.local_laplace(
         model,

@@ -126,6 +126,10 @@ def normalize(
 
     Validity: both identities hold at every N, for a proposal that covers the target's support.
 
+    Particles are whole draws: of B independent rows in a plate a weight is a product of B, and soon one particle has it all. Make
+    the program of one row then, and run it on all of them, `jax.vmap(q.simulate)(keys, rows)`: each row is resampled by itself,
+    and the sum of the rows' log-densities keeps both identities. A bound row by row is `iwelbo(per=...)`.
+
     Example:
         >>> from lapilli import ppl
         >>> import jax, numpyro.distributions as dist

@@ -4,7 +4,9 @@ Laws for programs
     OneHotCategorical                           a category as a vector, with values that can be relaxed
     Chosen                                      one of several laws, by an index
     NormalInverseGamma, NormalInverseWishart    a mean and its variance or covariance
+    GroupedNormalInverseGamma                   means, and variances that they share by groups
     ExpectedNormal                              expected natural parameters of a Normal under such a law
+    GroupedStudentT                             a vector whose groups are multivariate Student t
     Orthonormal, UniformFrames                  orthonormal columns: a constraint, the uniform law
     LinearConstraints, TruncatedInTurn          coordinates that keep linear relations: a constraint, a law
 
@@ -43,11 +45,6 @@ from ._laws import (
     log_prob_at as log_prob_at,
 )
 from ._missing import NormalCells as NormalCells, law_of_cells as law_of_cells
-from ._normal_inverse_gamma import (
-    ExpectedNormal as ExpectedNormal,
-    NormalInverseGamma as NormalInverseGamma,
-)
-from ._normal_inverse_wishart import NormalInverseWishart as NormalInverseWishart
 from ._null_values import (
     LIMIT as LIMIT,
     alarm as alarm,
@@ -63,6 +60,14 @@ from ._supports import (
     same_support as same_support,
     support_of_law as support_of_law,
 )
+from .conjugate import (
+    ExpectedNormal as ExpectedNormal,
+    GroupedNormalInverseGamma as GroupedNormalInverseGamma,
+    GroupedStudentT as GroupedStudentT,
+    Groups as Groups,
+    NormalInverseGamma as NormalInverseGamma,
+    NormalInverseWishart as NormalInverseWishart,
+)
 from .linear import LinearConstraints as LinearConstraints, TruncatedInTurn as TruncatedInTurn
 
 __all__ = [
@@ -70,7 +75,9 @@ __all__ = [
     "Chosen",
     "NormalInverseGamma",
     "NormalInverseWishart",
+    "GroupedNormalInverseGamma",
     "ExpectedNormal",
+    "GroupedStudentT",
     "Orthonormal",
     "UniformFrames",
     "LinearConstraints",

@@ -10,7 +10,7 @@ from ._strategy import Strategy, element
 
 GAMMA_FAMILY = frozenset(
     "Gamma Beta Dirichlet Chi2 InverseGamma StudentT BetaProportion LogGamma "
-    "NormalInverseGamma NormalInverseWishart".split()
+    "NormalInverseGamma NormalInverseWishart GroupedNormalInverseGamma GroupedStudentT".split()
 )
 
 
@@ -48,8 +48,8 @@ class Reparam(Pathwise):
 class Implicit(Pathwise):
     """Implicit reparameterisation: dx/dtheta = -(dF/dtheta) / p(x) with F the distribution function.
 
-    For the Gamma family (Gamma, Beta, Dirichlet, Chi2, InverseGamma, StudentT, NormalInverseGamma, NormalInverseWishart): the
-    derivative that JAX's gamma sampler carries.
+    For the Gamma family (Gamma, Beta, Dirichlet, Chi2, InverseGamma, StudentT, NormalInverseGamma, NormalInverseWishart,
+    GroupedNormalInverseGamma, GroupedStudentT): the derivative that JAX's gamma sampler carries.
 
     Args:
         allow_jumps: waive the search for jumps at this site.

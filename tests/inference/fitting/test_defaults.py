@@ -12,7 +12,7 @@ from _fit_fakes import Objective
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting import settling
-from lapilli.inference.fitting._defaults import verdict_on
+from lapilli.inference.fitting._defaults import of_seeds, verdict_on
 from lapilli.inference.fitting.stationarity import is_done
 
 KEY = jax.random.key(0)
@@ -168,6 +168,37 @@ def test_a_bad_guide_of_ones_own_is_warned_of(steps, options, is_told):
         inference.fit(objective, optax.adam(0.02), (jnp.asarray(0.5),), **settings)
     told = [str(w.message) for w in caught if "k-hat is" in str(w.message)]
     assert len(told) == is_told and all("k_hat='skip' leaves this check out" in t for t in told)
+
+
+class Judging(Objective):
+    """Its verdict is plain Python: a location below zero is wrong."""
+
+    def verdict(self, result, key):
+        assert result.num_seeds is None and jnp.shape(key) == ()
+        loc = float(result.params["loc"])
+        return f"fit: loc is {loc:.0f}." if loc < 0 else None
+
+
+def test_each_seed_is_judged_in_one_warning():
+    """At rate 0 parameters stay where they start; 1,000 steps of a closed form."""
+    locs = jnp.array([-2.0, 1.0, -2.0, -3.0])
+    with pytest.warns(UserWarning, match="3 of 4 seeds") as caught:
+        inference.fit(
+            Judging(), optax.sgd(0.0), (jnp.zeros(2),), num_steps=1000, num_seeds=4,
+            params={"loc": locs, "log_scale": jnp.zeros(4)}, progress=False,
+        )  # fmt: skip
+    assert [str(w.message) for w in caught] == [
+        "fit: 3 of 4 seeds, [0, 2, 3], do not pass; Fit.seed(number) takes another one.\n"
+        "Seed 0, 2: loc is -2.\nSeed 3: loc is -3."
+    ]
+
+
+def test_what_is_said_of_seeds():
+    assert of_seeds([None, None]) is None
+    assert of_seeds(["fit: bad."] * 2) == (
+        "fit: 2 of 2 seeds, [0, 1], do not pass; no other is left.\nSeed 0, 1: bad."
+    )
+    assert str(of_seeds(list("abcde"))).endswith("Seed 2: c\n2 more of the kind.")
 
 
 def test_weights_that_are_no_numbers_and_weights_of_zero_are_told():

@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 
 from lapilli import inference
 from lapilli.models import mam
-from lapilli.models.mam._bracket import verdict
+from lapilli.models.mam._bracket import verdicts
 
 D, K = 3, 2
 X = rows(D, K)
@@ -72,25 +72,33 @@ def test_tempered_particles_stand_in_for_draws_of_the_target(key):
 
 @pytest.mark.slow  # compiles a tempering run
 def test_what_is_said_after_training(key):
-    assert verdict(EXACT, log_f, key, 10**6) is None
-    said = str(verdict(without_the_top(), log_f, key, 10**6))
-    assert re.search(r"fit: \d\d% of the draws.*mam.anneal learns.*k_hat='skip'", said)
-    assert "nobody has looked for modes" in str(verdict(EXACT, log_f, key, 10_000))
-    said = str(verdict(EXACT, lambda x: jnp.nan * x.sum(), key, 10**6))
-    assert re.search("nobody knows whether energy has lost modes: bracket: the tempering run", said)
+    """Of two models, one of which has lost a state, by the same particles."""
+    exact, lost = verdicts([EXACT, without_the_top()], log_f, key, 10**6)
+    assert exact is None
+    assert re.search(r"fit: \d\d% of the draws.*mam.anneal learns.*k_hat='skip'", str(lost))
+    few = verdicts([EXACT, EXACT], log_f, key, 10_000)
+    assert ["nobody has looked for modes" in str(said) for said in few] == [True, True]
+    [said] = verdicts([EXACT], lambda x: jnp.nan * x.sum(), key, 10**6)
+    assert re.search(
+        "nobody knows whether energy has lost modes: bracket: the tempering run", str(said)
+    )
 
 
 @pytest.mark.slow  # a thousand steps
+@pytest.mark.parametrize("num_seeds", [None, 2])
 @pytest.mark.parametrize("k_hat", ["warn", "skip"])
-def test_fit_warns_of_an_energy_that_has_lost_modes(k_hat, key):
+def test_fit_warns_of_an_energy_that_has_lost_modes(k_hat, num_seeds, key):
     """Rate 0: networks that know hardly more than one state stay as they are; the target is uniform."""
     objective = mam.energy(odd_networks(D, K, scale=20.0), lambda x: 0.0 * x.sum(), num_chains=64)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         options = {"num_steps": 1_000, "key": key, "progress": False, "k_hat": k_hat}
+        options["num_seeds"] = num_seeds
         inference.fit(objective, optax.sgd(0.0), (), **options)
     told = [str(w.message) for w in caught]
     assert ["mam.anneal learns" in text for text in told] == [True] * (k_hat == "warn")
+    if num_seeds is not None:
+        assert all("fit: 2 of 2 seeds, [0, 1], do not pass" in text for text in told)
 
 
 def test_a_model_of_another_density_is_refused(key):

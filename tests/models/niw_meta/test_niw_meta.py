@@ -388,9 +388,9 @@ def test_episodes_and_options_are_checked():
         niw_meta.pad_points([(np.zeros((3, 2)), np.zeros(3))], num_points=2)
     with pytest.raises(ValueError, match="parent_at='mode' needs population='finite'"):
         niw_meta.programs(mlp(), niw_meta.Gaussian(1.0), parent_at="mode")
-    for options in ({"widths": "network"}, {"widths": "layer", "population": "finite"}):
+    for options in ({"widths": "network"}, {"population": "some"}):
         with pytest.raises(
-            ValueError, match="widths='(network|layer)' with population='(in)?finite'"
+            ValueError, match="widths='(network|weight)', population='(infinite|some)'"
         ):
             niw_meta.programs(mlp(), niw_meta.Gaussian(1.0), **options)
 

@@ -82,6 +82,33 @@ def test_both_identities_hold_for_the_law_of_the_resampled_particle(num_particle
     both_identities(program, sir_law(TARGET / Q_Z, Q_Z, num_particles))
 
 
+@pytest.mark.slow  # 50,000 draws of two rows
+def test_rows_under_vmap_are_resampled_one_by_one(key):
+    """The joint law is the product of the rows', E[exp(-w); rows] = 1; |z| < 4.5. Both rows at once have another law."""
+
+    @ppl.model
+    def row(x):
+        z = ppl.sample("z", dist.Categorical(jnp.asarray(P_Z)))
+        ppl.sample("x", dist.Bernoulli(jnp.asarray(P_X)[z]), obs=x)
+
+    q = ppl.normalize(row, proposal=lambda x: proposal(), num_particles=3)
+
+    def both(key):
+        trace = jax.vmap(q.simulate)(jax.random.split(key), jnp.array([0, 1]))
+        z, log_density = trace.choices["z"], trace.log_density.sum()
+        hit = jnp.zeros((3, 3)).at[tuple(z)].set(1.0)
+        return hit, hit * jnp.exp(-log_density)
+
+    hits, reciprocals = jax.jit(jax.vmap(both))(jax.random.split(key, 50_000))
+    weights = [P_Z * p / Q_Z for p in (1 - P_X, P_X)]
+    law = np.outer(*(sir_law(w, Q_Z, 3) for w in weights))
+    assert_unbiased(hits, law)
+    assert_unbiased(reciprocals, np.ones((3, 3)))
+    at_once = sir_law(np.outer(*weights).ravel(), np.outer(Q_Z, Q_Z).ravel(), 3).reshape(3, 3)
+    with pytest.raises(AssertionError):
+        assert_unbiased(hits, at_once)
+
+
 class Selfish(ppl.densities.Normalized):
     """Broken: the particle that was chosen is left out of the mean weight."""
 

@@ -1,4 +1,4 @@
-"""Supports of a mean packed with its scale, [mean, scale] and [mean | Cholesky factor], and their unconstrained forms."""
+"""Supports of means packed with scales, [mean, scale], [means, scales], [mean | Cholesky factor], and their free forms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import LowerCholeskyTransform, Transform, biject_to
 
-from .._compat import SingletonConstraint
+from ..._compat import SingletonConstraint
 
 Array = jax.Array
 
@@ -40,6 +40,39 @@ class _MeanAndCholesky(SingletonConstraint):
         return jnp.broadcast_to(packed, jnp.shape(prototype))
 
 
+class MeansAndScales(constraints.Constraint):
+    """Vectors [means, scales] of lengths d and G, scales > 0.
+
+    Args:
+        num_means: d.
+        num_scales: G.
+    """
+
+    event_dim = 1
+
+    def __init__(self, num_means: int, num_scales: int) -> None:
+        self.num_means, self.num_scales = num_means, num_scales
+
+    def __call__(self, x: Array) -> Any:
+        if x.shape[-1] != self.num_means + self.num_scales:
+            return jnp.zeros(x.shape[:-1], bool)
+        return (x[..., self.num_means :] > 0).all(-1)
+
+    def feasible_like(self, prototype: Array) -> Array:
+        ones = jnp.arange(self.num_means + self.num_scales) >= self.num_means
+        return jnp.broadcast_to(ones.astype(prototype.dtype), jnp.shape(prototype))
+
+    def tree_flatten(self) -> Any:
+        return (), ((), {"num_means": self.num_means, "num_scales": self.num_scales})
+
+    def eq(self, other: object, static: bool = False) -> bool:
+        sizes = self.num_means, self.num_scales
+        return isinstance(other, MeansAndScales) and sizes == (other.num_means, other.num_scales)
+
+    def __hash__(self) -> int:
+        return hash((MeansAndScales, self.num_means, self.num_scales))
+
+
 mean_and_scale = _MeanAndScale()
 mean_and_cholesky = _MeanAndCholesky()
 
@@ -68,6 +101,36 @@ class _PackScale(_Free):
 
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
         return x[..., 1]
+
+
+class _PackScales(Transform):
+    """(means, log scales) -> [means, scales]."""
+
+    domain = constraints.real_vector  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, packed: MeansAndScales) -> None:
+        self.packed = packed
+
+    @property
+    def codomain(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.packed
+
+    def __call__(self, x: Array) -> Array:
+        d = self.packed.num_means
+        return jnp.concatenate([x[..., :d], jnp.exp(x[..., d:])], -1)
+
+    def _inverse(self, y: Array) -> Array:
+        d = self.packed.num_means
+        return jnp.concatenate([y[..., :d], jnp.log(y[..., d:])], -1)
+
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+        return x[..., self.packed.num_means :].sum(-1)
+
+    def tree_flatten(self) -> Any:
+        return (), ((), {"packed": self.packed})
+
+    def eq(self, other: object, static: bool = False) -> bool:
+        return isinstance(other, _PackScales) and self.packed == other.packed
 
 
 class _PackCholesky(_Free):
@@ -102,4 +165,5 @@ def _dimension(length: int) -> int:
 
 
 biject_to.register(_MeanAndScale, lambda constraint: _PackScale())
+biject_to.register(MeansAndScales, _PackScales)
 biject_to.register(_MeanAndCholesky, lambda constraint: _PackCholesky())
