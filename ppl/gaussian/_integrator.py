@@ -26,9 +26,8 @@ from ._basis import Basis, PlateMeets
 from ._belief import no_belief
 from ._forms import Beyond, Form, Points, RowsMeet, is_certain, propagate
 from ._laws import JointNormal, made_plain
-from ._lift import Statement, holds_statement, statement_p
+from ._lift import Statement, counting, holds_statement, last_reads, statement_p
 from ._noise import Reading, loc_of, reading_of
-from ._reads import counting, last_reads
 from ._refusals import check_scale, check_size, readable_loc
 from .control_flow import run_cond, run_scan
 
