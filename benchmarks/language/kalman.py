@@ -29,7 +29,7 @@ import numpyro.distributions as dist
 from lapilli import ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _common import interleaved
+from _common import interleaved, parsed, record_figure
 
 Array = jax.Array
 Params = tuple[
@@ -153,9 +153,6 @@ def reference(params: Params, sensors: Array, data: Array) -> float:
 
 def record(found: dict[int, Ratios], names: list[str], steps: int, width: str) -> None:
     """The ratios, for the page of figures."""
-    sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
-    from _record import record_figure
-
     what = f"log-likelihood and gradient of {steps:,} steps of a linear-Gaussian chain, {width}"
     if "kalman" in names:
         record_figure(
@@ -194,11 +191,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--double", action="store_true", help="64-bit numbers")
     parser.add_argument("--peers", action="store_true", help="dynamax and cuthbert, too")
-    parser.add_argument("--record", action="store_true", help="write figures to docs/_data")
     parser.add_argument(
         "--figures", nargs="+", choices=FIGURES, help="which to write; those of all that ran"
     )
-    args = parser.parse_args()
+    args = parsed(parser)
     jax.config.update("jax_enable_x64", args.double)
     width = "float64" if args.double else "float32"
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, {width}")

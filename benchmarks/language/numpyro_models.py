@@ -5,7 +5,7 @@ Adam) by `SVI` with `Trace_ELBO`, and by our `elbo` with optax's Adam. A step is
 one process (pin it to one core). The first call, from model and guide to the first step, with set-up, checks and compilation, is
 measured in fresh processes without a compilation cache. Aims: a step 1.05, a first call 1.5.
 
-usage: taskset -c 0 python benchmarks/language/numpyro_models.py [--repeats 100] [--first-calls 3] [--cases horseshoe ...]
+usage: taskset -c 0 python benchmarks/language/numpyro_models.py [--repeats 100] [--first-calls 3] [--cases horseshoe ...] [--record]
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from numpyro.infer.autoguide import AutoNormal
 from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _common import interleaved, output_of, paired
+from _common import (
+    Ratio,
+    interleaved,
+    output_of,
+    paired,
+    parsed,
+    record_figure,
+    with_intervals,
+)
 
 RNG = np.random.default_rng(0)
 RATE = 0.01
@@ -248,7 +256,7 @@ def main() -> None:
     parser.add_argument("--first-calls", type=int, default=3)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--first", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parsed(parser)
     if options.first:
         print(first_call(*options.first))
         return
@@ -258,14 +266,15 @@ def main() -> None:
     print(
         f"{'':24} step, ms: NumPyro / lapilli / ratio       first call, s: NumPyro / lapilli / ratio"
     )
-    ratios: list[list[float]] = [[], []]
+    steps: dict[str, Ratio] = {}
+    first_calls: dict[str, float] = {}
     for case in options.cases:
         check_agreement(case)
         times = steady(case, options.repeats)
         ratio = paired(times["lapilli"], times["NumPyro"])
         ms = [1e3 * float(np.median(times[v])) for v in VERSIONS]
         line = f"{case:24} {ms[0]:7.3f} {ms[1]:7.3f}  {ratio:.2f}"
-        ratios[0].append(ratio.median)
+        steps[case] = ratio
         if options.first_calls:
             firsts = {
                 v: [
@@ -275,17 +284,25 @@ def main() -> None:
                 for v in VERSIONS
             }
             first = [statistics.median(firsts[v]) for v in VERSIONS]
-            ratios[1].append(first[1] / first[0])
-            line += f"       {first[0]:6.2f} {first[1]:6.2f}  {ratios[1][-1]:.2f}"
+            first_calls[case] = first[1] / first[0]
+            line += f"       {first[0]:6.2f} {first[1]:6.2f}  {first_calls[case]:.2f}"
         print(line, flush=True)
-    print(
-        "median ratio:",
-        *(
-            f"{what} {statistics.median(r):.2f}"
-            for what, r in zip(("step", "first call"), ratios, strict=True)
-            if r
-        ),
-    )
+    middle = statistics.median(ratio.median for ratio in steps.values())
+    print(f"median ratio: step {middle:.2f}")
+    if first_calls:
+        print(f"median ratio: first call {statistics.median(first_calls.values()):.2f}")
+    if options.record:
+        what = "of SVI under AutoNormal on NumPyro's own models, processor time beside NumPyro's"
+        measures = ["inference/objectives", "inference/fitting", "ppl/strategies", "ppl/checks"]
+        record_figure(
+            "gradients/numpyro_models_step", what=f"a jitted step {what}; halves of 95% intervals",
+            measures=measures, note="aim: 1.05", **with_intervals(steps),
+        )  # fmt: skip
+        if first_calls:
+            record_figure(
+                "gradients/numpyro_models_first_call", what=f"the first call {what}",
+                value=first_calls, measures=measures, note="aim: 1.5",
+            )  # fmt: skip
 
 
 if __name__ == "__main__":
