@@ -5,7 +5,7 @@ Adam) by `SVI` with `Trace_ELBO`, and by our `elbo` with optax's Adam. A step is
 one process (pin it to one core). The first call, from model and guide to the first step, with set-up, checks and compilation, is
 measured in fresh processes without a compilation cache. Aims: a step 1.05, a first call 1.5.
 
-usage: taskset -c 0 python benchmarks/language/numpyro_models.py [--repeats 100] [--first-calls 3] [--cases baseball ...] [--record]
+usage: taskset -c 0 python benchmarks/language/numpyro_models.py [--repeats 100] [--first-calls 3] [--cases NAME ...] [--record]
 """
 
 from __future__ import annotations
