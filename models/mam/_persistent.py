@@ -223,7 +223,7 @@ class PersistentObjective(AbstractObjective):
     def _judged(self, several: list[Any], result: Any, key: Any) -> list[str | None]:
         if self.judge is None:
             return [None] * len(several)
-        return self.judge(several, key, result.steps * self.chains.count(*result.args))
+        return self.judge(several, key, result.steps * self._num_rows(*result.args))
 
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
         """Value and log-prob of every site of one run with fresh chains and particles."""
@@ -241,6 +241,8 @@ class PersistentObjective(AbstractObjective):
         # Folded: the chains use the key itself.
         return jnp.concatenate([tokens, self.replay.pick(jax.random.fold_in(key, 1), particles)])
 
+    def _num_rows(self, *args: Any) -> int:
+        return self.chains.count(*args) + (0 if self.replay is None else self.replay.count)
+
     def _blank(self, *args: Any) -> Array:
-        count = self.chains.count(*args) + (0 if self.replay is None else self.replay.count)
-        return jnp.ones((count, self.chains.networks({}).num_variables), int)
+        return jnp.ones((self._num_rows(*args), self.chains.networks({}).num_variables), int)
