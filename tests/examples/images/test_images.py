@@ -65,7 +65,7 @@ def test_images_are_functions_of_a_place(tmp_path):
 @pytest.mark.slow  # trains three models
 def test_a_swapped_database_brings_its_classes(tmp_path):
     found = metrics("retrieval", tmp_path)
-    share = {name: row["share 5 to 9"][0] for name, row in found.items()}
+    share = {name: row["share 5 to 9"][0] for name, row in found["swapped"].items()}
     assert share["held-out images"] > 0.9 and share["neighbour and noise"] > 0.8
     assert share["and around the mean"] > share["without retrieval"] + 0.2
 
