@@ -9,7 +9,7 @@ two stages: z ~ p(z),  x | z ~ diffusion given xhat(z), the VAE's encoder and de
 in which the reconstruction of the first stage has no part. All three are laws on the same 8^196 images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -264,13 +264,14 @@ class TwoStages(NamedTuple):
         encoder = eqx.nn.MLP(SIZE, 32, sizes.width, 1, jax.nn.silu, key=keys[1])
         return cls(vae, ImageDiffusion(points, context, sizes, keys[2], encoder=encoder))
 
-    def bound(
-        self, levels: Any, prior: CodePrior, key: jax.Array, num_draws: int = 2
-    ) -> np.ndarray:
-        """The joint bound, nats of each image."""
-        law, found = self.vae.posterior(levels), []
-        for k in jax.random.split(key, num_draws):
+    def bounds(
+        self, levels: Any, priors: Mapping[str, CodePrior], key: jax.Array, num_times: int = 50
+    ) -> dict[str, np.ndarray]:
+        """The joint bound by prior of codes, nats of each image: the mean of two codes; the image's part is common to priors."""
+        law, found = self.vae.posterior(levels), {name: [] for name in priors}
+        for k in jax.random.split(key):
             z = law.sample(k)
-            code = np.asarray(prior.log_prob(z) - law.log_prob(z))
-            found.append(code + self.refiner.bound(levels, self.vae.image(z), k))
-        return np.mean(found, 0)
+            image = self.refiner.bound(levels, self.vae.image(z), k, num_times) - np.asarray(law.log_prob(z))  # fmt: skip
+            for name, prior in priors.items():
+                found[name].append(image + np.asarray(prior.log_prob(z)))
+        return {name: np.mean(values, 0) for name, values in found.items()}

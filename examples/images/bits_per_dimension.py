@@ -119,7 +119,7 @@ def run(
         nats["plain, uniform noise"] = with_noise(data, config, keys[4])
     both = TwoStages.trained(vae, data.train, sizes, keys[5])
     prior = mixture_prior(vae.posterior(data.train).sample(keys[6]), config.num_components, seed)
-    nats["two stages"] = both.bound(held_out, prior, keys[3])
+    nats |= both.bounds(held_out, {"two stages": prior}, keys[3], config.num_times // 2)
     ordered = any_order(data, config, keys[7])
     orders = mam.UniformOrder(SIZE).sample(keys[1], (len(held_out),))
     nats["any order"] = np.asarray(ordered.log_steps(jnp.asarray(held_out), orders).sum(-1))

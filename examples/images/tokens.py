@@ -74,7 +74,7 @@ class Config(NamedTuple):
     width: int = 32
     batch: int = 32
     num_held_out: int = 500
-    num_draws: int = 500
+    num_draws: int = 300
     refiner: Sizes = Sizes(diffusion_steps=800, width=96)
     num_steps: int = 20  # of DDIM
 

@@ -101,8 +101,8 @@ def run(config: Config, judge: Judge, seed: int) -> tuple[dict, dict, dict[str, 
         "VAE": vae.log_weights(held_out, keys[5]).mean(0),
         "diffusion": plain.bound(held_out, None, keys[5], config.num_times),
     }
-    for name, prior in priors.items():
-        bounds[f"two stages, {name}"] = both.bound(held_out, prior, keys[5])
+    named = {f"two stages, {name}": prior for name, prior in priors.items()}
+    bounds |= both.bounds(held_out, named, keys[5], config.num_times // 2)
     return cells, {name: float(b.mean()) for name, b in bounds.items()}, found
 
 
