@@ -77,6 +77,7 @@ def test_tokens_of_three_kinds_have_likelihoods(tmp_path):
     for row in found.values():
         assert row["tokens, causal"] > -95 and row["tokens, any order"] > -95
         assert 0 < row["flips"] < 0.5 and row["probe"] > 0.2
+        assert row["Frechet, held-out tokens"] < row["Frechet, causal"]
 
 
 @pytest.mark.slow  # imports what the scripts need
