@@ -81,16 +81,15 @@ def test_tokens_of_three_kinds_have_likelihoods(tmp_path):
 
 
 @pytest.mark.slow  # imports what the scripts need
-def test_a_network_of_levels_is_exact_where_pixels_are_independent():
+def test_levels_around_a_set_have_the_weights_of_its_mean():
     """Nothing learned beyond the set's mean m: each pixel has the weights exp(-(v - m)^2 / 2) on its levels."""
     models, noising = load_example("images/_two_stage"), diffusion.VP()
     rng, grid = np.random.default_rng(0), models.GRID
     neighbours = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
     net = diffusion.MLP((3, len(grid)), encoder=lambda images: jnp.zeros(32), key=jax.random.key(0))
     net = eqx.tree_at(lambda n: n.last, net, jax.tree.map(jnp.zeros_like, net.last))
-    found = diffusion.from_network(
-        models.LevelNet(net, is_around=True), noising, (3,), context=neighbours
-    )
+    around = diffusion.LevelNet(models.Around(net, jnp.zeros(())), grid)
+    found = diffusion.from_network(around, noising, (3,), context=neighbours)
     x = jnp.array([0.3, -1.0, 2.0])
     for t in (0.01, 0.3, 1.0):
         exact = [
