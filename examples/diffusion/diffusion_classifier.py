@@ -7,17 +7,25 @@ that away. With the weights of the bound the score is one of log p(x | c) in nat
 how right, before and after one temperature. First with models that are exact, Gaussian for each class; then with a network.
 All by `diffusion.classify`.
 
+Then relations: two digits side by side, a network whose condition is the pair (left, right), and the choice between (a, b) and
+(b, a). Of 15 of the 45 pairs of unlike digits the training has one order only; images of the other are told apart. Beside it a
+classifier on the mean of both digits' pixels, which cannot know who stands where, and one on all pixels in their places.
+
 Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels, 200 of them to test. Source: Li et al. 2023, arXiv:2303.16203,
-section 3 and figure 2: paired draws reach with few evaluations what independent ones do not with many. No number for digits is
-published.
+section 3 and figure 2: paired draws reach with few evaluations what independent ones do not with many; the abstract: relations
+are told better than by discriminative models of images and texts. No number for digits is published.
 
 Expected: with paired noise five draws classify nearly as well as a hundred, exact denoisers and the network alike; with
 independent noise the network needs a hundred. With the bound's weights few draws do worse, 0.650 / 0.935 / 1.000 / 0.995 at 2 / 5
 / 20 / 100 draws of exact denoisers and 0.640 / 0.895 / 0.985 / 0.985 of the network: levels even in gamma lie where classes do
 not differ. Elimination reaches 0.995 and 0.990 with 220 evaluations. The softmax of bounds of 100 draws is too sure, fitted
 temperatures are 1.7 and 1.5, but with 200 images, nearly all of them right, its calibration errors of 0.005 and 0.012 are not
-mended by them (0.007 and 0.021). Figures of the network: docs/_data/figures, diffusion/diffusion_classifier. Run time: three
-minutes on 2 CPU cores.
+mended by them (0.007 and 0.021).
+
+Relations, 800 images: 0.995 right at 2 paired draws, 0.999 at 5 and more (0.9 was expected), by bounds of 20 draws 1.000; orders
+that the training did not have are told as well as others, 200 of 200. So does the logistic regression in places, 0.998; pooled
+features have 0.500 by construction, 0.09 of orders not met. Figures of the network: docs/_data/figures,
+diffusion/diffusion_classifier and diffusion_relations. Run time: three minutes of processor time.
 
     python examples/diffusion/diffusion_classifier.py [--smoke] [--seed 0] [--out diffusion_classifier_output] [--record]
 """
@@ -272,9 +280,10 @@ def draw(config: Config, rows: dict, shares: dict, path: Path) -> None:
     axis.set_title("Digits classified by the smallest denoising error", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     for style, group in (("-o", "met"), ("--s", "not met")):
-        for i, name in enumerate(("Gaussians", "network")):
-            values = [shares[f"{name}, paired, {n}"][group] for n in config.num_draws]
-            other.plot(config.num_draws, values, style, color=f"C{i}", label=f"{name}, order {group}")  # fmt: skip
+        for i, kind in enumerate(("paired", "bound"), 1):
+            values = [shares[f"network, {kind}, {n}"][group] for n in config.num_draws]
+            label = f"network, {LABELS[kind]}, order {group}"
+            other.plot(config.num_draws, values, style, color=f"C{i}", label=label)
     other.axhline(shares["logistic, pooled"]["all"], color="C7", ls=":", label="pooled features")
     other.set(xscale="log", xlabel="draws of time and noise for each order")
     other.set_title("Two digits: (a, b) or (b, a)", fontsize=10)
