@@ -32,7 +32,7 @@ def test_weights_give_cold_digits_their_shares(tmp_path):
 
 
 def test_samplers_schedules_and_a_code_compare(tmp_path):
-    """400 steps of training: of samplers nothing is asked but that Heun's long steps do not bear the start of the cosine schedule."""
+    """400 steps of training: nothing is asked but that long steps of Heun do not bear the start of the cosine schedule."""
     found = metrics("samplers", tmp_path)
     distance = {name: row["Frechet"] for name, row in found.items()}
     assert distance["real"] < min(v for name, v in distance.items() if name != "real")
