@@ -281,7 +281,7 @@ def main() -> None:
     config = Config()
     if chosen.smoke:
         config = Config(
-            8, 60, 40, 40, 100, 16, 16, 140, 140, Sizes(diffusion_steps=100, width=32), 5
+            8, 60, 40, 40, 100, 16, 16, 160, 160, Sizes(diffusion_steps=100, width=32), 5
         )
     data, key = split(), jax.random.key(chosen.seed)
     judge = Judge(data)
