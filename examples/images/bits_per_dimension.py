@@ -41,6 +41,7 @@ from _mnist import (
     SIZE,
     Judge,
     Split,
+    compile_once,
     keep,
     nearest_levels,
     options,
@@ -251,6 +252,7 @@ def main() -> None:
     chosen = options(
         "Bits per dimension of four families.", "bits_per_dimension", "small networks, one seed"
     )
+    compile_once()
     config = Config()
     if chosen.smoke:
         config = Config(Sizes(300, 300, 4, 64, 64, 64, 2), 1, 300, 64, 5, 300, 20, 200, 10, 10)

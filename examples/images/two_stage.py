@@ -30,7 +30,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from _mnist import GRID, Judge, keep, nearest_levels, options, record_figure, split, spread, tiles
+from _mnist import (
+    GRID,
+    Judge,
+    compile_once,
+    keep,
+    nearest_levels,
+    options,
+    record_figure,
+    split,
+    spread,
+    tiles,
+)
 from _two_stage import VAE, ImageDiffusion, Sizes, TwoStages, mixture_prior, normal_prior
 
 NOISE = (0.25, 0.5, 1.0)
@@ -202,6 +213,7 @@ def record(cells: dict[str, list[dict]], bounds: dict[str, list[float]], num_see
 
 def main() -> None:
     chosen = options("A VAE refined by diffusion.", "two_stage", "small networks, one seed")
+    compile_once()
     config = Config()
     if chosen.smoke:
         config = Config(Sizes(300, 400, 4, 64, 64, 64, 2), 1, (5, 10), 400, 5, 20, 10)
