@@ -28,7 +28,6 @@ keep, options, record_figure = (
     _digit_models.record_figure,
 )
 
-
 SIDE, LEVELS, CLASSES = 14, 8, 10
 SIZE = SIDE**2
 GRID = ((np.arange(LEVELS) - 0.8) / 2.0).astype(np.float32)  # the points of the levels
