@@ -34,7 +34,7 @@ GRID = ((np.arange(LEVELS) - 0.8) / 2.0).astype(np.float32)  # the points of the
 
 
 def compile_once() -> None:
-    """Have what seeds have in common compiled once: JAX keeps its programs in a folder that ends with the process."""
+    """Have what seeds or rows have in common compiled once: JAX keeps programs in a folder that ends with the process."""
     if jax.config.jax_compilation_cache_dir is None:
         folder = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -36,6 +36,7 @@ from _mnist import (
     LEVELS,
     SIZE,
     Judge,
+    compile_once,
     keep,
     nearest_levels,
     options,
@@ -307,6 +308,7 @@ def record(
 
 def main() -> None:
     chosen = options("Diffusion given neighbours.", "retrieval", "small networks, one seed")
+    compile_once()
     config = Config()
     if chosen.smoke:
         config = Config(Sizes(0, 400, width=64, batch=64), 1, 1_000, 5, 10, 10, (16, 64))

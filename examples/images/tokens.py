@@ -39,6 +39,7 @@ from _mnist import (
     SIZE,
     Judge,
     Split,
+    compile_once,
     keep,
     options,
     record_figure,
@@ -278,6 +279,7 @@ def record(rows: dict[str, dict[str, float]], floor: evaluation.Estimate, seed: 
 
 def main() -> None:
     chosen = options("Digits as tokens.", "tokens", "small networks, few steps")
+    compile_once()
     config = Config()
     if chosen.smoke:
         config = Config(
