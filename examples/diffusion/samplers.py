@@ -3,8 +3,8 @@
 What it shows: the same network, sampled by ancestral steps (DDPM), by the deterministic DDIM and by Heun's second-order steps
 of the probability flow, with a number of function evaluations (NFE) from 5 to 200, and guided by w = 0, 1 and 3, which is the
 scale b = 1 + w of `diffusion.guided`. Beside it, without guidance, a network of the cosine schedule in place of the linear one,
-times even in either, and one of the code of a VAE (eight numbers, frozen decoder). Judged by an independent classifier: whether an
-image is of the class that was asked for, and the Frechet distance of its features from those of real images that it was not
+times even in either, and one of the code of a VAE (eight numbers, frozen decoder). Judged by an independent classifier: whether
+an image is of the class that was asked for, and the Frechet distance of its features from those of real images that it was not
 trained on.
 
 Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels. Source: Song, Meng and Ermon 2021, arXiv:2010.02502, table 1 (DDIM
@@ -12,14 +12,14 @@ is better than DDPM at few steps, CIFAR-10 and CelebA); Ho and Salimans 2022, ar
 fidelity); Nichol and Dhariwal 2021, arXiv:2102.09672 (cosine schedule); Rombach et al. 2022, arXiv:2112.10752 (codes). No number
 for digits is published. A guided model is the score of no law: see guidance.py for what weights do.
 
-Expected, one seed: of five evaluations DDIM and Heun are better than DDPM; from twenty on none can be told from real images by the
-Frechet distance extrapolated to infinite samples. Guidance brings the accuracy from 0.97 to 1.00 and the distance to 0.7 to 1.9 at
-w = 1, 6 to 9 at w = 3; few of Heun's steps do not bear it. The cosine schedule has 0.77 / 0.09 of DDPM / DDIM at five evaluations,
-the linear one 1.18 / 0.68 with errors of 0.4, and from ten on they do not differ; but Heun's first step is too long for a rate of
-noise that grows without bound, 695 at 5 and 24 at 10 evaluations. The code loses, as was expected: 2.1 at five evaluations and 0.5 to
-0.7 at 200 of a floor of -0.4, whatever the sampler. That is the decoder's share, not the diffusion's: decoded codes of real images
-have 0.75 (error 0.3). Figures: docs/_data/figures, diffusion/samplers, samplers_cosine and samplers_code. Run time: a little more
-than four minutes of processor time.
+Expected, one seed: of five evaluations DDIM and Heun are better than DDPM; from twenty on none can be told from real images by
+the Frechet distance extrapolated to infinite samples. Guidance brings the accuracy from 0.97 to 1.00 and the distance to 0.7 to
+1.9 at w = 1, 6 to 9 at w = 3; few of Heun's steps do not bear it. The cosine schedule has 0.77 / 0.09 of DDPM / DDIM at five
+evaluations, the linear one 1.18 / 0.68 with errors of 0.4, and from ten on they do not differ beyond errors; but Heun's first
+step is too long for a rate of noise that grows without bound, 695 at 5 and 24 at 10 evaluations. The code loses, as was
+expected: 1.6 to 2.4 at five evaluations and 0.5 to 0.7 at 200 of a floor of -0.4, whatever the sampler. That is the decoder's
+share, not the diffusion's: decoded codes of real images have 0.75 (error 0.3). Figures: docs/_data/figures, diffusion/samplers,
+samplers_cosine and samplers_code. Run time: a little more than four minutes of processor time.
 
     python examples/diffusion/samplers.py [--smoke] [--seed 0] [--out samplers_output] [--record]
 """
