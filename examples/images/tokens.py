@@ -7,20 +7,27 @@ levels. So that tokenisers compare in nats an image, whatever their tokens,
 
     log p(x) >= log p(tokens(x)) + log p(x | tokens(x)).
 
-Printed beside: the share of tokens that noise of standard deviation 0.05 in grey values flips, and the accuracy of a linear
-probe of digits on the causal transformer's hidden states, averaged over positions.
+Images are drawn, too: tokens by either model, their image by a diffusion model given the decoder's mean, or pixel by pixel from
+the decoder. Printed beside: the share of tokens that noise of standard deviation 0.05 in grey values flips, and the accuracy of a
+linear probe of digits on the causal transformer's hidden states, averaged over positions.
 
 Data: MNIST, 14 x 14 pixels in 8 grey levels, 3,000 images to learn from, 500 held-out images. Source: Zhu et al. 2024,
 arXiv:2410.12490 (DiGIT: autoregressive models suffer from unstable tokens, masked ones do not; discriminative tokens are
-stable), whose figures are Frechet inception distances on ImageNet. Expected before the run: fewer flips and a probe at least 5
-points better for invariant features; the rest is open.
+stable), whose figures are Frechet inception distances on ImageNet, 24.38 of an autoregressive model on an autoencoder's tokens
+and 4.59 on discriminative ones. Expected before the run: fewer flips and a probe at least 5 points better for invariant
+features; the rest is open.
 
 Expected, one seed, raw patches / autoencoder / invariant features. Flips 0.043 / 0.041 / 0.074: not fewer for features that
 were trained to be stable (why was not looked into). Probe 0.54 / 0.57 / 0.70, 15 points more. Nats an image of 600 steps of
 training, causal -132.9 / -118.9 / -136.2, any order (200 of the 500 images) -136.1 / -120.5 / -148.7; tokens alone, paired,
 causal less any order +6.6 (0.3) / +4.8 (0.2) / +15.7 (0.4). So the causal model is ahead on all, and more on less stable
-tokens: the opposite of the claim, at a size at which both are far from trained. Run time: three and a half minutes of processor
-time.
+tokens: the opposite of the claim, at a size at which both are far from trained.
+
+Frechet distance of 300 images, errors up to 1.2, of causal tokens 6.5 / 4.8 / 4.0, of any order 8.5 / 7.3 / 7.5, of held-out
+images' tokens 0.9 / 0.6 / 0.7, of real images 1.0 (0.7). The order of the first row is the claim's, but invariant features and
+the autoencoder differ by less than an error. Tokens lose nothing that this distance sees, and what their models miss the
+decoder does not mend: pixel by pixel causal tokens have 5.4 / 3.6 / 3.8, no more than with diffusion. Run time: less than four
+minutes of processor time.
 
     python examples/images/tokens.py [--smoke] [--seed 0] [--out tokens_output]
 """
@@ -228,8 +235,8 @@ def draw(rows: dict[str, dict[str, float]], images: dict[str, np.ndarray], path:
     """Decoded draws of the causal models; likelihoods by stability; Frechet distances."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right, last) = plt.subplots(1, 3, figsize=(12, 2.6), layout="constrained", width_ratios=(2, 1, 1))  # fmt: skip
-    picture = np.concatenate([tiles(x[:20]) for x in images.values()])
+    figure, (left, right, last) = plt.subplots(1, 3, figsize=(12, 3), layout="constrained", width_ratios=(1.4, 1, 1))  # fmt: skip
+    picture = np.concatenate([tiles(x[:10]) for x in images.values()])
     left.imshow(picture, cmap="gray_r", vmin=0, vmax=LEVELS - 1)
     left.set(xticks=[])
     left.set_yticks(8 + 16 * np.arange(len(images)), list(images))
@@ -243,7 +250,7 @@ def draw(rows: dict[str, dict[str, float]], images: dict[str, np.ndarray], path:
         last.plot(values, range(len(rows)), marker, label=name)
     last.set_yticks(range(len(rows)), list(rows))
     last.set(ylim=(len(rows) - 0.5, -0.5), xlabel="Frechet distance of images")
-    last.legend(frameon=False, fontsize=8)
+    last.legend(frameon=False, fontsize=8, loc="upper center")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
