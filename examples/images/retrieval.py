@@ -5,7 +5,8 @@ the database is one of digits 5 to 9. As a program: index ~ Categorical(database
 ways of reading the set, both indifferent to its order: an encoder (`diffusion.SetEncoder`), and beside it the neighbours' mean,
 around which the pixels' levels are then looked for. Compared with a network without retrieval, and with a neighbour with noise
 added. Copying is told from generating by the distance to the nearest image of the database, beside that of images which are
-held out. The bound on log p(x) takes even weights on the eight indices nearest to x,
+held out. Of the digits learned: what width of the network neighbours stand for. The bound on log p(x) takes even weights on the
+eight indices nearest to x,
 
     log sum_i p(x | i) / N >= mean_i bound(x | i) + log(8 / N).
 
@@ -25,7 +26,7 @@ code of a set that was learned on others only where the pixels themselves are ha
 Draws of 0 to 4, which were learned, by networks of width 48 / 96 / 192 / 384: Frechet distance 0.49 / 0.33 / 0.30 / 0.27 (0.4)
 around the mean of neighbours, 3.4 / 2.4 / 1.8 / 1.6 (0.4 to 0.6) without retrieval, real images 0.33. So the narrowest network
 with neighbours is better than the widest without, as is claimed; those draws are a little nearer to the database, 6.7 to 7.0,
-than held-out images, 7.07. Run time: ten minutes of processor time, most of them for networks of width 384.
+than held-out images, 7.07. Run time: ten minutes of processor time on busy cores, networks of width 384 among them.
 
     python examples/images/retrieval.py [--smoke] [--seed 0] [--out retrieval_output]
 """
