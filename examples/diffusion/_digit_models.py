@@ -42,16 +42,22 @@ def train(
     labels: Any,
     key: jax.Array,
     *,
-    num_classes: int,
+    num_classes: int = 0,
+    encoder: Any = None,
     width: int,
     num_steps: int,
     noising: Any = VP,
     noise: Any = None,
     depth: int = 3,
 ) -> Callable[..., Any]:
-    """A function of the label, none for all images, that returns a diffusion model; of averaged parameters."""
+    """A function of the label, none for all images, that returns a diffusion model; of averaged parameters.
+
+    With an encoder in place of classes, of what it reads.
+    """
     shape = x.shape[1:]
-    network = diffusion.MLP(shape, num_classes=num_classes, width=width, depth=depth, key=key)
+    network = diffusion.MLP(
+        shape, num_classes=num_classes, encoder=encoder, width=width, depth=depth, key=key
+    )
     fit = inference.fit(
         diffusion.score_matching(network, noising, drop_context=0.15, noise=noise),
         optax.adam(optax.cosine_decay_schedule(2e-3, num_steps)),

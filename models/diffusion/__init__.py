@@ -12,6 +12,7 @@ from ._classifier import Classification as Classification, classify as classify
 from ._contexts import Context as Context, SetEncoder as SetEncoder
 from ._flow import flow_log_likelihood as flow_log_likelihood, flow_sample as flow_sample
 from ._law import DiffusionLaw as DiffusionLaw, law as law
+from ._levels import LevelNet as LevelNet
 from ._mixtures import gaussian_mixture as gaussian_mixture
 from ._networks import MLP as MLP, ImageNet as ImageNet
 from ._parametrisations import Parametrisation as Parametrisation, convert as convert
@@ -52,6 +53,7 @@ __all__ = [
     "gaussian_mixture",
     "MLP",
     "ImageNet",
+    "LevelNet",
     "SetEncoder",
     "Context",
     "Parametrisation",

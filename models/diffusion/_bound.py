@@ -32,6 +32,7 @@ from ...inference.diffusion import Diffusion, Noising
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete, typed_key
 from ._grid import check_chain, gamma, point_shape, reverse_variance
+from ._levels import level_values
 from ._samplers import time_of
 
 
@@ -254,12 +255,7 @@ def _last_time(noising: Noising, at: float | None) -> Any:
 
 def _level_grid(levels: Any, x: Any) -> Array:
     """The levels as a vector; refuses what is known to be no level."""
-    found = np.asarray(levels, float)
-    if found.ndim != 1 or len(found) < 2 or not np.all(np.isfinite(found)) or len(set(found.tolist())) < len(found):  # fmt: skip
-        raise ValueError(
-            f"bound: levels must be two or more different numbers, got shape {found.shape}. Give all values that a coordinate "
-            "may have, in the scale of x."
-        )
+    found = level_values("bound", levels)
     grid = jnp.asarray(found)
     if is_concrete(x):
         with jax.ensure_compile_time_eval():  # what is known stays so within jit

@@ -31,12 +31,13 @@ def test_weights_give_cold_digits_their_shares(tmp_path):
     assert max(map(abs, found["exact, FKC, automatic zeta"]["log Z error"])) < 1
 
 
-def test_few_steps_are_better_without_noise(tmp_path):
-    """400 steps of training: of many steps nothing is asked."""
+def test_samplers_schedules_and_a_code_compare(tmp_path):
+    """400 steps of training: nothing is asked but that long steps of Heun do not bear the start of the cosine schedule."""
     found = metrics("samplers", tmp_path)
-    five = {name: found[f"w = 0, {name}, 5"] for name in ("DDPM", "DDIM", "Heun")}
-    assert found["real"]["Frechet"] < five["DDIM"]["Frechet"] < five["DDPM"]["Frechet"]
-    assert all(row["accuracy"] > 0.4 for row in five.values())
+    distance = {name: row["Frechet"] for name, row in found.items()}
+    assert distance["real"] < min(v for name, v in distance.items() if name != "real")
+    assert all(found[f"w = 0, {name}, 5"]["accuracy"] > 0.4 for name in ("DDPM", "DDIM", "Heun"))
+    assert distance["cosine, Heun, 5"] > 10 * distance["cosine, DDIM, 5"]
 
 
 def test_poisson_flows_of_digits_run(tmp_path):
@@ -61,6 +62,12 @@ def test_the_smallest_denoising_error_classifies(tmp_path):
     assert paired["10"] > 0.9 and paired["3"] >= independent["3"]
     assert (
         found["Gaussians, eliminated"]["accuracy"] > 0.9 and found["Gaussians, bound"]["10"] > 0.9
+    )
+    order = {name: row["all"] for name, row in found.items() if "relations" in name}
+    assert order["relations, logistic, pooled"] == 0.5
+    assert (
+        min(order[f"relations, {row}"] for row in ("Gaussians, paired, 10", "logistic, in places"))
+        > 0.95
     )
 
 

@@ -82,14 +82,12 @@ PRIOR = np.array([0.5, 0.3, 0.2])
 
 
 @ppl.model
-def observed(y, steps=20):
+def observed(y, control=None):
     """A class, a point of the class's diffusion model squared, and a noisy measurement of it."""
     c = ppl.sample("class", dist.Categorical(probs=jnp.asarray(PRIOR)))
     model = diffusion.gaussian_mixture(VP, [1.0], MEANS[c][None], SPREAD)
-    x = inference.diffusion.diffuse(
-        "x", inference.diffusion.fkc(model, np.linspace(1.0, 0.0, steps + 1), exponents=2.0)
-    )
-    ppl.sample("y", dist.Normal(x, NOISE), obs=y)
+    cold = inference.diffusion.fkc(model, np.linspace(1.0, 0.0, 21), exponents=2.0, control=control)
+    ppl.sample("y", dist.Normal(inference.diffusion.diffuse("x", cold), NOISE), obs=y)
 
 
 def exact():
@@ -117,6 +115,27 @@ def test_discrete_sites_of_a_program_are_resampled_with_the_point(key):
     estimates = jax.jit(jax.vmap(run))(jax.random.split(key, 300))
     z, posterior = exact()
     assert_unbiased(estimates, np.append(1.0, posterior) * z, names=["Z", "class 0", "1", "2"])
+
+
+@pytest.mark.slow  # one more compilation of many runs
+def test_a_control_within_a_program_keeps_its_evidence_and_takes_its_variance(key):
+    """Each class has a pilot of ten particles of its own: the same integrals, now with 100 particles, whose sd is 0.28 of Z.
+
+    Of as many particles without a control the sd is 1.6. A bias of 11% of Z is 7 standard errors of 300 runs.
+    """
+    control = inference.diffusion.DriftControl(jax.random.key(7), 10)
+
+    def run(key):
+        result = inference.smc(
+            observed, key, Y, control, num_particles=100, policy=inference.particles.resampling.every(), history="none"
+        )  # fmt: skip
+        shares = result.mean(lambda p: jax.nn.one_hot(p["class"], 3))
+        return jnp.append(1.0, shares) * jnp.exp(result.log_evidence)
+
+    estimates = jax.jit(jax.vmap(run))(jax.random.split(key, 300))
+    z, posterior = exact()
+    assert_unbiased(estimates, np.append(1.0, posterior) * z, names=["Z", "class 0", "1", "2"])
+    assert np.std(estimates[:, 0]) < 0.5 * z
 
 
 @pytest.mark.slow  # one more compilation of many runs
