@@ -132,7 +132,7 @@ class Row(NamedTuple):
     Attributes:
         loss: the objective that it is trained by.
         bound: an objective, nats: `loss`, or where that is no bound, what its noise and guide are fitted by afterwards.
-        judge: the bound of twenty particles.
+        judge: the value of the bound of twenty particles.
         plate: of series.
         arguments: of the programs, for (x, seen).
         draws: (params, key, number) -> the means of drawn series [series, steps, channels].
@@ -140,7 +140,7 @@ class Row(NamedTuple):
 
     loss: Any
     bound: Any
-    judge: Any
+    judge: Callable[..., Any]
     plate: str
     arguments: Callable[..., tuple[Any, ...]]
     draws: Callable[..., Any]
@@ -176,8 +176,8 @@ def row_of(kind: str, shape: tuple[int, int], seed: int = 0) -> Row:
         return jnp.swapaxes(means, 0, 1)
 
     bound = inference.elbo(*both)
-    judge = inference.iwelbo(*both, num_particles=20, per="series")
-    return Row(loss or bound, bound, judge, "series", lambda x, seen: (x, seen), draws)
+    judge = inference.iwelbo(*both, num_particles=20, per="series").value
+    return Row(loss or bound, bound, jax.jit(judge), "series", lambda x, seen: (x, seen), draws)
 
 
 def of_pv_rnn(shape: tuple[int, int], network_key: jax.Array, encoder_key: jax.Array) -> Row:
@@ -195,61 +195,56 @@ def of_pv_rnn(shape: tuple[int, int], network_key: jax.Array, encoder_key: jax.A
         return jnp.swapaxes(means, 0, 1)
 
     bound = inference.elbo(*both, kl="analytic", check_jumps=False)
-    judge = inference.iwelbo(*both, num_particles=20, per="sequences", check_jumps=False)
+    judge = inference.iwelbo(*both, num_particles=20, per="sequences", check_jumps=False).value
     arguments = lambda x, seen: (x, jnp.arange(len(x)), seen)
-    return Row(bound, bound, judge, "sequences", arguments, draws)
+    return Row(bound, bound, jax.jit(judge), "sequences", arguments, draws)
 
 
-class Made(NamedTuple):
-    """Draws [series, steps, channels]; of held-out series the bound, nats per observed cell, and what was minimised, per cell."""
-
-    draws: np.ndarray
-    nats: float
-    loss: float
-
-
-def make(
-    kind: str, x: Any, seen: Any, test: Any, tested: Any, num_steps: int, seed: int, rate: float
-) -> Made:
-    """Train a row on the seen cells of x; draw as many series as are held out; bound the `tested` cells of these.
+def trained(kind: str, x: Any, seen: Any, num_steps: int, seed: int, rate: float) -> Any:
+    """Parameters of a row, fitted to the seen cells of x.
 
     Args:
         kind: of `KINDS`.
         x: series to train on.
         seen: their cells.
-        test: held-out series.
-        tested: their cells.
         num_steps: of the optimiser.
-        seed: of weights, noise and draws.
+        seed: of weights and noise.
         rate: of the optimiser.
     """
-    row = row_of(kind, x.shape[1:])
-    fit_key, refit_key, draw_key, judge_key = jax.random.split(jax.random.key(seed), 4)
+    row, key = row_of(kind, x.shape[1:]), jax.random.key(seed)
     args = row.arguments(jnp.asarray(x), jnp.asarray(seen))
-    params: Any = row_of(kind, x.shape[1:], seed).bound.init(fit_key, *args)
+    # The rate is a number of the state, so that what is compiled serves all.
+    decay = optax.cosine_decay_schedule(1.0, num_steps)
+    by_rate = lambda peak: optax.adam(lambda step: peak * decay(step))
+    adam = optax.inject_hyperparams(by_rate)(peak=rate)
+    clipped = optax.chain(optax.clip_by_global_norm(1e4), adam)
+    fitted = functools.partial(
+        inference.fit, args=args, num_steps=num_steps, subsample={row.plate: min(BATCH, len(x))},
+        k_hat="skip", progress=False,
+    )  # fmt: skip
+    params: Any = row_of(kind, x.shape[1:], seed).bound.init(key, *args)
+    params = fitted(row.loss, clipped, params=params, key=key).params
+    if row.loss is row.bound:
+        return params
+    free = {n: clipped if n in ("encoder", "noise") else "frozen" for n in params}
+    return fitted(row.bound, free, params=params, key=jax.random.fold_in(key, 1)).params
 
-    def fitted(objective: Any, params: Any, key: jax.Array, free: Any = None) -> Any:
-        adam = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
-        clipped = optax.chain(optax.clip_by_global_norm(1e4), adam)
-        groups = {name: clipped if name in (free or params) else "frozen" for name in params}
-        return inference.fit(
-            objective,
-            clipped if free is None else groups,
-            args,
-            params=params,
-            num_steps=num_steps,
-            subsample={row.plate: min(BATCH, len(x))},
-            key=key,
-            k_hat="skip",
-            progress=False,
-        ).params
 
-    held = row.arguments(jnp.asarray(test), jnp.asarray(tested))
-    params = fitted(row.loss, params, fit_key)
-    loss = row.loss.value(params, judge_key, *held) * (-1 if row.loss.direction == "max" else 1)
-    if row.loss is not row.bound:  # prior and decoder stay
-        params = fitted(row.bound, params, refit_key, ("encoder", "noise"))
-    nats = row.judge.value(params, judge_key, *held)
-    drawn = row.draws(params, draw_key, len(test))
-    num_cells = float(np.sum(tested))
-    return Made(np.asarray(drawn), float(nats) / num_cells, float(loss) / num_cells)
+def loss(kind: str, params: Any, x: Any, seen: Any) -> float:
+    """What is minimised to train a row, of the seen cells of x."""
+    row = row_of(kind, x.shape[1:])
+    args = row.arguments(jnp.asarray(x), jnp.asarray(seen))
+    value = float(row.loss.value(params, jax.random.key(0), *args))
+    return -value if row.loss.direction == "max" else value
+
+
+def nats(kind: str, params: Any, x: Any, seen: Any, key: jax.Array) -> float:
+    """Bound of the seen cells of x, nats per cell."""
+    row = row_of(kind, x.shape[1:])
+    args = row.arguments(jnp.asarray(x), jnp.asarray(seen))
+    return float(row.judge(params, key, *args)) / float(np.sum(seen))
+
+
+def draws(kind: str, params: Any, key: jax.Array, like: Any) -> np.ndarray:
+    """Means of drawn series, as many and of the shape of others."""
+    return np.asarray(row_of(kind, like.shape[1:]).draws(params, key, len(like)))

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from _koopman_data import NAMES, Data, load
-from _koopman_rows import KINDS, RATES, make
+from _koopman_picture import draw
+from _koopman_rows import KINDS, RATES, draws, loss, nats, trained
 from _koopman_scores import Score, rocket, score
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -27,7 +27,7 @@ class Sizes(NamedTuple):
     """Of a run."""
 
     num_series: int = 400
-    num_steps: int = 1000
+    num_steps: int = 600
     num_classifier_steps: int = 600
 
 
@@ -76,25 +76,27 @@ def validate(kinds: list[str], sizes: Sizes) -> None:
     x, seen, at = data.train, u >= 0.5, len(u) // 5
     for kind in kinds:
         for rate in (5e-3, 1e-2, 2e-2):
-            made = make(kind, x[at:], seen[at:], x[:at], seen[:at], sizes.num_steps, 0, rate)
-            print(f"{KINDS[kind]}, rate {rate}: loss {made.loss:.4f} a cell", flush=True)
+            params = trained(kind, x[at:], seen[at:], sizes.num_steps, 0, rate)
+            found = loss(kind, params, x[:at], seen[:at])
+            print(f"{KINDS[kind]}, rate {rate}: {found:.1f}", flush=True)
 
 
 def solve(case: Case, sizes: Sizes) -> Result:
     """Train and score. Data, missing cells and halves of classifiers are those of the seed, for every kind."""
     start = time.process_time()
     data, u, v, features = given(case.data, case.seed, sizes.num_series)
+    keys = jax.random.split(jax.random.key(case.seed), 3)
     if case.kind == REAL:
-        draws, nats = data.floor, np.nan
+        drawn, bound = data.floor, np.nan
     else:
-        draws, nats, _ = make(
-            case.kind, data.train, u >= case.rate, data.test, v >= case.rate,
-            sizes.num_steps, case.seed, RATES[case.kind],
-        )  # fmt: skip
-    key = jax.random.key(case.seed)
-    found = score(draws, nats, data.test, features, sizes.num_classifier_steps, key)
-    drawn = np.round(np.asarray(draws, float)[:5, :, 0], 4).tolist()
-    return Result(case, found, time.process_time() - start, drawn)
+        params = trained(
+            case.kind, data.train, u >= case.rate, sizes.num_steps, case.seed, RATES[case.kind]
+        )
+        drawn = draws(case.kind, params, keys[0], data.test)
+        bound = nats(case.kind, params, data.test, v >= case.rate, keys[1])
+    found = score(drawn, bound, data.test, features, sizes.num_classifier_steps, keys[2])
+    some = np.round(np.asarray(drawn, float)[:5, :, 0], 4).tolist()
+    return Result(case, found, time.process_time() - start, some)
 
 
 def solved(some: list[Case], sizes: Sizes, file: Path, *, resume: bool) -> list[Result]:
@@ -151,53 +153,24 @@ def differences(table: Table) -> dict[str, tuple[float, float]]:
     return found
 
 
-def draw(results: list[Result], table: Table, path: Path) -> None:
-    """Series of one channel, held out and drawn, seed 0, nothing missing; below, bounds by the share of missing cells."""
-    first = {(r.case.data, r.case.kind): r.drawn for r in reversed(results) if r.case.seed == 0}
-    kinds = list(dict.fromkeys(kind for _, kind in first))
-    kinds.sort(key=lambda kind: [REAL, *KINDS].index(kind))
-    data = [n for n in ("sines", "ItalyPowerDemand", "sunspots") if (n, REAL) in first][:3]
-    figure, axes = plt.subplots(
-        len(data) + 1, len(kinds), figsize=(8, 1.3 * len(data) + 2.2), layout="constrained", squeeze=False,
-        height_ratios=[1.0] * len(data) + [1.7],
-    )  # fmt: skip
-    for row, name in zip(axes, data, strict=False):
-        for axis, kind in zip(row, kinds, strict=True):
-            axis.plot(np.array(first[name, kind]).T, linewidth=0.8)
-            axis.set(ylim=(-0.05, 1.1), xticks=[], yticks=[])
-        row[0].set_ylabel(name, fontsize=7)
-    for axis, kind in zip(axes[0], kinds, strict=True):
-        axis.set_title(KINDS.get(kind, "real series").replace(", ", ",\n"), fontsize=7)
-    grid = axes[-1, 0].get_gridspec()
-    for axis in axes[-1]:
-        axis.remove()
-    for half, (field, title) in zip(
-        (grid[-1, : len(kinds) // 2], grid[-1, len(kinds) // 2 :]),
-        (("nats", "bound, nats per observed cell"), ("predictive", "error of the next step")),
-        strict=True,
-    ):
-        axis = figure.add_subplot(half)
-        for kind in kinds:
-            rows = {
-                r: scores[:, Score._fields.index(field)]
-                for (n, k, r), scores in table.items()
-                if (n, k) == (data[0], kind)
-            }
-            if kind != REAL:
-                axis.plot(
-                    list(rows),
-                    [x.mean() for x in rows.values()],
-                    "o-",
-                    markersize=3,
-                    label=KINDS[kind],
-                    linewidth=1,
-                )
-        axis.set_title(f"{data[0]}: {title}", fontsize=8)
-        axis.set_xlabel("share of missing cells", fontsize=7)
-        axis.tick_params(labelsize=7)
-    axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+def pictured(results: list[Result], table: Table) -> tuple[Any, Any]:
+    """Series of seed 0 with the fewest missing cells, and the predictive error and bound on the first data set."""
+    title = lambda kind: KINDS.get(kind, REAL)
+    series: dict[str, dict[str, np.ndarray]] = {}
+    for (data, kind, _, seed), _, _, drawn in results:
+        if seed == 0:
+            series.setdefault(data, {}).setdefault(title(kind), np.array(drawn))
+    scores: dict[str, Any] = {}
+    for (data, kind, rate), found in table.items():
+        for field, what in (
+            ("nats", "bound, nats per observed cell"),
+            ("predictive", "error of the next step"),
+        ):
+            column = found[:, Score._fields.index(field)]
+            if kind != REAL and data == next(iter(series)):
+                panel = scores.setdefault(f"{data}: {what}", {})
+                panel.setdefault(title(kind), {})[rate] = interval(column)
+    return series, scores
 
 
 def record(table: Table, seconds: float) -> None:
@@ -254,7 +227,7 @@ def main(arguments: list[str] | None = None) -> Table:
         print(f"    {name}: {mean:.3f} +- {half:.3f} (95 %, paired)")
     seconds = sum(one.seconds for one in results)
     print(f"{seconds / 60:.0f} minutes of processor time")
-    draw(results, table, options.out / "koopman.png")
+    draw(*pictured(results, table), options.out / "koopman.png")
     xr.Dataset(
         {
             f: (("row", "seed"), [x[:, i] for x in table.values()])
