@@ -28,7 +28,14 @@ KINDS = {
     "published": "recurrent prior, published",
     "pv-rnn": "PV-RNN",
 }
-RATES = dict.fromkeys(KINDS, 5e-3)
+RATES = {  # see `--validate`
+    "independent": 2e-2,
+    "independent-recurrent": 2e-2,
+    "linear": 1e-2,
+    "recurrent": 2e-2,
+    "published": 2e-2,
+    "pv-rnn": 1e-2,
+}
 
 
 class BothWays(eqx.Module):
