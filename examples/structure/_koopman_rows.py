@@ -34,7 +34,7 @@ RATES = {  # see `--validate`
     "linear": 1e-2,
     "recurrent": 2e-2,
     "published": 2e-2,
-    "pv-rnn": 1e-2,
+    "pv-rnn": 2e-2,
 }
 
 
