@@ -76,7 +76,7 @@ class Sizes(NamedTuple):
     num_classifier_steps: int = 600
 
 
-SMOKE = Sizes(60, 8, 8)
+SMOKE, SMOKE_KINDS = Sizes(60, 8, 8), ["linear", "published"]
 FULL = {name: (0.0, 0.3, 0.5, 0.7) if name == "sines" else (0.0, 0.5) for name in NAMES}
 
 
@@ -254,26 +254,27 @@ def record(table: Table, seconds: float) -> None:
 
 def main(arguments: list[str] | None = None) -> Table:
     parser = argparse.ArgumentParser(description="Series made by a linear law of hidden states.")
-    parser.add_argument("--data", nargs="+", choices=NAMES, default=["sines"])
+    parser.add_argument("--data", nargs="+", choices=NAMES)
     parser.add_argument("--rates", nargs="+", type=float, default=[0.0, 0.5], help="shares missing")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--full", action="store_true", help="all data and the rates of the table")
+    parser.add_argument("--full", action="store_true", help="the whole table")
     parser.add_argument("--resume", action="store_true", help="keep results that are in --out")
     parser.add_argument("--validate", action="store_true", help="try rates of the optimiser, only")
     parser.add_argument("--smoke", action="store_true", help="a size that ends in seconds")
     parser.add_argument("--out", type=Path, default=Path("koopman_output"))
     options: Any = parsed(parser, arguments)
-    rates = FULL if options.full else {name: tuple(options.rates) for name in options.data}
     sizes, num_seeds = (SMOKE, 1) if options.smoke else (Sizes(), options.seeds)
-    if options.smoke:
-        rates = {"sines": (0.5,)}
+    kinds = options.kinds or (SMOKE_KINDS if options.smoke else list(KINDS))
+    data = options.data or (NAMES if options.full else ["sines"])
+    rates = {name: FULL[name] if options.full else tuple(options.rates) for name in data}
     if options.validate:
-        validate(options.kinds, sizes)
+        validate(kinds, sizes)
         return {}
 
-    some = cases(rates, options.kinds, num_seeds)
-    results = solved(some, sizes, options.out / "koopman.jsonl", resume=options.resume)
+    some = cases(rates, kinds, num_seeds)
+    file = options.out / ("koopman_smoke.jsonl" if options.smoke else "koopman.jsonl")
+    results = solved(some, sizes, file, resume=options.resume)
     table = table_of(results)
     print("\n".join(lines_of(table)))
     print("bound of the unit disc, less that of")
