@@ -1,10 +1,18 @@
 """The picture of koopman.py."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from _koopman_rows import KINDS
+from _koopman_scores import Score
+from _koopman_table import REAL, Result, Table
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _intervals import interval
 
 
 def draw(
@@ -50,3 +58,23 @@ def draw(
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def pictured(results: list[Result], table: Table) -> tuple[Any, Any]:
+    """Series of seed 0 with the fewest missing cells, and the predictive error and bound on the first data set."""
+    title = lambda kind: KINDS.get(kind, REAL)
+    series: dict[str, dict[str, np.ndarray]] = {}
+    for (data, kind, _, seed), _, _, drawn in results:
+        if seed == 0:
+            series.setdefault(data, {}).setdefault(title(kind), np.array(drawn))
+    scores: dict[str, Any] = {}
+    for (data, kind, rate), found in table.items():
+        for field, what in (
+            ("nats", "bound, nats per observed cell"),
+            ("predictive", "error of the next step"),
+        ):
+            column = found[:, Score._fields.index(field)]
+            if kind != REAL and data == next(iter(series)):
+                panel = scores.setdefault(f"{data}: {what}", {})
+                panel.setdefault(title(kind), {})[rate] = interval(column)
+    return series, scores

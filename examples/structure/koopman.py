@@ -56,16 +56,23 @@ import jax
 import numpy as np
 import xarray as xr
 from _koopman_data import NAMES, Data, load
-from _koopman_picture import draw
+from _koopman_picture import draw, pictured
 from _koopman_rows import KINDS, RATES, draws, loss, nats, trained
 from _koopman_scores import Score, rocket, score
+from _koopman_table import (
+    REAL,
+    Case,
+    Result,
+    Table,
+    differences,
+    lines_of,
+    name_of,
+    record,
+    table_of,
+)
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _intervals import interval
-from _record import parsed, record_figure
-
-REAL = "real series"
-HELPERS = ("_koopman_data", "_koopman_rows", "_koopman_published", "_koopman_scores")
+from _record import parsed
 
 
 class Sizes(NamedTuple):
@@ -78,24 +85,6 @@ class Sizes(NamedTuple):
 
 SMOKE, SMOKE_KINDS = Sizes(60, 8, 8), ["linear", "published"]
 FULL = {name: (0.0, 0.3, 0.5, 0.7) if name == "sines" else (0.0, 0.5) for name in NAMES}
-
-
-class Case(NamedTuple):
-    """One row of the table and one seed; `rate` is the share of missing cells, 0 for real series."""
-
-    data: str
-    kind: str
-    rate: float
-    seed: int
-
-
-class Result(NamedTuple):
-    """Of a case: its scores, seconds of processor time, and five series of the first channel."""
-
-    case: Case
-    score: Score
-    seconds: float
-    drawn: list[list[float]]
 
 
 def cases(rates: dict[str, tuple[float, ...]], kinds: list[str], num_seeds: int) -> list[Case]:
@@ -160,96 +149,6 @@ def solved(some: list[Case], sizes: Sizes, file: Path, *, resume: bool) -> list[
                 lines.write(json.dumps(known[case]) + "\n")
             print(*case, *(f"{x:.3f}" for x in known[case].score), flush=True)
     return [known[case] for case in some]
-
-
-Table = dict[tuple[str, str, float], np.ndarray]
-
-
-def table_of(results: list[Result]) -> Table:
-    """Data, kind, rate -> scores [seeds, fields]."""
-    table: dict[tuple[str, str, float], list[Score]] = {}
-    for one in results:
-        table.setdefault((one.case.data, one.case.kind, one.case.rate), []).append(one.score)
-    return {row: np.array(scores) for row, scores in table.items()}
-
-
-def name_of(row: tuple[str, str, float]) -> str:
-    data, kind, rate = row
-    return f"{data}, {kind if kind == REAL else f'{KINDS[kind]}, {rate:.0%} missing'}"
-
-
-def lines_of(table: Table) -> list[str]:
-    """Means over seeds and halves of 95 % intervals, a line for each row."""
-    lines = [f"    {'':62}" + "".join(f"{field:>18}" for field in Score._fields)]
-    for row, scores in table.items():
-        pairs = (interval(column) for column in scores.T)
-        cells = "".join(f"{f'{m:.3f} +- {h:.3f}' if m == m else '-':>18}" for m, h in pairs)
-        lines.append(f"    {name_of(row):62}{cells}")
-    return lines
-
-
-def differences(table: Table) -> dict[str, tuple[float, float]]:
-    """Bound of the linear law less that of other rows, nats per cell, paired over seeds: mean and half of the interval."""
-    found = {}
-    for (data, kind, rate), scores in table.items():
-        ours = table.get((data, "linear", rate))
-        if ours is not None and kind not in (REAL, "linear"):
-            found[name_of((data, kind, rate))] = interval(ours[:, 3] - scores[:, 3])
-    return found
-
-
-def pictured(results: list[Result], table: Table) -> tuple[Any, Any]:
-    """Series of seed 0 with the fewest missing cells, and the predictive error and bound on the first data set."""
-    title = lambda kind: KINDS.get(kind, REAL)
-    series: dict[str, dict[str, np.ndarray]] = {}
-    for (data, kind, _, seed), _, _, drawn in results:
-        if seed == 0:
-            series.setdefault(data, {}).setdefault(title(kind), np.array(drawn))
-    scores: dict[str, Any] = {}
-    for (data, kind, rate), found in table.items():
-        for field, what in (
-            ("nats", "bound, nats per observed cell"),
-            ("predictive", "error of the next step"),
-        ):
-            column = found[:, Score._fields.index(field)]
-            if kind != REAL and data == next(iter(series)):
-                panel = scores.setdefault(f"{data}: {what}", {})
-                panel.setdefault(title(kind), {})[rate] = interval(column)
-    return series, scores
-
-
-def record(table: Table, seconds: float) -> None:
-    """The scores, and what the linear law is worth, for the page of figures."""
-    scores = {
-        "gru": "told from real series by a GRU of two units, |accuracy - 1/2|",
-        "minirocket": "told from real series by MiniRocket, |accuracy - 1/2|",
-        "predictive": "error of the next step by a regression learned from draws",
-        "nats": "bound, nats per observed cell",
-    }
-    figures = {
-        (field, what): {name_of(r): interval(x[:, i]) for r, x in table.items() if np.isfinite(x[:, i]).all()}
-        for i, (field, what) in enumerate(scores.items())
-    }  # fmt: skip
-    figures["gain", "bound of the unit disc less that of others, nats per observed cell"] = (
-        differences(table)
-    )
-    for (field, what), pairs in figures.items():
-        claim: dict[str, Any] = {}
-        if field == "gru":
-            claim["claim"] = (
-                "0.005 on sines, 0.03 to 0.05 where cells are missing, trained for long"
-            )
-            claim["claimed_by"] = "Naiman et al. 2024"
-        record_figure(
-            f"structure/koopman_{field}",
-            what=f"autoencoders of series: {what}; spread: half of the 95 % interval over seeds",
-            value={name: mean for name, (mean, _) in pairs.items()},
-            spread={name: half for name, (_, half) in pairs.items()},
-            seeds=len(next(iter(table.values()))),
-            time=f"{round(seconds / 60)} minutes of processor time",
-            measures=[f"examples/structure/{name}.py" for name in HELPERS] + ["models/koopman"],
-            **claim,
-        )
 
 
 def main(arguments: list[str] | None = None) -> Table:
