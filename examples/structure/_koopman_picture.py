@@ -52,6 +52,8 @@ def draw(
             axis.errorbar(
                 shares, means, halves, fmt="o-", color=colours[row], markersize=3, capsize=2, linewidth=1
             )  # fmt: skip
+        if "error" in title:
+            axis.set_yscale("log", nonpositive="clip")
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("missing cells, percent", fontsize=8)
         axis.tick_params(labelsize=8)
