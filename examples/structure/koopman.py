@@ -14,6 +14,7 @@ Rows, each with 8 numbers a step for its states and 32 units a network:
     independent codes, recurrent decoder    the same prior; two recurrent networks, one from each end, decode all steps together
     unit disc                               the linear law, a decoder of each state
     recurrent prior, bound                  p(z_t | z_<t) by a GRU, and that recurrent decoder; trained by its evidence bound
+      , twice the steps                     as many as the next row takes in all
     recurrent prior, published              the same networks, trained by the published objective (`_koopman_published.py`)
     PV-RNN                                  `models.pv_rnn` with an encoder of the step alone
 
