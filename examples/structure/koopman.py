@@ -52,7 +52,7 @@ Expected, sines, three seeds, half of the 95 % interval behind the mean:
 
 ItalyPowerDemand, in the same order, complete: 0.34, 1.02, 0.82, 1.02, 1.02, 1.64 and 1.15 nats.
 
-No row's draws pass for real: MiniRocket's score is 0.46 or more on average, so that what was expected does not hold. The GRU's,
+No row's draws pass for real there: MiniRocket's score is 0.46 or more on average: what was expected does not hold. The GRU's,
 from 0.01 to 0.50, differs as much between seeds as between rows. The linear law is worth 0.28 nats beside independent codes with
 the same decoder, on ItalyPowerDemand 0.48; but where nothing is missing recurrent decoders, whatever the prior, and the PV-RNN
 have more nats than it. The published objective's nats come after twice the steps. With as many its evidence bound gives more on
