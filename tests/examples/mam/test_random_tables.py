@@ -19,12 +19,14 @@ def test_the_leading_state_has_the_stated_probability(example):
 
 def test_the_larger_error_counts(example):
     """Off by 0.03 in both tables, with errors 0.01 and 0.02, and 0.03 and 0.015."""
-    row = example.Row(0.9, 0.02, 0.7, 0.0, 1.03, 0.01, 0.02, 0.02, 10.0, 15.0)
+    total, unseen, times = (0.9, 0.4, 0.02), (0.7, 0.1, 0.0), (8.0, 10.0, 15.0)
+    row = example.Row(*total, *unseen, 1.1, 1.03, 0.01, 0.02, 0.02, *times)
     rows = [row, row._replace(ratio=0.97, own=0.03, both=0.015, tv_anneal=0.04, time_anneal=25.0)]
     found = example.summary(rows)
     np.testing.assert_allclose(found["in own errors, largest"], 3.0)
     np.testing.assert_allclose(found["in errors, largest"], 1.5)
     np.testing.assert_allclose(found["TV of anneal, mean"], 0.03)
+    np.testing.assert_allclose(found["Z-hat / Z of energy, least"], 1.1)
     np.testing.assert_allclose(found["time over that of energy, largest"], 2.5)
 
 
