@@ -39,7 +39,7 @@ from numpyro.distributions.kl import kl_divergence
 from ._grouped_student_t import GroupedStudentT
 from ._groups import Groups
 from ._mean_and_scale import MeansAndScales
-from ._normal_inverse_gamma import LOG_2PI
+from ._normal_inverse_gamma import LOG_2PI, weighted_moments
 
 POSITIVE = constraints.independent(constraints.positive, 1)
 
@@ -193,9 +193,7 @@ class GroupedNormalInverseGamma(dist.Distribution):
             weight: how often each row counts; zero for padding, N / B for a subsample.
         """
         weight = jnp.broadcast_to(weight, jnp.shape(x)[:-1])[..., None]
-        count = weight.sum(0)
-        mean = (weight * x).sum(0) / jnp.where(count == 0, 1.0, count)
-        scatter = (weight * ((x - mean) ** 2 + variance)).sum(0)
+        count, mean, scatter = weighted_moments(x, weight, variance)
         total = self.mean_precision + count
         old, new = (self.groups.spread(w) for w in (self.mean_precision / total, count / total))
         shift = self.groups.total((mean - self.loc) ** 2)

@@ -33,6 +33,18 @@ class ExpectedNormal(NamedTuple):
     log_det: Array
 
 
+def weighted_moments(
+    x: Array, weight: Array, variance: Array | float
+) -> tuple[Array, Array, Array]:
+    """Over rows, the first axis: sum of the weights, weighted mean, and weighted sum of squares about it and of variances.
+
+    `weight`: broadcasts against x, with all its rows.
+    """
+    count = weight.sum(0)
+    mean = (weight * x).sum(0) / jnp.where(count == 0, 1.0, count)
+    return count, mean, (weight * ((x - mean) ** 2 + variance)).sum(0)
+
+
 class NormalInverseGamma(dist.Distribution):
     """Conjugate law of the mean and the variance of a normal variable.
 
@@ -168,10 +180,7 @@ class NormalInverseGamma(dist.Distribution):
                 sufficient statistics are used, as in variational message passing).
             weight: how often each row counts; zero for padding, N / B for a subsample.
         """
-        weight = jnp.broadcast_to(weight, jnp.shape(x))
-        count = weight.sum(0)
-        mean = (weight * x).sum(0) / jnp.where(count == 0, 1.0, count)
-        scatter = (weight * ((x - mean) ** 2 + variance)).sum(0)
+        count, mean, scatter = weighted_moments(x, jnp.broadcast_to(weight, jnp.shape(x)), variance)
         total = self.mean_precision + count
         shrinkage = self.mean_precision * count / total
         return NormalInverseGamma(
