@@ -58,8 +58,8 @@ from 0.01 to 0.50, differs as much between seeds as between rows. The linear law
 the same decoder, on ItalyPowerDemand 0.48; but where nothing is missing recurrent decoders, whatever the prior, and the PV-RNN
 have more nats than it. The published objective's nats come after twice the steps. With as many its evidence bound gives more on
 complete sines, and less where 70 % is missing and on ItalyPowerDemand, where the bound's codes are not used at all: the published
-divergences weigh little. On BasicMotions only they keep codes in use. On sunspots the linear law learns nothing, and the recurrent
-prior 1.23 nats.
+divergences weigh little. On BasicMotions only they keep codes in use. On sunspots the linear law learns nothing, and the
+recurrent prior 1.23 nats.
 
 Run time: ten minutes of processor time, forty for `--full`; finished cases are kept in --out, and `--resume` goes on from there.
 

@@ -178,9 +178,7 @@ class PersistentObjective(AbstractObjective):
 
     def init_state(self, params: Any, key: Any, *args: Any) -> ChainState:
         """Chains drawn along whole orders, and the particles."""
-        tokens = self.chains.start(params, key, *args)
-        particles = None if self.replay is None else self.replay.draw(key)
-        rows = self._rows(tokens, particles, key)
+        tokens, particles, rows = self._start(params, key, *args)
         baselines = self.inner.init_state(params, key, rows, *args)
         return ChainState(tokens, jnp.int32(0), baselines, particles)
 
@@ -197,7 +195,8 @@ class PersistentObjective(AbstractObjective):
     def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
         """The same with fresh chains and particles."""
         row_key, key = jax.random.split(key)
-        return self.inner.value_and_grad(params, key, self._fresh(params, row_key, *args), *args)
+        rows = self._start(params, row_key, *args)[2]
+        return self.inner.value_and_grad(params, key, rows, *args)
 
     def plan(self, params: Any, *args: Any) -> ppl.Plan:
         """That of the inner objective."""
@@ -228,11 +227,15 @@ class PersistentObjective(AbstractObjective):
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
         """Value and log-prob of every site of one run with fresh chains and particles."""
         row_key, key = jax.random.split(key)
-        return self.inner.site_report(params, key, self._fresh(params, row_key, *args), *args)
+        rows = self._start(params, row_key, *args)[2]
+        return self.inner.site_report(params, key, rows, *args)
 
-    def _fresh(self, params: Any, key: Array, *args: Any) -> Array:
-        particles = None if self.replay is None else self.replay.draw(key)
-        return self._rows(self.chains.start(params, key, *args), particles, key)
+    def _start(self, params: Any, key: Array, *args: Any) -> tuple[Array, Array | None, Array]:
+        """Fresh chains and particles, and the rows of a step with both."""
+        tokens = self.chains.start(params, key, *args)
+        # Folded: the chains use the key itself, `_rows` another one.
+        particles = None if self.replay is None else self.replay.draw(jax.random.fold_in(key, 2))
+        return tokens, particles, self._rows(tokens, particles, key)
 
     def _rows(self, tokens: Array, particles: Array | None, key: Array) -> Array:
         """The chains, and behind them the rows that are replayed."""
