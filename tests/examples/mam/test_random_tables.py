@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray
 from _examples import load_example
 from scipy.special import logsumexp
 
@@ -30,12 +31,15 @@ def test_the_larger_error_counts(example):
     np.testing.assert_allclose(found["time over that of energy, largest"], 2.5)
 
 
-@pytest.mark.slow  # four trainings
-def test_the_script_keeps_the_modes(example, capsys):
+@pytest.mark.slow  # six trainings
+def test_the_script_keeps_the_modes_and_leaves_its_files(example, tmp_path, capsys):
     """Two tables of 32 states, which a tempering run of 400 particles lists."""
-    rows = example.main(["--smoke"])
+    rows = example.main(["--smoke", "--out", str(tmp_path)])
     assert len(rows) == 2 and max(row.tv_anneal for row in rows) < 0.1
     assert all(row.tv_energy > row.tv_anneal for row in rows)
     assert "in errors, largest" in capsys.readouterr().out
+    with xarray.open_dataset(tmp_path / "random_tables.nc") as found:
+        np.testing.assert_array_equal(found["tv_own"], [row.tv_own for row in rows])
+    assert (tmp_path / "random_tables.png").stat().st_size > 5_000
     with pytest.raises(SystemExit):
-        example.main(["--smoke", "--record"])
+        example.main(["--smoke", "--record", "--out", str(tmp_path)])
