@@ -15,7 +15,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,8 +118,8 @@ def command() -> str:
 
 
 def processor_time() -> str:
-    """Of this process up to now, in words."""
-    seconds = time.process_time()
+    """Of this process and those that it has waited for, up to now, in words."""
+    seconds = sum(os.times()[:4])
     amount, unit = (seconds / 60, "minute") if seconds > 90 else (seconds, "second")
     number = max(1, round(amount))
     return f"{number} {unit}{'s' * (number > 1)} of processor time"

@@ -44,6 +44,8 @@ def run_in(folder, monkeypatch, page, is_full):
     "howto/which_sampler",
     "howto/devices",
     "howto/own_scheme",
+    "howto/own_kernel",
+    "howto/memory",
     "howto/which_estimator",
     "howto/check_posterior",
     "howto/hmm",

@@ -7,7 +7,8 @@ Kernels
     MALA, HMC           steps along the gradient
     BlackJAX            any sampling algorithm of BlackJAX
     Gibbs               one discrete coordinate after the other, given the others
-    Kernel              what these are: a kernel of one's own
+    Kernel              what these are: a kernel of one's own,
+    Standing, accept    ... where its chain stands, and Metropolis' choice
 """
 
 from ._gibbs import Gibbs as Gibbs
@@ -31,4 +32,6 @@ __all__ = [
     "BlackJAX",
     "Gibbs",
     "Kernel",
+    "Standing",
+    "accept",
 ]

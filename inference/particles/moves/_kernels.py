@@ -33,31 +33,81 @@ class Standing(NamedTuple):
 
 
 class Kernel(abc.ABC):
-    """Abstract: a tuned Markov kernel.
+    """Abstract: a tuned Markov kernel on points u [d].
+
+    A subclass says what it learns from particles (`spread`), its scale to start with (`init_scale`), and how it moves (`step`);
+    one that moves along slopes puts them into `start`. Between moves the scale is adapted until moves are accepted at the rate
+    `target_accept`.
 
     Attributes:
         target_accept: acceptance rate that the scale is adapted to.
+
+    Example:
+        >>> import jax
+        >>> from lapilli.inference.particles import moves
+        >>> class Cube(moves.RandomWalk):
+        ...     "Uniform steps."
+        ...     def step(self, key, at, log_density, scale, spread):
+        ...         step_key, accept_key = jax.random.split(key)
+        ...         leap = jax.random.uniform(step_key, at.point.shape, minval=-1.0, maxval=1.0)
+        ...         new = self.start(at.point + scale * spread @ leap, log_density)
+        ...         return moves.accept(accept_key, at, new, new.log_density - at.log_density)
+
+    Validity: `step` must leave exp(log_density) invariant at every scale and spread; nothing checks that it does.
     """
 
     target_accept: float
 
     @abc.abstractmethod
     def spread(self, points: Array) -> Array:
-        """What the kernel uses of equally weighted points [particles, d]."""
+        """What the kernel uses of the particles.
+
+        Args:
+            points: [particles, d], equally weighted.
+
+        Returns:
+            What `step` gets as its `spread`, an array.
+        """
 
     @abc.abstractmethod
     def init_scale(self, dimension: int) -> float:
-        """The scale to start with."""
+        """The scale to start with.
+
+        Args:
+            dimension: d.
+
+        Returns:
+            A positive number.
+        """
 
     def start(self, point: Array, log_density: LogDensity) -> Standing:
-        """A chain at a point; again whenever the density changes."""
+        """A chain at a point; again whenever the density changes.
+
+        Args:
+            point: [d].
+            log_density: of the target, up to a constant.
+
+        Returns:
+            A `Standing`.
+        """
         return Standing(point, log_density(point), None)
 
     @abc.abstractmethod
     def step(
         self, key: Array, at: Standing, log_density: LogDensity, scale: Array, spread: Array
     ) -> tuple[Standing, Array]:
-        """One move; returns where the chain stands then and the acceptance probability."""
+        """One move.
+
+        Args:
+            key: PRNG key.
+            at: where the chain stands.
+            log_density: of the target, up to a constant.
+            scale: learnt from acceptance rates, a scalar.
+            spread: what `spread` made of the particles.
+
+        Returns:
+            Where the chain stands then, and the probability with which the move was accepted.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +245,19 @@ def acceptance(log_ratio: Array) -> Array:
 
 
 def accept(key: Array, old: Any, new: Any, log_ratio: Array) -> tuple[Any, Array]:
-    """Metropolis' choice between two points, or pytrees; a NaN ratio rejects."""
+    """Metropolis' choice between two points, or pytrees of one structure.
+
+    Args:
+        key: PRNG key, used for nothing else.
+        old: where the chain stands.
+        new: what is proposed.
+        log_ratio: log of p(new) q(new, old) / (p(old) q(old, new)), for a proposal law q(from, to); NaN rejects.
+
+    Returns:
+        One of both, and the probability min(1, ratio) of the new one.
+
+    Validity: p is left invariant if `log_ratio` is that of the law which `new` was drawn from.
+    """
     probability = acceptance(log_ratio)
     is_taken = jax.random.uniform(key) < probability
     return jax.tree.map(lambda a, b: jnp.where(is_taken, a, b), new, old), probability
