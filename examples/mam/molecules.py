@@ -19,7 +19,7 @@ Pearson of the marginal network 0.998 and 0.995 after thinning to 2 nats.
 Expected, trained for minutes, nats a molecule: in any order about what counts of the four tokens before need, and far more than a
 transformer of the same size and as many steps from left to right: to know the ring numbers and brackets of one order is easier.
 Few draws are well formed in any order, more where a gap is filled; three in four of the left-to-right transformer's. Figures:
-docs/_data/figures, marginalization/molecules. Run time: a quarter of an hour of processor time.
+docs/_data/figures, marginalization/molecules. Run time: twenty minutes of processor time.
 
     python examples/mam/molecules.py [--smoke] [--out molecules_output] [--record]
 """
