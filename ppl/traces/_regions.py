@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jax import lax
 
@@ -53,8 +54,10 @@ def scan(
         The final carry and the stacked `y`.
 
     Raises:
+        TypeError: the step is no function; `length` is no integer that is known.
         ValueError: the number of steps is unknown or contradictory; a reversed scan is longer than the one it is to go on from.
     """
+    _check_functions("ppl.scan(step, init, xs)", step=step)
     length = _scan_length(xs, length)
     if reverse:
         carry, ys = _scan(step, init, _reversed(xs), length, is_reversed=True)
@@ -165,9 +168,13 @@ def cond(
         What the branch taken returns.
 
     Raises:
+        TypeError: a branch is no function.
         ValueError: the predicate is not a scalar; one name stands in both branches for sites of other kinds, shapes, distribution
             classes, strategies or enumerated values.
     """
+    _check_functions(
+        "ppl.cond(pred, true_fn, false_fn, *operands)", true_fn=true_fn, false_fn=false_fn
+    )
     if jnp.shape(pred) != ():
         raise ValueError(
             f"ppl.cond: the predicate has shape {jnp.shape(pred)}, but one branch is chosen for the "
@@ -375,7 +382,21 @@ def _axis_name(recorders: list[Recorder], kind: str) -> str:
     return base if depth == 0 else f"{base}_{depth}"
 
 
+def _check_functions(call: str, **functions: Any) -> None:
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(
+                f"{call}: argument '{name}' is {function!r:.40}, which is no function. Keep to this order of arguments; what is "
+                "named are sites, and neither loops nor branches."
+            )
+
+
 def _scan_length(xs: Any, length: int | None) -> int:
+    if not isinstance(length, int | np.integer | None):
+        raise TypeError(
+            f"ppl.scan: argument 'length' is of type {type(length).__name__}. Pass an integer that is known when the program is "
+            "traced, or leave it out where xs holds arrays."
+        )
     sizes = {jnp.shape(x)[0] if jnp.ndim(x) else -1 for x in jax.tree.leaves(xs)}
     if length is not None:
         sizes.add(length)

@@ -135,6 +135,24 @@ def test_an_unclear_number_of_steps_is_refused(xs, length):
         program.simulate(KEY)
 
 
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: ppl.scan("time", lambda c, x: (c, None), 0.0, 3), r"scan\(step, init, xs\): argument 'step' is 'time'"),
+        (lambda: ppl.scan(lambda c, x: (c, None), 0.0, None, 3.0), "ppl.scan: argument 'length' is of type float"),
+        (lambda: ppl.scan(lambda c, x: (c, None), 0.0, None, jnp.array(3)), "'length' is of type ArrayImpl"),
+        (lambda: ppl.cond("branch", True, lambda: 1.0, lambda: 2.0), "ppl.cond.*'true_fn' is True, which is no function"),
+        (lambda: ppl.cond(True, lambda: 1.0, 2.0), "ppl.cond.*'false_fn' is 2.0, which is no function"),
+    ],
+    ids=["scan", "float", "array", "true", "false"],
+)  # fmt: skip
+def test_arguments_of_another_kind_are_refused(call, said):
+    with pytest.raises(TypeError, match=said):
+        call()
+    with pytest.raises(TypeError, match=said):
+        ppl.model(call).simulate(KEY)
+
+
 @ppl.model
 def nested(xs):
     """Data of shape (2, 3): a scan over rows of a scan over columns."""
