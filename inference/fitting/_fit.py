@@ -30,6 +30,7 @@ from ._defaults import (
     report,
     warn_if_unsettled,
     warn_of_bad_weights,
+    warn_of_short_memory,
     warn_of_verdict,
 )
 from ._fit_result import Fit
@@ -149,7 +150,7 @@ def fit(
         an iterable, that its batches are uniform draws is up to the caller. A batch of r rows where the first had n counts
         r / n of a step (its gradient is multiplied by that), so that every row has the same weight over an epoch in any order.
         An unbiased gradient is no unbiased step: optimisers that divide by a short memory of squared gradients (`decay` or
-        `b2` of 0.9) come to rest beside the optimum at every rate.
+        `b2` of 0.9) come to rest beside the optimum at every rate, and are warned of.
 
     Example:
         >>> result = fit(elbo(model, guide), optax.adam(1e-2), (x,), num_steps=1000, key=key)  # doctest: +SKIP
@@ -193,6 +194,8 @@ def fit(
     if optimizer is None:
         optimizer = default_optimizer(one, None if average == "stationary" else num_steps)
         reasons |= {"optimizer": RATES}
+    else:
+        warn_of_short_memory(optimizer, objective, num_steps)
     if settles:
         more = ", and as many again for the average" if average == "stationary" else ""
         reasons |= {"steps": "until the value has settled" + more}

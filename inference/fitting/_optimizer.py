@@ -77,6 +77,26 @@ def make_optimizer(
     return Optimizer(transform, names, is_trained)
 
 
+def memory_of(transform: Any) -> float:
+    """Over how many gradients a transformation averages the squares that it divides by; inf where it does not, or none is seen.
+
+    Optax calls the average `nu`. A gradient of one goes in and then a zero, which leaves the share 1 - 1 / memory of it.
+    """
+    import optax
+
+    transform = optax.with_extra_args_support(transform)
+    averages, zero, one = [], jnp.zeros(()), jnp.ones(())
+    try:
+        state = transform.init(zero)
+        for gradient in (one, zero):
+            _, state = transform.update(gradient, state, zero, value=one)
+            averages.append([nu for _, nu in optax.tree_utils.tree_get_all_with_path(state, "nu")])
+    except Exception:  # one that needs parameters of a shape of their own
+        return math.inf
+    lost = [1 - float(after) / float(before) for before, after in zip(*averages, strict=True)]
+    return min((1 / share for share in lost if share > 0), default=math.inf)
+
+
 def leaf_names(params: Mapping[str, Any]) -> list[str]:
     """The parameter name of each leaf, in the order of `jax.tree.leaves(params)`."""
     # By number, not by path: a dict subclass may be registered as a pytree with paths of its own.

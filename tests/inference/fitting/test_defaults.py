@@ -1,5 +1,6 @@
 """A model and data are enough: what fit chooses, when it stops, what it warns of."""
 
+import types
 import warnings
 
 import jax
@@ -346,6 +347,44 @@ def test_a_run_that_does_not_settle_is_warned_of(monkeypatch):
     monkeypatch.setattr(_defaults, "MAX_STEPS", 250)
     _defaults.warn_if_unsettled(fit)  # it may settle before the last step and slow down beyond it
     assert _settling.MAX_STEPS == 100_000
+
+
+@pytest.mark.parametrize(
+    "transform, memory",
+    [
+        (optax.adam(0.1), 1000),
+        (optax.adamw(0.1, b2=0.95), 20),
+        (optax.chain(optax.clip_by_global_norm(0.1), optax.rmsprop(0.1, decay=0.8)), 5),
+        (optax.adam(optax.cosine_decay_schedule(0.1, 5), b2=0.5), 2),
+        (optax.sgd(0.1), np.inf),
+        (optax.adagrad(0.1), np.inf),
+        (optax.masked(optax.rmsprop(0.1), {"a": True}), np.inf),  # not seen: it takes dicts only
+    ],
+    ids=["adam", "adamw", "chain", "schedule", "sgd", "adagrad", "dict"],
+)
+def test_the_memory_of_optimizers(transform, memory):
+    from lapilli.inference.fitting._optimizer import memory_of
+
+    np.testing.assert_allclose(memory_of(transform), memory, rtol=1e-4)
+
+
+def test_a_short_memory_of_squared_gradients_is_warned_of(recwarn):
+    """Where there is a guide whose draws make noise, and steps enough to come to rest."""
+    from lapilli.inference.fitting._defaults import warn_of_short_memory as warn
+
+    bound, likelihood = (types.SimpleNamespace(guide=g) for g in ("a guide", None))
+    groups = {"loc": optax.adam(0.1), "scale": optax.rmsprop(0.1), "other": "frozen"}
+    for optimizer, objective, num_steps in [
+        (optax.rmsprop(0.1), bound, 999),
+        (optax.rmsprop(0.1), likelihood, None),
+        (optax.rmsprop(0.1, decay=0.99), bound, None),
+        (groups | {"scale": optax.adam(0.1)}, bound, 1000),
+    ]:
+        warn(optimizer, objective, num_steps)
+    assert not recwarn
+    for optimizer in (optax.rmsprop(0.1), groups):
+        with pytest.warns(UserWarning, match="root mean square of some 10 of them"):
+            warn(optimizer, bound, 1000)
 
 
 @pytest.mark.slow
