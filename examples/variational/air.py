@@ -25,7 +25,7 @@ noise grows with the number of pixels: on canvases of 28 x 28 the same runs with
 counts are learned sooner under two draws (`--full`); there they end as good, here worse. A step under enum takes as long as
 one under mvd, not 3.5 to 4 times: the model computes the likelihood of each count once, and both look it up
 (`ppl.distributions.Chosen`). Figures: docs/_data/figures, gradients/air_accuracy, air_other_objectives and air_step.
-Run time: 7 minutes of one CPU core, 11 with `--full`.
+Run time: 7 minutes of one CPU core, 15 with `--full`.
 
     python examples/variational/air.py [--smoke] [--full] [--wait 0.4] [--seed 0] [--out air_output] [--record]
 
