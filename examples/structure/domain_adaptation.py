@@ -55,26 +55,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _domain_programs as domains
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import numpyro.distributions as dist
 import optax
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
-from lapilli import inference, ppl
+from lapilli import ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from _intervals import interval
 from _record import parsed, record_figure
 
-PAST, FUTURE, BATCH, HIDDEN = 8, 8, 32, 32
-KNOWN, VALIDATION, TEST = (-0.8, 0.0, 0.8), -1.8, 1.8
-NEW = len(KNOWN)
-SPEED, TURN = (0.5, 0.1), (0.0, 0.03)  # means and standard deviations, metres and radians a step
+BATCH = 32
+KNOWN, VALIDATION, TEST = (-0.8, 0.0, 0.8), -1.8, 1.8  # swerves
 
 
 class Sizes(NamedTuple):
@@ -89,170 +87,6 @@ class Sizes(NamedTuple):
 
 
 SMOKE = Sizes(64, 30, (5,), (1e-2,), 5, 20)
-
-
-class Paths(NamedTuple):
-    """Past and future, [paths, 16] each, in metres, x and y of a step side by side; the causes, [paths, 3]; domains."""
-
-    x: Any
-    y: Any
-    causes: np.ndarray
-    e: Any
-
-
-def simulate(num: int, swerve: float, rng: np.random.Generator, e: int = NEW) -> Paths:
-    """Paths that start at the origin along the first axis."""
-    speed, turn = rng.normal(*SPEED, num), rng.normal(*TURN, num)
-    s = rng.normal(swerve, 0.3, num)
-    time = np.arange(1, PAST + FUTURE + 1)
-    heading = turn[:, None] * time
-    aside = s[:, None] / (1 + np.exp(-(time - PAST + 1) / 1.5))
-    steps = speed[:, None, None] * np.stack([np.cos(heading), np.sin(heading)], -1)
-    path = np.cumsum(steps, 1) + aside[..., None] * np.stack(
-        [-np.sin(heading), np.cos(heading)], -1
-    )
-    path = (path + rng.normal(0, 0.05, path.shape)).reshape(num, -1).astype(np.float32)
-    causes = np.stack([speed, turn, s], 1)
-    return Paths(path[:, : 2 * PAST], path[:, 2 * PAST :], causes, np.full(num, e))
-
-
-class Programs(NamedTuple):
-    """Of one path, x and y [16] each, and its domain e where it is told.
-
-    Attributes:
-        model: e -> s, z free of e, (z, s) -> past x and future y; e takes no value NEW unless it is set.
-        guide: q(z | x) q(s | x), which returns z and s.
-        seeing: the guide with the factor p(y | z, s); returns the future's mean.
-        regression: the future from the past, without causes; returns its mean.
-    """
-
-    model: ppl.Program
-    guide: ppl.Program
-    seeing: ppl.Program
-    regression: ppl.Program
-
-
-def networks(key: jax.Array) -> dict[str, eqx.nn.MLP]:
-    sizes = {
-        "past": (3, 2 * PAST),
-        "future": (3, 2 * FUTURE),
-        "encoder_z": (2 * PAST, 4),
-        "encoder_s": (2 * PAST, 2),
-        "regression": (2 * PAST, 2 * FUTURE),
-    }
-    return {
-        name: eqx.nn.MLP(*size, HIDDEN, 2, jax.nn.silu, key=k)
-        for (name, size), k in zip(sizes.items(), jax.random.split(key, len(sizes)), strict=True)
-    }
-
-
-def make_programs(nets: dict[str, eqx.nn.MLP]) -> Programs:
-    def path_law(name: str, inputs: Any) -> dist.Distribution:
-        noise = ppl.param(f"{name} noise", jnp.array(0.5), constraint=dist.constraints.positive)
-        return dist.Normal(ppl.module(name, nets[name])(inputs), noise).to_event(1)
-
-    @ppl.model
-    def model(x: Any, y: Any, e: Any = None) -> None:
-        place = ppl.param("place", jnp.array([*np.linspace(-2, 2, NEW), 0.0]))
-        log_width = ppl.param("log_width", jnp.full(NEW + 1, -1.0))
-        e = ppl.sample("e", dist.Categorical(logits=jnp.zeros(NEW)), obs=e)
-        s = ppl.sample("s", dist.Normal(place[e], jnp.exp(log_width[e])))
-        z = ppl.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-        causes = jnp.append(z, s)
-        ppl.sample("x", path_law("past", causes), obs=x)
-        ppl.sample("y", path_law("future", causes), obs=y)
-
-    @ppl.model
-    def guide(x: Any, y: Any, e: Any = None) -> Any:
-        at, log_width = jnp.split(ppl.module("encoder_z", nets["encoder_z"])(x), 2)
-        z = ppl.sample("z", dist.Normal(at, jnp.exp(log_width - 1.0)).to_event(1))
-        at, log_width = ppl.module("encoder_s", nets["encoder_s"])(x)
-        return jnp.append(z, ppl.sample("s", dist.Normal(at, jnp.exp(log_width - 1.0))))
-
-    @ppl.model
-    def seeing(x: Any, y: Any, e: Any = None) -> Any:
-        law = path_law("future", guide(x, y))
-        ppl.sample("y", law, obs=y)
-        return law.mean
-
-    @ppl.model
-    def regression(x: Any, y: Any, e: Any = None) -> Any:
-        law = path_law("regression", x)
-        ppl.sample("y", law, obs=y)
-        return law.mean
-
-    return Programs(model, guide, seeing, regression)
-
-
-def causal_bound(joint: Any, seeing: Any, guide: Any, num_particles: int = 8) -> Any:
-    """The published objective for one path, as a bound on log p(x, y).
-
-    Args:
-        joint: program of the path, p(z, s) p(x, y | z, s).
-        seeing: the guide with the factor p(y | z, s).
-        guide: q(z, s | x).
-        num_particles: that are proposed and resampled.
-    """
-    given_both = ppl.normalize(seeing, proposal=guide, num_particles=num_particles, strategy="enum")
-    return inference.elbo(joint, given_both)
-
-
-@inference.objective
-def supervised(model: Any, guide: Any, x: Any, y: Any, e: Any, causes: Any) -> Any:
-    """Log p(x, y, z, s) + log q(z, s | x) of causes that are told."""
-    return model.log_density(causes, x, y, e) + guide.log_density(causes, x, y)
-
-
-NOTHING = ppl.model(lambda *_: None)
-ALL, LAW, ENCODER = ("*",), ("place", "log_width"), ("encoder_s",)
-
-
-class Row(NamedTuple):
-    """A way to train, to adapt and to predict.
-
-    Attributes:
-        trained: how the model was trained: without causes, or causes or domains told, or domains summed out.
-        joint: program of z, s, past and future.
-        seeing: the guide with the factor p(y | z, s), which returns the future's mean.
-        guide: ... without.
-        moved: the parameters that move; none for a model as it was trained.
-        is_weighted: whether draws of the guide weigh p(x, z, s) / q(z, s | x), or all the same.
-    """
-
-    trained: str
-    joint: Any
-    seeing: Any
-    guide: Any
-    moved: tuple[str, ...]
-    is_weighted: bool = False
-
-    @property
-    def bound(self) -> Any:
-        if self.guide is NOTHING:
-            return inference.elbo(self.joint, self.guide)
-        return causal_bound(self.joint, self.seeing, self.guide)
-
-
-PLAIN = "regression"
-SUMMED, TOLD, CAUSES = CAUSAL = "domains summed out", "domains told", "causes told"
-
-
-def make_rows(programs: Programs) -> dict[str, Row]:
-    model, guides = programs.model, (programs.seeing, programs.guide)
-    known, new = ppl.eliminate(model, "e"), ppl.intervene(model, {"e": NEW})
-    plain = PLAIN, programs.regression, programs.regression, NOTHING
-    rows = {f"{PLAIN}: nothing": Row(*plain, ()), f"{PLAIN}: all": Row(*plain, ALL)}
-    for name in CAUSAL:
-        rows |= {
-            f"{name}: nothing, by guide": Row(name, known, *guides, ()),
-            f"{name}: s, by guide": Row(name, new, *guides, LAW + ENCODER),
-            f"{name}: all, by guide": Row(name, new, *guides, ALL),
-            f"{name}: nothing, by model": Row(name, known, *guides, (), True),
-            f"{name}: law of s, by model": Row(name, new, *guides, LAW, True),
-            f"{name}: s, by model": Row(name, new, *guides, LAW + ENCODER, True),
-            f"{name}: all, by model": Row(name, new, *guides, ALL, True),
-        }
-    return rows
 
 
 def trainer(bound: Any) -> Callable[..., Any]:
@@ -287,7 +121,7 @@ def trainer(bound: Any) -> Callable[..., Any]:
         return jax.lax.fori_loop(0, num_steps, step, (params, adam.init(params)))[0]
 
     return lambda params, moved, *rest: run(
-        params, {n: float(moved == ALL or n in moved) for n in params}, *rest
+        params, {n: float(moved == domains.ALL or n in moved) for n in params}, *rest
     )
 
 
@@ -299,7 +133,7 @@ class Score(NamedTuple):
     nats: float
 
 
-def predictor(row: Row, num_draws: int) -> Callable[..., Any]:
+def predictor(row: domains.Row, num_draws: int) -> Callable[..., Any]:
     """`(params, x, y, key) -> mean future [paths, 16], log-density of y [paths]` of what a row draws."""
 
     def of_one(params: Any, x: Any, y: Any, key: Any) -> Any:
@@ -327,13 +161,13 @@ def predictor(row: Row, num_draws: int) -> Callable[..., Any]:
     return run
 
 
-def score(predict: Callable[..., Any], params: Any, paths: Paths, key: Any) -> Score:
+def score(predict: Callable[..., Any], params: Any, paths: domains.Paths, key: Any) -> Score:
     mean, nats = predict(params, paths.x, paths.y, key)
-    away = np.linalg.norm(np.reshape(mean - paths.y, (len(paths.y), FUTURE, 2)), axis=-1)
+    away = np.linalg.norm(np.reshape(mean - paths.y, (len(paths.y), domains.FUTURE, 2)), axis=-1)
     return Score(float(away.mean()), float(away[:, -1].mean()), float(nats.mean()))
 
 
-def correlation(guide: ppl.Program, params: Any, paths: Paths) -> tuple[float, float]:
+def correlation(guide: ppl.Program, params: Any, paths: domains.Paths) -> tuple[float, float]:
     """Of the guide's means with the true causes: absolute, best matching of all three, and that of s alone."""
     bound, keys = guide.bind(ppl.Params(params)), jax.random.split(jax.random.key(0), 50)
     mean = lambda x: jax.vmap(lambda k: bound.simulate(k, x, x).retval)(keys).mean(0)
@@ -344,22 +178,22 @@ def correlation(guide: ppl.Program, params: Any, paths: Paths) -> tuple[float, f
 class Machinery(NamedTuple):
     """Compiled once for all seeds: what trains, by the way of training, and what adapts and predicts, by row."""
 
-    programs: Programs
-    rows: dict[str, Row]
+    programs: domains.Programs
+    rows: dict[str, domains.Row]
     train: dict[str, Any]
     adapt: dict[str, Any]
     predict: dict[str, Any]
 
 
 def machinery(sizes: Sizes) -> Machinery:
-    programs = make_programs(networks(jax.random.key(0)))
-    rows = make_rows(programs)
+    programs = domains.make_programs(domains.networks(jax.random.key(0)))
+    rows = domains.make_rows(programs)
     guides = programs.seeing, programs.guide
     train = {
-        TOLD: Row(TOLD, programs.model, *guides, ALL).bound,
-        SUMMED: rows[f"{SUMMED}: nothing, by guide"].bound,
-        CAUSES: supervised(programs.model, programs.guide),
-        PLAIN: rows[f"{PLAIN}: all"].bound,
+        domains.TOLD: domains.Row(domains.TOLD, programs.model, *guides, domains.ALL).bound,
+        domains.SUMMED: rows[f"{domains.SUMMED}: nothing, by guide"].bound,
+        domains.CAUSES: domains.supervised(programs.model, programs.guide),
+        domains.PLAIN: rows[f"{domains.PLAIN}: all"].bound,
     }
     joints = {row.joint: row for row in rows.values() if row.moved}
     trainers = {joint: trainer(row.bound) for joint, row in joints.items()}
@@ -379,44 +213,50 @@ class Trained(NamedTuple):
     """Of a seed: parameters by the way of training, and the paths of all domains."""
 
     params: dict[str, Any]
-    known: Paths
-    few: dict[float, Paths]
-    many: dict[float, Paths]
+    known: domains.Paths
+    few: dict[float, domains.Paths]
+    many: dict[float, domains.Paths]
 
 
 def trained(seed: int, sizes: Sizes, tools: Machinery) -> Trained:
     rng = np.random.default_rng(seed)
-    parts = [simulate(sizes.num_paths, swerve, rng, e) for e, swerve in enumerate(KNOWN)]
-    known = Paths(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-    few = {swerve: simulate(max(sizes.few), swerve, rng) for swerve in (VALIDATION, TEST)}
-    many = {swerve: simulate(sizes.num_paths // 2, swerve, rng) for swerve in (VALIDATION, TEST)}
+    parts = [domains.simulate(sizes.num_paths, swerve, rng, e) for e, swerve in enumerate(KNOWN)]
+    known = domains.Paths(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    few = {swerve: domains.simulate(max(sizes.few), swerve, rng) for swerve in (VALIDATION, TEST)}
+    many = {
+        swerve: domains.simulate(sizes.num_paths // 2, swerve, rng) for swerve in (VALIDATION, TEST)
+    }
     init_key, fit_key = jax.random.split(jax.random.key(seed))
-    nets = networks(init_key)
+    nets = domains.networks(init_key)
     params = {}
     for name, run in tools.train.items():
-        told = {TOLD: (known.e,), CAUSES: (known.e, standard(known.causes))}.get(name, ())
+        told = {domains.TOLD: (known.e,), domains.CAUSES: (known.e, standard(known.causes))}.get(
+            name, ()
+        )
         data = known.x, known.y, *told
-        row = tools.rows[f"{name}: all" if name == PLAIN else f"{name}: all, by guide"]
+        row = tools.rows[f"{name}: all" if name == domains.PLAIN else f"{name}: all, by guide"]
         first = dict(row.bound.init(init_key, known.x[0], known.y[0]))
         first |= {n: eqx.filter(nets[n], eqx.is_inexact_array) for n in nets if n in first}
-        found = run(first, ALL, data, len(known.x), 3e-3, sizes.num_steps, fit_key)
-        params[name] = found if name == PLAIN else with_new(found)
+        found = run(first, domains.ALL, data, len(known.x), 3e-3, sizes.num_steps, fit_key)
+        params[name] = found if name == domains.PLAIN else with_new(found)
     return Trained(params, known, few, many)
 
 
 def standard(causes: np.ndarray) -> dict[str, np.ndarray]:
     """True causes, as sites: z with mean 0 and variance 1, s in metres."""
-    z = (causes[:, :2] - np.array([SPEED[0], TURN[0]])) / np.array([SPEED[1], TURN[1]])
+    z = (causes[:, :2] - np.array([domains.SPEED[0], domains.TURN[0]])) / np.array(
+        [domains.SPEED[1], domains.TURN[1]]
+    )
     return {"z": z.astype(np.float32), "s": causes[:, 2].astype(np.float32)}
 
 
 def with_new(params: Any) -> Any:
     """The new domain's law of s begins as the normal with mean and variance of the known ones."""
-    place, width = params["place"][:NEW], jnp.exp(params["log_width"][:NEW])
+    place, width = params["place"][: domains.NEW], jnp.exp(params["log_width"][: domains.NEW])
     spread = 0.5 * jnp.log(place.var() + (width**2).mean())
     return params | {
-        "place": params["place"].at[NEW].set(place.mean()),
-        "log_width": params["log_width"].at[NEW].set(spread),
+        "place": params["place"].at[domains.NEW].set(place.mean()),
+        "log_width": params["log_width"].at[domains.NEW].set(spread),
     }
 
 
@@ -475,12 +315,12 @@ def difference(scores: Scores, one: str, other: str, num: int, field: str) -> tu
 
 COMPARED = [
     pair
-    for name in CAUSAL
+    for name in domains.CAUSAL
     for pair in (
         (f"{name}: s, by guide", f"{name}: all, by guide"),
         (f"{name}: s, by model", f"{name}: all, by model"),
         (f"{name}: law of s, by model", f"{name}: all, by model"),
-        (f"{name}: s, by guide", f"{PLAIN}: all"),
+        (f"{name}: s, by guide", f"{domains.PLAIN}: all"),
     )
 ]
 
@@ -490,15 +330,15 @@ def draw(scores: Scores, sizes: Sizes, path: Path) -> None:
     figure, axes = plt.subplots(1, 4, figsize=(17, 4), layout="constrained")
     rng = np.random.default_rng(0)
     for i, swerve in enumerate((*KNOWN, TEST)):
-        paths = simulate(8, swerve, rng)
+        paths = domains.simulate(8, swerve, rng)
         both = np.concatenate([paths.x, paths.y], 1).reshape(8, -1, 2)
         label = "new domain" if swerve == TEST else f"domain {i + 1}"
         for j, one in enumerate(both):
             axes[0].plot(*one.T, color=f"C{i}", linewidth=0.8, label=None if j else label)
     axes[0].set(xlabel="m", ylabel="m", title="paths")
     axes[0].legend(fontsize=7)
-    for axis, source in zip(axes[1:], CAUSAL, strict=True):
-        names = dict.fromkeys(n for n, _ in scores if n.startswith((source, PLAIN)))
+    for axis, source in zip(axes[1:], domains.CAUSAL, strict=True):
+        names = dict.fromkeys(n for n, _ in scores if n.startswith((source, domains.PLAIN)))
         for i, name in enumerate(names):
             nums = [num for other, num in scores if other == name]
             means = [np.mean([s.ade for s in scores[name, num]]) for num in nums]
@@ -543,7 +383,7 @@ def record(scores: Scores, correlations: dict[str, np.ndarray], sizes: Sizes) ->
             seeds=num_seeds,
             digits=digits,
             note=f"correlation of the guide's means with the true causes: {told}",
-            measures=["ppl/densities"],
+            measures=["examples/structure/_domain_programs.py", "ppl/densities"],
         )
     differences = {
         f"{one} less {other}, {num} paths": difference(scores, one, other, num, "ade")
@@ -559,7 +399,7 @@ def record(scores: Scores, correlations: dict[str, np.ndarray], sizes: Sizes) ->
         seeds=num_seeds,
         claim="adapting the specific cause to a few batches beats models without causes",
         claimed_by="Shirahmad Gale Bagi et al. 2023, pedestrians",
-        measures=["ppl/densities"],
+        measures=["examples/structure/_domain_programs.py", "ppl/densities"],
     )
 
 
@@ -577,7 +417,7 @@ def main(arguments: list[str] | None = None) -> Scores:
         print(f"seed {seed} trained", flush=True)
     correlations = {
         name: np.array([correlation(tools.programs.guide, o.params[name], o.known) for o in ones])
-        for name in CAUSAL
+        for name in domains.CAUSAL
     }
     for name, found in correlations.items():
         print(f"{name}: correlation with the true causes, best matching, and of s alone:")

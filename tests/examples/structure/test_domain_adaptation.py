@@ -73,7 +73,7 @@ OTHER = np.array([0.2, 0.4, 0.1]), np.diag([0.5, 0.4, 0.3])  # independent, as t
 
 def values(mean, covariance, num_particles, num, seed):
     example = load_example("structure/domain_adaptation")
-    bound = example.causal_bound(joint, *guides(mean, covariance), num_particles)
+    bound = example.domains.causal_bound(joint, *guides(mean, covariance), num_particles)
     keys = jax.random.split(jax.random.key(seed), num)
     return np.asarray(jax.jit(jax.vmap(lambda k: bound.value({}, k, X, Y)))(keys), np.float64)
 
@@ -109,11 +109,11 @@ def test_the_bound_of_many_particles_is_the_published_objective():
 
 def test_a_paths_domain_is_summed_out_and_the_new_one_waits():
     example = load_example("structure/domain_adaptation")
-    programs = example.make_programs(example.networks(jax.random.key(0)))
-    paths = example.simulate(1, 0.3, np.random.default_rng(0))
+    programs = example.domains.make_programs(example.domains.networks(jax.random.key(0)))
+    paths = example.domains.simulate(1, 0.3, np.random.default_rng(0))
     x, y = jnp.asarray(paths.x[0]), jnp.asarray(paths.y[0])
     choices = {"z": jnp.array([0.3, -0.2]), "s": jnp.array(0.7)}
-    programs = [ppl.intervene(programs.model, {"e": e}) for e in range(example.NEW)] + [
+    programs = [ppl.intervene(programs.model, {"e": e}) for e in range(example.domains.NEW)] + [
         ppl.eliminate(programs.model, "e")
     ]
 
@@ -134,7 +134,7 @@ def test_what_is_not_told_to_move_stays():
         mean = ppl.param("a", jnp.array(0.0)) * x + ppl.param("b", jnp.array(0.0))
         ppl.sample("y", dist.Normal(mean, 0.1), obs=y)
 
-    train = example.trainer(inference.elbo(line, example.NOTHING))
+    train = example.trainer(inference.elbo(line, example.domains.NOTHING))
     data, start = (jnp.arange(4.0), 2.0 + 0.0 * jnp.arange(4.0)), {"a": 0.0, "b": 0.0}
     rest = data, 4, 0.1, 300, jax.random.key(0)
     moved = train(jax.tree.map(jnp.asarray, start), ("b",), *rest)
@@ -153,7 +153,7 @@ def test_the_script_runs_and_moves_what_it_is_told(tmp_path):
     assert len({name for name, _ in scores}) == 23
     assert all(np.isfinite(rows).all() for rows in scores.values())
     # Weights alone separate these two: the law of s that has moved, and that it began with.
-    one, other = (f"{example.TOLD}: {moved}, by model" for moved in ("nothing", "law of s"))
+    one, other = (f"{example.domains.TOLD}: {moved}, by model" for moved in ("nothing", "law of s"))
     assert scores[one, 0] != scores[other, 5]
     assert (tmp_path / "domain_adaptation.png").exists()
     assert (tmp_path / "domain_adaptation.nc").exists()
