@@ -26,8 +26,8 @@ Expected: of 6 of 12 items FL-DB learns the law to a total variation of 0.01 fro
 losses as published FL-DB is ahead where trajectories are long, not where they are short. But TB started at an estimate of log Z
 beats all of them a hundredfold, and its P(i in x) cannot be told from those of exact draws: what held TB back was not credit but
 a log Z that is 44 nats off, to which policy and learned P_B then bend. By the paper's measure FL-DB and DB are ahead of exact
-draws on the large sets (0.13 and 0.12 against 0.007), since their policies are too sharp. Figures: docs/_data/figures,
-gflownets/sets. Run time: 17 minutes on 2 CPU cores that were busy otherwise; 33 with --full.
+draws on the large sets (0.12 and 0.11 against 0.007), since their policies are too sharp. Figures: docs/_data/figures,
+gflownets/sets. Run time: thirteen minutes of processor time with --full.
 
     python examples/gflownet/sets.py [--smoke | --full] [--sizes twelve small medium large] [--out sets_output] [--record]
 """
