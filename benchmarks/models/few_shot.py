@@ -119,7 +119,7 @@ def cases() -> dict[str, Case]:
     images, letters = Images(84, 3, 32, is_pooled=True), Images(28, 1, 64, is_pooled=False)
     points = eqx.nn.MLP(1, 1, 40, 2, key=jax.random.key(0))
     return {
-        "images": Case(images, softmax, (84, 84, 3), batch=2, num_loops=1),
+        "images": Case(images, softmax, (84, 84, 3), batch=2, num_loops=4),
         "letters": Case(letters, softmax, (28, 28, 1), batch=4, num_loops=4),
         "points": Case(points, niw_meta.Gaussian(0.3), (1,), batch=8, num_loops=200),
     }
