@@ -102,7 +102,8 @@ def torch_peers(python: str, task: protocol.Problem, seed: int) -> dict[str, dic
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / f"{name}.npz") for name in ("problem", "answer")]
         np.savez(files[0], **problem)
-        subprocess.run([python, str(SCRIPT), *files], check=True, cwd=folder)
+        # PyPOTS leaves files where it runs.
+        subprocess.run([os.path.abspath(python), str(SCRIPT), *files], check=True, cwd=folder)
         answer = dict(np.load(files[1]))
     return protocol.outside_peers(task, answer)
 
