@@ -19,7 +19,7 @@ README = (faces.ROOT / "README.md").read_text()
 RECORDS = dict(figures.records())
 ROW = re.compile(r"^\| (.*?) <!-- (\S+) --> \| (.*?) \| (.*?) ?\| (\S+) \|$", re.M)
 # Records that were typed from an older README. The number may only fall: run the command of one with `--record`.
-TYPED = 4
+TYPED = 1
 NUMBER = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
