@@ -21,10 +21,11 @@ until its log-likelihoods are more than 5 nats apart, which flatters both; here 
 mean absolute error, which cannot be flattered. A baseline is MADE (Germain et al. 2015), a masked network of the
 same width that knows one order only, trained for as many steps as the first stage.
 
-Expected: five orders are better than one, one is as good as MADE or better (with `--mnist` far better), and all leave independent
-pixels far behind. The marginal network is off by half a nat for a whole image of 8 x 8 and by some nats with `--mnist`, where it
-ranks redrawn copies less like the ensemble than the paper's does, and takes about a thousandth of the processor time of the chain. Figures: docs/_data/figures, marginalization/inpainting_8 and inpainting_28. Run time: two minutes of processor time, with
-`--mnist` ten.
+Expected: five orders are better than one, one is as good as MADE or better (with `--mnist` far better), and all leave
+independent pixels far behind. The marginal network is off by half a nat for a whole image of 8 x 8 and by some nats with
+`--mnist`, where it ranks redrawn copies less like the ensemble than the paper's does, and takes about a thousandth of the
+processor time of the chain. Figures: docs/_data/figures, marginalization/inpainting_8 and inpainting_28. Run time: two minutes
+of processor time, with `--mnist` ten.
 
     python examples/mam/inpainting.py [--mnist] [--smoke] [--out inpainting_output] [--record]
 """

@@ -139,12 +139,14 @@ def report(reasons: Mapping[str, str]) -> None:
     )
 
 
-def warn_of_short_memory(optimizer: Any, objective: Any, num_steps: int | None) -> None:
+def warn_of_short_memory(
+    optimizer: Any, objective: Any, params: Mapping[str, Any], num_steps: int | None
+) -> None:
     """Warn of an optimiser under which the noise of a guide's gradient shifts where the parameters come to rest."""
     if getattr(objective, "guide", None) is None or (num_steps is not None and num_steps < TRIAL):
         return
     groups = optimizer.values() if isinstance(optimizer, Mapping) else [optimizer]
-    memory = min(memory_of(group) for group in groups if not isinstance(group, str))
+    memory = min(memory_of(group, params) for group in groups if not isinstance(group, str))
     if memory < LEAST_MEMORY:
         warnings.warn(
             f"fit: argument 'optimizer' divides gradients by the root mean square of some {memory:.0f} of them. Under noise it "

@@ -195,7 +195,7 @@ def fit(
         optimizer = default_optimizer(one, None if average == "stationary" else num_steps)
         reasons |= {"optimizer": RATES}
     else:
-        warn_of_short_memory(optimizer, objective, num_steps)
+        warn_of_short_memory(optimizer, objective, one, num_steps)
     if settles:
         more = ", and as many again for the average" if average == "stationary" else ""
         reasons |= {"steps": "until the value has settled" + more}

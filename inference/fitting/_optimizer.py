@@ -77,21 +77,24 @@ def make_optimizer(
     return Optimizer(transform, names, is_trained)
 
 
-def memory_of(transform: Any) -> float:
+def memory_of(transform: Any, params: Any) -> float:
     """Over how many gradients a transformation averages the squares that it divides by; inf where it does not, or none is seen.
 
-    Optax calls the average `nu`. A gradient of one goes in and then a zero, which leaves the share 1 - 1 / memory of it.
+    Optax calls the average `nu`. A gradient of one goes in and then a zero, which leaves the share 1 - 1 / memory of it. Scalars
+    stand for the arrays of `params`.
     """
     import optax
 
     transform = optax.with_extra_args_support(transform)
-    averages, zero, one = [], jnp.zeros(()), jnp.ones(())
+    averages: list[list[jax.Array]] = []
+    zeros, ones = (jax.tree.map(lambda _, x=x: jnp.array(x), params) for x in (0.0, 1.0))
     try:
-        state = transform.init(zero)
-        for gradient in (one, zero):
-            _, state = transform.update(gradient, state, zero, value=one)
-            averages.append([nu for _, nu in optax.tree_utils.tree_get_all_with_path(state, "nu")])
-    except Exception:  # one that needs parameters of a shape of their own
+        state = transform.init(zeros)
+        for gradients in (ones, zeros):
+            _, state = transform.update(gradients, state, zeros, value=jnp.ones(()))
+            found = optax.tree_utils.tree_get_all_with_path(state, "nu")
+            averages.append(jax.tree.leaves([nu for _, nu in found]))
+    except Exception:  # one that needs arrays of a shape of their own
         return math.inf
     lost = [1 - float(after) / float(before) for before, after in zip(*averages, strict=True)]
     return min((1 / share for share in lost if share > 0), default=math.inf)

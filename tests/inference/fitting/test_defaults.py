@@ -12,6 +12,7 @@ import pytest
 from _fit_fakes import Objective
 
 from lapilli import inference, ppl
+from lapilli.inference import fitting
 from lapilli.inference.fitting import settling
 from lapilli.inference.fitting._defaults import of_seeds, verdict_on
 from lapilli.inference.fitting.stationarity import is_done
@@ -358,14 +359,16 @@ def test_a_run_that_does_not_settle_is_warned_of(monkeypatch):
         (optax.adam(optax.cosine_decay_schedule(0.1, 5), b2=0.5), 2),
         (optax.sgd(0.1), np.inf),
         (optax.adagrad(0.1), np.inf),
-        (optax.masked(optax.rmsprop(0.1), {"a": True}), np.inf),  # not seen: it takes dicts only
+        (optax.partition({1: optax.rmsprop(0.1), 2: optax.adam(0.1)}, {"a": 2, "b": 1}), 10),
+        (fitting.by_row(optax.rmsprop(0.1)), np.inf),  # not seen: a scalar has no rows
     ],
-    ids=["adam", "adamw", "chain", "schedule", "sgd", "adagrad", "dict"],
+    ids=["adam", "adamw", "chain", "schedule", "sgd", "adagrad", "partition", "rows"],
 )
 def test_the_memory_of_optimizers(transform, memory):
     from lapilli.inference.fitting._optimizer import memory_of
 
-    np.testing.assert_allclose(memory_of(transform), memory, rtol=1e-4)
+    params = {"a": np.ones(3), "b": np.ones((2, 2))}
+    np.testing.assert_allclose(memory_of(transform, params), memory, rtol=1e-4)
 
 
 def test_a_short_memory_of_squared_gradients_is_warned_of(recwarn):
@@ -373,6 +376,7 @@ def test_a_short_memory_of_squared_gradients_is_warned_of(recwarn):
     from lapilli.inference.fitting._defaults import warn_of_short_memory as warn
 
     bound, likelihood = (types.SimpleNamespace(guide=g) for g in ("a guide", None))
+    params = {"loc": np.zeros(2), "scale": np.ones(2)}
     groups = {"loc": optax.adam(0.1), "scale": optax.rmsprop(0.1), "other": "frozen"}
     for optimizer, objective, num_steps in [
         (optax.rmsprop(0.1), bound, 999),
@@ -380,11 +384,11 @@ def test_a_short_memory_of_squared_gradients_is_warned_of(recwarn):
         (optax.rmsprop(0.1, decay=0.99), bound, None),
         (groups | {"scale": optax.adam(0.1)}, bound, 1000),
     ]:
-        warn(optimizer, objective, num_steps)
+        warn(optimizer, objective, params, num_steps)
     assert not recwarn
     for optimizer in (optax.rmsprop(0.1), groups):
         with pytest.warns(UserWarning, match="root mean square of some 10 of them"):
-            warn(optimizer, bound, 1000)
+            warn(optimizer, bound, params, 1000)
 
 
 @pytest.mark.slow
