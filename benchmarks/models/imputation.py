@@ -24,7 +24,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from scipy import stats
 
 import lapilli
 from lapilli.models.imputation import Series
@@ -33,6 +32,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "imputati
 import protocol
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
+from _intervals import interval
 from _record import commit, parsed, record_figure
 
 COLUMNS = {
@@ -118,14 +118,6 @@ def known(cell: str, seed: int, config: argparse.Namespace) -> dict[str, dict[st
         config.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found))
     return json.loads(path.read_text())
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean over seeds and half of its 95% t interval."""
-    if len(values) < 2:
-        return float(values.mean()), np.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(half)
 
 
 def table(cell: str, runs: list[dict[str, dict[str, float]]]) -> str:
