@@ -17,7 +17,7 @@ as far off as its networks; "anneal" stays below 0.1. The
 spread of the runs is too small an error where rare states with large weights were not drawn, of which both sides tell. These know
 of independent draws only: where the marginal network is off, particles that are resampled on the way spread more. The larger one
 of the two counts.
-Settings are those found on the seeds 100 to 104. Run time: twenty minutes on 2 CPU cores.
+Settings are those found on the seeds 100 to 104. Run time: twelve minutes of processor time.
 Outputs in `random_tables_output/`: random_tables.nc (the numbers of every table), random_tables.png.
 
     python examples/mam/random_tables.py [--smoke] [--first 0] [--tables 10] [--out FOLDER] [--record]
