@@ -60,6 +60,7 @@ BEST = {
 }
 SCRIPT = Path(__file__).resolve().parents[1] / "_peers" / "imputation_pypots.py"
 DROPOUT = {"supnotMIWAE": 0.0, "with ObsDropout": 0.3}
+TORCH = ("saits", "brits", "brits, labels", "sup-not-miwae")
 
 
 def scores(cell: str, seed: int, config: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -157,6 +158,12 @@ def record(found: dict[str, list[dict[str, dict[str, float]]]], config: argparse
     }
     groups = {"pypots": ("accuracy", "calibrated_nll")} if config.pypots_python else light
     scores = lambda runs, method, column: np.array([run[method][column] for run in runs])
+    told = [
+        f"{cell}, {peer} {scores(runs, peer, 'accuracy').mean():.3f} and {scores(runs, peer, 'calibrated_nll').mean():.2f}"
+        for cell, runs in found.items()
+        for peer in TORCH
+        if config.pypots_python
+    ]
     for name, columns in groups.items():
         cells = {
             f"{cell}, {COLUMNS[c]}": (runs, c) for cell, runs in found.items() for c in columns
@@ -169,12 +176,13 @@ def record(found: dict[str, list[dict[str, dict[str, float]]]], config: argparse
             value={title: mean for title, (mean, _) in pairs.items()},
             spread={title: half for title, (_, half) in pairs.items() if np.isfinite(half)},
             seeds=config.seeds,
+            note="accuracy and nll*: " + "; ".join(told) if told else None,
             claim={
                 title: scores(runs, best_peer(runs, c), c).mean()
                 for title, (runs, c) in cells.items()
                 if c in BEST
             },
-            claimed_by="best peers" + (" (SAITS, BRITS and others among them)" if config.pypots_python else ""),
+            claimed_by="best peers",
             measures=["benchmarks/_peers/imputation_pypots.py", "examples/imputation/protocol", "models/imputation"],
         )  # fmt: skip
 
