@@ -96,7 +96,6 @@ def provenance(measures: Sequence[str], packages: Sequence[str] = ()) -> dict[st
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": processor(),
         "versions": found | {"lapilli": lapilli.__version__},
-        "source": "command",
         "measures": list(dict.fromkeys(measures)),
     }
 

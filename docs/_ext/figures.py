@@ -12,7 +12,6 @@ A file is {"title": ..., "figures": [record, ...]}; `examples/_record.py` writes
     command     that measures it, and `time`, what that took of processors
     commit      at which it was measured, and `date`; `changed` if what it measures had been changed since that commit
     processor, versions (package -> version)
-    source      "command", or "README at COMMIT": taken over from there, with the commit that wrote the figure into it
     measures    files and folders whose change makes the figure an old one
 """
 
@@ -33,7 +32,7 @@ from tables import markdown
 FOLDER = ROOT / "docs" / "_data" / "figures"
 PAGE = ROOT / "docs" / "figures.md"
 REQUIRED = (
-    "name", "what", "value", "command", "commit", "date", "processor", "versions", "source", "measures",
+    "name", "what", "value", "command", "commit", "date", "processor", "versions", "measures",
 )  # fmt: skip
 OPTIONAL = (
     "digits", "spread", "interval", "seeds", "claim", "claimed_by", "note", "time", "changed",
@@ -41,10 +40,9 @@ OPTIONAL = (
 HEAD = """# Figures
 
 What benchmarks and examples measured, beside what papers, peers and exact answers say, whatever came out. Each row has the
-command that measures it, the commit and the day. Rows "from README" were measured for the README of that commit, and have not
-been measured anew since; what it did not state (seeds, spreads) is not stated here either. A row is *older than its code* if
-the code of the script, or of the part of the library that it measures, has changed since, in whatever way: the paths that have
-stand beside it. The figure may still hold; nobody has looked.
+command that measures it, the commit and the day; scripts write the rows, nobody types one. A row is *older than its code* if the
+code of the script, or of the part of the library that it measures, has changed since, in whatever way: the paths that have stand
+beside it. The figure may still hold; nobody has looked.
 """
 
 
@@ -126,9 +124,8 @@ def machine(record: Mapping[str, Any]) -> str:
 
 def origin(record: Mapping[str, Any], usual: str) -> str:
     """Command, time, commit, date; the machine where it is not the usual one; whether the figure is old."""
-    since = "from README at" if record["source"].startswith("README") else "measured at"
     parts = [f"`{record['command']}`" + (f" ({record['time']})" if "time" in record else "")]
-    parts += [f"{since} {record['commit']}, {record['date']}"]
+    parts += [f"measured at {record['commit']}, {record['date']}"]
     parts += ["with changes that were not committed"] if record.get("changed") else []
     parts += [machine(record)] if machine(record) != usual else []
     newer = ", ".join(f"`{p}`" for p in changed(record["commit"], tuple(record["measures"])))
