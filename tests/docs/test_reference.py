@@ -88,6 +88,7 @@ def test_every_example_has_a_picture_that_says_what_wrote_it():
     made = json.loads((gallery.PICTURES / "made.json").read_text())
     assert {f.stem for f in gallery.PICTURES.glob("*.png")} == set(made)
     assert {f.stem for f in gallery.scripts()} == set(made)
+    assert not any("--smoke" in command for command in made.values())
     assert all((faces.ROOT / command.split()[1]).exists() for command in made.values())
 
 
