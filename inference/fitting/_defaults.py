@@ -146,7 +146,8 @@ def warn_of_short_memory(
     if getattr(objective, "guide", None) is None or (num_steps is not None and num_steps < TRIAL):
         return
     groups = optimizer.values() if isinstance(optimizer, Mapping) else [optimizer]
-    memory = min(memory_of(group, params) for group in groups if not isinstance(group, str))
+    trained = [group for group in groups if not isinstance(group, str)]
+    memory = min((memory_of(group, params) for group in trained), default=math.inf)
     if memory < LEAST_MEMORY:
         warnings.warn(
             f"fit: argument 'optimizer' divides gradients by the root mean square of some {memory:.0f} of them. Under noise it "

@@ -86,17 +86,23 @@ def memory_of(transform: Any, params: Any) -> float:
     import optax
 
     transform = optax.with_extra_args_support(transform)
-    averages: list[list[jax.Array]] = []
-    zeros, ones = (jax.tree.map(lambda _, x=x: jnp.array(x), params) for x in (0.0, 1.0))
-    try:
-        state = transform.init(zeros)
+
+    def averages() -> list[list[jax.Array]]:
+        zeros, ones = (jax.tree.map(lambda _, x=x: jnp.array(x), params) for x in (0.0, 1.0))
+        state, found = transform.init(zeros), []
         for gradients in (ones, zeros):
             _, state = transform.update(gradients, state, zeros, value=jnp.ones(()))
-            found = optax.tree_utils.tree_get_all_with_path(state, "nu")
-            averages.append(jax.tree.leaves([nu for _, nu in found]))
+            named = optax.tree_utils.tree_get_all_with_path(state, "nu")
+            found.append(jax.tree.leaves([nu for _, nu in named]))
+        return found
+
+    try:
+        first, second = jax.jit(averages)()  # operation by operation it takes five times as long
     except Exception:  # one that needs arrays of a shape of their own
         return math.inf
-    lost = [1 - float(after) / float(before) for before, after in zip(*averages, strict=True)]
+    # An average of zeros is that of parameters that the transformation holds.
+    pairs = [(float(b), float(a)) for b, a in zip(first, second, strict=True) if b != 0]
+    lost = [1 - after / before for before, after in pairs]
     return min((1 / share for share in lost if share > 0), default=math.inf)
 
 

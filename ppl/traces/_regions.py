@@ -16,10 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from jax import lax
 
+from .._checks import is_integer
 from .._compat import control_flow, control_flow_value, handler_stack, numpyro_cond, numpyro_scan
 from ._at_step import AtStep, Given, given_around
 from ._begun import begun, check_begins_anew, check_one_length, leading
@@ -392,7 +392,7 @@ def _check_functions(call: str, **functions: Any) -> None:
 
 
 def _scan_length(xs: Any, length: int | None) -> int:
-    if not isinstance(length, int | np.integer | None):
+    if length is not None and not is_integer(length):
         raise TypeError(
             f"ppl.scan: argument 'length' is of type {type(length).__name__}. Pass an integer that is known when the program is "
             "traced, or leave it out where xs holds arrays."

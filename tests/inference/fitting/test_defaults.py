@@ -360,10 +360,11 @@ def test_a_run_that_does_not_settle_is_warned_of(monkeypatch):
         (optax.sgd(0.1), np.inf),
         (optax.adagrad(0.1), np.inf),
         (optax.partition({1: optax.rmsprop(0.1), 2: optax.adam(0.1)}, {"a": 2, "b": 1}), 10),
+        (optax.chain(optax.masked(optax.set_to_zero(), {"a": True, "b": False}), optax.rmsprop(0.1)), 10),
         (fitting.by_row(optax.rmsprop(0.1)), np.inf),  # not seen: a scalar has no rows
     ],
-    ids=["adam", "adamw", "chain", "schedule", "sgd", "adagrad", "partition", "rows"],
-)
+    ids=["adam", "adamw", "chain", "schedule", "sgd", "adagrad", "partition", "held", "rows"],
+)  # fmt: skip
 def test_the_memory_of_optimizers(transform, memory):
     from lapilli.inference.fitting._optimizer import memory_of
 
@@ -383,6 +384,7 @@ def test_a_short_memory_of_squared_gradients_is_warned_of(recwarn):
         (optax.rmsprop(0.1), likelihood, None),
         (optax.rmsprop(0.1, decay=0.99), bound, None),
         (groups | {"scale": optax.adam(0.1)}, bound, 1000),
+        ({"*": "frozen"}, bound, 1000),  # refused by name later
     ]:
         warn(optimizer, objective, params, num_steps)
     assert not recwarn
