@@ -25,7 +25,8 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from numpy.typing import ArrayLike
+
+from ..ppl._compat import ArrayLike
 
 _MAX_WIDTH = 12  # 4096 row states: one matrix is 134 MB
 

@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,11 @@ from jax.extend.core import (
 )
 from jax.extend.random import define_prng_impl as define_prng_impl
 from jax.interpreters import batching, partial_eval
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike as ArrayLike
+else:
+    ArrayLike = Any  # what jaxtyping can subscript: of NumPy 2.5 on, the alias is no class
 
 
 def _join_lazy_modules() -> list[str]:

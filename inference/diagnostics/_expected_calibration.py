@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
+
+from ...ppl._compat import ArrayLike
 
 
 def expected_calibration_error(

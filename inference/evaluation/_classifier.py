@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
+from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
 from ._inputs import Features, check_held_out, equal_sizes, fitted, generator, rows
 

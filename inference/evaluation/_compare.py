@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
-from ...ppl._compat import typed_key
+from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._table import table
 from ._classifier import classifier_test
 from ._estimate import Estimate

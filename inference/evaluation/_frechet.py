@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
+from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
 from ._inputs import Features, generator, jackknife_error, rows, with_floor
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
-from ...ppl._compat import typed_key
+from ...ppl._compat import ArrayLike, typed_key
 from ._estimate import Estimate
 
 Features = Callable[[Any], ArrayLike]

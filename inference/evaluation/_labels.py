@@ -7,8 +7,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jaxtyping import Float, Shaped
-from numpy.typing import ArrayLike
 
+from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
 from ._frechet import frechet_distance
 from ._inputs import Features, choice, equal_sizes, fitted, generator, labelled, rows

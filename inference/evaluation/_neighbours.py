@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from ...ppl._checks import check_counts
+from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
 from ._inputs import Features, check_held_out, groups, jackknife_error, rows
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from ...ppl._checks import check_counts
+from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
 from ._estimate import Estimate
 from ._inputs import Features, generator, rows

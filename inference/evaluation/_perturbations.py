@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from ...ppl._checks import check_counts
+from ...ppl._compat import ArrayLike
 from ._inputs import images as checked
 
 

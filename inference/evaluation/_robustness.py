@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from numpy.typing import ArrayLike
 
+from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
 from ._inputs import groups, jackknife_error
 

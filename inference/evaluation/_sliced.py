@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from ...ppl._checks import check_counts
+from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
 from ._inputs import Features, choice, generator, groups, jackknife_error, rows, with_floor
 

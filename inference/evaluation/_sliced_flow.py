@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from ...ppl._checks import check_counts
+from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
 from ._inputs import choice, generator, rows
 from ._sliced import CONTROLS, Control, common_steps, corrected, directions, projected, slope

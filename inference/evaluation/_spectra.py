@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
+from ...ppl._compat import ArrayLike
 from .._figure import empty_figure
 from ._estimate import Estimate
 from ._inputs import check_held_out, groups, images as checked, jackknife_error

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._compat import typed_key
+from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._show import shown
 from ...ppl.language import arguments
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
+
+from ...ppl._compat import ArrayLike
 
 
 def total_variation(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from numpy.typing import ArrayLike
 
+from ....ppl._compat import ArrayLike
 from ._places import EMPTY
 from ._strings import Order, Writing
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
 
+from ....ppl._compat import ArrayLike
 from ._environment import Environment
 
 State = tuple[Array, Any]  # number of the argument, K before one is chosen; the object

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
 
+from ....ppl._compat import ArrayLike
 from . import _places as places
 from ._environment import Environment
 from ._places import EMPTY

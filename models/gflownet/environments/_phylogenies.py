@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from numpy.typing import ArrayLike
 
+from ....ppl._compat import ArrayLike
 from ._environment import Environment
 
 MAX_CHARACTERS = 31

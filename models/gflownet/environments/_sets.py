@@ -7,8 +7,8 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
-from numpy.typing import ArrayLike
 
+from ....ppl._compat import ArrayLike
 from ._environment import Environment
 
 # Ten distinct energies, as in the published code; each belongs to n / 10 items.

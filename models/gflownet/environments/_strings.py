@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
 
+from ....ppl._compat import ArrayLike
 from . import _places as places
 from ._environment import Environment
 from ._places import EMPTY

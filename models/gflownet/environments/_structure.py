@@ -7,9 +7,9 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
+from ....ppl._compat import ArrayLike
 from ._environment import Environment
 
 

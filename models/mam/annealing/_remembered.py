@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from numpy.typing import ArrayLike
 
+from ....ppl._compat import ArrayLike
 from ..networks import Networks
 
 _MAX_ATOMS, _KEPT = 2**14, 0.999

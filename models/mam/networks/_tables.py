@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from numpy.typing import ArrayLike
 
+from ....ppl._compat import ArrayLike
 from ._networks import Networks
 
 _MAX_ENTRIES = 2**22

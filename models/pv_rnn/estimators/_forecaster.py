@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ....inference import elbo
+from ....ppl._compat import ArrayLike
 from ..._estimator import StoredEstimator
 from ..._series import Series, Standard, standardise
 from ..._series_inputs import given
