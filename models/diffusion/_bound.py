@@ -37,7 +37,7 @@ from ._samplers import time_of
 
 def bound(
     diffusion: Diffusion,
-    x: Float[Array, "*batch *shape"],
+    x: Float[Array, "*shape"],
     key: Array,
     *,
     num_times: int | None = None,
@@ -126,7 +126,7 @@ def bound(
 
 def denoising_errors(
     diffusion: Diffusion,
-    x: Float[Array, "*batch *shape"],
+    x: Float[Array, "*shape"],
     key: Array,
     *,
     num_times: int = 16,

@@ -71,7 +71,7 @@ class ReverseChain(dist.Distribution):
         )
         return found.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
-    def log_prob(self, value: Float[Array, "*batch steps+1 *shape"]) -> Float[Array, "*batch"]:
+    def log_prob(self, value: Float[Array, "*shape"]) -> Float[Array, "*batch"]:
         """The sum over the steps; a derivative computes each again, so that its memory does not grow with their number."""
         batch = value.shape[: value.ndim - len(self.event_shape)]
         batch = jnp.broadcast_shapes(batch, self.batch_shape)
@@ -127,7 +127,7 @@ class NoisingChain(dist.Distribution):
         moved = jnp.cumsum(jnp.flip(eps * steps, axis), axis)  # from the point on
         return alpha * (jnp.expand_dims(self.point, len(self.batch_shape)) + jnp.flip(moved, axis))
 
-    def log_prob(self, value: Float[Array, "*batch steps+1 *shape"]) -> Float[Array, "*batch"]:
+    def log_prob(self, value: Float[Array, "*shape"]) -> Float[Array, "*batch"]:
         """The sum over the steps."""
         alpha, steps = self._scales()
         y = value / alpha
@@ -204,7 +204,7 @@ def reverse_chain(
 
 
 def noising_chain(
-    name: str, point: Float[Array, "*batch *shape"], noising: Noising, times: Any, *, event_dim: int = 1
+    name: str, point: Float[Array, "*shape"], noising: Noising, times: Any, *, event_dim: int = 1
 ) -> Array:  # fmt: skip
     """In a guide: the path of `reverse_chain` given its point, drawn by the noising process; the site `<name>_path`.
 

@@ -77,7 +77,7 @@ class Classification:
 def classify(
     model: Callable[[Any], Diffusion],
     contexts: Any,
-    x: Float[Array, "*batch *shape"],
+    x: Float[Array, "*shape"],
     key: Array,
     *,
     num_times: int = 16,

@@ -57,9 +57,7 @@ class PoissonNoise(dist.Distribution):
         """All points."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def sample(
-        self, key: Any, sample_shape: tuple[int, ...] = ()
-    ) -> Float[Array, "*sample *shape"]:
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*shape"]:
         """Normal noise over the root of an independent chi^2 / D."""
         normal_key, chi2_key = jax.random.split(key)
         normal = jax.random.normal(normal_key, (*sample_shape, *self.event_shape))
@@ -67,7 +65,7 @@ class PoissonNoise(dist.Distribution):
         scale = jnp.sqrt(self.num_extra / chi2)
         return normal * scale.reshape(*sample_shape, *(1 for _ in self.event_shape))
 
-    def log_prob(self, value: Float[Array, "*batch *shape"]) -> Float[Array, "*batch"]:
+    def log_prob(self, value: Float[Array, "*shape"]) -> Float[Array, "*batch"]:
         """Log density in nats."""
         size, extra = math.prod(self.event_shape), self.num_extra
         axes = tuple(range(-len(self.event_shape), 0))

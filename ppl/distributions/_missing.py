@@ -91,7 +91,7 @@ class NormalCells(dist.Distribution):
 
 
 def law_of_cells(
-    fn: dist.Distribution, cells: Bool[Array, ...], given: Any = None
+    fn: dist.Distribution, cells: Bool[Array, "*shape"], given: Any = None
 ) -> dist.Distribution:
     """The law of some cells, as a distribution of the whole value's shape: p(x_cells), or p(x_cells | x_others = given).
 

@@ -34,7 +34,7 @@ def nearby_order(places: Float[Array, "particles coordinates"]) -> Int[Array, " 
     return jnp.argsort(hilbert_index(jnp.minimum(cells, 2**num_bits - 1), num_bits))
 
 
-def hilbert_index(cells: Int[Array, "... coordinates"], num_bits: int) -> Int[Array, ...]:
+def hilbert_index(cells: Int[Array, "... coordinates"], num_bits: int) -> Int[Array, "*shape"]:
     """Number of each cell along Hilbert's curve through the grid of 2^num_bits cells a side: consecutive cells are neighbours.
 
     Args:

@@ -91,7 +91,7 @@ class Strings(Writing):
 
     rewards_prefixes = False
 
-    def __init__(self, log_rewards: Float[ArrayLike, ...], *, order: Order = "append") -> None:
+    def __init__(self, log_rewards: Float[ArrayLike, "*shape"], *, order: Order = "append") -> None:
         self.log_rewards = np.asarray(log_rewards, float)
         if self.log_rewards.ndim < 1 or len(set(self.log_rewards.shape)) != 1:
             raise ValueError(

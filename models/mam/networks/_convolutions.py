@@ -88,7 +88,7 @@ class ResidualCNN(eqx.Module):
         last = eqx.nn.Linear(channels, num_outputs, key=keys[0])
         self.last = jax.tree.map(jnp.zeros_like, last)
 
-    def __call__(self, tokens: Int[Array, " sites"]) -> Float[Array, ...]:
+    def __call__(self, tokens: Int[Array, " sites"]) -> Float[Array, "*shape"]:
         """Outputs [sites, num_outputs], or their sum over sites and outputs."""
         symbols = jax.nn.one_hot(tokens.reshape(self.grid), self.num_symbols)
         hidden = jax.nn.leaky_relu(self.layers[0](symbols))

@@ -58,7 +58,7 @@ class MaskedUNet(eqx.Module):
         """The last layer."""
         return self.net.last
 
-    def __call__(self, tokens: Int[Array, " sites"]) -> Float[Array, ...]:
+    def __call__(self, tokens: Int[Array, " sites"]) -> Float[Array, "*shape"]:
         """Outputs [sites, num_outputs], or their sum over sites and outputs."""
         # From half a wave over all counts down to two counts a wave.
         angles = jnp.pi * (tokens > 0).mean() * jnp.geomspace(1.0, tokens.size, _NUM_WAVES)

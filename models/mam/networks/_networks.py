@@ -188,7 +188,7 @@ class ResidualMLP(eqx.Module):
         # The uniform law at the start: nothing has to be unlearned.
         self.last = jax.tree.map(jnp.zeros_like, last)
 
-    def __call__(self, tokens: Int[Array, " variables"]) -> Float[Array, ...]:
+    def __call__(self, tokens: Int[Array, " variables"]) -> Float[Array, "*shape"]:
         """The output for one row."""
         hidden = jax.nn.leaky_relu(self.first(jax.nn.one_hot(tokens, self.num_symbols).ravel()))
         for block in self.blocks:

@@ -111,7 +111,7 @@ class MaskedTransformer(eqx.Module):
         """The last layer."""
         return self.trunk.last
 
-    def __call__(self, tokens: Int[Array, " positions"]) -> Float[Array, ...]:
+    def __call__(self, tokens: Int[Array, " positions"]) -> Float[Array, "*shape"]:
         """Outputs [positions, num_outputs], or their sum over positions and outputs."""
         out = self.trunk(tokens)
         return out.sum() if self.is_summed else out
