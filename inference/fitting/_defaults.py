@@ -17,7 +17,7 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from ... import ppl
 from ...ppl.language import Program
 from .._arguments import outcome
-from .._depends import depends
+from .._observed import check_none, check_observed, is_told, readers, tells
 from ..diagnostics._weights import importance_diagnostics
 from ..objectives import elbo
 from ._optimizer import leaf_names, memory_of
@@ -33,6 +33,11 @@ MOST_JUDGED = (
     100  # coordinates: of more, the weights of all but exact guides have k-hat above the threshold
 )
 _BOUNDS = ("elbo", "iwelbo")
+# Objectives whose guide is to become a posterior, or whose model learns from data.
+_OF_POSTERIORS = frozenset(
+    "elbo iwelbo vimco hvi iwhvi diwhvi renyi cubo chi tvo rws wake_theta wake_phi fivo vsmc".split()
+)
+_ON_PURPOSE = " To fit what is not observed on purpose, say unobserved='allow'."
 _GUIDE_REMEDY = (
     "Another guide (models.flows.AutoSpline, an AutoMultivariateNormal), inference.tempered_smc or NumPyro's NUTS may do better; "
     "k_hat='skip' leaves this check out."
@@ -46,14 +51,18 @@ class Chosen(NamedTuple):
     reasons: dict[str, str]
 
 
-def choose_objective(model: Any, args: tuple) -> Chosen:
+def choose_objective(model: Any, args: tuple, *, may_be_prior: bool) -> Chosen:
     """The evidence lower bound of a model with a Normal guide on all continuous sites; discrete ones are summed out.
 
     Raises:
-        ValueError: the discrete sites cannot be summed out; missing cells are read by other statements.
+        ValueError: the discrete sites cannot be summed out; missing cells are read by other statements; unless `may_be_prior`,
+            nothing is observed, or an observation is None.
     """
     program = ppl.as_program(model)
     trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
+    if not may_be_prior:
+        check_observed("fit", program, is_told=tells(trace.sites), more=_ON_PURPOSE)
+        check_none("fit", program, trace, args, _ON_PURPOSE.strip())
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     missing = [name for name in trace.choices if trace.sites[name].is_imputed]
     latent = {name: x for name, x in trace.choices.items() if name not in missing}
@@ -83,21 +92,20 @@ def choose_objective(model: Any, args: tuple) -> Chosen:
     return Chosen(elbo(program, guide), reasons | {"objective": "elbo"})
 
 
+def check_objective_observed(method: str, objective: Any, args: tuple) -> None:
+    """Refuse to fit a guide to the posterior of a model that observes nothing."""
+    if getattr(objective, "name", "") in _OF_POSTERIORS:
+        model = getattr(objective, "model", None)
+        check_observed(method, model, is_told=is_told(model, args), more=_ON_PURPOSE)
+
+
 def _refuse_read_cells(program: Program, missing: list[str], trace: Any, args: tuple) -> None:
     """Refuse to leave to their prior missing cells of which other statements tell."""
-    zeros = {n: jnp.zeros(x.shape, x.dtype) for n, x in trace.choices.items()}
     for name in missing:
-
-        def others(cells: Any, name: str = name) -> dict[str, Any]:
-            log_probs = program.trace({**zeros, name: cells}, *args).log_probs
-            return {n: x for n, x in log_probs.items() if n not in missing}
-
-        closed, shapes = jax.make_jaxpr(others, return_shape=True)(zeros[name])
-        marks = depends(closed.jaxpr, [True])
-        if readers := [n for n, mark in zip(sorted(shapes), marks, strict=True) if mark]:
+        if heard := [n for n in readers(program, name, trace, args) if n not in missing]:
             raise ValueError(
-                f"fit: {readers} depend on the missing cells '{name}', and the default guide proposes no missing cells: they "
-                f"would be drawn from their prior, which hears nothing of {readers}. Write a guide that proposes them, "
+                f"fit: {heard} depend on the missing cells '{name}', and the default guide proposes no missing cells: they "
+                f"would be drawn from their prior, which hears nothing of {heard}. Write a guide that proposes them, "
                 f"ppl.sample('{name}', law, obs_mask=mask), and pass fit(inference.elbo(model, guide), args=...), or use "
                 "NumPyro's NUTS, which draws them with the rest."
             )

@@ -23,6 +23,7 @@ from .._arguments import plain_arrays, shapes_of
 from ._callbacks import FitInfo, labels, with_state
 from ._defaults import (
     RATES,
+    check_objective_observed,
     choose_objective,
     default_optimizer,
     is_judged,
@@ -59,6 +60,7 @@ def fit(
     average: float | Literal["polyak", "stationary"] | None = None,
     on_nonfinite: Literal["raise", "skip"] = "raise",
     k_hat: Literal["warn", "skip"] = "warn",
+    unobserved: Literal["raise", "allow"] = "raise",
     callbacks: Sequence[Callable[[FitInfo], Any]] = (),
     callback_every: int = 100,
     checkpoint: str | os.PathLike | None = None,
@@ -117,6 +119,9 @@ def fit(
             guides fail jointly: judge rows one by one). It compiles the draws, which takes seconds. An objective that judges
             its own results (`AbstractObjective.verdict`, of `mam.energy`) does so under the same option, after 1,000 steps or
             more; of several seeds each is judged, and one warning names those affected.
+        unobserved: what to do with a model that has neither an observation nor a factor, whose posterior is its prior, and, for
+            a model alone, with an argument that is None where a site would be observed that no observation depends on: "raise",
+            since data may have been forgotten, or "allow".
         callbacks: called with a `FitInfo` every `callback_every` steps and after the last; returning True or "stop" ends the
             run. One with methods `get_state(params)`, a tree of arrays, and `set_state(state)` is resumed from a checkpoint.
         callback_every: steps between calls of the callbacks.
@@ -169,6 +174,7 @@ def fit(
         average,
         on_nonfinite,
         k_hat,
+        unobserved,
         callback_every,
         checkpoint_every,
         prefetch,
@@ -182,13 +188,16 @@ def fit(
     settles = num_steps is None and not is_iterable_of_batches(args)
     reasons: dict[str, str] = {}
     if is_model and isinstance(args, tuple):
-        objective, reasons = choose_objective(objective, args)
+        may_be_prior = unobserved == "allow"
+        objective, reasons = choose_objective(objective, args, may_be_prior=may_be_prior)
     if mesh is not None:
         # Explicitly typed axes would put the sharding into the types of the user's program.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
     keys = key if num_seeds is None else jax.random.split(key, num_seeds)
     scaled, source = make_source(objective, args, subsample, plate_sizes, mesh, prefetch)
     init_args = source.first()
+    if unobserved == "raise" and not is_model:
+        check_objective_observed("fit", objective, init_args)
     params = initial_params(scaled, params, keys, num_seeds, init_args)
     one: Any = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     if optimizer is None:
@@ -325,7 +334,15 @@ def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
 
 
 def _check_values(
-    num_steps, num_seeds, average, on_nonfinite, k_hat, callback_every, checkpoint_every, prefetch
+    num_steps,
+    num_seeds,
+    average,
+    on_nonfinite,
+    k_hat,
+    unobserved,
+    callback_every,
+    checkpoint_every,
+    prefetch,
 ):
     problems = []
     counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
@@ -345,6 +362,8 @@ def _check_values(
         problems.append(f"'on_nonfinite' must be 'raise' or 'skip'; got {on_nonfinite!r}")
     if k_hat not in ("warn", "skip"):
         problems.append(f"'k_hat' must be 'warn' or 'skip'; got {k_hat!r}")
+    if unobserved not in ("raise", "allow"):
+        problems.append(f"'unobserved' must be 'raise' or 'allow'; got {unobserved!r}")
     if problems:
         raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
 

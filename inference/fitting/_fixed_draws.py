@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.flatten_util
@@ -26,6 +26,7 @@ from ...ppl._compat import typed_key
 from ...ppl.language import as_arguments
 from ...ppl.strategies import as_strategy
 from .._arguments import Arguments, plain_arrays
+from ._defaults import check_objective_observed
 from ._fit_result import Fit
 
 Array = jax.Array
@@ -133,6 +134,7 @@ def fit_fixed_draws(
     params: Any = None,
     max_steps: int = 1000,
     tolerance: float = 1e-3,
+    unobserved: Literal["raise", "allow"] = "raise",
 ) -> FixedDrawsFit:
     """Fit by L-BFGS with the draws fixed once: no learning rate, no noise, an end that is one.
 
@@ -146,6 +148,7 @@ def fit_fixed_draws(
         params: the start, in place of the objective's own.
         max_steps: of L-BFGS for each start.
         tolerance: the norm of the gradient at which to stop, nats per unit.
+        unobserved: "allow" fits a model that observes nothing, too, as in `inference.fit`.
 
     Returns:
         A `FixedDrawsFit`: a `Fit` with standard errors and linear response. Its `stop_reason` is "settled", or "num_steps" where
@@ -163,6 +166,8 @@ def fit_fixed_draws(
     check_counts("fit_fixed_draws", num_starts=num_starts, max_steps=max_steps)
     draw_key, start_key = jax.random.split(typed_key(key))
     arguments: tuple = plain_arrays(as_arguments(args))
+    if unobserved != "allow":
+        check_objective_observed("fit_fixed_draws", objective, arguments)
     first = objective.init(start_key, *arguments) if params is None else params
     _check_strategies(objective, first, arguments)
     bound = _Bound(objective, arguments, draw_key, num_draws)

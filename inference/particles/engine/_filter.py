@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._compat import Literal
 from ....ppl.traces import check_match, is_limit
+from ..._observed import check_observed
 from ..population import in_batches
 from ..programs import (
-    OBSERVES_NOTHING,
     PARTICLE,
     SHARED,
     STREAM,
@@ -74,8 +74,7 @@ def run_program(
     if penalty is not None:
         run.add(penalty)
     run.all_segments()
-    if not run.records:
-        raise ValueError(f"smc: {program!r} {OBSERVES_NOTHING}")
+    check_observed("smc", program, is_told=bool(run.records))
     return run.result()
 
 

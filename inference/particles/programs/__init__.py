@@ -17,7 +17,6 @@ from ._interpreter import (
 from ._machine import Loop as Loop, Machine as Machine
 from ._pair import Pair as Pair
 from ._site_draws import (
-    OBSERVES_NOTHING as OBSERVES_NOTHING,
     SiteDraws as SiteDraws,
     check_sites as check_sites,
 )

@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 Array = jax.Array
 stop = jax.lax.stop_gradient
 
-OBSERVES_NOTHING = (
-    "has no observation and no factor, so that there is nothing to weigh. Pass the data, if they were forgotten (a statement "
-    "whose obs is None is latent); draws from the program are made by its simulate."
-)
-
 
 class SiteDraws:
     """The draws of one program.

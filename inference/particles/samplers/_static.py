@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from .... import ppl
 from ....ppl._compat import jaxpr_as_fun
+from ..._observed import check_observed
 from ..moves import transforms_of
-from ..programs import OBSERVES_NOTHING
 
 Array = jax.Array
 
@@ -122,8 +122,7 @@ def static_of(
     """The program's densities in these coordinates."""
     latent = list(trace.choices)
     likelihood = [name for name in trace.log_probs if name not in latent]
-    if not likelihood:
-        raise ValueError(f"tempered_smc: {program!r} {OBSERVES_NOTHING}")
+    check_observed("tempered_smc", program, is_told=bool(likelihood))
     rows, num_rows = _rows(trace, likelihood, data_axis)
 
     def parts(u: Array) -> tuple[Array, Array]:

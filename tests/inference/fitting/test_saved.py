@@ -394,7 +394,7 @@ def test_values_that_a_program_records_belong_to_it(tmp_path):
             model, lambda x, y=None: ppl.sample("slope", dist.Normal(ppl.param("loc", 0.0), 1.0))
         )
 
-    fitted(bound_of(2.0)).save(tmp_path / "fit.npz")
+    fitted(bound_of(2.0), unobserved="allow").save(tmp_path / "fit.npz")
     inference.Fit.load(tmp_path / "fit.npz", bound_of(2.0))
     with pytest.raises(ValueError, match="model, 'doubled': another computation of its value"):
         inference.Fit.load(tmp_path / "fit.npz", bound_of(3.0))

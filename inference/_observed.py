@@ -1,0 +1,123 @@
+"""Whether a program is told anything: given nothing its posterior is the prior, and a fit of it looks like any other.
+
+Data are forgotten in two ways. A statement without `obs` is latent, and so is one whose `obs` is an argument that is None. The
+second is seen by running the program with an array in the place of the None: a latent site that then is observed is what the
+argument stands for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..ppl.densities import Eliminated
+from ..ppl.language import Program, joined, parted
+from ..ppl.traces import SiteInfo, Trace
+from ._arguments import outcome
+from ._depends import depends
+
+
+def check_observed(method: str, program: Program, *, is_told: bool, more: str = "") -> None:
+    """Refuse to look for the posterior of a program that observes nothing.
+
+    Raises:
+        ValueError: `is_told` is false; `more` ends the message.
+    """
+    if not is_told:
+        raise ValueError(
+            f"{method}: {program!r} has no observation and no factor, so that there is nothing to weigh. Pass the data, if they "
+            "were forgotten (a statement whose obs is None is latent); draws from the program are made by its simulate."
+            + more
+        )
+
+
+def tells(sites: Mapping[str, SiteInfo]) -> bool:
+    """Whether one of the sites gives a program a density that its draws do not have."""
+    return any(s.kind in ("observed", "factor") and s.alters_law for s in sites.values())
+
+
+def is_told(program: Any, args: tuple) -> bool:
+    """Whether a program observes something or has a factor at these arguments; True where that cannot be seen."""
+    program = program.program if isinstance(program, Eliminated) else program
+    if type(program) is not Program:
+        return True
+    return tells(outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites)
+
+
+def readers(program: Program, site: str, trace: Trace, args: tuple) -> list[str]:
+    """Sites whose log-probs depend on the value of a latent site, itself included."""
+    zeros = {n: jnp.zeros(x.shape, x.dtype) for n, x in trace.choices.items()}
+
+    def log_probs(value: Any) -> dict[str, Any]:
+        return program.trace({**zeros, site: value}, *args).log_probs
+
+    closed, shapes = jax.make_jaxpr(log_probs, return_shape=True)(zeros[site])
+    marks = depends(closed.jaxpr, [True])
+    return [name for name, mark in zip(sorted(shapes), marks, strict=True) if mark]
+
+
+def check_none(method: str, program: Program, trace: Trace, args: tuple, remedy: str) -> None:
+    """Refuse an argument that is None where it would have been observed and nothing that is observed depends on it.
+
+    Such a site is drawn, and a posterior holds a prediction in the place of the data. One that observations depend on is a
+    latent variable like others: they tell of it.
+
+    Raises:
+        ValueError: with the argument's and the site's name.
+    """
+    for argument, sites in _stand_ins(program, trace, args):
+        if idle := [n for n in sites if not _is_heard(program, n, trace, args)]:
+            raise ValueError(
+                f"{method}: argument {argument} of {program!r} is None, so that site '{idle[0]}' is drawn, and no observation "
+                f"depends on it: it would be fitted to its prior. Pass the data, if they were forgotten. {remedy}"
+            )
+
+
+def _is_heard(program: Program, site: str, trace: Trace, args: tuple) -> bool:
+    """Whether an observation or factor depends on a latent site, by itself or through other latent sites."""
+    found, to_do = {site}, [site]
+    while to_do:
+        new = set(readers(program, to_do.pop(), trace, args)) - found
+        if any(n not in trace.choices for n in new):
+            return True
+        found |= new
+        to_do += new
+    return False
+
+
+def _stand_ins(program: Program, trace: Trace, args: tuple) -> Iterable[tuple[str, list[str]]]:
+    """Arguments, or parts of them, that are None, each with the latent sites that would be observed in its place."""
+    positional, keywords = parted(args)
+    try:
+        bound = inspect.signature(program).bind(*positional, **keywords)
+    except (TypeError, ValueError):  # it says itself what is wrong with them
+        return
+    bound.apply_defaults()
+    names, is_none = list(bound.arguments), lambda x: x is None
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(list(bound.arguments.values()), is_none)
+    latent = {n: x for n, x in trace.choices.items() if not trace.sites[n].is_imputed}
+    shapes = dict.fromkeys(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in latent.values())
+    values = [leaf for _, leaf in leaves]
+    for number, (path, leaf) in enumerate(leaves):
+        if leaf is not None:
+            continue
+        found: list[str] = []
+        for shape in shapes:
+            given = [*values[:number], shape, *values[number + 1 :]]
+            bound.arguments.update(zip(names, jax.tree.unflatten(treedef, given), strict=True))
+            found += _observed_now(program, latent, joined(bound.args, bound.kwargs))
+        if found:
+            name = names[path[0].idx]  # pyright: ignore[reportAttributeAccessIssue]
+            yield f"'{name}'{jax.tree_util.keystr(path[1:])}", found
+
+
+def _observed_now(program: Program, latent: Mapping[str, Any], args: tuple) -> list[str]:
+    try:
+        sites = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
+    except Exception:  # an array of this shape is not what the argument is for
+        return []
+    return [n for n in latent if n in sites and sites[n].kind == "observed"]
