@@ -49,14 +49,22 @@ def workarounds() -> Workarounds:
     Example:
         >>> import lapilli
         >>> print(*(w.name for w in lapilli.workarounds() if w.name.startswith("numpyro")))
-        numpyro-traced-arguments numpyro-lazy-modules
+        numpyro-products numpyro-traced-arguments numpyro-lazy-modules
     """
     from . import _compiler
-    from .ppl import _compat, _validation
+    from .ppl import _compat, _precision, _validation
     from .ppl.distributions import _mends
 
     joined = _lazy_modules(_compat.torn_modules)
-    return Workarounds((_compiler.record(), *_mends.records(), _validation.record(), joined))
+    return Workarounds(
+        (
+            _compiler.record(),
+            *_mends.records(),
+            _precision.record(),
+            _validation.record(),
+            joined,
+        )
+    )
 
 
 def _lazy_modules(torn: list[str]) -> Workaround:

@@ -56,6 +56,7 @@ gradient is the estimate; *choices*, values of latent sites by name.
 
 from . import (
     _compat,  # noqa: F401, first: it mends a lazily loaded numpyro
+    _precision,  # noqa: F401, mends products in its laws
     _validation,  # noqa: F401, mends another of its functions
     densities as densities,
     distributions as distributions,

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...ppl._precision import full_precision
 from ...ppl._show import shown
 from . import _points as points
 from ._composition import Composition
@@ -187,6 +188,7 @@ class Corrector:
         state = Diffused(x, stacked, (), tilt, fields, None, log_weight)
         return state._replace(log_densities=self._log_densities(state, n, previous))
 
+    @full_precision
     def log_target(self, state: Diffused, n: Array) -> Array:
         """Log p after n steps, not normalised; the densities of all models must be known."""
         total = jnp.stack(state.log_densities) @ self.grid.exponents[n]
@@ -217,7 +219,8 @@ class Corrector:
             if self.control is None:
                 return rate
             pushed = self.pushed_rates(previous, previous.divergences, n)
-            return rate + pushed @ self.control.coefficients[n]
+            with full_precision():
+                return rate + pushed @ self.control.coefficients[n]
         now, then = self.grid.exponents[n], self.grid.exponents[n + 1]
         log_weight = -self._kernel_ratio(
             previous.x,
@@ -320,7 +323,9 @@ class Corrector:
             return shift
         unit = steps.unit[n] if sign > 0 else steps.unit[n + 1]
         c = sign * push * unit * self.control.coefficients[n]
-        return jax.tree.map(lambda a, b: a + jnp.tensordot(c, b, 1), shift, self.pushes(state))
+        pushes = self.pushes(state)
+        with full_precision():
+            return jax.tree.map(lambda a, b: a + jnp.tensordot(c, b, 1), shift, pushes)
 
     def _displacement(
         self, x: Any, score: Any, tilt: Tilt | None, n: Array, sign: int, push: Array
@@ -335,6 +340,7 @@ class Corrector:
         tilted = 0.5 * zeta2 * push * unit
         return jax.tree.map(lambda a, g: a + tilted * g, shift, tilt.gradient)
 
+    @full_precision
     def rate(self, state: Diffused, n: Array) -> Array:
         """The log-weight of step n by Euler, without a control."""
         grid, w = self.grid, self.grid.exponents[n]
@@ -356,6 +362,7 @@ class Corrector:
         return log_weight
 
 
+@full_precision
 def _combined(state: Diffused, w: Array) -> Any:
     return jax.tree.map(lambda s: jnp.tensordot(w, s, 1), state.scores)
 

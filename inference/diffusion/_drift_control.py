@@ -38,6 +38,7 @@ from jaxtyping import Array, Float
 
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete, typed_key
+from ...ppl._precision import full_precision
 from ..particles.engine import Cloud, Moved, Settings
 from ..particles.resampling import Resampled, as_resampling, ess_below
 from . import _points as points
@@ -150,6 +151,7 @@ def pilot(corrector: Corrector, key: Array, num_particles: int) -> tuple[Array, 
     return table, first["increments"].sum() + increments.sum()
 
 
+@full_precision
 def least_variance(
     rates: Float[Array, " particles"],
     terms: Float[Array, "particles bases"],

@@ -102,7 +102,7 @@ def probed_divergences(key: Array, fn: Callable[[Any], Any], x: Any) -> Array:
     flat, unravel = ravel_pytree(x)
     stacked = lambda v: jax.vmap(lambda tree: ravel_pytree(tree)[0])(fn(unravel(v)))
     signs = jax.random.rademacher(key, flat.shape, flat.dtype)
-    return jax.jvp(stacked, (flat,), (signs,))[1] @ signs
+    return (jax.jvp(stacked, (flat,), (signs,))[1] * signs).sum(-1)
 
 
 def _keys(key: Array, num: int) -> Any:

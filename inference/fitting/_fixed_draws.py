@@ -23,6 +23,7 @@ import numpy as np
 
 from ...ppl._checks import check_counts, told_what_is_missing
 from ...ppl._compat import typed_key
+from ...ppl._precision import full_precision
 from ...ppl.language import as_arguments
 from ...ppl.strategies import as_strategy
 from .._arguments import Arguments, plain_arrays
@@ -66,8 +67,9 @@ class FixedDrawsFit(Fit):
         flat, unflatten = jax.flatten_util.ravel_pytree(self.params)
         inverse = bound.inverse_hessian(flat, unflatten)
         grads = bound.gradients(flat, unflatten)
-        covariance = jnp.atleast_2d(jnp.cov(grads, rowvar=False)) / self.num_draws
-        return unflatten(jnp.sqrt(jnp.diag(inverse @ covariance @ inverse)))
+        with full_precision():
+            covariance = jnp.atleast_2d(jnp.cov(grads, rowvar=False)) / self.num_draws
+            return unflatten(jnp.sqrt(jnp.diag(inverse @ covariance @ inverse)))
 
     def linear_response(
         self, fn: Callable[[Mapping[str, Any]], Array], key: Any, *, num_samples: int = 1000
@@ -119,7 +121,9 @@ class FixedDrawsFit(Fit):
             return jax.vmap(one)(keys).mean(0)
 
         jacobian = jax.jit(jax.jacobian(mean))(flat)
-        found = jacobian @ bound.inverse_hessian(flat, unflatten) @ jacobian.T
+        inverse = bound.inverse_hessian(flat, unflatten)
+        with full_precision():
+            found = jacobian @ inverse @ jacobian.T
         return found[0, 0] if found.shape == (1, 1) else found
 
 
@@ -231,6 +235,7 @@ class _Bound:
         grad = jax.grad(lambda flat, key: self.one(unflatten(flat), key))
         return jax.jit(jax.vmap(grad, (None, 0)))(flat, self.keys)
 
+    @full_precision
     def inverse_hessian(self, flat: Array, unflatten: Any) -> Array:
         if flat.size > _MAX_PARAMETERS:
             raise ValueError(
@@ -293,7 +298,7 @@ def _check_gradient(bound: _Bound, params: Any) -> None:
     grad = jax.jit(jax.grad(lambda flat: bound.loss(unflatten(flat))))
     near = [jnp.asarray(flat + step * direction, dtype) for step in (-1e-2, 1e-2)]
     slope = (float(loss(near[1])) - float(loss(near[0]))) / 2e-2
-    claimed = [float(np.asarray(grad(x), float) @ direction) for x in near]
+    claimed = [float((np.asarray(grad(x), float) * direction).sum()) for x in near]
     spread = abs(claimed[1] - claimed[0])
     scale = max(abs(float(loss(near[0]))) * 1e-4, 1e-2) + 0.3 * spread
     if not abs(slope - np.mean(claimed)) <= scale:

@@ -13,6 +13,7 @@ import numpy as np
 from ... import ppl
 from ...ppl._checks import check_counts, told_what_is_missing
 from ...ppl._compat import typed_key
+from ...ppl._precision import full_precision
 from ...ppl.language import as_arguments
 from .._arguments import Arguments, plain_arrays
 from ._fixed_draws import climb
@@ -149,6 +150,7 @@ def _moved(
     return jax.jit(lambda p: climb(loss, p, max_steps, 1e-3)[0])(params)
 
 
+@full_precision
 def _of_autoguide(params: Mapping[str, Any], space: _Space, draws: Array) -> dict[str, Array]:
     """Constrained values for NumPyro's AutoNormal and AutoMultivariateNormal with their own prefix; else none."""
     mean, sites = draws.mean(0), space.unravel(draws[0])

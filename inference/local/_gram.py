@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ...ppl._compat import SymbolicZero
+from ...ppl._precision import full_precision
 
 Array = jax.Array
 BLOCK = 512  # columns
@@ -48,6 +49,7 @@ def _known_jvp(primals: Any, tangents: Any) -> Any:
 known_gram.defjvp(_known_jvp, symbolic_zeros=True)
 
 
+@full_precision
 def _change(found: Array, primals: Any, tangents: Any) -> Array:
     factor, diagonal = primals
     of_factor, of_diagonal = tangents
@@ -85,6 +87,7 @@ def _by_blocks(factor: Array, diagonal: Array) -> Array:
     return jax.lax.scan(add, total, (jnp.arange(count), jnp.moveaxis(blocks, -2, 0)))[0]
 
 
+@full_precision
 def _product(u: Array, v: Array) -> Array:
     if u.shape[-2] <= FEW:
         columns = [(u @ (v * u[..., j, :])[..., None])[..., 0] for j in range(u.shape[-2])]

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ...ppl._compat import mask_of
+from ...ppl._precision import full_precision
 from ...ppl.strategies import element
 from .._depends import depends
 from ..objectives._analytic_kl import Laws
@@ -97,7 +98,8 @@ class Observations:
             slopes = rows(slopes, batch, 1)
             # Else XLA lays it out anew for every use.
             factor = jax.lax.optimization_barrier(rows(factor, batch, 2, kept=1))
-        return jnp.einsum("...md,...m->...d", factor, slopes), factor
+        with full_precision():
+            return jnp.einsum("...md,...m->...d", factor, slopes), factor
 
     def _linear(
         self, x: Array, is_moved: list[bool], limit: int | None

@@ -27,6 +27,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from ... import ppl
 from ...ppl._checks import told_what_is_missing
+from ...ppl._precision import full_precision
 from ...ppl.checks import concrete_tree
 from ...ppl.language import joined
 from ...ppl.strategies import element
@@ -228,7 +229,8 @@ def _expansion(
     if curvature == "low_rank_gauss_newton":
         return Potential(x, slope, factor=factor)
     if curvature == "gauss_newton":
-        return Potential(x, slope, matrix=factor.mT @ factor)
+        with full_precision():
+            return Potential(x, slope, matrix=factor.mT @ factor)
     return Potential(x, slope, diagonal=(factor**2).sum(-2))
 
 

@@ -21,6 +21,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import no_handlers
+from ...ppl._precision import full_precision
 from ...ppl.distributions import is_masked
 from ...ppl.strategies import element
 from ...ppl.traces import ParamCollector, Runner
@@ -56,8 +57,9 @@ class LocalModel:
         """Gradient of each row's loss, [*batch, d]."""
         return jax.grad(lambda x: self.losses(x).sum())(x)
 
+    @full_precision
     def hessian(self, x: Array) -> Array:
-        """Hessian of each row's loss, [*batch, d, d]."""
+        """Hessian of each row's loss, [*batch, d, d]; the products of the loss count in full, too: it must stay symmetric."""
         column = lambda e: jax.jvp(self.gradient, (x,), (jnp.broadcast_to(e, x.shape),))[1]
         return jax.vmap(column, out_axes=-1)(jnp.eye(x.shape[-1], dtype=x.dtype))
 

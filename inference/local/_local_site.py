@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve
 
+from ...ppl._precision import full_precision
 from ._precision_normal import PrecisionFactorNormal
 
 Array = jax.Array
@@ -66,6 +67,7 @@ class Potential(NamedTuple):
     factor: Array | None = None
 
 
+@full_precision
 def posterior(prior: NormalPrior, potential: Potential) -> dist.Distribution:
     """The normal law of a vector proportional to prior x exp(-potential); event shape (d,)."""
     offset, slope = potential.at - prior.loc, potential.slope
@@ -89,6 +91,7 @@ def posterior(prior: NormalPrior, potential: Potential) -> dist.Distribution:
     return dist.MultivariateNormal(loc, precision_matrix=precision)
 
 
+@full_precision
 def _matrix(potential: Potential) -> Array:
     if potential.matrix is not None:
         return potential.matrix

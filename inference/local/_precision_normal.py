@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
+from ...ppl._precision import full_precision
 from ._gram import gram, gram_transposed, known_gram
 
 LOG_2PI = 1.8378770664093453
@@ -39,6 +40,7 @@ def inverse_and_log_det(matrix: Array) -> tuple[Array, Array]:
 
 
 @inverse_and_log_det.defjvp
+@full_precision
 def _(primals: Any, tangents: Any) -> Any:
     inverse, log_det = inverse_and_log_det(*primals)
     change = inverse @ tangents[0]
@@ -92,6 +94,7 @@ class PrecisionFactorNormal(dist.Distribution):
         self.log_det_precision = log_det - 2 * log_scale.sum(-1)
         super().__init__(batch, (d,), validate_args=validate_args)
 
+    @full_precision
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws, shape [*sample_shape, *batch, d]."""
         shape = (*sample_shape, *self.batch_shape)
@@ -104,11 +107,13 @@ class PrecisionFactorNormal(dist.Distribution):
         seen = (self.factor @ prior[..., None])[..., 0] + noise
         return self.loc + prior - self.spread(seen)
 
+    @full_precision
     def spread(self, seen: Array) -> Array:
         """S U' G^-1 seen, [*batch, d], for seen of shape [*batch, m]: what observations move the vector by."""
         solved = (self._inverse @ seen[..., None])[..., 0]
         return self.scale**2 * (solved[..., None, :] @ self.factor)[..., 0, :]
 
+    @full_precision
     def log_prob(self, value: Array) -> Array:
         """Log-density, nats [*batch]."""
         offset = value - self.loc

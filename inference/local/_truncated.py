@@ -14,6 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ...ppl._precision import full_precision
+
 Array = jax.Array
 
 
@@ -38,6 +40,7 @@ def truncated_factor(
     return jnp.moveaxis(pulled(_orthonormal(pushed(scale**2 * pulled(vectors)))), 0, -2)
 
 
+@full_precision
 def _orthonormal(vectors: Array) -> Array:
     """Vectors [r, *batch, m] turned into an orthonormal basis of their span, one after the other; zero where they depend.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from ...ppl._precision import full_precision
 from ...ppl.strategies import element
 
 Array = jax.Array
@@ -16,6 +17,7 @@ LOCATION_SCALE = (dist.Normal, dist.Laplace, dist.Logistic, dist.Cauchy, dist.Gu
 SCALE = (dist.HalfNormal, dist.HalfCauchy)
 
 
+@full_precision
 def transported(fn: Any, value: Array) -> Array | None:
     """T(noise; parameters) with noise = T^-1(value) fixed: equal to `value`, with the derivative in the parameters of `fn`.
 

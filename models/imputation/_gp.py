@@ -15,6 +15,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
 from numpyro.distributions import constraints
 
+from ...ppl._precision import full_precision
+
 
 def cauchy_kernel(
     times: Float[Array, "*batch T"],
@@ -86,6 +88,7 @@ class PrecisionNormal(dist.Distribution):
         root = jnp.broadcast_to(self.root, (*noise.shape, noise.shape[-1]))
         return self.loc + _solved(root, noise), [noise]
 
+    @full_precision
     def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> Array:
         """Log-density, nats [*batch]."""
         if intermediates:
@@ -102,6 +105,7 @@ class PrecisionNormal(dist.Distribution):
         return jax.scipy.linalg.solve_triangular(self.root, eye, lower=True)
 
 
+@full_precision
 def smoothed(
     scale_tril: Float[Array, "series T T"],
     pseudo: Float[Array, "series latents T"],

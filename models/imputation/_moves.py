@@ -20,6 +20,7 @@ from ... import ppl
 from ...inference.objectives._row_weights import log_density_of
 from ...inference.particles.moves import HMC
 from ...inference.particles.resampling import systematic
+from ...ppl._precision import full_precision
 from .._series import Series
 from ._gp import _solved, smoothed
 
@@ -86,7 +87,8 @@ def moved(
         (at, _), accepted = jax.lax.scan(step, (at, log_scale), inputs)
         return at.point.reshape(e.shape), accepted[num_moves // 2 :].mean()
 
-    e = jnp.einsum("ndts,knds->kndt", law.root, z - law.loc)
+    with full_precision():
+        e = jnp.einsum("ndts,knds->kndt", law.root, z - law.loc)
     keys = jax.random.split(key, z.shape[1])
     e, accepted = jax.vmap(of_one, (0, 0, 0, 1, 0), (1, 0))(data, law.loc, law.root, e, keys)
     return law.loc + _solved(jnp.broadcast_to(law.root, (*e.shape, e.shape[-1])), e), accepted

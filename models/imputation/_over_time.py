@@ -35,6 +35,7 @@ from jaxtyping import Array
 
 from ... import ppl
 from ...inference import FeynmanKac, smc
+from ...ppl._precision import full_precision
 from .._series import Series
 from ._gp import PrecisionNormal, smoothed
 from ._refine import set_sites
@@ -108,10 +109,12 @@ class _Proposal(NamedTuple):
     looks: Array
     precision: Array
 
+    @full_precision
     def z(self, noise: Array) -> Array:
         """White noise [latents, time]; steps before noise that is zero are what they will be."""
         return self.law.loc[0] + jnp.einsum("dts,ds->dt", self.spread, noise)
 
+    @full_precision
     def through(self, matrix: Array) -> tuple[Array, Array]:
         """Paths `matrix` z as location [latents, time] and factor of the noise [latents, time, time]."""
         return self.law.loc[0] @ matrix.T, jnp.einsum("ts,dsr->dtr", matrix, self.spread)
@@ -120,6 +123,7 @@ class _Proposal(NamedTuple):
         """Log psi of step t, of all steps if it is `...`, at values of A z."""
         return -0.5 * (self.precision[:, t] * (self.looks[:, t] - seen) ** 2).sum()
 
+    @full_precision
     def log_c(self) -> Array:
         """Log C: with B = R' R = I + A' diag(r) A and the mean m = B^-1 A' diag(r) h, 1/2 (|R m|^2 - log |B| - h' diag(r) h)."""
         root = self.law.root
@@ -183,7 +187,8 @@ def _steps(
         # Steps t - width + 1, ..., t; those before the first do not exist.
         cut = lambda a: jax.lax.dynamic_slice_in_dim(a, t, width, 1)
         window, (loc, factor) = jax.tree.map(cut, (early, early_path))
-        steps = (loc + jnp.einsum("dws,ds->dw", factor, noise)).T[None]
+        with full_precision():
+            steps = (loc + jnp.einsum("dws,ds->dw", factor, noise)).T[None]
         along = set_sites(model, {"path": steps})
         trace, _ = along.generate(x_key, {"z": jnp.zeros((1, shape[0], width))}, window)
         here = {n: trace.deterministic[n][0, -1] for n in ("x", "step_log_prob", "step_log_draw")}
@@ -213,7 +218,9 @@ def _in_one_piece(
     log_r, log_q = _ratio(trace)
     log_prior = -0.5 * (z**2 + jnp.log(2 * jnp.pi)).sum()
     log_p = log_r + log_q if drawn else log_r
-    return log_p - log_prior - proposal.log_look(..., z @ proposal.looked.T), log_r
+    with full_precision():
+        seen = z @ proposal.looked.T
+    return log_p - log_prior - proposal.log_look(..., seen), log_r
 
 
 def _refreshed(

@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 
 from ... import ppl
+from ...ppl._precision import full_precision
 from .._series import Series
 from ._gp import cauchy_kernel, own_cholesky, smoothed
 from ._hidden_law import hidden_law
@@ -151,7 +152,8 @@ def programs(
             white = dist.Normal(0, 1).expand([len(valid), num_latents, valid.shape[1]])
             z = ppl.sample("z", white.to_event(2))
             matrix = ppl.deterministic("mixing", mixing(times, valid))
-            path = ppl.deterministic("path", jnp.einsum("nts,nds->ntd", matrix, z))
+            with full_precision():
+                path = ppl.deterministic("path", jnp.einsum("nts,nds->ntd", matrix, z))
             loc, scale = jax.vmap(network)(path, times, valid)
             loc = loc + path[..., :num_channels] if has_skip else loc
             ppl.deterministic("x_loc", loc)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from ... import ppl
+from ...ppl._precision import full_precision
 from ._networks import Decoder, Encoder
 from ._spectrum import Spectrum, transition
 
@@ -86,7 +87,9 @@ def programs(spectrum: Spectrum, decoder: Decoder, encoder: Encoder, *, num_step
 
         def step(z: Array, inputs: Any) -> tuple[Array, Array]:
             row, cells, first = inputs
-            law = dist.MultivariateNormal(z @ a.T, scale_tril=jnp.where(first, p, q))
+            with full_precision():
+                loc = z @ a.T
+            law = dist.MultivariateNormal(loc, scale_tril=jnp.where(first, p, q))
             z = ppl.sample("z", law)
             mean = net(z)
             channels = dist.Normal(mean, noise)
@@ -109,9 +112,10 @@ def programs(spectrum: Spectrum, decoder: Decoder, encoder: Encoder, *, num_step
 
         def step(z: Array, inputs: Any) -> tuple[Array, None]:
             root, info, first = inputs
-            pull = jax.scipy.linalg.cho_solve((jnp.where(first, p, q), True), (z @ a.T).T).T
-            # S = root root', mean = S (info + Q^{-1} A z).
-            mean = jnp.einsum("nij,nkj,nk->ni", root, root, info + pull)
+            with full_precision():
+                pull = jax.scipy.linalg.cho_solve((jnp.where(first, p, q), True), (z @ a.T).T).T
+                # S = root root', mean = S (info + Q^{-1} A z).
+                mean = jnp.einsum("nij,nkj,nk->ni", root, root, info + pull)
             return ppl.sample("z", dist.MultivariateNormal(mean, scale_tril=root)), None
 
         with ppl.plate("series", num):
@@ -121,6 +125,7 @@ def programs(spectrum: Spectrum, decoder: Decoder, encoder: Encoder, *, num_step
     return Koopman(koopman, guide)
 
 
+@full_precision
 def _messages(
     a: Float[Array, "d d"],
     q: Float[Array, "d d"],

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ... import ppl
+from ...ppl._precision import full_precision
 from ._episodes import Points
 
 Array = jax.Array
@@ -155,6 +156,7 @@ class NearestCentroid(Softmax):
         log_scale = ppl.param("head_log_scale", jnp.log(self.scale))
         return dataclasses.replace(self, scale=jnp.exp(log_scale))
 
+    @full_precision
     def scores(self, outputs: Array, support: Array, points: Points) -> Array:
         members = jax.nn.one_hot(points.y, self.num_classes) * points.mask[..., None]
         sums = jnp.einsum("emc,emk->eck", members, support)

@@ -18,6 +18,7 @@ import numpy as np
 import numpyro.handlers
 
 from .._compat import ClosedJaxpr, is_concrete, no_handlers, own_caches
+from .._precision import full_precision
 from ..analysis import relations_of
 from ..enumeration import Factor, Kind, Structure, digits, states, structure_of, sum_product
 from ..estimation import Sweep
@@ -155,6 +156,7 @@ class Listing:
             out[site.name] = _elements(chosen, site, layout, table.shape[2:])
         return out
 
+    @full_precision
     def probabilities(self) -> dict[str, Array]:
         """Posterior marginals: site -> (*elements, values)."""
         out = {}

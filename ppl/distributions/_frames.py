@@ -20,6 +20,8 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, biject_to
 
+from .._precision import full_precision
+
 Array = jax.Array
 
 
@@ -54,6 +56,7 @@ class Orthonormal(constraints.Constraint):
             )
         self.d, self.n = d, n
 
+    @full_precision
     def __call__(self, x: Any) -> Array:
         x = jnp.asarray(x)
         if x.shape[-2:] != (self.d, self.n):

@@ -20,6 +20,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
 from numpyro.distributions import constraints
 
+from .._precision import full_precision
+
 
 class NormalCells(dist.Distribution):
     """The marginal law of some coordinates of a multivariate Normal.
@@ -60,6 +62,7 @@ class NormalCells(dist.Distribution):
         self.scale_tril = jnp.linalg.cholesky(jnp.where(pair, self.covariance_matrix, unit))
         super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
+    @full_precision
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Loc + L noise."""
         noise = jax.random.normal(key, sample_shape + self.shape(), self.loc.dtype)
@@ -78,6 +81,7 @@ class NormalCells(dist.Distribution):
         scale = jnp.broadcast_to(self.scale_tril, (*residual.shape, residual.shape[-1]))
         return jax.scipy.linalg.solve_triangular(scale, residual[..., None], lower=True)[..., 0]
 
+    @full_precision
     def others(self, value: Any) -> NormalCells:
         """The law of the coordinates outside of C given those of C in `value`.
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._precision import full_precision
 from ..analysis import check_replay, replay_axes, replay_groups
 from ..evaluation import Forced
 from ..jaxprs import Relation, opened
@@ -130,6 +131,7 @@ def _without_derivative(site: StrategySite, err: Exception) -> StrategyError:
     )
 
 
+@full_precision
 def _to_elements(
     array: Array,
     num_dims: int,

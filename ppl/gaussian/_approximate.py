@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import bind
+from .._precision import full_precision
 from ._arranged import flat, matrix_of, unflat
 from ._belief import Belief
 from ._forms import Form, Points, rows_of
@@ -73,6 +74,7 @@ def at_points(eqn: Any, args: Sequence[Any], belief: Belief) -> list[Points]:
     return [Points(x, r) for x, r in zip(values, rows_of(eqn, args), strict=True)]
 
 
+@full_precision
 def points_of(value: Form | Points, belief: Belief) -> Points:
     """A value at the points of the belief, which is whole."""
     if isinstance(value, Points):
@@ -88,6 +90,7 @@ def points_of(value: Form | Points, belief: Belief) -> Points:
     )
 
 
+@full_precision
 def joint_of(values: Sequence[Form | Points], belief: Belief) -> Belief:
     """The law of values, one after the other: those that are affine as they are, those at points by their moments."""
     belief = belief.whole()

@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from .._precision import full_precision
 from ._noise import Noise
 from ._roots import compressed, free_log_det, free_solved, solved, upper
 
@@ -63,10 +64,12 @@ class Belief:
             return belief
         return Belief(belief.mean, compressed(belief.root))
 
+    @full_precision
     def at(self, const: Array, matrix: Array) -> Array:
         """The mean of const + matrix basis."""
         return const + (matrix[..., : self.old] @ self.mean[..., None])[..., 0]
 
+    @full_precision
     def seen(self, matrix: Array) -> Array:
         """A root of the covariance of matrix basis, shape (*rows, m, k + fresh)."""
         old = matrix[..., : self.old] @ self.root
@@ -85,6 +88,7 @@ class Belief:
             root = jnp.pad(root, [(0, 0)] * (root.ndim - 1) + [(0, size - root.shape[-1])])
         return Belief(self.at(const, matrix), root)
 
+    @full_precision
     def covariance_of(self, matrix: Array) -> Array:
         """The covariance of matrix basis, shape (*rows, m, m)."""
         seen = self.seen(matrix)
@@ -96,6 +100,7 @@ class Belief:
         is_many = matrix.shape[-2] > belief.root.shape[-1]
         return (ManyNumbers if is_many else FewNumbers).of(belief, matrix, noise)
 
+    @full_precision
     def tilted(self, matrix: Array, linear: Array, square: Array) -> Belief:
         """The law times exp(linear' x + x' diag(square) x / 2), x = matrix (basis - mean), to first order."""
         belief = self.whole()
@@ -138,6 +143,7 @@ class FewNumbers:
     rest: Array
 
     @classmethod
+    @full_precision
     def of(cls, belief: Belief, matrix: Array, noise: Noise) -> FewNumbers:
         """Of H = matrix, shape (*rows, m, n)."""
         root, seen = belief.root, belief.seen(matrix)
@@ -157,6 +163,7 @@ class FewNumbers:
         whitened = free_solved(self.top, away[..., None])[..., 0]
         return -0.5 * (whitened**2).sum(-1) - free_log_det(self.top)
 
+    @full_precision
     def given(self, away: Array) -> Belief:
         """The belief given x - E[x]."""
         whitened = free_solved(self.top, away[..., None])
@@ -187,12 +194,14 @@ class ManyNumbers:
         seen = noise.whitened(belief.seen(matrix))
         return cls(belief, noise, seen, upper(seen))
 
+    @full_precision
     def _whitened(self, away: Array) -> tuple[Array, Array]:
         """The whitened numbers, and the mean of what the root multiplies."""
         whitened = self.noise.whitened(away[..., None])
         inner = solved(self.top, self.seen.mT @ whitened, is_lower=False, transposed=True)
         return whitened, solved(self.top, inner, is_lower=False)
 
+    @full_precision
     def log_prob(self, away: Array) -> Array:
         """Log-density of x - E[x], shape (*rows, m), but for the constant -m log(2 pi) / 2; shape rows."""
         whitened, shift = self._whitened(away)
@@ -200,6 +209,7 @@ class ManyNumbers:
         diagonal = jnp.diagonal(self.top, axis1=-2, axis2=-1)
         return -0.5 * square - self.noise.log_det - jnp.log(diagonal).sum(-1)
 
+    @full_precision
     def given(self, away: Array) -> Belief:
         """The belief given x - E[x]."""
         _, shift = self._whitened(away)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .._precision import full_precision
 from ._belief import Belief, ManyNumbers
 from ._noise import Noise
 from ._roots import compressed, free_solved, lower, solved
@@ -57,6 +58,7 @@ class Step(NamedTuple):
     square: Array
 
 
+@full_precision
 def _times(matrix: Array, vector: Array) -> Array:
     return (matrix @ vector[..., None])[..., 0]
 
@@ -84,7 +86,8 @@ def joined(steps: Step, start: Belief, is_centred: bool) -> tuple[Belief, Affine
                 blank, y.matrix[..., size:], (*first, size + t * own)
             )
             moved = y.matrix[..., :size]
-            return Affine(y.const + _times(moved, x.const), noise + moved @ x.matrix)
+            with full_precision():
+                return Affine(y.const + _times(moved, x.const), noise + moved @ x.matrix)
 
         return wide(maps.new), (wide(maps.seen), wide(maps.read), wide(maps.tilted))
 
@@ -161,6 +164,7 @@ def _prefixes(elements: Element) -> Element:
     return jax.lax.scan(step, elements, 2 ** jnp.arange(num_rounds))[0]
 
 
+@full_precision
 def _element(step: Step) -> Element:
     """One step, by the root of the precision of u and x with what w tells of them.
 
@@ -195,6 +199,7 @@ def _square(root: Array) -> Array:
     return jnp.pad(root, [(0, 0)] * (root.ndim - 1) + [(0, size - columns)])
 
 
+@full_precision
 def _after(first: Element, second: Element) -> Element:
     """Steps, and those after them: Kalman's update of what is known after the first ones by what the others tell.
 

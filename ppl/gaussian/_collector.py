@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from .._precision import full_precision
 from ._arranged import flat, matrix_of, noise_of
 from ._chains import Affine, NotCollected, Step
 from ._forms import Form
@@ -75,6 +76,7 @@ class Collector(Integrator):
             raise left
         return jnp.asarray(obs, statement.aval.dtype)
 
+    @full_precision
     def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
         self.has_changed = True
         rows, reading = mean.rows, self._reading(fn)

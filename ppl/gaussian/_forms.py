@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import bind
+from .._precision import at_full_precision
 from ..jaxprs import Relations, aligned, relations_of_axes
 
 Array = jax.Array
@@ -121,6 +122,7 @@ def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
         return [Beyond(eqn.primitive.name)] * len(eqn.outvars)
     if args[uncertain[0]].is_unit and _is_product(eqn):
         return [_product(eqn, args, uncertain[0])]
+    eqn = at_full_precision(eqn)
     columns = max(args[i].coefs.shape[0] for i in uncertain)
     consts = [x.const if isinstance(x, Form) else x for x in args]
     base = bind(eqn, consts)

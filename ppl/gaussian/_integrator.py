@@ -19,6 +19,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, no_handlers
+from .._precision import full_precision
 from ..jaxprs import Interpreter, called, has_other_derivative, name_of
 from ._approximate import at_points, is_smooth, linearised, mean_of
 from ._arranged import flat, matrix_of, noise_of, spread, unflat
@@ -210,6 +211,7 @@ class Integrator(Basis):
         self.made[statement.name] = value
         return value
 
+    @full_precision
     def _integrated(self, statement: Statement, fn: Any, mean: Any) -> Form:
         """The value of a site that is integrated out: its mean and noise of its own."""
         self.found.add(statement.name)
@@ -236,6 +238,7 @@ class Integrator(Basis):
         self._tilt(statement, value)
         return self.rebased(value)
 
+    @full_precision
     def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
         """A statement whose mean is uncertain: its law given all before, and the belief given its value."""
         self.has_changed = True

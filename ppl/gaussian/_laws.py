@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from .._precision import full_precision
 from ._arranged import flat, unflat
 from ._belief import LOG_2_PI, Belief, Meeting
 from ._noise import Noise
@@ -73,6 +74,7 @@ class JointNormal(dist.Distribution):
         found = jnp.diagonal(self.covariance, axis1=-2, axis2=-1)
         return unflat(found, self.rows, self.loc.shape)
 
+    @full_precision
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """By the Cholesky factor of the covariance."""
         tril = jnp.linalg.cholesky(self.covariance)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._compat import mask_of
+from .._precision import full_precision
 from ..distributions import NormalCells, base_of
 from ._roots import solved
 
@@ -36,6 +37,7 @@ class Noise(NamedTuple):
         return whole.reshape(*rows, num * size, num * size)
 
     @property
+    @full_precision
     def covariance(self) -> Array:
         """The whole covariance, shape (*rows, m, m)."""
         root = self.root

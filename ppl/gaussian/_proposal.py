@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpyro
 
 from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, scan_counts
+from .._precision import full_precision
 from ..jaxprs import Interpreter, called
 from ..traces import scan
 from ._arranged import flat, unflat
@@ -162,6 +163,7 @@ class _Updated(Integrator):
             else jnp.asarray(obs)
         )
 
+    @full_precision
     def draws(self) -> dict[str, Array]:
         """The normal sites, each given those before it: the root of their joint law is triangular."""
         if not self.sites:

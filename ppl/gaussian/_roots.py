@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._precision import full_precision
+
 Array = jax.Array
 
 
@@ -15,8 +17,28 @@ def lower(a: Array) -> Array:
     """The lower triangular L with L L' = A A' and a positive diagonal, for A of full row rank, shape (*batch, m, k), k >= m."""
     if a.shape[-2] == 1:
         return jnp.sqrt((a**2).sum(-1, keepdims=True))
-    found = jnp.linalg.qr(a.mT, mode="r").mT
+    found = _orthogonal_triangular(a.mT)[1].mT
     return found * jnp.where(jnp.diagonal(found, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
+
+
+@jax.custom_jvp
+def _orthogonal_triangular(a: Array) -> tuple[Array, Array]:
+    """Q, R with A = Q R, for A of full column rank: JAX's own derivative of it multiplies at the default precision."""
+    q, r = jnp.linalg.qr(a)
+    return q, r
+
+
+@_orthogonal_triangular.defjvp
+@full_precision
+def _(primals: Any, tangents: Any) -> Any:
+    """With M = Q' A' R^-1, W its strict lower part less that part's transpose: Q' = Q (W - M) + A' R^-1, R' = (M - W) R."""
+    (a,), (da,) = primals, tangents
+    q, r = _orthogonal_triangular(a)
+    moved = jax.lax.linalg.triangular_solve(r, da)  # A' R^-1
+    along = q.mT @ moved
+    below = jnp.tril(along, -1)
+    turn = below - below.mT
+    return (q, r), (q @ (turn - along) + moved, (along - turn) @ r)
 
 
 def upper(a: Array) -> Array:
@@ -59,6 +81,7 @@ def _compressed(a: Array, top: int) -> tuple[Array, Array]:
 
 
 @_compressed.defjvp
+@full_precision
 def _(top: int, primals: Any, tangents: Any) -> Any:
     """The root that moves without turning, L' = A' Q, or turns just so that its upper right block stays 0.
 
@@ -81,6 +104,7 @@ def _(top: int, primals: Any, tangents: Any) -> Any:
     return (root, q), (moved, turned)
 
 
+@full_precision
 def free_solved(root: Array, x: Array) -> Array:
     """root^-1 x for a square root that moves freely; x of shape (*batch, m, k)."""
     if root.shape[-1] == 1:

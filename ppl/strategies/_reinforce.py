@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from .._precision import full_precision
 from ._strategy import Downstream, Draw, Strategy, stop
 
 Array = jax.Array
@@ -200,22 +201,25 @@ class Combined(Baseline):
         }
 
     def value(self, downstream: Downstream) -> Array:
-        state = downstream.state
+        state, parts = downstream.state, self._parts(downstream)
         size = len(self.baselines)
         # The ridge serves parts that say the same, and the start, where all moments are zero.
         ridge = 1e-5 * jnp.trace(state["gram"]) / size + 1e-12
         coefficients = jnp.linalg.solve(state["gram"] + ridge * jnp.eye(size), state["cross"])
-        return jnp.tensordot(coefficients, self._parts(downstream), 1)
+        with full_precision():
+            return jnp.tensordot(coefficients, parts, 1)
 
     def update(self, downstream: Downstream) -> Any:
         state, parts = downstream.state, self._parts(downstream)
         cost = jnp.broadcast_to(downstream.cost, parts.shape[1:]).ravel()
         parts = parts.reshape(len(self.baselines), -1)
         blend = lambda old, new: self.decay * old + (1 - self.decay) * new / cost.size  # noqa: E731
+        with full_precision():
+            gram, cross = parts @ parts.T, parts @ cost
         return {
             "parts": [b.update(d) for b, d in self._each(downstream)],
-            "gram": blend(state["gram"], parts @ parts.T),
-            "cross": blend(state["cross"], parts @ cost),
+            "gram": blend(state["gram"], gram),
+            "cross": blend(state["cross"], cross),
         }
 
     def _each(self, downstream: Downstream) -> list[tuple[Baseline, Downstream]]:

@@ -112,7 +112,7 @@ def _rises(composition: Composition, known: Coefficients) -> Any:
 
     def log_target(x: Any, t: Array, w: Float[Array, " models"]) -> Array:
         parts = [m.log_density(x, t) for m in models if m.log_density is not None]
-        return w @ jnp.stack(parts) + (0.0 if reward is None else reward(x, t))
+        return (w * jnp.stack(parts)).sum() + (0.0 if reward is None else reward(x, t))
 
     def one(direction: Any, t: Array, w: Array) -> Array:
         norm = jnp.sqrt(points.total(jnp.square, direction))

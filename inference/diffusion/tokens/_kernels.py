@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ....ppl._precision import full_precision
+
 Kind = Literal["masked", "uniform"]
 Network = Callable[[Array, Array], Array]  # (tokens [D], t) -> log p(x_i = k | tokens), [D, K]
 
@@ -41,6 +43,7 @@ def log_reference(
     return jnp.where((tokens == 0)[:, None], row, jnp.where(is_its, 0.0, -jnp.inf))
 
 
+@full_precision
 def log_ratios(
     log_probs: Float[Array, "variables values"],
     tokens: Int[Array, " variables"],

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
-from ..population import facts_with_error, family_error, worst_shape
+from ..population import facts_with_error, family_error, weighted_mean, worst_shape
 from ..resampling import equally_weighted
 
 Array = jax.Array
@@ -84,7 +84,7 @@ class SMCResult:
     def mean(self, fn: Callable[[Any], Any]) -> Any:
         """sum_k W_k fn(particle_k)."""
         values = jax.vmap(fn)(self.particles)
-        return jax.tree.map(lambda x: jnp.tensordot(jnp.exp(self.log_weights), x, 1), values)
+        return weighted_mean(self.log_weights, values)
 
     def sample(self, key: Array, num_samples: int) -> Any:
         """Equally weighted particles, drawn by systematic resampling."""

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ....ppl._precision import full_precision
+
 Array = jax.Array
 LogDensity = Callable[[Array], Array]
 
@@ -122,6 +124,7 @@ class RandomWalk(Kernel):
 
     target_accept: float = 0.3
 
+    @full_precision
     def spread(self, points: Array) -> Array:
         centred = points - points.mean(0)
         covariance = centred.T @ centred / len(points)
@@ -134,7 +137,9 @@ class RandomWalk(Kernel):
         self, key: Array, at: Standing, log_density: LogDensity, scale: Array, spread: Array
     ) -> tuple[Standing, Array]:
         noise_key, accept_key = jax.random.split(key)
-        proposed = at.point + scale * spread @ jax.random.normal(noise_key, at.point.shape)
+        noise = jax.random.normal(noise_key, at.point.shape)
+        with full_precision():
+            proposed = at.point + scale * spread @ noise
         new = self.start(proposed, log_density)
         return accept(accept_key, at, new, new.log_density - at.log_density)
 
@@ -182,7 +187,7 @@ class HMC(Kernel):
         (u, p), _ = jax.lax.scan(leapfrog, state, length=self.num_leapfrog - 1)
         new = self.start(u + scale * spread * p, log_density)
         end = p + 0.5 * scale * spread * new.slope
-        kinetic = 0.5 * (jnp.vdot(momentum, momentum) - jnp.vdot(end, end))
+        kinetic = 0.5 * ((momentum**2).sum() - (end**2).sum())
         return accept(accept_key, at, new, new.log_density - at.log_density + kinetic)
 
 

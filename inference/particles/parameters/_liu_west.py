@@ -24,12 +24,13 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts, told_what_is_missing
 from ....ppl._compat import Literal, typed_key
+from ....ppl._precision import full_precision
 from ....ppl._show import shown
 from ....ppl.language import arguments
 from ..._depends import depends, walk
 from ..engine import Cloud, Moved, Settings
 from ..moves import cholesky
-from ..population import Batch, evidence
+from ..population import Batch, evidence, weighted_mean
 from ..programs import (
     PARTICLE,
     STREAM,
@@ -79,7 +80,7 @@ class LiuWestResult:
 
     def mean(self, fn: Callable[[Any], Any]) -> Any:
         """sum_k W_k fn(parameters_k)."""
-        return _mean(self.log_weights, jax.vmap(fn)(self.parameters))
+        return weighted_mean(self.log_weights, jax.vmap(fn)(self.parameters))
 
     def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
         """Equally weighted parameters, drawn by systematic resampling."""
@@ -193,13 +194,16 @@ def liu_west(
         t, shared = inputs
         resample_key, noise_key = jax.random.split(jax.random.fold_in(loop_key, t))
         points = cloud.particles[1]
-        mean = _mean(cloud.log_weights, points)
+        mean = weighted_mean(cloud.log_weights, points)
         centred = points - mean
-        spread = cholesky((jnp.exp(cloud.log_weights)[:, None] * centred).T @ centred)
+        with full_precision():
+            spread = cholesky((jnp.exp(cloud.log_weights)[:, None] * centred).T @ centred)
 
         def move(chosen: Resampled) -> Moved:
             state, points = chosen.particles
-            noise = jax.random.normal(noise_key, points.shape) @ spread.T
+            noise = jax.random.normal(noise_key, points.shape)
+            with full_precision():
+                noise = noise @ spread.T
             moved = shrink * points + (1 - shrink) * mean + (1 - shrink**2) ** 0.5 * noise
             points = jnp.where(chosen.is_resampled, moved, points)
             batch = Batch(num_particles, None)
@@ -210,8 +214,10 @@ def liu_west(
             return Moved((state, points), log_potentials, kept=values)
 
         cloud, (record, values, _) = settings.step(t, resample_key, cloud, move)
-        means = _mean(cloud.log_weights, values)
-        squares = _mean(cloud.log_weights, jax.tree.map(lambda x, m: (x - m) ** 2, values, means))
+        means = weighted_mean(cloud.log_weights, values)
+        squares = weighted_mean(
+            cloud.log_weights, jax.tree.map(lambda x, m: (x - m) ** 2, values, means)
+        )
         return cloud, (record, {"means": means, "stds": jax.tree.map(jnp.sqrt, squares)})
 
     steps = jnp.arange(loop.length, dtype=jnp.int32)
@@ -224,10 +230,6 @@ def liu_west(
     log_evidence, failed_at = evidence(fields["increments"])
     kept = {name: fields[name] for name in ("log_weights", "increments", "ess", "is_resampled")}
     return LiuWestResult(values, log_evidence=log_evidence, failed_at=failed_at, **kept, **moments)
-
-
-def _mean(log_weights: Array, values: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.tensordot(jnp.exp(log_weights), x, 1), values)
 
 
 def _straight(traced: TracedProgram, machine: Machine, num_particles: int) -> Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts, told_what_is_missing
 from ....ppl._compat import is_concrete, typed_key
+from ....ppl._precision import full_precision
 from ....ppl._show import shown
 from ....ppl.language import arguments
 from ..engine import smc
@@ -219,7 +220,8 @@ def _move(
     """Metropolis-Hastings; a NaN ratio rejects."""
     noise_key, run_key, accept_key = jax.random.split(key, 3)
     noise = jax.random.normal(noise_key, state.point.shape)
-    point = state.point + jnp.exp(state.log_scale) * spread @ noise
+    with full_precision():
+        point = state.point + jnp.exp(state.log_scale) * spread @ noise
     log_density, log_joint, states = _densities(run, run_key, point)
     log_ratio = log_density - state.log_density
     rate = acceptance(log_ratio)

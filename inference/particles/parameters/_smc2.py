@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._checks import check_counts, told_what_is_missing
 from ....ppl._compat import typed_key
+from ....ppl._precision import full_precision
 from ....ppl._show import shown
 from ....ppl.language import arguments
 from ..moves import RandomWalk, acceptance
@@ -266,7 +267,9 @@ class _Run:
         def move(cloud: _Cloud, key: Array) -> tuple[_Cloud, Array]:
             noise_key, filter_key, accept_key = jax.random.split(key, 3)
             noise = jax.random.normal(noise_key, cloud.points.shape)
-            new = self.cloud(filter_key, cloud.points + scale * noise @ spread.T)
+            with full_precision():
+                points = cloud.points + scale * noise @ spread.T
+            new = self.cloud(filter_key, points)
             rates = acceptance(_log_target(new, t) - _log_target(cloud, t))
             is_accepted = jax.random.uniform(accept_key, rates.shape) < rates
             choose = lambda a, b: jnp.where(is_accepted.reshape(-1, *[1] * (a.ndim - 1)), a, b)

@@ -25,4 +25,5 @@ from ._weights import (
     times as times,
     uniform as uniform,
     voided as voided,
+    weighted_mean as weighted_mean,
 )

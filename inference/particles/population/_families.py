@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ....ppl._precision import full_precision
 from ....ppl._show import is_readable
 
 Array = jax.Array
@@ -33,6 +34,7 @@ Array = jax.Array
 FORMS = {"unbiased": ("multinomial",), "upper": ("multinomial", "negative")}
 
 
+@full_precision
 def log_apart(families: Array, log_weights: Array) -> Array:
     """log(1 - sum_e W_e^2), the log-weight of the pairs of particles of different families, given by a number each."""
     masses = jnp.zeros_like(log_weights).at[families].add(jnp.exp(log_weights))

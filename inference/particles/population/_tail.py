@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ....ppl._precision import full_precision
+
 Array = jax.Array
 LEAST_TAIL = 5  # weights in a tail that can be fitted
 EQUAL = 1e-3  # weights that differ by less have no tail
@@ -16,6 +18,7 @@ def worst_shape(size: int) -> float:
     return 0.7 + max(_tail_size(size), 1) ** -0.5
 
 
+@full_precision
 def pareto_shape(log_weights: Array) -> Array:
     """k-hat: shape of the generalised Pareto law fitted to the largest min(K / 5, 3 sqrt(K)) of K weights.
 

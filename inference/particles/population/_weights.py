@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ....ppl._precision import full_precision
+
 Array = jax.Array
 
 
@@ -38,6 +40,14 @@ def times(log_weights: Array, log_densities: Array) -> Array:
     return jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights + log_densities)
 
 
+@full_precision
+def weighted_mean(log_weights: Array, values: Any) -> Any:
+    """sum_k W_k x_k for each array of a tree, whose first axes are those of the log-weights."""
+    weights = jnp.exp(log_weights)
+    return jax.tree.map(lambda x: jnp.tensordot(weights, x, weights.ndim), values)
+
+
+@full_precision
 def reweight(log_weights: Array, log_potentials: Array) -> Weights:
     """Multiply weights by potentials G_k.
 

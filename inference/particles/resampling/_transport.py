@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ....ppl._precision import full_precision
 from ..population import is_key
 
 Array = jax.Array
 
 
+@full_precision
 def transported(particles: Any, log_weights: Array, epsilon: float, num_iterations: int) -> Any:
     """x_j <- K sum_i P_ij x_i for every array of `particles` (particles first, real values); random keys stay.
 
@@ -27,6 +29,7 @@ def transported(particles: Any, log_weights: Array, epsilon: float, num_iteratio
     return jax.tree.map(move, particles)
 
 
+@full_precision
 def log_plan(points: Array, log_weights: Array, epsilon: float, num_iterations: int) -> Array:
     """Log of the coupling P [i, j] of (x_i, W_i) and (x_j, 1 / K) that minimises <P, |x_i - x_j|^2> + epsilon KL(P | W x 1/K)."""
     size = len(log_weights)

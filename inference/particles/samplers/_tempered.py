@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
-from ..population import facts_with_error, family_error
+from ..population import facts_with_error, family_error, weighted_mean
 from ..resampling import equally_weighted
 
 Array = jax.Array
@@ -87,7 +86,7 @@ class TemperedResult:
     def mean(self, fn: Callable[[Any], Any]) -> Any:
         """sum_k W_k fn(particle_k)."""
         values = jax.vmap(fn)(self.particles)
-        return jax.tree.map(lambda x: jnp.tensordot(jnp.exp(self.log_weights), x, 1), values)
+        return weighted_mean(self.log_weights, values)
 
     def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
         """Equally weighted particles, drawn by systematic resampling."""

@@ -28,7 +28,7 @@ from ..engine import (
     check_sizes,
     run_engine,
 )
-from ..population import evidence
+from ..population import evidence, weighted_mean
 from ..resampling import (
     Look,
     Policy,
@@ -97,7 +97,7 @@ class IslandsResult:
     def mean(self, fn: Callable[[Any], Any]) -> Any:
         """sum_mk W_mk fn(particle_mk)."""
         values = jax.vmap(jax.vmap(fn))(self.particles)
-        return jax.tree.map(lambda x: jnp.tensordot(jnp.exp(self.log_weights), x, 2), values)
+        return weighted_mean(self.log_weights, values)
 
     def sample(self, key: Array, num_samples: int) -> Any:
         """Equally weighted particles, drawn by systematic resampling of all; [samples, ...]."""

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ....ppl._compat import ArrayLike
+from ....ppl._precision import full_precision
 from ._environment import Environment
 
 MAX_CHARACTERS = 31
@@ -139,6 +140,7 @@ class Phylogenies(Environment):
         """Changes to spare, in nats."""
         return (self.offset - self.changes(state)) / self.temperature
 
+    @full_precision
     def _sweep(self, state: Forest) -> tuple[Array, Array]:
         """Fitch's sets of characters at the root of each slot's tree, as bits, [N, patterns], and the changes."""
         counts = jnp.asarray(self.counts)

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ....ppl._compat import ArrayLike
+from ....ppl._precision import full_precision
 from ..networks import Networks
 
 _MAX_ATOMS, _KEPT = 2**14, 0.999
@@ -102,6 +103,7 @@ class Remembered(Networks):
         # Nothing observed is 0 exactly only if said so.
         return jnp.where((tokens > 0).any(), level, 0.0)
 
+    @full_precision
     def log_conditionals(
         self, tokens: Int[Array, " variables"]
     ) -> Float[Array, "variables values"]:

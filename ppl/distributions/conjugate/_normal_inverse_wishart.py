@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
+from ..._precision import full_precision
 from ._mean_and_scale import mean_and_cholesky
 from ._normal_inverse_gamma import LOG_2PI, ExpectedNormal
 
@@ -108,6 +109,7 @@ class NormalInverseWishart(dist.Distribution):
         """Log |V|."""
         return 2 * _log_diagonal(self.scale_tril).sum(-1)
 
+    @full_precision
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Packed draws, shape [*sample_shape, *batch, d, d + 1]."""
         d = self._dimension
@@ -162,6 +164,7 @@ class NormalInverseWishart(dist.Distribution):
         )
         return normal + wishart
 
+    @full_precision
     def expected_natural_params(self) -> ExpectedNormal:
         """Expectations of the natural parameters of `conditional`: shapes [*batch, d], [*batch, d, d], [*batch], [*batch]."""
         precision = self.df[..., None, None] * _inverse(self.scale_tril)
@@ -187,6 +190,7 @@ class NormalInverseWishart(dist.Distribution):
         return kl_divergence(normal, expected) + 0.5 * gap
 
     @property
+    @full_precision
     def mode(self) -> tuple[Array, Array]:
         """(mean, Sigma) where the density of (mean, Sigma) is largest: (loc, V / (df + d + 2))."""
         total = self.df + self._dimension + 2
@@ -208,6 +212,7 @@ class NormalInverseWishart(dist.Distribution):
         jacobian = d * LOG_2 + ((d - jnp.arange(d)) * log_tril).sum(-1)
         return mean + covariance - jacobian
 
+    @full_precision
     def posterior(
         self,
         x: Float[Array, "*batch rows d"],
@@ -251,6 +256,7 @@ class NormalInverseWishart(dist.Distribution):
         factor = jnp.sqrt((self.mean_precision + 1) / (self.mean_precision * df))
         return dist.MultivariateStudentT(df, self.loc, factor[..., None, None] * self.scale_tril)
 
+    @full_precision
     def natural_params(self) -> tuple[Array, Array, Array, Array]:
         """Coefficients of (Sigma^-1 mean, -mean' Sigma^-1 mean / 2, -Sigma^-1 / 2, -log |Sigma| / 2).
 
@@ -277,6 +283,7 @@ def _log_diagonal(tril: Array) -> Array:
     return jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1))
 
 
+@full_precision
 def _inverse(tril: Array) -> Array:
     """(tril tril')^-1."""
     eye = jnp.broadcast_to(jnp.eye(tril.shape[-1]), tril.shape)

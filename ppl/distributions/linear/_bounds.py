@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._precision import full_precision
 from ._elimination import Bound, Solved
 
 Array = jax.Array
@@ -32,6 +33,7 @@ class Stage:
         """Ends of shape (..., m) given x, of which coordinates of earlier stages are read; infinite where there is none."""
         return self._end(x, self.lower, -np.inf), self._end(x, self.upper, np.inf)
 
+    @full_precision
     def _end(self, x: Array, rows: tuple[np.ndarray, np.ndarray], none: float) -> Array:
         weights, constants = rows
         if not constants.shape[1]:
@@ -50,6 +52,7 @@ class Fixed:
     weights: np.ndarray  # (m, D)
     constants: np.ndarray  # (m,)
 
+    @full_precision
     def values(self, x: Array) -> Array:
         """Shape (..., m) given x, of which coordinates of earlier stages are read."""
         return x @ self.weights.T.astype(x.dtype) + self.constants.astype(x.dtype)

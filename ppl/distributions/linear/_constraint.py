@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import constraints
 
+from ..._precision import full_precision
 from ._bounds import Fixed, Stage, stages_of
 from ._elimination import solve
 from ._statements import Row, Statement, rows_of, rows_of_matrix
@@ -159,6 +160,7 @@ class LinearConstraints(constraints.Constraint):
             x = x.at[..., stage.coordinates].set(new)
         return x
 
+    @full_precision
     def shortfall(self, x: Any) -> Array:
         """By how much statements fail, beyond what rounding explains.
 
