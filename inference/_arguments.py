@@ -8,11 +8,14 @@ the same static leaves.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+
+from ..ppl.language import parted
 
 
 def plain_arrays(args: Any) -> Any:
@@ -116,3 +119,26 @@ def outcome(fn: Callable[..., Any], args: tuple) -> Any:
     """What `fn(*args)` returns, as shapes: its arrays are traced, nothing is computed."""
     split = Arguments(args)
     return jax.eval_shape(lambda arrays: fn(*split.join(arrays)), split.arrays(args))
+
+
+def leaf_names(program: Any, args: tuple) -> list[str]:
+    """A name for each leaf of the arguments: of the program's argument, and where in it."""
+    positional, _ = parted(args)
+    names = [p.name for p in _parameters(program)]
+    found = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(args)[0]:
+        number = path[0].idx
+        if number < len(positional):
+            head, rest = names[number] if number < len(names) else f"args{number}", path[1:]
+        else:
+            head, rest = path[1].key, path[2:]
+        within = jax.tree_util.keystr(rest, simple=True, separator="/")
+        found.append(f"{head}/{within}" if within else head)
+    return found
+
+
+def _parameters(program: Any) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(program).parameters.values())
+    except (TypeError, ValueError):  # a callable of another language, or none
+        return []

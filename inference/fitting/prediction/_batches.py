@@ -12,7 +12,16 @@ from ....ppl.language import as_arguments
 from ..._arguments import outcome, plain_arrays
 from ..._forward import check_given, forward_program
 from ._map_keys import MappedKeys, map_keys
-from ._predictive import check_kept, check_rows, leading, matches, reads_arguments, sites_of
+from ._new_rows import (
+    check_kept_rows,
+    check_rows,
+    check_runs,
+    in_plate_of,
+    predicted_rows,
+    reads_arguments,
+    sites_of,
+)
+from ._predictive import check_kept, matches
 
 METHOD = "Fit.predict_batches"
 
@@ -32,12 +41,14 @@ def predict_batches(
     first = next(rest, None)
     if first is None:
         raise ValueError(f"{METHOD}: there are no batches. Pass an iterable of arguments.")
+    check_runs(METHOD, model, first, fit_args)
     if keep is None:
         at, patterns = first, _kept_of_all(model, guide, first, fit_args)
     else:
         patterns = [keep] if isinstance(keep, str) else list(keep)
         at = first if fit_args is None else fit_args
         check_kept(guide, patterns, at, is_stored=fit_args is not None)
+        check_kept_rows(METHOD, model, first)
     is_kept = lambda name: matches(name, patterns)
     key, rows_key = jax.random.split(typed_key(key))
 
@@ -57,7 +68,7 @@ def predict_batches(
         return guide.generate(key, kept, *args)[0].shared_choices
 
     choices = outcome(lambda kept, *args: given(jax.random.key(0), kept, args), (one, *first))
-    _check_rest(model, choices, first)
+    _check_rest(model, guide, choices, at, first)
     program = forward_program(METHOD, model, choices, first)
     check_given(METHOD, program, choices, first, "ppl.intervene(fit.model, {site: values})")
 
@@ -88,11 +99,12 @@ def _as_args(batch: Any) -> tuple:
 
 def _kept_of_all(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> list[str]:
     """Names of the guide's sites that are the same for all batches; the others belong to rows, which is checked."""
-    check_rows(model, guide, args, fit_args)
-    reads, sites, num_rows = reads_arguments(guide, args), sites_of(model, args), leading(args)
+    check_rows(METHOD, model, guide, args, fit_args, are_examples=True)
+    found = predicted_rows(model, guide, args)
+    reads, sites = reads_arguments(guide, args), sites_of(model, args)
     for name, is_read in reads.items():
         info = sites.get(name)
-        if is_read and not (info and num_rows & set(info.batch_shape)):
+        if is_read and not (info and in_plate_of(found, info)):
             raise ValueError(
                 f"{METHOD}: the guide draws '{name}' from the rows at hand, and it is no site of single rows: each batch would "
                 "have other draws of what all rows share. Name the sites whose draws at the fit's own arguments are kept, "
@@ -102,11 +114,15 @@ def _kept_of_all(model: Any, guide: Any, args: tuple, fit_args: tuple | None) ->
     return [name for name in kept if not reads.get(name, False)]
 
 
-def _check_rest(model: Any, choices: Mapping[str, Any], args: tuple) -> None:
+def _check_rest(model: Any, guide: Any, choices: Mapping[str, Any], at: tuple, args: tuple) -> None:
     """Refuse to draw from the model, with each batch anew, what all rows share."""
-    num_rows = leading(args)
-    for name, info in sites_of(model, args).items():
-        if info.kind == "latent" and name not in choices and not num_rows & set(info.batch_shape):
+    sites = sites_of(model, args)
+    anew = [n for n, s in sites.items() if s.kind == "latent" and n not in choices]
+    if not anew:
+        return
+    found = predicted_rows(model, guide, args, at)
+    for name in anew:
+        if not in_plate_of(found, sites[name]):
             raise ValueError(
                 f"{METHOD}: site '{name}' is shared by all rows, and no draw of the guide is kept for it: the model would draw "
                 "it anew with each batch. Add it to keep, or predict all rows at once."

@@ -14,16 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ....ppl._checks import is_integer
 from ....ppl._compat import is_concrete
 from ..._arguments import Arguments, outcome
-from ..._depends import depends
 from ..._forward import check_given, forward_program
-
-_REMEDY = (
-    "Say which sites of the fit are kept, as in keep={kept}: the guide then runs at the fit's own arguments, and the model draws "
-    "the others at the new ones; keep='*' keeps all, where the rows are those of the fit."
-)
+from ._new_rows import check_kept_rows, check_rows, check_runs, is_of_fit, reads_arguments, sites_of
 
 
 def predictive(
@@ -45,14 +39,19 @@ def predictive(
         keep: see `Fit.predict`.
         are_examples: whether other rows than those of `args` will come, even if these are the fit's.
     """
+    is_new = are_examples or not is_of_fit(model, args, fit_args)
+    if is_new:
+        check_runs("Fit.predict", model, args, fit_args)
     if keep is None:
-        if are_examples or args is not fit_args:
-            check_rows(model, guide, args, fit_args)
+        if is_new:
+            check_rows("Fit.predict", model, guide, args, fit_args, are_examples=are_examples)
         at, patterns = args, ["*"]
     else:
         patterns = [keep] if isinstance(keep, str) else list(keep)
         at = args if fit_args is None else fit_args
         check_kept(guide, patterns, at, is_stored=fit_args is not None)
+        if is_new and not all(matches(name, patterns) for name in _choices(guide, at)):
+            check_kept_rows("Fit.predict", model, args)
     if fit_args is not None and args is not fit_args and not are_examples:
         _check_past(model, args, fit_args)
 
@@ -69,46 +68,6 @@ def predictive(
         return kept, model.predict(model_key, kept, *args)
 
     return draw, (args, at)
-
-
-def check_rows(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> None:
-    """Refuse a guide whose draws for the rows of these arguments do not depend on them."""
-    sites = sites_of(model, args)
-    try:
-        from_args = reads_arguments(guide, args)
-    except Exception as err:
-        kept = _global_sites(model, guide, fit_args)
-        raise ValueError(
-            f"Fit.predict: the guide cannot be run at the new arguments ({type(err).__name__}: {err}). "
-            + _REMEDY.format(kept=kept)
-        ) from err
-    num_rows = leading(args)
-    for name, reads in from_args.items():
-        info = sites.get(name)
-        if reads or info is None:
-            continue
-        for dim, size in zip(info.dims, info.batch_shape, strict=True):
-            if size in num_rows:
-                where = f"plate '{dim}'" if dim else "an axis"
-                kept = _global_sites(model, guide, fit_args)
-                raise ValueError(
-                    f"Fit.predict: site '{name}' lies in {where} of {size} rows, as many as the new arguments have, and the "
-                    "guide draws it without reading them: these are draws for the rows of the fit. "
-                    + _REMEDY.format(kept=kept)
-                )
-    laws = _laws_reading(model, guide, args)
-    sizes = {n for x in Arguments(args).arrays(args) for n in x.shape}
-    for name, reads in from_args.items():
-        info = sites.get(name)
-        if reads or info is None or name not in laws:
-            continue
-        if sizes & {*info.batch_shape, *info.event_shape}:
-            kept = [n for n in _global_sites(model, guide, fit_args) if n not in laws]
-            raise ValueError(
-                f"Fit.predict: the model's law of site '{name}' reads the new arguments and has an axis as long as one of "
-                "theirs, and the guide draws it without reading them: these are draws for the arguments of the fit. "
-                + _REMEDY.format(kept=kept)
-            )
 
 
 def _check_past(model: Any, args: tuple, fit_args: tuple) -> None:
@@ -150,17 +109,6 @@ def _steps(sites: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     return found
 
 
-def _laws_reading(model: Any, guide: Any, args: tuple) -> set[str]:
-    """Sites whose law given all others reads the values of the arguments."""
-    split = Arguments(args)
-    arrays, choices, key = split.arrays(args), _choices(guide, args), jax.random.key(0)
-    run = lambda arrays, choices: model.generate(key, choices, *split.join(arrays))[0].log_probs
-    closed, shapes = jax.make_jaxpr(run, return_shape=True)(arrays, choices)
-    marks = [i < len(arrays) for i in range(len(closed.jaxpr.invars))]
-    reads = jax.tree.unflatten(jax.tree.structure(shapes), depends(closed.jaxpr, marks))
-    return {name for name in choices if reads.get(name)}
-
-
 def check_kept(guide: Any, patterns: Sequence[str], args: tuple, *, is_stored: bool) -> None:
     """Refuse patterns without a site, and sites that would need the arguments of the fit."""
     from_args = reads_arguments(guide, args)
@@ -178,38 +126,8 @@ def check_kept(guide: Any, patterns: Sequence[str], args: tuple, *, is_stored: b
         )
 
 
-def _global_sites(model: Any, guide: Any, fit_args: tuple | None) -> list[str]:
-    """What a message proposes to keep: the guide's sites without an axis of rows."""
-    if fit_args is None:
-        return ["..."]
-    num_rows = leading(fit_args)
-    sites = sites_of(model, fit_args)
-    names = [n for n in reads_arguments(guide, fit_args) if n in sites]
-    return [n for n in names if not num_rows & set(sites[n].batch_shape)]
-
-
 def _choices(guide: Any, args: tuple) -> dict[str, Any]:
     return outcome(lambda *args: guide.simulate(jax.random.key(0), *args).shared_choices, args)
-
-
-def leading(args: tuple) -> set[int]:
-    """Numbers of rows that the arguments tell: lengths of their arrays' leading axes, and integers."""
-    numbers = {x for x in jax.tree.leaves(args) if is_integer(x)}
-    return {int(x) for x in numbers} | {x.shape[0] for x in Arguments(args).arrays(args) if x.ndim}
-
-
-def sites_of(program: Any, args: tuple) -> Mapping[str, Any]:
-    return outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
-
-
-def reads_arguments(guide: Any, args: tuple) -> dict[str, bool]:
-    """Site of the guide -> whether its draws may depend on the values of the arguments, not only on their shapes."""
-    split = Arguments(args)
-    arrays = split.arrays(args)
-    run = lambda arrays: guide.simulate(jax.random.key(0), *split.join(arrays)).shared_choices
-    closed, shapes = jax.make_jaxpr(run, return_shape=True)(arrays)
-    reads = depends(closed.jaxpr, [True] * len(closed.jaxpr.invars))
-    return jax.tree.unflatten(jax.tree.structure(shapes), reads)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +10,7 @@ import jax
 import jax.export
 import numpy as np
 
-from ....ppl.language import parted
-from ..._arguments import Arguments, shapes_of
+from ..._arguments import Arguments, leaf_names, shapes_of
 from ..prediction import predictive
 from ._archive import write_bytes
 
@@ -30,7 +28,9 @@ def export_fit(
         ) from err
     split = Arguments(args)
     arrays = split.arrays(args)
-    names = [n for n, is_array in zip(_names(model, args), split.is_array, strict=True) if is_array]
+    names = [
+        n for n, is_array in zip(leaf_names(model, args), split.is_array, strict=True) if is_array
+    ]
     draw, (_, guide_args) = predictive(model, guide, args, fit_args, keep, are_examples=True)
 
     def run(key_data: Any, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -87,19 +87,3 @@ def _longer(x: Any, num_rows: int) -> Any:
     """With one more row, if it has rows."""
     x = np.asarray(x)
     return np.concatenate([x, x[:1]]) if x.ndim and len(x) == num_rows else x
-
-
-def _names(model: Any, args: tuple) -> list[str]:
-    """A name for each leaf of the arguments: of the program's argument, and where in it."""
-    positional, _ = parted(args)
-    names = [p.name for p in inspect.signature(model).parameters.values()]
-    found = []
-    for path, _ in jax.tree_util.tree_flatten_with_path(args)[0]:
-        number = path[0].idx
-        if number < len(positional):
-            head, rest = names[number] if number < len(names) else f"args{number}", path[1:]
-        else:
-            head, rest = path[1].key, path[2:]
-        within = jax.tree_util.keystr(rest, simple=True, separator="/")
-        found.append(f"{head}/{within}" if within else head)
-    return found

@@ -6,6 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from _random_rows import random_program
 from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
@@ -77,7 +78,7 @@ def test_all_that_is_kept_belongs_to_the_rows_of_the_fit():
 @pytest.mark.slow_for("auto")
 @pytest.mark.parametrize("guide", [by_row, AutoNormal(rows)], ids=["by_row", "auto"])
 def test_draws_of_the_fits_rows_do_not_pass_for_those_of_as_many_new_ones(guide):
-    with pytest.raises(ValueError, match=r"'u' lies in plate 'rows' of 8 rows.*keep=\['slope'\]"):
+    with pytest.raises(ValueError, match=r"'u' lies in plate 'rows' of length 8.*keep=\['slope'\]"):
         fitted(guide).predict(KEY, X[::-1], num_samples=5)
 
 
@@ -192,7 +193,7 @@ def test_rows_on_an_axis_of_the_event_or_of_columns_do_not_pass_for_new_ones():
     for model, x, site in ((process, X, "f"), (columns, np.stack([X, X]), "u")):
         bound = inference.elbo(model, AutoNormal(model))
         fit = inference.fit(bound, args=(x, Y), num_steps=1, progress=False)
-        with pytest.raises(ValueError, match=f"law of site '{site}' reads the new arguments"):
+        with pytest.raises(ValueError, match=f"site '{site}' .*grows with the rows of the new"):
             fit.predict(KEY, x + 5.0, num_samples=2)
         assert fit.predict(KEY, x, keep="*", num_samples=2)["y"].shape == (2, 8)
 
@@ -306,3 +307,24 @@ def test_a_prediction_from_an_observation_that_would_be_drawn_anew_is_refused():
     y = inference.predict(set_to, draws, KEY, None, num_samples=50)["y"]
     slope = float(fit.params["loc"])
     assert np.abs(y.mean(0) - slope * dose).max() < 4.5 * np.hypot(0.1, 10 * 0.01) / 50**0.5
+
+
+@pytest.mark.parametrize(
+    "seed", [7, *(pytest.param(s, marks=pytest.mark.slow) for s in (*range(7), 8, 9, 11))]
+)
+def test_predictions_of_random_programs_are_those_of_the_shared_draws(seed):
+    """Mean of y at other rows: what the rows share. Sites of the rows are drawn anew if kept sites are named, else refused."""
+    rng = np.random.default_rng(seed)
+    case = random_program(rng, num_of_rows=seed % 3)
+    guide = AutoNormal(case.model, init_scale=1e-4)
+    fit = quick_fit(case.model, guide, case.args)
+    values = {n: x[0] for n, x in fit.posterior(KEY, 1).choices.items()}
+    for num_rows in (len(case.args[0]), case.size + (case.size % 2 and len(case.args[0]) % 2 == 0)):
+        new = case.arguments(rng, num_rows)
+        if case.of_rows:
+            with pytest.raises(ValueError, match="site '(" + "|".join(case.of_rows) + ")'"):
+                fit.predict(KEY, *new, num_samples=2)
+        keep = sorted(case.shared) if case.of_rows else None
+        y = fit.predict(KEY, *new, keep=keep, num_samples=1000)["y"]
+        means, error = case.means(values, *new[:2]), y.std(0) / 1000**0.5
+        assert (np.abs(y.mean(0) - means) < 4.5 * error + 1e-2).all()
