@@ -7,7 +7,6 @@ the same static leaves.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -16,34 +15,6 @@ import jax
 import numpy as np
 
 from ..ppl.language import parted
-
-
-def plain_arrays(args: Any) -> Any:
-    """`args` with frames, series and arrays of number types that JAX does not know as NumPy arrays of types that it does.
-
-    Frames and columns of numbers become float arrays with NaN for missing values (pandas' nullable types are objects to NumPy);
-    long doubles become doubles, other byte orders this machine's.
-    """
-    return jax.tree.map(_plain, args)
-
-
-def _plain(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) or not hasattr(leaf, "__array__"):
-        return leaf
-    array = np.asarray(leaf)
-    if array.dtype.kind == "O" and hasattr(leaf, "to_numpy"):
-        with contextlib.suppress(TypeError, ValueError):  # text, say
-            array = leaf.to_numpy(dtype=float, na_value=np.nan)
-    if array.dtype.kind in "OUS":
-        return leaf
-    if array.dtype.kind in "mM":
-        raise TypeError(
-            f"An argument of shape {list(array.shape)} holds {array.dtype}, which is no number. Subtract an origin and divide by "
-            "a unit, e.g. (t - t[0]) / np.timedelta64(1, 'D')."
-        )
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        return array.astype(np.float64)
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def is_array(leaf: Any) -> bool:

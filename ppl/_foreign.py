@@ -18,6 +18,8 @@ import jax
 import numpy as np
 import numpyro
 
+from ._data import Masked
+
 if TYPE_CHECKING:
     from .traces import Recorder
 
@@ -114,6 +116,8 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
     if "Site '" in str(err):
         return None
     files = _files(err)
+    if isinstance(err, IndexError | TypeError) and (told := _told_of_index(err)):
+        return f"{program!r}: {told}"
     is_read, is_keyless = isinstance(err, _READ), _NO_KEY in str(err)
     entries = traceback.extract_tb(err.__traceback__)
     loading = next((i for i, e in enumerate(entries) if e.name == "<module>"), len(entries))
@@ -155,6 +159,29 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
         f"{f"Site '{name}': " if name else ''}{where}: "
         f"{_sentence(err)} The statement is `{line}`. Correct the arguments of its distribution."
     )
+
+
+def _told_of_index(err: BaseException) -> str | None:
+    """What is to be said of text or of missing categories that were used as an index; None of another error of JAX's."""
+    frames = [f for f, _ in traceback.walk_tb(err.__traceback__)]
+    files = [os.path.abspath(f.f_code.co_filename) for f in frames]
+    if not files[-1].startswith(_JAX):
+        return None
+    own = [f for f, file in zip(frames, files, strict=True) if not file.startswith((_JAX, _NUMPY))]
+    for name, value in own[-1].f_locals.items() if own else ():
+        if isinstance(value, Masked) and isinstance(err, IndexError):
+            return (
+                f"{value.name} has missing cells (a masked array, or categories of which some are missing), and is used as an "
+                "index, which would read some group for them. Make missing a group of its own, e.g. codes + 1, or leave the rows "
+                "out."
+            )
+        is_text = getattr(getattr(value, "dtype", None), "kind", None) in ("O", "U", "S")
+        if is_text and any(str(x)[:20] in str(err) for x in (value, value.dtype, type(value))):
+            return (
+                f"'{name}' holds text or other objects ({value.dtype}), and JAX computes with numbers alone. Give "
+                "it codes, e.g. np.unique(text, return_inverse=True)[1], or a pandas category."
+            )
+    return None
 
 
 def _statement(file: str, number: int) -> str:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
+from ...ppl._data import named_data
 from ...ppl._show import shown
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
 from ...ppl.language import arguments
@@ -213,7 +214,8 @@ def evidence_bracket(
         return log_mean_exp(log_weights), log_mean_exp(with_truth)
 
     keys = jax.random.split(typed_key(key), num_simulations)
-    given = None if draws is None else {name: jnp.asarray(x) for name, x in draws.items()}
+    told = "evidence_bracket: the value of site '{}'"
+    given = None if draws is None else jax.tree.map(jnp.asarray, named_data(draws, told))
     size = batch_size or num_simulations
     run = jax.jit(lambda *rows: jax.lax.map(lambda row: simulate(*row), rows, batch_size=size))
     lower, upper = run(keys, given)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...ppl._compat import ArrayLike
+from ...ppl._data import as_data, as_numbers
 
 
 def expected_calibration_error(
@@ -33,7 +34,9 @@ def expected_calibration_error(
 
     Reference: Guo et al. 2017, arXiv:1706.04599, equation 3.
     """
-    probs, labels = np.asarray(probs, float), np.asarray(labels)
+    label = "expected_calibration_error: argument '{}'"
+    probs = as_numbers(label.format("probs"), probs)
+    labels = np.asarray(as_data(labels, label.format("labels")))
     _check(probs, labels, num_bins)
     confidence, hit = probs.max(-1), probs.argmax(-1) == labels
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)

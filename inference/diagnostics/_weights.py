@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ...ppl._compat import pareto_smoothing
+from ...ppl._data import as_numbers
 from ...ppl._show import shown
 
 # Ratios of weights within 0.1% of each other: a Pareto fit would see rounding only.
@@ -118,7 +119,7 @@ def resampling_indices(key: Any, log_weights: np.ndarray) -> Int[np.ndarray, " d
 
 
 def _checked(log_weights: Any) -> np.ndarray:
-    lw = np.asarray(log_weights, dtype=float)
+    lw = as_numbers("importance_diagnostics: argument 'log_weights'", log_weights)
     if lw.ndim != 1 or not len(lw):
         raise ValueError(
             f"importance_diagnostics: argument 'log_weights' has shape {lw.shape}; give one log-weight per "

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ...ppl._compat import ArrayLike, typed_key
+from ...ppl._data import Masked, as_array, as_numbers
 from ._estimate import Estimate
 
 Features = Callable[[Any], ArrayLike]
@@ -32,7 +33,7 @@ def rows(
     for name, x in samples.items():
         if x is None:
             continue
-        x = np.asarray(x if features is None else features(x), float)
+        x = as_numbers(f"{label}: {name}", x if features is None else features(x))
         if x.ndim != 2:
             raise ValueError(
                 f"{label}: {name} must be rows of numbers, [n, d], got shape {x.shape}"
@@ -59,7 +60,7 @@ def images(label: str, /, **samples: Any) -> list[np.ndarray]:
     Raises:
         ValueError: other shapes, different sizes, fewer than two images, or numbers that are not finite.
     """
-    found = {name: np.asarray(x, float) for name, x in samples.items() if x is not None}
+    found = {n: as_numbers(f"{label}: {n}", x) for n, x in samples.items() if x is not None}
     shapes = {name: x.shape for name, x in found.items()}
     if any(len(s) != 3 or s[0] < 2 or min(s[1:]) < 4 for s in shapes.values()) or (
         len({s[1:] for s in shapes.values()}) > 1
@@ -107,7 +108,11 @@ def labelled(label: str, name: str, x: np.ndarray, labels: Any) -> np.ndarray:
     Raises:
         ValueError: another shape, or one class only.
     """
-    found = np.asarray(labels)
+    if isinstance(labels, Masked) or isinstance(as_array(name, labels), Masked):
+        raise ValueError(
+            f"{label}: labels of {name} are missing in some rows. Leave those rows out of the sample and of its labels."
+        )
+    found = np.asarray(labels)  # of categories their values: codes differ between samples
     if found.shape != x.shape[:1] or len(np.unique(found)) < 2:
         raise ValueError(
             f"{label}: labels of {name} have shape {found.shape} and {len(np.unique(found))} classes, for {len(x)} rows. Give "

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ...ppl._compat import ArrayLike
+from ...ppl._data import as_numbers
 from ._estimate import Estimate
 from ._inputs import groups, jackknife_error
 
@@ -104,7 +105,7 @@ def _logits(hits: np.ndarray) -> np.ndarray:
 
 
 def _hits(label: str, given: dict[str, Any]) -> list[np.ndarray]:
-    found = {name: np.asarray(x) for name, x in given.items()}
+    found = {name: as_numbers(f"{label}: {name}", x) for name, x in given.items()}
     one, one_shifted, rest, rest_shifted = found.values()
     fits = one.ndim == one_shifted.ndim == 1 and rest.ndim == 2 and len(rest) >= _LEAST
     fits = fits and rest.shape[1:] == one.shape and rest_shifted.shape == (len(rest), *one_shifted.shape)  # fmt: skip
@@ -120,4 +121,4 @@ def _hits(label: str, given: dict[str, Any]) -> list[np.ndarray]:
                 f"{label}: {name} has values that are neither true nor false. Pass whether each row is classified right, e.g. "
                 "model.predict(x) == labels."
             )
-    return [x.astype(float) for x in found.values()]
+    return list(found.values())

@@ -11,7 +11,7 @@ import jax
 
 from ... import ppl
 from ...ppl._compat import typed_key
-from ...ppl.language import as_arguments
+from ...ppl.language import labelled_as
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 from ..fitting._fit_result import Fit, Posterior
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
@@ -120,7 +120,8 @@ def to_arviz(
         >>> dict(tree["posterior"].sizes)
         {'chain': 1, 'draw': 4, 'rows': 2}
     """
-    args = None if args is None else as_arguments(args)
+    program = model or getattr(result, "model", None)
+    args = None if args is None else labelled_as(getattr(result, "labels", {}), args, program)
     base = arviz_base()
     if path is not None:
         check_netcdf()

@@ -13,6 +13,7 @@ import numpy as np
 
 from ... import ppl
 from ...ppl._compat import mcmc_arguments
+from ...ppl._data import named_data
 from ..fitting._fit_result import Fit, Posterior
 from ..particles.diagnostics import evidence_variance
 from ..particles.engine import SMCResult
@@ -83,7 +84,8 @@ def make_source(result, keys, num_samples, args, model, log_weights, batch_size)
         source = _from_trace(result, stats)
     else:
         choices = result.shared_choices if isinstance(result, ppl.Trace) else result
-        choices = {name: np.asarray(value) for name, value in choices.items()}
+        given = named_data(choices, "The value of site '{}'")
+        choices = {name: np.asarray(value) for name, value in given.items()}
         source = Source(choices, "as given", program, args or (), stats)
     _check_lengths(source)
     return source

@@ -18,7 +18,7 @@ from numpyro.primitives import Messenger
 from ... import ppl
 from ...ppl._compat import typed_key
 from ...ppl.densities import Eliminated
-from ...ppl.language import check_proposed_cells, misses
+from ...ppl.language import arrays, check_proposed_cells, misses
 from ...ppl.traces import check_match
 from .._arguments import Arguments
 from ._summed import likelihoods, one_step_ahead, why_no_likelihood
@@ -128,7 +128,7 @@ def describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple) 
     Raises:
         ValueError: `choices` misses a latent site, or holds one that is neither latent nor deterministic.
     """
-    choices = {name: jnp.asarray(value)[:1] for name, value in choices.items()}
+    choices = {name: value[:1] for name, value in arrays(choices).items()}
     try:
         return _describe(model, key, choices, args)
     except ppl.ChoiceMismatch as err:

@@ -17,10 +17,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ...ppl._checks import is_integer
 from ...ppl._compat import typed_key
-from ...ppl.language import Program, as_arguments
+from ...ppl.language import Keywords, Program, as_arguments, labels_of
 from .._abstract_objective import AbstractObjective
-from .._arguments import plain_arrays, shapes_of
-from ._callbacks import FitInfo, labels, with_state
+from .._arguments import shapes_of
+from ._callbacks import FitInfo, with_state
 from ._defaults import (
     RATES,
     check_objective_observed,
@@ -166,8 +166,11 @@ def fit(
     """
     is_model = isinstance(objective, Program | FunctionType)
     _check_types(None if is_model else objective, optimizer, args, callbacks, mesh, average)
-    args = as_arguments(args) if isinstance(args, Mapping) else args
-    args = plain_arrays(args) if isinstance(args, tuple) else args
+    labels: dict[str, tuple] = {}
+    if isinstance(args, Mapping | tuple):
+        program = objective if is_model else getattr(objective, "model", None)
+        raw = (Keywords(args),) if isinstance(args, Mapping) else args
+        args, labels = as_arguments(args, program), labels_of(raw, program)
     _check_values(
         num_steps,
         num_seeds,
@@ -256,6 +259,7 @@ def fit(
             stop_reason=reason,
             example=None if stored_args is not None else shapes_of(init_args),
             averaging=averaging,
+            labels=labels,
         )
 
     def _noise(params: Any, averaging: Averaging) -> dict[str, tuple[float, float]]:

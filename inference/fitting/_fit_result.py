@@ -14,9 +14,8 @@ import numpy as np
 
 from ...ppl._checks import told_what_is_missing
 from ...ppl._show import shown
-from ...ppl.language import as_arguments, check_proposed_cells, joined, misses, parted
+from ...ppl.language import Keywords, check_proposed_cells, labelled_as, misses, parted
 from ...ppl.traces import check_match, strong
-from .._arguments import plain_arrays
 from .prediction import map_keys, predict_batches, predictive
 from .stationarity import Averaging
 from .storage import export_fit, load_fit, save_fit
@@ -63,6 +62,7 @@ class Fit:
         num_seeds: number of independent runs, or None for a single one without a seed axis.
         example: shapes of one step's arguments, where `args` is None.
         averaging: of `average="stationary"`, what is known of the iterates.
+        labels: levels of categories and columns of frames among the arguments, by argument; new ones are put in their order.
         stop_reason: "num_steps" (done), "settled" (the value had), "callback", "interrupt" (Ctrl-C), "data" (the iterator ended)
             or "error" (the fit inside a `NonFiniteError`).
     """
@@ -79,6 +79,7 @@ class Fit:
     stop_reason: Literal["num_steps", "settled", "callback", "interrupt", "data", "error"]
     example: tuple | None = dataclasses.field(default=None, repr=False)
     averaging: Averaging | None = dataclasses.field(default=None, repr=False)
+    labels: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
 
     def _facts(self) -> dict[str, Any]:
         is_averaged = self.params is not self.last_params
@@ -268,7 +269,7 @@ class Fit:
             ValueError: if the objective has no guide or no model, or there are no stored arguments.
         """
         model, guide = self._need("model", "posterior"), self._need("guide", "posterior")
-        args = self._args_or_stored(None if args is None else as_arguments(args), "posterior")
+        args = self._args_or_stored(self._given(model, args), "posterior")
 
         def draw(key, *args):
             guide_key, model_key = jax.random.split(key)
@@ -328,7 +329,7 @@ class Fit:
                 predicted depends on an observation that is given, and would be drawn anew.
         """
         model, guide = self._need("model", "predict"), self._need("guide", "predict")
-        args = self._args_or_stored(joined(new_args, new_kwargs) or None, "predict")
+        args = self._args_or_stored(self._given(model, new_args, new_kwargs), "predict")
         draw, arguments = predictive(model, guide, args, self.args, keep)
         return map_keys(lambda *a: draw(*a)[1], key, num_samples, batch_size, arguments)
 
@@ -370,7 +371,9 @@ class Fit:
             self._need("model", "predict_batches"),
             self._need("guide", "predict_batches"),
         )
-        return predict_batches(model, guide, self.args, key, batches, num_samples, keep, batch_size)
+        return predict_batches(
+            model, guide, self.args, key, batches, num_samples, keep, batch_size, self.labels
+        )
 
     def export(
         self,
@@ -410,7 +413,7 @@ class Fit:
         Validity: JAX loads such files for some versions to come (its compatibility guarantees); `save` keeps a fit for good.
         """
         model, guide = self._need("model", "export"), self._need("guide", "export")
-        arguments = self._args_or_stored(joined(args, kwargs) or None, "export")
+        arguments = self._args_or_stored(self._given(model, args, kwargs), "export")
         export_fit(
             model, guide, path, arguments, self.args,
             keep=keep, symbolic_rows=symbolic_rows, platforms=platforms,
@@ -433,9 +436,15 @@ class Fit:
             raise ValueError(f"Fit.{method} needs a {which}, but the objective has none.")
         return program
 
+    def _given(self, program: Any, args: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Arguments in the order of the fit's levels and columns; None where there are none."""
+        if args is None or not args and not kwargs:
+            return None
+        return labelled_as(self.labels, (*args, Keywords(kwargs)) if kwargs else args, program)
+
     def _args_or_stored(self, args: tuple | None, method: str) -> tuple:
         if args is not None:
-            return plain_arrays(args)
+            return args
         if self.args is None:
             raise ValueError(
                 f"Fit.{method} has no arguments: they came from an iterable or were not saved. Pass the arguments of the "

@@ -26,7 +26,7 @@ from ...ppl._compat import typed_key
 from ...ppl._precision import full_precision
 from ...ppl.language import as_arguments
 from ...ppl.strategies import as_strategy
-from .._arguments import Arguments, plain_arrays
+from .._arguments import Arguments
 from ._defaults import check_objective_observed
 from ._fit_result import Fit
 
@@ -169,7 +169,7 @@ def fit_fixed_draws(
     check_counts("fit_fixed_draws", 2, num_draws=num_draws)
     check_counts("fit_fixed_draws", num_starts=num_starts, max_steps=max_steps)
     draw_key, start_key = jax.random.split(typed_key(key))
-    arguments: tuple = plain_arrays(as_arguments(args))
+    arguments: tuple = as_arguments(args, objective.model)
     if unobserved != "allow":
         check_objective_observed("fit_fixed_draws", objective, arguments)
     first = objective.init(start_key, *arguments) if params is None else params

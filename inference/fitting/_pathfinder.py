@@ -15,7 +15,7 @@ from ...ppl._checks import check_counts, told_what_is_missing
 from ...ppl._compat import typed_key
 from ...ppl._precision import full_precision
 from ...ppl.language import as_arguments
-from .._arguments import Arguments, plain_arrays
+from .._arguments import Arguments
 from ._fixed_draws import climb
 
 Array = jax.Array
@@ -65,7 +65,7 @@ def pathfinder(
     check_counts("pathfinder", 2, num_draws=num_draws)
     check_counts("pathfinder", num_starts=num_starts, max_steps=max_steps)
     init_key, prior_key, path_key, draw_key = jax.random.split(typed_key(key), 4)
-    arguments: tuple = plain_arrays(as_arguments(args))
+    arguments: tuple = as_arguments(args, objective.model)
     params = objective.init(init_key, *arguments)
     model = objective.model.bind(params)
     space = _Space(model, prior_key, arguments)

@@ -212,7 +212,7 @@ class Objective(AbstractObjective):
             sites: list[str] = []
 
             def visit() -> Any:
-                result = self._run({}, *joined(args, kwargs))
+                result = self._run({}, *joined(args, kwargs, self.model))
                 for program in (self.model, self.guide):
                     sites.extend(() if program is None else program.sites_seen())
                 return result
@@ -233,7 +233,7 @@ class Objective(AbstractObjective):
             args: the arguments of model and guide.
             kwargs: their keyword arguments.
         """
-        args = joined(args, kwargs)
+        args = joined(args, kwargs, self.model)
         if self.guide is not None:
             set_up(self.guide, key, args)
         params = init_params(
@@ -257,7 +257,7 @@ class Objective(AbstractObjective):
         Raises:
             ValueError: `params` lack a parameter of model or guide; {} stands for all initial values.
         """
-        return self.expectation.value(params, key, *joined(args, kwargs))
+        return self.expectation.value(params, key, *joined(args, kwargs, self.model))
 
     def grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
         """One unbiased estimate of dL/dparams.
@@ -268,7 +268,7 @@ class Objective(AbstractObjective):
             args: the arguments of model and guide.
             kwargs: their keyword arguments.
         """
-        return self.expectation.grad(params, key, *joined(args, kwargs))
+        return self.expectation.grad(params, key, *joined(args, kwargs, self.model))
 
     def value_and_grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
         """One estimate of L and of its gradient, with fresh baselines.
@@ -279,7 +279,7 @@ class Objective(AbstractObjective):
             args: the arguments of model and guide.
             kwargs: their keyword arguments.
         """
-        return self.expectation.value_and_grad(params, key, *joined(args, kwargs))
+        return self.expectation.value_and_grad(params, key, *joined(args, kwargs, self.model))
 
     def init_state(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Initial state of baselines; `key` is there for objectives whose state is random.
@@ -290,7 +290,7 @@ class Objective(AbstractObjective):
             args: the arguments of model and guide.
             kwargs: their keyword arguments.
         """
-        return self.expectation.init_state(params, *joined(args, kwargs))
+        return self.expectation.init_state(params, *joined(args, kwargs, self.model))
 
     def step(
         self, params: Any, state: Any, key: Any, *args: Any, **kwargs: Any
@@ -304,7 +304,7 @@ class Objective(AbstractObjective):
             args: the arguments of model and guide.
             kwargs: their keyword arguments.
         """
-        return self.expectation.step(params, state, key, *joined(args, kwargs))
+        return self.expectation.step(params, state, key, *joined(args, kwargs, self.model))
 
     def plan(self, params: Any, *args: Any, **kwargs: Any) -> ppl.Plan:
         """What each site gets, why, and what it costs; runs every check ahead of the first step.
@@ -314,7 +314,7 @@ class Objective(AbstractObjective):
             args: the arguments of model and guide.
             kwargs: their keyword arguments.
         """
-        plan = self.expectation.plan(params, *joined(args, kwargs))
+        plan = self.expectation.plan(params, *joined(args, kwargs, self.model))
         return dataclasses.replace(plan, label=self.label(*args, **kwargs))
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> Objective:
@@ -337,7 +337,7 @@ class Objective(AbstractObjective):
             args: the arguments of model and guide.
             kwargs: their keyword arguments.
         """
-        args = joined(args, kwargs)
+        args = joined(args, kwargs, self.model)
         if self.guide is not None:
             set_up(self.guide, jax.random.key(0), args)
         return plate_sizes(lambda: self._run({}, *args), self.strategies)
@@ -403,7 +403,7 @@ class Objective(AbstractObjective):
         **kwargs: Any,
     ) -> Array:
         """The loss that `numpyro.infer.SVI(model, guide, optim, loss=objective)` minimises; its gradient is this estimator."""
-        args = joined(args, kwargs)
+        args = joined(args, kwargs, self.model)
         own = dataclasses.replace(self, model=ppl.as_program(model), guide=ppl.as_program(guide))
         # SVI hands over constrained values; their constraints come from an initialisation.
         known = own.init(jax.random.key(0), *args)

@@ -158,7 +158,7 @@ def _at(
             f"local_c2st: observed {given[0]} and draws {given[1]}, and the simulations have {of_data} and {of_draws}. Give the "
             "same sites, observed as the model has them, draws [N, ...]."
         )
-    at = flat({name: np.asarray(observed[name])[None] for name in of_data}, 1)[0]
+    at = flat({name: observed[name] for name in of_data}, 0)
     points = flat({name: draws[name] for name in of_draws}, 1)
     if not (np.isfinite(at).all() and np.isfinite(points).all()):
         raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import fdtrc, ndtr, ndtri
 
+from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._table import table
 from ._ranks import ranks_of
@@ -116,7 +117,7 @@ def local_coverage(
     if features_fn is None:
         features, names = _features(data, simulations.data_coordinates)
     else:
-        features = np.asarray(features_fn(data), float)
+        features = as_numbers("local_coverage: features", features_fn(data))
         features = features.reshape(len(features), -1) if features.ndim else features[None, None]
         names = tuple(f"feature {i}" for i in range(features.shape[1]))
     spread = features.std(0)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ...ppl._checks import check_counts
+from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._table import table
 from ._simulations import flat, generator, names_of
@@ -133,8 +134,10 @@ def _sets(
     simulated: Mapping[str, Any], observed: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Both with an axis of data sets, or a refusal."""
-    known = {name: np.asarray(x) for name, x in simulated.items()}
-    seen = {name: np.asarray(observed[name]) for name in known if name in observed}
+    told = "misspecification: {} of site '{}'"
+    known = {name: as_numbers(told.format("simulations", name), x) for name, x in simulated.items()}
+    given = {name: observed[name] for name in known if name in observed}
+    seen = {name: as_numbers(told.format("the observation", name), x) for name, x in given.items()}
     single = {name: x.shape == known[name].shape[1:] for name, x in seen.items()}
     several = {name: x.shape[1:] == known[name].shape[1:] and x.ndim for name, x in seen.items()}
     fits = set(observed) == set(known) and known and (all(single.values()) or all(several.values()))

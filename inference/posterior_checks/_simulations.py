@@ -14,6 +14,7 @@ from jaxtyping import Float
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike, typed_key
+from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl.language import arguments
 
@@ -164,7 +165,7 @@ def simulate(
 
 def flat(values: Mapping[str, Any], num_axes: int) -> np.ndarray:
     """Values side by side behind their first axes, as doubles."""
-    parts = [np.asarray(x, float) for x in values.values()]
+    parts = [as_numbers(f"Site '{name}'", x) for name, x in values.items()]
     return np.concatenate([x.reshape(*x.shape[:num_axes], -1) for x in parts], axis=-1)
 
 
@@ -221,9 +222,10 @@ def _check(simulations: Simulations) -> None:
         )
     for kind, values in (("truths", truths), ("draws", draws), ("observed", observed)):
         for name, x in values.items():
-            if not np.isfinite(np.asarray(x, float)).all():
+            given = as_numbers(f"Simulations: {kind} of site '{name}'", x)
+            if not np.isfinite(given).all():
                 raise ValueError(
                     f"Simulations: {kind} of site '{name}' are not finite in "
-                    f"{int((~np.isfinite(np.asarray(x, float).reshape(len(np.asarray(x)), -1))).any(1).sum())} simulations, so "
+                    f"{int((~np.isfinite(given.reshape(len(given), -1))).any(1).sum())} simulations, so "
                     "they have no rank. Mend posterior_fn or the model where it fails."
                 )

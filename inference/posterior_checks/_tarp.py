@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...ppl._data import as_numbers
 from ._ranks import RankCheck, central, rank_check, ranks_of
 from ._simulations import Simulations, generator
 
@@ -55,7 +56,7 @@ def tarp(
             else _predicted(rng, simulations.data_matrix, truth)
         )
     else:
-        given = np.asarray(references, float)
+        given = as_numbers("tarp: argument 'references'", references)
         if given.shape != truth.shape or not np.isfinite(given).all():
             raise ValueError(
                 f"tarp: references of shape {given.shape}; give finite points {truth.shape}, one for each simulation."

@@ -11,7 +11,11 @@ Classes
 """
 
 from ._autoguides import check_set_up as check_set_up, set_up as set_up
-from ._choices import ChoiceMismatch as ChoiceMismatch, predictions as predictions
+from ._choices import (
+    ChoiceMismatch as ChoiceMismatch,
+    arrays as arrays,
+    predictions as predictions,
+)
 from ._handlers import (
     GivenSites as GivenSites,
     block as block,
@@ -30,6 +34,7 @@ from ._keywords import (
     parted as parted,
     told_of_nan as told_of_nan,
 )
+from ._labels import labelled_as as labelled_as, labels_of as labels_of
 from ._program import (
     Program as Program,
     as_program as as_program,

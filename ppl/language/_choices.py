@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._data import named_data
 from ..traces import Runner, Trace
 
 Array = jax.Array
@@ -15,7 +16,8 @@ Array = jax.Array
 
 def arrays(choices: Mapping[str, Any]) -> dict[str, Array]:
     """The choices, numbers made arrays."""
-    return {name: jnp.asarray(value) for name, value in choices.items()}
+    found = named_data(choices, "The value of site '{}'")
+    return {name: jnp.asarray(value) for name, value in found.items()}
 
 
 class ChoiceMismatch(ValueError):

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpyro.handlers
 from numpyro.primitives import Messenger
 
 from .._compat import fresh_caches, handler_stack
 from ..traces import Recorder
+from ._choices import arrays
 from ._program import Program, as_program
 
 
@@ -22,7 +22,7 @@ class GivenSites(Recorder):
     is_final = False
 
     def __init__(self, values: Mapping[str, Any], observed: bool) -> None:
-        super().__init__(None, {name: jnp.asarray(value) for name, value in values.items()})
+        super().__init__(None, arrays(values))
         self.observed = observed
         self.fixed: set[str] = set()
 

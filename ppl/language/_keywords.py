@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import is_concrete
+from .._data import as_data, named_data
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -45,11 +46,30 @@ class Keywords:
         return f"Keywords({', '.join(self.values)})"
 
 
-def joined(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """One tuple of positional and keyword arguments."""
+def joined(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], program: Any = None
+) -> tuple[Any, ...]:
+    """One tuple of positional and keyword arguments, their data as JAX takes them (`ppl/_data.py`).
+
+    Raises:
+        TypeError: there are dates in place of numbers.
+        ValueError: a value would become another one; with the argument's name, which `program` tells of positional ones.
+    """
     args, before = parted(args)
     both = {**before, **kwargs}
-    return (*args, Keywords(both)) if both else args
+    args = tuple(as_data(x, name) for x, name in zip(args, told(args, program), strict=True))
+    return (*args, Keywords(named_data(both, "Argument '{}'"))) if both else args
+
+
+def told(args: tuple[Any, ...], program: Any) -> list[str]:
+    """What messages call each positional argument: its name, or its place."""
+    try:
+        known = inspect.signature(program).parameters.values() if callable(program) else ()
+    except (TypeError, ValueError):
+        known = ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [f"Argument '{p.name}'" for p in known if p.kind in kinds]
+    return [*names, *(f"Argument {i + 1}" for i in range(len(names), len(args)))][: len(args)]
 
 
 def parted(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -80,12 +100,12 @@ def arguments(
             f"{f" Did you mean '{close[0]}'?" if close else ''} Options are {', '.join(options)}; arguments are "
             f"{', '.join(known) or 'none'}."
         )
-    return joined(args, kwargs)
+    return joined(args, kwargs, program)
 
 
-def as_arguments(args: Any) -> tuple[Any, ...]:
-    """The tuple of a program's arguments from a tuple, or from a mapping of names to values."""
-    return joined((), args) if isinstance(args, Mapping) else tuple(args)
+def as_arguments(args: Any, program: Any = None) -> tuple[Any, ...]:
+    """The tuple of a program's arguments from a tuple, or from a mapping of names to values; see `joined`."""
+    return joined((), args) if isinstance(args, Mapping) else joined(tuple(args), {}, program)
 
 
 def apply(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:

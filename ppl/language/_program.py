@@ -62,7 +62,7 @@ class Program:
         functools.update_wrapper(self, fn, updated=[])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = parted(joined(args, kwargs))
+        args, kwargs = parted(joined(args, kwargs, self.fn))
         if not self.params:
             return self._called(args, kwargs)
         with Bound(self.params):
@@ -298,7 +298,7 @@ class Program:
             args: the program's arguments.
             kwargs: its keyword arguments.
         """
-        set_up(self, key, joined(args, kwargs))
+        set_up(self, key, joined(args, kwargs, self.fn))
         return init_params(
             lambda: self(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
         )

@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from .._compat import apply_stack, handler_stack, is_concrete
+from .._data import Masked, as_data
 from ..distributions import law_of_cells
 from ..traces import HiddenDraw
 from ._inline_guide import propose
@@ -35,7 +36,8 @@ def sample(
     Args:
         name: address of the site, unique in the program.
         distribution: a NumPyro distribution.
-        obs: observed value of shape `batch_shape + event_shape` (after plates); nothing is broadcast.
+        obs: observed value of shape `batch_shape + event_shape` (after plates); nothing is broadcast. Masked cells of a NumPy
+            masked array, and missing categories of pandas, are missing cells as by `obs_mask`.
         obs_mask: boolean array, true where `obs` is observed: one entry per event (shape `batch_shape`), or per cell of the
             event (shape of `obs`, or of its leading axes). The observed cells are scored, log p(x_seen); the others become
             the latent site `<name>_unobserved`, whose law is p(x_missing | x_seen), drawn from it where no guide proposes
@@ -60,6 +62,7 @@ def sample(
         value = propose(name, distribution, proposal, infer)
         if value is not None:
             return jnp.asarray(value)
+    obs, obs_mask = _as_seen(name, obs, obs_mask)
     if obs_mask is None:
         return _plain(name, distribution, obs, infer)
     if obs is None:
@@ -70,15 +73,25 @@ def sample(
     distribution = _in_plates(name, distribution, mask, jnp.shape(obs))
     cell = mask.reshape(mask.shape + (1,) * (jnp.ndim(obs) - mask.ndim))
     support: Any = distribution.support
-    obs = jnp.asarray(
-        obs
-    )  # NumPy's float64 would be one array with and another without 64-bit types
+    # NumPy's float64 would be one array with and another without 64-bit types.
+    obs = jnp.asarray(obs)
     filled = jnp.where(cell, obs, support.feasible_like(obs))
     seen = _plain(f"{name}_observed", _law(name, distribution, mask), filled, infer)
     missing = _law(name, distribution, ~mask, filled)
     infer = infer | {"imputed": True} | _cells(obs_mask)
     drawn = _plain(f"{name}_unobserved", missing, None, infer)
     return jnp.asarray(numpyro.deterministic(name, jnp.where(cell, seen, drawn)))
+
+
+def _as_seen(name: str, obs: Any, obs_mask: Any) -> tuple[Any, Any]:
+    """An observation as JAX takes it, and its mask, with the cells that it lacks by itself."""
+    obs = as_data(obs, f"Site '{name}': the observation")
+    if not isinstance(obs, Masked):
+        return obs, obs_mask
+    if obs_mask is None:
+        return obs.values, obs.seen
+    mask = jnp.asarray(obs_mask, bool)
+    return obs.values, obs.seen & mask.reshape(mask.shape + (1,) * (obs.ndim - mask.ndim))
 
 
 def _cells(obs_mask: Any) -> dict[str, Any]:

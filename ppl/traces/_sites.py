@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 from numpyro.infer.autoguide import AutoGuide
 
 from .._compat import handler_stack, unchecked
+from .._data import Masked, as_data
 from .._foreign import kind_of
 from ..distributions import (
     NOWHERE_KNOWN,
@@ -132,11 +133,20 @@ def check_shape(msg: dict[str, Any]) -> None:
     fn, value = msg["fn"], msg["value"]
     if isinstance(base_of(fn), dist.Unit):
         return
+    is_numpy = isinstance(value, np.ndarray | np.generic)
+    found = as_data(value, f"Site '{msg['name']}': the value") if is_numpy else value
+    if isinstance(found, Masked):
+        found.refuse()
     if not _holds_numbers(value):
         kind = f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
         raise TypeError(
             f"Site '{msg['name']}': the value is a {kind}, not an array of numbers. Pass jnp.asarray(...) of it; "
             "text needs a code first, e.g. np.unique(text, return_inverse=True)[1], and dates are counted, e.g. in days."
+        )
+    if jnp.iscomplexobj(value):
+        raise TypeError(
+            f"Site '{msg['name']}': the value is complex, and no law has complex values: its imaginary part would be lost or "
+            "enter the density. Observe its parts, e.g. jnp.stack([x.real, x.imag], -1)."
         )
     if msg.get("done") and not msg.get(
         "_forced"

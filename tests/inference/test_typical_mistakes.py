@@ -257,8 +257,8 @@ MISTAKES = {
     ),
     "dates as data": (
         lambda _: value(args=(X, np.array(["2020-01-01"] * 3, "M8[D]"))),
-        "Site 'y'",
-        "dates are counted",
+        "Argument 'y'",
+        "Subtract an origin",
     ),
     "a list as data": (lambda _: value(args=(X, [0.1, 0.2, 0.3])), "Site 'y'", "jnp.asarray"),
     "an argument forgotten": (lambda _: value(needs_data, args=(X,)), "'y'", "same arguments"),

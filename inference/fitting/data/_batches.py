@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ..._arguments import Arguments, plain_arrays
+from ..._arguments import Arguments
 from ._ahead import Ahead
 from ._buffers import Buffers
 from ._interface import Source
@@ -61,7 +61,7 @@ class Batches(Source):
                 "Argument 'args': the iterable holds no batch. Pass one that yields at least one tuple or dict of arguments; a "
                 "generator that was read to its end is empty."
             )
-        args = plain_arrays(as_args(item, 0))
+        args = as_args(item, 0)
         self.split = Arguments(args)
         self._first = self.split.arrays(args)
         self.shapes = _shapes(self._first)
@@ -229,7 +229,7 @@ class Batches(Source):
     def _check(self, item: Any) -> list:
         number = self._num_taken
         try:
-            arrays = self.split.arrays(plain_arrays(as_args(item, number)))
+            arrays = self.split.arrays(as_args(item, number))
         except ValueError as err:
             raise ValueError(
                 f"Argument 'args': batch {number} differs from batch 0, and all must be of one kind. {err}"

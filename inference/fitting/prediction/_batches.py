@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from ....ppl._compat import typed_key
-from ....ppl.language import as_arguments
-from ..._arguments import outcome, plain_arrays
+from ....ppl.language import labelled_as
+from ..._arguments import outcome
 from ..._forward import check_given, forward_program
 from ._map_keys import MappedKeys, map_keys
 from ._new_rows import (
@@ -35,9 +35,10 @@ def predict_batches(
     num_samples: int,
     keep: Any,
     batch_size: int,
+    labels: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """What `Fit.predict_batches` does, model and guide with their parameters bound."""
-    rest = (_as_args(batch) for batch in batches)
+    rest = (_as_args(batch, model, labels) for batch in batches)
     first = next(rest, None)
     if first is None:
         raise ValueError(f"{METHOD}: there are no batches. Pass an iterable of arguments.")
@@ -88,13 +89,13 @@ def predict_batches(
     return predictions()
 
 
-def _as_args(batch: Any) -> tuple:
+def _as_args(batch: Any, model: Any, labels: Mapping[str, Any]) -> tuple:
     if not isinstance(batch, tuple | Mapping):
         raise TypeError(
             f"{METHOD}: a batch must hold the program's arguments, a tuple such as (x,) or a dict such as {{'x': x}}; got "
             f"{type(batch).__name__}."
         )
-    return plain_arrays(as_arguments(batch))
+    return labelled_as(labels, batch, model)
 
 
 def _kept_of_all(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> list[str]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ....ppl.language import Program, as_arguments, check_set_up
-from ..._arguments import Arguments, outcome, plain_arrays
+from ..._arguments import Arguments, outcome
 from ..stationarity import Averaging
 from ._archive import from_raw, read, to_raw, write
 from ._skeleton import as_skeleton, from_skeleton
@@ -48,6 +48,7 @@ def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
         "stop_reason": fit.stop_reason,
         "has_data": has_data,
         "args": _arguments(example, arrays, has_data=has_data),
+        "labels": {name: list(x) for name, x in fit.labels.items() if all(map(_is_plain, x))},
     }
     if example is not None:
         header["structure"] = structure(fit.objective, _first_seed(fit), example)
@@ -62,7 +63,7 @@ def load_fit(make: Callable[..., Any], path: str | os.PathLike, objective: Any, 
         raise ValueError(
             f"Fit.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."
         )
-    given = None if args is None else plain_arrays(as_arguments(args))
+    given = None if args is None else as_arguments(args, objective.model)
     example = from_skeleton(header["args"], arrays) if given is None else given
     has_data = header["has_data"] or args is not None
     own = _own_params(objective, example, has_data)
@@ -85,7 +86,12 @@ def load_fit(make: Callable[..., Any], path: str | os.PathLike, objective: Any, 
         num_seeds=num_seeds,
         stop_reason=header["stop_reason"],
         example=None if has_data else example,
+        labels={name: tuple(x) for name, x in header.get("labels", {}).items()},
     )
+
+
+def _is_plain(label: Any) -> bool:
+    return isinstance(label, str | int | float | bool)
 
 
 def _arguments(example: Any, arrays: dict[str, np.ndarray], *, has_data: bool) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ....ppl._data import Masked
 from ....ppl.language import Keywords
 from ..._arguments import is_array
 from ._archive import from_raw, to_raw
@@ -25,6 +26,8 @@ def as_skeleton(args: Any, arrays: dict[str, np.ndarray] | None, path: str = "ar
     within = lambda items: {str(k): as_skeleton(x, arrays, f"{path}/{k}") for k, x in items}
     if isinstance(args, Keywords):
         return {"keywords": within(args.values.items())}
+    if isinstance(args, Masked):
+        return {"masked": within(vars(args).items())}
     if type(args) in (tuple, list):
         return {type(args).__name__: list(within(enumerate(args)).values())}
     if type(args) is dict and all(isinstance(k, str) for k in args):
@@ -46,8 +49,10 @@ def from_skeleton(skeleton: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     """The inverse; what has no array becomes a `jax.ShapeDtypeStruct`."""
     kind, inside = next(iter(skeleton.items()))
     again = lambda x: from_skeleton(x, arrays)
-    if kind in ("keywords", "dict"):
+    if kind in ("keywords", "dict", "masked"):
         values = {name: again(x) for name, x in inside.items()}
+        if kind == "masked":
+            return Masked(**values)
         return Keywords(values) if kind == "keywords" else values
     if kind in ("tuple", "list"):
         return (tuple if kind == "tuple" else list)(map(again, inside))

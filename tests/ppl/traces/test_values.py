@@ -30,8 +30,8 @@ def guide(x):
         (["a", "b", "c"], "a list"),
         ([1.0, 2.0, 3.0], "a list"),
         (np.array(["a", "b", "c"]), "a <U1 array"),
-        (np.array([1.0, None, 2.0]), "a object array"),
-        (pd.Series([1.0, 2.0, 3.0]), "a Series"),
+        (np.array([1.0, "b", 2.0], object), "a object array"),
+        (pd.Series(["a", "b", "c"]), "a Series"),
     ],
     ids=["text", "list", "text-array", "objects", "series"],
 )

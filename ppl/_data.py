@@ -1,0 +1,407 @@
+"""Data on the way in: what a user hands over becomes arrays with the same values, or is refused by name.
+
+Input: an argument, an observation or a sample: anything with numbers in it. Output: the same, in types that JAX knows:
+
+    an array of JAX               as it is
+    numbers, truth values         NumPy arrays; half precision becomes single, long doubles double
+    a series, a frame             arrays of its columns, NaN where a value is missing
+    objects that are all numbers  floating-point numbers
+    categories                    codes from 0 on
+    masked cells, missing codes   `Masked`: cells to be drawn where a statement observes them
+    text, other objects           as they are: no data
+
+Invariant: rounding apart, no value changes. JAX computes in 32 bits unless told otherwise, and what does not fit is cut without
+a word: integers wrap round, large numbers become infinite, numbers far from zero lose their differences. All of that is refused.
+
+Only NumPy's 64-bit types are looked through; arrays of JAX and of float32 cost nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._compat import Tracer
+
+# Rounding that is larger than this part of a column's range is no ordinary one.
+_LOSS = 1e-3
+# A range below this part of the numbers' size is noise of double precision itself.
+_NOISE = 1e-9
+# Fewer rows may be close to each other by chance.
+_LEAST_ROWS = 5
+_DATES = (datetime.date, datetime.timedelta, datetime.time, np.datetime64, np.timedelta64)
+_ORIGIN = "Subtract an origin and divide by a unit, e.g. (t - t[0]) / np.timedelta64(1, 'D')."
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Masked:
+    """Values of which some are missing, from a masked array or a category; what `ppl.sample(obs=)` takes with a mask.
+
+    Attributes:
+        values: of all cells; those of missing ones are never read.
+        seen: which cells are there, boolean.
+        name: of the argument.
+    """
+
+    def __init__(self, values: Any, seen: Any, name: str) -> None:
+        self.values, self.seen, self.name = values, seen, name
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """Children by name, for `jax.tree`."""
+        key = jax.tree_util.GetAttrKey
+        return [(key("values"), self.values), (key("seen"), self.seen)], self.name
+
+    @classmethod
+    def tree_unflatten(cls, name: str, children: Any) -> Masked:
+        """The inverse of flattening, for `jax.tree`."""
+        return cls(*children, name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the values."""
+        return np.shape(self.values)
+
+    @property
+    def dtype(self) -> Any:
+        """That of the values."""
+        return self.values.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of cells."""
+        return int(np.prod(self.shape))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"Masked({self.name}, shape {self.shape})"
+
+    def refuse(self, *_: Any, **__: Any) -> NoReturn:
+        """Say that something needs all cells.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{self.name} has missing cells (a masked array, or categories of which some are missing), and is used as numbers, "
+            "which would read what stands in them. Observe it, ppl.sample(name, law, obs=...), whose missing cells are drawn; "
+            "use what that returns; or fill the cells, or leave the rows out."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__jax_array__":
+            raise AttributeError(name)
+        return self.refuse()
+
+    __array__ = __getitem__ = __iter__ = __index__ = __bool__ = __float__ = __int__ = refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __matmul__ = __rmatmul__ = refuse
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = refuse
+    __pow__ = __rpow__ = __neg__ = __abs__ = __invert__ = refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __and__ = __rand__ = __or__ = __ror__ = refuse
+
+
+def as_data(args: Any, name: str = "An argument") -> Any:
+    """The tree with all that holds numbers as arrays that JAX takes as they are.
+
+    Args:
+        args: an argument, or a tree of them.
+        name: of the argument, for messages.
+
+    Raises:
+        TypeError: there are dates, or columns without numbers in a frame.
+        ValueError: values would change: integers that do not fit, numbers that overflow, differences that are rounded away.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(args)
+    leaves = [leaf for _, leaf in paths]
+    found = [
+        leaf if _is_known(leaf) else _converted(name + jax.tree_util.keystr(path), leaf)
+        for path, leaf in paths
+    ]
+    if all(new is old for new, old in zip(found, leaves, strict=True)):
+        return args
+    return jax.tree.unflatten(treedef, found)
+
+
+def named_data(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Arguments by name; `name` has a place for it."""
+    return {key: as_data(value, name.format(key)) for key, value in values.items()}
+
+
+def as_numbers(name: str, x: Any) -> np.ndarray:
+    """An array in double precision: samples, draws and weights that are computed with on the host.
+
+    Args:
+        name: of the argument, with the function that has it.
+        x: an array, a frame, a list.
+
+    Raises:
+        TypeError: it holds dates, text or complex numbers.
+        ValueError: cells are missing; integers lose digits in double precision.
+    """
+    found = x if _is_known(x) else as_array(name, x)
+    if isinstance(found, Masked):
+        raise ValueError(
+            f"{name} has {int((~found.seen).sum())} missing cells of {found.size}, and is needed whole. Fill them, or leave "
+            "those rows out."
+        )
+    array = np.asarray(found)
+    if array.dtype.kind == "O" or array.dtype.kind in "mM":
+        array = as_array(name, array)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufV" or array.dtype.names:
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise TypeError(
+            f"{name} holds {kind}, which is no real number. Pass real numbers: parts of complex ones, codes of text."
+        )
+    if array.dtype.kind in "iu" and array.size and array.dtype.itemsize == 8:
+        _check_digits(name, array)
+    return array.astype(np.float64) if array.dtype != np.float64 else array
+
+
+def _is_known(leaf: Any) -> bool:
+    if isinstance(leaf, jax.Array | Tracer | jax.ShapeDtypeStruct | Masked):
+        return True
+    return not hasattr(leaf, "__array__")
+
+
+def _converted(name: str, leaf: Any) -> Any:
+    found = as_array(name, leaf, _checked)
+    if isinstance(found, Masked):
+        return Masked(_checked(name, found.values, found.seen), found.seen, name)
+    return _checked(name, found) if isinstance(found, np.ndarray | np.generic) else found
+
+
+# Kinds
+
+
+def as_array(name: str, leaf: Any, check: Callable[[str, Any], Any] = lambda _, x: x) -> Any:
+    """As a NumPy array of numbers, `Masked`, or the leaf itself, if there are no numbers in it.
+
+    Args:
+        name: for messages.
+        leaf: what holds the numbers.
+        check: what is to be said of the values of a frame's columns, by name.
+    """
+    if isinstance(leaf, np.ma.MaskedArray):
+        values, missing = leaf.data, np.ma.getmaskarray(leaf)
+        values = as_array(name, values)
+        return Masked(values, ~missing, name) if missing.any() else values
+    if hasattr(leaf, "columns") and hasattr(leaf, "to_numpy") and np.ndim(leaf) == 2:
+        return _of_frame(name, leaf, check)
+    if (codes := _codes(leaf)) is not None:
+        seen = codes >= 0
+        # Missing cells have a code that is one, in case they are looked up before they are left out.
+        return codes if seen.all() else Masked(np.where(seen, codes, 0), seen, name)
+    kind = getattr(getattr(leaf, "dtype", None), "kind", None)
+    if kind in ("m", "M"):
+        _refuse_dates(name, leaf)
+    array = np.asarray(leaf)
+    if array.dtype.kind in "mM":
+        _refuse_dates(name, leaf)
+    if array.dtype.kind == "O":
+        return _of_objects(name, leaf, array)
+    if array.dtype.kind in "US":
+        return leaf
+    return _of_numbers(name, leaf, array)
+
+
+def _of_numbers(name: str, leaf: Any, array: np.ndarray) -> Any:
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "V":
+        if array.dtype.names or not jnp.issubdtype(array.dtype, jnp.number):
+            raise TypeError(
+                f"{name} is a structured array with the fields {list(array.dtype.names or [])}. Pass its fields one by one, e.g. "
+                "{name: x[name] for name in x.dtype.names}."
+            )
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)  # those of eight bits and bfloat16
+        return array.astype(np.float32 if is_float else np.int32)
+    if kind == "f" and size < 4:
+        return array.astype(np.float32)
+    if kind == "f" and size > 8 or kind == "c" and size > 16:
+        with np.errstate(over="ignore"):
+            double = array.astype(np.float64 if kind == "f" else np.complex128)
+        if (lost := np.isinf(double) & ~np.isinf(array)).any():
+            _refuse_overflow(name, array, array[lost][0] if array.ndim else array, "float64")
+        return double
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return leaf if isinstance(leaf, np.ndarray | np.generic) else array
+
+
+def _codes(leaf: Any) -> np.ndarray | None:
+    """The codes of pandas' categories, of a series, an index or by themselves; None of anything else."""
+    if not hasattr(getattr(leaf, "dtype", None), "categories"):
+        return None
+    of_series = getattr(leaf, "cat", leaf)
+    codes = getattr(of_series, "codes", None)
+    return None if codes is None else np.asarray(codes).astype(np.int32)
+
+
+def _of_frame(name: str, frame: Any, check: Callable[[str, Any], Any]) -> Any:
+    """A matrix of the columns, each of which holds numbers."""
+    columns = []
+    for place, label in enumerate(frame.columns):
+        column = frame.iloc[:, place] if hasattr(frame, "iloc") else frame[label]
+        if hasattr(getattr(column, "dtype", None), "categories"):
+            raise TypeError(
+                f"{name}: column {label!r} holds categories, whose codes are no numbers to compute with. Pass it as an argument "
+                f"of its own, frame[{label!r}], and use it as an index; or code it, e.g. by pd.get_dummies."
+            )
+        found = as_array(f"{name}[{label!r}]", column)
+        if not isinstance(found, np.ndarray):
+            raise TypeError(
+                f"{name}: column {label!r} holds {getattr(column, 'dtype', 'objects')}, which are no numbers. Leave it out, or "
+                "code it, e.g. .astype('category') in an argument of its own."
+            )
+        columns.append(check(f"{name}[{label!r}]", found))
+    if not columns:
+        return np.zeros(np.shape(frame))
+    kind = np.result_type(*[c.dtype for c in columns])
+    if kind.kind == "f" and any(c.dtype.kind in "iu" for c in columns):
+        kind = np.dtype(np.float64)  # whose digits hold all that has passed so far
+    return np.stack([c.astype(kind) for c in columns], axis=1)
+
+
+def _of_objects(name: str, leaf: Any, array: np.ndarray) -> Any:
+    """Objects that are all numbers, or missing, as floating-point numbers; others are no data."""
+    cells = array.ravel().tolist()
+    if any(isinstance(x, _DATES) or hasattr(x, "to_timestamp") for x in cells):
+        _refuse_dates(name, leaf)
+    is_number = lambda x: isinstance(x, numbers.Real | decimal.Decimal | np.bool_)
+    if not cells or not all(is_number(x) or _is_missing(x) for x in cells):
+        return leaf
+    large = next(
+        (
+            x
+            for x in cells
+            if is_number(x) and isinstance(x, numbers.Integral) and abs(int(x)) > 2**63
+        ),
+        None,
+    )
+    if large is not None:
+        _refuse_overflow(name, array, large, "int64")
+    if all(isinstance(x, bool | np.bool_) for x in cells):
+        return array.astype(bool)
+    if all(isinstance(x, numbers.Integral) for x in cells):
+        return array.astype(np.int64)
+    plain = [float("nan") if _is_missing(x) else float(x) for x in cells]  # pyright: ignore[reportArgumentType]
+    return np.array(plain).reshape(array.shape)
+
+
+def _is_missing(x: Any) -> bool:
+    return x is None or type(x).__name__ in ("NAType", "NaTType")
+
+
+def _refuse_dates(name: str, leaf: Any) -> NoReturn:
+    kind = getattr(leaf, "dtype", None)
+    shape = list(np.shape(leaf))
+    held = "dates" if kind is None or getattr(kind, "kind", "O") == "O" else str(kind)
+    raise TypeError(f"{name} of shape {shape} holds {held}, which is no number. {_ORIGIN}")
+
+
+# Values
+
+
+def _checked(name: str, array: Any, seen: Any = None) -> Any:
+    """The array, whose values stay what they are in the types that JAX takes for its own."""
+    dtype = array.dtype
+    if dtype.kind not in "iufc" or dtype.itemsize < 8 or array.size == 0:
+        return array
+    target = jax.dtypes.canonicalize_dtype(dtype)
+    if target == dtype:
+        return array
+    cells = array if seen is None else array[seen]
+    if cells.size == 0:
+        return array
+    if dtype.kind in "iu":
+        _check_integers(name, cells, target)
+    elif dtype.kind == "f":
+        _check_floats(name, cells)
+    return array
+
+
+def _check_integers(name: str, array: Any, target: Any) -> None:
+    low, high, ends = int(array.min()), int(array.max()), np.iinfo(target)
+    if low < ends.min or high > ends.max:
+        _refuse_overflow(name, array, high if high > ends.max else low, str(target))
+
+
+def _check_digits(name: str, array: np.ndarray) -> None:
+    low, high = int(array.min()), int(array.max())
+    if max(-low, high) > 2**53 and len(np.unique(array)) > len(np.unique(array.astype(float))):
+        raise ValueError(
+            f"{name} holds {array.dtype} from {low} to {high}, of which double precision makes different ones the same. Subtract "
+            "an origin first."
+        )
+
+
+def _check_floats(name: str, array: Any) -> None:
+    """Refuse numbers beyond single precision, and differences that its rounding takes away."""
+    low, high = np.fmin.reduce(array, axis=0), np.fmax.reduce(array, axis=0)
+    size = np.fmax(np.abs(low), np.abs(high))
+    largest, ends = float(np.fmax.reduce(size, axis=None)), np.finfo(np.float32)
+    most, least = float(ends.max), float(ends.tiny)
+    if not largest <= most:  # or infinite, or NaN throughout
+        finite = array[np.isfinite(array)] if array.ndim else np.ravel(array[np.isfinite(array)])
+        size_of = np.abs(finite)
+        if size_of.size and size_of.max() > most:
+            _refuse_overflow(name, array, finite[np.argmax(size_of)], "float32")
+        return
+    if 0 < largest < least:
+        raise ValueError(
+            f"{name} holds {array.dtype} of at most {largest:.3g}, which are all zero in float32. Divide by a unit, or compute "
+            "in 64 bits: jax.config.update('jax_enable_x64', True)."
+        )
+    if array.ndim == 0:
+        return
+    rounding, spread = size * 2.0**-24, high - low
+    lost = (rounding > _LOSS * spread) & (spread > _NOISE * size)
+    if len(array) >= _LEAST_ROWS and np.any(lost):
+        _refuse_rounding(name, array, lost, low, high)
+    if largest > 2**24:
+        _check_merged(name, array, size > 2**24, low, high)
+
+
+def _check_merged(name: str, array: Any, large: Any, low: Any, high: Any) -> None:
+    """Refuse whole numbers of which different ones become the same, as those of a key or of time stamps do."""
+    columns = array.reshape(len(array), -1)
+    for place in np.flatnonzero(np.ravel(large)):
+        column = columns[:, place]
+        column = column[~np.isnan(column)]
+        if np.array_equal(column, np.rint(column)):
+            values = np.unique(column)
+            if len(np.unique(values.astype(np.float32))) < len(values):
+                lost = np.arange(columns.shape[1]).reshape(np.shape(large)) == place
+                _refuse_rounding(name, array, lost, low, high)
+
+
+def _refuse_overflow(name: str, array: Any, value: Any, target: str) -> NoReturn:
+    raise ValueError(
+        f"{name} holds {value!s} ({array.dtype}), which does not fit into {target}, the type that JAX would make of it: it would "
+        "become another number. Subtract an origin, divide by a unit (whole numbers by .astype(float)), or compute in 64 bits: "
+        "jax.config.update('jax_enable_x64', True)."
+    )
+
+
+def _refuse_rounding(name: str, array: Any, lost: Any, low: Any, high: Any) -> NoReturn:
+    place = np.unravel_index(int(np.argmax(lost)), np.shape(lost)) if np.ndim(lost) else ()
+    where = f" in column {list(map(int, place))}" if place else ""
+    low, high = (float(np.asarray(x)[place]) for x in (low, high))
+    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    raise ValueError(
+        f"{name} holds {array.dtype} from {low!r} to {high!r}{where}, and JAX computes in float32, which has steps of {step:.3g} "
+        "there: differences between rows would be lost. Subtract an origin first, e.g. x - x.min(), or compute in 64 bits: "
+        "jax.config.update('jax_enable_x64', True)."
+    )

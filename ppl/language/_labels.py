@@ -1,0 +1,87 @@
+"""Names that data bring along: the levels of a category, the columns of a frame.
+
+What a program computes with has lost them: a code, a column's place. New data with other levels, or with their columns in another
+order, would then be read as what they are not. So a result keeps the names by argument, and new data are put in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import jax
+
+from ._keywords import Keywords, joined, parted, told
+
+Labels = Mapping[str, tuple[Any, ...]]
+
+
+def labels_of(args: tuple[Any, ...], program: Any) -> dict[str, tuple[Any, ...]]:
+    """The levels or columns of what has any, by argument (with its path, if it lies inside of one)."""
+    found = {}
+    for name, leaf in _leaves(args, program):
+        if (labels := _labels(leaf)) is not None:
+            found[name] = labels
+    return found
+
+
+def labelled_as(labels: Labels, args: Any, program: Any) -> tuple[Any, ...]:
+    """The arguments (a tuple, or a dict by name) as `joined`, their categories and frames in the order of `labels`.
+
+    Raises:
+        ValueError: there are levels that were not there, or other columns; whatever `joined` refuses.
+    """
+    raw = (Keywords(args),) if isinstance(args, Mapping) else tuple(args)
+    return joined(_relabelled(raw, program, labels) if labels else raw, {}, program)
+
+
+def _relabelled(args: tuple[Any, ...], program: Any, labels: Labels) -> tuple[Any, ...]:
+    found = [_ordered(name, leaf, labels.get(name)) for name, leaf in _leaves(args, program)]
+    return jax.tree.unflatten(jax.tree.structure(args), found)
+
+
+def _leaves(args: tuple[Any, ...], program: Any) -> Iterator[tuple[str, Any]]:
+    positional, keywords = parted(args)
+    named = [*zip(told(positional, program), positional, strict=True)]
+    named += [(f"Argument '{name}'", x) for name, x in keywords.items()]
+    for name, value in named:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+            yield name + jax.tree_util.keystr(path), leaf
+
+
+def _labels(leaf: Any) -> tuple[Any, ...] | None:
+    if isinstance(leaf, jax.Array | Keywords):
+        return None
+    if hasattr(getattr(leaf, "dtype", None), "categories"):
+        return _plain(leaf.dtype.categories)
+    return _plain(leaf.columns) if hasattr(leaf, "columns") and hasattr(leaf, "to_numpy") else None
+
+
+def _plain(labels: Any) -> tuple[Any, ...]:
+    return tuple(x.item() if hasattr(x, "item") else x for x in labels)
+
+
+def _ordered(name: str, leaf: Any, known: tuple[Any, ...] | None) -> Any:
+    now = _labels(leaf)
+    if known is None or now is None or now == known:
+        return leaf
+    if hasattr(leaf, "columns"):
+        if sorted(map(str, now)) != sorted(map(str, known)):
+            _refuse_columns(name, known, now)
+        return leaf[list(known)]
+    of_series = getattr(leaf, "cat", leaf)
+    used = {now[code] for code in set(of_series.codes) if code >= 0}
+    if new := sorted(map(str, used - set(known))):
+        raise ValueError(
+            f"{name} has the levels {new}, and the fit had {list(known)}: nothing is known of new ones. Leave those rows out, or "
+            "predict them with effects of their own that the model draws: code them from 0, and name in keep= what the fit knows."
+        )
+    return of_series.set_categories(list(known))
+
+
+def _refuse_columns(name: str, known: tuple[Any, ...], now: tuple[Any, ...]) -> NoReturn:
+    missing, extra = [c for c in known if c not in now], [c for c in now if c not in known]
+    raise ValueError(
+        f"{name} has the columns {list(now)}, and the fit had {list(known)}: missing {missing}, extra {extra}. Give a frame of "
+        "these columns, in any order."
+    )

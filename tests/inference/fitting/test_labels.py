@@ -1,0 +1,89 @@
+"""New data with levels or columns in another order are read as what they are named."""
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import pandas as pd
+import pytest
+
+from lapilli import inference, ppl
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+FRAME = pd.DataFrame(RNG.normal(size=(6, 2)), columns=["u", "v"])
+GROUP = pd.Series(pd.Categorical(list("abcabc")))
+
+
+@ppl.model
+def model(g, x, y=None):
+    with ppl.plate("groups", 3):
+        effect = ppl.sample("effect", dist.Normal(0.0, 3.0))
+    slopes = ppl.sample("slopes", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(effect[g] + x @ slopes, 0.1), obs=y)
+
+
+@ppl.model
+def guide(g, x, y=None):
+    with ppl.plate("groups", 3):
+        ppl.sample("effect", dist.Normal(ppl.param("effects", np.arange(3.0)), 0.01))
+    ppl.sample("slopes", dist.Normal(ppl.param("at", np.array([10.0, 100.0])), 0.01).to_event(1))
+
+
+@pytest.fixture(scope="module")
+def fit():
+    args = {"g": GROUP, "x": FRAME, "y": np.zeros(6)}
+    options = {"num_steps": 1, "key": KEY, "progress": False}
+    return inference.fit(inference.elbo(model, guide), optax.sgd(0.0), args, **options)
+
+
+def predicted(fit, *args, **kwargs):
+    return fit.predict(KEY, *args, num_samples=200, **kwargs)["y"].mean(0)
+
+
+NEW = pd.Series(["c", "b"], dtype="category")  # codes 1 and 0 of their own
+TURNED = pd.DataFrame({"v": [1.0, 0.0], "u": [0.0, 1.0]})
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda x: x, pd.CategoricalIndex, lambda x: x.array], ids=["series", "index", "array"]
+)
+def test_levels_and_columns_keep_their_meaning(fit, kind, tmp_path):
+    expected = [2.0 + 100.0, 1.0 + 10.0]
+    np.testing.assert_allclose(predicted(fit, kind(NEW), TURNED), expected, atol=0.1)
+    np.testing.assert_allclose(predicted(fit, x=TURNED, g=kind(NEW)), expected, atol=0.1)
+    codes, matrix = np.array([2, 1]), np.array([[0.0, 1.0], [1.0, 0.0]])  # said by hand
+    np.testing.assert_allclose(predicted(fit, codes, matrix), expected, atol=0.1)
+
+
+def test_a_file_keeps_them(fit, tmp_path):
+    fit.save(tmp_path / "fit.npz")
+    loaded = inference.Fit.load(tmp_path / "fit.npz", fit.objective)
+    assert loaded.labels == fit.labels == {"Argument 'g'": tuple("abc"), "Argument 'x'": ("u", "v")}
+    np.testing.assert_allclose(predicted(loaded, NEW, TURNED), predicted(fit, NEW, TURNED))
+
+
+def test_batches_and_weights_keep_them(fit):
+    batch = next(fit.predict_batches(KEY, [(NEW, TURNED)], num_samples=200))
+    np.testing.assert_allclose(batch["y"].mean(0), [102.0, 11.0], atol=0.1)
+    turned = GROUP.cat.set_categories(["c", "a", "b"])
+    args = (turned, FRAME[["v", "u"]], np.zeros(6))
+    weights = lambda **kw: fit.posterior(KEY, 5, **kw).log_weights
+    np.testing.assert_allclose(weights(args=args), weights(), rtol=1e-5)
+
+
+def test_new_levels_and_other_columns_are_refused(fit):
+    with pytest.raises(
+        ValueError, match=r"Argument 'g' has the levels \['d'\], and the fit had \['a'"
+    ):
+        predicted(fit, pd.Series(["c", "d"], dtype="category"), TURNED)
+    with pytest.raises(ValueError, match=r"missing \['u'\], extra \['w'\]"):
+        predicted(fit, NEW, TURNED.rename(columns={"u": "w"}))
+    unused = pd.Series(pd.Categorical(["c", "b"], categories=list("cbd")))
+    np.testing.assert_allclose(predicted(fit, unused, TURNED), [102.0, 11.0], atol=0.1)
+
+
+def test_a_missing_category_is_no_group(fit):
+    with pytest.raises(IndexError, match="Argument 'g' has missing cells.*leave the rows out"):
+        predicted(fit, pd.Series(["c", None], dtype="category"), TURNED)
