@@ -61,7 +61,8 @@ class Masked:
     @classmethod
     def tree_unflatten(cls, name: str, children: Any) -> Masked:
         """The inverse of flattening, for `jax.tree`."""
-        return cls(*children, name)
+        values, seen = children
+        return cls(values, seen, name)
 
     @property
     def shape(self) -> tuple[int, ...]:

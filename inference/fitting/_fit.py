@@ -166,11 +166,11 @@ def fit(
     """
     is_model = isinstance(objective, Program | FunctionType)
     _check_types(None if is_model else objective, optimizer, args, callbacks, mesh, average)
-    labels: dict[str, tuple] = {}
+    names: dict[str, tuple] = {}
     if isinstance(args, Mapping | tuple):
         program = objective if is_model else getattr(objective, "model", None)
         raw = (Keywords(args),) if isinstance(args, Mapping) else args
-        args, labels = as_arguments(args, program), labels_of(raw, program)
+        args, names = as_arguments(args, program), labels_of(raw, program)
     _check_values(
         num_steps,
         num_seeds,
@@ -259,7 +259,7 @@ def fit(
             stop_reason=reason,
             example=None if stored_args is not None else shapes_of(init_args),
             averaging=averaging,
-            labels=labels,
+            labels=names,
         )
 
     def _noise(params: Any, averaging: Averaging) -> dict[str, tuple[float, float]]:
