@@ -20,7 +20,7 @@ from ...ppl._compat import typed_key
 from ...ppl.language import Keywords, Program, as_arguments, labels_of
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
-from ._callbacks import FitInfo, with_state
+from ._callbacks import FitInfo, labels, with_state
 from ._defaults import (
     RATES,
     check_objective_observed,
