@@ -49,22 +49,19 @@ def workarounds() -> Workarounds:
     Example:
         >>> import lapilli
         >>> print(*(w.name for w in lapilli.workarounds() if w.name.startswith("numpyro")))
-        numpyro-products numpyro-traced-arguments numpyro-lazy-modules
+        numpyro-handler-stack numpyro-products numpyro-traced-arguments numpyro-lazy-modules
     """
     from . import _compiler
-    from .ppl import _compat, _precision, _validation
+    from .ppl import _compat, _handler_stack, _precision, _validation
     from .ppl.distributions import _mends
 
-    joined = _lazy_modules(_compat.torn_modules)
-    return Workarounds(
-        (
-            _compiler.record(),
-            *_mends.records(),
-            _precision.record(),
-            _validation.record(),
-            joined,
-        )
+    numpyro = (
+        _handler_stack.record(_compat.numpyro_stack()),
+        _precision.record(),
+        _validation.record(),
+        _lazy_modules(_compat.torn_modules),
     )
+    return Workarounds((_compiler.record(), *_mends.records(), *numpyro))
 
 
 def _lazy_modules(torn: list[str]) -> Workaround:

@@ -11,7 +11,7 @@ import copy
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -30,6 +30,8 @@ from jax.extend.core import (
 )
 from jax.extend.random import define_prng_impl as define_prng_impl
 from jax.interpreters import batching, partial_eval
+
+from ._handler_stack import HandlerStack, give_each_thread_its_own
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike as ArrayLike
@@ -60,6 +62,7 @@ _numpyro: Any = numpyro
 _primitives, _dist = _numpyro.primitives, _numpyro.distributions
 _runs = itertools.count()
 _user_context = jax.make_user_context(None)
+give_each_thread_its_own(_primitives._PYRO_STACK)
 
 
 # NumPyro: statements and handlers
@@ -68,12 +71,18 @@ apply_stack: Callable[[dict[str, Any]], dict[str, Any]] = _primitives.apply_stac
 
 
 def handler_stack() -> list[Any]:
-    """NumPyro's live stack of effect handlers, outermost first."""
+    """The calling thread's live stack of effect handlers, outermost first."""
+    stack = numpyro_stack()
+    return stack.data if isinstance(stack, HandlerStack) else stack
+
+
+def numpyro_stack() -> Any:
+    """What NumPyro keeps the stacks of all threads in."""
     return _primitives._PYRO_STACK
 
 
 @contextlib.contextmanager
-def no_handlers() -> Any:
+def no_handlers() -> Iterator[None]:
     """A context in which no effect handler is active: code inside runs as if called at top level."""
     stack = handler_stack()
     saved = stack[:]
@@ -183,18 +192,32 @@ def trace_state() -> Any:
     return get_opaque_trace_state(convention="nnx")
 
 
-def own_caches() -> contextlib.AbstractContextManager:
-    """A context in which JAX shares no traced inner functions (jit, scan, while bodies) with code outside of it.
+def own_caches() -> contextlib.AbstractContextManager[None]:
+    """A context for a run, in which JAX shares no traced inner functions (jit, scan, while bodies) with code outside of it.
 
     A body that was traced earlier is served from JAX's cache: its Python code does not run and its statements go unseen. Inside
     this context a body with a statement is never cached, because meeting the statement there is an error.
+
+    However the run ends, no handler that it has entered stays on the stack.
     """
-    return _user_context("lapilli")
+    return _run_of_its_own("lapilli")
 
 
-def fresh_caches() -> contextlib.AbstractContextManager:
-    """A context of its own for one run: needed where a handler hides statements, which would then be cached unseen."""
-    return _user_context(("lapilli", next(_runs)))
+def fresh_caches() -> contextlib.AbstractContextManager[None]:
+    """`own_caches` for one run alone: needed where a handler hides statements, which would then be cached unseen."""
+    return _run_of_its_own(("lapilli", next(_runs)))
+
+
+@contextlib.contextmanager
+def _run_of_its_own(name: Any) -> Iterator[None]:
+    stack = handler_stack()
+    depth = len(stack)
+    with _user_context(name):
+        try:
+            yield
+        finally:
+            # An interrupt may hit a handler while it is entered or left, which then stays.
+            del stack[depth:]
 
 
 def is_concrete(tree: Any) -> bool:

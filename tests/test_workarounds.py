@@ -83,7 +83,8 @@ def test_the_list_says_what_was_found_in_which_version():
     found = {w.name: w for w in lapilli.workarounds()}
     assert list(found) == [
         "xla-cpu-sums", "bernoulli-logits", "binomial-logits", "clamped-probabilities",
-        "mixture-weights", "numpyro-products", "numpyro-traced-arguments", "numpyro-lazy-modules",
+        "mixture-weights", "numpyro-handler-stack", "numpyro-products", "numpyro-traced-arguments",
+        "numpyro-lazy-modules",
     ]  # fmt: skip
     assert found["xla-cpu-sums"].package == f"jaxlib {version('jaxlib')}"
     for name, function, ours in (

@@ -21,13 +21,13 @@ written by hand, interpolation, guards of supports): on suspicion the traced pro
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from .._quiet import quiet
 from ..analysis import Analysed
 from ..distributions import LAWS
 from ..jaxprs import PARAMS, SAMPLER, Cause, merged, solver_in
@@ -110,22 +110,23 @@ class Search:
 
     def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, Found]:
         """What is found at these values, which may not be tracers."""
-        with warnings.catch_warnings():
-            # NumPyro warns of values outside the support, which probing may meet.
-            warnings.simplefilter("ignore")
-            if self._probe is None or self._probe.is_double:
+        probe = self._probe  # another thread may be at its own search
+        with quiet():  # NumPyro warns of values outside the support, which probing may meet
+            if probe is None or probe.is_double:
                 try:
                     with jax.enable_x64(True):
-                        found = self._run(params, data, is_double=True)
+                        found = self._run(probe, params, data, is_double=True)
                     return self._with_overflow(found, params, data)
                 except (TypeError, ValueError):  # the program insists on float32
-                    self._probe = None
-            return self._run(params, data, is_double=False)
+                    probe = None
+            return self._run(probe, params, data, is_double=False)
 
-    def _run(self, params: Any, data: Any, *, is_double: bool) -> dict[int | str, Found]:
-        if self._probe is None:
-            self._probe = self._made(self.suspects, is_double=is_double)
-        return _tried(self._probe, params, data)
+    def _run(
+        self, probe: Probe | None, params: Any, data: Any, *, is_double: bool
+    ) -> dict[int | str, Found]:
+        if probe is None:
+            self._probe = probe = self._made(self.suspects, is_double=is_double)
+        return _tried(probe, params, data)
 
     def _made(self, suspects: Any, *, is_double: bool) -> Probe:
         # Traced as every program is: where constants of JAX are computed at once, each operation on one would be compiled.
@@ -143,9 +144,8 @@ class Search:
         over = {s: c for s, c in self.suspects.items() if c.is_overflow and not is_met(s, c)}
         if not over or jax.config.jax_enable_x64:
             return found
-        if self._narrow is None:
-            self._narrow = self._made(over, is_double=False)
-        sizes = _tried(self._narrow, params, data)
+        narrow = self._narrow = self._narrow or self._made(over, is_double=False)
+        sizes = _tried(narrow, params, data)
         finite = lambda x: x if np.isfinite(x) else 0.0  # what is nowhere finite is loud
         larger = lambda a, b: Found(
             max(a.here, finite(b.here)), max(a.elsewhere, finite(b.elsewhere))

@@ -8,7 +8,6 @@ on both sides of those given. A dependence that needs rarer values than these is
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import ClosedJaxpr
+from .._quiet import quiet
 from ..analysis import Analysed, rows_meet
 from ..evaluation import Forced, evaluate
 from ._inputs import as_wide
@@ -38,8 +38,7 @@ def try_rows(
         params: leaves of the parameters.
         data: leaves of the data.
     """
-    with jax.ensure_compile_time_eval(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with jax.ensure_compile_time_eval(), quiet():
         try:
             with jax.enable_x64(True):
                 sizes, threshold = _moves(copy(), as_wide(params), as_wide(data)), 1e-8

@@ -8,7 +8,6 @@ are tried, at parameters on both sides of those given. A dependence that needs r
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import ClosedJaxpr
+from .._quiet import quiet
 from ..analysis import Meeting, RowProgram, meetings, population_differs
 from ..evaluation import Forced, evaluate
 from ._inputs import as_wide
@@ -45,8 +45,7 @@ def check_subsampled(trace: Callable[[], RowProgram], params: list[Any], data: l
                 meeting,
                 f"perhaps, by {meeting.link.why}; one row alone does not show it, two would",
             )
-    with jax.ensure_compile_time_eval(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with jax.ensure_compile_time_eval(), quiet():
         try:
             with jax.enable_x64(True):
                 wide = trace()

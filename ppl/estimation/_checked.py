@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -78,6 +79,18 @@ class _Check:
         return f"searched in {self.seconds:.1f} s, because of {self.search}"
 
 
+class _Now(threading.local):
+    """What belongs to the call that a thread is making.
+
+    Attributes:
+        values: (params, args), as far as they are known; None between calls.
+        has_checked: whether the check was made in this call.
+    """
+
+    values: Any = None
+    has_checked: bool = False
+
+
 class CheckedPrograms:
     """Makes the analysed program of a function for inputs of any shape.
 
@@ -103,7 +116,7 @@ class CheckedPrograms:
         self.check_jumps, self.jump_search = check_jumps, search_of(check_jumps)
         self.examples = [] if examples is None else examples
         self.checks: dict[Any, _Check] = {} if checks is None else checks
-        self._values: Any = None
+        self._now = _Now()
 
     @contextlib.contextmanager
     def shown(self, params: Any, args: Any) -> Iterator[None]:
@@ -112,17 +125,16 @@ class CheckedPrograms:
         warn_of_wrong_fusions()
         # Under `jax.grad` alone the values are known behind the tangents.
         params, args = jax.tree.map(behind_tangents, (params, args))
-        self._values = (params, args)
-        if not self.examples and is_concrete(self._values):
-            self.examples.append(self._values)
+        self._now.values, self._now.has_checked = (params, args), False
+        if not self.examples and is_concrete((params, args)):
+            self.examples.append((params, args))
         try:
-            if any(check.data is not None for check in self.checks.values()):
-                check = self.checks.get(signature_of((params, args)))
-                if check is not None and check.data is not None:
-                    self._look_again(check, params, args)
+            was_checked = self._look_again(params, args)
             yield
+            if not (was_checked or self._now.has_checked):  # by another thread, at its values
+                self._look_again(params, args)
         finally:
-            self._values = None
+            self._now.values = None
 
     def program(self, params: Any, args: Any, key_impl: Any = None) -> Analysed:
         """The analysed program; checked once per shape, when it is also found what `auto` has to avoid."""
@@ -141,7 +153,7 @@ class CheckedPrograms:
                 if not self._is_automatic(error.site, check.demoted):
                     raise
                 check = _Check(self._demote(check.demoted, error.site))
-        self.checks[signature] = check
+        self.checks[signature], self._now.has_checked = check, True
         return program
 
     def checked_before(
@@ -174,7 +186,7 @@ class CheckedPrograms:
         if program.rows:
             known, _ = self._known(params, args)
             try_rows(program, copy, *self._leaves(*known))
-        may_be_null = program.may_have_null_values and is_concrete(self._values)
+        may_be_null = program.may_have_null_values and is_concrete(self._now.values)
         if may_be_null and (known := self._known(params, args))[1]:
             try_null_values(copy(), *self._leaves(*known[0]))
         if self.check_jumps and (suspects := suspects_of(program)):
@@ -212,17 +224,24 @@ class CheckedPrograms:
         """The inputs of the program that `copy` makes, without the key."""
         return jax.tree.leaves(params), [x for x in jax.tree.leaves(args) if is_array(x)]
 
-    def _look_again(self, check: _Check, params: Any, args: Any) -> None:
-        """The same for data of a later call."""
+    def _look_again(self, params: Any, args: Any) -> bool:
+        """Whether a check was made that data may fail; they are looked at then, as those of the first call were."""
+        if all(check.data is None for check in list(self.checks.values())):
+            return False
+        check = self.checks.get(signature_of((params, args)))
+        if check is None or check.data is None:
+            return False
         leaves = [x for x in jax.tree.leaves(args) if is_array(x)]
-        if _has_known_data.get() and not is_concrete(leaves):
-            return
-        if not is_concrete(leaves) or fingerprint(leaves) not in (check.data or ()):
+        if is_concrete(leaves):
+            if fingerprint(leaves) not in check.data:
+                self._look(check, params, args)
+        elif not _has_known_data.get():
             self._look(check, params, args)
+        return True
 
     def _known(self, params: Any, args: Any) -> tuple[tuple[Any, Any], bool]:
         """Values at which to search, and whether the arguments are those of the call."""
-        shown = self._values or (params, args)
+        shown = self._now.values or (params, args)
         is_known = is_concrete(shown[1]) or _has_known_data.get()
         example = self.examples[0] if self.examples else (None, None)
         known = [concrete_tree(t, e) for t, e in zip(shown, example, strict=True)]

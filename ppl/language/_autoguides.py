@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import threading
 from typing import Any
 
 import jax
@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpyro.handlers
 from numpyro.infer.autoguide import AutoGuide
 
+from .._quiet import quiet
 from ._keywords import parted, told_of_nan
 
+# One for all autoguides, since those of an AutoGuideList are guides of their own; held while a model is traced, outside of JAX.
+_setting_up = threading.RLock()
 _NUM_LOOKS = 10  # draws of the prior, when NumPyro has found no place to start from
 
 
@@ -21,27 +24,31 @@ def set_up(program: Any, key: Any, args: Any) -> None:
     Raises:
         ValueError: there is no place to start from; the message names the site.
     """
-    if _is_new(program):
-        positional, keywords = parted(args)
-        try:
-            with numpyro.handlers.block(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*Out-of-support")  # then there is no place
-                numpyro.handlers.seed(program.fn, rng_seed=key)(*positional, **keywords)
-        except (RuntimeError, ValueError) as err:  # NumPyro's, which name no site
-            reason = _reason(type(program)(program.fn.model), args)
-            if reason is None:
-                raise
-            raise ValueError(
-                f"{type(program.fn).__name__} finds no place to start: {reason}"
-            ) from err
+    if not isinstance(program.fn, AutoGuide):
+        return
+    with _setting_up:  # a guide is no longer new before it is ready
+        if _is_new(program):
+            _meet_model(program, key, args)
+
+
+def _meet_model(program: Any, key: Any, args: Any) -> None:
+    positional, keywords = parted(args)
+    try:
+        # There is no place to start where NumPyro warns of values out of the support.
+        with numpyro.handlers.block(), quiet("Out-of-support"):
+            numpyro.handlers.seed(program.fn, rng_seed=key)(*positional, **keywords)
+    except (RuntimeError, ValueError) as err:  # NumPyro's, which name no site
+        reason = _reason(type(program)(program.fn.model), args)
+        if reason is None:
+            raise
+        raise ValueError(f"{type(program.fn).__name__} finds no place to start: {reason}") from err
 
 
 def _reason(model: Any, args: Any) -> str | None:
     """The first site that has no finite log-density where the prior draws, and what is wrong with it."""
     for key in jax.random.split(jax.random.key(0), _NUM_LOOKS):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # NumPyro's, of what is said here
+            with quiet():  # NumPyro's, of what is said here
                 trace = model.simulate(key, *args)
         except ValueError as err:
             return str(err) + told_of_nan(args)

@@ -97,6 +97,16 @@ class Recorder(Messenger, abc.ABC):
         self.frames[0].state = trace_state()
         return self
 
+    def __exit__(self, kind: Any, err: Any, traceback: Any) -> None:
+        inside = handler_stack()[handler_stack().index(self) + 1 :] if kind is None else []
+        if inside:
+            names = [getattr(h, "name", None) or type(h).__name__ for h in inside]
+            raise RuntimeError(
+                f"The program has returned, but plates or handlers that it has entered are still open: {names}, by __enter__ or "
+                "in a generator that was not read to its end. Use them in a with statement of the program's own."
+            )
+        super().__exit__(kind, err, traceback)
+
     # What a final class decides.
 
     @abc.abstractmethod

@@ -79,6 +79,12 @@ def _():
     assert c.handler_stack() == []
 
 
+@row("numpyro_stack")
+def _():
+    with handlers.block() as _, handlers.seed(rng_seed=0):
+        assert list(c.numpyro_stack()) == c.handler_stack() and len(c.handler_stack()) == 2
+
+
 @row("apply_stack")
 def _():
     class Answer(numpyro.primitives.Messenger):
