@@ -47,7 +47,7 @@ def mixture(x):
 
 
 def calls():
-    """name -> a call of a number; what they share is made here."""
+    """Name -> a call of a number; what they share is made here."""
     objective = inference.elbo(line, line_guide)
     train = lambda objective, key: inference.fit(
         objective, optax.adam(0.05), (X, Y), num_steps=5, key=key, progress=False, k_hat="skip"
@@ -95,7 +95,9 @@ def calls():
         "fit, autoguide": lambda i: train(inference.elbo(line, AutoNormal(line)), key(i)).params,
         "value_and_grad": lambda i: objective.value_and_grad(params(i), key(i), rows(i), rows(i)),
         "expectation": lambda i: cost.value_and_grad(0.1 + 0.02 * i, key(i)),
-        "smc": lambda i: inference.smc(drift, key(i), SERIES[: 4 + i % 3], num_particles=16).log_evidence,
+        "smc": lambda i: (
+            inference.smc(drift, key(i), SERIES[: 4 + i % 3], num_particles=16).log_evidence
+        ),
         "eliminate, normal": lambda i: (
             level.posterior(key(i), {}, SERIES + i)["level"],
             level.log_density({}, SERIES + i),
