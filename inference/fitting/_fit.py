@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
 
@@ -37,11 +36,11 @@ from ._defaults import (
 from ._fit_result import Fit
 from ._initial import initial_params
 from ._loop import Carry, Config, initial_carry, strong
-from ._optimizer import FROZEN, is_optimizer, make_optimizer
+from ._optimizer import FROZEN, apply, is_optimizer, make_optimizer
 from ._train import Plan, Training
 from .data import is_iterable_of_batches, make_source
 from .stationarity import Averaging, averaged, noise_shares, summary
-from .storage import fingerprint, load
+from .storage import Run, check_writable, describe, fingerprint, load
 
 _MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
 
@@ -65,6 +64,7 @@ def fit(
     callback_every: int = 100,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 1000,
+    resume: Literal["same", "changed"] = "same",
     mesh: Mesh | None = None,
     prefetch: int = 2,
     progress: bool = True,
@@ -132,6 +132,9 @@ def fit(
             stateful one). The arguments' values are compared with those before; an iterable's are not. Of several processes the
             first writes it and all read it: the path lies on a file system that they share.
         checkpoint_every: steps between checkpoints.
+        resume: what may go on from the checkpoint. "same": the run that wrote it, of more steps perhaps; other programs,
+            objectives, optimisers, starts, keys and data are refused by name. "changed": any whose parameters and states have the
+            same names and shapes; step number, optimiser's state and history go on.
         mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
             iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device
             up to rounding.
@@ -181,6 +184,7 @@ def fit(
         callback_every,
         checkpoint_every,
         prefetch,
+        resume,
     )
     if num_steps == 0 and params is None:
         raise ValueError(
@@ -203,6 +207,7 @@ def fit(
         check_objective_observed("fit", objective, init_args)
     params = initial_params(scaled, params, keys, num_seeds, init_args)
     one: Any = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
+    is_given = optimizer is not None
     if optimizer is None:
         optimizer = default_optimizer(one, None if average == "stationary" else num_steps)
         reasons |= {"optimizer": RATES}
@@ -232,8 +237,23 @@ def fit(
         run["callbacks with a state"] = labels(callbacks)
     if checkpoint is not None and isinstance(args, tuple):
         run["values of args (hashes)"] = fingerprint(source.split.arrays(args))
+    if checkpoint is not None:
+        own = make_optimizer(optimizer, one)
+        run["belongs to"] = describe(
+            Run(
+                objective=scaled,
+                params=one,
+                state=carry.state
+                if num_seeds is None
+                else jax.tree.map(lambda x: x[0], carry.state),
+                args=init_args,
+                update=(lambda *now: apply(own, *now, 1.0)) if is_given else None,
+                opt_state=own.transform.init(one),
+                start={"params": carry.params, "opt_state": carry.opt_state, "state": carry.state},
+            )
+        )
     carry, step, values, stopped, loader = _resume(
-        checkpoint, carry, run, num_steps, num_seeds, with_state(callbacks)
+        checkpoint, carry, run, num_steps, num_seeds, with_state(callbacks), resume
     )
     stored_args = args if isinstance(args, tuple) else None
 
@@ -347,6 +367,7 @@ def _check_values(
     callback_every,
     checkpoint_every,
     prefetch,
+    resume,
 ):
     problems = []
     counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
@@ -368,6 +389,8 @@ def _check_values(
         problems.append(f"'k_hat' must be 'warn' or 'skip'; got {k_hat!r}")
     if unobserved not in ("raise", "allow"):
         problems.append(f"'unobserved' must be 'raise' or 'allow'; got {unobserved!r}")
+    if resume not in ("same", "changed"):
+        problems.append(f"'resume' must be 'same' or 'changed'; got {resume!r}")
     if problems:
         raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
 
@@ -395,16 +418,17 @@ def _resume(
     num_steps: int | None,
     num_seeds: int | None,
     callbacks: list[Any],
+    resume: Literal["same", "changed"],
 ):
     """(carry, step, values, whether a callback had ended the run, state of the loader) to begin with."""
     seeds = () if num_seeds is None else (num_seeds,)
     empty = np.zeros((0, *seeds), jnp.result_type(float))
     if checkpoint is None:
         return carry, 0, empty, False, None
-    if not Path(checkpoint).exists():
-        Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.exists(checkpoint):
+        check_writable(checkpoint)
         return carry, 0, empty, False, None
-    found = load(checkpoint, carry, run, [c.get_state(carry.params) for c in callbacks])
+    found = load(checkpoint, carry, run, [c.get_state(carry.params) for c in callbacks], resume)
     if num_steps is not None and found.step > num_steps:
         raise ValueError(
             f"Checkpoint '{os.fspath(checkpoint)}' is already at step {found.step}, beyond num_steps={num_steps}. Ask for more "

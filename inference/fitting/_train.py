@@ -12,6 +12,7 @@ import contextlib
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -202,8 +203,15 @@ class Training:
         contents = Checkpoint(
             self._step, self._carry, values, self._plan.run, stopped, states, loader
         )
-        save(self._plan.checkpoint, contents)
-        self._saved = self._step
+        try:
+            save(self._plan.checkpoint, contents)
+        except OSError as err:
+            warnings.warn(
+                f"fit: no checkpoint of step {self._step} was written. {err} The run goes on, and its fit is returned.",
+                stacklevel=4,
+            )
+        else:
+            self._saved = self._step
 
     def _data_ended(self) -> str:
         num_steps = self._plan.num_steps

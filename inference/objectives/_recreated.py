@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from ...ppl._checks import told_what_is_missing
 
 
 class Recipe(NamedTuple):
-    """A call of a function that can be found by its names."""
+    """A call of a function that can be found by its names, with the defaults of its arguments."""
 
     module: str
     name: str
@@ -31,8 +32,11 @@ def recreated[F: Callable[..., Any]](factory: F) -> F:
 
     @functools.wraps(factory)
     def remembered(*args: Any, **kwargs: Any) -> Any:
-        recipe = Recipe(factory.__module__, factory.__qualname__, args, kwargs)
-        return dataclasses.replace(make(*args, **kwargs), recipe=recipe)
+        made = make(*args, **kwargs)
+        call = inspect.signature(factory, follow_wrapped=False).bind(*args, **kwargs)
+        call.apply_defaults()
+        recipe = Recipe(factory.__module__, factory.__qualname__, call.args, call.kwargs)
+        return dataclasses.replace(made, recipe=recipe)
 
     return remembered  # pyright: ignore[reportReturnType]
 

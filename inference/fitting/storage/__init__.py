@@ -7,6 +7,8 @@ from ._checkpoint import (
     save as save,
 )
 from ._exported import export_fit as export_fit
+from ._replacing import check_writable as check_writable
+from ._run import Run as Run, describe as describe
 from ._saved import load_fit as load_fit, save_fit as save_fit
 
 __all__: list[str] = []

@@ -1,50 +1,58 @@
-"""One file of arrays by name and a header: a NumPy archive, written whole or not at all.
+"""One file of arrays by name and a header: a NumPy archive, written whole or not at all, and read with suspicion.
 
-The header is JSON in the entry `header`. `numpy.load` opens the file, and `json.loads(str(file["header"]))` says what is in it.
+The header is JSON in the entry `header`; `digest` is a hash of all other entries. `numpy.load` opens the file, and
+`json.loads(str(file["header"]))` says what is in it.
+
+Read is only what such a file can be: entries that are not compressed, so that nothing takes more memory than the file has bytes;
+arrays of numbers, never pickled objects; those that the header lists, with the digest that they had.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import hashlib
+import io
 import json
+import math
 import os
-import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._replacing import replacing
+
+_STARTS = {
+    b"PK": "a damaged or foreign archive",
+    b"\x93NUMPY": "a single NumPy array",
+    b"\x89HDF": "an HDF5 or netCDF file",
+    b"\x80": "a pickle, which is never read",
+}
+
+
+class _Damaged(Exception):
+    """What is wrong with the content of a file."""
+
 
 def write(path: str | os.PathLike, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write an archive, whole or not at all."""
-    with _replacing(path) as file:
-        np.savez(file, header=np.array(json.dumps(header)), **arrays)
+    """Write an archive, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is unchanged.
+    """
+    text = json.dumps({**header, "entries": sorted(arrays)})
+    entries = {"header": np.array(text), **{name: np.asarray(x) for name, x in arrays.items()}}
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **entries, digest=_digest(entries))
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Write a file, whole or not at all."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
-
-
-@contextlib.contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """A temporary file in the same folder, renamed at the end, so that `path` is the old file or the new one."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read(
@@ -53,24 +61,106 @@ def read(
     """The header and the arrays of a file that is `what` and has this format.
 
     Raises:
-        ValueError: it is not.
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+        ValueError: it is something else, or damaged.
     """
     name = os.fspath(path)
+    head = b""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {entry: archive[entry] for entry in archive.files}
-        header = json.loads(str(arrays.pop("header")))
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise _Damaged("it is a directory" if os.path.isdir(path) else "it is no regular file")
+        with open(path, "rb") as file:
+            head = file.read(16)
+            entries = _entries(file)
+        if "header" not in entries:
+            raise _Damaged("it has no header")
+        header = json.loads(str(entries["header"]))
         found = header["format"]
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, TypeError) as err:
+        if found == file_format:
+            _check(header, entries)
+    except Exception as err:  # zipfile, zlib, NumPy and JSON have many of their own
+        if isinstance(err, OSError) and err.errno not in (None, errno.EINVAL):  # a seek to nowhere
+            raise type(err)(
+                f"'{name}' cannot be read as a {what}: {err.strerror}. Give the path of one."
+            ) from err
+        reason = str(err) if isinstance(err, _Damaged) else _kind(head)
         raise ValueError(
-            f"'{name}' is no {what} ({type(err).__name__}: {err}). Delete it or choose another path."
+            f"'{name}' is no {what}: {reason}. Delete it or choose another path."
         ) from err
     if found != file_format:
         raise ValueError(
             f"'{name}' has the format {found!r}; what is read here is a {what} of format {file_format!r}. Give the path of one, "
             "or write it anew with this version."
         )
-    return header, arrays
+    return header, {n: x for n, x in entries.items() if n not in ("header", "digest")}
+
+
+def _entries(file: IO[bytes]) -> dict[str, np.ndarray]:
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        infos = archive.infolist()
+        for info in infos:
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise _Damaged(f"its entry '{info.filename}' is compressed")
+        if (declared := sum(info.file_size for info in infos)) > size:
+            raise _Damaged(f"its entries claim {declared:,} bytes, and the file has {size:,}")
+        found = {info.filename.removesuffix(".npy"): archive.read(info) for info in infos}
+    if len(found) < len(infos):
+        raise _Damaged("an entry is there twice")
+    return {name: _array(name, raw) for name, raw in found.items()}
+
+
+def _array(name: str, raw: bytes) -> np.ndarray:
+    """An array in the format .npy; the size that it claims is compared before anything is made of it."""
+    stream = io.BytesIO(raw)
+    npy = np.lib.format
+    is_first = npy.read_magic(stream) == (1, 0)
+    parse = npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0
+    shape, is_fortran, dtype = parse(stream)
+    if dtype.hasobject:
+        raise _Damaged(f"its entry '{name}' holds Python objects, which are never read")
+    if math.prod(shape) * dtype.itemsize != len(raw) - stream.tell():
+        raise _Damaged(f"its entry '{name}' claims the shape {shape}, and has other bytes")
+    if not math.prod(shape):
+        return np.zeros(shape, dtype)
+    flat = np.frombuffer(raw, dtype, offset=stream.tell())
+    return flat.reshape(shape, order="F" if is_fortran else "C").copy()
+
+
+def _check(header: Mapping[str, Any], entries: Mapping[str, np.ndarray]) -> None:
+    own = {"header", "digest"}
+    if "digest" not in entries or "entries" not in header:
+        raise _Damaged("it has no digest; an older version wrote it")
+    listed, there = set(header["entries"]), set(entries) - own
+    if extra := sorted(there - listed):
+        raise _Damaged(f"it has entries that do not belong to it, {extra}")
+    if missing := sorted(listed - there):
+        raise _Damaged(f"its entries {missing} are missing")
+    content = {name: x for name, x in entries.items() if name != "digest"}
+    if not np.array_equal(_digest(content), entries["digest"]):
+        raise _Damaged("its content has changed since it was written")
+
+
+def _digest(entries: Mapping[str, np.ndarray]) -> np.ndarray:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(entries):
+        x = np.ascontiguousarray(entries[name])
+        digest.update(f"{name} {x.dtype.str} {entries[name].shape};".encode())
+        if x.size:
+            digest.update(x.reshape(-1).view(np.uint8).data)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _kind(head: bytes) -> str:
+    """What a file is that begins like this, in words."""
+    if not head:
+        return "it is empty"
+    for start, kind in _STARTS.items():
+        if head.startswith(start):
+            return f"it is {kind}"
+    is_text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
+    return "it is text" if is_text else "it is of another kind"
 
 
 def to_raw(leaf: Any) -> np.ndarray:

@@ -13,8 +13,9 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,10 @@ import numpy as np
 
 from ..data import LoaderState
 from ._archive import from_raw, read, to_raw, write
+from ._run import changes
 
-_FORMAT = 4  # 2: the run knows the values of its data; 3: callbacks have states; 4: where the loader's state is from
+# 2: the run knows the values of its data; 3: callbacks have states; 4: where the loader's state is from; 5: its programs
+_FORMAT = 5
 
 
 class Checkpoint(NamedTuple):
@@ -33,7 +36,8 @@ class Checkpoint(NamedTuple):
         step: number of completed steps.
         carry: pytree of everything that the next step reads.
         values: the objective's value at each completed step, in nats.
-        run: description of the run, JSON; a checkpoint resumes only a run with the same description.
+        run: description of the run, JSON; a checkpoint resumes only a run with the same description. What `describe` found is
+            in "belongs to".
         stopped: whether a callback ended the run.
         callbacks: states of the callbacks that have one, in their order.
         loader: `LoaderState` of the loader of batches; None if it has none.
@@ -74,18 +78,24 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
 
 
 def load(
-    path: str | os.PathLike, carry: Any, run: dict[str, Any], callbacks: Sequence[Any] = ()
+    path: str | os.PathLike,
+    carry: Any,
+    run: dict[str, Any],
+    callbacks: Sequence[Any] = (),
+    resume: Literal["same", "changed"] = "same",
 ) -> Checkpoint:
     """Read the checkpoint at `path` into the structures of `carry` and of the callbacks' states.
 
     Raises:
-        ValueError: if the file is no checkpoint, or belongs to a run with other parameters, optimiser, key, data or callbacks'
-            states; the message lists every difference.
+        FileNotFoundError: there is no file.
+        OSError: it cannot be read.
+        ValueError: the file is no checkpoint, or its arrays have other names, shapes or types; or, where `resume` is "same", it
+            belongs to a run with other programs, optimiser, key, data or callbacks' states. The message lists every difference.
     """
     header, arrays = read(path, "checkpoint of fit", _FORMAT)
     run = {**run, "callbacks": [str(jax.tree.structure(state)) for state in callbacks]}
     header["run"]["callbacks"] = header["callbacks"]
-    _check_fits(path, header, carry, run)
+    _check_fits(path, header, carry, run, resume)
     leaves = [
         jnp.asarray(from_raw(arrays[f"leaf_{i}"], leaf.dtype))
         for i, leaf in enumerate(jax.tree.leaves(carry))
@@ -140,25 +150,46 @@ def _hash(array: Any) -> str:
     return hashlib.blake2b(raw.view(np.uint8).data if raw.size else b"", digest_size=8).hexdigest()
 
 
-def _check_fits(path: Any, header: dict, carry: Any, run: dict[str, Any]) -> None:
+def _check_fits(path: Any, header: dict, carry: Any, run: dict[str, Any], resume: str) -> None:
     leaves, names = _flatten(carry)
     now = {
         name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in zip(names, leaves, strict=True)
     }
     was = {leaf["name"]: f"{leaf['dtype']}{leaf['shape']}" for leaf in header["leaves"]}
-    was |= {f"argument '{name}'": json.dumps(value) for name, value in header["run"].items()}
-    now |= {f"argument '{name}'": json.dumps(value) for name, value in run.items()}
-    differences = [
+    lines, others = _differences(was, now), []
+    always = ["callbacks", "callbacks with a state"]  # read into what these are now
+    compared = always if resume == "changed" else dict.fromkeys([*header["run"], *run])
+    as_text = lambda found: {
+        f"argument '{name}'": json.dumps(found[name], sort_keys=True)
+        for name in compared
+        if name in found and name != "belongs to"
+    }
+    lines += _differences(as_text(header["run"]), as_text(run))
+    if resume == "same" and {"belongs to"} <= {*header["run"]} & {*run}:
+        more, others = changes(header["run"]["belongs to"], run["belongs to"])
+        lines += more
+    libraries = f" ({'; '.join(others)})" if others else ""
+    if lines:
+        raise ValueError(
+            f"Checkpoint '{os.fspath(path)}' belongs to another run{libraries}:\n"
+            + "\n".join(lines)
+            + "\nRepeat the call that wrote it, or choose another path (or delete the file) to start anew. To go on from it all "
+            "the same, with parameters and states of these names and shapes, say resume='changed'."
+        )
+    if others:
+        warnings.warn(
+            f"Checkpoint '{os.fspath(path)}' was written by {'; '.join(others)}. Sites, shapes and options are the same; whether "
+            "the computations are, was not compared.",
+            stacklevel=5,
+        )
+
+
+def _differences(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [
         f"{name}: {was.get(name, 'absent')} in the checkpoint, {now.get(name, 'absent')} now"
         for name in dict.fromkeys([*was, *now])
         if was.get(name) != now.get(name)
     ]
-    if differences:
-        raise ValueError(
-            f"Checkpoint '{os.fspath(path)}' belongs to another run:\n"
-            + "\n".join(differences)
-            + "\nRepeat the call that wrote it, or choose another path (or delete the file) to start anew."
-        )
 
 
 def _flatten(carry: Any) -> tuple[list[Any], list[str]]:

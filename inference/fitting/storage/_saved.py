@@ -18,7 +18,7 @@ from ._archive import from_raw, read, to_raw, write
 from ._skeleton import as_skeleton, from_skeleton
 from ._structure import differences, structure, versions
 
-_FORMAT = "fit 2"
+_FORMAT = "fit 3"
 _AVERAGING = ("start", "count", "spread", "error", "r_hat")
 
 
@@ -124,7 +124,7 @@ def _state(objective: Any, params: Any, example: tuple) -> Any:
 
 def _check_structure(name: str, header: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     was, current = header["versions"], versions()
-    others = [f"{n} {was[n]}, now {current[n]}" for n in was if was[n] != current.get(n)]
+    others = [f"{n} {was.get(n)}, now {current[n]}" for n in current if was.get(n) != current[n]]
     lines = differences(header["structure"], now, hashes=not others)
     if lines:
         raise ValueError(

@@ -8,32 +8,26 @@ other operations.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ....ppl._compat import ClosedJaxpr, Literal
-from ....ppl.jaxprs import needed
 from ....ppl.language import Program
 from ..._arguments import Arguments, shapes
+from ._digest import digests
 
 _LIBRARIES = "lapilli", "jax", "numpyro"
-_ADDRESS = re.compile(
-    r"0x[0-9a-f]+"
-)  # of Python functions, in the parameters of custom derivatives
+_HASHES = "2"  # 2: of what is computed, not of how it is written down
 _PLAIN = bool | int | float | str | None
 
 
-def versions() -> dict[str, str]:
-    """Library -> version."""
-    found = {}
-    for name in _LIBRARIES:
+def versions(*more: str) -> dict[str, str]:
+    """Library -> version, of those that make the computations of programs, and of `more`."""
+    found = {"hashes of lapilli": _HASHES}
+    for name in (*_LIBRARIES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -41,8 +35,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def structure(objective: Any, params: Any, args: tuple) -> dict[str, Any]:
-    """The objective's options, its programs' sites and its parameters; `args` are arguments or their shapes.
+def structure(objective: Any, params: Any, args: tuple | None) -> dict[str, Any]:
+    """The objective's options, its programs' sites and its parameters; `args` are arguments or their shapes, None for no sites.
 
     Returns:
         "objective": option -> value. "params": name -> shapes. "model" and "guide", if there are: site -> [words, hash].
@@ -60,13 +54,15 @@ def structure(objective: Any, params: Any, args: tuple) -> dict[str, Any]:
     }
     for which in ("model", "guide"):
         program = getattr(objective, which, None)
-        if isinstance(program, Program):
+        if isinstance(program, Program) and args is not None:
             found[which] = _sites(program, params, args)
     return found
 
 
-def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, hashes: bool) -> list[str]:
-    """One line for each thing that differs; with `hashes`, also where only numbers of a site's law do."""
+def differences(
+    was: Mapping[str, Any], now: Mapping[str, Any], *, hashes: bool, file: str = "file"
+) -> list[str]:
+    """One line for each thing that differs; with `hashes`, also where only numbers of a site's law do. `file`: what it is."""
     lines = []
     for part in dict.fromkeys([*was, *now]):
         old, new = was.get(part, {}), now.get(part, {})
@@ -81,7 +77,7 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, hashes: bool)
                     break  # the sites after it read its value
             if before != after:
                 as_text = lambda x: x[0] if isinstance(x, list) else x
-                lines.append(f"{label}: {as_text(before)} in the file, {as_text(after)} now")
+                lines.append(f"{label}: {as_text(before)} in the {file}, {as_text(after)} now")
     return lines
 
 
@@ -94,14 +90,14 @@ def _constraint(constraint: Any) -> list[str]:
 
 
 def _options(objective: Any) -> dict[str, Any]:
-    options = {"name": objective.name, "direction": objective.direction}
+    recipe = getattr(objective, "recipe", None)
+    options = {} if recipe is None else dict(recipe.kwargs)
+    options |= {"name": objective.name, "direction": objective.direction}
     if dataclasses.is_dataclass(objective):
         options |= {
-            f.name: value
-            for f in dataclasses.fields(objective)
-            if f.repr and _is_plain(value := getattr(objective, f.name))
+            f.name: getattr(objective, f.name) for f in dataclasses.fields(objective) if f.repr
         }
-    return options
+    return {k: v for k, v in options.items() if k != "check_jumps" and _is_plain(v)}
 
 
 def _is_plain(value: Any) -> bool:
@@ -119,51 +115,17 @@ def _sites(program: Any, params: Any, args: tuple) -> dict[str, Any]:
         infos.update(trace.sites)
         return {**trace.log_probs, **trace.deterministic}
 
-    closed, out = jax.make_jaxpr(run, return_shape=True)(params, split.arrays(args))
-    numbers = jax.tree.unflatten(jax.tree.structure(out), range(len(closed.jaxpr.outvars)))
+    hashes = hashed(run, params, split.arrays(args))
     found = {}
     for name, info in infos.items():
         batch = [f"{d or '?'}={n}" for d, n in zip(info.dims, info.batch_shape, strict=True)]
         words = f"{info.kind} {info.distribution}, batch [{', '.join(batch)}], event {list(info.event_shape)}"
-        found[name] = [words, _hash(closed, numbers[name]) if name in numbers else ""]
+        found[name] = [words, hashes.get(name, "")]
     return found
 
 
-def _hash(closed: ClosedJaxpr, number: int) -> str:
-    """Of what computes an output, whatever its variables are called."""
-    eqns, live = needed(closed.jaxpr.eqns, [closed.jaxpr.outvars[number]])
-    names: dict[Any, int] = {}
-    digest = hashlib.blake2b(digest_size=12)
-    consts = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    known = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
-    for variable in known:
-        if variable in live:
-            digest.update(f"{variable.aval} {len(names)};".encode())
-            names[variable] = len(names)
-            if variable in consts:
-                digest.update(_bytes(consts[variable]))
-    for eqn in eqns:
-        read = [f"{v.val!r}" if isinstance(v, Literal) else names[v] for v in eqn.invars]
-        digest.update(f"{eqn.primitive} {read} {_ADDRESS.sub('', str(eqn.params))};".encode())
-        for const in _inner_consts(eqn.params.values()):
-            digest.update(_bytes(const))
-        names |= {v: len(names) + i for i, v in enumerate(eqn.outvars)}
-    return digest.hexdigest()
-
-
-def _inner_consts(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, tuple | list):
-            yield from _inner_consts(value)
-        elif isinstance(value, ClosedJaxpr):
-            yield from value.consts
-            for eqn in value.jaxpr.eqns:
-                yield from _inner_consts(eqn.params.values())
-
-
-def _bytes(const: Any) -> bytes:
-    if not hasattr(const, "dtype"):
-        return repr(const).encode()
-    if jax.dtypes.issubdtype(const.dtype, jax.dtypes.prng_key):
-        const = jax.random.key_data(const)
-    return np.ascontiguousarray(np.asarray(const)).tobytes()
+def hashed(fn: Callable[..., Any], *args: Any) -> Any:
+    """What `fn` returns, with a hash of its computation in the place of each array; `args` are arrays or their shapes."""
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+    inputs = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(args)]
+    return jax.tree.unflatten(jax.tree.structure(out), digests(closed, inputs))

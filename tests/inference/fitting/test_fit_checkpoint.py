@@ -98,7 +98,9 @@ def test_a_nonfinite_step_leaves_the_last_good_state_in_the_checkpoint(tmp_path)
     path = tmp_path / "run.ckpt"
     with pytest.raises(NonFiniteError):
         run(Objective(break_at=("gradient", (4,))), checkpoint=path)
-    assert_same_fit(run(), run(checkpoint=path))
+    with pytest.raises(ValueError, match="objective: another computation of its step"):
+        run(checkpoint=path)
+    assert_same_fit(run(), run(checkpoint=path, resume="changed"))
 
 
 @pytest.mark.parametrize(

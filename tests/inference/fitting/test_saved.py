@@ -17,6 +17,7 @@ from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting.stationarity import Averaging
+from lapilli.inference.fitting.storage import _archive
 
 KEY = jax.random.key(0)
 X = np.linspace(-1.0, 1.0, 6, dtype=np.float32)
@@ -244,10 +245,8 @@ def test_rows_of_the_fit_are_not_exported_for_others(tmp_path):
 
 
 def with_header(path, new, **changes):
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    header = json.loads(str(arrays.pop("header"))) | changes
-    np.savez(new, header=json.dumps(header), **arrays)
+    header, arrays = _archive.read(path, "file", "fit 3")
+    _archive.write(new, header | changes, arrays)
 
 
 def test_other_versions_are_warned_of(saved, tmp_path):
@@ -267,10 +266,9 @@ def test_other_versions_are_warned_of(saved, tmp_path):
 
 
 def test_numbers_of_another_width_are_refused(saved, tmp_path):
-    with np.load(saved[1]) as file:
-        arrays = {name: file[name] for name in file.files}
+    header, arrays = _archive.read(saved[1], "file", "fit 3")
     arrays["params/loc"] = arrays["params/loc"].astype(np.float64)
-    np.savez(tmp_path / "wide.npz", **arrays)
+    _archive.write(tmp_path / "wide.npz", header, arrays)
     with pytest.raises(ValueError, match="params/loc: float64 in the file, float32 now"):
         inference.Fit.load(tmp_path / "wide.npz", bound())
 
@@ -280,7 +278,7 @@ def test_what_is_no_saved_fit_is_refused(saved, tmp_path):
     with pytest.raises(ValueError, match="is no file of Fit.save.*header"):
         inference.Fit.load(tmp_path / "other.npz", bound())
     with_header(saved[1], tmp_path / "old.npz", format="fit 0")
-    with pytest.raises(ValueError, match="has the format 'fit 0'.*'fit 2'"):
+    with pytest.raises(ValueError, match="has the format 'fit 0'.*'fit 3'"):
         inference.Fit.load(tmp_path / "old.npz", bound())
 
 
