@@ -210,8 +210,7 @@ class Training:
                 f"fit: no checkpoint of step {self._step} was written. {err} The run goes on, and its fit is returned.",
                 stacklevel=4,
             )
-        else:
-            self._saved = self._step
+        self._saved = self._step  # or tried
 
     def _data_ended(self) -> str:
         num_steps = self._plan.num_steps

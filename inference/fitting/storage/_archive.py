@@ -26,15 +26,10 @@ import numpy as np
 from ._replacing import replacing
 
 _STARTS = {
-    b"PK": "a damaged or foreign archive",
     b"\x93NUMPY": "a single NumPy array",
     b"\x89HDF": "an HDF5 or netCDF file",
     b"\x80": "a pickle, which is never read",
 }
-
-
-class _Damaged(Exception):
-    """What is wrong with the content of a file."""
 
 
 def write(path: str | os.PathLike, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
@@ -65,30 +60,27 @@ def read(
         OSError: it cannot be read.
         ValueError: it is something else, or damaged.
     """
-    name = os.fspath(path)
-    head = b""
+    name, cause = os.fspath(path), None
+    header, entries = {}, {}
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise _Damaged("it is a directory" if os.path.isdir(path) else "it is no regular file")
-        with open(path, "rb") as file:
-            head = file.read(16)
-            entries = _entries(file)
-        if "header" not in entries:
-            raise _Damaged("it has no header")
-        header = json.loads(str(entries["header"]))
-        found = header["format"]
-        if found == file_format:
-            _check(header, entries)
+        fault = _kind(path)
+        if fault is None:
+            with open(path, "rb") as file:
+                fault, entries = _entries(file)
+        if fault is None:
+            header = json.loads(str(entries["header"]))
+            fault = _fault(header, entries) if header["format"] == file_format else None
     except Exception as err:  # zipfile, zlib, NumPy and JSON have many of their own
         if isinstance(err, OSError) and err.errno not in (None, errno.EINVAL):  # a seek to nowhere
             raise type(err)(
                 f"'{name}' cannot be read as a {what}: {err.strerror}. Give the path of one."
             ) from err
-        reason = str(err) if isinstance(err, _Damaged) else _kind(head)
+        fault, cause = "it is a damaged or foreign archive", err
+    if fault is not None:
         raise ValueError(
-            f"'{name}' is no {what}: {reason}. Delete it or choose another path."
-        ) from err
-    if found != file_format:
+            f"'{name}' is no {what}: {fault}. Delete it or choose another path."
+        ) from cause
+    if (found := header["format"]) != file_format:
         raise ValueError(
             f"'{name}' has the format {found!r}; what is read here is a {what} of format {file_format!r}. Give the path of one, "
             "or write it anew with this version."
@@ -96,50 +88,70 @@ def read(
     return header, {n: x for n, x in entries.items() if n not in ("header", "digest")}
 
 
-def _entries(file: IO[bytes]) -> dict[str, np.ndarray]:
-    size = os.fstat(file.fileno()).st_size
+def _kind(path: str | os.PathLike) -> str | None:
+    """What a file is that is no archive, in words; None for an archive."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "it is a directory" if os.path.isdir(path) else "it is no regular file"
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head.startswith(b"PK"):
+        return None
+    if not head:
+        return "it is empty"
+    for start, kind in _STARTS.items():
+        if head.startswith(start):
+            return f"it is {kind}"
+    is_text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
+    return "it is text" if is_text else "it is of another kind"
+
+
+def _entries(file: IO[bytes]) -> tuple[str | None, dict[str, np.ndarray]]:
+    """What is wrong with the archive, or None; and its arrays."""
+    size, found = os.fstat(file.fileno()).st_size, {}
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
-        for info in infos:
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise _Damaged(f"its entry '{info.filename}' is compressed")
+        packed = [i.filename for i in infos if i.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            return f"its entries {packed} are compressed", {}
         if (declared := sum(info.file_size for info in infos)) > size:
-            raise _Damaged(f"its entries claim {declared:,} bytes, and the file has {size:,}")
-        found = {info.filename.removesuffix(".npy"): archive.read(info) for info in infos}
-    if len(found) < len(infos):
-        raise _Damaged("an entry is there twice")
-    return {name: _array(name, raw) for name, raw in found.items()}
+            return f"its entries claim {declared:,} bytes, and it has {size:,}", {}
+        if len({info.filename for info in infos}) < len(infos):
+            return "it has entries twice", {}
+        for info in infos:
+            name, raw = info.filename.removesuffix(".npy"), archive.read(info)
+            array = _array(raw)
+            if array is None:
+                return f"its entry '{name}' is no array of numbers of the size that it claims", {}
+            found[name] = array
+    return (None if "header" in found else "it has no header"), found
 
 
-def _array(name: str, raw: bytes) -> np.ndarray:
-    """An array in the format .npy; the size that it claims is compared before anything is made of it."""
-    stream = io.BytesIO(raw)
-    npy = np.lib.format
+def _array(raw: bytes) -> np.ndarray | None:
+    """An array in the format .npy; None if it would hold Python objects or claims another size than there are bytes."""
+    stream, npy = io.BytesIO(raw), np.lib.format
     is_first = npy.read_magic(stream) == (1, 0)
     parse = npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0
     shape, is_fortran, dtype = parse(stream)
-    if dtype.hasobject:
-        raise _Damaged(f"its entry '{name}' holds Python objects, which are never read")
-    if math.prod(shape) * dtype.itemsize != len(raw) - stream.tell():
-        raise _Damaged(f"its entry '{name}' claims the shape {shape}, and has other bytes")
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(raw) - stream.tell():
+        return None
     if not math.prod(shape):
         return np.zeros(shape, dtype)
     flat = np.frombuffer(raw, dtype, offset=stream.tell())
     return flat.reshape(shape, order="F" if is_fortran else "C").copy()
 
 
-def _check(header: Mapping[str, Any], entries: Mapping[str, np.ndarray]) -> None:
-    own = {"header", "digest"}
+def _fault(header: Mapping[str, Any], entries: Mapping[str, np.ndarray]) -> str | None:
+    """What is not as it was written; None if all is."""
+    there = set(entries) - {"header", "digest"}
     if "digest" not in entries or "entries" not in header:
-        raise _Damaged("it has no digest; an older version wrote it")
-    listed, there = set(header["entries"]), set(entries) - own
-    if extra := sorted(there - listed):
-        raise _Damaged(f"it has entries that do not belong to it, {extra}")
-    if missing := sorted(listed - there):
-        raise _Damaged(f"its entries {missing} are missing")
+        return "it has no digest, as those of older versions"
+    if extra := sorted(there - set(header["entries"])):
+        return f"it has entries that do not belong to it, {extra}"
+    if missing := sorted(set(header["entries"]) - there):
+        return f"it lacks its entries {missing}"
     content = {name: x for name, x in entries.items() if name != "digest"}
-    if not np.array_equal(_digest(content), entries["digest"]):
-        raise _Damaged("its content has changed since it was written")
+    is_same = np.array_equal(_digest(content), entries["digest"])
+    return None if is_same else "its content has changed since it was written"
 
 
 def _digest(entries: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -150,17 +162,6 @@ def _digest(entries: Mapping[str, np.ndarray]) -> np.ndarray:
         if x.size:
             digest.update(x.reshape(-1).view(np.uint8).data)
     return np.frombuffer(digest.digest(), np.uint8)
-
-
-def _kind(head: bytes) -> str:
-    """What a file is that begins like this, in words."""
-    if not head:
-        return "it is empty"
-    for start, kind in _STARTS.items():
-        if head.startswith(start):
-            return f"it is {kind}"
-    is_text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
-    return "it is text" if is_text else "it is of another kind"
 
 
 def to_raw(leaf: Any) -> np.ndarray:

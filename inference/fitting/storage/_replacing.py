@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -53,7 +54,8 @@ def check_writable(path: str | os.PathLike) -> None:
     """
     with _told(path):
         target, temporary = _places(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(temporary):
             temporary.unlink()
 
@@ -73,7 +75,8 @@ def _places(path: str | os.PathLike) -> tuple[Path, Path]:
     """The file, and the temporary one beside it."""
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        raise OSError("it is no regular file")
+        number = errno.EISDIR if target.is_dir() else errno.ENODEV
+        raise OSError(number, os.strerror(number))
     return target, target.with_name(f".{target.name}.lapilli-tmp")
 
 
