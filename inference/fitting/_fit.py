@@ -130,11 +130,12 @@ def fit(
             iterable is read again from its start up to the step reached, or goes on from its own state, if it has one: methods
             `get_state` and `set_state` of its iterator (Grain), or `state_dict` and `load_state_dict` of the loader (PyTorch's
             stateful one). The arguments' values are compared with those before; an iterable's are not. Of several processes the
-            first writes it and all read it: the path lies on a file system that they share.
+            first writes it and all read it: the path lies on a file system that they share. A write that fails is warned of.
         checkpoint_every: steps between checkpoints.
         resume: what may go on from the checkpoint. "same": the run that wrote it, of more steps perhaps; other programs,
-            objectives, optimisers, starts, keys and data are refused by name. "changed": any whose parameters and states have the
-            same names and shapes; step number, optimiser's state and history go on.
+            objectives, optimisers, starts, keys and data are refused by name (the cosine of the default optimiser is one over the
+            new number of steps). "changed": any whose parameters and states have the same names and shapes; step number,
+            optimiser's state and history go on.
         mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
             iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device
             up to rounding.
@@ -148,8 +149,9 @@ def fit(
 
     Raises:
         TypeError: if an argument has the wrong type.
+        OSError: if no file can be written at the checkpoint's path, or the one there cannot be read.
         ValueError: if an argument's value is impossible, plates or parameters do not match, or the checkpoint belongs to
-            another run.
+            another run, or is none.
         NonFiniteError: if a step is not finite; it names the first bad site in program order, or the parameter.
 
     Validity:

@@ -114,7 +114,7 @@ class Fit:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the run."""
+        """Whether Ctrl-C ended the run, which is no error: a script goes on, and ends with exit code 0."""
         return self.stop_reason == "interrupt"
 
     @property
@@ -224,6 +224,7 @@ class Fit:
                 asked about.
 
         Raises:
+            OSError: the file cannot be written; what was there before is unchanged.
             ValueError: an argument is neither an array nor a plain value, nor a tuple, list or dict of these.
         """
         save_fit(self, path, data=data)
@@ -245,8 +246,10 @@ class Fit:
             The fit; `fit(objective, ..., params=loaded.last_params)` trains on.
 
         Raises:
-            ValueError: the file is none of `save`; it belongs to another objective, each difference named; it has no arguments
-                and none are given.
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
+            ValueError: the file is none of `save`, or has changed since; it belongs to another objective, each difference named;
+                it has no arguments and none are given.
         """
         return load_fit(cls, path, objective, args)
 
@@ -393,7 +396,7 @@ class Fit:
             draws = served.call(keys, {"X": X_new})
 
         returns {"posterior": the guide's sites, "predictive": all other sites}, each by name with one draw for each key: those
-        that `predict` makes with the key that was split.
+        that `predict` makes with the key that was split. Such a file is a program: load exports only from those you trust.
 
         Args:
             path: the file.
