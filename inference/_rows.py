@@ -82,7 +82,7 @@ def met(program: Any, args: tuple) -> Met:
     """Sites, parameters (arrays, no networks) and plates with their shapes, as far as a run of the program comes."""
     seen: dict[tuple[str, str], tuple[int, ...]] = {}
     if isinstance(program, Eliminated):
-        program = program.program
+        program = program.program  # whose sites are all there
 
     class _Watch(Messenger):
         def postprocess_message(self, msg: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def rows_of(
     *,
     targets: Collection[str] = (),
     watched: Collection[str] | None = None,
-    counts: bool = True,
+    size: int | None = None,
 ) -> list[Rows]:
     """The rows that the arguments have, and what follows them.
 
@@ -132,14 +132,16 @@ def rows_of(
         args: where.
         targets: sites that are predicted: rows of an array are the first axis that one of these follows, else axis 0.
         watched: names about which is asked; arguments of one length stay one where none of these follows them. Default all.
-        counts: whether integers may count rows.
+        size: of arrays with so long a first axis only; default, of all, and of what integers count.
     """
     search = _Search(run, args, watched)
     if search.base.error is not None:
         raise search.base.error
-    is_row = lambda leaf: is_array(leaf) or counts and is_integer(leaf)
-    axes = [Axis(i, None if not is_array(x) else 0) for i, x in enumerate(search.leaves)
-            if is_row(x) and np.shape(x) != () or counts and is_integer(x)]  # fmt: skip
+    axes = [Axis(i, 0) for i, x in enumerate(search.leaves) if is_array(x) and np.ndim(x)]
+    if size is None:
+        axes += [Axis(i, None) for i, x in enumerate(search.leaves) if is_integer(x)]
+    else:
+        axes = [axis for axis in axes if search.leaves[axis.leaf].shape[0] == size]
     found = search.rows(axes)
     has_target = lambda rows: bool(rows.names("site") & set(targets))
     for number, leaf in enumerate(search.leaves):

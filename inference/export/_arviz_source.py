@@ -15,6 +15,7 @@ from ... import ppl
 from ...ppl._compat import mcmc_arguments
 from ...ppl._data import named_data
 from ..fitting._fit_result import Fit, Posterior
+from ..fitting.prediction import check_rows, is_of_fit
 from ..particles.diagnostics import evidence_variance
 from ..particles.engine import SMCResult
 from ..particles.parameters import LiuWestResult, ParticleGibbsResult, PMMHResult, SMC2Result
@@ -27,6 +28,7 @@ _ONE_RUN = (
     "one run, so that R-hat says nothing of its fit, and ArviZ writes NaN: arviz.summary(kind='stats') leaves it out; "
     "fit(num_seeds=4) makes a chain of each seed"
 )
+_OTHER_ROWS = "Leave 'args' out, for the rows of the fit; predict new ones by fit.predict(key, ..., keep=[...]), or fit them too."
 PARTICLES = SMCResult | SMC2Result | TemperedResult | IslandsResult | LiuWestResult
 
 
@@ -111,6 +113,8 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
             "to_arviz: argument 'args' is missing: the fit's data came from an iterable and was not kept. Pass "
             "args=(...) with all of it."
         )
+    if not (fit.args is None or is_of_fit(model, args, fit.args)):
+        check_rows("to_arviz", model, guide, args, fit.args, remedy=_OTHER_ROWS)
     draws = draw_guide(model, guide, keys["guide"], num_samples, args, batch_size)
     if not draws.choices:
         raise ValueError(

@@ -10,14 +10,14 @@ import numpy as np
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._compat import typed_key
+from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl.densities import Eliminated
-from ...ppl.language import arguments, predictions
-from .._arguments import outcome
+from ...ppl.language import arguments, joined, predictions
+from .._arguments import outcome, plain_arrays
 from .._forward import check_given, forward_program, in_scan
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
-from ..fitting.prediction import map_keys
+from ..fitting.prediction import map_keys, of_other_rows
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ._arviz_source import PARTICLES, is_mcmc
 
@@ -61,12 +61,14 @@ def predict(
         TypeError: the result has no draws of named sites.
         ValueError: the draws name a site that the program does not have, or have a shape that does not fit; a site that they give
             depends on one that they do not give; one to be predicted depends on an observation that is given, and would be drawn
-            anew; `num_seen` is given without a scan, or missing where nothing else tells it.
+            anew; the draws of a chain belong to other rows; `num_seen` is given without a scan, or missing where nothing else
+            tells it.
 
     Validity: draws of the posterior predictive as far as `result` has draws of the posterior. A forecast asks for the joint law
     of parameters and last states, which a filter has, too. In a program that leads an observation on to the next step, what is
-    led on must be what `ppl.sample` returned, not the argument that was passed as `obs`. Draws of sites in a plate stand for
-    the rows that they were drawn for: leave them out of a mapping to predict other rows, even if there are as many.
+    led on must be what `ppl.sample` returned, not the argument that was passed as `obs`. Draws of sites that belong to rows
+    stand for those that they were drawn for: leave them out of a mapping to predict other rows, even if there are as many. A
+    NumPyro MCMC knows its arguments, and this is refused; other results do not.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -98,6 +100,8 @@ def predict(
     if isinstance(result, Posterior) and any(n in sites for n in choices):
         also |= {n for n in choices if n not in sites}
     choices = {name: x for name, x in choices.items() if name not in also}
+    if is_mcmc(result):
+        _check_rows(program, list(choices), args, result)
     one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), choices)
     program = forward_program("predict", program, one, args, num_seen)
     if not any(
@@ -111,6 +115,16 @@ def predict(
         return predictions(trace, choices)
 
     return map_keys(draw, key, num_samples, batch_size, args, choices)
+
+
+def _check_rows(program: Any, names: list[str], args: tuple, mcmc: Any) -> None:
+    """Refuse a chain's draws for its rows at others."""
+    other = of_other_rows(program, names, args, plain_arrays(joined(*mcmc_arguments(mcmc))))
+    if other:
+        raise ValueError(
+            f"predict: {other} belong to the rows that the chain was run on, and the arguments have others. Leave them out, and "
+            f"the model draws them at these: {{n: x for n, x in mcmc.get_samples().items() if n not in {other}}}."
+        )
 
 
 def _check_eliminated_chain(program: Any, args: Any, sites: Any, num_seen: int | None) -> None:

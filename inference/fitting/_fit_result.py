@@ -317,8 +317,9 @@ class Fit:
             keep: what the guide knows of new rows. None: it runs at the new arguments, as an amortised guide can, and one of
                 global sites only. Or fnmatch patterns of sites, e.g. ["beta*", "sigma"]: it runs at the arguments of the fit,
                 its draws of these sites are kept, and all other sites (those of the rows) are drawn from the model at the new
-                arguments. "*" keeps all: the rows, or the past of a longer series, are those of the fit. Axes as long as one of
-                the arguments', or as an integer among them, count as rows. A longer series begins as that of the fit.
+                arguments. "*" keeps all: the rows, or the past of a longer series, are those of the fit. What belongs to rows is
+                told by a trace of the model with more of them, and not by equal lengths. A longer series begins as that of the
+                fit.
             batch_size: draws held on the device at once, so that device memory does not grow with S. It does not change
                 which draws are made.
             **new_kwargs: keyword arguments of model and guide.
@@ -329,7 +330,11 @@ class Fit:
         Raises:
             ValueError: if the objective has no guide or no model; there are no arguments; a pattern matches no site; the guide
                 cannot run at the new arguments, or draws a site of their rows without reading them (see `keep`); what is
-                predicted depends on an observation that is given, and would be drawn anew.
+                predicted depends on an observation that is given, and would be drawn anew; the model has a parameter for each
+                row of the fit; an argument has other columns than at the fit, at which the model cannot be run.
+
+        Validity: rows are the first axis of the arguments, or the first one that predictions follow. The rows of the fit and new
+        ones must be independent given what is kept: of a Gaussian process, fit both together, the new ones unobserved.
         """
         model, guide = self._need("model", "predict"), self._need("guide", "predict")
         args = self._args_or_stored(self._given(model, new_args, new_kwargs), "predict")
@@ -404,7 +409,7 @@ class Fit:
                 the program's argument, are the inputs of the function; all else stays as it is here.
             keep: see `predict`. Sites that the guide draws from the data of the fit take these into the file.
             symbolic_rows: whether the function takes any number of rows: the leading axis of the first array, and of each that
-                is as long. Programs that need to know the number (a scan over rows) are compiled for one: False.
+                must grow with it. Programs that need to know the number (a scan over rows) are compiled for one: False.
             platforms: "cpu", "cuda", "tpu", "rocm"; default the one in use.
             **kwargs: keyword arguments of model and guide.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,13 @@ class Minibatches(Source):
     Step t lies in epoch e = t // (N // n) and takes entries number (t mod (N // n)) n ... of the e-th permutation, which is
     drawn from `fold_in(fold_in(key, plate), e)`. Each step's indices are uniform without replacement, so N / n times the sum
     over a batch is unbiased for the sum over all rows; over one epoch with n dividing N their mean is exact.
+
+    Args:
+        args: arguments of the programs.
+        batch_sizes: plate -> n.
+        plate_sizes: plate -> N.
+        mesh: devices, or None.
+        plate_of: for each array of the arguments, the plate with whose rows it is cut, or None.
     """
 
     def __init__(
@@ -28,13 +35,13 @@ class Minibatches(Source):
         batch_sizes: Mapping[str, int],
         plate_sizes: Mapping[str, int],
         mesh: jax.sharding.Mesh | None,
+        plate_of: Sequence[str | None],
     ):
         self.split = Arguments(args)
         arrays = self.split.arrays(args)
         self.shapes = shapes(arrays)
         self._plates = {name: (plate_sizes[name], batch) for name, batch in batch_sizes.items()}
-        names = {size: name for name, (size, _) in self._plates.items()}
-        self._plate_of = [names.get(array.shape[0]) if array.ndim else None for array in arrays]
+        self._plate_of = list(plate_of)
         self._mesh = mesh
         if mesh is not None:
             batches = [

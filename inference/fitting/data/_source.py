@@ -13,7 +13,11 @@ from typing import Any
 import jax
 
 from ....ppl._checks import is_integer
-from ..._arguments import Arguments, shapes
+from ....ppl.densities import Eliminated
+from ....ppl.language import Program
+from ..._arguments import Arguments, is_array, outcome, shapes, shapes_of
+from ..._positions import by_position
+from ..._rows import Met, rows_of
 from ._batches import Batches, is_iterable_of_batches
 from ._full import FullData
 from ._interface import Source
@@ -64,19 +68,76 @@ def _from_subsample(objective: Any, args: tuple, subsample: dict[str, int], mesh
                 f"plate '{name}' has size {size}, but no argument has a leading axis of that length (argument shapes: "
                 f"{shapes(arrays)}); pass the plate's data with the rows as leading axis"
             )
-        twins = [other for other, n in named.items() if n == size and other > name]
-        if twins:
-            problems.append(
-                f"plates '{name}' and '{twins[0]}' both have size {size}, so their arguments cannot be told apart; "
-                "subsample one of them, or pass an iterable of batches with plate_sizes"
-            )
     if problems:
         raise ValueError("Argument 'subsample': " + ";\n".join(problems) + ".")
     subsample = {name: int(batch) for name, batch in subsample.items()}
-    source = Minibatches(args, subsample, full, mesh)
+    source = Minibatches(args, subsample, full, mesh, _plates_of(objective, args, named))
     _check_plates_follow(objective.plate_sizes(*source.first()), full, subsample)
     _check_no_local_parameters(objective, args, source.first())
     return objective.with_plate_sizes(named), source
+
+
+def _plates_of(objective: Any, args: tuple, sizes: Mapping[str, int]) -> list[str | None]:
+    """For each array of the arguments the plate with whose rows it is cut; `sizes` are those of the plates in full.
+
+    An array as long as a plate is not cut if it can be longer by itself: the program looks up in it what the data name. Unless
+    it is matched to the rows by position.
+    """
+    run, arrays = (lambda args: _met(objective, args)), Arguments(args).arrays(args)
+    leaf_of = [i for i, x in enumerate(jax.tree.leaves(args)) if is_array(x)]
+    found: list[str | None] = [None] * len(arrays)
+    for name, size in sizes.items():
+        long = [i for i, x in enumerate(arrays) if x.ndim and x.shape[0] == size]
+        cut = long
+        if len(long) > 1:
+            rows = rows_of(run, args, size=size)
+            own = [r for r in rows if ("plate", name) in r.follows]
+            leaves = {axis.leaf for r in own for axis in r.axes if axis.axis == 0}
+            cut = [i for i in long if leaf_of[i] in leaves] or long
+            if len(own) == 1 and own[0].longer:
+                counted = {axis.leaf for r in rows if r.names("plate") for axis in r.axes}
+                others = [i for i in long if leaf_of[i] not in counted]
+                cut = cut + _lined_up(objective, args, own[0].longer[0][0], others)
+        for i in cut:
+            if found[i] is not None:
+                raise ValueError(
+                    f"Argument 'subsample': plates '{found[i]}' and '{name}' both have size {size}, and nothing tells with which "
+                    f"of them an argument of shape {shapes([arrays[i]])[0]} goes. Subsample one of them, or pass an iterable of "
+                    "batches with plate_sizes."
+                )
+            found[i] = name
+    return found
+
+
+def _lined_up(objective: Any, args: tuple, longer: tuple, numbers: list[int]) -> list[int]:
+    """Of some arrays those that the programs match to rows by position."""
+    programs = [p for p in (objective.model, objective.guide) if p is not None]
+    if not (programs and numbers and all(isinstance(p, Program) for p in programs)):
+        return numbers
+    programs = [p.program if isinstance(p, Eliminated) else p for p in programs]
+    split = Arguments(args)
+    before, after = split.arrays(shapes_of(args)), split.arrays(longer)
+    rest = lambda arrays: [x for i, x in enumerate(arrays) if i not in numbers]
+
+    def run(asked: list[Any], key: Any, others: list[Any]) -> Any:
+        own, other = iter(asked), iter(others)
+        arrays = [next(own) if i in numbers else next(other) for i in range(len(before))]
+        return [p.simulate(key, *split.join(arrays)).log_probs for p in programs]
+
+    asked = [before[i] for i in numbers]
+    found = by_position(run, asked, jax.random.key(0), rest(before), rest(after))
+    return [i for i, is_found in zip(numbers, found, strict=True) if is_found]
+
+
+def _met(objective: Any, args: tuple) -> Met:
+    """Plates and parameters of an objective, as shapes."""
+    sizes: dict[str, int] = {}
+    run = lambda *args: sizes.update(objective.plate_sizes(*args))
+    try:
+        outcome(run, args)
+    except Exception as err:
+        return Met({}, err)
+    return Met({("plate", name): (size,) for name, size in sizes.items()})
 
 
 def _check_plates_follow(seen: Mapping[str, int], full: Mapping, subsample: Mapping) -> None:
@@ -119,7 +180,8 @@ def _from_iterable(
     source.set_plates(
         sizes, lambda args: _check_fewer_rows(seen, dict(objective.plate_sizes(*args)), plate_sizes)
     )
-    _check_no_local_parameters(objective, source.first(), _one_row_less(source, sizes))
+    for longer in _longer(objective, source.first(), {name: seen[name] for name in plate_sizes}):
+        _check_no_local_parameters(objective, source.first(), longer)
     if mesh is not None:
         source.set_sharding(mesh, sizes or seen.values())
     return (objective.with_plate_sizes(dict(plate_sizes)) if plate_sizes else objective), source
@@ -135,13 +197,13 @@ def _check_fewer_rows(seen: Mapping[str, int], now: Mapping[str, int], declared:
         )
 
 
-def _one_row_less(source: Batches, sizes: list[int]) -> tuple:
-    # A second batch size, to see which parameters follow it. Size one stays: nothing is left to slice.
-    arrays = [
-        array[:-1] if array.ndim and array.shape[0] in sizes and array.shape[0] > 1 else array
-        for array in source.split.arrays(source.first())
-    ]
-    return source.split.join(arrays)
+def _longer(objective: Any, args: tuple, sizes: Mapping[str, int]) -> list[tuple]:
+    """Arguments with more rows of the plates of these sizes, one or as few as can be, to see which parameters follow."""
+    found = []
+    for name, size in sizes.items():
+        rows = rows_of(lambda args: _met(objective, args), args, size=size)
+        found += [r.longer[0][0] for r in rows if ("plate", name) in r.follows and r.longer]
+    return found
 
 
 def _check_no_local_parameters(objective: Any, args: tuple, other_args: tuple) -> None:

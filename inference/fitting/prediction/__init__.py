@@ -2,6 +2,8 @@
 
 from ._batches import predict_batches as predict_batches
 from ._map_keys import MappedKeys as MappedKeys, map_keys as map_keys
+from ._new_rows import check_rows as check_rows, of_other_rows as of_other_rows
+from ._other_arguments import is_of_fit as is_of_fit
 from ._predictive import predictive as predictive
 
 __all__: list[str] = []

@@ -15,13 +15,13 @@ from ._map_keys import MappedKeys, map_keys
 from ._new_rows import (
     check_kept_rows,
     check_rows,
-    check_runs,
     in_plate_of,
     predicted_rows,
     reads_arguments,
     sites_of,
 )
-from ._predictive import check_kept, matches
+from ._other_arguments import check_runs
+from ._predictive import check_kept, if_possible, matches
 
 METHOD = "Fit.predict_batches"
 
@@ -42,14 +42,15 @@ def predict_batches(
     first = next(rest, None)
     if first is None:
         raise ValueError(f"{METHOD}: there are no batches. Pass an iterable of arguments.")
-    check_runs(METHOD, model, first, fit_args)
+    check_runs(METHOD, model, first, fit_args, if_possible(guide, first))
     if keep is None:
         at, patterns = first, _kept_of_all(model, guide, first, fit_args)
     else:
         patterns = [keep] if isinstance(keep, str) else list(keep)
         at = first if fit_args is None else fit_args
         check_kept(guide, patterns, at, is_stored=fit_args is not None)
-        check_kept_rows(METHOD, model, first)
+        if "*" not in patterns:
+            check_kept_rows(METHOD, model, first)
     is_kept = lambda name: matches(name, patterns)
     key, rows_key = jax.random.split(typed_key(key))
 
@@ -83,7 +84,16 @@ def predict_batches(
         args, number = first, 0
         while args is not None:
             # Rows of different batches have noise of their own.
-            yield mapped(jax.random.fold_in(rows_key, number), num_samples, batch_size, args, kept)
+            try:
+                part = mapped(
+                    jax.random.fold_in(rows_key, number), num_samples, batch_size, args, kept
+                )
+            except Exception:
+                check_runs(
+                    METHOD, model, args, first, one
+                )  # says which argument, if it is one's shape
+                raise
+            yield part
             args, number = next(rest, None), number + 1
 
     return predictions()

@@ -17,7 +17,8 @@ import numpy as np
 from ....ppl._compat import is_concrete
 from ..._arguments import Arguments, outcome
 from ..._forward import check_given, forward_program
-from ._new_rows import check_kept_rows, check_rows, check_runs, is_of_fit, reads_arguments, sites_of
+from ._new_rows import check_kept_rows, check_rows, reads_arguments, sites_of
+from ._other_arguments import check_runs, is_of_fit
 
 
 def predictive(
@@ -40,17 +41,19 @@ def predictive(
         are_examples: whether other rows than those of `args` will come, even if these are the fit's.
     """
     is_new = are_examples or not is_of_fit(model, args, fit_args)
-    if is_new:
-        check_runs("Fit.predict", model, args, fit_args)
     if keep is None:
         if is_new:
+            check_runs("Fit.predict", model, args, fit_args, if_possible(guide, args))
             check_rows("Fit.predict", model, guide, args, fit_args, are_examples=are_examples)
         at, patterns = args, ["*"]
     else:
         patterns = [keep] if isinstance(keep, str) else list(keep)
         at = args if fit_args is None else fit_args
         check_kept(guide, patterns, at, is_stored=fit_args is not None)
-        if is_new and not all(matches(name, patterns) for name in _choices(guide, at)):
+        if is_new:
+            kept = {n: x for n, x in _choices(guide, at).items() if matches(n, patterns)}
+            check_runs("Fit.predict", model, args, fit_args, kept)
+        if is_new and "*" not in patterns:
             check_kept_rows("Fit.predict", model, args)
     if fit_args is not None and args is not fit_args and not are_examples:
         _check_past(model, args, fit_args)
@@ -128,6 +131,14 @@ def check_kept(guide: Any, patterns: Sequence[str], args: tuple, *, is_stored: b
 
 def _choices(guide: Any, args: tuple) -> dict[str, Any]:
     return outcome(lambda *args: guide.simulate(jax.random.key(0), *args).shared_choices, args)
+
+
+def if_possible(guide: Any, args: tuple) -> dict[str, Any]:
+    """The guide's draws at new arguments, as shapes; nothing where it cannot be run there, which `check_rows` tells."""
+    try:
+        return _choices(guide, args)
+    except Exception:
+        return {}
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

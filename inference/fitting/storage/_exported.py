@@ -11,6 +11,7 @@ import jax.export
 import numpy as np
 
 from ..._arguments import Arguments, leaf_names, shapes_of
+from ..._rows import Axis, met, rows_of, unbound
 from ..prediction import predictive
 from ._archive import write_bytes
 
@@ -44,9 +45,9 @@ def export_fit(
     first = next((x.shape for x in shapes.values()), ())
     num_rows = first[0] if symbolic_rows and first else None
     num_draws, rows = jax.export.symbolic_shape("draws, rows")
-    for name, x in shapes.items():
-        if num_rows is not None and x.shape and x.shape[0] == num_rows:
-            shapes[name] = jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+    of_rows = [] if num_rows is None else _of_rows(model, args, split, names, num_rows)
+    for name in of_rows:
+        shapes[name] = jax.ShapeDtypeStruct((rows, *shapes[name].shape[1:]), shapes[name].dtype)
     like = jax.random.key_data(jax.random.key(0))
     key_data = jax.ShapeDtypeStruct((num_draws, *like.shape), like.dtype)
     try:
@@ -62,7 +63,7 @@ def export_fit(
     inputs = dict(zip(names, arrays, strict=True))
     _check(exported, run, inputs)
     if num_rows is not None:
-        _check(exported, run, {n: _longer(x, num_rows) for n, x in inputs.items()})
+        _check(exported, run, {n: _longer(x) if n in of_rows else x for n, x in inputs.items()})
     write_bytes(path, bytes(exported.serialize()))
 
 
@@ -83,7 +84,15 @@ def _check(exported: jax.export.Exported, run: Callable[..., Any], inputs: dict[
             )
 
 
-def _longer(x: Any, num_rows: int) -> Any:
-    """With one more row, if it has rows."""
+def _longer(x: Any) -> Any:
+    """With one more row."""
     x = np.asarray(x)
-    return np.concatenate([x, x[:1]]) if x.ndim and len(x) == num_rows else x
+    return np.concatenate([x, x[:1]])
+
+
+def _of_rows(model: Any, args: tuple, split: Arguments, names: list[str], size: int) -> list[str]:
+    """Arguments that have the same rows as the first."""
+    leaves = [i for i, is_array in enumerate(split.is_array) if is_array]
+    found = rows_of(lambda args: met(unbound(model), args), args, size=size)
+    (rows,) = [r for r in found if Axis(leaves[0], 0) in r.axes]
+    return [name for name, leaf in zip(names, leaves, strict=True) if Axis(leaf, 0) in rows.axes]

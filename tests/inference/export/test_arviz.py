@@ -297,3 +297,25 @@ def test_leave_one_out_reads_the_weights(arviz, key):
     corrected = arviz.loo_approximate_posterior(wide, log_p=found["lp"], log_q=found["log_q"])
     raw, right = arviz.loo(wide), arviz.loo(exact)
     assert abs(corrected.elpd - right.elpd) < 0.1 < abs(raw.elpd - right.elpd)
+
+
+def test_other_rows_have_no_log_likelihoods_under_the_draws_of_the_fits_rows(key):
+    """At the same data they are those of the fit; at as many other rows, leave-one-out would be of nothing."""
+
+    def model(x):
+        shifts = ppl.sample("shifts", dist.Normal(0.0, 1.0).expand([x.shape[0]]).to_event(1))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("x", dist.Normal(shifts, 1.0), obs=x)
+
+    def guide(x):
+        at = ppl.param("at", jnp.zeros(12))
+        ppl.sample("shifts", dist.Normal(at, 1.0).to_event(1))
+
+    fit = fitted(model, guide, params={"at": jnp.asarray(X)})
+    options = {"key": key, "num_samples": 3, "groups": ("log_likelihood",)}
+    of = lambda **options: to_arviz(fit, **options)["log_likelihood"]["x"].to_numpy()
+    np.testing.assert_array_equal(of(args=(X.copy(),), **options), of(**options))
+    with pytest.raises(
+        ValueError, match=r"to_arviz: site 'shifts' .*grows with the rows.*Leave 'args' out"
+    ):
+        to_arviz(fit, args=(X[::-1],), **options)

@@ -181,6 +181,23 @@ def test_mcmc_and_weighted_draws_predict_new_rows():
     assert (np.abs(drawn - 300.0) < 5).all()
 
 
+@pytest.mark.slow
+def test_a_chain_has_no_draws_for_other_rows_than_its_own():
+    def model(x, y=None):
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        shifts = ppl.sample("shifts", dist.Normal(0.0, 1.0).expand([len(x)]).to_event(1))
+        ppl.sample("y", dist.Normal(slope * x + shifts, NOISE).to_event(1), obs=y)
+
+    x = np.linspace(-1.0, 1.0, 6)
+    mcmc = MCMC(NUTS(model), num_warmup=20, num_samples=20, progress_bar=False)
+    mcmc.run(KEY, x, 0.7 * x)
+    assert set(inference.predict(model, mcmc, KEY, x, num_samples=3)) == {"y"}
+    with pytest.raises(ValueError, match=r"\['shifts'\] belong to the rows that the chain"):
+        inference.predict(model, mcmc, KEY, x + 1.0, num_samples=3)
+    slopes = {"slope": mcmc.get_samples()["slope"]}
+    assert set(inference.predict(model, slopes, KEY, x + 1.0, num_samples=3)) == {"shifts", "y"}
+
+
 @pytest.mark.parametrize(
     ("result", "error", "message"),
     [

@@ -1,11 +1,14 @@
 """fit: minibatches by reshuffling, iterables of batches, and what is refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 import pytest
 from _fit_fakes import Objective
 
+from lapilli import inference, ppl
 from lapilli.inference.fitting._fit import fit
 from lapilli.inference.fitting.data import Minibatches
 
@@ -50,7 +53,9 @@ def batches_of(source, key, num_steps):
 
 
 def test_an_epoch_visits_every_row_once_and_epochs_differ():
-    source = Minibatches((X, 3, X[:, None] * np.ones(2)), {"rows": 4}, {"rows": 12}, None)
+    source = Minibatches(
+        (X, 3, X[:, None] * np.ones(2)), {"rows": 4}, {"rows": 12}, None, ["rows", "rows"]
+    )
     batches = list(batches_of(source, jax.random.key(1), 6))
     first, second = ([np.asarray(b[0]) for b in batches[i : i + 3]] for i in (0, 3))
     np.testing.assert_array_equal(np.sort(np.concatenate(first)), X)
@@ -62,7 +67,7 @@ def test_an_epoch_visits_every_row_once_and_epochs_differ():
 
 
 def test_the_last_partial_batch_is_dropped():
-    source = Minibatches((X,), {"rows": 5}, {"rows": 12}, None)
+    source = Minibatches((X,), {"rows": 5}, {"rows": 12}, None, ["rows"])
     rows = np.concatenate([np.asarray(b[0]) for b in batches_of(source, jax.random.key(1), 2)])
     assert len(set(rows.tolist())) == 10
 
@@ -71,7 +76,7 @@ def test_the_last_partial_batch_is_dropped():
 def test_rows_are_uniform():
     # 3000 first batches of 4 out of 12 rows: each row in a third of them. Binomial z, 12 comparisons, false alarm 8e-5.
     keys = jax.random.split(jax.random.key(2), 3000)
-    source = Minibatches((np.arange(12),), {"rows": 4}, {"rows": 12}, None)
+    source = Minibatches((np.arange(12),), {"rows": 4}, {"rows": 12}, None, ["rows"])
     draw = lambda key: source.batch(source.load(1)[0], source.segment(key, 0)[0], 0, 0)[0]
     counts = np.bincount(np.asarray(jax.vmap(draw)(keys)).ravel(), minlength=12)
     z = (counts / 3000 - 1 / 3) / np.sqrt(2 / 9 / 3000)
@@ -141,9 +146,69 @@ def test_a_plate_without_data_of_its_size_is_refused():
         run(Other(), subsample={"rows": 4})
 
 
-def test_plates_of_equal_size_cannot_be_told_apart():
-    with pytest.raises(ValueError, match="plates 'cols' and 'rows' both have size 12"):
-        run(TwoPlates(), (X, X), subsample={"rows": 4, "cols": 4})
+def test_plates_of_equal_size_are_told_apart_by_the_arguments_that_they_follow():
+    args = (X, np.arange(12, dtype=np.float32))
+    frozen = {"loc": optax.sgd(0.0), "log_scale": "frozen"}
+    full = run(TwoPlates(), args, frozen, num_steps=1)
+    epochs = run(TwoPlates(), args, frozen, subsample={"rows": 4, "cols": 6}, num_steps=6)
+    np.testing.assert_allclose(epochs.history["value"].mean(), full.history["value"][0], rtol=1e-6)
+
+
+def test_plates_of_one_argument_cannot_be_told_apart():
+    class Twice(TwoPlates):
+        def plate_sizes(self, x):
+            return {"rows": len(x), "cols": len(x)}
+
+    with pytest.raises(ValueError, match="plates 'rows' and 'cols' both have size 12"):
+        run(Twice(), (X,), subsample={"rows": 4, "cols": 4})
+
+
+def slope(*args):
+    return ppl.sample("slope", dist.Normal(0.0, 1.0))
+
+
+def looked_up(x, group, table, y):
+    mean = slope() * x + table[group]
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def things(x, group, table, y):
+    mean = slope() * x
+    with ppl.plate("things", table.shape[0]):
+        effect = ppl.sample("effect", dist.Normal(table, 1.0))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(mean + effect[group], 1.0), obs=y)
+
+
+def cut_to_rows(x, group, table, y):
+    """The table is no table: its first rows go with those of y."""
+    mean = slope() * table[: len(y)] * x[jnp.arange(len(y))]
+    with ppl.plate("rows", len(y)):
+        ppl.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def point(x, group, table, y):
+    ppl.sample("slope", dist.Delta(ppl.param("at", 0.3)))
+
+
+def points(x, group, table, y):
+    point(x, group, table, y)
+    with ppl.plate("things", table.shape[0]):
+        ppl.sample("effect", dist.Delta(2.0 * table))
+
+
+@pytest.mark.parametrize("model", [looked_up, things, cut_to_rows])
+def test_what_is_as_long_as_a_plate_is_cut_only_if_it_goes_with_its_rows(model):
+    """The mean over an epoch is the value on all rows, whichever arguments happen to be as long."""
+    rng = np.random.default_rng(0)
+    x, table, y = (jnp.asarray(rng.normal(size=12), jnp.float32) for _ in range(3))
+    objective = inference.elbo(model, points if model is things else point)
+    options = {"optimizer": optax.sgd(0.0), "args": (x, rng.integers(0, 12, 12), table, y)}
+    part = run(objective, **options, num_steps=3, subsample={"rows": 4}).history["value"]
+    full = run(objective, **options, num_steps=1).history["value"][0]
+    assert np.ptp(part) > 0.1
+    np.testing.assert_allclose(part.mean(), full, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,52 @@ def all_rows(x, y=None):
     ppl.sample("slope", dist.Normal(x.mean() + ppl.param("loc", 1.0), 0.5))
 
 
+def grouped(x, y=None):
+    """As many groups as a batch has rows."""
+    slope = ppl.sample("slope", dist.Normal(0.0, 2.0))
+    with ppl.plate("groups", 5):
+        effect = ppl.sample("effect", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(slope * x + effect.sum(), 0.1), obs=y)
+
+
+def guide_of_groups(x, y=None):
+    guide(x)
+    with ppl.plate("groups", 5):
+        ppl.sample("effect", dist.Normal(ppl.param("at", 0.0), 1.0))
+
+
+def walk(x, y=None):
+    def step(state, xy):
+        x, y = xy
+        state = ppl.sample("state", dist.Normal(state, 1.0))
+        ppl.sample("y", dist.Normal(slope * x + state, 0.1), obs=y)
+        return state, None
+
+    slope = ppl.sample("slope", dist.Normal(0.0, 2.0))
+    ppl.scan(step, 0.0, (x, y))
+
+
+def guide_of_steps(x, y=None):
+    guide(x)
+    step = lambda state, x: (ppl.sample("state", dist.Normal(state, 1.0)), None)
+    ppl.scan(step, 0.0, x)
+
+
 REFUSED = {
     "no batches": (model, guide, [], {}, ValueError, "there are no batches"),
     "a batch that is an array": (model, guide, None, {}, TypeError, "a tuple such as"),
     "global from rows": (model, all_rows, BATCHES, {}, ValueError, "'slope' from the rows at hand"),
     "not kept": (local, amortised, BATCHES, {"keep": "shift"}, ValueError, "'slope' is shared by"),
+    "groups": (
+        grouped,
+        guide_of_groups,
+        BATCHES,
+        {"keep": "slope"},
+        ValueError,
+        "'effect' is shared",
+    ),
+    "steps": (walk, guide_of_steps, BATCHES, {"keep": "slope"}, ValueError, "'state' is shared by"),
     "other structure": (model, guide, "other", {}, ValueError, "Arguments have the structure"),
 }
 

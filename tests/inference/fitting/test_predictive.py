@@ -328,3 +328,149 @@ def test_predictions_of_random_programs_are_those_of_the_shared_draws(seed):
         y = fit.predict(KEY, *new, keep=keep, num_samples=1000)["y"]
         means, error = case.means(values, *new[:2]), y.std(0) / 1000**0.5
         assert (np.abs(y.mean(0) - means) < 4.5 * error + 1e-2).all()
+
+
+FAR = X + 100.0
+
+
+def reading(x, y=None):
+    """Reads the rows, and has a parameter for each of those of the fit."""
+    ppl.sample("slope", dist.Normal(ppl.param("loc", 1.5), 0.2))
+    weight = ppl.param("weight", jnp.ones(x.shape[0]))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("u", dist.Normal(weight * x, 1e-3))
+
+
+def with_shifts(x, y=None):
+    slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+    shift = ppl.param("shift", jnp.zeros(x.shape[0]))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(slope * x + shift, 0.3), obs=y)
+
+
+def by_position(x, y=None):
+    """As many values as the fit had rows, by a number from outside."""
+    slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+    z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([8]).to_event(1))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(slope * x + z[jnp.arange(x.shape[0])], 0.3), obs=y)
+
+
+def of_known_rows(x, y=None):
+    slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+    z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([8]).to_event(1))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(slope * x + z + jnp.asarray(Y), 0.3), obs=y)
+
+
+def slopes(x, y=None):
+    ppl.sample("slope", dist.Normal(ppl.param("loc", 1.5), 0.2))
+
+
+def slopes_and_values(x, y=None):
+    slopes(x)
+    ppl.sample("z", dist.Normal(ppl.param("at", jnp.zeros(8)), 0.1).to_event(1))
+
+
+BY_ROW = {
+    "parameters of a guide that reads": (
+        rows,
+        reading,
+        r"'u'.*draws it by \['weight'\], which have an entry",
+    ),
+    "parameters of the model": (
+        with_shifts,
+        slopes,
+        r"model's parameter 'shift' has an entry for each of 8 rows",
+    ),
+    "positions": (
+        by_position,
+        slopes_and_values,
+        r"'z' has as many entries as the fit.*keep=\['slope'\]",
+    ),
+    "no trace of more": (
+        of_known_rows,
+        slopes_and_values,
+        r"'z' has an axis of length 8.*told by equal lengths, 8, since",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_ROW)
+def test_what_has_an_entry_for_each_row_of_the_fit_is_refused_at_as_many_others(name):
+    model, guide, message = BY_ROW[name]
+    fit = quick_fit(model, guide, (X, Y))
+    with pytest.raises(ValueError, match=message):
+        fit.predict(KEY, FAR, num_samples=2)
+
+
+@pytest.mark.slow
+def test_what_is_refused_at_other_rows_is_predicted_at_those_of_the_fit():
+    for model, guide, _ in BY_ROW.values():
+        fit = quick_fit(model, guide, (X, Y))
+        for args, keep in (((), None), ((X, Y), None), ((X,), "*")):
+            assert fit.predict(KEY, *args, keep=keep, num_samples=2)["y"].shape == (2, 8)
+    with pytest.raises(ValueError, match="parameter 'shift'"):
+        quick_fit(with_shifts, slopes, (X, Y)).predict(KEY, FAR, keep=["slope"], num_samples=2)
+
+
+def line(x, y=None):
+    beta = ppl.sample("beta", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(x @ beta, 0.1), obs=y)
+
+
+def line_of_any(x, y=None):
+    beta = ppl.sample("beta", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(x @ beta, 0.1), obs=y)
+
+
+def coefficients(x, y=None):
+    ppl.sample("beta", dist.Normal(ppl.param("at", jnp.zeros(2)), 0.1).to_event(1))
+
+
+@pytest.mark.parametrize("model", [line, line_of_any])
+def test_other_columns_are_told_by_the_name_of_the_argument(model):
+    fit = quick_fit(model, coefficients, (np.ones((8, 2), np.float32), Y))
+    other = np.ones((5, 3), np.float32)
+    told = r"argument 'x' has the shape \(5, 3\), and \(8, 2\) at the fit.*cannot be run at it"
+    for call in (
+        lambda: fit.predict(KEY, other, num_samples=2),
+        lambda: fit.predict(KEY, other, keep="*", num_samples=2),
+        lambda: list(fit.predict_batches(KEY, [(other,)], num_samples=2)),
+    ):
+        with pytest.raises(ValueError, match=told):
+            call()
+
+
+def test_a_number_of_rows_from_outside_is_told_by_the_name_of_the_argument():
+    fit = quick_fit(of_known_rows, slopes_and_values, (X, Y))
+    with pytest.raises(
+        ValueError, match=r"argument 'x' has the shape \(3,\), and \(8,\) at the fit"
+    ):
+        fit.predict(KEY, NEW, num_samples=2)
+
+
+def entities(x, group, table, y=None):
+    """Effects of as many things as the table has rows."""
+    with ppl.plate("things", table.shape[0]):
+        effect = ppl.sample("effect", dist.Normal(table, 1.0))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(effect[group] + x, 1e-3), obs=y)
+
+
+def test_a_table_that_is_the_fits_is_about_the_same_things():
+    """Also where it is as long as the rows; another one is about other things."""
+    table, group = np.arange(8, dtype=np.float32), np.array([2, 1, 0])
+
+    def guide(x, group, table, y=None):
+        at = ppl.param("at", 10.0 * jnp.arange(8.0))
+        with ppl.plate("things", 8):
+            ppl.sample("effect", dist.Normal(at, 1e-3))
+
+    fit = quick_fit(entities, guide, (X, np.arange(8), table, Y))
+    y = fit.predict(KEY, NEW, group, table, num_samples=200)["y"]
+    np.testing.assert_allclose(y.mean(0), 10.0 * group + NEW, atol=1e-2)
+    with pytest.raises(ValueError, match="site 'effect' lies in plate 'things'"):
+        fit.predict(KEY, NEW, group, table + 1.0, num_samples=2)

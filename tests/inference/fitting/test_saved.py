@@ -239,7 +239,7 @@ def test_rows_of_the_fit_are_not_exported_for_others(tmp_path):
 
     fit = fitted(inference.elbo(rows, AutoNormal(rows)))
     for symbolic in (True, False):
-        with pytest.raises(ValueError, match="site 'u' lies in plate 'rows' of 6 rows"):
+        with pytest.raises(ValueError, match="site 'u' lies in plate 'rows' of length 6"):
             fit.export(tmp_path / "served", symbolic_rows=symbolic)
     fit.export(tmp_path / "served", keep="*", symbolic_rows=False)
 
@@ -321,6 +321,26 @@ def test_an_exported_fit_draws_the_same_with_jax_alone(saved, tmp_path):
     with np.load(files[2]) as draws:
         assert set(draws.files) == {"slope", "kind", "y"}
         np.testing.assert_allclose(draws["y"], predicted["y"], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_table_as_long_as_the_rows_stays_so_long_in_an_exported_fit(tmp_path):
+    def model(x, group, table, y=None):
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(slope * x + table[group], 0.1), obs=y)
+
+    def guide(x, group, table, y=None):
+        ppl.sample("slope", dist.Normal(ppl.param("at", 0.0), 1.0))
+
+    group, table = np.arange(6), np.arange(6, dtype=np.float32)
+    fit = fitted(inference.elbo(model, guide), (X, group, table, Y), num_steps=1)
+    fit.export(tmp_path / "served", X, group, table)
+    served = jax.export.deserialize((tmp_path / "served").read_bytes())
+    keys = jax.random.key_data(jax.random.split(KEY, 2))
+    new = {"x": X[:3], "group": group[3:], "table": table}
+    drawn = served.call(keys, new)["predictive"]["y"]
+    np.testing.assert_allclose(drawn, fit.predict(KEY, num_samples=2, **new)["y"], rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -1,0 +1,93 @@
+"""Whether an array is matched to rows by position, `z[jnp.arange(n)]` or `z[:n]`, rather than by indices that the data hold.
+
+No shape tells such an array from a table of groups: it has one length, whatever the number of rows. Two traces of a program, with
+more rows in the second, do: the array stays, and what is taken out of it at places that no argument tells grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ..ppl._compat import CALLS, Jaxpr, Literal
+from ..ppl.jaxprs import inner_jaxpr
+from ._depends import walk
+
+# What takes entries out of an array, or lines them up with others, at places that another operand or no operand tells.
+_TAKES = frozenset("gather slice dynamic_slice concatenate pad dot_general".split())
+
+
+def by_position(
+    run: Callable[..., Any], arrays: Sequence[Any], known: Sequence[Any], before: Any, after: Any
+) -> list[bool]:
+    """Which of some arrays are matched to rows by position.
+
+    Args:
+        run: a function (arrays, known, args) -> anything.
+        arrays: about which is asked.
+        known: other inputs that are no data.
+        before: the arrays of arguments of some rows.
+        after: of more rows.
+    """
+    jaxprs = [jax.make_jaxpr(run)(list(arrays), known, args).jaxpr for args in (before, after)]
+    num_known = len(jax.tree.leaves(known))
+    found = []
+    for asked in range(len(arrays)):
+        is_asked = [i == asked for i in range(len(jaxprs[0].invars))]
+        is_data = [i >= len(arrays) + num_known for i in range(len(jaxprs[0].invars))]
+        found.append(_lines_up(*jaxprs, is_asked, is_data, grows=False))
+    return found
+
+
+def _lines_up(
+    one: Jaxpr, two: Jaxpr, asked: Sequence[bool], data: Sequence[bool], *, grows: bool
+) -> bool:
+    """Whether entries of the marked array are taken at places that do not depend on data, more of them in the second trace.
+
+    Args:
+        one: of some rows.
+        two: of more.
+        asked: inputs that are the array.
+        data: inputs that depend on data.
+        grows: inside of a loop that has more steps in the second.
+    """
+    of_asked = dict(zip(one.invars, asked, strict=True))
+    of_data = dict(zip(one.invars, data, strict=True))
+    if len(one.eqns) != len(two.eqns):
+        return True  # another program: what it does cannot be told from the first
+    for eqn, other in zip(one.eqns, two.eqns, strict=True):
+        marks = lambda env, eqn=eqn: [
+            not isinstance(v, Literal) and env.get(v, False) for v in eqn.invars
+        ]
+        own, told = marks(of_asked), marks(of_data)
+        if any(own):
+            if eqn.primitive is not other.primitive:
+                return True
+            if _found(eqn, other, own, told, grows):
+                return True
+        walk([eqn], of_asked)
+        walk([eqn], of_data)
+    return False
+
+
+def _found(eqn: Any, other: Any, own: list[bool], told: list[bool], grows: bool) -> bool:
+    name = eqn.primitive.name
+    if name in CALLS:
+        pair = [inner_jaxpr(e.params[CALLS[name]]) for e in (eqn, other)]
+        return None in pair or _lines_up(*pair, own, told, grows=grows)  # pyright: ignore[reportArgumentType]
+    if name == "scan":
+        lengths = {e.params["length"] for e in (eqn, other)}
+        bodies = [e.params["jaxpr"].jaxpr for e in (eqn, other)]
+        return _lines_up(*bodies, own, told, grows=grows or len(lengths) > 1)
+    if name == "cond":
+        pairs = zip(eqn.params["branches"], other.params["branches"], strict=True)
+        return any(_lines_up(a.jaxpr, b.jaxpr, own[1:], told[1:], grows=grows) for a, b in pairs)
+    if name not in _TAKES:
+        return False
+    shapes = [[v.aval.shape for v in e.invars] for e in (eqn, other)]
+    stays = all(shapes[0][i] == shapes[1][i] for i, mark in enumerate(own) if mark)
+    more = eqn.outvars[0].aval.shape != other.outvars[0].aval.shape
+    places = any(t for t, mark in zip(told, own, strict=True) if not mark)
+    return stays and (more or grows) and not places

@@ -1,0 +1,100 @@
+"""Arguments beside those of the fit: which are the same, and whether the model can be run at the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ....ppl._compat import is_concrete
+from ..._arguments import is_array, leaf_names
+from ..._rows import met
+
+
+def check_runs(
+    method: str,
+    model: Any,
+    args: tuple,
+    fit_args: tuple | None,
+    choices: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse arguments of other columns than the fit's at which the model cannot be run, or not with the fit's draws."""
+    if fit_args is None:
+        return
+    before = dict(zip(leaf_names(model, fit_args), jax.tree.leaves(fit_args), strict=True))
+    leaves, structure = jax.tree.flatten(args)
+    names = leaf_names(model, args)
+    olds = [
+        before[n] if _are_arrays(x, before.get(n)) else x
+        for n, x in zip(names, leaves, strict=True)
+    ]
+    other = [
+        (n, np.shape(x), np.shape(old))
+        for n, x, old in zip(names, leaves, olds, strict=True)
+        if np.shape(x) != np.shape(old)
+    ]
+    # First the one that differs in more than its number of rows.
+    other.sort(key=lambda o: len(o[1]) == len(o[2]) and o[1][1:] == o[2][1:])
+    if not other:
+        return
+    found = met(model, args)
+    if found.error is not None and met(model, jax.tree.unflatten(structure, olds)).error is None:
+        reason = f"{type(found.error).__name__}: {found.error}"
+        raise _other_shape(method, other[0], reason) from found.error
+    (_, new, old), sites = other[0], found.shapes
+    for site, x in (choices or {}).items():
+        shape = sites.get(("site", site), x.shape)
+        if shape != x.shape and new[1:] != old[1:]:
+            reason = f"site '{site}' has the shape {shape} there, its draws {x.shape}"
+            raise _other_shape(method, other[0], reason)
+
+
+def _other_shape(method: str, argument: tuple, reason: str) -> ValueError:
+    name, shape, old = argument
+    return ValueError(
+        f"{method}: argument '{name}' has the shape {shape}, and {old} at the fit, and the model cannot be run at it "
+        f"({reason.splitlines()[0]}). Its first axis, the rows, may have another length if the model takes their number from "
+        "its arguments; give the other axes the lengths that they had."
+    )
+
+
+def _are_arrays(new: Any, old: Any) -> bool:
+    return is_array(new) and is_array(old)
+
+
+def is_of_fit(model: Any, args: tuple, fit_args: tuple | None) -> bool:
+    """Whether these are the arguments of the fit, observations included."""
+    if fit_args is None or args is fit_args:
+        return args is fit_args
+    is_whole = len(jax.tree.leaves(args)) == len(jax.tree.leaves(fit_args))
+    return is_whole and len(same_leaves(model, args, fit_args)) == len(jax.tree.leaves(args))
+
+
+def same_leaves(model: Any, args: tuple, fit_args: tuple | None) -> set[int]:
+    """Leaves of the arguments, by number, that are those of the fit."""
+    if fit_args is None:
+        return set()
+    before = dict(zip(leaf_names(model, fit_args), jax.tree.leaves(fit_args), strict=True))
+    names = leaf_names(model, args)
+    pairs = [
+        (x, before.get(name, _NONE)) for name, x in zip(names, jax.tree.leaves(args), strict=True)
+    ]
+    return {number for number, (new, old) in enumerate(pairs) if _is_same(new, old)}
+
+
+_NONE = object()
+
+
+def _is_same(new: Any, old: Any) -> bool:
+    if not is_array(new) or not is_array(old):
+        return old is not _NONE and is_array(new) == is_array(old) and bool(new == old)
+    if np.shape(new) != np.shape(old) or not is_concrete((new, old)):
+        return False
+    if new is old:
+        return True
+    if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) for x in (new, old)):
+        return False
+    new, old = np.asarray(new), np.asarray(old)
+    return np.array_equal(new.astype(old.dtype), old, equal_nan=old.dtype.kind in "fc")
