@@ -20,7 +20,7 @@ _TAKES = frozenset("gather slice dynamic_slice concatenate pad dot_general".spli
 
 
 def by_position(
-    run: Callable[..., Any], arrays: Sequence[Any], known: Sequence[Any], before: Any, after: Any
+    run: Callable[..., Any], arrays: Sequence[Any], known: Any, before: Any, after: Any
 ) -> list[bool]:
     """Which of some arrays are matched to rows by position.
 
@@ -31,13 +31,13 @@ def by_position(
         before: the arrays of arguments of some rows.
         after: of more rows.
     """
-    jaxprs = [jax.make_jaxpr(run)(list(arrays), known, args).jaxpr for args in (before, after)]
+    one, two = (jax.make_jaxpr(run)(list(arrays), known, args).jaxpr for args in (before, after))
     num_known = len(jax.tree.leaves(known))
     found = []
     for asked in range(len(arrays)):
-        is_asked = [i == asked for i in range(len(jaxprs[0].invars))]
-        is_data = [i >= len(arrays) + num_known for i in range(len(jaxprs[0].invars))]
-        found.append(_lines_up(*jaxprs, is_asked, is_data, grows=False))
+        is_asked = [i == asked for i in range(len(one.invars))]
+        is_data = [i >= len(arrays) + num_known for i in range(len(one.invars))]
+        found.append(_lines_up(one, two, is_asked, is_data, grows=False))
     return found
 
 
@@ -75,12 +75,12 @@ def _lines_up(
 def _found(eqn: Any, other: Any, own: list[bool], told: list[bool], grows: bool) -> bool:
     name = eqn.primitive.name
     if name in CALLS:
-        pair = [inner_jaxpr(e.params[CALLS[name]]) for e in (eqn, other)]
-        return None in pair or _lines_up(*pair, own, told, grows=grows)  # pyright: ignore[reportArgumentType]
+        one, two = (inner_jaxpr(e.params[CALLS[name]]) for e in (eqn, other))
+        return one is None or two is None or _lines_up(one, two, own, told, grows=grows)
     if name == "scan":
         lengths = {e.params["length"] for e in (eqn, other)}
-        bodies = [e.params["jaxpr"].jaxpr for e in (eqn, other)]
-        return _lines_up(*bodies, own, told, grows=grows or len(lengths) > 1)
+        one, two = (e.params["jaxpr"].jaxpr for e in (eqn, other))
+        return _lines_up(one, two, own, told, grows=grows or len(lengths) > 1)
     if name == "cond":
         pairs = zip(eqn.params["branches"], other.params["branches"], strict=True)
         return any(_lines_up(a.jaxpr, b.jaxpr, own[1:], told[1:], grows=grows) for a, b in pairs)
