@@ -11,9 +11,10 @@ import numpy as np
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import mcmc_arguments, typed_key
+from ...ppl._data import as_data
 from ...ppl.densities import Eliminated
 from ...ppl.language import arguments, joined, predictions
-from .._arguments import outcome, plain_arrays
+from .._arguments import outcome
 from .._forward import check_given, forward_program, in_scan
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
@@ -119,7 +120,7 @@ def predict(
 
 def _check_rows(program: Any, names: list[str], args: tuple, mcmc: Any) -> None:
     """Refuse a chain's draws for its rows at others."""
-    other = of_other_rows(program, names, args, plain_arrays(joined(*mcmc_arguments(mcmc))))
+    other = of_other_rows(program, names, args, as_data(joined(*mcmc_arguments(mcmc))))
     if other:
         raise ValueError(
             f"predict: {other} belong to the rows that the chain was run on, and the arguments have others. Leave them out, and "
