@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 
 from .. import ppl
+from ..ppl.language import joined
 
 Array = jax.Array
 Direction = Literal["max", "min"]
@@ -79,36 +80,40 @@ class AbstractObjective(abc.ABC):
         """
         return {}
 
-    def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
+    def value_and_grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
         """One estimate of the value and of its gradient, with a fresh state.
 
         Args:
             params: as `init` gives them.
             key: PRNG key of either kind.
             args: the data.
+            kwargs: those by keyword.
         """
+        args = joined(args, kwargs)
         value, grads, _ = self.step(params, self.init_state(params, key, *args), key, *args)
         return value, grads
 
-    def value(self, params: Any, key: Any, *args: Any) -> Array:
+    def value(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Array:
         """One estimate of the value.
 
         Args:
             params: as `init` gives them.
             key: PRNG key of either kind.
             args: the data.
+            kwargs: those by keyword.
         """
-        return self.value_and_grad(params, key, *args)[0]
+        return self.value_and_grad(params, key, *joined(args, kwargs))[0]
 
-    def grad(self, params: Any, key: Any, *args: Any) -> Any:
+    def grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
         """One estimate of the gradient in `params`.
 
         Args:
             params: as `init` gives them.
             key: PRNG key of either kind.
             args: the data.
+            kwargs: those by keyword.
         """
-        return self.value_and_grad(params, key, *args)[1]
+        return self.value_and_grad(params, key, *joined(args, kwargs))[1]
 
     def label(self, *args: Any) -> str:
         """What `value` is, in words.

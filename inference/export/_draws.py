@@ -18,7 +18,7 @@ from numpyro.primitives import Messenger
 from ... import ppl
 from ...ppl._compat import typed_key
 from ...ppl.densities import Eliminated
-from ...ppl.language import arrays, check_proposed_cells, misses
+from ...ppl.language import arrays, check_proposed_cells, misses, name_of
 from ...ppl.traces import check_match
 from .._arguments import Arguments
 from ._summed import likelihoods, one_step_ahead, why_no_likelihood
@@ -243,7 +243,7 @@ def whole(program: ppl.Program) -> ppl.Program:
         with _Whole():
             program(*args, **kwargs)
 
-    run.__name__ = getattr(program.fn, "__name__", "program")
+    run.__name__ = name_of(program)
     return ppl.Program(run)
 
 

@@ -6,17 +6,17 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import FunctionType
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from numpyro.infer.autoguide import AutoGuide
 
 from ...ppl._checks import is_integer
-from ...ppl._compat import typed_key
-from ...ppl.language import Keywords, Program, as_arguments, labels_of
+from ...ppl._compat import is_concrete, typed_key
+from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
 from ._callbacks import FitInfo, labels, with_state
@@ -81,17 +81,17 @@ def fit(
     `fit(model, args=(x,))` is enough: what is not said is chosen, and told.
 
     Args:
-        objective: what to fit, e.g. `inference.elbo(model, guide)`. Or a model alone: then `elbo` with a Normal guide,
-            multivariate for at most 30 coordinates, else mean field; discrete sites are summed out, missing cells come from the
-            model.
+        objective: what to fit, e.g. `inference.elbo(model, guide)`. Or a model alone, anything that `ppl.as_program` takes: then
+            `elbo` with a Normal guide, multivariate for at most 30 coordinates, else mean field; discrete sites are summed out,
+            missing cells come from the model.
         optimizer: default Adam, 0.02 for arrays and 0.001 for the weights of modules, along a cosine over `num_steps`. An optax
             transformation; or a dict from fnmatch patterns on parameter names to a transformation or "frozen".
             Each parameter must match exactly one pattern. A transformation such as clipping by global norm then acts within
             its group.
         args: the arguments of the program, a tuple, or a dict from their names to values; array leaves are traced, other
-            leaves stay Python values. Frames and series of numbers are arrays, too. Or an iterable of such tuples or dicts, one
-            minibatch each, all of one shape but that the last of an epoch may have fewer rows; an iterable that can be read
-            again starts anew at its end.
+            leaves stay Python values; None is (). Frames and series of numbers are arrays, too. Or an iterable of such tuples or
+            dicts, one minibatch each, all of one shape but that the last of an epoch may have fewer rows; an iterable that can
+            be read again starts anew at its end.
         num_steps: total number of steps, those before a checkpoint included; 0 takes `params` as they are. None trains until
             an iterator ends; on data themselves until the value has settled, see `fitting.settling`.
         key: PRNG key, typed or raw uint32; default `jax.random.key(0)`.
@@ -169,8 +169,11 @@ def fit(
     Reference: random reshuffling, arXiv:2006.05988; averaging, Polyak and Juditsky (1992); of
     stationary iterates, Dhaka et al. 2020, arXiv:2009.00666, and Welandawe et al. 2022, arXiv:2203.15945.
     """
-    is_model = isinstance(objective, Program | FunctionType)
-    _check_types(None if is_model else objective, optimizer, args, callbacks, mesh, average)
+    is_model = callable(objective) and not isinstance(objective, AbstractObjective)
+    args = () if args is None else args
+    _check_types(objective, is_model, optimizer, args, callbacks, mesh, average)
+    _refuse_traced(args, params, key)
+    objective = as_program(objective) if is_model else objective
     names: dict[str, tuple] = {}
     if isinstance(args, Mapping | tuple):
         program = objective if is_model else getattr(objective, "model", None)
@@ -313,9 +316,24 @@ def fit(
     return result
 
 
-def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
+def _refuse_traced(*inputs: Any) -> None:
+    # Under jit whatever is computed is traced, arguments or not.
+    if not is_concrete((inputs, jax.random.key(0))):
+        raise TypeError(
+            "fit: it is called inside of jit, vmap, grad or another transformation of JAX, where no number is known, but it "
+            "reads values, prints and decides when to stop. Call it outside: its steps are compiled anyway, and num_seeds= "
+            "runs several at once. A loop of your own can compile objective.value_and_grad(params, key, *args)."
+        )
+
+
+def _check_types(objective, is_model, optimizer, args, callbacks, mesh, average) -> None:
     problems = []
-    if objective is not None and not isinstance(objective, AbstractObjective):
+    if isinstance(objective, AutoGuide):
+        problems.append(
+            f"'objective' is a guide, {type(objective).__name__}, and nothing says what to fit it to. Pass the model alone, or "
+            "inference.elbo(model, guide)"
+        )
+    if not is_model and not isinstance(objective, AbstractObjective):
         problems.append(
             "'objective' must be an objective, e.g. inference.elbo(model, guide), or a class of your own made from "
             f"inference.AbstractObjective, or a model; got {type(objective).__name__}"
@@ -331,15 +349,16 @@ def _check_types(objective, optimizer, args, callbacks, mesh, average) -> None:
             if wrong
             else "'optimizer' is an empty dict; map patterns to transformations"
         )
-    if objective is None and is_iterable_of_batches(args):
-        problems.append(
-            "'objective' is a model, and 'args' an iterable of batches: guide and objective are chosen for data themselves. Pass "
-            "them, e.g. (x,) with subsample={plate: size}, or write the guide and pass inference.elbo(model, guide)"
-        )
     if isinstance(args, str) or hasattr(args, "__array__") or not isinstance(args, Iterable):
         problems.append(
             "'args' must hold the program's arguments, a tuple such as (x,) or a dict such as {'x': x}, or be an iterable of "
             f"such; got {type(args).__name__}"
+        )
+    elif is_model and is_iterable_of_batches(args):
+        problems.append(
+            f"'objective' is a model, and 'args' is a {type(args).__name__}, an iterable of batches: guide and objective are "
+            "chosen for data themselves. Pass them as a tuple, e.g. (x,) with subsample={plate: size}, or write the guide and "
+            "pass inference.elbo(model, guide)"
         )
     if (
         callable(callbacks)

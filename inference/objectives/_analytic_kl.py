@@ -21,7 +21,7 @@ from numpyro.primitives import Messenger
 from ... import ppl
 from ...ppl._compat import trace_state
 from ...ppl.distributions import exact_kl
-from ...ppl.language import JointRun
+from ...ppl.language import JointRun, name_of
 from ...ppl.strategies import element
 from ._detached import refuse_estimated
 
@@ -52,7 +52,7 @@ class Laws(Messenger):
             with self:
                 return program.fn(*args, **kwargs)
 
-        watched.__name__ = getattr(program.fn, "__name__", "program")
+        watched.__name__ = name_of(program)
         return ppl.Program(watched, program.params, program.site_weights)
 
 

@@ -17,7 +17,7 @@ from ...ppl._show import shown
 from ...ppl.analysis import SitePlan
 from ...ppl.checks import as_arrays, check_arguments, signature_of
 from ...ppl.densities import Constrained
-from ...ppl.language import matched
+from ...ppl.language import joined, matched
 from ...ppl.strategies import Pathwise, as_strategy
 from ...ppl.traces import Trace, trace_of
 from ..particles.engine import Settings, run_program
@@ -173,9 +173,11 @@ class ParticleObjective(Objective):
         """The objective as an expectation over parameters."""
         return _ParticleExpectation(self)
 
-    def traces(self, model: ppl.Program, guide: ppl.Program | None, *args: Any) -> dict[str, Trace]:
+    def traces(
+        self, model: ppl.Program, guide: ppl.Program | None, *args: Any, **kwargs: Any
+    ) -> dict[str, Trace]:
         """The traces of one particle."""
-        return _one_particle(model, guide, args)[0]
+        return _one_particle(model, guide, joined(args, kwargs))[0]
 
 
 def one_particle(model: ppl.Program, guide: ppl.Program | None, *args: Any) -> Array:

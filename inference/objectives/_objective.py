@@ -343,7 +343,7 @@ class Objective(AbstractObjective):
         return plate_sizes(lambda: self._run({}, *args), self.strategies)
 
     def traces(
-        self, model: ppl.Program, guide: ppl.Program | None, *args: Any
+        self, model: ppl.Program, guide: ppl.Program | None, *args: Any, **kwargs: Any
     ) -> dict[str, ppl.Trace]:
         """One run inside `ppl.expectation`: the guide's trace, and the model's at its choices.
 
@@ -351,20 +351,26 @@ class Objective(AbstractObjective):
             model: the model, with its parameters.
             guide: the guide, with its parameters, or None.
             args: their arguments.
+            kwargs: their keyword arguments.
         """
+        args = joined(args, kwargs)
         if guide is None:
             return {"model": ppl.draw(model, *args)}
         trace = ppl.draw(guide, *args)
         return {"guide": trace, "model": ppl.score(model, trace, *args)}
 
-    def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
+    def site_report(
+        self, params: Any, key: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, dict[str, Array]]:
         """Value and log-prob of every site of one run, in program order: "guide.<site>", then "model.<site>".
 
         Args:
             params: name -> unconstrained arrays, as `init` gives them.
             key: PRNG key of either kind.
             args: the arguments of model and guide.
+            kwargs: their keyword arguments.
         """
+        args = joined(args, kwargs)
         report: dict[str, dict[str, Array]] = {}
         order: dict[str, list[str]] = {}
 

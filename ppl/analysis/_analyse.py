@@ -38,6 +38,7 @@ from ..jaxprs import (
     site_p,
     split,
 )
+from ..language import apply
 from ..strategies import GAMMA_FAMILY, Boundary, Decision, Engine, StrategyError, StrategySite
 from ..traces import SiteInfo
 from ._control import Controlled, check_mean
@@ -151,7 +152,7 @@ def analyse(
         name = getattr(fn, "__name__", type(fn).__name__)
         with jax.disable_jit(False), own_caches(), engine, named_errors(engine, name):
             try:
-                result = fn(params, *args)
+                result = apply(fn, (params, *args))
             except TypeError as err:
                 if not engine.relaxed:
                     raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from .._compat import no_handlers, typed_key
 from ..gaussian import APPROXIMATIONS
 from ..language import Program, as_program
-from ..traces import Params, Trace
+from ..traces import Params, Runner, Trace
 from ._integrated import Integrated
 from ._outside import supports_of
 from ._sums import Summed
@@ -218,19 +218,20 @@ class Eliminated(Program):
         return made.forecast_trace(key, choices, num_seen, *args, **kwargs)
 
     def propose(
-        self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, **kwargs: Any
-    ) -> Trace:
+        self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, draw: Any = None,
+        runner: Callable[..., Runner] = Runner, **kwargs: Any,
+    ) -> Trace:  # fmt: skip
         """Where all sites are integrated out: as of any program.
 
         Raises:
             TypeError: sites are summed out, so that a draw would not have the marginal density.
         """
-        made = self.made(*args)
+        made = self.made(*args, **kwargs)
         if isinstance(made, Summed):
             raise TypeError(
                 f"{self.label}: propose runs statement by statement; use the program it was made of."
             )
-        return made.propose(key, choices, keep, *args, **kwargs)
+        return made.propose(key, choices, keep, *args, draw=draw, runner=runner, **kwargs)
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
         return self.program.init(key, *args, **kwargs)

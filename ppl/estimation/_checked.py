@@ -38,6 +38,7 @@ from ..checks import (
     try_rows,
     with_quick_key,
 )  # fmt: skip
+from ..language import apply
 from ..strategies import AUTO, Engine, StrategyError, as_strategy
 
 _has_known_data = contextvars.ContextVar("has_known_data", default=False)
@@ -268,7 +269,7 @@ class CheckedPrograms:
             params, data = inputs
             filled = iter(data)
             new = [next(filled) if f else x for x, f in zip(leaves, is_data, strict=True)]
-            return self.fn(params, *jax.tree.unflatten(structure, new))
+            return apply(self.fn, (params, *jax.tree.unflatten(structure, new)))
 
         return fn, [x for x, flag in zip(leaves, is_data, strict=True) if flag]
 

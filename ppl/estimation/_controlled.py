@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ..analysis import Controlled
+from ..language import apply
 from ..strategies import stop
 
 Array = jax.Array
@@ -31,7 +32,7 @@ class Combined:
     fn: Callable[..., Any]
 
     def __call__(self, params: Any, coefficients: Array, *args: Any) -> Any:
-        found = self.fn(params, *args)
+        found = apply(self.fn, (params, *args))
         return coefficients[0] * found.value - coefficients[1] * (found.control - found.mean)
 
 

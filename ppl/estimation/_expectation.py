@@ -19,6 +19,7 @@ from ..checks import (
     watched,
 )
 from ..distributions import sound
+from ..language import apply, joined
 from ..strategies import Decision
 from ._again import check_derivatives, moving, refusal_of_jump, slope_of
 from ._checked import CheckedPrograms
@@ -50,39 +51,44 @@ class Expectation:
         self._compiled = eqx.filter_jit(self._estimate)
         self._compiled_value = eqx.filter_jit(self._surrogate)
 
-    def value(self, params: Any, key: Any, *args: Any) -> Array:
+    def value(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Array:
         """One estimate of L (scalar, the unit of `fn`). Its derivative under `jax.grad` is the estimator of `grad`.
 
         Args:
             params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
             key: PRNG key of either kind.
             args: the arguments of `fn` after the parameters.
+            kwargs: its keyword arguments.
         """
-        params = as_arrays(params)
+        params, args = as_arrays(params), joined(args, kwargs)
         with self.programs.shown(params, args):
             return self._compiled_value(params, typed_key(key), args)
 
-    def grad(self, params: Any, key: Any, *args: Any) -> Any:
+    def grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
         """One estimate of dL/dparams, a pytree like `params`.
 
         Args:
             params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
             key: PRNG key of either kind.
             args: the arguments of `fn` after the parameters.
+            kwargs: its keyword arguments.
         """
-        return self.step(params, None, key, *args)[1]
+        return self.step(params, None, key, *joined(args, kwargs))[1]
 
-    def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
+    def value_and_grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
         """One estimate of L and of its gradient, from the same draws.
 
         Args:
             params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
             key: PRNG key of either kind.
             args: the arguments of `fn` after the parameters.
+            kwargs: its keyword arguments.
         """
-        return self.step(params, None, key, *args)[:2]
+        return self.step(params, None, key, *joined(args, kwargs))[:2]
 
-    def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
+    def step(
+        self, params: Any, state: Any, key: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Array, Any, Any]:
         """Value, gradient and the next state of baselines; `state` None starts afresh.
 
         Args:
@@ -90,38 +96,43 @@ class Expectation:
             state: of the baselines, by `init_state` or the step before; None starts afresh.
             key: PRNG key of either kind.
             args: the arguments of `fn` after the parameters.
+            kwargs: its keyword arguments.
         """
-        params = as_arrays(params)
+        params, args = as_arrays(params), joined(args, kwargs)
         with self.programs.shown(params, args):
             return self._compiled(params, state, typed_key(key), args)
 
-    def init_state(self, params: Any, *args: Any) -> dict[str, Any]:
+    def init_state(self, params: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The initial state of baselines and control variates: site -> state.
 
         Args:
             params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
             args: the arguments of `fn` after the parameters.
+            kwargs: its keyword arguments.
         """
-        return _fresh_state(self.ready(params, *args))
+        return _fresh_state(self.ready(params, *joined(args, kwargs)))
 
-    def plan(self, params: Any, *args: Any) -> Plan:
+    def plan(self, params: Any, *args: Any, **kwargs: Any) -> Plan:
         """What each site will get, why, and what it costs; printing it shows a table. Runs every check.
 
         Args:
             params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
             args: the arguments of `fn` after the parameters.
+            kwargs: its keyword arguments.
         """
+        args = joined(args, kwargs)
         plan = plan_of(self.ready(params, *args))
         return dataclasses.replace(plan, search=self.programs.outcome(as_arrays(params), args))
 
-    def ready(self, params: Any, *args: Any) -> Analysed:
+    def ready(self, params: Any, *args: Any, **kwargs: Any) -> Analysed:
         """The analysed program, with every check done.
 
         Args:
             params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
             args: the arguments of `fn` after the parameters.
+            kwargs: its keyword arguments.
         """
-        params = as_arrays(params)
+        params, args = as_arrays(params), joined(args, kwargs)
         with self.programs.shown(params, args):
             return self._program(params, args)
 
@@ -224,7 +235,7 @@ class Expectation:
 
         def fn(both: Any, leaves: list[Any]) -> Any:
             whole = [*leaves[:number], both[1], *leaves[number + 1 :]]
-            return self.programs.fn(both[0], *jax.tree.unflatten(structure, whole))
+            return apply(self.programs.fn, (both[0], *jax.tree.unflatten(structure, whole)))
 
         examples = []
         for known, others in self.programs.examples:

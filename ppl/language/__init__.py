@@ -11,6 +11,7 @@ Classes
 """
 
 from ._autoguides import check_set_up as check_set_up, set_up as set_up
+from ._callables import name_of as name_of
 from ._choices import (
     ChoiceMismatch as ChoiceMismatch,
     arrays as arrays,

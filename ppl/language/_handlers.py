@@ -12,6 +12,7 @@ from numpyro.primitives import Messenger
 
 from .._compat import fresh_caches, handler_stack
 from ..traces import Recorder
+from ._callables import name_of
 from ._choices import arrays
 from ._program import Program, as_program
 
@@ -234,5 +235,5 @@ def _transformed(
             )
         return out
 
-    transformed.__name__ = getattr(program.fn, "__name__", "program")
-    return Program(transformed, program.params)
+    transformed.__name__ = name_of(program)
+    return Program(transformed, program.params, program.site_weights)

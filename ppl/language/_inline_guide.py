@@ -40,6 +40,7 @@ from ..traces import (
     trace_of,
     with_reach,
 )
+from ._callables import name_of
 from ._program import Program, as_program
 
 Array = jax.Array
@@ -67,9 +68,9 @@ class InlineGuide(Program):
     def __init__(self, model: Program) -> None:
         def latents(*args: Any, **kwargs: Any) -> Any:
             with _LatentOnly(), fresh_caches():
-                return model(*args, **kwargs)
+                return model.run(*args, **kwargs)
 
-        latents.__name__ = f"guide_of({getattr(model.fn, '__name__', 'program')})"
+        latents.__name__ = f"guide_of({name_of(model)})"
         super().__init__(latents, model.params, model.site_weights)
         self.model = model
 
@@ -105,7 +106,7 @@ class InlineGuide(Program):
             )
         collector = Collector()
         with collector, named_errors(collector, self.model), _Joint(kl):
-            retval = self.model(*args, **kwargs)
+            retval = self.model.run(*args, **kwargs)
         run = _split(trace_of(collector, retval))
         guide = remember_draw(self._remember(collector, run.guide))
         run = run._replace(guide=guide, model=self.model._remember(collector, run.model))

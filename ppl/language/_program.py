@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ from ..traces import (
     with_reach,
 )
 from ._autoguides import check_set_up, set_up
+from ._callables import name_of, refusal_of
 from ._choices import arrays, check_used, predictions
 from ._keywords import joined, parted
 from ._named import by_name, of_name
@@ -62,6 +64,21 @@ class Program:
         functools.update_wrapper(self, fn, updated=[])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.site_weights is not None:
+            raise TypeError(
+                f"{self!r}: its site weights are factors on the log-probs of its own traces, and would be lost where another "
+                "program, a handler or NumPyro's inference runs its statements. Reweight the outermost program, "
+                "ppl.reweight(program, weights), or scale statements where they stand, numpyro.handlers.scale."
+            )
+        return self.run(*args, **kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns, its statements met by the handlers outside; site weights are left to them.
+
+        Args:
+            args: the program's arguments.
+            kwargs: its keyword arguments.
+        """
         args, kwargs = parted(joined(args, kwargs, self.fn))
         if not self.params:
             return self._called(args, kwargs)
@@ -72,7 +89,7 @@ class Program:
         try:
             return self.fn(*args, **kwargs)
         except TypeError as err:
-            if err.__traceback__ is None or err.__traceback__.tb_next is not None:
+            if not _is_of_the_call(err, self.fn, args, kwargs):
                 raise
             raise TypeError(
                 f"{self!r}: {err}. Model and guide are called with the same arguments, those of fit(args=) or those after "
@@ -156,6 +173,7 @@ class Program:
         refuse_inside_engine("generate")
         runner = Runner(typed_key(key), arrays(constraints))
         trace = self._run(runner, args, kwargs)
+        runner.check_drawn()
         check_used(runner, constraints, self)
         drawn = set(trace.choices) - set(constraints)
         weight = sum(
@@ -276,7 +294,7 @@ class Program:
 
     def propose(
         self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, draw: Any = None,
-        runner: Callable[..., Runner] = Runner,
+        runner: Callable[..., Runner] = Runner, **kwargs: Any,
     ) -> Trace:  # fmt: skip
         """Run the program with draws from the prior, except that `choices` are kept where `keep` (a boolean scalar) is true.
 
@@ -286,7 +304,8 @@ class Program:
         """
         refuse_inside_engine("propose")
         recorder = runner(typed_key(key), arrays(choices), keep=keep, draw=draw)
-        trace = self._run(recorder, args, {})
+        trace = self._run(recorder, args, kwargs)
+        recorder.check_drawn()
         check_used(recorder, [name for name in choices if not is_limit(name)], self)
         return trace
 
@@ -300,7 +319,7 @@ class Program:
         """
         set_up(self, key, joined(args, kwargs, self.fn))
         return init_params(
-            lambda: self(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
+            lambda: self.run(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
         )
 
     def _draw(self, *args: Any, **kwargs: Any) -> Trace:
@@ -308,7 +327,7 @@ class Program:
         check_set_up(self)
         collector = Collector()
         with collector, named_errors(collector, self):
-            retval = self(*args, **kwargs)
+            retval = self.run(*args, **kwargs)
         return remember_draw(self._remember(collector, trace_of(collector, retval)))
 
     def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
@@ -317,7 +336,7 @@ class Program:
 
     def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
         with own_caches(), recorder, named_errors(recorder, self):
-            retval = self(*args, **kwargs)
+            retval = self.run(*args, **kwargs)
         return self._remember(recorder, trace_of(recorder, retval))
 
     def _remember(self, recorder: Recorder, trace: Trace) -> Trace:
@@ -358,7 +377,7 @@ class Program:
 
     def __repr__(self) -> str:
         bound = "" if not self.params else f", bound: {', '.join(sorted(self.params))}"
-        return f"<Program {getattr(self.fn, '__name__', self.fn)}{bound}>"
+        return f"<Program {name_of(self)}{bound}>"
 
 
 def model(fn: Callable[..., Any]) -> Program:
@@ -388,19 +407,30 @@ def as_program(fn: Any) -> Program:
     """`fn` itself if it is a Program, else the NumPyro model wrapped in one.
 
     Args:
-        fn: a program, or any function that NumPyro takes for a model.
+        fn: a program, or whatever NumPyro takes for a model: a function, `functools.partial`, a handler around a model, a method,
+            an object with `__call__`.
 
     Raises:
-        TypeError: `fn` is not callable.
+        TypeError: a call of `fn` runs no statements: it is a class, a law, a generator, a cached function, or not callable.
     """
     if isinstance(fn, Program):
         return fn
-    if not callable(fn):
-        raise TypeError(
-            f"A program must be a function of sample statements, got {type(fn).__name__}. Pass the function itself and its "
-            "arguments apart, elbo(model, guide).value(params, key, x), not the result of a call, elbo(model(x), guide)."
-        )
+    if (refusal := refusal_of(fn)) is not None:
+        raise TypeError(f"A program must be a function of sample statements, {refusal}.")
     return Program(fn)
+
+
+def _is_of_the_call(err: TypeError, fn: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a function was called with arguments that it does not take, perhaps by a wrapper around it."""
+    if err.__traceback__ is None or err.__traceback__.tb_next is None:
+        return True
+    try:
+        inspect.signature(fn).bind(*args, **kwargs)
+    except TypeError:
+        return True
+    except ValueError:  # no signature
+        return False
+    return False
 
 
 def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:

@@ -58,6 +58,7 @@ class Runner(Recorder):
         self.defer_imputed = defer_imputed
         self.is_exploring = exploring
         self.missing: list[str] = []
+        self.placed: list[str] = []  # latent sites whose value is a handler's inside of the program
 
     def visit(self, msg: dict[str, Any]) -> None:
         msg["stop"] = True
@@ -75,7 +76,7 @@ class Runner(Recorder):
         ):
             return
         elif msg["value"] is not None and not msg["is_observed"]:
-            return
+            self.placed.append(name)
         elif self.defer_imputed and msg["infer"].get("imputed"):
             msg["stop"] = False
             msg["_imputed"] = True
@@ -87,6 +88,19 @@ class Runner(Recorder):
             self.missing.append(name)
             dtype = int if msg["fn"].support.is_discrete else float
             msg["value"] = jnp.zeros(msg["fn"].shape(), dtype)
+
+    def check_drawn(self) -> None:
+        """Refuse weights of draws that are none.
+
+        Raises:
+            ValueError: a handler inside of the program has put a value in the place of a draw.
+        """
+        if self.placed:
+            raise ValueError(
+                f"Site '{self.placed[0]}' got its value from a handler inside the program (substitute or replay), which is no "
+                "draw from its law, so that a weight would be wrong. Use ppl.condition or ppl.intervene, or "
+                "numpyro.handlers.condition or do."
+            )
 
     def _held(self, msg: dict[str, Any], drawn: Array) -> Array:
         """The draw, or in a step that has been seen the observation."""

@@ -22,6 +22,7 @@ from .... import ppl
 from ....ppl._checks import check_counts, told_what_is_missing
 from ....ppl._compat import no_handlers
 from ....ppl.densities import Ambient, StochasticProgram, as_arrays, estimated
+from ....ppl.language import joined, name_of
 from ....ppl.traces import running_engine
 from ..engine import SMCResult, smc
 from ..population import underived
@@ -37,14 +38,14 @@ class SMCSampler(StochasticProgram):
         self, program: ppl.Program, proposal: ppl.Program | None, options: Mapping[str, Any]
     ) -> None:
         parts = {"program": program} | ({} if proposal is None else {"proposal": proposal})
-        super().__init__(f"smc[{getattr(program.fn, '__name__', 'program')}]", parts)
+        super().__init__(f"smc[{name_of(program)}]", parts)
         self.program, self.proposal, self.options = program, proposal, options
 
     def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
         return SMCSampler(parts["program"], parts.get("proposal"), self.options)
 
     def _draw(self, *args: Any, **kwargs: Any) -> ppl.Trace:
-        self._refuse_keywords(kwargs)
+        args = joined(args, kwargs)
         if running_engine().is_exploring:  # parameters are met as in any program
             met = self._explore(args)
             return estimated(self.label, met.choices, met.sites, met.log_density)
@@ -54,7 +55,7 @@ class SMCSampler(StochasticProgram):
         return self._trace({name: x[index] for name, x in result.particles.items()}, result, args)
 
     def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> ppl.Trace:
-        self._refuse_keywords(kwargs)
+        args = joined(args, kwargs)
         choices = as_arrays(choices)
         if running_engine().is_exploring:
             self._explore(args)
@@ -93,12 +94,6 @@ class SMCSampler(StochasticProgram):
             if self.proposal is not None:
                 self.proposal._draw(*args)
             return self.program._draw(*args)
-
-    def _refuse_keywords(self, kwargs: Mapping[str, Any]) -> None:
-        if kwargs:
-            raise TypeError(
-                f"{self.label}: pass the program's arguments by position, got keywords {sorted(kwargs)}."
-            )
 
 
 _NO_GRADIENT = (

@@ -216,9 +216,23 @@ def test_what_has_no_default_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"sites \['k'\] of .*cannot be summed out.*Write a guide"):
         inference.fit(counts, args=(1.0,), progress=False)
     with pytest.raises(
-        TypeError, match="'objective' is a model, and 'args' an iterable of batches"
+        TypeError, match="'objective' is a model, and 'args' is a list, an iterable of batches"
     ):
         inference.fit(regression, args=[(X, Y)], plate_sizes={}, progress=False)
+    # Of data that are no tuple of arguments one thing is said.
+    with pytest.raises(TypeError, match=r"^fit: argument 'args' must hold [^\n]*got ndarray\.$"):
+        inference.fit(regression, args=np.asarray(Y), progress=False)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad])
+def test_fit_inside_of_a_transformation_is_refused(transform):
+    with pytest.raises(TypeError, match="inside of jit, vmap, grad .*Call it outside"):
+        transform(lambda x: inference.fit(regression, args=(x, Y), progress=False).params)(X)
+
+
+def test_fit_inside_of_jit_is_refused_where_no_argument_is_traced():
+    with pytest.raises(TypeError, match="inside of jit, vmap, grad .*Call it outside"):
+        jax.jit(lambda: inference.fit(regression, args=(X, Y), progress=False).params)()
 
 
 def test_an_objective_gets_an_optimiser_with_rates_by_kind():

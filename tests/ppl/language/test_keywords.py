@@ -1,8 +1,11 @@
 """Arguments of a program go by position or by name, and both are the same arguments."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
@@ -165,3 +168,91 @@ def test_a_misspelt_option_is_no_argument_of_the_program():
 def test_an_unknown_name_names_the_program():
     with pytest.raises(TypeError, match="guide.*unexpected keyword argument 'Y'"):
         BOUND.value(PARAMS, KEY, X, Y=Y)
+
+
+# Every public method of a program, by position and by name.
+
+CHOICES = {"slope": jnp.asarray(0.2)}
+
+
+def mixture(x, y=None):
+    with ppl.plate("rows", x.shape[0]):
+        group = ppl.sample("group", dist.DiscreteUniform(1, 2))
+        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(group + slope * x, 0.5), obs=y)
+
+
+ROWS = {"slope": jnp.zeros(6)}
+PROGRAMS = {
+    "program": (ppl.model(line), CHOICES),
+    "integrated": (ppl.eliminate(line, "slope"), {}),
+    "summed": (ppl.eliminate(mixture, "group"), ROWS),
+    "marginal": (ppl.marginal(mixture, keep=["slope"], num_particles=2), ROWS),
+    "normalized": (ppl.normalize(line, proposal=guide, num_particles=2), CHOICES),
+    "smc_sampler": (inference.particles.samplers.smc_sampler(line, num_particles=2), CHOICES),
+    "guide_of": (ppl.guide_of(lambda x, y=None: guide(x, y)), CHOICES),
+    "kalman_proposal": (ppl.kalman_proposal(line), CHOICES),
+}
+METHODS = {
+    "init": lambda p, c: (KEY,),
+    "simulate": lambda p, c: (KEY,),
+    "generate": lambda p, c: (KEY, c),
+    "log_density": lambda p, c: (c,),
+    "trace": lambda p, c: (c,),
+    "estimate_log_density": lambda p, c: (KEY, c),
+    "predict": lambda p, c: (KEY, c),
+    "predict_trace": lambda p, c: (KEY, c),
+    "forecast_trace": lambda p, c: (KEY, c, None),
+    "propose": lambda p, c: (KEY, c, None),
+    "run": lambda p, c: (),
+    "__call__": lambda p, c: (),
+    "posterior": lambda p, c: (KEY, c),
+    "posterior_probs": lambda p, c: (c,),
+    "posterior_marginals": lambda p, c: (c,),
+    "mode": lambda p, c: (c,),
+    "made": lambda p, c: (),
+    "is_summed": lambda p, c: (),
+    "joint": lambda p, c: (),
+}
+NO_RUN = {"bind", "sites_seen", "reweighted", "rebuilt", "own_key", "summed_out", "bounds"}
+
+
+def outcome(call, *args, **kwargs):
+    """The numbers of a call, or what it refuses."""
+    try:
+        found = call(*args, **kwargs)
+    except (TypeError, ValueError, RuntimeError) as err:
+        return str(err)
+    leaves = jax.tree.leaves(found)
+    return [np.asarray(x) for x in leaves if isinstance(x, jax.Array | np.ndarray | float | bool)]
+
+
+@pytest.mark.slow_for(
+    "summed", "marginal", "normalized", "smc_sampler", "guide_of", "kalman_proposal"
+)
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_every_method_takes_names(kind):
+    program, choices = PROGRAMS[kind]
+    for name, _ in inspect.getmembers(type(program), inspect.isfunction):
+        if name in NO_RUN or name.startswith("_") and name != "__call__":
+            continue
+        method = getattr(program, name)
+        program_call = numpyro.handlers.seed(method, 0) if name in ("run", "__call__") else method
+        before = METHODS[name](program, choices)
+        by_position = outcome(program_call, *before, X, Y)
+        by_name = outcome(program_call, *before, **NAMES)
+        np.testing.assert_equal(by_name, by_position, err_msg=f"{kind}.{name}")
+
+
+def test_expectations_take_names():
+    def cost(p, x, y):
+        z = ppl.sample("z", dist.Normal(p, 1.0))
+        return jnp.sum((x * z - y) ** 2)
+
+    of = ppl.expectation(cost)
+    for call in (of.value, of.grad, of.value_and_grad):
+        same = jax.tree.map(np.array_equal, call(0.3, KEY, X, Y), call(0.3, KEY, y=Y, x=X))
+        assert jax.tree.all(same)
+    by_name = of.step(0.3, of.init_state(0.3, x=X, y=Y), KEY, X, y=Y)
+    assert by_name[:2] == of.value_and_grad(0.3, KEY, X, Y)
+    assert str(of.plan(0.3, x=X, y=Y)) == str(of.plan(0.3, X, Y))

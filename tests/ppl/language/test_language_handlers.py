@@ -355,3 +355,36 @@ def test_predictions_keep_an_intervention_and_draw_observations_anew():
     done = ppl.intervene(walk, {"z": path}).predict(KEY, {}, jnp.zeros(3))
     close(done["z"], path)
     close(done["y"], path, atol=1e-2)
+
+
+# Site weights and what runs a program's statements for it.
+
+
+def two_sites():
+    a = ppl.sample("a", dist.Normal(0.0, 1.0))
+    ppl.sample("b", dist.Normal(a, 1.0), obs=0.5)
+
+
+def test_site_weights_stay_under_transformations():
+    weighted = ppl.reweight(two_sites, {"b": 3.0})
+    expected = norm.logpdf(0.2) + 3 * norm.logpdf(0.5, 0.2)
+    close(weighted.log_density({"a": 0.2}), expected)
+    close(ppl.condition(weighted, {"a": 0.2}).log_density({}), expected)
+    close(ppl.mask(weighted, True).log_density({"a": 0.2}), expected)
+    close(ppl.rescale_plates(weighted, {}).log_density({"a": 0.2}), expected)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda p: ppl.as_program(numpyro.handlers.mask(p, mask=True)).log_density({"a": 0.2}),
+        lambda p: ppl.as_program(lambda: p()).log_density({"a": 0.2}),
+        lambda p: ppl.eliminate(p, "a").log_density({}),
+        lambda p: numpyro.infer.util.log_density(p, (), {}, {"a": 0.2}),
+    ],
+    ids=["handler", "inside_another", "eliminate", "numpyro"],
+)
+def test_site_weights_that_would_be_lost_are_refused(run):
+    """They are factors on the log-probs of the program's own traces, and were dropped in silence."""
+    with pytest.raises(TypeError, match="its site weights .*would be lost.*Reweight the outermost"):
+        run(ppl.reweight(two_sites, {"b": 3.0}))
