@@ -54,12 +54,13 @@ class Estimate:
             parts.append(f"floor {_number(self.floor.value, self.floor.standard_error)}")
         if self.exact is not None:
             parts.append(f"equal laws {self.exact:.4g}")
-        if self.floor is None and self.exact is None:
+        if self.floor is None and self.exact is None and self.sizes is not None:
             parts.append("no floor: pass held_out=")
         if self.sizes is not None:
             parts.append(f"{self.sizes[0]:,} against {self.sizes[1]:,} rows")
         name = f"{self.name} " if self.name else ""
-        return f"{name}{_number(self.value, self.standard_error)} ({', '.join(parts)})"
+        notes = f" ({', '.join(parts)})" if parts else ""
+        return f"{name}{_number(self.value, self.standard_error)}{notes}"
 
     def to_xarray(self) -> xarray.Dataset:
         """The numbers as variables without dimensions; NaN for what there is not."""

@@ -15,6 +15,7 @@ from ._inputs import Features, check_held_out, groups, jackknife_error, rows
 
 _GROUPS = 10
 _AT_ONCE = 2**21  # entries of a matrix of distances
+_ROUNDING = 1e-12  # of squared distances, in variances: those that differ by less are equal
 NAMES = ("precision", "recall", "density", "coverage")
 
 
@@ -43,7 +44,7 @@ class FidelityDiversity:
 
 
 def expected_coverage(num_real: int, num_generated: int, k: int) -> float:
-    """Expected coverage where both samples have one law with a density: 1 - prod_{j<k} (N - 1 - j) / (N + M - 1 - j).
+    """Expected coverage where both samples have one law: 1 - prod_{j<k} (N - 1 - j) / (N + M - 1 - j).
 
     The ball of a real row has no generated one in it exactly if its k nearest of all the other N + M - 1 rows are real.
 
@@ -70,7 +71,7 @@ def fidelity_diversity(
 ) -> FidelityDiversity:
     """Precision, recall, density and coverage.
 
-    With B(x_i) the open ball around a row up to its k-th nearest neighbour of the same sample:
+    With B(x_i) the ball around a row up to its k-th nearest neighbour of the same sample:
 
         precision = mean_j 1(y_j in some B(x_i))       recall = mean_i 1(x_i in some B(y_j))
         density   = mean_j #{i: y_j in B(x_i)} / k     coverage = mean_i 1(some y_j in B(x_i))
@@ -89,10 +90,11 @@ def fidelity_diversity(
     Raises:
         ValueError: what `rows` are not, or samples of fewer than 2 k + 20 rows.
 
-    Validity: where both laws are one with a density, whatever it is, E[density] = 1 and E[coverage] is `expected_coverage`:
-    these are `exact`. The jackknife is too wide there, by a factor of 1 to 2 (counts of neighbours are no smooth functions of the
-    sample). Precision and recall have no such value, they depend on law and dimension, and only their floor says what they are
-    worth. Rows that repeat have balls of radius 0, and neither value is exact then.
+    Validity: where both laws are one, whatever it is, E[density] = 1 and E[coverage] is `expected_coverage`:
+    these are `exact`. Where distances tie (counts, categories, rows that repeat), the rows at one distance stand in random order,
+    and density and coverage are means over these orders: both stay exact for every law. The jackknife is too wide there, by a
+    factor of 1 to 2 (counts of neighbours are no smooth functions of the sample). Precision and recall have no such value, they
+    depend on law and dimension, their balls are open, and only their floor says what they are worth.
 
     Reference: Kynkaanniemi et al. 2019, arXiv:1904.06991 (precision, recall); Naeem et al. 2020, arXiv:2002.09797 (density,
     coverage, and the latter's expectation).
@@ -119,19 +121,35 @@ def _all_four(x: np.ndarray, y: np.ndarray, k: int) -> dict[str, Estimate]:
     centre = x.mean(0)
     x, y = x - centre, y - centre
     x_group, y_group = groups(len(x), _GROUPS), groups(len(y), _GROUPS)
+    within = _ROUNDING * x.var(0).sum()
     x_radius, y_radius = squared_radii(x, k, x_group), squared_radii(y, k, y_group)
     kept_x, kept_y = _kept(x_group), _kept(y_group)
+    nearer, tied_x = _ties(x, x_radius, kept_x, within)
+    # A row at the radius comes before the k-th of the tied ones in this share of all orders of them.
+    share = (k - nearer) / (tied_x + 1)
     in_real, balls = np.zeros((2, len(y), _GROUPS + 1))
-    has_generated, in_generated = np.zeros((2, len(x), _GROUPS + 1), bool)
+    in_generated = np.zeros((len(x), _GROUPS + 1), bool)
+    has_generated, tied_y = np.zeros((2, len(x), _GROUPS + 1))
     for part, distance in squared_distances(y, x):
         for g in range(_GROUPS + 1):
-            inside = distance < np.where(kept_x[:, g], x_radius[:, g], -1.0)
+            limit = np.where(kept_x[:, g], x_radius[:, g], -np.inf)
+            inside, touching = distance < limit - within, distance <= limit + within
+            touching ^= inside
             balls[part, g] = inside.sum(1)
             in_real[part, g] = inside.any(1)
             rest = kept_y[part, g]
-            has_generated[:, g] |= (inside & rest[:, None]).any(0)
-            radius = np.where(rest, y_radius[part, g], -1.0)
-            in_generated[:, g] |= (distance < radius[:, None]).any(0)
+            has_generated[:, g] += (inside & rest[:, None]).any(0)
+            if touching.any():
+                balls[part, g] += touching @ share[:, g]
+                tied_y[:, g] += (touching & rest[:, None]).sum(0)
+            radius = np.where(rest, y_radius[part, g], -np.inf)
+            in_generated[:, g] |= (distance < radius[:, None] - within).any(0)
+    # Of the rows at the radius, the first k - nearer are all real in this share of their orders.
+    step = np.arange(k)[:, None, None]
+    unseen = np.where(
+        step < k - nearer, np.maximum(tied_x - step, 0) / np.maximum(tied_x + tied_y - step, 1), 1.0
+    ).prod(0)
+    has_generated = np.where(has_generated > 0, 1.0, 1 - unseen)
     means = {
         "precision": _mean(in_real, kept_y),
         "recall": _mean(in_generated, kept_x),
@@ -175,6 +193,20 @@ def squared_distances(
         distance += (part**2).sum(1)[:, None]
         distance += squares
         yield slice(start, start + len(part)), np.maximum(distance, 0.0, out=distance)
+
+
+def _ties(
+    x: np.ndarray, radius: np.ndarray, kept: np.ndarray, within: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many other rows are nearer than the radius, and how many are at it, [rows, 1 + groups]."""
+    nearer, tied = np.zeros((2, *radius.shape))
+    for part, distance in squared_distances(x, x):
+        distance[np.arange(len(distance)), np.arange(part.start, part.stop)] = np.inf
+        for g in range(_GROUPS + 1):
+            limit, others = radius[part, g][:, None], kept[:, g]
+            nearer[part, g] = ((distance < limit - within) & others).sum(1)
+            tied[part, g] = ((distance <= limit + within) & others).sum(1) - nearer[part, g]
+    return nearer, tied
 
 
 def squared_radii(x: np.ndarray, k: int, group: np.ndarray) -> np.ndarray:

@@ -52,6 +52,11 @@ def test_neighbours_that_are_all_of_one_group_are_found(seed):
 LAWS = {
     "normal": lambda draws, n: draws.normal(size=(n, 2)),
     "uniform": lambda draws, n: draws.uniform(size=(n, 5)),
+    "counts": lambda draws, n: draws.poisson(3.0, size=(n, 2)).astype(float),
+    "binary": lambda draws, n: draws.integers(0, 2, size=(n, 4)).astype(float),
+    "lattice": lambda draws, n: draws.integers(0, 30, size=(n, 2)).astype(float),
+    "repeated": lambda draws, n: np.sin(np.arange(40.0)[draws.integers(0, 40, n)])[:, None],
+    "zeros": lambda draws, n: draws.normal(size=(n, 1)) * (draws.random((n, 1)) < 0.5),
 }
 
 
@@ -65,11 +70,35 @@ def assert_exact(samples, sizes, k):
     assert (np.abs(z) < 3).all(), z
 
 
-@pytest.mark.fast("seed0-normal", "seed1-uniform")
+@pytest.mark.fast(
+    "seed0-normal",
+    "seed1-uniform",
+    "seed0-counts",
+    "seed1-binary",
+    "seed2-lattice",
+    "seed2-repeated",
+)
 @pytest.mark.parametrize("law", LAWS)
 def test_density_and_coverage_are_exact_under_equality(law, seed):
     draws, make = generator(seed), LAWS[law]
     assert_exact([(make(draws, 90), make(draws, 60)) for _ in range(150)], (90, 60), 3)
+
+
+def test_rows_at_one_distance_stand_in_random_order():
+    """Of all orders of tied rows by hand: two real rows and one generated one at the first real row's radius."""
+    draws = np.random.default_rng(0)
+    x = np.concatenate([[[0.0], [1.0], [-1.0]], 50 + draws.normal(size=(60, 1))])
+    y = np.concatenate([[[1.0]], 50 + draws.normal(size=(60, 1))])
+    group = np.arange(10).repeat(7)
+    radius = _neighbours.squared_radii(x, 1, group[:63])
+    nearer, tied = _neighbours._ties(x, radius, _neighbours._kept(group[:63]), 1e-12)
+    assert radius[0, 0] == 1 and (nearer[0, 0], tied[0, 0]) == (0, 2)
+    # The generated row comes first of three with probability 1/3; at the second real row it is the nearest.
+    rest = [evaluation.fidelity_diversity(x[3:], y[1:], k=1)]
+    whole = evaluation.fidelity_diversity(x, y, k=1)
+    covered = whole.coverage.value * 63 - rest[0].coverage.value * 60
+    assert covered == pytest.approx(1 / 3 + 1.0 + 0.0)
+    assert whole.density.value * 61 - rest[0].density.value * 60 == pytest.approx(1 / 3 + 1.0)
 
 
 @pytest.mark.slow  # 100 pairs of halves of the digits
