@@ -54,6 +54,11 @@ def _density_of(msg: dict[str, Any], plates: Mapping[str, int], elements: Array)
     return elements
 
 
+def _nothing_of(value: Array, log_prob: Array) -> Array:
+    """Zeros that depend on a site's value, element by element: of equal probabilities the log-prob does not, yet is summed."""
+    return 0 * value.reshape(*log_prob.shape, -1).sum(-1).astype(log_prob.dtype)
+
+
 class Lister(Noiseless, Engine):
     """Mark the eliminated sites; everything else has its value already."""
 
@@ -69,6 +74,8 @@ class Lister(Noiseless, Engine):
         if not msg["is_observed"]:
             numbers = self.frame.numbers[msg["name"]]
             log_prob = _density_of(msg, self.plates, numbers["log_prob"])
+            if msg["name"] in self.names:
+                log_prob = log_prob + _nothing_of(numbers["value"], log_prob)
             moved = unlogged(element(msg["fn"])[0], log_prob.shape)
             numbers.update(log_prob=log_prob, probabilities=moved)
             numbers["alarmed"] = sum(map(alarms, moved), log_prob)
