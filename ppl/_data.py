@@ -158,7 +158,7 @@ def as_numbers(name: str, x: Any) -> np.ndarray:
             f"{name} has {int((~found.seen).sum())} missing cells of {found.size}, and is needed whole. Fill them, or leave "
             "those rows out."
         )
-    array = np.asarray(found)
+    array = as_one_array(name, found)
     if array.dtype.kind == "O" or array.dtype.kind in "mM":
         array = as_array(name, array)
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufV" or array.dtype.names:
@@ -169,6 +169,20 @@ def as_numbers(name: str, x: Any) -> np.ndarray:
     if array.dtype.kind in "iu" and array.size and array.dtype.itemsize == 8:
         _check_digits(name, array)
     return array.astype(np.float64) if array.dtype != np.float64 else array
+
+
+def as_one_array(name: str, leaf: Any) -> np.ndarray:
+    """As one array.
+
+    Raises:
+        ValueError: the parts have different shapes.
+    """
+    try:
+        return np.asarray(leaf)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} is no array: its parts have different shapes. Pad them to one, or pass them one by one."
+        ) from error
 
 
 def _is_known(leaf: Any) -> bool:
@@ -208,7 +222,7 @@ def as_array(name: str, leaf: Any, check: Callable[[str, Any], Any] = lambda _, 
     kind = getattr(getattr(leaf, "dtype", None), "kind", None)
     if kind in ("m", "M"):
         _refuse_dates(name, leaf)
-    array = np.asarray(leaf)
+    array = as_one_array(name, leaf)
     if array.dtype.kind in "mM":
         _refuse_dates(name, leaf)
     if array.dtype.kind == "O":

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import chdtrc
 
 from ... import ppl
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
@@ -67,6 +68,7 @@ class Calibration:
         return f"{table(*self._tables())}\nsmallest p-value, corrected for all coordinates: {self.smallest_p_value:.3g}"
 
 
+@checked_call
 def calibrate(
     model: ppl.Program | Callable[..., Any],
     posterior_fn: Callable[[Array, Mapping[str, Array]], Mapping[str, Any]],

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ... import ppl
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._data import named_data
@@ -103,6 +104,7 @@ class EvidenceBracket:
         )
 
 
+@checked_call
 def evidence_bracket(
     model: ppl.Program | Callable[..., Any],
     guide: ppl.Program | Callable[..., Any],

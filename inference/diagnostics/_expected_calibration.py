@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
+from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
-from ...ppl._data import as_data, as_numbers
+from ...ppl._data import as_data, as_numbers, as_one_array
 
 
+@checked_call
 def expected_calibration_error(
     probs: Float[ArrayLike, "rows classes"], labels: Int[ArrayLike, " rows"], *, num_bins: int = 15
 ) -> float:
@@ -36,7 +38,7 @@ def expected_calibration_error(
     """
     label = "expected_calibration_error: argument '{}'"
     probs = as_numbers(label.format("probs"), probs)
-    labels = np.asarray(as_data(labels, label.format("labels")))
+    labels = as_one_array(label.format("labels"), as_data(labels, label.format("labels")))
     _check(probs, labels, num_bins)
     confidence, hit = probs.max(-1), probs.argmax(-1) == labels
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)

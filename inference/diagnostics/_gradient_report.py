@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import ppl
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
@@ -111,6 +112,7 @@ class GradientReport:
         return "\n\n".join([head, *map(table, self._tables())])
 
 
+@checked_call
 def gradient_report(
     objective: Objective, params: Any, key: Any, *args: Any, num_draws: int = 200, **kwargs: Any
 ) -> GradientReport:

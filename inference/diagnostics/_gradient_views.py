@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...ppl._calls import checked_call
 from .._figure import empty_figure
 from ._gradient_report import GradientReport
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@checked_call
 def gradient_tree(report: GradientReport) -> xarray.DataTree:
     """The report as a DataTree, to keep beside a posterior: `tree.update(inference.diagnostics.gradient_tree(report))`.
 
@@ -41,6 +43,7 @@ def gradient_tree(report: GradientReport) -> xarray.DataTree:
     )
 
 
+@checked_call
 def plot_gradients(report: GradientReport) -> Figure:
     """Plot what a gradient estimate is worth: mean and spread by parameter, and which site's noise the spread is owed to.
 

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl._table import table
 from ...ppl.analysis import Controlled
@@ -87,6 +88,7 @@ class Pilot:
         return table(*self._tables())
 
 
+@checked_call
 def pilot(
     objective: Objective,
     params: Any,

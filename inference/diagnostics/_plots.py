@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...ppl._calls import checked_call
 from .._figure import empty_figure
 from ._calibration import Calibration
 from ._weights import ImportanceDiagnostics
@@ -17,6 +18,7 @@ _BLOCKS = 200
 _BINS = 20
 
 
+@checked_call
 def plot_fit(fit: Any) -> Figure:
     """Plot the objective's values over the steps, and their noise.
 
@@ -70,6 +72,7 @@ def plot_fit(fit: Any) -> Figure:
     return figure
 
 
+@checked_call
 def plot_weights(diagnostics: ImportanceDiagnostics, log_weights: Any) -> Figure:
     """Plot the largest importance weights, before and after Pareto smoothing, and say what k-hat allows.
 
@@ -110,6 +113,7 @@ def plot_weights(diagnostics: ImportanceDiagnostics, log_weights: Any) -> Figure
     return figure
 
 
+@checked_call
 def plot_calibration(calibration: Calibration) -> Figure:
     """Plot ranks and coverage of simulation-based calibration, a row for each site, its coordinates together.
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ...ppl._calls import checked_call
 from ...ppl._compat import pareto_smoothing
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
@@ -49,6 +50,7 @@ class ImportanceDiagnostics(NamedTuple):
         }
 
 
+@checked_call
 def importance_diagnostics(
     log_weights: Float[Array, " draws"] | np.ndarray,
 ) -> ImportanceDiagnostics:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
 from ._inputs import Features, check_held_out, equal_sizes, fitted, generator, rows
@@ -38,6 +39,7 @@ class ClassifierTest:
         return "\n".join([*lines, f"p-value of equal laws {self.p_value:.3g}"])
 
 
+@checked_call
 def classifier_test(
     real: Float[ArrayLike, "n d"],
     generated: Float[ArrayLike, "m d"],
@@ -179,6 +181,7 @@ class Attribution:
         return "\n".join([repr(self.accuracy), head, *lines])
 
 
+@checked_call
 def attribution(
     samples: Mapping[str, Float[ArrayLike, "n d"]],
     key: Any,

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call, did_you_mean
+from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._table import table
 from ._classifier import classifier_test
 from ._estimate import Estimate
 from ._frechet import frechet_distance
-from ._inputs import Features, choice, equal_sizes, rows
+from ._inputs import Features, equal_sizes, rows
 from ._kernel import kernel_distance
 from ._neighbours import fidelity_diversity
 from ._sliced import sliced_wasserstein
@@ -84,6 +86,7 @@ class SampleComparison:
         return table(body)
 
 
+@checked_call
 def compare_samples(
     real: Float[ArrayLike, "n d"],
     generated: Mapping[str, Float[ArrayLike, "m d"]],
@@ -116,8 +119,14 @@ def compare_samples(
     both errors say.
     """
     label = "compare_samples"
+    check_counts(label, k=k)
+    if not metrics:
+        raise ValueError(f"{label}: metrics is empty. Choose from {list(METRICS)}.")
     for metric in metrics:
-        choice(label, metric=metric, among=list(METRICS))
+        if metric not in METRICS:
+            raise ValueError(
+                f"{label}: there is no metric {metric!r}.{did_you_mean(metric, METRICS)} Choose from {list(METRICS)}."
+            )
     given = {"real": real} | {f"generated[{name!r}]": y for name, y in generated.items()}
     x, *found = rows(label, features, given | {"held_out": held_out})
     other = found.pop() if held_out is not None else None

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...ppl._calls import checked_call
 from .._figure import empty_figure
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Estimate:
         return plot_estimates({self.name or "estimate": self})
 
 
+@checked_call
 def to_xarray(estimates: Mapping[str, Estimate]) -> xarray.Dataset:
     """Estimates by name as one data set, which writes netCDF.
 
@@ -90,6 +92,7 @@ def to_xarray(estimates: Mapping[str, Estimate]) -> xarray.Dataset:
     return xarray.Dataset(data, coords={"name": list(rows)})
 
 
+@checked_call
 def plot_estimates(estimates: Mapping[str, Estimate]) -> Figure:
     """Plot estimates of one metric by name: two standard errors each, and floors as grey crosses.
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
+from ...ppl._data import as_numbers
 from ._estimate import Estimate
-from ._inputs import Features, generator, jackknife_error, rows, with_floor
+from ._inputs import Features, finite, generator, jackknife_error, rows, with_floor
 
 # Every cell of rows has a part (which subsets it is in) and a group (with which it is left out by the jackknife).
 _PARTS, _GROUPS = 12, 20
@@ -22,6 +24,7 @@ _FRACTIONS = (
 )  # subsets of 1 / f of the rows: f of them, without common rows, from whole parts
 
 
+@checked_call
 def frechet_distance(
     real: Float[ArrayLike, "n d"],
     generated: Float[ArrayLike, "m d"],
@@ -88,6 +91,7 @@ def frechet_distance(
     return with_floor(label, compute, x, y, other[0] if other else None)
 
 
+@checked_call
 def frechet_of_moments(
     mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov: np.ndarray
 ) -> float:
@@ -98,7 +102,27 @@ def frechet_of_moments(
         cov: S, [d, d].
         other_mean: m', [d].
         other_cov: S', [d, d].
+
+    Raises:
+        ValueError: other shapes, or numbers that are not finite.
     """
+    label = "frechet_of_moments"
+    given = {"mean": mean, "cov": cov, "other_mean": other_mean, "other_cov": other_cov}
+    mean, cov, other_mean, other_cov = (as_numbers(f"{label}: {n}", x) for n, x in given.items())
+    d = mean.shape[-1] if mean.ndim else 0
+    if not d or [x.shape for x in (mean, cov, other_mean, other_cov)] != [(d,), (d, d)] * 2:
+        shapes = {name: np.shape(x) for name, x in given.items()}
+        raise ValueError(
+            f"{label}: means must have shape [d] and covariances [d, d] of one d, got {shapes}. Give those of two samples of one "
+            "space, e.g. x.mean(0) and np.cov(x.T)."
+        )
+    for name, x in (
+        ("mean", mean),
+        ("cov", cov),
+        ("other_mean", other_mean),
+        ("other_cov", other_cov),
+    ):
+        finite(label, name, x)
     values, vectors = np.linalg.eigh(cov)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
     # S S' has the eigenvalues of S^1/2 S' S^1/2, which is symmetric.

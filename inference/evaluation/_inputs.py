@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from ...ppl._compat import ArrayLike, typed_key
-from ...ppl._data import Masked, as_array, as_numbers
+from ...ppl._data import Masked, as_array, as_numbers, as_one_array
 from ._estimate import Estimate
 
 Features = Callable[[Any], ArrayLike]
@@ -89,19 +89,6 @@ def finite(label: str, name: str, x: np.ndarray) -> None:
         )
 
 
-def choice(label: str, /, *, among: Sequence[Any], **given: Any) -> None:
-    """Refuse what is not among the choices.
-
-    Raises:
-        ValueError: with all of them.
-    """
-    for name, value in given.items():
-        if value not in among:
-            raise ValueError(
-                f"{label}: {name} is {value!r}, which is no option that it knows; choose from {list(among)}."
-            )
-
-
 def labelled(label: str, name: str, x: np.ndarray, labels: Any) -> np.ndarray:
     """Labels, one for each row.
 
@@ -112,7 +99,9 @@ def labelled(label: str, name: str, x: np.ndarray, labels: Any) -> np.ndarray:
         raise ValueError(
             f"{label}: labels of {name} are missing in some rows. Leave those rows out of the sample and of its labels."
         )
-    found = np.asarray(labels)  # of categories their values: codes differ between samples
+    found = as_one_array(
+        f"{label}: labels of {name}", labels
+    )  # of categories their values: codes differ between samples
     if found.shape != x.shape[:1] or len(np.unique(found)) < 2:
         raise ValueError(
             f"{label}: labels of {name} have shape {found.shape} and {len(np.unique(found))} classes, for {len(x)} rows. Give "

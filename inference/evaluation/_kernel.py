@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
@@ -16,6 +17,7 @@ from ._inputs import Features, rows, with_floor
 _AT_ONCE = 2**21  # entries of a kernel matrix: some passes over them are made in the cache
 
 
+@checked_call
 def kernel_distance(
     real: Float[ArrayLike, "n d"],
     generated: Float[ArrayLike, "m d"],

@@ -8,14 +8,16 @@ import jax
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
 from ._frechet import frechet_distance
-from ._inputs import Features, choice, equal_sizes, fitted, generator, labelled, rows
+from ._inputs import Features, equal_sizes, fitted, generator, labelled, rows
 
 Labels = Shaped[ArrayLike, " n"]
 
 
+@checked_call
 def classification_accuracy_score(
     real: Float[ArrayLike, "n d"],
     real_labels: Labels,
@@ -60,7 +62,6 @@ def classification_accuracy_score(
     """
     label = "classification_accuracy_score"
     x, y, t = rows(label, features, {"real": real, "generated": generated, "test": test})
-    choice(label, train_on=train_on, among=("generated", "both"))
     if train_on == "generated":
         equal_sizes(label, {"real": x, "generated": y})
     of_x, of_y = labelled(label, "real", x, real_labels), labelled(label, "generated", y, generated_labels)  # fmt: skip
@@ -84,6 +85,7 @@ def classification_accuracy_score(
     return estimate(on_generated, floor=estimate(on_real), details=details)
 
 
+@checked_call
 def intra_class_frechet(
     real: Float[ArrayLike, "n d"],
     real_labels: Labels,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
@@ -43,6 +44,7 @@ class FidelityDiversity:
         return "\n".join(map(repr, self.estimates().values()))
 
 
+@checked_call
 def expected_coverage(num_real: int, num_generated: int, k: int) -> float:
     """Expected coverage where both samples have one law: 1 - prod_{j<k} (N - 1 - j) / (N + M - 1 - j).
 
@@ -57,10 +59,16 @@ def expected_coverage(num_real: int, num_generated: int, k: int) -> float:
         >>> round(expected_coverage(1_000, 1_000, 5), 5)
         0.96898
     """
+    check_counts("expected_coverage", num_real=num_real, num_generated=num_generated, k=k)
+    if k >= num_real:
+        raise ValueError(
+            f"expected_coverage: k must be less than num_real = {num_real}, got {k}: a row has num_real - 1 neighbours."
+        )
     j = np.arange(k)
     return float(1 - np.prod((num_real - 1 - j) / (num_real + num_generated - 1 - j)))
 
 
+@checked_call
 def fidelity_diversity(
     real: Float[ArrayLike, "n d"],
     generated: Float[ArrayLike, "m d"],
@@ -234,6 +242,7 @@ def squared_radii(x: np.ndarray, k: int, group: np.ndarray) -> np.ndarray:
     return radii
 
 
+@checked_call
 def nearest_distance(
     generated: Float[ArrayLike, "m d"],
     real: Float[ArrayLike, "n d"],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
@@ -32,6 +33,7 @@ class PermutationTest:
     permuted: Float[np.ndarray, " permutations"]
 
 
+@checked_call
 def permutation_test(
     statistic: Callable[[np.ndarray, np.ndarray], Estimate | float],
     real: Float[ArrayLike, "n d"],

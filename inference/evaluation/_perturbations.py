@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike
 from ._inputs import images as checked
 
 
+@checked_call
 def blur(images: Float[ArrayLike, "n h w"], width: float) -> Float[np.ndarray, "n h w"]:
     """Images convolved with a Gaussian; beyond the edge the last pixel goes on.
 
@@ -24,9 +26,15 @@ def blur(images: Float[ArrayLike, "n h w"], width: float) -> Float[np.ndarray, "
 
     (x,) = checked("blur", images=images)
     _positive("blur", "width", width, 0.0)
+    if width > (side := max(x.shape[1:])):
+        raise ValueError(
+            f"blur: width is {width!r} pixels, and the images have {side}. Give a smaller number; all pixels are nearly equal "
+            "from half of that on."
+        )
     return gaussian_filter(x, (0, width, width), mode="nearest")
 
 
+@checked_call
 def rescale(images: Float[ArrayLike, "n h w"], factor: float) -> Float[np.ndarray, "n h w"]:
     """Images made smaller by a factor and as large again, linearly between pixels.
 
@@ -47,6 +55,7 @@ def rescale(images: Float[ArrayLike, "n h w"], factor: float) -> Float[np.ndarra
     return np.asarray(zoom(down, (1, *size / small), order=1, mode="nearest", grid_mode=True))
 
 
+@checked_call
 def quantise(
     images: Float[ArrayLike, "n h w"], levels: int, *, low: float, high: float
 ) -> Float[np.ndarray, "n h w"]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ._estimate import Estimate
 from ._inputs import generator
 
 
+@checked_call
 def rank_stability(
     one: Mapping[str, Estimate],
     other: Mapping[str, Estimate],

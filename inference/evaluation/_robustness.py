@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
 from ...ppl._data import as_numbers
 from ._estimate import Estimate
@@ -16,6 +17,7 @@ _GROUPS = 10
 _LEAST = 3  # a line, and one model that can lie beside it
 
 
+@checked_call
 def effective_robustness(
     right: Bool[ArrayLike, " rows"],
     right_shifted: Bool[ArrayLike, " shifted"],

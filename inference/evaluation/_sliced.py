@@ -18,17 +18,18 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike
 from ._estimate import Estimate
-from ._inputs import Features, choice, generator, groups, jackknife_error, rows, with_floor
+from ._inputs import Features, generator, groups, jackknife_error, rows, with_floor
 
 Control = Literal["none", "lower", "upper", "both"]
-CONTROLS = ("none", "lower", "upper", "both")
 _GROUPS = 10
 _AT_ONCE = 2**22  # numbers of projected rows
 
 
+@checked_call
 def sliced_wasserstein(
     real: Float[ArrayLike, "n d"],
     generated: Float[ArrayLike, "m d"],
@@ -80,8 +81,6 @@ def sliced_wasserstein(
         3.0
     """
     label = "sliced_wasserstein"
-    choice(label, control=control, among=CONTROLS)
-    choice(label, coefficient=coefficient, among=("cross", "plug-in"))
     check_counts(label, 8 if control == "both" else 4, num_directions=num_directions)
     x, y, *other = rows(
         label, features, {"real": real, "generated": generated, "held_out": held_out},

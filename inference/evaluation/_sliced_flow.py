@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
-from ._inputs import choice, generator, rows
-from ._sliced import CONTROLS, Control, common_steps, corrected, directions, projected, slope
+from ._inputs import generator, rows
+from ._sliced import Control, common_steps, corrected, directions, projected, slope
 
 
 @shown
@@ -29,6 +30,7 @@ class SlicedFlow:
     values: Float[np.ndarray, " steps"]
 
 
+@checked_call
 def sliced_wasserstein_gradient(
     points: Float[ArrayLike, "n d"],
     real: Float[ArrayLike, "m d"],
@@ -61,6 +63,7 @@ def sliced_wasserstein_gradient(
     return _gradient(x, y, directions(generator(key), num_directions, x.shape[1]), control)[1]
 
 
+@checked_call
 def sliced_wasserstein_flow(
     start: Float[ArrayLike, "n d"],
     real: Float[ArrayLike, "m d"],
@@ -108,7 +111,6 @@ def sliced_wasserstein_flow(
 
 
 def _checked(label: str, x: Any, y: Any, num_directions: int, control: Control) -> list[np.ndarray]:
-    choice(label, control=control, among=CONTROLS)
     check_counts(label, 8 if control == "both" else 4, num_directions=num_directions)
     return rows(label, None, {"points": x, "real": y})
 

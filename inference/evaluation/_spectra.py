@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
 from .._figure import empty_figure
 from ._estimate import Estimate
@@ -64,6 +65,7 @@ class SpectralGap:
         return figure
 
 
+@checked_call
 def spectral_gap(
     real: Float[ArrayLike, "n h w"],
     generated: Float[ArrayLike, "m h w"],
@@ -108,6 +110,7 @@ def spectral_gap(
     return made
 
 
+@checked_call
 def high_pass(images: Float[ArrayLike, "n h w"], cutoff: float) -> Float[np.ndarray, "n h w"]:
     """Images without frequencies below a cutoff, e.g. for a Frechet distance of details.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 
 from ... import ppl
+from ...ppl._calls import checked_call
 from ...ppl._compat import typed_key
 from ...ppl.language import labelled_as
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
@@ -34,6 +35,7 @@ _ASKED = ("log_predictive",)  # computed only if asked for
 _NEED_KEY = frozenset({"posterior_predictive", "prior", "prior_predictive"})
 
 
+@checked_call
 def to_arviz(
     result: Any,
     *,
@@ -270,22 +272,17 @@ def _check_options(
             f"'log_weights', 'model' and 'group' describe given draws; a {type(result).__name__} has its own. "
             "Leave them out"
         )
-    if group not in ("posterior", "prior"):
-        problems.append(f"'group' must be 'posterior' or 'prior'; got {group!r}")
-    elif group == "prior" and weighted:
+    if group == "prior" and weighted:
         problems.append(
             "'log_weights' make draws of the prior draws of something else; use group='posterior'"
         )
-    if resample not in (None, "none", "psis"):
-        problems.append(f"'resample' must be 'none' or 'psis'; got {resample!r}")
-    elif weighted and resample is None:
+    if weighted and resample is None:
         problems.append(
             "'resample' is needed for weighted draws, since ArviZ ignores weights: 'psis' for draws of the target, "
             "or 'none' to look at the proposal"
         )
     known = [*_COMPUTED, *_ASKED]
-    unknown = sorted(set(groups or ()) - set(known))
-    if unknown or isinstance(groups, str):
+    if set(groups or ()) - set(known):
         problems.append(f"'groups' must be a collection of some of {known}; got {groups!r}")
     problems += [
         f"'{n}' must be at least 1; got {v}"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import ppl
+from ...ppl._calls import checked_call
 from ...ppl.language import as_arguments
 from .._arguments import Arguments
 from ..particles.moves import transforms_of
@@ -39,6 +40,7 @@ class MomentMatching(NamedTuple):
     var_name: str
 
 
+@checked_call
 def moment_matching(
     tree: xarray.DataTree, model: Any, args: Any = (), *, var_name: str | None = None
 ) -> MomentMatching:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ... import ppl
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
@@ -23,6 +24,7 @@ from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ._arviz_source import PARTICLES, is_mcmc
 
 
+@checked_call
 def predict(
     model: Any,
     result: Any,

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpyro.infer.autoguide import AutoGuide
 
+from ...ppl._calls import checked_call
 from ...ppl._checks import is_integer
 from ...ppl._compat import is_concrete, typed_key
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
@@ -45,6 +46,7 @@ from .storage import Run, check_writable, describe, fingerprint, load
 _MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
 
 
+@checked_call
 def fit(
     objective: Any,
     optimizer: Any = None,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...ppl._checks import told_what_is_missing
+from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl.language import Keywords, check_proposed_cells, labelled_as, misses, parted
 from ...ppl.traces import check_match, strong
@@ -294,7 +294,7 @@ class Fit:
 
         return Posterior(*map_keys(draw, key, num_samples, batch_size, args))
 
-    @told_what_is_missing
+    @checked_call
     def predict(
         self,
         key: jax.Array,
@@ -341,7 +341,7 @@ class Fit:
         draw, arguments = predictive(model, guide, args, self.args, keep)
         return map_keys(lambda *a: draw(*a)[1], key, num_samples, batch_size, arguments)
 
-    @told_what_is_missing
+    @checked_call
     def predict_batches(
         self,
         key: jax.Array,

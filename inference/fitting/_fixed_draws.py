@@ -21,7 +21,8 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from ...ppl._checks import check_counts, told_what_is_missing
+from ...ppl._calls import checked_call
+from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._precision import full_precision
 from ...ppl.language import as_arguments
@@ -127,7 +128,7 @@ class FixedDrawsFit(Fit):
         return found[0, 0] if found.shape == (1, 1) else found
 
 
-@told_what_is_missing
+@checked_call
 def fit_fixed_draws(
     objective: Any,
     args: tuple | Mapping[str, Any],

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import ppl
-from ...ppl._checks import check_counts, told_what_is_missing
+from ...ppl._calls import checked_call
+from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._precision import full_precision
 from ...ppl.language import as_arguments
@@ -21,7 +22,7 @@ from ._fixed_draws import climb
 Array = jax.Array
 
 
-@told_what_is_missing
+@checked_call
 def pathfinder(
     objective: Any,
     args: tuple | Mapping[str, Any],

@@ -26,7 +26,7 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer.autoguide import AutoGuide
 
 from ... import ppl
-from ...ppl._checks import told_what_is_missing
+from ...ppl._calls import checked_call
 from ...ppl._precision import full_precision
 from ...ppl.checks import concrete_tree
 from ...ppl.language import joined
@@ -59,7 +59,7 @@ class FrozenExpansion(ppl.Reparam):
     is_biased = True
 
 
-@told_what_is_missing
+@checked_call
 def local_laplace(
     model: Any,
     guide: Any = None,

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ...ppl._checks import told_what_is_missing
+from ...ppl._calls import checked_call
 
 
 class Recipe(NamedTuple):
@@ -28,7 +28,7 @@ class Recipe(NamedTuple):
 
 def recreated[F: Callable[..., Any]](factory: F) -> F:
     """Decorator of a function that makes an objective: the objective remembers the call."""
-    make = told_what_is_missing(factory)
+    make = checked_call(factory)
 
     @functools.wraps(factory)
     def remembered(*args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._show import shown
 from ._simulations import Simulations, flat, generator
@@ -58,6 +59,7 @@ class LocalC2ST:
         }
 
 
+@checked_call
 def local_c2st(
     simulations: Simulations,
     observed: Mapping[str, Any],

@@ -7,12 +7,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ._ranks import RankCheck, central, rank_check, ranks_of
 from ._simulations import Simulations, generator
 
 _MOST_DRAWS = 199  # densities are compared in pairs
 
 
+@checked_call
 def coverage(
     simulations: Simulations,
     key: Any,
@@ -41,10 +43,6 @@ def coverage(
     Reference: Saeilynoja, Buerkner and Vehtari 2022, arXiv:2103.10522 (bands); Hermans et al. 2022, arXiv:2110.06581 (expected
     coverage).
     """
-    if kind not in ("below", "central", "hpd", "joint"):
-        raise ValueError(
-            f"coverage: kind must be 'below', 'central', 'hpd' or 'joint', got {kind!r}."
-        )
     rng = generator(key)
     truth, draws, labels = (
         simulations.truth_matrix,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import fdtrc, ndtr, ndtri
 
+from ...ppl._calls import checked_call
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._table import table
@@ -81,6 +82,7 @@ class LocalCoverage:
         return table(*self._tables())
 
 
+@checked_call
 def local_coverage(
     simulations: Simulations,
     key: Any,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
@@ -61,6 +62,7 @@ class Misspecification:
         return f"{head}\n{table(*self._tables())}"
 
 
+@checked_call
 def misspecification(
     simulated: Mapping[str, Any],
     observed: Mapping[str, Any],

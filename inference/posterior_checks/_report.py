@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ... import ppl
+from ...ppl._calls import checked_call
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
@@ -90,6 +91,7 @@ class PosteriorReport:
         return "\n\n".join([*parts, *(["\n".join(["Beside that:", *remarks])] if remarks else [])])
 
 
+@checked_call
 def check_posterior(
     model: ppl.Program | Callable[..., Any],
     posterior_fn: Callable[[Array, Mapping[str, Array]], Mapping[str, Any]],
@@ -156,6 +158,7 @@ def check_posterior(
     return check_simulations(simulations, check_key, observed=observed, draws=draws, level=level)
 
 
+@checked_call
 def check_simulations(
     simulations: Simulations,
     key: Any,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl._table import table
 from ._simulations import Simulations
@@ -63,6 +64,7 @@ class ZScores:
         return table(*self._tables())
 
 
+@checked_call
 def z_scores(simulations: Simulations) -> ZScores:
     """Posterior z-scores and shrinkage of each simulation and coordinate.
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ... import ppl
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._data import as_numbers
@@ -97,6 +98,7 @@ class Simulations:
         }
 
 
+@checked_call
 def simulate(
     model: ppl.Program | Callable[..., Any],
     posterior_fn: Callable[[Array, Mapping[str, Array]], Mapping[str, Any]],
@@ -135,8 +137,6 @@ def simulate(
     program = ppl.as_program(model)
     check_counts("simulate", 20, num_simulations=num_simulations)
     check_counts("simulate", batch_size=1 if batch_size is None else batch_size)
-    if loop not in ("compiled", "python"):
-        raise ValueError(f"simulate: loop must be 'compiled' or 'python', got {loop!r}.")
 
     def forward(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         trace = program.predict_trace(key, {}, *args)

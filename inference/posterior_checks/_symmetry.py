@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ...ppl._calls import checked_call
 from ._ranks import RankCheck, rank_check, ranks_of
 from ._simulations import Simulations, generator
 
 _FLIPS = 999
 
 
+@checked_call
 def vsbc(simulations: Simulations, key: Any) -> RankCheck:
     """Whether ranks are symmetric about the middle: a posterior of the wrong width passes, one of the wrong centre does not.
 

@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...ppl._calls import checked_call
 from ...ppl._data import as_numbers
 from ._ranks import RankCheck, central, rank_check, ranks_of
 from ._simulations import Simulations, generator
 
 
+@checked_call
 def tarp(
     simulations: Simulations,
     key: Any,
@@ -67,6 +69,7 @@ def tarp(
     return rank_check(name, ("all coordinates",), ranks, draws.shape[1])
 
 
+@checked_call
 def directions(simulations: Simulations, key: Any) -> tuple[RankCheck, np.ndarray]:
     """Coverage of central intervals along the directions in which a posterior looks most too narrow and most too wide.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...ppl._calls import checked_call
 from .._figure import empty_figure
 from ._local import LocalCoverage
 from ._ranks import RankCheck
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@checked_call
 def report_tree(report: PosteriorReport) -> xarray.DataTree:
     """The report as a DataTree, to keep beside a posterior: `tree.update(report_tree(report))`.
 
@@ -85,6 +87,7 @@ def report_tree(report: PosteriorReport) -> xarray.DataTree:
     return xarray.DataTree.from_dict(groups)
 
 
+@checked_call
 def plot_report(report: PosteriorReport) -> Figure:
     """Plot a report: bias, width, joint coverage, and where in the space of data the posterior is wrong.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ....ppl._calls import checked_call
 from ..engine import SMCResult
 from ..parameters import SMC2Result
 from ..population import FORMS, family_variance, law_of, log_apart
@@ -16,6 +17,7 @@ from ..resampling import lineages
 from ..samplers import TemperedResult
 
 
+@checked_call
 def evidence_variance(
     result: SMCResult | TemperedResult | SMC2Result,
     *,
@@ -82,6 +84,7 @@ def evidence_variance(
     return jnp.where(result.failed_at >= 0, jnp.nan, value)
 
 
+@checked_call
 def unique_ancestors(result: SMCResult) -> Int[Array, " weighings"]:
     """How many particles of each weighing have descendants among the last ones: the degeneracy of the paths.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ....ppl._calls import checked_call
 from ..._figure import empty_figure
 from ..engine import SMCResult
 from ..resampling import lineages
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 BANDS = (0.95, 0.5)
 
 
+@checked_call
 def plot_smc(
     result: SMCResult,
     sites: Sequence[str] = (),
@@ -61,6 +63,7 @@ def plot_smc(
     return figure
 
 
+@checked_call
 def plot_fan(axis: Any, values: np.ndarray, weights: np.ndarray, times: Any = None) -> None:
     """Draw the weighted median and the central 50% and 95% intervals of `values` [particles, time] into a matplotlib axis.
 

@@ -64,7 +64,7 @@ def run(
 ) -> tuple[SMCResult, list[Segment]]:
     """What `smc` does; with path "filter" also the record for backward sampling, see `run_program`."""
     key = typed_key(key)
-    check_sizes("smc", num_particles, history, batch_size, None)
+    check_sizes("smc", num_particles, batch_size, None)
     scheme = as_resampling(resampling)
     strategy = None if gradient is None else as_gradient(gradient)
     policy = policy or (ess_below(0.5) if strategy is None else strategy.default_policy())
@@ -153,11 +153,9 @@ def run_engine(
     return run_chain(model, key, settings, retained)
 
 
-def check_sizes(name: str, num_particles: Any, history: Any, batch_size: Any, mesh: Any) -> None:
+def check_sizes(name: str, num_particles: Any, batch_size: Any, mesh: Any) -> None:
     """Refuse impossible sizes, and batches on a mesh."""
     check_counts(name, num_particles=num_particles)
-    if history not in ("none", "ancestors", "full"):
-        raise ValueError(f"{name}: history must be 'none', 'ancestors' or 'full', got {history!r}.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"{name}: batch_size must be None or an integer >= 1, got {batch_size!r}.")
     if batch_size is not None and num_particles % batch_size:

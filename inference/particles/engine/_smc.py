@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from .... import ppl
+from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
 from ....ppl.language import arguments
 from ..resampling import (
@@ -26,6 +27,7 @@ from ._step import History
 Array = jax.Array
 
 
+@checked_call
 def smc(
     model: FeynmanKac | ppl.Program | Callable[..., Any],
     key: Any,
@@ -132,7 +134,7 @@ def smc(
     """
     args = arguments(smc, model, args, kwargs)
     key = typed_key(key)
-    check_sizes("smc", num_particles, history, batch_size, mesh)
+    check_sizes("smc", num_particles, batch_size, mesh)
     place = as_placement("smc", "particles", num_particles, mesh, mesh_axes, key)
 
     def run_all(key: Array, retained: Any, *args: Any) -> SMCResult:

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts, told_what_is_missing
+from ....ppl._calls import checked_call
+from ....ppl._checks import check_counts
 from ....ppl._compat import Literal, typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
@@ -87,7 +88,7 @@ class LiuWestResult:
         return equally_weighted(typed_key(key), self.parameters, self.log_weights, num_samples)
 
 
-@told_what_is_missing
+@checked_call
 def liu_west(
     model: ppl.Program | Callable[..., Any],
     key: Any,

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts, told_what_is_missing
+from ....ppl._calls import checked_call
+from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ....ppl.language import arguments
@@ -38,7 +39,7 @@ class ParticleGibbsResult:
     choices: Any
 
 
-@told_what_is_missing
+@checked_call
 def particle_gibbs(
     model: Model,
     key: Any,

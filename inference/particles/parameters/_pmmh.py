@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts, told_what_is_missing
+from ....ppl._calls import checked_call
+from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
@@ -64,7 +65,7 @@ class _State(NamedTuple):
     log_scale: Array
 
 
-@told_what_is_missing
+@checked_call
 def pmmh(
     model: ppl.Program | Callable[..., Any],
     key: Any,

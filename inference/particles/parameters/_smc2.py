@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts, told_what_is_missing
+from ....ppl._calls import checked_call
+from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
@@ -92,7 +93,7 @@ class SMC2Result:
         return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
 
 
-@told_what_is_missing
+@checked_call
 def smc2(
     model: ppl.Program | Callable[..., Any],
     key: Any,

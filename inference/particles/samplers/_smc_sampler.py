@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts, told_what_is_missing
+from ....ppl._calls import checked_call
+from ....ppl._checks import check_counts
 from ....ppl._compat import no_handlers
 from ....ppl.densities import Ambient, StochasticProgram, as_arrays, estimated
 from ....ppl.language import joined, name_of
@@ -103,7 +104,7 @@ _NO_GRADIENT = (
 )
 
 
-@told_what_is_missing
+@checked_call
 def smc_sampler(
     model: Any,
     *,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .... import ppl
+from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl.language import arguments, told_of_nan
@@ -27,6 +28,7 @@ Array = jax.Array
 NUM_BISECTIONS = 40
 
 
+@checked_call
 def tempered_smc(
     model: ppl.Program | Callable[..., Any],
     key: Any,
@@ -301,8 +303,6 @@ def _check(
     check_counts(
         "tempered_smc", num_particles=num_particles, max_steps=max_steps, num_moves=num_moves
     )
-    if keep not in ("last", "all", "persistent"):
-        raise ValueError(f"tempered_smc: keep must be 'last', 'all' or 'persistent', got {keep!r}.")
     if keep == "all" and num_particles % (num_moves + 1):
         raise ValueError(
             f"tempered_smc: keep='all' keeps num_moves + 1 = {num_moves + 1} states of each chain, which does not divide "

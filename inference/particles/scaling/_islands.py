@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts, told_what_is_missing
+from ....ppl._calls import checked_call
+from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl.language import arguments
@@ -106,7 +107,7 @@ class IslandsResult:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[index], self.particles)
 
 
-@told_what_is_missing
+@checked_call
 def islands(
     model: FeynmanKac | ppl.Program | Callable[..., Any],
     key: Any,
@@ -185,7 +186,7 @@ def islands(
     args = arguments(islands, model, args, kwargs)
     check_counts("islands", num_islands=num_islands)
     _check_exchange(exchange, num_islands)
-    check_sizes("islands", num_particles, history, batch_size, mesh)
+    check_sizes("islands", num_particles, batch_size, mesh)
     key = typed_key(key)
     place, spmd = _inner_placement(num_islands, num_particles, mesh, mesh_axes, key)
     between = as_scheme(island_resampling)
@@ -218,8 +219,6 @@ def islands(
 
 
 def _check_exchange(exchange: str, num_islands: int) -> None:
-    if exchange not in ("islands", "butterfly"):
-        raise ValueError(f"islands: exchange must be 'islands' or 'butterfly', got {exchange!r}.")
     if exchange == "butterfly" and num_islands & (num_islands - 1):
         near = 1 << num_islands.bit_length()
         raise ValueError(

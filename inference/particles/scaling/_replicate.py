@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
@@ -43,6 +44,7 @@ class Replicates:
         return (shares[:, None] + self.runs.log_weights).reshape(-1)
 
 
+@checked_call
 def replicate(
     run: Callable[[Array], Any], key: Any, num_runs: int, *, batch_size: int | None = None
 ) -> Replicates:
@@ -78,6 +80,7 @@ def replicate(
         1.0
     """
     check_counts("replicate", 2, num_runs=num_runs)
+    check_counts("replicate", batch_size=1 if batch_size is None else batch_size)
     keys = jax.random.split(typed_key(key), num_runs)
     results = jax.vmap(run)(keys) if batch_size is None else jax.lax.map(run, keys, batch_size=batch_size)  # fmt: skip
     log_z: Float[Array, " runs"] | None = getattr(results, "log_evidence", None)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import told_what_is_missing
+from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
 from ....ppl.language import arguments
 from ..engine import FeynmanKac, SMCResult, run
@@ -23,7 +23,7 @@ Path = Literal["genealogy", "ancestor", "backward"]
 Model = FeynmanKac | ppl.Program | Callable[..., Any]
 
 
-@told_what_is_missing
+@checked_call
 def conditional_smc(
     model: Model,
     key: Any,
@@ -84,10 +84,6 @@ def conditional_smc(
     if num_particles < 2:
         raise ValueError(
             f"conditional_smc: num_particles must be at least 2, got {num_particles}: one particle keeps its path for ever."
-        )
-    if path not in ("genealogy", "ancestor", "backward"):
-        raise ValueError(
-            f"conditional_smc: path must be 'genealogy', 'ancestor' or 'backward', got {path!r}."
         )
     run_key, choice_key = jax.random.split(typed_key(key))
     is_backward = path == "backward"

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from .... import ppl
-from ....ppl._checks import check_counts, told_what_is_missing
+from ....ppl._calls import checked_call
+from ....ppl._checks import check_counts
 from ....ppl._compat import Tracer, typed_key
 from ....ppl._show import shown
 from ....ppl.language import arguments
@@ -65,7 +66,7 @@ class Smoothing:
         return jax.tree.map(lambda x: x.mean(0), jax.vmap(fn)(self.paths))
 
 
-@told_what_is_missing
+@checked_call
 def smooth(
     model: FeynmanKac | ppl.Program | Callable[..., Any],
     key: Any,
@@ -218,9 +219,6 @@ def smooth(
 
 def _draw(method: str, options: dict[str, Any], num_samples: Any) -> kernels.Draw | None:
     """How particles before a step are drawn, None for ancestors; checks the options."""
-    methods = ("ffbs", "mcmc", "rejection", "genealogy", "fixed_lag", "two_filter")
-    if method not in methods:
-        raise ValueError(f"smooth: method must be one of {methods}, got {method!r}.")
     for name, owner in OPTIONS.items():
         if options[name] is not None and owner != method:
             raise ValueError(

@@ -47,9 +47,12 @@ CASES = {
     "floor of the same rows": (lambda key: evaluation.kernel_distance(X, Y, held_out=X), "100% of held_out are rows of real"),
     "metric": (
         lambda key: evaluation.compare_samples(X, {"a": Y, "b": Y}, key, metrics=["inception"]),
-        "metric is 'inception', which is no option .* choose from",
+        "there is no metric 'inception'.* Choose from",
     ),
-    "control": (lambda key: evaluation.sliced_wasserstein(X, Y, key, control="lowest"), "choose from"),
+    "control": (
+        lambda key: evaluation.sliced_wasserstein(X, Y, key, control="lowest"),
+        "control must be .* Did you mean 'lower'",
+    ),
     "directions": (
         lambda key: evaluation.sliced_wasserstein(X, Y, key, num_directions=7),
         "num_directions must be an integer >= 8",
@@ -82,7 +85,7 @@ CASES = {
     ),
     "what is trained on": (
         lambda key: evaluation.classification_accuracy_score(X, LABELS, Y, LABELS, X, LABELS, key, train_on="real"),
-        "train_on is 'real', which is no option",
+        "train_on must be 'generated' or 'both', got 'real'",
     ),
     "two other models": (
         lambda key: evaluation.effective_robustness(HITS, HITS, [HITS] * 2, [HITS] * 2),

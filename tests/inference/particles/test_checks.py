@@ -110,6 +110,8 @@ conditional = functools.partial(particles.conditional_smc, WALK)
 PAIR = jnp.zeros((2, 3), int)  # evidence of two rows
 networks = mam.residual_mlps(3, 2, width=4, key=KEY)
 
+FROZEN = object.__new__(inference.TemperedResult)  # whatever it holds
+
 # Key words -> call(key, ys).
 STRUCTURE = {
     "num_particles must be an integer": lambda key, ys: inference.smc(WALK, key, num_particles=0),
@@ -158,11 +160,11 @@ STRUCTURE = {
     "num_particles must be at least 2": lambda key, ys: conditional(key, jnp.zeros(4), num_particles=1),
     "path must be 'genealogy'": lambda key, ys: conditional(key, jnp.zeros(4), path="old", **few),
     "log_transition is missing": lambda key, ys: conditional(key, jnp.zeros(4), path="ancestor", **few),
-    "method must be one of": lambda key, ys: smooth(WALK, key, method="best"),
+    "method must be 'ffbs', 'mcmc'": lambda key, ys: smooth(WALK, key, method="best"),
     "num_moves belongs to method": lambda key, ys: smooth(WALK, key, num_moves=2),
     "needs log_bound": lambda key, ys: smooth(WALK, key, method="rejection"),
     "no path to smooth": lambda key, ys: smooth(straight, key, ys),
-    "temperatures or a frozen": lambda key, ys: tempered(straight, key, ys, temperatures=[1.0], frozen=1),
+    "temperatures or a frozen": lambda key, ys: tempered(straight, key, ys, temperatures=[1.0], frozen=FROZEN),
     "keep must be": lambda key, ys: tempered(straight, key, ys, keep="first"),
     "states of each chain": lambda key, ys: tempered(straight, key, ys, keep="all", num_moves=2),
     "does not divide the": lambda key, ys: tempered(straight, key, ys, batch_size=3),

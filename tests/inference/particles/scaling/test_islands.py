@@ -222,7 +222,7 @@ def options_of(**change):
     ("change", "message"),
     [
         ({"num_islands": 0}, "islands: num_islands must be an integer >= 1, got 0"),
-        ({"num_particles": 1.5}, "islands: num_particles must be an integer >= 1"),
+        ({"num_particles": 1.5}, "islands: num_particles must be an integer"),
         ({"batch_size": 4}, "islands: batch_size 4 does not divide num_particles 6"),
         ({"history": "all"}, "islands: history must be"),
         ({"island_resampling": "best"}, "No resampling scheme is called 'best'"),

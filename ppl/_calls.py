@@ -1,0 +1,179 @@
+"""The arguments of a call, checked by the function's own annotations before it runs.
+
+One style of refusal for all functions that users call: the function, the argument, what it must be, what was given. Only kinds
+are looked at (a count is an integer, an option one of its words, a result an instance of its class); bounds are the function's
+own (`_checks.check_counts`), and so are arrays, whose values are converted where they are used.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import functools
+import inspect
+import itertools
+import numbers
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from ._checks import MOST, is_integer
+from ._compat import typed_key
+
+EXAMPLES = {"num_samples": "1000", "num_particles": "100", "key": "jax.random.key(0)"}
+_MOST = 60  # characters of what was given
+
+
+def checked_call[F: Callable[..., Any]](fn: F) -> F:
+    """Decorator of a function that users call: what is missing, misnamed or of another kind is refused, with what to do.
+
+    Options that must be given are named with an example; names that are almost right with the right one.
+
+    Raises:
+        TypeError: arguments that are missing, or that the function does not have.
+        ValueError: an argument of another kind than its annotation says.
+    """
+    signature = inspect.signature(fn, follow_wrapped=False)
+    kinds = signature.parameters.values()
+    needed = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    takes_any_name = any(p.kind is p.VAR_KEYWORD for p in kinds)
+    by_name = [p.name for p in kinds if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    label = fn.__qualname__
+    hints = functools.cache(lambda: _hints(fn))
+
+    @functools.wraps(fn)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if missing := [name for name in needed if name not in kwargs]:
+            called = ", ".join(f"{name}={EXAMPLES.get(name, '...')}" for name in missing)
+            raise TypeError(
+                f"{label}: {', '.join(missing)} must be given, by name. Call {label}(..., {called}); what it means: "
+                f"help({label})."
+            )
+        unknown = [] if takes_any_name else [name for name in kwargs if name not in by_name]
+        if unknown:
+            raise TypeError(
+                f"{label}: there is no argument '{unknown[0]}'.{did_you_mean(unknown[0], by_name)} Choose from {by_name}."
+            )
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{label}: {error}. Call it as {label}{signature}.") from None
+        for name, hint in hints().items():
+            if name in given and (expected := _unlike(hint, given[name])):
+                near = did_you_mean(given[name], _words(hint))
+                raise ValueError(
+                    f"{label}: {name} must be {_either(expected)}, got {_told(given[name])}.{near}"
+                )
+        return fn(*args, **kwargs)
+
+    return checked  # pyright: ignore[reportReturnType]
+
+
+def did_you_mean(name: Any, among: Iterable[str]) -> str:
+    """A sentence that offers the nearest of some names, with a space before it; "" if none is near."""
+    near = difflib.get_close_matches(name, list(among), 1) if isinstance(name, str) else []
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations of the arguments that are checked; names that are known to type checkers only stand for anything."""
+    if hasattr(fn, "__wrapped__"):  # its annotations are those of another function
+        return {}
+    names = {"Figure": Any, "xarray": types.SimpleNamespace(Dataset=Any, DataTree=Any)}
+    found = typing.get_type_hints(fn, localns=names)
+    kinds = inspect.signature(fn, follow_wrapped=False).parameters
+    one = {n: p for n, p in kinds.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    hints = {n: found.get(n, Any) for n in one}
+    if "key" in one:  # of no type that both kinds of key have
+        hints["key"] = "key" if one["key"].default is not None else Any
+    return hints
+
+
+def _unlike(hint: Any, value: Any) -> list[str]:
+    """What a value should have been, in words; nothing if it is."""
+    if hint == "key":
+        try:
+            typed_key(value)
+        except TypeError:
+            return ["one PRNG key, jax.random.key(seed)"]
+        return []
+    if hasattr(hint, "dim_str"):  # an array: its values are looked at where they are used
+        return ["an array of numbers"] if value is None else []
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        unlike = [_unlike(one, value) for one in args]
+        return [] if [] in unlike else list(dict.fromkeys(itertools.chain(*unlike)))
+    if hint in (None, types.NoneType):
+        return [] if value is None else ["None"]
+    if origin is Literal:
+        is_one = any(type(value) is type(word) and value == word for word in args)
+        return [] if is_one else [repr(word) for word in args]
+    is_right, expected = _kind(hint, origin, args)
+    return [] if is_right(value) else [expected]
+
+
+def _kind(hint: Any, origin: Any, args: tuple) -> tuple[Callable[[Any], bool], str]:
+    """Whether a value is of a kind, and the kind in words."""
+    if hint in _KINDS:
+        return _KINDS[hint]
+    if origin is collections.abc.Callable or hint is Callable:
+        return callable, "a function"
+    if origin is collections.abc.Mapping:
+        return lambda x: isinstance(x, collections.abc.Mapping), "a mapping, e.g. a dict"
+    if origin in (collections.abc.Sequence, collections.abc.Collection) and args[0] is str:
+        return _is_names, "a list of names"
+    if isinstance(hint, type) and hint.__module__.startswith(__name__.partition(".")[0]):
+        return lambda x: isinstance(x, hint), f"of type {hint.__name__}"
+    return lambda _: True, ""
+
+
+def _is_names(value: Any) -> bool:
+    is_some = isinstance(value, collections.abc.Collection)
+    is_one = isinstance(value, str | np.ndarray)
+    return is_some and not is_one and all(isinstance(x, str) for x in value)
+
+
+def _either(words: Iterable[str]) -> str:
+    """Words with commas, and "or" before the last."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _is_number(value: Any) -> bool:
+    """A real number of Python, NumPy or JAX that is not NaN; of a traced one its kind is known."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "iuf"
+    is_real = isinstance(value, numbers.Real | np.number) and not isinstance(value, bool | np.bool_)
+    return is_real and not isinstance(value, np.complexfloating) and value == value
+
+
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (lambda x: is_integer(x) and abs(x) <= MOST, "an integer"),
+    float: (_is_number, "a number"),
+    bool: (lambda x: isinstance(x, bool | np.bool_), "True or False"),
+    str: (lambda x: isinstance(x, str), "a word"),
+}
+
+
+def _words(hint: Any) -> list[str]:
+    """The words that an annotation allows."""
+    if typing.get_origin(hint) is Literal:
+        return [word for word in typing.get_args(hint) if isinstance(word, str)]
+    return [word for one in typing.get_args(hint) for word in _words(one)]
+
+
+def _told(value: Any) -> str:
+    """What was given, in a few words: an array by dtype and shape."""
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim:
+        return f"an array of {value.dtype}, shape {value.shape}"
+    text = repr(value)
+    text = text if len(text) <= _MOST else text[: _MOST - 3] + "..."
+    return (
+        text
+        if isinstance(value, str | numbers.Number | None)
+        else f"{text} ({type(value).__name__})"
+    )
