@@ -41,7 +41,7 @@ def workarounds() -> Workarounds:
 
     A mend is applied only where its fault shows: each is looked for by what the package computes, not by its version. Mends of
     NumPyro are decided at the first use of what they mend, and here at the latest. The one of XLA must be in place before JAX
-    starts, and goes by release: the record says what XLA computes here. The call compiles six small programs.
+    starts, and goes by release: the record says what XLA computes here. The call compiles some two dozen small programs.
 
     Returns:
         A tuple of `Workaround`.
@@ -53,7 +53,7 @@ def workarounds() -> Workarounds:
     """
     from . import _compiler
     from .ppl import _compat, _handler_stack, _precision, _validation
-    from .ppl.distributions import _mends
+    from .ppl.distributions import mends
 
     numpyro = (
         _handler_stack.record(_compat.numpyro_stack()),
@@ -61,7 +61,7 @@ def workarounds() -> Workarounds:
         _validation.record(),
         _lazy_modules(_compat.torn_modules),
     )
-    return Workarounds((_compiler.record(), *_mends.records(), *numpyro))
+    return Workarounds((_compiler.record(), *mends.records(), *numpyro))
 
 
 def _lazy_modules(torn: list[str]) -> Workaround:

@@ -12,11 +12,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.distributions import constraints, discrete, mixtures
+from numpyro.distributions import constraints
 
 import lapilli
 from lapilli import _compiler, _workarounds
-from lapilli.ppl.distributions import _mends
+from lapilli.ppl.distributions import mends
+from lapilli.ppl.distributions.mends import _discrete, _mend
 
 EXACT_LOSS = lambda x, y: jax.nn.softplus(x) - x * y
 KINKED = lambda x, y: jnp.clip(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))) - x * y
@@ -25,12 +26,14 @@ CURVED = lambda x, y: 0.5 * x + 0.25 * x**2 - x * y  # the slope alone is right
 
 def mend(theirs):
     owner = types.SimpleNamespace(loss=theirs)
-    found = _mends.Mend(
+    found = _mend.Mend(
         "loss",
         owner,
         "loss",
         EXACT_LOSS,
         lambda loss, x, zero, one: loss(x, zero),
+        (0.5, 0.25),
+        "The loss is wrong.",
         faulty=frozenset(),
     )
     return owner, found
@@ -53,6 +56,16 @@ def test_a_wrong_function_gives_way(theirs):
     assert found.record().is_applied and "not (0.5, 0.25)" in found.record().reason
 
 
+def test_functions_that_share_a_fault_are_replaced_together():
+    owner = types.SimpleNamespace(loss=KINKED, twice=lambda x: 0.0)
+    found = _mend.Mend(
+        "loss", owner, "loss", EXACT_LOSS, lambda loss, x, zero, one: loss(x, zero),
+        (float(np.log(2)), 0.5), "The loss is wrong.", order=0, also=[(owner, "twice", lambda x: 2 * x)], faulty=frozenset(),
+    )  # fmt: skip
+    assert owner.twice(3.0) == 6.0 and owner.loss is EXACT_LOSS
+    assert found.found == (float(np.float32(np.log(2))), 0.0)
+
+
 def test_the_first_use_may_be_inside_of_transformations():
     owner, _ = mend(KINKED)
     slopes = jax.jit(jax.vmap(jax.grad(lambda x: owner.loss(x, 0.0))))(jnp.zeros(2))
@@ -67,14 +80,14 @@ def test_a_function_kept_from_before_the_test_follows_it():
 
 
 def test_versions_that_are_taken_to_be_faulty_are():
-    assert numpyro.__version__ not in _mends.FAULTY or not any(m.is_right() for m in _mends.MENDS)
+    assert numpyro.__version__ not in _mend.FAULTY or not any(m.is_right() for m in mends.MENDS)
 
 
 def test_importing_leaves_the_formulas_alone(tmp_path):
     code = (
         "from numpyro.distributions import discrete as d; theirs = d.binary_cross_entropy_with_logits\n"
         "from lapilli import ppl; assert d.binary_cross_entropy_with_logits.__wrapped__ is theirs\n"
-        "assert all(m.found is None for m in ppl.distributions._mends.MENDS)"
+        "assert all(m.found is None for m in ppl.distributions.mends.MENDS)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
@@ -82,19 +95,15 @@ def test_importing_leaves_the_formulas_alone(tmp_path):
 def test_the_list_says_what_was_found_in_which_version():
     found = {w.name: w for w in lapilli.workarounds()}
     assert list(found) == [
-        "xla-cpu-sums", "bernoulli-logits", "binomial-logits", "clamped-probabilities",
-        "mixture-weights", "numpyro-handler-stack", "numpyro-products", "numpyro-traced-arguments",
-        "numpyro-lazy-modules",
+        "xla-cpu-sums", *(mend.name for mend in mends.MENDS), "numpyro-handler-stack", "numpyro-products",
+        "numpyro-traced-arguments", "numpyro-lazy-modules",
     ]  # fmt: skip
+    assert len(set(found)) == len(mends.MENDS) + 5
     assert found["xla-cpu-sums"].package == f"jaxlib {version('jaxlib')}"
-    for name, function, ours in (
-        ("bernoulli-logits", discrete.binary_cross_entropy_with_logits, _mends._bernoulli_loss),
-        ("binomial-logits", discrete.BinomialLogits.log_prob, _mends._binomial_log_prob),
-        ("clamped-probabilities", discrete.clamp_probs, _mends._clamped),
-        ("mixture-weights", mixtures._MixtureBase.log_prob, _mends._mixture_log_prob),
-    ):
-        assert found[name].package == f"numpyro {numpyro.__version__}"
-        assert found[name].is_applied == (function is ours)
+    for mend in mends.MENDS:
+        assert found[mend.name].package == f"numpyro {numpyro.__version__}"
+        for owner, attribute, ours in mend.places:
+            assert found[mend.name].is_applied == (getattr(owner, attribute) is ours)
 
 
 def test_modules_that_were_joined_again_are_named():
@@ -141,7 +150,7 @@ def test_clamped_probabilities_keep_their_values():
     t = jnp.array([0.0, 1e-30, 1e-3, 0.5, 1 - 1e-6, 1.0, 1.0 + 1e-6, -1e-9])
     finfo = jnp.finfo(t.dtype)
     clipped = jnp.clip(t, finfo.tiny, 1 - finfo.eps)
-    found = _mends._clamped(t)
+    found = _discrete.clamped(t)
     np.testing.assert_allclose(found, clipped, rtol=3e-7, atol=3e-38)
     assert ((found > 0) & (found < 1)).all()
 

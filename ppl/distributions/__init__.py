@@ -10,14 +10,14 @@ Laws for programs
     Orthonormal, UniformFrames                  orthonormal columns: a constraint, the uniform law
     LinearConstraints, TruncatedInTurn          coordinates that keep linear relations: a constraint, a law
 
-For the library: derivatives of NumPyro's that some versions get wrong (`_mends.py`); and questions: where a law can be
+For the library: formulas of NumPyro's that some versions get wrong (`mends`); and questions: where a law can be
 (`_inclusion.py` before anything is drawn, `_supports.py` with what the set depends on), whether two laws have an exact
 divergence, which of their values have probability 0.
 
 Knows nothing of programs, sites or jaxprs.
 """
 
-from . import _mends as _mends
+from . import mends as mends
 from ._chosen import Chosen as Chosen
 from ._distribution_functions import (
     LAWS as LAWS,
@@ -69,6 +69,7 @@ from .conjugate import (
     NormalInverseWishart as NormalInverseWishart,
 )
 from .linear import LinearConstraints as LinearConstraints, TruncatedInTurn as TruncatedInTurn
+from .mends import CONTINUOUS as CONTINUOUS
 
 __all__ = [
     "OneHotCategorical",

@@ -1,4 +1,6 @@
-"""Functions of JAX that compare, round or branch, and are continuous all the same: no search for jumps is needed there.
+"""Functions of JAX, and our special ones, that compare, round or branch, and are continuous all the same.
+
+No search for jumps is needed there.
 
 Among them are solutions of ordinary differential equations by `jax.experimental.ode.odeint`. An adaptive solver compares its
 error with its tolerance, so that the number that it returns jumps, within that tolerance, where another step is taken. The
@@ -17,6 +19,7 @@ from typing import Any
 import jax
 
 from .._compat import CALLS, files_of
+from ..distributions import CONTINUOUS as OURS
 from ._continuity import EVERYWHERE, is_complex, is_real
 from ._jaxprs import inner_jaxprs
 
@@ -32,7 +35,7 @@ _DIFFRAX = f"{os.sep}diffrax{os.sep}"
 
 
 def is_continuous_call(eqn: Any) -> bool:
-    """Whether an equation calls one of JAX's own functions in `CONTINUOUS`, or solves an equation with a continuous field.
+    """Whether an equation calls one of `CONTINUOUS` or `OURS`, or solves an equation with a continuous field.
 
     A user's function of that name does not count. JAX tells where a function stands in its debugging information; without it
     the answer is no, which costs time only.
@@ -43,7 +46,7 @@ def is_continuous_call(eqn: Any) -> bool:
     if name in SOLUTIONS and file == SOLVER:
         field = list(_of_field(jaxpr, is_field=False))
         return bool(field) and all(map(_is_continuous, field))
-    return name in CONTINUOUS and file.startswith(SOURCES)
+    return (name in CONTINUOUS and file.startswith(SOURCES)) or (name, file) in OURS
 
 
 def solver_in(jaxpr: Any) -> str:

@@ -1,0 +1,105 @@
+"""Densities of continuous laws, at large and small parameters and far out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import betaln, xlogy
+
+from ..._compat import validate_sample
+from ._special import (
+    continuous,
+    log1p_square,
+    log_beta_kernel,
+    log_gamma_kernel,
+    log_gamma_ratio,
+    log_i0e,
+)
+from ._tails import log_student_density
+
+Array = jax.Array
+
+
+def arrays(*values: Any) -> tuple[Array, ...]:
+    """Of one type, at least as wide as the default one."""
+    dtype = jnp.result_type(float, *values)
+    return tuple(jnp.broadcast_arrays(*(jnp.asarray(x, dtype) for x in values)))
+
+
+@validate_sample
+def gamma(self: Any, value: Any) -> Any:
+    value, a, rate = arrays(value, self.concentration, self.rate)
+    return log_gamma_kernel(rate * value, a) - jnp.log(value)
+
+
+@validate_sample
+def beta(self: Any, value: Any) -> Any:
+    value, a, b = arrays(value, self.concentration1, self.concentration0)
+    is_end = (value == 0) | (value == 1)
+    inside = jnp.where(is_end, 0.5, value)
+    log_prob = log_beta_kernel(inside, a, b) - jnp.log(inside) - jnp.log1p(-inside)
+    # As NumPyro has it, without a derivative.
+    at_end = xlogy(a - 1, value) + xlogy(b - 1, 1 - value) - betaln(a, b)
+    return jnp.where(is_end, jax.lax.stop_gradient(at_end), log_prob)
+
+
+@validate_sample
+def cauchy(self: Any, value: Any) -> Any:
+    value, loc, scale = arrays(value, self.loc, self.scale)
+    return -np.log(np.pi) - jnp.log(scale) - log1p_square((value - loc) / scale)
+
+
+@validate_sample
+def student_t(self: Any, value: Any) -> Any:
+    value, df, loc, scale = arrays(value, self.df, self.loc, self.scale)
+    return log_student_density((value - loc) / scale, df) - jnp.log(scale)
+
+
+@validate_sample
+def multivariate_student_t(self: Any, value: Any) -> Any:
+    root, dim = self.scale_tril, self.scale_tril.shape[-1]
+    off = value - self.loc
+    shape = jnp.broadcast_shapes(off.shape[:-1], root.shape[:-2])
+    off = jnp.broadcast_to(off, (*shape, dim))[..., None]
+    root = jnp.broadcast_to(root, (*shape, dim, dim))
+    whitened = jax.scipy.linalg.solve_triangular(root, off, lower=True)[..., 0]
+    half = jnp.broadcast_to(0.5 * self.df, shape)
+    log_det = jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)).sum(-1)
+    peak = log_gamma_ratio(half, 0.5 * dim) - 0.5 * dim * jnp.log(2 * np.pi * half) - log_det
+    return peak - (half + 0.5 * dim) * jnp.log1p((whitened**2).sum(-1) / (2 * half))
+
+
+@validate_sample
+def von_mises(self: Any, value: Any) -> Any:
+    value, loc, concentration = arrays(value, self.loc, self.concentration)
+    bend = 2 * concentration * jnp.sin(0.5 * (value - loc)) ** 2
+    return -np.log(2 * np.pi) - log_i0e(concentration) - bend
+
+
+@continuous
+def log_kumaraswamy(x: Array, a: Array, b: Array) -> Array:
+    """With 1 - x^a = -expm1(a log x), which is not 0 below x = 1."""
+    tiny = jnp.finfo(x.dtype).tiny
+    rest = jnp.maximum(-jnp.expm1(a * jnp.log(x)), tiny)
+    return jnp.log(a) + jnp.log(b) + xlogy(a - 1, x) + (b - 1) * jnp.log(rest)
+
+
+@validate_sample
+def kumaraswamy(self: Any, value: Any) -> Any:
+    return log_kumaraswamy(*arrays(value, self.concentration1, self.concentration0))
+
+
+def kumaraswamy_sample(self: Any, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    finfo = jnp.finfo(jnp.result_type(float))
+    u = jax.random.uniform(key, (*sample_shape, *self.batch_shape), minval=finfo.tiny)
+    rest = jnp.maximum(-jnp.expm1(jnp.log(u) / self.concentration0), finfo.tiny)
+    drawn = jnp.exp(jnp.log(rest) / self.concentration1)
+    return jnp.clip(drawn, finfo.tiny, 1 - finfo.eps)
+
+
+def power_log_abs_det_jacobian(self: Any, x: Any, y: Any, intermediates: Any = None) -> Any:
+    del y, intermediates
+    return jnp.log(jnp.abs(self.exponent)) + (self.exponent - 1) * jnp.log(x)

@@ -1,0 +1,169 @@
+"""The list of mends: what is replaced by what, and how the fault is found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions import conjugate, discrete, transforms
+
+from ...._workarounds import Workaround
+from ..._compat import Mixture
+from . import _continuous, _counts, _discrete, _truncated
+from ._mend import Mend
+
+SOFTPLUS = (0.5, 0.25)  # the first two derivatives of log(1 + e^x) at 0
+_AT_ZERO = "log(1 + e^x) in this log-probability has wrong derivatives at logits of exactly 0."
+_RATIO = float(np.exp(0.5))  # of the densities of N(0, 1) and N(1, 1) at 0
+REVIVAL = (_RATIO - 1, -((_RATIO - 1) ** 2))  # of log(w N(0; 0, 1) + (1 - w) N(0; 1, 1)) at w = 0
+
+
+def _two_normals(x: Any, zero: Any, one: Any) -> Any:
+    weights = dist.CategoricalProbs(jnp.stack([x, one - x]), validate_args=False)
+    components = dist.Normal(jnp.stack([zero, one]), one, validate_args=False)
+    return dist.MixtureSameFamily(weights, components, validate_args=False)
+
+
+def _at(make: Any, value: Any) -> Any:
+    """What a law's log-probability is: `make` and `value` of x, which is 0, and 1."""
+    return lambda f, x, zero, one: f(make(x, one), value(x, one))
+
+
+MILLION = 1e6
+_BIG = "At large parameters its log-gamma functions of millions are subtracted, each of which is rounded to 1."
+
+_LAWS = (
+    (
+        "gamma", dist.Gamma, "log_prob", _continuous.gamma,
+        _at(lambda x, one: dist.Gamma(MILLION * one, one), lambda x, one: MILLION + 1e3 * (one + x)),
+        (-8.32736, -1), _BIG,
+    ),
+    (
+        "beta", dist.Beta, "log_prob", _continuous.beta,
+        _at(lambda x, one: dist.Beta(MILLION * one, MILLION * one), lambda x, one: 0.5 * one + 1e-3 * x + 1e-3),
+        (3.028533, -8.000024), _BIG,
+    ),
+    (
+        "student-t", dist.StudentT, "log_prob", _continuous.student_t,
+        _at(lambda x, one: dist.StudentT(MILLION * one, x, one), lambda x, one: 2 * one), (-2.918937, 1.999994), _BIG,
+    ),
+    (
+        "multivariate-student-t", dist.MultivariateStudentT, "log_prob", _continuous.multivariate_student_t,
+        _at(
+            lambda x, one: dist.MultivariateStudentT(MILLION * one, jnp.stack([x]), one[None, None]),
+            lambda x, one: 2 * one[None],
+        ),
+        (-2.918937, 1.999994), _BIG,
+    ),
+    (
+        "cauchy", dist.Cauchy, "log_prob", _continuous.cauchy,
+        _at(lambda x, one: dist.Cauchy(0 * one, one + x), lambda x, one: 1e20 * one),
+        (-93.24813, 1), "The square of a value of 2e19 scales overflows: its density is 0.",
+    ),
+    (
+        "von-mises", dist.VonMises, "log_prob", _continuous.von_mises,
+        _at(lambda x, one: dist.VonMises(0 * one, MILLION * (one + x)), lambda x, one: 1e-3 * one),
+        (5.488817, 1.666668e-07), "At large concentrations cos(x) - 1 and the derivative of log I_0 cancel.",
+    ),
+    (
+        "kumaraswamy", dist.Kumaraswamy, "log_prob", _continuous.kumaraswamy,
+        _at(lambda x, one: dist.Kumaraswamy(0.01 * (one + x), 0.01 * one), lambda x, one: (1 - 2.0**-20) * one),
+        (9.073093, 0.009999995), "1 - x^a is cut off near 1, where it has no derivative.",
+    ),
+    (
+        "power-transform", transforms.PowerTransform, "log_abs_det_jacobian",
+        _continuous.power_log_abs_det_jacobian,
+        lambda f, x, zero, one: f(transforms.PowerTransform(-1.0), 1e25 * (one + x), 1e-25 * (one - x)),
+        (-115.1293, -2), "The Jacobian of 1 / x (InverseGamma) underflows from x = 1e19.",
+    ),
+    (
+        "poisson", dist.Poisson, "log_prob", _counts.poisson,
+        _at(lambda x, one: dist.Poisson(MILLION + 1e3 * (one + x)), lambda x, one: MILLION * one), (-8.326361, -0.999001), _BIG,
+    ),
+    (
+        "gamma-poisson", dist.GammaPoisson, "log_prob", _counts.gamma_poisson,
+        _at(lambda x, one: dist.NegativeBinomial2(3 * (one + x), MILLION * one), lambda x, one: 2 * one),
+        (-1.495923, -0.999997), _BIG,
+    ),
+    (
+        "negative-binomial-logits", dist.NegativeBinomialLogits, "log_prob", _counts.negative_binomial_logits,
+        _at(lambda x, one: dist.NegativeBinomialLogits(MILLION * one, x), lambda x, one: MILLION * one),
+        (-8.173268, 5.551118e-11), _BIG,
+    ),
+    (
+        "binomial-probs", dist.BinomialProbs, "log_prob", _counts.binomial_probs,
+        _at(lambda x, one: dist.BinomialProbs(0.501 * one + 1e-3 * x, MILLION * one), lambda x, one: 5e5 * one),
+        (-9.133551, -4.000016), _BIG,
+    ),
+    (
+        "beta-binomial", dist.BetaBinomial, "log_prob", _counts.beta_binomial,
+        _at(
+            lambda x, one: dist.BetaBinomial(MILLION * (one + x), MILLION * one, 20 * one),
+            lambda x, one: 7 * one,
+        ),
+        (-2.604648, -2.999974), _BIG,
+    ),
+    (
+        "beta-negative-binomial", dist.BetaNegativeBinomial, "log_prob", _counts.beta_negative_binomial,
+        _at(
+            lambda x, one: dist.BetaNegativeBinomial(MILLION * (one + x), MILLION * one, 5 * one),
+            lambda x, one: 7 * one,
+        ),
+        (-2.518676, 0.9999955), _BIG,
+    ),
+    (
+        "dirichlet-multinomial", conjugate, "_log_beta_1", _counts.log_beta_1,
+        lambda f, x, zero, one: f(MILLION * (one + x), 5 * one), (-64.29007, -4.99999), _BIG,
+    ),
+    (
+        "ordered-logistic", dist.OrderedLogistic, "log_prob", _counts.ordered_logistic,
+        _at(
+            lambda x, one: dist.OrderedLogistic(-30 * one + x, jnp.stack([-one, 0 * one])),
+            lambda x, one: jnp.int32(2 * one),
+        ),
+        (-30, 1), "Probabilities are differences of sigmoids: 0, without a derivative, where both are near 1.",
+    ),
+)  # fmt: skip
+
+
+MENDS = (
+    Mend(
+        "bernoulli-logits",
+        discrete, "binary_cross_entropy_with_logits", _discrete.bernoulli_loss,
+        lambda loss, x, zero, one: loss(x, zero), SOFTPLUS, _AT_ZERO,
+    ),
+    Mend(
+        "binomial-logits",
+        discrete.BinomialLogits, "log_prob", _discrete.binomial_log_prob,
+        lambda f, x, zero, one: -f(dist.BinomialLogits(x, one, validate_args=False), zero), SOFTPLUS, _AT_ZERO,
+    ),
+    Mend(
+        "clamped-probabilities",
+        discrete, "clamp_probs", _discrete.clamped, lambda clamp, x, zero, one: clamp(x), (1.0, 0.0),
+        "Probabilities of exactly 0 and 1 have no derivative in log-probabilities of events.",
+    ),
+    Mend(
+        "mixture-weights",
+        Mixture, "log_prob", _discrete.mixture_log_prob,
+        lambda f, x, zero, one: f(_two_normals(x, zero, one), zero), REVIVAL,
+        "Weights of exactly 0 have no derivative in log-probabilities of mixtures.",
+    ),
+    Mend(
+        "truncated-tails",
+        *_truncated.OURS[0],
+        lambda f, x, zero, one: f(
+            dist.TruncatedNormal(x, one, low=5 * one, high=6 * one, validate_args=False), 5.5 * one
+        ),
+        (-0.9754924, 0.3168529),
+        "Truncated laws subtract probabilities near 1, or that underflow: densities off or infinite, draws outside.",
+        order=0, tolerance=1e-3, also=_truncated.OURS[1:],
+    ),
+    *(Mend(*law, order=0, tolerance=1e-3) for law in _LAWS),
+)  # fmt: skip
+
+
+def records() -> tuple[Workaround, ...]:
+    """A record of each mend, after its test."""
+    return tuple(mend.record() for mend in MENDS)

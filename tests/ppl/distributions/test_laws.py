@@ -1,0 +1,158 @@
+"""Laws of NumPyro's, as they are mended, have their log-densities and scores in single precision wherever draws go."""
+
+import _laws
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import scipy.stats as st
+from _laws import grid
+
+from lapilli import ppl  # noqa: F401, puts the mends in their places
+
+LOC, SCALE = (0.0, 30.0, -1e3), (1e-3, 1.0, 1e3)
+SIZES = (1e-3, 0.3, 1.0, 7.0, 1e3, 1e6)
+NEAR_1 = np.array([1e-30, 1e-10, 1e-3, 0.1, 0.5, 0.9, 0.99, 0.9999, 1 - 1e-6, 1 - 6e-8])
+COUNTS = np.array([0, 1, 7, 20])
+
+
+def around(mean):
+    """Counts below, at and above a mean."""
+    return np.unique(np.round(np.array([0, 1, mean / 2, mean, 2 * mean + 5])))
+
+
+LAWS = {
+    "Normal": lambda: grid(dist.Normal, LOC, SCALE, exact=st.norm),
+    "Cauchy": lambda: grid(dist.Cauchy, LOC, SCALE, exact=st.cauchy),
+    "Laplace": lambda: grid(dist.Laplace, LOC, SCALE, exact=st.laplace),
+    "Logistic": lambda: grid(dist.Logistic, LOC, SCALE, exact=st.logistic),
+    "Gumbel": lambda: grid(dist.Gumbel, LOC, SCALE, exact=st.gumbel_r),
+    "SoftLaplace": lambda: grid(dist.SoftLaplace, LOC, SCALE, exact=st.hypsecant),
+    "HalfNormal": lambda: grid(dist.HalfNormal, SCALE, exact=lambda s: st.halfnorm(scale=s)),
+    "HalfCauchy": lambda: grid(dist.HalfCauchy, SCALE, exact=lambda s: st.halfcauchy(scale=s)),
+    "Exponential": lambda: grid(dist.Exponential, SCALE, exact=lambda r: st.expon(scale=1 / r)),
+    "LogNormal": lambda: grid(
+        dist.LogNormal, (0.0, 10.0, -10.0), (1e-3, 1.0, 3.0), exact=lambda m, s: st.lognorm(s, scale=np.exp(m))
+    ),
+    "StudentT": lambda: grid(
+        dist.StudentT, (0.3, 1.0, 3.0, 30.0, 1e3, 1e6), (0.0, 30.0), (1.0, 1e-3),
+        values=lambda d, m, s: m + s * np.array([-1e25, -1e3, -30, -5, -1, -0.1, 0, 1, 5, 1e3]), exact=st.t,
+    ),
+    "Gamma": lambda: grid(dist.Gamma, SIZES, SCALE, exact=lambda a, r: st.gamma(a, scale=1 / r)),
+    "Chi2": lambda: grid(dist.Chi2, SIZES, exact=st.chi2),
+    "InverseGamma": lambda: grid(dist.InverseGamma, SIZES, SCALE, exact=lambda a, r: st.invgamma(a, scale=r)),
+    "Beta": lambda: grid(dist.Beta, SIZES, SIZES, exact=st.beta),
+    "BetaProportion": lambda: grid(
+        dist.BetaProportion, (0.01, 0.5, 0.99), SIZES, exact=lambda m, k: st.beta(m * k, (1 - m) * k)
+    ),
+    "Kumaraswamy": lambda: grid(
+        dist.Kumaraswamy, (0.01, 0.3, 1.0, 7.0, 1e3), (0.01, 0.3, 1.0, 7.0, 1e3), values=lambda a, b: NEAR_1
+    ),
+    "Weibull": lambda: grid(
+        dist.Weibull, SCALE, (0.3, 1.0, 7.0, 1e3), exact=lambda s, c: st.weibull_min(c, scale=s)
+    ),
+    "Pareto": lambda: grid(dist.Pareto, SCALE, (0.3, 1.0, 7.0, 1e3), exact=lambda s, a: st.pareto(a, scale=s)),
+    "Gompertz": lambda: grid(dist.Gompertz, SCALE, SCALE, exact=lambda c, r: st.gompertz(c, scale=1 / r)),
+    "Levy": lambda: grid(dist.Levy, LOC, SCALE, exact=st.levy),
+    "Dagum": lambda: grid(
+        dist.Dagum, (0.1, 1.0, 30.0), SCALE, (0.1, 1.0, 30.0),
+        values=lambda p, b, a: b * np.array([1e-6, 1e-2, 0.5, 1.0, 2.0, 100.0, 1e6]),
+    ),
+    "LogUniform": lambda: grid(
+        lambda low, high: dist.LogUniform(low, high, validate_args=False), (1e-3, 1.0), (1.01, 10.0, 1e6),
+        exact=st.loguniform,
+    ),
+    "Uniform": lambda: grid(
+        dist.Uniform, (-1e3, 0.0, 3.0), (3.01, 10.0, 1e6), values=lambda a, b: np.array([0.9 * a + 0.1 * b])
+    ),
+    "AsymmetricLaplace": lambda: grid(
+        dist.AsymmetricLaplace, (0.0, 30.0), (1.0, 1e-3), (0.1, 1.0, 10.0),
+        exact=lambda m, s, k: st.laplace_asymmetric(k, m, s),
+    ),
+    "AsymmetricLaplaceQuantile": lambda: grid(
+        dist.AsymmetricLaplaceQuantile, (0.0, 30.0), (1.0, 1e-3), (0.01, 0.5, 0.99),
+        values=lambda m, s, q: m + s * np.array([-30, -3, -0.1, 0.1, 3, 30]),
+    ),
+    "VonMises": lambda: grid(
+        dist.VonMises, (0.0, 1.0, -3.0, 3.14), (1e-3, 0.3, 1.0, 30.0, 1e3, 1e6, 1e9),
+        values=lambda m, k: np.clip(m + np.array([-3, -1, -0.1, 0, 0.1, 1, 3]) * min(k**-0.5, 1), -3.1415, 3.1415),
+    ),
+    "RelaxedBernoulli": lambda: grid(
+        lambda t, logits: dist.RelaxedBernoulli(t, logits=logits), (0.1, 1.0, 3.0), (-5.0, 0.0, 5.0),
+        values=lambda t, l: np.array([1e-30, 1e-6, 0.01, 0.5, 0.99, 1 - 1e-6]),
+    ),
+    "LowerTruncatedPowerLaw": lambda: grid(
+        dist.LowerTruncatedPowerLaw, (-30.0, -2.0, -1.001), SCALE,
+        values=lambda a, low: low * np.array([1.0001, 2.0, 100.0]),
+    ),
+    "Poisson": lambda: grid(
+        dist.Poisson, (1e-6, 1e-3, 1.0, 30.0, 1e4, 1e6),
+        values=lambda r: np.unique(np.round((r + np.array([-r, -3, 0, 1, 3]) * r**0.5).clip(0))), exact=st.poisson,
+    ),
+    "NegativeBinomial2": lambda: grid(
+        dist.NegativeBinomial2, (0.1, 3.0, 1e3), (1e-3, 1.0, 30.0, 1e4, 1e6, 1e9), values=lambda m, c: around(m)
+    ),
+    "NegativeBinomialLogits": lambda: grid(
+        dist.NegativeBinomialLogits, (1e-3, 1.0, 30.0, 1e4, 1e6), (-9.0, 0.0, 9.0),
+        values=lambda n, l: around(n * np.exp(l)),
+    ),
+    "NegativeBinomialProbs": lambda: grid(
+        dist.NegativeBinomialProbs, (1e-3, 1.0, 30.0, 1e4, 1e6), (1e-6, 0.5, 0.999),
+        values=lambda n, p: around(n * p / (1 - p)), exact=lambda n, p: st.nbinom(n, 1 - p),
+    ),
+    "GammaPoisson": lambda: grid(
+        dist.GammaPoisson, (1e-3, 1.0, 30.0, 1e4, 1e6), (1e-3, 1.0, 1e4), values=lambda a, r: around(a / r)
+    ),
+    "BetaBinomial": lambda: grid(
+        lambda a, b: dist.BetaBinomial(a, b, 20), SIZES, SIZES, values=lambda a, b: COUNTS,
+        exact=lambda a, b: st.betabinom(20, a, b),
+    ),
+    "BetaNegativeBinomial": lambda: grid(
+        dist.BetaNegativeBinomial, SIZES, SIZES, (1.0, 5.0), values=lambda a, b, n: COUNTS
+    ),
+    "GeometricLogits": lambda: grid(dist.GeometricLogits, (-20.0, 0.0, 20.0), values=lambda l: COUNTS),
+    "GeometricProbs": lambda: grid(dist.GeometricProbs, (1e-6, 0.5, 0.9999), values=lambda p: COUNTS),
+    "BinomialLogits": lambda: grid(
+        lambda l: dist.BinomialLogits(l, 20), (-20.0, 0.0, 20.0), values=lambda l: COUNTS
+    ),
+    "BinomialProbs": lambda: grid(
+        lambda p: dist.BinomialProbs(p, 1e6), (1e-20, 1e-6, 0.5, 1 - 1e-6),
+        values=lambda p: np.array([0, 1, 499000, 500000, 999990, 1e6]), exact=lambda p: st.binom(1000000, p),
+    ),
+    "OrderedLogistic": lambda: grid(
+        lambda p, c, d: dist.OrderedLogistic(p, jnp.stack([c, c + d])),
+        (0.0, 20.0, -20.0, 50.0, -50.0), (-3.0, 0.0), (1e-3, 1.0, 30.0),
+        values=lambda p, c, d: np.arange(3), is_integer=True,
+    ),
+    "ZeroInflatedPoisson": lambda: grid(
+        dist.ZeroInflatedPoisson, (1e-6, 0.5, 1 - 1e-6), (1e-6, 1e-3, 1.0, 100.0), values=lambda g, r: COUNTS
+    ),
+    "ZeroInflatedLogits": lambda: grid(
+        lambda g, r: dist.ZeroInflatedDistribution(dist.Poisson(r), gate_logits=g),
+        (-30.0, 0.0, 30.0), (1e-3, 1.0, 200.0), values=lambda g, r: COUNTS,
+    ),
+    "HurdlePoisson": lambda: grid(
+        dist.HurdlePoisson, (1e-6, 0.5, 1 - 1e-6), (1e-6, 1e-3, 1.0, 100.0), values=lambda g, r: COUNTS
+    ),
+    "HurdleLogits": lambda: grid(
+        lambda g, r: dist.HurdleLogits(dist.Poisson(r), g), (-30.0, 0.0, 30.0), (1e-3, 1.0, 200.0),
+        values=lambda g, r: COUNTS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.fast("Gamma", "StudentT", "VonMises", "OrderedLogistic")
+@pytest.mark.parametrize("name", LAWS)
+def test_the_log_density_and_score_of_a_law(name):
+    report = _laws.examine(LAWS[name]())
+    print(f"{name}: {report.num_points} points, worst {report.worst} roundings")
+    assert report.num_points >= 9
+    assert not report.faults, report.faults[:5]
+
+
+def test_the_examination_finds_a_formula_that_cancels():
+    def cancels(v):
+        return (v[0] + v[1]) - v[0] - 0.5 * v[1] ** 2
+
+    law = _laws.Law(cancels, np.array([[1e6, 0.3], [1.0, 0.3]], np.float32))
+    assert [fault[:11] for fault in _laws.examine(law).faults] == ["log-density"]
