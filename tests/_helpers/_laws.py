@@ -69,11 +69,10 @@ def grid(
             assert exact is not None
             law, share = exact(*theta), [1e-30, 1e-10, 1e-3, 0.1, 0.5, 0.9]
             found = np.concatenate([law.ppf(share), law.isf(share)])
-            found = found[found != 0]  # it underflows
         else:
             found = np.asarray(values(*theta))
         for x in np.unique(np.float32(found)):
-            if x == 0 or SIZES[0] <= abs(x) <= SIZES[1]:
+            if SIZES[0] <= abs(x) <= SIZES[1] or (x == 0 and values is not None):
                 points.append((*theta, x))
 
     def log_prob(v: Any) -> Any:
@@ -119,7 +118,8 @@ def examine(law: Law) -> Report:
     if law.exact is not None:
         with quiet():
             scipy = np.array([law.exact(*map(float, p)) for p in points])
-        off = np.abs(exact - scipy) / (1 + np.abs(scipy)) > 1e-6
+            # At an end of the support, to which a quantile is rounded, SciPy has the limit.
+            off = np.isfinite(exact) & ~(np.abs(exact - scipy) <= 1e-6 * (1 + np.abs(scipy)))
         faults += [
             f"double {p}: {a} for {b}"
             for p, a, b in zip(points[off], exact[off], scipy[off], strict=True)

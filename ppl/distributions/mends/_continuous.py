@@ -32,7 +32,15 @@ def arrays(*values: Any) -> tuple[Array, ...]:
 @validate_sample
 def gamma(self: Any, value: Any) -> Any:
     value, a, rate = arrays(value, self.concentration, self.rate)
-    return log_gamma_kernel(rate * value, a) - jnp.log(value)
+    log_value = jnp.log(value)
+    return log_gamma_kernel(rate * value, jnp.log(rate) + log_value, a) - log_value
+
+
+@validate_sample
+def inverse_gamma(self: Any, value: Any) -> Any:
+    value, a, rate = arrays(value, self.concentration, self.rate)
+    log_value = jnp.log(value)
+    return log_gamma_kernel(rate / value, jnp.log(rate) - log_value, a) - log_value
 
 
 @validate_sample
@@ -98,8 +106,3 @@ def kumaraswamy_sample(self: Any, key: Any, sample_shape: tuple[int, ...] = ()) 
     rest = jnp.maximum(-jnp.expm1(jnp.log(u) / self.concentration0), finfo.tiny)
     drawn = jnp.exp(jnp.log(rest) / self.concentration1)
     return jnp.clip(drawn, finfo.tiny, 1 - finfo.eps)
-
-
-def power_log_abs_det_jacobian(self: Any, x: Any, y: Any, intermediates: Any = None) -> Any:
-    del y, intermediates
-    return jnp.log(jnp.abs(self.exponent)) + (self.exponent - 1) * jnp.log(x)

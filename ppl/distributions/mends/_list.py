@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpyro.distributions import conjugate, discrete, transforms
+from numpyro.distributions import conjugate, discrete
 
 from ...._workarounds import Workaround
 from ..._compat import Mixture
@@ -73,10 +73,9 @@ _LAWS = (
         (9.073093, 0.009999995), "1 - x^a is cut off near 1, where it has no derivative.",
     ),
     (
-        "power-transform", transforms.PowerTransform, "log_abs_det_jacobian",
-        _continuous.power_log_abs_det_jacobian,
-        lambda f, x, zero, one: f(transforms.PowerTransform(-1.0), 1e25 * (one + x), 1e-25 * (one - x)),
-        (-115.1293, -2), "The Jacobian of 1 / x (InverseGamma) underflows from x = 1e19.",
+        "inverse-gamma", dist.InverseGamma, "log_prob", _continuous.inverse_gamma,
+        _at(lambda x, one: dist.InverseGamma(one, one), lambda x, one: 1e25 * (one + x)),
+        (-115.1293, -2), "The Jacobian of 1 / x underflows from x = 1e19: its density is 0.",
     ),
     (
         "poisson", dist.Poisson, "log_prob", _counts.poisson,

@@ -70,9 +70,9 @@ def times(k: Array, log_x: Array) -> Array:
 
 
 @continuous
-def log_gamma_kernel(y: Array, a: Array) -> Array:
+def log_gamma_kernel(y: Array, log_y: Array, a: Array) -> Array:
     """Of y and a: a log y - y - log Gamma(a), y times the density of Gamma(a, 1) at y in logarithms."""
-    scaled = a * log_quotient(jnp.log(y), a, y - a) - (y - a)
+    scaled = a * log_quotient(log_y, a, y - a) - (y - a)
     return scaled + 0.5 * jnp.log(a) - HALF_LOG_2PI - stirling(a)
 
 
