@@ -18,10 +18,11 @@ from .._compat import ClosedJaxpr, Var
 from ..analysis import Analysed
 from ..evaluation import Forced, evaluate
 from ..jaxprs import PARAMS, Jumps, split
-from ._bisection import largest_change
+from ._bisection import Output, largest_change
 from ._jump_search import JumpSearch
 from ._moves import any_value, flat, moved, other_data, parts, reaching, resolved
 from ._probe_inputs import Inputs, marker_layout
+from ._rounded import Copy, copies, evaluate_rounded
 
 MAX_GROUPS = 4
 TINY = 1e-11  # of rounding
@@ -99,9 +100,14 @@ class Paths:
     """
 
     def __init__(
-        self, program: Analysed, sources: list[int | str], is_double: bool, how: JumpSearch
+        self,
+        program: Analysed,
+        sources: list[int | str],
+        is_double: bool,
+        how: JumpSearch,
+        is_rounded: bool,
     ) -> None:
-        self.num_points = how.num_points
+        self.num_points, self.is_rounded = how.num_points, is_rounded
         self.threshold = how.threshold if is_double else max(how.threshold, THRESHOLD_32)
         facts = program.facts
         bounds = {i: s.bounds for i, s in program.sites.items() if s.bounds is not None}
@@ -130,6 +136,7 @@ class Paths:
         paths = [path for t in self.terms.values() for path in t.paths]
         factors = dict.fromkeys(f.atom for _, fs in paths for f in fs if isinstance(f.atom, Var))
         self.factors = list(factors)
+        self._atoms = [*self.read, *self.factors]
         self.is_term, counts = is_term[used], counts[:, used]
         self.groups = np.where(counts, (np.cumsum(counts, 1) - 1) % MAX_GROUPS, -1)
         self.is_double = is_double
@@ -196,8 +203,22 @@ class Paths:
         draws = jax.vmap(draw)(jax.random.split(key, 4))
         return dict(zip(self.program.sites, draws, strict=True))
 
-    def _at(self, job: Job, ends: _Ends, t: jax.Array) -> list[jax.Array]:
-        """The outputs at a point of the path."""
+    def _at(self, job: Job, ends: _Ends, t: jax.Array) -> list[Output]:
+        """The outputs at a point of the path, with their rounding if it counts."""
+        if not self.is_rounded:
+            found = evaluate(job.closed, *self._point(job, ends, t), self._atoms)
+            return [Output(x) for x in self._outputs(found)]
+
+        def run(copy: Copy) -> list[jax.Array]:
+            point = self._point(job, ends, t * copy.factors[-1])
+            return self._outputs(evaluate_rounded(job.closed, *point, self._atoms, copy=copy))
+
+        found = jax.lax.map(run, copies(float if self.is_double else np.float32))
+        size = lambda x: jnp.abs(x[1:] - x[0]).max(0)
+        return [Output(x[0], jnp.nan_to_num(size(x), nan=jnp.inf, posinf=jnp.inf)) for x in found]
+
+    def _point(self, job: Job, ends: _Ends, t: jax.Array) -> tuple[list[Any], dict[int, Forced]]:
+        """Inputs and values of sites at a point of the path."""
         between = lambda a, b: (a + t * (b - a)).astype(a.dtype) if a.dtype != bool else a
         params = parts(between(*ends.params), job.inputs.params)
         is_far = jnp.asarray(self.moves_params)[job.source]
@@ -212,8 +233,10 @@ class Paths:
             follows = self.moves_params.any() and site.strategy.is_pathwise
             mask = jnp.full(value.shape[: len(site.sizes)], ~is_far) if follows else None
             forced[i] = Forced(value, mask)
-        leaves = [*params, *ends.data, ends.noise]
-        found = evaluate(job.closed, leaves, forced, [*self.read, *self.factors])
+        return [*params, *ends.data, ends.noise], forced
+
+    def _outputs(self, found: list[jax.Array]) -> list[jax.Array]:
+        """What the values of `_atoms` make."""
         factors = dict(zip(self.factors, found[len(self.read) :], strict=True))
         value_of = lambda atom: factors[atom] if isinstance(atom, Var) else atom.val
         outputs = [x.astype(float) for x in found[: len(self.read)]]

@@ -35,14 +35,34 @@ class Found(NamedTuple):
     elsewhere: float
 
 
+class Trial(NamedTuple):
+    """What paths have found.
+
+    Attributes:
+        jobs: place, source, group and number of each path, [4, paths].
+        sizes: of the largest jump on each, 0 where it is none.
+        is_finite: whether anything was finite on it.
+    """
+
+    jobs: np.ndarray
+    sizes: np.ndarray
+    is_finite: np.ndarray
+
+    def kinds(self, places: np.ndarray) -> list[tuple[int, bool]]:
+        """The source of paths, and whether they leave the data."""
+        _, source, _, number = self.jobs[:, places]
+        return list(zip(source.tolist(), leaves_data(number).tolist(), strict=True))
+
+
 class Probe:
-    """A compiled search: `probe(inputs)` gives source -> what was found.
+    """A compiled search: `probe(inputs)` is a trial, `probe.found(trial, inputs)` what it has found by source.
 
     Args:
         sources: sites by index; a name stands for the parameters.
         program: the program, analysed with its data as inputs.
         is_double: whether it computes in float64.
         how: how finely.
+        is_rounded: whether a change counts only beyond the rounding of its ends, see `_rounded.py`.
     """
 
     def __init__(
@@ -52,48 +72,81 @@ class Probe:
         *,
         is_double: bool,
         how: JumpSearch = DEFAULT,
+        is_rounded: bool = False,
     ) -> None:
         self.sources, self.is_double, self.how = list(sources), is_double, how
         self.program = program
-        self._paths = Paths(program, self.sources, is_double, how)
+        self._paths = Paths(program, self.sources, is_double, how, is_rounded)
         self._work = work_of(program.closed.jaxpr)
         self._batch = batch = batch_of(program.closed.jaxpr)
 
-        @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
-        def run(consts: list[Any], inputs: Any, jobs: Any) -> tuple[jax.Array, jax.Array]:
+        @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS, static_argnums=3)
+        def run(consts: list[Any], inputs: Any, jobs: Any, num: int) -> tuple[jax.Array, jax.Array]:
             """Data are operands: XLA would fold what it can compute from constants, slowly."""
             closed = with_quick_draws(ClosedJaxpr(program.closed.jaxpr, consts))
             one = lambda job: self._paths.jump(Job(closed, Inputs(*inputs), *job))
-            keys = jax.random.split(Inputs(*inputs).key, len(jobs[0]))
+            place, *jobs = jobs
+            keys = jax.random.split(Inputs(*inputs).key, num)[place]
             return jax.lax.map(one, (keys, *jobs), batch_size=None if batch == 1 else batch)
 
         self._run = run
         self._compiled: Any = None
 
-    def __call__(self, inputs: Inputs) -> dict[int | str, Found]:
+    def __call__(self, inputs: Inputs) -> Trial:
+        """What the paths find."""
         if not self._paths.groups.size:  # in this precision nothing is suspected
+            return Trial(np.zeros((4, 0), int), np.zeros(0), np.zeros(0, bool))
+        jobs = self._jobs(inputs)
+        sizes, is_finite = self._tried(inputs, jobs, jobs.shape[1])
+        return Trial(jobs, sizes, is_finite)
+
+    def again(self, inputs: Inputs, trial: Trial) -> Trial:
+        """The trial with the paths that found something tried by this probe: of each kind, until one finds it, too."""
+        sizes, seen = trial.sizes.copy(), set()
+        for n in range(0, len(places := np.flatnonzero(trial.sizes)), self._batch):
+            some = places[n : n + self._batch]
+            if set(trial.kinds(some)) <= seen:
+                continue
+            padded = np.resize(some, self._batch)
+            found, is_finite = self._tried(inputs, trial.jobs[:, padded], len(trial.sizes))
+            # Where nothing is sure, nothing is taken back.
+            sizes[some] = np.where(is_finite, found, trial.sizes[padded])[: len(some)]
+            seen |= {k for k, size in zip(trial.kinds(some), sizes[some], strict=True) if size > 0}
+        return trial._replace(sizes=sizes)
+
+    def found(self, trial: Trial, inputs: Inputs) -> dict[int | str, Found]:
+        """The largest jumps in each source."""
+        _, source, _, number = trial.jobs
+        there = leaves_data(number) & bool(inputs.data)
+
+        if not trial.sizes.size:
             return dict.fromkeys(self.sources, Found(0.0, 0.0))
-        source, group, number = self._jobs(inputs)
-        parts = (inputs.params, inputs.data, inputs.key)
-        given = self.program.closed.consts, parts, (source, group, number)
-        if self._compiled is None:  # traced as every program is, see `Search`
-            self._compiled = self._run.lower(*given).compile()
-        sizes, finite = jax.tree.map(np.asarray, self._compiled(*given))
 
         def largest(mine: Any) -> float:
-            return float(sizes[mine].max(initial=0.0)) if finite[mine].any() else math.inf
+            return (
+                float(trial.sizes[mine].max(initial=0.0))
+                if trial.is_finite[mine].any()
+                else math.inf
+            )
 
-        there = leaves_data(number) & bool(inputs.data)
         return {
             s: Found(
                 largest((source == n) & ~there),
-                float(sizes[(source == n) & there].max(initial=0.0)),
+                float(trial.sizes[(source == n) & there].max(initial=0.0)),
             )
             for n, s in enumerate(self.sources)
         }
 
-    def _jobs(self, inputs: Inputs) -> tuple[np.ndarray, ...]:
-        """Source, group and number of each path."""
+    def _tried(self, inputs: Inputs, jobs: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+        parts = (inputs.params, inputs.data, inputs.key)
+        given = self.program.closed.consts, parts, tuple(jobs)
+        if self._compiled is None:  # traced as every program is, see `Search`
+            self._compiled = self._run.lower(*given, num).compile()
+        sizes, is_finite = self._compiled(*given)
+        return np.asarray(sizes), np.asarray(is_finite)
+
+    def _jobs(self, inputs: Inputs) -> np.ndarray:
+        """Place, source, group and number of each path."""
         num_groups = self._paths.groups.max(1) + 1
         how = self.how
         most = how.budget / (num_groups.sum() * 2 * how.num_points * self._work)
@@ -105,7 +158,7 @@ class Probe:
         # Those alike run together, since they take equally many steps.
         jobs.sort(key=lambda job: (bool(is_short(job[2])), job))
         jobs += jobs[-1:] * (-len(jobs) % self._batch)  # a rest would be compiled by itself
-        return tuple(np.array(jobs).T)
+        return np.array([np.arange(len(jobs)), *np.array(jobs).T])
 
 
 def batch_of(jaxpr: Jaxpr) -> int:

@@ -38,6 +38,7 @@ from ._jump_search import JumpSearch
 from ._probe_inputs import inputs_of
 
 Suspects = dict[int | str, Cause]
+UNCHECKED = "Where you know that nothing jumps, check_jumps=False, of the objective or of fit(model, ...), leaves out the search."
 
 
 def suspects_of(program: Analysed) -> Suspects:
@@ -98,8 +99,8 @@ class Search:
     ) -> None:
         self.sites, self.suspects = sites, suspects
         self._copy, self._how = copy, how
-        self._probe: Probe | None = None
-        self._narrow: Probe | None = None
+        self._trials: Trials | None = None
+        self._narrow: Trials | None = None
 
     def __str__(self) -> str:
         names = {
@@ -110,29 +111,34 @@ class Search:
 
     def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, Found]:
         """What is found at these values, which may not be tracers."""
-        probe = self._probe  # another thread may be at its own search
+        trials = self._trials  # another thread may be at its own search
         with quiet():  # NumPyro warns of values outside the support, which probing may meet
-            if probe is None or probe.is_double:
+            if trials is None or trials.probe.is_double:
                 try:
                     with jax.enable_x64(True):
-                        found = self._run(probe, params, data, is_double=True)
+                        found = self._run(trials, params, data, is_double=True)
                     return self._with_overflow(found, params, data)
                 except (TypeError, ValueError):  # the program insists on float32
-                    probe = None
-            return self._run(probe, params, data, is_double=False)
+                    trials = None
+            return self._run(trials, params, data, is_double=False)
 
     def _run(
-        self, probe: Probe | None, params: Any, data: Any, *, is_double: bool
+        self, trials: Trials | None, params: Any, data: Any, *, is_double: bool
     ) -> dict[int | str, Found]:
-        if probe is None:
-            self._probe = probe = self._made(self.suspects, is_double=is_double)
-        return _tried(probe, params, data)
+        if trials is None:
+            self._trials = trials = self._made(self.suspects, is_double=is_double)
+        return trials(params, data)
 
-    def _made(self, suspects: Any, *, is_double: bool) -> Probe:
-        # Traced as every program is: where constants of JAX are computed at once, each operation on one would be compiled.
-        copy = self._copy()
-        with jax.ensure_compile_time_eval():
-            return Probe(suspects, copy, is_double=is_double, how=self._how)
+    def _made(self, suspects: Any, *, is_double: bool) -> Trials:
+        def probe(is_rounded: bool) -> Probe:
+            copy = self._copy()
+            # Traced as every program is: where constants of JAX are computed at once, each operation on one would be compiled.
+            with jax.ensure_compile_time_eval():
+                return Probe(
+                    suspects, copy, is_double=is_double, how=self._how, is_rounded=is_rounded
+                )
+
+        return Trials(probe)
 
     def _with_overflow(
         self, found: dict[int | str, Found], params: Any, data: Any
@@ -144,8 +150,10 @@ class Search:
         over = {s: c for s, c in self.suspects.items() if c.is_overflow and not is_met(s, c)}
         if not over or jax.config.jax_enable_x64:
             return found
-        narrow = self._narrow = self._narrow or self._made(over, is_double=False)
-        sizes = _tried(narrow, params, data)
+        narrow = self._narrow
+        if narrow is None:
+            self._narrow = narrow = self._made(over, is_double=False)
+        sizes = narrow(params, data)
         finite = lambda x: x if np.isfinite(x) else 0.0  # what is nowhere finite is loud
         larger = lambda a, b: Found(
             max(a.here, finite(b.here)), max(a.elsewhere, finite(b.elsewhere))
@@ -175,8 +183,8 @@ class Search:
 
     def _solver(self) -> str:
         """The solver of differential equations that the program calls."""
-        probe = self._probe
-        return "" if probe is None else solver_in(probe.program.closed.jaxpr)
+        trials = self._trials
+        return "" if trials is None else solver_in(trials.probe.program.closed.jaxpr)
 
     @staticmethod
     def is_settled(found: Mapping[int | str, Found]) -> bool:
@@ -184,12 +192,31 @@ class Search:
         return all(there == 0 for _, there in found.values())
 
 
-def _tried(probe: Probe, params: list[Any], data: list[Any]) -> dict[int | str, Found]:
-    with jax.ensure_compile_time_eval():
-        if probe.is_double:
-            params, data = as_wide(params), as_wide(data)
-        inputs = inputs_of(params, data, probe.program.closed)
-    return probe(inputs)
+class Trials:
+    """A probe, and where it finds something a second one for which a change counts beyond its rounding only; made when needed.
+
+    Args:
+        made: a probe; its argument is `is_rounded`.
+    """
+
+    def __init__(self, made: Callable[[bool], Probe]) -> None:
+        self._made, self.probe = made, made(False)
+        self._rounded: Probe | None = None
+
+    def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, Found]:
+        """What is found at these values, by source."""
+        with jax.ensure_compile_time_eval():
+            if self.probe.is_double:
+                params, data = as_wide(params), as_wide(data)
+            inputs = inputs_of(params, data, self.probe.program.closed)
+            trial = self.probe(inputs)
+        if trial.sizes.any():
+            rounded = self._rounded
+            if rounded is None:
+                self._rounded = rounded = self._made(True)
+            with jax.ensure_compile_time_eval():
+                trial = rounded.again(inputs, trial)
+        return self.probe.found(trial, inputs)
 
 
 def refusal(
@@ -213,7 +240,7 @@ def refusal(
             site.name,
             f"Site '{site.address}': the result {found} as a function of its relaxed value (operation: {operation}){where}, and "
             f"the derivative that strategy '{site.strategy.name}' takes there misses jumps. Use 'disarm', 'reinforce' or "
-            f"ppl.Relax, e.g. {name}'reinforce'}}, or write the cost without the jump.",
+            f"ppl.Relax, e.g. {name}'reinforce'}}, or write the cost without the jump. {UNCHECKED}",
         )
     if PARAMS in suspects and source in suspects[PARAMS].noise:
         remedy = (
@@ -227,7 +254,7 @@ def refusal(
         f"Site '{site.address}': the result {found} as a function of its reparameterised value "
         f"(operation: {operation}){where}, and a pathwise gradient misses jumps. {remedy}{'then use' if remedy else 'Use'} "
         f"'reinforce' or 'mvd', e.g. {name}'reinforce'}}, or smooth the jump; {_boundary(site)}"
-        "ppl.Reparam(allow_jumps=True) accepts the bias.",
+        f"ppl.Reparam(allow_jumps=True) accepts the bias. {UNCHECKED}",
     )
 
 
@@ -273,13 +300,13 @@ def _threshold(sites: Mapping[int, StrategySite], why: Cause, found: str, where:
                 f"Site '{site.address}': the sampler of {site.distribution} is not NumPyro's, and with its noise kept the result "
                 f"{found} as a function of the parameters (operation: {why.operation}){where}. Strategy '{site.strategy.name}' "
                 "differentiates the draw and misses that. Use 'reinforce', take the parameter out of `reparametrized_params`, or "
-                "draw without comparing noise with parameters.",
+                f"draw without comparing noise with parameters. {UNCHECKED}",
             )
     if keys:
         return ValueError(
             f"ppl.rng_key('{keys[0]}'): at fixed noise the result {found} as a function of the "
             f"parameters (operation: {why.operation}){where}, and the gradient misses jumps. Noise of a key must not be "
-            "thresholded by a parameter: make the draw a site, ppl.sample(name, distribution), with a strategy."
+            f"thresholded by a parameter: make the draw a site, ppl.sample(name, distribution), with a strategy. {UNCHECKED}"
         )
     kept = [sites[s] for s in sorted(s for s in why.noise if isinstance(s, int))]
     site = kept[0]
@@ -290,5 +317,5 @@ def _threshold(sites: Mapping[int, StrategySite], why: Cause, found: str, where:
         f"site ('{site.strategy.name}') does not see that, since it moves the law of the value only. Let the law carry the "
         f"parameters: draw the shifted variable, e.g. d = z - t for a threshold t, as site '{site.name}', compare it with a "
         "constant, and use 'reinforce' or 'mvd'; sum the site out in closed form (a Bernoulli with the probability of the "
-        f"event); {_boundary(site)}or smooth the jump."
+        f"event); {_boundary(site)}or smooth the jump. {UNCHECKED}"
     )

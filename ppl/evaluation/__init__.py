@@ -7,7 +7,7 @@ replacements are asked for at once: by numbers that no replacement reaches (`_in
 (`_hoist.py`).
 """
 
-from ._evaluate import Forced as Forced, evaluate as evaluate
+from ._evaluate import Evaluator as Evaluator, Forced as Forced, evaluate as evaluate
 from ._hoist import draws as draws, hoist_noise as hoist_noise
 from ._invariants import Invariants as Invariants
 from ._optimised import Apply as Apply, Given as Given, optimised as optimised

@@ -1,7 +1,8 @@
 """Random compositions of continuous and jumping functions of one real number, for which it is known whether they jump.
 
-A continuous program is a chain of continuous pieces. A jumping one has one jumping piece in such a chain: its jump, at 0, is laid
-where the numbers that reach it are most common, and what follows it is kept only if the values on both sides stay apart.
+A continuous program is a chain of continuous pieces, some of which cancel nearly equal numbers. A jumping one has one jumping
+piece in such a chain: its jump, at 0, is laid where the numbers that reach it are most common, and what follows it is kept
+only if the values on both sides stay apart.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import lax
+
+from lapilli import ppl
+from lapilli.ppl.checks import Search, suspects_of
 
 OFFSETS = jnp.array([0.3, -0.4, 0.1])
 DRAWS = np.random.default_rng(0).normal(0.3, 1.0, 400)
@@ -104,6 +108,56 @@ CONTINUOUS = {
 }  # fmt: skip
 
 
+def _bins(x):
+    """The bin of a spline in which x lies, its edges a running sum of shares, and the place of x in it."""
+    shares = jax.nn.softmax(OFFSETS * 3)
+    edges = jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)]) * 8 - 4
+    i = jnp.clip(jnp.searchsorted(edges, x) - 1, 0, 2)
+    heights = jnp.concatenate([jnp.zeros(1), jnp.cumsum(jax.nn.softmax(-OFFSETS))])
+    place = (x - edges[i]) / (edges[i + 1] - edges[i])
+    return 3 * (heights[i] + (heights[i + 1] - heights[i]) * place) + 0.1 * x
+
+
+def _sigmoid_between(x):
+    steps = jax.nn.sigmoid(jnp.array([-1.0, 0.0, 2.0]) - x)
+    return steps[1:] - steps[:-1]
+
+
+# Continuous, with few digits or none where numbers cancel or underflow.
+CANCELLING = {
+    "logit of a share": lambda x: (p := jax.nn.sigmoid(6 * x), 0.1 * (jnp.log(p) - jnp.log1p(-p)))[1],
+    "logit by 1 - p": lambda x: (p := jax.nn.sigmoid(6 * x), 0.1 * jnp.log(p / (1 - p)))[1],
+    "logit of a quantile": lambda x: (p := jax.scipy.special.ndtr(2 * x), 0.1 * (jnp.log(p) - jnp.log1p(-p)))[1],
+    "share between cut points": lambda x: 0.2 * jnp.log(_sigmoid_between(4 * x)[0]) + x,
+    "ordered outcome": lambda x: 0.2 * dist.OrderedLogistic(4 * x, jnp.array([-1.0, 0.5])).log_prob(1) + x,
+    "share between quantiles": lambda x: 0.1 * jnp.log(jax.scipy.special.ndtr(2 * x + 0.5) - jax.scipy.special.ndtr(2 * x)) + x,
+    "difference of logarithms": lambda x: jnp.log(jnp.log(x**2 + 1.001) - jnp.log(x**2 + 1)) * 0.2 + x,
+    "difference of powers": lambda x: jnp.log(jnp.exp(3 * x) - jnp.exp(3 * x - 1e-6)) * 0.2,
+    "log1mexp": lambda x: jnp.log(1 - jnp.exp(-jnp.exp(4 * x))) * 0.1 + x,
+    "log1mexp of log1p": lambda x: jnp.log1p(-jnp.exp(-jax.nn.softplus(8 * x))) * 0.1 + x,
+    "inverse of softplus": lambda x: jnp.log(jnp.expm1(jax.nn.softplus(8 * x))) * 0.1 + x,
+    "inverse of softplus by exp": lambda x: jnp.log(jnp.exp(jax.nn.softplus(6 * x)) - 1) * 0.1 + x,
+    "inverse of tanh": lambda x: jnp.arctanh(jnp.tanh(4 * x)) * 0.1 + x,
+    "slope of tanh": lambda x: jnp.log(1 - jnp.tanh(4 * x) ** 2) * 0.1 + x,
+    "inverse of erf": lambda x: jax.scipy.special.erfinv(jax.scipy.special.erf(1.5 * x)) * 0.3 + x,
+    "root of a square": lambda x: jnp.sqrt((x - 0.3) ** 2) + 0.2 * x,
+    "root at 0": lambda x: jnp.sqrt(jax.nn.relu(x)) + 0.2 * x,
+    "root of a difference": lambda x: jnp.sqrt((x + 1) ** 2 - 4 * x) + 0.3 * x,
+    "distance of neighbours": lambda x: jnp.log(jnp.abs((x + 1e5) - 1e5) + 1e-3) * 0.3 + x,
+    "one less a cosine": lambda x: (1 - jnp.cos(x)) / x**2 + x,
+    "quotient of differences": lambda x: (jnp.exp(x) - 1) / x + x,
+    "variance by squares": lambda x: (v := 1e3 + x * OFFSETS, jnp.log((v**2).mean() - v.mean() ** 2 + 1e-6) * 0.2 + x)[1],
+    "step of a running sum": lambda x: jnp.log(jnp.diff(jnp.cumsum(jnp.exp(jnp.stack([9 + x, x, -3 * x])))))[1] * 0.1 + x,
+    "rest of a stick": lambda x: jnp.log(1 - jnp.cumsum(jax.nn.softmax(jnp.stack([6 * x, 0.0, -1.0])))[1]) * 0.1 + x,
+    "underflow": lambda x: jnp.log(jnp.maximum(jnp.exp(-jnp.exp(3 * x)), 1e-300)) * 0.01 + x,
+    "product of densities": lambda x: jnp.log(jnp.maximum(jnp.prod(jnp.exp(-((9 * x + OFFSETS) ** 2))), 1e-290)) * 0.01 + x,
+    "clipped logarithm": lambda x: jnp.log(jnp.maximum(jax.nn.sigmoid(8 * x + 1) - jax.nn.sigmoid(8 * x), 1e-18)) * 0.1 + x,
+    "bins": _bins,
+    "beta near its ends": lambda x: dist.Beta(0.7, 0.6).log_prob(jax.nn.sigmoid(6 * x)) * 0.1 + x,
+    "transformed uniform": lambda x: jax.scipy.special.ndtri(jax.nn.sigmoid(5 * x)) * 0.3 + x,
+}  # fmt: skip
+
+
 def _bits(x):
     return (
         lax.bitcast_convert_type(x, jnp.int64 if x.dtype == jnp.float64 else jnp.int32) < 0
@@ -185,10 +239,14 @@ JUMPING = {
 }  # fmt: skip
 
 
-class Composition:
-    """f(z) and what is known of it: `name`, and `jump`, its size (0 for none)."""
+PIECES = CONTINUOUS | CANCELLING
 
-    def __init__(self, rng: np.random.Generator, jumps: bool) -> None:
+
+class Composition:
+    """f(z) and what is known of it: `name`; with `cancels`, one of the continuous pieces is of `CANCELLING`."""
+
+    def __init__(self, rng: np.random.Generator, jumps: bool, cancels: bool = False) -> None:
+        self.cancels = cancels
         while True:
             self._draw(rng, jumps)
             if self._is_clear(jumps):
@@ -197,6 +255,9 @@ class Composition:
     def _draw(self, rng: np.random.Generator, jumps: bool) -> None:
         chain = lambda n: [str(k) for k in rng.choice(sorted(CONTINUOUS), n)]
         self.inner, self.outer = chain(rng.integers(0, 3)), chain(rng.integers(0, 3))
+        if self.cancels:
+            where = self.inner if rng.integers(2) else self.outer
+            where.insert(rng.integers(len(where) + 1), str(rng.choice(sorted(CANCELLING))))
         self.piece = str(rng.choice(sorted(JUMPING))) if jumps else ""
         self.shift = 0.0
         if jumps:
@@ -208,12 +269,12 @@ class Composition:
 
     def before(self, x):
         for name in self.inner:
-            x = CONTINUOUS[name](x)
+            x = PIECES[name](x)
         return x
 
     def after(self, x):
         for name in self.outer:
-            x = CONTINUOUS[name](x)
+            x = PIECES[name](x)
         return x
 
     def __call__(self, x):
@@ -235,3 +296,20 @@ class Composition:
     @property
     def name(self) -> str:
         return " > ".join([*self.inner, *([f"[{self.piece}]"] if self.piece else []), *self.outer])
+
+
+def jumps_found(compositions: list[Composition]) -> list[bool]:
+    """Which of the compositions, each of a site of its own in one expectation, the search finds to jump."""
+
+    def cost(m):
+        draws = (ppl.sample(f"z{i}", dist.Normal(m, 1.0)) for i in range(len(compositions)))
+        return sum(f(z) for f, z in zip(compositions, draws, strict=True))
+
+    at = jnp.float32(0.3)
+    expectation = ppl.expectation(cost, check_jumps=False)
+    program = expectation.ready(at)
+    found = {}
+    if suspects := suspects_of(program):
+        search = Search(program.sites, suspects, lambda: expectation.programs.copy(at, (), {}))
+        found = search([at], [])
+    return [i in found and found[i].here > 0 for i in range(len(compositions))]

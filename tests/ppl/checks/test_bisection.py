@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lapilli.ppl.checks._bisection import largest_change
+from lapilli.ppl.checks._bisection import Output, largest_change
 
 TINY = float(np.finfo(np.float64).tiny)
 STEEP = {
@@ -29,7 +29,7 @@ def change():
     @jax.jit
     def largest(case):
         branches = [*STEEP.values(), *JUMPS.values()]
-        at = lambda t: [jax.lax.switch(case, branches, t)] * 2
+        at = lambda t: [Output(jax.lax.switch(case, branches, t))] * 2
         counts, none = jnp.array([True]), np.array([False])
         return largest_change(
             at, counts, 1e-11, is_term=none, num_points=16, is_double=True

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _random_jumps import CONTINUOUS, JUMPING, Composition
+from _random_jumps import CONTINUOUS, JUMPING, Composition, jumps_found
 
 from lapilli import ppl
-from lapilli.ppl.checks._jumps import Search, suspects_of
+from lapilli.ppl.checks import suspects_of
 
 # Densities outside of their support are among the pieces.
 pytestmark = pytest.mark.filterwarnings("ignore:Out-of-support values")
@@ -22,22 +22,6 @@ PARAM = jnp.float32(0.3)
 def batch(seed, jumps):
     rng = np.random.default_rng(seed)
     return [Composition(rng, jumps) for _ in range(NUM_SITES)]
-
-
-def jumps_found(compositions):
-    """Which of the compositions the check finds to jump."""
-
-    def cost(m):
-        draws = (ppl.sample(f"z{i}", dist.Normal(m, 1.0)) for i in range(len(compositions)))
-        return sum(f(z) for f, z in zip(compositions, draws, strict=True))
-
-    expectation = ppl.expectation(cost, check_jumps=False)
-    program = expectation.ready(PARAM)
-    found = {}
-    if suspects := suspects_of(program):
-        search = Search(program.sites, suspects, lambda: expectation.programs.copy(PARAM, (), {}))
-        found = search([PARAM], [])
-    return [i in found and found[i].here > 0 for i in range(len(compositions))]
 
 
 @pytest.mark.slow
