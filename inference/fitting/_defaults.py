@@ -51,7 +51,9 @@ class Chosen(NamedTuple):
     reasons: dict[str, str]
 
 
-def choose_objective(model: Any, args: tuple, *, may_be_prior: bool) -> Chosen:
+def choose_objective(
+    model: Any, args: tuple, *, may_be_prior: bool, check_jumps: ppl.checks.CheckJumps = True
+) -> Chosen:
     """The evidence lower bound of a model with a Normal guide on all continuous sites; discrete ones are summed out.
 
     Raises:
@@ -81,7 +83,7 @@ def choose_objective(model: Any, args: tuple, *, may_be_prior: bool) -> Chosen:
         reasons["discrete"] = f"{', '.join(discrete)} summed out, exactly (ppl.eliminate)"
     if size == 0:
         reasons["guide"] = "none, since no continuous site is latent"
-        return Chosen(elbo(program, lambda *args, **kwargs: None), reasons)
+        return Chosen(elbo(program, lambda *args, **kwargs: None, check_jumps=check_jumps), reasons)
     auto = AutoMultivariateNormal if size <= MULTIVARIATE_UP_TO else AutoNormal
     bound = "at most" if auto is AutoMultivariateNormal else "more than"
     reasons["guide"] = f"{auto.__name__}, for {size} coordinates ({bound} {MULTIVARIATE_UP_TO})"
@@ -89,7 +91,7 @@ def choose_objective(model: Any, args: tuple, *, may_be_prior: bool) -> Chosen:
     if missing:
         reasons["missing"] = f"{', '.join(missing)} left to the model"
     guide = auto(seen, init_loc_fn=init_to_median(num_samples=15))
-    return Chosen(elbo(program, guide), reasons | {"objective": "elbo"})
+    return Chosen(elbo(program, guide, check_jumps=check_jumps), reasons | {"objective": "elbo"})
 
 
 def check_objective_observed(method: str, objective: Any, args: tuple) -> None:

@@ -17,6 +17,7 @@ from numpyro.infer.autoguide import AutoGuide
 from ...ppl._calls import checked_call
 from ...ppl._checks import is_integer
 from ...ppl._compat import is_concrete, typed_key
+from ...ppl.checks import CheckJumps
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
@@ -61,6 +62,7 @@ def fit(
     average: float | Literal["polyak", "stationary"] | None = None,
     on_nonfinite: Literal["raise", "skip"] = "raise",
     k_hat: Literal["warn", "skip"] = "warn",
+    check_jumps: CheckJumps | None = None,
     unobserved: Literal["raise", "allow"] = "raise",
     callbacks: Sequence[Callable[[FitInfo], Any]] = (),
     callback_every: int = 100,
@@ -124,6 +126,8 @@ def fit(
         unobserved: what to do with a model that has neither an observation nor a factor, whose posterior is its prior, and, for
             a model alone, with an argument that is None where a site would be observed that no observation depends on: "raise",
             since data may have been forgotten, or "allow".
+        check_jumps: of the objective that is made of a model alone, see `ppl.expectation`; default True. An objective has its
+            own.
         callbacks: called with a `FitInfo` every `callback_every` steps and after the last; returning True or "stop" ends the
             run. One with methods `get_state(params)`, a tree of arrays, and `set_state(state)` is resumed from a checkpoint.
         callback_every: steps between calls of the callbacks.
@@ -193,6 +197,11 @@ def fit(
         prefetch,
         resume,
     )
+    if check_jumps is not None and not is_model:
+        raise ValueError(
+            f"fit: check_jumps={check_jumps!r} is for a model alone, and an objective is given. Pass it to the objective, e.g. "
+            f"inference.elbo(model, guide, check_jumps={check_jumps!r})."
+        )
     if num_steps == 0 and params is None:
         raise ValueError(
             "fit: num_steps=0 takes no step, and the result would be the initial parameters. Ask for steps; a fit of parameters "
@@ -203,7 +212,12 @@ def fit(
     reasons: dict[str, str] = {}
     if is_model and isinstance(args, tuple):
         may_be_prior = unobserved == "allow"
-        objective, reasons = choose_objective(objective, args, may_be_prior=may_be_prior)
+        objective, reasons = choose_objective(
+            objective,
+            args,
+            may_be_prior=may_be_prior,
+            check_jumps=True if check_jumps is None else check_jumps,
+        )
     if mesh is not None:
         # Explicitly typed axes would put the sharding into the types of the user's program.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)

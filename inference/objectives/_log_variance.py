@@ -19,7 +19,14 @@ Array = jax.Array
 
 
 @recreated
-def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = None) -> Objective:
+def log_variance(
+    model: Any,
+    guide: Any,
+    *,
+    num_particles: int,
+    proposal: Any = None,
+    check_jumps: ppl.checks.CheckJumps = True,
+) -> Objective:
     """Half the variance of the log-weight: 1/2 Var_{z ~ r}[log p(x, z) - log q_phi(z)] (nats squared, minimised).
 
     Zero exactly where q is the posterior (on r's support), whatever log p(x) is. value is half the unbiased sample variance over
@@ -30,6 +37,7 @@ def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = 
         guide: program over the model's latent sites, q_phi.
         num_particles: K >= 2.
         proposal: r, a fixed program over the same sites (bind its parameters); None: the guide at its present parameters.
+        check_jumps: see `ppl.expectation`.
 
     Raises:
         ValueError: K < 2; a latent site of the model is not proposed; a log-prob is scaled by subsampling.
@@ -63,4 +71,4 @@ def log_variance(model: Any, guide: Any, *, num_particles: int, proposal: Any = 
 
         return 0.5 * jnp.var(ppl.particles(num_particles)(particle)(), ddof=1)
 
-    return log_variance(model, guide, strategies=CONSTANT)
+    return log_variance(model, guide, strategies=CONSTANT, check_jumps=check_jumps)

@@ -47,6 +47,7 @@ def wake_phi(
     proposal: Any = None,
     per: str = "joint",
     num_replicates: int = 1,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Wake-phase update of the guide: -sum_k v_k log q_phi(z_k) (nats, minimised); cross-entropy from posterior to guide.
 
@@ -57,6 +58,7 @@ def wake_phi(
         proposal: r, a fixed program over the same sites (bind its parameters); None: the guide at its present parameters.
         per: "joint", "plate" or a plate's name; see above.
         num_replicates: independent estimates averaged.
+        check_jumps: see `ppl.expectation`.
 
     Raises:
         ValueError: a latent site of the model is not proposed; a log-prob is scaled by subsampling under per="joint"; a site lies
@@ -74,7 +76,13 @@ def wake_phi(
         weights, log_q, _, scale = _particles(model, guide, proposal, args, num_particles, per)
         return -jnp.sum(scale * stop(jax.nn.softmax(weights, axis=0)) * log_q)
 
-    return wake_phi(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
+    return wake_phi(
+        model,
+        guide,
+        strategies=CONSTANT,
+        num_replicates=num_replicates,
+        check_jumps=check_jumps,
+    )
 
 
 @recreated
@@ -86,6 +94,7 @@ def forward_kl(
     proposal: Any = None,
     per: str = "joint",
     num_replicates: int = 1,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """KL(p(z | x) || q_phi(z)) by self-normalised importance sampling (nats, minimised).
 
@@ -98,6 +107,7 @@ def forward_kl(
         proposal: r; None: the guide at its present parameters.
         per: "joint", "plate" or a plate's name; see above.
         num_replicates: independent estimates averaged.
+        check_jumps: see `ppl.expectation`.
 
     Validity: as `wake_phi`: consistent in K, biased by O(1/K) at finite K. With the posterior itself as `proposal` both are
     unbiased.
@@ -111,12 +121,24 @@ def forward_kl(
         shares = stop(jax.nn.softmax(weights, axis=0))
         return jnp.sum(scale * ((shares * (log_p - log_q)).sum(0) - log_mean_exp(weights)))
 
-    return forward_kl(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
+    return forward_kl(
+        model,
+        guide,
+        strategies=CONSTANT,
+        num_replicates=num_replicates,
+        check_jumps=check_jumps,
+    )
 
 
 @recreated
 def wake_theta(
-    model: Any, guide: Any, *, num_particles: int, per: str = "joint", num_replicates: int = 1
+    model: Any,
+    guide: Any,
+    *,
+    num_particles: int,
+    per: str = "joint",
+    num_replicates: int = 1,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Wake-phase update of the model: log 1/K sum_k w_k (nats, maximised) with the guide held fixed.
 
@@ -126,6 +148,7 @@ def wake_theta(
         num_particles: K.
         per: "joint", "plate" or a plate's name; see above.
         num_replicates: independent estimates averaged.
+        check_jumps: see `ppl.expectation`.
 
     Validity: value unbiased for the importance-weighted bound, a lower bound of log p(x); gradient, sum_k v_k d/dtheta log
     p_theta(x, z_k), unbiased for the bound's derivative in theta, and biased by O(1/K) for that of log p(x).
@@ -145,7 +168,13 @@ def wake_theta(
         weights, scale = ppl.particles(num_particles)(particle)()
         return jnp.sum(scale[0] * log_mean_exp(weights))
 
-    return wake_theta(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
+    return wake_theta(
+        model,
+        guide,
+        strategies=CONSTANT,
+        num_replicates=num_replicates,
+        check_jumps=check_jumps,
+    )
 
 
 @recreated
@@ -158,6 +187,7 @@ def rws(
     insomnia: float = 1.0,
     data_args: Callable[..., tuple[Any, ...]] | None = None,
     num_sleep_particles: int = 1,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Reweighted wake-sleep, both wake phases from the same K draws, every draw weighted (nats, maximised).
 
@@ -175,6 +205,7 @@ def rws(
         insomnia: share of the wake phase in phi, in [0, 1]; 1 is wake alone, 0 sleep alone.
         data_args: see `sleep`; needed where insomnia < 1.
         num_sleep_particles: pairs (z, x') averaged in one estimate.
+        check_jumps: see `ppl.expectation`.
 
     Raises:
         ValueError: insomnia outside [0, 1], or below 1 without `data_args`; the refusals of `wake_phi` and `sleep`.
@@ -217,7 +248,7 @@ def rws(
         asleep = ppl.particles(num_sleep_particles)(dream)().mean()
         return total + (1 - insomnia) * (asleep - stop(asleep))
 
-    return rws(model, guide, strategies=CONSTANT)
+    return rws(model, guide, strategies=CONSTANT, check_jumps=check_jumps)
 
 
 @recreated
@@ -227,6 +258,7 @@ def sleep(
     *,
     data_args: Callable[..., tuple[Any, ...]],
     num_replicates: int = 1,
+    check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Sleep-phase update of the guide: -E_{(z, x) ~ p}[log q_phi(z | x)] (nats, minimised).
 
@@ -237,6 +269,7 @@ def sleep(
         guide: program over the model's latent sites whose arguments hold the data.
         data_args: `(observed, *args) -> arguments of the guide`, where `observed` holds the drawn observations by site.
         num_replicates: independent pairs averaged.
+        check_jumps: see `ppl.expectation`.
 
     Raises:
         ValueError: the model has no observed site; the guide does not match.
@@ -250,7 +283,13 @@ def sleep(
     def sleep(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
         return -_dream("sleep", model, guide, data_args, args)
 
-    return sleep(model, guide, strategies=CONSTANT, num_replicates=num_replicates)
+    return sleep(
+        model,
+        guide,
+        strategies=CONSTANT,
+        num_replicates=num_replicates,
+        check_jumps=check_jumps,
+    )
 
 
 def _dream(

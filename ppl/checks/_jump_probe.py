@@ -106,6 +106,7 @@ class Probe:
         for n in range(0, len(places := np.flatnonzero(trial.sizes)), self._batch):
             some = places[n : n + self._batch]
             if set(trial.kinds(some)) <= seen:
+                sizes[some] = 0.0
                 continue
             padded = np.resize(some, self._batch)
             found, is_finite = self._tried(inputs, trial.jobs[:, padded], len(trial.sizes))

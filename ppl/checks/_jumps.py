@@ -209,13 +209,12 @@ class Trials:
             if self.probe.is_double:
                 params, data = as_wide(params), as_wide(data)
             inputs = inputs_of(params, data, self.probe.program.closed)
-            trial = self.probe(inputs)
+        trial = self.probe(inputs)
         if trial.sizes.any():
             rounded = self._rounded
             if rounded is None:
                 self._rounded = rounded = self._made(True)
-            with jax.ensure_compile_time_eval():
-                trial = rounded.again(inputs, trial)
+            trial = rounded.again(inputs, trial)
         return self.probe.found(trial, inputs)
 
 

@@ -431,3 +431,21 @@ def test_missing_cells_that_others_read_need_a_guide():
 
     fit = inference.fit(outcome, args=(x, seen, x), num_steps=2, progress=False)
     assert fit.steps == 2
+
+
+def test_check_jumps_is_handed_to_the_objective_that_is_made():
+    def model(y):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(jnp.where(z > 0, 1.0, 0.0), 1.0), obs=y)
+
+    args = (jnp.asarray(1.0),)
+    with pytest.raises(
+        ValueError, match=r"jumps by.*check_jumps=False, of the objective or of fit"
+    ):
+        inference.fit(model, args=args, num_steps=1, progress=False)
+    made = inference.fit(
+        model, args=args, num_steps=1, progress=False, k_hat="skip", check_jumps=False
+    )
+    assert made.objective.check_jumps is False
+    with pytest.raises(ValueError, match="check_jumps=False is for a model alone"):
+        inference.fit(made.objective, args=args, num_steps=1, check_jumps=False)

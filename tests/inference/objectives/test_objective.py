@@ -1,5 +1,7 @@
 """Objectives: the ELBO in closed form, users' own, minibatches, reports, directions, compilations."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -437,3 +439,31 @@ def test_static_arguments_select_a_program():
     objective = inference.elbo(powers, lambda x, n: None)
     close(objective.value({}, KEY, jnp.asarray(2.0), 1), 2.0)
     close(objective.value({}, KEY, jnp.asarray(2.0), 3), 6.0)
+
+
+def test_every_objective_takes_check_jumps():
+    """By name, or among the options that it hands on; and has it."""
+    makers = {
+        name: make
+        for name in dir(inference.objectives)
+        if inspect.isfunction(make := getattr(inference.objectives, name))
+        and inspect.signature(make).return_annotation == "Objective"
+    }
+    assert {"elbo", "sleep", "rws", "wake_phi", "wake_theta", "log_variance", "vsmc"} <= set(makers)
+    needed = {
+        "num_particles": 2,
+        "num_aux_particles": 2,
+        "data_args": lambda observed: (),
+        "f": "chi2",
+        "alpha": 0.5,
+        "keep": ["z"],
+    }
+    for name, make in makers.items():
+        options = inspect.signature(make).parameters
+        missing = [
+            n for n, p in options.items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty
+        ]
+        positional = [n for n, p in options.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        programs = [lambda: None] * len(positional)
+        made = make(*programs, **{n: needed[n] for n in missing}, check_jumps=False)
+        assert made.check_jumps is False, name
