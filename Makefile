@@ -13,7 +13,7 @@ MATRIX ?=
 # What a new version is most likely to break: the wall, the mends, the table of primitives, and a few whole programs.
 MATRIX_TESTS ?= -m "not slow" @.ci/matrix-tests.txt
 
-.PHONY: help setup demo quick test test-slow refusals mutants test-matrix matrix-cells lint format docs docs-outputs bench lock clean
+.PHONY: help setup demo quick test test-slow refusals mutants test-matrix test-bare matrix-cells lint format docs docs-outputs bench lock clean
 
 help:
 	@echo "make setup      build .venv with the locked dependencies and an editable install"
@@ -24,6 +24,7 @@ help:
 	@echo "make refusals   all tests, and which refusals of the library none of them provokes"
 	@echo "make test-matrix  a few tests with each Python, jax, oldest and newest dependencies"
 	@echo "                (MATRIX='py3.13-* py3.12-jax0.11-oldest' PYTEST='tests/ppl -k name')"
+	@echo "make test-bare  a plain install with the hard dependencies alone, at their oldest and newest of today"
 	@echo "make mutants    break the library in some lines, one by one, and see the fast tests fail"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make format     ruff: sort imports, mend what is safe to mend, format"
@@ -96,6 +97,9 @@ test-matrix:
 	@$(FIND_UV); \
 	[ -n "$$uv" ] || { echo "test-matrix: needs uv, and it could not be installed" >&2; exit 1; }; \
 	python3 .ci/matrix.py --uv "$$uv" $(foreach cell,$(MATRIX),'$(cell)') -- $(or $(PYTEST),$(MATRIX_TESTS))
+
+test-bare:
+	@$(MAKE) --no-print-directory test-matrix MATRIX='bare-*'
 
 matrix-cells:
 	@python3 .ci/matrix.py --list

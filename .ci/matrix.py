@@ -3,6 +3,9 @@
     python3 .ci/matrix.py --list                               the cells, as JSON
     python3 .ci/matrix.py --uv uv 'py3.13-*' -- tests/ppl      those that match a pattern, with pytest's arguments
 
+A bare cell has what a plain install brings, the hard dependencies and nothing else, and runs `.ci/bare.py` in place of tests; its
+environment is made anew each time, since the newest versions are those of the day.
+
 A cell that cannot be set up, because its Python is not to be had, is reported and counted as not run. The status is 1 if a cell
 failed, 2 if none ran: a job for one cell never passes for want of a Python.
 """
@@ -15,8 +18,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +30,8 @@ JAX = {"0.11": ">=0.11,<0.12", "0.12": ">=0.12,<0.13"}
 # Which of the versions that pyproject.toml allows: its lower bounds, with what these need at its newest; or all at their newest.
 RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}
 CELLS = {f"py{p}-jax{j}-{d}": (p, j, d) for p in PYTHONS for j in JAX for d in RESOLUTIONS}
+BARE = {f"bare-py{p}-{d}": (p, None, d) for p in PYTHONS for d in RESOLUTIONS}
+CELLS |= BARE
 SHOWN = ("jax", "jaxlib", "numpyro", "equinox", "optax", "arviz")
 
 
@@ -68,6 +75,14 @@ def environment(uv: str, cell: str, environments: Path) -> Path:
     python = interpreter(uv, version)
     subprocess.run([uv, "venv", "--quiet", "--clear", "--python", python, folder], check=True)
     install = [uv, "pip", "install", "--quiet", "--python", folder / "bin" / "python"]
+    if cell in BARE:
+        with tempfile.TemporaryDirectory() as copy:  # building leaves files behind
+            hidden = shutil.ignore_patterns(".*", "__pycache__", "build", "out", "*.egg-info")
+            source = shutil.copytree(ROOT, Path(copy) / "source", ignore=hidden)
+            subprocess.run(
+                [*install, "--resolution", RESOLUTIONS[dependencies], source], check=True
+            )
+        return folder
     bounds = [f"{name}{JAX[jax]}" for name in ("jax", "jaxlib")]
     chosen = ["--resolution", RESOLUTIONS[dependencies], "--extra", "test"]
     subprocess.run([*install, *chosen, "-r", "pyproject.toml", *bounds], check=True, cwd=ROOT)
@@ -88,6 +103,8 @@ def run(uv: str, cell: str, environments: Path, tests: list[str]) -> tuple[str, 
     show = f"from importlib.metadata import version as v; print(*(f'{{n}} {{v(n)}}' for n in {SHOWN}), sep=', ')"
     versions = output(python, "-c", show)
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    if cell in BARE:  # -I: the checkout is not on the path
+        command = [str(python), "-I", str(ROOT / ".ci" / "bare.py")]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.PIPE, text=True
