@@ -16,6 +16,7 @@ Reference: Ahmadi and Tani 2019, arXiv:1811.01339; Matsumoto et al. 2022 (growin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ... import inference, ppl
+from ...inference.fitting.storage import Checkpoint, describe_step, fingerprint, load, save
 from ...ppl._compat import is_concrete, typed_key
 from ._network import Network, State
 from ._programs import Table, has_more, unroll
@@ -215,13 +217,49 @@ class ErrorRegression(eqx.Module):
         """
         return _run(self, stream, *self._checked(xs, seen, 2))
 
-    def save(self, path: Any, stream: Stream) -> None:
-        """Write a stream to a file."""
-        eqx.tree_serialise_leaves(path, stream)
+    def save(self, path: str | os.PathLike, stream: Stream) -> None:
+        """Write a stream to a file, whole or not at all.
 
-    def load(self, path: Any) -> Stream:
-        """Read a stream that `save` wrote, of a regression with the same sizes."""
-        return eqx.tree_deserialise_leaves(path, self.init(jax.random.key(0)))
+        Args:
+            path: where.
+            stream: of this regression.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        save(
+            path, Checkpoint(int(stream.num_seen), stream, np.zeros(0), self._description(), False)
+        )
+
+    def load(
+        self, path: str | os.PathLike, *, resume: Literal["same", "changed"] = "same"
+    ) -> Stream:
+        """Read a stream that `save` wrote.
+
+        Args:
+            path: the file.
+            resume: "same": it must be of a regression with the same weights, options and optimiser. "changed": of one with the
+                same sizes.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is none of `save`, or of another regression; each difference is named.
+        """
+        like = self.init(jax.random.key(0))
+        return load(path, like, self._description(), resume=resume).carry
+
+    def _description(self) -> dict[str, Any]:
+        """What a stream belongs to."""
+        plain = "window num_iterations new_row keep grow horizon num_particles".split()
+        own = {name: getattr(self, name) for name in plain}
+        own |= {n: str(np.asarray(getattr(self, n)).tolist()) for n in ("w", "w1")}
+        trees = {"network": self.network, "first_row": self.first_row}
+        arrays = {n: eqx.filter(tree, eqx.is_array) for n, tree in trees.items()}
+        hashes = {n: str(fingerprint(jax.tree.leaves(tree))) for n, tree in arrays.items()}
+        x = jnp.zeros(self.network.output.size)
+        step = lambda stream, x: _step(self, stream, x, jnp.ones(x.shape, bool))
+        belongs = describe_step({"regression": own | hashes}, step, self.init(jax.random.key(0)), x)
+        return {"belongs to": belongs}
 
     def _checked(self, x: Any, seen: Any, ndim: int) -> tuple[Array, Array]:
         """Observations, zero where they are not seen, and the cells that are."""

@@ -8,7 +8,7 @@ from ._checkpoint import (
 )
 from ._exported import export_fit as export_fit
 from ._replacing import check_writable as check_writable
-from ._run import Run as Run, describe as describe
+from ._run import Run as Run, describe as describe, describe_step as describe_step
 from ._saved import load_fit as load_fit, save_fit as save_fit
 
 __all__: list[str] = []

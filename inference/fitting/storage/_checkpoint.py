@@ -1,4 +1,4 @@
-"""Checkpoints of fit: one file with everything that the next step depends on.
+"""Checkpoints, of fit and of streams: one file with everything that the next step depends on.
 
 Format (`_archive.py`): the header has the step and descriptions of the run and of each leaf; the arrays are `leaf_<i>` and
 `values`.
@@ -92,7 +92,7 @@ def load(
         ValueError: the file is no checkpoint, or its arrays have other names, shapes or types; or, where `resume` is "same", it
             belongs to a run with other programs, optimiser, key, data or callbacks' states. The message lists every difference.
     """
-    header, arrays = read(path, "checkpoint of fit", _FORMAT)
+    header, arrays = read(path, "checkpoint", _FORMAT)
     run = {**run, "callbacks": [str(jax.tree.structure(state)) for state in callbacks]}
     header["run"]["callbacks"] = header["callbacks"]
     _check_fits(path, header, carry, run, resume)

@@ -48,7 +48,7 @@ def numbers(closed: ClosedJaxpr) -> list[str]:
 
 def _outputs(jaxpr: Jaxpr, consts: Sequence[bytes], inputs: Sequence[bytes]) -> list[bytes]:
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
-    read = lambda v: _constant(v.val, v.aval.dtype) if isinstance(v, Literal) else known[v]
+    read = lambda v: _literal(v) if isinstance(v, Literal) else known[v]
     for eqn in jaxpr.eqns:
         operands = [read(v) for v in eqn.invars]
         if eqn.primitive.name in CALLS:
@@ -113,6 +113,10 @@ def _is_number(cell: Any) -> bool:
 def _code(code: types.CodeType) -> bytes:
     inner = [_code(x) if isinstance(x, types.CodeType) else _value(x) for x in code.co_consts]
     return _hash("code", code.co_code, *inner, *code.co_names)
+
+
+def _literal(literal: Any) -> bytes:
+    return _constant(literal.val, literal.aval.dtype)
 
 
 def _constant(value: Any, dtype: Any = None) -> bytes:

@@ -49,13 +49,26 @@ class Run(NamedTuple):
 def describe(run: Run) -> dict[str, Any]:
     """What is compared, as JSON can hold it."""
     args = shapes_of(run.args)
+    split = Arguments(args)
+
+    def step(params: Any, state: Any, key: Any, arrays: Any) -> Any:
+        with known_data():
+            return run.objective.step(params, state, key, *split.join(arrays))
+
+    inputs = run.params, run.state, jax.random.key(0), split.arrays(args)
+    found = describe_step(_programs(run.objective, run.params, args), step, *inputs)
+    return found | {"optimizer": _optimizer(run), "start": _sums(run.start)}
+
+
+def describe_step(words: Mapping[str, Any], step: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """What is compared of something else that goes step by step: `words`, part -> name -> words, and the traced step."""
     return {
         "versions": versions("optax"),
         "settings": {name: getattr(jax.config, name) for name in _SETTINGS},
-        "programs": _programs(run.objective, run.params, args),
-        "step": _step(run, args),
-        "optimizer": _optimizer(run),
-        "start": _sums(run.start),
+        "programs": words,
+        "step": jax.tree.leaves(hashed(step, *args)),
+        "optimizer": {"name": "given"},
+        "start": {},
     }
 
 
@@ -74,7 +87,7 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], 
     lines += differences(was["programs"], now["programs"], hashes=not others, file="checkpoint")
     if not lines and not others and was["step"] != now["step"]:
         lines.append(
-            "objective: another computation of its step (a strategy, an option, a function that it calls, or a number in one)"
+            "another computation of one step (a strategy, an option, a function that it calls, or a number in one)"
         )
     return lines + _optimizers(was["optimizer"], now["optimizer"], not others) + _starts(
         was["start"], now["start"]
@@ -86,17 +99,6 @@ def _programs(objective: Any, params: Any, args: tuple) -> dict[str, Any]:
         return structure(objective, params, args)
     except Exception:  # a program that cannot be simulated: its step is compared all the same
         return structure(objective, params, None)
-
-
-def _step(run: Run, args: tuple) -> list[str]:
-    split = Arguments(args)
-
-    def step(params: Any, state: Any, key: Any, arrays: Any) -> Any:
-        with known_data():
-            return run.objective.step(params, state, key, *split.join(arrays))
-
-    found = hashed(step, run.params, run.state, jax.random.key(0), split.arrays(args))
-    return jax.tree.leaves(found)
 
 
 def _optimizer(run: Run) -> dict[str, Any]:

@@ -109,7 +109,7 @@ PROGRAMS = {
     "strategy": ({"strategies": {"kind": "enum"}}, "'strategies': {'kind': 'reinforce'} in"),
     "strategy's option": (
         {"strategies": {"kind": ppl.Reinforce(baseline=ppl.strategies.MovingAverage(0.5))}},
-        "'strategies'.* in the checkpoint, absent|another computation of its step",
+        "'strategies'.* in the checkpoint, absent|another computation of one step",
     ),
 }  # fmt: skip
 RUNS = {
@@ -220,8 +220,12 @@ named = lambda objective: dataclasses.replace(
 )
 sampled = lambda num: inference.iwelbo(*programs(), num_particles=num, strategies={"kind": "enum"})
 OBJECTIVES = {
-    "strategy's option": (lambda: remembering(0.9), lambda: remembering(0.5), "computation of its"),
-    "function": (lambda: named(tempered), lambda: named(warmer), "computation of its step"),
+    "strategy's option": (
+        lambda: remembering(0.9),
+        lambda: remembering(0.5),
+        "computation of one step",
+    ),
+    "function": (lambda: named(tempered), lambda: named(warmer), "computation of one step"),
     "option": (lambda: sampled(5), lambda: sampled(50), "'num_particles': 5 in the checkpoint, 50"),
 }
 

@@ -205,6 +205,36 @@ def test_a_stream_is_fed_one_by_one_saved_and_resumed(key, tmp_path):
     np.testing.assert_allclose(together.emitted, jnp.stack(singly), rtol=1e-4, atol=1e-5)
 
 
+OTHERS = {
+    "network": (
+        lambda make: make(Network(LAYERS, Gaussian(2, 0.3), key=jax.random.key(2))),
+        "'network': .* in the checkpoint",
+    ),
+    "weight": (lambda make: make(make_network(), w=2.0), "'w': .* in the checkpoint"),
+    "particles": (lambda make: make(make_network(), num_particles=3), "'num_particles': 2 in the"),
+    "optimiser": (
+        lambda make: make(make_network(), optimizer=optax.adam(0.5)),
+        "another computation of one step",
+    ),
+}
+
+
+@pytest.mark.fast("network")
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_stream_belongs_to_its_regression(name, key, tmp_path):
+    sizes = {"window": 2, "num_iterations": 1, "num_particles": 2}
+    make = lambda network, **options: ErrorRegression(network, **sizes | options)
+    path, begun = tmp_path / "stream", make(make_network()).init(key)
+    make(make_network()).save(path, begun)
+    other, message = OTHERS[name]
+    with pytest.raises(ValueError, match=f"(?s)belongs to another run.*{message}.*resume='chan"):
+        other(make).load(path)
+    again = other(make).load(path, resume="changed")
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, begun))
+    with pytest.raises(ValueError, match=r"(?s)another run.*\[2, .*in the checkpoint, .*\[4, "):
+        make(make_network(), window=4).load(path, resume="changed")
+
+
 @pytest.mark.slow  # a regression of its own is compiled
 def test_fixed_windows_wait(key):
     er = ErrorRegression(make_network(), window=4, num_iterations=2, grow=False, num_particles=2)
