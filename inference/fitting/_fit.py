@@ -268,9 +268,9 @@ def fit(
                 if num_seeds is None
                 else jax.tree.map(lambda x: x[0], carry.state),
                 args=init_args,
-                update=(lambda *now: apply(own, *now, 1.0)) if is_given else None,
+                update=(lambda p, s, g, v: apply(own, p, s, g, v, 1.0)) if is_given else None,
                 opt_state=own.transform.init(one),
-                start={"params": carry.params, "opt_state": carry.opt_state, "state": carry.state},
+                start={"params": carry.params, "opt_state": carry.opt_state},
             )
         )
     carry, step, values, stopped, loader = _resume(

@@ -34,7 +34,7 @@ class Run(NamedTuple):
         args: arguments of one step.
         update: `(params, opt_state, grads, value) -> (params, opt_state)`; None for the optimiser that `fit` chooses.
         opt_state: the optimiser's state at the start.
-        start: parameters and states at the start, of all seeds.
+        start: parameters and optimiser's state at the start, of all seeds.
     """
 
     objective: Any
