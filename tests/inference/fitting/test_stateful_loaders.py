@@ -143,6 +143,7 @@ def test_a_process_killed_at_any_time_is_the_same_run(tmp_path, num_kills):
     life(path, num_steps)
     whole = _killed_run.train(_killed_run.Stream(), num_steps)
     np.testing.assert_array_equal(np.load(f"{path}.values.npy"), whole.history["value"])
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, f"{path.name}.values.npy"}
     print(f"{num_kills} kills, {np.count_nonzero(np.diff(steps))} after a checkpoint of that life")
 
 
