@@ -195,7 +195,6 @@ def fit(
         callback_every,
         checkpoint_every,
         prefetch,
-        resume,
     )
     if check_jumps is not None and not is_model:
         raise ValueError(
@@ -404,7 +403,6 @@ def _check_values(
     callback_every,
     checkpoint_every,
     prefetch,
-    resume,
 ):
     problems = []
     counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
@@ -426,8 +424,6 @@ def _check_values(
         problems.append(f"'k_hat' must be 'warn' or 'skip'; got {k_hat!r}")
     if unobserved not in ("raise", "allow"):
         problems.append(f"'unobserved' must be 'raise' or 'allow'; got {unobserved!r}")
-    if resume not in ("same", "changed"):
-        problems.append(f"'resume' must be 'same' or 'changed'; got {resume!r}")
     if problems:
         raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
 
