@@ -13,6 +13,7 @@ import functools
 import inspect
 import itertools
 import numbers
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -126,6 +127,8 @@ def _kind(hint: Any, origin: Any, args: tuple) -> tuple[Callable[[Any], bool], s
         return lambda x: isinstance(x, collections.abc.Mapping), "a mapping, e.g. a dict"
     if origin in (collections.abc.Sequence, collections.abc.Collection) and args[0] is str:
         return _is_names, "a list of names"
+    if origin is collections.abc.Sequence and args[0] is float:
+        return _is_numbers, "a list of numbers"
     if isinstance(hint, type) and hint.__module__.startswith(__name__.partition(".")[0]):
         return lambda x: isinstance(x, hint), f"of type {hint.__name__}"
     return lambda _: True, ""
@@ -135,6 +138,12 @@ def _is_names(value: Any) -> bool:
     is_some = isinstance(value, collections.abc.Collection)
     is_one = isinstance(value, str | np.ndarray)
     return is_some and not is_one and all(isinstance(x, str) for x in value)
+
+
+def _is_numbers(value: Any) -> bool:
+    if isinstance(value, jax.Array | np.ndarray):
+        return value.ndim == 1 and value.dtype.kind in "iuf"
+    return isinstance(value, list | tuple) and all(map(_is_number, value))
 
 
 def _either(words: Iterable[str]) -> str:
@@ -156,6 +165,8 @@ _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     float: (_is_number, "a number"),
     bool: (lambda x: isinstance(x, bool | np.bool_), "True or False"),
     str: (lambda x: isinstance(x, str), "a word"),
+    os.PathLike: (lambda x: isinstance(x, os.PathLike), "a path"),
+    tuple: (lambda x: isinstance(x, tuple | list), "a tuple"),
 }
 
 

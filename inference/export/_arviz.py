@@ -41,7 +41,7 @@ def to_arviz(
     *,
     key: jax.Array | None = None,
     num_samples: int = 1000,
-    args: Any = None,
+    args: tuple | Mapping[str, Any] | None = None,
     model: Any = None,
     log_weights: Any = None,
     group: Literal["posterior", "prior"] = "posterior",
@@ -122,11 +122,17 @@ def to_arviz(
         >>> dict(tree["posterior"].sizes)
         {'chain': 1, 'draw': 4, 'rows': 2}
     """
-    program = model or getattr(result, "model", None)
-    args = None if args is None else labelled_as(getattr(result, "labels", {}), args, program)
+    if args is not None:
+        fitted = getattr(
+            result, "objective", result
+        )  # of several seeds, too, which share its program
+        program = getattr(fitted, "model", None) if model is None else model
+        args = labelled_as(getattr(result, "labels", {}), args, program)
     base = arviz_base()
     if path is not None:
         check_netcdf()
+        if not os.fspath(path):
+            raise ValueError("to_arviz: path is empty. Name a file, e.g. path='fit.nc'.")
     _check_options(result, num_samples, batch_size, group, resample, groups, log_weights, model)
     keys = _split(key)
     source = make_source(result, keys, num_samples, args, model, log_weights, batch_size)

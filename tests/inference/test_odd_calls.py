@@ -1,8 +1,10 @@
 """Public functions given an argument that is none of its kind: each is refused in the library's words, or is no mistake."""
 
 import collections
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -31,6 +33,16 @@ LEGAL = {
     "sliced_wasserstein_flow": {"step_size": {"float", "huge"}},
     "plot_estimates": {"estimates": {"dict"}},
     "to_xarray": {"estimates": {"dict"}},
+    "smc": {"args": {"list"}},
+    "plot_smc": {"sites": {"list", "dict"}},
+    "to_arviz": {
+        "args": {"list", "dict", "ragged"},
+        "groups": {"list", "dict"},
+        "path": {"word", "path"},
+        "coords": {"dict"},
+        "dims": {"dict"},
+        "constant_data": {"dict"},
+    },
 }
 
 
@@ -97,6 +109,34 @@ def is_mistake(found):
     is_legal = found.odd in LEGAL.get(found.call, {}).get(found.argument, ())
     is_default = found.odd == "None" and found.kind == "accepted"
     return found.kind != "refused" and not is_legal and not is_default
+
+
+def particle_calls():
+    @ppl.model
+    def walk():
+        def step(x, y):
+            x = ppl.sample("x", dist.Normal(x, 1.0))
+            ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+            return x, None
+
+        ppl.scan(step, 0.0, jnp.zeros(3))
+
+    result = inference.smc(walk, KEY, num_particles=8)
+    particles = inference.particles
+    return [
+        Call(inference.smc, {"model": walk, "key": KEY, "num_particles": 8}),
+        Call(inference.to_arviz, {"result": result, "key": KEY}),
+        Call(particles.evidence_variance, {"result": result}),
+        Call(particles.plot_smc, {"result": result, "sites": ["x"]}),
+        Call(particles.replicate, {"run": functools.partial(inference.smc, walk, num_particles=8), "key": KEY, "num_runs": 2}),
+        Call(particles.unique_ancestors, {"result": result}),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow  # some 800 calls, those that are taken compile
+def test_odd_arguments_of_particles_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # words are paths, too
+    assert [*filter(is_mistake, outcomes(particle_calls()))] == []
 
 
 @pytest.mark.slow  # some 3,000 calls

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .... import ppl
 from ....ppl._checks import check_counts
@@ -120,6 +121,23 @@ def run(
         offspring=_offspring(scheme, strategy, retained),
     )
     return result, segments
+
+
+def check_path(model: Any, path: Any) -> None:
+    """Refuse what is no path of numbers."""
+    is_tree = isinstance(model, FeynmanKac) or isinstance(path, Mapping)
+    dtypes = [getattr(x, "dtype", None) or np.asarray(x).dtype for x in jax.tree.leaves(path)]
+    is_number = lambda d: jnp.issubdtype(d, jax.dtypes.prng_key) or d.kind in "biuf"
+    least = 1 if isinstance(model, FeynmanKac) else 0
+    if (
+        not is_tree
+        or not all(map(is_number, dtypes))
+        or min(map(np.ndim, jax.tree.leaves(path)), default=1) < least
+    ):
+        raise ValueError(
+            f"smc: retained is no path of numbers: {path!r:.60}. Give the value of each latent site by name, of a FeynmanKac x_0, "
+            "..., x_T stacked along the first axis."
+        )
 
 
 def _offspring(scheme: Any, strategy: ResamplingGradient | None, retained: Any) -> str:

@@ -21,7 +21,7 @@ from ..resampling import (
 from ._feynman_kac import FeynmanKac
 from ._mesh import Axes, as_placement
 from ._result import SMCResult, check_increments, warn_of_degeneracy
-from ._run import check_sizes, run
+from ._run import check_path, check_sizes, run
 from ._step import History
 
 Array = jax.Array
@@ -135,6 +135,8 @@ def smc(
     args = arguments(smc, model, args, kwargs)
     key = typed_key(key)
     check_sizes("smc", num_particles, batch_size, mesh)
+    if retained is not None:
+        check_path(model, retained)
     place = as_placement("smc", "particles", num_particles, mesh, mesh_axes, key)
 
     def run_all(key: Array, retained: Any, *args: Any) -> SMCResult:
