@@ -9,7 +9,7 @@ import numpy as np
 
 from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
-from ....ppl._data import as_numbers
+from ....ppl._data import as_one_array
 from ..._figure import empty_figure
 from ..engine import SMCResult
 from ..resampling import lineages
@@ -48,7 +48,7 @@ def plot_smc(
         ImportError: matplotlib is missing.
     """
     check_counts("plot_smc", max_lines=max_lines)
-    times = None if times is None else as_numbers("plot_smc: times", times)
+    times = None if times is None else as_one_array("plot_smc: times", times)
     _check(result, sites, times)
     panels = [*sites, "ess", "evidence"] + ["genealogy"] * (result.ancestors is not None)
     figure = empty_figure((8.0, 1.0 + 1.9 * len(panels)))

@@ -135,8 +135,8 @@ def check_path(model: Any, path: Any) -> None:
         or min(map(np.ndim, jax.tree.leaves(path)), default=1) < least
     ):
         raise ValueError(
-            f"smc: retained is no path of numbers: {path!r:.60}. Give the value of each latent site by name, of a FeynmanKac x_0, "
-            "..., x_T stacked along the first axis."
+            f"smc: retained is no path of numbers: {path!r:.60}. Give the value of each latent site by name, of a FeynmanKac "
+            "x_0, ..., x_T stacked along the first axis."
         )
 
 
