@@ -8,6 +8,9 @@ linear in the number of steps. Where the factors are the chains' own probabiliti
 (`windows`), for what comes later sums to one. In general the sum over the last window is the total (`total`).
 
 Windows are opened into digits, one axis for each age, the oldest first. A step sums the oldest digit out and appends its own.
+
+On a logarithmic scale F is divided by its largest value in front of every step, and the logarithms of these are added in twice the precision
+(`_semirings.Scale`): else their sum, which grows with the number of steps, would round F.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..evaluation import Chain, Split, close_windows, open_windows, relative, whole_at
-from ._semirings import Probabilities, Semiring
+from ._semirings import Probabilities, Scale, Semiring
 
 Array = jax.Array
 
@@ -42,7 +45,7 @@ def windows(
         q = relative(probabilities, axis, chains, probabilities.shape[axis])
         return whole_at(windows(q, chains, axis, start), axis, chains)
     recursion = _Recursion([probabilities], [None], chains, Probabilities(), start or {})
-    _, shown = recursion.run(is_shown=True)
+    _, _, shown = recursion.run(is_shown=True)
     # Kept, in the shape of the recursion: XLA would compute it again for each of its readers.
     return close_windows(jax.lax.optimization_barrier(shown), recursion.chains)
 
@@ -62,10 +65,9 @@ def total(
     split = [x if isinstance(x, Split) else relative(x, axis, chains, length) for x in factors]
     start = {site: state for x in split for site, state in x.start}
     recursion = _Recursion(split, lags, chains, ring, start)
-    last, _ = recursion.run()
-    return ring.sum(
-        last, [a + i for a in recursion.oldest for i in range(recursion.lag + 1)], length
-    )
+    last, scale, _ = recursion.run()
+    found = ring.sum(last, recursion.digits, length)
+    return found if scale is None else scale.times(found)
 
 
 class _Recursion:
@@ -88,6 +90,7 @@ class _Recursion:
         # Axes once windows are opened, and without time.
         self.oldest = [chain.axis + n * lag for n, chain in enumerate(self.chains)]
         self.own = [a + lag for a in self.oldest]
+        self.digits = [a + i for a in self.oldest for i in range(lag + 1)]
         self.factors = [self._opened(x, seen) for x, seen in zip(factors, lags, strict=True)]
         arrays = jax.tree.leaves(self.factors)
         self.shown = list(np.broadcast_shapes(*(x.shape[1:] for x in arrays)))
@@ -104,25 +107,38 @@ class _Recursion:
         dtype = jnp.result_type(*(x.dtype for x in arrays))
         self.before = jnp.broadcast_to(jnp.asarray(ring.of(hot), dtype), self.shape)
 
-    def run(self, *, is_shown: bool = False) -> tuple[Array, Split]:
-        """The sum over what lies before the step after the last; and F of all windows at each step, if shown."""
+    def run(self, *, is_shown: bool = False) -> tuple[Array, Scale | None, Split]:
+        """The sum over what lies before the step after the last, relative to a scale; and F of all windows at each step, if shown.
+
+        Where it is shown, it is relative to nothing.
+        """
         before, first = self.before, []
+        scale = None if is_shown else self.ring.scale(before, self.digits)
         for s in range(max(len(x.first) for x in self.factors)):
             here = [x.steps(s, s + 1) for x in self.factors]
             first.append(self._shown(before, here) if is_shown else None)
+            before, scale = self._scaled(before, scale)
             before = self._move(before, [x[0] for x in here], s)
         steps = [x.steps(len(first), self.length) for x in self.factors]
         still = [x[0] if len(x) == 1 else None for x in steps]
         moving = [x if s is None else None for x, s in zip(steps, still, strict=True)]
 
-        def step(before: Array, inputs: tuple[Any, Any]) -> tuple[Array, Any]:
+        def step(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+            shown = carry[0] if is_shown else None
+            before, scale = self._scaled(*carry)
             here = [m if s is None else s for m, s in zip(inputs[0], still, strict=True)]
-            return self._move(before, here, inputs[1]), before if is_shown else None
+            return (self._move(before, here, inputs[1]), scale), shown
 
         number = jnp.arange(len(first), self.length) if self.ring.is_numbered else None
-        before, past = jax.lax.scan(step, before, (moving, number), self.length - len(first))
+        (before, scale), past = jax.lax.scan(
+            step, (before, scale), (moving, number), self.length - len(first)
+        )
         rest = self._shown(past, steps) if is_shown else None
-        return before, Split(first, rest, self.length)
+        return before, scale, Split(first, rest, self.length)
+
+    def _scaled(self, before: Array, scale: Scale | None) -> tuple[Array, Scale | None]:
+        """F relative to its largest value, which goes to the scale."""
+        return (before, None) if scale is None else scale.taken(before, self.digits)
 
     def _shown(self, before: Array, steps: list[Array]) -> Array:
         """F of all windows at some steps."""

@@ -104,7 +104,8 @@ def states(site: StrategySite, layout: Layout) -> np.ndarray:
     """The support's value of each joint element in each state, shape (states, elements)."""
     elements = math.prod(site.sizes[i] for i in layout.joint)
     assert site.num_values is not None
-    return np.indices((site.num_values,) * elements).reshape(elements, -1).T
+    found = np.indices((site.num_values,) * elements)  # of no element: one state
+    return found.reshape(elements, site.num_values**elements).T
 
 
 def enumerated_values(site: StrategySite, layout: Layout, *, step: bool = False) -> Array:
@@ -113,7 +114,8 @@ def enumerated_values(site: StrategySite, layout: Layout, *, step: bool = False)
     Of a chain, all windows at all steps; with `step` all states of one step, without the time axis.
     """
     shape = [site.sizes[i] if i in layout.joint else 1 for i in range(len(site.sizes))]
-    values = site.support[states(site, layout).reshape(-1, *shape)]
+    found = states(site, layout)
+    values = site.support[found.reshape(len(found), *shape)]
     event = values.shape[1 + len(shape) :]
     sizes = list(site.sizes)
     if step:

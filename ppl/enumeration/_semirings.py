@@ -9,9 +9,10 @@ recursion run backwards, an exact joint draw.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,37 @@ class Probabilities:
         """Weights 0 and 1 as its elements."""
         return weights
 
+    def scale(self, x: Array, axes: Sequence[int]) -> None:
+        """None is needed: what is multiplied are conditional probabilities."""
+
+
+class Scale(NamedTuple):
+    """The logarithm of a factor, as the sum of two numbers of one precision, the second below the rounding of the first."""
+
+    log: Array
+    rest: Array
+
+    def taken(self, x: Array, axes: Sequence[int]) -> tuple[Array, Scale]:
+        """Log-weights relative to the largest along axes, which goes to the scale.
+
+        What is taken is a constant for derivatives, since it is given back (`times`).
+        """
+        largest = jax.lax.stop_gradient(x.max(axes, keepdims=True))
+        largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
+        return x - largest, self.plus(jnp.squeeze(largest, axes))
+
+    def plus(self, log: Array) -> Scale:
+        """With a logarithm added, by Knuth's exact sum of two numbers."""
+        total = self.log + log
+        other = total - self.log
+        rest = self.rest + ((self.log - (total - other)) + (log - other))
+        rounded = total + rest
+        return Scale(rounded, rest - (rounded - total))
+
+    def times(self, x: Array) -> Array:
+        """Log-weights with what was taken from them."""
+        return self.log + (self.rest + x)
+
 
 class LogWeights:
     """Logarithms of weights."""
@@ -61,7 +93,8 @@ class LogWeights:
         if self.kind == "sum":
             return log_sum_exp(x, tuple(axes))
         kept = [a for a in range(x.ndim) if a not in axes]
-        x = jnp.transpose(x, [*kept, *axes]).reshape(*(x.shape[a] for a in kept), -1)
+        sizes = [*(x.shape[a] for a in kept), math.prod(x.shape[a] for a in axes)]
+        x = jnp.transpose(x, [*kept, *axes]).reshape(sizes)
         if self.kind == "max":
             return _marked(x, x, True)
         assert self.key is not None
@@ -71,6 +104,11 @@ class LogWeights:
     def of(self, weights: np.ndarray) -> np.ndarray:
         """Weights 0 and 1 as its elements."""
         return np.where(weights > 0, 0.0, -np.inf)
+
+    def scale(self, x: Array, axes: Sequence[int]) -> Scale:
+        """The logarithm 0 of what is taken from an array along axes."""
+        nothing = jnp.zeros([n for a, n in enumerate(x.shape) if a not in axes], x.dtype)
+        return Scale(nothing, nothing)
 
 
 Semiring = Probabilities | LogWeights

@@ -37,6 +37,7 @@ from ._recorder import HiddenDraw as HiddenDraw, Noiseless as Noiseless, Recorde
 from ._regions import (
     all_steps as all_steps,
     cond as cond,
+    first_step as first_step,
     particles as particles,
     scan as scan,
 )

@@ -108,10 +108,10 @@ def _scan(
         for r, (_, forced) in zip(recorders, threads, strict=True)
     ]
     if any(isinstance(value, Begun) for forced in slices for value in forced.values()):
-        slices = _of_sites(recorders, keys, slices, length, lambda: step(init, _first(xs)))
+        slices = _of_sites(recorders, keys, slices, length, lambda: step(init, first_step(xs)))
         if is_reversed:
             check_begins_anew(slices)
-    _explore(recorders, lambda: (keys, _first(slices)), lambda: step(init, _first(xs)))
+    _explore(recorders, lambda: (keys, first_step(slices)), lambda: step(init, first_step(xs)))
     frames: list[Frame] = []
 
     def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
@@ -278,7 +278,7 @@ class particles:
             threads = [r.open_region("particles") for r in recorders]
             keys = [None if key is None else jax.random.split(key, size) for key, _ in threads]
             slices = [leading(forced, size) for _, forced in threads]
-            _explore(recorders, lambda: _first((keys, slices)), lambda: fn(*args, **kwargs))
+            _explore(recorders, lambda: first_step((keys, slices)), lambda: fn(*args, **kwargs))
             frames: list[Frame] = []
 
             def one(key: Any, forced: Any) -> tuple[Any, Any]:
@@ -340,8 +340,16 @@ def _explore(
             recorder.pop()
 
 
-def _first(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x[0], tree)
+def first_step(tree: Any) -> Any:
+    """What arrays with a leading axis of steps hold in the first one; zeros where there are no steps, to trace one all the same."""
+    return jax.tree.map(lambda x: x[0] if len(x) else _blank(x), tree)
+
+
+def _blank(x: Any) -> Any:
+    """One step's worth of an array of no steps."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(x)), x.shape[1:])
+    return jnp.zeros(x.shape[1:], x.dtype)
 
 
 def _merge(
@@ -362,7 +370,7 @@ def _of_sites(
     used: list[set[str]] = []
 
     def body() -> None:
-        _push(recorders, "scan", keys, _first(slices))
+        _push(recorders, "scan", keys, first_step(slices))
         run()
         used.extend(frame.used for frame in _pop(recorders)[0])
 
@@ -412,7 +420,7 @@ def _scan_length(xs: Any, length: int | None) -> int:
 def _numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> tuple[Any, Any]:
     if not handler_stack():
         return lax.scan(step, init, xs, length)
-    step = _with_params_outside(step, init, jax.tree.map(lambda x: x[0], xs))
+    step = _with_params_outside(step, init, first_step(xs))
     return numpyro_scan(step, init, xs, length)
 
 

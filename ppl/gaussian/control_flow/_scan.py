@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._compat import no_handlers, scan_counts
-from ...traces import scan as scan_statements
+from ...traces import first_step, scan as scan_statements
 from .._arranged import Shaped, unit_forms
 from .._belief import Belief, known, no_belief
 from .._forms import Beyond, Form, is_certain
@@ -95,16 +95,16 @@ class Scan:
             self.kinds = joined
 
     def first(self, x: Any) -> Any:
-        """The slice of what is scanned over that stands for all of them."""
+        """The slice of what is scanned over that stands for all of them; zeros where there are none."""
         if isinstance(x, Beyond):
             return x
         if isinstance(x, Form) and self.has_slices:
-            return Form(x.const[0], x.coefs[:0, 0], rows_of_step(x.rows))
+            return Form(first_step(x.const), x.coefs[:0].reshape(0, *x.const.shape[1:]), rows_of_step(x.rows))
         if isinstance(x, Form):
             return Beyond(
                 "a scan over sites outside of it", "Draw the site of each step inside of the step."
             )
-        return x[0]
+        return first_step(x)
 
     def step(
         self, inner: Integrator, carry: list[Any], kept: dict[int, Form], xs: list[Any]
