@@ -155,8 +155,7 @@ class Eliminated(Program):
     ) -> dict[str, dist.Normal]:
         """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape.
 
-        For a series these are the smoothed means and standard deviations. A scale is NaN where rounding has left less than two
-        digits of it: where the data tell of the site to less than 0.3 % of its scale before (double precision: 2e-7).
+        For a series these are the smoothed means and standard deviations.
         """
         made = self.made(*args, **kwargs)
         if isinstance(made, Summed):

@@ -4,8 +4,8 @@ Input: a program p(z, v), z the named sites, normal with means affine in each ot
 
     log p(v) = log integral p(z, v) dz = sum_i log p(v_i | v_<i),
 
-whose statements have these laws (`gaussian/`): Kalman's filter. What is known of z afterwards is found without a backward pass:
-the derivatives of log integral p(z, v) exp(b z) dz in b are the moments of z given v.
+whose statements have these laws (`gaussian/`): Kalman's filter. What is known of z afterwards is found on the way back through
+the program (`gaussian/beliefs`).
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._compat import handler_stack, typed_key
-from ..gaussian import Emit, integrate
+from ..gaussian import BESIDE, BESIDE_SCALE, Emit, Smoothing, integrate
 from ..language import Program
 from ..traces import Params, Recorder, Trace, refuse_inside_engine
 from ._outside import check_left, check_outside, check_stack, declared, is_predicting
 from ._stochastic import as_arrays
 
 Array = jax.Array
-PLAIN, TILTED, CENTRED = Emit(), Emit(has_tilts=True), Emit(has_tilts=True, is_centred=True)
-POINTED = Emit(has_points=True)
-KINDS = (" shift", " linear", " square", " linearised")
+PLAIN = Emit()
 
 
 class Integrated(Program):
@@ -76,110 +74,73 @@ class Integrated(Program):
     def posterior(
         self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
-        """One joint draw of the integrated sites given the choices and the data.
-
-        The mean of a normal law whose data and prior means are perturbed by noise of their own is a draw from it.
-        """
+        """One joint draw of the integrated sites given the choices and the data."""
         refuse_inside_engine("posterior")
-        return _Moments(self, choices, args, kwargs).draw(typed_key(key))
+        return _Moments(self, Smoothing(key=typed_key(key)), choices, args, kwargs).means
 
     def posterior_marginals(
         self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, dist.Normal]:
-        """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape.
-
-        A scale is NaN where rounding has left less than two digits of it: where the data tell of the site to less than
-        0.3 % of its scale before in single precision, 2e-7 in double precision.
-        """
-        return _Moments(self, choices, args, kwargs).marginals()
+        """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape."""
+        return _Moments(self, Smoothing(has_scales=True), choices, args, kwargs).marginals
 
     def means(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Posterior means of the integrated sites, which are their most probable values."""
-        return _Moments(self, choices, args, kwargs).means()
+        return _Moments(self, Smoothing(), choices, args, kwargs).means
 
     def __repr__(self) -> str:
         return f"<Program {self.label} of {self.program!r}>"
 
 
 class _Moments:
-    """Moments of integrated sites given everything else: derivatives of the log-density in tilts (`gaussian/_integrator.py`)."""
+    """Moments of integrated sites given everything else: derivatives in sites beside them (`gaussian/beliefs`).
+
+    Args:
+        program: without the sites.
+        smoothing: what is asked for.
+        choices: of the sites that are left.
+        args: the program's arguments.
+        kwargs: its keyword arguments.
+    """
 
     def __init__(
-        self, program: Integrated, choices: Mapping[str, Any], args: Any, kwargs: Any
+        self,
+        program: Integrated,
+        smoothing: Smoothing,
+        choices: Mapping[str, Any],
+        args: Any,
+        kwargs: Any,
     ) -> None:
         if program.approximation == "ukf":
             raise TypeError(
                 f"{program.label}: the unscented approximation keeps no law of {list(program.sites)} given later data. Use "
                 'approximation="ekf", or particles: inference.smc(program, ..., proposal="ukf") and inference.particles.smooth.'
             )
-        self.program, self.choices = program, as_arrays(choices)
-        self.args, self.kwargs = args, kwargs
-        tilted = self._with(TILTED)
-        drawn = lambda: tilted.simulate(jax.random.key(0), *args, **kwargs).choices
-        self.beside = {
+        emit = Emit(smoothing=smoothing)
+        asked = Integrated(
+            program.program, program.sites, program.label, emit, program.approximation
+        )
+        given = as_arrays(choices)
+        drawn = lambda: asked.simulate(jax.random.key(0), *args, **kwargs).choices
+        beside = {
             name: jnp.zeros(x.shape, x.dtype)
             for name, x in jax.eval_shape(drawn).items()
-            if name.endswith(KINDS) and name not in self.choices
+            if name.endswith((BESIDE, BESIDE_SCALE)) and name not in given
         }
-        if (
-            program.approximation
-        ):  # means are linearised where the data put them, whatever the tilts
-            pointed = self._with(POINTED).trace(self.choices, *args, **kwargs)
-            found = pointed.deterministic
-            self.beside |= {n: found[n] for n in self.beside if n.endswith(" linearised")}
-        # Those that were named, and missing cells that go with them.
-        self.sites = [n.removesuffix(" linear") for n in self.beside if n.endswith(" linear")]
+        log_density = lambda beside: asked.log_density({**given, **beside}, *args, **kwargs)
+        self.found: dict[str, Array] = jax.grad(log_density)(beside)
 
-    def _with(self, emit: Emit) -> Integrated:
-        made = self.program
-        return Integrated(made.program, made.sites, made.label, emit, made.approximation)
-
-    def _derivatives(
-        self, kind: str, emit: Emit, given: Mapping[str, Array]
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Those in the tilts of a kind, by site; and the sites' variances given what comes before them."""
-        tilted = self._with(emit)
-        at = {site: self.beside[f"{site} {kind}"] for site in self.sites}
-
-        def log_density(at: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-            tilts = {f"{site} {kind}": x for site, x in at.items()}
-            choices = {**self.choices, **self.beside, **given, **tilts}
-            trace = tilted.trace(choices, *self.args, **self.kwargs)
-            return trace.log_density, trace.deterministic
-
-        found, beside = jax.grad(log_density, has_aux=True)(at)
-        return found, {site: beside[f"{site} variance"] for site in self.sites}
-
+    @property
     def means(self) -> dict[str, Array]:
-        """Posterior means."""
-        return self._derivatives("linear", TILTED, {})[0]
+        """Means, or a draw: of the sites that were named, and of missing cells that go with them."""
+        found = self.found.items()
+        return {name.removesuffix(BESIDE): x for name, x in found if name.endswith(BESIDE)}
 
+    @property
     def marginals(self) -> dict[str, dist.Normal]:
-        """Posterior marginals."""
-        means = self.means()
-        halves, before = self._derivatives("square", CENTRED, {})
+        """Marginal laws."""
+        scales = {name: self.found[f"{name}{BESIDE_SCALE}"] for name in self.means}
         return {
-            site: dist.Normal(
-                mean, _known_scale(2 * halves[site], before[site]), validate_args=False
-            )
-            for site, mean in means.items()
+            name: dist.Normal(mean, scales[name], validate_args=False)
+            for name, mean in self.means.items()
         }
-
-    def draw(self, key: Array) -> dict[str, Array]:
-        """One joint draw."""
-        shifts = sorted(name for name in self.beside if name.endswith(" shift"))
-        keys = jax.random.split(key, max(1, len(shifts)))
-        drawn = {
-            name: jax.random.normal(k, self.beside[name].shape, self.beside[name].dtype)
-            for k, name in zip(keys, shifts, strict=False)
-        }
-        return self._derivatives("linear", TILTED, drawn)[0]
-
-
-def _known_scale(variance: Array, before: Array) -> Array:
-    """The standard deviation; NaN where rounding has left less than two digits of it.
-
-    What is seen later is subtracted from the variance before, whose rounding stays.
-    """
-    is_known = variance > 100 * jnp.finfo(before.dtype).eps * before
-    return jnp.where(is_known, jnp.sqrt(jnp.where(is_known, variance, 1)), jnp.nan)

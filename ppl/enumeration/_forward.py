@@ -9,8 +9,8 @@ linear in the number of steps. Where the factors are the chains' own probabiliti
 
 Windows are opened into digits, one axis for each age, the oldest first. A step sums the oldest digit out and appends its own.
 
-On a logarithmic scale F is divided by its largest value in front of every step, and the logarithms of these are added in twice the precision
-(`_semirings.Scale`): else their sum, which grows with the number of steps, would round F.
+On a logarithmic scale F is divided by its largest value in front of every step, and the logarithms of these are added in twice
+the precision (`_semirings.Scale`): else their sum, which grows with the number of steps, would round F.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ class _Recursion:
         self.before = jnp.broadcast_to(jnp.asarray(ring.of(hot), dtype), self.shape)
 
     def run(self, *, is_shown: bool = False) -> tuple[Array, Scale | None, Split]:
-        """The sum over what lies before the step after the last, relative to a scale; and F of all windows at each step, if shown.
+        """The sum over what lies before the step after the last, relative to a scale; F of all windows at each step, if shown.
 
-        Where it is shown, it is relative to nothing.
+        If shown, F is relative to nothing.
         """
         before, first = self.before, []
         scale = None if is_shown else self.ring.scale(before, self.digits)

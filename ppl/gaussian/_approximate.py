@@ -23,9 +23,8 @@ import jax.numpy as jnp
 from .._compat import bind
 from .._precision import full_precision
 from ._arranged import flat, matrix_of, unflat
-from ._belief import Belief
 from ._forms import Form, Points, rows_of
-from ._roots import compressed
+from .beliefs import Belief
 
 Array = jax.Array
 APPROXIMATIONS = ("ekf", "ukf")
@@ -106,9 +105,7 @@ def joint_of(values: Sequence[Form | Points], belief: Belief) -> Belief:
         tops.append(slope)
         rests.append(rest)
     root = jnp.concatenate([jnp.concatenate(tops, -2), jnp.concatenate(rests, -2)], -1)
-    if root.shape[-1] > root.shape[-2]:
-        root = compressed(root)
-    return Belief(jnp.concatenate(means, -1), root)
+    return belief.widened(jnp.concatenate(means, -1), root).squared()
 
 
 def moments_of(points: Points) -> tuple[Array, Array, Array]:

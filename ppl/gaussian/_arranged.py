@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._forms import Form, Points, RowsMeet
-from ._noise import Noise, Reading
 
 
 def matrix_of(form: Form, columns: int) -> Array:
@@ -74,15 +73,6 @@ def spread(value: Any, shape: tuple[int, ...]) -> Any:
     coefs = value.coefs.reshape(value.coefs.shape[0], *[1] * missing, *value.const.shape)
     coefs = jnp.broadcast_to(coefs, (value.coefs.shape[0], *shape))
     return Form(jnp.broadcast_to(value.const, shape), coefs, rows)
-
-
-def noise_of(reading: Reading, rows: tuple[int, ...]) -> Noise:
-    """The noise of a statement whose basis has these rows."""
-    if reading.is_scale:
-        return Noise(flat(reading.blocks, rows)[..., None, None])
-    size = reading.blocks.shape[-1]
-    x = jnp.moveaxis(reading.blocks, rows, range(len(rows)))
-    return Noise(x.reshape(*x.shape[: len(rows)], -1, size, size))
 
 
 def flat(x: Array, rows: tuple[int, ...]) -> Array:

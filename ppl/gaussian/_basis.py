@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from ._approximate import joint_of
 from ._arranged import Shaped, flat, matrix_of, unit_forms
-from ._belief import Belief
 from ._forms import Beyond, Form, Points
 from ._lift import Statement
+from .beliefs import Belief
 
 
 class PlateMeets(Exception):
@@ -109,6 +109,10 @@ class Basis:
     def law_of(self, forms: Sequence[Form], *, is_square: bool = False) -> Belief:
         """The joint law of values."""
         assert self.belief is not None
-        const = jnp.concatenate([flat(f.const, f.rows) for f in forms], -1)
-        matrix = jnp.concatenate([matrix_of(f, self.belief.size) for f in forms], -2)
+        rows, size = self.belief.mean.shape[:-1], self.belief.size
+        none = jnp.zeros((*rows, 0, size))  # nothing may be asked for
+        const = jnp.concatenate(
+            [jnp.zeros((*rows, 0)), *(flat(f.const, f.rows) for f in forms)], -1
+        )
+        matrix = jnp.concatenate([none, *(matrix_of(f, size) for f in forms)], -2)
         return self.belief.of(const, matrix, is_square=is_square)

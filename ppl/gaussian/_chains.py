@@ -20,9 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from .._precision import full_precision
-from ._belief import Belief, ManyNumbers
-from ._noise import Noise
-from ._roots import compressed, free_solved, lower, solved
+from .beliefs import Belief, ManyNumbers, Noise, Read, compressed, free_solved, lower, solved, times
 
 Array = jax.Array
 
@@ -45,31 +43,23 @@ class Step(NamedTuple):
         new: x'.
         seen: W, and as const the numbers w.
         read: what is read after all steps.
-        tilted: sites beside which tilts stand (`_integrator.py`), whose exponents are b z + c z^2 / 2.
-        linear: b.
-        square: c.
+        asked: sites beside which numbers stand (`beliefs`).
+        beside: these numbers.
     """
 
     new: Affine
     seen: Affine
     read: Affine
-    tilted: Affine
-    linear: Array
-    square: Array
+    asked: Affine
+    beside: Read
 
 
-@full_precision
-def _times(matrix: Array, vector: Array) -> Array:
-    return (matrix @ vector[..., None])[..., 0]
-
-
-def joined(steps: Step, start: Belief, is_centred: bool) -> tuple[Belief, Affine, Affine]:
+def joined(steps: Step, start: Belief) -> tuple[Belief, Affine, Affine]:
     """The belief of x at the start and all noise, given all that is seen; x at the end and what is read, in this basis.
 
     Args:
         steps: stacked along a leading axis of time.
         start: of x before the first step.
-        is_centred: whether what is seen counts as its mean, and so do the sites that are tilted.
     """
     num_steps, size = steps.new.const.shape[0], steps.new.const.shape[-1]
     own = steps.new.matrix.shape[-1] - size
@@ -87,35 +77,31 @@ def joined(steps: Step, start: Belief, is_centred: bool) -> tuple[Belief, Affine
             )
             moved = y.matrix[..., :size]
             with full_precision():
-                return Affine(y.const + _times(moved, x.const), noise + moved @ x.matrix)
+                return Affine(y.const + times(moved, x.const), noise + moved @ x.matrix)
 
-        return wide(maps.new), (wide(maps.seen), wide(maps.read), wide(maps.tilted))
+        return wide(maps.new), (wide(maps.seen), wide(maps.read), wide(maps.asked))
 
     unit = jnp.eye(size, columns, dtype=start.mean.dtype)
     first = Affine(jnp.zeros_like(start.mean), jnp.broadcast_to(unit, (*rows, *unit.shape)))
     # What is seen is seen of x and u: its const is moved to the other side.
     steps = steps._replace(seen=Affine(-steps.seen.const, steps.seen.matrix))
-    last, (seen, read, tilted) = jax.lax.scan(step, first, (jnp.arange(num_steps), steps))
-    belief = Belief(start.mean, start.root, num_steps * own).whole()
+    last, (seen, read, asked) = jax.lax.scan(step, first, (jnp.arange(num_steps), steps))
+    belief = start.with_noise(num_steps * own).whole()
 
     def merged(x: Affine) -> Affine:
         const = jnp.moveaxis(x.const, 0, -2)
         matrix = jnp.moveaxis(x.matrix, 0, -3)
         return Affine(const.reshape(*rows, -1), matrix.reshape(*rows, -1, columns))
 
-    many = merged(tilted)
+    many = merged(asked)
     if many.const.shape[-1]:
-        linear = jnp.moveaxis(steps.linear, 0, -2).reshape(*rows, -1)
-        square = jnp.moveaxis(steps.square, 0, -2).reshape(*rows, -1)
-        mean = belief.at(many.const, many.matrix)
-        mean = jnp.zeros_like(mean) if is_centred else mean
-        belief = belief.tilted(many.matrix, linear + square * mean, square)
+        beside = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*rows, -1), steps.beside)
+        belief = belief.read(beside, *many)
     looks = merged(seen)
     if looks.const.shape[-1]:
         ones = Noise(jnp.ones((*looks.const.shape, 1, 1), looks.const.dtype))
-        away = -belief.at(looks.const, looks.matrix)
-        away = jnp.zeros_like(away) if is_centred else away
-        belief = ManyNumbers.of(belief, looks.matrix, ones).given(away)
+        met = ManyNumbers.of(belief.seen(looks.matrix), ones)
+        belief = belief.given(met, -belief.at(looks.const, looks.matrix))
     return belief, last, read
 
 
@@ -184,7 +170,7 @@ def _element(step: Step) -> Element:
     told = _square(joint[..., own:, own:])
     return Element(
         moved - gain @ left[..., :-1, :].mT,
-        new.const + _times(gain, left[..., -1, :]),
+        new.const + times(gain, left[..., -1, :]),
         _square(gain),
         told[..., :-1, :],
         told[..., -1, :],
@@ -210,14 +196,14 @@ def _after(first: Element, second: Element) -> Element:
     left, right = (_lower_beside_unit(x) for x in (met, met.mT))
     inner = solved(left, first.root.mT, is_lower=True).mT
     gain = inner @ solved(left, met, is_lower=True)
-    away = second.seen - _times(second.look.mT, first.shift)
+    away = second.seen - times(second.look.mT, first.shift)
     told = jnp.concatenate([first.move.mT @ second.look, away[..., None, :]], -2)
     told = solved(right, told.mT, is_lower=True).mT
     before = jnp.concatenate([first.look, first.seen[..., None, :]], -2)
     both = compressed(jnp.concatenate([told, before], -1))
     return Element(
         second.move @ (first.move - gain @ (second.look.mT @ first.move)),
-        _times(second.move, first.shift + _times(gain, away)) + second.shift,
+        times(second.move, first.shift + times(gain, away)) + second.shift,
         compressed(jnp.concatenate([second.move @ inner, second.root], -1)),
         both[..., :-1, :],
         both[..., -1, :],

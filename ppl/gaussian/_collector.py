@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from .._precision import full_precision
-from ._arranged import flat, matrix_of, noise_of
+from ._arranged import flat, matrix_of
 from ._chains import Affine, NotCollected, Step
 from ._forms import Form
-from ._integrator import Integrator
+from ._integrator import BESIDE, Integrator
 from ._lift import Statement, holds_statement
+from ._readings import noise_of
+from .beliefs import Read
 
 
 class Collector(Integrator):
@@ -32,7 +35,7 @@ class Collector(Integrator):
         self.rows, self.numbers = outer.rows, outer.numbers
         self.handed, self.before = handed, made
         self.seen: list[Affine] = []
-        self.tilted: list[tuple[Form, Array, Array]] = []
+        self.asked: list[tuple[Form, Read]] = []
 
     def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
         if eqn.primitive.name in ("scan", "cond") and holds_statement(eqn):
@@ -59,12 +62,13 @@ class Collector(Integrator):
             return stacked(consts, [matrix_of(f, columns) for f in forms])
 
         seen = stacked([x.const for x in self.seen], [x.matrix for x in self.seen])
-        tilted = maps([form for form, _, _ in self.tilted])
+        asked = maps([form for form, _ in self.asked])
+        parts = [jax.tree.map(lambda x, f=f: flat(x, f.rows), x) for f, x in self.asked]
         empty = jnp.zeros((*rows, 0))
-        linear = [flat(x, form.rows) for form, x, _ in self.tilted]
-        square = [flat(x, form.rows) for form, _, x in self.tilted]
-        beside = (jnp.concatenate([empty, *x], -1) for x in (linear, square))
-        return Step(maps(new), seen, maps(read), tilted, *beside)
+        has_scales = self.emit.smoothing is not None and self.emit.smoothing.has_scales
+        none = Read(empty, empty if has_scales else None)
+        beside = jax.tree.map(lambda *x: jnp.concatenate(x, -1), none, *parts)
+        return Step(maps(new), seen, maps(read), asked, beside)
 
     # What an integrator does with statements.
 
@@ -83,9 +87,6 @@ class Collector(Integrator):
         noise, matrix = noise_of(reading, rows), matrix_of(mean, self.size)
         value = self._made(statement, fn, obs)
         away = flat(value - mean.const, rows)
-        shift = self._beside(statement, "shift", mean.const)
-        if shift is not None:
-            away = away + (noise.root @ flat(shift, rows)[..., None])[..., 0]
         if reading.cells is not None:
             seen = flat(reading.cells, rows)
             noise, matrix = noise.apart(seen), jnp.where(seen[..., None], matrix, 0)
@@ -93,18 +94,17 @@ class Collector(Integrator):
         self.seen.append(Affine(noise.whitened(away[..., None])[..., 0], noise.whitened(matrix)))
         return value
 
-    def _beside(self, statement: Statement, what: str, like: Array) -> Array | None:
-        return None if self.before is None else self.before.get(f"{statement.name} {what}")
+    def _beside(self, statement: Statement, like: Array) -> Read | None:
+        return None if self.before is None else self.before.get(f"{statement.name}{BESIDE}")
 
     def _at_mean(self, name: str, form: Form) -> Array:
         assert self.before is not None  # no approximation is run in parallel
         return self.before[name]
 
-    def _tilt(self, statement: Statement, value: Form) -> None:
-        linear = self._beside(statement, "linear", value.const)
-        square = self._beside(statement, "square", value.const)
-        if linear is not None and square is not None:
-            self.tilted.append((value, linear, square))
+    def _asked(self, statement: Statement, value: Form) -> None:
+        beside = self._beside(statement, value.const)
+        if beside is not None:
+            self.asked.append((value, beside))
 
     def rebased(self, value: Form) -> Form:
         return value

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro
 import numpyro.handlers
 
 from .._compat import ClosedJaxpr, handler_stack, no_handlers, own_caches
@@ -48,7 +49,10 @@ def integrate(
         engine.subsampled.update(lifter.subsampled)
     # What the program returns is no statement.
     is_read = [False] * len(closed.jaxpr.outvars)
-    outs = Integrator(label, names, joint, emit).run(closed, [0], is_read)
+    integrator = Integrator(label, names, joint, emit)
+    outs = integrator.run(closed, [0], is_read)
+    if integrator.belief is not None and integrator.belief.later is not None:
+        numpyro.factor(f"{label} smoothed", integrator.belief.later.ended())
     if not all(map(is_certain, outs)):
         return None
     values = iter(outs)

@@ -1,6 +1,6 @@
 """Running a lifted program with Gaussian sites integrated out.
 
-Values stay affine in what is believed of the sites (`_forms.py`, `_belief.py`). A site to be integrated adds noise to the basis;
+Values stay affine in what is believed of the sites (`_forms.py`, `beliefs`). A site to be integrated adds noise to the basis;
 a statement whose law depends on the sites is given its law under the belief, and its value conditions the belief: Kalman's
 filter, in the order in which the program runs. All other statements are made as they stand. A `ppl.scan` carries the belief of
 the values that its steps hand on.
@@ -10,6 +10,7 @@ the values that its steps hand on.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,17 +23,18 @@ from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, no_handlers
 from .._precision import full_precision
 from ..jaxprs import Interpreter, called, has_other_derivative, name_of
 from ._approximate import at_points, is_smooth, linearised, mean_of
-from ._arranged import flat, matrix_of, noise_of, spread, unflat
+from ._arranged import flat, matrix_of, spread, unflat
 from ._basis import Basis, PlateMeets
-from ._belief import no_belief
 from ._forms import Beyond, Form, Points, RowsMeet, is_certain, propagate
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, counting, holds_statement, last_reads, statement_p
-from ._noise import Reading, loc_of, reading_of
+from ._readings import Reading, loc_of, noise_of, reading_of
 from ._refusals import check_scale, check_size, readable_loc
+from .beliefs import Belief, Read, Smoothing, no_belief
 from .control_flow import run_cond, run_scan
 
 Array = jax.Array
+BESIDE, BESIDE_SCALE = " smoothed", " smoothed scale"  # names of sites beside others
 
 
 class Emit(NamedTuple):
@@ -40,19 +42,14 @@ class Emit(NamedTuple):
 
     Attributes:
         is_dry: whether nothing is: values are zeros, to see which are uncertain.
-        has_tilts: whether sites stand beside the statements that shift and tilt them (`densities/_integrated.py`).
-        is_centred: whether all values count as their means, for what does not depend on values: covariances.
+        smoothing: what is asked for of the sites given everything, by sites beside them (`beliefs`); None: nothing.
         approximation: of means that are not affine, see `_approximate.py`; None: they are refused.
-        has_points: whether deterministic statements tell around which points means were linearised. With tilts these are sites,
-            to be given: a tilt is not to move them.
         parallel: whether all steps of a scan are filtered at once.
     """
 
     is_dry: bool = False
-    has_tilts: bool = False
-    is_centred: bool = False
+    smoothing: Smoothing | None = None
     approximation: str | None = None
-    has_points: bool = False
     parallel: bool = False
 
 
@@ -78,7 +75,7 @@ class Integrator(Basis):
         self.found: set[str] = set()
         self.scales: dict[str, float | None] = {}
         self.numbers: dict[int, int] = {}  # of linearised equations, by id
-        self.made: dict[str, Array] = {}
+        self.made: dict[str, Any] = {}
         self.is_read: Sequence[bool] = ()
 
     def inner(self, *, is_dry: bool = False) -> Integrator:
@@ -89,7 +86,7 @@ class Integrator(Basis):
         inner.numbers = self.numbers
         return inner
 
-    def collector(self, handed: int, made: dict[str, Array] | None) -> Any:
+    def collector(self, handed: int, made: dict[str, Any] | None) -> Any:
         """One that collects a step as affine maps (`_collector.py`)."""
         from ._collector import Collector
 
@@ -154,14 +151,7 @@ class Integrator(Basis):
     def _at_mean(self, name: str, form: Form) -> Array:
         """What a value is where the sites are believed to be."""
         assert self.belief is not None
-        mean = mean_of(form, self.belief)
-        self.made[name] = mean
-        if self.emit.is_dry:
-            return mean
-        if self.emit.has_tilts:
-            return _without_density(name, mean)
-        if self.emit.has_points:
-            numpyro.deterministic(name, mean)
+        self.made[name] = mean = mean_of(form, self.belief)
         return mean
 
     # Statements.
@@ -225,17 +215,12 @@ class Integrator(Basis):
         start, size = self.size, noise.shape[-1]
         check_size(self.label, statement, start + size)
         if self.belief is None:
-            self.belief = no_belief(noise.shape[:-2])
+            self.belief = self.nothing(noise.shape[:-2])
         self.belief = self.belief.with_noise(size)
-        shift = self._beside(statement, "shift", const)
-        if shift is not None:
-            const = const + unflat(
-                (noise @ flat(shift, rows)[..., None])[..., 0], rows, const.shape
-            )
         own = unflat(jnp.moveaxis(noise, -1, 0), rows, const.shape)
         old = mean.wide(start) if isinstance(mean, Form) else jnp.zeros((start, *const.shape))
         value = Form(const, jnp.concatenate([old.astype(dtype), own]), rows)
-        self._tilt(statement, value)
+        self._asked(statement, value)
         return self.rebased(value)
 
     @full_precision
@@ -245,65 +230,54 @@ class Integrator(Basis):
         belief, rows, reading = self.belief, mean.rows, self._reading(fn)
         assert belief is not None
         noise, matrix = noise_of(reading, rows), matrix_of(mean, belief.size)
-        expected = belief.at(flat(mean.const, rows), matrix)
-        shift = self._beside(statement, "shift", mean.const)
-        if shift is not None:
-            expected = expected - (noise.root @ flat(shift, rows)[..., None])[..., 0]
-        loc = unflat(expected, rows, mean.const.shape)
-        law = JointNormal(loc, belief, matrix, noise, reading.cells, rows)
+        belief = belief.before(matrix.shape[-2])
+        loc = unflat(belief.at(flat(mean.const, rows), matrix), rows, mean.const.shape)
+        law = JointNormal(loc, belief.seen(matrix), noise, reading.cells, rows, belief.moved)
         if self.emit.is_dry:
             value = self._made(statement, fn, obs)
         else:
             plain, dropped = made_plain(law, fn)
-            if self.emit.is_centred:
-                numpyro.factor(f"{statement.name} met", law.log_prob(loc).sum())
-                plain = plain.mask(False)
-            # Moments are those of a row, however many others it stands for.
-            with statement.around(None if self.emit.has_tilts else statement.scale, dropped):
+            with statement.around(statement.scale, dropped):
                 value = self._made(statement, plain, obs)
-        away = jnp.zeros_like(loc) if self.emit.is_centred else value - loc
-        self.belief = law.meeting.given(law.away(away))
+        self.belief = belief.given(law.meeting, law.away(value - loc))
         return value
 
     def _reading(self, fn: Any) -> Reading:
         """The noise of a normal law; NaN where an expansion has made a scale negative."""
         reading = reading_of(fn)
-        if self.emit.approximation is None:
+        if self.emit.approximation is None or reading.joint is not None:
             return reading
         blocks = reading.blocks
         scales = blocks if reading.is_scale else jnp.diagonal(blocks, axis1=-2, axis2=-1)[..., None]
         return reading._replace(blocks=jnp.where(scales > 0, blocks, jnp.nan))
 
-    def _beside(self, statement: Statement, what: str, like: Array) -> Array | None:
-        """The value of a site that stands beside a statement, without density; None where there are none."""
-        if not self.emit.has_tilts:
+    def nothing(self, rows: tuple[int, ...]) -> Belief:
+        """The belief of an empty basis."""
+        smoothing = self.emit.smoothing
+        later = None if smoothing is None else smoothing.start(rows)
+        return dataclasses.replace(no_belief(rows), later=later)
+
+    def _beside(self, statement: Statement, like: Array) -> Read | None:
+        """The values of the sites that stand beside a statement, without density; None where there are none."""
+        if self.emit.smoothing is None:
             return None
-        name = f"{statement.name} {what}"
-        self.made[name] = jnp.zeros_like(like) if self.emit.is_dry else _without_density(name, like)
-        return self.made[name]
+        names = [f"{statement.name}{BESIDE}", f"{statement.name}{BESIDE_SCALE}"]
+        make = (
+            (lambda _: jnp.zeros_like(like))
+            if self.emit.is_dry
+            else lambda name: _without_density(name, like)
+        )
+        found = Read(make(names[0]), make(names[1]) if self.emit.smoothing.has_scales else None)
+        self.made[names[0]] = found
+        return found
 
-    def _tilt(self, statement: Statement, value: Form) -> None:
-        """Tilt the law of a site by exp(b z + c z^2 / 2), to first order in b and c.
-
-        The derivatives of the log-density in b and c are then E[z | v] and E[z^2 | v] / 2. Its variance given the values before
-        is kept beside it.
-        """
-        linear = self._beside(statement, "linear", value.const)
-        square = self._beside(statement, "square", value.const)
-        if linear is None or square is None or self.belief is None:
-            return
-        linear, square = flat(linear, value.rows), flat(square, value.rows)
-        matrix = matrix_of(value, self.belief.size)
-        mean = self.belief.at(flat(value.const, value.rows), matrix)
-        if self.emit.is_centred:
-            mean = jnp.zeros_like(mean)
-        variance = jnp.diagonal(self.belief.covariance_of(matrix), axis1=-2, axis2=-1)
-        log_factor = linear * mean + 0.5 * square * (mean**2 + variance)
-        self.belief = self.belief.tilted(matrix, linear + square * mean, square)
-        if not self.emit.is_dry:
-            numpyro.factor(f"{statement.name} tilt", log_factor.sum())
-            before = unflat(variance, value.rows, value.const.shape)
-            numpyro.deterministic(f"{statement.name} variance", before)
+    def _asked(self, statement: Statement, value: Form) -> None:
+        """Let a site that is integrated be read by what stands beside it."""
+        beside = self._beside(statement, value.const)
+        if beside is not None and self.belief is not None:
+            beside = jax.tree.map(lambda x: flat(x, value.rows), beside)
+            matrix = matrix_of(value, self.belief.size)
+            self.belief = self.belief.read(beside, flat(value.const, value.rows), matrix)
 
 
 def _without_density(name: str, like: Array) -> Array:

@@ -11,47 +11,50 @@ from numpyro.distributions import constraints
 
 from .._precision import full_precision
 from ._arranged import flat, unflat
-from ._belief import LOG_2_PI, Belief, Meeting
-from ._noise import Noise
+from .beliefs import LOG_2_PI, Noise, meeting_of
 
 Array = jax.Array
 
 
 class JointNormal(dist.Distribution):
-    """The law of arrays x = loc + H (basis - E[basis]) + noise under a belief of the basis, some cells of which may be missing.
+    """The law of arrays x = loc + seen u + noise, u ~ N(0, 1), some cells of which may be missing.
 
     Args:
         loc: mean, shape (*batch, *event).
-        belief: of the basis.
-        matrix: H, shape (*rows, m, n), m the number of numbers in a row.
+        seen: shape (*rows, m, k), m the number of numbers in a row.
         noise: of a row's numbers.
         cells: boolean, shape of loc: the numbers that have a density; None: all.
         rows: axes of loc along which rows are independent. The leading ones, in order: these are the batch axes; else there are
             none.
+        moved: what is asked for of u given the numbers (`beliefs`).
     """
 
     arg_constraints = {"loc": constraints.real}
-    pytree_data_fields = ("loc", "belief", "matrix", "noise", "cells", "meeting")
+    pytree_data_fields = ("loc", "seen", "noise", "cells", "meeting")
     pytree_aux_fields = ("rows",)
     reparametrized_params = ["loc"]
 
     def __init__(
         self,
         loc: Array,
-        belief: Belief,
-        matrix: Array,
+        seen: Array,
         noise: Noise,
         cells: Array | None,
         rows: tuple[int, ...],
+        moved: Array | None = None,
     ) -> None:
-        self.loc, self.belief, self.matrix, self.noise = loc, belief, matrix, noise
+        self.loc, self.seen, self.noise = loc, seen, noise
         self.cells, self.rows = cells, rows
-        if cells is not None:
-            seen = flat(cells, rows)
-            noise, matrix = noise.apart(seen), jnp.where(seen[..., None], matrix, 0)
-        self.meeting: Meeting = belief.met(matrix, noise)
+        self.meeting = meeting_of(*self.counted(), moved)
         batch = len(rows) if is_leading(rows) else 0
         super().__init__(loc.shape[:batch], loc.shape[batch:])
+
+    def counted(self) -> tuple[Array, Noise]:
+        """Coefficients and noise, with unit noise alone where a cell is missing."""
+        if self.cells is None:
+            return self.seen, self.noise
+        is_seen = flat(self.cells, self.rows)
+        return jnp.where(is_seen[..., None], self.seen, 0), self.noise.apart(is_seen)
 
     @constraints.dependent_property(is_discrete=False)  # pyright: ignore[reportArgumentType]
     def support(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -64,9 +67,10 @@ class JointNormal(dist.Distribution):
         return self.loc
 
     @property
+    @full_precision
     def covariance(self) -> Array:
         """Of the numbers of a row, missing ones included, shape (*rows, m, m)."""
-        return self.belief.covariance_of(self.matrix) + self.noise.covariance
+        return self.seen @ self.seen.mT + self.noise.covariance
 
     @property
     def variance(self) -> Array:
@@ -76,10 +80,12 @@ class JointNormal(dist.Distribution):
 
     @full_precision
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """By the Cholesky factor of the covariance."""
-        tril = jnp.linalg.cholesky(self.covariance)
-        draws = jax.random.normal(key, (*sample_shape, *tril.shape[:-1]), self.loc.dtype)
-        return self.loc + unflat((tril @ draws[..., None])[..., 0], self.rows, self.loc.shape)
+        """By the noise and the coordinates that the numbers are made of: no decomposition is needed."""
+        *rows, size, columns = self.seen.shape
+        own, shared = jax.random.split(key)
+        draw = lambda key, n: jax.random.normal(key, (*sample_shape, *rows, n, 1), self.loc.dtype)
+        found = self.noise.times(draw(own, size)) + self.seen @ draw(shared, columns)
+        return self.loc + unflat(found[..., 0], self.rows, self.loc.shape)
 
     def log_prob(self, value: Any) -> Array:
         """Log-density of the cells that count, in nats."""

@@ -18,13 +18,12 @@ from .._precision import full_precision
 from ..jaxprs import Interpreter, called
 from ..traces import scan
 from ._arranged import flat, unflat
-from ._belief import known
 from ._forms import Form, is_certain
 from ._integrator import Emit, Integrator, tried
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, holds_statement, statement_p
-from ._noise import Noise, loc_of
-from ._roots import lower
+from ._readings import loc_of
+from .beliefs import Noise, lower
 
 Array = jax.Array
 
@@ -182,11 +181,9 @@ class _Updated(Integrator):
             if steps:
                 before = jnp.concatenate(steps, -1)
                 mean = mean + (root[..., at : at + size, :at] @ before[..., None])[..., 0]
-            nothing = known(jnp.zeros((*mean.shape[:-1], 1)))
-            zeros = jnp.zeros((*mean.shape, 1), mean.dtype)
-            joint = JointNormal(
-                unflat(mean, rows, shape), nothing, zeros, Noise(own[..., None, :, :]), None, rows
-            )
+            nothing = jnp.zeros((*mean.shape, 1), mean.dtype)
+            noise = Noise(own[..., None, :, :])
+            joint = JointNormal(unflat(mean, rows, shape), nothing, noise, None, rows)
             plain, dropped = made_plain(joint, fn)
             with statement.around(None, dropped):
                 value = jnp.asarray(numpyro.sample(name, plain))

@@ -8,7 +8,7 @@ from typing import Any
 from ..distributions import base_of
 from ._forms import Beyond, Form, is_certain
 from ._lift import Statement
-from ._noise import cells_of, loc_of
+from ._readings import cells_of, loc_of
 
 MAX_NUMBERS = 2048  # believed jointly: a matrix of 16 or 32 MB, decomposed at every observation
 KEEP = "Keep the sites as choices, or leave them to particles (inference.smc)."

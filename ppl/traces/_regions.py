@@ -341,7 +341,7 @@ def _explore(
 
 
 def first_step(tree: Any) -> Any:
-    """What arrays with a leading axis of steps hold in the first one; zeros where there are no steps, to trace one all the same."""
+    """What arrays with a leading axis of steps hold in the first one; zeros where there are no steps, to trace one."""
     return jax.tree.map(lambda x: x[0] if len(x) else _blank(x), tree)
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from ..._compat import no_handlers
 from .._arranged import Shaped, unflat
-from .._belief import Belief, no_belief
 from .._chains import Affine, NotCollected, Step, joined
 from .._forms import Beyond, Form, is_certain
 from .._refusals import MAX_NUMBERS
+from ..beliefs import Belief, no_belief
 
 if TYPE_CHECKING:
     from ._scan import Scan
@@ -95,7 +95,7 @@ def joined_results(
     """The results, in a basis of what is handed to the first step and of the noise of all."""
     outer = scan.outer
     start = no_belief(scan.rows) if start is None else start
-    belief, last, read = joined(maps, start, outer.emit.is_centred)
+    belief, last, read = joined(maps, start)
     outer.has_changed, outer.belief = True, belief
     values, kept = scan.values(certain, _forms_of(last, scan.handed_on()))
     outer.replace(kept)

@@ -28,7 +28,7 @@ def is_parallel(scan: Scan) -> bool:
         ValueError: that is asked for, and impossible.
     """
     emit = scan.outer.emit
-    if not emit.parallel or emit.is_dry or emit.has_tilts:
+    if not emit.parallel or emit.is_dry or emit.smoothing is not None:
         return False
     recorders = [h for h in handler_stack() if isinstance(h, Recorder)]
     is_kept = _is_data_kept(_observed(scan.body.jaxpr))

@@ -8,6 +8,7 @@ values.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ import jax.numpy as jnp
 from ..._compat import no_handlers, scan_counts
 from ...traces import first_step, scan as scan_statements
 from .._arranged import Shaped, unit_forms
-from .._belief import Belief, known, no_belief
 from .._forms import Beyond, Form, is_certain
 from .._lift import holds_statement
+from ..beliefs import Belief, known, no_belief
 from ._constant_basis import pushed
 from ._kinds import Kind, either, kind_of, rows_of_step
 from ._maps import PUT_TOGETHER, joined_results, read_results, step_maps, why_lost
@@ -99,7 +100,11 @@ class Scan:
         if isinstance(x, Beyond):
             return x
         if isinstance(x, Form) and self.has_slices:
-            return Form(first_step(x.const), x.coefs[:0].reshape(0, *x.const.shape[1:]), rows_of_step(x.rows))
+            return Form(
+                first_step(x.const),
+                x.coefs[:0].reshape(0, *x.const.shape[1:]),
+                rows_of_step(x.rows),
+            )
         if isinstance(x, Form):
             return Beyond(
                 "a scan over sites outside of it", "Draw the site of each step inside of the step."
@@ -130,9 +135,10 @@ class Scan:
     ) -> tuple[list[Any], dict[int, Form]]:
         """The carried values and those kept, in a step; the belief of the step is that of them all."""
         forms = unit_forms(self.handed_on())
-        if forms:
-            size = forms[0].coefs.shape[0]
-            inner.belief = known(jnp.zeros((*self.rows, size))) if belief is None else belief
+        if belief is not None:
+            inner.belief = belief
+        elif forms:
+            inner.belief = known(jnp.zeros((*self.rows, forms[0].coefs.shape[0])))
         return self.values(self.certain(self.init) if carry is None else carry, forms)
 
     def values(
@@ -158,8 +164,9 @@ class Scan:
 
     def _filtered(self) -> list[Any]:
         """With the belief carried: of what is handed on, in one vector."""
-        outer, num_carry = self.outer, len(self.init)
-        start = self.start()
+        outer, num_carry, start = self.outer, len(self.init), self.start()
+        # Joined, all noise is asked for what is known of it later, and not the states.
+        first = dataclasses.replace(start, later=None) if start and self.is_joined else start
 
         def step(carry: Any, x: Any) -> Any:
             certain, belief = carry
@@ -171,7 +178,7 @@ class Scan:
 
         init = [jnp.asarray(x) for x in self.certain(self.init)]
         (certain, belief), (ys, maps) = scan_statements(
-            step, (init, start), self.slices(), self.length
+            step, (init, first), self.slices(), self.length
         )
         if self.is_joined:
             return joined_results(self, certain, maps, start, ys)
@@ -179,7 +186,12 @@ class Scan:
 
     def start(self) -> Belief | None:
         """The belief of what is handed to the first step."""
-        return self.belief_of(self.outer, self.init, self.kept) if self.handed_on() else None
+        return self.belief_of(self.outer, self.init, self.kept) if self.has_belief else None
+
+    @property
+    def has_belief(self) -> bool:
+        """Whether a belief is handed on, be it of nothing but with what is known of it later."""
+        return bool(self.handed_on()) or self.outer.emit.smoothing is not None
 
     def slices(self) -> list[Any]:
         """What of the scanned arrays is certain."""
@@ -196,7 +208,7 @@ class Scan:
         values, kept = self.open_step(inner, certain, belief)
         outs = self.step(inner, values, kept, self.given(x))
         carry = outs[: len(self.init)]
-        return outs, self.belief_of(inner, carry, kept) if self.handed_on() else None
+        return outs, self.belief_of(inner, carry, kept) if self.has_belief else None
 
     def results(self, certain: Any, belief: Belief | None, ys: Sequence[Any]) -> list[Any]:
         """The results, in a basis of what is handed on."""
@@ -209,7 +221,7 @@ class Scan:
     def belief_of(self, inner: Integrator, values: Sequence[Any], kept: dict[int, Form]) -> Belief:
         """The belief of what is handed on."""
         if inner.belief is None:
-            inner.belief = no_belief(self.rows)
+            inner.belief = self.outer.nothing(self.rows)
         return inner.law_of(self.forms(values, kept), is_square=True)
 
     def forms(self, values: Sequence[Any], kept: dict[int, Form]) -> list[Form]:

@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import ppl
-from lapilli.ppl.gaussian._roots import compressed, free_log_det, free_solved, lower, upper
+from lapilli.ppl.gaussian.beliefs._roots import compressed, free_log_det, free_solved, lower, upper
 
 RNG = np.random.default_rng(5)
 

@@ -8,32 +8,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._precision import full_precision
+from ..._precision import full_precision
 
 Array = jax.Array
+
+
+@full_precision
+def times(matrix: Array, vector: Array) -> Array:
+    """A matrix times a vector, shapes (*batch, m, k) and (*batch, k)."""
+    return (matrix @ vector[..., None])[..., 0]
 
 
 def lower(a: Array) -> Array:
     """The lower triangular L with L L' = A A' and a positive diagonal, for A of full row rank, shape (*batch, m, k), k >= m."""
     if a.shape[-2] == 1:
         return jnp.sqrt((a**2).sum(-1, keepdims=True))
-    found = _orthogonal_triangular(a.mT)[1].mT
+    found = orthogonal_triangular(a.mT)[1].mT
     return found * jnp.where(jnp.diagonal(found, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
 
 
 @jax.custom_jvp
-def _orthogonal_triangular(a: Array) -> tuple[Array, Array]:
+def orthogonal_triangular(a: Array) -> tuple[Array, Array]:
     """Q, R with A = Q R, for A of full column rank: JAX's own derivative of it multiplies at the default precision."""
     q, r = jnp.linalg.qr(a)
     return q, r
 
 
-@_orthogonal_triangular.defjvp
+@orthogonal_triangular.defjvp
 @full_precision
 def _(primals: Any, tangents: Any) -> Any:
     """With M = Q' A' R^-1, W its strict lower part less that part's transpose: Q' = Q (W - M) + A' R^-1, R' = (M - W) R."""
     (a,), (da,) = primals, tangents
-    q, r = _orthogonal_triangular(a)
+    q, r = orthogonal_triangular(a)
     moved = jax.lax.linalg.triangular_solve(r, da)  # A' R^-1
     along = q.mT @ moved
     below = jnp.tril(along, -1)
@@ -69,9 +75,16 @@ def compressed(a: Array, top: int = 0) -> Array:
     return _compressed(a, top)[0]
 
 
+def turned_root(a: Array) -> tuple[Array, Array]:
+    """A root L of A A' as in `compressed`, and the orthonormal columns Q with A = L Q'."""
+    return _compressed(a, 0)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _compressed(a: Array, top: int) -> tuple[Array, Array]:
     """L and Q with A = L Q', Q' Q = 1."""
+    if not a.shape[-2]:
+        return a[..., :0], a.mT
     if a.shape[-2] == 1:
         length = jnp.sqrt((a**2).sum(-1, keepdims=True))
         unit = jnp.zeros_like(a).at[..., 0].set(1)

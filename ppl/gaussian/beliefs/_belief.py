@@ -1,0 +1,167 @@
+"""What is believed of the Gaussian sites, given all that was met: a joint normal law of a vector, its *basis*.
+
+Values of the program are affine in the basis (`_forms.py`). The law is kept as a root of the covariance, so that nothing is lost
+where some numbers are known much better than others (Bierman 1977). Rows of a plate that are separate have a law each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ..._precision import full_precision
+from ._meetings import FewNumbers, Meeting
+from ._roots import compressed, times, turned_root
+from ._smoothing import Read, Smoothed, Turn
+
+Array = jax.Array
+LOG_2_PI = math.log(2 * math.pi)
+
+
+@dataclasses.dataclass(frozen=True)
+class Belief:
+    """A normal law of one vector a row, whose last numbers are fresh noise, independent and N(0, 1).
+
+    Attributes:
+        mean: of the first n - fresh numbers, shape (*rows, n - fresh).
+        root: of these, root @ root' the covariance, shape (*rows, n - fresh, k).
+        later: what stands for the law of the root's coordinates given everything; None: it is not asked for.
+        fresh: how many of the last numbers are fresh noise.
+    """
+
+    mean: Array
+    root: Array
+    later: Smoothed | None = None
+    fresh: int = 0
+
+    @property
+    def size(self) -> int:
+        """The number n of numbers of a row."""
+        return self.old + self.fresh
+
+    @property
+    def old(self) -> int:
+        """How many of them are no fresh noise."""
+        return self.mean.shape[-1]
+
+    def with_noise(self, number: int) -> Belief:
+        """With more fresh noise at the end."""
+        return dataclasses.replace(self, fresh=self.fresh + number)
+
+    def whole(self) -> Belief:
+        """The same law without fresh numbers apart."""
+        if not self.fresh:
+            return self
+        size, k = self.root.shape[-2:]
+        zeros = [(0, 0)] * (self.mean.ndim - 1)
+        mean = jnp.pad(self.mean, [*zeros, (0, self.fresh)])
+        root = jnp.pad(self.root, [*zeros, (0, self.fresh), (0, self.fresh)])
+        root = root + jnp.pad(jnp.eye(self.fresh, dtype=root.dtype), [(size, 0), (k, 0)])
+        later = self._turned(lambda: jnp.eye(k, k + self.fresh, dtype=root.dtype))
+        return Belief(mean, root, later)
+
+    def squared(self) -> Belief:
+        """The same law without fresh numbers apart, its root with no more columns than rows."""
+        belief = self.whole()
+        return belief if belief.root.shape[-1] <= belief.size else belief._compressed()
+
+    @full_precision
+    def _compressed(self) -> Belief:
+        """The same law of numbers that are not fresh, by a triangular root."""
+        if self.later is None:
+            return Belief(self.mean, compressed(self.root))
+        root, unit = turned_root(self.root)
+        lost = jnp.eye(unit.shape[-2], dtype=unit.dtype) - unit @ unit.mT
+        shift = jnp.zeros((*unit.shape[:-1],), unit.dtype)
+        return Belief(self.mean, root, self.later.turned(Turn(shift, unit, lost)))
+
+    def _turned(self, matrix: Callable[[], Array]) -> Smoothed | None:
+        """What is known later of coordinates that are a matrix times the later ones."""
+        if self.later is None:
+            return None
+        shift = self.later.mean
+        made = matrix()
+        return self.later.turned(
+            Turn(shift, jnp.broadcast_to(made, (*shift.shape[:-1], *made.shape)))
+        )
+
+    def widened(self, mean: Array, root: Array) -> Belief:
+        """The law of numbers that are made of the coordinates of the root, and of more that follow them."""
+        k, size = self.root.shape[-1], root.shape[-1]
+        return Belief(mean, root, self._turned(lambda: jnp.eye(k, size, dtype=root.dtype)))
+
+    def at(self, const: Array, matrix: Array) -> Array:
+        """The mean of const + matrix basis."""
+        return const + times(matrix[..., : self.old], self.mean)
+
+    @full_precision
+    def seen(self, matrix: Array) -> Array:
+        """A root of the covariance of matrix basis, shape (*rows, m, k + fresh)."""
+        old = matrix[..., : self.old] @ self.root
+        return jnp.concatenate([old, matrix[..., self.old :]], -1) if self.fresh else old
+
+    def of(self, const: Array, matrix: Array, *, is_square: bool = False) -> Belief:
+        """The law of const + matrix basis: const of shape (*rows, m), matrix of shape (*rows, m, n).
+
+        `is_square`: with a root of shape (m, m), whatever it was.
+        """
+        belief = self if self.later is None else self.whole()
+        belief = Belief(belief.at(const, matrix), belief.seen(matrix), belief.later)
+        size, columns = belief.root.shape[-2:]
+        if columns > (size if is_square else 3 * size):  # the next observation compresses it anyway
+            belief, columns = belief._compressed(), min(size, columns)
+        if not is_square or columns >= size:
+            return belief
+        wide = jnp.pad(belief.root, [(0, 0)] * (belief.root.ndim - 1) + [(0, size - columns)])
+        later = belief._turned(lambda: jnp.eye(columns, size, dtype=wide.dtype))
+        return Belief(belief.mean, wide, later)
+
+    def before(self, number: int) -> Belief:
+        """The same law, whole, in front of so many numbers that are about to be seen."""
+        belief = self.whole()
+        is_few = self.later is not None and 1 < number <= belief.root.shape[-1]
+        return belief.squared() if is_few else belief
+
+    @property
+    def moved(self) -> Array | None:
+        """What of the coordinates has to be known given numbers: the root alone, or all (None)."""
+        return self.root if self.later is None else None
+
+    def given(self, meeting: Meeting, away: Array) -> Belief:
+        """The belief, whole, given numbers that are so far away from their mean."""
+        shift = meeting.shift(away)
+        later = self.later
+        if later is not None:
+            size = self.root.shape[-1]
+            unit = jnp.broadcast_to(jnp.eye(size, dtype=shift.dtype), (*shift.shape, size))
+            later = later.turned(Turn(shift, meeting.after(unit)))
+        is_moved = isinstance(meeting, FewNumbers) and meeting.is_moved
+        step = shift if is_moved else times(self.root, shift)
+        return Belief(self.mean + step, meeting.after(self.root), later)
+
+    def read(self, beside: Read, const: Array, matrix: Array) -> Belief:
+        """The belief, whole, whose numbers const + matrix basis are told what is known of them later."""
+        if self.later is None:
+            return self
+        belief = self.whole()
+        assert belief.later is not None
+        later = belief.later.read(beside, belief.at(const, matrix), belief.seen(matrix))
+        return dataclasses.replace(belief, later=later)
+
+
+def known(value: Array) -> Belief:
+    """The belief that the basis has a value, shape (*rows, n), in the precision that JAX is set to."""
+    value = jnp.asarray(value, float)
+    return Belief(value, jnp.zeros((*value.shape, value.shape[-1]), value.dtype))
+
+
+def no_belief(rows: tuple[int, ...]) -> Belief:
+    """The belief of an empty basis."""
+    return known(jnp.zeros((*rows, 0)))
+
+
+jax.tree_util.register_dataclass(Belief, ["mean", "root", "later"], ["fresh"])
