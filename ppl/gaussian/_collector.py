@@ -29,7 +29,7 @@ class Collector(Integrator):
             observed.
     """
 
-    def __init__(self, outer: Integrator, handed: int, made: Mapping[str, Array] | None) -> None:
+    def __init__(self, outer: Integrator, handed: int, made: Mapping[str, Any] | None) -> None:
         emit = outer.emit._replace(is_dry=True)
         super().__init__(outer.label, outer.names, outer.joint, emit)
         self.rows, self.numbers = outer.rows, outer.numbers

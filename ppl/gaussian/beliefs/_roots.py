@@ -47,12 +47,6 @@ def _(primals: Any, tangents: Any) -> Any:
     return (q, r), (q @ (turn - along) + moved, (along - turn) @ r)
 
 
-def upper(a: Array) -> Array:
-    """The upper triangular U with U' U = 1 + A' A, shape (*batch, k, k) for A of shape (*batch, m, k)."""
-    unit = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), (*a.shape[:-2], *2 * a.shape[-1:]))
-    return lower(jnp.concatenate([unit, a.mT], -1)).mT
-
-
 def solved(triangle: Array, x: Array, *, is_lower: bool, transposed: bool = False) -> Array:
     """T^-1 x or T'^-1 x, for T of shape (*batch, m, m) and x of shape (*batch, m, k)."""
     if triangle.shape[-1] == 1:

@@ -138,7 +138,7 @@ def _turned_back(saved: tuple[Turn, Array | None], later: Law) -> tuple[Law, Non
     (shift, matrix, rest), noise = saved
     mean, root = later
     mean = shift + times(matrix, mean)
-    if noise is not None:
+    if noise is not None and rest is not None:
         mean = mean + times(rest, noise)
     if root is not None:
         parts = [matrix @ root] if rest is None else [matrix @ root, rest]
