@@ -34,6 +34,8 @@ from ._compat import Tracer
 _LOSS = 1e-3
 # A range below this part of the numbers' size is noise of double precision itself.
 _NOISE = 1e-9
+# Of different whole numbers, so many may become the same.
+_MERGED = 0.1
 # Fewer rows may be close to each other by chance.
 _LEAST_ROWS = 5
 _DATES = (datetime.date, datetime.timedelta, datetime.time, np.datetime64, np.timedelta64)
@@ -381,25 +383,35 @@ def _check_floats(name: str, array: Any) -> None:
         )
     if array.ndim == 0:
         return
-    rounding, spread = size * 2.0**-24, high - low
-    lost = (rounding > _LOSS * spread) & (spread > _NOISE * size)
-    if len(array) >= _LEAST_ROWS and np.any(lost):
+    if len(array) >= _LEAST_ROWS and np.any(lost := _is_lost(low, high)):
         _refuse_rounding(name, array, lost, low, high)
     if largest > 2**24:
-        _check_merged(name, array, size > 2**24, low, high)
+        _check_large(name, array, low, high)
 
 
-def _check_merged(name: str, array: Any, large: Any, low: Any, high: Any) -> None:
-    """Refuse whole numbers of which different ones become the same, as those of a key or of time stamps do."""
-    columns = array.reshape(len(array), -1)
-    for place in np.flatnonzero(np.ravel(large)):
-        column = columns[:, place]
-        column = column[~np.isnan(column)]
-        if np.array_equal(column, np.rint(column)):
-            values = np.unique(column)
-            if len(np.unique(values.astype(np.float32))) < len(values):
-                lost = np.arange(columns.shape[1]).reshape(np.shape(large)) == place
+def _is_lost(low: Any, high: Any) -> Any:
+    """Whether rounding to single precision is large beside the range of numbers."""
+    size, spread = np.fmax(np.abs(low), np.abs(high)), high - low
+    return (size * 2.0**-24 > _LOSS * spread) & (spread > _NOISE * size)
+
+
+def _check_large(name: str, array: Any, low: Any, high: Any) -> None:
+    """Refuse whole numbers of which single precision makes others, or one of several, as of keys; and time stamps in rows."""
+    columns, lows, highs = array.reshape(len(array), -1), np.ravel(low), np.ravel(high)
+    for place in np.flatnonzero(np.fmax(np.abs(lows), np.abs(highs)) > 2**24):
+        values = np.unique(columns[:, place])
+        values = values[~np.isnan(values)]
+        # Beyond 2^53 all double numbers are whole. Of two rows some columns are close by chance.
+        if np.array_equal(values, np.rint(values)) and np.abs(values).max() < 2**53:
+            merged = 1 - len(np.unique(values.astype(np.float32))) / len(values)
+            if merged > _MERGED or array.ndim == 1 and _is_lost(low, high):
+                lost = np.arange(len(lows)).reshape(np.shape(low)) == place
                 _refuse_rounding(name, array, lost, low, high)
+    if array.ndim > 1 and array.shape[-1] >= _LEAST_ROWS:
+        low, high = np.fmin.reduce(array, axis=-1), np.fmax.reduce(array, axis=-1)
+        lost = _is_lost(low, high) & (np.fmax(np.abs(low), np.abs(high)) > 2**24)
+        if np.any(lost):
+            _refuse_rounding(name, array, lost, low, high)
 
 
 def _refuse_overflow(name: str, array: Any, value: Any, target: str) -> NoReturn:
@@ -412,7 +424,7 @@ def _refuse_overflow(name: str, array: Any, value: Any, target: str) -> NoReturn
 
 def _refuse_rounding(name: str, array: Any, lost: Any, low: Any, high: Any) -> NoReturn:
     place = np.unravel_index(int(np.argmax(lost)), np.shape(lost)) if np.ndim(lost) else ()
-    where = f" in column {list(map(int, place))}" if place else ""
+    where = f" in place {list(map(int, place))}" if place else ""
     low, high = (float(np.asarray(x)[place]) for x in (low, high))
     step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
     raise ValueError(

@@ -96,8 +96,17 @@ def test_ordinary_data_pass_in_any_unit(exponent):
             x = 10.0**exponent * (rng.normal(size=shape) + offset)
             assert as_data(x) is x
     years, dollars = np.arange(1900.0, 2030.0), np.round(1e7 * rng.gamma(2.0, size=40), 2)
+    cents = np.round(100 * dollars * rng.uniform(0.5, 2.0, 40)) * 7
     tiny = np.exp(-(np.subtract.outer(years, years) ** 2))  # a kernel's, most of it below 1e-300
-    for x in (years, dollars, tiny, np.full(9, 0.1), np.append(np.ones(8), 1 + 1e-15), np.zeros(0)):
+    for x in (
+        years,
+        dollars,
+        cents,
+        tiny,
+        np.full(9, 0.1),
+        np.append(np.ones(8), 1 + 1e-15),
+        np.zeros(0),
+    ):
         assert as_data(x) is x
 
 
@@ -112,10 +121,12 @@ REFUSED = {
     "long double": (np.full(3, np.longdouble("1e400")), "1e+400"),
     "all below the least number": (np.array([1e-50, 2e-50]), "all zero in float32"),
     "time stamps": (1.6e9 + np.arange(4.0), "steps of 128"),
-    "time stamps in a column": (np.stack([np.arange(9.0), 1.6e9 + np.arange(9.0)], 1), "column [1]"),
+    "time stamps in a column": (np.stack([np.arange(9.0), 1.6e9 + np.arange(9.0)], 1), "place [1]"),
+    "two keys": (np.array([3e9 + 1, 3e9 + 500]), "steps of 256"),
+    "time stamps in rows": (np.full((3, 9), 1.6e9) + np.arange(9.0), "place [0]"),
     "half seconds": (1.6e9 + 0.5 * np.arange(9.0), "differences between rows would be lost"),
     "a frame's column": (pd.DataFrame({"a": [1, 2], "id": [BIG, BIG + 1]}), "['id'] holds 3000000001"),
-    "a column with others": (pd.DataFrame({"a": [1.5, 2], "id": [2**30, 2**30 + 1]}), "column [1]"),
+    "a column with others": (pd.DataFrame({"a": [1.5, 2], "id": [2**30, 2**30 + 1]}), "place [1]"),
     "dates": (np.arange(4).astype("M8[D]"), "datetime64[D]"),
     "differences of dates": (np.arange(4).astype("m8[s]"), "timedelta64[s]"),
     "dates with a zone": (pd.Series(DAYS.tz_localize("UTC")), "UTC]"),
