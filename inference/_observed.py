@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..ppl.densities import Eliminated
 from ..ppl.language import Program, joined, parted
 from ..ppl.traces import SiteInfo, Trace
 from ._arguments import outcome
@@ -38,14 +37,6 @@ def check_observed(method: str, program: Program, *, is_told: bool, more: str = 
 def tells(sites: Mapping[str, SiteInfo]) -> bool:
     """Whether one of the sites gives a program a density that its draws do not have."""
     return any(s.kind in ("observed", "factor") and s.alters_law for s in sites.values())
-
-
-def is_told(program: Any, args: tuple) -> bool:
-    """Whether a program observes something or has a factor at these arguments; True where that cannot be seen."""
-    program = program.program if isinstance(program, Eliminated) else program
-    if type(program) is not Program:
-        return True
-    return tells(outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites)
 
 
 def readers(program: Program, site: str, trace: Trace, args: tuple) -> list[str]:

@@ -37,8 +37,9 @@ Wings with more names
     distributions                         laws that NumPyro lacks
     densities, language                   the classes behind eliminate, marginal, normalize, guide_of and reweight
 
-The other wings are the engine, and each says at its head what it is. From the bottom up: distributions, jaxprs, evaluation,
-traces, language, strategies, enumeration, analysis, checks, estimation, gaussian, densities; a wing imports those before it.
+The other wings are the engine, and each says at its head what it is. From the bottom up: distributions, jaxprs, inputs,
+evaluation, traces, language, strategies, enumeration, analysis, checks, estimation, gaussian, densities; a wing imports those
+before it.
 
 A gradient takes this way: `language` runs the function under the engine of `strategies`, which leaves markers in the jaxpr;
 `analysis` finds, with `jaxprs`, what depends on what, and with `enumeration` which states are evaluated together; `checks` tries

@@ -301,6 +301,12 @@ def files_of(eqn: Any) -> list[str]:
     return [] if found is None else [frame.file_name for frame in found.frames]
 
 
+def lines_of(eqn: Any) -> list[tuple[str, int]]:
+    """File and line of the calls in which an equation was made, innermost first; [] where that is not known."""
+    found = eqn.source_info.traceback
+    return [] if found is None else [(f.file_name, f.line_num) for f in found.frames]
+
+
 def bind(eqn: Any, args: list[Any]) -> list[Any]:
     """Run one jaxpr equation on `args`."""
     bound = eqn.primitive.get_bind_params(eqn.params)

@@ -17,7 +17,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
-from ...ppl.language import arguments
+from .._runs import checked
 
 Array = jax.Array
 
@@ -106,7 +106,7 @@ def calibrate(
     Reference: Talts, Betancourt, Simpson, Vehtari and Gelman 2018, arXiv:1804.06788; p-values by the chi-square test over 10
     bins (fewer where S < 100).
     """
-    args = arguments(calibrate, model, args, kwargs)
+    args = checked(calibrate, model, args, kwargs)
     program = ppl.as_program(model)
     check_counts("calibrate", 20, num_simulations=num_simulations)
     check_counts("calibrate", batch_size=1 if batch_size is None else batch_size)

@@ -19,8 +19,8 @@ from ...ppl._compat import typed_key
 from ...ppl._data import named_data
 from ...ppl._show import shown
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
-from ...ppl.language import arguments
 from ...ppl.traces import check_match, with_penalties
+from .._runs import checked
 
 Array = jax.Array
 LEAST_UNSEEN = 0.05  # share of the draws' mass that is worth a warning
@@ -172,7 +172,7 @@ def evidence_bracket(
 
     Reference: Grosse, Ghahramani and Adams 2015, arXiv:1511.02543 (bidirectional Monte Carlo), for importance sampling.
     """
-    args = arguments(evidence_bracket, model, args, kwargs)
+    args = checked(evidence_bracket, model, args, kwargs)
     check_counts("evidence_bracket", num_particles=num_particles)
     num_simulations = num_simulations if draws is None else _count(draws)
     check_counts("evidence_bracket", 2, num_simulations=num_simulations)

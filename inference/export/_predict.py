@@ -14,9 +14,10 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
 from ...ppl.densities import Eliminated
-from ...ppl.language import arguments, joined, predictions
+from ...ppl.language import joined, predictions
 from .._arguments import outcome
 from .._forward import check_given, forward_program, in_scan
+from .._runs import checked
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
 from ..fitting.prediction import map_keys, of_other_rows
@@ -87,7 +88,7 @@ def predict(
         >>> {name: draws.shape for name, draws in ahead.items()}  # the first six of z are the particles'
         {'y': (50, 10), 'z': (50, 10)}
     """
-    args = arguments(predict, model, args, kwargs)
+    args = checked(predict, model, args, kwargs)
     check_counts("predict", num_samples=num_samples, batch_size=batch_size)
     if num_seen is not None:
         check_counts("predict", 0, num_seen=num_seen)

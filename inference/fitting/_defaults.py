@@ -17,7 +17,8 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from ... import ppl
 from ...ppl.language import Program
 from .._arguments import outcome
-from .._observed import check_none, check_observed, is_told, readers, tells
+from .._observed import check_none, check_observed, readers, tells
+from .._runs import abstract_run, check_run, tried_run
 from ..diagnostics._weights import importance_diagnostics
 from ..objectives import elbo
 from ._optimizer import leaf_names, memory_of
@@ -61,7 +62,9 @@ def choose_objective(
             nothing is observed, or an observation is None.
     """
     program = ppl.as_program(model)
-    trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
+    run = abstract_run(program, args)
+    trace = run.trace
+    check_run("fit", run)
     if not may_be_prior:
         check_observed("fit", program, is_told=tells(trace.sites), more=_ON_PURPOSE)
         check_none("fit", program, trace, args, _ON_PURPOSE.strip())
@@ -94,11 +97,20 @@ def choose_objective(
     return Chosen(elbo(program, guide, check_jumps=check_jumps), reasons | {"objective": "elbo"})
 
 
-def check_objective_observed(method: str, objective: Any, args: tuple) -> None:
-    """Refuse to fit a guide to the posterior of a model that observes nothing."""
-    if getattr(objective, "name", "") in _OF_POSTERIORS:
-        model = getattr(objective, "model", None)
-        check_observed(method, model, is_told=is_told(model, args), more=_ON_PURPOSE)
+def check_programs(method: str, objective: Any, args: tuple, *, may_be_prior: bool) -> None:
+    """Refuse a model that observes nothing, if the guide is to become its posterior, and what `check_run` refuses of both."""
+    for role in ("model", "guide"):
+        if (run := tried_run(getattr(objective, role, None), args)) is None:
+            continue
+        if (
+            role == "model"
+            and not may_be_prior
+            and getattr(objective, "name", "") in _OF_POSTERIORS
+        ):
+            check_observed(
+                method, objective.model, is_told=tells(run.trace.sites), more=_ON_PURPOSE
+            )
+        check_run(method, run)
 
 
 def _refuse_read_cells(program: Program, missing: list[str], trace: Any, args: tuple) -> None:

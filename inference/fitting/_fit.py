@@ -24,7 +24,7 @@ from .._arguments import shapes_of
 from ._callbacks import FitInfo, labels, with_state
 from ._defaults import (
     RATES,
-    check_objective_observed,
+    check_programs,
     choose_objective,
     default_optimizer,
     is_judged,
@@ -191,7 +191,6 @@ def fit(
         average,
         on_nonfinite,
         k_hat,
-        unobserved,
         callback_every,
         checkpoint_every,
         prefetch,
@@ -223,8 +222,9 @@ def fit(
     keys = key if num_seeds is None else jax.random.split(key, num_seeds)
     scaled, source = make_source(objective, args, subsample, plate_sizes, mesh, prefetch)
     init_args = source.first()
-    if unobserved == "raise" and not is_model:
-        check_objective_observed("fit", objective, init_args)
+    if not is_model:
+        whole_args = args if isinstance(args, tuple) else init_args
+        check_programs("fit", objective, whole_args, may_be_prior=unobserved == "allow")
     params = initial_params(scaled, params, keys, num_seeds, init_args)
     one: Any = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     is_given = optimizer is not None
@@ -399,7 +399,6 @@ def _check_values(
     average,
     on_nonfinite,
     k_hat,
-    unobserved,
     callback_every,
     checkpoint_every,
     prefetch,
@@ -422,8 +421,6 @@ def _check_values(
         problems.append(f"'on_nonfinite' must be 'raise' or 'skip'; got {on_nonfinite!r}")
     if k_hat not in ("warn", "skip"):
         problems.append(f"'k_hat' must be 'warn' or 'skip'; got {k_hat!r}")
-    if unobserved not in ("raise", "allow"):
-        problems.append(f"'unobserved' must be 'raise' or 'allow'; got {unobserved!r}")
     if problems:
         raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
 

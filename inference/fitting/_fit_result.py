@@ -16,6 +16,7 @@ from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl.language import Keywords, check_proposed_cells, labelled_as, misses, parted
 from ...ppl.traces import check_match, strong
+from .._runs import check_new
 from .prediction import map_keys, predict_batches, predictive
 from .stationarity import Averaging
 from .storage import export_fit, load_fit, save_fit
@@ -272,7 +273,7 @@ class Fit:
             ValueError: if the objective has no guide or no model, or there are no stored arguments.
         """
         model, guide = self._need("model", "posterior"), self._need("guide", "posterior")
-        args = self._args_or_stored(self._given(model, args), "posterior")
+        args = self._args_or_stored(self._given("posterior", model, args), "posterior")
 
         def draw(key, *args):
             guide_key, model_key = jax.random.split(key)
@@ -337,7 +338,7 @@ class Fit:
         ones must be independent given what is kept: of a Gaussian process, fit both together, the new ones unobserved.
         """
         model, guide = self._need("model", "predict"), self._need("guide", "predict")
-        args = self._args_or_stored(self._given(model, new_args, new_kwargs), "predict")
+        args = self._args_or_stored(self._given("predict", model, new_args, new_kwargs), "predict")
         draw, arguments = predictive(model, guide, args, self.args, keep)
         return map_keys(lambda *a: draw(*a)[1], key, num_samples, batch_size, arguments)
 
@@ -421,7 +422,7 @@ class Fit:
         Validity: JAX loads such files for some versions to come (its compatibility guarantees); `save` keeps a fit for good.
         """
         model, guide = self._need("model", "export"), self._need("guide", "export")
-        arguments = self._args_or_stored(self._given(model, args, kwargs), "export")
+        arguments = self._args_or_stored(self._given("export", model, args, kwargs), "export")
         export_fit(
             model, guide, path, arguments, self.args,
             keep=keep, symbolic_rows=symbolic_rows, platforms=platforms,
@@ -444,11 +445,15 @@ class Fit:
             raise ValueError(f"Fit.{method} needs a {which}, but the objective has none.")
         return program
 
-    def _given(self, program: Any, args: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
+    def _given(
+        self, method: str, program: Any, args: Any, kwargs: Mapping[str, Any] | None = None
+    ) -> tuple | None:
         """Arguments in the order of the fit's levels and columns; None where there are none."""
         if args is None or not args and not kwargs:
             return None
-        return labelled_as(self.labels, (*args, Keywords(kwargs)) if kwargs else args, program)
+        given = labelled_as(self.labels, (*args, Keywords(kwargs)) if kwargs else args, program)
+        check_new(f"Fit.{method}", program, given)
+        return given
 
     def _args_or_stored(self, args: tuple | None, method: str) -> tuple:
         if args is not None:

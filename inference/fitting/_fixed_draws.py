@@ -28,7 +28,7 @@ from ...ppl._precision import full_precision
 from ...ppl.language import as_arguments
 from ...ppl.strategies import as_strategy
 from .._arguments import Arguments
-from ._defaults import check_objective_observed
+from ._defaults import check_programs
 from ._fit_result import Fit
 
 Array = jax.Array
@@ -171,8 +171,7 @@ def fit_fixed_draws(
     check_counts("fit_fixed_draws", num_starts=num_starts, max_steps=max_steps)
     draw_key, start_key = jax.random.split(typed_key(key))
     arguments: tuple = as_arguments(args, objective.model)
-    if unobserved != "allow":
-        check_objective_observed("fit_fixed_draws", objective, arguments)
+    check_programs("fit_fixed_draws", objective, arguments, may_be_prior=unobserved == "allow")
     first = objective.init(start_key, *arguments) if params is None else params
     _check_strategies(objective, first, arguments)
     bound = _Bound(objective, arguments, draw_key, num_draws)

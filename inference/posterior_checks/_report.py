@@ -14,7 +14,7 @@ from ...ppl._calls import checked_call
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
-from ...ppl.language import arguments
+from .._runs import checked
 from . import _words as words
 from ._c2st import LocalC2ST, local_c2st
 from ._coverage import coverage
@@ -145,7 +145,7 @@ def check_posterior(
         >>> "central" in report.objections, "symmetry" in report.objections
         (True, False)
     """
-    args = arguments(check_posterior, model, args, kwargs)
+    args = checked(check_posterior, model, args, kwargs)
     posterior_key, simulation_key, check_key = jax.random.split(typed_key(key), 3)
     _check_level(level)
     draws = None

@@ -17,7 +17,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
-from ...ppl.language import arguments
+from .._runs import checked
 
 Array = jax.Array
 
@@ -133,7 +133,7 @@ def simulate(
 
     Reference: Talts et al. 2018, arXiv:1804.06788.
     """
-    args = arguments(simulate, model, args, kwargs)
+    args = checked(simulate, model, args, kwargs)
     program = ppl.as_program(model)
     check_counts("simulate", 20, num_simulations=num_simulations)
     check_counts("simulate", batch_size=1 if batch_size is None else batch_size)

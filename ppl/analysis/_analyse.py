@@ -26,6 +26,7 @@ from ..enumeration import (
     layouts_of,
 )
 from ..evaluation import Layout, hoist_noise, is_on
+from ..inputs import refuse_own_noise
 from ..jaxprs import (
     PARAMS,
     Analysis,
@@ -163,13 +164,17 @@ def analyse(
                 ) from err
         engine.check_patterns()
         record.update(sites=engine.frame.sites, infos=engine.frame.infos, plates=engine.plates)
-        record.update(subsampled=engine.subsampled, alarmed=engine.alarmed)
+        record.update(subsampled=engine.subsampled, alarmed=engine.alarmed, params=engine.params)
         means = []
         if isinstance(result, Controlled):
             means, result = [result.mean], result.with_unit_coefficient
         return _as_scalar(result), engine.frame.numbers, means
 
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
+    leaves = jax.tree.leaves(params)
+    if leaves or not record["params"]:  # else networks begin here, by keys of their own
+        name = getattr(getattr(fn, "__self__", fn), "name", getattr(fn, "__name__", "expectation"))
+        refuse_own_noise(name, closed, [False] * len(leaves) + [True])
     sites = {s.index: s for s in record["sites"].values()}
     if is_on("noise"):
         closed = hoist_noise(closed, [i for i, s in sites.items() if is_fully_enumerated(s)])

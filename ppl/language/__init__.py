@@ -42,6 +42,7 @@ from ._program import (
     draw as draw,
     model as model,
 )
+from ._repeatable import refuse_unrepeatable as refuse_unrepeatable
 from ._reweight import SiteWeights as SiteWeights, reweight as reweight
 from ._score import (
     check_proposed_cells as check_proposed_cells,

@@ -37,6 +37,7 @@ from ._callables import name_of, refusal_of
 from ._choices import arrays, check_used, predictions
 from ._keywords import joined, parted
 from ._named import by_name, of_name
+from ._repeatable import repeatable
 
 Array = jax.Array
 
@@ -326,7 +327,7 @@ class Program:
         """What `ppl.draw` does with this program."""
         check_set_up(self)
         collector = Collector()
-        with collector, named_errors(collector, self):
+        with repeatable(self, args, kwargs), collector, named_errors(collector, self):
             retval = self.run(*args, **kwargs)
         return remember_draw(self._remember(collector, trace_of(collector, retval)))
 
@@ -335,8 +336,9 @@ class Program:
         return self._traced(choices, *args, **kwargs)
 
     def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
-        with own_caches(), recorder, named_errors(recorder, self):
-            retval = self.run(*args, **kwargs)
+        with repeatable(self, args, kwargs):
+            with own_caches(), recorder, named_errors(recorder, self):
+                retval = self.run(*args, **kwargs)
         return self._remember(recorder, trace_of(recorder, retval))
 
     def _remember(self, recorder: Recorder, trace: Trace) -> Trace:

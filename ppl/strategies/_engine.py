@@ -234,7 +234,9 @@ class Engine(Recorder):
         super().process_message(msg)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "plate":
+        if msg["type"] == "param":
+            super().postprocess_message(msg)
+        elif msg["type"] == "plate":
             super().postprocess_message(msg)
             rows, full = msg["value"].shape[0], msg.get("full_size", msg["args"][0])
             if rows != full:

@@ -415,6 +415,16 @@ def _():
     assert c.files_of(unknown) == []
 
 
+@row("lines_of")
+def _():
+    def fn(x):
+        return jnp.sin(x)
+
+    line = inspect.getsourcelines(fn)[1] + 1
+    assert next(at for at in c.lines_of(equation(fn, 1.0)) if at[0] == __file__) == (__file__, line)
+    assert c.lines_of(SimpleNamespace(source_info=SimpleNamespace(traceback=None))) == []
+
+
 @row("scan_counts")
 def _():
     a, b = jnp.ones(2), jnp.ones(3)

@@ -8,7 +8,7 @@ import pytest
 PPL = _layers.ROOT / "ppl"
 # From the bottom up. Files of `ppl` itself (the wall, tables, messages) may be imported from everywhere.
 WINGS = (
-    "distributions", "jaxprs", "evaluation", "traces", "language", "strategies", "enumeration",
+    "distributions", "jaxprs", "inputs", "evaluation", "traces", "language", "strategies", "enumeration",
     "analysis", "checks", "estimation", "gaussian", "densities",
 )  # fmt: skip
 

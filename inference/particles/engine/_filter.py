@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._compat import Literal
 from ....ppl.traces import check_match, is_limit
+from ..._noise import check_noise
 from ..._observed import check_observed
 from ..population import in_batches
 from ..programs import (
@@ -113,6 +114,10 @@ def _traced(
     # A watched run has sites that do not belong to the program's listing: it runs as a copy.
     copied = program if look is None else ppl.Program(program.fn, program.params)
     model = TracedProgram(simulate(copied), (*single, given))
+    for traced, of in ((model, program), (guide, proposal or program)):
+        if traced is not None:
+            first = [i == 0 for i in range(len(traced.closed.jaxpr.invars))]  # the key
+            check_noise("smc", of, args, traced.closed, first)
     model.given = tuple(sorted(given))
     model.signs = {
         name: 1.0

@@ -10,7 +10,7 @@ import jax
 from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
-from ....ppl.language import arguments
+from ..._runs import checked
 from ..resampling import (
     Order,
     Policy,
@@ -132,7 +132,7 @@ def smc(
     Whiteley and Lee 2014, arXiv:1210.0220, and Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted); Gerber and
     Chopin 2015, arXiv:1402.4039, and Gerber, Chopin and Whiteley 2019, arXiv:1708.02230 (order).
     """
-    args = arguments(smc, model, args, kwargs)
+    args = checked(smc, model, args, kwargs)
     key = typed_key(key)
     check_sizes("smc", num_particles, batch_size, mesh)
     if retained is not None:

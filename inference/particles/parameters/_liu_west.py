@@ -27,8 +27,8 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import Literal, typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
-from ....ppl.language import arguments
 from ..._depends import depends, walk
+from ..._runs import checked
 from ..engine import Cloud, Moved, Settings
 from ..moves import cholesky
 from ..population import Batch, evidence, weighted_mean
@@ -145,7 +145,7 @@ def liu_west(
     Reference: Liu and West 2001, Combined parameter and state estimation in simulation-based filtering, section 10.3 (there with
     a look-ahead at the next observation, which is left out here).
     """
-    args = arguments(liu_west, model, args, kwargs)
+    args = checked(liu_west, model, args, kwargs)
     check_counts("liu_west", num_particles=num_particles)
     if not 1 / 3 < discount < 1:
         raise ValueError(f"liu_west: discount must lie in (1/3, 1), got {discount}.")

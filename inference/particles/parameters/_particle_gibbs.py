@@ -14,7 +14,7 @@ from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
-from ....ppl.language import arguments
+from ..._runs import checked
 from ..engine import FeynmanKac, smc
 from ..moves import HMC, Kernel
 from ..population import voided
@@ -108,7 +108,7 @@ def particle_gibbs(
 
     Reference: Andrieu, Doucet and Holenstein 2010, section 2.4.3; Lindsten, Jordan and Schön 2014, arXiv:1401.0604.
     """
-    args = arguments(particle_gibbs, model, args, kwargs)
+    args = checked(particle_gibbs, model, args, kwargs)
     check_counts("particle_gibbs", num_samples=num_samples, num_moves=num_moves)
     check_counts("particle_gibbs", 0, num_warmup=num_warmup)
     init_key, tune_key, chain_key = jax.random.split(typed_key(key), 3)

@@ -15,7 +15,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
-from ....ppl.language import arguments
+from ..._runs import checked
 from ..engine import smc
 from ..moves import acceptance, cholesky
 from ..resampling import Policy, Resampling
@@ -141,7 +141,7 @@ def pmmh(
     Reference: Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods, section 2.4.2; Andrieu and Thoms
     2008, algorithm 4 (adaptation); Doucet, Pitt, Deligiannidis and Kohn 2015, arXiv:1210.1871 (number of particles).
     """
-    args = arguments(pmmh, model, args, kwargs)
+    args = checked(pmmh, model, args, kwargs)
     _check(num_samples, num_particles, num_warmup, target_accept, parameters, init)
     options = {
         "num_particles": num_particles, "resampling": resampling, "policy": policy, "batch_size": batch_size,

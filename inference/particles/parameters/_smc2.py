@@ -15,7 +15,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
-from ....ppl.language import arguments
+from ..._runs import checked
 from ..moves import RandomWalk, acceptance
 from ..population import (
     evidence,
@@ -160,7 +160,7 @@ def smc2(
 
     Reference: Chopin, Jacob and Papaspiliopoulos 2013, SMC^2, arXiv:1101.1528.
     """
-    args = arguments(smc2, model, args, kwargs)
+    args = checked(smc2, model, args, kwargs)
     check_counts("smc2", 2, num_parameter_particles=num_parameter_particles)
     check_counts("smc2", num_particles=num_particles, num_moves=num_moves)
     if not 0 < target_ess < 1:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from .... import ppl
 from ....ppl._compat import jaxpr_as_fun
+from ..._noise import check_noise
 from ..._observed import check_observed
 from ..moves import transforms_of
 
@@ -146,6 +147,7 @@ def static_of(
 
     # Traced once: moves evaluate it in many places.
     closed = jax.make_jaxpr(parts)(at.flat)
+    check_noise("tempered_smc", program, args, closed, [False])
     log_densities = jaxpr_as_fun(closed)
     return Static(at.flat.size, draw, lambda u: tuple(log_densities(u)), exponents, at.choices)  # type: ignore[arg-type]
 

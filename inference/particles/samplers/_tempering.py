@@ -14,7 +14,8 @@ from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
-from ....ppl.language import arguments, told_of_nan
+from ....ppl.language import told_of_nan
+from ..._runs import checked
 from ..moves import HMC, Gibbs, Kernel, Standing
 from ..population import evidence, log_apart, reweight, uniform, voided
 from ..programs import map_particles
@@ -94,7 +95,7 @@ def tempered_smc(
     2022, arXiv:2011.02328 (waste-free); Chopin 2002, A sequential particle filter method for static models (data);
     Karamanis and Seljak 2024, arXiv:2407.20722 (persistent).
     """
-    args = arguments(tempered_smc, model, args, kwargs)
+    args = checked(tempered_smc, model, args, kwargs)
     key, kernel = typed_key(key), kernel or HMC()
     _check(num_particles, target_ess, temperatures, max_steps, num_moves, keep, batch_size)
     if frozen is not None and temperatures is not None:

@@ -14,7 +14,7 @@ from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
-from ....ppl.language import arguments
+from ..._runs import checked
 from ..engine import (
     ONE_DEVICE,
     Axes,
@@ -183,7 +183,7 @@ def islands(
     Reference: Vergé, Dubarry, Del Moral and Moulines 2015, arXiv:1306.3911; Heine, Whiteley and Cemgil 2020,
     arXiv:1812.01502 (butterfly).
     """
-    args = arguments(islands, model, args, kwargs)
+    args = checked(islands, model, args, kwargs)
     check_counts("islands", num_islands=num_islands)
     _check_exchange(exchange, num_islands)
     check_sizes("islands", num_particles, batch_size, mesh)

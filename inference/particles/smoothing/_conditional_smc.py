@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
-from ....ppl.language import arguments
+from ..._runs import checked
 from ..engine import FeynmanKac, SMCResult, run
 from ..population import voided
 from ..resampling import Policy, Resampling, every
@@ -80,7 +80,7 @@ def conditional_smc(
     Reference: Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods, section 2.4.3; Lindsten, Jordan
     and Schön 2014, arXiv:1401.0604 (ancestor sampling); Whiteley 2010 and Lindsten and Schön 2012 (backward sampling).
     """
-    args = arguments(conditional_smc, model, args, kwargs)
+    args = checked(conditional_smc, model, args, kwargs)
     if num_particles < 2:
         raise ValueError(
             f"conditional_smc: num_particles must be at least 2, got {num_particles}: one particle keeps its path for ever."

@@ -14,7 +14,7 @@ from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import Tracer, typed_key
 from ....ppl._show import shown
-from ....ppl.language import arguments
+from ..._runs import checked
 from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, run
 from ..population import underived, voided
 from ..resampling import Policy, Resampling, systematic
@@ -158,7 +158,7 @@ def smooth(
     Olsson 2011 (rejection); Bunch and Godsill 2013, Dau and Chopin 2023, arXiv:2207.00976 (Metropolis); Kitagawa and Sato 2001
     (fixed lag); Briers, Doucet and Maskell 2010, Smoothing algorithms for state-space models (two filters).
     """
-    args = arguments(smooth, model, args, kwargs)
+    args = checked(smooth, model, args, kwargs)
     options = {
         "num_moves": num_moves, "log_bound": log_bound, "num_proposals": num_proposals, "lag": lag, "backward": backward,
     }  # fmt: skip

@@ -1,0 +1,153 @@
+"""What a program makes of its arguments, found by one abstract run before anything is computed: indices, noise of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer.autoguide import AutoGuide
+
+from ..ppl._compat import ClosedJaxpr, is_concrete
+from ..ppl.densities import Eliminated
+from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
+from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
+from ..ppl.traces import Trace
+from ._arguments import Arguments, leaf_names
+from ._noise import check_noise
+
+
+class Run(NamedTuple):
+    """An abstract run.
+
+    Attributes:
+        program: the program.
+        args: its arguments.
+        closed: the traced run; its inputs are a key and the arrays among the arguments.
+        trace: with shapes for arrays.
+        arrays: those of the arguments.
+    """
+
+    program: Program
+    args: tuple
+    closed: ClosedJaxpr
+    trace: Trace
+    arrays: list[Any]
+
+
+def abstract_run(program: Program, args: tuple) -> Run:
+    """The program simulated, nothing computed."""
+    split = Arguments(args)
+    arrays = split.arrays(args)
+
+    def run(key: Any, arrays: list[Any]) -> Trace:
+        return program.simulate(key, *split.join(arrays))
+
+    closed, trace = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0), arrays)
+    return Run(program, args, closed, trace, arrays)
+
+
+def tried_run(program: Any, args: tuple) -> Run | None:
+    """`abstract_run`, or None where a program cannot be simulated; whoever needs that says so."""
+    if (program := whole(program)) is None:
+        return None
+    try:
+        return abstract_run(program, args)
+    except Exception:
+        return None
+
+
+def whole(program: Any) -> Program | None:
+    """The program whose statements are run, with all its sites; None where that cannot be seen."""
+    program = program.program if isinstance(program, Eliminated) else program
+    is_plain = type(program) is Program and not isinstance(program.fn, AutoGuide)
+    return program if is_plain else None
+
+
+def check_run(method: str, run: Run) -> None:
+    """Refuse indices out of range, keys of a program's own, and constants that differ from run to run.
+
+    Raises:
+        ValueError: with argument, value and range.
+    """
+    check_indices(method, run)
+    check_noise(method, run.program, run.args, run.closed, [True, *[False] * len(run.arrays)])
+    arrays = [x for x in run.closed.consts if np.ndim(x) and not _is_key(x)]
+    if arrays and not same_numbers(run.closed, abstract_run(run.program, run.args).closed):
+        positional, keywords = parted(run.args)
+        refuse_unrepeatable(run.program, positional, keywords)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", np.dtype(float)), jax.dtypes.extended)
+
+
+def check_indices(method: str, run: Run) -> None:
+    """Refuse indices that are known and lie outside of what they index, where something depends on what is read.
+
+    Raises:
+        ValueError: with argument, value and range.
+    """
+    if not is_concrete(run.arrays):
+        return
+    values = [None, *run.arrays]
+    if not out_of_range(run.closed, values):
+        return
+    split = Arguments(run.args)
+
+    def counted(key: Any, arrays: list[Any]) -> Any:
+        trace = run.program.simulate(key, *split.join(arrays))
+        return trace.log_probs, {n: _where_it_counts(trace, n) for n in trace.choices}
+
+    closed = jax.make_jaxpr(counted)(jax.random.key(0), run.arrays)
+    if found := heard(closed, [jax.random.key(0), *run.arrays], values):
+        names = ["", *_array_names(run, split)]
+        _refuse(method, run.program, found[0], [names[i] for i in sorted(found[0].inputs)])
+
+
+def _where_it_counts(trace: Trace, name: str) -> Any:
+    """A site's draws, without those under a mask."""
+    x = trace.choices[name]
+    for mask in (trace.masks.get(name), trace.cells.get(name)):
+        if mask is not None:
+            x = jnp.where(
+                jnp.reshape(mask, (*jnp.shape(mask), *[1] * (x.ndim - np.ndim(mask)))), x, 0
+            )
+    return x
+
+
+def _array_names(run: Run, split: Arguments) -> list[str]:
+    names = leaf_names(run.program, run.args)
+    return [name for name, is_array in zip(names, split.is_array, strict=True) if is_array]
+
+
+def _refuse(method: str, program: Program, lookup: Lookup, names: list[str]) -> None:
+    told = " and ".join(f"'{name}'" for name in names)
+    given = f"argument {told}" if lookup.is_given else f"an index made of {told}"
+    what = given if names else "an index of constants"
+    where = f" at {list(lookup.place)}" if lookup.place else ""
+    raise ValueError(
+        f"{method}: {what} of {program!r} holds {lookup.value}{where} ({lookup.count} such), and what it indexes has "
+        f"{lookup.size} entries, 0 to {lookup.size - 1}: another one would be read in its place. Code groups from 0; make a "
+        "missing category a group of its own, or leave its rows out. A group that the fit did not have is drawn by the model: "
+        "name in keep= what is known, and give the plate of groups its size by an argument."
+    )
+
+
+def checked(
+    caller: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """`arguments` of a call, its indices checked."""
+    args = arguments(caller, model, args, kwargs)
+    if isinstance(model, Program) or callable(model):
+        check_new(caller.__name__, as_program(model), args)
+    return args
+
+
+def check_new(method: str, program: Any, args: tuple) -> None:
+    """`check_indices` for a program that is run later: what is wrong with it otherwise is told then."""
+    kinds = {getattr(getattr(x, "dtype", None), "kind", "") for x in jax.tree.leaves(args)}
+    if kinds & {"i", "u"} and is_concrete(args) and (run := tried_run(program, args)) is not None:
+        check_indices(method, run)

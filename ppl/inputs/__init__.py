@@ -1,0 +1,14 @@
+"""What a program does with what it is given before it draws: indices out of range, and random numbers from elsewhere.
+
+Input: a traced program, and the values of those of its inputs that are known: its arguments. Output: indices computed from them
+that lie outside of what they index (`_lookups.py`, over `_known.py`); equations that draw from a key which is not the run's, and
+whether two traces hold the same numbers (`_own_noise.py`). Nothing is run but what indices are made of, and, where one is out of
+range, the program at other elements, to see whether it counts.
+"""
+
+from ._lookups import Lookup as Lookup, heard as heard, out_of_range as out_of_range
+from ._own_noise import (
+    own_noise as own_noise,
+    refuse_own_noise as refuse_own_noise,
+    same_numbers as same_numbers,
+)

@@ -1,0 +1,148 @@
+"""Numbers of a traced program that are known before it runs: those computed from its arguments and constants alone.
+
+Input: a jaxpr in which the values of some inputs are known. Output: for each equation its operands, known or not; what is known
+is computed when it is asked for, once. In the body of a scan a known number has a value for each step (`depth` leading axes); in
+the branches of a cond and in loops with a traced end nothing is known, since they may not be run.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind, scan_counts
+from ..jaxprs import inner_jaxpr, inner_jaxprs
+
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "max": np.maximum, "min": np.minimum,
+    "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
+    "copy": np.asarray, "copy_p": np.asarray, "stop_gradient": np.asarray,
+}  # fmt: skip
+
+
+class Known:
+    """A number that is known, and how it is made.
+
+    Attributes:
+        name: of the operation that makes it; "input" or "constant".
+        operands: what it is made of.
+        inputs: numbers of the inputs that it depends on.
+        depth: scans around it that give it a value for each step, as leading axes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        operands: Sequence[Known],
+        inputs: frozenset[int],
+        depth: int,
+        eqn: Any = None,
+    ) -> None:
+        self.name, self.operands, self.inputs, self.depth = name, operands, inputs, depth
+        self.eqn: Any = eqn
+        self._value: Any = None
+        self._compute: Callable[[], Any] = self._computed
+
+    @classmethod
+    def of(cls, value: Any, number: int | None = None) -> Known:
+        """A value that is there: of an input, or a constant."""
+        made = cls(
+            "constant" if number is None else "input",
+            (),
+            frozenset() if number is None else frozenset([number]),
+            0,
+        )
+        made._value = value
+        return made
+
+    def value(self) -> np.ndarray:
+        """Its elements, steps of scans in front."""
+        if self._value is None:
+            self._value = self._compute()
+        return np.asarray(self._value)
+
+    def stepwise(self) -> Known:
+        """What a scan over it sees in its steps: the same numbers, the first axis being that of steps."""
+        made = Known(self.name, self.operands, self.inputs, self.depth + 1, self.eqn)
+        made._compute = self.value
+        return made
+
+    def _computed(self) -> Any:
+        name, eqn, values = self.name, self.eqn, [o.value() for o in self.operands]
+        depths = {o.depth for o in self.operands} - {0}
+        if name in _ELEMENTWISE and len(depths) <= 1:
+            return _ELEMENTWISE[name](*values).astype(eqn.outvars[0].aval.dtype)
+        if name == "convert_element_type":
+            return values[0].astype(eqn.params["new_dtype"])
+        run: Any = lambda *args: bind(eqn, list(args))[0]
+        for level in range(self.depth, 0, -1):
+            run = jax.vmap(run, [0 if o.depth >= level else None for o in self.operands])
+        with jax.ensure_compile_time_eval():
+            return run(*values)
+
+
+def walk(closed: ClosedJaxpr, values: Sequence[Any]) -> Iterator[tuple[Any, list[Known | None]]]:
+    """Each equation with what is known of its operands.
+
+    Args:
+        closed: the program.
+        values: of its inputs; None where one is not known.
+    """
+    known = [None if x is None else Known.of(x, i) for i, x in enumerate(values)]
+    found: list[tuple[Any, list[Known | None]]] = []
+    _run(closed.jaxpr, closed.consts, known, found)
+    yield from found
+
+
+def _run(
+    jaxpr: Jaxpr, consts: Sequence[Any], known: Sequence[Known | None], found: list[Any]
+) -> list[Known | None]:
+    env: dict[Any, Known | None] = {}
+    env.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
+    env.update(zip(jaxpr.invars, known, strict=True))
+    read = lambda v: Known.of(v.val) if isinstance(v, Literal) else env.get(v)
+    for eqn in jaxpr.eqns:
+        operands = [read(v) for v in eqn.invars]
+        found.append((eqn, operands))
+        env.update(zip(eqn.outvars, _results(eqn, operands, found), strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _constant(value: Any) -> Known | None:
+    is_key = jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.extended)
+    return None if is_key else Known.of(value)
+
+
+def _results(eqn: Any, operands: list[Known | None], found: list[Any]) -> list[Known | None]:
+    name, unknown = eqn.primitive.name, [None] * len(eqn.outvars)
+    if name in CALLS:
+        inner = eqn.params[CALLS[name]]
+        consts = inner.consts if isinstance(inner, ClosedJaxpr) else ()
+        jaxpr = inner_jaxpr(inner)
+        if jaxpr is None or len(jaxpr.invars) != len(operands):
+            return list(unknown)
+        return _run(jaxpr, consts, operands, found)
+    if name == "scan":
+        _scan(eqn, operands, found)
+        return list(unknown)
+    is_plain = not eqn.effects and next(inner_jaxprs(eqn), None) is None and len(eqn.outvars) == 1
+    if not is_plain or any(o is None for o in operands):
+        return list(unknown)
+    all_known = [o for o in operands if o is not None]
+    inputs = functools.reduce(frozenset.union, (o.inputs for o in all_known), frozenset())
+    depth = max((o.depth for o in all_known), default=0)
+    return [Known(name, all_known, inputs, depth, eqn)]
+
+
+def _scan(eqn: Any, operands: list[Known | None], found: list[Any]) -> None:
+    num_consts, num_carry = scan_counts(eqn.params)
+    consts, xs = operands[:num_consts], operands[num_consts + num_carry :]
+    # The steps of an inner scan lie behind those of the outer one, and so do the axes of what goes through both.
+    deepest = max((o.depth for o in (*consts, *xs) if o is not None), default=0)
+    steps = [None if x is None or x.depth != deepest else x.stepwise() for x in xs]
+    body = eqn.params["jaxpr"]
+    _run(body.jaxpr, body.consts, [*consts, *[None] * num_carry, *steps], found)

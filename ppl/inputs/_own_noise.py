@@ -1,0 +1,157 @@
+"""Random numbers of a program that do not come from the key of its run.
+
+A key that is a constant or an argument gives the same numbers at each step and for each draw: a fixed array for noise.
+
+Input: a jaxpr, and which of its inputs are keys of the run. Output: the equations that draw from another key. What no output
+needs does not count: networks are initialised where they are declared, and then have parameters.
+
+Numbers of NumPy's and Python's generators are constants of a trace, other ones in each: `same_numbers` compares two.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._compat import (
+    CALLS,
+    ClosedJaxpr,
+    Jaxpr,
+    Literal,
+    Tracer,
+    lines_of,
+    scan_counts,
+    without_dead_code,
+)
+from ..jaxprs import inner_jaxpr, inner_jaxprs
+
+_OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_DRAWS = frozenset("random_bits random_gamma threefry2x32 rng_bit_generator rng_uniform".split())
+
+
+def refuse_own_noise(label: str, closed: ClosedJaxpr, is_key: Sequence[bool]) -> None:
+    """Refuse a program that draws from a key that is not its run's; see `own_noise`.
+
+    Raises:
+        ValueError: with the line.
+    """
+    if not (found := own_noise(closed, is_key)):
+        return
+    own = [at for at in lines_of(found[0]) if not at[0].startswith(_foreign())]
+    where = f"line {own[0][1]} of '{os.path.basename(own[0][0])}'" if own else "a function of it"
+    raise ValueError(
+        f"{label}: {where} draws random numbers from a key that does not come from the run. A key that is a constant or an "
+        "argument gives the same numbers at each step and for each draw, and is no noise. Draw noise from ppl.rng_key(name), or "
+        "make it a site; what is to stay as it is, draw outside of the program and pass as an array."
+    )
+
+
+def _foreign() -> tuple[str, ...]:
+    """Folders of code that is not the user's; packages that are loaded late are found by name."""
+    packages = [sys.modules[n] for n in ("jax", "numpyro", "equinox") if n in sys.modules]
+    folders = [os.path.dirname(os.path.abspath(str(p.__file__))) for p in packages]
+    return (*folders, *(os.path.join(_OWN, name) for name in ("ppl", "inference")))
+
+
+def own_noise(closed: ClosedJaxpr, is_key: Sequence[bool]) -> list[Any]:
+    """Equations that draw random numbers from no key of the run.
+
+    Args:
+        closed: the program.
+        is_key: by input, whether it is one.
+    """
+    if not _may_draw(closed.jaxpr):
+        return []
+    jaxpr, is_used = without_dead_code(closed.jaxpr)
+    found: list[Any] = []
+    _follow(jaxpr, [m for m, used in zip(is_key, is_used, strict=True) if used], found)
+    return found
+
+
+def _may_draw(jaxpr: Jaxpr) -> bool:
+    return any(
+        eqn.primitive.name in _DRAWS or any(map(_may_draw, inner_jaxprs(eqn))) for eqn in jaxpr.eqns
+    )
+
+
+def _follow(jaxpr: Jaxpr, marks: Sequence[bool], found: list[Any], outer: Any = None) -> list[bool]:
+    """Which outputs depend on a key of the run; `outer` is the call that this is the inside of."""
+    env = dict(zip(jaxpr.invars, marks, strict=True))
+    read = lambda v: not isinstance(v, Literal) and env.get(v, False)
+    for eqn in jaxpr.eqns:
+        marked = [read(v) for v in eqn.invars]
+        if eqn.primitive.name in _DRAWS and not any(marked):
+            found.append(outer or eqn)
+        env.update(zip(eqn.outvars, _results(eqn, marked, found, outer or eqn), strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _results(eqn: Any, marked: list[bool], found: list[Any], outer: Any) -> list[bool]:
+    name, everything = eqn.primitive.name, [any(marked)] * len(eqn.outvars)
+    if name in CALLS:
+        inner = inner_jaxpr(eqn.params[CALLS[name]])
+        if inner is None or len(inner.invars) != len(marked):
+            return everything
+        return _follow(inner, marked, found, outer)
+    if name == "scan":
+        num_consts, num_carry = scan_counts(eqn.params)
+        body, carry = eqn.params["jaxpr"].jaxpr, marked[num_consts : num_consts + num_carry]
+        outs = lambda carry, found: _follow(
+            body, [*marked[:num_consts], *carry, *marked[num_consts + num_carry :]], found
+        )
+        for _ in range(num_carry + 1):  # until nothing is added
+            carry = [a or b for a, b in zip(carry, outs(carry, [])[:num_carry], strict=True)]
+        return outs(carry, found)
+    if name == "cond":
+        for branch in eqn.params["branches"]:
+            _follow(branch.jaxpr, marked[1:], found)
+        return everything
+    for inner in inner_jaxprs(eqn):
+        if len(inner.invars) == len(marked):
+            _follow(inner, marked, found)
+    return everything
+
+
+# Numbers of two traces
+
+
+def same_numbers(one: ClosedJaxpr, other: ClosedJaxpr) -> bool:
+    """Whether what the outputs need has the same numbers in both; true also where their equations differ."""
+    found = [list(_numbers(closed)) for closed in (one, other)]
+    if len(found[0]) != len(found[1]):
+        return True
+    return all(map(_equal, *found))
+
+
+def _numbers(closed: ClosedJaxpr) -> Iterator[Any]:
+    jaxpr = without_dead_code(closed.jaxpr)[0]
+    read = set(_read(jaxpr))
+    yield from (x for v, x in zip(closed.jaxpr.constvars, closed.consts, strict=True) if v in read)
+    yield from _literals(jaxpr)
+
+
+def _read(jaxpr: Jaxpr) -> Iterator[Any]:
+    atoms = [v for eqn in jaxpr.eqns for v in eqn.invars] + list(jaxpr.outvars)
+    yield from (v for v in atoms if not isinstance(v, Literal))
+
+
+def _literals(jaxpr: Jaxpr) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        yield from (v.val for v in eqn.invars if isinstance(v, Literal))
+        for inner in inner_jaxprs(eqn):
+            yield from _literals(inner)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tracer) or isinstance(b, Tracer):
+        return a is b
+    if jax.dtypes.issubdtype(getattr(a, "dtype", np.dtype(float)), jax.dtypes.extended):
+        return True
+    a, b = np.asarray(a), np.asarray(b)
+    is_float = a.dtype.kind in "fc" and b.dtype.kind in "fc"
+    return a.shape != b.shape or np.array_equal(a, b, equal_nan=is_float)

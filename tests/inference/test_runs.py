@@ -1,0 +1,92 @@
+"""Calls refuse indices out of range before they compute anything, with the argument, the value and the range."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import pandas as pd
+import pytest
+
+from lapilli import inference, ppl
+
+KEY = jax.random.key(0)
+Y = np.zeros(4, np.float32)
+GOOD, MISSING, BEYOND = np.array([0, 1, 2, 0]), np.array([0, 1, -1, 0]), np.array([0, 3, 2, 3])
+
+
+@ppl.model
+def model(g, y=None):
+    with ppl.plate("groups", 3):
+        effect = ppl.sample("effect", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", g.shape[0]):
+        ppl.sample("y", dist.Normal(effect[g], 1.0), obs=y)
+
+
+@ppl.model
+def guide(g, y=None):
+    with ppl.plate("groups", 3):
+        ppl.sample("effect", dist.Normal(ppl.param("loc", jnp.zeros(3)), 1.0))
+
+
+OPTIONS = {"num_steps": 1, "progress": False, "k_hat": "skip"}
+CALLS = {
+    "fit": lambda g: inference.fit(model, args=(g, Y), **OPTIONS),
+    "fit by name": lambda g: inference.fit(model, args={"g": g, "y": Y}, **OPTIONS),
+    "fit of an objective": lambda g: inference.fit(
+        inference.elbo(model, guide), optax.sgd(0.1), (g, Y), **OPTIONS
+    ),
+    "fit by minibatches": lambda g: inference.fit(
+        inference.elbo(model, guide), optax.sgd(0.1), (g, Y), subsample={"rows": 2}, **OPTIONS
+    ),
+    "fit_fixed_draws": lambda g: inference.fitting.fit_fixed_draws(
+        inference.elbo(model, guide), (g, Y), key=KEY
+    ),
+    "smc": lambda g: inference.smc(model, KEY, g, Y, num_particles=2),
+    "tempered_smc": lambda g: inference.tempered_smc(model, KEY, g, Y, num_particles=2),
+    "predict": lambda g: inference.predict(model, {"effect": np.zeros((5, 3))}, KEY, g),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "convert", [np.asarray, jnp.asarray, pd.Series], ids=["numpy", "jax", "pandas"]
+)
+def test_an_index_out_of_range_is_refused(call, convert):
+    for g, value in ((MISSING, -1), (BEYOND, 3)):
+        words = rf"argument 'g' of .* holds {value} at \[\d\].*has 3 entries, 0 to 2"
+        with pytest.raises(ValueError, match=words):
+            CALLS[call](convert(g))
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return inference.fit(inference.elbo(model, guide), optax.sgd(0.1), (GOOD, Y), **OPTIONS)
+
+
+def test_new_rows_are_looked_at_too(fit):
+    with pytest.raises(ValueError, match="Fit.predict: argument 'g'.* holds 3 .*name in keep="):
+        fit.predict(KEY, BEYOND, num_samples=2)
+    with pytest.raises(ValueError, match="Fit.posterior: argument 'g'.* holds -1"):
+        fit.posterior(KEY, 2, args=(MISSING, Y))
+    assert fit.predict(KEY, np.array([2, 2, 1]), num_samples=2)["y"].shape == (2, 3)
+
+
+def test_rows_that_do_not_count_may_hold_anything():
+    @ppl.model
+    def padded(g, y=None):
+        with ppl.plate("groups", 3):
+            effect = ppl.sample("effect", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", g.shape[0]):
+            ppl.sample("y", dist.Normal(effect[g], 1.0).mask(g >= 0), obs=y)
+
+    inference.smc(padded, KEY, MISSING, Y, num_particles=2)
+    with pytest.raises(ValueError, match="argument 'g' of .* holds 3"):
+        inference.smc(padded, KEY, BEYOND, Y, num_particles=2)
+
+
+def test_an_index_made_of_data_or_held_by_the_program_is_named_so():
+    with pytest.raises(ValueError, match="an index made of 'g'"):
+        inference.smc(lambda g, y: model.fn(g - 1, y), KEY, GOOD, Y, num_particles=2)
+    with pytest.raises(ValueError, match="an index of constants"):
+        inference.fit(lambda y: model.fn(jnp.asarray(MISSING), y), args=(Y,), **OPTIONS)

@@ -1,0 +1,120 @@
+"""Indices out of range are found where they are known, and only where what is read counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lapilli.ppl.inputs import heard, out_of_range
+
+TABLE = 1.0 + jnp.arange(3.0) ** 2
+MATRIX = jnp.arange(12.0).reshape(3, 4)
+
+
+def found(fn, table, *args):
+    """Values out of range that count."""
+    closed = jax.make_jaxpr(fn)(table, *args)
+    known = [None, *args]
+    lookups = out_of_range(closed, known)
+    return [x.value for x in heard(closed, [table, *args], known)] if lookups else []
+
+
+# Ways to look up rows, how far the index is moved, and whether numbers from the end, and beyond it, are read silently.
+WAYS = {
+    "index": (lambda e, g: e[g], 0, True, True),
+    "index of rows": (lambda e, g: jnp.stack([e, e], 1)[g], 0, True, True),
+    "second axis": (lambda e, g: jnp.stack([e, e])[:, g], 0, True, True),
+    "two axes": (lambda e, g: jnp.outer(e, e)[g, g], 0, True, True),
+    "take": (lambda e, g: jnp.take(e, g), 0, True, False),
+    "take_along_axis": (lambda e, g: jnp.take_along_axis(e, g, 0), 0, True, False),
+    "codes from 1": (lambda e, g: e[g - 1], -1, True, True),
+    "moved up": (lambda e, g: e[2 * g - g + 1], 1, True, True),
+    "through floats": (lambda e, g: e[(g * 1.0).astype(int)], 0, True, True),
+    "vmap": (lambda e, g: jax.vmap(lambda i: e[i])(g), 0, True, True),
+    "jit": (lambda e, g: jax.jit(lambda e, g: e[g])(e, g), 0, True, True),
+    "checkpoint": (lambda e, g: jax.checkpoint(lambda e, g: e[g])(e, g), 0, True, True),
+    "reshaped": (lambda e, g: e[g.reshape(2, 3)], 0, True, True),
+    "a slice of it": (lambda e, g: e[g[:-1]], 0, True, True),
+    "scan": (lambda e, g: jax.lax.scan(lambda c, g: (c, e[g]), 0.0, g)[1], 0, True, True),
+    "scan, moved": (lambda e, g: jax.lax.scan(lambda c, g: (c, e[g - 1]), 0.0, g)[1], -1, True, True),
+    "scan of scans": (
+        lambda e, g: jax.lax.scan(
+            lambda c, g: jax.lax.scan(lambda c, i: (c, e[i]), c, g), 0.0, g.reshape(2, 3)
+        )[1],
+        0,
+        True,
+        True,
+    ),
+    "scan of rows": (
+        lambda e, g: jax.lax.scan(lambda c, g: (c, e[g]), 0.0, g.reshape(3, 2))[1], 0, True, True
+    ),
+    "dynamic slice": (lambda e, g: jax.lax.dynamic_slice_in_dim(e, g[0], 1), 0, True, True),
+    # What is asked for.
+    "clipped": (lambda e, g: e[jnp.clip(g, 0, 2)], 0, False, False),
+    "mode clip": (lambda e, g: jnp.take(e, g, mode="clip"), 0, False, False),
+    "mode wrap": (lambda e, g: jnp.take(e, g, mode="wrap"), 0, False, False),
+    "mode fill": (lambda e, g: e.at[g].get(mode="fill", fill_value=0.0), 0, True, False),
+    "one-hot": (lambda e, g: jax.nn.one_hot(g, 3) @ e, 0, False, False),
+    "left out": (lambda e, g: jnp.where((g >= 0) & (g < 3), e[g], 0.0), 0, False, False),
+    "multiplied by zero": (lambda e, g: e[g] * ((g >= 0) & (g < 3)), 0, False, False),
+    "not used": (lambda e, g: (e[g], e.sum())[1], 0, False, False),
+    "behind a condition": (
+        lambda e, g: jax.lax.cond((g >= 0).all(), lambda: e[g], lambda: 0.0 * e[g * 0]), 0, False, False
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_silent_lookup_is_found_and_no_other(way):
+    fn, shift, reads_before, reads_beyond = WAYS[way]
+    rng = np.random.default_rng(len(way))
+    run = lambda e, g: [fn(e, g)]
+    cases = {"inside": (0, 3), "before": (-2, 2), "beyond": (1, 5)}
+    for case, (low, high) in cases.items():
+        g = rng.integers(low, high, 6).astype(np.int32)
+        g[0] = {"inside": 1, "before": -1, "beyond": 4}[case]
+        g[-1] = 0  # which "a slice of it" does not read
+        values = found(run, TABLE, g - shift)
+        expected = {"inside": False, "before": reads_before, "beyond": reads_beyond}[case]
+        assert bool(values) == expected, (case, g, values)
+        if expected:
+            assert values[0] in g and not 0 <= values[0] < 3
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "int32", "uint32"])
+def test_all_types_of_integers(kind):
+    g = np.array([0, 5, 1], kind)
+    assert found(lambda e, g: [e[g]], TABLE, g) == [5]
+
+
+def test_numbers_in_a_program_count_from_the_end():
+    last = lambda e: [e[-1], e[jnp.array([0, -1])], e[jnp.arange(3) - 1], e[-2:], e[::-1]]
+    assert found(last, TABLE) == []
+    scan = lambda e: [jax.lax.scan(lambda c, t: (c + e[t - 1], None), 0.0, jnp.arange(3))[0]]
+    assert found(scan, TABLE) == []
+    # Data that a program has without an argument: more numbers than there are to look up, or one beyond them.
+    assert found(lambda e: [e[jnp.array([0, 1, -1, 2])]], TABLE) == [-1]
+    assert found(lambda e: [e[np.array([0, 3])]], TABLE) == [3]
+
+
+def test_tables_that_begin_with_equal_numbers_are_told_apart():
+    g = np.array([0, -1])
+    assert found(lambda e, g: [e[g]], jnp.zeros(3), g) == [-1]
+    assert found(lambda e, g: [e[g]], jnp.ones((3, 2), int) * jnp.arange(3)[:, None], g) == [-1]
+
+
+def test_indices_that_are_drawn_or_learned_are_not_known():
+    def run(e, key, g):
+        z = jax.random.categorical(key, e)
+        return [e[z], e[jnp.argmax(e)], e[g + z]]
+
+    closed = jax.make_jaxpr(run)(TABLE, jax.random.key(0), np.array([7]))
+    assert not out_of_range(closed, [None, None, np.array([7])])
+
+
+def test_a_matrix_is_looked_up_by_axis():
+    g, h = np.array([0, 2]), np.array([3, 1])
+    assert found(lambda e, g, h: [e[g, h]], MATRIX, g, h) == []
+    assert found(lambda e, g, h: [e[h, g]], MATRIX, g, h) == [3]
+    pairs = np.array([[0, 3], [2, 4]])
+    assert found(lambda e, p: [e[p[:, 0], p[:, 1]]], MATRIX, pairs) == [4]
