@@ -18,7 +18,7 @@ from ._archive import from_raw, read, to_raw, write
 from ._skeleton import as_skeleton, from_skeleton
 from ._structure import differences, structure, versions
 
-_FORMAT = "fit 3"
+_FORMAT = "fit 2"
 _AVERAGING = ("start", "count", "spread", "error", "r_hat")
 
 

@@ -211,7 +211,7 @@ FOREIGN = {
     ),
     "no digest": (
         lambda content: rewritten(content, lambda e: e.pop("digest.npy")),
-        "it has no digest, as those of older versions",
+        "its content has changed since it was written",
     ),
     "swapped": (
         lambda content: rewritten(
