@@ -219,7 +219,9 @@ remembering = lambda decay: bound(
 named = lambda objective: dataclasses.replace(
     objective(*programs(), strategies={"kind": "enum"}), name="tempered"
 )
-sampled = lambda num: inference.iwelbo(*programs(), num_particles=num, strategies={"kind": "enum"})
+sampled = lambda num: inference.iwelbo(
+    *programs(), num_particles=num, strategies={"kind": "reinforce"}
+)
 OBJECTIVES = {
     "strategy's option": (
         lambda: remembering(0.9),
