@@ -178,7 +178,7 @@ def fit(
     is_model = callable(objective) and not isinstance(objective, AbstractObjective)
     args = () if args is None else args
     _check_types(objective, is_model, optimizer, args, callbacks, mesh, average)
-    _refuse_traced(args, params, key)
+    _refuse_traced(args if isinstance(args, tuple | Mapping) else None, params, key)
     objective = as_program(objective) if is_model else objective
     names: dict[str, tuple] = {}
     if isinstance(args, Mapping | tuple):
