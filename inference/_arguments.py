@@ -92,12 +92,28 @@ def outcome(fn: Callable[..., Any], args: tuple) -> Any:
     return jax.eval_shape(lambda arrays: fn(*split.join(arrays)), split.arrays(args))
 
 
-def leaf_names(program: Any, args: tuple) -> list[str]:
+def leaves_of(args: tuple) -> tuple[list[Any], Any]:
+    """The leaves of the arguments, a list of numbers being one, and their structure."""
+    return jax.tree.flatten(args, is_leaf=is_list)
+
+
+def is_list(x: Any) -> bool:
+    """Whether it is a list of numbers, or of such lists."""
+    return isinstance(x, list) and len(x) > 0 and all(is_list(e) or _is_number(e) for e in x)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float | np.generic) or is_array(x) and np.ndim(x) == 0
+
+
+def leaf_names(
+    program: Any, args: tuple, is_leaf: Callable[[Any], bool] | None = None
+) -> list[str]:
     """A name for each leaf of the arguments: of the program's argument, and where in it."""
     positional, _ = parted(args)
     names = [p.name for p in _parameters(program)]
     found = []
-    for path, _ in jax.tree_util.tree_flatten_with_path(args)[0]:
+    for path, _ in jax.tree_util.tree_flatten_with_path(args, is_leaf)[0]:
         number = path[0].idx
         if number < len(positional):
             head, rest = names[number] if number < len(names) else f"args{number}", path[1:]
@@ -106,6 +122,11 @@ def leaf_names(program: Any, args: tuple) -> list[str]:
         within = jax.tree_util.keystr(rest, simple=True, separator="/")
         found.append(f"{head}/{within}" if within else head)
     return found
+
+
+def named_leaves(program: Any, args: tuple) -> dict[str, Any]:
+    """The leaves of the arguments by name, in order; a list of numbers is one."""
+    return dict(zip(leaf_names(program, args, is_list), leaves_of(args)[0], strict=True))
 
 
 def _parameters(program: Any) -> list[inspect.Parameter]:

@@ -13,6 +13,7 @@ import jax
 
 from ..ppl._compat import CALLS, Jaxpr, Literal
 from ..ppl.jaxprs import inner_jaxpr
+from ._arguments import Arguments
 from ._depends import walk
 
 # What takes entries out of an array, or lines them up with others, at places that another operand or no operand tells.
@@ -28,10 +29,16 @@ def by_position(
         run: a function (arrays, known, args) -> anything.
         arrays: about which is asked.
         known: other inputs that are no data.
-        before: the arrays of arguments of some rows.
+        before: arguments of some rows.
         after: of more rows.
     """
-    one, two = (jax.make_jaxpr(run)(list(arrays), known, args).jaxpr for args in (before, after))
+
+    def traced(args: Any) -> Jaxpr:
+        split = Arguments(args)
+        fn = lambda arrays, known, data: run(arrays, known, split.join(data))
+        return jax.make_jaxpr(fn)(list(arrays), known, split.arrays(args)).jaxpr
+
+    one, two = traced(before), traced(after)
     num_known = len(jax.tree.leaves(known))
     found = []
     for asked in range(len(arrays)):

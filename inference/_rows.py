@@ -28,7 +28,7 @@ from numpyro.primitives import Messenger
 from ..ppl._checks import is_integer
 from ..ppl.densities import Eliminated
 from ..ppl.language import Program
-from ._arguments import Arguments, is_array, outcome
+from ._arguments import Arguments, is_array, is_list, leaves_of, outcome
 
 Shapes = Mapping[tuple[str, str], tuple[int, ...]]
 
@@ -49,7 +49,7 @@ class Met(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Axes of arguments that are rows of one thing.
+    """Axes of arguments that are rows of one thing; leaves are numbered as in `leaves_of`.
 
     Attributes:
         axes: which.
@@ -107,8 +107,8 @@ def met(program: Any, args: tuple) -> Met:
         return Met(seen, err)
     # Inside of a scan one step was met; the trace knows them all.
     sites = {n: (*s.batch_shape, *s.event_shape) for n, s in trace.sites.items()}
-    kinds = {n: s.kind for n, s in trace.sites.items()}
-    seen.update({("site", n): s for n, s in sites.items() if kinds[n] in ("latent", "observed")})
+    unseen = {n for n, s in trace.sites.items() if s.kind == "factor"}
+    seen.update({("site", n): s for n, s in sites.items() if n not in unseen})
     return Met({k: s for k, s in seen.items() if k[0] != "site" or k[1] in sites})
 
 
@@ -137,14 +137,15 @@ def rows_of(
     search = _Search(run, args, watched)
     if search.base.error is not None:
         raise search.base.error
-    axes = [Axis(i, 0) for i, x in enumerate(search.leaves) if is_array(x) and np.ndim(x)]
+    leaves = list(enumerate(search.leaves))
+    axes = [Axis(i, 0) for i, x in leaves if is_list(x) or is_array(x) and np.ndim(x)]
     if size is None:
-        axes += [Axis(i, None) for i, x in enumerate(search.leaves) if is_integer(x)]
+        axes += [Axis(i, None) for i, x in leaves if is_integer(x) and x > 0]
     else:
-        axes = [axis for axis in axes if search.leaves[axis.leaf].shape[0] == size]
+        axes = [axis for axis in axes if search.size_of(axis) == size]
     found = search.rows(axes)
     has_target = lambda rows: bool(rows.names("site") & set(targets))
-    for number, leaf in enumerate(search.leaves):
+    for number, leaf in leaves:
         own = [r for r in found if Axis(number, 0) in r.axes]
         if not targets or not own or has_target(own[0]) or not is_array(leaf):
             continue
@@ -164,19 +165,21 @@ class _Search:
     ) -> None:
         split = Arguments(args)
         shapes = split.join(jax.eval_shape(lambda *arrays: arrays, *split.arrays(args)))
-        self.leaves, self.treedef = jax.tree.flatten(shapes)
+        self.leaves, self.treedef = leaves_of(shapes)
         self.run, self.watched = run, watched
         self.base = run(jax.tree.unflatten(self.treedef, self.leaves))
 
     def rows(self, axes: Sequence[Axis]) -> list[Rows]:
         by_size: dict[int, list[Axis]] = {}
         for axis in axes:
-            by_size.setdefault(self._size(axis), []).append(axis)
+            by_size.setdefault(self.size_of(axis), []).append(axis)
         return [rows for size, some in by_size.items() for rows in self._parted(size, some)]
 
-    def _size(self, axis: Axis) -> int:
+    def size_of(self, axis: Axis) -> int:
         leaf = self.leaves[axis.leaf]
-        return int(leaf) if axis.axis is None else leaf.shape[axis.axis]
+        if axis.axis is None:
+            return int(leaf)
+        return len(leaf) if is_list(leaf) else leaf.shape[axis.axis]
 
     def _parted(self, size: int, axes: list[Axis]) -> list[Rows]:
         """Axes of one length as rows of one thing, or of several."""
@@ -198,7 +201,7 @@ class _Search:
         every = [
             Axis(i, k)
             for i, x in enumerate(self.leaves)
-            for k in range(len(np.shape(x)))
+            for k in range(np.ndim(x) if is_array(x) else 0)
             if x.shape[k] == size
         ]
         counted = [a for a in axes if a.axis is None]
@@ -226,6 +229,8 @@ class _Search:
             leaf = leaves[number]
             if axis is None:
                 leaves[number] = leaf + more
+            elif is_list(leaf):
+                leaves[number] = [*leaf, *leaf[-1:] * more]
             else:
                 shape = (*leaf.shape[:axis], leaf.shape[axis] + more, *leaf.shape[axis + 1 :])
                 leaves[number] = jax.ShapeDtypeStruct(shape, leaf.dtype)

@@ -99,9 +99,10 @@ def fit(
         num_steps: total number of steps, those before a checkpoint included; 0 takes `params` as they are. None trains until
             an iterator ends; on data themselves until the value has settled, see `fitting.settling`.
         key: PRNG key, typed or raw uint32; default `jax.random.key(0)`.
-        subsample: plate name -> batch size n. Every array leaf whose leading axis is the plate's full size N is cut down to n
+        subsample: plate name -> batch size n. Every array leaf whose leading axis goes with the plate's N rows is cut down to n
             rows by random reshuffling (each epoch a fresh permutation, its last N mod n rows left out), and the plate's terms
-            are scaled by N / n. The program must take the plate's size from the sliced argument.
+            are scaled by N / n. The program must take the plate's size from the sliced argument. An array as long as the plate
+            that could be longer by itself, since the program looks up in it what the data name, stays whole.
         plate_sizes: for an iterable of batches, plate name -> full size N, for each plate that a batch holds only in part; {}
             if every batch is all the data. N may be `math.inf`: see `Objective.with_plate_sizes`.
         params: parameters to start from, same names and shapes as `objective.init` gives (for several seeds, optionally with a

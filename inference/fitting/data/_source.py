@@ -15,7 +15,7 @@ import jax
 from ....ppl._checks import is_integer
 from ....ppl.densities import Eliminated
 from ....ppl.language import Program
-from ..._arguments import Arguments, is_array, outcome, shapes, shapes_of
+from ..._arguments import Arguments, is_array, leaves_of, outcome, shapes, shapes_of
 from ..._positions import by_position
 from ..._rows import Met, rows_of
 from ._batches import Batches, is_iterable_of_batches
@@ -84,7 +84,8 @@ def _plates_of(objective: Any, args: tuple, sizes: Mapping[str, int]) -> list[st
     it is matched to the rows by position.
     """
     run, arrays = (lambda args: _met(objective, args)), Arguments(args).arrays(args)
-    leaf_of = [i for i, x in enumerate(jax.tree.leaves(args)) if is_array(x)]
+    with_axes = [i for i, x in enumerate(leaves_of(args)[0]) if is_array(x) and x.ndim]
+    leaf_of = dict(zip([i for i, x in enumerate(arrays) if x.ndim], with_axes, strict=True))
     found: list[str | None] = [None] * len(arrays)
     for name, size in sizes.items():
         long = [i for i, x in enumerate(arrays) if x.ndim and x.shape[0] == size]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ....ppl._compat import is_concrete
-from ..._arguments import is_array, leaf_names
+from ..._arguments import is_array, leaves_of, named_leaves
 from ..._rows import met
 
 
@@ -23,24 +23,22 @@ def check_runs(
     """Refuse arguments of other columns than the fit's at which the model cannot be run, or not with the fit's draws."""
     if fit_args is None:
         return
-    before = dict(zip(leaf_names(model, fit_args), jax.tree.leaves(fit_args), strict=True))
-    leaves, structure = jax.tree.flatten(args)
-    names = leaf_names(model, args)
-    olds = [
-        before[n] if _are_arrays(x, before.get(n)) else x
-        for n, x in zip(names, leaves, strict=True)
-    ]
+    before, now = named_leaves(model, fit_args), named_leaves(model, args)
+    olds = {n: before[n] if _are_arrays(x, before.get(n)) else x for n, x in now.items()}
     other = [
-        (n, np.shape(x), np.shape(old))
-        for n, x, old in zip(names, leaves, olds, strict=True)
-        if np.shape(x) != np.shape(old)
+        (n, np.shape(x), np.shape(olds[n]))
+        for n, x in now.items()
+        if is_array(x) and np.shape(x) != np.shape(olds[n])
     ]
     # First the one that differs in more than its number of rows.
     other.sort(key=lambda o: len(o[1]) == len(o[2]) and o[1][1:] == o[2][1:])
     if not other:
         return
-    found = met(model, args)
-    if found.error is not None and met(model, jax.tree.unflatten(structure, olds)).error is None:
+    found, structure = met(model, args), leaves_of(args)[1]
+    if (
+        found.error is not None
+        and met(model, jax.tree.unflatten(structure, olds.values())).error is None
+    ):
         reason = f"{type(found.error).__name__}: {found.error}"
         raise _other_shape(method, other[0], reason) from found.error
     (_, new, old), sites = other[0], found.shapes
@@ -68,19 +66,16 @@ def is_of_fit(model: Any, args: tuple, fit_args: tuple | None) -> bool:
     """Whether these are the arguments of the fit, observations included."""
     if fit_args is None or args is fit_args:
         return args is fit_args
-    is_whole = len(jax.tree.leaves(args)) == len(jax.tree.leaves(fit_args))
-    return is_whole and len(same_leaves(model, args, fit_args)) == len(jax.tree.leaves(args))
+    sizes = {len(leaves_of(x)[0]) for x in (args, fit_args)}
+    return sizes == {len(same_leaves(model, args, fit_args))}
 
 
 def same_leaves(model: Any, args: tuple, fit_args: tuple | None) -> set[int]:
-    """Leaves of the arguments, by number, that are those of the fit."""
+    """Leaves of the arguments, by number in `leaves_of`, that are those of the fit."""
     if fit_args is None:
         return set()
-    before = dict(zip(leaf_names(model, fit_args), jax.tree.leaves(fit_args), strict=True))
-    names = leaf_names(model, args)
-    pairs = [
-        (x, before.get(name, _NONE)) for name, x in zip(names, jax.tree.leaves(args), strict=True)
-    ]
+    before, now = named_leaves(model, fit_args), named_leaves(model, args)
+    pairs = [(x, before.get(name, _NONE)) for name, x in now.items()]
     return {number for number, (new, old) in enumerate(pairs) if _is_same(new, old)}
 
 

@@ -54,7 +54,7 @@ def predictive(
             kept = {n: x for n, x in _choices(guide, at).items() if matches(n, patterns)}
             check_runs("Fit.predict", model, args, fit_args, kept)
         if is_new and "*" not in patterns:
-            check_kept_rows("Fit.predict", model, args)
+            check_kept_rows("Fit.predict", model, args, fit_args)
     if fit_args is not None and args is not fit_args and not are_examples:
         _check_past(model, args, fit_args)
 

@@ -10,7 +10,7 @@ import jax
 import jax.export
 import numpy as np
 
-from ..._arguments import Arguments, leaf_names, shapes_of
+from ..._arguments import Arguments, is_array, leaf_names, leaves_of, shapes_of
 from ..._rows import Axis, met, rows_of, unbound
 from ..prediction import predictive
 from ._archive import write_bytes
@@ -92,7 +92,9 @@ def _longer(x: Any) -> Any:
 
 def _of_rows(model: Any, args: tuple, split: Arguments, names: list[str], size: int) -> list[str]:
     """Arguments that have the same rows as the first."""
-    leaves = [i for i, is_array in enumerate(split.is_array) if is_array]
+    arrays = dict(zip(names, split.arrays(args), strict=True))
+    with_axes = [i for i, x in enumerate(leaves_of(args)[0]) if is_array(x) and np.ndim(x)]
+    leaf_of = dict(zip([n for n, x in arrays.items() if x.ndim], with_axes, strict=True))
     found = rows_of(lambda args: met(unbound(model), args), args, size=size)
-    (rows,) = [r for r in found if Axis(leaves[0], 0) in r.axes]
-    return [name for name, leaf in zip(names, leaves, strict=True) if Axis(leaf, 0) in rows.axes]
+    (rows,) = [r for r in found if Axis(leaf_of[names[0]], 0) in r.axes]
+    return [name for name, leaf in leaf_of.items() if Axis(leaf, 0) in rows.axes]

@@ -372,6 +372,28 @@ def slopes_and_values(x, y=None):
     ppl.sample("z", dist.Normal(ppl.param("at", jnp.zeros(8)), 0.1).to_event(1))
 
 
+def with_a_table(x, y=None):
+    """A parameter of the model with as many entries as the fit had rows."""
+    slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+    shift = ppl.param("table", jnp.zeros(8))[jnp.arange(x.shape[0])]
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(slope * x + shift, 0.3), obs=y)
+
+
+def reading_by_position(x, y=None):
+    slopes(x)
+    embedding = ppl.module("embedding", {"table": jnp.zeros((8, 1))})["table"]
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("u", dist.Normal(embedding[jnp.arange(x.shape[0]), 0] + x, 0.1))
+
+
+def of_one_number(x, y=None):
+    slopes(x)
+    weights = ppl.module("network", {"weights": jnp.eye(8)})["weights"]
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("u", dist.Normal(weights @ x, 0.1))
+
+
 BY_ROW = {
     "parameters of a guide that reads": (
         rows,
@@ -388,6 +410,13 @@ BY_ROW = {
         slopes_and_values,
         r"'z' has as many entries as the fit.*keep=\['slope'\]",
     ),
+    "a table of the model": (
+        with_a_table,
+        slopes,
+        "model's parameter 'table' has an entry for each",
+    ),
+    "a table of the guide": (rows, reading_by_position, r"draws it by \['embedding'\], which"),
+    "a network of one size": (rows, of_one_number, r"guide cannot be traced with more rows"),
     "no trace of more": (
         of_known_rows,
         slopes_and_values,
@@ -396,6 +425,7 @@ BY_ROW = {
 }
 
 
+@pytest.mark.slow_for("a table of the guide", "a network of one size", "positions")
 @pytest.mark.parametrize("name", BY_ROW)
 def test_what_has_an_entry_for_each_row_of_the_fit_is_refused_at_as_many_others(name):
     model, guide, message = BY_ROW[name]
@@ -474,3 +504,38 @@ def test_a_table_that_is_the_fits_is_about_the_same_things():
     np.testing.assert_allclose(y.mean(0), 10.0 * group + NEW, atol=1e-2)
     with pytest.raises(ValueError, match="site 'effect' lies in plate 'things'"):
         fit.predict(KEY, NEW, group, table + 1.0, num_samples=2)
+
+
+@pytest.mark.slow
+def test_a_guide_that_looks_rows_up_by_an_index_of_theirs_reads_them():
+    """Its table is as long as the rows of the fit were, and the index that only the guide reads goes with the rows."""
+
+    def model(x, index, y=None):
+        rows(x, y)
+
+    def guide(x, index, y=None):
+        slopes(x)
+        table = ppl.param("table", 10.0 * jnp.arange(8.0))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("u", dist.Normal(table[index], 1e-3))
+
+    fit, index = quick_fit(model, guide, (X, np.arange(8), Y)), np.array([7, 1, 1, 3, 0, 0, 0, 2])
+    mean = fit.predict(KEY, X, index, num_samples=200)["mean"].mean(0)
+    np.testing.assert_allclose(mean, 1.5 * X + 10.0 * index, atol=0.1)
+
+
+@pytest.mark.slow
+def test_a_list_of_numbers_has_rows():
+    def model(x, group, y=None):
+        x, group = jnp.asarray(x), jnp.asarray(group)
+        effect = ppl.sample("effect", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        shift = ppl.sample("shift", dist.Normal(0.0, 1.0).expand([len(x)]).to_event(1))
+        obs = None if y is None else jnp.asarray(y)
+        ppl.sample("y", dist.Normal(x + effect[group] + shift, 1.0).to_event(1), obs=obs)
+
+    groups = [0, 1, 2, 0, 1, 2, 0, 1]
+    fit = quick_fit(model, AutoNormal(model), (X.tolist(), groups, Y.tolist()))
+    with pytest.raises(ValueError, match=r"'shift' has an axis of length 8.*keep=\['effect'\]"):
+        fit.predict(KEY, FAR.tolist(), groups, num_samples=2)
+    drawn = fit.predict(KEY, NEW.tolist(), groups[:3], keep=["effect"], num_samples=2)
+    assert drawn["y"].shape == (2, 3)
