@@ -6,7 +6,7 @@ more rows in the second, do: the array stays, and what is taken out of it at pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -60,23 +60,53 @@ def _lines_up(
         data: inputs that depend on data.
         grows: inside of a loop that has more steps in the second.
     """
-    of_asked = dict(zip(one.invars, asked, strict=True))
-    of_data = dict(zip(one.invars, data, strict=True))
-    if len(one.eqns) != len(two.eqns):
-        return True  # another program: what it does cannot be told from the first
-    for eqn, other in zip(one.eqns, two.eqns, strict=True):
-        marks = lambda env, eqn=eqn: [
+    if len(one.eqns) != len(
+        two.eqns
+    ):  # a loop over rows, say: then it is counted how often entries are taken
+        return _num_takes(one, asked, data) != _num_takes(two, asked, data)
+    pairs = zip(_marked(one, asked, data), two.eqns, strict=True)
+    for (eqn, own, told), other in pairs:
+        if any(own) and (
+            eqn.primitive is not other.primitive or _found(eqn, other, own, told, grows)
+        ):
+            return True
+    return False
+
+
+def _num_takes(jaxpr: Jaxpr, asked: Sequence[bool], data: Sequence[bool]) -> int:
+    """How often entries of the marked array are taken at places that do not depend on data."""
+    count = 0
+    for eqn, own, told in _marked(jaxpr, asked, data):
+        inner = (
+            inner_jaxpr(eqn.params[CALLS[eqn.primitive.name]])
+            if eqn.primitive.name in CALLS
+            else None
+        )
+        if any(own) and inner is not None:
+            count += _num_takes(inner, own, told)
+        elif any(own) and eqn.primitive.name in _TAKES:
+            count += not _is_told(own, told)
+    return count
+
+
+def _marked(
+    jaxpr: Jaxpr, asked: Sequence[bool], data: Sequence[bool]
+) -> Iterator[tuple[Any, list[bool], list[bool]]]:
+    """Equations with, for each operand, whether it depends on the array, and whether on data."""
+    envs = [dict(zip(jaxpr.invars, marks, strict=True)) for marks in (asked, data)]
+    for eqn in jaxpr.eqns:
+        is_known = lambda env, eqn=eqn: [
             not isinstance(v, Literal) and env.get(v, False) for v in eqn.invars
         ]
-        own, told = marks(of_asked), marks(of_data)
-        if any(own):
-            if eqn.primitive is not other.primitive:
-                return True
-            if _found(eqn, other, own, told, grows):
-                return True
-        walk([eqn], of_asked)
-        walk([eqn], of_data)
-    return False
+        own, told = map(is_known, envs)
+        yield eqn, own, told
+        for env in envs:
+            walk([eqn], env)
+
+
+def _is_told(own: list[bool], told: list[bool]) -> bool:
+    """Whether data say which entries are taken."""
+    return any(t for t, mark in zip(told, own, strict=True) if not mark)
 
 
 def _found(eqn: Any, other: Any, own: list[bool], told: list[bool], grows: bool) -> bool:
@@ -96,5 +126,4 @@ def _found(eqn: Any, other: Any, own: list[bool], told: list[bool], grows: bool)
     shapes = [[v.aval.shape for v in e.invars] for e in (eqn, other)]
     stays = all(shapes[0][i] == shapes[1][i] for i, mark in enumerate(own) if mark)
     more = eqn.outvars[0].aval.shape != other.outvars[0].aval.shape
-    places = any(t for t, mark in zip(told, own, strict=True) if not mark)
-    return stays and (more or grows) and not places
+    return stays and (more or grows) and not _is_told(own, told)

@@ -41,7 +41,10 @@ class Axis(NamedTuple):
 
 
 class Met(NamedTuple):
-    """What a run meets: ("site" | "param" | "plate", name) -> shape; `error` ended it, if there is one."""
+    """What a run meets: ("site" | "param" | "plate", name) -> shape; `error` ended it, if there is one.
+
+    Parameters that are networks have no shape here, ("network", name) -> ().
+    """
 
     shapes: Shapes
     error: Exception | None = None
@@ -79,7 +82,7 @@ class Rows:
 
 
 def met(program: Any, args: tuple) -> Met:
-    """Sites, parameters (arrays, no networks) and plates with their shapes, as far as a run of the program comes."""
+    """Sites, parameters and plates with their shapes, as far as a run of the program comes."""
     seen: dict[tuple[str, str], tuple[int, ...]] = {}
     if isinstance(program, Eliminated):
         program = program.program  # whose sites are all there
@@ -90,6 +93,8 @@ def met(program: Any, args: tuple) -> Met:
                 seen["plate", msg["name"]] = (msg["args"][0],)
             elif msg["type"] == "param" and isinstance(msg["value"], jax.Array):
                 seen["param", msg["name"]] = jnp.shape(msg["value"])
+            elif msg["type"] == "param":
+                seen["network", msg["name"]] = ()
             elif msg["type"] == "sample" and msg["value"] is not None:
                 seen["site", msg["name"]] = jnp.shape(msg["value"])
 

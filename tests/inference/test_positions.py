@@ -27,6 +27,8 @@ LOOKED_UP = {
     "coefficients": lambda z, x: jnp.tile(x[:, None], 8) @ z,
     "in steps": lambda z, x: jax.lax.scan(lambda t, x: (t + 1, z[x.astype(int)]), 0, x)[1],
     "some entries": lambda z, x: z[0] + z[1:3].sum() + x,
+    "in a loop": lambda z, x: sum(z[x[i].astype(int)] for i in range(len(x))),
+    "nowhere in a loop": lambda z, x: sum(x[i] * i for i in range(len(x))),
     "nowhere": lambda z, x: x,
     "its mean": lambda z, x: z.mean() * x,
 }

@@ -42,7 +42,8 @@ def own_parameters(program: Any, args: tuple, rows: Rows, sizes: set[int]) -> se
     """Parameters with an entry for each row of the fit, which had so many; `rows` are those of a run of this program."""
     if not isinstance(program, Program) or not program.params:
         return set()
-    params = dict(program.params)
+    known = {n for kind, n in run_of(program)(args).shapes if kind in ("param", "network")}
+    params = {name: x for name, x in program.params.items() if name in known}
     leaves, treedef = jax.tree.flatten(params)
     owners = [name for name in params for _ in jax.tree.leaves(params[name])]
     own = rows.names("param") & set(params)
