@@ -7,6 +7,7 @@ the statement that met the error is found and named, with what to do.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import linecache
 import os
 import re
@@ -137,11 +138,14 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
     after = f"after site '{sites[-1]}'" if sites else "before its first site"
     where = f"{program!r}, line {number} of '{os.path.basename(file)}', {after}"
     if is_read:
+        named = _arguments_in(line, program)
+        bound = ", ".join(f"{n}={n}" for n in named) or "x"
+        which = f"; here that may be {' or '.join(named)}" if named else ""
         return (
             f"{where}: `{line}` reads the value of an array that is known at run time only ({str(err).splitlines()[0]}). In "
             "place of `if`, `while`, int() and NumPy functions on parameters and draws, use jnp.where, ppl.cond and jax.numpy. "
-            "An argument that decides on sizes or branches is bound beforehand, functools.partial(program, x), or is a number or "
-            "tuple of Python's."
+            f"An argument that decides on sizes or branches is bound beforehand{which}: functools.partial(program, {bound}), or "
+            "is a number or tuple of Python's."
         )
     if is_keyless:
         return (
@@ -182,6 +186,15 @@ def _told_of_index(err: BaseException) -> str | None:
                 "it codes, e.g. np.unique(text, return_inverse=True)[1], or a pandas category."
             )
     return None
+
+
+def _arguments_in(line: str, program: Any) -> list[str]:
+    """Arguments of a program that a line names."""
+    try:
+        known = inspect.signature(program).parameters if callable(program) else ()
+    except (TypeError, ValueError):
+        known = ()
+    return [name for name in known if re.search(rf"\b{re.escape(name)}\b", line)]
 
 
 def _statement(file: str, number: int) -> str:

@@ -41,6 +41,7 @@ from ._laws import (
     is_hidden as is_hidden,
     is_masked as is_masked,
     is_on_sphere as is_on_sphere,
+    is_one_way as is_one_way,
     is_unbounded as is_unbounded,
     log_prob_at as log_prob_at,
 )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
+from numpyro.distributions.flows import BlockNeuralAutoregressiveTransform
 
 from .._compat import mask_of, unchecked
 from ._missing import NormalCells
@@ -43,6 +44,12 @@ def is_hidden(fn: Any) -> bool:
             return True
         fn = fn.base_dist
     return False
+
+
+def is_one_way(fn: Any) -> bool:
+    """Whether a law's density is known at its own draws only: a transform of it has no inverse that can be computed."""
+    transforms = getattr(base_of(fn), "transforms", ())
+    return any(isinstance(t, BlockNeuralAutoregressiveTransform) for t in transforms)
 
 
 def log_prob_at(fn: Any, value: Any, intermediates: Any) -> Array:

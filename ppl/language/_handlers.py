@@ -32,7 +32,7 @@ class GivenSites(Recorder):
         if value is None:
             return
         self.fixed.add(msg["name"])
-        msg["value"], msg["is_observed"] = value, True
+        msg["value"], msg["is_observed"], msg["is_whole"] = value, True, True
         if not self.observed:
             msg["fn"] = msg["fn"].mask(False)
             msg["is_set"] = True  # no observation, so that predictions do not draw it anew

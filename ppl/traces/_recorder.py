@@ -26,7 +26,7 @@ from .._foreign import named_site
 from ..distributions import CENSORED, base_of, misplaced
 from ._keys import fold_name
 from ._reach import Reach, limits_of
-from ._sites import Region, SiteInfo, describe, describe_deterministic
+from ._sites import Region, SiteInfo, describe, describe_deterministic, widened
 
 Array = jax.Array
 
@@ -140,6 +140,8 @@ class Recorder(Messenger, abc.ABC):
             _refuse_latent_censored(msg)
             _refuse_misplaced(msg)
             with named_site(msg):
+                if msg["is_observed"] and len(self.frames) == 1:
+                    msg["fn"] = widened(msg)
                 self.visit(msg)
         elif kind == "prng_key" and msg["value"] is None and self.frame.key is not None:
             name = msg.get("name") or self._unnamed_key()

@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 
 from .._compat import handler_stack, is_concrete, mask_of
 from .._foreign import kind_of
-from ..distributions import is_boolean, is_masked, is_unbounded
+from ..distributions import is_boolean, is_masked, is_one_way, is_unbounded
 from ._keys import fold_name
 from ._reach import penalty_of_reach, reach_of
 from ._recorder import Begun, Recorder
@@ -82,8 +82,8 @@ class Runner(Recorder):
             msg["_imputed"] = True
         elif self.frame.key is not None:
             if not (msg["is_observed"] and _is_unit(msg["fn"])):
-                msg["value"] = self._held(msg, self._draw(msg))
                 msg["intermediates"] = []
+                msg["value"] = self._held(msg, self._draw(msg))
         else:
             self.missing.append(name)
             dtype = int if msg["fn"].support.is_discrete else float
@@ -114,7 +114,12 @@ class Runner(Recorder):
         assert self.frame.key is not None
         key = fold_name(self.frame.key, msg["name"])
         try:
-            return msg["fn"].sample(key) if self.draw is None else self.draw(msg, key)
+            if self.draw is not None:
+                return self.draw(msg, key)
+            if not msg["is_observed"] and is_one_way(msg["fn"]):
+                value, msg["intermediates"] = msg["fn"].sample_with_intermediates(key)
+                return value
+            return msg["fn"].sample(key)
         except (ValueError, TypeError) as err:
             raise kind_of(err)(
                 f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed ({err}). "

@@ -128,6 +128,22 @@ def describe_deterministic(msg: dict[str, Any]) -> SiteInfo:
     return SiteInfo(msg["name"], "deterministic", tuple(batch), shape[:depth], shape[depth:], "")
 
 
+def widened(msg: dict[str, Any]) -> Any:
+    """The law of an observation that holds several values of it along leading axes, outside of plates: independent ones.
+
+    So NumPyro counts them, each once. Where a plate stands around, its axes say what is observed, and nothing is added to them;
+    nor to a latent site that `ppl.condition` has given its value.
+    """
+    fn, value = msg["fn"], msg["value"]
+    if isinstance(base_of(fn), dist.Unit) or msg["cond_indep_stack"] or msg.get("is_whole"):
+        return fn
+    own, got = tuple(fn.shape()), jnp.shape(value)
+    more = len(got) - len(own)
+    if more <= 0 or got[more:] != own:
+        return fn
+    return fn.expand((*got[:more], *fn.batch_shape))
+
+
 def check_shape(msg: dict[str, Any]) -> None:
     """Refuse a value whose shape is not the site's own: it would broadcast and count rows several times."""
     fn, value = msg["fn"], msg["value"]

@@ -160,6 +160,15 @@ def test_values_that_cannot_be_read_are_told_with_the_statement(program, line):
             run(0.3, KEY, jnp.array([1, 1, 2]))
 
 
+def test_the_argument_that_a_line_reads_is_named():
+    def groups(x, index, y=None):
+        with ppl.plate("groups", int(index.max()) + 1):
+            ppl.sample("a", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(TypeError, match=r"here that may be index: functools.partial\(program, index=index\)"):  # fmt: skip
+        jax.jit(lambda x, i: ppl.model(groups).simulate(KEY, x, i).log_density)(1.0, jnp.arange(3))
+
+
 def test_arguments_that_nobody_can_compare_are_named():
     def program(x, options):
         ppl.sample("a", dist.Normal(0.0, options["loc"].value))

@@ -325,3 +325,22 @@ def test_the_evidence_of_particles_has_an_error_where_the_run_shows_one(scheme):
     # Over 40 runs the spread is known to 11 %; eight runs' variances scatter by half each.
     spread = float(np.asarray(runs.log_evidence).std(ddof=1))
     assert 0.5 < float(np.mean(np.square(errors)) ** 0.5) / spread < 1.7
+
+
+@pytest.mark.slow  # a flow is compiled
+def test_a_flow_without_an_inverse_is_exported():
+    """Its density is known at its own draws, by what was computed for them."""
+    from numpyro.infer.autoguide import AutoBNAFNormal
+
+    def pair(y):
+        a, b = (ppl.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
+        ppl.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+    bound = inference.elbo(pair, AutoBNAFNormal(pair, num_flows=1))
+    fit = inference.fit(bound, args=(0.5,), num_steps=2, progress=False, k_hat="skip")
+    tree = to_arviz(fit, key=jax.random.key(0), num_samples=2_000)
+    draws = np.stack([tree["posterior"][name].values[0] for name in "ab"], 1)
+    # The mean of h / q is 1 for any h whose mass lies where q has its own.
+    narrow = stats.multivariate_normal(draws.mean(0), 0.3 * np.cov(draws.T))
+    ratio = np.exp(narrow.logpdf(draws) - tree["sample_stats"]["log_q"].values[0])
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / len(ratio) ** 0.5
