@@ -21,7 +21,7 @@ from .._compat import handler_stack, typed_key
 from ..gaussian import BESIDE, BESIDE_SCALE, Emit, Smoothing, integrate
 from ..language import Program
 from ..traces import Params, Recorder, Trace, refuse_inside_engine
-from ._outside import check_left, check_outside, check_stack, declared, is_predicting
+from ._outside import check_left, check_outside, check_reach, check_stack, declared, is_predicting
 from ._stochastic import as_arrays
 
 Array = jax.Array
@@ -61,6 +61,7 @@ class Integrated(Program):
             check_outside(self.label)
         if is_predicting():
             return self.program(*args, **kwargs)
+        check_reach(self.label, self.program, self.sites, args, kwargs)
         params = declared(self.program, args, kwargs)[0]
         return integrate(self.label, self.program, self.sites, params, args, kwargs, self.emit)
 

@@ -19,7 +19,7 @@ from ..traces import Bound, ParamCollector, Recorder, Runner
 Array = jax.Array
 # NumPyro's handlers that do not see inside a sum, and those that only give values, names and keys.
 BLIND = (
-    numpyro.plate, handlers.condition, handlers.do, handlers.lift, handlers.reparam, GivenSites,
+    numpyro.plate, handlers.condition, handlers.do, handlers.lift, handlers.reparam, handlers.uncondition, GivenSites,
 )  # fmt: skip
 PLAIN = (
     Bound, ParamCollector, handlers.seed, handlers.trace, handlers.substitute, handlers.block, handlers.replay,
@@ -107,6 +107,27 @@ def is_predicting() -> bool:
     stack = handler_stack()
     is_off = any(isinstance(h, handlers.mask) and h.mask is False for h in stack)
     return is_off and any(type(h) is handlers.seed for h in stack)
+
+
+def check_reach(
+    label: str, program: Program, gone: Collection[str], args: Any, kwargs: Any
+) -> None:
+    """Refuse handlers that hide or give what stands inside of a sum or an integral, where they would do nothing.
+
+    Raises:
+        TypeError: a `block` around it hides a statement of the program, or a `substitute` gives a site that is gone.
+    """
+    for handler in reversed(handler_stack()):
+        if isinstance(handler, handlers.trace | Runner):
+            return  # what stands further out acts on what is recorded here
+        if isinstance(handler, handlers.substitute) and set(handler.data or ()) & set(gone):
+            raise _foreign(label, handler)
+        if type(handler) is handlers.block:
+            infos = _met(program, jax.random.key(0), args, kwargs)[1].frame.infos
+            inside = [n for n, info in infos.items() if info.kind != "latent" or n in gone]
+            message = {"type": "sample", "is_observed": True, "infer": {}}
+            if any(handler.hide_fn({**message, "name": name}) for name in inside):
+                raise _foreign(label, handler)
 
 
 def check_left(label: str, sites: Collection[str], choices: Collection[str], gone: str) -> None:

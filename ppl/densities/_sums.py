@@ -26,7 +26,7 @@ from .._compat import handler_stack, typed_key
 from ..language import Program
 from ..traces import Params, Trace, keep_terms, refuse_inside_engine
 from ._listing import Listing, list_factors
-from ._outside import check_left, check_outside, check_stack, declared, is_predicting
+from ._outside import check_left, check_outside, check_reach, check_stack, declared, is_predicting
 from ._stochastic import as_arrays
 
 Array = jax.Array
@@ -116,6 +116,7 @@ class Summed(Program):
         if is_predicting():
             self.program(*args, **kwargs)
             return
+        check_reach(self.label, self.program, self.sites, args, kwargs)
         params, latent = declared(self.program, args, kwargs)
         kept = {}
         for name, (support, draw) in latent.items():

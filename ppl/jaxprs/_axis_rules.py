@@ -46,7 +46,7 @@ def mix(eqn: Any, operands: list[Relations]) -> list[Relations]:
 
 def elementwise(eqn: Any, operands: list[Relations]) -> list[Relations]:
     """Axes stay in place, but for operands of size 1 that are broadcast."""
-    if len(eqn.outvars) > 1:
+    if len(eqn.outvars) != 1:
         return list(operands[: len(eqn.outvars)])
     out = shape_of(eqn.outvars[0])
     moved = []

@@ -133,6 +133,8 @@ class Program:
                 f"{self!r}: site weights need one log-prob for each site, but its density is estimated or summed out. "
                 "Reweight the program that it was made from."
             )
+        if self.site_weights is not None:
+            weights = type(weights)(weights.weights, self.site_weights)
         weighted = Program(self.fn, self.params, weights)
         weighted._seen = self._seen
         return weighted

@@ -22,13 +22,14 @@ class SiteWeights:
 
     Args:
         weights: a number, or an array whose shape is that of the site's first batch axes (time first, in `ppl.scan`).
+        before: weights that the log-probs have been multiplied by already.
 
     Raises:
         ValueError: a negative or non-finite weight, or a site that two patterns match.
     """
 
-    def __init__(self, weights: Mapping[str, Any]) -> None:
-        self.weights = dict(weights)
+    def __init__(self, weights: Mapping[str, Any], before: SiteWeights | None = None) -> None:
+        self.weights, self.before = dict(weights), before
         for pattern, weight in self.weights.items():
             if is_concrete(weight) and not (
                 np.all(np.isfinite(weight)) and np.all(np.asarray(weight) >= 0)
@@ -54,6 +55,8 @@ class SiteWeights:
         Raises:
             ValueError: a weight has not the shape of leading batch axes of its site.
         """
+        if self.before is not None:
+            log_probs = self.before.apply(log_probs, sites)
         return {n: self._weighted(n, x, sites[n]) for n, x in log_probs.items()}
 
     def _weighted(self, name: str, log_prob: Array, info: SiteInfo) -> Array:
@@ -76,11 +79,12 @@ class SiteWeights:
     def common(self, sites: Any) -> float | None:
         """The one weight of all `sites`, or None if they differ."""
         values = {float(w) for s in sites for w in np.unique(np.asarray(self.of(s)))}
-        return values.pop() if len(values) == 1 else None
+        before = 1.0 if self.before is None else self.before.common(sites)
+        return values.pop() * before if len(values) == 1 and before is not None else None
 
 
 def reweight(program: Program | Callable[..., Any], weights: Mapping[str, Any]) -> Program:
-    """The program whose traces hold w_s log p_s in place of log p_s; its draws are the same.
+    """The program whose traces hold w_s log p_s in place of log p_s; its draws are the same. Weights in turn multiply.
 
     log_density = sum over sites of w_s log p_s: the density of no law unless every w_s is 1.
 
