@@ -207,7 +207,7 @@ def _ties(
     x: np.ndarray, radius: np.ndarray, kept: np.ndarray, within: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """How many other rows are nearer than the radius, and how many are at it, [rows, 1 + groups]."""
-    nearer, tied = np.zeros((2, *radius.shape))
+    nearer, tied = np.zeros(radius.shape), np.zeros(radius.shape)
     for part, distance in squared_distances(x, x):
         distance[np.arange(len(distance)), np.arange(part.start, part.stop)] = np.inf
         for g in range(_GROUPS + 1):
