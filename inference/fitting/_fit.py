@@ -37,7 +37,7 @@ from ._defaults import (
 )
 from ._fit_result import Fit
 from ._initial import initial_params
-from ._loop import Carry, Config, initial_carry, strong
+from ._loop import Carry, Config, initial_carry, run_keys, strong
 from ._optimizer import FROZEN, apply, is_optimizer, make_optimizer
 from ._train import Plan, Training
 from .data import is_iterable_of_batches, make_source
@@ -221,6 +221,9 @@ def fit(
         # Explicitly typed axes would put the sharding into the types of the user's program.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
     keys = key if num_seeds is None else jax.random.split(key, num_seeds)
+    if mesh is not None and isinstance(args, tuple) and not subsample:
+        # An autoguide starts where its first call says: here, as without a mesh, and not where plates are looked for.
+        objective.init(run_keys(keys if num_seeds is None else keys[0])[0], *args)
     scaled, source = make_source(objective, args, subsample, plate_sizes, mesh, prefetch)
     init_args = source.first()
     if not is_model:

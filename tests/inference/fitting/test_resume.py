@@ -201,6 +201,23 @@ def test_optimisers_are_told_apart(tmp_path, before, after, message):
         train(after, 6)
 
 
+def test_a_run_goes_on_over_other_devices(tmp_path):
+    """An autoguide starts over a mesh where it starts without one."""
+
+    def model(x):
+        mu = ppl.sample("mu", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",))
+    train = lambda num_steps, **options: inference.fit(
+        model, args=(X,), num_steps=num_steps, checkpoint=tmp_path / "run", progress=False,
+        k_hat="skip", **options,
+    )  # fmt: skip
+    train(2)
+    assert train(3, mesh=mesh).steps == 3
+
+
 @inference.objective
 def tempered(model, guide, *args):
     q = ppl.draw(guide, *args)
