@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import log_ndtr, ndtri
 
+from ..._compat import SymbolicZero
 from ._special import HALF_LOG_2PI, continuous, log1mexp, log1p_square, log_gamma_ratio
 
 Array = jax.Array
