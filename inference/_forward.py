@@ -17,6 +17,7 @@ from ..ppl.densities import Eliminated
 from ..ppl.language import Program
 from ._arguments import Arguments, outcome
 from ._depends import depends
+from ._noise import check_noise
 
 
 def _check_cells(
@@ -86,6 +87,7 @@ def forward_program(
         key, whole, split.arrays(args)
     )  # fmt: skip
     marks = [True] + [False] * (len(closed.jaxpr.invars) - 1)
+    check_noise(method, program, args, closed, marks)
     reads = jax.tree.unflatten(jax.tree.structure(out), depends(closed.jaxpr, marks))
     drawn = [n for n in shapes if n not in choices]
     for name in filter(reads.get, (*whole, *seen)):

@@ -138,6 +138,12 @@ def as_data(args: Any, name: str = "An argument") -> Any:
     return jax.tree.unflatten(treedef, found)
 
 
+def as_value(x: Any, name: str) -> Any:
+    """`as_data` of one value, for which a number of Python's is data, too."""
+    is_large = isinstance(x, int) and not -(2**31) <= x < 2**31
+    return as_data(np.asarray(x) if is_large else x, name)
+
+
 def named_data(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Arguments by name; `name` has a place for it."""
     return {key: as_data(value, name.format(key)) for key, value in values.items()}

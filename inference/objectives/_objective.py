@@ -19,6 +19,7 @@ from ...ppl.language import apply, joined, set_up
 from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
 from .._abstract_objective import AbstractObjective, Direction
+from .._runs import check_new
 from ._recreated import Recipe, recreate, recreated
 
 Array = jax.Array
@@ -314,7 +315,10 @@ class Objective(AbstractObjective):
             args: the arguments of model and guide.
             kwargs: their keyword arguments.
         """
-        plan = self.expectation.plan(params, *joined(args, kwargs, self.model))
+        given = joined(args, kwargs, self.model)
+        for program in (self.model, self.guide):
+            check_new(f"{self.name}.plan", program, given)
+        plan = self.expectation.plan(params, *given)
         return dataclasses.replace(plan, label=self.label(*args, **kwargs))
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> Objective:

@@ -3,10 +3,10 @@
 JAX reads another element then, without a word: -1 is the last one, as in Python, and what is too large becomes the last one, too.
 In a program that is written that is meant; in data it is a missing code, or a group that is not there.
 
-Input: a jaxpr and the values of its arguments. Output: each place where an index (`gather`, `dynamic_slice`) is out of range.
-What is clipped, filled or wrapped on purpose (`mode=`) is not, unless JAX takes a negative number from the end first; nor is a
-negative constant, `x[-1]`, unless it is longer than what it indexes. What is read so may not count, as in
-`jnp.where(g >= 0, e[g], 0.0)`: `heard` runs the program with other elements there.
+Input: a jaxpr and the values of its arguments. Output: each place where an index (of `gather`, `dynamic_slice`, and of `scatter`,
+which writes) is out of range. What is clipped, filled, dropped or wrapped on purpose (`mode=`) is not, unless JAX takes a
+negative number from the end first; nor is a negative constant, `x[-1]`, unless it is longer than what it indexes. What is read
+so may not count, as in `jnp.where(g >= 0, e[g], 0.0)`: `heard` runs the program with other elements there.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def out_of_range(closed: ClosedJaxpr, values: Sequence[Any]) -> list[Lookup]:
     found = []
     for eqn, operands in walk(closed, values):
         for axis, index in _indices(eqn, operands):
-            shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
-            size = shape[axis] - sizes[axis] + 1
+            shape, sizes = eqn.invars[0].aval.shape, eqn.params.get("slice_sizes")
+            size = shape[axis] - (sizes[axis] if sizes else 1) + 1
             raw, wrap = _unwrapped(index)
             lookup = _judged(eqn, raw, wrap, axis, size)
             found += [] if lookup is None else [lookup]
@@ -76,9 +76,11 @@ def _indices(eqn: Any, operands: list[Known | None]) -> list[tuple[int, Known]]:
     name = eqn.primitive.name
     if name == "dynamic_slice":
         return [(axis, k) for axis, k in enumerate(operands[1:]) if k is not None]
-    if name != "gather" or operands[1] is None:
+    is_written = name.startswith("scatter")
+    if name != "gather" and not is_written or operands[1] is None:
         return []
-    axes = eqn.params["dimension_numbers"].start_index_map
+    numbers = eqn.params["dimension_numbers"]
+    axes = numbers.scatter_dims_to_operand_dims if is_written else numbers.start_index_map
     return list(zip(axes, _parts(operands[1], len(axes)), strict=True))
 
 
@@ -120,7 +122,8 @@ def _judged(eqn: Any, raw: Known, wrap: Any, axis: int, size: int) -> Lookup | N
     low, high = int(array.min()), int(array.max())
     # Asked for, except where a dynamic slice was batched, which leaves its axes.
     mode = str(eqn.params.get("mode", ""))
-    is_batched = mode and axis not in eqn.params["dimension_numbers"].collapsed_slice_dims
+    numbers = eqn.params.get("dimension_numbers")
+    is_batched = eqn.primitive.name == "gather" and axis not in numbers.collapsed_slice_dims
     is_filled = ("FILL" in mode or "CLIP" in mode) and not is_batched
     least = 0 if raw.inputs or array.size > size else -size
     if is_filled and wrap is None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._data import named_data
+from .._data import as_value
 from ..traces import Runner, Trace
 
 Array = jax.Array
@@ -16,7 +16,7 @@ Array = jax.Array
 
 def arrays(choices: Mapping[str, Any]) -> dict[str, Array]:
     """The choices, numbers made arrays."""
-    found = named_data(choices, "The value of site '{}'")
+    found = {name: as_value(x, f"The value of site '{name}'") for name, x in choices.items()}
     return {name: jnp.asarray(value) for name, value in found.items()}
 
 

@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from .._compat import apply_stack, handler_stack, is_concrete
-from .._data import Masked, as_data
+from .._data import Masked, as_value
 from ..distributions import law_of_cells
 from ..traces import HiddenDraw
 from ._inline_guide import propose
@@ -85,7 +85,7 @@ def sample(
 
 def _as_seen(name: str, obs: Any, obs_mask: Any) -> tuple[Any, Any]:
     """An observation as JAX takes it, and its mask, with the cells that it lacks by itself."""
-    obs = as_data(obs, f"Site '{name}': the observation")
+    obs = as_value(obs, f"Site '{name}': the observation")
     if not isinstance(obs, Masked):
         return obs, obs_mask
     if obs_mask is None:

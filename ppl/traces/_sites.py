@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from numpyro.infer.autoguide import AutoGuide
 
 from .._compat import handler_stack, unchecked
-from .._data import Masked, as_data
+from .._data import Masked, as_value
 from .._foreign import kind_of
 from ..distributions import (
     NOWHERE_KNOWN,
@@ -149,8 +149,8 @@ def check_shape(msg: dict[str, Any]) -> None:
     fn, value = msg["fn"], msg["value"]
     if isinstance(base_of(fn), dist.Unit):
         return
-    is_numpy = isinstance(value, np.ndarray | np.generic)
-    found = as_data(value, f"Site '{msg['name']}': the value") if is_numpy else value
+    is_plain = isinstance(value, np.ndarray | np.generic | int)
+    found = as_value(value, f"Site '{msg['name']}': the value") if is_plain else value
     if isinstance(found, Masked):
         found.refuse()
     if not _holds_numbers(value):

@@ -42,6 +42,7 @@ CALLS = {
     "fit_fixed_draws": lambda g: inference.fitting.fit_fixed_draws(
         inference.elbo(model, guide), (g, Y), key=KEY
     ),
+    "plan": lambda g: inference.elbo(model, guide).plan({"loc": jnp.zeros(3)}, g, Y),
     "smc": lambda g: inference.smc(model, KEY, g, Y, num_particles=2),
     "tempered_smc": lambda g: inference.tempered_smc(model, KEY, g, Y, num_particles=2),
     "predict": lambda g: inference.predict(model, {"effect": np.zeros((5, 3))}, KEY, g),

@@ -255,10 +255,18 @@ def test_observations_and_choices_are_data_too():
         ).log_density({})
     for run in (
         lambda: observed.log_density({"mean": np.int64(BIG)}, np.zeros(4)),
+        lambda: observed.log_density({"mean": BIG}, np.zeros(4)),
         lambda: ppl.condition(observed, {"mean": np.int64(BIG)}).log_density({}, np.zeros(4)),
     ):
         with pytest.raises(ValueError, match="The value of site 'mean' holds 3000000000"):
             run()
+
+
+def test_a_number_of_pythons_that_does_not_fit_is_refused():
+    for sample, what in ((numpyro.sample, "value"), (ppl.sample, "observation")):
+        program = ppl.as_program(lambda s=sample: s("x", dist.Normal(0.0, 1.0), obs=BIG))
+        with pytest.raises(ValueError, match=f"Site 'x': the {what} holds 3000000000"):
+            program.log_density({})
 
 
 def test_a_complex_observation_is_refused():

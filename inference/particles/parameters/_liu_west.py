@@ -28,6 +28,7 @@ from ....ppl._compat import Literal, typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
 from ..._depends import depends, walk
+from ..._noise import check_noise
 from ..._runs import checked
 from ..engine import Cloud, Moved, Settings
 from ..moves import cholesky
@@ -159,6 +160,8 @@ def liu_west(
     traced = TracedProgram(
         simulate, (key, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), template))
     )
+    first = [i == 0 for i in range(len(traced.closed.jaxpr.invars))]  # the key
+    check_noise("liu_west", model, args, traced.closed, first)
     traced.signs = {
         name: 1.0
         for name, info in traced.shapes.sites.items()

@@ -49,7 +49,11 @@ WAYS = {
         lambda e, g: jax.lax.scan(lambda c, g: (c, e[g]), 0.0, g.reshape(3, 2))[1], 0, True, True
     ),
     "dynamic slice": (lambda e, g: jax.lax.dynamic_slice_in_dim(e, g[0], 1), 0, True, True),
+    "added to": (lambda e, g: jnp.zeros(3).at[g].add(1.0 + jnp.arange(6.0)), 0, True, False),
+    "set": (lambda e, g: jnp.zeros(3).at[g].set(1.0 + jnp.arange(6.0)), 0, True, False),
     # What is asked for.
+    "segments": (lambda e, g: jax.ops.segment_sum(jnp.arange(6.0), g, 3), 0, False, False),
+    "added zeros": (lambda e, g: jnp.zeros(3).at[g].add(1.0 * (g >= 0)), 0, False, False),
     "clipped": (lambda e, g: e[jnp.clip(g, 0, 2)], 0, False, False),
     "mode clip": (lambda e, g: jnp.take(e, g, mode="clip"), 0, False, False),
     "mode wrap": (lambda e, g: jnp.take(e, g, mode="wrap"), 0, False, False),

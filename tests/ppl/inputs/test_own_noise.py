@@ -35,6 +35,7 @@ def network(_):
 
 
 CALLS = {
+    "predict": lambda m, a: inference.predict(m, {"b": np.zeros(3)}, KEY, *a),
     "simulate": lambda m, a: ppl.as_program(m).simulate(KEY, *a),
     "objective": lambda m, a: inference.elbo(m, guide).grad({"loc": 0.0}, KEY, *a),
     "fit": lambda m, a: inference.fit(m, args=a, num_steps=1, progress=False, k_hat="skip"),
@@ -56,7 +57,7 @@ CALLS = {
     ],
     ids=["constant", "raw", "argument", "permutation"],
 )
-@pytest.mark.parametrize("call", ["objective", "fit", "smc", "tempered_smc"])
+@pytest.mark.parametrize("call", ["objective", "fit", "smc", "tempered_smc", "predict"])
 def test_a_key_that_is_not_the_runs_is_refused(noise, call):
     with pytest.raises(
         ValueError, match=r"line \d+ of 'test_own_noise.py' draws random numbers.*rng_key"
