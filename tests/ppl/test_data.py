@@ -16,7 +16,7 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.inference import evaluation
-from lapilli.ppl._data import Masked, as_data, as_numbers
+from lapilli.ppl._data import Masked, _over_rows, as_data, as_numbers
 
 KEY = jax.random.key(0)
 BIG = 3_000_000_000
@@ -205,6 +205,16 @@ def test_float32_and_arrays_of_jax_cost_nothing():
         for _ in range(100):
             as_data(array)
         assert time.perf_counter() - begin < 0.2  # looking through them once takes as long
+
+
+@pytest.mark.parametrize(
+    "shape", [(7, 3), (1, 3), (5000, 3), (2049, 1), (3, 2000), (4, 5, 6), (9,)]
+)
+def test_ranges_of_columns_are_those_of_numpy(shape):
+    x = np.random.default_rng(0).normal(size=shape)
+    x.ravel()[:2] = np.nan
+    for reduce in (np.fmin, np.fmax):
+        np.testing.assert_array_equal(_over_rows(reduce, x), reduce.reduce(x, axis=0))
 
 
 def test_nothing_is_refused_in_64_bits():

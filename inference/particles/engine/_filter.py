@@ -21,7 +21,7 @@ from .... import ppl
 from ....ppl._compat import Literal
 from ....ppl.traces import check_match, is_limit
 from ..._noise import check_noise
-from ..._observed import check_observed
+from ..._observed import check_observed, tells
 from ..population import in_batches
 from ..programs import (
     PARTICLE,
@@ -75,7 +75,9 @@ def run_program(
     if penalty is not None:
         run.add(penalty)
     run.all_segments()
-    check_observed("smc", program, is_told=bool(run.records))
+    # A proposal has weights of its own.
+    is_told = bool(run.records) if proposal is not None else tells(model.shapes.sites)
+    check_observed("smc", program, is_told=is_told)
     return run.result()
 
 

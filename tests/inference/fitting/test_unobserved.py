@@ -162,8 +162,9 @@ def test_a_guide_of_ones_own_does_not_make_a_posterior_of_nothing(bound):
     [
         lambda: inference.smc(forgotten, KEY, X, num_particles=4),
         lambda: inference.tempered_smc(forgotten, KEY, X, num_particles=4),
+        lambda: inference.smooth(forgotten, KEY, X, num_particles=4),
     ],
-    ids=["smc", "tempered_smc"],
+    ids=["smc", "tempered_smc", "smooth"],
 )
 def test_particles_have_nothing_to_weigh(run):
     with pytest.raises(ValueError, match="has no observation and no factor"):
