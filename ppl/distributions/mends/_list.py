@@ -11,7 +11,7 @@ from numpyro.distributions import conjugate, discrete
 
 from ...._workarounds import Workaround
 from ..._compat import Mixture
-from . import _continuous, _counts, _discrete, _truncated
+from . import _censored, _continuous, _counts, _discrete, _truncated, _truncated_gamma
 from ._mend import Mend
 
 SOFTPLUS = (0.5, 0.25)  # the first two derivatives of log(1 + e^x) at 0
@@ -76,6 +76,16 @@ _LAWS = (
         "inverse-gamma", dist.InverseGamma, "log_prob", _continuous.inverse_gamma,
         _at(lambda x, one: dist.InverseGamma(one, one), lambda x, one: 1e25 * (one + x)),
         (-115.1293, -2), "The Jacobian of 1 / x underflows from x = 1e19: its density is 0.",
+    ),
+    (
+        "power-law", dist.DoublyTruncatedPowerLaw, "log_prob", _truncated_gamma.power_between,
+        _at(lambda x, one: dist.DoublyTruncatedPowerLaw(x - 1.00001, one, 2 * one), lambda x, one: 1.1 * one),
+        (0.2712053, -0.251263), "A difference of powers cancels near exponent -1, and overflows.",
+    ),
+    (
+        "polya-gamma", dist.TruncatedPolyaGamma, "log_prob", _truncated_gamma.polya_gamma,
+        _at(lambda x, one: dist.TruncatedPolyaGamma(), lambda x, one: 1e-3 * (one + x)),
+        (-115.5573, 123.5), "Its alternating series underflows at small values.",
     ),
     (
         "poisson", dist.Poisson, "log_prob", _counts.poisson,
@@ -158,6 +168,20 @@ MENDS = (
         (-0.9754924, 0.3168529),
         "Truncated laws subtract probabilities near 1, or that underflow: densities off or infinite, draws outside.",
         order=0, tolerance=1e-3, also=_truncated.OURS[1:],
+    ),
+    Mend(
+        "censored-tails",
+        *_censored.OURS[0],
+        lambda f, x, zero, one: f(dist.RightCensoredDistribution(dist.Normal(x, one), one), 6 * one), (-20.73677, 6.158483),
+        "Logarithms of small probabilities are taken of 1 - F, cut off at 1e-7: off, without a derivative beyond.",
+        order=0, tolerance=1e-3, also=_censored.OURS[1:],
+    ),
+    Mend(
+        "truncated-gamma",
+        *_truncated_gamma.OURS[0],
+        lambda f, x, zero, one: f(dist.TruncatedGamma(one, one + x, low=100 * one, validate_args=False), 101 * one),
+        (-1, 4.662937e-13), "Where the retained probability underflows the density is 0.",
+        order=0, tolerance=1e-3, also=_truncated_gamma.OURS[1:],
     ),
     *(Mend(*law, order=0, tolerance=1e-3) for law in _LAWS),
 )  # fmt: skip

@@ -85,6 +85,28 @@ LAWS = {
         dist.LowerTruncatedPowerLaw, (-30.0, -2.0, -1.001), SCALE,
         values=lambda a, low: low * np.array([1.0001, 2.0, 100.0]),
     ),
+    "DoublyTruncatedPowerLaw": lambda: grid(
+        lambda a, low, high: dist.DoublyTruncatedPowerLaw(a, low, high, validate_args=False),
+        (-30.0, -2.0, -1.001, -1.000001, -1.0, -0.999, 0.0, 3.0, 30.0), (1e-3, 1.0), (1.01, 10.0, 1e4),
+        values=lambda a, low, high: low + (high - low) * np.array([0.1, 0.5, 0.9]),
+    ),
+    "TruncatedPolyaGamma": lambda: grid(
+        lambda: dist.TruncatedPolyaGamma(),
+        values=lambda: np.array([1e-4, 1e-3, 0.01, 0.03, 0.1, 0.15, 0.17, 0.2, 0.5, 1.0, 1.5, 2.0, 2.4]),
+    ),
+    "LeftTruncatedGamma": lambda: grid(
+        lambda a, r, low: dist.TruncatedGamma(a, r, low=low, validate_args=False), (0.3, 1.0, 7.0), (0.5, 1.0),
+        (1e-3, 1.0, 50.0, 300.0, 1e4), values=lambda a, r, low: low + np.array([0.01, 1.0, 5.0]),
+    ),
+    "RightTruncatedGamma": lambda: grid(
+        lambda a, r, high: dist.TruncatedGamma(a, r, high=high, validate_args=False), (0.3, 1.0, 7.0, 100.0),
+        (0.5, 1.0), (1e-6, 1e-3, 1.0, 50.0), values=lambda a, r, high: high * np.array([0.01, 0.5, 0.99]),
+    ),
+    "TwoSidedTruncatedGamma": lambda: grid(
+        lambda a, low, high: dist.TruncatedGamma(a, 1.0, low=low, high=high, validate_args=False),
+        (0.3, 1.0, 7.0), (1e-3, 1.0, 20.0), (20.01, 30.0, 200.0),
+        values=lambda a, low, high: low + (high - low) * np.array([0.1, 0.5, 0.9]),
+    ),
     "Poisson": lambda: grid(
         dist.Poisson, (1e-6, 1e-3, 1.0, 30.0, 1e4, 1e6),
         values=lambda r: np.unique(np.round((r + np.array([-r, -3, 0, 1, 3]) * r**0.5).clip(0))), exact=st.poisson,
