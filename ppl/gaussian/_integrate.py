@@ -91,6 +91,7 @@ def _lifted(
             numpyro.handlers.substitute(data=dict(params)),
         ):
             leaves, tree = jax.tree.flatten(program(*args, **kwargs))
+        lifter.start = None  # it outlives the trace
         is_array = [isinstance(x, int | float | complex) or hasattr(x, "dtype") for x in leaves]
         static = [None if flag else (x,) for x, flag in zip(leaves, is_array, strict=True)]
         found[:] = [tree, static]

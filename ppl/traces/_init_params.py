@@ -21,9 +21,9 @@ def init_params(
     Raises:
         ValueError: an initial value outside its constraint.
     """
-    collector = ParamCollector()
 
     def initial(key: jax.Array) -> Any:
+        collector = ParamCollector()  # holds tracers, and ends with the trace
         with own_caches(), collector, recorder(key):
             run()
         return collector.unconstrained()
