@@ -2,8 +2,8 @@
 
 Invariants: the order is the iterator's; at most `depth` items wait; what the iterator raises, Ctrl-C included, is raised where
 the consumer would have got the item. The iterator enters `turn` around whatever belongs to users. That runs only while the
-consumer waits for the device or for an item: programs are traced with a stack of handlers that is one for all threads
-(NumPyro's), and a loader that runs a program itself would mix its sites with those of a step that is traced at the same time.
+consumer waits for the device or for an item: a loader may share what it changes with callbacks and with the program, and users
+need not guard it.
 """
 
 from __future__ import annotations
