@@ -11,8 +11,7 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from ... import ppl
-from ...ppl._compat import handler_stack
-from ...ppl.traces import COMMON, strategies_met
+from ...ppl.traces import COMMON, running_engine, strategies_met
 
 stop = jax.lax.stop_gradient
 
@@ -50,7 +49,7 @@ class CommonNoise(Messenger):
 
 def _depth() -> int:
     """How many regions are open in the engine."""
-    return next(len(h.frames) for h in handler_stack() if getattr(h, "is_engine", False))
+    return len(running_engine().frames)
 
 
 class Constant(ppl.strategies.Strategy):

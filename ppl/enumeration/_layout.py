@@ -96,7 +96,7 @@ def mixing(uses: Iterable[Relation], axes: Collection[int]) -> str:
 def digits(layout: Layout, length: int) -> Array:
     """The state that each window of a chain, by place, shows at each step, shape (windows, steps)."""
     window = jnp.arange(layout.size)[:, None]
-    place = jnp.arange(length) % (layout.lag + 1)
+    place = (jnp.arange(length) % (layout.lag + 1))[None]
     return window // layout.num_states ** (layout.lag - place) % layout.num_states
 
 

@@ -81,9 +81,9 @@ def points_of(value: Form | Points, belief: Belief) -> Points:
     num = belief.root.shape[-1]
     scale = jnp.sqrt(jnp.asarray(num, belief.root.dtype))
     steps = jnp.moveaxis(scale * belief.root, -1, 0)  # (k, *rows, n)
-    basis = belief.mean + jnp.concatenate([steps, -steps])
+    basis = belief.mean[None] + jnp.concatenate([steps, -steps])
     matrix = matrix_of(value, belief.size)
-    numbers = flat(value.const, value.rows) + (matrix @ basis[..., None])[..., 0]
+    numbers = flat(value.const, value.rows)[None] + (matrix[None] @ basis[..., None])[..., 0]
     return Points(
         unflat(numbers, value.rows, value.const.shape).astype(value.const.dtype), value.rows
     )
@@ -115,5 +115,5 @@ def moments_of(points: Points) -> tuple[Array, Array, Array]:
     plus, minus = values[:num], values[num:]
     middle, scale = (plus + minus) / 2, jnp.sqrt(jnp.asarray(num, values.dtype))
     mean = middle.mean(0)
-    slope, rest = (plus - minus) / (2 * scale), (middle - mean) / scale
+    slope, rest = (plus - minus) / (2 * scale), (middle - mean[None]) / scale
     return mean, jnp.moveaxis(slope, 0, -1), jnp.moveaxis(rest, 0, -1)

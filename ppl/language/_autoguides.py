@@ -35,7 +35,11 @@ def _meet_model(program: Any, key: Any, args: Any) -> None:
     positional, keywords = parted(args)
     try:
         # There is no place to start where NumPyro warns of values out of the support.
-        with numpyro.handlers.block(), quiet("Out-of-support"):
+        with (
+            numpyro.handlers.block(),
+            quiet("Out-of-support"),
+            jax.numpy_rank_promotion("allow"),  # NumPyro draws several starts at once
+        ):
             numpyro.handlers.seed(program.fn, rng_seed=key)(*positional, **keywords)
     except (RuntimeError, ValueError) as err:  # NumPyro's, which name no site
         reason = _reason(type(program)(program.fn.model), args)

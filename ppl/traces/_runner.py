@@ -11,12 +11,13 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from .._compat import handler_stack, is_concrete, mask_of
+from .._compat import is_concrete, mask_of
 from .._foreign import kind_of
 from ..distributions import is_boolean, is_masked, is_one_way, is_unbounded
 from ._keys import fold_name
 from ._reach import penalty_of_reach, reach_of
 from ._recorder import Begun, Recorder
+from ._running import running_engine
 from ._sites import PROPOSED, log_prob_of
 
 Array = jax.Array
@@ -185,7 +186,7 @@ def _relaxed_support(support: Any, value: Array) -> Any:
     if (
         is_boolean(support)
         and jnp.issubdtype(jnp.result_type(value), jnp.floating)
-        and any(getattr(h, "is_engine", False) for h in handler_stack())
+        and running_engine() is not None
     ):
         unit = constraints.unit_interval
         if support is constraints.boolean:

@@ -126,7 +126,7 @@ class RandomWalk(Kernel):
 
     @full_precision
     def spread(self, points: Array) -> Array:
-        centred = points - points.mean(0)
+        centred = points - points.mean(0, keepdims=True)
         covariance = centred.T @ centred / len(points)
         return cholesky(covariance)
 

@@ -30,7 +30,8 @@ def pareto_shape(log_weights: Array) -> Array:
     size = len(log_weights)
     num = _tail_size(size)
     if num < LEAST_TAIL:
-        return jnp.full((), jnp.nan)
+        with jax.debug_nans(False):  # meant, and no accident
+            return jnp.full((), jnp.nan)
     largest = jax.lax.top_k(jax.lax.stop_gradient(log_weights), num + 1)[0][::-1]
     is_equal = largest[-1] - largest[0] < EQUAL
     scaled = jnp.exp(largest - largest[-1])
@@ -38,7 +39,7 @@ def pareto_shape(log_weights: Array) -> Array:
     grid = 30 + int(num**0.5)
     rates = 1 - jnp.sqrt(grid / (jnp.arange(1, grid + 1) - 0.5))
     rates = rates / (PRIOR_SCALE * excess[int(num / 4 + 0.5) - 1]) + 1 / excess[-1]
-    shapes = jnp.log1p(-rates[:, None] * excess).mean(1)
+    shapes = jnp.log1p(-jnp.outer(rates, excess)).mean(1)
     log_liks = num * (jnp.log(-rates / shapes) - shapes - 1)
     rate = jax.nn.softmax(log_liks) @ rates
     shape = jnp.log1p(-rate * excess).mean()

@@ -28,7 +28,8 @@ def nearby_order(places: Float[Array, "particles coordinates"]) -> Int[Array, " 
     if num_coordinates == 1:
         return jnp.argsort(places[:, 0])
     finite = jnp.nan_to_num(places)
-    scaled = (finite - finite.mean(0)) / jnp.maximum(finite.std(0), jnp.finfo(places.dtype).tiny)
+    spread = jnp.maximum(finite.std(0, keepdims=True), jnp.finfo(places.dtype).tiny)
+    scaled = (finite - finite.mean(0, keepdims=True)) / spread
     num_bits = NUM_BITS // num_coordinates
     cells = jnp.floor(jax.nn.sigmoid(scaled) * 2**num_bits).astype(jnp.uint32)
     return jnp.argsort(hilbert_index(jnp.minimum(cells, 2**num_bits - 1), num_bits))

@@ -56,7 +56,7 @@ def log_plan(points: Array, log_weights: Array, epsilon: float, num_iterations: 
 def _points(leaves: list[Array]) -> Array:
     """Particles as vectors [K, d], in units of sqrt(d) times the largest standard deviation of a coordinate."""
     flat = jnp.concatenate([x.reshape(len(x), -1) for x in leaves], 1)
-    flat = flat - flat.mean(0)
+    flat = flat - flat.mean(0, keepdims=True)
     variance = (flat**2).mean(0).max()
     # Particles in one place have no spread and no cost.
     return flat / jnp.sqrt(flat.shape[1] * jnp.where(variance > 0, variance, 1.0))

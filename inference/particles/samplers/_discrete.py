@@ -55,7 +55,7 @@ def as_discrete(
         }
 
     def point(values: Mapping[str, Array]) -> Array:
-        number = lambda name: jnp.argmax(values[name].ravel()[:, None] == supports[name], 1)
+        number = lambda name: jnp.argmax(values[name].ravel()[:, None] == supports[name][None], 1)
         return jnp.concatenate([number(name) for name in latent])
 
     no_volume = lambda u, x: jnp.zeros(())

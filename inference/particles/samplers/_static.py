@@ -41,6 +41,7 @@ class Static:
     def log_likelihood(self, terms: Array, temperature: Array, since: Array | float = 0.0) -> Array:
         """Terms [..., terms] times what their exponents rise by from temperature `since` on; a term of exponent 0 may be -inf."""
         rise = self.exponents(temperature) - self.exponents(jnp.asarray(since, float))
+        rise = jnp.broadcast_to(rise, terms.shape)
         return jnp.where(rise > 0, rise * terms, 0.0).sum(-1)
 
 
