@@ -1,4 +1,4 @@
-"""JAX's modes of debugging and of precision: what works without them works with them, and gives the same numbers."""
+"""JAX's modes of debugging: what works without them works with them, and gives the same numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,6 @@ from lapilli import inference, ppl
 MODES = {
     "rank_promotion": lambda: jax.numpy_rank_promotion("raise"),
     "debug_nans": lambda: jax.debug_nans(True),
-    "checking_leaks": jax.checking_leaks,
-    "disable_jit": jax.disable_jit,
-    "x64": lambda: jax.enable_x64(True),
 }
 ROWS = np.stack([X, X**2, np.ones_like(X)], 1)
 
@@ -57,24 +54,13 @@ def more_calls():
     }
 
 
-# Without compilation a step of a fit takes seconds.
-TOO_DEAR = {
-    "disable_jit": {"fit", "fit, one objective", "fit, autoguide", "fit, all by itself", "tempered_smc", "to_arviz"},
-}  # fmt: skip
-
-
 @pytest.mark.slow  # all is compiled anew in each mode
 @pytest.mark.parametrize("mode", MODES)
 def test_all_kinds_of_calls_run_and_give_the_same(mode):
     plain = calls() | more_calls()
-    chosen = [name for name in plain if name not in TOO_DEAR.get(mode, ())]
-    expected = {name: arrays(plain[name](1)) for name in chosen}
+    expected = {name: arrays(call(1)) for name, call in plain.items()}
     with MODES[mode]():
-        inside = calls() | more_calls() if mode != "disable_jit" else plain
-        for name in chosen:
-            found = arrays(inside[name](1))
-            assert found, name
+        for name, call in (calls() | more_calls()).items():
+            found = arrays(call(1))
             for ours, theirs in zip(found, expected[name], strict=True):
-                assert np.isfinite(ours).all() == np.isfinite(theirs).all(), name
-                if mode != "x64":  # other draws
-                    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
