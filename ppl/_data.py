@@ -106,7 +106,7 @@ class Masked:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__jax_array__":
-            raise AttributeError(name)
+            return object.__getattribute__(self, name)  # which says that there is none
         return self.refuse()
 
     __array__ = __getitem__ = __iter__ = __index__ = __bool__ = __float__ = __int__ = refuse

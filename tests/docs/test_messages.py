@@ -24,10 +24,10 @@ WITHOUT_EXAMPLE = 0
 LEAST = 30  # characters, beside what is computed
 # What to do: an order at the beginning of a clause, or what would have been right.
 VERBS = (
-    "add|ask|begin|bound|build|call|change|check|choose|close|code|combine|compare|condition|convert|correct|count|cut|declare|define"
-    "|delete|draw|drop|eliminate|end|enumerate|estimate|expand|find|fit|fix|flatten|forecast|give|hand|have|initialise|install|keep|label|lay|leave|let"
+    "add|ask|begin|bound|build|call|change|check|choose|close|code|combine|compare|compute|condition|convert|correct|count|cut|declare|define"
+    "|delete|divide|draw|drop|eliminate|end|enumerate|estimate|expand|find|fit|fix|flatten|forecast|give|hand|have|initialise|install|keep|label|lay|leave|let"
     "|load|look|lower|make|mark|mask|mend|move|name|observe|open|pad|pass|pick|predict|propose|put|raise|remove|rename|repeat|replace|reshape|return|reverse"
-    "|reweight|run|sample|save|say|score|select|set|simulate|sort|split|stack|standardise|start|store|subsample|subtract|sum|take|tell"
+    "|reweight|run|sample|save|say|scale|score|select|set|simulate|sort|split|stack|standardise|start|store|subsample|subtract|sum|take|tell"
     "|transform|try|turn|update|use|write"
 )
 REMEDY = re.compile(
