@@ -106,8 +106,9 @@ class Paths:
         is_double: bool,
         how: JumpSearch,
         is_rounded: bool,
+        is_narrow: bool,
     ) -> None:
-        self.num_points, self.is_rounded = how.num_points, is_rounded
+        self.num_points, self.is_rounded, self.is_narrow = how.num_points, is_rounded, is_narrow
         self.threshold = how.threshold if is_double else max(how.threshold, THRESHOLD_32)
         facts = program.facts
         bounds = {i: s.bounds for i, s in program.sites.items() if s.bounds is not None}
@@ -186,7 +187,8 @@ class Paths:
                 share = jnp.where(number % 2 == 0, jax.random.uniform(keys[5]), 0.0)
                 start = start + share * (third - start)
             start, end = reaching(sites[source], start, end, _reach(number))
-            end = resolved(start, end, LONGEST if self.is_double else LONGEST_32)
+            is_fine = self.is_double and not self.is_narrow
+            end = resolved(start, end, LONGEST if is_fine else LONGEST_32)
             end = start + length * (end - start)
             here = job.source == n
             kept = values[source][0]
@@ -205,15 +207,18 @@ class Paths:
 
     def _at(self, job: Job, ends: _Ends, t: jax.Array) -> list[Output]:
         """The outputs at a point of the path, with their rounding if it counts."""
+        narrow = functools.partial(evaluate_rounded, is_narrow=self.is_narrow)
         if not self.is_rounded:
-            found = evaluate(job.closed, *self._point(job, ends, t), self._atoms)
+            run = functools.partial(narrow, copy=None) if self.is_narrow else evaluate
+            found = run(job.closed, *self._point(job, ends, t), self._atoms)
             return [Output(x) for x in self._outputs(found)]
 
         def run(copy: Copy) -> list[jax.Array]:
             point = self._point(job, ends, t * copy.factors[-1])
-            return self._outputs(evaluate_rounded(job.closed, *point, self._atoms, copy=copy))
+            return self._outputs(narrow(job.closed, *point, self._atoms, copy=copy))
 
-        found = jax.lax.map(run, copies(float if self.is_double else np.float32))
+        kind = float if self.is_double else np.float32
+        found = jax.lax.map(run, copies(kind, is_narrow=self.is_narrow))
         size = lambda x: jnp.abs(x[1:] - x[0]).max(0)
         return [Output(x[0], jnp.nan_to_num(size(x), nan=jnp.inf, posinf=jnp.inf)) for x in found]
 

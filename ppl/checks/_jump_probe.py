@@ -63,6 +63,7 @@ class Probe:
         is_double: whether it computes in float64.
         how: how finely.
         is_rounded: whether a change counts only beyond the rounding of its ends, see `_rounded.py`.
+        is_narrow: whether it overflows where single precision does.
     """
 
     def __init__(
@@ -73,10 +74,11 @@ class Probe:
         is_double: bool,
         how: JumpSearch = DEFAULT,
         is_rounded: bool = False,
+        is_narrow: bool = False,
     ) -> None:
         self.sources, self.is_double, self.how = list(sources), is_double, how
         self.program = program
-        self._paths = Paths(program, self.sources, is_double, how, is_rounded)
+        self._paths = Paths(program, self.sources, is_double, how, is_rounded, is_narrow)
         self._work = work_of(program.closed.jaxpr)
         self._batch = batch = batch_of(program.closed.jaxpr)
 

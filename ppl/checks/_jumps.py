@@ -129,13 +129,18 @@ class Search:
             self._trials = trials = self._made(self.suspects, is_double=is_double)
         return trials(params, data)
 
-    def _made(self, suspects: Any, *, is_double: bool) -> Trials:
+    def _made(self, suspects: Any, *, is_double: bool, is_narrow: bool = False) -> Trials:
         def probe(is_rounded: bool) -> Probe:
             copy = self._copy()
             # Traced as every program is: where constants of JAX are computed at once, each operation on one would be compiled.
             with jax.ensure_compile_time_eval():
                 return Probe(
-                    suspects, copy, is_double=is_double, how=self._how, is_rounded=is_rounded
+                    suspects,
+                    copy,
+                    is_double=is_double,
+                    how=self._how,
+                    is_rounded=is_rounded,
+                    is_narrow=is_narrow,
                 )
 
         return Trials(probe)
@@ -143,17 +148,18 @@ class Search:
     def _with_overflow(
         self, found: dict[int | str, Found], params: Any, data: Any
     ) -> dict[int | str, Found]:
-        """What overflows does so in the precision of the program."""
+        """What overflows does so where single precision ends; with all digits, since rounding is no overflow."""
         # Where all noise is that of suspected sites, their own paths meet it. In the space of the parameters a program overflows
-        # far from here, and rounds badly before it does.
+        # far from here.
         is_met = lambda s, c: isinstance(s, str) and all(n in self.suspects for n in c.noise)
         over = {s: c for s, c in self.suspects.items() if c.is_overflow and not is_met(s, c)}
         if not over or jax.config.jax_enable_x64:
             return found
-        narrow = self._narrow
-        if narrow is None:
-            self._narrow = narrow = self._made(over, is_double=False)
-        sizes = narrow(params, data)
+        with jax.enable_x64(True):
+            narrow = self._narrow
+            if narrow is None:
+                self._narrow = narrow = self._made(over, is_double=True, is_narrow=True)
+            sizes = narrow(params, data)
         finite = lambda x: x if np.isfinite(x) else 0.0  # what is nowhere finite is loud
         larger = lambda a, b: Found(
             max(a.here, finite(b.here)), max(a.elsewhere, finite(b.elsewhere))

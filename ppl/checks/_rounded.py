@@ -57,12 +57,13 @@ class Copy(NamedTuple):
     least: Array
 
 
-def copies(dtype: Any) -> Copy:
-    """The plain run, and those whose rounding is drawn."""
+def copies(dtype: Any, *, is_narrow: bool = False) -> Copy:
+    """The plain run, and those whose rounding is drawn; `is_narrow`: see `evaluate_rounded`."""
     info, rng = jnp.finfo(dtype), np.random.default_rng(0)
+    tiny = float(jnp.finfo(np.float32 if is_narrow else dtype).tiny)
     share = rng.uniform(-1, 1, (NUM_COPIES + 1, NUM_FACTORS))
     share[0] = 0
-    factors, least = 1 + UNITS * float(info.eps) / 2 * share, UNITS * float(info.tiny) * abs(share)
+    factors, least = 1 + UNITS * float(info.eps) / 2 * share, UNITS * tiny * abs(share)
     return Copy(jnp.asarray(factors, dtype), jnp.asarray(least, dtype))
 
 
@@ -72,32 +73,39 @@ def evaluate_rounded(
     forced: Mapping[int, Forced],
     read: Sequence[Any] | None = None,
     *,
-    copy: Copy,
+    copy: Copy | None,
+    is_narrow: bool = False,
 ) -> list[Array]:
-    """`evaluate` with the rounding of this run; the given values are rounded, too."""
-    given = [_moved(x, copy, n) for n, x in enumerate(inputs)]
-    values = {i: f._replace(value=_moved(f.value, copy, 31 * i)) for i, f in forced.items()}
-    return _evaluated(closed, given, values, read, copy)
+    """`evaluate` with the rounding of a run, the given values rounded, too; None: as JAX rounds.
 
-
-def _evaluated(
-    closed: Any, inputs: Any, forced: Any, read: Any, copy: Copy, count: int = 0
-) -> list[Array]:
-    return [jnp.asarray(x) for x in _Rounded(closed, inputs, forced, copy, count).outputs(read)]
+    `is_narrow`: a program of double precision has all of its digits, and overflows where single precision does.
+    """
+    if copy is not None:
+        inputs = [_moved(x, copy, n) for n, x in enumerate(inputs)]
+        forced = {i: f._replace(value=_moved(f.value, copy, 31 * i)) for i, f in forced.items()}
+    run = _Rounded(closed, inputs, forced, copy, is_narrow)
+    return [jnp.asarray(x) for x in run.outputs(read)]
 
 
 class _Rounded(Evaluator):
-    """One evaluation of a program whose results are moved within their rounding."""
+    """One evaluation of a program whose results are moved within their rounding; arguments as of `evaluate_rounded`."""
 
     def __init__(
-        self, closed: ClosedJaxpr, inputs: Any, forced: Any, copy: Copy, count: int = 0
+        self,
+        closed: ClosedJaxpr,
+        inputs: Any,
+        forced: Any,
+        copy: Copy | None,
+        is_narrow: bool,
+        count: int = 0,
     ) -> None:
         super().__init__(closed, inputs, forced)
-        self.copy, self.count = copy, count
+        self.copy, self.is_narrow, self.count = copy, is_narrow, count
 
     def inner(self, body: ClosedJaxpr, inputs: Any, forced: Any) -> list[Array]:
         self.count += 1
-        return _evaluated(body, list(inputs), forced, None, self.copy, 131 * self.count)
+        run = _Rounded(body, list(inputs), forced, self.copy, self.is_narrow, 131 * self.count)
+        return [jnp.asarray(x) for x in run.outputs()]
 
     def results(self, eqn: Any, args: list[Any]) -> list[Any]:
         name = eqn.primitive.name
@@ -110,17 +118,22 @@ class _Rounded(Evaluator):
         found = super().results(eqn, args)
         if name in EXACT or not any(map(_is_float, args)):
             return found
-        return [self.rounded(eqn, args, x, n) if _is_float(x) else x for n, x in enumerate(found)]
-
-    def rounded(self, eqn: Any, args: list[Any], x: Any, which: int) -> Any:
+        found = [_in_single_range(x) if self.is_narrow and _is_float(x) else x for x in found]
+        if self.copy is None:
+            return found
         self.count += 1
+        move = functools.partial(self.moved, self.copy, eqn, args)
+        return [move(x, n) if _is_float(x) else x for n, x in enumerate(found)]
+
+    def moved(self, copy: Copy, eqn: Any, args: list[Any], x: Any, which: int) -> Any:
+        """A result, moved where it is not exact."""
         name = eqn.primitive.name
         times = SERIES_UNITS / UNITS if name in SERIES else 1.0
-        factor = _factors(self.copy, x, 31 * self.count + which, times)
+        factor = _factors(copy, x, 31 * self.count + which, times)
         moved = jnp.where(_is_rounded(eqn, args, x), x * factor, x)
         if name not in VANISHING:
             return moved
-        least = _numbers(self.copy.least, x, 31 * self.count + which).astype(x.dtype)
+        least = _numbers(copy.least, x, 31 * self.count + which).astype(x.dtype)
         return jnp.where(_is_underflow(eqn, args, x), least, moved)
 
     def loop(self, eqn: Any, args: list[Any]) -> list[Any]:
@@ -135,6 +148,12 @@ class _Rounded(Evaluator):
             lambda s: run("body_jaxpr", body, s),
             [jnp.asarray(x) for x in consts(state)],
         )
+
+
+def _in_single_range(x: Any) -> Any:
+    """`x` with infinity and 0 where numbers of single precision end."""
+    info = jnp.finfo(jnp.result_type(x))
+    return jax.lax.reduce_precision(x, min(8, info.nexp), info.nmant)
 
 
 def _is_float(x: Any) -> bool:
