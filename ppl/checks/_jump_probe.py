@@ -25,6 +25,7 @@ from ._probe_inputs import COMPILER_OPTIONS, Inputs
 from ._quick_draws import with_quick_draws
 
 BATCH = 8
+MOST_OTHERS = 4  # paths that are tried to see whether anything is sure
 DEFAULT = JumpSearch()
 
 
@@ -104,18 +105,34 @@ class Probe:
 
     def again(self, inputs: Inputs, trial: Trial) -> Trial:
         """The trial with the paths that found something tried by this probe: of each kind, until one finds it, too."""
-        sizes, seen = trial.sizes.copy(), set()
-        for n in range(0, len(places := np.flatnonzero(trial.sizes)), self._batch):
-            some = places[n : n + self._batch]
+        sizes, seen, lost = trial.sizes.copy(), set(), []
+        for some in self._batches(np.flatnonzero(trial.sizes)):
             if set(trial.kinds(some)) <= seen:
                 sizes[some] = 0.0
                 continue
-            padded = np.resize(some, self._batch)
-            found, is_finite = self._tried(inputs, trial.jobs[:, padded], len(trial.sizes))
-            # Where nothing is sure, nothing is taken back.
-            sizes[some] = np.where(is_finite, found, trial.sizes[padded])[: len(some)]
+            sizes[some], is_finite = self._retried(inputs, trial, some)
+            lost += some[~is_finite].tolist()
             seen |= {k for k, size in zip(trial.kinds(some), sizes[some], strict=True) if size > 0}
+        # Where nothing is sure on a path, rounding may lie on it or on the whole program: of that nothing is taken back.
+        for kind in {*trial.kinds(np.array(lost, int))} - seen:
+            mine = np.array([k == kind for k in trial.kinds(np.arange(len(sizes)))])
+            others = np.flatnonzero(mine & (trial.sizes == 0))[: max(MOST_OTHERS, self._batch)]
+            if not any(
+                self._retried(inputs, trial, some)[1].any() for some in self._batches(others)
+            ):
+                sizes[mine] = trial.sizes[mine]
         return trial._replace(sizes=sizes)
+
+    def _batches(self, places: np.ndarray) -> list[np.ndarray]:
+        return [places[n : n + self._batch] for n in range(0, len(places), self._batch)]
+
+    def _retried(
+        self, inputs: Inputs, trial: Trial, places: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sizes, and whether anything was sure, on these paths of a trial, of which there are as many as are tried at once."""
+        jobs = trial.jobs[:, np.resize(places, self._batch)]
+        sizes, is_finite = self._tried(inputs, jobs, len(trial.sizes))
+        return sizes[: len(places)], is_finite[: len(places)]
 
     def found(self, trial: Trial, inputs: Inputs) -> dict[int | str, Found]:
         """The largest jumps in each source."""
