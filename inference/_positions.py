@@ -23,7 +23,7 @@ _TAKES = frozenset("gather slice dynamic_slice concatenate pad dot_general".spli
 def by_position(
     run: Callable[..., Any], arrays: Sequence[Any], known: Any, before: Any, after: Any
 ) -> list[bool]:
-    """Which of some arrays are matched to rows by position.
+    """Which of some arrays are matched to rows by position; all, where the program cannot be traced so with more rows.
 
     Args:
         run: a function (arrays, known, args) -> anything.
@@ -38,7 +38,11 @@ def by_position(
         fn = lambda arrays, known, data: run(arrays, known, split.join(data))
         return jax.make_jaxpr(fn)(list(arrays), known, split.arrays(args)).jaxpr
 
-    one, two = traced(before), traced(after)
+    one = traced(before)
+    try:
+        two = traced(after)
+    except Exception:
+        return [True] * len(arrays)
     num_known = len(jax.tree.leaves(known))
     found = []
     for asked in range(len(arrays)):

@@ -203,6 +203,12 @@ class _Search:
             return [*free, *rest]
         if whole.why is None:
             return [whole]
+        for fixed in (
+            linked if len(linked) > 2 else ()
+        ):  # one that cannot be longer, for reasons of its own
+            others = self._grown(size, [a for a in linked if a != fixed])
+            if others.why is None:
+                return [*free, others, self._grown(size, [fixed])]
         every = [
             Axis(i, k)
             for i, x in enumerate(self.leaves)

@@ -18,6 +18,7 @@ MATCHED = {
     "in a function of its own": lambda z, x: jax.jit(lambda z: z[jnp.arange(len(x))])(z) + x,
     "in a branch": lambda z, x: jax.lax.cond(x[0] > 0, lambda: z[: len(x)], lambda: x),
     "in steps": lambda z, x: jax.lax.scan(lambda t, x: (t + 1, z[t] + x), 0, x)[1],
+    "of so many rows only": lambda z, x: z[:5] + x,
     "mapped": lambda z, x: jax.vmap(lambda i, x: z[i] + x)(jnp.arange(len(x)), x),
     "in a loop": lambda z, x: sum(z[i] * x[i] for i in range(len(x))),
 }

@@ -91,6 +91,18 @@ def test_axes_of_the_arguments_that_are_rows_together(name):
     assert rows[0].names("site") - {"y"} == names and rows[0].why is None
 
 
+def test_an_argument_that_cannot_be_longer_leaves_the_rows_of_the_others_alone():
+    """A table of six, as the program says, beside six rows."""
+
+    def model(x, group, table, y=None):
+        mean = x + (table + draws("thing", 6))[group]
+        ppl.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+    rows = found(model, (X, np.arange(6), X, X))
+    assert [[axis.leaf for axis in r.axes] for r in rows] == [[0, 1, 3], [2]]
+    assert rows[0].names("site") == {"y"} and not rows[0].why and rows[1].why
+
+
 def test_parameters_and_plates_follow_as_sites_do():
     def model(x):
         scale = ppl.param("scale", 1.0)

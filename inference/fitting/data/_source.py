@@ -93,10 +93,12 @@ def _plates_of(objective: Any, args: tuple, sizes: Mapping[str, int]) -> list[st
         if len(long) > 1:
             rows = rows_of(run, args, size=size)
             own = [r for r in rows if ("plate", name) in r.follows]
+            own = [r for r in own if r.longer] or own
             leaves = {axis.leaf for r in own for axis in r.axes if axis.axis == 0}
             cut = [i for i in long if leaf_of[i] in leaves] or long
             if len(own) == 1 and own[0].longer:
-                counted = {axis.leaf for r in rows if r.names("plate") for axis in r.axes}
+                counting = [r for r in rows if r.longer and r.names("plate")]
+                counted = {axis.leaf for r in counting for axis in r.axes}
                 others = [i for i in long if leaf_of[i] not in counted]
                 cut = cut + _lined_up(objective, args, own[0].longer[0][0], others)
         for i in cut:

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer.autoguide import AutoDelta, AutoMultivariateNormal
+from _random_rows import random_program
+from numpyro.infer import log_likelihood
+from numpyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
 from lapilli import inference, ppl
@@ -319,3 +321,26 @@ def test_other_rows_have_no_log_likelihoods_under_the_draws_of_the_fits_rows(key
         ValueError, match=r"to_arviz: site 'shifts' .*grows with the rows.*Leave 'args' out"
     ):
         to_arviz(fit, args=(X[::-1],), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_log_likelihoods_of_random_programs_are_numpyros_or_refused(seed, key):
+    """At the data of the fit, and at other rows where no site belongs to them."""
+    rng = np.random.default_rng(seed)
+    case = random_program(rng, num_of_rows=seed % 2)
+    guide = AutoNormal(case.model)
+    params = inference.elbo(case.model, guide).init(key, *case.args)
+    fit = fitted(case.model, guide, case.args, params)
+    options = {"key": key, "num_samples": 5, "groups": ("log_likelihood",)}
+    other = (*case.arguments(rng, len(case.args[0])), case.args[3])
+    for args in (case.args, other):
+        if args is other and case.of_rows:
+            with pytest.raises(ValueError, match="site '(" + "|".join(case.of_rows) + ")'"):
+                to_arviz(fit, args=args, **options)
+            continue
+        tree = to_arviz(fit, args=args, **options)
+        draws = {str(n): x.to_numpy()[0] for n, x in tree["posterior"].data_vars.items()}
+        expected = log_likelihood(case.model, draws, *args)["y"]
+        found = tree["log_likelihood"]["y"].to_numpy()[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -7,6 +7,8 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from _fit_fakes import Objective
+from _random_rows import random_program
+from numpyro.infer.autoguide import AutoDelta
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting._fit import fit
@@ -209,6 +211,26 @@ def test_what_is_as_long_as_a_plate_is_cut_only_if_it_goes_with_its_rows(model):
     full = run(objective, **options, num_steps=1).history["value"][0]
     assert np.ptp(part) > 0.1
     np.testing.assert_allclose(part.mean(), full, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_random_programs_are_scaled_right_or_refused(seed):
+    """What rows share: the mean over an epoch is the value on all rows. A site of the rows has parameters of theirs: refused."""
+    case = random_program(np.random.default_rng(seed), num_of_rows=seed % 2)
+    num_rows = len(case.args[0])
+    size = max(n for n in range(1, num_rows) if num_rows % n == 0)
+    objective = inference.elbo(case.model, AutoDelta(case.model))
+    options = {"optimizer": optax.sgd(0.0), "args": tuple(map(jnp.asarray, case.args))}
+    minibatches = {**options, "num_steps": num_rows // size, "subsample": {"rows": size}}
+    if case.of_rows:
+        with pytest.raises(ValueError, match="rows|plate '"):
+            run(objective, **minibatches)
+        return
+    full = run(objective, **options, num_steps=1).history["value"][0]
+    np.testing.assert_allclose(
+        run(objective, **minibatches).history["value"].mean(), full, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
