@@ -18,6 +18,7 @@ from ..ppl.language import Program
 from ._arguments import Arguments, outcome
 from ._depends import depends
 from ._noise import check_noise
+from ._rows import met, rows_of, unbound
 
 
 def _check_cells(
@@ -32,6 +33,38 @@ def _check_cells(
             f"{method}: {program!r} draws {list(program.sites)} given all cells, and the missing ones, {cells}, have no values. "
             "Leave missing cells out of the density of the model: ppl.sample(name, law.mask(seen), obs=filled) in place of "
             "obs_mask."
+        )
+
+
+def _check_shared(
+    method: str,
+    program: Eliminated,
+    sites: Mapping[str, Any],
+    choices: Mapping[str, Any],
+    args: tuple,
+) -> None:
+    """Refuse to draw from their prior sites that new rows share with those that told of them."""
+    targets = {n for n, s in sites.items() if s.kind == "latent" and n not in choices}
+    targets -= set(program.sites)
+    found = rows_of(lambda args: met(unbound(program), args), args, targets=targets)
+    of_rows = [r.names("site") for r in found if r.names("site") & targets]
+    plates = [set(sites[n].dims) - {None} for n in targets]
+    # Without an argument that has rows, those of a plate: a site belongs to them if what is predicted lies in its plates.
+    in_plates = lambda dims: bool(dims) and any(dims <= p for p in plates)
+    own = lambda n: (
+        any(n in r for r in of_rows) if of_rows else in_plates(set(sites[n].dims) - {None})
+    )
+    shared = [
+        n
+        for n in program.sites
+        if n in sites and n not in choices and not in_scan(sites[n]) and not own(n)
+    ]
+    if shared:
+        raise ValueError(
+            f"{method}: {shared} are integrated out and shared by all rows, and the given draws do not hold what the data "
+            "say of them: at other arguments they would be drawn from their prior. Draw them at the data for each of the "
+            "given draws, states = program.posterior(key, choices, *args), and predict from both by "
+            "inference.predict(program.program, {**choices, **states}, key, *new_args)."
         )
 
 
@@ -69,6 +102,8 @@ def forward_program(
                 f"{method}: {program!r} would draw {list(program.sites)} from what {seen} tell of them, but {new} are not given. "
                 "Give all observations, or none of them."
             )
+        if choices:
+            _check_shared(method, program, sites, choices, args)
         program = joint
     trace = outcome(functools.partial(program.simulate, key), args)
     shapes = trace.choices

@@ -351,6 +351,27 @@ STAY = jnp.array([[0.9, 0.1], [0.3, 0.7]])
 
 
 @pytest.mark.slow
+def test_what_rows_share_and_is_integrated_out_is_not_drawn_from_its_prior():
+    """Its posterior is that of the data: draws there, given those that are left, predict new rows."""
+
+    def level(x, y=None):
+        mean = ppl.sample("mean", dist.Normal(0.0, 10.0))
+        noise = ppl.sample("noise", dist.LogNormal(0.0, 0.1))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(mean + x, noise), obs=y)
+
+    x, program = jnp.linspace(0.0, 1.0, 8), ppl.eliminate(level, ["mean"])
+    draws = {"noise": jnp.full(500, 0.3)}
+    with pytest.raises(ValueError, match=r"\['mean'\] are integrated out and shared.*posterior"):
+        inference.predict(program, draws, KEY, x[:3], num_samples=500)
+    keys = jax.random.split(KEY, 500)
+    posterior = lambda key, choices: program.posterior(key, choices, x, x + 5.0)
+    states = jax.vmap(posterior)(keys, draws)
+    y = inference.predict(level, {**draws, **states}, KEY, x[:3], num_samples=500)["y"]
+    error = 0.3 * (1 + 1 / 8) ** 0.5 / 500**0.5
+    assert (np.abs(y.mean(0) - x[:3] - 5.0) < 4.5 * error + 1e-3).all()  # the prior takes off .0006
+
+
 def test_a_chain_whose_states_are_summed_out_is_forecast_by_its_states():
     """States of the seen steps from the exact posterior, the next ones from the chain; the filter by hand is the oracle."""
     y = jnp.array([0.1, 2.7, 3.2, 0.4, 2.6])
