@@ -230,7 +230,7 @@ class Integrator(Basis):
         belief, rows, reading = self.belief, mean.rows, self._reading(fn)
         assert belief is not None
         noise, matrix = noise_of(reading, rows), matrix_of(mean, belief.size)
-        belief = belief.before(matrix.shape[-2])
+        belief = belief.whole()
         loc = unflat(belief.at(flat(mean.const, rows), matrix), rows, mean.const.shape)
         law = JointNormal(loc, belief.seen(matrix), noise, reading.cells, rows, belief.moved)
         if self.emit.is_dry:

@@ -120,12 +120,6 @@ class Belief:
         later = belief._turned(lambda: jnp.eye(columns, size, dtype=wide.dtype))
         return Belief(belief.mean, wide, later)
 
-    def before(self, number: int) -> Belief:
-        """The same law, whole, in front of so many numbers that are about to be seen."""
-        belief = self.whole()
-        is_few = self.later is not None and 1 < number <= belief.root.shape[-1]
-        return belief.squared() if is_few else belief
-
     @property
     def moved(self) -> Array | None:
         """What of the coordinates has to be known given numbers: the root alone, or all (None)."""
@@ -139,8 +133,7 @@ class Belief:
             size = self.root.shape[-1]
             unit = jnp.broadcast_to(jnp.eye(size, dtype=shift.dtype), (*shift.shape, size))
             later = later.turned(Turn(shift, meeting.after(unit)))
-        is_moved = isinstance(meeting, FewNumbers) and meeting.is_moved
-        step = shift if is_moved else times(self.root, shift)
+        step = shift if isinstance(meeting, FewNumbers) else times(self.root, shift)
         return Belief(self.mean + step, meeting.after(self.root), later)
 
     def read(self, beside: Read, const: Array, matrix: Array) -> Belief:

@@ -22,10 +22,10 @@ Array = jax.Array
 def meeting_of(seen: Array, noise: Noise, moved: Array | None = None) -> Meeting:
     """What is met, for numbers with these coefficients, shape (*rows, m, k).
 
-    `moved`: a root, shape (*rows, n, k), which is all that is asked for of u; None: u itself is asked for.
+    `moved`: a root, shape (*rows, n, k): no more than root u is asked for then, which takes less arithmetic; None: u itself.
     """
     m, k = seen.shape[-2:]
-    if 1 < m <= k:
+    if 1 < m <= k and moved is not None:
         return FewNumbers.of(seen, noise, moved)
     return (OneNumber if m == 1 else ManyNumbers).of(seen, noise)
 
@@ -71,36 +71,32 @@ class OneNumber:
 
 @dataclasses.dataclass(frozen=True)
 class FewNumbers:
-    """No more numbers than coordinates.
+    """No more numbers than coordinates, of which no more than root u is asked for.
 
-    By the root of their covariance with what is asked for, root u or u itself (root = 1):
+    By the root of their covariance with it:
 
-        [noise, seen; 0, root] -> [S^1/2, 0; gain, rest].
+        [noise, seen; 0, root] -> [S^1/2, 0; gain, root R].
 
     Attributes:
         top: S^1/2.
         gain: of root u on whitened numbers.
         rest: root R.
-        is_moved: whether a root is asked for.
     """
 
     top: Array
     gain: Array
     rest: Array
-    is_moved: bool
 
     @classmethod
-    def of(cls, seen: Array, noise: Noise, moved: Array | None) -> FewNumbers:
+    @full_precision
+    def of(cls, seen: Array, noise: Noise, root: Array) -> FewNumbers:
         """Of numbers with these coefficients."""
-        m, k = seen.shape[-2:]
+        m = seen.shape[-2]
         own = jnp.broadcast_to(noise.root, (*seen.shape[:-1], m))
-        unit = jnp.broadcast_to(jnp.eye(k, dtype=seen.dtype), (*seen.shape[:-2], k, k))
-        below = unit if moved is None else moved
         above = jnp.concatenate([own, seen], -1)
-        below = jnp.pad(below, [(0, 0)] * (below.ndim - 1) + [(m, 0)])
+        below = jnp.pad(root, [(0, 0)] * (root.ndim - 1) + [(m, 0)])
         joint = compressed(jnp.concatenate([above, below], -2), m)
-        parts = joint[..., :m, :m], joint[..., m:, :m], joint[..., m:, m:]
-        return cls(*parts, moved is not None)
+        return cls(joint[..., :m, :m], joint[..., m:, :m], joint[..., m:, m:])
 
     def log_prob(self, away: Array) -> Array:
         """Log-density of x - E[x], shape (*rows, m), but for the constant -m log(2 pi) / 2; shape rows."""
@@ -108,18 +104,17 @@ class FewNumbers:
         return -0.5 * (whitened**2).sum(-1) - free_log_det(self.top)
 
     def shift(self, away: Array) -> Array:
-        """The mean of u, or of root u, given x - E[x]."""
+        """The mean of root u given x - E[x]."""
         return times(self.gain, free_solved(self.top, away[..., None])[..., 0])
 
-    @full_precision
     def after(self, root: Array) -> Array:
-        """Root R, of shape (*rows, n, k)."""
-        return self.rest if self.is_moved else root @ self.rest
+        """Root R, for the root that was asked for."""
+        return self.rest
 
 
 @dataclasses.dataclass(frozen=True)
 class ManyNumbers:
-    """More numbers than coordinates, by least squares.
+    """Numbers by least squares.
 
     With W = noise^-1 seen,
 
@@ -177,5 +172,5 @@ class ManyNumbers:
 Meeting = OneNumber | FewNumbers | ManyNumbers
 
 jax.tree_util.register_dataclass(OneNumber, ["seen", "sums"], [])
-jax.tree_util.register_dataclass(FewNumbers, ["top", "gain", "rest"], ["is_moved"])
+jax.tree_util.register_dataclass(FewNumbers, ["top", "gain", "rest"], [])
 jax.tree_util.register_dataclass(ManyNumbers, ["noise", "seen", "unit", "top"], [])
