@@ -83,7 +83,7 @@ class Integrated(Program):
         self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, dist.Normal]:
         """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape."""
-        return _Moments(self, Smoothing(has_scales=True), choices, args, kwargs).marginals
+        return _Moments(self, Smoothing(), choices, args, kwargs).marginals
 
     def means(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Posterior means of the integrated sites, which are their most probable values."""

@@ -65,9 +65,7 @@ class Collector(Integrator):
         asked = maps([form for form, _ in self.asked])
         parts = [jax.tree.map(lambda x, f=f: flat(x, f.rows), x) for f, x in self.asked]
         empty = jnp.zeros((*rows, 0))
-        has_scales = self.emit.smoothing is not None and self.emit.smoothing.has_scales
-        none = Read(empty, empty if has_scales else None)
-        beside = jax.tree.map(lambda *x: jnp.concatenate(x, -1), none, *parts)
+        beside = jax.tree.map(lambda *x: jnp.concatenate(x, -1), Read(empty, empty), *parts)
         return Step(maps(new), seen, maps(read), asked, beside)
 
     # What an integrator does with statements.

@@ -267,7 +267,7 @@ class Integrator(Basis):
             if self.emit.is_dry
             else lambda name: _without_density(name, like)
         )
-        found = Read(make(names[0]), make(names[1]) if self.emit.smoothing.has_scales else None)
+        found = Read(*map(make, names))
         self.made[names[0]] = found
         return found
 

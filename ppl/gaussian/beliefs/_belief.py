@@ -77,7 +77,8 @@ class Belief:
         root, unit = turned_root(self.root)
         lost = jnp.eye(unit.shape[-2], dtype=unit.dtype) - unit @ unit.mT
         shift = jnp.zeros((*unit.shape[:-1],), unit.dtype)
-        return Belief(self.mean, root, self.later.turned(Turn(shift, unit, lost)))
+        rounding = jnp.full_like(unit, jnp.finfo(unit.dtype).eps ** 2)
+        return Belief(self.mean, root, self.later.turned(Turn(shift, unit, lost, rounding)))
 
     def _turned(self, matrix: Callable[[], Array]) -> Smoothed | None:
         """What is known later of coordinates that are a matrix times the later ones."""
@@ -127,12 +128,12 @@ class Belief:
 
     def given(self, meeting: Meeting, away: Array) -> Belief:
         """The belief, whole, given numbers that are so far away from their mean."""
-        shift = meeting.shift(away)
-        later = self.later
-        if later is not None:
+        shift, later = meeting.shift(away), self.later
+        if later is not None and not isinstance(meeting, FewNumbers):
             size = self.root.shape[-1]
             unit = jnp.broadcast_to(jnp.eye(size, dtype=shift.dtype), (*shift.shape, size))
-            later = later.turned(Turn(shift, meeting.after(unit)))
+            turn = meeting.after(unit)
+            later = later.turned(Turn(shift, turn, None, turn**2 * meeting.rounding(turn)))
         step = shift if isinstance(meeting, FewNumbers) else times(self.root, shift)
         return Belief(self.mean + step, meeting.after(self.root), later)
 

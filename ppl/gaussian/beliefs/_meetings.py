@@ -68,6 +68,10 @@ class OneNumber:
         before = jnp.pad(before[..., :-1], [(0, 0)] * (before.ndim - 1) + [(1, 0)])
         return root * (old / new) - before * (s / old / new)
 
+    def rounding(self, turn: Array) -> Array:
+        """Squares of the relative errors of R = `turn`."""
+        return jnp.full_like(turn, jnp.finfo(turn.dtype).eps ** 2)
+
 
 @dataclasses.dataclass(frozen=True)
 class FewNumbers:
@@ -167,6 +171,17 @@ class ManyNumbers:
     def after(self, root: Array) -> Array:
         """Root R, of shape (*rows, n, k)."""
         return solved(self.top, root.mT, is_lower=False, transposed=True).mT
+
+    def rounding(self, turn: Array) -> Array:
+        """Squares of the relative errors of R = `turn`, row by row.
+
+        Where the numbers tell of all coordinates, they grow with their condition: the length of a row of R times that of a column
+        of U, which is its inverse.
+        """
+        rows, columns = (turn**2).sum(-1), 1 + (self.seen**2).sum(-2)
+        is_all = self.seen.shape[-2] >= self.seen.shape[-1]
+        growth = rows * columns if is_all else jnp.ones_like(rows)
+        return jnp.broadcast_to(growth[..., None] * jnp.finfo(turn.dtype).eps ** 2, turn.shape)
 
 
 Meeting = OneNumber | FewNumbers | ManyNumbers

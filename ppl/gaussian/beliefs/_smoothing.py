@@ -10,6 +10,8 @@ its cotangent is defined to be the law: from N(0, 1) at the end of the program (
 sites, which read theirs off as the derivative in a number beside them (`read`). Reverse differentiation does nothing but to
 call these rules in turn, through scans of any depth: each `Smoothed` is handed to one of them only, so that no two
 cotangents are added.
+
+The rounding of the turns is counted as if it were noise of the precision's relative size: what of a scale it may have made.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from ..._precision import full_precision
 from ._roots import compressed, times
 
 Array = jax.Array
+MAX_ERROR = 0.01
 
 
 class Turn(NamedTuple):
@@ -32,11 +35,13 @@ class Turn(NamedTuple):
         shift: shape (*rows, k).
         matrix: shape (*rows, k, k').
         rest: shape (*rows, k, j); None: nothing is lost.
+        rounding: squares of the errors that rounding has made in the matrix, of its shape; None: none.
     """
 
     shift: Array
     matrix: Array
     rest: Array | None = None
+    rounding: Array | None = None
 
 
 class Smoothed(NamedTuple):
@@ -44,70 +49,66 @@ class Smoothed(NamedTuple):
 
     Attributes:
         mean: shape (*rows, k).
-        root: shape (*rows, k, k); None: it is not asked for.
+        root: shape (*rows, k, k).
+        error: squares of the errors that rounding makes in its rows, shape (*rows, k).
         key: data of a PRNG key for draws; None: the mean is asked for.
     """
 
     mean: Array
-    root: Array | None
+    root: Array
+    error: Array
     key: Array | None
-
-    def of(self, size: int) -> Smoothed:
-        """Of so many coordinates."""
-        rows, dtype = self.mean.shape[:-1], self.mean.dtype
-        root = None if self.root is None else jnp.zeros((*rows, size, size), dtype)
-        return Smoothed(jnp.zeros((*rows, size), dtype), root, self.key)
 
     def turned(self, turn: Turn) -> Smoothed:
         """That of the later coordinates."""
         noise, key = None, self.key
         if key is not None and turn.rest is not None:
-            now, later = jax.random.split(jax.random.wrap_key_data(key))
+            now, later = jax.random.split(_wrapped(key))
             shape, dtype = turn.rest.shape, turn.rest.dtype
             noise, key = (
                 jax.random.normal(now, (*shape[:-2], shape[-1]), dtype),
                 jax.random.key_data(later),
             )
-        mean, root = _turned((self.mean, self.root), turn, noise)
-        return Smoothed(mean, root, key)
+        return Smoothed(*_turned(self[:3], turn, noise), key)
 
     def read(self, beside: Read, mean: Array, seen: Array) -> Smoothed:
         """The same, read by numbers mean + seen u: their law is the derivative in what stands beside them."""
-        law = _read((self.mean, self.root), beside, mean, seen)
-        return Smoothed(*law, self.key)
+        return Smoothed(*_read(self[:3], beside, mean, seen), self.key)
 
     def ended(self) -> Array:
         """0, whose derivative is that nothing comes after."""
         noise = None
         if self.key is not None:
-            key = jax.random.wrap_key_data(self.key)
+            key = _wrapped(self.key)
             noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return _ended((self.mean, self.root), noise)
+        return _ended(self[:3], noise)
 
 
 class Read(NamedTuple):
     """Numbers beside those of a site, shape (*rows, m); their derivatives are the site's mean (or a draw) and its scales."""
 
     mean: Array
-    scale: Array | None
+    scale: Array
+
+
+def _wrapped(data: Array) -> Array:
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
 class Smoothing(NamedTuple):
-    """What is asked for of the sites given everything: their means, and scales beside them, or one joint draw.
+    """What is asked for of the sites given everything: their means and scales, or one joint draw.
 
     Attributes:
-        has_scales: whether scales are.
         key: of the draw; None: none is.
     """
 
-    has_scales: bool = False
     key: Array | None = None
 
     def start(self, rows: tuple[int, ...]) -> Smoothed:
         """What stands beside a belief of nothing."""
-        root = jnp.zeros((*rows, 0, 0)) if self.has_scales else None
-        key = None if self.key is None else jax.random.key_data(self.key)
-        return Smoothed(jnp.zeros((*rows, 0)), root, key)
+        key = None if self.key is None else jax.random.bits(self.key, (2,), jnp.uint32)
+        none = jnp.zeros((*rows, 0))
+        return Smoothed(none, jnp.zeros((*rows, 0, 0)), none, key)
 
 
 def _square(root: Array) -> Array:
@@ -118,14 +119,14 @@ def _square(root: Array) -> Array:
     return jnp.pad(root, [(0, 0)] * (root.ndim - 1) + [(0, size - columns)])
 
 
-Law = tuple[Array, Array | None]
+Law = tuple[Array, Array, Array]  # mean, root, error of a `Smoothed`
 
 
 def _blank(turn: Turn, like: Law) -> Law:
     """Zeros in the shapes of the later law."""
     rows, size = like[0].shape[:-1], turn.matrix.shape[-1]
-    root = None if like[1] is None else jnp.zeros((*rows, size, size), like[1].dtype)
-    return jnp.zeros((*rows, size), like[0].dtype), root
+    blank = lambda *shape: jnp.zeros((*rows, *shape), like[0].dtype)
+    return blank(size), blank(size, size), blank(size)
 
 
 @jax.custom_vjp
@@ -135,15 +136,17 @@ def _turned(law: Law, turn: Turn, noise: Array | None) -> Law:
 
 @full_precision
 def _turned_back(saved: tuple[Turn, Array | None], later: Law) -> tuple[Law, None, None]:
-    (shift, matrix, rest), noise = saved
-    mean, root = later
+    (shift, matrix, rest, rounding), noise = saved
+    mean, root, error = later
     mean = shift + times(matrix, mean)
     if noise is not None and rest is not None:
         mean = mean + times(rest, noise)
-    if root is not None:
-        parts = [matrix @ root] if rest is None else [matrix @ root, rest]
-        root = _square(jnp.concatenate(parts, -1))
-    return (mean, root), None, None
+    parts = [matrix @ root] if rest is None else [matrix @ root, rest]
+    root = _square(jnp.concatenate(parts, -1))
+    error = times(matrix**2, error)
+    if rounding is not None:
+        error = error + times(rounding, (later[1] ** 2).sum(-1))
+    return (mean, root, error), None, None
 
 
 _turned.defvjp(lambda law, turn, noise: (_blank(turn, law), (turn, noise)), _turned_back)
@@ -155,20 +158,17 @@ def _read(law: Law, beside: Read, mean: Array, seen: Array) -> Law:
 
 
 @full_precision
-def _read_back(saved: tuple[Array, Array], law: Law) -> tuple[Law, Read, None, None]:
+def _read_back(saved: tuple[Array, ...], law: Law) -> tuple[Law, Read, None, None]:
+    """What the numbers are told; NaN where rounding has made more than a hundredth of a scale."""
     mean, seen = saved
-    found = mean + times(seen, law[0])
-    scale = None if law[1] is None else scales_of(seen, law[1])
-    return law, Read(found, scale), None, None
+    coordinates, root, error = law
+    scale = jnp.sqrt(((seen @ root) ** 2).sum(-1))
+    is_known = times(seen**2, error) <= (MAX_ERROR * scale) ** 2
+    told = (jnp.where(is_known, x, jnp.nan) for x in (mean + times(seen, coordinates), scale))
+    return law, Read(*told), None, None
 
 
 _read.defvjp(lambda law, beside, mean, seen: (law, (mean, seen)), _read_back)
-
-
-@full_precision
-def scales_of(seen: Array, root: Array) -> Array:
-    """The standard deviations of seen u for u ~ N(., root root')."""
-    return jnp.sqrt(((seen @ root) ** 2).sum(-1))
 
 
 @jax.custom_vjp
@@ -177,13 +177,9 @@ def _ended(law: Law, noise: Array | None) -> Array:
 
 
 def _ended_back(saved: tuple[Law, Array | None], _: Any) -> tuple[Law, None]:
-    (mean, root), noise = saved
-    unit = (
-        None
-        if root is None
-        else jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)
-    )
-    return (mean if noise is None else noise, unit), None
+    (mean, root, error), noise = saved
+    unit = jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)
+    return (mean if noise is None else noise, unit, error), None
 
 
 _ended.defvjp(lambda law, noise: (jnp.zeros(()), (law, noise)), _ended_back)
