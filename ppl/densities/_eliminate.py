@@ -155,7 +155,8 @@ class Eliminated(Program):
     ) -> dict[str, dist.Normal]:
         """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape.
 
-        For a series these are the smoothed means and standard deviations.
+        For a series these are the smoothed means and standard deviations. NaN where rounding may have made more than 1 % of a
+        scale (`docs/limits.md`); so are draws.
         """
         made = self.made(*args, **kwargs)
         if isinstance(made, Summed):
@@ -351,8 +352,8 @@ def eliminate(
     the size of such a table, so that funsor could not take it either: it is the check, and no fallback.
 
     Reference: Zhang and Poole 1994 (variable elimination); Obermeyer et al. 2019, arXiv:1902.03210 (plates); Baum and Petrie
-    1966, Viterbi 1967, Chib 1996 (chains: sum, mode, draws); Kalman 1960; Bierman 1977 (roots); Papandreou and Yuille 2010 (draws
-    of normal sites: the mean given perturbed data); Murray et al. 2018, arXiv:1708.07787 (conditioning in program order); Sarkka
+    1966, Viterbi 1967, Chib 1996 (chains: sum, mode, draws); Kalman 1960; Bierman 1977 (roots); Carlson 1973 (one number
+    at a time); Murray et al. 2018, arXiv:1708.07787 (conditioning in program order); Sarkka
     and Garcia-Fernandez 2021, arXiv:1905.13002, and Yaghoobi et al. 2022, arXiv:2207.00426 (parallel filters, with roots).
     """
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
