@@ -224,6 +224,7 @@ class _ParticleExpectation:
         assert objective.settings.gradient is not None
         self.differentiation: Differentiation = objective.settings.gradient
         self._ones: dict[Any, ppl.Expectation] = {}
+        self._known: dict[int, tuple[Any, Any]] = {}
         self._compiled = eqx.filter_jit(jax.value_and_grad(self._value))
         self._compiled_value = eqx.filter_jit(self._value)
 
@@ -282,7 +283,7 @@ class _ParticleExpectation:
 
     def _check(self, params: Any, args: tuple[Any, ...]) -> None:
         """The checks of `ppl.expectation`, once per shape, on the one-particle objective."""
-        check_arguments(args)
+        check_arguments(args, self._known)
         program = self._one_particle(params, args).ready(params, *args)
         if program.facts[program.result].loud:
             # Weights are added up: a particle of weight zero is no infinity for all to see, but a jump.

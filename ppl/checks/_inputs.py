@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import jax
@@ -39,23 +40,53 @@ def as_arrays(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def check_arguments(args: tuple[Any, ...]) -> None:
-    """Refuse arguments that are neither arrays nor hashable, before they are taken for constants of a compiled program.
+def check_arguments(args: tuple[Any, ...], known: dict[int, tuple[Any, Any]]) -> None:
+    """Refuse arguments that compiled programs cannot tell apart: neither arrays nor hashable, or changed where they are.
+
+    Args:
+        args: of a program.
+        known: objects that are told by identity, with the fields that they had; this call's are added.
 
     Raises:
-        TypeError: naming the argument.
+        TypeError: naming the argument that has no hash.
+        ValueError: naming the one whose fields have changed since.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
         if isinstance(leaf, jax.Array | np.ndarray | np.generic):
             continue
+        name = f"Argument {path[0].idx} of the program, args{jax.tree_util.keystr(path)}, is of type {type(leaf).__name__}, "
         try:
             hash(leaf)
         except TypeError:
             raise TypeError(
-                f"Argument {path[0].idx} of the program, args{jax.tree_util.keystr(path)}, is of type {type(leaf).__name__}, "
-                "which is neither an array nor hashable, so that nobody can tell when a compiled step still serves it. Bind it "
-                "beforehand, functools.partial(program, options=...), or pass its fields, or a dict or frozen dataclass of them."
+                f"{name}which is neither an array nor hashable, so that nobody can tell when a compiled step still serves it. "
+                "Bind it beforehand, functools.partial(program, options=...), or pass its fields, or a dict or frozen dataclass of "
+                "them."
             ) from None
+        if type(leaf).__hash__ is not object.__hash__ or not hasattr(leaf, "__dict__"):
+            continue
+        _, before = known.setdefault(id(leaf), (leaf, _fields(leaf)))
+        now = _fields(leaf)
+        if changed := [n for n in {**before, **now} if not _is_same(before.get(n), now.get(n))]:
+            raise ValueError(
+                f"{name}and its fields {sorted(changed)} have changed since a step was compiled with it, which would go on with "
+                "the old ones. Pass another object, or what changes as an array."
+            )
+
+
+def _fields(x: Any) -> dict[str, Any]:
+    """The fields of an object; containers among them as they are now."""
+    kept = lambda v: copy.copy(v) if isinstance(v, dict | list | set) else v
+    return {name: kept(value) for name, value in vars(x).items()}
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    is_plain = isinstance(a, str | int | float | complex | tuple | dict | list | set | None)
+    try:
+        return a is b or is_plain and bool(a == b)
+    except ValueError:  # arrays in a container, which are told one by one
+        leaves = jax.tree.leaves(a), jax.tree.leaves(b)
+        return len(leaves[0]) == len(leaves[1]) and all(map(lambda x, y: x is y, *leaves))
 
 
 def behind_tangents(x: Any) -> Any:

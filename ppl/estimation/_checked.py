@@ -118,11 +118,14 @@ class CheckedPrograms:
         self.examples = [] if examples is None else examples
         self.checks: dict[Any, _Check] = {} if checks is None else checks
         self._now = _Now()
+        self.known: dict[
+            int, tuple[Any, Any]
+        ] = {}  # objects among arguments, see `check_arguments`
 
     @contextlib.contextmanager
     def shown(self, params: Any, args: Any) -> Iterator[None]:
         """While this is open the checks may try these values, as far as they are known."""
-        check_arguments(args)
+        check_arguments(args, self.known)
         warn_of_wrong_fusions()
         # Under `jax.grad` alone the values are known behind the tangents.
         params, args = jax.tree.map(behind_tangents, (params, args))

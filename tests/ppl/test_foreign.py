@@ -232,3 +232,34 @@ def test_a_package_that_does_not_fit_is_told_with_its_line(tmp_path, monkeypatch
 
     with pytest.raises(AttributeError, match=r"`import misfit.*does not fit jax \d.*no_such_name"):
         ppl.model(program).simulate(KEY)
+
+
+def test_an_object_that_has_changed_is_told():
+    """A compiled step knows it by identity, and went on with its old fields."""
+
+    class Options:
+        def __init__(self):
+            self.scale, self.names = 2.0, ["a"]
+
+    def guide(options):
+        ppl.sample("a", dist.Normal(0.0, options.scale))
+
+    def program(options):
+        guide(options)
+        ppl.sample("x", dist.Normal(0.0, options.scale), obs=0.5)
+
+    options, other = Options(), Options()
+    for objective in (inference.elbo(program, guide), inference.fivo(program, num_particles=2)):
+        options.scale = 2.0
+        value = objective.value({}, KEY, options)
+        assert objective.value({}, KEY, options) == value == objective.value({}, KEY, other)
+        options.scale = 5.0
+        with pytest.raises(
+            ValueError, match=r"type Options, and its fields \['scale'\] have changed"
+        ):
+            objective.value({}, KEY, options)
+        options.scale = 2.0
+        options.names.append("b")
+        with pytest.raises(ValueError, match=r"fields \['names'\] have changed.*another object"):
+            objective.value({}, KEY, options)
+        options.names.pop()

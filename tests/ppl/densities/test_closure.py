@@ -135,7 +135,7 @@ AROUND_A_SUM = {"mask": lambda x: 0 * x, "numpyro_scale": lambda x: 2 * x}
 REMEDIES = (
     "Name|Use|Transform|Give|Leave|Mask|Pass|Reweight|Sum|Condition|Make|Estimate|Put|Keep|Sum"
 )
-OWN_WORDS = rf"(?s)(ppl\.|eliminate|marginal|[Ss]ite|Program).*\b({REMEDIES})\b"
+OWN_WORDS = rf"(?si)(ppl\.|eliminate|marginal|[Ss]ite|Program).*\b({REMEDIES})\b"
 
 
 def compare(base, names):
