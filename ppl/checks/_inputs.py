@@ -60,8 +60,8 @@ def check_arguments(args: tuple[Any, ...], known: dict[int, tuple[Any, Any]]) ->
         except TypeError:
             raise TypeError(
                 f"{name}which is neither an array nor hashable, so that nobody can tell when a compiled step still serves it. "
-                "Bind it beforehand, functools.partial(program, options=...), or pass its fields, or a dict or frozen dataclass of "
-                "them."
+                "Bind it beforehand, functools.partial(program, options=...), or pass its fields, or a dict or frozen dataclass "
+                "of them."
             ) from None
         if type(leaf).__hash__ is not object.__hash__ or not hasattr(leaf, "__dict__"):
             continue
