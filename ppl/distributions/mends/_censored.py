@@ -190,7 +190,7 @@ KNOWN: Mapping[type, Callable[[Any, Array], Logs]] = {
 _ROUGH = (dist.AsymmetricLaplace, dist.AsymmetricLaplaceQuantile, dist.Uniform)
 
 
-def _unwrapped(base: Any, x: Array) -> tuple[Any, Array, Any]:
+def _unwrapped(base: Any, x: Any) -> tuple[Any, Any, Any]:
     """The law behind monotone transforms, the value there, and the sign of their slope."""
     sign: Any = 1
     while type(base) is dist.ExpandedDistribution or (

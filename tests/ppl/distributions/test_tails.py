@@ -1,5 +1,7 @@
 """Truncated and censored laws are right in any tail and in narrow windows: densities, scores, draws, and their mirror images."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from scipy import integrate
 from lapilli import ppl
 
 INF = np.inf
-BASES = {
+BASES: dict[str, Any] = {
     "Normal": (dist.Normal, st.norm),
     "Logistic": (dist.Logistic, st.logistic),
     "Laplace": (dist.Laplace, st.laplace),
@@ -129,10 +131,10 @@ def test_draws_and_distribution_functions_of_truncated_laws(name):
         drawn = truncated.icdf(jnp.float32(np.array(SHARES)))
         return drawn, truncated.cdf(drawn)
 
-    drawn, below = jax.jit(jax.vmap(both))(*rows.T)
+    drawn, below = map(np.asarray, jax.jit(jax.vmap(both))(*rows.T))
     with quiet():
         for (loc, scale, low, high), xs, cdfs in zip(
-            rows.astype(float), np.float64(drawn), below, strict=True
+            rows.astype(float), drawn.astype(float), below, strict=True
         ):
             ends = (low - loc) / scale, (high - loc) / scale
             for q, x, cdf in zip(SHARES, xs, cdfs, strict=True):
@@ -148,7 +150,7 @@ def test_draws_and_distribution_functions_of_truncated_laws(name):
                 assert abs(cdf - share) < 1e-4 + 8 * rounding, (name, low, high, q)
 
 
-CENSORED = {
+CENSORED: dict[str, Any] = {
     "Normal": (lambda: dist.Normal(0.0, 1.0), st.norm()),
     "Logistic": (lambda: dist.Logistic(1.0, 2.0), st.logistic(1, 2)),
     "StudentT": (lambda: dist.StudentT(4.0, 0.0, 1.0), st.t(4)),
@@ -180,7 +182,8 @@ def test_censored_laws(name):
     is_discrete = hasattr(law.dist, "pmf")
     share = [1e-25, 1e-8, 1e-3, 0.1, 0.5, 0.9, 0.999]
     with quiet():
-        x = np.unique(np.float32(np.concatenate([law.ppf(share), law.isf(share)])))
+        x: Any = np.concatenate([law.ppf(share), law.isf(share)])
+        x = np.unique(x.astype(np.float32))
         start, stop = law.support()
         x = x[(np.abs(x) > 1e-30) & (np.abs(x) < 1e15) & (x > start) & (x < stop * (1 - 1e-6))]
         wide = x.astype(float)
@@ -205,7 +208,9 @@ def test_censored_laws(name):
         assert (np.abs(log_p - wanted) < 3e-6 * (1 + np.abs(wanted)) + 2 * rounding).all(), name
 
     low, high = (
-        (x, x + 1) if is_discrete else (x, np.float32(x + np.maximum(0.01 * np.abs(x), 1e-3)))
+        (x, x + 1)
+        if is_discrete
+        else (x, (x + np.maximum(0.01 * np.abs(x), 1e-3)).astype(np.float32))
     )
     low, high = low[high < stop], high[high < stop]
     none = np.zeros(len(low))
@@ -240,9 +245,8 @@ def test_all_kinds_of_intervals_have_finite_scores():
     ]  # fmt: skip
     np.testing.assert_allclose(log_prob(0.0), wanted, rtol=1e-5, atol=1e-12)
     slopes = jax.jit(jax.jacfwd(log_prob))(0.0)
-    np.testing.assert_allclose(
-        slopes[jnp.array([1, 4])], [np.exp(n.logpdf(8) - n.logsf(8)), 1.0], rtol=1e-4
-    )
+    of_two = np.array([np.exp(n.logpdf(8) - n.logsf(8)), 1.0])
+    np.testing.assert_allclose(slopes[jnp.array([1, 4])], of_two, rtol=1e-4)
     assert jnp.isfinite(slopes).all()
 
 
