@@ -141,11 +141,23 @@ def largest_change(
         changes = jnp.where(s.stuck.max() > enough, s.stuck, changes)
     # Terms may jump against each other: compare the result's own jump with theirs.
     in_result = jnp.abs(s.fb[-1].values - s.fa[-1].values)
+    scale = jnp.abs(s.fa[-1].values)
+    # Where something else makes the result infinite, with the sum of those that may jump.
+    parts = [
+        pair for pair, flag in zip(zip(s.fa, s.fb, strict=True), is_term, strict=False) if flag
+    ]
+    if parts:
+        has_values = jnp.isfinite(in_result)
+        finite = lambda x: jnp.where(jnp.isfinite(x), x, 0.0)
+        together = jnp.abs(sum(jnp.sum(finite(y.values - x.values)) for x, y in parts))
+        in_result = jnp.where(has_values, in_result, together)
+        sizes = sum(jnp.sum(jnp.abs(finite(x.values))) for x, _ in parts)
+        scale = jnp.where(has_values, scale, sizes)
     absolute = jnp.stack(
         [_largest(jnp.abs(y.values - x.values), x, y) for x, y in zip(s.fa, s.fb, strict=True)]
     )
     small, rounding = (1e-6, 1e-12) if is_double else (1e-2, 1e-5)
-    cancels = in_result <= small * absolute[:-1] + rounding * jnp.abs(s.fa[-1].values)
+    cancels = in_result <= small * absolute[:-1] + rounding * scale
     size = jnp.where(counts & ~(is_term & cancels), changes, 0.0).max()
     # Finite on both sides of a region without values: no jump that anything crosses unseen.
     is_apart = (s.num_lost == len(SHARES) - 1) & (s.b - s.a > 1e-9)
