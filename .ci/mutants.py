@@ -72,12 +72,12 @@ MUTANTS = (
         "if a.unknown or b.unknown:\n        return False", "if a.unknown or b.unknown:\n        return True",
     ),
     Mutant(
-        "roots whose blocks turn freely", "ppl/gaussian/_roots.py",
+        "roots whose blocks turn freely", "ppl/gaussian/beliefs/_roots.py",
         "moved, turned = moved + root @ turn, turned + q @ turn", "pass",
     ),
     Mutant(
         "missing cells seen by the belief", "ppl/gaussian/_laws.py",
-        "noise, matrix = noise.apart(seen), jnp.where(seen[..., None], matrix, 0)", "del seen",
+        "return jnp.where(is_seen[..., None], self.seen, 0), self.noise.apart(is_seen)", "return self.seen, self.noise",
     ),
     Mutant(
         "what stands beside a site counted in its coefficients", "ppl/gaussian/_forms.py",

@@ -165,6 +165,11 @@ SingletonConstraint: Any = _dist.constraints._SingletonConstraint
 validate_sample: Callable[..., Any] = _dist.util.validate_sample
 
 
+def asymmetric_laplace(fn: Any) -> Any:
+    """The asymmetric Laplace law that one given by a quantile is; any other law as it is."""
+    return getattr(fn, "_ald", fn)
+
+
 def mask_of(fn: Any) -> Any:
     """The mask of a MaskedDistribution; None of another law."""
     return fn._mask if isinstance(fn, _dist.MaskedDistribution) else None

@@ -29,6 +29,7 @@ from message_text import (
 TOPICS = {
     "ppl": "Errors of NumPyro and of tables, with the site's name",
     "ppl/language": "Statements, programs and handlers",
+    "ppl/inputs": "Indices out of range, and random numbers of a program's own",
     "ppl/traces": "Choices, shapes, plates and branches of a program",
     "ppl/distributions": "Distributions",
     "ppl/strategies": "Gradient strategies",

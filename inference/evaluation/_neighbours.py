@@ -55,6 +55,9 @@ def expected_coverage(num_real: int, num_generated: int, k: int) -> float:
         num_generated: M.
         k: neighbours that make the radius.
 
+    Raises:
+        ValueError: counts below 1, or a k that is not less than `num_real`.
+
     Example:
         >>> round(expected_coverage(1_000, 1_000, 5), 5)
         0.96898

@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpyro.infer.autoguide import AutoGuide
 
-from ...ppl._calls import checked_call
 from ...ppl._checks import is_integer
 from ...ppl._compat import is_concrete, typed_key
 from ...ppl.checks import CheckJumps
@@ -47,7 +46,6 @@ from .storage import Run, check_writable, describe, fingerprint, load
 _MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
 
 
-@checked_call
 def fit(
     objective: Any,
     optimizer: Any = None,
@@ -352,7 +350,12 @@ def _check_types(objective, is_model, optimizer, args, callbacks, mesh, average)
             f"'objective' is a guide, {type(objective).__name__}, and nothing says what to fit it to. Pass the model alone, or "
             "inference.elbo(model, guide)"
         )
-    if not is_model and not isinstance(objective, AbstractObjective):
+    owner = getattr(objective, "__self__", None)  # of a method: an objective's is no model
+    if (
+        not is_model
+        and not isinstance(objective, AbstractObjective)
+        or (isinstance(owner, AbstractObjective))
+    ):
         problems.append(
             "'objective' must be an objective, e.g. inference.elbo(model, guide), or a class of your own made from "
             f"inference.AbstractObjective, or a model; got {type(objective).__name__}"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ...ppl._precision import full_precision
 
@@ -35,7 +36,8 @@ def truncated_factor(
     Reference: Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithm 4.1, for U S U'.
     """
     pulled, pushed = jax.vmap(pull), jax.vmap(push)
-    start = jax.random.normal(jax.random.key(0), (rank, *(1,) * (scale.ndim - 1), m), scale.dtype)
+    shape = (rank, *(1,) * (scale.ndim - 1), m)
+    start = np.random.default_rng(0).standard_normal(shape).astype(scale.dtype)
     vectors = jnp.broadcast_to(start, (rank, *scale.shape[:-1], m))
     return jnp.moveaxis(pulled(_orthonormal(pushed(scale**2 * pulled(vectors)))), 0, -2)
 

@@ -116,7 +116,7 @@ def iwelbo(
     num_particles: int,
     per: str = "joint",
     strategies: Mapping[str, Any] | str | None = None,
-    gradient: Literal["full", "dreg", "gdreg"] = "full",
+    gradient: Literal["full", "stl", "dreg", "gdreg"] = "full",
     num_imputations: int = 1,
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,

@@ -222,11 +222,6 @@ MISTAKES = {
         "Correct the arguments",
     ),
     # Shapes.
-    "a law for one, data for many": (
-        lambda _: value(of_slope(lambda slope, x: dist.Normal(slope, 1.0))),
-        "Site 'y'",
-        "declare the missing plate",
-    ),
     "a column in place of a vector": (
         lambda _: value(args=(X, X[:, None])),
         "Site 'y'",
@@ -288,7 +283,7 @@ MISTAKES = {
     "a size read from an argument": (
         lambda _: value(sized, sized),
         "int(x.max())",
-        "functools.partial(program, x)",
+        "functools.partial(program, x=x)",
     ),
     "jax.lax.scan with a site": (lambda _: value(raw_scan), "Site 'slope'", "Use ppl.scan"),
     "jax.vmap with a site": (lambda _: value(raw_vmap), "Site 'slope'", "ppl.plate"),
@@ -377,7 +372,7 @@ MISTAKES = {
     "a number of draws that is none": (
         lambda _: fit().predict(KEY, num_samples=2.0),
         "num_samples",
-        "an integer >= 1",
+        "must be an integer, got 2.0",
     ),
     "a checkpoint of other data": (
         resumed_on_other_data,

@@ -239,6 +239,14 @@ def _():
         outside.log_prob(-1.0)
 
 
+@row("asymmetric_laplace")
+def _():
+    by_quantile = dist.AsymmetricLaplaceQuantile(1.0, 2.0, 0.3)
+    found = c.asymmetric_laplace(by_quantile)
+    assert isinstance(found, dist.AsymmetricLaplace) and found.loc == 1.0
+    assert c.asymmetric_laplace(found) is found
+
+
 @row("mask_of")
 def _():
     mask = jnp.array([True, False])

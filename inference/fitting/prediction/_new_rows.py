@@ -82,7 +82,7 @@ def check_rows(
         for name in lined_up(model, args, rows, sites, fixed, sizes) if is_predicted else ():
             raise ValueError(
                 f"{method}: site '{name}' has as many entries as the fit had rows, whatever the number of rows, and the model "
-                f"reads them by position: these are draws for the rows of the fit. {told(name)}"
+                f"reads them by position: these are draws for the rows of the fit. Take its size from the arguments. {told(name)}"
             )
 
 

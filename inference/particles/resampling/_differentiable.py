@@ -242,10 +242,6 @@ def as_gradient(gradient: str | ResamplingGradient) -> ResamplingGradient:
     """
     if isinstance(gradient, ResamplingGradient):
         return gradient
-    if not isinstance(gradient, str):
-        raise TypeError(
-            f"smc: gradient is one of {sorted(GRADIENTS)} or a ResamplingGradient, not {type(gradient).__name__}."
-        )
     if gradient not in GRADIENTS:
         raise ValueError(
             f"smc: no gradient is called '{gradient}'; choose from {sorted(GRADIENTS)}."

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.scipy.special import gammainc, gammaincc, log_ndtr
-from numpyro.distributions.util import betainc
+from jax.scipy.special import betainc, gammainc, gammaincc, log_ndtr
 
-from ..._compat import validate_sample
+from ..._compat import asymmetric_laplace, validate_sample
 from ._continuous import arrays
 from ._special import continuous, log1mexp, log_gamma_kernel
 from ._tails import STANDARD, Window, ratio
@@ -131,7 +130,7 @@ def _dagum(base: Any, x: Array) -> Logs:
 
 
 def _asymmetric_laplace(base: Any, x: Array) -> Logs:
-    base = getattr(base, "_ald", base)
+    base = asymmetric_laplace(base)
     left, right = base.left_scale, base.right_scale
     z = x - base.loc
     low = jnp.log(left / (left + right)) + jnp.minimum(z, 0) / left

@@ -77,7 +77,7 @@ def named(x, y=None, z=None):
         (ppl.eliminate(forgotten, ["slope"]), False),
         (ppl.eliminate(ppl.condition(forgotten, {"y": X}), ["slope"]), True),
     ],
-    ids=lambda x: str(x)[:40],
+    ids=lambda x: getattr(x, "__name__", str(x)[:60]),
 )
 def test_observations_and_factors_tell_something(program, told):
     run = abstract_run(whole(ppl.as_program(program)), (X,))

@@ -911,13 +911,13 @@ def test_guides_and_parents_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"curvature": "fisher"}, "'curvature' must be one of"),
-        ({"inner": "sgd"}, "'inner' must be an inner program"),
-        ({"gradient": "total"}, "'gradient' must be"),
+        ({"curvature": "fisher"}, "curvature must be 'hessian', 'gauss_newton'"),
+        ({"inner": "sgd"}, "inner must be of type Inner"),
+        ({"gradient": "total"}, "gradient must be 'unrolled'"),
         ({"inner": SGLD(0.1, 5)}, "'sgld_variance' and SGLD go together"),
         ({"parent_at": "mode"}, "the last two need a parent; got 'mode'"),
         ({"max_curvature": 1.0}, "'hessian' is a matrix"),
-        ({"jacobian": "rows"}, "'jacobian' must be 'whole' or 'by_observation'; got 'rows'"),
+        ({"jacobian": "rows"}, "jacobian must be 'whole' or 'by_observation', got 'rows'"),
         ({"rank": 3}, "'rank' is the positive rank of .*got 3 with 'hessian', 'unrolled'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),

@@ -130,7 +130,7 @@ def test_imputations_without_missing_cells_are_refused(key):
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5])
 def test_a_wrong_number_of_imputations_is_refused(bad):
-    with pytest.raises(ValueError, match="num_imputations must be an integer >= 1"):
+    with pytest.raises(ValueError, match="num_imputations must be an integer"):
         inference.iwelbo(model, guide, num_particles=2, num_imputations=bad)
 
 

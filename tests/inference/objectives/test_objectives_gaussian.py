@@ -206,7 +206,7 @@ def estimated():
             ValueError,
             "biased for more than one particle.*dreg",
         ),
-        (lambda: inference.iwelbo(model, guide, num_particles=2, gradient=1), ValueError, "'full' or"),
+        (lambda: inference.iwelbo(model, guide, num_particles=2, gradient=1), ValueError, "gradient must be 'full'"),
         (lambda: inference.elbo(model, moving, gradient="stl"), ValueError, "Site 'z'.*support"),
         (
             lambda: inference.iwelbo(model, moving, num_particles=2, gradient="dreg"),

@@ -153,10 +153,11 @@ def test_the_message_of_the_broadcast_trap_names_shapes_plates_and_remedy():
         assert part in message, message
 
 
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_an_observation_without_a_plate_is_not_broadcast_either(run):
-    with pytest.raises(ValueError, match=r"Site 'x'"):
-        run(broadcast_trap((5,), logits_shape=(), plate=None))
+@pytest.mark.parametrize("name", ["log_density", "elbo", "draw"])
+def test_an_observation_without_a_plate_counts_number_by_number(name):
+    """As in NumPyro: there is no plate that it could contradict."""
+    found = RUNS[name](broadcast_trap((5,), logits_shape=(), plate=None))
+    np.testing.assert_allclose(found, 5 * np.log(0.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("logits", [(5, 1), (3,), (2, 3)], ids=str)
@@ -386,7 +387,7 @@ def test_iwelbo_per_plate_is_refused_with_a_global_site():
     "make, name", [(inference.elbo, "num_replicates"), (inference.iwelbo, "num_particles")]
 )
 def test_wrong_counts_are_refused(make, name, number):
-    with pytest.raises(ValueError, match=f"{name} must be an integer >= 1"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer"):
         make(rows_model, rows_guide, **{name: number})
 
 

@@ -394,7 +394,7 @@ REFUSALS = {
         lambda: run(hmm, HMM, (BITS,), gradient="drop", fn=lambda r: r.ess[0]), TypeError, "only log_evidence and increments",
     ),
     "name": (lambda: run(gradient="magic"), ValueError, "no gradient is called 'magic'"),
-    "type": (lambda: run(gradient=1.0), TypeError, "gradient is one of"),
+    "type": (lambda: run(gradient=1.0), ValueError, "gradient must be .* of type ResamplingGradient"),
     "alpha": (lambda: resampling.Soft(0.0), ValueError, "alpha must lie in"),
     "epsilon": (lambda: resampling.Transport(0.0), ValueError, "epsilon > 0"),
     "history": (lambda: run(gradient="ot", history="full"), ValueError, "leaves no ancestors"),

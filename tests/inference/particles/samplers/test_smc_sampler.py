@@ -229,9 +229,6 @@ REFUSALS = {
         TypeError, "is estimated, but the particle method",
     ),
     "particles": (lambda: inference.smc_sampler(chain, num_particles=0), ValueError, "num_particles must be"),
-    "keywords": (
-        lambda: inference.smc_sampler(chain, num_particles=2).simulate(jax.random.key(0), ys=YS), TypeError, "by position",
-    ),
     "sites": (
         lambda: inference.smc_sampler(chain, num_particles=2).estimate_log_density(jax.random.key(0), {"q": 1}, YS),
         ValueError, "extra \\['q'\\]",

@@ -248,7 +248,9 @@ ERRORS = {
         "support of one of the sites .'below', 'top'. depends on another draw",
     ),
     "two schedules": (
-        lambda k: inference.tempered_smc(rate, k, COUNTS, num_particles=5, temperatures=[1.0], frozen="a result"),
+        lambda k: inference.tempered_smc(
+            rate, k, COUNTS, num_particles=5, temperatures=[1.0], frozen=object.__new__(inference.TemperedResult)
+        ),
         "temperatures or a frozen result",
     ),
     "slots": (

@@ -300,7 +300,7 @@ def smooth(key, target=CHAIN, **options):
 
 
 ERRORS = {
-    "method": (lambda k: smooth(k, method="exact"), "method must be one of"),
+    "method": (lambda k: smooth(k, method="exact"), "method must be 'ffbs'"),
     "option": (lambda k: smooth(k, lag=2), "lag belongs to method 'fixed_lag'"),
     "bound": (lambda k: smooth(k, method="rejection"), "needs log_bound"),
     "lag": (lambda k: smooth(k, method="fixed_lag"), "needs lag"),
