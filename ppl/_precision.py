@@ -78,7 +78,7 @@ def _multiply_in_full() -> None:
                 owner = getattr(owner, part)
             theirs = vars(owner)[attribute]
             if isinstance(theirs, property):
-                ours: Any = property(full_precision(theirs.fget))
+                ours: Any = property(full_precision(theirs.fget))  # pyright: ignore[reportArgumentType]
             elif hasattr(theirs, "wrapped"):  # NumPyro's lazy property
                 ours = type(theirs)(full_precision(theirs.wrapped))
             else:

@@ -188,11 +188,13 @@ def fit(
         num_steps,
         num_seeds,
         average,
-        on_nonfinite,
-        k_hat,
         callback_every,
         checkpoint_every,
         prefetch,
+        on_nonfinite=on_nonfinite,
+        k_hat=k_hat,
+        unobserved=unobserved,
+        resume=resume,
     )
     if check_jumps is not None and not is_model:
         raise ValueError(
@@ -400,15 +402,22 @@ def _check_types(objective, is_model, optimizer, args, callbacks, mesh, average)
         raise TypeError("fit: argument " + ";\nargument ".join(problems) + ".")
 
 
+_WORDS = {
+    "on_nonfinite": ("raise", "skip"),
+    "k_hat": ("warn", "skip"),
+    "unobserved": ("raise", "allow"),
+    "resume": ("same", "changed"),
+}
+
+
 def _check_values(
     num_steps,
     num_seeds,
     average,
-    on_nonfinite,
-    k_hat,
     callback_every,
     checkpoint_every,
     prefetch,
+    **words,
 ):
     problems = []
     counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
@@ -424,10 +433,11 @@ def _check_values(
         problems.append(f"'num_steps' must be an integer of at least 0; got {num_steps!r}")
     if isinstance(average, float) and not 0 < average < 1:
         problems.append(f"'average' is {average}, but a decay lies strictly between 0 and 1")
-    if on_nonfinite not in ("raise", "skip"):
-        problems.append(f"'on_nonfinite' must be 'raise' or 'skip'; got {on_nonfinite!r}")
-    if k_hat not in ("warn", "skip"):
-        problems.append(f"'k_hat' must be 'warn' or 'skip'; got {k_hat!r}")
+    problems += [
+        f"'{name}' must be {_WORDS[name][0]!r} or {_WORDS[name][1]!r}; got {word!r}"
+        for name, word in words.items()
+        if word not in _WORDS[name]
+    ]
     if problems:
         raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
 

@@ -68,9 +68,6 @@ def elbo(
     strategy that is not marked biased, and under subsampled plates; "stl" and "analytic" too.
     Reference: Jordan et al. 1999; Ranganath et al. 2014, arXiv:1401.0118; Roeder et al. 2017, arXiv:1703.09194 (STL).
     """
-    if gradient not in ("full", "stl"):
-        raise ValueError(f"elbo: gradient must be 'full' or 'stl', got {gradient!r}.")
-
     patterns = _analytic(kl, gradient)
 
     @objective(weighing="scaled")
@@ -161,9 +158,6 @@ def iwelbo(
             "iwelbo: gradient='stl' is biased for more than one particle (the score left out does not have mean zero "
             "under the weights). Use gradient='dreg'."
         )
-    if gradient not in ("full", "dreg", "gdreg"):
-        raise ValueError(f"iwelbo: gradient must be 'full' or 'dreg' or 'gdreg', got {gradient!r}.")
-
     if num_imputations > 1 and gradient == "gdreg":
         raise ValueError(
             "iwelbo: gradient='gdreg' takes no draws of missing cells. Use gradient='dreg'."

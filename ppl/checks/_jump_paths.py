@@ -209,8 +209,8 @@ class Paths:
         """The outputs at a point of the path, with their rounding if it counts."""
         narrow = functools.partial(evaluate_rounded, is_narrow=self.is_narrow)
         if not self.is_rounded:
-            run = functools.partial(narrow, copy=None) if self.is_narrow else evaluate
-            found = run(job.closed, *self._point(job, ends, t), self._atoms)
+            once: Any = functools.partial(narrow, copy=None) if self.is_narrow else evaluate
+            found = once(job.closed, *self._point(job, ends, t), self._atoms)
             return [Output(x) for x in self._outputs(found)]
 
         def run(copy: Copy) -> list[jax.Array]:

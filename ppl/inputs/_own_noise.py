@@ -31,6 +31,8 @@ from .._compat import (
 from ..jaxprs import inner_jaxpr, inner_jaxprs
 
 _OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_LIBRARY = tuple(os.path.join(_OWN, name) for name in ("ppl", "inference"))
+_REPLAYS = os.path.join(_OWN, "ppl", "_compat.py")
 _DRAWS = frozenset("random_bits random_gamma threefry2x32 rng_bit_generator rng_uniform".split())
 
 
@@ -42,7 +44,7 @@ def refuse_own_noise(label: str, closed: ClosedJaxpr, is_key: Sequence[bool]) ->
     """
     if not (found := own_noise(closed, is_key)):
         return
-    own = [at for at in lines_of(found[0]) if not at[0].startswith(_foreign())]
+    own = [at for at in lines_of(found[0]) if not at[0].startswith((*_packages(), *_LIBRARY))]
     where = f"line {own[0][1]} of '{os.path.basename(own[0][0])}'" if own else "a function of it"
     raise ValueError(
         f"{label}: {where} draws random numbers from a key that does not come from the run. A key that is a constant or an "
@@ -51,11 +53,16 @@ def refuse_own_noise(label: str, closed: ClosedJaxpr, is_key: Sequence[bool]) ->
     )
 
 
-def _foreign() -> tuple[str, ...]:
-    """Folders of code that is not the user's; packages that are loaded late are found by name."""
+def _packages() -> tuple[str, ...]:
+    """Folders of packages that draw for others; those that are loaded late are found by name."""
     packages = [sys.modules[n] for n in ("jax", "numpyro", "equinox") if n in sys.modules]
-    folders = [os.path.dirname(os.path.abspath(str(p.__file__))) for p in packages]
-    return (*folders, *(os.path.join(_OWN, name) for name in ("ppl", "inference")))
+    return tuple(os.path.dirname(os.path.abspath(str(p.__file__))) for p in packages)
+
+
+def _is_of_library(eqn: Any) -> bool:
+    """Whether the library itself draws, as where a network begins; what it replays was drawn by others."""
+    callers = [file for file, _ in lines_of(eqn) if not file.startswith(_packages())]
+    return bool(callers) and callers[0].startswith(_LIBRARY) and callers[0] != _REPLAYS
 
 
 def own_noise(closed: ClosedJaxpr, is_key: Sequence[bool]) -> list[Any]:
@@ -70,7 +77,7 @@ def own_noise(closed: ClosedJaxpr, is_key: Sequence[bool]) -> list[Any]:
     jaxpr, is_used = without_dead_code(closed.jaxpr)
     found: list[Any] = []
     _follow(jaxpr, [m for m, used in zip(is_key, is_used, strict=True) if used], found)
-    return found
+    return [eqn for eqn in found if not _is_of_library(eqn)]
 
 
 def _may_draw(jaxpr: Jaxpr) -> bool:

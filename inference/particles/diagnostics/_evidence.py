@@ -140,8 +140,6 @@ SCHEMES = {
 
 def _check(result: Any, form: str, lag: int | None) -> None:
     """Refuse a form that is not sound for the run."""
-    if form not in FORMS:
-        raise ValueError(f"evidence_variance: form must be 'unbiased' or 'upper', got {form!r}.")
     if lag is not None and (not isinstance(lag, int) or lag < 1):
         raise ValueError(f"evidence_variance: lag must be None or an integer >= 1, got {lag!r}.")
     if lag is not None and form == "upper":

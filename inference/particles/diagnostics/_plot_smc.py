@@ -123,11 +123,6 @@ def _plot_genealogy(axis: Any, lines: np.ndarray, max_lines: int) -> None:
 
 
 def _check(result: Any, sites: Sequence[str], times: Any) -> None:
-    if not isinstance(result, SMCResult):
-        raise ValueError(
-            f"plot_smc: takes the result of smc, got {type(result).__name__}. Pass an SMCResult; of a "
-            "TemperedResult, read the temperatures off its attributes."
-        )
     shape = np.shape(result.log_weights)
     if len(shape) != 1:
         raise ValueError(

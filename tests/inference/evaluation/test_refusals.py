@@ -49,6 +49,10 @@ CASES = {
         lambda key: evaluation.compare_samples(X, {"a": Y, "b": Y}, key, metrics=["inception"]),
         "there is no metric 'inception'.* Choose from",
     ),
+    "neighbours of all rows": (
+        lambda key: evaluation.expected_coverage(5, 5, 5),
+        "k must be less than num_real = 5, got 5",
+    ),
     "control": (
         lambda key: evaluation.sliced_wasserstein(X, Y, key, control="lowest"),
         "control must be .* Did you mean 'lower'",

@@ -268,7 +268,7 @@ def test_a_changed_run_goes_on_when_it_is_asked_for(begun, tmp_path):
     assert run(path, bound(prior=0.5), optax.adam(0.5), num_steps=5).steps == 5  # it is its own now
     with pytest.raises(ValueError, match="(?s)another run.*'extra'.*absent in the checkpoint"):
         run(path, bound(more=True), num_steps=6, resume="changed")
-    with pytest.raises(ValueError, match="resume must be 'same' or 'changed', got 'yes'"):
+    with pytest.raises(ValueError, match="'resume' must be 'same' or 'changed'; got 'yes'"):
         run(path, resume="yes")
 
 

@@ -172,7 +172,7 @@ def test_particles_have_nothing_to_weigh(run):
 
 
 def test_an_unknown_wish_is_refused():
-    with pytest.raises(ValueError, match="unobserved must be 'raise' or 'allow'"):
+    with pytest.raises(ValueError, match="'unobserved' must be 'raise' or 'allow'"):
         fit(apart, (X, X), unobserved="skip")
 
 

@@ -103,6 +103,8 @@ def test_options_are_checked():
         ValueError, match="kl must be 'sampled', 'analytic' or a mapping, .*got 'exact'"
     ):
         inference.elbo(model, guide, kl="exact")
+    with pytest.raises(ValueError, match="kl must be 'sampled' or 'analytic', got"):
+        inference.elbo(model, guide, kl={"z": "exact"})
     with pytest.raises(ValueError, match="'stl' leaves a score out of sampled log-ratios"):
         inference.elbo(model, guide, gradient="stl", kl="analytic")
     marginal = ppl.marginal(guide, keep=["mu"])

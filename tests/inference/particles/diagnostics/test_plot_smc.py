@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_refused(result):
     many = jax.tree.map(lambda x: jnp.stack([x, x]), result)
     with pytest.raises(ValueError, match=r"takes one run.*\(2, 50\)"):
         inference.particles.plot_smc(many)
-    with pytest.raises(ValueError, match="takes the result of smc, got dict"):
+    with pytest.raises(ValueError, match="result must be of type SMCResult"):
         inference.particles.plot_smc({})
     chain = inference.FeynmanKac(
         lambda key: jax.random.normal(key), lambda key, x, t: x, lambda a, b, t: -(b**2), 2
