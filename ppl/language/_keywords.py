@@ -7,7 +7,6 @@ as `(x, y=y)`, and a function in between, `fn(model, guide, *args)`, hands them 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._calls import did_you_mean
 from .._compat import is_concrete
 from .._data import as_data, named_data
 
@@ -93,11 +93,11 @@ def arguments(
     if unknown:
         own = inspect.signature(caller).parameters.values()
         options = [p.name for p in own if p.kind == inspect.Parameter.KEYWORD_ONLY]
-        close = difflib.get_close_matches(unknown[0], [*options, *known], 1)
+        near = did_you_mean(unknown[0], [*options, *known])
         name = getattr(program, "__name__", type(program).__name__)
         raise TypeError(
             f"{caller.__name__}: '{unknown[0]}' is neither an option of it nor an argument of {name}."
-            f"{f" Did you mean '{close[0]}'?" if close else ''} Options are {', '.join(options)}; arguments are "
+            f"{near} Options are {', '.join(options)}; arguments are "
             f"{', '.join(known) or 'none'}."
         )
     return joined(args, kwargs, program)

@@ -98,11 +98,3 @@ def log_kumaraswamy(x: Array, a: Array, b: Array) -> Array:
 @validate_sample
 def kumaraswamy(self: Any, value: Any) -> Any:
     return log_kumaraswamy(*arrays(value, self.concentration1, self.concentration0))
-
-
-def kumaraswamy_sample(self: Any, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
-    finfo = jnp.finfo(jnp.result_type(float))
-    u = jax.random.uniform(key, (*sample_shape, *self.batch_shape), minval=finfo.tiny)
-    rest = jnp.maximum(-jnp.expm1(jnp.log(u) / self.concentration0), finfo.tiny)
-    drawn = jnp.exp(jnp.log(rest) / self.concentration1)
-    return jnp.clip(drawn, finfo.tiny, 1 - finfo.eps)
