@@ -126,9 +126,11 @@ print(json.dumps([m for m in {LATE} if m in sys.modules and m not in before]))
 
 
 def imports(folders, on_use):
-    """Names of packages that the files under some folders import: at import, or also on use (in functions)."""
+    """Names of packages that the files under some folders import: at import, or also on use (in functions, of estimators)."""
     found = set()
     for file in (f for name in folders for f in (ROOT / name).rglob("*.py")):
+        if not on_use and ("estimators" in file.parts or file.name == "_series_inputs.py"):
+            continue  # loaded when an estimator is asked for
         tree = ast.parse(file.read_text())
         for node in ast.walk(tree) if on_use else tree.body:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -138,15 +140,15 @@ def imports(folders, on_use):
     return found - set(sys.stdlib_module_names)
 
 
-# Where the name of the import is not that of the project to install.
+# Where the name of the import is not that of the project to install; pandas comes with xarray.
 DISTRIBUTIONS = {
-    "arviz_base": "arviz", "arviz_stats": "arviz", "ot": "pot", "sklearn": "scikit-learn", "netCDF4": "netcdf4",
+    "pandas": "xarray", "arviz_base": "arviz", "arviz_stats": "arviz", "ot": "pot", "sklearn": "scikit-learn", "netCDF4": "netcdf4",
 }  # fmt: skip
 # Not imported by any file, and who needs it: NumPyro sums discrete sites with funsor, ArviZ writes files with netCDF4.
 NOT_IMPORTED = {
     "furo": "make docs", "myst-parser": "make docs", "sphinx-design": "make docs",
     "funsor": "numpyro", "jaxlib": "jax", "netcdf4": "arviz", "pyright": "make lint", "pytest-xdist": "make test",
-    "ruff": "make lint", "setuptools": "the wheel under test",
+    "ruff": "make lint", "setuptools": "the wheel under test", "ipykernel": "notebooks", "ipywidgets": "notebooks",
 }  # fmt: skip
 
 
