@@ -142,7 +142,8 @@ def imports(folders, on_use):
 
 # Where the name of the import is not that of the project to install; pandas comes with xarray.
 DISTRIBUTIONS = {
-    "pandas": "xarray", "arviz_base": "arviz", "arviz_stats": "arviz", "ot": "pot", "sklearn": "scikit-learn", "netCDF4": "netcdf4",
+    "pandas": "xarray", "arviz_base": "arviz", "arviz_stats": "arviz", "ot": "pot", "sklearn": "scikit-learn",
+    "netCDF4": "netcdf4",
 }  # fmt: skip
 # Not imported by any file, and who needs it: NumPyro sums discrete sites with funsor, ArviZ writes files with netCDF4.
 NOT_IMPORTED = {
