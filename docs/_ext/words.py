@@ -7,13 +7,45 @@ import re
 
 from faces import ROOT, faces, load, public, renew
 
-# Words of particles and of objectives, which the language does not have.
+# Words of the field, with what there is for them here, and words of our own that the language's docstring does not define.
 MORE = {
+    "amortised": "of a posterior: one network for all rows or data sets in place of parameters for each, "
+    "{py:obj}`~lapilli.inference.elbo` with a guide that reads its arguments.",
+    "both sides": "a lower and an upper bound of one number, so that the truth lies between: "
+    "{py:obj}`~lapilli.inference.diagnostics.evidence_bracket`.",
+    "conditional flow matching": "see *flow matching*.",
+    "credible interval": "two quantiles of the posterior's draws; of new data, a *predictive interval*: "
+    "{py:meth}`~lapilli.inference.Fit.predict` and `numpy.quantile`.",
+    "ELBO": "evidence lower bound, E log p(z, x) - log q(z): {py:obj}`~lapilli.inference.elbo`.",
     "ESS": "effective sample size, (sum w)^2 / sum w^2: how many equally weighted draws weighted ones are worth.",
-    "evidence": "p(data): the density of the observations, latent sites integrated out; its logarithm in nats.",
+    "evidence": "p(data), the marginal likelihood: the density of the observations, latent sites integrated out; its "
+    "logarithm in nats.",
+    "floor": "of a metric of samples: its value for two samples of one law, of the sizes at hand.",
+    "flow matching": "a velocity is learned that carries noise to data; the script `examples/diffusion/interpolants.py` has "
+    "stochastic interpolants, of which rectified flows are one.",
+    "IWELBO": "importance-weighted bound, E log of the mean of K weights: {py:obj}`~lapilli.inference.iwelbo`.",
+    "jump": "a place where a density is not continuous in a draw; a reparameterised gradient misses it, and is refused there.",
     "k-hat": "shape of the tail of importance weights; above its threshold weighted means cannot be trusted.",
+    "law": "a probability distribution.",
+    "marginalise": "sum or integrate a site out, exactly: {py:obj}`~lapilli.ppl.eliminate`.",
+    "neural posterior estimation": "NPE: a guide is trained on simulated parameters and data: "
+    "{py:obj}`~lapilli.inference.sleep`.",
+    "nats": "unit of log-densities with the natural logarithm; 1 nat is 1.44 bits.",
+    "posterior predictive": "the law of new data given the old: {py:meth}`~lapilli.inference.Fit.predict`, "
+    "{py:obj}`~lapilli.inference.predict`.",
+    "R-hat": "of chains: how much their spread between exceeds that within; 1 if all have found one law.",
+    "refused": "stopped by an error before anything runs, which names the site and what to do.",
     "reparameterise": "write a draw as a differentiable function of noise and parameters.",
     "score": "derivative of a log-density in its parameters.",
+    "SBC": "simulation-based calibration: ranks of parameters among draws of their posteriors, "
+    "{py:obj}`~lapilli.inference.diagnostics.calibrate`.",
+    "simulation-based inference": "SBI, likelihood-free inference: posteriors from a simulator whose density is not known; "
+    "see *neural posterior estimation*.",
+    "sound": "of an estimator at a site: its expectation is the gradient.",
+    "steering": "draws of a trained model are moved towards a reward by weights and resampling: "
+    "{py:obj}`~lapilli.inference.diffusion.fk_steering`.",
+    "tempering": "a path of laws from the prior to the posterior by a likelihood raised to a rising power: "
+    "{py:obj}`~lapilli.inference.tempered_smc`.",
 }
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import operator
 import re
 import sys
 
@@ -18,6 +19,7 @@ import tables
 import words
 from message_text import plain
 
+import lapilli.inference
 from lapilli.inference.particles.resampling import RESAMPLERS
 from lapilli.ppl.strategies._registry import STRATEGIES
 
@@ -95,6 +97,25 @@ def test_every_example_has_a_picture_that_says_what_wrote_it():
 def test_the_glossary_has_the_words_of_the_language():
     text = " ".join(inspect.getdoc(faces.load("ppl")).split()).partition("Words: ")[2]
     assert set(re.findall(r"\*([\w -]+)\*", text)) - {"address"} <= set(words.words())
+
+
+def test_the_glossary_has_what_pages_link_to_and_names_what_there_is():
+    known = {word.lower() for word in words.words()}
+    pages = "".join(page.read_text() for page in HAND_WRITTEN)
+    linked = {w.lower() for w in re.findall(r"\[([^\]]+)\]\((?:\.\./)?glossary\.md\)", pages)}
+    assert linked - {"the glossary"} <= known
+    meanings = " ".join(words.words().values())
+    assert set(re.findall(r"see \*([\w -]+)\*", meanings)) <= known
+    for name in re.findall(r"~lapilli\.([\w.]+)", meanings):
+        assert operator.attrgetter(name)(lapilli), name
+    for script in re.findall(r"`(examples/[\w/.]+)`", meanings):
+        assert (faces.ROOT / script).exists(), script
+
+
+def test_every_how_to_stands_under_one_heading():
+    text = (DOCS / "index.md").read_text()
+    listed = re.findall(r"^howto/(\w+)$", text, re.M)
+    assert sorted(listed) == sorted(f.stem for f in (DOCS / "howto").glob("*.md"))
 
 
 def test_every_family_is_on_the_page_of_what_there_is():
