@@ -1,15 +1,19 @@
-"""What `fit` trains: an estimate of a number and of its gradient."""
+"""What `fit` trains: an estimate of a number and of its gradient; and weighted sums of such."""
 
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from .. import ppl
+from ..ppl._show import shown
 from ..ppl.language import joined
+from ._sums import common_of, factor_of, written
 
 Array = jax.Array
 Direction = Literal["max", "min"]
@@ -17,6 +21,8 @@ Direction = Literal["max", "min"]
 
 class AbstractObjective(abc.ABC):
     """An objective that `inference.fit` can train; `Objective` is the one made of programs.
+
+    Objectives are added, subtracted and multiplied by numbers: `elbo(model, guide) - 0.1 * forward_kl(model, guide)`.
 
     A class of your own sets the attributes, defines `init` and `step`, and overrides what else it has: state that lives from
     step to step (chains, a memory, baselines), plates that minibatches thin out, a report by site for `fit` to locate a number
@@ -173,3 +179,168 @@ class AbstractObjective(abc.ABC):
             args: the data.
         """
         return {}
+
+    __array_ufunc__ = None  # numbers of NumPy leave the arithmetic to the methods below
+
+    def __mul__(self, factor: Any) -> ObjectiveSum:
+        return ObjectiveSum(tuple((factor_of(factor) * a, part) for a, part in _terms(self)))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> ObjectiveSum:
+        return self * (1 / factor_of(divisor))
+
+    def __neg__(self) -> ObjectiveSum:
+        return self * -1.0
+
+    def __add__(self, other: Any) -> ObjectiveSum:
+        if not isinstance(other, AbstractObjective):
+            raise TypeError(
+                f"{self.name}: an objective is added to an objective, and {other!r} is {type(other).__name__}. A number that "
+                "does not depend on parameters trains nothing: leave it out, or multiply by it."
+            )
+        return ObjectiveSum((*_terms(self), *_terms(other)))
+
+    def __radd__(self, other: Any) -> AbstractObjective:
+        # sum(...) begins with 0
+        return self if isinstance(other, int) and other == 0 else self.__add__(other)
+
+    def __sub__(self, other: Any) -> ObjectiveSum:
+        return self + (-other if isinstance(other, AbstractObjective) else other)
+
+
+@shown
+@dataclasses.dataclass(frozen=True, eq=False)
+class ObjectiveSum(AbstractObjective):
+    """sum_i a_i L_i, an objective made by arithmetic on objectives.
+
+    It is maximised if all its terms gain by that: L_i with direction "max" and a_i > 0, or "min" and a_i < 0; minimised if all
+    gain by that. Parameters of one name are one parameter. Each term runs with noise of its own.
+
+    Attributes:
+        terms: pairs of a_i and L_i.
+
+    Raises:
+        ValueError: the terms pull value in two directions; a factor is zero or not finite.
+        TypeError: a factor is no number.
+
+    Validity: value and gradient are unbiased if those of the terms are, since expectation is linear.
+    """
+
+    terms: tuple[tuple[float, AbstractObjective], ...]
+
+    def __post_init__(self) -> None:
+        wanted = [
+            (part.direction == "max") == (a > 0) for a, part in self.terms
+        ]  # does it gain by a rise of the sum?
+        if len(set(wanted)) > 1:
+            raise ValueError(
+                f"Objective '{self.name}': "
+                + ", ".join(f"{p.name} is to be {p.direction}imised" for _, p in self.terms)
+                + ", and as they are added, some gain by a rise of the sum and others by its fall. Subtract those of the other "
+                "direction, e.g. elbo - 0.1 * forward_kl."
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": f"{self.name}, {self.direction}imised",
+            "terms": {f"{a:g} x": repr(part.name) for a, part in self.terms},
+        }
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of the terms, with their factors."""
+        return written([(a, part.name) for a, part in self.terms])
+
+    @property
+    def direction(self) -> Direction:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of the sum."""
+        a, part = self.terms[0]
+        return "max" if (part.direction == "max") == (a > 0) else "min"
+
+    @property
+    def model(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of all terms which have one; None if there are two, or none."""
+        return common_of([part.model for _, part in self.terms])
+
+    @property
+    def guide(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Likewise."""
+        return common_of([part.guide for _, part in self.terms])
+
+    def label(self, *args: Any) -> str:
+        """What `value` is, in words."""
+        return written([(a, part.label(*args)) for a, part in self.terms])
+
+    def init(self, key: Any, *args: Any) -> ppl.Params:
+        """Initial parameters of all terms; where two terms have one, those of the first."""
+        values: dict[str, Any] = {}
+        constraints: dict[str, Any] = {}
+        for _, part in self.terms:
+            own = part.init(key, *args)
+            for name in own:
+                shapes = [
+                    jax.tree.map(jnp.shape, x) for x in (values.get(name, own[name]), own[name])
+                ]
+                if shapes[0] != shapes[1]:
+                    raise ValueError(
+                        f"Objective '{self.name}': parameter '{name}' has shapes {shapes[0]} in one term and {shapes[1]} in "
+                        f"{part.name}; parameters of one name are one. Rename it in one of the programs."
+                    )
+            values = {**own, **values}
+            constraints = {**getattr(own, "constraints", {}), **constraints}
+        return ppl.Params(values, constraints)
+
+    def init_state(self, params: Any, key: Any, *args: Any) -> tuple[Any, ...]:
+        """The states of the terms."""
+        keys = jax.random.split(key, len(self.terms))
+        return tuple(
+            part.init_state(params, k, *args) for k, (_, part) in zip(keys, self.terms, strict=True)
+        )
+
+    def step(
+        self, params: Any, state: Any, key: Any, *args: Any
+    ) -> tuple[Array, Any, tuple[Any, ...]]:
+        """Value, gradient and next states."""
+        keys = jax.random.split(key, len(self.terms))
+        steps = [
+            part.step(params, s, k, *args)
+            for (_, part), s, k in zip(self.terms, state, keys, strict=True)
+        ]
+        factors = [a for a, _ in self.terms]
+        total = lambda *parts: sum(a * x for a, x in zip(factors, parts, strict=True))
+        value = total(*(value for value, _, _ in steps))
+        grads = jax.tree.map(total, *(grads for _, grads, _ in steps))
+        return value, grads, tuple(state for _, _, state in steps)  # type: ignore[return-value]
+
+    def plans(self, params: Any, *args: Any) -> list[ppl.Plan]:
+        """The plans of those terms that have one (`Objective.plan`)."""
+        return [part.plan(params, *args) for _, part in self.terms if hasattr(part, "plan")]  # type: ignore[attr-defined]
+
+    def plate_sizes(self, *args: Any) -> dict[str, int]:
+        """Plates of all terms; of one name they have one number of rows, since the arguments are the same."""
+        found: dict[str, int] = {}
+        for _, part in self.terms:
+            found |= part.plate_sizes(*args)
+        return found
+
+    def with_plate_sizes(self, sizes: Mapping[str, float]) -> ObjectiveSum:
+        """The same sum for minibatches: each of its terms must have each of the plates."""
+        return ObjectiveSum(tuple((a, part.with_plate_sizes(sizes)) for a, part in self.terms))
+
+    def verdict(self, result: Any, key: Any) -> str | None:
+        """What the terms find wrong."""
+        found = [part.verdict(result, key) for _, part in self.terms]
+        return "\n".join(text for text in found if text is not None) or None
+
+    def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
+        """Of all terms, with the number and the name of the term in front."""
+        return {
+            f"term {number}, {part.name}: {name}": row
+            for number, (_, part) in enumerate(self.terms, 1)
+            for name, row in part.site_report(params, key, *args).items()
+        }
+
+
+def _terms(objective: AbstractObjective) -> tuple[tuple[float, AbstractObjective], ...]:
+    return objective.terms if isinstance(objective, ObjectiveSum) else ((1.0, objective),)

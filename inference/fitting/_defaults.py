@@ -16,6 +16,7 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from ... import ppl
 from ...ppl.language import Program
+from .._abstract_objective import ObjectiveSum
 from .._arguments import outcome
 from .._observed import check_none, check_observed, readers, tells
 from .._runs import abstract_run, check_run, tried_run
@@ -99,6 +100,10 @@ def choose_objective(
 
 def check_programs(method: str, objective: Any, args: tuple, *, may_be_prior: bool) -> None:
     """Refuse a model that observes nothing, if the guide is to become its posterior, and what `check_run` refuses of both."""
+    if isinstance(objective, ObjectiveSum):
+        for _, part in objective.terms:
+            check_programs(method, part, args, may_be_prior=may_be_prior)
+        return
     for role in ("model", "guide"):
         if (run := tried_run(getattr(objective, role, None), args)) is None:
             continue

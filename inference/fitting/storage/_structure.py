@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ....ppl.language import Program
+from ..._abstract_objective import ObjectiveSum
 from ..._arguments import Arguments, shapes
 from ._digest import digests
 
@@ -56,6 +57,10 @@ def structure(objective: Any, params: Any, args: tuple | None) -> dict[str, Any]
         program = getattr(objective, which, None)
         if isinstance(program, Program) and args is not None:
             found[which] = _sites(program, params, args)
+    terms = objective.terms if isinstance(objective, ObjectiveSum) else ()
+    for number, (_, part) in enumerate(terms, 1):
+        own = structure(part, params, args)
+        found |= {f"term {number}, {k}": v for k, v in own.items() if k != "params"}
     return found
 
 
