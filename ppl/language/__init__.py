@@ -10,7 +10,11 @@ Classes
     SiteWeights     what `reweight` makes of weights by site
 """
 
-from ._autoguides import check_set_up as check_set_up, set_up as set_up
+from ._autoguides import (
+    check_set_up as check_set_up,
+    set_up as set_up,
+    what_is_not_finite as what_is_not_finite,
+)
 from ._callables import name_of as name_of
 from ._choices import (
     ChoiceMismatch as ChoiceMismatch,

@@ -56,17 +56,24 @@ def _reason(model: Any, args: Any) -> str | None:
                 trace = model.simulate(key, *args)
         except ValueError as err:
             return str(err) + told_of_nan(args)
-        for name, log_prob in trace.log_probs.items():
-            values = jnp.asarray(trace.observed.get(name, 0.0))
-            if bool(jnp.isfinite(log_prob).all()):
-                continue
-            if bool(jnp.isnan(log_prob).any() or jnp.isnan(values).any()):
-                return f"the log-density of site '{name}' is no number." + told_of_nan(args)
-            return (
-                f"the log-density of site '{name}' is {float(log_prob.min()):g} at a draw of the prior. An observation outside "
-                "of its law's support, or of probability 0 there, needs another law; a simulator, whose data are a point mass, "
-                "needs inference.sleep."
-            )
+        if (found := what_is_not_finite(trace, args)) is not None:
+            return found
+    return None
+
+
+def what_is_not_finite(trace: Any, args: Any) -> str | None:
+    """The first site of a trace that has no finite log-density, and what is wrong with it."""
+    for name, log_prob in trace.log_probs.items():
+        values = jnp.asarray(trace.observed.get(name, 0.0))
+        if bool(jnp.isfinite(log_prob).all()):
+            continue
+        if bool(jnp.isnan(log_prob).any() or jnp.isnan(values).any()):
+            return f"the log-density of site '{name}' is no number." + told_of_nan(args)
+        return (
+            f"the log-density of site '{name}' is {float(log_prob.min()):g} at a point that was tried. An observation "
+            "outside of its law's support, or of probability 0 there, needs another law; a simulator, whose data are a point mass, "
+            "needs inference.sleep."
+        )
     return None
 
 

@@ -1,0 +1,349 @@
+"""Newton's steps from dispersed points, and the Normals along their paths.
+
+At u the Hessian -A of log p is split by its eigenvectors, after a scaling by its diagonal, and the step goes up along each of
+them by gradient / |eigenvalue|: away from saddles and minima, and alike in any units. Each Hessian is taken in the coordinates in
+which the last one was the identity, so that what rounding had hidden of narrow directions is seen by the next. Every point of a
+path gives a Normal, as in Pathfinder: mean u + |A|^-1 gradient, covariance |A|^-1; its evidence lower bound, by a few draws, is
+what the Normals are compared by. Where the density has no maximum (the neck of a funnel) the best of them lies on the way.
+
+Reference: Zhang, Carpenter, Gelman and Vehtari 2022, arXiv:2108.03782; saddle-free steps, Dauphin et al. 2014, arXiv:1406.2572.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ....ppl._quiet import quiet
+from ....ppl.language import what_is_not_finite
+from ..._arguments import is_array
+from ._space import Landscape, Space
+
+_RADIUS = 2.0  # of uniform starts, NumPyro's and Stan's
+_PRIOR_DRAWS = 15
+# Parts of a Newton step that are tried at once, and of one that trusts no eigenvalue below a hundredth of the largest.
+_PARTS, _SHORT_PARTS = (1.0, 0.5, 0.2, 0.05, 0.005), (1.0, 0.1, 0.01)
+_TRIED = len(_PARTS) + len(_SHORT_PARTS)
+_FLOOR = 1e-5  # of an eigenvalue, beside the largest: single precision knows no smaller ones
+_ARRIVED = 1e-3  # nats that the next step would gain
+_FINAL_DRAWS = 128
+_APART = 2.0  # standard deviations between two modes
+_NEAR = 0.05  # nats between evidence and bound: of a Normal that need not be improved
+_NATURAL_STEPS = 60
+_IMPROVED = 3  # Normals, those with the largest evidence
+_RIVAL = 3.0  # nats below the best bound
+_WORK = 3e7  # numbers that the Hessians of all paths may touch at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A Normal on the unconstrained coordinates.
+
+    Attributes:
+        name: of the point that its path began at.
+        center: its mean, [d].
+        factor: lower triangular, its covariance is factor factor^T, [d, d].
+        log_density: log p(center, data), nats.
+        elbo: its evidence lower bound, nats, by draws.
+        log_evidence: log mean weight of the same draws, nats.
+        is_mode: whether its path ended at a mode; the Normal is that of the Hessian there, or a better one nearby.
+    """
+
+    name: str
+    center: np.ndarray
+    factor: np.ndarray
+    log_density: float
+    elbo: float
+    log_evidence: float
+    is_mode: bool
+
+    def distance(self, u: np.ndarray) -> float:
+        """Of a point from the centre, standard deviations."""
+        return float(np.linalg.norm(np.linalg.solve(self.factor, u - self.center)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Starts:
+    """What `find_starts` found.
+
+    Attributes:
+        space: the coordinates.
+        landscape: the compiled log-density.
+        all: the Normals that were compared, in the order of their bounds, the best first.
+        num_paths: paths that were followed.
+    """
+
+    space: Space
+    landscape: Landscape
+    all: tuple[Start, ...]
+    num_paths: int
+
+    @property
+    def best(self) -> Start:
+        """That with the largest bound."""
+        return self.all[0]
+
+    @property
+    def modes(self) -> tuple[Start, ...]:
+        """Those at a mode, by their bounds."""
+        return tuple(start for start in self.all if start.is_mode)
+
+    def __str__(self) -> str:
+        kind = "mode" if self.best.is_mode else "best Normal on the way"
+        number = len(self.modes)
+        more = f", {number} modes seen" if number > 1 else ""
+        return f"{kind} from the {self.best.name}, of {self.num_paths} paths{more}"
+
+
+def find_starts(
+    space: Space, args: tuple, key: Any, *, num_paths: int = 8, max_steps: int = 60
+) -> Starts:
+    """Normals near the modes of p(u, data), the best first.
+
+    Args:
+        space: the coordinates.
+        args: the arguments of its program.
+        key: PRNG key.
+        num_paths: dispersed points to begin at: the median of prior draws, the likeliest of them, points uniform on (-2, 2).
+            Fewer where data and coordinates are many.
+        max_steps: of each path.
+
+    Raises:
+        ValueError: the log-density is not finite at any of the points; the message names a site.
+    """
+    size = max([*(int(np.size(x)) for x in jax.tree.leaves(args) if is_array(x)), 100])
+    num_paths = int(np.clip(_WORK / (size * space.dimension**2), min(2, num_paths), num_paths))
+    landscape = Landscape(space, args, max(_TRIED * num_paths, 4 * _PRIOR_DRAWS), num_paths, size)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    names, points = _dispersed(landscape, args, key, rng, num_paths)
+    paths = _Paths(landscape, points, rng)
+    for _ in range(max_steps):
+        if not paths.step():
+            break
+    found = _compared(landscape, names, paths, rng)
+    least = found[0].elbo - _RIVAL
+    rivals = sorted((s for s in found if s.log_evidence > least), key=lambda s: -s.log_evidence)
+    better = {
+        id(start): _improved(landscape, start, rng) for start in [found[0], *rivals][:_IMPROVED]
+    }
+    found = sorted((better.get(id(start), start) for start in found), key=lambda s: -s.elbo)
+    return Starts(space, landscape, tuple(_apart(found)), len(names))
+
+
+def _dispersed(
+    landscape: Landscape, args: tuple, key: Any, rng: np.random.Generator, number: int
+) -> tuple[list[str], np.ndarray]:
+    """Names and points, at most `number`, of finite density."""
+    space = landscape.space
+    uniform = rng.uniform(-_RADIUS, _RADIUS, (landscape.rows - 2 * _PRIOR_DRAWS, space.dimension))
+    try:
+        draws = landscape.draws(key, _PRIOR_DRAWS)
+    except NotImplementedError:  # a law without a sampler
+        draws = np.zeros((0, space.dimension))
+    named = [("uniform start", u) for u in uniform]
+    if len(draws):
+        named += [("prior median", np.median(draws, 0)), ("prior mean", draws.mean(0))]
+        named += [("prior draw", u) for u in draws]
+    values = landscape.values(np.stack([u for _, u in named]))
+    good = [(name, u, v) for (name, u), v in zip(named, values, strict=True) if np.isfinite(v)]
+    if not good:
+        reason = _reason(space, uniform[0], args) or "look for NaN in the log-density there."
+        raise ValueError(
+            f"{space.method}: {space.program!r} has no place to start from. Its log-density is not finite at any of {len(named)} "
+            f"points, uniform on (-{_RADIUS:g}, {_RADIUS:g}) of the unconstrained values and {len(draws)} draws of the prior: "
+            f"{reason}"
+        )
+    of = lambda kind: [(name, u, v) for name, u, v in good if name == kind]
+    drawn = sorted(of("prior draw"), key=lambda x: -x[2])
+    chosen = [*of("prior median"), *drawn[:1], *of("uniform start"), *drawn[1:], *of("prior mean")]
+    chosen = chosen[:number]
+    return [name for name, *_ in chosen], np.stack([u for _, u, _ in chosen])
+
+
+def _reason(space: Space, u: np.ndarray, args: tuple) -> str | None:
+    try:
+        choices = space.choices(jnp.asarray(u, float))
+        with quiet():  # NumPyro's, of what is said here
+            trace, _ = space.program.generate(jax.random.key(0), choices, *args)
+    except ValueError as err:
+        return str(err)
+    return what_is_not_finite(trace, args)
+
+
+class _Paths:
+    """Points u [n, d] that climb together."""
+
+    def __init__(self, landscape: Landscape, points: np.ndarray, rng: np.random.Generator) -> None:
+        n, d = points.shape
+        self.landscape, self.u = landscape, points
+        half = rng.standard_normal((_TRIED // 2, d))
+        self.noise = np.concatenate([half, -half])
+        self.factor = np.broadcast_to(np.eye(d), (n, d, d)).copy()
+        self.is_on = np.ones(n, bool)
+        self.is_mode = np.zeros(n, bool)
+        self.value = np.full(n, -np.inf)
+        self.best_bound = np.full(n, -np.inf)
+        self.best: list[tuple[np.ndarray, np.ndarray] | None] = [None] * n
+
+    def step(self) -> bool:
+        """One step of all paths that are on their way; whether there are any left."""
+        n, d = self.u.shape
+        self.value, gradient, hessian = self.landscape.derivatives(self.u, self.factor)
+        is_known = np.isfinite(gradient).all(1) & np.isfinite(hessian).all((1, 2))
+        self.is_on &= is_known & np.isfinite(self.value)
+        step, short = np.zeros((n, d)), np.zeros((n, d))
+        factor = self.factor.copy()
+        for i in np.flatnonzero(self.is_on):
+            split = _Split.of(-hessian[i])
+            step[i] = self.factor[i] @ split.solve(gradient[i], _FLOOR)
+            short[i] = self.factor[i] @ split.solve(gradient[i], 1e-2)
+            factor[i] = self.factor[i] @ split.root(_FLOOR)
+            gain = 0.5 * gradient[i] @ split.solve(gradient[i], _FLOOR)
+            # The factor was that of the point before: where it is still right, the Hessian's eigenvalues are near 1.
+            is_same = bool((abs(np.log(np.maximum(split.true, 1e-9))) < 0.1).all())
+            self.is_mode[i] = gain < _ARRIVED and is_same
+        self._compare(self.u + step, factor)
+        parts = [self.u + t * step for t in _PARTS] + [self.u + t * short for t in _SHORT_PARTS]
+        points = np.stack(parts, 1)  # [n, tried, d]
+        values = self.landscape.values(points.reshape(-1, d)).reshape(n, -1)
+        chosen = values.argmax(1)
+        top = values[np.arange(n), chosen]
+        # Near a mode rounding hides a gain, and the step is still right.
+        slack = 1e-5 * np.abs(self.value) + 1e-3
+        goes = self.is_on & (top >= self.value - slack)
+        self.u = np.where(goes[:, None], points[np.arange(n), chosen], self.u)
+        self.factor = np.where(self.is_on[:, None, None], factor, self.factor)
+        self.is_on = goes & ~self.is_mode
+        return bool(self.is_on.any())
+
+    def _compare(self, mean: np.ndarray, factor: np.ndarray) -> None:
+        """Keep the Normal of each path with the largest bound so far."""
+        n, d = mean.shape
+        draws = mean[:, None] + np.einsum("nij,sj->nsi", factor, self.noise)
+        values = self.landscape.values(draws.reshape(-1, d)).reshape(n, -1)
+        bound = values.mean(1) + _entropy(factor)
+        for i in np.flatnonzero(self.is_on & (bound > self.best_bound)):
+            self.best_bound[i], self.best[i] = bound[i], (mean[i].copy(), factor[i].copy())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """A = D V diag(true) V^T D, D a scaling by the diagonal of A."""
+
+    scale: np.ndarray
+    vectors: np.ndarray
+    true: np.ndarray
+
+    @classmethod
+    def of(cls, a: np.ndarray) -> _Split:
+        a = (a + a.T) / 2
+        scale = np.sqrt(np.maximum(np.abs(np.diag(a)), 1e-20))
+        values, vectors = np.linalg.eigh(a / scale[:, None] / scale)
+        return cls(scale, vectors, values)
+
+    def size(self, floor: float) -> np.ndarray:
+        size = np.abs(self.true)
+        return np.maximum(size, floor * size.max())
+
+    def solve(self, gradient: np.ndarray, floor: float) -> np.ndarray:
+        """|A|^-1 gradient."""
+        inner = self.vectors.T @ (gradient / self.scale)
+        return (self.vectors @ (inner / self.size(floor))) / self.scale
+
+    def root(self, floor: float) -> np.ndarray:
+        """F with F F^T = |A|^-1."""
+        return self.vectors / np.sqrt(self.size(floor)) / self.scale[:, None]
+
+
+def _compared(
+    landscape: Landscape, names: list[str], paths: _Paths, rng: np.random.Generator
+) -> list[Start]:
+    """The Normals at the ends and the best ones along the paths, by their bounds; one of those that are near to each other."""
+    found = [(names[i], paths.u[i], paths.factor[i], True) for i in np.flatnonzero(paths.is_mode)]
+    found += [
+        (names[i], *best, False)
+        for i, best in enumerate(paths.best)
+        if best is not None and not paths.is_mode[i]
+    ]
+    if not found:  # no derivative is finite anywhere: the points themselves
+        d = paths.u.shape[1]
+        found = [(name, u, 0.1 * np.eye(d), False) for name, u in zip(names, paths.u, strict=True)]
+    noise = rng.standard_normal((_FINAL_DRAWS // 2, paths.u.shape[1]))
+    noise = np.concatenate([noise, -noise])
+    starts = [_judged(landscape, noise, *normal) for normal in found]
+    return _apart(sorted(starts, key=lambda s: -s.elbo))
+
+
+def _apart(starts: list[Start]) -> list[Start]:
+    """Those that are not near one before them."""
+    kept: list[Start] = []
+    for start in starts:
+        if all(min(k.distance(start.center), start.distance(k.center)) > _APART for k in kept):
+            kept.append(start)
+    return kept
+
+
+def _judged(
+    landscape: Landscape, noise: np.ndarray, name: str, center: np.ndarray, factor: np.ndarray, is_mode: bool
+) -> Start:  # fmt: skip
+    """The Normal with its bound and evidence, by draws center + factor noise."""
+    log_q = -0.5 * (noise**2 + math.log(2 * math.pi)).sum(1) - np.linalg.slogdet(factor)[1]
+    weights = landscape.values(center + noise @ factor.T) - log_q
+    top = weights.max()
+    evidence = top + np.log(np.exp(weights - top).mean()) if np.isfinite(top) else -np.inf
+    value = landscape.values(center[None])[0]
+    elbo = float(weights.mean())
+    return Start(name, center, lower(factor), float(value), elbo, float(evidence), is_mode)
+
+
+def _improved(landscape: Landscape, start: Start, rng: np.random.Generator) -> Start:
+    """The Normal after steps of the natural gradient of its bound.
+
+    In coordinates in which it is the standard one, with G = -E Hessian - 1, they are
+
+        mean + rho E gradient,   precision 1 + rho G + rho^2 G^2 / 2,
+
+    which stays positive definite. Expectations are of a few draws, and steps shrink, so that the noise is averaged.
+
+    Reference: Lin, Schmidt and Khan 2020, arXiv:2002.10060, eq. 10 and 11.
+    """
+    if start.log_evidence - start.elbo < _NEAR:
+        return start
+    center, factor, d = start.center, start.factor, len(start.center)
+    for number in range(_NATURAL_STEPS):
+        rate = 0.4 / (1 + number / 8)
+        half = rng.standard_normal((max(landscape.num_paths // 2, 1), d))
+        noise = np.concatenate([half, -half])
+        factors = np.broadcast_to(factor, (len(noise), d, d))
+        _, gradient, hessian = landscape.derivatives(center + noise @ factor.T, factors)
+        good = np.isfinite(gradient).all(1) & np.isfinite(hessian).all((1, 2))
+        if not good.any():
+            break
+        gradient, hessian = gradient[good].mean(0), hessian[good].mean(0)
+        inner = (1 - rate) * np.eye(d) - rate * (hessian + hessian.T) / 2
+        values, vectors = np.linalg.eigh(inner)
+        # No step is longer than a standard deviation, and no width grows or falls by more than a half.
+        width = 1 / np.sqrt(np.clip((1 + values**2) / 2, 0.5, 4.0))
+        length = rate * np.linalg.norm(gradient)
+        center = center + factor @ gradient * rate / max(1.0, length)
+        factor = factor @ (vectors * width)
+    noise = rng.standard_normal((_FINAL_DRAWS // 2, d))
+    noise = np.concatenate([noise, -noise])
+    found = _judged(landscape, noise, start.name, center, factor, False)
+    return dataclasses.replace(found, is_mode=start.is_mode) if found.elbo > start.elbo else start
+
+
+def _entropy(factor: np.ndarray) -> np.ndarray:
+    d = factor.shape[-1]
+    return 0.5 * d * math.log(2 * math.pi * math.e) + np.linalg.slogdet(factor)[1]
+
+
+def lower(factor: np.ndarray) -> np.ndarray:
+    """The lower triangular L with L L^T = F F^T and a positive diagonal, without the product."""
+    upper = np.linalg.qr(factor.T, mode="r")
+    return upper.T * np.sign(np.diag(upper))

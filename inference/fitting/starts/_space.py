@@ -1,0 +1,194 @@
+"""The latent sites of a program as coordinates of R^d, and its log-density there."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .... import ppl
+from ..._arguments import Arguments, outcome
+
+Array = jax.Array
+_STEP = 5e-3  # of differences
+_AT_ONCE = 8_000_000  # numbers of data times points that a compiled call holds
+
+
+class Space:
+    """Unconstrained coordinates u [d] of the continuous latent sites of `program(*args)`, and log p(u, data).
+
+    Args:
+        program: its discrete sites summed out.
+        args: its arguments; later ones must make sites of the same shapes.
+        hidden: continuous sites that stay the model's own (missing cells): they have no coordinates, and cancel from the density.
+        method: who asks, for messages.
+
+    Attributes:
+        shapes: latent site -> shape of its unconstrained value, in the order of u.
+        transforms: latent site -> transform from there to its support.
+        dimension: d.
+
+    Raises:
+        ValueError: a discrete latent site, or a support that depends on another draw.
+    """
+
+    def __init__(
+        self, program: ppl.Program, args: tuple, hidden: tuple[str, ...] = (), method: str = "fit"
+    ) -> None:
+        from ...particles.moves import transforms_of
+
+        self.program, self.method = program, method
+        simulate = lambda *args: program.simulate(jax.random.key(0), *args).choices
+        values = {n: x for n, x in outcome(simulate, args).items() if n not in hidden}
+        discrete = [n for n, x in values.items() if not jnp.issubdtype(x.dtype, jnp.floating)]
+        if discrete:
+            raise ValueError(
+                f"{method}: sites {discrete} are discrete, and have no coordinates in R^d. Sum them out: "
+                f"ppl.eliminate(model, {discrete})."
+            )
+        template = {n: jnp.zeros(x.shape, x.dtype) for n, x in values.items()}
+        self.transforms = transforms_of(method, program, args, template)
+        self.shapes = {
+            n: jax.eval_shape(self.transforms[n].inv, x).shape for n, x in template.items()
+        }
+        self.dimension = sum(math.prod(shape) for shape in self.shapes.values())
+
+    def unravel(self, u: Array) -> dict[str, Array]:
+        """The unconstrained values of the sites, of u [d]."""
+        parts, begin = {}, 0
+        for name, shape in self.shapes.items():
+            end = begin + math.prod(shape)
+            parts[name] = u[begin:end].reshape(shape)
+            begin = end
+        return parts
+
+    def ravel(self, parts: Mapping[str, Array]) -> Array:
+        """Its inverse."""
+        return jnp.concatenate([jnp.ravel(parts[name]) for name in self.shapes])
+
+    def choices(self, u: Array) -> dict[str, Array]:
+        """The values of the sites, of u [d]."""
+        return {name: self.transforms[name](x) for name, x in self.unravel(u).items()}
+
+    def point(self, choices: Mapping[str, Array]) -> Array:
+        """Its inverse."""
+        return self.ravel({name: t.inv(choices[name]) for name, t in self.transforms.items()})
+
+    def log_prob(self, u: Array, *args: Any) -> Array:
+        """The log-density of u and the data, with the log-volume of the map to values, nats."""
+        parts, choices = self.unravel(u), self.choices(u)
+        # The key is of what stays the model's own, which has no share in the weight.
+        _, total = self.program.generate(jax.random.key(0), choices, *args)
+        for name, transform in self.transforms.items():
+            total += jnp.sum(transform.log_abs_det_jacobian(parts[name], choices[name]))
+        return total
+
+    def draw(self, key: Array, *args: Any) -> Array:
+        """A draw of the prior."""
+        return self.point(self.program.simulate(key, *args).choices)
+
+
+class Landscape:
+    """The log-density with its derivatives in compiled calls, in double precision outside of them; NaN counts as -inf.
+
+    Args:
+        space: the coordinates.
+        args: the arguments.
+        rows: points in a call of `values`.
+        num_paths: points in one of `derivatives`.
+        size: numbers in the largest argument; of many, points come one after the other.
+    """
+
+    def __init__(self, space: Space, args: tuple, rows: int, num_paths: int, size: int) -> None:
+        self.space, self.rows, self.num_paths = space, rows, num_paths
+        at_once = max(1, _AT_ONCE // size)
+        split = Arguments(args)
+        self._arrays = [jnp.asarray(x) for x in split.arrays(args)]
+        density = lambda u, arrays: space.log_prob(u, *split.join(arrays))
+        draw = lambda key, arrays: space.draw(key, *split.join(arrays))
+
+        def derivatives(hessian: Any, center: Array, factor: Array, arrays: list[Array]) -> Any:
+            at = lambda v: density(center + factor @ v, arrays)
+            zero = jnp.zeros_like(center)
+            value, gradient = jax.value_and_grad(at)(zero)
+            return value, gradient, hessian(at, zero, at_once)
+
+        def over(fn: Any, at_once: int) -> Any:
+            def run(points: Any, arrays: list[Array]) -> Any:
+                if at_once >= len(jax.tree.leaves(points)[0]):
+                    return jax.vmap(lambda point: fn(*point, arrays))(points)
+                return jax.lax.map(lambda point: fn(*point, arrays), points, batch_size=at_once)
+
+            return jax.jit(run)
+
+        self._value = over(density, at_once)
+        few = max(1, at_once // space.dimension)
+        self._derivatives = [
+            over(functools.partial(derivatives, hessian), few)
+            for hessian in (_hessian, _differences)
+        ]
+        self._draws = over(draw, at_once)
+
+    def values(self, u: np.ndarray) -> np.ndarray:
+        """Logarithms of p at points [n, d], nats."""
+        (values,) = self._in_parts(lambda *x: (self._value(*x),), self.rows, u)
+        return np.where(values < np.inf, values, -np.inf)
+
+    def derivatives(self, center: np.ndarray, factor: np.ndarray) -> Any:
+        """Value [n], gradient [n, d] and Hessian [n, d, d] of v -> log p(center + factor v) at 0."""
+        found = self._in_parts(self._derivatives[0], self.num_paths, center, factor)
+        is_known, is_whole = (np.isfinite(x).all(tuple(range(1, x.ndim))) for x in found[1:])
+        if (is_known & ~is_whole).any() and len(self._derivatives) > 1:
+            # Second derivatives that do not exist, or are NaN where the first are not.
+            del self._derivatives[0]
+            return self.derivatives(center, factor)
+        return found
+
+    def _in_parts(self, fn: Any, rows: int, *inputs: np.ndarray) -> list[np.ndarray]:
+        """`fn(inputs, arrays)` in calls of equally many rows, so that it is compiled once."""
+        found = []
+        for begin in range(0, len(inputs[0]), rows):
+            part = [x[begin : begin + rows] for x in inputs]
+            number = len(part[0])
+            padded = [np.concatenate([x, np.repeat(x[:1], rows - number, 0)]) for x in part]
+            outs = fn(tuple(map(_single, padded)), self._arrays)
+            found.append([np.asarray(x)[:number].astype(float) for x in outs])
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    def draws(self, key: Any, number: int) -> np.ndarray:
+        """Draws of the prior, [number, d]; those that are finite."""
+        u = np.asarray(self._draws((jax.random.split(key, number),), self._arrays)).astype(float)
+        return u[np.isfinite(u).all(1)]
+
+
+def _single(x: np.ndarray) -> Array:
+    return jnp.asarray(x, jnp.result_type(float))
+
+
+def _hessian(fn: Any, x: Array, at_once: int) -> Array:
+    """By forward over reverse mode; NaN where there is no forward mode (`custom_vjp`, of solvers of equations)."""
+    gradient = jax.grad(fn)
+
+    def column(direction: Array) -> Array:
+        return jax.jvp(gradient, (x,), (direction,))[1]
+
+    try:
+        jax.eval_shape(column, x)
+    except TypeError:
+        return jnp.full((x.size, x.size), jnp.nan)
+    if at_once >= x.size:
+        return jax.vmap(column)(jnp.eye(x.size))
+    return jax.lax.map(column, jnp.eye(x.size), batch_size=at_once)
+
+
+def _differences(fn: Any, x: Array, at_once: int) -> Array:
+    """The Hessian by central differences of the gradient."""
+    gradient = jax.grad(fn)
+    points = x + _STEP * jnp.concatenate([jnp.eye(x.size), -jnp.eye(x.size)])
+    found = jax.lax.map(gradient, points, batch_size=min(at_once, len(points)))
+    return (found[: x.size] - found[x.size :]) / (2 * _STEP)
