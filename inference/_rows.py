@@ -139,7 +139,7 @@ def rows_of(
         watched: names about which is asked; arguments of one length stay one where none of these follows them. Default all.
         size: of arrays with so long a first axis only; default, of all, and of what integers count.
     """
-    search = _Search(run, args, watched)
+    search = _LongerRuns(run, args, watched)
     if search.base.error is not None:
         raise search.base.error
     leaves = list(enumerate(search.leaves))
@@ -162,7 +162,7 @@ def rows_of(
     return list({rows.axes: rows for rows in found}.values())
 
 
-class _Search:
+class _LongerRuns:
     """Runs with longer arguments."""
 
     def __init__(

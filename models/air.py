@@ -67,7 +67,7 @@ class Window(NamedTuple):
     column: Array
 
 
-class Frame(NamedTuple):
+class Geometry(NamedTuple):
     """Geometry of images and windows.
 
     Attributes:
@@ -124,7 +124,7 @@ def _tent(distance: Array) -> Array:
     return jnp.maximum(0.0, 1.0 - jnp.abs(distance))
 
 
-class Reader(eqx.Module):
+class GuideNetworks(eqx.Module):
     """The guide's networks.
 
     Args:
@@ -219,10 +219,10 @@ def programs(
             f"air.programs: more_prob must lie in (0, 1) and all sizes be positive, got more_prob={more_prob} and "
             f"{image_shape=}, {num_steps=}, {noise=}, {window=}, {spread=}, {num_cells=}, {num_what=}, {num_hidden=}."
         )
-    frame = Frame(image_shape, num_cells, window, spread)
+    frame = Geometry(image_shape, num_cells, window, spread)
     num_pixels = image_shape[0] * image_shape[1]
     keys = jax.random.split(key, 3)
-    reader_0 = Reader(num_pixels, num_cells, num_what, num_hidden, key=keys[0])
+    reader_0 = GuideNetworks(num_pixels, num_cells, num_what, num_hidden, key=keys[0])
     decoder_0 = eqx.nn.MLP(
         num_what, num_cells**2, num_hidden, 1, activation=jax.nn.silu, key=keys[1]
     )

@@ -73,7 +73,7 @@ class Diffused(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Control:
+class AddedDrift:
     """A drift beyond that of the target, sum_i c_i b_i, with the b_i in this order.
 
     Attributes:
@@ -113,7 +113,7 @@ class Corrector:
     langevin: Langevin | None
     known: Coefficients
     unseen: Unseen
-    control: Control | None = None
+    control: AddedDrift | None = None
 
     @property
     def is_followed(self) -> bool:

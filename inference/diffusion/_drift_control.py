@@ -43,7 +43,7 @@ from ..particles.engine import Cloud, Moved, Settings
 from ..particles.resampling import Resampled, as_resampling, ess_below
 from . import _points as points
 from ._composition import Composition
-from ._corrector import Control, Corrector, Diffused
+from ._corrector import AddedDrift, Corrector, Diffused
 
 Basis = Literal["scores", "reward"] | Callable[[Any, Array], Any]
 MOST_COORDINATES = 64  # beyond, a divergence by as many derivatives is not worth it
@@ -86,7 +86,7 @@ class DriftControl:
             )
 
 
-def planned(control: DriftControl, composition: Composition, num_steps: int, is_euler: bool) -> Control:  # fmt: skip
+def planned(control: DriftControl, composition: Composition, num_steps: int, is_euler: bool) -> AddedDrift:  # fmt: skip
     """The control before its fit, all coefficients 0; refuses Euler's weights in many coordinates."""
     size = points.size_of(composition.models[0].shape)
     if is_euler and size > MOST_COORDINATES:
@@ -103,7 +103,7 @@ def planned(control: DriftControl, composition: Composition, num_steps: int, is_
         raise ValueError(
             "DriftControl: bases=['reward'] without a reward is no function at all. Use 'scores', or functions (x, t) -> b(x, t)."
         )
-    return Control(num_scores, has_reward, functions, jnp.zeros((num_steps, num)))
+    return AddedDrift(num_scores, has_reward, functions, jnp.zeros((num_steps, num)))
 
 
 def fitted(corrector: Corrector, control: DriftControl) -> Corrector:

@@ -23,21 +23,24 @@ Array = jax.Array
 TINY = 1e-30  # the least probability: its root can be divided by in single precision
 
 
-class Outputs(NamedTuple):
+class FisherOutputs(NamedTuple):
     """h and r, of equal shapes."""
 
     values: Array
     slopes: Array
 
 
-def _normal(fn: Any, at: Any, y: Array) -> list[Outputs]:
+def _normal(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
     # The scale's information, 2 / scale^2, is that of a second output sqrt(2) log(scale) (F in eta = log scale is 2).
     error = (at.loc - y) / at.scale
     log_scale = jnp.sqrt(2.0) * jnp.log(fn.scale)
-    return [Outputs(fn.loc / at.scale, error), Outputs(log_scale, (1 - error**2) / jnp.sqrt(2.0))]
+    return [
+        FisherOutputs(fn.loc / at.scale, error),
+        FisherOutputs(log_scale, (1 - error**2) / jnp.sqrt(2.0)),
+    ]
 
 
-def _categorical(fn: Any, at: Any, y: Array) -> list[Outputs]:
+def _categorical(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
     """One output less than there are classes.
 
     With s = sqrt(p), F = diag(s) (1 - s s') diag(s). A reflection that takes s to an axis turns the projection into one that
@@ -55,36 +58,38 @@ def _categorical(fn: Any, at: Any, y: Array) -> list[Outputs]:
     last = 1 + s[..., -1:]
     mean = (p * logits).sum(-1, keepdims=True)
     output = s * (logits - (mean + s[..., -1:] * logits[..., -1:]) / last)
-    return [Outputs(output[..., :-1], (residual - s * residual[..., -1:] / last)[..., :-1])]
+    return [FisherOutputs(output[..., :-1], (residual - s * residual[..., -1:] / last)[..., :-1])]
 
 
-def _bernoulli(fn: Any, at: Any, y: Array) -> list[Outputs]:
+def _bernoulli(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
     p = jax.nn.sigmoid(at.logits)
     root = jnp.sqrt(jnp.maximum(p * (1 - p), TINY))
-    return [Outputs(root * fn.logits, (p - y) / root)]
+    return [FisherOutputs(root * fn.logits, (p - y) / root)]
 
 
-def _poisson(fn: Any, at: Any, y: Array) -> list[Outputs]:
+def _poisson(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
     root = jnp.sqrt(at.rate)
-    return [Outputs(fn.rate / root, root - y / root)]
+    return [FisherOutputs(fn.rate / root, root - y / root)]
 
 
-def _multivariate_normal(fn: Any, at: Any, y: Array) -> list[Outputs]:
+def _multivariate_normal(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
     shape = jnp.broadcast_shapes(fn.loc.shape, jnp.shape(y))
     tril = jnp.broadcast_to(at.scale_tril, (*shape, shape[-1]))
     solve = lambda x: solve_triangular(tril, jnp.broadcast_to(x, shape)[..., None], lower=True)[
         ..., 0
     ]
-    return [Outputs(solve(fn.loc), solve(at.loc - y))]
+    return [FisherOutputs(solve(fn.loc), solve(at.loc - y))]
 
 
-def _student_t(fn: Any, at: Any, y: Array) -> list[Outputs]:
+def _student_t(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
     root = jnp.sqrt((at.df + 1) / (at.df + 3))
     error = (at.loc - y) / at.scale
-    return [Outputs(root * fn.loc / at.scale, (at.df + 1) * error / (at.df + error**2) / root)]
+    return [
+        FisherOutputs(root * fn.loc / at.scale, (at.df + 1) * error / (at.df + error**2) / root)
+    ]
 
 
-ROOTS: dict[str, tuple[Callable[[Any, Any, Array], list[Outputs]], tuple[str, ...]]] = {
+ROOTS: dict[str, tuple[Callable[[Any, Any, Array], list[FisherOutputs]], tuple[str, ...]]] = {
     # law: (h and r from the laws at x and at z and the value, parameters that must not depend on x)
     "Normal": (_normal, ()),
     "MultivariateNormal": (_multivariate_normal, ("scale_tril",)),

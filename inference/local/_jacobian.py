@@ -24,7 +24,7 @@ from ...ppl._precision import full_precision
 from ...ppl.strategies import element
 from .._depends import depends
 from ..objectives._analytic_kl import Laws
-from ._fisher import ROOTS, TINY, Outputs
+from ._fisher import ROOTS, TINY, FisherOutputs
 from ._truncated import truncated_factor
 
 Array = jax.Array
@@ -122,7 +122,9 @@ class Observations:
         def outputs(moving: list[Any]) -> tuple[Array, Array]:
             found, _ = self._outputs(law_of(moving), law_of(numbers), x)
             kept = [one for one, m in zip(found, is_moved, strict=True) if m]
-            whole = Outputs(*(jnp.concatenate(parts, -1) for parts in zip(*kept, strict=True)))
+            whole = FisherOutputs(
+                *(jnp.concatenate(parts, -1) for parts in zip(*kept, strict=True))
+            )
             values, slopes = whole if limit is None else _toward_slope(whole, limit)
             return values, slopes
 
@@ -161,25 +163,25 @@ class Observations:
         trees.append(tree)
         return leaves
 
-    def _outputs(self, laws: Any, at: Any, x: Array) -> tuple[list[Outputs], list[Array]]:
+    def _outputs(self, laws: Any, at: Any, x: Array) -> tuple[list[FisherOutputs], list[Array]]:
         """Those of `laws`, whitened with the laws `at`, [*batch, k] each, and the parameters that must not move."""
         batch = x.shape[:-1]
         found, constants = [], []
         for name in self.names:
             fn, scale, value = laws[name]
             roots, fixed = _roots(fn, scale, value, at[name][0])
-            found += [Outputs(*(rows(part, batch, 1) for part in r)) for r in roots]
+            found += [FisherOutputs(*(rows(part, batch, 1) for part in r)) for r in roots]
             constants += fixed
         return found, constants
 
 
-def _toward_slope(found: Outputs, count: int) -> Outputs:
+def _toward_slope(found: FisherOutputs, count: int) -> FisherOutputs:
     """`count` orthonormal combinations of the outputs, the first of them along the slopes, which the others are orthogonal to."""
     v = found.slopes / jnp.maximum(jnp.linalg.norm(found.slopes, axis=-1, keepdims=True), TINY)
     v = v.at[..., 0].add(jnp.where(v[..., 0] < 0, -1.0, 1.0))
     twice = 2 * v / (v**2).sum(-1, keepdims=True)
     reflected = lambda part: part - twice * (v * part).sum(-1, keepdims=True)
-    return Outputs(*(reflected(part)[..., :count] for part in found))
+    return FisherOutputs(*(reflected(part)[..., :count] for part in found))
 
 
 def rows(x: Array, batch: tuple[int, ...], trailing: int = 0, *, kept: int = 0) -> Array:
@@ -210,7 +212,7 @@ def _check_known(name: str, statements: Statements) -> None:
         )
 
 
-def _roots(fn: Any, scale: Any, value: Any, at: Any) -> tuple[list[Outputs], list[Array]]:
+def _roots(fn: Any, scale: Any, value: Any, at: Any) -> tuple[list[FisherOutputs], list[Array]]:
     """Values and slopes of one site, weighed, each [*batch of the site, k], and the parameters that must not move.
 
     Args:
@@ -231,7 +233,7 @@ def _roots(fn: Any, scale: Any, value: Any, at: Any) -> tuple[list[Outputs], lis
         weighed = lambda part, each=each: jnp.where(each == 0, 0.0, each * part).reshape(
             *fn.batch_shape, -1
         )
-        parts.append(Outputs(weighed(value), weighed(slope)))
+        parts.append(FisherOutputs(weighed(value), weighed(slope)))
     return parts, [jnp.asarray(getattr(base, parameter)) for parameter in fixed]
 
 

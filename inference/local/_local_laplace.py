@@ -31,7 +31,7 @@ from ...ppl._precision import full_precision
 from ...ppl.checks import concrete_tree
 from ...ppl.language import joined
 from ...ppl.strategies import element
-from ...ppl.traces import Collector, trace_of
+from ...ppl.traces import EngineRecorder, trace_of
 from ..objectives._analytic_kl import Laws
 from ..objectives._detached import refuse_estimated
 from ._inner import SGLD, Inner, InnerProblem, InnerResult, Newton
@@ -239,7 +239,7 @@ def _run_guide(guide: ppl.Program | None, args: tuple) -> tuple[dict[str, Array]
     laws = Laws()
     if guide is None:
         return {}, laws
-    collector = Collector()
+    collector = EngineRecorder()
     with collector:
         retval = laws.watch(guide)(*args)
     return trace_of(collector, retval).shared_choices, laws

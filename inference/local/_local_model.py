@@ -146,11 +146,11 @@ def _apart(
     model: ppl.Program, runner: Runner, args: tuple, params: dict[str, Any], statements: Statements
 ) -> tuple[ppl.Trace, Statements]:
     """A run of the model apart from all handlers, at given parameters: pure, inside any transformation."""
-    with no_handlers(), _Given(params):
+    with no_handlers(), _GivenParams(params):
         return statements.watch(model)._run(runner, args, {}), statements
 
 
-class _Given(Messenger):
+class _GivenParams(Messenger):
     """Give param statements their constrained values."""
 
     def __init__(self, values: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ def generalized_doubly_reparameterized(
             q = ppl.draw(guide, *args)
         _refuse_sampled(name)
         before = sites_met()
-        carry = _Carry(met.supports)
+        carry = _MovingPrior(met.supports)
         moved = ppl.score(_within(carry, model), jax.tree.map(stop, q), *args)
         if not carry.moved:
             raise ValueError(
@@ -181,7 +181,7 @@ class _GuideSupports(Messenger):
         self.supports[msg["name"]] = support_of_law(base)
 
 
-class _Carry(Messenger):
+class _MovingPrior(Messenger):
     """Let what lies downstream of a model's latent site see its value move with the prior's parameters.
 
     The value is left in the trace as a deterministic site. The site's own log-prob is taken before, at the value that stays.

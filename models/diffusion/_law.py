@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from ...inference.diffusion import Diffusion, Noising
 from ...ppl.densities import StochasticProgram, as_arrays, estimated
 from ...ppl.densities._stochastic import same_sites
-from ...ppl.traces import Bound, SiteInfo, Trace
+from ...ppl.traces import BoundParams, SiteInfo, Trace
 from ._chain import kernel, last_step, log_normal
 from ._grid import check_chain, point_shape
 
@@ -85,7 +85,7 @@ class DiffusionLaw(OneSiteLaw):
     def _model(self, args: Any, kwargs: Any) -> tuple[Diffusion, Array]:
         model = self.diffusion
         if not isinstance(model, Diffusion):
-            with Bound(self.params or {}):
+            with BoundParams(self.params or {}):
                 model = model(*args, **kwargs)
         point_shape(self.label, model)
         return model, check_chain(self.label, model.noising, self.times)

@@ -22,7 +22,7 @@ from ...inference.diffusion.tokens import Kind, Network, log_ratios, log_referen
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl.densities import StochasticProgram
-from ...ppl.traces import Bound, Trace
+from ...ppl.traces import BoundParams, Trace
 from ._law import OneSiteLaw
 
 
@@ -85,7 +85,7 @@ class TokenLaw(OneSiteLaw):
         return self._trace(x, jnp.where(is_inside, total, -jnp.inf))
 
     def _network(self, args: Any, kwargs: Any) -> Network:
-        with Bound(self.params or {}):
+        with BoundParams(self.params or {}):
             return self.network(*args, **kwargs)
 
     def _grid(self) -> Array:

@@ -32,7 +32,7 @@ from ...ppl._compat import is_concrete
 from . import _chain
 from ._bracket import verdicts
 from ._orders import random_orders
-from ._persistent import Chains, PersistentObjective, Replay
+from ._persistent import Chains, PersistentObjective, RowReplay
 from ._tempering import LogTarget, tempered_rows
 from .networks import Networks, Pair
 
@@ -312,7 +312,7 @@ def energy(
     num_tempered = min(round(tempered * num_chains), num_own - num_explored)
     each = tuple(float(p) for p in np.linspace(*powers, num_tempered))
     chains = Chains(networks.with_params, lambda: num_own, block_size, refresh_every, each)
-    replayed = Replay(num_replayed, particles) if num_replayed else None
+    replayed = RowReplay(num_replayed, particles) if num_replayed else None
     judge = lambda several, *how: verdicts([*map(networks.with_params, several)], log_target, *how)
     return PersistentObjective(_log_density("min", "energy")(model), chains, replayed, judge)
 

@@ -39,7 +39,7 @@ class ChainState(NamedTuple):
     particles: Int[Array, "particles variables"] | None = None
 
 
-class Tempered(Networks):
+class TemperedConditionals(Networks):
     """Conditionals to a power, normalised anew; marginals as they are, which no longer belong to them."""
 
     networks: Networks
@@ -98,7 +98,7 @@ class Chains:
         def move(_: None) -> Array:
             keys = jax.random.split(key, len(tokens))
             one = lambda power, key, row: _gibbs.move(
-                Tempered(networks, power), key, row, evidence, self.block_size
+                TemperedConditionals(networks, power), key, row, evidence, self.block_size
             )[0]
             return jax.vmap(one)(powers, keys, tokens)
 
@@ -116,12 +116,12 @@ class Chains:
         order_key, draw_key = jax.random.split(key)
         empty = jnp.zeros((len(powers), networks.num_variables), int)
         orders = random_orders(order_key, empty > 0)
-        one = lambda power, *row: _chain.generate(Tempered(networks, power), *row)[0]
+        one = lambda power, *row: _chain.generate(TemperedConditionals(networks, power), *row)[0]
         return jax.vmap(one)(powers, jax.random.split(draw_key, len(powers)), empty, orders)
 
 
 @dataclasses.dataclass(frozen=True)
-class Replay:
+class RowReplay:
     """Rows that do not come from the model.
 
     Args:
@@ -151,7 +151,7 @@ class PersistentObjective(AbstractObjective):
 
     inner: Objective
     chains: Chains
-    replay: Replay | None = None
+    replay: RowReplay | None = None
     judge: Callable[[list[Any], Array, int], list[str | None]] | None = None
 
     @property

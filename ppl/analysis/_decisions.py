@@ -25,7 +25,7 @@ from .._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Tracer, bind
 from ..distributions import LAWS
 from ..evaluation import draws
 from ..jaxprs import (
-    Known,
+    KnownValue,
     Line,
     difference,
     has_other_derivative,
@@ -70,10 +70,10 @@ def with_decisions(
     def run(consts: list[Any], inputs: list[Any]) -> Any:
         walk = _Walk(sites)
         known = [
-            Known(x, moves=_is_real(x) and (isinstance(c, Tracer) or id(c) in given))
+            KnownValue(x, moves=_is_real(x) and (isinstance(c, Tracer) or id(c) in given))
             for x, c in zip(consts, closed.consts, strict=True)
         ]
-        outs = walk.run(jaxpr, known, [Known(x, moves=_is_real(x)) for x in inputs])
+        outs = walk.run(jaxpr, known, [KnownValue(x, moves=_is_real(x)) for x in inputs])
         record[:] = walk.made
         return [x.value for x in outs], [_numbers(m, walk.made) for m in walk.made]
 
@@ -164,10 +164,12 @@ class _Walk:
 
     def __init__(self, sites: Mapping[int, StrategySite]) -> None:
         self.sites = sites
-        self.laws: dict[int, tuple[list[Known], Known]] = {}
+        self.laws: dict[int, tuple[list[KnownValue], KnownValue]] = {}
         self.made: list[Made] = []
 
-    def run(self, jaxpr: Jaxpr, consts: Sequence[Known], inputs: Sequence[Known]) -> list[Known]:
+    def run(
+        self, jaxpr: Jaxpr, consts: Sequence[KnownValue], inputs: Sequence[KnownValue]
+    ) -> list[KnownValue]:
         env = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, inputs, strict=True))
         read = lambda v: _literal(v) if isinstance(v, Literal) else env[v]
@@ -177,48 +179,50 @@ class _Walk:
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def _outputs(self, eqn: Any, args: list[Known], neutral: Collection[int]) -> list[Known]:
+    def _outputs(
+        self, eqn: Any, args: list[KnownValue], neutral: Collection[int]
+    ) -> list[KnownValue]:
         name = eqn.primitive.name
         if any(a.lines for a in args) and _is_opened(eqn):
             inner = eqn.params["jaxpr"]
-            return self.run(inner.jaxpr, [Known(c) for c in inner.consts], args)
+            return self.run(inner.jaxpr, [KnownValue(c) for c in inner.consts], args)
         values = bind(eqn, [a.value for a in args])
         sources = frozenset().union(*(a.sources for a in args))
         moves = any(a.moves for a in args)
         if eqn.primitive is site_p:
             return [self._site(eqn, args, values[0], sources, moves)]
         if name in TRUE_BELOW and (made := self._decided(name, args, values[0])) is not None:
-            return [Known(made, sources)]
+            return [KnownValue(made, sources)]
         is_frozen = any(a.is_frozen for a in args) or (moves and has_other_derivative(eqn, neutral))
         lines: dict[int, Line] = {}
         for s in frozenset().union(*(a.lines for a in args)) if len(values) == 1 else ():
             line = line_of(eqn, args, s, is_positive=self.sites[s].range.low >= 0)
             if line is not None:
                 lines[s] = line
-        return [Known(v, sources, moves, is_frozen, lines=lines) for v in values]
+        return [KnownValue(v, sources, moves, is_frozen, lines=lines) for v in values]
 
     def _site(
-        self, eqn: Any, args: list[Known], value: Array, sources: frozenset[int], moves: bool
-    ) -> Known:
+        self, eqn: Any, args: list[KnownValue], value: Array, sources: frozenset[int], moves: bool
+    ) -> KnownValue:
         index = eqn.params["index"]
         site = self.sites[index]
         strategy = site.strategy
         is_kept = not (strategy.moves_value or "slope" in strategy.calls or site.is_deterministic)
         is_frozen = not is_kept and any(a.is_frozen for a in args)
-        known = Known(value, sources, moves and not is_kept, is_frozen)
+        known = KnownValue(value, sources, moves and not is_kept, is_frozen)
         is_plain = value.shape == site.sizes and jnp.issubdtype(value.dtype, jnp.floating)
         if not (isinstance(strategy, Boundary) and is_plain) or any(
             r.kind != "particles" for r in site.regions
         ):
             return known
         law = args[1 : 1 + eqn.params["num_parameters"]]
-        drawn = Known(
+        drawn = KnownValue(
             value, sources | {index}, known.moves, is_frozen, lines={index: site_line(value)}
         )
         self.laws[index] = (law, drawn)
         return drawn
 
-    def _decided(self, name: str, args: list[Known], outcome: Array) -> Array | None:
+    def _decided(self, name: str, args: list[KnownValue], outcome: Array) -> Array | None:
         """The outcome of a comparison as a decision's, if it can be one."""
         if any(a.is_frozen for a in args):
             return None
@@ -232,7 +236,7 @@ class _Walk:
             return self._decision(name, s, law, drawn, line, outcome)
         return None
 
-    def _never_flips(self, args: list[Known], s: int) -> bool:
+    def _never_flips(self, args: list[KnownValue], s: int) -> bool:
         """Whether the value is compared with a number that it cannot reach, such as an end of its support."""
         bare = [a for a in args if s in a.lines and a.lines[s].is_bare and not a.lines[s].function]
         numbers = [a.number for a in args if a.number is not None]
@@ -240,7 +244,13 @@ class _Walk:
         return bool(bare) and any(x <= low or x >= high for x in numbers)
 
     def _decision(
-        self, name: str, s: int, law: list[Known], drawn: Known, line: Line, outcome: Array
+        self,
+        name: str,
+        s: int,
+        law: list[KnownValue],
+        drawn: KnownValue,
+        line: Line,
+        outcome: Array,
     ) -> Array:
         site = self.sites[s]
         at = lambda x: _owned(jnp.broadcast_to(x, site.sizes), line.owner)
@@ -279,9 +289,9 @@ def _owned(x: Array, owner: np.ndarray) -> Array:
     return x.reshape(-1)[owner]
 
 
-def _literal(atom: Literal) -> Known:
+def _literal(atom: Literal) -> KnownValue:
     is_number = np.ndim(atom.val) == 0 and np.isrealobj(atom.val)
-    return Known(atom.val, number=float(atom.val) if is_number else None)
+    return KnownValue(atom.val, number=float(atom.val) if is_number else None)
 
 
 def _is_opened(eqn: Any) -> bool:

@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger
 
 from .._compat import handler_stack, no_handlers, own_caches, typed_key
 from ..language import ChoiceMismatch, GivenSites, Program
-from ..traces import Bound, ParamCollector, Recorder, Runner
+from ..traces import BoundParams, ParamCollector, Recorder, Runner
 
 Array = jax.Array
 # NumPyro's handlers that do not see inside a sum, and those that only give values, names and keys.
@@ -22,7 +22,7 @@ BLIND = (
     numpyro.plate, handlers.condition, handlers.do, handlers.lift, handlers.reparam, handlers.uncondition, GivenSites,
 )  # fmt: skip
 PLAIN = (
-    Bound, ParamCollector, handlers.seed, handlers.trace, handlers.substitute, handlers.block, handlers.replay,
+    BoundParams, ParamCollector, handlers.seed, handlers.trace, handlers.substitute, handlers.block, handlers.replay,
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ LEAST = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Combined:
+class WithCoefficients:
     """`fn` with the coefficients of value and of control among its arguments: a value, not a record."""
 
     fn: Callable[..., Any]

@@ -23,7 +23,7 @@ from ..language import apply, joined
 from ..strategies import Decision
 from ._again import check_derivatives, moving, refusal_of_jump, slope_of
 from ._checked import CheckedPrograms
-from ._controlled import Combined, check_replicates, mean_of_halves, refuse_twice
+from ._controlled import WithCoefficients, check_replicates, mean_of_halves, refuse_twice
 from ._estimate import surrogate_of
 
 Array = jax.Array
@@ -155,7 +155,7 @@ class Expectation:
         half = program.num_replicates // 2
 
         def surrogate(is_single: bool, key: Array, inputs: tuple[Any, ...]) -> tuple[Array, Any]:
-            fn, number = Combined(self.programs.fn), 1 if is_single else half
+            fn, number = WithCoefficients(self.programs.fn), 1 if is_single else half
             part = self.programs.checked_before(fn, number, params, inputs, args)
             part = self._with_watch(part, params, args, inputs)
             return surrogate_of(part, leaves, key, state, refuse_twice)

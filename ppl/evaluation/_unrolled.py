@@ -122,10 +122,10 @@ def unrolled_scan(
     num_carry = scan_counts(eqn.params)[1]
     if eqn.params["reverse"] or eqn.effects or any(wanted[:num_carry]):
         raise NeedsLoop
-    return _Loop(eqn, args, forced, evaluator, wanted).outputs()
+    return _UnrolledLoop(eqn, args, forced, evaluator, wanted).outputs()
 
 
-class _Loop:
+class _UnrolledLoop:
     """A scan whose steps are evaluated together."""
 
     def __init__(

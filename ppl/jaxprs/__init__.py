@@ -24,7 +24,7 @@ from ._jaxprs import (
     needed as needed,
 )
 from ._lines import (
-    Known as Known,
+    KnownValue as KnownValue,
     Line as Line,
     difference as difference,
     line_of as line_of,

@@ -27,7 +27,7 @@ UNION = frozenset("concatenate stack max min clamp pad".split())
 SIZE = 2**15
 
 
-class Range(NamedTuple):
+class IntegerRange(NamedTuple):
     """Bounds, both included; assumed where nothing is known."""
 
     low: int
@@ -46,12 +46,12 @@ class IntegerRanges:
     def __init__(self, jaxpr: Jaxpr, bounds: Mapping[int, tuple[int, int]]) -> None:
         self.bounds = bounds
         self._origin = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
-        self._known: dict[Var, Range] = {}
+        self._known: dict[Var, IntegerRange] = {}
 
-    def of(self, atom: Any) -> Range:
+    def of(self, atom: Any) -> IntegerRange:
         """The range of an atom's elements."""
         if isinstance(atom, Literal):
-            return Range(int(np.min(atom.val)), int(np.max(atom.val)))
+            return IntegerRange(int(np.min(atom.val)), int(np.max(atom.val)))
         stack = [atom]
         while stack:  # no recursion: programs may be long
             var = stack[-1]
@@ -82,7 +82,7 @@ class IntegerRanges:
     def _is_needed(self, atom: Any) -> bool:
         return isinstance(atom, Var) and atom not in self._known and is_integer(atom)
 
-    def _clipped(self, var: Var, out: Range | None) -> Range:
+    def _clipped(self, var: Var, out: IntegerRange | None) -> IntegerRange:
         if out is None:
             return _limits(var)
         full = _full(var)
@@ -90,21 +90,21 @@ class IntegerRanges:
             return out
         return _limits(var) if out.is_assumed else full
 
-    def _operand(self, atom: Any) -> Range:
+    def _operand(self, atom: Any) -> IntegerRange:
         if not is_integer(atom):
             return _limits(atom)
         return self.of(atom)
 
-    def _out(self, eqn: Any) -> Range | None:
+    def _out(self, eqn: Any) -> IntegerRange | None:
         """The range of the first output as if numbers had no limits; None where nothing is known."""
         name = eqn.primitive.name
         if eqn.primitive is site_p:
             known = self.bounds.get(eqn.params["index"])
-            return None if known is None else Range(*known)
+            return None if known is None else IntegerRange(*known)
         if name == "iota":
-            return Range(0, max(0, eqn.params["shape"][eqn.params["dimension"]] - 1))
+            return IntegerRange(0, max(0, eqn.params["shape"][eqn.params["dimension"]] - 1))
         if name in ("argmax", "argmin"):
-            return Range(0, max(0, math.prod(shape_of(eqn.invars[0])) - 1))
+            return IntegerRange(0, max(0, math.prod(shape_of(eqn.invars[0])) - 1))
         operands = eqn.invars[1:] if name == "select_n" else eqn.invars
         if any(not is_integer(v) for v in operands) and name != "convert_element_type":
             return None
@@ -117,7 +117,7 @@ class IntegerRanges:
             return self._operand(eqn.invars[0])
         if name == "neg":
             (a,) = (self._operand(v) for v in operands)
-            return Range(-a.high, -a.low, a.is_assumed)
+            return IntegerRange(-a.high, -a.low, a.is_assumed)
         if name in ("add", "add_any", "sub", "mul"):
             a, b = (self._operand(v) for v in operands)
             return _combined(name, a, b)
@@ -127,7 +127,9 @@ class IntegerRanges:
                 1, math.prod(shape_of(eqn.outvars[0]))
             )
             count = shape_of(eqn.invars[0])[eqn.params["axis"]] if name == "cumsum" else count
-            return Range(min(a.low, a.low * count), max(a.high, a.high * count), a.is_assumed)
+            return IntegerRange(
+                min(a.low, a.low * count), max(a.high, a.high * count), a.is_assumed
+            )
         return None
 
 
@@ -141,31 +143,31 @@ def _dtype(atom: Any) -> Any:
     return atom.aval.dtype
 
 
-def _combined(name: str, a: Range, b: Range) -> Range:
+def _combined(name: str, a: IntegerRange, b: IntegerRange) -> IntegerRange:
     if name == "sub":
-        a, b, name = a, Range(-b.high, -b.low, b.is_assumed), "add"
+        a, b, name = a, IntegerRange(-b.high, -b.low, b.is_assumed), "add"
     if name == "mul":
         return _over([x * y for x in a[:2] for y in b[:2]], [a, b])
-    return Range(a.low + b.low, a.high + b.high, a.is_assumed or b.is_assumed)
+    return IntegerRange(a.low + b.low, a.high + b.high, a.is_assumed or b.is_assumed)
 
 
-def _over(values: list[int], ranges: list[Range]) -> Range:
-    return Range(min(values), max(values), any(r.is_assumed for r in ranges))
+def _over(values: list[int], ranges: list[IntegerRange]) -> IntegerRange:
+    return IntegerRange(min(values), max(values), any(r.is_assumed for r in ranges))
 
 
-def _limits(atom: Any) -> Range:
+def _limits(atom: Any) -> IntegerRange:
     """What is taken of a number of which nothing is known."""
     if not is_integer(atom):
-        return Range(-SIZE, SIZE, True)
+        return IntegerRange(-SIZE, SIZE, True)
     full = _full(atom)
     if full.high < 2**31 - 1:
         return full
-    return Range(-SIZE if full.low else 0, SIZE, True)
+    return IntegerRange(-SIZE if full.low else 0, SIZE, True)
 
 
-def _full(atom: Any) -> Range:
+def _full(atom: Any) -> IntegerRange:
     """What the dtype of an integer holds."""
     if _dtype(atom) == jnp.bool_:
-        return Range(0, 1)
+        return IntegerRange(0, 1)
     limits = jnp.iinfo(_dtype(atom))
-    return Range(int(limits.min), int(limits.max))
+    return IntegerRange(int(limits.min), int(limits.max))

@@ -38,7 +38,7 @@ class Line(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class KnownValue:
     """A value of the program and what is known of it.
 
     Attributes:
@@ -82,12 +82,12 @@ def site_line(value: Array) -> Line:
     return Line(jnp.zeros_like(value), jnp.ones_like(value), owner, is_bare=True)
 
 
-def depends(args: Sequence[Known], s: int) -> bool:
+def depends(args: Sequence[KnownValue], s: int) -> bool:
     """Whether an operand is a function of site `s` without being a line in it."""
     return any(s in a.sources and s not in a.lines for a in args)
 
 
-def line_of(eqn: Any, args: Sequence[Known], s: int, *, is_positive: bool) -> Line | None:
+def line_of(eqn: Any, args: Sequence[KnownValue], s: int, *, is_positive: bool) -> Line | None:
     """The line of an equation's result in site `s`, which is positive or not; or None."""
     if depends(args, s) or not _is_float(eqn):
         return None
@@ -117,7 +117,9 @@ def line_of(eqn: Any, args: Sequence[Known], s: int, *, is_positive: bool) -> Li
     return None
 
 
-def combined(args: Sequence[Known], s: int, shape: tuple[int, ...], sign: float) -> Line | None:
+def combined(
+    args: Sequence[KnownValue], s: int, shape: tuple[int, ...], sign: float
+) -> Line | None:
     """The line of a + sign * b; an operand without a line is no function of the site."""
     lines = [a.lines.get(s) for a in args]
     owners = [np.broadcast_to(line.owner, shape) for line in lines if line is not None]
@@ -130,7 +132,7 @@ def combined(args: Sequence[Known], s: int, shape: tuple[int, ...], sign: float)
     return _full(Line(a[0] + sign * b[0], a[1] + sign * b[1], owners[0]), shape)
 
 
-def difference(args: Sequence[Known], s: int, shape: tuple[int, ...]) -> Line | None:
+def difference(args: Sequence[KnownValue], s: int, shape: tuple[int, ...]) -> Line | None:
     """The difference of a comparison's sides as a line in site `s`; or one that has its sign."""
     if depends(args, s):
         return None

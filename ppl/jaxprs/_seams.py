@@ -94,7 +94,7 @@ def agree_on_seam(choice: Expression, no: Expression, yes: Expression) -> bool:
     """Whether `yes` and `no`, of a choice by the comparison `choice`, are proved equal on the seam."""
     if choice.operation not in ORDERS:
         return False
-    trial = _Trial()
+    trial = _RandomValues()
     try:
         with np.errstate(all="ignore"):
             for a, b in (choice.operands, choice.operands[::-1]):
@@ -110,7 +110,7 @@ class _Unknown(Exception):
     """A term that is not looked into."""
 
 
-class _Trial:
+class _RandomValues:
     """Random values of variables."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from .._foreign import named_errors
 from ..distributions import exact_kl
 from ..traces import (
     PROPOSED,
-    Collector,
+    EngineRecorder,
     SiteInfo,
     SiteInfos,
     Trace,
@@ -104,7 +104,7 @@ class InlineGuide(Program):
                 "The joint run of model and guide has no randomness of its own: make it inside ppl.expectation or an "
                 "objective. Elsewhere use guide.simulate(key, *args)."
             )
-        collector = Collector()
+        collector = EngineRecorder()
         with collector, named_errors(collector, self.model), _Joint(kl):
             retval = self.model.run(*args, **kwargs)
         run = _split(trace_of(collector, retval))

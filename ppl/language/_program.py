@@ -15,8 +15,8 @@ from .._compat import own_caches, typed_key
 from .._foreign import named_errors
 from .._table import table
 from ..traces import (
-    Bound,
-    Collector,
+    BoundParams,
+    EngineRecorder,
     Params,
     Recorder,
     Runner,
@@ -83,7 +83,7 @@ class Program:
         args, kwargs = parted(joined(args, kwargs, self.fn))
         if not self.params:
             return self._called(args, kwargs)
-        with Bound(self.params):
+        with BoundParams(self.params):
             return self._called(args, kwargs)
 
     def _called(self, args: Any, kwargs: Any) -> Any:
@@ -328,7 +328,7 @@ class Program:
     def _draw(self, *args: Any, **kwargs: Any) -> Trace:
         """What `ppl.draw` does with this program."""
         check_set_up(self)
-        collector = Collector()
+        collector = EngineRecorder()
         with repeatable(self, args, kwargs), collector, named_errors(collector, self):
             retval = self.run(*args, **kwargs)
         return remember_draw(self._remember(collector, trace_of(collector, retval)))

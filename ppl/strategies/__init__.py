@@ -11,7 +11,7 @@ Baselines of scores
     Baseline                        what a baseline is
     LeaveOneOut, MovingAverage      of other replicates, of the past
     Regression                      on what is known before the draw
-    Combined                        several, with weights that are learned
+    CombinedBaseline                several, with weights that are learned
 
 The protocol is `_strategy.py`; then one file per estimator, and their names (`_registry.py`). `Engine` (`_engine.py`) is the
 recorder that runs a program under strategies: it resolves names ("reparam", "enum", ...) to strategies, checks that a site's law
@@ -34,7 +34,7 @@ from ._pathwise import (
 from ._registry import AUTO as AUTO, TRIED as TRIED, as_strategy as as_strategy
 from ._reinforce import (
     Baseline as Baseline,
-    Combined as Combined,
+    CombinedBaseline as CombinedBaseline,
     LeaveOneOut as LeaveOneOut,
     MovingAverage as MovingAverage,
     Regression as Regression,
@@ -61,5 +61,5 @@ __all__ = [
     "LeaveOneOut",
     "MovingAverage",
     "Regression",
-    "Combined",
+    "CombinedBaseline",
 ]

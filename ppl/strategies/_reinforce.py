@@ -148,7 +148,7 @@ class Regression(Baseline):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Given(Baseline):
+class GivenBaseline(Baseline):
     """b = a number or array computed before the draw (broadcastable to the site's elements)."""
 
     b: Any
@@ -158,7 +158,7 @@ class Given(Baseline):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Combined(Baseline):
+class CombinedBaseline(Baseline):
     """b = sum_k a_k b_k, the coefficients fitted by least squares to the site's downstream costs of earlier steps.
 
     Args:
@@ -180,11 +180,11 @@ class Combined(Baseline):
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise ValueError(f"Combined: decay must lie in [0, 1), got {self.decay}.")
+            raise ValueError(f"CombinedBaseline: decay must lie in [0, 1), got {self.decay}.")
         parts = tuple(as_baseline(b) for b in self.baselines)
         if not parts or None in parts:
             raise ValueError(
-                f"Combined: give at least one baseline, each a Baseline, a name or a number, got {self.baselines}."
+                f"CombinedBaseline: give at least one baseline, each a Baseline, a name or a number, got {self.baselines}."
             )
         object.__setattr__(self, "baselines", parts)
 
@@ -247,7 +247,7 @@ def as_baseline(baseline: Any) -> Baseline | None:
         return NAMED[baseline]()
     if baseline is None or isinstance(baseline, Baseline):
         return baseline
-    return Given(baseline)
+    return GivenBaseline(baseline)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -284,7 +284,7 @@ class Reinforce(Strategy):
         # An array baseline is a number of the site like any other: it leaves regions with it.
         given = (
             jnp.broadcast_to(self.baseline.b, draw.shape)
-            if isinstance(self.baseline, Given)
+            if isinstance(self.baseline, GivenBaseline)
             else None
         )
         return {"log_prob": draw.log_prob, "baseline": given}

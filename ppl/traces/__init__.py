@@ -19,7 +19,7 @@ from ._match import (
 )
 from ._noise import COMMON as COMMON, SALT as SALT, Salted as Salted
 from ._params import (
-    Bound as Bound,
+    BoundParams as BoundParams,
     ParamCollector as ParamCollector,
     Params as Params,
     Whole as Whole,
@@ -42,7 +42,7 @@ from ._regions import (
     scan as scan,
 )
 from ._runner import (
-    Collector as Collector,
+    EngineRecorder as EngineRecorder,
     Runner as Runner,
     guarded_log_prob as guarded_log_prob,
     numbers_for_trace as numbers_for_trace,

@@ -16,7 +16,7 @@ from ._recorder import Recorder
 Array = jax.Array
 
 
-class Given(NamedTuple):
+class GivenValues(NamedTuple):
     """Values that a handler gives to sites.
 
     Attributes:
@@ -37,7 +37,7 @@ class AtStep(Messenger):
         length: of the scan.
     """
 
-    def __init__(self, given: Sequence[Given], step: Array, length: int) -> None:
+    def __init__(self, given: Sequence[GivenValues], step: Array, length: int) -> None:
         super().__init__()
         self.given, self.step, self.length = given, step, length
 
@@ -69,20 +69,20 @@ class AtStep(Messenger):
         )
 
 
-def given_around() -> list[Given]:
+def given_around() -> list[GivenValues]:
     """What the handlers between here and the recorder give, innermost first."""
-    found: list[Given] = []
+    found: list[GivenValues] = []
     for handler in reversed(handler_stack()):
         if isinstance(handler, Recorder) and handler.is_final:
             break
         if isinstance(handler, AtStep):
             # Of the scan around this one; it has seen the handlers further out.
-            found += [Given(_sliced(handler, g), g.observes) for g in handler.given]
+            found += [GivenValues(_sliced(handler, g), g.observes) for g in handler.given]
             break
         if isinstance(handler, numpyro.handlers.condition):
-            found.append(Given(_value(handler.data, handler.condition_fn), True))
+            found.append(GivenValues(_value(handler.data, handler.condition_fn), True))
         elif isinstance(handler, numpyro.handlers.substitute):
-            found.append(Given(_value(handler.data, handler.substitute_fn), False))
+            found.append(GivenValues(_value(handler.data, handler.substitute_fn), False))
     return found
 
 
@@ -90,7 +90,7 @@ def _value(data: Any, fn: Any) -> Callable[[dict[str, Any]], Any]:
     return (lambda msg: data.get(msg["name"])) if data is not None else fn
 
 
-def _sliced(handler: AtStep, given: Given) -> Callable[[dict[str, Any]], Any]:
+def _sliced(handler: AtStep, given: GivenValues) -> Callable[[dict[str, Any]], Any]:
     """A value of two axes of time, at the outer step."""
 
     def value(msg: dict[str, Any]) -> Any:

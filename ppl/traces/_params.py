@@ -126,7 +126,7 @@ class Whole(Params):
     """Parameters that are all there are: a program bound to them may not meet another one."""
 
 
-class Bound(Messenger):
+class BoundParams(Messenger):
     """Give param statements their values from unconstrained parameters; the statement's own constraint applies.
 
     Raises:

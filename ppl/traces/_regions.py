@@ -21,7 +21,7 @@ from jax import lax
 
 from .._checks import is_integer
 from .._compat import control_flow, control_flow_value, handler_stack, numpyro_cond, numpyro_scan
-from ._at_step import AtStep, Given, given_around
+from ._at_step import AtStep, GivenValues, given_around
 from ._begun import begun, check_begins_anew, check_one_length, leading
 from ._branches import check_infos, joined
 from ._reach import completed
@@ -138,7 +138,7 @@ def _scan(
 
 
 def _at_steps(
-    step: Callable[..., Any], given: Sequence[Given], length: int
+    step: Callable[..., Any], given: Sequence[GivenValues], length: int
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
     """The step over (number of the step, x), under what the handlers around give to its sites."""
 

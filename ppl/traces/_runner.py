@@ -140,7 +140,7 @@ class Runner(Recorder):
         return numbers
 
 
-class Collector(Recorder):
+class EngineRecorder(Recorder):
     """Keep values and log-probs of a program whose draws are made by the engine outside."""
 
     is_final = False

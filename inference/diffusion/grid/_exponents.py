@@ -20,7 +20,7 @@ FORMS = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Table:
+class ExponentTable:
     """An exponent of the noising time, linear between the times of a table.
 
     Args:
@@ -92,4 +92,4 @@ def _checked(w: Any, times: Any, index: int) -> Any:
             "values."
         )
     with jax.ensure_compile_time_eval():
-        return Table(jnp.asarray(times, float), jnp.asarray(w, float))
+        return ExponentTable(jnp.asarray(times, float), jnp.asarray(w, float))

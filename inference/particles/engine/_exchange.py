@@ -37,7 +37,7 @@ NO_GRADIENT = (
 )
 
 
-class Met(NamedTuple):
+class ExchangeOutcome(NamedTuple):
     """An exchange: the parents of an island's particles, numbered island * K + particle, and whether it took place."""
 
     parents: Array
@@ -103,7 +103,7 @@ class Exchange:
 
     def exchange(
         self, step: Any, moving: Any, log_weights: Array, shares: Array
-    ) -> tuple[Any, Array, Array, Met]:
+    ) -> tuple[Any, Array, Array, ExchangeOutcome]:
         """What moves with particles, their log-weights, equal shares."""
         key = jax.random.fold_in(self.key, step)
 
@@ -118,7 +118,7 @@ class Exchange:
         moving, parents, log_weights, shares = jax.lax.cond(
             decision, meet, stay, moving, log_weights, shares
         )
-        return moving, log_weights, shares, Met(parents, decision)
+        return moving, log_weights, shares, ExchangeOutcome(parents, decision)
 
     def replaced(self, key: Array, moving: Any, log_weights: Array, shares: Array) -> Any:
         """Whole islands replaced by offspring."""
@@ -151,7 +151,7 @@ class Exchange:
         return moving, log_weights
 
     def weigh(
-        self, shares: Array, increment: Array, met: Met | None = None
+        self, shares: Array, increment: Array, met: ExchangeOutcome | None = None
     ) -> tuple[Array, Array, Any]:
         """By sum_m V_m exp(increment_m).
 
@@ -159,7 +159,7 @@ class Exchange:
         """
         increments = self.place.copy(self._gathered(increment))
         pooled = self.place.copy(reweight(shares, increments))
-        met = met or Met(self._own(), jnp.zeros((), bool))
+        met = met or ExchangeOutcome(self._own(), jnp.zeros((), bool))
         record = {"parents": met.parents} if self.has_genealogy else {}
         record |= {
             "is_exchanged": met.is_exchanged,

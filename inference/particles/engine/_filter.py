@@ -27,8 +27,8 @@ from ..programs import (
     PARTICLE,
     SHARED,
     STREAM,
+    LoopPair,
     Machine,
-    Pair,
     SiteDraws,
     TracedProgram,
     Watched,
@@ -71,7 +71,7 @@ def run_program(
         check_retained(model, kept)
     if settings.path != "genealogy":
         check_given(model, list(guide.shapes.choices) if guide is not None else [])
-    run = _Run(model, guide, key, kept, settings)
+    run = _FilterRun(model, guide, key, kept, settings)
     if penalty is not None:
         run.add(penalty)
     run.all_segments()
@@ -136,7 +136,7 @@ def _traced(
     return model, guide, penalty
 
 
-class _Run:
+class _FilterRun:
     """The weights and records of a run, and the order of its segments."""
 
     def __init__(
@@ -233,7 +233,7 @@ class _Run:
         traced, numbers = {"model": (self.model, self.machine)}, {"model": model_loop}
         if self.guide is not None and self.proposer is not None and guide_loop is not None:
             traced["guide"], numbers["guide"] = (self.guide, self.proposer), guide_loop
-        pair = Pair(traced, numbers, made, self.watched, settings.history)
+        pair = LoopPair(traced, numbers, made, self.watched, settings.history)
         move_all = in_batches(pair.step, settings.num_particles, settings.batch_size)
         make_future = of_loop(self.model, pair.target)
         future = make_future() if settings.path == "ancestor" else None

@@ -53,7 +53,7 @@ class PMMHResult:
         return {**self.parameters, **self.states}
 
 
-class _State(NamedTuple):
+class _PmmhState(NamedTuple):
     """Where a chain stands, and what its warmup has learnt of the unconstrained posterior."""
 
     point: Array
@@ -146,7 +146,7 @@ def pmmh(
     options = {
         "num_particles": num_particles, "resampling": resampling, "policy": policy, "batch_size": batch_size,
     }  # fmt: skip
-    settings = _Settings(num_warmup, num_samples, target_accept)
+    settings = _PmmhSettings(num_warmup, num_samples, target_accept)
     task = make_task("pmmh", model, proposal, args, parameters, options, settings)
     space = task.space(args)
     start = None if init is None else {name: jnp.asarray(init[name], float) for name in parameters}
@@ -163,24 +163,24 @@ def pmmh(
     return result
 
 
-class _Settings(NamedTuple):
+class _PmmhSettings(NamedTuple):
     num_warmup: int
     num_samples: int
     target_accept: float
 
 
 def _chain(
-    settings: _Settings, run: ParameterFilter, key: Array, init: dict[str, Array] | None
+    settings: _PmmhSettings, run: ParameterFilter, key: Array, init: dict[str, Array] | None
 ) -> PMMHResult:
     init_key, start_key, prior_key, warm_key, sample_key = jax.random.split(key, 5)
     space = run.space
     point = space.coordinates(_first(run, init_key) if init is None else init)
-    state = _State(
+    state = _PmmhState(
         point, *_densities(run, start_key, point), point, space.prior_covariance(prior_key),
         jnp.log(2.38 / space.dimension**0.5),
     )  # fmt: skip
 
-    def warm(state: _State, inputs: Any) -> tuple[_State, None]:
+    def warm(state: _PmmhState, inputs: Any) -> tuple[_PmmhState, None]:
         n, (renew_key, key) = inputs[0], jax.random.split(inputs[1])
         # A chain that one high estimate holds for long would take its covariance to zero.
         log_density, log_joint, states = _densities(run, renew_key, state.point)
@@ -192,7 +192,7 @@ def _chain(
     state, _ = jax.lax.scan(warm, state, (jnp.arange(settings.num_warmup), keys))
     spread = cholesky(state.covariance)
 
-    def sample(state: _State, key: Array) -> tuple[_State, Any]:
+    def sample(state: _PmmhState, key: Array) -> tuple[_PmmhState, Any]:
         new, _, is_accepted = _move(run, key, state, spread)
         return new, (space.values(new.point), new.states, new.log_joint, is_accepted)
 
@@ -216,8 +216,8 @@ def _first(run: ParameterFilter, key: Array) -> dict[str, Array]:
 
 
 def _move(
-    run: ParameterFilter, key: Array, state: _State, spread: Array
-) -> tuple[_State, Array, Array]:
+    run: ParameterFilter, key: Array, state: _PmmhState, spread: Array
+) -> tuple[_PmmhState, Array, Array]:
     """Metropolis-Hastings; a NaN ratio rejects."""
     noise_key, run_key, accept_key = jax.random.split(key, 3)
     noise = jax.random.normal(noise_key, state.point.shape)
@@ -232,7 +232,9 @@ def _move(
     return state, rate, is_accepted
 
 
-def _adapt(state: _State, n: Array, rate: Array, target_accept: float, dimension: int) -> _State:
+def _adapt(
+    state: _PmmhState, n: Array, rate: Array, target_accept: float, dimension: int
+) -> _PmmhState:
     """Robbins-Monro steps of mean, covariance and scale."""
     gain = (n + 10.0) ** -0.6
     centred = state.point - state.mean

@@ -166,7 +166,7 @@ def smc2(
     if not 0 < target_ess < 1:
         raise ValueError(f"smc2: target_ess must lie in (0, 1), got {target_ess}.")
     options = {"num_particles": num_particles, "resampling": resampling, "policy": policy}
-    settings = _Settings(
+    settings = _Smc2Settings(
         num_parameter_particles, num_moves, target_ess, as_scheme(resampling), batch_size
     )
     task = make_task("smc2", model, proposal, args, parameters, options, settings)
@@ -174,7 +174,7 @@ def smc2(
     return compiled(_run, task, args)(typed_key(key))
 
 
-class _Cloud(NamedTuple):
+class _ParameterCloud(NamedTuple):
     """Parameter particles with their filters; every array has a leading axis of particles.
 
     `increments` are those of the data alone, of all weighings, those to come too.
@@ -186,7 +186,7 @@ class _Cloud(NamedTuple):
     states: dict[str, Array]
 
 
-class _Settings(NamedTuple):
+class _Smc2Settings(NamedTuple):
     size: int
     num_moves: int
     target_ess: float
@@ -194,12 +194,12 @@ class _Settings(NamedTuple):
     batch_size: int | None
 
 
-def _run(settings: _Settings, filters: ParameterFilter, key: Array) -> SMC2Result:
-    return _Run(*settings, filters)(key)
+def _run(settings: _Smc2Settings, filters: ParameterFilter, key: Array) -> SMC2Result:
+    return _Smc2Run(*settings, filters)(key)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class _Smc2Run:
     size: int
     num_moves: int
     target_ess: float
@@ -242,13 +242,13 @@ class _Run:
             offspring=self.scheme.offspring, **record,
         )  # fmt: skip
 
-    def cloud(self, key: Array, points: Array) -> _Cloud:
+    def cloud(self, key: Array, points: Array) -> _ParameterCloud:
         """A filter for every point."""
 
-        def one(inputs: tuple[Array, Array]) -> _Cloud:
+        def one(inputs: tuple[Array, Array]) -> _ParameterCloud:
             estimate = self.filters(*inputs)
             log_prior = estimate.log_prior + estimate.log_jacobian
-            return _Cloud(inputs[1], log_prior, estimate.increments, estimate.states)
+            return _ParameterCloud(inputs[1], log_prior, estimate.increments, estimate.states)
 
         inputs = (jax.random.split(key, self.size), points)
         if self.batch_size is None:
@@ -256,8 +256,14 @@ class _Run:
         return jax.lax.map(one, inputs, batch_size=self.batch_size)
 
     def rejuvenate(
-        self, key: Array, cloud: _Cloud, log_weights: Array, scale: Array, eves: Array, t: Array
-    ) -> tuple[_Cloud, Array, Array, Array, Array]:
+        self,
+        key: Array,
+        cloud: _ParameterCloud,
+        log_weights: Array,
+        scale: Array,
+        eves: Array,
+        t: Array,
+    ) -> tuple[_ParameterCloud, Array, Array, Array, Array]:
         """Resample the parameters and move them by particle marginal Metropolis-Hastings on the data up to t."""
         resample_key, move_key = jax.random.split(key)
         chosen = resample(resample_key, (cloud, eves), log_weights, self.scheme.ancestors, True)
@@ -265,7 +271,7 @@ class _Run:
         kernel = RandomWalk()
         spread = kernel.spread(cloud.points)
 
-        def move(cloud: _Cloud, key: Array) -> tuple[_Cloud, Array]:
+        def move(cloud: _ParameterCloud, key: Array) -> tuple[_ParameterCloud, Array]:
             noise_key, filter_key, accept_key = jax.random.split(key, 3)
             noise = jax.random.normal(noise_key, cloud.points.shape)
             with full_precision():
@@ -284,7 +290,7 @@ class _Run:
         return cloud, chosen.log_weights, scale, eves, rates.mean()
 
 
-def _log_target(cloud: _Cloud, t: Array) -> Array:
+def _log_target(cloud: _ParameterCloud, t: Array) -> Array:
     """Log p(theta) p^(y_0:t | theta) of every particle, in unconstrained coordinates."""
     is_seen = jnp.arange(cloud.increments.shape[1]) <= t
     return cloud.log_priors + jnp.where(is_seen, cloud.increments, 0.0).sum(1)

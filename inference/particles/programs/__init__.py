@@ -15,7 +15,7 @@ from ._interpreter import (
     map_particles as map_particles,
 )
 from ._machine import Loop as Loop, Machine as Machine
-from ._pair import Pair as Pair
+from ._pair import LoopPair as LoopPair
 from ._site_draws import (
     SiteDraws as SiteDraws,
     check_sites as check_sites,

@@ -44,7 +44,7 @@ class Outputs(NamedTuple):
         return {name: x for name, x in self.given.items() if not is_limit(name)}
 
 
-class Pair:
+class LoopPair:
     """The loops, by role.
 
     Args:

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Int
 from . import _offspring as offspring
 
 
-class Given(NamedTuple):
+class KnownBit(NamedTuple):
     """A leaf whose bit is known beforehand.
 
     Attributes:
@@ -40,7 +40,7 @@ class Given(NamedTuple):
 
 
 def rounded(
-    key: Array, parts: Int[Array, " n"], total: Int[Array, ""], given: Given | None = None
+    key: Array, parts: Int[Array, " n"], total: Int[Array, ""], given: KnownBit | None = None
 ) -> Int[Array, " n"]:
     """Bits with E[bit_k] = parts_k / total, whose sum is that of parts / total; drawn given one of them where asked.
 

@@ -69,7 +69,7 @@ def window(start: int, stop: int, policy: Policy | None = None) -> Policy:
     """
     if not 0 <= start < stop:
         raise ValueError(f"window: needs 0 <= start < stop, got {start} and {stop}.")
-    return _Window(start, stop, policy or every())
+    return _StepWindow(start, stop, policy or every())
 
 
 # Values that compare, so that a run compiled with one serves for the next.
@@ -99,7 +99,7 @@ class _Never:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Window:
+class _StepWindow:
     start: int
     stop: int
     policy: Policy

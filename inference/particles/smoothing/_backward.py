@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from ..engine import NO_PATH_GRADIENT, Filter, Segment
 from ..population import underived
 from ..resampling import systematic
-from ._backward_kernels import Draw, Drawn, Step
+from ._backward_kernels import Draw, DrawnBefore, StepBefore
 
 Array = jax.Array
 
 
 def draw_slots(
     key: Array, segments: list[Segment], log_weights: Array, num_samples: int, draw: Draw
-) -> tuple[Array, list[Drawn]]:
+) -> tuple[Array, list[DrawnBefore]]:
     """Slots that n paths occupy before each step of the run's loops and at the end, [steps + 1, n].
 
     Args:
@@ -50,7 +50,7 @@ def draw_slots(
     return jnp.concatenate(slots), reports
 
 
-def _backward(key: Array, record: Filter, index: Array, draw: Draw) -> Drawn:
+def _backward(key: Array, record: Filter, index: Array, draw: Draw) -> DrawnBefore:
     """The particles before each step of a loop, given those after it."""
     future = record.future()
     width = max(future.memory, 1)
@@ -61,7 +61,7 @@ def _backward(key: Array, record: Filter, index: Array, draw: Draw) -> Drawn:
         t, states, log_weights, ancestors, made = inputs
         push = lambda x, w: jnp.concatenate([x[index][:, None], w[:, :-1]], 1)
         window = jax.tree.map(push, made, window)
-        step = Step(
+        step = StepBefore(
             jax.random.fold_in(key, t), future, states, log_weights, window, ancestors[index], t
         )
         drawn = draw(step)

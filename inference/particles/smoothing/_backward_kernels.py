@@ -28,7 +28,7 @@ from ..resampling import multinomial
 Array = jax.Array
 
 
-class Step(NamedTuple):
+class StepBefore(NamedTuple):
     """What a draw of the particles before one step may look at; n paths.
 
     Attributes:
@@ -55,7 +55,7 @@ class Step(NamedTuple):
         return _known(self.future(states, self.window, self.t), index.shape)
 
 
-class Drawn(NamedTuple):
+class DrawnBefore(NamedTuple):
     """Particles before a step, and what their draws say.
 
     Attributes:
@@ -69,19 +69,19 @@ class Drawn(NamedTuple):
     excess: Array | float = -jnp.inf
 
 
-Draw = Callable[[Step], Drawn]
+Draw = Callable[[StepBefore], DrawnBefore]
 
 
-def exact(step: Step) -> Drawn:
+def exact(step: StepBefore) -> DrawnBefore:
     """By all K densities of each path; paths in blocks of about 2^20 densities (memory)."""
     num, size = len(step.parents), max(1, 2**20 // len(step.log_weights))
     one = lambda inputs: _exact(step, *inputs)
     inputs = (jax.random.split(step.key, num), step.window, step.parents)
     index = jax.vmap(one)(inputs) if num <= size else jax.lax.map(one, inputs, batch_size=size)
-    return Drawn(index, excess=_no_number(index, step))
+    return DrawnBefore(index, excess=_no_number(index, step))
 
 
-def _exact(step: Step, key: Array, window: Any, parent: Array) -> Array:
+def _exact(step: StepBefore, key: Array, window: Any, parent: Array) -> Array:
     """For one path."""
     repeated = lambda x: jnp.broadcast_to(x, (len(step.log_weights), *x.shape))
     ahead = step.future(step.states, jax.tree.map(repeated, window), step.t)
@@ -91,7 +91,7 @@ def _exact(step: Step, key: Array, window: Any, parent: Array) -> Array:
 def metropolis(num_moves: int) -> Draw:
     """Independent Metropolis moves from the parent: propose by weight, accept by the ratio of the F."""
 
-    def draw(step: Step) -> Drawn:
+    def draw(step: StepBefore) -> DrawnBefore:
         def move(carry: Any, key: Array) -> Any:
             index, density = carry
             key_propose, key_accept = jax.random.split(key)
@@ -109,7 +109,7 @@ def metropolis(num_moves: int) -> Draw:
             move, start, jax.random.split(step.key, num_moves)
         )
         is_nan = is_nan.any() | jnp.isnan(start[1]).any()
-        return Drawn(index, rates.mean(), jnp.where(is_nan, jnp.nan, -jnp.inf))
+        return DrawnBefore(index, rates.mean(), jnp.where(is_nan, jnp.nan, -jnp.inf))
 
     return draw
 
@@ -120,7 +120,7 @@ def rejection(log_bound: Callable[[Array], Any], num_proposals: int | None) -> D
     Giving up keeps the law, since it does not depend on which particle would have been accepted.
     """
 
-    def draw(step: Step) -> Drawn:
+    def draw(step: StepBefore) -> DrawnBefore:
         num, bound = len(step.parents), log_bound(step.t + step.future.first)
         limit = len(step.log_weights) if num_proposals is None else num_proposals
         key_loop, key_rest = jax.random.split(step.key)
@@ -156,16 +156,16 @@ def rejection(log_bound: Callable[[Array], Any], num_proposals: int | None) -> D
         index = jax.lax.cond(is_done.all(), lambda: index, lambda: jax.lax.map(rest, inputs))
         # A maximum of NaN and anything is NaN.
         excess = jnp.maximum(excess, _no_number(index, step))
-        return Drawn(index, is_done.sum() / jnp.maximum(tried, 1), excess)
+        return DrawnBefore(index, is_done.sum() / jnp.maximum(tried, 1), excess)
 
     return draw
 
 
-def _by_weight(key: Array, step: Step) -> Array:
+def _by_weight(key: Array, step: StepBefore) -> Array:
     return multinomial(key, underived(NO_PATH_GRADIENT, step.log_weights), len(step.parents))
 
 
-def _no_number(index: Array, step: Step) -> Array:
+def _no_number(index: Array, step: StepBefore) -> Array:
     """NaN where `choose` met a NaN, else -inf."""
     return jnp.where((index == len(step.log_weights)).any(), jnp.nan, -jnp.inf)
 

@@ -16,7 +16,7 @@ from lapilli import inference
 from lapilli.models import gflownet, mam
 from lapilli.models.ising import Ising
 from lapilli.models.mam import _chain
-from lapilli.models.mam._persistent import Chains, Tempered
+from lapilli.models.mam._persistent import Chains, TemperedConditionals
 
 pytestmark = pytest.mark.one_in(2)
 
@@ -330,7 +330,7 @@ class TestEnergy:
         start = jax.jit(jax.vmap(lambda key: chains.start({}, key)))
         tokens = start(jax.random.split(key, 10_000))
         for row, power in zip(range(5), (1.0, 1.0, *powers), strict=True):
-            law = mam.sampler_law(Tempered(NETWORKS, jnp.asarray(power)))[1:, 1:, 1:]
+            law = mam.sampler_law(TemperedConditionals(NETWORKS, jnp.asarray(power)))[1:, 1:, 1:]
             assert_unbiased((tokens[:, row, None] - 1 == X).all(-1), np.exp(law).ravel())
 
     @pytest.mark.slow
