@@ -31,7 +31,7 @@ def test_the_mean_is_exact_whatever_the_coefficients(context):
     program = CONTEXTS[context]
     fn, spec = program.raw("bernoulli"), program.spec("bernoulli")
     truth = exact(fn, PARAMS, spec)
-    strategies = {"*": ppl.Reinforce(ppl.strategies.Combined(("moving-average", 1.0)))}
+    strategies = {"*": ppl.Reinforce(ppl.strategies.CombinedBaseline(("moving-average", 1.0)))}
     expectation = ppl.expectation(fn, strategies=strategies)
     noise = {name: jnp.zeros(site.shape) for name, site in spec.items()}
     state = fixed_state(expectation, PARAMS, noise)
@@ -44,7 +44,10 @@ def test_a_lane_keeps_its_weight():
     program = CONTEXTS["straight"]
     fn, spec = program.raw("bernoulli"), program.spec("bernoulli")
     truth = exact(fn, PARAMS, spec)
-    strategies = {"x": "enum", "y": ppl.Reinforce(ppl.strategies.Combined(("moving-average", 1.0)))}
+    strategies = {
+        "x": "enum",
+        "y": ppl.Reinforce(ppl.strategies.CombinedBaseline(("moving-average", 1.0))),
+    }
     expectation = ppl.expectation(fn, strategies=strategies)
     state = fixed_state(expectation, PARAMS, {name: jnp.zeros(()) for name in spec})
     assert_exact(moments(expectation, PARAMS, spec, truth, enumerated=["x"], state=state), truth)
@@ -67,7 +70,8 @@ def test_four_parts_with_state_and_replicates_are_unbiased(context, key):
     fn = program.raw("bernoulli")
     truth = exact(fn, PARAMS, program.spec("bernoulli"))
     expectation = ppl.expectation(
-        lambda p: fn(p, None), strategies={"*": ppl.Reinforce(ppl.strategies.Combined(PARTS))}
+        lambda p: fn(p, None),
+        strategies={"*": ppl.Reinforce(ppl.strategies.CombinedBaseline(PARTS))},
     )
     assert_mean(expectation, PARAMS, truth, key, n=20_000, catches=0.3, steps=3)
 
@@ -90,7 +94,7 @@ def variance(baseline, state=None):
     p, spec = jnp.array([0.3, -0.5, 0.2]), {"b": bits(3)}
     strategy = ppl.Reinforce(baseline)
     expectation = ppl.expectation(offset, strategies=strategy)
-    if isinstance(baseline, ppl.strategies.Combined):
+    if isinstance(baseline, ppl.strategies.CombinedBaseline):
         own = ppl.expectation(lambda p: offset(p, None), strategies=strategy)
         own.plan(p)
         step = lambda s, k: (own.step(p, s, k)[2], None)  # noqa: E731
@@ -106,17 +110,17 @@ def variance(baseline, state=None):
 def test_fitted_coefficients_beat_every_part():
     """Total variance over the rows: a part alone leaves squares of what it misses of their costs."""
     parts = part(OFFSETS), part(jnp.ones(3))
-    combined = variance(ppl.strategies.Combined(parts))
+    combined = variance(ppl.strategies.CombinedBaseline(parts))
     for alone in (
         None,
         *parts,
-        ppl.strategies.Combined(parts[:1]),
-        ppl.strategies.Combined(parts[1:]),
+        ppl.strategies.CombinedBaseline(parts[:1]),
+        ppl.strategies.CombinedBaseline(parts[1:]),
     ):
         assert combined.sum() <= 0.1 * variance(alone).sum()
 
 
-class OfThisStep(ppl.strategies.Combined):
+class OfThisStep(ppl.strategies.CombinedBaseline):
     """Coefficients fitted to the very cost that they are subtracted from."""
 
     def value(self, downstream):
@@ -136,10 +140,10 @@ def test_coefficients_of_the_own_step_are_found_out():
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match=r"Combined: decay must lie in \[0, 1\), got 1"):
-        ppl.strategies.Combined((1.0,), decay=1.0)
+    with pytest.raises(ValueError, match=r"CombinedBaseline: decay must lie in \[0, 1\), got 1"):
+        ppl.strategies.CombinedBaseline((1.0,), decay=1.0)
     for parts in ((), (None, 1.0)):
-        with pytest.raises(ValueError, match="Combined: give at least one baseline"):
-            ppl.strategies.Combined(parts)
+        with pytest.raises(ValueError, match="CombinedBaseline: give at least one baseline"):
+            ppl.strategies.CombinedBaseline(parts)
     with pytest.raises(ValueError, match="no baseline named 'loo'; choose from"):
-        ppl.strategies.Combined(("loo",))
+        ppl.strategies.CombinedBaseline(("loo",))
