@@ -1,4 +1,7 @@
-"""Probabilistic imputation of time series, and classification of series with missing cells.
+"""Probabilistic imputation of tables and of time series, and classification of series with missing cells.
+
+For tables, `TableImputer` makes multiple imputations with draws of the parameters, which a regression survives, and `pool`
+applies Rubin's rules (`tables`). What follows is of series, and of tables far from any normal law.
 
 One program, `programs`, whose switches make the members of a family. For a series x with observed cells x_o, missing cells x_m,
 mask s and class y:
@@ -66,11 +69,19 @@ from ._programs import (
     programs as programs,
 )
 from ._scores import cell_scores as cell_scores
+from .tables import Pooled as Pooled, pool as pool
 
 if TYPE_CHECKING:
-    from .estimators import SeriesClassifier as SeriesClassifier, SeriesImputer as SeriesImputer
+    from .estimators import (
+        SeriesClassifier as SeriesClassifier,
+        SeriesImputer as SeriesImputer,
+        TableImputer as TableImputer,
+    )
 
 __all__ = [
+    "TableImputer",
+    "pool",
+    "Pooled",
     "SeriesImputer",
     "SeriesClassifier",
     "to_arviz",
@@ -105,7 +116,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("SeriesImputer", "SeriesClassifier"):
+    if name not in ("SeriesImputer", "SeriesClassifier", "TableImputer"):
         raise AttributeError(
             f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
         )

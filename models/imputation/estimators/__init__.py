@@ -4,5 +4,6 @@
 from ..._estimator import StoredEstimator as StoredEstimator
 from ._classifier import SeriesClassifier as SeriesClassifier
 from ._imputer import SeriesImputer as SeriesImputer
+from ._table import TableImputer as TableImputer
 
-__all__ = ["SeriesImputer", "SeriesClassifier"]
+__all__ = ["SeriesImputer", "SeriesClassifier", "TableImputer"]

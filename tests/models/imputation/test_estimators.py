@@ -72,6 +72,7 @@ def test_what_is_found_for_a_row_depends_on_the_row_alone(imputer):
     )
 
 
+@pytest.mark.filterwarnings("ignore:SeriesImputer.sample")
 def test_samples_of_rows_are_independent_and_have_the_means(imputer):
     """Of one row, many copies: all have draws of their own. The law of 1,200 draws is that of the bands, which are of 100."""
     (row,) = np.flatnonzero(HOLES.sum(1) == 1)[:1]
@@ -86,6 +87,11 @@ def test_samples_of_rows_are_independent_and_have_the_means(imputer):
     assert abs(np.median(cells) - mid) < high - low
     share = ((low < cells) & (cells < high)).mean()
     assert 0.6 < share <= 1.0  # bands are of 100 draws
+
+
+def test_samples_of_a_table_are_said_to_be_no_multiple_imputation(imputer):
+    with pytest.warns(UserWarning, match="weakens relations between columns.*Use TableImputer"):
+        imputer.sample(frame(), 2)
 
 
 def test_the_score_is_in_the_unit_of_x(imputer):
