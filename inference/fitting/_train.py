@@ -89,7 +89,8 @@ class Training:
         self._config, self._plan, self._keys, self._make_fit = config, plan, keys, make_fit
         self._carry, self._step, self._history = carry, step, History(values)
         self._called, self._saved = step, step
-        self._length = 1  # the first call compiles and measures
+        # The first call compiles and measures.
+        self._length, self._timing = 1, Timing(0, 0.0)
         # A callback may keep the parameters it sees, so their memory is reused only without callbacks.
         self._run = compile_steps(config, donate=not plan.callbacks)
 
@@ -166,8 +167,8 @@ class Training:
         return min(self._length, self._config.max_steps, *(end - self._step for end in ends))
 
     def _set_length(self, num_steps: int, seconds: float) -> None:
-        wanted = int(num_steps * _SECONDS_PER_CALL / max(seconds, 1e-6))
-        self._length = min(max(1, wanted), 8 * num_steps)
+        self._timing = self._timing.then(num_steps, seconds)
+        self._length = self._timing.next_length()
 
     def _show(self, bar: Any, values: np.ndarray) -> None:
         gains = self._config.sign * values.mean(0)
@@ -240,6 +241,30 @@ class Training:
 
     def _fit(self, reason: str) -> Any:
         return self._make_fit(self._carry, self._history.values(), self._step, reason)
+
+
+class Timing(NamedTuple):
+    """What a device call took, and how much of it is the same for a call of any length; None until that is known."""
+
+    num_steps: int
+    seconds: float
+    fixed: float | None = None
+
+    def then(self, num_steps: int, seconds: float) -> Timing:
+        """The next call's; two calls of very different lengths tell what is fixed from what a step costs."""
+        fixed = self.fixed
+        if 0 < 2 * self.num_steps <= num_steps or num_steps <= self.num_steps // 2:
+            fixed = seconds - num_steps * (seconds - self.seconds) / (num_steps - self.num_steps)
+            fixed = max(0.0, fixed)
+        return Timing(num_steps, seconds, fixed and min(fixed, seconds))
+
+    def next_length(self) -> int:
+        """Steps for `_SECONDS_PER_CALL`; for ten times what is fixed, if that is more, so that it takes a tenth of a run."""
+        fixed = self.fixed or 0.0
+        a_step = max((self.seconds - fixed) / self.num_steps, 1e-9)
+        wanted = int((max(_SECONDS_PER_CALL, 10 * fixed) - fixed) / a_step)
+        least = 2 if self.fixed is None and self.num_steps == 1 else 1  # once, to tell them apart
+        return min(max(least, wanted), 8 * self.num_steps)
 
 
 def _bar(plan: Plan, step: int) -> Any:

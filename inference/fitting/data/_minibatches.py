@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from ..._arguments import Arguments, shapes
 from ._interface import UNBOUNDED, Source
+from ._reshuffling import draw_order, entries
 from ._sharding import check_divisible, constrain, put
 
 
@@ -18,8 +19,8 @@ class Minibatches(Source):
     """Rows drawn by random reshuffling: in each epoch every row at most once, the last partial batch dropped.
 
     Step t lies in epoch e = t // (N // n) and takes entries number (t mod (N // n)) n ... of the e-th permutation, which is
-    drawn from `fold_in(fold_in(key, plate), e)`. Each step's indices are uniform without replacement, so N / n times the sum
-    over a batch is unbiased for the sum over all rows; over one epoch with n dividing N their mean is exact.
+    drawn from `fold_in(fold_in(key, plate), e)` (`_reshuffling.py`). At each place each row is equally likely, so N / n times
+    the sum over a batch is unbiased for the sum over all rows; over one epoch with n dividing N their mean is exact.
 
     Args:
         args: arguments of the programs.
@@ -61,7 +62,7 @@ class Minibatches(Source):
         for number, (name, (size, batch)) in enumerate(sorted(self._plates.items())):
             epoch, position = jnp.divmod(step, size // batch)
             epoch_key = jax.random.fold_in(jax.random.fold_in(key, number), epoch)
-            order[name] = jax.random.permutation(epoch_key, size)
+            order[name] = draw_order(epoch_key, size)
             valid = jnp.minimum(valid, size // batch - position)
         return order, valid
 
@@ -69,9 +70,9 @@ class Minibatches(Source):
         rows = {}
         for name, (size, batch) in self._plates.items():
             start = step % (size // batch) * batch
-            rows[name] = jax.lax.dynamic_slice(order[name], (start,), (batch,))
+            rows[name] = entries(order[name], size, start, batch)
         arrays = [
-            # The indices are a slice of a permutation: in bounds and distinct.
+            # The indices are of a permutation: in bounds and distinct.
             array.at[rows[plate]].get(mode="promise_in_bounds", unique_indices=True)
             if plate
             else array
