@@ -17,6 +17,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import typed_key
+from ...ppl._shared_jit import shared_jit
 from ...ppl.densities import Eliminated
 from ...ppl.language import arrays, check_proposed_cells, misses, name_of
 from ...ppl.traces import check_match
@@ -73,7 +74,7 @@ def in_parts(fn: Callable[..., Any], inputs: Any, args: tuple, batch_size: int) 
     width = min(batch_size, size)
     split = Arguments(args)
     arrays = split.arrays(args)
-    run = jax.jit(lambda part, arrays: jax.vmap(lambda x: fn(x, *split.join(arrays)))(part))
+    run = shared_jit(lambda part, arrays: jax.vmap(lambda x: fn(x, *split.join(arrays)))(part))
     out: Any = None
     for start in range(0, size, width):
         start = min(

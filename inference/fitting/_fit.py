@@ -252,7 +252,7 @@ def fit(
         num_seeds=num_seeds,
         mesh=mesh,
         num_steps=num_steps,
-        max_steps=min(_MAX_STEPS_PER_CALL, source.steps_per_call, max(num_steps or 1000, 1)),
+        max_steps=min(_MAX_STEPS_PER_CALL, source.steps_per_call),
     )
     start = lambda key, params: initial_carry(config, key, params, init_args)
     carry = strong(config.over_seeds(start)(keys, params))

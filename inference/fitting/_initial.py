@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...ppl._shared_jit import shared_jit
 from .._arguments import shapes
 from ._loop import run_keys, strong
 
@@ -35,7 +36,7 @@ def initial_params(
     # The first call is concrete, since an autoguide keeps the shapes (and would keep the tracers) of its first call.
     own = init(keys if num_seeds is None else keys[0])
     if given is None:
-        return strong(own if num_seeds is None else jax.jit(jax.vmap(init))(keys))
+        return strong(own if num_seeds is None else shared_jit(jax.vmap(init))(keys))
     missing, extra = set(own) - set(given), set(given) - set(own)
     if missing or extra:
         raise ValueError(

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ...ppl._shared_jit import shared_jit
 from ...ppl.estimation import known_data
 from .._arguments import shapes
 from ._optimizer import Optimizer, apply, average_step, trained_leaves
@@ -150,7 +151,7 @@ def compile_steps(config: Config, donate: bool) -> Any:
         num_taken, carry, values, is_bad = loop
         return carry, values, num_taken, is_bad
 
-    return jax.jit(run, donate_argnums=(0,) if donate else ())
+    return shared_jit(run, donate_argnums=(0,) if donate else ())
 
 
 def _step(config: Config, carry: Carry, key: jax.Array, step: Any, args: tuple, weight: float):

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...ppl._shared_jit import shared_jit
 from .stationarity import settling, watching
 
 FROZEN = "frozen"
@@ -97,7 +98,7 @@ def memory_of(transform: Any, params: Any) -> float:
         return found
 
     try:
-        first, second = jax.jit(averages)()  # operation by operation it takes five times as long
+        first, second = shared_jit(averages)()  # operation by operation it takes five times as long
     except Exception:  # one that needs arrays of a shape of their own
         return math.inf
     # An average of zeros is that of parameters that the transformation holds.

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from .._compat import is_concrete, own_caches, typed_key
+from .._shared_jit import shared_jit
 from ..evaluation import evaluate
 from ._params import ParamCollector, Params, check_initial
 from ._recorder import Recorder
@@ -35,5 +36,5 @@ def init_params(
 def compiled(fn: Callable[..., Any], *args: Any) -> Any:
     """`fn(*args)` compiled as one program, site markers removed; what the result does not need is not run."""
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    outs = jax.jit(lambda inputs: evaluate(closed, inputs, {}))(jax.tree.leaves(args))
+    outs = shared_jit(lambda inputs: evaluate(closed, inputs, {}))(jax.tree.leaves(args))
     return jax.tree.unflatten(jax.tree.structure(shapes), outs)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
@@ -96,10 +96,13 @@ def to_constrained(value: Any, constraint: Any) -> Any:
 
 def strong(x: Any) -> jax.Array:
     """`x` as an array whose type does not bend to its partner's (a weak type would compile a first step twice)."""
-    # What is known stays known inside of a transformation, so that checks may look at it.
-    with nullcontext() if isinstance(x, Tracer) else jax.ensure_compile_time_eval():
-        array = jnp.asarray(x)
-        return jax.lax.convert_element_type(array, array.dtype)
+    if isinstance(x, Tracer):
+        return jax.lax.convert_element_type(x, x.dtype)
+    if isinstance(x, jax.Array) and not x.weak_type:
+        return x
+    # What is known stays known inside of a transformation, so that checks may look at it; from NumPy nothing is compiled.
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(np.asarray(x, jax.dtypes.canonicalize_dtype(np.result_type(x))))
 
 
 def check_initial(params: Params) -> Params:

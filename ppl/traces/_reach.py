@@ -148,7 +148,11 @@ def _ends(law: dist.Distribution, shape: tuple[int, ...]) -> Iterator[tuple[str,
         low, high = jnp.minimum(low, high), jnp.maximum(low, high)
     for name, end in (("low", low), ("high", high)):
         if not is_concrete(end) or np.any(np.isfinite(end)):
-            yield name, jnp.broadcast_to(jnp.asarray(end, float), shape)
+            if is_concrete(end):  # from NumPy nothing is compiled
+                end = np.asarray(end, jnp.result_type(float))
+                yield name, jax.device_put(np.broadcast_to(end, shape))
+            else:
+                yield name, jnp.broadcast_to(jnp.asarray(end, float), shape)
 
 
 def _nulls(law: dist.Distribution, elements: tuple[int, ...]) -> Iterator[tuple[str, Array]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
+from ....ppl._shared_jit import shared_jit
 from ..._arguments import Arguments
 
 
@@ -24,7 +25,7 @@ class MappedKeys:
     def __init__(self, draw: Callable, args: tuple) -> None:
         self._split = split = Arguments(args)
         one = lambda k, own, arrays: draw(k, *own, *split.join(arrays))
-        self._run = jax.jit(jax.vmap(one, (0, 0, None)))
+        self._run = shared_jit(jax.vmap(one, (0, 0, None)))
 
     def __call__(
         self, key: Any, num_samples: int, batch_size: int, args: tuple, each: Any = None

@@ -8,6 +8,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 
+from ....ppl._shared_jit import shared_jit
 from ..._arguments import Arguments
 
 _POINTS, _DRAWS = 16, 100
@@ -30,9 +31,8 @@ def noise_shares(guide: Any, params: Any, deviations: Any, key: Any, args: tuple
         one = lambda k: bound.simulate(k, *split.join(arrays)).shared_choices
         return jax.vmap(one)(jax.random.split(draw_key, _DRAWS))
 
-    found = jax.jit(lambda points, arrays: jax.lax.map(lambda p: draws(p, arrays), points))(
-        points, split.arrays(args)
-    )
+    over_points = lambda points, arrays: jax.lax.map(lambda p: draws(p, arrays), points)
+    found = shared_jit(over_points)(points, split.arrays(args))
     shares = {}
     for name, x in found.items():
         if jnp.issubdtype(x.dtype, jnp.floating):
