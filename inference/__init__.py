@@ -1,4 +1,9 @@
-"""Inference: fit objectives, run particles, judge the result.
+"""Inference: draw posteriors, fit objectives, run particles, judge the result.
+
+Posteriors
+    infer                               draws of a model's posterior, by a way that is judged to suffice
+    nuts                                the same by NumPyro's NUTS alone
+    Draws, Certificate, Attempt         what they return, and what stands behind it
 
 Objectives: what to optimise, over a model and a guide
     Objective, objective                what `fit` takes; make one from a function of your own
@@ -87,8 +92,20 @@ from .particles.samplers import (
     tempered_smc as tempered_smc,
 )
 from .particles.smoothing import Smoothing as Smoothing, smooth as smooth
+from .posteriors import (
+    Attempt as Attempt,
+    Certificate as Certificate,
+    Draws as Draws,
+    infer as infer,
+    nuts as nuts,
+)
 
 __all__ = [
+    "infer",
+    "nuts",
+    "Draws",
+    "Certificate",
+    "Attempt",
     "Objective",
     "objective",
     "AbstractObjective",

@@ -16,6 +16,7 @@ from ...ppl.language import labelled_as
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 from ..fitting._fit_result import Fit, Posterior
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
+from ..posteriors import Draws
 from ._arviz_source import PARTICLES, Source, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import describe, draw_prior, replay
@@ -55,7 +56,7 @@ def to_arviz(
 ) -> xarray.DataTree:
     """Put a result into an `xarray.DataTree` for ArviZ: summaries, plots, leave-one-out, netCDF.
 
-    Axes: "chain" (one, except for MCMC), "draw", then those of the site: "time" and "particles" by region, plates by name, and
+    Axes: "chain" (one, except for chains), "draw", then those of the site: "time" and "particles" by region, plates by name, and
     "<site>_dim_0", ... for what has no name. Groups, as far as the result and `groups` allow:
 
         posterior             latent and deterministic sites, of a fit those of its guide too
@@ -73,9 +74,9 @@ def to_arviz(
     `loo_approximate_posterior(tree, log_p=tree.sample_stats["lp"], log_q=tree.sample_stats["log_q"])` does use them.
 
     Args:
-        result: a `Fit` (draws from its guide; of several seeds num_samples each, a chain for each seed, if the model has no
-            parameters); a mapping from site to draws [S, ...]; a `Trace` with a leading axis S, as
-            `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult`, `SMC2Result`,
+        result: `Draws` of `infer` or `nuts`, chain by chain; a `Fit` (draws from its guide; of several seeds num_samples each, a
+            chain for each seed, if the model has no parameters); a mapping from site to draws [S, ...]; a `Trace` with a leading
+            axis S, as `jax.vmap(program.simulate, ...)` gives; a `Posterior`; an `SMCResult`, `SMC2Result`,
             `TemperedResult`, `IslandsResult` or `LiuWestResult`, resampled to equal weights, with attributes log_evidence,
             log_evidence_std_error (where the run's genealogy shows it), min_ess and, where it is said, what the evidence is; a
             `PMMHResult`, of chains if it has two leading axes, with sample_stats log_joint and is_accepted; a
@@ -265,7 +266,7 @@ def _check_options(
     result, num_samples, batch_size, group, resample, groups, log_weights, model
 ) -> None:
     problems = []
-    own = isinstance(result, Fit) or is_mcmc(result)
+    own = isinstance(result, Fit | Draws) or is_mcmc(result)
     particles = PMMHResult | ParticleGibbsResult | PARTICLES
     if not (own or isinstance(result, Mapping | ppl.Trace | Posterior | particles)):
         raise TypeError(

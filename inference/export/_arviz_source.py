@@ -21,6 +21,7 @@ from ..particles.engine import SMCResult
 from ..particles.parameters import LiuWestResult, ParticleGibbsResult, PMMHResult, SMC2Result
 from ..particles.samplers import TemperedResult
 from ..particles.scaling import IslandsResult
+from ..posteriors import Draws
 from ._arviz_tree import Content
 from ._draws import draw_guide, whole_events
 
@@ -74,6 +75,8 @@ def make_source(result, keys, num_samples, args, model, log_weights, batch_size)
         return _from_mcmc(result, args)
     if isinstance(result, PMMHResult):
         return _from_chains(result, args, model)
+    if isinstance(result, Draws):
+        return _from_draws(result, args)
     if isinstance(result, PARTICLES):
         return _from_particles(result, keys, num_samples, args, model)
     if isinstance(result, Posterior):
@@ -205,6 +208,23 @@ def _from_chains(result: PMMHResult, args: tuple | None, model: Any) -> Source:
     return Source(
         {name: in_a_row(x) for name, x in result.choices.items()}, "by PMMH",
         None if model is None else ppl.as_program(model), args or (), stats, num_chains=num_chains,
+    )  # fmt: skip
+
+
+def _from_draws(draws: Draws, args: tuple | None) -> Source:
+    args = draws.args if args is None else args
+    if args is None:
+        raise ValueError(
+            "to_arviz: argument 'args' is missing: the draws were saved without their data. Pass args=(...) with all of it."
+        )
+    certificate = draws.certificate
+    attrs = {
+        "certified": int(certificate.is_certified),
+        "problems": "; ".join(certificate.problems),
+    }
+    return Source(
+        draws.choices, f"of the posterior, by {certificate.method}", draws.model, args, dict(draws.statistics),
+        num_chains=draws.num_chains, attrs=attrs,
     )  # fmt: skip
 
 

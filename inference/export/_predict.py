@@ -13,15 +13,13 @@ from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
-from ...ppl.densities import Eliminated
-from ...ppl.language import joined, predictions
-from .._arguments import outcome
-from .._forward import check_given, forward_program, in_scan
+from ...ppl.language import joined
 from .._runs import checked
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
-from ..fitting.prediction import map_keys, of_other_rows
+from ..fitting.prediction import predicted, thinned
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
+from ..posteriors import Draws
 from ._arviz_source import PARTICLES, is_mcmc
 
 
@@ -46,7 +44,7 @@ def predict(
 
     Args:
         model: the program.
-        result: whose draws: an `SMCResult` or another particle run, a `PMMHResult`, `ParticleGibbsResult`, a `Posterior`
+        result: whose draws: an `SMCResult` or another particle run, a `PMMHResult`, `ParticleGibbsResult`, `Draws`, a `Posterior`
             (resampled by its weights), a NumPyro MCMC after its run, or a mapping from site to draws [S, ...]. A fit predicts
             by `Fit.predict`.
         key: PRNG key of either kind.
@@ -95,75 +93,19 @@ def predict(
     program = ppl.as_program(model)
     draw_key, key = jax.random.split(typed_key(key))
     choices = _draws(result, draw_key, num_samples)
-    sites = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
-    _check_eliminated_chain(program, args, sites, num_seen)
-    if not isinstance(program, Eliminated):
-        _check_num_seen(sites, num_seen)
-    # Samplers return deterministic sites, and guides auxiliary ones, beside the latent sites.
-    also = {n for n, s in sites.items() if s.kind == "deterministic"}
-    if isinstance(result, Posterior) and any(n in sites for n in choices):
-        also |= {n for n in choices if n not in sites}
-    choices = {name: x for name, x in choices.items() if name not in also}
+    rows: dict[str, Any] = {}
     if is_mcmc(result):
-        _check_rows(program, list(choices), args, result)
-    one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), choices)
-    program = forward_program("predict", program, one, args, num_seen)
-    if not any(
-        s.kind == "observed" and in_scan(s) for s in sites.values()
-    ):  # a scan that goes on keeps its observations
-        set_first = "predict(ppl.intervene(model, {site: values}), draws, key, *args)"
-        check_given("predict", program, one, args, set_first)
-
-    def draw(key: Any, choices: dict[str, Any], *args: Any) -> dict[str, Any]:
-        trace = program.forecast_trace(key, choices, num_seen, *args)
-        return predictions(trace, choices)
-
-    return map_keys(draw, key, num_samples, batch_size, args, choices)
+        rows = {"before": as_data(joined(*mcmc_arguments(result))), "remedy": _mcmc_remedy}
+    elif isinstance(result, Draws):
+        rows = {"before": result.args}
+    return predicted(
+        "predict", program, choices, key, args, num_samples, num_seen=num_seen, batch_size=batch_size,
+        has_auxiliary=isinstance(result, Posterior), **rows,
+    )  # fmt: skip
 
 
-def _check_rows(program: Any, names: list[str], args: tuple, mcmc: Any) -> None:
-    """Refuse a chain's draws for its rows at others."""
-    other = of_other_rows(program, names, args, as_data(joined(*mcmc_arguments(mcmc))))
-    if other:
-        raise ValueError(
-            f"predict: {other} belong to the rows that the chain was run on, and the arguments have others. Leave them out, and "
-            f"the model draws them at these: {{n: x for n, x in mcmc.get_samples().items() if n not in {other}}}."
-        )
-
-
-def _check_eliminated_chain(program: Any, args: Any, sites: Any, num_seen: int | None) -> None:
-    """Refuse to draw the states of a chain from observations that may be of steps to come."""
-    if not isinstance(program, Eliminated):
-        return
-    if num_seen is not None and not program.is_summed(*args):
-        return  # each observation is drawn given those before it
-    if any(map(in_scan, sites.values())):
-        if not program.is_summed(*args):
-            raise ValueError(
-                f"predict: {program!r} would draw {list(program.sites)} from all observations in the arguments, those of steps "
-                "to come included. Say for how many steps they hold: num_seen=..."
-            )
-        raise ValueError(
-            f"predict: {program!r} would draw {list(program.sites)} from all observations in the arguments, those of steps to "
-            "come included. Draw the states of the steps that were seen, states = program.posterior(key, choices, *args), and "
-            "forecast the program with its sites: predict(program.program, {**choices, **states}, key, *longer_args)."
-        )
-
-
-def _check_num_seen(sites: Any, num_seen: int | None) -> None:
-    """Refuse a number of steps that nothing has, and one that is left to a guess."""
-    stepped = {n: s for n, s in sites.items() if in_scan(s)}
-    if num_seen is not None and not stepped:
-        raise ValueError(
-            f"predict: num_seen={num_seen} is a number of steps, and no site of the program lies in a ppl.scan: {list(sites)}. "
-            "Leave it out; rows to predict have no observation (obs=None)."
-        )
-    observed = [n for n, s in stepped.items() if s.kind == "observed"]
-    if num_seen is None and observed and not any(s.kind == "latent" for s in stepped.values()):
-        raise ValueError(
-            f"predict: {observed} lie in a scan without latent sites, so that no draw tells how many of their steps were seen. "
-            "Say num_seen=: as many are kept and the rest is a forecast; num_seen=0 draws the whole series anew."
-        )
+def _mcmc_remedy(names: list[str]) -> str:
+    return f"{{n: x for n, x in mcmc.get_samples().items() if n not in {names}}}"
 
 
 def _draws(result: Any, key: Any, num_samples: int) -> dict[str, Any]:
@@ -190,6 +132,8 @@ def _draws(result: Any, key: Any, num_samples: int) -> dict[str, Any]:
         choices = {name: x[rows] for name, x in result.choices.items()}
     elif is_mcmc(result):
         choices = result.get_samples()
+    elif isinstance(result, Draws):
+        choices = result.choices
     elif isinstance(result, Mapping):
         choices = result
     else:
@@ -197,11 +141,4 @@ def _draws(result: Any, key: Any, num_samples: int) -> dict[str, Any]:
             f"predict: argument 'result' is a {type(result).__name__}, which has no draws of named sites. Pass a particle run, a "
             "chain, a Posterior, a NumPyro MCMC or a mapping from site to draws."
         )
-    lengths = {name: len(x) for name, x in choices.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(
-            f"predict: the sites have different numbers of draws, {lengths}. Give each one axis of draws in front."
-        )
-    num_draws = max(lengths.values(), default=0)
-    rows = (np.arange(num_samples) * num_draws) // num_samples  # evenly
-    return {name: x[rows] for name, x in choices.items()}
+    return thinned("predict", choices, num_samples)

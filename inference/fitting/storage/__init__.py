@@ -1,5 +1,6 @@
 """Files: checkpoints of a run, saved fits, exported functions. Nothing is pickled, so loading a file runs no code of it."""
 
+from ._archive import read as read, write as write
 from ._checkpoint import (
     Checkpoint as Checkpoint,
     fingerprint as fingerprint,
@@ -9,6 +10,14 @@ from ._checkpoint import (
 from ._exported import export_fit as export_fit
 from ._replacing import check_writable as check_writable
 from ._run import Run as Run, describe as describe, describe_step as describe_step
-from ._saved import load_fit as load_fit, save_fit as save_fit
+from ._saved import (
+    check_same as check_same,
+    kept_arguments as kept_arguments,
+    kept_labels as kept_labels,
+    load_fit as load_fit,
+    save_fit as save_fit,
+)
+from ._skeleton import from_skeleton as from_skeleton
+from ._structure import structure_of as structure_of, versions as versions
 
 __all__: list[str] = []

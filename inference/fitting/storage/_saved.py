@@ -47,8 +47,8 @@ def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
         "num_seeds": fit.num_seeds,
         "stop_reason": fit.stop_reason,
         "has_data": has_data,
-        "args": _arguments(example, arrays, has_data=has_data),
-        "labels": {name: list(x) for name, x in fit.labels.items() if all(map(_is_plain, x))},
+        "args": kept_arguments(example, arrays, has_data=has_data),
+        "labels": kept_labels(fit.labels),
     }
     if example is not None:
         header["structure"] = structure(fit.objective, _first_seed(fit), example)
@@ -68,7 +68,7 @@ def load_fit(make: Callable[..., Any], path: str | os.PathLike, objective: Any, 
     has_data = header["has_data"] or args is not None
     own = _own_params(objective, example, has_data)
     if "structure" in header:
-        _check_structure(name, header, structure(objective, own, example))
+        check_same("Fit.load", name, header, structure(objective, own, example), "objective")
     num_seeds = header["num_seeds"]
     restored = lambda part, like: _restored(name, part, like, num_seeds, arrays)
     params, state = restored("params", own), restored("state", _state(objective, own, example))
@@ -90,11 +90,16 @@ def load_fit(make: Callable[..., Any], path: str | os.PathLike, objective: Any, 
     )
 
 
+def kept_labels(labels: Mapping[str, tuple[Any, ...]]) -> dict[str, list[Any]]:
+    """Labels that JSON can hold."""
+    return {name: list(x) for name, x in labels.items() if all(map(_is_plain, x))}
+
+
 def _is_plain(label: Any) -> bool:
     return isinstance(label, str | int | float | bool)
 
 
-def _arguments(example: Any, arrays: dict[str, np.ndarray], *, has_data: bool) -> Any:
+def kept_arguments(example: Any, arrays: dict[str, np.ndarray], *, has_data: bool) -> Any:
     """The arguments' skeleton; of data that stay out, None where there is none."""
     if has_data:
         return as_skeleton(example, arrays)
@@ -122,19 +127,22 @@ def _state(objective: Any, params: Any, example: tuple) -> Any:
     return jax.eval_shape(init, params, split.arrays(example))
 
 
-def _check_structure(name: str, header: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same(
+    method: str, name: str, header: Mapping[str, Any], now: Mapping[str, Any], what: str
+) -> None:
+    """Refuse a file that belongs to another structure, each difference named; warn where versions leave that open."""
     was, current = header["versions"], versions()
     others = [f"{n} {was.get(n)}, now {current[n]}" for n in current if was.get(n) != current[n]]
     lines = differences(header["structure"], now, hashes=not others)
     if lines:
         raise ValueError(
-            f"Fit.load: '{name}' belongs to another objective:\n"
+            f"{method}: '{name}' belongs to another {what}:\n"
             + "\n".join(lines)
             + f"\nLoad it with the programs that it was fitted with{' (' + '; '.join(others) + ')' if others else ''}."
         )
     if others:
         warnings.warn(
-            f"Fit.load: '{name}' was written by {'; '.join(others)}. Sites, shapes and options are the same; whether the "
+            f"{method}: '{name}' was written by {'; '.join(others)}. Sites, shapes and options are the same; whether the "
             "log-densities are, was not compared.",
             stacklevel=4,
         )

@@ -64,6 +64,11 @@ def structure(objective: Any, params: Any, args: tuple | None) -> dict[str, Any]
     return found
 
 
+def structure_of(program: Program, args: tuple | None) -> dict[str, Any]:
+    """Of one program, its parameters as they are bound: "model": site -> [words, hash]."""
+    return {} if args is None else {"model": _sites(program, program.params or {}, args)}
+
+
 def differences(
     was: Mapping[str, Any], now: Mapping[str, Any], *, hashes: bool, file: str = "file"
 ) -> list[str]:

@@ -192,7 +192,7 @@ def test_a_chain_has_no_draws_for_other_rows_than_its_own():
     mcmc = MCMC(NUTS(model), num_warmup=20, num_samples=20, progress_bar=False)
     mcmc.run(KEY, x, 0.7 * x)
     assert set(inference.predict(model, mcmc, KEY, x, num_samples=3)) == {"y"}
-    with pytest.raises(ValueError, match=r"\['shifts'\] belong to the rows that the chain"):
+    with pytest.raises(ValueError, match=r"\['shifts'\] belong to the rows that the draws"):
         inference.predict(model, mcmc, KEY, x + 1.0, num_samples=3)
     slopes = {"slope": mcmc.get_samples()["slope"]}
     assert set(inference.predict(model, slopes, KEY, x + 1.0, num_samples=3)) == {"shifts", "y"}

@@ -1,0 +1,148 @@
+"""Predictions from draws of a posterior, whoever made them: what is kept, and what must not be."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ....ppl.densities import Eliminated
+from ....ppl.language import predictions
+from ..._arguments import outcome
+from ..._forward import check_given, forward_program, in_scan
+from ._map_keys import map_keys
+from ._new_rows import of_other_rows
+
+_KEEP = "keep=[...] with what all rows share"
+
+
+def predicted(
+    method: str,
+    program: Any,
+    choices: Mapping[str, Any],
+    key: Any,
+    args: tuple,
+    num_samples: int,
+    *,
+    num_seen: int | None = None,
+    keep: str | Sequence[str] | None = None,
+    before: tuple | None = None,
+    remedy: Callable[[list[str]], str] = lambda names: _KEEP,
+    has_auxiliary: bool = False,
+    batch_size: int = 100,
+) -> dict[str, np.ndarray]:
+    """One prediction for each draw, at `args`; see `inference.predict`.
+
+    Args:
+        method: who asks.
+        program: the model.
+        choices: site -> draws [num_samples, ...].
+        key: PRNG key.
+        args: arguments of the prediction.
+        num_samples: number of predictions.
+        num_seen: steps of a scan whose observations are kept.
+        keep: patterns of sites whose draws are kept; None for all.
+        before: the arguments that the draws belong to, if they are known: other rows then need draws of their own.
+        remedy: names of such sites -> what to pass instead.
+        has_auxiliary: whether draws of sites that the program does not have are those of a guide.
+        batch_size: draws held on the device at once.
+    """
+    sites = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
+    _check_eliminated_chain(method, program, args, sites, num_seen)
+    if not isinstance(program, Eliminated):
+        _check_num_seen(method, sites, num_seen)
+    # Samplers return deterministic sites, and guides auxiliary ones, beside the latent sites.
+    also = {n for n, s in sites.items() if s.kind == "deterministic"}
+    if has_auxiliary and any(n in sites for n in choices):
+        also |= {n for n in choices if n not in sites}
+    choices = {name: x for name, x in choices.items() if name not in also}
+    if keep is not None:
+        choices = _kept(method, choices, [keep] if isinstance(keep, str) else list(keep))
+    if before is not None:
+        _check_rows(method, program, list(choices), args, before, remedy)
+    one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), dict(choices))
+    program = forward_program(method, program, one, args, num_seen)
+    if not any(
+        s.kind == "observed" and in_scan(s) for s in sites.values()
+    ):  # a scan that goes on keeps its observations
+        set_first = "inference.predict(ppl.intervene(model, {site: values}), draws, key, *args)"
+        check_given(method, program, one, args, set_first)
+
+    def draw(key: Any, choices: dict[str, Any], *args: Any) -> dict[str, Any]:
+        trace = program.forecast_trace(key, choices, num_seen, *args)
+        return predictions(trace, choices)
+
+    return map_keys(draw, key, num_samples, batch_size, args, choices)
+
+
+def thinned(method: str, choices: Mapping[str, Any], num_samples: int) -> dict[str, Any]:
+    """So many of the draws, thinned evenly or repeated."""
+    lengths = {name: len(x) for name, x in choices.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"{method}: the sites have different numbers of draws, {lengths}. Give each one axis of draws in front."
+        )
+    num_draws = max(lengths.values(), default=0)
+    rows = (np.arange(num_samples) * num_draws) // num_samples  # evenly
+    return {name: x[rows] for name, x in choices.items()}
+
+
+def _kept(method: str, choices: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+    unmatched = [p for p in patterns if not any(fnmatch.fnmatchcase(n, p) for n in choices)]
+    if unmatched:
+        raise ValueError(
+            f"{method}: argument 'keep' has {unmatched}, which match no site that the draws hold. Name some of {list(choices)}."
+        )
+    is_kept = lambda name: any(fnmatch.fnmatchcase(name, p) for p in patterns)
+    return {name: x for name, x in choices.items() if is_kept(name)}
+
+
+def _check_rows(
+    method: str, program: Any, names: list[str], args: tuple, before: tuple, remedy: Callable[[list[str]], str],
+) -> None:  # fmt: skip
+    """Refuse draws for the rows that they belong to at others."""
+    if other := of_other_rows(program, names, args, before):
+        raise ValueError(
+            f"{method}: {other} belong to the rows that the draws were made for, and the arguments have others. Leave them out, "
+            f"and the model draws them at these: {remedy(other)}."
+        )
+
+
+def _check_eliminated_chain(
+    method: str, program: Any, args: Any, sites: Any, num_seen: int | None
+) -> None:
+    """Refuse to draw the states of a chain from observations that may be of steps to come."""
+    if not isinstance(program, Eliminated):
+        return
+    if num_seen is not None and not program.is_summed(*args):
+        return  # each observation is drawn given those before it
+    if any(map(in_scan, sites.values())):
+        if not program.is_summed(*args):
+            raise ValueError(
+                f"{method}: {program!r} would draw {list(program.sites)} from all observations in the arguments, those of steps "
+                "to come included. Say for how many steps they hold: num_seen=..."
+            )
+        raise ValueError(
+            f"{method}: {program!r} would draw {list(program.sites)} from all observations in the arguments, those of steps to "
+            "come included. Draw the states of the steps that were seen, states = program.posterior(key, choices, *args), and "
+            "forecast the program with its sites: predict(program.program, {**choices, **states}, key, *longer_args)."
+        )
+
+
+def _check_num_seen(method: str, sites: Any, num_seen: int | None) -> None:
+    """Refuse a number of steps that nothing has, and one that is left to a guess."""
+    stepped = {n: s for n, s in sites.items() if in_scan(s)}
+    if num_seen is not None and not stepped:
+        raise ValueError(
+            f"{method}: num_seen={num_seen} is a number of steps, and no site of the program lies in a ppl.scan: {list(sites)}. "
+            "Leave it out; rows to predict have no observation (obs=None)."
+        )
+    observed = [n for n, s in stepped.items() if s.kind == "observed"]
+    if num_seen is None and observed and not any(s.kind == "latent" for s in stepped.values()):
+        raise ValueError(
+            f"{method}: {observed} lie in a scan without latent sites, so that no draw tells how many of their steps were seen. "
+            "Say num_seen=: as many are kept and the rest is a forecast; num_seen=0 draws the whole series anew."
+        )

@@ -1,0 +1,71 @@
+"""What stands behind draws: how they were made, what was looked at, what it cost, whether it suffices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from ...ppl._show import shown
+
+Method = Literal["exact", "nuts", "tempered", "fit"]
+
+
+class Attempt(NamedTuple):
+    """One attempt at a posterior.
+
+    Attributes:
+        method: how.
+        seconds: what it took, compilation included.
+        outcome: "certified", or why it was left, in words.
+        seen: what was measured, by name.
+    """
+
+    method: str
+    seconds: float
+    outcome: str
+    seen: Mapping[str, float]
+
+    def __str__(self) -> str:
+        facts = f" ({told(self.seen)})" if self.seen else ""
+        return f"{self.method}, {self.seconds:.1f} s: {self.outcome}{facts}"
+
+
+@shown
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """Whether draws can be taken for the posterior, and by what; see `infer`.
+
+    Attributes:
+        method: what made the draws: "exact" (independent draws of the posterior itself), "nuts", "tempered" (SMC) or "fit"
+            (draws of a fitted guide, resampled by their weights).
+        is_certified: whether nothing that was looked at speaks against them.
+        problems: what does, in words.
+        seen: what was measured, by name: r_hat, ess_bulk, ess_tail, divergences, e_bfmi of chains (the worst over all sampled
+            numbers and the log-density); r_hat between independent halves of particles; k_hat and ess of weights.
+        attempts: all that was tried, the last one's draws being those that were returned unless an earlier one's were better.
+        eliminated: sites that were summed or integrated out, exactly, and drawn given the others.
+    """
+
+    method: Method
+    is_certified: bool
+    problems: tuple[str, ...]
+    seen: Mapping[str, float]
+    attempts: tuple[Attempt, ...] = ()
+    eliminated: tuple[str, ...] = ()
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "certified": "yes" if self.is_certified else f"NO: {'; '.join(self.problems)}",
+            "method": self.method,
+            "seen": told(self.seen),
+            "eliminated": ", ".join(self.eliminated) or None,
+            "attempts": "; ".join(
+                f"{a.method} {a.seconds:.1f} s, {a.outcome}" for a in self.attempts
+            ),
+        }
+
+
+def told(seen: Mapping[str, float]) -> str:
+    """What was measured, in one line."""
+    return ", ".join(f"{name} {x:.4g}" for name, x in seen.items())

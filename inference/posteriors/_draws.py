@@ -1,0 +1,140 @@
+"""Draws of a posterior with their certificate."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ... import ppl
+from ...ppl._calls import checked_call
+from ...ppl._show import shown
+from ...ppl.language import Keywords, labelled_as
+from .._runs import check_new
+from ..fitting.prediction import predicted, thinned
+from ._certificate import Certificate, told
+from ._saved import load_draws, save_draws
+
+
+@shown
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Equally weighted draws of a posterior; made by `infer` and `nuts`.
+
+    Attributes:
+        choices: latent site -> values, NumPy arrays [S, *site shape]; what was summed or integrated out is drawn, too. The axis
+            S is chains times draws, chain by chain.
+        certificate: whether they can be believed, and by what.
+        num_chains: chains; 1 where draws are no chain's.
+        statistics: name -> numbers [S]: "lp", the log-density that was sampled (unconstrained, nats), and of chains
+            "diverging", "energy", "n_steps".
+        model: the program, with all its sites.
+        args: the arguments that were given.
+        labels: levels of categories and columns of frames among them, by argument; new ones are put in their order.
+    """
+
+    choices: dict[str, np.ndarray]
+    certificate: Certificate
+    num_chains: int
+    statistics: dict[str, np.ndarray]
+    model: ppl.Program
+    args: tuple | None
+    labels: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
+
+    def _facts(self) -> dict[str, Any]:
+        facts = self.certificate
+        verdict = "yes" if facts.is_certified else f"NO: {'; '.join(facts.problems)}"
+        size = len(next(iter(self.choices.values()), ()))
+        chains = f" of {self.num_chains} chains" if self.num_chains > 1 else ""
+        return {
+            "certified": verdict,
+            "method": f"{facts.method}, {size} draws{chains}",
+            "seen": told(facts.seen),
+            "eliminated": ", ".join(facts.eliminated) or None,
+            "attempts": "; ".join(
+                f"{a.method} {a.seconds:.1f} s, {a.outcome}" for a in facts.attempts
+            ),
+            "sites": {name: x[0] for name, x in self.choices.items()} if size else self.choices,
+        }
+
+    def by_chain(self) -> dict[str, np.ndarray]:
+        """Latent site -> values [chains, draws, *site shape]."""
+        return {n: x.reshape(self.num_chains, -1, *x.shape[1:]) for n, x in self.choices.items()}
+
+    @checked_call
+    def predict(
+        self,
+        key: jax.Array,
+        *new_args: Any,
+        num_samples: int,
+        keep: str | Sequence[str] | None = None,
+        batch_size: int = 100,
+        **new_kwargs: Any,
+    ) -> dict[str, np.ndarray]:
+        """Draw from the posterior predictive p(x_new | z), z one of the draws.
+
+        A statement whose `obs` is None at the new arguments is drawn: `model(X, y=None)` predicts y of new rows by
+        `draws.predict(key, X_new, num_samples=1000)`. Statements that have an `obs` there are drawn anew.
+
+        Args:
+            key: PRNG key.
+            *new_args: arguments of the model; default, those that were given.
+            num_samples: number of predictions; draws are thinned evenly or repeated to as many.
+            keep: fnmatch patterns of sites whose draws are kept, the others being drawn by the model; default all. Sites that
+                belong to rows cannot be kept at others.
+            batch_size: draws held on the device at once. It does not change which draws are made.
+            **new_kwargs: keyword arguments of the model.
+
+        Returns:
+            All sites that are not kept by name, NumPy arrays [num_samples, *site shape].
+
+        Raises:
+            ValueError: a pattern matches no site; a site that is kept belongs to other rows; and what `inference.predict`
+                refuses.
+        """
+        args = self.args
+        if new_args or new_kwargs:
+            given = (*new_args, Keywords(new_kwargs)) if new_kwargs else new_args
+            args = labelled_as(self.labels, given, self.model)
+            check_new("Draws.predict", self.model, args)
+        if args is None:
+            raise ValueError(
+                "Draws.predict has no arguments: they were not saved. Pass the arguments of the program."
+            )
+        return predicted(
+            "Draws.predict", self.model, thinned("Draws.predict", self.choices, num_samples), key, args,
+            num_samples, keep=keep, before=self.args, batch_size=batch_size,
+        )  # fmt: skip
+
+    def save(self, path: str | os.PathLike, *, data: bool = True) -> None:
+        """Write the draws with their certificate to one file, whole or not at all: a NumPy archive without pickled objects.
+
+        Args:
+            path: where.
+            data: whether the arguments go with them.
+
+        Raises:
+            OSError: the file cannot be written; what was there before is unchanged.
+            ValueError: an argument is neither an array nor a plain value, nor a tuple, list or dict of these.
+        """
+        save_draws(self, path, data=data)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, model: Any, *, args: Any = None) -> Draws:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            model: the program, as given to `infer`; it is compared with the file site by site.
+            args: arguments of the program, a tuple or a dict, in place of those in the file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
+            ValueError: the file is none of `save`, or has changed since; it belongs to another program, each difference named.
+        """
+        return load_draws(cls, path, model, args)

@@ -1,0 +1,212 @@
+"""`infer` and `nuts`: draws of a posterior, with what stands behind them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+
+from ...ppl._calls import checked_call, did_you_mean
+from ...ppl._checks import check_counts
+from ...ppl._compat import typed_key
+from ._certificate import Attempt
+from ._chains import Settings, run_chains
+from ._draws import Draws
+from ._elimination import without_discrete
+from ._problem import posed
+from ._sampler import DENSE_UP_TO
+from ._search import METHODS, Form, Search, chains_found, make_draws
+from ._target import make_target
+
+
+@checked_call
+def infer(
+    model: Any,
+    args: tuple | Mapping[str, Any] | None = None,
+    *,
+    key: Any = None,
+    num_samples: int = 4000,
+    num_chains: int = 8,
+    methods: Sequence[str] = METHODS,
+    uncertified: Literal["warn", "raise"] = "warn",
+    progress: bool = True,
+) -> Draws:
+    """Draws of a model's posterior with a certificate: which way they were made, what was looked at, whether it suffices.
+
+    `infer(model, args=(x,))` is enough. One way after the other is tried until draws are certified:
+
+    1. *eliminate*: discrete sites are summed out; normal ones are integrated out where `ppl.eliminate` can: all of them, if
+       nothing is left then, and the draws are independent and exact; else those whose law moves with other latent values, if
+       that is cheap. They are drawn afterwards, given the rest.
+    2. *nuts*: NumPyro's NUTS, chains side by side from dispersed points. Chains that found different places are begun again in
+       the modes that Newton's steps from further points find. Chains that break off or hardly move are run in better
+       coordinates with smaller steps; with more sites integrated out; with sites shifted and scaled (not centred).
+    3. *tempered*: `tempered_smc` from the prior, in two runs of independent keys.
+    4. *fit*: `fit` with its default guide, whose draws are resampled by Pareto-smoothed weights.
+
+    Args:
+        model: anything that `ppl.as_program` takes. `fit` trains objectives, and models with parameters.
+        args: the arguments of the model, a tuple, or a dict from their names to values.
+        key: PRNG key; default `jax.random.key(0)`.
+        num_samples: draws S, rounded up to a multiple of `num_chains` where chains make them.
+        num_chains: chains of NUTS. More of them see more modes.
+        methods: which of "eliminate", "nuts", "tempered", "fit" may be used, in the order in which they are tried.
+        uncertified: what to do where no draws are certified: "warn" and return the best ones, or "raise".
+        progress: print a line for each attempt.
+
+    Returns:
+        `Draws`: equally weighted, with `Draws.certificate`.
+
+    Raises:
+        TypeError: the model is an objective or a guide; the arguments are neither a tuple nor a dict.
+        ValueError: the model observes nothing, has parameters to be learned or a plate that draws its rows; discrete sites
+            cannot be summed out; a support depends on another draw; no place with a finite log-density is found; data are wrong
+            (as `fit` says).
+        RuntimeError: nothing is certified, with `uncertified="raise"`.
+
+    Validity:
+        Certified are chains with R-hat (rank-normalised, split, folded) of at most 1.01 and effective sample sizes of bulk and
+        tails of at least 400 for every sampled number and the log-density, without a trajectory that broke off, with E-BFMI of
+        at least 0.2; two tempered runs whose R-hat against each other is at most 1.01 and whose evidence differs by at most half
+        a nat; weights of a fit with k-hat below its threshold and an effective size of 400. That speaks against what was looked
+        at and no more: a mode that nothing has met leaves no trace, in these as in all such numbers.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro.distributions as dist
+        >>> from lapilli import inference, ppl
+        >>> def model(y):
+        ...     mean = ppl.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with ppl.plate("rows", y.shape[0]):
+        ...         ppl.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> draws = inference.infer(model, args=(jnp.array([1.0, 2.0, 3.0]),), progress=False)
+        >>> draws.certificate.method, draws.certificate.is_certified, draws.choices["mean"].shape
+        ('exact', True, (4000,))
+
+    Reference: Hoffman and Gelman 2014, arXiv:1111.4246 (NUTS); Vehtari et al. 2021, arXiv:1903.08008 (R-hat).
+    """
+    check_counts("infer", num_samples=num_samples)
+    check_counts("infer", 2, num_chains=num_chains)
+    _check_methods(methods)
+    key = jax.random.key(0) if key is None else typed_key(key)
+    problem = posed("infer", model, args)
+    search = Search(
+        "infer", problem, key, num_samples, num_chains, methods, _say("infer", progress)
+    )
+    draws = search.draws()
+    told("infer", draws, uncertified)
+    return draws
+
+
+@checked_call
+def nuts(
+    model: Any,
+    args: tuple | Mapping[str, Any] | None = None,
+    *,
+    key: Any = None,
+    num_samples: int = 4000,
+    num_chains: int = 4,
+    num_warmup: int = 1000,
+    target_accept: float = 0.8,
+    is_dense: bool | None = None,
+    uncertified: Literal["warn", "raise"] = "warn",
+    progress: bool = True,
+) -> Draws:
+    """Draws of a model's posterior by NumPyro's NUTS, with the verdict on its chains.
+
+    One run as it is asked for; `infer` looks further where it does not suffice. Discrete sites are summed out; a program of
+    `ppl.eliminate` is sampled without its sites, which are then drawn given the rest.
+
+    Args:
+        model: anything that `ppl.as_program` takes, eliminated programs included.
+        args: the arguments of the model, a tuple, or a dict from their names to values.
+        key: PRNG key; default `jax.random.key(0)`.
+        num_samples: draws S of all chains together, rounded up to a multiple of `num_chains`.
+        num_chains: chains, side by side, from points uniform on (-2, 2) of the unconstrained scale.
+        num_warmup: transitions of each chain that adapt step size and mass matrix, and are dropped.
+        target_accept: acceptance that the step size is adapted to; nearer to 1 makes smaller steps.
+        is_dense: whether the mass matrix has correlations; default, up to 50 coordinates.
+        uncertified: what to do where the chains do not suffice: "warn", or "raise".
+        progress: print a line with what was seen.
+
+    Returns:
+        `Draws`, chain by chain.
+
+    Raises:
+        TypeError: as `infer`.
+        ValueError: as `infer`.
+        RuntimeError: the chains do not suffice, with `uncertified="raise"`.
+
+    Validity: as for the chains of `infer`.
+
+    Reference: Hoffman and Gelman 2014, arXiv:1111.4246.
+    """
+    check_counts("nuts", num_samples=num_samples, num_warmup=num_warmup)
+    check_counts("nuts", 2, num_chains=num_chains)
+    if not 0 < target_accept < 1:
+        raise ValueError(
+            f"nuts: target_accept must lie between 0 and 1, got {target_accept!r}. Give a probability such as 0.9."
+        )
+    key = jax.random.key(0) if key is None else typed_key(key)
+    problem = posed("nuts", model, args)
+    program, gone = without_discrete("nuts", problem.program, problem.trace, problem.args)
+    gone = (*getattr(problem.program, "sites", ()), *gone)
+    target = make_target("nuts", program, problem.args)
+    if not target.dimension:
+        raise ValueError(
+            f"nuts: nothing is left to sample of {problem.program!r}: all its latent sites are summed or integrated out. Use "
+            "inference.infer, which draws them."
+        )
+    chain_key, draw_key = jax.random.split(key)
+    is_dense = target.dimension <= DENSE_UP_TO if is_dense is None else is_dense
+    settings = Settings(
+        num_chains, -(-num_samples // num_chains), num_warmup, (target_accept,), 0, bool(is_dense)
+    )
+    attempts: list[Attempt] = []
+    say = _say("nuts", progress)
+
+    def tell(attempt: Attempt) -> None:
+        attempts.append(attempt)
+        say(str(attempt))
+
+    chains = run_chains("nuts", target, chain_key, settings, tell=tell)
+    form = Form("", program, gone)
+    found = chains_found(problem, target, chains, form)
+    draws = make_draws(problem, found, draw_key, tuple(attempts))
+    told("nuts", draws, uncertified)
+    return draws
+
+
+def _say(method: str, progress: bool) -> Callable[[str], None]:
+    return lambda text: print(f"{method}: {text}", flush=True) if progress else None
+
+
+def told(method: str, draws: Draws, uncertified: str) -> None:
+    """Warn of draws that are not certified, or raise."""
+    certificate = draws.certificate
+    if certificate.is_certified:
+        return
+    advice = {
+        "infer": "More chains or draws, stronger priors or another parametrisation may do",
+        "nuts": "inference.infer tries other ways; a target_accept nearer to 1 and a longer num_warmup may do",
+    }
+    text = (
+        f"{method}: these draws are NOT certified as the posterior's ({certificate.method}): {'; '.join(certificate.problems)}. "
+        f"{advice[method]}."
+    )
+    if uncertified == "raise":
+        raise RuntimeError(text + " uncertified='warn' returns the draws as they are.")
+    warnings.warn(text, stacklevel=4)
+
+
+def _check_methods(methods: Sequence[str]) -> None:
+    if unknown := [m for m in methods if m not in METHODS]:
+        raise ValueError(
+            f"infer: methods has {unknown}, of which none is known.{did_you_mean(unknown[0], METHODS)} Choose from "
+            f"{list(METHODS)}."
+        )
+    if not set(methods) - {"eliminate"}:
+        raise ValueError(
+            f"infer: methods is {list(methods)}, which draws nothing where sites are left. Add 'nuts', 'tempered' or 'fit'."
+        )

@@ -1,0 +1,86 @@
+"""The verdict on draws: measured numbers, and what of them speaks against taking the draws for the posterior."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ._convergence import e_bfmi, ess, r_hat
+
+MOST_R_HAT = 1.01
+LEAST_ESS = 400  # that R-hat itself and quantiles are stable
+LEAST_E_BFMI = 0.2
+
+
+class Verdict(NamedTuple):
+    """What was seen, and the problems in words; none, if the draws are certified."""
+
+    seen: dict[str, float]
+    problems: tuple[str, ...]
+    is_short: bool = False  # whether more draws of the same kind may be all that is missing
+
+    @property
+    def is_certified(self) -> bool:
+        return not self.problems
+
+    @property
+    def outcome(self) -> str:
+        """In words."""
+        return "certified" if self.is_certified else "; ".join(self.problems)
+
+    @property
+    def rank(self) -> tuple:
+        """Smaller is better."""
+        return len(self.problems), self.seen.get("r_hat", 0.0), self.seen.get("divergences", 0)
+
+
+def of_chains(
+    numbers: np.ndarray, names: list[str], energy: np.ndarray, is_diverging: np.ndarray
+) -> Verdict:
+    """The verdict on chains.
+
+    Args:
+        numbers: sampled numbers, log-density among them, [chains, draws, d].
+        names: of each.
+        energy: [chains, draws].
+        is_diverging: [chains, draws].
+    """
+    moved = np.isfinite(numbers).all((0, 1)) & (np.ptp(numbers, axis=(0, 1)) > 0)
+    ratios = np.full(len(names), np.inf)
+    bulk, tail = np.zeros(len(names)), np.zeros(len(names))
+    if moved.any():
+        ratios[moved] = np.nan_to_num(r_hat(numbers[:, :, moved]), nan=np.inf)
+        bulk[moved], tail[moved] = (np.nan_to_num(x) for x in ess(numbers[:, :, moved]))
+    energies = e_bfmi(energy)
+    seen = {
+        "r_hat": float(ratios.max()),
+        "ess_bulk": float(bulk.min()),
+        "ess_tail": float(tail.min()),
+        "divergences": int(is_diverging.sum()),
+        "e_bfmi": energies,
+    }
+    problems = []
+    if not seen["r_hat"] <= MOST_R_HAT:
+        where = names[int(ratios.argmax())]
+        problems.append(
+            f"R-hat is {seen['r_hat']:.3f} at {where}, above {MOST_R_HAT}: the chains do not agree"
+        )
+    for kind, sizes in (("bulk", bulk), ("tail", tail)):
+        if not sizes.min() >= LEAST_ESS:
+            where = names[int(sizes.argmin())]
+            problems.append(
+                f"the {kind} effective sample size is {sizes.min():.0f} at {where}, below {LEAST_ESS}"
+            )
+    is_short = bool(problems) and seen["r_hat"] <= 1.1 and not seen["divergences"]
+    if seen["divergences"]:
+        problems.append(
+            f"{seen['divergences']} of {is_diverging.size} trajectories broke off: part of the posterior is too narrow for the "
+            "chains' steps and may be missing"
+        )
+    if not energies >= LEAST_E_BFMI:
+        problems.append(
+            f"E-BFMI is {energies:.2f}, below {LEAST_E_BFMI}: the chains hardly reach the tails"
+        )
+        is_short = False
+    return Verdict(seen, tuple(problems), is_short)

@@ -1,0 +1,44 @@
+"""Where chains begin that are to see all modes: Normals near the modes of a posterior, found by trial from dispersed points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..fitting.starts import Space, find_starts
+from ._sampler import DENSE_UP_TO, Frame
+from ._target import Target
+
+_NEGLIGIBLE = 15.0  # nats of evidence below the best mode: a share of 3e-7
+_WIDER = 1.5  # than the Normals, so that R-hat can tell
+
+
+def starts_in_modes(
+    method: str, target: Target, args: tuple, key: Any, num_chains: int
+) -> tuple[np.ndarray, Frame, str] | None:
+    """Points to begin at [chains, d], coordinates in which the best mode is a standard Normal, and what was found, in words.
+
+    Every mode whose evidence, by importance draws of its Normal, counts beside the best one has a chain, as far as there are
+    chains. None where the search is not for this program.
+    """
+    space = Space(target.program, args, target.idle, method)
+    search_key, key = jax.random.split(key)
+    try:
+        found = find_starts(space, args, search_key, num_paths=2 * num_chains)
+    except ValueError:
+        return None
+    top = max(start.log_evidence for start in found.all)
+    kept = [s for s in found.all if s.log_evidence > top - _NEGLIGIBLE][:num_chains]
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    points = [
+        s.center + _WIDER * s.factor @ rng.standard_normal(len(s.center))
+        for s in (kept[i % len(kept)] for i in range(num_chains))
+    ]
+    best = found.best
+    is_dense = target.dimension <= DENSE_UP_TO
+    factor = best.factor if is_dense else np.linalg.norm(best.factor, axis=1)
+    frame = Frame(np.float32(best.center), np.float32(factor))
+    text = f"{len(found.all)} found, {len(kept)} within {_NEGLIGIBLE:g} nats of the best"
+    return np.stack(points), frame, text

@@ -1,0 +1,172 @@
+"""NUTS, NumPyro's: chains side by side, in one compiled program that warms up and samples.
+
+Chains move in coordinates q, u = location + factor q: what is known of the posterior's place and shape, from earlier draws or a
+guide, goes into location and factor, which are inputs, so that a second run in better coordinates compiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer.hmc import hmc
+from numpyro.infer.util import ParamInfo
+
+from ...ppl._precision import full_precision
+
+Array = jax.Array
+CHUNK = 250  # transitions in one device call
+DENSE_UP_TO = 50  # coordinates
+
+
+class Frame(NamedTuple):
+    """Coordinates q of points u = location + factor q; a factor of shape [d] is diagonal."""
+
+    location: Any
+    factor: Any
+
+
+class Run(NamedTuple):
+    """Transitions of all chains, NumPy arrays with axes [chains, draws, ...].
+
+    Attributes:
+        u: points.
+        log_density: at these points, nats.
+        energy: of the Hamiltonian at each transition.
+        is_diverging: whether the trajectory broke off.
+        num_steps: leapfrog steps.
+    """
+
+    u: np.ndarray
+    log_density: np.ndarray
+    energy: np.ndarray
+    is_diverging: np.ndarray
+    num_steps: np.ndarray
+
+
+class Sampler:
+    """Chains on one log-density; compiled at its first use.
+
+    Args:
+        log_density: (u [d], arrays) -> nats.
+        arrays: data.
+        dimension: d.
+        num_chains: chains side by side.
+        num_warmup: transitions that adapt.
+        is_dense: whether the mass matrix has correlations.
+    """
+
+    def __init__(
+        self, log_density: Callable[..., Array], arrays: list[Any], dimension: int, *,
+        num_chains: int, num_warmup: int, is_dense: bool,
+    ) -> None:  # fmt: skip
+        self._log_density, self._arrays = log_density, arrays
+        self.dimension, self.num_chains, self.num_warmup = dimension, num_chains, num_warmup
+        self._is_dense = is_dense
+        self._begun = jax.jit(jax.vmap(self._begin, (0, 0, None, None, None)))
+        self._many = jax.jit(self._transitions)
+
+    def frame(self) -> Frame:
+        """The coordinates of the program themselves."""
+        shape = (self.dimension,) * (2 if self._is_dense else 1)
+        return Frame(
+            np.zeros(self.dimension, np.float32),
+            np.eye(*shape, dtype=np.float32) if self._is_dense else np.ones(shape, np.float32),
+        )
+
+    def begin(self, key: Array, u: np.ndarray, frame: Frame, target_accept: float) -> Any:
+        """The state of chains that begin to adapt at points [chains, d]."""
+        keys = jax.random.split(key, self.num_chains)
+        q = np.asarray(_from(frame, u), jnp.result_type(float))
+        return self._begun(keys, q, frame, target_accept, self._arrays)
+
+    def advance(
+        self, state: Any, frame: Frame, target_accept: float, num: int,
+        told: Callable[[int], None] = lambda n: None,
+    ) -> tuple[Any, Run]:  # fmt: skip
+        """`num` transitions, rounded up to whole device calls."""
+        parts = []
+        for _ in range(-(-num // CHUNK)):
+            state, out = self._many(state, frame, target_accept, self._arrays)
+            parts.append(jax.tree.map(np.asarray, out))
+            told(CHUNK)
+        q, potential, energy, is_diverging, num_steps = (
+            np.concatenate(x).swapaxes(0, 1)[:, :num] for x in zip(*parts, strict=True)
+        )
+        return state, Run(_to(frame, q), -potential, energy, is_diverging, num_steps)
+
+    @full_precision
+    def _potential(self, q: Array, frame: Frame, arrays: list[Any]) -> Array:
+        is_diagonal = jnp.ndim(frame.factor) == 1
+        shift = frame.factor * q if is_diagonal else frame.factor @ q
+        return -self._log_density(frame.location + shift, arrays)
+
+    def _kernel(self, frame: Frame, arrays: list[Any]) -> Any:
+        return hmc(lambda q: self._potential(q, frame, arrays), algo="NUTS")
+
+    def _started(self, init: Any, key: Any, point: ParamInfo, target_accept: Any) -> Any:
+        return init(
+            point, num_warmup=self.num_warmup, step_size=1.0 / max(self.dimension, 1) ** 0.25,
+            dense_mass=self._is_dense, target_accept_prob=target_accept, trajectory_length=None, rng_key=key,
+        )  # fmt: skip
+
+    def _begin(
+        self, key: Array, q: Array, frame: Frame, target_accept: Any, arrays: list[Any]
+    ) -> Any:
+        value, gradient = jax.value_and_grad(self._potential)(q, frame, arrays)
+        init, _ = hmc(lambda q: jnp.zeros(()), algo="NUTS")
+        return self._started(init, key, ParamInfo(q, value, gradient), target_accept)
+
+    def _transitions(
+        self, state: Any, frame: Frame, target: Any, arrays: list[Any]
+    ) -> tuple[Any, Any]:
+        init, sample = self._kernel(frame, arrays)
+        # NumPyro's kernel learns its options from the call that begins a chain; its result is not used here.
+        point = ParamInfo(state.z[0], state.potential_energy[0], state.z_grad[0])
+        self._started(init, jax.random.key(0), point, target)
+
+        def step(state: Any, _: None) -> Any:
+            state = jax.vmap(sample)(state)
+            told = (
+                state.z,
+                state.potential_energy,
+                state.energy,
+                state.diverging,
+                state.num_steps,
+            )
+            return state, told
+
+        return jax.lax.scan(step, state, None, length=CHUNK)
+
+
+def is_finite(state: Any) -> np.ndarray:
+    """Whether each chain stands where the log-density and its gradient are finite."""
+    return np.isfinite(state.potential_energy) & np.isfinite(np.asarray(state.z_grad)).all(-1)
+
+
+def _to(frame: Frame, q: np.ndarray) -> np.ndarray:
+    factor = np.asarray(frame.factor, float)
+    shift = q * factor if factor.ndim == 1 else q @ factor.T
+    return np.asarray(frame.location, float) + shift
+
+
+def _from(frame: Frame, u: np.ndarray) -> np.ndarray:
+    factor = np.asarray(frame.factor, float)
+    centred = np.asarray(u, float) - np.asarray(frame.location, float)
+    return centred / factor if factor.ndim == 1 else np.linalg.solve(factor, centred.T).T
+
+
+def frame_of(u: np.ndarray, *, is_dense: bool) -> Frame:
+    """Coordinates in which points [S, d] have mean 0 and unit scales, correlations taken out if there are enough points."""
+    location = u.mean(0)
+    scale = np.maximum(u.std(0), 1e-30)
+    if not is_dense:
+        return Frame(np.float32(location), np.float32(scale))
+    size, d = u.shape
+    correlation = np.atleast_2d(np.corrcoef((u - location) / scale, rowvar=False))
+    share = d / (d + size)  # shrunk towards none, which keeps it positive definite
+    root = np.linalg.cholesky((1 - share) * correlation + share * np.eye(d))
+    return Frame(np.float32(location), np.float32(scale[:, None] * root))

@@ -1,0 +1,244 @@
+"""The ladder: forms of a model and ways to its posterior, one after the other until draws are certified.
+
+A *form* is the same joint law written otherwise: sites integrated out, sites shifted and scaled. Which rung comes next is decided
+by what the last one showed: chains at different places are begun again in the modes that are found; chains that break off, or
+hardly move, get a form without the narrow place, and then smaller steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ... import ppl
+from ._certificate import Attempt, Certificate
+from ._chains import Chains, Settings, run_chains
+from ._draws import Draws
+from ._elimination import CHEAP, DEAR, without_discrete, without_normal
+from ._fitted import run_fit
+from ._judged import Verdict
+from ._modes import starts_in_modes
+from ._noncentred import noncentred
+from ._problem import Problem, completed
+from ._sampler import CHUNK, DENSE_UP_TO
+from ._target import Target, make_target
+from ._tempered import run_tempered
+
+METHODS = ("eliminate", "nuts", "tempered", "fit")
+_APART = 1.1  # R-hat above which chains are at different places, and not only slow
+
+
+class Form(NamedTuple):
+    """A form of the model.
+
+    Attributes:
+        label: how it differs, in words.
+        program: in which the sites that are left are drawn.
+        eliminated: sites that are summed or integrated out.
+    """
+
+    label: str
+    program: ppl.Program
+    eliminated: tuple[str, ...]
+
+
+class Found(NamedTuple):
+    """What a rung found, and how all latent sites are drawn from it."""
+
+    method: str
+    verdict: Verdict
+    form: Form
+    draw: Callable[[Any], dict[str, np.ndarray]]
+    num_chains: int = 1
+    statistics: dict[str, np.ndarray] = {}  # noqa: RUF012
+
+
+@dataclasses.dataclass
+class Search:
+    """One search for a posterior.
+
+    Args:
+        method: who asks, for messages.
+        problem: what is asked.
+        key: PRNG key.
+        num_samples: draws.
+        num_chains: of NUTS.
+        methods: which of `METHODS` may be used, in this order.
+        say: told of each attempt.
+    """
+
+    method: str
+    problem: Problem
+    key: Any
+    num_samples: int
+    num_chains: int
+    methods: Sequence[str]
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.attempts: list[Attempt] = []
+        self.found: list[Found] = []
+        self.draw_key, self.run_key = jax.random.split(self.key)
+
+    def draws(self) -> Draws:
+        """The first certified draws, or the best ones."""
+        problem, began = self.problem, time.perf_counter()
+        program, gone = without_discrete(self.method, problem.program, problem.trace, problem.args)
+        plain = Form("", program, gone)
+        if (exact := self._exact(plain)) is not None:
+            self._tell(Attempt("exact", time.perf_counter() - began, "certified", {}))
+            return self._made(exact)
+        first = self._without(plain, CHEAP, only_moving=True)
+        rungs = {"nuts": self._nuts, "tempered": self._tempered, "fit": self._fit}
+        for name in self.methods:
+            if name in rungs and rungs[name](first, plain):
+                break
+        return self._made(min(self.found, key=lambda found: found.verdict.rank))
+
+    def _exact(self, plain: Form) -> Found | None:
+        """Independent draws, where nothing is left to approximate."""
+        if not simulated_choices(plain.program, self.problem.args):
+            form = plain
+        else:
+            form = self._without(plain, DEAR, only_moving=False)
+            if form is plain or simulated_choices(form.program, self.problem.args):
+                return None
+        each = np.zeros((self.num_samples, 0))
+        draw = lambda key: completed(self.problem, form.program, key, each, lambda _: {})
+        return Found("exact", Verdict({}, ()), form, draw)
+
+    def _without(self, form: Form, most_work: float, *, only_moving: bool) -> Form:
+        """The form without normal sites for which that is exact and not dearer than this."""
+        if "eliminate" not in self.methods:
+            return form
+        program, names = without_normal(
+            form.program, self.problem.args, most_work=most_work, only_moving=only_moving
+        )
+        if not names:
+            return form
+        label = f"{', '.join(names)} integrated out"
+        return Form(label, program, (*form.eliminated, *names))
+
+    def _nuts(self, first: Form, plain: Form) -> bool:
+        chains = self._chains(first, (0.9, 0.95))
+        if chains.verdict.is_certified:
+            return True
+        if chains.verdict.seen["r_hat"] > _APART and self._in_modes(first):
+            return True
+        return any(
+            self._chains(form, accepts).verdict.is_certified
+            for form, accepts in self._other_forms(first, plain)
+        )
+
+    def _other_forms(self, first: Form, plain: Form) -> Iterator[tuple[Form, tuple[float, ...]]]:
+        more = self._without(plain, DEAR, only_moving=False)
+        if set(more.eliminated) - set(first.eliminated):
+            yield more, (0.9, 0.95)
+        changed, names = noncentred(first.program, self.problem.args)
+        if names:
+            yield (
+                Form(f"{', '.join(names)} shifted and scaled", changed, first.eliminated),
+                (0.9, 0.95),
+            )
+        yield first, (0.99,)
+
+    def _in_modes(self, form: Form) -> bool:
+        """Chains that begin in the modes that are found."""
+        began = time.perf_counter()
+        target = self._target(form)
+        found = starts_in_modes(
+            self.method, target, self.problem.args, self._fresh(), self.num_chains
+        )
+        if found is None:
+            return False
+        starts, frame, text = found
+        self._tell(Attempt("modes", time.perf_counter() - began, text, {}))
+        label = " ".join(filter(None, [form.label, "begun in modes"]))
+        form = form._replace(label=label)
+        return self._chains(form, (0.9,), starts, frame).verdict.is_certified
+
+    def _chains(
+        self, form: Form, accepts: tuple[float, ...], starts: Any = None, frame: Any = None
+    ) -> Chains:
+        target = self._target(form)
+        settings = Settings(
+            self.num_chains, -(-self.num_samples // self.num_chains), 2 * CHUNK, accepts, 2,
+            target.dimension <= DENSE_UP_TO,
+        )  # fmt: skip
+        chains = run_chains(
+            self.method, target, self._fresh(), settings, starts, frame, self._tell, form.label
+        )
+        self.found.append(chains_found(self.problem, target, chains, form))
+        return chains
+
+    def _tempered(self, first: Form, plain: Form) -> bool:
+        found = run_tempered(first.program, self.problem.args, self._fresh(), self.num_samples)
+        return self._weighed("tempered", first, found)
+
+    def _fit(self, first: Form, plain: Form) -> bool:
+        found = run_fit(first.program, self.problem.args, self._fresh(), self.num_samples)
+        return self._weighed("fit", first, found)
+
+    def _weighed(self, method: str, form: Form, found: Any) -> bool:
+        choices, verdict, attempt = found
+        self._tell(attempt)
+        if choices is None:
+            return False
+        draw = lambda key: completed(self.problem, form.program, key, choices, dict)
+        self.found.append(Found(method, verdict, form, draw))
+        return verdict.is_certified
+
+    def _target(self, form: Form) -> Target:
+        return make_target(self.method, form.program, self.problem.args)
+
+    def _fresh(self) -> Any:
+        return jax.random.fold_in(self.run_key, len(self.attempts))
+
+    def _tell(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+        self.say(str(attempt))
+
+    def _made(self, found: Found) -> Draws:
+        return make_draws(self.problem, found, self.draw_key, tuple(self.attempts))
+
+
+def simulated_choices(program: ppl.Program, args: tuple) -> list[str]:
+    """Latent sites that are left, but for missing cells."""
+    from ._elimination import simulated
+
+    trace = simulated(program, args)
+    return [n for n in trace.choices if not trace.sites[n].is_imputed]
+
+
+def chains_found(problem: Problem, target: Target, chains: Chains, form: Form) -> Found:
+    """The draws of chains."""
+    run = chains.run
+    u = run.u.reshape(-1, target.dimension).astype(np.float32)
+    flat = {
+        "lp": run.log_density,
+        "diverging": run.is_diverging,
+        "energy": run.energy,
+        "n_steps": run.num_steps,
+    }
+    return Found(
+        "nuts", chains.verdict, form,
+        lambda key: completed(problem, target.program, key, u, target.choices),
+        len(run.u), {name: x.reshape(-1) for name, x in flat.items()},
+    )  # fmt: skip
+
+
+def make_draws(problem: Problem, found: Found, key: Any, attempts: tuple[Attempt, ...]) -> Draws:
+    """The result."""
+    verdict = found.verdict
+    certificate = Certificate(
+        found.method, verdict.is_certified, verdict.problems, verdict.seen, attempts, found.form.eliminated
+    )  # fmt: skip
+    return Draws(
+        found.draw(key), certificate, found.num_chains, dict(found.statistics),
+        problem.model, problem.args, problem.labels,
+    )  # fmt: skip

@@ -1,0 +1,119 @@
+"""The log-density of a program's latent values on R^d: what chains move on.
+
+Missing cells that no other statement reads integrate to one and are left out; they are drawn afterwards. Seen cells of a
+statement with `obs_mask` have a place in the value of the missing ones but no density there: their coordinates get a standard
+normal law of their own, which touches nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+from ... import ppl
+from ...ppl._compat import jaxpr_as_fun
+from ...ppl.densities import Eliminated
+from .._arguments import Arguments, outcome
+from .._observed import readers
+from ..particles.moves import transforms_of
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A program's latent sites as coordinates.
+
+    Attributes:
+        program: the program, perhaps an eliminated one.
+        args: its arguments.
+        arrays: the arrays among them.
+        sites: latent sites that have coordinates, in program order.
+        idle: missing cells that nothing reads.
+        dimension: number of coordinates d.
+        log_density: (u [d], arrays) -> log-density with the Jacobian, nats.
+        choices: u [d] -> latent site -> value.
+        names: a name for each coordinate.
+    """
+
+    program: ppl.Program
+    args: tuple
+    arrays: list[Any]
+    sites: tuple[str, ...]
+    idle: tuple[str, ...]
+    dimension: int
+    log_density: Callable[[Array, list[Any]], Array]
+    choices: Callable[[Array], dict[str, Array]]
+    names: tuple[str, ...]
+
+
+def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
+    """The target of a program without discrete latent sites.
+
+    Raises:
+        ValueError: a support that depends on another draw; `method` is who asks.
+    """
+    trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
+    imputed = [n for n in trace.choices if trace.sites[n].is_imputed]
+    idle = [n for n in imputed if set(readers(program, n, trace, args)) <= {n}]
+    sites = [n for n in trace.choices if n not in idle]
+    split = Arguments(args)
+    arrays = split.arrays(args)
+    zeros = {n: jnp.zeros(x.shape, x.dtype) for n, x in trace.choices.items()}
+    if not sites:
+        return Target(program, args, arrays, (), tuple(idle), 0, _nothing, lambda u: {}, ())
+    whole = program.program if isinstance(program, Eliminated) else program
+    transforms = transforms_of(method, whole, args, {n: zeros[n] for n in sites})
+    base = {n: jax.eval_shape(transforms[n].inv, zeros[n]) for n in sites}
+    sizes = [math.prod(base[n].shape) for n in sites]
+    ends = np.cumsum(sizes)
+
+    def parts(u: Array) -> dict[str, Array]:
+        cut = {n: u[end - size : end] for n, size, end in zip(sites, sizes, ends, strict=True)}
+        return {n: x.reshape(base[n].shape) for n, x in cut.items()}
+
+    def choices(u: Array) -> dict[str, Array]:
+        return {n: transforms[n](v) for n, v in parts(u).items()}
+
+    def log_density(u: Array, arrays: list[Any]) -> Array:
+        free, x = parts(u), choices(u)
+        run = program.trace({**x, **{n: zeros[n] for n in idle}}, *split.join(arrays))
+        total = sum(jnp.sum(lp) for n, lp in run.log_probs.items() if n not in idle)
+        for name in sites:
+            volume = transforms[name].log_abs_det_jacobian(free[name], x[name])
+            if name in imputed:
+                volume = _own_law(name, free[name], volume, run.cells[name])
+            total += jnp.sum(volume)
+        return total
+
+    places = [(n, place) for n in sites for place in np.ndindex(base[n].shape)]
+    names = [f"{n}{list(place) if place else ''}" for n, place in places]
+    dimension = int(ends[-1])
+    closed = jax.make_jaxpr(log_density)(jnp.zeros(dimension), arrays)  # traced once
+    run = jaxpr_as_fun(closed)
+    return Target(
+        program, args, arrays, tuple(sites), tuple(idle), dimension,
+        lambda u, arrays: run(u, *jax.tree.leaves(arrays))[0], choices, tuple(names),
+    )  # fmt: skip
+
+
+def _nothing(u: Array, arrays: list[Any]) -> Array:
+    return jnp.zeros(())
+
+
+def _own_law(name: str, free: Array, volume: Array, cells: Array) -> Array:
+    """Log-volumes of missing cells; at the cells that were seen a standard normal law of the coordinate."""
+    cells = jnp.reshape(cells, (*cells.shape, *[1] * (free.ndim - cells.ndim)))
+    if free.ndim != volume.ndim or free.shape != jnp.broadcast_shapes(free.shape, cells.shape):
+        raise ValueError(
+            f"Site '{name}': its missing cells are read by other statements, and its support joins several numbers of an event, "
+            "so that a cell has no coordinate to itself. Draw the cells one by one, each on a support of its own."
+        )
+    return jnp.where(cells, volume, -0.5 * free**2)

@@ -1,0 +1,220 @@
+"""`infer` and `nuts` on posteriors that are known."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer.autoguide import AutoNormal
+
+from lapilli import inference, ppl
+from lapilli.inference.posteriors._infer import told
+
+KEY = jax.random.key(0)
+X = np.linspace(-1.0, 1.0, 12)
+Y = 1.5 * X + 0.4 * np.random.default_rng(0).standard_normal(12)
+
+
+def line(x, y=None, noise=0.5):
+    slope = ppl.sample("slope", dist.Normal(0.0, 2.0))
+    with ppl.plate("rows", x.shape[0]):
+        return ppl.sample("y", dist.Normal(slope * x, noise), obs=y)
+
+
+def line_of_unknown_noise(x, y=None):
+    noise = ppl.sample("noise", dist.HalfNormal(1.0))
+    slope = ppl.sample("slope", dist.Normal(0.0, 2.0))
+    with ppl.plate("rows", x.shape[0]):
+        return ppl.sample("y", dist.Normal(slope * x, noise), obs=y)
+
+
+def slope_given(noise):
+    precision = 0.25 + (X**2).sum() / noise**2
+    return (X * Y).sum() / noise**2 / precision, precision**-0.5
+
+
+def moments_of_line():
+    """Mean and deviation of slope and noise, by quadrature over the noise."""
+    noise = np.linspace(1e-3, 4.0, 20_001)
+    mean, sd = slope_given(noise)
+    residual = (Y**2).sum() - (mean / sd) ** 2 * noise**2
+    log_p = -0.5 * noise**2 - len(Y) * np.log(noise) - 0.5 * residual / noise**2 + np.log(sd)
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    average = lambda f: (p * f).sum()
+    of = lambda m, v: (average(m), (average(v + m**2) - average(m) ** 2) ** 0.5)
+    return {"slope": of(mean, sd**2), "noise": of(noise, 0.0)}
+
+
+def assert_moments(draws, truth, errors=4.5):
+    """Means and deviations within some standard errors, by the effective size that the certificate has."""
+    size = draws.certificate.seen.get("ess_bulk", 4000)
+    for name, (mean, sd) in truth.items():
+        x = np.asarray(draws.choices[name], float)
+        assert abs(x.mean() - mean) < errors * sd / size**0.5, name
+        assert abs(x.std() / sd - 1) < errors * 1.5 / size**0.5, name
+
+
+@pytest.fixture(scope="module")
+def found():
+    return inference.infer(line_of_unknown_noise, args={"x": X, "y": Y}, progress=False)
+
+
+def test_a_posterior_that_is_exact_is_drawn_exactly():
+    draws = inference.infer(line, args=(X, Y), progress=False)
+    certificate = draws.certificate
+    assert certificate.method == "exact" and certificate.is_certified
+    assert certificate.eliminated == ("slope",) and draws.num_chains == 1
+    assert_moments(draws, {"slope": slope_given(0.5)})
+
+
+def test_chains_have_the_moments_of_the_posterior(found):
+    assert found.certificate.method == "nuts" and found.certificate.is_certified
+    assert found.by_chain()["slope"].shape == (8, 500) and found.statistics["lp"].shape == (4000,)
+    assert_moments(found, moments_of_line())
+
+
+def test_a_result_says_first_whether_it_is_certified(found):
+    lines = repr(found).splitlines()
+    assert lines[1].split() == ["certified", "yes"] and "R-hat" not in lines[1]
+    assert "nuts" in repr(found.certificate)
+
+
+def test_new_rows_are_predicted_and_old_ones_checked(found):
+    new = np.array([0.0, 2.0])
+    drawn = found.predict(KEY, new, num_samples=2000)["y"]
+    mean, _ = moments_of_line()["slope"]
+    assert drawn.shape == (2000, 2)
+    np.testing.assert_allclose(drawn.mean(0), mean * new, atol=0.15)
+    assert set(found.predict(KEY, num_samples=5)) == {"y"}
+    assert set(found.predict(KEY, num_samples=5, keep="noise")) == {"y", "slope"}
+    with pytest.raises(ValueError, match=r"argument 'keep' has \['nose'\]"):
+        found.predict(KEY, num_samples=5, keep="nose")
+    by_function = inference.predict(line_of_unknown_noise, found, KEY, new, num_samples=7)
+    assert by_function["y"].shape == (7, 2)
+
+
+def test_draws_go_to_arviz_chain_by_chain(found):
+    tree = inference.to_arviz(found, key=KEY)
+    assert dict(tree["posterior"].sizes) == {"chain": 8, "draw": 500}
+    assert {"lp", "diverging"} <= set(tree["sample_stats"]) and tree["posterior"].attrs["certified"]
+    assert tree["log_likelihood"]["y"].shape == (8, 500, 12)
+
+
+def test_draws_come_back_from_a_file(found, tmp_path):
+    path = tmp_path / "draws.npz"
+    found.save(path)
+    loaded = inference.Draws.load(path, line_of_unknown_noise)
+    assert loaded.certificate == found.certificate and loaded.num_chains == 8
+    assert (loaded.choices["noise"] == found.choices["noise"]).all()
+    assert set(loaded.predict(KEY, num_samples=3)) == {"y"}
+    with pytest.raises(ValueError, match="belongs to another program"):
+        inference.Draws.load(path, line)
+    found.save(path, data=False)
+    bare = inference.Draws.load(path, line_of_unknown_noise)
+    with pytest.raises(ValueError, match="Draws.predict has no arguments"):
+        bare.predict(KEY, num_samples=3)
+    with pytest.raises(ValueError, match="to_arviz: argument 'args' is missing"):
+        inference.to_arviz(bare, key=KEY)
+
+
+def test_two_modes_that_no_chain_crosses_are_not_certified_by_nuts():
+    def modes(y):
+        z = ppl.sample("z", dist.Normal(0.0, 30.0))
+        ppl.sample("y", dist.Normal(jnp.abs(z), 0.1), obs=y)
+
+    with pytest.warns(UserWarning, match=r"nuts: these draws are NOT certified.* R-hat"):
+        draws = inference.nuts(
+            modes, args=(20.0,), num_warmup=250, num_samples=1000, progress=False
+        )
+    assert not draws.certificate.is_certified and "NO" in repr(draws)
+    assert draws.certificate.seen["r_hat"] > 1.5
+
+
+def test_what_is_not_certified_can_be_an_error(found):
+    certificate = dataclasses.replace(
+        found.certificate, is_certified=False, problems=("a problem",)
+    )
+    doubtful = dataclasses.replace(found, certificate=certificate)
+    with pytest.raises(RuntimeError, match="NOT certified as the posterior's .nuts.: a problem"):
+        told("infer", doubtful, "raise")
+    with pytest.warns(UserWarning, match="infer: these draws are NOT certified"):
+        told("infer", doubtful, "warn")
+
+
+@pytest.mark.slow
+def test_an_eliminated_program_is_sampled_and_its_sites_are_drawn():
+    program = ppl.eliminate(line_of_unknown_noise, "slope")
+    draws = inference.nuts(program, args=(X, Y), progress=False, num_samples=2000)
+    assert draws.certificate.eliminated == ("slope",) and draws.certificate.is_certified
+    assert set(draws.choices) == {"slope", "noise"}
+    assert_moments(draws, moments_of_line())
+
+
+def test_nuts_needs_something_to_sample():
+    with pytest.raises(ValueError, match="nuts: nothing is left to sample"):
+        inference.nuts(ppl.eliminate(line, "slope"), args=(X, Y), progress=False)
+
+
+def learned(x, y):
+    slope = ppl.param("slope", 0.0)
+    noise = ppl.sample("noise", dist.HalfNormal(1.0))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(slope * x, noise), obs=y)
+
+
+def thinned(x, y):
+    noise = ppl.sample("noise", dist.HalfNormal(1.0))
+    with ppl.plate("rows", 12, subsample_size=3) as rows:
+        ppl.sample("y", dist.Normal(x[rows], noise), obs=y[rows])
+
+
+def counted(x, y):
+    rate = ppl.sample("rate", dist.Gamma(1.0, 1.0))
+    k = ppl.sample("k", dist.Poisson(rate))
+    ppl.sample("y", dist.Normal(k * 1.0, 1.0), obs=y[0])
+
+
+def moving(x, y):
+    top = ppl.sample("top", dist.HalfNormal(1.0))
+    z = ppl.sample("z", dist.Uniform(0.0, top))
+    ppl.sample("y", dist.Normal(z, 1.0), obs=y[0])
+
+
+def nowhere(x, y):
+    z = ppl.sample("z", dist.HalfNormal(1.0))
+    ppl.factor("never", -jnp.inf * z)
+
+
+@pytest.mark.parametrize(
+    "model, args, message",
+    [
+        (learned, (X, Y), r"parameters that are to be learned, \['slope'\]"),
+        (thinned, (X, Y), r"\['y'\] are in a plate that draws its rows, \['rows'\]"),
+        (counted, (X, Y), r"the discrete sites \['k'\] .* cannot be summed out"),
+        (moving, (X, Y), "the support of one of the sites"),
+        (nowhere, (X, Y), "infer: of 100 places for each chain"),
+        (line, (X,), "argument 'y' of .* is None|no observation and no factor"),
+    ],
+    ids=["parameters", "subsample", "discrete", "support", "density", "data"],
+)
+def test_what_has_no_posterior_here_is_refused(model, args, message):
+    with pytest.raises(ValueError, match=message):
+        inference.infer(model, args=args, progress=False)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match="argument 'model' is a guide, AutoNormal"):
+        inference.infer(AutoNormal(line), args=(X, Y))
+    with pytest.raises(TypeError, match="argument 'model' is an objective"):
+        inference.infer(inference.elbo(line, AutoNormal(line)), args=(X, Y))
+    with pytest.raises((TypeError, ValueError), match="args"):
+        inference.infer(line, args=[X, Y])
+    with pytest.raises(ValueError, match=r"methods has \['nut'\].* Did you mean 'nuts'"):
+        inference.infer(line, args=(X, Y), methods=["nut"])
+    with pytest.raises(ValueError, match="draws nothing where sites are left"):
+        inference.infer(line, args=(X, Y), methods=["eliminate"])
+    with pytest.raises(ValueError, match="target_accept must lie between 0 and 1"):
+        inference.nuts(line, args=(X, Y), target_accept=1.0)

@@ -1,0 +1,110 @@
+"""The verdict on chains: each problem is seen, and none where there is none."""
+
+import numpy as np
+import pytest
+
+from lapilli.inference.posteriors._fitted import of_weights
+from lapilli.inference.posteriors._judged import of_chains
+
+SHAPE = (4, 1000)
+
+
+def judged(change):
+    rng = np.random.default_rng(0)
+    x, energy = rng.standard_normal((*SHAPE, 2)), rng.standard_normal(SHAPE)
+    broken = np.zeros(SHAPE, bool)
+    x, energy, broken = change(x, energy, broken)
+    return of_chains(x, ["a", "b"], energy, broken)
+
+
+def shifted(x, energy, broken):
+    x[0, :, 1] += 1.0
+    return x, energy, broken
+
+
+def wide(x, energy, broken):
+    x[0, :, 0] *= 2.0
+    return x, energy, broken
+
+
+def slow(x, energy, broken):
+    x[:, :, 0] = np.cumsum(x[:, :, 0], 1)
+    return x, energy, broken
+
+
+def stuck(x, energy, broken):
+    x[1, :, 0] = 0.3
+    return x, energy, broken
+
+
+def standing(x, energy, broken):
+    x[:, :, 0] = 0.3
+    return x, energy, broken
+
+
+def broken_off(x, energy, broken):
+    broken[2, 5] = True
+    return x, energy, broken
+
+
+def stiff(x, energy, broken):
+    return x, np.cumsum(energy, 1), broken
+
+
+def nan(x, energy, broken):
+    x[0, 0, 0] = np.nan
+    return x, energy, broken
+
+
+def test_good_chains_have_no_problem():
+    verdict = judged(lambda *x: x)
+    assert verdict.is_certified and not verdict.is_short and verdict.seen["r_hat"] < 1.01
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (shifted, "R-hat is .* at b"),
+        (wide, "R-hat is .* at a"),
+        (slow, "R-hat is .* at a"),
+        (stuck, "R-hat is .* at a"),
+        (standing, "R-hat is inf at a"),
+        (nan, "R-hat is inf at a"),
+        (broken_off, "1 of 4000 trajectories broke off"),
+        (stiff, "E-BFMI is 0"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_each_problem_is_seen(change, words):
+    verdict = judged(change)
+    assert not verdict.is_certified
+    import re
+
+    assert re.search(words, "; ".join(verdict.problems))
+
+
+def test_few_draws_are_short_and_nothing_else():
+    rng = np.random.default_rng(3)
+    verdict = of_chains(
+        rng.standard_normal((4, 60, 1)),
+        ["a"],
+        rng.standard_normal((4, 60)),
+        np.zeros((4, 60), bool),
+    )
+    assert not verdict.is_certified and verdict.is_short
+
+
+@pytest.mark.parametrize("scale, is_good", [(1.0, True), (0.25, False)])
+def test_weights_of_a_fit_are_judged(scale, is_good):
+    """A normal guide of the right and of a quarter of the scale for a standard normal posterior."""
+    z = scale * np.random.default_rng(0).standard_normal(4000)
+    log_weights = -0.5 * z**2 + 0.5 * (z / scale) ** 2
+    assert of_weights(log_weights).is_certified == is_good
+
+
+def test_weights_that_are_no_numbers_are_a_problem():
+    for bad in (np.nan, np.inf):
+        log_weights = np.zeros(100)
+        log_weights[3] = bad
+        verdict = of_weights(log_weights)
+        assert not verdict.is_certified and not verdict.seen
