@@ -85,7 +85,7 @@ def _refuse_parameters(method: str, program: Program, args: tuple) -> None:
     if free := [n for n in found if n not in known]:
         raise ValueError(
             f"{method}: {program!r} has parameters that are to be learned, {free}, and a posterior is of latent sites. "
-            "Train them by inference.fit and pass fit.model, where they are fixed, or give each a prior: ppl.sample for ppl.param."
+            "Train them by inference.fit and pass fit.model, where they are fixed, or give each a prior by ppl.sample."
         )
 
 
