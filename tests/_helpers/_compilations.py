@@ -1,38 +1,24 @@
-"""Count what XLA compiles."""
-
-from __future__ import annotations
+"""How many functions are compiled in a block."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
-
-class Compilations:
-    """How many programs were compiled inside of `counted`."""
-
-    num: int = 0
-
-
-_open: list[Compilations] = []
-_is_listening: list[bool] = []
+EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 @contextlib.contextmanager
-def counted() -> Iterator[Compilations]:
-    """The number of programs that are compiled inside, also those of one operation."""
-    if not _is_listening:  # a listener cannot be taken away
-        jax.monitoring.register_event_duration_secs_listener(_hear)
-        _is_listening.append(True)
-    found = Compilations()
-    _open.append(found)
+def compilations() -> Iterator[Callable[[], int]]:
+    """A count of the compilations so far in the block (those that a cache on disk serves included)."""
+    found = []
+
+    def listen(event: str, _: float, **__: object) -> None:
+        if event == EVENT:
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield found
+        yield lambda: len(found)
     finally:
-        _open.remove(found)
-
-
-def _hear(event: str, seconds: float, **_: object) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
-        for found in _open:
-            found.num += 1
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -5,7 +5,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
-from _compilations import counted
+from _compilations import compilations
 
 from lapilli import inference, ppl
 
@@ -43,27 +43,27 @@ def fitted():
 
 
 def test_a_fit_of_new_objects_on_other_data_by_more_steps(fitted):
-    with counted() as compilations:
+    with compilations() as num_compiled:
         other = fit(seed=1, num_steps=130)
-    assert compilations.num == 0
+    assert num_compiled() == 0
     assert other.history["value"].shape == (130,)
     assert other.history["value"][0] != fitted.history["value"][0]
 
 
 def test_a_fit_with_minibatches():
     fit(subsample={"rows": 10})
-    with counted() as compilations:
+    with compilations() as num_compiled:
         fit(seed=1, subsample={"rows": 10})
-    assert compilations.num == 0
+    assert num_compiled() == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"num_seeds": 2}, {"average": 0.9}], ids=str)
 def test_a_fit_with_options(options):
     fit(**options)
-    with counted() as compilations:
+    with compilations() as num_compiled:
         fit(seed=1, **options)
-    assert compilations.num == 0
+    assert num_compiled() == 0
 
 
 @pytest.mark.slow
@@ -73,9 +73,9 @@ def test_a_fit_of_a_model():
         return inference.fit(model, args=rows(seed), num_steps=500, progress=False)
 
     call(0)
-    with counted() as compilations:
+    with compilations() as num_compiled:
         call(1)
-    assert compilations.num == 0
+    assert num_compiled() == 0
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_fit_of_a_model():
 def test_the_results_of_a_fit_are_used_again(fitted, use):
     use(fitted, 0)
     other = fit(seed=1)
-    with counted() as compilations:
+    with compilations() as num_compiled:
         use(fitted, 1)
         use(other, 0)
-    assert compilations.num == 0
+    assert num_compiled() == 0
