@@ -98,13 +98,14 @@ def wrong_cells(readme):
 
 
 def test_numbers_of_the_readme_are_those_of_the_records():
-    table = README.partition("## Eleven figures")[2].partition("\n## ")[0]
-    assert len(ROW.findall(README)) == 11 == table.count("\n| ") - 1
+    table = README.partition("## What the promise is worth")[2].partition("\n## ")[0]
+    assert len(ROW.findall(README)) == table.count("\n| ") - 1 >= 4
     assert wrong_cells(README) == []
 
 
 @pytest.mark.parametrize(
-    "old, new", [("1.45 ±", "1.46 ±"), ("NumPyro 7.42", "NumPyro 7.43"), ("10 x 10", "")]
+    "old, new",
+    [("-638.251", "-638.252"), ("NumPyro 7.42", "NumPyro 7.43"), ("8 states", "9 states")],
 )
 def test_another_number_in_the_readme_is_found(old, new):
     changed = README.replace(old, new)
@@ -112,14 +113,14 @@ def test_another_number_in_the_readme_is_found(old, new):
 
 
 def test_the_readme_is_short():
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 125
 
 
 def test_links_of_the_readme_lead_somewhere():
     links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", README)
     assert len(links) > 20
     assert [link for link in links if not (faces.ROOT / link).exists()] == []
-    folders = ("tutorials", "howto", "explain", "start")
+    folders = ("tutorials", "start")
     pages = {str(f.relative_to(faces.ROOT)) for part in folders for f in (DOCS / part).glob("*.md")}
     assert pages - set(links) == set(), "README links every page of these folders"
 
