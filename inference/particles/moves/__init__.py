@@ -21,6 +21,7 @@ from ._kernels import (
     Standing as Standing,
     accept as accept,
     acceptance as acceptance,
+    along as along,
     cholesky as cholesky,
 )
 from ._supports import transforms_of as transforms_of

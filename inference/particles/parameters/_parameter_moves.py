@@ -87,7 +87,7 @@ class ParameterMoves:
 
 
 def _points(tuned: Tuned) -> Array:
-    """2 d points with the chain's mean and covariance, from which kernels take their spread."""
+    """10 d points with the chain's mean and covariance, so many that kernels take it as it is."""
     size = len(tuned.mean)
     root = cholesky(tuned.covariance).T * size**0.5
-    return tuned.mean + jnp.concatenate([root, -root])
+    return tuned.mean + jnp.tile(jnp.concatenate([root, -root]), (5, 1))

@@ -13,10 +13,9 @@ from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
-from ....ppl._precision import full_precision
 from ....ppl._show import shown
 from ..._runs import checked
-from ..moves import RandomWalk, acceptance
+from ..moves import RandomWalk, acceptance, along
 from ..population import (
     evidence,
     facts_with_error,
@@ -274,8 +273,7 @@ class _Smc2Run:
         def move(cloud: _ParameterCloud, key: Array) -> tuple[_ParameterCloud, Array]:
             noise_key, filter_key, accept_key = jax.random.split(key, 3)
             noise = jax.random.normal(noise_key, cloud.points.shape)
-            with full_precision():
-                points = cloud.points + scale * noise @ spread.T
+            points = cloud.points + scale * jax.vmap(along, (None, 0))(spread, noise)
             new = self.cloud(filter_key, points)
             rates = acceptance(_log_target(new, t) - _log_target(cloud, t))
             is_accepted = jax.random.uniform(accept_key, rates.shape) < rates

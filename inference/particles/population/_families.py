@@ -12,6 +12,9 @@ Of M chains that are kept whole (waste-free) a chain is the particle: its weight
 that goes on is drawn by their shares, which is part of the next chain's kernel. So the same holds with M in the place of K, and
 families of chains.
 
+Of M systems that run by themselves (islands), with shares V_m of the weight, only pairs inside one can be related:
+exp(-v) = 1 - sum_m V_m^2 (1 - exp(-v_m)).
+
 Reference: Chan and Lai 2013, arXiv:1312.5114; Lee and Whiteley 2018, arXiv:1509.00394, section 3.
 """
 
@@ -70,19 +73,25 @@ def law_of(run: Weighed) -> str:
 
 def family_variance(run: Weighed, form: str, read: Callable[[Array], Any] = lambda x: x) -> Any:
     """The v of the module's formula, nats squared; `read` makes the arrays that it is computed of."""
-    assert run.log_apart is not None
     num = run._num_resamplings(read) if form == "unbiased" else 0
-    return (num + 1) * math.log1p(-1 / run._num_first) - read(run.log_apart)
+    apart = getattr(run, "island_log_apart", run.log_apart)
+    v = (num + 1) * math.log1p(-1 / run._num_first) - read(apart)
+    if not np.ndim(v):
+        return v
+    numbers, shares = _shares(run, read)
+    return -numbers.log1p((shares**2 * numbers.expm1(-v)).sum())
 
 
 def family_error(run: Weighed, read: Callable[[Array], Any] = lambda x: x) -> Any | None:
     """A standard error of the log-evidence, nats; infinite where all particles are related, None where the run does not show it.
 
+    Where families do not tell, the spread of islands does.
+
     The root of v, or of its bound: where the offspring counts allow no more, or v is negative by its own noise.
     """
     law, is_alone = law_of(run), run._num_first < 2
     if run.log_apart is None or is_alone or law not in FORMS["upper"]:
-        return None
+        return island_error(run, read)
     bound: Any = family_variance(run, "upper", read)
     numbers: Any = np if isinstance(bound, np.ndarray | np.generic) else jnp
     bound = numbers.maximum(bound, 0.0)  # but for rounding
@@ -92,10 +101,28 @@ def family_error(run: Weighed, read: Callable[[Array], Any] = lambda x: x) -> An
     return numbers.sqrt(numbers.where(value > 0, value, bound))
 
 
+def island_error(run: Any, read: Callable[[Array], Any] = lambda x: x) -> Any | None:
+    """The standard error of the mean of the islands' evidences over it, from their spread; None without islands."""
+    if len(getattr(run, "island_log_evidence", ())) < 2:
+        return None
+    numbers, shares = _shares(run, read)
+    num = len(shares)
+    return numbers.sqrt(numbers.maximum(num * (shares**2).sum() - 1, 0.0) / (num - 1))
+
+
+def _shares(run: Any, read: Callable[[Array], Any]) -> tuple[Any, Any]:
+    """NumPy or its namesake, and the islands' shares of the weight."""
+    log_z = read(run.island_log_evidence)
+    numbers: Any = np if isinstance(log_z, np.ndarray) else jnp
+    shares = numbers.exp(log_z - log_z.max())
+    return numbers, shares / shares.sum()
+
+
 def facts_with_error(run: Any, remedy: str) -> dict[str, Any]:
     """What a run's result prints: its fields, the log-evidence with its standard error, or what to do where it does not show."""
     facts = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-    del facts["log_apart"]
+    for name in ("log_apart", "island_log_apart"):
+        facts.pop(name, None)
     if is_readable(run.log_evidence) and np.ndim(run.log_evidence) == 0:
         told = _told(family_error(run, np.asarray), law_of(run), remedy)
         facts["log_evidence"] = f"{float(run.log_evidence):.6g} (standard error {told})"
@@ -107,4 +134,8 @@ def _told(error: Any | None, law: str, remedy: str) -> str:
         return f"unknown: {remedy}"
     if not np.isfinite(error):
         return "unknown: the particles are all related; take more"
-    return f"{'' if law in FORMS['unbiased'] else 'at most about '}{float(error):.2g}"
+    kind = {"unbiased": "", "upper": "at most about "}
+    known = next(
+        (word for form, word in kind.items() if law in FORMS[form]), "from islands, about "
+    )
+    return f"{known}{float(error):.2g}"

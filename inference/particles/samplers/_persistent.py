@@ -12,40 +12,17 @@ Invariant: particles of level 0 are draws from the prior, so that the mixture co
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..moves import Kernel
 from ..population import Weights, evidence, reweight
 from ..resampling import resample
-from ._static import Static
+from ._mixing import lags
+from ._run import Run
 
 Array = jax.Array
-
-
-class Sampler(Protocol):
-    """What is needed of a tempering run."""
-
-    @property
-    def target(self) -> Static: ...
-    @property
-    def kernel(self) -> Kernel: ...
-    @property
-    def num_particles(self) -> int: ...
-    @property
-    def max_steps(self) -> int: ...
-    @property
-    def schedule(self) -> Array | None: ...
-    @property
-    def scheme(self) -> Callable[..., Array]: ...
-    def start(self, key: Array) -> tuple[Array, Array]: ...
-    def tuned(self, n: Array, points: Array, scale: Array) -> tuple[Array, Array]: ...
-    def moved(self, key: Array, points: Array, beta: Array, scale: Array, spread: Array) -> Any: ...
-    def likelihoods(self, points: Array) -> Array: ...
-    def largest(self, beta: Array, ess: Callable[[Array], Array]) -> Array: ...
 
 
 class Pool(NamedTuple):
@@ -68,7 +45,7 @@ class Pool(NamedTuple):
     log_z: Array
 
 
-def begin(run: Sampler, points: Array, terms: Array) -> Pool:
+def begin(run: Run, points: Array, terms: Array) -> Pool:
     """Draws from the prior as level 0."""
     levels, zeros = run.max_steps + 1, jnp.zeros(run.max_steps + 1)
     empty = lambda x: jnp.zeros((levels, *x.shape)).at[0].set(x)
@@ -76,7 +53,7 @@ def begin(run: Sampler, points: Array, terms: Array) -> Pool:
     return Pool(jnp.int32(0), empty(points), empty(terms), mixture, zeros, zeros)
 
 
-def weigh(run: Sampler, pool: Pool, beta: Array) -> Weights:
+def weigh(run: Run, pool: Pool, beta: Array) -> Weights:
     """Weights of all particles for temperature `beta`, [levels * particles], and its log Z as their increment."""
     levels = jnp.arange(run.max_steps + 1)[:, None]
     ratios = run.target.log_likelihood(pool.terms, beta) - pool.log_mixture + jnp.log1p(pool.last)
@@ -84,7 +61,7 @@ def weigh(run: Sampler, pool: Pool, beta: Array) -> Weights:
     return reweight(jnp.full(ratios.shape, -jnp.log(run.num_particles * (pool.last + 1.0))), ratios)
 
 
-def extend(run: Sampler, pool: Pool, points: Array, beta: Array, log_z: Array) -> Pool:
+def extend(run: Run, pool: Pool, points: Array, beta: Array, log_z: Array) -> Pool:
     """The pool with one more level."""
     n, terms = pool.last + 1, run.likelihoods(points)
     temperatures, log_zs = pool.temperatures.at[n].set(beta), pool.log_z.at[n].set(log_z)
@@ -100,16 +77,12 @@ def extend(run: Sampler, pool: Pool, points: Array, beta: Array, log_z: Array) -
     )  # fmt: skip
 
 
-def run_persistent(run: Sampler, key: Array) -> dict[str, Any]:
+def run_persistent(run: Run, key: Array) -> dict[str, Any]:
     """The fields of a `TemperedResult`; particles of all levels, empty ones with log-weight -inf."""
     init_key, loop_key = jax.random.split(key)
     size = run.max_steps
     pool = begin(run, *run.start(init_key))
-    spread = jnp.zeros((size, *jax.eval_shape(run.kernel.spread, pool.points[0]).shape))
-    record = {
-        "increments": jnp.zeros(size), "ess": jnp.full(size, float(run.num_particles)), "acceptance": jnp.ones(size),
-        "scale": jnp.zeros(size), "spread": spread,
-    }  # fmt: skip
+    record = run.record(pool.points[0]) | {"increments": jnp.zeros(size)}
 
     def go_on(state: Any) -> Array:
         pool = state[0]
@@ -129,15 +102,14 @@ def run_persistent(run: Sampler, key: Array) -> dict[str, Any]:
         points = pool.points.reshape(-1, pool.points.shape[-1])
         scheme = lambda key, log_weights: run.scheme(key, log_weights, run.num_particles)
         chosen = resample(resample_key, points, weights.log_weights, scheme, True)
-        scale, spread = run.tuned(n, chosen.particles, scale)
-        moved, rate = run.moved(move_key, chosen.particles, new_beta, scale, spread)
-        new = {
-            "increments": weights.increment - pool.log_z[n], "ess": weights.ess, "acceptance": rate,
-            "scale": scale, "spread": spread,
-        }  # fmt: skip
-        record = {name: buffer.at[n].set(new[name]) for name, buffer in record.items()}
-        pool = extend(run, pool, moved, new_beta, weights.increment)
-        return pool, scale * jnp.exp(rate - run.kernel.target_accept), record
+        moved, spread = run.moved(move_key, n, chosen.particles, new_beta, scale)
+        new = {"increments": weights.increment - pool.log_z[n], "ess": weights.ess}
+        record = run.recorded(record, n, moved, spread, new)
+        return (
+            extend(run, pool, moved.points, new_beta, weights.increment),
+            moved.next_scale,
+            record,
+        )
 
     scale = jnp.asarray(run.kernel.init_scale(run.target.dimension), float)
     pool, _, record = jax.lax.while_loop(go_on, step, (pool, scale, record))
@@ -146,15 +118,22 @@ def run_persistent(run: Sampler, key: Array) -> dict[str, Any]:
     weights = weigh(run, pool, jnp.ones(()))  # the last level's particles tell about Z, too
     increments = record["increments"].at[n - 1].add(weights.increment - pool.log_z[n])
     lost, failed_at = evidence(increments)
+    log_evidence = jnp.where(failed_at >= 0, lost, weights.increment)
+    drift, lag = lags(record["z"], record["is_mixed"], n)
     return {
         "particles": jax.vmap(run.target.choices)(pool.points.reshape(-1, pool.points.shape[-1])),
         "log_weights": weights.log_weights,
-        "log_evidence": jnp.where(failed_at >= 0, lost, weights.increment),
+        "log_evidence": log_evidence,
+        "island_log_evidence": log_evidence[None],
         "temperatures": jnp.where(jnp.arange(size) < n, pool.temperatures[1:], last),
         "increments": increments,
         "ess": record["ess"],
         "acceptance": record["acceptance"],
         "num_steps": n,
-        "tuning": {"scale": record["scale"], "spread": record["spread"]},
+        "num_moves": record["num_moves"],
+        "correlation": record["correlation"],
+        "drift": drift,
+        "lag": lag,
+        "tuning": {name: record[name] for name in ("scale", "spread", "num_moves")},
         "failed_at": failed_at,
     }

@@ -281,7 +281,8 @@ def test_lost_particles_are_reported(keep, key):
         a = ppl.sample("a", dist.Normal(0.0, 1.0))
         ppl.factor("f", jnp.where(a < jnp.inf, -jnp.inf, a))
 
-    lost = inference.tempered_smc(
-        impossible, key, num_particles=4, temperatures=[0.5, 1.0], keep=keep
-    )
+    with pytest.warns(UserWarning, match="its particles were lost at temperature 0"):
+        lost = inference.tempered_smc(
+            impossible, key, num_particles=4, temperatures=[0.5, 1.0], keep=keep
+        )
     assert lost.failed_at == 0 and lost.log_evidence == -jnp.inf
