@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from ._mixing import limit_of_z
 
@@ -49,11 +48,11 @@ def problems(
         told = ", ".join(f"{x:.4g}" for x in island_log_evidence)
         found.append(f"the log-evidences of its {num} islands disagree ({told})")
     limit = limit_of_z(2 * dimension)
-    if not max(drift, lag) <= limit:
+    if not (drift <= limit and lag <= limit):
         which = "all temperatures" if drift <= limit else "the last temperatures"
         what = "log_evidence comes" if drift <= limit else "particles and log_evidence come"
         found.append(
-            f"at {which} moves carried the particles one way, by {max(drift, lag):.3g} standard errors (noise: {limit:.2g}), so "
+            f"at {which} moves carried the particles one way, by {np.maximum(drift, lag):.3g} standard errors (noise: {limit:.2g}), so "
             f"that its {what} late"
         )
     return found
@@ -68,7 +67,7 @@ def _of_site(values: np.ndarray, num_islands: int) -> np.ndarray:
 
 
 def _of_ranks(x: np.ndarray, num_islands: int) -> np.ndarray:
-    scores = ndtri((rankdata(x, axis=0) - 0.375) / (len(x) + 0.25))
+    scores = ndtri((np.apply_along_axis(_ranks, 0, x) - 0.375) / (len(x) + 0.25))
     if num_islands == 1:
         return np.ones(x.shape[1])
     by_island = scores.reshape(num_islands, -1, x.shape[1])
@@ -77,3 +76,9 @@ def _of_ranks(x: np.ndarray, num_islands: int) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(between > 0, between / within, 0.0)
     return np.sqrt(1 + ratio)
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """From 1 on; equal values share the mean of theirs."""
+    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]

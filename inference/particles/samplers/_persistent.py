@@ -130,6 +130,7 @@ def run_persistent(run: Run, key: Array) -> dict[str, Any]:
         "ess": record["ess"],
         "acceptance": record["acceptance"],
         "num_steps": n,
+        "dimension": run.target.dimension,
         "num_moves": record["num_moves"],
         "correlation": record["correlation"],
         "drift": drift,

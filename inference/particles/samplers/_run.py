@@ -108,6 +108,7 @@ class Run:
             log_evidence=log_evidence,
             increments=increments,
             num_steps=n,
+            dimension=self.target.dimension,
             failed_at=failed_at,
             island_log_evidence=log_z[-1],
             tuning={name: record.pop(name) for name in ("scale", "spread")}

@@ -14,7 +14,7 @@ from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ..population import facts_with_error, family_error, weighted_mean
 from ..resampling import equally_weighted
-from ._judgement import r_hats
+from ._judgement import problems, r_hats
 
 Array = jax.Array
 
@@ -47,6 +47,7 @@ class TemperedResult:
         island_log_evidence: estimates of log p(data) by each island, [islands], nats.
         island_log_apart: log-share of the pairs of particles of an island that descend from different first ones, at the
             last weighing, [islands], nats; None with `keep="persistent"`.
+        dimension: number of unconstrained coordinates.
         chain_length: states that are kept of each chain, those of a first particle's block among them; 1 but with `keep="all"`.
         offspring: the law of the offspring counts, that of the `Scheme`.
         evidence: "unbiased" if exp(log_evidence) is, else "consistent" in the number of particles.
@@ -68,6 +69,7 @@ class TemperedResult:
     lag: Array
     island_log_evidence: Array
     island_log_apart: Array | None = None
+    dimension: int = dataclasses.field(default=0, metadata={"static": True})
     chain_length: int = dataclasses.field(default=1, metadata={"static": True})
     offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
     evidence: str = dataclasses.field(default="consistent", metadata={"static": True})
@@ -101,6 +103,16 @@ class TemperedResult:
     def r_hat(self) -> dict[str, np.ndarray]:
         """Site -> R-hat of its elements over the islands, by ranks; 1 with one island. Of a run outside of `jax.jit`."""
         return r_hats(self.particles, len(self.island_log_evidence))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why the run is not to be believed, a sentence each, as `tempered_smc` warns of it; of a run outside of `jax.jit`."""
+        if int(self.failed_at) >= 0:
+            return (
+                f"its particles were lost at temperature {int(self.failed_at)}: all weights were 0, or one was NaN",
+            )
+        z = np.asarray(self.island_log_evidence, float)
+        return tuple(problems(self.r_hat, z, float(self.drift), float(self.lag), self.dimension))
 
     @property
     def _remedy(self) -> str:

@@ -21,7 +21,6 @@ from ..moves import HMC, Gibbs, Kernel
 from ..population import voided
 from ..resampling import Scheme, as_scheme
 from ._discrete import as_discrete
-from ._judgement import problems
 from ._persistent import run_persistent
 from ._run import Run
 from ._static import as_static
@@ -59,9 +58,9 @@ def tempered_smc(
     more moves change none, as between far modes) and no mean or spread shifts.
 
     The run watches itself. From 400 chains on, particles are four islands that resample by themselves, independent runs of one
-    tuning; a warning is given where their means, spreads or evidences disagree (`TemperedResult.r_hat`,
-    `island_log_evidence`), where moves carried particles one way up to the end (`drift`, `lag`: the law they should have
-    is not the one they had), and where all particles were lost. Under `jax.jit` nothing is said: read these numbers.
+    tuning; a warning is given where their means, spreads or evidences disagree (`r_hat` and `island_log_evidence` of the
+    result), where moves carried particles one way up to the end (`drift`, `lag`: the law they should have is not the one they
+    had), and where all particles were lost. Under `jax.jit` nothing is said: read `problems` of the result.
 
     Args:
         model: a program of continuous latent sites, or, with `kernel=Gibbs()`, of discrete ones of finite supports;
@@ -152,31 +151,14 @@ def tempered_smc(
             f"target_ess, or use more particles.{told_of_nan(args)}"
         )
     if is_concrete(is_short):
-        _warn(result, target.dimension)
+        if told := result.problems:
+            warnings.warn(f"tempered_smc: {'; '.join(told)}. {REMEDY}", stacklevel=3)
         return result
     told = (result.particles, result.log_weights, result.log_evidence)
     particles, log_weights, log_evidence = voided(told, is_short)
     return dataclasses.replace(
         result, particles=particles, log_weights=log_weights, log_evidence=log_evidence
     )
-
-
-def _warn(result: TemperedResult, dimension: int) -> None:
-    """Say why the run is not to be believed, if it is not."""
-    if int(result.failed_at) >= 0:
-        told = [
-            f"its particles were lost at temperature {int(result.failed_at)}: no particle had positive weight, or one was NaN"
-        ]
-    else:
-        told = problems(
-            result.r_hat,
-            np.asarray(result.island_log_evidence, float),
-            float(result.drift),
-            float(result.lag),
-            dimension,
-        )
-    if told:
-        warnings.warn(f"tempered_smc: {'; '.join(told)}. {REMEDY}", stacklevel=4)
 
 
 def _check(
