@@ -63,6 +63,12 @@ def shared_jit(fn: Callable[..., Any], donate_argnums: Sequence[int] = ()) -> Sh
     return SharedJit(fn, donate_argnums)
 
 
+def shared_scan(step: Callable[..., Any], init: Any, xs: Any, **options: Any) -> Any:
+    """`jax.lax.scan`, compiled once for all steps that are the same program."""
+    run = lambda init, xs: jax.lax.scan(step, init, xs, **options)
+    return (run if _is_for_jax(jax.tree.leaves((init, xs))) else shared_jit(run))(init, xs)
+
+
 _executables: collections.OrderedDict[Any, Any] = collections.OrderedDict()
 _lock = threading.Lock()
 

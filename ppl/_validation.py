@@ -1,8 +1,9 @@
-"""NumPyro's check of a law's arguments, where they are traced.
+"""NumPyro's check of a law's arguments, without compiling it.
 
 NumPyro checks arguments while JAX computes constants at once. What it finds of a traced one is traced, and says nothing; but on
 the way each constant (the mask of a triangular matrix has a dozen) is compiled by itself: half a second at each trace of a
-multivariate Normal law. Here the constants that go with a traced argument are traced like it. What is known is checked as before.
+multivariate Normal law. Here the constants that go with a traced argument are traced like it. What is known is compared in NumPy,
+where three comparisons a shape need no compilation.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -25,13 +27,17 @@ _theirs = dist.Distribution.validate_args
 @functools.wraps(_theirs)
 def _validate_args(self: Any, strict: bool = True) -> None:
     args = self.get_args()
-    if strict or not any(isinstance(x, Tracer) for x in args.values()):
+    if strict and any(isinstance(x, Tracer) for x in args.values()):
         return _theirs(self, strict)
     for name, value in args.items():
         constraint = self.arg_constraints[name]
         if dist.constraints.is_dependent(constraint):
             continue
         is_traced = isinstance(value, Tracer)
+        if isinstance(value, jax.Array) and not (
+            is_traced or jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        ):
+            value = np.asarray(value)
         with contextlib.nullcontext() if is_traced else jax.ensure_compile_time_eval():
             is_valid = constraint(value)
         if not isinstance(is_valid, Tracer) and not np.asarray(is_valid).all():

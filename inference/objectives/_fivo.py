@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
+from ...ppl._own_jit import OwnJit
 from ...ppl._show import shown
 from ...ppl.analysis import SitePlan
 from ...ppl.checks import as_arrays, check_arguments, signature_of
@@ -218,15 +219,13 @@ class _ParticleExpectation:
     """What `ppl.Expectation` is to other objectives."""
 
     def __init__(self, objective: ParticleObjective) -> None:
-        import equinox as eqx
-
         self.objective = objective
         assert objective.settings.gradient is not None
         self.differentiation: Differentiation = objective.settings.gradient
         self._ones: dict[Any, ppl.Expectation] = {}
         self._known: dict[int, tuple[Any, Any]] = {}
-        self._compiled = eqx.filter_jit(jax.value_and_grad(self._value))
-        self._compiled_value = eqx.filter_jit(self._value)
+        self._compiled = OwnJit(jax.value_and_grad(self._value))
+        self._compiled_value = OwnJit(self._value)
 
     def value(self, params: Any, key: Any, *args: Any) -> Array:
         params = as_arrays(params)

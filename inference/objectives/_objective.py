@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -104,8 +105,9 @@ class Objective(AbstractObjective):
     @functools.cached_property
     def expectation(self) -> ppl.Expectation:
         """The objective as an expectation over parameters."""
+        without_expectation = copy.copy(self)  # see `ppl.estimation.Expectation`
         return ppl.expectation(
-            self._run,
+            without_expectation._run,
             strategies=self.strategies,
             num_replicates=self.num_replicates,
             check_jumps=self.check_jumps,

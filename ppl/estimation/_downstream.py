@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,15 @@ from ._reading import ELEMENT, Dims
 from ._terms import Terms
 
 Array = jax.Array
+_MOST_PARTS = 16  # sums that are looked at, the last made
+
+
+class _Sum(NamedTuple):
+    """The sum of some terms at a site without elements, in its dimensions."""
+
+    own: Dims
+    members: frozenset[int]
+    total: Array
 
 
 class Costs:
@@ -31,8 +41,19 @@ class Costs:
         self.terms, self.program = terms, terms.program
         self._opened: Terms | None = None
 
+    def gather_each(self, indices: Sequence[int], terms: dict[int, Array]) -> dict[int, Array]:
+        """What `gather` returns for each of some sites, in as many additions as there are terms where sites stand in a chain."""
+        sums: list[_Sum] = []
+        # The last first: what it can influence is part of what those before it can.
+        found = {index: self.gather(index, terms, sums=sums) for index in reversed(indices)}
+        return {index: found[index] for index in indices}
+
     def gather(
-        self, index: int, terms: dict[int, Array], joint: tuple[int, ...] | None = None
+        self,
+        index: int,
+        terms: dict[int, Array],
+        joint: tuple[int, ...] | None = None,
+        sums: list[_Sum] | None = None,
     ) -> Array:
         """Sum of the terms that each element of a site can influence: [replicates, the site's dimensions, elements (or 1)].
 
@@ -41,18 +62,27 @@ class Costs:
             terms: weighted terms; those that do not depend on the site are skipped.
             joint: element axes that were replayed one element at a time; the terms then have an ELEMENT dimension
                 axis.
+            sums: of subsets of these terms, to be begun with; this one is added.
         """
         site = self.program.sites[index]
         own = self.terms.dims(self.program.dimensions.sites[index])
         total = jnp.zeros((1,) * (len(own) + len(site.sizes)))
-        for j, array in terms.items():
-            if index in self.program.relations[j]:
-                dims = self.terms.dims(self.program.dimensions.kept[j])
-                gone = tuple(a for a, dim in enumerate(dims) if dim not in own)
-                array = array.sum(gone)
-                total = total + _to_elements(
-                    array, len(own), self.program.relations[j][index], site, joint
-                )
+        members = frozenset(j for j in terms if index in self.program.relations[j])
+        begun: frozenset[int] = frozenset()
+        is_whole = not site.sizes  # its one element is influenced by a term or not
+        if sums and is_whole:
+            parts = [s for s in sums[-_MOST_PARTS:] if s.own == own and s.members <= members]
+            part = max(parts, key=lambda s: len(s.members), default=None)
+            begun, total = (begun, total) if part is None else (part.members, part.total)
+        for j in sorted(members - begun):
+            dims = self.terms.dims(self.program.dimensions.kept[j])
+            gone = tuple(a for a, dim in enumerate(dims) if dim not in own)
+            array = terms[j].sum(gone)
+            total = total + _to_elements(
+                array, len(own), self.program.relations[j][index], site, joint
+            )
+        if sums is not None and is_whole:
+            sums.append(_Sum(own, members, total))
         return total
 
     def replay(self, index: int, value: Array, *, together: bool = False) -> Array:

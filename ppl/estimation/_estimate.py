@@ -56,12 +56,12 @@ def surrogate_of(
     total = jnp.zeros(())
     new_state = dict(state)
     costs = Costs(terms.fixed())
+    each = costs.gather_each(wanted, {j: stop(t) for j, t in arrays.items()})
     for index in wanted:
         site = program.sites[index]
         (numbers, probabilities), weight = local[index]
-        cost = costs.gather(index, {j: stop(t) for j, t in arrays.items()})
         downstream = Downstream(
-            cost=cost,
+            cost=each[index],
             weight=stop(weight),
             **_calls(index, site, costs),
             num_replicates=program.num_replicates,

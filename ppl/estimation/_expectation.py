@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 
 from .._compat import typed_key
+from .._own_jit import OwnJit
 from ..analysis import Analysed, Plan, plan_of
 from ..checks import (
     CheckJumps,
@@ -42,14 +44,15 @@ class Expectation:
         examples: list[Any] | None = None,
         checks: dict[Any, Any] | None = None,
     ) -> None:
-        import equinox as eqx  # not at the top: 0.1 s of every import
-
         self.programs = CheckedPrograms(
             fn, strategies, num_replicates, check_jumps, examples, checks
         )
         self._twice: set[Any] = set()  # signatures at which the gradient may be differentiated
-        self._compiled = eqx.filter_jit(self._estimate)
-        self._compiled_value = eqx.filter_jit(self._surrogate)
+        # What is compiled holds rules that look at the programs later on. Of this object they must not know: JAX keeps a compiled
+        # function until nothing leads to it, and its rules would.
+        without_compiled = copy.copy(self)
+        self._compiled = OwnJit(without_compiled._estimate)
+        self._compiled_value = OwnJit(without_compiled._surrogate)
 
     def value(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Array:
         """One estimate of L (scalar, the unit of `fn`). Its derivative under `jax.grad` is the estimator of `grad`.

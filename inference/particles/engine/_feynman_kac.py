@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ....ppl._shared_jit import shared_scan
 from ..._depends import is_used
 from ..population import is_key
 from ..programs import Future, map_particles
@@ -111,7 +112,7 @@ def run_chain(
         return settings.step(t, resample_key, cloud, move, retained=path)
 
     steps = jnp.arange(FIRST_MOVE, FIRST_MOVE + model.num_steps, dtype=jnp.int32)
-    cloud, (record, kept, filtered) = jax.lax.scan(step, cloud, steps)
+    cloud, (record, kept, filtered) = shared_scan(step, cloud, steps)
     result = settings.fields(cloud, cloud.particles, [first, record])
     if settings.history == "full":
         stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, kept)

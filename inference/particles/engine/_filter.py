@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from .... import ppl
 from ....ppl._compat import Literal
+from ....ppl._shared_jit import shared_scan
 from ....ppl.traces import check_match, is_limit
 from ..._noise import check_noise
 from ..._observed import check_observed, tells
@@ -256,7 +257,7 @@ class _FilterRun:
         seen = None if watched is None else self.machine.values.per_particle(watched.start)
         state, seen = settings.place.split((pair.initial(), seen))
         steps = jnp.arange(pair.target.length, dtype=jnp.int32)
-        cloud, (record, kept, filtered) = jax.lax.scan(
+        cloud, (record, kept, filtered) = shared_scan(
             step, self.cloud._replace(particles=state, seen=seen), (steps, pair.shared_xs())
         )
         if filtered:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ....ppl._shared_jit import shared_scan
 from ..population import is_key, underived, uniform
 
 Array = jax.Array
@@ -102,4 +103,4 @@ def lineages(ancestors: Array) -> Array:
         return parents[index], index
 
     final = jnp.arange(ancestors.shape[1], dtype=jnp.int32)
-    return jax.lax.scan(back, final, ancestors, reverse=True)[1]
+    return shared_scan(back, final, ancestors, reverse=True)[1]

@@ -111,13 +111,10 @@ def test_filters_with_a_proposal_are_exact(key):
 
 @pytest.mark.slow  # compiles the same once more
 def test_moves_that_look_ahead_are_found(key, monkeypatch):
-    from lapilli.inference.particles.parameters import _parameter_filter, _smc2
+    from lapilli.inference.particles.parameters import _smc2
 
     ahead = lambda cloud, t: cloud.log_priors + cloud.increments.sum(1)
     monkeypatch.setattr(_smc2, "_log_target", ahead)
-    monkeypatch.setattr(
-        _parameter_filter, "_fingerprint", lambda *_: None
-    )  # nothing compiled before
     with pytest.raises(AssertionError):
         test_parameters_states_and_evidence_are_exact(key)
 
