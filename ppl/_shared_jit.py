@@ -5,8 +5,8 @@ to the same program. `shared_jit` traces as `jax.jit` does, and looks the traced
 before, from this function or another, of objects that are gone or alive, is not compiled again.
 
 Invariants: the text is the whole program, numbers included, so that equal texts compute the same. Arrays that a function
-closes over are inputs of what is compiled (small ones of NumPy are not): executables and their keys hold neither data nor
-objects of a program, and equal programs on other data share. What calls back into Python is not in its text, and is not
+closes over are inputs of what is compiled: executables and their keys hold neither data nor objects of a program, and equal
+programs on other data share. What calls back into Python is not in its text, and is not
 shared. Where JAX traces, checks for NaN or keeps constants out of the text, this is `jax.jit`.
 """
 
@@ -25,7 +25,6 @@ import numpy as np
 from ._compat import ClosedJaxpr, Tracer, jaxpr_as_fun
 
 MOST_KEPT = 256  # executables, the last used
-_LARGE = 1024  # entries of a constant of NumPy's: below, XLA may compute with it when it compiles
 _SETTINGS = ("disable_jit", "debug_nans", "debug_infs", "use_simplified_jaxpr_constants")
 
 
@@ -65,8 +64,16 @@ def shared_jit(fn: Callable[..., Any], donate_argnums: Sequence[int] = ()) -> Sh
 
 def shared_scan(step: Callable[..., Any], init: Any, xs: Any, **options: Any) -> Any:
     """`jax.lax.scan`, compiled once for all steps that are the same program."""
-    run = lambda init, xs: jax.lax.scan(step, init, xs, **options)
-    return (run if _is_for_jax(jax.tree.leaves((init, xs))) else shared_jit(run))(init, xs)
+    return _shared(lambda init, xs: jax.lax.scan(step, init, xs, **options), init, xs)
+
+
+def shared_while_loop(go_on: Callable[..., Any], step: Callable[..., Any], start: Any) -> Any:
+    """`jax.lax.while_loop`, compiled once for all loops that are the same program."""
+    return _shared(lambda start: jax.lax.while_loop(go_on, step, start), start)
+
+
+def _shared(run: Callable[..., Any], *args: Any) -> Any:
+    return (run if _is_for_jax(jax.tree.leaves(args)) else shared_jit(run))(*args)
 
 
 _executables: collections.OrderedDict[Any, Any] = collections.OrderedDict()
@@ -77,7 +84,7 @@ def _compiled(
     closed: ClosedJaxpr, leaves: list[Any], donated: list[int]
 ) -> tuple[Callable[..., list[Any]], list[Any]]:
     """`run(inputs, *leaves)`, and the constants of the program that are its inputs."""
-    is_input = [isinstance(x, jax.Array) or np.size(x) > _LARGE for x in closed.consts]
+    is_input = [isinstance(x, jax.Array) or np.ndim(x) > 0 for x in closed.consts]
     inputs = [const for const, is_one in zip(closed.consts, is_input, strict=True) if is_one]
 
     def run(inputs: list[Any], *leaves: Any) -> list[Any]:

@@ -111,7 +111,12 @@ def _scan(
         slices = _of_sites(recorders, keys, slices, length, lambda: step(init, first_step(xs)))
         if is_reversed:
             check_begins_anew(slices)
-    _explore(recorders, lambda: (keys, first_step(slices)), lambda: step(init, first_step(xs)))
+    is_explored = _is_explored(recorders)
+    first = _explore(
+        recorders, lambda: (keys, first_step(slices)), lambda: step(init, first_step(xs))
+    )
+    if is_explored:
+        return first[0], _repeated(first[1], length)
     frames: list[Frame] = []
 
     def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
@@ -186,8 +191,11 @@ def cond(
         return _numpyro_cond(pred, true_fn, false_fn, operands)
     threads = [r.open_region("cond") for r in recorders]
     keys, forced = [key for key, _ in threads], [values for _, values in threads]
-    _explore(recorders, lambda: (keys, forced), lambda: true_fn(*operands))
+    is_explored = _is_explored(recorders)
+    first = _explore(recorders, lambda: (keys, forced), lambda: true_fn(*operands))
     _explore(recorders, lambda: (keys, forced), lambda: false_fn(*operands))
+    if is_explored:
+        return first
     frames: dict[int, list[Frame]] = {}
 
     def run(index: int, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -278,7 +286,12 @@ class particles:
             threads = [r.open_region("particles") for r in recorders]
             keys = [None if key is None else jax.random.split(key, size) for key, _ in threads]
             slices = [leading(forced, size) for _, forced in threads]
-            _explore(recorders, lambda: first_step((keys, slices)), lambda: fn(*args, **kwargs))
+            is_explored = _is_explored(recorders)
+            first = _explore(
+                recorders, lambda: first_step((keys, slices)), lambda: fn(*args, **kwargs)
+            )
+            if is_explored:
+                return _repeated(first, size)
             frames: list[Frame] = []
 
             def one(key: Any, forced: Any) -> tuple[Any, Any]:
@@ -332,12 +345,27 @@ def _pop(recorders: list[Recorder]) -> tuple[list[Frame], list[dict[str, dict[st
 
 def _explore(
     recorders: list[Recorder], inputs: Callable[[], tuple[Any, Any]], body: Callable[[], Any]
-) -> None:
-    if any(r.is_exploring for r in recorders):
-        _push(recorders, "explore", *inputs())
-        body()
-        for recorder in recorders:
-            recorder.pop()
+) -> Any:
+    """What the body returns in a run that shows its parameters, and counts for nothing; None where nobody asks."""
+    if not any(r.is_exploring for r in recorders):
+        return None
+    _push(recorders, "explore", *inputs())
+    out = body()
+    for recorder in recorders:
+        recorder.pop()
+    return out
+
+
+def _is_explored(recorders: list[Recorder]) -> bool:
+    """Whether this statement stands in a body that is explored: one run of its own body is then enough.
+
+    Each level of nested statements would double the runs otherwise. What it returns is that of one step or branch.
+    """
+    return any(frame.kind == "explore" for r in recorders for frame in r.frames)
+
+
+def _repeated(tree: Any, length: int) -> Any:
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (length, *jnp.shape(x))), tree)
 
 
 def first_step(tree: Any) -> Any:

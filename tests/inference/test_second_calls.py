@@ -94,3 +94,32 @@ def test_the_results_of_a_fit_are_used_again(fitted, use):
         use(fitted, 1)
         use(other, 0)
     assert num_compiled() == 0
+
+
+def new_series():
+    def series(ys):
+        def step(z, y):
+            z = ppl.sample("z", dist.Normal(0.9 * z, 1.0))
+            ppl.sample("y", dist.Normal(z, 0.5), obs=y)
+            return z, None
+
+        ppl.scan(step, 0.0, ys)
+
+    return series
+
+
+def smc(seed):
+    return inference.smc(new_series(), jax.random.key(seed), rows(seed, 5)[0], num_particles=8)
+
+
+def tempered(seed):
+    model = ppl.model(new_objective().model)
+    return inference.tempered_smc(model, jax.random.key(seed), *rows(seed), num_particles=16)
+
+
+@pytest.mark.parametrize("call", [smc, pytest.param(tempered, marks=pytest.mark.slow)])
+def test_particle_runs(call):
+    call(0)
+    with compilations() as num_compiled:
+        call(1)
+    assert num_compiled() == 0

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ....ppl._shared_jit import shared_while_loop
 from ..population import Weights, evidence, reweight
 from ..resampling import resample
 from ._mixing import lags
@@ -112,7 +113,7 @@ def run_persistent(run: Run, key: Array) -> dict[str, Any]:
         )
 
     scale = jnp.asarray(run.kernel.init_scale(run.target.dimension), float)
-    pool, _, record = jax.lax.while_loop(go_on, step, (pool, scale, record))
+    pool, _, record = shared_while_loop(go_on, step, (pool, scale, record))
     n = pool.last
     last = pool.temperatures[n]
     weights = weigh(run, pool, jnp.ones(()))  # the last level's particles tell about Z, too

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ....ppl._shared_jit import shared_while_loop
 from ..moves import Kernel, Standing
 from ..population import evidence, log_apart, reweight, uniform
 from ..programs import map_particles
@@ -92,7 +93,7 @@ class Run:
         def step(state: Any) -> Any:
             return self._step(jax.random.fold_in(loop_key, state[0]), *state)
 
-        n, beta, points, _, _, _, record = jax.lax.while_loop(go_on, step, start)
+        n, beta, points, _, _, _, record = shared_while_loop(go_on, step, start)
         record["temperatures"] = jnp.where(jnp.arange(size) < n, record["temperatures"], beta)
         log_z = jnp.cumsum(record.pop("log_z"), 0)
         totals = jax.nn.logsumexp(log_z, axis=1) - jnp.log(islands)
